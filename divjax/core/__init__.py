@@ -1,0 +1,1 @@
+"""What every room stands on: pytrees, protocols, pairwise reductions, training, checks."""

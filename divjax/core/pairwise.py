@@ -1,0 +1,237 @@
+"""Reductions over all pairs of two samples: never n × m × d, dense while small, by blocks beyond.
+
+A block of rows is as large as stays in a CPU's cache (or fills an accelerator), so that blocked is
+not slower than dense, and memory grows with n + m only.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from divjax.core.checks import check_matrix, check_same_features
+
+__all__ = ["count_below", "map_row_blocks", "median_squared_distance", "squared_distances"]
+
+# Entries of an n × m matrix held at a time. 2²⁰ floats stay in a CPU's cache; an accelerator wants
+# few, large blocks, and 2²⁶ float32 entries are 256 MiB.
+BLOCK_ENTRIES_CPU = 2**20
+BLOCK_ENTRIES_ACCELERATOR = 2**26
+
+# Up to this many features squared distances are sums of squared differences, which is as fast as a
+# matrix product and loses no digits; beyond it they are |x|² + |y|² − 2⟨x, y⟩ of centred points.
+_DIFFERENCES_UP_TO = 8
+
+
+def squared_distances(
+    x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None
+) -> Float[Array, "n m"]:
+    """All squared Euclidean distances ‖x_i − y_j‖².
+
+    Args:
+        x: samples.
+        y: samples, or None for x itself; the diagonal is then exactly zero.
+
+    Returns:
+        The matrix of squared distances, non-negative.
+
+    Raises:
+        ValueError: if an argument is not a non-empty matrix, or the numbers of features differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> squared_distances(jnp.array([[0.0, 0.0], [3.0, 4.0]])).tolist()
+        [[0.0, 25.0], [25.0, 0.0]]
+    """
+    check_matrix(x=x)
+    if y is None:
+        rows = jnp.arange(x.shape[0])
+        return _distances(x, x, rows[:, None] == rows)
+    check_matrix(y=y)
+    check_same_features(x, y)
+    return _distances(x, y)
+
+
+def _distances(
+    x: Float[Array, "n d"], y: Float[Array, "m d"], same: Bool[Array, "n m"] | None = None
+) -> Float[Array, "n m"]:
+    if x.shape[1] <= _DIFFERENCES_UP_TO:
+        squares = (jnp.square(x[:, i, None] - y[:, i]) for i in range(x.shape[1]))
+        return functools.reduce(jnp.add, squares)
+    center = jnp.mean(y, axis=0)
+    x, y = x - center, y - center
+    product = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+    distances = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - 2 * product
+    distances = jnp.maximum(distances, 0)
+    return distances if same is None else jnp.where(same, 0, distances)
+
+
+def _block_rows(num_rows: int, num_columns: int) -> int:
+    """Rows a block, so that blocks are of equal size and within the budget."""
+    cpu = jax.default_backend() == "cpu"
+    budget = BLOCK_ENTRIES_CPU if cpu else BLOCK_ENTRIES_ACCELERATOR
+    # On a CPU a little over the budget is still faster whole than split.
+    if num_rows * num_columns <= 1.5 * budget:
+        return num_rows
+    num_blocks = math.ceil(num_rows / max(1, budget // num_columns))
+    return math.ceil(num_rows / num_blocks)
+
+
+def map_row_blocks(
+    function: Callable[..., Any], num_columns: int, *rows: Array, block_rows: int | None = None
+) -> Any:
+    """`function(*rows)`, evaluated on blocks of rows where the n × m intermediate would be large.
+
+    Args:
+        function: maps arrays with a common leading axis to a pytree of arrays with that leading
+            axis, holding an intermediate of `num_columns` entries a row.
+        num_columns: m.
+        *rows: arrays with leading axis n. Blocks are padded with zeros, and what they yield is
+        dropped.
+        block_rows: rows a block; by default as many as fit the budget.
+
+    Returns:
+        The pytree for all rows. In reverse mode each block is recomputed, so that no n × m array is
+        kept for the backward pass.
+    """
+    n = rows[0].shape[0]
+    size = _block_rows(n, num_columns) if block_rows is None else min(block_rows, n)
+    if size == n:
+        return function(*rows)
+    num_blocks = math.ceil(n / size)
+    padding = num_blocks * size - n
+    blocks = tuple(
+        jnp.pad(row, [(0, padding)] + [(0, 0)] * (row.ndim - 1)).reshape(
+            num_blocks, size, *row.shape[1:]
+        )
+        for row in rows
+    )
+    results = jax.lax.map(jax.checkpoint(lambda block: function(*block)), blocks)
+    return jax.tree.map(lambda out: out.reshape(num_blocks * size, *out.shape[2:])[:n], results)
+
+
+def pair_distances_by_rows(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"] | None,
+    reduce: Callable[[Float[Array, "b m"]], Any],
+    block_rows: int | None = None,
+) -> Any:
+    """`reduce(squared_distances(x, y))` for a `reduce` that acts on rows, blocked where large."""
+    n = x.shape[0]
+    columns = x if y is None else y
+
+    def block(rows: Float[Array, "b d"], index: Array) -> Any:
+        same = None if y is not None else index[:, None] == jnp.arange(n)
+        return reduce(_distances(rows, columns, same))
+
+    return map_row_blocks(block, columns.shape[0], x, jnp.arange(n), block_rows=block_rows)
+
+
+def count_below(
+    x: Float[Array, "n d"], thresholds: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]
+) -> Float[Array, "4"]:
+    """For four thresholds, the fraction of pairs i ≠ j with ‖x_i − x_j‖² below each, in one pass.
+
+    The four comparisons of an entry are packed into the four bytes of one integer and summed down
+    columns of at most 255 rows, so that a pass costs little more than one comparison.
+    """
+    n = x.shape[0]
+    size = min(_block_rows(n, n), 255)
+
+    def block(rows: Float[Array, "b d"], index: Array) -> Array:
+        # The zero padding of the last block would count: it is index 0 again, beyond the first row.
+        distances = _distances(rows, x, index[:, None] == jnp.arange(n))
+        packed = sum(
+            (distances < threshold).astype(jnp.uint32) << (8 * byte)
+            for byte, threshold in enumerate(thresholds)
+        )
+        columns = jnp.sum(packed, axis=0, dtype=jnp.uint32)
+        return jnp.stack([jnp.sum((columns >> (8 * byte)) & 255) for byte in range(4)])
+
+    num_blocks = math.ceil(n / size)
+    padding = num_blocks * size - n
+    # Rows at infinity are below no threshold.
+    padded = jnp.pad(x, ((0, padding), (0, 0)), constant_values=jnp.inf)
+    index = jnp.arange(num_blocks * size).reshape(num_blocks, size)
+    counts = jax.lax.map(
+        lambda args: block(*args), (padded.reshape(num_blocks, size, x.shape[1]), index)
+    )
+    # A particle is at distance zero of itself, below every positive threshold.
+    below = jnp.sum(counts.astype(x.dtype), axis=0) - n
+    return below / (n * (n - 1))
+
+
+def median_squared_distance(
+    x: Float[Array, "n d"], guess: Float[Array, ""], tolerance: float
+) -> Float[Array, ""]:
+    """The lower median of ‖x_i − x_j‖² over pairs i < j, without sorting them.
+
+    Passes that count the pairs below four thresholds narrow a bracket around the median; a guess
+    within `tolerance` of the answer makes one pass enough. The bracket's ends are verified by
+    counts, so whatever the guess, the relative error is at most `tolerance` (plus the rounding of
+    float32 ranks beyond 2²⁴ pairs). Zero if at least half of the pairs coincide up to rounding.
+
+    Args:
+        x: at least two samples.
+        guess: a positive number; the nearer the answer, the fewer passes.
+        tolerance: relative.
+    """
+    centered = x - jnp.mean(x, axis=0)
+    half_width = tolerance / 2
+    # d² is at most 4 max‖x‖², and below `floor` it is rounding.
+    radius = jnp.max(jnp.sum(centered**2, axis=1))
+    highest = 5 * radius
+    eps = jnp.finfo(x.dtype).eps
+    floor = jnp.maximum(highest * eps**2, jnp.finfo(x.dtype).tiny)
+
+    def narrow(bracket, thresholds):
+        """The bracket between the neighbouring thresholds, with the fractions below its ends."""
+        low, high, below_low, below_high = bracket
+        inside = tuple(jnp.clip(t, low, high) for t in thresholds)
+        fractions = count_below(centered, inside)
+        for threshold, fraction in zip(inside, fractions, strict=True):
+            rises = (fraction < 0.5) & (threshold > low)
+            falls = (fraction >= 0.5) & (threshold < high)
+            low, below_low = jnp.where(rises, threshold, low), jnp.where(rises, fraction, below_low)
+            high, below_high = (
+                jnp.where(falls, threshold, high),
+                jnp.where(falls, fraction, below_high),
+            )
+        return low, high, below_low, below_high
+
+    def unresolved(carry):
+        (low, high, *_), passes = carry
+        return (high > low * (1 + tolerance)) & (passes < 100)
+
+    def body(carry):
+        bracket, passes = carry
+        low, high, below_low, below_high = bracket
+        # Where the fraction would reach a half if it rose evenly, and half-way points on both sides
+        # in case it does not: the bracket at least halves, on a logarithmic scale, every pass.
+        share = (0.5 - below_low) / jnp.maximum(below_high - below_low, eps)
+        middle = jnp.sqrt(low) * jnp.sqrt(high)
+        even = jnp.where(high < 4 * low, low + share * (high - low), middle)
+        left, right = even * (1 - half_width * 0.9), even * (1 + half_width * 0.9)
+        lower = jnp.sqrt(low) * jnp.sqrt(jnp.maximum(left, low))
+        upper = jnp.sqrt(high) * jnp.sqrt(jnp.minimum(right, high))
+        return narrow(bracket, (lower, left, right, upper)), passes + 1
+
+    zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
+    start = narrow(
+        (floor, highest, zero, one),
+        tuple(
+            guess * f
+            for f in (
+                1 - 16 * half_width,
+                1 - half_width * 0.9,
+                1 + half_width * 0.9,
+                1 + 16 * half_width,
+            )
+        ),
+    )
+    (low, high, *_), _ = jax.lax.while_loop(unresolved, body, (start, 1))
+    return jnp.where(low > floor, (low + high) / 2, 0)

@@ -1,0 +1,90 @@
+"""The one way divjax makes a method object: a frozen dataclass that is a JAX pytree."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+T = TypeVar("T")
+
+__all__ = ["as_pytree", "num_particles", "pytree", "ravel_particles", "static"]
+
+
+def static(**kwargs: Any) -> Any:
+    """A dataclass field that is structure (hashed, compiled in) rather than a leaf."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
+def pytree(cls: type[T]) -> type[T]:
+    """Turn a class into a frozen dataclass registered as a JAX pytree.
+
+    Every field is a leaf (or a subtree), so hyper-parameters vmap, differentiate, stack and never
+    recompile; a field declared with `static()` is part of the tree's structure instead.
+
+    JAX rebuilds the object, running `__post_init__`, whenever it unflattens, with tracers or
+    placeholders for leaves: validate there only what `isinstance(value, (int, float))` holds for.
+
+    Example:
+        >>> @pytree
+        ... class Scale:
+        ...     factor: float = 2.0
+        ...     name: str = static(default="scale")
+        >>> jax.tree.leaves(Scale())
+        [2.0]
+    """
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+
+
+def as_pytree(function: Callable[..., Any]) -> Any:
+    """A callable as a pytree: arrays it is bound to become leaves, its code becomes structure.
+
+    A plain function is static. A bound method of a pytree object (`mixture.log_prob`) keeps the
+    object's arrays as leaves, so one compilation serves all mixtures of a shape. An object that is
+    a pytree already, or anything that is not callable (JAX's placeholders), is returned as it is.
+    """
+    if not callable(function) or not jax.tree_util.all_leaves([function]):
+        return function
+    if inspect.ismethod(function) and not jax.tree_util.all_leaves([function.__self__]):
+        return jax.tree_util.Partial(function.__func__, function.__self__)
+    return jax.tree_util.Partial(function)
+
+
+def num_particles(particles: PyTree[Array]) -> int:
+    """The length of the leading axis that all leaves of `particles` share."""
+    leaves = jax.tree.leaves(particles)
+    if not leaves:
+        raise ValueError("particles must hold at least one array; got an empty pytree.")
+    if any(jnp.ndim(leaf) == 0 for leaf in leaves):
+        raise ValueError("particles need a leading axis on every leaf; got a scalar leaf.")
+    sizes = {jnp.shape(leaf)[0] for leaf in leaves}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            "the leaves of particles must share one non-zero leading particle axis; "
+            f"got leading sizes {sorted(sizes)}."
+        )
+    return sizes.pop()
+
+
+def ravel_particles(
+    particles: PyTree[Array],
+) -> tuple[Float[Array, "n d"], Callable[[Float[Array, "n d"]], PyTree[Array]]]:
+    """Particles as one matrix, a row each, and the function that turns such a matrix back.
+
+    Args:
+        particles: an array of shape (n, d), or any pytree whose leaves share a leading axis n.
+
+    Returns:
+        The matrix "n d" and its inverse map. For an (n, d) array both are the identity.
+    """
+    if isinstance(particles, jax.Array) and particles.ndim == 2:
+        return particles, lambda x: x
+    num_particles(particles)
+    unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], particles))[1]
+    matrix = jax.vmap(lambda particle: ravel_pytree(particle)[0])(particles)
+    return matrix, jax.vmap(unravel)

@@ -1,0 +1,69 @@
+"""Wasserstein gradient flows of one or several functionals, by interacting particles.
+
+Four nouns, none of which inherits from another: an *objective* (what should fall), a *velocity*
+(how the fall is estimated from particles), an *aggregator* (how several falls are weighed), and an
+optax *optimizer* (how the step is taken). `run` composes them.
+"""
+
+from divjax.flows.aggregators import (
+    CAGrad,
+    FixedWeights,
+    MinNorm,
+    PCGrad,
+    ProjectedStep,
+    gram,
+)
+from divjax.flows.diagnostics import (
+    effective_sample_size,
+    grad_norm,
+    hypervolume,
+    kernel_stein_discrepancy,
+    pareto_residual,
+)
+from divjax.flows.dynamics import AcceleratedState, ParticleWeights, accelerated
+from divjax.flows.neural import NeuralScore
+from divjax.flows.objectives import KL, MMD, Interaction, Potential
+from divjax.flows.run import FlowResult, FlowState, History, StepInfo, init, run, step
+from divjax.flows.simplex import min_norm_weights, project_simplex
+from divjax.flows.types import Aggregator, Objective, Variation, Velocity
+from divjax.flows.velocities import GFSD, GFSF, SVGD, Blob, Langevin
+
+__all__ = [
+    "GFSD",
+    "GFSF",
+    "KL",
+    "MMD",
+    "SVGD",
+    "AcceleratedState",
+    "Aggregator",
+    "Blob",
+    "CAGrad",
+    "FixedWeights",
+    "FlowResult",
+    "FlowState",
+    "History",
+    "Interaction",
+    "Langevin",
+    "MinNorm",
+    "NeuralScore",
+    "Objective",
+    "PCGrad",
+    "ParticleWeights",
+    "Potential",
+    "ProjectedStep",
+    "StepInfo",
+    "Variation",
+    "Velocity",
+    "accelerated",
+    "effective_sample_size",
+    "grad_norm",
+    "gram",
+    "hypervolume",
+    "init",
+    "kernel_stein_discrepancy",
+    "min_norm_weights",
+    "pareto_residual",
+    "project_simplex",
+    "run",
+    "step",
+]

@@ -1,0 +1,317 @@
+"""Aggregators: how the K velocity fields of the objectives become one.
+
+All see the fields through their Gram matrix alone, in the Hilbert space L²(q) of the particles'
+distribution q = Σ_i a_i δ_{x_i}, so their cost beyond that matrix does not depend on n or d.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float, Key
+
+from divjax.core.checks import check_positive
+from divjax.core.pytrees import pytree
+from divjax.flows.simplex import min_norm_weights, project_simplex
+
+__all__ = ["CAGrad", "FixedWeights", "MinNorm", "PCGrad", "ProjectedStep", "gram"]
+
+
+def gram(velocities: Float[Array, "k n d"], weights: Float[Array, " n"]) -> Float[Array, "k k"]:
+    """The fields' inner products in L²(q): Q_kj = Σ_i a_i ⟨v_k(x_i), v_j(x_i)⟩.
+
+    Args:
+        velocities: the K fields at the n particles.
+        weights: a, the particles' weights.
+
+    Returns:
+        Q; wᵀQw is the squared norm of Σ_k w_k v_k.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> gram(jnp.array([[[1.0], [2.0]], [[0.0], [4.0]]]), jnp.full(2, 0.5)).tolist()
+        [[2.5, 4.0], [4.0, 8.0]]
+    """
+    size = velocities.shape[0]
+    weighted = (velocities * weights[:, None]).reshape(size, -1)
+    return jnp.matmul(weighted, velocities.reshape(size, -1).T, precision="highest")
+
+
+class _Stateless:
+    """What aggregators that remember nothing share."""
+
+    def init(self, num_objectives: int) -> Any:
+        """Nothing is carried from step to step."""
+        return ()
+
+
+@pytree
+class MinNorm(_Stateless):
+    """The shortest convex combination of the fields: no objective rises along it.
+
+    w = argmin_{w in the simplex} ‖Σ_k w_k v_k‖². The combination v satisfies ⟨v, v_k⟩ ≥ ‖v‖² for
+    every k, so along it each objective falls to first order, at a rate of at least ‖v‖²; it
+    vanishes only where q is Pareto stationary.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> velocities = jnp.array([[[1.0, 0.0]], [[0.0, 2.0]]])
+        >>> MinNorm()(jax.random.key(0), velocities, jnp.ones(1), ())[0]
+        Array([0.8, 0.2], dtype=float32)
+
+    References:
+        Désidéri 2012, theorem 2.2; MWGraD, arXiv 2505.18765, for fields of particles.
+    """
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        velocities: Float[Array, "k n d"],
+        weights: Float[Array, " n"],
+        state: Any,
+    ) -> tuple[Float[Array, " k"], Any]:
+        """The exact minimiser."""
+        return min_norm_weights(gram(velocities, weights)), state
+
+
+@pytree
+class ProjectedStep:
+    """One projected gradient step a call towards the shortest combination, from the last weights.
+
+    w ← Π(w − β Qw), Π the projection on the simplex; Qw is the gradient of ½‖Σ_k w_k v_k‖². With
+    β < 2/λ_max(Q) and a Gram matrix Q that stands still it converges to `MinNorm`. The weights
+    begin uniform, and are those after the step.
+
+    Attributes:
+        step_size: β > 0, in units of one over a squared velocity.
+
+    Raises:
+        ValueError: if `step_size` is a Python number that is not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> aggregator = ProjectedStep(step_size=0.1)
+        >>> velocities = jnp.array([[[1.0, 0.0]], [[0.0, 2.0]]])
+        >>> w, _ = aggregator(jax.random.key(0), velocities, jnp.ones(1), aggregator.init(2))
+        >>> w.round(3)  # on the way from (0.5, 0.5) to (0.8, 0.2)
+        Array([0.575, 0.425], dtype=float32)
+
+    References:
+        MWGraD, arXiv 2505.18765, algorithm 1.
+    """
+
+    step_size: ArrayLike
+
+    def __post_init__(self):
+        check_positive(step_size=self.step_size)
+
+    def init(self, num_objectives: int) -> Float[Array, " k"]:
+        """Uniform weights."""
+        return jnp.full(num_objectives, 1 / num_objectives)
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        velocities: Float[Array, "k n d"],
+        weights: Float[Array, " n"],
+        state: Float[Array, " k"],
+    ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+        """The weights after one more step."""
+        step = jnp.matmul(gram(velocities, weights), state, precision="highest")
+        moved = project_simplex(state - self.step_size * step).astype(state.dtype)
+        return moved.astype(velocities.dtype), moved
+
+
+@pytree
+class FixedWeights(_Stateless):
+    """The same weights at every step: linear scalarisation, a flow of Σ_k w_k F_k.
+
+    Attributes:
+        weights: K non-negative numbers that sum to one, or None for 1/K each.
+
+    Raises:
+        ValueError: in `init`, if `weights` are not one an objective, or, given as concrete numbers,
+            do not lie on the simplex.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> aggregator, velocities = FixedWeights((0.25, 0.75)), jnp.ones((2, 5, 3))
+        >>> state = aggregator.init(2)
+        >>> aggregator(jax.random.key(0), velocities, jnp.full(5, 0.2), state)[0].tolist()
+        [0.25, 0.75]
+    """
+
+    weights: ArrayLike | Sequence[float] | None = None
+
+    def init(self, num_objectives: int) -> Any:
+        """Nothing is carried; the weights are checked."""
+        if self.weights is None:
+            return ()
+        shape = jnp.asarray(self.weights).shape
+        if shape != (num_objectives,):
+            raise ValueError(
+                f"weights must be {num_objectives} numbers, one an objective; got shape {shape}."
+            )
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self.weights)):
+            return ()
+        values = np.asarray(self.weights, np.float64)
+        if not (values >= 0).all() or abs(values.sum() - 1) > 1e-5:
+            raise ValueError(f"weights must be non-negative and sum to one; got {values.tolist()}.")
+        return ()
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        velocities: Float[Array, "k n d"],
+        weights: Float[Array, " n"],
+        state: Any,
+    ) -> tuple[Float[Array, " k"], Any]:
+        """The weights, whatever the fields."""
+        size = velocities.shape[0]
+        if self.weights is None:
+            return jnp.full(size, 1 / size, velocities.dtype), state
+        return jnp.asarray(self.weights, velocities.dtype), state
+
+
+@pytree
+class PCGrad(_Stateless):
+    """Gradient surgery: every field loses what opposes another, then the mean is taken.
+
+    For each k, u starts as v_k and visits the other fields in random order; where ⟨u, v_j⟩ < 0 it
+    is projected off v_j: u ← u − (⟨u, v_j⟩ / ‖v_j‖²) v_j. The result is the mean of the K fields u:
+    uniform weights where no two fields conflict (the published sum, over K). Its coefficients are
+    non-negative, and sum to more than one where there is a conflict.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> velocities = jnp.array([[[1.0, 0.0]], [[-1.0, 1.0]]])
+        >>> PCGrad()(jax.random.key(0), velocities, jnp.ones(1), ())[0].tolist()
+        [1.0, 0.75]
+
+    References:
+        Yu et al. 2020, algorithm 1.
+    """
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        velocities: Float[Array, "k n d"],
+        weights: Float[Array, " n"],
+        state: Any,
+    ) -> tuple[Float[Array, " k"], Any]:
+        """The coefficients of the fields in the mean of the projected ones."""
+        products = gram(velocities, weights)
+        size = products.shape[0]
+        norms = jnp.diagonal(products)
+        own = jnp.arange(size)
+        orders = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(key, size))
+
+        def visit(coefficients: Array, other: Array) -> tuple[Array, None]:
+            # Row k holds the coefficients of the k-th projected field, which meets field other[k].
+            inner = jnp.sum(coefficients * products[other], axis=1)
+            conflicts = (inner < 0) & (other != own) & (norms[other] > 0)
+            removed = jnp.where(conflicts, -inner / jnp.where(conflicts, norms[other], 1), 0)
+            return coefficients.at[own, other].add(removed), None
+
+        projected, _ = jax.lax.scan(visit, jnp.eye(size, dtype=products.dtype), orders.T)
+        return projected.mean(axis=0), state
+
+
+@pytree
+class CAGrad(_Stateless):
+    """Conflict-averse descent: near the mean field, the direction best for the worst-off objective.
+
+    d = argmax_d min_k ⟨v_k, d⟩ subject to ‖d − v̄‖ ≤ c ‖v̄‖, v̄ the mean field. By duality
+    d = v̄ + μ Σ_k w_k v_k with w on the simplex, so the coefficients are 1/K + μ w_k and sum to
+    1 + μ. For a given μ, d is the shortest convex combination of the fields v̄ + μ v_k; μ is then
+    found, by Newton's method in a bracket, such that ‖d − v̄‖ = c ‖v̄‖. c = 0 is the mean field,
+    and c → ∞ has the direction of `MinNorm`. The published code divides d by 1 + c²; here the step
+    size is left to the optimizer.
+
+    Attributes:
+        c: the radius around the mean field, relative to its length; c < 1 keeps the fixed points of
+            the mean field.
+
+    Raises:
+        ValueError: if `c` is a negative Python number.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> velocities = jnp.array([[[1.0, 0.0]], [[-0.5, 1.0]]])
+        >>> coefficients, _ = CAGrad(c=0.5)(jax.random.key(0), velocities, jnp.ones(1), ())
+        >>> direction = jnp.tensordot(coefficients, velocities, 1)
+        >>> bool(jnp.tensordot(velocities, direction, 2).min() > 0)  # the mean field has −0.0625
+        True
+
+    References:
+        Liu et al. 2021, equation 2 and algorithm 1.
+    """
+
+    c: ArrayLike = 0.4
+
+    def __post_init__(self):
+        if isinstance(self.c, (int, float)) and not self.c >= 0:
+            raise ValueError(f"c must not be negative; got {self.c}.")
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        velocities: Float[Array, "k n d"],
+        weights: Float[Array, " n"],
+        state: Any,
+    ) -> tuple[Float[Array, " k"], Any]:
+        """The coefficients of the fields in d."""
+        products = gram(velocities, weights)
+        size = products.shape[0]
+        largest = jnp.max(jnp.diagonal(products))
+        products = products / jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
+        mu = _multiplier(products, self.c)
+        return 1 / size + mu * _shortest_shifted(products, mu), state
+
+
+def _shortest_shifted(products: Float[Array, "k k"], mu: Float[Array, ""]) -> Float[Array, " k"]:
+    """The weights of the shortest convex combination of v̄ + μ v_k."""
+    to_mean = products.mean(axis=1)
+    cross = mu * (to_mean[:, None] + to_mean[None, :])
+    return min_norm_weights(mu**2 * products + cross + to_mean.mean())
+
+
+def _multiplier(products: Float[Array, "k k"], c: ArrayLike) -> Float[Array, ""]:
+    """The μ of `CAGrad`, for fields of which the longest has length one.
+
+    ‖d − v̄‖ increases with μ. No combination is longer than one, so μ is at least c‖v̄‖. Where the
+    combination vanishes so fast that d stays inside the ball for every μ, it is the largest that
+    rounding allows.
+    """
+
+    def excess(mu: Array, products: Array, c: ArrayLike) -> Array:
+        w = _shortest_shifted(products, mu)
+        squared = jnp.sum(w * jnp.matmul(products, w, precision="highest"))
+        return mu**2 * squared - c**2 * jnp.maximum(products.mean(), 0)
+
+    # The root is found without being differentiated; one Newton step at it then carries the
+    # derivative of the implicit function.
+    fixed, fixed_c = jax.lax.stop_gradient((products, c))
+    least = fixed_c * jnp.sqrt(jnp.maximum(fixed.mean(), 0))
+    most = least / jnp.sqrt(jnp.finfo(products.dtype).eps)
+
+    def narrow(bracket: tuple[Array, Array, Array, Array], _: None):
+        low, high, mu, _ = bracket
+        value, slope = jax.jvp(lambda mu: excess(mu, fixed, fixed_c), (mu,), (jnp.ones_like(mu),))
+        low, high = jnp.where(value <= 0, mu, low), jnp.where(value <= 0, high, mu)
+        newton = mu - value / jnp.where(slope > 0, slope, 1)
+        inside = (slope > 0) & (newton > low) & (newton < high)
+        return (low, high, jnp.where(inside, newton, jnp.sqrt(low * high)), slope), None
+
+    start = (least, most, least, jnp.zeros_like(least))
+    (_, _, mu, slope), _ = jax.lax.scan(narrow, start, length=_NEWTON_STEPS)
+    regular = (slope > 0) & (mu < 0.9 * most)
+    step = excess(mu, products, c) / jnp.where(regular, slope, 1)
+    return jnp.where(regular, jnp.clip(mu - step, least, most), mu)
+
+
+# Newton's method in a bracket has the root to rounding after 6 or so; the rest is for the bracket.
+_NEWTON_STEPS = 16

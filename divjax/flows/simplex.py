@@ -1,0 +1,243 @@
+"""Two problems on the probability simplex: the shortest convex combination, and projection.
+
+Both are exact. K is the number of objectives, and they run inside every step of a flow, so they are
+a few fused operations an iteration, without a call to LAPACK.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+__all__ = ["min_norm_weights", "project_simplex"]
+
+# In units of the dtype's epsilon, for a matrix of unit diagonal: what is added to the diagonal of
+# the matrix that is eliminated (not of the one that is solved), and the gradient that counts as 0.
+_RIDGE = 4
+_TOLERANCE = 2
+
+
+def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
+    """The weights of the shortest convex combination of K vectors, from their Gram matrix.
+
+    w* = argmin_{w ≥ 0, Σ_k w_k = 1} wᵀQw,   Q_kj = ⟨v_k, v_j⟩.
+
+    Two vectors have a closed form. For more it is Wolfe's active-set algorithm: the vector that
+    most shortens the combination joins its support, and a weight that would turn negative leaves.
+    Each such change costs O(K²), and about as many are needed as the support has members.
+
+    Of several minimisers (duplicate vectors) it returns one whose support is affinely independent;
+    for Q = 0, uniform weights. Multiplying Q by a positive number changes nothing.
+
+    Args:
+        gram: Q, symmetric and positive semidefinite up to rounding.
+
+    Returns:
+        w*: wᵀQw ≤ (Qw)_k, with equality where w_k > 0, up to a few roundings of the largest
+        diagonal entry. NaN if Q holds a value that is not finite. Its derivative is that of the
+        minimiser on a fixed support, which is exact unless the support is about to change.
+
+    Raises:
+        ValueError: if `gram` is not a non-empty square matrix.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> min_norm_weights(jnp.diag(jnp.array([1.0, 3.0]))).tolist()
+        [0.75, 0.25]
+
+    References:
+        Wolfe 1976, the algorithm; Lawson, Hanson 1974, chapter 23, the least-squares form used
+        here; Désidéri 2012, for descent in several objectives.
+    """
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
+        raise ValueError(f"gram must be a non-empty square matrix; got shape {gram.shape}.")
+    weights = _two_weights(gram) if gram.shape[0] == 2 else _weights(gram)
+    return jnp.where(jnp.isfinite(gram).all(), weights, jnp.nan)
+
+
+def _two_weights(gram: Float[Array, "2 2"]) -> Float[Array, " 2"]:
+    """Where the line through two points comes closest to the origin, held between the points."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.diagonal(gram)))
+    gram = gram / jnp.where(largest > 0, largest, 1)
+    excess = jnp.diagonal(gram)[::-1] - 0.5 * (gram[0, 1] + gram[1, 0])
+    squared_distance = excess.sum()
+    apart = squared_distance > 0
+    foot = jnp.clip(excess / jnp.where(apart, squared_distance, 1), 0, 1)
+    # Points whose distance is lost to rounding may still differ in length.
+    shorter = jnp.where(excess == excess[::-1], 0.5, excess > excess[::-1])
+    return jnp.where(apart, foot, shorter)
+
+
+@jax.custom_jvp
+def _weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
+    return _active_set(gram)[0]
+
+
+@_weights.defjvp
+def _weights_jvp(
+    primals: tuple[Float[Array, "k k"]], tangents: tuple[Float[Array, "k k"]]
+) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
+    """On the support, Q dw + dQ w = 1 dλ and 1ᵀdw = 0; off it, dw = 0."""
+    weights, inverse = _active_set(*primals)
+    (change,) = tangents
+    response = _matvec(inverse, _matvec(0.5 * (change + change.T), weights))
+    return weights, weights * response.sum() - response
+
+
+def _matvec(matrix: Float[Array, "k k"], vector: Float[Array, " k"]) -> Float[Array, " k"]:
+    return jnp.matmul(matrix, vector, precision="highest")
+
+
+class _Search(NamedTuple):
+    """Non-negative least squares, min_{z ≥ 0} ½ zᵀMz − bᵀz, between two changes of its support.
+
+    Attributes:
+        table: M swept on `swept`; minus the inverse of M there.
+        swept: the members of the support that `table` has been swept on.
+        support: where z may be positive.
+        point: z.
+        pivot: the next index to join or to leave.
+        leaves: whether it leaves.
+        solved: whether z is the solution.
+        count: of changes so far.
+    """
+
+    table: Float[Array, "k k"]
+    swept: Bool[Array, " k"]
+    support: Bool[Array, " k"]
+    point: Float[Array, " k"]
+    pivot: Int[Array, ""]
+    leaves: Bool[Array, ""]
+    solved: Bool[Array, ""]
+    count: Int[Array, ""]
+
+
+def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
+    """The weights, and the inverse on their support of Q plus a constant.
+
+    On the simplex a constant γ added to all of Q adds γ to wᵀQw. It makes Q invertible on every
+    affinely independent support, even where the shortest combination is zero, and the constraint
+    Σ_k w_k = 1 a mere normalisation: w ∝ z = argmin_{z ≥ 0} ½ zᵀ(Q + γ11ᵀ)z − 1ᵀz.
+    """
+    size = gram.shape[0]
+    epsilon = jnp.finfo(gram.dtype).eps
+    largest = jnp.max(jnp.diagonal(gram))
+    scale = jnp.where(largest > 0, largest, 1)
+    gram = 0.5 * (gram + gram.T) / scale
+    diagonal = jnp.diagonal(gram)
+    # The shortest combination is no longer than the shortest vector: γ on its scale keeps the
+    # digits of small vectors beside large ones. A unit diagonal makes tolerances free of scale.
+    constant = jnp.maximum(jnp.min(diagonal), epsilon**2)
+    unit = jax.lax.rsqrt(diagonal + constant)
+    matrix = (gram + constant) * unit[:, None] * unit[None, :]
+    side = unit / jnp.max(unit)
+    # Rounding may leave the matrix slightly indefinite. The ridge affects how fast a point is
+    # corrected, not what it is corrected to.
+    unswept = matrix + _RIDGE * epsilon * jnp.eye(size, dtype=gram.dtype)
+    none = jnp.zeros(size, bool)
+
+    def correct(point: Array, table: Array, free: Array) -> Array:
+        residual = jnp.where(free, side - _matvec(matrix, point), 0)
+        return point - jnp.where(free, _matvec(table, residual), 0)
+
+    def change_support(s: _Search) -> _Search:
+        here = jnp.arange(size) == s.pivot
+        # To undo a nearly dependent pivot would leave its rounding errors, large ones, behind:
+        # then the elimination starts again, and sweeps the support before anything else changes.
+        restart = s.leaves & (-s.table[s.pivot, s.pivot] * jnp.sqrt(epsilon) > 1)
+        table = jnp.where(restart, unswept, _sweep(s.table, s.pivot, s.leaves))
+        swept = ~restart & jnp.where(s.leaves, s.swept & ~here, s.swept | here)
+        support = jnp.where(s.leaves, s.support & ~here, s.support | here)
+        missing = support & ~swept
+        incomplete = jnp.any(missing)
+
+        point = jnp.where(support, s.point, 0)
+        target = jnp.where(incomplete, point, correct(point, table, support))
+        negative = target < 0
+        ratio = jnp.where(negative, point / (point - target), 1)
+        point = jnp.maximum(point + jnp.min(ratio) * (target - point), 0)
+
+        pivots = jnp.diagonal(table)
+        descent = side - _matvec(matrix, point) - _TOLERANCE * epsilon * (side + point.sum())
+        joins = jnp.where(~support & (pivots > epsilon), descent, 0)
+        joins = jnp.where(incomplete, jnp.where(missing, jnp.maximum(pivots, epsilon), 0), joins)
+        leaves = jnp.any(negative)
+        return _Search(
+            table,
+            swept,
+            support,
+            point,
+            pivot=jnp.where(leaves, jnp.argmin(ratio), jnp.argmax(joins)),
+            leaves=leaves,
+            solved=~(leaves | (jnp.max(joins) > 0)),
+            count=s.count + 1,
+        )
+
+    end = jax.lax.while_loop(
+        lambda s: ~s.solved & (s.count < 16 * size),
+        change_support,
+        _Search(
+            unswept,
+            swept=none,
+            support=none,
+            point=jnp.zeros_like(side),
+            pivot=jnp.argmax(side),
+            leaves=jnp.zeros((), bool),
+            solved=jnp.zeros((), bool),
+            count=jnp.zeros((), jnp.int32),
+        ),
+    )
+    corrected = correct(end.point, end.table, end.swept)
+    point = jnp.where(jnp.all(corrected >= 0), corrected, end.point) * unit
+    weights = jnp.where(largest > 0, point / point.sum(), 1 / size)
+    inverse = -end.table * unit[:, None] * unit[None, :] / scale
+    return weights, jnp.where(end.swept[:, None] & end.swept[None, :], inverse, 0)
+
+
+def _sweep(
+    table: Float[Array, "k k"], pivot: Int[Array, ""], undo: Bool[Array, ""]
+) -> Float[Array, "k k"]:
+    """Goodnight's symmetric sweep: solve row `pivot` for its variable and substitute; or undo it.
+
+    Sweeping M on S leaves −M_SS⁻¹ at SS, M_SS⁻¹M_SN at SN, and the Schur complement at NN.
+    """
+    here = jnp.arange(table.shape[0]) == pivot
+    row, column = here[:, None], here[None, :]
+    values = table[:, pivot]
+    scaled = values / values[pivot]
+    signed = jnp.where(undo, -scaled, scaled)
+    swept = table - values[:, None] * scaled[None, :]
+    swept = jnp.where(row, signed[None, :], jnp.where(column, signed[:, None], swept))
+    return jnp.where(row & column, -1 / values[pivot], swept)
+
+
+def project_simplex(v: Float[Array, " k"]) -> Float[Array, " k"]:
+    """The point of the probability simplex closest to v: max(v − θ, 0), θ such that it sums to one.
+
+    With v sorted downwards, θ = max_j (v_1 + … + v_j − 1)/j.
+
+    Args:
+        v: any vector.
+
+    Returns:
+        Non-negative weights that sum to one; NaN if v holds NaN.
+
+    Raises:
+        ValueError: if `v` is not a non-empty vector.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> project_simplex(jnp.array([1.0, 0.5, -2.0])).tolist()
+        [0.75, 0.25, 0.0]
+
+    References:
+        Held, Wolfe, Crowder 1974; Duchi et al. 2008, figure 1.
+    """
+    if v.ndim != 1 or v.shape[0] == 0:
+        raise ValueError(f"v must be a non-empty vector; got shape {v.shape}.")
+    # Adding a constant to v moves θ alone: beside the largest entry the others keep their digits.
+    v = v - jax.lax.stop_gradient(jnp.max(v))
+    counts = jnp.arange(1, v.shape[0] + 1, dtype=v.dtype)
+    threshold = jnp.max((jnp.cumsum(jnp.sort(v, descending=True)) - 1) / counts)
+    return jnp.maximum(v - threshold, 0)

@@ -1,0 +1,282 @@
+"""Velocities from one kernel: SVGD, Blob, GFSD, GFSF; and Langevin, whose entropy is noise.
+
+All estimate the same thing, the velocity field v = −∇(δE/δq) − τ ∇log q of F(q) = E(q) + τ ∫ q log
+q, from particles, and differ in what stands for ∇log q. Writing K for the kernel matrix, a for the
+particles' weights, ρ = K a for the smoothed density:
+
+    SVGD   −K(a∘g) + τ Σ_j a_j ∇_{x_j} k(x_i, x_j)      the whole field smoothed by the kernel
+    GFSD   −g − τ ∇ρ_i / ρ_i                            the smoothed density's score
+    Blob   GFSD's − τ Σ_j (a_j / ρ_j) ∇_{x_i} k(x_i, x_j)   the smoothed entropy's exact gradient
+    GFSF   −g − τ s, s solving Stein's identity over the kernel's functions
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Key
+
+from divjax.core.checks import check_positive
+from divjax.core.pytrees import pytree
+from divjax.kernels.bandwidth import Median
+from divjax.kernels.radial import Gaussian, Kernel
+from divjax.kernels.sums import kernel_sums
+
+__all__ = ["GFSD", "GFSF", "SVGD", "Blob", "Langevin"]
+
+_Step = tuple[Float[Array, "k n d"], Float[Array, "n p"], Any]
+
+
+@pytree
+class _WithKernel:
+    """What the kernel velocities share: the kernel, and its bandwidth rule's state."""
+
+    kernel: Kernel = dataclasses.field(default_factory=lambda: Gaussian(bandwidth=Median()))
+
+    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> Any:
+        """The bandwidth rule's state."""
+        return self.kernel.init(x)
+
+
+def _per_density(field: Float[Array, "n c"], density: Float[Array, "n 1"]) -> Float[Array, "n c"]:
+    """The ratio field / ρ; 0 for a massless particle so far from all others that ρ is 0."""
+    seen = density > jnp.finfo(density.dtype).tiny
+    return jnp.where(seen, field / jnp.where(seen, density, 1), 0)
+
+
+@pytree
+class SVGD(_WithKernel):
+    """Stein variational gradient descent: the velocity smoothed by the kernel.
+
+    v_k(x_i) = Σ_j a_j [−k(x_i, x_j) g_k(x_j) + τ_k ∇_{x_j} k(x_i, x_j)], with g_k the energy's
+    gradient.
+
+    The fixed points of a finite system are not samples of the target but a deterministic
+    quadrature of it; variances shrink when d grows at fixed n. All K objectives share one matrix
+    product with K: O(n² (Kd + d)) time and O(n²) memory up to the budget of `divjax.core.pairwise`.
+
+    Attributes:
+        kernel: a kernel of `divjax.kernels`, by default Gaussian with the median rule.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from divjax.kernels import Gaussian
+        >>> x, weights = jnp.array([[-1.0], [1.0]]), jnp.full(2, 0.5)
+        >>> velocity = SVGD(Gaussian(bandwidth=1.0))
+        >>> drift, repulsion, _ = velocity(jax.random.key(0), x, weights, x[None], ())
+        >>> repulsion[:, 0].round(3).tolist()  # apart: ±½ · 2 exp(−2)
+        [-0.135, 0.135]
+
+    References:
+        Liu, Wang 2016, eq. 8.
+    """
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        x: Float[Array, "n p"],
+        weights: Float[Array, " n"],
+        gradients: Float[Array, "k n d"],
+        state: Any,
+    ) -> _Step:
+        """The K smoothed drifts and the common repulsion."""
+        kernel, state = self.kernel.resolve(x, state)
+        k, n, d = gradients.shape
+        columns = jnp.moveaxis(gradients * weights[:, None], 0, 1).reshape(n, k * d)
+        smoothed, repulsion = kernel_sums(kernel, x, None, columns, weights[:, None])
+        # A radial kernel has ∇_{x_j} k = −∇_{x_i} k.
+        return -jnp.moveaxis(smoothed.reshape(n, k, d), 1, 0), -repulsion[:, 0], state
+
+
+@pytree
+class GFSD(_WithKernel):
+    """Gradient flow with a smoothed density: the score of the kernel density estimate.
+
+    v_k(x_i) = −g_k(x_i) − τ_k ∇log ρ(x_i) with ρ(x) = Σ_j a_j k(x, x_j). The smoothing biases the
+    stationary distribution by about the kernel's variance: for a Gaussian target of covariance S
+    and a Gaussian kernel of bandwidth σ, many particles settle at S − σ² I.
+
+    Attributes:
+        kernel: a positive kernel of `divjax.kernels`, by default Gaussian with the median rule.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from divjax.kernels import Gaussian
+        >>> x, weights = jnp.zeros((1, 2)), jnp.ones(1)
+        >>> velocity = GFSD(Gaussian(bandwidth=1.0))
+        >>> drift, repulsion, _ = velocity(jax.random.key(0), x, weights, jnp.ones((1, 1, 2)), ())
+        >>> drift.tolist(), repulsion.tolist()  # one particle does not repel itself
+        ([[[-1.0, -1.0]]], [[-0.0, -0.0]])
+
+    References:
+        Liu, Zhuo, Cheng, Zhang, Zhu 2019, section 3.2.
+    """
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        x: Float[Array, "n p"],
+        weights: Float[Array, " n"],
+        gradients: Float[Array, "k n d"],
+        state: Any,
+    ) -> _Step:
+        """The drifts −g and the repulsion −∇log ρ."""
+        kernel, state = self.kernel.resolve(x, state)
+        density, gradient = kernel_sums(kernel, x, None, weights[:, None], weights[:, None])
+        return -gradients, -_per_density(gradient[:, 0], density), state
+
+
+@pytree
+class Blob(_WithKernel):
+    """The blob method: the exact gradient of the entropy of the smoothed density.
+
+    Replacing ∫ q log q by ∫ q log(k∗q) makes the entropy finite on particles; its gradient has two
+    terms,
+
+        v_k(x_i) = −g_k(x_i) − τ_k [ Σ_j a_j ∇_{x_i} k(x_i, x_j) / ρ_i + Σ_j (a_j / ρ_j) ∇_{x_i}
+        k(x_i, x_j) ],
+
+    of which GFSD keeps the first. The flow therefore descends a functional of the particles, and
+    converges where GFSD may circle.
+
+    Attributes:
+        kernel: a positive kernel of `divjax.kernels`, by default Gaussian with the median rule.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from divjax.kernels import Gaussian
+        >>> x, weights = jnp.array([[-1.0], [1.0]]), jnp.full(2, 0.5)
+        >>> velocity = Blob(Gaussian(bandwidth=1.0))
+        >>> drift, repulsion, _ = velocity(jax.random.key(0), x, weights, x[None], ())
+        >>> repulsion[:, 0].round(3).tolist()  # ±2 · 2 exp(−2) / (1 + exp(−2))
+        [-0.477, 0.477]
+
+    References:
+        Carrillo, Craig, Patacchini 2019, eq. 1.10; Chen et al. 2018, section 3.
+    """
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        x: Float[Array, "n p"],
+        weights: Float[Array, " n"],
+        gradients: Float[Array, "k n d"],
+        state: Any,
+    ) -> _Step:
+        """The drifts −g and the smoothed entropy's repulsion."""
+        kernel, state = self.kernel.resolve(x, state)
+        mass = weights[:, None]
+        density, _ = kernel_sums(kernel, x, None, mass, mass[:, :0])
+        _, both = kernel_sums(
+            kernel,
+            x,
+            None,
+            mass[:, :0],
+            jnp.concatenate([mass, _per_density(mass, density)], axis=1),
+        )
+        return -gradients, -(_per_density(both[:, 0], density) + both[:, 1]), state
+
+
+@pytree
+class GFSF(_WithKernel):
+    """Gradient flow with smoothed test functions: the score that solves Stein's identity.
+
+    The score estimate s satisfies Σ_j a_j [k(x_i, x_j) s_j + ∇_{x_j} k(x_i, x_j)] = 0 at every
+    particle, with a ridge: for equal weights s = −(K + λI)⁻¹ Σ_j ∇_{x_j} k(·, x_j). A dense solve:
+        O(n³) time, O(n²)
+    memory, so for n up to a few thousand.
+
+    Attributes:
+        kernel: a positive definite kernel of `divjax.kernels`.
+        regularization: λ > 0; as λ grows the estimate tends to SVGD's unnormalised repulsion over
+            λ.
+
+    Raises:
+        ValueError: if `regularization` is a Python number that is not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from divjax.kernels import Gaussian
+        >>> x, weights = jnp.array([[-1.0], [1.0]]), jnp.full(2, 0.5)
+        >>> velocity = GFSF(Gaussian(bandwidth=1.0), regularization=1e-3)
+        >>> drift, repulsion, _ = velocity(jax.random.key(0), x, weights, x[None], ())
+        >>> repulsion[:, 0].round(3).tolist()  # ±2 exp(−2) / (1 + λ − exp(−2))
+        [-0.313, 0.313]
+
+    References:
+        Liu, Zhuo, Cheng, Zhang, Zhu 2019, section 3.3.
+    """
+
+    regularization: ArrayLike = 1e-2
+
+    def __post_init__(self):
+        check_positive(regularization=self.regularization)
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        x: Float[Array, "n p"],
+        weights: Float[Array, " n"],
+        gradients: Float[Array, "k n d"],
+        state: Any,
+    ) -> _Step:
+        """The drifts −g and the repulsion −s."""
+        kernel, state = self.kernel.resolve(x, state)
+        n = x.shape[0]
+        _, gradient = kernel_sums(kernel, x, None, weights[:, None][:, :0], weights[:, None])
+        # With D = diag(a), D^½ K D^½ is symmetric whatever the weights, and a particle of zero
+        # weight drops out of the system instead of making it singular.
+        root = jnp.sqrt(weights)[:, None]
+        system = root * kernel(x) * root.T
+        ridge = jnp.asarray(self.regularization, x.dtype) / n
+        factor = jax.scipy.linalg.cho_factor(system + ridge * jnp.eye(n, dtype=x.dtype))
+        # Σ_j a_j ∇_{x_j} k = −gradient, so the identity reads K D s = gradient.
+        solution = jax.scipy.linalg.cho_solve(factor, root * gradient[:, 0])
+        score = solution / jnp.where(root > 0, root, 1)
+        return -gradients, -score, state
+
+
+@pytree
+class Langevin:
+    """Langevin dynamics: the entropy's field is noise of the right temperature.
+
+    dX = −Σ_k w_k ∇E_k(X) dt + √(2 Σ_k w_k τ_k) dB. The velocity is the drift alone; `flows.step`
+    adds the noise √(2 τ P) ξ *after* the optimizer, where P = −∂update/∂gradient is the step size
+    that the optimizer applies to each coordinate (the learning rate of gradient descent, schedules
+    and per-leaf rates included). Noise sent through an adaptive optimizer would come out at another
+    temperature.
+
+    Exact, up to discretisation, for optimizers without memory (`optax.sgd`); RMSProp gives
+    preconditioned Langevin dynamics without its correction term. With momentum (Adam,
+    `accelerated`) P is the first step's response only, and the temperature is too low. Weights of
+    objectives are computed from the energies' gradients alone, since the score of q is never
+    estimated.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x, weights = jnp.zeros((1, 2)), jnp.ones(1)
+        >>> drift, repulsion, _ = Langevin()(jax.random.key(0), x, weights, jnp.ones((1, 1, 2)), ())
+        >>> drift.tolist(), repulsion.tolist()
+        ([[[-1.0, -1.0]]], [[0.0, 0.0]])
+
+    References:
+        Roberts, Tweedie 1996, eq. 2; Li, Chen, Carlson, Carin 2016 for the preconditioned form.
+    """
+
+    diffuses: ClassVar[bool] = True
+
+    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> tuple[()]:
+        """No state."""
+        return ()
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        x: Float[Array, "n p"],
+        weights: Float[Array, " n"],
+        gradients: Float[Array, "k n d"],
+        state: Any,
+    ) -> _Step:
+        """The drifts −g; no repulsion."""
+        return -gradients, jnp.zeros_like(x), state

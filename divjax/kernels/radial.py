@@ -1,0 +1,240 @@
+"""Radial kernels k(x, y) = κ(‖x − y‖), with closed-form derivatives."""
+
+import dataclasses
+from typing import Any, Protocol, Self
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from divjax.core.checks import check_matrix, check_positive
+from divjax.core.pairwise import squared_distances
+from divjax.core.pytrees import pytree
+from divjax.kernels.bandwidth import BandwidthRule, Median
+
+__all__ = ["Energy", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace"]
+
+_Block = Float[Array, "n m"]
+
+
+class Kernel(Protocol):
+    """A radial kernel. Derivatives are with respect to x, the first argument."""
+
+    def init(self, x: Float[Array, "n d"]) -> Any:
+        """The bandwidth rule's state, `()` for a kernel whose bandwidth is a number."""
+        ...
+
+    def resolve(self, x: Float[Array, "n d"], state: Any) -> tuple["Kernel", Any]:
+        """The kernel with its rule replaced by the bandwidth at x, and the next state."""
+        ...
+
+    def radial(self, squared: _Block) -> tuple[_Block, _Block]:
+        """Values and slopes at squared distances: ∇_x k(x, y) = slope · (x − y)."""
+        ...
+
+    @property
+    def log_slope(self) -> ArrayLike | None:
+        """The ratio slope / value where that is one number for all pairs, else None."""
+        ...
+
+    def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
+        """The kernel matrix."""
+        ...
+
+
+@pytree
+class _WithBandwidth:
+    """What kernels with a length share: a number, several, or a rule."""
+
+    bandwidth: ArrayLike | BandwidthRule = dataclasses.field(default_factory=Median)
+
+    def __post_init__(self):
+        check_positive(bandwidth=self.bandwidth)
+
+    def init(self, x: Float[Array, "n d"]) -> Any:
+        """The bandwidth rule's state."""
+        check_matrix(x=x)
+        return self.bandwidth.init(x) if _is_rule(self.bandwidth) else ()
+
+    def resolve(self, x: Float[Array, "n d"], state: Any) -> tuple[Self, Any]:
+        """The kernel with its bandwidth at x, and the rule's next state."""
+        if not _is_rule(self.bandwidth):
+            return self, state
+        bandwidth, state = self.bandwidth(x, state)
+        return dataclasses.replace(self, bandwidth=bandwidth), state
+
+    @property
+    def log_slope(self) -> ArrayLike | None:
+        """None: the slope is no multiple of the value."""
+        return None
+
+    def radial(self, squared: _Block) -> tuple[_Block, _Block]:
+        """Values and slopes, the mean over the scales."""
+        return self._mean_over_scales(lambda sigma: self._radial(squared, sigma))
+
+    def _mean_over_scales(self, function: Any) -> Any:
+        if _is_rule(self.bandwidth):
+            raise ValueError("bandwidth is a rule: call `kernel.resolve(x, state)` for its value.")
+        if jnp.ndim(self.bandwidth) == 0:
+            return function(self.bandwidth)
+        scales = [function(sigma) for sigma in jnp.ravel(self.bandwidth)]
+        return jax.tree.map(lambda *terms: sum(terms) / len(scales), *scales)
+
+    def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
+        raise NotImplementedError
+
+    def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
+        """The kernel matrix; a rule is evaluated at x."""
+        kernel, _ = self.resolve(x, self.init(x))
+        return kernel.radial(squared_distances(x, y))[0]
+
+
+def _is_rule(bandwidth: Any) -> bool:
+    return callable(bandwidth)
+
+
+@pytree
+class Gaussian(_WithBandwidth):
+    """The Gaussian kernel, k(x, y) = exp(−‖x − y‖² / (2σ²)).
+
+    Attributes:
+        bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule.
+
+    Raises:
+        ValueError: if the bandwidth is a Python number that is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Gaussian(bandwidth=1.0)(jnp.array([[0.0], [2.0]])).round(3).tolist()
+        [[1.0, 0.135], [0.135, 1.0]]
+    """
+
+    @property
+    def log_slope(self) -> ArrayLike | None:
+        """−1/σ² for a single σ: values and gradients then share one matrix product."""
+        return None if jnp.ndim(self.bandwidth) else -1 / jnp.square(self.bandwidth)
+
+    def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
+        value = jnp.exp(squared * (-0.5 / jnp.square(sigma)))
+        return value, value * (-1 / jnp.square(sigma))
+
+    def stein_trace(self, squared: _Block, dim: int) -> _Block:
+        """Σ_i ∂²k/∂x_i∂y_i = (d/σ² − r²/σ⁴) k."""
+
+        def trace(sigma: ArrayLike) -> _Block:
+            precision = 1 / jnp.square(sigma)
+            return (dim * precision - squared * precision**2) * self._radial(squared, sigma)[0]
+
+        return self._mean_over_scales(trace)
+
+
+@pytree
+class InverseMultiquadric(_WithBandwidth):
+    """The inverse multiquadric kernel, k(x, y) = (1 + ‖x − y‖²/σ²)^(−β), with heavy tails.
+
+    Attributes:
+        bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule.
+        exponent: β > 0; for 0 < β < 1 the kernel Stein discrepancy controls convergence.
+
+    Raises:
+        ValueError: if bandwidth or exponent is a Python number that is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> InverseMultiquadric(bandwidth=1.0)(jnp.array([[0.0], [jnp.sqrt(3.0)]])).tolist()
+        [[1.0, 0.5], [0.5, 1.0]]
+
+    References:
+        Gorham, Mackey 2017, section 4.
+    """
+
+    exponent: ArrayLike = 0.5
+
+    def __post_init__(self):
+        check_positive(bandwidth=self.bandwidth, exponent=self.exponent)
+
+    def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
+        base = 1 + squared / jnp.square(sigma)
+        value = base ** (-self.exponent)
+        return value, -2 * self.exponent / jnp.square(sigma) * value / base
+
+    def stein_trace(self, squared: _Block, dim: int) -> _Block:
+        """Σ_i ∂²k/∂x_i∂y_i = 2β/σ² [d − 2(β+1) u/(1+u)] (1+u)^(−β−1), with u = r²/σ²."""
+
+        def trace(sigma: ArrayLike) -> _Block:
+            scaled = squared / jnp.square(sigma)
+            bracket = dim - 2 * (self.exponent + 1) * scaled / (1 + scaled)
+            return -bracket * self._radial(squared, sigma)[1]
+
+        return self._mean_over_scales(trace)
+
+
+def _safe_root(squared: _Block) -> tuple[_Block, _Block]:
+    """The distance and its reciprocal, both zero with zero gradient where points coincide."""
+    apart = squared > 0
+    root = jnp.sqrt(jnp.where(apart, squared, 1))
+    return jnp.where(apart, root, 0), jnp.where(apart, 1 / root, 0)
+
+
+@pytree
+class Laplace(_WithBandwidth):
+    """The Laplace kernel, k(x, y) = exp(−‖x − y‖/σ).
+
+    Not differentiable where points coincide; the gradient there is taken as zero.
+
+    Attributes:
+        bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule.
+
+    Raises:
+        ValueError: if the bandwidth is a Python number that is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Laplace(bandwidth=1.0)(jnp.array([[0.0], [2.0]])).round(3).tolist()
+        [[1.0, 0.135], [0.135, 1.0]]
+    """
+
+    def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
+        distance, reciprocal = _safe_root(squared)
+        value = jnp.exp(-distance / sigma)
+        return value, -value * reciprocal / sigma
+
+
+@pytree
+class Energy:
+    """The energy kernel, k(x, y) = −‖x − y‖: conditionally positive definite, without a bandwidth.
+
+    Its MMD is the energy distance. Not differentiable where points coincide; the gradient there is
+    taken as zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> (-Energy()(jnp.array([[0.0], [2.0]]))).tolist()
+        [[0.0, 2.0], [2.0, 0.0]]
+
+    References:
+        Sejdinovic, Sriperumbudur, Gretton, Fukumizu 2013, section 3.
+    """
+
+    def init(self, x: Float[Array, "n d"]) -> tuple[()]:
+        """No state."""
+        check_matrix(x=x)
+        return ()
+
+    def resolve(self, x: Float[Array, "n d"], state: Any) -> tuple[Self, Any]:
+        """The kernel itself."""
+        return self, state
+
+    @property
+    def log_slope(self) -> None:
+        """None: the slope is no multiple of the value."""
+        return None
+
+    def radial(self, squared: _Block) -> tuple[_Block, _Block]:
+        """Values −r and slopes −1/r."""
+        distance, reciprocal = _safe_root(squared)
+        return -distance, -reciprocal
+
+    def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
+        """The kernel matrix."""
+        return self.radial(squared_distances(x, y))[0]

@@ -1,0 +1,157 @@
+"""Gaussian mixtures with exact densities, scores, moments and samplers, and the two published
+toys."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Key
+
+from divjax.core.pytrees import pytree
+
+__all__ = ["GaussianMixture", "three_component_targets", "two_component_targets"]
+
+
+@pytree
+class GaussianMixture:
+    """The mixture Σ_c w_c N(μ_c, Σ_c).
+
+    Attributes:
+        weights: positive, summing to one, of shape (c,).
+        means: of shape (c, d).
+        covariances: a scalar variance for all components, (c,) variances, or (c, d, d) matrices.
+
+    Raises:
+        ValueError: if the shapes do not fit, or concrete weights are negative or do not sum to one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> standard = GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), jnp.ones(()))
+        >>> round(float(standard.log_prob(jnp.zeros(2))), 3)  # −log 2π
+        -1.838
+    """
+
+    weights: Float[ArrayLike, " c"]
+    means: Float[ArrayLike, "c d"]
+    covariances: ArrayLike
+
+    def __post_init__(self):
+        if not all(isinstance(v, jax.Array) for v in (self.weights, self.means)):
+            return
+        weights, means, covariances = map(jnp.shape, (self.weights, self.means, self.covariances))
+        if len(means) < 2 or weights != means[:-1]:
+            raise ValueError(
+                f"weights and means must have shapes (c,) and (c, d); got {weights} and {means}."
+            )
+        fitting = ((), weights, (*means, means[-1]), weights[:-1])
+        if covariances not in fitting:
+            raise ValueError(
+                f"covariances must be a scalar, (c,) or (c, d, d); got {covariances} for "
+                f"means of shape {means}."
+            )
+        if not isinstance(self.weights, jax.core.Tracer):
+            values = np.asarray(self.weights)
+            if (values < 0).any() or not np.allclose(values.sum(-1), 1, atol=1e-5):
+                raise ValueError(
+                    f"weights must be non-negative and sum to one; got {values.tolist()}."
+                )
+
+    @property
+    def _isotropic(self) -> bool:
+        return jnp.ndim(self.covariances) < 2
+
+    def _precision_times(self, x: Float[Array, " d"]) -> tuple[Array, Array]:
+        """Σ_c⁻¹ (x − μ_c) and log det Σ_c for every component."""
+        offsets = x - self.means
+        if self._isotropic:
+            variances = jnp.broadcast_to(self.covariances, jnp.shape(self.weights))
+            return offsets / variances[:, None], x.shape[0] * jnp.log(variances)
+        factors = jnp.linalg.cholesky(self.covariances)
+        solved = jax.scipy.linalg.cho_solve((factors, True), offsets[:, :, None])[:, :, 0]
+        diagonals = jnp.diagonal(factors, axis1=-2, axis2=-1)
+        return solved, 2 * jnp.sum(jnp.log(diagonals), axis=-1)
+
+    def _log_terms(self, x: Float[Array, " d"]) -> tuple[Array, Array]:
+        """Log w_c N(x; μ_c, Σ_c), and Σ_c⁻¹ (x − μ_c)."""
+        solved, log_det = self._precision_times(x)
+        squared = jnp.sum((x - self.means) * solved, axis=-1)
+        constant = x.shape[0] * math.log(2 * math.pi)
+        return jnp.log(self.weights) - 0.5 * (squared + log_det + constant), solved
+
+    def log_prob(self, x: Float[Array, " d"]) -> Float[Array, ""]:
+        """The normalised log-density at one point."""
+        return jax.nn.logsumexp(self._log_terms(x)[0])
+
+    def score(self, x: Float[Array, " d"]) -> Float[Array, " d"]:
+        """∇ log density: the components' scores −Σ_c⁻¹ (x − μ_c), weighted by responsibility."""
+        log_terms, solved = self._log_terms(x)
+        return -jax.nn.softmax(log_terms) @ solved
+
+    def sample(self, key: Key[Array, ""], n: int) -> Float[Array, "n d"]:
+        """Independent draws."""
+        component_key, noise_key = jax.random.split(key)
+        components = jax.random.categorical(component_key, jnp.log(self.weights), shape=(n,))
+        means = jnp.asarray(self.means)
+        noise = jax.random.normal(noise_key, (n, means.shape[1]), means.dtype)
+        if self._isotropic:
+            deviations = jnp.sqrt(jnp.broadcast_to(self.covariances, jnp.shape(self.weights)))
+            return means[components] + deviations[components, None] * noise
+        factors = jnp.linalg.cholesky(self.covariances)
+        return means[components] + jnp.einsum("nij,nj->ni", factors[components], noise)
+
+    def mean(self) -> Float[Array, " d"]:
+        """Σ_c w_c μ_c."""
+        return jnp.asarray(self.weights) @ jnp.asarray(self.means)
+
+    def covariance(self) -> Float[Array, "d d"]:
+        """Σ_c w_c [Σ_c + (μ_c − μ)(μ_c − μ)ᵀ]."""
+        offsets = self.means - self.mean()
+        between = jnp.einsum("c,ci,cj->ij", self.weights, offsets, offsets)
+        if self._isotropic:
+            dim = jnp.shape(self.means)[1]
+            variances = jnp.broadcast_to(self.covariances, jnp.shape(self.weights))
+            within = jnp.dot(self.weights, variances) * jnp.eye(dim, dtype=between.dtype)
+        else:
+            within = jnp.einsum("c,cij->ij", self.weights, self.covariances)
+        return within + between
+
+
+def two_component_targets() -> tuple[GaussianMixture, ...]:
+    """Four targets .7 N(μ₁, I) + .3 N(μ₂, I): a mode of each in its own corner, one near the
+    origin.
+
+    Particles start from N(0, I), 50 of them, with bandwidth 1 and step sizes .001, .005 and .01.
+
+    References:
+        A-MWGraD, arXiv 2601.19220, section 4.1.
+    """
+    means = (
+        ((4.0, -4.0), (0.1, 0.2)),
+        ((-4.0, 4.0), (-0.1, 0.3)),
+        ((-4.0, -4.0), (0.4, -0.4)),
+        ((4.0, 4.0), (-0.2, 0.3)),
+    )
+    return tuple(
+        GaussianMixture(jnp.array([0.7, 0.3]), jnp.array(pair), jnp.array(1.0)) for pair in means
+    )
+
+
+def three_component_targets(key: Key[Array, ""] | None = None) -> tuple[GaussianMixture, ...]:
+    """Four targets .2 N(corner) + .7 N((−2, 0)) + .1 N((2, 0)), covariances ½ I, corners (±4, ±4).
+
+    Particles start from 5 N(0, I) clipped to ±10, 50 of them, and move by Adam at .03. All
+    four share two modes and differ in the corner.
+
+    Args:
+        key: where given, every mean is moved by .3 N(0, I), once.
+
+    References:
+        The toy in the code of MWGraD, arXiv 2505.18765.
+    """
+    corners = ((4.0, 4.0), (4.0, -4.0), (-4.0, 4.0), (-4.0, -4.0))
+    means = jnp.array([(corner, (-2.0, 0.0), (2.0, 0.0)) for corner in corners])
+    if key is not None:
+        means = means + 0.3 * jax.random.normal(key, means.shape)
+    weights = jnp.array([0.2, 0.7, 0.1])
+    return tuple(GaussianMixture(weights, triple, jnp.array(0.5)) for triple in means)

@@ -1,0 +1,160 @@
+"""The cost of a flow's step: against the number of objectives, against blackjax, and at scale.
+
+Each table is measured in one run on one machine; the ratios travel, the milliseconds do not. Times are
+the best of several repetitions of a compiled scan, divided by its steps.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import optax
+
+from divjax import flows, kernels, problems
+
+TARGETS = problems.two_component_targets()
+FIXED, MEDIAN = kernels.Gaussian(bandwidth=1.0), kernels.Gaussian(bandwidth=kernels.Median())
+LEARNING_RATE = 0.03
+
+
+def cloud(n: int, d: int = 2) -> jax.Array:
+    """The particles every measurement starts from."""
+    return 3 * jax.random.normal(jax.random.key(0), (n, d))
+
+
+def seconds(function: Callable[[jax.Array], jax.Array], x: jax.Array, repeats: int) -> float:
+    """The best time of a compiled call, compilation excluded."""
+    compiled = jax.jit(function)
+    jax.block_until_ready(compiled(x))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(x))
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def our_run(kernel: kernels.Gaussian, num_objectives: int, num_steps: int, velocity=flows.SVGD):
+    """A run of `num_steps` of ours on the first few targets, recording once."""
+
+    def final(x: jax.Array) -> jax.Array:
+        return flows.run(
+            jax.random.key(0),
+            x,
+            tuple(flows.KL(target.log_prob) for target in TARGETS[:num_objectives]),
+            velocity=velocity(kernel),
+            optimizer=optax.adam(LEARNING_RATE),
+            num_steps=num_steps,
+            record_every=num_steps,
+        ).particles
+
+    return final
+
+
+def blackjax_run(num_steps: int, median: bool = True):
+    """The same run by blackjax: one target, its kernel, its median rule, scanned and compiled."""
+    keep = lambda state: state
+    rule = {} if median else {"update_kernel_parameters": keep}
+    peer = blackjax.svgd(jax.grad(TARGETS[0].log_prob), optax.adam(LEARNING_RATE), **rule)
+
+    def final(x: jax.Array) -> jax.Array:
+        state = peer.init(x, {"length_scale": jnp.asarray(2.0)})
+        return jax.lax.scan(lambda s, _: (peer.step(s), None), state, length=num_steps)[0].particles
+
+    return final
+
+
+def step_costs(sizes: tuple[int, ...], budget: float) -> list[dict]:
+    """Milliseconds a step for four targets in the plane, by bandwidth rule and number of particles."""
+    rows = []
+    for n in sizes:
+        row: dict = {"n": n}
+        for name, kernel in (("fixed", FIXED), ("median", MEDIAN)):
+            for velocity in (flows.SVGD, flows.Blob):
+                steps = max(10, int(budget * 2e8 / (n * n + 1e5)))
+                elapsed = seconds(our_run(kernel, 4, steps, velocity), cloud(n), 5)
+                row[f"{velocity.__name__} {name} ms"] = 1e3 * elapsed / steps
+        rows.append(row)
+    return rows
+
+
+def objective_costs(n: int, budget: float) -> list[dict]:
+    """A step with K = 4 objectives against one with K = 1."""
+    steps = max(20, int(budget * 2e8 / (n * n)))
+    rows = []
+    for name, kernel in (("fixed", FIXED), ("median", MEDIAN)):
+        one, four = (
+            1e3 * seconds(our_run(kernel, k, steps), cloud(n), 9) / steps for k in (1, 4)
+        )
+        rows.append(
+            {"n": n, "bandwidth": name, "K=1 ms": one, "K=4 ms": four, "ratio": four / one}
+        )
+    return rows
+
+
+def against_blackjax(sizes: tuple[int, ...], budget: float) -> list[dict]:
+    """An SVGD step on one target with the median rule, ours against blackjax's."""
+    rows = []
+    for n in sizes:
+        ours_steps = max(10, int(budget * 2e8 / (n * n + 1e5)))
+        peer_steps = max(1, ours_steps // 40) if n > 100 else ours_steps
+        ours = seconds(our_run(MEDIAN, 1, ours_steps), cloud(n), 5) / ours_steps
+        peer = seconds(blackjax_run(peer_steps), cloud(n), 3 if n <= 1000 else 2) / peer_steps
+        rows.append(
+            {"n": n, "ours ms": 1e3 * ours, "blackjax ms": 1e3 * peer, "ratio": peer / ours}
+        )
+    return rows
+
+
+_AT_SCALE = """
+import json, resource, sys, time
+import jax, jax.numpy as jnp, optax
+from divjax import flows, kernels
+n, d = {n}, {d}
+x = jax.random.normal(jax.random.key(0), (n, d))
+target = flows.KL(lambda z: -0.5 * jnp.sum((z - 1) ** 2))
+step = jax.jit(lambda x: flows.run(
+    jax.random.key(0), x, (target,), velocity=flows.SVGD({kernel}),
+    optimizer=optax.sgd(0.1), num_steps=1))
+start = time.perf_counter()
+result = jax.block_until_ready(step(x))
+print(json.dumps(dict(seconds=time.perf_counter() - start, finite=bool(result.finite),
+    gigabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)))
+"""
+
+
+def at_scale(n: int, d: int) -> list[dict]:
+    """One step of many particles in a process of its own: time with compilation, and peak memory."""
+    rows = []
+    for name in ("Gaussian(bandwidth=1.0)", "Gaussian(bandwidth=kernels.Median())"):
+        script = _AT_SCALE.format(n=n, d=d, kernel=f"kernels.{name}")
+        output = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout
+        measured = json.loads(output)
+        rows.append({"n": n, "d": d, "kernel": name, **measured})
+    return rows
+
+
+def main(quick: bool = False) -> dict[str, list[dict]]:
+    """All tables, by title."""
+    budget = 0.2 if quick else 2.0
+    return {
+        "four targets in d = 2, milliseconds a step": step_costs(
+            (50, 1000) if quick else (50, 1000, 4000), budget
+        ),
+        "four objectives against one (bar: at most 1.3)": objective_costs(
+            500 if quick else 1000, budget
+        ),
+        "SVGD with the median rule against blackjax (bar: 4 at n = 50, 20 beyond)": (
+            against_blackjax((50, 300) if quick else (50, 1000, 4000), budget)
+        ),
+        "one step by blocks (bar: 4 GB at n = 100 000)": at_scale(
+            5_000 if quick else 100_000, 10
+        ),
+    }

@@ -1,0 +1,134 @@
+"""What every public method promises, whatever it computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from tests.contract.table import D, N, ROWS
+
+KEY = jax.random.key(3)
+X = jax.random.normal(jax.random.key(5), (N, D))
+WEIGHTS = jax.nn.softmax(0.3 * jax.random.normal(jax.random.key(6), (N,)))
+
+every = pytest.mark.parametrize("name", ROWS)
+
+
+def floats(tree, dtype):
+    """The tree with Python numbers made arrays, and its floating leaves of one dtype."""
+
+    def cast(leaf):
+        return jnp.asarray(leaf, dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree)
+
+
+def assert_close(one, two, rtol=2e-4):
+    scale = np.abs(np.asarray(two)).max() + 1e-30
+    np.testing.assert_allclose(one, two, rtol=rtol, atol=rtol * scale)
+
+
+@every
+def test_jit_equals_eager_and_a_new_leaf_does_not_retrace(name):
+    method, evaluate, *_ = ROWS[name]
+    traces = []
+
+    @jax.jit
+    def compiled(method, key, x, weights):
+        traces.append(None)
+        return evaluate(method, key, x, weights)
+
+    method = floats(method, jnp.float32)
+    assert_close(compiled(method, KEY, X, WEIGHTS), evaluate(method, KEY, X, WEIGHTS))
+    compiled(jax.tree.map(lambda leaf: leaf * 1.5, method), KEY, X, WEIGHTS)
+    compiled(method, jax.random.key(8), X + 1, WEIGHTS)
+    assert len(traces) == 1
+
+
+@every
+def test_vmap_over_every_leaf_equals_a_loop(name):
+    method, evaluate, *_ = ROWS[name]
+    leaves, structure = jax.tree.flatten(floats(method, jnp.float32))
+    compiled = jax.jit(evaluate)
+    if not leaves:
+        pytest.skip("no hyper-parameters")
+    factors = jnp.array([0.8, 1.0, 1.3])
+    stacked = structure.unflatten([jnp.stack([leaf * f for f in factors]) for leaf in leaves])
+    swept = jax.jit(jax.vmap(evaluate, in_axes=(0, None, None, None)))(stacked, KEY, X, WEIGHTS)
+    for factor, one in zip(factors, swept, strict=True):
+        alone = compiled(structure.unflatten([leaf * factor for leaf in leaves]), KEY, X, WEIGHTS)
+        assert_close(one, alone, rtol=2e-3)
+
+
+@every
+def test_the_same_key_gives_the_same_value(name):
+    method, evaluate, *_ = ROWS[name]
+    compiled = jax.jit(evaluate)
+    np.testing.assert_array_equal(compiled(method, KEY, X, WEIGHTS), compiled(method, KEY, X, WEIGHTS))
+
+
+@every
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_dtypes_are_kept(name, dtype):
+    method, evaluate, *_ = ROWS[name]
+    with jax.enable_x64(True):
+        output = jax.eval_shape(
+            evaluate, floats(method, dtype), KEY, X.astype(dtype), WEIGHTS.astype(dtype)
+        )
+        assert output.dtype == dtype
+        # Python numbers are weakly typed: they must not promote.
+        python = jax.tree.map(lambda leaf: float(leaf) if jnp.ndim(leaf) == 0 else jnp.asarray(leaf, dtype), method)
+        output = jax.eval_shape(evaluate, python, KEY, X.astype(dtype), WEIGHTS.astype(dtype))
+        assert output.dtype == dtype
+
+
+@every
+def test_gradients_are_finite_and_equal_differences(name):
+    method, evaluate, _, smooth = ROWS[name]
+    with jax.enable_x64(True):
+        x, weights = X.astype(jnp.float64), WEIGHTS.astype(jnp.float64)
+        method = floats(method, jnp.float64)
+        shape = jax.eval_shape(evaluate, method, KEY, x, weights).shape
+        probe = jnp.asarray(np.random.default_rng(0).normal(size=shape))
+        scalar = jax.jit(lambda x: jnp.sum(probe * evaluate(method, KEY, x, weights)))
+        gradient = jax.grad(scalar)(x)
+        assert jnp.isfinite(gradient).all()
+        if not smooth:
+            return
+        direction = jnp.asarray(np.random.default_rng(1).normal(size=x.shape))
+        step = 1e-5
+        difference = (scalar(x + step * direction) - scalar(x - step * direction)) / (2 * step)
+        np.testing.assert_allclose(jnp.sum(gradient * direction), difference, rtol=1e-5, atol=1e-7)
+
+
+@every
+def test_gradients_are_finite_where_particles_coincide(name):
+    method, evaluate, *_ = ROWS[name]
+    x = X.at[1].set(X[0])
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(evaluate(method, KEY, x, WEIGHTS))))(x)
+    assert jnp.isfinite(gradient).all()
+
+
+@every
+def test_permuting_the_particles_permutes_the_output(name):
+    method, evaluate, output, _ = ROWS[name]
+    if output == "random":
+        pytest.skip("draws are tied to positions")
+    compiled = jax.jit(evaluate)
+    order = jnp.asarray(np.random.default_rng(2).permutation(N))
+    permuted = compiled(method, KEY, X[order], WEIGHTS[order])
+    plain = compiled(method, KEY, X, WEIGHTS)
+    assert_close(permuted, plain[..., order, :] if output == "equivariant" else plain, rtol=1e-3)
+
+
+@every
+def test_sharded_particles_give_the_unsharded_result(name):
+    method, evaluate, *_ = ROWS[name]
+    if jax.device_count() < 8:
+        pytest.skip("needs eight (virtual) devices")
+    mesh = jax.make_mesh((8,), ("particles",), axis_types=(AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("particles"))
+    compiled = jax.jit(evaluate)
+    sharded = compiled(method, KEY, jax.device_put(X, rows), jax.device_put(WEIGHTS, rows))
+    assert_close(sharded, compiled(method, KEY, X, WEIGHTS), rtol=1e-3)

@@ -1,0 +1,246 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from divjax.flows.aggregators import CAGrad, FixedWeights, MinNorm, PCGrad, ProjectedStep, gram
+
+KEY = jax.random.key(0)
+
+
+def apply(aggregator, velocities, weights, key=KEY, state=()):
+    return aggregator(key, velocities, weights, state)[0]
+
+
+apply = jax.jit(apply)
+
+
+def example(seed, size=3, n=5, d=2, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    weights = rng.uniform(size=n)
+    return rng.normal(size=(size, n, d)).astype(dtype), (weights / weights.sum()).astype(dtype)
+
+
+def as_vectors(velocities, weights):
+    """The fields as vectors whose Euclidean products are those of L²(q)."""
+    scaled = np.asarray(velocities, np.float64) * np.sqrt(np.asarray(weights, np.float64))[:, None]
+    return scaled.reshape(len(velocities), -1)
+
+
+def test_the_gram_matrix_is_the_one_of_weighted_fields():
+    velocities, weights = example(0)
+    x = as_vectors(velocities, weights)
+    np.testing.assert_allclose(gram(velocities, weights), x @ x.T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_shortest_combination_descends_on_every_objective(size):
+    velocities, weights = example(1, size)
+    x = as_vectors(velocities, weights)
+    direction = np.asarray(apply(MinNorm(), velocities, weights), np.float64) @ x
+    assert (x @ direction >= direction @ direction * (1 - 1e-4)).all()
+    assert direction @ direction <= (x.mean(0) @ x.mean(0)) * (1 + 1e-6)
+
+
+def test_projected_steps_follow_their_formula_and_converge_to_the_shortest_combination():
+    velocities, weights = example(2)
+    aggregator = ProjectedStep(step_size=0.1)
+    state = aggregator.init(3)
+    np.testing.assert_allclose(state, np.full(3, 1 / 3), rtol=1e-6)
+    x = as_vectors(velocities, weights)
+    moved = 1 / 3 - 0.1 * x @ x.T @ np.full(3, 1 / 3)
+    first, second = aggregator(KEY, velocities, weights, state)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, moved + (1 - moved.sum()) / 3, rtol=1e-5)
+
+    last, _ = jax.lax.scan(
+        lambda state, _: (aggregator(KEY, velocities, weights, state)[1], None), state, length=2000
+    )
+    np.testing.assert_allclose(last, apply(MinNorm(), velocities, weights), atol=1e-4)
+
+
+def test_a_carried_state_keeps_its_dtype():
+    with jax.enable_x64(True):
+        velocities, weights = example(2)
+        aggregator = ProjectedStep(step_size=0.1)
+        w, state = aggregator(KEY, velocities, weights, aggregator.init(3))
+        assert (w.dtype, state.dtype) == (jnp.float32, jnp.float64)
+
+
+def test_fixed_weights_are_what_they_were_given():
+    velocities, weights = example(3, 2)
+    np.testing.assert_allclose(apply(FixedWeights(), velocities, weights), [0.5, 0.5])
+    for given in ((0.25, 0.75), [0.25, 0.75], np.array([0.25, 0.75]), jnp.array([0.25, 0.75])):
+        aggregator = FixedWeights(given)
+        assert aggregator.init(2) == ()
+        np.testing.assert_allclose(apply(aggregator, velocities, weights), [0.25, 0.75])
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.6), (-0.5, 1.5), jnp.array([jnp.nan, 1.0])])
+def test_fixed_weights_off_the_simplex_raise(weights):
+    with pytest.raises(ValueError, match="weights must be non-negative and sum to one"):
+        FixedWeights(weights).init(2)
+
+
+def test_fixed_weights_of_the_wrong_length_raise_even_when_traced():
+    with pytest.raises(ValueError, match=r"weights must be 3 numbers, one an objective.*\(2,\)"):
+        FixedWeights((0.5, 0.5)).init(3)
+    with pytest.raises(ValueError, match="weights must be 3 numbers"):
+        jax.eval_shape(lambda w: FixedWeights(w).init(3), jnp.ones(2))
+    jax.eval_shape(lambda w: FixedWeights(w).init(2), jnp.ones(2))
+
+
+def gradient_surgery(vectors, orders):
+    """Yu et al. 2020, algorithm 1, on plain vectors; the mean in place of the sum."""
+    projected = vectors.copy()
+    for i, order in enumerate(orders):
+        for j in order:
+            inner = projected[i] @ vectors[j]
+            if inner < 0:
+                projected[i] -= inner / (vectors[j] @ vectors[j]) * vectors[j]
+    return projected.mean(0)
+
+
+def test_gradient_surgery_of_two_fields_is_the_published_one():
+    for seed in range(5):
+        velocities, weights = example(seed, 2)
+        x = as_vectors(velocities, weights)
+        coefficients = np.asarray(apply(PCGrad(), velocities, weights), np.float64)
+        assert (coefficients >= 0).all()
+        np.testing.assert_allclose(coefficients @ x, gradient_surgery(x, [[1], [0]]), atol=1e-5)
+
+
+def test_gradient_surgery_draws_every_order():
+    # Three fields that all conflict: each has two orders of the others, eight results in all.
+    velocities, weights = example(0)
+    velocities = velocities - 0.95 * velocities.mean(0)
+    x = as_vectors(velocities, weights)
+    assert (x @ x.T)[~np.eye(3, dtype=bool)].max() < 0
+    others = [[[1, 2], [2, 1]], [[0, 2], [2, 0]], [[0, 1], [1, 0]]]
+    possible = np.stack([gradient_surgery(x, orders) for orders in itertools.product(*others)])
+    keys = jax.random.split(KEY, 100)
+    coefficients = jax.vmap(lambda key: apply(PCGrad(), velocities, weights, key))(keys)
+    directions = np.asarray(coefficients, np.float64) @ x
+    distances = np.abs(directions[:, None] - possible[None]).max(-1)
+    assert (distances.min(1) < 1e-5).all()
+    assert len(set(distances.argmin(1))) == 8
+
+
+def test_gradient_surgery_leaves_fields_without_conflict_and_vanishing_ones_alone():
+    velocities, weights = example(4)
+    velocities = np.abs(velocities)
+    np.testing.assert_allclose(apply(PCGrad(), velocities, weights), np.full(3, 1 / 3), rtol=1e-6)
+    velocities[1] = 0
+    assert jnp.isfinite(apply(PCGrad(), velocities, weights)).all()
+
+
+def conflict_averse(vectors, c):
+    """Liu et al. 2021, equation 2, as a constrained problem in the direction itself."""
+    mean = vectors.mean(0)
+    radius = c * np.linalg.norm(mean)
+    start = np.append(mean, (vectors @ mean).min())
+    result = minimize(
+        lambda z: -z[-1],
+        start,
+        jac=lambda z: np.append(np.zeros(len(mean)), -1.0),
+        constraints=[
+            {"type": "ineq", "fun": lambda z: vectors @ z[:-1] - z[-1]},
+            {"type": "ineq", "fun": lambda z: radius**2 - ((z[:-1] - mean) ** 2).sum()},
+        ],
+        method="SLSQP",
+        options={"ftol": 1e-13, "maxiter": 500},
+    )
+    assert result.success
+    return result.x[:-1]
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+@pytest.mark.parametrize("c", [0.1, 0.4, 0.9])
+def test_the_conflict_averse_direction_has_the_best_worst_inner_product(size, c):
+    for seed in range(3):
+        velocities, weights = example(seed, size)
+        x = as_vectors(velocities, weights)
+        direction = np.asarray(apply(CAGrad(c), velocities, weights), np.float64) @ x
+        mean = x.mean(0)
+        assert np.linalg.norm(direction - mean) <= c * np.linalg.norm(mean) * (1 + 1e-4)
+        reference = conflict_averse(x, c)
+        scale = np.linalg.norm(mean) * np.linalg.norm(x, axis=1).max()
+        assert (x @ direction).min() >= (x @ reference).min() - 2e-5 * scale
+        np.testing.assert_allclose(direction, reference, atol=2e-3 * np.linalg.norm(mean))
+
+
+def test_the_conflict_averse_direction_in_double_precision():
+    with jax.enable_x64(True):
+        velocities, weights = example(7, 4, dtype=np.float64)
+        x = as_vectors(velocities, weights)
+        coefficients = CAGrad(0.5)(KEY, velocities, weights, ())[0]
+        assert coefficients.dtype == jnp.float64
+        np.testing.assert_allclose(coefficients @ x, conflict_averse(x, 0.5), atol=1e-5)
+        length = np.linalg.norm(coefficients @ x - x.mean(0))
+        np.testing.assert_allclose(length, 0.5 * np.linalg.norm(x.mean(0)), rtol=1e-10)
+
+
+def test_the_conflict_averse_direction_at_its_limits():
+    velocities, weights = example(8)
+    none = apply(CAGrad(0.0), velocities, weights)
+    np.testing.assert_allclose(none, np.full(3, 1 / 3), rtol=1e-6)
+    # Opposite fields: no direction helps both, and the mean field is zero.
+    opposite = np.stack([velocities[0], -velocities[0]])
+    assert jnp.isfinite(apply(CAGrad(), opposite, weights)).all()
+    assert jnp.isfinite(apply(CAGrad(), 0 * velocities, weights)).all()
+    # Zero in the hull, at a weight other than uniform: the whole ball cannot be used.
+    stationary = np.stack([velocities[0], -0.5 * velocities[0]])
+    coefficients = np.asarray(apply(CAGrad(2.0), stationary, weights), np.float64)
+    x = as_vectors(stationary, weights)
+    np.testing.assert_allclose(coefficients @ x, 0 * x[0], atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "aggregator", [MinNorm(), CAGrad(0.3), PCGrad(), ProjectedStep(0.05)], ids=lambda a: str(a)
+)
+def test_gradients_equal_finite_differences(aggregator):
+    with jax.enable_x64(True):
+        velocities, weights = example(11, 3, dtype=np.float64)
+        state = aggregator.init(3)
+
+        @jax.jit
+        def length(velocities):
+            w = aggregator(KEY, velocities, weights, state)[0]
+            return jnp.dot(w, jnp.array([1.0, -2.0, 3.0]))
+
+        direction = np.random.default_rng(0).normal(size=velocities.shape)
+        difference = length(velocities + 1e-6 * direction) - length(velocities - 1e-6 * direction)
+        slope = (jax.grad(length)(velocities) * direction).sum()
+        assert abs(slope) > 1e-6
+        np.testing.assert_allclose(slope, difference / 2e-6, rtol=1e-5)
+
+
+def test_gradients_are_finite_at_zero_weights_and_vanishing_fields():
+    velocities, _ = example(12)
+    velocities[2] = velocities[1]
+    for fields in (velocities, 0 * velocities):
+        for aggregator in (MinNorm(), CAGrad(), PCGrad(), ProjectedStep(0.1)):
+            state = aggregator.init(3)
+            gradients = jax.grad(
+                lambda v, a: aggregator(KEY, v, a, state)[0][0],  # noqa: B023 (called at once)
+                argnums=(0, 1),
+            )(fields, jnp.array([1.0, 0.0, 0.0, 0.0, 0.0]))
+            assert all(jnp.isfinite(g).all() for g in gradients), aggregator
+
+
+def test_hyper_parameters_are_leaves():
+    velocities, weights = example(13)
+    radii = jnp.array([0.1, 0.4, 0.8])
+    swept = jax.vmap(lambda c: apply(CAGrad(c), velocities, weights))(radii)
+    loop = np.stack([apply(CAGrad(c), velocities, weights) for c in radii])
+    np.testing.assert_allclose(swept, loop, rtol=1e-3)
+
+
+def test_bad_numbers_raise():
+    with pytest.raises(ValueError, match=r"step_size must be a positive number; got 0\.0"):
+        ProjectedStep(0.0)
+    with pytest.raises(ValueError, match=r"c must not be negative; got -0\.1"):
+        CAGrad(-0.1)

@@ -1,0 +1,139 @@
+"""Acceleration against its closed form and the published toy; masses against the Fisher–Rao flow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from divjax import flows, kernels, problems
+
+
+def iterate(optimizer, gradient, x, num_steps):
+    def body(carry, _):
+        x, state = carry
+        updates, state = optimizer.update(gradient(x), state)
+        x = optax.apply_updates(x, updates)
+        return (x, state), x
+
+    return jax.lax.scan(body, (x, optimizer.init(x)), length=num_steps)[1]
+
+
+def test_strongly_convex_damping_solves_the_damped_oscillator():
+    """ẍ + 2√β ẋ + x = 0 with β < 1 is underdamped: x(t) is known; the scheme's time step is √η."""
+    beta, eta = 0.25, 1e-4
+    with jax.enable_x64(True):
+        path = iterate(flows.accelerated(eta, beta, restart=False), lambda x: x, jnp.array(1.0), 400)
+        t = np.sqrt(eta) * np.arange(1, 401)
+        rate, frequency = np.sqrt(beta), np.sqrt(1 - beta)
+        exact = np.exp(-rate * t) * (np.cos(frequency * t) + rate / frequency * np.sin(frequency * t))
+        np.testing.assert_allclose(path, exact, atol=2 * np.sqrt(eta))
+
+
+def test_convex_damping_solves_the_bessel_equation():
+    """ẍ + (3/t) ẋ + x = 0 from rest is x(t) = 2 J₁(t)/t (Su, Boyd, Candès 2016, section 3.2)."""
+    from scipy.special import j1
+
+    eta = 1e-4
+    with jax.enable_x64(True):
+        path = iterate(flows.accelerated(eta, restart=False), lambda x: x, jnp.array(1.0), 800)
+        t = np.sqrt(eta) * np.arange(1, 801)
+        np.testing.assert_allclose(path, 2 * j1(t) / t, atol=2 * np.sqrt(eta))
+
+
+def test_restart_follows_the_gradient_test():
+    """By hand: on ½x² momentum restarts at the first step whose gradient opposes it."""
+    eta, x, v, n = 0.3, 1.0, 0.0, 0
+    expected = []
+    for _ in range(12):
+        if v * x > 0:
+            v, n = 0.0, 0
+        n += 1
+        v = (n - 1) / (n + 2) * v - np.sqrt(eta) * x
+        x = x + np.sqrt(eta) * v
+        expected.append(x)
+    path = iterate(flows.accelerated(eta), lambda x: x, jnp.array(1.0), 12)
+    np.testing.assert_allclose(path, expected, rtol=1e-4, atol=1e-6)
+    assert np.any(np.sign(expected) != np.sign(expected[0]))  # it did overshoot, hence restart
+
+
+def test_step_size_may_be_a_schedule():
+    schedule = optax.piecewise_constant_schedule(0.1, {3: 0.0})
+    path = iterate(flows.accelerated(schedule), lambda x: x, jnp.array(1.0), 6)
+    assert path[2] != path[1]
+    np.testing.assert_array_equal(path[3:], path[2])
+
+
+@pytest.mark.parametrize("arguments", [(0.0,), (-1.0,), (0.1, 0.0)])
+def test_step_sizes_must_be_positive(arguments):
+    with pytest.raises(ValueError, match="must be a positive number"):
+        flows.accelerated(*arguments)
+
+
+def toy_grad_norms(velocity, optimizer, num_steps=1001, num_seeds=5):
+    """Gradient norms (seed, step) on the four two-component targets from N(0, I), bandwidth 1."""
+    targets = tuple(flows.KL(t.log_prob) for t in problems.two_component_targets())
+
+    def run(key):
+        x = jax.random.normal(jax.random.fold_in(key, 1), (50, 2))
+        return flows.run(
+            key, x, targets, velocity=velocity, optimizer=optimizer, num_steps=num_steps
+        ).history.grad_norm
+
+    return jax.jit(jax.vmap(run))(jax.vmap(jax.random.key)(jnp.arange(num_seeds)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("velocity", "eta", "plain", "fast"),
+    [(flows.SVGD, 0.01, 2e-4, 1e-6), (flows.SVGD, 0.001, 1e-2, 1e-5), (flows.Blob, 0.01, 1e-3, 1e-5)],
+)
+def test_acceleration_reaches_the_published_toys_bars(velocity, eta, plain, fast):
+    velocity = velocity(kernels.Gaussian(bandwidth=1.0))
+    assert toy_grad_norms(velocity, optax.sgd(eta))[:, -1].max() <= plain
+    norms = toy_grad_norms(velocity, flows.accelerated(eta))
+    assert norms[:, -1].max() <= fast
+    # No rebound: once small the gradient norm stays small.
+    assert norms[:, 700:].max() <= 10 * fast
+
+
+def test_masses_follow_the_fisher_rao_flow():
+    """Under ȧ_i = −a_i (U_i − Ū) with fixed U, a_i(t) ∝ a_i(0) exp(−t U_i)."""
+    reaction = flows.ParticleWeights(step_size=0.3, kernel=kernels.Gaussian(bandwidth=1.0))
+    x, weights = jnp.zeros((4, 1)), jnp.array([0.1, 0.2, 0.3, 0.4])
+    potential = jnp.array([3.0, 0.0, -1.0, 2.0])
+    state = reaction.init(x)
+    for _ in range(5):
+        weights, state = reaction(x, weights, potential, 0.0, state)
+    expected = np.array([0.1, 0.2, 0.3, 0.4]) * np.exp(-1.5 * np.asarray(potential))
+    np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-5)
+
+
+def test_masses_find_the_mixture_that_transport_cannot():
+    """Two far modes of masses ¾ and ¼, particles split evenly: transport alone keeps the halves."""
+    target = problems.GaussianMixture(
+        weights=jnp.array([0.75, 0.25]), means=jnp.array([[-8.0], [8.0]]), covariances=jnp.asarray(0.5)
+    )
+    x = jnp.repeat(jnp.array([[-8.0], [8.0]]), 30, axis=0)
+    x = x + 0.5 * jax.random.normal(jax.random.key(0), x.shape)
+    kernel = kernels.Gaussian(bandwidth=0.3)
+
+    def mass_on_the_left(particle_weights):
+        result = jax.jit(
+            lambda: flows.run(
+                jax.random.key(1), x, (flows.KL(target.log_prob),), velocity=flows.Blob(kernel),
+                optimizer=optax.sgd(0.05), num_steps=300, particle_weights=particle_weights,
+            )
+        )()
+        assert result.finite
+        return jnp.sum(result.weights * (result.particles[:, 0] < 0))
+
+    assert mass_on_the_left(None) == pytest.approx(0.5, abs=1e-5)
+    assert mass_on_the_left(flows.ParticleWeights(0.05, kernel)) == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_massless_particle_stays_massless():
+    reaction = flows.ParticleWeights(step_size=1.0, kernel=kernels.Gaussian(bandwidth=1.0))
+    x = jnp.array([[0.0], [1e6]])
+    weights, _ = reaction(x, jnp.array([1.0, 0.0]), jnp.zeros(2), 1.0, ())
+    np.testing.assert_array_equal(weights, [1.0, 0.0])

@@ -1,0 +1,275 @@
+"""The scan: what it records, how it resumes, what it refuses, and the laws its steps obey."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from divjax import flows, kernels, problems
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (16, 2))
+TARGETS = tuple(flows.KL(target.log_prob) for target in problems.two_component_targets())
+OPTIONS = dict(velocity=flows.SVGD(kernels.Gaussian(bandwidth=1.0)), optimizer=optax.adam(0.05))
+
+
+def run(*args, **kwargs):
+    return jax.jit(lambda: flows.run(*args, **{**OPTIONS, **kwargs}))()
+
+
+def assert_equal(one, two):
+    def data(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(data(a), data(b)), one, two)
+
+
+def test_history_is_recorded_before_each_step():
+    result = run(KEY, X, TARGETS, num_steps=10, observe=lambda state: state.particles)
+    assert result.history.values.shape == result.history.weights.shape == (10, 4)
+    np.testing.assert_array_equal(result.history.step, np.arange(10))
+    np.testing.assert_array_equal(result.history.observed[0], X)
+    for k, target in enumerate(problems.two_component_targets()):
+        expected = -jnp.mean(jax.vmap(target.log_prob)(X))
+        np.testing.assert_allclose(result.history.values[0, k], expected, rtol=1e-5)
+    np.testing.assert_allclose(result.history.weights.sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("num_steps", "record_every"), [(10, 3), (9, 3), (2, 5), (0, 1)])
+def test_recording_less_often_changes_nothing_else(num_steps, record_every):
+    full = run(KEY, X, TARGETS, num_steps=num_steps)
+    sparse = run(KEY, X, TARGETS, num_steps=num_steps, record_every=record_every)
+    np.testing.assert_allclose(sparse.particles, full.particles, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(sparse.history.step, np.arange(0, num_steps, record_every))
+    np.testing.assert_allclose(sparse.history.values, full.history.values[::record_every], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "velocity", [flows.SVGD(kernels.Gaussian()), flows.Langevin(), flows.NeuralScore()]
+)
+def test_continuing_is_the_longer_run(velocity):
+    optimizer = optax.sgd(0.05)
+    whole = run(KEY, X, TARGETS, velocity=velocity, optimizer=optimizer, num_steps=8)
+    first = run(KEY, X, TARGETS, velocity=velocity, optimizer=optimizer, num_steps=5)
+    second = run(KEY, first.state, TARGETS, velocity=velocity, optimizer=optimizer, num_steps=3)
+    assert_equal(second.state, whole.state)
+
+
+def test_steps_by_hand_are_the_scan():
+    state = flows.init(KEY, X, TARGETS, **OPTIONS)
+    advance = jax.jit(lambda state: flows.step(KEY, state, TARGETS, **OPTIONS))
+    for _ in range(4):
+        state, _ = advance(state)
+    np.testing.assert_allclose(
+        state.particles, run(KEY, X, TARGETS, num_steps=4).particles, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_particles_as_a_pytree_move_as_the_array_does():
+    log_prob = lambda x: -jnp.sum((x - 1) ** 4)
+    tree = {"a": X[:, :1], "b": {"c": X[:, 1]}}
+    flow = lambda particles, log_prob: run(KEY, particles, (flows.KL(log_prob),), num_steps=5).particles
+    array = flow(X, log_prob)
+    parts = flow(tree, lambda p: log_prob(p["a"]) + log_prob(p["b"]["c"]))
+    np.testing.assert_allclose(parts["a"], array[:, :1], rtol=1e-5)
+    np.testing.assert_allclose(parts["b"]["c"], array[:, 1], rtol=1e-5)
+
+
+def test_gfsd_follows_the_smoothed_gaussian_flow():
+    """Many particles obey Σ' = −S⁻¹Σ − ΣS⁻¹ + (Σ+h²)⁻¹Σ + Σ(Σ+h²)⁻¹, integrated by SciPy."""
+    from scipy.integrate import solve_ivp
+
+    h, step_size, num_steps, n = 0.4, 0.02, 40, 4000
+    precision, mean = np.diag([1.0, 2.0]), np.array([1.0, -1.0])
+    x = 1.5 * np.asarray(jax.random.normal(KEY, (n, 2)))
+    log_prob = lambda z: -0.5 * (z - mean) @ precision @ (z - mean)
+    result = run(
+        KEY,
+        jnp.asarray(x),
+        (flows.KL(log_prob),),
+        velocity=flows.GFSD(kernels.Gaussian(bandwidth=h)),
+        optimizer=optax.sgd(step_size),
+        num_steps=num_steps,
+    )
+
+    def slope(_, y):
+        m, s = y[:2], y[2:].reshape(2, 2)
+        field = np.linalg.inv(s + h**2 * np.eye(2)) - precision
+        return np.concatenate([-precision @ (m - mean), (field @ s + s @ field.T).ravel()])
+
+    start = np.concatenate([x.mean(0), np.cov(x.T, bias=True).ravel()])
+    end = solve_ivp(slope, (0, step_size * num_steps), start, rtol=1e-10).y[:, -1]
+    # Euler's error is O(step size); the sample is not quite Gaussian, an O(n^-½) effect.
+    np.testing.assert_allclose(result.particles.mean(0), end[:2], atol=0.02)
+    np.testing.assert_allclose(np.cov(result.particles.T, bias=True).ravel(), end[2:], atol=0.06)
+
+
+def test_langevin_has_the_right_temperature():
+    """x ← (1 − η/s²)x + √(2η) ξ is autoregressive; its stationary variance is s² / (1 − η/(2s²))."""
+    step_size, variance, n = 0.2, 0.7, 20_000
+    result = run(
+        KEY,
+        jnp.zeros((n, 1)),
+        (flows.KL(lambda z: -0.5 * jnp.sum(z**2) / variance),),
+        velocity=flows.Langevin(),
+        optimizer=optax.sgd(step_size),
+        num_steps=100,
+    )
+    expected = variance / (1 - step_size / (2 * variance))
+    standard_error = expected * np.sqrt(2 / n)
+    assert abs(result.particles.var() - expected) < 4 * standard_error
+    assert abs(result.particles.mean()) < 4 * np.sqrt(expected / n)
+
+
+def test_langevin_follows_schedules_and_rates_a_leaf():
+    """Noise of variance 2ητ with each leaf's own η, and none for an objective without entropy."""
+    optimizer = optax.partition(
+        {"slow": optax.sgd(1e-3), "fast": optax.sgd(lambda count: 0.1 / (1 + count))},
+        {"a": "slow", "b": "fast"},
+    )
+    particles = {"a": jnp.zeros(5000), "b": jnp.zeros(5000)}
+    flat = lambda p: 0.0 * (p["a"] + p["b"])
+    for objective, scale in ((flows.KL(flat), 1.0), (flows.Potential(flat), 0.0), (flows.Potential(flat, entropy=0.25), 0.5)):
+        moved = run(KEY, particles, (objective,), velocity=flows.Langevin(), optimizer=optimizer, num_steps=2).particles
+        for leaf, variance in (("a", 2 * 2e-3), ("b", 2 * 0.15)):
+            expected = scale**2 * variance
+            assert abs(moved[leaf].var() - expected) <= 4 * expected * np.sqrt(2 / 5000)
+
+
+def test_min_norm_flow_ends_between_the_targets():
+    """For N(m_k, I) the Pareto set is {N(m, I): m in the hull of the m_k}; off it the flow moves on."""
+    means = jnp.array([[-2.0, 0.0], [2.0, 0.0]])
+    objectives = tuple(flows.KL(lambda z, m=m: -0.5 * jnp.sum((z - m) ** 2)) for m in means)
+    result = run(
+        KEY, X + jnp.array([0.5, 5.0]), objectives,
+        velocity=flows.Blob(kernels.Gaussian(bandwidth=0.5)), optimizer=optax.sgd(0.1), num_steps=400,
+    )
+    center = result.particles.mean(0)
+    assert abs(center[1]) < 1e-3
+    assert -2 < center[0] < 2
+    assert result.history.grad_norm[-1] < 1e-6
+
+
+def test_min_norm_is_never_longer_than_uniform():
+    x = 5 * jax.random.normal(KEY, (50, 2))
+    targets = tuple(flows.KL(t.log_prob) for t in problems.three_component_targets())
+    result = run(KEY, x, targets, optimizer=optax.adam(3e-2), velocity=flows.Blob(kernels.Gaussian()), num_steps=150)
+    assert jnp.abs(result.history.weights - 0.25).max() > 0.2
+    uniform = lambda s: run(
+        KEY, s, targets, velocity=flows.Blob(kernels.Gaussian()), aggregator=flows.FixedWeights(), num_steps=1
+    ).history.grad_norm[0]
+    for x in (X, 5 * X, result.particles):
+        shortest = run(KEY, x, targets, velocity=flows.Blob(kernels.Gaussian()), num_steps=1).history.grad_norm[0]
+        assert shortest <= uniform(x) * (1 + 1e-5)
+
+
+def test_features_of_the_identity_change_nothing():
+    plain = run(KEY, X, TARGETS, num_steps=3).particles
+    mapped = run(KEY, X, TARGETS, num_steps=3, features=lambda key, particle: particle).particles
+    np.testing.assert_allclose(mapped, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_features_pull_the_repulsion_back():
+    """A linear map A compares A x; the score there comes back through Aᵀ: both known in closed form."""
+    matrix = jnp.array([[2.0, 1.0], [0.0, 0.5], [1.0, 0.0]])
+    flat = flows.KL(lambda z: 0.0 * jnp.sum(z))
+    velocity = flows.GFSD(kernels.Gaussian(bandwidth=1.0))
+    step = lambda x, features: run(
+        KEY, x, (flat,), velocity=velocity, optimizer=optax.sgd(1.0), num_steps=1, features=features
+    ).particles
+    in_features = step(X @ matrix.T, None) - X @ matrix.T
+    pulled_back = step(X, lambda key, particle: matrix @ particle) - X
+    np.testing.assert_allclose(pulled_back, in_features @ matrix, rtol=1e-4, atol=1e-5)
+
+
+def test_own_leaves_follow_their_own_objective_at_full_weight():
+    """Shared a, and a head for each objective: heads descend as if alone, whatever the weights."""
+    particles = {"a": X[:, 0], "one": X[:, 0], "two": X[:, 1]}
+    shared = {"a": True, "one": False, "two": False}
+    objectives = (
+        flows.Potential(lambda p: (p["a"] - 1) ** 2 + p["one"] ** 2),
+        flows.Potential(lambda p: 9 * (p["a"] + 1) ** 2 + 2 * p["two"] ** 2),
+    )
+    moved = run(
+        KEY, particles, objectives, velocity=flows.Langevin(), optimizer=optax.sgd(0.01),
+        aggregator=flows.FixedWeights(jnp.array([0.9, 0.1])), shared=shared, num_steps=1,
+    ).particles
+    a, one, two = X[:, 0], X[:, 0], X[:, 1]
+    np.testing.assert_allclose(moved["one"], one - 0.01 * 2 * one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(moved["two"], two - 0.01 * 4 * two, rtol=1e-5, atol=1e-6)
+    expected = a - 0.01 * (0.9 * 2 * (a - 1) + 0.1 * 18 * (a + 1))
+    np.testing.assert_allclose(moved["a"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_values_that_are_not_finite_are_flagged_and_the_particles_kept():
+    broken = flows.KL(lambda z: jnp.sqrt(jnp.sum(z)) - jnp.sum(z**2))
+    result = run(KEY, X, (TARGETS[0], broken), num_steps=3)
+    assert not result.finite
+    np.testing.assert_array_equal(result.particles, X)
+    assert run(KEY, X, TARGETS, num_steps=3).finite
+
+
+def test_an_infinite_log_density_is_flagged():
+    outside = flows.KL(lambda z: jnp.where(z[0] > 0, -jnp.inf, -jnp.sum(z**2)))
+    assert not run(KEY, X, (outside,), num_steps=1).finite
+
+
+def test_a_sweep_is_one_compilation_and_equals_the_loop():
+    traces = []
+
+    @jax.jit
+    @lambda f: jax.vmap(f, in_axes=(0, 0))
+    def final(learning_rate, bandwidth):
+        traces.append(None)
+        return flows.run(
+            KEY, X, TARGETS, velocity=flows.SVGD(kernels.Gaussian(bandwidth=bandwidth)),
+            optimizer=optax.adam(learning_rate), num_steps=5,
+        ).particles
+
+    rates, bandwidths = jnp.array([0.01, 0.1]), jnp.array([0.5, 2.0])
+    swept = final(rates, bandwidths)
+    final(2 * rates, bandwidths)
+    assert len(traces) == 1
+    for rate, bandwidth, one in zip(rates, bandwidths, swept, strict=True):
+        alone = run(
+            KEY, X, TARGETS, velocity=flows.SVGD(kernels.Gaussian(bandwidth=bandwidth)),
+            optimizer=optax.adam(rate), num_steps=5,
+        ).particles
+        np.testing.assert_allclose(one, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_dtypes_are_kept(dtype):
+    with jax.enable_x64(True):
+        result = run(KEY, X.astype(dtype), TARGETS, num_steps=2, optimizer=flows.accelerated(0.01))
+        assert result.particles.dtype == result.weights.dtype == result.history.grad_norm.dtype == dtype
+
+
+REFUSALS = {
+    "objectives must hold at least one": dict(objectives=()),
+    "objectives must be a sequence": dict(objectives=TARGETS[0]),
+    r"objectives\[1\] is not an objective": dict(objectives=(TARGETS[0], jnp.sum)),
+    r"must have shape \(n, d\); got shape \(16,\)": dict(particles=X[:, 0]),
+    r"must have shape \(n, d\); got shape \(1, 16, 2\)": dict(particles=X[None]),
+    r"one non-zero leading particle axis; got leading sizes \[3, 4\]": dict(
+        particles={"a": jnp.zeros(3), "b": jnp.zeros(4)}
+    ),
+    "one non-zero leading particle axis": dict(particles=jnp.zeros((0, 2))),
+    "particles must be floating-point; got int32": dict(particles=jnp.zeros((3, 2), int)),
+    "log_prob must return a scalar": dict(objectives=(flows.KL(lambda z: z),)),
+    "num_steps must not be negative": dict(num_steps=-1),
+    "record_every must be at least 1": dict(record_every=0),
+    "weights": dict(aggregator=flows.FixedWeights(jnp.ones(3) / 3)),
+    r"features must map \(key, particle\) to a vector": dict(features=lambda key, p: p[0]),
+    "shared must have the structure of particles": dict(shared={"a": True}),
+}
+
+
+@pytest.mark.parametrize("message", REFUSALS)
+def test_bad_input_is_named(message):
+    arguments = dict(particles=X, objectives=TARGETS, num_steps=1) | REFUSALS[message]
+    particles, objectives = arguments.pop("particles"), arguments.pop("objectives")
+    with pytest.raises(ValueError, match=message):
+        flows.run(KEY, particles, objectives, **{**OPTIONS, **arguments})
