@@ -3,12 +3,12 @@
     python -m experiments.multi_target_sampling            # minutes; --quick for seconds
 
 `two_component` (A-MWGraD, arXiv 2601.19220, section 4.1) measures how fast the combined gradient
-vanishes: four two-component targets, 50 particles from N(0, I), bandwidth 1, step sizes .001, .005 and
-.01, plain gradient descent against acceleration as published, semi-implicit, and with restart.
+vanishes: four two-component targets, 50 particles from N(0, I), bandwidth 1, step sizes .001, .005
+and .01, plain gradient descent against acceleration as published, semi-implicit, and with restart.
 
-`three_component` (the toy in the code of MWGraD, arXiv 2505.18765) starts 50 particles far out, 5 N(0, I)
-clipped to ±10, uses Adam at .03 and the median bandwidth, and asks where the particles end and what the
-objectives' weights do on the way.
+`three_component` (the toy in the code of MWGraD, arXiv 2505.18765) starts 50 particles far out, 5
+N(0, I) clipped to ±10, uses Adam at .03 and the median bandwidth, and asks where the particles end
+and what the objectives' weights do on the way.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
+from matplotlib.figure import Figure
 
 from divjax import flows, kernels, problems
 from experiments import common
@@ -59,7 +60,7 @@ def velocities(kernel: kernels.Kernel) -> dict[str, Any]:
 
 
 def explicit_momentum(step_size: jax.Array | float) -> optax.GradientTransformation:
-    """A-MWGraD as published: the position moves with the old momentum, x ← x + √η v, then v is updated."""
+    """A-MWGraD as published: x moves with the old momentum, x ← x + √η v; then v is updated."""
 
     def init(params):
         return optax.tree.zeros_like(params), jnp.ones((), jnp.int32)
@@ -125,26 +126,212 @@ def three_component(
 ) -> dict[str, jax.Array]:
     """Snapshots, energies, weights and gradient norms, a row a seed."""
     targets = objectives(problems.three_component_targets())
-    length = settings.num_steps // 2
+    third = settings.num_steps // 2
 
     def run(key: jax.Array) -> dict[str, jax.Array]:
         start, noise = jax.random.split(key)
-        particles = 5 * jax.random.normal(start, (settings.num_particles, 2))
-        state, parts = jnp.clip(particles, -10, 10), []
-        for _ in range(3):
-            result = flows.run(
-                noise, state, targets, velocity=velocity, optimizer=optimizer, num_steps=length
-            )
-            state = result.state
-            parts.append((result.history, result.particles))
-        histories, snapshots = zip(*parts, strict=True)
-        history = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *histories)
+        particles = jnp.clip(5 * jax.random.normal(start, (settings.num_particles, 2)), -10, 10)
+        result = flows.run(
+            noise,
+            particles,
+            targets,
+            velocity=velocity,
+            optimizer=optimizer,
+            num_steps=3 * third + 1,
+            observe=lambda state: state.particles,
+        )
+        history = result.history
+        stein = jnp.stack(
+            [
+                flows.kernel_stein_discrepancy(
+                    result.particles, target.log_prob, kernels.InverseMultiquadric(bandwidth=1.0)
+                )
+                for target in problems.three_component_targets()
+            ]
+        )
         return {
-            "snapshots": jnp.stack([jnp.clip(particles, -10, 10), *snapshots]),
+            "snapshots": history.observed[::third],
             "values": history.values,
             "weights": history.weights,
             "grad_norm": history.grad_norm,
-            "finite": state.finite,
+            "stein": stein,
+            "finite": result.finite,
         }
 
     return jax.jit(jax.vmap(run))(keys(settings))
+
+
+def draw_restart(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -> Figure:
+    """The gradient norm of all schemes, a panel a velocity: why momentum must be restarted."""
+    names = ("SVGD", "Blob", "GFSD")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained", sharey=True)
+    for axis, name in zip(axes, names, strict=True):
+        for color, scheme in enumerate(SCHEMES):
+            norms = curves[f"{name} / {scheme}"]["grad_norm"][-1]
+            steps = np.arange(norms.shape[1])
+            axis.fill_between(steps, norms.min(0), norms.max(0), color=f"C{color}", alpha=0.2, lw=0)
+            axis.plot(steps, np.median(norms, axis=0), color=f"C{color}", label=scheme)
+        axis.set(yscale="log", title=name, xlabel="step")
+    axes[0].set_ylabel("gradient norm")
+    axes[0].legend(fontsize=8)
+    figure.suptitle(
+        f"Four two-component targets, step size {settings.step_sizes[-1]:g}: "
+        "median and range over seeds"
+    )
+    return figure
+
+
+def draw_grad_norms(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -> Figure:
+    """Gradient norms of plain and accelerated flows, a panel a velocity and step size."""
+    names = list(velocities(kernels.Gaussian(bandwidth=1.0)))
+    shape = (len(settings.step_sizes), len(names))
+    figure, axes = plt.subplots(
+        *shape,
+        figsize=(3 * shape[1], 2.4 * shape[0]),
+        layout="constrained",
+        sharex=True,
+        squeeze=False,
+    )
+    for row, step_size in enumerate(settings.step_sizes):
+        for column, name in enumerate(names):
+            axis = axes[row, column]
+            for color, scheme in enumerate(("MWGraD", "A-MWGraD")):
+                norms = curves[f"{name} / {scheme}"]["grad_norm"][row]
+                steps = np.arange(norms.shape[1])
+                axis.fill_between(
+                    steps, norms.min(0), norms.max(0), color=f"C{color}", alpha=0.2, lw=0
+                )
+                axis.plot(steps, np.median(norms, axis=0), color=f"C{color}", label=scheme)
+            axis.set(yscale="log", title=f"{name}, step size {step_size:g}")
+    axes[0, 0].legend(fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("gradient norm")
+    return figure
+
+
+def draw_snapshots(ends: dict[str, dict[str, np.ndarray]], settings: Settings) -> Figure:
+    """Particles of the first seed over the targets' mean log-density, a row a method."""
+    side = np.linspace(-7, 7, 150)
+    grid = np.stack(np.meshgrid(side, side), axis=-1)
+    log_probs = [
+        jax.vmap(jax.vmap(target.log_prob))(jnp.asarray(grid))
+        for target in problems.three_component_targets()
+    ]
+    density = np.exp(np.mean(log_probs, axis=0))
+    columns = next(iter(ends.values()))["snapshots"].shape[1]
+    figure, axes = plt.subplots(
+        len(ends),
+        columns,
+        figsize=(2.2 * columns, 2.2 * len(ends)),
+        layout="constrained",
+        squeeze=False,
+    )
+    for row, (name, arrays) in enumerate(ends.items()):
+        for column in range(columns):
+            axis = axes[row, column]
+            axis.contourf(grid[..., 0], grid[..., 1], density, levels=10, cmap="Blues")
+            axis.scatter(*arrays["snapshots"][0, column].T, s=6, color="black")
+            axis.set(xlim=(-7, 7), ylim=(-7, 7), xticks=[], yticks=[])
+            if row == 0:
+                axis.set_title(f"step {column * (settings.num_steps // 2)}")
+        axes[row, 0].set_ylabel(name, fontsize=8)
+    return figure
+
+
+def draw_weights(ends: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """The four objectives' weights over time, first seed."""
+    figure, axes = plt.subplots(
+        2, len(ends) // 2, figsize=(3 * (len(ends) // 2), 4.5), layout="constrained", sharey=True
+    )
+    for axis, (name, arrays) in zip(axes.T.ravel(), ends.items(), strict=True):
+        axis.plot(arrays["weights"][0], lw=1)
+        axis.axhline(0.25, color="gray", ls=":", lw=1)
+        axis.set_title(name, fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    axes[0, 0].legend([f"target {k + 1}" for k in range(4)], fontsize=7)
+    return figure
+
+
+def restart_rows(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -> list[dict]:
+    """The worst seed's gradient norm at four times."""
+    times = [0, settings.num_steps // 10, settings.num_steps // 2, settings.num_steps]
+    rows = []
+    for name, arrays in curves.items():
+        velocity, scheme = name.split(" / ")
+        for row, step_size in enumerate(settings.step_sizes):
+            worst = arrays["grad_norm"][row].max(0)
+            rows.append(
+                {"velocity": velocity, "scheme": scheme, "step size": step_size}
+                | {f"step {time}": f"{worst[time]:.1e}" for time in times}
+            )
+    return rows
+
+
+def end_rows(ends: dict[str, dict[str, np.ndarray]]) -> list[dict]:
+    """Where the three-component flows end, mean ± standard error over seeds."""
+    rows = []
+    for name, arrays in ends.items():
+        final = arrays["snapshots"][:, -1]
+        inside = np.abs(final) < 3
+        rows.append(
+            {
+                "method": name,
+                "mean −log π": common.with_error(arrays["values"][:, -1].mean(-1), 3),
+                "mean Stein discrepancy": common.with_error(arrays["stein"].mean(-1), 3),
+                "gradient norm": f"{np.median(arrays['grad_norm'][:, -1]):.1e}",
+                "std x": common.with_error(final[..., 0].std(1)),
+                "std y": common.with_error(final[..., 1].std(1)),
+                "off the shared modes": common.with_error(1 - inside.all(-1).mean(1)),
+                "largest |w − ¼|": f"{np.abs(arrays['weights'] - 0.25).max():.2f}",
+            }
+        )
+    return rows
+
+
+def main(
+    settings: Settings, quick: bool = False, output: Path | None = None, overwrite: bool = False
+) -> None:
+    """Run both toys, print their tables, draw their figures."""
+    settings = settings.quick() if quick else settings
+    with common.open_run("multi_target_sampling", settings, output, overwrite) as run:
+        fixed, median = kernels.Gaussian(bandwidth=settings.bandwidth), kernels.Gaussian()
+        curves = {}
+        for name, velocity in common.progress(velocities(fixed).items(), "two components"):
+            for scheme, optimizer in SCHEMES.items():
+                label = f"{name} / {scheme}"
+                curves[label] = run.stage(
+                    f"two {label}",
+                    lambda velocity=velocity, optimizer=optimizer: two_component(
+                        settings, velocity, optimizer
+                    ),
+                )
+        ends = {}
+        for name, velocity in common.progress(velocities(median).items(), "three components"):
+            # Langevin's noise is scaled by the optimizer's own step: Adam has none to speak of.
+            plain = optax.sgd if name == "Langevin" else optax.adam
+            rate = settings.step_size if name == "Langevin" else settings.learning_rate
+            for label, optimizer in (
+                (f"MWGraD-{name}", plain(rate)),
+                (f"A-MWGraD-{name}", flows.accelerated(settings.step_size)),
+            ):
+                ends[label] = run.stage(
+                    f"three {label}",
+                    lambda velocity=velocity, optimizer=optimizer: three_component(
+                        settings, velocity, optimizer
+                    ),
+                )
+        print("\nGradient norm on the two-component toy, worst seed:\n")
+        print(run.save_table("two_component", restart_rows(curves, settings)))
+        print("\nThe three-component toy, mean ± standard error over seeds:\n")
+        print(run.save_table("three_component", end_rows(ends)))
+        run.save_figure("restart", draw_restart(curves, settings))
+        run.save_figure("gradient_norms", draw_grad_norms(curves, settings))
+        run.save_figure("snapshots", draw_snapshots(ends, settings))
+        run.save_figure("weights", draw_weights(ends))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -93,8 +93,7 @@ class _Search(NamedTuple):
     """Non-negative least squares, min_{z ≥ 0} ½ zᵀMz − bᵀz, between two changes of its support.
 
     Attributes:
-        table: M swept on `swept`; minus the inverse of M there.
-        swept: the members of the support that `table` has been swept on.
+        table: M swept on the support; minus the inverse of M there.
         support: where z may be positive.
         point: z.
         pivot: the next index to join or to leave.
@@ -104,7 +103,6 @@ class _Search(NamedTuple):
     """
 
     table: Float[Array, "k k"]
-    swept: Bool[Array, " k"]
     support: Bool[Array, " k"]
     point: Float[Array, " k"]
     pivot: Int[Array, ""]
@@ -132,10 +130,10 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
     unit = jax.lax.rsqrt(diagonal + constant)
     matrix = (gram + constant) * unit[:, None] * unit[None, :]
     side = unit / jnp.max(unit)
-    # Rounding may leave the matrix slightly indefinite. The ridge affects how fast a point is
-    # corrected, not what it is corrected to.
+    # Rounding may leave the matrix slightly indefinite, hence a ridge; a nearly dependent pivot
+    # swept in and out leaves errors in the table. Both affect how fast a point is corrected, not
+    # what it is corrected to: residuals are taken from the matrix itself.
     unswept = matrix + _RIDGE * epsilon * jnp.eye(size, dtype=gram.dtype)
-    none = jnp.zeros(size, bool)
 
     def correct(point: Array, table: Array, free: Array) -> Array:
         residual = jnp.where(free, side - _matvec(matrix, point), 0)
@@ -143,17 +141,11 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
 
     def change_support(s: _Search) -> _Search:
         here = jnp.arange(size) == s.pivot
-        # To undo a nearly dependent pivot would leave its rounding errors, large ones, behind:
-        # then the elimination starts again, and sweeps the support before anything else changes.
-        restart = s.leaves & (-s.table[s.pivot, s.pivot] * jnp.sqrt(epsilon) > 1)
-        table = jnp.where(restart, unswept, _sweep(s.table, s.pivot, s.leaves))
-        swept = ~restart & jnp.where(s.leaves, s.swept & ~here, s.swept | here)
+        table = _sweep(s.table, s.pivot, s.leaves)
         support = jnp.where(s.leaves, s.support & ~here, s.support | here)
-        missing = support & ~swept
-        incomplete = jnp.any(missing)
 
         point = jnp.where(support, s.point, 0)
-        target = jnp.where(incomplete, point, correct(point, table, support))
+        target = correct(point, table, support)
         negative = target < 0
         ratio = jnp.where(negative, point / (point - target), 1)
         point = jnp.maximum(point + jnp.min(ratio) * (target - point), 0)
@@ -161,11 +153,9 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
         pivots = jnp.diagonal(table)
         descent = side - _matvec(matrix, point) - _TOLERANCE * epsilon * (side + point.sum())
         joins = jnp.where(~support & (pivots > epsilon), descent, 0)
-        joins = jnp.where(incomplete, jnp.where(missing, jnp.maximum(pivots, epsilon), 0), joins)
         leaves = jnp.any(negative)
         return _Search(
             table,
-            swept,
             support,
             point,
             pivot=jnp.where(leaves, jnp.argmin(ratio), jnp.argmax(joins)),
@@ -179,8 +169,7 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
         change_support,
         _Search(
             unswept,
-            swept=none,
-            support=none,
+            support=jnp.zeros(size, bool),
             point=jnp.zeros_like(side),
             pivot=jnp.argmax(side),
             leaves=jnp.zeros((), bool),
@@ -188,11 +177,11 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
             count=jnp.zeros((), jnp.int32),
         ),
     )
-    corrected = correct(end.point, end.table, end.swept)
+    corrected = correct(end.point, end.table, end.support)
     point = jnp.where(jnp.all(corrected >= 0), corrected, end.point) * unit
     weights = jnp.where(largest > 0, point / point.sum(), 1 / size)
     inverse = -end.table * unit[:, None] * unit[None, :] / scale
-    return weights, jnp.where(end.swept[:, None] & end.swept[None, :], inverse, 0)
+    return weights, jnp.where(end.support[:, None] & end.support[None, :], inverse, 0)
 
 
 def _sweep(

@@ -1,5 +1,4 @@
-"""Targets and flows whose exact answers are known: the truth of tests, benchmarks and
-experiments."""
+"""Targets and flows whose exact answers are known: the truth of tests and experiments."""
 
 from divjax.problems.mixtures import (
     GaussianMixture,

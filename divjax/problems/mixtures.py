@@ -1,5 +1,4 @@
-"""Gaussian mixtures with exact densities, scores, moments and samplers, and the two published
-toys."""
+"""Gaussian mixtures with exact densities, scores, moments and samplers; two published toys."""
 
 import math
 
@@ -118,8 +117,7 @@ class GaussianMixture:
 
 
 def two_component_targets() -> tuple[GaussianMixture, ...]:
-    """Four targets .7 N(μ₁, I) + .3 N(μ₂, I): a mode of each in its own corner, one near the
-    origin.
+    """Four targets .7 N(μ₁, I) + .3 N(μ₂, I), μ₁ in a corner of its own and μ₂ near the origin.
 
     Particles start from N(0, I), 50 of them, with bandwidth 1 and step sizes .001, .005 and .01.
 

@@ -1,7 +1,7 @@
 """The cost of a flow's step: against the number of objectives, against blackjax, and at scale.
 
-Each table is measured in one run on one machine; the ratios travel, the milliseconds do not. Times are
-the best of several repetitions of a compiled scan, divided by its steps.
+Each table is measured in one run on one machine; the ratios travel, the milliseconds do not. Times
+are the best of several repetitions of a compiled scan, divided by its steps.
 """
 
 import json
@@ -70,7 +70,7 @@ def blackjax_run(num_steps: int, median: bool = True):
 
 
 def step_costs(sizes: tuple[int, ...], budget: float) -> list[dict]:
-    """Milliseconds a step for four targets in the plane, by bandwidth rule and number of particles."""
+    """Milliseconds a step for four targets in the plane, by rule, method and particles."""
     rows = []
     for n in sizes:
         row: dict = {"n": n}
@@ -88,12 +88,8 @@ def objective_costs(n: int, budget: float) -> list[dict]:
     steps = max(20, int(budget * 2e8 / (n * n)))
     rows = []
     for name, kernel in (("fixed", FIXED), ("median", MEDIAN)):
-        one, four = (
-            1e3 * seconds(our_run(kernel, k, steps), cloud(n), 9) / steps for k in (1, 4)
-        )
-        rows.append(
-            {"n": n, "bandwidth": name, "K=1 ms": one, "K=4 ms": four, "ratio": four / one}
-        )
+        one, four = (1e3 * seconds(our_run(kernel, k, steps), cloud(n), 9) / steps for k in (1, 4))
+        rows.append({"n": n, "bandwidth": name, "K=1 ms": one, "K=4 ms": four, "ratio": four / one})
     return rows
 
 
@@ -129,7 +125,7 @@ print(json.dumps(dict(seconds=time.perf_counter() - start, finite=bool(result.fi
 
 
 def at_scale(n: int, d: int) -> list[dict]:
-    """One step of many particles in a process of its own: time with compilation, and peak memory."""
+    """One step in a process of its own: time with compilation, and peak memory."""
     rows = []
     for name in ("Gaussian(bandwidth=1.0)", "Gaussian(bandwidth=kernels.Median())"):
         script = _AT_SCALE.format(n=n, d=d, kernel=f"kernels.{name}")
@@ -154,7 +150,5 @@ def main(quick: bool = False) -> dict[str, list[dict]]:
         "SVGD with the median rule against blackjax (bar: 4 at n = 50, 20 beyond)": (
             against_blackjax((50, 300) if quick else (50, 1000, 4000), budget)
         ),
-        "one step by blocks (bar: 4 GB at n = 100 000)": at_scale(
-            5_000 if quick else 100_000, 10
-        ),
+        "one step by blocks (bar: 4 GB at n = 100 000)": at_scale(5_000 if quick else 100_000, 10),
     }

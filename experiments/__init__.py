@@ -1,0 +1,1 @@
+"""One flat script a result; `python -m experiments.<script> --help` says what it takes."""

@@ -1,0 +1,193 @@
+"""Pairs of overlaid images, two labels each: the Multi-MNIST recipe on four sources.
+
+Two images of different classes are placed on a larger canvas, one towards the top left and one
+towards the bottom right, each moved by a few pixels, and overlapped by the maximum; task 1 is the
+class of the top-left image, task 2 that of the other (Sabour, Frosst, Hinton 2017; Lin et al.
+2019). The base images of train, validation and test are disjoint.
+"""
+
+import gzip
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from experiments.common import write_atomically
+
+DATASETS = ("digits", "multi_mnist", "multi_fashion", "multi_fashion_mnist")
+
+_SOURCES = {
+    "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+}
+_MD5 = {
+    "mnist/t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "mnist/t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+    "mnist/train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "mnist/train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "fashion_mnist/t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "fashion_mnist/t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+    "fashion_mnist/train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "fashion_mnist/train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+}
+
+
+class Images(NamedTuple):
+    """Single images and their classes."""
+
+    images: np.ndarray  # "n h w", uint8
+    labels: np.ndarray  # "n", int32
+
+    def take(self, index: np.ndarray) -> "Images":
+        """Some of them."""
+        return Images(self.images[index], self.labels[index])
+
+
+class Pairs(NamedTuple):
+    """Overlaid images, brightness 0 to 255 as bytes (a quarter of float32), and both labels."""
+
+    images: np.ndarray  # "n h w", uint8
+    labels: np.ndarray  # "n 2", int32
+
+
+class Splits(NamedTuple):
+    """Train on train, choose on validation, report on test."""
+
+    train: Pairs
+    validation: Pairs
+    test: Pairs
+
+
+def load(name: str, seed: int = 0, quick: bool = False) -> Splits:
+    """A data set of overlaid pairs.
+
+    Args:
+        name: `digits`, scikit-learn's bundled 8 × 8 digits on a 12 × 12 canvas, moved by up to 1
+            pixel: 8 000 pairs of 1 000 digits to train, 1 500 of 297 to validate, 3 000 of 500 to
+                test. Or
+            `multi_mnist`, `multi_fashion`, `multi_fashion_mnist` (task 1 is the MNIST digit, task 2
+            the Fashion-MNIST article): 28 × 28 on 36 × 36, moved by up to 4 pixels, 120 000 / 10
+            000 / 20 000 pairs; validation pairs are made of 5 000 train images set aside.
+        seed: of the pairing, placing and (digits) splitting.
+        quick: a twentieth of the pairs.
+
+    Raises:
+        ValueError: if the name is unknown.
+        FileNotFoundError: if a file is neither under `DIVJAX_DATA_DIR` nor in the cache and cannot
+            be downloaded.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}; got {name!r}.")
+    rng = np.random.default_rng(seed)
+    shrink = 20 if quick else 1
+    if name == "digits":
+        sources = _digits(rng)
+        counts, canvas, move = (8_000, 1_500, 3_000), 12, 1
+        pairs = [(source, source) for source in sources]
+    else:
+        first, second = {
+            "multi_mnist": ("mnist", "mnist"),
+            "multi_fashion": ("fashion_mnist", "fashion_mnist"),
+            "multi_fashion_mnist": ("mnist", "fashion_mnist"),
+        }[name]
+        counts, canvas, move = (120_000, 10_000, 20_000), 36, 4
+        pairs = list(zip(_idx_splits(first), _idx_splits(second), strict=True))
+    return Splits(
+        *(
+            overlay(rng, *pair, count // shrink, canvas, move)
+            for pair, count in zip(pairs, counts, strict=True)
+        )
+    )
+
+
+def overlay(
+    rng: np.random.Generator, first: Images, second: Images, count: int, canvas: int, move: int
+) -> Pairs:
+    """Pairs of different classes, first top left, second bottom right, the brighter pixel kept."""
+    left = rng.integers(len(first.labels), size=count)
+    right = rng.integers(len(second.labels), size=count)
+    while (clash := first.labels[left] == second.labels[right]).any():
+        right[clash] = rng.integers(len(second.labels), size=clash.sum())
+    size = first.images.shape[1]
+    images = np.zeros((count, canvas, canvas), np.uint8)
+    corners = rng.integers(move + 1, size=(count, 4))
+    far = canvas - size
+    for index in range(count):
+        a, b, c, d = corners[index]
+        images[index, a : a + size, b : b + size] = first.images[left[index]]
+        place = images[index, far - c : far - c + size, far - d : far - d + size]
+        np.maximum(place, second.images[right[index]], out=place)
+    labels = np.stack([first.labels[left], second.labels[right]], axis=1).astype(np.int32)
+    return Pairs(images, labels)
+
+
+def _digits(rng: np.random.Generator) -> tuple[Images, Images, Images]:
+    """1 000, 297 and 500 of scikit-learn's digits, brightness 0…16 stretched to 0…255."""
+    raw = load_digits()
+    images = np.round(raw.images * (255 / 16)).astype(np.uint8)
+    digits = Images(images, raw.target.astype(np.int32))
+    order = rng.permutation(len(digits.labels))
+    train, validation, test = np.split(order, [1_000, 1_297])
+    return digits.take(train), digits.take(validation), digits.take(test)
+
+
+def _idx_splits(source: str) -> tuple[Images, Images, Images]:
+    """Train, validation and test images of a source of idx files."""
+    parts = [
+        Images(
+            parse_idx(_fetch(f"{source}/{part}-images-idx3-ubyte.gz")),
+            parse_idx(_fetch(f"{source}/{part}-labels-idx1-ubyte.gz")).astype(np.int32),
+        )
+        for part in ("train", "t10k")
+    ]
+    train, test = parts
+    kept = np.arange(len(train.labels)) < len(train.labels) - 5_000
+    return train.take(kept), train.take(~kept), test
+
+
+def parse_idx(content: bytes) -> np.ndarray:
+    """An idx file of unsigned bytes: a magic number, the sizes of the axes, the data."""
+    raw = gzip.decompress(content)
+    if raw[:3] != b"\x00\x00\x08":
+        raise ValueError(f"not an idx file of unsigned bytes: it starts with {raw[:4]!r}.")
+    rank = raw[3]
+    shape = np.frombuffer(raw, ">u4", rank, 4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "divjax"
+
+
+def _fetch(name: str) -> bytes:
+    """A file of `DIVJAX_DATA_DIR`, of the cache, or downloaded into it, its checksum verified."""
+    given = os.environ.get("DIVJAX_DATA_DIR")
+    for folder in ([Path(given)] if given else []) + [cache_folder()]:
+        if (folder / name).exists():
+            return _verified(name, (folder / name).read_bytes(), str(folder / name))
+    source, file = name.split("/")
+    url = _SOURCES[source] + file
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response:
+            content = response.read()
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise FileNotFoundError(
+            f"{name} is not under DIVJAX_DATA_DIR ({given or 'not set'}) nor in {cache_folder()}, "
+            f"and {url} could not be read: {error}."
+        ) from error
+    content = _verified(name, content, url)
+    write_atomically(cache_folder() / name, content)
+    return content
+
+
+def _verified(name: str, content: bytes, origin: str) -> bytes:
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != _MD5[name]:
+        raise ValueError(f"{origin} is damaged: its md5 is {found}, not {_MD5[name]}.")
+    return content
