@@ -1,0 +1,500 @@
+"""Ensembles of networks that read two overlaid images at once: multi-objective flows on real data.
+
+    python -m experiments.multi_task_learning  # digits, minutes on two cores
+    python -m experiments.multi_task_learning --settings.dataset multi_mnist
+    python -m experiments.multi_task_learning --tune-on-validation  # choose step sizes
+
+A particle is a LeNet with a shared encoder and a head for each of the two tasks; the objectives are
+the tasks' losses on a common minibatch; the aggregator weighs their velocities on the encoder, and
+each head follows its own task. Kernels compare networks by their outputs on the minibatch, not by
+their weights, and the repulsion is pulled back through the network. All seeds train at once.
+
+Networks train on train; step sizes and the repulsion's strength were chosen on validation with
+`--tune-on-validation`; the table is of test, after the last epoch. (The code released with MWGraD,
+arXiv 2505.18765, enumerates its test set in training.)
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import tyro
+from jaxtyping import Array, Float, Int, Key, PyTree
+from matplotlib.figure import Figure
+
+from divjax import flows, kernels
+from divjax.core.pytrees import ravel_particles
+from experiments import common, data
+from experiments.lenet import init_particle, is_shared, logits
+
+
+class Choice(NamedTuple):
+    """What `--tune-on-validation` chooses for a method, on validation."""
+
+    step_size: float
+    repulsion: float = 0.0  # τ, the weight of the entropy beside the mean cross-entropy
+
+
+METHODS: dict[str, Choice] = {
+    "single network": Choice(3e-3),
+    "fixed weights": Choice(3e-3),
+    "MGDA": Choice(3e-3),
+    "MOO-SVGD": Choice(3e-3, 1e-3),
+    "MT-SGD": Choice(3e-3, 1e-3),
+    "MWGraD-SVGD": Choice(3e-3, 1e-3),
+    "MWGraD-Blob": Choice(3e-3, 1e-3),
+    "MWGraD-neural": Choice(3e-3, 1e-3),
+    "A-MWGraD-SVGD": Choice(3e-2, 1e-3),
+    "A-MWGraD-Blob": Choice(1e-2, 1e-3),
+}
+ONE_PARTICLE = ("single network", "MGDA")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run depends on."""
+
+    dataset: str = "digits"
+    """digits, multi_mnist, multi_fashion or multi_fashion_mnist."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    num_epochs: int = 25
+    num_particles: int = 5
+    batch_size: int = 128
+    weight_decay: float = 1e-4
+
+    def __post_init__(self):
+        unknown = set(self.methods) - set(METHODS)
+        if unknown or not self.methods:
+            raise SystemExit(f"methods must be among {', '.join(METHODS)}; got {sorted(unknown)}.")
+        if self.dataset not in data.DATASETS:
+            raise SystemExit(f"dataset must be one of {', '.join(data.DATASETS)}.")
+
+
+def as_images(raw: Int[Array, "... h w"]) -> Float[Array, "... h w"]:
+    """Bytes as brightness between zero and one."""
+    return raw.astype(jnp.float32) / 255
+
+
+class Problem(NamedTuple):
+    """The training pairs, and how a step looks at them."""
+
+    train: data.Pairs
+    settings: Settings
+
+    def batch(self, key: Key[Array, ""]) -> tuple[Array, Array]:
+        """The minibatch that all objectives and features of a step share."""
+        index = jax.random.randint(key, (self.settings.batch_size,), 0, self.train.labels.shape[0])
+        return as_images(self.train.images[index]), self.train.labels[index]
+
+    def losses(self, key: Key[Array, ""], particle: PyTree[Array]) -> Float[Array, " task"]:
+        """Each task's mean cross-entropy on the minibatch, and the weight decay they share."""
+        images, labels = self.batch(key)
+        log_probs = jax.nn.log_softmax(logits(particle, images))
+        chosen = jnp.take_along_axis(log_probs, labels[:, :, None], axis=2)[:, :, 0]
+        squares = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(particle))
+        return -jnp.mean(chosen, axis=0) + 0.5 * self.settings.weight_decay * squares
+
+    def outputs(self, key: Key[Array, ""], particle: PyTree[Array]) -> Float[Array, " p"]:
+        """Class probabilities on the minibatch: what function-space kernels compare."""
+        images, _ = self.batch(key)
+        probs = jax.nn.softmax(logits(particle, images))
+        return probs.ravel() / jnp.sqrt(images.shape[0])
+
+    def sketch(self, key: Key[Array, ""], particle: PyTree[Array]) -> Float[Array, "16"]:
+        """A fixed random projection of the outputs, low-dimensional enough to learn a score in."""
+        outputs = self.outputs(key, particle)
+        return outputs @ jax.random.normal(jax.random.key(0), (outputs.shape[0], 16)) / 4
+
+    def objectives(self, repulsion: float) -> tuple[flows.Potential, ...]:
+        """A task's loss each."""
+
+        def task(index: int) -> flows.Potential:
+            energy = lambda key, particle: self.losses(key, particle)[index]
+            return flows.Potential(energy, stochastic=True, entropy=repulsion)
+
+        return task(0), task(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scalarized:
+    """Several objectives made one before the velocity sees them, as MOO-SVGD and MT-SGD do.
+
+    MWGraD weighs velocities, after the kernel; the two earlier methods weigh the tasks' gradients.
+    MOO-SVGD (Liu, Tong, Liu 2021, algorithm 1) finds min-norm weights for every particle alone.
+    MT-SGD (Phan et al. 2022, eq. 6) finds one set for all, in the kernel's norm: Q_kj = Σ_il k(x_i,
+    x_l) ⟨g_k(x_i), g_j(x_l)⟩ / n². Heads follow their own task.
+    """
+
+    objectives: tuple[flows.Potential, ...]
+    features: Any
+    per_particle: bool
+
+    @property
+    def entropy(self) -> Any:
+        """The repulsion's strength."""
+        return self.objectives[0].entropy
+
+    def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> tuple[()]:
+        """No state."""
+        return ()
+
+    def __call__(
+        self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
+    ) -> tuple[flows.Variation, Any]:
+        """The variation of the weighted sum."""
+        parts = [objective(key, particles, weights, ())[0] for objective in self.objectives]
+        shared = is_shared(jax.tree.map(lambda leaf: leaf[0], particles))
+        encoder = [
+            jax.tree.map(lambda g, flag: g if flag else jnp.zeros_like(g), part.gradient, shared)
+            for part in parts
+        ]
+        gradients = jnp.stack([ravel_particles(gradient)[0] for gradient in encoder])
+        if self.per_particle:
+            gram = jnp.einsum("kid,jid->ikj", gradients, gradients)
+            mixture = jax.vmap(flows.min_norm_weights)(gram).T
+        else:
+            z = jax.vmap(self.features, (None, 0))(key, particles)
+            matrix = kernels.Gaussian()(z)
+            gram = jnp.einsum("il,kid,jld->kj", matrix, gradients, gradients)
+            mixture = flows.min_norm_weights(gram)[:, None] * jnp.ones(weights.shape[0])
+
+        def combine(flag: bool, *leaves: Array) -> Array:
+            shape = (-1,) + (1,) * (leaves[0].ndim - 1)
+            return sum(
+                (mixture[k].reshape(shape) if flag else 1) * leaf for k, leaf in enumerate(leaves)
+            )
+
+        gradient = jax.tree.map(combine, shared, *(part.gradient for part in parts))
+        potential = sum(mixture[k] * part.potential for k, part in enumerate(parts))
+        return flows.Variation(jnp.dot(weights, potential), potential, gradient), state
+
+
+def flow_options(method: str, choice: Choice, problem: Problem, num_steps: int) -> dict[str, Any]:
+    """A method as the four nouns of a flow, and the features its kernel compares."""
+    kernel = kernels.Gaussian()  # with the median rule
+    objectives = problem.objectives(choice.repulsion)
+    schedule = optax.cosine_decay_schedule(choice.step_size, num_steps, alpha=0.05)
+    options = {
+        "objectives": objectives,
+        "velocity": flows.SVGD(kernel) if "SVGD" in method else flows.Blob(kernel),
+        "aggregator": flows.MinNorm(),
+        "optimizer": optax.adam(schedule),
+        "features": problem.outputs,
+    }
+    if method.startswith("A-"):
+        options["optimizer"] = flows.accelerated(schedule)
+    if method in ("single network", "fixed weights"):
+        options |= {"aggregator": flows.FixedWeights(), "features": None}
+    elif method == "MGDA":
+        options |= {"features": None}
+    elif method == "MWGraD-neural":
+        options |= {"velocity": flows.NeuralScore(hidden=(32,)), "features": problem.sketch}
+    elif method in ("MOO-SVGD", "MT-SGD"):
+        per_particle = method == "MOO-SVGD"
+        scalarized = Scalarized(objectives, problem.outputs, per_particle)
+        features = problem.losses if per_particle else problem.outputs
+        options |= {
+            "objectives": (scalarized,),
+            "velocity": flows.SVGD(kernel),
+            "features": features,
+        }
+    return options
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def ensemble_probs(
+    particles: PyTree[Array], images: Int[Array, "m h w"], batch_size: int = 500
+) -> Float[Array, "m task class"]:
+    """The particles' mean class probabilities."""
+
+    def mean_probs(batch: Array) -> Array:
+        each = jax.vmap(lambda particle: jax.nn.softmax(logits(particle, batch)))(particles)
+        return each.mean(0)
+
+    m, size = images.shape[0], min(batch_size, images.shape[0])
+    pad = -m % size
+    padded = jnp.pad(images, ((0, pad), (0, 0), (0, 0))).reshape(-1, size, *images.shape[1:])
+    probs = jax.lax.map(lambda batch: mean_probs(as_images(batch)), padded)
+    return probs.reshape(-1, *probs.shape[2:])[:m]
+
+
+def metrics(probs: Float[Array, "m task class"], labels: Int[Array, "m task"]) -> dict[str, Array]:
+    """Accuracy, Brier score, expected calibration error and log loss, a number a task.
+
+    The Brier score is Σ_class (p − 1{label})²; the calibration error compares confidence with
+    accuracy in 20 equally wide bins of confidence, weighted by their counts.
+    """
+    hit = jnp.argmax(probs, axis=-1) == labels
+    confidence = jnp.max(probs, axis=-1)
+    truth = jax.nn.one_hot(labels, probs.shape[-1])
+    bins = jnp.clip((confidence * 20).astype(int), 0, 19)
+    gaps = jax.vmap(
+        lambda b, c, h: jnp.abs(jnp.zeros(20).at[b].add(c - h)).sum() / b.shape[0], in_axes=1
+    )(bins, confidence, hit.astype(confidence.dtype))
+    chosen = jnp.take_along_axis(probs, labels[..., None], axis=-1)[..., 0]
+    return {
+        "accuracy": hit.mean(0),
+        "brier": jnp.sum((probs - truth) ** 2, axis=-1).mean(0),
+        "ece": gaps,
+        "log_loss": -jnp.log(jnp.maximum(chosen, 1e-12)).mean(0),
+    }
+
+
+class Trained(NamedTuple):
+    """A method's networks over seeds, with what validation said after each epoch."""
+
+    particles: PyTree[Array]
+    log: list[dict[str, Any]]
+
+
+def train(
+    run: common.Run | None,
+    method: str,
+    choice: Choice,
+    splits: data.Splits,
+    settings: Settings,
+) -> Trained:
+    """Train all seeds of a method at once, an epoch a checkpoint."""
+    problem = Problem(jax.tree.map(jnp.asarray, splits.train), settings)
+    steps = max(1, splits.train.labels.shape[0] // settings.batch_size)
+    options = flow_options(method, choice, problem, steps * settings.num_epochs)
+    objectives = options.pop("objectives")
+    num_particles = 1 if method in ONE_PARTICLE else settings.num_particles
+    canvas = splits.train.images.shape[1]
+    keys = jax.vmap(jax.random.key)(jnp.asarray(settings.seeds))
+    validation = jax.tree.map(jnp.asarray, splits.validation)
+
+    def start(key: Key[Array, ""]) -> flows.FlowState:
+        particle_keys = jax.random.split(jax.random.fold_in(key, 1), num_particles)
+        particles = jax.vmap(lambda k: init_particle(k, canvas))(particle_keys)
+        return flows.init(key, particles, objectives, **options)
+
+    @jax.jit
+    def epoch(state: flows.FlowState) -> tuple[flows.FlowState, dict[str, Array]]:
+        def one(key: Key[Array, ""], state: flows.FlowState):
+            shared = is_shared(jax.tree.map(lambda leaf: leaf[0], state.particles))
+            result = flows.run(
+                key,
+                state,
+                objectives,
+                **options,
+                num_steps=steps,
+                record_every=steps,
+                shared=shared,
+            )
+            scores = metrics(ensemble_probs(result.particles, validation.images), validation.labels)
+            return result.state, scores | {
+                "weights": result.history.weights[-1],
+                "finite": result.finite,
+            }
+
+        return jax.vmap(one)(keys, state)
+
+    def advance(state: flows.FlowState, chunk: int) -> tuple[flows.FlowState, dict[str, Any]]:
+        state, scores = epoch(state)
+        return state, scores | {"mean_accuracy": scores["accuracy"].mean()}
+
+    state = jax.jit(jax.vmap(start))(keys)
+    if run is not None:
+        state, log = run.train(method, state, advance, settings.num_epochs)
+    else:
+        log = []
+        for chunk in common.progress(range(settings.num_epochs), method):
+            state, scores = advance(state, chunk)
+            log.append(scores)
+    return Trained(state.particles, log)
+
+
+def test_scores(trained: Trained, test: data.Pairs) -> dict[str, Any]:
+    """Metrics on test, a row a seed, and the first seed's probabilities."""
+    over_seeds = jax.lax.map(
+        lambda particles: ensemble_probs(particles, jnp.asarray(test.images)), trained.particles
+    )
+    scores = jax.vmap(metrics, (0, None))(over_seeds, jnp.asarray(test.labels))
+    weights = np.asarray([line["weights"] for line in trained.log])
+    curves = np.asarray([line["accuracy"] for line in trained.log])
+    finite = np.asarray(trained.log[-1]["finite"])
+    return scores | {"probs": over_seeds[0], "weights": weights, "curves": curves, "finite": finite}
+
+
+def tune(settings: Settings, splits: data.Splits) -> None:
+    """Print every method's validation log loss over a grid, and the best choice."""
+    for method in settings.methods:
+        step_sizes = (1e-2, 3e-2, 1e-1, 3e-1) if method.startswith("A-") else (1e-3, 3e-3, 1e-2)
+        plain = method in ("single network", "fixed weights", "MGDA")
+        repulsions = (0.0,) if plain else (1e-4, 1e-3, 1e-2)
+        found = {}
+        for step_size in step_sizes:
+            for repulsion in repulsions:
+                choice = Choice(step_size, repulsion)
+                last = train(None, method, choice, splits, settings).log[-1]
+                loss, accuracy, ece = (
+                    float(np.mean(last[name])) for name in ("log_loss", "accuracy", "ece")
+                )
+                found[choice] = loss if np.isfinite(loss) else np.inf
+                print(
+                    f"{method}: {choice}: "
+                    f"log loss {loss:.4f}, accuracy {accuracy:.4f}, ECE {ece:.4f}",
+                    flush=True,
+                )
+        print(f'    "{method}": {min(found, key=lambda choice: found[choice])},', flush=True)
+
+
+def rows(scores: dict[str, dict[str, np.ndarray]]) -> list[dict[str, str]]:
+    """The table: mean ± standard error over seeds, accuracies and ECE in per cent."""
+
+    def cells(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+        accuracy, brier, ece = arrays["accuracy"], arrays["brier"], arrays["ece"]
+        return {
+            "task 1 %": common.with_error(accuracy[:, 0], 2, 100),
+            "task 2 %": common.with_error(accuracy[:, 1], 2, 100),
+            "mean %": common.with_error(accuracy.mean(1), 2, 100),
+            "Brier": common.with_error(brier.mean(1), 4),
+            "ECE %": common.with_error(ece.mean(1), 2, 100),
+            "log loss": common.with_error(arrays["log_loss"].mean(1), 4),
+            "seconds": f"{arrays['seconds']:.0f}",
+            "finite": "yes" if arrays["finite"].all() else "NO",
+        }
+
+    return [{"method": method} | cells(arrays) for method, arrays in scores.items()]
+
+
+def draw_scores(scores: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """Accuracy, Brier score and calibration error of every method, with standard errors."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained", sharey=True)
+    names = list(scores)
+    for axis, key, title, scale in zip(
+        axes,
+        ("accuracy", "brier", "ece"),
+        ("accuracy, %", "Brier score", "expected calibration error, %"),
+        (100, 1, 100),
+        strict=True,
+    ):
+        for place, name in enumerate(names):
+            mean, error = common.mean_and_error(scores[name][key].mean(1) * scale)
+            color = "C1" if "MWGraD" in name else "C0"
+            axis.errorbar(mean, place, xerr=error, fmt="o", color=color, capsize=3)
+        axis.set_title(title)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    return figure
+
+
+def draw_training(scores: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """Validation accuracy after each epoch, and the first task's weight, mean over seeds."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    for index, (name, arrays) in enumerate(scores.items()):
+        style = {"color": f"C{index % 10}", "ls": "--" if index >= 10 else "-"}
+        left.plot(
+            1 + np.arange(len(arrays["curves"])), arrays["curves"].mean((1, 2)), label=name, **style
+        )
+        if arrays["weights"].shape[-1] == 2:
+            right.plot(
+                1 + np.arange(len(arrays["weights"])), arrays["weights"][..., 0].mean(1), **style
+            )
+    low = min(arrays["curves"][-1].mean() for arrays in scores.values())
+    left.set(
+        xlabel="epoch", title="validation accuracy, mean of both tasks", ylim=(low - 0.08, None)
+    )
+    right.set(xlabel="epoch", title="weight of task 1 in an epoch's first step", ylim=(0, 1))
+    left.legend(fontsize=7, loc="lower right")
+    return figure
+
+
+def draw_reliability(scores: dict[str, dict[str, np.ndarray]], labels: np.ndarray) -> Figure:
+    """Accuracy against confidence, both tasks pooled, first seed."""
+    shown = list(scores)
+    columns = min(5, len(shown))
+    figure, axes = plt.subplots(
+        -(-len(shown) // columns),
+        columns,
+        figsize=(2.4 * columns, 2.6 * -(-len(shown) // columns)),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    edges = np.linspace(0, 1, 21)
+    for axis, name in zip(axes.ravel(), shown, strict=False):
+        probs = scores[name]["probs"].reshape(-1, 10)
+        confidence, hit = probs.max(1), probs.argmax(1) == labels.ravel()
+        which = np.clip(np.digitize(confidence, edges) - 1, 0, 19)
+        count = np.bincount(which, minlength=20)
+        filled = count >= 10
+        accuracy = np.bincount(which, hit, 20)[filled] / count[filled]
+        axis.bar((edges[:-1] + 0.025)[filled], accuracy, width=0.045, color="C0")
+        axis.plot([0, 1], [0, 1], color="black", lw=1)
+        axis.set_title(name, fontsize=8)
+    for axis in axes.ravel()[len(shown) :]:
+        axis.set_axis_off()
+    figure.supxlabel("confidence")
+    figure.supylabel("accuracy")
+    return figure
+
+
+def draw_examples(test: data.Pairs, probs: np.ndarray, name: str) -> Figure:
+    """Test images with both answers: the surest six rows and the least sure."""
+    sure = probs.max(-1).min(-1)
+    order = np.argsort(sure)
+    chosen = np.concatenate([order[-6:][::-1], order[:6]])
+    figure, axes = plt.subplots(2, 6, figsize=(10, 4.2), layout="constrained")
+    for axis, index in zip(axes.ravel(), chosen, strict=True):
+        axis.imshow(test.images[index], cmap="gray")
+        answer, confidence = probs[index].argmax(-1), probs[index].max(-1)
+        right = (answer == test.labels[index]).all()
+        axis.set_title(
+            f"{answer[0]} ({confidence[0]:.2f}), {answer[1]} ({confidence[1]:.2f})\n"
+            f"true {test.labels[index][0]}, {test.labels[index][1]}",
+            fontsize=8,
+            color="black" if right else "C3",
+        )
+        axis.set_axis_off()
+    figure.suptitle(f"{name}: surest and least sure test images", fontsize=10)
+    return figure
+
+
+def main(
+    settings: Settings,
+    quick: bool = False,
+    tune_on_validation: bool = False,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Train every method over all seeds, print the table, draw the figures."""
+    if quick:
+        settings = dataclasses.replace(settings, seeds=settings.seeds[:2], num_epochs=2)
+    splits = data.load(settings.dataset, quick=quick)
+    if tune_on_validation:
+        tune(settings, splits)
+        return
+    folder = output or Path("runs") / "multi_task_learning" / settings.dataset
+    with common.open_run("multi_task_learning", settings, folder, overwrite) as run:
+        scores = {}
+        for method in settings.methods:
+            scores[method] = run.stage(
+                method,
+                lambda method=method: test_scores(
+                    train(run, method, METHODS[method], splits, settings), splits.test
+                ),
+            )
+        print(
+            f"\n{settings.dataset}: test, mean ± standard error over {len(settings.seeds)} seeds\n"
+        )
+        print(run.save_table("results", rows(scores)))
+        run.save_figure("scores", draw_scores(scores))
+        run.save_figure("training", draw_training(scores))
+        run.save_figure("reliability", draw_reliability(scores, splits.test.labels))
+        best = settings.methods[-1]
+        run.save_figure("examples", draw_examples(splits.test, scores[best]["probs"], best))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
