@@ -1,4 +1,5 @@
-"""The table of public methods: a new one is one more row, and every check of the suite runs on it."""
+"""The table of public methods: a new one is one more row, and every check of the suite runs on
+it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,8 +18,8 @@ class Row(NamedTuple):
     Attributes:
         method: the pytree whose leaves are hyper-parameters.
         evaluate: `(method, key, x "n d", weights "n") -> array`.
-        output: what permuting the particles does to the output: "equivariant" (axis −2 is the particles'),
-            "invariant", or "random" where the key's draws are tied to positions.
+        output: what permuting the particles does to the output: "equivariant" (axis −2 is the
+            particles'), "invariant", or "random" where the key's draws are tied to positions.
         smooth: whether finite differences in x make sense.
     """
 
@@ -37,7 +38,8 @@ def _objective_value(method, key, x, weights):
 
 
 def _energies(x):
-    """Gradients of K energies that depend on the particles, so that derivatives flow through them."""
+    """Gradients of K energies that depend on the particles, so that derivatives flow through
+    them."""
     return jnp.stack([(k + 1) * x - k for k in range(K)])
 
 
@@ -88,8 +90,12 @@ GAUSSIAN = kernels.Gaussian(bandwidth=0.9)
 ROWS = {
     "kernels.Gaussian": Row(GAUSSIAN, _kernel, "equivariant"),
     "kernels.Gaussian(Median)": Row(
-        # The rule is a constant to differentiation, so finite differences see what gradients must not.
-        kernels.Gaussian(bandwidth=kernels.Median()), _kernel, "equivariant", smooth=False
+        # The rule is a constant to differentiation, so finite differences see what gradients must
+        # not.
+        kernels.Gaussian(bandwidth=kernels.Median()),
+        _kernel,
+        "equivariant",
+        smooth=False,
     ),
     "kernels.Gaussian(Mean)": Row(
         kernels.Gaussian(bandwidth=kernels.Mean()), _kernel, "equivariant", smooth=False

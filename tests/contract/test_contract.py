@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tests.contract.table import D, N, ROWS
+from tests.contract.table import ROWS, D, N
 
 KEY = jax.random.key(3)
 X = jax.random.normal(jax.random.key(5), (N, D))
@@ -19,7 +19,11 @@ def floats(tree, dtype):
     """The tree with Python numbers made arrays, and its floating leaves of one dtype."""
 
     def cast(leaf):
-        return jnp.asarray(leaf, dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
+        return (
+            jnp.asarray(leaf, dtype)
+            if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            else leaf
+        )
 
     return jax.tree.map(cast, tree)
 
@@ -65,7 +69,9 @@ def test_vmap_over_every_leaf_equals_a_loop(name):
 def test_the_same_key_gives_the_same_value(name):
     method, evaluate, *_ = ROWS[name]
     compiled = jax.jit(evaluate)
-    np.testing.assert_array_equal(compiled(method, KEY, X, WEIGHTS), compiled(method, KEY, X, WEIGHTS))
+    np.testing.assert_array_equal(
+        compiled(method, KEY, X, WEIGHTS), compiled(method, KEY, X, WEIGHTS)
+    )
 
 
 @every
@@ -78,7 +84,9 @@ def test_dtypes_are_kept(name, dtype):
         )
         assert output.dtype == dtype
         # Python numbers are weakly typed: they must not promote.
-        python = jax.tree.map(lambda leaf: float(leaf) if jnp.ndim(leaf) == 0 else jnp.asarray(leaf, dtype), method)
+        python = jax.tree.map(
+            lambda leaf: float(leaf) if jnp.ndim(leaf) == 0 else jnp.asarray(leaf, dtype), method
+        )
         output = jax.eval_shape(evaluate, python, KEY, X.astype(dtype), WEIGHTS.astype(dtype))
         assert output.dtype == dtype
 

@@ -1,4 +1,5 @@
-"""Acceleration against its closed form and the published toy; masses against the Fisher–Rao flow."""
+"""Acceleration against its closed form and the published toy; masses against the Fisher–Rao
+flow."""
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,14 @@ def test_strongly_convex_damping_solves_the_damped_oscillator():
     """ẍ + 2√β ẋ + x = 0 with β < 1 is underdamped: x(t) is known; the scheme's time step is √η."""
     beta, eta = 0.25, 1e-4
     with jax.enable_x64(True):
-        path = iterate(flows.accelerated(eta, beta, restart=False), lambda x: x, jnp.array(1.0), 400)
+        path = iterate(
+            flows.accelerated(eta, beta, restart=False), lambda x: x, jnp.array(1.0), 400
+        )
         t = np.sqrt(eta) * np.arange(1, 401)
         rate, frequency = np.sqrt(beta), np.sqrt(1 - beta)
-        exact = np.exp(-rate * t) * (np.cos(frequency * t) + rate / frequency * np.sin(frequency * t))
+        exact = np.exp(-rate * t) * (
+            np.cos(frequency * t) + rate / frequency * np.sin(frequency * t)
+        )
         np.testing.assert_allclose(path, exact, atol=2 * np.sqrt(eta))
 
 
@@ -86,7 +91,11 @@ def toy_grad_norms(velocity, optimizer, num_steps=1001, num_seeds=5):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("velocity", "eta", "plain", "fast"),
-    [(flows.SVGD, 0.01, 2e-4, 1e-6), (flows.SVGD, 0.001, 1e-2, 1e-5), (flows.Blob, 0.01, 1e-3, 1e-5)],
+    [
+        (flows.SVGD, 0.01, 2e-4, 1e-6),
+        (flows.SVGD, 0.001, 1e-2, 1e-5),
+        (flows.Blob, 0.01, 1e-3, 1e-5),
+    ],
 )
 def test_acceleration_reaches_the_published_toys_bars(velocity, eta, plain, fast):
     velocity = velocity(kernels.Gaussian(bandwidth=1.0))
@@ -112,7 +121,9 @@ def test_masses_follow_the_fisher_rao_flow():
 def test_masses_find_the_mixture_that_transport_cannot():
     """Two far modes of masses ¾ and ¼, particles split evenly: transport alone keeps the halves."""
     target = problems.GaussianMixture(
-        weights=jnp.array([0.75, 0.25]), means=jnp.array([[-8.0], [8.0]]), covariances=jnp.asarray(0.5)
+        weights=jnp.array([0.75, 0.25]),
+        means=jnp.array([[-8.0], [8.0]]),
+        covariances=jnp.asarray(0.5),
     )
     x = jnp.repeat(jnp.array([[-8.0], [8.0]]), 30, axis=0)
     x = x + 0.5 * jax.random.normal(jax.random.key(0), x.shape)
@@ -121,8 +132,13 @@ def test_masses_find_the_mixture_that_transport_cannot():
     def mass_on_the_left(particle_weights):
         result = jax.jit(
             lambda: flows.run(
-                jax.random.key(1), x, (flows.KL(target.log_prob),), velocity=flows.Blob(kernel),
-                optimizer=optax.sgd(0.05), num_steps=300, particle_weights=particle_weights,
+                jax.random.key(1),
+                x,
+                (flows.KL(target.log_prob),),
+                velocity=flows.Blob(kernel),
+                optimizer=optax.sgd(0.05),
+                num_steps=300,
+                particle_weights=particle_weights,
             )
         )()
         assert result.finite

@@ -28,7 +28,8 @@ def evaluate(objective, x, weights):
 
 
 def check_gradient(objective, functional, x, weights):
-    """∇δE/δq(x_i) = (1/a_i) ∂E/∂x_i for E of the empirical measure Σ a_i δ_{x_i}; δE/δq = ∂E/∂a_i."""
+    """∇δE/δq(x_i) = (1/a_i) ∂E/∂x_i for E of the empirical measure Σ a_i δ_{x_i}; δE/δq =
+    ∂E/∂a_i."""
     variation = evaluate(objective, x, weights)
     expected = jax.grad(functional)(x, weights) / weights[:, None]
     np.testing.assert_allclose(variation.gradient, expected, rtol=1e-8, atol=1e-12)
@@ -89,7 +90,10 @@ def test_objectives_take_pytrees():
     x, weights = setup(d=3)
     split = lambda z: {"a": z[..., :1], "b": z[..., 1:]}
     for whole, parts in (
-        (flows.KL(lambda z: -jnp.sum(z**4)), flows.KL(lambda z: -jnp.sum(z["a"] ** 4) - jnp.sum(z["b"] ** 4))),
+        (
+            flows.KL(lambda z: -jnp.sum(z**4)),
+            flows.KL(lambda z: -jnp.sum(z["a"] ** 4) - jnp.sum(z["b"] ** 4)),
+        ),
         (flows.MMD(x + 1, kernels.Energy()), flows.MMD(split(x + 1), kernels.Energy())),
         (flows.Interaction(kernels.Laplace(bandwidth=1.0)),) * 2,
     ):
@@ -130,13 +134,17 @@ def test_arrays_of_a_bound_method_are_leaves():
 @pytest.mark.parametrize("make", [flows.KL, flows.Potential])
 def test_a_vector_valued_energy_is_refused(make):
     x, weights = setup()
-    with pytest.raises(ValueError, match=r"must return a scalar for a single particle; got shape \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"must return a scalar for a single particle; got shape \(2,\)"
+    ):
         evaluate(make(lambda z: z), x, weights)
 
 
 def test_samples_of_another_dimension_are_refused():
     x, _ = setup()
-    with pytest.raises(ValueError, match="samples and particles must have the same number of features; got 3 and 2"):
+    with pytest.raises(
+        ValueError, match="samples and particles must have the same number of features; got 3 and 2"
+    ):
         flows.MMD(jnp.zeros((4, 3)), kernels.Energy()).init(KEY, x)
 
 

@@ -43,7 +43,9 @@ def test_recording_less_often_changes_nothing_else(num_steps, record_every):
     sparse = run(KEY, X, TARGETS, num_steps=num_steps, record_every=record_every)
     np.testing.assert_allclose(sparse.particles, full.particles, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(sparse.history.step, np.arange(0, num_steps, record_every))
-    np.testing.assert_allclose(sparse.history.values, full.history.values[::record_every], rtol=1e-5)
+    np.testing.assert_allclose(
+        sparse.history.values, full.history.values[::record_every], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,9 @@ def test_steps_by_hand_are_the_scan():
 def test_particles_as_a_pytree_move_as_the_array_does():
     log_prob = lambda x: -jnp.sum((x - 1) ** 4)
     tree = {"a": X[:, :1], "b": {"c": X[:, 1]}}
-    flow = lambda particles, log_prob: run(KEY, particles, (flows.KL(log_prob),), num_steps=5).particles
+    flow = lambda particles, log_prob: (
+        run(KEY, particles, (flows.KL(log_prob),), num_steps=5).particles
+    )
     array = flow(X, log_prob)
     parts = flow(tree, lambda p: log_prob(p["a"]) + log_prob(p["b"]["c"]))
     np.testing.assert_allclose(parts["a"], array[:, :1], rtol=1e-5)
@@ -107,7 +111,8 @@ def test_gfsd_follows_the_smoothed_gaussian_flow():
 
 
 def test_langevin_has_the_right_temperature():
-    """x ← (1 − η/s²)x + √(2η) ξ is autoregressive; its stationary variance is s² / (1 − η/(2s²))."""
+    """x ← (1 − η/s²)x + √(2η) ξ is autoregressive; its stationary variance is s² / (1 −
+    η/(2s²))."""
     step_size, variance, n = 0.2, 0.7, 20_000
     result = run(
         KEY,
@@ -131,20 +136,36 @@ def test_langevin_follows_schedules_and_rates_a_leaf():
     )
     particles = {"a": jnp.zeros(5000), "b": jnp.zeros(5000)}
     flat = lambda p: 0.0 * (p["a"] + p["b"])
-    for objective, scale in ((flows.KL(flat), 1.0), (flows.Potential(flat), 0.0), (flows.Potential(flat, entropy=0.25), 0.5)):
-        moved = run(KEY, particles, (objective,), velocity=flows.Langevin(), optimizer=optimizer, num_steps=2).particles
+    for objective, scale in (
+        (flows.KL(flat), 1.0),
+        (flows.Potential(flat), 0.0),
+        (flows.Potential(flat, entropy=0.25), 0.5),
+    ):
+        moved = run(
+            KEY,
+            particles,
+            (objective,),
+            velocity=flows.Langevin(),
+            optimizer=optimizer,
+            num_steps=2,
+        ).particles
         for leaf, variance in (("a", 2 * 2e-3), ("b", 2 * 0.15)):
             expected = scale**2 * variance
             assert abs(moved[leaf].var() - expected) <= 4 * expected * np.sqrt(2 / 5000)
 
 
 def test_min_norm_flow_ends_between_the_targets():
-    """For N(m_k, I) the Pareto set is {N(m, I): m in the hull of the m_k}; off it the flow moves on."""
+    """For N(m_k, I) the Pareto set is {N(m, I): m in the hull of the m_k}; off it the flow moves
+    on."""
     means = jnp.array([[-2.0, 0.0], [2.0, 0.0]])
     objectives = tuple(flows.KL(lambda z, m=m: -0.5 * jnp.sum((z - m) ** 2)) for m in means)
     result = run(
-        KEY, X + jnp.array([0.5, 5.0]), objectives,
-        velocity=flows.Blob(kernels.Gaussian(bandwidth=0.5)), optimizer=optax.sgd(0.1), num_steps=400,
+        KEY,
+        X + jnp.array([0.5, 5.0]),
+        objectives,
+        velocity=flows.Blob(kernels.Gaussian(bandwidth=0.5)),
+        optimizer=optax.sgd(0.1),
+        num_steps=400,
     )
     center = result.particles.mean(0)
     assert abs(center[1]) < 1e-3
@@ -155,13 +176,27 @@ def test_min_norm_flow_ends_between_the_targets():
 def test_min_norm_is_never_longer_than_uniform():
     x = 5 * jax.random.normal(KEY, (50, 2))
     targets = tuple(flows.KL(t.log_prob) for t in problems.three_component_targets())
-    result = run(KEY, x, targets, optimizer=optax.adam(3e-2), velocity=flows.Blob(kernels.Gaussian()), num_steps=150)
+    result = run(
+        KEY,
+        x,
+        targets,
+        optimizer=optax.adam(3e-2),
+        velocity=flows.Blob(kernels.Gaussian()),
+        num_steps=150,
+    )
     assert jnp.abs(result.history.weights - 0.25).max() > 0.2
     uniform = lambda s: run(
-        KEY, s, targets, velocity=flows.Blob(kernels.Gaussian()), aggregator=flows.FixedWeights(), num_steps=1
+        KEY,
+        s,
+        targets,
+        velocity=flows.Blob(kernels.Gaussian()),
+        aggregator=flows.FixedWeights(),
+        num_steps=1,
     ).history.grad_norm[0]
     for x in (X, 5 * X, result.particles):
-        shortest = run(KEY, x, targets, velocity=flows.Blob(kernels.Gaussian()), num_steps=1).history.grad_norm[0]
+        shortest = run(
+            KEY, x, targets, velocity=flows.Blob(kernels.Gaussian()), num_steps=1
+        ).history.grad_norm[0]
         assert shortest <= uniform(x) * (1 + 1e-5)
 
 
@@ -172,13 +207,22 @@ def test_features_of_the_identity_change_nothing():
 
 
 def test_features_pull_the_repulsion_back():
-    """A linear map A compares A x; the score there comes back through Aᵀ: both known in closed form."""
+    """A linear map A compares A x; the score there comes back through Aᵀ: both known in closed
+    form."""
     matrix = jnp.array([[2.0, 1.0], [0.0, 0.5], [1.0, 0.0]])
     flat = flows.KL(lambda z: 0.0 * jnp.sum(z))
     velocity = flows.GFSD(kernels.Gaussian(bandwidth=1.0))
-    step = lambda x, features: run(
-        KEY, x, (flat,), velocity=velocity, optimizer=optax.sgd(1.0), num_steps=1, features=features
-    ).particles
+    step = lambda x, features: (
+        run(
+            KEY,
+            x,
+            (flat,),
+            velocity=velocity,
+            optimizer=optax.sgd(1.0),
+            num_steps=1,
+            features=features,
+        ).particles
+    )
     in_features = step(X @ matrix.T, None) - X @ matrix.T
     pulled_back = step(X, lambda key, particle: matrix @ particle) - X
     np.testing.assert_allclose(pulled_back, in_features @ matrix, rtol=1e-4, atol=1e-5)
@@ -193,8 +237,14 @@ def test_own_leaves_follow_their_own_objective_at_full_weight():
         flows.Potential(lambda p: 9 * (p["a"] + 1) ** 2 + 2 * p["two"] ** 2),
     )
     moved = run(
-        KEY, particles, objectives, velocity=flows.Langevin(), optimizer=optax.sgd(0.01),
-        aggregator=flows.FixedWeights(jnp.array([0.9, 0.1])), shared=shared, num_steps=1,
+        KEY,
+        particles,
+        objectives,
+        velocity=flows.Langevin(),
+        optimizer=optax.sgd(0.01),
+        aggregator=flows.FixedWeights(jnp.array([0.9, 0.1])),
+        shared=shared,
+        num_steps=1,
     ).particles
     a, one, two = X[:, 0], X[:, 0], X[:, 1]
     np.testing.assert_allclose(moved["one"], one - 0.01 * 2 * one, rtol=1e-5, atol=1e-6)
@@ -224,8 +274,12 @@ def test_a_sweep_is_one_compilation_and_equals_the_loop():
     def final(learning_rate, bandwidth):
         traces.append(None)
         return flows.run(
-            KEY, X, TARGETS, velocity=flows.SVGD(kernels.Gaussian(bandwidth=bandwidth)),
-            optimizer=optax.adam(learning_rate), num_steps=5,
+            KEY,
+            X,
+            TARGETS,
+            velocity=flows.SVGD(kernels.Gaussian(bandwidth=bandwidth)),
+            optimizer=optax.adam(learning_rate),
+            num_steps=5,
         ).particles
 
     rates, bandwidths = jnp.array([0.01, 0.1]), jnp.array([0.5, 2.0])
@@ -234,8 +288,12 @@ def test_a_sweep_is_one_compilation_and_equals_the_loop():
     assert len(traces) == 1
     for rate, bandwidth, one in zip(rates, bandwidths, swept, strict=True):
         alone = run(
-            KEY, X, TARGETS, velocity=flows.SVGD(kernels.Gaussian(bandwidth=bandwidth)),
-            optimizer=optax.adam(rate), num_steps=5,
+            KEY,
+            X,
+            TARGETS,
+            velocity=flows.SVGD(kernels.Gaussian(bandwidth=bandwidth)),
+            optimizer=optax.adam(rate),
+            num_steps=5,
         ).particles
         np.testing.assert_allclose(one, alone, rtol=1e-4, atol=1e-5)
 
@@ -244,7 +302,12 @@ def test_a_sweep_is_one_compilation_and_equals_the_loop():
 def test_dtypes_are_kept(dtype):
     with jax.enable_x64(True):
         result = run(KEY, X.astype(dtype), TARGETS, num_steps=2, optimizer=flows.accelerated(0.01))
-        assert result.particles.dtype == result.weights.dtype == result.history.grad_norm.dtype == dtype
+        assert (
+            result.particles.dtype
+            == result.weights.dtype
+            == result.history.grad_norm.dtype
+            == dtype
+        )
 
 
 REFUSALS = {

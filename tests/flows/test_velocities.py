@@ -61,7 +61,9 @@ def test_gfsd_is_the_density_estimates_score(cloud):
     log_density = lambda z: jnp.log(
         jnp.sum(a * jnp.exp(-jnp.sum((z - x) ** 2, axis=1) / (2 * SIGMA**2)))
     )
-    np.testing.assert_allclose(repulsion, -jax.vmap(jax.grad(log_density))(jnp.asarray(x)), rtol=1e-9)
+    np.testing.assert_allclose(
+        repulsion, -jax.vmap(jax.grad(log_density))(jnp.asarray(x)), rtol=1e-9
+    )
     np.testing.assert_array_equal(drift, -g)
 
 
@@ -91,7 +93,9 @@ def test_gfsf_solves_steins_identity_with_a_ridge(cloud):
 def test_a_double_mass_is_two_particles_in_one_place(cloud, name):
     x, _, g = cloud
     velocity = VELOCITIES[name]
-    if name == "GFSF":  # the ridge weighs one equation of mass 2 as it does two of mass 1 only as λ → 0
+    if (
+        name == "GFSF"
+    ):  # the ridge weighs one equation of mass 2 as it does two of mass 1 only as λ → 0
         velocity = flows.GFSF(KERNEL, regularization=1e-9)
     twice = np.concatenate([np.arange(7), [3]])
     weighted = evaluate(velocity, x, np.where(np.arange(7) == 3, 2, 1) / 8, g)
@@ -128,8 +132,11 @@ def test_one_objective_is_blackjaxs_svgd():
     steps, step_size, bandwidth = 25, 0.1, 0.7
     with jax.enable_x64(True):
         x = jax.random.normal(jax.random.key(0), (12, 2))
-        log_prob = lambda z: -0.5 * jnp.sum((z - jnp.array([1.0, -2.0])) ** 2 * jnp.array([1.0, 3.0]))
-        # blackjax writes the kernel as exp(−d²/length_scale), and the median rule follows each step.
+        log_prob = lambda z: (
+            -0.5 * jnp.sum((z - jnp.array([1.0, -2.0])) ** 2 * jnp.array([1.0, 3.0]))
+        )
+        # blackjax writes the kernel as exp(−d²/length_scale), and the median rule follows each
+        # step.
         peer = blackjax.svgd(
             jax.grad(log_prob), optax.adam(step_size), update_kernel_parameters=lambda s: s
         )

@@ -1,0 +1,113 @@
+"""Mixtures against SciPy's densities, quadrature, autodiff and the law of large numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import dblquad
+from scipy.stats import multivariate_normal
+
+from divjax import problems
+from divjax.problems import GaussianMixture
+
+WEIGHTS, MEANS = np.array([0.2, 0.5, 0.3]), np.array([[0.0, 1.0], [2.0, -1.0], [-1.0, -1.0]])
+ROOTS = np.array([[[1.0, 0.0], [0.3, 0.5]], [[0.4, 0.0], [-0.2, 0.9]], [[0.7, 0.0], [0.0, 0.7]]])
+COVARIANCES = {
+    "scalar": np.array(0.6),
+    "variances": np.array([0.3, 1.0, 2.0]),
+    "matrices": ROOTS @ ROOTS.transpose(0, 2, 1),
+}
+every = pytest.mark.parametrize("kind", COVARIANCES)
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def full(kind):
+    covariances = COVARIANCES[kind]
+    if covariances.ndim == 3:
+        return covariances
+    return np.broadcast_to(covariances, (3,))[:, None, None] * np.eye(2)
+
+
+def mixture(kind):
+    return GaussianMixture(*map(jnp.asarray, (WEIGHTS, MEANS, COVARIANCES[kind])))
+
+
+def scipy_log_prob(kind, x):
+    parts = zip(WEIGHTS, MEANS, full(kind), strict=True)
+    return np.log(sum(w * multivariate_normal(m, s).pdf(x) for w, m, s in parts))
+
+
+@every
+def test_log_prob_is_scipys_and_score_its_gradient(kind):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(7, 2)) * 3)
+    target = mixture(kind)
+    np.testing.assert_allclose(jax.vmap(target.log_prob)(x), scipy_log_prob(kind, x), rtol=1e-9)
+    gradient = jax.vmap(jax.grad(target.log_prob))(x)
+    np.testing.assert_allclose(jax.vmap(target.score)(x), gradient, rtol=1e-8, atol=1e-12)
+
+
+def test_the_density_integrates_to_one():
+    density = jax.jit(lambda x, y: jnp.exp(mixture("matrices").log_prob(jnp.array([x, y]))))
+    total, _ = dblquad(lambda y, x: float(density(x, y)), -7, 8, -7, 7, epsabs=1e-5)
+    np.testing.assert_allclose(total, 1, atol=1e-4)
+
+
+@every
+def test_moments_of_samples(kind):
+    target, n = mixture(kind), 20_000
+    x = np.asarray(target.sample(jax.random.key(0), n))
+    mean = WEIGHTS @ MEANS
+    offsets = MEANS - mean
+    covariance = np.einsum("c,cij->ij", WEIGHTS, full(kind)) + (offsets.T * WEIGHTS) @ offsets
+    np.testing.assert_allclose(target.mean(), mean, rtol=1e-12)
+    np.testing.assert_allclose(target.covariance(), covariance, rtol=1e-12)
+    assert np.all(np.abs(x.mean(0) - mean) < 4 * np.sqrt(np.diag(covariance) / n))
+    products = np.einsum("ni,nj->nij", x - mean, x - mean)
+    errors = products.std(0) / np.sqrt(n)
+    assert np.all(np.abs(products.mean(0) - covariance) < 4 * errors)
+
+
+def test_the_toys_are_as_published():
+    x = np.array([0.4, -1.2])
+    corners = [
+        ((4, -4), (0.1, 0.2)),
+        ((-4, 4), (-0.1, 0.3)),
+        ((-4, -4), (0.4, -0.4)),
+        ((4, 4), (-0.2, 0.3)),
+    ]
+    for target, (one, two) in zip(problems.two_component_targets(), corners, strict=True):
+        density = 0.7 * multivariate_normal(one).pdf(x) + 0.3 * multivariate_normal(two).pdf(x)
+        np.testing.assert_allclose(target.log_prob(jnp.asarray(x)), np.log(density), rtol=1e-5)
+    target = problems.three_component_targets()[0]
+    parts = ((0.2, (4, 4)), (0.7, (-2, 0)), (0.1, (2, 0)))
+    density = sum(w * multivariate_normal(m, 0.5).pdf(x) for w, m in parts)
+    np.testing.assert_allclose(target.log_prob(jnp.asarray(x)), np.log(density), rtol=1e-5)
+
+
+def test_jitter_moves_every_mean_once():
+    moved = problems.three_component_targets(jax.random.key(0))
+    plain = problems.three_component_targets()
+    shifts = np.concatenate([a.means - b.means for a, b in zip(moved, plain, strict=True)])
+    assert 0.2 < shifts.std() < 0.4  # 24 draws of .3 N(0, 1)
+    assert len(np.unique(shifts)) == 24
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (np.ones(2), np.zeros((2, 1)), np.ones(())),
+            "weights must be non-negative and sum to one",
+        ),
+        ((np.ones(1), np.zeros((2, 1)), np.ones(())), "weights and means must have shapes"),
+        ((np.ones(1), np.zeros((1, 2)), np.ones(3)), "covariances must be a scalar"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianMixture(*map(jnp.asarray, arguments))
