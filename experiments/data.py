@@ -128,9 +128,9 @@ def overlay(
 
 def _digits(rng: np.random.Generator) -> tuple[Images, Images, Images]:
     """1 000, 297 and 500 of scikit-learn's digits, brightness 0…16 stretched to 0…255."""
-    raw = load_digits()
-    images = np.round(raw.images * (255 / 16)).astype(np.uint8)
-    digits = Images(images, raw.target.astype(np.int32))
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.round(np.reshape(pixels, (-1, 8, 8)) * (255 / 16)).astype(np.uint8)
+    digits = Images(images, np.asarray(labels, np.int32))
     order = rng.permutation(len(digits.labels))
     train, validation, test = np.split(order, [1_000, 1_297])
     return digits.take(train), digits.take(validation), digits.take(test)

@@ -167,12 +167,14 @@ class Scalarized:
 
         def combine(flag: bool, *leaves: Array) -> Array:
             shape = (-1,) + (1,) * (leaves[0].ndim - 1)
-            return sum(
-                (mixture[k].reshape(shape) if flag else 1) * leaf for k, leaf in enumerate(leaves)
-            )
+            weighed = [
+                (w.reshape(shape) if flag else 1) * leaf
+                for w, leaf in zip(mixture, leaves, strict=True)
+            ]
+            return functools.reduce(jnp.add, weighed)
 
         gradient = jax.tree.map(combine, shared, *(part.gradient for part in parts))
-        potential = sum(mixture[k] * part.potential for k, part in enumerate(parts))
+        potential = jnp.sum(mixture * jnp.stack([part.potential for part in parts]), axis=0)
         return flows.Variation(jnp.dot(weights, potential), potential, gradient), state
 
 

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Quickstart: one flow, two objectives
 #
-# Two objectives, one known by its density and one by samples. We move 200 particles until neither can
-# fall further without the other rising, and watch them go.
+# Two objectives, one known by its density and one by samples. We move 200 particles until neither
+# can fall further without the other rising, and watch them go.
 
 # %%
 import pathlib
@@ -31,13 +31,15 @@ from divjax import flows, kernels, problems
 # %% [markdown]
 # ## 1. What should fall
 #
-# A mixture of two Gaussians is known by its density: its objective is a KL divergence. A ring is known
-# by draws from it: its objective is a maximum mean discrepancy, here the energy distance, which needs no
-# bandwidth.
+# A mixture of two Gaussians is known by its density: its objective is a KL divergence. A ring is
+# known by draws from it: its objective is a maximum mean discrepancy, here the energy distance,
+# which needs no bandwidth.
 
 # %%
 mixture = problems.GaussianMixture(
-    weights=jnp.array([0.5, 0.5]), means=jnp.array([[-3.0, 0.0], [3.0, 0.0]]), covariances=jnp.array(0.3)
+    weights=jnp.array([0.5, 0.5]),
+    means=jnp.array([[-3.0, 0.0], [3.0, 0.0]]),
+    covariances=jnp.array(0.3),
 )
 angles = jax.random.uniform(jax.random.key(1), (300,), maxval=2 * jnp.pi)
 ring = 3 * jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
@@ -47,16 +49,22 @@ objectives = (flows.KL(mixture.log_prob), flows.MMD(ring, kernels.Energy()))
 # ## 2. Run the flow
 #
 # The velocity says how steepest descent is estimated from particles, the aggregator how the two are
-# weighed, the optimizer how the step is taken. `observe` records whatever you like along the way. We
-# compile the whole run, as you would any JAX function.
+# weighed, the optimizer how the step is taken. `observe` records whatever you like along the way.
+# We compile the whole run, as you would any JAX function.
 
 # %%
 start = 0.5 * jax.random.normal(jax.random.key(2), (200, 2)) + jnp.array([0.0, 4.0])
 flow = jax.jit(
     lambda particles: flows.run(
-        jax.random.key(0), particles, objectives,
-        velocity=flows.Blob(kernels.Gaussian(bandwidth=0.4)), aggregator=flows.MinNorm(),
-        optimizer=optax.adam(0.03), num_steps=600, record_every=10, observe=lambda state: state.particles,
+        jax.random.key(0),
+        particles,
+        objectives,
+        velocity=flows.Blob(kernels.Gaussian(bandwidth=0.4)),
+        aggregator=flows.MinNorm(),
+        optimizer=optax.adam(0.03),
+        num_steps=600,
+        record_every=10,
+        observe=lambda state: state.particles,
     )
 )
 result = flow(start)
@@ -91,8 +99,8 @@ print("saved", folder / "quickstart.gif")
 # %% [markdown]
 # ## 4. What happened on the way
 #
-# Both objectives fall at first. Then they compete: the weights tell which one holds the other back, and
-# the gradient norm tells how far the particles are from a Pareto stationary distribution.
+# Both objectives fall at first. Then they compete: the weights tell which one holds the other back,
+# and the gradient norm tells how far the particles are from a Pareto stationary distribution.
 
 # %%
 history = result.history
@@ -100,7 +108,9 @@ figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3), layout="cons
 left.plot(history.step, history.values, label=["−log density", "½ energy distance²"])
 middle.plot(history.step, history.weights, label=["mixture", "ring"])
 right.semilogy(history.step, history.grad_norm, color="black")
-for axis, title in zip((left, middle, right), ("objectives", "weights", "gradient norm"), strict=True):
+for axis, title in zip(
+    (left, middle, right), ("objectives", "weights", "gradient norm"), strict=True
+):
     axis.set(title=title, xlabel="step")
 left.legend()
 middle.legend()
@@ -129,7 +139,11 @@ class Line:
 
 
 three = flows.run(
-    jax.random.key(0), start, (*objectives, Line()),
-    velocity=flows.Blob(kernels.Gaussian(bandwidth=0.4)), optimizer=optax.adam(0.03), num_steps=100,
+    jax.random.key(0),
+    start,
+    (*objectives, Line()),
+    velocity=flows.Blob(kernels.Gaussian(bandwidth=0.4)),
+    optimizer=optax.adam(0.03),
+    num_steps=100,
 )
 print("three objectives, weights at the end:", np.round(np.asarray(three.history.weights[-1]), 2))

@@ -13,8 +13,9 @@
 # %% [markdown]
 # # Sweeping hyper-parameters in one compilation
 #
-# Learning rate × bandwidth × seed of a flow: every number inside a velocity, a kernel or an optimizer is a
-# leaf, so the whole grid is one `vmap`, compiled once. We time it against the loop that one would otherwise write.
+# Learning rate × bandwidth × seed of a flow: every number inside a velocity, a kernel or an
+# optimizer is a leaf, so the whole grid is one `vmap`, compiled once. We time it against the loop
+# that one would otherwise write.
 
 # %%
 import pathlib
@@ -34,8 +35,8 @@ bandwidths = jnp.logspace(-1, 1, 8)
 seeds = jnp.arange(4)
 
 # %% [markdown]
-# One experiment is a function of its numbers. How good is it? The kernel Stein discrepancy to the first target
-# would do; here we ask how near to Pareto stationarity 200 steps come.
+# One experiment is a function of its numbers. How good is it? The kernel Stein discrepancy to the
+# first target would do; here we ask how near to Pareto stationarity 200 steps come.
 
 
 # %%
@@ -67,22 +68,27 @@ print(f"{norms.size} flows in one compilation: {sweep_seconds:.1f} s, compilatio
 # %% [markdown]
 # ## The loop
 #
-# The same experiments one by one. The usual loop compiles anew at every setting, since the settings are constants of
-# the compiled function; we time a few and scale up. The kinder loop compiles once and takes them as arguments.
+# The same experiments one by one. The usual loop compiles anew at every setting, since the settings
+# are constants of the compiled function; we time a few and scale up. The kinder loop compiles once
+# and takes them as arguments.
 
 # %%
 few = [(i, j) for i in (1, 6) for j in (2, 5)]
 begin = time.perf_counter()
 for i, j in few:
     rate, width = float(learning_rates[i]), float(bandwidths[j])
-    jax.jit(lambda seed, rate=rate, width=width: experiment(rate, width, seed))(0).block_until_ready()
+    jax.jit(lambda seed, rate=rate, width=width: experiment(rate, width, seed))(
+        0
+    ).block_until_ready()
 loop_seconds = (time.perf_counter() - begin) / len(few) * norms[..., 0].size
 
 compiled = jax.jit(experiment)
 begin = time.perf_counter()
 loop = np.array([[[compiled(r, b, s) for s in seeds] for b in bandwidths] for r in learning_rates])
 kind_seconds = time.perf_counter() - begin
-np.testing.assert_allclose(np.log10(norms), np.log10(loop), atol=2)
+# The two agree where a flow is stable; large steps with a narrow kernel are chaotic, and rounding
+# decides.
+np.testing.assert_allclose(norms[:4], loop[:4], rtol=0.02)
 print(f"compiling at every setting: {loop_seconds:.0f} s for one seed (from {len(few)} settings)")
 print(f"compiling once, then a loop: {kind_seconds:.1f} s;  the sweep: {sweep_seconds:.1f} s")
 
@@ -91,7 +97,9 @@ print(f"compiling once, then a loop: {kind_seconds:.1f} s;  the sweep: {sweep_se
 
 # %%
 figure, axes = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
-mesh = axes.pcolormesh(bandwidths, learning_rates, np.log10(norms).mean(-1), cmap="viridis", shading="nearest")
+mesh = axes.pcolormesh(
+    bandwidths, learning_rates, np.log10(norms).mean(-1), cmap="viridis", shading="nearest"
+)
 axes.set(xscale="log", yscale="log", xlabel="bandwidth", ylabel="learning rate")
 axes.set_title("gradient norm after 200 steps, mean over seeds")
 figure.colorbar(mesh, label="log₁₀")

@@ -6,7 +6,7 @@ not slower than dense, and memory grows with n + m only.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -131,12 +131,10 @@ def pair_distances_by_rows(
     return map_row_blocks(block, columns.shape[0], x, jnp.arange(n), block_rows=block_rows)
 
 
-def count_below(
-    x: Float[Array, "n d"], thresholds: tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]
-) -> Float[Array, "4"]:
-    """For four thresholds, the fraction of pairs i ≠ j with ‖x_i − x_j‖² below each, in one pass.
+def count_below(x: Float[Array, "n d"], thresholds: Sequence[ArrayLike]) -> Float[Array, "4"]:
+    """The fractions of pairs i ≠ j with ‖x_i − x_j‖² below up to four thresholds, in one pass.
 
-    The four comparisons of an entry are packed into the four bytes of one integer and summed down
+    The comparisons of an entry are packed into the bytes of one integer and summed down
     columns of at most 255 rows, so that a pass costs little more than one comparison.
     """
     n = x.shape[0]
@@ -150,7 +148,9 @@ def count_below(
             for byte, threshold in enumerate(thresholds)
         )
         columns = jnp.sum(packed, axis=0, dtype=jnp.uint32)
-        return jnp.stack([jnp.sum((columns >> (8 * byte)) & 255) for byte in range(4)])
+        return jnp.stack(
+            [jnp.sum((columns >> (8 * byte)) & 255) for byte in range(len(thresholds))]
+        )
 
     num_blocks = math.ceil(n / size)
     padding = num_blocks * size - n

@@ -83,9 +83,8 @@ def accelerated(
         del params
         eta = step_size(state.count) if callable(step_size) else step_size
         root = jnp.sqrt(eta)
-        kept = jnp.ones(())
-        if restart:
-            kept = jnp.where(optax.tree.vdot(state.momentum, updates) > 0, 0.0, 1.0)
+        uphill = jnp.asarray(optax.tree.vdot(state.momentum, updates)) > 0
+        kept = jnp.where(uphill, 0.0, 1.0) if restart else jnp.ones(())
         since_restart = (state.since_restart * kept).astype(jnp.int32) + 1
         if strong_convexity is None:
             damping = (since_restart - 1) / (since_restart + 2)
@@ -96,7 +95,7 @@ def accelerated(
             lambda v, g: (kept * damping * v - root * g).astype(v.dtype), state.momentum, updates
         )
         step = jax.tree.map(lambda v: (root * v).astype(v.dtype), momentum)
-        return step, AcceleratedState(momentum, since_restart, optax.safe_increment(state.count))
+        return step, AcceleratedState(momentum, since_restart, state.count + 1)
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 

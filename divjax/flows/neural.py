@@ -45,7 +45,7 @@ class NeuralScore:
         noise: σ > 0, in units of the particles' standard deviation.
         learning_rate: Adam's.
         hidden: widths of the default network.
-        network: `(in_features, rngs) -> nnx.Module` mapping a batch "b d" to "b 1"; by default an
+        network: `(in_features, rngs) -> nnx.Module`, from a batch "b d" to "b 1"; by default an
             MLP.
         num_fit_steps: steps of Adam for a step of the flow.
         num_init_steps: steps of Adam before the first.
@@ -56,7 +56,7 @@ class NeuralScore:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> x = 3 + 2 * jax.random.normal(jax.random.key(0), (500, 1))
-        >>> velocity = NeuralScore(num_init_steps=0, num_fit_steps=0)  # the Gaussian reference alone
+        >>> velocity = NeuralScore(num_init_steps=0, num_fit_steps=0)  # the reference alone
         >>> state = velocity.init(jax.random.key(1), x)
         >>> _, repulsion, _ = velocity(
         ...     jax.random.key(2), x, jnp.full(500, 1 / 500), jnp.zeros((1, 500, 1)), state)
@@ -116,7 +116,7 @@ class NeuralScore:
         return MLP(in_features, self.hidden, 1, rngs)
 
     def _optimizer(self) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate)
+        return optax.adam(jnp.asarray(self.learning_rate))
 
     def _critic(self, params: PyTree[Array], z: Float[Array, "b p"]) -> Float[Array, " b"]:
         return apply_network(self._network, params, z).reshape(z.shape[0])

@@ -1,7 +1,7 @@
 """Objectives: functionals of a distribution, by their first variation at the particles."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ class KL:
     def __post_init__(self):
         object.__setattr__(self, "log_prob", as_pytree(self.log_prob))
 
-    entropy: ClassVar[float] = 1.0
+    entropy = 1.0
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> tuple[()]:
         """No state."""
@@ -158,7 +158,7 @@ class Interaction:
 
     kernel: Kernel
 
-    entropy: ClassVar[float] = 0.0
+    entropy = 0.0
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
         """The bandwidth rule's state."""
@@ -213,7 +213,7 @@ class MMD:
     samples: PyTree[Array]
     kernel: Kernel
 
-    entropy: ClassVar[float] = 0.0
+    entropy = 0.0
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
         """The resolved kernel and the samples' self-term, neither of which changes along a flow."""

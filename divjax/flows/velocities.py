@@ -11,7 +11,7 @@ particles' weights, ρ = K a for the smoothed density:
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -264,7 +264,7 @@ class Langevin:
         Roberts, Tweedie 1996, eq. 2; Li, Chen, Carlson, Carin 2016 for the preconditioned form.
     """
 
-    diffuses: ClassVar[bool] = True
+    diffuses = True
 
     def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> tuple[()]:
         """No state."""

@@ -5,7 +5,8 @@ A rule is a pytree; a kernel given one asks it anew at every step. `init(x)` mak
 answer. Bandwidths are constants to differentiation.
 """
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from divjax.core.pytrees import pytree, static
 __all__ = ["BandwidthRule", "Mean", "Median", "MultiScale"]
 
 
+@runtime_checkable
 class BandwidthRule(Protocol):
     """A bandwidth computed from the particles."""
 
@@ -128,7 +130,7 @@ class MultiScale:
     """Several bandwidths at once: scales times another rule's. The kernel is their mean.
 
     Attributes:
-        scales: factors, of shape (s,).
+        scales: factors.
         rule: the rule they multiply.
 
     Example:
@@ -142,13 +144,12 @@ class MultiScale:
         Li, Swersky, Zemel 2015, section 4: mixtures of kernels for the MMD.
     """
 
-    scales: ArrayLike | tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    scales: Sequence[ArrayLike] = (0.25, 0.5, 1.0, 2.0, 4.0)
     rule: BandwidthRule = Median()
 
     def __post_init__(self):
-        if isinstance(self.scales, tuple):
-            for scale in self.scales:
-                check_positive(scales=scale)
+        for scale in self.scales:
+            check_positive(scales=scale)
 
     def init(self, x: Float[Array, "n d"]) -> Any:
         """The rule's state."""

@@ -54,11 +54,11 @@ class _WithBandwidth:
     def init(self, x: Float[Array, "n d"]) -> Any:
         """The bandwidth rule's state."""
         check_matrix(x=x)
-        return self.bandwidth.init(x) if _is_rule(self.bandwidth) else ()
+        return self.bandwidth.init(x) if isinstance(self.bandwidth, BandwidthRule) else ()
 
     def resolve(self, x: Float[Array, "n d"], state: Any) -> tuple[Self, Any]:
         """The kernel with its bandwidth at x, and the rule's next state."""
-        if not _is_rule(self.bandwidth):
+        if not isinstance(self.bandwidth, BandwidthRule):
             return self, state
         bandwidth, state = self.bandwidth(x, state)
         return dataclasses.replace(self, bandwidth=bandwidth), state
@@ -73,7 +73,7 @@ class _WithBandwidth:
         return self._mean_over_scales(lambda sigma: self._radial(squared, sigma))
 
     def _mean_over_scales(self, function: Any) -> Any:
-        if _is_rule(self.bandwidth):
+        if isinstance(self.bandwidth, BandwidthRule):
             raise ValueError("bandwidth is a rule: call `kernel.resolve(x, state)` for its value.")
         if jnp.ndim(self.bandwidth) == 0:
             return function(self.bandwidth)
@@ -87,10 +87,6 @@ class _WithBandwidth:
         """The kernel matrix; a rule is evaluated at x."""
         kernel, _ = self.resolve(x, self.init(x))
         return kernel.radial(squared_distances(x, y))[0]
-
-
-def _is_rule(bandwidth: Any) -> bool:
-    return callable(bandwidth)
 
 
 @pytree
@@ -112,7 +108,9 @@ class Gaussian(_WithBandwidth):
     @property
     def log_slope(self) -> ArrayLike | None:
         """−1/σ² for a single σ: values and gradients then share one matrix product."""
-        return None if jnp.ndim(self.bandwidth) else -1 / jnp.square(self.bandwidth)
+        if isinstance(self.bandwidth, BandwidthRule) or jnp.ndim(self.bandwidth):
+            return None
+        return -1 / jnp.square(self.bandwidth)
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
         value = jnp.exp(squared * (-0.5 / jnp.square(sigma)))
@@ -155,15 +153,15 @@ class InverseMultiquadric(_WithBandwidth):
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
         base = 1 + squared / jnp.square(sigma)
-        value = base ** (-self.exponent)
-        return value, -2 * self.exponent / jnp.square(sigma) * value / base
+        value = jnp.power(base, jnp.negative(self.exponent))
+        return value, jnp.multiply(-2 * value / (base * jnp.square(sigma)), self.exponent)
 
     def stein_trace(self, squared: _Block, dim: int) -> _Block:
         """Σ_i ∂²k/∂x_i∂y_i = 2β/σ² [d − 2(β+1) u/(1+u)] (1+u)^(−β−1), with u = r²/σ²."""
 
         def trace(sigma: ArrayLike) -> _Block:
             scaled = squared / jnp.square(sigma)
-            bracket = dim - 2 * (self.exponent + 1) * scaled / (1 + scaled)
+            bracket = dim - 2 * jnp.add(self.exponent, 1) * scaled / (1 + scaled)
             return -bracket * self._radial(squared, sigma)[1]
 
         return self._mean_over_scales(trace)

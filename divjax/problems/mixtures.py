@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core.pytrees import pytree
@@ -49,7 +50,7 @@ class GaussianMixture:
                 f"covariances must be a scalar, (c,) or (c, d, d); got {covariances} for "
                 f"means of shape {means}."
             )
-        if not isinstance(self.weights, jax.core.Tracer):
+        if not isinstance(self.weights, Tracer):
             values = np.asarray(self.weights)
             if (values < 0).any() or not np.allclose(values.sum(-1), 1, atol=1e-5):
                 raise ValueError(

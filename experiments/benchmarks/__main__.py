@@ -1,0 +1,32 @@
+"""Print every benchmark's tables: `python -m experiments.benchmarks`."""
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from experiments import common
+from experiments.benchmarks import flows
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run depends on."""
+
+    quick: bool = False
+    """Small sizes, to see that everything runs; the ratios then mean nothing."""
+
+
+def main(
+    settings: Settings, quick: bool = False, output: Path | None = None, overwrite: bool = True
+) -> None:
+    """Measure and print."""
+    settings = dataclasses.replace(settings, quick=quick or settings.quick)
+    with common.open_run("benchmarks", settings, output, overwrite) as run:
+        for title, rows in flows.tables(settings.quick).items():
+            print(f"\n{title}\n", flush=True)
+            print(run.save_table(title.split(" (")[0].replace(" ", "_"), rows), flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
