@@ -23,7 +23,8 @@ class GaussianMixture:
         covariances: a scalar variance for all components, (c,) variances, or (c, d, d) matrices.
 
     Raises:
-        ValueError: if the shapes do not fit, or concrete weights are negative or do not sum to one.
+        ValueError: on use, if the shapes do not fit, or concrete weights are negative or do not sum
+            to one.
 
     Example:
         >>> import jax.numpy as jnp
@@ -36,23 +37,21 @@ class GaussianMixture:
     means: Float[ArrayLike, "c d"]
     covariances: ArrayLike
 
-    def __post_init__(self):
-        if not all(isinstance(v, jax.Array) for v in (self.weights, self.means)):
-            return
+    def _check(self) -> None:
+        """Raise on bad input. Not on construction: JAX builds such trees of gradients, too."""
         weights, means, covariances = map(jnp.shape, (self.weights, self.means, self.covariances))
-        if len(means) < 2 or weights != means[:-1]:
+        if len(means) != 2 or weights != means[:1]:
             raise ValueError(
                 f"weights and means must have shapes (c,) and (c, d); got {weights} and {means}."
             )
-        fitting = ((), weights, (*means, means[-1]), weights[:-1])
-        if covariances not in fitting:
+        if covariances not in ((), weights, (*means, means[-1])):
             raise ValueError(
                 f"covariances must be a scalar, (c,) or (c, d, d); got {covariances} for "
                 f"means of shape {means}."
             )
         if not isinstance(self.weights, Tracer):
             values = np.asarray(self.weights)
-            if (values < 0).any() or not np.allclose(values.sum(-1), 1, atol=1e-5):
+            if (values < 0).any() or abs(values.sum() - 1) > 1e-5:
                 raise ValueError(
                     f"weights must be non-negative and sum to one; got {values.tolist()}."
                 )
@@ -90,6 +89,7 @@ class GaussianMixture:
 
     def sample(self, key: Key[Array, ""], n: int) -> Float[Array, "n d"]:
         """Independent draws."""
+        self._check()
         component_key, noise_key = jax.random.split(key)
         components = jax.random.categorical(component_key, jnp.log(self.weights), shape=(n,))
         means = jnp.asarray(self.means)
@@ -102,6 +102,7 @@ class GaussianMixture:
 
     def mean(self) -> Float[Array, " d"]:
         """Σ_c w_c μ_c."""
+        self._check()
         return jnp.asarray(self.weights) @ jnp.asarray(self.means)
 
     def covariance(self) -> Float[Array, "d d"]:

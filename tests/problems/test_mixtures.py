@@ -110,4 +110,10 @@ def test_jitter_moves_every_mean_once():
 )
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        GaussianMixture(*map(jnp.asarray, arguments))
+        GaussianMixture(*map(jnp.asarray, arguments)).mean()
+
+
+def test_a_gradient_is_a_tree_of_the_same_kind():
+    """Whose weights do not sum to one: construction must not mind."""
+    gradient = jax.grad(lambda target: target.log_prob(jnp.zeros(2)))(mixture("variances"))
+    assert jnp.isfinite(gradient.means).all()
