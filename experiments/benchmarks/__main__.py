@@ -17,13 +17,10 @@ class Settings:
     """Small sizes, to see that everything runs; the ratios then mean nothing."""
 
 
-def main(
-    settings: Settings, quick: bool = False, output: Path | None = None, overwrite: bool = True
-) -> None:
-    """Measure and print."""
-    settings = dataclasses.replace(settings, quick=quick or settings.quick)
-    with common.open_run("benchmarks", settings, output, overwrite) as run:
-        for title, rows in flows.tables(settings.quick).items():
+def main(quick: bool = False, output: Path | None = None) -> None:
+    """Measure and print; an earlier run in the folder is replaced."""
+    with common.open_run("benchmarks", Settings(quick), output, overwrite=True) as run:
+        for title, rows in flows.tables(quick).items():
             print(f"\n{title}\n", flush=True)
             print(run.save_table(title.split(" (")[0].replace(" ", "_"), rows), flush=True)
 
