@@ -1,4 +1,11 @@
-"""LeNet with a shared encoder and a head a task; convolutions are products of patches."""
+"""LeNet with a shared encoder and a head a task, laid out so that a CPU trains several at once.
+
+A convolution is one product with the patches, for all networks where they share the images; XLA's
+convolution of several networks would be a grouped one, eight times slower on a CPU. The batch is
+the last axis, so that taking patches and its gradient move whole rows.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,22 +16,34 @@ from jaxtyping import Array, Float, Key, PyTree
 ARCHITECTURES = {36: (9, 5, True), 12: (3, 3, False)}
 
 
-def patches(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b i j p"]:
-    """All size × size windows, flattened.
-
-    A convolution is then one matrix product. For the first layer it is one product for all
-    particles, since they share the images; XLA's convolution would be a grouped one, several times
-    slower on a CPU.
-    """
+def patches(x: Float[Array, "c h w b"], size: int, stride: int = 1) -> Float[Array, "p i j b"]:
+    """All size × size windows, flattened with the channel last."""
     height, width = x.shape[1] - size + 1, x.shape[2] - size + 1
-    windows = [x[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
-    return jnp.concatenate(windows, axis=-1)
+    places = [(i, j) for i in range(size) for j in range(size)]
+    return jnp.concatenate(
+        [x[:, i : i + height : stride, j : j + width : stride] for i, j in places]
+    )
 
 
-def pool(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
-    """2 × 2 maximum by slices, whose gradient is cheap; reduce_window's is not."""
-    x = jnp.maximum(x[:, 0::2], x[:, 1::2])
-    return jnp.maximum(x[:, :, 0::2], x[:, :, 1::2])
+def linear(kernel: Float[Array, "c o"], x: Float[Array, "c ..."]) -> Float[Array, "o ..."]:
+    """A product along the first axis."""
+    return (kernel.T @ x.reshape(x.shape[0], -1)).reshape(-1, *x.shape[1:])
+
+
+def linear_and_pool(
+    kernel: Float[Array, "p o"], x: Float[Array, "c h w b"], size: int
+) -> Float[Array, "o i j b"]:
+    """A convolution and the 2 × 2 maximum of its outputs.
+
+    The filter at the four places that a maximum compares is four filters one larger, moved by two:
+    a quarter of the patches, four times the outputs, and no strided pooling to differentiate.
+    """
+    square = kernel.reshape(size, size, x.shape[0], -1)
+    corners = [(a, b) for a in (0, 1) for b in (0, 1)]
+    moved = [jnp.pad(square, ((a, 1 - a), (b, 1 - b), (0, 0), (0, 0))) for a, b in corners]
+    filters = jnp.stack(moved, axis=3).reshape(x.shape[0] * (size + 1) ** 2, -1)
+    outputs = linear(filters, patches(x, size + 1, stride=2))
+    return functools.reduce(jnp.maximum, jnp.split(outputs, 4))
 
 
 class LeNet(nnx.Module):
@@ -42,10 +61,16 @@ class LeNet(nnx.Module):
 
     def __call__(self, images: Float[Array, "b h w"]) -> Float[Array, "b task class"]:
         """Logits of every task."""
-        x = nnx.relu(pool(self.conv1(patches(images[..., None], self.sizes[0]))))
-        x = self.conv2(patches(x, self.sizes[1]))
-        x = nnx.relu(pool(x) if self.pooled else x)
-        x = nnx.relu(self.dense(x.reshape(x.shape[0], -1)))
+        first, second = self.sizes
+        x = jnp.moveaxis(images, 0, -1)[None]
+        x = linear_and_pool(self.conv1.kernel[...], x, first)
+        x = nnx.relu(x + self.conv1.bias[:, None, None, None])
+        if self.pooled:
+            x = linear_and_pool(self.conv2.kernel[...], x, second)
+        else:
+            x = linear(self.conv2.kernel[...], patches(x, second))
+        x = nnx.relu(x + self.conv2.bias[:, None, None, None])
+        x = nnx.relu(self.dense(x.reshape(-1, x.shape[-1]).T))
         return jnp.stack([head(x) for head in self.heads], axis=1)
 
 

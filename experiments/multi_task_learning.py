@@ -16,6 +16,7 @@ arXiv 2505.18765, enumerates its test set in training.)
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,7 @@ class Settings:
     num_particles: int = 5
     batch_size: int = 128
     weight_decay: float = 1e-4
+    choices: dict[str, Choice] = dataclasses.field(init=False)
 
     def __post_init__(self):
         unknown = set(self.methods) - set(METHODS)
@@ -75,6 +77,7 @@ class Settings:
             raise SystemExit(f"methods must be among {', '.join(METHODS)}; got {sorted(unknown)}.")
         if self.dataset not in data.DATASETS:
             raise SystemExit(f"dataset must be one of {', '.join(data.DATASETS)}.")
+        object.__setattr__(self, "choices", {method: METHODS[method] for method in self.methods})
 
 
 def as_images(raw: Int[Array, "... h w"]) -> Float[Array, "... h w"]:
@@ -89,8 +92,17 @@ class Problem(NamedTuple):
     settings: Settings
 
     def batch(self, key: Key[Array, ""]) -> tuple[Array, Array]:
-        """The minibatch that all objectives and features of a step share."""
-        index = jax.random.randint(key, (self.settings.batch_size,), 0, self.train.labels.shape[0])
+        """The minibatch that all objectives and features of a step share.
+
+        They draw it each for themselves from the same key, and XLA merges equal computations: one
+        forward pass serves them all. It does not merge loops, which threefry is on a CPU, hence
+        the other generator.
+        """
+        seed = jnp.tile(jax.random.key_data(key), 2)
+        bits = jax.random.bits(
+            jax.random.wrap_key_data(seed, impl="rbg"), (self.settings.batch_size,)
+        )
+        index = bits % self.train.labels.shape[0]
         return as_images(self.train.images[index]), self.train.labels[index]
 
     def losses(self, key: Key[Array, ""], particle: PyTree[Array]) -> Float[Array, " task"]:
@@ -249,6 +261,13 @@ def metrics(probs: Float[Array, "m task class"], labels: Int[Array, "m task"]) -
     }
 
 
+def over_seeds(function: Callable[..., Any], *arguments: PyTree[Array]) -> Any:
+    """All seeds at once, but one after another on a CPU, whose caches hold one seed's networks."""
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda each: function(*each), arguments)
+    return jax.vmap(function)(*arguments)
+
+
 class Trained(NamedTuple):
     """A method's networks over seeds, with what validation said after each epoch."""
 
@@ -297,7 +316,7 @@ def train(
                 "finite": result.finite,
             }
 
-        return jax.vmap(one)(keys, state)
+        return over_seeds(one, keys, state)
 
     def advance(state: flows.FlowState, chunk: int) -> tuple[flows.FlowState, dict[str, Any]]:
         state, scores = epoch(state)
@@ -316,14 +335,14 @@ def train(
 
 def test_scores(trained: Trained, test: data.Pairs) -> dict[str, Any]:
     """Metrics on test, a row a seed, and the first seed's probabilities."""
-    over_seeds = jax.lax.map(
+    probs = jax.lax.map(
         lambda particles: ensemble_probs(particles, jnp.asarray(test.images)), trained.particles
     )
-    scores = jax.vmap(metrics, (0, None))(over_seeds, jnp.asarray(test.labels))
+    scores = jax.vmap(metrics, (0, None))(probs, jnp.asarray(test.labels))
     weights = np.asarray([line["weights"] for line in trained.log])
     curves = np.asarray([line["accuracy"] for line in trained.log])
     finite = np.asarray(trained.log[-1]["finite"])
-    return scores | {"probs": over_seeds[0], "weights": weights, "curves": curves, "finite": finite}
+    return scores | {"probs": probs[0], "weights": weights, "curves": curves, "finite": finite}
 
 
 def tune(settings: Settings, splits: data.Splits) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from divjax.core.checks import check_matrix, check_scalar_output
 from divjax.core.pairwise import squared_distances
 from divjax.core.pytrees import as_pytree
 from divjax.flows.aggregators import gram
@@ -45,8 +46,8 @@ def grad_norm(
         2.0
     """
     weights = _uniform(velocities, 1) if weights is None else weights
-    combined = jnp.tensordot(objective_weights, velocities, 1)
-    return jnp.dot(weights, jnp.sum(combined**2, axis=1))
+    combined = jnp.tensordot(objective_weights, velocities, 1, precision="highest")
+    return jnp.sum(weights * jnp.sum(combined**2, axis=1))
 
 
 def pareto_residual(
@@ -65,7 +66,7 @@ def pareto_residual(
     weights = _uniform(velocities, 1) if weights is None else weights
     matrix = gram(velocities, weights)
     optimum = min_norm_weights(matrix)
-    return jnp.maximum(optimum @ matrix @ optimum, 0)
+    return jnp.maximum(jnp.sum(optimum[:, None] * matrix * optimum), 0)
 
 
 def kernel_stein_discrepancy(
@@ -73,6 +74,7 @@ def kernel_stein_discrepancy(
     log_prob: Callable[..., Array],
     kernel: Gaussian | InverseMultiquadric,
     weights: Float[Array, " n"] | None = None,
+    unbiased: bool = False,
 ) -> Float[Array, ""]:
     """The squared kernel Stein discrepancy of weighted particles to a density.
 
@@ -80,15 +82,24 @@ def kernel_stein_discrepancy(
 
         u(x, y) = k s(x)·s(y) + ψ (x − y)·[s(y) − s(x)] + Σ_l ∂²k/∂x_l∂y_l.
 
-    Needs π up to a constant only. This is the V-statistic: exact for the empirical measure, hence
-    never negative up to rounding, and biased upwards by O(1/n) as an estimate for the distribution
-    the particles are drawn from. O(n²) memory.
+    Needs π up to a constant only. As it stands, the V-statistic, it is exact for the empirical
+    measure, hence never negative up to rounding, and biased upwards by O(1/n) as an estimate for
+    the distribution the particles are drawn from. Without the terms i = j, divided by 1 − Σ_i a_i²,
+    it is unbiased for independent particles, the U-statistic, and may be negative. O(n²) memory.
 
     Args:
         particles: samples.
         log_prob: takes one particle and returns log π up to a constant.
         kernel: `Gaussian` or `InverseMultiquadric`; a bandwidth rule is evaluated at the particles.
-        weights: the particles' masses, equal by default.
+        weights: the particles' masses, summing to one; equal by default.
+        unbiased: whether to leave out the terms i = j.
+
+    Returns:
+        KSD², not its root.
+
+    Raises:
+        ValueError: if `particles` is no matrix, `log_prob` no scalar, the kernel one without the
+            mixed second derivative at coincident points, or a single particle is to be unbiased.
 
     Example:
         >>> import jax.numpy as jnp
@@ -99,8 +110,18 @@ def kernel_stein_discrepancy(
         2.0
 
     References:
-        Liu, Lee, Jordan 2016, eq. 6–8; Gorham, Mackey 2017, for the inverse multiquadric kernel.
+        Liu, Lee, Jordan 2016; Chwialkowski, Strathmann, Gretton 2016; Gorham, Mackey 2017, for the
+        inverse multiquadric kernel.
     """
+    check_matrix(particles=particles)
+    check_scalar_output("log_prob", log_prob, particles[0])
+    if not isinstance(kernel, (Gaussian, InverseMultiquadric)):
+        raise ValueError(
+            "kernel must be twice differentiable where points coincide: Gaussian or "
+            f"InverseMultiquadric; got {type(kernel).__name__}."
+        )
+    if unbiased and particles.shape[0] == 1:
+        raise ValueError("particles must be at least two to be unbiased; got 1.")
     weights = _uniform(particles) if weights is None else weights
     kernel, _ = kernel.resolve(particles, kernel.init(particles))
     scores = jax.vmap(jax.grad(as_pytree(log_prob)))(particles)
@@ -108,13 +129,15 @@ def kernel_stein_discrepancy(
     value, slope = kernel.radial(squared)
     centered = particles - jnp.mean(particles, axis=0)
     along = jnp.sum(centered * scores, axis=1)
-    cross = centered @ scores.T  # x_i · s_j
-    # (x_i − x_j)·(s_j − s_i)
-    turn = cross + cross.T - along[:, None] - along
-    stein = (
-        value * (scores @ scores.T) + slope * turn + kernel.stein_trace(squared, scores.shape[1])
-    )
-    return weights @ stein @ weights
+    cross = jnp.matmul(centered, scores.T, precision="highest")  # x_i · s_j
+    turn = cross + cross.T - along[:, None] - along  # (x_i − x_j)·(s_j − s_i)
+    products = jnp.matmul(scores, scores.T, precision="highest")
+    stein = value * products + slope * turn + kernel.stein_trace(squared, scores.shape[1])
+    masses = weights[:, None] * weights
+    if unbiased:
+        masses = jnp.fill_diagonal(masses, 0, inplace=False)
+        masses = masses / (1 - jnp.sum(weights**2))
+    return jnp.sum(masses * stein)
 
 
 def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:
@@ -144,7 +167,7 @@ def hypervolume(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> F
         reference: what is dominated by everything of interest.
 
     Raises:
-        ValueError: if K is 0 or above 4, or the shapes do not fit.
+        ValueError: if there are no points, K is 0 or above 4, or the shapes do not fit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -154,9 +177,9 @@ def hypervolume(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> F
     References:
         Zitzler, Thiele 1998, section 3.
     """
-    if points.ndim != 2 or reference.shape != points.shape[1:]:
+    if points.ndim != 2 or points.shape[0] == 0 or reference.shape != points.shape[1:]:
         raise ValueError(
-            "points and reference must have shapes (n, k) and (k,); "
+            "points and reference must have shapes (n, k), n > 0, and (k,); "
             f"got {points.shape} and {reference.shape}."
         )
     if not 1 <= points.shape[1] <= 4:
@@ -171,11 +194,11 @@ def _dominated(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> Fl
     points = points[jnp.argsort(points[:, -1])]
     heights = jnp.append(points[1:, -1], reference[-1]) - points[:, -1]
     if points.shape[1] == 2:
-        return jnp.dot(heights, reference[0] - jax.lax.cummin(points[:, 0]))
+        return jnp.sum(heights * (reference[0] - jax.lax.cummin(points[:, 0])))
     index = jnp.arange(points.shape[0])
 
     def slice_volume(last: Array) -> Float[Array, ""]:
         present = jnp.where((index <= last)[:, None], points[:, :-1], reference[:-1])
         return _dominated(present, reference[:-1])
 
-    return jnp.dot(heights, jax.lax.map(slice_volume, index))
+    return jnp.sum(heights * jax.lax.map(slice_volume, index))

@@ -1,12 +1,14 @@
 """Diagnostics against brute force, Monte Carlo and known values."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from divjax import flows, kernels
+from divjax import flows, kernels, problems
 
 
 def normal(x):
@@ -61,6 +63,8 @@ def test_stein_discrepancy_is_the_double_sum_of_autodiff(kernel):
         )
         found = flows.kernel_stein_discrepancy(x, log_prob, kernel, a)
         np.testing.assert_allclose(found, expected + diagonal, rtol=1e-9)
+        found = flows.kernel_stein_discrepancy(x, log_prob, kernel, a, unbiased=True)
+        np.testing.assert_allclose(found, expected / (1 - jnp.sum(a**2)), rtol=1e-9)
 
 
 def test_stein_discrepancy_vanishes_for_the_target_and_sees_a_shift():
@@ -71,6 +75,22 @@ def test_stein_discrepancy_vanishes_for_the_target_and_sees_a_shift():
     assert abs(values.mean() - 4) < 4 * values.std() / np.sqrt(200)
     shifted = flows.kernel_stein_discrepancy(x[0] + 1, normal, kernel)
     assert n * shifted > values.max()
+
+
+@pytest.mark.parametrize(
+    "kernel", [kernels.Gaussian(bandwidth=1.0), kernels.InverseMultiquadric(bandwidth=1.0)]
+)
+def test_the_unbiased_stein_discrepancy_has_mean_zero_under_the_target(kernel):
+    target = problems.two_component_targets()[0]
+    x = jax.vmap(lambda key: target.sample(key, 50))(jax.random.split(jax.random.key(1), 200))
+    unbiased = jax.jit(
+        jax.vmap(lambda x: flows.kernel_stein_discrepancy(x, target.log_prob, kernel, None, True))
+    )
+    values = unbiased(x)
+    assert abs(values.mean()) < 4 * values.std() / np.sqrt(200)
+    assert values.min() < 0
+    moved = unbiased(x + 0.5)
+    assert moved.mean() > 4 * (moved.std() + values.std()) / np.sqrt(200)
 
 
 def test_effective_sample_size():
@@ -99,6 +119,23 @@ def test_hypervolume_is_monte_carlos(k):
     )
 
 
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_hypervolume_is_inclusion_and_exclusion(k):
+    """The boxes below the reference meet in the box of their largest corner; ties included."""
+    rng = np.random.default_rng(10 + k)
+    points = np.round(rng.uniform(high=1.3, size=(6, k)), 1)
+    points = np.concatenate([points, points[:1]])
+    corners = (
+        (len(chosen), np.max(points[list(chosen)], axis=0))
+        for size in range(1, 8)
+        for chosen in itertools.combinations(range(7), size)
+    )
+    volume = sum((-1) ** (size + 1) * np.prod(np.maximum(1 - c, 0)) for size, c in corners)
+    with jax.enable_x64(True):
+        found = jax.jit(flows.hypervolume)(jnp.asarray(points), jnp.ones(k))
+        np.testing.assert_allclose(found, volume, rtol=1e-12)
+
+
 def test_hypervolume_ignores_points_beyond_the_reference():
     inside = jnp.array([[0.5, 0.5, 0.5]])
     with_outside = jnp.concatenate([inside, jnp.array([[0.1, 0.1, 2.0]])])
@@ -111,3 +148,12 @@ def test_bad_shapes_are_named():
         flows.hypervolume(jnp.zeros((2, 5)), jnp.ones(5))
     with pytest.raises(ValueError, match="must have shapes"):
         flows.hypervolume(jnp.zeros((2, 3)), jnp.ones(2))
+    with pytest.raises(ValueError, match="n > 0"):
+        flows.hypervolume(jnp.zeros((0, 3)), jnp.ones(3))
+    stein, kernel = flows.kernel_stein_discrepancy, kernels.Gaussian(bandwidth=1.0)
+    with pytest.raises(ValueError, match="InverseMultiquadric; got Energy"):
+        stein(jnp.ones((3, 2)), normal, kernels.Energy())
+    with pytest.raises(ValueError, match="log_prob must return a scalar"):
+        stein(jnp.ones((3, 2)), jnp.sin, kernel)
+    with pytest.raises(ValueError, match="at least two to be unbiased"):
+        stein(jnp.ones((1, 2)), normal, kernel, unbiased=True)

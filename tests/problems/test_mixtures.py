@@ -15,6 +15,7 @@ ROOTS = np.array([[[1.0, 0.0], [0.3, 0.5]], [[0.4, 0.0], [-0.2, 0.9]], [[0.7, 0.
 COVARIANCES = {
     "scalar": np.array(0.6),
     "variances": np.array([0.3, 1.0, 2.0]),
+    "matrix": ROOTS[1] @ ROOTS[1].T,
     "matrices": ROOTS @ ROOTS.transpose(0, 2, 1),
 }
 every = pytest.mark.parametrize("kind", COVARIANCES)
@@ -28,8 +29,8 @@ def double_precision():
 
 def full(kind):
     covariances = COVARIANCES[kind]
-    if covariances.ndim == 3:
-        return covariances
+    if covariances.ndim > 1:
+        return np.broadcast_to(covariances, (3, 2, 2))
     return np.broadcast_to(covariances, (3,))[:, None, None] * np.eye(2)
 
 
@@ -105,15 +106,53 @@ def test_jitter_moves_every_mean_once():
             "weights must be non-negative and sum to one",
         ),
         ((np.ones(1), np.zeros((2, 1)), np.ones(())), "weights and means must have shapes"),
+        ((np.full(2, np.nan), np.zeros((2, 1)), np.ones(())), "weights must be non-negative"),
         ((np.ones(1), np.zeros((1, 2)), np.ones(3)), "covariances must be a scalar"),
+        ((np.ones(1), np.zeros((1, 2)), -1.0), "covariances must be a positive number; got -1"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        GaussianMixture(*map(jnp.asarray, arguments)).mean()
+        GaussianMixture(*arguments).mean()
+    with pytest.raises(ValueError, match=message):
+        GaussianMixture(*arguments).log_prob(jnp.zeros(arguments[1].shape[1:]))
+
+
+def test_a_point_of_another_dimension_is_named():
+    with pytest.raises(ValueError, match=r"x must be one point of shape \(2,\); got shape \(1,\)"):
+        mixture("scalar").score(jnp.zeros(1))
 
 
 def test_a_gradient_is_a_tree_of_the_same_kind():
     """Whose weights do not sum to one: construction must not mind."""
     gradient = jax.grad(lambda target: target.log_prob(jnp.zeros(2)))(mixture("variances"))
     assert jnp.isfinite(gradient.means).all()
+
+
+@every
+def test_a_component_of_no_weight_is_absent_and_harmless(kind):
+    """Even far inside it, where its own density dwarfs the others'."""
+    weights, x = jnp.array([0.4, 0.6, 0.0]), jnp.array([-40.0, -30.0])
+    means = jnp.asarray(MEANS).at[2].set(x)
+    target = GaussianMixture(weights, means, jnp.asarray(COVARIANCES[kind]))
+    parts = list(zip((0.4, 0.6), MEANS, full(kind), strict=False))
+    logs = [np.log(w) + multivariate_normal(m, s).logpdf(x) for w, m, s in parts]
+    np.testing.assert_allclose(target.log_prob(x), np.logaddexp(*logs), rtol=1e-10)
+    gradients = jax.grad(lambda target, x: target.log_prob(x) + target.score(x).sum(), (0, 1))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients(target, x)))
+    assert (target.sample(jax.random.key(1), 500)[:, 0] > -20).all()
+
+
+def test_stacked_mixtures_are_one_compilation():
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems.two_component_targets())
+    x, traces = jnp.array([0.3, -2.0]), []
+
+    @jax.jit
+    def log_probs(targets):
+        traces.append(None)
+        return jax.vmap(lambda target: target.log_prob(x))(targets)
+
+    alone = [target.log_prob(x) for target in problems.two_component_targets()]
+    np.testing.assert_allclose(log_probs(stacked), alone, rtol=1e-6)
+    log_probs(GaussianMixture(stacked.weights[:, ::-1], stacked.means + 1, stacked.covariances))
+    assert len(traces) == 1

@@ -1,0 +1,284 @@
+"""Gaussians that stay Gaussian: exact mean and covariance along Wasserstein gradient flows.
+
+Towards Gaussian targets N(m_k, S_k), the flow of KL divergences started at a Gaussian moves every
+particle by one affine map. Each objective pulls with the field, affine in x − μ,
+
+    v_k(x) = M_k (x − μ) + c_k,   M_k = R − S_k⁻¹,   c_k = S_k⁻¹ (m_k − μ),
+
+where −R (x − μ) is the score of N(μ, Σ) as the flow sees it: R = Σ⁻¹, or R = (Σ + h² I)⁻¹ where the
+particles' density is smoothed by a Gaussian kernel of bandwidth h (GFSD with infinitely many
+particles). Hence ordinary differential equations for μ and Σ, which the functions here solve.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from divjax.core.checks import check_positive
+from divjax.flows.simplex import min_norm_weights
+
+__all__ = [
+    "MomentFlow",
+    "Moments",
+    "accelerated_moments",
+    "fokker_planck_moments",
+    "multi_objective_moments",
+]
+
+
+class Moments(NamedTuple):
+    """The mean and the covariance of a Gaussian, or of several along a leading axis."""
+
+    mean: Float[Array, "*batch d"]
+    covariance: Float[Array, "*batch d d"]
+
+
+class MomentFlow(NamedTuple):
+    """A Gaussian flow at the requested times: its moments, and the objectives' min-norm weights."""
+
+    mean: Float[Array, "t d"]
+    covariance: Float[Array, "t d d"]
+    weights: Float[Array, "t k"]
+
+
+@jax.default_matmul_precision("highest")
+def fokker_planck_moments(times: Float[Array, " t"], initial: Moments, target: Moments) -> Moments:
+    """The Wasserstein gradient flow of KL(q‖N(m, S)) from N(μ₀, Σ₀), in closed form.
+
+    It is the law of the Ornstein–Uhlenbeck process dx = −S⁻¹(x − m) dt + √2 dW:
+
+        μ(t) = m + e^{−S⁻¹t} (μ₀ − m),   Σ(t) = S + e^{−S⁻¹t} (Σ₀ − S) e^{−S⁻¹t},
+
+    whether or not S and Σ₀ commute.
+
+    Args:
+        times: t, from the start at 0.
+        initial: μ₀ "d" and Σ₀ "d d".
+        target: m "d" and S "d d".
+
+    Returns:
+        Mean "t d" and covariance "t d d".
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> wide = Moments(jnp.array([2.0]), jnp.array([[4.0]]))
+        >>> standard = Moments(jnp.zeros(1), jnp.eye(1))
+        >>> fokker_planck_moments(jnp.log(jnp.array([2.0])), wide, standard)  # e^{−t} = ½
+        Moments(mean=Array([[1.]], dtype=float32), covariance=Array([[[1.75]]], dtype=float32))
+
+    References:
+        Jordan, Kinderlehrer, Otto 1998, the flow; Risken 1989, chapter 6, its Gaussian solution.
+    """
+    single = Moments(*(jnp.asarray(leaf)[None] for leaf in target))
+    times, initial, (means, covariances) = _as_arrays(times, initial, single)
+    mean, covariance = means[0], covariances[0]
+    precision = jnp.linalg.inv(covariance)
+
+    def at(time: Array) -> Moments:
+        decay = jax.scipy.linalg.expm(-precision * time)
+        return Moments(
+            mean + decay @ (initial.mean - mean),
+            covariance + decay @ (initial.covariance - covariance) @ decay.T,
+        )
+
+    return jax.vmap(at)(times)
+
+
+@jax.default_matmul_precision("highest")
+def multi_objective_moments(
+    times: Float[Array, " t"],
+    initial: Moments,
+    targets: Moments,
+    bandwidth: ArrayLike = 0.0,
+    num_substeps: int = 64,
+) -> MomentFlow:
+    """The min-norm Wasserstein flow of K divergences KL(q‖N(m_k, S_k)) from N(μ₀, Σ₀).
+
+    With the fields of the module's head, and weights w that minimise wᵀQw on the simplex,
+
+        μ' = Σ_k w_k c_k,   Σ' = MΣ + ΣMᵀ,   M = Σ_k w_k M_k,
+        Q_kj = E_q⟨v_k, v_j⟩ = tr(M_k Σ M_jᵀ) + ⟨c_k, c_j⟩.
+
+    For K = 1 and no bandwidth it is the Fokker–Planck equation; with a bandwidth h > 0 it stops
+    where S⁻¹ = (Σ + h² I)⁻¹, that is Σ = S − h² I: how much smoothing narrows the particles.
+
+    Args:
+        times: increasing from 0 on.
+        initial: μ₀ "d" and Σ₀ "d d".
+        targets: m "k d" and S "k d d".
+        bandwidth: h of the Gaussian kernel exp(−r²/2h²) that smooths q in its score.
+        num_substeps: Runge–Kutta steps of order four between successive times. Each should stay
+            well below the smallest variance of the targets. Where the support of w changes the
+            right-hand side has a kink, and the order is two.
+
+    Returns:
+        Mean "t d", covariance "t d d" and weights "t k".
+
+    Raises:
+        ValueError: if the shapes do not fit, or `num_substeps` is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> initial = Moments(jnp.array([0.0, 3.0]), jnp.eye(2))
+        >>> targets = Moments(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), jnp.stack([jnp.eye(2)] * 2))
+        >>> flow = multi_objective_moments(jnp.array([10.0]), initial, targets)
+        >>> abs(flow.mean).round(2).tolist(), flow.weights.tolist()  # between the two targets
+        ([[0.0, 0.0]], [[0.5, 0.5]])
+
+    References:
+        MWGraD, arXiv 2505.18765, the flow; Liu et al. 2019, section 3, the smoothed score.
+    """
+    times, initial, targets = _as_arrays(times, initial, targets)
+    check_positive(num_substeps=num_substeps)
+    field = _min_norm_field(targets, bandwidth)
+
+    def slope(time: Array, moments: Moments) -> Moments:
+        matrix, shift, _ = field(moments)
+        half = matrix @ moments.covariance
+        return Moments(shift, half + half.T)
+
+    flow = _integrate(slope, initial, times, num_substeps)
+    return MomentFlow(*flow, weights=jax.vmap(field)(flow)[2])
+
+
+@jax.default_matmul_precision("highest")
+def accelerated_moments(
+    times: Float[Array, " t"],
+    initial: Moments,
+    targets: Moments,
+    strong_convexity: ArrayLike | None = None,
+    bandwidth: ArrayLike = 0.0,
+    num_substeps: int = 64,
+) -> MomentFlow:
+    """The damped second-order flow ẍ = −α_t ẋ + Σ_k w_k v_k(x) from N(μ₀, Σ₀) at rest.
+
+    Particles move by x(t) = μ(t) + A(t) (x(0) − μ₀), so that Σ = A Σ₀ Aᵀ and, with c, M and the
+    min-norm weights w of `multi_objective_moments`,
+
+        μ'' = −α_t μ' + Σ_k w_k c_k,   A'' = −α_t A' + M A,   A(0) = I.
+
+    It is what `flows.accelerated(η, strong_convexity, restart=False)` tends to as η → 0, its n-th
+    step being at t = n√η.
+
+    Args:
+        times: increasing from 0 on.
+        initial: μ₀ "d" and Σ₀ "d d".
+        targets: m "k d" and S "k d d".
+        strong_convexity: β, for damping α = 2√β; None for α_t = 3/t.
+        bandwidth: h of the Gaussian kernel exp(−r²/2h²) that smooths q in its score.
+        num_substeps: Runge–Kutta steps of order four between successive times. Each should stay
+            well below the smallest standard deviation of the targets and of q.
+
+    Returns:
+        Mean "t d", covariance "t d d" and weights "t k".
+
+    Raises:
+        ValueError: if the shapes do not fit, or `num_substeps` is not positive, or
+            `strong_convexity` is a Python number that is not.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> initial = Moments(jnp.ones(1), jnp.eye(1))
+        >>> targets = Moments(jnp.zeros((1, 1)), jnp.eye(1)[None])
+        >>> flow = accelerated_moments(jnp.array([2.0]), initial, targets, strong_convexity=1.0)
+        >>> flow.mean.round(3).tolist()  # critical damping: (1 + t) e^{−t}
+        [[0.406]]
+
+    References:
+        A-MWGraD, arXiv 2601.19220, the flow; Su, Boyd, Candès 2016, eq. 3, the damping 3/t.
+    """
+    times, initial, targets = _as_arrays(times, initial, targets)
+    check_positive(num_substeps=num_substeps)
+    if strong_convexity is not None:
+        check_positive(strong_convexity=strong_convexity)
+    field = _min_norm_field(targets, bandwidth)
+
+    def moments(position: Float[Array, "d+1 d"]) -> Moments:
+        mean, transposed = position[0], position[1:]
+        return Moments(mean, transposed.T @ initial.covariance @ transposed)
+
+    def slope(time: Array, motion: tuple[Array, Array]) -> tuple[Array, Array]:
+        position, velocity = motion
+        matrix, shift, _ = field(moments(position))
+        force = jnp.concatenate([shift[None], position[1:] @ matrix.T])
+        if strong_convexity is None:
+            # From rest x' = t x''(0) + …, so that at 0 the damping is 3 x''(0), and x'' = force/4.
+            started = time > 0
+            drag = jnp.where(started, 3 * velocity / jnp.where(started, time, 1), 0.75 * force)
+        else:
+            drag = 2 * jnp.sqrt(strong_convexity) * velocity
+        return velocity, force - drag
+
+    # The rows of `position` are μ and Aᵀ: one array to integrate.
+    start = jnp.concatenate([initial.mean[None], jnp.eye(initial.mean.size, dtype=times.dtype)])
+    positions, _ = _integrate(slope, (start, jnp.zeros_like(start)), times, num_substeps)
+    flow = jax.vmap(moments)(positions)
+    return MomentFlow(*flow, weights=jax.vmap(field)(flow)[2])
+
+
+def _as_arrays(
+    times: Array, initial: Moments, targets: Moments
+) -> tuple[Float[Array, " t"], Moments, Moments]:
+    """All of one dtype, once their shapes fit."""
+    shapes = [jnp.shape(leaf) for leaf in (*initial, *targets)]
+    k, d = shapes[2][0] if shapes[2] else 0, shapes[0][-1] if shapes[0] else 0
+    if shapes != [(d,), (d, d), (k, d), (k, d, d)] or k * d == 0:
+        raise ValueError(
+            "a Gaussian needs a mean (d,) and a covariance (d, d), targets one more leading axis; "
+            f"got {shapes[:2]} for the initial Gaussian and {shapes[2:]} for the targets."
+        )
+    if jnp.ndim(times) != 1:
+        raise ValueError(f"times must be a vector; got shape {jnp.shape(times)}.")
+    tree = (times, initial, targets)
+    dtype = jnp.result_type(float, *jax.tree.leaves(tree))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+
+
+def _min_norm_field(
+    targets: Moments, bandwidth: ArrayLike
+) -> Callable[[Moments], tuple[Float[Array, "d d"], Float[Array, " d"], Float[Array, " k"]]]:
+    """The combined field's M and c, and the weights, at given moments."""
+    precisions = jnp.linalg.inv(targets.covariance)
+    smoothing = jnp.square(bandwidth) * jnp.eye(targets.mean.shape[1], dtype=precisions.dtype)
+
+    def field(moments: Moments) -> tuple[Array, Array, Array]:
+        matrices = jnp.linalg.inv(moments.covariance + smoothing) - precisions
+        shifts = jnp.einsum("kij,kj->ki", precisions, targets.mean - moments.mean)
+        products = jnp.einsum("kij,lij->kl", matrices @ moments.covariance, matrices)
+        weights = min_norm_weights(products + shifts @ shifts.T)
+        return jnp.tensordot(weights, matrices, 1), weights @ shifts, weights
+
+    return field
+
+
+def _integrate(
+    slope: Callable[[Array, Any], Any], state: Any, times: Float[Array, " t"], num_substeps: int
+) -> Any:
+    """The solution of state' = slope(time, state) at the times, started at 0, by Runge–Kutta 4."""
+
+    def add(state: Any, step: Array, direction: Any) -> Any:
+        return jax.tree.map(lambda x, v: x + step * v, state, direction)
+
+    def advance(carry: tuple[Array, Any], end: Array) -> tuple[tuple[Array, Any], Any]:
+        start, state = carry
+        step = (end - start) / num_substeps
+
+        def substep(index: Array, state: Any) -> Any:
+            time = start + index * step
+            k1 = slope(time, state)
+            k2 = slope(time + step / 2, add(state, step / 2, k1))
+            k3 = slope(time + step / 2, add(state, step / 2, k2))
+            k4 = slope(time + step, add(state, step, k3))
+            mean = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4)
+            return add(state, step, mean)
+
+        state = jax.lax.fori_loop(0, num_substeps, substep, state)
+        return (end, state), state
+
+    return jax.lax.scan(advance, (jnp.zeros((), times.dtype), state), times)[1]
