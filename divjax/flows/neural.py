@@ -37,7 +37,7 @@ class NeuralScore:
 
     The particles are few and a critic can tell them apart: without noise its score tends to that of
     a sum of point masses. Each fit therefore sees z + σξ, and estimates the score of the smoothed
-    distribution: a bias that shrinks the whitened variances by σ² at stationarity.
+    distribution: at stationarity a Gaussian's variance is the target's divided by 1 + σ².
 
     Attributes:
         loss: "dual", the above; "sliced", sliced score matching of s = ∇T − z, with fresh
@@ -161,7 +161,7 @@ def _whiten(
 ) -> tuple[Float[Array, "n p"], Float[Array, "p p"], Float[Array, " p"]]:
     """Whitened particles, the Cholesky factor of their correlations, and their variances.
 
-    Correlations are shrunk towards none by p / (n + p), so that the factor exists for few
+    Correlations are shrunk towards none by p / (n² + p), so that the factor exists for few
     particles.
     """
     n, p = x.shape

@@ -313,8 +313,7 @@ def run(
     Each step computes the K velocity fields v_k = −∇(δF_k/δq), weighs them with the aggregator, and
     moves the particles along Σ_k w_k v_k with the optimizer. With `MinNorm` the combined field is
     the shortest in their convex hull: no objective rises to first order, and it vanishes just at
-        Pareto
-    stationary distributions.
+    Pareto stationary distributions.
 
     It is a `lax.scan` over `step` and compiles nothing itself: wrap it in `jax.jit`, and in
     `jax.vmap` over keys or over any number inside velocity, kernel or optimizer to sweep them in
