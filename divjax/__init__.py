@@ -1,4 +1,4 @@
-"""Divergences, optimal transport and multi-objective Wasserstein flows in JAX.
+"""Wasserstein gradient flows of several objectives at once, in JAX.
 
 Rooms: `flows` (move particles until functionals of their distribution fall), `kernels`, `core`, and
 `problems` (targets whose exact answers are known).

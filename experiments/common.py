@@ -10,7 +10,7 @@ A killed run, started again with the same command, reads back its finished stage
 from the last checkpoint, and ends with the same numbers. Everything is written under a temporary
 name and renamed, so nothing is left half-written. A run folder holds
 
-    settings.json  environment.json  metrics.jsonl  stages/*.npz  checkpoints/
+    settings.json  environment.json (a record an opening)  metrics.jsonl  stages/*.npz  checkpoints/
     figures/*.png  and the tables as csv and markdown
 """
 
@@ -111,7 +111,13 @@ def open_run(
                 "Choose another --output, or --overwrite it."
             )
         print(f"resuming {folder}", flush=True)
-    write_atomically(folder / "environment.json", json.dumps(environment(), indent=2))
+    record = folder / "environment.json"
+    openings = json.loads(record.read_text()) if record.exists() else []
+    now = environment()
+    if openings and openings[-1]["commit"] != now["commit"]:
+        print(f"note: earlier parts were made at commit {openings[-1]['commit']}", flush=True)
+    if now not in openings:
+        write_atomically(record, json.dumps([*openings, now], indent=2))
     write_atomically(existing, json.dumps(resolved, indent=2))
     yield Run(folder)
     print(f"saved to {folder}", flush=True)
@@ -151,7 +157,8 @@ class Run:
             num_chunks: how many.
 
         Returns:
-            The final state, and the metrics of every chunk (numbers and lists of numbers).
+            The final state, and the metrics of every chunk (numbers and lists of numbers) with the
+            wall time `seconds` it took.
         """
         folder = (self.folder / "checkpoints" / _file_name(name)).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
@@ -164,8 +171,10 @@ class Run:
             self._write_lines(log)
             with progress(range(done, num_chunks), name, initial=done, total=num_chunks) as bar:
                 for chunk in bar:
-                    state, metrics = advance(state, chunk)
-                    line = {"stage": name, "chunk": chunk + 1} | {
+                    start = time.perf_counter()
+                    state, metrics = jax.block_until_ready(advance(state, chunk))
+                    seconds = time.perf_counter() - start
+                    line = {"stage": name, "chunk": chunk + 1, "seconds": seconds} | {
                         key: np.asarray(value).tolist() for key, value in metrics.items()
                     }
                     log.append(line)

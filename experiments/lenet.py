@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
+from divjax.core.networks import apply_network, init_network
+
 # Kernel sizes and pooling: the published network for 36 × 36, and its likeness for 12 × 12.
 ARCHITECTURES = {36: (9, 5, True), 12: (3, 3, False)}
 
@@ -74,17 +76,18 @@ class LeNet(nnx.Module):
         return jnp.stack([head(x) for head in self.heads], axis=1)
 
 
+def _network(canvas: int, rngs: nnx.Rngs) -> LeNet:
+    return LeNet(canvas, num_tasks=2, num_classes=10, rngs=rngs)
+
+
 def init_particle(key: Key[Array, ""], canvas: int) -> PyTree[Array]:
     """One network's parameters, as a dictionary of arrays."""
-    return nnx.to_pure_dict(nnx.state(LeNet(canvas, 2, 10, nnx.Rngs(key)), nnx.Param))
+    return init_network(_network, key, canvas, jnp.float32)
 
 
 def logits(particle: PyTree[Array], images: Float[Array, "b h w"]) -> Float[Array, "b task class"]:
     """The network with these parameters, on a batch."""
-    model = nnx.eval_shape(lambda: LeNet(images.shape[1], 2, 10, nnx.Rngs(0)))
-    graph, state = nnx.split(model, nnx.Param)
-    nnx.replace_by_pure_dict(state, particle)
-    return nnx.merge(graph, state)(images)
+    return apply_network(_network, particle, images)
 
 
 def is_shared(particle: PyTree[Array]) -> PyTree[bool]:

@@ -172,7 +172,7 @@ def draw_restart(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -
             axis.fill_between(steps, norms.min(0), norms.max(0), color=f"C{color}", alpha=0.2, lw=0)
             axis.plot(steps, np.median(norms, axis=0), color=f"C{color}", label=scheme)
         axis.set(yscale="log", title=name, xlabel="step")
-    axes[0].set_ylabel("gradient norm")
+    axes[0].set_ylabel("mean ‖Σ w v‖²")
     axes[0].legend(fontsize=8)
     figure.suptitle(
         f"Four two-component targets, step size {settings.step_sizes[-1]:g}: "
@@ -207,7 +207,7 @@ def draw_grad_norms(curves: dict[str, dict[str, np.ndarray]], settings: Settings
     for axis in axes[-1]:
         axis.set_xlabel("step")
     for axis in axes[:, 0]:
-        axis.set_ylabel("gradient norm")
+        axis.set_ylabel("mean ‖Σ w v‖²")
     return figure
 
 
@@ -301,6 +301,8 @@ def main(
         curves = {}
         for name, velocity in common.progress(velocities(fixed).items(), "two components"):
             for scheme, optimizer in SCHEMES.items():
+                if name == "Langevin" and scheme not in ("MWGraD", "A-MWGraD"):
+                    continue  # the published scheme would give it no noise at all
                 label = f"{name} / {scheme}"
                 curves[label] = run.stage(
                     f"two {label}",
@@ -310,7 +312,8 @@ def main(
                 )
         ends = {}
         for name, velocity in common.progress(velocities(median).items(), "three components"):
-            # Langevin's noise is scaled by the optimizer's own step: Adam has none to speak of.
+            # Langevin's temperature is right for gradient descent alone; A-MWGraD-Langevin is
+            # shown for what it is.
             plain = optax.sgd if name == "Langevin" else optax.adam
             rate = settings.step_size if name == "Langevin" else settings.learning_rate
             for label, optimizer in (

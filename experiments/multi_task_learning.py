@@ -96,13 +96,11 @@ class Problem(NamedTuple):
 
         They draw it each for themselves from the same key, and XLA merges equal computations: one
         forward pass serves them all. It does not merge loops, which threefry is on a CPU, hence
-        the other generator.
+        another generator there.
         """
-        seed = jnp.tile(jax.random.key_data(key), 2)
-        bits = jax.random.bits(
-            jax.random.wrap_key_data(seed, impl="rbg"), (self.settings.batch_size,)
-        )
-        index = bits % self.train.labels.shape[0]
+        if jax.default_backend() == "cpu":
+            key = jax.random.wrap_key_data(jnp.tile(jax.random.key_data(key), 2), impl="rbg")
+        index = jax.random.bits(key, (self.settings.batch_size,)) % self.train.labels.shape[0]
         return as_images(self.train.images[index]), self.train.labels[index]
 
     def losses(self, key: Key[Array, ""], particle: PyTree[Array]) -> Float[Array, " task"]:
@@ -344,8 +342,13 @@ def test_scores(trained: Trained, test: data.Pairs) -> dict[str, Any]:
     scores = jax.vmap(metrics, (0, None))(probs, jnp.asarray(test.labels))
     weights = np.asarray([line["weights"] for line in trained.log])
     curves = np.asarray([line["accuracy"] for line in trained.log])
-    finite = np.asarray(trained.log[-1]["finite"])
-    return scores | {"probs": probs[0], "weights": weights, "curves": curves, "finite": finite}
+    return scores | {
+        "probs": probs[0],
+        "weights": weights,
+        "curves": curves,
+        "finite": np.asarray(trained.log[-1]["finite"]),
+        "minutes": sum(line["seconds"] for line in trained.log) / 60,
+    }
 
 
 def tune(settings: Settings, splits: data.Splits) -> None:
@@ -383,7 +386,7 @@ def rows(scores: dict[str, dict[str, np.ndarray]]) -> list[dict[str, str]]:
             "Brier": common.with_error(brier.mean(1), 4),
             "ECE %": common.with_error(ece.mean(1), 2, 100),
             "log loss": common.with_error(arrays["log_loss"].mean(1), 4),
-            "seconds": f"{arrays['seconds']:.0f}",
+            "minutes": f"{arrays['minutes']:.1f}",
             "finite": "yes" if arrays["finite"].all() else "NO",
         }
 

@@ -1,1 +1,1 @@
-"""What every room stands on: pytrees, protocols, pairwise reductions, training, checks."""
+"""What every room stands on: pytrees, networks, pairwise reductions, training, checks."""

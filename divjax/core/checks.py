@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-__all__ = ["check_matrix", "check_positive", "check_same_features", "check_scalar_output"]
+__all__ = [
+    "check_matrix",
+    "check_positive",
+    "check_same_features",
+    "check_scalar_output",
+    "check_shape",
+]
 
 
 def check_positive(**values: Any) -> None:
@@ -21,13 +27,30 @@ def check_positive(**values: Any) -> None:
 
 
 def check_matrix(**arrays: Any) -> None:
-    """Raise `ValueError` unless each array is a non-empty matrix of samples, a row each."""
+    """Raise `ValueError` unless each array is a non-empty matrix of real samples, a row each."""
     for name, array in arrays.items():
         if jnp.ndim(array) != 2 or 0 in jnp.shape(array):
             raise ValueError(
                 f"{name} must be a non-empty matrix of shape (samples, features); "
                 f"got shape {jnp.shape(array)}."
             )
+        if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+            raise ValueError(f"{name} must be floating-point; got {jnp.result_type(array)}.")
+
+
+def check_shape(name: str, array: Any, *sizes: int | str) -> None:
+    """Raise `ValueError` unless the array has this shape; a name stands for any size.
+
+    Example:
+        >>> check_shape("velocities", jnp.zeros((2, 5, 3)), "k", 5, "d")
+    """
+    shape = jnp.shape(array)
+    fits = len(shape) == len(sizes) and all(
+        isinstance(size, str) or size == actual for size, actual in zip(sizes, shape, strict=True)
+    )
+    if not fits:
+        expected = ", ".join(str(size) for size in sizes) + ("," if len(sizes) == 1 else "")
+        raise ValueError(f"{name} must have shape ({expected}); got {shape}.")
 
 
 def check_same_features(x: Array, y: Array, names: tuple[str, str] = ("x", "y")) -> None:

@@ -37,7 +37,9 @@ def squared_distances(
         y: samples, or None for x itself; the diagonal is then exactly zero.
 
     Returns:
-        The matrix of squared distances, non-negative.
+        The matrix of squared distances, non-negative. With up to 8 features each is exact to
+        rounding of itself; with more, to rounding of the largest ‖x_i − x̄‖², so that distances
+        which are many orders below the sample's extent have no correct digits.
 
     Raises:
         ValueError: if an argument is not a non-empty matrix, or the numbers of features differ.
@@ -141,7 +143,6 @@ def count_below(x: Float[Array, "n d"], thresholds: Sequence[ArrayLike]) -> Floa
     size = min(_block_rows(n, n), 255)
 
     def block(rows: Float[Array, "b d"], index: Array) -> Array:
-        # The zero padding of the last block would count: it is index 0 again, beyond the first row.
         distances = _distances(rows, x, index[:, None] == jnp.arange(n))
         packed = sum(
             (distances < threshold).astype(jnp.uint32) << (8 * byte)
@@ -173,7 +174,8 @@ def median_squared_distance(
     Passes that count the pairs below four thresholds narrow a bracket around the median; a guess
     within `tolerance` of the answer makes one pass enough. The bracket's ends are verified by
     counts, so whatever the guess, the relative error is at most `tolerance` (plus the rounding of
-    float32 ranks beyond 2²⁴ pairs). Zero if at least half of the pairs coincide up to rounding.
+    float32 ranks beyond 2²⁴ pairs, and of `squared_distances`). Zero if at least half of the pairs
+    coincide up to rounding.
 
     Args:
         x: at least two samples.

@@ -66,4 +66,5 @@ def fit(
 
     keys = jax.random.split(key, num_steps)
     (params, state), losses = jax.lax.scan(step, (params, state), keys)
-    return Training(params, state, losses, jnp.isfinite(losses).all())
+    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((params, losses))])
+    return Training(params, state, losses, finite.all())

@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core.checks import check_positive
+from divjax.core.checks import check_positive, check_shape
 from divjax.core.pytrees import pytree
 from divjax.flows.simplex import min_norm_weights, project_simplex
 
@@ -33,11 +33,16 @@ def gram(velocities: Float[Array, "k n d"], weights: Float[Array, " n"]) -> Floa
     Returns:
         Q; wᵀQw is the squared norm of Σ_k w_k v_k.
 
+    Raises:
+        ValueError: if the shapes do not fit.
+
     Example:
         >>> import jax.numpy as jnp
         >>> gram(jnp.array([[[1.0], [2.0]], [[0.0], [4.0]]]), jnp.full(2, 0.5)).tolist()
         [[2.5, 4.0], [4.0, 8.0]]
     """
+    check_shape("velocities", velocities, "k", "n", "d")
+    check_shape("weights", weights, velocities.shape[1])
     size = velocities.shape[0]
     weighted = (velocities * weights[:, None]).reshape(size, -1)
     return jnp.matmul(weighted, velocities.reshape(size, -1).T, precision="highest")
@@ -293,7 +298,7 @@ def _multiplier(products: Float[Array, "k k"], c: Float[Array, ""]) -> Float[Arr
     def excess(mu: Array, products: Array, c: Array) -> Array:
         w = _shortest_shifted(products, mu)
         squared = jnp.sum(w * jnp.matmul(products, w, precision="highest"))
-        return mu**2 * squared - c**2 * jnp.maximum(products.mean(), 0)
+        return mu * _root(squared) - c * _root(products.mean())
 
     # The root is found without being differentiated; one Newton step at it then carries the
     # derivative of the implicit function.
@@ -311,6 +316,12 @@ def _multiplier(products: Float[Array, "k k"], c: Float[Array, ""]) -> Float[Arr
 
     start = (least, most, least, jnp.zeros_like(least))
     (_, _, mu, slope), _ = jax.lax.scan(narrow, start, length=_NEWTON_STEPS)
-    regular = (slope > 0) & (mu < 0.9 * most)
+    regular = (slope > 0) & (mu <= 0.9 * most)
     step = excess(mu, products, c) / jnp.where(regular, slope, 1)
-    return jnp.where(regular, jnp.clip(mu - step, least, most), mu)
+    return jnp.where(regular, mu - step, mu)
+
+
+def _root(squared: Float[Array, ""]) -> Float[Array, ""]:
+    """The square root, 0 with derivative 0 where rounding left nothing positive."""
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from divjax.core.checks import check_matrix, check_scalar_output
+from divjax.core.checks import check_matrix, check_scalar_output, check_shape
 from divjax.core.pairwise import squared_distances
 from divjax.core.pytrees import as_pytree
 from divjax.flows.aggregators import gram
@@ -45,7 +45,10 @@ def grad_norm(
         >>> float(grad_norm(fields, jnp.array([0.5, 0.5])))
         2.0
     """
+    check_shape("velocities", velocities, "k", "n", "d")
+    check_shape("objective_weights", objective_weights, velocities.shape[0])
     weights = _uniform(velocities, 1) if weights is None else weights
+    check_shape("weights", weights, velocities.shape[1])
     combined = jnp.tensordot(objective_weights, velocities, 1, precision="highest")
     return jnp.sum(weights * jnp.sum(combined**2, axis=1))
 
@@ -64,9 +67,8 @@ def pareto_residual(
         0.0
     """
     weights = _uniform(velocities, 1) if weights is None else weights
-    matrix = gram(velocities, weights)
-    optimum = min_norm_weights(matrix)
-    return jnp.maximum(jnp.sum(optimum[:, None] * matrix * optimum), 0)
+    # From the fields rather than from wᵀQw, whose digits cancel where the residual is small.
+    return grad_norm(velocities, min_norm_weights(gram(velocities, weights)), weights)
 
 
 def kernel_stein_discrepancy(
@@ -123,6 +125,7 @@ def kernel_stein_discrepancy(
     if unbiased and particles.shape[0] == 1:
         raise ValueError("particles must be at least two to be unbiased; got 1.")
     weights = _uniform(particles) if weights is None else weights
+    check_shape("weights", weights, particles.shape[0])
     kernel, _ = kernel.resolve(particles, kernel.init(particles))
     scores = jax.vmap(jax.grad(as_pytree(log_prob)))(particles)
     squared = squared_distances(particles)

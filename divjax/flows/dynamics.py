@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.checks import check_positive
 from divjax.core.pytrees import pytree
-from divjax.kernels.radial import Kernel
+from divjax.kernels.radial import Kernel, check_smoother
 from divjax.kernels.sums import kernel_sums
 
 __all__ = ["AcceleratedState", "ParticleWeights", "accelerated"]
@@ -118,7 +118,8 @@ class ParticleWeights:
         kernel: a positive kernel of `divjax.kernels`, for the density ρ.
 
     Raises:
-        ValueError: if `step_size` is a Python number that is not positive.
+        ValueError: if `step_size` is a Python number that is not positive, or the kernel is not
+            positive definite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -140,6 +141,7 @@ class ParticleWeights:
 
     def __post_init__(self):
         check_positive(step_size=self.step_size)
+        check_smoother(self.kernel)
 
     def init(self, x: Float[Array, "n p"]) -> Any:
         """The bandwidth rule's state."""
@@ -164,10 +166,9 @@ class ParticleWeights:
         """
         kernel, state = self.kernel.resolve(x, state)
         density, _ = kernel_sums(kernel, x, None, weights[:, None], weights[:, None][:, :0])
-        variation = potential + entropy * jnp.log(density[:, 0])
-        # A massless particle far from all others has density 0; it stays massless.
+        # A massless particle stays massless; far from all others it has density 0 as well.
         alive = weights > 0
-        logits = jnp.where(
-            alive, jnp.log(jnp.where(alive, weights, 1)) - self.step_size * variation, -jnp.inf
-        )
+        log_of_alive = lambda values: jnp.log(jnp.where(alive, values, 1))
+        variation = potential + entropy * log_of_alive(density[:, 0])
+        logits = jnp.where(alive, log_of_alive(weights) - self.step_size * variation, -jnp.inf)
         return jax.nn.softmax(logits), state

@@ -170,8 +170,7 @@ def _whiten(
     variance = jnp.where(variance > 0, variance, 1)
     scaled = centered / jnp.sqrt(variance)
     shrinkage = p / (n * n + p)
-    correlation = (1 - shrinkage) * (scaled.T * weights) @ scaled + shrinkage * jnp.eye(
-        p, dtype=x.dtype
-    )
+    products = jnp.matmul(scaled.T * weights, scaled, precision="highest")
+    correlation = (1 - shrinkage) * products + shrinkage * jnp.eye(p, dtype=x.dtype)
     factor = jnp.linalg.cholesky(correlation)
     return jax.scipy.linalg.solve_triangular(factor, scaled.T, lower=True).T, factor, variance

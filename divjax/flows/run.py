@@ -24,7 +24,7 @@ class FlowState(NamedTuple):
 
     Attributes:
         particles: as given to `init`.
-        weights: the particles' masses, summing to one.
+        particle_weights: the particles' masses, summing to one.
         objectives: a state for each objective.
         velocity: the velocity's state (a bandwidth, a network).
         aggregator: the aggregator's state.
@@ -35,7 +35,7 @@ class FlowState(NamedTuple):
     """
 
     particles: PyTree[Array]
-    weights: Float[Array, " n"]
+    particle_weights: Float[Array, " n"]
     objectives: tuple[Any, ...]
     velocity: Any
     aggregator: Any
@@ -51,7 +51,9 @@ class StepInfo(NamedTuple):
     Attributes:
         values: the K energies E_k(q).
         weights: the K objective weights.
-        grad_norm: Σ_i a_i ‖Σ_k w_k v_k(x_i)‖², zero at a Pareto stationary distribution.
+        grad_norm: Σ_i a_i ‖v(x_i)‖² of the field v that moves the particles, Σ_k w_k v_k (and on
+            leaves that are not shared the objectives' own); zero at a Pareto stationary
+            distribution.
     """
 
     values: Float[Array, " k"]
@@ -74,7 +76,7 @@ class FlowResult(NamedTuple):
 
     Attributes:
         particles: the final particles.
-        weights: their masses, uniform without `particle_weights`.
+        particle_weights: their masses, equal unless the run was given `particle_weights`.
         finite: False if any value or update was not finite; the particles are then those of the
             last step whose update was finite.
         history: the recorded steps.
@@ -82,7 +84,7 @@ class FlowResult(NamedTuple):
     """
 
     particles: PyTree[Array]
-    weights: Float[Array, " n"]
+    particle_weights: Float[Array, " n"]
     finite: Bool[Array, ""]
     history: History
     state: FlowState
@@ -167,7 +169,7 @@ def init(
     x, _ = _featurise(features, objective_key, particles)
     return FlowState(
         particles=particles,
-        weights=jnp.full(n, 1 / n, ravel_particles(particles)[0].dtype),
+        particle_weights=jnp.full(n, 1 / n, ravel_particles(particles)[0].dtype),
         objectives=tuple(objective.init(objective_key, particles) for objective in objectives),
         velocity=velocity.init(velocity_key, x),
         aggregator=aggregator.init(len(objectives)),
@@ -200,7 +202,7 @@ def step(
     objective_key, velocity_key, aggregator_key, noise_key = jax.random.split(
         jax.random.fold_in(key, state.step), 4
     )
-    particles, masses = state.particles, state.weights
+    particles, masses = state.particles, state.particle_weights
     flat, unravel = ravel_particles(particles)
 
     variations, objective_states = [], []
@@ -231,10 +233,13 @@ def step(
             f"got shape {weights.shape}."
         )
     entropy = jnp.dot(weights, entropies)
-    direction = jnp.tensordot(weights, fields, 1)
+    # Where the fields nearly cancel, their sum must keep its digits.
+    direction = jnp.tensordot(weights, fields, 1, precision="highest")
     if mask is not None:
         # An objective's own leaves get no gradient from the others: there is nothing to trade off.
         direction = jnp.where(mask, direction, drift.sum(0) + entropy * repulsion)
+    # A hyper-parameter given as an array of a wider type must not change the particles'.
+    direction = direction.astype(flat.dtype)
 
     descent = unravel(-direction)
     updates, optimizer_state = optimizer.update(descent, state.optimizer, particles)
@@ -250,10 +255,11 @@ def step(
     if particle_weights is not None:
         potential = jnp.dot(weights, jnp.stack([v.potential for v in variations]))
         masses, reaction_state = particle_weights(x, masses, potential, entropy, state.reaction)
+        masses = masses.astype(state.particle_weights.dtype)
 
     next_state = FlowState(
         particles=moved,
-        weights=masses,
+        particle_weights=masses,
         objectives=tuple(objective_states),
         velocity=velocity_state,
         aggregator=aggregator_state,
@@ -262,7 +268,7 @@ def step(
         step=state.step + 1,
         finite=state.finite & moves & jnp.isfinite(values).all() & jnp.isfinite(masses).all(),
     )
-    norm = jnp.dot(state.weights, jnp.sum(direction**2, axis=1))
+    norm = jnp.dot(state.particle_weights, jnp.sum(direction**2, axis=1))
     return next_state, StepInfo(values, weights, norm)
 
 
@@ -337,7 +343,8 @@ def run(
             the objectives' key.
         shared: for particles with leaves that belong to one objective alone (a task's own head): a
             pytree of booleans like the particles. The aggregator compares and weighs only leaves
-            marked True; the others follow the plain sum of their gradients.
+            marked True; the others follow the sum of all drifts, of which just their own
+            objective's is not zero there, and Σ_k w_k τ_k times the repulsion.
         particle_weights: the Fisher–Rao step on the particles' masses, or None for equal masses.
         observe: maps the state to anything worth recording beside the history (`lambda s:
             s.particles`).
@@ -412,4 +419,4 @@ def run(
     if rest:
         state, tail = jax.lax.scan(record(rest), state, length=1)
         history = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), history, tail)
-    return FlowResult(state.particles, state.weights, state.finite, history, state)
+    return FlowResult(state.particles, state.particle_weights, state.finite, history, state)

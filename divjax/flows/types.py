@@ -54,7 +54,9 @@ class Velocity(Protocol):
     """How energy gradients become velocity fields, and how the entropy's own field is estimated.
 
     The field of objective k is `drift[k] + τ_k · repulsion`: one repulsion, one kernel matrix and
-    one bandwidth serve all K objectives.
+    one bandwidth serve all K objectives. A velocity may instead leave the entropy to noise, as
+    `Langevin` does: with the attribute `diffuses = True` its repulsion is zero, and a step adds
+    √(2τP) ξ after the optimizer.
     """
 
     def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> Any:

@@ -20,7 +20,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 from divjax.core.checks import check_positive
 from divjax.core.pytrees import pytree
 from divjax.kernels.bandwidth import Median
-from divjax.kernels.radial import Gaussian, Kernel
+from divjax.kernels.radial import Gaussian, Kernel, check_smoother
 from divjax.kernels.sums import kernel_sums
 
 __all__ = ["GFSD", "GFSF", "SVGD", "Blob", "Langevin"]
@@ -33,6 +33,9 @@ class _WithKernel:
     """What the kernel velocities share: the kernel, and its bandwidth rule's state."""
 
     kernel: Kernel = dataclasses.field(default_factory=lambda: Gaussian(bandwidth=Median()))
+
+    def __post_init__(self):
+        check_smoother(self.kernel)
 
     def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> Any:
         """The bandwidth rule's state."""
@@ -57,7 +60,11 @@ class SVGD(_WithKernel):
     product with K: O(n² (Kd + d)) time and O(n²) memory up to the budget of `divjax.core.pairwise`.
 
     Attributes:
-        kernel: a kernel of `divjax.kernels`, by default Gaussian with the median rule.
+        kernel: a positive definite kernel of `divjax.kernels`, by default Gaussian with the median
+            rule.
+
+    Raises:
+        ValueError: if the kernel is not positive definite: `Energy` would climb.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -98,7 +105,11 @@ class GFSD(_WithKernel):
     and a Gaussian kernel of bandwidth σ, many particles settle at S − σ² I.
 
     Attributes:
-        kernel: a positive kernel of `divjax.kernels`, by default Gaussian with the median rule.
+        kernel: a positive definite kernel of `divjax.kernels`, by default Gaussian with the median
+            rule.
+
+    Raises:
+        ValueError: if the kernel is not positive definite.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -141,7 +152,11 @@ class Blob(_WithKernel):
     converges where GFSD may circle.
 
     Attributes:
-        kernel: a positive kernel of `divjax.kernels`, by default Gaussian with the median rule.
+        kernel: a positive definite kernel of `divjax.kernels`, by default Gaussian with the median
+            rule.
+
+    Raises:
+        ValueError: if the kernel is not positive definite.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -183,9 +198,8 @@ class GFSF(_WithKernel):
     """Gradient flow with smoothed test functions: the score that solves Stein's identity.
 
     The score estimate s satisfies Σ_j a_j [k(x_i, x_j) s_j + ∇_{x_j} k(x_i, x_j)] = 0 at every
-    particle, with a ridge: for equal weights s = −(K + λI)⁻¹ Σ_j ∇_{x_j} k(·, x_j). A dense solve:
-        O(n³) time, O(n²)
-    memory, so for n up to a few thousand.
+    particle, with a ridge: for equal weights s = −(K + λI)⁻¹ Σ_j ∇_{x_j} k(·, x_j). A dense solve,
+    of cubic time and quadratic memory in n, hence for n up to a few thousand.
 
     Attributes:
         kernel: a positive definite kernel of `divjax.kernels`.
@@ -193,7 +207,8 @@ class GFSF(_WithKernel):
             λ.
 
     Raises:
-        ValueError: if `regularization` is a Python number that is not positive.
+        ValueError: if the kernel is not positive definite, or `regularization` is a Python number
+            that is not positive.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -211,6 +226,7 @@ class GFSF(_WithKernel):
     regularization: ArrayLike = 1e-2
 
     def __post_init__(self):
+        super().__post_init__()
         check_positive(regularization=self.regularization)
 
     def __call__(
@@ -227,7 +243,8 @@ class GFSF(_WithKernel):
         _, gradient = kernel_sums(kernel, x, None, weights[:, None][:, :0], weights[:, None])
         # With D = diag(a), D^½ K D^½ is symmetric whatever the weights, and a particle of zero
         # weight drops out of the system instead of making it singular.
-        root = jnp.sqrt(weights)[:, None]
+        massless = weights == 0
+        root = jnp.where(massless, 0, jnp.sqrt(jnp.where(massless, 1, weights)))[:, None]
         system = root * kernel(x) * root.T
         ridge = jnp.asarray(self.regularization, x.dtype) / n
         factor = jax.scipy.linalg.cho_factor(system + ridge * jnp.eye(n, dtype=x.dtype))
@@ -247,11 +264,12 @@ class Langevin:
     and per-leaf rates included). Noise sent through an adaptive optimizer would come out at another
     temperature.
 
-    Exact, up to discretisation, for optimizers without memory (`optax.sgd`); RMSProp gives
-    preconditioned Langevin dynamics without its correction term. With momentum (Adam,
-    `accelerated`) P is the first step's response only, and the temperature is too low. Weights of
-    objectives are computed from the energies' gradients alone, since the score of q is never
-    estimated.
+    Exact, up to discretisation, where the optimizer's update is −P g with a diagonal P that does
+    not depend on the current g: gradient descent, with any schedule and rates of its own for each
+    leaf. With anything else (momentum, `accelerated`, RMSProp, Adam, clipping, signs) particles
+    still descend and are stirred, but the temperature is wrong, in either direction, and the
+    result is no sample of the target. Weights of objectives are computed from the energies'
+    gradients alone, since the score of q is never estimated.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -261,7 +279,7 @@ class Langevin:
         ([[[-1.0, -1.0]]], [[0.0, 0.0]])
 
     References:
-        Roberts, Tweedie 1996, eq. 2; Li, Chen, Carlson, Carin 2016 for the preconditioned form.
+        Roberts, Tweedie 1996, eq. 2.
     """
 
     diffuses = True

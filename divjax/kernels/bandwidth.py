@@ -33,10 +33,10 @@ class BandwidthRule(Protocol):
 
 
 def _from_squared(squared: Float[Array, ""], n: int) -> Float[Array, ""]:
-    """σ with σ² = d² / (2 log(n+1)), and 1 where all particles coincide."""
-    positive = squared > 0
-    bandwidth = jnp.sqrt(jnp.where(positive, squared, 1) / (2 * jnp.log(n + 1.0)))
-    return jnp.where(positive, bandwidth, 1).astype(squared.dtype)
+    """σ with σ² = d² / (2 log(n+1)), and 1 where all particles coincide; NaN stays NaN."""
+    coincide = squared == 0
+    bandwidth = jnp.sqrt(jnp.where(coincide, 1, squared) / (2 * jnp.log(n + 1.0)))
+    return jnp.where(coincide, 1, bandwidth).astype(squared.dtype)
 
 
 def _mean_squared(x: Float[Array, "n d"]) -> Float[Array, ""]:
@@ -65,6 +65,7 @@ class Mean:
 
     def __call__(self, x: Float[Array, "n d"], state: Any) -> tuple[Float[Array, ""], Any]:
         """The bandwidth."""
+        check_matrix(x=x)
         x = jax.lax.stop_gradient(x)
         return _from_squared(_mean_squared(x), x.shape[0]), state
 
@@ -110,6 +111,7 @@ class Median:
 
     def __call__(self, x: Float[Array, "n d"], state: Any) -> tuple[Float[Array, ""], Any]:
         """The bandwidth, and the median and its last change on a logarithmic scale."""
+        check_matrix(x=x)
         x = jax.lax.stop_gradient(x)
         if x.shape[0] == 1:
             return jnp.ones((), x.dtype), state

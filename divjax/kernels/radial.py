@@ -33,6 +33,11 @@ class Kernel(Protocol):
         ...
 
     @property
+    def positive_definite(self) -> bool:
+        """Whether k is positive with positive definite matrices: what smoothing takes."""
+        ...
+
+    @property
     def log_slope(self) -> ArrayLike | None:
         """The ratio slope / value where that is one number for all pairs, else None."""
         ...
@@ -42,11 +47,22 @@ class Kernel(Protocol):
         ...
 
 
+def check_smoother(kernel: Kernel) -> None:
+    """Raise `ValueError` for a kernel that cannot smooth a field or a density."""
+    if not getattr(kernel, "positive_definite", True):
+        raise ValueError(
+            f"kernel must be positive definite to smooth with; got {type(kernel).__name__}, "
+            "which serves discrepancies (flows.MMD, flows.Interaction)."
+        )
+
+
 @pytree
 class _WithBandwidth:
     """What kernels with a length share: a number, several, or a rule."""
 
     bandwidth: ArrayLike | BandwidthRule = dataclasses.field(default_factory=Median)
+
+    positive_definite = True
 
     def __post_init__(self):
         check_positive(bandwidth=self.bandwidth)
@@ -213,6 +229,8 @@ class Energy:
     References:
         Sejdinovic, Sriperumbudur, Gretton, Fukumizu 2013, section 3.
     """
+
+    positive_definite = False
 
     def init(self, x: Float[Array, "n d"]) -> tuple[()]:
         """No state."""

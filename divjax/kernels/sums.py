@@ -1,5 +1,7 @@
 """Weighted sums of a kernel and of its gradient, as velocities and discrepancies need them."""
 
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -8,6 +10,10 @@ from divjax.core.pairwise import pair_distances_by_rows
 from divjax.kernels.radial import Kernel
 
 __all__ = ["kernel_sums"]
+
+
+# The gradient sums are differences of larger numbers, which faster formats would round away.
+_matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 def kernel_sums(
@@ -21,7 +27,8 @@ def kernel_sums(
 
     With ∇_x k = ψ · (x − y) the gradient sums are x_i (ψ C)_i − (ψ [C∘y])_i: products of an n × m
     matrix with narrow ones, never n × m × d. For a kernel whose slope is a multiple of its value
-    (Gaussian) one matrix product does everything. Large n × m goes by blocks of rows.
+    (Gaussian) one matrix product does everything. Large n × m goes by blocks of rows. The distances
+    are those of `squared_distances`, with its rounding where there are more than 8 features.
 
     Args:
         kernel: a kernel whose bandwidth is a number.
@@ -57,14 +64,16 @@ def kernel_sums(
 
     if kernel.log_slope is not None:
         operand = jnp.concatenate([values, slopes], axis=1)
-        product = pair_distances_by_rows(x, y, lambda squared: kernel.radial(squared)[0] @ operand)
+        product = pair_distances_by_rows(
+            x, y, lambda squared: _matmul(kernel.radial(squared)[0], operand)
+        )
         sums, sloped = product[:, : values.shape[1]], product[:, values.shape[1] :]
         sloped = sloped * kernel.log_slope
     else:
 
         def contract(squared: Float[Array, "b m"]) -> tuple[Array, Array]:
             value, slope = kernel.radial(squared)
-            return value @ values, slope @ slopes
+            return _matmul(value, values), _matmul(slope, slopes)
 
         sums, sloped = pair_distances_by_rows(x, y, contract)
 

@@ -71,12 +71,6 @@ class GaussianMixture:
         shape = jnp.shape(self.means)
         return jnp.broadcast_to(jnp.linalg.cholesky(self.covariances), (*shape, shape[1]))
 
-    def _log_weights(self) -> Float[Array, " c"]:
-        """Their logarithms; where a weight is zero, −∞ with a derivative of zero."""
-        weights = jnp.asarray(self.weights)
-        absent = weights == 0
-        return jnp.where(absent, -jnp.inf, jnp.log(jnp.where(absent, 1, weights)))
-
     def _precision_times(self, offsets: Float[Array, "c d"]) -> tuple[Array, Array]:
         """Σ_c⁻¹ (x − μ_c) and log det Σ_c for every component."""
         if self._isotropic:
@@ -87,8 +81,8 @@ class GaussianMixture:
         diagonals = jnp.diagonal(factors, axis1=-2, axis2=-1)
         return solved, 2 * jnp.sum(jnp.log(diagonals), axis=-1)
 
-    def _log_terms(self, x: Float[Array, " d"]) -> tuple[Array, Array]:
-        """Log w_c N(x; μ_c, Σ_c), and Σ_c⁻¹ (x − μ_c)."""
+    def _terms(self, x: Float[Array, " d"]) -> tuple[Array, Array, Array]:
+        """Numbers proportional to w_c N(x; μ_c, Σ_c), their unit's log, and Σ_c⁻¹ (x − μ_c)."""
         self._check()
         dim = jnp.shape(self.means)[1]
         if jnp.shape(x) != (dim,):
@@ -97,23 +91,31 @@ class GaussianMixture:
         solved, log_det = self._precision_times(offsets)
         squared = jnp.sum(offsets * solved, axis=-1)
         constant = dim * math.log(2 * math.pi)
-        return self._log_weights() - 0.5 * (squared + log_det + constant), solved
+        log_densities = -0.5 * (squared + log_det + constant)
+        # Not through log w_c, which has no derivative at zero. An absent component may be far
+        # denser than the unit; its weight times anything finite is zero.
+        weights = jnp.asarray(self.weights)
+        unit = jax.lax.stop_gradient(jnp.max(jnp.where(weights > 0, log_densities, -jnp.inf)))
+        unit = jnp.where(jnp.isfinite(unit), unit, 0)
+        highest = 0.5 * math.log(jnp.finfo(log_densities.dtype).max)
+        return weights * jnp.exp(jnp.minimum(log_densities - unit, highest)), unit, solved
 
     def log_prob(self, x: Float[Array, " d"]) -> Float[Array, ""]:
         """The normalised log-density at one point."""
-        return jax.nn.logsumexp(self._log_terms(x)[0])
+        terms, unit, _ = self._terms(x)
+        return unit + jnp.log(jnp.sum(terms))
 
     def score(self, x: Float[Array, " d"]) -> Float[Array, " d"]:
         """∇ log density: the components' scores −Σ_c⁻¹ (x − μ_c), weighted by responsibility."""
-        log_terms, solved = self._log_terms(x)
+        terms, _, solved = self._terms(x)
         # A sum rather than a product of matrices, which accelerators round to fewer digits.
-        return -jnp.sum(jax.nn.softmax(log_terms)[:, None] * solved, axis=0)
+        return -jnp.sum((terms / jnp.sum(terms))[:, None] * solved, axis=0)
 
     def sample(self, key: Key[Array, ""], n: int) -> Float[Array, "n d"]:
         """Independent draws."""
         self._check()
         component_key, noise_key = jax.random.split(key)
-        components = jax.random.categorical(component_key, self._log_weights(), shape=(n,))
+        components = jax.random.categorical(component_key, jnp.log(self.weights), shape=(n,))
         means = jnp.asarray(self.means)
         noise = jax.random.normal(noise_key, (n, means.shape[1]), means.dtype)
         if self._isotropic:

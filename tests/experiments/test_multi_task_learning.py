@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 from divjax import flows
 from experiments import data
 from experiments import multi_task_learning as job
-from experiments.lenet import init_particle, is_shared, patches
+from experiments.lenet import init_particle, is_shared
 
 
 def test_metrics_are_scikit_learns():
@@ -33,28 +33,6 @@ def test_calibration_error_by_hand():
     assert job.metrics(probs, labels)["ece"][0] == pytest.approx(expected, rel=1e-5)
 
 
-def test_patches_times_a_matrix_is_a_convolution():
-    rng = np.random.default_rng(1)
-    x, w = rng.normal(size=(2, 7, 6, 3)), rng.normal(size=(3, 3, 3, 4))
-    with jax.enable_x64(True):
-        ours = patches(jnp.asarray(x), 3) @ jnp.asarray(w).reshape(27, 4)
-        expected = jax.lax.conv_general_dilated(
-            x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        np.testing.assert_allclose(ours, expected, rtol=1e-10)
-
-
-def test_the_published_network_has_the_published_size():
-    """LeNet on 36 × 36: 30 890 parameters in the encoder and 510 in each head."""
-    particle = init_particle(jax.random.key(0), 36)
-    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
-    assert count(particle) == 31_910
-    assert count(particle["heads"]) == 2 * 510
-    flags = is_shared(particle)
-    assert not any(jax.tree.leaves(flags["heads"]))
-    assert all(jax.tree.leaves({k: v for k, v in flags.items() if k != "heads"}))
-
-
 @pytest.fixture(scope="module")
 def problem():
     splits = data.load("digits", quick=True)
@@ -64,8 +42,7 @@ def problem():
 def test_a_task_does_not_move_the_other_tasks_head(problem):
     particle = init_particle(jax.random.key(0), 12)
     gradient = jax.grad(lambda p: problem.losses(jax.random.key(1), p)[0])(particle)
-    decay = 1e-4 * particle["heads"][1]["kernel"]
-    np.testing.assert_allclose(gradient["heads"][1]["kernel"], decay, rtol=1e-5, atol=1e-9)
+    np.testing.assert_array_equal(gradient["heads"][1]["kernel"], 0)
     assert jnp.abs(gradient["heads"][0]["kernel"]).max() > 1e-4
 
 

@@ -142,7 +142,7 @@ def test_masses_find_the_mixture_that_transport_cannot():
             )
         )()
         assert result.finite
-        return jnp.sum(result.weights * (result.particles[:, 0] < 0))
+        return jnp.sum(result.particle_weights * (result.particles[:, 0] < 0))
 
     assert mass_on_the_left(None) == pytest.approx(0.5, abs=1e-5)
     assert mass_on_the_left(flows.ParticleWeights(0.05, kernel)) == pytest.approx(0.75, abs=0.02)

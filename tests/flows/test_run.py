@@ -304,7 +304,7 @@ def test_dtypes_are_kept(dtype):
         result = run(KEY, X.astype(dtype), TARGETS, num_steps=2, optimizer=flows.accelerated(0.01))
         assert (
             result.particles.dtype
-            == result.weights.dtype
+            == result.particle_weights.dtype
             == result.history.grad_norm.dtype
             == dtype
         )
