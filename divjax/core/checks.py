@@ -50,7 +50,7 @@ def check_shape(name: str, array: Any, *sizes: int | str) -> None:
     )
     if not fits:
         expected = ", ".join(str(size) for size in sizes) + ("," if len(sizes) == 1 else "")
-        raise ValueError(f"{name} must have shape ({expected}); got {shape}.")
+        raise ValueError(f"{name} must have shape ({expected}); got shape {shape}.")
 
 
 def check_same_features(x: Array, y: Array, names: tuple[str, str] = ("x", "y")) -> None:

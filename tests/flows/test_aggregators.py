@@ -255,3 +255,21 @@ def test_bad_numbers_raise():
         ProjectedStep(0.0)
     with pytest.raises(ValueError, match=r"c must not be negative; got -0\.1"):
         CAGrad(-0.1)
+
+
+@pytest.mark.parametrize("c", [0.0, 0.2, 0.7])
+def test_the_conflict_averse_coefficients_have_the_derivative_of_their_radius(c):
+    """One field: d = (1 + c) v̄. Two orthogonal unit fields: by symmetry, coefficients ½ + c/2."""
+    coefficients = lambda c, fields: apply(CAGrad(c), fields, np.ones(1, np.float32))
+    one, two = np.ones((1, 1, 1), np.float32), np.eye(2, dtype=np.float32)[:, None]
+    for fields, expected in ((one, 1.0), (two, 0.5)):
+        slopes = jax.jacobian(coefficients)(c, fields)
+        np.testing.assert_allclose(slopes, expected, rtol=1e-3)
+
+
+def test_fields_and_masses_of_wrong_shapes_are_refused():
+    fields, _ = example(0)
+    with pytest.raises(ValueError, match=r"velocities must have shape \(k, n, d\)"):
+        gram(fields[0], np.ones(5) / 5)
+    with pytest.raises(ValueError, match=r"weights must have shape \(5,\); got shape"):
+        gram(fields, np.ones((5, 1)) / 5)

@@ -157,3 +157,20 @@ def test_bad_shapes_are_named():
         stein(jnp.ones((3, 2)), jnp.sin, kernel)
     with pytest.raises(ValueError, match="at least two to be unbiased"):
         stein(jnp.ones((1, 2)), normal, kernel, unbiased=True)
+
+
+def test_a_small_residual_keeps_its_digits():
+    """Fields (±1, ε) combine to (0, ε), whose square is lost in the rounding of 1."""
+    fields = jnp.array([[[1.0, 1e-5]], [[-1.0, 1e-5]]])
+    np.testing.assert_allclose(flows.pareto_residual(fields), 1e-10, rtol=1e-3)
+
+
+def test_wrong_shapes_are_refused_by_name():
+    fields, x = jnp.ones((2, 4, 1)), jnp.ones((4, 1))
+    with pytest.raises(ValueError, match=r"objective_weights must have shape \(2,\)"):
+        flows.grad_norm(fields, jnp.ones(3) / 3)
+    with pytest.raises(ValueError, match=r"weights must have shape \(4,\); got shape \(4, 1\)"):
+        flows.grad_norm(fields, jnp.ones(2) / 2, x / 4)
+    kernel = kernels.Gaussian(bandwidth=1.0)
+    with pytest.raises(ValueError, match=r"weights must have shape \(4,\)"):
+        flows.kernel_stein_discrepancy(x, normal, kernel, jnp.ones(3) / 3)

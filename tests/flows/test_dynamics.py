@@ -153,3 +153,13 @@ def test_a_massless_particle_stays_massless():
     x = jnp.array([[0.0], [1e6]])
     weights, _ = reaction(x, jnp.array([1.0, 0.0]), jnp.zeros(2), 1.0, ())
     np.testing.assert_array_equal(weights, [1.0, 0.0])
+
+
+def test_masses_have_finite_derivatives_at_a_massless_far_particle():
+    reaction = flows.ParticleWeights(0.5, kernels.Gaussian(bandwidth=1.0))
+    x, weights = jnp.array([[0.0], [1.0], [100.0]]), jnp.array([0.5, 0.5, 0.0])
+    first = lambda x, weights: reaction(x, weights, x[:, 0], 1.0, ())[0][0]
+    for gradient in jax.grad(first, (0, 1))(x, weights):
+        assert jnp.isfinite(gradient).all()
+    with pytest.raises(ValueError, match="kernel must be positive definite"):
+        flows.ParticleWeights(0.5, kernels.Energy())

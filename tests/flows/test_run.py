@@ -336,3 +336,17 @@ def test_bad_input_is_named(message):
     particles, objectives = arguments.pop("particles"), arguments.pop("objectives")
     with pytest.raises(ValueError, match=message):
         flows.run(KEY, particles, objectives, **{**OPTIONS, **arguments})
+
+
+def test_a_wider_hyper_parameter_does_not_widen_the_particles():
+    with jax.enable_x64(True):
+        wide = kernels.Gaussian(bandwidth=jnp.array(1.0, jnp.float64))
+        result = run(
+            KEY,
+            X,
+            TARGETS,
+            velocity=flows.SVGD(wide),
+            particle_weights=flows.ParticleWeights(jnp.array(0.1, jnp.float64), wide),
+            num_steps=2,
+        )
+    assert result.particles.dtype == result.particle_weights.dtype == jnp.float32

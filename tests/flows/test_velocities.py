@@ -158,3 +158,21 @@ def test_one_objective_is_blackjaxs_svgd():
 def test_regularization_must_be_positive():
     with pytest.raises(ValueError, match="regularization must be a positive number; got 0"):
         flows.GFSF(KERNEL, regularization=0.0)
+
+
+@pytest.mark.parametrize("velocity", [flows.SVGD, flows.GFSD, flows.Blob, flows.GFSF])
+def test_a_kernel_that_cannot_smooth_is_refused(velocity):
+    with pytest.raises(ValueError, match=r"kernel must be positive definite .* got Energy"):
+        velocity(kernels.Energy())
+
+
+@pytest.mark.parametrize("name", VELOCITIES)
+def test_a_massless_particle_leaves_derivatives_finite(name):
+    x, gradients = jnp.array([[0.0], [1.0], [30.0]]), jnp.ones((1, 3, 1))
+
+    def total(x, weights):
+        drift, repulsion, _ = VELOCITIES[name](jax.random.key(0), x, weights, gradients, ())
+        return jnp.sum(weights * (drift[0] + repulsion)[:, 0])
+
+    for gradient in jax.grad(total, (0, 1))(x, jnp.array([0.5, 0.5, 0.0])):
+        assert jnp.isfinite(gradient).all()

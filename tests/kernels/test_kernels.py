@@ -139,3 +139,15 @@ def test_bandwidths_are_constants_to_differentiation():
 def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("rule", [kernels.Mean(), kernels.Median()])
+def test_a_bandwidth_of_particles_that_are_not_numbers_is_none(rule):
+    x = jnp.array([[jnp.nan], [0.0], [1.0]])
+    assert jnp.isnan(rule(x, rule.init(x))[0])
+
+
+def test_integer_points_are_refused():
+    """Bytes would wrap around: 20² is 144 modulo 256."""
+    with pytest.raises(ValueError, match="x must be floating-point; got uint8"):
+        kernels.Gaussian(bandwidth=1.0)(jnp.array([[0], [20]], jnp.uint8))

@@ -156,3 +156,14 @@ def test_stacked_mixtures_are_one_compilation():
     np.testing.assert_allclose(log_probs(stacked), alone, rtol=1e-6)
     log_probs(GaussianMixture(stacked.weights[:, ::-1], stacked.means + 1, stacked.covariances))
     assert len(traces) == 1
+
+
+def test_an_absent_components_weight_has_its_derivative():
+    """∂ log p(x) / ∂w_c = N_c(x) / p(x), also at w_c = 0; and far denser, it is at least finite."""
+    log_prob = lambda w, x: GaussianMixture(w, jnp.array([[0.0], [1.0]]), 1.0).log_prob(x)
+    weights = jnp.array([1.0, 0.0])
+    slope = jax.jacobian(log_prob)(weights, jnp.ones(1))
+    np.testing.assert_allclose(slope, [1, np.exp(0.5)], rtol=1e-12)
+    far = jnp.array([1e4])
+    np.testing.assert_allclose(log_prob(weights, far), -0.5 * (1e8 + np.log(2 * np.pi)), rtol=1e-12)
+    assert jnp.isfinite(jax.jacobian(log_prob)(weights, far)).all()
