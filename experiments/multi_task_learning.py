@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 
 from divjax import flows, kernels
 from divjax.core.pytrees import ravel_particles
-from experiments import common, data
+from experiments import calibration, common, data
 from experiments.lenet import init_particle, is_shared, logits
 
 
@@ -240,28 +240,6 @@ def ensemble_probs(
     return probs.reshape(-1, *probs.shape[2:])[:m]
 
 
-def metrics(probs: Float[Array, "m task class"], labels: Int[Array, "m task"]) -> dict[str, Array]:
-    """Accuracy, Brier score, expected calibration error and log loss, a number a task.
-
-    The Brier score is Σ_class (p − 1{label})²; the calibration error compares confidence with
-    accuracy in 20 equally wide bins of confidence, weighted by their counts.
-    """
-    hit = jnp.argmax(probs, axis=-1) == labels
-    confidence = jnp.max(probs, axis=-1)
-    truth = jax.nn.one_hot(labels, probs.shape[-1])
-    bins = jnp.clip((confidence * 20).astype(int), 0, 19)
-    gaps = jax.vmap(
-        lambda b, c, h: jnp.abs(jnp.zeros(20).at[b].add(c - h)).sum() / b.shape[0], in_axes=1
-    )(bins, confidence, hit.astype(confidence.dtype))
-    chosen = jnp.take_along_axis(probs, labels[..., None], axis=-1)[..., 0]
-    return {
-        "accuracy": hit.mean(0),
-        "brier": jnp.sum((probs - truth) ** 2, axis=-1).mean(0),
-        "ece": gaps,
-        "log_loss": -jnp.log(jnp.maximum(chosen, 1e-12)).mean(0),
-    }
-
-
 def over_seeds(function: Callable[..., Any], *arguments: PyTree[Array]) -> Any:
     """All seeds at once, but one after another on a CPU, whose caches hold one seed's networks."""
     if jax.default_backend() == "cpu":
@@ -311,7 +289,9 @@ def train(
                 record_every=steps,
                 shared=shared,
             )
-            scores = metrics(ensemble_probs(result.particles, validation.images), validation.labels)
+            scores = calibration.metrics(
+                ensemble_probs(result.particles, validation.images), validation.labels
+            )
             return result.state, scores | {
                 "weights": result.history.weights[-1],
                 "finite": result.finite,
@@ -339,7 +319,7 @@ def test_scores(trained: Trained, test: data.Pairs) -> dict[str, Any]:
     probs = jax.lax.map(
         lambda particles: ensemble_probs(particles, jnp.asarray(test.images)), trained.particles
     )
-    scores = jax.vmap(metrics, (0, None))(probs, jnp.asarray(test.labels))
+    scores = jax.vmap(calibration.metrics, (0, None))(probs, jnp.asarray(test.labels))
     weights = np.asarray([line["weights"] for line in trained.log])
     curves = np.asarray([line["accuracy"] for line in trained.log])
     return scores | {
@@ -436,37 +416,6 @@ def draw_training(scores: dict[str, dict[str, np.ndarray]]) -> Figure:
     return figure
 
 
-def draw_reliability(scores: dict[str, dict[str, np.ndarray]], labels: np.ndarray) -> Figure:
-    """Accuracy against confidence, both tasks pooled, first seed."""
-    shown = list(scores)
-    columns = min(5, len(shown))
-    figure, axes = plt.subplots(
-        -(-len(shown) // columns),
-        columns,
-        figsize=(2.4 * columns, 2.6 * -(-len(shown) // columns)),
-        layout="constrained",
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    edges = np.linspace(0, 1, 21)
-    for axis, name in zip(axes.ravel(), shown, strict=False):
-        probs = scores[name]["probs"].reshape(-1, 10)
-        confidence, hit = probs.max(1), probs.argmax(1) == labels.ravel()
-        which = np.clip(np.digitize(confidence, edges) - 1, 0, 19)
-        count = np.bincount(which, minlength=20)
-        filled = count >= 10
-        accuracy = np.bincount(which, hit, 20)[filled] / count[filled]
-        axis.bar((edges[:-1] + 0.025)[filled], accuracy, width=0.045, color="C0")
-        axis.plot([0, 1], [0, 1], color="black", lw=1)
-        axis.set_title(name, fontsize=8)
-    for axis in axes.ravel()[len(shown) :]:
-        axis.set_axis_off()
-    figure.supxlabel("confidence")
-    figure.supylabel("accuracy")
-    return figure
-
-
 def draw_examples(test: data.Pairs, probs: np.ndarray, name: str) -> Figure:
     """Test images with both answers: the surest six rows and the least sure."""
     sure = probs.max(-1).min(-1)
@@ -518,7 +467,8 @@ def main(
         print(run.save_table("results", rows(scores)))
         run.save_figure("scores", draw_scores(scores))
         run.save_figure("training", draw_training(scores))
-        run.save_figure("reliability", draw_reliability(scores, splits.test.labels))
+        probs = {method: arrays["probs"] for method, arrays in scores.items()}
+        run.save_figure("reliability", calibration.draw_reliability(probs, splits.test.labels))
         best = settings.methods[-1]
         run.save_figure("examples", draw_examples(splits.test, scores[best]["probs"], best))
 

@@ -1,36 +1,14 @@
-"""The main job's parts: metrics, network, scalarised objectives."""
+"""The main job's parts: objectives, scalarised gradients, whole runs."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
 from divjax import flows
 from experiments import data
 from experiments import multi_task_learning as job
 from experiments.lenet import init_particle, is_shared
-
-
-def test_metrics_are_scikit_learns():
-    rng = np.random.default_rng(0)
-    probs = rng.dirichlet(np.ones(10), size=(60, 2))
-    labels = rng.integers(10, size=(60, 2))
-    found = job.metrics(jnp.asarray(probs, jnp.float32), jnp.asarray(labels))
-    for task in range(2):
-        p, y = probs[:, task], labels[:, task]
-        assert found["accuracy"][task] == pytest.approx(accuracy_score(y, p.argmax(1)))
-        assert found["log_loss"][task] == pytest.approx(log_loss(y, p, labels=range(10)), rel=1e-5)
-        one_against_rest = sum(brier_score_loss(y == c, p[:, c]) for c in range(10))
-        assert found["brier"][task] == pytest.approx(one_against_rest, rel=1e-5)
-
-
-def test_calibration_error_by_hand():
-    """Two bins: confidence .9 right half the time, confidence .6 always right."""
-    probs = jnp.array([[[0.9, 0.1]], [[0.9, 0.1]], [[0.6, 0.4]], [[0.6, 0.4]]])
-    labels = jnp.array([[0], [1], [0], [0]])
-    expected = 0.5 * abs(0.9 - 0.5) + 0.5 * abs(0.6 - 1.0)
-    assert job.metrics(probs, labels)["ece"][0] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,61 @@
+"""How right class probabilities are, and how well they know it: scores and reliability diagrams."""
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Array, Float, Int
+from matplotlib.figure import Figure
+
+
+def metrics(probs: Float[Array, "m task class"], labels: Int[Array, "m task"]) -> dict[str, Array]:
+    """Accuracy, Brier score, expected calibration error and log loss, a number a task.
+
+    The Brier score is Σ_class (p − 1{label})²; the calibration error compares confidence with
+    accuracy in 20 equally wide bins of confidence, weighted by their counts.
+    """
+    hit = jnp.argmax(probs, axis=-1) == labels
+    confidence = jnp.max(probs, axis=-1)
+    truth = jax.nn.one_hot(labels, probs.shape[-1])
+    bins = jnp.clip((confidence * 20).astype(int), 0, 19)
+    gaps = jax.vmap(
+        lambda b, c, h: jnp.abs(jnp.zeros(20).at[b].add(c - h)).sum() / b.shape[0], in_axes=1
+    )(bins, confidence, hit.astype(confidence.dtype))
+    chosen = jnp.take_along_axis(probs, labels[..., None], axis=-1)[..., 0]
+    return {
+        "accuracy": hit.mean(0),
+        "brier": jnp.sum((probs - truth) ** 2, axis=-1).mean(0),
+        "ece": gaps,
+        "log_loss": -jnp.log(jnp.maximum(chosen, 1e-12)).mean(0),
+    }
+
+
+def draw_reliability(probs: dict[str, np.ndarray], labels: np.ndarray) -> Figure:
+    """Accuracy against confidence, all tasks pooled: a panel a method, "m task class" each."""
+    shown = list(probs)
+    columns = min(5, len(shown))
+    figure, axes = plt.subplots(
+        -(-len(shown) // columns),
+        columns,
+        figsize=(2.4 * columns, 2.6 * -(-len(shown) // columns)),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    edges = np.linspace(0, 1, 21)
+    for axis, name in zip(axes.ravel(), shown, strict=False):
+        rows = probs[name].reshape(-1, probs[name].shape[-1])
+        confidence, hit = rows.max(1), rows.argmax(1) == labels.ravel()
+        which = np.clip(np.digitize(confidence, edges) - 1, 0, 19)
+        count = np.bincount(which, minlength=20)
+        filled = count >= 10
+        accuracy = np.bincount(which, hit, 20)[filled] / count[filled]
+        axis.bar((edges[:-1] + 0.025)[filled], accuracy, width=0.045, color="C0")
+        axis.plot([0, 1], [0, 1], color="black", lw=1)
+        axis.set_title(name, fontsize=8)
+    for axis in axes.ravel()[len(shown) :]:
+        axis.set_axis_off()
+    figure.supxlabel("confidence")
+    figure.supylabel("accuracy")
+    return figure
