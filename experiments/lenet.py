@@ -48,6 +48,12 @@ def linear_and_pool(
     return functools.reduce(jnp.maximum, jnp.split(outputs, 4))
 
 
+def add_bias(layer: nnx.Linear, x: Float[Array, "c h w b"]) -> Float[Array, "c h w b"]:
+    """A number a channel."""
+    assert layer.bias is not None
+    return x + layer.bias[:, None, None, None]
+
+
 class LeNet(nnx.Module):
     """Two convolutions, a dense layer of 50, and a linear head for each task."""
 
@@ -66,12 +72,12 @@ class LeNet(nnx.Module):
         first, second = self.sizes
         x = jnp.moveaxis(images, 0, -1)[None]
         x = linear_and_pool(self.conv1.kernel[...], x, first)
-        x = nnx.relu(x + self.conv1.bias[:, None, None, None])
+        x = nnx.relu(add_bias(self.conv1, x))
         if self.pooled:
             x = linear_and_pool(self.conv2.kernel[...], x, second)
         else:
             x = linear(self.conv2.kernel[...], patches(x, second))
-        x = nnx.relu(x + self.conv2.bias[:, None, None, None])
+        x = nnx.relu(add_bias(self.conv2, x))
         x = nnx.relu(self.dense(x.reshape(-1, x.shape[-1]).T))
         return jnp.stack([head(x) for head in self.heads], axis=1)
 

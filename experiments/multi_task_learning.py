@@ -101,7 +101,9 @@ class Problem(NamedTuple):
         if jax.default_backend() == "cpu":
             key = jax.random.wrap_key_data(jnp.tile(jax.random.key_data(key), 2), impl="rbg")
         index = jax.random.bits(key, (self.settings.batch_size,)) % self.train.labels.shape[0]
-        return as_images(self.train.images[index]), self.train.labels[index]
+        return as_images(jnp.asarray(self.train.images)[index]), jnp.asarray(self.train.labels)[
+            index
+        ]
 
     def losses(self, key: Key[Array, ""], particle: PyTree[Array]) -> Float[Array, " task"]:
         """Each task's mean cross-entropy on the minibatch, and its encoder's and head's decay."""
