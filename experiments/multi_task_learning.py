@@ -50,7 +50,7 @@ METHODS: dict[str, Choice] = {
     "MT-SGD": Choice(1e-2, 1e-2),
     "MWGraD-SVGD": Choice(1e-2, 1e-2),
     "MWGraD-Blob": Choice(1e-2, 1e-2),
-    "MWGraD-neural": Choice(1e-2, 1e-2),
+    "MWGraD-neural": Choice(1e-2, 1e-5),
     "A-MWGraD-SVGD": Choice(3.0, 1e-2),
     "A-MWGraD-Blob": Choice(0.5, 1e-2),
 }
