@@ -316,16 +316,31 @@ def train(
     return Trained(state.particles, log)
 
 
-def test_scores(trained: Trained, test: data.Pairs) -> dict[str, Any]:
-    """Metrics on test, a row a seed, and the first seed's probabilities."""
-    probs = jax.lax.map(
-        lambda particles: ensemble_probs(particles, jnp.asarray(test.images)), trained.particles
+@jax.jit
+def seed_scores(
+    particles: PyTree[Array], validation: data.Pairs, test: data.Pairs
+) -> dict[str, Array]:
+    """Metrics on test, also with the temperature that validation asks for, and probabilities."""
+    labels, probs = test.labels, ensemble_probs(particles, test.images)
+    fitted = calibration.temperature(
+        ensemble_probs(particles, validation.images), validation.labels
     )
-    scores = jax.vmap(calibration.metrics, (0, None))(probs, jnp.asarray(test.labels))
+    sharpened = calibration.metrics(calibration.sharpen(probs, fitted), labels)
+    return calibration.metrics(probs, labels) | {
+        "temperature": fitted,
+        "sharpened_ece": sharpened["ece"],
+        "probs": probs,
+    }
+
+
+def test_scores(trained: Trained, splits: data.Splits) -> dict[str, Any]:
+    """Metrics on test, a row a seed, and the first seed's probabilities."""
+    validation, test = jax.tree.map(jnp.asarray, (splits.validation, splits.test))
+    scores = jax.lax.map(lambda each: seed_scores(each, validation, test), trained.particles)
     weights = np.asarray([line["weights"] for line in trained.log])
     curves = np.asarray([line["accuracy"] for line in trained.log])
     return scores | {
-        "probs": probs[0],
+        "probs": scores["probs"][0],
         "weights": weights,
         "curves": curves,
         "finite": np.asarray(trained.log[-1]["finite"]),
@@ -357,7 +372,10 @@ def tune(settings: Settings, splits: data.Splits) -> None:
 
 
 def rows(scores: dict[str, dict[str, np.ndarray]]) -> list[dict[str, str]]:
-    """The table: mean ± standard error over seeds, accuracies and ECE in per cent."""
+    """The table: mean ± standard error over seeds, accuracies and ECE in per cent.
+
+    T is the temperature fitted on validation: below one, the probabilities were underconfident.
+    """
 
     def cells(arrays: dict[str, np.ndarray]) -> dict[str, str]:
         accuracy, brier, ece = arrays["accuracy"], arrays["brier"], arrays["ece"]
@@ -367,6 +385,8 @@ def rows(scores: dict[str, dict[str, np.ndarray]]) -> list[dict[str, str]]:
             "mean %": common.with_error(accuracy.mean(1), 2, 100),
             "Brier": common.with_error(brier.mean(1), 4),
             "ECE %": common.with_error(ece.mean(1), 2, 100),
+            "T": common.with_error(arrays["temperature"]),
+            "ECE at T %": common.with_error(arrays["sharpened_ece"].mean(1), 2, 100),
             "log loss": common.with_error(arrays["log_loss"].mean(1), 4),
             "minutes": f"{arrays['minutes']:.1f}",
             "finite": "yes" if arrays["finite"].all() else "NO",
@@ -460,7 +480,7 @@ def main(
             scores[method] = run.stage(
                 method,
                 lambda method=method: test_scores(
-                    train(run, method, METHODS[method], splits, settings), splits.test
+                    train(run, method, METHODS[method], splits, settings), splits
                 ),
             )
         print(

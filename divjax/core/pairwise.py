@@ -163,7 +163,7 @@ def count_below(x: Float[Array, "n d"], thresholds: Sequence[ArrayLike]) -> Floa
     )
     # A particle is at distance zero of itself, below every positive threshold.
     below = jnp.sum(counts.astype(x.dtype), axis=0) - n
-    return below / (n * (n - 1))
+    return below / float(n * (n - 1))  # an integer of more than 32 bits
 
 
 def median_squared_distance(

@@ -36,8 +36,8 @@ def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
     Returns:
         w*: wᵀQw ≤ (Qw)_k, with equality where w_k > 0, up to a few roundings of the largest
         diagonal entry. NaN if Q holds a value that is not finite. Its derivative is that of the
-        minimiser on a fixed support, which is exact unless the support is about to change. For K ≥ 3
-        reverse mode goes to first order only; `jax.jacfwd` of it gives second derivatives.
+        minimiser on a fixed support, which is exact unless the support is about to change. For K ≥
+        3 reverse mode goes to first order only; `jax.jacfwd` of it gives second derivatives.
 
     Raises:
         ValueError: if `gram` is not a non-empty square matrix.

@@ -20,7 +20,7 @@ class Settings:
 def main(quick: bool = False, output: Path | None = None) -> None:
     """Measure and print; an earlier run in the folder is replaced."""
     with common.open_run("benchmarks", Settings(quick), output, overwrite=True) as run:
-        for title, rows in flows.tables(quick).items():
+        for title, rows in flows.tables(quick):
             print(f"\n{title}\n", flush=True)
             print(run.save_table(title.split(" (")[0].replace(" ", "_"), rows), flush=True)
 

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -145,11 +145,8 @@ def at_scale(n: int, d: int) -> list[dict]:
     rows = []
     for name in ("Gaussian(bandwidth=1.0)", "Gaussian(bandwidth=kernels.Median())"):
         script = _AT_SCALE.format(n=n, d=d, kernel=f"kernels.{name}")
-        output = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True
-        ).stdout
-        measured = json.loads(output)
-        rows.append({"n": n, "d": d, "kernel": name, **measured})
+        process = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
+        rows.append({"n": n, "d": d, "kernel": name, **json.loads(process.stdout)})
     return rows
 
 
@@ -168,19 +165,20 @@ def dense_against_blocks(n: int, d: int) -> list[dict]:
     return rows
 
 
-def tables(quick: bool = False) -> dict[str, list[dict]]:
-    """All tables, by title."""
-    budget = 0.1 if quick else 2.0
-    return {
-        "Four targets in the plane, milliseconds a step": step_costs(
-            (50, 300) if quick else (50, 1000, 4000), budget
-        ),
-        "Four objectives against one (bar: at most 1.3)": objective_costs(
-            300 if quick else 1000, budget
-        ),
-        "SVGD with the median rule against blackjax (bar: 4 at n = 50, 20 beyond)": (
-            against_blackjax((50, 300) if quick else (50, 1000, 4000), budget)
-        ),
-        "Dense against blocks (the same result)": dense_against_blocks(300 if quick else 2000, 2),
-        "One step by blocks (bar: 4 GB at n = 100 000)": at_scale(3_000 if quick else 100_000, 10),
-    }
+def tables(quick: bool = False) -> Iterator[tuple[str, list[dict]]]:
+    """All tables with their titles, as they are measured."""
+    budget, sizes = (0.1, (50, 300)) if quick else (2.0, (50, 1000, 4000))
+    yield "Four targets in the plane, milliseconds a step", step_costs(sizes, budget)
+    yield (
+        "Four objectives against one (bar: at most 1.3)",
+        objective_costs(300 if quick else 1000, budget),
+    )
+    yield (
+        "SVGD with the median rule against blackjax (bar: 4 at n = 50, 20 beyond)",
+        against_blackjax(sizes, budget),
+    )
+    yield "Dense against blocks (the same result)", dense_against_blocks(300 if quick else 2000, 2)
+    yield (
+        "One step by blocks (bar: 4 GB at n = 100 000)",
+        at_scale(3_000 if quick else 100_000, 10),
+    )

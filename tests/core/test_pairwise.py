@@ -111,6 +111,14 @@ def test_blocks_do_not_hold_the_matrix():
     assert memory.temp_size_in_bytes < n * n * 4 / 20
 
 
+def test_more_pairs_than_32_bits_count():
+    """100 000 particles have 10¹⁰ pairs; tracing alone shows whether that number fits."""
+    x = jax.ShapeDtypeStruct((100_000, 10), jnp.float32)
+    rule = kernels.Median()
+    bandwidth, _ = jax.eval_shape(lambda x: rule(x, rule.init(x)), x)
+    assert bandwidth.shape == ()
+
+
 def test_bad_samples_are_named():
     with pytest.raises(ValueError, match=r"x must be a non-empty matrix .* got shape \(3,\)"):
         pairwise.squared_distances(jnp.zeros(3))
