@@ -8,7 +8,9 @@ from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
 
 
-def metrics(probs: Float[Array, "m task class"], labels: Int[Array, "m task"]) -> dict[str, Array]:
+def metrics(
+    probs: Float[Array, "m task class"], labels: Int[Array | np.ndarray, "m task"]
+) -> dict[str, Array]:
     """Accuracy, Brier score, expected calibration error and log loss, a number a task.
 
     The Brier score is Σ_class (p − 1{label})²; the calibration error compares confidence with
@@ -31,7 +33,7 @@ def metrics(probs: Float[Array, "m task class"], labels: Int[Array, "m task"]) -
 
 
 def temperature(
-    probs: Float[Array, "m task class"], labels: Int[Array, "m task"]
+    probs: Float[Array, "m task class"], labels: Int[Array | np.ndarray, "m task"]
 ) -> Float[Array, ""]:
     """The T for which p^(1/T), normalised, has the least log loss: above one, p was overconfident.
 
