@@ -285,7 +285,7 @@ def end_rows(ends: dict[str, dict[str, np.ndarray]]) -> list[dict]:
                 "std x": common.with_error(final[..., 0].std(1)),
                 "std y": common.with_error(final[..., 1].std(1)),
                 "off the shared modes": common.with_error(1 - inside.all(-1).mean(1)),
-                "mean |w − ¼|": f"{np.abs(arrays['weights'] - 0.25).mean():.3f}",
+                "mean abs(w − ¼)": f"{np.abs(arrays['weights'] - 0.25).mean():.3f}",
             }
         )
     return rows

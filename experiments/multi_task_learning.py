@@ -351,9 +351,9 @@ def test_scores(trained: Trained, splits: data.Splits) -> dict[str, Any]:
 def tune(settings: Settings, splits: data.Splits) -> None:
     """Print every method's validation log loss over a grid, and the best choice."""
     for method in settings.methods:
-        step_sizes = (0.3, 1.0, 3.0) if method.startswith("A-") else (3e-3, 1e-2, 2e-2)
+        step_sizes = (0.5, 1.0, 3.0) if method.startswith("A-") else (3e-3, 1e-2, 2e-2)
         plain = method in ("single network", "fixed weights", "MGDA")
-        repulsions = (0.0,) if plain else (1e-2, 1e-1)
+        repulsions = (0.0,) if plain else (1e-5, 1e-3, 1e-2)
         found = {}
         for step_size in step_sizes:
             for repulsion in repulsions:
