@@ -40,13 +40,11 @@ def temperature(
     To within a hundredth, between 1/4 and 4. Guo, Pleiss, Sun, Weinberger 2017, section 4.2.
     """
     candidates = 4.0 ** jnp.linspace(-1, 1, 281)
-    losses = jax.lax.map(
-        lambda t: metrics(sharpen(probs, t), labels)["log_loss"].mean(), candidates
-    )
+    losses = jax.lax.map(lambda t: metrics(temper(probs, t), labels)["log_loss"].mean(), candidates)
     return candidates[jnp.argmin(losses)]
 
 
-def sharpen(
+def temper(
     probs: Float[Array, "m task class"], temperature: Float[Array, ""]
 ) -> Float[Array, "m task class"]:
     """Probabilities proportional to p^(1/T)."""

@@ -22,6 +22,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def environment() -> dict[str, Any]:
     return {
         "commit": git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(git("status", "--porcelain")),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "python": platform.python_version(),
         "versions": versions,
         "devices": [str(device) for device in jax.devices()],
@@ -79,20 +80,20 @@ def environment() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_run(
-    script: str, settings: Any, output: Path | None = None, overwrite: bool = False
+    name: str, settings: Any, output: Path | None = None, overwrite: bool = False
 ) -> Iterator["Run"]:
     """Open the folder of a run, new or to be resumed.
 
     Args:
-        script: names the folder under `runs/` where no output is given.
+        name: names the folder under `runs/` where no output is given.
         settings: a dataclass; it decides whether an existing folder is the same run.
-        output: the folder, by default `runs/<script>/default`.
+        output: the folder, by default `runs/<name>`, or `runs/<name>-quick` for quick settings.
         overwrite: start anew where the folder holds a run.
 
     Raises:
         SystemExit: if the folder holds a run of other settings; the message names them.
     """
-    folder = output or Path("runs") / script / "default"
+    folder = output or Path("runs") / (name + "-quick" * getattr(settings, "quick", False))
     resolved = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
     if overwrite and folder.exists():
         if any(folder.iterdir()) and not (folder / "settings.json").exists():

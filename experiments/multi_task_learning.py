@@ -69,6 +69,8 @@ class Settings:
     num_particles: int = 5
     batch_size: int = 128
     weight_decay: float = 1e-4
+    quick: bool = False
+    """A twentieth of the pairs, at most two epochs and two seeds: does everything run?"""
     choices: dict[str, Choice] = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -77,6 +79,15 @@ class Settings:
             raise SystemExit(f"methods must be among {', '.join(METHODS)}; got {sorted(unknown)}.")
         if self.dataset not in data.DATASETS:
             raise SystemExit(f"dataset must be one of {', '.join(data.DATASETS)}.")
+        sizes = (self.num_epochs, self.num_particles, self.batch_size, len(self.seeds))
+        if min(sizes) < 1:
+            raise SystemExit(
+                "num_epochs, num_particles, batch_size and the number of seeds must be positive; "
+                f"got {sizes}."
+            )
+        if self.quick:
+            object.__setattr__(self, "seeds", self.seeds[:2])
+            object.__setattr__(self, "num_epochs", min(self.num_epochs, 2))
         object.__setattr__(self, "choices", {method: METHODS[method] for method in self.methods})
 
 
@@ -325,10 +336,10 @@ def seed_scores(
     fitted = calibration.temperature(
         ensemble_probs(particles, validation.images), validation.labels
     )
-    sharpened = calibration.metrics(calibration.sharpen(probs, fitted), labels)
+    tempered = calibration.metrics(calibration.temper(probs, fitted), labels)
     return calibration.metrics(probs, labels) | {
         "temperature": fitted,
-        "sharpened_ece": sharpened["ece"],
+        "tempered_ece": tempered["ece"],
         "probs": probs,
     }
 
@@ -386,7 +397,7 @@ def rows(scores: dict[str, dict[str, np.ndarray]]) -> list[dict[str, str]]:
             "Brier": common.with_error(brier.mean(1), 4),
             "ECE %": common.with_error(ece.mean(1), 2, 100),
             "T": common.with_error(arrays["temperature"]),
-            "ECE at T %": common.with_error(arrays["sharpened_ece"].mean(1), 2, 100),
+            "ECE at T %": common.with_error(arrays["tempered_ece"].mean(1), 2, 100),
             "log loss": common.with_error(arrays["log_loss"].mean(1), 4),
             "minutes": f"{arrays['minutes']:.1f}",
             "finite": "yes" if arrays["finite"].all() else "NO",
@@ -461,20 +472,17 @@ def draw_examples(test: data.Pairs, probs: np.ndarray, name: str) -> Figure:
 
 def main(
     settings: Settings,
-    quick: bool = False,
     tune_on_validation: bool = False,
     output: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Train every method over all seeds, print the table, draw the figures."""
-    if quick:
-        settings = dataclasses.replace(settings, seeds=settings.seeds[:2], num_epochs=2)
-    splits = data.load(settings.dataset, quick=quick)
+    splits = data.load(settings.dataset, quick=settings.quick)
     if tune_on_validation:
         tune(settings, splits)
         return
-    folder = output or Path("runs") / "multi_task_learning" / settings.dataset
-    with common.open_run("multi_task_learning", settings, folder, overwrite) as run:
+    name = f"multi_task_learning/{settings.dataset}"
+    with common.open_run(name, settings, output, overwrite) as run:
         scores = {}
         for method in settings.methods:
             scores[method] = run.stage(

@@ -4,14 +4,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 __all__ = [
+    "check_callable",
+    "check_key",
     "check_matrix",
+    "check_nonnegative",
     "check_positive",
+    "check_positive_values",
+    "check_provides",
     "check_same_features",
     "check_scalar_output",
     "check_shape",
+    "check_simplex",
 ]
 
 
@@ -24,6 +32,54 @@ def check_positive(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, (int, float)) and not value > 0:
             raise ValueError(f"{name} must be a positive number; got {value}.")
+
+
+def check_positive_values(**values: Any) -> None:
+    """Raise `ValueError` for concrete numbers or arrays that are not positive; tracers pass.
+
+    For where a hyper-parameter is used. Where it is stored, JAX may put a gradient in its place.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Tracer) and not (np.asarray(value) > 0).all():
+            raise ValueError(f"{name} must be positive; got {value}.")
+
+
+def check_nonnegative(**values: Any) -> None:
+    """Raise `ValueError` for a Python number that is negative; arrays and tracers pass."""
+    for name, value in values.items():
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise ValueError(f"{name} must not be negative; got {value}.")
+
+
+def check_simplex(name: str, weights: Any) -> None:
+    """Raise `ValueError` for concrete numbers that are negative or do not sum to one."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(weights)):
+        return
+    values = np.asarray(weights, np.float64)
+    if not ((values >= 0).all() and abs(values.sum() - 1) <= 1e-5):
+        raise ValueError(f"{name} must be non-negative and sum to one; got {values.tolist()}.")
+
+
+def check_callable(**functions: Any) -> None:
+    """Raise `ValueError` for what cannot be called."""
+    for name, function in functions.items():
+        if not callable(function):
+            raise ValueError(f"{name} must be a function; got {type(function).__name__}.")
+
+
+def check_key(key: Any) -> None:
+    """Raise `ValueError` for anything but one typed key."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape:
+        raise ValueError(f"key must be one typed key, such as jax.random.key(0); got {key!r}.")
+
+
+def check_provides(name: str, value: Any, attributes: tuple[str, ...], hint: str) -> None:
+    """Raise `ValueError` for an object without these attributes, or for a class in its place."""
+    if isinstance(value, type):
+        raise ValueError(f"{name} must be an instance; got the class {value.__name__} itself.")
+    if not all(hasattr(value, attribute) for attribute in attributes):
+        raise ValueError(f"{name} must be {hint}; got {value!r}.")
 
 
 def check_matrix(**arrays: Any) -> None:
@@ -64,6 +120,7 @@ def check_same_features(x: Array, y: Array, names: tuple[str, str] = ("x", "y"))
 
 def check_scalar_output(name: str, function: Any, *args: Any) -> None:
     """Raise `ValueError` unless `function(*args)` is a real scalar; nothing is computed."""
+    check_callable(**{name: function})
     output = jax.eval_shape(function, *args)
     if not hasattr(output, "shape") or output.shape != ():
         shape = getattr(output, "shape", jax.tree.map(jnp.shape, output))

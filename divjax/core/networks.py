@@ -38,7 +38,7 @@ class MLP(nnx.Module):
 def init_network(
     network: Network, key: Key[Array, ""], in_features: int, dtype: Any
 ) -> PyTree[Array]:
-    """The network's parameters, floating ones in the given dtype, as a pytree of arrays."""
+    """The network's parameters, in the given dtype, as a pytree of arrays."""
     state = nnx.state(network(in_features, nnx.Rngs(key)), nnx.Param)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), nnx.to_pure_dict(state))
 

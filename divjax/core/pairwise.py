@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_matrix, check_same_features
 
-__all__ = ["count_below", "map_row_blocks", "median_squared_distance", "squared_distances"]
+__all__ = ["fractions_below", "map_row_blocks", "median_squared_distance", "squared_distances"]
 
 # Entries of an n × m matrix held at a time. 2²⁰ floats stay in a CPU's cache; an accelerator wants
 # few, large blocks, and 2²⁶ float32 entries are 256 MiB.
@@ -133,8 +133,8 @@ def pair_distances_by_rows(
     return map_row_blocks(block, columns.shape[0], x, jnp.arange(n), block_rows=block_rows)
 
 
-def count_below(x: Float[Array, "n d"], thresholds: Sequence[ArrayLike]) -> Float[Array, "4"]:
-    """The fractions of pairs i ≠ j with ‖x_i − x_j‖² below up to four thresholds, in one pass.
+def fractions_below(x: Float[Array, "n d"], thresholds: Sequence[ArrayLike]) -> Float[Array, " t"]:
+    """The fractions of pairs i ≠ j with ‖x_i − x_j‖² below 1 to 4 positive thresholds, in one pass.
 
     The comparisons of an entry are packed into the bytes of one integer and summed down
     columns of at most 255 rows, so that a pass costs little more than one comparison.
@@ -144,8 +144,9 @@ def count_below(x: Float[Array, "n d"], thresholds: Sequence[ArrayLike]) -> Floa
 
     def block(rows: Float[Array, "b d"], index: Array) -> Array:
         distances = _distances(rows, x, index[:, None] == jnp.arange(n))
+        real = (index < n)[:, None]  # nothing is below −1: padding counts nowhere
         packed = sum(
-            (distances < threshold).astype(jnp.uint32) << (8 * byte)
+            (distances < jnp.where(real, threshold, -1)).astype(jnp.uint32) << (8 * byte)
             for byte, threshold in enumerate(thresholds)
         )
         columns = jnp.sum(packed, axis=0, dtype=jnp.uint32)
@@ -155,8 +156,7 @@ def count_below(x: Float[Array, "n d"], thresholds: Sequence[ArrayLike]) -> Floa
 
     num_blocks = math.ceil(n / size)
     padding = num_blocks * size - n
-    # Rows at infinity are below no threshold.
-    padded = jnp.pad(x, ((0, padding), (0, 0)), constant_values=jnp.inf)
+    padded = jnp.pad(x, ((0, padding), (0, 0)))
     index = jnp.arange(num_blocks * size).reshape(num_blocks, size)
     counts = jax.lax.map(
         lambda args: block(*args), (padded.reshape(num_blocks, size, x.shape[1]), index)
@@ -194,7 +194,7 @@ def median_squared_distance(
         """The bracket between the neighbouring thresholds, with the fractions below its ends."""
         low, high, below_low, below_high = bracket
         inside = tuple(jnp.clip(t, low, high) for t in thresholds)
-        fractions = count_below(centered, inside)
+        fractions = fractions_below(centered, inside)
         for threshold, fraction in zip(inside, fractions, strict=True):
             rises = (fraction < 0.5) & (threshold > low)
             falls = (fraction >= 0.5) & (threshold < high)

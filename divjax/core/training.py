@@ -18,7 +18,7 @@ class Training(NamedTuple):
         params: the parameters after the last step.
         optimizer: the optax state; hand both to `fit` again to continue.
         losses: the loss before each step.
-        finite: whether every loss was finite.
+        finite: whether every loss and the last parameters are finite.
     """
 
     params: PyTree[Array]

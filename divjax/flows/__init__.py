@@ -5,6 +5,7 @@ Four nouns, none of which inherits from another: an *objective* (what should fal
 optax *optimizer* (how the step is taken). `run` composes them.
 """
 
+from divjax.core.simplex import min_norm_weights, project_simplex
 from divjax.flows.aggregators import (
     CAGrad,
     FixedWeights,
@@ -23,8 +24,17 @@ from divjax.flows.diagnostics import (
 from divjax.flows.dynamics import AcceleratedState, ParticleWeights, accelerated
 from divjax.flows.neural import NeuralScore
 from divjax.flows.objectives import KL, MMD, Interaction, Potential
-from divjax.flows.run import FlowResult, FlowState, History, StepInfo, init, run, step
-from divjax.flows.simplex import min_norm_weights, project_simplex
+from divjax.flows.run import (
+    Fields,
+    FlowResult,
+    FlowState,
+    History,
+    StepInfo,
+    fields,
+    init,
+    run,
+    step,
+)
 from divjax.flows.types import Aggregator, Objective, Variation, Velocity
 from divjax.flows.velocities import GFSD, GFSF, SVGD, Blob, Langevin
 
@@ -38,6 +48,7 @@ __all__ = [
     "Aggregator",
     "Blob",
     "CAGrad",
+    "Fields",
     "FixedWeights",
     "FlowResult",
     "FlowState",
@@ -56,6 +67,7 @@ __all__ = [
     "Velocity",
     "accelerated",
     "effective_sample_size",
+    "fields",
     "grad_norm",
     "gram",
     "hypervolume",

@@ -9,13 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core.checks import check_positive, check_shape
+from divjax.core.checks import check_nonnegative, check_positive, check_shape, check_simplex
 from divjax.core.pytrees import pytree
-from divjax.flows.simplex import min_norm_weights, project_simplex
+from divjax.core.simplex import min_norm_weights, project_simplex
 
 __all__ = ["CAGrad", "FixedWeights", "MinNorm", "PCGrad", "ProjectedStep", "gram"]
 
@@ -61,8 +59,9 @@ class MinNorm(_Stateless):
     """The shortest convex combination of the fields: no objective rises along it.
 
     w = argmin_{w in the simplex} ‖Σ_k w_k v_k‖². The combination v satisfies ⟨v, v_k⟩ ≥ ‖v‖² for
-    every k, so along it each objective falls to first order, at a rate of at least ‖v‖²; it
-    vanishes only where q is Pareto stationary.
+    every k: where the v_k are the Wasserstein gradients, each objective falls along v to first
+    order, at a rate of at least ‖v‖², and v vanishes only where q is Pareto stationary. SVGD's
+    fields are gradients in the kernel's norm, not in this one of L²(q).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -163,11 +162,7 @@ class FixedWeights(_Stateless):
             raise ValueError(
                 f"weights must be {num_objectives} numbers, one an objective; got shape {shape}."
             )
-        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(self.weights)):
-            return ()
-        values = np.asarray(self.weights, np.float64)
-        if not (values >= 0).all() or abs(values.sum() - 1) > 1e-5:
-            raise ValueError(f"weights must be non-negative and sum to one; got {values.tolist()}.")
+        check_simplex("weights", self.weights)
         return ()
 
     def __call__(
@@ -261,8 +256,7 @@ class CAGrad(_Stateless):
     c: ArrayLike = 0.4
 
     def __post_init__(self):
-        if isinstance(self.c, (int, float)) and not self.c >= 0:
-            raise ValueError(f"c must not be negative; got {self.c}.")
+        check_nonnegative(c=self.c)
 
     def __call__(
         self,

@@ -8,9 +8,8 @@ from jaxtyping import Array, Float
 
 from divjax.core.checks import check_matrix, check_scalar_output, check_shape
 from divjax.core.pairwise import squared_distances
-from divjax.core.pytrees import as_pytree
+from divjax.core.simplex import min_norm_weights
 from divjax.flows.aggregators import gram
-from divjax.flows.simplex import min_norm_weights
 from divjax.kernels.radial import Gaussian, InverseMultiquadric
 
 __all__ = [
@@ -32,10 +31,10 @@ def grad_norm(
     objective_weights: Float[Array, " k"],
     weights: Float[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
-    """The squared length of the combined velocity, Σ_i a_i ‖Σ_k w_k v_k(x_i)‖².
+    """The *squared* norm of the combined velocity in L²(q), Σ_i a_i ‖Σ_k w_k v_k(x_i)‖².
 
     Args:
-        velocities: the K fields.
+        velocities: the K fields, such as `flows.fields(...).velocities`.
         objective_weights: w.
         weights: the particles' masses a, equal by default.
 
@@ -58,7 +57,8 @@ def pareto_residual(
 ) -> Float[Array, ""]:
     """Min over the simplex of Σ_i a_i ‖Σ_k w_k v_k(x_i)‖²: zero just at Pareto stationarity.
 
-    Whatever weights a flow used, this is what the best ones would have left.
+    Whatever weights a flow used, this is what the best ones would have left. The fields are what
+    `flows.fields(...).velocities` gives.
 
     Example:
         >>> import jax.numpy as jnp
@@ -127,7 +127,7 @@ def kernel_stein_discrepancy(
     weights = _uniform(particles) if weights is None else weights
     check_shape("weights", weights, particles.shape[0])
     kernel, _ = kernel.resolve(particles, kernel.init(particles))
-    scores = jax.vmap(jax.grad(as_pytree(log_prob)))(particles)
+    scores = jax.vmap(jax.grad(log_prob))(particles)
     squared = squared_distances(particles)
     value, slope = kernel.radial(squared)
     centered = particles - jnp.mean(particles, axis=0)
@@ -180,6 +180,7 @@ def hypervolume(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> F
     References:
         Zitzler, Thiele 1998, section 3.
     """
+    points, reference = jnp.asarray(points), jnp.asarray(reference)
     if points.ndim != 2 or points.shape[0] == 0 or reference.shape != points.shape[1:]:
         raise ValueError(
             "points and reference must have shapes (n, k), n > 0, and (k,); "

@@ -1,4 +1,4 @@
-"""Dynamics beside optax: Nesterov acceleration with restart, and particles that carry mass."""
+"""Dynamics beside optax: accelerated flows with restart, and particles that carry mass."""
 
 from typing import Any, NamedTuple
 
@@ -30,22 +30,24 @@ def accelerated(
 ) -> optax.GradientTransformation:
     """Nesterov's accelerated flow, discretised as A-MWGraD, with adaptive restart.
 
-    The damped second-order flow ẍ + α_t ẋ + g(x) = 0 is stepped, with η = `step_size`, as
+    The second-order flow ẍ + α_t ẋ + g(x) = 0, with friction α_t = 3/t for convex objectives or 2√β
+    for β-strongly convex ones, is stepped by the semi-implicit Euler method. With η = `step_size`,
 
-        v ← α_n v − √η g(x),   x ← x + √η v,
+        v ← γ_n v − √η g(x),   x ← x + √η v,
 
-    where α_n = (n−1)/(n+2) for convex objectives, or (1−√(βη))/(1+√(βη)) for β-strongly convex
-    ones. In a flow g = −Σ_k w_k v_k, so momentum acts on the combined velocity.
+    where the factor γ_n is (n−1)/(n+2), or (1−√(βη))/(1+√(βη)). The gradient is taken where the
+    particles are, as in the heavy-ball method, with Nesterov's factors. In a flow g = −Σ_k w_k v_k,
+    so momentum acts on the combined velocity.
 
     Two things differ from the published scheme. The position moves with the *new* momentum: moving
     it with the old one, as published, is explicit Euler's method on an oscillator, which adds
-    energy at every step and diverges once α_n nears one. And momentum that points uphill, Σ_i ⟨v_i,
+    energy at every step and diverges once γ_n nears one. And momentum that points uphill, Σ_i ⟨v_i,
     g_i⟩ > 0, has passed the minimum along its path: with `restart` it is set to zero there, and n
     to 1.
 
     Args:
         step_size: η > 0, or an optax schedule of it.
-        strong_convexity: β > 0, or None for the convex damping.
+        strong_convexity: β > 0, or None for the friction 3/t.
         restart: whether momentum that points uphill is dropped.
 
     Returns:
@@ -87,12 +89,12 @@ def accelerated(
         kept = jnp.where(uphill, 0.0, 1.0) if restart else jnp.ones(())
         since_restart = (state.since_restart * kept).astype(jnp.int32) + 1
         if strong_convexity is None:
-            damping = (since_restart - 1) / (since_restart + 2)
+            factor = (since_restart - 1) / (since_restart + 2)
         else:
             ratio = jnp.sqrt(strong_convexity * eta)
-            damping = (1 - ratio) / (1 + ratio)
+            factor = (1 - ratio) / (1 + ratio)
         momentum = jax.tree.map(
-            lambda v, g: (kept * damping * v - root * g).astype(v.dtype), state.momentum, updates
+            lambda v, g: (kept * factor * v - root * g).astype(v.dtype), state.momentum, updates
         )
         step = jax.tree.map(lambda v: (root * v).astype(v.dtype), momentum)
         return step, AcceleratedState(momentum, since_restart, state.count + 1)
@@ -111,7 +113,7 @@ class ParticleWeights:
 
     is below its mean, and shrinks elsewhere. One step multiplies a_i by exp(−η U_i) and normalises.
     Together with the transport step this is a splitting of the Wasserstein–Fisher–Rao flow. Weights
-    may degenerate: watch `effective_sample_size(result.weights)`.
+    may degenerate: watch `effective_sample_size(result.particle_weights)`.
 
     Attributes:
         step_size: η > 0.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from divjax.core.checks import check_matrix, check_positive
+from divjax.core.checks import check_matrix, check_nonnegative, check_positive
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import fit
@@ -80,9 +80,7 @@ class NeuralScore:
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {self.loss!r}.")
         check_positive(noise=self.noise, learning_rate=self.learning_rate)
-        for name in ("num_fit_steps", "num_init_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}.")
+        check_nonnegative(num_fit_steps=self.num_fit_steps, num_init_steps=self.num_init_steps)
 
     def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> _State:
         """The network, fitted to the initial particles."""

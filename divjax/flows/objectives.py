@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from divjax.core.checks import check_matrix, check_same_features, check_scalar_output
+from divjax.core.checks import (
+    check_callable,
+    check_matrix,
+    check_nonnegative,
+    check_same_features,
+    check_scalar_output,
+)
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles, static
 from divjax.flows.types import Variation
 from divjax.kernels.radial import Kernel
@@ -76,6 +82,7 @@ class KL:
         self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
     ) -> tuple[Variation, Any]:
         """The variation of E_q[−log π]."""
+        check_callable(log_prob=self.log_prob)
 
         def energy(key, particle):
             return -(self.log_prob(key, particle) if self.stochastic else self.log_prob(particle))
@@ -114,8 +121,7 @@ class Potential:
 
     def __post_init__(self):
         object.__setattr__(self, "energy", as_pytree(self.energy))
-        if isinstance(self.entropy, (int, float)) and self.entropy < 0:
-            raise ValueError(f"entropy must not be negative; got {self.entropy}.")
+        check_nonnegative(entropy=self.entropy)
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> tuple[()]:
         """No state."""
@@ -125,6 +131,7 @@ class Potential:
         self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
     ) -> tuple[Variation, Any]:
         """The variation of E_q[energy]."""
+        check_callable(energy=self.energy)
 
         def energy(key, particle):
             return self.energy(key, particle) if self.stochastic else self.energy(particle)
@@ -140,15 +147,16 @@ class Interaction:
     ∫ k(x, y) dq(y). Memory is O(n²) up to the budget of `divjax.core.pairwise`, blocked beyond it.
 
     Attributes:
-        kernel: a kernel of `divjax.kernels`; a bandwidth rule is evaluated at the current
-            particles.
+        kernel: a kernel of `divjax.kernels`. A bandwidth rule is evaluated once, at the first
+            particles, so that F stays one functional along the flow.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from divjax.kernels import Gaussian
         >>> objective = Interaction(Gaussian(bandwidth=1.0))
         >>> x = jnp.array([[0.0], [1.0]])
-        >>> variation, _ = objective(jax.random.key(0), x, jnp.full(2, 0.5), ())
+        >>> state = objective.init(jax.random.key(0), x)
+        >>> variation, _ = objective(jax.random.key(0), x, jnp.full(2, 0.5), state)
         >>> variation.gradient[:, 0].round(3).tolist()  # ±½ exp(−½): descending it moves them apart
         [0.303, -0.303]
 
@@ -161,17 +169,17 @@ class Interaction:
     entropy = 0.0
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
-        """The bandwidth rule's state."""
-        return self.kernel.init(ravel_particles(particles)[0])
+        """The resolved kernel."""
+        x, _ = ravel_particles(particles)
+        return self.kernel.resolve(x, self.kernel.init(x))[0]
 
     def __call__(
         self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
     ) -> tuple[Variation, Any]:
         """The variation of ½ ∬ k dq dq."""
         x, unravel = ravel_particles(particles)
-        kernel, state = self.kernel.resolve(x, state)
         mass = weights[:, None]
-        potential, gradient = kernel_sums(kernel, x, None, mass, mass)
+        potential, gradient = kernel_sums(state, x, None, mass, mass)
         potential = potential[:, 0]
         value = 0.5 * jnp.dot(weights, potential)
         return Variation(value, potential, unravel(gradient[:, 0])), state
@@ -217,8 +225,9 @@ class MMD:
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
         """The resolved kernel and the samples' self-term, neither of which changes along a flow."""
+        if hasattr(self.samples, "shape"):
+            check_matrix(samples=self.samples)
         y, _ = ravel_particles(self.samples)
-        check_matrix(samples=y)
         check_same_features(y, ravel_particles(particles)[0], ("samples", "particles"))
         kernel, _ = self.kernel.resolve(y, self.kernel.init(y))
         uniform = jnp.full((y.shape[0], 1), 1 / y.shape[0], y.dtype)

@@ -1,19 +1,31 @@
-"""Running a flow: `init`, `step`, and `run`, a scan over `step` that records what happened."""
+"""Running a flow: `init`, `step` (`fields`, weigh, move), and `run`, a scan that records."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
+from divjax.core.checks import check_key, check_provides, check_shape
 from divjax.core.pytrees import num_particles, ravel_particles
 from divjax.flows.aggregators import MinNorm
 from divjax.flows.dynamics import ParticleWeights
 from divjax.flows.types import Aggregator, Objective, Velocity
 
-__all__ = ["FlowResult", "FlowState", "History", "StepInfo", "init", "run", "step"]
+__all__ = [
+    "Fields",
+    "FlowResult",
+    "FlowState",
+    "History",
+    "StepInfo",
+    "fields",
+    "init",
+    "run",
+    "step",
+]
 
 # Steps fold their number into the key; initialisation folds a number that no step reaches.
 _INIT = 2**32 - 1
@@ -29,9 +41,9 @@ class FlowState(NamedTuple):
         velocity: the velocity's state (a bandwidth, a network).
         aggregator: the aggregator's state.
         optimizer: the optax state.
-        reaction: the state of `particle_weights`.
-        step: the number of steps taken.
-        finite: whether every objective value and every update so far was finite.
+        reaction: the state of the step on the masses.
+        step: the number of steps, those not taken included.
+        finite: whether every objective value and every step so far was finite.
     """
 
     particles: PyTree[Array]
@@ -51,9 +63,10 @@ class StepInfo(NamedTuple):
     Attributes:
         values: the K energies E_k(q).
         weights: the K objective weights.
-        grad_norm: Σ_i a_i ‖v(x_i)‖² of the field v that moves the particles, Σ_k w_k v_k (and on
-            leaves that are not shared the objectives' own); zero at a Pareto stationary
-            distribution.
+        grad_norm: the *squared* norm Σ_i a_i ‖v(x_i)‖² of the field v that moves the particles,
+            Σ_k w_k v_k (and on leaves that are not shared the objectives' own). Zero where the
+            estimated field vanishes, hence a measure of convergence for one velocity and no scale
+            to compare two on: SVGD's field is smoothed, Langevin's lacks the entropy.
     """
 
     values: Float[Array, " k"]
@@ -61,8 +74,41 @@ class StepInfo(NamedTuple):
     grad_norm: Float[Array, ""]
 
 
+class Fields(NamedTuple):
+    """The K velocity fields at a state's particles, and what they are made of.
+
+    Attributes:
+        values: the K energies E_k(q).
+        potentials: their first variations δE_k/δq(x_i).
+        entropies: τ_k.
+        drift: the energies' part of each field.
+        repulsion: the entropy's part, common to all up to the factor τ_k.
+        features: what kernels compare, the particles themselves by default.
+        objectives, velocity: the next states of both.
+    """
+
+    values: Float[Array, " k"]
+    potentials: Float[Array, "k n"]
+    entropies: Float[Array, " k"]
+    drift: Float[Array, "k n d"]
+    repulsion: Float[Array, "n d"]
+    features: Float[Array, "n p"]
+    objectives: tuple[Any, ...]
+    velocity: Any
+
+    @property
+    def velocities(self) -> Float[Array, "k n d"]:
+        """The K fields, drift plus τ_k times the repulsion."""
+        return self.drift + self.entropies[:, None, None] * self.repulsion
+
+
 class History(NamedTuple):
-    """`StepInfo` at the recorded steps, stacked; entry t is the state after `step[t]` steps."""
+    """`StepInfo` at the recorded steps, stacked.
+
+    Entry t, and what `observe` made of the state, belong to the state after `step[t]` steps, before
+    the next one. The end of a run is thus not among them; `run` continued from it by one step
+    records it.
+    """
 
     step: Int[Array, " t"]
     values: Float[Array, "t k"]
@@ -76,9 +122,9 @@ class FlowResult(NamedTuple):
 
     Attributes:
         particles: the final particles.
-        particle_weights: their masses, equal unless the run was given `particle_weights`.
-        finite: False if any value or update was not finite; the particles are then those of the
-            last step whose update was finite.
+        particle_weights: their masses, equal unless the run was given a `reaction`.
+        finite: False if any energy, update or mass was not finite. A step that would have made
+            particles or masses not finite was not taken: they are as before it, with all states.
         history: the recorded steps.
         state: the complete final state; hand it to `run` to continue.
     """
@@ -90,7 +136,20 @@ class FlowResult(NamedTuple):
     state: FlowState
 
 
-def _check_inputs(particles: PyTree[Array], objectives: Sequence[Objective]) -> None:
+def _check_inputs(
+    key: Key[Array, ""],
+    particles: PyTree[Array],
+    objectives: Sequence[Objective],
+    velocity: Velocity,
+    aggregator: Aggregator,
+    optimizer: optax.GradientTransformation,
+) -> None:
+    check_key(key)
+    method = ("init", "__call__")
+    check_provides("velocity", velocity, method, "a velocity such as flows.SVGD()")
+    check_provides("aggregator", aggregator, method, "an aggregator such as flows.MinNorm()")
+    hint = "an optax transformation such as optax.adam(0.1)"
+    check_provides("optimizer", optimizer, ("init", "update"), hint)
     if not isinstance(objectives, Sequence):
         raise ValueError(
             "objectives must be a sequence of objectives, such as (flows.KL(log_prob),); "
@@ -99,11 +158,8 @@ def _check_inputs(particles: PyTree[Array], objectives: Sequence[Objective]) -> 
     if len(objectives) == 0:
         raise ValueError("objectives must hold at least one objective; got none.")
     for index, objective in enumerate(objectives):
-        if not isinstance(objective, Objective):
-            raise ValueError(
-                f"objectives[{index}] is not an objective: it needs `entropy`, `init` and "
-                f"`__call__`; got {type(objective).__name__}."
-            )
+        hint = "an objective such as flows.KL(log_prob)"
+        check_provides(f"objectives[{index}]", objective, ("entropy", *method), hint)
     if hasattr(particles, "shape") and len(particles.shape) != 2:
         raise ValueError(
             "particles given as one array must have shape (n, d); "
@@ -113,6 +169,18 @@ def _check_inputs(particles: PyTree[Array], objectives: Sequence[Objective]) -> 
     for leaf in jax.tree.leaves(particles):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(f"particles must be floating-point; got {jnp.result_type(leaf)}.")
+
+
+def _check_continues(state: FlowState, fresh: FlowState) -> None:
+    """Raise `ValueError` unless the state is one that the arguments would have begun with."""
+    if len(state.objectives) != len(fresh.objectives):
+        raise ValueError(
+            f"objectives must be {len(state.objectives)}, as in the state that is continued; "
+            f"got {len(fresh.objectives)}."
+        )
+    for name in FlowState._fields:
+        if jax.tree.structure(getattr(state, name)) != jax.tree.structure(getattr(fresh, name)):
+            raise ValueError(f"{name} must be as in the run whose state is continued.")
 
 
 def _featurise(
@@ -150,11 +218,11 @@ def init(
     aggregator: Aggregator = MinNorm(),
     optimizer: optax.GradientTransformation,
     features: Callable[..., Array] | None = None,
-    particle_weights: ParticleWeights | None = None,
+    reaction: ParticleWeights | None = None,
 ) -> FlowState:
-    """The state of a flow before its first step, all arguments checked.
+    """The state of a flow before its first step.
 
-    Args: as `run`.
+    Args: as `run`, which also checks `shared` and what objectives and aggregator return.
 
     Returns:
         The state to hand to `step`.
@@ -162,7 +230,7 @@ def init(
     Raises:
         ValueError: as `run`.
     """
-    _check_inputs(particles, objectives)
+    _check_inputs(key, particles, objectives, velocity, aggregator, optimizer)
     particles = jax.tree.map(jnp.asarray, particles)
     n = num_particles(particles)
     objective_key, velocity_key = jax.random.split(jax.random.fold_in(key, _INIT))
@@ -174,9 +242,84 @@ def init(
         velocity=velocity.init(velocity_key, x),
         aggregator=aggregator.init(len(objectives)),
         optimizer=optimizer.init(particles),
-        reaction=() if particle_weights is None else particle_weights.init(x),
+        reaction=() if reaction is None else reaction.init(x),
         step=jnp.zeros((), jnp.int32),
         finite=jnp.ones((), bool),
+    )
+
+
+def _split_keys(key: Key[Array, ""], step: Int[Array, ""]) -> Key[Array, "4"]:
+    """A step's keys: for the objectives and features, the velocity, the aggregator, the noise."""
+    return jax.random.split(jax.random.fold_in(key, step), 4)
+
+
+def fields(
+    key: Key[Array, ""],
+    state: FlowState,
+    objectives: Sequence[Objective],
+    *,
+    velocity: Velocity,
+    features: Callable[..., Array] | None = None,
+) -> Fields:
+    """The K velocity fields that the next step would weigh, without taking it.
+
+    Their `velocities` are what `grad_norm`, `pareto_residual` and `gram` take.
+
+    Args: as `run`; `key` is the run's key.
+
+    Returns:
+        The `Fields` at the state's particles.
+
+    Raises:
+        ValueError: if objectives do not fit the state, or what they or the velocity return has a
+            wrong shape.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from divjax import flows, kernels
+        >>> key, x = jax.random.key(0), jnp.array([[1.0], [-1.0]])
+        >>> settings = dict(velocity=flows.GFSD(kernels.Gaussian(bandwidth=1.0)))
+        >>> objectives = (flows.Potential(lambda z: jnp.sum(z**2)),)
+        >>> state = flows.init(key, x, objectives, optimizer=optax.sgd(0.1), **settings)
+        >>> flows.fields(key, state, objectives, **settings).velocities.ravel().tolist()
+        [-2.0, 2.0]
+    """
+    if len(objectives) != len(state.objectives):
+        raise ValueError(
+            f"objectives must be {len(state.objectives)}, as in the state; got {len(objectives)}."
+        )
+    objective_key, velocity_key, *_ = _split_keys(key, state.step)
+    particles, masses = state.particles, state.particle_weights
+    flat, _ = ravel_particles(particles)
+
+    variations, objective_states = [], []
+    for index, (objective, carried) in enumerate(zip(objectives, state.objectives, strict=True)):
+        variation, carried = objective(objective_key, particles, masses, carried)
+        gradient, _ = ravel_particles(variation.gradient)
+        check_shape(f"objectives[{index}]'s value", variation.value)
+        check_shape(f"objectives[{index}]'s potential", variation.potential, flat.shape[0])
+        check_shape(f"objectives[{index}]'s gradient", gradient, *flat.shape)
+        variations.append(variation._replace(gradient=gradient))
+        objective_states.append(carried)
+    gradients = jnp.stack([v.gradient for v in variations])
+
+    if features is not None and getattr(velocity, "diffuses", False):
+        raise ValueError(
+            f"features serve kernels and networks; {type(velocity).__name__} has neither."
+        )
+    x, pull_back = _featurise(features, objective_key, particles)
+    drift, repulsion, velocity_state = velocity(velocity_key, x, masses, gradients, state.velocity)
+    check_shape("velocity's drift", drift, *gradients.shape)
+    check_shape("velocity's repulsion", repulsion, *x.shape)
+    return Fields(
+        values=jnp.stack([v.value for v in variations]),
+        potentials=jnp.stack([v.potential for v in variations]),
+        entropies=jnp.stack([jnp.asarray(o.entropy, flat.dtype) for o in objectives]),
+        drift=drift,
+        repulsion=pull_back(repulsion),
+        features=x,
+        objectives=tuple(objective_states),
+        velocity=velocity_state,
     )
 
 
@@ -190,54 +333,31 @@ def step(
     optimizer: optax.GradientTransformation,
     features: Callable[..., Array] | None = None,
     shared: PyTree[bool] | None = None,
-    particle_weights: ParticleWeights | None = None,
+    reaction: ParticleWeights | None = None,
 ) -> tuple[FlowState, StepInfo]:
-    """One step: energies' gradients, velocities, weights over them, optimizer, noise, masses.
+    """One step: velocity fields, weights over them, optimizer, noise, masses.
 
     Args: as `run`; `key` is the run's key, into which the step's number is folded here.
 
     Returns:
         The next state, and what was seen at the current one.
     """
-    objective_key, velocity_key, aggregator_key, noise_key = jax.random.split(
-        jax.random.fold_in(key, state.step), 4
-    )
+    _, _, aggregator_key, noise_key = _split_keys(key, state.step)
     particles, masses = state.particles, state.particle_weights
     flat, unravel = ravel_particles(particles)
-
-    variations, objective_states = [], []
-    for index, (objective, carried) in enumerate(zip(objectives, state.objectives, strict=True)):
-        variation, carried = objective(objective_key, particles, masses, carried)
-        if jnp.shape(variation.value) != ():
-            raise ValueError(
-                f"objectives[{index}] must return a scalar value; "
-                f"got shape {jnp.shape(variation.value)}."
-            )
-        variations.append(variation)
-        objective_states.append(carried)
-    gradients = jnp.stack([ravel_particles(v.gradient)[0] for v in variations])
-    values = jnp.stack([v.value for v in variations])
-    entropies = jnp.stack([jnp.asarray(o.entropy, flat.dtype) for o in objectives])
-
-    x, pull_back = _featurise(features, objective_key, particles)
-    drift, repulsion, velocity_state = velocity(velocity_key, x, masses, gradients, state.velocity)
-    repulsion = pull_back(repulsion)
-    fields = drift + entropies[:, None, None] * repulsion
+    found = fields(key, state, objectives, velocity=velocity, features=features)
+    velocities = found.velocities
 
     mask = None if shared is None else _shared_mask(shared, particles)
-    compared = fields if mask is None else jnp.where(mask, fields, 0)
+    compared = velocities if mask is None else jnp.where(mask, velocities, 0)
     weights, aggregator_state = aggregator(aggregator_key, compared, masses, state.aggregator)
-    if weights.shape != (len(objectives),):
-        raise ValueError(
-            f"aggregator must return {len(objectives)} weights, one an objective; "
-            f"got shape {weights.shape}."
-        )
-    entropy = jnp.dot(weights, entropies)
+    check_shape("aggregator's weights", weights, len(objectives))
+    entropy = jnp.dot(weights, found.entropies)
     # Where the fields nearly cancel, their sum must keep its digits.
-    direction = jnp.tensordot(weights, fields, 1, precision="highest")
+    direction = jnp.tensordot(weights, velocities, 1, precision="highest")
     if mask is not None:
         # An objective's own leaves get no gradient from the others: there is nothing to trade off.
-        direction = jnp.where(mask, direction, drift.sum(0) + entropy * repulsion)
+        direction = jnp.where(mask, direction, found.drift.sum(0) + entropy * found.repulsion)
     # A hyper-parameter given as an array of a wider type must not change the particles'.
     direction = direction.astype(flat.dtype)
 
@@ -245,31 +365,31 @@ def step(
     updates, optimizer_state = optimizer.update(descent, state.optimizer, particles)
     if getattr(velocity, "diffuses", False):
         updates = _diffuse(noise_key, updates, descent, optimizer, state, entropy)
-    moves = jnp.isfinite(ravel_particles(updates)[0]).all()
-    moved = jax.tree.map(
-        lambda new, old: jnp.where(moves, new, old),
-        optax.apply_updates(particles, updates),
-        particles,
-    )
     reaction_state = state.reaction
-    if particle_weights is not None:
-        potential = jnp.dot(weights, jnp.stack([v.potential for v in variations]))
-        masses, reaction_state = particle_weights(x, masses, potential, entropy, state.reaction)
+    if reaction is not None:
+        potential = jnp.dot(weights, found.potentials)
+        masses, reaction_state = reaction(
+            found.features, masses, potential, entropy, state.reaction
+        )
         masses = masses.astype(state.particle_weights.dtype)
-
-    next_state = FlowState(
-        particles=moved,
+    taken = FlowState(
+        particles=optax.apply_updates(particles, updates),
         particle_weights=masses,
-        objectives=tuple(objective_states),
-        velocity=velocity_state,
+        objectives=found.objectives,
+        velocity=found.velocity,
         aggregator=aggregator_state,
         optimizer=optimizer_state,
         reaction=reaction_state,
-        step=state.step + 1,
-        finite=state.finite & moves & jnp.isfinite(values).all() & jnp.isfinite(masses).all(),
+        step=state.step,
+        finite=state.finite & jnp.isfinite(found.values).all(),
     )
+    sound = jnp.isfinite(ravel_particles(taken.particles)[0]).all() & jnp.isfinite(masses).all()
+    kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), taken, state)
     norm = jnp.dot(state.particle_weights, jnp.sum(direction**2, axis=1))
-    return next_state, StepInfo(values, weights, norm)
+    return (
+        kept._replace(step=state.step + 1, finite=taken.finite & sound),
+        StepInfo(found.values, weights, norm),
+    )
 
 
 def _diffuse(
@@ -311,15 +431,18 @@ def run(
     record_every: int = 1,
     features: Callable[..., Array] | None = None,
     shared: PyTree[bool] | None = None,
-    particle_weights: ParticleWeights | None = None,
+    reaction: ParticleWeights | None = None,
     observe: Callable[[FlowState], Any] | None = None,
 ) -> FlowResult:
     """Move particles so that K functionals of their distribution fall together.
 
     Each step computes the K velocity fields v_k = −∇(δF_k/δq), weighs them with the aggregator, and
     moves the particles along Σ_k w_k v_k with the optimizer. With `MinNorm` the combined field is
-    the shortest in their convex hull: no objective rises to first order, and it vanishes just at
-    Pareto stationary distributions.
+    the shortest in their convex hull: along it no objective rises to first order, and it vanishes
+    just at Pareto stationary distributions. That holds as far as the fields are the Wasserstein
+    gradients themselves (GFSD, Blob, GFSF, NeuralScore: up to their estimate of the score). SVGD's
+    fields are smoothed by the kernel, and an energy may rise a little along their shortest
+    combination; Langevin's lack the entropy.
 
     It is a `lax.scan` over `step` and compiles nothing itself: wrap it in `jax.jit`, and in
     `jax.vmap` over keys or over any number inside velocity, kernel or optimizer to sweep them in
@@ -339,13 +462,15 @@ def run(
         num_steps: the number of steps.
         record_every: steps 0, r, 2r, … are recorded.
         features: maps `(key, particle)` to a vector that the kernel compares instead of the
-            particle itself (function-space kernels); the repulsion is pulled back through it. Gets
-            the objectives' key.
+            particle itself (function-space kernels). Gets the objectives' key. The entropy is then
+            that of the features' distribution, and its field is pulled back to the particles. With
+            `SVGD`, whose repulsion is no gradient of an entropy, this is an approximation: the
+            exact one would pull each term back at the other particle.
         shared: for particles with leaves that belong to one objective alone (a task's own head): a
             pytree of booleans like the particles. The aggregator compares and weighs only leaves
             marked True; the others follow the sum of all drifts, of which just their own
             objective's is not zero there, and Σ_k w_k τ_k times the repulsion.
-        particle_weights: the Fisher–Rao step on the particles' masses, or None for equal masses.
+        reaction: the Fisher–Rao step on the particles' masses, or None for equal masses.
         observe: maps the state to anything worth recording beside the history (`lambda s:
             s.particles`).
 
@@ -353,9 +478,9 @@ def run(
         A `FlowResult`.
 
     Raises:
-        ValueError: if particles, objectives, the aggregator's weights, features or shared have a
-            wrong shape or type, or `num_steps` or `record_every` is out of range. Values that are
-            not finite are flagged in the result.
+        ValueError: if particles, objectives, features, shared, or what an objective, the velocity
+            or the aggregator returns has a wrong shape or type, or `num_steps` or `record_every` is
+            out of range. Values that are not finite are flagged in the result.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -372,15 +497,12 @@ def run(
     References:
         MWGraD, arXiv 2505.18765; A-MWGraD, arXiv 2601.19220, for the accelerated form.
     """
-    if num_steps < 0:
-        raise ValueError(f"num_steps must not be negative; got {num_steps}.")
-    if record_every < 1:
-        raise ValueError(f"record_every must be at least 1; got {record_every}.")
-    if isinstance(particles, FlowState):
-        _check_inputs(particles.particles, objectives)
-        state = particles
-    else:
-        state = init(
+    for name, value, least in (("num_steps", num_steps, 0), ("record_every", record_every, 1)):
+        if not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
+
+    def start(particles: PyTree[Array]) -> FlowState:
+        return init(
             key,
             particles,
             objectives,
@@ -388,8 +510,14 @@ def run(
             aggregator=aggregator,
             optimizer=optimizer,
             features=features,
-            particle_weights=particle_weights,
+            reaction=reaction,
         )
+
+    if isinstance(particles, FlowState):
+        state = particles
+        _check_continues(state, jax.eval_shape(start, state.particles))
+    else:
+        state = start(particles)
 
     def advance(state: FlowState) -> tuple[FlowState, StepInfo]:
         return step(
@@ -401,7 +529,7 @@ def run(
             optimizer=optimizer,
             features=features,
             shared=shared,
-            particle_weights=particle_weights,
+            reaction=reaction,
         )
 
     def record(length: int):

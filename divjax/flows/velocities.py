@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core.checks import check_positive
+from divjax.core.checks import check_positive, check_provides
 from divjax.core.pytrees import pytree
 from divjax.kernels.bandwidth import Median
 from divjax.kernels.radial import Gaussian, Kernel, check_smoother
@@ -39,6 +39,8 @@ class _WithKernel:
 
     def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> Any:
         """The bandwidth rule's state."""
+        hint = "a kernel such as kernels.Gaussian()"
+        check_provides("kernel", self.kernel, ("init", "resolve"), hint)
         return self.kernel.init(x)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_matrix, check_positive
+from divjax.core.checks import check_matrix, check_positive, check_positive_values
 from divjax.core.pairwise import squared_distances
 from divjax.core.pytrees import pytree
 from divjax.kernels.bandwidth import BandwidthRule, Median
@@ -70,11 +70,17 @@ class _WithBandwidth:
     def init(self, x: Float[Array, "n d"]) -> Any:
         """The bandwidth rule's state."""
         check_matrix(x=x)
+        if isinstance(self.bandwidth, (str, type)):
+            raise ValueError(
+                "bandwidth must be a positive number or a rule such as kernels.Median(); "
+                f"got {self.bandwidth!r}."
+            )
         return self.bandwidth.init(x) if isinstance(self.bandwidth, BandwidthRule) else ()
 
     def resolve(self, x: Float[Array, "n d"], state: Any) -> tuple[Self, Any]:
         """The kernel with its bandwidth at x, and the rule's next state."""
         if not isinstance(self.bandwidth, BandwidthRule):
+            check_positive_values(bandwidth=self.bandwidth)
             return self, state
         bandwidth, state = self.bandwidth(x, state)
         return dataclasses.replace(self, bandwidth=bandwidth), state

@@ -1,4 +1,4 @@
-"""Gaussians that stay Gaussian: exact mean and covariance along Wasserstein gradient flows.
+"""Gaussians that stay Gaussian: mean and covariance along Wasserstein gradient flows.
 
 Towards Gaussian targets N(m_k, S_k), the flow of KL divergences started at a Gaussian moves every
 particle by one affine map. Each objective pulls with the field, affine in x − μ,
@@ -7,7 +7,9 @@ particle by one affine map. Each objective pulls with the field, affine in x −
 
 where −R (x − μ) is the score of N(μ, Σ) as the flow sees it: R = Σ⁻¹, or R = (Σ + h² I)⁻¹ where the
 particles' density is smoothed by a Gaussian kernel of bandwidth h (GFSD with infinitely many
-particles). Hence ordinary differential equations for μ and Σ, which the functions here solve.
+particles). Hence ordinary differential equations for μ and Σ. Towards one target without momentum
+their solution is explicit (`fokker_planck_moments`); the others are integrated, with an error
+estimate.
 """
 
 from collections.abc import Callable
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_positive
-from divjax.flows.simplex import min_norm_weights
+from divjax.core.simplex import min_norm_weights
 
 __all__ = [
     "MomentFlow",
@@ -37,11 +39,20 @@ class Moments(NamedTuple):
 
 
 class MomentFlow(NamedTuple):
-    """A Gaussian flow at the requested times: its moments, and the objectives' min-norm weights."""
+    """A Gaussian flow at the requested times: its moments, and the objectives' min-norm weights.
+
+    Attributes:
+        mean, covariance: the moments.
+        weights: the objectives' weights there.
+        error: how far half as many integration steps come out, the largest difference in any
+            moment relative to the largest moment. More than a few times the dtype's rounding says
+            that `num_substeps` is too small; a diverged integration has a huge one, or NaN.
+    """
 
     mean: Float[Array, "t d"]
     covariance: Float[Array, "t d d"]
     weights: Float[Array, "t k"]
+    error: Float[Array, " t"]
 
 
 @jax.default_matmul_precision("highest")
@@ -113,15 +124,15 @@ def multi_objective_moments(
         initial: μ₀ "d" and Σ₀ "d d".
         targets: m "k d" and S "k d d".
         bandwidth: h of the Gaussian kernel exp(−r²/2h²) that smooths q in its score.
-        num_substeps: Runge–Kutta steps of order four between successive times. Each should stay
-            well below the smallest variance of the targets. Where the support of w changes the
-            right-hand side has a kink, and the order is two.
+        num_substeps: Runge–Kutta steps of order four between successive times, at least two. Each
+            should stay well below the smallest variance of the targets. Where the support of w
+            changes the right-hand side has a kink, and the order is two.
 
     Returns:
-        Mean "t d", covariance "t d d" and weights "t k".
+        Mean "t d", covariance "t d d", weights "t k", and an estimate of the integration's error.
 
     Raises:
-        ValueError: if the shapes do not fit, or `num_substeps` is not positive.
+        ValueError: if the shapes do not fit, or `num_substeps` is below two.
 
     Example:
         >>> import jax.numpy as jnp
@@ -135,7 +146,6 @@ def multi_objective_moments(
         MWGraD, arXiv 2505.18765, the flow; Liu et al. 2019, section 3, the smoothed score.
     """
     times, initial, targets = _as_arrays(times, initial, targets)
-    check_positive(num_substeps=num_substeps)
     field = _min_norm_field(targets, bandwidth)
 
     def slope(time: Array, moments: Moments) -> Moments:
@@ -143,8 +153,7 @@ def multi_objective_moments(
         half = matrix @ moments.covariance
         return Moments(shift, half + half.T)
 
-    flow = _integrate(slope, initial, times, num_substeps)
-    return MomentFlow(*flow, weights=jax.vmap(field)(flow)[2])
+    return _moment_flow(lambda steps: _integrate(slope, initial, times, steps), field, num_substeps)
 
 
 @jax.default_matmul_precision("highest")
@@ -172,15 +181,15 @@ def accelerated_moments(
         targets: m "k d" and S "k d d".
         strong_convexity: β, for damping α = 2√β; None for α_t = 3/t.
         bandwidth: h of the Gaussian kernel exp(−r²/2h²) that smooths q in its score.
-        num_substeps: Runge–Kutta steps of order four between successive times. Each should stay
-            well below the smallest standard deviation of the targets and of q.
+        num_substeps: Runge–Kutta steps of order four between successive times, at least two. Each
+            should stay well below the smallest standard deviation of the targets and of q.
 
     Returns:
-        Mean "t d", covariance "t d d" and weights "t k".
+        Mean "t d", covariance "t d d", weights "t k", and an estimate of the integration's error.
 
     Raises:
-        ValueError: if the shapes do not fit, or `num_substeps` is not positive, or
-            `strong_convexity` is a Python number that is not.
+        ValueError: if the shapes do not fit, `num_substeps` is below two, or `strong_convexity` is
+            a Python number that is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -194,7 +203,6 @@ def accelerated_moments(
         A-MWGraD, arXiv 2601.19220, the flow; Su, Boyd, Candès 2016, eq. 3, the damping 3/t.
     """
     times, initial, targets = _as_arrays(times, initial, targets)
-    check_positive(num_substeps=num_substeps)
     if strong_convexity is not None:
         check_positive(strong_convexity=strong_convexity)
     field = _min_norm_field(targets, bandwidth)
@@ -217,15 +225,21 @@ def accelerated_moments(
 
     # The rows of `position` are μ and Aᵀ: one array to integrate.
     start = jnp.concatenate([initial.mean[None], jnp.eye(initial.mean.size, dtype=times.dtype)])
-    positions, _ = _integrate(slope, (start, jnp.zeros_like(start)), times, num_substeps)
-    flow = jax.vmap(moments)(positions)
-    return MomentFlow(*flow, weights=jax.vmap(field)(flow)[2])
+
+    def solve(steps: int) -> Moments:
+        positions, _ = _integrate(slope, (start, jnp.zeros_like(start)), times, steps)
+        return jax.vmap(moments)(positions)
+
+    return _moment_flow(solve, field, num_substeps)
 
 
 def _as_arrays(
     times: Array, initial: Moments, targets: Moments
 ) -> tuple[Float[Array, " t"], Moments, Moments]:
     """All of one dtype, once their shapes fit."""
+    for name, value in (("initial", initial), ("targets", targets)):
+        if not isinstance(value, Moments):
+            raise ValueError(f"{name} must be one `Moments`; got {type(value).__name__}.")
     shapes = [jnp.shape(leaf) for leaf in (*initial, *targets)]
     k, d = shapes[2][0] if shapes[2] else 0, shapes[0][-1] if shapes[0] else 0
     if shapes != [(d,), (d, d), (k, d), (k, d, d)] or k * d == 0:
@@ -255,6 +269,19 @@ def _min_norm_field(
         return jnp.tensordot(weights, matrices, 1), weights @ shifts, weights
 
     return field
+
+
+def _moment_flow(
+    solve: Callable[[int], Moments], field: Callable[[Moments], Any], num_substeps: int
+) -> MomentFlow:
+    """The solution with its weights, and how far half as many steps are from it."""
+    if num_substeps < 2:
+        raise ValueError(f"num_substeps must be at least 2; got {num_substeps}.")
+    fine, coarse = solve(num_substeps), solve(num_substeps // 2)
+    rows = lambda moments: jnp.concatenate([moments.mean[:, None], moments.covariance], axis=1)
+    difference = jnp.abs(rows(fine) - rows(coarse)).max(axis=(1, 2))
+    error = difference / jnp.abs(rows(fine)).max(axis=(1, 2))
+    return MomentFlow(*fine, weights=jax.vmap(field)(fine)[2], error=error)
 
 
 def _integrate(

@@ -4,11 +4,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core.checks import check_positive
+from divjax.core.checks import check_positive, check_simplex
 from divjax.core.pytrees import pytree
 
 __all__ = ["GaussianMixture", "three_component_targets", "two_component_targets"]
@@ -52,12 +50,7 @@ class GaussianMixture:
                 f"means of shape {means}."
             )
         check_positive(covariances=self.covariances)
-        if not isinstance(self.weights, Tracer):
-            values = np.asarray(self.weights)
-            if not ((values >= 0).all() and abs(values.sum() - 1) <= 1e-5):
-                raise ValueError(
-                    f"weights must be non-negative and sum to one; got {values.tolist()}."
-                )
+        check_simplex("weights", self.weights)
 
     @property
     def _isotropic(self) -> bool:

@@ -17,13 +17,13 @@ class Settings:
     """Small sizes, to see that everything runs; the ratios then mean nothing."""
 
 
-def main(quick: bool = False, output: Path | None = None) -> None:
+def main(settings: Settings, output: Path | None = None) -> None:
     """Measure and print; an earlier run in the folder is replaced."""
-    with common.open_run("benchmarks", Settings(quick), output, overwrite=True) as run:
-        for title, rows in flows.tables(quick):
+    with common.open_run("benchmarks", settings, output, overwrite=True) as run:
+        for title, rows in flows.tables(settings.quick):
             print(f"\n{title}\n", flush=True)
             print(run.save_table(title.split(" (")[0].replace(" ", "_"), rows), flush=True)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, config=(tyro.conf.OmitArgPrefixes,))

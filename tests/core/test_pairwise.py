@@ -36,7 +36,7 @@ def test_squared_distances_are_scipys(d):
 def test_counts_are_numpys(d):
     x = np.random.default_rng(1).normal(size=(300, d)).astype(np.float32)
     thresholds = np.quantile(pdist(x) ** 2, [0.1, 0.4, 0.6, 0.99]).astype(np.float32) * 1.0001
-    fractions = jax.jit(pairwise.count_below)(jnp.asarray(x), tuple(thresholds))
+    fractions = jax.jit(pairwise.fractions_below)(jnp.asarray(x), tuple(thresholds))
     expected = [(pdist(x.astype(np.float64)) ** 2 < t).mean() for t in thresholds]
     np.testing.assert_allclose(fractions, expected, atol=2e-5)
 
@@ -66,6 +66,14 @@ def test_the_median_is_within_tolerance_whatever_the_guess(seed, factor):
 def test_the_median_of_awkward_data(x):
     found = jit_median(jnp.asarray(x, jnp.float32), jnp.float32(1.0), tolerance=1e-3)
     np.testing.assert_allclose(found, lower_median(x.astype(np.float32)), rtol=1.1e-3)
+
+
+@pytest.mark.parametrize("n", [255, 256, 400, 2000])
+@pytest.mark.parametrize("d", [9, 50])
+def test_the_median_of_many_features_and_rows_that_do_not_fill_blocks(n, d):
+    x = np.random.default_rng(n + d).normal(size=(n, d)).astype(np.float32)
+    found = jit_median(jnp.asarray(x), jnp.float32(1.0), tolerance=1e-3)
+    np.testing.assert_allclose(found, lower_median(x), rtol=1.1e-3)
 
 
 def test_the_median_is_zero_where_half_the_pairs_coincide():

@@ -38,7 +38,7 @@ def test_the_temperature_undoes_a_power(power):
     rng = np.random.default_rng(0)
     probs = rng.dirichlet(np.ones(4), size=(4000, 1))
     labels = np.array([[rng.choice(4, p=row[0])] for row in probs])
-    given = calibration.sharpen(jnp.asarray(probs, jnp.float32), 1 / power)
+    given = calibration.temper(jnp.asarray(probs, jnp.float32), 1 / power)
     np.testing.assert_allclose(given.sum(-1), 1, rtol=1e-5)
     found = calibration.temperature(given, jnp.asarray(labels))
     assert found == pytest.approx(power, rel=0.1)

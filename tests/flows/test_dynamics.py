@@ -129,7 +129,7 @@ def test_masses_find_the_mixture_that_transport_cannot():
     x = x + 0.5 * jax.random.normal(jax.random.key(0), x.shape)
     kernel = kernels.Gaussian(bandwidth=0.3)
 
-    def mass_on_the_left(particle_weights):
+    def mass_on_the_left(reaction):
         result = jax.jit(
             lambda: flows.run(
                 jax.random.key(1),
@@ -138,7 +138,7 @@ def test_masses_find_the_mixture_that_transport_cannot():
                 velocity=flows.Blob(kernel),
                 optimizer=optax.sgd(0.05),
                 num_steps=300,
-                particle_weights=particle_weights,
+                reaction=reaction,
             )
         )()
         assert result.finite

@@ -228,6 +228,31 @@ def test_features_pull_the_repulsion_back():
     np.testing.assert_allclose(pulled_back, in_features @ matrix, rtol=1e-4, atol=1e-5)
 
 
+def test_features_make_the_entropy_that_of_their_distribution():
+    """Blob descends Σ_i a_i log Σ_j a_j k(f(x_i), f(x_j)), whatever f: its gradient by autodiff."""
+    kernel = kernels.Gaussian(bandwidth=0.8)
+    features = lambda key, p: jnp.array([p[0] * p[1], jnp.sin(p[0]), p[1] ** 2])
+
+    def smoothed_entropy(x):
+        return jnp.mean(jnp.log(jnp.mean(kernel(jax.vmap(lambda p: features(None, p))(x)), axis=1)))
+
+    flat = (flows.Potential(lambda z: 0.0 * jnp.sum(z), entropy=1.0),)
+    options = dict(velocity=flows.Blob(kernel), features=features)
+    state = flows.init(KEY, X, flat, optimizer=optax.sgd(1.0), **options)
+    found = flows.fields(KEY, state, flat, **options).velocities[0]
+    np.testing.assert_allclose(found, -len(X) * jax.grad(smoothed_entropy)(X), rtol=1e-3, atol=1e-4)
+
+
+def test_fields_are_what_the_next_step_weighs():
+    state = flows.init(KEY, X, TARGETS, **OPTIONS)
+    found = flows.fields(KEY, state, TARGETS, velocity=OPTIONS["velocity"])
+    _, info = flows.step(KEY, state, TARGETS, **OPTIONS)
+    np.testing.assert_allclose(
+        flows.grad_norm(found.velocities, info.weights), info.grad_norm, rtol=1e-6
+    )
+    np.testing.assert_array_equal(found.values, info.values)
+
+
 def test_own_leaves_follow_their_own_objective_at_full_weight():
     """Shared a, and a head for each objective: heads descend as if alone, whatever the weights."""
     particles = {"a": X[:, 0], "one": X[:, 0], "two": X[:, 1]}
@@ -313,7 +338,7 @@ def test_dtypes_are_kept(dtype):
 REFUSALS = {
     "objectives must hold at least one": dict(objectives=()),
     "objectives must be a sequence": dict(objectives=TARGETS[0]),
-    r"objectives\[1\] is not an objective": dict(objectives=(TARGETS[0], jnp.sum)),
+    r"objectives\[1\] must be an objective": dict(objectives=(TARGETS[0], jnp.sum)),
     r"must have shape \(n, d\); got shape \(16,\)": dict(particles=X[:, 0]),
     r"must have shape \(n, d\); got shape \(1, 16, 2\)": dict(particles=X[None]),
     r"one non-zero leading particle axis; got leading sizes \[3, 4\]": dict(
@@ -322,11 +347,27 @@ REFUSALS = {
     "one non-zero leading particle axis": dict(particles=jnp.zeros((0, 2))),
     "particles must be floating-point; got int32": dict(particles=jnp.zeros((3, 2), int)),
     "log_prob must return a scalar": dict(objectives=(flows.KL(lambda z: z),)),
-    "num_steps must not be negative": dict(num_steps=-1),
-    "record_every must be at least 1": dict(record_every=0),
+    "num_steps must be an integer of at least 0; got -1": dict(num_steps=-1),
+    "record_every must be an integer of at least 1; got 0": dict(record_every=0),
     "weights": dict(aggregator=flows.FixedWeights(jnp.ones(3) / 3)),
     r"features must map \(key, particle\) to a vector": dict(features=lambda key, p: p[0]),
     "shared must have the structure of particles": dict(shared={"a": True}),
+    "velocity must be a velocity": dict(velocity=3),
+    "velocity must be an instance; got the class SVGD": dict(velocity=flows.SVGD),
+    "aggregator must be an instance": dict(aggregator=flows.MinNorm),
+    "optimizer must be an optax transformation": dict(optimizer=0.1),
+    "kernel must be a kernel": dict(velocity=flows.SVGD("rbf")),
+    "bandwidth must be a positive number or a rule": dict(
+        velocity=flows.SVGD(kernels.Gaussian(bandwidth="median"))
+    ),
+    r"bandwidth must be positive; got -1\.0": dict(
+        velocity=flows.SVGD(kernels.Gaussian(bandwidth=jnp.array(-1.0)))
+    ),
+    "log_prob must be a function": dict(
+        objectives=(flows.KL(problems.two_component_targets()[0]),)
+    ),
+    "record_every must be an integer": dict(record_every=2.5),
+    "features serve kernels": dict(velocity=flows.Langevin(), features=lambda key, p: p),
 }
 
 
@@ -338,6 +379,62 @@ def test_bad_input_is_named(message):
         flows.run(KEY, particles, objectives, **{**OPTIONS, **arguments})
 
 
+@pytest.mark.parametrize("field", ["value", "potential", "gradient"])
+def test_what_an_objective_returns_is_checked(field):
+    wrong = lambda value: value[:, :1] if value.ndim == 2 else value[None]
+
+    class Wrong(flows.Potential):
+        def __call__(self, *args):
+            variation, state = super().__call__(*args)
+            return variation._replace(**{field: wrong(getattr(variation, field))}), state
+
+    with pytest.raises(ValueError, match=rf"objectives\[0\]'s {field} must have shape"):
+        run(KEY, X, (Wrong(lambda z: jnp.sum(z**2)),), num_steps=1)
+
+
+def test_only_a_fitting_state_is_continued():
+    state = run(KEY, X, TARGETS, num_steps=1).state
+    with pytest.raises(ValueError, match=r"objectives must be 4, as in the state.*got 1"):
+        run(KEY, state, TARGETS[:1], num_steps=1)
+    with pytest.raises(ValueError, match="optimizer must be as in the run"):
+        run(KEY, state, TARGETS, optimizer=optax.adam(0.1), num_steps=1)
+    with pytest.raises(ValueError, match="key must be one typed key"):
+        run(jax.random.PRNGKey(0), X, TARGETS, num_steps=1)
+
+
+def test_a_step_that_is_not_finite_is_not_taken():
+    """Half of the minibatches are broken: the flow goes on with the others, Adam's state intact."""
+    broken = lambda key: jax.random.uniform(key) < 0.5
+    objective = flows.KL(
+        lambda key, z: jnp.where(broken(key), jnp.nan, -0.5 * jnp.sum(z**2)), stochastic=True
+    )
+    result = run(
+        KEY,
+        X,
+        (objective,),
+        optimizer=optax.adam(0.1),
+        num_steps=30,
+        reaction=flows.ParticleWeights(0.1, kernels.Gaussian(bandwidth=1.0)),
+        observe=lambda state: state.particles,
+    )
+    bad = np.isnan(np.asarray(result.history.values[:, 0]))
+    assert 5 < bad.sum() < 25
+    assert not result.finite
+    moved = np.abs(np.diff(np.asarray(result.history.observed), axis=0)).max(axis=(1, 2)) > 0
+    np.testing.assert_array_equal(moved, ~bad[:-1])
+    floating = [x for x in jax.tree.leaves(result.state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert all(jnp.isfinite(leaf).all() for leaf in floating)
+    assert result.state.step == 30
+    assert result.state.optimizer[0].count == 30 - bad.sum()
+
+
+def test_particles_that_would_overflow_stay():
+    objective = flows.Potential(lambda z: -1e38 * jnp.sum(z))
+    result = run(KEY, jnp.full((2, 1), 3e38), (objective,), optimizer=optax.sgd(1.0), num_steps=1)
+    assert not result.finite
+    assert jnp.isfinite(result.particles).all()
+
+
 def test_a_wider_hyper_parameter_does_not_widen_the_particles():
     with jax.enable_x64(True):
         wide = kernels.Gaussian(bandwidth=jnp.array(1.0, jnp.float64))
@@ -346,7 +443,7 @@ def test_a_wider_hyper_parameter_does_not_widen_the_particles():
             X,
             TARGETS,
             velocity=flows.SVGD(wide),
-            particle_weights=flows.ParticleWeights(jnp.array(0.1, jnp.float64), wide),
+            reaction=flows.ParticleWeights(jnp.array(0.1, jnp.float64), wide),
             num_steps=2,
         )
     assert result.particles.dtype == result.particle_weights.dtype == jnp.float32

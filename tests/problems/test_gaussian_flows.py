@@ -172,7 +172,7 @@ def test_vanishing_damping_is_a_bessel_function():
 
     # One large step from the start, where 3x'/t is a limit, is right to the fourth order, too.
     step = 0.1
-    early = problems.accelerated_moments(np.array([step]), one, target, num_substeps=1)
+    early = problems.accelerated_moments(np.array([step]), one, target, num_substeps=2)
     phase = np.sqrt(precision) * step
     np.testing.assert_allclose(early.mean[0], one.mean * 2 * j1(phase) / phase, rtol=1e-4)
 
@@ -184,6 +184,21 @@ def test_vanishing_damping_is_a_bessel_function():
     pull, t = 1 / s - precision * s, 1e-4
     exact = solve_ivp(slope, (t, 4), [s + pull * t**2 / 8, pull * t / 4], rtol=1e-10, t_eval=[4])
     np.testing.assert_allclose(flow.covariance[-1, 0, 0], exact.y[0, 0] ** 2, rtol=1e-5)
+
+
+def test_too_few_steps_are_seen_in_the_error():
+    """Towards a narrow target the moments are known; the estimate is not below the real error."""
+    target = Moments(np.zeros((1, 1)), np.array([[[0.2]]]))
+    one = Moments(np.array([3.0]), np.array([[1.2]]))
+    exact = problems.fokker_planck_moments(TIMES, one, Moments(*(leaf[0] for leaf in target)))
+    for substeps in (2, 8, 32, 128):
+        flow = compiled(problems.multi_objective_moments)(TIMES, one, target, num_substeps=substeps)
+        scale = np.maximum(np.abs(flow.mean), flow.covariance[:, 0]).max(1)
+        worst = np.abs(flow.covariance - exact.covariance).max((1, 2)) / scale
+        assert np.all((worst <= flow.error + 1e-12) | ~np.isfinite(flow.error))
+    assert flow.error.max() < 1e-4
+    far = problems.multi_objective_moments(np.array([20.0]), one, target)
+    assert not far.error[0] < 1e-3
 
 
 def test_sweeps_and_derivatives_pass_through():
@@ -219,7 +234,7 @@ def test_bad_input_is_named():
         problems.fokker_planck_moments(TIMES, INITIAL, first(2))
     with pytest.raises(ValueError, match="times must be a vector"):
         problems.fokker_planck_moments(jnp.asarray(1.0), INITIAL, one)
-    with pytest.raises(ValueError, match="num_substeps must be a positive number; got 0"):
+    with pytest.raises(ValueError, match="num_substeps must be at least 2; got 0"):
         problems.multi_objective_moments(TIMES, INITIAL, first(2), num_substeps=0)
     with pytest.raises(ValueError, match="strong_convexity must be a positive number; got -1"):
         problems.accelerated_moments(TIMES, INITIAL, first(2), strong_convexity=-1)

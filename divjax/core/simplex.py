@@ -40,7 +40,7 @@ def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
         3 reverse mode goes to first order only; `jax.jacfwd` of it gives second derivatives.
 
     Raises:
-        ValueError: if `gram` is not a non-empty square matrix.
+        ValueError: if `gram` is not a non-empty square matrix of real numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,6 +53,8 @@ def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
     """
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
         raise ValueError(f"gram must be a non-empty square matrix; got shape {gram.shape}.")
+    if not jnp.issubdtype(gram.dtype, jnp.floating):
+        raise ValueError(f"gram must be floating-point; got {gram.dtype}.")
     weights = _two_weights(gram) if gram.shape[0] == 2 else _weights(gram)
     return jnp.where(jnp.isfinite(gram).all(), weights, jnp.nan)
 

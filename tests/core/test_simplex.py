@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from divjax.flows.simplex import min_norm_weights, project_simplex
+from divjax.core.simplex import min_norm_weights, project_simplex
 
 solve = jax.jit(min_norm_weights)
 solve_all = jax.jit(jax.vmap(min_norm_weights))
