@@ -1,13 +1,15 @@
 """Ensembles of networks that read two overlaid images at once: multi-objective flows on real data.
 
-    python -m experiments.multi_task_learning  # digits, minutes on two cores
+    python -m experiments.multi_task_learning  # digits, a quarter of an hour on two cores
     python -m experiments.multi_task_learning --dataset multi_mnist
     python -m experiments.multi_task_learning --tune-on-validation  # choose step sizes
 
 A particle is a LeNet with a shared encoder and a head for each of the two tasks; the objectives are
 the tasks' losses on a common minibatch; the aggregator weighs their velocities on the encoder, and
 each head follows its own task. Kernels compare networks by their outputs on the minibatch, not by
-their weights, and the repulsion is pulled back through the network. All seeds train at once.
+their weights (MOO-SVGD's by their losses), and the repulsion is pulled back through the network,
+which for SVGD is an approximation (see `flows.run`). A-MWGraD here is `flows.accelerated`,
+semi-implicit and restarted, not the published explicit scheme. All seeds train at once.
 
 Networks train on train; step sizes and the repulsion's strength were chosen on validation with
 `--tune-on-validation`; the table is of test, after the last epoch. (The code released with MWGraD,
@@ -219,6 +221,7 @@ def flow_options(method: str, choice: Choice, problem: Problem, num_steps: int) 
     if method.startswith("A-"):
         options["optimizer"] = flows.accelerated(schedule)
     if method in ("single network", "fixed weights"):
+        # No repulsion: any velocity but SVGD, which smooths, leaves the gradient as it is.
         options |= {"aggregator": flows.FixedWeights(), "features": None}
     elif method == "MGDA":
         options |= {"features": None}
@@ -499,7 +502,7 @@ def main(
         run.save_figure("training", draw_training(scores))
         probs = {method: arrays["probs"] for method, arrays in scores.items()}
         run.save_figure("reliability", calibration.draw_reliability(probs, splits.test.labels))
-        best = settings.methods[-1]
+        best = max(scores, key=lambda method: scores[method]["curves"][-1].mean())  # on validation
         run.save_figure("examples", draw_examples(splits.test, scores[best]["probs"], best))
 
 

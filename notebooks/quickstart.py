@@ -68,7 +68,7 @@ flow = jax.jit(
     )
 )
 result = flow(start)
-print("finite:", bool(result.finite), " final gradient norm:", float(result.history.grad_norm[-1]))
+print("finite:", bool(result.finite), " final squared gradient norm:", float(result.history.grad_norm[-1]))
 
 # %% [markdown]
 # ## 3. The moving picture
@@ -100,7 +100,7 @@ print("saved", folder / "quickstart.gif")
 # ## 4. What happened on the way
 #
 # Both objectives fall at first. Then they compete: the weights tell which one holds the other back,
-# and the gradient norm tells how far the particles are from a Pareto stationary distribution.
+# and the (squared) gradient norm tells how far the particles are from a Pareto stationary distribution.
 
 # %%
 history = result.history
@@ -109,7 +109,7 @@ left.plot(history.step, history.values, label=["−log density", "½ energy dist
 middle.plot(history.step, history.weights, label=["mixture", "ring"])
 right.semilogy(history.step, history.grad_norm, color="black")
 for axis, title in zip(
-    (left, middle, right), ("objectives", "weights", "gradient norm"), strict=True
+    (left, middle, right), ("objectives", "weights", "squared gradient norm"), strict=True
 ):
     axis.set(title=title, xlabel="step")
 left.legend()

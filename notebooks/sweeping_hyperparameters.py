@@ -101,7 +101,7 @@ mesh = axes.pcolormesh(
     bandwidths, learning_rates, np.log10(norms).mean(-1), cmap="viridis", shading="nearest"
 )
 axes.set(xscale="log", yscale="log", xlabel="bandwidth", ylabel="learning rate")
-axes.set_title("gradient norm after 200 steps, mean over seeds")
+axes.set_title("squared gradient norm after 200 steps, mean over seeds")
 figure.colorbar(mesh, label="log₁₀")
 folder = pathlib.Path("figures")
 folder.mkdir(exist_ok=True)

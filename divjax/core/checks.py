@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 __all__ = [
     "check_callable",
+    "check_full_precision",
     "check_key",
     "check_matrix",
     "check_nonnegative",
@@ -80,6 +81,12 @@ def check_provides(name: str, value: Any, attributes: tuple[str, ...], hint: str
         raise ValueError(f"{name} must be an instance; got the class {value.__name__} itself.")
     if not all(hasattr(value, attribute) for attribute in attributes):
         raise ValueError(f"{name} must be {hint}; got {value!r}.")
+
+
+def check_full_precision(name: str, array: Any) -> None:
+    """Raise `ValueError` for half precision, in which there are no matrix factorisations."""
+    if jnp.finfo(array.dtype).bits < 32:
+        raise ValueError(f"{name} must be float32 or float64 here; got {array.dtype}.")
 
 
 def check_matrix(**arrays: Any) -> None:

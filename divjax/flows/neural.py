@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from divjax.core.checks import check_matrix, check_nonnegative, check_positive
+from divjax.core.checks import check_full_precision, check_matrix, check_nonnegative, check_positive
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import fit
@@ -85,6 +85,7 @@ class NeuralScore:
     def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> _State:
         """The network, fitted to the initial particles."""
         check_matrix(x=x)
+        check_full_precision("particles", x)
         network_key, fit_key = jax.random.split(key)
         params = init_network(self._network, network_key, x.shape[1], x.dtype)
         state = _State(params, self._optimizer().init(params))

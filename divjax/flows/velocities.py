@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core.checks import check_positive, check_provides
+from divjax.core.checks import check_full_precision, check_positive, check_provides
 from divjax.core.pytrees import pytree
 from divjax.kernels.bandwidth import Median
 from divjax.kernels.radial import Gaussian, Kernel, check_smoother
@@ -230,6 +230,11 @@ class GFSF(_WithKernel):
     def __post_init__(self):
         super().__post_init__()
         check_positive(regularization=self.regularization)
+
+    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> Any:
+        """The bandwidth rule's state."""
+        check_full_precision("particles", x)
+        return super().init(key, x)
 
     def __call__(
         self,

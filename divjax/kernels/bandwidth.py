@@ -97,7 +97,7 @@ class Median:
         Liu, Wang 2016, section 5.
     """
 
-    tolerance: float = static(default=2e-3)
+    tolerance: float = static(default=2e-3)  # how a number is found, not which: no leaf
 
     def __post_init__(self):
         check_positive(tolerance=self.tolerance)

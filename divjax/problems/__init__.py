@@ -1,4 +1,4 @@
-"""Targets and flows whose exact answers are known: the truth of tests and experiments."""
+"""Targets and flows whose answers are known, exactly or to a stated error: the truth of tests."""
 
 from divjax.problems.gaussian_flows import (
     MomentFlow,

@@ -367,6 +367,9 @@ REFUSALS = {
         objectives=(flows.KL(problems.two_component_targets()[0]),)
     ),
     "record_every must be an integer": dict(record_every=2.5),
+    "particles must be float32 or float64 here; got float16": dict(
+        particles=X.astype(jnp.float16), velocity=flows.NeuralScore()
+    ),
     "features serve kernels": dict(velocity=flows.Langevin(), features=lambda key, p: p),
 }
 
@@ -397,7 +400,7 @@ def test_only_a_fitting_state_is_continued():
     with pytest.raises(ValueError, match=r"objectives must be 4, as in the state.*got 1"):
         run(KEY, state, TARGETS[:1], num_steps=1)
     with pytest.raises(ValueError, match="optimizer must be as in the run"):
-        run(KEY, state, TARGETS, optimizer=optax.adam(0.1), num_steps=1)
+        run(KEY, state, TARGETS, optimizer=optax.sgd(0.1), num_steps=1)
     with pytest.raises(ValueError, match="key must be one typed key"):
         run(jax.random.PRNGKey(0), X, TARGETS, num_steps=1)
 
