@@ -68,7 +68,8 @@ flow = jax.jit(
     )
 )
 result = flow(start)
-print("finite:", bool(result.finite), " final squared gradient norm:", float(result.history.grad_norm[-1]))
+print("finite:", bool(result.finite))
+print("final squared gradient norm:", float(result.history.grad_norm[-1]))
 
 # %% [markdown]
 # ## 3. The moving picture
@@ -100,7 +101,8 @@ print("saved", folder / "quickstart.gif")
 # ## 4. What happened on the way
 #
 # Both objectives fall at first. Then they compete: the weights tell which one holds the other back,
-# and the (squared) gradient norm tells how far the particles are from a Pareto stationary distribution.
+# and the (squared) gradient norm tells how far the particles are from a Pareto stationary
+# distribution.
 
 # %%
 history = result.history
