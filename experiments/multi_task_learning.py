@@ -18,6 +18,7 @@ arXiv 2505.18765, enumerates its test set in training.)
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,27 +37,54 @@ from divjax.core.pytrees import ravel_particles
 from experiments import calibration, common, data
 from experiments.lenet import init_particle, is_shared, logits
 
+KERNEL = kernels.Gaussian()  # with the median rule
 
-class Choice(NamedTuple):
-    """What `--tune-on-validation` chooses for a method, on validation."""
+
+class Method(NamedTuple):
+    """A method as the nouns of a flow, with what validation chose for it.
+
+    Attributes:
+        step_size: the optimizer's, at the start of a cosine schedule.
+        repulsion: τ, the weight of the entropy beside the mean cross-entropy.
+        velocity: without repulsion any but SVGD, which smooths, leaves gradients as they are.
+        aggregator: the tasks' weights.
+        features: which function of `Problem` the kernel compares networks by.
+        scalarize: whether the tasks' gradients are weighed into one before the velocity sees them:
+            for "each" particle alone, or for "all" together.
+        optimizer: takes the schedule.
+        ensemble: whether there are several particles.
+    """
 
     step_size: float
-    repulsion: float = 0.0  # τ, the weight of the entropy beside the mean cross-entropy
+    repulsion: float = 0.0
+    velocity: Any = flows.Blob(KERNEL)
+    aggregator: Any = flows.MinNorm()
+    features: str | None = "outputs"
+    scalarize: str | None = None
+    optimizer: Callable[[optax.Schedule], optax.GradientTransformation] = optax.adam
+    ensemble: bool = True
+
+    @property
+    def choice(self) -> tuple[float, float]:
+        """What `--tune-on-validation` chooses."""
+        return self.step_size, self.repulsion
 
 
-METHODS: dict[str, Choice] = {
-    "single network": Choice(3e-3),
-    "fixed weights": Choice(1e-2),
-    "MGDA": Choice(1e-2),
-    "MOO-SVGD": Choice(1e-2, 1e-2),
-    "MT-SGD": Choice(1e-2, 1e-2),
-    "MWGraD-SVGD": Choice(1e-2, 1e-2),
-    "MWGraD-Blob": Choice(1e-2, 1e-2),
-    "MWGraD-neural": Choice(1e-2, 1e-5),
-    "A-MWGraD-SVGD": Choice(3.0, 1e-2),
-    "A-MWGraD-Blob": Choice(0.5, 1e-2),
+_SVGD, _UNIFORM = flows.SVGD(KERNEL), flows.FixedWeights()
+_NEURAL = flows.NeuralScore(hidden=(32,))
+
+METHODS: dict[str, Method] = {
+    "single network": Method(3e-3, aggregator=_UNIFORM, features=None, ensemble=False),
+    "fixed weights": Method(1e-2, aggregator=_UNIFORM, features=None),
+    "MGDA": Method(1e-2, features=None, ensemble=False),
+    "MOO-SVGD": Method(1e-2, 1e-2, _SVGD, features="losses", scalarize="each"),
+    "MT-SGD": Method(1e-2, 1e-2, _SVGD, scalarize="all"),
+    "MWGraD-SVGD": Method(1e-2, 1e-2, _SVGD),
+    "MWGraD-Blob": Method(1e-2, 1e-2),
+    "MWGraD-neural": Method(1e-2, 1e-5, _NEURAL, features="sketch"),
+    "A-MWGraD-SVGD": Method(3.0, 1e-2, _SVGD, optimizer=flows.accelerated),
+    "A-MWGraD-Blob": Method(0.5, 1e-2, optimizer=flows.accelerated),
 }
-ONE_PARTICLE = ("single network", "MGDA")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +101,8 @@ class Settings:
     weight_decay: float = 1e-4
     quick: bool = False
     """A twentieth of the pairs, at most two epochs and two seeds: does everything run?"""
-    choices: dict[str, Choice] = dataclasses.field(init=False)
+    choices: dict[str, tuple[float, float]] = dataclasses.field(init=False)
+    """Every method's step size and repulsion."""
 
     def __post_init__(self):
         unknown = set(self.methods) - set(METHODS)
@@ -90,7 +119,8 @@ class Settings:
         if self.quick:
             object.__setattr__(self, "seeds", self.seeds[:2])
             object.__setattr__(self, "num_epochs", min(self.num_epochs, 2))
-        object.__setattr__(self, "choices", {method: METHODS[method] for method in self.methods})
+        choices = {name: METHODS[name].choice for name in self.methods}
+        object.__setattr__(self, "choices", choices)
 
 
 def as_images(raw: Int[Array, "... h w"]) -> Float[Array, "... h w"]:
@@ -206,37 +236,20 @@ class Scalarized:
         return flows.Variation(jnp.dot(weights, potential), potential, gradient), state
 
 
-def flow_options(method: str, choice: Choice, problem: Problem, num_steps: int) -> dict[str, Any]:
-    """A method as the four nouns of a flow, and the features its kernel compares."""
-    kernel = kernels.Gaussian()  # with the median rule
-    objectives = problem.objectives(choice.repulsion)
-    schedule = optax.cosine_decay_schedule(choice.step_size, num_steps, alpha=0.05)
-    options = {
+def flow_options(method: Method, problem: Problem, num_steps: int) -> dict[str, Any]:
+    """A method's arguments of `flows.run`."""
+    objectives: tuple[flows.Objective, ...] = problem.objectives(method.repulsion)
+    if method.scalarize is not None:
+        objectives = (Scalarized(objectives, problem.outputs, method.scalarize == "each"),)
+    return {
         "objectives": objectives,
-        "velocity": flows.SVGD(kernel) if "SVGD" in method else flows.Blob(kernel),
-        "aggregator": flows.MinNorm(),
-        "optimizer": optax.adam(schedule),
-        "features": problem.outputs,
+        "velocity": method.velocity,
+        "aggregator": method.aggregator,
+        "optimizer": method.optimizer(
+            optax.cosine_decay_schedule(method.step_size, num_steps, alpha=0.05)
+        ),
+        "features": None if method.features is None else getattr(problem, method.features),
     }
-    if method.startswith("A-"):
-        options["optimizer"] = flows.accelerated(schedule)
-    if method in ("single network", "fixed weights"):
-        # No repulsion: any velocity but SVGD, which smooths, leaves the gradient as it is.
-        options |= {"aggregator": flows.FixedWeights(), "features": None}
-    elif method == "MGDA":
-        options |= {"features": None}
-    elif method == "MWGraD-neural":
-        options |= {"velocity": flows.NeuralScore(hidden=(32,)), "features": problem.sketch}
-    elif method in ("MOO-SVGD", "MT-SGD"):
-        per_particle = method == "MOO-SVGD"
-        scalarized = Scalarized(objectives, problem.outputs, per_particle)
-        features = problem.losses if per_particle else problem.outputs
-        options |= {
-            "objectives": (scalarized,),
-            "velocity": flows.SVGD(kernel),
-            "features": features,
-        }
-    return options
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -272,17 +285,17 @@ class Trained(NamedTuple):
 
 def train(
     run: common.Run | None,
-    method: str,
-    choice: Choice,
+    name: str,
+    method: Method,
     splits: data.Splits,
     settings: Settings,
 ) -> Trained:
     """Train all seeds of a method at once, an epoch a checkpoint."""
     problem = Problem(jax.tree.map(jnp.asarray, splits.train), settings)
     steps = max(1, splits.train.labels.shape[0] // settings.batch_size)
-    options = flow_options(method, choice, problem, steps * settings.num_epochs)
+    options = flow_options(method, problem, steps * settings.num_epochs)
     objectives = options.pop("objectives")
-    num_particles = 1 if method in ONE_PARTICLE else settings.num_particles
+    num_particles = settings.num_particles if method.ensemble else 1
     canvas = splits.train.images.shape[1]
     keys = jax.vmap(jax.random.key)(jnp.asarray(settings.seeds))
     validation = jax.tree.map(jnp.asarray, splits.validation)
@@ -321,10 +334,10 @@ def train(
 
     state = jax.jit(jax.vmap(start))(keys)
     if run is not None:
-        state, log = run.train(method, state, advance, settings.num_epochs)
+        state, log = run.train(name, state, advance, settings.num_epochs)
     else:
         log = []
-        for chunk in common.progress(range(settings.num_epochs), method):
+        for chunk in common.progress(range(settings.num_epochs), name):
             state, scores = advance(state, chunk)
             log.append(scores)
     return Trained(state.particles, log)
@@ -364,25 +377,23 @@ def test_scores(trained: Trained, splits: data.Splits) -> dict[str, Any]:
 
 def tune(settings: Settings, splits: data.Splits) -> None:
     """Print every method's validation log loss over a grid, and the best choice."""
-    for method in settings.methods:
-        step_sizes = (0.5, 1.0, 3.0) if method.startswith("A-") else (3e-3, 1e-2, 2e-2)
-        plain = method in ("single network", "fixed weights", "MGDA")
-        repulsions = (0.0,) if plain else (1e-5, 1e-3, 1e-2)
-        found = {}
-        for step_size in step_sizes:
-            for repulsion in repulsions:
-                choice = Choice(step_size, repulsion)
-                last = train(None, method, choice, splits, settings).log[-1]
-                loss, accuracy, ece = (
-                    float(np.mean(last[name])) for name in ("log_loss", "accuracy", "ece")
-                )
-                found[choice] = loss if np.isfinite(loss) else np.inf
-                print(
-                    f"{method}: {choice}: "
-                    f"log loss {loss:.4f}, accuracy {accuracy:.4f}, ECE {ece:.4f}",
-                    flush=True,
-                )
-        print(f'    "{method}": {min(found, key=lambda choice: found[choice])},', flush=True)
+    for name in settings.methods:
+        method, losses = METHODS[name], {}
+        step_sizes = (3e-3, 1e-2, 2e-2) if method.optimizer is optax.adam else (0.5, 1.0, 3.0)
+        repulsions = (1e-5, 1e-3, 1e-2) if method.repulsion else (0.0,)
+        for choice in itertools.product(step_sizes, repulsions):
+            tried = method._replace(step_size=choice[0], repulsion=choice[1])
+            last = train(None, name, tried, splits, settings).log[-1]
+            loss, accuracy, ece = (
+                float(np.mean(last[score])) for score in ("log_loss", "accuracy", "ece")
+            )
+            losses[choice] = loss if np.isfinite(loss) else np.inf
+            print(
+                f"{name}: step size {choice[0]:g}, repulsion {choice[1]:g}: "
+                f"log loss {loss:.4f}, accuracy {accuracy:.4f}, ECE {ece:.4f}",
+                flush=True,
+            )
+        print(f"{name}: best {min(losses, key=lambda choice: losses[choice])}", flush=True)
 
 
 def rows(scores: dict[str, dict[str, np.ndarray]]) -> list[dict[str, str]]:

@@ -63,9 +63,9 @@ def test_unknown_names_are_refused(settings):
 
 @pytest.mark.slow
 def test_every_method_steps(problem):
-    for method, choice in job.METHODS.items():
-        options = job.flow_options(method, choice, problem, 2)
-        n = 1 if method in job.ONE_PARTICLE else 3
+    for name, method in job.METHODS.items():
+        options = job.flow_options(method, problem, 2)
+        n = 3 if method.ensemble else 1
         particles = jax.vmap(lambda k: init_particle(k, 12))(jax.random.split(jax.random.key(0), n))
         shared = is_shared(jax.tree.map(lambda leaf: leaf[0], particles))
         objectives = options.pop("objectives")
@@ -74,4 +74,4 @@ def test_every_method_steps(problem):
                 jax.random.key(1), p, objectives, **options, shared=shared, num_steps=2
             )
         )(particles)
-        assert result.finite, method
+        assert result.finite, name
