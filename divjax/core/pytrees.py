@@ -38,7 +38,28 @@ def pytree(cls: type[T]) -> type[T]:
         >>> jax.tree.leaves(Scale())
         [2.0]
     """
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+    structure = [field.name for field in fields if field.metadata.get("static", False)]
+    data = [field.name for field in fields if field.name not in structure]
+    keys = [jax.tree_util.GetAttrKey(name) for name in data]
+
+    def flatten(method: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        values = tuple(getattr(method, name) for name in data)
+        return values, tuple(getattr(method, name) for name in structure)
+
+    def flatten_with_keys(method: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        values, statics = flatten(method)
+        return tuple(zip(keys, values, strict=True)), statics
+
+    def unflatten(statics: tuple[Any, ...], values: Any) -> T:
+        named = zip([*structure, *data], [*statics, *values], strict=True)
+        return cls(**dict(named))
+
+    # Not `register_dataclass`: to it trees of two classes are equal if their fields are (jax
+    # 0.10.2), and jit may run the code that it compiled for the other.
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 def as_pytree(function: Callable[..., Any]) -> Any:
