@@ -1,10 +1,11 @@
-"""Wasserstein gradient flows of several objectives at once, in JAX.
+"""Wasserstein gradient flows of several objectives at once, and f-divergences, in JAX.
 
-Rooms: `flows` (move particles until functionals of their distribution fall), `kernels`, and
-`problems` (targets whose answers are known).
+Rooms: `flows` (move particles until functionals of their distribution fall), `fdiv` (f-divergences:
+generators, closed forms, estimates, inequalities), `kernels`, and `problems` (targets whose answers
+are known).
 """
 
-from divjax import flows, kernels, problems
+from divjax import fdiv, flows, kernels, problems
 from divjax.flows import SVGD, Blob, MinNorm, accelerated
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __all__ = [
     "MinNorm",
     "__version__",
     "accelerated",
+    "fdiv",
     "flows",
     "kernels",
     "problems",

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from divjax import flows, kernels, problems
+from divjax import fdiv, flows, kernels, problems
+from divjax.fdiv import categorical
 
 N, D, K = 8, 2, 3
 
@@ -81,6 +82,35 @@ def _flow(method, key, x, weights):
     ).particles
 
 
+def _integrands(method, key, x, weights):
+    return jnp.stack([method.under_p(x[:, 0]), method.under_q(x[:, 1])], axis=1)
+
+
+def _plug_in(method, key, x, weights):
+    return method.plug_in(x[:, 0], x[:, 1]).value
+
+
+def _family(method, key, x, weights):
+    eta = jnp.stack([jnp.mean(x**2) + 1, -jnp.mean(jnp.abs(x)) - 1])
+    gamma = fdiv.exponential_family.GAMMA
+    other = gamma.natural(2.0, 1.5).astype(x.dtype)
+    return fdiv.exponential_family.renyi(gamma, eta, other, method)
+
+
+def _categorical(divergence):
+    return lambda method, key, x, weights: divergence(x.T, weights, method)[:, None]
+
+
+def _jensen_shannon(x, weights, mixture):
+    shares = jnp.exp(categorical.log_probs(mixture))
+    return categorical.jensen_shannon(weights, categorical.Logits(x), weights=shares)
+
+
+def _of_samples(estimator):
+    """An estimator of two samples, the second one fixed."""
+    return lambda method, key, x, weights: estimator(x, _samples().astype(x.dtype), weights, method)
+
+
 def _samples():
     return jax.random.normal(jax.random.key(7), (5, D))
 
@@ -137,6 +167,46 @@ ROWS = {
         flows.ParticleWeights(step_size=0.5, kernel=GAUSSIAN), _reaction, "equivariant"
     ),
     "flows.run": Row((flows.SVGD(GAUSSIAN), 0.05), _flow, "equivariant"),
+    "fdiv.KL": Row(fdiv.KL(), _integrands, "equivariant"),
+    "fdiv.Alpha": Row(fdiv.Alpha(0.6), _integrands, "equivariant"),
+    "fdiv.CressieRead": Row(fdiv.CressieRead(0.6), _integrands, "equivariant"),
+    "fdiv.JensenShannon": Row(fdiv.JensenShannon(), _integrands, "equivariant"),
+    "fdiv.Jeffreys": Row(fdiv.Jeffreys(), _integrands, "equivariant"),
+    "fdiv.SkewKL": Row(fdiv.SkewKL(0.2), _integrands, "equivariant"),
+    "fdiv.SoftenedReverseKL": Row(fdiv.SoftenedReverseKL(), _integrands, "equivariant"),
+    "fdiv.Mixed": Row(fdiv.Mixed(fdiv.ReverseKL(), 0.2), _integrands, "equivariant"),
+    "fdiv.Combination": Row(0.5 * fdiv.KL() + 2.0 * fdiv.ChiSquared(), _integrands, "equivariant"),
+    "fdiv.Renyi": Row(fdiv.Renyi(0.6), _plug_in, "invariant"),
+    "fdiv.gaussian_plugin_kl": Row(
+        (), lambda m, k, x, w: fdiv.gaussian_plugin_kl(x, 2 * x[:, ::-1] + 1).value, "invariant"
+    ),
+    "fdiv.categorical.kl": Row(
+        2.0, _categorical(lambda x, w, t: categorical.kl(categorical.Logits(x, t), w)), "invariant"
+    ),
+    "fdiv.categorical.skew_kl": Row(
+        0.3,
+        _categorical(lambda x, w, alpha: categorical.skew_kl(w, categorical.Logits(x), alpha)),
+        "invariant",
+    ),
+    "fdiv.categorical.jensen_shannon": Row(
+        categorical.Weights(jnp.array([0.3, 0.7]), 0.1), _categorical(_jensen_shannon), "invariant"
+    ),
+    "fdiv.exponential_family.renyi": Row(0.7, _family, "invariant"),
+    "fdiv.knn_kl": Row((), _of_samples(lambda x, y, w, m: fdiv.knn_kl(x, y, 2).value), "invariant"),
+    "fdiv.knn_kl(bias_order)": Row(
+        (), _of_samples(lambda x, y, w, m: fdiv.knn_kl(x, y, 4, bias_order=1).value), "invariant"
+    ),
+    "fdiv.knn_entropy": Row((), lambda m, key, x, w: fdiv.knn_entropy(x, 2).value, "invariant"),
+    "fdiv.histogram.divergence": Row(
+        0.5,
+        _of_samples(
+            lambda x, y, w, smoothing: fdiv.histogram.divergence(
+                categorical.kl, x, y, num_bins=4, weights_x=w, smoothing=smoothing
+            )
+        ),
+        "invariant",
+        smooth=False,
+    ),
     "problems.GaussianMixture.log_prob": Row(
         problems.two_component_targets()[0], _log_prob, "equivariant"
     ),

@@ -1,0 +1,451 @@
+"""The divergences of the literature: the power family, mixtures, total variation, Rényi.
+
+Conventions, all in nats with p first: f is in the standard form f(1) = f'(1) = 0, and the scale is
+the one a divergence's docstring states.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from divjax.core.checks import check_positive
+from divjax.core.pytrees import pytree
+from divjax.fdiv.generators import Divergence, Generator, Mixture, PlugIn, check_share
+from divjax.fdiv.special import (
+    as_floats,
+    expm1_over,
+    log1p_over,
+    log_mixture,
+    power_remainder,
+    times_exp,
+)
+
+__all__ = [
+    "KL",
+    "Alpha",
+    "ChiSquared",
+    "CressieRead",
+    "Jeffreys",
+    "JensenShannon",
+    "NeymanChiSquared",
+    "Renyi",
+    "ReverseKL",
+    "SkewKL",
+    "SoftenedReverseKL",
+    "SquaredHellinger",
+    "TotalVariation",
+]
+
+
+class _Power(Generator):
+    """c (r^α − 1 − α(r − 1))/(α(α − 1)), with h = c·r^α."""
+
+    alpha: Any
+    scale = 1.0
+
+    def f(self, u: ArrayLike) -> Array:
+        """The generator at r = e^u."""
+        return self.scale * power_remainder(u, self.alpha)
+
+    def derivative(self, u: ArrayLike) -> Array:
+        """The critic c (r^{α−1} − 1)/(α − 1)."""
+        return self.scale * expm1_over(u, self.alpha - 1)
+
+    def _power(self, u: ArrayLike, exponent: ArrayLike) -> Array:
+        x = jnp.multiply(u, exponent)
+        return self.scale * jnp.exp(jnp.where(jnp.equal(exponent, 0) & jnp.isinf(u), 0, x))
+
+    def h(self, u: ArrayLike) -> Array:
+        """The weight c r^α."""
+        return self._power(u, self.alpha)
+
+    def second_derivative(self, u: ArrayLike) -> Array:
+        """The curvature c r^{α−2}."""
+        return self._power(u, self.alpha - 2)
+
+    def dual_under_q(self, u: ArrayLike) -> Array:
+        """The term c (1 − r^α)/α."""
+        return -self.scale * expm1_over(u, self.alpha)
+
+    def under_p(self, u: ArrayLike) -> Array:
+        """f'(r)/α for α ≥ 1, nothing for α ≤ 0, a smooth share of it between."""
+        return _shared(self.alpha, self.derivative, u)
+
+    def under_q(self, u: ArrayLike) -> Array:
+        """(f − r f')/(1 − α) for α ≤ 0, nothing for α ≥ 1, a smooth share of it between."""
+        return _shared(1 - self.alpha, self.dual_under_q, u)
+
+    def conjugate(self, t: ArrayLike) -> Array:
+        """The conjugate c ((1 + (α−1)t/c)^{α/(α−1)} − 1)/α, smooth in α."""
+        t, alpha = jnp.broadcast_arrays(*as_floats(jnp.divide(t, self.scale), self.alpha))
+        inside = (alpha - 1) * t > -1
+        u = log1p_over(jnp.where(inside, t, 0), alpha - 1)
+        value = expm1_over(jnp.where(inside, u, jnp.where(alpha < 1, jnp.inf, -jnp.inf)), alpha)
+        return self.scale * jnp.where((alpha < 1) & ((1 - alpha) * t > 1), jnp.inf, value)
+
+
+def _share(alpha: Array) -> Array:
+    """w(α)/α, with w rising from 0 at α ≤ 0 to 1 at α ≥ 1.
+
+    As D = E_p[T]/α = E_q[S]/(1 − α) in the power family, any w splits it. Under p the variance is
+    finite whatever p and q for ½ ≤ α ≤ 1, under q for 0 ≤ α ≤ ½, and at α = ½ the mean of both is
+    symmetric: the quintic step that joins these keeps integrands continuously differentiable in α.
+    """
+    step = alpha**2 * (6 * alpha**2 - 15 * alpha + 10)
+    return jnp.where(alpha > 1, 1 / jnp.where(alpha > 1, alpha, 1), jnp.where(alpha < 0, 0, step))
+
+
+def _shared(alpha: ArrayLike, integrand: Callable[[ArrayLike], Array], u: ArrayLike) -> Array:
+    """The share of an integrand; one without any is not looked at, as it may overflow."""
+    alpha, u = as_floats(alpha, u)
+    share = _share(alpha)
+    used = share > 0
+    return jnp.where(used, share * integrand(jnp.where(used, u, 0)), 0)
+
+
+@pytree
+class Alpha(_Power):
+    """The power (alpha) divergence D = (∫ p^α q^{1−α} − 1)/(α(α − 1)), smooth in α.
+
+    KL(p‖q) at α = 1, KL(q‖p) at α = 0, 4 times the squared Hellinger distance at ½, half of
+    ∫(p − q)²/q at 2; r² f''(r) = r^α. Amari's parameter is 2α − 1. The integrands are under p for
+    α ≥ 1, under q for α ≤ 0, and joined smoothly between, where their variance is finite.
+
+    Attributes:
+        alpha: any real number.
+
+    Example:
+        >>> float(Alpha(2.0).f(0.5)), float((jnp.exp(0.5) - 1) ** 2 / 2)
+        (0.2104, 0.2104)
+
+    References:
+        Liese, Vajda 2006, eq. 6; Amari 2009, section 3, for the family.
+    """
+
+    alpha: ArrayLike
+
+
+@pytree
+class CressieRead(_Power):
+    """The power divergence of Cressie and Read, E_p[(p/q)^λ − 1]/(λ(λ + 1)): `Alpha(λ + 1)`.
+
+    Their test statistic is 2n times it; λ = ⅔ is their recommendation.
+
+    Attributes:
+        power: λ.
+
+    Example:
+        >>> float(CressieRead(1.0).f(0.5)), float(Alpha(2.0).f(0.5))
+        (0.2104, 0.2104)
+
+    References:
+        Cressie, Read 1984, eq. 2.16.
+    """
+
+    power: ArrayLike = 2 / 3
+
+    @property
+    def alpha(self) -> Any:
+        """λ + 1."""
+        return jnp.add(self.power, 1)
+
+
+@pytree
+class KL(_Power):
+    """The Kullback–Leibler divergence KL(p‖q) = E_p[log(p/q)], f(r) = r log r − r + 1.
+
+    Example:
+        >>> float(KL().under_p(1.5)), float(KL().under_q(1.5)), float(KL().conjugate(1.0))
+        (1.5, 0.0, 1.7183)
+
+    References:
+        Kullback, Leibler 1951, eq. 2.4.
+    """
+
+    alpha = 1.0
+
+
+@pytree
+class ReverseKL(_Power):
+    """The reverse divergence KL(q‖p) = −E_q[log(p/q)], f(r) = r − 1 − log r.
+
+    Example:
+        >>> float(ReverseKL().under_p(1.5)), float(ReverseKL().under_q(1.5))
+        (0.0, -1.5)
+
+    References:
+        Nowozin, Cseke, Tomioka 2016, table 1.
+    """
+
+    alpha = 0.0
+
+
+@pytree
+class SquaredHellinger(_Power):
+    """The squared Hellinger distance 1 − ∫√(pq) = ½ ∫(√p − √q)², f(r) = ½(√r − 1)², at most 1.
+
+    Example:
+        >>> float(SquaredHellinger().f(jnp.log(4.0))), float(SquaredHellinger().f(-jnp.inf))
+        (0.5, 0.5)
+
+    References:
+        Le Cam 1986, section 4.2.
+    """
+
+    alpha, scale = 0.5, 0.25
+
+
+@pytree
+class ChiSquared(_Power):
+    """Pearson's χ²(p‖q) = ∫(p − q)²/q = E_p[p/q] − 1, f(r) = (r − 1)².
+
+    Example:
+        >>> float(ChiSquared().f(jnp.log(3.0))), float(ChiSquared().under_p(jnp.log(3.0)))
+        (4.0, 2.0)
+
+    References:
+        Nowozin, Cseke, Tomioka 2016, table 6.
+    """
+
+    alpha, scale = 2.0, 2.0
+
+
+@pytree
+class NeymanChiSquared(_Power):
+    """Neyman's χ²(q‖p) = ∫(p − q)²/p = E_q[q/p] − 1, f(r) = (r − 1)²/r.
+
+    Example:
+        >>> float(NeymanChiSquared().f(-jnp.log(3.0))), float(NeymanChiSquared().under_q(0.0))
+        (1.3333, 0.0)
+
+    References:
+        Nowozin, Cseke, Tomioka 2016, table 6.
+    """
+
+    alpha, scale = -1.0, 2.0
+
+
+@pytree
+class Jeffreys(Generator):
+    """Jeffreys' divergence KL(p‖q) + KL(q‖p), f(r) = (r − 1) log r.
+
+    Example:
+        >>> float(Jeffreys().under_p(1.5)), float(Jeffreys().under_q(1.5))
+        (1.5, -1.5)
+
+    References:
+        Jeffreys 1946, eq. 1.
+    """
+
+    def f(self, u: ArrayLike) -> Array:
+        """The value u (e^u − 1)."""
+        return jnp.multiply(u, jnp.expm1(u))
+
+    def derivative(self, u: ArrayLike) -> Array:
+        """The critic log r + 1 − 1/r."""
+        return jnp.subtract(u, jnp.expm1(jnp.negative(u)))
+
+    def h(self, u: ArrayLike) -> Array:
+        """1 + r."""
+        return 1 + jnp.exp(u)
+
+    def dual_under_q(self, u: ArrayLike) -> Array:
+        """1 − r − log r."""
+        return -jnp.expm1(u) - u
+
+    def under_p(self, u: ArrayLike) -> Array:
+        """The log ratio."""
+        return as_floats(u)[0]
+
+    def under_q(self, u: ArrayLike) -> Array:
+        """Minus the log ratio."""
+        return -as_floats(u)[0]
+
+
+@pytree
+class TotalVariation(Generator):
+    """The total variation ½ ∫|p − q|, f(r) = ½|r − 1|, at most 1.
+
+    f' jumps by one at r = 1; it is taken as 0 there, and r² f'' as 0 everywhere.
+
+    Example:
+        >>> float(TotalVariation().under_p(0.3)), float(TotalVariation().under_q(0.3))
+        (0.5, -0.5)
+
+    References:
+        Nowozin, Cseke, Tomioka 2016, table 6.
+    """
+
+    def f(self, u: ArrayLike) -> Array:
+        """½|e^u − 1|."""
+        return jnp.abs(jnp.expm1(u)) / 2
+
+    def derivative(self, u: ArrayLike) -> Array:
+        """½ sign(u)."""
+        return jnp.sign(as_floats(u)[0]) / 2
+
+    def h(self, u: ArrayLike) -> Array:
+        """0."""
+        return jnp.zeros_like(as_floats(u)[0])
+
+    def dual_under_q(self, u: ArrayLike) -> Array:
+        """−½ sign(u)."""
+        return -self.derivative(u)
+
+    def conjugate(self, t: ArrayLike) -> Array:
+        """The identity on [−½, ½], −½ below."""
+        (t,) = as_floats(t)
+        return jnp.where(t > 0.5, jnp.inf, jnp.maximum(t, -0.5))
+
+
+@pytree
+class JensenShannon(Generator):
+    """The Jensen–Shannon divergence ½ KL(p‖m) + ½ KL(q‖m) with m = (p + q)/2, at most log 2 nats.
+
+    f(r) = ½ r log r − ½ (1 + r) log((1 + r)/2). Half of the generator that f-GAN and f-distill use.
+
+    Example:
+        >>> float(JensenShannon().under_p(jnp.inf)), float(JensenShannon().under_q(-jnp.inf))
+        (0.3466, 0.3466)
+
+    References:
+        Lin 1991, eq. 4.1.
+    """
+
+    def f(self, u: ArrayLike) -> Array:
+        """The value, as a sum of two positive terms of KL's."""
+        log_mean = log_mixture(u, 0.5)
+        to_p, to_q = -log_mixture(jnp.negative(u), 0.5), -log_mean
+        halves = power_remainder(to_p, 1.0) + power_remainder(to_q, 1.0)
+        return times_exp(halves / 2, log_mean)
+
+    def derivative(self, u: ArrayLike) -> Array:
+        """½ log(2r/(1 + r))."""
+        return -log_mixture(jnp.negative(u), 0.5) / 2
+
+    def h(self, u: ArrayLike) -> Array:
+        """½ r/(1 + r)."""
+        return jax.nn.sigmoid(as_floats(u)[0]) / 2
+
+    def dual_under_q(self, u: ArrayLike) -> Array:
+        """½ log(2/(1 + r))."""
+        return -log_mixture(u, 0.5) / 2
+
+    def conjugate(self, t: ArrayLike) -> Array:
+        """−½ log(2 − e^{2t}), for t < ½ log 2."""
+        (t,) = as_floats(t)
+        inside = t < jnp.log(2.0) / 2
+        value = -jnp.log1p(-jnp.expm1(2 * jnp.where(inside, t, 0))) / 2
+        return jnp.where(inside, value, jnp.inf)
+
+
+@pytree
+class SkewKL(Mixture):
+    """The skew divergence KL(p‖αp + (1 − α)q), at most −log α nats.
+
+    The second argument is mixed: α is the share of p in it, so that α = 0 is KL(p‖q).
+
+    Attributes:
+        alpha: α in [0, 1).
+
+    Raises:
+        ValueError: if alpha is a Python number outside [0, 1).
+
+    Example:
+        >>> float(SkewKL(0.1).under_p(jnp.inf)), float(SkewKL(0.1).under_q(0.0))
+        (2.3026, 0.0)
+
+    References:
+        Lee 2001, eq. 4, who writes α for our 1 − α; Ko et al. 2024, section 3.1, as here.
+    """
+
+    alpha: ArrayLike = 0.1
+
+    generator = KL()
+
+    def __post_init__(self):
+        check_share(self.alpha)
+
+
+@pytree
+class SoftenedReverseKL(Mixture):
+    """The softened reverse KL, 2 KL(m‖p) with m = (p + q)/2.
+
+    f(r) = (1 + r) log((1 + r)/(2r)) + r − 1, with r² f''(r) = 1/(1 + r): the reverse KL's 1 where p
+    has less mass than q, bounded variance where it has more. The scale is that of f-distill;
+    Shannon's is twice it.
+
+    Example:
+        >>> float(SoftenedReverseKL().h(0.0)), float(SoftenedReverseKL().under_p(0.0))
+        (0.5, 0.0)
+
+    References:
+        Shannon 2020, section 5, the divergence; Xu et al. 2025, table 1, the scale.
+    """
+
+    generator, alpha = 2 * ReverseKL(), 0.5
+
+
+@pytree
+class Renyi(Divergence):
+    """The Rényi divergence log(∫ p^α q^{1−α})/(α − 1) in nats, smooth in α with KL(p‖q) at α = 1.
+
+    A function of `Alpha`'s mean, whose integrands it shares: log(1 + α(α − 1) D_α)/(α − 1).
+
+    Attributes:
+        alpha: α > 0.
+
+    Raises:
+        ValueError: if alpha is a Python number that is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> u = jnp.array([300.0, 301.0])  # whose exponentials overflow
+        >>> float(Renyi(2.0).plug_in(u, u).value), float(300 + jnp.log((1 + jnp.e) / 2))
+        (300.620, 300.620)
+
+    References:
+        Rényi 1961, eq. 3.3; van Erven, Harremoës 2014, section 2.
+    """
+
+    alpha: ArrayLike
+
+    def __post_init__(self):
+        check_positive(alpha=self.alpha)
+
+    def under_p(self, u: ArrayLike) -> Array:
+        """That of `Alpha`."""
+        return Alpha(self.alpha).under_p(u)
+
+    def under_q(self, u: ArrayLike) -> Array:
+        """That of `Alpha`."""
+        return Alpha(self.alpha).under_q(u)
+
+    def finish(self, mean: ArrayLike) -> Array:
+        """log(1 + α(α − 1)·mean)/(α − 1)."""
+        return log1p_over(jnp.multiply(self.alpha, mean), jnp.subtract(self.alpha, 1))
+
+    def plug_in(self, u_p: Float[Array, " n"], u_q: Float[Array, " m"]) -> PlugIn:
+        """The divergence and its influences, by log-sum-exp where the integral is far from one."""
+        alpha, u_p, u_q = as_floats(self.alpha, u_p, u_q)
+        order = alpha - 1
+        # ∫ p^α q^{1−α} as its means under p and under q, in the shares of `Alpha`'s integrands.
+        weight_p = alpha * _share(alpha)
+        weights = jnp.stack([weight_p, 1 - weight_p])
+        powers = order * u_p, alpha * u_q
+        logs = jnp.stack([jax.nn.logsumexp(x) - jnp.log(x.size) for x in powers])
+        log_integral = jax.nn.logsumexp(logs, b=weights)
+        near = jnp.abs(log_integral) < 1
+        direct = super().plug_in(jnp.where(near, u_p, 0), jnp.where(near, u_q, 0))
+        scale = 1 / jnp.where(near, 1, order)
+        far = PlugIn(
+            scale * log_integral,
+            *(
+                scale * weight * jnp.exp(jnp.where(near | (weight == 0), 0, x - log_integral))
+                for weight, x in zip(weights, powers, strict=True)
+            ),
+        )
+        return jax.tree.map(lambda one, other: jnp.where(near, one, other), direct, far)

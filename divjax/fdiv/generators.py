@@ -1,0 +1,376 @@
+"""f-divergences by their generators, as functions of the log ratio u = log(p/q).
+
+D_f(p‖q) = E_q[f(p/q)] with f convex. A multiple of r − 1 added to f changes no divergence; all
+generators here are in the standard form f(1) = f'(1) = 0, so that f ≥ 0. Two facts carry the rest:
+
+- f(r) = r T + S with T = f'(r) and S = f(r) − r f'(r), hence D = E_p[T] + E_q[S], where a wrong
+  ratio in T and S errs to second order only, and downwards (Nguyen, Wainwright, Jordan 2010).
+- dT = e^{−u} h du and dS = −h du with h = r² f''(r): a generator is its h.
+
+Most divergences are the power family `Alpha`, h = c·r^α, or one of it between p and the mixture
+αp + (1 − α)q; generators also add up, scale and reverse.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from divjax.core.checks import check_positive
+from divjax.core.pytrees import pytree
+from divjax.fdiv.special import as_floats, log_mixture, times_exp
+
+__all__ = ["Combination", "Divergence", "Generator", "Mixed", "PlugIn", "Reversed"]
+
+
+class PlugIn(NamedTuple):
+    """A divergence at given log ratios of samples.
+
+    Attributes:
+        value: the divergence, in nats where it has a logarithm.
+        influence_p: each sample's first-order effect on it, up to a constant: the squared standard
+            error of `value` is var(influence_p)/n + var(influence_q)/m.
+        influence_q: the same for the samples of q.
+    """
+
+    value: Float[Array, ""]
+    influence_p: Float[Array, " n"]
+    influence_q: Float[Array, " m"]
+
+
+class Divergence:
+    """What an estimator needs: D(p‖q) = finish(E_p[under_p(u)] + E_q[under_q(u)])."""
+
+    # NumPy numbers on the left of an operator leave it to the methods of generators.
+    __array_ufunc__ = None
+
+    def under_p(self, u: ArrayLike) -> Array:
+        """The integrand under p."""
+        raise NotImplementedError
+
+    def under_q(self, u: ArrayLike) -> Array:
+        """The integrand under q."""
+        raise NotImplementedError
+
+    def finish(self, mean: ArrayLike) -> Array:
+        """The divergence from the sum of both means: the identity for f-divergences."""
+        return as_floats(mean)[0]
+
+    def plug_in(self, u_p: Float[Array, " n"], u_q: Float[Array, " m"]) -> PlugIn:
+        """The divergence from the log ratios of samples of p and of q, with its influences.
+
+        Example:
+            >>> from divjax.fdiv import KL
+            >>> u = jnp.log(jnp.array([2.0, 2.0])), jnp.log(jnp.array([2.0, 2.0, 1e-9, 1e-9]))
+            >>> float(KL().plug_in(*u).value)
+            0.6931
+        """
+        under_p, under_q = self.under_p(u_p), self.under_q(u_q)
+        mean = jnp.mean(under_p) + jnp.mean(under_q)
+        value, slope = jax.jvp(self.finish, (mean,), (jnp.ones_like(mean),))
+        return PlugIn(value, slope * under_p, slope * under_q)
+
+
+class Generator(Divergence):
+    """The generator of an f-divergence. A subclass needs only `f`; autodiff gives the rest.
+
+    Methods take u = log r of any shape, elementwise. Defaults take |u| for at most 0.9 of the
+    logarithm of the dtype's largest number, 80 in float32. `g + h`, `c * g` and `g.reverse()` are
+    generators too.
+
+    Example:
+        >>> from divjax.core.pytrees import pytree
+        >>> @pytree
+        ... class ExponentialDivergence(Generator):
+        ...     def f(self, u):
+        ...         return jnp.exp(u) * u**2  # E_p[log² (p/q)], where it is convex
+        >>> own = ExponentialDivergence()
+        >>> float(own.derivative(1.0)), float(own.h(0.0)), float(own.conjugate(3.0))
+        (3.0, 2.0, 5.4366)
+    """
+
+    def f(self, u: ArrayLike) -> Array:
+        """The generator at r = e^u, at least its value and slope at 1, which are 0."""
+        raise NotImplementedError
+
+    def _slopes(self, u: ArrayLike) -> tuple[Array, Array, Array, Array]:
+        """Finite u, and there f, df/du and d²f/du²."""
+        (u,) = as_floats(u)
+        limit = 0.9 * jnp.log(jnp.finfo(u.dtype).max)
+        u, ones = jnp.clip(u, -limit, limit), jnp.ones_like(u)
+        slope = lambda v: jax.jvp(self.f, (v,), (ones,))
+        (value, first), (_, second) = jax.jvp(slope, (u,), (ones,))
+        return u, value, first, second
+
+    def derivative(self, u: ArrayLike) -> Array:
+        """f'(e^u)."""
+        u, _, first, _ = self._slopes(u)
+        return times_exp(first, -u)
+
+    def h(self, u: ArrayLike) -> Array:
+        """r² f''(r): how much the ratio at u weighs in the divergence's gradient."""
+        _, _, first, second = self._slopes(u)
+        return second - first
+
+    def second_derivative(self, u: ArrayLike) -> Array:
+        """f''(e^u)."""
+        (u,) = as_floats(u)
+        return times_exp(self.h(u), -2 * u)
+
+    def dual_under_p(self, u: ArrayLike) -> Array:
+        """f'(r), the critic of the variational bound E_p[T] − E_q[f*(T)]."""
+        return self.derivative(u)
+
+    def dual_under_q(self, u: ArrayLike) -> Array:
+        """f(r) − r f'(r) = −f*(f'(r)), what the critic f'(r) contributes under q."""
+        _, value, first, _ = self._slopes(u)
+        return value - first
+
+    def under_p(self, u: ArrayLike) -> Array:
+        """The integrand under p; by default the variational one."""
+        return self.dual_under_p(u)
+
+    def under_q(self, u: ArrayLike) -> Array:
+        """The integrand under q; by default the variational one."""
+        return self.dual_under_q(u)
+
+    @property
+    def conjugate_supremum(self) -> Array:
+        """f'(∞), beyond which f* is infinite."""
+        return self.derivative(jnp.inf)
+
+    def conjugate(self, t: ArrayLike) -> Array:
+        """f*(t) = sup_r (rt − f(r)), +∞ beyond `conjugate_supremum`.
+
+        By default the maximiser comes from bisection and one differentiable Newton step; first and
+        second derivatives are exact.
+        """
+        (t,) = as_floats(t)
+        infinity = jnp.full_like(t, jnp.inf)
+        supremum = self.derivative(infinity)
+        inside = jnp.where(t < supremum, t, 0)
+        start = jax.lax.stop_gradient(_inverse_derivative(self, inside))
+        # Where f has a kink the maximiser stays at it: the step there would be a long one.
+        excess, curvature = inside - self.derivative(start), self.h(start)
+        step = jnp.where(curvature > 0, excess / jnp.where(curvature > 0, curvature, 1), 0)
+        step = step * jnp.exp(start)
+        tolerance = jnp.sqrt(jnp.finfo(t.dtype).eps) * (1 + jnp.abs(start))
+        u = start + jnp.where(jnp.abs(step) < tolerance, step, 0)
+        value = times_exp(inside - self.derivative(u), u) - self.dual_under_q(u)
+        edge = jnp.where(t == supremum, -self.dual_under_q(infinity), infinity)
+        return jnp.where(t < supremum, value, edge)
+
+    def reverse(self) -> "Generator":
+        """The generator of D(q‖p) as a divergence of p from q, r f(1/r)."""
+        return Reversed(self)
+
+    def __add__(self, other: "Generator") -> "Generator":
+        return Combination((self, other), (1.0, 1.0))
+
+    def __mul__(self, factor: ArrayLike) -> "Generator":
+        return Combination((self,), (factor,))
+
+    __rmul__ = __mul__
+
+
+def _inverse_derivative(generator: Generator, t: Array) -> Array:
+    """The u with f'(e^u) = t, by bisection; the ends of the representable range beyond it."""
+    # Derivatives belong to the Newton step that follows; unrolled ones would be those of branches.
+    generator, t = jax.lax.stop_gradient((generator, t))
+    limit = jnp.full_like(t, 0.9 * jnp.log(jnp.finfo(t.dtype).max))
+
+    def halve(_, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        below = generator.derivative(middle) < t
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    low, high = jax.lax.fori_loop(0, 64, halve, (-limit, limit))
+    return (low + high) / 2
+
+
+@pytree
+class Combination(Generator):
+    """A sum Σ c_i f_i of generators with positive factors; what `+` and `*` make.
+
+    Attributes:
+        generators: the f_i.
+        factors: the c_i.
+
+    Raises:
+        ValueError: if a factor is a Python number that is not positive.
+
+    Example:
+        >>> from divjax.fdiv import KL, ReverseKL
+        >>> generator = 0.5 * KL() + 0.5 * ReverseKL()
+        >>> float(generator.under_p(2.0)), float(generator.under_q(2.0))
+        (1.0, -1.0)
+    """
+
+    generators: tuple[Generator, ...]
+    factors: tuple[ArrayLike, ...]
+
+    def __post_init__(self):
+        for factor in self.factors:
+            check_positive(factor=factor)
+
+    def _sum(self, method: str, u: ArrayLike) -> Array:
+        terms = (getattr(generator, method)(u) for generator in self.generators)
+        scaled = (jnp.multiply(c, term) for c, term in zip(self.factors, terms, strict=True))
+        return functools.reduce(jnp.add, scaled)
+
+    def f(self, u: ArrayLike) -> Array:
+        """Σ c_i f_i(e^u)."""
+        return self._sum("f", u)
+
+    def derivative(self, u: ArrayLike) -> Array:
+        """Σ c_i f_i'(e^u)."""
+        return self._sum("derivative", u)
+
+    def h(self, u: ArrayLike) -> Array:
+        """Σ c_i h_i(u)."""
+        return self._sum("h", u)
+
+    def second_derivative(self, u: ArrayLike) -> Array:
+        """Σ c_i f_i''(e^u)."""
+        return self._sum("second_derivative", u)
+
+    def dual_under_q(self, u: ArrayLike) -> Array:
+        """Σ c_i (f_i − r f_i')."""
+        return self._sum("dual_under_q", u)
+
+    def under_p(self, u: ArrayLike) -> Array:
+        """The sum of the integrands under p."""
+        return self._sum("under_p", u)
+
+    def under_q(self, u: ArrayLike) -> Array:
+        """The sum of the integrands under q."""
+        return self._sum("under_q", u)
+
+    def conjugate(self, t: ArrayLike) -> Array:
+        """That of a single term is c f*(t/c); of several, the general method's."""
+        pairs = list(zip(self.generators, self.factors, strict=True))
+        if len(pairs) > 1:
+            return super().conjugate(t)
+        generator, factor = pairs[0]
+        return jnp.multiply(factor, generator.conjugate(jnp.divide(t, factor)))
+
+
+@pytree
+class Reversed(Generator):
+    """The generator r f(1/r) of D(q‖p), both integrands exchanged and taken at −u.
+
+    Attributes:
+        generator: f.
+
+    Example:
+        >>> from divjax.fdiv import KL, ReverseKL
+        >>> float(Reversed(KL()).under_q(2.0)), float(ReverseKL().under_q(2.0))
+        (-2.0, -2.0)
+    """
+
+    generator: Generator
+
+    def f(self, u: ArrayLike) -> Array:
+        """The generator at 1/r, times r."""
+        return times_exp(self.generator.f(jnp.negative(u)), jnp.asarray(u))
+
+    def derivative(self, u: ArrayLike) -> Array:
+        """f(1/r) − f'(1/r)/r."""
+        return self.generator.dual_under_q(jnp.negative(u))
+
+    def h(self, u: ArrayLike) -> Array:
+        """The generator's weight at −u, times r."""
+        return times_exp(self.generator.h(jnp.negative(u)), jnp.asarray(u))
+
+    def dual_under_q(self, u: ArrayLike) -> Array:
+        """f'(1/r)."""
+        return self.generator.derivative(jnp.negative(u))
+
+    def under_p(self, u: ArrayLike) -> Array:
+        """The generator's integrand under q, at −u."""
+        return self.generator.under_q(jnp.negative(u))
+
+    def under_q(self, u: ArrayLike) -> Array:
+        """The generator's integrand under p, at −u."""
+        return self.generator.under_p(jnp.negative(u))
+
+
+class Mixture(Generator):
+    """D_f(p‖m) with m = αp + (1 − α)q; v = log(p/m) stands for u."""
+
+    generator: Any
+    alpha: Any
+
+    def _log_ratio(self, u: ArrayLike) -> Array:
+        return -log_mixture(jnp.negative(u), jnp.subtract(1, self.alpha))
+
+    def f(self, u: ArrayLike) -> Array:
+        """The generator at p/m, times αr + 1 − α."""
+        return times_exp(self.generator.f(self._log_ratio(u)), log_mixture(u, self.alpha))
+
+    def derivative(self, u: ArrayLike) -> Array:
+        """T(v) + α S(v)."""
+        v = self._log_ratio(u)
+        under_m = self.generator.dual_under_q(v)
+        # Finite, as the infinities of T and S have opposite signs, and α may be 0.
+        largest = jnp.finfo(under_m.dtype).max
+        return self.generator.derivative(v) + self.alpha * jnp.clip(under_m, -largest, largest)
+
+    def h(self, u: ArrayLike) -> Array:
+        """The generator's weight at v, times (1 − α)²/(αr + 1 − α)."""
+        weight = jnp.square(jnp.subtract(1, self.alpha))
+        return weight * times_exp(self.generator.h(self._log_ratio(u)), -log_mixture(u, self.alpha))
+
+    def second_derivative(self, u: ArrayLike) -> Array:
+        """The generator's curvature at p/m, times (1 − α)²/(αr + 1 − α)³."""
+        weight = jnp.square(jnp.subtract(1, self.alpha))
+        curvature = self.generator.second_derivative(self._log_ratio(u))
+        return weight * times_exp(curvature, -3 * log_mixture(u, self.alpha))
+
+    def dual_under_q(self, u: ArrayLike) -> Array:
+        """(1 − α) S(v)."""
+        return (1 - self.alpha) * self.generator.dual_under_q(self._log_ratio(u))
+
+    def under_p(self, u: ArrayLike) -> Array:
+        """The integrand under p, and α of that under m."""
+        v = self._log_ratio(u)
+        return self.generator.under_p(v) + self.alpha * self.generator.under_q(v)
+
+    def under_q(self, u: ArrayLike) -> Array:
+        """1 − α of the integrand under m."""
+        return (1 - self.alpha) * self.generator.under_q(self._log_ratio(u))
+
+
+@pytree
+class Mixed(Mixture):
+    """The divergence from a mixture, D_f(p‖αp + (1 − α)q), for any generator f.
+
+    Attributes:
+        generator: f.
+        alpha: α in [0, 1), the share of p in the second argument.
+
+    Raises:
+        ValueError: if alpha is a Python number outside [0, 1).
+
+    Example:
+        >>> from divjax.fdiv import ChiSquared
+        >>> float(Mixed(ChiSquared(), 0.5).under_p(jnp.inf))  # p/m is at most 2
+        1.0
+
+    References:
+        Yamada, Suzuki, Kanamori, Hachiya, Sugiyama 2013, eq. 2: relative divergences.
+    """
+
+    generator: Generator
+    alpha: ArrayLike
+
+    def __post_init__(self):
+        check_share(self.alpha)
+
+
+def check_share(alpha: Any) -> None:
+    if isinstance(alpha, (int, float)) and not 0 <= alpha < 1:
+        raise ValueError(f"alpha must be a number in [0, 1); got {alpha}.")

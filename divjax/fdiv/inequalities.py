@@ -1,0 +1,325 @@
+"""Sharp inequalities between divergences: what one of them says about another.
+
+All are theorems for any pair p, q, in nats, with TV = ½∫|p − q| and squared Hellinger distance
+1 − ∫√(pq).
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from divjax.core.checks import check_positive
+from divjax.fdiv.special import as_floats, entropy_deficit, log1p_over, log_mixture
+
+__all__ = [
+    "Bounds",
+    "auc_upper_bound_from_tv",
+    "js_bounds_from_tv",
+    "js_lower_bound_from_error",
+    "kl_lower_bound_from_js",
+    "kl_lower_bound_from_tv",
+    "tv_bounds_from_hellinger",
+    "tv_bounds_of_product",
+    "tv_lower_bound_from_auc",
+    "tv_upper_bound_from_kl",
+]
+
+_LOG_2 = math.log(2)
+
+
+class Bounds(NamedTuple):
+    """A lower and an upper bound on one quantity."""
+
+    lower: Float[Array, "..."]
+    upper: Float[Array, "..."]
+
+
+def _floats_between(low: float, high: float, **values: Any) -> Array:
+    """The one value as an array; `ValueError` for a Python number outside of [low, high]."""
+    ((name, value),) = values.items()
+    if isinstance(value, (int, float)) and not low <= value <= high:
+        raise ValueError(f"{name} must be a number in [{low:g}, {high:g}]; got {value}.")
+    return as_floats(value)[0]
+
+
+def safe_sqrt(x: Array) -> Array:
+    """√x, with the derivative at 0 taken as 0."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), jnp.where(x < 0, jnp.nan, 0))
+
+
+def _log_gap(y: Array) -> tuple[Array, Array]:
+    """The logarithm of g and its derivative, g(y) = ½[(1 + e^{−y}) log(1 + e^{−y}) + y e^{−y}]."""
+    x = jnp.exp(-y)
+    # g = ½ e^{−y} (terms + y), so that no e^{−y} that underflows is in the logarithm.
+    terms = log1p_over(jnp.ones_like(y), x) + jnp.log1p(x)
+    return jnp.log((terms + y) / 2) - y, -jax.nn.softplus(y) / (terms + y)
+
+
+@jax.custom_jvp
+def _kl_from_gap(gap: Array) -> Array:
+    # log g is concave and decreasing: Newton's iteration falls to the root, from the first step on.
+    target = jnp.log(gap)
+
+    def step(_, y):
+        value, slope = _log_gap(y)
+        return y - (value - target) / slope
+
+    return jax.lax.fori_loop(0, 10, step, jnp.zeros_like(gap))
+
+
+@_kl_from_gap.defjvp
+def _(primals, tangents):
+    y = _kl_from_gap(*primals)
+    return y, -tangents[0] * (2 * jnp.exp(y) / jax.nn.softplus(y))
+
+
+@jax.custom_jvp
+def _kl_from_js(js: Array) -> Array:
+    # JS(y) = log 2 − g(y), without the difference, is concave: Newton's iteration rises to it.
+    def step(_, y):
+        log_mean = log_mixture(-y, 0.5)
+        decay = jnp.exp(-y)
+        value = -((1 + decay) * log_mean + y * decay + jnp.expm1(-y) * _LOG_2) / 2
+        return y - (value - js) * (2 / (decay * jax.nn.softplus(y)))
+
+    return jax.lax.fori_loop(0, 7, step, js * (2 / _LOG_2))
+
+
+@_kl_from_js.defjvp
+def _(primals, tangents):
+    y = _kl_from_js(*primals)
+    return y, tangents[0] * (2 * jnp.exp(y) / jax.nn.softplus(y))
+
+
+def kl_lower_bound_from_js(gap: ArrayLike | None = None, *, js: ArrayLike | None = None) -> Array:
+    """The largest lower bound on KL(p‖q), and on KL(q‖p), that Jensen–Shannon implies.
+
+    The root y of log 2 − JS = g(y) = ½[(1 + e^{−y}) log(1 + e^{−y}) + y e^{−y}]: Bernoulli(1) as p
+    and Bernoulli(e^{−y}) as q attain it. Increasing and convex in JS with slope 2/log 2 at 0: a
+    lower bound on JS gives one on KL, as log 2 minus a classifier's balanced cross-entropy does.
+
+    Args:
+        gap: log 2 − JS in nats, of any shape: a balanced classifier's cross-entropy. Beyond a KL of
+            16 the difference of float32 log 2 and JS has no digits left, but the gap has all.
+        js: JS itself, in place of the gap: exact where JS is small.
+
+    Returns:
+        The bound in nats: 0 for JS ≤ 0, +∞ for a gap ≤ 0. Its derivative is the implicit one.
+
+    Raises:
+        ValueError: unless exactly one of `gap` and `js` is given.
+
+    Example:
+        >>> float(kl_lower_bound_from_js(0.5 * jnp.log(2.0))), float(kl_lower_bound_from_js(1e-20))
+        (1.2248, 49.2761)
+
+    References:
+        Dorent et al. 2025, arXiv 2510.20644, section 3; Harremoës, Vajda 2011, the joint range.
+    """
+    if (gap is None) == (js is None):
+        raise ValueError("give exactly one of gap (log 2 − JS) and js; got both or neither.")
+    if gap is not None:
+        (gap,) = as_floats(gap)
+        inside = (gap > 0) & (gap < _LOG_2)
+        bound = _kl_from_gap(jnp.where(inside, gap, 0.5))
+        outside = jnp.where(gap <= 0, jnp.inf, jnp.where(jnp.isnan(gap), gap, 0))
+        return jnp.where(inside, bound, outside)
+    (js,) = as_floats(js)  # pyright: ignore[reportArgumentType]
+    small, large = (js > 0) & (js < _LOG_2 / 2), (js >= _LOG_2 / 2) & (js < _LOG_2)
+    near = _kl_from_js(jnp.where(small, js, 0.1))
+    far = _kl_from_gap(_LOG_2 - jnp.where(large, js, 0.5))
+    outside = jnp.where(js <= 0, 0, jnp.where(jnp.isnan(js), js, jnp.inf))
+    return jnp.where(small, near, jnp.where(large, far, outside))
+
+
+def kl_lower_bound_from_tv(tv: ArrayLike) -> Array:
+    """KL ≥ max(2 TV², −log(1 − TV²)): Pinsker's bound, and Bretagnolle and Huber's near TV = 1.
+
+    Args:
+        tv: the total variation in [0, 1], of any shape; a lower bound on it serves as well.
+
+    Returns:
+        The bound on KL in either direction, in nats.
+
+    Raises:
+        ValueError: if `tv` is a Python number outside [0, 1].
+
+    Example:
+        >>> float(kl_lower_bound_from_tv(0.5)), float(kl_lower_bound_from_tv(0.99))
+        (0.5, 3.9170)
+
+    References:
+        Csiszár 1967, theorem 4.1; Bretagnolle, Huber 1979, lemma 2.1.
+    """
+    tv = _floats_between(0, 1, tv=tv)
+    return jnp.maximum(2 * tv * tv, -jnp.log1p(-tv) - jnp.log1p(tv))
+
+
+def tv_upper_bound_from_kl(kl: ArrayLike) -> Array:
+    """TV ≤ min(√(KL/2), √(1 − e^{−KL})): Pinsker's bound, and Bretagnolle and Huber's beyond 1.59.
+
+    Args:
+        kl: KL(p‖q) ≥ 0 or KL(q‖p) in nats, of any shape; an upper bound serves as well.
+
+    Returns:
+        The bound, below 1. Its derivative at 0, which is infinite, is taken as 0.
+
+    Raises:
+        ValueError: if `kl` is a negative Python number.
+
+    Example:
+        >>> float(tv_upper_bound_from_kl(0.5)), float(tv_upper_bound_from_kl(4.0))
+        (0.5, 0.9908)
+
+    References:
+        Csiszár 1967, theorem 4.1; Bretagnolle, Huber 1979, lemma 2.1.
+    """
+    kl = _floats_between(0, math.inf, kl=kl)
+    return safe_sqrt(jnp.minimum(kl / 2, -jnp.expm1(-kl)))
+
+
+def js_bounds_from_tv(tv: ArrayLike) -> Bounds:
+    """Sandwich log 2 − h((1 − TV)/2) ≤ JS ≤ TV log 2, with h the binary entropy in nats.
+
+    Below: p and q on two points, exchanged. Above: p and q that are equal or apart everywhere.
+
+    Args:
+        tv: the total variation in [0, 1], of any shape.
+
+    Raises:
+        ValueError: if `tv` is a Python number outside [0, 1].
+
+    Example:
+        >>> [round(float(bound), 4) for bound in js_bounds_from_tv(0.5)]
+        [0.1308, 0.3466]
+
+    References:
+        Lin 1991, theorem 3, above; Cover, Thomas 2006, theorem 2.10.1 (Fano), below.
+    """
+    tv = _floats_between(0, 1, tv=tv)
+    return Bounds(entropy_deficit(tv * tv), tv * _LOG_2)
+
+
+def js_lower_bound_from_error(error: ArrayLike) -> Array:
+    """JS ≥ log 2 − h(e) for any classifier of p against q with balanced error e (Fano).
+
+    Args:
+        error: e = ½ P(p taken for q) + ½ P(q taken for p) in [0, 1], of any shape.
+
+    Returns:
+        The bound in nats.
+
+    Raises:
+        ValueError: if `error` is a Python number outside [0, 1].
+
+    Example:
+        >>> float(js_lower_bound_from_error(0.25)), float(js_lower_bound_from_error(0.0))
+        (0.1308, 0.6931)
+
+    References:
+        Cover, Thomas 2006, theorem 2.10.1.
+    """
+    error = _floats_between(0, 1, error=error)
+    return entropy_deficit(jnp.square(1 - 2 * error))
+
+
+def tv_bounds_from_hellinger(squared_hellinger: ArrayLike) -> Bounds:
+    """H² ≤ TV ≤ √(H² (2 − H²)) with H² = 1 − ∫√(pq) (Le Cam).
+
+    Args:
+        squared_hellinger: H² in [0, 1], of any shape.
+
+    Returns:
+        Both bounds. The upper one's derivative at 0, which is infinite, is taken as 0.
+
+    Raises:
+        ValueError: if `squared_hellinger` is a Python number outside [0, 1].
+
+    Example:
+        >>> [round(float(bound), 4) for bound in tv_bounds_from_hellinger(0.2)]
+        [0.2, 0.6]
+
+    References:
+        Le Cam 1986, section 4.2; Tsybakov 2009, lemma 2.3.
+    """
+    squared = _floats_between(0, 1, squared_hellinger=squared_hellinger)
+    return Bounds(squared, safe_sqrt(squared * (2 - squared)))
+
+
+def tv_bounds_of_product(tv: ArrayLike, num_samples: int) -> Bounds:
+    """max(TV, 1 − (1 − TV²)^{m/2}) ≤ TV(p^m, q^m) ≤ 1 − (1 − TV)^m, for m independent samples.
+
+    The lower bound is Le Cam's with 1 − H² of the product, (∫√(pq))^m ≤ (1 − TV²)^{m/2}; the upper
+    one is attained where p and q are equal or apart everywhere.
+
+    Args:
+        tv: the total variation of p and q in [0, 1], of any shape.
+        num_samples: m, the number of samples packed into one.
+
+    Raises:
+        ValueError: if `tv` is a Python number outside [0, 1], or `num_samples` is not positive.
+
+    Example:
+        >>> [round(float(bound), 4) for bound in tv_bounds_of_product(0.2, 4)]
+        [0.2, 0.5904]
+
+    References:
+        Lin, Khetan, Fanti, Oh 2018 (PacGAN), theorem 3, above; Tsybakov 2009, lemma 2.3, below.
+    """
+    tv = _floats_between(0, 1, tv=tv)
+    check_positive(num_samples=num_samples)
+    lower = jnp.maximum(tv, _one_minus_power(tv * tv, num_samples / 2))
+    return Bounds(lower, _one_minus_power(tv, num_samples))
+
+
+def _one_minus_power(x: Array, exponent: float) -> Array:
+    """1 − (1 − x)^exponent on [0, 1], exact for small x and with a finite derivative at 1."""
+    small = x < 0.5
+    near, far = jnp.where(small, x, 0), jnp.where(small, 1, 1 - x)
+    positive = far > 0
+    power = jnp.where(positive, jnp.power(jnp.where(positive, far, 1), exponent), 0)
+    return jnp.where(small, -jnp.expm1(exponent * jnp.log1p(-near)), 1 - power)
+
+
+def auc_upper_bound_from_tv(tv: ArrayLike) -> Array:
+    """AUC ≤ ½ + TV − TV²/2 for any score that tells p from q.
+
+    The curve of true against false positives rises at most TV above the diagonal, and to 1.
+
+    Args:
+        tv: the total variation in [0, 1], of any shape; an upper bound on it serves as well.
+
+    Raises:
+        ValueError: if `tv` is a Python number outside [0, 1].
+
+    Example:
+        >>> float(auc_upper_bound_from_tv(0.5))
+        0.875
+    """
+    tv = _floats_between(0, 1, tv=tv)
+    return 0.5 + tv * (1 - tv / 2)
+
+
+def tv_lower_bound_from_auc(auc: ArrayLike) -> Array:
+    """TV ≥ 1 − √(2 (1 − AUC)), what `auc_upper_bound_from_tv` says of the total variation.
+
+    Args:
+        auc: the area under the curve in [0, 1], of any shape; a score below ½ counts reversed.
+
+    Returns:
+        The bound. Its derivative at AUC = 1, which is infinite, is taken as 0.
+
+    Raises:
+        ValueError: if `auc` is a Python number outside [0, 1].
+
+    Example:
+        >>> float(tv_lower_bound_from_auc(0.875)), float(tv_lower_bound_from_auc(0.125))
+        (0.5, 0.5)
+    """
+    auc = _floats_between(0, 1, auc=auc)
+    excess = jnp.abs(2 * auc - 1)
+    return excess / (1 + safe_sqrt(1 - excess))

@@ -1,0 +1,109 @@
+"""KL(p‖q) from log-probabilities of samples of p: values, and losses with the right gradient."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from divjax.fdiv.special import exp_remainder
+
+__all__ = ["sampled_kl", "sampled_kl_surrogate"]
+
+
+def _log_ratios(
+    log_p: Float[ArrayLike, "..."], log_q: Float[ArrayLike, "..."], estimator: str
+) -> tuple[Array, Array]:
+    if estimator not in ("k1", "k2", "k3"):
+        raise ValueError(f'estimator must be "k1", "k2" or "k3"; got {estimator!r}.')
+    log_p, log_q = jnp.asarray(log_p), jnp.asarray(log_q)
+    if log_p.shape != log_q.shape:
+        raise ValueError(
+            f"log_p and log_q must have the same shape; got {log_p.shape} and {log_q.shape}."
+        )
+    return log_p, log_q
+
+
+def sampled_kl(
+    log_p: Float[Array, "..."], log_q: Float[Array, "..."], estimator: str = "k3"
+) -> Float[Array, "..."]:
+    """KL(p‖q) from samples x ~ p: one estimate a sample, whose mean over samples is the divergence.
+
+    With r = q(x)/p(x):
+
+    - "k1": −log r; unbiased, of either sign.
+    - "k2": ½ (log r)²; at least zero and biased, by third order in p − q.
+    - "k3": (r − 1) − log r; unbiased where q has no mass outside of p's support, at least zero, and
+      of low variance for p near q; r has heavy tails where q ≫ p.
+
+    A *value*: do not differentiate it. For samples of the p that is being learned, the expected
+    gradients with respect to p are 0 for k1, ∇KL(p‖q) for k2, and ∇KL(q‖p), the other direction,
+    for k3. `sampled_kl_surrogate` has the right gradient whichever the estimator.
+
+    Args:
+        log_p: log-probabilities that p gives to its samples, of any shape.
+        log_q: those that q gives to the same samples.
+        estimator: "k1", "k2" or "k3".
+
+    Returns:
+        Estimates in nats, one a sample: average them over samples (padding left out).
+
+    Raises:
+        ValueError: if the estimator is none of the three, or shapes differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.fdiv.categorical import kl
+        >>> p, q = jnp.array([0.5, 0.5]), jnp.array([0.75, 0.25])
+        >>> round(float(jnp.dot(p, sampled_kl(jnp.log(p), jnp.log(q)))), 4)  # all of p's samples
+        0.1438
+        >>> round(float(kl(p, q)), 4)
+        0.1438
+
+    References:
+        Schulman 2020, Approximating KL divergence: k1, k2, k3.
+    """
+    log_p, log_q = _log_ratios(log_p, log_q, estimator)
+    log_r = log_q - log_p
+    if estimator == "k1":
+        return -log_r
+    return 0.5 * jnp.square(log_r) if estimator == "k2" else exp_remainder(log_r)
+
+
+def sampled_kl_surrogate(
+    log_p: Float[Array, "..."], log_q: Float[Array, "..."], estimator: str = "k3"
+) -> Float[Array, "..."]:
+    """`sampled_kl` as a loss: the same value, with the unbiased gradient of KL(p‖q).
+
+    For x ~ p, ∇_p KL(p‖q) = E[log(p/q) ∇log p] (the score function's; k2 has it too) and
+    ∇_q KL(p‖q) = −E[∇log q]. The value's own derivative is dropped for these two.
+
+    Unbiased for samples drawn from p as it is. Where x is a sequence, give the log-probabilities of
+    whole sequences: summed over tokens, a loss of per-token estimates leaves out how a token
+    changes the divergence of those after it.
+
+    Args:
+        log_p: log-probabilities that p gives to its samples, of any shape.
+        log_q: those that q gives to the same samples.
+        estimator: of the value: "k1", "k2" or "k3".
+
+    Returns:
+        Estimates in nats, one a sample: average them over samples.
+
+    Raises:
+        ValueError: if the estimator is none of the three, or shapes differ.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> log_p, log_q = jnp.log(jnp.array([0.5, 0.25])), jnp.log(jnp.array([0.25, 0.25]))
+        >>> gradient = jax.grad(lambda log_p: sampled_kl_surrogate(log_p, log_q).sum())(log_p)
+        >>> gradient.round(4).tolist()  # log(p/q), the score's factor
+        [0.6931, 0.0]
+
+    References:
+        Schulman 2020, Approximating KL divergence: the values. Williams 1992: the score function.
+    """
+    log_p, log_q = _log_ratios(log_p, log_q, estimator)
+    stop = jax.lax.stop_gradient
+    value = stop(sampled_kl(log_p, log_q, estimator))
+    # Terms that are zero, and whose derivatives are those above.
+    score = stop(log_p - log_q) * (log_p - stop(log_p))
+    return value + score - (log_q - stop(log_q))

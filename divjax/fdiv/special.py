@@ -1,0 +1,420 @@
+"""The special functions divergences are made of, each smooth where its textbook form cancels."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, ArrayLike
+
+__all__ = [
+    "entropy_deficit",
+    "exp_remainder",
+    "expm1_over",
+    "lambert_w",
+    "log1p_over",
+    "log_mixture",
+    "power_remainder",
+    "remainder_root",
+]
+
+# Terms of a power series about 0 that leave nothing of float64 for arguments up to 1.
+_TERMS = 18
+_INVERSE_FACTORIALS = [1 / math.factorial(k + 2) for k in range(_TERMS)]
+
+
+def as_floats(*values: ArrayLike) -> tuple[Array, ...]:
+    """The values as floating-point arrays of their common dtype, which Python numbers follow."""
+    dtype = jnp.result_type(float, *values)
+    return tuple(jnp.asarray(value, dtype) for value in values)
+
+
+def times_exp(value: Array, x: Array) -> Array:
+    """`value · e^x`, which overflows (or underflows) only where the product does."""
+    half = jnp.exp(x / 2)
+    return value * half * half
+
+
+def _along(*terms: tuple[Any, Callable[[], Array]]) -> Any:
+    """Σ tangent · slope() over the tangents that are not zero as a matter of structure."""
+    return sum(t * slope() for t, slope in terms if not isinstance(t, SymbolicZero))
+
+
+def _remainder_ratio(x: Array) -> Array:
+    """(e^x − 1 − x)/x², ½ at 0."""
+    small = jnp.abs(x) < 1
+    near, far = jnp.where(small, x, 0), jnp.where(small, 1, x)
+    series = jnp.zeros_like(x)
+    for k in reversed(range(_TERMS)):
+        series = series * near + _INVERSE_FACTORIALS[k]
+    return jnp.where(small, series, (jnp.expm1(far) / far - 1) / far)
+
+
+@jax.custom_jvp
+def _exp_remainder(x: Array) -> Array:
+    small = jnp.abs(x) < 1
+    near = jnp.where(small, x, 0)
+    return jnp.where(
+        small,
+        near * near * _remainder_ratio(near),
+        jnp.where(x == jnp.inf, x, jnp.expm1(x) - x),
+    )
+
+
+@_exp_remainder.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return _exp_remainder(x), dx * jnp.expm1(x)
+
+
+def exp_remainder(x: ArrayLike) -> Array:
+    """e^x − 1 − x ≥ 0, to full relative precision near 0 where it is x²/2.
+
+    Example:
+        >>> float(exp_remainder(1e-3))
+        5.0017e-07
+    """
+    return _exp_remainder(*as_floats(x))
+
+
+@jax.custom_jvp
+def _expm1_over(u: Array, c: Array) -> Array:
+    x = c * u
+    # Three ranges: x = 0, where the ratio is its limit; x so large that only the quotient may fit.
+    large = x > 1
+    near, far = jnp.where(large | (x == 0), 1, x), jnp.where(large, x, 1)
+    quotient = times_exp(u / far * -jnp.expm1(-far), far)
+    return jnp.where(large, quotient, jnp.where(x == 0, u, u * (jnp.expm1(near) / near)))
+
+
+def _expm1_over_jvp(primals, tangents):
+    (u, c), (du, dc) = primals, tangents
+    x = c * u
+
+    def along_c():
+        # ∫₀ᵘ s e^{cs} ds = u² (x e^x − e^x + 1)/x²: the numerator is e^x (e^{−x} − 1 + x).
+        below = x < -1
+        near, far = jnp.where(below, 0, x), jnp.where(below, x, -1)
+        slope = (jnp.exp(far) - jnp.expm1(far) / far) / far
+        return u * u * jnp.where(below, slope, times_exp(_remainder_ratio(-near), near))
+
+    return _expm1_over(u, c), _along((du, lambda: jnp.exp(x)), (dc, along_c))
+
+
+_expm1_over.defjvp(_expm1_over_jvp, symbolic_zeros=True)
+
+
+def expm1_over(u: ArrayLike, c: ArrayLike) -> Array:
+    """(e^{cu} − 1)/c = ∫₀ᵘ e^{cs} ds, smooth in c with the limit u at c = 0; u may be infinite.
+
+    Example:
+        >>> float(expm1_over(2.0, 0.0)), float(expm1_over(jnp.inf, -0.5))
+        (2.0, 2.0)
+    """
+    u, c = jnp.broadcast_arrays(*as_floats(u, c))
+    finite = jnp.isfinite(u)
+    converges = c * jnp.sign(u) < 0
+    limit = jnp.where(converges, -1 / jnp.where(converges, c, 1), u)
+    return jnp.where(finite, _expm1_over(jnp.where(finite, u, 0), c), limit)
+
+
+@jax.custom_jvp
+def _log1p_over(t: Array, c: Array) -> Array:
+    x = c * t
+    large = jnp.abs(x) > 1
+    near = jnp.where(large | (x == 0), 1, x)
+    ratio = jnp.where(x == 0, t, t * (jnp.log1p(near) / near))
+    return jnp.where(large, jnp.log1p(x) / jnp.where(large, c, 1), ratio)
+
+
+def _log1p_over_jvp(primals, tangents):
+    (t, c), (dt, dc) = primals, tangents
+    u = _log1p_over(t, c)
+    # From t = (e^{cu} − 1)/c: ∂u/∂c = −(∂t/∂c)/(∂t/∂u).
+    along_c = lambda: -u * u * _remainder_ratio(-c * u)
+    return u, _along((dt, lambda: 1 / (1 + c * t)), (dc, along_c))
+
+
+_log1p_over.defjvp(_log1p_over_jvp, symbolic_zeros=True)
+
+
+def log1p_over(t: ArrayLike, c: ArrayLike) -> Array:
+    """log(1 + ct)/c, the inverse of `expm1_over` in its first argument; smooth at c = 0.
+
+    Example:
+        >>> float(log1p_over(3.0, 0.0)), float(log1p_over(3.0, 1.0))
+        (3.0, 1.3863)
+    """
+    return _log1p_over(*jnp.broadcast_arrays(*as_floats(t, c)))
+
+
+def _power_remainder_value(u: Array, alpha: Array) -> Array:
+    """u² exp[0, u, αu], the second divided difference of the exponential."""
+    v = alpha * u
+    # The nodes 0, u, αu in order. Each formula is analytic across ties, so that selecting (where
+    # minima and maxima would average) keeps derivatives of all orders.
+    larger, smaller = jnp.where(v > u, v, u), jnp.where(v > u, u, v)
+    high = jnp.where(larger > 0, larger, 0)
+    middle = jnp.where(larger > 0, jnp.where(smaller > 0, smaller, 0), larger)
+    low = jnp.where(smaller > 0, 0, smaller)
+    narrow = high - low < 1
+    # Nodes close to each other: Σ_k h_k(u, αu)/(k + 2)! with complete homogeneous polynomials h_k.
+    x, y = jnp.where(narrow, u, 0), jnp.where(narrow, v, 0)
+    homogeneous, power, series = jnp.ones_like(u), jnp.ones_like(u), jnp.full_like(u, 0.5)
+    for k in range(1, _TERMS):
+        power = power * y
+        homogeneous = x * homogeneous + power
+        series = series + homogeneous * _INVERSE_FACTORIALS[k]
+    # Nodes apart: the difference of two first divided differences over the spread, e^high outside.
+    high, middle, low = (
+        jnp.where(narrow, n, node) for n, node in ((1, high), (0, middle), (0, low))
+    )
+    one = jnp.ones_like(u)
+    bracket = _expm1_over(one, middle - high)
+    bracket = bracket - jnp.exp(middle - high) * _expm1_over(one, low - middle)
+    wide = times_exp(u / (high - low) * bracket * u, high)
+    return jnp.where(narrow, u * u * series, wide)
+
+
+@jax.custom_jvp
+def _power_remainder(u: Array, alpha: Array) -> Array:
+    return _power_remainder_value(u, alpha)
+
+
+def _power_remainder_jvp(primals, tangents):
+    (u, alpha), (du, dalpha) = primals, tangents
+
+    def along_u():
+        # (e^{αu} − e^u)/(α − 1), the larger exponential outside.
+        v = alpha * u
+        larger, gap = jnp.where(v > u, v, u), jnp.where(v > u, u - v, v - u)
+        return times_exp(u * _expm1_over(jnp.ones_like(u), gap), larger)
+
+    def along_alpha():
+        return jax.jvp(lambda a: _power_remainder_value(u, a), (alpha,), (jnp.ones_like(alpha),))[1]
+
+    return _power_remainder(u, alpha), _along((du, along_u), (dalpha, along_alpha))
+
+
+_power_remainder.defjvp(_power_remainder_jvp, symbolic_zeros=True)
+
+
+def power_remainder(u: ArrayLike, alpha: ArrayLike) -> Array:
+    """(r^α − 1 − α(r − 1))/(α(α − 1)) ≥ 0 at r = e^u, smooth in α through 0 and 1.
+
+    It is u² times the divided difference exp[0, u, αu]; r log r − r + 1 at α = 1, r − 1 − log r at
+    α = 0. Infinite u give the limits.
+
+    Example:
+        >>> float(power_remainder(1.0, 1.0)), float(power_remainder(-jnp.inf, 0.5))
+        (1.0, 2.0)
+    """
+    u, alpha = jnp.broadcast_arrays(*as_floats(u, alpha))
+    finite = jnp.isfinite(u)
+    at_zero = (u < 0) & (alpha > 0)
+    limit = jnp.where(at_zero, 1 / jnp.where(at_zero, alpha, 1), jnp.abs(u))
+    return jnp.where(finite, _power_remainder(jnp.where(finite, u, 0), alpha), limit)
+
+
+@jax.custom_jvp
+def _log_mixture(x: Array, weight: Array) -> Array:
+    near = jnp.clip(x, -1, 1)
+    return jnp.where(
+        jnp.abs(x) < 1,
+        jnp.log1p(weight * jnp.expm1(near)),
+        jnp.logaddexp(jnp.log1p(-weight), jnp.log(weight) + x),
+    )
+
+
+def _log_mixture_jvp(primals, tangents):
+    (x, weight), (dx, dweight) = primals, tangents
+    # Numerator and denominator by the larger of 1 and e^x; no |x|, whose kink has a derivative.
+    positive = x > 0
+    negative = jnp.where(positive, -x, x)
+    decay, drift = jnp.exp(negative), jnp.expm1(negative)
+    one, other = jnp.where(positive, 1, decay), jnp.where(positive, decay, 1)
+    total = weight * one + (1 - weight) * other
+    along_x = lambda: weight * one / total
+    along_weight = lambda: jnp.where(positive, -drift, drift) / total
+    return _log_mixture(x, weight), _along((dx, along_x), (dweight, along_weight))
+
+
+_log_mixture.defjvp(_log_mixture_jvp, symbolic_zeros=True)
+
+
+def log_mixture(x: ArrayLike, weight: ArrayLike) -> Array:
+    """log(1 − w + w e^x), to full relative precision near its zero x = 0.
+
+    Example:
+        >>> float(log_mixture(0.0, 0.5)), float(log_mixture(-jnp.inf, 0.5))
+        (0.0, -0.6931)
+    """
+    return _log_mixture(*jnp.broadcast_arrays(*as_floats(x, weight)))
+
+
+def entropy_deficit(squared: ArrayLike) -> Array:
+    """The deficit log 2 − h((1 − x)/2) of binary entropy (nats) at x² = `squared`; smooth at 0.
+
+    Args:
+        squared: x² in [0, 1].
+
+    Example:
+        >>> float(entropy_deficit(0.0)), float(entropy_deficit(1.0))
+        (0.0, 0.6931)
+    """
+    (squared,) = as_floats(squared)
+    # The series Σ x^{2k}/(2k(2k − 1)) where the closed form cancels and its root has no derivative.
+    small = squared < 1e-2
+    near = jnp.where(small, squared, 0)
+    series = jnp.zeros_like(near)
+    for k in reversed(range(1, 9)):
+        series = (series + 1 / (2 * k * (2 * k - 1))) * near
+    inside = (squared >= 1e-2) & (squared < 1)
+    x = jnp.sqrt(jnp.where(inside, squared, 0.25))
+    closed = ((1 + x) * jnp.log1p(x) + (1 - x) * jnp.log1p(-x)) / 2
+    return jnp.where(
+        small, series, jnp.where(squared == 1, math.log(2), jnp.where(inside, closed, jnp.nan))
+    )
+
+
+def _check_branch(branch: int) -> None:
+    if branch not in (0, -1):
+        raise ValueError(f"branch must be 0 or -1; got {branch!r}.")
+
+
+def remainder_root(value: ArrayLike, branch: int) -> Array:
+    """The root δ of e^δ − 1 − δ = value: δ ≤ 0 on branch 0, δ ≥ 0 on branch −1.
+
+    W_k(−e^{−(1 + value)}) = −e^δ, so that δ is what Lambert's function computes at a positive
+    `value`, without the cancellation that costs it half of its digits as `value` → 0.
+
+    Args:
+        value: v ≥ 0; NaN below.
+        branch: 0 or −1.
+
+    Returns:
+        δ, by Newton's iteration; its derivative is the implicit one, 1/(e^δ − 1), infinite at 0.
+
+    Raises:
+        ValueError: if the branch is neither 0 nor −1.
+
+    Example:
+        >>> [round(float(remainder_root(1e-6, branch)), 7) for branch in (0, -1)]
+        [-0.0014145, 0.0014139]
+    """
+    _check_branch(branch)
+    return (_lower_root if branch == 0 else _upper_root)(*as_floats(value))
+
+
+def _newton_root(value: Array, start: Array) -> Array:
+    def step(_, delta):
+        slope = jnp.expm1(delta)
+        return delta - (_exp_remainder(delta) - value) / jnp.where(slope == 0, 1, slope)
+
+    return jax.lax.fori_loop(0, 7, step, start)
+
+
+@jax.custom_jvp
+def _lower_root(value: Array) -> Array:
+    finite = jnp.where(jnp.isinf(value), 1, value)
+    root = _newton_root(finite, -(finite + jnp.sqrt(2 * finite)))
+    return jnp.where(jnp.isposinf(value), -value, root)
+
+
+@jax.custom_jvp
+def _upper_root(value: Array) -> Array:
+    finite = jnp.where(jnp.isinf(value), 1, value)
+    root = _newton_root(finite, jnp.log1p(finite + jnp.sqrt(2 * finite)))
+    return jnp.where(jnp.isposinf(value), value, root)
+
+
+@_lower_root.defjvp
+def _(primals, tangents):
+    root = _lower_root(*primals)
+    return root, tangents[0] / jnp.expm1(root)
+
+
+@_upper_root.defjvp
+def _(primals, tangents):
+    root = _upper_root(*primals)
+    return root, tangents[0] / jnp.expm1(root)
+
+
+def lambert_w(z: ArrayLike, branch: int = 0) -> Array:
+    """Lambert's W: the real root of w e^w = z, by Halley's iteration.
+
+    Near the branch point −1/e, and on branch −1, the iteration runs on δ = log(−w) instead
+    (`remainder_root`), where the equation keeps its digits.
+
+    Args:
+        z: at least −1/e, and below 0 on branch −1; NaN elsewhere.
+        branch: 0 for w ≥ −1, −1 for w ≤ −1.
+
+    Returns:
+        w, with the implicit derivative e^{−w}/(1 + w), infinite at the branch point.
+
+    Raises:
+        ValueError: if the branch is neither 0 nor −1.
+
+    Example:
+        >>> float(lambert_w(1.0)), float(lambert_w(-0.1, -1))
+        (0.5671, -3.5772)
+
+    References:
+        Corless, Gonnet, Hare, Jeffrey, Knuth 1996, section 4 and eq. 5.9: the iteration.
+    """
+    _check_branch(branch)
+    return (_lambert_0 if branch == 0 else _lambert_minus_1)(*as_floats(z))
+
+
+def _log_gap(z: Array) -> Array:
+    """−1 − log(−z), zero at z = −1/e and exact around it; NaN outside of [−1/e, 0)."""
+    # 1/e as two numbers of the dtype, so that 1 + e·z has no cancellation of rounded terms. The
+    # second is added after the product, as compilers merge sums with two constants.
+    head = jnp.asarray(math.exp(-1), z.dtype)
+    tail = {4: -9.149756e-09, 8: -1.2428753672788363e-17}.get(z.dtype.itemsize, 0.0)
+    above = (z + head) * math.e + tail * math.e
+    near = (z < -0.25) & (above >= 0)
+    far = (z >= -0.25) & (z < 0)
+    gap = jnp.where(
+        near,
+        -jnp.log1p(-jnp.where(near, above, 0)),
+        -1 - jnp.log(jnp.where(far, -z, 1)),
+    )
+    # The float nearest to −1/e may lie just outside: it is the branch point.
+    return jnp.where(near | far, gap, jnp.where(z == -head, 0, jnp.nan))
+
+
+@jax.custom_jvp
+def _lambert_0(z: Array) -> Array:
+    near = z < -0.3
+    regular = jnp.where(near | jnp.isposinf(z), 1, z)
+
+    def halley(_, w):
+        excess = w - regular * jnp.exp(-w)
+        return w - excess / (w + 1 - (w + 2) * excess / (2 * w + 2))
+
+    log = jnp.log1p(regular)
+    start = log * (1 - jnp.log1p(log) / (2 + log))
+    root = jax.lax.fori_loop(0, 5, halley, start)
+    at_branch = -jnp.exp(_lower_root(_log_gap(jnp.where(near, z, -0.3))))
+    return jnp.where(near, at_branch, jnp.where(jnp.isposinf(z), z, root))
+
+
+@jax.custom_jvp
+def _lambert_minus_1(z: Array) -> Array:
+    return jnp.where(z == 0, -jnp.inf, -jnp.exp(_upper_root(_log_gap(z))))
+
+
+@_lambert_0.defjvp
+def _(primals, tangents):
+    w = _lambert_0(*primals)
+    return w, tangents[0] * (jnp.exp(-w) / (1 + w))
+
+
+@_lambert_minus_1.defjvp
+def _(primals, tangents):
+    w = _lambert_minus_1(*primals)
+    return w, tangents[0] * (jnp.exp(-w) / (1 + w))

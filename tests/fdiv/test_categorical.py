@@ -1,0 +1,406 @@
+"""Categorical divergences against SciPy, theorems, and exact enumeration."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.spatial.distance
+import scipy.special
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from divjax.fdiv import categorical, sampled
+from divjax.fdiv.categorical import Logits, Weights
+
+C = 6
+
+DIVERGENCES = {
+    "kl": categorical.kl,
+    "reverse_kl": categorical.reverse_kl,
+    "skew_kl": lambda p, q: categorical.skew_kl(p, q, 0.3),
+    "jensen_shannon": categorical.jensen_shannon,
+    "weighted jensen_shannon": lambda p, q: categorical.jensen_shannon(
+        p, q, weights=jnp.array([0.2, 0.8])
+    ),
+    "total_variation": categorical.total_variation,
+    "squared_hellinger": categorical.squared_hellinger,
+    "cross_entropy": categorical.cross_entropy,
+}
+
+
+def scipys(name, p, q):
+    """The same divergence of normalised arrays by SciPy or NumPy, in float64."""
+    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
+    relative = lambda p, q: scipy.special.rel_entr(p, q).sum(-1)
+    mixed = lambda w: (
+        w * relative(p, w * p + (1 - w) * q) + (1 - w) * relative(q, w * p + (1 - w) * q)
+    )
+    return {
+        "kl": lambda: relative(p, q),
+        "reverse_kl": lambda: relative(q, p),
+        "skew_kl": lambda: relative(p, 0.3 * p + 0.7 * q),
+        "jensen_shannon": lambda: scipy.spatial.distance.jensenshannon(p, q, axis=-1) ** 2,
+        "weighted jensen_shannon": lambda: mixed(0.2),
+        "total_variation": lambda: 0.5 * np.abs(p - q).sum(-1),
+        "squared_hellinger": lambda: 1 - np.sqrt(p * q).sum(-1),
+        "cross_entropy": lambda: relative(p, q) + scipy.stats.entropy(p, axis=-1),
+    }[name]()
+
+
+def random_pair(seed=0, shape=(4, C)):
+    rng = np.random.default_rng(seed)
+    return rng.dirichlet(np.ones(shape[-1]), shape[:-1]), rng.dirichlet(
+        np.ones(shape[-1]), shape[:-1]
+    )
+
+
+# All at once, so that one compilation serves them.
+all_divergences = jax.jit(lambda p, q: {name: d(p, q) for name, d in DIVERGENCES.items()})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_probabilities_logits_and_counts_give_scipys_values(dtype):
+    p, q = random_pair()
+    p[0, 1] = q[0, 1] = 0  # 0 log 0 = 0
+    p[1, 2] = 0
+    p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+    with jax.enable_x64(True):
+        rtol = 2e-6 if dtype == np.float32 else 1e-13
+        with np.errstate(divide="ignore"):
+            logits = [jnp.asarray(np.log(a) + 3, dtype) for a in (p, q)]
+        weights = [jnp.asarray(a, dtype) for a in (p, q)]
+        for pair in (
+            weights,
+            [Logits(a) for a in logits],
+            [Weights(7 * weights[0]), Logits(2 * logits[1], temperature=2.0)],
+        ):
+            for name, value in all_divergences(*pair).items():
+                assert value.dtype == dtype
+                expected = scipys(name, p, q)
+                np.testing.assert_allclose(value, expected, rtol, rtol / 4, err_msg=name)
+                assert np.isinf(value[1]) == (name == "reverse_kl")
+
+
+def test_entropy_and_map_are_scipys():
+    p, q = random_pair()
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(categorical.entropy(p), scipy.stats.entropy(p, axis=-1))
+        np.testing.assert_allclose(categorical.kl_map(p, q), scipy.special.rel_entr(p, q))
+    terms = categorical.kl_map(jnp.array([0.5, 0.5, 0.0, 0.0]), jnp.array([0.7, 0.0, 0.0, 0.3]))
+    assert terms[0] < 0
+    np.testing.assert_array_equal(terms[1:], [np.inf, 0, 0])
+
+
+def test_jensen_shannon_of_several_is_an_entropy_difference():
+    """H(Σ w p) − Σ w H(p), in bits."""
+    rng = np.random.default_rng(1)
+    ps, weights = rng.dirichlet(np.ones(C), (3, 5)), np.array([0.5, 0.2, 0.3])
+    entropy = lambda p: scipy.stats.entropy(p, axis=-1, base=2)
+    expected = entropy(np.tensordot(weights, ps, 1)) - np.tensordot(weights, entropy(ps), 1)
+    with jax.enable_x64(True):
+        mixed = jax.jit(lambda weights: categorical.jensen_shannon(*ps, weights=weights, base=2))
+        np.testing.assert_allclose(mixed(10 * weights), expected, rtol=1e-12)
+        np.testing.assert_allclose(mixed(np.array([1.0, 0.0, 0.0])), 0, atol=1e-15)
+    disjoint = categorical.jensen_shannon(*jnp.eye(3))
+    np.testing.assert_allclose(disjoint, np.log(3), rtol=1e-6)
+
+
+def test_near_equality_float32_keeps_its_digits():
+    """With p = q(1 + ε), Σ p log(p/q) has an error near 1e-7: more than the value itself."""
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=1000).astype(np.float32)
+    shifted = logits + (2.0**-10 * rng.choice([-1, 1], size=1000)).astype(np.float32)
+    p, q = (scipy.special.softmax(a.astype(np.float64)) for a in (logits, shifted))
+    values = all_divergences(Logits(jnp.asarray(logits)), Logits(jnp.asarray(shifted)))
+    for name in ("kl", "reverse_kl", "jensen_shannon", "squared_hellinger"):
+        expected = scipys(name, p, q)
+        assert expected < 1e-6
+        np.testing.assert_allclose(values[name], expected, rtol=2e-3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 30.0]))
+def test_theorems(seed, spread):
+    rng = np.random.default_rng(seed)
+    with jax.enable_x64(True):
+        p, q = (Logits(jnp.asarray(spread * rng.normal(size=C))) for _ in range(2))
+        value = {name: float(v) for name, v in all_divergences(p, q).items()}
+    tv, js, hellinger = (
+        value[k] for k in ("total_variation", "jensen_shannon", "squared_hellinger")
+    )
+    tiny = 1e-12
+    assert min(value.values()) >= 0
+    assert tv <= 1 + tiny
+    assert 2 * tv**2 <= value["kl"] + tiny  # Pinsker
+    assert hellinger <= tv + tiny
+    assert tv <= np.sqrt(hellinger * (2 - hellinger)) + tiny  # Le Cam
+    error = max(0, 1 - tv) / 2
+    assert np.log(2) - scipy.stats.entropy([error, 1 - error]) <= js + tiny  # Fano
+    assert js <= np.log(2) * tv + tiny
+    assert value["skew_kl"] <= min(-np.log(0.3), 0.7 * value["kl"]) + tiny  # and convexity
+
+
+def test_packing_raises_total_variation_as_it_must():
+    """Collapse of a fifth of the mass: TV of m-fold products is 1 − 0.8^m."""
+    p, q = np.array([0.2, 0.8], np.float32), np.array([0.0, 1.0], np.float32)
+    products = lambda a, m: a if m == 1 else np.outer(products(a, m - 1), a).ravel()
+    packed = [(products(p, m), products(q, m)) for m in (1, 2, 3, 4)]
+    values = [
+        jax.jit(lambda p, q: (categorical.total_variation(p, q), categorical.jensen_shannon(p, q)))(
+            *pair
+        )
+        for pair in packed
+    ]
+    tv = [value[0] for value in values]
+    np.testing.assert_allclose(tv, [0.2, 0.36, 0.488, 0.5904], rtol=1e-6)
+    js = [value[1] for value in values]
+    np.testing.assert_allclose(js, [0.0749, 0.1447, 0.2092, 0.2684], atol=6e-5)
+
+
+def sums(p, q):
+    """One number that every divergence enters, with weights that tell them apart."""
+    return sum((i + 1) * jnp.sum(d(p, q)) for i, d in enumerate(DIVERGENCES.values()))
+
+
+def test_derivatives_equal_differences():
+    with jax.enable_x64(True):
+        p, q = (jnp.asarray(np.random.default_rng(s).normal(size=C)) for s in (3, 4))
+        mask = jnp.arange(C) != 2
+
+        def of(function):
+            return lambda point: function(
+                Logits(point[0], point[2], mask), Weights(point[1] ** 2, 0.1, mask)
+            )
+
+        point, step = (p, q, jnp.asarray(1.3)), 1e-5
+        direction = jax.tree.map(lambda a: jnp.cos(7 * a), point)
+        ends = [jax.tree.map(lambda a, b, s=s: a + s * b, point, direction) for s in (step, -step)]
+        # The first derivative of all of them, and KL's second.
+        value, slope = jax.jit(of(sums)), jax.jit(jax.grad(of(categorical.kl)))
+        products = jax.tree.map(jnp.vdot, jax.jit(jax.grad(of(sums)))(point), direction)
+        difference = (value(ends[0]) - value(ends[1])) / (2 * step)
+        np.testing.assert_allclose(sum(products), difference, rtol=1e-7)
+        second = jax.jit(lambda: jax.jvp(jax.grad(of(categorical.kl)), (point,), (direction,))[1])()
+        for ours, up, down in zip(second, slope(ends[0]), slope(ends[1]), strict=True):
+            np.testing.assert_allclose(ours, (up - down) / (2 * step), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        (Weights(jnp.array([0.5, 0.5, 0.0, 0.0])), Weights(jnp.array([0.0, 0.5, 0.5, 0.0]))),
+        (
+            Logits(jnp.array([0.0, 1.0, -jnp.inf, -jnp.inf])),
+            Logits(jnp.array([-jnp.inf, 1.0, 2.0, -jnp.inf])),
+        ),
+        (Logits(jnp.array([3e4, -3e4, 0.0, 0])), Logits(jnp.array([-3e4, 3e4, 1.0, 0]))),
+        (Weights(jnp.array([1e-37, 1.0, 1, 1])), Weights(jnp.array([1.0, 1e-37, 1, 1]))),
+        (Weights(jnp.array([3e38, 1.0, 1, 1])), Weights(jnp.array([0.0, 1.0, 1, 1]), 1e-8)),
+        (Logits(jnp.zeros(4), mask=jnp.zeros(4)), Logits(jnp.zeros(4))),
+    ],
+    ids=["zeros", "excluded", "far", "tiny", "huge", "empty"],
+)
+def test_values_and_gradients_at_the_edge(p, q):
+    values, gradients = edge(p, q)
+    assert jax.tree.all(jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), gradients))
+    in_p, in_q = (jnp.exp(categorical.log_probs(a)) > 0 for a in (p, q))
+    excluded = [categorical.log_probs(a) == -jnp.inf for a in (p, q)]
+    for name, value in values.items():
+        assert jnp.isnan(value) == (not in_p.any())
+        infinite = {
+            "kl": jnp.any(in_p & excluded[1]),
+            "cross_entropy": jnp.any(in_p & excluded[1]),
+            "reverse_kl": jnp.any(in_q & excluded[0]) & in_p.any(),
+        }.get(name, False)
+        assert jnp.isinf(value) == infinite
+
+
+@jax.jit
+def edge(p, q):
+    values = {name: d(p, q) for name, d in DIVERGENCES.items()}
+    return values, [jax.grad(d, argnums=(0, 1))(p, q) for d in DIVERGENCES.values()]
+
+
+def test_gradients_at_zero_mixture_weight_and_share():
+    p, q = jnp.array([0.5, 0.5, 0.0]), jnp.array([0.0, 0.0, 1.0])
+    mixed = jax.jit(jax.grad(lambda w: categorical.jensen_shannon(p, q, weights=w)))
+    assert jnp.isfinite(mixed(jnp.array([1.0, 0.0]))).all()
+    # dJS/dw_k = KL(p_k‖m) − JS for normalised weights, also where w_k = 0 and the KL is finite.
+    p2 = jnp.array([0.8, 0.2, 0.0])
+    slope = jax.grad(lambda w: categorical.jensen_shannon(p, p2, weights=w))(jnp.array([1.0, 0.0]))
+    np.testing.assert_allclose(slope, [0, np.dot([0.8, 0.2], np.log([1.6, 0.4]))], atol=1e-6)
+    assert jnp.isfinite(jax.grad(lambda a: categorical.skew_kl(p, q, a))(0.0))
+    assert categorical.skew_kl(p, q, 0.0) == jnp.inf
+
+
+def test_nan_and_negative_weights_show():
+    q = jnp.full(3, 1 / 3)
+    for p in (jnp.array([0.5, jnp.nan, 0.5]), jnp.array([-0.5, 1.0, 0.5])):
+        for pair in ((p, q), (q, p)):
+            assert all(jnp.isnan(value) for value in all_divergences(*pair).values())
+
+
+def test_a_mask_drops_classes():
+    rng = np.random.default_rng(5)
+    p, q = (jnp.asarray(rng.normal(size=(3, C)), jnp.float32) for _ in range(2))
+    mask = np.array([1, 0, 1, 1, 0, 1], bool)
+    masked = all_divergences(Logits(p, mask=mask), Weights(q**2, 0.5, mask))
+    dropped = all_divergences(Logits(p[:, mask]), Weights(q[:, mask] ** 2, 0.5))
+    for name, value in masked.items():
+        np.testing.assert_allclose(value, dropped[name], rtol=1e-5)
+
+
+def test_distillation_gradient_is_the_difference_of_probabilities():
+    """∇_student KL(teacher‖student) = (student − teacher)/T, and no retrace over T."""
+    rng = np.random.default_rng(6)
+    teacher, student = (jnp.asarray(rng.normal(size=C), jnp.float32) for _ in range(2))
+    traces = []
+
+    @jax.jit
+    def gradient(temperature):
+        traces.append(None)
+        return jax.grad(
+            lambda s: categorical.kl(Logits(teacher, temperature), Logits(s, temperature))
+        )(student)
+
+    for t in (0.5, 2.0):
+        expected = (jax.nn.softmax(student / t) - jax.nn.softmax(teacher / t)) / t
+        np.testing.assert_allclose(gradient(t), expected, rtol=1e-4, atol=1e-7)
+    assert len(traces) == 1
+    swept = jax.vmap(lambda t: categorical.kl(Logits(teacher, t), Logits(student, t)))(
+        jnp.array([0.5, 2.0])
+    )
+    assert swept.shape == (2,)
+    assert swept[0] > swept[1]
+
+
+def test_smoothing_is_laplaces_rule():
+    log_probs = categorical.log_probs(Weights(jnp.array([3, 0, 1]), smoothing=1.0))
+    np.testing.assert_allclose(np.exp(log_probs), [4 / 7, 1 / 7, 2 / 7], rtol=1e-6)
+    assert log_probs.dtype == jnp.float32
+
+
+def test_pairwise_is_a_loop(monkeypatch):
+    rng = np.random.default_rng(7)
+    ps, qs = rng.dirichlet(np.ones(C), 7), rng.dirichlet(np.ones(C), 4)
+    expected = scipys("kl", ps[:, None], qs)
+    for entries in (2**20, 2 * 4 * C):
+        monkeypatch.setattr("divjax.core.pairwise.BLOCK_ENTRIES_CPU", entries)
+        matrix = jax.jit(lambda ps, qs: categorical.pairwise(categorical.kl, ps, qs))(ps, qs)
+        np.testing.assert_allclose(matrix, expected, rtol=2e-5)
+
+
+# Monte-Carlo estimators, by enumeration: the expectation over x ~ p is a sum over all classes.
+
+
+def expectations(function, logits):
+    """E_{x~p} for each estimator, p held fixed as what is sampled from, and its gradients."""
+    probabilities = jax.nn.softmax(logits[0])
+
+    def value(p, q, estimator):
+        estimates = function(jax.nn.log_softmax(p), jax.nn.log_softmax(q), estimator)
+        return jnp.dot(probabilities, estimates)
+
+    return {
+        estimator: jax.value_and_grad(value, argnums=(0, 1))(*logits, estimator)
+        for estimator in ("k1", "k2", "k3")
+    }
+
+
+naive = jax.jit(lambda logits: expectations(sampled.sampled_kl, logits))
+surrogate = jax.jit(lambda logits: expectations(sampled.sampled_kl_surrogate, logits))
+
+
+def exact(direction, logits):
+    """KL and gradients with respect to the logits of p and of q, written out by hand.
+
+    ∂KL(p‖q)/∂z_p = p (log(p/q) − KL), ∂KL(p‖q)/∂z_q = q − p.
+    """
+    p, q = (scipy.special.softmax(z) for z in logits)
+    if direction == "reverse":
+        value = np.sum(q * np.log(q / p))
+        return value, (p - q, q * (np.log(q / p) - value))
+    value = np.sum(p * np.log(p / q))
+    return value, (p * (np.log(p / q) - value), q - p)
+
+
+LOGITS = tuple(1.5 * np.random.default_rng(s).normal(size=5) for s in (8, 10))
+
+
+def test_sampled_values_k1_and_k3_are_unbiased_and_k2_is_not():
+    truth, _ = exact("forward", LOGITS)
+    with jax.enable_x64(True):
+        value = {estimator: value for estimator, (value, _) in naive(LOGITS).items()}
+        np.testing.assert_allclose([value["k1"], value["k3"]], truth, rtol=1e-12)
+        assert abs(value["k2"] - truth) > 0.05 * truth
+        # The bias of k2 is of third order: half the distance leaves an eighth.
+        bias = []
+        for scale in (2e-2, 1e-2):
+            logits = (LOGITS[0], LOGITS[0] + scale * LOGITS[1])
+            bias.append(naive(logits)["k2"][0] - exact("forward", logits)[0])
+        np.testing.assert_allclose(bias[0] / bias[1], 8, rtol=0.05)
+
+
+def test_naive_gradients_are_those_of_other_objectives():
+    """With respect to p: k1's is nothing, k2's is right, k3's is the other direction's."""
+    _, (forward, forward_q) = exact("forward", LOGITS)
+    _, (reverse, _) = exact("reverse", LOGITS)
+    with jax.enable_x64(True):
+        gradient = {estimator: gradients for estimator, (_, gradients) in naive(LOGITS).items()}
+        gradient = jax.tree.map(np.asarray, gradient)
+    np.testing.assert_allclose(gradient["k1"][0], 0, atol=1e-14)
+    np.testing.assert_allclose(gradient["k2"][0], forward, rtol=1e-11)
+    np.testing.assert_allclose(gradient["k3"][0], reverse, rtol=1e-11)
+    assert np.abs(gradient["k3"][0] - forward).max() > 0.05
+    # With respect to q: k1's and k3's are right, k2's is not.
+    np.testing.assert_allclose(gradient["k1"][1], forward_q, rtol=1e-11)
+    np.testing.assert_allclose(gradient["k3"][1], forward_q, rtol=1e-11)
+    assert np.abs(gradient["k2"][1] - forward_q).max() > 0.05
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_surrogate_has_the_estimators_value_and_the_true_gradient(estimator):
+    _, truth = exact("forward", LOGITS)
+    with jax.enable_x64(True):
+        value, gradients = surrogate(LOGITS)[estimator]
+        np.testing.assert_allclose(value, naive(LOGITS)[estimator][0], rtol=1e-15)
+    np.testing.assert_allclose(gradients[0], truth[0], rtol=1e-11)
+    np.testing.assert_allclose(gradients[1], truth[1], rtol=1e-11)
+
+
+def test_k3_is_accurate_and_not_negative_in_float32():
+    log_r = np.concatenate([np.logspace(-12, 1.5, 200), -np.logspace(-12, 3, 200)])
+    log_r = log_r.astype(np.float32)
+    value = sampled.sampled_kl(jnp.zeros(400), jnp.asarray(log_r))
+    assert (value >= 0).all()
+    t = log_r.astype(np.longdouble)
+    expected = np.where(np.abs(t) < 1e-4, t**2 / 2 * (1 + t / 3 + t**2 / 12), np.expm1(t) - t)
+    np.testing.assert_allclose(value, expected.astype(np.float64), rtol=3e-6, atol=1e-37)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: categorical.kl(jnp.ones(3), jnp.ones(4)), r"same number of classes.*\(3,\), \(4,"),
+        (lambda: categorical.kl(jnp.ones(3), jnp.ones(1)), "same number of classes"),
+        (lambda: categorical.kl(jnp.ones((2, 3)), jnp.ones((4, 3))), "leading axes"),
+        (lambda: categorical.entropy(jnp.ones(())), "non-empty last axis"),
+        (lambda: categorical.entropy(jnp.ones((2, 0))), "non-empty last axis"),
+        (lambda: Logits(jnp.ones(3), temperature=0.0), "temperature must be a positive"),
+        (lambda: Weights(jnp.ones(3), smoothing=-1.0), "smoothing must not be negative; got -1"),
+        (lambda: categorical.skew_kl(jnp.ones(3), jnp.ones(3), 1.0), r"alpha must lie in \[0, 1\)"),
+        (lambda: categorical.jensen_shannon(jnp.ones(3)), "two or more"),
+        (lambda: categorical.jensen_shannon(jnp.ones(3), jnp.ones(3), base=1), "base must be"),
+        (
+            lambda: categorical.jensen_shannon(jnp.ones(3), jnp.ones(3), weights=jnp.ones(3)),
+            r"weights must have shape \(2,\)",
+        ),
+        (lambda: categorical.pairwise(categorical.kl, jnp.ones(3), jnp.ones((2, 3))), "ps must"),
+        (lambda: sampled.sampled_kl(jnp.ones(3), jnp.ones(3), "k4"), "estimator must be"),
+        (lambda: sampled.sampled_kl(jnp.ones(3), jnp.ones(2)), "same shape"),
+    ],
+)
+def test_errors_name_the_argument(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

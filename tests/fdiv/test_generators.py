@@ -1,0 +1,594 @@
+"""Generators against decimal arithmetic, quadrature of divergences' definitions, and duality."""
+
+import itertools
+from decimal import Decimal, localcontext
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.optimize
+import scipy.special
+import scipy.stats
+
+from divjax import fdiv
+from divjax.core.pytrees import pytree
+
+LOG_2 = np.log(2)
+
+
+def power(alpha, scale=1):
+    """f, f' and r² f'' of the power family, for α other than 0 and 1."""
+    a, c = Decimal(alpha), Decimal(scale)
+    return (
+        lambda r: c * (r**a - 1 - a * (r - 1)) / (a * (a - 1)),
+        lambda r: c * (r ** (a - 1) - 1) / (a - 1),
+        lambda r: c * r**a,
+    )
+
+
+def skew(w):
+    w = Decimal(w)
+    mean = lambda r: w * r + 1 - w
+    return (
+        lambda r: r * (r / mean(r)).ln() - (1 - w) * (r - 1),
+        lambda r: (r / mean(r)).ln() + 1 - w * r / mean(r) - (1 - w),
+        lambda r: r * ((1 - w) / mean(r)) ** 2,
+    )
+
+
+# Generator, and f, f', r² f'' written out by hand.
+FORMULAS = {
+    "KL": (fdiv.KL(), lambda r: r * r.ln() - r + 1, lambda r: r.ln(), lambda r: r),
+    "ReverseKL": (fdiv.ReverseKL(), lambda r: r - 1 - r.ln(), lambda r: 1 - 1 / r, lambda r: 1),
+    "Jeffreys": (
+        fdiv.Jeffreys(),
+        lambda r: (r - 1) * r.ln(),
+        lambda r: r.ln() + 1 - 1 / r,
+        lambda r: 1 + r,
+    ),
+    "JensenShannon": (
+        fdiv.JensenShannon(),
+        lambda r: (r * r.ln() - (1 + r) * ((1 + r) / 2).ln()) / 2,
+        lambda r: (2 * r / (1 + r)).ln() / 2,
+        lambda r: r / (1 + r) / 2,
+    ),
+    "SquaredHellinger": (
+        fdiv.SquaredHellinger(),
+        lambda r: (r.sqrt() - 1) ** 2 / 2,
+        lambda r: (1 - 1 / r.sqrt()) / 2,
+        lambda r: r.sqrt() / 4,
+    ),
+    "TotalVariation": (
+        fdiv.TotalVariation(),
+        lambda r: abs(r - 1) / 2,
+        lambda r: Decimal(1).copy_sign(r - 1) / 2,
+        lambda r: 0,
+    ),
+    "ChiSquared": (
+        fdiv.ChiSquared(),
+        lambda r: (r - 1) ** 2,
+        lambda r: 2 * (r - 1),
+        lambda r: 2 * r * r,
+    ),
+    "NeymanChiSquared": (
+        fdiv.NeymanChiSquared(),
+        lambda r: (r - 1) ** 2 / r,
+        lambda r: 1 - 1 / r**2,
+        lambda r: 2 / r,
+    ),
+    "SoftenedReverseKL": (
+        fdiv.SoftenedReverseKL(),
+        lambda r: (1 + r) * ((1 + r) / (2 * r)).ln() + r - 1,
+        lambda r: ((1 + r) / (2 * r)).ln() + 1 - 1 / r,
+        lambda r: 1 / (1 + r),
+    ),
+    "Alpha(0.25)": (fdiv.Alpha(0.25), *power(0.25)),
+    "Alpha(-0.5)": (fdiv.Alpha(-0.5), *power(-0.5)),
+    "CressieRead(0.5)": (fdiv.CressieRead(0.5), *power(1.5)),
+    "SkewKL(0.125)": (fdiv.SkewKL(0.125), *skew(0.125)),
+    "Combination": (
+        3 * fdiv.KL() + fdiv.ChiSquared(),
+        lambda r: 3 * (r * r.ln() - r + 1) + (r - 1) ** 2,
+        lambda r: 3 * r.ln() + 2 * (r - 1),
+        lambda r: 3 * r + 2 * r * r,
+    ),
+    "Mixed(ChiSquared)": (
+        fdiv.Mixed(fdiv.ChiSquared(), 0.25),
+        lambda r: (Decimal("0.75") * (r - 1)) ** 2 / (r / 4 + Decimal("0.75")),
+        lambda r: (
+            Decimal("0.5625") * (r - 1) * (r / 4 + Decimal("1.75")) / (r / 4 + Decimal("0.75")) ** 2
+        ),
+        lambda r: 2 * r**2 * Decimal("0.5625") / (r / 4 + Decimal("0.75")) ** 3,
+    ),
+}
+# Compiling a generator's methods takes seconds: of those that share code some are left for later.
+SLOW = (
+    "SquaredHellinger",
+    "ChiSquared",
+    "NeymanChiSquared",
+    "CressieRead(0.5)",
+    "Mixed(ChiSquared)",
+    "Combination",
+)
+every = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FORMULAS],
+)
+METHODS = (
+    "f",
+    "derivative",
+    "second_derivative",
+    "h",
+    "under_p",
+    "under_q",
+    "dual_under_q",
+)
+
+
+WIDTH = 64
+
+
+def compiled(function):
+    """The function of arrays of any size, compiled once for every class of generator and dtype."""
+    jitted = jax.jit(
+        function,
+        # Many programs, each run a few times: what takes time is LLVM.
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+
+    def call(generator, x):
+        x = jnp.atleast_1d(x)
+        blocks = [
+            jitted(
+                generator,
+                jnp.pad(x[i : i + WIDTH], (0, max(0, i + WIDTH - x.size)), mode="edge"),
+            )
+            for i in range(0, x.size, WIDTH)
+        ]
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: x.size], *blocks)
+
+    return call
+
+
+@compiled
+def evaluate_jet(generator, u):
+    ones = jnp.ones_like(u)
+    jets = {m: jax.jvp(getattr(generator, m), (u,), (ones,)) for m in METHODS}
+    return {**jets, "dual_under_p": jets["derivative"]}
+
+
+def evaluate(generator, u):
+    return {method: jet[0] for method, jet in evaluate_jet(generator, u).items()}
+
+
+def slopes(generator, u):
+    return {method: jet[1] for method, jet in evaluate_jet(generator, u).items()}
+
+
+@compiled
+def conjugate(generator, t):
+    return jax.vmap(jax.value_and_grad(generator.conjugate))(t)
+
+
+def ratios(generator, dtype=jnp.float64):
+    """The generator with leaves of one dtype, so that jitted functions are shared."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), generator)
+
+
+@every
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_are_the_formulas_to_few_ulps(name, dtype):
+    generator, f, first, weight = FORMULAS[name]
+    u = np.array([-80, -31.5, -8, -1.7, -0.9, -0.1, -1e-3, 1e-3, 0.1, 0.9, 1.7, 8, 31.5, 80], dtype)
+    with jax.enable_x64(True):
+        values = evaluate(ratios(generator, dtype), jnp.asarray(u))
+    expected = {"f": [], "derivative": [], "second_derivative": [], "h": [], "dual_under_q": []}
+    with localcontext() as context:
+        context.prec = 150
+        for r in (Decimal(float(x)).exp() for x in u):
+            expected["f"].append(float(f(r)))
+            expected["derivative"].append(float(first(r)))
+            expected["h"].append(float(weight(r)))
+            expected["second_derivative"].append(float(weight(r) / r**2))
+            expected["dual_under_q"].append(float(f(r) - r * first(r)))
+    with np.errstate(over="ignore"):
+        for method, exact in expected.items():
+            rounded = np.array(exact).astype(dtype)
+            assert values[method].dtype == dtype
+            np.testing.assert_array_equal(np.isinf(values[method]), np.isinf(rounded), method)
+            finite = np.isfinite(rounded)
+            # Of a mixture the logarithm log(m/q) is rounded, up to 80/2 ulps of m/q.
+            np.testing.assert_allclose(
+                np.asarray(values[method])[finite],
+                rounded[finite],
+                rtol=(150 if name.startswith(("Mixed", "Skew")) else 30) * np.finfo(dtype).eps,
+                atol=4 * np.finfo(dtype).tiny,
+                err_msg=method,
+            )
+
+
+@every
+def test_gradients_are_finite_where_values_are(name):
+    with jax.enable_x64(True):
+        u = np.concatenate([np.linspace(-80, 80, 33), [-1e-30, 1e-30]]).astype(np.float32)
+        generator = ratios(FORMULAS[name][0], jnp.float32)
+        values, gradients = evaluate(generator, u), slopes(generator, u)
+    for method in METHODS:
+        # A slope may overflow where its value nearly does: e^{2u}/2 with slope e^{2u}.
+        fits = np.abs(values[method]) < 1e37
+        assert np.isfinite(gradients[method][fits]).all(), method
+
+
+@every
+def test_slopes_are_the_generators_own(name):
+    """df = r T du, dT = e^{−u} h du, dS = −h du."""
+    with jax.enable_x64(True):
+        u = jnp.array([-9.0, -2.0, -0.3, 0.2, 1.5, 7.0])
+        generator = ratios(FORMULAS[name][0])
+        values, gradients = evaluate(generator, u), slopes(generator, u)
+        np.testing.assert_allclose(gradients["f"], jnp.exp(u) * values["derivative"], rtol=1e-12)
+        np.testing.assert_allclose(gradients["derivative"], jnp.exp(-u) * values["h"], rtol=1e-12)
+        np.testing.assert_allclose(gradients["dual_under_q"], -values["h"], rtol=1e-12)
+
+
+@every
+def test_generators_are_convex_and_vanish_at_one(name):
+    with jax.enable_x64(True):
+        u = jnp.linspace(-6, 6, 121)
+        values = evaluate(ratios(FORMULAS[name][0]), jnp.append(u, 0.0))
+        for method in ("f", "derivative", "under_p", "under_q", "dual_under_q"):
+            assert values[method][-1] == 0
+        secant = jnp.diff(values["f"][:-1]) / jnp.diff(jnp.exp(u))
+        slope = values["derivative"][:-1]
+        assert jnp.all(slope[:-1] <= secant + 1e-10 * (1 + jnp.abs(secant)))
+        assert jnp.all(secant <= slope[1:] + 1e-10 * (1 + jnp.abs(secant)))
+        assert jnp.all(values["f"] >= 0)
+
+
+def pair(kind):
+    if kind == "Gaussian":
+        p, q = scipy.stats.norm(0, 1), scipy.stats.norm(0.7, 1.2)
+        breaks = np.roots([1 / 1.44 - 1, -1.4 / 1.44, 0.49 / 1.44 + 2 * np.log(1.2)])
+    else:
+        p, q = scipy.stats.laplace(0, 1), scipy.stats.laplace(0.6, 0.8)
+        # log p = log q: −|x| = log(1/0.8) − |x − 0.6|/0.8 left of, between and right of the peaks.
+        breaks = [0, 0.6, (0.75 - np.log(1.25)) / 2.25, 3 + 4 * np.log(1.25), 3 - 4 * np.log(1.25)]
+    return p, q, sorted(np.real(breaks))
+
+
+def integrate(function, breaks):
+    edges = [-60, *breaks, 60]
+    return sum(
+        scipy.integrate.quad(function, a, b, epsabs=1e-12, epsrel=1e-11, limit=200)[0]
+        for a, b in itertools.pairwise(edges)
+    )
+
+
+DEFINITIONS = {
+    "KL": lambda p, q: p * np.log(p / q),
+    "ReverseKL": lambda p, q: q * np.log(q / p),
+    "Jeffreys": lambda p, q: (p - q) * np.log(p / q),
+    "JensenShannon": lambda p, q: (p * np.log(2 * p / (p + q)) + q * np.log(2 * q / (p + q))) / 2,
+    "SquaredHellinger": lambda p, q: (np.sqrt(p) - np.sqrt(q)) ** 2 / 2,
+    "TotalVariation": lambda p, q: np.abs(p - q) / 2,
+    "ChiSquared": lambda p, q: (p - q) ** 2 / q,
+    "NeymanChiSquared": lambda p, q: (p - q) ** 2 / p,
+    "SoftenedReverseKL": lambda p, q: (p + q) * np.log((p + q) / (2 * p)),
+    "Alpha(0.25)": lambda p, q: (q - p**0.25 * q**0.75) / (0.25 * 0.75),
+    "Alpha(-0.5)": lambda p, q: (p**-0.5 * q**1.5 - q) / 0.75,
+    "CressieRead(0.5)": lambda p, q: p * (np.sqrt(p / q) - 1) / 0.75,
+    "SkewKL(0.125)": lambda p, q: p * np.log(p / (0.125 * p + 0.875 * q)),
+    "Combination": lambda p, q: 3 * p * np.log(p / q) + (p - q) ** 2 / q,
+    "Mixed(ChiSquared)": lambda p, q: (0.75 * (p - q)) ** 2 / (0.25 * p + 0.75 * q),
+}
+
+
+@every
+@pytest.mark.parametrize("kind", ["Gaussian", "Laplace"])
+def test_both_pairs_of_integrands_integrate_to_the_divergence(name, kind):
+    p, q, breaks = pair(kind)
+    # Ten-point Gauss–Legendre panels: smooth between the breaks.
+    nodes, weights = np.polynomial.legendre.leggauss(10)
+    edges = np.unique(np.concatenate([np.linspace(-40, 40, 321), breaks]))
+    half = np.diff(edges)[:, None] / 2
+    x, weight = (edges[:-1, None] + half + half * nodes).ravel(), (half * weights).ravel()
+    with jax.enable_x64(True):
+        values = evaluate(ratios(FORMULAS[name][0]), jnp.asarray(p.logpdf(x) - q.logpdf(x)))
+    definition = DEFINITIONS[name]
+    expected = integrate(lambda x: definition(p.pdf(x) + 1e-300, q.pdf(x) + 1e-300), breaks)
+    for one, other in (("under_p", "under_q"), ("dual_under_p", "dual_under_q")):
+        ours = np.sum(weight * (p.pdf(x) * values[one] + q.pdf(x) * values[other]))
+        np.testing.assert_allclose(ours, expected, rtol=1e-7)
+
+
+@every
+def test_conjugates_are_suprema(name):
+    """f*(t) = max_r (rt − f(r)), attained at t = f'(r); its slope is r."""
+    generator, f, *_ = FORMULAS[name]
+    with jax.enable_x64(True):
+        generator = ratios(generator)
+        u = jnp.array([-5.0, -1.0, -1e-3, 1e-4, 0.5, 2.0])
+        values = evaluate(generator, u)
+        t = values["derivative"]
+        if name == "TotalVariation":  # inside its jump
+            t = jnp.array([-0.4, -0.1, 0.1, 0.2, 0.3, 0.4])
+        star, slope = conjugate(generator, t)
+        numeric = []
+        for target in np.asarray(t):
+            objective = lambda r, target=target: float(f(Decimal(r))) - r * target
+            best = scipy.optimize.minimize_scalar(
+                objective, bounds=(1e-9, 20), method="bounded", options={"xatol": 1e-10}
+            )
+            numeric.append(-best.fun)
+        # At a kink the search is as exact as its argument.
+        atol = 1e-8 if name == "TotalVariation" else 1e-13
+        np.testing.assert_allclose(star, numeric, rtol=1e-9, atol=atol)
+        if name == "TotalVariation":
+            return
+        np.testing.assert_allclose(slope, jnp.exp(u), rtol=1e-9)
+        # Fenchel and Young: f + f* = r f' there, that is S = −f*(T).
+        np.testing.assert_allclose(star, -values["dual_under_q"], rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "supremum", "at", "below"),
+    [
+        ("KL", np.inf, np.inf, -1),
+        ("ReverseKL", 1, np.inf, None),
+        ("JensenShannon", LOG_2 / 2, np.inf, -LOG_2 / 2),
+        ("SquaredHellinger", 0.5, np.inf, None),
+        ("TotalVariation", 0.5, 0.5, -0.5),
+        ("ChiSquared", np.inf, np.inf, -1),
+        ("NeymanChiSquared", 1, 2, None),
+        ("SoftenedReverseKL", 1 - LOG_2, LOG_2, None),
+        ("Alpha(0.25)", 4 / 3, np.inf, None),
+        ("SkewKL(0.125)", np.log(8) - 0.875, 7 * 0.875, None),
+    ],
+)
+def test_conjugates_outside_of_the_slopes_range(name, supremum, at, below):
+    with jax.enable_x64(True):
+        generator = ratios(FORMULAS[name][0])
+        np.testing.assert_allclose(generator.conjugate_supremum, supremum, rtol=1e-12)
+        if np.isfinite(supremum):
+            assert conjugate(generator, jnp.array([supremum + 1e-6]))[0] == jnp.inf
+            value = conjugate(generator, generator.conjugate_supremum[None])[0]
+            np.testing.assert_allclose(value, at, rtol=1e-12)
+        if below is not None:  # f'(0) is finite, and the supremum is at r = 0
+            slack = conjugate(generator, jnp.array([-50.0]))
+            np.testing.assert_allclose(slack, [[below], [0]], rtol=1e-12, atol=1e-20)
+
+
+def test_general_conjugates_have_second_derivatives():
+    """f*'' = 1/f'' at the maximiser, through bisection and one Newton step."""
+    with jax.enable_x64(True):
+        u = jnp.array(0.7)
+        curvature = jax.jit(jax.hessian(fdiv.Jeffreys().conjugate))(fdiv.Jeffreys().derivative(u))
+        expected = 1 / fdiv.Jeffreys().second_derivative(u)
+        np.testing.assert_allclose(curvature, expected, rtol=1e-9)
+        jet = jax.jit(jax.vmap(jax.value_and_grad(lambda a: fdiv.SkewKL(a).conjugate(0.2))))
+        step = 1e-6
+        (_, up, down), slope = jet(0.3 + step * jnp.array([0.0, 1.0, -1.0]))
+        np.testing.assert_allclose(slope[0], (up - down) / (2 * step), rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["KL", "JensenShannon", "SkewKL(0.125)"])
+def test_reversing_exchanges_p_and_q(name):
+    with jax.enable_x64(True):
+        u = jnp.array([-3.0, -0.2, 0.4, 2.0])
+        generator = ratios(FORMULAS[name][0])
+        values, back = evaluate(generator.reverse(), u), evaluate(generator, -u)
+        np.testing.assert_allclose(values["f"], jnp.exp(u) * back["f"], rtol=1e-13)
+        np.testing.assert_array_equal(values["under_p"], back["under_q"])
+        np.testing.assert_array_equal(values["dual_under_p"], back["dual_under_q"])
+        np.testing.assert_allclose(values["h"], jnp.exp(u) * back["h"], rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (fdiv.KL().reverse(), fdiv.ReverseKL()),
+        (fdiv.ChiSquared().reverse(), fdiv.NeymanChiSquared()),
+        (fdiv.JensenShannon().reverse(), fdiv.JensenShannon()),
+        (fdiv.Alpha(0.3).reverse(), fdiv.Alpha(0.7)),
+        (fdiv.KL() + fdiv.ReverseKL(), fdiv.Jeffreys()),
+        (0.5 * fdiv.SkewKL(0.5) + 0.5 * fdiv.SkewKL(0.5).reverse(), fdiv.JensenShannon()),
+        (np.float64(4) * fdiv.SquaredHellinger(), fdiv.Alpha(0.5)),
+        (fdiv.SkewKL(0.0), fdiv.KL()),
+        (fdiv.CressieRead(-1.0), fdiv.ReverseKL()),
+    ],
+)
+def test_relations_between_divergences(one, other):
+    with jax.enable_x64(True):
+        u, t = jnp.array([-4.0, -0.3, 0.1, 2.5]), jnp.array([-0.3, 0.1])
+        ours, theirs = evaluate(one, u), evaluate(other, u)
+        for method in ("f", "derivative", "second_derivative", "h", "dual_under_q"):
+            np.testing.assert_allclose(ours[method], theirs[method], rtol=1e-12, err_msg=method)
+        for left, right in zip(conjugate(one, t), conjugate(other, t), strict=True):
+            np.testing.assert_allclose(left, right, rtol=1e-10)
+
+
+def test_the_power_family_is_smooth_in_alpha():
+    """Values, integrands and conjugates are differentiable in α, also at 0 and 1."""
+    u, step = jnp.array([-2.0, 0.5, 1.5]), 1e-5
+    methods = (*METHODS, "conjugate")
+
+    @jax.jit
+    @jax.vmap
+    def jet(alpha):
+        function = lambda a: {m: getattr(fdiv.Alpha(a), m)(0.2 * u) for m in methods}
+        return function(alpha), jax.jvp(function, (alpha,), (jnp.ones_like(alpha),))[1]
+
+    with jax.enable_x64(True):
+        alpha = jnp.array([-1.0, 0.0, 0.5, 1.0, 2.0])
+        values, slopes = jet(jnp.concatenate([alpha, alpha + step, alpha - step]))
+        for method in methods:
+            _, up, down = values[method].reshape(3, 5, 3)
+            np.testing.assert_allclose(
+                slopes[method][:5], (up - down) / (2 * step), rtol=1e-4, atol=2e-4, err_msg=method
+            )
+
+
+@pytest.mark.parametrize(
+    ("name", "at_zero", "T_at_zero", "T_at_infinity", "S_at_infinity"),
+    [
+        ("KL", 1, -np.inf, np.inf, -np.inf),
+        ("ReverseKL", np.inf, -np.inf, 1, -np.inf),
+        ("Jeffreys", np.inf, -np.inf, np.inf, -np.inf),
+        ("JensenShannon", LOG_2 / 2, -np.inf, LOG_2 / 2, -np.inf),
+        ("SquaredHellinger", 0.5, -np.inf, 0.5, -np.inf),
+        ("TotalVariation", 0.5, -0.5, 0.5, -0.5),
+        ("ChiSquared", 1, -2, np.inf, -np.inf),
+        ("NeymanChiSquared", np.inf, -np.inf, 1, -2),
+        ("SoftenedReverseKL", np.inf, -np.inf, 1 - LOG_2, -LOG_2),
+        ("SkewKL(0.125)", 0.875, -np.inf, np.log(8) - 0.875, -7 * 0.875),
+    ],
+)
+def test_infinite_ratios_give_the_limits(name, at_zero, T_at_zero, T_at_infinity, S_at_infinity):
+    values = evaluate(ratios(FORMULAS[name][0], jnp.float32), jnp.array([-jnp.inf, jnp.inf]))
+    for method, limits in (
+        ("f", (at_zero, np.inf)),
+        ("derivative", (T_at_zero, T_at_infinity)),
+        ("dual_under_q", (at_zero, S_at_infinity)),
+    ):
+        np.testing.assert_allclose(values[method], limits, rtol=1e-6, err_msg=method)
+
+
+@pytree
+class OwnKL(fdiv.Generator):
+    def f(self, u):
+        return jnp.exp(u) * u - jnp.exp(u) + 1
+
+
+def test_a_generator_of_ones_own_needs_only_f():
+    with jax.enable_x64(True):
+        u = jnp.array([-30.0, -2.0, 0.0, 0.3, 5.0])
+        own, built_in = evaluate(OwnKL(), u), evaluate(fdiv.KL(), u)
+        for method in ("f", "derivative", "second_derivative", "h", "dual_under_q"):
+            np.testing.assert_allclose(own[method], built_in[method], rtol=1e-9, atol=1e-15)
+        t = jnp.array([-3.0, -1e-6, 0.0, 0.5, 4.0])
+        for one, other in zip(conjugate(OwnKL(), t), conjugate(fdiv.KL(), t), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9)
+    extremes = evaluate(OwnKL(), jnp.array([-jnp.inf, -80.0, 80.0, jnp.inf]))
+    assert not any(np.isnan(extremes[method]).any() for method in METHODS if method != "f")
+
+
+def gaussian_log_ratios(seed, n, m, shift=1.0):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(shift, 1, n), rng.normal(0, 1, m)
+    return jnp.asarray(shift * x - shift**2 / 2), jnp.asarray(shift * y - shift**2 / 2)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "expected"),
+    [
+        (fdiv.KL(), 0.5),
+        (fdiv.Jeffreys(), 1.0),
+        (fdiv.SquaredHellinger(), 1 - np.exp(-1 / 8)),
+        (fdiv.Renyi(0.3), 0.15),
+        (fdiv.Renyi(1.0), 0.5),
+        (fdiv.Renyi(1.5), 0.75),
+        (fdiv.Alpha(0.5), 4 * (1 - np.exp(-1 / 8))),
+    ],
+)
+def test_plug_in_values_and_standard_errors(divergence, expected):
+    """Unit Gaussians one apart: KL ½, Rényi α/2; errors within 4.5 of their own size."""
+    with jax.enable_x64(True):
+        value, at_p, at_q = jax.jit(divergence.plug_in)(*gaussian_log_ratios(0, 4000, 3000))
+        error = jnp.sqrt(jnp.var(at_p) / 4000 + jnp.var(at_q) / 3000)
+        assert 0 < error < 0.1
+        assert jnp.abs(value - expected) < 4.5 * error
+
+
+renyi_plug_in = jax.jit(lambda renyi, u_p, u_q: renyi.plug_in(u_p, u_q))
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 1.0, 1.4, 3.0])
+@pytest.mark.parametrize("shift", [0.3, 9.0])
+def test_renyi_plug_in_is_log_sum_exp_and_influences_are_its_derivatives(alpha, shift):
+    """Near equality and far from it, where exponentials of the log ratios span e^{±100}."""
+    with jax.enable_x64(True):
+        u_p, u_q = gaussian_log_ratios(1, 30, 20, shift)
+        value, at_p, at_q = renyi_plug_in(fdiv.Renyi(jnp.asarray(alpha)), u_p, u_q)
+        blend = np.clip(alpha, 0, 1) ** 3
+        blend *= 6 * min(alpha, 1) ** 2 - 15 * min(alpha, 1) + 10
+
+        def reference(a, b):
+            """From weighted samples."""
+            if alpha == 1:
+                return np.sum(a * u_p)
+            means = [
+                scipy.special.logsumexp((alpha - 1) * u_p, b=a),
+                scipy.special.logsumexp(alpha * u_q, b=b),
+            ]
+            return scipy.special.logsumexp(means, b=[blend, 1 - blend]) / (alpha - 1)
+
+        a, b = np.full(30, 1 / 30), np.full(20, 1 / 20)
+        np.testing.assert_allclose(value, reference(a, b), rtol=1e-12)
+        # Moving mass ε from sample 1 to sample 0 moves the value by ε (influence₀ − influence₁).
+        step = 1e-6 / 30
+        for influence, weights, slot in ((at_p, a, 0), (at_q, b, 1)):
+            moved = np.zeros_like(weights)
+            moved[:2] = step, -step
+            up, down = (
+                reference(*((a + s * moved, b) if slot == 0 else (a, b + s * moved)))
+                for s in (1, -1)
+            )
+            difference = (up - down) / (2 * step)
+            np.testing.assert_allclose(
+                influence[0] - influence[1], difference, rtol=1e-4, atol=1e-8
+            )
+
+
+def test_renyi_is_smooth_in_alpha_and_never_overflows():
+    u_p, u_q = gaussian_log_ratios(2, 50, 40)
+    value = jax.jit(
+        jax.vmap(
+            jax.value_and_grad(lambda a, c: fdiv.Renyi(a).plug_in(u_p + c, u_q + c)[0]), (0, None)
+        )
+    )
+    with jax.enable_x64(True):
+        alpha = jnp.array([0.2, 0.5, 1.0, 2.0])
+        slope = value(alpha, 0.0)[1]
+        up, down = (value(alpha + s, 0.0)[0] for s in (1e-5, -1e-5))
+        np.testing.assert_allclose(slope, (up - down) / 2e-5, rtol=1e-4)
+    for constant in (-2000.0, 2000.0):
+        values, slopes = value(jnp.array([0.5, 1.0, 1.0 + 1e-6, 4.0], jnp.float32), constant)
+        assert jnp.isfinite(values).all()
+        assert jnp.isfinite(slopes).all()
+        np.testing.assert_allclose(
+            values[1:], constant + value(jnp.array([1.0, 1.0 + 1e-6, 4.0]), 0.0)[0], rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2])
+def test_python_parameters_do_not_promote(alpha):
+    def everything(u):
+        yield fdiv.Renyi(alpha).plug_in(u, u)
+        for generator in (
+            fdiv.Alpha(alpha),
+            fdiv.CressieRead(alpha),
+            alpha * fdiv.Jeffreys() + fdiv.TotalVariation(),
+            fdiv.SkewKL(0.5),
+            fdiv.JensenShannon().reverse(),
+        ):
+            yield [getattr(generator, method)(u) for method in (*METHODS, "conjugate", "finish")]
+
+    with jax.enable_x64(True):
+        outputs = jax.eval_shape(lambda u: list(everything(u)), jnp.ones(5, jnp.float32))
+    assert {output.dtype for output in jax.tree.leaves(outputs)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fdiv.Renyi(0.0), "alpha must be a positive number; got 0.0"),
+        (lambda: fdiv.SkewKL(1.0), r"alpha must be a number in \[0, 1\); got 1.0"),
+        (lambda: fdiv.Mixed(fdiv.KL(), -0.1), r"alpha must be a number in \[0, 1\); got -0.1"),
+        (lambda: -1 * fdiv.KL(), "factor must be a positive number; got -1"),
+    ],
+)
+def test_bad_parameters_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

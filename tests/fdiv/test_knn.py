@@ -1,0 +1,271 @@
+"""Nearest-neighbour estimates against closed forms, SciPy's k-d tree, and leaving points out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from scipy.spatial import cKDTree
+
+from divjax.fdiv import knn
+
+jit_kl = jax.jit(knn.knn_kl, static_argnames=("k", "bias_order"))
+jit_entropy = jax.jit(knn.knn_entropy, static_argnames=("k", "bias_order"))
+
+
+def gaussians(d, n, m, seed=0, shift=0.3, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return scale * rng.normal(size=(n, d)) + shift, rng.normal(size=(m, d))
+
+
+def distances(x, y, k):
+    """Distances of each x to its first k neighbours among the other x, and in y."""
+    return cKDTree(x).query(x, np.arange(2, k + 2))[0], cKDTree(y).query(x, np.arange(1, k + 1))[0]
+
+
+def tree_kl(x, y, k):
+    (n, d), m = x.shape, len(y)
+    rho, nu = distances(x, y, k)
+    return d * np.mean(np.log(nu[:, -1] / rho[:, -1])) + np.log(m / (n - 1))
+
+
+@pytest.mark.parametrize(
+    ("d", "dtype", "rtol"),
+    [
+        (1, np.float64, 1e-10),
+        (3, np.float64, 1e-10),
+        (12, np.float64, 1e-10),
+        (12, np.float32, 1e-4),
+    ],
+)
+def test_kl_is_the_trees(d, dtype, rtol):
+    for offset in (0.0, 1000.0):
+        # float32 rounds points at 1000 to 6e-5: the tree is given the rounded ones.
+        x, y = ((a + offset).astype(dtype) for a in gaussians(d, 200, 150))
+        with jax.enable_x64(True):
+            estimate = jax.tree.map(np.asarray, jit_kl(jnp.asarray(x), jnp.asarray(y), k=4))
+        expected = tree_kl(x.astype(np.float64), y.astype(np.float64), 4)
+        np.testing.assert_allclose(estimate.value, expected, rtol=rtol)
+        np.testing.assert_allclose(np.mean(estimate.log_ratios), expected, rtol=rtol)
+        assert estimate.value.dtype == estimate.std_error.dtype == dtype
+        assert estimate.finite
+        assert estimate.zero_distances == 0
+
+
+def test_weighted_neighbours_are_the_trees_and_their_weights_cancel_the_bias():
+    d, k, order = 4, 6, 2
+    x, y = gaussians(d, 200, 150)
+    weights = knn._neighbor_weights(k, d, order)
+    # Σ w = 1, and Σ w E[U^(2l/d)] = 0 for U ~ Gamma(j, 1), the law of n P(ball) in the limit.
+    moments = [
+        [scipy.stats.gamma(j).expect(lambda u, p=2 * l / d: u**p) for j in range(1, k + 1)]
+        for l in range(order + 1)
+    ]
+    np.testing.assert_allclose(moments @ weights, [1, 0, 0], atol=1e-6)
+    rho, nu = distances(x, y, k)
+    expected = d * np.mean(np.log(nu / rho) @ weights) + np.log(150 / 199)
+    with jax.enable_x64(True):
+        estimate = jit_kl(jnp.asarray(x), jnp.asarray(y), k=k, bias_order=order)
+    np.testing.assert_allclose(estimate.value, expected, rtol=1e-10)
+
+
+# x ~ N(shift, scale² I), y ~ N(0, I): KL = d (scale² − 1 + shift²)/2 − d log scale.
+CASES = [
+    (1, 1.0, 1.0, 3, 0),
+    (1, 0.0, 0.1, 3, 0),
+    (2, 0.5, 1.0, 3, 0),
+    (2, 0.3, 0.7, 3, 0),
+    (2, 0.3, 0.7, 10, 1),
+    (5, 0.4, 1.0, 3, 0),
+    (5, 0.4, 1.0, 10, 1),
+]
+jit_repeated = jax.jit(
+    lambda x, y, k, bias_order: jax.vmap(lambda x, y: knn.knn_kl(x, y, k, bias_order=bias_order))(
+        x, y
+    ),
+    static_argnums=(2, 3),
+)
+
+
+@pytest.mark.parametrize(("d", "shift", "scale", "k", "bias_order"), CASES)
+def test_the_kl_of_gaussians_and_its_standard_error(d, shift, scale, k, bias_order):
+    """Over 40 repetitions, by which a standard deviation is known to 11 %."""
+    truth = d * (scale**2 - 1 + shift**2) / 2 - d * np.log(scale)
+    draws = [gaussians(d, 400, 600, seed, shift, scale) for seed in range(40)]
+    x, y = (np.stack(a) for a in zip(*draws, strict=True))
+    with jax.enable_x64(True):  # in one dimension float32 points collide now and then
+        estimate = jit_repeated(jnp.asarray(x), jnp.asarray(y), k, bias_order)
+    estimate = jax.tree.map(np.asarray, estimate)
+    spread = estimate.value.std(ddof=1)
+    if d == 5 and bias_order == 0:
+        assert estimate.value.mean() < 0.9 * truth  # the bias that the weights are for
+    else:
+        assert abs(estimate.value.mean() - truth) < 4 * spread / np.sqrt(40) + 0.01 * truth
+    # Cautious; the log-ratios' own is not.
+    assert 0.8 * spread < estimate.std_error.mean() < 2.2 * spread
+    if scale == 0.1:
+        naive = estimate.log_ratios.std(axis=1, ddof=1) / np.sqrt(400)
+        assert naive.mean() < 0.7 * spread
+
+
+def test_the_standard_error_is_the_jackknife_by_leaving_points_out():
+    x, y = gaussians(2, 30, 25)
+    k = 4
+    without_x = [tree_kl(np.delete(x, i, axis=0), y, k) for i in range(30)]
+    without_y = [tree_kl(x, np.delete(y, j, axis=0), k) for j in range(25)]
+    variance = sum(
+        # The statistic's own mean factors: (n − 1)² var(T₋ᵢ)/n, and (m/(m−1))² of the usual.
+        np.var(left_out, ddof=1) * factor
+        for left_out, factor in ((without_x, 29**2 / 30), (without_y, 25))
+    )
+    with jax.enable_x64(True):
+        estimate = jit_kl(jnp.asarray(x), jnp.asarray(y), k=k)
+    np.testing.assert_allclose(estimate.std_error, np.sqrt(variance), rtol=1e-10)
+
+
+def test_the_entropy_of_gaussians_and_its_jackknife():
+    d, n = 2, 400
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, n, d)) * np.array([1.0, 3.0])
+    truth = d / 2 * np.log(2 * np.pi * np.e) + np.log(3)
+    estimate = jax.jit(jax.vmap(lambda x: knn.knn_entropy(x, 10, bias_order=1)))(
+        jnp.asarray(x, jnp.float32)
+    )
+    spread = estimate.value.std(ddof=1)
+    assert abs(estimate.value.mean() - truth) < 4 * spread / np.sqrt(40)
+    assert 0.8 * spread < estimate.std_error.mean() < 2.2 * spread
+
+    def tree_entropy(x, k=3):
+        rho = cKDTree(x).query(x, k + 1)[0][:, -1]
+        psi = scipy.special.digamma
+        return d * np.mean(np.log(rho)) + np.log(np.pi) + psi(len(x)) - psi(k)
+
+    x = x[0, :30]
+    without = [tree_entropy(np.delete(x, i, axis=0)) for i in range(30)]
+    with jax.enable_x64(True):
+        estimate = jit_entropy(jnp.asarray(x), k=3)
+        scaled = jit_entropy(1e-3 * jnp.asarray(x), k=3)
+    np.testing.assert_allclose(estimate.value, tree_entropy(x), rtol=1e-12)
+    np.testing.assert_allclose(estimate.std_error, np.std(without, ddof=1) * 29 / np.sqrt(30))
+    expected = float(estimate.value) + d * np.log(1e-3)
+    np.testing.assert_allclose(scaled.value, expected, rtol=1e-12)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    x, y = gaussians(10, 40, 33)
+
+    def value(x, y):
+        estimate = knn.knn_kl(x, y, 3, bias_order=1)
+        return estimate.value, estimate
+
+    with jax.enable_x64(True):
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        # A fresh function each time, or the second call would find the first one compiled.
+        evaluate = lambda: jax.jit(
+            jax.value_and_grad(lambda x, y: value(x, y), argnums=(0, 1), has_aux=True)
+        )(x, y)
+        dense = evaluate()
+        monkeypatch.setattr("divjax.core.pairwise.BLOCK_ENTRIES_CPU", 40 * 6)
+        blocked = evaluate()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), dense, blocked
+    )
+
+
+def test_blocks_do_not_hold_the_matrix():
+    """50 000 points of 16 features: temporary memory stays far under n × m floats (10 GB)."""
+    n, d = 50_000, 16
+    x = jax.ShapeDtypeStruct((n, d), jnp.float32)
+    for function in (
+        lambda x, y: knn.knn_kl(x, y).value,
+        jax.grad(lambda x, y: knn.knn_kl(x, y).value, argnums=(0, 1)),
+    ):
+        memory = jax.jit(function).lower(x, x).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < 3e8
+
+
+def test_invariances():
+    """Permutation, rotation, shift and scale leave the estimate, and its flags, alone."""
+    rng = np.random.default_rng(1)
+    x, y = gaussians(3, 60, 50)
+    rotation = scipy.stats.ortho_group.rvs(3, random_state=0)
+    with jax.enable_x64(True):
+        estimate = lambda x, y: jit_kl(jnp.asarray(x), jnp.asarray(y), k=4, bias_order=1)
+        plain = estimate(x, y)
+        order = rng.permutation(60)
+        for a, b in (
+            (x[order], y[rng.permutation(50)]),
+            (x @ rotation, y @ rotation),
+            (x + 7, y + 7),
+            (1e100 * x, 1e100 * y),
+            (1e-100 * x, 1e-100 * y),
+        ):
+            other = estimate(a, b)
+            np.testing.assert_allclose(other.value, plain.value, rtol=1e-9)
+            np.testing.assert_allclose(other.std_error, plain.std_error, rtol=1e-9)
+            assert other.finite
+
+
+def test_gradients_equal_differences():
+    x, y = gaussians(10, 25, 20)
+    with jax.enable_x64(True):
+        point = (jnp.asarray(x), jnp.asarray(y))
+        value = jax.jit(lambda point: knn.knn_kl(*point, k=3, bias_order=1).value)
+        gradient = jax.jit(jax.grad(value))(point)
+        rng = np.random.default_rng(2)
+        direction = tuple(jnp.asarray(rng.normal(size=a.shape)) for a in point)
+        step = 1e-6
+        up, down = (
+            value(jax.tree.map(lambda a, b, s=s: a + s * b, point, direction))
+            for s in (step, -step)
+        )
+        product = sum(jnp.sum(a * b) for a, b in zip(gradient, direction, strict=True))
+        np.testing.assert_allclose(product, (up - down) / (2 * step), rtol=1e-6)
+
+
+def test_duplicates_are_counted_left_out_and_harmless_to_gradients():
+    x, y = (jnp.asarray(a, jnp.float32) for a in gaussians(2, 30, 25))
+    x = x.at[1].set(x[0])  # a zero distance between two x, for k = 1
+    y = y.at[4].set(x[7])  # and one from x to y
+    value = jax.jit(jax.value_and_grad(lambda x, y: knn.knn_kl(x, y, 1).value, (0, 1)))
+    estimate = jit_kl(x, y, k=1)
+    assert not estimate.finite
+    assert estimate.zero_distances == 3
+    np.testing.assert_array_equal(np.flatnonzero(jnp.isnan(estimate.log_ratios)), [0, 1, 7])
+    np.testing.assert_allclose(estimate.value, np.nanmean(estimate.log_ratios), rtol=1e-5)
+    assert jnp.isnan(estimate.std_error)
+    for leaf in jax.tree.leaves(value(x, y)):
+        assert jnp.isfinite(leaf).all()
+    assert jit_kl(x, y, k=2).finite
+    # A lattice has no density at all.
+    lattice = jit_kl(jnp.round(x), jnp.round(y), k=1)
+    assert lattice.zero_distances > 15
+    same = jit_kl(jnp.ones_like(x), jnp.ones_like(y), k=1)
+    assert same.zero_distances == 30
+    assert jnp.isnan(same.value)
+
+
+def test_what_is_not_a_number_shows():
+    x, y = (jnp.asarray(a, jnp.float32) for a in gaussians(2, 30, 25))
+    assert not jit_kl(x.at[0, 0].set(jnp.nan), y, k=1).finite
+    assert not jit_kl(x, y.at[0, 0].set(jnp.inf), k=1).finite
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: knn.knn_kl(x, x, 0), "k must be an integer from 1 to 4.* got 0"),
+        (lambda x: knn.knn_kl(x, x, 5), "k must be an integer from 1 to 4"),
+        (lambda x: knn.knn_kl(x, x[:3], 3), "k must be an integer from 1 to 2"),
+        (lambda x: knn.knn_kl(x, x, 2.0), "k must be an integer"),
+        (lambda x: knn.knn_kl(x, x, 2, bias_order=2), "bias_order must be an integer from 0"),
+        (lambda x: knn.knn_kl(x, x[:, :1], 2), "same number of features; got 2 and 1"),
+        (lambda x: knn.knn_kl(x[0], x, 2), "x must be a non-empty matrix"),
+        (lambda x: knn.knn_kl(x, x[:0], 2), "y must be a non-empty matrix"),
+        (lambda x: knn.knn_entropy(x, 5), "k must be an integer from 1 to 4"),
+    ],
+)
+def test_errors_name_the_argument(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(jnp.ones((6, 2)))
