@@ -122,7 +122,7 @@ class Alpha(_Power):
         (0.2104, 0.2104)
 
     References:
-        Liese, Vajda 2006, eq. 6; Amari 2009, section 3, for the family.
+        Liese, Vajda 2006; Amari 2009, for the family.
     """
 
     alpha: ArrayLike
@@ -142,7 +142,7 @@ class CressieRead(_Power):
         (0.2104, 0.2104)
 
     References:
-        Cressie, Read 1984, eq. 2.16.
+        Cressie, Read 1984.
     """
 
     power: ArrayLike = 2 / 3
@@ -162,7 +162,7 @@ class KL(_Power):
         (1.5, 0.0, 1.7183)
 
     References:
-        Kullback, Leibler 1951, eq. 2.4.
+        Kullback, Leibler 1951.
     """
 
     alpha = 1.0
@@ -192,7 +192,7 @@ class SquaredHellinger(_Power):
         (0.5, 0.5)
 
     References:
-        Le Cam 1986, section 4.2.
+        Le Cam 1986.
     """
 
     alpha, scale = 0.5, 0.25
@@ -237,7 +237,7 @@ class Jeffreys(Generator):
         (1.5, -1.5)
 
     References:
-        Jeffreys 1946, eq. 1.
+        Jeffreys 1946.
     """
 
     def f(self, u: ArrayLike) -> Array:
@@ -312,7 +312,7 @@ class JensenShannon(Generator):
         (0.3466, 0.3466)
 
     References:
-        Lin 1991, eq. 4.1.
+        Lin 1991.
     """
 
     def f(self, u: ArrayLike) -> Array:
@@ -359,7 +359,7 @@ class SkewKL(Mixture):
         (2.3026, 0.0)
 
     References:
-        Lee 2001, eq. 4, who writes α for our 1 − α; Ko et al. 2024, section 3.1, as here.
+        Lee 2001, who writes α for our 1 − α; Ko et al. 2024, as here.
     """
 
     alpha: ArrayLike = 0.1
@@ -383,7 +383,7 @@ class SoftenedReverseKL(Mixture):
         (0.5, 0.0)
 
     References:
-        Shannon 2020, section 5, the divergence; Xu et al. 2025, table 1, the scale.
+        Shannon 2020, the divergence; Xu et al. 2025 (f-distill), the scale.
     """
 
     generator, alpha = 2 * ReverseKL(), 0.5
@@ -408,7 +408,7 @@ class Renyi(Divergence):
         (300.620, 300.620)
 
     References:
-        Rényi 1961, eq. 3.3; van Erven, Harremoës 2014, section 2.
+        Rényi 1961; van Erven, Harremoës 2014.
     """
 
     alpha: ArrayLike

@@ -127,7 +127,7 @@ def kl(p: Normal, q: Normal) -> Float[Array, ""]:
         0.6931
 
     References:
-        Kullback 1959, chapter 9, eq. 1.4.
+        Kullback 1959, chapter 9.
     """
     return _kl(_whiten(p, q))
 
@@ -224,7 +224,7 @@ def bhattacharyya(p: Normal, q: Normal) -> Float[Array, ""]:
         0.5
 
     References:
-        Kailath 1967, eq. 61.
+        Kailath 1967.
     """
     return renyi(p, q, 0.5) / 2
 
@@ -279,7 +279,7 @@ def js_bounds(p: Normal, q: Normal) -> Bounds:
         [0.273, 0.363]
 
     References:
-        Lin 1991, theorems 2 and 8; Crooks 2008, eq. 8, Jensen's inequality.
+        Lin 1991, theorems 2 and 8; Crooks 2008, Jensen's inequality.
     """
     distance = bhattacharyya(p, q)
     divergences = jnp.stack([kl(p, q), kl(q, p)])
@@ -387,7 +387,7 @@ def reverse_kl_supremum(epsilon: ArrayLike) -> Array:
         (0.16033, 7.5557)
 
     References:
-        Zhang, Pan, Li, Liu, Chen, Liu, Wang 2023, theorem 3 (their expansion's constant 2 is 4/3).
+        Zhang, Liu, Chen, Wang, Li 2023 (the constant 2 of their expansion is 4/3).
     """
     return _reversed_below(*as_floats(epsilon))
 
@@ -408,7 +408,7 @@ def reverse_kl_infimum(minimum: ArrayLike) -> Array:
         (0.06825, 0.36360)
 
     References:
-        Zhang, Pan, Li, Liu, Chen, Liu, Wang 2023, theorem 4.
+        Zhang, Liu, Chen, Wang, Li 2023.
     """
     return _reversed_above(*as_floats(minimum))
 
@@ -455,7 +455,7 @@ def kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
         (1.539, 0.0)
 
     References:
-        Zhang, Pan, Li, Liu, Chen, Liu, Wang 2023, theorem 5.
+        Zhang, Liu, Chen, Wang, Li 2023.
     """
     first, second = as_floats(first, second)
     upper_1, upper_2 = (remainder_root(2 * value, -1) for value in (first, second))

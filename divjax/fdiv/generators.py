@@ -361,7 +361,7 @@ class Mixed(Mixture):
         1.0
 
     References:
-        Yamada, Suzuki, Kanamori, Hachiya, Sugiyama 2013, eq. 2: relative divergences.
+        Yamada, Suzuki, Kanamori, Hachiya, Sugiyama 2013: relative divergences.
     """
 
     generator: Generator

@@ -118,7 +118,7 @@ def kl_lower_bound_from_js(gap: ArrayLike | None = None, *, js: ArrayLike | None
         (1.2248, 49.2761)
 
     References:
-        Dorent et al. 2025, arXiv 2510.20644, section 3; Harremoës, Vajda 2011, the joint range.
+        Dorent et al. 2025, arXiv 2510.20644; Harremoës, Vajda 2011, the joint range.
     """
     if (gap is None) == (js is None):
         raise ValueError("give exactly one of gap (log 2 − JS) and js; got both or neither.")
@@ -153,7 +153,7 @@ def kl_lower_bound_from_tv(tv: ArrayLike) -> Array:
         (0.5, 3.9170)
 
     References:
-        Csiszár 1967, theorem 4.1; Bretagnolle, Huber 1979, lemma 2.1.
+        Csiszár 1967; Bretagnolle, Huber 1979.
     """
     tv = _floats_between(0, 1, tv=tv)
     return jnp.maximum(2 * tv * tv, -jnp.log1p(-tv) - jnp.log1p(tv))
@@ -176,7 +176,7 @@ def tv_upper_bound_from_kl(kl: ArrayLike) -> Array:
         (0.5, 0.9908)
 
     References:
-        Csiszár 1967, theorem 4.1; Bretagnolle, Huber 1979, lemma 2.1.
+        Csiszár 1967; Bretagnolle, Huber 1979.
     """
     kl = _floats_between(0, math.inf, kl=kl)
     return safe_sqrt(jnp.minimum(kl / 2, -jnp.expm1(-kl)))
@@ -244,7 +244,7 @@ def tv_bounds_from_hellinger(squared_hellinger: ArrayLike) -> Bounds:
         [0.2, 0.6]
 
     References:
-        Le Cam 1986, section 4.2; Tsybakov 2009, lemma 2.3.
+        Le Cam 1986; Tsybakov 2009, lemma 2.3.
     """
     squared = _floats_between(0, 1, squared_hellinger=squared_hellinger)
     return Bounds(squared, safe_sqrt(squared * (2 - squared)))
@@ -268,7 +268,7 @@ def tv_bounds_of_product(tv: ArrayLike, num_samples: int) -> Bounds:
         [0.2, 0.5904]
 
     References:
-        Lin, Khetan, Fanti, Oh 2018 (PacGAN), theorem 3, above; Tsybakov 2009, lemma 2.3, below.
+        Lin, Khetan, Fanti, Oh 2018 (PacGAN), above; Tsybakov 2009, lemma 2.3, below.
     """
     tv = _floats_between(0, 1, tv=tv)
     check_positive(num_samples=num_samples)
