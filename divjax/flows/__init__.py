@@ -24,17 +24,8 @@ from divjax.flows.diagnostics import (
 from divjax.flows.dynamics import AcceleratedState, ParticleWeights, accelerated
 from divjax.flows.neural import NeuralScore
 from divjax.flows.objectives import KL, MMD, Interaction, Potential
-from divjax.flows.run import (
-    Fields,
-    FlowResult,
-    FlowState,
-    History,
-    StepInfo,
-    fields,
-    init,
-    run,
-    step,
-)
+from divjax.flows.run import fields, init, run, step
+from divjax.flows.state import Fields, FlowResult, FlowState, History, StepInfo
 from divjax.flows.types import Aggregator, Objective, Variation, Velocity
 from divjax.flows.velocities import GFSD, GFSF, SVGD, Blob, Langevin
 

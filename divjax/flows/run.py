@@ -1,7 +1,7 @@
 """Running a flow: `init`, `step` (`fields`, weigh, move), and `run`, a scan that records."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,127 +13,13 @@ from divjax.core.checks import check_key, check_provides, check_shape
 from divjax.core.pytrees import num_particles, ravel_particles
 from divjax.flows.aggregators import MinNorm
 from divjax.flows.dynamics import ParticleWeights
+from divjax.flows.state import Fields, FlowResult, FlowState, History, StepInfo
 from divjax.flows.types import Aggregator, Objective, Velocity
 
-__all__ = [
-    "Fields",
-    "FlowResult",
-    "FlowState",
-    "History",
-    "StepInfo",
-    "fields",
-    "init",
-    "run",
-    "step",
-]
+__all__ = ["fields", "init", "run", "step"]
 
 # Steps fold their number into the key; initialisation folds a number that no step reaches.
 _INIT = 2**32 - 1
-
-
-class FlowState(NamedTuple):
-    """Everything a flow carries from one step to the next; a pytree of arrays.
-
-    Attributes:
-        particles: as given to `init`.
-        particle_weights: the particles' masses, summing to one.
-        objectives: a state for each objective.
-        velocity: the velocity's state (a bandwidth, a network).
-        aggregator: the aggregator's state.
-        optimizer: the optax state.
-        reaction: the state of the step on the masses.
-        step: the number of steps, those not taken included.
-        finite: whether every objective value and every step so far was finite.
-    """
-
-    particles: PyTree[Array]
-    particle_weights: Float[Array, " n"]
-    objectives: tuple[Any, ...]
-    velocity: Any
-    aggregator: Any
-    optimizer: optax.OptState
-    reaction: Any
-    step: Int[Array, ""]
-    finite: Bool[Array, ""]
-
-
-class StepInfo(NamedTuple):
-    """What a step saw at the particles it started from.
-
-    Attributes:
-        values: the K energies E_k(q).
-        weights: the K objective weights.
-        grad_norm: the *squared* norm Σ_i a_i ‖v(x_i)‖² of the field v that moves the particles,
-            Σ_k w_k v_k (and on leaves that are not shared the objectives' own). Zero where the
-            estimated field vanishes, hence a measure of convergence for one velocity and no scale
-            to compare two on: SVGD's field is smoothed, Langevin's lacks the entropy.
-    """
-
-    values: Float[Array, " k"]
-    weights: Float[Array, " k"]
-    grad_norm: Float[Array, ""]
-
-
-class Fields(NamedTuple):
-    """The K velocity fields at a state's particles, and what they are made of.
-
-    Attributes:
-        values: the K energies E_k(q).
-        potentials: their first variations δE_k/δq(x_i).
-        entropies: τ_k.
-        drift: the energies' part of each field.
-        repulsion: the entropy's part, common to all up to the factor τ_k.
-        features: what kernels compare, the particles themselves by default.
-        objectives, velocity: the next states of both.
-    """
-
-    values: Float[Array, " k"]
-    potentials: Float[Array, "k n"]
-    entropies: Float[Array, " k"]
-    drift: Float[Array, "k n d"]
-    repulsion: Float[Array, "n d"]
-    features: Float[Array, "n p"]
-    objectives: tuple[Any, ...]
-    velocity: Any
-
-    @property
-    def velocities(self) -> Float[Array, "k n d"]:
-        """The K fields, drift plus τ_k times the repulsion."""
-        return self.drift + self.entropies[:, None, None] * self.repulsion
-
-
-class History(NamedTuple):
-    """`StepInfo` at the recorded steps, stacked.
-
-    Entry t, and what `observe` made of the state, belong to the state after `step[t]` steps, before
-    the next one. The end of a run is thus not among them; `run` continued from it by one step
-    records it.
-    """
-
-    step: Int[Array, " t"]
-    values: Float[Array, "t k"]
-    weights: Float[Array, "t k"]
-    grad_norm: Float[Array, " t"]
-    observed: Any
-
-
-class FlowResult(NamedTuple):
-    """Where a flow ended, whether it can be trusted, and how it got there.
-
-    Attributes:
-        particles: the final particles.
-        particle_weights: their masses, equal unless the run was given a `reaction`.
-        finite: False if any energy, update or mass was not finite. A step that would have made
-            particles or masses not finite was not taken: they are as before it, with all states.
-        history: the recorded steps.
-        state: the complete final state; hand it to `run` to continue.
-    """
-
-    particles: PyTree[Array]
-    particle_weights: Float[Array, " n"]
-    finite: Bool[Array, ""]
-    history: History
-    state: FlowState
 
 
 def _check_inputs(

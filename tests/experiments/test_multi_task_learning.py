@@ -9,6 +9,7 @@ from divjax import flows
 from experiments import data
 from experiments import multi_task_learning as job
 from experiments.lenet import init_particle, is_shared
+from experiments.scalarization import Scalarized
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_scalarised_gradients_descend_both_tasks(problem, per_particle):
     particles = jax.vmap(lambda k: init_particle(k, 12))(jax.random.split(jax.random.key(0), 3))
     weights, key = jnp.full(3, 1 / 3), jax.random.key(1)
     objectives = problem.objectives(0.0)
-    combined = job.Scalarized(objectives, problem.outputs, per_particle)
+    combined = Scalarized(objectives, problem.outputs, per_particle)
     direction = combined(key, particles, weights, ())[0].gradient
     matrix = np.eye(3)
     if not per_particle:
