@@ -372,5 +372,6 @@ class Mixed(Mixture):
 
 
 def check_share(alpha: Any) -> None:
+    """Raise `ValueError` for a Python number outside [0, 1)."""
     if isinstance(alpha, (int, float)) and not 0 <= alpha < 1:
         raise ValueError(f"alpha must be a number in [0, 1); got {alpha}.")
