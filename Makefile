@@ -3,7 +3,8 @@
 # The newest Python that really starts (a version manager's shim may be there and fail).
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
-NEWEST_PYTHON ?= $(shell for p in python3.14 python3.13 python3.12; do \
+NEWEST_PYTHON ?= $(shell for p in python3.14 python3.13 python3.12 \
+	$(wildcard $(foreach v,14 13 12,$(HOME)/.pyenv/versions/3.$(v)*/bin/python)); do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
