@@ -21,6 +21,7 @@ __all__ = [
     "check_scalar_output",
     "check_shape",
     "check_simplex",
+    "check_weights",
 ]
 
 
@@ -50,6 +51,18 @@ def check_nonnegative(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, (int, float)) and not value >= 0:
             raise ValueError(f"{name} must not be negative; got {value}.")
+
+
+def check_weights(name: str, weights: Any) -> None:
+    """Raise `ValueError` for concrete weights that are negative, not finite, or all zero."""
+    if isinstance(weights, Tracer):
+        return
+    values = np.asarray(weights, np.float64)
+    if not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
+        raise ValueError(
+            f"{name} must be finite and non-negative, not all zero; got values from "
+            f"{values.min()} to {values.max()}."
+        )
 
 
 def check_simplex(name: str, weights: Any) -> None:

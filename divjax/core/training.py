@@ -15,15 +15,18 @@ class Training(NamedTuple):
     """Parameters with the optimizer's state, and how the fit went.
 
     Attributes:
-        params: the parameters after the last step.
-        optimizer: the optax state; hand both to `fit` again to continue.
+        params: the parameters after the last step; with validation, those of the best check.
+        optimizer: the optax state after the last step; without validation, hand both to `fit` again
+            to continue.
         losses: the loss before each step.
-        finite: whether every loss and the last parameters are finite.
+        validation: the validation loss at each check, the first before any step; empty without.
+        finite: whether every loss and the parameters are finite.
     """
 
     params: PyTree[Array]
     optimizer: optax.OptState
     losses: Float[Array, " steps"]
+    validation: Float[Array, " checks"]
     finite: Bool[Array, ""]
 
 
@@ -35,6 +38,8 @@ def fit(
     *,
     num_steps: int,
     optimizer_state: optax.OptState | None = None,
+    validate: Callable[[Any], Float[Array, ""]] | None = None,
+    num_checks: int = 20,
 ) -> Training:
     """Minimise a stochastic loss by `num_steps` steps of an optax optimizer, in one scan.
 
@@ -43,8 +48,11 @@ def fit(
         loss: `(key, params) -> scalar`.
         params: where to start.
         optimizer: any optax transformation.
-        num_steps: the number of steps.
+        num_steps: the number of steps; with validation, rounded up to a multiple of `num_checks`.
         optimizer_state: from an earlier fit that this one continues; fresh by default.
+        validate: `params -> scalar`. The parameters that make it least are carried along and
+            returned; those at the start are among them, and what is not finite never wins.
+        num_checks: how often it is evaluated, besides at the start.
 
     Returns:
         A `Training`. Vmap `fit` over keys or numbers to train several at once.
@@ -64,7 +72,24 @@ def fit(
         updates, state = optimizer.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    keys = jax.random.split(key, num_steps)
-    (params, state), losses = jax.lax.scan(step, (params, state), keys)
+    if validate is None:
+        keys = jax.random.split(key, num_steps)
+        (params, state), losses = jax.lax.scan(step, (params, state), keys)
+        validation = jnp.zeros(0, losses.dtype)
+    else:
+        keys = jax.random.split(key, (num_checks, -(-num_steps // num_checks)))
+
+        def block(carry, keys):
+            moving, best, least = carry
+            moving, losses = jax.lax.scan(step, moving, keys)
+            value = validate(moving[0])
+            better = value < least
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), moving[0], best)
+            return (moving, best, jnp.where(better, value, least)), (losses, value)
+
+        start = validate(params)
+        carry = (params, state), params, start
+        ((_, state), params, _), (losses, values) = jax.lax.scan(block, carry, keys)
+        losses, validation = losses.ravel(), jnp.append(start, values)
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((params, losses))])
-    return Training(params, state, losses, finite.all())
+    return Training(params, state, losses, validation, finite.all())

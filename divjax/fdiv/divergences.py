@@ -424,11 +424,25 @@ class Renyi(Divergence):
         """That of `Alpha`."""
         return Alpha(self.alpha).under_q(u)
 
+    def dual_under_p(self, u: ArrayLike) -> Array:
+        """That of `Alpha`."""
+        return Alpha(self.alpha).dual_under_p(u)
+
+    def dual_under_q(self, u: ArrayLike) -> Array:
+        """That of `Alpha`."""
+        return Alpha(self.alpha).dual_under_q(u)
+
     def finish(self, mean: ArrayLike) -> Array:
         """log(1 + α(α − 1)·mean)/(α − 1)."""
         return log1p_over(jnp.multiply(self.alpha, mean), jnp.subtract(self.alpha, 1))
 
-    def plug_in(self, u_p: Float[Array, " n"], u_q: Float[Array, " m"]) -> PlugIn:
+    def plug_in(
+        self,
+        u_p: Float[Array, " n"],
+        u_q: Float[Array, " m"],
+        weights_p: Float[Array, " n"] | None = None,
+        weights_q: Float[Array, " m"] | None = None,
+    ) -> PlugIn:
         """The divergence and its influences, by log-sum-exp where the integral is far from one."""
         alpha, u_p, u_q = as_floats(self.alpha, u_p, u_q)
         order = alpha - 1
@@ -436,10 +450,19 @@ class Renyi(Divergence):
         weight_p = alpha * _share(alpha)
         weights = jnp.stack([weight_p, 1 - weight_p])
         powers = order * u_p, alpha * u_q
-        logs = jnp.stack([jax.nn.logsumexp(x) - jnp.log(x.size) for x in powers])
+        logs = jnp.stack(
+            [
+                jax.nn.logsumexp(x) - jnp.log(x.size)
+                if w is None
+                else jax.nn.logsumexp(jnp.where(w > 0, x, -jnp.inf), b=w)
+                for x, w in zip(powers, (weights_p, weights_q), strict=True)
+            ]
+        )
         log_integral = jax.nn.logsumexp(logs, b=weights)
         near = jnp.abs(log_integral) < 1
-        direct = super().plug_in(jnp.where(near, u_p, 0), jnp.where(near, u_q, 0))
+        direct = super().plug_in(
+            jnp.where(near, u_p, 0), jnp.where(near, u_q, 0), weights_p, weights_q
+        )
         scale = 1 / jnp.where(near, 1, order)
         far = PlugIn(
             scale * log_integral,

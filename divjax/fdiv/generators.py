@@ -30,8 +30,8 @@ class PlugIn(NamedTuple):
 
     Attributes:
         value: the divergence, in nats where it has a logarithm.
-        influence_p: each sample's first-order effect on it, up to a constant: the squared standard
-            error of `value` is var(influence_p)/n + var(influence_q)/m.
+        influence_p: each sample's first-order effect on it, up to a constant: with equal weights
+            the squared standard error of `value` is var(influence_p)/n + var(influence_q)/m.
         influence_q: the same for the samples of q.
     """
 
@@ -58,8 +58,24 @@ class Divergence:
         """The divergence from the sum of both means: the identity for f-divergences."""
         return as_floats(mean)[0]
 
-    def plug_in(self, u_p: Float[Array, " n"], u_q: Float[Array, " m"]) -> PlugIn:
+    def dual_under_p(self, u: ArrayLike) -> Array:
+        """The integrand under p that errs to second order where the ratio errs to first."""
+        raise NotImplementedError
+
+    def dual_under_q(self, u: ArrayLike) -> Array:
+        """Its counterpart under q."""
+        raise NotImplementedError
+
+    def plug_in(
+        self,
+        u_p: Float[Array, " n"],
+        u_q: Float[Array, " m"],
+        weights_p: Float[Array, " n"] | None = None,
+        weights_q: Float[Array, " m"] | None = None,
+    ) -> PlugIn:
         """The divergence from the log ratios of samples of p and of q, with its influences.
+
+        Weights sum to one; equal ones by default. A sample without weight does not enter.
 
         Example:
             >>> from divjax.fdiv import KL
@@ -68,9 +84,16 @@ class Divergence:
             0.6931
         """
         under_p, under_q = self.under_p(u_p), self.under_q(u_q)
-        mean = jnp.mean(under_p) + jnp.mean(under_q)
+        mean = weighted_mean(under_p, weights_p) + weighted_mean(under_q, weights_q)
         value, slope = jax.jvp(self.finish, (mean,), (jnp.ones_like(mean),))
         return PlugIn(value, slope * under_p, slope * under_q)
+
+
+def weighted_mean(values: Float[Array, " n"], weights: Float[Array, " n"] | None) -> Array:
+    """Σ w_i v_i over the positive weights, or the mean."""
+    if weights is None:
+        return jnp.mean(values)
+    return jnp.dot(weights, jnp.where(weights > 0, values, 0))
 
 
 class Generator(Divergence):

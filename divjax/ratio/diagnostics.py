@@ -1,0 +1,115 @@
+"""What may be wrong with a density ratio estimated from samples."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from divjax.core.checks import check_matrix, check_same_features
+
+__all__ = ["Diagnostics", "Ties", "ties"]
+
+
+class Ties(NamedTuple):
+    """Exact repetitions, which no density has.
+
+    Attributes:
+        duplicates_p: the share of p's rows that another row of p equals.
+        duplicates_q: the share of q's rows that another row of q equals.
+        lattice: for each feature, how far the samples differ in the share of rows whose value the
+            other rows of one of them hold: a lower bound, up to sampling error, on the total
+            variation. Near 1 where one sample's values lie on a lattice that the other's miss.
+    """
+
+    duplicates_p: Float[Array, ""]
+    duplicates_q: Float[Array, ""]
+    lattice: Float[Array, " d"]
+
+
+class Diagnostics(NamedTuple):
+    """What may be wrong with a fitted ratio; all of it is from out-of-fold log ratios.
+
+    Attributes:
+        mean_ratio: E_q[p/q], which is 1 for the true ratio.
+        effective_sample_size: how many samples of q, weighted by the ratio, stand for p:
+            (Σr)²/Σr². Where it is small, what weighs by the ratio rests on few samples.
+        cross_entropy: the balanced cross-entropy in nats; log 2 less it is a lower bound on JS in
+            expectation.
+        generalization_gap: what it exceeds the training rows' by, before calibration: a large one
+            says that the heads have learned their rows by heart.
+        max_log_ratio: the largest absolute log ratio.
+        beyond_log_n: whether the estimated KL(p‖q) exceeds the logarithm of the number of samples
+            of q: then p lies where q has none of them, the number rests on the model's shape alone,
+            and no method can certify it.
+        ties: exact repetitions.
+        finite: whether every log ratio is finite.
+    """
+
+    mean_ratio: Float[Array, ""]
+    effective_sample_size: Float[Array, ""]
+    cross_entropy: Float[Array, ""]
+    generalization_gap: Float[Array, ""]
+    max_log_ratio: Float[Array, ""]
+    beyond_log_n: Bool[Array, ""]
+    ties: Ties
+    finite: Bool[Array, ""]
+
+
+def ties(
+    p: Float[Array, "n d"],
+    q: Float[Array, "m d"],
+    weights_p: Float[Array, " n"] | None = None,
+    weights_q: Float[Array, " m"] | None = None,
+) -> Ties:
+    """How often values repeat, within and between two samples, in O(d n log n).
+
+    Args:
+        p: samples of p.
+        q: samples of q.
+        weights_p: their weights; a row without weight does not count.
+        weights_q: the same for q.
+
+    Returns:
+        A `Ties`.
+
+    Raises:
+        ValueError: if an argument is not a matrix, or the features differ.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x, y = jax.random.normal(jax.random.key(0), (2, 500, 2))
+        >>> x = x.at[:, 0].set(jnp.round(x[:, 0], 1))  # one feature on a lattice
+        >>> ties(x, y).lattice.round(1).tolist()
+        [1.0, 0.0]
+    """
+    check_matrix(p=p, q=q)
+    check_same_features(p, q, ("p", "q"))
+    used_p = jnp.ones(p.shape[0], bool) if weights_p is None else weights_p > 0
+    used_q = jnp.ones(q.shape[0], bool) if weights_q is None else weights_q > 0
+
+    def share(of, among, used_of, used_among, own):
+        """The share of values that occur among others' (a row's own value not counted)."""
+        values = jnp.sort(jnp.where(used_among, among, jnp.inf))
+        left, right = (jnp.searchsorted(values, of, side=side) for side in ("left", "right"))
+        return jnp.sum(used_of & (right - left > own)) / jnp.sum(used_of)
+
+    def lattice(x, y):
+        on_p = share(x, x, used_p, used_p, 1) - share(y, x, used_q, used_p, 0)
+        on_q = share(y, y, used_q, used_q, 1) - share(x, y, used_p, used_q, 0)
+        return jnp.maximum(jnp.abs(on_p), jnp.abs(on_q))
+
+    return Ties(
+        _duplicates(p, used_p),
+        _duplicates(q, used_q),
+        jax.vmap(lattice, in_axes=1)(p, q).astype(p.dtype),
+    )
+
+
+def _duplicates(x: Float[Array, "n d"], used: Bool[Array, " n"]) -> Float[Array, ""]:
+    """The share of used rows that another used row equals, by sorting."""
+    order = jnp.lexsort((*x.T, ~used))
+    x, used = x[order], used[order]
+    same = (x[1:] == x[:-1]).all(axis=1) & used[1:] & used[:-1]
+    tied = jnp.zeros_like(used).at[1:].set(same).at[:-1].max(same)
+    return jnp.sum(tied).astype(x.dtype) / jnp.sum(used)

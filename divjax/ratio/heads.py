@@ -1,0 +1,477 @@
+"""Heads: models of the log ratio that are fitted to one fold as classifiers of p against q.
+
+All minimise the balanced cross-entropy, whose minimiser over all functions is log p/q and whose
+least value is log 2 − JS. Convex ones go to convergence; `Network` stops where the validation rows
+say; `Best` and `Tuned` choose by the validation rows. They compose: a network may start at the best
+of several convex fits.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
+
+from divjax.core import networks, training
+from divjax.core.checks import check_nonnegative, check_positive
+from divjax.core.pytrees import pytree, static
+from divjax.ratio.types import Fold, Head, cross_entropy
+
+__all__ = [
+    "Auto",
+    "Best",
+    "GaussianDiscriminant",
+    "Linear",
+    "Network",
+    "Quadratic",
+    "RandomFourier",
+    "Tuned",
+    "Zero",
+]
+
+
+# A quadratic fit takes O(d⁶) for its Newton steps; beyond this the Gaussian discriminant stands in.
+MAX_QUADRATIC_FEATURES = 24
+
+
+def validation_loss(head: Head, params: PyTree[Array], fold: Fold) -> Float[Array, ""]:
+    """The cross-entropy of the validation rows; infinite where it is not a number."""
+    rows = head(params, fold.p), head(params, fold.q)
+    value = cross_entropy(*rows, fold.validation_p, fold.validation_q)
+    return jnp.where(jnp.isnan(value), jnp.inf, value)
+
+
+@pytree
+class Zero:
+    """The constant log ratio 0: p and q are the same."""
+
+    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[()]:
+        """Nothing to fit."""
+        return ()
+
+    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """0."""
+        return jnp.zeros_like(z[:, 0])
+
+
+@pytree
+class Best:
+    """Of several heads, each fitted, the one that the validation rows prefer; fold by fold.
+
+    Attributes:
+        heads: at least one.
+
+    Raises:
+        ValueError: if there is none.
+    """
+
+    heads: tuple[Head, ...]
+
+    def __post_init__(self):
+        if isinstance(self.heads, tuple) and not self.heads:
+            raise ValueError("heads must hold at least one head; got none.")
+
+    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[tuple[Any, ...], Array]:
+        """All heads' parameters, and which is best."""
+        keys = jax.random.split(key, len(self.heads))
+        params = tuple(head.fit(k, fold) for head, k in zip(self.heads, keys, strict=True))
+        fitted = zip(self.heads, params, strict=True)
+        losses = jnp.stack([validation_loss(head, p, fold) for head, p in fitted])
+        return params, jnp.argmin(losses)
+
+    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """The best head's log ratio."""
+        each, best = params
+        values = [head(p, z) for head, p in zip(self.heads, each, strict=True)]
+        return jnp.select([best == i for i in range(len(values))], values)
+
+
+@pytree
+class Tuned:
+    """Of one head over a grid of its numbers, the setting that the validation rows prefer.
+
+    Attributes:
+        head: a head whose leaves share one leading axis, the grid's, trained together.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Tuned(Network(learning_rate=jnp.array([1e-3, 1e-2]), weight_decay=jnp.zeros(2)))
+        Tuned(...)
+    """
+
+    head: Any
+
+    def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
+        """The best setting, with its parameters."""
+
+        def one(head):
+            params = head.fit(key, fold)
+            return (head, params), validation_loss(head, params, fold)
+
+        fitted, losses = jax.vmap(one)(self.head)
+        return jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], fitted)
+
+    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """The best setting's log ratio."""
+        head, own = params
+        return head(own, z)
+
+
+class _Logistic:
+    """Ridge logistic regression on features, by Newton's method to convergence."""
+
+    ridge: Any
+
+    def _basis(self, key: Key[Array, ""], fold: Fold) -> Any:
+        return ()
+
+    def _features(self, basis: Any, z: Float[Array, "b d"]) -> Float[Array, "b m"]:
+        raise NotImplementedError
+
+    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Float[Array, " m"]]:
+        """The basis, and the coefficients under the ridge that the validation rows prefer."""
+        basis = self._basis(key, fold)
+        phi_p, phi_q = self._features(basis, fold.p), self._features(basis, fold.q)
+        ridges = jnp.ravel(jnp.asarray(self.ridge, fold.p.dtype))
+        num_rows = 1 / jnp.sum(fold.train_p**2) + 1 / jnp.sum(fold.train_q**2)
+        coefficients = jax.vmap(
+            lambda ridge: newton_logistic(phi_p, phi_q, fold.train_p, fold.train_q, ridge)
+        )(ridges / num_rows)
+        weights = fold.validation_p, fold.validation_q
+        losses = jax.vmap(lambda c: cross_entropy(phi_p @ c, phi_q @ c, *weights))(coefficients)
+        return basis, coefficients[jnp.argmin(losses)]
+
+    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """The log ratio, linear in the features."""
+        basis, coefficients = params
+        return self._features(basis, z) @ coefficients
+
+
+@pytree
+class Linear(_Logistic):
+    """A linear log ratio, exact for two Gaussians of one covariance.
+
+    Attributes:
+        ridge: ρ ≥ 0, the precision of a Gaussian prior on each coefficient of a standardised
+            feature; several are a grid, the best by the validation rows.
+    """
+
+    ridge: ArrayLike | tuple[float, ...] = (0.5, 5.0, 50.0)
+
+    def _features(self, basis: Any, z: Float[Array, "b d"]) -> Float[Array, "b m"]:
+        return jnp.concatenate([jnp.ones_like(z[:, :1]), z], axis=1)
+
+
+@pytree
+class Quadratic(_Logistic):
+    """A quadratic log ratio, exact for any two Gaussians; (d + 1)(d + 2)/2 coefficients.
+
+    Attributes:
+        ridge: as in `Linear`.
+    """
+
+    ridge: ArrayLike | tuple[float, ...] = (0.5, 5.0, 50.0)
+
+    def _features(self, basis: Any, z: Float[Array, "b d"]) -> Float[Array, "b m"]:
+        rows, columns = np.triu_indices(z.shape[1])
+        return jnp.concatenate([jnp.ones_like(z[:, :1]), z, z[:, rows] * z[:, columns]], axis=1)
+
+
+@pytree
+class RandomFourier(_Logistic):
+    """A log ratio that is smooth at a length scale: linear in random cosines.
+
+    φ_j(z) = √(2/m) cos(ω_j·z + b_j) with ω_j ~ N(0, I/bandwidth²), which approximates a Gaussian
+    kernel machine.
+
+    Attributes:
+        num_features: m.
+        bandwidth: the kernel's, in standard deviations of a feature times √d.
+        ridge: as in `Linear`.
+
+    References:
+        Rahimi, Recht 2007, algorithm 1.
+    """
+
+    num_features: int = static(default=200)
+    bandwidth: ArrayLike = 1.0
+    ridge: ArrayLike | tuple[float, ...] = (0.05, 0.5, 5.0)
+
+    def __post_init__(self):
+        check_positive(num_features=self.num_features, bandwidth=self.bandwidth)
+
+    def _basis(self, key: Key[Array, ""], fold: Fold) -> tuple[Array, Array]:
+        frequency_key, phase_key = jax.random.split(key)
+        d, dtype = fold.p.shape[1], fold.p.dtype
+        scale = self.bandwidth * jnp.sqrt(jnp.asarray(d, dtype))
+        frequencies = jax.random.normal(frequency_key, (d, self.num_features), dtype) / scale
+        phases = jax.random.uniform(phase_key, (self.num_features,), dtype, maxval=2 * np.pi)
+        return frequencies, phases
+
+    def _features(self, basis: Any, z: Float[Array, "b d"]) -> Float[Array, "b m"]:
+        frequencies, phases = basis
+        cosines = jnp.cos(z @ frequencies + phases) * np.sqrt(2 / self.num_features)
+        return jnp.concatenate([jnp.ones_like(z[:, :1]), cosines], axis=1)
+
+
+def newton_logistic(
+    phi_p: Float[Array, "n m"],
+    phi_q: Float[Array, "k m"],
+    weights_p: Float[Array, " n"],
+    weights_q: Float[Array, " k"],
+    ridge: ArrayLike,
+    offset_p: ArrayLike = 0.0,
+    offset_q: ArrayLike = 0.0,
+    max_steps: int = 30,
+) -> Float[Array, " m"]:
+    """The minimiser c of the balanced cross-entropy of offset + φc, plus ½ ridge·‖c‖².
+
+    Newton's method with a line search over step lengths, until the decrement is within rounding.
+    The first feature is the constant, which the ridge hardly touches.
+    """
+    phi = jnp.concatenate([phi_p, phi_q])
+    sign = jnp.concatenate([jnp.ones_like(weights_p), -jnp.ones_like(weights_q)])
+    weights = jnp.concatenate([weights_p, weights_q]) / 2
+    # A row without weight must not enter, whatever it holds.
+    used = weights > 0
+    phi = jnp.where(used[:, None], phi, 0)
+    offsets = zip((offset_p, offset_q), (weights_p, weights_q), strict=True)
+    offset = jnp.concatenate([jnp.broadcast_to(o, w.shape) for o, w in offsets])
+    offset = jnp.where(used, offset, 0).astype(phi.dtype)
+    m, dtype = phi.shape[1], phi.dtype
+    penalty = jnp.full(m, ridge, dtype).at[0].multiply(1e-3)
+    lengths = jnp.array([1.0, 0.5, 0.25, 0.1, 0.02, 0.0], dtype)
+
+    def loss(logit, c):
+        return jnp.dot(weights, jax.nn.softplus(-sign * logit)) + jnp.dot(penalty, c * c) / 2
+
+    def step(carry):
+        c, _, count = carry
+        logit = offset + phi @ c
+        wrong = jax.nn.sigmoid(-sign * logit)
+        gradient = penalty * c - phi.T @ (weights * sign * wrong)
+        curvature = weights * wrong * (1 - wrong)
+        hessian = jnp.matmul(phi.T * curvature, phi, precision="highest")
+        # A multiple of rounding keeps the factor alive for separable samples without a ridge.
+        floor = 10 * jnp.finfo(dtype).eps * (jnp.trace(hessian) / m + 1e-6)
+        factor = jax.scipy.linalg.cho_factor(hessian + jnp.diag(penalty + floor))
+        direction = jax.scipy.linalg.cho_solve(factor, gradient)
+        moved = phi @ direction
+        losses = jax.vmap(lambda t: loss(logit - t * moved, c - t * direction))(lengths)
+        length = lengths[jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))]
+        return c - length * direction, jnp.dot(gradient, direction), count + 1
+
+    def unfinished(carry):
+        _, decrement, count = carry
+        return (decrement > 100 * jnp.finfo(dtype).eps) & (count < max_steps)
+
+    start = jnp.zeros(m, dtype), jnp.asarray(jnp.inf, dtype), 0
+    return jax.lax.while_loop(unfinished, step, start)[0]
+
+
+@pytree
+class GaussianDiscriminant:
+    """The log ratio of two fitted Gaussians (quadratic discriminant analysis), in closed form.
+
+    Right only for Gaussians, where it is efficient, also where the samples do not overlap and no
+    classifier can be fitted. Correlations are shrunk towards none.
+
+    Attributes:
+        shrinkage: shares in [0, 1] of no correlation; several are a grid, the best by the
+            validation rows.
+
+    References:
+        Friedman 1989, eq. 16–18: regularised discriminant analysis.
+    """
+
+    shrinkage: ArrayLike | tuple[float, ...] = (0.0, 0.1, 1.0)
+
+    def fit(self, key: Key[Array, ""], fold: Fold) -> Any:
+        """Both Gaussians' means and inverse Cholesky factors."""
+        grid = jnp.ravel(jnp.asarray(self.shrinkage, fold.p.dtype))
+
+        def one(shrinkage):
+            samples = (fold.p, fold.train_p), (fold.q, fold.train_q)
+            params = tuple(_gaussian(x, weights, shrinkage) for x, weights in samples)
+            return params, validation_loss(self, params, fold)
+
+        params, losses = jax.vmap(one)(grid)
+        return jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], params)
+
+    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """The difference of the Gaussian log-densities."""
+
+        def log_density(mean, whitener):
+            white = jnp.matmul(z - mean, whitener.T, precision="highest")
+            return jnp.sum(jnp.log(jnp.diag(whitener))) - jnp.sum(white**2, axis=1) / 2
+
+        p, q = params
+        return log_density(*p) - log_density(*q)
+
+
+def _gaussian(
+    x: Float[Array, "n d"], weights: Float[Array, " n"], shrinkage: Float[Array, ""]
+) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+    """The mean, and the lower-triangular W with W C Wᵀ = 1 for the shrunk covariance C."""
+    d, dtype = x.shape[1], x.dtype
+    mean = weights @ x
+    centered = jnp.sqrt(weights)[:, None] * (x - mean)
+    # Σw² of the mass is lost to the mean, 1/n of it for equal weights.
+    covariance = jnp.matmul(centered.T, centered, precision="highest")
+    covariance = covariance / jnp.maximum(1 - jnp.sum(weights**2), 0.5)
+    variance = jnp.diag(covariance)
+    # A feature that is constant in one sample alone says everything; its variance is floored so
+    # that the answer stays a number.
+    variance = jnp.maximum(variance, 1e-6)
+    scale = jnp.sqrt(variance)
+    correlation = (1 - shrinkage) * covariance / (scale[:, None] * scale)
+    correlation = (
+        correlation
+        - jnp.diag(jnp.diag(correlation))
+        + jnp.eye(d, dtype=dtype) * (1 + d * jnp.finfo(dtype).eps * 10)
+    )
+    factor = jnp.linalg.cholesky(correlation)
+    whitener = jax.scipy.linalg.solve_triangular(factor, jnp.diag(1 / scale), lower=True)
+    return mean, whitener
+
+
+@pytree
+class Network:
+    """A neural log ratio, trained by AdamW and stopped where the validation rows say.
+
+    The network's output starts at zero and is added to the log ratio of `start`, which is fitted
+    first: a network has to learn only what the simpler model misses, and where it finds nothing the
+    simpler model is what remains. Batches hold equally many rows of p and of q, drawn in proportion
+    to their weights.
+
+    Attributes:
+        hidden: widths of the default network, an MLP.
+        network: `(in_features, rngs) -> nnx.Module`, from a batch "b d" to "b 1"; by default the
+            MLP. Only its `nnx.Param`s are trained.
+        learning_rate: the first of a cosine schedule that ends at a hundredth of it.
+        weight_decay: AdamW's.
+        num_steps: steps.
+        batch_size: rows of p and q together.
+        num_checks: how often the validation rows are consulted.
+        start: the head it starts from.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    References:
+        Loshchilov, Hutter 2019: AdamW.
+    """
+
+    hidden: tuple[int, ...] = static(default=(64, 64))
+    network: networks.Network | None = static(default=None)
+    learning_rate: ArrayLike = 2e-3
+    weight_decay: ArrayLike = 1e-2
+    num_steps: int = static(default=1000)
+    batch_size: int = static(default=256)
+    num_checks: int = static(default=40)
+    start: Any = Zero()
+
+    def __post_init__(self):
+        check_positive(
+            learning_rate=self.learning_rate,
+            num_steps=self.num_steps,
+            batch_size=self.batch_size,
+            num_checks=self.num_checks,
+        )
+        check_nonnegative(weight_decay=self.weight_decay)
+
+    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, PyTree[Array]]:
+        """The parameters of the start and of the network."""
+        start_key, init_key, fit_key = jax.random.split(key, 3)
+        start = self.start.fit(start_key, fold)
+        offset_p, offset_q = self.start(start, fold.p), self.start(start, fold.q)
+        draw_p, draw_q = _sampler(fold.train_p), _sampler(fold.train_q)
+        half = -(-self.batch_size // 2)
+        uniform = jnp.full(half, 1 / half, fold.p.dtype)
+
+        def loss(key, params):
+            i, j = (draw(k, half) for draw, k in zip((draw_p, draw_q), jax.random.split(key)))
+            logits = self._apply(params, jnp.concatenate([fold.p[i], fold.q[j]]))
+            logits = logits + jnp.concatenate([offset_p[i], offset_q[j]])
+            return cross_entropy(logits[:half], logits[half:], uniform, uniform)
+
+        def validate(params):
+            logit_p = self._apply(params, fold.p) + offset_p
+            logit_q = self._apply(params, fold.q) + offset_q
+            value = cross_entropy(logit_p, logit_q, fold.validation_p, fold.validation_q)
+            return jnp.where(jnp.isnan(value), jnp.inf, value)
+
+        params = networks.init_network(self._build, init_key, fold.p.shape[1], fold.p.dtype)
+        schedule = optax.cosine_decay_schedule(1.0, self.num_steps, 0.01)
+        optimizer = optax.chain(
+            optax.scale_by_adam(),
+            optax.add_decayed_weights(jnp.asarray(self.weight_decay, fold.p.dtype)),
+            optax.scale_by_schedule(schedule),
+            optax.scale(-jnp.asarray(self.learning_rate, fold.p.dtype)),
+        )
+        trained = training.fit(
+            fit_key,
+            loss,
+            params,
+            optimizer,
+            num_steps=self.num_steps,
+            validate=validate,
+            num_checks=self.num_checks,
+        )
+        return start, trained.params
+
+    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """The start's log ratio and the network's correction."""
+        start, own = params
+        return self.start(start, z) + self._apply(own, z)
+
+    def _build(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:
+        if self.network is not None:
+            return self.network(in_features, rngs)
+        return networks.MLP(in_features, self.hidden, 1, rngs)
+
+    def _apply(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        return networks.apply_network(self._build, params, z).reshape(z.shape[0])
+
+
+def _sampler(weights: Float[Array, " n"]) -> Any:
+    """`(key, count) -> indices` drawn in proportion to the weights, one from each quantile."""
+    cumulative = jnp.cumsum(weights)
+
+    def draw(key: Key[Array, ""], count: int) -> Array:
+        quantiles = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count
+        index = jnp.searchsorted(cumulative, quantiles.astype(weights.dtype) * cumulative[-1])
+        return jnp.minimum(index, weights.shape[0] - 1)
+
+    return draw
+
+
+@pytree
+class Auto:
+    """The default: a network that starts at the best of several convex fits.
+
+    Those are the linear, the Gaussian discriminant, and up to 24 features the quadratic. What is
+    chosen among them, and whether the network adds to it, the validation rows say.
+
+    Attributes:
+        hidden: the network's widths.
+    """
+
+    hidden: tuple[int, ...] = static(default=(64, 64))
+
+    def fit(self, key: Key[Array, ""], fold: Fold) -> Any:
+        """The parameters of the network and of all it may start from."""
+        return self._resolve(fold.p.shape[1]).fit(key, fold)
+
+    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """The chosen log ratio."""
+        return self._resolve(z.shape[1])(params, z)
+
+    def _resolve(self, in_features: int) -> Network:
+        convex: tuple[Any, ...] = (Linear(), GaussianDiscriminant())
+        if in_features <= MAX_QUADRATIC_FEATURES:
+            convex = (*convex, Quadratic())
+        return Network(hidden=self.hidden, start=Best(convex))

@@ -1,0 +1,60 @@
+"""What a ratio model is: a head that is fitted to one fold and evaluated anywhere."""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+__all__ = ["Fold", "Head", "cross_entropy"]
+
+
+class Fold(NamedTuple):
+    """Samples of p and q, standardised, and the parts they play in one fit.
+
+    All rows are there in every fold; weights say who trains and who validates, so that all folds
+    have one shape and train under one `vmap`. Each vector of weights sums to one, which makes both
+    samples weigh the same however many rows they have.
+
+    Attributes:
+        p: samples of p.
+        q: samples of q.
+        train_p: the training rows' weights, zero elsewhere.
+        train_q: the same for q.
+        validation_p: the validation rows' weights, zero elsewhere.
+        validation_q: the same for q.
+    """
+
+    p: Float[Array, "n d"]
+    q: Float[Array, "m d"]
+    train_p: Float[Array, " n"]
+    train_q: Float[Array, " m"]
+    validation_p: Float[Array, " n"]
+    validation_q: Float[Array, " m"]
+
+
+@runtime_checkable
+class Head(Protocol):
+    """A model of the log ratio u(z) = log p(z)/q(z): a pytree that vmaps over folds."""
+
+    def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
+        """The fitted parameters, of the same structure and shapes for every fold."""
+        ...
+
+    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """The log ratio at each row."""
+        ...
+
+
+def cross_entropy(
+    log_ratio_p: Float[Array, " n"],
+    log_ratio_q: Float[Array, " m"],
+    weights_p: Float[Array, " n"],
+    weights_q: Float[Array, " m"],
+) -> Float[Array, ""]:
+    """The balanced cross-entropy ½E_p[log(1 + e^{−u})] + ½E_q[log(1 + e^u)], in nats.
+
+    Its least value over all u is log 2 − JS(p, q), at the log ratio.
+    """
+    under_p = jnp.dot(weights_p, jax.nn.softplus(-log_ratio_p))
+    return (under_p + jnp.dot(weights_q, jax.nn.softplus(log_ratio_q))) / 2
