@@ -1,5 +1,6 @@
 """Small networks as pytrees of parameters, built from flax.nnx modules."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
-__all__ = ["MLP", "Network", "apply_network", "init_network"]
+__all__ = ["MLP", "BuildMLP", "Network", "apply_network", "init_network"]
 
 Network = Callable[[int, nnx.Rngs], nnx.Module]
 
@@ -33,6 +34,18 @@ class MLP(nnx.Module):
         for layer in self.layers:
             x = nnx.swish(layer(x))
         return self.head(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildMLP:
+    """The `Network` that builds an `MLP`: hashable, hence static."""
+
+    hidden: tuple[int, ...]
+    out_features: int = 1
+
+    def __call__(self, in_features: int, rngs: nnx.Rngs) -> MLP:
+        """The module."""
+        return MLP(in_features, self.hidden, self.out_features, rngs)
 
 
 def init_network(

@@ -22,6 +22,7 @@ from divjax.flows.diagnostics import (
     pareto_residual,
 )
 from divjax.flows.dynamics import AcceleratedState, ParticleWeights, accelerated
+from divjax.flows.learned import FDivergence
 from divjax.flows.neural import NeuralScore
 from divjax.flows.objectives import KL, MMD, Interaction, Potential
 from divjax.flows.run import fields, init, run, step
@@ -39,6 +40,7 @@ __all__ = [
     "Aggregator",
     "Blob",
     "CAGrad",
+    "FDivergence",
     "Fields",
     "FixedWeights",
     "FlowResult",

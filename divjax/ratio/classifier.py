@@ -83,11 +83,11 @@ class ClassifierRatio:
     """
 
     head: Any = "auto"
-    hidden: tuple[int, ...] = static(default=(64, 64))
+    hidden: tuple[int, ...] = static(default=(32, 32))
     num_folds: int = static(default=5)
     num_repeats: int = static(default=1)
     validation_share: ArrayLike = 0.2
-    calibration: str = static(default="none")
+    calibration: str = static(default="platt")
     tie_counts: bool = static(default=False)
     pack: int = static(default=1)
 
@@ -98,8 +98,9 @@ class ClassifierRatio:
                     f"head must be a head or one of {sorted(HEADS)}; got {self.head!r}."
                 )
             kind = HEADS[self.head]
-            options = {"hidden": tuple(self.hidden)} if kind in (Auto, Network) else {}
-            object.__setattr__(self, "head", kind(**options))
+            network = Network(hidden=tuple(self.hidden))
+            options = {Auto: (network,), Network: (network.hidden,)}.get(kind, ())
+            object.__setattr__(self, "head", kind(*options))
         for name, least in (("num_folds", 2), ("num_repeats", 1), ("pack", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
@@ -194,6 +195,8 @@ def _fit(key, p, q, weights_p, weights_q, method) -> RatioFit:
         fitted.log_ratio_q,
         weights_p,
         weights_q,
+        fitted.held_out_p,
+        fitted.held_out_q,
         fitted.train,
         fitted.validation,
         fitted.test,

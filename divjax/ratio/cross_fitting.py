@@ -12,11 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 
 from divjax.ratio.heads import newton_logistic
-from divjax.ratio.types import Fold, Head, cross_entropy
+from divjax.ratio.types import Fold, Head, cross_entropy, num_rows
 
-__all__ = ["CALIBRATIONS", "CrossFit", "Member", "cross_fit", "mean_log_ratio"]
+__all__ = ["CALIBRATIONS", "CrossFit", "HeldOut", "Member", "cross_fit", "mean_log_ratio"]
 
 CALIBRATIONS = ("none", "temperature", "platt")
+
+# The precision of the Gaussian prior around 0 and 1 on intercept and slope of a calibration, in
+# rows: a log ratio is not trusted to be off by more than a tenth unless the rows say so.
+CALIBRATION_PRIOR = 100.0
 
 # Fits run side by side while their inputs together hold no more numbers than this.
 _BUDGET = 2**26
@@ -40,6 +44,18 @@ class Member(NamedTuple):
     calibration: Float[Array, " 2"]
 
 
+class HeldOut(NamedTuple):
+    """One split's rows, each with what the head that has not seen it says, before calibration.
+
+    Attributes:
+        log_ratio: for each row.
+        fold: the fold of each row; −1 for rows without weight.
+    """
+
+    log_ratio: Float[Array, " n"]
+    fold: Int[Array, " n"]
+
+
 class CrossFit(NamedTuple):
     """All members, with leading axes (repeat, fold), and what they say of the rows.
 
@@ -47,6 +63,8 @@ class CrossFit(NamedTuple):
         members: the fitted heads.
         log_ratio_p: out of fold, averaged over the repeats.
         log_ratio_q: the same for q.
+        held_out_p: the first split's.
+        held_out_q: the same for q.
         train: the training rows' balanced cross-entropy for each member.
         validation: the same for the validation rows.
         test: the same for the fold itself, before calibration.
@@ -55,6 +73,8 @@ class CrossFit(NamedTuple):
     members: Member
     log_ratio_p: Float[Array, " n"]
     log_ratio_q: Float[Array, " m"]
+    held_out_p: HeldOut
+    held_out_q: HeldOut
     train: Float[Array, "repeats folds"]
     validation: Float[Array, "repeats folds"]
     test: Float[Array, "repeats folds"]
@@ -129,8 +149,8 @@ def cross_fit(
 
             return jnp.sum(jax.vmap(one)(repeat_members, own), axis=0)
 
-        u_p, u_q = raw(p, in_fold[0]), raw(q, in_fold[1])
-        fixed_p, fixed_q = jax.lax.stop_gradient((u_p, u_q))
+        raw_p, raw_q = raw(p, in_fold[0]), raw(q, in_fold[1])
+        fixed_p, fixed_q = jax.lax.stop_gradient((raw_p, raw_q))
         calibrations = jax.vmap(
             lambda own_p, own_q: _calibrate(
                 fixed_p,
@@ -140,15 +160,20 @@ def cross_fit(
                 calibration,
             )
         )(*in_fold)
-        u_p, u_q = (
-            jnp.sum(jnp.where(own, calibrations[:, :1] + calibrations[:, 1:] * u, 0), axis=0)
-            for own, u in zip(in_fold, (u_p, u_q), strict=True)
-        )
-        return calibrations, u_p, u_q
 
-    calibrations, u_p, u_q = jax.vmap(out_of_fold)(members, *places)
+        def calibrated(own, u):
+            return jnp.sum(jnp.where(own, calibrations[:, :1] + calibrations[:, 1:] * u, 0), axis=0)
+
+        u_p, u_q = calibrated(in_fold[0], raw_p), calibrated(in_fold[1], raw_q)
+        return calibrations, (u_p, u_q), (fixed_p, fixed_q)
+
+    calibrations, out, raw = jax.vmap(out_of_fold)(members, *places)
     members = jax.lax.stop_gradient(members._replace(calibration=calibrations))
-    return CrossFit(members, jnp.mean(u_p, axis=0), jnp.mean(u_q, axis=0), *losses)
+    u_p, u_q = (jnp.mean(u, axis=0) for u in out)
+    held_out = (
+        HeldOut(u[0], _fold_of(place[0], num_folds)) for u, place in zip(raw, places, strict=True)
+    )
+    return CrossFit(members, u_p, u_q, *held_out, *losses)
 
 
 def mean_log_ratio(members: Member, head: Head, x: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -170,7 +195,8 @@ def _places(key: Key[Array, ""], *weights: Float[Array, " n"]) -> tuple[Float[Ar
         rank = jnp.zeros(weights.shape, int).at[order].set(jnp.arange(weights.shape[0]))
         return jnp.where(used, (rank + 0.5) / jnp.sum(used), -1)
 
-    return tuple(one(k, w) for k, w in zip(jax.random.split(key, len(weights)), weights))
+    keys = jax.random.split(key, len(weights))
+    return tuple(one(k, w) for k, w in zip(keys, weights, strict=True))
 
 
 def _fold_of(place: Float[Array, " n"], num_folds: int) -> Int[Array, " n"]:
@@ -241,14 +267,14 @@ def _calibrate(
 ) -> Float[Array, " 2"]:
     """The intercept a and slope b of the log ratio a + b·u that fits these rows best.
 
-    A weak prior (worth one row) for a = 0 and b = 1 decides where the rows do not.
+    The prior decides where the rows do not, as when p and q hardly overlap.
     """
     identity = jnp.array([0.0, 1.0], u_p.dtype)
     if kind == "none":
         return identity
     used = jnp.array([1.0 if kind == "platt" else 0.0, 1.0], u_p.dtype)
-    num_rows = 1 / jnp.sum(weights_p**2) + 1 / jnp.sum(weights_q**2)
     phi_p, phi_q = (jnp.stack([jnp.ones_like(u), u], axis=1) * used for u in (u_p, u_q))
     weights = weights_p, weights_q
-    change = newton_logistic(phi_p, phi_q, *weights, 1 / num_rows, u_p, u_q)
+    penalty = jnp.full(2, CALIBRATION_PRIOR / num_rows(weights_p, weights_q), u_p.dtype)
+    change = newton_logistic(phi_p, phi_q, *weights, penalty, u_p, u_q)
     return identity + jnp.where(jnp.isfinite(change).all(), change, 0)

@@ -1,5 +1,6 @@
 """A fitted density ratio, and the divergences that it estimates."""
 
+import math
 from typing import Any
 
 import jax
@@ -12,8 +13,12 @@ from divjax.core.pytrees import pytree, static
 from divjax.core.types import Estimate, Interval
 from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
 from divjax.fdiv.generators import Divergence, weighted_mean
-from divjax.ratio.cross_fitting import Member, mean_log_ratio
+from divjax.fdiv.inequalities import kl_lower_bound_from_js
+from divjax.inference.concentration import Bounded, sum_of_means_lower_bound
+from divjax.inference.rank import ScoreEstimate, accuracy, auc
+from divjax.ratio.cross_fitting import CALIBRATION_PRIOR, HeldOut, Member, mean_log_ratio
 from divjax.ratio.diagnostics import Diagnostics, Ties
+from divjax.ratio.types import num_rows
 
 __all__ = ["RatioFit"]
 
@@ -31,6 +36,8 @@ class RatioFit:
         log_ratio_q: the same for the samples of q.
         weights_p: the samples' weights, summing to one.
         weights_q: the same for q.
+        held_out_p: the first split's log ratios before calibration, and the rows' folds.
+        held_out_q: the same for q.
         train: the training rows' balanced cross-entropy for each repeat and fold, in nats.
         validation: the same for the validation rows, which stopped or chose the model.
         test: the same for the fold itself.
@@ -44,6 +51,8 @@ class RatioFit:
     log_ratio_q: Float[Array, " m"]
     weights_p: Float[Array, " n"]
     weights_q: Float[Array, " m"]
+    held_out_p: HeldOut
+    held_out_q: HeldOut
     train: Float[Array, "repeats folds"]
     validation: Float[Array, "repeats folds"]
     test: Float[Array, "repeats folds"]
@@ -141,6 +150,82 @@ class RatioFit:
         """
         return self.divergence(JensenShannon(), level=level, base=base)
 
+    def auc(self) -> ScoreEstimate:
+        """The area under the ROC curve of the log ratio, ½ where p and q cannot be told apart."""
+        samples = self.log_ratio_p, self.log_ratio_q
+        return auc(*jax.lax.stop_gradient(samples), self.weights_p, self.weights_q)
+
+    def accuracy(self) -> ScoreEstimate:
+        """The balanced accuracy of the log ratio's sign, at most (1 + TV)/2 on average."""
+        samples = self.log_ratio_p, self.log_ratio_q
+        return accuracy(*jax.lax.stop_gradient(samples), self.weights_p, self.weights_q)
+
+    def certified_js(
+        self, *, confidence: ArrayLike = 0.95, clip: float = 4.0, base: ArrayLike | None = None
+    ) -> Float[Array, ""]:
+        """A number that JS(p, q) exceeds with the given probability, whatever p, q and the model.
+
+        For any function u, ½E_p[log 2 − log(1 + e^{−u})] + ½E_q[log 2 − log(1 + e^u)] ≤ JS. For the
+        model of one fold, clipped to ±clip, the fold's rows are independent draws of bounded terms,
+        and an empirical Bernstein bound on their means holds at every sample size. The largest of
+        the K folds' bounds at confidence 1 − (1 − confidence)/K each is returned; the folds may
+        depend on each other. Fewer folds have more rows each, and tighter bounds.
+
+        Rows must be independent draws: the bound ignores their weights, and is nan where those of
+        the rows that count are not equal.
+
+        Args:
+            confidence: of the one-sided bound.
+            clip: the largest log ratio that counts.
+            base: the unit is the logarithm of this number; nats by default.
+
+        Returns:
+            The bound; it can be negative, where it says nothing.
+
+        Raises:
+            ValueError: if a number is out of range.
+
+        References:
+            Maurer, Pontil 2009, theorem 4, for the bound on means.
+        """
+        check_positive(clip=clip, base=base)
+        if isinstance(confidence, (int, float)) and not 0 < confidence < 1:
+            raise ValueError(f"confidence must lie between 0 and 1; got {confidence}.")
+        num_folds = self.test.shape[1]
+        log_two, least = math.log(2), math.log(2) - math.log1p(math.exp(clip))
+
+        def terms(held_out, sign):
+            u = jnp.clip(sign * jax.lax.stop_gradient(held_out.log_ratio), -clip, clip)
+            return (log_two - jax.nn.softplus(-u)) / 2
+
+        terms_p, terms_q = terms(self.held_out_p, 1), terms(self.held_out_q, -1)
+        limits = least / 2, (log_two - math.log1p(math.exp(-clip))) / 2
+
+        def bound(fold):
+            samples = (
+                Bounded(value, *limits, mask=held_out.fold == fold)
+                for value, held_out in ((terms_p, self.held_out_p), (terms_q, self.held_out_q))
+            )
+            each = 1 - (1 - jnp.asarray(confidence, terms_p.dtype)) / num_folds
+            return sum_of_means_lower_bound(*samples, confidence=each)
+
+        largest = jnp.max(jax.vmap(bound)(jnp.arange(num_folds)))
+        equal = [
+            jnp.max(w) <= jnp.min(jnp.where(w > 0, w, jnp.inf)) * (1 + 1e-4)
+            for w in (self.weights_p, self.weights_q)
+        ]
+        largest = jnp.where(equal[0] & equal[1], largest, jnp.nan)
+        return largest if base is None else largest / jnp.log(jnp.asarray(base, largest.dtype))
+
+    def certified_kl(self, *, confidence: ArrayLike = 0.95, clip: float = 4.0) -> Float[Array, ""]:
+        """A number of nats that KL(p‖q) and KL(q‖p) exceed with the given probability.
+
+        `certified_js` through the sharp inequality KL ≥ Ξ(JS), `fdiv.kl_lower_bound_from_js`; 0
+        where that bound is not positive.
+        """
+        js = self.certified_js(confidence=confidence, clip=clip)
+        return kl_lower_bound_from_js(js=jnp.maximum(js, 0))
+
     @property
     def diagnostics(self) -> Diagnostics:
         """What may be wrong with the ratio."""
@@ -191,8 +276,7 @@ class RatioFit:
         curvature_p = weights_p * wrong_p * (1 - wrong_p) / 2
         curvature_q = weights_q * wrong_q * (1 - wrong_q) / 2
         hessian = (phi_p.T * curvature_p) @ phi_p + (phi_q.T * curvature_q) @ phi_q
-        # The prior of a calibration: worth one row.
-        prior = 1 / (1 / jnp.sum(weights_p**2) + 1 / jnp.sum(weights_q**2))
+        prior = CALIBRATION_PRIOR / num_rows(weights_p, weights_q)
         direction = jnp.linalg.solve(hessian + prior * jnp.eye(2, dtype=u_p.dtype), slope)
         influence_p, influence_q = influences
         return (

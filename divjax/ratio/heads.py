@@ -2,27 +2,27 @@
 
 All minimise the balanced cross-entropy, whose minimiser over all functions is log p/q and whose
 least value is log 2 − JS. Convex ones go to convergence; `Network` stops where the validation rows
-say; `Best` and `Tuned` choose by the validation rows. They compose: a network may start at the best
-of several convex fits.
+say; `Average` and `Tuned` weigh and choose by the validation rows. They compose: a network may
+start at the average of several convex fits.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core import networks, training
-from divjax.core.checks import check_nonnegative, check_positive
+from divjax.core.checks import check_nonnegative, check_positive, check_shape
 from divjax.core.pytrees import pytree, static
-from divjax.ratio.types import Fold, Head, cross_entropy
+from divjax.ratio.types import Fold, Head, cross_entropy, num_rows
 
 __all__ = [
     "Auto",
-    "Best",
+    "Average",
     "GaussianDiscriminant",
     "Linear",
     "Network",
@@ -30,6 +30,9 @@ __all__ = [
     "RandomFourier",
     "Tuned",
     "Zero",
+    "convex_heads",
+    "draw_rows",
+    "newton_logistic",
 ]
 
 
@@ -40,8 +43,7 @@ MAX_QUADRATIC_FEATURES = 24
 def validation_loss(head: Head, params: PyTree[Array], fold: Fold) -> Float[Array, ""]:
     """The cross-entropy of the validation rows; infinite where it is not a number."""
     rows = head(params, fold.p), head(params, fold.q)
-    value = cross_entropy(*rows, fold.validation_p, fold.validation_q)
-    return jnp.where(jnp.isnan(value), jnp.inf, value)
+    return _or_infinite(cross_entropy(*rows, fold.validation_p, fold.validation_q))
 
 
 @pytree
@@ -58,14 +60,22 @@ class Zero:
 
 
 @pytree
-class Best:
-    """Of several heads, each fitted, the one that the validation rows prefer; fold by fold.
+class Average:
+    """The mean of several heads' log ratios, by how well each predicts the validation rows.
+
+    The weights are proportional to the validation rows' likelihoods, exp(−rows · cross-entropy):
+    what predicts clearly worse has no part in it, and what predicts alike has an equal one. Heads
+    that predict alike may still disagree where only one of the samples is, which the likelihood
+    cannot see and KL weighs most; their mean is safer there than any choice.
 
     Attributes:
         heads: at least one.
 
     Raises:
         ValueError: if there is none.
+
+    References:
+        Yao, Vehtari, Simpson, Gelman 2018, section 3.4: weights by held-out likelihood.
     """
 
     heads: tuple[Head, ...]
@@ -75,18 +85,19 @@ class Best:
             raise ValueError("heads must hold at least one head; got none.")
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[tuple[Any, ...], Array]:
-        """All heads' parameters, and which is best."""
+        """All heads' parameters, and their weights."""
         keys = jax.random.split(key, len(self.heads))
         params = tuple(head.fit(k, fold) for head, k in zip(self.heads, keys, strict=True))
         fitted = zip(self.heads, params, strict=True)
         losses = jnp.stack([validation_loss(head, p, fold) for head, p in fitted])
-        return params, jnp.argmin(losses)
+        return params, jax.nn.softmax(-num_rows(fold.validation_p, fold.validation_q) * losses)
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        """The best head's log ratio."""
-        each, best = params
-        values = [head(p, z) for head, p in zip(self.heads, each, strict=True)]
-        return jnp.select([best == i for i in range(len(values))], values)
+        """The weighted mean of the log ratios."""
+        each, weights = params
+        values = jnp.stack([head(p, z) for head, p in zip(self.heads, each, strict=True)])
+        # A head without weight may be anything, infinite too.
+        return weights @ jnp.where(weights[:, None] > 0, values, 0)
 
 
 @pytree
@@ -97,9 +108,13 @@ class Tuned:
         head: a head whose leaves share one leading axis, the grid's, trained together.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> Tuned(Network(learning_rate=jnp.array([1e-3, 1e-2]), weight_decay=jnp.zeros(2)))
-        Tuned(...)
+        >>> import jax, jax.numpy as jnp
+        >>> head = Tuned(Linear(ridge=jnp.array([0.5, 5.0])))
+        >>> p, q = jnp.array([[1.0], [2.0], [0.0]]), jnp.array([[-1.0], [-2.0], [0.0]])
+        >>> even = jnp.full(3, 1 / 3)
+        >>> chosen, _ = head.fit(jax.random.key(0), Fold(p, q, even, even, even, even))
+        >>> float(chosen.ridge)
+        0.5
     """
 
     head: Any
@@ -136,10 +151,12 @@ class _Logistic:
         basis = self._basis(key, fold)
         phi_p, phi_q = self._features(basis, fold.p), self._features(basis, fold.q)
         ridges = jnp.ravel(jnp.asarray(self.ridge, fold.p.dtype))
-        num_rows = 1 / jnp.sum(fold.train_p**2) + 1 / jnp.sum(fold.train_q**2)
+        rows = num_rows(fold.train_p, fold.train_q)
+        # The first feature is the constant, which needs no prior to speak of.
+        free = jnp.ones(phi_p.shape[1], phi_p.dtype).at[0].set(1e-3)
         coefficients = jax.vmap(
-            lambda ridge: newton_logistic(phi_p, phi_q, fold.train_p, fold.train_q, ridge)
-        )(ridges / num_rows)
+            lambda ridge: newton_logistic(phi_p, phi_q, fold.train_p, fold.train_q, ridge * free)
+        )(ridges / rows)
         weights = fold.validation_p, fold.validation_q
         losses = jax.vmap(lambda c: cross_entropy(phi_p @ c, phi_q @ c, *weights))(coefficients)
         return basis, coefficients[jnp.argmin(losses)]
@@ -222,15 +239,14 @@ def newton_logistic(
     phi_q: Float[Array, "k m"],
     weights_p: Float[Array, " n"],
     weights_q: Float[Array, " k"],
-    ridge: ArrayLike,
+    penalty: Float[Array, " m"],
     offset_p: ArrayLike = 0.0,
     offset_q: ArrayLike = 0.0,
     max_steps: int = 30,
 ) -> Float[Array, " m"]:
-    """The minimiser c of the balanced cross-entropy of offset + φc, plus ½ ridge·‖c‖².
+    """The minimiser c of the balanced cross-entropy of offset + φc, plus ½ Σ penalty·c².
 
     Newton's method with a line search over step lengths, until the decrement is within rounding.
-    The first feature is the constant, which the ridge hardly touches.
     """
     phi = jnp.concatenate([phi_p, phi_q])
     sign = jnp.concatenate([jnp.ones_like(weights_p), -jnp.ones_like(weights_q)])
@@ -242,7 +258,6 @@ def newton_logistic(
     offset = jnp.concatenate([jnp.broadcast_to(o, w.shape) for o, w in offsets])
     offset = jnp.where(used, offset, 0).astype(phi.dtype)
     m, dtype = phi.shape[1], phi.dtype
-    penalty = jnp.full(m, ridge, dtype).at[0].multiply(1e-3)
     lengths = jnp.array([1.0, 0.5, 0.25, 0.1, 0.02, 0.0], dtype)
 
     def loss(logit, c):
@@ -365,13 +380,13 @@ class Network:
         Loshchilov, Hutter 2019: AdamW.
     """
 
-    hidden: tuple[int, ...] = static(default=(64, 64))
+    hidden: tuple[int, ...] = static(default=(32, 32))
     network: networks.Network | None = static(default=None)
     learning_rate: ArrayLike = 2e-3
     weight_decay: ArrayLike = 1e-2
-    num_steps: int = static(default=1000)
+    num_steps: int = static(default=600)
     batch_size: int = static(default=256)
-    num_checks: int = static(default=40)
+    num_checks: int = static(default=25)
     start: Any = Zero()
 
     def __post_init__(self):
@@ -388,79 +403,99 @@ class Network:
         start_key, init_key, fit_key = jax.random.split(key, 3)
         start = self.start.fit(start_key, fold)
         offset_p, offset_q = self.start(start, fold.p), self.start(start, fold.q)
-        draw_p, draw_q = _sampler(fold.train_p), _sampler(fold.train_q)
         half = -(-self.batch_size // 2)
         uniform = jnp.full(half, 1 / half, fold.p.dtype)
 
         def loss(key, params):
-            i, j = (draw(k, half) for draw, k in zip((draw_p, draw_q), jax.random.split(key)))
-            logits = self._apply(params, jnp.concatenate([fold.p[i], fold.q[j]]))
+            i, j = draw_rows(key, fold, half)
+            logits = self.apply(params, jnp.concatenate([fold.p[i], fold.q[j]]))[:, 0]
             logits = logits + jnp.concatenate([offset_p[i], offset_q[j]])
             return cross_entropy(logits[:half], logits[half:], uniform, uniform)
 
         def validate(params):
-            logit_p = self._apply(params, fold.p) + offset_p
-            logit_q = self._apply(params, fold.q) + offset_q
-            value = cross_entropy(logit_p, logit_q, fold.validation_p, fold.validation_q)
-            return jnp.where(jnp.isnan(value), jnp.inf, value)
+            u_p = offset_p + self.apply(params, fold.p)[:, 0]
+            u_q = offset_q + self.apply(params, fold.q)[:, 0]
+            return _or_infinite(cross_entropy(u_p, u_q, fold.validation_p, fold.validation_q))
 
-        params = networks.init_network(self._build, init_key, fold.p.shape[1], fold.p.dtype)
-        schedule = optax.cosine_decay_schedule(1.0, self.num_steps, 0.01)
-        optimizer = optax.chain(
-            optax.scale_by_adam(),
-            optax.add_decayed_weights(jnp.asarray(self.weight_decay, fold.p.dtype)),
-            optax.scale_by_schedule(schedule),
-            optax.scale(-jnp.asarray(self.learning_rate, fold.p.dtype)),
-        )
-        trained = training.fit(
-            fit_key,
-            loss,
-            params,
-            optimizer,
-            num_steps=self.num_steps,
-            validate=validate,
-            num_checks=self.num_checks,
-        )
-        return start, trained.params
+        params = self.init(init_key, fold.p.shape[1], fold.p.dtype)
+        return start, self.train(fit_key, loss, params, validate)
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The start's log ratio and the network's correction."""
         start, own = params
-        return self.start(start, z) + self._apply(own, z)
+        return self.start(start, z) + self.apply(own, z)[:, 0]
 
-    def _build(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:
+    def init(
+        self, key: Key[Array, ""], in_features: int, dtype: Any, num_outputs: int = 1
+    ) -> PyTree[Array]:
+        """Fresh parameters of the network."""
+        return networks.init_network(self._build(num_outputs), key, in_features, dtype)
+
+    def apply(
+        self, params: Any, z: Float[Array, "b d"], num_outputs: int = 1
+    ) -> Float[Array, "b k"]:
+        """The network's own output."""
+        output = networks.apply_network(self._build(num_outputs), params, z)
+        check_shape("the network's output", output, z.shape[0], num_outputs)
+        return output
+
+    def train(
+        self, key: Key[Array, ""], loss: Any, params: PyTree[Array], validate: Any
+    ) -> PyTree[Array]:
+        """The parameters after training on `(key, params) -> loss`, where validation is best."""
+        dtype = jax.tree.leaves(params)[0].dtype
+        optimizer = optax.chain(
+            optax.scale_by_adam(),
+            optax.add_decayed_weights(jnp.asarray(self.weight_decay, dtype)),
+            optax.scale_by_schedule(optax.cosine_decay_schedule(1.0, self.num_steps, 0.01)),
+            optax.scale(-jnp.asarray(self.learning_rate, dtype)),
+        )
+        steps = {"num_steps": self.num_steps, "num_checks": self.num_checks}
+        return training.fit(key, loss, params, optimizer, validate=validate, **steps).params
+
+    def _build(self, num_outputs: int) -> networks.Network:
         if self.network is not None:
-            return self.network(in_features, rngs)
-        return networks.MLP(in_features, self.hidden, 1, rngs)
-
-    def _apply(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        return networks.apply_network(self._build, params, z).reshape(z.shape[0])
+            return self.network
+        return networks.BuildMLP(self.hidden, num_outputs)
 
 
-def _sampler(weights: Float[Array, " n"]) -> Any:
-    """`(key, count) -> indices` drawn in proportion to the weights, one from each quantile."""
-    cumulative = jnp.cumsum(weights)
+def draw_rows(key: Key[Array, ""], fold: Fold, count: int) -> tuple[Array, Array]:
+    """Training rows of p and of q, drawn in proportion to their weights, one a quantile."""
 
-    def draw(key: Key[Array, ""], count: int) -> Array:
+    def draw(key, weights):
+        cumulative = jnp.cumsum(weights)
         quantiles = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count
         index = jnp.searchsorted(cumulative, quantiles.astype(weights.dtype) * cumulative[-1])
         return jnp.minimum(index, weights.shape[0] - 1)
 
-    return draw
+    key_p, key_q = jax.random.split(key)
+    return draw(key_p, fold.train_p), draw(key_q, fold.train_q)
+
+
+def _or_infinite(value: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.where(jnp.isnan(value), jnp.inf, value)
+
+
+def convex_heads(in_features: int) -> Average:
+    """The convex log ratios together: linear, Gaussian and, up to 24 features, quadratic."""
+    heads: tuple[Any, ...] = (Linear(), GaussianDiscriminant())
+    if in_features <= MAX_QUADRATIC_FEATURES:
+        heads = (*heads, Quadratic())
+    return Average(heads)
 
 
 @pytree
 class Auto:
-    """The default: a network that starts at the best of several convex fits.
+    """The default: an average of two networks, of which one starts at the convex fits.
 
-    Those are the linear, the Gaussian discriminant, and up to 24 features the quadratic. What is
-    chosen among them, and whether the network adds to it, the validation rows say.
+    Those are the linear, the Gaussian discriminant, and up to 24 features the quadratic. What has
+    which weight, and whether a network adds anything, the validation rows say.
 
     Attributes:
-        hidden: the network's widths.
+        network: what is trained; its own `start` is one of the two.
     """
 
-    hidden: tuple[int, ...] = static(default=(64, 64))
+    network: Network = Network()
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> Any:
         """The parameters of the network and of all it may start from."""
@@ -470,8 +505,6 @@ class Auto:
         """The chosen log ratio."""
         return self._resolve(z.shape[1])(params, z)
 
-    def _resolve(self, in_features: int) -> Network:
-        convex: tuple[Any, ...] = (Linear(), GaussianDiscriminant())
-        if in_features <= MAX_QUADRATIC_FEATURES:
-            convex = (*convex, Quadratic())
-        return Network(hidden=self.hidden, start=Best(convex))
+    def _resolve(self, in_features: int) -> Average:
+        informed = dataclasses.replace(self.network, start=convex_heads(in_features))
+        return Average((informed, self.network))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-__all__ = ["Fold", "Head", "cross_entropy"]
+__all__ = ["Fold", "Head", "cross_entropy", "num_rows"]
 
 
 class Fold(NamedTuple):
@@ -58,3 +58,8 @@ def cross_entropy(
     """
     under_p = jnp.dot(weights_p, jax.nn.softplus(-log_ratio_p))
     return (under_p + jnp.dot(weights_q, jax.nn.softplus(log_ratio_q))) / 2
+
+
+def num_rows(*weights: Float[Array, " n"]) -> Float[Array, ""]:
+    """How many equally weighted rows these are worth, Σ (Σw)²/Σw², for weights that sum to one."""
+    return sum(1 / jnp.sum(weight**2) for weight in weights)

@@ -1,0 +1,143 @@
+"""Density ratios across a chasm: a sum of easy log ratios between neighbouring waymarks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from divjax.core.checks import check_positive
+from divjax.core.pytrees import pytree, static
+from divjax.ratio.heads import Network, convex_heads, draw_rows
+from divjax.ratio.types import Fold, Head, cross_entropy
+
+__all__ = ["Telescoping"]
+
+
+@pytree
+class Telescoping:
+    """The log ratio as a sum over bridges, log p/q = Σ_k log p_k/p_{k+1}.
+
+    Waymark p_k is the distribution of cos θ_k x + sin θ_k y for independent x ~ p and y ~ q, with
+    equal angles from θ_0 = 0 to θ_m = π/2. Neighbours overlap however far apart p and q are; a
+    classifier of p against q itself tells nothing apart beyond about log n nats.
+
+    Each bridge starts from a simple log ratio of its own. A network with one output a bridge, all
+    trained together on one trunk, adds what these miss.
+
+    Attributes:
+        num_bridges: m; a nat or two for each is comfortable.
+        start: the head that each bridge starts from; by default the best convex one.
+        network: how the trunk is built and trained, from a batch "b d" to "b m"; None for none.
+
+    References:
+        Rhodes, Xu, Gutmann 2020, eq. 5–8: the sum, waymarks by linear combination, joint training.
+    """
+
+    num_bridges: int = static(default=8)
+    start: Head | None = None
+    network: Network | None = Network()
+
+    def __post_init__(self):
+        check_positive(num_bridges=self.num_bridges)
+
+    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Any]:
+        """All bridges' starts, and the network."""
+        pair_key, start_key, init_key, fit_key = jax.random.split(key, 4)
+        start = self._start(fold.p.shape[1])
+        bridges = self._bridges(pair_key, fold)
+        keys = jax.random.split(start_key, self.num_bridges)
+        starts = jax.vmap(start.fit)(keys, bridges)
+        if self.network is None:
+            return starts, None
+        network, half = self.network, -(-self.network.batch_size // 2)
+        uniform = jnp.full(half, 1 / half, fold.p.dtype)
+        offset_p, offset_q = jax.vmap(start)(starts, bridges.p), jax.vmap(start)(starts, bridges.q)
+
+        def each(params, above, below):
+            """Each bridge's correction at rows of both its ends, "m b d"."""
+            both = jnp.concatenate([above, below], axis=1)
+            outputs = network.apply(params, both.reshape(-1, both.shape[-1]), self.num_bridges)
+            outputs = outputs.reshape(*both.shape[:2], self.num_bridges)
+            own = jnp.diagonal(outputs, axis1=0, axis2=2).T
+            return own[:, : above.shape[1]], own[:, above.shape[1] :]
+
+        def loss(key, params):
+            i, j = draw_rows(key, fold, half)
+            # Any row of p goes with any of q; both come sorted by quantile.
+            j = jax.random.permutation(jax.random.fold_in(key, 1), j)
+            marks = self._waymarks(fold.p[i], fold.q[j])
+            own_p, own_q = each(params, marks[:-1], marks[1:])
+            u_p = own_p + jax.vmap(start)(starts, marks[:-1])
+            u_q = own_q + jax.vmap(start)(starts, marks[1:])
+            return jnp.mean(jax.vmap(cross_entropy, (0, 0, None, None))(u_p, u_q, uniform, uniform))
+
+        def validate(params):
+            own_p, own_q = each(params, bridges.p, bridges.q)
+            weights = bridges.validation_p, bridges.validation_q
+            value = jnp.mean(jax.vmap(cross_entropy)(own_p + offset_p, own_q + offset_q, *weights))
+            return jnp.where(jnp.isnan(value), jnp.inf, value)
+
+        params = network.init(init_key, fold.p.shape[1], fold.p.dtype, self.num_bridges)
+        return starts, network.train(fit_key, loss, params, validate)
+
+    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """The sum of all bridges' log ratios."""
+        starts, own = params
+        start = self._start(z.shape[1])
+        total = jnp.sum(jax.vmap(lambda s: start(s, z))(starts), axis=0)
+        if self.network is None:
+            return total
+        return total + jnp.sum(self.network.apply(own, z, self.num_bridges), axis=1)
+
+    def _start(self, in_features: int) -> Head:
+        return convex_heads(in_features) if self.start is None else self.start
+
+    def _waymarks(self, x: Float[Array, "b d"], y: Float[Array, "b d"]) -> Float[Array, "k b d"]:
+        angles = np.linspace(0, np.pi / 2, self.num_bridges + 1)
+        cos, sin = (jnp.asarray(f(angles), x.dtype)[:, None, None] for f in (np.cos, np.sin))
+        # Exact at the ends.
+        cos, sin = cos.at[-1].set(0), sin.at[0].set(0)
+        return cos * x + sin * y
+
+    def _bridges(self, key: Key[Array, ""], fold: Fold) -> Fold:
+        """A fold for each bridge.
+
+        Each row of p is paired with a random one of q that plays the same part, and each of q with
+        one of p. Between the ends all pairs count; p itself is the pairs of its rows, q of its own.
+        """
+        n, m = fold.p.shape[0], fold.q.shape[0]
+        train_key, validation_key = jax.random.split(key)
+
+        def partners(key, weights_p, weights_q):
+            part = fold._replace(train_p=weights_p, train_q=weights_q)
+            of_q, of_p = draw_rows(key, part, max(n, m))
+            shuffle_p, shuffle_q = jax.random.split(jax.random.fold_in(key, 1))
+            of_p = jax.random.permutation(shuffle_p, of_p)[:n]
+            return of_p, jax.random.permutation(shuffle_q, of_q)[:m]
+
+        train = partners(train_key, fold.train_p, fold.train_q)
+        validation = partners(validation_key, fold.validation_p, fold.validation_q)
+        for_p = jnp.where(fold.validation_p > 0, validation[0], train[0])
+        for_q = jnp.where(fold.validation_q > 0, validation[1], train[1])
+        x = jnp.concatenate([fold.p, fold.p[for_q]])
+        y = jnp.concatenate([fold.q[for_p], fold.q])
+        marks = self._waymarks(x, y)
+
+        def weigh(of_p, of_q):
+            first = jnp.concatenate([of_p, jnp.zeros_like(of_q)])
+            last = jnp.concatenate([jnp.zeros_like(of_p), of_q])
+            between = (first + last) / 2
+            return jnp.stack([first, *[between] * (self.num_bridges - 1), last])
+
+        train_weights = weigh(fold.train_p, fold.train_q)
+        validation_weights = weigh(fold.validation_p, fold.validation_q)
+        return Fold(
+            marks[:-1],
+            marks[1:],
+            train_weights[:-1],
+            train_weights[1:],
+            validation_weights[:-1],
+            validation_weights[1:],
+        )
