@@ -1,0 +1,34 @@
+"""What a finite sample says: confidence bounds, intervals, permutation tests, AUC, accuracy."""
+
+from divjax.inference.concentration import (
+    Bounded,
+    betting_lower_bound,
+    betting_upper_bound,
+    empirical_bernstein_lower_bound,
+    empirical_bernstein_upper_bound,
+    sum_of_means_lower_bound,
+)
+from divjax.inference.intervals import logit_interval, normal_interval
+from divjax.inference.permutation import (
+    PermutationTest,
+    permutation_test,
+    score_permutation_test,
+)
+from divjax.inference.rank import ScoreEstimate, accuracy, auc
+
+__all__ = [
+    "Bounded",
+    "PermutationTest",
+    "ScoreEstimate",
+    "accuracy",
+    "auc",
+    "betting_lower_bound",
+    "betting_upper_bound",
+    "empirical_bernstein_lower_bound",
+    "empirical_bernstein_upper_bound",
+    "logit_interval",
+    "normal_interval",
+    "permutation_test",
+    "score_permutation_test",
+    "sum_of_means_lower_bound",
+]

@@ -1,0 +1,189 @@
+"""Permutation tests: exact levels by enumeration, SciPy's p-values, blocks, power."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from divjax import inference
+from divjax.inference import permutation, permutation_test, score_permutation_test
+
+KEY = jax.random.key(0)
+jit_scores = jax.jit(
+    score_permutation_test, static_argnames=("kind", "num_permutations", "batch_size")
+)
+
+
+def difference(x, y):
+    return jnp.mean(x) - jnp.mean(y)
+
+
+def exact_p_value(statistic, x, y):
+    """Over all ways to choose the rows of the first sample."""
+    pooled, n = np.concatenate([x, y]), len(x)
+    observed, null = statistic(x, y), []
+    for chosen in itertools.combinations(range(len(pooled)), n):
+        rest = np.setdiff1d(np.arange(len(pooled)), chosen)
+        null.append(statistic(pooled[list(chosen)], pooled[rest]))
+    return np.mean(np.asarray(null) >= observed - 1e-9)
+
+
+def close_to(p_value, exact, num_permutations):
+    """(1 + B)/(1 + N), B binomial."""
+    expected = (1 + num_permutations * exact) / (1 + num_permutations)
+    return abs(p_value - expected) < 4 * np.sqrt(exact * (1 - exact) / num_permutations) + 1e-6
+
+
+STATISTICS = {
+    "mean": lambda x, y: np.mean(x) - np.mean(y),
+    "auc": lambda x, y: np.mean((x[:, None] > y) + 0.5 * (x[:, None] == y)),
+    "accuracy": lambda x, y: (2 + np.mean(np.sign(x)) - np.mean(np.sign(y))) / 4,
+}
+
+
+@pytest.mark.parametrize("kind", STATISTICS)
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_scores_p_value_is_the_enumerated_one(kind, offset):
+    """With ties within the samples and of the statistic, also far from the origin."""
+    x, y = np.array([1.0, 2.0, 2.0, -1.0, 0.5]) + offset, np.array([0.0, 2.0, -1.0, -2.0]) + offset
+    test = jit_scores(KEY, x, y, kind, num_permutations=4000)
+    np.testing.assert_allclose(test.statistic, STATISTICS[kind](x, y), rtol=1e-4)
+    assert close_to(test.p_value, exact_p_value(STATISTICS[kind], x, y), 4000)
+
+
+def test_the_p_value_of_any_statistic_is_the_enumerated_one():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(0.8, 1, (5, 2)), rng.normal(0, 1, (4, 2))
+    distance = lambda x, y: ((x.mean(0) - y.mean(0)) ** 2).sum()
+    test = permutation_test(
+        KEY, distance, jnp.asarray(x), jnp.asarray(y), num_permutations=4000, batch_size=500
+    )
+    np.testing.assert_allclose(test.statistic, distance(x, y), rtol=1e-5)
+    assert close_to(test.p_value, exact_p_value(distance, x, y), 4000)
+
+
+def test_the_general_and_the_fast_form_agree_with_scipy():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(0.5, 1, 40), rng.normal(0, 1, 30)
+    x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+    fast = jit_scores(KEY, x, y, "mean", num_permutations=3000)
+    general = permutation_test(KEY, difference, x, y, num_permutations=3000, batch_size=100)
+    # The same key, the same permutations.
+    np.testing.assert_allclose(general.statistic, fast.statistic, rtol=1e-5)
+    np.testing.assert_allclose(general.null, fast.null, atol=1e-6)
+    theirs = scipy.stats.ttest_ind(x, y, alternative="greater").pvalue
+    assert close_to(fast.p_value, theirs, 3000)
+    ranks = jit_scores(KEY, x, y, num_permutations=3000)
+    theirs = scipy.stats.mannwhitneyu(x, y, alternative="greater").pvalue
+    assert close_to(ranks.p_value, theirs, 3000)
+
+
+def test_the_level_is_exact_for_every_key():
+    """Under the null p ≤ α with probability ≤ α, and = α without ties if α(1 + N) is an integer."""
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(3000, 7)).astype(np.float32)
+    keys = jax.random.split(KEY, 3000)
+    test = lambda key, v: score_permutation_test(key, v[:3], v[3:], "mean", num_permutations=19)
+    p_values = np.asarray(jax.jit(jax.vmap(test))(keys, rows).p_value)
+    # 35 relabellings: one of them is drawn again among 19 now and then, and counts as a tie.
+    for alpha in (0.1, 0.25, 0.5):
+        share = np.mean(p_values <= alpha + 1e-6)
+        assert share < alpha + 4 * np.sqrt(alpha * (1 - alpha) / 3000)
+        assert share > alpha - 0.05
+    discrete = np.round(rows)
+    p_values = np.asarray(jax.jit(jax.vmap(test))(keys, discrete).p_value)
+    assert np.mean(p_values <= 0.1 + 1e-6) < 0.1 + 4 * 0.3 / np.sqrt(3000)
+
+
+def test_permutations_are_uniform_within_blocks():
+    """Each of the 2! 3! orders that keep blocks equally often, and no other."""
+    blocks = jnp.array([1, 0, 1, 0, 1])
+    keys = jax.random.split(KEY, 6000)
+    orders = np.asarray(jax.vmap(lambda key: permutation._permutation(key, 5, blocks))(keys))
+    assert np.all(np.asarray(blocks)[orders] == np.asarray(blocks))
+    _, counts = np.unique(orders, axis=0, return_counts=True)
+    assert len(counts) == 12
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_blocks_remove_what_differs_between_blocks():
+    """Two sites, one with high values and mostly x: pooled it looks like a difference."""
+    rng = np.random.default_rng(4)
+    site_x, site_y = np.repeat([0, 1], [40, 10]), np.repeat([0, 1], [10, 40])
+    x, y = rng.normal(size=50) - 3 * site_x, rng.normal(size=50) - 3 * site_y
+    blocks = (jnp.asarray(site_x), jnp.asarray(site_y))
+    pooled = jit_scores(KEY, x, y, num_permutations=499)
+    within = jit_scores(KEY, x, y, num_permutations=499, blocks=blocks)
+    assert pooled.p_value < 0.01 < 0.05 < within.p_value
+    moved = permutation_test(
+        KEY, difference, jnp.asarray(x + 1.5), jnp.asarray(y), num_permutations=199, blocks=blocks
+    )
+    assert moved.p_value == pytest.approx(1 / 200)
+
+
+def test_what_is_not_a_number_is_never_significant():
+    nan = lambda x, y: jnp.sum(x) * jnp.nan
+    assert permutation_test(KEY, nan, jnp.ones(3), jnp.zeros(3), num_permutations=19).p_value == 1
+    scores = jnp.array([5.0, 6.0, jnp.nan])
+    for kind in STATISTICS:
+        test = jit_scores(KEY, scores, jnp.zeros(3), kind, num_permutations=19)
+        assert test.p_value == 1
+        assert jnp.isnan(test.statistic)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_dtypes_and_batches(dtype):
+    with jax.enable_x64(True):
+        x, y = jnp.arange(6.0, dtype=dtype), jnp.arange(4.0, dtype=dtype)
+        one = jit_scores(KEY, x, y, num_permutations=7)
+        assert {leaf.dtype for leaf in one} == {jnp.dtype(dtype)}
+        batched = jit_scores(KEY, x, y, num_permutations=7, batch_size=3)
+        np.testing.assert_allclose(one.null, batched.null, rtol=1e-6)
+        general = permutation_test(KEY, difference, x, y, num_permutations=7)
+        assert {leaf.dtype for leaf in general} == {jnp.dtype(dtype)}
+
+
+def test_rows_may_be_of_any_shape():
+    images = jax.random.normal(KEY, (12, 4, 4))
+    statistic = lambda x, y: jnp.abs(jnp.mean(x) - jnp.mean(y))
+    test = permutation_test(KEY, statistic, images[:6] + 3, images[6:], num_permutations=99)
+    assert test.p_value < 0.05
+    assert test.null.shape == (99,)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: permutation_test(0, difference, jnp.ones(3), jnp.ones(3)), "key must be one"),
+        (lambda: permutation_test(KEY, 1.0, jnp.ones(3), jnp.ones(3)), "statistic must be a func"),
+        (
+            lambda: permutation_test(KEY, lambda x, y: x, jnp.ones(3), jnp.ones(3)),
+            r"statistic must return a scalar; got shape \(3,\)",
+        ),
+        (lambda: permutation_test(KEY, difference, jnp.ones(0), jnp.ones(3)), "x must have at"),
+        (
+            lambda: permutation_test(KEY, difference, jnp.ones((3, 2)), jnp.ones((3, 1))),
+            "x and y must have rows of the same shape",
+        ),
+        (
+            lambda: inference.score_permutation_test(KEY, jnp.ones(3), jnp.ones(3), "median"),
+            'kind must be "mean", "auc" or "accuracy"; got \'median\'',
+        ),
+        (
+            lambda: score_permutation_test(KEY, jnp.ones(3), jnp.ones(3), num_permutations=0),
+            "num_permutations must be a positive number; got 0",
+        ),
+        (
+            lambda: score_permutation_test(
+                KEY, jnp.ones(3), jnp.ones(2), blocks=(jnp.ones(3), jnp.ones(3))
+            ),
+            "blocks must be two vectors of labels",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
