@@ -1,29 +1,51 @@
-"""Pairs of overlaid images, two labels each: the Multi-MNIST recipe on four sources.
+"""Data sets: pairs of overlaid images, and tables.
 
-Two images of different classes are placed on a larger canvas, one towards the top left and one
-towards the bottom right, each moved by a few pixels, and overlapped by the maximum; task 1 is the
-class of the top-left image, task 2 that of the other (Sabour, Frosst, Hinton 2017; Lin et al.
-2019). The base images of train, validation and test are disjoint.
+`load`: pairs of overlaid images, two labels each, the Multi-MNIST recipe on four sources. Two
+images of different classes are placed on a larger canvas, one towards the top left and one towards
+the bottom right, each moved by a few pixels, and overlapped by the maximum; task 1 is the class of
+the top-left image, task 2 that of the other (Sabour, Frosst, Hinton 2017; Lin et al. 2019). The
+base images of train, validation and test are disjoint.
+
+`load_table`, `load_pair`: tables of mixed columns as pandas data frames.
+
+Files are looked for under the folder `DIVJAX_DATA_DIR`, then in the cache, then downloaded where
+their source allows it; checksums decide.
 """
 
 import gzip
 import hashlib
+import io
 import os
 import urllib.error
 import urllib.request
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from sklearn.datasets import load_digits
 
 from experiments.common import write_atomically
 
 DATASETS = ("digits", "multi_mnist", "multi_fashion", "multi_fashion_mnist")
 
+PAIRS = ("ctgan", "vae")
+
+# A folder of files, or an archive that holds them.
 _SOURCES = {
     "mnist": "https://storage.googleapis.com/cvdf-datasets/mnist/",
     "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "adult": "https://archive.ics.uci.edu/static/public/2/adult.zip",
+    "covertype": "https://archive.ics.uci.edu/static/public/31/covertype.zip",
+}
+# What must be fetched by hand, and where.
+_BY_HAND = {
+    "king_county": "https://www.kaggle.com/datasets/harlfoxem/housesalesprediction (an account)",
+    "credit_default": "https://archive.ics.uci.edu/dataset/350 (a spreadsheet, to be saved as csv)",
+    "adult_synth_2405.07822": "https://github.com/Patricia-A-Apellaniz/divergence_estimator "
+    "(no licence is stated, so it is not downloaded for you)",
 }
 _MD5 = {
     "mnist/t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
@@ -34,6 +56,15 @@ _MD5 = {
     "fashion_mnist/t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
     "fashion_mnist/train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
     "fashion_mnist/train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "adult/adult.data": "5d7c39d7b8804f071cdd1f2a7c460872",
+    "adult/adult.test": "35238206dfdf7f1fe215bbb874adecdc",
+    "adult_synth_2405.07822/ctgan/gen_data.csv": "1a5e511dfcaddb6e1cf30ecbf87ce68b",
+    "adult_synth_2405.07822/ctgan/real_data.csv": "c674823ee521187d7c537e3bc15a23dc",
+    "adult_synth_2405.07822/vae/gen_data.csv": "f4c60b315b20daad690c9bfe5f0b662b",
+    "adult_synth_2405.07822/vae/real_data.csv": "eecbbeaa06d1fa9059408a7aeafc2df1",
+    "covertype/covtype.20k.data": "e41ea3d6ffc44ed39da92686c3917683",
+    "credit_default/credit-card-clients.csv": "b4c032de2325e194778792f7e7610d06",
+    "king_county/kc_house_data.csv": "b1e7bdf4f3e61792c0979a5697dc7145",
 }
 
 
@@ -160,6 +191,95 @@ def parse_idx(content: bytes) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
+def load_table(name: str) -> pd.DataFrame:
+    """A table of mixed columns.
+
+    Args:
+        name: `adult`, census income, 48 842 × 15, missing values in three columns;
+            `king_county`, house sales, 21 613 × 20, without the `id`; `credit_default`, Taiwanese
+            card holders, 30 000 × 24; `covertype`, the first 20 000 × 13, wilderness area and soil
+            type each as one category instead of 4 and 40 indicators.
+
+    Raises:
+        ValueError: if the name is unknown.
+        FileNotFoundError: if a file is not there and cannot be downloaded.
+    """
+    if name not in TABLES:
+        raise ValueError(f"table must be one of {', '.join(TABLES)}; got {name!r}.")
+    return TABLES[name]()
+
+
+def load_pair(synthesizer: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Adult and what a generator made of it, the files of Apellániz et al., arXiv 2405.07822.
+
+    Args:
+        synthesizer: `ctgan`, 10 000 and 10 000 rows, or `vae`, 10 000 and 9 500.
+
+    Returns:
+        The real table and the synthetic one, 14 columns each; all but `age` and `fnlwgt`, which are
+        standardised, are codes of categories.
+
+    Raises:
+        ValueError: if the name is unknown.
+        FileNotFoundError: if the files are not under `DIVJAX_DATA_DIR`: they are never downloaded.
+    """
+    if synthesizer not in PAIRS:
+        raise ValueError(f"synthesizer must be one of {', '.join(PAIRS)}; got {synthesizer!r}.")
+    real, synthetic = (
+        _read_csv(f"adult_synth_2405.07822/{synthesizer}/{part}_data.csv")
+        for part in ("real", "gen")
+    )
+    codes = {column: "int64" for column in real.columns if column not in ("age", "fnlwgt")}
+    as_categories = dict.fromkeys(codes, "category")
+    return real.astype(codes).astype(as_categories), synthetic.astype(codes).astype(as_categories)
+
+
+def _read_csv(name: str, **options: Any) -> pd.DataFrame:
+    return pd.read_csv(io.BytesIO(_fetch(name)), **options)
+
+
+_ADULT_COLUMNS = """
+    age workclass fnlwgt education education-num marital-status occupation relationship race sex
+    capital-gain capital-loss hours-per-week native-country income
+"""
+_COVERTYPE_NUMBERS = """
+    elevation aspect slope to-water to-water-vertical to-roads shade-9 shade-noon shade-15 to-fire
+"""
+
+
+def _adult() -> pd.DataFrame:
+    options = {"names": _ADULT_COLUMNS.split(), "na_values": "?", "skipinitialspace": True}
+    train = _read_csv("adult/adult.data", **options)
+    test = _read_csv("adult/adult.test", **options, skiprows=1)
+    table = pd.concat([train, test], ignore_index=True)
+    return table.assign(income=table["income"].str.rstrip("."))
+
+
+def _king_county() -> pd.DataFrame:
+    table = _read_csv("king_county/kc_house_data.csv", dtype={"zipcode": "category"})
+    return table.drop(columns="id").assign(date=pd.to_datetime(table["date"]))
+
+
+def _credit_default() -> pd.DataFrame:
+    return _read_csv("credit_default/credit-card-clients.csv")
+
+
+def _covertype() -> pd.DataFrame:
+    raw = _read_csv("covertype/covtype.20k.data", header=None).to_numpy()
+    table = pd.DataFrame(raw[:, :10], columns=_COVERTYPE_NUMBERS.split())
+    for column, indicators in (("wilderness", raw[:, 10:14]), ("soil", raw[:, 14:54])):
+        table[column] = pd.Categorical(indicators.argmax(axis=1) + 1)
+    return table.assign(cover=pd.Categorical(raw[:, 54]))
+
+
+TABLES: dict[str, Callable[[], pd.DataFrame]] = {
+    "adult": _adult,
+    "king_county": _king_county,
+    "credit_default": _credit_default,
+    "covertype": _covertype,
+}
+
+
 def cache_folder() -> Path:
     """Where downloads are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "divjax"
@@ -171,19 +291,31 @@ def _fetch(name: str) -> bytes:
     for folder in ([Path(given)] if given else []) + [cache_folder()]:
         if (folder / name).exists():
             return _verified(name, (folder / name).read_bytes(), str(folder / name))
-    source, file = name.split("/")
-    url = _SOURCES[source] + file
+    source, file = name.split("/", 1)
+    absent = (
+        f"{name} is not under DIVJAX_DATA_DIR ({given or 'not set'}) nor in {cache_folder()}, and "
+    )
+    if source in _BY_HAND:
+        raise FileNotFoundError(f"{absent}must be put there by hand, from {_BY_HAND[source]}.")
+    archived = _SOURCES[source].endswith(".zip")
+    url = _SOURCES[source] + file * (not archived)
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             content = response.read()
     except (urllib.error.URLError, TimeoutError) as error:
-        raise FileNotFoundError(
-            f"{name} is not under DIVJAX_DATA_DIR ({given or 'not set'}) nor in {cache_folder()}, "
-            f"and {url} could not be read: {error}."
-        ) from error
-    content = _verified(name, content, url)
+        raise FileNotFoundError(f"{absent}{url} could not be read: {error}.") from error
+    content = _verified(name, _extract(content, file) if archived else content, url)
     write_atomically(cache_folder() / name, content)
     return content
+
+
+def _extract(archive: bytes, file: str) -> bytes:
+    """A file of a zip archive; of covertype, the first 20 000 rows."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        if file != "covtype.20k.data":
+            return opened.read(file)
+        rows = gzip.decompress(opened.read("covtype.data.gz"))
+        return b"".join(rows.splitlines(keepends=True)[:20_000])
 
 
 def _verified(name: str, content: bytes, origin: str) -> bytes:

@@ -1,8 +1,11 @@
-"""The Multi-MNIST recipe, and files that are missing or damaged."""
+"""The Multi-MNIST recipe, the tables, and files that are missing or damaged."""
 
 import gzip
+import hashlib
+import io
 import itertools
 import urllib.error
+import zipfile
 
 import numpy as np
 import pytest
@@ -104,3 +107,113 @@ def test_a_damaged_download_is_not_kept(tmp_path, monkeypatch):
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match="dataset must be one of digits, multi_mnist"):
         data.load("cifar")
+
+
+ADULT = {
+    "adult/adult.data": b"39, Private, 77516, HS-grad, 9, Divorced, ?, Wife, White, Female, 0, 0, "
+    b"40, Cuba, <=50K\n",
+    "adult/adult.test": b"|1x3 Cross validator\n25, ?, 226802, 11th, 7, Divorced, Sales, "
+    b"Own-child, Black, Male, 0, 0, 40, Peru, >50K.\n",
+}
+
+
+def checksums(monkeypatch, files):
+    for name, content in files.items():
+        monkeypatch.setitem(data._MD5, name, hashlib.md5(content).hexdigest())
+
+
+def zipped(files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name.split("/")[-1], content)
+    return buffer.getvalue()
+
+
+def served(monkeypatch, content):
+    asked = []
+
+    def urlopen(url, timeout):
+        asked.append(url)
+        return io.BytesIO(content)
+
+    monkeypatch.setattr(data.urllib.request, "urlopen", urlopen)
+    return asked
+
+
+def test_adult_is_downloaded_joined_and_its_question_marks_are_missing(tmp_path, monkeypatch):
+    monkeypatch.delenv("DIVJAX_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    checksums(monkeypatch, ADULT)
+    asked = served(monkeypatch, zipped(ADULT))
+    for _ in range(2):
+        table = data.load_table("adult")
+        assert table.shape == (2, 15)
+        assert table["income"].tolist() == ["<=50K", ">50K"]
+        assert table["workclass"].isna().tolist() == [False, True]
+        assert table["occupation"].isna().tolist() == [True, False]
+        assert table["age"].tolist() == [39, 25]
+    assert len(asked) == 2  # one for each file; the second time they are in the cache
+
+
+def test_covertype_is_the_first_rows_of_its_archive(tmp_path, monkeypatch):
+    """Wilderness area 3, soil type 40, then 1 and 2."""
+    monkeypatch.delenv("DIVJAX_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def row(wilderness, soil, cover):
+        indicators = [int(k == wilderness) for k in range(1, 5)]
+        indicators += [int(k == soil) for k in range(1, 41)]
+        return ",".join(
+            map(str, [2596, 51, 3, 258, 0, 510, 221, 232, 148, 6279, *indicators, cover])
+        )
+
+    kept = (row(3, 40, 5) + "\n" + (row(1, 2, 7) + "\n") * 19_999).encode()
+    checksums(monkeypatch, {"covertype/covtype.20k.data": kept})
+    served(monkeypatch, zipped({"covtype.data.gz": gzip.compress(kept + b"1,2,3\n")}))
+    table = data.load_table("covertype")
+    assert table.shape == (20_000, 13)
+    assert table.iloc[0][["elevation", "wilderness", "soil", "cover"]].tolist() == [2596, 3, 40, 5]
+    assert table.iloc[1][["to-fire", "wilderness", "soil", "cover"]].tolist() == [6279, 1, 2, 7]
+
+
+def test_what_is_not_downloaded_is_said_to_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIVJAX_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = served(monkeypatch, b"")
+    with pytest.raises(FileNotFoundError, match=r"ctgan/real_data\.csv.*by hand.*no licence"):
+        data.load_pair("ctgan")
+    with pytest.raises(FileNotFoundError, match=r"kc_house_data\.csv.*by hand.*kaggle"):
+        data.load_table("king_county")
+    assert not asked
+
+
+def test_tables_in_a_local_folder_are_read(tmp_path, monkeypatch):
+    """House ids go, dates are dates, zip codes are categories; the pair's codes are too."""
+    real = b"age,workclass,fnlwgt,label\n-1.5,1.0,0.25,0.0\n0.5,0.0,0.5,1.0\n"
+    files = {
+        "king_county/kc_house_data.csv": b"id,date,price,zipcode\n1,20141013T000000,221900,98178\n",
+        "adult_synth_2405.07822/vae/real_data.csv": real,
+        "adult_synth_2405.07822/vae/gen_data.csv": real.replace(b"1.0", b"1"),
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    checksums(monkeypatch, files)
+    monkeypatch.setenv("DIVJAX_DATA_DIR", str(tmp_path))
+    houses = data.load_table("king_county")
+    assert list(houses) == ["date", "price", "zipcode"]
+    assert houses["date"][0].isoformat() == "2014-10-13T00:00:00"
+    assert houses["zipcode"].dtype == "category"
+    one, other = data.load_pair("vae")
+    assert one.equals(other)
+    assert one["workclass"].tolist() == [1, 0]
+    assert one["age"].tolist() == [-1.5, 0.5]
+    assert [str(dtype) for dtype in one.dtypes] == ["float64", "category", "float64", "category"]
+
+
+def test_unknown_tables_are_refused():
+    with pytest.raises(ValueError, match="table must be one of adult, king_county"):
+        data.load_table("iris")
+    with pytest.raises(ValueError, match="synthesizer must be one of ctgan, vae"):
+        data.load_pair("gan")

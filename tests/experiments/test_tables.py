@@ -1,0 +1,228 @@
+"""The encoding of two tables, column by column, against matrices made by hand."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import tables
+
+
+def frame(**columns):
+    return pd.DataFrame(columns)
+
+
+def repeated(values, times=20):
+    return [value for value in values for _ in range(times)]
+
+
+def test_numbers_are_centred_and_missing_ones_are_said_to_be():
+    p, q = frame(x=[1.0, 2.0, np.nan]), frame(x=[4.0, np.inf, 10.0])
+    encoded = tables.encode(p, q)
+    assert encoded.columns == ("x", "x (missing)")
+    np.testing.assert_array_equal(encoded.p, [[-2, 0], [-1, 0], [0, 1]])  # the median is 3
+    np.testing.assert_array_equal(encoded.q, [[1, 0], [0, 1], [7, 0]])
+    assert "x: 1 infinite values taken as missing" in encoded.notes
+
+
+def test_large_numbers_keep_the_digits_that_vary():
+    offset = 1.7e9  # float32 tells no neighbours apart here
+    p, q = frame(x=offset + np.arange(5.0)), frame(x=offset + np.arange(5.0, 10.0))
+    encoded = tables.encode(p, q)
+    np.testing.assert_array_equal(encoded.p[:, 0].astype(np.float32), np.arange(5) - 4.5)
+
+
+def test_categories_are_indicators_of_all_levels_but_the_most_frequent():
+    """`c` never occurs in p: a column that is zero there. Missing is a level."""
+    p, q = frame(x=["a", "a", "b", None]), frame(x=["a", "c", "c", "b"])
+    encoded = tables.encode(p, q)
+    assert encoded.columns == ("x=b", "x=c", "x=(missing)")
+    np.testing.assert_array_equal(encoded.p, [[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(encoded.q, [[0, 0, 0], [0, 1, 0], [0, 1, 0], [1, 0, 0]])
+    assert "x: 1 levels never occur in p: c" in encoded.notes
+    assert "x: 1 levels never occur in q: (missing)" in encoded.notes
+
+
+def test_each_table_weighs_the_same_where_levels_are_ordered():
+    """Level b is all of the small table, a 60 % of the large one: b is the more frequent."""
+    p, q = frame(x=["b"] * 4), frame(x=["a"] * 60 + ["c"] * 40)
+    assert tables.encode(p, q).columns == ("x=a", "x=c")
+
+
+def test_few_distinct_numbers_are_categories():
+    p, q = frame(x=repeated([0, 1, 2])), frame(x=repeated([0.0, 1.0, 1.0]))
+    encoded = tables.encode(p, q)
+    assert encoded.columns == ("x=0", "x=2")  # 1 is the most frequent
+    np.testing.assert_array_equal(encoded.p[[0, 20, 40]], [[1, 0], [0, 0], [0, 1]])
+    assert tables.encode(p, q, few_values=2).columns == ("x",)
+    with_fraction = tables.encode(p, frame(x=repeated([0.0, 0.5, 1.0])))
+    assert with_fraction.columns == ("x=1", "x=0.5", "x=2")
+    few_rows = tables.encode(frame(x=[0, 1, 2]), frame(x=[0, 1, 1]))
+    assert few_rows.columns == ("x",)
+
+
+def test_numbers_can_be_declared_categories():
+    p, q = frame(x=[10, 10, 30]), frame(x=[10, 30, 30])
+    assert tables.encode(p, q).columns == ("x",)
+    assert tables.encode(p, q, categorical=("x",)).columns == ("x=30",)
+    with pytest.raises(ValueError, match=r"categorical must name columns of both tables.*'z'"):
+        tables.encode(p, q, categorical=("z",))
+
+
+def test_the_rarest_levels_are_merged():
+    values = repeated(["a"], 5) + repeated(["b"], 4) + ["c", "c", "d"]
+    encoded = tables.encode(frame(x=values), frame(x=values), max_levels=3)
+    assert encoded.columns == ("x=b", "x=(other)")
+    np.testing.assert_array_equal(encoded.p.sum(axis=0), [4, 3])
+    assert "x: the 2 rarest of 4 levels (25.0% of the rows) merged into (other)" in encoded.notes
+
+
+def test_free_text_and_identifiers_are_dropped():
+    p = frame(x=[1.0, 2.0, 3.0], id=["u1", "u2", "u3"], text=["one", "one", "two"])
+    q = frame(x=[1.5, 2.5, 3.5], id=["v1", "v2", "v3"], text=["one", "three", "four"])
+    encoded = tables.encode(p, q)
+    assert set(encoded.groups) == {"x", "text"}  # half of the rows of `text` repeat
+    assert "id: 6 different values, free text or an identifier, dropped" in encoded.notes
+    many = [f"word {number}" for number in range(100)]
+    p, q = frame(x=range(100), text=many), frame(x=range(100), text=many)
+    assert set(tables.encode(p, q).groups) == {"x"}
+
+
+def test_constant_columns_are_dropped_only_if_they_agree():
+    p = frame(same=[7, 7, 7], other=[1, 1, 1], one=["a", "a", "a"], empty=[None] * 3)
+    q = frame(same=[7, 7, 7], other=[2, 2, 2], one=["a", "a", "b"], empty=[None] * 3)
+    encoded = tables.encode(p, q)
+    assert encoded.groups == {"other": slice(0, 1), "one": slice(1, 2)}
+    np.testing.assert_array_equal(encoded.p[:, 0], [-0.5] * 3)
+    np.testing.assert_array_equal(encoded.q[:, 0], [0.5] * 3)
+    np.testing.assert_array_equal(encoded.q[:, 1], [0, 0, 1])
+    assert "same: constant (7), dropped" in encoded.notes
+    assert "empty: constant ((missing)), dropped" in encoded.notes
+
+
+def test_a_column_missing_altogether_in_one_table_is_a_difference():
+    encoded = tables.encode(frame(x=[None, None, None]), frame(x=[1.0, 2.0, 3.0]))
+    assert encoded.columns == ("x", "x (missing)")
+    np.testing.assert_array_equal(encoded.p, [[0, 1]] * 3)
+    np.testing.assert_array_equal(encoded.q, [[-1, 0], [0, 0], [1, 0]])
+
+
+def test_common_columns_are_compared_and_the_others_named():
+    p = frame(b=[1.0, 2.0], only_p=[0, 0], a=[3.0, 4.0])
+    q = frame(a=[5.0, 6.0], b=[7.0, 9.0], only_q=[0, 0])
+    encoded = tables.encode(p, q, names=("real", "made"))
+    assert encoded.columns == ("b", "a")
+    np.testing.assert_array_equal(encoded.q, [[2.5, 0.5], [4.5, 1.5]])  # medians 4.5 and 4.5
+    assert "only in real, not compared: only_p" in encoded.notes
+    assert "only in made, not compared: only_q" in encoded.notes
+    with pytest.raises(ValueError, match="must have a column in common"):
+        tables.encode(p[["only_p"]], q)
+
+
+def test_numbers_against_text_are_categories():
+    p, q = frame(x=repeated([1.0, 2.0], 3)), frame(x=repeated(["1", "two"], 3))
+    encoded = tables.encode(p, q)
+    assert encoded.columns == ("x=2", "x=two")  # 1 in both
+    np.testing.assert_array_equal(encoded.p, [[0, 0]] * 3 + [[1, 0]] * 3)
+    assert "x: number in p, text in q: compared as categories" in encoded.notes
+
+
+def test_dates_are_days():
+    days = ["2024-03-01", "2024-03-03", "2024-03-07"]
+    expected = [[-2.0], [0.0], [4.0]]
+    for column in (days, pd.to_datetime(days), [day.replace("-", "") for day in days]):
+        encoded = tables.encode(frame(x=days), frame(x=column))
+        np.testing.assert_array_equal(encoded.p, expected)
+        np.testing.assert_array_equal(encoded.q, expected)
+
+
+def test_codes_mean_the_same_in_whatever_type_they_come():
+    p = frame(x=pd.Categorical([1, 2, 2, 1, 2]))
+    for column in (["1", "2", "2", "1", "2"], pd.Categorical([1.0, 2.0, 2.0, 1.0, 2.0])):
+        encoded = tables.encode(p, frame(x=column))
+        assert encoded.columns == ("x=1",)
+        np.testing.assert_array_equal(encoded.p, encoded.q)
+
+
+def test_repeated_rows_are_counted():
+    p, q = frame(x=[1.0, 1.0, 2.0, 3.0]), frame(x=[3.0, 4.0, 3.0, 5.0, 3.0])
+    notes = tables.encode(p, q).notes
+    assert "1 of the 4 rows of p repeat an earlier one" in notes
+    assert "2 of the 5 rows of q repeat an earlier one" in notes
+    assert "3 of the 5 rows of q are rows of p" in notes
+
+
+def test_swapping_the_tables_swaps_the_matrices():
+    rng = np.random.default_rng(0)
+
+    def draw(count, levels):
+        numbers = np.where(rng.random(count) < 0.1, np.nan, rng.normal(size=count))
+        return frame(x=numbers, y=rng.choice(levels, count), z=rng.integers(5, size=count))
+
+    p, q = draw(70, ["a", "b", "c"]), draw(40, ["b", "c", "d", "e"])
+    one, other = tables.encode(p, q, max_levels=4), tables.encode(q, p, max_levels=4)
+    assert one.columns == other.columns
+    np.testing.assert_array_equal(one.p, other.q)
+    np.testing.assert_array_equal(one.q, other.p)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_tables_too_small_are_refused(rows):
+    p, q = frame(x=[1.0, 2.0]), frame(x=[1.0] * rows)
+    with pytest.raises(ValueError, match=f"synthetic must hold at least two rows; got {rows}"):
+        tables.encode(p, q, names=("real", "synthetic"))
+
+
+def test_nothing_to_compare_is_refused():
+    with pytest.raises(ValueError, match=r"no column is left to compare: x: constant \(1\)"):
+        tables.encode(frame(x=[1, 1]), frame(x=[1, 1, 1]))
+    twice = pd.DataFrame([[1, 2], [3, 4]], columns=["x", "x"])
+    with pytest.raises(ValueError, match=r"p must name its columns uniquely; got twice: \['x'\]"):
+        tables.encode(twice, twice)
+
+
+def entropy_bits(x):
+    return -x * math.log2(x) - (1 - x) * math.log2(1 - x)
+
+
+def test_a_lattice_is_found_and_bounded():
+    """A quarter of q on p's lattice: TV ≥ 3/4 up to sampling, JS ≥ 1 − h(1/8) = 0.456 bits."""
+    rng = np.random.default_rng(0)
+    lattice = rng.integers(50, size=8000) / 10
+    mixed = np.where(np.arange(8000) % 4 == 0, rng.permutation(lattice), rng.normal(size=8000))
+    normal = rng.normal(size=(2, 8000))
+    p = frame(x=lattice, same=normal[0], both=lattice, text=["a"] * 8000)
+    q = frame(x=mixed, same=normal[1], both=rng.permutation(lattice), text=["b"] * 8000)
+    for one, other, of in ((p, q, "p"), (q, p, "q")):
+        (found,) = tables.lattices(one, other)
+        assert (found.column, found.of) == ("x", of)
+        assert max(found.share_p, found.share_q) == 1
+        assert min(found.share_p, found.share_q) == 0.25
+        error = math.sqrt(0.25 * 0.75 / 8000)
+        expected = 1 - entropy_bits((1 - 0.75 + 1.645 * error) / 2)
+        assert found.js_bits == pytest.approx(expected, abs=1e-5)
+        assert found.js_bits < 1 - entropy_bits(1 / 8)
+
+
+def test_equal_distributions_have_no_lattice_between_them():
+    """However often values repeat: half of the rows, all of them, or none."""
+    rng = np.random.default_rng(1)
+    for draw in (
+        lambda: rng.integers(3000, size=2000),
+        lambda: rng.integers(20, size=2000),
+        lambda: rng.normal(size=2000),
+    ):
+        assert not tables.lattices(frame(x=draw()), frame(x=draw()), least_js_bits=0.002)
+
+
+def test_blurring_spreads_a_lattice_over_its_steps():
+    rng = np.random.default_rng(0)
+    p, q = frame(x=repeated([0.0, 2.0, 4.0, 7.0], 500)), frame(x=rng.normal(size=2000), y=1)
+    one, other = tables.dequantize(rng, p, q, ["x"])
+    assert p["x"].nunique() == 4  # not in place
+    moved = (one["x"] - p["x"]).to_numpy()
+    assert np.abs(moved).max() <= 1  # the step is 2
+    assert np.abs(moved).mean() == pytest.approx(0.5, abs=0.03)
+    assert (other["x"] - q["x"]).abs().mean() == pytest.approx(0.5, abs=0.03)
+    assert (other["y"] == 1).all()
