@@ -1,0 +1,1 @@
+"""Density ratios from samples, and what they tell."""
