@@ -278,7 +278,7 @@ def draw_staircase(readings: dict[str, np.ndarray], variant: str, settings: Sett
     per_reading = settings.steps_per_level // settings.readings_per_level
     steps = per_reading * (1 + np.arange(len(settings.levels) * settings.readings_per_level))
     truth = np.repeat(settings.levels, settings.readings_per_level)
-    for axis, (name, values) in zip(axes.ravel(), readings.items(), strict=True):
+    for axis, (name, values) in zip(axes.ravel(), readings.items(), strict=False):
         flat = values.reshape(values.shape[0], -1)
         axis.fill_between(steps, flat.min(0), flat.max(0), color="C0", alpha=0.25, lw=0)
         axis.plot(steps, flat.mean(0), color="C0", lw=1)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 import scipy.special
-from flax import nnx
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core.checks import (
@@ -22,102 +21,20 @@ from divjax.core.checks import (
     check_positive,
     check_same_features,
 )
-from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import fit
 from divjax.core.types import Estimate
+from divjax.ratio.critics import Critic
 from divjax.ratio.variational import as_bound, balanced_cross_entropy
 
 __all__ = [
     "BoundDiagnostics",
     "BoundFit",
-    "Critic",
     "DivergenceBound",
     "MutualInformationBound",
 ]
 
 Sampler = Callable[[Key[Array, ""]], tuple[Float[Array, "b d"], Float[Array, "c e"]]]
-
-
-@pytree
-class Critic:
-    """A learned guess of the log ratio log p/q, for rows z; for pairs z = [x, y].
-
-    Attributes:
-        params: of the network, or of the encoders of x and of y.
-        shift: subtracted from each column of z.
-        scale: what it is then divided by.
-        network: "separable" for T = ⟨g(x), h(y)⟩, else what builds the network on z.
-        hidden: widths of the separable critic's encoders.
-        x_features: how many columns of z are x.
-    """
-
-    params: PyTree[Array]
-    shift: Float[Array, " d"]
-    scale: Float[Array, " d"]
-    network: Any = static()
-    hidden: tuple[int, ...] = static()
-    x_features: int = static()
-
-    def _encoder(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:
-        encoder = MLP(in_features, self.hidden, self.hidden[-1], rngs)
-        # T = ⟨g, h⟩ starts at zero by g alone; with both at zero it would have no gradient.
-        encoder.head = nnx.Linear(self.hidden[-1], self.hidden[-1], rngs=rngs)
-        return encoder
-
-    def _zero_encoder(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:
-        return MLP(in_features, self.hidden, self.hidden[-1], rngs)
-
-    def _mlp(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:
-        return MLP(in_features, self.hidden, 1, rngs)
-
-    @property
-    def _joint(self) -> Network:
-        return self._mlp if self.network == "joint" else self.network
-
-    def init(self, key: Key[Array, ""]) -> "Critic":
-        """With new parameters."""
-        dtype, features = self.shift.dtype, self.shift.shape[0]
-        if self.network != "separable":
-            return self.replace(init_network(self._joint, key, features, dtype))
-        keys = jax.random.split(key)
-        of_x = init_network(self._zero_encoder, keys[0], self.x_features, dtype)
-        of_y = init_network(self._encoder, keys[1], features - self.x_features, dtype)
-        return self.replace((of_x, of_y))
-
-    def replace(self, params: PyTree[Array]) -> "Critic":
-        """With these parameters."""
-        return Critic(params, self.shift, self.scale, self.network, self.hidden, self.x_features)
-
-    def __call__(self, z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        """The log ratio at each row."""
-        standard = (z - self.shift) / self.scale
-        if self.network == "separable":
-            return jnp.sum(jnp.multiply(*self._encode(standard)), axis=1)
-        return apply_network(self._joint, self.params, standard).reshape(z.shape[0])
-
-    def _encode(self, z: Array) -> tuple[Array, Array]:
-        x, y = z[:, : self.x_features], z[:, self.x_features :]
-        of_x = apply_network(self._zero_encoder, self.params[0], x)
-        return of_x, apply_network(self._encoder, self.params[1], y)
-
-    def at_pairs(
-        self, z: Float[Array, "b d"], num_negatives: int
-    ) -> tuple[Float[Array, " b"], Float[Array, "b k"]]:
-        """The log ratio at pairs, and with the y of the k rows that follow in place of their own.
-
-        Rows follow each other in a circle: each of the k ways is a derangement.
-        """
-        rows = jnp.arange(z.shape[0])[:, None]
-        following = (rows + jnp.arange(1, num_negatives + 1)) % z.shape[0]
-        if self.network == "separable":
-            g, h = self._encode((z - self.shift) / self.scale)
-            scores = g @ h.T
-            return jnp.diagonal(scores), jnp.take_along_axis(scores, following, axis=1)
-        x = jnp.broadcast_to(rows, following.shape)
-        mixed = jnp.concatenate([z[x, : self.x_features], z[following, self.x_features :]], axis=-1)
-        everything = self(jnp.concatenate([z, mixed.reshape(-1, z.shape[1])]))
-        return everything[: z.shape[0]], everything[z.shape[0] :].reshape(following.shape)
 
 
 class BoundDiagnostics(NamedTuple):

@@ -7,7 +7,7 @@ p and at samples of q,
 
 and returns nats. All attain what they bound at T = log p/q (InfoNCE and its kin for k → ∞). For
 the mutual information of pairs, p is their joint distribution and q the product of its marginals:
-`split_scores` reads both from the matrix T(x_i, y_j). One function trains a critic, by its
+`critics.split_scores` reads both from the matrix T(x_i, y_j). One function trains a critic, by its
 gradient, and any other may read it out: SMILE and f-DIME are read-outs of a critic that was trained
 by a bound on an f-divergence.
 """
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_positive
 from divjax.core.pytrees import as_pytree, pytree
@@ -36,7 +36,6 @@ __all__ = [
     "as_bound",
     "balanced_cross_entropy",
     "conjugate_dual",
-    "derangement",
     "donsker_varadhan",
     "f_dual",
     "info_nce",
@@ -46,7 +45,6 @@ __all__ = [
     "mean_log_ratio",
     "nwj",
     "smile",
-    "split_scores",
 ]
 
 Bound = Callable[[Float[Array, " n"], Float[Array, "..."]], Float[Array, ""]]
@@ -77,64 +75,6 @@ def _bounded(u_p: Array, u_q: Array) -> tuple[Array, Array]:
 
 def _log_mean_exp(u: Array) -> Array:
     return jax.nn.logsumexp(u) - math.log(u.size)
-
-
-def split_scores(
-    scores: Float[Array, "b b"],
-) -> tuple[Float[Array, " b"], Float[Array, "b b-1"]]:
-    """Critic values at true pairs and at false ones, from the matrix T(x_i, y_j).
-
-    Args:
-        scores: a row for each x, a column for each y; pair i on the diagonal.
-
-    Returns:
-        The diagonal, and the rest of each row.
-
-    Raises:
-        ValueError: if `scores` is not a square matrix of at least two rows.
-
-    Example:
-        >>> u_p, u_q = split_scores(jnp.array([[5.0, 1.0], [2.0, 6.0]]))
-        >>> u_p.tolist(), u_q.tolist()
-        ([5.0, 6.0], [[1.0], [2.0]])
-    """
-    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] < 2:
-        raise ValueError(
-            f"scores must be a square matrix of at least two rows; got shape {scores.shape}."
-        )
-    rows = jnp.arange(scores.shape[0])
-    columns = (rows[:, None] + rows[None, 1:]) % scores.shape[0]
-    return jnp.diagonal(scores), jnp.take_along_axis(scores, columns, axis=1)
-
-
-def derangement(key: Key[Array, ""], n: int) -> Int[Array, " n"]:
-    """A uniformly random cycle through all of 0, …, n − 1: a permutation without fixed points.
-
-    Pairing x_i with y_σ(i) turns true pairs into pairs from the product of the marginals. A
-    permutation would keep one true pair on average, and so cap what a critic can learn.
-
-    Args:
-        key: one typed key.
-        n: at least 2.
-
-    Returns:
-        σ, with σ(i) ≠ i for every i, as are σ², …, σ^{n−1}.
-
-    Raises:
-        ValueError: if n is not an integer of at least 2.
-
-    Example:
-        >>> sigma = derangement(jax.random.key(0), 5)
-        >>> bool((sigma != jnp.arange(5)).all()), sorted(sigma.tolist())
-        (True, [0, 1, 2, 3, 4])
-
-    References:
-        Letizia, Novello, Tonello 2024: derangements against permutations.
-    """
-    if not isinstance(n, int) or n < 2:
-        raise ValueError(f"n must be an integer of at least 2; got {n!r}.")
-    order = jax.random.permutation(key, n)
-    return jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))
 
 
 def donsker_varadhan(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
@@ -409,6 +349,7 @@ def info_nce(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, 
         ValueError: if the values are empty, integers, or not of these shapes.
 
     Example:
+        >>> from divjax.ratio.critics import split_scores
         >>> u_p, u_q = split_scores(1e3 * jnp.eye(4))
         >>> float(info_nce(u_p, u_q)), float(jnp.log(4.0))
         (1.3863, 1.3863)
