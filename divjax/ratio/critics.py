@@ -1,0 +1,152 @@
+"""Critics: learned log ratios, and false pairs to learn those of pairs from."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from divjax.core.networks import MLP, Network, apply_network, init_network
+from divjax.core.pytrees import pytree, static
+
+__all__ = ["Critic", "derangement", "split_scores"]
+
+
+@pytree
+class Critic:
+    """A learned guess of the log ratio log p/q, for rows z; for pairs z = [x, y].
+
+    Attributes:
+        params: of the network, or of the encoders of x and of y.
+        shift: subtracted from each column of z.
+        scale: what it is then divided by.
+        network: "separable" for T = ⟨g(x), h(y)⟩, else what builds the network on z.
+        hidden: widths of the separable critic's encoders.
+        x_features: how many columns of z are x.
+    """
+
+    params: PyTree[Array]
+    shift: Float[Array, " d"]
+    scale: Float[Array, " d"]
+    network: Any = static()
+    hidden: tuple[int, ...] = static()
+    x_features: int = static()
+
+    def _encoder(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:
+        encoder = MLP(in_features, self.hidden, self.hidden[-1], rngs)
+        # T = ⟨g, h⟩ starts at zero by g alone; with both at zero it would have no gradient.
+        encoder.head = nnx.Linear(self.hidden[-1], self.hidden[-1], rngs=rngs)
+        return encoder
+
+    def _zero_encoder(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:
+        return MLP(in_features, self.hidden, self.hidden[-1], rngs)
+
+    def _mlp(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:
+        return MLP(in_features, self.hidden, 1, rngs)
+
+    @property
+    def _joint(self) -> Network:
+        return self._mlp if self.network == "joint" else self.network
+
+    def init(self, key: Key[Array, ""]) -> "Critic":
+        """With new parameters."""
+        dtype, features = self.shift.dtype, self.shift.shape[0]
+        if self.network != "separable":
+            return self.replace(init_network(self._joint, key, features, dtype))
+        keys = jax.random.split(key)
+        of_x = init_network(self._zero_encoder, keys[0], self.x_features, dtype)
+        of_y = init_network(self._encoder, keys[1], features - self.x_features, dtype)
+        return self.replace((of_x, of_y))
+
+    def replace(self, params: PyTree[Array]) -> "Critic":
+        """With these parameters."""
+        return Critic(params, self.shift, self.scale, self.network, self.hidden, self.x_features)
+
+    def __call__(self, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """The log ratio at each row."""
+        standard = (z - self.shift) / self.scale
+        if self.network == "separable":
+            return jnp.sum(jnp.multiply(*self._encode(standard)), axis=1)
+        return apply_network(self._joint, self.params, standard).reshape(z.shape[0])
+
+    def _encode(self, z: Array) -> tuple[Array, Array]:
+        x, y = z[:, : self.x_features], z[:, self.x_features :]
+        of_x = apply_network(self._zero_encoder, self.params[0], x)
+        return of_x, apply_network(self._encoder, self.params[1], y)
+
+    def at_pairs(
+        self, z: Float[Array, "b d"], num_negatives: int
+    ) -> tuple[Float[Array, " b"], Float[Array, "b k"]]:
+        """The log ratio at pairs, and with the y of the k rows that follow in place of their own.
+
+        Rows follow each other in a circle: each of the k ways is a derangement.
+        """
+        rows = jnp.arange(z.shape[0])[:, None]
+        following = (rows + jnp.arange(1, num_negatives + 1)) % z.shape[0]
+        if self.network == "separable":
+            g, h = self._encode((z - self.shift) / self.scale)
+            scores = g @ h.T
+            return jnp.diagonal(scores), jnp.take_along_axis(scores, following, axis=1)
+        x = jnp.broadcast_to(rows, following.shape)
+        mixed = jnp.concatenate([z[x, : self.x_features], z[following, self.x_features :]], axis=-1)
+        everything = self(jnp.concatenate([z, mixed.reshape(-1, z.shape[1])]))
+        return everything[: z.shape[0]], everything[z.shape[0] :].reshape(following.shape)
+
+
+def split_scores(
+    scores: Float[Array, "b b"],
+) -> tuple[Float[Array, " b"], Float[Array, "b b-1"]]:
+    """Critic values at true pairs and at false ones, from the matrix T(x_i, y_j).
+
+    Args:
+        scores: a row for each x, a column for each y; pair i on the diagonal.
+
+    Returns:
+        The diagonal, and the rest of each row.
+
+    Raises:
+        ValueError: if `scores` is not a square matrix of at least two rows.
+
+    Example:
+        >>> u_p, u_q = split_scores(jnp.array([[5.0, 1.0], [2.0, 6.0]]))
+        >>> u_p.tolist(), u_q.tolist()
+        ([5.0, 6.0], [[1.0], [2.0]])
+    """
+    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] < 2:
+        raise ValueError(
+            f"scores must be a square matrix of at least two rows; got shape {scores.shape}."
+        )
+    rows = jnp.arange(scores.shape[0])
+    columns = (rows[:, None] + rows[None, 1:]) % scores.shape[0]
+    return jnp.diagonal(scores), jnp.take_along_axis(scores, columns, axis=1)
+
+
+def derangement(key: Key[Array, ""], n: int) -> Int[Array, " n"]:
+    """A uniformly random cycle through all of 0, …, n − 1: a permutation without fixed points.
+
+    Pairing x_i with y_σ(i) turns true pairs into pairs from the product of the marginals. A
+    permutation would keep one true pair on average, and so cap what a critic can learn.
+
+    Args:
+        key: one typed key.
+        n: at least 2.
+
+    Returns:
+        σ, with σ(i) ≠ i for every i, as are σ², …, σ^{n−1}.
+
+    Raises:
+        ValueError: if n is not an integer of at least 2.
+
+    Example:
+        >>> sigma = derangement(jax.random.key(0), 5)
+        >>> bool((sigma != jnp.arange(5)).all()), sorted(sigma.tolist())
+        (True, [0, 1, 2, 3, 4])
+
+    References:
+        Letizia, Novello, Tonello 2024: derangements against permutations.
+    """
+    if not isinstance(n, int) or n < 2:
+        raise ValueError(f"n must be an integer of at least 2; got {n!r}.")
+    order = jax.random.permutation(key, n)
+    return jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))

@@ -1,0 +1,511 @@
+"""Variational lower bounds of divergences, as functions of a critic's values.
+
+A critic T is a guess of the log ratio u = log p/q. Every bound here takes its values at samples of
+p and at samples of q,
+
+    u_p "n"  and  u_q "m"  or, a row of samples of q for each one of p,  u_q "n k",
+
+and returns nats. All attain what they bound at T = log p/q (InfoNCE and its kin for k → ∞). For
+the mutual information of pairs, p is their joint distribution and q the product of its marginals:
+`critics.split_scores` reads both from the matrix T(x_i, y_j). One function trains a critic, by its
+gradient, and any other may read it out: SMILE and f-DIME are read-outs of a critic that was trained
+by a bound on an f-divergence.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from divjax.core.checks import check_positive
+from divjax.core.pytrees import as_pytree, pytree
+from divjax.fdiv.divergences import KL
+from divjax.fdiv.generators import Generator
+from divjax.fdiv.inequalities import kl_lower_bound_from_js
+from divjax.fdiv.special import log_mixture
+
+__all__ = [
+    "BOUNDS",
+    "MINE",
+    "Bound",
+    "MINEState",
+    "as_bound",
+    "balanced_cross_entropy",
+    "conjugate_dual",
+    "donsker_varadhan",
+    "f_dual",
+    "info_nce",
+    "interpolated_nce",
+    "jensen_shannon",
+    "kl_from_js",
+    "mean_log_ratio",
+    "nwj",
+    "smile",
+]
+
+Bound = Callable[[Float[Array, " n"], Float[Array, "..."]], Float[Array, ""]]
+
+
+def _check_values(u_p: Array, u_q: Array) -> None:
+    for name, values, shapes in (("u_p", u_p, "(n,)"), ("u_q", u_q, "(m,) or (n, k)")):
+        fits = values.ndim == 1 or (name == "u_q" and values.ndim == 2)
+        if not fits or values.size == 0:
+            raise ValueError(f"{name} must be non-empty of shape {shapes}; got {values.shape}.")
+        if not jnp.issubdtype(values.dtype, jnp.floating):
+            raise ValueError(f"{name} must be floating-point; got {values.dtype}.")
+    if u_q.ndim == 2 and u_q.shape[0] != u_p.shape[0]:
+        raise ValueError(
+            "u_q must have a row for each value of u_p; "
+            f"got {u_q.shape[0]} rows and {u_p.shape[0]} values."
+        )
+
+
+def _bounded(u_p: Array, u_q: Array) -> tuple[Array, Array]:
+    """Critic values whose squared exponentials, and sums of them, the dtype still holds.
+
+    A clipped critic is a critic, so what it gives is a lower bound as before.
+    """
+    limit = 0.4 * math.log(float(jnp.finfo(jnp.result_type(u_p, u_q)).max))
+    return jnp.clip(u_p, -limit, limit), jnp.clip(u_q, -limit, limit)
+
+
+def _log_mean_exp(u: Array) -> Array:
+    return jax.nn.logsumexp(u) - math.log(u.size)
+
+
+def donsker_varadhan(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
+    """KL(p‖q) ≥ E_p[T] − log E_q[e^T], which a constant added to T does not change.
+
+    The mean stands inside of the logarithm: from samples the value is biased upwards, by about
+    var(e^T)/(2m) for normalised T, and by as much as T allows where e^T has heavy tails.
+
+    Args:
+        u_p: critic values at samples of p.
+        u_q: critic values at samples of q, a vector or a matrix.
+
+    Returns:
+        The value in nats.
+
+    Raises:
+        ValueError: if the values are empty, integers, or not of these shapes.
+
+    Example:
+        >>> float(donsker_varadhan(jnp.array([2.0]), jnp.array([1.0, 1.0])))
+        1.0
+
+    References:
+        Donsker, Varadhan 1983; Belghazi et al. 2018, theorem 1.
+    """
+    _check_values(u_p, u_q)
+    return jnp.mean(u_p) - _log_mean_exp(u_q)
+
+
+def smile(
+    u_p: Float[Array, " n"], u_q: Float[Array, "..."], clip: ArrayLike = 5.0
+) -> Float[Array, ""]:
+    """Donsker and Varadhan's value with e^T clipped under q: E_p[T] − log E_q[clip(e^T, e^±τ)].
+
+    Less variance for bias of either sign: no lower bound. Its own gradient is of little use; train
+    by `jensen_shannon`, as the authors do.
+
+    Args:
+        u_p: critic values at samples of p.
+        u_q: critic values at samples of q, a vector or a matrix.
+        clip: τ > 0; ∞ gives `donsker_varadhan`.
+
+    Returns:
+        The value in nats.
+
+    Raises:
+        ValueError: if the values do not fit or `clip` is a Python number that is not positive.
+
+    Example:
+        >>> float(smile(jnp.array([2.0]), jnp.array([9.0, 9.0]), clip=1.0))
+        1.0
+
+    References:
+        Song, Ermon 2020, section 5.
+    """
+    check_positive(clip=clip)
+    return donsker_varadhan(u_p, jnp.clip(u_q, jnp.negative(clip), clip))
+
+
+def mean_log_ratio(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
+    """KL(p‖q) as E_p[T], for a T that is normalised by its training: f-DIME's read-out.
+
+    No bound: it has the smallest variance of all, and the whole error of T. f-DIME trains by
+    `f_dual` on false pairs from a `derangement`; by `jensen_shannon` it is GAN-DIME.
+
+    Args:
+        u_p: critic values at samples of p.
+        u_q: critic values at samples of q; not used.
+
+    Returns:
+        The value in nats.
+
+    Raises:
+        ValueError: if the values are empty, integers, or not of these shapes.
+
+    Example:
+        >>> float(mean_log_ratio(jnp.array([2.0, 4.0]), jnp.array([1.0])))
+        3.0
+
+    References:
+        Letizia, Novello, Tonello 2024: f-DIME.
+    """
+    _check_values(u_p, u_q)
+    return jnp.mean(u_p)
+
+
+def f_dual(
+    u_p: Float[Array, " n"], u_q: Float[Array, "..."], generator: Generator
+) -> Float[Array, ""]:
+    """D_f(p‖q) ≥ E_p[f'(e^T)] + E_q[f(e^T) − e^T f'(e^T)], unbiased, for any generator f.
+
+    Values beyond ±0.4 of the logarithm of the dtype's largest number, 35 in float32, are clipped.
+
+    Args:
+        u_p: critic values at samples of p.
+        u_q: critic values at samples of q, a vector or a matrix.
+        generator: f, of `divjax.fdiv`.
+
+    Returns:
+        The value in nats, where the divergence has a logarithm.
+
+    Raises:
+        ValueError: if the values are empty, integers, or not of these shapes.
+
+    Example:
+        >>> from divjax import fdiv
+        >>> u_p, u_q = jnp.array([1.0]), jnp.array([-1.0])
+        >>> float(f_dual(u_p, u_q, fdiv.ReverseKL())), float(1 - jnp.exp(-1) + 1)
+        (1.6321, 1.6321)
+
+    References:
+        Nguyen, Wainwright, Jordan 2010, lemma 1; Nowozin, Cseke, Tomioka 2016, eq. 4.
+    """
+    _check_values(u_p, u_q)
+    u_p, u_q = _bounded(u_p, u_q)
+    return jnp.mean(generator.dual_under_p(u_p)) + jnp.mean(generator.dual_under_q(u_q))
+
+
+def conjugate_dual(
+    t_p: Float[Array, " n"], t_q: Float[Array, "..."], generator: Generator
+) -> Float[Array, ""]:
+    """D_f(p‖q) ≥ E_p[V] − E_q[f*(V)] for a critic V of f'(p/q), where `f_dual` takes log p/q.
+
+    Args:
+        t_p: V at samples of p.
+        t_q: V at samples of q, a vector or a matrix; at most `generator.conjugate_supremum`.
+        generator: f, of `divjax.fdiv`.
+
+    Returns:
+        The value in nats, where the divergence has a logarithm; −∞ for V beyond the supremum.
+
+    Raises:
+        ValueError: if the values are empty, integers, or not of these shapes.
+
+    Example:
+        >>> from divjax import fdiv
+        >>> t_p, t_q = jnp.array([2.0]), jnp.array([1.0])
+        >>> float(conjugate_dual(t_p, t_q, fdiv.ChiSquared()))  # f*(t) = t + t²/4
+        0.75
+
+    References:
+        Nguyen, Wainwright, Jordan 2010, lemma 1.
+    """
+    _check_values(t_p, t_q)
+    return jnp.mean(t_p) - jnp.mean(generator.conjugate(t_q))
+
+
+def nwj(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
+    """KL(p‖q) ≥ 1 + E_p[T] − E_q[e^T]: the KL's `f_dual`, called NWJ, f-GAN KL or MINE-f.
+
+    Unbiased. Its critic is the literature's (E_p[T'] − E_q[e^{T' − 1}]) less one. The variance is
+    at least (e^KL − 1)/m even at the best critic.
+
+    Args:
+        u_p: critic values at samples of p.
+        u_q: critic values at samples of q, a vector or a matrix.
+
+    Returns:
+        The value in nats.
+
+    Raises:
+        ValueError: if the values are empty, integers, or not of these shapes.
+
+    Example:
+        >>> float(nwj(jnp.array([2.0]), jnp.array([0.0, 0.0])))
+        2.0
+
+    References:
+        Nguyen, Wainwright, Jordan 2010; Poole et al. 2019, section 2.2. Song, Ermon 2020, theorem
+        2: the variance.
+    """
+    return f_dual(u_p, u_q, KL())
+
+
+def balanced_cross_entropy(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
+    """The cross-entropy ½E_p[log(1 + e^{−T})] + ½E_q[log(1 + e^T)] ≥ log 2 − JS(p‖q).
+
+    T is the logit with which a classifier tells p from q, both counting the same.
+
+    Args:
+        u_p: critic values at samples of p.
+        u_q: critic values at samples of q, a vector or a matrix.
+
+    Returns:
+        The value in nats. It keeps its digits near 0, where JS is near log 2.
+
+    Raises:
+        ValueError: if the values are empty, integers, or not of these shapes.
+
+    Example:
+        >>> float(balanced_cross_entropy(jnp.array([0.0]), jnp.array([0.0])))
+        0.6931
+    """
+    _check_values(u_p, u_q)
+    return 0.5 * (jnp.mean(jax.nn.softplus(-u_p)) + jnp.mean(jax.nn.softplus(u_q)))
+
+
+def jensen_shannon(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
+    """JS(p‖q) ≥ log 2 − balanced cross-entropy: `f_dual` of Jensen–Shannon. The way to train.
+
+    Unbiased, with values and slopes that are bounded whatever p and q.
+
+    Args:
+        u_p: critic values at samples of p.
+        u_q: critic values at samples of q, a vector or a matrix.
+
+    Returns:
+        The value in nats: a bound on JS, at most log 2, and not on KL (`kl_from_js` is).
+
+    Raises:
+        ValueError: if the values are empty, integers, or not of these shapes.
+
+    Example:
+        >>> float(jensen_shannon(jnp.array([30.0]), jnp.array([-30.0])))
+        0.6931
+
+    References:
+        Goodfellow et al. 2014, theorem 1; Nowozin, Cseke, Tomioka 2016, table 2.
+    """
+    return math.log(2) - balanced_cross_entropy(u_p, u_q)
+
+
+def kl_from_js(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
+    """KL(p‖q) ≥ Ξ(log 2 − balanced cross-entropy), the largest bound that Jensen–Shannon implies.
+
+    Its gradient is that of `jensen_shannon` times a number, so that both train alike. Ξ is convex:
+    from samples the value is biased upwards, by half of Ξ'' times the cross-entropy's variance.
+    Even the best critic leaves a gap to KL, unless p and q are those of `kl_lower_bound_from_js`.
+
+    Args:
+        u_p: critic values at samples of p.
+        u_q: critic values at samples of q, a vector or a matrix.
+
+    Returns:
+        The value in nats, at least 0; +∞ where the cross-entropy rounds to 0.
+
+    Raises:
+        ValueError: if the values are empty, integers, or not of these shapes.
+
+    Example:
+        >>> u_p, u_q = jnp.array([2.0, 3.0]), jnp.array([-3.0, -2.0])
+        >>> float(kl_from_js(u_p, u_q)), float(jensen_shannon(u_p, u_q))
+        (3.1738, 0.6054)
+
+    References:
+        Dorent, Golland, Wells 2025, arXiv 2510.20644.
+    """
+    return kl_lower_bound_from_js(balanced_cross_entropy(u_p, u_q))
+
+
+def _rows(u_p: Array, u_q: Array) -> Array:
+    """A row of values at samples of q for each value at p; one row may serve all."""
+    _check_values(u_p, u_q)
+    return jnp.broadcast_to(u_q, (u_p.shape[0], u_q.shape[-1]))
+
+
+def info_nce(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
+    """KL(p‖q) ≥ E[T(z) − log 1/(k+1) (e^{T(z)} + Σ_j e^{T(z_j)})], z ~ p and k samples z_j ~ q.
+
+    The log-likelihood of finding the one of p among k + 1, and log(k + 1), which it never exceeds.
+    Of small variance, and biased downwards: a lower bound whatever n.
+
+    Args:
+        u_p: critic values at samples of p.
+        u_q: for each of them, a row of k critic values at samples of q; a vector is the row of all.
+
+    Returns:
+        The value in nats. For pairs with y as the row's own, a function of y added to T changes
+        nothing. Memory is n·k.
+
+    Raises:
+        ValueError: if the values are empty, integers, or not of these shapes.
+
+    Example:
+        >>> from divjax.ratio.critics import split_scores
+        >>> u_p, u_q = split_scores(1e3 * jnp.eye(4))
+        >>> float(info_nce(u_p, u_q)), float(jnp.log(4.0))
+        (1.3863, 1.3863)
+
+    References:
+        van den Oord, Li, Vinyals 2018, eq. 4; Poole et al. 2019, section 2.3.
+    """
+    rows = jnp.concatenate([u_p[:, None], _rows(u_p, u_q)], axis=1)
+    return jnp.mean(u_p - jax.nn.logsumexp(rows, axis=1)) + math.log(rows.shape[1])
+
+
+def interpolated_nce(
+    u_p: Float[Array, " n"],
+    u_q: Float[Array, "..."],
+    alpha: ArrayLike = 0.5,
+    log_baseline: ArrayLike = 0.0,
+) -> Float[Array, ""]:
+    """Between NWJ (α = 0) and InfoNCE (α = 1): I_α = 1 + E[log e^T/a] − E[e^T/a], a lower bound.
+
+    a = α m + (1 − α) e^b, with m the mean of e^T over k samples: for the first term the one of p
+    and k − 1 of q (each of the k left out in turn), for the second all k of q. More of m: less
+    variance, and a cap that comes down from ∞ to log k; it is about log(k/α).
+
+    Args:
+        u_p: critic values at samples of p.
+        u_q: for each of them, a row of k critic values at samples of q; a vector is the row of all.
+        alpha: α in [0, 1].
+        log_baseline: b, a number or one for each row, learned or not.
+
+    Returns:
+        The value in nats, unbiased as an estimate of the bound. Memory is n·k.
+
+    Raises:
+        ValueError: if the values are empty, integers, or not of these shapes, or alpha is a Python
+            number outside of [0, 1].
+
+    Example:
+        >>> u_p, u_q = jnp.array([2.0, 2.0]), jnp.zeros((2, 3))
+        >>> float(interpolated_nce(u_p, u_q, alpha=0.0)), float(nwj(u_p, u_q))
+        (2.0, 2.0)
+
+    References:
+        Poole et al. 2019, section 2.4.
+    """
+    if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be a number in [0, 1]; got {alpha}.")
+    u_q = _rows(u_p, u_q)
+    u_p, u_q = _bounded(u_p, u_q)
+    baseline = jnp.broadcast_to(jnp.asarray(log_baseline, u_p.dtype), u_p.shape)[:, None]
+    log_k = math.log(u_q.shape[1])
+    # Sums without one term from both sides of it, as a difference would cancel.
+    before = jax.lax.cumlogsumexp(jnp.concatenate([u_p[:, None], u_q[:, :-1]], axis=1), axis=1)
+    after = jax.lax.cumlogsumexp(u_q[:, 1:], axis=1, reverse=True)
+    after = jnp.pad(after, ((0, 0), (0, 1)), constant_values=-jnp.inf)
+    with_p = jnp.logaddexp(before, after) - log_k
+    under_q = jax.nn.logsumexp(u_q, axis=1, keepdims=True) - log_k
+    log_ratio = lambda mean: log_mixture(mean - baseline, alpha) + baseline
+    joint = jnp.mean(u_p[:, None] - log_ratio(with_p))
+    return 1 + joint - jnp.mean(jnp.exp(under_q - log_ratio(under_q)))
+
+
+class MINEState(NamedTuple):
+    """The moving average of E_q[e^T].
+
+    Attributes:
+        log_normalizer: its logarithm.
+        weight: of the batches so far, from 0 to 1.
+    """
+
+    log_normalizer: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+@pytree
+class MINE:
+    """Donsker and Varadhan's value with a gradient whose normaliser is averaged over batches.
+
+    ∇ = E_p[∇T] − E_q[e^T ∇T]/N, where N is an exponential moving average of E_q[e^T], the current
+    batch included: in Donsker and Varadhan's own gradient N is the batch's mean, and the ratio of
+    two means from one batch is biased.
+
+    Attributes:
+        rate: weight of the current batch in (0, 1]; 1 is `donsker_varadhan`. The first batches are
+            averaged as if there had been none before them.
+
+    Raises:
+        ValueError: if the rate is a Python number outside of (0, 1].
+
+    Example:
+        >>> u_p, u_q = jnp.array([2.0]), jnp.array([1.0, 1.0])
+        >>> value, state = MINE()(u_p, u_q, MINE().init(u_p.dtype))
+        >>> float(value), float(state.log_normalizer)
+        (1.0, 1.0)
+
+    References:
+        Belghazi et al. 2018, section 3.2.
+    """
+
+    rate: ArrayLike = 0.01
+
+    def __post_init__(self):
+        if isinstance(self.rate, (int, float)) and not 0 < self.rate <= 1:
+            raise ValueError(f"rate must be a number in (0, 1]; got {self.rate}.")
+
+    def init(self, dtype: Any) -> MINEState:
+        """No batch seen."""
+        return MINEState(jnp.zeros((), dtype), jnp.zeros((), dtype))
+
+    def __call__(
+        self, u_p: Float[Array, " n"], u_q: Float[Array, "..."], state: MINEState
+    ) -> tuple[Float[Array, ""], MINEState]:
+        """The value, with the gradient above, and the new state, with none."""
+        stop = jax.lax.stop_gradient
+        value, log_mean = stop((donsker_varadhan(u_p, u_q), _log_mean_exp(u_q)))
+        weight = jnp.asarray((1 - self.rate) * state.weight + self.rate)
+        log_normalizer = log_mean + log_mixture(
+            state.log_normalizer - log_mean, (1 - self.rate) * state.weight / weight
+        )
+        new = stop(MINEState(log_normalizer, weight))
+        slope = jnp.mean(u_p) - jnp.mean(jnp.exp(u_q - new.log_normalizer))
+        return value + slope - stop(slope), new
+
+
+BOUNDS: dict[str, Bound] = {
+    "dv": donsker_varadhan,
+    "nwj": nwj,
+    "js": jensen_shannon,
+    "kl_from_js": kl_from_js,
+    "infonce": info_nce,
+    "smile": smile,
+    "log_ratio": mean_log_ratio,
+}
+
+
+def as_bound(bound: Any) -> Any:
+    """A bound by its name in `BOUNDS`, by its generator (`f_dual`), or as it is, as a pytree.
+
+    Args:
+        bound: a name, a generator of `divjax.fdiv`, or any function of u_p and u_q.
+
+    Returns:
+        A function of u_p and u_q that is a pytree.
+
+    Raises:
+        ValueError: for a name that is none.
+
+    Example:
+        >>> float(as_bound("dv")(jnp.array([2.0]), jnp.array([1.0, 1.0])))
+        1.0
+    """
+    if isinstance(bound, str):
+        if bound not in BOUNDS:
+            raise ValueError(f"a bound must be one of {', '.join(BOUNDS)}; got {bound!r}.")
+        bound = BOUNDS[bound]
+    if isinstance(bound, Generator):
+        return jax.tree_util.Partial(f_dual, generator=bound)
+    if isinstance(bound, functools.partial) and not isinstance(bound, jax.tree_util.Partial):
+        return jax.tree_util.Partial(bound.func, *bound.args, **bound.keywords)
+    return as_pytree(bound)
