@@ -1,0 +1,178 @@
+"""Density ratios as non-negative combinations of Gaussian kernels: the model and its centres.
+
+`LeastSquaresHead` and `KLIEPHead` are heads of the cross-fitting frame: `fit(key, fold)` learns
+from the weighted rows of a fold, and calling the head gives log p/q. They differ in what they
+minimise and in how the bandwidth is chosen; the rest, here, is the same.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Key
+
+from divjax.core.checks import (
+    check_full_precision,
+    check_key,
+    check_matrix,
+    check_positive,
+    check_same_features,
+    check_shape,
+)
+from divjax.core.pairwise import map_row_blocks, squared_distances
+
+__all__ = ["KernelRatio", "median_distance"]
+
+_stop = jax.lax.stop_gradient
+
+
+class KernelRatio(NamedTuple):
+    """A fitted model: r(z) = Σ_l exp(log_weights_l − ‖z − c_l‖²/(2σ²)).
+
+    Attributes:
+        centers: c_l, rows of p.
+        log_weights: −∞ where a centre is not used.
+        bandwidth: σ, as chosen.
+        log_cap: the logarithm of the effective number of training rows of q, 1/Σ_j b_j² in its
+            weights b. A sample of that size tells no larger ratios apart.
+        gap: how far at most the training objective, in nats, is from its optimum; zero where it is
+            solved in closed form.
+    """
+
+    centers: Float[Array, "l d"]
+    log_weights: Float[Array, " l"]
+    bandwidth: Float[Array, ""]
+    log_cap: Float[Array, ""]
+    gap: Float[Array, ""]
+
+
+class Basis(NamedTuple):
+    """Centres, and the squared distances of the training rows to them."""
+
+    centers: Float[Array, "l d"]
+    active: Bool[Array, " l"]
+    squared_p: Float[Array, "n l"]
+    squared_q: Float[Array, "m l"]
+    bandwidths: Float[Array, " g"]
+
+
+def median_distance(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array, ""]:
+    """The median distance between two independent draws from weighted rows.
+
+    The lower median, by bisection on ‖x_i − x_j‖² rather than by sorting, to 2⁻⁴⁰ of the largest.
+    Rows without weight do not matter, and a weight is as good as that many equal rows. Where at
+    least half of the pairs coincide it is the root mean square distance instead, and 1 where all
+    do. A constant to differentiation. Memory O(n²).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[0.0], [1.0], [2.0], [100.0]])
+        >>> round(float(median_distance(x, jnp.array([0.25, 0.5, 0.25, 0.0]))), 4)
+        1.0
+    """
+    x, weights = _stop(x), _stop(weights)
+    squared = squared_distances(jnp.where(weights[:, None] > 0, x, 0))
+    total = jnp.sum(weights)
+
+    def share(matrix: Float[Array, "n n"]) -> Float[Array, ""]:
+        return jnp.dot(weights, jnp.matmul(matrix, weights, precision="highest")) / total**2
+
+    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = 0.5 * (low + high)
+        enough = share((squared <= middle).astype(x.dtype)) >= 0.5
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    both = (weights[:, None] > 0) & (weights > 0)
+    largest = jnp.max(jnp.where(both, squared, 0))
+    low, high = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(largest), largest))
+    chosen = jnp.where(low > 0, high, share(squared))
+    return jnp.where(chosen > 0, jnp.sqrt(jnp.where(chosen > 0, chosen, 1)), 1)
+
+
+def check_grid(**grids: Any) -> None:
+    """Raise `ValueError` for Python numbers that are not positive, alone or in a sequence."""
+    for name, values in grids.items():
+        for value in values if isinstance(values, (tuple, list)) else (values,):
+            check_positive(**{name: value})
+        if isinstance(values, (tuple, list)) and not values:
+            raise ValueError(f"{name} must hold at least one number; got {values!r}.")
+
+
+def check_count(**counts: Any) -> None:
+    """Raise `ValueError` for what is not a positive integer."""
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be a positive integer; got {count!r}.")
+
+
+def grid(values: ArrayLike | Sequence[ArrayLike], dtype: Any) -> Float[Array, " g"]:
+    if isinstance(values, (tuple, list)):
+        return jnp.stack([jnp.asarray(value, dtype) for value in values])
+    return jnp.atleast_1d(jnp.asarray(values, dtype))
+
+
+def draw_basis(
+    key: Key[Array, ""], fold: Any, num_centers: int, bandwidth: ArrayLike | Sequence[ArrayLike]
+) -> Basis:
+    """Centres drawn without replacement from the training rows of p, in proportion to their weight.
+
+    The largest of log w_i + Gumbel noise are such a draw; rows without weight come last, and are
+    centres in name only where there are not enough others.
+    """
+    check_key(key)
+    check_matrix(p=fold.p, q=fold.q)
+    check_same_features(fold.p, fold.q, ("p", "q"))
+    check_full_precision("p", fold.p)
+    check_shape("train_p", fold.train_p, fold.p.shape[0])
+    check_shape("train_q", fold.train_q, fold.q.shape[0])
+    weights = _stop(fold.train_p)
+    size = min(num_centers, fold.p.shape[0])
+    noise = jax.random.gumbel(key, weights.shape, weights.dtype)
+    index = jax.lax.top_k(jnp.log(weights) + noise, size)[1]
+    active = weights[index] > 0
+    # What a row without weight holds must not matter, even if it is not a number.
+    p = jnp.where(fold.train_p[:, None] > 0, fold.p, 0)
+    q = jnp.where(fold.train_q[:, None] > 0, fold.q, 0)
+    centers = p[index]
+    unit = median_distance(centers, active.astype(p.dtype))
+    return Basis(
+        centers,
+        active,
+        squared_distances(p, centers),
+        squared_distances(q, centers),
+        grid(bandwidth, p.dtype) * unit,
+    )
+
+
+def log_cap(weights: Float[Array, " m"]) -> Float[Array, ""]:
+    return -jnp.log(jnp.sum(jnp.square(weights)))
+
+
+def log_ratio(
+    params: KernelRatio, z: Float[Array, "b d"], floor: ArrayLike, relative: ArrayLike = 0.0
+) -> Float[Array, " b"]:
+    """The log ratio log p/q of a model of r_α = p / (αp + (1−α)q): r = (1−α) r_α / (1 − α r_α)."""
+    check_matrix(z=z)
+    check_same_features(z, params.centers, ("z", "centers"))
+    alpha = jnp.asarray(relative, z.dtype)
+    log_floor = jnp.log(jnp.asarray(floor, z.dtype))
+
+    def evaluate(rows: Float[Array, "b d"]) -> Float[Array, " b"]:
+        scaled = squared_distances(rows, params.centers) * (-0.5 / jnp.square(params.bandwidth))
+        terms = params.log_weights + scaled
+        # The floor is a term like the others: finite even where every kernel vanishes.
+        floors = jnp.broadcast_to(log_floor, (rows.shape[0], 1))
+        return jax.nn.logsumexp(jnp.concatenate([terms, floors], axis=1), axis=1)
+
+    log_relative = map_row_blocks(evaluate, params.centers.shape[0], z)
+    # r ≤ exp(log_cap) means r_α ≤ 1 / (α + (1−α) exp(−log_cap)), which is below 1/α.
+    highest = -jnp.log(alpha + (1 - alpha) * jnp.exp(-params.log_cap))
+    log_relative = jnp.minimum(log_relative, highest)
+    return jnp.log1p(-alpha) + log_relative - jnp.log1p(-alpha * jnp.exp(log_relative))
+
+
+def safe_log(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The logarithm, −∞ with zero gradient where x is not positive."""
+    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), -jnp.inf)
