@@ -235,8 +235,8 @@ def betting_lower_bound(
 
         K_t(m) = Π_{i≤t} [1 + min(λ_i, c/m)(X_i − m)],   λ_i = √(2 log(1/δ)/(n σ̂²_{i−1})),
 
-    with c = ¾ and the variance σ̂²_{i−1} of the values before the i-th (and a prior value's). If the
-    mean is at most m this is a non-negative supermartingale from 1, and reaches 1/δ with a
+    with c = ¾ and the variance σ̂²_{i−1} of the values before the i-th (and a prior value's). If
+    the mean is at most m this is a non-negative supermartingale from 1, and reaches 1/δ with a
     probability of at most δ = 1 − confidence (Ville's inequality). The bound is the largest m at
     which it does. Every factor falls in m, so that a bisection finds it, and what is returned is
     the end at which the capital was reached.

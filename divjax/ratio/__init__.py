@@ -1,23 +1,55 @@
-"""Density ratios from samples, and the divergences that follow from them."""
+"""Density ratios from samples, and the divergences that follow from them.
 
-from divjax.ratio import heads
-from divjax.ratio.classifier import ClassifierRatio, classifier_js, classifier_kl
+`ClassifierRatio().fit(key, p, q)` tells how different two samples are. `heads` holds the models it
+can be built from, `variational` the bounds by critics, `KernelMeanMatching` weights that make one
+sample look like the other.
+"""
+
+from divjax.ratio import heads, variational
+from divjax.ratio.critics import Critic, derangement, split_scores
 from divjax.ratio.diagnostics import Diagnostics, Ties, ties
+from divjax.ratio.estimators import (
+    KLIEP,
+    ClassifierRatio,
+    LeastSquaresRatio,
+    TelescopingRatio,
+    classifier_js,
+    classifier_kl,
+)
 from divjax.ratio.fit import RatioFit
-from divjax.ratio.telescoping import Telescoping, TelescopingRatio
+from divjax.ratio.kernel_models import KernelRatio
+from divjax.ratio.kliep import KLIEPHead
+from divjax.ratio.learned_bounds import BoundFit, DivergenceBound, MutualInformationBound
+from divjax.ratio.least_squares import LeastSquaresHead
+from divjax.ratio.mean_matching import KernelMeanMatching, MatchedWeights
+from divjax.ratio.telescoping import Telescoping
 from divjax.ratio.types import Fold, Head
 
 __all__ = [
+    "KLIEP",
+    "BoundFit",
     "ClassifierRatio",
+    "Critic",
     "Diagnostics",
+    "DivergenceBound",
     "Fold",
     "Head",
+    "KLIEPHead",
+    "KernelMeanMatching",
+    "KernelRatio",
+    "LeastSquaresHead",
+    "LeastSquaresRatio",
+    "MatchedWeights",
+    "MutualInformationBound",
     "RatioFit",
     "Telescoping",
     "TelescopingRatio",
     "Ties",
     "classifier_js",
     "classifier_kl",
+    "derangement",
     "heads",
+    "split_scores",
     "ties",
+    "variational",
 ]

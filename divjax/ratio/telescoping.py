@@ -9,11 +9,10 @@ from jaxtyping import Array, Float, Key
 
 from divjax.core.checks import check_positive
 from divjax.core.pytrees import pytree, static
-from divjax.ratio.classifier import ClassifierRatio
 from divjax.ratio.heads import Network, convex_heads, draw_rows
 from divjax.ratio.types import Fold, Head, cross_entropy
 
-__all__ = ["Telescoping", "TelescopingRatio"]
+__all__ = ["Telescoping"]
 
 
 @pytree
@@ -142,28 +141,3 @@ class Telescoping:
             validation_weights[:-1],
             validation_weights[1:],
         )
-
-
-@pytree
-class TelescopingRatio(ClassifierRatio):
-    """The log ratio across a chasm: `ClassifierRatio` with a `Telescoping` head.
-
-    For KL beyond the ten nats or so that a single classifier can tell. What it reports there rests
-    on the shape of the bridges' models: `diagnostics.beyond_log_n` says so.
-
-    Attributes:
-        head: the bridges. The other attributes are those of `ClassifierRatio`.
-
-    Example:
-        >>> import jax
-        >>> p, q = jax.random.normal(jax.random.key(0), (2, 200, 1))
-        >>> method = TelescopingRatio(Telescoping(num_bridges=5, network=None))
-        >>> estimate = method.fit(jax.random.key(1), p + 6, q).kl()
-        >>> 16 < float(estimate.value) < 20, bool(estimate.diagnostics.beyond_log_n)  # 18
-        (True, True)
-
-    References:
-        Rhodes, Xu, Gutmann 2020.
-    """
-
-    head: Any = Telescoping()

@@ -1,4 +1,7 @@
-"""The density ratio by classification: tell samples of p from samples of q."""
+"""The estimators of a density ratio: one frame, cross-fitting, and the heads that it fits.
+
+`ClassifierRatio` is the one to start with; the others are the same frame around another head.
+"""
 
 from typing import Any
 
@@ -28,8 +31,19 @@ from divjax.ratio.heads import (
     Quadratic,
     RandomFourier,
 )
+from divjax.ratio.kliep import KLIEPHead
+from divjax.ratio.least_squares import LeastSquaresHead
+from divjax.ratio.telescoping import Telescoping
 
-__all__ = ["HEADS", "ClassifierRatio", "classifier_js", "classifier_kl", "fit_ratio"]
+__all__ = [
+    "HEADS",
+    "KLIEP",
+    "ClassifierRatio",
+    "LeastSquaresRatio",
+    "TelescopingRatio",
+    "classifier_js",
+    "classifier_kl",
+]
 
 HEADS = {
     "auto": Auto,
@@ -42,7 +56,60 @@ HEADS = {
 
 
 @pytree
-class ClassifierRatio:
+class _CrossFitted:
+    """What all estimators of a ratio share: the fields of the frame, and `fit`."""
+
+    head: Any
+    num_folds: int = static(default=5)
+    num_repeats: int = static(default=1)
+    validation_share: ArrayLike = 0.2
+    calibration: str = static(default="platt")
+    tie_counts: bool = static(default=False)
+    pack: int = static(default=1)
+
+    def __post_init__(self):
+        for name, least in (("num_folds", 2), ("num_repeats", 1), ("pack", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
+        if self.calibration not in CALIBRATIONS:
+            raise ValueError(
+                f"calibration must be one of {CALIBRATIONS}; got {self.calibration!r}."
+            )
+        share = self.validation_share
+        if isinstance(share, (int, float)) and not 0 < share < 1:
+            raise ValueError(f"validation_share must lie between 0 and 1; got {share}.")
+
+    def fit(
+        self,
+        key: Key[Array, ""],
+        p: Float[Array, "n d"],
+        q: Float[Array, "m d"],
+        *,
+        weights_p: Float[Array, " n"] | None = None,
+        weights_q: Float[Array, " m"] | None = None,
+    ) -> RatioFit:
+        """Fit the ratio of p to q. Compiles itself.
+
+        Args:
+            key: splits rows, initialises and trains networks.
+            p: samples of p, at least two a fold (of packs).
+            q: samples of q, likewise.
+            weights_p: non-negative weights of any scale; equal by default. A row of weight zero is
+                no part of the sample, whatever it holds: so ragged samples can be padded.
+            weights_q: the same for q.
+
+        Returns:
+            A `RatioFit`. Memory is O(folds · repeats · (n + m) · features of the head).
+
+        Raises:
+            ValueError: if shapes do not fit, a sample is too small, or concrete weights are
+                negative.
+        """
+        return _check_and_fit(key, p, q, weights_p, weights_q, self)
+
+
+@pytree
+class ClassifierRatio(_CrossFitted):
     """The log ratio log p/q as the logit of a classifier, cross-fitted.
 
     The balanced cross-entropy ½E_p[log(1 + e^{−u})] + ½E_q[log(1 + e^u)] is least at u = log p/q.
@@ -84,64 +151,91 @@ class ClassifierRatio:
 
     head: Any = "auto"
     hidden: tuple[int, ...] = static(default=(32, 32))
-    num_folds: int = static(default=5)
-    num_repeats: int = static(default=1)
-    validation_share: ArrayLike = 0.2
-    calibration: str = static(default="platt")
-    tie_counts: bool = static(default=False)
-    pack: int = static(default=1)
 
     def __post_init__(self):
+        super().__post_init__()
         if isinstance(self.head, str):
             if self.head not in HEADS:
                 raise ValueError(
                     f"head must be a head or one of {sorted(HEADS)}; got {self.head!r}."
                 )
-            kind = HEADS[self.head]
-            network = Network(hidden=tuple(self.hidden))
+            kind, network = HEADS[self.head], Network(hidden=tuple(self.hidden))
             options = {Auto: (network,), Network: (network.hidden,)}.get(kind, ())
             object.__setattr__(self, "head", kind(*options))
-        for name, least in (("num_folds", 2), ("num_repeats", 1), ("pack", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
-        if self.calibration not in CALIBRATIONS:
-            raise ValueError(
-                f"calibration must be one of {CALIBRATIONS}; got {self.calibration!r}."
-            )
-        share = self.validation_share
-        if isinstance(share, (int, float)) and not 0 < share < 1:
-            raise ValueError(f"validation_share must lie between 0 and 1; got {share}.")
-
-    def fit(
-        self,
-        key: Key[Array, ""],
-        p: Float[Array, "n d"],
-        q: Float[Array, "m d"],
-        *,
-        weights_p: Float[Array, " n"] | None = None,
-        weights_q: Float[Array, " m"] | None = None,
-    ) -> RatioFit:
-        """Fit the ratio of p to q. Compiles itself.
-
-        Args:
-            key: splits rows, initialises and trains networks.
-            p: samples of p, at least two a fold (of packs).
-            q: samples of q, likewise.
-            weights_p: non-negative weights of any scale; equal by default. A row of weight zero is
-                no part of the sample, whatever it holds: so ragged samples can be padded.
-            weights_q: the same for q.
-
-        Returns:
-            A `RatioFit`. Memory is O(folds · repeats · (n + m) · features of the head).
-
-        Raises:
-            ValueError: if shapes do not fit, a sample is too small, or concrete weights are
-                negative.
-        """
-        return fit_ratio(key, p, q, weights_p, weights_q, self)
 
 
-def fit_ratio(key: Any, p: Any, q: Any, weights_p: Any, weights_q: Any, method: Any) -> RatioFit:
+@pytree
+class TelescopingRatio(_CrossFitted):
+    """The log ratio across a chasm, as a sum over bridges, cross-fitted.
+
+    For KL beyond the ten nats or so that a single classifier can tell. What it reports there rests
+    on the shape of the bridges' models: `diagnostics.beyond_log_n` says so.
+
+    Attributes:
+        head: the bridges. The other attributes are those of `ClassifierRatio`.
+
+    Example:
+        >>> import jax
+        >>> p, q = jax.random.normal(jax.random.key(0), (2, 200, 1))
+        >>> method = TelescopingRatio(Telescoping(num_bridges=5, network=None))
+        >>> estimate = method.fit(jax.random.key(1), p + 6, q).kl()
+        >>> 16 < float(estimate.value) < 20, bool(estimate.diagnostics.beyond_log_n)  # 18
+        (True, True)
+
+    References:
+        Rhodes, Xu, Gutmann 2020.
+    """
+
+    head: Any = Telescoping()
+
+
+@pytree
+class LeastSquaresRatio(_CrossFitted):
+    """The ratio by kernel least squares (uLSIF, and relative: RuLSIF), cross-fitted.
+
+    Bandwidth and ridge are chosen by the analytic leave-one-out error; nothing is trained.
+
+    Attributes:
+        head: the kernel model. The other attributes are those of `ClassifierRatio`.
+
+    Example:
+        >>> import jax
+        >>> p, q = jax.random.normal(jax.random.key(0), (2, 400, 1))
+        >>> estimate = LeastSquaresRatio().fit(jax.random.key(1), p + 1, q).kl()  # the truth is ½
+        >>> abs(float(estimate.value) - 0.5) < 3 * float(estimate.std_error)
+        True
+
+    References:
+        Kanamori, Hido, Sugiyama 2009; Yamada et al. 2013: the relative ratio.
+    """
+
+    head: Any = LeastSquaresHead()
+
+
+@pytree
+class KLIEP(_CrossFitted):
+    """The ratio r whose r·q is nearest to p in KL, a mixture of kernels, cross-fitted.
+
+    Attributes:
+        head: the kernel model. The other attributes are those of `ClassifierRatio`.
+
+    Example:
+        >>> import jax
+        >>> p, q = jax.random.normal(jax.random.key(0), (2, 400, 1))
+        >>> estimate = KLIEP().fit(jax.random.key(1), p + 1, q).kl()  # the truth is ½
+        >>> abs(float(estimate.value) - 0.5) < 3 * float(estimate.std_error)
+        True
+
+    References:
+        Sugiyama et al. 2008.
+    """
+
+    head: Any = KLIEPHead()
+
+
+def _check_and_fit(
+    key: Any, p: Any, q: Any, weights_p: Any, weights_q: Any, method: Any
+) -> RatioFit:
     """Check the samples, then cross-fit, compiled."""
     check_key(key)
     check_matrix(p=p, q=q)
