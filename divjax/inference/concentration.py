@@ -335,7 +335,6 @@ def _log_capital(m: Array, x: Array, bets: Array, rows: Array) -> Array:
 
 def _largest_refuted(x: Array, bets: Array, rows: Array, target: Array) -> Array:
     """The largest m whose capital reached the target, up to a rounding; 0 if none did."""
-
     start = (jnp.zeros_like(target), jnp.ones_like(target), x, bets, rows, target)
     return jax.lax.fori_loop(0, jnp.finfo(x.dtype).nmant + 2, _halve, start)[0]
 

@@ -147,14 +147,14 @@ def test_the_capital_reaches_its_target_at_the_betting_bound(law):
     assert capital(x, bound + 1e-6, 0.9) < 0 <= capital(x, bound - 1e-6, 0.9)
 
 
-@pytest.mark.parametrize("n", [10, 100, 1000])
+@pytest.mark.parametrize("n", [10, 200])
 def test_betting_is_the_tighter(n):
     for draw, mean in LAWS.values():
-        values = draw(np.random.default_rng(n), (200, n)).astype(np.float32)
+        values = draw(np.random.default_rng(n), (4000, n)).astype(np.float32)
         one, other = (np.mean(swept[kind](values, 0.95)) for kind in ("betting", "bernstein"))
         assert one >= other
-        if n == 1000 and mean >= 0.5:  # the leading term: √(2 V log(1/δ)/n) against log(2/δ)
-            assert (mean - one) / (mean - other) < 0.92
+        if n == 200 and mean >= 0.5:  # the distance to the mean
+            assert (mean - one) / (mean - other) < 0.8
 
 
 @both
