@@ -335,12 +335,12 @@ def _log_capital(m: Array, x: Array, bets: Array, rows: Array) -> Array:
 
 def _largest_refuted(x: Array, bets: Array, rows: Array, target: Array) -> Array:
     """The largest m whose capital reached the target, up to a rounding; 0 if none did."""
+    start = (jnp.zeros_like(target), jnp.ones_like(target), x, bets, rows, target)
+    return jax.lax.fori_loop(0, jnp.finfo(x.dtype).nmant + 2, _halve, start)[0]
 
-    def halve(_, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        reached = _log_capital(middle, x, bets, rows) >= target
-        return jnp.where(reached, middle, low), jnp.where(reached, high, middle)
 
-    ends = (jnp.zeros_like(x[0]), jnp.ones_like(x[0]))
-    return jax.lax.fori_loop(0, jnp.finfo(x.dtype).nmant + 2, halve, ends)[0]
+def _halve(_, state: tuple[Array, ...]) -> tuple[Array, ...]:
+    low, high, x, bets, rows, target = state
+    middle = (low + high) / 2
+    reached = _log_capital(middle, x, bets, rows) >= target
+    return jnp.where(reached, middle, low), jnp.where(reached, high, middle), *state[2:]

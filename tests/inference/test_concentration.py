@@ -9,13 +9,14 @@ import scipy.stats
 from divjax import inference
 from divjax.inference import Bounded, sum_of_means_lower_bound
 
-LOWER = {
+EAGER = {
     "bernstein": inference.empirical_bernstein_lower_bound,
     "betting": inference.betting_lower_bound,
 }
+LOWER = {kind: jax.jit(bound) for kind, bound in EAGER.items()}
 UPPER = {
-    "bernstein": inference.empirical_bernstein_upper_bound,
-    "betting": inference.betting_upper_bound,
+    "bernstein": jax.jit(inference.empirical_bernstein_upper_bound),
+    "betting": jax.jit(inference.betting_upper_bound),
 }
 both = pytest.mark.parametrize("kind", LOWER)
 swept = {
@@ -146,14 +147,14 @@ def test_the_capital_reaches_its_target_at_the_betting_bound(law):
     assert capital(x, bound + 1e-6, 0.9) < 0 <= capital(x, bound - 1e-6, 0.9)
 
 
-@pytest.mark.parametrize("n", [10, 100, 1000])
+@pytest.mark.parametrize("n", [10, 200])
 def test_betting_is_the_tighter(n):
     for draw, mean in LAWS.values():
-        values = draw(np.random.default_rng(n), (200, n)).astype(np.float32)
+        values = draw(np.random.default_rng(n), (4000, n)).astype(np.float32)
         one, other = (np.mean(swept[kind](values, 0.95)) for kind in ("betting", "bernstein"))
         assert one >= other
-        if n == 1000 and mean >= 0.5:  # the leading term: √(2 V log(1/δ)/n) against log(2/δ)
-            assert (mean - one) / (mean - other) < 0.92
+        if n == 200 and mean >= 0.5:  # the distance to the mean
+            assert (mean - one) / (mean - other) < 0.8
 
 
 @both
@@ -167,10 +168,12 @@ def test_masked_rows_are_absent_whatever_they_hold(kind):
     padded[mask] = x
     with jax.enable_x64(True):
         alone = LOWER[kind](jnp.asarray(x), 1.0, 3.0)
-        masked = jax.jit(LOWER[kind])(jnp.asarray(padded), 1.0, 3.0, mask=jnp.asarray(mask))
+        masked = LOWER[kind](jnp.asarray(padded), 1.0, 3.0, mask=jnp.asarray(mask))
         np.testing.assert_allclose(masked, alone, rtol=1e-12)
-        gradient = jax.grad(lambda v: LOWER[kind](v, 1.0, 3.0, mask=jnp.asarray(mask)))
-        slopes = np.asarray(gradient(jnp.where(mask, padded, 2.0)))
+        gradient = jax.jit(jax.grad(LOWER[kind]))
+        slopes = np.asarray(
+            gradient(jnp.where(mask, padded, 2.0), 1.0, 3.0, mask=jnp.asarray(mask))
+        )
     assert np.all(slopes[~mask] == 0)
     assert np.isfinite(slopes).all()
 
@@ -179,7 +182,7 @@ def test_masked_rows_are_absent_whatever_they_hold(kind):
 def test_little_data_says_nothing_and_illegal_data_is_flagged(kind):
     bound, values = LOWER[kind], jnp.linspace(-1.0, 2.0, 50)
     assert bound(values, -1.0, 2.0, mask=jnp.zeros(50, bool)) == -1
-    # One row at the middle refutes nothing.
+    # Of one row in the middle nothing follows.
     assert bound(values, -1.0, 2.0, mask=jnp.arange(50) == 25) == -1
     assert jnp.isnan(bound(values, -1.0, 1.9))
     assert jnp.isnan(bound(values.at[3].set(jnp.nan), -1.0, 2.0))
@@ -202,9 +205,10 @@ def test_bounds_follow_shift_and_scale_and_fall_with_confidence(kind):
     moved = LOWER[kind](5 * x - 2, -2.0, 3.0)
     np.testing.assert_allclose(moved, 5 * plain - 2, atol=1e-5)
     confidences = jnp.array([0.5, 0.9, 0.99, 1 - 1e-6])
-    bounds = jax.vmap(lambda c: LOWER[kind](x, 0.0, 1.0, confidence=c))(confidences)
+    bounds = [LOWER[kind](x, 0.0, 1.0, confidence=c) for c in confidences]
     assert np.all(np.diff(bounds) < 0)
-    np.testing.assert_allclose(bounds[1], LOWER[kind](x, 0.0, 1.0, confidence=0.9), rtol=1e-6)
+    together = jax.vmap(lambda c: LOWER[kind](x, 0.0, 1.0, confidence=c))(confidences)
+    np.testing.assert_allclose(together, bounds, rtol=1e-5)
 
 
 @both
@@ -212,7 +216,8 @@ def test_gradients_are_differences(kind):
     x = np.random.default_rng(6).uniform(size=60)
     with jax.enable_x64(True):
         bound = jax.jit(lambda x, c: LOWER[kind](x, 0.0, 1.0, confidence=c))
-        gradient, slope = jax.grad(bound, (0, 1))(x, 0.9)
+        gradients = jax.jit(jax.grad(bound, (0, 1)))
+        gradient, slope = gradients(x, 0.9)
         direction, step = np.cos(np.arange(60)), 1e-6
         for exact, ends in (
             (gradient @ direction, [(x + s * direction, 0.9) for s in (step, -step)]),
@@ -221,7 +226,7 @@ def test_gradients_are_differences(kind):
             high, low = (bound(*end) for end in ends)
             np.testing.assert_allclose(exact, (high - low) / (2 * step), rtol=1e-5)
         # Values without a variance.
-        constant = jax.grad(lambda x: bound(x, 0.9))(jnp.full(30, 0.7))
+        constant, _ = gradients(jnp.full(60, 0.7), 0.9)
     assert jnp.isfinite(constant).all()
 
 
@@ -239,7 +244,7 @@ def test_gradients_are_differences(kind):
 @both
 def test_bad_input_is_named(kind, arguments, keywords, message):
     with pytest.raises(ValueError, match=message):
-        LOWER[kind](*arguments, **keywords)
+        EAGER[kind](*arguments, **keywords)
 
 
 def test_no_sample_is_named():

@@ -1,0 +1,439 @@
+"""Pairs p, q with samplers, exact log ratios, and exact KL, reverse KL and Jensen–Shannon.
+
+The Jensen–Shannon divergence has no closed form between Gaussians, but a one-dimensional integral
+in every dimension. With the log ratio u and the Chernoff coefficient m(s) = ∫ p^s q^{1−s},
+
+    log 2 − JS = ½ ∫ √(pq) [e^{u/2} log(1 + e^{−u}) + e^{−u/2} log(1 + e^u)],
+
+and the bracket is an inverse Fourier transform: ∫ e^{su} log(1 + e^{−u}) du = π/(s sin πs) for
+0 < Re s < 1. Hence, by Parseval's theorem,
+
+    log 2 − JS = ∫₀^∞ Re m(½ + it) · ½ / ((¼ + t²) cosh πt) dt.
+
+The integrand is smooth and falls like e^{−πt}; for Gaussians m is a product over the directions
+that whiten q and diagonalise p.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.integrate
+from jaxtyping import Array, Float, Key
+
+from divjax.core.checks import check_matrix, check_nonnegative, check_positive
+from divjax.problems.mixtures import GaussianMixture
+
+__all__ = [
+    "Task",
+    "chasm",
+    "correlated_gaussians",
+    "fitted_mixture",
+    "gaussian_pair",
+    "gaussian_scale",
+    "gaussian_shift",
+    "lattice",
+    "mixture_pair",
+    "mixtures",
+    "random_gaussians",
+]
+
+Sampler = Callable[[Key[Array, ""], int], Float[Array, "n d"]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Two distributions, p and q, whose divergences are known. All numbers are in nats.
+
+    Attributes:
+        dim: the number of features d.
+        sample_p: `(key, n) -> "n d"`, independent draws of p.
+        sample_q: the same of q.
+        log_ratio: `"b d" -> "b"`, log p(x)/q(x); ±∞ where one of the densities is zero.
+        kl: KL(p‖q).
+        reverse_kl: KL(q‖p).
+        js: the Jensen–Shannon divergence.
+        x_dim: where the task is one of mutual information, how many of the features are x's: p is
+            then their joint distribution with y, q the product of marginals and `kl` I(x; y).
+    """
+
+    dim: int
+    sample_p: Sampler
+    sample_q: Sampler
+    log_ratio: Callable[[Float[Array, "b d"]], Float[Array, " b"]]
+    kl: float
+    reverse_kl: float
+    js: float
+    x_dim: int | None = None
+
+    def sample(
+        self, key: Key[Array, ""], n: int, m: int | None = None
+    ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
+        """Draws of p and of q, n of each unless m says otherwise."""
+        key_p, key_q = jax.random.split(key)
+        return self.sample_p(key_p, n), self.sample_q(key_q, n if m is None else m)
+
+    def sample_pairs(
+        self, key: Key[Array, ""], n: int
+    ) -> tuple[Float[Array, "n dx"], Float[Array, "n dy"]]:
+        """Draws (x, y) of the joint distribution, of a task of mutual information."""
+        if self.x_dim is None:
+            raise ValueError("sample_pairs is for tasks of mutual information, with an x_dim.")
+        joint = self.sample_p(key, n)
+        return joint[:, : self.x_dim], joint[:, self.x_dim :]
+
+    def transformed(self, forward: Callable[..., Any], inverse: Callable[..., Any]) -> "Task":
+        """The task seen through an invertible map of rows: the same divergences."""
+        return Task(
+            self.dim,
+            lambda key, n: forward(self.sample_p(key, n)),
+            lambda key, n: forward(self.sample_q(key, n)),
+            lambda z: self.log_ratio(inverse(z)),
+            self.kl,
+            self.reverse_kl,
+            self.js,
+            self.x_dim,
+        )
+
+
+def _js(coefficient: Callable[[complex], complex]) -> float:
+    """JS in nats from m(s) = ∫ p^s q^{1−s} at s = ½ + it, by the integral of the module."""
+
+    def integrand(t: float) -> float:
+        weight = 0.5 / ((0.25 + t * t) * math.cosh(math.pi * t))
+        return weight * complex(coefficient(0.5 + 1j * t)).real
+
+    # Beyond 13 the weight is below 1e-20. Where p and q are far apart m oscillates.
+    gap, _ = scipy.integrate.quad(integrand, 0, 13, limit=2000, epsabs=1e-13, epsrel=1e-11)
+    return max(math.log(2) - gap, 0.0)
+
+
+def _normal(mean: np.ndarray, factor: np.ndarray) -> Sampler:
+    """Draws of N(mean, factor factorᵀ)."""
+
+    def sample(key: Key[Array, ""], n: int) -> Float[Array, "n d"]:
+        noise = jax.random.normal(key, (n, mean.size))
+        spread = jnp.matmul(noise, jnp.asarray(factor.T, noise.dtype), precision="highest")
+        return jnp.asarray(mean, noise.dtype) + spread
+
+    return sample
+
+
+def gaussian_pair(
+    mean_p: Any, covariance_p: Any, mean_q: Any, covariance_q: Any, *, x_dim: int | None = None
+) -> Task:
+    """Two Gaussians, p = N(mean_p, covariance_p) and q = N(mean_q, covariance_q).
+
+    Everything follows from the directions that whiten q and diagonalise p, with p's means μ_i and
+    variances λ_i in them: KL = ½ Σ (λ_i − 1 − log λ_i + μ_i²), and
+
+        m(s) = Π λ_i^{(1−s)/2} c_i^{−½} exp(−½ s(1 − s) μ_i²/c_i),   c_i = s + (1 − s) λ_i.
+
+    Args:
+        mean_p: of shape (d,).
+        covariance_p: of shape (d, d), positive definite.
+        mean_q: of shape (d,).
+        covariance_q: of shape (d, d), positive definite.
+        x_dim: of a task of mutual information, the number of x's features.
+
+    Raises:
+        ValueError: if the shapes do not fit or a covariance is not positive definite.
+
+    Example:
+        >>> task = gaussian_pair([1.0], [[1.0]], [0.0], [[1.0]])
+        >>> round(task.kl, 4), round(task.js, 4)
+        (0.5, 0.1114)
+
+    References:
+        Chernoff 1952, the coefficient; Gil, Alajaji, Linder 2013, table 2, for Gaussians.
+    """
+    mean_p, covariance_p, mean_q, covariance_q = (
+        np.asarray(a, np.float64) for a in (mean_p, covariance_p, mean_q, covariance_q)
+    )
+    d = mean_p.size
+    shapes = [a.shape for a in (mean_p, covariance_p, mean_q, covariance_q)]
+    if d == 0 or shapes != [(d,), (d, d)] * 2:
+        raise ValueError(f"means must have shape (d,) and covariances (d, d); got {shapes}.")
+    try:
+        factor_p, factor_q = np.linalg.cholesky(covariance_p), np.linalg.cholesky(covariance_q)
+    except np.linalg.LinAlgError:
+        raise ValueError("covariances must be positive definite; got one that is not.") from None
+    whitened = np.linalg.solve(factor_q, factor_p)
+    directions, roots, _ = np.linalg.svd(whitened)
+    variances = roots**2
+    whitening = directions.T @ np.linalg.inv(factor_q)
+    shift = whitening @ (mean_p - mean_q)
+
+    def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        check_matrix(z=z)
+        rows, scale, mean = (jnp.asarray(a, z.dtype) for a in (whitening, roots, shift))
+        white = jnp.matmul(z - jnp.asarray(mean_q, z.dtype), rows.T, precision="highest")
+        squares = jnp.square(white) - jnp.square((white - mean) / scale)
+        return jnp.sum(squares / 2 - jnp.log(scale), axis=1)
+
+    def coefficient(s: complex) -> complex:
+        mixed = s + (1 - s) * variances
+        powers = (1 - s) * np.log(variances) - np.log(mixed) - s * (1 - s) * shift**2 / mixed
+        return np.exp(np.sum(powers) / 2)
+
+    logs = np.log(variances)
+    return Task(
+        d,
+        _normal(mean_p, factor_p),
+        _normal(mean_q, factor_q),
+        log_ratio,
+        float(np.sum(variances - 1 - logs + shift**2) / 2),
+        float(np.sum(1 / variances - 1 + logs + shift**2 / variances) / 2),
+        _js(coefficient),
+        x_dim,
+    )
+
+
+def gaussian_shift(d: int, kl: float) -> Task:
+    """Gaussians p = N(μ, I) and q = N(0, I), all entries of μ equal, KL(p‖q) = |μ|²/2 = kl.
+
+    Example:
+        >>> gaussian_shift(10, 1.0).kl
+        1.0
+    """
+    check_positive(d=d)
+    check_nonnegative(kl=kl)
+    return gaussian_pair(np.full(d, math.sqrt(2 * kl / d)), np.eye(d), np.zeros(d), np.eye(d))
+
+
+def gaussian_scale(d: int, scale: float) -> Task:
+    """Gaussians p = N(0, scale² I) and q = N(0, I), KL(p‖q) = d (scale² − 1 − 2 log scale)/2.
+
+    Example:
+        >>> round(gaussian_scale(1, 1e-6).kl, 4)
+        13.3155
+    """
+    check_positive(d=d, scale=scale)
+    return gaussian_pair(np.zeros(d), scale**2 * np.eye(d), np.zeros(d), np.eye(d))
+
+
+def correlated_gaussians(d: int, kl: float) -> Task:
+    """Gaussian p of d/2 correlated pairs and q = N(0, I), KL(p‖q) = −(d/4) log(1 − ρ²) = kl.
+
+    The pairs are the features i and i + d/2, so that it is a task of mutual information with
+    `x_dim` = d/2 as well.
+
+    Args:
+        d: the number of features of x and y together, even.
+        kl: the divergence in nats.
+
+    Example:
+        >>> round(correlated_gaussians(40, 10.0).kl, 6)
+        10.0
+
+    References:
+        Rhodes, Xu, Gutmann 2020, section 4.2: d = 40 … 320 with a quarter of a nat a feature.
+    """
+    check_positive(d=d)
+    check_nonnegative(kl=kl)
+    if d % 2:
+        raise ValueError(f"d must be even; got {d}.")
+    rho = math.sqrt(-math.expm1(-4 * kl / d))
+    covariance = np.kron([[1, rho], [rho, 1]], np.eye(d // 2))
+    return gaussian_pair(np.zeros(d), covariance, np.zeros(d), np.eye(d), x_dim=d // 2)
+
+
+def chasm(a: float, d: int = 4) -> Task:
+    """Gaussians p = N(0, I) and q = N(a·1, I), KL(p‖q) = d a²/2, far apart for large a.
+
+    Example:
+        >>> round(chasm(4.0).kl, 6)
+        32.0
+
+    References:
+        Apellániz et al. 2024, arXiv 2405.07822: d = 4 and a from 0 to 4.
+    """
+    check_positive(d=d)
+    return gaussian_pair(np.zeros(d), np.eye(d), np.full(d, float(a)), np.eye(d))
+
+
+def random_gaussians(seed: int, d: int = 10) -> Task:
+    """Two Gaussians of random covariances CCᵀ, other ones for each seed.
+
+    C has ones on its diagonal and .03, .05 or .07 elsewhere, drawn for p and then for q. The mean
+    of p is uniform on the unit cube, that of q zero. These are the published draws: two Mersenne
+    twisters start from one seed, one for covariances and one, 24 bits a number, for means.
+
+    Args:
+        seed: what both generators start from.
+        d: the number of features.
+
+    Example:
+        >>> round(random_gaussians(0).kl, 4)
+        0.9682
+
+    References:
+        Apellániz et al. 2024, arXiv 2405.07822, use case 1; seeds 0 to 4.
+    """
+    check_positive(d=d)
+    rng = np.random.RandomState(seed)
+    covariances = []
+    for _ in range(2):
+        root = np.eye(d)
+        root[~np.eye(d, dtype=bool)] = rng.choice([0.03, 0.05, 0.07], size=d * (d - 1))
+        covariances.append(root @ root.T)
+    bits = np.random.RandomState(seed).randint(0, 2**32, d, dtype=np.uint32)
+    mean = (bits % 2**24) / 2**24
+    return gaussian_pair(mean, covariances[0], np.zeros(d), covariances[1])
+
+
+def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Task:
+    """Two Gaussian mixtures of one or two features, their divergences by quadrature.
+
+    The trapezoidal rule on a box that reaches nine standard deviations beyond every mean; its error
+    falls exponentially in the number of points, once their distance is below the smallest standard
+    deviation.
+
+    Args:
+        p: a mixture; fit scikit-learn's, say, and take its weights_, means_ and covariances_.
+        q: the other one.
+        points: of the rule, in each direction.
+
+    Raises:
+        ValueError: if the mixtures differ in their features or have more than two.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> one, two = (GaussianMixture(jnp.ones(1), jnp.full((1, 1), m), 1.0) for m in (1.0, 0.0))
+        >>> round(mixtures(one, two).kl, 4)
+        0.5
+    """
+    laws = [_components(mixture) for mixture in (p, q)]
+    d = laws[0][1].shape[1]
+    if d != laws[1][1].shape[1] or d > 2:
+        raise ValueError(
+            "p and q must be mixtures of one or two features, as many each; "
+            f"got {d} and {laws[1][1].shape[1]}."
+        )
+    means = np.concatenate([law[1] for law in laws])
+    margins = np.concatenate(
+        [9 * np.sqrt(np.diagonal(law[2], axis1=1, axis2=2)) for law in laws], axis=0
+    )
+    ends = zip((means - margins).min(0), (means + margins).max(0), strict=True)
+    axes = [np.linspace(low, high, points) for low, high in ends]
+    cell = math.prod(axis[1] - axis[0] for axis in axes)
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, d)
+    log_p, log_q = (_log_density(law, grid) for law in laws)
+    u = log_p - log_q
+    mass_p, mass_q = np.exp(log_p) * cell, np.exp(log_q) * cell
+    gap = mass_p @ np.logaddexp(0, -u) + mass_q @ np.logaddexp(0, u)
+
+    def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        check_matrix(z=z)
+        one, other = jax.tree.map(lambda leaf: jnp.asarray(leaf, z.dtype), (p, q))
+        return jax.vmap(lambda x: one.log_prob(x) - other.log_prob(x))(z)
+
+    return Task(
+        d,
+        p.sample,
+        q.sample,
+        log_ratio,
+        float(mass_p @ u),
+        float(-mass_q @ u),
+        float(math.log(2) - gap / 2),
+    )
+
+
+def _components(mixture: GaussianMixture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights, means and full covariances."""
+    weights, means, covariances = (
+        np.asarray(a, np.float64) for a in (mixture.weights, mixture.means, mixture.covariances)
+    )
+    count, d = means.shape
+    if covariances.ndim < 2:
+        covariances = np.broadcast_to(covariances, count)[:, None, None] * np.eye(d)
+    return weights, means, np.broadcast_to(covariances, (count, d, d))
+
+
+def _log_density(law: tuple[np.ndarray, ...], grid: np.ndarray) -> np.ndarray:
+    terms = []
+    for weight, mean, covariance in zip(*law, strict=True):
+        white = np.linalg.solve(np.linalg.cholesky(covariance), (grid - mean).T)
+        constant = np.linalg.slogdet(2 * np.pi * covariance)[1]
+        with np.errstate(divide="ignore"):
+            terms.append(np.log(weight) - (np.sum(white**2, axis=0) + constant) / 2)
+    return np.logaddexp.reduce(terms, axis=0)
+
+
+def mixture_pair() -> Task:
+    """Mixtures .7 N((1, 1), C) + .3 N((−1, −1), C) and .5 N(0, C) + .5 N((−1, −1), C), C = ¼ I.
+
+    Example:
+        >>> task = mixture_pair()
+        >>> round(task.kl, 2), round(task.js, 4)
+        (2.83, 0.2926)
+
+    References:
+        Apellániz et al. 2024, arXiv 2405.07822, use case 2.
+    """
+    p = GaussianMixture(jnp.array([0.7, 0.3]), jnp.array([[1.0, 1.0], [-1.0, -1.0]]), 0.25)
+    q = GaussianMixture(jnp.array([0.5, 0.5]), jnp.array([[0.0, 0.0], [-1.0, -1.0]]), 0.25)
+    return mixtures(p, q)
+
+
+def fitted_mixture(q: GaussianMixture) -> Task:
+    """Mixture .7 N((1, 1), C) + .3 N((−1, −1), C), C = [[1, .2], [.2, 1]], and a q fitted to it.
+
+    Args:
+        q: a mixture of two features; published: the two components that scikit-learn's
+            `GaussianMixture` (random_state=23) fits to 10, 20, …, 150 draws of p.
+
+    Example:
+        >>> q = GaussianMixture(
+        ...     jnp.array([0.7, 0.3]), jnp.array([[1.0, 1.0], [-1.0, -1.0]]), jnp.eye(2) * 0.8 + 0.2
+        ... )
+        >>> abs(fitted_mixture(q).kl) < 1e-6
+        True
+
+    References:
+        Apellániz et al. 2024, arXiv 2405.07822, use case 3.
+    """
+    p = GaussianMixture(
+        jnp.array([0.7, 0.3]),
+        jnp.array([[1.0, 1.0], [-1.0, -1.0]]),
+        jnp.array([[1.0, 0.2], [0.2, 1.0]]),
+    )
+    return mixtures(p, q)
+
+
+def lattice(d: int, spacing: float = 0.125) -> Task:
+    """Gaussian q = N(0, I), and p the same with its first feature rounded to a lattice.
+
+    No two distributions are farther apart, nor harder to tell so by a smooth function: KL is
+    infinite in both directions and JS is log 2. What tables with integer columns are to a
+    continuous generator.
+
+    Args:
+        d: the number of features.
+        spacing: of the lattice; a power of two, so that rounding is exact.
+
+    Example:
+        >>> lattice(3).kl
+        inf
+    """
+    check_positive(d=d, spacing=spacing)
+    if math.frexp(spacing)[0] != 0.5:
+        raise ValueError(f"spacing must be a power of two; got {spacing}.")
+    nearest = lambda z: jnp.round(z[:, 0] / spacing) * spacing
+
+    def sample_q(key: Key[Array, ""], n: int) -> Float[Array, "n d"]:
+        return jax.random.normal(key, (n, d))
+
+    def sample_p(key: Key[Array, ""], n: int) -> Float[Array, "n d"]:
+        z = sample_q(key, n)
+        return z.at[:, 0].set(nearest(z))
+
+    def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        check_matrix(z=z)
+        return jnp.where(z[:, 0] == nearest(z), jnp.inf, -jnp.inf).astype(z.dtype)
+
+    return Task(d, sample_p, sample_q, log_ratio, math.inf, math.inf, math.log(2))

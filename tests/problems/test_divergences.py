@@ -1,0 +1,262 @@
+"""Tasks: their numbers against published ones, SciPy and quadrature; their draws against both."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.special
+from scipy.stats import multivariate_normal, norm
+
+from divjax.fdiv import gaussian
+from divjax.problems import GaussianMixture
+from divjax.problems import dependence as dep
+from divjax.problems import divergences as div
+
+LOG_2 = math.log(2)
+KEY = jax.random.key(0)
+MEANS, VARIANCES = np.array([[0.3, -0.2], [0.0, 0.5]]), np.array([[1.0, 0.4], [0.4, 0.7]])
+
+TASKS = {
+    "pair": lambda: div.gaussian_pair(MEANS[0], VARIANCES, MEANS[1], 1.5 * VARIANCES[::-1, ::-1]),
+    "shift": lambda: div.gaussian_shift(10, 1.0),
+    "scale": lambda: div.gaussian_scale(1, 0.1),
+    "correlated": lambda: div.correlated_gaussians(20, 5.0),
+    "chasm": lambda: div.chasm(0.7),
+    "random": lambda: div.random_gaussians(0),
+    "mixture_pair": div.mixture_pair,
+    "fitted": lambda: div.fitted_mixture(
+        GaussianMixture(jnp.ones(1), jnp.array([[0.4, 0.4]]), jnp.array([[1.8, 1.0], [1.0, 1.8]]))
+    ),
+    "binormal": dep.binormal,
+    "dense": lambda: dep.dense_gaussian(5, 5),
+    "two_pairs": lambda: dep.two_pairs(3, 2),
+    "student_t": lambda: dep.student_t(2, 3, 2.0),
+    "cauchy": lambda: dep.student_t(1, 1, 1.0),
+    "uniform": lambda: dep.additive_uniform(0.3),
+    "wide uniform": lambda: dep.additive_uniform(0.75),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_draws_have_the_divergences(name):
+    """Within 4.5 standard errors; and E_p[q/(p + q)] = E_q[p/(p + q)]."""
+    task, n = TASKS[name](), 40_000
+    p, q = task.sample(KEY, n)
+    assert p.shape == q.shape == (n, task.dim)
+    assert p.dtype == jnp.float32
+    u_p, u_q = (np.asarray(jax.jit(task.log_ratio)(z), np.float64) for z in (p, q))
+    assert np.isfinite(u_p).all()
+
+    def check(value, *samples):
+        error = math.sqrt(sum(np.var(s) / n for s in samples))
+        assert abs(sum(np.mean(s) for s in samples) - value) < 4.5 * error + 1e-6
+
+    check(task.kl, u_p)
+    check(2 * (LOG_2 - task.js), np.logaddexp(0, -u_p), np.logaddexp(0, u_q))
+    check(0, scipy.special.expit(-u_p), -scipy.special.expit(u_q))
+    if math.isfinite(task.reverse_kl):
+        check(task.reverse_kl, -u_q)
+    assert 0 < task.js < LOG_2
+
+
+@pytest.mark.parametrize(
+    ("task", "kl"),
+    [
+        (lambda: div.random_gaussians(0), 0.9682),
+        (lambda: div.random_gaussians(1), 0.9897),
+        (lambda: div.random_gaussians(2), 0.7799),
+        (lambda: div.random_gaussians(3), 1.0175),
+        (lambda: div.random_gaussians(4), 1.4195),
+        (lambda: div.correlated_gaussians(320, 80.0), 80),
+        (lambda: div.gaussian_scale(1, 1e-6), 13.3155),
+        (lambda: div.gaussian_pair([-1], [[0.08**2]], [2], [[0.15**2]]), 200.27),
+        (lambda: dep.binormal(0.75), 0.41334),
+        (lambda: dep.dense_gaussian(2, 2), 0.29389),
+        (lambda: dep.dense_gaussian(3, 3), 0.41334),
+        (lambda: dep.dense_gaussian(5, 5), 0.59281),
+        (lambda: dep.dense_gaussian(25, 25), 1.29218),
+        (lambda: dep.dense_gaussian(50, 50), 1.62427),
+        (lambda: dep.two_pairs(3, 3), 1.02165),
+        (lambda: dep.student_t(1, 1, 1.0), 0.22417),
+        (lambda: dep.student_t(2, 2, 1.0), 0.43195),
+        (lambda: dep.student_t(2, 2, 2.0), 0.19315),
+        (lambda: dep.student_t(3, 3, 2.0), 0.29092),
+        (lambda: dep.student_t(3, 3, 3.0), 0.17871),
+        (lambda: dep.student_t(5, 5, 2.0), 0.44815),
+        (lambda: dep.student_t(5, 5, 3.0), 0.29854),
+        (lambda: dep.additive_uniform(0.1), 1.70944),
+        (lambda: dep.additive_uniform(0.75), 0.33333),
+    ],
+)
+def test_kl_is_the_published(task, kl):
+    np.testing.assert_allclose(task().kl, kl, rtol=2e-5, atol=6e-5)
+
+
+@pytest.mark.parametrize("t", [0.8, 0.1])
+def test_correlated_pairs_have_the_published_correlations(t):
+    """20 + 20 features: 2, 4, …, 10 nats at ρ = .4258 … .7951."""
+    nats, rhos = [2, 4, 6, 8, 10], [0.4258, 0.5742, 0.6717, 0.7421, 0.7951]
+    for kl, rho in zip(nats, rhos, strict=True):
+        task = div.correlated_gaussians(40, float(kl))
+        x, y = task.sample_pairs(KEY, 400)
+        assert x.shape == y.shape == (400, 20)
+        correlation = np.mean(np.asarray(x * y))
+        assert abs(correlation - rho) < 4 * np.sqrt((1 + rho**2) / 8000)
+        z = np.full((1, 40), t)  # log N(t 1; ρ) − log N(t 1; 0), pair by pair
+        pair = -0.5 * np.log1p(-(rho**2)) - t**2 / (1 + rho) + t**2
+        np.testing.assert_allclose(
+            task.log_ratio(jnp.asarray(z, jnp.float32)), 20 * pair, rtol=1e-3
+        )
+
+
+def js_1d(p, q, low=-60, high=60):
+    """By adaptive quadrature over x."""
+
+    def integrand(x):
+        log_p, log_q = p.logpdf(x), q.logpdf(x)
+        middle = np.logaddexp(log_p, log_q) - LOG_2
+        one, two = np.exp(log_p) * (log_p - middle), np.exp(log_q) * (log_q - middle)
+        return 0.5 * (one + two)
+
+    return scipy.integrate.quad(integrand, low, high, points=[-2, 0, 2], epsabs=1e-12, limit=500)[0]
+
+
+@pytest.mark.parametrize(
+    ("shift", "scale"), [(0.0, 1.0), (1.0, 1.0), (0.3, 2.0), (-1.0, 0.2), (8.0, 1.0), (0.0, 0.01)]
+)
+def test_js_of_gaussians_is_the_integral_over_x(shift, scale):
+    task = div.gaussian_pair([shift], [[scale**2]], [0.0], [[1.0]])
+    np.testing.assert_allclose(task.js, js_1d(norm(shift, scale), norm()), rtol=1e-7, atol=1e-12)
+    other = div.gaussian_pair([0.0], [[1.0]], [shift], [[scale**2]])
+    np.testing.assert_allclose(other.js, task.js, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose((other.kl, other.reverse_kl), (task.reverse_kl, task.kl), rtol=1e-10)
+
+
+def test_js_of_a_shift_is_one_dimensional():
+    """Only the distance of the means matters, whatever the dimension."""
+    for d, kl in ((1, 0.5), (10, 1.0), (50, 2.0)):
+        truth = js_1d(norm(math.sqrt(2 * kl)), norm())
+        np.testing.assert_allclose(div.gaussian_shift(d, kl).js, truth, rtol=1e-8)
+
+
+def test_js_in_two_dimensions_is_that_of_a_grid():
+    """Gaussians and mixtures, by SciPy's densities."""
+    axis = np.linspace(-11, 11, 500)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1)
+    covariance = np.array([[1.0, 0.6], [0.6, 0.8]])
+    p = multivariate_normal([0.5, -0.5], covariance)
+    q = multivariate_normal([0.0, 0.2], np.diag([0.6, 1.5]))
+    r = multivariate_normal([-1.0, 0.5], 0.5 * covariance)
+
+    def divergences(log_p, log_q):
+        cell, middle = (axis[1] - axis[0]) ** 2, np.logaddexp(log_p, log_q) - LOG_2
+        kl = lambda a, b: np.sum(np.exp(a) * (a - b)) * cell
+        js = (kl(log_p, middle) + kl(log_q, middle)) / 2
+        return kl(log_p, log_q), kl(log_q, log_p), js
+
+    task = div.gaussian_pair(p.mean, p.cov, q.mean, q.cov)
+    found = task.kl, task.reverse_kl, task.js
+    np.testing.assert_allclose(found, divergences(p.logpdf(grid), q.logpdf(grid)), rtol=1e-7)
+    z = np.array([[0.1, 2.0], [-1.0, 0.0]])
+    with jax.enable_x64(True):
+        ratios = np.asarray(task.log_ratio(jnp.asarray(z)))
+        pair = (jnp.asarray(p.mean), jnp.asarray(p.cov)), (jnp.asarray(q.mean), jnp.asarray(q.cov))
+        theirs = np.asarray(gaussian.kl(*(gaussian.Normal(*law) for law in pair)))
+        mixture = GaussianMixture(
+            jnp.array([0.3, 0.7]),
+            jnp.array([r.mean, p.mean]),
+            jnp.stack([jnp.asarray(r.cov), jnp.asarray(p.cov)]),
+        )
+        single = GaussianMixture(jnp.ones(1), jnp.asarray(q.mean)[None], jnp.asarray(q.cov))
+        two = div.mixtures(mixture, single)
+    np.testing.assert_allclose(ratios, p.logpdf(z) - q.logpdf(z), rtol=1e-10)
+    np.testing.assert_allclose(task.kl, theirs, rtol=1e-10)
+    log_mixture = np.logaddexp(np.log(0.3) + r.logpdf(grid), np.log(0.7) + p.logpdf(grid))
+    expected = divergences(log_mixture, q.logpdf(grid))
+    np.testing.assert_allclose((two.kl, two.reverse_kl, two.js), expected, rtol=1e-6)
+
+
+def test_the_published_mixture():
+    task = div.mixture_pair()
+    assert 2.828 < task.kl < 2.831
+    assert abs(task.js / LOG_2 - 0.4221) < 1e-4
+
+
+def test_other_divergences_of_the_student_and_the_band():
+    """By quantiles of the F distribution, |x|²/m of a t, and by a grid over the band."""
+    for m, n, freedom in ((1, 1, 1.0), (3, 2, 3.0)):
+        task = dep.student_t(m, n, freedom)
+        s = scipy.stats.f(m, freedom).ppf((np.arange(1500) + 0.5) / 1500) * m
+        t = scipy.stats.f(n, freedom).ppf((np.arange(1500) + 0.5) / 1500) * n
+        half = freedom / 2
+        lg = scipy.special.gammaln
+        u = lg(half + (m + n) / 2) + lg(half) - lg(half + m / 2) - lg(half + n / 2)
+        u = u - (half + (m + n) / 2) * np.log1p((s[:, None] + t) / freedom)
+        u = u + (half + m / 2) * np.log1p(s[:, None] / freedom)
+        u = u + (half + n / 2) * np.log1p(t / freedom)
+        js = LOG_2 - 0.5 * np.mean(np.exp(u) * np.logaddexp(0, -u) + np.logaddexp(0, u))
+        np.testing.assert_allclose((task.reverse_kl, task.js), (-np.mean(u), js), rtol=5e-3)
+    x, y = np.meshgrid(np.linspace(0, 1, 1501), np.linspace(-0.3, 1.3, 1501), indexing="ij")
+    band = 1.0 * (np.abs(x - y) < 0.3) / 0.6
+    marginal = np.trapezoid(band, dx=1 / 1500, axis=0)
+    middle = 0.5 * (band + marginal)
+    entropy = lambda f: -1.6 * np.mean(scipy.special.entr(f) + scipy.special.xlogy(f, middle))
+    js = 0.5 * (entropy(band) + entropy(marginal + 0 * x))
+    np.testing.assert_allclose(dep.additive_uniform(0.3).js, js, rtol=3e-3)
+
+
+def test_a_lattice_is_told_apart_at_once():
+    task = div.lattice(3, 0.25)
+    p, q = task.sample(KEY, 2000)
+    assert (task.kl, task.reverse_kl, task.js) == (math.inf, math.inf, LOG_2)
+    assert jnp.all(task.log_ratio(p) == jnp.inf)
+    assert jnp.all(task.log_ratio(q) == -jnp.inf)
+    np.testing.assert_array_equal(p[:, 0] / 0.25, np.round(p[:, 0] / 0.25))
+    assert abs(float(jnp.std(p[:, 0])) - 1) < 0.1
+
+
+def test_an_invertible_map_changes_no_divergence():
+    task = dep.binormal()
+    image = task.transformed(lambda z: z**3, jnp.cbrt)
+    assert (image.kl, image.js, image.x_dim) == (task.kl, task.js, 1)
+    for one, other in zip(task.sample(KEY, 50, 20), image.sample(KEY, 50, 20), strict=True):
+        np.testing.assert_allclose(image.log_ratio(other), task.log_ratio(one), atol=1e-4)
+
+
+def test_dtypes_follow_the_argument():
+    with jax.enable_x64(True):
+        for name in ("pair", "student_t", "uniform", "mixture_pair"):
+            task = TASKS[name]()
+            for dtype in (jnp.float32, jnp.float64):
+                shape = jax.ShapeDtypeStruct((3, task.dim), dtype)
+                assert jax.eval_shape(task.log_ratio, shape).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: div.gaussian_pair([0.0], [[1.0]], [0.0, 1.0], [[1.0]]), "means must have shape"),
+        (lambda: div.gaussian_pair([0.0], [[-1.0]], [0.0], [[1.0]]), "must be positive definite"),
+        (lambda: div.gaussian_shift(0, 1.0), "d must be a positive number; got 0"),
+        (lambda: div.gaussian_shift(1, -1.0), "kl must not be negative; got -1.0"),
+        (lambda: div.gaussian_scale(2, 0.0), "scale must be a positive number; got 0.0"),
+        (lambda: div.correlated_gaussians(3, 1.0), "d must be even; got 3"),
+        (lambda: div.lattice(1, 0.1), "spacing must be a power of two; got 0.1"),
+        (lambda: dep.gaussian_dependence(np.eye(2), 2), "x_dim must be in 1 … 1; got 2"),
+        (lambda: dep.two_pairs(1, 5), "x_dim and y_dim must be at least 2"),
+        (lambda: dep.student_t(1, 1, 0.0), "freedom must be a positive number; got 0.0"),
+        (lambda: dep.additive_uniform(0.0), "epsilon must be a positive number; got 0.0"),
+        (lambda: div.chasm(1.0).sample_pairs(KEY, 3), "tasks of mutual information"),
+        (lambda: div.chasm(1.0).log_ratio(jnp.zeros(4)), "z must be a non-empty matrix"),
+        (
+            lambda: div.mixtures(*2 * [GaussianMixture(jnp.ones(1), jnp.zeros((1, 3)), 1.0)]),
+            "p and q must be mixtures of one or two features",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
