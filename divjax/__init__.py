@@ -1,23 +1,31 @@
-"""Wasserstein gradient flows of several objectives at once, and f-divergences, in JAX.
+"""Divergences between distributions from samples, and flows of particles that make them fall, in
+JAX.
 
-Rooms: `flows` (move particles until functionals of their distribution fall), `fdiv` (f-divergences:
-generators, closed forms, estimates, inequalities), `kernels`, and `problems` (targets whose answers
-are known).
+Rooms: `ratio` (density ratios and divergences from samples), `fdiv` (f-divergences: generators,
+closed forms, estimates, inequalities), `flows` (move particles until functionals of their
+distribution fall), `kernels`, `inference` (tests, intervals and bounds), and `problems` (targets
+whose answers are known).
 """
 
-from divjax import fdiv, flows, kernels, problems
+from divjax import fdiv, flows, inference, kernels, problems, ratio
 from divjax.flows import SVGD, Blob, MinNorm, accelerated
+from divjax.ratio import ClassifierRatio, classifier_js, classifier_kl
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SVGD",
     "Blob",
+    "ClassifierRatio",
     "MinNorm",
     "__version__",
     "accelerated",
+    "classifier_js",
+    "classifier_kl",
     "fdiv",
     "flows",
+    "inference",
     "kernels",
     "problems",
+    "ratio",
 ]

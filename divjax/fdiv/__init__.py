@@ -25,7 +25,7 @@ from divjax.fdiv.divergences import (
 from divjax.fdiv.gaussian import plug_in_kl as gaussian_plugin_kl
 from divjax.fdiv.generators import Combination, Divergence, Generator, Mixed, PlugIn, Reversed
 from divjax.fdiv.inequalities import kl_lower_bound_from_js
-from divjax.fdiv.knn import NeighborEstimate, knn_entropy, knn_kl
+from divjax.fdiv.knn import NeighborDiagnostics, knn_entropy, knn_kl
 from divjax.fdiv.sampled import sampled_kl, sampled_kl_surrogate
 
 __all__ = [
@@ -39,7 +39,7 @@ __all__ = [
     "Jeffreys",
     "JensenShannon",
     "Mixed",
-    "NeighborEstimate",
+    "NeighborDiagnostics",
     "NeymanChiSquared",
     "PlugIn",
     "Renyi",

@@ -16,6 +16,7 @@ import scipy.special
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_matrix, check_same_features
+from divjax.core.types import Estimate, normal_estimate
 from divjax.fdiv.inequalities import Bounds
 from divjax.fdiv.special import (
     as_floats,
@@ -27,7 +28,6 @@ from divjax.fdiv.special import (
 )
 
 __all__ = [
-    "GaussianEstimate",
     "Normal",
     "bhattacharyya",
     "js_bounds",
@@ -46,13 +46,6 @@ class Normal(NamedTuple):
 
     mean: Float[Array, " d"]
     covariance: Float[Array, " d"] | Float[Array, "d d"]
-
-
-class GaussianEstimate(NamedTuple):
-    """An estimate in nats with its standard error."""
-
-    value: Float[Array, ""]
-    std_error: Float[Array, ""]
 
 
 class _Whitened(NamedTuple):
@@ -293,8 +286,12 @@ def js_bounds(p: Normal, q: Normal) -> Bounds:
 
 @jax.default_matmul_precision("highest")
 def plug_in_kl(
-    x: Float[Array, "n d"], y: Float[Array, "m d"], *, bias_correction: bool = True
-) -> GaussianEstimate:
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    *,
+    bias_correction: bool = True,
+    level: ArrayLike = 0.95,
+) -> Estimate:
     """KL between the Gaussians fitted to two samples, without bias if both are Gaussian.
 
     The fitted covariances S are the unbiased ones. By the moments of Wishart matrices, with
@@ -310,11 +307,13 @@ def plug_in_kl(
         x: samples of p; n > d.
         y: samples of q; m > d, or m > d + 2 with the correction.
         bias_correction: whether the bias is removed.
+        level: of the confidence interval.
 
     Returns:
-        The estimate in nats, and its standard error: the root mean square of the samples'
-        influences, whatever their distribution. Where p = q the true ones vanish and those of the
-        fits do not: the standard error is then √2 of the spread, on average, and the spread
+        The estimate in nats; its effective sample size is 1/(1/n + 1/m). The standard error is the
+        root mean square of the samples' influences, whatever their distribution. Where p = q the
+        true ones vanish and those of the fits do not: the standard error is then √2 of the spread,
+            on average, and the spread
         √(d(d + 3))/2 · (1/n + 1/m) for Gaussians.
 
     Raises:
@@ -323,7 +322,7 @@ def plug_in_kl(
     Example:
         >>> import jax
         >>> x, y = jax.random.normal(jax.random.key(0), (2, 500, 3))
-        >>> value, std_error = plug_in_kl(x + 1, y)  # the truth is 1.5
+        >>> value, std_error, *_ = plug_in_kl(x + 1, y)  # the truth is 1.5
         >>> abs(float(value) - 1.5) < 3 * float(std_error)
         True
 
@@ -360,7 +359,8 @@ def plug_in_kl(
     at_x = (jnp.sum(x_white**2, 0) - jnp.sum(own**2, 0)) / 2 + shift @ x_white
     spread = jnp.sum((factor.T @ y_white) ** 2, 0) + (shift @ y_white) ** 2
     at_y = (jnp.sum(y_white**2, 0) - spread) / 2 - shift @ y_white
-    return GaussianEstimate(value, jnp.sqrt(jnp.var(at_x) / n + jnp.var(at_y) / m))
+    std_error = jnp.sqrt(jnp.var(at_x) / n + jnp.var(at_y) / m)
+    return normal_estimate(value, std_error, 1 / (1 / n + 1 / m), level=level)
 
 
 def _log_det_bias(freedom: int, d: int) -> float:

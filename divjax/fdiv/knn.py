@@ -13,28 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core.checks import check_matrix, check_same_features
 from divjax.core.pairwise import map_row_blocks, pair_distances_by_rows
+from divjax.core.types import Estimate, normal_estimate
 
-__all__ = ["NeighborEstimate", "knn_entropy", "knn_kl"]
+__all__ = ["NeighborDiagnostics", "knn_entropy", "knn_kl"]
 
 # Candidates beyond the neighbours asked for: the search compares rounded distances, and the exact
 # ones may order the last few differently.
 _SPARE = 4
 
 
-class NeighborEstimate(NamedTuple):
-    """An estimate from nearest neighbours, with its error and what may be wrong with it.
+class NeighborDiagnostics(NamedTuple):
+    """What may be wrong with an estimate from nearest neighbours.
 
     Attributes:
-        value: the estimate in nats; the mean of the finite log-ratios.
-        std_error: the jackknife standard error over both samples, exact for leaving out each point
-            in turn; on the cautious side (Efron–Stein). The log-ratios share neighbours and depend
-            on y too, so that their own standard error is up to several times too small. It speaks
-            of variance alone: the bias, which dominates from about five dimensions on, is not in
-            it. nan where `finite` is false.
         log_ratios: log p(x_i)/q(x_i) for each x_i (for the entropy, −log p(x_i)); nan where a
             distance is zero or not finite.
         zero_distances: the number of x_i a k-th neighbour of which coincides with it: duplicated
@@ -43,8 +38,6 @@ class NeighborEstimate(NamedTuple):
         finite: whether every log-ratio is finite.
     """
 
-    value: Float[Array, ""]
-    std_error: Float[Array, ""]
     log_ratios: Float[Array, " n"]
     zero_distances: Int[Array, ""]
     finite: Bool[Array, ""]
@@ -158,18 +151,16 @@ def _estimate(
     pseudo_values: tuple[Float[Array, "..."], ...],
     valid: Bool[Array, " n"],
     zero: Bool[Array, " n"],
-) -> NeighborEstimate:
+    level: ArrayLike,
+) -> Estimate:
     used = jnp.sum(valid)
     total = jnp.sum(jnp.where(valid, log_ratios, 0))
     finite = used == log_ratios.shape[0]
     variance = sum(jnp.var(values, ddof=1) / values.shape[0] for values in pseudo_values)
-    return NeighborEstimate(
-        value=jnp.where(used > 0, total / jnp.maximum(used, 1), jnp.nan),
-        std_error=jnp.where(finite, jnp.sqrt(jax.lax.stop_gradient(variance)), jnp.nan),
-        log_ratios=jnp.where(valid, log_ratios, jnp.nan),
-        zero_distances=jnp.sum(zero),
-        finite=finite,
-    )
+    value = jnp.where(used > 0, total / jnp.maximum(used, 1), jnp.nan)
+    std_error = jnp.where(finite, jnp.sqrt(jax.lax.stop_gradient(variance)), jnp.nan)
+    diagnostics = NeighborDiagnostics(jnp.where(valid, log_ratios, jnp.nan), jnp.sum(zero), finite)
+    return normal_estimate(value, std_error, used, diagnostics, level)
 
 
 def _check_neighbors(k: int, bias_order: int, **sizes: int) -> None:
@@ -185,8 +176,13 @@ def _check_neighbors(k: int, bias_order: int, **sizes: int) -> None:
 
 
 def knn_kl(
-    x: Float[Array, "n d"], y: Float[Array, "m d"], k: int = 5, *, bias_order: int = 0
-) -> NeighborEstimate:
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    k: int = 5,
+    *,
+    bias_order: int = 0,
+    level: ArrayLike = 0.95,
+) -> Estimate:
     """KL(p‖q) between densities from samples of both, by distances to k-th neighbours.
 
     (d/n) Σ_i log(ν_k(i) / ρ_k(i)) + log(m / (n − 1)), where ρ_k(i) is the distance from x_i to its
@@ -208,9 +204,14 @@ def knn_kl(
         y: samples of q.
         k: which neighbour, a static integer, 1 ≤ k ≤ min(n − 2, m − 1).
         bias_order: L, static, below k and best small: 0 or 1; 2 with k of 20 or more.
+        level: of the confidence interval.
 
     Returns:
-        A `NeighborEstimate`.
+        An `Estimate` in nats, its value the mean of the finite log-ratios, with
+        `NeighborDiagnostics`; the effective sample size is their number. The standard error is the
+        jackknife's over both samples, exact for leaving out each point in turn; on the cautious
+        side (Efron–Stein). It speaks of variance alone: the bias, which dominates from about five
+        dimensions on, is not in it, nor in the interval. nan where a log-ratio is not finite.
 
     Raises:
         ValueError: if x or y is not a non-empty matrix, their features differ in number, or k or
@@ -239,10 +240,12 @@ def knn_kl(
     from_x = log_ratios + among_x.influence
     from_y = among_y.influence * (m / n)
     valid, zero = among_x.valid & among_y.valid, among_x.zero | among_y.zero
-    return _estimate(log_ratios, (from_x, from_y), valid, zero)
+    return _estimate(log_ratios, (from_x, from_y), valid, zero, level)
 
 
-def knn_entropy(x: Float[Array, "n d"], k: int = 5, *, bias_order: int = 0) -> NeighborEstimate:
+def knn_entropy(
+    x: Float[Array, "n d"], k: int = 5, *, bias_order: int = 0, level: ArrayLike = 0.95
+) -> Estimate:
     """The differential entropy −∫ p log p from samples, by distances to k-th neighbours.
 
     (d/n) Σ_i log ρ_k(i) + log V_d + ψ(n) − ψ(k), where V_d is the unit ball's volume; with
@@ -252,9 +255,14 @@ def knn_entropy(x: Float[Array, "n d"], k: int = 5, *, bias_order: int = 0) -> N
         x: samples of p.
         k: which neighbour, a static integer, 1 ≤ k ≤ n − 2.
         bias_order: how many terms of the bias to cancel, static, below k.
+        level: of the confidence interval.
 
     Returns:
-        A `NeighborEstimate`, in nats, of a quantity of either sign.
+        An `Estimate` in nats, its value the mean of the finite log-ratios, with
+        `NeighborDiagnostics`; the effective sample size is their number. The standard error is the
+        jackknife's over the sample, exact for leaving out each point in turn; on the cautious side
+        (Efron–Stein). It speaks of variance alone: the bias, which dominates from about five
+        dimensions on, is not in it, nor in the interval. nan where a log-ratio is not finite.
 
     Raises:
         ValueError: if x is not a non-empty matrix, or k or bias_order is out of range.
@@ -279,4 +287,5 @@ def knn_entropy(x: Float[Array, "n d"], k: int = 5, *, bias_order: int = 0) -> N
     ranks = digamma(jnp.arange(1, k + 1, dtype=x.dtype)) @ jnp.asarray(weights, x.dtype)
     constant = log_volume + digamma(jnp.asarray(n, x.dtype)) - ranks
     log_ratios = among.values + d * math.log(2) * exponent + constant
-    return _estimate(log_ratios, (log_ratios - among.influence,), among.valid, among.zero)
+    pseudo_values = (log_ratios - among.influence,)
+    return _estimate(log_ratios, pseudo_values, among.valid, among.zero, level)

@@ -14,12 +14,11 @@ from divjax.inference.permutation import (
     permutation_test,
     score_permutation_test,
 )
-from divjax.inference.rank import ScoreEstimate, accuracy, auc
+from divjax.inference.rank import accuracy, auc
 
 __all__ = [
     "Bounded",
     "PermutationTest",
-    "ScoreEstimate",
     "accuracy",
     "auc",
     "betting_lower_bound",

@@ -1,45 +1,12 @@
 """Confidence intervals of estimates that are nearly normal, as such or after a logit."""
 
 import jax.numpy as jnp
-from jax.scipy.special import ndtri
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike, Float
 
-from divjax.fdiv.inequalities import Bounds
+from divjax.core.types import Interval, normal_interval, normal_quantile
 from divjax.fdiv.special import as_floats
 
 __all__ = ["logit_interval", "normal_interval"]
-
-
-def _quantile(level: ArrayLike, like: Array) -> Array:
-    if isinstance(level, (int, float)) and not 0 < level < 1:
-        raise ValueError(f"level must be a number in (0, 1); got {level}.")
-    # The lower quantile's negative: (1 + level)/2 would round to one long before the level does.
-    return -ndtri((1 - jnp.asarray(level, like.dtype)) / 2)
-
-
-def normal_interval(
-    value: Float[ArrayLike, "..."], std_error: Float[ArrayLike, "..."], level: ArrayLike = 0.95
-) -> Bounds:
-    """The two-sided interval value ± z · std_error, z the normal quantile of (1 + level)/2.
-
-    Args:
-        value: the estimate, of any shape.
-        std_error: its standard error.
-        level: the probability that the interval is to cover the truth.
-
-    Returns:
-        The interval's ends.
-
-    Raises:
-        ValueError: if the level is a Python number outside of (0, 1).
-
-    Example:
-        >>> [float(end) for end in normal_interval(1.0, 0.1)]
-        [0.804, 1.196]
-    """
-    value, std_error = as_floats(value, std_error)
-    margin = _quantile(level, value) * std_error
-    return Bounds(value - margin, value + margin)
 
 
 def logit_interval(
@@ -48,7 +15,7 @@ def logit_interval(
     level: ArrayLike = 0.95,
     *,
     upper: ArrayLike = 1.0,
-) -> Bounds:
+) -> Interval:
     """An interval inside of (0, upper): the normal one of log(v/(upper − v)), carried back.
 
     By the delta method the logit has the standard error std_error · upper/(v (upper − v)). For
@@ -77,11 +44,11 @@ def logit_interval(
     value, std_error, upper = as_floats(value, std_error, upper)
     inside = (value > 0) & (value < upper)
     v = jnp.where(inside, value, upper / 2)
-    margin = _quantile(level, value) * std_error * upper / (v * (upper - v))
+    margin = normal_quantile(level, value.dtype) * std_error * upper / (v * (upper - v))
     odds = v / (upper - v)
     # upper · sigmoid(log odds ± margin), each by the exponential that cannot overflow.
     shrink = jnp.exp(-margin)
     low, high = upper * odds * shrink / (1 + odds * shrink), upper * odds / (odds + shrink)
     plain = normal_interval(value, std_error, level)
     lower, higher = (jnp.clip(end, 0, upper) for end in plain)
-    return Bounds(jnp.where(inside, low, lower), jnp.where(inside, high, higher))
+    return Interval(jnp.where(inside, low, lower), jnp.where(inside, high, higher))

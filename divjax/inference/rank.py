@@ -1,21 +1,14 @@
 """How well scores tell two samples apart: AUC and accuracy, with their standard errors."""
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core.types import Estimate
 from divjax.fdiv.inequalities import safe_sqrt
 from divjax.fdiv.special import as_floats
+from divjax.inference.intervals import logit_interval
 
-__all__ = ["ScoreEstimate", "accuracy", "auc", "midranks"]
-
-
-class ScoreEstimate(NamedTuple):
-    """An estimate from scores with its standard error."""
-
-    value: Float[Array, ""]
-    std_error: Float[Array, ""]
+__all__ = ["accuracy", "auc", "midranks"]
 
 
 def check_scores(**samples: Array) -> None:
@@ -67,12 +60,22 @@ def _root(variance: Array) -> Array:
     return jnp.where(jnp.isnan(variance), variance, safe_sqrt(variance))
 
 
+def _share_estimate(
+    value: Array, std_error: Array, a: Array, b: Array, level: ArrayLike
+) -> Estimate:
+    """An estimate of a number in [0, 1]; its sample size is that of both samples together."""
+    size = 1 / jnp.sum(a**2) + 1 / jnp.sum(b**2)
+    return Estimate(value, std_error, logit_interval(value, std_error, level), size, ())
+
+
 def auc(
     scores_x: Float[Array, " n"],
     scores_y: Float[Array, " m"],
     weights_x: Float[Array, " n"] | None = None,
     weights_y: Float[Array, " m"] | None = None,
-) -> ScoreEstimate:
+    *,
+    level: ArrayLike = 0.95,
+) -> Estimate:
     """The area under the ROC curve, P(X > Y) + ½ P(X = Y), with DeLong's standard error.
 
     With the placements F(x_i), the share of y below x_i, and G(y_j), the share of x above y_j (ties
@@ -85,6 +88,7 @@ def auc(
         weights_x: not negative, of any sum; uniform by default. Rows of weight zero are absent, in
             the standard error too.
         weights_y: the same for q.
+        level: of the confidence interval, that of the logit carried back.
 
     Returns:
         The AUC and its standard error; the latter is NaN where a sample has but one row with a
@@ -107,7 +111,7 @@ def auc(
     value, variance_x = _mean_and_variance(_share_below(x, y, b), a)
     _, variance_y = _mean_and_variance(_share_below(y, x, a), b)
     value = jnp.where(jnp.isnan(x).any() | jnp.isnan(y).any(), jnp.nan, value)
-    return ScoreEstimate(value, _root(variance_x + variance_y) + 0 * value)
+    return _share_estimate(value, _root(variance_x + variance_y) + 0 * value, a, b, level)
 
 
 def accuracy(
@@ -117,7 +121,8 @@ def accuracy(
     weights_y: Float[Array, " m"] | None = None,
     *,
     threshold: ArrayLike = 0.0,
-) -> ScoreEstimate:
+    level: ArrayLike = 0.95,
+) -> Estimate:
     """The balanced accuracy ½ P(X > t) + ½ P(Y < t) of a threshold t, with its binomial error.
 
     Both samples count as halves, whatever their sizes, as a log ratio is free of them too. Its
@@ -131,6 +136,7 @@ def accuracy(
         weights_x: not negative, of any sum; uniform by default.
         weights_y: the same for q.
         threshold: t; 0 for log ratios and logits.
+        level: of the confidence interval, that of the logit carried back.
 
     Returns:
         The accuracy and its standard error; the latter is NaN where a sample has but one row with a
@@ -148,7 +154,8 @@ def accuracy(
     right_x, right_y = (1 + jnp.sign(x - threshold)) / 2, (1 - jnp.sign(y - threshold)) / 2
     share_x, variance_x = _mean_and_variance(right_x, a)
     share_y, variance_y = _mean_and_variance(right_y, b)
-    return ScoreEstimate((share_x + share_y) / 2, _root(variance_x + variance_y) / 2)
+    std_error = _root(variance_x + variance_y) / 2
+    return _share_estimate((share_x + share_y) / 2, std_error, a, b, level)
 
 
 def midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:

@@ -1,5 +1,26 @@
 """Targets and flows whose answers are known, exactly or to a stated error: the truth of tests."""
 
+from divjax.problems.dependence import (
+    additive_uniform,
+    binormal,
+    dense_gaussian,
+    gaussian_dependence,
+    student_t,
+    two_pairs,
+)
+from divjax.problems.divergences import (
+    Task,
+    chasm,
+    correlated_gaussians,
+    fitted_mixture,
+    gaussian_pair,
+    gaussian_scale,
+    gaussian_shift,
+    lattice,
+    mixture_pair,
+    mixtures,
+    random_gaussians,
+)
 from divjax.problems.gaussian_flows import (
     MomentFlow,
     Moments,
@@ -17,9 +38,26 @@ __all__ = [
     "GaussianMixture",
     "MomentFlow",
     "Moments",
+    "Task",
     "accelerated_moments",
+    "additive_uniform",
+    "binormal",
+    "chasm",
+    "correlated_gaussians",
+    "dense_gaussian",
+    "fitted_mixture",
     "fokker_planck_moments",
+    "gaussian_dependence",
+    "gaussian_pair",
+    "gaussian_scale",
+    "gaussian_shift",
+    "lattice",
+    "mixture_pair",
+    "mixtures",
     "multi_objective_moments",
+    "random_gaussians",
+    "student_t",
     "three_component_targets",
     "two_component_targets",
+    "two_pairs",
 ]

@@ -170,10 +170,10 @@ def cross_fit(
     calibrations, out, raw = jax.vmap(out_of_fold)(members, *places)
     members = jax.lax.stop_gradient(members._replace(calibration=calibrations))
     u_p, u_q = (jnp.mean(u, axis=0) for u in out)
-    held_out = (
+    held_out_p, held_out_q = (
         HeldOut(u[0], _fold_of(place[0], num_folds)) for u, place in zip(raw, places, strict=True)
     )
-    return CrossFit(members, u_p, u_q, *held_out, *losses)
+    return CrossFit(members, u_p, u_q, held_out_p, held_out_q, *losses)
 
 
 def mean_log_ratio(members: Member, head: Head, x: Float[Array, "b d"]) -> Float[Array, " b"]:

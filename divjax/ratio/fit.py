@@ -5,17 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtri
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_matrix, check_positive, check_shape
 from divjax.core.pytrees import pytree, static
-from divjax.core.types import Estimate, Interval
+from divjax.core.types import Estimate, normal_estimate
 from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
 from divjax.fdiv.generators import Divergence, weighted_mean
 from divjax.fdiv.inequalities import kl_lower_bound_from_js
 from divjax.inference.concentration import Bounded, sum_of_means_lower_bound
-from divjax.inference.rank import ScoreEstimate, accuracy, auc
+from divjax.inference.rank import accuracy, auc
 from divjax.ratio.cross_fitting import CALIBRATION_PRIOR, HeldOut, Member, mean_log_ratio
 from divjax.ratio.diagnostics import Diagnostics, Ties
 from divjax.ratio.types import num_rows
@@ -108,8 +107,6 @@ class RatioFit:
         """
         if not isinstance(generator, Divergence):
             raise ValueError(f"generator must be a divergence of divjax.fdiv; got {generator!r}.")
-        if isinstance(level, (int, float)) and not 0 < level < 1:
-            raise ValueError(f"level must lie between 0 and 1; got {level}.")
         check_positive(base=base)
         samples = self.log_ratio_p, self.log_ratio_q
         weights = self.weights_p, self.weights_q
@@ -124,16 +121,10 @@ class RatioFit:
         dual = self._dual(generator, samples)
         value = value + dual - jax.lax.stop_gradient(dual)
         unit = 1 if base is None else jnp.log(jnp.asarray(base, value.dtype))
-        value, error = value / unit, jnp.sqrt(variance) / jnp.abs(unit)
-        width = error * ndtri((1 + jnp.asarray(level, value.dtype)) / 2)
         diagnostics = self.diagnostics
-        return Estimate(
-            value,
-            error,
-            Interval(value - width, value + width),
-            diagnostics.effective_sample_size,
-            diagnostics,
-        )
+        size = diagnostics.effective_sample_size
+        error = jnp.sqrt(variance) / jnp.abs(unit)
+        return normal_estimate(value / unit, error, size, diagnostics, level)
 
     def kl(self, *, level: ArrayLike = 0.95, base: ArrayLike | None = None) -> Estimate:
         """KL(p‖q) = E_p[log p/q], in nats unless a base is given. See `divergence`."""
@@ -150,12 +141,12 @@ class RatioFit:
         """
         return self.divergence(JensenShannon(), level=level, base=base)
 
-    def auc(self) -> ScoreEstimate:
+    def auc(self) -> Estimate:
         """The area under the ROC curve of the log ratio, ½ where p and q cannot be told apart."""
         samples = self.log_ratio_p, self.log_ratio_q
         return auc(*jax.lax.stop_gradient(samples), self.weights_p, self.weights_q)
 
-    def accuracy(self) -> ScoreEstimate:
+    def accuracy(self) -> Estimate:
         """The balanced accuracy of the log ratio's sign, at most (1 + TV)/2 on average."""
         samples = self.log_ratio_p, self.log_ratio_q
         return accuracy(*jax.lax.stop_gradient(samples), self.weights_p, self.weights_q)
@@ -267,8 +258,8 @@ class RatioFit:
         weights_p, weights_q = self.weights_p, self.weights_q
 
         def value(change):
-            moved = (change[0] + (1 + change[1]) * u for u in samples)
-            return generator.plug_in(*moved, weights_p, weights_q).value
+            moved_p, moved_q = (change[0] + (1 + change[1]) * u for u in samples)
+            return generator.plug_in(moved_p, moved_q, weights_p, weights_q).value
 
         slope = jax.grad(value)(jnp.zeros(2, u_p.dtype))
         phi_p, phi_q = (jnp.stack([jnp.ones_like(u), u], axis=1) for u in samples)

@@ -23,7 +23,7 @@ from divjax.core.checks import (
 )
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import fit
-from divjax.core.types import Estimate
+from divjax.core.types import Estimate, Interval
 from divjax.ratio.critics import Critic
 from divjax.ratio.variational import as_bound, balanced_cross_entropy
 
@@ -122,7 +122,9 @@ class BoundFit(NamedTuple):
             & jnp.isfinite(value),
         )
         effective = jnp.exp(2 * log_sum - jax.nn.logsumexp(2 * u_q))
-        return Estimate(value, std_error, (value - half, value + half), effective, diagnostics)
+        return Estimate(
+            value, std_error, Interval(value - half, value + half), effective, diagnostics
+        )
 
 
 def _ungrouped(u_p: Array, u_q: Array) -> tuple[Array, Array]:

@@ -62,4 +62,4 @@ def cross_entropy(
 
 def num_rows(*weights: Float[Array, " n"]) -> Float[Array, ""]:
     """How many equally weighted rows these are worth, Σ (Σw)²/Σw², for weights that sum to one."""
-    return sum(1 / jnp.sum(weight**2) for weight in weights)
+    return jnp.sum(jnp.stack([1 / jnp.sum(weight**2) for weight in weights]))

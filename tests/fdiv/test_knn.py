@@ -47,10 +47,10 @@ def test_kl_is_the_trees(d, dtype, rtol):
             estimate = jax.tree.map(np.asarray, jit_kl(jnp.asarray(x), jnp.asarray(y), k=4))
         expected = tree_kl(x.astype(np.float64), y.astype(np.float64), 4)
         np.testing.assert_allclose(estimate.value, expected, rtol=rtol)
-        np.testing.assert_allclose(np.mean(estimate.log_ratios), expected, rtol=rtol)
+        np.testing.assert_allclose(np.mean(estimate.diagnostics.log_ratios), expected, rtol=rtol)
         assert estimate.value.dtype == estimate.std_error.dtype == dtype
-        assert estimate.finite
-        assert estimate.zero_distances == 0
+        assert estimate.diagnostics.finite
+        assert estimate.diagnostics.zero_distances == 0
 
 
 def test_weighted_neighbours_are_the_trees_and_their_weights_cancel_the_bias():
@@ -105,7 +105,7 @@ def test_the_kl_of_gaussians_and_its_standard_error(d, shift, scale, k, bias_ord
     # Cautious; the log-ratios' own is not.
     assert 0.8 * spread < estimate.std_error.mean() < 2.2 * spread
     if scale == 0.1:
-        naive = estimate.log_ratios.std(axis=1, ddof=1) / np.sqrt(400)
+        naive = estimate.diagnostics.log_ratios.std(axis=1, ddof=1) / np.sqrt(400)
         assert naive.mean() < 0.7 * spread
 
 
@@ -204,7 +204,7 @@ def test_invariances():
             other = estimate(a, b)
             np.testing.assert_allclose(other.value, plain.value, rtol=1e-9)
             np.testing.assert_allclose(other.std_error, plain.std_error, rtol=1e-9)
-            assert other.finite
+            assert other.diagnostics.finite
 
 
 def test_gradients_equal_differences():
@@ -230,19 +230,23 @@ def test_duplicates_are_counted_left_out_and_harmless_to_gradients():
     y = y.at[4].set(x[7])  # and one from x to y
     value = jax.jit(jax.value_and_grad(lambda x, y: knn.knn_kl(x, y, 1).value, (0, 1)))
     estimate = jit_kl(x, y, k=1)
-    assert not estimate.finite
-    assert estimate.zero_distances == 3
-    np.testing.assert_array_equal(np.flatnonzero(jnp.isnan(estimate.log_ratios)), [0, 1, 7])
-    np.testing.assert_allclose(estimate.value, np.nanmean(estimate.log_ratios), rtol=1e-5)
+    assert not estimate.diagnostics.finite
+    assert estimate.diagnostics.zero_distances == 3
+    np.testing.assert_array_equal(
+        np.flatnonzero(jnp.isnan(estimate.diagnostics.log_ratios)), [0, 1, 7]
+    )
+    np.testing.assert_allclose(
+        estimate.value, np.nanmean(estimate.diagnostics.log_ratios), rtol=1e-5
+    )
     assert jnp.isnan(estimate.std_error)
     for leaf in jax.tree.leaves(value(x, y)):
         assert jnp.isfinite(leaf).all()
     assert jit_kl(x, y, k=2).finite
     # A lattice has no density at all.
     lattice = jit_kl(jnp.round(x), jnp.round(y), k=1)
-    assert lattice.zero_distances > 15
+    assert lattice.diagnostics.zero_distances > 15
     same = jit_kl(jnp.ones_like(x), jnp.ones_like(y), k=1)
-    assert same.zero_distances == 30
+    assert same.diagnostics.zero_distances == 30
     assert jnp.isnan(same.value)
 
 
