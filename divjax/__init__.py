@@ -1,5 +1,4 @@
-"""Divergences between distributions from samples, and flows of particles that make them fall, in
-JAX.
+"""Divergences from samples, and flows of particles that make several of them fall, in JAX.
 
 Rooms: `ratio` (density ratios and divergences from samples), `fdiv` (f-divergences: generators,
 closed forms, estimates, inequalities), `flows` (move particles until functionals of their
