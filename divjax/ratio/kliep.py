@@ -100,20 +100,29 @@ def _interior_point(
     likelihoods: Float[Array, "n l"], masses: Float[Array, " n"], num_steps: int
 ) -> _Point:
     size, dtype = likelihoods.shape[1], likelihoods.dtype
-    lowest = jnp.finfo(dtype).eps
+    # Closer to the boundary than this, rounding moves a point more than a step does.
+    lowest = 4 * jnp.finfo(dtype).eps
 
-    def step(_: Any, point: _Point) -> _Point:
-        target = jnp.maximum(0.1 * jnp.mean(point.weights * point.slacks), lowest)
-        change = _newton_step(likelihoods, masses, point, target)
-        values, changes = jnp.stack(point), jnp.stack(change)
-        # The length at which the first entry of either would become zero.
+    def length(values: Array, changes: Array) -> Array:
+        """Of the step, at most one, that stays short of the first zero."""
         falls = changes < 0
         longest = jnp.min(jnp.where(falls, -values / jnp.where(falls, changes, -1), jnp.inf))
-        return _Point(*(values + jnp.minimum(0.95 * longest, 1) * changes))
+        return jnp.minimum(0.95 * longest, 1)
+
+    def step(_: Any, state: tuple[_Point, Array]) -> tuple[_Point, Array]:
+        point, last = state
+        # After a step that the boundary cut short, first back towards the centre.
+        share = jnp.clip(jnp.square(1 - last), 0.05, 0.8)
+        target = jnp.maximum(share * jnp.mean(point.weights * point.slacks), lowest)
+        change = _newton_step(likelihoods, masses, point, target)
+        lengths = jax.tree.map(length, point, change)
+        moved = jax.tree.map(lambda v, size, dv: v + size * dv, point, lengths, change)
+        return moved, jnp.minimum(*lengths)
 
     uniform = jnp.full(size, 1 / size, dtype)
     slacks = jnp.maximum(1 - _responses(likelihoods, masses, uniform)[1], 0.1)
-    return jax.lax.fori_loop(0, num_steps, step, _Point(uniform, slacks))
+    start = _Point(uniform, slacks), jnp.zeros((), dtype)
+    return jax.lax.fori_loop(0, num_steps, step, start)[0]
 
 
 def _with_derivative(
