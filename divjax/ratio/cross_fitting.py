@@ -128,9 +128,11 @@ def cross_fit(
         jnp.tile(jnp.arange(num_folds), num_repeats),
     )
     size = (p.shape[0] + q.shape[0]) * (p.shape[1] + 64)
-    members, losses = jax.lax.map(
-        fit_member, tasks, batch_size=min(max(1, _BUDGET // size), num_repeats * num_folds)
-    )
+    together = max(1, _BUDGET // size)
+    if together >= num_repeats * num_folds:
+        members, losses = jax.vmap(fit_member)(tasks)
+    else:
+        members, losses = jax.lax.map(fit_member, tasks, batch_size=together)
     members, losses = jax.tree.map(
         lambda leaf: leaf.reshape(num_repeats, num_folds, *leaf.shape[1:]), (members, losses)
     )

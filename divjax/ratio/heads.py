@@ -7,6 +7,7 @@ start at the average of several convex fits.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,8 +32,8 @@ __all__ = [
     "Tuned",
     "Zero",
     "convex_heads",
-    "draw_rows",
     "newton_logistic",
+    "row_sampler",
 ]
 
 
@@ -405,9 +406,10 @@ class Network:
         offset_p, offset_q = self.start(start, fold.p), self.start(start, fold.q)
         half = -(-self.batch_size // 2)
         uniform = jnp.full(half, 1 / half, fold.p.dtype)
+        draw = row_sampler(fold.train_p, fold.train_q)
 
         def loss(key, params):
-            i, j = draw_rows(key, fold, half)
+            i, j = draw(key, half)
             logits = self.apply(params, jnp.concatenate([fold.p[i], fold.q[j]]))[:, 0]
             logits = logits + jnp.concatenate([offset_p[i], offset_q[j]])
             return cross_entropy(logits[:half], logits[half:], uniform, uniform)
@@ -459,17 +461,22 @@ class Network:
         return networks.BuildMLP(self.hidden, num_outputs)
 
 
-def draw_rows(key: Key[Array, ""], fold: Fold, count: int) -> tuple[Array, Array]:
-    """Training rows of p and of q, drawn in proportion to their weights, one a quantile."""
+def row_sampler(*weights: Float[Array, " n"]) -> Callable[[Key[Array, ""], int], list[Array]]:
+    """`(key, count) -> indices` for each vector of weights, in proportion to them.
 
-    def draw(key, weights):
-        cumulative = jnp.cumsum(weights)
-        quantiles = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count
-        index = jnp.searchsorted(cumulative, quantiles.astype(weights.dtype) * cumulative[-1])
-        return jnp.minimum(index, weights.shape[0] - 1)
+    One row from each of `count` equal quantiles, in order, so that a batch is spread evenly.
+    """
+    cumulative = [jnp.cumsum(weight) for weight in weights]
 
-    key_p, key_q = jax.random.split(key)
-    return draw(key_p, fold.train_p), draw(key_q, fold.train_q)
+    def draw(key: Key[Array, ""], count: int) -> list[Array]:
+        uniform = jax.random.uniform(key, (len(weights), count), weights[0].dtype)
+        quantiles = (jnp.arange(count) + uniform) / count
+        return [
+            jnp.minimum(jnp.searchsorted(mass, level * mass[-1]), mass.shape[0] - 1)
+            for mass, level in zip(cumulative, quantiles, strict=True)
+        ]
+
+    return draw
 
 
 def _or_infinite(value: Float[Array, ""]) -> Float[Array, ""]:

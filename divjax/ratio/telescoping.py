@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from divjax.core.checks import check_positive
 from divjax.core.pytrees import pytree, static
-from divjax.ratio.heads import Network, convex_heads, draw_rows
+from divjax.ratio.heads import Network, convex_heads, row_sampler
 from divjax.ratio.types import Fold, Head, cross_entropy
 
 __all__ = ["Telescoping"]
@@ -53,6 +53,7 @@ class Telescoping:
             return starts, None
         network, half = self.network, -(-self.network.batch_size // 2)
         uniform = jnp.full(half, 1 / half, fold.p.dtype)
+        draw = row_sampler(fold.train_p, fold.train_q)
         offset_p, offset_q = jax.vmap(start)(starts, bridges.p), jax.vmap(start)(starts, bridges.q)
 
         def each(params, above, below):
@@ -64,7 +65,7 @@ class Telescoping:
             return own[:, : above.shape[1]], own[:, above.shape[1] :]
 
         def loss(key, params):
-            i, j = draw_rows(key, fold, half)
+            i, j = draw(key, half)
             # Any row of p goes with any of q; both come sorted by quantile.
             j = jax.random.permutation(jax.random.fold_in(key, 1), j)
             marks = self._waymarks(fold.p[i], fold.q[j])
@@ -111,11 +112,11 @@ class Telescoping:
         train_key, validation_key = jax.random.split(key)
 
         def partners(key, weights_p, weights_q):
-            part = fold._replace(train_p=weights_p, train_q=weights_q)
-            of_q, of_p = draw_rows(key, part, max(n, m))
+            of_p, of_q = row_sampler(weights_p, weights_q)(key, max(n, m))
             shuffle_p, shuffle_q = jax.random.split(jax.random.fold_in(key, 1))
-            of_p = jax.random.permutation(shuffle_p, of_p)[:n]
-            return of_p, jax.random.permutation(shuffle_q, of_q)[:m]
+            # Partners in random order: those of the n rows of p are rows of q, and conversely.
+            for_p = jax.random.permutation(shuffle_p, of_q)[:n]
+            return for_p, jax.random.permutation(shuffle_q, of_p)[:m]
 
         train = partners(train_key, fold.train_p, fold.train_q)
         validation = partners(validation_key, fold.validation_p, fold.validation_q)
