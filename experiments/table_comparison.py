@@ -33,17 +33,24 @@ def measurements(key: jax.Array, fit: ratio.RatioFit) -> dict[str, Any]:
     KL is in nats, JS in bits. The p-value is of a permutation test on the AUC of one fold's rows by
     the classifier fitted to the other folds: exact, but of a share of the rows only.
     """
-    kl, js, reverse = fit.kl(), fit.js(base=2), fit.reverse_kl()
     own_p, own_q = (
         np.asarray(held.log_ratio)[np.asarray(held.fold) == 0]
         for held in (fit.held_out_p, fit.held_out_q)
     )
-    auc, diagnostics = fit.auc(), fit.diagnostics
+    test = inference.score_permutation_test(
+        key, jnp.asarray(own_p), jnp.asarray(own_q), batch_size=16
+    )
+    return {"p_value": test.p_value, **_numbers(fit)}
+
+
+@jax.jit
+def _numbers(fit: ratio.RatioFit) -> dict[str, jax.Array]:
+    kl, js, auc, diagnostics = fit.kl(), fit.js(base=2), fit.auc(), fit.diagnostics
     return {
         "kl": kl.value,
         "kl_error": kl.std_error,
         "kl_interval": jnp.stack(kl.interval),
-        "reverse_kl": reverse.value,
+        "reverse_kl": fit.reverse_kl().value,
         "js": js.value,
         "js_error": js.std_error,
         "js_interval": jnp.stack(js.interval),
@@ -52,9 +59,6 @@ def measurements(key: jax.Array, fit: ratio.RatioFit) -> dict[str, Any]:
         "auc": auc.value,
         "auc_error": auc.std_error,
         "accuracy": fit.accuracy().value,
-        "p_value": inference.score_permutation_test(
-            key, jnp.asarray(own_p), jnp.asarray(own_q), batch_size=16
-        ).p_value,
         "mean_ratio": diagnostics.mean_ratio,
         "effective_sample_size": diagnostics.effective_sample_size,
         "generalization_gap": diagnostics.generalization_gap,
@@ -97,21 +101,20 @@ def compare(
     encoded = tables.encode(real, synthetic, categorical=categorical, names=names)
     found = tables.lattices(real, synthetic, names=names)
     lattices = {lattice.column: lattice for lattice in found if lattice.column in encoded.groups}
-    chosen = [
+    chosen, other = (
         table.sample(min(max_rows, len(table)), random_state=rng).reset_index(drop=True)
         for table in (real, synthetic)
-    ]
-    blurred = tables.dequantize(rng, *chosen, list(lattices)) if lattices else None
-    views = {VIEWS[0]: (chosen, False), VIEWS[1]: (chosen, True), VIEWS[2]: (blurred, False)}
-    if blurred is None:
-        del views[VIEWS[2]]
-    measured, scores = [], ()
-    for index, (pair, repeats) in enumerate(views.values()):
+    )
+    pairs = [((chosen, other), False), ((chosen, other), True)]
+    if lattices:
+        pairs.append((tables.dequantize(rng, chosen, other, list(lattices)), False))
+    measured, scores = [], []
+    for index, (pair, repeats) in enumerate(pairs):
         fit_key = jax.random.fold_in(key, index)
         own = tables.encode(*pair, categorical=categorical, repeats=repeats, names=names)
         fit = estimator.fit(fit_key, jnp.asarray(own.p), jnp.asarray(own.q))
         measured.append(measurements(jax.random.fold_in(fit_key, 1), fit))
-        scores = scores or (fit.log_ratio_p, fit.log_ratio_q)
+        scores.append((fit.log_ratio_p, fit.log_ratio_q))
     univariate = [
         univariate_js(rng, encoded.p[:, group], encoded.q[:, group])
         for group in encoded.groups.values()
@@ -119,17 +122,17 @@ def compare(
     on_lattice = [lattices.get(column) for column in encoded.groups]
     shares = [(lat.share_p, lat.share_q) if lat else (np.nan, np.nan) for lat in on_lattice]
     return {
-        "views": np.array(list(views)),
+        "views": np.array(VIEWS[: len(pairs)]),
         **{name: np.stack([np.asarray(m[name]) for m in measured]) for name in measured[0]},
         "columns": np.array(list(encoded.groups)),
         "column_js": np.array([value for value, _ in univariate]),
         "column_error": np.array([error for _, error in univariate]),
         "lattice_js": np.array([lattice.js_bits if lattice else 0.0 for lattice in on_lattice]),
         "lattice_shares": np.array(shares),
-        "scores_p": np.asarray(scores[0]),
-        "scores_q": np.asarray(scores[1]),
+        "scores_p": np.asarray(scores[0][0]),
+        "scores_q": np.asarray(scores[0][1]),
         "notes": np.array(encoded.notes),
-        "num_rows": np.array([len(table) for table in chosen]),
+        "num_rows": np.array([len(chosen), len(other)]),
         "num_features": np.array(len(encoded.columns)),
     }
 
@@ -255,7 +258,8 @@ def draw(name: str, found: Mapping[str, np.ndarray], most: int = 25) -> Figure:
     left.set_xlim(min(0.0, *(found["column_js"] - 2 * found["column_error"])), None)
     left.legend(fontsize=7, loc="lower right")
     scores = np.concatenate([found["scores_p"], found["scores_q"]])
-    bins = np.linspace(*np.quantile(scores, [0.001, 0.999]) + np.array([-0.1, 0.1]), 60)
+    low, high = np.quantile(scores, [0.001, 0.999])
+    bins = np.linspace(low - 0.1, high + 0.1, 60)
     for label, color in (("p", "C0"), ("q", "C1")):
         values = np.clip(found[f"scores_{label}"], bins[0], bins[-1])
         named = "real" if label == "p" else "synthetic"
