@@ -37,10 +37,12 @@ def measurements(key: jax.Array, fit: ratio.RatioFit) -> dict[str, Any]:
         np.asarray(held.log_ratio)[np.asarray(held.fold) == 0]
         for held in (fit.held_out_p, fit.held_out_q)
     )
-    test = inference.score_permutation_test(
-        key, jnp.asarray(own_p), jnp.asarray(own_q), batch_size=16
-    )
-    return {"p_value": test.p_value, **_numbers(fit)}
+    return {"p_value": _p_value(key, own_p, own_q), **_numbers(fit)}
+
+
+@jax.jit
+def _p_value(key: jax.Array, scores_p: jax.Array, scores_q: jax.Array) -> jax.Array:
+    return inference.score_permutation_test(key, scores_p, scores_q, batch_size=16).p_value
 
 
 @jax.jit
