@@ -12,6 +12,7 @@ synthesizers make of one half, compared with the other half, and one half agains
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 import time
@@ -170,19 +171,15 @@ def sample(key: jax.Array, pair: Pair, rows: tuple[int, int]) -> tuple[jax.Array
     return pair[0].sample(key_p, rows[0]), pair[1].sample(key_q, rows[1])
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def truth(key: jax.Array, pair: Pair, num_samples: int) -> dict[str, jax.Array]:
     """KL in nats and JS in bits by the mean of the exact log ratio."""
-
-    @jax.jit
-    def means(key, pair):
-        u_p, u_q = (
-            jax.vmap(pair[0].log_prob)(x) - jax.vmap(pair[1].log_prob)(x)
-            for x in sample(key, pair, (num_samples, num_samples))
-        )
-        losses = jnp.mean(jax.nn.softplus(-u_p)) + jnp.mean(jax.nn.softplus(u_q))
-        return {"true_kl": jnp.mean(u_p), "true_js": 1 - losses / (2 * math.log(2))}
-
-    return means(key, pair)
+    u_p, u_q = (
+        jax.vmap(pair[0].log_prob)(x) - jax.vmap(pair[1].log_prob)(x)
+        for x in sample(key, pair, (num_samples, num_samples))
+    )
+    losses = jnp.mean(jax.nn.softplus(-u_p)) + jnp.mean(jax.nn.softplus(u_q))
+    return {"true_kl": jnp.mean(u_p), "true_js": 1 - losses / (2 * math.log(2))}
 
 
 def cases(settings: Settings, study: str) -> Iterator[tuple[str, dict[str, Any]]]:
