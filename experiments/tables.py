@@ -12,6 +12,7 @@ distributions look closer, and is said in `notes`.
 - **Columns** in both tables are compared; the others are named. No common column is an error.
 - **Numbers** stay what they are, less their pooled median (in float64, so that float32 keeps the
   digits that vary). A missing or infinite value becomes the median, 0, and a second column says so.
+  Values within 1e-8 of the column's range are the same: two files may round differently.
 - **Repeats**, where asked for: a number is joined by log(1 + how many other rows of both tables
   hold exactly its value). A smooth classifier cannot see a lattice; with it, it can.
 - **Numbers with few values** (at most `few_values` distinct ones, each ten times on average) are
@@ -155,8 +156,10 @@ def lattices(
         columns: tuple[Any, Any] = p[name], q[name]
         if {_kind(column) for column in columns} != {"number"}:
             continue
-        values = [_numbers(column, "number") for column in columns]
-        values = [x[~np.isnan(x)] for x in values]
+        pooled = _merge(np.concatenate([_numbers(column, "number") for column in columns]))
+        values = [x[np.isfinite(x)] for x in np.split(pooled, [len(columns[0])])]
+        if not all(len(x) for x in values):
+            continue
         bounds = []
         for own in (0, 1):
             shares = [
@@ -223,7 +226,7 @@ def _encode_column(
         infinite = np.isinf(values)
         if infinite.any():
             notes.append(f"{infinite.sum()} infinite values taken as missing")
-        values = np.where(infinite, np.nan, values)
+        values = _merge(np.where(infinite, np.nan, values))
         if not few_distinct(pd.Series(values), few_values if kind == "number" else 1):
             missing = np.isnan(values)
             block, labels = [np.where(missing, 0, values - np.nanmedian(values))], [""]
@@ -289,6 +292,18 @@ def _numbers(column: Any, kind: str) -> np.ndarray:
         dates: Any = pd.to_datetime(column, format="ISO8601", utc=True)
         return ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1)).to_numpy(float)
     return column.infer_objects().to_numpy(float, na_value=np.nan)
+
+
+def _merge(values: np.ndarray) -> np.ndarray:
+    """Values that differ by rounding made equal, to the smallest of them."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        return values
+    distinct, place = np.unique(values[finite], return_inverse=True)
+    first = np.diff(distinct, prepend=-np.inf) > 1e-8 * (distinct[-1] - distinct[0])
+    merged = values.copy()
+    merged[finite] = distinct[first][np.cumsum(first) - 1][place]
+    return merged
 
 
 def _levels(column: Any) -> Any:
