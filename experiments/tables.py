@@ -4,12 +4,17 @@
     encoded.p, encoded.q, encoded.columns, encoded.groups, encoded.notes
 
 The encoding looks at the pooled rows and never at which table a row is of, so it cannot make equal
-distributions differ; swapping the tables swaps the matrices. What it merges or drops can only make
-different distributions look closer, and is said in `notes`.
+distributions differ; swapping the tables swaps the matrices. Nor can it lift a classifier's
+held-out score beyond what the distributions allow: for independent rows, the others say nothing of
+a row's table that its own values do not. What is merged or dropped can only make different
+distributions look closer, and is said in `notes`.
 
 - **Columns** in both tables are compared; the others are named. No common column is an error.
 - **Numbers** stay what they are, less their pooled median (in float64, so that float32 keeps the
   digits that vary). A missing or infinite value becomes the median, 0, and a second column says so.
+  Values within 1e-8 of the column's range are the same: two files may round differently.
+- **Repeats**, where asked for: a number is joined by log(1 + how many other rows of both tables
+  hold exactly its value). A smooth classifier cannot see a lattice; with it, it can.
 - **Numbers with few values** (at most `few_values` distinct ones, each ten times on average) are
   categories: codes, grades and counts, whose distribution need not follow their order.
 - **Categories** (text, booleans, pandas categories) get an indicator column a level, except for the
@@ -56,6 +61,7 @@ def encode(
     categorical: Collection[str] = (),
     max_levels: int = 32,
     few_values: int = 20,
+    repeats: bool = False,
     names: tuple[str, str] = ("p", "q"),
 ) -> Encoded:
     """Encode two tables alike; how is said at the head of this file.
@@ -66,6 +72,7 @@ def encode(
         categorical: columns of numbers that are categories though they have many values.
         max_levels: of a category; the rarest beyond are merged.
         few_values: a column of so few distinct numbers is one of categories.
+        repeats: whether numbers are joined by how often they repeat.
         names: of the tables, in notes and errors.
 
     Raises:
@@ -91,7 +98,7 @@ def encode(
     blocks, columns, groups = [], [], {}
     for column in common:
         block, labels, said = _encode_column(
-            p[column], q[column], column in categorical, max_levels, few_values, names
+            p[column], q[column], column in categorical, max_levels, few_values, repeats, names
         )
         notes += [f"{column}: {note}" for note in said]
         if labels:
@@ -149,11 +156,15 @@ def lattices(
         columns: tuple[Any, Any] = p[name], q[name]
         if {_kind(column) for column in columns} != {"number"}:
             continue
-        values = [_numbers(column, "number") for column in columns]
-        values = [x[~np.isnan(x)] for x in values]
+        pooled = _merge(np.concatenate([_numbers(column, "number") for column in columns]))
+        values = [x[np.isfinite(x)] for x in np.split(pooled, [len(columns[0])])]
+        if not all(len(x) for x in values):
+            continue
         bounds = []
         for own in (0, 1):
-            shares = [_shared(x, values[own], int(k == own)) for k, x in enumerate(values)]
+            shares = [
+                float(np.mean(_count(x, values[own]) > int(k == own))) for k, x in enumerate(values)
+            ]
             variances = [s * (1 - s) / len(x) for s, x in zip(shares, values, strict=True)]
             least_tv = max(0.0, abs(shares[0] - shares[1]) - 1.645 * math.sqrt(sum(variances)))
             js_bits = float(js_bounds_from_tv(least_tv).lower) / math.log(2)
@@ -198,6 +209,7 @@ def _encode_column(
     categorical: bool,
     max_levels: int,
     few_values: int,
+    repeats: bool,
     names: tuple[str, str],
 ) -> tuple[np.ndarray, list[str], list[str]]:
     """The encoded columns of one of the tables', their labels, and notes; no labels: dropped."""
@@ -214,13 +226,17 @@ def _encode_column(
         infinite = np.isinf(values)
         if infinite.any():
             notes.append(f"{infinite.sum()} infinite values taken as missing")
-        values = np.where(infinite, np.nan, values)
+        values = _merge(np.where(infinite, np.nan, values))
         if not few_distinct(pd.Series(values), few_values if kind == "number" else 1):
             missing = np.isnan(values)
             block, labels = [np.where(missing, 0, values - np.nanmedian(values))], [""]
             if missing.any():
                 block.append(missing.astype(float))
                 labels.append(f" {MISSING}")
+            count = _count(values, values[~missing]) - 1
+            if repeats and (count[~missing] > 0).any():
+                block.append(np.log1p(np.where(missing, 0, count)))
+                labels.append(" (repeats)")
             return np.stack(block, axis=1), labels, notes
         p, q = pd.Series(values[: len(p)]), pd.Series(values[len(p) :])
     levels: Any = pd.concat([_levels(p), _levels(q)], ignore_index=True)
@@ -278,6 +294,18 @@ def _numbers(column: Any, kind: str) -> np.ndarray:
     return column.infer_objects().to_numpy(float, na_value=np.nan)
 
 
+def _merge(values: np.ndarray) -> np.ndarray:
+    """Values that differ by rounding made equal, to the smallest of them."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        return values
+    distinct, place = np.unique(values[finite], return_inverse=True)
+    first = np.diff(distinct, prepend=-np.inf) > 1e-8 * (distinct[-1] - distinct[0])
+    merged = values.copy()
+    merged[finite] = distinct[first][np.cumsum(first) - 1][place]
+    return merged
+
+
 def _levels(column: Any) -> Any:
     """Values as text; the same for 1, 1.0 and true, so that two tables' codes agree."""
 
@@ -290,11 +318,10 @@ def _levels(column: Any) -> Any:
     return column.astype(object).map(distinct).astype(object).where(column.notna(), MISSING)
 
 
-def _shared(values: np.ndarray, among: np.ndarray, own: int) -> float:
-    """The share of values that occur more than `own` times among others."""
+def _count(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """How many of the others each value equals."""
     ordered = np.sort(among)
-    count = np.searchsorted(ordered, values, "right") - np.searchsorted(ordered, values, "left")
-    return float(np.mean(count > own))
+    return np.searchsorted(ordered, values, "right") - np.searchsorted(ordered, values, "left")
 
 
 def _repetitions(p: np.ndarray, q: np.ndarray, names: tuple[str, str]) -> list[str]:

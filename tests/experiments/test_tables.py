@@ -145,6 +145,27 @@ def test_codes_mean_the_same_in_whatever_type_they_come():
         np.testing.assert_array_equal(encoded.p, encoded.q)
 
 
+def test_repeats_of_a_number_are_counted_over_both_tables():
+    p, q = frame(x=[1.0, 1.0, 2.0, np.nan], y=[1.0, 2, 3, 4]), frame(x=[1.0, 3.0, 4.0], y=[5, 6, 7])
+    encoded = tables.encode(p, q, repeats=True)
+    assert encoded.columns == ("x", "x (missing)", "x (repeats)", "y")  # none in y
+    np.testing.assert_allclose(np.expm1(encoded.p[:, 2]), [2, 2, 0, 0])
+    np.testing.assert_allclose(np.expm1(encoded.q[:, 2]), [2, 0, 0])
+
+
+def test_files_that_round_differently_agree():
+    """Ten digits against sixteen: no lattice between them, and every row of one is in the other."""
+    exact = np.repeat(np.sqrt(np.arange(1.0, 51.0)), 40)
+    p, q = frame(x=exact), frame(x=np.round(exact, 10))
+    assert (p["x"] != q["x"]).mean() > 0.5
+    assert not tables.lattices(p, q)
+    encoded = tables.encode(p, q, repeats=True)
+    np.testing.assert_array_equal(encoded.p, encoded.q)
+    np.testing.assert_allclose(np.expm1(encoded.p[:, 1]), 79)
+    apart = tables.encode(frame(x=[0.0, 1e-7, 1.0]), frame(x=[0.0, 1e-7, 1.0]), repeats=True)
+    np.testing.assert_allclose(np.expm1(apart.p[:, 1]), 1)
+
+
 def test_repeated_rows_are_counted():
     p, q = frame(x=[1.0, 1.0, 2.0, 3.0]), frame(x=[3.0, 4.0, 3.0, 5.0, 3.0])
     notes = tables.encode(p, q).notes

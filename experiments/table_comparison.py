@@ -1,0 +1,272 @@
+"""How far apart two tables are: estimates with intervals and diagnostics, column by column.
+
+Three views of one pair of tables, since none of them is the truth alone:
+
+- `as they are`: the encoding of `experiments.tables`. Its classifiers are smooth in numbers, and do
+  not see that the values of a column lie on a lattice in one table and not in the other.
+- `repeats counted`: joined by how often a number occurs, which such a lattice shows in.
+- `lattices blurred`: both tables with the same noise on the columns of a lattice: what differs
+  besides.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from divjax import inference, ratio
+from experiments import tables
+
+__all__ = ["column_rows", "compare", "draw", "measurements", "univariate_js", "view_rows"]
+
+VIEWS = ("as they are", "repeats counted", "lattices blurred")
+
+
+def measurements(key: jax.Array, fit: ratio.RatioFit) -> dict[str, Any]:
+    """All numbers of a fit: divergences, bounds, the two-sample test and the diagnostics.
+
+    KL is in nats, JS in bits. The p-value is of a permutation test on the AUC of one fold's rows by
+    the classifier fitted to the other folds: exact, but of a share of the rows only.
+    """
+    own_p, own_q = (
+        np.asarray(held.log_ratio)[np.asarray(held.fold) == 0]
+        for held in (fit.held_out_p, fit.held_out_q)
+    )
+    return {"p_value": _p_value(key, own_p, own_q), **_numbers(fit)}
+
+
+@jax.jit
+def _p_value(key: jax.Array, scores_p: jax.Array, scores_q: jax.Array) -> jax.Array:
+    return inference.score_permutation_test(key, scores_p, scores_q, batch_size=16).p_value
+
+
+@jax.jit
+def _numbers(fit: ratio.RatioFit) -> dict[str, jax.Array]:
+    kl, js, auc, diagnostics = fit.kl(), fit.js(base=2), fit.auc(), fit.diagnostics
+    return {
+        "kl": kl.value,
+        "kl_error": kl.std_error,
+        "kl_interval": jnp.stack(kl.interval),
+        "reverse_kl": fit.reverse_kl().value,
+        "js": js.value,
+        "js_error": js.std_error,
+        "js_interval": jnp.stack(js.interval),
+        "certified_js": fit.certified_js(base=2),
+        "certified_kl": fit.certified_kl(),
+        "auc": auc.value,
+        "auc_error": auc.std_error,
+        "accuracy": fit.accuracy().value,
+        "mean_ratio": diagnostics.mean_ratio,
+        "effective_sample_size": diagnostics.effective_sample_size,
+        "generalization_gap": diagnostics.generalization_gap,
+        "beyond_log_n": diagnostics.beyond_log_n,
+    }
+
+
+def compare(
+    key: jax.Array,
+    real: pd.DataFrame,
+    synthetic: pd.DataFrame,
+    *,
+    estimator: ratio.ClassifierRatio,
+    max_rows: int,
+    seed: int = 0,
+    categorical: Collection[str] = (),
+) -> dict[str, np.ndarray]:
+    """Compare a synthetic table with a real one.
+
+    Args:
+        key: of the classifiers' folds and training.
+        real: the table p.
+        synthetic: the table q.
+        estimator: how the log ratio is fitted.
+        max_rows: of each table, drawn without replacement; lattices are looked for in all rows.
+        seed: of that draw, of the blurring and of the columns' folds.
+        categorical: columns of numbers that are categories.
+
+    Returns:
+        Arrays: `measurements` with an axis over `views`; for each of `columns` its own `column_js`
+        in bits with `column_error`, `lattice_js` (0 where there is none) and the shares of rows on
+        the lattice `lattice_shares`; `scores_p`, `scores_q`, the log ratios of the first view; and
+        `notes`.
+
+    Raises:
+        ValueError: where the tables cannot be compared; see `tables.encode`.
+    """
+    names = ("real", "synthetic")
+    rng = np.random.default_rng(seed)
+    encoded = tables.encode(real, synthetic, categorical=categorical, names=names)
+    found = tables.lattices(real, synthetic, names=names)
+    lattices = {lattice.column: lattice for lattice in found if lattice.column in encoded.groups}
+    chosen, other = (
+        table.sample(min(max_rows, len(table)), random_state=rng).reset_index(drop=True)
+        for table in (real, synthetic)
+    )
+    pairs = [((chosen, other), False), ((chosen, other), True)]
+    if lattices:
+        pairs.append((tables.dequantize(rng, chosen, other, list(lattices)), False))
+    measured, scores = [], []
+    for index, (pair, repeats) in enumerate(pairs):
+        fit_key = jax.random.fold_in(key, index)
+        own = tables.encode(*pair, categorical=categorical, repeats=repeats, names=names)
+        fit = estimator.fit(fit_key, jnp.asarray(own.p), jnp.asarray(own.q))
+        measured.append(measurements(jax.random.fold_in(fit_key, 1), fit))
+        scores.append((fit.log_ratio_p, fit.log_ratio_q))
+    univariate = [
+        univariate_js(rng, encoded.p[:, group], encoded.q[:, group])
+        for group in encoded.groups.values()
+    ]
+    on_lattice = [lattices.get(column) for column in encoded.groups]
+    shares = [(lat.share_p, lat.share_q) if lat else (np.nan, np.nan) for lat in on_lattice]
+    return {
+        "views": np.array(VIEWS[: len(pairs)]),
+        **{name: np.stack([np.asarray(m[name]) for m in measured]) for name in measured[0]},
+        "columns": np.array(list(encoded.groups)),
+        "column_js": np.array([value for value, _ in univariate]),
+        "column_error": np.array([error for _, error in univariate]),
+        "lattice_js": np.array([lattice.js_bits if lattice else 0.0 for lattice in on_lattice]),
+        "lattice_shares": np.array(shares),
+        "scores_p": np.asarray(scores[0][0]),
+        "scores_q": np.asarray(scores[0][1]),
+        "notes": np.array(encoded.notes),
+        "num_rows": np.array([len(chosen), len(other)]),
+        "num_features": np.array(len(encoded.columns)),
+    }
+
+
+def univariate_js(
+    rng: np.random.Generator,
+    p: np.ndarray,
+    q: np.ndarray,
+    num_bins: int = 32,
+    num_folds: int = 5,
+) -> tuple[float, float]:
+    """JS in bits between one column of two tables, and its standard error.
+
+    By the classifier that knows a column's frequencies alone: a number's in bins of equal pooled
+    counts, a category's of its levels. Frequencies are of the other folds (half a row added to
+    each), so that the value is a lower bound in expectation.
+
+    Args:
+        rng: of the folds.
+        p: the encoded columns of one original column, "n k".
+        q: the same of the other table, "m k".
+        num_bins: of a number.
+        num_folds: of the cross-fitting.
+    """
+    pooled = np.concatenate([p, q])
+    bins = []
+    for column in pooled.T:
+        edges = np.unique(np.quantile(column, np.arange(1, num_bins) / num_bins))
+        bins.append(np.searchsorted(edges, column, "right"))
+    _, codes = np.unique(np.stack(bins, axis=1), axis=0, return_inverse=True)
+    codes = (codes[: len(p)], codes[len(p) :])
+    size = max(part.max() for part in codes) + 1
+    folds = [rng.permutation(len(part)) % num_folds for part in codes]
+    log_ratio = [np.empty(len(part)) for part in codes]
+    for fold in range(num_folds):
+        log_shares = []
+        for part, place in zip(codes, folds, strict=True):
+            count = np.bincount(part[place != fold], minlength=size) + 0.5
+            log_shares.append(np.log(count / count.sum()))
+        for u, part, place in zip(log_ratio, codes, folds, strict=True):
+            u[place == fold] = (log_shares[0] - log_shares[1])[part[place == fold]]
+    terms = [
+        (1 - np.logaddexp(0, sign * u) / np.log(2)) / 2
+        for sign, u in zip((-1, 1), log_ratio, strict=True)
+    ]
+    error = np.sqrt(sum(term.var(ddof=1) / len(term) for term in terms))
+    return float(sum(term.mean() for term in terms)), float(error)
+
+
+def view_rows(name: str, found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """A row a view: no number without its interval, and the lattice beside it."""
+    lattices = found["columns"][found["lattice_js"] > 0]
+    rows = []
+    for index, view in enumerate(found["views"]):
+
+        def interval(kind, digits, index=index):
+            value, (low, high) = found[kind][index], found[f"{kind}_interval"][index]
+            return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+        rows.append(
+            {
+                "pair": name,
+                "view": str(view),
+                "JS bits": interval("js", 3),
+                "certified JS": f"{max(0, found['certified_js'][index]):.3f}",
+                "lattice JS ≥": f"{found['lattice_js'].max():.3f}",
+                "KL nats": interval("kl", 2) + " > log n" * bool(found["beyond_log_n"][index]),
+                "certified KL": f"{found['certified_kl'][index]:.2f}",
+                "AUC": f"{found['auc'][index]:.3f} ± {found['auc_error'][index]:.3f}",
+                "p": f"{found['p_value'][index]:.3f}",
+                "E_q[r]": f"{found['mean_ratio'][index]:.2f}",
+                "lattices": ", ".join(lattices) or "none",
+            }
+        )
+    return rows
+
+
+def column_rows(name: str, found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """A row a column, the most different first."""
+    largest = np.maximum(found["column_js"], found["lattice_js"])
+    rows = []
+    for index in np.argsort(-largest, kind="stable"):
+        lattice, shares = found["lattice_js"][index], found["lattice_shares"][index]
+        rows.append(
+            {
+                "pair": name,
+                "column": str(found["columns"][index]),
+                "JS bits": f"{found['column_js'][index]:.4f} ± {found['column_error'][index]:.4f}",
+                "lattice JS ≥": f"{lattice:.3f}" if lattice else "",
+                "on the lattice, real / synthetic": f"{shares[0]:.1%} / {shares[1]:.1%}"
+                if lattice
+                else "",
+            }
+        )
+    return rows
+
+
+def draw(name: str, found: Mapping[str, np.ndarray], most: int = 25) -> Figure:
+    """Columns' own JS beside the tables', lattices marked; and the log ratios' distributions."""
+    largest = np.maximum(found["column_js"], found["lattice_js"])
+    order = np.argsort(-largest, kind="stable")[:most][::-1]
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 1.5 + 0.25 * max(12, len(order))), layout="constrained"
+    )
+    places = np.arange(len(order))
+    error = 1.96 * found["column_error"][order]
+    left.barh(places, found["column_js"][order], xerr=error, color="C0", label="the column alone")
+    marked = found["lattice_js"][order] > 0
+    if marked.any():
+        left.plot(
+            found["lattice_js"][order][marked],
+            places[marked],
+            "D",
+            color="C3",
+            label="at least, by its lattice",
+        )
+    for index, view in enumerate(found["views"]):
+        color = f"C{index + 1 + (index > 1)}"
+        left.axvline(found["js"][index], color=color, lw=1, label=f"all columns, {view}")
+        left.axvspan(*found["js_interval"][index], color=color, alpha=0.15, lw=0)
+    left.set(xlabel="Jensen–Shannon divergence, bits", yticks=places)
+    left.set_yticklabels(found["columns"][order], fontsize=8)
+    left.set_xlim(min(0.0, *(found["column_js"] - 2 * found["column_error"])), None)
+    left.legend(fontsize=7, loc="lower right")
+    scores = np.concatenate([found["scores_p"], found["scores_q"]])
+    low, high = np.quantile(scores, [0.001, 0.999])
+    bins = np.linspace(low - 0.1, high + 0.1, 60)
+    for label, color in (("p", "C0"), ("q", "C1")):
+        values = np.clip(found[f"scores_{label}"], bins[0], bins[-1])
+        named = "real" if label == "p" else "synthetic"
+        right.hist(values, bins, density=True, histtype="step", color=color, label=named)
+    right.set(xlabel=f"log p/q out of fold, {found['views'][0]}", yticks=[])
+    right.legend(fontsize=8)
+    figure.suptitle(name)
+    return figure

@@ -1,0 +1,235 @@
+"""Truths of the studies, the columns' own divergence, and the command on two csv files."""
+
+import math
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import integrate, stats
+
+from divjax import ratio
+from experiments import table_comparison, tabular_validation
+from experiments.tabular_validation import Settings
+
+
+def test_gaussians_are_drawn_as_published():
+    """Entries of both roots, and KL's closed form against the sampled truth."""
+    p, q = tabular_validation.gaussians(3)
+    assert p.means.shape == (1, 10)
+    assert (p.means >= 0).all()
+    assert (p.means <= 1).all()
+    assert (q.means == 0).all()
+    for mixture in (p, q):  # a row of the root: 10² and nine squares of .3, .5 or .7, over 10²
+        diagonal = np.diag(mixture.covariances[0])
+        assert (diagonal >= 1 + 9 * 0.09 / 100 - 1e-6).all()
+        assert (diagonal <= 1 + 9 * 0.49 / 100 + 1e-6).all()
+    (mean,), (first,), (second,) = (
+        np.asarray(a, float) for a in (p.means, p.covariances, q.covariances)
+    )
+    solved = np.linalg.solve(second, np.stack([*first.T, mean], axis=1))
+    kl = (np.trace(solved[:, :10]) - 10 + mean @ solved[:, 10]) / 2
+    kl += (np.linalg.slogdet(second)[1] - np.linalg.slogdet(first)[1]) / 2
+    found = tabular_validation.truth(jax.random.key(0), (p, q), 100_000)
+    assert float(found["true_kl"]) == pytest.approx(kl, abs=5 * 1.5 / math.sqrt(100_000))
+
+
+def test_the_chasm_is_2_a_squared():
+    for shift in (0.5, 2.0):
+        found = tabular_validation.truth(jax.random.key(1), tabular_validation.chasm(shift), 50_000)
+        error = 2 * shift / math.sqrt(50_000)  # the log ratio's standard deviation is 2a
+        assert float(found["true_kl"]) == pytest.approx(2 * shift**2, abs=5 * error)
+        # Along the shift both are normal, 2a apart.
+
+        def integrand(x, sign, shift=shift):
+            density = stats.norm.pdf(x)
+            other = stats.norm.pdf(x - sign * 2 * shift)
+            return density * np.log2(2 * density / (density + other))
+
+        js = integrate.quad(integrand, -12, 12, args=(1,))[0]
+        assert float(found["true_js"]) == pytest.approx(js, abs=0.01)
+
+
+def test_a_fitted_mixture_comes_close_with_more_samples():
+    kls = [
+        float(
+            tabular_validation.truth(
+                jax.random.key(0), tabular_validation.fitted(0, count), 20_000
+            )["true_kl"]
+        )
+        for count in (10, 2000)
+    ]
+    assert kls[0] > 0.3
+    assert abs(kls[1]) < 0.02
+
+
+def test_univariate_js_of_two_bernoullis():
+    """Shares .2 and .6: JS = h(.4) − (h(.2) + h(.6))/2 = 0.1245 bits; no difference, no bits."""
+    rng = np.random.default_rng(0)
+
+    def h(x):
+        return stats.entropy([x, 1 - x], base=2)
+
+    p, q = (rng.random((2, 20_000, 1)) < np.array([0.2, 0.6])[:, None, None]).astype(float)
+    value, error = table_comparison.univariate_js(rng, p, q)
+    assert abs(value - (h(0.4) - (h(0.2) + h(0.6)) / 2)) < 4 * error
+    assert 0.001 < error < 0.005
+    same = [table_comparison.univariate_js(rng, *rng.normal(size=(2, 500, 1))) for _ in range(20)]
+    assert np.mean([value for value, _ in same]) < 0
+    assert max(value - 3 * error for value, error in same) < 0
+
+
+def test_univariate_js_of_two_normals_a_shift_apart():
+    rng = np.random.default_rng(1)
+
+    def integrand(x):
+        density, other = stats.norm.pdf(x), stats.norm.pdf(x - 1)
+        return density * np.log2(2 * density / (density + other))
+
+    truth = integrate.quad(integrand, -12, 13)[0]
+    p, q = rng.normal(size=(2, 20_000, 1)) + np.array([0, 1.0])[:, None, None]
+    value, error = table_comparison.univariate_js(rng, p, q)
+    assert abs(value - truth) < 4 * error + 0.002  # bins lose a little
+
+
+@pytest.fixture(scope="module")
+def found():
+    """`age` on a lattice in the real table alone, `kind` shifted, the rest the same."""
+    rng = np.random.default_rng(0)
+    age = rng.normal(size=(2, 600))
+
+    def table(age, share):
+        kind = np.where(rng.random(600) < share, "a", "b")
+        return pd.DataFrame({"age": age, "kind": kind, "noise": rng.normal(size=600)})
+
+    pair = table(np.round(age[0], 1), 0.5), table(age[1], 0.8)
+    estimator = ratio.ClassifierRatio(head="quadratic", num_folds=2)
+    return table_comparison.compare(
+        jax.random.key(0), *pair, estimator=estimator, max_rows=600, seed=1
+    )
+
+
+@pytest.mark.slow
+def test_the_lattice_is_found_and_only_its_view_sees_it(found):
+    assert list(found["views"]) == list(table_comparison.VIEWS)
+    smooth, counted, blurred = found["js"]
+    assert counted > 0.8
+    assert smooth < 0.2
+    assert blurred < 0.2
+    assert dict(zip(found["columns"], found["lattice_js"] > 0.8, strict=True)) == {
+        "age": True,
+        "kind": False,
+        "noise": False,
+    }
+    assert (found["certified_js"] <= found["js"]).all()
+    assert (found["p_value"][:2] <= 0.01).all()
+    own = dict(zip(found["columns"], found["column_js"], strict=True))
+    assert own["kind"] > 0.04 > 0.02 > own["noise"]
+
+
+@pytest.mark.slow
+def test_no_number_is_reported_bare(found):
+    rows = table_comparison.view_rows("pair", found)
+    assert [row["lattices"] for row in rows] == ["age"] * 3
+    for row in rows:
+        assert "[" in row["JS bits"]
+        assert "[" in row["KL nats"]
+        assert float(row["lattice JS ≥"]) > 0.8
+    columns = table_comparison.column_rows("pair", found)
+    assert [row["column"] for row in columns] == ["age", "kind", "noise"]
+    assert columns[0]["on the lattice, real / synthetic"].endswith("/ 0.0%")
+    table_comparison.draw("pair", found)
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def csv_rows(rng, rows, kinds):
+    lines = ["name,x,kind,flag,same"]
+    for index in range(rows):
+        x = "?" if index % 9 == 0 else f"{rng.normal():.4f}"
+        kind = kinds[rng.integers(len(kinds))]
+        lines.append(f"person {rng.integers(10**9)},{x},{kind},{int(rng.random() < 0.5)},7")
+    return lines
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Missing values, a level of one file alone, a constant column, unequal columns, names."""
+    rng = np.random.default_rng(0)
+    real = csv_rows(rng, 60, ["red", "green"])
+    synthetic = csv_rows(rng, 50, ["red", "blue"])
+    synthetic = [f"{line},{n if n else 'extra'}" for n, line in enumerate(synthetic)]
+    return (
+        write(tmp_path / "real.csv", "\n".join(real)),
+        write(tmp_path / "made.csv", "\n".join(synthetic)),
+    )
+
+
+def run(folder, real, synthetic, **options):
+    settings = Settings(real=real, synthetic=synthetic, quick=True, **options)
+    tabular_validation.main(settings, folder / "run")
+
+
+@pytest.mark.slow
+def test_two_csv_files_are_compared(tmp_path, files, capsys):
+    run(tmp_path, *files)
+    shown = capsys.readouterr().out
+    assert "60 and 50 rows, 3 columns" in shown
+    for note in (
+        "only in synthetic, not compared: extra",
+        "name: 110 different values, free text or an identifier, dropped",
+        "same: constant (7), dropped",
+        "kind: 1 levels never occur in real: blue",
+        "kind: 1 levels never occur in synthetic: green",
+    ):
+        assert note in shown
+    folder = tmp_path / "run"
+    table = pd.read_csv(folder / "comparison.csv")
+    assert table["view"].tolist() == ["as they are", "repeats counted"]
+    assert (table["lattices"] == "none").all()
+    columns = pd.read_csv(folder / "columns.csv")
+    assert set(columns["column"]) == {"x", "kind", "flag"}
+    assert columns["column"][0] == "kind"
+    assert (folder / "figures" / "comparison.png").stat().st_size > 10_000
+
+
+def test_files_that_cannot_be_compared_are_refused(tmp_path, files):
+    real, made = files
+    header = real.read_text().splitlines()[:1]
+    one_row = write(tmp_path / "one.csv", "\n".join([*header, "ann,1.0,red,1,7"]))
+    with pytest.raises(SystemExit, match="synthetic must hold at least two rows; got 1"):
+        run(tmp_path, real, one_row)
+    five = write(tmp_path / "five.csv", "\n".join(made.read_text().splitlines()[:6]))
+    with pytest.raises(SystemExit, match=r"q must hold at least two rows a fold, 10 in all; got 5"):
+        run(tmp_path / "a", real, five)
+    other = write(tmp_path / "other.csv", "a,b\n1,2\n3,4")
+    with pytest.raises(SystemExit, match="must have a column in common"):
+        run(tmp_path / "b", real, other)
+    empty = write(tmp_path / "empty.csv", "")
+    with pytest.raises(SystemExit, match=r"empty\.csv is not a csv file with a header"):
+        run(tmp_path / "c", real, empty)
+    with pytest.raises(SystemExit, match=r"there is no file .*missing\.csv"):
+        run(tmp_path / "d", real, tmp_path / "missing.csv")
+
+
+def test_settings_that_make_no_sense_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="give both --real and --synthetic"):
+        Settings(real=tmp_path)
+    with pytest.raises(SystemExit, match=r"studies must be among .*'dice'"):
+        Settings(studies=("dice",))
+    with pytest.raises(SystemExit, match=r"tables must be among ctgan, vae, adult.*'iris'"):
+        Settings(tables=("iris",))
+
+
+@pytest.mark.slow
+def test_a_study_compares_estimates_with_truth(tmp_path):
+    settings = Settings(studies=("imbalance",), seeds=(0,), quick=True)
+    tabular_validation.main(settings, tmp_path / "run")
+    (row,) = pd.read_csv(tmp_path / "run" / "imbalance.csv").to_dict("records")
+    assert row["rows"] == "600 / 60"
+    assert row["paper JS"] == 0.268
+    assert 0 < row["mean abs error JS"] < 0.3
+    assert row["certified JS"] <= row["true JS"]
