@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from divjax import inference, ratio
+from divjax import ratio
 from experiments import tables
 
 __all__ = ["column_rows", "compare", "draw", "measurements", "univariate_js", "view_rows"]
@@ -33,22 +33,14 @@ def measurements(key: jax.Array, fit: ratio.RatioFit) -> dict[str, Any]:
     KL is in nats, JS in bits. The p-value is of a permutation test on the AUC of one fold's rows by
     the classifier fitted to the other folds: exact, but of a share of the rows only.
     """
-    own_p, own_q = (
-        np.asarray(held.log_ratio)[np.asarray(held.fold) == 0]
-        for held in (fit.held_out_p, fit.held_out_q)
-    )
-    return {"p_value": _p_value(key, own_p, own_q), **_numbers(fit)}
+    return _numbers(key, fit)
 
 
 @jax.jit
-def _p_value(key: jax.Array, scores_p: jax.Array, scores_q: jax.Array) -> jax.Array:
-    return inference.score_permutation_test(key, scores_p, scores_q, batch_size=16).p_value
-
-
-@jax.jit
-def _numbers(fit: ratio.RatioFit) -> dict[str, jax.Array]:
+def _numbers(key: jax.Array, fit: ratio.RatioFit) -> dict[str, jax.Array]:
     kl, js, auc, diagnostics = fit.kl(), fit.js(base=2), fit.auc(), fit.diagnostics
     return {
+        "p_value": fit.two_sample_test(key).p_value,
         "kl": kl.value,
         "kl_error": kl.std_error,
         "kl_interval": jnp.stack(kl.interval),

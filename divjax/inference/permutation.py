@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from divjax.core.checks import check_callable, check_key, check_positive
 from divjax.fdiv.special import as_floats
@@ -53,13 +53,13 @@ def _permutation(
 
 
 def _pooled_blocks(
-    blocks: tuple[Array, Array] | None, size_x: int, size_y: int
-) -> Int[Array, " size"] | None:
+    blocks: tuple[Array, Array] | None, size_x: int, size_y: int, name: str = "blocks"
+) -> Array | None:
     if blocks is None:
         return None
     if len(blocks) != 2 or [jnp.shape(b) for b in blocks] != [(size_x,), (size_y,)]:
         raise ValueError(
-            f"blocks must be two vectors of labels, of shapes ({size_x},) and ({size_y},); "
+            f"{name} must be two vectors, of shapes ({size_x},) and ({size_y},); "
             f"got {[jnp.shape(b) for b in blocks]}."
         )
     return jnp.concatenate([jnp.asarray(b) for b in blocks])
@@ -153,6 +153,7 @@ def score_permutation_test(
     num_permutations: int = 999,
     batch_size: int | None = None,
     blocks: tuple[Int[Array, " n"], Int[Array, " m"]] | None = None,
+    masks: tuple[Bool[Array, " n"], Bool[Array, " m"]] | None = None,
 ) -> PermutationTest:
     """Are the scores of x larger than those of y? A one-sided test that only permutes labels.
 
@@ -173,6 +174,7 @@ def score_permutation_test(
         num_permutations: N. A level α takes at least 1/α − 1.
         batch_size: permutations at a time, by vmap; one by one by default.
         blocks: labels of the rows of x and of y: labels are permuted within a block only.
+        masks: which rows of x and of y count; they must not depend on the scores.
 
     Returns:
         A `PermutationTest`, its statistics on the scale of the kind.
@@ -196,20 +198,31 @@ def score_permutation_test(
     _check_counts(num_permutations, batch_size)
     n, m = len(scores_x), len(scores_y)
     labels = _pooled_blocks(blocks, n, m)
+    counts = _pooled_blocks(masks, n, m, "masks")
     pooled = jnp.concatenate(as_floats(scores_x, scores_y))
+    num_x, num_y = n, m
+    if counts is not None:
+        # Rows that do not count stay in their places, behind all others, with nothing to add.
+        pooled = jnp.where(counts, pooled, jnp.inf)
+        labels = counts if labels is None else jnp.where(counts, labels, jnp.max(labels) + 1)
+        num_x, num_y = (jnp.sum(part).astype(pooled.dtype) for part in (counts[:n], counts[n:]))
     # Statistic = center + (1/n + 1/m) Σ_{i of x} c_i, with c of mean zero: a small sum, whose
     # rounding does not hide ties.
     if kind == "mean":
         values, center = pooled, 0.0
     elif kind == "auc":
-        values, center = midranks(pooled) / (n + m), 0.5
+        values, center = midranks(pooled) / (num_x + num_y), 0.5
         # AUC = (R − n(n + 1)/2)/(nm) with the ranks' sum R.
     elif kind == "accuracy":
         values, center = jnp.sign(pooled) / 4, 0.5
     else:
         raise ValueError(f'kind must be "mean", "auc" or "accuracy"; got {kind!r}.')
-    scale = 1 / n + 1 / m
-    values = scale * (values - jnp.mean(values))
+    scale = 1 / num_x + 1 / num_y
+    if counts is None:
+        values = scale * (values - jnp.mean(values))
+    else:
+        mean = jnp.sum(jnp.where(counts, values, 0)) / (num_x + num_y)
+        values = jnp.where(counts, scale * (values - mean), 0)
     values = jnp.where(jnp.isnan(pooled).any(), jnp.nan, values)
 
     def of(rows: Int[Array, " n"]) -> Array:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core.checks import check_matrix, check_positive, check_shape
 from divjax.core.pytrees import pytree, static
@@ -14,6 +14,7 @@ from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
 from divjax.fdiv.generators import Divergence, weighted_mean
 from divjax.fdiv.inequalities import kl_lower_bound_from_js
 from divjax.inference.concentration import Bounded, sum_of_means_lower_bound
+from divjax.inference.permutation import PermutationTest, score_permutation_test
 from divjax.inference.rank import accuracy, auc
 from divjax.ratio.cross_fitting import CALIBRATION_PRIOR, HeldOut, Member, mean_log_ratio
 from divjax.ratio.diagnostics import Diagnostics, Ties
@@ -150,6 +151,43 @@ class RatioFit:
         """The balanced accuracy of the log ratio's sign, at most (1 + TV)/2 on average."""
         samples = self.log_ratio_p, self.log_ratio_q
         return accuracy(*jax.lax.stop_gradient(samples), self.weights_p, self.weights_q)
+
+    def two_sample_test(
+        self, key: Key[Array, ""], *, kind: str = "auc", num_permutations: int = 999
+    ) -> PermutationTest:
+        """The classifier two-sample test: is p = q? Exact at every sample size.
+
+        The rows of the first split's first fold, a share 1/K of all, scored by the model that was
+        fitted to the others. Under p = q their labels are exchangeable. Two folds give it most
+        power, since half the rows are then scored. Weights are ignored, but for rows without any.
+
+        Args:
+            key: draws the permutations.
+            kind: "auc", "accuracy" of the log ratio's sign, or "mean", the difference of the mean
+                log ratios.
+            num_permutations: the smallest p-value is 1/(1 + this).
+
+        Returns:
+            A `PermutationTest`.
+
+        Raises:
+            ValueError: if `kind` is unknown or `num_permutations` not positive.
+
+        References:
+            Lopez-Paz, Oquab 2017; Kim, Ramdas, Singh, Wasserman 2021, section 3: the permutation
+            test on held-out rows.
+        """
+        held_out = self.held_out_p, self.held_out_q
+        first_p, first_q = (part.fold == 0 for part in held_out)
+        scores = (jax.lax.stop_gradient(part.log_ratio) for part in held_out)
+        return score_permutation_test(
+            key,
+            *scores,
+            kind,
+            num_permutations=num_permutations,
+            batch_size=16,
+            masks=(first_p, first_q),
+        )
 
     def certified_js(
         self, *, confidence: ArrayLike = 0.95, clip: float = 4.0, base: ArrayLike | None = None

@@ -190,3 +190,17 @@ def test_rows_may_be_of_any_shape():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("kind", ["auc", "mean", "accuracy"])
+def test_masked_rows_do_not_count(kind):
+    x, y = jax.random.normal(jax.random.key(0), (2, 40))
+    x = x + 0.5
+    masks = jnp.arange(40) % 3 > 0, jnp.arange(40) % 2 > 0
+    masked = score_permutation_test(jax.random.key(1), x, y, kind, masks=masks)
+    alone = score_permutation_test(jax.random.key(2), x[masks[0]], y[masks[1]], kind)
+    np.testing.assert_allclose(masked.statistic, alone.statistic, rtol=1e-5)
+    # Both nulls sample one distribution: their means and spreads agree within sampling error.
+    spread = float(jnp.std(alone.null))
+    assert abs(float(jnp.mean(masked.null) - jnp.mean(alone.null))) < 4 * spread / np.sqrt(500)
+    assert abs(float(jnp.std(masked.null)) / spread - 1) < 4 / np.sqrt(1000)
