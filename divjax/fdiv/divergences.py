@@ -446,19 +446,8 @@ class Renyi(Divergence):
         """The divergence and its influences, by log-sum-exp where the integral is far from one."""
         alpha, u_p, u_q = as_floats(self.alpha, u_p, u_q)
         order = alpha - 1
-        # ∫ p^α q^{1−α} as its means under p and under q, in the shares of `Alpha`'s integrands.
-        weight_p = alpha * _share(alpha)
-        weights = jnp.stack([weight_p, 1 - weight_p])
         powers = order * u_p, alpha * u_q
-        logs = jnp.stack(
-            [
-                jax.nn.logsumexp(x) - jnp.log(x.size)
-                if w is None
-                else jax.nn.logsumexp(jnp.where(w > 0, x, -jnp.inf), b=w)
-                for x, w in zip(powers, (weights_p, weights_q), strict=True)
-            ]
-        )
-        log_integral = jax.nn.logsumexp(logs, b=weights)
+        weights, log_integral = self._log_integral(powers, (weights_p, weights_q))
         near = jnp.abs(log_integral) < 1
         direct = super().plug_in(
             jnp.where(near, u_p, 0), jnp.where(near, u_q, 0), weights_p, weights_q
@@ -472,3 +461,35 @@ class Renyi(Divergence):
             ),
         )
         return jax.tree.map(lambda one, other: jnp.where(near, one, other), direct, far)
+
+    def sensitivities(
+        self,
+        u_p: Float[Array, " n"],
+        u_q: Float[Array, " m"],
+        weights_p: Float[Array, " n"] | None = None,
+        weights_q: Float[Array, " m"] | None = None,
+    ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+        """The derivatives α r^{α−1}/I and −α r^α/I, with the integral I by log-sum-exp."""
+        alpha, u_p, u_q = as_floats(self.alpha, u_p, u_q)
+        powers = (alpha - 1) * u_p, alpha * u_q
+        _, log_integral = self._log_integral(powers, (weights_p, weights_q))
+        at_p, at_q = (alpha * jnp.exp(power - log_integral) for power in powers)
+        return at_p, -at_q
+
+    def _log_integral(self, powers: Any, weights: Any) -> tuple[Array, Array]:
+        """Log ∫ p^α q^{1−α}, and the shares of its means under p and under q in it.
+
+        They are those of `Alpha`'s integrands.
+        """
+        share_p = jnp.asarray(self.alpha, powers[0].dtype)
+        share_p = share_p * _share(share_p)
+        shares = jnp.stack([share_p, 1 - share_p])
+        logs = jnp.stack(
+            [
+                jax.nn.logsumexp(x) - jnp.log(x.size)
+                if w is None
+                else jax.nn.logsumexp(jnp.where(w > 0, x, -jnp.inf), b=w)
+                for x, w in zip(powers, weights, strict=True)
+            ]
+        )
+        return shares, jax.nn.logsumexp(logs, b=shares)

@@ -202,7 +202,7 @@ def _places(key: Key[Array, ""], *weights: Float[Array, " n"]) -> tuple[Float[Ar
 
 
 def _fold_of(place: Float[Array, " n"], num_folds: int) -> Int[Array, " n"]:
-    return jnp.floor(place * num_folds).astype(int)
+    return jnp.where(place >= 0, jnp.floor(place * num_folds), -1).astype(int)
 
 
 def _parts(
@@ -211,7 +211,10 @@ def _parts(
     """Who tests, trains, and validates: the validation rows follow the fold in the random order."""
     test = _fold_of(place, num_folds) == fold
     after = jnp.mod(place - (fold + 1) / num_folds, 1)
-    validation = ~test & (after < validation_share * (1 - 1 / num_folds)) & (place >= 0)
+    # A row at least to either part, however small or large the share.
+    rest, row = 1 - 1 / num_folds, 1 / jnp.sum(place >= 0).astype(place.dtype)
+    share = jnp.maximum(jnp.minimum(validation_share * rest, rest - row), row)
+    validation = ~test & (after < share) & (place >= 0)
     return test, (place >= 0) & ~test & ~validation, validation
 
 
@@ -235,7 +238,11 @@ def _standardizer(
     member = Member(jnp.zeros((), x.dtype), jnp.ones((), x.dtype), values, (), jnp.zeros(2))
     z = _features(member, x, weights > 0)
     mean = weights @ z
-    scale = jnp.sqrt(weights @ (z - mean) ** 2)
+    # In units of the largest deviation, whose square is neither too large nor too small a number.
+    deviation = jnp.where(weights[:, None] > 0, z - mean, 0)
+    unit = jnp.max(jnp.abs(deviation), axis=0)
+    unit = jnp.where(unit > 0, unit, 1)
+    scale = unit * jnp.sqrt(weights @ (deviation / unit) ** 2)
     # What is constant up to rounding is constant.
     scale = jnp.where(scale > 4 * jnp.finfo(x.dtype).eps * jnp.abs(mean), scale, 1)
     return member._replace(mean=mean, scale=scale)

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core.checks import (
@@ -246,16 +248,17 @@ def _check_and_fit(
     check_provides("head", method.head, ("fit", "__call__"), "a ratio head")
     weights = []
     for name, x, weight in (("p", p, weights_p), ("q", q, weights_q)):
-        if x.shape[0] // method.pack < 2 * method.num_folds:
-            rows = "rows" if method.pack == 1 else f"packs of {method.pack}"
-            raise ValueError(
-                f"{name} must hold at least two {rows} a fold, {2 * method.num_folds} in all; "
-                f"got {x.shape[0] // method.pack}."
-            )
         if weight is None:
             weight = jnp.ones(x.shape[0], dtype)
         check_shape(f"weights_{name}", weight, x.shape[0])
         check_weights(f"weights_{name}", weight)
+        count = x.shape[0] if isinstance(weight, Tracer) else np.count_nonzero(weight)
+        if count // method.pack < 2 * method.num_folds:
+            rows = "rows" if method.pack == 1 else f"packs of {method.pack}"
+            raise ValueError(
+                f"{name} must hold at least two {rows} with weight a fold, "
+                f"{2 * method.num_folds} in all; got {count // method.pack}."
+            )
         weights.append(jnp.asarray(weight, dtype))
     return _fit(key, p, q, *weights, method)
 
@@ -266,6 +269,7 @@ def _fit(key, p, q, weights_p, weights_q, method) -> RatioFit:
     # Rows without weight may hold anything.
     p, q = (jnp.where(w[:, None] > 0, x, 0) for x, w in ((p, weights_p), (q, weights_q)))
     repeated = ties(p, q, weights_p, weights_q)
+    weights_p, weights_q = weights_p / jnp.max(weights_p), weights_q / jnp.max(weights_q)
     if method.pack > 1:
         pack_p, pack_q = jax.random.split(pack_key)
         p, weights_p = _pack(pack_p, p, weights_p, method.pack)

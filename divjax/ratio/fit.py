@@ -119,8 +119,7 @@ class RatioFit:
                 weights, self._recalibrated(generator, influences, fixed), strict=True
             )
         )
-        dual = self._dual(generator, samples)
-        value = value + dual - jax.lax.stop_gradient(dual)
+        value = value + self._first_order(generator, samples)
         unit = 1 if base is None else jnp.log(jnp.asarray(base, value.dtype))
         diagnostics = self.diagnostics
         size = diagnostics.effective_sample_size
@@ -277,14 +276,15 @@ class RatioFit:
             finite=jnp.isfinite(rows).all(),
         )
 
-    def _dual(self, generator: Divergence, samples: Any) -> Float[Array, ""]:
-        """The variational form, finite also where the two samples lie far apart."""
-        limit = 0.9 * jnp.log(jnp.finfo(self.log_ratio_p.dtype).max)
-        u_p, u_q = (jnp.clip(u, -limit, limit) for u in samples)
-        mean = weighted_mean(generator.dual_under_p(u_p), self.weights_p) + weighted_mean(
-            generator.dual_under_q(u_q), self.weights_q
+    def _first_order(self, generator: Divergence, samples: Any) -> Float[Array, ""]:
+        """Zero, with the gradient of the variational form with respect to the log ratios."""
+        weights = self.weights_p, self.weights_q
+        slopes = generator.sensitivities(*jax.lax.stop_gradient(samples), *weights)
+        largest = jnp.finfo(self.log_ratio_p.dtype).max
+        return sum(
+            jnp.dot(weight * jnp.clip(slope, -largest, largest), _tangent(u))
+            for weight, slope, u in zip(weights, slopes, samples, strict=True)
         )
-        return generator.finish(mean)
 
     def _recalibrated(self, generator: Divergence, influences: Any, samples: Any) -> Any:
         """Influences with those of the intercept a and slope b in a + b·u added.
@@ -312,3 +312,9 @@ class RatioFit:
             influence_p + (phi_p @ direction) * wrong_p / 2,
             influence_q - (phi_q @ direction) * wrong_q / 2,
         )
+
+
+def _tangent(u: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Zeros, with the derivative of u where it is finite."""
+    finite = jnp.isfinite(u)
+    return jnp.where(finite, u - jax.lax.stop_gradient(u), 0)

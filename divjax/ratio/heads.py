@@ -259,7 +259,8 @@ def newton_logistic(
     offset = jnp.concatenate([jnp.broadcast_to(o, w.shape) for o, w in offsets])
     offset = jnp.where(used, offset, 0).astype(phi.dtype)
     m, dtype = phi.shape[1], phi.dtype
-    lengths = jnp.array([1.0, 0.5, 0.25, 0.1, 0.02, 0.0], dtype)
+    # The shortest are for offsets that are surely wrong, where the curvature tells nothing.
+    lengths = jnp.array([1.0, 0.5, 0.25, 0.1, 0.02, 4e-3, 5e-4, 5e-5, 5e-6, 0.0], dtype)
 
     def loss(logit, c):
         return jnp.dot(weights, jax.nn.softplus(-sign * logit)) + jnp.dot(penalty, c * c) / 2

@@ -1,0 +1,384 @@
+"""Heads against scikit-learn's optima, and what they do with weights, masks and choices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from flax import nnx
+from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+
+from divjax.core.pytrees import pytree
+from divjax.ratio import Fold, Head
+from divjax.ratio import heads as h
+from divjax.ratio.types import cross_entropy, num_rows
+
+
+def make_fold(seed, n, m, d, *, shift=0.7, masked=0, weighted=True):
+    """Gaussian samples one of which is wider; `masked` rows of each train nothing."""
+    rng = np.random.default_rng(seed)
+    p, q = rng.normal(shift, 1.3, (n, d)), rng.normal(0, 1, (m, d))
+    a, b = (rng.uniform(0.2, 2, k) if weighted else np.ones(k) for k in (n, m))
+    validation_a, validation_b = np.zeros(n), np.zeros(m)
+    validation_a[: max(masked, 1)] = validation_b[: max(masked, 1)] = 1
+    a[:masked] = b[:masked] = 0
+    vectors = (a, b, validation_a, validation_b)
+    return Fold(*(jnp.asarray(x) for x in (p, q, *(v / v.sum() for v in vectors))))
+
+
+def effective_rows(*weights):
+    return sum(np.sum(w) ** 2 / np.sum(np.square(w)) for w in weights)
+
+
+def sklearn_log_ratio(phi_p, phi_q, fold, ridge):
+    """Our objective as scikit-learn's: C Σ s_i loss_i + ½|c|², with a constant feature of √1000.
+
+    Ours has ½ Σ_i w_i loss_i for either sample, and ½ (ridge/rows) (10⁻³ c_0² + Σ c_j²).
+    """
+    precision = ridge / effective_rows(fold.train_p, fold.train_q)
+    x = np.concatenate([phi_p, phi_q])
+    x = np.concatenate([np.full((len(x), 1), np.sqrt(1e3)), x], axis=1)
+    y = np.concatenate([np.ones(len(phi_p)), np.zeros(len(phi_q))])
+    model = LogisticRegression(
+        C=float(1 / precision),
+        fit_intercept=False,
+        tol=1e-13,
+        max_iter=1000,
+        solver="newton-cholesky",
+    )
+    model.fit(x, y, sample_weight=np.concatenate([fold.train_p, fold.train_q]) / 2)
+    return lambda phi: (
+        np.concatenate([np.full((len(phi), 1), np.sqrt(1e3)), phi], 1) @ (model.coef_[0])
+    )
+
+
+fit_linear = jax.jit(lambda fold, ridge: h.Linear(ridge).fit(jax.random.key(0), fold)[1])
+fit_quadratic = jax.jit(lambda fold, ridge: h.Quadratic(ridge).fit(jax.random.key(0), fold)[1])
+
+
+@pytest.mark.parametrize("masked", [0, 20])
+@pytest.mark.parametrize("ridge", [0.5, 30.0])
+def test_linear_is_penalised_logistic_regression(ridge, masked):
+    with jax.enable_x64(True):
+        fold = make_fold(0, 80, 60, 3, masked=masked)
+        expected = sklearn_log_ratio(fold.p, fold.q, fold, ridge)(np.asarray(fold.q))
+        params = (), fit_linear(fold, ridge)
+        np.testing.assert_allclose(h.Linear()(params, fold.q), expected, atol=1e-6)
+        # What does not train is not looked at, whatever it holds.
+        masked_p = jnp.where(fold.train_p[:, None] > 0, fold.p, jnp.inf)
+        same = fit_linear(fold._replace(p=masked_p, validation_p=fold.train_p), ridge)
+        np.testing.assert_allclose(same, params[1], atol=1e-12)
+
+
+def test_quadratic_is_logistic_regression_on_monomials():
+    with jax.enable_x64(True):
+        fold = make_fold(1, 150, 120, 2, masked=10)
+        monomials = lambda z: np.stack(
+            [z[:, 0], z[:, 1], z[:, 0] ** 2, z[:, 0] * z[:, 1], z[:, 1] ** 2], axis=1
+        )
+        p, q = np.asarray(fold.p), np.asarray(fold.q)
+        expected = sklearn_log_ratio(monomials(p), monomials(q), fold, 2.0)(monomials(q))
+        values = h.Quadratic()(((), fit_quadratic(fold, 2.0)), fold.q)
+        np.testing.assert_allclose(values, expected, atol=1e-6)
+
+
+def test_random_fourier_is_logistic_regression_on_cosines():
+    """Whose inner products approximate the Gaussian kernel, exp(−|x − y|²/(2 d bandwidth²))."""
+    with jax.enable_x64(True):
+        fold = make_fold(2, 60, 50, 2)
+        head = h.RandomFourier(num_features=4000, bandwidth=0.7, ridge=1.0)
+        (frequencies, phases), _ = head._basis(jax.random.key(3), fold), None
+        phi = lambda z: np.asarray(head._features((frequencies, phases), jnp.asarray(z)))[:, 1:]
+        z = np.asarray(fold.p)[:20]
+        squared = np.sum((z[:, None] - z) ** 2, axis=2)
+        kernel = np.exp(-squared / (2 * 2 * 0.7**2))
+        # A mean of 4000 terms, each of standard deviation at most 1.
+        np.testing.assert_allclose(phi(z) @ phi(z).T, kernel, atol=5 / np.sqrt(4000))
+        small = h.RandomFourier(num_features=30, ridge=1.0)
+        params = jax.jit(small.fit)(jax.random.key(4), fold)
+        phi = lambda z: np.asarray(small._features(params[0], jnp.asarray(z)))[:, 1:]
+        p, q = np.asarray(fold.p), np.asarray(fold.q)
+        expected = sklearn_log_ratio(phi(p), phi(q), fold, 1.0)(phi(q))
+        np.testing.assert_allclose(small(params, fold.q), expected, atol=1e-6)
+
+
+def test_repeated_rows_are_weights():
+    with jax.enable_x64(True):
+        fold = make_fold(3, 20, 30, 2, weighted=False)
+        times_p, times_q = np.arange(20) % 4, np.arange(30) % 3
+        phi = [np.concatenate([np.ones((len(x), 1)), x], 1) for x in (fold.p, fold.q)]
+        repeated = [np.repeat(x, t, axis=0) for x, t in zip(phi, (times_p, times_q), strict=True)]
+        newton = jax.jit(h.newton_logistic)
+        penalty = jnp.array([1e-4, 0.01, 0.01])
+        weighted = newton(*phi, times_p / times_p.sum(), times_q / times_q.sum(), penalty)
+        uniform = [np.full(len(x), 1 / len(x)) for x in repeated]
+        np.testing.assert_allclose(newton(*repeated, *uniform, penalty), weighted, atol=1e-10)
+
+
+def test_newton_is_stationary_with_offsets_and_on_hard_samples():
+    """The gradient vanishes also where rows are separable, far off the start, and one-sided."""
+    with jax.enable_x64(True):
+        newton = jax.jit(h.newton_logistic)
+        rng = np.random.default_rng(5)
+        for shift, offset in ((0.5, 1.0), (8.0, 0.0), (8.0, -40.0), (0.0, -1e3), (300.0, 5.0)):
+            phi_p = np.stack([np.ones(40), rng.normal(shift, 1, 40)], 1)
+            phi_q = np.stack([np.ones(50), rng.normal(0, 1, 50)], 1)
+            a, b, penalty = np.full(40, 1 / 40), np.full(50, 1 / 50), np.array([1e-4, 1e-2])
+            c = np.asarray(newton(phi_p, phi_q, a, b, penalty, offset, offset / 2))
+            wrong_p = scipy.special.expit(-offset - phi_p @ c)
+            wrong_q = scipy.special.expit(offset / 2 + phi_q @ c)
+            gradient = penalty * c - phi_p.T @ (a * wrong_p) / 2 + phi_q.T @ (b * wrong_q) / 2
+            np.testing.assert_allclose(gradient, 0, atol=1e-8)
+
+
+def test_gaussian_discriminant_is_quadratic_discriminant_analysis():
+    with jax.enable_x64(True):
+        fold = make_fold(6, 70, 90, 3, weighted=False)
+        x = np.concatenate([fold.p, fold.q])
+        y = np.concatenate([np.ones(70), np.zeros(90)])
+        sklearn = QuadraticDiscriminantAnalysis(priors=[0.5, 0.5], store_covariance=True)
+        # Its covariances divide by n or n − 1, by version, and ours by n − 1: rescale what it sees.
+        scaled = x.copy()
+        for rows, found in zip((y == 1, y == 0), sklearn.fit(x, y).covariance_[::-1], strict=True):
+            factor = np.sqrt(np.cov(x[rows].T)[0, 0] / found[0, 0])
+            scaled[rows] = x[rows].mean(axis=0) + factor * (x[rows] - x[rows].mean(axis=0))
+        expected = sklearn.fit(scaled, y).decision_function(x[:90])
+        head = h.GaussianDiscriminant(shrinkage=0.0)
+        params = jax.jit(head.fit)(jax.random.key(0), fold)
+        np.testing.assert_allclose(head(params, jnp.asarray(x[:90])), expected, atol=1e-6)
+
+
+def test_shrunk_gaussians():
+    """Shrinkage multiplies correlations and leaves variances; weights are those of the rows."""
+    with jax.enable_x64(True):
+        fold = make_fold(7, 60, 80, 2, masked=9)
+        head = h.GaussianDiscriminant(shrinkage=0.3)
+        params = jax.jit(head.fit)(jax.random.key(0), fold)
+        log_densities = []
+        for x, w in ((fold.p, fold.train_p), (fold.q, fold.train_q)):
+            covariance = np.cov(np.asarray(x).T, aweights=np.asarray(w))
+            covariance[0, 1] = covariance[1, 0] = 0.7 * covariance[0, 1]
+            mean = np.average(x, axis=0, weights=w)
+            log_densities.append(scipy.stats.multivariate_normal(mean, covariance).logpdf(fold.q))
+        expected = log_densities[0] - log_densities[1]
+        np.testing.assert_allclose(head(params, fold.q), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_the_ridge_is_the_one_that_the_validation_rows_prefer(shift):
+    """Of p = q the strongest, of clearly different samples the weakest; ours is brute force's."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(8)
+        p, q = rng.normal(size=(2, 40, 8))
+        p[:, 0] += shift
+        train = np.r_[np.ones(15), np.zeros(25)]
+        weights = [jnp.asarray(w / w.sum()) for w in (train, train, 1 - train, 1 - train)]
+        fold = Fold(jnp.asarray(p), jnp.asarray(q), *weights)
+        ridges = (1e-2, 1.0, 100.0)
+        single = [fit_linear(fold, ridge) for ridge in ridges]
+        predict = lambda c, x: h.Linear()(((), c), x)
+        losses = [
+            float(cross_entropy(predict(c, fold.p), predict(c, fold.q), *weights[2:]))
+            for c in single
+        ]
+        best = int(np.argmin(losses))
+        assert (ridges[best] == 100.0) == (shift == 0)
+        chosen = fit_linear(fold, jnp.asarray(ridges))
+        np.testing.assert_allclose(chosen, single[best], atol=1e-10)
+        assert all(
+            np.abs(chosen - other).max() > 1e-3 for k, other in enumerate(single) if k != best
+        )
+        tuned = h.Tuned(h.Linear(jnp.asarray(ridges)))
+        params = jax.jit(tuned.fit)(jax.random.key(0), fold)
+        np.testing.assert_allclose(tuned(params, fold.q), predict(single[best], fold.q), atol=1e-10)
+
+
+@pytree
+class Constant:
+    """A head with nothing to fit, for what is made of heads."""
+
+    value: float | jax.Array = 0.0
+
+    def fit(self, key, fold):
+        return ()
+
+    def __call__(self, params, z):
+        return self.value * z[:, 0]
+
+
+def test_average_weighs_by_held_out_likelihood():
+    with jax.enable_x64(True):
+        fold = make_fold(9, 200, 200, 1, shift=1.0, masked=100, weighted=False)
+        slopes = (0.9, 0.9, -3.0)
+        average = h.Average(tuple(Constant(s) for s in slopes))
+        params = average.fit(jax.random.key(0), fold)
+        np.testing.assert_allclose(params[1], [0.5, 0.5, 0], atol=1e-6)
+        np.testing.assert_allclose(average(params, fold.p), 0.9 * fold.p[:, 0], rtol=1e-5)
+        # A twentieth of a slope apart, the weights are a likelihood ratio of 200 rows.
+        near = h.Average((Constant(0.9), Constant(0.7)))
+        x, y = (np.asarray(z[:100, 0]) for z in (fold.p, fold.q))
+        likelihood = [
+            np.sum(np.log(scipy.special.expit(s * x))) + np.sum(np.log(scipy.special.expit(-s * y)))
+            for s in (0.9, 0.7)
+        ]
+        expected = scipy.special.softmax(likelihood)
+        assert 0.01 < expected[0] < 0.99
+        np.testing.assert_allclose(near.fit(jax.random.key(0), fold)[1], expected, atol=1e-6)
+
+
+def test_a_head_that_fails_has_no_part_in_the_average():
+    fold = make_fold(10, 40, 40, 1, weighted=False)
+    for bad in (jnp.nan, jnp.inf):
+        average = h.Average((Constant(jnp.asarray(bad)), Constant(1.0)))
+        params = average.fit(jax.random.key(0), fold)
+        np.testing.assert_allclose(params[1], [0, 1])
+        np.testing.assert_allclose(average(params, fold.p), fold.p[:, 0], rtol=1e-6)
+
+
+def test_tuned_takes_the_best_of_a_grid_trained_together():
+    with jax.enable_x64(True):
+        fold = make_fold(11, 50, 50, 1, shift=2.0, masked=25, weighted=False)
+        tuned = h.Tuned(Constant(jnp.array([-1.0, 0.0, jnp.nan, 1.0])))
+        (head, _) = tuned.fit(jax.random.key(0), fold)
+        assert head.value == 1.0
+
+
+@pytest.mark.parametrize(
+    "head",
+    [h.Linear(), h.Quadratic(), h.GaussianDiscriminant(), h.RandomFourier(num_features=20)],
+    ids=lambda head: type(head).__name__,
+)
+def test_convex_heads_stay_finite(head):
+    """All rows alike, one row each, features constant in one sample, and a chasm, in float32."""
+    rng = np.random.default_rng(12)
+    even = jnp.full(6, 1 / 6)
+    one = jnp.zeros(6).at[0].set(1)
+    x = rng.normal(size=(2, 6, 2)).astype(np.float32)
+    constant = x.copy()
+    constant[0, :, 1] = 0
+    cases = [
+        (np.ones((2, 6, 2), np.float32), even),
+        (x, one),
+        (constant, even),
+        (x + np.array([1e4, 0], np.float32)[:, None, None], even),
+    ]
+    run = jax.jit(lambda fold: head(head.fit(jax.random.key(0), fold), fold.p))
+    for samples, weights in cases:
+        values = run(Fold(*map(jnp.asarray, samples), *[weights] * 4))
+        assert values.dtype == jnp.float32
+        assert jnp.isfinite(values).all()
+
+
+def test_zero_and_num_rows():
+    fold = make_fold(13, 30, 40, 2, weighted=False)
+    assert (h.Zero()(h.Zero().fit(jax.random.key(0), fold), fold.p) == 0).all()
+    np.testing.assert_allclose(num_rows(jnp.full(30, 1 / 30), jnp.full(40, 1 / 40)), 70, rtol=1e-6)
+
+
+def test_cross_entropy_is_log_two_less_jensen_shannon():
+    """At the true log ratio of N(1, 1) and N(0, 1), by quadrature."""
+    with jax.enable_x64(True):
+        nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+        weights = weights / weights.sum()
+        u_p, u_q = (nodes + 1) - 0.5, nodes - 0.5
+        value = cross_entropy(*map(jnp.asarray, (u_p, u_q, weights, weights)))
+        density = scipy.stats.norm(0, 1).pdf
+        grid = np.linspace(-12, 13, 20001)
+        p, q = density(grid - 1), density(grid)
+        middle = (p + q) / 2
+        js = np.trapezoid(
+            scipy.special.rel_entr(p, middle) + scipy.special.rel_entr(q, middle), grid
+        )
+        np.testing.assert_allclose(value, np.log(2) - js / 2, atol=1e-8)
+
+
+class Own(nnx.Module):
+    """A user's network, with a trained scale."""
+
+    def __init__(self, in_features, rngs):
+        self.linear = nnx.Linear(in_features, 1, rngs=rngs)
+        self.scale = nnx.Param(jnp.ones(()))
+
+    def __call__(self, x):
+        return self.scale * self.linear(x)
+
+
+SMALL = dict(num_steps=60, batch_size=32, num_checks=4, learning_rate=0.05)
+
+
+def test_a_network_of_the_users_own_learns_and_starts_where_it_is_told():
+    fold = make_fold(14, 200, 200, 2, shift=1.0, weighted=False, masked=50)
+    fold = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), fold)
+    head = h.Network(network=Own, start=h.Linear(50.0), **SMALL)
+    assert isinstance(head, Head)
+    params = jax.jit(head.fit)(jax.random.key(0), fold)
+    loss = h.validation_loss(head, params, fold)
+    assert loss < np.log(2) - 0.05
+    # The check before the first step is among those it chooses from.
+    own, start = h.Network(network=Own, **SMALL), h.Linear(50.0)
+    assert loss <= h.validation_loss(start, params[0], fold) + 0.05
+    assert own.apply(params[1], fold.p).shape == (200, 1)
+
+
+def test_a_network_keeps_its_start_where_validation_rows_say_so():
+    """Validation rows with the labels exchanged: no step is better than none."""
+    fold = make_fold(15, 100, 100, 1, shift=2.0, weighted=False)
+    a, b = jnp.full(100, 1 / 100).astype(jnp.float32), jnp.full(100, 1 / 100).astype(jnp.float32)
+    p, q = fold.p.astype(jnp.float32), fold.q.astype(jnp.float32)
+    p, q = jnp.concatenate([p, q]), jnp.concatenate([q, p])
+    none = jnp.zeros(100, jnp.float32)
+    first, last = jnp.concatenate([a, none]), jnp.concatenate([none, b])
+    fold = Fold(p, q, first, first, last, last)
+    head = h.Network(hidden=(8,), **SMALL)
+    params = jax.jit(head.fit)(jax.random.key(0), fold)
+    assert (head(params, p) == 0).all()
+    learned = jax.jit(head.fit)(
+        jax.random.key(0), fold._replace(validation_p=first, validation_q=first)
+    )
+    assert jnp.mean(head(learned, p)[:100]) > 0.5
+
+
+def test_rows_are_drawn_in_proportion_to_their_weights():
+    weights = jnp.array([0.0, 0.5, 0.0, 0.3, 0.2])
+    fold = Fold(jnp.zeros((5, 1)), jnp.zeros((5, 1)), weights, weights[::-1], weights, weights)
+    i, j = h.draw_rows(jax.random.key(0), fold, 1000)
+    # One a quantile: counts are right up to one at either end.
+    for index, expected in ((i, weights), (j, weights[::-1])):
+        counts = np.bincount(index, minlength=5)
+        assert np.abs(counts - 1000 * np.asarray(expected)).max() <= 2
+        assert (counts[np.asarray(expected) == 0] == 0).all()
+
+
+def test_auto_leaves_out_what_is_too_costly():
+    assert [type(head).__name__ for head in h.convex_heads(3).heads] == [
+        "Linear",
+        "GaussianDiscriminant",
+        "Quadratic",
+    ]
+    wide = h.convex_heads(h.MAX_QUADRATIC_FEATURES + 1)
+    assert not any(isinstance(head, h.Quadratic) for head in wide.heads)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: h.Average(()),
+        lambda: h.RandomFourier(num_features=0),
+        lambda: h.RandomFourier(bandwidth=-1.0),
+        lambda: h.Network(learning_rate=0.0),
+        lambda: h.Network(num_steps=0),
+        lambda: h.Network(weight_decay=-1.0),
+    ],
+)
+def test_numbers_out_of_range(make):
+    with pytest.raises(ValueError, match="got"):
+        make()
+
+
+def test_a_network_with_too_many_outputs():
+    fold = make_fold(16, 10, 10, 2)
+    wide = h.Network(network=lambda d, rngs: nnx.Linear(d, 2, rngs=rngs), **SMALL)
+    with pytest.raises(ValueError, match="output"):
+        wide.fit(jax.random.key(0), fold)
