@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from divjax import fdiv, flows, kernels, problems
+from divjax import fdiv, flows, inference, kernels, problems, ratio
 from divjax.fdiv import categorical
+from divjax.ratio import heads, variational
 
 N, D, K = 8, 2, 3
 
@@ -22,12 +23,14 @@ class Row(NamedTuple):
         output: what permuting the particles does to the output: "equivariant" (axis −2 is the
             particles'), "invariant", or "random" where the key's draws are tied to positions.
         smooth: whether finite differences in x make sense.
+        slow: whether it takes seconds to compile.
     """
 
     method: Any
     evaluate: Callable[..., jax.Array]
     output: str
     smooth: bool = True
+    slow: bool = False
 
 
 def _objective(method, key, x, weights):
@@ -115,7 +118,38 @@ def _samples():
     return jax.random.normal(jax.random.key(7), (5, D))
 
 
+def _head(method, key, x, weights):
+    """A head fitted to the particles and the fixed samples: its log ratio at the latter."""
+    y = _samples().astype(x.dtype)
+    even = jnp.full(y.shape[0], 1 / y.shape[0], x.dtype)
+    fold = ratio.Fold(x, y, weights, even, weights, even)
+    return method(method.fit(key, fold), y)[:, None]
+
+
+def _estimator(method, key, x, weights):
+    y = jnp.concatenate([_samples().astype(x.dtype)] * 2) + 0.5
+    return method.fit(key, x, y, weights_p=weights).js().value
+
+
+def _of_scores(function):
+    """A function of two samples of scores."""
+    return lambda method, key, x, weights: function(method, x[:, 0], x[:, 1], weights)
+
+
+def _mutual_information(method, key, x, weights):
+    shift = jnp.linspace(-1, 1, 4 * x.shape[0], dtype=x.dtype)[:, None]
+    rows = jnp.tile(x, (4, 1)) + shift
+    return method.fit(key, rows[:, :1], rows[:, 1:]).estimate("dv").value
+
+
+def _divergence_bound(method, key, x, weights):
+    shift = jnp.linspace(-1, 1, 4 * x.shape[0], dtype=x.dtype)[:, None]
+    rows = jnp.tile(x, (4, 1)) + shift
+    return method.fit(key, rows, rows[::-1] + 0.5).estimate("nwj").value
+
+
 GAUSSIAN = kernels.Gaussian(bandwidth=0.9)
+NETWORK = heads.Network(hidden=(4,), num_steps=4, num_checks=2, batch_size=4)
 
 ROWS = {
     "kernels.Gaussian": Row(GAUSSIAN, _kernel, "equivariant"),
@@ -206,6 +240,167 @@ ROWS = {
         ),
         "invariant",
         smooth=False,
+    ),
+    "flows.FDivergence": Row(
+        flows.FDivergence(_samples(), ratio=NETWORK, num_init_steps=3, num_fit_steps=1),
+        _objective,
+        "random",
+        smooth=False,
+    ),
+    "ratio.heads.Linear": Row(heads.Linear(0.5), _head, "invariant", smooth=False),
+    "ratio.heads.Quadratic": Row(heads.Quadratic((0.5, 5.0)), _head, "invariant", smooth=False),
+    "ratio.heads.GaussianDiscriminant": Row(
+        heads.GaussianDiscriminant(0.2), _head, "invariant", smooth=False
+    ),
+    "ratio.heads.RandomFourier": Row(
+        heads.RandomFourier(num_features=10), _head, "invariant", smooth=False
+    ),
+    "ratio.heads.Network": Row(NETWORK, _head, "random", smooth=False),
+    "ratio.heads.Average": Row(
+        heads.Average((heads.Linear(0.5), heads.GaussianDiscriminant(0.2))),
+        _head,
+        "invariant",
+        smooth=False,
+    ),
+    "ratio.heads.Tuned": Row(
+        heads.Tuned(heads.Linear(jnp.array([0.5, 5.0]))), _head, "invariant", smooth=False
+    ),
+    "ratio.heads.Auto": Row(heads.Auto(NETWORK), _head, "random", smooth=False, slow=True),
+    "ratio.Telescoping": Row(
+        ratio.Telescoping(2, heads.Linear(0.5), NETWORK), _head, "random", smooth=False, slow=True
+    ),
+    "ratio.LeastSquaresHead": Row(
+        ratio.LeastSquaresHead((0.5,), (0.1,), 0.2), _head, "random", smooth=False, slow=True
+    ),
+    "ratio.KLIEPHead": Row(ratio.KLIEPHead((0.5,)), _head, "random", smooth=False, slow=True),
+    "ratio.ClassifierRatio": Row(
+        ratio.ClassifierRatio(heads.Linear(0.5), num_folds=2),
+        _estimator,
+        "random",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.TelescopingRatio": Row(
+        ratio.TelescopingRatio(ratio.Telescoping(2, heads.Linear(0.5), None), num_folds=2),
+        _estimator,
+        "random",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.LeastSquaresRatio": Row(
+        ratio.LeastSquaresRatio(ratio.LeastSquaresHead((0.5,), (0.1,)), num_folds=2),
+        _estimator,
+        "random",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.KLIEP": Row(
+        ratio.KLIEP(ratio.KLIEPHead((0.5,)), num_folds=2),
+        _estimator,
+        "random",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.KernelMeanMatching": Row(
+        ratio.KernelMeanMatching(0.9, 5.0, num_steps=50),
+        _of_samples(lambda x, y, w, m: m.fit(x, y, w).mmd),
+        "invariant",
+        smooth=False,
+    ),
+    "ratio.DivergenceBound": Row(
+        ratio.DivergenceBound(hidden=(4,), num_steps=2, num_checks=1, num_groups=2),
+        _divergence_bound,
+        "random",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.MutualInformationBound": Row(
+        ratio.MutualInformationBound(
+            variational.MINE(0.1), hidden=(4,), num_steps=2, num_checks=1, num_groups=2
+        ),
+        _mutual_information,
+        "random",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.variational.smile": Row(
+        2.0, _of_scores(lambda m, p, q, w: variational.smile(p, q, m)), "invariant"
+    ),
+    "ratio.variational.f_dual": Row(
+        fdiv.Alpha(0.6), _of_scores(lambda m, p, q, w: variational.f_dual(p, q, m)), "invariant"
+    ),
+    "ratio.variational.kl_from_js": Row(
+        (), _of_scores(lambda m, p, q, w: variational.kl_from_js(p, q)), "invariant"
+    ),
+    "ratio.variational.info_nce": Row(
+        (), _of_scores(lambda m, p, q, w: variational.info_nce(p, q)), "invariant"
+    ),
+    "ratio.variational.interpolated_nce": Row(
+        (0.6, 0.2),
+        _of_scores(lambda m, p, q, w: variational.interpolated_nce(p, q, *m)),
+        "invariant",
+    ),
+    "ratio.variational.MINE": Row(
+        variational.MINE(0.3),
+        _of_scores(lambda m, p, q, w: m(p, q, m.init(p.dtype))[0]),
+        "invariant",
+        smooth=False,
+    ),
+    "ratio.ties": Row(
+        (), _of_samples(lambda x, y, w, m: ratio.ties(x, y).lattice), "invariant", smooth=False
+    ),
+    "inference.empirical_bernstein_lower_bound": Row(
+        0.4,
+        lambda confidence, key, x, w: inference.empirical_bernstein_lower_bound(
+            jnp.tile(jax.nn.sigmoid(x[:, 0]), 8), 0.0, 1.0, confidence=confidence
+        ),
+        "invariant",
+    ),
+    "inference.betting_lower_bound": Row(
+        0.4,
+        lambda confidence, key, x, w: inference.betting_lower_bound(
+            jnp.tile(jax.nn.sigmoid(x[:, 0]), 8), 0.0, 1.0, confidence=confidence
+        ),
+        "random",  # it bets on the rows one after the other
+    ),
+    "inference.auc": Row(
+        0.6,
+        _of_scores(lambda m, p, q, w: jnp.stack(inference.auc(p, q, w, level=m)[:2])),
+        "invariant",
+        smooth=False,
+    ),
+    "inference.accuracy": Row(
+        0.1,
+        _of_scores(lambda m, p, q, w: jnp.stack(inference.accuracy(p, q, w, threshold=m)[:2])),
+        "invariant",
+        smooth=False,
+    ),
+    "inference.permutation_test": Row(
+        (),
+        lambda m, key, x, w: (
+            inference.permutation_test(
+                key,
+                lambda a, b: jnp.sum((a.mean(0) - b.mean(0)) ** 2),
+                x,
+                x + 1,
+                num_permutations=9,
+            ).null
+        ),
+        "random",
+    ),
+    "inference.score_permutation_test": Row(
+        (),
+        lambda m, key, x, w: (
+            inference.score_permutation_test(key, x[:, 0], x[:, 1], "mean", num_permutations=9).null
+        ),
+        "random",
+    ),
+    "inference.logit_interval": Row(
+        0.6,
+        lambda level, key, x, w: jnp.stack(
+            inference.logit_interval(jax.nn.sigmoid(x[:, 0]), 0.05, level), axis=1
+        ),
+        "equivariant",
     ),
     "problems.GaussianMixture.log_prob": Row(
         problems.two_component_targets()[0], _log_prob, "equivariant"

@@ -12,7 +12,10 @@ KEY = jax.random.key(3)
 X = jax.random.normal(jax.random.key(5), (N, D))
 WEIGHTS = jax.nn.softmax(0.3 * jax.random.normal(jax.random.key(6), (N,)))
 
-every = pytest.mark.parametrize("name", ROWS)
+every = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * row.slow) for name, row in ROWS.items()],
+)
 
 
 def floats(tree, dtype):
@@ -93,7 +96,7 @@ def test_dtypes_are_kept(name, dtype):
 
 @every
 def test_gradients_are_finite_and_equal_differences(name):
-    method, evaluate, _, smooth = ROWS[name]
+    method, evaluate, _, smooth, _ = ROWS[name]
     with jax.enable_x64(True):
         x, weights = X.astype(jnp.float64), WEIGHTS.astype(jnp.float64)
         method = floats(method, jnp.float64)
@@ -120,7 +123,7 @@ def test_gradients_are_finite_where_particles_coincide(name):
 
 @every
 def test_permuting_the_particles_permutes_the_output(name):
-    method, evaluate, output, _ = ROWS[name]
+    method, evaluate, output, *_ = ROWS[name]
     if output == "random":
         pytest.skip("draws are tied to positions")
     compiled = jax.jit(evaluate)
