@@ -83,12 +83,12 @@ def fit(
             moving, best, least = carry
             moving, losses = jax.lax.scan(step, moving, keys)
             value = validate(moving[0])
-            better = value < least
+            better = jnp.isfinite(value) & (value < least)
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), moving[0], best)
             return (moving, best, jnp.where(better, value, least)), (losses, value)
 
         start = validate(params)
-        carry = (params, state), params, start
+        carry = (params, state), params, jnp.where(jnp.isfinite(start), start, jnp.inf)
         ((_, state), params, _), (losses, values) = jax.lax.scan(block, carry, keys)
         losses, validation = losses.ravel(), jnp.append(start, values)
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((params, losses))])

@@ -95,3 +95,77 @@ def test_renyi_is_smooth_in_alpha_and_never_overflows():
         np.testing.assert_allclose(
             values[1:], constant + value(jnp.array([1.0, 1.0 + 1e-6, 4.0]), 0.0)[0], rtol=1e-5
         )
+
+
+DIVERGENCES = (
+    fdiv.KL(),
+    fdiv.ReverseKL(),
+    fdiv.JensenShannon(),
+    fdiv.TotalVariation(),
+    fdiv.SkewKL(0.2),
+    fdiv.Alpha(0.3),
+    fdiv.Renyi(0.4),
+    fdiv.Renyi(2.0),
+    2 * fdiv.KL() + fdiv.Jeffreys().reverse(),
+)
+plug_in = jax.jit(lambda divergence, *args: divergence.plug_in(*args))
+slopes = jax.jit(lambda divergence, *args: divergence.sensitivities(*args))
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+def test_weights_are_repetitions_and_zeros_are_absences(divergence):
+    with jax.enable_x64(True):
+        u_p, u_q = gaussian_log_ratios(3, 8, 6)
+        times_p, times_q = np.array([1, 3, 0, 2, 1, 0, 1, 2]), np.array([2, 0, 1, 1, 3, 1])
+        repeated = jnp.repeat(u_p, times_p), jnp.repeat(u_q, times_q)
+        holes = (jnp.where(t > 0, u, jnp.nan) for t, u in ((times_p, u_p), (times_q, u_q)))
+        weights = (jnp.asarray(t / t.sum()) for t in (times_p, times_q))
+        value, at_p, at_q = plug_in(divergence, *holes, *weights)
+        expected = plug_in(divergence, *repeated)
+        np.testing.assert_allclose(value, expected.value, rtol=1e-10)
+        np.testing.assert_allclose(
+            np.repeat(at_p, times_p), expected.influence_p, rtol=1e-9, atol=1e-12
+        )
+        np.testing.assert_allclose(
+            np.repeat(at_q, times_q), expected.influence_q, rtol=1e-9, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=str)
+def test_sensitivities_are_derivatives_of_the_variational_form(divergence):
+    """At exact ratios of discrete p and q, where E_q[∂S] = −E_p[∂T] row by row, and finite
+    differences of D at q moved along its own log ratio agree."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(4)
+        p, q = rng.dirichlet(np.ones(6) * 3, 2)
+        u = jnp.log(p / q)
+        at_p, at_q = slopes(divergence, u, u, jnp.asarray(p), jnp.asarray(q))
+        np.testing.assert_allclose(p * at_p, -q * at_q, rtol=1e-10, atol=1e-14)
+
+        def value(u):
+            """The variational form by its definition, at u for exact samples of p and q."""
+            if isinstance(divergence, fdiv.Renyi):
+                alpha = float(divergence.alpha)
+                integral = np.sum(p**alpha * q ** (1 - alpha))
+                terms = p @ (alpha * np.exp((alpha - 1) * u)) / (alpha - 1)
+                return (terms - q @ np.exp(alpha * u)) / integral
+            return p @ divergence.dual_under_p(u) + q @ divergence.dual_under_q(u)
+
+        step = 1e-6 * np.eye(6)
+        for row in range(6):
+            moved = [value(np.asarray(u) + s * step[row]) for s in (1, -1)]
+            np.testing.assert_allclose((moved[0] - moved[1]) / 2e-6, 0, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_sensitivities_far_apart(dtype):
+    """KL: 1 under p wherever it is. Rényi: α times the shares of a power mean, which sum to α."""
+    with jax.enable_x64(True):
+        u = jnp.array([0.5, 40.0, 300.0, 2000.0], dtype)
+        for divergence in DIVERGENCES:
+            found = slopes(divergence, u, -u)
+            assert all(jnp.isfinite(leaf).all() and leaf.dtype == dtype for leaf in found)
+        np.testing.assert_allclose(slopes(fdiv.KL(), u, -u)[0], 1)
+        np.testing.assert_allclose(slopes(fdiv.ReverseKL(), u, -u)[1], -1)
+        # At α = 3 the integral is a mean under p alone.
+        np.testing.assert_allclose(slopes(fdiv.Renyi(3.0), u, -u)[0].mean(), 3, rtol=1e-3)

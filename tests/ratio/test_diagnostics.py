@@ -1,0 +1,131 @@
+"""Repetitions counted by brute force, and what a fit says against itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from divjax.ratio import ClassifierRatio, ties
+
+KEY = jax.random.key(0)
+ties_jit = jax.jit(ties)
+
+
+def brute_force(p, q, a, b):
+    """Shares of rows with a twin, and of values that others hold, by comparing all pairs."""
+    p, q = np.asarray(p)[np.asarray(a) > 0], np.asarray(q)[np.asarray(b) > 0]
+
+    def duplicates(x):
+        same = (x[:, None] == x).all(axis=2)
+        return np.mean(same.sum(axis=1) > 1)
+
+    def held(of, among, own):
+        return np.mean([(among == value).sum() > own for value in of])
+
+    lattice = []
+    for x, y in zip(p.T, q.T, strict=True):
+        on_p = held(x, x, 1) - held(y, x, 0)
+        on_q = held(y, y, 1) - held(x, y, 0)
+        lattice.append(max(abs(on_p), abs(on_q)))
+    return duplicates(p), duplicates(q), lattice
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("seed", range(4))
+def test_ties_by_brute_force(seed, dtype):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(seed)
+        p = np.stack([rng.integers(0, 3, 30), rng.normal(size=30)], 1)
+        q = np.stack([rng.integers(0, 9, 25) / 2, rng.integers(0, 2, 25)], 1)
+        p[20:] = p[:10]
+        q[3] = q[17]
+        a, b = (rng.uniform(0, 1, 30) > 0.3) * 0.5, np.ones(25) * (seed % 2 + np.arange(25) % 2 > 0)
+        p[a == 0] = np.nan
+        found = ties_jit(*(jnp.asarray(x, dtype) for x in (p, q, a, b)))
+        expected = brute_force(p.astype(dtype), q.astype(dtype), a, b)
+        np.testing.assert_allclose(found.duplicates_p, expected[0], rtol=1e-6)
+        np.testing.assert_allclose(found.duplicates_q, expected[1], rtol=1e-6)
+        np.testing.assert_allclose(found.lattice, expected[2], rtol=1e-5, atol=1e-7)
+        assert found.lattice.dtype == found.duplicates_p.dtype == dtype
+
+
+def test_ties_at_their_ends():
+    ones, distinct = jnp.ones((5, 1)), jnp.arange(5.0)[:, None] + 10
+    alike = ties(ones, ones)
+    assert (alike.duplicates_p, alike.duplicates_q, alike.lattice[0]) == (1, 1, 0)
+    apart = ties(ones, distinct)
+    assert (apart.duplicates_p, apart.duplicates_q, apart.lattice[0]) == (1, 0, 1)
+    # Every value of q is one of p's: nothing is missed, but p itself repeats none.
+    subset = ties(distinct, distinct[:3])
+    assert (subset.duplicates_p, subset.lattice[0]) == (0, 1)
+
+
+def test_ties_refuse():
+    x = jnp.ones((3, 2))
+    for bad in (jnp.ones(3), jnp.ones((0, 2)), jnp.ones((3, 1))):
+        with pytest.raises(ValueError, match="got"):
+            ties(x, bad)
+
+
+@pytest.fixture(scope="module")
+def fit():
+    p, q = jax.random.normal(KEY, (2, 60, 1))
+    return ClassifierRatio(head="linear", num_folds=2).fit(KEY, p + 1, q)
+
+
+def replaced(fit, u_p, u_q, a, b):
+    names = "log_ratio_p", "log_ratio_q", "weights_p", "weights_q"
+    values = (jnp.asarray(x, jnp.float32) for x in (u_p, u_q, a / a.sum(), b / b.sum()))
+    return dataclasses.replace(fit, **dict(zip(names, values, strict=True)))
+
+
+def test_diagnostics_by_hand(fit):
+    rng = np.random.default_rng(0)
+    u_p, u_q, a, b = rng.normal(1, 1, 60), rng.normal(-1, 1, 60), *rng.uniform(0, 1, (2, 60))
+    a[:5] = b[:7] = 0
+    u_p[0], u_q[0] = np.nan, np.inf  # without weight
+    found = replaced(fit, u_p, u_q, a, b).diagnostics
+    u_p, u_q, a, b = u_p[5:], u_q[7:], a[5:] / a.sum(), b[7:] / b.sum()
+    r = np.exp(u_q)
+    np.testing.assert_allclose(found.mean_ratio, b @ r, rtol=1e-5)
+    np.testing.assert_allclose(
+        found.effective_sample_size, (b @ r) ** 2 / np.sum((b * r) ** 2), rtol=1e-5
+    )
+    entropy = (a @ np.logaddexp(0, -u_p) + b @ np.logaddexp(0, u_q)) / 2
+    np.testing.assert_allclose(found.cross_entropy, entropy, rtol=1e-5)
+    np.testing.assert_allclose(found.max_log_ratio, np.abs(np.r_[u_p, u_q]).max(), rtol=1e-6)
+    np.testing.assert_allclose(found.generalization_gap, np.mean(fit.test - fit.train), rtol=1e-5)
+    assert found.finite
+    assert not found.beyond_log_n
+
+
+def test_kl_beyond_the_logarithm_of_the_rows_is_flagged(fit):
+    """Log 55 = 4.007 for the rows of q that have a weight."""
+    a = b = np.ones(60)
+    b[:5] = 0
+    zeros = np.zeros(60)
+    for level, flag in ((3.99, False), (4.02, True)):
+        assert replaced(fit, zeros + level, zeros, a, b).diagnostics.beyond_log_n == flag
+
+
+def test_the_mean_ratio_of_what_overflows_is_not_lost(fit):
+    ones = np.ones(60)
+    found = replaced(fit, 0 * ones, 60 * ones, ones, ones).diagnostics
+    np.testing.assert_allclose(found.mean_ratio, np.exp(60), rtol=1e-4)
+    np.testing.assert_allclose(found.effective_sample_size, 60, rtol=1e-5)
+    found = replaced(fit, 0 * ones, -300 * ones, ones, ones).diagnostics
+    np.testing.assert_allclose(found.effective_sample_size, 60, rtol=1e-5)
+
+
+def test_losses_are_of_those_who_train_validate_and_test(fit):
+    """Out of fold the cross-entropy is that of the raw log ratios of each fold."""
+    for fold in range(2):
+        u_p, u_q = (
+            np.asarray(held.log_ratio)[np.asarray(held.fold) == fold]
+            for held in (fit.held_out_p, fit.held_out_q)
+        )
+        expected = (np.logaddexp(0, -u_p).mean() + np.logaddexp(0, u_q).mean()) / 2
+        np.testing.assert_allclose(fit.test[0, fold], expected, rtol=1e-5)
+    assert fit.train.shape == fit.validation.shape == (1, 2)

@@ -1,0 +1,179 @@
+"""What the estimators take and refuse, and how their parts are chosen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from divjax.core.pytrees import pytree
+from divjax.ratio import ClassifierRatio, RatioFit, TelescopingRatio, classifier_js, classifier_kl
+from divjax.ratio import heads as h
+from divjax.ratio.estimators import HEADS
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    p, q = jax.random.normal(KEY, (2, 60, 2))
+    return p + 1, q
+
+
+def test_names_of_heads():
+    for name, kind in HEADS.items():
+        assert isinstance(ClassifierRatio(head=name).head, kind)
+    assert ClassifierRatio(head="mlp", hidden=(5,)).head.hidden == (5,)
+    assert ClassifierRatio(hidden=(5,)).head.network.hidden == (5,)
+
+
+def test_numbers_are_leaves_and_structure_is_not():
+    method = ClassifierRatio(head=h.Linear(2.0), validation_share=0.3)
+    assert jax.tree.leaves(method) == [2.0, 0.3]
+    rebuilt = jax.tree.unflatten(jax.tree.structure(method), [3.0, 0.4])
+    assert (rebuilt.head.ridge, rebuilt.validation_share) == (3.0, 0.4)
+    assert jax.tree.structure(method) != jax.tree.structure(
+        ClassifierRatio(head=h.Linear(2.0), num_folds=2)
+    )
+
+
+def test_other_numbers_do_not_compile_again(samples):
+    traces = []
+
+    @pytree
+    class Counting:
+        ridge: float | jax.Array = 1.0
+
+        def fit(self, key, fold):
+            traces.append(1)
+            return h.Linear(self.ridge).fit(key, fold)
+
+        def __call__(self, params, z):
+            return h.Linear(self.ridge)(params, z)
+
+    first = ClassifierRatio(head=Counting(1.0)).fit(KEY, *samples).kl().value
+    seen = len(traces)
+    second = (
+        ClassifierRatio(head=Counting(50.0), validation_share=0.3).fit(KEY, *samples).kl().value
+    )
+    assert len(traces) == seen > 0
+    assert first != second
+
+
+def test_one_call_is_fit_and_divergence(samples):
+    options = dict(head="linear", num_folds=2)
+    fit = ClassifierRatio(**options).fit(KEY, *samples)
+    assert isinstance(fit, RatioFit)
+    np.testing.assert_array_equal(classifier_kl(KEY, *samples, **options).value, fit.kl().value)
+    np.testing.assert_array_equal(
+        classifier_js(KEY, *samples, base=2, **options).value, fit.js(base=2).value
+    )
+
+
+def test_numpy_samples_and_mixed_dtypes(samples):
+    p, q = map(np.asarray, samples)
+    method = ClassifierRatio(head="linear", num_folds=2)
+    expected = method.fit(KEY, *samples).kl().value
+    np.testing.assert_allclose(method.fit(KEY, p, q).kl().value, expected, rtol=1e-6)
+    with jax.enable_x64(True):
+        wide = method.fit(KEY, p.astype(np.float64), q).kl().value
+        assert wide.dtype == jnp.float64
+
+
+class Own(nnx.Module):
+    def __init__(self, d, rngs):
+        self.linear = nnx.Linear(d, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.linear(x)
+
+
+def test_a_network_of_the_users_own(samples):
+    head = h.Network(network=Own, num_steps=150, batch_size=32, learning_rate=0.05, num_checks=5)
+    estimate = jax.jit(lambda: ClassifierRatio(head=head, num_folds=2).fit(KEY, *samples).kl())()
+    assert abs(estimate.value - 1.0) < 3 * estimate.std_error
+    assert estimate.std_error < 0.3
+
+
+def test_not_a_number_is_flagged_and_nothing_raises(samples):
+    p, q = samples
+    for bad in (jnp.nan, jnp.inf):
+        fit = ClassifierRatio(head="linear", num_folds=2).fit(KEY, p.at[3, 1].set(bad), q)
+        estimate = jax.jit(lambda fit: fit.kl())(fit)
+        assert not estimate.diagnostics.finite
+        assert jnp.isnan(estimate.value)
+        assert not fit.certified_js() > 0
+
+
+@pytest.mark.parametrize("name", ["ClassifierRatio", "TelescopingRatio"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_folds": 1},
+        {"num_repeats": 0},
+        {"pack": 0},
+        {"calibration": "isotonic"},
+        {"validation_share": 0.0},
+        {"validation_share": 1.0},
+    ],
+    ids=str,
+)
+def test_attributes_out_of_range(name, options):
+    kind = {"ClassifierRatio": ClassifierRatio, "TelescopingRatio": TelescopingRatio}[name]
+    with pytest.raises(ValueError, match=next(iter(options))):
+        kind(**options)
+
+
+def test_unknown_heads(samples):
+    with pytest.raises(ValueError, match="auto"):
+        ClassifierRatio(head="forest")
+    for head in (h.Linear, 3.0, None):
+        with pytest.raises(ValueError, match="head"):
+            ClassifierRatio(head=head).fit(KEY, *samples)
+
+
+def refused(message, *args, method=None, **kwargs):
+    method = ClassifierRatio(head="linear") if method is None else method
+    with pytest.raises(ValueError, match=message):
+        method.fit(*args, **kwargs)
+
+
+def test_samples_that_are_refused(samples):
+    p, q = samples
+    refused("key", 0, p, q)
+    refused("key", jax.random.split(KEY), p, q)
+    refused("p must be a non-empty matrix", KEY, p[:, 0], q)
+    refused("q must be a non-empty matrix", KEY, p, q[:0])
+    refused("floating", KEY, p.astype(int), q)
+    refused("float32", KEY, p.astype(jnp.float16), q.astype(jnp.float16))
+    refused("same number of features", KEY, p, q[:, :1])
+
+
+def test_samples_too_small_for_their_folds(samples):
+    p, q = samples
+    refused("p must hold at least two rows", KEY, p[:9], q)
+    refused("q must hold at least two rows", KEY, p, q[:9])
+    refused("packs of 3", KEY, p[:29], q, method=ClassifierRatio(head="linear", pack=3))
+    # Rows without weight do not count.
+    refused("p must", KEY, p, q, weights_p=jnp.zeros(60).at[:9].set(1))
+    fit = ClassifierRatio(head="linear").fit(KEY, p[:10], q[:10])
+    assert fit.diagnostics.finite
+
+
+@pytest.mark.parametrize("name", ["weights_p", "weights_q"])
+def test_weights_that_are_refused(samples, name):
+    for bad in (
+        jnp.ones(59),
+        jnp.ones((60, 1)),
+        jnp.ones(60).at[0].set(-1),
+        jnp.zeros(60),
+        jnp.ones(60).at[0].set(jnp.nan),
+        np.full(60, np.inf),
+    ):
+        refused(name, KEY, *samples, **{name: bad})
+
+
+def test_errors_are_raised_while_tracing(samples):
+    p, q = samples
+    with pytest.raises(ValueError, match="features"):
+        jax.eval_shape(lambda p, q: ClassifierRatio(head="linear").fit(KEY, p, q[:, :1]), p, q)

@@ -1,0 +1,430 @@
+"""Estimates from fitted ratios: closed forms, intervals, certificates, gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.optimize
+import scipy.special
+import scipy.stats
+
+from divjax import fdiv
+from divjax.core.pytrees import pytree
+from divjax.problems import divergences
+from divjax.ratio import ClassifierRatio
+from divjax.ratio import heads as h
+
+KEY = jax.random.key(1)
+
+
+def gaussians(seed, n, m, d=1, shift=1.0, dtype=jnp.float32):
+    key_p, key_q = jax.random.split(jax.random.key(seed))
+    p = jax.random.normal(key_p, (n, d), dtype)
+    return p.at[:, 0].add(shift), jax.random.normal(key_q, (m, d), dtype)
+
+
+def quadrature_js(shift):
+    """In nats, for unit Gaussians."""
+
+    def integrand(x):
+        p, q = scipy.stats.norm.pdf(x, shift), scipy.stats.norm.pdf(x)
+        m = (p + q) / 2
+        return (scipy.special.rel_entr(p, m) + scipy.special.rel_entr(q, m)) / 2
+
+    return scipy.integrate.quad(integrand, -10, 10 + shift, points=[0, shift], limit=200)[0]
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Unit Gaussians one apart, of unequal sample sizes."""
+    return ClassifierRatio(head="linear").fit(KEY, *gaussians(0, 3000, 2000))
+
+
+estimate = jax.jit(lambda fit, generator: fit.divergence(generator))
+
+
+@pytest.mark.parametrize(
+    ("generator", "expected"),
+    [
+        (fdiv.KL(), 1 / 2),
+        (fdiv.ReverseKL(), 1 / 2),
+        (fdiv.Jeffreys(), 1.0),
+        (fdiv.JensenShannon(), quadrature_js(1.0)),
+        (fdiv.TotalVariation(), 2 * scipy.stats.norm.cdf(0.5) - 1),
+        (fdiv.SquaredHellinger(), 1 - np.exp(-1 / 8)),
+        (fdiv.ChiSquared(), np.e - 1),
+        (fdiv.NeymanChiSquared(), np.e - 1),
+        (fdiv.Renyi(0.5), 1 / 4),
+        (fdiv.Renyi(2.0), 1.0),
+    ],
+    ids=str,
+)
+def test_gaussians_one_apart(fitted, generator, expected):
+    found = estimate(fitted, generator)
+    assert abs(found.value - expected) < 3 * found.std_error
+    assert found.std_error < 0.05 * expected + 0.15 * (expected > 1)
+    assert found.interval.lower < found.value < found.interval.upper
+
+
+def test_shortcuts_units_and_levels(fitted):
+    for shortcut, generator in (
+        (fitted.kl, fdiv.KL()),
+        (fitted.reverse_kl, fdiv.ReverseKL()),
+        (fitted.js, fdiv.JensenShannon()),
+    ):
+        nats, bits = estimate(fitted, generator), shortcut(base=2, level=0.9)
+        np.testing.assert_allclose(shortcut().value, nats.value, rtol=1e-6)
+        np.testing.assert_allclose(bits.value * np.log(2), nats.value, rtol=1e-5)
+        np.testing.assert_allclose(bits.std_error * np.log(2), nats.std_error, rtol=1e-5)
+        half = scipy.stats.norm.ppf(0.95) * float(bits.std_error)
+        np.testing.assert_allclose(bits.interval, (bits.value - half, bits.value + half), rtol=1e-4)
+    # Neither unit nor level is structure.
+    levels = jax.vmap(lambda level, base: fitted.kl(level=level, base=base).interval.upper)(
+        jnp.array([0.5, 0.99]), jnp.array([2.0, np.e])
+    )
+    assert levels.shape == (2,)
+
+
+def test_scores_of_gaussians_one_apart(fitted):
+    area, share = fitted.auc(), fitted.accuracy()
+    assert abs(area.value - scipy.stats.norm.cdf(1 / np.sqrt(2))) < 3 * area.std_error
+    assert abs(share.value - scipy.stats.norm.cdf(0.5)) < 3 * share.std_error
+    assert share.std_error < 0.02
+
+
+def test_the_standard_error_counts_intercept_and_slope_as_estimated():
+    """The delta method by brute force: refit a + b·u by scipy with each row's weight moved."""
+    with jax.enable_x64(True):
+        p, q = gaussians(1, 24, 20, dtype=jnp.float64)
+        fit = ClassifierRatio(head="linear", num_folds=2).fit(KEY, p, q)
+        u_p, u_q = np.asarray(fit.log_ratio_p), np.asarray(fit.log_ratio_q)
+        prior = 100 / 44
+
+        def recalibrated(a, b):
+            """KL at the coefficients to which the weights' scores move those at even weights."""
+
+            def objective(c, a, b):
+                loss_p = a @ np.logaddexp(0, -(c[0] + c[1] * u_p))
+                loss_q = b @ np.logaddexp(0, c[0] + c[1] * u_q)
+                return (loss_p + loss_q + prior * (c[0] ** 2 + (c[1] - 1) ** 2)) / 2
+
+            # The estimate stays where it is at even weights: only the change counts.
+            def moved(c):
+                return objective(c, a, b) + shift @ c
+
+            return scipy.optimize.minimize(moved, [0.0, 1.0], tol=1e-15, method="BFGS").x
+
+        even_p, even_q = np.full(24, 1 / 24), np.full(20, 1 / 20)
+        wrong_p, wrong_q = (scipy.special.expit(s) for s in (-u_p, u_q))
+        # Cancels the objective's gradient at (0, 1), so that this is the minimum at even weights.
+        shift = np.array(
+            [
+                (even_p @ wrong_p - even_q @ wrong_q) / 2,
+                (even_p @ (wrong_p * u_p) - even_q @ (wrong_q * u_q)) / 2,
+            ]
+        )
+
+        def value(a, b):
+            c = recalibrated(a, b)
+            return a @ (c[0] + c[1] * u_p) / a.sum()
+
+        step, influences = 1e-4, []
+        for size, even, slot in ((24, even_p, 0), (20, even_q, 1)):
+            one = np.zeros(size)
+            for row in range(size):
+                # Mass moves to one row from all.
+                to = np.eye(size)[row] - even
+                ends = [
+                    value(
+                        *(
+                            (even + s * step * to, even_q)
+                            if slot == 0
+                            else (even_p, even + s * step * to)
+                        )
+                    )
+                    for s in (1, -1)
+                ]
+                one[row] = (ends[0] - ends[1]) / (2 * step)
+            influences.append(one)
+        expected = np.sqrt(sum(np.var(one) / len(one) for one in influences))
+        np.testing.assert_allclose(fit.kl().std_error, expected, rtol=2e-3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("head", ["linear", "gaussian"])
+def test_identical_distributions(seed, head):
+    key = jax.random.key(100 + seed)
+    found = jax.jit(lambda key, p, q: ClassifierRatio(head=head).fit(key, p, q).js())(
+        key, *gaussians(seed, 500, 500, d=2, shift=0.0)
+    )
+    assert abs(found.value) < 2 * found.std_error
+    assert found.interval.lower < 0 < found.interval.upper
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["auto", "mlp"])
+def test_identical_distributions_by_networks(head):
+    run = jax.jit(lambda key, p, q: ClassifierRatio(head=head).fit(key, p, q).js())
+    for seed in range(5):
+        found = run(jax.random.key(seed), *gaussians(seed, 500, 500, d=2, shift=0.0))
+        assert abs(found.value) < 2 * found.std_error
+        assert found.interval.lower < 0 < found.interval.upper
+
+
+def test_a_tenth_as_many_rows_of_q():
+    truth = quadrature_js(1.0) / np.log(2)
+    run = jax.jit(lambda key, p, q: ClassifierRatio(head="linear").fit(key, p, q).js(base=2))
+    for seed in range(3):
+        found = run(jax.random.key(seed), *gaussians(seed, 3000, 300))
+        assert abs(found.value - truth) < 3 * found.std_error
+        assert abs(found.value - truth) < 0.06
+
+
+TASKS = {
+    "shift": (divergences.gaussian_shift(10, 1.0), "linear"),
+    "near": (divergences.gaussian_shift(1, 0.1), "linear"),
+    "correlated": (divergences.correlated_gaussians(4, 0.5), "quadratic"),
+}
+
+
+def repeat(task, head, n, repetitions, evaluate, **options):
+    method = ClassifierRatio(head=head, **options)
+
+    def one(key):
+        sample_key, fit_key = jax.random.split(key)
+        return evaluate(method.fit(fit_key, *task.sample(sample_key, n)))
+
+    keys = jax.random.split(jax.random.key(7), repetitions)
+    return jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=20))(keys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_coverage_of_nominal_ninety_percent(name):
+    """Over 200 repetitions, whose own standard deviation is 2.1 percent."""
+    task, head = TASKS[name]
+    kl, js = repeat(task, head, 1000, 200, lambda fit: (fit.kl(level=0.9), fit.js(level=0.9)))
+    for found, truth in ((kl, task.kl), (js, task.js)):
+        inside = (found.interval.lower <= truth) & (truth <= found.interval.upper)
+        assert 0.85 <= inside.mean() <= 0.95 + 0.021
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_certified_bounds_hold(name):
+    task, head = TASKS[name]
+    js, kl = repeat(
+        task, head, 2000, 200, lambda fit: (fit.certified_js(), fit.certified_kl()), num_folds=2
+    )
+    assert (js <= task.js).mean() >= 0.95
+    assert (kl <= min(task.kl, task.reverse_kl)).mean() >= 0.95
+    if name == "shift":  # where it says something
+        assert js.mean() > 0.1 * task.js
+        assert kl.mean() > 0.1 * task.kl
+
+
+def test_certified_bound_is_below_the_truth_and_not_void(fitted):
+    js = fitted.certified_js()
+    assert 0.02 < js < quadrature_js(1.0)
+    np.testing.assert_allclose(fitted.certified_js(base=2), js / np.log(2), rtol=1e-5)
+    assert fitted.certified_js(confidence=0.5) > js
+    assert fitted.certified_js(clip=20.0) < js
+    kl = fitted.certified_kl()
+    # KL ≥ Ξ(JS) ≥ 2·JS·½ at least by Pinsker-like bounds; Ξ is at least JS.
+    assert js < kl < 0.5
+
+
+def test_certified_bound_by_hand(fitted):
+    """The largest of the folds' bounds, each at 1 − .05/5, by the formula in NumPy."""
+
+    def bound(fold):
+        size, means, variances, width = [], [], [], []
+        for held, sign in ((fitted.held_out_p, 1), (fitted.held_out_q, -1)):
+            u = np.asarray(held.log_ratio, np.float64)[np.asarray(held.fold) == fold]
+            terms = (np.log(2) - np.logaddexp(0, -np.clip(sign * u, -4, 4))) / 2
+            size.append(len(u))
+            means.append(terms.mean())
+            variances.append(terms.var(ddof=1))
+            width.append((np.logaddexp(0, 4) - np.logaddexp(0, -4)) / 2)
+        size, width, variances = map(np.array, (size, width, variances))
+        log_term = np.log(2 / (0.05 / 5))
+        spread = np.sum(variances / size)
+        a, c = np.max(width**2 / (size * (size - 1))), np.max(width / size)
+        radius = np.sqrt(2 * log_term * spread + log_term**2 * a)
+        return sum(means) - radius - log_term * (np.sqrt(a) + c / 3)
+
+    np.testing.assert_allclose(fitted.certified_js(), max(map(bound, range(5))), rtol=1e-4)
+
+
+def test_nothing_is_certified_from_weighted_rows():
+    p, q = gaussians(3, 40, 40)
+    weights = jnp.ones(40).at[0].set(0.0)
+    run = lambda w: ClassifierRatio(head="linear", num_folds=2).fit(KEY, p, q, weights_p=w)
+    assert jnp.isfinite(run(weights).certified_js())
+    uneven = run(weights.at[1].set(2.0))
+    assert jnp.isnan(uneven.certified_js())
+    assert jnp.isnan(uneven.certified_kl())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["mlp", "auto"])
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_networks_do_not_overfit(head, shift):
+    """n = 1000 and d = 40: no estimate is above the truth by more than three errors."""
+    run = jax.jit(
+        lambda key, p, q: (lambda f: (f.kl(), f.js()))(ClassifierRatio(head=head).fit(key, p, q))
+    )
+    kl, js = run(KEY, *gaussians(4, 1000, 1000, d=40, shift=shift))
+    assert kl.value < shift**2 / 2 + 3 * kl.std_error
+    assert js.value < quadrature_js(shift) + 3 * js.std_error
+
+
+# Gradients.
+
+
+def shifted(head, generator, n=400, **options):
+    """The estimate as a function of how far apart the samples are, and of the samples."""
+    method = ClassifierRatio(head=head, num_folds=2, **options)
+
+    def value(p, q):
+        return method.fit(KEY, p, q).divergence(generator).value
+
+    return jax.jit(jax.value_and_grad(value, (0, 1)))
+
+
+def test_gradient_of_the_exact_ratio(fitted):
+    """u = x − ½: the field is 1/n on samples of p and −∇r/m = −e^u/m on those of q."""
+    p, q = gaussians(0, 3000, 2000)
+
+    def value(p, q):
+        exact = dataclasses.replace(fitted, log_ratio_p=p[:, 0] - 0.5, log_ratio_q=q[:, 0] - 0.5)
+        return exact.kl().value
+
+    at_p, at_q = jax.grad(value, (0, 1))(p, q)
+    np.testing.assert_allclose(at_p, np.full((3000, 1), 1 / 3000), rtol=1e-4)
+    np.testing.assert_allclose(at_q, -np.exp(np.asarray(q) - 0.5) / 2000, rtol=1e-4)
+
+
+def test_gradient_of_a_fitted_ratio():
+    """Up to the slope's error of 2/√n; and along a common shift of p it is dKL/dμ = μ."""
+    n = 2000
+    p, q = gaussians(5, n, n)
+    value, (at_p, at_q) = shifted("linear", fdiv.KL())(p, q)
+    np.testing.assert_allclose(at_p * n, 1, atol=0.2)
+    exact = np.exp(np.asarray(q) - 0.5)
+    assert np.abs(np.asarray(at_q) * n + exact).mean() < 0.15
+    assert abs(at_p.sum() - 1) < 0.15
+    assert abs(at_q.sum() + 1) < 0.25
+    assert abs(value - 0.5) < 0.1
+
+
+@pytest.mark.parametrize("shift", [10.0, 16.0])
+def test_gradients_across_a_chasm(shift):
+    """KL 50 and 128: where e^u and even its mean overflow, dKL/dμ = μ, dR_α/dμ = αμ in float32."""
+    p, q = gaussians(6, 1000, 1000, shift=shift)
+    for generator, slope in (
+        (fdiv.KL(), 1.0),
+        (fdiv.Renyi(3.0), 3.0),
+    ):
+        _, (at_p, _) = shifted("gaussian", generator)(p, q)
+        np.testing.assert_allclose(at_p.sum(), slope * shift, rtol=0.25)
+    value, (_, at_q) = shifted("gaussian", fdiv.ReverseKL())(p, q)
+    np.testing.assert_allclose(at_q.sum(), -shift, rtol=0.25)
+    np.testing.assert_allclose(value, shift**2 / 2, rtol=0.25)
+
+
+GENERATORS = (
+    fdiv.KL(),
+    fdiv.ReverseKL(),
+    fdiv.JensenShannon(),
+    fdiv.SquaredHellinger(),
+    fdiv.TotalVariation(),
+    fdiv.Jeffreys(),
+    fdiv.SkewKL(),
+    fdiv.SoftenedReverseKL(),
+    fdiv.Alpha(0.7),
+    fdiv.Renyi(0.5),
+    fdiv.Renyi(2.5),
+)
+
+
+@pytest.fixture(scope="module")
+def extreme_fits():
+    """Far apart, all rows alike in both, in one, and samples of repeated rows."""
+    x, y = gaussians(7, 20, 20, d=2, shift=0.0)
+    ones = jnp.ones((20, 2))
+    samples = [(x + 300, y), (ones, ones), (ones, y), (x.at[5:].set(x[5]), y.at[:15].set(x[5]))]
+    run = jax.jit(lambda p, q: ClassifierRatio(head=h.Linear(0.5), num_folds=2).fit(KEY, p, q))
+
+    def gradients(p, q, generator):
+        return jax.grad(lambda p, q: run(p, q).divergence(generator).value, (0, 1))(p, q)
+
+    return samples, run, gradients
+
+
+@pytest.mark.parametrize("generator", GENERATORS, ids=str)
+def test_finite_where_samples_are_extreme(extreme_fits, generator):
+    samples, run, gradients = extreme_fits
+    fits = [run(p, q) for p, q in samples]
+    for fit in fits:
+        found = fit.divergence(generator)
+        assert jnp.isfinite(found.value)
+        assert jnp.isfinite(found.std_error)
+        assert fit.diagnostics.finite
+    for p, q in samples[:3:2]:
+        assert all(jnp.isfinite(leaf).all() for leaf in gradients(p, q, generator))
+
+
+def test_all_rows_alike_are_no_difference_and_flagged(extreme_fits):
+    samples, run, _ = extreme_fits
+    fit = run(*samples[1])
+    for found in (fit.kl(), fit.js()):
+        np.testing.assert_allclose(found.value, 0, atol=1e-6)
+    assert fit.diagnostics.ties.duplicates_p == 1
+    assert fit.diagnostics.ties.duplicates_q == 1
+
+
+def test_log_ratio_is_differentiable(fitted):
+    x = jnp.array([[0.5], [-1.0], [3.0]])
+    value = lambda x: fitted.log_ratio(x).sum()
+    slopes = jax.grad(value)(x)
+    np.testing.assert_allclose(slopes, 1, atol=0.15)
+    np.testing.assert_allclose(fitted.log_ratio(x), x[:, 0] - 0.5, atol=0.3)
+    difference = fitted.log_ratio(x + 0.5) - fitted.log_ratio(x - 0.5)
+    np.testing.assert_allclose(difference, slopes[:, 0], rtol=1e-3)
+
+
+@pytree
+class Sigmoid(fdiv.Generator):
+    """A user's generator: that of Jensen–Shannon, by its definition alone."""
+
+    def f(self, u):
+        r = jnp.exp(u)
+        return (r * u - (1 + r) * jnp.log((1 + r) / 2)) / 2
+
+
+def test_a_generator_of_the_users_own(fitted):
+    own, ours = estimate(fitted, Sigmoid()), fitted.js()
+    np.testing.assert_allclose(own.value, ours.value, atol=2e-3)
+
+
+def test_bad_arguments(fitted):
+    for call in (
+        lambda: fitted.divergence(fdiv.KL),
+        lambda: fitted.divergence("kl"),
+        lambda: fitted.kl(level=1.0),
+        lambda: fitted.kl(base=0.0),
+        lambda: fitted.certified_js(confidence=1.0),
+        lambda: fitted.certified_js(clip=0.0),
+        lambda: fitted.log_ratio(jnp.zeros(3)),
+    ):
+        with pytest.raises(ValueError, match="got"):
+            call()
+
+
+def test_rows_of_other_features(fitted):
+    with pytest.raises(ValueError, match="x must"):
+        fitted.log_ratio(jnp.zeros((3, 2)))
