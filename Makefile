@@ -10,6 +10,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 export MPLBACKEND := Agg
+# What one test has compiled, the next need not.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
 .PHONY: run test lint types test-fast test-slow test-newest run-notebooks notebooks benchmarks clean
 
@@ -52,7 +55,7 @@ benchmarks: $(VENV)/.test
 	$(BIN)/python -m experiments.benchmarks
 
 clean:
-	rm -rf .venv .venv-newest .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .jax_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 found; set PYTHON=..."; exit 1; }

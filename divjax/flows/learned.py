@@ -95,7 +95,7 @@ class FDivergence:
         check_same_features(y, x, ("samples", "particles"))
         check_full_precision("particles", x)
         init_key, fit_key = jax.random.split(key)
-        y = y.astype(x.dtype)
+        x, y = jax.lax.stop_gradient((x, y.astype(x.dtype)))
         mean = (jnp.mean(x, axis=0) + jnp.mean(y, axis=0)) / 2
         variance = (jnp.mean((x - mean) ** 2, axis=0) + jnp.mean((y - mean) ** 2, axis=0)) / 2
         scale = jnp.sqrt(jnp.where(variance > 0, variance, 1))
@@ -111,6 +111,8 @@ class FDivergence:
         x, unravel = ravel_particles(particles)
         y = ravel_particles(self.samples)[0].astype(x.dtype)
         state = self._refine(key, x, y, weights, state, self.num_fit_steps)
+        # Derivatives are those at a fixed network.
+        state = jax.lax.stop_gradient(state)
 
         def potential(x):
             return self.generator.dual_under_q(self._log_ratio(state, x))

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from divjax.core.checks import check_matrix, check_same_features
@@ -107,8 +108,14 @@ def ties(
 
 
 def _duplicates(x: Float[Array, "n d"], used: Bool[Array, " n"]) -> Float[Array, ""]:
-    """The share of used rows that another used row equals, by sorting."""
-    order = jnp.lexsort((*x.T, ~used))
+    """The share of used rows that another used row equals.
+
+    Equal rows are next to each other once sorted by a hash of their bits, and compared exactly.
+    """
+    bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32).reshape(x.shape[0], -1)  # −0 is 0
+    odd = np.random.default_rng(0).integers(0, 2**31, bits.shape[1], np.uint32) * 2 + 1
+    code = jnp.sum(bits * jnp.asarray(odd), axis=1, dtype=jnp.uint32)
+    order = jnp.argsort(code // 2 + jnp.where(used, jnp.uint32(0), jnp.uint32(2**31)))
     x, used = x[order], used[order]
     same = (x[1:] == x[:-1]).all(axis=1) & used[1:] & used[:-1]
     tied = jnp.zeros_like(used).at[1:].set(same).at[:-1].max(same)

@@ -69,6 +69,10 @@ class Average:
     that predict alike may still disagree where only one of the samples is, which the likelihood
     cannot see and KL weighs most; their mean is safer there than any choice.
 
+    Each log ratio is cut off at three times the logarithm of the number of training rows, far
+    beyond what so many rows can support: a model that is right on all rows but a few, and there
+    sure of the opposite, would otherwise spoil the mean.
+
     Attributes:
         heads: at least one.
 
@@ -85,18 +89,25 @@ class Average:
         if isinstance(self.heads, tuple) and not self.heads:
             raise ValueError("heads must hold at least one head; got none.")
 
-    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[tuple[Any, ...], Array]:
-        """All heads' parameters, and their weights."""
+    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[tuple[Any, ...], Array, Array]:
+        """All heads' parameters, their weights, and the largest log ratio."""
         keys = jax.random.split(key, len(self.heads))
         params = tuple(head.fit(k, fold) for head, k in zip(self.heads, keys, strict=True))
-        fitted = zip(self.heads, params, strict=True)
-        losses = jnp.stack([validation_loss(head, p, fold) for head, p in fitted])
-        return params, jax.nn.softmax(-num_rows(fold.validation_p, fold.validation_q) * losses)
+        limit = 3 * jnp.log(num_rows(fold.train_p, fold.train_q))
+
+        def loss(head, params):
+            u_p, u_q = (jnp.clip(head(params, z), -limit, limit) for z in (fold.p, fold.q))
+            return _or_infinite(cross_entropy(u_p, u_q, fold.validation_p, fold.validation_q))
+
+        losses = jnp.stack([loss(*fitted) for fitted in zip(self.heads, params, strict=True)])
+        rows = num_rows(fold.validation_p, fold.validation_q)
+        return params, jax.nn.softmax(-rows * losses), limit
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The weighted mean of the log ratios."""
-        each, weights = params
+        each, weights, limit = params
         values = jnp.stack([head(p, z) for head, p in zip(self.heads, each, strict=True)])
+        values = jnp.clip(values, -limit, limit)
         # A head without weight may be anything, infinite too.
         return weights @ jnp.where(weights[:, None] > 0, values, 0)
 

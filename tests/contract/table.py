@@ -119,11 +119,11 @@ def _samples():
 
 
 def _head(method, key, x, weights):
-    """A head fitted to the particles and the fixed samples: its log ratio at the latter."""
+    """A head fitted to the particles and the fixed samples, and evaluated at the particles."""
     y = _samples().astype(x.dtype)
     even = jnp.full(y.shape[0], 1 / y.shape[0], x.dtype)
-    fold = ratio.Fold(x, y, weights, even, weights, even)
-    return method(method.fit(key, fold), y)[:, None]
+    fold = jax.lax.stop_gradient(ratio.Fold(x, y, weights, even, weights, even))
+    return method(method.fit(key, fold), x)[:, None]
 
 
 def _estimator(method, key, x, weights):
@@ -247,23 +247,23 @@ ROWS = {
         "random",
         smooth=False,
     ),
-    "ratio.heads.Linear": Row(heads.Linear(0.5), _head, "invariant", smooth=False),
-    "ratio.heads.Quadratic": Row(heads.Quadratic((0.5, 5.0)), _head, "invariant", smooth=False),
+    "ratio.heads.Linear": Row(heads.Linear(0.5), _head, "equivariant", smooth=False),
+    "ratio.heads.Quadratic": Row(heads.Quadratic((0.5, 5.0)), _head, "equivariant", smooth=False),
     "ratio.heads.GaussianDiscriminant": Row(
-        heads.GaussianDiscriminant(0.2), _head, "invariant", smooth=False
+        heads.GaussianDiscriminant(0.2), _head, "equivariant", smooth=False
     ),
     "ratio.heads.RandomFourier": Row(
-        heads.RandomFourier(num_features=10), _head, "invariant", smooth=False
+        heads.RandomFourier(num_features=10), _head, "equivariant", smooth=False
     ),
     "ratio.heads.Network": Row(NETWORK, _head, "random", smooth=False),
     "ratio.heads.Average": Row(
         heads.Average((heads.Linear(0.5), heads.GaussianDiscriminant(0.2))),
         _head,
-        "invariant",
+        "equivariant",
         smooth=False,
     ),
     "ratio.heads.Tuned": Row(
-        heads.Tuned(heads.Linear(jnp.array([0.5, 5.0]))), _head, "invariant", smooth=False
+        heads.Tuned(heads.Linear(jnp.array([0.5, 5.0]))), _head, "equivariant", smooth=False
     ),
     "ratio.heads.Auto": Row(heads.Auto(NETWORK), _head, "random", smooth=False, slow=True),
     "ratio.Telescoping": Row(
