@@ -16,7 +16,7 @@ from divjax.fdiv.generators import Divergence, weighted_mean
 from divjax.fdiv.inequalities import kl_lower_bound_from_js
 from divjax.inference.concentration import Bounded, sum_of_means_lower_bound
 from divjax.inference.rank import ScoreEstimate, accuracy, auc
-from divjax.ratio.cross_fitting import CALIBRATION_PRIOR, HeldOut, Member, mean_log_ratio
+from divjax.ratio.cross_fitting import HeldOut, Member, mean_log_ratio
 from divjax.ratio.diagnostics import Diagnostics, Ties
 from divjax.ratio.types import num_rows
 
@@ -77,6 +77,10 @@ class RatioFit:
             check_shape("x", x, "b", self.pack, "d")
             x = jnp.reshape(x, (x.shape[0], -1))
         check_matrix(x=x)
+        features = self.members.mean.shape[-1]
+        if self.members.values is not None:
+            features //= 2  # each is followed by its count of ties
+        check_shape("x", x, "b", features)
         return mean_log_ratio(self.members, self.head, x)
 
     def divergence(
@@ -276,8 +280,10 @@ class RatioFit:
         curvature_p = weights_p * wrong_p * (1 - wrong_p) / 2
         curvature_q = weights_q * wrong_q * (1 - wrong_q) / 2
         hessian = (phi_p.T * curvature_p) @ phi_p + (phi_q.T * curvature_q) @ phi_q
-        prior = CALIBRATION_PRIOR / num_rows(weights_p, weights_q)
-        direction = jnp.linalg.solve(hessian + prior * jnp.eye(2, dtype=u_p.dtype), slope)
+        # A row's worth of a prior, for where the samples hardly overlap. The heads have fitted both
+        # coefficients without one, so that a stronger one would understate their errors.
+        prior = jnp.eye(2, dtype=u_p.dtype) / num_rows(weights_p, weights_q)
+        direction = jnp.linalg.solve(hessian + prior, slope)
         influence_p, influence_q = influences
         return (
             influence_p + (phi_p @ direction) * wrong_p / 2,
