@@ -432,6 +432,10 @@ class Renyi(Divergence):
         """That of `Alpha`."""
         return Alpha(self.alpha).dual_under_q(u)
 
+    def h(self, u: ArrayLike) -> Array:
+        """α r^α, r² f'' where the divergence is small: it is α D_α to second order."""
+        return self.alpha * Alpha(self.alpha).h(u)
+
     def finish(self, mean: ArrayLike) -> Array:
         """log(1 + α(α − 1)·mean)/(α − 1)."""
         return log1p_over(jnp.multiply(self.alpha, mean), jnp.subtract(self.alpha, 1))

@@ -54,6 +54,11 @@ class Divergence:
         """The integrand under q."""
         raise NotImplementedError
 
+    def h(self, u: ArrayLike) -> Array:
+        """The curvature r² f''(r): half of it, times the squared error, is lost to an error of
+        u."""
+        raise NotImplementedError
+
     def finish(self, mean: ArrayLike) -> Array:
         """The divergence from the sum of both means: the identity for f-divergences."""
         return as_floats(mean)[0]

@@ -19,8 +19,8 @@ __all__ = ["CALIBRATIONS", "CrossFit", "HeldOut", "Member", "cross_fit", "mean_l
 CALIBRATIONS = ("none", "temperature", "platt")
 
 # The precision of the Gaussian prior around 0 and 1 on intercept and slope of a calibration, in
-# rows: a log ratio is not trusted to be off by more than a tenth unless the rows say so.
-CALIBRATION_PRIOR = 100.0
+# rows: a log ratio is trusted to about a third unless the rows say otherwise.
+CALIBRATION_PRIOR = 10.0
 
 # Fits run side by side while their inputs together hold no more numbers than this.
 _BUDGET = 2**26

@@ -88,7 +88,7 @@ def test_weights_are_the_particles(samples):
     x = jax.random.normal(KEY, (1000, 1)) - 1
     weights = jax.nn.softmax(x[:, 0])
     objective = flows.FDivergence(
-        samples, fdiv.ReverseKL(), EXACT, noise=0.0, num_init_steps=600, num_fit_steps=0
+        samples, fdiv.ReverseKL(), EXACT, noise=0.0, num_init_steps=0, num_fit_steps=600
     )
     weighted, even = variation(objective, x, weights), variation(objective, x)
     assert abs(weights @ weighted.gradient[:, 0]) < 0.3 < abs(even.gradient.mean())
@@ -111,7 +111,7 @@ def test_means_decay_as_those_of_gaussians_do(samples):
 
     Langevin adds its noise for the entropy, of which this objective has none.
     """
-    x = jax.random.normal(KEY, (500, 1)) * 0.8 - 3
+    x = jax.random.normal(KEY, (500, 1)) * 0.8 - 1.5
     objective = flows.FDivergence(samples, fdiv.ReverseKL(), EXACT, noise=0.0, num_fit_steps=20)
     result = jax.jit(lambda: run(KEY, x, objective, 30, 0.05))()
     start, end = float(x.mean() - samples.mean()), float(result.particles.mean() - samples.mean())
@@ -186,7 +186,7 @@ def test_particles_may_be_a_pytree_and_any_dtype(samples):
         tree = {"a": x[:, 0], "b": x[:, 1:]}
         target = jax.tree.map(lambda leaf: leaf + 1, tree)
         options = dict(ratio=Network(hidden=(4,)), num_init_steps=5, num_fit_steps=1)
-        found = variation(flows.FDivergence(target, **options), tree)
+        found = variation(flows.FDivergence(target, **options), tree, uniform(30))
         plain = variation(flows.FDivergence(x + 1, **options), x)
         assert found.gradient["b"].shape == (30, 1)
         assert found.gradient["a"].dtype == jnp.float64
@@ -195,16 +195,16 @@ def test_particles_may_be_a_pytree_and_any_dtype(samples):
 
 def test_the_state_is_carried_and_refined(samples):
     x = jax.random.normal(KEY, (100, 1)) - 2
-    objective = flows.FDivergence(samples, ratio=SMALL, num_init_steps=20, num_fit_steps=20)
+    slow = Network(hidden=(16,), learning_rate=3e-3, batch_size=256)
+    objective = flows.FDivergence(samples, ratio=slow, num_init_steps=0, num_fit_steps=10)
     state = objective.init(KEY, x)
     step = jax.jit(lambda key, state: objective(key, x, uniform(100), state))
     values = []
-    for key in jax.random.split(KEY, 8):
+    for key in jax.random.split(KEY, 20):
         found, state = step(key, state)
         values.append(float(found.value))
-    # The network goes on learning: KL(q‖p) = 2 is approached from below.
-    assert values[0] < values[-1]
-    assert values[-1] > 1
+    # The network goes on learning: from 0 to KL(q‖p) = 2.
+    assert values[0] < 1 < values[-1] < 3
     again = jax.jit(lambda: objective(KEY, x, uniform(100), objective.init(KEY, x))[0].value)
     assert again() == again()
 
