@@ -55,8 +55,7 @@ class Divergence:
         raise NotImplementedError
 
     def h(self, u: ArrayLike) -> Array:
-        """The curvature r² f''(r): half of it, times the squared error, is lost to an error of
-        u."""
+        """The curvature r² f''(r), which weighs the squared error of a log ratio."""
         raise NotImplementedError
 
     def finish(self, mean: ArrayLike) -> Array:

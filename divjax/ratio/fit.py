@@ -94,10 +94,11 @@ class RatioFit:
         gradient of the divergence itself.
 
         The standard error adds up three errors: that of the mean; that of the log ratio's intercept
-        and slope, counted as estimated from the same samples; and that of its shape, the squared
-        excess cross-entropy ε of the classifier, in expectation half the `generalization_gap`,
-        which costs Jensen–Shannon ε and another divergence about 4h(1)·ε with h = r² f''. The value
-        is not corrected for it: Jensen–Shannon is a lower bound in expectation.
+        and slope, counted as estimated from the same samples; and that of its shape. The
+        classifier's excess cross-entropy ε costs Jensen–Shannon ε and another divergence about
+        4h(1)·ε, with h = r² f''; it is at most the `generalization_gap` in expectation, which
+        stands for it. The value is not corrected for it: Jensen–Shannon is a lower bound in
+        expectation.
 
         Args:
             generator: a divergence of `divjax.fdiv`.
@@ -125,7 +126,7 @@ class RatioFit:
             )
         )
         diagnostics = self.diagnostics
-        excess = jnp.maximum(diagnostics.generalization_gap, 0) / 2
+        excess = jnp.maximum(diagnostics.generalization_gap, 0)
         variance = variance + (4 * generator.h(jnp.zeros_like(excess)) * excess) ** 2
         value = value + self._first_order(generator, samples)
         unit = 1 if base is None else jnp.log(jnp.asarray(base, value.dtype))
