@@ -318,7 +318,11 @@ def test_dtype_is_the_samples(dtype):
         p, q = gaussians(17, 40, 40, dtype=dtype)
         fit = linear.fit(jax.random.key(1), p, q)
         estimate = fit.kl(base=2.0)
-        floats = [leaf for leaf in jax.tree.leaves((estimate, fit)) if not leaf.weak_type and leaf.dtype.kind == "f"]
+        floats = [
+            leaf
+            for leaf in jax.tree.leaves((estimate, fit))
+            if not leaf.weak_type and leaf.dtype.kind == "f"
+        ]
         wrong = {leaf.dtype for leaf in floats} - {jnp.dtype(dtype)}
         assert not wrong
         assert fit.certified_js().dtype == dtype

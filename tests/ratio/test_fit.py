@@ -150,16 +150,12 @@ def test_the_standard_error_counts_intercept_and_slope_as_estimated():
                 ]
                 one[row] = (ends[0] - ends[1]) / (2 * step)
             influences.append(one)
-        expected = np.sqrt(sum(np.var(one) / len(one) for one in influences))
+        # What the shape of the log ratio may cost is added to these.
+        excess = 4 * max(float(fit.diagnostics.generalization_gap), 0)
+        expected = np.sqrt(sum(np.var(one) / len(one) for one in influences) + excess**2)
         np.testing.assert_allclose(fit.kl().std_error, expected, rtol=2e-3)
 
 
-EXCESS = pytest.mark.xfail(
-    strict=False, reason="the held-out excess cross-entropy is a bias that no error has in it"
-)
-
-
-@EXCESS
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("head", ["linear", "gaussian"])
 def test_identical_distributions(seed, head):
@@ -171,7 +167,6 @@ def test_identical_distributions(seed, head):
     assert found.interval.lower < 0 < found.interval.upper
 
 
-@EXCESS
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["auto", "mlp"])
 def test_identical_distributions_by_networks(head):
@@ -223,14 +218,7 @@ def intervals(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "which"),
-    [
-        pytest.param("shift", 0, marks=EXCESS),
-        pytest.param("shift", 1, marks=EXCESS),
-        ("near", 0),
-        ("near", 1),
-        ("correlated", 0),
-        pytest.param("correlated", 1, marks=EXCESS),
-    ],
+    [(name, which) for name in TASKS for which in (0, 1)],
 )
 def test_coverage_of_nominal_ninety_percent(name, which):
     """Of KL and Jensen–Shannon over 200 repetitions, whose own standard deviation is .021."""
