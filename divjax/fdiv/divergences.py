@@ -434,7 +434,7 @@ class Renyi(Divergence):
 
     def h(self, u: ArrayLike) -> Array:
         """α r^α, r² f'' where the divergence is small: it is α D_α to second order."""
-        return self.alpha * Alpha(self.alpha).h(u)
+        return jnp.multiply(self.alpha, Alpha(self.alpha).h(u))
 
     def finish(self, mean: ArrayLike) -> Array:
         """log(1 + α(α − 1)·mean)/(α − 1)."""

@@ -186,10 +186,11 @@ class RatioFit:
         """
         held_out = self.held_out_p, self.held_out_q
         first_p, first_q = (part.fold == 0 for part in held_out)
-        scores = (jax.lax.stop_gradient(part.log_ratio) for part in held_out)
+        scores_p, scores_q = (jax.lax.stop_gradient(part.log_ratio) for part in held_out)
         return score_permutation_test(
             key,
-            *scores,
+            scores_p,
+            scores_q,
             kind,
             num_permutations=num_permutations,
             batch_size=16,
@@ -287,12 +288,14 @@ class RatioFit:
     def _first_order(self, generator: Divergence, samples: Any) -> Float[Array, ""]:
         """Zero, with the gradient of the variational form with respect to the log ratios."""
         weights = self.weights_p, self.weights_q
-        slopes = generator.sensitivities(*jax.lax.stop_gradient(samples), *weights)
+        u_p, u_q = jax.lax.stop_gradient(samples)
+        slopes = generator.sensitivities(u_p, u_q, *weights)
         largest = jnp.finfo(self.log_ratio_p.dtype).max
-        return sum(
+        of_p, of_q = (
             jnp.dot(weight * jnp.clip(slope, -largest, largest), _tangent(u))
             for weight, slope, u in zip(weights, slopes, samples, strict=True)
         )
+        return of_p + of_q
 
     def _recalibrated(self, generator: Divergence, influences: Any, samples: Any) -> Any:
         """Influences with those of the intercept a and slope b in a + b·u added.
