@@ -14,7 +14,7 @@ export MPLBACKEND := Agg
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
 
-.PHONY: run test lint types test-fast test-slow test-newest run-notebooks notebooks benchmarks clean
+.PHONY: run test lint types test-fast test-slow test-exhaustive test-newest run-notebooks notebooks benchmarks clean
 
 run: $(VENV)/.experiments  ## the main job: ten methods, five seeds, two tasks, real digits
 	$(BIN)/python -m experiments.multi_task_learning
@@ -29,10 +29,13 @@ types: $(VENV)/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-fast: $(VENV)/.test
-	$(PYTEST) -m "not slow" -n 2 --dist loadfile
+	$(PYTEST) -m "not slow and not exhaustive" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.test
-	$(PYTEST) -m slow -n 2 --dist loadfile
+	$(PYTEST) -m "slow and not exhaustive" -n 2 --dist loadfile
+
+test-exhaustive: $(VENV)/.test  ## what takes minutes to compile
+	$(PYTEST) -m exhaustive -n 2 --dist loadfile
 
 run-notebooks: $(VENV)/.test
 	cd notebooks && for notebook in *.py; do echo "$$notebook" && PYTHONPATH=.. ../$(BIN)/python $$notebook || exit 1; done
@@ -45,7 +48,7 @@ else
 	.venv-newest/bin/python -m pip install --quiet --upgrade pip
 	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ".[test,experiments]"
 	.venv-newest/bin/python -c "import jax, sys; print('jax', jax.__version__, 'python', sys.version.split()[0])"
-	.venv-newest/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
+	.venv-newest/bin/python -m pytest -m "not slow and not exhaustive" -n 2 --dist loadfile
 endif
 
 notebooks: $(VENV)/.test

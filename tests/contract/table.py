@@ -23,7 +23,7 @@ class Row(NamedTuple):
         output: what permuting the particles does to the output: "equivariant" (axis −2 is the
             particles'), "invariant", or "random" where the key's draws are tied to positions.
         smooth: whether finite differences in x make sense.
-        slow: whether it takes seconds to compile.
+        slow: whether it takes seconds to compile: checked by the exhaustive tests alone.
     """
 
     method: Any
@@ -248,12 +248,14 @@ ROWS = {
         smooth=False,
     ),
     "ratio.heads.Linear": Row(heads.Linear(0.5), _head, "equivariant", smooth=False),
-    "ratio.heads.Quadratic": Row(heads.Quadratic((0.5, 5.0)), _head, "equivariant", smooth=False),
+    "ratio.heads.Quadratic": Row(
+        heads.Quadratic((0.5, 5.0)), _head, "equivariant", smooth=False, slow=True
+    ),
     "ratio.heads.GaussianDiscriminant": Row(
-        heads.GaussianDiscriminant(0.2), _head, "equivariant", smooth=False
+        heads.GaussianDiscriminant(0.2), _head, "equivariant", smooth=False, slow=True
     ),
     "ratio.heads.RandomFourier": Row(
-        heads.RandomFourier(num_features=10), _head, "equivariant", smooth=False
+        heads.RandomFourier(num_features=10), _head, "equivariant", smooth=False, slow=True
     ),
     "ratio.heads.Network": Row(NETWORK, _head, "random", smooth=False),
     "ratio.heads.Average": Row(
@@ -261,9 +263,14 @@ ROWS = {
         _head,
         "equivariant",
         smooth=False,
+        slow=True,
     ),
     "ratio.heads.Tuned": Row(
-        heads.Tuned(heads.Linear(jnp.array([0.5, 5.0]))), _head, "equivariant", smooth=False
+        heads.Tuned(heads.Linear(jnp.array([0.5, 5.0]))),
+        _head,
+        "equivariant",
+        smooth=False,
+        slow=True,
     ),
     "ratio.heads.Auto": Row(heads.Auto(NETWORK), _head, "random", smooth=False, slow=True),
     "ratio.Telescoping": Row(
