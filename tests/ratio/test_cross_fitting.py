@@ -206,7 +206,7 @@ def test_calibration_repairs_a_head_that_is_sure_of_itself(slope, intercept):
     plain = ClassifierRatio(head=h.Linear(0.5), calibration="none", num_folds=2).fit(key, p, q)
     np.testing.assert_allclose(raw.log_ratio_p, intercept + slope * plain.log_ratio_p, atol=2e-3)
     distance = lambda fit: jnp.sqrt(jnp.mean((fit.log_ratio_p - plain.log_ratio_p) ** 2))
-    # The prior is worth 100 rows, so a little of the error stays.
+    # The prior is worth some rows, so a little of the error stays.
     assert distance(platt) < 0.15
     assert distance(raw) > 4 * distance(platt)
     # What is held out for certificates is not calibrated, and in `log_ratio` all members are.
@@ -220,7 +220,7 @@ def test_calibration_repairs_a_head_that_is_sure_of_itself(slope, intercept):
 
 
 def test_calibration_is_penalised_logistic_regression_of_the_other_folds():
-    """Intercept 0 and slope 1 have a prior of 100 rows; scipy finds the same optimum."""
+    """Intercept 0 and slope 1 have a prior of a few rows; scipy finds the same optimum."""
     with jax.enable_x64(True):
         p, q = gaussians(10, 60, 50, dtype=jnp.float64)
         fit = ClassifierRatio(head=Stretched(jnp.asarray(4.0), jnp.asarray(1.0)), num_folds=2).fit(
@@ -231,7 +231,7 @@ def test_calibration_is_penalised_logistic_regression_of_the_other_folds():
                 np.asarray(held.log_ratio)[np.asarray(held.fold) != fold]
                 for held in (fit.held_out_p, fit.held_out_q)
             )
-            prior = 100 / (len(u_p) + len(u_q))
+            prior = cross_fitting.CALIBRATION_PRIOR / (len(u_p) + len(u_q))
 
             def objective(c, u_p=u_p, u_q=u_q, prior=prior):
                 loss_p = np.logaddexp(0, -(c[0] + c[1] * u_p)).mean()

@@ -92,7 +92,7 @@ def test_a_network_of_the_users_own(samples):
     head = h.Network(network=Own, num_steps=150, batch_size=32, learning_rate=0.05, num_checks=5)
     estimate = jax.jit(lambda: ClassifierRatio(head=head, num_folds=2).fit(KEY, *samples).kl())()
     assert abs(estimate.value - 1.0) < 3 * estimate.std_error
-    assert estimate.std_error < 0.3
+    assert estimate.std_error < 0.5
 
 
 def test_not_a_number_is_flagged_and_nothing_raises(samples):
