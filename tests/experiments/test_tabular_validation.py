@@ -109,7 +109,7 @@ def found():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_lattice_is_found_and_only_its_view_sees_it(found):
     assert list(found["views"]) == list(table_comparison.VIEWS)
     smooth, counted, blurred = found["js"]
@@ -127,7 +127,7 @@ def test_the_lattice_is_found_and_only_its_view_sees_it(found):
     assert own["kind"] > 0.04 > 0.02 > own["noise"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_number_is_reported_bare(found):
     rows = table_comparison.view_rows("pair", found)
     assert [row["lattices"] for row in rows] == ["age"] * 3
@@ -173,7 +173,7 @@ def run(folder, real, synthetic, **options):
     tabular_validation.main(settings, folder / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_csv_files_are_compared(tmp_path, files, capsys):
     run(tmp_path, *files)
     shown = capsys.readouterr().out
@@ -224,7 +224,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path):
         Settings(tables=("iris",))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_study_compares_estimates_with_truth(tmp_path):
     settings = Settings(studies=("imbalance",), seeds=(0,), quick=True)
     tabular_validation.main(settings, tmp_path / "run")

@@ -318,8 +318,8 @@ def test_kliep_solves_its_problem_and_chooses_by_validation_without_the_masked_r
     [
         (LeastSquaresHead(), 1),
         (KLIEPHead(), 1),
-        pytest.param(LeastSquaresHead(relative=0.1), 5, marks=pytest.mark.slow),
-        pytest.param(KLIEPHead(), 5, marks=pytest.mark.slow),
+        pytest.param(LeastSquaresHead(relative=0.1), 5, marks=pytest.mark.exhaustive),
+        pytest.param(KLIEPHead(), 5, marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_log_ratio_of_shifted_gaussians(head, d):
@@ -410,7 +410,7 @@ def test_the_median_distance_is_that_of_sorting():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["RuLSIF", "KLIEP"])
 def test_vmap_over_leaves_and_folds_equals_a_loop(name):
     p, q, _, _ = gaussians(ROWS, d=2, shift=1.0)
@@ -443,7 +443,7 @@ def test_dtypes_are_kept(name, dtype):
         assert jax.eval_shape(evaluate, cast).dtype == dtype
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["RuLSIF", "KLIEP"])
 def test_gradients_equal_differences(name):
     p, q, _, _ = gaussians(15, d=2, shift=1.0)
