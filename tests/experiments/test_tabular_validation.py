@@ -203,7 +203,7 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path, files):
     with pytest.raises(SystemExit, match="synthetic must hold at least two rows; got 1"):
         run(tmp_path, real, one_row)
     five = write(tmp_path / "five.csv", "\n".join(made.read_text().splitlines()[:6]))
-    with pytest.raises(SystemExit, match=r"q must hold at least two rows a fold, 10 in all; got 5"):
+    with pytest.raises(SystemExit, match=r"q must hold at least two rows with weight a fold, 10 in all; got 5"):
         run(tmp_path / "a", real, five)
     other = write(tmp_path / "other.csv", "a,b\n1,2\n3,4")
     with pytest.raises(SystemExit, match="must have a column in common"):

@@ -241,7 +241,7 @@ def test_duplicates_are_counted_left_out_and_harmless_to_gradients():
     assert jnp.isnan(estimate.std_error)
     for leaf in jax.tree.leaves(value(x, y)):
         assert jnp.isfinite(leaf).all()
-    assert jit_kl(x, y, k=2).finite
+    assert jit_kl(x, y, k=2).diagnostics.finite
     # A lattice has no density at all.
     lattice = jit_kl(jnp.round(x), jnp.round(y), k=1)
     assert lattice.diagnostics.zero_distances > 15
@@ -252,8 +252,8 @@ def test_duplicates_are_counted_left_out_and_harmless_to_gradients():
 
 def test_what_is_not_a_number_shows():
     x, y = (jnp.asarray(a, jnp.float32) for a in gaussians(2, 30, 25))
-    assert not jit_kl(x.at[0, 0].set(jnp.nan), y, k=1).finite
-    assert not jit_kl(x, y.at[0, 0].set(jnp.inf), k=1).finite
+    assert not jit_kl(x.at[0, 0].set(jnp.nan), y, k=1).diagnostics.finite
+    assert not jit_kl(x, y.at[0, 0].set(jnp.inf), k=1).diagnostics.finite
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_rows_may_be_of_any_shape():
             lambda: score_permutation_test(
                 KEY, jnp.ones(3), jnp.ones(2), blocks=(jnp.ones(3), jnp.ones(3))
             ),
-            "blocks must be two vectors of labels",
+            r"blocks must be two vectors, of shapes \(3,\) and \(2,\)",
         ),
     ],
 )

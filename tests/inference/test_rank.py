@@ -17,6 +17,10 @@ def scores(n, m, seed=0, ties=False):
     return (np.round(x), np.round(y)) if ties else (x, y)
 
 
+def value_and_error(estimate):
+    return jnp.stack([estimate.value, estimate.std_error])
+
+
 def brute(x, y):
     """Each pair's comparison."""
     return (x[:, None] > y) + 0.5 * (x[:, None] == y)
@@ -27,7 +31,8 @@ def brute(x, y):
 def test_auc_is_that_of_others(ties, dtype, rtol):
     x, y = scores(70, 45, ties=ties)
     with jax.enable_x64(True):
-        value, std_error = jax.jit(inference.auc)(jnp.asarray(x, dtype), jnp.asarray(y, dtype))
+        estimate = jax.jit(inference.auc)(jnp.asarray(x, dtype), jnp.asarray(y, dtype))
+    value, std_error = estimate.value, estimate.std_error
     assert value.dtype == std_error.dtype == dtype
     mann_whitney = scipy.stats.mannwhitneyu(x, y).statistic / (70 * 45)
     np.testing.assert_allclose(value, mann_whitney, rtol=rtol)
@@ -46,7 +51,7 @@ def test_weighted_auc_is_scikit_learns_and_absent_rows_are_absent():
     a, b = rng.uniform(size=40), rng.uniform(size=50)
     a[::3], b[::4] = 0, 0
     with jax.enable_x64(True):
-        auc = jax.jit(lambda *args: jnp.stack(inference.auc(*args)))
+        auc = jax.jit(lambda *args: value_and_error(inference.auc(*args)))
         value, std_error = np.asarray(auc(x, y, a, b))
         garbage = np.asarray(auc(np.where(a > 0, x, np.nan), y, a, b))
         kept = np.asarray(auc(x[a > 0], y[b > 0], a[a > 0], b[b > 0]))
@@ -71,7 +76,8 @@ def test_standard_errors_are_the_spread_and_cover(estimator):
     x, y = rng.normal(1.0, 1, (600, 60)), rng.normal(0, 1, (600, 40))
     threshold = {"threshold": 0.5} if estimator == "accuracy" else {}
     swept = jax.jit(jax.vmap(lambda x, y: getattr(inference, estimator)(x, y, **threshold)))
-    value, std_error = swept(x, y)
+    estimates = swept(x, y)
+    value, std_error = estimates.value, estimates.std_error
     truth = scipy.stats.norm.cdf(1 / np.sqrt(2) if estimator == "auc" else 0.5)
     spread = np.std(value)
     assert abs(np.mean(value) - truth) < 4 * spread / np.sqrt(600)
@@ -88,7 +94,7 @@ def test_accuracy_is_scikit_learns():
     a, b = rng.uniform(size=40), rng.uniform(size=70)
     labels, pooled = np.repeat([1, 0], [40, 70]), np.concatenate([x, y]) > 0
     with jax.enable_x64(True):
-        value, std_error = inference.accuracy(jnp.asarray(x), jnp.asarray(y))
+        value, std_error = value_and_error(inference.accuracy(jnp.asarray(x), jnp.asarray(y)))
         weighted = inference.accuracy(x, y, jnp.asarray(a), jnp.asarray(b)).value
     expected = sklearn.metrics.balanced_accuracy_score(labels, pooled)
     np.testing.assert_allclose(value, expected, rtol=1e-12)
@@ -101,14 +107,15 @@ def test_accuracy_is_scikit_learns():
 
 def test_extremes_are_finite_or_flagged():
     ordered = inference.auc(jnp.array([1.0, 2.0, jnp.inf]), jnp.array([-jnp.inf, 0.0]))
-    assert ordered == (1, 0)
+    assert value_and_error(ordered).tolist() == [1, 0]
     same = inference.auc(jnp.ones(4), jnp.ones(3))
-    assert same == (0.5, 0)
+    assert value_and_error(same).tolist() == [0.5, 0]
     assert jnp.isnan(inference.auc(jnp.array([1.0]), jnp.zeros(3)).std_error)
     for estimator in (inference.auc, inference.accuracy):
-        assert all(jnp.isnan(jnp.stack(estimator(jnp.array([jnp.nan, 1.0]), jnp.zeros(3)))))
+        flagged = value_and_error(estimator(jnp.array([jnp.nan, 1.0]), jnp.zeros(3)))
+        assert jnp.isnan(flagged).all()
     weights = jnp.ones(4)
-    loss = lambda w: sum(inference.auc(jnp.ones(4), jnp.zeros(3), w))
+    loss = lambda w: jnp.sum(value_and_error(inference.auc(jnp.ones(4), jnp.zeros(3), w)))
     assert jnp.isfinite(jax.grad(loss)(weights)).all()
 
 

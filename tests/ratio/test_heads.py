@@ -233,8 +233,9 @@ def test_a_head_that_fails_has_no_part_in_the_average():
     for bad in (jnp.nan, jnp.inf):
         average = h.Average((Constant(jnp.asarray(bad)), Constant(1.0)))
         params = average.fit(jax.random.key(0), fold)
-        np.testing.assert_allclose(params[1], [0, 1])
-        np.testing.assert_allclose(average(params, fold.p), fold.p[:, 0], rtol=1e-6)
+        # Cut off, a log ratio of infinity is only a very bad one.
+        np.testing.assert_allclose(params[1], [0, 1], atol=0 if jnp.isnan(bad) else 1e-4)
+        np.testing.assert_allclose(average(params, fold.p), fold.p[:, 0], rtol=2e-3)
 
 
 def test_tuned_takes_the_best_of_a_grid_trained_together():
@@ -342,8 +343,7 @@ def test_a_network_keeps_its_start_where_validation_rows_say_so():
 
 def test_rows_are_drawn_in_proportion_to_their_weights():
     weights = jnp.array([0.0, 0.5, 0.0, 0.3, 0.2])
-    fold = Fold(jnp.zeros((5, 1)), jnp.zeros((5, 1)), weights, weights[::-1], weights, weights)
-    i, j = h.draw_rows(jax.random.key(0), fold, 1000)
+    i, j = h.row_sampler(weights, weights[::-1])(jax.random.key(0), 1000)
     # One a quantile: counts are right up to one at either end.
     for index, expected in ((i, weights), (j, weights[::-1])):
         counts = np.bincount(index, minlength=5)
