@@ -16,7 +16,7 @@ import functools
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,7 @@ import tyro
 from matplotlib.figure import Figure
 from sklearn.mixture import GaussianMixture as FittedMixture
 
-from divjax import ratio
-from divjax.problems import GaussianMixture
+from divjax import problems, ratio
 from experiments import common, data, synthesizers
 from experiments.table_comparison import (
     column_rows,
@@ -41,7 +40,6 @@ from experiments.table_comparison import (
 )
 
 STUDIES = ("gaussians", "mixtures", "fitted", "chasm", "imbalance", "tables")
-Pair = tuple[GaussianMixture, GaussianMixture]
 
 # KL in nats and JS in bits as published: the authors' stored results, mean ± 1.96 standard errors
 # of five seeds whose Gaussians are not ours; corrected estimates for the imbalance.
@@ -92,8 +90,6 @@ class Settings:
     head: str = "auto"
     max_rows: int = 5000
     """Rows of each real table, drawn at random."""
-    num_truth: int = 500_000
-    """Samples behind each true value."""
     quick: bool = False
     """Two seeds, linear heads, small samples, a case a study, two tables: does everything run?"""
 
@@ -107,13 +103,8 @@ class Settings:
             known = ", ".join((*data.PAIRS, *data.TABLES))
             raise SystemExit(f"tables must be among {known}; got {sorted(unknown)}.")
         if self.quick:
-            small = {
-                "tables": self.tables[1:3],
-                "seeds": self.seeds[:2],
-                "head": "linear",
-                "max_rows": 500,
-            }
-            for name, value in {**small, "num_truth": 20_000}.items():
+            small = {"tables": self.tables[1:3], "seeds": self.seeds[:2]}
+            for name, value in {**small, "head": "linear", "max_rows": 500}.items():
                 object.__setattr__(self, name, value)
 
     @property
@@ -122,132 +113,66 @@ class Settings:
         return ratio.ClassifierRatio(head=self.head)
 
 
-def gaussians(seed: int) -> Pair:
-    """Use case 1: N(μ, AAᵀ) and N(0, BBᵀ) in ten dimensions, μ uniform, A and B drawn alike."""
-    rng = np.random.default_rng(seed)
-
-    def covariance():
-        root = rng.choice([0.3, 0.5, 0.7], size=(10, 10))
-        np.fill_diagonal(root, 10)
-        return root @ root.T / 100
-
-    def normal(mean, covariance):
-        return GaussianMixture(jnp.ones(1), jnp.asarray(mean)[None], jnp.asarray(covariance)[None])
-
-    return normal(rng.uniform(size=10), covariance()), normal(np.zeros(10), covariance())
-
-
-def mixtures(seed: int = 0) -> Pair:
-    """Use case 2: two mixtures in the plane; the same for every seed."""
-    del seed
-    p = GaussianMixture(jnp.array([0.7, 0.3]), jnp.array([[1.0, 1], [-1, -1]]), jnp.full(2, 0.25))
-    q = GaussianMixture(jnp.array([0.5, 0.5]), jnp.array([[0.0, 0], [-1, -1]]), jnp.full(2, 0.25))
-    return p, q
-
-
-def fitted(seed: int, num_rows: int) -> Pair:
+def fitted(seed: int, num_rows: int) -> problems.Task:
     """Use case 3: a mixture and the one fitted to few of its samples by maximum likelihood."""
-    covariance = jnp.array([[1.0, 0.2], [0.2, 1.0]])
-    p = GaussianMixture(
-        jnp.array([0.7, 0.3]), jnp.array([[1.0, 1], [-1, -1]]), jnp.stack([covariance] * 2)
-    )
-    samples = np.asarray(p.sample(jax.random.key(1000 + seed), num_rows))
-    model: Any = FittedMixture(2, random_state=seed).fit(samples)
-    weights, means, covariances = model.weights_, model.means_, model.covariances_
-    return p, GaussianMixture(*(jnp.asarray(a, jnp.float32) for a in (weights, means, covariances)))
+
+    def fit(samples):
+        model: Any = FittedMixture(2, random_state=seed).fit(np.asarray(samples))
+        law = model.weights_, model.means_, model.covariances_
+        return problems.GaussianMixture(*(jnp.asarray(a, jnp.float32) for a in law))
+
+    return problems.fitted_mixture(jax.random.key(1000 + seed), num_rows, fit)
 
 
-def chasm(shift: float) -> Pair:
-    """N(0, I) and N(a 1, I) in four dimensions: KL = 2a²."""
-    p, q = (
-        GaussianMixture(jnp.ones(1), jnp.full((1, 4), mean), jnp.ones(())) for mean in (0.0, shift)
-    )
-    return p, q
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row of a study: the task of a seed, rows of p and q, and the published KL and JS."""
+
+    name: str
+    task: Callable[[int], problems.Task]
+    rows: tuple[int, int]
+    paper: tuple[str, str]
 
 
-def sample(key: jax.Array, pair: Pair, rows: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """So many rows of each."""
-    key_p, key_q = jax.random.split(key)
-    return pair[0].sample(key_p, rows[0]), pair[1].sample(key_q, rows[1])
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def truth(key: jax.Array, pair: Pair, num_samples: int) -> dict[str, jax.Array]:
-    """KL in nats and JS in bits by the mean of the exact log ratio."""
-    u_p, u_q = (
-        jax.vmap(pair[0].log_prob)(x) - jax.vmap(pair[1].log_prob)(x)
-        for x in sample(key, pair, (num_samples, num_samples))
-    )
-    losses = jnp.mean(jax.nn.softplus(-u_p)) + jnp.mean(jax.nn.softplus(u_q))
-    return {"true_kl": jnp.mean(u_p), "true_js": 1 - losses / (2 * math.log(2))}
-
-
-def cases(settings: Settings, study: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each case of a study: its name, and the pair of every seed, sizes and published numbers."""
+def cases(settings: Settings, study: str) -> list[Case]:
+    """All of a study; of a quick run one, with a quarter of the rows."""
     if study in ("gaussians", "mixtures"):
-        make = gaussians if study == "gaussians" else mixtures
-        published = dict(zip(PAPER_SIZES, PAPER[study], strict=True))
-        for train, rest in [(200, 200)] if settings.quick else PAPER_SIZES:
-            count = train + 2 * rest
-            yield (
-                f"M = {train}, L = {rest}",
-                {
-                    "pairs": [make(seed) for seed in settings.seeds],
-                    "rows": (count, count),
-                    "paper": published[train, rest],
-                },
-            )
+        make = {
+            "gaussians": problems.random_gaussians,
+            "mixtures": lambda _: problems.mixture_pair(),
+        }
+        found = [(f"M = {m}, L = {l}", make[study], m + 2 * l, m + 2 * l) for m, l in PAPER_SIZES]
     elif study == "fitted":
-        published = dict(zip((10, 50, 100, 150), PAPER[study], strict=True))
-        for num_rows in (50,) if settings.quick else published:
-            count = 600 if settings.quick else 6000
-            yield (
-                f"fitted to {num_rows}",
-                {
-                    "pairs": [fitted(seed, num_rows) for seed in settings.seeds],
-                    "rows": (count, count),
-                    "paper": published[num_rows],
-                },
-            )
+        found = [
+            (f"fitted to {n}", functools.partial(fitted, num_rows=n), 6000, 6000)
+            for n in (10, 50, 100, 150)
+        ]
     elif study == "chasm":
-        for index, paper in list(enumerate(PAPER[study]))[
-            3 if settings.quick else 0 :: 9 if settings.quick else 1
-        ]:
-            shift = 4 / 19 * (2 * index + 1)
-            count = 600 if settings.quick else 2400
-            yield (
-                f"a = {shift:.2f}",
-                {
-                    "pairs": [chasm(shift) for _ in settings.seeds],
-                    "rows": (count, count),
-                    "paper": paper,
-                },
-            )
+        shifts = np.linspace(0, 4, 20)[1::2]
+        found = [(f"a = {a:.2f}", lambda _, a=a: problems.chasm(a), 2400, 2400) for a in shifts]
     else:
-        published = dict(zip((0.1, 0.5, 1.0), PAPER[study], strict=True))
-        for share, paper in list(published.items())[:: 3 if settings.quick else 1]:
-            count = 600 if settings.quick else 2000
-            yield (
-                f"n_q/n_p = {share:g}",
-                {
-                    "pairs": [gaussians(seed) for seed in settings.seeds],
-                    "rows": (count, int(share * count)),
-                    "paper": paper,
-                },
-            )
+        found = [
+            (f"n_q/n_p = {share:g}", problems.random_gaussians, 2000, round(2000 * share))
+            for share in (0.1, 0.5, 1.0)
+        ]
+    every = list(zip(found, PAPER[study], strict=True))
+    chosen = every[len(every) // 2 :][:1] if settings.quick else every
+    part = 4 if settings.quick else 1
+    return [Case(name, task, (n // part, m // part), paper) for (name, task, n, m), paper in chosen]
 
 
-def measure(estimator: Any, seed: int, pair: Pair, rows: tuple[int, int], num_truth: int) -> dict:
-    """The truth and the estimates of one pair."""
-    truth_key, sample_key, fit_key, test_key = jax.random.split(jax.random.key(seed), 4)
-    p, q = sample(sample_key, pair, rows)
+def measure(estimator: Any, seed: int, task: problems.Task, rows: tuple[int, int]) -> dict:
+    """The truth and the estimates of one pair; KL in nats, JS in bits."""
+    sample_key, fit_key, test_key = jax.random.split(jax.random.key(seed), 3)
+    p, q = task.sample(sample_key, *rows)
     start = time.perf_counter()
     fit = jax.block_until_ready(estimator.fit(fit_key, p, q))
     seconds = {"fit_seconds": time.perf_counter() - start}
-    return truth(truth_key, pair, num_truth) | measurements(test_key, fit) | seconds
+    exact = {"true_kl": task.kl, "true_js": task.js / math.log(2)}
+    return exact | measurements(test_key, fit) | seconds
 
 
-def truth_row(case: str, rows: tuple[int, int], paper: tuple[str, str], found: list[dict]) -> dict:
+def truth_row(label: str, case: Case, found: list[dict]) -> dict:
     """Estimate beside truth; errors are seed by seed, since the truth changes with the seed."""
     stack = {name: np.stack([one[name] for one in found]) for name in found[0]}
 
@@ -255,8 +180,8 @@ def truth_row(case: str, rows: tuple[int, int], paper: tuple[str, str], found: l
         low, high = stack[f"{kind}_interval"].T
         return f"{np.sum((low <= stack[f'true_{kind}']) & (stack[f'true_{kind}'] <= high))}"
 
-    row: dict[str, Any] = {"case": case, "rows": f"{rows[0]} / {rows[1]}"}
-    for kind, digits, published in (("kl", 3, paper[0]), ("js", 4, paper[1])):
+    row: dict[str, Any] = {"case": label, "rows": f"{case.rows[0]} / {case.rows[1]}"}
+    for kind, digits, published in (("kl", 3, case.paper[0]), ("js", 4, case.paper[1])):
         error = np.abs(stack[kind] - stack[f"true_{kind}"])
         certified = stack[f"certified_{kind}"]
         row |= {
@@ -295,21 +220,19 @@ def run_known_truths(run: common.Run, settings: Settings) -> None:
             network = None if settings.quick else ratio.heads.Network()
             estimators["telescoping"] = ratio.TelescopingRatio(ratio.Telescoping(network=network))
         rows, curves, paper = [], {name: [] for name in estimators}, []
-        for case, about in common.progress(list(cases(settings, study)), study):
+        for case in common.progress(cases(settings, study), study):
             for name, estimator in estimators.items():
                 found = [
                     run.stage(
-                        f"{study} {case} {name} {seed}",
-                        lambda estimator=estimator, seed=seed, pair=pair, about=about: measure(
-                            estimator, seed, pair, about["rows"], settings.num_truth
-                        ),
+                        f"{study} {case.name} {name} {seed}",
+                        functools.partial(measure, estimator, seed, case.task(seed), case.rows),
                     )
-                    for seed, pair in zip(settings.seeds, about["pairs"], strict=True)
+                    for seed in settings.seeds
                 ]
-                label = case if len(estimators) == 1 else f"{case}, {name}"
-                rows.append(truth_row(label, about["rows"], about["paper"], found))
+                label = case.name if len(estimators) == 1 else f"{case.name}, {name}"
+                rows.append(truth_row(label, case, found))
                 curves[name].append(found)
-            paper.append(about["paper"][0])
+            paper.append(case.paper[0])
         print(f"\n{study}: KL in nats, JS in bits, mean ± standard error over seeds\n")
         print(run.save_table(study, rows))
         if study == "chasm":

@@ -9,7 +9,9 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 __all__ = [
+    "check_base",
     "check_callable",
+    "check_count",
     "check_full_precision",
     "check_key",
     "check_matrix",
@@ -51,6 +53,24 @@ def check_nonnegative(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, (int, float)) and not value >= 0:
             raise ValueError(f"{name} must not be negative; got {value}.")
+
+
+def check_count(least: int, **values: Any) -> None:
+    """Raise `ValueError` for what is not an integer of at least `least`.
+
+    Example:
+        >>> check_count(2, num_folds=5)
+    """
+    for name, value in values.items():
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not whole or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
+
+
+def check_base(base: Any) -> None:
+    """Raise `ValueError` for the base of a logarithm that is a Python number, but not above 1."""
+    if isinstance(base, (int, float)) and not 1 < base < float("inf"):
+        raise ValueError(f"base must be a number above 1, or None for nats; got {base}.")
 
 
 def check_weights(name: str, weights: Any) -> None:
@@ -102,9 +122,15 @@ def check_full_precision(name: str, array: Any) -> None:
         raise ValueError(f"{name} must be float32 or float64 here; got {array.dtype}.")
 
 
+def _check_array(name: str, array: Any) -> None:
+    if not isinstance(array, (jax.Array, np.ndarray, np.generic, int, float)):
+        raise ValueError(f"{name} must be an array; got {type(array).__name__}.")
+
+
 def check_matrix(**arrays: Any) -> None:
     """Raise `ValueError` unless each array is a non-empty matrix of real samples, a row each."""
     for name, array in arrays.items():
+        _check_array(name, array)
         if jnp.ndim(array) != 2 or 0 in jnp.shape(array):
             raise ValueError(
                 f"{name} must be a non-empty matrix of shape (samples, features); "
@@ -120,6 +146,7 @@ def check_shape(name: str, array: Any, *sizes: int | str) -> None:
     Example:
         >>> check_shape("velocities", jnp.zeros((2, 5, 3)), "k", 5, "d")
     """
+    _check_array(name, array)
     shape = jnp.shape(array)
     fits = len(shape) == len(sizes) and all(
         isinstance(size, str) or size == actual for size, actual in zip(sizes, shape, strict=True)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.checks import check_nonnegative, check_positive
+from divjax.core.checks import check_base, check_nonnegative, check_positive
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
 from divjax.fdiv.special import exp_remainder
@@ -336,8 +336,7 @@ def jensen_shannon(
         raise ValueError(
             f"jensen_shannon takes two or more distributions; got {len(distributions)}."
         )
-    if isinstance(base, (int, float)) and not base > 1:
-        raise ValueError(f"base must be a number above 1; got {base}.")
+    check_base(base)
     logs = _aligned(*distributions)
     count, dtype = len(logs), jnp.result_type(*logs)
     shares = jnp.ones(count, dtype) if weights is None else jnp.asarray(weights, dtype)

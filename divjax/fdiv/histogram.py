@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_matrix, check_same_features
+from divjax.core.checks import check_count, check_matrix, check_same_features
 from divjax.fdiv.categorical import Weights
 
 __all__ = ["bias", "counts", "divergence", "edges"]
@@ -63,8 +63,7 @@ def edges(
         [0.0, 2.0, 4.0]
     """
     columns = jnp.concatenate(_columns(x=x, y=y))
-    if not isinstance(num_bins, int) or num_bins < 1:
-        raise ValueError(f"num_bins must be a positive integer; got {num_bins}.")
+    check_count(1, num_bins=num_bins)
     if spacing == "uniform":
         result = jnp.linspace(columns.min(axis=0), columns.max(axis=0), num_bins + 1, axis=-1)
     elif spacing == "quantile":

@@ -5,11 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from divjax.core.checks import check_key, check_provides, check_shape
+from divjax.core.checks import check_count, check_key, check_provides, check_shape
 from divjax.core.pytrees import num_particles, ravel_particles
 from divjax.flows.aggregators import MinNorm
 from divjax.flows.dynamics import ParticleWeights
@@ -383,9 +382,8 @@ def run(
     References:
         MWGraD, arXiv 2505.18765; A-MWGraD, arXiv 2601.19220, for the accelerated form.
     """
-    for name, value, least in (("num_steps", num_steps, 0), ("record_every", record_every, 1)):
-        if not isinstance(value, (int, np.integer)) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
+    check_count(0, num_steps=num_steps)
+    check_count(1, record_every=record_every)
 
     def start(particles: PyTree[Array]) -> FlowState:
         return init(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from divjax.core.checks import check_callable, check_key, check_positive
+from divjax.core.checks import check_callable, check_count, check_key
 from divjax.fdiv.special import as_floats
 from divjax.inference.rank import check_scores, midranks
 
@@ -35,9 +35,9 @@ class PermutationTest(NamedTuple):
 
 
 def _check_counts(num_permutations: int, batch_size: int | None) -> None:
-    check_positive(num_permutations=num_permutations)
+    check_count(1, num_permutations=num_permutations)
     if batch_size is not None:
-        check_positive(batch_size=batch_size)
+        check_count(1, batch_size=batch_size)
 
 
 def _permutation(

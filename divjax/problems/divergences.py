@@ -380,29 +380,33 @@ def mixture_pair() -> Task:
     return mixtures(p, q)
 
 
-def fitted_mixture(q: GaussianMixture) -> Task:
+def fitted_mixture(
+    key: Key[Array, ""], num_rows: int, fit: Callable[[Float[Array, "n 2"]], GaussianMixture]
+) -> Task:
     """Mixture .7 N((1, 1), C) + .3 N((−1, −1), C), C = [[1, .2], [.2, 1]], and a q fitted to it.
 
     Args:
-        q: a mixture of two features; published: the two components that scikit-learn's
-            `GaussianMixture` (random_state=23) fits to 10, 20, …, 150 draws of p.
+        key: of the draws that q is fitted to.
+        num_rows: how many draws of p those are.
+        fit: `"n 2" -> mixture`. Published: scikit-learn's `GaussianMixture(2, random_state=23)`,
+            of 10, 20, …, 150 draws.
 
     Example:
-        >>> q = GaussianMixture(
-        ...     jnp.array([0.7, 0.3]), jnp.array([[1.0, 1.0], [-1.0, -1.0]]), jnp.eye(2) * 0.8 + 0.2
-        ... )
-        >>> abs(fitted_mixture(q).kl) < 1e-6
+        >>> import jax
+        >>> moments = lambda x: GaussianMixture(jnp.ones(1), x.mean(0)[None], jnp.cov(x.T)[None])
+        >>> 0 < fitted_mixture(jax.random.key(0), 1000, moments).kl < 1
         True
 
     References:
         Apellániz et al. 2024, arXiv 2405.07822, use case 3.
     """
+    check_positive(num_rows=num_rows)
     p = GaussianMixture(
         jnp.array([0.7, 0.3]),
         jnp.array([[1.0, 1.0], [-1.0, -1.0]]),
         jnp.array([[1.0, 0.2], [0.2, 1.0]]),
     )
-    return mixtures(p, q)
+    return mixtures(p, fit(p.sample(key, num_rows)))
 
 
 def lattice(d: int, spacing: float = 0.125) -> Task:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_positive
+from divjax.core.checks import check_count, check_positive
 from divjax.core.simplex import min_norm_weights
 
 __all__ = [
@@ -275,8 +275,7 @@ def _moment_flow(
     solve: Callable[[int], Moments], field: Callable[[Moments], Any], num_substeps: int
 ) -> MomentFlow:
     """The solution with its weights, and how far half as many steps are from it."""
-    if num_substeps < 2:
-        raise ValueError(f"num_substeps must be at least 2; got {num_substeps}.")
+    check_count(2, num_substeps=num_substeps)
     fine, coarse = solve(num_substeps), solve(num_substeps // 2)
     rows = lambda moments: jnp.concatenate([moments.mean[:, None], moments.covariance], axis=1)
     difference = jnp.abs(rows(fine) - rows(coarse)).max(axis=(1, 2))

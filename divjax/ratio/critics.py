@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from divjax.core.checks import check_count
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
 
@@ -146,7 +147,6 @@ def derangement(key: Key[Array, ""], n: int) -> Int[Array, " n"]:
     References:
         Letizia, Novello, Tonello 2024: derangements against permutations.
     """
-    if not isinstance(n, int) or n < 2:
-        raise ValueError(f"n must be an integer of at least 2; got {n!r}.")
+    check_count(2, n=n)
     order = jax.random.permutation(key, n)
     return jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))

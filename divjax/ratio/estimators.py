@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core.checks import (
+    check_count,
     check_full_precision,
     check_key,
     check_matrix,
@@ -70,9 +71,8 @@ class _CrossFitted:
     pack: int = static(default=1)
 
     def __post_init__(self):
-        for name, least in (("num_folds", 2), ("num_repeats", 1), ("pack", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}.")
+        check_count(2, num_folds=self.num_folds)
+        check_count(1, num_repeats=self.num_repeats, pack=self.pack)
         if self.calibration not in CALIBRATIONS:
             raise ValueError(
                 f"calibration must be one of {CALIBRATIONS}; got {self.calibration!r}."
@@ -96,8 +96,9 @@ class _CrossFitted:
             key: splits rows, initialises and trains networks.
             p: samples of p, at least two a fold (of packs).
             q: samples of q, likewise.
-            weights_p: non-negative weights of any scale; equal by default. A row of weight zero is
-                no part of the sample, whatever it holds: so ragged samples can be padded.
+            weights_p: non-negative importance weights of any scale; equal by default. Errors are
+                those of (Σw)²/Σw² equal rows: a row of weight 2 is not two rows. A row of weight
+                zero is no part of the sample, whatever it holds: so ragged samples can be padded.
             weights_q: the same for q.
 
         Returns:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core.checks import check_matrix, check_positive, check_shape
+from divjax.core.checks import check_base, check_matrix, check_positive, check_shape
 from divjax.core.pytrees import pytree, static
 from divjax.core.types import Estimate, normal_estimate
 from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
@@ -114,7 +114,7 @@ class RatioFit:
         """
         if not isinstance(generator, Divergence):
             raise ValueError(f"generator must be a divergence of divjax.fdiv; got {generator!r}.")
-        check_positive(base=base)
+        check_base(base)
         samples = self.log_ratio_p, self.log_ratio_q
         weights = self.weights_p, self.weights_q
         fixed = jax.lax.stop_gradient(samples)
@@ -131,7 +131,7 @@ class RatioFit:
         value = value + self._first_order(generator, samples)
         unit = 1 if base is None else jnp.log(jnp.asarray(base, value.dtype))
         size = diagnostics.effective_sample_size
-        error = jnp.sqrt(variance) / jnp.abs(unit)
+        error = jnp.sqrt(variance) / unit
         return normal_estimate(value / unit, error, size, diagnostics, level)
 
     def kl(self, *, level: ArrayLike = 0.95, base: ArrayLike | None = None) -> Estimate:
@@ -225,7 +225,8 @@ class RatioFit:
         References:
             Maurer, Pontil 2009, theorem 4, for the bound on means.
         """
-        check_positive(clip=clip, base=base)
+        check_positive(clip=clip)
+        check_base(base)
         if isinstance(confidence, (int, float)) and not 0 < confidence < 1:
             raise ValueError(f"confidence must lie between 0 and 1; got {confidence}.")
         num_folds = self.test.shape[1]

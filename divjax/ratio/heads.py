@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core import networks, training
-from divjax.core.checks import check_nonnegative, check_positive, check_shape
+from divjax.core.checks import check_count, check_nonnegative, check_positive, check_shape
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.types import Fold, Head, cross_entropy, num_rows
 
@@ -378,7 +378,8 @@ class Network:
     Attributes:
         hidden: widths of the default network, an MLP.
         network: `(in_features, rngs) -> nnx.Module`, from a batch "b d" to "b 1"; by default the
-            MLP. Only its `nnx.Param`s are trained.
+            MLP. Its `nnx.Param`s are its only state: layers that draw numbers or count batches
+            (dropout, batch norm) have no place in a log ratio and raise.
         learning_rate: the first of a cosine schedule that ends at a hundredth of it.
         weight_decay: AdamW's.
         num_steps: steps.
@@ -403,12 +404,9 @@ class Network:
     start: Any = Zero()
 
     def __post_init__(self):
-        check_positive(
-            learning_rate=self.learning_rate,
-            num_steps=self.num_steps,
-            batch_size=self.batch_size,
-            num_checks=self.num_checks,
-        )
+        check_positive(learning_rate=self.learning_rate)
+        counts = {"num_steps": self.num_steps, "batch_size": self.batch_size}
+        check_count(1, **counts, num_checks=self.num_checks)
         check_nonnegative(weight_decay=self.weight_decay)
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, PyTree[Array]]:

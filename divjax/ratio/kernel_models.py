@@ -100,13 +100,6 @@ def check_grid(**grids: Any) -> None:
             raise ValueError(f"{name} must hold at least one number; got {values!r}.")
 
 
-def check_count(**counts: Any) -> None:
-    """Raise `ValueError` for what is not a positive integer."""
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a positive integer; got {count!r}.")
-
-
 def grid(values: ArrayLike | Sequence[ArrayLike], dtype: Any) -> Float[Array, " g"]:
     if isinstance(values, (tuple, list)):
         return jnp.stack([jnp.asarray(value, dtype) for value in values])

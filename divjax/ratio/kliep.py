@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from divjax.core.checks import check_count
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.kernel_models import (
     Basis,
     KernelRatio,
-    check_count,
     check_grid,
     draw_basis,
     log_cap,
@@ -214,7 +214,7 @@ class KLIEPHead:
 
     def __post_init__(self):
         check_grid(bandwidth=self.bandwidth, floor=self.floor)
-        check_count(num_centers=self.num_centers, num_steps=self.num_steps)
+        check_count(1, num_centers=self.num_centers, num_steps=self.num_steps)
 
     def fit(self, key: Key[Array, ""], fold: Any) -> KernelRatio:
         """The model of the fold's training rows, with the bandwidth best for its validation rows.

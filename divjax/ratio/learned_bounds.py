@@ -15,6 +15,7 @@ import scipy.special
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core.checks import (
+    check_count,
     check_full_precision,
     check_key,
     check_matrix,
@@ -197,14 +198,10 @@ class DivergenceBound:
                 f"network must be one of {', '.join(self._networks)}, or a function that builds "
                 f"one; got {self.network!r}."
             )
-        check_positive(
-            learning_rate=self.learning_rate,
-            num_steps=self.num_steps,
-            num_checks=self.num_checks,
-            num_groups=self.num_groups,
-        )
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2; got {self.batch_size}.")
+        check_positive(learning_rate=self.learning_rate)
+        counts = {"num_steps": self.num_steps, "num_checks": self.num_checks}
+        check_count(1, **counts, num_groups=self.num_groups)
+        check_count(2, batch_size=self.batch_size)
         if self.num_steps % self.num_checks:
             raise ValueError(
                 f"num_checks must divide num_steps; got {self.num_checks} and {self.num_steps}."
@@ -436,8 +433,8 @@ class MutualInformationBound(DivergenceBound):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_negatives is not None and self.num_negatives < 1:
-            raise ValueError(f"num_negatives must be at least 1; got {self.num_negatives}.")
+        if self.num_negatives is not None:
+            check_count(1, num_negatives=self.num_negatives)
 
     def _values(self, critic: Critic, x: Array, y: Array) -> tuple[Array, Array]:
         most = min(self.batch_size, x.shape[0]) - 1

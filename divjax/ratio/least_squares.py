@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core.checks import check_nonnegative
+from divjax.core.checks import check_count, check_nonnegative
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.kernel_models import (
     Basis,
     KernelRatio,
-    check_count,
     check_grid,
     draw_basis,
     grid,
@@ -185,7 +184,7 @@ class LeastSquaresHead:
         check_nonnegative(relative=self.relative)
         if isinstance(self.relative, (int, float)) and self.relative >= 1:
             raise ValueError(f"relative must be below one; got {self.relative}.")
-        check_count(num_centers=self.num_centers)
+        check_count(1, num_centers=self.num_centers)
 
     def fit(self, key: Key[Array, ""], fold: Any) -> KernelRatio:
         """The model of the fold's training rows.

@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import (
+    check_count,
     check_matrix,
     check_nonnegative,
     check_positive,
@@ -173,8 +174,7 @@ class KernelMeanMatching:
         check_nonnegative(tolerance=self.tolerance)
         if isinstance(self.bound, (int, float)) and self.bound < 1:
             raise ValueError(f"bound must be at least one, the mean weight; got {self.bound}.")
-        if not isinstance(self.num_steps, int) or self.num_steps < 1:
-            raise ValueError(f"num_steps must be a positive integer; got {self.num_steps!r}.")
+        check_count(1, num_steps=self.num_steps)
 
     def fit(
         self,

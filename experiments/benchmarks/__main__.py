@@ -2,17 +2,21 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from experiments import common
-from experiments.benchmarks import flows
+from experiments.benchmarks import flows, ratio
+
+PARTS = {"flows": flows, "ratio": ratio}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a run depends on."""
 
+    parts: tuple[Literal["flows", "ratio"], ...] = ("flows", "ratio")
     quick: bool = False
     """Small sizes, to see that everything runs; the ratios then mean nothing."""
 
@@ -20,9 +24,10 @@ class Settings:
 def main(settings: Settings, output: Path | None = None) -> None:
     """Measure and print; an earlier run in the folder is replaced."""
     with common.open_run("benchmarks", settings, output, overwrite=True) as run:
-        for title, rows in flows.tables(settings.quick):
-            print(f"\n{title}\n", flush=True)
-            print(run.save_table(title.split(" (")[0].replace(" ", "_"), rows), flush=True)
+        for part in settings.parts:
+            for title, rows in PARTS[part].tables(settings.quick):
+                print(f"\n{title}\n", flush=True)
+                print(run.save_table(title.split(" (")[0].replace(" ", "_"), rows), flush=True)
 
 
 if __name__ == "__main__":

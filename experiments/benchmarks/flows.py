@@ -4,11 +4,7 @@ Each table is measured in one run on one machine; the ratios travel, the millise
 are the best of several repetitions of a compiled scan, divided by its steps.
 """
 
-import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -18,6 +14,7 @@ import optax
 
 from divjax import flows, kernels, problems
 from divjax.core import pairwise
+from experiments.benchmarks.measure import alone, seconds
 
 try:
     import blackjax
@@ -32,18 +29,6 @@ LEARNING_RATE = 0.03
 def cloud(n: int, d: int = 2) -> jax.Array:
     """The particles every measurement starts from."""
     return 3 * jax.random.normal(jax.random.key(0), (n, d))
-
-
-def seconds(function: Callable[[jax.Array], Any], x: jax.Array, repeats: int) -> float:
-    """The best time of a compiled call, compilation excluded."""
-    compiled = jax.jit(function)
-    jax.block_until_ready(compiled(x))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(x))
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def our_run(
@@ -93,7 +78,7 @@ def step_costs(sizes: tuple[int, ...], budget: float) -> list[dict]:
         for name, kernel in (("fixed", FIXED), ("median", MEDIAN)):
             for velocity in (flows.SVGD, flows.Blob):
                 steps = max(10, int(budget * 2e8 / (n * n + 1e5)))
-                elapsed = seconds(our_run(kernel, 4, steps, velocity), cloud(n), 5)
+                elapsed = seconds(jax.jit(our_run(kernel, 4, steps, velocity)), cloud(n), repeats=5)
                 row[f"{velocity.__name__} {name} ms"] = 1e3 * elapsed / steps
         rows.append(row)
     return rows
@@ -104,7 +89,10 @@ def objective_costs(n: int, budget: float) -> list[dict]:
     steps = max(20, int(budget * 2e8 / (n * n)))
     rows = []
     for name, kernel in (("fixed", FIXED), ("median", MEDIAN)):
-        one, four = (1e3 * seconds(our_run(kernel, k, steps), cloud(n), 9) / steps for k in (1, 4))
+        one, four = (
+            1e3 * seconds(jax.jit(our_run(kernel, k, steps)), cloud(n), repeats=9) / steps
+            for k in (1, 4)
+        )
         rows.append({"n": n, "bandwidth": name, "K=1 ms": one, "K=4 ms": four, "ratio": four / one})
     return rows
 
@@ -117,38 +105,34 @@ def against_blackjax(sizes: tuple[int, ...], budget: float) -> list[dict]:
     for n in sizes:
         ours_steps = max(10, int(budget * 2e8 / (n * n + 1e5)))
         peer_steps = max(1, ours_steps // 40) if n > 100 else ours_steps
-        ours = seconds(our_run(MEDIAN, 1, ours_steps), cloud(n), 5) / ours_steps
-        peer = seconds(blackjax_run(peer_steps), cloud(n), 3 if n <= 1000 else 2) / peer_steps
+        ours = seconds(jax.jit(our_run(MEDIAN, 1, ours_steps)), cloud(n), repeats=5) / ours_steps
+        peer = (
+            seconds(jax.jit(blackjax_run(peer_steps)), cloud(n), repeats=3 if n <= 1000 else 2)
+            / peer_steps
+        )
         rows.append(
             {"n": n, "ours ms": 1e3 * ours, "blackjax ms": 1e3 * peer, "ratio": peer / ours}
         )
     return rows
 
 
-_AT_SCALE = """
-import json, resource, sys, time
-import jax, jax.numpy as jnp, optax
-from divjax import flows, kernels
-n, d = {n}, {d}
-x = jax.random.normal(jax.random.key(0), (n, d))
-target = flows.KL(lambda z: -0.5 * jnp.sum((z - 1) ** 2))
-step = jax.jit(lambda x: flows.run(
-    jax.random.key(0), x, (target,), velocity=flows.SVGD({kernel}),
-    optimizer=optax.sgd(0.1), num_steps=1))
-start = time.perf_counter()
-result = jax.block_until_ready(step(x))
-print(json.dumps(dict(seconds=time.perf_counter() - start, finite=bool(result.finite),
-    gigabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)))
-"""
-
-
 def at_scale(n: int, d: int) -> list[dict]:
     """One step in a process of its own: time with compilation, and peak memory."""
     rows = []
     for name in ("Gaussian(bandwidth=1.0)", "Gaussian(bandwidth=kernels.Median())"):
-        script = _AT_SCALE.format(n=n, d=d, kernel=f"kernels.{name}")
-        process = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
-        rows.append({"n": n, "d": d, "kernel": name, **json.loads(process.stdout)})
+        setup = f"""
+import jax, jax.numpy as jnp, optax
+from divjax import flows, kernels
+x = jax.random.normal(jax.random.key(0), ({n}, {d}))
+target = flows.KL(lambda z: -0.5 * jnp.sum((z - 1) ** 2))
+step = jax.jit(lambda x: flows.run(
+    jax.random.key(0), x, (target,), velocity=flows.SVGD(kernels.{name}),
+    optimizer=optax.sgd(0.1), num_steps=1))
+"""
+        found = alone(
+            setup, "result = jax.block_until_ready(step(x))", "finite=bool(result.finite)"
+        )
+        rows.append({"n": n, "d": d, "kernel": name, **found})
     return rows
 
 

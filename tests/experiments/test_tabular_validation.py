@@ -1,6 +1,4 @@
-"""Truths of the studies, the columns' own divergence, and the command on two csv files."""
-
-import math
+"""A fitted pair, the columns' own divergence, and the command on two csv files."""
 
 import jax
 import numpy as np
@@ -13,54 +11,10 @@ from experiments import table_comparison, tabular_validation
 from experiments.tabular_validation import Settings
 
 
-def test_gaussians_are_drawn_as_published():
-    """Entries of both roots, and KL's closed form against the sampled truth."""
-    p, q = tabular_validation.gaussians(3)
-    assert p.means.shape == (1, 10)
-    assert (p.means >= 0).all()
-    assert (p.means <= 1).all()
-    assert (q.means == 0).all()
-    for mixture in (p, q):  # a row of the root: 10² and nine squares of .3, .5 or .7, over 10²
-        diagonal = np.diag(mixture.covariances[0])
-        assert (diagonal >= 1 + 9 * 0.09 / 100 - 1e-6).all()
-        assert (diagonal <= 1 + 9 * 0.49 / 100 + 1e-6).all()
-    (mean,), (first,), (second,) = (
-        np.asarray(a, float) for a in (p.means, p.covariances, q.covariances)
-    )
-    solved = np.linalg.solve(second, np.stack([*first.T, mean], axis=1))
-    kl = (np.trace(solved[:, :10]) - 10 + mean @ solved[:, 10]) / 2
-    kl += (np.linalg.slogdet(second)[1] - np.linalg.slogdet(first)[1]) / 2
-    found = tabular_validation.truth(jax.random.key(0), (p, q), 100_000)
-    assert float(found["true_kl"]) == pytest.approx(kl, abs=5 * 1.5 / math.sqrt(100_000))
-
-
-def test_the_chasm_is_2_a_squared():
-    for shift in (0.5, 2.0):
-        found = tabular_validation.truth(jax.random.key(1), tabular_validation.chasm(shift), 50_000)
-        error = 2 * shift / math.sqrt(50_000)  # the log ratio's standard deviation is 2a
-        assert float(found["true_kl"]) == pytest.approx(2 * shift**2, abs=5 * error)
-        # Along the shift both are normal, 2a apart.
-
-        def integrand(x, sign, shift=shift):
-            density = stats.norm.pdf(x)
-            other = stats.norm.pdf(x - sign * 2 * shift)
-            return density * np.log2(2 * density / (density + other))
-
-        js = integrate.quad(integrand, -12, 12, args=(1,))[0]
-        assert float(found["true_js"]) == pytest.approx(js, abs=0.01)
-
-
 def test_a_fitted_mixture_comes_close_with_more_samples():
-    kls = [
-        float(
-            tabular_validation.truth(
-                jax.random.key(0), tabular_validation.fitted(0, count), 20_000
-            )["true_kl"]
-        )
-        for count in (10, 2000)
-    ]
-    assert kls[0] > 0.3
-    assert abs(kls[1]) < 0.02
+    few, many = (tabular_validation.fitted(0, count) for count in (10, 2000))
+    assert few.kl > 0.3
+    assert 0 < many.kl < 0.02
 
 
 def test_univariate_js_of_two_bernoullis():
@@ -203,7 +157,9 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path, files):
     with pytest.raises(SystemExit, match="synthetic must hold at least two rows; got 1"):
         run(tmp_path, real, one_row)
     five = write(tmp_path / "five.csv", "\n".join(made.read_text().splitlines()[:6]))
-    with pytest.raises(SystemExit, match=r"q must hold at least two rows with weight a fold, 10 in all; got 5"):
+    with pytest.raises(
+        SystemExit, match=r"q must hold at least two rows with weight a fold, 10 in all; got 5"
+    ):
         run(tmp_path / "a", real, five)
     other = write(tmp_path / "other.csv", "a,b\n1,2\n3,4")
     with pytest.raises(SystemExit, match="must have a column in common"):
@@ -229,7 +185,7 @@ def test_a_study_compares_estimates_with_truth(tmp_path):
     settings = Settings(studies=("imbalance",), seeds=(0,), quick=True)
     tabular_validation.main(settings, tmp_path / "run")
     (row,) = pd.read_csv(tmp_path / "run" / "imbalance.csv").to_dict("records")
-    assert row["rows"] == "600 / 60"
-    assert row["paper JS"] == 0.268
+    assert row["rows"] == "500 / 250"
+    assert row["paper JS"] == 0.289
     assert 0 < row["mean abs error JS"] < 0.3
     assert row["certified JS"] <= row["true JS"]

@@ -156,7 +156,10 @@ def test_what_cannot_be_binned_shows():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: histogram.edges(x, x, num_bins=0), "num_bins must be a positive integer; got 0"),
+        (
+            lambda x: histogram.edges(x, x, num_bins=0),
+            "num_bins must be an integer of at least 1; got 0",
+        ),
         (lambda x: histogram.edges(x, x, spacing="log"), 'spacing must be "uniform" or "quantile"'),
         (lambda x: histogram.edges(x, x[:, :1]), "same number of features; got 2 and 1"),
         (lambda x: histogram.edges(x[:0], x), "x must be a non-empty matrix"),

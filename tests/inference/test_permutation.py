@@ -177,7 +177,7 @@ def test_rows_may_be_of_any_shape():
         ),
         (
             lambda: score_permutation_test(KEY, jnp.ones(3), jnp.ones(3), num_permutations=0),
-            "num_permutations must be a positive number; got 0",
+            "num_permutations must be an integer of at least 1; got 0",
         ),
         (
             lambda: score_permutation_test(

@@ -28,7 +28,7 @@ TASKS = {
     "random": lambda: div.random_gaussians(0),
     "mixture_pair": div.mixture_pair,
     "fitted": lambda: div.fitted_mixture(
-        GaussianMixture(jnp.ones(1), jnp.array([[0.4, 0.4]]), jnp.array([[1.8, 1.0], [1.0, 1.8]]))
+        KEY, 50, lambda x: GaussianMixture(jnp.ones(1), x.mean(0)[None], jnp.cov(x.T)[None])
     ),
     "binormal": dep.binormal,
     "dense": lambda: dep.dense_gaussian(5, 5),

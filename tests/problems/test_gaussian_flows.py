@@ -234,7 +234,7 @@ def test_bad_input_is_named():
         problems.fokker_planck_moments(TIMES, INITIAL, first(2))
     with pytest.raises(ValueError, match="times must be a vector"):
         problems.fokker_planck_moments(jnp.asarray(1.0), INITIAL, one)
-    with pytest.raises(ValueError, match="num_substeps must be at least 2; got 0"):
+    with pytest.raises(ValueError, match="num_substeps must be an integer of at least 2; got 0"):
         problems.multi_objective_moments(TIMES, INITIAL, first(2), num_substeps=0)
     with pytest.raises(ValueError, match="strong_convexity must be a positive number; got -1"):
         problems.accelerated_moments(TIMES, INITIAL, first(2), strong_convexity=-1)

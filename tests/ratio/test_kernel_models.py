@@ -504,9 +504,12 @@ def test_values_and_gradients_are_finite_at_extremes(name):
         (lambda: LeastSquaresHead(relative=1.0), "relative must be below one; got 1.0"),
         (lambda: LeastSquaresHead(relative=-0.1), "relative must not be negative; got -0.1"),
         (lambda: LeastSquaresHead(floor=0), "floor must be a positive number; got 0"),
-        (lambda: LeastSquaresHead(num_centers=0), "num_centers must be a positive integer; got 0"),
+        (
+            lambda: LeastSquaresHead(num_centers=0),
+            "num_centers must be an integer of at least 1; got 0",
+        ),
         (lambda: KLIEPHead(bandwidth=[1.0, 0.0]), "bandwidth must be a positive number; got 0.0"),
-        (lambda: KLIEPHead(num_steps=2.5), "num_steps must be a positive integer; got 2.5"),
+        (lambda: KLIEPHead(num_steps=2.5), "num_steps must be an integer of at least 1; got 2.5"),
     ],
 )
 def test_errors_of_heads_name_the_argument(call, message):

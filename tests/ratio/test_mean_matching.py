@@ -237,7 +237,10 @@ def test_results_and_gradients_are_finite_at_extremes_and_flags_tell():
         (lambda p: KernelMeanMatching(bound=0.5), "bound must be at least one.* got 0.5"),
         (lambda p: KernelMeanMatching(tolerance=-1), "tolerance must not be negative; got -1"),
         (lambda p: KernelMeanMatching(accuracy=0), "accuracy must be a positive number; got 0"),
-        (lambda p: KernelMeanMatching(num_steps=0), "num_steps must be a positive integer; got 0"),
+        (
+            lambda p: KernelMeanMatching(num_steps=0),
+            "num_steps must be an integer of at least 1; got 0",
+        ),
         (lambda p: KernelMeanMatching().fit(p, p[:0]), "q must be a non-empty matrix"),
         (lambda p: KernelMeanMatching().fit(p[0], p), "p must be a non-empty matrix"),
         (lambda p: KernelMeanMatching().fit(p, p[:, :1]), "p and q must have the same number"),

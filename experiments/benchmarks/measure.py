@@ -1,0 +1,45 @@
+"""Measuring one call: its seconds once compiled, and its memory in a process of its own."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+__all__ = ["alone", "seconds"]
+
+_ALONE = """
+import json, resource, time
+{setup}
+start = time.perf_counter()
+{call}
+print(json.dumps(dict(seconds=time.perf_counter() - start,
+    gigabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, {report})))
+"""
+
+
+def seconds(function: Callable[..., Any], *args: Any, repeats: int) -> float:
+    """The best time of several calls after a first one, which compiles."""
+    jax.block_until_ready(function(*args))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def alone(setup: str, call: str, report: str) -> dict[str, Any]:
+    """Time of a call, compilation included, and peak memory of a process that does nothing else.
+
+    Args:
+        setup: statements before the clock starts.
+        call: statements that are timed.
+        report: keyword arguments, `name=expression, …`, to be returned besides.
+    """
+    script = _ALONE.format(setup=setup, call=call, report=report)
+    process = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
+    return json.loads(process.stdout)
