@@ -28,8 +28,9 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# These compile for most of their time: LLVM had better not optimise.
 test-fast: $(VENV)/.test
-	$(PYTEST) -m "not slow and not exhaustive" -n 2 --dist loadfile
+	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(PYTEST) -m "not slow and not exhaustive" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m "slow and not exhaustive" -n 2 --dist loadfile

@@ -18,6 +18,7 @@ __all__ = [
     "check_nonnegative",
     "check_positive",
     "check_positive_values",
+    "check_probability",
     "check_provides",
     "check_same_features",
     "check_scalar_output",
@@ -65,6 +66,13 @@ def check_count(least: int, **values: Any) -> None:
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if not whole or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
+
+
+def check_probability(**values: Any) -> None:
+    """Raise `ValueError` for a Python number outside of (0, 1); arrays and tracers pass."""
+    for name, value in values.items():
+        if isinstance(value, (int, float)) and not 0 < value < 1:
+            raise ValueError(f"{name} must be a number in (0, 1); got {value}.")
 
 
 def check_base(base: Any) -> None:

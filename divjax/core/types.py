@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core.checks import check_probability
+
 __all__ = ["Estimate", "Interval", "normal_estimate", "normal_interval", "normal_quantile"]
 
 
@@ -37,8 +39,7 @@ class Estimate(NamedTuple):
 
 def normal_quantile(level: ArrayLike, dtype: Any) -> Array:
     """The z for which a normal variable lies in ±z with probability `level`."""
-    if isinstance(level, (int, float)) and not 0 < level < 1:
-        raise ValueError(f"level must be a number in (0, 1); got {level}.")
+    check_probability(level=level)
     # The lower quantile's negative: (1 + level)/2 would round to one long before the level does.
     return -ndtri((1 - jnp.asarray(level, dtype)) / 2)
 

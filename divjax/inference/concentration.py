@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from divjax.core.checks import check_probability
 from divjax.fdiv.inequalities import safe_sqrt
 from divjax.fdiv.special import as_floats
 
@@ -69,8 +70,7 @@ def _check(sample: Bounded, confidence: ArrayLike) -> tuple[Array, Array, Array,
     numbers = (int, float)
     if isinstance(lower, numbers) and isinstance(upper, numbers) and not lower < upper:
         raise ValueError(f"lower must be below upper; got {lower} and {upper}.")
-    if isinstance(confidence, numbers) and not 0 < confidence < 1:
-        raise ValueError(f"confidence must be a number in (0, 1); got {confidence}.")
+    check_probability(confidence=confidence)
     values, lower, upper = as_floats(values, lower, upper)
     valid = jnp.ones(shape, bool) if mask is None else mask
     return jnp.where(valid, values, lower), lower, upper, valid.astype(values.dtype)

@@ -5,8 +5,9 @@ relabelled samples are exchangeable too, so that p = (1 + #{null ≥ observed})/
 with a probability of at most α, at every sample size.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from divjax.fdiv.special import as_floats
 from divjax.inference.rank import check_scores, midranks
 
 __all__ = ["PermutationTest", "permutation_test", "score_permutation_test"]
+
+KINDS = ("mean", "auc", "accuracy")
 
 
 class PermutationTest(NamedTuple):
@@ -158,7 +161,7 @@ def score_permutation_test(
     """Are the scores of x larger than those of y? A one-sided test that only permutes labels.
 
     The statistic is a sum over x of a function of the pooled scores, computed once: each
-    permutation then costs O(n + m).
+    permutation then costs O(n + m). Compiles itself.
 
     It is exact for scores that are a fixed function of the rows, or one learned on other data. It
     is not for cross-fitted scores: relabelling the rows of one fold would have changed the function
@@ -196,9 +199,27 @@ def score_permutation_test(
     check_key(key)
     check_scores(scores_x=scores_x, scores_y=scores_y)
     _check_counts(num_permutations, batch_size)
+    if kind not in KINDS:
+        raise ValueError(f'kind must be "mean", "auc" or "accuracy"; got {kind!r}.')
     n, m = len(scores_x), len(scores_y)
-    labels = _pooled_blocks(blocks, n, m)
-    counts = _pooled_blocks(masks, n, m, "masks")
+    labels, counts = _pooled_blocks(blocks, n, m), _pooled_blocks(masks, n, m, "masks")
+    return _permute_labels(
+        key, scores_x, scores_y, labels, counts, kind, num_permutations, batch_size
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "num_permutations", "batch_size"))
+def _permute_labels(
+    key: Any,
+    scores_x: Any,
+    scores_y: Any,
+    labels: Any,
+    counts: Any,
+    kind: str,
+    num_permutations: int,
+    batch_size: int | None,
+) -> PermutationTest:
+    n, m = len(scores_x), len(scores_y)
     pooled = jnp.concatenate(as_floats(scores_x, scores_y))
     num_x, num_y = n, m
     if counts is not None:
@@ -211,12 +232,10 @@ def score_permutation_test(
     if kind == "mean":
         values, center = pooled, 0.0
     elif kind == "auc":
-        values, center = midranks(pooled) / (num_x + num_y), 0.5
         # AUC = (R − n(n + 1)/2)/(nm) with the ranks' sum R.
-    elif kind == "accuracy":
-        values, center = jnp.sign(pooled) / 4, 0.5
+        values, center = midranks(pooled) / (num_x + num_y), 0.5
     else:
-        raise ValueError(f'kind must be "mean", "auc" or "accuracy"; got {kind!r}.')
+        values, center = jnp.sign(pooled) / 4, 0.5
     scale = 1 / num_x + 1 / num_y
     if counts is None:
         values = scale * (values - jnp.mean(values))

@@ -16,6 +16,7 @@ from divjax.core.checks import (
     check_full_precision,
     check_key,
     check_matrix,
+    check_probability,
     check_provides,
     check_same_features,
     check_shape,
@@ -77,9 +78,7 @@ class _CrossFitted:
             raise ValueError(
                 f"calibration must be one of {CALIBRATIONS}; got {self.calibration!r}."
             )
-        share = self.validation_share
-        if isinstance(share, (int, float)) and not 0 < share < 1:
-            raise ValueError(f"validation_share must lie between 0 and 1; got {share}.")
+        check_probability(validation_share=self.validation_share)
 
     def fit(
         self,

@@ -1,13 +1,21 @@
 """A fitted density ratio, and the divergences that it estimates."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core.checks import check_base, check_matrix, check_positive, check_shape
+from divjax.core.checks import (
+    check_base,
+    check_matrix,
+    check_positive,
+    check_probability,
+    check_shape,
+)
 from divjax.core.pytrees import pytree, static
 from divjax.core.types import Estimate, normal_estimate
 from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
@@ -81,7 +89,7 @@ class RatioFit:
         if self.members.values is not None:
             features //= 2  # each is followed by its count of ties
         check_shape("x", x, "b", features)
-        return mean_log_ratio(self.members, self.head, x)
+        return _log_ratio(self.members, self.head, x)
 
     def divergence(
         self, generator: Divergence, *, level: ArrayLike = 0.95, base: ArrayLike | None = None
@@ -114,25 +122,9 @@ class RatioFit:
         """
         if not isinstance(generator, Divergence):
             raise ValueError(f"generator must be a divergence of divjax.fdiv; got {generator!r}.")
+        check_probability(level=level)
         check_base(base)
-        samples = self.log_ratio_p, self.log_ratio_q
-        weights = self.weights_p, self.weights_q
-        fixed = jax.lax.stop_gradient(samples)
-        value, *influences = generator.plug_in(*fixed, *weights)
-        variance = sum(
-            jnp.sum(weight**2 * (total - weighted_mean(total, weight)) ** 2)
-            for weight, total in zip(
-                weights, self._recalibrated(generator, influences, fixed), strict=True
-            )
-        )
-        diagnostics = self.diagnostics
-        excess = jnp.maximum(diagnostics.generalization_gap, 0)
-        variance = variance + (4 * generator.h(jnp.zeros_like(excess)) * excess) ** 2
-        value = value + self._first_order(generator, samples)
-        unit = 1 if base is None else jnp.log(jnp.asarray(base, value.dtype))
-        size = diagnostics.effective_sample_size
-        error = jnp.sqrt(variance) / unit
-        return normal_estimate(value / unit, error, size, diagnostics, level)
+        return _divergence(self, generator, level, base)
 
     def kl(self, *, level: ArrayLike = 0.95, base: ArrayLike | None = None) -> Estimate:
         """KL(p‖q) = E_p[log p/q], in nats unless a base is given. See `divergence`."""
@@ -151,13 +143,11 @@ class RatioFit:
 
     def auc(self) -> Estimate:
         """The area under the ROC curve of the log ratio, ½ where p and q cannot be told apart."""
-        samples = self.log_ratio_p, self.log_ratio_q
-        return auc(*jax.lax.stop_gradient(samples), self.weights_p, self.weights_q)
+        return _of_scores(self, auc)
 
     def accuracy(self) -> Estimate:
         """The balanced accuracy of the log ratio's sign, at most (1 + TV)/2 on average."""
-        samples = self.log_ratio_p, self.log_ratio_q
-        return accuracy(*jax.lax.stop_gradient(samples), self.weights_p, self.weights_q)
+        return _of_scores(self, accuracy)
 
     def two_sample_test(
         self, key: Key[Array, ""], *, kind: str = "auc", num_permutations: int = 999
@@ -185,8 +175,8 @@ class RatioFit:
             test on held-out rows.
         """
         held_out = self.held_out_p, self.held_out_q
-        first_p, first_q = (part.fold == 0 for part in held_out)
         scores_p, scores_q = (jax.lax.stop_gradient(part.log_ratio) for part in held_out)
+        first_p, first_q = (part.fold == 0 for part in held_out)
         return score_permutation_test(
             key,
             scores_p,
@@ -227,32 +217,8 @@ class RatioFit:
         """
         check_positive(clip=clip)
         check_base(base)
-        if isinstance(confidence, (int, float)) and not 0 < confidence < 1:
-            raise ValueError(f"confidence must lie between 0 and 1; got {confidence}.")
-        num_folds = self.test.shape[1]
-        log_two, least = math.log(2), math.log(2) - math.log1p(math.exp(clip))
-
-        def terms(held_out, sign):
-            u = jnp.clip(sign * jax.lax.stop_gradient(held_out.log_ratio), -clip, clip)
-            return (log_two - jax.nn.softplus(-u)) / 2
-
-        terms_p, terms_q = terms(self.held_out_p, 1), terms(self.held_out_q, -1)
-        limits = least / 2, (log_two - math.log1p(math.exp(-clip))) / 2
-
-        def bound(fold):
-            samples = (
-                Bounded(value, *limits, mask=held_out.fold == fold)
-                for value, held_out in ((terms_p, self.held_out_p), (terms_q, self.held_out_q))
-            )
-            each = 1 - (1 - jnp.asarray(confidence, terms_p.dtype)) / num_folds
-            return sum_of_means_lower_bound(*samples, confidence=each)
-
-        largest = jnp.max(jax.vmap(bound)(jnp.arange(num_folds)))
-        equal = [
-            jnp.max(w) <= jnp.min(jnp.where(w > 0, w, jnp.inf)) * (1 + 1e-4)
-            for w in (self.weights_p, self.weights_q)
-        ]
-        largest = jnp.where(equal[0] & equal[1], largest, jnp.nan)
+        check_probability(confidence=confidence)
+        largest = _certified_js(self, confidence, clip)
         return largest if base is None else largest / jnp.log(jnp.asarray(base, largest.dtype))
 
     def certified_kl(self, *, confidence: ArrayLike = 0.95, clip: float = 4.0) -> Float[Array, ""]:
@@ -261,74 +227,145 @@ class RatioFit:
         `certified_js` through the sharp inequality KL ≥ Ξ(JS), `fdiv.kl_lower_bound_from_js`; 0
         where that bound is not positive.
         """
-        js = self.certified_js(confidence=confidence, clip=clip)
-        return kl_lower_bound_from_js(js=jnp.maximum(js, 0))
+        return _kl_from_js(self.certified_js(confidence=confidence, clip=clip))
 
     @property
     def diagnostics(self) -> Diagnostics:
         """What may be wrong with the ratio."""
-        u_p, u_q = jax.lax.stop_gradient((self.log_ratio_p, self.log_ratio_q))
-        weights_p, weights_q = self.weights_p, self.weights_q
-        largest = jnp.max(jnp.where(weights_q > 0, u_q, -jnp.inf))
-        ratio = weights_q * jnp.exp(jnp.where(weights_q > 0, u_q - largest, -jnp.inf))
-        rows = jnp.concatenate([jnp.where(weights_p > 0, u_p, 0), jnp.where(weights_q > 0, u_q, 0)])
-        num_q = jnp.sum(weights_q > 0).astype(u_q.dtype)
-        equal = jnp.sum(ratio) ** 2 / jnp.sum(jnp.where(weights_q > 0, ratio, 0) ** 2)
-        return Diagnostics(
-            mean_ratio=jnp.sum(ratio) * jnp.exp(largest),
-            effective_sample_size=equal,
-            cross_entropy=jnp.log(2.0).astype(u_p.dtype)
-            - JensenShannon().plug_in(u_p, u_q, weights_p, weights_q).value,
-            generalization_gap=jnp.mean(self.test - self.train),
-            max_log_ratio=jnp.max(jnp.abs(rows)),
-            beyond_log_n=weighted_mean(u_p, weights_p) > jnp.log(num_q),
-            ties=self.ties,
-            finite=jnp.isfinite(rows).all(),
+        return _diagnostics(self)
+
+
+# What a user asks of a fit one by one is compiled: dozens of small operations each.
+_log_ratio = jax.jit(mean_log_ratio)
+
+
+@jax.jit
+def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> Estimate:
+    samples = fit.log_ratio_p, fit.log_ratio_q
+    weights = fit.weights_p, fit.weights_q
+    fixed = jax.lax.stop_gradient(samples)
+    value, *influences = generator.plug_in(*fixed, *weights)
+    variance = sum(
+        jnp.sum(weight**2 * (total - weighted_mean(total, weight)) ** 2)
+        for weight, total in zip(
+            weights, _recalibrated(fit, generator, influences, fixed), strict=True
         )
+    )
+    diagnostics = _diagnostics(fit)
+    excess = jnp.maximum(diagnostics.generalization_gap, 0)
+    variance = variance + (4 * generator.h(jnp.zeros_like(excess)) * excess) ** 2
+    value = value + _first_order(fit, generator, samples)
+    unit = 1 if base is None else jnp.log(jnp.asarray(base, value.dtype))
+    size = diagnostics.effective_sample_size
+    error = jnp.sqrt(variance) / unit
+    return normal_estimate(value / unit, error, size, diagnostics, level)
 
-    def _first_order(self, generator: Divergence, samples: Any) -> Float[Array, ""]:
-        """Zero, with the gradient of the variational form with respect to the log ratios."""
-        weights = self.weights_p, self.weights_q
-        u_p, u_q = jax.lax.stop_gradient(samples)
-        slopes = generator.sensitivities(u_p, u_q, *weights)
-        largest = jnp.finfo(self.log_ratio_p.dtype).max
-        of_p, of_q = (
-            jnp.dot(weight * jnp.clip(slope, -largest, largest), _tangent(u))
-            for weight, slope, u in zip(weights, slopes, samples, strict=True)
+
+@functools.partial(jax.jit, static_argnums=1)
+def _of_scores(fit: RatioFit, statistic: Callable[..., Estimate]) -> Estimate:
+    samples = jax.lax.stop_gradient((fit.log_ratio_p, fit.log_ratio_q))
+    return statistic(*samples, fit.weights_p, fit.weights_q)
+
+
+@jax.jit
+def _kl_from_js(js: Float[Array, ""]) -> Float[Array, ""]:
+    return kl_lower_bound_from_js(js=jnp.maximum(js, 0))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _certified_js(fit: RatioFit, confidence: ArrayLike, clip: float) -> Float[Array, ""]:
+    num_folds = fit.test.shape[1]
+    log_two, least = math.log(2), math.log(2) - math.log1p(math.exp(clip))
+
+    def terms(held_out, sign):
+        u = jnp.clip(sign * jax.lax.stop_gradient(held_out.log_ratio), -clip, clip)
+        return (log_two - jax.nn.softplus(-u)) / 2
+
+    terms_p, terms_q = terms(fit.held_out_p, 1), terms(fit.held_out_q, -1)
+    limits = least / 2, (log_two - math.log1p(math.exp(-clip))) / 2
+
+    def bound(fold):
+        samples = (
+            Bounded(value, *limits, mask=held_out.fold == fold)
+            for value, held_out in ((terms_p, fit.held_out_p), (terms_q, fit.held_out_q))
         )
-        return of_p + of_q
+        each = 1 - (1 - jnp.asarray(confidence, terms_p.dtype)) / num_folds
+        return sum_of_means_lower_bound(*samples, confidence=each)
 
-    def _recalibrated(self, generator: Divergence, influences: Any, samples: Any) -> Any:
-        """Influences with those of the intercept a and slope b in a + b·u added.
+    largest = jnp.max(jax.vmap(bound)(jnp.arange(num_folds)))
+    equal = [
+        jnp.max(w) <= jnp.min(jnp.where(w > 0, w, jnp.inf)) * (1 + 1e-4)
+        for w in (fit.weights_p, fit.weights_q)
+    ]
+    return jnp.where(equal[0] & equal[1], largest, jnp.nan)
 
-        (a, b) minimises the balanced cross-entropy of these very rows; to first order it moves by
-        H⁻¹ times the score, and the divergence by its gradient times that.
-        """
-        u_p, u_q = samples
-        weights_p, weights_q = self.weights_p, self.weights_q
 
-        def value(change):
-            moved_p, moved_q = (change[0] + (1 + change[1]) * u for u in samples)
-            return generator.plug_in(moved_p, moved_q, weights_p, weights_q).value
+@jax.jit
+def _diagnostics(fit: RatioFit) -> Diagnostics:
+    u_p, u_q = jax.lax.stop_gradient((fit.log_ratio_p, fit.log_ratio_q))
+    weights_p, weights_q = fit.weights_p, fit.weights_q
+    largest = jnp.max(jnp.where(weights_q > 0, u_q, -jnp.inf))
+    ratio = weights_q * jnp.exp(jnp.where(weights_q > 0, u_q - largest, -jnp.inf))
+    rows = jnp.concatenate([jnp.where(weights_p > 0, u_p, 0), jnp.where(weights_q > 0, u_q, 0)])
+    num_q = jnp.sum(weights_q > 0).astype(u_q.dtype)
+    equal = jnp.sum(ratio) ** 2 / jnp.sum(jnp.where(weights_q > 0, ratio, 0) ** 2)
+    return Diagnostics(
+        mean_ratio=jnp.sum(ratio) * jnp.exp(largest),
+        effective_sample_size=equal,
+        cross_entropy=jnp.log(2.0).astype(u_p.dtype)
+        - JensenShannon().plug_in(u_p, u_q, weights_p, weights_q).value,
+        generalization_gap=jnp.mean(fit.test - fit.train),
+        max_log_ratio=jnp.max(jnp.abs(rows)),
+        beyond_log_n=weighted_mean(u_p, weights_p) > jnp.log(num_q),
+        ties=fit.ties,
+        finite=jnp.isfinite(rows).all(),
+    )
 
-        slope = jax.grad(value)(jnp.zeros(2, u_p.dtype))
-        phi_p, phi_q = (jnp.stack([jnp.ones_like(u), u], axis=1) for u in samples)
-        wrong_p, wrong_q = jax.nn.sigmoid(-u_p), jax.nn.sigmoid(u_q)
-        curvature_p = weights_p * wrong_p * (1 - wrong_p) / 2
-        curvature_q = weights_q * wrong_q * (1 - wrong_q) / 2
-        hessian = (phi_p.T * curvature_p) @ phi_p + (phi_q.T * curvature_q) @ phi_q
-        # A row's worth of a prior, for where the samples hardly overlap. The heads have fitted both
-        # coefficients without one, so that a stronger one would understate their errors.
-        prior = jnp.eye(2, dtype=u_p.dtype) / num_rows(weights_p, weights_q)
-        direction = jnp.linalg.solve(hessian + prior, slope)
-        influence_p, influence_q = influences
-        return (
-            influence_p + (phi_p @ direction) * wrong_p / 2,
-            influence_q - (phi_q @ direction) * wrong_q / 2,
-        )
+
+def _first_order(fit: RatioFit, generator: Divergence, samples: Any) -> Float[Array, ""]:
+    """Zero, with the gradient of the variational form with respect to the log ratios."""
+    weights = fit.weights_p, fit.weights_q
+    u_p, u_q = jax.lax.stop_gradient(samples)
+    slopes = generator.sensitivities(u_p, u_q, *weights)
+    largest = jnp.finfo(fit.log_ratio_p.dtype).max
+    of_p, of_q = (
+        jnp.dot(weight * jnp.clip(slope, -largest, largest), _tangent(u))
+        for weight, slope, u in zip(weights, slopes, samples, strict=True)
+    )
+    return of_p + of_q
 
 
 def _tangent(u: Float[Array, " n"]) -> Float[Array, " n"]:
     """Zeros, with the derivative of u where it is finite."""
     finite = jnp.isfinite(u)
     return jnp.where(finite, u - jax.lax.stop_gradient(u), 0)
+
+
+def _recalibrated(fit: RatioFit, generator: Divergence, influences: Any, samples: Any) -> Any:
+    """Influences with those of the intercept a and slope b in a + b·u added.
+
+    (a, b) minimises the balanced cross-entropy of these very rows; to first order it moves by
+    H⁻¹ times the score, and the divergence by its gradient times that.
+    """
+    u_p, u_q = samples
+    weights_p, weights_q = fit.weights_p, fit.weights_q
+
+    def value(change):
+        moved_p, moved_q = (change[0] + (1 + change[1]) * u for u in samples)
+        return generator.plug_in(moved_p, moved_q, weights_p, weights_q).value
+
+    slope = jax.grad(value)(jnp.zeros(2, u_p.dtype))
+    phi_p, phi_q = (jnp.stack([jnp.ones_like(u), u], axis=1) for u in samples)
+    wrong_p, wrong_q = jax.nn.sigmoid(-u_p), jax.nn.sigmoid(u_q)
+    curvature_p = weights_p * wrong_p * (1 - wrong_p) / 2
+    curvature_q = weights_q * wrong_q * (1 - wrong_q) / 2
+    hessian = (phi_p.T * curvature_p) @ phi_p + (phi_q.T * curvature_q) @ phi_q
+    # A row's worth of a prior, for where the samples hardly overlap. The heads have fitted both
+    # coefficients without one, so that a stronger one would understate their errors.
+    prior = jnp.eye(2, dtype=u_p.dtype) / num_rows(weights_p, weights_q)
+    direction = jnp.linalg.solve(hessian + prior, slope)
+    influence_p, influence_q = influences
+    return (
+        influence_p + (phi_p @ direction) * wrong_p / 2,
+        influence_q - (phi_q @ direction) * wrong_q / 2,
+    )

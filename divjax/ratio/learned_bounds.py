@@ -20,6 +20,7 @@ from divjax.core.checks import (
     check_key,
     check_matrix,
     check_positive,
+    check_probability,
     check_same_features,
 )
 from divjax.core.pytrees import pytree, static
@@ -62,10 +63,10 @@ class BoundFit(NamedTuple):
         critic: log p/q, a function of rows.
         u_p: its values at held-out samples of p, in g groups that share no row.
         u_q: at held-out samples of q; for mutual information, k false pairs for each row of u_p.
-        values: of the bound it was trained by: on the validation rows, at each check; of a stream,
-            on the batch of each step.
+        values: of the bound it was trained by: on the validation rows, before the first step and at
+            each check; of a stream, on the batch of each step.
         finite: whether training stayed finite.
-        training: parameters and states after the last step, from which `stream` continues.
+        training: parameters and the optimizer's state, from which `stream` continues.
     """
 
     critic: Critic
@@ -98,8 +99,7 @@ class BoundFit(NamedTuple):
         Raises:
             ValueError: for an unknown name, a level outside of (0, 1), or a single group.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level must be a number in (0, 1); got {level}.")
+        check_probability(level=level)
         groups = self.u_p.shape[0]
         if groups < 2:
             raise ValueError("num_groups must be at least 2 for a standard error; got 1.")
@@ -161,7 +161,8 @@ class DivergenceBound:
         learning_rate: Adam's.
         batch_size: rows of p, and of q, a step; fewer where there are fewer.
         num_steps: steps of Adam.
-        num_checks: how often the validation rows are looked at; divides num_steps.
+        num_checks: how often the validation rows are consulted; `num_steps` is rounded up to a
+            multiple of it. The critic before the first step is among those to choose from.
         num_groups: of held-out rows, for the standard error; of a stream, batches held out.
 
     Raises:
@@ -202,10 +203,6 @@ class DivergenceBound:
         counts = {"num_steps": self.num_steps, "num_checks": self.num_checks}
         check_count(1, **counts, num_groups=self.num_groups)
         check_count(2, batch_size=self.batch_size)
-        if self.num_steps % self.num_checks:
-            raise ValueError(
-                f"num_checks must divide num_steps; got {self.num_checks} and {self.num_steps}."
-            )
 
     def fit(self, key: Key[Array, ""], x: Array, y: Array) -> BoundFit:
         """Train on samples, choose on others, and evaluate on the rest.
@@ -246,23 +243,15 @@ class DivergenceBound:
             )
             return first, second
 
-        def check(carry, key):
-            state, best, best_value = carry
-            trained = self._train(key, critic, draw, state, self.num_steps // self.num_checks)
-            u_p, u_q = self._evaluate(critic.replace(trained.params[0]), *validation)
-            value = self._value(*_ungrouped(u_p, u_q))
-            better = value > best_value
-            best = jax.tree.map(lambda a, b: jnp.where(better, a, b), trained.params[0], best)
-            state = trained.params, trained.optimizer
-            return (state, best, jnp.where(better, value, best_value)), (value, trained.finite)
+        def validate(params: Any) -> Float[Array, ""]:
+            values = self._evaluate(critic.replace(params[0]), *validation)
+            return -self._value(*_ungrouped(*values))
 
-        start = self._start(critic)
-        first = (start, critic.params, jnp.asarray(-jnp.inf, x.dtype))
-        (state, best, _), (values, finite) = jax.lax.scan(
-            check, first, jax.random.split(fit_key, self.num_checks)
-        )
-        critic = critic.replace(best)
-        return BoundFit(critic, *self._evaluate(critic, *held_out), values, finite.all(), state)
+        trained = self._train(fit_key, critic, draw, self._start(critic), validate)
+        critic = critic.replace(trained.params[0])
+        state = trained.params, trained.optimizer
+        held_out = self._evaluate(critic, *held_out)
+        return BoundFit(critic, *held_out, -trained.validation, trained.finite, state)
 
     def init(self, key: Key[Array, ""], sample: Sampler) -> PyTree[Array]:
         """An untrained critic, and its optimizer's and bound's states, from which `stream` starts.
@@ -305,7 +294,7 @@ class DivergenceBound:
         init_key, fit_key, held_out_key = jax.random.split(key, 3)
         critic = self._unscaled(sample)
         start = self.init(init_key, sample) if start is None else start
-        trained = self._train(fit_key, critic, sample, start, self.num_steps)
+        trained = self._train(fit_key, critic, sample, start)
         critic = critic.replace(trained.params[0])
         u_p, u_q = jax.lax.map(
             lambda key: self._values(critic, *sample(key)),
@@ -371,7 +360,7 @@ class DivergenceBound:
         params = critic.params, self._bound_state(critic.shift.dtype)
         return params, self._optimizer().init(params)
 
-    def _train(self, key, critic: Critic, draw: Sampler, state: Any, num_steps: int):
+    def _train(self, key, critic: Critic, draw: Sampler, state: Any, validate: Any = None):
         def loss(key: Key[Array, ""], params: Any) -> Float[Array, ""]:
             network, bound_state = params
             u_p, u_q = self._values(critic.replace(network), *draw(key))
@@ -390,8 +379,10 @@ class DivergenceBound:
             loss,
             params,
             self._optimizer(),
-            num_steps=num_steps,
+            num_steps=self.num_steps,
             optimizer_state=optimizer_state,
+            validate=validate,
+            num_checks=self.num_checks,
         )
 
 

@@ -1,5 +1,7 @@
 """Learned critics: what they estimate, on which rows, with which errors."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from divjax.ratio.learned_bounds import (
     MutualInformationBound,
     _batch,
 )
-from divjax.ratio.variational import MINE
+from divjax.ratio.variational import MINE, as_bound
 
 SMALL = {"hidden": (16,), "learning_rate": 1e-2, "num_steps": 200, "num_checks": 4}
 
@@ -61,28 +63,28 @@ def test_errors_are_those_of_independent_groups(fitted):
 
 
 @pytest.mark.slow
-def test_independent_rows_are_not_told_apart():
-    """On few rows and many steps a critic knows its own rows by heart, but not those held out."""
+def test_what_is_known_by_heart_is_not_chosen():
+    """On few rows and many steps a critic tells its own pairs, and is wrong on all others."""
     x, y = pairs(3, 200, 0.0, d=4)
-    values = []
-    for num_checks in (1, 50):
-        bound = MutualInformationBound(
-            hidden=(64,),
-            learning_rate=1e-2,
-            num_steps=500,
-            num_checks=num_checks,
-            num_negatives=8,
+    bound = MutualInformationBound(
+        hidden=(64,), learning_rate=1e-2, num_steps=500, num_checks=25, num_negatives=8
+    )
+    z = jnp.concatenate([x, y], axis=1)
+
+    def sample(key):
+        rows = jax.random.choice(key, 100, (64,), replace=False)
+        return x[rows], y[rows]
+
+    critic = jax.jit(lambda key: bound.stream(key, sample))(jax.random.key(0)).critic
+    at_true, at_false = critic.at_pairs(z[:100], 99)
+    assert (at_true > 0).mean() > 0.9 > 0.1 > (at_false > 0).mean()
+    assert as_bound("js")(*critic.at_pairs(z[100:], 99)) < -0.2
+    for num_checks in (1, 25):
+        fit = jax.jit(dataclasses.replace(bound, num_checks=num_checks).fit)(
+            jax.random.key(0), x, y
         )
-        fit = jax.jit(bound.fit)(jax.random.key(0), x, y)
-        at_true, at_false = fit.critic.at_pairs(jnp.concatenate([x, y], axis=1), 99)
-        if num_checks == 1:  # Three fifths of the rows have trained it.
-            assert (at_true > 0).mean() > 0.6 > 0.4 > (at_false > 0).mean()
-        estimate = fit.estimate("js")
-        assert estimate.value < 3 * estimate.std_error
-        values.append(estimate.value)
-    # Of 50 checks the best is one before the critic went wrong.
-    assert values[0] < -0.2
-    assert abs(values[1]) < 0.05
+        assert abs(fit.estimate("js").value) < 0.05
+        assert fit.values.shape == (num_checks + 1,)
 
 
 @pytest.mark.parametrize("network", ["joint", "separable"])
@@ -198,7 +200,6 @@ X = jnp.zeros((200, 2))
         (lambda: DivergenceBound(train="mine"), "a bound must be one of"),
         (lambda: DivergenceBound(network="separable"), "network must be one of joint"),
         (lambda: DivergenceBound(learning_rate=0.0), "learning_rate must be"),
-        (lambda: DivergenceBound(num_steps=10, num_checks=3), "num_checks must divide"),
         (lambda: MutualInformationBound(num_negatives=0), "num_negatives must be"),
         (lambda: MutualInformationBound(batch_size=1), "batch_size must be"),
         (lambda: DivergenceBound().fit(jax.random.key(0), X, X[:, :1]), "same number of features"),
