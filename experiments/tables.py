@@ -123,7 +123,7 @@ class Lattice(NamedTuple):
 
     The shares are of rows whose value another row of table `of` holds. Their difference is a lower
     bound on the total variation between the tables, up to sampling error, which `js_bits`, the
-    Jensen–Shannon divergence that it implies, allows for (one-sided, 95 %).
+    Jensen–Shannon divergence that it implies, allows for (a column, about 95 % confidence).
     """
 
     column: str
@@ -149,7 +149,7 @@ def lattices(
         names: of the tables.
 
     References:
-        Fano: with error probability (1 − TV)/2, JS ≥ log 2 − h((1 − TV)/2).
+        `divjax.fdiv.js_bounds_from_tv`, for what a total variation implies.
     """
     found = []
     for name in [name for name in p.columns if name in set(q.columns)]:
@@ -166,7 +166,7 @@ def lattices(
                 float(np.mean(_count(x, values[own]) > int(k == own))) for k, x in enumerate(values)
             ]
             variances = [s * (1 - s) / len(x) for s, x in zip(shares, values, strict=True)]
-            least_tv = max(0.0, abs(shares[0] - shares[1]) - 1.645 * math.sqrt(sum(variances)))
+            least_tv = max(0.0, abs(shares[0] - shares[1]) - 1.960 * math.sqrt(sum(variances)))
             js_bits = float(js_bounds_from_tv(least_tv).lower) / math.log(2)
             bounds.append(
                 (

@@ -131,7 +131,7 @@ def check_full_precision(name: str, array: Any) -> None:
 
 
 def _check_array(name: str, array: Any) -> None:
-    if not isinstance(array, (jax.Array, np.ndarray, np.generic, int, float)):
+    if not isinstance(array, (int, float)) and not hasattr(array, "dtype"):
         raise ValueError(f"{name} must be an array; got {type(array).__name__}.")
 
 
@@ -179,6 +179,6 @@ def check_scalar_output(name: str, function: Any, *args: Any) -> None:
     output = jax.eval_shape(function, *args)
     if not hasattr(output, "shape") or output.shape != ():
         shape = getattr(output, "shape", jax.tree.map(jnp.shape, output))
-        raise ValueError(f"{name} must return a scalar for a single particle; got shape {shape}.")
+        raise ValueError(f"{name} must return a scalar; got shape {shape}.")
     if not jnp.issubdtype(output.dtype, jnp.floating):
         raise ValueError(f"{name} must return a real floating-point number; got {output.dtype}.")

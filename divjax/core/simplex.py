@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["min_norm_weights", "project_simplex"]
+__all__ = ["effective_sample_size", "min_norm_weights", "project_simplex"]
 
 # In units of the dtype's epsilon, for a matrix of unit diagonal: what is added to the diagonal of
 # the matrix that is eliminated (not of the one that is solved), and the gradient that counts as 0.
@@ -233,3 +233,19 @@ def project_simplex(v: Float[Array, " k"]) -> Float[Array, " k"]:
     counts = jnp.arange(1, v.shape[0] + 1, dtype=v.dtype)
     threshold = jnp.max((jnp.cumsum(jnp.sort(v, descending=True)) - 1) / counts)
     return jnp.maximum(v - threshold, 0)
+
+
+def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:
+    """(Σ a)² / Σ a²: how many equal weights are worth as much.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(effective_sample_size(jnp.array([0.5, 0.5, 0.0, 0.0])))
+        2.0
+
+    References:
+        Kong, Liu, Wong 1994, section 4.1.
+    """
+    # Dividing by the largest first keeps tiny weights from underflowing when squared.
+    scaled = weights / jnp.max(weights)
+    return jnp.sum(scaled) ** 2 / jnp.sum(scaled**2)

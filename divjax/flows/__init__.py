@@ -5,7 +5,7 @@ Four nouns, none of which inherits from another: an *objective* (what should fal
 optax *optimizer* (how the step is taken). `run` composes them.
 """
 
-from divjax.core.simplex import min_norm_weights, project_simplex
+from divjax.core.simplex import effective_sample_size, min_norm_weights, project_simplex
 from divjax.flows.aggregators import (
     CAGrad,
     FixedWeights,
@@ -15,7 +15,6 @@ from divjax.flows.aggregators import (
     gram,
 )
 from divjax.flows.diagnostics import (
-    effective_sample_size,
     grad_norm,
     hypervolume,
     kernel_stein_discrepancy,

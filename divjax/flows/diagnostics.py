@@ -13,7 +13,6 @@ from divjax.flows.aggregators import gram
 from divjax.kernels.radial import Gaussian, InverseMultiquadric
 
 __all__ = [
-    "effective_sample_size",
     "grad_norm",
     "hypervolume",
     "kernel_stein_discrepancy",
@@ -141,22 +140,6 @@ def kernel_stein_discrepancy(
         masses = jnp.fill_diagonal(masses, 0, inplace=False)
         masses = masses / (1 - jnp.sum(weights**2))
     return jnp.sum(masses * stein)
-
-
-def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:
-    """(Σ a)² / Σ a²: how many equal weights are worth as much.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> float(effective_sample_size(jnp.array([0.5, 0.5, 0.0, 0.0])))
-        2.0
-
-    References:
-        Kong, Liu, Wong 1994, section 4.1.
-    """
-    # Dividing by the largest first keeps tiny weights from underflowing when squared.
-    scaled = weights / jnp.max(weights)
-    return jnp.sum(scaled) ** 2 / jnp.sum(scaled**2)
 
 
 def hypervolume(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> Float[Array, ""]:

@@ -39,17 +39,19 @@ class FDivergence:
     h(r) = r² f''(r). A network learns log r by telling samples from particles and is refined at
     every step. With `ReverseKL` F is KL(q‖p), the functional that `KL` descends for a known
     density: the particles then follow ∇log p − ∇log q, and no other velocity has to supply an
-        entropy.
+    entropy.
 
     The particles are few and a network can tell them apart. Both sides are therefore seen with
     noise, z + σξ, which leaves the minimiser q = p where it is. The recorded value is the plug-in
-    divergence at the particles, from the network that was fitted to them: biased upwards.
+    divergence at the particles, from the network that was fitted to them: biased upwards by the
+    fit, downwards by the noise.
 
     Attributes:
         samples: draws from p, of shape (m, d), or a pytree like the particles.
         generator: a generator of `divjax.fdiv`.
-        ratio: the network, its learning rate, weight decay and batch size; its number of steps and
-            its start are not used.
+        ratio: the network, its learning rate, weight decay and batch size: each step takes all
+            particles and half a batch of samples. Its numbers of steps and checks and its start are
+            not used.
         noise: σ ≥ 0, in units of the features' standard deviations.
         num_fit_steps: steps of AdamW for a step of the flow.
         num_init_steps: steps of AdamW before the first.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from divjax.core.checks import check_callable, check_count, check_key
+from divjax.core.checks import check_count, check_key, check_scalar_output
 from divjax.fdiv.special import as_floats
 from divjax.inference.rank import check_scores, midranks
 
@@ -121,7 +121,6 @@ def permutation_test(
         permutations.
     """
     check_key(key)
-    check_callable(statistic=statistic)
     _check_counts(num_permutations, batch_size)
     for name, sample in (("x", x), ("y", y)):
         if jnp.ndim(sample) == 0 or jnp.size(sample) == 0:
@@ -131,9 +130,7 @@ def permutation_test(
             f"x and y must have rows of the same shape; got {jnp.shape(x)[1:]} and "
             f"{jnp.shape(y)[1:]}."
         )
-    shape = jax.eval_shape(statistic, x, y).shape
-    if shape != ():
-        raise ValueError(f"statistic must return a scalar; got shape {shape}.")
+    check_scalar_output("statistic", statistic, x, y)
     n, m = len(x), len(y)
     pooled, labels = jnp.concatenate([x, y]), _pooled_blocks(blocks, n, m)
 
@@ -161,7 +158,7 @@ def score_permutation_test(
     """Are the scores of x larger than those of y? A one-sided test that only permutes labels.
 
     The statistic is a sum over x of a function of the pooled scores, computed once: each
-    permutation then costs O(n + m). Compiles itself.
+    permutation then costs no more than its own draw. Compiles itself.
 
     It is exact for scores that are a fixed function of the rows, or one learned on other data. It
     is not for cross-fitted scores: relabelling the rows of one fold would have changed the function

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core.simplex import effective_sample_size
 from divjax.core.types import Estimate
 from divjax.fdiv.inequalities import safe_sqrt
 from divjax.fdiv.special import as_floats
@@ -64,7 +65,7 @@ def _share_estimate(
     value: Array, std_error: Array, a: Array, b: Array, level: ArrayLike
 ) -> Estimate:
     """An estimate of a number in [0, 1]; its sample size is that of both samples together."""
-    size = 1 / jnp.sum(a**2) + 1 / jnp.sum(b**2)
+    size = effective_sample_size(a) + effective_sample_size(b)
     return Estimate(value, std_error, logit_interval(value, std_error, level), size, ())
 
 

@@ -22,8 +22,9 @@ class Critic:
         params: of the network, or of the encoders of x and of y.
         shift: subtracted from each column of z.
         scale: what it is then divided by.
-        network: "separable" for T = ⟨g(x), h(y)⟩, else what builds the network on z.
-        hidden: widths of the separable critic's encoders.
+        network: "joint" for a perceptron on z, "separable" for T = ⟨g(x), h(y)⟩, or what builds a
+            network on z.
+        hidden: widths of the perceptron, or of both encoders.
         x_features: how many columns of z are x.
     """
 
@@ -51,7 +52,7 @@ class Critic:
         return self._mlp if self.network == "joint" else self.network
 
     def init(self, key: Key[Array, ""]) -> "Critic":
-        """With new parameters."""
+        """A copy with fresh parameters."""
         dtype, features = self.shift.dtype, self.shift.shape[0]
         if self.network != "separable":
             return self.replace(init_network(self._joint, key, features, dtype))
@@ -61,7 +62,7 @@ class Critic:
         return self.replace((of_x, of_y))
 
     def replace(self, params: PyTree[Array]) -> "Critic":
-        """With these parameters."""
+        """A copy with these parameters."""
         return Critic(params, self.shift, self.scale, self.network, self.hidden, self.x_features)
 
     def __call__(self, z: Float[Array, "b d"]) -> Float[Array, " b"]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 from divjax.ratio.heads import newton_logistic
 from divjax.ratio.types import Fold, Head, cross_entropy, num_rows
 
-__all__ = ["CALIBRATIONS", "CrossFit", "HeldOut", "Member", "cross_fit", "mean_log_ratio"]
+__all__ = ["CALIBRATIONS", "CrossFit", "HeldOut", "Member", "cross_fit", "ensemble_log_ratio"]
 
 CALIBRATIONS = ("none", "temperature", "platt")
 
@@ -178,7 +178,7 @@ def cross_fit(
     return CrossFit(members, u_p, u_q, held_out_p, held_out_q, *losses)
 
 
-def mean_log_ratio(members: Member, head: Head, x: Float[Array, "b d"]) -> Float[Array, " b"]:
+def ensemble_log_ratio(members: Member, head: Head, x: Float[Array, "b d"]) -> Float[Array, " b"]:
     """The mean of all members' calibrated log ratios."""
 
     def one(member):

@@ -29,7 +29,7 @@ class Ties(NamedTuple):
 
 
 class Diagnostics(NamedTuple):
-    """What may be wrong with a fitted ratio; all of it is from out-of-fold log ratios.
+    """What may be wrong with a fitted ratio, by its out-of-fold log ratios.
 
     Attributes:
         mean_ratio: E_q[p/q], which is 1 for the true ratio.
@@ -41,8 +41,8 @@ class Diagnostics(NamedTuple):
             says that the heads have learned their rows by heart.
         max_log_ratio: the largest absolute log ratio.
         beyond_log_n: whether the estimated KL(p‖q) exceeds the logarithm of the number of samples
-            of q: then p lies where q has none of them, the number rests on the model's shape alone,
-            and no method can certify it.
+            of q: the number then rests on the model's shape. No lower bound of high confidence that
+            holds for all distributions exceeds that logarithm by much (McAllester, Stratos 2020).
         ties: exact repetitions.
         finite: whether every log ratio is finite.
     """

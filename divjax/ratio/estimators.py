@@ -195,7 +195,8 @@ class TelescopingRatio(_CrossFitted):
 class LeastSquaresRatio(_CrossFitted):
     """The ratio by kernel least squares (uLSIF, and relative: RuLSIF), cross-fitted.
 
-    Bandwidth and ridge are chosen by the analytic leave-one-out error; nothing is trained.
+    Bandwidth and ridge are chosen by the analytic leave-one-out error; nothing is trained, and no
+    rows are needed to validate: `validation_share` keeps one a fold by default.
 
     Attributes:
         head: the kernel model. The other attributes are those of `ClassifierRatio`.
@@ -212,6 +213,7 @@ class LeastSquaresRatio(_CrossFitted):
     """
 
     head: Any = LeastSquaresHead()
+    validation_share: ArrayLike = 1e-6
 
 
 @pytree

@@ -17,6 +17,7 @@ from divjax.core.checks import (
     check_shape,
 )
 from divjax.core.pytrees import pytree, static
+from divjax.core.simplex import effective_sample_size
 from divjax.core.types import Estimate, normal_estimate
 from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
 from divjax.fdiv.generators import Divergence, weighted_mean
@@ -24,9 +25,9 @@ from divjax.fdiv.inequalities import kl_lower_bound_from_js
 from divjax.inference.concentration import Bounded, sum_of_means_lower_bound
 from divjax.inference.permutation import PermutationTest, score_permutation_test
 from divjax.inference.rank import accuracy, auc
-from divjax.ratio.cross_fitting import HeldOut, Member, mean_log_ratio
+from divjax.ratio.cross_fitting import HeldOut, Member, ensemble_log_ratio
 from divjax.ratio.diagnostics import Diagnostics, Ties
-from divjax.ratio.types import num_rows
+from divjax.ratio.types import cross_entropy, num_rows
 
 __all__ = ["RatioFit"]
 
@@ -35,9 +36,11 @@ __all__ = ["RatioFit"]
 class RatioFit:
     """The log ratio of p to q, fitted to samples, and what follows from it.
 
-    Every number is from `log_ratio_p` and `log_ratio_q`: each sample's log ratio by models that
-    have not seen it. They, and so every divergence, are differentiable in the samples with the
-    models held at their optimum.
+    Divergences, AUC and accuracy are of `log_ratio_p` and `log_ratio_q`, each sample's log ratio by
+    models that have not seen it. They, and so every divergence, are differentiable in the samples
+    with the models held at their optimum. Certified bounds and the two-sample test are of the first
+    split's uncalibrated log ratios, `held_out_p` and `held_out_q`. With `pack` = k all numbers are
+    those of p^k and q^k.
 
     Attributes:
         log_ratio_p: log p/q at each sample of p, out of fold, averaged over repeats.
@@ -53,6 +56,19 @@ class RatioFit:
         head: the model.
         members: the fitted parameters, with leading axes (repeat, fold).
         pack: how many samples make one row.
+
+    Example:
+        >>> import jax
+        >>> from divjax import fdiv, ratio
+        >>> p, q = jax.random.normal(jax.random.key(0), (2, 400, 1))
+        >>> fit = ratio.ClassifierRatio("linear").fit(jax.random.key(1), p + 1, q)
+        >>> estimate = fit.divergence(fdiv.SquaredHellinger())  # 1 − e^{−1/8} = .1175
+        >>> bool(estimate.interval.lower < 0.1175 < estimate.interval.upper)
+        True
+        >>> bool(fit.certified_js() < 0.1114)  # the JS of these two
+        True
+        >>> bool(fit.two_sample_test(jax.random.key(2)).p_value < 0.01)
+        True
     """
 
     log_ratio_p: Float[Array, " n"]
@@ -102,11 +118,11 @@ class RatioFit:
         gradient of the divergence itself.
 
         The standard error adds up three errors: that of the mean; that of the log ratio's intercept
-        and slope, counted as estimated from the same samples; and that of its shape. The
-        classifier's excess cross-entropy ε costs Jensen–Shannon ε and another divergence about
-        4h(1)·ε, with h = r² f''; it is at most the `generalization_gap` in expectation, which
-        stands for it. The value is not corrected for it: Jensen–Shannon is a lower bound in
-        expectation.
+        and slope, counted as estimated from the same samples; and that of overfitting. There the
+        classifier's excess cross-entropy ε is at most the `generalization_gap` in expectation, if
+        the head contains log p/q; it costs Jensen–Shannon ε, and another divergence of nearby p
+        and q 4h(1)·ε, with h = r² f''. A head too simple for log p/q adds a bias that no error here
+        counts. The value is not corrected: Jensen–Shannon is a lower bound in expectation.
 
         Args:
             generator: a divergence of `divjax.fdiv`.
@@ -137,17 +153,20 @@ class RatioFit:
     def js(self, *, level: ArrayLike = 0.95, base: ArrayLike | None = None) -> Estimate:
         """The Jensen–Shannon divergence, in nats unless a base is given. See `divergence`.
 
-        In expectation a lower bound on the truth, whatever the model.
+        In expectation a lower bound on the truth, whatever the model: exactly so without
+        calibration, which sees a fold's rows only through the models of other folds.
         """
         return self.divergence(JensenShannon(), level=level, base=base)
 
-    def auc(self) -> Estimate:
+    def auc(self, *, level: ArrayLike = 0.95) -> Estimate:
         """The area under the ROC curve of the log ratio, ½ where p and q cannot be told apart."""
-        return _of_scores(self, auc)
+        check_probability(level=level)
+        return _of_scores(self, auc, level)
 
-    def accuracy(self) -> Estimate:
+    def accuracy(self, *, level: ArrayLike = 0.95) -> Estimate:
         """The balanced accuracy of the log ratio's sign, at most (1 + TV)/2 on average."""
-        return _of_scores(self, accuracy)
+        check_probability(level=level)
+        return _of_scores(self, accuracy, level)
 
     def two_sample_test(
         self, key: Key[Array, ""], *, kind: str = "auc", num_permutations: int = 999
@@ -213,7 +232,7 @@ class RatioFit:
             ValueError: if a number is out of range.
 
         References:
-            Maurer, Pontil 2009, theorem 4, for the bound on means.
+            `inference.sum_of_means_lower_bound`, for the bound on means.
         """
         check_positive(clip=clip)
         check_base(base)
@@ -221,13 +240,27 @@ class RatioFit:
         largest = _certified_js(self, confidence, clip)
         return largest if base is None else largest / jnp.log(jnp.asarray(base, largest.dtype))
 
-    def certified_kl(self, *, confidence: ArrayLike = 0.95, clip: float = 4.0) -> Float[Array, ""]:
-        """A number of nats that KL(p‖q) and KL(q‖p) exceed with the given probability.
+    def certified_kl(
+        self, *, confidence: ArrayLike = 0.95, clip: float = 4.0, base: ArrayLike | None = None
+    ) -> Float[Array, ""]:
+        """A number that KL(p‖q) and KL(q‖p) exceed with the given probability.
 
-        `certified_js` through the sharp inequality KL ≥ Ξ(JS), `fdiv.kl_lower_bound_from_js`; 0
-        where that bound is not positive.
+        `certified_js` through the sharp inequality KL ≥ Ξ(JS), `fdiv.kl_lower_bound_from_js`.
+
+        Args:
+            confidence: of the one-sided bound.
+            clip: the largest log ratio that counts.
+            base: the unit is the logarithm of this number; nats by default.
+
+        Returns:
+            The bound; 0 where that on JS is not positive.
+
+        Raises:
+            ValueError: if a number is out of range.
         """
-        return _kl_from_js(self.certified_js(confidence=confidence, clip=clip))
+        check_base(base)
+        bound = _kl_from_js(self.certified_js(confidence=confidence, clip=clip))
+        return bound if base is None else bound / jnp.log(jnp.asarray(base, bound.dtype))
 
     @property
     def diagnostics(self) -> Diagnostics:
@@ -236,7 +269,7 @@ class RatioFit:
 
 
 # What a user asks of a fit one by one is compiled: dozens of small operations each.
-_log_ratio = jax.jit(mean_log_ratio)
+_log_ratio = jax.jit(ensemble_log_ratio)
 
 
 @jax.jit
@@ -262,9 +295,9 @@ def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> 
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _of_scores(fit: RatioFit, statistic: Callable[..., Estimate]) -> Estimate:
+def _of_scores(fit: RatioFit, statistic: Callable[..., Estimate], level: ArrayLike) -> Estimate:
     samples = jax.lax.stop_gradient((fit.log_ratio_p, fit.log_ratio_q))
-    return statistic(*samples, fit.weights_p, fit.weights_q)
+    return statistic(*samples, fit.weights_p, fit.weights_q, level=level)
 
 
 @jax.jit
@@ -306,19 +339,17 @@ def _diagnostics(fit: RatioFit) -> Diagnostics:
     weights_p, weights_q = fit.weights_p, fit.weights_q
     largest = jnp.max(jnp.where(weights_q > 0, u_q, -jnp.inf))
     ratio = weights_q * jnp.exp(jnp.where(weights_q > 0, u_q - largest, -jnp.inf))
-    rows = jnp.concatenate([jnp.where(weights_p > 0, u_p, 0), jnp.where(weights_q > 0, u_q, 0)])
+    rows = jnp.where(weights_p > 0, u_p, 0), jnp.where(weights_q > 0, u_q, 0)
     num_q = jnp.sum(weights_q > 0).astype(u_q.dtype)
-    equal = jnp.sum(ratio) ** 2 / jnp.sum(jnp.where(weights_q > 0, ratio, 0) ** 2)
     return Diagnostics(
         mean_ratio=jnp.sum(ratio) * jnp.exp(largest),
-        effective_sample_size=equal,
-        cross_entropy=jnp.log(2.0).astype(u_p.dtype)
-        - JensenShannon().plug_in(u_p, u_q, weights_p, weights_q).value,
+        effective_sample_size=effective_sample_size(ratio),
+        cross_entropy=cross_entropy(*rows, weights_p, weights_q),
         generalization_gap=jnp.mean(fit.test - fit.train),
-        max_log_ratio=jnp.max(jnp.abs(rows)),
+        max_log_ratio=jnp.max(jnp.abs(jnp.concatenate(rows))),
         beyond_log_n=weighted_mean(u_p, weights_p) > jnp.log(num_q),
         ties=fit.ties,
-        finite=jnp.isfinite(rows).all(),
+        finite=jnp.isfinite(jnp.concatenate(rows)).all(),
     )
 
 

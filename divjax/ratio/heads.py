@@ -230,7 +230,8 @@ class RandomFourier(_Logistic):
     ridge: ArrayLike | tuple[float, ...] = (0.05, 0.5, 5.0)
 
     def __post_init__(self):
-        check_positive(num_features=self.num_features, bandwidth=self.bandwidth)
+        check_count(1, num_features=self.num_features)
+        check_positive(bandwidth=self.bandwidth)
 
     def _basis(self, key: Key[Array, ""], fold: Fold) -> tuple[Array, Array]:
         frequency_key, phase_key = jax.random.split(key)
@@ -312,7 +313,7 @@ class GaussianDiscriminant:
             validation rows.
 
     References:
-        Friedman 1989, eq. 16–18: regularised discriminant analysis.
+        Schäfer, Strimmer 2005: shrinkage towards the diagonal of unequal variances.
     """
 
     shrinkage: ArrayLike | tuple[float, ...] = (0.0, 0.1, 1.0)
@@ -519,7 +520,7 @@ class Auto:
         return self._resolve(fold.p.shape[1]).fit(key, fold)
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        """The chosen log ratio."""
+        """The averaged log ratio."""
         return self._resolve(z.shape[1])(params, z)
 
     def _resolve(self, in_features: int) -> Average:

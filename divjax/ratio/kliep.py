@@ -20,6 +20,7 @@ from divjax.ratio.kernel_models import (
     log_ratio,
     safe_log,
 )
+from divjax.ratio.types import Fold
 
 __all__ = ["KLIEPHead", "maximize_mixture"]
 
@@ -189,13 +190,10 @@ class KLIEPHead:
         ValueError: if a Python number is not positive, or a count not a positive integer.
 
     Example:
-        >>> import collections
         >>> import jax, jax.numpy as jnp
         >>> x, y = jax.random.normal(jax.random.key(0), (2, 200, 1))
         >>> train = jnp.where(jnp.arange(200) < 150, 1 / 150, 0)
         >>> validation = jnp.where(jnp.arange(200) < 150, 0, 1 / 50)
-        >>> Fold = collections.namedtuple(
-        ...     "Fold", "p q train_p train_q validation_p validation_q")
         >>> fold = Fold(x + 0.5, y - 0.5, train, train, validation, validation)
         >>> head = KLIEPHead()
         >>> params = jax.jit(head.fit)(jax.random.key(1), fold)
@@ -216,13 +214,12 @@ class KLIEPHead:
         check_grid(bandwidth=self.bandwidth, floor=self.floor)
         check_count(1, num_centers=self.num_centers, num_steps=self.num_steps)
 
-    def fit(self, key: Key[Array, ""], fold: Any) -> KernelRatio:
+    def fit(self, key: Key[Array, ""], fold: Fold) -> KernelRatio:
         """The model of the fold's training rows, with the bandwidth best for its validation rows.
 
         Args:
             key: draws the centres.
-            fold: rows `p` "n d" and `q` "m d", and the weights `train_p`, `train_q`,
-                `validation_p` and `validation_q`, each of which sums to one.
+            fold: the rows.
         """
         basis = draw_basis(key, fold, self.num_centers, self.bandwidth)
 
@@ -234,7 +231,7 @@ class KLIEPHead:
         weights, gap = _with_derivative(likelihoods, fold.train_p, point)
         return _mixture_model(basis, fold.train_q, bandwidth, weights, log_means, _stop(gap))
 
-    def _candidates(self, basis: Basis, fold: Any) -> tuple[Float[Array, " g"], _Point]:
+    def _candidates(self, basis: Basis, fold: Fold) -> tuple[Float[Array, " g"], _Point]:
         """The validation score and the solution for each bandwidth."""
         present = lambda x, mass: jnp.where(mass[:, None] > 0, x, 0)
         p, q = present(fold.p, fold.validation_p), present(fold.q, fold.validation_q)

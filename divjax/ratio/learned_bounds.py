@@ -27,7 +27,7 @@ from divjax.core.pytrees import pytree, static
 from divjax.core.training import fit
 from divjax.core.types import Estimate, Interval
 from divjax.ratio.critics import Critic
-from divjax.ratio.variational import as_bound, balanced_cross_entropy
+from divjax.ratio.variational import TRAINABLE, as_bound, balanced_cross_entropy
 
 __all__ = [
     "BoundDiagnostics",
@@ -45,14 +45,14 @@ class BoundDiagnostics(NamedTuple):
     Attributes:
         mean_ratio: the mean of e^T under q, one for the true log ratio.
         cross_entropy: the balanced one, log 2 where the critic tells nothing.
-        beyond_log_m: whether the value exceeds the logarithm of the number of samples of q (of
+        beyond_log_n: whether the value exceeds the logarithm of the number of samples of q (of
             pairs, for mutual information), beyond which no lower bound from samples is reliable.
         finite: whether training, held-out values and the estimate are.
     """
 
     mean_ratio: Float[Array, ""]
     cross_entropy: Float[Array, ""]
-    beyond_log_m: Bool[Array, ""]
+    beyond_log_n: Bool[Array, ""]
     finite: Bool[Array, ""]
 
 
@@ -116,7 +116,7 @@ class BoundFit(NamedTuple):
         diagnostics = BoundDiagnostics(
             mean_ratio=jnp.exp(log_sum - math.log(u_q.size)),
             cross_entropy=balanced_cross_entropy(u_p, u_q),
-            beyond_log_m=value > math.log(u_q.shape[0]),
+            beyond_log_n=value > math.log(u_q.shape[0]),
             finite=self.finite
             & jnp.isfinite(u_p).all()
             & jnp.isfinite(u_q).all()
@@ -153,8 +153,8 @@ class DivergenceBound:
     parameters that are kept. Columns are standardised by the rows that train.
 
     Attributes:
-        train: the bound to be maximised: a name ("js", "dv", "nwj", "infonce", "kl_from_js"), a
-            generator of `divjax.fdiv` for its `f_dual`, `MINE()`, or any function of (u_p, u_q).
+        train: the bound to be maximised: a name ("js", "dv", "nwj", "infonce"), a generator of
+            `divjax.fdiv` for its `f_dual`, `MINE()`, or any function of (u_p, u_q).
         network: "joint" for a multilayer perceptron, or `(in_features, rngs) -> nnx.Module`, from
             rows "b d" to "b 1".
         hidden: widths of the perceptron.
@@ -189,10 +189,11 @@ class DivergenceBound:
     num_groups: int = static(default=16)
 
     _paired = False
-    _names = ("p", "q")
     _networks = ("joint",)
 
     def __post_init__(self):
+        if isinstance(self.train, str) and self.train not in TRAINABLE:
+            raise ValueError(f"train must be one of {', '.join(TRAINABLE)}; got {self.train!r}.")
         object.__setattr__(self, "train", as_bound(self.train))
         if isinstance(self.network, str) and self.network not in self._networks:
             raise ValueError(
@@ -225,7 +226,7 @@ class DivergenceBound:
         # Pairs stay together: one key for both.
         keys = (split_key, split_key) if self._paired else tuple(jax.random.split(split_key))
         samples = [jax.random.permutation(k, rows) for k, rows in zip(keys, (x, y), strict=True)]
-        parts = [self._parts(rows) for rows in samples]
+        parts = [self._parts(name, rows) for name, rows in zip("xy", samples, strict=True)]
         training, validation, held_out = zip(*parts, strict=True)
         # Derivatives are those of the held-out values at a critic that is what it is.
         training, validation = jax.lax.stop_gradient((training, validation))
@@ -311,20 +312,20 @@ class DivergenceBound:
         return self._critic(x.shape[1], 0 * ones, ones)
 
     def _check(self, x: Any, y: Any) -> None:
-        check_matrix(**dict(zip(self._names, (x, y), strict=True)))
-        for name, rows in zip(self._names, (x, y), strict=True):
-            check_full_precision(name, rows)
+        check_matrix(x=x, y=y)
+        check_full_precision("x", x)
+        check_full_precision("y", y)
         if not self._paired:
-            check_same_features(x, y, self._names)
+            check_same_features(x, y)
         elif x.shape[0] != y.shape[0]:
             raise ValueError(f"x and y must have as many rows; got {x.shape[0]} and {y.shape[0]}.")
 
-    def _parts(self, rows: Array) -> tuple[Array, Array, Array]:
+    def _parts(self, name: str, rows: Array) -> tuple[Array, Array, Array]:
         """Rows to train on, and groups "g n d" to validate on and to hold out."""
         size = rows.shape[0] // 5 // self.num_groups
         if size < 2:
             raise ValueError(
-                f"at least {10 * self.num_groups} rows are needed for num_groups = "
+                f"{name} must hold at least {10 * self.num_groups} rows for num_groups = "
                 f"{self.num_groups}; got {rows.shape[0]}."
             )
         groups = rows[: 2 * size * self.num_groups].reshape(2, self.num_groups, size, -1)
@@ -419,7 +420,6 @@ class MutualInformationBound(DivergenceBound):
     num_negatives: int | None = static(default=None)
 
     _paired = True
-    _names = ("x", "y")
     _networks = ("joint", "separable")
 
     def __post_init__(self):

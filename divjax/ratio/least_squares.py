@@ -21,6 +21,7 @@ from divjax.ratio.kernel_models import (
     log_ratio,
     safe_log,
 )
+from divjax.ratio.types import Fold
 
 __all__ = ["LeastSquaresHead", "leave_one_out_score"]
 
@@ -156,12 +157,10 @@ class LeastSquaresHead:
             not a positive integer.
 
     Example:
-        >>> import collections
         >>> import jax, jax.numpy as jnp
         >>> x, y = jax.random.normal(jax.random.key(0), (2, 200, 1))
         >>> mass = jnp.full(200, 1 / 200)
-        >>> Fold = collections.namedtuple("Fold", "p q train_p train_q")
-        >>> fold = Fold(x + 0.5, y - 0.5, mass, mass)
+        >>> fold = Fold(x + 0.5, y - 0.5, mass, mass, mass, mass)
         >>> head = LeastSquaresHead()
         >>> params = jax.jit(head.fit)(jax.random.key(1), fold)
         >>> z = jnp.linspace(-1, 1, 5)[:, None]
@@ -186,13 +185,12 @@ class LeastSquaresHead:
             raise ValueError(f"relative must be below one; got {self.relative}.")
         check_count(1, num_centers=self.num_centers)
 
-    def fit(self, key: Key[Array, ""], fold: Any) -> KernelRatio:
+    def fit(self, key: Key[Array, ""], fold: Fold) -> KernelRatio:
         """The model of the fold's training rows.
 
         Args:
             key: draws the centres.
-            fold: rows `p` "n d" and `q` "m d", and weights `train_p` "n" and `train_q` "m" that sum
-                to one.
+            fold: the rows; its validation rows are not used.
         """
         basis = draw_basis(key, fold, self.num_centers, self.bandwidth)
         dtype = basis.centers.dtype

@@ -5,8 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import (
@@ -16,8 +14,10 @@ from divjax.core.checks import (
     check_positive,
     check_same_features,
     check_shape,
+    check_weights,
 )
 from divjax.core.pytrees import pytree, static
+from divjax.core.simplex import effective_sample_size
 from divjax.kernels.radial import Gaussian
 from divjax.kernels.sums import kernel_sums
 from divjax.ratio.kernel_models import median_distance
@@ -52,10 +52,7 @@ def _masses(name: str, weights: Any, x: Float[Array, "n d"]) -> Float[Array, " n
     if weights is None:
         return jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
     check_shape(name, weights, x.shape[0])
-    if not isinstance(weights, Tracer):
-        values = np.asarray(weights)
-        if not ((values >= 0).all() and values.sum() > 0):
-            raise ValueError(f"{name} must be non-negative, and positive somewhere; got {weights}.")
+    check_weights(name, weights)
     weights = jnp.asarray(weights, x.dtype)
     return weights / jnp.sum(weights)
 
@@ -137,7 +134,7 @@ class KernelMeanMatching:
     more uneven. A `bound` near the largest ratio expected keeps them tame.
 
     The weights are constants to differentiation; `mmd` is differentiable in the rows of both
-    samples, by the envelope theorem. Time O(m² `num_steps` + nm); memory O(m²).
+    samples, by the envelope theorem. Time O(m² `num_steps` + nm + n²); memory O(m²).
 
     Attributes:
         bandwidth: σ, a number in the units of the data, or None for the median distance between
@@ -226,7 +223,7 @@ class KernelMeanMatching:
         return MatchedWeights(
             weights=jnp.where(b > 0, weights, 0),
             mmd=mmd,
-            effective_sample_size=jnp.square(jnp.sum(masses)) / jnp.sum(jnp.square(masses)),
+            effective_sample_size=effective_sample_size(masses),
             gap=jnp.maximum(gap, 0),
             converged=(gap <= accuracy) & feasible,
         )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from divjax.core.checks import check_positive
+from divjax.core.checks import check_count
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.heads import Network, convex_heads, row_sampler
 from divjax.ratio.types import Fold, Head, cross_entropy
@@ -20,7 +20,7 @@ class Telescoping:
     """The log ratio as a sum over bridges, log p/q = Σ_k log p_k/p_{k+1}.
 
     Waymark p_k is the distribution of cos θ_k x + sin θ_k y for independent x ~ p and y ~ q, with
-    equal angles from θ_0 = 0 to θ_m = π/2. Neighbours overlap however far apart p and q are; a
+    equal angles from θ_0 = 0 to θ_m = π/2. With enough bridges neighbours overlap, where a
     classifier of p against q itself tells nothing apart beyond about log n nats.
 
     Each bridge starts from a simple log ratio of its own. A network with one output a bridge, all
@@ -28,7 +28,8 @@ class Telescoping:
 
     Attributes:
         num_bridges: m; a nat or two for each is comfortable.
-        start: the head that each bridge starts from; by default the best convex one.
+        start: the head that each bridge starts from; by default the likelihood-weighted average of
+            the convex ones.
         network: how the trunk is built and trained, from a batch "b d" to "b m"; None for none.
 
     References:
@@ -40,7 +41,7 @@ class Telescoping:
     network: Network | None = Network()
 
     def __post_init__(self):
-        check_positive(num_bridges=self.num_bridges)
+        check_count(1, num_bridges=self.num_bridges)
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Any]:
         """All bridges' starts, and the network."""

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from divjax.core.simplex import effective_sample_size
+
 __all__ = ["Fold", "Head", "cross_entropy", "num_rows"]
 
 
@@ -61,5 +63,5 @@ def cross_entropy(
 
 
 def num_rows(*weights: Float[Array, " n"]) -> Float[Array, ""]:
-    """How many equally weighted rows these are worth, Σ (Σw)²/Σw², for weights that sum to one."""
-    return jnp.sum(jnp.stack([1 / jnp.sum(weight**2) for weight in weights]))
+    """How many equally weighted rows these samples together are worth."""
+    return jnp.sum(jnp.stack([effective_sample_size(weight) for weight in weights]))

@@ -5,7 +5,9 @@ p and at samples of q,
 
     u_p "n"  and  u_q "m"  or, a row of samples of q for each one of p,  u_q "n k",
 
-and returns nats. All attain what they bound at T = log p/q (InfoNCE and its kin for k → ∞). For
+and returns nats. The bounds on KL, and `f_dual` on its divergence, attain it at T = log p/q
+(InfoNCE and its kin for k → ∞); `kl_from_js` attains Ξ(JS) there, `conjugate_dual` at T = f'(p/q).
+`smile` and `mean_log_ratio` are read-outs of a trained critic and no bounds. For
 the mutual information of pairs, p is their joint distribution and q the product of its marginals:
 `critics.split_scores` reads both from the matrix T(x_i, y_j). One function trains a critic, by its
 gradient, and any other may read it out: SMILE and f-DIME are read-outs of a critic that was trained
@@ -300,7 +302,7 @@ def jensen_shannon(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[A
 def kl_from_js(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
     """KL(p‖q) ≥ Ξ(log 2 − balanced cross-entropy), the largest bound that Jensen–Shannon implies.
 
-    Its gradient is that of `jensen_shannon` times a number, so that both train alike. Ξ is convex:
+    A read-out, not to train by: where the critic tells nothing, its gradient is zero. Ξ is convex:
     from samples the value is biased upwards, by half of Ξ'' times the cross-entropy's variance.
     Even the best critic leaves a gap to KL, unless p and q are those of `kl_lower_bound_from_js`.
 
@@ -335,15 +337,15 @@ def info_nce(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, 
     """KL(p‖q) ≥ E[T(z) − log 1/(k+1) (e^{T(z)} + Σ_j e^{T(z_j)})], z ~ p and k samples z_j ~ q.
 
     The log-likelihood of finding the one of p among k + 1, and log(k + 1), which it never exceeds.
-    Of small variance, and biased downwards: a lower bound whatever n.
+    Of small variance, and biased downwards: a lower bound in expectation, whatever n and k.
 
     Args:
         u_p: critic values at samples of p.
         u_q: for each of them, a row of k critic values at samples of q; a vector is the row of all.
 
     Returns:
-        The value in nats. For pairs with y as the row's own, a function of y added to T changes
-        nothing. Memory is n·k.
+        The value in nats. For pairs, a function of the row's own variable (of x, in `split_scores`)
+        added to T changes nothing. Memory is n·k.
 
     Raises:
         ValueError: if the values are empty, integers, or not of these shapes.
@@ -406,9 +408,9 @@ def interpolated_nce(
     after = jnp.pad(after, ((0, 0), (0, 1)), constant_values=-jnp.inf)
     with_p = jnp.logaddexp(before, after) - log_k
     under_q = jax.nn.logsumexp(u_q, axis=1, keepdims=True) - log_k
-    log_ratio = lambda mean: log_mixture(mean - baseline, alpha) + baseline
-    joint = jnp.mean(u_p[:, None] - log_ratio(with_p))
-    return 1 + joint - jnp.mean(jnp.exp(under_q - log_ratio(under_q)))
+    log_denominator = lambda mean: log_mixture(mean - baseline, alpha) + baseline
+    joint = jnp.mean(u_p[:, None] - log_denominator(with_p))
+    return 1 + joint - jnp.mean(jnp.exp(under_q - log_denominator(under_q)))
 
 
 class MINEState(NamedTuple):
@@ -482,6 +484,9 @@ BOUNDS: dict[str, Bound] = {
     "smile": smile,
     "log_ratio": mean_log_ratio,
 }
+
+# Of these, what a critic can be trained by from any start.
+TRAINABLE = ("js", "dv", "nwj", "infonce")
 
 
 def as_bound(bound: Any) -> Any:

@@ -89,7 +89,7 @@ def test_the_minimiser_is_optimal_in_single_precision(size):
         weights = solve_all(grams)
         assert weights.dtype == jnp.float32
         worst = max(map(kkt_residual, grams, weights))
-        assert worst <= 1e-6, (kind, worst)
+        assert worst <= 2e-6, (kind, worst)
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])

@@ -32,7 +32,7 @@ def test_a_task_is_evaluated_seed_by_seed():
     ((key, arrays),) = table.items()
     assert key == ("shift", 400, "Gaussian plug-in")
     assert arrays["kl"].shape == (6, 4)
-    assert arrays["each"].shape == (6,)
+    assert arrays["seconds_each"].shape == (6,)
     value, error, low, high = arrays["kl"].T
     assert len(set(value)) == 6
     assert abs(value.mean() - 0.5) < 4 * error.mean() / np.sqrt(6)

@@ -28,6 +28,7 @@ def reference(particle, images, sizes, pooled):
     return jnp.stack([dense(particle["heads"][task], x) for task in (0, 1)], axis=1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("canvas", "num_weights"), [(36, 31910), (12, None)])
 def test_logits_and_their_gradient_are_the_textbook_networks(canvas, num_weights):
     first, second, pooled = lenet.ARCHITECTURES[canvas]

@@ -25,6 +25,7 @@ def test_a_task_does_not_move_the_other_tasks_head(problem):
     assert jnp.abs(gradient["heads"][0]["kernel"]).max() > 1e-4
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("per_particle", [True, False])
 def test_scalarised_gradients_descend_both_tasks(problem, per_particle):
     """A min-norm combination has a non-negative inner product with every task's gradient."""

@@ -221,7 +221,7 @@ def test_a_lattice_is_found_and_bounded():
         assert max(found.share_p, found.share_q) == 1
         assert min(found.share_p, found.share_q) == 0.25
         error = math.sqrt(0.25 * 0.75 / 8000)
-        expected = 1 - entropy_bits((1 - 0.75 + 1.645 * error) / 2)
+        expected = 1 - entropy_bits((1 - 0.75 + 1.960 * error) / 2)
         assert found.js_bits == pytest.approx(expected, abs=1e-5)
         assert found.js_bits < 1 - entropy_bits(1 / 8)
 

@@ -160,6 +160,7 @@ GENERATORS = (
 )
 
 
+@pytest.mark.exhaustive
 def test_every_generator_is_finite(samples):
     """Particles near, far, coincident and constant in a feature."""
     x = jax.random.normal(KEY, (40, 1))

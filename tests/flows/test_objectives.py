@@ -134,9 +134,7 @@ def test_arrays_of_a_bound_method_are_leaves():
 @pytest.mark.parametrize("make", [flows.KL, flows.Potential])
 def test_a_vector_valued_energy_is_refused(make):
     x, weights = setup()
-    with pytest.raises(
-        ValueError, match=r"must return a scalar for a single particle; got shape \(2,\)"
-    ):
+    with pytest.raises(ValueError, match=r"must return a scalar; got shape \(2,\)"):
         evaluate(make(lambda z: z), x, weights)
 
 

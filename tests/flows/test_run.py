@@ -37,6 +37,7 @@ def test_history_is_recorded_before_each_step():
     np.testing.assert_allclose(result.history.weights.sum(1), 1, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("num_steps", "record_every"), [(10, 3), (9, 3), (2, 5), (0, 1)])
 def test_recording_less_often_changes_nothing_else(num_steps, record_every):
     full = run(KEY, X, TARGETS, num_steps=num_steps)

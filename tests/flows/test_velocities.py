@@ -114,6 +114,7 @@ def test_objectives_do_not_see_each_other(cloud, name):
         np.testing.assert_allclose(same, repulsion, rtol=1e-12)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", VELOCITIES)
 def test_massless_and_coincident_particles_stay_finite(name):
     x = jnp.array([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [1e4, 0.0]])

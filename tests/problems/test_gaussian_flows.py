@@ -186,6 +186,7 @@ def test_vanishing_damping_is_a_bessel_function():
     np.testing.assert_allclose(flow.covariance[-1, 0, 0], exact.y[0, 0] ** 2, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_too_few_steps_are_seen_in_the_error():
     """Towards a narrow target the moments are known; the estimate is not below the real error."""
     target = Moments(np.zeros((1, 1)), np.array([[[0.2]]]))

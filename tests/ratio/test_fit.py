@@ -378,7 +378,14 @@ def extreme_fits():
     return samples, run, gradients
 
 
-@pytest.mark.parametrize("generator", GENERATORS, ids=str)
+@pytest.mark.parametrize(
+    "generator",
+    [
+        pytest.param(g, marks=[pytest.mark.exhaustive] * (not isinstance(g, (fdiv.KL, fdiv.Renyi))))
+        for g in GENERATORS
+    ],
+    ids=str,
+)
 def test_finite_where_samples_are_extreme(extreme_fits, generator):
     samples, run, gradients = extreme_fits
     fits = [run(p, q) for p, q in samples]

@@ -197,14 +197,17 @@ X = jnp.zeros((200, 2))
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: DivergenceBound(train="mine"), "a bound must be one of"),
+        (lambda: DivergenceBound(train="smile"), "train must be one of js, dv"),
         (lambda: DivergenceBound(network="separable"), "network must be one of joint"),
         (lambda: DivergenceBound(learning_rate=0.0), "learning_rate must be"),
         (lambda: MutualInformationBound(num_negatives=0), "num_negatives must be"),
         (lambda: MutualInformationBound(batch_size=1), "batch_size must be"),
         (lambda: DivergenceBound().fit(jax.random.key(0), X, X[:, :1]), "same number of features"),
         (lambda: MutualInformationBound().fit(jax.random.key(0), X, X[:9]), "as many rows"),
-        (lambda: MutualInformationBound().fit(jax.random.key(0), X[:9], X[:9]), "at least 160"),
+        (
+            lambda: MutualInformationBound().fit(jax.random.key(0), X[:9], X[:9]),
+            "x must hold at least 160",
+        ),
         (lambda: MutualInformationBound().fit(jax.random.key(0), X[0], X), "x must be a non-empty"),
         (lambda: MutualInformationBound().fit(0, X, X), "key must be"),
     ],

@@ -245,8 +245,14 @@ def test_results_and_gradients_are_finite_at_extremes_and_flags_tell():
         (lambda p: KernelMeanMatching().fit(p[0], p), "p must be a non-empty matrix"),
         (lambda p: KernelMeanMatching().fit(p, p[:, :1]), "p and q must have the same number"),
         (lambda p: KernelMeanMatching().fit(p, p, jnp.ones(2)), r"weights_p must have shape \(3,"),
-        (lambda p: KernelMeanMatching().fit(p, p, None, -jnp.ones(3)), "weights_q must be non-neg"),
-        (lambda p: KernelMeanMatching().fit(p, p, jnp.zeros(3)), "positive somewhere"),
+        (
+            lambda p: KernelMeanMatching().fit(p, p, None, -jnp.ones(3)),
+            "weights_q must be finite and non-neg",
+        ),
+        (
+            lambda p: KernelMeanMatching().fit(p, p, jnp.zeros(3)),
+            "weights_p must be .*not all zero",
+        ),
     ],
 )
 def test_errors_name_the_argument(call, message):

@@ -59,6 +59,7 @@ def test_bridges_keep_parts_apart(n, m):
             assert set(index[used]) <= set(allowed)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("head", ["linear", "gaussian"])
 def test_a_single_bridge_is_classification(head):
     p, q = jax.random.normal(KEY, (2, 50, 2))
