@@ -1,5 +1,6 @@
 """Shape and value checks at trace time: what is wrong, in one sentence that names the argument."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,14 +29,24 @@ __all__ = [
 ]
 
 
+def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """The Python numbers among values and in sequences of them, with their names."""
+    for name, value in values.items():
+        for entry in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(entry, (int, float)):
+                yield name, entry
+
+
 def check_positive(**values: Any) -> None:
     """Raise `ValueError` for a Python number that is not positive; arrays and tracers pass.
 
+    Of a sequence every entry is looked at.
+
     Example:
-        >>> check_positive(bandwidth=1.0, epsilon=0.1)
+        >>> check_positive(bandwidth=1.0, epsilon=(0.1, 1.0))
     """
-    for name, value in values.items():
-        if isinstance(value, (int, float)) and not value > 0:
+    for name, value in _numbers(values):
+        if not value > 0:
             raise ValueError(f"{name} must be a positive number; got {value}.")
 
 
@@ -51,8 +62,8 @@ def check_positive_values(**values: Any) -> None:
 
 def check_nonnegative(**values: Any) -> None:
     """Raise `ValueError` for a Python number that is negative; arrays and tracers pass."""
-    for name, value in values.items():
-        if isinstance(value, (int, float)) and not value >= 0:
+    for name, value in _numbers(values):
+        if not value >= 0:
             raise ValueError(f"{name} must not be negative; got {value}.")
 
 

@@ -152,6 +152,9 @@ class _Logistic:
 
     ridge: Any
 
+    def __post_init__(self):
+        check_nonnegative(ridge=self.ridge)
+
     def _basis(self, key: Key[Array, ""], fold: Fold) -> Any:
         return ()
 
@@ -186,6 +189,9 @@ class Linear(_Logistic):
     Attributes:
         ridge: ρ ≥ 0, the precision of a Gaussian prior on each coefficient of a standardised
             feature; several are a grid, the best by the validation rows.
+
+    Raises:
+        ValueError: if a ridge is a negative Python number.
     """
 
     ridge: ArrayLike | tuple[float, ...] = (0.5, 5.0, 50.0)
@@ -230,6 +236,7 @@ class RandomFourier(_Logistic):
     ridge: ArrayLike | tuple[float, ...] = (0.05, 0.5, 5.0)
 
     def __post_init__(self):
+        super().__post_init__()
         check_count(1, num_features=self.num_features)
         check_positive(bandwidth=self.bandwidth)
 
@@ -317,6 +324,11 @@ class GaussianDiscriminant:
     """
 
     shrinkage: ArrayLike | tuple[float, ...] = (0.0, 0.1, 1.0)
+
+    def __post_init__(self):
+        check_nonnegative(shrinkage=self.shrinkage)
+        if isinstance(self.shrinkage, (int, float)) and self.shrinkage > 1:
+            raise ValueError(f"shrinkage must lie in [0, 1]; got {self.shrinkage}.")
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> Any:
         """Both Gaussians' means and inverse Cholesky factors."""

@@ -92,10 +92,9 @@ def median_distance(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Floa
 
 
 def check_grid(**grids: Any) -> None:
-    """Raise `ValueError` for Python numbers that are not positive, alone or in a sequence."""
+    """Raise `ValueError` for an empty sequence, or Python numbers that are not positive."""
+    check_positive(**grids)
     for name, values in grids.items():
-        for value in values if isinstance(values, (tuple, list)) else (values,):
-            check_positive(**{name: value})
         if isinstance(values, (tuple, list)) and not values:
             raise ValueError(f"{name} must hold at least one number; got {values!r}.")
 

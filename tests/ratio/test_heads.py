@@ -365,7 +365,10 @@ def test_auto_leaves_out_what_is_too_costly():
     "make",
     [
         lambda: h.Average(()),
+        lambda: h.Linear(ridge=(0.5, -1.0)),
+        lambda: h.GaussianDiscriminant(shrinkage=1.5),
         lambda: h.RandomFourier(num_features=0),
+        lambda: h.RandomFourier(ridge=-1.0),
         lambda: h.RandomFourier(bandwidth=-1.0),
         lambda: h.Network(learning_rate=0.0),
         lambda: h.Network(num_steps=0),
