@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 
-from divjax.ratio.heads import newton_logistic
+from divjax.ratio.logistic import newton_logistic
 from divjax.ratio.types import Fold, Head, cross_entropy, num_rows
 
 __all__ = ["CALIBRATIONS", "CrossFit", "HeldOut", "Member", "cross_fit", "ensemble_log_ratio"]

@@ -27,7 +27,8 @@ from divjax.core.pytrees import pytree, static
 from divjax.core.training import fit
 from divjax.core.types import Estimate, Interval
 from divjax.ratio.critics import Critic
-from divjax.ratio.variational import TRAINABLE, as_bound, balanced_cross_entropy
+from divjax.ratio.types import cross_entropy
+from divjax.ratio.variational import TRAINABLE, as_bound
 
 __all__ = [
     "BoundDiagnostics",
@@ -115,7 +116,7 @@ class BoundFit(NamedTuple):
         log_sum = jax.nn.logsumexp(u_q)
         diagnostics = BoundDiagnostics(
             mean_ratio=jnp.exp(log_sum - math.log(u_q.size)),
-            cross_entropy=balanced_cross_entropy(u_p, u_q),
+            cross_entropy=cross_entropy(u_p, u_q),
             beyond_log_n=value > math.log(u_q.shape[0]),
             finite=self.finite
             & jnp.isfinite(u_p).all()

@@ -50,16 +50,21 @@ class Head(Protocol):
 
 def cross_entropy(
     log_ratio_p: Float[Array, " n"],
-    log_ratio_q: Float[Array, " m"],
-    weights_p: Float[Array, " n"],
-    weights_q: Float[Array, " m"],
+    log_ratio_q: Float[Array, "..."],
+    weights_p: Float[Array, " n"] | None = None,
+    weights_q: Float[Array, "..."] | None = None,
 ) -> Float[Array, ""]:
     """The balanced cross-entropy ½E_p[log(1 + e^{−u})] + ½E_q[log(1 + e^u)], in nats.
 
-    Its least value over all u is log 2 − JS(p, q), at the log ratio.
+    Its least value over all u is log 2 − JS(p, q), at the log ratio. It keeps its digits near 0,
+    where JS is near log 2. Weights sum to one; uniform by default.
     """
-    under_p = jnp.dot(weights_p, jax.nn.softplus(-log_ratio_p))
-    return (under_p + jnp.dot(weights_q, jax.nn.softplus(log_ratio_q))) / 2
+
+    def mean(losses, weights):
+        return jnp.mean(losses) if weights is None else jnp.sum(weights * losses)
+
+    under_p = mean(jax.nn.softplus(-log_ratio_p), weights_p)
+    return (under_p + mean(jax.nn.softplus(log_ratio_q), weights_q)) / 2
 
 
 def num_rows(*weights: Float[Array, " n"]) -> Float[Array, ""]:

@@ -29,6 +29,7 @@ from divjax.fdiv.divergences import KL
 from divjax.fdiv.generators import Generator
 from divjax.fdiv.inequalities import kl_lower_bound_from_js
 from divjax.fdiv.special import log_mixture
+from divjax.ratio.types import cross_entropy
 
 __all__ = [
     "BOUNDS",
@@ -36,7 +37,6 @@ __all__ = [
     "Bound",
     "MINEState",
     "as_bound",
-    "balanced_cross_entropy",
     "conjugate_dual",
     "donsker_varadhan",
     "f_dual",
@@ -251,29 +251,6 @@ def nwj(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
     return f_dual(u_p, u_q, KL())
 
 
-def balanced_cross_entropy(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
-    """The cross-entropy ½E_p[log(1 + e^{−T})] + ½E_q[log(1 + e^T)] ≥ log 2 − JS(p‖q).
-
-    T is the logit with which a classifier tells p from q, both counting the same.
-
-    Args:
-        u_p: critic values at samples of p.
-        u_q: critic values at samples of q, a vector or a matrix.
-
-    Returns:
-        The value in nats. It keeps its digits near 0, where JS is near log 2.
-
-    Raises:
-        ValueError: if the values are empty, integers, or not of these shapes.
-
-    Example:
-        >>> float(balanced_cross_entropy(jnp.array([0.0]), jnp.array([0.0])))
-        0.6931
-    """
-    _check_values(u_p, u_q)
-    return 0.5 * (jnp.mean(jax.nn.softplus(-u_p)) + jnp.mean(jax.nn.softplus(u_q)))
-
-
 def jensen_shannon(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
     """JS(p‖q) ≥ log 2 − balanced cross-entropy: `f_dual` of Jensen–Shannon. The way to train.
 
@@ -296,7 +273,8 @@ def jensen_shannon(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[A
     References:
         Goodfellow et al. 2014, theorem 1; Nowozin, Cseke, Tomioka 2016, table 2.
     """
-    return math.log(2) - balanced_cross_entropy(u_p, u_q)
+    _check_values(u_p, u_q)
+    return math.log(2) - cross_entropy(u_p, u_q)
 
 
 def kl_from_js(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
@@ -324,7 +302,8 @@ def kl_from_js(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array
     References:
         Dorent, Golland, Wells 2025, arXiv 2510.20644.
     """
-    return kl_lower_bound_from_js(balanced_cross_entropy(u_p, u_q))
+    _check_values(u_p, u_q)
+    return kl_lower_bound_from_js(cross_entropy(u_p, u_q))
 
 
 def _rows(u_p: Array, u_q: Array) -> Array:

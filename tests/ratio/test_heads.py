@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from divjax.core.pytrees import pytree
 from divjax.ratio import Fold, Head
 from divjax.ratio import heads as h
+from divjax.ratio.logistic import newton_logistic
 from divjax.ratio.types import cross_entropy, num_rows
 
 
@@ -110,7 +111,7 @@ def test_repeated_rows_are_weights():
         times_p, times_q = np.arange(20) % 4, np.arange(30) % 3
         phi = [np.concatenate([np.ones((len(x), 1)), x], 1) for x in (fold.p, fold.q)]
         repeated = [np.repeat(x, t, axis=0) for x, t in zip(phi, (times_p, times_q), strict=True)]
-        newton = jax.jit(h.newton_logistic)
+        newton = jax.jit(newton_logistic)
         penalty = jnp.array([1e-4, 0.01, 0.01])
         weighted = newton(*phi, times_p / times_p.sum(), times_q / times_q.sum(), penalty)
         uniform = [np.full(len(x), 1 / len(x)) for x in repeated]
@@ -120,7 +121,7 @@ def test_repeated_rows_are_weights():
 def test_newton_is_stationary_with_offsets_and_on_hard_samples():
     """The gradient vanishes also where rows are separable, far off the start, and one-sided."""
     with jax.enable_x64(True):
-        newton = jax.jit(h.newton_logistic)
+        newton = jax.jit(newton_logistic)
         rng = np.random.default_rng(5)
         for shift, offset in ((0.5, 1.0), (8.0, 0.0), (8.0, -40.0), (0.0, -1e3), (300.0, 5.0)):
             phi_p = np.stack([np.ones(40), rng.normal(shift, 1, 40)], 1)

@@ -310,7 +310,6 @@ ALL = {
     "interpolated": v.interpolated_nce,
     "interpolated(0)": lambda u_p, u_q: v.interpolated_nce(u_p, u_q, 0.0),
     "interpolated(1)": lambda u_p, u_q: v.interpolated_nce(u_p, u_q, 1.0),
-    "cross-entropy": v.balanced_cross_entropy,
     "ChiSquared": lambda u_p, u_q: v.f_dual(u_p, u_q, fdiv.ChiSquared()),
     "MINE": lambda u_p, u_q: v.MINE()(u_p, u_q, v.MINE().init(u_p.dtype))[0],
 }
