@@ -241,6 +241,19 @@ class Network:
     Raises:
         ValueError: if a number is out of range.
 
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> def build(in_features, rngs):  # not a lambda in a loop: each would compile anew
+        ...     return nnx.Linear(in_features, 1, rngs=rngs)
+        >>> head = Network(network=build, num_steps=50, learning_rate=0.1)
+        >>> p, q = jax.random.normal(jax.random.key(0), (2, 100, 1))
+        >>> even = jnp.full(100, 1 / 100)
+        >>> params = jax.jit(head.fit)(jax.random.key(1), Fold(p + 1, q - 1, *[even] * 4))
+        >>> low, high = head(params, jnp.array([[-1.0], [1.0]]))
+        >>> bool(low < 0 < high)
+        True
+
     References:
         Loshchilov, Hutter 2019: AdamW.
     """
