@@ -141,38 +141,41 @@ def univariate_js(
     """JS in bits between one column of two tables, and its standard error.
 
     By the classifier that knows a column's frequencies alone: a number's in bins of equal pooled
-    counts, a category's of its levels. Frequencies are of the other folds (half a row added to
-    each), so that the value is a lower bound in expectation.
+    counts, at most 2n^{1/3} of them, a category's of its levels. Frequencies are of the other folds
+    (half a row added to each), so that the value is a lower bound in expectation. The error is that
+    of `RatioFit.divergence`: that of the mean, and what the frequencies fit their own rows better
+    than others.
 
     Args:
         rng: of the folds.
         p: the encoded columns of one original column, "n k".
         q: the same of the other table, "m k".
-        num_bins: of a number.
+        num_bins: of a number, at most.
         num_folds: of the cross-fitting.
     """
-    pooled = np.concatenate([p, q])
+    num_bins = min(num_bins, round(2 * min(len(p), len(q)) ** (1 / 3)))
     bins = []
-    for column in pooled.T:
+    for column in np.concatenate([p, q]).T:
         edges = np.unique(np.quantile(column, np.arange(1, num_bins) / num_bins))
         bins.append(np.searchsorted(edges, column, "right"))
     _, codes = np.unique(np.stack(bins, axis=1), axis=0, return_inverse=True)
     codes = (codes[: len(p)], codes[len(p) :])
     size = max(part.max() for part in codes) + 1
     folds = [rng.permutation(len(part)) % num_folds for part in codes]
-    log_ratio = [np.empty(len(part)) for part in codes]
+    terms, gaps = [np.empty(len(part)) for part in codes], []
     for fold in range(num_folds):
         log_shares = []
         for part, place in zip(codes, folds, strict=True):
             count = np.bincount(part[place != fold], minlength=size) + 0.5
             log_shares.append(np.log(count / count.sum()))
-        for u, part, place in zip(log_ratio, codes, folds, strict=True):
-            u[place == fold] = (log_shares[0] - log_shares[1])[part[place == fold]]
-    terms = [
-        (1 - np.logaddexp(0, sign * u) / np.log(2)) / 2
-        for sign, u in zip((-1, 1), log_ratio, strict=True)
-    ]
-    error = np.sqrt(sum(term.var(ddof=1) / len(term) for term in terms))
+        log_ratio, gap = log_shares[0] - log_shares[1], 0.0
+        for term, part, place, sign in zip(terms, codes, folds, (-1, 1), strict=True):
+            each = ((1 - np.logaddexp(0, sign * log_ratio) / np.log(2)) / 2)[part]
+            term[place == fold] = each[place == fold]
+            gap += each[place != fold].mean() - each[place == fold].mean()
+        gaps.append(gap)
+    variance = sum(term.var(ddof=1) / len(term) for term in terms)
+    error = np.sqrt(variance + max(0, np.mean(gaps)) ** 2)
     return float(sum(term.mean() for term in terms)), float(error)
 
 

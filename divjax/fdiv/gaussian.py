@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import scipy.special
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_matrix, check_same_features
+from divjax.core.standardize import mean_and_scale
 from divjax.core.types import Estimate, normal_estimate
 from divjax.fdiv.inequalities import Bounds
 from divjax.fdiv.special import (
@@ -312,9 +313,9 @@ def plug_in_kl(
     Returns:
         The estimate in nats; its effective sample size is 1/(1/n + 1/m). The standard error is the
         root mean square of the samples' influences, whatever their distribution. Where p = q the
-        true ones vanish and those of the fits do not: the standard error is then √2 of the spread,
-            on average, and the spread
-        √(d(d + 3))/2 · (1/n + 1/m) for Gaussians.
+        true ones vanish and those of the fits do not: on average the standard error is then √2
+        times the spread, which is √(d(d + 3))/2 · (1/n + 1/m) for Gaussians. Both are nan where a
+        sample's covariance is singular: a feature is constant, or a linear function of others.
 
     Raises:
         ValueError: if an argument is not a matrix, the features differ, or there are too few rows.
@@ -338,10 +339,11 @@ def plug_in_kl(
             raise ValueError(
                 f"{name} must have at least {needed} rows for {d} features; got {size}."
             )
-    x_centered, y_centered = x - jnp.mean(x, axis=0), y - jnp.mean(y, axis=0)
+    means = [mean_and_scale(s, jnp.ones_like(s[:, 0]))[0] for s in (x, y)]
+    x_centered, y_centered = x - means[0], y - means[1]
     p, q = (
-        Normal(jnp.mean(s, axis=0), c.T @ c / (c.shape[0] - 1))
-        for s, c in ((x, x_centered), (y, y_centered))
+        Normal(mean, c.T @ c / (c.shape[0] - 1))
+        for mean, c in zip(means, (x_centered, y_centered), strict=True)
     )
     whitened = _whiten(p, q)
     factor, shift = whitened
@@ -360,7 +362,15 @@ def plug_in_kl(
     spread = jnp.sum((factor.T @ y_white) ** 2, 0) + (shift @ y_white) ** 2
     at_y = (jnp.sum(y_white**2, 0) - spread) / 2 - shift @ y_white
     std_error = jnp.sqrt(jnp.var(at_x) / n + jnp.var(at_y) / m)
-    return normal_estimate(value, std_error, 1 / (1 / n + 1 / m), level=level)
+    value = jnp.where(_singular(p.covariance) | _singular(q.covariance), jnp.nan, value)
+    return normal_estimate(value, std_error + 0 * value, 1 / (1 / n + 1 / m), level=level)
+
+
+def _singular(covariance: Float[Array, "d d"]) -> Bool[Array, ""]:
+    """Whether some feature is, up to rounding, a linear function of those before it."""
+    scale = jnp.sqrt(jnp.diag(covariance))
+    pivots = jnp.diag(jnp.linalg.cholesky(covariance / (scale[:, None] * scale)))
+    return ~(jnp.min(pivots**2) > 10 * scale.size * jnp.finfo(covariance.dtype).eps)
 
 
 def _log_det_bias(freedom: int, d: int) -> float:

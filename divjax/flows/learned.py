@@ -14,6 +14,7 @@ from divjax.core.checks import (
     check_same_features,
 )
 from divjax.core.pytrees import pytree, ravel_particles, static
+from divjax.core.standardize import mean_and_scale
 from divjax.core.training import fit
 from divjax.fdiv.divergences import ReverseKL
 from divjax.fdiv.generators import Generator
@@ -98,9 +99,8 @@ class FDivergence:
         check_full_precision("particles", x)
         init_key, fit_key = jax.random.split(key)
         x, y = jax.lax.stop_gradient((x, y.astype(x.dtype)))
-        mean = (jnp.mean(x, axis=0) + jnp.mean(y, axis=0)) / 2
-        variance = (jnp.mean((x - mean) ** 2, axis=0) + jnp.mean((y - mean) ** 2, axis=0)) / 2
-        scale = jnp.sqrt(jnp.where(variance > 0, variance, 1))
+        halves = [jnp.full(rows.shape[0], 0.5 / rows.shape[0], x.dtype) for rows in (x, y)]
+        mean, scale = mean_and_scale(jnp.concatenate([x, y]), jnp.concatenate(halves))
         params = self.ratio.init(init_key, x.shape[1], x.dtype)
         state = _State(params, self._optimizer(x.dtype).init(params), mean, scale)
         weights = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 
+from divjax.core.standardize import mean_and_scale
 from divjax.ratio.logistic import newton_logistic
 from divjax.ratio.types import Fold, Head, cross_entropy, num_rows
 
@@ -236,15 +237,7 @@ def _standardizer(
     if tie_counts:
         values = jnp.sort(jnp.where(weights > 0, x.T, jnp.inf), axis=1)
     member = Member(jnp.zeros((), x.dtype), jnp.ones((), x.dtype), values, (), jnp.zeros(2))
-    z = _features(member, x, weights > 0)
-    mean = weights @ z
-    # In units of the largest deviation, whose square is neither too large nor too small a number.
-    deviation = jnp.where(weights[:, None] > 0, z - mean, 0)
-    unit = jnp.max(jnp.abs(deviation), axis=0)
-    unit = jnp.where(unit > 0, unit, 1)
-    scale = unit * jnp.sqrt(weights @ (deviation / unit) ** 2)
-    # What is constant up to rounding is constant.
-    scale = jnp.where(scale > 4 * jnp.finfo(x.dtype).eps * jnp.abs(mean), scale, 1)
+    mean, scale = mean_and_scale(_features(member, x, weights > 0), weights)
     return member._replace(mean=mean, scale=scale)
 
 

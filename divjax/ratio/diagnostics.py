@@ -18,6 +18,8 @@ class Ties(NamedTuple):
     Attributes:
         duplicates_p: the share of p's rows that another row of p equals.
         duplicates_q: the share of q's rows that another row of q equals.
+        shared_p: the share of p's rows that a row of q equals: copies, if q is a model of p.
+        shared_q: the share of q's rows that a row of p equals.
         lattice: for each feature, how far the samples differ in the share of rows whose value the
             other rows of one of them hold: a lower bound, up to sampling error, on the total
             variation. Near 1 where one sample's values lie on a lattice that the other's miss.
@@ -25,6 +27,8 @@ class Ties(NamedTuple):
 
     duplicates_p: Float[Array, ""]
     duplicates_q: Float[Array, ""]
+    shared_p: Float[Array, ""]
+    shared_q: Float[Array, ""]
     lattice: Float[Array, " d"]
 
 
@@ -101,22 +105,33 @@ def ties(
         return jnp.maximum(jnp.abs(on_p), jnp.abs(on_q))
 
     return Ties(
-        _duplicates(p, used_p),
-        _duplicates(q, used_q),
-        jax.vmap(lattice, in_axes=1)(p, q).astype(p.dtype),
+        *_repetitions(p, q, used_p, used_q), jax.vmap(lattice, in_axes=1)(p, q).astype(p.dtype)
     )
 
 
-def _duplicates(x: Float[Array, "n d"], used: Bool[Array, " n"]) -> Float[Array, ""]:
-    """The share of used rows that another used row equals.
+def _repetitions(
+    p: Float[Array, "n d"],
+    q: Float[Array, "m d"],
+    used_p: Bool[Array, " n"],
+    used_q: Bool[Array, " m"],
+) -> list[Float[Array, ""]]:
+    """The shares of used rows that equal another of their own sample, and one of the other's.
 
     Equal rows are next to each other once sorted by a hash of their bits, and compared exactly.
     """
+    x, used = jnp.concatenate([p, q]), jnp.concatenate([used_p, used_q])
     bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32).reshape(x.shape[0], -1)  # −0 is 0
     odd = np.random.default_rng(0).integers(0, 2**31, bits.shape[1], np.uint32) * 2 + 1
     code = jnp.sum(bits * jnp.asarray(odd), axis=1, dtype=jnp.uint32)
     order = jnp.argsort(code // 2 + jnp.where(used, jnp.uint32(0), jnp.uint32(2**31)))
     x, used = x[order], used[order]
-    same = (x[1:] == x[:-1]).all(axis=1) & used[1:] & used[:-1]
-    tied = jnp.zeros_like(used).at[1:].set(same).at[:-1].max(same)
-    return jnp.sum(tied).astype(x.dtype) / jnp.sum(used)
+    other = ~((x[1:] == x[:-1]).all(axis=1) & used[1:] & used[:-1])
+    group = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(other)])
+    own = [used & (order < p.shape[0]), used & (order >= p.shape[0])]
+    in_group = [jnp.zeros(x.shape[0], int).at[group].add(part)[group] for part in own]
+
+    def share(of: int, among: int, least: int) -> Float[Array, ""]:
+        repeated = own[of] & (in_group[among] >= least)
+        return jnp.sum(repeated).astype(x.dtype) / jnp.sum(own[of])
+
+    return [share(0, 0, 2), share(1, 1, 2), share(0, 1, 1), share(1, 0, 1)]

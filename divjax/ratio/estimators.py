@@ -21,6 +21,7 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
     check_weights,
+    check_widths,
 )
 from divjax.core.pytrees import pytree, static
 from divjax.core.types import Estimate
@@ -105,7 +106,7 @@ class _CrossFitted:
 
         Raises:
             ValueError: if shapes do not fit, a sample is too small, or concrete weights are
-                negative.
+                negative; traced ones that are make everything nan.
         """
         return _check_and_fit(key, p, q, weights_p, weights_q, self)
 
@@ -156,6 +157,7 @@ class ClassifierRatio(_CrossFitted):
 
     def __post_init__(self):
         super().__post_init__()
+        check_widths(hidden=self.hidden)
         if isinstance(self.head, str):
             if self.head not in HEADS:
                 raise ValueError(
@@ -268,8 +270,11 @@ def _check_and_fit(
 @jax.jit
 def _fit(key, p, q, weights_p, weights_q, method) -> RatioFit:
     pack_key, fit_key = jax.random.split(key)
-    # Rows without weight may hold anything.
-    p, q = (jnp.where(w[:, None] > 0, x, 0) for x, w in ((p, weights_p), (q, weights_q)))
+    # Rows without weight may hold anything. Weights that are none make the sample none.
+    p, q = (
+        jnp.where((w >= 0).all(), jnp.where(w[:, None] > 0, x, 0), jnp.nan)
+        for x, w in ((p, weights_p), (q, weights_q))
+    )
     repeated = ties(p, q, weights_p, weights_q)
     weights_p, weights_q = weights_p / jnp.max(weights_p), weights_q / jnp.max(weights_q)
     if method.pack > 1:

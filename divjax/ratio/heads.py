@@ -16,7 +16,13 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core import networks, training
-from divjax.core.checks import check_count, check_nonnegative, check_positive, check_shape
+from divjax.core.checks import (
+    check_count,
+    check_nonnegative,
+    check_positive,
+    check_shape,
+    check_widths,
+)
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.logistic import Linear, Quadratic, RandomFourier
 from divjax.ratio.types import Fold, Head, cross_entropy, num_rows
@@ -268,6 +274,7 @@ class Network:
     start: Any = Zero()
 
     def __post_init__(self):
+        check_widths(hidden=self.hidden)
         check_positive(learning_rate=self.learning_rate)
         counts = {"num_steps": self.num_steps, "batch_size": self.batch_size}
         check_count(1, **counts, num_checks=self.num_checks)

@@ -22,8 +22,10 @@ from divjax.core.checks import (
     check_positive,
     check_probability,
     check_same_features,
+    check_widths,
 )
 from divjax.core.pytrees import pytree, static
+from divjax.core.standardize import mean_and_scale
 from divjax.core.training import fit
 from divjax.core.types import Estimate, Interval
 from divjax.ratio.critics import Critic
@@ -201,6 +203,7 @@ class DivergenceBound:
                 f"network must be one of {', '.join(self._networks)}, or a function that builds "
                 f"one; got {self.network!r}."
             )
+        check_widths(hidden=self.hidden)
         check_positive(learning_rate=self.learning_rate)
         counts = {"num_steps": self.num_steps, "num_checks": self.num_checks}
         check_count(1, **counts, num_groups=self.num_groups)
@@ -232,10 +235,8 @@ class DivergenceBound:
         # Derivatives are those of the held-out values at a critic that is what it is.
         training, validation = jax.lax.stop_gradient((training, validation))
         columns = self._joined(*training)
-        deviation = jnp.std(columns, axis=0)
-        critic = self._critic(
-            x.shape[1], jnp.mean(columns, axis=0), jnp.where(deviation > 0, deviation, 1)
-        ).init(init_key)
+        standard = mean_and_scale(columns, jnp.ones_like(columns[:, 0]))
+        critic = self._critic(x.shape[1], *standard).init(init_key)
 
         def draw(key: Key[Array, ""]) -> tuple[Array, Array]:
             keys = (key, key) if self._paired else tuple(jax.random.split(key))

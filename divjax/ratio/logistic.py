@@ -21,6 +21,8 @@ class _Logistic:
 
     def __post_init__(self):
         check_nonnegative(ridge=self.ridge)
+        if isinstance(self.ridge, tuple) and not self.ridge:
+            raise ValueError("ridge must hold at least one number; got none.")
 
     def _basis(self, key: Key[Array, ""], fold: Fold) -> Any:
         return ()

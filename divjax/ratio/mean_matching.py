@@ -215,6 +215,7 @@ class KernelMeanMatching:
         squared = jnp.dot(masses, witness - target) + self_term
         positive = squared > 0
         mmd = jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+        mmd = jnp.where(jnp.isnan(squared), jnp.nan, mmd)
 
         slopes = _stop(witness)
         gap = jnp.dot(masses, slopes) - _least_linear(slopes, b, bound, tolerance)

@@ -238,6 +238,23 @@ def test_standard_errors_are_the_spread(equal):
         np.testing.assert_allclose(spread, np.sqrt(18) / 2 * (1 / 300 + 1 / 200), rtol=0.1)
 
 
+@pytest.mark.parametrize("column", ["constant", "two constants", "copy", "sum"])
+def test_a_singular_sample_has_no_plug_in(column):
+    """Of a degenerate Gaussian KL is 0, infinite or that of fewer features, and rounding
+    decides."""
+    x, y = jax.random.normal(jax.random.key(0), (2, 900, 2))
+    added = {
+        "constant": lambda z, c: jnp.full(900, 0.1),
+        "two constants": lambda z, c: jnp.full(900, c),
+        "copy": lambda z, c: z[:, 0],
+        "sum": lambda z, c: 3 * z[:, 0] - z[:, 1],
+    }[column]
+    x, y = (jnp.column_stack([z, added(z, c)]) for z, c in ((x, 0.1), (y, 0.2)))
+    found = jax.jit(gaussian.plug_in_kl)(x, y)
+    assert jnp.isnan(found.value)
+    assert jnp.isnan(found.std_error)
+
+
 @pytest.mark.parametrize(
     ("epsilon", "largest", "smallest"),
     [

@@ -131,6 +131,27 @@ def test_standardised_by_training_rows_alone():
         np.testing.assert_allclose(before.scale[0, fold], scale, rtol=1e-5)
 
 
+@pytest.mark.parametrize("value", [0.1, 2.0, 7.0, 1e6])
+def test_a_constant_column_says_nothing(value):
+    """Though it is no sum of rounded shares of itself."""
+    p, q = (jnp.concatenate([x, jnp.full_like(x, value)], 1) for x in gaussians(3, 1000, 1000))
+    fit = fit_linear(jax.random.key(1), p, q)
+    assert (fit.members.scale[..., 1] == 1).all()
+    moved = fit.log_ratio(jnp.array([[0.0, value], [0.0, value + 1.0]]))
+    assert moved[0] == moved[1]
+    gradient = jax.grad(lambda p: fit_linear(jax.random.key(1), p, q).kl().value)(p)
+    assert (gradient[:, 1] == 0).all()
+    assert abs(gradient[:, 0].sum() - 1) < 0.3
+
+
+def test_traced_weights_that_are_negative_are_flagged():
+    p, q = gaussians(3, 60, 60)
+    run = jax.jit(lambda a: fit_linear(jax.random.key(1), p, q, a, None))
+    fit = run(jnp.ones(60).at[4].set(-1))
+    assert jnp.isnan(fit.kl().value)
+    assert not fit.diagnostics.finite
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e18, 1e30])
 def test_units_do_not_matter(scale):
     p, q = gaussians(4, 60, 60, d=2)

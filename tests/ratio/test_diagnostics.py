@@ -21,6 +21,9 @@ def brute_force(p, q, a, b):
         same = (x[:, None] == x).all(axis=2)
         return np.mean(same.sum(axis=1) > 1)
 
+    def shared(x, others):
+        return np.mean((x[:, None] == others).all(axis=2).any(axis=1))
+
     def held(of, among, own):
         return np.mean([(among == value).sum() > own for value in of])
 
@@ -29,7 +32,7 @@ def brute_force(p, q, a, b):
         on_p = held(x, x, 1) - held(y, x, 0)
         on_q = held(y, y, 1) - held(x, y, 0)
         lattice.append(max(abs(on_p), abs(on_q)))
-    return duplicates(p), duplicates(q), lattice
+    return duplicates(p), duplicates(q), shared(p, q), shared(q, p), lattice
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
@@ -41,13 +44,13 @@ def test_ties_by_brute_force(seed, dtype):
         q = np.stack([rng.integers(0, 9, 25) / 2, rng.integers(0, 2, 25)], 1)
         p[20:] = p[:10]
         q[3] = q[17]
+        q[5], q[6] = p[4], p[4]
         a, b = (rng.uniform(0, 1, 30) > 0.3) * 0.5, np.ones(25) * (seed % 2 + np.arange(25) % 2 > 0)
         p[a == 0] = np.nan
         found = ties_jit(*(jnp.asarray(x, dtype) for x in (p, q, a, b)))
         expected = brute_force(p.astype(dtype), q.astype(dtype), a, b)
-        np.testing.assert_allclose(found.duplicates_p, expected[0], rtol=1e-6)
-        np.testing.assert_allclose(found.duplicates_q, expected[1], rtol=1e-6)
-        np.testing.assert_allclose(found.lattice, expected[2], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(found[:4], expected[:4], rtol=1e-6)
+        np.testing.assert_allclose(found.lattice, expected[4], rtol=1e-5, atol=1e-7)
         assert found.lattice.dtype == found.duplicates_p.dtype == dtype
 
 
@@ -60,6 +63,7 @@ def test_ties_at_their_ends():
     # Every value of q is one of p's: nothing is missed, but p itself repeats none.
     subset = ties(distinct, distinct[:3])
     assert (subset.duplicates_p, subset.lattice[0]) == (0, 1)
+    np.testing.assert_allclose((subset.shared_p, subset.shared_q), (0.6, 1))
 
 
 def test_ties_refuse():

@@ -1,5 +1,7 @@
 """What the estimators take and refuse, and how their parts are chosen."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +134,23 @@ def test_unknown_heads(samples):
             ClassifierRatio(head=head).fit(KEY, *samples)
 
 
+def test_numbers_that_are_none(samples):
+    fit = ClassifierRatio("linear", num_folds=2).fit(KEY, *samples)
+    for call, message in (
+        (lambda: ClassifierRatio(hidden=32), "hidden must be a tuple of widths; got 32"),
+        (lambda: ClassifierRatio("mlp", hidden=(8, 0)), "hidden must be an integer of at least 1"),
+        (lambda: ClassifierRatio(num_folds=2.5), "num_folds must be an integer of at least 2"),
+        (lambda: fit.kl(level=95), r"level must be a number in \(0, 1\); got 95"),
+        (lambda: fit.auc(level="95"), "level must be a number; got '95'"),
+        (lambda: fit.js(base=1), "base must be a number above 1"),
+        (lambda: fit.js(base="bits"), "base must be a number; got 'bits'"),
+        (lambda: fit.certified_js(clip=math.inf), "clip must be finite"),
+        (lambda: fit.certified_kl(confidence=1.0), r"confidence must be a number in \(0, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def refused(message, *args, method=None, **kwargs):
     method = ClassifierRatio(head="linear") if method is None else method
     with pytest.raises(ValueError, match=message):
@@ -142,6 +161,7 @@ def test_samples_that_are_refused(samples):
     p, q = samples
     refused("key", 0, p, q)
     refused("key", jax.random.split(KEY), p, q)
+    refused("p must be an array; got list", KEY, [[1.0], [2.0]], q)
     refused("p must be a non-empty matrix", KEY, p[:, 0], q)
     refused("q must be a non-empty matrix", KEY, p, q[:0])
     refused("floating", KEY, p.astype(int), q)
