@@ -114,7 +114,7 @@ def _repetitions(
     q: Float[Array, "m d"],
     used_p: Bool[Array, " n"],
     used_q: Bool[Array, " m"],
-) -> list[Float[Array, ""]]:
+) -> tuple[Array, Array, Array, Array]:
     """The shares of used rows that equal another of their own sample, and one of the other's.
 
     Equal rows are next to each other once sorted by a hash of their bits, and compared exactly.
@@ -134,4 +134,4 @@ def _repetitions(
         repeated = own[of] & (in_group[among] >= least)
         return jnp.sum(repeated).astype(x.dtype) / jnp.sum(own[of])
 
-    return [share(0, 0, 2), share(1, 1, 2), share(0, 1, 1), share(1, 0, 1)]
+    return share(0, 0, 2), share(1, 1, 2), share(0, 1, 1), share(1, 0, 1)
