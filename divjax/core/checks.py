@@ -34,8 +34,6 @@ def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
     """The Python numbers among values and in sequences of them, with their names."""
     for name, value in values.items():
         for entry in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(entry, str):
-                raise ValueError(f"{name} must be a number; got {entry!r}.")
             if isinstance(entry, (int, float)):
                 yield name, entry
 
@@ -83,17 +81,19 @@ def check_count(least: int, **values: Any) -> None:
 
 
 def check_probability(**values: Any) -> None:
-    """Raise `ValueError` for a Python number outside of (0, 1); arrays and tracers pass."""
-    for name, value in _numbers(values):
-        if not 0 < value < 1:
+    """Raise `ValueError` for a Python number outside of (0, 1), or text; arrays and tracers
+    pass."""
+    for name, value in values.items():
+        if isinstance(value, str):
+            raise ValueError(f"{name} must be a number; got {value!r}.")
+        if isinstance(value, (int, float)) and not 0 < value < 1:
             raise ValueError(f"{name} must be a number in (0, 1); got {value}.")
 
 
 def check_base(base: Any) -> None:
     """Raise `ValueError` for the base of a logarithm that is a Python number, but not above 1."""
-    for _, value in _numbers({"base": base}):
-        if not 1 < value < float("inf"):
-            raise ValueError(f"base must be a number above 1, or None for nats; got {base}.")
+    if isinstance(base, str) or (isinstance(base, (int, float)) and not 1 < base < float("inf")):
+        raise ValueError(f"base must be a number above 1, or None for nats; got {base!r}.")
 
 
 def check_widths(**values: Any) -> None:
