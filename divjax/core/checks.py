@@ -81,8 +81,7 @@ def check_count(least: int, **values: Any) -> None:
 
 
 def check_probability(**values: Any) -> None:
-    """Raise `ValueError` for a Python number outside of (0, 1), or text; arrays and tracers
-    pass."""
+    """Raise `ValueError` for text, or a Python number outside of (0, 1)."""
     for name, value in values.items():
         if isinstance(value, str):
             raise ValueError(f"{name} must be a number; got {value!r}.")
