@@ -198,7 +198,7 @@ def rows(results: dict[tuple[str, int, str], dict], settings: Settings) -> list[
             | {f"KL {key}": value for key, value in kl.items()}
             | {"JS bits": f"{np.mean([t.js for t in known]) * BITS:.3f}"}
             | {f"JS {key}": js[key] for key in ("mean", "bias", "covers")}
-            | {"seconds": f"{np.median(arrays['each']):.2f}"}
+            | {"seconds": f"{np.median(arrays['seconds_each']):.2f}"}
         )
     return table
 
