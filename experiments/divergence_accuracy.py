@@ -1,6 +1,6 @@
 """How accurate every estimator of a divergence from samples is, on tasks with known answers.
 
-    python -m experiments.divergence_accuracy            # half an hour; --quick for a small one
+    python -m experiments.divergence_accuracy            # hours on two cores; --quick for a try
 
 `tasks`: each estimator on each task at N = 1000 and 10 000 samples a side over seeds: bias, spread,
 how often its nominal 90 % interval covers the truth, and seconds (compiled, one at a time; of all

@@ -106,7 +106,7 @@ def permutation_test(
 
     Raises:
         ValueError: if there are no rows, rows of x and y differ in shape, the statistic is no
-            function or not a scalar, or a count is not positive.
+            function or no floating-point scalar, or a count is not positive.
 
     Example:
         >>> import jax, jax.numpy as jnp

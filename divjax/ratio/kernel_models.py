@@ -100,6 +100,7 @@ def check_grid(**grids: Any) -> None:
 
 
 def grid(values: ArrayLike | Sequence[ArrayLike], dtype: Any) -> Float[Array, " g"]:
+    """A number, or several to choose from, as a vector."""
     if isinstance(values, (tuple, list)):
         return jnp.stack([jnp.asarray(value, dtype) for value in values])
     return jnp.atleast_1d(jnp.asarray(values, dtype))
@@ -139,6 +140,7 @@ def draw_basis(
 
 
 def log_cap(weights: Float[Array, " m"]) -> Float[Array, ""]:
+    """The largest log ratio: of the number of equal rows that these weights are worth."""
     return -jnp.log(jnp.sum(jnp.square(weights)))
 
 
