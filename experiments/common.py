@@ -134,6 +134,7 @@ class Run:
         """The arrays of a stage, computed once and then read back, and its wall time `seconds`."""
         path = self.folder / "stages" / f"{_file_name(name)}.npz"
         if not path.exists():
+            _spare_mappings()
             start = time.perf_counter()
             arrays = jax.tree.map(np.asarray, jax.block_until_ready(dict(compute())))
             buffer = io.BytesIO()
@@ -209,6 +210,13 @@ class Run:
         figure.savefig(buffer, dpi=130, format="png")
         write_atomically(self.folder / "figures" / f"{name}.png", buffer.getvalue())
         matplotlib.pyplot.close(figure)
+
+
+def _spare_mappings() -> None:
+    """Forget what is compiled before the memory mappings it takes run out and XLA aborts."""
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MAX_MAPPINGS:
+        jax.clear_caches()
 
 
 def _file_name(name: str) -> str:

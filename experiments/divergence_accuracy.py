@@ -132,7 +132,7 @@ METHODS: dict[str, Callable[..., Estimates]] = {
 }
 
 
-@functools.cache
+@functools.lru_cache(maxsize=len(METHODS))
 def compiled(method: str, size: int, dim: int) -> Callable[..., Estimates]:
     """The method, compiled once for all tasks of one shape."""
     key = jax.eval_shape(jax.random.key, 0)

@@ -1,0 +1,185 @@
+"""Density ratios: heads, estimators, critics' bounds."""
+
+import jax
+import jax.numpy as jnp
+
+from divjax import fdiv, ratio
+from divjax.ratio import heads, variational
+from tests.contract.promises import Promises, Row, of_samples, of_scores, samples
+
+NETWORK = heads.Network(hidden=(4,), num_steps=4, num_checks=2, batch_size=4)
+
+
+def _head(method, key, x, weights):
+    """A head fitted to the particles and the fixed samples, and evaluated at the particles."""
+    y = samples(x.dtype)
+    even = jnp.full(y.shape[0], 1 / y.shape[0], x.dtype)
+    fold = jax.lax.stop_gradient(ratio.Fold(x, y, weights, even, weights, even))
+    return method(method.fit(key, fold), x)[:, None]
+
+
+def _estimator(method, key, x, weights):
+    y = jnp.concatenate([samples(x.dtype)] * 2) + 0.5
+    return method.fit(key, x, y, weights_p=weights).js().value
+
+
+def _classifier(estimate):
+    def evaluate(method, key, x, weights):
+        y = jnp.concatenate([samples(x.dtype)] * 2) + 0.5
+        return estimate(key, x, y, head=heads.Linear(0.5), num_folds=2).value
+
+    return evaluate
+
+
+def _mutual_information(method, key, x, weights):
+    shift = jnp.linspace(-1, 1, 4 * x.shape[0], dtype=x.dtype)[:, None]
+    rows = jnp.tile(x, (4, 1)) + shift
+    return method.fit(key, rows[:, :1], rows[:, 1:]).estimate("dv").value
+
+
+def _divergence_bound(method, key, x, weights):
+    shift = jnp.linspace(-1, 1, 4 * x.shape[0], dtype=x.dtype)[:, None]
+    rows = jnp.tile(x, (4, 1)) + shift
+    return method.fit(key, rows, rows[::-1] + 0.5).estimate("nwj").value
+
+
+ROWS = {
+    "ratio.heads.Zero": Row(heads.Zero(), _head, "equivariant", smooth=False),
+    "ratio.heads.Linear": Row(heads.Linear(0.5), _head, "equivariant", smooth=False),
+    "ratio.heads.Quadratic": Row(
+        heads.Quadratic((0.5, 5.0)), _head, "equivariant", smooth=False, slow=True
+    ),
+    "ratio.heads.GaussianDiscriminant": Row(
+        heads.GaussianDiscriminant(0.2), _head, "equivariant", smooth=False, slow=True
+    ),
+    "ratio.heads.RandomFourier": Row(
+        heads.RandomFourier(num_features=10), _head, "equivariant", smooth=False, slow=True
+    ),
+    "ratio.heads.Network": Row(NETWORK, _head, "random", smooth=False),
+    "ratio.heads.Average": Row(
+        heads.Average((heads.Linear(0.5), heads.GaussianDiscriminant(0.2))),
+        _head,
+        "equivariant",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.heads.Tuned": Row(
+        heads.Tuned(heads.Linear(jnp.array([0.5, 5.0]))),
+        _head,
+        "equivariant",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.heads.Auto": Row(heads.Auto(NETWORK), _head, "random", smooth=False, slow=True),
+    "ratio.heads.convex_heads": Row(
+        heads.convex_heads(2), _head, "equivariant", smooth=False, slow=True
+    ),
+    "ratio.Telescoping": Row(
+        ratio.Telescoping(2, heads.Linear(0.5), NETWORK), _head, "random", smooth=False, slow=True
+    ),
+    "ratio.LeastSquaresHead": Row(
+        ratio.LeastSquaresHead((0.5,), (0.1,), 0.2), _head, "random", smooth=False, slow=True
+    ),
+    "ratio.KLIEPHead": Row(ratio.KLIEPHead((0.5,)), _head, "random", smooth=False, slow=True),
+    "ratio.ClassifierRatio": Row(
+        ratio.ClassifierRatio(heads.Linear(0.5), num_folds=2),
+        _estimator,
+        "random",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.classifier_kl": Row((), _classifier(ratio.classifier_kl), "random", False, slow=True),
+    "ratio.classifier_js": Row((), _classifier(ratio.classifier_js), "random", False, slow=True),
+    "ratio.TelescopingRatio": Row(
+        ratio.TelescopingRatio(ratio.Telescoping(2, heads.Linear(0.5), None), num_folds=2),
+        _estimator,
+        "random",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.LeastSquaresRatio": Row(
+        ratio.LeastSquaresRatio(ratio.LeastSquaresHead((0.5,), (0.1,)), num_folds=2),
+        _estimator,
+        "random",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.KLIEP": Row(
+        ratio.KLIEP(ratio.KLIEPHead((0.5,)), num_folds=2),
+        _estimator,
+        "random",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.KernelMeanMatching": Row(
+        ratio.KernelMeanMatching(0.9, 5.0, num_steps=50),
+        of_samples(lambda x, y, w, m: m.fit(x, y, w).mmd),
+        smooth=False,
+    ),
+    "ratio.DivergenceBound": Row(
+        ratio.DivergenceBound(hidden=(4,), num_steps=2, num_checks=1, num_groups=2),
+        _divergence_bound,
+        "random",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.MutualInformationBound": Row(
+        ratio.MutualInformationBound(
+            variational.MINE(0.1), hidden=(4,), num_steps=2, num_checks=1, num_groups=2
+        ),
+        _mutual_information,
+        "random",
+        smooth=False,
+        slow=True,
+    ),
+    "ratio.split_scores": Row(
+        (),
+        lambda m, key, x, w: jnp.stack(
+            [part.reshape(len(x), -1).sum(1) for part in ratio.split_scores(x @ x.T)], axis=1
+        ),
+        "equivariant",
+    ),
+    **{
+        f"ratio.variational.{bound.__name__}": Row(
+            (), of_scores(lambda m, p, q, w, bound=bound: bound(p, q))
+        )
+        for bound in (
+            variational.mean_log_ratio,
+            variational.donsker_varadhan,
+            variational.nwj,
+            variational.jensen_shannon,
+        )
+    },
+    "ratio.variational.conjugate_dual": Row(
+        fdiv.Alpha(0.6),
+        of_scores(lambda m, p, q, w: variational.conjugate_dual(jnp.tanh(p), jnp.tanh(q), m)),
+    ),
+    "ratio.variational.smile": Row(
+        2.0, of_scores(lambda m, p, q, w: variational.smile(p, q, m)), "invariant"
+    ),
+    "ratio.variational.f_dual": Row(
+        fdiv.Alpha(0.6), of_scores(lambda m, p, q, w: variational.f_dual(p, q, m)), "invariant"
+    ),
+    "ratio.variational.kl_from_js": Row(
+        (), of_scores(lambda m, p, q, w: variational.kl_from_js(p, q)), "invariant"
+    ),
+    "ratio.variational.info_nce": Row(
+        (), of_scores(lambda m, p, q, w: variational.info_nce(p, q)), "invariant"
+    ),
+    "ratio.variational.interpolated_nce": Row(
+        (0.6, 0.2),
+        of_scores(lambda m, p, q, w: variational.interpolated_nce(p, q, *m)),
+    ),
+    "ratio.variational.MINE": Row(
+        variational.MINE(0.3),
+        of_scores(lambda m, p, q, w: m(p, q, m.init(p.dtype))[0]),
+        smooth=False,
+    ),
+    "ratio.ties": Row(
+        (), of_samples(lambda x, y, w, m: ratio.ties(x, y).lattice), "invariant", smooth=False
+    ),
+}
+
+
+class TestRatio(Promises):
+    rows = ROWS
