@@ -41,6 +41,8 @@ from tqdm import tqdm
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
+# Linux allows a process 65 530 memory mappings, and compiled functions take many.
+MAX_MAPPINGS = 30_000
 PACKAGES = ("divjax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "orbax-checkpoint")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,17 @@ def test_a_stage_is_computed_once(tmp_path):
             np.testing.assert_array_equal(arrays["x"], [0, 1, 2])
             assert arrays["seconds"] > 0
     assert len(calls) == 1
+
+
+def test_a_stage_forgets_compiled_functions_where_mappings_run_out(tmp_path, monkeypatch):
+    traces = []
+    function = jax.jit(lambda x: traces.append(0) or x + 1)
+    with common.open_run("test", Settings(), tmp_path) as run:
+        for name, most in (("a", 10**9), ("b", 10**9), ("c", 0)):
+            monkeypatch.setattr(common, "MAX_MAPPINGS", most)
+            run.stage(name, lambda: {"x": function(1.0)})
+    mapped = sys.platform == "linux"
+    assert len(traces) == 1 + mapped
 
 
 def test_a_failed_stage_leaves_nothing(tmp_path):
