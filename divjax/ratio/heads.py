@@ -266,7 +266,7 @@ class Network:
 
     hidden: tuple[int, ...] = static(default=(32, 32))
     network: networks.Network | None = static(default=None)
-    learning_rate: ArrayLike = 2e-3
+    learning_rate: ArrayLike = 5e-3
     weight_decay: ArrayLike = 1e-2
     num_steps: int = static(default=600)
     batch_size: int = static(default=256)
