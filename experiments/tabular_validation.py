@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import tyro
+from jax.nn import softplus
 from matplotlib.figure import Figure
 from sklearn.mixture import GaussianMixture as FittedMixture
 
@@ -161,18 +162,27 @@ def cases(settings: Settings, study: str) -> list[Case]:
 
 
 def measure(estimator: Any, seed: int, task: problems.Task, rows: tuple[int, int]) -> dict:
-    """The truth and the estimates of one pair; KL in nats, JS in bits."""
+    """The truth, what the exact log ratio gives on the same rows, and the estimates of one pair.
+
+    KL is in nats, JS in bits.
+    """
     sample_key, fit_key, test_key = jax.random.split(jax.random.key(seed), 3)
     p, q = task.sample(sample_key, *rows)
     start = time.perf_counter()
     fit = jax.block_until_ready(estimator.fit(fit_key, p, q))
     seconds = {"fit_seconds": time.perf_counter() - start}
     exact = {"true_kl": task.kl, "true_js": task.js / math.log(2)}
+    u_p, u_q = task.log_ratio(p), task.log_ratio(q)
+    exact["exact_kl"] = jnp.mean(u_p)
+    exact["exact_js"] = 1 - (jnp.mean(softplus(-u_p)) + jnp.mean(softplus(u_q))) / math.log(4)
     return exact | measurements(test_key, fit) | seconds
 
 
 def truth_row(label: str, case: Case, found: list[dict]) -> dict:
-    """Estimate beside truth; errors are seed by seed, since the truth changes with the seed."""
+    """Estimate beside truth; errors are seed by seed, since the truth changes with the seed.
+
+    Beside them the error by the exact log ratio: that of sampling alone.
+    """
     stack = {name: np.stack([one[name] for one in found]) for name in found[0]}
 
     def covered(kind):
@@ -182,11 +192,13 @@ def truth_row(label: str, case: Case, found: list[dict]) -> dict:
     row: dict[str, Any] = {"case": label, "rows": f"{case.rows[0]} / {case.rows[1]}"}
     for kind, digits, published in (("kl", 3, case.paper[0]), ("js", 4, case.paper[1])):
         error = np.abs(stack[kind] - stack[f"true_{kind}"])
+        exact = np.abs(stack[f"exact_{kind}"] - stack[f"true_{kind}"])
         certified = stack[f"certified_{kind}"]
         row |= {
             f"true {kind.upper()}": f"{stack[f'true_{kind}'].mean():.{digits}f}",
             f"{kind.upper()}": common.with_error(stack[kind], digits),
             f"mean abs error {kind.upper()}": f"{error.mean():.{digits}f}",
+            f"by the exact ratio, {kind.upper()}": f"{exact.mean():.{digits}f}",
             f"covered {kind.upper()}": f"{covered(kind)} of {len(found)}",
             f"certified {kind.upper()}": f"{np.maximum(certified, 0).mean():.{digits}f}",
             f"paper {kind.upper()}": published,
