@@ -171,10 +171,13 @@ def measure(estimator: Any, seed: int, task: problems.Task, rows: tuple[int, int
     start = time.perf_counter()
     fit = jax.block_until_ready(estimator.fit(fit_key, p, q))
     seconds = {"fit_seconds": time.perf_counter() - start}
-    exact = {"true_kl": task.kl, "true_js": task.js / math.log(2)}
     u_p, u_q = task.log_ratio(p), task.log_ratio(q)
-    exact["exact_kl"] = jnp.mean(u_p)
-    exact["exact_js"] = 1 - (jnp.mean(softplus(-u_p)) + jnp.mean(softplus(u_q))) / math.log(4)
+    exact = {
+        "true_kl": task.kl,
+        "true_js": task.js / math.log(2),
+        "exact_kl": jnp.mean(u_p),
+        "exact_js": 1 - (jnp.mean(softplus(-u_p)) + jnp.mean(softplus(u_q))) / math.log(4),
+    }
     return exact | measurements(test_key, fit) | seconds
 
 
