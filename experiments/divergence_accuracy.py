@@ -291,7 +291,8 @@ def draw(results: dict[tuple[str, int, str], dict], settings: Settings) -> Figur
     for axis in axes.ravel()[len(settings.tasks) :]:
         axis.axis("off")
     for axis in axes[:, 0]:
-        axis.set_ylabel("relative error of KL, cut off at ±0.8")
+        axis.set_ylabel("relative error")
+    figure.suptitle("KL, errors cut off at ±0.8; lines are means over seeds")
     axes[0, 0].legend(fontsize=8)
     return figure
 
