@@ -33,8 +33,6 @@ def sweep(
 ) -> list[dict]:
     """All settings × seeds × folds of a small network under one jit, against loops of fits.
 
-    In one jit are 16 settings at a time, vmapped with all their seeds and folds.
-
     The loops are timed on a few fits and multiplied: one compiled fit of one network a call, a
     compiled cross-fit of five networks a call, and scikit-learn's network with the same layers,
     rows, batches and steps.
@@ -58,15 +56,8 @@ def sweep(
             return method.fit(key, p, q).kl().value
 
         single, whole = jax.jit(one_network), jax.jit(cross_fit)
-        seeds = jax.vmap(cross_fit, (None, 0))
-        together = jax.jit(jax.vmap(seeds, (0, None)))
-        # As many at a time as stay in a core's cache.
-        by_rate = lambda rates, keys, f=seeds: jax.lax.map(
-            lambda r: f(r, keys), rates, batch_size=16
-        )
-        mapped = jax.jit(by_rate)
-        ours = seconds(mapped, rates, keys, repeats=3)
-        vmapped = seconds(together, rates, keys, repeats=3)
+        together = jax.jit(jax.vmap(jax.vmap(cross_fit, (None, 0)), (0, None)))
+        ours = seconds(together, rates, keys, repeats=3)
         loop = seconds(lambda s=single: [s(r, keys[0]) for r in rates[:20]], repeats=3) / 20
         folds = seconds(lambda w=whole: [w(r, keys[0]) for r in rates[:20]], repeats=3) / 20
         peer = _scikit_learn(np.asarray(p), np.asarray(q), hidden, num_steps)
@@ -75,7 +66,6 @@ def sweep(
                 "network": " × ".join(map(str, hidden)),
                 "fits": count,
                 "one jit s": ours,
-                "all vmapped s": vmapped,
                 "loop of fits s": loop * count,
                 "ratio": loop * count / ours,
                 "loop of cross-fits s": folds * count / NUM_FOLDS,
