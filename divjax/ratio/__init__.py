@@ -23,7 +23,7 @@ from divjax.ratio.learned_bounds import BoundFit, DivergenceBound, MutualInforma
 from divjax.ratio.least_squares import LeastSquaresHead
 from divjax.ratio.mean_matching import KernelMeanMatching, MatchedWeights
 from divjax.ratio.telescoping import Telescoping
-from divjax.ratio.types import Fold, Head
+from divjax.ratio.types import Fold, Head, Rows
 
 __all__ = [
     "KLIEP",
@@ -42,6 +42,7 @@ __all__ = [
     "MatchedWeights",
     "MutualInformationBound",
     "RatioFit",
+    "Rows",
     "Telescoping",
     "TelescopingRatio",
     "Ties",

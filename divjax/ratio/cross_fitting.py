@@ -5,15 +5,16 @@ standardised on its training rows and stopped or chosen by its validation rows, 
 evaluated on the fold, which it has not seen. All folds and repeats are fitted under one `vmap`.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from divjax.core.standardize import mean_and_scale
 from divjax.ratio.logistic import newton_logistic
-from divjax.ratio.types import Fold, Head, cross_entropy, num_rows
+from divjax.ratio.types import Fold, Head, Rows, cross_entropy, num_rows
 
 __all__ = ["CALIBRATIONS", "CrossFit", "HeldOut", "Member", "cross_fit", "ensemble_log_ratio"]
 
@@ -91,43 +92,47 @@ def cross_fit(
     *,
     num_folds: int,
     num_repeats: int,
-    validation_share: ArrayLike,
+    validation_share: float,
     calibration: str,
     tie_counts: bool,
 ) -> CrossFit:
     """Fit a head out of fold; log ratios are differentiable in the rows, the heads held fixed."""
-    rows = {"p": (p, weights_p), "q": (q, weights_q)}
+    samples, weights = (p, q), (weights_p, weights_q)
     keys = jax.random.split(key, num_repeats)
-    places = jax.vmap(lambda k: _places(k, weights_p, weights_q))(keys)
-    frozen = jax.lax.stop_gradient(rows)
+    orders = jax.vmap(lambda k: _shuffle(k, weights))(keys)
+    frozen = jax.lax.stop_gradient((samples, weights))
+
+    def split(orders, fold):
+        """The indices and masses of the rows that test, train and validate, of p and of q."""
+        each = (
+            _split(order, weight, fold, num_folds, validation_share)
+            for order, weight in zip(orders, frozen[1], strict=True)
+        )
+        return zip(*each, strict=True)
 
     def fit_member(task):
-        key, place_p, place_q, fold = task
-        parts = {
-            name: _parts(place, fold, num_folds, validation_share)
-            for name, place in (("p", place_p), ("q", place_q))
-        }
-
-        def weigh(name, part):
-            return _normalize(jnp.where(parts[name][part], frozen[name][1], 0))
-
-        train_p, train_q = weigh("p", 1), weigh("q", 1)
-        member = _standardizer(frozen["p"][0], frozen["q"][0], train_p, train_q, tie_counts)
-        z_p = _features(member, frozen["p"][0], parts["p"][1])
-        z_q = _features(member, frozen["q"][0], parts["q"][1])
-        data = Fold(z_p, z_q, train_p, train_q, weigh("p", 2), weigh("q", 2))
+        key, orders, fold = task
+        _, *parts = split(orders, fold)
+        train, validation = (
+            Rows(*(x[index] for x, index in zip(frozen[0], indices, strict=True)), *masses)
+            for indices, masses in (zip(*part, strict=True) for part in parts)
+        )
+        member = _standardizer(train, tie_counts)
+        data = Fold(_standardize(member, train, True), _standardize(member, validation, False))
         params = head.fit(jax.random.fold_in(key, 1), data)
-        u_p, u_q = head(params, z_p), head(params, z_q)
-        losses = [cross_entropy(u_p, u_q, weigh("p", part), weigh("q", part)) for part in (1, 2, 0)]
+        losses = [
+            cross_entropy(head(params, rows.p), head(params, rows.q), *rows.weights)
+            for rows in data
+        ]
         return member._replace(params=params), losses
 
-    repeats = jnp.repeat(jnp.arange(num_repeats), num_folds)
-    tasks = (
-        jax.vmap(jax.random.fold_in)(keys[repeats], jnp.tile(jnp.arange(num_folds), num_repeats)),
-        places[0][repeats],
-        places[1][repeats],
-        jnp.tile(jnp.arange(num_folds), num_repeats),
-    )
+    folds = jnp.arange(num_folds)
+    tasks = jax.vmap(
+        lambda key, orders: jax.vmap(lambda fold: (jax.random.fold_in(key, fold), orders, fold))(
+            folds
+        )
+    )(keys, orders)
+    tasks = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tasks)
     size = (p.shape[0] + q.shape[0]) * (p.shape[1] + 64)
     together = max(1, _BUDGET // size)
     if together >= num_repeats * num_folds:
@@ -138,85 +143,112 @@ def cross_fit(
         lambda leaf: leaf.reshape(num_repeats, num_folds, *leaf.shape[1:]), (members, losses)
     )
 
-    def out_of_fold(repeat_members, place_p, place_q):
+    def out_of_fold(members, orders):
         """Each row's log ratio by the member that has not seen it, calibrated by other folds."""
-        in_fold = [
-            _fold_of(place, num_folds) == jnp.arange(num_folds)[:, None]
-            for place in (place_p, place_q)
-        ]
+        fold_of = [_fold_of(*args, num_folds) for args in zip(orders, weights, strict=True)]
 
-        def raw(x, own):
-            def one(member, own):
-                z = _features(member, x, jnp.zeros(x.shape[0], bool))
-                return jnp.where(own, head(member.params, z), 0)
+        def test(member, fold):
+            """The fold's log ratios at their rows, zero at the others."""
+            found = []
+            for x, (index, mass) in zip(samples, next(split(orders, fold)), strict=True):
+                u = jnp.where(mass > 0, head(member.params, _features(member, x[index])), 0)
+                found.append(jnp.zeros(x.shape[0], u.dtype).at[index].add(u))
+            return found
 
-            return jnp.sum(jax.vmap(one)(repeat_members, own), axis=0)
+        raw = [jnp.sum(u, axis=0) for u in jax.vmap(test)(members, folds)]
+        fixed = jax.lax.stop_gradient(raw)
 
-        raw_p, raw_q = raw(p, in_fold[0]), raw(q, in_fold[1])
-        fixed_p, fixed_q = jax.lax.stop_gradient((raw_p, raw_q))
-        calibrations = jax.vmap(
-            lambda own_p, own_q: _calibrate(
-                fixed_p,
-                fixed_q,
-                _normalize(jnp.where(own_p, 0, frozen["p"][1])),
-                _normalize(jnp.where(own_q, 0, frozen["q"][1])),
-                calibration,
+        def calibrate(fold):
+            """The calibration by the other folds, and the cross-entropy of this one."""
+            own, others = zip(
+                *(
+                    (
+                        _normalize(jnp.where(of == fold, w, 0)),
+                        _normalize(jnp.where(of == fold, 0, w)),
+                    )
+                    for of, w in zip(fold_of, frozen[1], strict=True)
+                ),
+                strict=True,
             )
-        )(*in_fold)
+            return _calibrate(*fixed, *others, calibration), cross_entropy(*fixed, *own)
 
-        def calibrated(own, u):
-            return jnp.sum(jnp.where(own, calibrations[:, :1] + calibrations[:, 1:] * u, 0), axis=0)
+        calibrations, losses = jax.vmap(calibrate)(folds)
+        out = []
+        for u, of in zip(raw, fold_of, strict=True):
+            intercept, slope = calibrations[of].T
+            out.append(jnp.where(of >= 0, intercept + slope * u, 0))
+        held_out = [HeldOut(u, of) for u, of in zip(fixed, fold_of, strict=True)]
+        return calibrations, losses, out, held_out
 
-        u_p, u_q = calibrated(in_fold[0], raw_p), calibrated(in_fold[1], raw_q)
-        return calibrations, (u_p, u_q), (fixed_p, fixed_q)
-
-    calibrations, out, raw = jax.vmap(out_of_fold)(members, *places)
+    calibrations, test, out, held_out = jax.vmap(out_of_fold)(members, orders)
     members = jax.lax.stop_gradient(members._replace(calibration=calibrations))
     u_p, u_q = (jnp.mean(u, axis=0) for u in out)
-    held_out_p, held_out_q = (
-        HeldOut(u[0], _fold_of(place[0], num_folds)) for u, place in zip(raw, places, strict=True)
-    )
-    return CrossFit(members, u_p, u_q, held_out_p, held_out_q, *losses)
+    held_out = jax.tree.map(lambda leaf: leaf[0], held_out)
+    return CrossFit(members, u_p, u_q, *held_out, *losses, test)
 
 
 def ensemble_log_ratio(members: Member, head: Head, x: Float[Array, "b d"]) -> Float[Array, " b"]:
     """The mean of all members' calibrated log ratios."""
 
     def one(member):
-        u = head(member.params, _features(member, x, jnp.zeros(x.shape[0], bool)))
+        u = head(member.params, _features(member, x))
         return member.calibration[0] + member.calibration[1] * u
 
     return jnp.mean(jax.vmap(jax.vmap(one))(members), axis=(0, 1))
 
 
-def _places(key: Key[Array, ""], *weights: Float[Array, " n"]) -> tuple[Float[Array, " n"], ...]:
-    """For each row its place in [0, 1) in a random order of the rows with weight; others at −1."""
-
-    def one(key, weights):
-        used = weights > 0
-        order = jnp.argsort(jnp.where(used, jax.random.uniform(key, weights.shape), 2.0))
-        rank = jnp.zeros(weights.shape, int).at[order].set(jnp.arange(weights.shape[0]))
-        return jnp.where(used, (rank + 0.5) / jnp.sum(used), -1)
-
+def _shuffle(
+    key: Key[Array, ""], weights: tuple[Float[Array, " n"], ...]
+) -> tuple[Int[Array, " n"], ...]:
+    """The rows of each sample in random order, those without weight last."""
     keys = jax.random.split(key, len(weights))
-    return tuple(one(k, w) for k, w in zip(keys, weights, strict=True))
+    return tuple(
+        jnp.argsort(jnp.where(w > 0, jax.random.uniform(k, w.shape), 2.0))
+        for k, w in zip(keys, weights, strict=True)
+    )
 
 
-def _fold_of(place: Float[Array, " n"], num_folds: int) -> Int[Array, " n"]:
-    return jnp.where(place >= 0, jnp.floor(place * num_folds), -1).astype(int)
+def _fold_of(
+    order: Int[Array, " n"], weights: Float[Array, " n"], num_folds: int
+) -> Int[Array, " n"]:
+    """The fold that tests each row: equal parts of the order; −1 for rows without weight."""
+    n = order.shape[0]
+    rank = jnp.zeros(n, order.dtype).at[order].set(jnp.arange(n, dtype=order.dtype))
+    used = jnp.sum(weights > 0)
+    return jnp.where(weights > 0, (2 * rank + 1) * num_folds // (2 * used), -1)
 
 
-def _parts(
-    place: Float[Array, " n"], fold: Array, num_folds: int, validation_share: ArrayLike
-) -> tuple[Bool[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
-    """Who tests, trains, and validates: the validation rows follow the fold in the random order."""
-    test = _fold_of(place, num_folds) == fold
-    after = jnp.mod(place - (fold + 1) / num_folds, 1)
+def _split(
+    order: Int[Array, " n"],
+    weights: Float[Array, " n"],
+    fold: Int[Array, ""],
+    num_folds: int,
+    validation_share: float,
+) -> list[tuple[Int[Array, " size"], Float[Array, " size"]]]:
+    """The rows that test, train and validate: indices, and weights that sum to one.
+
+    In the random order the validation rows follow the fold, and the training rows follow them. A
+    part's shape is what it has if all rows have weight; its first row fills it, without weight.
+    """
+    n, rest = order.shape[0], 1 - 1 / num_folds
+    used = jnp.sum(weights > 0)
+    # The ranks of which `_fold_of` says so.
+    start, stop = ((2 * k * used + num_folds - 1) // (2 * num_folds) for k in (fold, fold + 1))
+    others = used - (stop - start)
     # A row at least to either part, however small or large the share.
-    rest, row = 1 - 1 / num_folds, 1 / jnp.sum(place >= 0).astype(place.dtype)
-    share = jnp.maximum(jnp.minimum(validation_share * rest, rest - row), row)
-    validation = ~test & (after < share) & (place >= 0)
-    return test, (place >= 0) & ~test & ~validation, validation
+    held = jnp.clip(jnp.round(validation_share * others).astype(others.dtype), 1, others - 1)
+
+    def part(first, count, share):
+        size = min(n, math.ceil(share * n) + 2)
+        offset = jnp.arange(size)
+        index = order[(first + jnp.where(offset < count, offset, 0)) % used]
+        return index, _normalize(jnp.where(offset < count, weights[index], 0))
+
+    return [
+        part(start, stop - start, 1 / num_folds),
+        part(stop + held, others - held, rest * (1 - validation_share)),
+        part(stop, held, rest * validation_share),
+    ]
 
 
 def _normalize(weights: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -224,26 +256,23 @@ def _normalize(weights: Float[Array, " n"]) -> Float[Array, " n"]:
     return weights / jnp.where(total > 0, total, 1)
 
 
-def _standardizer(
-    p: Float[Array, "n d"],
-    q: Float[Array, "m d"],
-    train_p: Float[Array, " n"],
-    train_q: Float[Array, " m"],
-    tie_counts: bool,
-) -> Member:
+def _standardizer(train: Rows, tie_counts: bool) -> Member:
     """A member whose inputs' mean and scale are those of the training rows, both samples alike."""
-    x, weights = jnp.concatenate([p, q]), jnp.concatenate([train_p, train_q]) / 2
+    x, weights = jnp.concatenate(train[:2]), jnp.concatenate(train.weights) / 2
     values = None
     if tie_counts:
         values = jnp.sort(jnp.where(weights > 0, x.T, jnp.inf), axis=1)
     member = Member(jnp.zeros((), x.dtype), jnp.ones((), x.dtype), values, (), jnp.zeros(2))
-    mean, scale = mean_and_scale(_features(member, x, weights > 0), weights)
+    mean, scale = mean_and_scale(_features(member, x, trained=True), weights)
     return member._replace(mean=mean, scale=scale)
 
 
-def _features(
-    member: Member, x: Float[Array, "b d"], trained: Bool[Array, " b"]
-) -> Float[Array, "b p"]:
+def _standardize(member: Member, rows: Rows, trained: bool) -> Rows:
+    p, q = (_features(member, x, trained) for x in rows[:2])
+    return rows._replace(p=p, q=q)
+
+
+def _features(member: Member, x: Float[Array, "b d"], trained: bool = False) -> Float[Array, "b p"]:
     """Standardised features: the inputs and, if asked for, log(1 + the number of their ties).
 
     Ties are the training rows with exactly this value, a training row itself not counted.

@@ -67,7 +67,7 @@ class _CrossFitted:
     head: Any
     num_folds: int = static(default=5)
     num_repeats: int = static(default=1)
-    validation_share: ArrayLike = 0.2
+    validation_share: float = static(default=0.2)
     calibration: str = static(default="platt")
     tie_counts: bool = static(default=False)
     pack: int = static(default=1)
@@ -215,7 +215,7 @@ class LeastSquaresRatio(_CrossFitted):
     """
 
     head: Any = LeastSquaresHead()
-    validation_share: ArrayLike = 1e-6
+    validation_share: float = static(default=1e-6)
 
 
 @pytree

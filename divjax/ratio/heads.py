@@ -25,7 +25,7 @@ from divjax.core.checks import (
 )
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.logistic import Linear, Quadratic, RandomFourier
-from divjax.ratio.types import Fold, Head, cross_entropy, num_rows
+from divjax.ratio.types import Fold, Head, cross_entropy, num_rows, validation_loss
 
 __all__ = [
     "Auto",
@@ -44,12 +44,6 @@ __all__ = [
 
 # A quadratic fit takes O(d⁶) for its Newton steps; beyond this the Gaussian discriminant stands in.
 MAX_QUADRATIC_FEATURES = 24
-
-
-def validation_loss(head: Head, params: PyTree[Array], fold: Fold) -> Float[Array, ""]:
-    """The cross-entropy of the validation rows; infinite where it is not a number."""
-    rows = head(params, fold.p), head(params, fold.q)
-    return _or_infinite(cross_entropy(*rows, fold.validation_p, fold.validation_q))
 
 
 @pytree
@@ -98,14 +92,14 @@ class Average:
         """All heads' parameters, their weights, and the largest log ratio."""
         keys = jax.random.split(key, len(self.heads))
         params = tuple(head.fit(k, fold) for head, k in zip(self.heads, keys, strict=True))
-        limit = 3 * jnp.log(num_rows(fold.train_p, fold.train_q))
+        limit = 3 * jnp.log(num_rows(*fold.train.weights))
 
         def loss(head, params):
-            u_p, u_q = (jnp.clip(head(params, z), -limit, limit) for z in (fold.p, fold.q))
-            return _or_infinite(cross_entropy(u_p, u_q, fold.validation_p, fold.validation_q))
+            clipped = lambda params, z: jnp.clip(head(params, z), -limit, limit)
+            return validation_loss(clipped, params, fold)
 
         losses = jnp.stack([loss(*fitted) for fitted in zip(self.heads, params, strict=True)])
-        rows = num_rows(fold.validation_p, fold.validation_q)
+        rows = num_rows(*fold.validation.weights)
         return params, jax.nn.softmax(-rows * losses), limit
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -126,10 +120,12 @@ class Tuned:
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from divjax.ratio import Fold, Rows
         >>> head = Tuned(Linear(ridge=jnp.array([0.5, 5.0])))
         >>> p, q = jnp.array([[1.0], [2.0], [0.0]]), jnp.array([[-1.0], [-2.0], [0.0]])
         >>> even = jnp.full(3, 1 / 3)
-        >>> chosen, _ = head.fit(jax.random.key(0), Fold(p, q, even, even, even, even))
+        >>> rows = Rows(p, q, even, even)
+        >>> chosen, _ = head.fit(jax.random.key(0), Fold(rows, rows))
         >>> float(chosen.ridge)
         0.5
     """
@@ -176,10 +172,11 @@ class GaussianDiscriminant:
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> Any:
         """Both Gaussians' means and inverse Cholesky factors."""
-        grid = jnp.ravel(jnp.asarray(self.shrinkage, fold.p.dtype))
+        p, q, weights_p, weights_q = fold.train
+        grid = jnp.ravel(jnp.asarray(self.shrinkage, p.dtype))
 
         def one(shrinkage):
-            samples = (fold.p, fold.train_p), (fold.q, fold.train_q)
+            samples = (p, weights_p), (q, weights_q)
             params = tuple(_gaussian(x, weights, shrinkage) for x, weights in samples)
             return params, validation_loss(self, params, fold)
 
@@ -249,13 +246,15 @@ class Network:
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from divjax.ratio import Fold, Rows
         >>> from flax import nnx
         >>> def build(in_features, rngs):  # not a lambda in a loop: each would compile anew
         ...     return nnx.Linear(in_features, 1, rngs=rngs)
         >>> head = Network(network=build, num_steps=50, learning_rate=0.1)
         >>> p, q = jax.random.normal(jax.random.key(0), (2, 100, 1))
         >>> even = jnp.full(100, 1 / 100)
-        >>> params = jax.jit(head.fit)(jax.random.key(1), Fold(p + 1, q - 1, *[even] * 4))
+        >>> rows = Rows(p + 1, q - 1, even, even)
+        >>> params = jax.jit(head.fit)(jax.random.key(1), Fold(rows, rows))
         >>> low, high = head(params, jnp.array([[-1.0], [1.0]]))
         >>> bool(low < 0 < high)
         True
@@ -284,23 +283,26 @@ class Network:
         """The parameters of the start and of the network."""
         start_key, init_key, fit_key = jax.random.split(key, 3)
         start = self.start.fit(start_key, fold)
-        offset_p, offset_q = self.start(start, fold.p), self.start(start, fold.q)
+        p, q, *weights = fold.train
+        offset_p, offset_q = (self.start(start, z) for z in (p, q))
+        fixed_p, fixed_q = (self.start(start, z) for z in fold.validation[:2])
         half = -(-self.batch_size // 2)
-        uniform = jnp.full(half, 1 / half, fold.p.dtype)
-        draw = row_sampler(fold.train_p, fold.train_q)
+        draw = row_sampler(*weights)
+        # One sign a row: a slice for each sample would be padded again in the gradient.
+        sign = jnp.repeat(jnp.array([1, -1], p.dtype), half, total_repeat_length=2 * half)
 
         def loss(key, params):
             i, j = draw(key, half)
-            logits = self.apply(params, jnp.concatenate([fold.p[i], fold.q[j]]))[:, 0]
+            logits = self.apply(params, jnp.concatenate([p[i], q[j]]))[:, 0]
             logits = logits + jnp.concatenate([offset_p[i], offset_q[j]])
-            return cross_entropy(logits[:half], logits[half:], uniform, uniform)
+            return jnp.mean(jax.nn.softplus(-sign * logits))
 
         def validate(params):
-            u_p = offset_p + self.apply(params, fold.p)[:, 0]
-            u_q = offset_q + self.apply(params, fold.q)[:, 0]
-            return _or_infinite(cross_entropy(u_p, u_q, fold.validation_p, fold.validation_q))
+            own_p, own_q = (self.apply(params, z)[:, 0] for z in fold.validation[:2])
+            value = cross_entropy(fixed_p + own_p, fixed_q + own_q, *fold.validation.weights)
+            return jnp.where(jnp.isnan(value), jnp.inf, value)
 
-        params = self.init(init_key, fold.p.shape[1], fold.p.dtype)
+        params = self.init(init_key, p.shape[1], p.dtype)
         return start, self.train(fit_key, loss, params, validate)
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -360,10 +362,6 @@ def row_sampler(*weights: Float[Array, " n"]) -> Callable[[Key[Array, ""], int],
     return draw
 
 
-def _or_infinite(value: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.where(jnp.isnan(value), jnp.inf, value)
-
-
 def convex_heads(in_features: int) -> Average:
     """The convex log ratios together: linear, Gaussian and, up to 24 features, quadratic."""
     heads: tuple[Any, ...] = (Linear(), GaussianDiscriminant())
@@ -387,7 +385,7 @@ class Auto:
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> Any:
         """The parameters of the network and of all it may start from."""
-        return self._resolve(fold.p.shape[1]).fit(key, fold)
+        return self._resolve(fold.train.p.shape[1]).fit(key, fold)
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The averaged log ratio."""

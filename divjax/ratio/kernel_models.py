@@ -21,6 +21,7 @@ from divjax.core.checks import (
     check_shape,
 )
 from divjax.core.pairwise import map_row_blocks, squared_distances
+from divjax.ratio.types import Fold
 
 __all__ = ["KernelRatio", "median_distance"]
 
@@ -107,7 +108,7 @@ def grid(values: ArrayLike | Sequence[ArrayLike], dtype: Any) -> Float[Array, " 
 
 
 def draw_basis(
-    key: Key[Array, ""], fold: Any, num_centers: int, bandwidth: ArrayLike | Sequence[ArrayLike]
+    key: Key[Array, ""], fold: Fold, num_centers: int, bandwidth: ArrayLike | Sequence[ArrayLike]
 ) -> Basis:
     """Centres drawn without replacement from the training rows of p, in proportion to their weight.
 
@@ -115,19 +116,20 @@ def draw_basis(
     centres in name only where there are not enough others.
     """
     check_key(key)
-    check_matrix(p=fold.p, q=fold.q)
-    check_same_features(fold.p, fold.q, ("p", "q"))
-    check_full_precision("p", fold.p)
-    check_shape("train_p", fold.train_p, fold.p.shape[0])
-    check_shape("train_q", fold.train_q, fold.q.shape[0])
-    weights = _stop(fold.train_p)
-    size = min(num_centers, fold.p.shape[0])
+    p, q, weights_p, weights_q = fold.train
+    check_matrix(p=p, q=q)
+    check_same_features(p, q, ("p", "q"))
+    check_full_precision("p", p)
+    check_shape("weights_p", weights_p, p.shape[0])
+    check_shape("weights_q", weights_q, q.shape[0])
+    weights = _stop(weights_p)
+    size = min(num_centers, p.shape[0])
     noise = jax.random.gumbel(key, weights.shape, weights.dtype)
     index = jax.lax.top_k(jnp.log(weights) + noise, size)[1]
     active = weights[index] > 0
     # What a row without weight holds must not matter, even if it is not a number.
-    p = jnp.where(fold.train_p[:, None] > 0, fold.p, 0)
-    q = jnp.where(fold.train_q[:, None] > 0, fold.q, 0)
+    p = jnp.where(weights_p[:, None] > 0, p, 0)
+    q = jnp.where(weights_q[:, None] > 0, q, 0)
     centers = p[index]
     unit = median_distance(centers, active.astype(p.dtype))
     return Basis(

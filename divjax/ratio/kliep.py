@@ -191,12 +191,13 @@ class KLIEPHead:
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from divjax.ratio import Fold, Rows
         >>> x, y = jax.random.normal(jax.random.key(0), (2, 200, 1))
-        >>> train = jnp.where(jnp.arange(200) < 150, 1 / 150, 0)
-        >>> validation = jnp.where(jnp.arange(200) < 150, 0, 1 / 50)
-        >>> fold = Fold(x + 0.5, y - 0.5, train, train, validation, validation)
+        >>> mass = jnp.full(100, 1 / 100)
+        >>> train = Rows(x[:100] + 0.5, y[:100] - 0.5, mass, mass)
+        >>> validation = Rows(x[100:] + 0.5, y[100:] - 0.5, mass, mass)
         >>> head = KLIEPHead()
-        >>> params = jax.jit(head.fit)(jax.random.key(1), fold)
+        >>> params = jax.jit(head.fit)(jax.random.key(1), Fold(train, validation))
         >>> z = jnp.linspace(-1, 1, 5)[:, None]
         >>> bool(jnp.mean(jnp.abs(head(params, z) - z[:, 0])) < 0.3)  # the true log ratio is z
         True
@@ -226,24 +227,28 @@ class KLIEPHead:
         scores, points = _stop(self._candidates(*_stop((basis, fold))))
         best = jnp.argmax(jnp.where(jnp.isfinite(scores), scores, -jnp.inf))
         bandwidth = basis.bandwidths[best]
-        likelihoods, log_means = _mixture(basis, fold.train_q, bandwidth)
+        masses_p, masses_q = fold.train.weights
+        likelihoods, log_means = _mixture(basis, masses_q, bandwidth)
         point = jax.tree.map(lambda leaf: leaf[best], points)
-        weights, gap = _with_derivative(likelihoods, fold.train_p, point)
-        return _mixture_model(basis, fold.train_q, bandwidth, weights, log_means, _stop(gap))
+        weights, gap = _with_derivative(likelihoods, masses_p, point)
+        return _mixture_model(basis, masses_q, bandwidth, weights, log_means, _stop(gap))
 
     def _candidates(self, basis: Basis, fold: Fold) -> tuple[Float[Array, " g"], _Point]:
         """The validation score and the solution for each bandwidth."""
-        present = lambda x, mass: jnp.where(mass[:, None] > 0, x, 0)
-        p, q = present(fold.p, fold.validation_p), present(fold.q, fold.validation_q)
+        masses_p, masses_q = fold.train.weights
+        p, q, *weights = fold.validation
+        p, q = (
+            jnp.where(weight[:, None] > 0, x, 0) for x, weight in zip((p, q), weights, strict=True)
+        )
 
         def candidate(bandwidth: Float[Array, ""]) -> tuple[Float[Array, ""], _Point]:
-            likelihoods, log_means = _mixture(basis, fold.train_q, bandwidth)
-            point = _interior_point(likelihoods, fold.train_p, self.num_steps)
+            likelihoods, log_means = _mixture(basis, masses_q, bandwidth)
+            point = _interior_point(likelihoods, masses_p, self.num_steps)
             params = _mixture_model(
-                basis, fold.train_q, bandwidth, point.weights, log_means, jnp.zeros_like(bandwidth)
+                basis, masses_q, bandwidth, point.weights, log_means, jnp.zeros_like(bandwidth)
             )
-            log_mean = jax.nn.logsumexp(self(params, q), b=fold.validation_q)
-            return jnp.dot(fold.validation_p, self(params, p)) - log_mean, point
+            log_mean = jax.nn.logsumexp(self(params, q), b=weights[1])
+            return jnp.dot(weights[0], self(params, p)) - log_mean, point
 
         return jax.lax.map(candidate, basis.bandwidths)
 

@@ -158,11 +158,12 @@ class LeastSquaresHead:
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from divjax.ratio import Fold, Rows
         >>> x, y = jax.random.normal(jax.random.key(0), (2, 200, 1))
         >>> mass = jnp.full(200, 1 / 200)
-        >>> fold = Fold(x + 0.5, y - 0.5, mass, mass, mass, mass)
+        >>> rows = Rows(x + 0.5, y - 0.5, mass, mass)
         >>> head = LeastSquaresHead()
-        >>> params = jax.jit(head.fit)(jax.random.key(1), fold)
+        >>> params = jax.jit(head.fit)(jax.random.key(1), Fold(rows, rows))
         >>> z = jnp.linspace(-1, 1, 5)[:, None]
         >>> bool(jnp.mean(jnp.abs(head(params, z) - z[:, 0])) < 0.3)  # the true log ratio is z
         True
@@ -195,7 +196,7 @@ class LeastSquaresHead:
         basis = draw_basis(key, fold, self.num_centers, self.bandwidth)
         dtype = basis.centers.dtype
         ridges, alpha = grid(self.ridge, dtype), jnp.asarray(self.relative, dtype)
-        masses = fold.train_p, fold.train_q
+        masses = fold.train.weights
 
         fixed, fixed_masses, fixed_alpha, fixed_ridges = _stop((basis, masses, alpha, ridges))
 
@@ -217,7 +218,9 @@ class LeastSquaresHead:
         mean = jnp.maximum(alpha * mean_p + (1 - alpha) * mean_q, jnp.finfo(dtype).tiny)
         log_weights = safe_log(theta) - jnp.log(mean)
         zero = jnp.zeros((), dtype)
-        return KernelRatio(basis.centers, log_weights, bandwidth, log_cap(fold.train_q), zero)
+        return KernelRatio(
+            basis.centers, log_weights, bandwidth, log_cap(fold.train.weights_q), zero
+        )
 
     def __call__(self, params: KernelRatio, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The log ratio log p/q at each row of z, in nats."""

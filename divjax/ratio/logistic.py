@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core.checks import check_count, check_nonnegative, check_positive
 from divjax.core.pytrees import pytree, static
-from divjax.ratio.types import Fold, cross_entropy, num_rows
+from divjax.ratio.types import Fold, num_rows, validation_loss
 
 __all__ = ["Linear", "Quadratic", "RandomFourier", "newton_logistic"]
 
@@ -33,16 +33,15 @@ class _Logistic:
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Float[Array, " m"]]:
         """The basis, and the coefficients under the ridge that the validation rows prefer."""
         basis = self._basis(key, fold)
-        phi_p, phi_q = self._features(basis, fold.p), self._features(basis, fold.q)
-        ridges = jnp.ravel(jnp.asarray(self.ridge, fold.p.dtype))
-        rows = num_rows(fold.train_p, fold.train_q)
+        weights = fold.train.weights
+        phi_p, phi_q = (self._features(basis, z) for z in (fold.train.p, fold.train.q))
+        ridges = jnp.ravel(jnp.asarray(self.ridge, phi_p.dtype))
         # The first feature is the constant, which needs no prior to speak of.
         free = jnp.ones(phi_p.shape[1], phi_p.dtype).at[0].set(1e-3)
         coefficients = jax.vmap(
-            lambda ridge: newton_logistic(phi_p, phi_q, fold.train_p, fold.train_q, ridge * free)
-        )(ridges / rows)
-        weights = fold.validation_p, fold.validation_q
-        losses = jax.vmap(lambda c: cross_entropy(phi_p @ c, phi_q @ c, *weights))(coefficients)
+            lambda ridge: newton_logistic(phi_p, phi_q, *weights, ridge * free)
+        )(ridges / num_rows(*weights))
+        losses = jax.vmap(lambda c: validation_loss(self, (basis, c), fold))(coefficients)
         return basis, coefficients[jnp.argmin(losses)]
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -111,7 +110,7 @@ class RandomFourier(_Logistic):
 
     def _basis(self, key: Key[Array, ""], fold: Fold) -> tuple[Array, Array]:
         frequency_key, phase_key = jax.random.split(key)
-        d, dtype = fold.p.shape[1], fold.p.dtype
+        d, dtype = fold.train.p.shape[1], fold.train.p.dtype
         scale = self.bandwidth * jnp.sqrt(jnp.asarray(d, dtype))
         frequencies = jax.random.normal(frequency_key, (d, self.num_features), dtype) / scale
         phases = jax.random.uniform(phase_key, (self.num_features,), dtype, maxval=2 * np.pi)
@@ -147,8 +146,7 @@ def newton_logistic(
     offset = jnp.concatenate([jnp.broadcast_to(o, w.shape) for o, w in offsets])
     offset = jnp.where(used, offset, 0).astype(phi.dtype)
     m, dtype = phi.shape[1], phi.dtype
-    # The shortest are for offsets that are surely wrong, where the curvature tells nothing.
-    lengths = jnp.array([1.0, 0.5, 0.25, 0.1, 0.02, 4e-3, 5e-4, 5e-5, 5e-6, 0.0], dtype)
+    eps = jnp.finfo(dtype).eps
 
     def loss(logit, c):
         return jnp.dot(weights, jax.nn.softplus(-sign * logit)) + jnp.dot(penalty, c * c) / 2
@@ -161,17 +159,28 @@ def newton_logistic(
         curvature = weights * wrong * (1 - wrong)
         hessian = jnp.matmul(phi.T * curvature, phi, precision="highest")
         # A multiple of rounding keeps the factor alive for separable samples without a ridge.
-        floor = 10 * jnp.finfo(dtype).eps * (jnp.trace(hessian) / m + 1e-6)
+        floor = 10 * eps * (jnp.trace(hessian) / m + 1e-6)
         factor = jax.scipy.linalg.cho_factor(hessian + jnp.diag(penalty + floor))
         direction = jax.scipy.linalg.cho_solve(factor, gradient)
-        moved = phi @ direction
-        losses = jax.vmap(lambda t: loss(logit - t * moved, c - t * direction))(lengths)
-        length = lengths[jnp.argmin(jnp.where(jnp.isfinite(losses), losses, jnp.inf))]
-        return c - length * direction, jnp.dot(gradient, direction), count + 1
+        decrement, moved = jnp.dot(gradient, direction), phi @ direction
+        current = loss(logit, c)
+
+        def too_long(length):
+            """Where the loss does not fall by a quarter of its slope; down to no step at all."""
+            fall = current - loss(logit - length * moved, c - length * direction)
+            enough = fall >= length * decrement / 4 - 4 * eps * current
+            return ~enough & (length > 0)
+
+        # The shortest are for offsets that are surely wrong, where the curvature tells nothing.
+        shorter = lambda length: jnp.where(
+            length > 1e-6, length * jnp.where(length > 0.1, 0.5, 0.1), 0
+        )
+        length = jax.lax.while_loop(too_long, shorter, jnp.ones((), dtype))
+        return c - length * direction, decrement, count + 1
 
     def unfinished(carry):
         _, decrement, count = carry
-        return (decrement > 100 * jnp.finfo(dtype).eps) & (count < max_steps)
+        return (decrement > 100 * eps) & (count < max_steps)
 
     start = jnp.zeros(m, dtype), jnp.asarray(jnp.inf, dtype), 0
     return jax.lax.while_loop(unfinished, step, start)[0]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from divjax.core.checks import check_count
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.heads import Network, convex_heads, row_sampler
-from divjax.ratio.types import Fold, Head, cross_entropy
+from divjax.ratio.types import Fold, Head, Rows, cross_entropy
 
 __all__ = ["Telescoping"]
 
@@ -46,16 +46,17 @@ class Telescoping:
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Any]:
         """All bridges' starts, and the network."""
         pair_key, start_key, init_key, fit_key = jax.random.split(key, 4)
-        start = self._start(fold.p.shape[1])
+        p, q, *weights = fold.train
+        start = self._start(p.shape[1])
         bridges = self._bridges(pair_key, fold)
         keys = jax.random.split(start_key, self.num_bridges)
         starts = jax.vmap(start.fit)(keys, bridges)
         if self.network is None:
             return starts, None
         network, half = self.network, -(-self.network.batch_size // 2)
-        uniform = jnp.full(half, 1 / half, fold.p.dtype)
-        draw = row_sampler(fold.train_p, fold.train_q)
-        offset_p, offset_q = jax.vmap(start)(starts, bridges.p), jax.vmap(start)(starts, bridges.q)
+        uniform = jnp.full(half, 1 / half, p.dtype)
+        draw = row_sampler(*weights)
+        of_start = jax.vmap(start)
 
         def each(params, above, below):
             """Each bridge's correction at rows of both its ends, "m b d"."""
@@ -69,19 +70,22 @@ class Telescoping:
             i, j = draw(key, half)
             # Any row of p goes with any of q; both come sorted by quantile.
             j = jax.random.permutation(jax.random.fold_in(key, 1), j)
-            marks = self._waymarks(fold.p[i], fold.q[j])
+            marks = self._waymarks(p[i], q[j])
             own_p, own_q = each(params, marks[:-1], marks[1:])
-            u_p = own_p + jax.vmap(start)(starts, marks[:-1])
-            u_q = own_q + jax.vmap(start)(starts, marks[1:])
+            u_p = own_p + of_start(starts, marks[:-1])
+            u_q = own_q + of_start(starts, marks[1:])
             return jnp.mean(jax.vmap(cross_entropy, (0, 0, None, None))(u_p, u_q, uniform, uniform))
 
+        held = bridges.validation
+        offset_p, offset_q = of_start(starts, held.p), of_start(starts, held.q)
+
         def validate(params):
-            own_p, own_q = each(params, bridges.p, bridges.q)
-            weights = bridges.validation_p, bridges.validation_q
-            value = jnp.mean(jax.vmap(cross_entropy)(own_p + offset_p, own_q + offset_q, *weights))
+            own_p, own_q = each(params, held.p, held.q)
+            losses = jax.vmap(cross_entropy)(own_p + offset_p, own_q + offset_q, *held.weights)
+            value = jnp.mean(losses)
             return jnp.where(jnp.isnan(value), jnp.inf, value)
 
-        params = network.init(init_key, fold.p.shape[1], fold.p.dtype, self.num_bridges)
+        params = network.init(init_key, p.shape[1], p.dtype, self.num_bridges)
         return starts, network.train(fit_key, loss, params, validate)
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -109,37 +113,22 @@ class Telescoping:
         Each row of p is paired with a random one of q that plays the same part, and each of q with
         one of p. Between the ends all pairs count; p itself is the pairs of its rows, q of its own.
         """
-        n, m = fold.p.shape[0], fold.q.shape[0]
-        train_key, validation_key = jax.random.split(key)
 
-        def partners(key, weights_p, weights_q):
-            of_p, of_q = row_sampler(weights_p, weights_q)(key, max(n, m))
+        def part(key, rows):
+            p, q, *weights = rows
+            n, m = p.shape[0], q.shape[0]
+            of_p, of_q = row_sampler(*weights)(key, max(n, m))
             shuffle_p, shuffle_q = jax.random.split(jax.random.fold_in(key, 1))
             # Partners in random order: those of the n rows of p are rows of q, and conversely.
             for_p = jax.random.permutation(shuffle_p, of_q)[:n]
-            return for_p, jax.random.permutation(shuffle_q, of_p)[:m]
+            for_q = jax.random.permutation(shuffle_q, of_p)[:m]
+            marks = self._waymarks(jnp.concatenate([p, p[for_q]]), jnp.concatenate([q[for_p], q]))
+            first, last = (
+                jnp.pad(w, side) for w, side in zip(weights, ((0, m), (n, 0)), strict=True)
+            )
+            between = [(first + last) / 2] * (self.num_bridges - 1)
+            mass = jnp.stack([first, *between, last])
+            return Rows(marks[:-1], marks[1:], mass[:-1], mass[1:])
 
-        train = partners(train_key, fold.train_p, fold.train_q)
-        validation = partners(validation_key, fold.validation_p, fold.validation_q)
-        for_p = jnp.where(fold.validation_p > 0, validation[0], train[0])
-        for_q = jnp.where(fold.validation_q > 0, validation[1], train[1])
-        x = jnp.concatenate([fold.p, fold.p[for_q]])
-        y = jnp.concatenate([fold.q[for_p], fold.q])
-        marks = self._waymarks(x, y)
-
-        def weigh(of_p, of_q):
-            first = jnp.concatenate([of_p, jnp.zeros_like(of_q)])
-            last = jnp.concatenate([jnp.zeros_like(of_p), of_q])
-            between = (first + last) / 2
-            return jnp.stack([first, *[between] * (self.num_bridges - 1), last])
-
-        train_weights = weigh(fold.train_p, fold.train_q)
-        validation_weights = weigh(fold.validation_p, fold.validation_q)
-        return Fold(
-            marks[:-1],
-            marks[1:],
-            train_weights[:-1],
-            train_weights[1:],
-            validation_weights[:-1],
-            validation_weights[1:],
-        )
+        keys = jax.random.split(key)
+        return Fold(*(part(key, rows) for key, rows in zip(keys, fold, strict=True)))

@@ -1,5 +1,6 @@
 """What a ratio model is: a head that is fitted to one fold and evaluated anywhere."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -8,31 +9,43 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from divjax.core.simplex import effective_sample_size
 
-__all__ = ["Fold", "Head", "cross_entropy", "num_rows"]
+__all__ = ["Fold", "Head", "Rows", "cross_entropy", "num_rows", "validation_loss"]
 
 
-class Fold(NamedTuple):
-    """Samples of p and q, standardised, and the parts they play in one fit.
+class Rows(NamedTuple):
+    """Samples of p and q with their weights.
 
-    All rows are there in every fold; weights say who trains and who validates, so that all folds
-    have one shape and train under one `vmap`. Each vector of weights sums to one, which makes both
-    samples weigh the same however many rows they have.
+    Each vector of weights sums to one, which makes both samples weigh the same however many rows
+    they have. A row of weight zero is only there to fill the shape, and may hold anything.
 
     Attributes:
         p: samples of p.
         q: samples of q.
-        train_p: the training rows' weights, zero elsewhere.
-        train_q: the same for q.
-        validation_p: the validation rows' weights, zero elsewhere.
-        validation_q: the same for q.
+        weights_p: of the samples of p.
+        weights_q: of the samples of q.
     """
 
     p: Float[Array, "n d"]
     q: Float[Array, "m d"]
-    train_p: Float[Array, " n"]
-    train_q: Float[Array, " m"]
-    validation_p: Float[Array, " n"]
-    validation_q: Float[Array, " m"]
+    weights_p: Float[Array, " n"]
+    weights_q: Float[Array, " m"]
+
+    @property
+    def weights(self) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+        """Of both samples."""
+        return self.weights_p, self.weights_q
+
+
+class Fold(NamedTuple):
+    """What one head is fitted to, standardised; of one shape for all folds.
+
+    Attributes:
+        train: the rows to fit.
+        validation: the rows that stop or choose the model.
+    """
+
+    train: Rows
+    validation: Rows
 
 
 @runtime_checkable
@@ -65,6 +78,17 @@ def cross_entropy(
 
     under_p = mean(jax.nn.softplus(-log_ratio_p), weights_p)
     return (under_p + mean(jax.nn.softplus(log_ratio_q), weights_q)) / 2
+
+
+def validation_loss(
+    head: Callable[[Any, Float[Array, "b d"]], Float[Array, " b"]],
+    params: PyTree[Array],
+    fold: Fold,
+) -> Float[Array, ""]:
+    """The cross-entropy of the validation rows; infinite where it is not a number."""
+    rows = fold.validation
+    value = cross_entropy(head(params, rows.p), head(params, rows.q), *rows.weights)
+    return jnp.where(jnp.isnan(value), jnp.inf, value)
 
 
 def num_rows(*weights: Float[Array, " n"]) -> Float[Array, ""]:

@@ -12,7 +12,7 @@ from sklearn.neural_network import MLPClassifier
 from divjax import problems
 from divjax.ratio import ClassifierRatio
 from divjax.ratio.heads import Network
-from divjax.ratio.types import Fold
+from divjax.ratio.types import Fold, Rows
 from experiments.benchmarks.measure import alone, seconds
 
 NUM_FOLDS, NUM_SEEDS = 5, 5
@@ -42,9 +42,11 @@ def sweep(
     rates = jnp.logspace(-3.5, -1.5, num_settings)
     keys = jax.random.split(jax.random.key(1), NUM_SEEDS)
     count = num_settings * NUM_SEEDS * NUM_FOLDS
-    train = np.arange(num_rows) % 5 < 4
-    weights = [jnp.asarray(part / part.sum(), p.dtype) for part in (train, ~train)]
-    fold = Fold(p, q, weights[0], weights[0], weights[1], weights[1])
+    parts = []
+    for part in (slice(num_rows * 4 // 5), slice(num_rows * 4 // 5, num_rows)):
+        even = jnp.full(len(p[part]), 1 / len(p[part]), p.dtype)
+        parts.append(Rows(p[part], q[part], even, even))
+    fold = Fold(*parts)
     for hidden in networks:
 
         def one_network(rate, key, hidden=hidden):

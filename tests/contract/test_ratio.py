@@ -14,8 +14,8 @@ def _head(method, key, x, weights):
     """A head fitted to the particles and the fixed samples, and evaluated at the particles."""
     y = samples(x.dtype)
     even = jnp.full(y.shape[0], 1 / y.shape[0], x.dtype)
-    fold = jax.lax.stop_gradient(ratio.Fold(x, y, weights, even, weights, even))
-    return method(method.fit(key, fold), x)[:, None]
+    rows = jax.lax.stop_gradient(ratio.Rows(x, y, weights, even))
+    return method(method.fit(key, ratio.Fold(rows, rows)), x)[:, None]
 
 
 def _estimator(method, key, x, weights):

@@ -20,10 +20,10 @@ def gaussians(seed, n, m, d=1, shift=1.0, dtype=jnp.float32):
 
 @pytree
 class Spy:
-    """A head that writes down who trained and who validated."""
+    """A head that writes down what it was given."""
 
     def fit(self, key, fold):
-        return fold._replace(p=fold.p[:, :1], q=fold.q[:, :1])
+        return fold
 
     def __call__(self, params, z):
         return 0 * z[:, 0]
@@ -34,13 +34,12 @@ class Memory:
     """+9 for rows of p that it was given, −9 for those of q, 0 for strangers."""
 
     def fit(self, key, fold):
-        seen = [(a > 0) | (b > 0) for a, b in zip(fold[2:4], fold[4:6], strict=True)]
-        return fold.p, fold.q, *seen
+        return [
+            jnp.concatenate(rows) for rows in zip(fold.train[:2], fold.validation[:2], strict=True)
+        ]
 
     def __call__(self, params, z):
-        p, q, seen_p, seen_q = params
-        known_p = ((z[:, None] == p).all(axis=2) & seen_p).any(axis=1)
-        known_q = ((z[:, None] == q).all(axis=2) & seen_q).any(axis=1)
+        known_p, known_q = ((z[:, None] == seen).all(axis=2).any(axis=1) for seen in params)
         return 9.0 * known_p - 9.0 * known_q
 
 
@@ -58,6 +57,22 @@ class Stretched:
         return self.intercept + self.slope * h.Linear(0.5)(params, z)
 
 
+def parts_played(fit, sample, name):
+    """The weights with which each row of a sample trained and validated, by `Spy`."""
+
+    def of(rows):
+        x, weights = getattr(rows, name), getattr(rows, f"weights_{name}")
+        x = x * fit.members.scale[..., None, :] + fit.members.mean[..., None, :]
+        distances = np.linalg.norm(np.asarray(x)[..., None, :] - np.asarray(sample), axis=-1)
+        assert (distances.min(axis=-1) < 1e-4).all()
+        played = np.zeros((*weights.shape[:2], len(sample)))
+        repeat, fold, _ = np.indices(weights.shape)
+        np.add.at(played, (repeat, fold, distances.argmin(axis=-1)), weights)
+        return played
+
+    return of(fit.members.params.train), of(fit.members.params.validation)
+
+
 linear = ClassifierRatio(head="linear", num_folds=3)
 fit_linear = jax.jit(
     lambda key, p, q, a=None, b=None: linear.fit(key, p, q, weights_p=a, weights_q=b)
@@ -69,11 +84,9 @@ def test_folds_partition_the_rows_and_are_balanced(n, m, num_folds):
     p, q = gaussians(0, n, m)
     method = ClassifierRatio(head=Spy(), num_folds=num_folds, num_repeats=2, calibration="none")
     fit = method.fit(jax.random.key(1), p, q)
-    spied = fit.members.params
-    for size, train, validation, held_out in (
-        (n, spied.train_p, spied.validation_p, fit.held_out_p),
-        (m, spied.train_q, spied.validation_q, fit.held_out_q),
-    ):
+    for sample, name, held_out in ((p, "p", fit.held_out_p), (q, "q", fit.held_out_q)):
+        train, validation = parts_played(fit, sample, name)
+        size = len(sample)
         assert train.shape == (2, num_folds, size)
         np.testing.assert_allclose(train.sum(axis=2), 1, rtol=1e-5)
         np.testing.assert_allclose(validation.sum(axis=2), 1, rtol=1e-5)
@@ -93,10 +106,11 @@ def test_folds_partition_the_rows_and_are_balanced(n, m, num_folds):
 def test_every_part_has_a_row(share):
     p, q = gaussians(1, 12, 15)
     method = ClassifierRatio(head=Spy(), num_folds=3, validation_share=share)
-    spied = method.fit(jax.random.key(1), p, q).members.params
-    few = (spied.validation_p, spied.validation_q) if share < 0.5 else spied[2:4]
-    for weights in few:
-        assert ((weights > 0).sum(axis=2) == 1).all()
+    fit = method.fit(jax.random.key(1), p, q)
+    for sample, name in ((p, "p"), (q, "q")):
+        train, validation = parts_played(fit, sample, name)
+        few = validation if share < 0.5 else train
+        assert ((few > 0).sum(axis=2) == 1).all()
 
 
 def test_out_of_fold_nothing_is_remembered():
@@ -115,15 +129,16 @@ def test_standardised_by_training_rows_alone():
     """Of members that test or validate the changed row, those that do not train on it are blind."""
     p, q = gaussians(3, 30, 30, d=2)
     method = ClassifierRatio(head=Spy(), num_folds=3)
-    before = method.fit(jax.random.key(1), p, q).members
-    after = method.fit(jax.random.key(1), p.at[4].set(1e6), q).members
-    trains = np.asarray(before.params.train_p[0, :, 4] > 0)
+    fit = method.fit(jax.random.key(1), p, q)
+    before, after = fit.members, method.fit(jax.random.key(1), p.at[4].set(1e6), q).members
+    train_p, train_q = (parts_played(fit, x, name)[0] for x, name in ((p, "p"), (q, "q")))
+    trains = train_p[0, :, 4] > 0
     assert 0 < trains.sum() < 3
     np.testing.assert_array_equal(before.mean[0][~trains], after.mean[0][~trains])
     np.testing.assert_array_equal(before.scale[0][~trains], after.scale[0][~trains])
     assert (np.abs(after.mean[0][trains] - before.mean[0][trains]) > 1e3).all()
     # Both samples weigh the same, whatever their sizes.
-    x, w = np.concatenate([p, q]), np.concatenate([before.params.train_p, before.params.train_q], 2)
+    x, w = np.concatenate([p, q]), np.concatenate([train_p, train_q], 2)
     for fold in range(3):
         mean = np.average(x, axis=0, weights=w[0, fold])
         scale = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=w[0, fold]))
@@ -309,17 +324,11 @@ def test_vmap_over_keys_samples_and_leaves_is_a_loop():
     )
     single = [fit_linear(*args).kl().value for args in zip(keys, p, q, strict=True)]
     np.testing.assert_allclose(values, single, rtol=1e-4, atol=1e-5)
-    ridges, shares = jnp.array([0.1, 30.0]), jnp.array([0.2, 0.5])
-    one = jax.jit(
-        lambda ridge, share: (
-            ClassifierRatio(head=h.Linear(ridge), num_folds=3, validation_share=share)
-            .fit(keys[0], p[0], q[0])
-            .kl()
-            .value
-        )
-    )
-    first, second = map(one, ridges, shares)
-    together = jax.vmap(one)(ridges, shares)
+    ridges = jnp.array([0.1, 30.0])
+    method = lambda ridge: ClassifierRatio(head=h.Linear(ridge), num_folds=3)
+    one = jax.jit(lambda ridge: method(ridge).fit(keys[0], p[0], q[0]).kl().value)
+    first, second = map(one, ridges)
+    together = jax.vmap(one)(ridges)
     np.testing.assert_allclose(together, [first, second], rtol=1e-4, atol=1e-5)
     assert abs(first - second) > 1e-4
 
@@ -405,9 +414,16 @@ def test_counts_of_ties_are_those_of_the_training_rows():
     p, q = (jnp.round(x) for x in gaussians(21, 40, 30))
     fit = ClassifierRatio(head=Spy(), num_folds=2, tie_counts=True).fit(jax.random.key(1), p, q)
     member = jax.tree.map(lambda leaf: leaf[0, 0], fit.members)
-    trained = np.concatenate([member.params.train_p, member.params.train_q]) > 0
-    rows = np.concatenate([p, q])[:, 0]
-    counts = np.array([np.sum(rows[trained] == value) for value in rows])
-    z = cross_fitting._features(member, jnp.asarray(rows)[:, None], jnp.asarray(trained))
-    found = np.asarray(z * member.scale + member.mean)[:, 1]
-    np.testing.assert_allclose(found, np.log1p(counts - trained), atol=1e-5)
+
+    def seen(part):
+        """Values and features log(1 + ties) of the rows that count."""
+        z, weights = np.concatenate(part[:2]), np.concatenate(part.weights)
+        return ((z * member.scale + member.mean)[weights > 0]).T
+
+    (trained, train_ties), (validated, ties) = map(seen, member.params)
+    count = lambda values: np.array([np.sum(np.abs(trained - value) < 0.1) for value in values])
+    assert len(trained) > len(validated) > 0
+    np.testing.assert_allclose(train_ties, np.log1p(count(trained) - 1), atol=1e-5)
+    np.testing.assert_allclose(ties, np.log1p(count(validated)), atol=1e-5)
+    outside = cross_fitting._features(member, jnp.array([[100.0]]))
+    np.testing.assert_allclose((outside * member.scale + member.mean)[0, 1], 0, atol=1e-5)

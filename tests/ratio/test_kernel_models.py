@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 from scipy.stats import chisquare
 
+from divjax.ratio import Fold, Rows
 from divjax.ratio.kernel_models import KernelRatio, median_distance
 from divjax.ratio.kliep import KLIEPHead, maximize_mixture
 from divjax.ratio.least_squares import LeastSquaresHead, leave_one_out_score
@@ -22,13 +22,14 @@ from divjax.ratio.least_squares import LeastSquaresHead, leave_one_out_score
 KEY = jax.random.key(0)
 
 
-class Fold(NamedTuple):
-    p: jax.Array
-    q: jax.Array
-    train_p: jax.Array
-    train_q: jax.Array
-    validation_p: jax.Array
-    validation_q: jax.Array
+def fold_of(p, q, train_p, train_q, validation_p, validation_q):
+    """All rows in both parts; those without weight in one are padding there."""
+    return Fold(Rows(p, q, train_p, train_q), Rows(p, q, validation_p, validation_q))
+
+
+def replaced(fold, **rows):
+    """The fold with other training rows."""
+    return fold._replace(train=fold.train._replace(**rows))
 
 
 def split(p, q, share=0.8, dtype=jnp.float32):
@@ -39,7 +40,7 @@ def split(p, q, share=0.8, dtype=jnp.float32):
         return train / train.sum(), ~train / (~train).sum()
 
     (a, va), (b, vb) = masses(len(p)), masses(len(q))
-    return Fold(*(jnp.asarray(value, dtype) for value in (p, q, a, b, va, vb)))
+    return fold_of(*(jnp.asarray(value, dtype) for value in (p, q, a, b, va, vb)))
 
 
 def gaussians(n, d=1, shift=0.5, seed=0):
@@ -144,7 +145,7 @@ def test_least_squares_chooses_and_solves_as_numpy_does_without_the_masked_rows(
     expected = np.log((1 - alpha) * relative / (1 - alpha * relative))
     with jax.enable_x64(True):
         (p, a), (rows, b) = holes(p, a), holes(q, b, seed=12)
-        fold = Fold(*(jnp.asarray(v) for v in (p, rows, a, b, a, b)))
+        fold = fold_of(*(jnp.asarray(v) for v in (p, rows, a, b, a, b)))
         head = dataclasses.replace(
             HEADS["uLSIF"], bandwidth=bandwidths, ridge=ridges, relative=alpha, floor=1e-30
         )
@@ -161,7 +162,7 @@ def test_far_atoms_have_the_ratio_of_their_masses():
     p, q, ridge = np.array([0.3, 0.7]), np.array([0.6, 0.4]), 0.05
     with jax.enable_x64(True):
         (_, a), (rows, b) = holes(x, p), holes(x, q)
-        fold = Fold(*(jnp.asarray(v) for v in (rows, rows, a, b, a, b)))
+        fold = fold_of(*(jnp.asarray(v) for v in (rows, rows, a, b, a, b)))
         z = jnp.asarray(np.vstack([x, np.zeros((ROWS - 2, 2))]))
         small = dict(bandwidth=(0.05, 0.05), floor=1e-30)
         head = dataclasses.replace(HEADS["KLIEP"], **small)
@@ -281,7 +282,8 @@ def test_the_derivative_of_mixture_weights_equals_differences():
 def test_kliep_solves_its_problem_and_chooses_by_validation_without_the_masked_rows():
     p, q, _, _ = gaussians(20, d=2, shift=1.5)
     whole = split(p, q, 0.6)
-    train_p, train_q, validate_p, validate_q = (np.asarray(v, np.float64) for v in whole[2:])
+    masses = (*whole.train.weights, *whole.validation.weights)
+    train_p, train_q, validate_p, validate_q = (np.asarray(v, np.float64) for v in masses)
     train_p, train_q, validate_p, validate_q = (
         v / v.sum() for v in (train_p, train_q, validate_p, validate_q)
     )
@@ -289,7 +291,7 @@ def test_kliep_solves_its_problem_and_chooses_by_validation_without_the_masked_r
     rows_q, b, vb = holes(q, train_q, validate_q, seed=12)
     grid, scores, chosen = (0.2, 2.0), [], []
     with jax.enable_x64(True):
-        fold = Fold(*(jnp.asarray(v) for v in (rows_p, rows_q, a, b, va, vb)))
+        fold = fold_of(*(jnp.asarray(v) for v in (rows_p, rows_q, a, b, va, vb)))
         z = jnp.zeros((ROWS, 2))
         fit = lambda *sigmas: fit_and_evaluate(
             dataclasses.replace(HEADS["KLIEP"], bandwidth=sigmas), KEY, fold, z
@@ -352,9 +354,9 @@ def test_a_weight_in_q_is_as_good_as_repetition(name):
     rows_q, b = holes(q, counts / ROWS)
     with jax.enable_x64(True):
         z = jnp.asarray(np.vstack([p, q]))
-        one = Fold(*(jnp.asarray(v) for v in (rows_p, rows_q, a, b, a, b)))
+        one = fold_of(*(jnp.asarray(v) for v in (rows_p, rows_q, a, b, a, b)))
         b = np.full(ROWS, 1 / ROWS)
-        two = Fold(*(jnp.asarray(v) for v in (rows_p, repeated, a, b, a, b)))
+        two = fold_of(*(jnp.asarray(v) for v in (rows_p, repeated, a, b, a, b)))
         head = dataclasses.replace(HEADS[name], floor=1e-9)
         one, params = fit_and_evaluate(head, KEY, one, z)
         two, _ = fit_and_evaluate(head, KEY, two, z)
@@ -366,12 +368,12 @@ def test_a_weight_in_q_is_as_good_as_repetition(name):
 def test_centers_are_drawn_by_weight():
     p, q, _, _ = gaussians(5)
     weights = jnp.array([0.0, 0.1, 0.2, 0.3, 0.4])
-    fold = split(p, q)._replace(train_p=weights)
+    fold = replaced(split(p, q), weights_p=weights)
     head = LeastSquaresHead(1.0, 0.1, num_centers=1)
     centers = jax.jit(jax.vmap(lambda key: head.fit(key, fold).centers))(
         jax.random.split(KEY, 2000)
     )
-    counts = [int((centers[:, 0, 0] == fold.p[i, 0]).sum()) for i in range(5)]
+    counts = [int((centers[:, 0, 0] == fold.train.p[i, 0]).sum()) for i in range(5)]
     assert counts[0] == 0
     assert sum(counts) == 2000
     assert chisquare(counts[1:], 2000 * np.asarray(weights[1:])).pvalue > 1e-3
@@ -435,7 +437,7 @@ def test_vmap_over_leaves_and_folds_equals_a_loop(name):
 def test_dtypes_are_kept(name, dtype):
     with jax.enable_x64(True):
         fold = split(*gaussians(12)[:2], dtype=dtype)
-        evaluate = lambda head: head(head.fit(KEY, fold), fold.p)
+        evaluate = lambda head: head(head.fit(KEY, fold), fold.train.p)
         params = jax.eval_shape(HEADS[name].fit, KEY, fold)
         assert {leaf.dtype for leaf in params} == {jnp.dtype(dtype)}
         assert jax.eval_shape(evaluate, HEADS[name]).dtype == dtype
@@ -455,13 +457,13 @@ def test_gradients_equal_differences(name):
 
         @jax.jit
         def value(q, z):
-            return probe @ head(head.fit(KEY, fold._replace(q=q)), z)
+            return probe @ head(head.fit(KEY, replaced(fold, q=q)), z)
 
-        gradient = jax.jit(jax.grad(value, (0, 1)))(fold.q, fold.p)
+        gradient = jax.jit(jax.grad(value, (0, 1)))(fold.train.q, fold.train.p)
         direction = jnp.asarray(np.random.default_rng(10).normal(size=(2, 15, 2)))
         step = 1e-6
-        ahead = value(fold.q + step * direction[0], fold.p + step * direction[1])
-        behind = value(fold.q - step * direction[0], fold.p - step * direction[1])
+        ahead = value(fold.train.q + step * direction[0], fold.train.p + step * direction[1])
+        behind = value(fold.train.q - step * direction[0], fold.train.p - step * direction[1])
         expected = sum(jnp.sum(g * d) for g, d in zip(gradient, direction, strict=True))
         np.testing.assert_allclose((ahead - behind) / (2 * step), expected, rtol=1e-4)
 
@@ -485,11 +487,11 @@ def test_values_and_gradients_are_finite_at_extremes(name):
     @jax.value_and_grad
     def value(rows):
         p, q, z = rows
-        return jnp.sum(head(head.fit(KEY, fold._replace(p=p, q=q)), z))
+        return jnp.sum(head(head.fit(KEY, replaced(fold, p=p, q=q)), z))
 
     far = jnp.array([[0.0, 0.0], [1e3, 0.0], [1e18, -1e18], [1e30, 0.0]])
     for change in EXTREMES.values():
-        result, gradients = value((*change(fold.p, fold.q), far))
+        result, gradients = value((*change(fold.train.p, fold.train.q), far))
         assert jnp.isfinite(result)
         for leaf in gradients:
             assert jnp.isfinite(leaf).all()
@@ -521,11 +523,14 @@ def test_errors_of_heads_name_the_argument(call, message):
 def test_errors_of_folds_name_the_argument(name):
     fold, head = split(*gaussians(6)[:2]), HEADS[name]
     for broken, message in [
-        (fold._replace(p=fold.p[:0]), "p must be a non-empty matrix"),
-        (fold._replace(q=fold.q[:, 0]), "q must be a non-empty matrix"),
-        (fold._replace(q=jnp.ones((6, 2))), "p and q must have the same number of features"),
-        (fold._replace(train_p=jnp.ones(5)), r"train_p must have shape \(6,\); got shape \(5,\)"),
-        (fold._replace(p=fold.p.astype(jnp.bfloat16)), "p must be float32 or float64"),
+        (replaced(fold, p=fold.train.p[:0]), "p must be a non-empty matrix"),
+        (replaced(fold, q=fold.train.q[:, 0]), "q must be a non-empty matrix"),
+        (replaced(fold, q=jnp.ones((6, 2))), "p and q must have the same number of features"),
+        (
+            replaced(fold, weights_p=jnp.ones(5)),
+            r"weights_p must have shape \(6,\); got shape \(5,\)",
+        ),
+        (replaced(fold, p=fold.train.p.astype(jnp.bfloat16)), "p must be float32 or float64"),
     ]:
         with pytest.raises(ValueError, match=message):
             head.fit(KEY, broken)

@@ -8,7 +8,7 @@ import scipy.special
 import scipy.stats
 
 from divjax.problems import divergences
-from divjax.ratio import ClassifierRatio, Fold, Head, Telescoping, TelescopingRatio
+from divjax.ratio import ClassifierRatio, Fold, Head, Rows, Telescoping, TelescopingRatio
 from divjax.ratio import heads as h
 
 KEY = jax.random.key(0)
@@ -20,8 +20,8 @@ def fold_of(p, q, share=0.25):
         validates = np.arange(len(x)) < share * len(x)
         weights.append((~validates / (~validates).sum(), validates / validates.sum()))
     (train_p, validation_p), (train_q, validation_q) = weights
-    vectors = (train_p, train_q, validation_p, validation_q)
-    return Fold(p, q, *(jnp.asarray(v, p.dtype) for v in vectors))
+    masses = (train_p, train_q), (validation_p, validation_q)
+    return Fold(*(Rows(p, q, *(jnp.asarray(v, p.dtype) for v in part)) for part in masses))
 
 
 def test_waymarks():
@@ -40,23 +40,22 @@ def test_bridges_keep_parts_apart(n, m):
     p, q = jnp.arange(n) + 1.0, (jnp.arange(m) + 1.0) * 1000
     fold = fold_of(p[:, None], q[:, None])
     bridges = jax.jit(Telescoping(num_bridges=2)._bridges)(KEY, fold)
-    assert bridges.p.shape == (2, n + m, 1)
-    for weights in bridges[2:]:
-        np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
-    sides = zip(("p", "q"), (bridges.p[0], bridges.q[1]), (p, q), strict=True)
-    for name, rows, sample in sides:
-        for part in ("train", "validation"):
-            used = np.asarray(getattr(bridges, f"{part}_{name}")[0 if name == "p" else 1]) > 0
-            own = np.asarray(getattr(fold, f"{part}_{name}")) > 0
-            np.testing.assert_allclose(np.sort(rows[used, 0]), np.sort(sample[own]), rtol=1e-6)
-    middle = np.asarray(bridges.q[0, :, 0], np.float64) * np.sqrt(2)
-    of_q = np.round(middle / 1000).astype(int)
-    of_p = np.round(middle - 1000 * of_q).astype(int)
-    for part in ("train", "validation"):
-        used = np.asarray(getattr(bridges, f"{part}_q")[0]) > 0
-        for index, weights in ((of_p, f"{part}_p"), (of_q, f"{part}_q")):
-            allowed = 1 + np.flatnonzero(np.asarray(getattr(fold, weights)) > 0)
-            assert set(index[used]) <= set(allowed)
+    for part, rows in zip(bridges, fold, strict=True):
+        assert part.p.shape == (2, n + m, 1)
+        for weights in part.weights:
+            np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+        ends = ((part.p[0], part.weights_p[0]), (part.q[1], part.weights_q[1]))
+        for (marks, weights), sample, own in zip(ends, rows[:2], rows.weights, strict=True):
+            used = marks[np.asarray(weights) > 0, 0]
+            np.testing.assert_allclose(
+                np.sort(used), np.sort(sample[np.asarray(own) > 0, 0]), rtol=1e-6
+            )
+        middle = np.asarray(part.q[0, :, 0], np.float64) * np.sqrt(2)
+        of_q = np.round(middle / 1000).astype(int)
+        of_p = np.round(middle - 1000 * of_q).astype(int)
+        used = np.asarray(part.weights_q[0]) > 0
+        for index, weights in zip((of_p, of_q), rows.weights, strict=True):
+            assert set(index[used]) <= set(1 + np.flatnonzero(np.asarray(weights) > 0))
 
 
 @pytest.mark.exhaustive
