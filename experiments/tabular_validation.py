@@ -233,6 +233,9 @@ def run_known_truths(run: common.Run, settings: Settings) -> None:
         if study == "chasm":
             network = None if settings.quick else ratio.heads.Network()
             estimators["telescoping"] = ratio.TelescopingRatio(ratio.Telescoping(network=network))
+        if study == "imbalance" and not settings.quick:
+            repeated = dataclasses.replace(settings.estimator, num_repeats=5)
+            estimators["classifier, 5 repeats"] = repeated
         rows, curves, paper = [], {name: [] for name in estimators}, []
         for case in common.progress(cases(settings, study), study):
             for name, estimator in estimators.items():

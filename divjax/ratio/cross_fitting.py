@@ -97,94 +97,94 @@ def cross_fit(
     tie_counts: bool,
 ) -> CrossFit:
     """Fit a head out of fold; log ratios are differentiable in the rows, the heads held fixed."""
-    samples, weights = (p, q), (weights_p, weights_q)
     keys = jax.random.split(key, num_repeats)
-    orders = jax.vmap(lambda k: _shuffle(k, weights))(keys)
-    frozen = jax.lax.stop_gradient((samples, weights))
+    orders = jax.vmap(lambda key: _shuffle(key, weights_p, weights_q))(keys)
+    fixed_p, fixed_q, *fixed_weights = jax.lax.stop_gradient((p, q, weights_p, weights_q))
 
     def split(orders, fold):
-        """The indices and masses of the rows that test, train and validate, of p and of q."""
+        """The parts of the rows that test, train and validate."""
         each = (
-            _split(order, weight, fold, num_folds, validation_share)
-            for order, weight in zip(orders, frozen[1], strict=True)
+            _split(order, weights, fold, num_folds, validation_share)
+            for order, weights in zip(orders, fixed_weights, strict=True)
         )
-        return zip(*each, strict=True)
+        return [_Part(p, q, a, b) for (p, a), (q, b) in zip(*each, strict=True)]
 
     def fit_member(task):
         key, orders, fold = task
-        _, *parts = split(orders, fold)
-        train, validation = (
-            Rows(*(x[index] for x, index in zip(frozen[0], indices, strict=True)), *masses)
-            for indices, masses in (zip(*part, strict=True) for part in parts)
-        )
+        _, train, validation = (part.of(fixed_p, fixed_q) for part in split(orders, fold))
         member = _standardizer(train, tie_counts)
-        data = Fold(_standardize(member, train, True), _standardize(member, validation, False))
-        params = head.fit(jax.random.fold_in(key, 1), data)
+        data = Fold(
+            _standardize(member, train, trained=True),
+            _standardize(member, validation, trained=False),
+        )
+        params = head.fit(jax.random.fold_in(key, fold), data)
         losses = [
             cross_entropy(head(params, rows.p), head(params, rows.q), *rows.weights)
             for rows in data
         ]
         return member._replace(params=params), losses
 
-    folds = jnp.arange(num_folds)
-    tasks = jax.vmap(
-        lambda key, orders: jax.vmap(lambda fold: (jax.random.fold_in(key, fold), orders, fold))(
-            folds
-        )
-    )(keys, orders)
-    tasks = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tasks)
+    repeat, fold = jnp.divmod(jnp.arange(num_repeats * num_folds), num_folds)
+    tasks = keys[repeat], tuple(order[repeat] for order in orders), fold
     size = (p.shape[0] + q.shape[0]) * (p.shape[1] + 64)
     together = max(1, _BUDGET // size)
     if together >= num_repeats * num_folds:
         members, losses = jax.vmap(fit_member)(tasks)
     else:
         members, losses = jax.lax.map(fit_member, tasks, batch_size=together)
-    members, losses = jax.tree.map(
+    members, (train, validation) = jax.tree.map(
         lambda leaf: leaf.reshape(num_repeats, num_folds, *leaf.shape[1:]), (members, losses)
     )
 
     def out_of_fold(members, orders):
         """Each row's log ratio by the member that has not seen it, calibrated by other folds."""
-        fold_of = [_fold_of(*args, num_folds) for args in zip(orders, weights, strict=True)]
 
         def test(member, fold):
-            """The fold's log ratios at their rows, zero at the others."""
-            found = []
-            for x, (index, mass) in zip(samples, next(split(orders, fold)), strict=True):
-                u = jnp.where(mass > 0, head(member.params, _features(member, x[index])), 0)
-                found.append(jnp.zeros(x.shape[0], u.dtype).at[index].add(u))
-            return found
+            """The fold's log ratios at their rows, zero at the others, and its cross-entropy."""
+            part = split(orders, fold)[0]
+            u_p, u_q = (head(member.params, _features(member, x)) for x in part.of(p, q)[:2])
+            spread = (
+                jnp.zeros(x.shape[0], u.dtype).at[index].add(jnp.where(weights > 0, u, 0))
+                for x, index, weights, u in (
+                    (p, part.p, part.weights_p, u_p),
+                    (q, part.q, part.weights_q, u_q),
+                )
+            )
+            return tuple(spread), cross_entropy(u_p, u_q, part.weights_p, part.weights_q)
 
-        raw = [jnp.sum(u, axis=0) for u in jax.vmap(test)(members, folds)]
+        folds = jnp.arange(num_folds)
+        each, losses = jax.vmap(test)(members, folds)
+        raw = [jnp.sum(u, axis=0) for u in each]
         fixed = jax.lax.stop_gradient(raw)
+        fold_of = [
+            _fold_of(order, weights, num_folds)
+            for order, weights in zip(orders, fixed_weights, strict=True)
+        ]
 
         def calibrate(fold):
-            """The calibration by the other folds, and the cross-entropy of this one."""
-            own, others = zip(
-                *(
-                    (
-                        _normalize(jnp.where(of == fold, w, 0)),
-                        _normalize(jnp.where(of == fold, 0, w)),
-                    )
-                    for of, w in zip(fold_of, frozen[1], strict=True)
-                ),
-                strict=True,
+            others_p, others_q = (
+                _normalize(jnp.where(of == fold, 0, weights))
+                for of, weights in zip(fold_of, fixed_weights, strict=True)
             )
-            return _calibrate(*fixed, *others, calibration), cross_entropy(*fixed, *own)
+            return _calibrate(fixed[0], fixed[1], others_p, others_q, calibration)
 
-        calibrations, losses = jax.vmap(calibrate)(folds)
-        out = []
-        for u, of in zip(raw, fold_of, strict=True):
+        calibrations = jax.vmap(calibrate)(folds)
+
+        def calibrated(u, of):
             intercept, slope = calibrations[of].T
-            out.append(jnp.where(of >= 0, intercept + slope * u, 0))
+            return jnp.where(of >= 0, intercept + slope * u, 0)
+
+        out = [calibrated(u, of) for u, of in zip(raw, fold_of, strict=True)]
         held_out = [HeldOut(u, of) for u, of in zip(fixed, fold_of, strict=True)]
         return calibrations, losses, out, held_out
 
     calibrations, test, out, held_out = jax.vmap(out_of_fold)(members, orders)
     members = jax.lax.stop_gradient(members._replace(calibration=calibrations))
     u_p, u_q = (jnp.mean(u, axis=0) for u in out)
-    held_out = jax.tree.map(lambda leaf: leaf[0], held_out)
-    return CrossFit(members, u_p, u_q, *held_out, *losses, test)
+    held_out_p, held_out_q = jax.tree.map(lambda leaf: leaf[0], held_out)
+    return CrossFit(
+        members, u_p, u_q, held_out_p, held_out_q, train, validation, jax.lax.stop_gradient(test)
+    )
 
 
 def ensemble_log_ratio(members: Member, head: Head, x: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -197,9 +197,19 @@ def ensemble_log_ratio(members: Member, head: Head, x: Float[Array, "b d"]) -> F
     return jnp.mean(jax.vmap(jax.vmap(one))(members), axis=(0, 1))
 
 
-def _shuffle(
-    key: Key[Array, ""], weights: tuple[Float[Array, " n"], ...]
-) -> tuple[Int[Array, " n"], ...]:
+class _Part(NamedTuple):
+    """Which rows of p and of q play a part, and their weights, which sum to one."""
+
+    p: Int[Array, " a"]
+    q: Int[Array, " b"]
+    weights_p: Float[Array, " a"]
+    weights_q: Float[Array, " b"]
+
+    def of(self, p: Float[Array, "n d"], q: Float[Array, "m d"]) -> Rows:
+        return Rows(p[self.p], q[self.q], self.weights_p, self.weights_q)
+
+
+def _shuffle(key: Key[Array, ""], *weights: Float[Array, " n"]) -> tuple[Int[Array, " n"], ...]:
     """The rows of each sample in random order, those without weight last."""
     keys = jax.random.split(key, len(weights))
     return tuple(
@@ -225,7 +235,7 @@ def _split(
     num_folds: int,
     validation_share: float,
 ) -> list[tuple[Int[Array, " size"], Float[Array, " size"]]]:
-    """The rows that test, train and validate: indices, and weights that sum to one.
+    """The rows of one sample that test, train and validate: indices and weights.
 
     In the random order the validation rows follow the fold, and the training rows follow them. A
     part's shape is what it has if all rows have weight; its first row fills it, without weight.
@@ -267,7 +277,7 @@ def _standardizer(train: Rows, tie_counts: bool) -> Member:
     return member._replace(mean=mean, scale=scale)
 
 
-def _standardize(member: Member, rows: Rows, trained: bool) -> Rows:
+def _standardize(member: Member, rows: Rows, *, trained: bool) -> Rows:
     p, q = (_features(member, x, trained) for x in rows[:2])
     return rows._replace(p=p, q=q)
 
