@@ -87,7 +87,9 @@ ROWS = {
     "fdiv.Combination": Row(0.5 * fdiv.KL() + 2.0 * fdiv.ChiSquared(), _integrands, "equivariant"),
     "fdiv.Renyi": Row(fdiv.Renyi(0.6), _plug_in),
     "fdiv.gaussian_plugin_kl": Row(
-        (), lambda m, k, x, w: fdiv.gaussian_plugin_kl(x, 2 * x[:, ::-1] + 1).value, "invariant"
+        (),
+        lambda m, k, x, w: fdiv.gaussian_plugin_kl(x, 2 * x[:, ::-1] + 1).value,
+        eager=False,
     ),
     "fdiv.categorical.kl": Row(
         2.0, _categorical(lambda x, w, t: categorical.kl(categorical.Logits(x, t), w)), "invariant"
@@ -171,9 +173,11 @@ ROWS = {
         "equivariant",
         smooth=False,
     ),
-    "fdiv.knn_kl": Row((), of_samples(lambda x, y, w, m: fdiv.knn_kl(x, y, 2).value)),
+    "fdiv.knn_kl": Row((), of_samples(lambda x, y, w, m: fdiv.knn_kl(x, y, 2).value), eager=False),
     "fdiv.knn_kl(bias_order)": Row(
-        (), of_samples(lambda x, y, w, m: fdiv.knn_kl(x, y, 4, bias_order=1).value), "invariant"
+        (),
+        of_samples(lambda x, y, w, m: fdiv.knn_kl(x, y, 4, bias_order=1).value),
+        eager=False,
     ),
     "fdiv.knn_entropy": Row((), lambda m, key, x, w: fdiv.knn_entropy(x, 2).value),
     "fdiv.histogram.edges": Row(
@@ -191,6 +195,7 @@ ROWS = {
                 categorical.kl, 9 * jnp.exp(p), 9 * jnp.exp(q), smoothing=m
             )
         ),
+        eager=False,
     ),
     "fdiv.histogram.divergence": Row(
         0.5,
@@ -200,6 +205,7 @@ ROWS = {
             )
         ),
         smooth=False,
+        eager=False,
     ),
 }
 

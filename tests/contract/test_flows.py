@@ -10,6 +10,7 @@ from tests.contract.promises import Promises, Row, samples
 K = 3
 GAUSSIAN = kernels.Gaussian(bandwidth=0.9)
 NETWORK = heads.Network(hidden=(4,), num_steps=4, num_checks=2, batch_size=4)
+TARGETS = tuple(flows.KL(target.log_prob) for target in problems.two_component_targets()[:2])
 
 
 def _objective(method, key, x, weights):
@@ -44,7 +45,7 @@ def _flow(method, key, x, weights):
     return flows.run(
         key,
         x,
-        tuple(flows.KL(t.log_prob) for t in problems.two_component_targets()),
+        TARGETS,
         velocity=velocity,
         optimizer=flows.accelerated(optimizer_step),
         num_steps=2,
@@ -52,9 +53,8 @@ def _flow(method, key, x, weights):
 
 
 def _fields(method, key, x, weights):
-    objectives = tuple(flows.KL(t.log_prob) for t in problems.two_component_targets())
-    state = flows.init(key, x, objectives, velocity=method, optimizer=optax.sgd(0.1))
-    return flows.fields(key, state, objectives, velocity=method).velocities
+    state = flows.init(key, x, TARGETS, velocity=method, optimizer=optax.sgd(0.1))
+    return flows.fields(key, state, TARGETS, velocity=method).velocities
 
 
 def _of_velocities(function):
@@ -73,10 +73,11 @@ ROWS = {
     "flows.MMD": Row(flows.MMD(samples(), GAUSSIAN), _objective, "equivariant"),
     "flows.MMD value": Row(flows.MMD(samples(), kernels.Energy()), _objective_value),
     "flows.FDivergence": Row(
-        flows.FDivergence(samples(), ratio=NETWORK, num_init_steps=3, num_fit_steps=1),
+        flows.FDivergence(samples(), ratio=NETWORK, num_init_steps=0, num_fit_steps=3),
         _objective,
         "random",
         smooth=False,
+        eager=False,
     ),
     "flows.SVGD": Row(flows.SVGD(GAUSSIAN), _velocity, "equivariant"),
     "flows.SVGD(Laplace)": Row(
@@ -85,7 +86,13 @@ ROWS = {
     "flows.Blob": Row(flows.Blob(GAUSSIAN), _velocity, "equivariant"),
     "flows.GFSD": Row(flows.GFSD(GAUSSIAN), _velocity, "equivariant"),
     "flows.GFSF": Row(flows.GFSF(GAUSSIAN, regularization=0.1), _velocity, "equivariant"),
-    "flows.NeuralScore": Row(flows.NeuralScore(), _velocity, "random", smooth=False),
+    "flows.NeuralScore": Row(
+        flows.NeuralScore(hidden=(4,), num_init_steps=0, num_fit_steps=3),
+        _velocity,
+        "random",
+        smooth=False,
+        eager=False,
+    ),
     "flows.Langevin": Row(flows.Langevin(), _velocity, "equivariant"),
     "flows.MinNorm": Row(flows.MinNorm(), _aggregator),
     "flows.ProjectedStep": Row(flows.ProjectedStep(step_size=0.1), _aggregator),
@@ -93,7 +100,7 @@ ROWS = {
         flows.FixedWeights(jnp.array([0.2, 0.3, 0.5])), _aggregator, "invariant"
     ),
     "flows.PCGrad": Row(flows.PCGrad(), _aggregator),
-    "flows.CAGrad": Row(flows.CAGrad(c=0.4), _aggregator),
+    "flows.CAGrad": Row(flows.CAGrad(c=0.4), _aggregator, eager=False),
     "flows.ParticleWeights": Row(
         flows.ParticleWeights(step_size=0.5, kernel=GAUSSIAN), _reaction, "equivariant"
     ),
@@ -121,7 +128,7 @@ ROWS = {
             x, lambda z: -jnp.sum(z**2) / 2, kernel, w
         ),
     ),
-    "flows.run": Row((flows.SVGD(GAUSSIAN), 0.05), _flow, "equivariant"),
+    "flows.run": Row((flows.SVGD(GAUSSIAN), 0.05), _flow, "equivariant", eager=False),
 }
 
 
