@@ -97,11 +97,11 @@ def test_derivatives_are_those_of_the_closed_form():
         ef.POISSON, ef.POISSON.natural(rate_p), ef.POISSON.natural(rate_q)
     )
     with jax.enable_x64(True):
-        np.testing.assert_allclose(jax.grad(kl)(2.0, 3.0), np.log(2 / 3), rtol=1e-12)
-        second = jax.grad(jax.grad(kl, argnums=1), argnums=1)(2.0, 3.0)
+        np.testing.assert_allclose(jax.jit(jax.grad(kl))(2.0, 3.0), np.log(2 / 3), rtol=1e-12)
+        second = jax.jit(jax.grad(jax.grad(kl, argnums=1), argnums=1))(2.0, 3.0)
         np.testing.assert_allclose(second, 2 / 9, rtol=1e-12)
-        rates = jnp.array([0.5, 1.0, 4.0])
-        swept = jax.vmap(kl, in_axes=(None, 0))(2.0, rates)
+        rates = np.array([0.5, 1.0, 4.0])
+        swept = jax.jit(jax.vmap(kl, in_axes=(None, 0)))(2.0, rates)
         np.testing.assert_allclose(swept, 2 * np.log(2 / rates) - 2 + rates, rtol=1e-12)
 
 

@@ -25,12 +25,15 @@ def samples(seed=0, n=400, m=300):
 def test_edges_and_counts_are_numpys(spacing):
     x, y = samples()
     with jax.enable_x64(True):
-        edges = histogram.edges(jnp.asarray(x), jnp.asarray(y), num_bins=9, spacing=spacing)
         weights = np.random.default_rng(1).uniform(size=len(x))
-        plain = histogram.counts(jnp.asarray(x), edges)
-        weighted = histogram.counts(jnp.asarray(x), edges, jnp.asarray(weights))
-        vector = histogram.counts(jnp.asarray(x[:, 0]), edges[0])
-        inner = histogram.counts(jnp.asarray(x[:, 0]), edges[0, 3:6])
+
+        @jax.jit
+        def everything(x, y, weights):
+            edges = histogram.edges(x, y, num_bins=9, spacing=spacing)
+            samples = (x, edges), (x, edges, weights), (x[:, 0], edges[0]), (x[:, 0], edges[0, 3:6])
+            return edges, *(histogram.counts(*sample) for sample in samples)
+
+        edges, plain, weighted, vector, inner = map(np.asarray, everything(x, y, weights))
     pooled = np.concatenate([x, y])
     for j in range(3):
         expected = (
@@ -59,14 +62,14 @@ def test_divergences_are_scipys(smoothing):
     with jax.enable_x64(True):
         binned = jax.jit(
             lambda x, y: [
-                histogram.divergence(d, x, y, num_bins=7, smoothing=smoothing)
-                for d in (categorical.kl, js_bits)
+                *(
+                    histogram.divergence(d, x, y, num_bins=7, smoothing=smoothing)
+                    for d in (categorical.kl, js_bits)
+                ),
+                histogram.divergence(categorical.kl, x[:, 1], y[:, 1], num_bins=7),
             ]
         )
-        kl, js = binned(jnp.asarray(x), jnp.asarray(y))
-        alone = histogram.divergence(
-            categorical.kl, *(jnp.asarray(a[:, 1]) for a in (x, y)), num_bins=7
-        )
+        kl, js, alone = map(np.asarray, binned(x, y))
     for j in range(3):
         pooled = np.concatenate([x[:, j], y[:, j]])
         bins = np.linspace(pooled.min(), pooled.max(), 8)

@@ -54,28 +54,44 @@ def below(lower, upper):
     assert np.all(lower <= upper + ROUNDING * (1 + np.abs(upper))), np.max(lower - upper)
 
 
+@jax.jit
+def bounds(d):
+    return {
+        "kl from gap": inequalities.kl_lower_bound_from_js(d["gap"]),
+        "kl from js": inequalities.kl_lower_bound_from_js(js=d["js"]),
+        # A total variation that rounds to 1 would make KL infinite.
+        "kl from tv": inequalities.kl_lower_bound_from_tv(jnp.maximum(d["tv"] - 1e-15, 0)),
+        # The root of a KL of 0 that is rounded.
+        "tv from kl": inequalities.tv_upper_bound_from_kl(jnp.maximum(d["kl"], 0) + 1e-15),
+        "js from tv": inequalities.js_bounds_from_tv(jnp.minimum(d["tv"], 1)),
+        "js from error": inequalities.js_lower_bound_from_error((1 - d["tv"]) / 2),
+        "tv from hellinger": inequalities.tv_bounds_from_hellinger(jnp.minimum(d["hellinger"], 1)),
+        "auc from tv": inequalities.auc_upper_bound_from_tv(d["tv"]),
+        "tv from auc": inequalities.tv_lower_bound_from_auc(d["auc"]),
+    }
+
+
 def test_no_pair_violates_an_inequality():
     with jax.enable_x64(True):
         for p, q in pairs(4000):
             d = divergences(p, q)
-            below(inequalities.kl_lower_bound_from_js(d["gap"]), d["kl"])
+            bound = jax.tree.map(np.asarray, bounds(d))
+            below(bound["kl from gap"], d["kl"])
             # Near log 2 the rounding of JS is multiplied by 2 e^y/(1 + y).
             inside = d["js"] < 0.6
-            below(inequalities.kl_lower_bound_from_js(js=d["js"])[inside], d["kl"][inside])
-            # A total variation that rounds to 1 would make KL infinite.
-            below(inequalities.kl_lower_bound_from_tv(np.maximum(d["tv"] - 1e-15, 0)), d["kl"])
-            # The root of a KL of 0 that is rounded.
-            below(d["tv"], inequalities.tv_upper_bound_from_kl(np.maximum(d["kl"], 0) + 1e-15))
-            lower, upper = inequalities.js_bounds_from_tv(np.minimum(d["tv"], 1))
+            below(bound["kl from js"][inside], d["kl"][inside])
+            below(bound["kl from tv"], d["kl"])
+            below(d["tv"], bound["tv from kl"])
+            lower, upper = bound["js from tv"]
             below(lower, d["js"])
             below(d["js"], upper)
-            below(inequalities.js_lower_bound_from_error((1 - d["tv"]) / 2), d["js"])
-            lower, upper = inequalities.tv_bounds_from_hellinger(np.minimum(d["hellinger"], 1))
+            below(bound["js from error"], d["js"])
+            lower, upper = bound["tv from hellinger"]
             below(lower, d["tv"])
             below(d["tv"], upper)
-            below(d["auc"], inequalities.auc_upper_bound_from_tv(d["tv"]))
+            below(d["auc"], bound["auc from tv"])
             # √(1 − AUC) makes 10⁻⁸ of rounding near 1.
-            below(inequalities.tv_lower_bound_from_auc(d["auc"]), d["tv"] + 1e-7)
+            below(bound["tv from auc"], d["tv"] + 1e-7)
 
 
 def test_products_stay_within_their_bounds():
