@@ -94,8 +94,9 @@ def test_accuracy_is_scikit_learns():
     a, b = rng.uniform(size=40), rng.uniform(size=70)
     labels, pooled = np.repeat([1, 0], [40, 70]), np.concatenate([x, y]) > 0
     with jax.enable_x64(True):
-        value, std_error = value_and_error(inference.accuracy(jnp.asarray(x), jnp.asarray(y)))
-        weighted = inference.accuracy(x, y, jnp.asarray(a), jnp.asarray(b)).value
+        accuracy = jax.jit(lambda *args: value_and_error(inference.accuracy(*args)))
+        value, std_error = np.asarray(accuracy(x, y))
+        weighted = np.asarray(accuracy(x, y, a, b))[0]
     expected = sklearn.metrics.balanced_accuracy_score(labels, pooled)
     np.testing.assert_allclose(value, expected, rtol=1e-12)
     shares = np.mean(x > 0), np.mean(y < 0)
@@ -106,17 +107,28 @@ def test_accuracy_is_scikit_learns():
 
 
 def test_extremes_are_finite_or_flagged():
-    ordered = inference.auc(jnp.array([1.0, 2.0, jnp.inf]), jnp.array([-jnp.inf, 0.0]))
-    assert value_and_error(ordered).tolist() == [1, 0]
-    same = inference.auc(jnp.ones(4), jnp.ones(3))
-    assert value_and_error(same).tolist() == [0.5, 0]
-    assert jnp.isnan(inference.auc(jnp.array([1.0]), jnp.zeros(3)).std_error)
-    for estimator in (inference.auc, inference.accuracy):
-        flagged = value_and_error(estimator(jnp.array([jnp.nan, 1.0]), jnp.zeros(3)))
-        assert jnp.isnan(flagged).all()
-    weights = jnp.ones(4)
     loss = lambda w: jnp.sum(value_and_error(inference.auc(jnp.ones(4), jnp.zeros(3), w)))
-    assert jnp.isfinite(jax.grad(loss)(weights)).all()
+
+    @jax.jit
+    def extremes():
+        broken = jnp.array([jnp.nan, 1.0]), jnp.zeros(3)
+        found = {
+            "ordered": inference.auc(jnp.array([1.0, 2.0, jnp.inf]), jnp.array([-jnp.inf, 0.0])),
+            "same": inference.auc(jnp.ones(4), jnp.ones(3)),
+            "one": inference.auc(jnp.array([1.0]), jnp.zeros(3)),
+            "broken auc": inference.auc(*broken),
+            "broken accuracy": inference.accuracy(*broken),
+        }
+        found = {name: value_and_error(estimate) for name, estimate in found.items()}
+        return found, jax.grad(loss)(jnp.ones(4))
+
+    found, gradient = jax.tree.map(np.asarray, extremes())
+    assert found["ordered"].tolist() == [1, 0]
+    assert found["same"].tolist() == [0.5, 0]
+    assert np.isnan(found["one"][1])
+    assert np.isnan(found["broken auc"]).all()
+    assert np.isnan(found["broken accuracy"]).all()
+    assert np.isfinite(gradient).all()
 
 
 def test_midranks_are_scipys():
