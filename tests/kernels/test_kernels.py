@@ -103,10 +103,10 @@ def test_rules_are_their_formulas():
 
 def test_a_warm_median_follows_moving_particles():
     rule, x = kernels.Median(), points(60)
-    state = rule.init(jnp.asarray(x))
+    state, follow = jax.jit(rule.init)(x), jax.jit(rule)
     for step in range(30):
         moved = x * (1 + 0.05 * step) + np.sin(step) * points(60, seed=9)
-        bandwidth, state = rule(jnp.asarray(moved), state)
+        bandwidth, state = follow(moved, state)
         median = np.quantile(pdist(moved) ** 2, 0.5, method="inverted_cdf")
         np.testing.assert_allclose(bandwidth, np.sqrt(median / (2 * np.log(61))), rtol=1.01e-3)
 
