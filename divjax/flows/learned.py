@@ -66,8 +66,8 @@ class FDivergence:
         >>> samples = 2 + jax.random.normal(jax.random.key(0), (500, 1))
         >>> objective = FDivergence(samples)
         >>> x = jax.random.normal(jax.random.key(1), (500, 1))
-        >>> state = objective.init(jax.random.key(2), x)
-        >>> variation, _ = objective(jax.random.key(3), x, jnp.full(500, 1 / 500), state)
+        >>> state = jax.jit(objective.init)(jax.random.key(2), x)
+        >>> variation, _ = jax.jit(objective)(jax.random.key(3), x, jnp.full(500, 1 / 500), state)
         >>> -2.4 < float(variation.gradient.mean()) < -1.6  # KL falls fastest towards 2
         True
 

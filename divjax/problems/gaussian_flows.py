@@ -135,10 +135,10 @@ def multi_objective_moments(
         ValueError: if the shapes do not fit, or `num_substeps` is below two.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> initial = Moments(jnp.array([0.0, 3.0]), jnp.eye(2))
         >>> targets = Moments(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), jnp.stack([jnp.eye(2)] * 2))
-        >>> flow = multi_objective_moments(jnp.array([10.0]), initial, targets)
+        >>> flow = jax.jit(multi_objective_moments)(jnp.array([10.0]), initial, targets)
         >>> abs(flow.mean).round(2).tolist(), flow.weights.tolist()  # between the two targets
         ([[0.0, 0.0]], [[0.5, 0.5]])
 

@@ -174,7 +174,7 @@ class DivergenceBound:
     Example:
         >>> p, q = jax.random.normal(jax.random.key(0), (2, 400, 1)) + jnp.array([[[1.0]], [[0.0]]])
         >>> bound = DivergenceBound(num_steps=100, hidden=(16,), learning_rate=1e-2)
-        >>> estimate = bound.fit(jax.random.key(1), p, q).estimate("dv")
+        >>> estimate = jax.jit(bound.fit)(jax.random.key(1), p, q).estimate("dv")
         >>> bool(abs(estimate.value - 0.5) < 3 * estimate.std_error)  # KL of N(1, 1) from N(0, 1)
         True
 
