@@ -79,6 +79,11 @@ class _CrossFitted:
             raise ValueError(
                 f"calibration must be one of {CALIBRATIONS}; got {self.calibration!r}."
             )
+        if not isinstance(self.validation_share, float):
+            raise ValueError(
+                "validation_share decides the shapes of a fit and must be a Python float; got "
+                f"{self.validation_share!r}."
+            )
         check_probability(validation_share=self.validation_share)
 
     def fit(
@@ -129,7 +134,7 @@ class ClassifierRatio(_CrossFitted):
             fits falls, and with it the excess cross-entropy that Jensen–Shannon lacks: a few
             repeats pay where a sample has hundreds of rows.
         validation_share: the share of those rows that stop or choose the model instead of training
-            it.
+            it; static, since it decides shapes.
         calibration: "none", "temperature" (a slope) or "platt" (intercept and slope): maps each
             fold's log ratios by what fits the other folds' best.
         tie_counts: whether each feature is joined by log(1 + the number of training rows with

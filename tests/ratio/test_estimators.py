@@ -115,6 +115,7 @@ def test_not_a_number_is_flagged_and_nothing_raises(samples):
         {"calibration": "isotonic"},
         {"validation_share": 0.0},
         {"validation_share": 1.0},
+        {"validation_share": jnp.array(0.2)},
     ],
     ids=str,
 )
