@@ -111,7 +111,8 @@ class _CrossFitted:
 
         Raises:
             ValueError: if shapes do not fit, a sample is too small, or concrete weights are
-                negative; traced ones that are make everything nan.
+                negative. Traced weights that are negative, or leave fewer than two rows a fold,
+                make every estimate nan and the p-value of a test one.
         """
         return _check_and_fit(key, p, q, weights_p, weights_q, self)
 
@@ -262,6 +263,9 @@ def _check_and_fit(
             weight = jnp.ones(x.shape[0], dtype)
         check_shape(f"weights_{name}", weight, x.shape[0])
         check_weights(f"weights_{name}", weight)
+        if not isinstance(weight, Tracer):  # any scale, also one that the samples' dtype lacks
+            weight = np.asarray(weight, np.float64)
+            weight = weight / weight.max()
         count = x.shape[0] if isinstance(weight, Tracer) else np.count_nonzero(weight)
         if count // method.pack < 2 * method.num_folds:
             rows = "rows" if method.pack == 1 else f"packs of {method.pack}"
@@ -277,8 +281,13 @@ def _check_and_fit(
 def _fit(key, p, q, weights_p, weights_q, method) -> RatioFit:
     pack_key, fit_key = jax.random.split(key)
     # Rows without weight may hold anything. Weights that are none make the sample none.
+    # So do those of fewer rows than the folds need.
     p, q = (
-        jnp.where((w >= 0).all(), jnp.where(w[:, None] > 0, x, 0), jnp.nan)
+        jnp.where(
+            (w >= 0).all() & (jnp.sum(w > 0) // method.pack >= 2 * method.num_folds),
+            jnp.where(w[:, None] > 0, x, 0),
+            jnp.nan,
+        )
         for x, w in ((p, weights_p), (q, weights_q))
     )
     repeated = ties(p, q, weights_p, weights_q)

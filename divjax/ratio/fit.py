@@ -12,7 +12,6 @@ from jaxtyping import Array, ArrayLike, Float, Key
 from divjax.core.checks import (
     check_base,
     check_matrix,
-    check_positive,
     check_probability,
     check_shape,
 )
@@ -241,9 +240,8 @@ class RatioFit:
         References:
             `inference.sum_of_means_lower_bound`, for the bound on means.
         """
-        check_positive(clip=clip)
-        if clip == math.inf:
-            raise ValueError(f"clip must be finite; got {clip}.")
+        if not isinstance(clip, (int, float)) or not 0 < clip < math.inf:
+            raise ValueError(f"clip must be a positive, finite Python number; got {clip!r}.")
         check_base(base)
         check_probability(confidence=confidence)
         largest = _certified_js(self, confidence, clip)
@@ -317,7 +315,7 @@ def _kl_from_js(js: Float[Array, ""]) -> Float[Array, ""]:
 @functools.partial(jax.jit, static_argnums=2)
 def _certified_js(fit: RatioFit, confidence: ArrayLike, clip: float) -> Float[Array, ""]:
     num_folds = fit.test.shape[1]
-    log_two, least = math.log(2), math.log(2) - math.log1p(math.exp(clip))
+    log_two, least = math.log(2), math.log(2) - clip - math.log1p(math.exp(-clip))
 
     def terms(held_out, sign):
         u = jnp.clip(sign * jax.lax.stop_gradient(held_out.log_ratio), -clip, clip)

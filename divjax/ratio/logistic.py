@@ -158,8 +158,8 @@ def newton_logistic(
         gradient = penalty * c - phi.T @ (weights * sign * wrong)
         curvature = weights * wrong * (1 - wrong)
         hessian = jnp.matmul(phi.T * curvature, phi, precision="highest")
-        # A multiple of rounding keeps the factor alive for separable samples without a ridge.
-        floor = 10 * eps * (jnp.trace(hessian) / m + 1e-6)
+        # More than rounding: the factor lives for separable samples and dependent features too.
+        floor = 2 * eps * (jnp.trace(hessian) + 1e-6)
         factor = jax.scipy.linalg.cho_factor(hessian + jnp.diag(penalty + floor))
         direction = jax.scipy.linalg.cho_solve(factor, gradient)
         decrement, moved = jnp.dot(gradient, direction), phi @ direction
@@ -176,7 +176,7 @@ def newton_logistic(
             length > 1e-6, length * jnp.where(length > 0.1, 0.5, 0.1), 0
         )
         length = jax.lax.while_loop(too_long, shorter, jnp.ones((), dtype))
-        return c - length * direction, decrement, count + 1
+        return jnp.where(length > 0, c - length * direction, c), decrement, count + 1
 
     def unfinished(carry):
         _, decrement, count = carry

@@ -182,11 +182,14 @@ def test_a_constant_column_says_nothing(value):
     assert abs(gradient[:, 0].sum() - 1) < 0.3
 
 
-def test_traced_weights_that_are_negative_are_flagged():
+def test_traced_weights_that_are_negative_or_too_few_are_flagged():
     p, q = gaussians(3, 60, 60)
-    kl = fit_linear(jax.random.key(1), p, q, jnp.ones(60).at[4].set(-1)).kl()
-    assert jnp.isnan(kl.value)
-    assert not kl.diagnostics.finite
+    run = lambda weights: fit_linear(jax.random.key(1), p, q, weights).kl()
+    for weights in (jnp.ones(60).at[4].set(-1), 1.0 * (jnp.arange(60) < 5)):
+        kl = run(weights)
+        assert jnp.isnan(kl.value)
+        assert not kl.diagnostics.finite
+    assert run(1.0 * (jnp.arange(60) < 6)).diagnostics.finite  # two rows for each of three folds
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e18, 1e30])

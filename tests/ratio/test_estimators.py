@@ -143,7 +143,7 @@ def test_numbers_that_are_none(samples):
         (lambda: fit.auc(level="95"), "level must be a number; got '95'"),
         (lambda: fit.js(base=1), "base must be a number above 1"),
         (lambda: fit.js(base="bits"), "base must be a number above 1.*'bits'"),
-        (lambda: fit.certified_js(clip=math.inf), "clip must be finite"),
+        (lambda: fit.certified_js(clip=math.inf), "clip must be a positive, finite"),
         (lambda: fit.certified_kl(confidence=1.0), r"confidence must be a number in \(0, 1\)"),
     ):
         with pytest.raises(ValueError, match=message):
