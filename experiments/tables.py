@@ -87,7 +87,8 @@ def encode(
             raise ValueError(f"{name} must name its columns uniquely; got twice: {twice}.")
     common = [column for column in p.columns if column in set(q.columns)]
     if not common:
-        raise ValueError(f"{names[0]} and {names[1]} must have a column in common; got none.")
+        shown = " and ".join(str(list(map(str, table.columns[:5]))) for table in (p, q))
+        raise ValueError(f"{names[0]} and {names[1]} must have a column in common; got {shown}.")
     if unknown := sorted(set(categorical) - set(common)):
         raise ValueError(f"categorical must name columns of both tables; got {unknown}.")
     notes = [
@@ -215,7 +216,11 @@ def _encode_column(
     """The encoded columns of one of the tables', their labels, and notes; no labels: dropped."""
     kinds = [_kind(column) for column in (p, q)]
     known = [kind for kind in kinds if kind != "empty"]
+    absent_shares = [column.isna().mean() for column in (p, q)]
     notes = []
+    if any(absent_shares):
+        each = (f"{share:.1%} of {name}" for share, name in zip(absent_shares, names, strict=True))
+        notes.append("missing: " + ", ".join(each))
     if len(set(known)) > 1:
         notes.append(f"{kinds[0]} in {names[0]}, {kinds[1]} in {names[1]}: compared as categories")
         categorical = True

@@ -311,7 +311,9 @@ def read_csv(path: Path, drop: tuple[str, ...]) -> pd.DataFrame:
         table = pd.read_csv(path, na_values=["?"], skipinitialspace=True, low_memory=False)
     except FileNotFoundError as error:
         raise SystemExit(f"there is no file {path}.") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{path} must be text in UTF-8: {error}") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise SystemExit(f"{path} is not a csv file with a header: {error}") from error
     return table.drop(columns=[column for column in drop if column in table])
 

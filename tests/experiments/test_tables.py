@@ -23,6 +23,7 @@ def test_numbers_are_centred_and_missing_ones_are_said_to_be():
     assert encoded.columns == ("x", "x (missing)")
     np.testing.assert_array_equal(encoded.p, [[-2, 0], [-1, 0], [0, 1]])  # the median is 3
     np.testing.assert_array_equal(encoded.q, [[1, 0], [0, 1], [7, 0]])
+    assert "x: missing: 33.3% of p, 0.0% of q" in encoded.notes
     assert "x: 1 infinite values taken as missing" in encoded.notes
 
 
@@ -42,6 +43,7 @@ def test_categories_are_indicators_of_all_levels_but_the_most_frequent():
     np.testing.assert_array_equal(encoded.q, [[0, 0, 0], [0, 1, 0], [0, 1, 0], [1, 0, 0]])
     assert "x: 1 levels never occur in p: c" in encoded.notes
     assert "x: 1 levels never occur in q: (missing)" in encoded.notes
+    assert "x: missing: 25.0% of p, 0.0% of q" in encoded.notes
 
 
 def test_each_table_weighs_the_same_where_levels_are_ordered():
