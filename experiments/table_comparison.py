@@ -88,11 +88,15 @@ def compare(
         `notes`.
 
     Raises:
-        ValueError: where the tables cannot be compared; see `tables.encode`.
+        ValueError: where the tables cannot be compared, or a table has fewer than two rows a fold;
+            see `tables.encode`.
     """
-    names = ("real", "synthetic")
+    names, least = ("real", "synthetic"), 2 * estimator.num_folds
     rng = np.random.default_rng(seed)
     encoded = tables.encode(real, synthetic, categorical=categorical, names=names)
+    for name, table in zip(names, (real, synthetic), strict=True):
+        if (rows := min(len(table), max_rows)) < least:
+            raise ValueError(f"{name} must hold at least {least} rows; got {rows}.")
     found = tables.lattices(real, synthetic, names=names)
     lattices = {lattice.column: lattice for lattice in found if lattice.column in encoded.groups}
     chosen, other = (

@@ -308,6 +308,10 @@ def run_tables(run: common.Run, settings: Settings) -> None:
 def read_csv(path: Path, drop: tuple[str, ...]) -> pd.DataFrame:
     """A csv file with a header; `?` and the usual words are missing values."""
     try:
+        names = pd.read_csv(path, header=None, nrows=1, skipinitialspace=True).loc[0]
+        if names.duplicated().any():
+            twice = ", ".join(sorted({str(name) for name in names[names.duplicated()]}))
+            raise SystemExit(f"{path} must name its columns differently; twice: {twice}.")
         table = pd.read_csv(path, na_values=["?"], skipinitialspace=True, low_memory=False)
     except FileNotFoundError as error:
         raise SystemExit(f"there is no file {path}.") from error

@@ -143,8 +143,9 @@ def check_provides(name: str, value: Any, attributes: tuple[str, ...], hint: str
     """Raise `ValueError` for an object without these attributes, or for a class in its place."""
     if isinstance(value, type):
         raise ValueError(f"{name} must be an instance; got the class {value.__name__} itself.")
-    if not all(hasattr(value, attribute) for attribute in attributes):
-        raise ValueError(f"{name} must be {hint}; got {value!r}.")
+    missing = [attribute for attribute in attributes if not hasattr(value, attribute)]
+    if missing:
+        raise ValueError(f"{name} must be {hint}; got {value!r}, without {', '.join(missing)}.")
 
 
 def check_full_precision(name: str, array: Any) -> None:

@@ -25,7 +25,8 @@ from divjax.core.checks import (
 )
 from divjax.core.pytrees import pytree, static
 from divjax.core.types import Estimate
-from divjax.ratio.cross_fitting import CALIBRATIONS, cross_fit
+from divjax.ratio.calibration import CALIBRATIONS
+from divjax.ratio.cross_fitting import cross_fit
 from divjax.ratio.diagnostics import ties
 from divjax.ratio.fit import RatioFit
 from divjax.ratio.heads import (
@@ -79,6 +80,8 @@ class _CrossFitted:
             raise ValueError(
                 f"calibration must be one of {CALIBRATIONS}; got {self.calibration!r}."
             )
+        if not isinstance(self.tie_counts, bool):
+            raise ValueError(f"tie_counts must be True or False; got {self.tie_counts!r}.")
         if not isinstance(self.validation_share, float):
             raise ValueError(
                 "validation_share decides the shapes of a fit and must be a Python float; got "
@@ -183,7 +186,9 @@ class TelescopingRatio(_CrossFitted):
     on the shape of the bridges' models: `diagnostics.beyond_log_n` says so.
 
     Attributes:
-        head: the bridges. The other attributes are those of `ClassifierRatio`.
+        head: the bridges, each calibrated on its own.
+        calibration: that of the sum, "none" by default: across a chasm hardly a row tells its
+            slope. The other attributes are those of `ClassifierRatio`.
 
     Example:
         >>> import jax
@@ -198,6 +203,7 @@ class TelescopingRatio(_CrossFitted):
     """
 
     head: Any = Telescoping()
+    calibration: str = static(default="none")
 
 
 @pytree

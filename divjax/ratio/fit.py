@@ -117,10 +117,11 @@ class RatioFit:
         gradient of the divergence itself.
 
         The standard error adds up three errors: that of the mean; that of the log ratio's intercept
-        and slope, counted as estimated from the same samples; and that of overfitting. There the
-        classifier's excess cross-entropy ε is at most the `generalization_gap` in expectation, if
-        the head contains log p/q; it costs Jensen–Shannon ε, and another divergence of nearby p
-        and q 4h(1)·ε, with h = r² f''. A head too simple for log p/q, or trained too briefly, adds
+        and slope, counted as estimated from the same samples; and that of overfitting. If the head
+        contains log p/q, the classifier's excess cross-entropy ε is in expectation between half of
+        the `generalization_gap`, what maximum likelihood costs, and all of it; three quarters are
+        counted. It costs Jensen–Shannon ε, and another divergence of nearby p and q 4h(1)·ε, with
+        h = r² f''. A head too simple for log p/q, or trained too briefly, adds
         a bias that no error here counts; beyond log n (`diagnostics.beyond_log_n`) nothing in the
         samples speaks against it. The value is not corrected: Jensen–Shannon is a lower bound in
         expectation, and `certified_js` holds whatever the head.
@@ -292,7 +293,7 @@ def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> 
         )
     )
     diagnostics = _diagnostics(fit)
-    excess = jnp.maximum(diagnostics.generalization_gap, 0)
+    excess = 0.75 * jnp.maximum(diagnostics.generalization_gap, 0)
     variance = variance + (4 * generator.h(jnp.zeros_like(excess)) * excess) ** 2
     value = value + _first_order(fit, generator, samples)
     unit = 1 if base is None else jnp.log(jnp.asarray(base, value.dtype))

@@ -163,13 +163,14 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path, files):
     with pytest.raises(SystemExit, match="synthetic must hold at least two rows; got 1"):
         run(tmp_path, real, one_row)
     five = write(tmp_path / "five.csv", "\n".join(made.read_text().splitlines()[:6]))
-    with pytest.raises(
-        SystemExit, match=r"q must hold at least two rows with weight a fold, 10 in all; got 5"
-    ):
+    with pytest.raises(SystemExit, match=r"synthetic must hold at least 10 rows; got 5"):
         run(tmp_path / "a", real, five)
     other = write(tmp_path / "other.csv", "a,b\n1,2\n3,4")
     with pytest.raises(SystemExit, match="must have a column in common"):
         run(tmp_path / "b", real, other)
+    twice = write(tmp_path / "twice.csv", "a,b,a\n1,2,3")
+    with pytest.raises(SystemExit, match=r"twice\.csv must name its columns differently; twice: a"):
+        run(tmp_path / "b2", real, twice)
     empty = write(tmp_path / "empty.csv", "")
     with pytest.raises(SystemExit, match=r"empty\.csv is not a csv file with a header"):
         run(tmp_path / "c", real, empty)

@@ -138,6 +138,7 @@ def test_numbers_that_are_none(samples):
     for call, message in (
         (lambda: ClassifierRatio(hidden=32), "hidden must be a tuple of widths; got 32"),
         (lambda: ClassifierRatio("mlp", hidden=(8, 0)), "hidden must be an integer of at least 1"),
+        (lambda: ClassifierRatio(tie_counts="yes"), "tie_counts must be True or False; got 'yes'"),
         (lambda: ClassifierRatio(num_folds=2.5), "num_folds must be an integer of at least 2"),
         (lambda: fit.kl(level=95), r"level must be a number in \(0, 1\); got 95"),
         (lambda: fit.auc(level="95"), "level must be a number; got '95'"),
@@ -190,6 +191,24 @@ def test_weights_that_are_refused(samples, name):
         np.full(60, np.inf),
     ):
         refused(name, KEY, *samples, **{name: bad})
+
+
+def test_heads_that_are_refused(samples):
+    class Unfinished:
+        def fit(self, key, fold):
+            return ()
+
+    @pytree
+    class Column(h.Zero):
+        def __call__(self, params, z):
+            return z[:, :1]
+
+    refused("head must be a ratio head.*without __call__", KEY, *samples, method=of(Unfinished()))
+    refused(r"log ratio by head must have shape \(\d+,\)", KEY, *samples, method=of(Column()))
+
+
+def of(head):
+    return ClassifierRatio(head=head)
 
 
 def test_errors_are_raised_while_tracing(samples):

@@ -216,8 +216,8 @@ def intervals(name):
     [(name, which) for name in TASKS for which in (0, 1)],
 )
 def test_coverage_of_nominal_ninety_percent(name, which):
-    """Of KL and Jensen–Shannon over 200 repetitions, whose own standard deviation is .021."""
-    assert abs(intervals(name)[which] - 0.9) < 3 * np.sqrt(0.9 * 0.1 / 200)
+    """Of KL and Jensen–Shannon, over 200 repetitions: to .05, 2.4 standard errors of the count."""
+    assert 0.85 <= intervals(name)[which] <= 0.95
 
 
 @pytest.mark.slow
