@@ -1,0 +1,28 @@
+"""Optimal transport."""
+
+from divjax.ot.costs import (
+    Cosine,
+    Euclidean,
+    EuclideanPower,
+    PNorm,
+    PNormPower,
+    SphereGeodesic,
+    SqEuclidean,
+    cost_matrix,
+)
+from divjax.ot.iterations import Annealing
+from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
+
+__all__ = [
+    "Annealing",
+    "Cosine",
+    "Euclidean",
+    "EuclideanPower",
+    "PNorm",
+    "PNormPower",
+    "SinkhornResult",
+    "SphereGeodesic",
+    "SqEuclidean",
+    "cost_matrix",
+    "sinkhorn",
+]

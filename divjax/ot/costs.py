@@ -1,0 +1,288 @@
+"""Ground costs c(x, y): pytrees called on two points, with a matrix that is never n × m × d.
+
+Any callable `(x "d", y "d") -> scalar` is a cost; those here know their matrix in closed form, and
+the translation-invariant ones, c(x, y) = h(x − y), their h and ∇h*, which a transport map takes:
+T(x) = x − ∇h*(∇f(x)) for a potential f.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from divjax.core.pytrees import pytree
+
+__all__ = [
+    "Cosine",
+    "Euclidean",
+    "EuclideanPower",
+    "PNorm",
+    "PNormPower",
+    "SphereGeodesic",
+    "SqEuclidean",
+    "cost_matrix",
+]
+
+_Points = Float[Array, "n d"]
+_Point = Float[Array, " d"]
+
+# Up to this many features the sum over them is written out; beyond, it is a loop.
+_UNROLL_UP_TO = 16
+# Up to this many, squared distances are sums of squared differences, which loses no digits.
+_DIFFERENCES_UP_TO = 8
+
+
+def _sum_over_features(
+    term: Callable[[Array], Array], x: _Points, y: Float[Array, "m d"]
+) -> Float[Array, "n m"]:
+    """Σ_k term(x_ik − y_jk); differences are computed again in reverse mode rather than held."""
+    term = jax.checkpoint(term)
+    if x.shape[1] <= _UNROLL_UP_TO:
+        return functools.reduce(
+            jnp.add, (term(x[:, k, None] - y[:, k]) for k in range(x.shape[1]))
+        )
+    pair = jax.checkpoint(lambda column, other: term(column[:, None] - other))
+    zero = jnp.zeros((x.shape[0], y.shape[0]), jnp.result_type(x, y))
+    total, _ = jax.lax.scan(lambda sum, columns: (sum + pair(*columns), None), zero, (x.T, y.T))
+    return total
+
+
+def _squared(x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """Squared distances whose derivatives are right wherever points coincide.
+
+    `core.pairwise.squared_distances` clips at zero, where a derivative would be halved.
+    """
+    if x.shape[1] <= _DIFFERENCES_UP_TO:
+        return _sum_over_features(jnp.square, x, y)
+    center = jax.lax.stop_gradient(jnp.mean(y, axis=0))
+    x, y = x - center, y - center
+    product = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - 2 * product
+
+
+def _power(base: Array, exponent: ArrayLike) -> Array:
+    """base^exponent for base ≥ 0, with derivative zero at zero."""
+    positive = base > 0
+    return jnp.where(positive, jnp.where(positive, base, 1) ** exponent, 0)
+
+
+def _sqrt(squared: Array) -> Array:
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+
+
+def cost_matrix(
+    cost: Callable[..., Array], x: Float[Array, "n d"], y: Float[Array, "m d"]
+) -> Float[Array, "n m"]:
+    """All costs c(x_i, y_j): by the cost's own `matrix` where it has one, else pair by pair.
+
+    Args:
+        cost: a cost of this module, or any `(x "d", y "d") -> scalar`. One without `matrix` may
+            hold n × m × d inside.
+        x: samples.
+        y: samples.
+
+    Returns:
+        The matrix.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
+        >>> cost_matrix(Euclidean(), x, x).tolist()
+        [[0.0, 5.0], [5.0, 0.0]]
+        >>> cost_matrix(lambda x, y: jnp.sum(x * y), x, x).tolist()
+        [[0.0, 0.0], [0.0, 25.0]]
+    """
+    if hasattr(cost, "matrix"):
+        return cost.matrix(x, y)  # pyright: ignore[reportFunctionMemberAccess]
+    return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(x, y)
+
+
+class _OfMatrix:
+    """A pair's cost from the matrix of one pair."""
+
+    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        raise NotImplementedError
+
+    def __call__(self, x: _Point, y: _Point) -> Float[Array, ""]:
+        """The cost of one pair."""
+        return self.matrix(x[None], y[None])[0, 0]
+
+
+class _TranslationInvariant(_OfMatrix):
+    """c(x, y) = h(x − y)."""
+
+    translation_invariant = True
+
+    def h(self, z: _Point) -> Float[Array, ""]:
+        """The cost of a displacement."""
+        return self(z, jnp.zeros_like(z))
+
+
+@pytree
+class SqEuclidean(_TranslationInvariant):
+    """The squared Euclidean distance, c(x, y) = ‖x − y‖², without a factor ½.
+
+    h(z) = ‖z‖² and ∇h*(w) = w/2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(SqEuclidean()(jnp.array([0.0, 0.0]), jnp.array([3.0, 4.0])))
+        25.0
+    """
+
+    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """With more than 8 features to rounding of the largest ‖x − ȳ‖², maybe just below 0."""
+        return _squared(x, y)
+
+    def conjugate_gradient(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """∇h*(w) = w/2."""
+        return w / 2
+
+
+@pytree
+class Euclidean(_TranslationInvariant):
+    """The Euclidean distance, c(x, y) = ‖x − y‖; its derivative where points coincide is zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(Euclidean()(jnp.array([0.0, 0.0]), jnp.array([3.0, 4.0])))
+        5.0
+    """
+
+    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """From sums of squared differences, which keeps small distances."""
+        return _sqrt(_sum_over_features(jnp.square, x, y))
+
+
+@pytree
+class EuclideanPower(_TranslationInvariant):
+    """A power of the Euclidean distance, c(x, y) = ‖x − y‖^p / p for p > 1.
+
+    ∇h*(w) = ‖w‖^{q−2} w with 1/p + 1/q = 1.
+
+    Attributes:
+        p: the exponent.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(EuclideanPower(3.0)(jnp.array([0.0, 0.0]), jnp.array([3.0, 4.0]))).__round__(3)
+        41.667
+
+    References:
+        Gangbo, McCann 1996, theorem 1.2: maps for strictly convex h.
+    """
+
+    p: ArrayLike = 1.5
+
+    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """From sums of squared differences."""
+        return _power(_sum_over_features(jnp.square, x, y), self.p / 2) / self.p
+
+    def conjugate_gradient(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """∇h*(w) = ‖w‖^{q−2} w."""
+        squared = jnp.sum(w**2, axis=-1, keepdims=True)
+        # q − 2 = (2 − p)/(p − 1); the product with w is zero at zero.
+        return w * _power(squared, (2 - self.p) / (self.p - 1) / 2)
+
+
+@pytree
+class PNorm(_TranslationInvariant):
+    """A p-norm, c(x, y) = (Σ_k |x_k − y_k|^p)^{1/p} for p ≥ 1.
+
+    Attributes:
+        p: the exponent.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(PNorm(1.0)(jnp.array([0.0, 0.0]), jnp.array([3.0, 4.0])))
+        7.0
+    """
+
+    p: ArrayLike = 2.0
+
+    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """From sums over features."""
+        powers = _sum_over_features(lambda z: _power(jnp.abs(z), self.p), x, y)
+        return _power(powers, 1 / self.p)
+
+
+@pytree
+class PNormPower(_TranslationInvariant):
+    """The p-th power of a p-norm, c(x, y) = Σ_k |x_k − y_k|^p / p for p > 1.
+
+    ∇h*(w)_k = sign(w_k) |w_k|^{q−1} with 1/p + 1/q = 1.
+
+    Attributes:
+        p: the exponent.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(PNormPower(3.0)(jnp.array([0.0, 0.0]), jnp.array([1.0, 2.0])))
+        3.0
+    """
+
+    p: ArrayLike = 1.5
+
+    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """From sums over features."""
+        return _sum_over_features(lambda z: _power(jnp.abs(z), self.p), x, y) / self.p
+
+    def conjugate_gradient(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """∇h*(w)_k = sign(w_k) |w_k|^{1/(p−1)}."""
+        return jnp.sign(w) * _power(jnp.abs(w), 1 / (self.p - 1))
+
+
+def _directions(x: _Points) -> _Points:
+    """Rows of length one; a row of zeros stays."""
+    squared = jnp.sum(x**2, axis=1, keepdims=True)
+    return x / jnp.where(squared > 0, _sqrt(squared), 1)
+
+
+@pytree
+class Cosine(_OfMatrix):
+    """One minus the cosine of the angle, c(x, y) = 1 − ⟨x, y⟩ / (‖x‖ ‖y‖); 1 for a zero vector.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(Cosine()(jnp.array([0.0, 2.0]), jnp.array([3.0, 0.0])))
+        1.0
+    """
+
+    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """From one matrix product."""
+        precision = jax.lax.Precision.HIGHEST
+        return 1 - jnp.matmul(_directions(x), _directions(y).T, precision=precision)
+
+
+@pytree
+class SphereGeodesic(_OfMatrix):
+    """The geodesic distance on the unit sphere, c(x, y) = arccos⟨x/‖x‖, y/‖y‖⟩, in radians.
+
+    As 2 atan(‖x − y‖ / ‖x + y‖) of unit vectors, which keeps small angles in single precision. The
+    derivative where points coincide or are antipodal is zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(SphereGeodesic()(jnp.array([0.0, 2.0]), jnp.array([3.0, 0.0]))).__round__(3)
+        1.571
+    """
+
+    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        """From sums over features."""
+        x, y = _directions(x), _directions(y)
+        apart = _sqrt(_sum_over_features(jnp.square, x, y))
+        return 2 * jnp.arctan2(apart, _sqrt(_sum_over_features(jnp.square, x, -y)))
+
+
+def conjugate_gradient(cost: Any) -> Callable[[Array], Array]:
+    """The cost's ∇h*, or `ValueError` where it has none."""
+    if not hasattr(cost, "conjugate_gradient"):
+        raise ValueError(
+            "a transport map in closed form takes a cost h(x − y) whose ∇h* is known "
+            f"(SqEuclidean, EuclideanPower, PNormPower); got {type(cost).__name__}."
+        )
+    return cost.conjugate_gradient

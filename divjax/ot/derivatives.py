@@ -1,0 +1,129 @@
+"""Derivatives of optimal potentials and of the value, of every order and in both modes.
+
+The value's first derivative is the partial derivative of the dual objective at the optimum: no
+derivative of the potentials enters. Potentials are differentiated by the implicit function theorem.
+The rule for the value sees potentials through the rule for potentials, so that a Hessian is right
+while a gradient solves nothing.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from divjax.ot.problem import Problem, dual_objective, soft_transform
+
+__all__ = ["attach", "dual_value", "gauge"]
+
+
+def gauge(
+    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
+) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+    """Balanced potentials, unique up to f + s, g − s, with ⟨a, f⟩ = ⟨b, g⟩."""
+    if not problem.balanced:
+        return f, g
+    a, b = problem.a, problem.b
+    shift = (a @ f - b @ g) / (jnp.sum(a) + jnp.sum(b))
+    return f - shift, g + shift
+
+
+@jax.custom_jvp
+def attach(
+    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
+) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+    """The optimal potentials f and g, as functions of the problem.
+
+    With T_a, T_b the soft transforms, f = T_a(g) and g = T_b(f) hold at the optimum. So
+    df = R − κ_a Q dg and dg = S − κ_b Q̃ df, where R and S are the transforms' derivatives with
+    respect to the problem, and Q, Q̃ the plan with its rows, and its columns, summing to one.
+    """
+    return f, g
+
+
+@attach.defjvp
+def _attach_jvp(primals: Any, tangents: Any) -> Any:
+    problem, f, g = primals
+    f, g = attach(problem, f, g)  # for derivatives of this derivative
+    _, row_change = jax.jvp(lambda p: soft_transform(p, f, g), (problem,), (tangents[0],))
+    _, column_change = jax.jvp(
+        lambda p: soft_transform(p.transposed, g, f), (problem,), (tangents[0],)
+    )
+    return (f, g), _solve(problem, f, g, row_change, column_change)
+
+
+def _solve(
+    problem: Problem,
+    f: Float[Array, " n"],
+    g: Float[Array, " m"],
+    row_change: Float[Array, " n"],
+    column_change: Float[Array, " m"],
+) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+    """df and dg of df + κ_a Q dg = R, dg + κ_b Q̃ df = S.
+
+    Without df and times the columns' masses q = Pᵀ1 this is (diag q − κ_a κ_b Pᵀ diag(P1)⁻¹ P) dg
+    = q (S − κ_b Q̃ R), symmetric. Balanced, constants are its kernel, and a term that is one on
+    them and zero on what has q-mean zero takes them out. Rows and columns without weight take no
+    part; their df and dg follow from the others'.
+    """
+    a, b = problem.a, problem.b
+    (kappa_a, kappa_b), (right, left) = problem.damping, problem.products(f, g)
+    rows, columns = right(b), left(a)
+    mass = b * columns
+    average = lambda dg: right(b * dg) / rows
+    gather = lambda df: left(a * df)
+
+    def matvec(dg):
+        result = mass * dg - kappa_a * kappa_b * b * gather(average(dg))
+        return result + mass * ((mass @ dg) / jnp.sum(mass)) if problem.balanced else result
+
+    target = mass * column_change - kappa_b * b * gather(row_change)
+    weight = jnp.where(mass > 0, 1 / jnp.where(mass > 0, mass, 1), 0)
+    weight = jax.lax.stop_gradient(weight)
+    dg = jax.lax.custom_linear_solve(
+        matvec, target, lambda apply, vector: _conjugate_gradients(apply, vector, weight), symmetric=True
+    )
+    df = row_change - kappa_a * average(dg)
+    return df, column_change - kappa_b * gather(df) / columns
+
+
+def _conjugate_gradients(apply: Any, target: Float[Array, " m"], weight: Float[Array, " m"]) -> Any:
+    """Conjugate gradients preconditioned by a diagonal; stops at rounding, is finite always."""
+    eps = jnp.finfo(target.dtype).eps
+    max_steps = min(10 * target.shape[0] + 20, 3000)
+
+    def body(state):
+        x, residual, direction, energy, _, step = state
+        image = apply(direction)
+        curvature = direction @ image
+        # Rounding may make a singular matrix indefinite: what has been found is kept then.
+        sound = curvature > 0
+        alpha = jnp.where(sound, energy / jnp.where(sound, curvature, 1), 0)
+        x, residual = x + alpha * direction, residual - alpha * image
+        after = residual @ (weight * residual)
+        beta = after / jnp.where(energy > 0, energy, 1)
+        return x, residual, weight * residual + beta * direction, after, sound, step + 1
+
+    energy = target @ (weight * target)
+    goal = energy * (4 * eps) ** 2
+
+    def unfinished(state):
+        return (state[3] > goal) & state[4] & (state[5] < max_steps)
+
+    start = jnp.zeros_like(target), target, weight * target, energy, jnp.array(True), 0
+    return jax.lax.while_loop(unfinished, body, start)[0]
+
+
+@jax.custom_jvp
+def dual_value(
+    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
+) -> Float[Array, ""]:
+    """The problem's value at its optimal potentials, as a function of the problem alone."""
+    return dual_objective(problem, f, g)
+
+
+@dual_value.defjvp
+def _dual_value_jvp(primals: Any, tangents: Any) -> Any:
+    problem, f, g = primals
+    f, g = gauge(problem, *attach(problem, f, g))
+    return jax.jvp(lambda p: dual_objective(p, f, g), (problem,), (tangents[0],))

@@ -1,0 +1,378 @@
+"""Sinkhorn's iterations: multiplications by a matrix that holds the potentials found so far.
+
+One iteration in the log domain, g ← T_b(f) and f ← T_a(g), takes two exponentials a pair. With
+K = exp((f ⊕ g − C)/ε) at earlier potentials it is two matrix–vector products, and later potentials
+are f + ε log u and g + ε log v (Schmitzer 2019, section 3.2). Chunks of such iterations are
+checked: where one left the range of numbers it is done again in the log domain. A problem too large
+for K computes each block of it once an iteration and uses it for both halves.
+
+Over-relaxation, log u ← log u + ω (target − log u), takes the number of iterations from 1/(1 − η)
+to 1/√(1 − η), where η is the factor by which plain iterations reduce the error in the end. η is
+read off from the errors seen, and a chunk after which the error is larger is undone.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from divjax.core.checks import check_positive
+from divjax.core.pytrees import pytree
+from divjax.ot.problem import LARGEST_EXPONENT, Problem
+
+__all__ = ["Annealing", "Solution", "solve"]
+
+# Iterations between checks.
+CHUNK = 10
+# Potentials are absorbed into K where they have moved this far, in units of ε, and a chunk that
+# moves them further than `_TOO_FAR` may have lost what underflowed in K: exp(−87) is zero.
+_ABSORB, _TOO_FAR = 8.0, 30.0
+# Beyond it, iterations need not converge even where their rate suggests so.
+_LARGEST_OMEGA = 1.95
+
+
+@pytree
+class Annealing:
+    """A decreasing sequence of ε that ends at the problem's: one iteration each.
+
+    ε_k = ε · max(1, start · decay^k). At small ε it replaces the many iterations in which
+    potentials travel by some ε each.
+
+    Attributes:
+        start: the first ε, in multiples of the problem's.
+        decay: the factor from one to the next, in (0, 1).
+
+    Raises:
+        ValueError: if `start` or `decay` is a Python number out of range.
+
+    Example:
+        >>> Annealing(start=100.0).decay
+        0.8
+    """
+
+    start: ArrayLike = 1000.0
+    decay: ArrayLike = 0.8
+
+    def __post_init__(self):
+        check_positive(start=self.start, decay=self.decay)
+        if isinstance(self.decay, (int, float)) and not self.decay < 1:
+            raise ValueError(f"decay must be a number in (0, 1); got {self.decay}.")
+
+
+class Solution(NamedTuple):
+    """Potentials, the L1 error of their plan's marginals, and the iterations it took."""
+
+    f: Float[Array, " n"]
+    g: Float[Array, " m"]
+    error: Float[Array, ""]
+    num_iterations: Int[Array, ""]
+
+
+class _Scalings(NamedTuple):
+    """log u and log v, and the logarithms of K (b v) and Kᵀ (a u).
+
+    P has marginals a u (K b v) and b v (Kᵀ a u).
+    """
+
+    u: Float[Array, " n"]
+    v: Float[Array, " m"]
+    rows: Float[Array, " n"]
+    columns: Float[Array, " m"]
+
+
+class _State(NamedTuple):
+    f: Float[Array, " n"]
+    g: Float[Array, " m"]
+    scalings: _Scalings
+    kernel: Any
+    error: Float[Array, ""]
+    omega: Float[Array, ""]
+    largest_omega: Float[Array, ""]
+    num_iterations: Int[Array, ""]
+
+
+def _log_row_sums(
+    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
+) -> Float[Array, " n"]:
+    """log Σ_j b_j E_ij whatever its size."""
+    g = g + problem.epsilon * jnp.log(problem.b)
+
+    def block(costs, f):
+        exponent = (f[:, None] + g - costs) / problem.epsilon
+        largest = jnp.max(exponent, axis=1)
+        largest = jnp.where(jnp.isfinite(largest), largest, 0)
+        return largest + jnp.log(jnp.sum(jnp.exp(exponent - largest[:, None]), axis=1))
+
+    return problem.map_rows(block, f)
+
+
+class _Iteration:
+    """The three ways of one iteration, all on scalings relative to base potentials f and g."""
+
+    def __init__(self, problem: Problem, symmetric: bool, omega: ArrayLike | None):
+        self.problem, self.symmetric, self.omega = problem, symmetric, omega
+        self.transposed = problem.transposed
+
+    def target(self, side: int, base: Array, sums: Array) -> Array:
+        """The scaling that makes a side's marginal what it is to be: u = 1/(K b v) if balanced."""
+        rho = self.problem.penalties[side]
+        if rho is None:
+            return -sums
+        kappa = self.problem.damping[side]
+        return -kappa * sums - kappa / rho * base
+
+    def relax(self, scaling: Array, target: Array, omega: ArrayLike) -> Array:
+        return scaling + omega * (target - scaling)
+
+    def relax_rows(self, f: Array, s: _Scalings, rows: Array, omega: ArrayLike) -> Array:
+        return self.relax(s.u, self.target(0, f, rows), omega)
+
+    def relax_columns(self, g: Array, s: _Scalings, omega: ArrayLike) -> Array:
+        return self.relax(s.v, self.target(1, g, s.columns), omega)
+
+    def scaled(self, state: _State, s: _Scalings, omega: ArrayLike) -> _Scalings:
+        """By two products with K; by one in the symmetric case, where f and g move half-way."""
+        a, b, kernel = self.problem.a, self.problem.b, state.kernel
+        if self.symmetric:
+            u = self.relax_rows(state.f, s, s.rows, 0.5)
+            rows = jnp.log(kernel @ (a * jnp.exp(u)))
+            return _Scalings(u, u, rows, rows)
+        v = self.relax_columns(state.g, s, omega)
+        rows = jnp.log(kernel @ (b * jnp.exp(v)))
+        u = self.relax_rows(state.f, s, rows, omega)
+        return _Scalings(u, v, rows, jnp.log((a * jnp.exp(u)) @ kernel))
+
+    def blocked(self, state: _State, s: _Scalings, omega: ArrayLike) -> _Scalings:
+        """By blocks of rows of K at the latest potentials, each computed once and used twice."""
+        problem = self.problem
+        epsilon, b = problem.epsilon, problem.b
+        if self.symmetric:
+            u = self.relax_rows(state.f, s, s.rows, 0.5)
+            latest = state.f + epsilon * u
+            rows = jnp.log(problem.row_sums(latest, latest, b)) - u
+            return _Scalings(u, u, rows, rows)
+        v = self.relax_columns(state.g, s, omega)
+        g = state.g + epsilon * v
+
+        def block(sums, rows):
+            pairs, a, f, u = rows
+            kernel = problem.exponentials(problem.pairs.block(pairs), f + epsilon * u, g)
+            log_sums = jnp.log(kernel @ b) - u
+            new = self.relax(u, self.target(0, f, log_sums), omega)
+            return sums + (a * jnp.exp(new - u)) @ kernel, (new, log_sums)
+
+        rows = problem.pairs.rows, problem.a, state.f, s.u
+        sums, (u, log_sums) = _scan_blocks(block, jnp.zeros_like(b), rows, problem.block_rows)
+        return _Scalings(u, v, log_sums, jnp.log(sums) - v)
+
+    def logarithmic(self, state: _State, s: _Scalings, omega: ArrayLike) -> _Scalings:
+        """By log-sum-exp: right wherever the result is a number."""
+        problem = self.problem
+        if self.symmetric:
+            u = self.relax_rows(state.f, s, s.rows, 0.5)
+            latest = state.f + problem.epsilon * u
+            rows = _log_row_sums(problem, latest, latest) - u
+            return _Scalings(u, u, rows, rows)
+        v = self.relax_columns(state.g, s, omega)
+        f, g = state.f + problem.epsilon * s.u, state.g + problem.epsilon * v
+        rows = _log_row_sums(problem, f, g) - s.u
+        u = self.relax_rows(state.f, s, rows, omega)
+        f = state.f + problem.epsilon * u
+        return _Scalings(u, v, rows, _log_row_sums(self.transposed, g, f) - v)
+
+    def start(self, f: Array, g: Array) -> _Scalings:
+        """No scalings, and the sums with which to begin; the rows' are needed last."""
+        columns = _log_row_sums(self.transposed, g, f)
+        rows = columns if self.symmetric else jnp.full_like(f, jnp.nan)
+        return _Scalings(jnp.zeros_like(f), jnp.zeros_like(g), rows, columns)
+
+    def error(self, state: _State, s: _Scalings) -> Float[Array, ""]:
+        """Σ |P1 − a exp(−f/ρ)| over both sides; ρ = ∞ where a marginal is met exactly."""
+
+        def side(index, weights, base, scaling, sums):
+            rho = self.problem.penalties[index]
+            potential = base + self.problem.epsilon * scaling
+            wanted = 1 if rho is None else jnp.exp(-potential / rho)
+            off = jnp.abs(jnp.exp(scaling + sums) - wanted)
+            return jnp.sum(jnp.where(weights > 0, weights * off, 0))
+
+        error = side(0, self.problem.a, state.f, s.u, s.rows)
+        if self.symmetric:
+            return error
+        return error + side(1, self.problem.b, state.g, s.v, s.columns)
+
+
+def _scan_blocks(function: Any, carry: Any, rows: Any, size: int) -> Any:
+    """A scan over blocks of rows, padded with zeros."""
+    n = rows[0].shape[0]
+    count = -(-n // size)
+
+    def cut(row):
+        padding = [(0, count * size - n)] + [(0, 0)] * (row.ndim - 1)
+        return jnp.pad(row, padding).reshape(count, size, *row.shape[1:])
+
+    carry, results = jax.lax.scan(function, carry, jax.tree.map(cut, rows))
+    return carry, jax.tree.map(lambda out: out.reshape(count * size, *out.shape[2:])[:n], results)
+
+
+def _anneal(
+    problem: Problem, annealing: Annealing, symmetric: bool, f: Array, g: Array, most: int
+) -> tuple[Array, Array, Array]:
+    """One iteration in the log domain at each ε above the problem's."""
+
+    def epsilon(count):
+        return problem.epsilon * annealing.start * annealing.decay**count
+
+    def unfinished(state):
+        # A vmapped loop goes on for all until the last stops: those that are through stand still.
+        return (epsilon(state[2]) > problem.epsilon) & (state[2] < most)
+
+    def body(state):
+        f, g, count = state
+        values = problem.pairs, problem.a, problem.b, epsilon(count).astype(f.dtype)
+        stage = Problem(*values, problem.penalties, problem.block_rows)
+        kappa_a, kappa_b = stage.damping
+        transposed = stage.transposed
+        new_g = kappa_b * (g - stage.epsilon * _log_row_sums(transposed, g, f))
+        if symmetric:
+            f = (f + new_g) / 2
+            return f, f, count + 1
+        f = kappa_a * (f - stage.epsilon * _log_row_sums(stage, f, new_g))
+        return f, new_g, count + 1
+
+    return jax.lax.while_loop(unfinished, body, (f, g, jnp.asarray(0)))
+
+
+def solve(
+    problem: Problem,
+    f: Float[Array, " n"],
+    g: Float[Array, " m"],
+    *,
+    max_iterations: int,
+    tolerance: ArrayLike | None,
+    annealing: Annealing | None = None,
+    over_relaxation: ArrayLike | None = None,
+    symmetric: bool = False,
+) -> Solution:
+    """Iterate from f (g only if over-relaxed or symmetric) to the tolerance, or for a fixed count.
+
+    Args:
+        problem: the problem; nothing is differentiated.
+        f: where to start.
+        g: where to start.
+        max_iterations: at most, or without tolerance exactly, as many.
+        tolerance: of the marginals' L1 error, absolute.
+        annealing: its iterations count.
+        over_relaxation: ω, or None for the adaptive one.
+        symmetric: whether both sides are one sample: f = g, by averaged updates (Feydy et al. 2019,
+            section 3.1), which converge in few iterations for a positive kernel exp(−c/ε).
+
+    Returns:
+        The solution.
+    """
+    problem, f, g = jax.lax.stop_gradient((problem, f, g))
+    iteration = _Iteration(problem, symmetric, over_relaxation)
+    dtype, count = f.dtype, jnp.asarray(0)
+    if annealing is not None:
+        annealing = jax.lax.stop_gradient(annealing)
+        # One is left for an error that belongs to the problem's own ε.
+        f, g, count = _anneal(problem, annealing, symmetric, f, g, max_iterations - 1)
+    costs = problem.pairs.block(problem.pairs.rows) if problem.dense else None
+    plain = jnp.asarray(1 if over_relaxation is None else over_relaxation, dtype)
+    fast = iteration.scaled if problem.dense else iteration.blocked
+
+    def kernel(f, g):
+        if costs is None:
+            return ()
+        exponent = (f[:, None] + g - costs) / problem.epsilon
+        return jnp.exp(jnp.minimum(exponent, LARGEST_EXPONENT))
+
+    def absorb(state: _State) -> _State:
+        """The scalings become part of the potentials, and of K."""
+        s = state.scalings
+        f, g = state.f + problem.epsilon * s.u, state.g + problem.epsilon * s.v
+        none = jnp.zeros_like(s.u), jnp.zeros_like(s.v)
+        scalings = _Scalings(*none, s.rows + s.u, s.columns + s.v)
+        return state._replace(f=f, g=g, scalings=scalings, kernel=kernel(f, g))
+
+    def run(step, state, s, steps, wanted: ArrayLike = True):
+        """Up to so many iterations, and how many there were."""
+        if tolerance is None:
+            # A loop, not a branch: under vmap a branch is always taken.
+            upper = jnp.where(wanted, steps, 0)
+            return jax.lax.fori_loop(0, upper, lambda _, s: step(state, s, state.omega), s), steps
+
+        def unfinished(carry):
+            _, count, error = carry
+            # Not `error > tolerance`: what is not a number goes on to the end of the chunk.
+            return ~(error <= tolerance) & (count < steps) & wanted
+
+        def body(carry):
+            s, count, _ = carry
+            s = step(state, s, state.omega)
+            return s, count + 1, iteration.error(state, s)
+
+        first = s, jnp.zeros_like(steps), jnp.asarray(jnp.inf, dtype)
+        s, taken, _ = jax.lax.while_loop(unfinished, body, first)
+        return s, taken
+
+    def chunk(state: _State) -> _State:
+        steps = jnp.minimum(CHUNK, max_iterations - state.num_iterations)
+        before = state.scalings
+        s, taken = run(fast, state, before, steps)
+        size = lambda s: jnp.maximum(jnp.max(jnp.abs(s.u)), jnp.max(jnp.abs(s.v)))
+        finite = jnp.isfinite(size(s)) & jnp.isfinite(jnp.sum(s.rows) + jnp.sum(s.columns))
+        lost = ~finite | (size(s) > _TOO_FAR) if problem.dense else ~finite
+        again, taken_again = run(
+            iteration.logarithmic, state._replace(omega=jnp.ones_like(plain)), before, steps, lost
+        )
+        choose = lambda one, two: jnp.where(lost, one, two)
+        s = jax.tree.map(choose, again, s)
+        # A fixed count is the same for all lanes of a vmap, which then stop without being asked.
+        taken = steps if tolerance is None else choose(taken_again, taken)
+        error = iteration.error(state, s)
+        omega, largest = state.omega, state.largest_omega
+        if over_relaxation is None and not symmetric:
+            # ω is one of the last chunk's, and a larger error its fault.
+            worse = (error > state.error) & (omega > 1)
+            s = jax.tree.map(lambda old, new: jnp.where(worse, old, new), before, s)
+            largest = jnp.where(worse, (1 + largest) / 2, largest)
+            rate = (error / state.error) ** (1 / jnp.maximum(taken, 1).astype(dtype))
+            omega = jnp.where(worse | lost, 1, jnp.minimum(_next_omega(rate, omega), largest))
+            error = jnp.where(worse, state.error, error)
+        state = state._replace(
+            scalings=s, error=error, omega=omega, largest_omega=largest,
+            num_iterations=state.num_iterations + taken,
+        )
+        if not problem.dense:
+            return state
+        return jax.lax.cond(lost | (size(s) > _ABSORB), absorb, lambda state: state, state)
+
+    def unfinished(state: _State):
+        left = state.num_iterations < max_iterations
+        return left if tolerance is None else left & ~(state.error <= tolerance)
+
+    base = _State(f, g, iteration.start(f, g), (), *(plain,) * 3, count)
+    base = base._replace(largest_omega=jnp.asarray(_LARGEST_OMEGA, dtype))
+    s = iteration.logarithmic(base, base.scalings, plain)
+    state = absorb(base._replace(scalings=s, error=iteration.error(base, s)))
+    state = state._replace(num_iterations=count + 1)
+    state = jax.lax.while_loop(unfinished, chunk, state)
+    s = state.scalings
+    # Where there is no weight the plan is free of the potential: the soft transform of the others.
+    u = jnp.where(problem.a > 0, s.u, iteration.target(0, state.f, s.rows))
+    v = jnp.where(problem.b > 0, s.v, iteration.target(1, state.g, s.columns))
+    f, g = state.f + problem.epsilon * u, state.g + problem.epsilon * v
+    return Solution(f, g, state.error, state.num_iterations)
+
+
+def _next_omega(rate: Float[Array, ""], omega: Float[Array, ""]) -> Float[Array, ""]:
+    """The best ω for the plain rate η that explains the rate seen at ω.
+
+    (rate + ω − 1)² = rate ω² η for the slowest direction (Young 1971, theorem 5.2.2), where
+    rate ≥ ω − 1; and ω = 2/(1 + √(1 − η)).
+    """
+    rate = jnp.clip(jnp.where(jnp.isfinite(rate), rate, 0), jnp.maximum(omega - 1, 1e-6), 1)
+    eta = jnp.clip(((rate + omega - 1) / omega) ** 2 / rate, 0, 1)
+    return 2 / (1 + jnp.sqrt(1 - eta))
