@@ -1,0 +1,17 @@
+"""Training losses made of divergences: distillation."""
+
+from divjax.losses.distillation import (
+    class_costs,
+    class_similarity,
+    sinkhorn_distillation,
+    wkd_features,
+    wkd_logits,
+)
+
+__all__ = [
+    "class_costs",
+    "class_similarity",
+    "sinkhorn_distillation",
+    "wkd_features",
+    "wkd_logits",
+]

@@ -1,0 +1,332 @@
+"""Distillation on transport: the cost of moving a student's predictions or features to a teacher's.
+
+Losses of one batch, the student first. They are differentiable in all arguments: where a teacher is
+trained along, stop its gradient. A task's own loss, such as the labels' cross-entropy, is added by
+the caller.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from divjax.core.checks import (
+    check_count,
+    check_matrix,
+    check_nonnegative,
+    check_positive,
+    check_positive_values,
+    check_shape,
+)
+from divjax.core.pairwise import map_row_blocks
+from divjax.ot.costs import PNorm
+from divjax.ot.gaussian import gaussian_wasserstein
+
+__all__ = [
+    "class_costs",
+    "class_similarity",
+    "sinkhorn_distillation",
+    "wkd_features",
+    "wkd_logits",
+]
+
+
+def _transport_cost(
+    costs: Float[Array, "n m"],
+    log_a: Float[Array, " n"],
+    log_b: Float[Array, " m"],
+    epsilon: ArrayLike,
+    num_iterations: int,
+) -> Float[Array, ""]:
+    """⟨P, C⟩ after so many Sinkhorn iterations, columns before rows, in the log domain.
+
+    Differentiated through the iterations: ten of them need not converge, and the losses here are
+    defined by what ten of them give.
+    """
+    kernel = -costs / epsilon
+
+    def iteration(f, _):
+        g = log_b - jax.nn.logsumexp(f[:, None] + kernel, axis=0)
+        return log_a - jax.nn.logsumexp(g + kernel, axis=1), g
+
+    f, g = jax.lax.scan(iteration, jnp.zeros_like(log_a), length=num_iterations)
+    return jnp.sum(jnp.exp(f[:, None] + g[-1] + kernel) * costs)
+
+
+def class_similarity(
+    features: Float[Array, "classes samples features"],
+) -> Float[Array, "classes classes"]:
+    """How alike classes are to a teacher: the linear CKA of their features.
+
+    CKA(X_i, X_j) = ‖X_iᵀ X_j‖² / (‖X_iᵀ X_i‖ ‖X_jᵀ X_j‖), in Frobenius norms, for the features
+    X_i "features samples" of a class, of which each sample's mean over features is taken away. The
+    Gram matrices X_i X_iᵀ that are aligned compare features, so that no sample of one class is
+    paired with one of another.
+
+    Args:
+        features: of a teacher's last layer, equally many samples of each class, at least two
+            features.
+
+    Returns:
+        Similarities in [0, 1], ones on the diagonal. Memory is O(classes · samples²).
+
+    Raises:
+        ValueError: if the shape does not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> one, other = jnp.array([[1.0, -1.0, 0.0]]), jnp.array([[1.0, 1.0, -2.0]])
+        >>> class_similarity(jnp.stack([one, other])).round(6).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+
+    References:
+        Kornblith et al. 2019, eq. 3–4: CKA. Lv et al. 2024, section 3.1: between classes.
+    """
+    check_shape("features", features, "classes", "samples", "features")
+    if features.shape[2] < 2:
+        raise ValueError(f"features must have at least two features; got {features.shape[2]}.")
+    centered = features - jnp.mean(features, axis=2, keepdims=True)
+    product = functools.partial(jnp.einsum, "su,ctu->cst", precision="highest")
+    alignments = jax.lax.map(lambda x: jnp.sum(product(x, centered) ** 2, (1, 2)), centered)
+    own = jnp.diagonal(alignments)
+    # Classes without any variation over features are like none but themselves.
+    scale = jnp.sqrt(jnp.where(own > 0, own, 1))
+    similarity = alignments / scale[:, None] / scale
+    return jnp.where(jnp.eye(len(own), dtype=bool), 1, similarity)
+
+
+def class_costs(
+    similarity: Float[Array, "classes classes"], *, sharpness: ArrayLike = 1.0
+) -> Float[Array, "classes classes"]:
+    """Costs between classes, C_ij = 1 − exp(−κ (1 − s_ij)).
+
+    Args:
+        similarity: at most 1: `class_similarity`, or the cosine similarity of a last layer's
+            weights.
+        sharpness: κ > 0; the paper takes 1, and 2 for a pair of networks far apart.
+
+    Raises:
+        ValueError: if the matrix is not square or κ not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> class_costs(jnp.array([[1.0, 0.0], [0.0, 1.0]])).round(4).tolist()
+        [[0.0, 0.6321], [0.6321, 0.0]]
+
+    References:
+        Lv et al. 2024, section 3.1.
+    """
+    check_matrix(similarity=similarity)
+    check_shape("similarity", similarity, *[similarity.shape[0]] * 2)
+    check_positive_values(sharpness=sharpness)
+    return -jnp.expm1(sharpness * (similarity - 1))
+
+
+def wkd_logits(
+    student: Float[Array, "b c"],
+    teacher: Float[Array, "b c"],
+    labels: Int[Array, " b"],
+    costs: Float[Array, "c c"],
+    *,
+    weight: ArrayLike = 30.0,
+    temperature: ArrayLike = 2.0,
+    epsilon: ArrayLike = 0.05,
+    num_iterations: int = 10,
+) -> Float[Array, ""]:
+    """WKD-L, the logit loss of Wasserstein knowledge distillation, mean over the batch.
+
+    −p_T(y) log p_S(y) + λ ⟨P, C⟩: the cross-entropy of the target class y, at temperature 1, and
+    the entropic transport cost between the probabilities of the other classes, softmax(z/τ) over
+    all but y. Unlike KL it knows which classes are near each other.
+
+    Args:
+        student: logits, at least three classes.
+        teacher: logits.
+        labels: y, integers; one out of range makes the loss nan.
+        costs: C between classes, non-negative: `class_costs`.
+        weight: λ, 30 for ImageNet and 200 to 600 for CIFAR-100 in the paper.
+        temperature: τ, 2 for ImageNet and 6 to 8 for CIFAR-100.
+        epsilon: of the transport, in the unit of C.
+        num_iterations: of Sinkhorn; the cost is that after so many, and differentiated as such.
+
+    Returns:
+        The loss. A sample holds (c − 1)² numbers, in blocks of samples where that is much.
+
+    Raises:
+        ValueError: for wrong shapes or a number out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> costs = class_costs(jnp.eye(3))
+        >>> teacher = jnp.array([[4.0, 2.0, 0.0]])
+        >>> near, far = teacher.at[0, 1].add(0.5), teacher.at[0, 1].add(-4.0)
+        >>> losses = [wkd_logits(z, teacher, jnp.array([0]), costs) for z in (near, far)]
+        >>> bool(losses[0] < losses[1])
+        True
+
+    References:
+        Lv et al. 2024, eq. 2–5 and their settings.
+    """
+    _check_logits(student, teacher)
+    b, c = student.shape
+    if c < 3:
+        raise ValueError(f"student must have at least three classes; got {c}.")
+    check_shape("labels", labels, b)
+    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise ValueError(f"labels must be integers; got {jnp.result_type(labels)}.")
+    check_shape("costs", costs, c, c)
+    check_nonnegative(weight=weight)
+    check_positive(temperature=temperature, epsilon=epsilon)
+    check_count(1, num_iterations=num_iterations)
+
+    def one(student, teacher, label):
+        others = jnp.arange(c - 1)
+        others = others + (others >= label)
+        log_a, log_b = (jax.nn.log_softmax(z[others] / temperature) for z in (student, teacher))
+        between = costs[others[:, None], others]
+        moved = _transport_cost(between, log_a, log_b, epsilon, num_iterations)
+        target = -jax.nn.softmax(teacher)[label] * jax.nn.log_softmax(student)[label]
+        return jnp.where((label >= 0) & (label < c), target + weight * moved, jnp.nan)
+
+    return jnp.mean(map_row_blocks(jax.vmap(one), 4 * (c - 1) ** 2, student, teacher, labels))
+
+
+def wkd_features(
+    student: Float[Array, "b ... channels"],
+    teacher: Float[Array, "b ... channels"],
+    *,
+    covariance: str = "diagonal",
+    mean_weight: ArrayLike = 2.0,
+    grid: int = 1,
+    floor: ArrayLike = 1e-5,
+) -> Float[Array, ""]:
+    """WKD-F, the feature loss of Wasserstein knowledge distillation, mean over the batch.
+
+    Each image's features, one vector a position, are summed up as a Gaussian, and the squared
+    Wasserstein distance between student's and teacher's is γ‖m_S − m_T‖² plus, for diagonal ones,
+    ‖σ_S − σ_T‖², for full ones the squared Bures distance of the covariances. γ = 1 is the distance
+    itself.
+
+    Args:
+        student: features of an intermediate layer, already projected to the teacher's channels; at
+            least two positions.
+        teacher: likewise, of the same shape.
+        covariance: "diagonal" or "full".
+        mean_weight: γ; 2 for ImageNet and 4 for CIFAR-100 in the paper, which then weighs the loss
+            by .02 and .08.
+        grid: images "b h w channels" are cut into grid × grid cells, a Gaussian each.
+        floor: added to all variances.
+
+    Returns:
+        The loss, mean also over cells. Full covariances take O(channels³) a cell.
+
+    Raises:
+        ValueError: for wrong shapes, an unknown covariance, or a grid that does not divide h and w.
+
+    Example:
+        >>> import jax
+        >>> student, teacher = jax.random.normal(jax.random.key(0), (2, 4, 6, 6, 3))
+        >>> float(wkd_features(student, student)), bool(wkd_features(student, teacher) > 0)
+        (0.0, True)
+
+    References:
+        Lv et al. 2024, eq. 6–8 and their settings.
+    """
+    if jnp.ndim(student) < 3:
+        raise ValueError(f"student must have shape (b, ..., channels); got {jnp.shape(student)}.")
+    check_shape("teacher", teacher, *student.shape)
+    if covariance not in ("diagonal", "full"):
+        raise ValueError(f'covariance must be "diagonal" or "full"; got {covariance!r}.')
+    check_nonnegative(mean_weight=mean_weight)
+    check_positive(floor=floor)
+    check_count(1, grid=grid)
+    student, teacher = (_cells(features, grid) for features in (student, teacher))
+    if student.shape[1] < 2:
+        raise ValueError(f"student must have at least two positions; got {student.shape[1]}.")
+
+    def moments(features):
+        mean = jnp.mean(features, axis=0)
+        centered, count = features - mean, features.shape[0] - 1
+        if covariance == "diagonal":
+            return mean, jnp.sum(centered**2, axis=0) / count + floor
+        scatter = jnp.matmul(centered.T, centered, precision="highest") / count
+        return mean, scatter + floor * jnp.eye(scatter.shape[0], dtype=scatter.dtype)
+
+    def one(student, teacher):
+        (mean_s, cov_s), (mean_t, cov_t) = moments(student), moments(teacher)
+        spread = gaussian_wasserstein(jnp.zeros_like(mean_s), cov_s, jnp.zeros_like(mean_t), cov_t)
+        return mean_weight * jnp.sum((mean_s - mean_t) ** 2) + spread
+
+    return jnp.mean(jax.vmap(one)(student, teacher))
+
+
+def sinkhorn_distillation(
+    student: Float[Array, "b c"],
+    teacher: Float[Array, "b c"],
+    *,
+    weight: ArrayLike = 1e-3,
+    temperature: ArrayLike = 2.0,
+    epsilon: ArrayLike = 0.1,
+    num_iterations: int = 20,
+) -> Float[Array, ""]:
+    """SinKD: the transport cost between a batch of student's and of teacher's predictions.
+
+    λ ⟨P, C⟩ with C_ij = ‖p_S(x_i) − p_T(x_j)‖₁ of predictions softmax(z/τ), and P from exp(−C/ε)
+    by alternating normalisation of rows and columns to sums of one: the batches are compared as
+    sets, and the total mass is b.
+
+    Args:
+        student: logits.
+        teacher: logits.
+        weight: λ, which the paper's code has within the loss; its further weight is .8.
+        temperature: τ.
+        epsilon: ε, in units of probability.
+        num_iterations: of rows and columns each, columns last; differentiated as such.
+
+    Returns:
+        The loss. Memory is O(b²).
+
+    Raises:
+        ValueError: for wrong shapes or a number out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> student, teacher = jax.random.normal(jax.random.key(0), (2, 8, 5))
+        >>> shuffled = sinkhorn_distillation(student, teacher[::-1])
+        >>> bool(jnp.isclose(shuffled, sinkhorn_distillation(student, teacher)))
+        True
+
+    References:
+        Cui et al. 2024, section 3.2 and their settings.
+    """
+    _check_logits(student, teacher)
+    check_nonnegative(weight=weight)
+    check_positive(temperature=temperature, epsilon=epsilon)
+    check_count(1, num_iterations=num_iterations)
+    p, q = (jax.nn.softmax(z / temperature) for z in (student, teacher))
+    log_ones = jnp.zeros_like(p[:, 0])
+    # Transposed, as columns are to come last.
+    costs = PNorm(1.0).matrix(q, p)
+    return jnp.multiply(weight, _transport_cost(costs, log_ones, log_ones, epsilon, num_iterations))
+
+
+def _check_logits(student: Any, teacher: Any) -> None:
+    check_matrix(student=student, teacher=teacher)
+    check_shape("teacher", teacher, *student.shape)
+
+
+def _cells(
+    features: Float[Array, "b ... channels"], grid: int
+) -> Float[Array, "k positions channels"]:
+    """All positions of each image, or of each of its grid × grid cells."""
+    channels = features.shape[-1]
+    if grid == 1:
+        return features.reshape(features.shape[0], -1, channels)
+    check_shape("student", features, "b", "h", "w", "channels")
+    b, h, w, _ = features.shape
+    if h % grid or w % grid:
+        raise ValueError(f"grid must divide height and width, {h} and {w}; got {grid}.")
+    cells = features.reshape(b, grid, h // grid, grid, w // grid, channels)
+    return cells.transpose(0, 1, 3, 2, 4, 5).reshape(b * grid**2, -1, channels)

@@ -1,0 +1,237 @@
+"""Distillation on transport against the papers' formulas in NumPy, and against closed forms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+from divjax import losses
+
+KEY = jax.random.key(0)
+
+
+def softmax(z):
+    weights = np.exp(z - z.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def plain_transport_cost(a, b, costs, epsilon, num_iterations):
+    """Sinkhorn's iterations in the plain domain, columns first."""
+    kernel, u = np.exp(-costs / epsilon), np.ones(len(a))
+    for _ in range(num_iterations):
+        v = b / (kernel.T @ u)
+        u = a / (kernel @ v)
+    return np.sum(u[:, None] * kernel * v * costs)
+
+
+def plain_wkd_logits(student, teacher, labels, costs, weight, temperature, epsilon, num_iterations):
+    total = 0.0
+    for s, t, y in zip(student, teacher, labels, strict=True):
+        rest = np.delete(np.arange(len(s)), y)
+        a, b = softmax(s[rest] / temperature), softmax(t[rest] / temperature)
+        moved = plain_transport_cost(a, b, costs[np.ix_(rest, rest)], epsilon, num_iterations)
+        total += -softmax(t)[y] * np.log(softmax(s)[y]) + weight * moved
+    return total / len(student)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    student, teacher = 2 * rng.normal(size=(2, 6, 5))
+    similarity = np.corrcoef(rng.normal(size=(5, 8))) ** 2
+    return student, teacher, rng.integers(0, 5, 6), 1 - np.exp(-(1 - similarity))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_wkd_logits_is_the_formula_with_the_papers_settings(batch, dtype):
+    *logits, labels, costs = batch
+    with jax.enable_x64(dtype == jnp.float64):
+        found = losses.wkd_logits(
+            *(jnp.asarray(z, dtype) for z in logits), jnp.asarray(labels), jnp.asarray(costs, dtype)
+        )
+        assert found.dtype == dtype
+    expected = plain_wkd_logits(*batch, 30.0, 2.0, 0.05, 10)
+    np.testing.assert_allclose(found, expected, rtol=1e-5 if dtype == jnp.float32 else 1e-12)
+
+
+def test_between_two_classes_transport_is_total_variation_times_the_cost():
+    """With three classes two remain: |p − q| c, as ε → 0."""
+    student, teacher = jnp.array([[1.0, 0.3, -0.4]]), jnp.array([[0.5, -0.2, 0.9]])
+    costs = jnp.array([[0.0, 0.5, 0.2], [0.5, 0.0, 0.7], [0.2, 0.7, 0.0]])
+    loss = functools.partial(losses.wkd_logits, student, teacher, jnp.array([0]), costs)
+    moved = loss(weight=1.0, epsilon=0.01, num_iterations=200) - loss(weight=0.0)
+    p, q = (softmax(np.asarray(z[0, 1:]) / 2)[0] for z in (student, teacher))
+    np.testing.assert_allclose(moved, abs(p - q) * 0.7, rtol=1e-4)
+
+
+def test_wkd_logits_where_the_plain_domain_underflows(batch):
+    """exp(−C/ε) is zero there; the transport cost is the exact one, by linear programming."""
+    import ot
+
+    student, teacher, labels, costs = (np.asarray(part) for part in batch)
+    loss = functools.partial(
+        losses.wkd_logits,
+        jnp.asarray(student[:1], jnp.float32),
+        jnp.asarray(teacher[:1], jnp.float32),
+        jnp.asarray(labels[:1]),
+        jnp.asarray(costs, jnp.float32),
+    )
+    moved = loss(weight=1.0, epsilon=1e-3, num_iterations=3000) - loss(weight=0.0)
+    rest = np.delete(np.arange(5), labels[0])
+    a, b = softmax(student[0, rest] / 2), softmax(teacher[0, rest] / 2)
+    np.testing.assert_allclose(moved, ot.emd2(a, b, costs[np.ix_(rest, rest)]), atol=2e-3)
+
+
+def test_a_block_of_samples_at_a_time_is_the_same(batch, monkeypatch):
+    from divjax.core import pairwise
+
+    *logits, labels, costs = (jnp.asarray(part) for part in batch)
+    whole = losses.wkd_logits(*logits, labels, costs)
+    monkeypatch.setattr(pairwise, "BLOCK_ENTRIES_CPU", 100)
+    blocks = losses.wkd_logits(*logits, labels, costs)
+    np.testing.assert_allclose(blocks, whole, rtol=1e-6)
+
+
+def plain_sinkhorn_distillation(student, teacher, num_iterations=20):
+    p, q = softmax(student / 2), softmax(teacher / 2)
+    costs = np.abs(p[:, None] - q).sum(-1)
+    plan = np.exp(-costs / 0.1)
+    for _ in range(num_iterations):
+        plan = plan / plan.sum(1, keepdims=True)
+        plan = plan / plan.sum(0, keepdims=True)
+    return 0.001 * np.sum(plan * costs)
+
+
+def test_sinkhorn_distillation_is_the_formula_with_the_papers_settings(batch):
+    student, teacher = (jnp.asarray(z, jnp.float32) for z in batch[:2])
+    expected = plain_sinkhorn_distillation(*batch[:2])
+    np.testing.assert_allclose(losses.sinkhorn_distillation(student, teacher), expected, rtol=1e-5)
+
+
+def test_columns_come_last(batch):
+    """Which shows after one iteration."""
+    student, teacher = (jnp.asarray(z, jnp.float32) for z in batch[:2])
+    expected, other = (plain_sinkhorn_distillation(*pair, 1) for pair in (batch[:2], batch[1::-1]))
+    assert abs(other / expected - 1) > 1e-3
+    found = losses.sinkhorn_distillation(student, teacher, num_iterations=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_sinkhorn_distillation_of_two_samples_in_closed_form():
+    """The doubly stochastic scaling of K has (1 + √(k₁₂k₂₁ / k₁₁k₂₂))⁻¹ on its diagonal."""
+    student, teacher = jax.random.normal(KEY, (2, 2, 4))
+    p, q = (softmax(np.asarray(z, np.float64)) for z in (student, teacher))
+    costs = np.abs(p[:, None] - q).sum(-1)
+    kernel = np.exp(-costs / 0.3)
+    ratio = kernel[0, 1] * kernel[1, 0] / kernel[0, 0] / kernel[1, 1]
+    same = 1 / (1 + np.sqrt(ratio))
+    expected = same * np.trace(costs) + (1 - same) * (costs[0, 1] + costs[1, 0])
+    found = losses.sinkhorn_distillation(
+        student, teacher, weight=1.0, temperature=1.0, epsilon=0.3, num_iterations=100
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [1, 2])
+def test_diagonal_features_are_means_and_deviations(grid):
+    student, teacher = np.random.default_rng(1).normal(size=(2, 3, 4, 6, 5))
+    expected = []
+    for image in range(3):
+        for rows in np.split(np.arange(4), grid):
+            for columns in np.split(np.arange(6), grid):
+                s, t = (f[image][np.ix_(rows, columns)].reshape(-1, 5) for f in (student, teacher))
+                sd_s, sd_t = (np.sqrt(f.var(0, ddof=1) + 1e-5) for f in (s, t))
+                expected.append(
+                    2 * np.sum((s.mean(0) - t.mean(0)) ** 2) + np.sum((sd_s - sd_t) ** 2)
+                )
+    found = losses.wkd_features(jnp.asarray(student), jnp.asarray(teacher), grid=grid)
+    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-5)
+
+
+def test_full_features_are_the_bures_distance():
+    student, teacher = np.random.default_rng(2).normal(size=(2, 2, 30, 3))
+    teacher = teacher @ np.array([[1.0, 0.5, 0.0], [0.0, 2.0, 0.3], [0.0, 0.0, 0.5]]) + 1
+    expected = []
+    for s, t in zip(student, teacher, strict=True):
+        cov_s, cov_t = (np.cov(f.T) + 1e-5 * np.eye(3) for f in (s, t))
+        root = scipy.linalg.sqrtm(cov_s)
+        fidelity = np.trace(scipy.linalg.sqrtm(root @ cov_t @ root)).real
+        bures = np.trace(cov_s) + np.trace(cov_t) - 2 * fidelity
+        expected.append(4 * np.sum((s.mean(0) - t.mean(0)) ** 2) + bures)
+    found = losses.wkd_features(
+        jnp.asarray(student), jnp.asarray(teacher), covariance="full", mean_weight=4.0
+    )
+    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-4)
+
+
+def test_class_similarity_is_the_alignment_of_centred_gram_matrices():
+    features = np.random.default_rng(3).normal(size=(4, 7, 6))
+    centering = np.eye(6) - 1 / 6
+    grams = [centering @ x.T @ x @ centering for x in features]
+    expected = [
+        [np.sum(k * l) / np.linalg.norm(k) / np.linalg.norm(l) for l in grams] for k in grams
+    ]
+    found = losses.class_similarity(jnp.asarray(features))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    constant = losses.class_similarity(jnp.asarray(features).at[0].set(1.0))
+    np.testing.assert_array_equal(constant[0], [1, 0, 0, 0])
+
+
+def test_gradients_are_finite_where_student_and_teacher_agree(batch):
+    student, _, labels, costs = (jnp.asarray(part) for part in batch)
+    features = jnp.ones((2, 4, 4, 3))
+    for gradient in (
+        jax.grad(losses.wkd_logits)(student, student, labels, costs),
+        jax.grad(losses.sinkhorn_distillation)(student, student),
+        jax.grad(losses.wkd_features)(features, features),
+        jax.grad(functools.partial(losses.wkd_features, covariance="full"))(features, features),
+    ):
+        assert jnp.isfinite(gradient).all()
+
+
+def test_what_is_refused(batch):
+    student, teacher, labels, costs = (jnp.asarray(part) for part in batch)
+    images = jnp.zeros((2, 4, 4, 3))
+    logits, sinkd = losses.wkd_logits, losses.sinkhorn_distillation
+    for message, call in (
+        ("teacher must have shape", lambda: logits(student, teacher[:2], labels, costs)),
+        ("labels must have shape", lambda: logits(student, teacher, labels[:2], costs)),
+        (
+            "labels must be integers",
+            lambda: logits(student, teacher, student[:, 0], costs),
+        ),
+        ("costs must have shape", lambda: logits(student, teacher, labels, costs[:3])),
+        (
+            "at least three classes",
+            lambda: logits(student[:, :2], teacher[:, :2], labels, costs[:2, :2]),
+        ),
+        ("epsilon", lambda: logits(student, teacher, labels, costs, epsilon=0.0)),
+        ("weight", lambda: sinkd(student, teacher, weight=-1.0)),
+        ("temperature", lambda: sinkd(student, teacher, temperature=0.0)),
+        (
+            "num_iterations",
+            lambda: sinkd(student, teacher, num_iterations=0),
+        ),
+        (
+            "student must be a non-empty matrix",
+            lambda: sinkd(labels, teacher),
+        ),
+        ("grid must divide", lambda: losses.wkd_features(images, images, grid=3)),
+        ("covariance must be", lambda: losses.wkd_features(images, images, covariance="none")),
+        ("two positions", lambda: losses.wkd_features(images[:, :1, :1], images[:, :1, :1])),
+        ("student must have shape", lambda: losses.wkd_features(student, teacher)),
+        ("similarity must have shape", lambda: losses.class_costs(costs[:3])),
+        ("sharpness", lambda: losses.class_costs(costs, sharpness=0.0)),
+        ("features must have shape", lambda: losses.class_similarity(costs)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_a_label_out_of_range_is_no_number(batch):
+    student, teacher, labels, costs = (jnp.asarray(part) for part in batch)
+    for label in (-1, 5):
+        assert jnp.isnan(losses.wkd_logits(student, teacher, labels.at[0].set(label), costs))
