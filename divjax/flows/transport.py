@@ -1,0 +1,83 @@
+"""Transport objectives: distances to samples whose first variation is a Kantorovich potential."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
+
+from divjax.core.checks import check_count, check_matrix, check_same_features
+from divjax.core.pytrees import pytree, ravel_particles, static
+from divjax.flows.types import Variation
+from divjax.ot.one_dimensional import sliced_wasserstein
+
+__all__ = ["SlicedWasserstein"]
+
+
+@pytree
+class SlicedWasserstein:
+    """The sliced transport cost to samples, F(q) = SW_p^p(q, p), with no entropy.
+
+    The mean over random directions θ of the cost on the line, W_p^p(θᵀq, θᵀp). The first variation
+    is the mean of the directions' Kantorovich potentials, and for p = 2 its gradient at x is the
+    mean of 2θ(θᵀx − T_θ(θᵀx)) with the monotone maps T_θ. Each step draws its directions anew, the
+    same for all objectives of the step. A particle without weight stays where it is.
+
+    Attributes:
+        samples: draws from p, of shape (m, d), or a pytree like the particles.
+        num_projections: how many directions a step draws.
+        p: the order, at least 1.
+
+    Raises:
+        ValueError: if an attribute is out of range, or samples and particles differ in their number
+            of features.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> objective = SlicedWasserstein(jnp.zeros((1, 1)))
+        >>> x = jnp.array([[3.0]])
+        >>> state = objective.init(jax.random.key(0), x)
+        >>> variation, _ = objective(jax.random.key(0), x, jnp.ones(1), state)
+        >>> float(variation.value), float(variation.gradient[0, 0])
+        (9.0, 6.0)
+
+    References:
+        Bonneel, Rabin, Peyré, Pfister 2015, section 3.2: the gradient.
+    """
+
+    samples: PyTree[Array]
+    num_projections: int = static(default=128)
+    p: ArrayLike = 2.0
+
+    entropy = 0.0
+
+    def __post_init__(self):
+        check_count(1, num_projections=self.num_projections)
+
+    def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> tuple[()]:
+        """No state."""
+        _rows_of_samples(self.samples, particles)
+        return ()
+
+    def __call__(
+        self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
+    ) -> tuple[Variation, Any]:
+        """The variation of SW_p^p."""
+        x, unravel = ravel_particles(particles)
+        y = _rows_of_samples(self.samples, particles)
+
+        def cost(x, weights):
+            options: Any = {"p": self.p, "num_projections": self.num_projections}
+            return sliced_wasserstein(key, x, y, weights, **options)
+
+        value, (slope, potential) = jax.value_and_grad(cost, (0, 1))(x, weights)
+        gradient = slope / jnp.where(weights > 0, weights, 1)[:, None]
+        return Variation(value, potential, unravel(gradient)), state
+
+
+def _rows_of_samples(samples: PyTree[Array], particles: PyTree[Array]) -> Float[Array, "m d"]:
+    if hasattr(samples, "shape"):
+        check_matrix(samples=samples)
+    y, _ = ravel_particles(samples)
+    check_same_features(y, ravel_particles(particles)[0], ("samples", "particles"))
+    return y
