@@ -25,8 +25,7 @@ from divjax.core.checks import (
 )
 from divjax.core.pytrees import pytree, static
 from divjax.core.types import Estimate
-from divjax.ratio.calibration import CALIBRATIONS
-from divjax.ratio.cross_fitting import cross_fit
+from divjax.ratio.cross_fitting import CALIBRATIONS, cross_fit
 from divjax.ratio.diagnostics import ties
 from divjax.ratio.fit import RatioFit
 from divjax.ratio.heads import (
@@ -186,9 +185,10 @@ class TelescopingRatio(_CrossFitted):
     on the shape of the bridges' models: `diagnostics.beyond_log_n` says so.
 
     Attributes:
-        head: the bridges, each calibrated on its own.
-        calibration: that of the sum, "none" by default: across a chasm hardly a row tells its
-            slope. The other attributes are those of `ClassifierRatio`.
+        head: the bridges.
+        calibration: "none" by default: across a chasm hardly a row tells the sum's slope. "platt"
+            repairs bridges that fit badly where p and q overlap. The other attributes are those of
+            `ClassifierRatio`.
 
     Example:
         >>> import jax

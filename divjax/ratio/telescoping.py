@@ -1,6 +1,5 @@
 """Density ratios across a chasm: a sum of easy log ratios between neighbouring waymarks."""
 
-import functools
 from typing import Any
 
 import jax
@@ -10,7 +9,6 @@ from jaxtyping import Array, Float, Key
 
 from divjax.core.checks import check_count
 from divjax.core.pytrees import pytree, static
-from divjax.ratio.calibration import calibrate
 from divjax.ratio.heads import Network, convex_heads, row_sampler
 from divjax.ratio.types import Fold, Head, Rows, cross_entropy
 
@@ -26,8 +24,7 @@ class Telescoping:
     classifier of p against q itself tells nothing apart beyond about log n nats.
 
     Each bridge starts from a simple log ratio of its own. A network with one output a bridge, all
-    trained together on one trunk, adds what these miss. Each sum of the two is then calibrated by
-    the validation rows of its bridge, which overlap.
+    trained together on one trunk, adds what these miss.
 
     Attributes:
         num_bridges: m; a nat or two for each is comfortable.
@@ -46,68 +43,59 @@ class Telescoping:
     def __post_init__(self):
         check_count(1, num_bridges=self.num_bridges)
 
-    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Any, Float[Array, "m 2"]]:
-        """All bridges' starts, the network, and the calibrations."""
-        pair_key, start_key, network_key = jax.random.split(key, 3)
-        start = self._start(fold.train.p.shape[1])
+    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Any]:
+        """All bridges' starts, and the network."""
+        pair_key, start_key, init_key, fit_key = jax.random.split(key, 4)
+        p, q, *weights = fold.train
+        start = self._start(p.shape[1])
         bridges = self._bridges(pair_key, fold)
         keys = jax.random.split(start_key, self.num_bridges)
         starts = jax.vmap(start.fit)(keys, bridges)
-        held = bridges.validation
-        u_p, u_q = (jax.vmap(start)(starts, x) for x in held[:2])
-        network = None
-        if self.network is not None:
-            network = self._train(network_key, self.network, fold, starts, held, u_p, u_q)
-            own = self._own(network, held.p, held.q)
-            u_p, u_q = u_p + own[0], u_q + own[1]
-        fitted = jax.vmap(functools.partial(calibrate, kind="platt"))(u_p, u_q, *held.weights)
-        return starts, network, fitted
-
-    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        """The sum of all bridges' log ratios."""
-        starts, network, calibrations = params
-        each = jax.vmap(lambda s: self._start(z.shape[1])(s, z))(starts)
-        if self.network is not None:
-            each = each + self.network.apply(network, z, self.num_bridges).T
-        intercepts, slopes = calibrations.T
-        return jnp.sum(intercepts) + slopes @ each
-
-    def _train(self, key, network, fold, starts, held, offset_p, offset_q):
-        """The network's parameters: what it adds to the starts classifies all bridges best."""
-        init_key, fit_key = jax.random.split(key)
-        p, q, *weights = fold.train
-        half = -(-network.batch_size // 2)
+        if self.network is None:
+            return starts, None
+        network, half = self.network, -(-self.network.batch_size // 2)
         uniform = jnp.full(half, 1 / half, p.dtype)
         draw = row_sampler(*weights)
-        of_start = jax.vmap(self._start(p.shape[1]))
+        of_start = jax.vmap(start)
+
+        def each(params, above, below):
+            """Each bridge's correction at rows of both its ends, "m b d"."""
+            both = jnp.concatenate([above, below], axis=1)
+            outputs = network.apply(params, both.reshape(-1, both.shape[-1]), self.num_bridges)
+            outputs = outputs.reshape(*both.shape[:2], self.num_bridges)
+            own = jnp.diagonal(outputs, axis1=0, axis2=2).T
+            return own[:, : above.shape[1]], own[:, above.shape[1] :]
 
         def loss(key, params):
             i, j = draw(key, half)
             # Any row of p goes with any of q; both come sorted by quantile.
             j = jax.random.permutation(jax.random.fold_in(key, 1), j)
             marks = self._waymarks(p[i], q[j])
-            own_p, own_q = self._own(params, marks[:-1], marks[1:])
+            own_p, own_q = each(params, marks[:-1], marks[1:])
             u_p = own_p + of_start(starts, marks[:-1])
             u_q = own_q + of_start(starts, marks[1:])
             return jnp.mean(jax.vmap(cross_entropy, (0, 0, None, None))(u_p, u_q, uniform, uniform))
 
+        held = bridges.validation
+        offset_p, offset_q = of_start(starts, held.p), of_start(starts, held.q)
+
         def validate(params):
-            own_p, own_q = self._own(params, held.p, held.q)
+            own_p, own_q = each(params, held.p, held.q)
             losses = jax.vmap(cross_entropy)(own_p + offset_p, own_q + offset_q, *held.weights)
             value = jnp.mean(losses)
             return jnp.where(jnp.isnan(value), jnp.inf, value)
 
         params = network.init(init_key, p.shape[1], p.dtype, self.num_bridges)
-        return network.train(fit_key, loss, params, validate)
+        return starts, network.train(fit_key, loss, params, validate)
 
-    def _own(self, params, above, below):
-        """The network's part of each bridge at rows of both its ends, "m b" each."""
-        assert self.network is not None
-        both = jnp.concatenate([above, below], axis=1)
-        outputs = self.network.apply(params, both.reshape(-1, both.shape[-1]), self.num_bridges)
-        outputs = outputs.reshape(*both.shape[:2], self.num_bridges)
-        own = jnp.diagonal(outputs, axis1=0, axis2=2).T
-        return own[:, : above.shape[1]], own[:, above.shape[1] :]
+    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """The sum of all bridges' log ratios."""
+        starts, own = params
+        start = self._start(z.shape[1])
+        total = jnp.sum(jax.vmap(lambda s: start(s, z))(starts), axis=0)
+        if self.network is None:
+            return total
+        return total + jnp.sum(self.network.apply(own, z, self.num_bridges), axis=1)
 
     def _start(self, in_features: int) -> Head:
         return convex_heads(in_features) if self.start is None else self.start

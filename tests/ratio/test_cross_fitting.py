@@ -8,7 +8,7 @@ import scipy.optimize
 
 from divjax import fdiv
 from divjax.core.pytrees import pytree
-from divjax.ratio import ClassifierRatio, calibration, cross_fitting
+from divjax.ratio import ClassifierRatio, cross_fitting
 from divjax.ratio import heads as h
 
 
@@ -290,7 +290,7 @@ def test_calibration_is_penalised_logistic_regression_of_the_other_folds():
                 np.asarray(held.log_ratio)[np.asarray(held.fold) != fold]
                 for held in (fit.held_out_p, fit.held_out_q)
             )
-            prior = calibration.CALIBRATION_PRIOR / (len(u_p) + len(u_q))
+            prior = cross_fitting.CALIBRATION_PRIOR / (len(u_p) + len(u_q))
 
             def objective(c, u_p=u_p, u_q=u_q, prior=prior):
                 loss_p = np.logaddexp(0, -(c[0] + c[1] * u_p)).mean()
