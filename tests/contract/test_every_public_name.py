@@ -5,7 +5,14 @@ import inspect
 
 import pytest
 
-from tests.contract import test_fdiv, test_flows, test_inference, test_kernels, test_ratio
+from tests.contract import (
+    test_fdiv,
+    test_flows,
+    test_inference,
+    test_kernels,
+    test_losses,
+    test_ratio,
+)
 
 ROOMS = {
     "kernels": test_kernels,
@@ -17,6 +24,7 @@ ROOMS = {
     "fdiv.inequalities": test_fdiv,
     "fdiv.exponential_family": test_fdiv,
     "inference": test_inference,
+    "losses": test_losses,
     "ratio": test_ratio,
     "ratio.heads": test_ratio,
     "ratio.variational": test_ratio,

@@ -79,6 +79,9 @@ ROWS = {
         smooth=False,
         eager=False,
     ),
+    "flows.SlicedWasserstein": Row(
+        flows.SlicedWasserstein(samples(), num_projections=5), _objective, "equivariant"
+    ),
     "flows.SVGD": Row(flows.SVGD(GAUSSIAN), _velocity, "equivariant"),
     "flows.SVGD(Laplace)": Row(
         flows.SVGD(kernels.Laplace(bandwidth=0.9)), _velocity, "equivariant"
