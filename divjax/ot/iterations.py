@@ -25,11 +25,11 @@ __all__ = ["Annealing", "Solution", "solve"]
 
 # Iterations between checks.
 CHUNK = 10
-# Potentials are absorbed into K where they have moved this far, in units of ε, and a chunk that
-# moves them further than `_TOO_FAR` may have lost what underflowed in K: exp(−87) is zero.
-_ABSORB, _TOO_FAR = 8.0, 30.0
+# A chunk that moves both potentials by more than this share of the exponents there are, in units of
+# ε, may have lost what underflowed in K; from half of it on they are absorbed into K.
+_TOO_FAR = 0.4
 # Beyond it, iterations need not converge even where their rate suggests so.
-_LARGEST_OMEGA = 1.95
+_LARGEST_OMEGA = 1.98
 
 
 @pytree
@@ -81,14 +81,32 @@ class _Scalings(NamedTuple):
     columns: Float[Array, " m"]
 
 
+class _Best(NamedTuple):
+    """Potentials, and the logarithms of Σ_j b_j exp((g_j − C_ij)/ε) and Σ_i a_i exp(…)."""
+
+    f: Float[Array, " n"]
+    g: Float[Array, " m"]
+    rows: Float[Array, " n"]
+    columns: Float[Array, " m"]
+    error: Float[Array, ""]
+
+
+class _Pace(NamedTuple):
+    """How far updates go beyond their target, and what is known about how far they may."""
+
+    omega: Float[Array, ""]
+    largest: Float[Array, ""]
+    settled: Bool[Array, ""]
+    best: _Best
+
+
 class _State(NamedTuple):
     f: Float[Array, " n"]
     g: Float[Array, " m"]
     scalings: _Scalings
     kernel: Any
     error: Float[Array, ""]
-    omega: Float[Array, ""]
-    largest_omega: Float[Array, ""]
+    pace: _Pace
     num_iterations: Int[Array, ""]
 
 
@@ -187,6 +205,49 @@ class _Iteration:
         rows = columns if self.symmetric else jnp.full_like(f, jnp.nan)
         return _Scalings(jnp.zeros_like(f), jnp.zeros_like(g), rows, columns)
 
+    def latest(self, state: _State) -> _Best:
+        """What the state stands for, whatever its base potentials."""
+        (u, v, rows, columns), epsilon = state.scalings, self.problem.epsilon
+        f, g = state.f + epsilon * u, state.g + epsilon * v
+        return _Best(f, g, rows - state.f / epsilon, columns - state.g / epsilon, state.error)
+
+    def step_back(self, state: _State, when: Array) -> _State:
+        """The best potentials seen, as scalings of the present base."""
+        best, epsilon = state.pace.best, self.problem.epsilon
+        scalings = _Scalings(
+            (best.f - state.f) / epsilon,
+            (best.g - state.g) / epsilon,
+            best.rows + state.f / epsilon,
+            best.columns + state.g / epsilon,
+        )
+        back = scalings, best.error
+        present = state.scalings, state.error
+        chosen = jax.tree.map(lambda one, two: jnp.where(when, one, two), back, present)
+        return state._replace(scalings=chosen[0], error=chosen[1])
+
+    def adapt(self, state: _State, rate: Array, lost: Array) -> _State:
+        """The next ω from the rate of the last chunk, or a step back.
+
+        Every other chunk, as a new ω needs some iterations to settle. Where the error is then
+        twice the least one seen, it was too large: back to where that was, with ω = 1 and less
+        than half of the way allowed from 1 to the largest.
+        """
+        pace = state.pace
+        now, best = self.latest(state), pace.best
+        worse = pace.settled & (pace.omega > 1) & ~(state.error <= 2 * best.error)
+        state = self.step_back(state, worse)
+        better = now.error < best.error
+        best = jax.tree.map(lambda one, two: jnp.where(better, one, two), now, best)
+        room = pace.largest - 1
+        room = jnp.where(worse, 0.4 * room, jnp.where(pace.settled, 1.1 * room, room))
+        largest = 1 + jnp.minimum(room, _LARGEST_OMEGA - 1)
+        omega = jnp.minimum(_next_omega(rate, pace.omega), largest)
+        omega = jnp.where(pace.settled, omega, pace.omega)
+        omega = jnp.where(worse | lost, 1, omega)
+        # What follows a step back, or plain iterations, is plain: there is nothing to settle.
+        settled = ~pace.settled | (omega <= 1)
+        return state._replace(pace=_Pace(omega, largest, settled, best))
+
     def error(self, state: _State, s: _Scalings) -> Float[Array, ""]:
         """Σ |P1 − a exp(−f/ρ)| over both sides; ρ = ∞ where a marginal is met exactly."""
 
@@ -279,6 +340,7 @@ def solve(
         # One is left for an error that belongs to the problem's own ε.
         f, g, count = _anneal(problem, annealing, symmetric, f, g, max_iterations - 1)
     costs = problem.pairs.block(problem.pairs.rows) if problem.dense else None
+    too_far = -_TOO_FAR * jnp.log(jnp.finfo(dtype).tiny)
     plain = jnp.asarray(1 if over_relaxation is None else over_relaxation, dtype)
     fast = iteration.scaled if problem.dense else iteration.blocked
 
@@ -296,12 +358,12 @@ def solve(
         scalings = _Scalings(*none, s.rows + s.u, s.columns + s.v)
         return state._replace(f=f, g=g, scalings=scalings, kernel=kernel(f, g))
 
-    def run(step, state, s, steps, wanted: ArrayLike = True):
+    def run(step, state, s, steps, omega, wanted: ArrayLike = True):
         """Up to so many iterations, and how many there were."""
         if tolerance is None:
             # A loop, not a branch: under vmap a branch is always taken.
             upper = jnp.where(wanted, steps, 0)
-            return jax.lax.fori_loop(0, upper, lambda _, s: step(state, s, state.omega), s), steps
+            return jax.lax.fori_loop(0, upper, lambda _, s: step(state, s, omega), s), steps
 
         def unfinished(carry):
             _, count, error = carry
@@ -310,7 +372,7 @@ def solve(
 
         def body(carry):
             s, count, _ = carry
-            s = step(state, s, state.omega)
+            s = step(state, s, omega)
             return s, count + 1, iteration.error(state, s)
 
         first = s, jnp.zeros_like(steps), jnp.asarray(jnp.inf, dtype)
@@ -318,47 +380,43 @@ def solve(
         return s, taken
 
     def chunk(state: _State) -> _State:
-        steps = jnp.minimum(CHUNK, max_iterations - state.num_iterations)
+        # Potentials move far in the beginning: the first chunks are short, as they may be lost.
+        steps = jnp.minimum(CHUNK, state.num_iterations - count + 1)
+        steps = jnp.minimum(steps, max_iterations - state.num_iterations)
         before = state.scalings
-        s, taken = run(fast, state, before, steps)
+        s, taken = run(fast, state, before, steps, state.pace.omega)
         size = lambda s: jnp.maximum(jnp.max(jnp.abs(s.u)), jnp.max(jnp.abs(s.v)))
         finite = jnp.isfinite(size(s)) & jnp.isfinite(jnp.sum(s.rows) + jnp.sum(s.columns))
-        lost = ~finite | (size(s) > _TOO_FAR) if problem.dense else ~finite
-        again, taken_again = run(
-            iteration.logarithmic, state._replace(omega=jnp.ones_like(plain)), before, steps, lost
-        )
+        lost = ~finite | (size(s) > too_far) if problem.dense else ~finite
+        again, taken_again = run(iteration.logarithmic, state, before, steps, 1, lost)
         choose = lambda one, two: jnp.where(lost, one, two)
         s = jax.tree.map(choose, again, s)
         # A fixed count is the same for all lanes of a vmap, which then stop without being asked.
         taken = steps if tolerance is None else choose(taken_again, taken)
-        error = iteration.error(state, s)
-        omega, largest = state.omega, state.largest_omega
-        if over_relaxation is None and not symmetric:
-            # ω is one of the last chunk's, and a larger error its fault.
-            worse = (error > state.error) & (omega > 1)
-            s = jax.tree.map(lambda old, new: jnp.where(worse, old, new), before, s)
-            largest = jnp.where(worse, (1 + largest) / 2, largest)
-            rate = (error / state.error) ** (1 / jnp.maximum(taken, 1).astype(dtype))
-            omega = jnp.where(worse | lost, 1, jnp.minimum(_next_omega(rate, omega), largest))
-            error = jnp.where(worse, state.error, error)
+        old, error = state.error, iteration.error(state, s)
         state = state._replace(
-            scalings=s, error=error, omega=omega, largest_omega=largest,
-            num_iterations=state.num_iterations + taken,
+            scalings=s, error=error, num_iterations=state.num_iterations + taken
         )
+        if over_relaxation is None and not symmetric:
+            rate = (error / old) ** (1 / jnp.maximum(taken, 1).astype(dtype))
+            state = iteration.adapt(state, rate, lost)
         if not problem.dense:
             return state
-        return jax.lax.cond(lost | (size(s) > _ABSORB), absorb, lambda state: state, state)
+        return jax.lax.cond(lost | (size(state.scalings) > too_far / 2), absorb, lambda state: state, state)
 
     def unfinished(state: _State):
         left = state.num_iterations < max_iterations
         return left if tolerance is None else left & ~(state.error <= tolerance)
 
-    base = _State(f, g, iteration.start(f, g), (), *(plain,) * 3, count)
-    base = base._replace(largest_omega=jnp.asarray(_LARGEST_OMEGA, dtype))
+    base = _State(f, g, iteration.start(f, g), (), plain, (), count)  # pyright: ignore
     s = iteration.logarithmic(base, base.scalings, plain)
-    state = absorb(base._replace(scalings=s, error=iteration.error(base, s)))
-    state = state._replace(num_iterations=count + 1)
+    base = base._replace(scalings=s, error=iteration.error(base, s), num_iterations=count + 1)
+    largest = jnp.asarray(_LARGEST_OMEGA, dtype)
+    pace = _Pace(plain, largest, jnp.array(True), iteration.latest(base))
+    state = absorb(base._replace(pace=pace))
     state = jax.lax.while_loop(unfinished, chunk, state)
+    if over_relaxation is None and not symmetric:
+        state = iteration.step_back(state, state.pace.best.error < state.error)
     s = state.scalings
     # Where there is no weight the plan is free of the potential: the soft transform of the others.
     u = jnp.where(problem.a > 0, s.u, iteration.target(0, state.f, s.rows))
