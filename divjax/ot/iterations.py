@@ -2,8 +2,8 @@
 
 One iteration in the log domain, g ← T_b(f) and f ← T_a(g), takes two exponentials a pair. With
 K = exp((f ⊕ g − C)/ε) at earlier potentials it is two matrix–vector products, and later potentials
-are f + ε log u and g + ε log v (Schmitzer 2019, section 3.2). Chunks of such iterations are
-checked: where one left the range of numbers it is done again in the log domain. A problem too large
+are f + ε log u and g + ε log v (Schmitzer 2019, section 3.2). The first K is at potentials for which
+it is in range, the transforms at ε = 0. Chunks of iterations are checked: where one left the range of numbers it is done again in the log domain. A problem too large
 for K computes each block of it once an iteration and uses it for both halves.
 
 Over-relaxation, log u ← log u + ω (target − log u), takes the number of iterations from 1/(1 − η)
@@ -11,6 +11,7 @@ to 1/√(1 − η), where η is the factor by which plain iterations reduce the 
 read off from the errors seen, and a chunk after which the error is larger is undone.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core.checks import check_positive
 from divjax.core.pytrees import pytree
-from divjax.ot.problem import LARGEST_EXPONENT, Problem
+from divjax.ot.problem import MatrixPairs, Problem
 
 __all__ = ["Annealing", "Solution", "solve"]
 
@@ -125,6 +126,18 @@ def _log_row_sums(
     return problem.map_rows(block, f)
 
 
+def _cold_start(problem: Problem, symmetric: bool) -> tuple[Array, Array]:
+    """g_j = min_i C_ij and f_i = min_j (C_ij − g_j), the transforms at ε = 0, from f = 0.
+
+    Every row and every column of f ⊕ g − C then has a zero as its maximum, so that K neither
+    overflows nor has an empty row or column. In the symmetric case its diagonal is one anyway.
+    """
+    if symmetric:
+        return jnp.zeros_like(problem.a), jnp.zeros_like(problem.b)
+    g = problem.transposed.map_rows(lambda costs: jnp.min(costs, axis=1))
+    return problem.map_rows(lambda costs: jnp.min(costs - g, axis=1)), g
+
+
 class _Iteration:
     """The three ways of one iteration, all on scalings relative to base potentials f and g."""
 
@@ -199,11 +212,21 @@ class _Iteration:
         f = state.f + problem.epsilon * u
         return _Scalings(u, v, rows, _log_row_sums(self.transposed, g, f) - v)
 
-    def start(self, f: Array, g: Array) -> _Scalings:
-        """No scalings, and the sums with which to begin; the rows' are needed last."""
-        columns = _log_row_sums(self.transposed, g, f)
-        rows = columns if self.symmetric else jnp.full_like(f, jnp.nan)
-        return _Scalings(jnp.zeros_like(f), jnp.zeros_like(g), rows, columns)
+    def start(self, f: Array, g: Array, kernel: Any) -> _Scalings:
+        """No scalings, and the columns' sums with which to begin; the rows' come later."""
+        rows = jnp.zeros_like(f)
+        if self.problem.dense:
+            columns = jnp.log(self.problem.a @ kernel)
+        else:
+            columns = jnp.log(self.transposed.row_sums(g, f, self.problem.a))
+        # Far from all, a column's sum may have underflowed.
+        unsound = ~jnp.isfinite(columns).all()
+        columns, _ = jax.lax.while_loop(
+            lambda carry: carry[1],
+            lambda carry: (_log_row_sums(self.transposed, g, f), jnp.array(False)),
+            (columns, unsound),
+        )
+        return _Scalings(rows, jnp.zeros_like(g), columns if self.symmetric else rows, columns)
 
     def latest(self, state: _State) -> _Best:
         """What the state stands for, whatever its base potentials."""
@@ -307,8 +330,7 @@ def _anneal(
 
 def solve(
     problem: Problem,
-    f: Float[Array, " n"],
-    g: Float[Array, " m"],
+    init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
     *,
     max_iterations: int,
     tolerance: ArrayLike | None,
@@ -316,12 +338,11 @@ def solve(
     over_relaxation: ArrayLike | None = None,
     symmetric: bool = False,
 ) -> Solution:
-    """Iterate from f (g only if over-relaxed or symmetric) to the tolerance, or for a fixed count.
+    """Iterate to the tolerance, or for a fixed count.
 
     Args:
         problem: the problem; nothing is differentiated.
-        f: where to start.
-        g: where to start.
+        init: potentials to start from.
         max_iterations: at most, or without tolerance exactly, as many.
         tolerance: of the marginals' L1 error, absolute.
         annealing: its iterations count.
@@ -332,23 +353,23 @@ def solve(
     Returns:
         The solution.
     """
-    problem, f, g = jax.lax.stop_gradient((problem, f, g))
+    problem, init = jax.lax.stop_gradient((problem, init))
+    if problem.dense:
+        pairs = MatrixPairs(problem.pairs.block(problem.pairs.rows))
+        problem = dataclasses.replace(problem, pairs=pairs)
+    f, g = init if init is not None else _cold_start(problem, symmetric)
     iteration = _Iteration(problem, symmetric, over_relaxation)
     dtype, count = f.dtype, jnp.asarray(0)
     if annealing is not None:
         annealing = jax.lax.stop_gradient(annealing)
         # One is left for an error that belongs to the problem's own ε.
         f, g, count = _anneal(problem, annealing, symmetric, f, g, max_iterations - 1)
-    costs = problem.pairs.block(problem.pairs.rows) if problem.dense else None
     too_far = -_TOO_FAR * jnp.log(jnp.finfo(dtype).tiny)
     plain = jnp.asarray(1 if over_relaxation is None else over_relaxation, dtype)
     fast = iteration.scaled if problem.dense else iteration.blocked
 
     def kernel(f, g):
-        if costs is None:
-            return ()
-        exponent = (f[:, None] + g - costs) / problem.epsilon
-        return jnp.exp(jnp.minimum(exponent, LARGEST_EXPONENT))
+        return problem.exponentials(problem.pairs.rows, f, g) if problem.dense else ()
 
     def absorb(state: _State) -> _State:
         """The scalings become part of the potentials, and of K."""
@@ -402,18 +423,21 @@ def solve(
             state = iteration.adapt(state, rate, lost)
         if not problem.dense:
             return state
-        return jax.lax.cond(lost | (size(state.scalings) > too_far / 2), absorb, lambda state: state, state)
+        # A loop, as a branch would copy K even where there is nothing to absorb.
+        moved = lost | (size(state.scalings) > too_far / 2)
+        return jax.lax.while_loop(
+            lambda carry: carry[1], lambda carry: (absorb(carry[0]), False), (state, moved)
+        )[0]
 
     def unfinished(state: _State):
         left = state.num_iterations < max_iterations
         return left if tolerance is None else left & ~(state.error <= tolerance)
 
-    base = _State(f, g, iteration.start(f, g), (), plain, (), count)  # pyright: ignore
-    s = iteration.logarithmic(base, base.scalings, plain)
-    base = base._replace(scalings=s, error=iteration.error(base, s), num_iterations=count + 1)
+    scalings, far = iteration.start(f, g, kernel(f, g)), jnp.asarray(jnp.inf, dtype)
+    state = _State(f, g, scalings, kernel(f, g), far, (), count)  # pyright: ignore
     largest = jnp.asarray(_LARGEST_OMEGA, dtype)
-    pace = _Pace(plain, largest, jnp.array(True), iteration.latest(base))
-    state = absorb(base._replace(pace=pace))
+    pace = _Pace(plain, largest, jnp.array(True), iteration.latest(state))
+    state = state._replace(pace=pace)
     state = jax.lax.while_loop(unfinished, chunk, state)
     if over_relaxation is None and not symmetric:
         state = iteration.step_back(state, state.pace.best.error < state.error)

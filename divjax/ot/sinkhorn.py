@@ -166,8 +166,8 @@ def sinkhorn(
     Over plans with P1 = a and Pᵀ1 = b; with `marginal_penalty`, over all P ≥ 0, with
     ρ_a KL(P1‖a) + ρ_b KL(Pᵀ1‖b) added instead. KL(p‖q) = Σ p log(p/q) − Σ p + Σ q.
 
-    A few iterations in the log domain, then matrix–vector products with the kernel at the
-    potentials found so far, over-relaxed; back to the log domain where numbers leave their range.
+    Iterations are matrix–vector products with the kernel at the potentials found so far,
+    over-relaxed; they go back to the log domain where numbers leave their range.
     Under `jax.vmap` all problems go on until the slowest is done: a fixed count, or on a CPU
     `jax.lax.map`, is faster. Memory is 2 n m numbers where that is held, else grows with n + m.
 
@@ -216,13 +216,11 @@ def sinkhorn(
     """
     problem, center = make_problem(x, y, a, b, epsilon, cost, marginal_penalty, block_size)
     check_settings(max_iterations, tolerance, over_relaxation)
-    f, g = _start(problem, init)
     mass = (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
     absolute = None if tolerance is None else mass * tolerance
     solution = solve(
         problem,
-        f,
-        g,
+        _start(problem, init),
         max_iterations=max_iterations,
         tolerance=absolute,
         annealing=annealing,
@@ -339,11 +337,11 @@ def _block_rows(n: int, m: int, block_size: int | None) -> int:
     return max(1, block // max(n, m))
 
 
-def _start(problem: Problem, init: Any) -> tuple[Array, Array]:
-    """The potentials to start from."""
+def _start(problem: Problem, init: Any) -> tuple[Array, Array] | None:
+    """The potentials to start from, checked."""
     n, m = problem.pairs.shape
     if init is None:
-        return jnp.zeros_like(problem.a), jnp.zeros_like(problem.b)
+        return None
     f, g = init
     check_shape("init[0]", f, n)
     check_shape("init[1]", g, m)
