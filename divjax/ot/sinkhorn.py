@@ -24,7 +24,7 @@ from divjax.core.pytrees import as_pytree
 from divjax.ot import costs
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.derivatives import attach, dual_value, gauge
-from divjax.ot.iterations import Annealing, solve
+from divjax.ot.iterations import Annealing, Solution, solve
 from divjax.ot.problem import MatrixPairs, PointPairs, Problem
 
 __all__ = ["SinkhornResult", "sinkhorn"]
@@ -226,15 +226,14 @@ def sinkhorn(
         annealing=annealing,
         over_relaxation=over_relaxation,
     )
-    return finish(problem, center, solution.f, solution.g, solution, absolute)
+    return finish(problem, center, solution, absolute)
 
 
 def finish(
-    problem: Problem, center: Array | None, f: Array, g: Array, solution: Any, absolute: Any
+    problem: Problem, center: Array | None, solution: Solution, absolute: Any
 ) -> SinkhornResult:
     """The result at potentials that have been found."""
-    f, g = gauge(problem, *jax.lax.stop_gradient((f, g)))
-    f, g = jax.lax.stop_gradient((f, g))
+    f, g = jax.lax.stop_gradient(gauge(problem, solution.f, solution.g))
     value = dual_value(problem, f, g)
     f, g = gauge(problem, *attach(problem, f, g))
     if absolute is None:
