@@ -10,12 +10,18 @@ from divjax.ot.costs import (
     SqEuclidean,
     cost_matrix,
 )
+from divjax.ot.divergence import (
+    DivergenceResult,
+    sinkhorn_divergence,
+    sinkhorn_divergence_result,
+)
 from divjax.ot.iterations import Annealing
 from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 
 __all__ = [
     "Annealing",
     "Cosine",
+    "DivergenceResult",
     "Euclidean",
     "EuclideanPower",
     "PNorm",
@@ -25,4 +31,6 @@ __all__ = [
     "SqEuclidean",
     "cost_matrix",
     "sinkhorn",
+    "sinkhorn_divergence",
+    "sinkhorn_divergence_result",
 ]

@@ -2,8 +2,8 @@
 
 One iteration in the log domain, g ← T_b(f) and f ← T_a(g), takes two exponentials a pair. With
 K = exp((f ⊕ g − C)/ε) at earlier potentials it is two matrix–vector products, and later potentials
-are f + ε log u and g + ε log v (Schmitzer 2019, section 3.2). Chunks of such iterations are
-checked: where one left the range of numbers it is done again in the log domain. A problem too large
+are f + ε log u and g + ε log v (Schmitzer 2019, section 3.2). The first K is at potentials for which
+it is in range, the transforms at ε = 0. Chunks of iterations are checked: where one left the range of numbers it is done again in the log domain. A problem too large
 for K computes each block of it once an iteration and uses it for both halves.
 
 Over-relaxation, log u ← log u + ω (target − log u), takes the number of iterations from 1/(1 − η)
@@ -11,6 +11,7 @@ to 1/√(1 − η), where η is the factor by which plain iterations reduce the 
 read off from the errors seen, and a chunk after which the error is larger is undone.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -19,17 +20,17 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core.checks import check_positive
 from divjax.core.pytrees import pytree
-from divjax.ot.problem import LARGEST_EXPONENT, Problem
+from divjax.ot.problem import MatrixPairs, Problem
 
 __all__ = ["Annealing", "Solution", "solve"]
 
 # Iterations between checks.
 CHUNK = 10
-# Potentials are absorbed into K where they have moved this far, in units of ε, and a chunk that
-# moves them further than `_TOO_FAR` may have lost what underflowed in K: exp(−87) is zero.
-_ABSORB, _TOO_FAR = 8.0, 30.0
+# A chunk that moves both potentials by more than this share of the exponents there are, in units of
+# ε, may have lost what underflowed in K; from half of it on they are absorbed into K.
+_TOO_FAR = 0.4
 # Beyond it, iterations need not converge even where their rate suggests so.
-_LARGEST_OMEGA = 1.95
+_LARGEST_OMEGA = 1.98
 
 
 @pytree
@@ -81,14 +82,32 @@ class _Scalings(NamedTuple):
     columns: Float[Array, " m"]
 
 
+class _Best(NamedTuple):
+    """Potentials, and the logarithms of Σ_j b_j exp((g_j − C_ij)/ε) and Σ_i a_i exp(…)."""
+
+    f: Float[Array, " n"]
+    g: Float[Array, " m"]
+    rows: Float[Array, " n"]
+    columns: Float[Array, " m"]
+    error: Float[Array, ""]
+
+
+class _Pace(NamedTuple):
+    """How far updates go beyond their target, and what is known about how far they may."""
+
+    omega: Float[Array, ""]
+    largest: Float[Array, ""]
+    settled: Bool[Array, ""]
+    best: _Best
+
+
 class _State(NamedTuple):
     f: Float[Array, " n"]
     g: Float[Array, " m"]
     scalings: _Scalings
     kernel: Any
     error: Float[Array, ""]
-    omega: Float[Array, ""]
-    largest_omega: Float[Array, ""]
+    pace: _Pace
     num_iterations: Int[Array, ""]
 
 
@@ -105,6 +124,18 @@ def _log_row_sums(
         return largest + jnp.log(jnp.sum(jnp.exp(exponent - largest[:, None]), axis=1))
 
     return problem.map_rows(block, f)
+
+
+def _cold_start(problem: Problem, symmetric: bool) -> tuple[Array, Array]:
+    """g_j = min_i C_ij and f_i = min_j (C_ij − g_j), the transforms at ε = 0, from f = 0.
+
+    Every row and every column of f ⊕ g − C then has a zero as its maximum, so that K neither
+    overflows nor has an empty row or column. In the symmetric case its diagonal is one anyway.
+    """
+    if symmetric:
+        return jnp.zeros_like(problem.a), jnp.zeros_like(problem.b)
+    g = problem.transposed.map_rows(lambda costs: jnp.min(costs, axis=1))
+    return problem.map_rows(lambda costs: jnp.min(costs - g, axis=1)), g
 
 
 class _Iteration:
@@ -181,11 +212,64 @@ class _Iteration:
         f = state.f + problem.epsilon * u
         return _Scalings(u, v, rows, _log_row_sums(self.transposed, g, f) - v)
 
-    def start(self, f: Array, g: Array) -> _Scalings:
-        """No scalings, and the sums with which to begin; the rows' are needed last."""
-        columns = _log_row_sums(self.transposed, g, f)
-        rows = columns if self.symmetric else jnp.full_like(f, jnp.nan)
-        return _Scalings(jnp.zeros_like(f), jnp.zeros_like(g), rows, columns)
+    def start(self, f: Array, g: Array, kernel: Any) -> _Scalings:
+        """No scalings, and the columns' sums with which to begin; the rows' come later."""
+        rows = jnp.zeros_like(f)
+        if self.problem.dense:
+            columns = jnp.log(self.problem.a @ kernel)
+        else:
+            columns = jnp.log(self.transposed.row_sums(g, f, self.problem.a))
+        # Far from all, a column's sum may have underflowed.
+        unsound = ~jnp.isfinite(columns).all()
+        columns, _ = jax.lax.while_loop(
+            lambda carry: carry[1],
+            lambda carry: (_log_row_sums(self.transposed, g, f), jnp.array(False)),
+            (columns, unsound),
+        )
+        return _Scalings(rows, jnp.zeros_like(g), columns if self.symmetric else rows, columns)
+
+    def latest(self, state: _State) -> _Best:
+        """What the state stands for, whatever its base potentials."""
+        (u, v, rows, columns), epsilon = state.scalings, self.problem.epsilon
+        f, g = state.f + epsilon * u, state.g + epsilon * v
+        return _Best(f, g, rows - state.f / epsilon, columns - state.g / epsilon, state.error)
+
+    def step_back(self, state: _State, when: Array) -> _State:
+        """The best potentials seen, as scalings of the present base."""
+        best, epsilon = state.pace.best, self.problem.epsilon
+        scalings = _Scalings(
+            (best.f - state.f) / epsilon,
+            (best.g - state.g) / epsilon,
+            best.rows + state.f / epsilon,
+            best.columns + state.g / epsilon,
+        )
+        back = scalings, best.error
+        present = state.scalings, state.error
+        chosen = jax.tree.map(lambda one, two: jnp.where(when, one, two), back, present)
+        return state._replace(scalings=chosen[0], error=chosen[1])
+
+    def adapt(self, state: _State, rate: Array, lost: Array) -> _State:
+        """The next ω from the rate of the last chunk, or a step back.
+
+        Every other chunk, as a new ω needs some iterations to settle. Where the error is then
+        twice the least one seen, it was too large: back to where that was, with ω = 1 and less
+        than half of the way allowed from 1 to the largest.
+        """
+        pace = state.pace
+        now, best = self.latest(state), pace.best
+        worse = pace.settled & (pace.omega > 1) & ~(state.error <= 2 * best.error)
+        state = self.step_back(state, worse)
+        better = now.error < best.error
+        best = jax.tree.map(lambda one, two: jnp.where(better, one, two), now, best)
+        room = pace.largest - 1
+        room = jnp.where(worse, 0.4 * room, jnp.where(pace.settled, 1.1 * room, room))
+        largest = 1 + jnp.minimum(room, _LARGEST_OMEGA - 1)
+        omega = jnp.minimum(_next_omega(rate, pace.omega), largest)
+        omega = jnp.where(pace.settled, omega, pace.omega)
+        omega = jnp.where(worse | lost, 1, omega)
+        # What follows a step back, or plain iterations, is plain: there is nothing to settle.
+        settled = ~pace.settled | (omega <= 1)
+        return state._replace(pace=_Pace(omega, largest, settled, best))
 
     def error(self, state: _State, s: _Scalings) -> Float[Array, ""]:
         """Σ |P1 − a exp(−f/ρ)| over both sides; ρ = ∞ where a marginal is met exactly."""
@@ -246,8 +330,7 @@ def _anneal(
 
 def solve(
     problem: Problem,
-    f: Float[Array, " n"],
-    g: Float[Array, " m"],
+    init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
     *,
     max_iterations: int,
     tolerance: ArrayLike | None,
@@ -255,12 +338,11 @@ def solve(
     over_relaxation: ArrayLike | None = None,
     symmetric: bool = False,
 ) -> Solution:
-    """Iterate from f (g only if over-relaxed or symmetric) to the tolerance, or for a fixed count.
+    """Iterate to the tolerance, or for a fixed count.
 
     Args:
         problem: the problem; nothing is differentiated.
-        f: where to start.
-        g: where to start.
+        init: potentials to start from.
         max_iterations: at most, or without tolerance exactly, as many.
         tolerance: of the marginals' L1 error, absolute.
         annealing: its iterations count.
@@ -271,22 +353,23 @@ def solve(
     Returns:
         The solution.
     """
-    problem, f, g = jax.lax.stop_gradient((problem, f, g))
+    problem, init = jax.lax.stop_gradient((problem, init))
+    if problem.dense:
+        pairs = MatrixPairs(problem.pairs.block(problem.pairs.rows))
+        problem = dataclasses.replace(problem, pairs=pairs)
+    f, g = init if init is not None else _cold_start(problem, symmetric)
     iteration = _Iteration(problem, symmetric, over_relaxation)
     dtype, count = f.dtype, jnp.asarray(0)
     if annealing is not None:
         annealing = jax.lax.stop_gradient(annealing)
         # One is left for an error that belongs to the problem's own ε.
         f, g, count = _anneal(problem, annealing, symmetric, f, g, max_iterations - 1)
-    costs = problem.pairs.block(problem.pairs.rows) if problem.dense else None
+    too_far = -_TOO_FAR * jnp.log(jnp.finfo(dtype).tiny)
     plain = jnp.asarray(1 if over_relaxation is None else over_relaxation, dtype)
     fast = iteration.scaled if problem.dense else iteration.blocked
 
     def kernel(f, g):
-        if costs is None:
-            return ()
-        exponent = (f[:, None] + g - costs) / problem.epsilon
-        return jnp.exp(jnp.minimum(exponent, LARGEST_EXPONENT))
+        return problem.exponentials(problem.pairs.rows, f, g) if problem.dense else ()
 
     def absorb(state: _State) -> _State:
         """The scalings become part of the potentials, and of K."""
@@ -296,12 +379,12 @@ def solve(
         scalings = _Scalings(*none, s.rows + s.u, s.columns + s.v)
         return state._replace(f=f, g=g, scalings=scalings, kernel=kernel(f, g))
 
-    def run(step, state, s, steps, wanted: ArrayLike = True):
+    def run(step, state, s, steps, omega, wanted: ArrayLike = True):
         """Up to so many iterations, and how many there were."""
         if tolerance is None:
             # A loop, not a branch: under vmap a branch is always taken.
             upper = jnp.where(wanted, steps, 0)
-            return jax.lax.fori_loop(0, upper, lambda _, s: step(state, s, state.omega), s), steps
+            return jax.lax.fori_loop(0, upper, lambda _, s: step(state, s, omega), s), steps
 
         def unfinished(carry):
             _, count, error = carry
@@ -310,7 +393,7 @@ def solve(
 
         def body(carry):
             s, count, _ = carry
-            s = step(state, s, state.omega)
+            s = step(state, s, omega)
             return s, count + 1, iteration.error(state, s)
 
         first = s, jnp.zeros_like(steps), jnp.asarray(jnp.inf, dtype)
@@ -318,47 +401,46 @@ def solve(
         return s, taken
 
     def chunk(state: _State) -> _State:
-        steps = jnp.minimum(CHUNK, max_iterations - state.num_iterations)
+        # Potentials move far in the beginning: the first chunks are short, as they may be lost.
+        steps = jnp.minimum(CHUNK, state.num_iterations - count + 1)
+        steps = jnp.minimum(steps, max_iterations - state.num_iterations)
         before = state.scalings
-        s, taken = run(fast, state, before, steps)
+        s, taken = run(fast, state, before, steps, state.pace.omega)
         size = lambda s: jnp.maximum(jnp.max(jnp.abs(s.u)), jnp.max(jnp.abs(s.v)))
         finite = jnp.isfinite(size(s)) & jnp.isfinite(jnp.sum(s.rows) + jnp.sum(s.columns))
-        lost = ~finite | (size(s) > _TOO_FAR) if problem.dense else ~finite
-        again, taken_again = run(
-            iteration.logarithmic, state._replace(omega=jnp.ones_like(plain)), before, steps, lost
-        )
+        lost = ~finite | (size(s) > too_far) if problem.dense else ~finite
+        again, taken_again = run(iteration.logarithmic, state, before, steps, 1, lost)
         choose = lambda one, two: jnp.where(lost, one, two)
         s = jax.tree.map(choose, again, s)
         # A fixed count is the same for all lanes of a vmap, which then stop without being asked.
         taken = steps if tolerance is None else choose(taken_again, taken)
-        error = iteration.error(state, s)
-        omega, largest = state.omega, state.largest_omega
-        if over_relaxation is None and not symmetric:
-            # ω is one of the last chunk's, and a larger error its fault.
-            worse = (error > state.error) & (omega > 1)
-            s = jax.tree.map(lambda old, new: jnp.where(worse, old, new), before, s)
-            largest = jnp.where(worse, (1 + largest) / 2, largest)
-            rate = (error / state.error) ** (1 / jnp.maximum(taken, 1).astype(dtype))
-            omega = jnp.where(worse | lost, 1, jnp.minimum(_next_omega(rate, omega), largest))
-            error = jnp.where(worse, state.error, error)
+        old, error = state.error, iteration.error(state, s)
         state = state._replace(
-            scalings=s, error=error, omega=omega, largest_omega=largest,
-            num_iterations=state.num_iterations + taken,
+            scalings=s, error=error, num_iterations=state.num_iterations + taken
         )
+        if over_relaxation is None and not symmetric:
+            rate = (error / old) ** (1 / jnp.maximum(taken, 1).astype(dtype))
+            state = iteration.adapt(state, rate, lost)
         if not problem.dense:
             return state
-        return jax.lax.cond(lost | (size(s) > _ABSORB), absorb, lambda state: state, state)
+        # A loop, as a branch would copy K even where there is nothing to absorb.
+        moved = lost | (size(state.scalings) > too_far / 2)
+        return jax.lax.while_loop(
+            lambda carry: carry[1], lambda carry: (absorb(carry[0]), False), (state, moved)
+        )[0]
 
     def unfinished(state: _State):
         left = state.num_iterations < max_iterations
         return left if tolerance is None else left & ~(state.error <= tolerance)
 
-    base = _State(f, g, iteration.start(f, g), (), *(plain,) * 3, count)
-    base = base._replace(largest_omega=jnp.asarray(_LARGEST_OMEGA, dtype))
-    s = iteration.logarithmic(base, base.scalings, plain)
-    state = absorb(base._replace(scalings=s, error=iteration.error(base, s)))
-    state = state._replace(num_iterations=count + 1)
+    scalings, far = iteration.start(f, g, kernel(f, g)), jnp.asarray(jnp.inf, dtype)
+    state = _State(f, g, scalings, kernel(f, g), far, (), count)  # pyright: ignore
+    largest = jnp.asarray(_LARGEST_OMEGA, dtype)
+    pace = _Pace(plain, largest, jnp.array(True), iteration.latest(state))
+    state = state._replace(pace=pace)
     state = jax.lax.while_loop(unfinished, chunk, state)
+    if over_relaxation is None and not symmetric:
+        state = iteration.step_back(state, state.pace.best.error < state.error)
     s = state.scalings
     # Where there is no weight the plan is free of the potential: the soft transform of the others.
     u = jnp.where(problem.a > 0, s.u, iteration.target(0, state.f, s.rows))

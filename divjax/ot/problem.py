@@ -143,7 +143,12 @@ class Problem:
         self, f: Float[Array, " n"], g: Float[Array, " m"], values: Float[Array, "m ..."]
     ) -> Float[Array, "n ..."]:
         """Σ_j E_ij values_j."""
-        return self.map_rows(lambda costs, f: self.exponentials(costs, f, g) @ values, f)
+        def block(costs, f):
+            kernel = self.exponentials(costs, f, g)
+            # A sum is one pass in which the exponentials are not stored; a product stores them.
+            return kernel @ values if values.ndim > 1 else jnp.sum(kernel * values, axis=1)
+
+        return self.map_rows(block, f)
 
     def products(
         self, f: Float[Array, " n"], g: Float[Array, " m"]

@@ -24,7 +24,7 @@ from divjax.core.pytrees import as_pytree
 from divjax.ot import costs
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.derivatives import attach, dual_value, gauge
-from divjax.ot.iterations import Annealing, solve
+from divjax.ot.iterations import Annealing, Solution, solve
 from divjax.ot.problem import MatrixPairs, PointPairs, Problem
 
 __all__ = ["SinkhornResult", "sinkhorn"]
@@ -166,8 +166,8 @@ def sinkhorn(
     Over plans with P1 = a and Pᵀ1 = b; with `marginal_penalty`, over all P ≥ 0, with
     ρ_a KL(P1‖a) + ρ_b KL(Pᵀ1‖b) added instead. KL(p‖q) = Σ p log(p/q) − Σ p + Σ q.
 
-    A few iterations in the log domain, then matrix–vector products with the kernel at the
-    potentials found so far, over-relaxed; back to the log domain where numbers leave their range.
+    Iterations are matrix–vector products with the kernel at the potentials found so far,
+    over-relaxed; they go back to the log domain where numbers leave their range.
     Under `jax.vmap` all problems go on until the slowest is done: a fixed count, or on a CPU
     `jax.lax.map`, is faster. Memory is 2 n m numbers where that is held, else grows with n + m.
 
@@ -216,27 +216,24 @@ def sinkhorn(
     """
     problem, center = make_problem(x, y, a, b, epsilon, cost, marginal_penalty, block_size)
     check_settings(max_iterations, tolerance, over_relaxation)
-    f, g = _start(problem, init)
     mass = (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
     absolute = None if tolerance is None else mass * tolerance
     solution = solve(
         problem,
-        f,
-        g,
+        _start(problem, init),
         max_iterations=max_iterations,
         tolerance=absolute,
         annealing=annealing,
         over_relaxation=over_relaxation,
     )
-    return finish(problem, center, solution.f, solution.g, solution, absolute)
+    return finish(problem, center, solution, absolute)
 
 
 def finish(
-    problem: Problem, center: Array | None, f: Array, g: Array, solution: Any, absolute: Any
+    problem: Problem, center: Array | None, solution: Solution, absolute: Any
 ) -> SinkhornResult:
     """The result at potentials that have been found."""
-    f, g = gauge(problem, *jax.lax.stop_gradient((f, g)))
-    f, g = jax.lax.stop_gradient((f, g))
+    f, g = jax.lax.stop_gradient(gauge(problem, solution.f, solution.g))
     value = dual_value(problem, f, g)
     f, g = gauge(problem, *attach(problem, f, g))
     if absolute is None:
@@ -339,11 +336,11 @@ def _block_rows(n: int, m: int, block_size: int | None) -> int:
     return max(1, block // max(n, m))
 
 
-def _start(problem: Problem, init: Any) -> tuple[Array, Array]:
-    """The potentials to start from."""
+def _start(problem: Problem, init: Any) -> tuple[Array, Array] | None:
+    """The potentials to start from, checked."""
     n, m = problem.pairs.shape
     if init is None:
-        return jnp.zeros_like(problem.a), jnp.zeros_like(problem.b)
+        return None
     f, g = init
     check_shape("init[0]", f, n)
     check_shape("init[1]", g, m)
