@@ -26,7 +26,7 @@ from divjax.flows.neural import NeuralScore
 from divjax.flows.objectives import KL, MMD, Interaction, Potential
 from divjax.flows.run import fields, init, run, step
 from divjax.flows.state import Fields, FlowResult, FlowState, History, StepInfo
-from divjax.flows.transport import SlicedWasserstein
+from divjax.flows.transport import SinkhornDivergence, SlicedWasserstein
 from divjax.flows.types import Aggregator, Objective, Variation, Velocity
 from divjax.flows.velocities import GFSD, GFSF, SVGD, Blob, Langevin
 
@@ -55,6 +55,7 @@ __all__ = [
     "ParticleWeights",
     "Potential",
     "ProjectedStep",
+    "SinkhornDivergence",
     "SlicedWasserstein",
     "StepInfo",
     "Variation",

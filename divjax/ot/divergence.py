@@ -1,8 +1,9 @@
 """The debiased Sinkhorn divergence."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
@@ -31,6 +32,11 @@ class DivergenceResult(NamedTuple):
     xx: SinkhornResult
     yy: SinkhornResult
 
+    @property
+    def potentials(self) -> tuple[Array, Array, Array, Array]:
+        """Those of x and y, of x to itself and of y to itself: a start for a like problem."""
+        return self.xy.f, self.xy.g, self.xx.f, self.yy.f
+
 
 def sinkhorn_divergence_result(
     x: Float[Array, "n d"],
@@ -43,10 +49,25 @@ def sinkhorn_divergence_result(
     max_iterations: int = 2000,
     tolerance: ArrayLike | None = 1e-3,
     marginal_penalty: ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None = None,
+    init: tuple[Array, Array, Array, Array] | None = None,
     annealing: Annealing | None = None,
     block_size: int | None = None,
 ) -> DivergenceResult:
-    """`sinkhorn_divergence` with what it was made of; the same arguments.
+    """`sinkhorn_divergence` with what it was made of; the same arguments, and a start.
+
+    Args:
+        x: samples.
+        y: samples.
+        a: weights of x.
+        b: weights of y.
+        epsilon: ε.
+        cost: a cost.
+        max_iterations: of each problem, at most.
+        tolerance: of the marginals' L1 error.
+        marginal_penalty: ρ.
+        init: the `potentials` of a like problem, such as that of the last step of a loop.
+        annealing: a decreasing sequence of ε before.
+        block_size: rows of costs held at a time.
 
     Example:
         >>> import jax.numpy as jnp
@@ -62,11 +83,14 @@ def sinkhorn_divergence_result(
     pairs, penalties = problem.pairs, problem.penalties
     assert isinstance(pairs, PointPairs)
 
-    def result(problem: Problem, symmetric: bool) -> SinkhornResult:
+    start = (None,) * 3 if init is None else (init[:2], (init[2],) * 2, (init[3],) * 2)
+
+    def result(problem: Problem, symmetric: bool, init: Any) -> SinkhornResult:
         mass = (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
         absolute = None if tolerance is None else mass * tolerance
         solution = solve(
             problem,
+            None if init is None else jax.lax.stop_gradient(init),
             max_iterations=max_iterations,
             tolerance=absolute,
             annealing=annealing,
@@ -74,14 +98,14 @@ def sinkhorn_divergence_result(
         )
         return finish(problem, center, solution, absolute)
 
-    def to_itself(points, weights, penalty):
+    def to_itself(points, weights, penalty, init):
         pairs = PointPairs(points, points, problem.pairs.cost)  # pyright: ignore
         rest = problem.epsilon, (penalty, penalty), problem.block_rows
-        return result(Problem(pairs, weights, weights, *rest), True)
+        return result(Problem(pairs, weights, weights, *rest), True, init)
 
-    xy = result(problem, False)
-    xx = to_itself(pairs.x, problem.a, penalties[0])
-    yy = to_itself(pairs.y, problem.b, penalties[1])
+    xy = result(problem, False, start[0])
+    xx = to_itself(pairs.x, problem.a, penalties[0], start[1])
+    yy = to_itself(pairs.y, problem.b, penalties[1], start[2])
     # The plans' masses differ where marginals are relaxed; without this the divergence of a from
     # itself scaled would not be what it is for ε → ∞.
     masses = jnp.sum(problem.a) - jnp.sum(problem.b)

@@ -103,11 +103,23 @@ class SinkhornResult(NamedTuple):
         along = (slice(None),) + (None,) * (v.ndim - 1)
         return problem.a[along] * problem.row_sums(f, g, problem.b[along] * v)
 
+    def potential(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
+        """The potential f_ε of x's side, also away from x: −ε log Σ_j b_j exp((g_j − c(z, y_j))/ε).
+
+        At x it is f at the optimum; its gradient at x_i is that of the value over a_i.
+
+        Args:
+            z: points.
+
+        Raises:
+            ValueError: for a cost matrix, or points of another dimension.
+        """
+        return self._at_points(z, self._soft_minimum)
+
     def transport(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """The entropic map from x's side to y's, z − ∇h*(∇f_ε(z)), also away from x.
 
-        f_ε(z) = −ε log Σ_j b_j exp((g_j − c(z, y_j))/ε). For the squared Euclidean cost it is the
-        mean of y under P(·|z), the barycentric projection.
+        For the squared Euclidean cost it is the mean of y under P(·|z), the barycentric projection.
 
         Args:
             z: points.
@@ -119,26 +131,31 @@ class SinkhornResult(NamedTuple):
         References:
             Pooladian, Niles-Weed 2021, definition 1; Cuturi, Klein, Ablin 2023, proposition 2.
         """
+
+        def displacement(z):
+            gradient = jax.grad(lambda z: jnp.sum(self._soft_minimum(z)))(z)
+            return costs.conjugate_gradient(self.problem.pairs.cost)(gradient)
+
+        return z - self._at_points(z, displacement)
+
+    def _at_points(self, z: Any, function: Callable[[Array], Array]) -> Array:
+        """A function of centred points, by blocks of them."""
         problem, pairs = self.problem, self.problem.pairs
         if not isinstance(pairs, PointPairs):
-            raise ValueError("transport takes a cost between points; got a cost matrix.")
-        conjugate_gradient = costs.conjugate_gradient(pairs.cost)
+            raise ValueError("z needs a cost between points; this problem has a cost matrix.")
         check_matrix(z=z)
         check_same_features(z, pairs.y, ("z", "y"))
         shifted = z if self.center is None else z - self.center
-
-        def soft_minimum(z):
-            exponent = (self.g - costs.cost_matrix(pairs.cost, z, pairs.y)) / problem.epsilon
-            # By the weights' logarithms, so that what has no weight plays no part however near.
-            weighted = jnp.where(problem.b > 0, exponent + _safe_log(problem.b), -jnp.inf)
-            return -problem.epsilon * jax.nn.logsumexp(weighted, axis=1)
-
-        def displacement(z):
-            gradient = jax.grad(lambda z: jnp.sum(soft_minimum(z)))(z)
-            return conjugate_gradient(gradient)
-
         rows = z.shape[0] if problem.dense else problem.block_rows
-        return z - map_row_blocks(displacement, pairs.shape[1], shifted, block_rows=rows)
+        return map_row_blocks(function, pairs.shape[1], shifted, block_rows=rows)
+
+    def _soft_minimum(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
+        problem = self.problem
+        matrix = costs.cost_matrix(problem.pairs.cost, z, problem.pairs.y)
+        # By the weights' logarithms, so that what has no weight plays no part however near.
+        exponent = (self.g - matrix) / problem.epsilon + _safe_log(problem.b)
+        weighted = jnp.where(problem.b > 0, exponent, -jnp.inf)
+        return -problem.epsilon * jax.nn.logsumexp(weighted, axis=1)
 
 
 def _safe_log(weights: Array) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from divjax import flows
+from divjax import flows, ot
 
 KEY = jax.random.key(0)
 
@@ -32,7 +32,7 @@ def test_the_slices_of_a_shift():
     x = jax.random.normal(KEY, (6, d))
     objective = flows.SlicedWasserstein(x + shift, num_projections=4000)
     variation = evaluate(objective, x)
-    # The variance of (θᵀu)² is 2(d − 1)/(d²(d + 2)) |u|⁴, and that of θθᵀs has entries below |s|²/d.
+    # The variance of (θᵀs)² is 2(d − 1)/(d²(d + 2)) |s|⁴; entries of θθᵀs vary by less than |s|²/d.
     size = float(shift @ shift)
     error = np.sqrt(2 * (d - 1) / (d**2 * (d + 2)) / 4000) * size
     assert abs(variation.value - size / d) < 4 * error
@@ -63,9 +63,90 @@ def test_a_flow_of_slices_ends_at_the_samples():
     assert nearest.max() < 0.1
 
 
+def test_the_sinkhorn_divergence_of_a_shift():
+    """x ↦ x + s costs S_ε = |s|² at every ε, with gradient −2s at every particle."""
+    shift = jnp.array([1.0, -2.0])
+    x = jax.random.normal(KEY, (12, 2))
+    for epsilon in (0.1, 1.0, 10.0):
+        objective = flows.SinkhornDivergence(x + shift, epsilon=epsilon, tolerance=1e-5)
+        variation = evaluate(objective, x)
+        np.testing.assert_allclose(variation.value, 5, rtol=1e-3)
+        np.testing.assert_allclose(variation.gradient, np.tile(-2 * shift, (12, 1)), atol=2e-2)
+
+
+def test_the_sinkhorn_divergence_is_varied_by_its_potentials():
+    """Against differentiating the value: 1/a_i ∂S/∂x_i, and ∂S/∂a_i up to a constant."""
+    with jax.enable_x64(True):
+        x, y = jax.random.normal(KEY, (2, 7, 2))
+        weights = jax.nn.softmax(x[:, 0])
+        objective = flows.SinkhornDivergence(y, epsilon=0.3, tolerance=1e-10)
+        variation = evaluate(objective, x, weights)
+        value = lambda x, a: ot.sinkhorn_divergence(x, y, a, epsilon=0.3, tolerance=1e-10)
+        step = 1e-5
+        for i, k in ((0, 0), (3, 1)):
+            moved = [value(x.at[i, k].add(s), weights) for s in (step, -step)]
+            slope = (moved[0] - moved[1]) / (2 * step) / weights[i]
+            np.testing.assert_allclose(variation.gradient[i, k], slope, rtol=1e-5)
+        along = jnp.zeros(7).at[0].set(1).at[1].set(-1)
+        moved = [value(x, weights + s * along) for s in (step, -step)]
+        np.testing.assert_allclose(
+            variation.potential @ along, (moved[0] - moved[1]) / (2 * step), rtol=1e-5
+        )
+
+
+def test_a_particle_without_weight_is_pulled_like_one_with():
+    x, y = jax.random.normal(KEY, (2, 6, 2))
+    objective = flows.SinkhornDivergence(y, epsilon=0.5, tolerance=1e-5)
+    few = evaluate(objective, x, jnp.array([0.25, 0.25, 0.25, 0.25, 0.0, 0.0]))
+    assert jnp.isfinite(few.gradient).all()
+    assert (jnp.abs(few.gradient[4:]).sum(axis=1) > 0.1).all()
+
+
+def test_a_step_starts_at_the_last_potentials():
+    x, y = jax.random.normal(KEY, (2, 50, 2))
+    uniform = jnp.full(50, 1 / 50)
+    objective = flows.SinkhornDivergence(y + 1, epsilon=0.02)
+    _, state = objective(KEY, x, uniform, objective.init(KEY, x))
+    cold, warm = (
+        ot.sinkhorn_divergence_result(x + 0.01, y + 1, epsilon=0.02, init=init)
+        for init in (None, state)
+    )
+    assert warm.converged
+    assert warm.xy.num_iterations < cold.xy.num_iterations / 2
+
+
+def test_what_has_not_converged_has_no_value():
+    x, y = jax.random.normal(KEY, (2, 20, 2))
+    objective = flows.SinkhornDivergence(y + 3, epsilon=1e-3, max_iterations=2)
+    assert jnp.isnan(evaluate(objective, x).value)
+
+
+def test_one_flow_mixes_a_density_and_samples():
+    """N(0, I) by its density and N(2, I) by samples: in between, nearer to neither."""
+    y = 2 + jax.random.normal(KEY, (60, 2))
+    x = jax.random.normal(jax.random.key(1), (60, 2))
+    objectives = (
+        flows.Potential(lambda z: jnp.sum(z**2)),
+        flows.SinkhornDivergence(y, epsilon=0.5),
+    )
+    result = flows.run(
+        KEY,
+        x,
+        objectives,
+        velocity=flows.Blob(),
+        aggregator=flows.FixedWeights(jnp.array([0.5, 0.5])),
+        optimizer=optax.sgd(0.2),
+        num_steps=60,
+    )
+    # ½∇|x|² + ½∇S_ε = x + (x − T(x)) vanishes in the mean at half the samples' mean.
+    np.testing.assert_allclose(result.particles.mean(axis=0), y.mean(axis=0) / 2, atol=0.02)
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="num_projections"):
         flows.SlicedWasserstein(jnp.zeros((3, 2)), num_projections=0)
+    with pytest.raises(ValueError, match="epsilon must be a positive number"):
+        flows.SinkhornDivergence(jnp.zeros((3, 2)), epsilon=0.0)
     with pytest.raises(ValueError, match="p must be a finite number of at least one"):
         evaluate(flows.SlicedWasserstein(jnp.zeros((3, 2)), p=0.5), jnp.zeros((3, 2)))
     with pytest.raises(ValueError, match="samples and particles"):
