@@ -114,7 +114,7 @@ class _State(NamedTuple):
 def _log_row_sums(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
 ) -> Float[Array, " n"]:
-    """log Σ_j b_j E_ij whatever its size."""
+    """Log Σ_j b_j E_ij whatever its size."""
     g = g + problem.epsilon * jnp.log(problem.b)
 
     def block(costs, f):
@@ -415,9 +415,7 @@ def solve(
         # A fixed count is the same for all lanes of a vmap, which then stop without being asked.
         taken = steps if tolerance is None else choose(taken_again, taken)
         old, error = state.error, iteration.error(state, s)
-        state = state._replace(
-            scalings=s, error=error, num_iterations=state.num_iterations + taken
-        )
+        state = state._replace(scalings=s, error=error, num_iterations=state.num_iterations + taken)
         if over_relaxation is None and not symmetric:
             rate = (error / old) ** (1 / jnp.maximum(taken, 1).astype(dtype))
             state = iteration.adapt(state, rate, lost)

@@ -143,6 +143,7 @@ class Problem:
         self, f: Float[Array, " n"], g: Float[Array, " m"], values: Float[Array, "m ..."]
     ) -> Float[Array, "n ..."]:
         """Σ_j E_ij values_j."""
+
         def block(costs, f):
             kernel = self.exponentials(costs, f, g)
             # A sum is one pass in which the exponentials are not stored; a product stores them.
@@ -153,7 +154,7 @@ class Problem:
     def products(
         self, f: Float[Array, " n"], g: Float[Array, " m"]
     ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-        """v ↦ E v and u ↦ Eᵀ u for many vectors: E is computed once where it may be held."""
+        """V ↦ E v and u ↦ Eᵀ u for many vectors: E is computed once where it may be held."""
         if self.dense:
             kernel = self.exponentials(self.pairs.block(self.pairs.rows), f, g)
             return (lambda v: kernel @ v), (lambda u: u @ kernel)

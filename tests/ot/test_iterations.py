@@ -1,0 +1,71 @@
+"""Iterations where they are hard: small ε, far points, wild over-relaxation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from divjax import ot
+
+CASES = {
+    "cloud": (0.01, 2),
+    "small": (0.002, 2),
+    "many features": (0.01, 16),
+}
+
+
+def clouds(d, n=64):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(n, d)), 0.5 + 1.2 * rng.normal(size=(n, d))
+    return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+
+
+def solve(over_relaxation, tolerance=1e-4, **settings):
+    settings = dict(tolerance=tolerance, max_iterations=20_000) | settings
+    return jax.jit(
+        lambda x, y, e: ot.sinkhorn(x, y, epsilon=e, over_relaxation=over_relaxation, **settings)
+    )
+
+
+PLAIN, ADAPTIVE = solve(1.0), solve(None)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_over_relaxation_saves_iterations_and_finds_the_same(name):
+    share, d = CASES[name]
+    x, y = clouds(d)
+    epsilon = share * float(jnp.mean(ot.cost_matrix(ot.SqEuclidean(), x, y)))
+    plain, adaptive = PLAIN(x, y, epsilon), ADAPTIVE(x, y, epsilon)
+    assert plain.converged
+    assert adaptive.converged
+    assert adaptive.num_iterations < 1.1 * plain.num_iterations + 20
+    np.testing.assert_allclose(adaptive.value, plain.value, rtol=1e-4)
+
+
+def test_a_wild_omega_is_never_a_wrong_answer():
+    x, y = clouds(2)
+    result = solve(1.99, max_iterations=200)(x, y, 0.005)
+    assert bool(result.converged) == bool(result.error <= 1e-4)
+    rows, columns = result.marginals()
+    error = jnp.sum(jnp.abs(rows - 1 / 64)) + jnp.sum(jnp.abs(columns - 1 / 64))
+    np.testing.assert_allclose(result.error, error, rtol=2e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("block_size", [None, 20])
+def test_points_so_far_apart_that_every_exponential_vanishes(block_size):
+    """exp(−C/ε) is zero throughout; the mean of y is what is left of it for two far clusters."""
+    x = jnp.array([[0.0], [1.0], [1000.0], [1001.0]])
+    result = ot.sinkhorn(x, x + 5000, epsilon=1e-2, block_size=block_size, tolerance=1e-4)
+    assert result.converged
+    # 5000² + ε log 4 for the only plan whose mass is not split.
+    np.testing.assert_allclose(result.value, 5000.0**2, rtol=1e-5)
+    np.testing.assert_allclose(result.transport(x), x + 5000, rtol=1e-5)
+
+
+def test_annealing_saves_iterations_at_small_epsilon():
+    x, y = clouds(2)
+    epsilon = 0.002 * float(jnp.mean(ot.cost_matrix(ot.SqEuclidean(), x, y)))
+    annealed = solve(None, tolerance=1e-3, annealing=ot.Annealing())(x, y, epsilon)
+    cold = solve(None, tolerance=1e-3)(x, y, epsilon)
+    assert annealed.converged
+    assert annealed.num_iterations < cold.num_iterations
