@@ -2,9 +2,10 @@
 
 One iteration in the log domain, g ← T_b(f) and f ← T_a(g), takes two exponentials a pair. With
 K = exp((f ⊕ g − C)/ε) at earlier potentials it is two matrix–vector products, and later potentials
-are f + ε log u and g + ε log v (Schmitzer 2019, section 3.2). The first K is at potentials for which
-it is in range, the transforms at ε = 0. Chunks of iterations are checked: where one left the range of numbers it is done again in the log domain. A problem too large
-for K computes each block of it once an iteration and uses it for both halves.
+are f + ε log u and g + ε log v (Schmitzer 2019, section 3.2). The first K is at potentials for
+which it is in range, the transforms at ε = 0. Chunks of iterations are checked: where one left the
+range of numbers it is done again in the log domain. A problem too large for K computes each block
+of it once an iteration and uses it for both halves.
 
 Over-relaxation, log u ← log u + ω (target − log u), takes the number of iterations from 1/(1 − η)
 to 1/√(1 − η), where η is the factor by which plain iterations reduce the error in the end. η is
@@ -424,7 +425,9 @@ def solve(
         # A loop, as a branch would copy K even where there is nothing to absorb.
         moved = lost | (size(state.scalings) > too_far / 2)
         return jax.lax.while_loop(
-            lambda carry: carry[1], lambda carry: (absorb(carry[0]), False), (state, moved)
+            lambda carry: carry[1],
+            lambda carry: (absorb(carry[0]), jnp.array(False)),
+            (state, moved),
         )[0]
 
     def unfinished(state: _State):

@@ -102,7 +102,9 @@ class Problem:
     def transposed(self) -> Self:
         """The same problem with its sides exchanged."""
         sides = self.pairs.transposed, self.b, self.a
-        return type(self)(*sides, self.epsilon, self.penalties[::-1], self.block_rows)
+        return type(self)(
+            *sides, self.epsilon, (self.penalties[1], self.penalties[0]), self.block_rows
+        )
 
     @property
     def dense(self) -> bool:
@@ -175,7 +177,7 @@ def soft_transform(
 
 def conjugate(potential: Float[Array, " n"], penalty: ArrayLike | None) -> Float[Array, " n"]:
     """−φ*(−f): what a unit of mass adds to the dual: f, or ρ (1 − exp(−f/ρ))."""
-    return potential if penalty is None else -penalty * jnp.expm1(-potential / penalty)
+    return potential if penalty is None else penalty * -jnp.expm1(-potential / penalty)
 
 
 def dual_objective(

@@ -36,7 +36,7 @@ def test_symmetric_updates_find_the_general_solution():
     np.testing.assert_array_equal(result.f, result.g)
     general = ot.sinkhorn(x, x, epsilon=0.3, tolerance=1e-5)
     np.testing.assert_allclose(result.value, general.value, rtol=1e-5)
-    np.testing.assert_allclose(result.f, general.f, atol=1e-4)
+    np.testing.assert_allclose(result.f, general.f, atol=1e-3)
 
 
 def test_of_a_sample_and_its_shift_it_is_the_squared_shift():
