@@ -177,7 +177,7 @@ def soft_transform(
 
 def conjugate(potential: Float[Array, " n"], penalty: ArrayLike | None) -> Float[Array, " n"]:
     """−φ*(−f): what a unit of mass adds to the dual: f, or ρ (1 − exp(−f/ρ))."""
-    return potential if penalty is None else penalty * -jnp.expm1(-potential / penalty)
+    return potential if penalty is None else -jnp.expm1(-potential / penalty) * penalty
 
 
 def dual_objective(
