@@ -32,6 +32,8 @@ CHUNK = 10
 _TOO_FAR = 0.4
 # Beyond it, iterations need not converge even where their rate suggests so.
 _LARGEST_OMEGA = 1.98
+# An error, as a share of the mass, below which its rate is that of the end.
+_NEAR = 0.2
 
 
 @pytree
@@ -99,6 +101,9 @@ class _Pace(NamedTuple):
     omega: Float[Array, ""]
     largest: Float[Array, ""]
     settled: Bool[Array, ""]
+    stalled: Int[Array, ""]
+    rest: Int[Array, ""]
+    next_rest: Int[Array, ""]
     best: _Best
 
 
@@ -252,25 +257,33 @@ class _Iteration:
     def adapt(self, state: _State, rate: Array, lost: Array) -> _State:
         """The next ω from the rate of the last chunk, or a step back.
 
+        Only where the error is small: while potentials still travel, it does not tell the rate.
         Every other chunk, as a new ω needs some iterations to settle. Where the error is then
-        twice the least one seen, it was too large: back to where that was, with ω = 1 and less
-        than half of the way allowed from 1 to the largest.
+        twice the least one seen, or thrice no less than that, ω was too large: back to where that
+        was, less than half of the way from 1 to the largest ω allowed from now on, and plain
+        chunks before the next attempt, each time twice as many: attempts that fail cost a share.
         """
         pace = state.pace
         now, best = self.latest(state), pace.best
-        worse = pace.settled & (pace.omega > 1) & ~(state.error <= 2 * best.error)
-        state = self.step_back(state, worse)
         better = now.error < best.error
+        judged = pace.settled & (pace.omega > 1)
+        stalled = jnp.where(better, 0, pace.stalled + judged)
+        worse = judged & (~(state.error <= 2 * best.error) | (stalled > 2))
+        state = self.step_back(state, worse)
         best = jax.tree.map(lambda one, two: jnp.where(better, one, two), now, best)
         room = pace.largest - 1
         room = jnp.where(worse, 0.4 * room, jnp.where(pace.settled, 1.1 * room, room))
         largest = 1 + jnp.minimum(room, _LARGEST_OMEGA - 1)
         omega = jnp.minimum(_next_omega(rate, pace.omega), largest)
         omega = jnp.where(pace.settled, omega, pace.omega)
-        omega = jnp.where(worse | lost, 1, omega)
+        near = state.error <= _NEAR * jnp.sum(self.problem.b)
+        rest = jnp.where(worse, pace.next_rest, jnp.maximum(pace.rest - 1, 0))
+        next_rest = jnp.where(worse, 2 * pace.next_rest, pace.next_rest)
+        omega = jnp.where(worse | lost | ~near | (rest > 0), 1, omega)
         # What follows a step back, or plain iterations, is plain: there is nothing to settle.
         settled = ~pace.settled | (omega <= 1)
-        return state._replace(pace=_Pace(omega, largest, settled, best))
+        stalled = jnp.where(worse, 0, stalled)
+        return state._replace(pace=_Pace(omega, largest, settled, stalled, rest, next_rest, best))
 
     def error(self, state: _State, s: _Scalings) -> Float[Array, ""]:
         """Σ |P1 − a exp(−f/ρ)| over both sides; ρ = ∞ where a marginal is met exactly."""
@@ -437,7 +450,8 @@ def solve(
     scalings, far = iteration.start(f, g, kernel(f, g)), jnp.asarray(jnp.inf, dtype)
     state = _State(f, g, scalings, kernel(f, g), far, (), count)  # pyright: ignore
     largest = jnp.asarray(_LARGEST_OMEGA, dtype)
-    pace = _Pace(plain, largest, jnp.array(True), iteration.latest(state))
+    zero = jnp.asarray(0)
+    pace = _Pace(plain, largest, jnp.array(True), zero, zero, zero + 4, iteration.latest(state))
     state = state._replace(pace=pace)
     state = jax.lax.while_loop(unfinished, chunk, state)
     if over_relaxation is None and not symmetric:

@@ -42,6 +42,22 @@ def test_over_relaxation_saves_iterations_and_finds_the_same(name):
     np.testing.assert_allclose(adaptive.value, plain.value, rtol=1e-4)
 
 
+def test_over_relaxation_waits_while_potentials_travel():
+    """Few points and an ε far below their distances: the error stays, then falls at once."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 3)), 0.5 + 1.2 * rng.normal(size=(9, 3))
+    a, b = (jax.nn.softmax(jnp.asarray(rng.normal(size=n), jnp.float32)) for n in (12, 9))
+    points = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+    epsilon = 1e-3 * float(jnp.mean(ot.cost_matrix(ot.SqEuclidean(), *points)))
+    plain, adaptive = (
+        ot.sinkhorn(*points, a, b, epsilon=epsilon, max_iterations=20_000, over_relaxation=omega)
+        for omega in (1.0, None)
+    )
+    assert plain.converged
+    assert adaptive.converged
+    assert adaptive.num_iterations < 1.3 * plain.num_iterations
+
+
 def test_a_wild_omega_is_never_a_wrong_answer():
     x, y = clouds(2)
     result = solve(1.99, max_iterations=200)(x, y, 0.005)
