@@ -41,9 +41,7 @@ def _sum_over_features(
     """Σ_k term(x_ik − y_jk); differences are computed again in reverse mode rather than held."""
     term = jax.checkpoint(term)
     if x.shape[1] <= _UNROLL_UP_TO:
-        return functools.reduce(
-            jnp.add, (term(x[:, k, None] - y[:, k]) for k in range(x.shape[1]))
-        )
+        return functools.reduce(jnp.add, (term(x[:, k, None] - y[:, k]) for k in range(x.shape[1])))
     pair = jax.checkpoint(lambda column, other: term(column[:, None] - other))
     zero = jnp.zeros((x.shape[0], y.shape[0]), jnp.result_type(x, y))
     total, _ = jax.lax.scan(lambda sum, columns: (sum + pair(*columns), None), zero, (x.T, y.T))

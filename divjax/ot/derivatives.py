@@ -59,7 +59,7 @@ def _solve(
     row_change: Float[Array, " n"],
     column_change: Float[Array, " m"],
 ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-    """df and dg of df + κ_a Q dg = R, dg + κ_b Q̃ df = S.
+    """Df and dg of df + κ_a Q dg = R, dg + κ_b Q̃ df = S.
 
     Without df and times the columns' masses q = Pᵀ1 this is (diag q − κ_a κ_b Pᵀ diag(P1)⁻¹ P) dg
     = q (S − κ_b Q̃ R), symmetric. Balanced, constants are its kernel, and a term that is one on
@@ -81,7 +81,10 @@ def _solve(
     weight = jnp.where(mass > 0, 1 / jnp.where(mass > 0, mass, 1), 0)
     weight = jax.lax.stop_gradient(weight)
     dg = jax.lax.custom_linear_solve(
-        matvec, target, lambda apply, vector: _conjugate_gradients(apply, vector, weight), symmetric=True
+        matvec,
+        target,
+        lambda apply, vector: _conjugate_gradients(apply, vector, weight),
+        symmetric=True,
     )
     df = row_change - kappa_a * average(dg)
     return df, column_change - kappa_b * gather(df) / columns
@@ -115,9 +118,7 @@ def _conjugate_gradients(apply: Any, target: Float[Array, " m"], weight: Float[A
 
 
 @jax.custom_jvp
-def dual_value(
-    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
-) -> Float[Array, ""]:
+def dual_value(problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]) -> Float[Array, ""]:
     """The problem's value at its optimal potentials, as a function of the problem alone."""
     return dual_objective(problem, f, g)
 

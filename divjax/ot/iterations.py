@@ -2,9 +2,10 @@
 
 One iteration in the log domain, g ← T_b(f) and f ← T_a(g), takes two exponentials a pair. With
 K = exp((f ⊕ g − C)/ε) at earlier potentials it is two matrix–vector products, and later potentials
-are f + ε log u and g + ε log v (Schmitzer 2019, section 3.2). The first K is at potentials for which
-it is in range, the transforms at ε = 0. Chunks of iterations are checked: where one left the range of numbers it is done again in the log domain. A problem too large
-for K computes each block of it once an iteration and uses it for both halves.
+are f + ε log u and g + ε log v (Schmitzer 2019, section 3.2). The first K is at potentials for
+which it is in range, the transforms at ε = 0. Chunks of iterations are checked: where one left the
+range of numbers it is done again in the log domain. A problem too large for K computes each block
+of it once an iteration and uses it for both halves.
 
 Over-relaxation, log u ← log u + ω (target − log u), takes the number of iterations from 1/(1 − η)
 to 1/√(1 − η), where η is the factor by which plain iterations reduce the error in the end. η is
@@ -31,6 +32,8 @@ CHUNK = 10
 _TOO_FAR = 0.4
 # Beyond it, iterations need not converge even where their rate suggests so.
 _LARGEST_OMEGA = 1.98
+# An error, as a share of the mass, below which its rate is that of the end.
+_NEAR = 0.2
 
 
 @pytree
@@ -98,6 +101,9 @@ class _Pace(NamedTuple):
     omega: Float[Array, ""]
     largest: Float[Array, ""]
     settled: Bool[Array, ""]
+    stalled: Int[Array, ""]
+    rest: Int[Array, ""]
+    next_rest: Int[Array, ""]
     best: _Best
 
 
@@ -114,7 +120,7 @@ class _State(NamedTuple):
 def _log_row_sums(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
 ) -> Float[Array, " n"]:
-    """log Σ_j b_j E_ij whatever its size."""
+    """Log Σ_j b_j E_ij whatever its size."""
     g = g + problem.epsilon * jnp.log(problem.b)
 
     def block(costs, f):
@@ -251,25 +257,33 @@ class _Iteration:
     def adapt(self, state: _State, rate: Array, lost: Array) -> _State:
         """The next ω from the rate of the last chunk, or a step back.
 
+        Only where the error is small: while potentials still travel, it does not tell the rate.
         Every other chunk, as a new ω needs some iterations to settle. Where the error is then
-        twice the least one seen, it was too large: back to where that was, with ω = 1 and less
-        than half of the way allowed from 1 to the largest.
+        twice the least one seen, or thrice no less than that, ω was too large: back to where that
+        was, less than half of the way from 1 to the largest ω allowed from now on, and plain
+        chunks before the next attempt, each time twice as many: attempts that fail cost a share.
         """
         pace = state.pace
         now, best = self.latest(state), pace.best
-        worse = pace.settled & (pace.omega > 1) & ~(state.error <= 2 * best.error)
-        state = self.step_back(state, worse)
         better = now.error < best.error
+        judged = pace.settled & (pace.omega > 1)
+        stalled = jnp.where(better, 0, pace.stalled + judged)
+        worse = judged & (~(state.error <= 2 * best.error) | (stalled > 2))
+        state = self.step_back(state, worse)
         best = jax.tree.map(lambda one, two: jnp.where(better, one, two), now, best)
         room = pace.largest - 1
         room = jnp.where(worse, 0.4 * room, jnp.where(pace.settled, 1.1 * room, room))
         largest = 1 + jnp.minimum(room, _LARGEST_OMEGA - 1)
         omega = jnp.minimum(_next_omega(rate, pace.omega), largest)
         omega = jnp.where(pace.settled, omega, pace.omega)
-        omega = jnp.where(worse | lost, 1, omega)
+        near = state.error <= _NEAR * jnp.sum(self.problem.b)
+        rest = jnp.where(worse, pace.next_rest, jnp.maximum(pace.rest - 1, 0))
+        next_rest = jnp.where(worse, 2 * pace.next_rest, pace.next_rest)
+        omega = jnp.where(worse | lost | ~near | (rest > 0), 1, omega)
         # What follows a step back, or plain iterations, is plain: there is nothing to settle.
         settled = ~pace.settled | (omega <= 1)
-        return state._replace(pace=_Pace(omega, largest, settled, best))
+        stalled = jnp.where(worse, 0, stalled)
+        return state._replace(pace=_Pace(omega, largest, settled, stalled, rest, next_rest, best))
 
     def error(self, state: _State, s: _Scalings) -> Float[Array, ""]:
         """Σ |P1 − a exp(−f/ρ)| over both sides; ρ = ∞ where a marginal is met exactly."""
@@ -415,9 +429,7 @@ def solve(
         # A fixed count is the same for all lanes of a vmap, which then stop without being asked.
         taken = steps if tolerance is None else choose(taken_again, taken)
         old, error = state.error, iteration.error(state, s)
-        state = state._replace(
-            scalings=s, error=error, num_iterations=state.num_iterations + taken
-        )
+        state = state._replace(scalings=s, error=error, num_iterations=state.num_iterations + taken)
         if over_relaxation is None and not symmetric:
             rate = (error / old) ** (1 / jnp.maximum(taken, 1).astype(dtype))
             state = iteration.adapt(state, rate, lost)
@@ -426,7 +438,9 @@ def solve(
         # A loop, as a branch would copy K even where there is nothing to absorb.
         moved = lost | (size(state.scalings) > too_far / 2)
         return jax.lax.while_loop(
-            lambda carry: carry[1], lambda carry: (absorb(carry[0]), False), (state, moved)
+            lambda carry: carry[1],
+            lambda carry: (absorb(carry[0]), jnp.array(False)),
+            (state, moved),
         )[0]
 
     def unfinished(state: _State):
@@ -436,7 +450,8 @@ def solve(
     scalings, far = iteration.start(f, g, kernel(f, g)), jnp.asarray(jnp.inf, dtype)
     state = _State(f, g, scalings, kernel(f, g), far, (), count)  # pyright: ignore
     largest = jnp.asarray(_LARGEST_OMEGA, dtype)
-    pace = _Pace(plain, largest, jnp.array(True), iteration.latest(state))
+    zero = jnp.asarray(0)
+    pace = _Pace(plain, largest, jnp.array(True), zero, zero, zero + 4, iteration.latest(state))
     state = state._replace(pace=pace)
     state = jax.lax.while_loop(unfinished, chunk, state)
     if over_relaxation is None and not symmetric:

@@ -102,7 +102,9 @@ class Problem:
     def transposed(self) -> Self:
         """The same problem with its sides exchanged."""
         sides = self.pairs.transposed, self.b, self.a
-        return type(self)(*sides, self.epsilon, self.penalties[::-1], self.block_rows)
+        return type(self)(
+            *sides, self.epsilon, (self.penalties[1], self.penalties[0]), self.block_rows
+        )
 
     @property
     def dense(self) -> bool:
@@ -143,6 +145,7 @@ class Problem:
         self, f: Float[Array, " n"], g: Float[Array, " m"], values: Float[Array, "m ..."]
     ) -> Float[Array, "n ..."]:
         """Σ_j E_ij values_j."""
+
         def block(costs, f):
             kernel = self.exponentials(costs, f, g)
             # A sum is one pass in which the exponentials are not stored; a product stores them.
@@ -153,7 +156,7 @@ class Problem:
     def products(
         self, f: Float[Array, " n"], g: Float[Array, " m"]
     ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-        """v ↦ E v and u ↦ Eᵀ u for many vectors: E is computed once where it may be held."""
+        """V ↦ E v and u ↦ Eᵀ u for many vectors: E is computed once where it may be held."""
         if self.dense:
             kernel = self.exponentials(self.pairs.block(self.pairs.rows), f, g)
             return (lambda v: kernel @ v), (lambda u: u @ kernel)
@@ -174,7 +177,7 @@ def soft_transform(
 
 def conjugate(potential: Float[Array, " n"], penalty: ArrayLike | None) -> Float[Array, " n"]:
     """−φ*(−f): what a unit of mass adds to the dual: f, or ρ (1 − exp(−f/ρ))."""
-    return potential if penalty is None else -penalty * jnp.expm1(-potential / penalty)
+    return potential if penalty is None else -jnp.expm1(-potential / penalty) * penalty
 
 
 def dual_objective(

@@ -83,9 +83,7 @@ class SinkhornResult(NamedTuple):
         ones = jnp.ones_like(self.f), jnp.ones_like(self.g)
         return self.apply(ones[1]), self.apply(ones[0], transpose=True)
 
-    def apply(
-        self, v: Float[Array, "m ..."], *, transpose: bool = False
-    ) -> Float[Array, "n ..."]:
+    def apply(self, v: Float[Array, "m ..."], *, transpose: bool = False) -> Float[Array, "n ..."]:
         """P v, without the plan where blocks are used; Pᵀ v with `transpose`.
 
         Args:
@@ -321,9 +319,7 @@ def _penalties(marginal_penalty: Any, dtype: Any) -> tuple[Any, Any]:
     return tuple(None if rho is None else jnp.asarray(rho, dtype) for rho in pair)  # pyright: ignore
 
 
-def _weights(
-    a: Any, b: Any, n: int, m: int, dtype: Any, balanced: bool
-) -> tuple[Array, Array]:
+def _weights(a: Any, b: Any, n: int, m: int, dtype: Any, balanced: bool) -> tuple[Array, Array]:
     """Both weights: uniform where not given, of the other's mass."""
     for name, weights, size in (("a", a, n), ("b", b, m)):
         if weights is not None:

@@ -7,16 +7,16 @@ from typing import Literal
 import tyro
 
 from experiments import common
-from experiments.benchmarks import flows, ratio
+from experiments.benchmarks import flows, ratio, sinkhorn
 
-PARTS = {"flows": flows, "ratio": ratio}
+PARTS = {"flows": flows, "ratio": ratio, "sinkhorn": sinkhorn}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a run depends on."""
 
-    parts: tuple[Literal["flows", "ratio"], ...] = ("flows", "ratio")
+    parts: tuple[Literal["flows", "ratio", "sinkhorn"], ...] = ("flows", "ratio", "sinkhorn")
     quick: bool = False
     """Small sizes, to see that everything runs; the ratios then mean nothing."""
 
