@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 __all__ = [
     "Moments",
     "Potential",
-    "balanced_weights",
+    "balance",
     "clusters",
     "gaussian_scales",
     "images",
@@ -142,25 +142,24 @@ def gaussian_scales(cov0: Array, cov1: Array, epsilon: Array) -> Array:
     return (scales + jnp.swapaxes(scales, 1, 2)) / 2
 
 
-def balanced_weights(
-    v: Potential, x: Float[Array, "n d"], target: Float[Array, " k"], epsilon: Array, num_steps: int
+def balance(
+    tilts: Float[Array, "n k"], target: Float[Array, " k"], num_steps: int
 ) -> Float[Array, " k"]:
-    """Newton's steps towards the log weights that give each component its target share of x.
+    """Newton's steps towards the changes of log weights that give components their target mass.
 
-    Their sum, which no share depends on, stays as it is.
+    Their mean, which no share depends on, is zero. A step's length is bounded by 2.
     """
     k = target.shape[0]
     ridge = 1e-4 / k * jnp.eye(k, dtype=target.dtype)
-    unweighted = tilts(v, x, epsilon) - v.log_weights
 
-    def step(_: Any, log_weights: Array) -> Array:
-        shares = jax.nn.softmax(unweighted + log_weights, axis=1)
+    def step(_: Any, changes: Array) -> Array:
+        shares = jax.nn.softmax(tilts + changes, axis=1)
         mass = jnp.mean(shares, axis=0)
         slope = jnp.diag(mass) - shares.T @ shares / shares.shape[0] + ridge
-        change = jnp.clip(jnp.linalg.solve(slope, target - mass), -2, 2)
-        return log_weights + change - jnp.mean(change)
+        move = jnp.clip(jnp.linalg.solve(slope, target - mass), -2, 2)
+        return changes + move - jnp.mean(move)
 
-    return jax.lax.fori_loop(0, num_steps, step, v.log_weights)
+    return jax.lax.fori_loop(0, num_steps, step, jnp.zeros_like(target))
 
 
 def clusters(key: Key[Array, ""], y: Float[Array, "m d"], k: int) -> tuple[Array, Array]:

@@ -54,7 +54,6 @@ def density(b, y):
 
 
 normal = scipy.stats.multivariate_normal
-on_the_line = bridge(d=1)
 integral = lambda f: scipy.integrate.quad(f, -25, 25, epsabs=1e-13, limit=400, points=[-2, 0, 2])[0]
 
 
@@ -68,7 +67,8 @@ def test_the_potential_is_scipys_mixture(kind):
 
 
 def test_the_normalizer_is_the_integral_of_the_plan():
-    b, (start, end) = on_the_line, np.asarray(on_the_line.origins)[:, 0]
+    b = bridge(d=1)
+    start, end = np.asarray(b.origins)[:, 0]
     for x in (-1.0, 0.0, 2.0):
         kernel = lambda y, x=x: np.exp((x - start) * (y - end) / b.epsilon) * density(b, y)
         np.testing.assert_allclose(
@@ -93,8 +93,9 @@ def test_the_plan_is_the_kernel_times_the_potential_over_the_normalizer(kind):
 
 @pytest.mark.parametrize("t", [0.0, 0.4, 0.95])
 def test_the_drift_is_the_mean_velocity_of_brownian_bridges(t):
-    """E[(X₁ − x)/(1 − t) | X_t = x], given which X₁ ~ e^{(y² − 2 o₀ y)/2ε} v(y) N(y | x, (1−t)ε)."""
-    b, start = on_the_line, float(on_the_line.origins[0, 0])
+    """E[(X₁ − x)/(1 − t) | X_t = x]: X₁ then ~ e^{(y² − 2 o₀ y)/2ε} v(y) N(y | x, (1−t)ε)."""
+    b = bridge(d=1)
+    start = float(b.origins[0, 0])
     for x in (-1.5, 0.2, 1.0):
 
         def law(y, x=x):
@@ -209,7 +210,7 @@ def loss(b, x0, x1):
 
 
 @functools.cache
-def fitted(kind, num_potentials=3, num_steps=80):
+def fitted(kind, num_potentials=3, num_steps=25):
     with jax.enable_x64(True):
         truth, x0, x1 = ends(kind)
         method = LightSchrodingerBridge(num_potentials, 0.5, kind, num_steps=num_steps)
@@ -226,8 +227,8 @@ def test_a_fit_finds_the_bridge_that_made_the_samples(kind):
     assert jnp.mean(jnp.sum((mean - other) ** 2, axis=1)) < 4 * 21 / 4000 * total
     assert jnp.mean((cov - found_cov) ** 2) < 4 * 21 / 4000 * total**2
     assert found.finite
-    assert found.imbalance < 0.01
-    assert found.losses.shape == (80,)
+    assert found.imbalance < 1e-4
+    assert found.losses.shape == (26,)
 
 
 @kinds
@@ -244,7 +245,7 @@ def test_a_fit_is_a_stationary_point_of_the_objective(kind):
     nudged = jax.tree.map(lambda v: 1.05 * v, leaves(found))
     nearby, steep = jax.jit(jax.value_and_grad(objective))(nudged)
     size = lambda tree: np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(tree)))
-    assert size(slopes) < 0.05 * size(steep)
+    assert size(slopes) < 1e-2 * size(steep)
     assert value < nearby
     np.testing.assert_allclose(found.losses[-1], value, rtol=1e-3)
     # No other mixture of this size explains these samples better than by their noise, the truth
@@ -254,15 +255,6 @@ def test_a_fit_is_a_stationary_point_of_the_objective(kind):
         + jnp.mean(jnp.dot(x0.mean(0) - b.origins[0], x1.mean(0) - b.origins[1]) * -1 / b.epsilon)
     )
     assert value <= shifted(truth) + 1e-3
-
-
-def test_minibatches_do_what_full_batches_do():
-    _, x0, x1, full = fitted("full")
-    method = LightSchrodingerBridge(3, 0.5, "full", num_steps=80, batch_size=500)
-    small = jax.jit(method.fit)(KEY, x0, x1)
-    mean, other = (b.plan(x0[:200]).moments()[0] for b in (full, small))
-    total = jnp.sum(jnp.var(x1, axis=0))
-    assert jnp.mean(jnp.sum((mean - other) ** 2, axis=1)) < 4 * 21 / 4000 * total
 
 
 def test_the_law_at_time_one_is_the_targets():
@@ -289,9 +281,9 @@ def test_offsets_do_not_matter(kind):
 def test_legal_extremes_stay_finite_and_dtypes_are_kept(kind, dtype):
     rng = np.random.default_rng(8)
     fit = jax.jit(
-        lambda epsilon, x0, x1: LightSchrodingerBridge(
-            5, epsilon, kind, num_steps=6, batch_size=16
-        ).fit(KEY, x0, x1)
+        lambda epsilon, x0, x1: LightSchrodingerBridge(5, epsilon, kind, num_steps=6).fit(
+            KEY, x0, x1
+        )
     )
     x = jnp.asarray(rng.normal(size=(24, 2)), dtype)
     few = jnp.tile(x[:3], (8, 1))
