@@ -149,11 +149,11 @@ def cells(settings: Settings, components: int, days: tuple[int, int, int]) -> di
     _, compiling, seconds = timed(method.fit, keys[0], x0 / scale, x1 / scale)
     time_between = (days[2] - days[0]) / (days[1] - days[0])
 
-    def predict(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def predict(key: jax.Array) -> tuple[Any, Any, Any]:
         fit_key, sample_key = jax.random.split(key)
         bridge = method.fit(fit_key, x0 / scale, x1 / scale)
         states = bridge.sample_at(sample_key, x0 / scale, time_between)
-        return scale * states, bridge.losses[-1], bridge.imbalance
+        return scale * states, bridge.losses, bridge.imbalance
 
     predicted, losses, imbalance = jax.jit(jax.vmap(predict))(keys)
     distances = jax.jit(lambda p: jax.lax.map(lambda x: energy_distance(x, between), p))(predicted)
