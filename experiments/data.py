@@ -6,7 +6,8 @@ the bottom right, each moved by a few pixels, and overlapped by the maximum; tas
 the top-left image, task 2 that of the other (Sabour, Frosst, Hinton 2017; Lin et al. 2019). The
 base images of train, validation and test are disjoint.
 
-`load_table`, `load_pair`: tables of mixed columns as pandas data frames.
+`load_table`, `load_pair`: tables of mixed columns as pandas data frames. `load_cells`: single
+cells as matrices.
 
 Files are looked for under the folder `DIVJAX_DATA_DIR`, then in the cache, then downloaded where
 their source allows it; checksums decide.
@@ -46,6 +47,8 @@ _BY_HAND = {
     "credit_default": "https://archive.ics.uci.edu/dataset/350 (a spreadsheet, to be saved as csv)",
     "adult_synth_2405.07822": "https://github.com/Patricia-A-Apellaniz/divergence_estimator "
     "(no licence is stated, so it is not downloaded for you)",
+    "lightsb_msci": "https://github.com/ngushchin/LightSB, folder data "
+    "(the terms of the data are not stated, so they are not downloaded for you)",
 }
 _MD5 = {
     "mnist/t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
@@ -64,6 +67,14 @@ _MD5 = {
     "adult_synth_2405.07822/vae/real_data.csv": "eecbbeaa06d1fa9059408a7aeafc2df1",
     "covertype/covtype.20k.data": "e41ea3d6ffc44ed39da92686c3917683",
     "credit_default/credit-card-clients.csv": "b4c032de2325e194778792f7e7610d06",
+    "lightsb_msci/full_cite_pcas_100_day_2.npy": "97f49c48399ce9c52827ec4c2a1b838e",
+    "lightsb_msci/full_cite_pcas_100_day_3.npy": "b0ddf027f80a310e1f18ecb12420dc48",
+    "lightsb_msci/full_cite_pcas_100_day_4.npy": "961739ca2a1ccc46b7137b0aae9ce4a2",
+    "lightsb_msci/full_cite_pcas_100_day_7.npy": "1f11f71b47d08d89f7c90d430175c4b2",
+    "lightsb_msci/full_cite_pcas_50_day_2.npy": "fc7d30c6bc0a252ca8f5fccc24d40237",
+    "lightsb_msci/full_cite_pcas_50_day_3.npy": "9baeb9ef67b6f2fe6efbe40815248b29",
+    "lightsb_msci/full_cite_pcas_50_day_4.npy": "7c11acfe5ecb968d6d5c90540e6c0027",
+    "lightsb_msci/full_cite_pcas_50_day_7.npy": "99806fba5ed483a62c0d27d115910f08",
     "king_county/kc_house_data.csv": "b1e7bdf4f3e61792c0979a5697dc7145",
 }
 
@@ -232,6 +243,26 @@ def load_pair(synthesizer: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     codes = {column: "int64" for column in real.columns if column not in ("age", "fnlwgt")}
     as_categories = dict.fromkeys(codes, "category")
     return real.astype(codes).astype(as_categories), synthetic.astype(codes).astype(as_categories)
+
+
+def load_cells(components: int, day: int) -> np.ndarray:
+    """Single cells as principal components, a row each, from the files of Korotin et al. 2024.
+
+    Args:
+        components: 50 or 100; signs differ between the two, which are not to be mixed.
+        day: 2, 3, 4 or 7, with 6071, 7643, 8485 and 7195 cells.
+
+    Raises:
+        ValueError: if there is no such file.
+        FileNotFoundError: if it is not under `DIVJAX_DATA_DIR`: it is never downloaded.
+    """
+    name = f"lightsb_msci/full_cite_pcas_{components}_day_{day}.npy"
+    if name not in _MD5:
+        raise ValueError(
+            "components must be 50 or 100 and day 2, 3, 4 or 7; "
+            f"got components {components!r} and day {day!r}."
+        )
+    return np.load(io.BytesIO(_fetch(name)))
 
 
 def _read_csv(name: str, **options: Any) -> pd.DataFrame:

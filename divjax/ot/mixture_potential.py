@@ -1,0 +1,212 @@
+"""Mixtures as Schrödinger potentials: their terms, and how they are fitted by matching moments.
+
+The formulas are those of `divjax.ot.schrodinger`. A potential is v = Σ_k a_k N(r_k, ε S_k).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+__all__ = [
+    "Moments",
+    "Potential",
+    "balance",
+    "clusters",
+    "gaussian_scales",
+    "images",
+    "log_terms",
+    "matched",
+    "moments_of",
+    "tilts",
+    "velocities",
+]
+
+# Centres tried for each component, and rounds.
+_START_TRIALS, _START_ROUNDS = 12, 20
+
+
+class Potential(NamedTuple):
+    """v: log a_k "k", r_k "k d", and S_k, "k d" where they are diagonal and "k d d" else."""
+
+    log_weights: Float[Array, " k"]
+    means: Float[Array, "k d"]
+    scales: Float[Array, "k d"] | Float[Array, "k d d"]
+
+
+def _times(matrices: Array, vectors: Float[Array, "k d"]) -> Float[Array, "k d"]:
+    """M_k v_k for diagonal or full M_k."""
+    return matrices * vectors if matrices.ndim == 2 else jnp.einsum("kij,kj->ki", matrices, vectors)
+
+
+def _diagonal(scales: Array) -> Float[Array, "k d"]:
+    return scales if scales.ndim == 2 else jnp.diagonal(scales, axis1=1, axis2=2)
+
+
+def images(matrices: Array, x: Float[Array, "n d"]) -> Float[Array, "n k d"]:
+    """M_k x_i for diagonal or full symmetric M_k."""
+    return x[:, None] * matrices if matrices.ndim == 2 else jnp.einsum("nj,kji->nki", x, matrices)
+
+
+def tilts(v: Potential, x: Float[Array, "n d"], epsilon: Array) -> Float[Array, "n k"]:
+    """The logarithms of the terms of c(x)."""
+    if v.scales.ndim == 2:
+        squares = x**2 @ v.scales.T
+    else:
+        squares = jnp.sum(images(v.scales, x) * x[:, None], axis=2)
+    return v.log_weights + (squares / 2 + x @ v.means.T) / epsilon
+
+
+def log_terms(v: Potential, y: Float[Array, "m d"], epsilon: Array) -> Float[Array, "m k"]:
+    """The logarithms of the terms of v(y)."""
+    d = y.shape[1]
+    centered = y[:, None] - v.means
+    if v.scales.ndim == 2:
+        squares = jnp.sum(centered**2 / v.scales, axis=2)
+        log_det = jnp.sum(jnp.log(v.scales), axis=1)
+    else:
+        factors = jnp.linalg.cholesky(v.scales)
+        inverse = jax.vmap(lambda f: _solve_lower(f, jnp.eye(d, dtype=f.dtype)))(factors)
+        squares = jnp.sum(jnp.einsum("nkj,kij->nki", centered, inverse) ** 2, axis=2)
+        log_det = 2 * jnp.sum(jnp.log(_diagonal(factors)), axis=1)
+    return v.log_weights - (squares / epsilon + log_det + d * jnp.log(2 * jnp.pi * epsilon)) / 2
+
+
+def _solve_lower(factor: Float[Array, "d d"], right: Array) -> Array:
+    return jax.scipy.linalg.solve_triangular(factor, right, lower=True)
+
+
+def velocities(
+    v: Potential, x: Float[Array, "n d"], t: Array, epsilon: Array
+) -> tuple[Float[Array, "n k"], Float[Array, "n k d"]]:
+    """The log w_k(x, t) and the b_k(x, t)."""
+    right = images(v.scales, x) - x[:, None] + v.means
+    if v.scales.ndim == 2:
+        mixed = 1 - t + t * v.scales
+        along, pulls = right / mixed, v.means / mixed
+        log_det = jnp.sum(jnp.log(mixed), axis=1)
+    else:
+        identity = jnp.eye(x.shape[1], dtype=x.dtype)
+        factors = jnp.linalg.cholesky((1 - t) * identity + t * v.scales)
+        inverse = jax.vmap(lambda f: _solve_lower(f, identity))(factors)
+        inverse = jnp.einsum("kji,kjl->kil", inverse, inverse)
+        along = jnp.einsum("nkj,kji->nki", right, inverse)
+        pulls = _times(inverse, v.means)
+        log_det = 2 * jnp.sum(jnp.log(_diagonal(factors)), axis=1)
+    exponents = jnp.sum(x[:, None] * along, axis=2) + x @ pulls.T
+    exponents = (exponents - t * jnp.sum(v.means * pulls, axis=1)) / (2 * epsilon)
+    return v.log_weights - log_det / 2 + exponents, along
+
+
+class Moments(NamedTuple):
+    """Σ_i w_ik (1, z_i, z_i z_iᵀ) / n, for each component."""
+
+    mass: Float[Array, " k"]
+    first: Float[Array, "k d"]
+    second: Float[Array, "k d"] | Float[Array, "k d d"]
+
+    def central(self) -> tuple[Float[Array, "k d"], Array]:
+        """The mean and the covariance of each component."""
+        mass = jnp.maximum(self.mass, jnp.finfo(self.mass.dtype).tiny)
+        mean = self.first / mass[:, None]
+        if self.second.ndim == 2:
+            return mean, jnp.maximum(self.second / mass[:, None] - mean**2, 0)
+        return mean, self.second / mass[:, None, None] - mean[:, :, None] * mean[:, None]
+
+
+def moments_of(z: Float[Array, "n d"], weights: Float[Array, "n k"], full: bool) -> Moments:
+    """The moments of rows under shares that each component has in them."""
+    weights = weights / z.shape[0]
+    if full:
+        second = jax.lax.map(lambda w: (z * w[:, None]).T @ z, weights.T)
+    else:
+        second = weights.T @ z**2
+    return Moments(jnp.sum(weights, axis=0), weights.T @ z, second)
+
+
+def gaussian_scales(cov0: Array, cov1: Array, epsilon: Array) -> Array:
+    """The S ≻ 0 with S C₀ S + ε S = C₁: the bridge between Gaussians of these covariances.
+
+    With C₁ = L Lᵀ it is L (ε/2 I + (ε²/4 I + Lᵀ C₀ L)^½)⁻¹ Lᵀ: nothing is inverted but what ε or
+    C₀ makes positive, and nothing cancels.
+    """
+    slope = lambda product: 1 / (epsilon / 2 + jnp.sqrt(epsilon**2 / 4 + jnp.maximum(product, 0)))
+    if cov0.ndim == 2:
+        return cov1 * slope(cov0 * cov1)
+    values, vectors = jnp.linalg.eigh(cov1)
+    factor = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]
+    products, rotation = jnp.linalg.eigh(jnp.swapaxes(factor, 1, 2) @ cov0 @ factor)
+    factor = factor @ rotation
+    scales = (factor * slope(products)[:, None]) @ jnp.swapaxes(factor, 1, 2)
+    return (scales + jnp.swapaxes(scales, 1, 2)) / 2
+
+
+def balance(
+    tilts: Float[Array, "n k"], target: Float[Array, " k"], num_steps: int
+) -> Float[Array, " k"]:
+    """Newton's steps towards the changes of log weights that give components their target mass.
+
+    Their mean, which no share depends on, is zero. A step's length is bounded by 2.
+    """
+    k = target.shape[0]
+    ridge = 1e-4 / k * jnp.eye(k, dtype=target.dtype)
+
+    def step(_: Any, changes: Array) -> Array:
+        shares = jax.nn.softmax(tilts + changes, axis=1)
+        mass = jnp.mean(shares, axis=0)
+        slope = jnp.diag(mass) - shares.T @ shares / shares.shape[0] + ridge
+        move = jnp.clip(jnp.linalg.solve(slope, target - mass), -2, 2)
+        return changes + move - jnp.mean(move)
+
+    return jax.lax.fori_loop(0, num_steps, step, jnp.zeros_like(target))
+
+
+def clusters(key: Key[Array, ""], y: Float[Array, "m d"], k: int) -> tuple[Array, Array]:
+    """The k centres of y that greedy seeding and Lloyd's rounds find; each row's, one-hot."""
+    squares = jnp.sum(y**2, axis=1)
+    to = lambda c: jnp.maximum(squares - 2 * c @ y.T + jnp.sum(c**2, axis=1)[:, None], 0)
+
+    def seed(nearest: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
+        # A distance of zero everywhere leaves any row.
+        logits = jnp.log(nearest + jnp.finfo(y.dtype).tiny)
+        trials = y[jax.random.categorical(key, logits, shape=(_START_TRIALS,))]
+        distances = jnp.minimum(nearest, to(trials))
+        best = jnp.argmin(jnp.sum(distances, axis=1))
+        return distances[best], trials[best]
+
+    start = jnp.full(y.shape[0], jnp.finfo(y.dtype).max ** 0.5, y.dtype)
+    _, centers = jax.lax.scan(seed, start, jax.random.split(key, k))
+    nearest = lambda centers: jax.nn.one_hot(jnp.argmin(to(centers), axis=0), k, dtype=y.dtype)
+
+    def refine(_: Any, centers: Array) -> Array:
+        members = nearest(centers)
+        counts = jnp.sum(members, axis=0)[:, None]
+        return jnp.where(counts > 0, members.T @ y / jnp.maximum(counts, 1), centers)
+
+    centers = jax.lax.fori_loop(0, _START_ROUNDS, refine, centers)
+    return centers, nearest(centers)
+
+
+def matched(
+    v: Potential, averages: tuple[Moments, Moments], epsilon: Array, floor: Array
+) -> Potential:
+    """Each component made the Gaussian bridge between its shares of both ends.
+
+    Its weight is such that its share of its own mean start stays what it was.
+    """
+    (mean0, cov0), (mean1, cov1) = (moments.central() for moments in averages)
+    cov1 = cov1 + floor * (1 if cov1.ndim == 2 else jnp.eye(cov1.shape[-1], dtype=cov1.dtype))
+    scales = gaussian_scales(cov0, cov1, epsilon)
+    means = mean1 - _times(scales, mean0)
+    # A component that has lost all rows of one end stays as it is.
+    least = jnp.minimum(averages[0].mass, averages[1].mass)
+    alive = (least > 1e3 * jnp.finfo(least.dtype).tiny)[:, None]
+    means = jnp.where(alive, means, v.means)
+    scales = jnp.where(alive if scales.ndim == 2 else alive[:, :, None], scales, v.scales)
+
+    def at_own_start(scales: Array, means: Array) -> Array:
+        return jnp.sum((_times(scales, mean0) / 2 + means) * mean0, axis=1) / epsilon
+
+    kept = at_own_start(v.scales, v.means) - at_own_start(scales, means)
+    return Potential(v.log_weights + kept, means, scales)
