@@ -1,13 +1,14 @@
 """Divergences from samples, and flows of particles that make several of them fall, in JAX.
 
 Rooms: `ratio` (density ratios and divergences from samples), `fdiv` (f-divergences: generators,
-closed forms, estimates, inequalities), `flows` (move particles until functionals of their
-distribution fall), `kernels`, `inference` (tests, intervals and bounds), and `problems` (targets
-whose answers are known).
+closed forms, estimates, inequalities), `ot` (optimal transport), `losses` (distillation), `flows`
+(move particles until functionals of their distribution fall), `kernels`, `inference` (tests,
+intervals and bounds), and `problems` (targets whose answers are known).
 """
 
-from divjax import fdiv, flows, inference, kernels, problems, ratio
+from divjax import fdiv, flows, inference, kernels, losses, ot, problems, ratio
 from divjax.flows import SVGD, Blob, MinNorm, accelerated
+from divjax.ot import sinkhorn, sinkhorn_divergence
 from divjax.ratio import ClassifierRatio, classifier_js, classifier_kl
 
 __version__ = "0.1.0"
@@ -25,6 +26,10 @@ __all__ = [
     "flows",
     "inference",
     "kernels",
+    "losses",
+    "ot",
     "problems",
     "ratio",
+    "sinkhorn",
+    "sinkhorn_divergence",
 ]

@@ -11,6 +11,7 @@ from tests.contract import (
     test_inference,
     test_kernels,
     test_losses,
+    test_ot,
     test_ratio,
 )
 
@@ -25,6 +26,7 @@ ROOMS = {
     "fdiv.exponential_family": test_fdiv,
     "inference": test_inference,
     "losses": test_losses,
+    "ot": test_ot,
     "ratio": test_ratio,
     "ratio.heads": test_ratio,
     "ratio.variational": test_ratio,

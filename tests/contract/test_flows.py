@@ -79,6 +79,13 @@ ROWS = {
         smooth=False,
         eager=False,
     ),
+    "flows.SinkhornDivergence": Row(
+        flows.SinkhornDivergence(samples(), epsilon=0.5, tolerance=1e-6),
+        _objective,
+        "equivariant",
+        eager=False,
+        slow=True,
+    ),
     "flows.SlicedWasserstein": Row(
         flows.SlicedWasserstein(samples(), num_projections=5), _objective, "equivariant"
     ),

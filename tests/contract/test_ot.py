@@ -1,0 +1,170 @@
+"""Entropic transport, its costs, and transport in closed form."""
+
+import jax.numpy as jnp
+
+from divjax import ot
+from tests.contract.promises import Promises, Row, samples
+
+
+def _normalized(weights):
+    return weights / jnp.sum(weights)
+
+
+def _of_points(solve):
+    """A function `(x, y, weights, method)` of particles and a fixed second sample."""
+    return lambda method, key, x, weights: solve(x, samples(x.dtype), _normalized(weights), method)
+
+
+def _sinkhorn(output):
+    def solve(x, y, weights, method):
+        cost, epsilon, penalty = method
+        result = ot.sinkhorn(
+            x, y, weights, epsilon=epsilon, cost=cost, marginal_penalty=penalty, **_tight(x)
+        )
+        return output(result, x)
+
+    return _of_points(solve)
+
+
+def _tight(x):
+    """In double precision as far as differences need."""
+    return {"tolerance": 1e-12 if x.dtype == jnp.float64 else 1e-5, "max_iterations": 2000}
+
+
+def _annealed(x, y, weights, method):
+    epsilon, start, decay = method
+    annealing = ot.Annealing(start, decay)
+    return ot.sinkhorn(x, y, weights, epsilon=epsilon, annealing=annealing, **_tight(x)).value
+
+
+def _of_bridge(method, key, x, weights):
+    bridge = ot.SchrodingerBridge(*method)
+    return jnp.concatenate([bridge.drift(x, 0.3), bridge.log_normalizer(x)[:, None]], axis=1)
+
+
+def _gaussians(x, weights):
+    """The particles' Gaussian and a fixed one, full covariances."""
+    centered = x - weights @ x
+    covariance = (weights[:, None] * centered).T @ centered + 0.1 * jnp.eye(2, dtype=x.dtype)
+    other = jnp.array([0.3, -0.2], x.dtype), jnp.array([[1.5, 0.2], [0.2, 0.8]], x.dtype)
+    return weights @ x, covariance, *other
+
+
+def _barycenter(method, key, x, weights):
+    mean, covariance, other_mean, other = _gaussians(x, weights)
+    means, covariances = jnp.stack([mean, other_mean]), jnp.stack([covariance, other])
+    found = ot.gaussian_barycenter(means, covariances, method)
+    return jnp.concatenate([found.mean[None], found.covariance])
+
+
+COSTS = {
+    "SqEuclidean": ot.SqEuclidean(),
+    "Euclidean": ot.Euclidean(),
+    "EuclideanPower": ot.EuclideanPower(1.5),
+    "PNorm": ot.PNorm(2.5),
+    "PNormPower": ot.PNormPower(1.7),
+    "Cosine": ot.Cosine(),
+    "SphereGeodesic": ot.SphereGeodesic(),
+}
+
+BRIDGE = (
+    0.5,
+    jnp.array([0.0, -0.5]),
+    jnp.array([[1.0, 0.0], [-0.5, 0.4]]),
+    jnp.array([[0.5, 1.0], [0.8, 0.3]]),
+)
+
+ROWS = {
+    **{
+        f"ot.{name}": Row(
+            cost,
+            lambda cost, key, x, w: ot.cost_matrix(cost, x, samples(x.dtype)),
+            "equivariant",
+        )
+        for name, cost in COSTS.items()
+    },
+    "ot.cost_matrix": Row(
+        ot.SqEuclidean(),
+        lambda cost, key, x, w: ot.cost_matrix(lambda x, y: cost(x, y), x, samples(x.dtype)),
+        "equivariant",
+    ),
+    "ot.sinkhorn": Row(
+        (ot.SqEuclidean(), 0.5, None), _sinkhorn(lambda result, x: result.value), eager=False
+    ),
+    "ot.sinkhorn map": Row(
+        (ot.EuclideanPower(2.0), 0.5, None),
+        _sinkhorn(lambda result, x: result.transport(x)),
+        "equivariant",
+        eager=False,
+        slow=True,
+    ),
+    "ot.sinkhorn plan": Row(
+        (ot.Euclidean(), 0.5, None),
+        _sinkhorn(lambda result, x: result.plan()),
+        "equivariant",
+        eager=False,
+        slow=True,
+    ),
+    "ot.sinkhorn unbalanced": Row(
+        (ot.SqEuclidean(), 0.5, 1.5),
+        _sinkhorn(lambda result, x: result.value),
+        eager=False,
+        slow=True,
+    ),
+    "ot.Annealing": Row((0.2, 50.0, 0.7), _of_points(_annealed), eager=False, slow=True),
+    "ot.sinkhorn_divergence": Row(
+        0.5,
+        _of_points(
+            lambda x, y, w, epsilon: ot.sinkhorn_divergence(x, y, w, epsilon=epsilon, **_tight(x))
+        ),
+        eager=False,
+        slow=True,
+    ),
+    "ot.sinkhorn_divergence_result": Row(
+        0.5,
+        _of_points(
+            lambda x, y, w, epsilon: (
+                ot.sinkhorn_divergence_result(x, y, w, epsilon=epsilon, **_tight(x)).xx.value
+            )
+        ),
+        eager=False,
+    ),
+    "ot.wasserstein_1d": Row(
+        1.5,
+        _of_points(lambda x, y, w, p: ot.wasserstein_1d(x[:, 0], y[:, 0], w, p=p)),
+    ),
+    "ot.sliced_wasserstein": Row(
+        1.5,
+        lambda p, key, x, w: ot.sliced_wasserstein(
+            key, x, samples(x.dtype), _normalized(w), p=p, num_projections=4
+        ),
+    ),
+    "ot.max_sliced_wasserstein": Row(
+        1.5,
+        lambda p, key, x, w: (
+            ot.max_sliced_wasserstein(
+                key, x, samples(x.dtype), _normalized(w), p=p, num_starts=2
+            ).value
+        ),
+        eager=False,
+    ),
+    "ot.gaussian_wasserstein": Row(
+        (), lambda method, key, x, w: ot.gaussian_wasserstein(*_gaussians(x, w))
+    ),
+    "ot.gaussian_map": Row(
+        (), lambda method, key, x, w: ot.gaussian_map(*_gaussians(x, w))(x), "equivariant"
+    ),
+    "ot.gaussian_barycenter": Row(jnp.array([0.3, 0.7]), _barycenter, eager=False),
+    "ot.SchrodingerBridge": Row(BRIDGE, _of_bridge, "equivariant"),
+    "ot.LightSchrodingerBridge": Row(
+        ot.LightSchrodingerBridge(2, 0.5, num_steps=3),
+        lambda method, key, x, w: method.fit(key, x, samples(x.dtype)).drift(x, 0.5),
+        "random",
+        smooth=False,
+        eager=False,
+    ),
+}
+
+
+class TestOt(Promises):
+    rows = ROWS
