@@ -147,16 +147,19 @@ def balance(
 ) -> Float[Array, " k"]:
     """Newton's steps towards the changes of log weights that give components their target mass.
 
-    Their mean, which no share depends on, is zero. A step's length is bounded by 2.
+    Their mean, which no share depends on, is zero. Where assignments are hard Newton's step knows
+    little but its sign: its length is bounded, by a quarter of the tilts' spread at first.
     """
     k = target.shape[0]
     ridge = 1e-4 / k * jnp.eye(k, dtype=target.dtype)
+    spread = jnp.mean(jnp.std(tilts, axis=1))
 
-    def step(_: Any, changes: Array) -> Array:
+    def step(index: Any, changes: Array) -> Array:
         shares = jax.nn.softmax(tilts + changes, axis=1)
         mass = jnp.mean(shares, axis=0)
         slope = jnp.diag(mass) - shares.T @ shares / shares.shape[0] + ridge
-        move = jnp.clip(jnp.linalg.solve(slope, target - mass), -2, 2)
+        bound = jnp.maximum(spread / 4 * 0.7**index, 2)
+        move = jnp.clip(jnp.linalg.solve(slope, target - mass), -bound, bound)
         return changes + move - jnp.mean(move)
 
     return jax.lax.fori_loop(0, num_steps, step, jnp.zeros_like(target))

@@ -37,7 +37,7 @@ from divjax.ot import mixture_potential as mixture
 __all__ = ["ConditionalPlan", "LightSchrodingerBridge", "SchrodingerBridge"]
 
 # Rows that the start is chosen by, and Newton's steps a step of the fit.
-_START_ROWS, _BALANCE_STEPS = 4096, 4
+_START_ROWS, _BALANCE_STEPS = 4096, 16
 
 
 class ConditionalPlan(NamedTuple):
@@ -80,7 +80,8 @@ class SchrodingerBridge:
         means: r_k, relative to o₁.
         scales: S_k, "k d" where they are diagonal and "k d d" else.
         origins: o₀ and o₁.
-        losses: the objective before each step and after the last; none for a bridge made by hand.
+        losses: the objective before each step and, last, that of the bridge, the best of all; none
+            for a bridge made by hand.
         imbalance: the total variation between the components' masses seen from either end, zero
             at a stationary point of the objective.
         finite: whether all of the fit is.
@@ -348,19 +349,26 @@ class LightSchrodingerBridge:
             return v, (starts, shares), loss, imbalance
 
         def step(carry: Any, share: Array) -> Any:
-            v, averages = carry
+            v, averages, best, least = carry
+            # Steps are not certain to descend: the best parameters so far are carried along.
             v, shares, loss, _ = balanced(v)
+            better = loss < least
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), v, best)
             new = tuple(
                 mixture.moments_of(z, s, full) for z, s in zip((x0, x1), shares, strict=True)
             )
             averages = jax.tree.map(lambda old, new: old + share * (new - old), averages, new)
-            return (mixture.matched(v, averages, epsilon, floor), averages), loss
+            v = mixture.matched(v, averages, epsilon, floor)
+            return (v, averages, best, jnp.where(better, loss, least)), loss
 
         v = self._start(key, x0, x1, epsilon, floor)
         no_rows = mixture.moments_of(x0[:1], jnp.zeros((1, self.num_potentials), dtype), full)
         # Both ends answer each other: steps at full length may overshoot for small ε.
         shares = jnp.maximum(2 / (jnp.arange(self.num_steps, dtype=dtype) + 2), 0.25)
-        (v, _), losses = jax.lax.scan(step, (v, (no_rows, no_rows)), shares)
+        carry = v, (no_rows, no_rows), v, jnp.asarray(jnp.inf, dtype)
+        (v, _, best, least), losses = jax.lax.scan(step, carry, shares)
+        v, _, last, _ = balanced(v)
+        v = jax.tree.map(lambda new, old: jnp.where(last < least, new, old), v, best)
         v, _, loss, imbalance = balanced(v)
         losses = jnp.append(losses, loss)
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((v, losses))])
