@@ -146,6 +146,7 @@ ROWS = {
                 key, x, samples(x.dtype), _normalized(w), p=p, num_starts=2
             ).value
         ),
+        smooth=False,  # the direction is found by finitely many steps
         eager=False,
     ),
     "ot.gaussian_wasserstein": Row(
