@@ -1,7 +1,7 @@
 """Entropic optimal transport between two weighted samples, or from a cost matrix."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +132,7 @@ class SinkhornResult(NamedTuple):
 
         def displacement(z):
             gradient = jax.grad(lambda z: jnp.sum(self._soft_minimum(z)))(z)
-            return costs.conjugate_gradient(self.problem.pairs.cost)(gradient)
+            return costs.conjugate_gradient(cast(PointPairs, self.problem.pairs).cost)(gradient)
 
         return z - self._at_points(z, displacement)
 
@@ -148,8 +148,8 @@ class SinkhornResult(NamedTuple):
         return map_row_blocks(function, pairs.shape[1], shifted, block_rows=rows)
 
     def _soft_minimum(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
-        problem = self.problem
-        matrix = costs.cost_matrix(problem.pairs.cost, z, problem.pairs.y)
+        problem, pairs = self.problem, cast(PointPairs, self.problem.pairs)
+        matrix = costs.cost_matrix(pairs.cost, z, pairs.y)
         # By the weights' logarithms, so that what has no weight plays no part however near.
         exponent = (self.g - matrix) / problem.epsilon + _safe_log(problem.b)
         weighted = jnp.where(problem.b > 0, exponent, -jnp.inf)
