@@ -18,6 +18,8 @@ with itself, half of what others call by the name, in the unit of the data as th
 """
 
 import dataclasses
+import functools
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -44,10 +46,14 @@ PAPER_CELLS = {50: "2.31 ± 0.27", 100: "2.16 ± 0.26"}
 DAYS = ((2, 4, 3), (3, 7, 4))
 
 
+STUDIES = ("roll", "cells", "plans")
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a run depends on."""
 
+    studies: tuple[str, ...] = STUDIES
     dimensions: tuple[int, ...] = (2, 16, 64, 128)
     epsilons: tuple[float, ...] = (0.1, 1.0, 10.0)
     num_rows: int = 1_280_000
@@ -68,6 +74,9 @@ class Settings:
     """Two small dimensions of 20 000 rows, two seeds: does everything run?"""
 
     def __post_init__(self):
+        unknown = set(self.studies) - set(STUDIES)
+        if unknown or not self.studies:
+            raise SystemExit(f"studies must be among {', '.join(STUDIES)}; got {sorted(unknown)}.")
         if self.quick:
             small = {"dimensions": self.dimensions[:2], "num_rows": 20_000, "num_tests": 50}
             small |= {"seeds": self.seeds[:2], "components": self.components[:1]}
@@ -250,58 +259,59 @@ def draw_roll(results: dict[float, dict]) -> Figure:
     return figure
 
 
-def main(settings: Settings, output: Path | None = None, overwrite: bool = False) -> None:
-    """Run all three, print their tables, draw the roll."""
-    with common.open_run("schrodinger_bridge", settings, output, overwrite) as run:
-        rolls = {
-            epsilon: run.stage(f"roll {epsilon}", lambda epsilon=epsilon: roll(settings, epsilon))
-            for epsilon in settings.roll_epsilons
+def run_roll(run: common.Run, settings: Settings) -> None:
+    """The swiss roll's table and figure."""
+    rolls = {
+        epsilon: run.stage(f"roll {epsilon}", functools.partial(roll, settings, epsilon))
+        for epsilon in settings.roll_epsilons
+    }
+    run.save_figure("roll", draw_roll(rolls))
+    rows = [
+        {
+            "epsilon": epsilon,
+            "bridge": f"{float(found['distance']):.4f}",
+            "training rows": f"{float(found['floor']):.4f}",
+            "fit s": f"{float(found['fit_seconds']):.1f}",
         }
-        run.save_figure("roll", draw_roll(rolls))
-        print("\nSwiss roll, energy distance to fresh rows:\n")
-        print(
-            run.save_table(
-                "roll",
-                [
-                    {
-                        "epsilon": epsilon,
-                        "bridge": f"{float(r['distance']):.4f}",
-                        "training rows": f"{float(r['floor']):.4f}",
-                        "fit s": f"{float(r['fit_seconds']):.1f}",
-                    }
-                    for epsilon, r in rolls.items()
-                ],
-            )
-        )
-        found = {}
-        try:
-            for components in settings.components:
-                for days in DAYS:
-                    found[components, days] = run.stage(
-                        f"cells {components} {days}",
-                        lambda components=components, days=days: cells(settings, components, days),
-                    )
-        except FileNotFoundError as error:
-            print(f"\nno cells: {error}")
-        if found:
-            print("\nSingle cells, energy distance to the day between, over seeds:\n")
-            print(run.save_table("cells", cell_rows(found)))
-        plans: dict[tuple[float, int], list[dict]] = {}
-        tasks = [
-            (d, e, s)
-            for d in settings.dimensions
-            for e in settings.epsilons
-            for s in settings.instances
-        ]
-        for dimension, epsilon, seed in common.progress(tasks, "known plans"):
-            plans.setdefault((epsilon, dimension), []).append(
-                run.stage(
-                    f"plan {dimension} {epsilon} {seed}",
-                    lambda d=dimension, e=epsilon, s=seed: known_plan(settings, d, e, s),
-                )
-            )
-        print("\nKnown plans:\n")
-        print(run.save_table("plans", plan_rows(plans)))
+        for epsilon, found in rolls.items()
+    ]
+    print("\nSwiss roll, energy distance to fresh rows:\n")
+    print(run.save_table("roll", rows))
+
+
+def run_cells(run: common.Run, settings: Settings) -> None:
+    """The cells' table, where the data are."""
+    tasks = [(components, days) for components in settings.components for days in DAYS]
+    try:
+        found = {
+            task: run.stage(f"cells {task[0]} {task[1]}", functools.partial(cells, settings, *task))
+            for task in tasks
+        }
+    except FileNotFoundError as error:
+        print(f"\nleft out: {error}")
+        return
+    print("\nSingle cells, energy distance to the day between, over seeds:\n")
+    print(run.save_table("cells", cell_rows(found)))
+
+
+def run_plans(run: common.Run, settings: Settings) -> None:
+    """The table of known plans."""
+    found: dict[tuple[float, int], list[dict]] = {}
+    tasks = itertools.product(settings.dimensions, settings.epsilons, settings.instances)
+    for task in common.progress(list(tasks), "known plans"):
+        name = "plan {} {} {}".format(*task)
+        one = run.stage(name, functools.partial(known_plan, settings, *task))
+        found.setdefault((task[1], task[0]), []).append(one)
+    print("\nKnown plans:\n")
+    print(run.save_table("plans", plan_rows(found)))
+
+
+def main(settings: Settings, output: Path | None = None, overwrite: bool = False) -> None:
+    """Run the studies, print their tables, draw the roll."""
+    studies = {"roll": run_roll, "cells": run_cells, "plans": run_plans}
+    with common.open_run("schrodinger_bridge", settings, output, overwrite) as run:
+        for study in [study for study in studies if study in settings.studies]:
+            studies[study](run, settings)
 
 
 if __name__ == "__main__":
