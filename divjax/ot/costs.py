@@ -6,6 +6,7 @@ T(x) = x − ∇h*(∇f(x)) for a potential f.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -156,6 +157,11 @@ class Euclidean(_TranslationInvariant):
         return _sqrt(_sum_over_features(jnp.square, x, y))
 
 
+def _check_power(p: ArrayLike) -> None:
+    if isinstance(p, (int, float)) and not 1 < p < math.inf:
+        raise ValueError(f"p must be a finite number above 1; got {p}.")
+
+
 @pytree
 class EuclideanPower(_TranslationInvariant):
     """A power of the Euclidean distance, c(x, y) = ‖x − y‖^p / p for p > 1.
@@ -164,6 +170,9 @@ class EuclideanPower(_TranslationInvariant):
 
     Attributes:
         p: the exponent.
+
+    Raises:
+        ValueError: if p is a Python number out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -175,6 +184,9 @@ class EuclideanPower(_TranslationInvariant):
     """
 
     p: ArrayLike = 1.5
+
+    def __post_init__(self):
+        _check_power(self.p)
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums of squared differences."""
@@ -194,6 +206,9 @@ class PNorm(_TranslationInvariant):
     Attributes:
         p: the exponent.
 
+    Raises:
+        ValueError: if p is a Python number out of range.
+
     Example:
         >>> import jax.numpy as jnp
         >>> float(PNorm(1.0)(jnp.array([0.0, 0.0]), jnp.array([3.0, 4.0])))
@@ -201,6 +216,10 @@ class PNorm(_TranslationInvariant):
     """
 
     p: ArrayLike = 2.0
+
+    def __post_init__(self):
+        if isinstance(self.p, (int, float)) and not 1 <= self.p < math.inf:
+            raise ValueError(f"p must be a finite number of at least 1; got {self.p}.")
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
@@ -217,6 +236,9 @@ class PNormPower(_TranslationInvariant):
     Attributes:
         p: the exponent.
 
+    Raises:
+        ValueError: if p is a Python number out of range.
+
     Example:
         >>> import jax.numpy as jnp
         >>> float(PNormPower(3.0)(jnp.array([0.0, 0.0]), jnp.array([1.0, 2.0])))
@@ -224,6 +246,9 @@ class PNormPower(_TranslationInvariant):
     """
 
     p: ArrayLike = 1.5
+
+    def __post_init__(self):
+        _check_power(self.p)
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""

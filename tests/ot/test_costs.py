@@ -77,3 +77,12 @@ def test_many_features_are_not_held():
     shape = jax.ShapeDtypeStruct((n, d), jnp.float32)
     memory = function.lower(shape, shape).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 8 * n * n * 4
+
+
+@pytest.mark.parametrize(
+    ("cost", "p"),
+    [(ot.PNorm, 0.5), (ot.PNormPower, 1.0), (ot.EuclideanPower, 1.0), (ot.PNorm, np.inf)],
+)
+def test_exponents_that_are_refused(cost, p):
+    with pytest.raises(ValueError, match="p must be a finite number"):
+        cost(p)
