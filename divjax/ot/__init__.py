@@ -6,6 +6,7 @@
 | a distance between two samples, zero where they agree, for a loss | `sinkhorn_divergence` |
 | exact, on the line, or over random or the worst directions | `wasserstein_1d`, `sliced_wasserstein`, `max_sliced_wasserstein` |
 | between Gaussians: distance, map, barycenter | `gaussian_wasserstein`, `gaussian_map`, `gaussian_barycenter` |
+| how far a map is from an optimal one | `monge_gap`, `monge_gap_from_samples` |
 | a stochastic process from one sample to the other | `LightSchrodingerBridge` |
 
 Not here, as ott-jax does it well: low-rank Sinkhorn (`ott.solvers.linear.sinkhorn_lr`), distances
@@ -54,6 +55,7 @@ from divjax.ot.gaussian import (
     gaussian_wasserstein,
 )
 from divjax.ot.iterations import Annealing
+from divjax.ot.monge_gap import MongeGap, monge_gap, monge_gap_from_samples
 from divjax.ot.one_dimensional import (
     MaxSliced,
     max_sliced_wasserstein,
@@ -74,6 +76,7 @@ __all__ = [
     "GaussianBarycenter",
     "LightSchrodingerBridge",
     "MaxSliced",
+    "MongeGap",
     "PNorm",
     "PNormPower",
     "SchrodingerBridge",
@@ -85,6 +88,8 @@ __all__ = [
     "gaussian_map",
     "gaussian_wasserstein",
     "max_sliced_wasserstein",
+    "monge_gap",
+    "monge_gap_from_samples",
     "sinkhorn",
     "sinkhorn_divergence",
     "sinkhorn_divergence_result",

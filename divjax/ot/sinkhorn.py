@@ -249,7 +249,8 @@ def finish(
 ) -> SinkhornResult:
     """The result at potentials that have been found."""
     f, g = jax.lax.stop_gradient(gauge(problem, solution.f, solution.g))
-    value = dual_value(problem, f, g)
+    # A traced ε that is not positive has no value; a concrete one is an error.
+    value = jnp.where(problem.epsilon > 0, dual_value(problem, f, g), jnp.nan)
     f, g = gauge(problem, *attach(problem, f, g))
     if absolute is None:
         absolute = FIXED_TOLERANCE * (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2

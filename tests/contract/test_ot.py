@@ -129,6 +129,24 @@ ROWS = {
         ),
         eager=False,
     ),
+    "ot.monge_gap": Row(
+        (0.5, 1.3),
+        lambda method, key, x, w: (
+            ot.monge_gap(
+                lambda x: jnp.sin(method[1] * x), x, _normalized(w), epsilon=method[0], **_tight(x)
+            ).value
+        ),
+        eager=False,
+    ),
+    "ot.monge_gap_from_samples": Row(
+        0.5,
+        lambda epsilon, key, x, w: (
+            ot.monge_gap_from_samples(
+                x, jnp.cos(x), _normalized(w), epsilon=epsilon, kind="entropic", **_tight(x)
+            ).value
+        ),
+        eager=False,
+    ),
     "ot.wasserstein_1d": Row(
         1.5,
         _of_points(lambda x, y, w, p: ot.wasserstein_1d(x[:, 0], y[:, 0], w, p=p)),

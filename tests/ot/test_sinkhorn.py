@@ -255,3 +255,11 @@ def test_a_map_takes_a_cost_whose_conjugate_is_known():
     x = jnp.ones((2, 2))
     with pytest.raises(ValueError, match=r"∇h\* is known .*; got Cosine"):
         ot.sinkhorn(x, x, epsilon=1.0, cost=ot.Cosine()).transport(x)
+
+
+def test_a_traced_epsilon_that_is_not_positive_has_no_value():
+    x, y = jax.random.normal(jax.random.key(0), (2, 6, 2))
+    found = jax.jit(lambda epsilon: ot.sinkhorn(x, y, epsilon=epsilon)[::5])(-1.0)
+    value, converged = found[0], found[1]
+    assert jnp.isnan(value)
+    assert not converged

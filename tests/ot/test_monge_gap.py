@@ -1,0 +1,191 @@
+"""The Monge gap: exact gaps, bounds, closed forms, ott's value, derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+from ott.geometry import costs as ott_costs
+from ott.geometry import pointcloud
+from ott.solvers import linear
+
+from divjax.ot.costs import Euclidean, SphereGeodesic, SqEuclidean, cost_matrix
+from divjax.ot.monge_gap import KINDS, monge_gap, monge_gap_from_samples
+
+SIZE = 40
+SLOW = pytest.mark.slow  # compilation, a program a cost, a kind and a dtype
+gap = jax.jit(monge_gap_from_samples, static_argnames=("kind",))
+
+
+def sample(seed, n=SIZE, d=2):
+    return jax.random.normal(jax.random.key(seed), (n, d))
+
+
+def exact_gap(cost, x, y):
+    """By the assignment of least cost."""
+    costs = np.asarray(cost_matrix(cost, x, y), np.float64)
+    rows, columns = scipy.optimize.linear_sum_assignment(costs)
+    return np.trace(costs) / len(x) - costs[rows, columns].mean()
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [SqEuclidean(), *(pytest.param(c, marks=SLOW) for c in (Euclidean(), SphereGeodesic()))],
+)
+@pytest.mark.parametrize("relative", [0.05, 1.0])
+def test_bounds_around_the_gap_of_the_samples(cost, relative):
+    """M + εH ≤ entropic ≤ M + 2εH, M − εH ≤ primal ≤ M, |debiased − M| ≤ εH."""
+    x, y = sample(0), 2 * sample(1) + jnp.array([1.0, 0.0])
+    truth, slack = exact_gap(cost, x, y), 1e-3
+    epsilon = relative * float(jnp.mean(cost_matrix(cost, x, y)))
+    entropy = epsilon * np.log(SIZE)
+    value = {
+        kind: gap(x, y, epsilon=epsilon, cost=cost, kind=kind, tolerance=1e-5) for kind in KINDS
+    }
+    assert all(result.converged for result in value.values())
+    value = {kind: float(result.value) for kind, result in value.items()}
+    assert truth + entropy - slack <= value["entropic"] <= truth + 2 * entropy + slack
+    assert truth - entropy - slack <= value["primal"] <= truth + slack
+    assert abs(value["debiased"] - truth) <= entropy + slack
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tends_to_the_exact_gap(kind):
+    """Of a rotation and of a reversal, both far from optimal."""
+    x = sample(0)
+    for y in (x @ jnp.array([[0.0, 1.0], [-1.0, 0.0]]), x[::-1]):
+        truth = exact_gap(SqEuclidean(), x, y)
+        assert truth > 1
+        # 2ε log 40 < 0.01 |M|
+        found = gap(x, y, epsilon=1e-3, kind=kind).value
+        np.testing.assert_allclose(found, truth, rtol=0.01)
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.1, 1.0, 10.0])
+def test_debiased_is_zero_for_a_shift_whatever_epsilon(epsilon):
+    x = sample(0)
+    result = gap(x, x + jnp.array([3.0, -4.0]), epsilon=epsilon, kind="debiased")
+    np.testing.assert_allclose(result.displacement, 25.0, rtol=1e-5)
+    assert abs(result.value) < 1e-4
+    others = [gap(x, x + 1, epsilon=epsilon, kind=kind).value for kind in ("entropic", "primal")]
+    assert others[0] > epsilon * np.log(SIZE) - 1e-3
+    assert others[1] < 1e-3 - (epsilon >= 0.1) * 0.01
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0])
+def test_debiased_of_gaussians_in_one_dimension(epsilon):
+    """OT_ε of N(0, s²) and N(0, t²): the correlation solves 2(s²t² − c²) = εc for covariance c.
+
+    From min_c s² + t² − 2c − (ε/2) log(1 − c²/(s²t²)).
+    """
+    n, s, t = 400, 1.0, 2.0
+    x = jax.scipy.special.ndtri((jnp.arange(n) + 0.5) / n)[:, None]
+    x = x * s / jnp.std(x)
+
+    def entropic(s, t):
+        c = (-epsilon + np.sqrt(epsilon**2 + 16 * s**2 * t**2)) / 4
+        return s**2 + t**2 - 2 * c - epsilon / 2 * np.log(1 - (c / (s * t)) ** 2)
+
+    truth = (t - s) ** 2 - entropic(s, t) + (entropic(s, s) + entropic(t, t)) / 2
+    found = gap(x, t / s * x, epsilon=epsilon, kind="debiased", tolerance=1e-5).value
+    assert 1e-3 < truth < epsilon**2
+    np.testing.assert_allclose(found, truth, rtol=0.1)
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 1.0])
+@pytest.mark.parametrize(
+    ("cost", "theirs"),
+    [
+        (SqEuclidean(), ott_costs.SqEuclidean()),
+        pytest.param(Euclidean(), ott_costs.Euclidean(), marks=SLOW),
+    ],
+)
+def test_entropic_is_otts(epsilon, cost, theirs):
+    x, y = sample(0), sample(1) ** 3
+    geometry = pointcloud.PointCloud(x, y, cost_fn=theirs, epsilon=epsilon)
+    output = linear.solve(geometry, threshold=1e-5)
+    wanted = jnp.mean(jax.vmap(theirs)(x, y)) - output.ent_reg_cost
+    found = gap(x, y, epsilon=epsilon, cost=cost, kind="entropic", tolerance=1e-5).value
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+@SLOW
+@pytest.mark.parametrize("kind", ["debiased", "primal"])
+def test_a_weight_is_worth_its_repetitions(kind):
+    x, y = sample(0, 6), sample(1, 6)
+    counts = np.array([1, 2, 3, 1, 1, 2])
+    weighted = gap(x, y, jnp.asarray(counts / 10, jnp.float32), epsilon=0.5, kind=kind)
+    x, y = jnp.repeat(x, counts, axis=0), jnp.repeat(y, counts, axis=0)
+    repeated = gap(x, y, epsilon=0.5, kind=kind)
+    np.testing.assert_allclose(weighted.value, repeated.value, rtol=1e-3)
+    np.testing.assert_allclose(weighted.displacement, repeated.displacement, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", ["debiased", *(pytest.param(kind, marks=SLOW) for kind in ("entropic", "primal"))]
+)
+def test_derivative_in_the_maps_parameters(kind):
+    """Against central differences in double precision."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(12, 2)))
+        change = jnp.asarray(np.random.default_rng(1).normal(size=(2, 2)))
+
+        @jax.jit
+        def value(matrix, epsilon):
+            image = lambda x: x @ matrix + jnp.tanh(x)
+            return monge_gap(image, x, epsilon=epsilon, kind=kind, tolerance=1e-11).value
+
+        matrix, epsilon = jnp.eye(2), 0.3
+        by_matrix, by_epsilon = jax.jit(jax.grad(value, (0, 1)))(matrix, epsilon)
+        step = 1e-5
+        central = value(matrix + step * change, epsilon) - value(matrix - step * change, epsilon)
+        np.testing.assert_allclose(jnp.vdot(by_matrix, change), central / (2 * step), rtol=1e-5)
+        central = value(matrix, epsilon + step) - value(matrix, epsilon - step)
+        np.testing.assert_allclose(by_epsilon, central / (2 * step), rtol=1e-5)
+
+
+@SLOW
+@pytest.mark.parametrize("kind", KINDS)
+def test_coincident_points_and_dtypes(kind):
+    of = lambda x: monge_gap(jnp.sin, x, epsilon=0.1, kind=kind).value
+    value, gradient = jax.jit(jax.value_and_grad(of))(jnp.zeros((SIZE, 2)))
+    assert jnp.isfinite(value)
+    assert jnp.isfinite(gradient).all()
+    with jax.enable_x64(True):
+        for dtype in (np.float32, np.float64):
+            assert jax.eval_shape(of, jnp.ones((3, 2), dtype)).dtype == dtype
+
+
+@SLOW
+def test_many_epsilons_at_once():
+    x, y = sample(0), sample(1)
+    epsilons = jnp.array([0.1, 0.5, 2.0])
+    of = lambda epsilon: monge_gap_from_samples(x, y, epsilon=epsilon).value
+    together = jax.jit(jax.vmap(of))(epsilons)
+    np.testing.assert_allclose(together, [gap(x, y, epsilon=e).value for e in epsilons], rtol=1e-3)
+
+
+def test_not_converged_is_said():
+    x, y = sample(0), sample(1)
+    assert not gap(x, y, epsilon=1e-3, tolerance=1e-9).converged
+    assert not gap(x.at[0, 0].set(jnp.nan), y, epsilon=0.1).converged
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "dual"}, "kind must be one of"),
+        ({"epsilon": 0.0}, "epsilon must be positive"),
+        ({"y": sample(1, 5)}, "a row for each row of x"),
+        ({"y": sample(1, SIZE, 3)}, "same number of features"),
+        ({"x": jnp.zeros((0, 2))}, "non-empty"),
+        ({"cost": 3.0}, "cost must be a function"),
+        ({"max_iterations": 0}, "max_iterations"),
+    ],
+)
+def test_refused(change, message):
+    arguments = {"x": sample(0), "y": sample(1), "epsilon": 0.1} | change
+    with pytest.raises(ValueError, match=message):
+        monge_gap_from_samples(arguments.pop("x"), arguments.pop("y"), **arguments)
+    with pytest.raises(ValueError, match="map_fn must be a function"):
+        monge_gap(3.0, sample(0), epsilon=0.1)  # pyright: ignore
