@@ -266,7 +266,9 @@ class LightSchrodingerBridge:
     from clusters of x1.
 
     There may be several minima: with fewer potentials than the target has clusters, or for small ε,
-    compare the last of `losses` over a few keys (vmap `fit`). The fit is a constant to
+    compare the last of `losses` over a few keys (vmap `fit`). For very small ε (.002 on a swiss
+    roll of unit scale) all components may fall together, which no flag tells: compare samples with
+    x1 there. The fit is a constant to
     differentiation. Time is O(num_steps (n + m) k d), times d for full covariances; memory is
     O((n + m)(k + d)).
 
