@@ -58,8 +58,12 @@ def _squared(x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         return _sum_over_features(jnp.square, x, y)
     center = jax.lax.stop_gradient(jnp.mean(y, axis=0))
     x, y = x - center, y - center
-    product = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - 2 * product
+    # Twice the rows rather than twice the product: one pass less over n × m, as in its derivative.
+    # The barrier keeps XLA from writing the derivative's product in transposed order, on a CPU ten
+    # times slower.
+    columns = jax.lax.optimization_barrier(y.T)
+    product = jnp.matmul(2 * x, columns, precision=jax.lax.Precision.HIGHEST)
+    return jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - product
 
 
 def _power(base: Array, exponent: ArrayLike) -> Array:

@@ -118,13 +118,16 @@ def _conjugate_gradients(apply: Any, target: Float[Array, " m"], weight: Float[A
 
 
 @jax.custom_jvp
-def dual_value(problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]) -> Float[Array, ""]:
+def dual_value(
+    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"], excess: Float[Array, ""]
+) -> Float[Array, ""]:
     """The problem's value at its optimal potentials, as a function of the problem alone."""
-    return dual_objective(problem, f, g)
+    return dual_objective(problem, f, g, excess)
 
 
 @dual_value.defjvp
 def _dual_value_jvp(primals: Any, tangents: Any) -> Any:
-    problem, f, g = primals
+    problem, f, g, _ = primals
     f, g = gauge(problem, *attach(problem, f, g))
-    return jax.jvp(lambda p: dual_objective(p, f, g), (problem,), (tangents[0],))
+    _, change = jax.jvp(lambda p: dual_objective(p, f, g), (problem,), (tangents[0],))
+    return dual_value(*primals), change

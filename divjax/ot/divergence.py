@@ -98,14 +98,16 @@ def sinkhorn_divergence_result(
         )
         return finish(problem, center, solution, absolute)
 
-    def to_itself(points, weights, penalty, init):
+    def to_itself(points, weights, penalty, init, after: SinkhornResult):
+        # A zero, but known only then: side by side the matrices of all three would be held.
+        points = points + jnp.minimum(after.num_iterations, 0)
         pairs = PointPairs(points, points, problem.pairs.cost)  # pyright: ignore
         rest = problem.epsilon, (penalty, penalty), problem.block_rows
         return result(Problem(pairs, weights, weights, *rest), True, init)
 
     xy = result(problem, False, start[0])
-    xx = to_itself(pairs.x, problem.a, penalties[0], start[1])
-    yy = to_itself(pairs.y, problem.b, penalties[1], start[2])
+    xx = to_itself(pairs.x, problem.a, penalties[0], start[1], xy)
+    yy = to_itself(pairs.y, problem.b, penalties[1], start[2], xx)
     # The plans' masses differ where marginals are relaxed; without this the divergence of a from
     # itself scaled would not be what it is for ε → ∞.
     masses = jnp.sum(problem.a) - jnp.sum(problem.b)

@@ -65,11 +65,12 @@ class Annealing:
 
 
 class Solution(NamedTuple):
-    """Potentials, the L1 error of their plan's marginals, and the iterations it took."""
+    """Potentials, the L1 error of their plan's marginals, ΣP − Σa Σb, and the iterations taken."""
 
     f: Float[Array, " n"]
     g: Float[Array, " m"]
     error: Float[Array, ""]
+    excess: Float[Array, ""]
     num_iterations: Int[Array, ""]
 
 
@@ -149,7 +150,6 @@ class _Iteration:
 
     def __init__(self, problem: Problem, symmetric: bool, omega: ArrayLike | None):
         self.problem, self.symmetric, self.omega = problem, symmetric, omega
-        self.transposed = problem.transposed
 
     def target(self, side: int, base: Array, sums: Array) -> Array:
         """The scaling that makes a side's marginal what it is to be: u = 1/(K b v) if balanced."""
@@ -216,7 +216,7 @@ class _Iteration:
         rows = _log_row_sums(problem, f, g) - s.u
         u = self.relax_rows(state.f, s, rows, omega)
         f = state.f + problem.epsilon * u
-        return _Scalings(u, v, rows, _log_row_sums(self.transposed, g, f) - v)
+        return _Scalings(u, v, rows, _log_row_sums(self.problem.transposed, g, f) - v)
 
     def start(self, f: Array, g: Array, kernel: Any) -> _Scalings:
         """No scalings, and the columns' sums with which to begin; the rows' come later."""
@@ -224,12 +224,12 @@ class _Iteration:
         if self.problem.dense:
             columns = jnp.log(self.problem.a @ kernel)
         else:
-            columns = jnp.log(self.transposed.row_sums(g, f, self.problem.a))
+            columns = jnp.log(self.problem.transposed.row_sums(g, f, self.problem.a))
         # Far from all, a column's sum may have underflowed.
         unsound = ~jnp.isfinite(columns).all()
         columns, _ = jax.lax.while_loop(
             lambda carry: carry[1],
-            lambda carry: (_log_row_sums(self.transposed, g, f), jnp.array(False)),
+            lambda carry: (_log_row_sums(self.problem.transposed, g, f), jnp.array(False)),
             (columns, unsound),
         )
         return _Scalings(rows, jnp.zeros_like(g), columns if self.symmetric else rows, columns)
@@ -367,7 +367,9 @@ def solve(
     Returns:
         The solution.
     """
-    problem, init = jax.lax.stop_gradient((problem, init))
+    # Apart from what else is computed of the problem: shared subexpressions would hold n × m
+    # numbers through all iterations.
+    problem, init = jax.lax.optimization_barrier(jax.lax.stop_gradient((problem, init)))
     if problem.dense:
         pairs = MatrixPairs(problem.pairs.block(problem.pairs.rows))
         problem = dataclasses.replace(problem, pairs=pairs)
@@ -461,7 +463,9 @@ def solve(
     u = jnp.where(problem.a > 0, s.u, iteration.target(0, state.f, s.rows))
     v = jnp.where(problem.b > 0, s.v, iteration.target(1, state.g, s.columns))
     f, g = state.f + problem.epsilon * u, state.g + problem.epsilon * v
-    return Solution(f, g, state.error, state.num_iterations)
+    columns = jnp.exp(s.v + s.columns) - jnp.sum(problem.a)
+    excess = problem.b @ jnp.where(problem.b > 0, columns, 0)
+    return Solution(f, g, state.error, excess, state.num_iterations)
 
 
 def _next_omega(rate: Float[Array, ""], omega: Float[Array, ""]) -> Float[Array, ""]:

@@ -181,10 +181,17 @@ def conjugate(potential: Float[Array, " n"], penalty: ArrayLike | None) -> Float
 
 
 def dual_objective(
-    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
+    problem: Problem,
+    f: Float[Array, " n"],
+    g: Float[Array, " m"],
+    excess: Float[Array, ""] | None = None,
 ) -> Float[Array, ""]:
-    """⟨a, −φ*(−f)⟩ + ⟨b, −φ*(−g)⟩ − ε Σ_ij a_i b_j (E_ij − 1), a lower bound on the value."""
+    """⟨a, −φ*(−f)⟩ + ⟨b, −φ*(−g)⟩ − ε Σ_ij a_i b_j (E_ij − 1), a lower bound on the value.
+
+    The last sum, the excess, may be given where it is known.
+    """
     a, b = problem.a, problem.b
     linear = a @ conjugate(f, problem.penalties[0]) + b @ conjugate(g, problem.penalties[1])
-    excess = problem.row_sums(f, g, b) - jnp.sum(b)
-    return linear - problem.epsilon * (a @ excess)
+    if excess is None:
+        excess = a @ (problem.row_sums(f, g, b) - jnp.sum(b))
+    return linear - problem.epsilon * excess

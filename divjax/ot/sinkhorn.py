@@ -250,7 +250,7 @@ def finish(
     """The result at potentials that have been found."""
     f, g = jax.lax.stop_gradient(gauge(problem, solution.f, solution.g))
     # A traced ε that is not positive has no value; a concrete one is an error.
-    value = jnp.where(problem.epsilon > 0, dual_value(problem, f, g), jnp.nan)
+    value = jnp.where(problem.epsilon > 0, dual_value(problem, f, g, solution.excess), jnp.nan)
     f, g = gauge(problem, *attach(problem, f, g))
     if absolute is None:
         absolute = FIXED_TOLERANCE * (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
