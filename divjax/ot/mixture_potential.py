@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key
 
 __all__ = [
     "Moments",
@@ -145,24 +145,41 @@ def gaussian_scales(cov0: Array, cov1: Array, epsilon: Array) -> Array:
 def balance(
     tilts: Float[Array, "n k"], target: Float[Array, " k"], num_steps: int
 ) -> Float[Array, " k"]:
-    """Newton's steps towards the changes of log weights that give components their target mass.
+    """The changes of log weights that give components their target mass.
 
-    Their mean, which no share depends on, is zero. Where assignments are hard Newton's step knows
-    little but its sign: its length is bounded, by a quarter of the tilts' spread at first.
+    They maximise the concave ⟨target, c⟩ − E logsumexp(tilts + c), by Newton's steps. Where
+    assignments are hard a step knows little but its sign: its length is bounded, by a quarter of
+    the tilts' spread at first, and by less after a step that made things worse, which is undone.
+    The changes' mean, which no share depends on, is zero.
     """
     k = target.shape[0]
     ridge = 1e-4 / k * jnp.eye(k, dtype=target.dtype)
-    spread = jnp.mean(jnp.std(tilts, axis=1))
 
-    def step(index: Any, changes: Array) -> Array:
-        shares = jax.nn.softmax(tilts + changes, axis=1)
+    def at(changes: Array) -> tuple[Array, Array, Array]:
+        """The objective, its gradient and the negative Hessian."""
+        raised = tilts + changes
+        log_sums = jax.nn.logsumexp(raised, axis=1)
+        shares = jnp.exp(raised - log_sums[:, None])
         mass = jnp.mean(shares, axis=0)
         slope = jnp.diag(mass) - shares.T @ shares / shares.shape[0] + ridge
-        bound = jnp.maximum(spread / 4 * 0.7**index, 2)
-        move = jnp.clip(jnp.linalg.solve(slope, target - mass), -bound, bound)
-        return changes + move - jnp.mean(move)
+        return target @ changes - jnp.mean(log_sums), target - mass, slope
 
-    return jax.lax.fori_loop(0, num_steps, step, jnp.zeros_like(target))
+    def step(_: Any, carry: Any) -> Any:
+        changes, found, bound = carry
+        value, gap, slope = found
+        move = jnp.clip(jnp.linalg.solve(slope, gap), -bound, bound)
+        candidate = changes + move - jnp.mean(move)
+        new = at(candidate)
+        # Near the maximum the value is rounded, and the gap decides.
+        better = (new[0] > value) | (jnp.sum(jnp.abs(new[1])) < jnp.sum(jnp.abs(gap)))
+        chosen = jax.tree.map(
+            lambda one, two: jnp.where(better, one, two), (candidate, new), (changes, found)
+        )
+        return *chosen, jnp.where(better, 1.5, 0.3) * bound
+
+    start = jnp.zeros_like(target)
+    bound = jnp.maximum(jnp.mean(jnp.std(tilts, axis=1)) / 4, 2)
+    return jax.lax.fori_loop(0, num_steps, step, (start, at(start), bound))[0]
 
 
 def clusters(key: Key[Array, ""], y: Float[Array, "m d"], k: int) -> tuple[Array, Array]:
@@ -192,19 +209,23 @@ def clusters(key: Key[Array, ""], y: Float[Array, "m d"], k: int) -> tuple[Array
 
 
 def matched(
-    v: Potential, averages: tuple[Moments, Moments], epsilon: Array, floor: Array
+    v: Potential,
+    averages: tuple[Moments, Moments],
+    epsilon: Array,
+    floor: Array,
+    least: ArrayLike,
 ) -> Potential:
     """Each component made the Gaussian bridge between its shares of both ends.
 
-    Its weight is such that its share of its own mean start stays what it was.
+    Its weight is such that its share of its own mean start stays what it was. One whose share of
+    either end is below `least` stays as it is: from the variances of a few rows it could get a
+    scale with which it takes all others' rows.
     """
     (mean0, cov0), (mean1, cov1) = (moments.central() for moments in averages)
     cov1 = cov1 + floor * (1 if cov1.ndim == 2 else jnp.eye(cov1.shape[-1], dtype=cov1.dtype))
     scales = gaussian_scales(cov0, cov1, epsilon)
     means = mean1 - _times(scales, mean0)
-    # A component that has lost all rows of one end stays as it is.
-    least = jnp.minimum(averages[0].mass, averages[1].mass)
-    alive = (least > 1e3 * jnp.finfo(least.dtype).tiny)[:, None]
+    alive = (jnp.minimum(averages[0].mass, averages[1].mass) > least)[:, None]
     means = jnp.where(alive, means, v.means)
     scales = jnp.where(alive if scales.ndim == 2 else alive[:, :, None], scales, v.scales)
 

@@ -36,8 +36,32 @@ from divjax.ot import mixture_potential as mixture
 
 __all__ = ["ConditionalPlan", "LightSchrodingerBridge", "SchrodingerBridge"]
 
-# Rows that the start is chosen by, and Newton's steps a step of the fit.
-_START_ROWS, _BALANCE_STEPS = 4096, 16
+# Rows that the start is found by, and the first ε there as a share of the data's scale.
+_START_ROWS, _WARMEST = 2**14, 0.5
+# Newton's steps for the weights in a step of the fit, and its share in the averaged moments.
+_BALANCE_STEPS, _SHARE = 16, 0.25
+# A component with fewer rows of either end is not changed.
+_LEAST_ROWS = 4
+# Of the two ends.
+_Samples = tuple[Float[Array, "n d"], Float[Array, "m d"]]
+_Averages = tuple[mixture.Moments, mixture.Moments]
+
+
+class _Descent(NamedTuple):
+    """The last parameters and moments, the best parameters and their loss, and all losses."""
+
+    last: mixture.Potential
+    averages: _Averages
+    best: mixture.Potential
+    lowest: Float[Array, ""]
+    losses: Float[Array, " steps"]
+
+
+def _some_rows(key: Key[Array, ""], x: Float[Array, "n d"]) -> Float[Array, "k d"]:
+    """All rows or, of many, some at random."""
+    if x.shape[0] <= _START_ROWS:
+        return x
+    return x[jax.random.choice(key, x.shape[0], (_START_ROWS,), replace=False)]
 
 
 class ConditionalPlan(NamedTuple):
@@ -262,13 +286,14 @@ class LightSchrodingerBridge:
     shares, moments (averaged with those before, so that the ends, which answer each other, do not
     overshoot), closed forms; and Newton's steps for the weights a_k, which are the duals of a
     transport problem and make the masses agree. All rows count in each step, by blocks where there
-    are many, and a dozen steps do what stochastic gradients take thousands for. The start comes
-    from clusters of x1.
+    are many, and a dozen steps do what stochastic gradients take thousands for.
+
+    The start comes from clusters of x1 and as many steps again, on at most 16 384 rows of each
+    sample drawn at random, in which ε comes down from half the data's scale: started at a small ε,
+    where shares are all or nothing, a few components would take all of the mass.
 
     There may be several minima: with fewer potentials than the target has clusters, or for small ε,
-    compare the last of `losses` over a few keys (vmap `fit`). For very small ε (.002 on a swiss
-    roll of unit scale) all components may fall together, which no flag tells: compare samples with
-    x1 there. The fit is a constant to
+    compare the last of `losses` over a few keys (vmap `fit`). The fit is a constant to
     differentiation. Time is O(num_steps (n + m) k d), times d for full covariances; memory is
     O((n + m)(k + d)).
 
@@ -276,7 +301,7 @@ class LightSchrodingerBridge:
         num_potentials: k.
         epsilon: ε > 0, in the squared unit of the data.
         covariance: "diagonal" or "full" S_k.
-        num_steps: of the fit.
+        num_steps: of the fit, and of the cooling before it.
         ridge: added to the target's variances, as a share of the mean one: what keeps a component
             with few rows from collapsing onto them.
 
@@ -333,54 +358,83 @@ class LightSchrodingerBridge:
         origins = jnp.stack([jnp.mean(x0, axis=0), jnp.mean(x1, axis=0)])
         x0, x1 = x0 - origins[0], x1 - origins[1]
         floor = ridge * jnp.mean(x1**2) + jnp.finfo(dtype).tiny ** 0.5
-        full = self.covariance == "full"
 
-        columns = self.num_potentials * x0.shape[1]
-
-        def balanced(v: mixture.Potential) -> tuple[mixture.Potential, Any, Array, Array]:
-            """Weights for which both ends agree on masses; then the shares, and the loss before."""
-            terms = map_row_blocks(lambda y: mixture.log_terms(v, y, epsilon), columns, x1)
-            tilts = map_row_blocks(lambda x: mixture.tilts(v, x, epsilon), columns, x0)
-            loss = jnp.mean(jax.nn.logsumexp(tilts, 1)) - jnp.mean(jax.nn.logsumexp(terms, 1))
-            shares = jax.nn.softmax(terms, axis=1)
-            mass = jnp.mean(shares, axis=0)
-            change = mixture.balance(tilts, mass, _BALANCE_STEPS)
-            starts = jax.nn.softmax(tilts + change, axis=1)
-            imbalance = jnp.sum(jnp.abs(jnp.mean(starts, axis=0) - mass)) / 2
-            v = v._replace(log_weights=v.log_weights + change)
-            return v, (starts, shares), loss, imbalance
-
-        def step(carry: Any, share: Array) -> Any:
-            v, averages, best, least = carry
-            # Steps are not certain to descend: the best parameters so far are carried along.
-            v, shares, loss, _ = balanced(v)
-            better = loss < least
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), v, best)
-            new = tuple(
-                mixture.moments_of(z, s, full) for z, s in zip((x0, x1), shares, strict=True)
-            )
-            averages = jax.tree.map(lambda old, new: old + share * (new - old), averages, new)
-            v = mixture.matched(v, averages, epsilon, floor)
-            return (v, averages, best, jnp.where(better, loss, least)), loss
-
-        v = self._start(key, x0, x1, epsilon, floor)
-        no_rows = mixture.moments_of(x0[:1], jnp.zeros((1, self.num_potentials), dtype), full)
+        cluster_key, *row_keys = jax.random.split(key, 3)
+        samples = x0, x1
+        few = _some_rows(row_keys[0], x0), _some_rows(row_keys[1], x1)
+        warm = jnp.maximum(_WARMEST * jnp.sqrt(jnp.mean(x0**2) * jnp.mean(x1**2)), epsilon)
+        cooling = epsilon * (warm / epsilon) ** jnp.linspace(1, 0, self.num_steps, dtype=dtype)
         # Both ends answer each other: steps at full length may overshoot for small ε.
-        shares = jnp.maximum(2 / (jnp.arange(self.num_steps, dtype=dtype) + 2), 0.25)
-        carry = v, (no_rows, no_rows), v, jnp.asarray(jnp.inf, dtype)
-        (v, _, best, least), losses = jax.lax.scan(step, carry, shares)
-        v, _, last, _ = balanced(v)
-        v = jax.tree.map(lambda new, old: jnp.where(last < least, new, old), v, best)
+        shares = jnp.maximum(2 / (jnp.arange(self.num_steps, dtype=dtype) + 2), _SHARE)
+        v = self._start(cluster_key, few, warm, floor)
+        no_share = jnp.zeros((1, self.num_potentials), dtype)
+        none = mixture.moments_of(x0[:1], no_share, self.covariance == "full")
+        start = self._descend(v, (none, none), few, cooling, shares, floor)
+        rest = jnp.full_like(cooling, epsilon), jnp.full_like(shares, _SHARE)
+        descent = self._descend(start.last, start.averages, samples, *rest, floor)
+        balanced = lambda v: self._balanced(v, samples, epsilon)
+        v, _, last, _ = balanced(descent.last)
+        better = last < descent.lowest
+        v = jax.tree.map(lambda new, old: jnp.where(better, new, old), v, descent.best)
         v, _, loss, imbalance = balanced(v)
-        losses = jnp.append(losses, loss)
+        losses = jnp.append(descent.losses, loss)
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((v, losses))])
         return SchrodingerBridge(epsilon, *v, origins, losses, imbalance, finite.all())
 
+    def _balanced(
+        self, v: mixture.Potential, samples: _Samples, epsilon: Array
+    ) -> tuple[mixture.Potential, tuple[Array, Array], Array, Array]:
+        """Weights for which both ends agree on masses; then the shares, and the loss before."""
+        (x0, x1), columns = samples, v.means.size
+        terms = map_row_blocks(lambda y: mixture.log_terms(v, y, epsilon), columns, x1)
+        tilts = map_row_blocks(lambda x: mixture.tilts(v, x, epsilon), columns, x0)
+        loss = jnp.mean(jax.nn.logsumexp(tilts, 1)) - jnp.mean(jax.nn.logsumexp(terms, 1))
+        shares = jax.nn.softmax(terms, axis=1)
+        mass = jnp.mean(shares, axis=0)
+        change = mixture.balance(tilts, mass, _BALANCE_STEPS)
+        starts = jax.nn.softmax(tilts + change, axis=1)
+        imbalance = jnp.sum(jnp.abs(jnp.mean(starts, axis=0) - mass)) / 2
+        v = v._replace(log_weights=v.log_weights + change)
+        return v, (starts, shares), loss, imbalance
+
+    def _descend(
+        self,
+        v: mixture.Potential,
+        averages: _Averages,
+        samples: _Samples,
+        epsilons: Array,
+        shares: Array,
+        floor: Array,
+    ) -> _Descent:
+        """A step of expectation and maximisation at each ε, with its share in the averages."""
+        full, least = self.covariance == "full", _LEAST_ROWS / min(map(len, samples))
+
+        def step(carry: Any, inputs: tuple[Array, Array, Array]) -> Any:
+            epsilon, before, share = inputs
+            v, averages, best, lowest = carry
+            # The ε log a_k are what changes little with ε.
+            v = v._replace(log_weights=v.log_weights * (before / epsilon))
+            # Steps are not certain to descend: the best parameters so far are carried along.
+            v, assigned, loss, _ = self._balanced(v, samples, epsilon)
+            better = loss < lowest
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), v, best)
+            new = tuple(
+                mixture.moments_of(z, s, full) for z, s in zip(samples, assigned, strict=True)
+            )
+            averages = jax.tree.map(lambda old, new: old + share * (new - old), averages, new)
+            v = mixture.matched(v, averages, epsilon, floor, least)
+            return (v, averages, best, jnp.where(better, loss, lowest)), loss
+
+        before = jnp.concatenate([epsilons[:1], epsilons[:-1]])
+        carry = v, averages, v, jnp.asarray(jnp.inf, v.means.dtype)
+        (v, averages, best, lowest), losses = jax.lax.scan(step, carry, (epsilons, before, shares))
+        return _Descent(v, averages, best, lowest, losses)
+
     def _start(
-        self, key: Key[Array, ""], x0: Array, x1: Array, epsilon: Array, floor: Array
+        self, key: Key[Array, ""], samples: _Samples, epsilon: Array, floor: Array
     ) -> mixture.Potential:
         """Clusters of x1, each with the Gaussian bridge from all of x0 for its scale."""
-        x0, x1 = x0[:_START_ROWS], x1[:_START_ROWS]
+        x0, x1 = samples
         centers, members = mixture.clusters(key, x1, self.num_potentials)
         within = jnp.mean((x1 - members @ centers) ** 2, axis=0) + floor
         scale = mixture.gaussian_scales(jnp.mean(x0**2, axis=0)[None], within[None], epsilon)

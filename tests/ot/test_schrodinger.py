@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.linalg
+import scipy.spatial
+import scipy.special
 import scipy.stats
 
+from divjax.ot import mixture_potential
 from divjax.ot.schrodinger import LightSchrodingerBridge, SchrodingerBridge
 
 KINDS = ("diagonal", "full")
@@ -264,6 +268,47 @@ def test_the_law_at_time_one_is_the_targets():
         one, two = moment(drawn), moment(x1)
         error = np.sqrt((one.var(0) + two.var(0)) / 4000)
         np.testing.assert_array_less(np.abs(one.mean(0) - two.mean(0)), 4 * error)
+
+
+def swiss_roll(key, n):
+    angle_key, noise_key = jax.random.split(key)
+    angle = 1.5 * jnp.pi * (1 + 2 * jax.random.uniform(angle_key, (n,)))
+    points = jnp.stack([angle * jnp.cos(angle), angle * jnp.sin(angle)], axis=1)
+    return (points + 0.8 * jax.random.normal(noise_key, points.shape)) / 7.5
+
+
+def energy_distance(x, y):
+    """Unbiased: of mean zero between samples of one law."""
+    between = scipy.spatial.distance.cdist(x, y).mean()
+    return (
+        between
+        - (scipy.spatial.distance.pdist(x).mean() + scipy.spatial.distance.pdist(y).mean()) / 2
+    )
+
+
+def test_components_do_not_fall_together_for_small_epsilon():
+    """At ε = .002 shares are all or nothing: a start at this ε would lose its components."""
+    n, keys = 1000, jax.random.split(jax.random.key(2), 25)
+    x0, x1 = jax.random.normal(keys[0], (n, 2)), swiss_roll(keys[1], n)
+    fitted = jax.jit(LightSchrodingerBridge(50, 0.002).fit)(keys[2], x0, x1)
+    ends = fitted.sample(keys[3], x0)
+    null = [
+        energy_distance(*pair) for pair in itertools.pairwise(swiss_roll(k, n) for k in keys[4:])
+    ]
+    assert energy_distance(ends, x1) < 4 * np.std(null)
+    assert fitted.imbalance < 1e-4
+
+
+@pytest.mark.parametrize("hard", [0.01, 1.0, 300.0])
+def test_balance_gives_components_their_mass(hard):
+    """Whether rows belong to one component or to all."""
+    rng = np.random.default_rng(0)
+    tilts = jnp.asarray(hard * rng.normal(size=(500, 8)) + hard * np.arange(8))
+    target = jnp.asarray(rng.dirichlet(np.ones(8)))
+    change = mixture_potential.balance(tilts, target, 60)
+    mass = np.mean(scipy.special.softmax(tilts + change, axis=1), axis=0)
+    # Where rows are not divided, masses are multiples of 1/500.
+    np.testing.assert_allclose(mass, target, atol=1e-8 if hard <= 1 else 1 / 500)
 
 
 @kinds
