@@ -3,16 +3,20 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.iterations import Annealing, solve
+from divjax.ot.iterations import Annealing
 from divjax.ot.problem import PointPairs, Problem
-from divjax.ot.sinkhorn import SinkhornResult, check_settings, finish, make_problem
+from divjax.ot.sinkhorn import SinkhornResult, make_problem, solved
 
-__all__ = ["DivergenceResult", "sinkhorn_divergence", "sinkhorn_divergence_result"]
+__all__ = [
+    "DivergenceResult",
+    "self_transport",
+    "sinkhorn_divergence",
+    "sinkhorn_divergence_result",
+]
 
 
 class DivergenceResult(NamedTuple):
@@ -36,6 +40,22 @@ class DivergenceResult(NamedTuple):
     def potentials(self) -> tuple[Array, Array, Array, Array]:
         """Those of x and y, of x to itself and of y to itself: a start for a like problem."""
         return self.xy.f, self.xy.g, self.xx.f, self.yy.f
+
+
+def self_transport(
+    x: Float[Array, "n d"],
+    a: Float[Array, " n"] | None = None,
+    *,
+    epsilon: ArrayLike,
+    cost: Callable[..., Array],
+    max_iterations: int,
+    tolerance: ArrayLike | None,
+) -> SinkhornResult:
+    """`sinkhorn(x, x, a, a)` by averaged symmetric updates, which take few iterations."""
+    problem, center = make_problem(x, x, a, a, epsilon, cost, None, None)
+    return solved(
+        problem, center, max_iterations=max_iterations, tolerance=tolerance, symmetric=True
+    )
 
 
 def sinkhorn_divergence_result(
@@ -79,33 +99,21 @@ def sinkhorn_divergence_result(
     if hasattr(cost, "shape"):
         raise ValueError("cost must be a function of two points; a matrix has no self terms.")
     problem, center = make_problem(x, y, a, b, epsilon, cost, marginal_penalty, block_size)
-    check_settings(max_iterations, tolerance, None)
+    settings: Any = {"max_iterations": max_iterations, "tolerance": tolerance}
+    settings |= {"annealing": annealing}
     pairs, penalties = problem.pairs, problem.penalties
     assert isinstance(pairs, PointPairs)
-
     start = (None,) * 3 if init is None else (init[:2], (init[2],) * 2, (init[3],) * 2)
-
-    def result(problem: Problem, symmetric: bool, init: Any) -> SinkhornResult:
-        mass = (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
-        absolute = None if tolerance is None else mass * tolerance
-        solution = solve(
-            problem,
-            None if init is None else jax.lax.stop_gradient(init),
-            max_iterations=max_iterations,
-            tolerance=absolute,
-            annealing=annealing,
-            symmetric=symmetric,
-        )
-        return finish(problem, center, solution, absolute)
 
     def to_itself(points, weights, penalty, init, after: SinkhornResult):
         # A zero, but known only then: side by side the matrices of all three would be held.
         points = points + jnp.minimum(after.num_iterations, 0)
         pairs = PointPairs(points, points, problem.pairs.cost)  # pyright: ignore
         rest = problem.epsilon, (penalty, penalty), problem.block_rows
-        return result(Problem(pairs, weights, weights, *rest), True, init)
+        own = Problem(pairs, weights, weights, *rest)
+        return solved(own, center, init, symmetric=True, **settings)
 
-    xy = result(problem, False, start[0])
+    xy = solved(problem, center, start[0], **settings)
     xx = to_itself(pairs.x, problem.a, penalties[0], start[1], xy)
     yy = to_itself(pairs.y, problem.b, penalties[1], start[2], xx)
     # The plans' masses differ where marginals are relaxed; without this the divergence of a from

@@ -24,7 +24,7 @@ from divjax.core.pytrees import as_pytree
 from divjax.ot import costs
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.derivatives import attach, dual_value, gauge
-from divjax.ot.iterations import Annealing, Solution, solve
+from divjax.ot.iterations import Annealing, solve
 from divjax.ot.problem import MatrixPairs, PointPairs, Problem
 
 __all__ = ["SinkhornResult", "sinkhorn"]
@@ -230,41 +230,52 @@ def sinkhorn(
         unbalanced.
     """
     problem, center = make_problem(x, y, a, b, epsilon, cost, marginal_penalty, block_size)
-    check_settings(max_iterations, tolerance, over_relaxation)
-    mass = (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
-    absolute = None if tolerance is None else mass * tolerance
-    solution = solve(
+    return solved(
         problem,
+        center,
         _start(problem, init),
         max_iterations=max_iterations,
-        tolerance=absolute,
+        tolerance=tolerance,
         annealing=annealing,
         over_relaxation=over_relaxation,
     )
-    return finish(problem, center, solution, absolute)
 
 
-def finish(
-    problem: Problem, center: Array | None, solution: Solution, absolute: Any
+def solved(
+    problem: Problem,
+    center: Array | None,
+    init: tuple[Array, Array] | None = None,
+    *,
+    max_iterations: int,
+    tolerance: ArrayLike | None,
+    annealing: Annealing | None = None,
+    over_relaxation: ArrayLike | None = None,
+    symmetric: bool = False,
 ) -> SinkhornResult:
-    """The result at potentials that have been found."""
-    f, g = jax.lax.stop_gradient(gauge(problem, solution.f, solution.g))
-    # A traced ε that is not positive has no value; a concrete one is an error.
-    value = jnp.where(problem.epsilon > 0, dual_value(problem, f, g, solution.excess), jnp.nan)
-    f, g = gauge(problem, *attach(problem, f, g))
-    if absolute is None:
-        absolute = FIXED_TOLERANCE * (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
-    converged = (solution.error <= absolute) & jnp.isfinite(value)
-    count = solution.num_iterations
-    return SinkhornResult(value, f, g, solution.error, count, converged, problem, center)
-
-
-def check_settings(max_iterations: Any, tolerance: Any, over_relaxation: Any) -> None:
-    """What the solver takes."""
+    """The result of a problem; a tolerance is a share of the mass."""
     check_count(1, max_iterations=max_iterations)
     check_positive(tolerance=tolerance, over_relaxation=over_relaxation)
     if isinstance(over_relaxation, (int, float)) and not over_relaxation < 2:
         raise ValueError(f"over_relaxation must be a number in (0, 2); got {over_relaxation}.")
+    mass = (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
+    solution = solve(
+        problem,
+        init,
+        max_iterations=max_iterations,
+        tolerance=None if tolerance is None else mass * tolerance,
+        annealing=annealing,
+        over_relaxation=over_relaxation,
+        symmetric=symmetric,
+    )
+    f, g = jax.lax.stop_gradient(gauge(problem, solution.f, solution.g))
+    # A traced ε that is not positive has no value; a concrete one is an error.
+    value = dual_value(problem, f, g, solution.excess)
+    value = jnp.where(problem.epsilon > 0, value, jnp.nan)
+    f, g = gauge(problem, *attach(problem, f, g))
+    enough = mass * (FIXED_TOLERANCE if tolerance is None else tolerance)
+    converged = (solution.error <= enough) & jnp.isfinite(value)
+    count = solution.num_iterations
+    return SinkhornResult(value, f, g, solution.error, count, converged, problem, center)
 
 
 def make_problem(
