@@ -7,6 +7,7 @@
 | exact, on the line, or over random or the worst directions | `wasserstein_1d`, `sliced_wasserstein`, `max_sliced_wasserstein` |
 | between Gaussians: distance, map, barycenter | `gaussian_wasserstein`, `gaussian_map`, `gaussian_barycenter` |
 | how far a map is from an optimal one | `monge_gap`, `monge_gap_from_samples` |
+| the cheapest map as a network, also for a family of problems | `MongeMap` |
 | a stochastic process from one sample to the other | `LightSchrodingerBridge` |
 
 Not here, as ott-jax does it well: low-rank Sinkhorn (`ott.solvers.linear.sinkhorn_lr`), distances
@@ -56,6 +57,7 @@ from divjax.ot.gaussian import (
 )
 from divjax.ot.iterations import Annealing
 from divjax.ot.monge_gap import MongeGap, monge_gap, monge_gap_from_samples
+from divjax.ot.monge_map import MapFit, MongeMap
 from divjax.ot.one_dimensional import (
     MaxSliced,
     max_sliced_wasserstein,
@@ -75,8 +77,10 @@ __all__ = [
     "EuclideanPower",
     "GaussianBarycenter",
     "LightSchrodingerBridge",
+    "MapFit",
     "MaxSliced",
     "MongeGap",
+    "MongeMap",
     "PNorm",
     "PNormPower",
     "SchrodingerBridge",

@@ -35,7 +35,7 @@ ROOMS = {
 WITHOUT_A_ROW = {
     "what others have in common": {"fdiv.Divergence", "fdiv.Generator"},
     "within flows.run": {"flows.init", "flows.step", "flows.accelerated"},
-    "returned by a fit": {"ratio.RatioFit", "ratio.Critic", "ratio.KernelRatio"},
+    "returned by a fit": {"ratio.RatioFit", "ratio.Critic", "ratio.KernelRatio", "ot.MapFit"},
     "an argument of others": {
         "fdiv.categorical.Logits",
         "fdiv.categorical.Weights",
