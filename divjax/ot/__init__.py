@@ -8,6 +8,7 @@
 | between Gaussians: distance, map, barycenter | `gaussian_wasserstein`, `gaussian_map`, `gaussian_barycenter` |
 | how far a map is from an optimal one | `monge_gap`, `monge_gap_from_samples` |
 | the cheapest map as a network, also for a family of problems | `MongeMap` |
+| … under the squared distance, as the gradient of a convex network | `ICNNDual` |
 | a stochastic process from one sample to the other | `LightSchrodingerBridge` |
 
 Not here, as ott-jax does it well: low-rank Sinkhorn (`ott.solvers.linear.sinkhorn_lr`), distances
@@ -55,6 +56,7 @@ from divjax.ot.gaussian import (
     gaussian_map,
     gaussian_wasserstein,
 )
+from divjax.ot.icnn_dual import DualFit, ICNNDual
 from divjax.ot.iterations import Annealing
 from divjax.ot.monge_gap import MongeGap, monge_gap, monge_gap_from_samples
 from divjax.ot.monge_map import MapFit, MongeMap
@@ -73,9 +75,11 @@ __all__ = [
     "ConditionalPlan",
     "Cosine",
     "DivergenceResult",
+    "DualFit",
     "Euclidean",
     "EuclideanPower",
     "GaussianBarycenter",
+    "ICNNDual",
     "LightSchrodingerBridge",
     "MapFit",
     "MaxSliced",

@@ -44,12 +44,12 @@ __all__ = ["MapFit", "MongeMap"]
 
 STARTS = ("identity", "gaussian", "entropic")
 
-# Rows of each side that the mean cost, the entropic start, and the choice between its ε are from.
+# Rows of each side that the mean cost, and each entropic map of the start, are from at most.
 _SCALE_ROWS, _ENTROPIC_ROWS = 1024, 4096
 # A fifth of the rows is held out, at most as many.
 _HELD_OUT_ROWS = 1024
 # The entropic start's ε, as shares of the mean cost.
-_ENTROPIC_EPSILONS = (0.01, 0.02, 0.05, 0.1, 0.2)
+_ENTROPIC_EPSILONS = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 @pytree
@@ -62,12 +62,12 @@ class _Identity:
 
 @pytree
 class _Entropic:
-    """The entropic map of a transport problem that has been solved."""
+    """The mean of the entropic maps of several problems, which are stacked."""
 
-    result: SinkhornResult
+    results: SinkhornResult
 
     def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        return self.result.transport(z)
+        return jnp.mean(jax.lax.map(lambda result: result.transport(z), self.results), axis=0)
 
 
 @pytree
@@ -197,8 +197,9 @@ class MongeMap:
         gap: the kind of Monge gap, "debiased", "entropic" or "primal"; None for a map that only
             fits.
         start: "identity"; "gaussian", the optimal map between the Gaussians with the samples'
-            moments (under the squared Euclidean cost); or "entropic", the entropic map of at most
-            4096 rows, with ε chosen by the held-out rows.
+            moments (under the squared Euclidean cost); or "entropic", the mean of entropic maps,
+            one of each block of at most 4096 rows, with ε chosen by the held-out rows. As each is
+            the gradient of a convex function (squared Euclidean cost), so is their mean.
         structured: whether T = id − ∇h*∘F.
         hidden: widths of the default network, a perceptron.
         network: `(in_features, rngs) -> nnx.Module`, from rows "b d" (with a context "b d+c") to
@@ -296,7 +297,9 @@ class MongeMap:
         check_key(key)
         x, y = _families(x, y, context)
         split_key, init_key, jitter_key, fit_key = jax.random.split(key, 4)
-        train, held_out = _split(split_key, x, y)
+        keys = jax.random.split(split_key)
+        parts = [jax.vmap(hold_out, (None, 0))(k, z) for k, z in zip(keys, (x, y), strict=True)]
+        train, held_out = zip(*parts, strict=True)
         pooled = [rows.reshape(-1, rows.shape[2]) for rows in train]
         thinned = [_thinned(rows, _SCALE_ROWS) for rows in pooled]
         mean_cost = jnp.mean(cost_matrix(self.cost, *thinned))
@@ -331,7 +334,7 @@ class MongeMap:
         def loss(key: Key[Array, ""], params: Any) -> Float[Array, ""]:
             which_key, x_key, y_key, direction_key = jax.random.split(key, 4)
             which = jax.random.randint(which_key, (), 0, x.shape[0])
-            i, j = _batch(x_key, x.shape[1], size), _batch(y_key, y.shape[1], size)
+            i, j = row_batch(x_key, x.shape[1], size), row_batch(y_key, y.shape[1], size)
             rows = x[which, i], images[which, i], y[which, j]
             own = None if context is None else context[which]
             divergence, gap, _ = self._terms(map_fit, params, *rows, own)
@@ -399,19 +402,27 @@ class MongeMap:
             (mean_x, cov_x), (mean_y, cov_y) = moments
             d = mean_x.shape[0]
             return gaussian_map(mean_x, cov_x.reshape(d, d), mean_y, cov_y.reshape(d, d))
-        x, y = (_thinned(rows, _ENTROPIC_ROWS) for rows in train)
         tests = [_thinned(rows, _HELD_OUT_ROWS) for rows in held_out]
-        scored = mean_cost * self.epsilon
+        count = -(-min(len(rows) for rows in train) // _ENTROPIC_ROWS)
+        sizes = [min(len(rows) // count, _ENTROPIC_ROWS) for rows in train]
+        blocks = tuple(
+            rows[: count * size].reshape(count, size, -1)
+            for rows, size in zip(train, sizes, strict=True)
+        )
+        options: Any = {"cost": self.cost, "max_iterations": 300, "tolerance": 1e-2}
 
-        def one(epsilon: Array) -> tuple[Any, Array]:
-            result = sinkhorn(x, y, epsilon=epsilon, cost=self.cost, max_iterations=1000)
-            images = result.transport(tests[0])
-            return result, sinkhorn_divergence(images, tests[1], epsilon=scored, **self._solver())
+        def solved(x: Array, y: Array, epsilon: Array) -> SinkhornResult:
+            return sinkhorn(x, y, epsilon=epsilon, **options)
+
+        def score(epsilon: Array) -> Array:
+            images = solved(blocks[0][0], blocks[1][0], epsilon).transport(tests[0])
+            scored = mean_cost * self.epsilon
+            return sinkhorn_divergence(images, tests[1], epsilon=scored, **self._solver())
 
         epsilons = mean_cost * jnp.asarray(_ENTROPIC_EPSILONS, mean_cost.dtype)
-        results, values = jax.lax.map(one, epsilons)
-        best = jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))
-        return _Entropic(jax.tree.map(lambda leaf: leaf[best], results))
+        values = jax.lax.map(score, epsilons)
+        best = epsilons[jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))]
+        return _Entropic(jax.lax.map(lambda block: solved(block[0], block[1], best), blocks))
 
     def _output_scale(self, start: Any, x: Array, y: Array) -> Array:
         """How far the start's images and y are apart, row by row; as ∇h if structured."""
@@ -534,15 +545,11 @@ def _families(x: Any, y: Any, context: Any) -> tuple[Array, Array]:
     return tuple(jax.lax.stop_gradient(jnp.asarray(rows, dtype)) for rows in (x, y))  # pyright: ignore
 
 
-def _split(key: Key[Array, ""], x: Array, y: Array) -> tuple[list[Array], list[Array]]:
-    """Rows to train on and rows to hold out."""
-    train, held_out = [], []
-    for rows, own_key in zip((x, y), jax.random.split(key), strict=True):
-        rows = rows[:, jax.random.permutation(own_key, rows.shape[1])]
-        size = max(1, min(_HELD_OUT_ROWS, rows.shape[1] // 5))
-        train.append(rows[:, size:])
-        held_out.append(rows[:, :size])
-    return train, held_out
+def hold_out(key: Key[Array, ""], rows: Float[Array, "n d"]) -> tuple[Array, Array]:
+    """Rows in random order: those to train on, and those to hold out."""
+    rows = rows[jax.random.permutation(key, rows.shape[0])]
+    size = max(1, min(_HELD_OUT_ROWS, rows.shape[0] // 5))
+    return rows[size:], rows[:size]
 
 
 def _thinned(rows: Float[Array, "n d"], most: int) -> Float[Array, "k d"]:
@@ -575,7 +582,7 @@ def _jittered(key: Key[Array, ""], params: PyTree[Array]) -> PyTree[Array]:
     return structure.unflatten(noisy)
 
 
-def _batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:
+def row_batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:
     """Distinct rows, each equally likely: one of each stretch of a circle, which is in no order."""
     start_key, within_key = jax.random.split(key)
     stretches = jnp.asarray([i * num_rows // size for i in range(size)])
