@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
-__all__ = ["MLP", "BuildMLP", "Network", "apply_network", "init_network"]
+__all__ = [
+    "ICNN",
+    "MLP",
+    "BuildICNN",
+    "BuildMLP",
+    "Network",
+    "apply_network",
+    "init_network",
+]
 
 Network = Callable[[int, nnx.Rngs], nnx.Module]
 
@@ -46,6 +54,61 @@ class BuildMLP:
     def __call__(self, in_features: int, rngs: nnx.Rngs) -> MLP:
         """The module."""
         return MLP(in_features, self.hidden, self.out_features, rngs)
+
+
+class ICNN(nnx.Module):
+    """An input-convex network, z ↦ ⟨w, h(z)⟩ of one number a row, small at the start.
+
+    h₀ = σ(A₀ z + (B₀ z)² + b₀) and h_k = σ(W_k h_{k−1} + A_k z + (B_k z)² + b_k) with W_k, w ≥ 0
+    and the softplus σ, which is convex and increasing: so is each h_k convex in z, and smooth. It
+    starts with bends in all directions and places, for z of about unit size: from a smooth start
+    training hardly ever makes them.
+
+    References:
+        Amos, Xu, Kolter 2017, proposition 1. Korotin et al. 2019, section B.2: quadratic inputs.
+    """
+
+    def __init__(self, in_features: int, hidden: Sequence[int], rngs: nnx.Rngs):
+        steep, flat = (nnx.initializers.normal(size / in_features**0.5) for size in (2.0, 0.5))
+        bias = nnx.initializers.normal(1.0)
+        self.skips = nnx.List(
+            [
+                nnx.Linear(in_features, width, kernel_init=steep, bias_init=bias, rngs=rngs)
+                for width in hidden
+            ]
+        )
+        self.squares = nnx.List(
+            [
+                nnx.Linear(in_features, width, kernel_init=flat, use_bias=False, rngs=rngs)
+                for width in hidden
+            ]
+        )
+        pairs = [*itertools.pairwise(hidden), (hidden[-1], 1)]
+        self.raw = nnx.List([nnx.Param(jax.random.normal(rngs.params(), pair)) for pair in pairs])
+        self.level = nnx.Param(jnp.array(-1.0))
+
+    def __call__(self, z: Float[Array, "b d"]) -> Float[Array, "b 1"]:
+        """The output for each row."""
+        inputs = [a(z) + b(z) ** 2 for a, b in zip(self.skips, self.squares, strict=True)]
+        hidden = nnx.softplus(inputs[0])
+        for entry, raw in zip(inputs[1:], self.raw[:-1], strict=True):
+            hidden = nnx.softplus(hidden @ _nonnegative(raw[...]) + entry)
+        return nnx.softplus(self.level[...]) * (hidden @ _nonnegative(self.raw[-1][...]))
+
+
+def _nonnegative(raw: Float[Array, "a b"]) -> Float[Array, "a b"]:
+    return jax.nn.softplus(raw) / raw.shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildICNN:
+    """The `Network` that builds an `ICNN`."""
+
+    hidden: tuple[int, ...]
+
+    def __call__(self, in_features: int, rngs: nnx.Rngs) -> ICNN:
+        """The module."""
+        return ICNN(in_features, self.hidden, rngs)
 
 
 def init_network(

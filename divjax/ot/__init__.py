@@ -7,6 +7,8 @@
 | exact, on the line, or over random or the worst directions | `wasserstein_1d`, `sliced_wasserstein`, `max_sliced_wasserstein` |
 | between Gaussians: distance, map, barycenter | `gaussian_wasserstein`, `gaussian_map`, `gaussian_barycenter` |
 | how far a map is from an optimal one | `monge_gap`, `monge_gap_from_samples` |
+| the cheapest map as a network, also for a family of problems | `MongeMap` |
+| … under the squared distance, as the gradient of a convex network | `ICNNDual` |
 | a stochastic process from one sample to the other | `LightSchrodingerBridge` |
 
 Not here, as ott-jax does it well: low-rank Sinkhorn (`ott.solvers.linear.sinkhorn_lr`), distances
@@ -54,8 +56,10 @@ from divjax.ot.gaussian import (
     gaussian_map,
     gaussian_wasserstein,
 )
+from divjax.ot.icnn_dual import DualFit, ICNNDual
 from divjax.ot.iterations import Annealing
 from divjax.ot.monge_gap import MongeGap, monge_gap, monge_gap_from_samples
+from divjax.ot.monge_map import MapFit, MongeMap
 from divjax.ot.one_dimensional import (
     MaxSliced,
     max_sliced_wasserstein,
@@ -71,12 +75,16 @@ __all__ = [
     "ConditionalPlan",
     "Cosine",
     "DivergenceResult",
+    "DualFit",
     "Euclidean",
     "EuclideanPower",
     "GaussianBarycenter",
+    "ICNNDual",
     "LightSchrodingerBridge",
+    "MapFit",
     "MaxSliced",
     "MongeGap",
+    "MongeMap",
     "PNorm",
     "PNormPower",
     "SchrodingerBridge",

@@ -35,7 +35,13 @@ ROOMS = {
 WITHOUT_A_ROW = {
     "what others have in common": {"fdiv.Divergence", "fdiv.Generator"},
     "within flows.run": {"flows.init", "flows.step", "flows.accelerated"},
-    "returned by a fit": {"ratio.RatioFit", "ratio.Critic", "ratio.KernelRatio"},
+    "returned by a fit": {
+        "ot.DualFit",
+        "ot.MapFit",
+        "ratio.Critic",
+        "ratio.KernelRatio",
+        "ratio.RatioFit",
+    },
     "an argument of others": {
         "fdiv.categorical.Logits",
         "fdiv.categorical.Weights",

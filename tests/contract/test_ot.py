@@ -147,6 +147,22 @@ ROWS = {
         ),
         eager=False,
     ),
+    "ot.MongeMap": Row(
+        ot.MongeMap(num_steps=3, num_checks=1, hidden=(4,), learning_rate=0.1),
+        lambda method, key, x, w: method.fit(key, x, samples(x.dtype))(x),
+        "random",
+        smooth=False,
+        eager=False,
+        slow=True,
+    ),
+    "ot.ICNNDual": Row(
+        ot.ICNNDual((4,), start_hidden=(4,), num_steps=3, num_inner_steps=2, num_checks=1),
+        lambda method, key, x, w: method.fit(key, x, samples(x.dtype))(x),
+        "random",
+        smooth=False,
+        eager=False,
+        slow=True,
+    ),
     "ot.wasserstein_1d": Row(
         1.5,
         _of_points(lambda x, y, w, p: ot.wasserstein_1d(x[:, 0], y[:, 0], w, p=p)),

@@ -1,0 +1,258 @@
+"""Maps: closed forms, what the gap selects, what the objective is made of."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from divjax.ot.costs import Euclidean, EuclideanPower, PNormPower
+from divjax.ot.divergence import sinkhorn_divergence
+from divjax.ot.gaussian import gaussian_map
+from divjax.ot.monge_gap import monge_gap_from_samples
+from divjax.ot.monge_map import MapFit, MongeMap, _Identity
+
+SLOW = pytest.mark.slow  # compilation, some ten seconds a fit
+KEY = jax.random.key(0)
+fitted = jax.jit(lambda method, key, x, y: method.fit(key, x, y))
+
+
+def normal(seed, n=500, d=2):
+    return jax.random.normal(jax.random.key(seed), (n, d))
+
+
+class Turned(nnx.Module):
+    """A linear map that starts as A − I: with the identity, z ↦ A z."""
+
+    def __init__(self, in_features, rngs):
+        turn = jnp.array([[0.0, 1.0], [-1.0, 0.0]]) - jnp.eye(2)
+        self.kernel = nnx.Param(turn)
+
+    def __call__(self, x):
+        return x @ self.kernel[...]
+
+
+def test_the_gap_turns_a_turned_gaussian_back():
+    """Every rotation fits N(0, I); the identity alone is optimal, and a quarter turn has gap 2d."""
+    x, y, z = normal(1, 1000), normal(2, 1000), normal(3)
+    options = {"num_steps": 100, "batch_size": 64, "num_checks": 5, "max_iterations": 50}
+    method = MongeMap(network=Turned, learning_rate=0.05, **options)
+    found = fitted(method, KEY, x, y)
+    # In the network's unit a start at A − I is not quite the quarter turn; the first gap is large.
+    assert found.validation[0] > 0.3
+    assert jnp.mean(jnp.sum((found(z) - z) ** 2, axis=1)) < 0.05
+    assert found.finite
+    assert found.converged
+    # Without weight for the gap nothing turns it back: same program, another leaf.
+    fits = fitted(dataclasses.replace(method, gap_weight=0.0), KEY, x, y)
+    assert jnp.mean(jnp.sum((fits(z) - z) ** 2, axis=1)) > 1
+    assert fits.gap > 1
+    assert abs(found.gap) < 0.05
+    # Held-out terms and validation are one thing.
+    least = (found.divergence + found.gap) / found.mean_cost
+    np.testing.assert_allclose(least, found.validation.min(), rtol=1e-3, atol=1e-4)
+    # c̄ = E|X − Y|² = 2d.
+    np.testing.assert_allclose(found.mean_cost, 4, rtol=0.15)
+    # What is not a number is said.
+    assert not fitted(method, KEY, x.at[:, 0].set(jnp.nan), y).finite
+
+
+def test_from_the_gaussian_start_gaussians_stay_right():
+    mean, factor = jnp.array([2.0, -1.0]), jnp.array([[1.5, 0.0], [0.7, 0.4]])
+    x, y, z = normal(1, 1000), normal(2, 1000) @ factor.T + mean, normal(3)
+    method = MongeMap(start="gaussian", num_steps=20, batch_size=64, hidden=(16,), num_checks=4)
+    found = fitted(method, KEY, x, y)
+    truth = gaussian_map(jnp.zeros(2), jnp.eye(2), mean, factor @ factor.T)
+    error = lambda images: jnp.mean(jnp.sum((images - truth(z)) ** 2, 1))
+    # Moments of 800 rows: some d²/n of a variance of 2.9.
+    assert error(found(z)) < 0.01 * 2.9
+    assert error(found.start(z)) < 0.01 * 2.9
+    assert found.validation.shape == (5,)
+    assert found.losses.shape == (20,)
+
+
+@SLOW
+def test_an_optimizer_of_ones_own_is_used():
+    """One that stands still leaves the start."""
+    x, y, z = normal(1, 100), 2 * normal(2, 100), normal(3)
+    method = MongeMap(start="gaussian", num_steps=3, num_checks=1, hidden=(4,), gap=None)
+    found = jax.jit(lambda key: method.fit(key, x, y, optimizer=optax.set_to_zero()))(KEY)
+    np.testing.assert_allclose(found(z), found.start(z), atol=1e-5)
+    assert found.gap == 0
+
+
+def terms(method, x, y):
+    """What the objective is made of, for the map z ↦ z + (0.3, 0) and c̄ = 2."""
+    one = jnp.ones((), x.dtype)
+    build = lambda in_features, rngs: nnx.Linear(in_features, 2, rngs=rngs)
+    params = {"kernel": jnp.eye(2) * 0.1, "bias": jnp.array([0.3, 0.0])}
+    of = MapFit(params, _Identity(), 0 * one[None], one[None], one, 2 * one, method.cost, build, 2)
+    value = lambda params: method._terms(of, params, x, x, y, None)[:2]
+    return value(params), jax.jacrev(value)(params), method._constants(x, y, 2 * one)
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({}, (40, 40)),
+        pytest.param({"gap_epsilon": 0.2}, (40, 40), marks=SLOW),
+        pytest.param({"gap_epsilon": 0.2}, (40, 30), marks=SLOW),
+        pytest.param({"gap": "entropic"}, (40, 40), marks=SLOW),
+        pytest.param({"gap": "primal", "gap_epsilon": 0.2}, (40, 40), marks=SLOW),
+        pytest.param({"gap": None}, (40, 40), marks=SLOW),
+        pytest.param({"cost": Euclidean()}, (40, 40), marks=SLOW),
+    ],
+)
+def test_the_objective_is_the_divergence_and_the_gap(options, sizes):
+    """Values with what no map changes, derivatives without."""
+    x, y = normal(1, sizes[0]), normal(2, sizes[1]) + 1
+    method = MongeMap(epsilon=0.1, tolerance=1e-5, max_iterations=2000, **options)
+    values, slopes, constants = jax.jit(lambda x, y: terms(method, x, y))(x, y)
+    kind, share = options.get("gap", "debiased"), options.get("gap_epsilon", 0.1)
+    settings = {"cost": method.cost, "tolerance": 1e-5}
+
+    def expected(params):
+        images = x + x @ params["kernel"] + params["bias"]
+        divergence = sinkhorn_divergence(images, y, epsilon=0.2, **settings)
+        if kind is None:
+            return divergence, 0.0
+        gap = monge_gap_from_samples(x, images, epsilon=2 * share, kind=kind, **settings)
+        return divergence, gap.value
+
+    params = {"kernel": jnp.eye(2) * 0.1, "bias": jnp.array([0.3, 0.0])}
+    wanted, wanted_slopes = jax.jit(lambda p: (expected(p), jax.jacrev(expected)(p)))(params)
+    found = [value + constant for value, constant in zip(values, constants, strict=False)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    for one, two in zip(jax.tree.leaves(slopes), jax.tree.leaves(wanted_slopes), strict=True):
+        np.testing.assert_allclose(one, two, rtol=2e-3, atol=1e-3)
+
+
+@SLOW
+@pytest.mark.parametrize("cost", [EuclideanPower(1.5), PNormPower(3.0), EuclideanPower(2.0)])
+def test_on_the_line_structured_maps_are_monotone_for_every_cost(cost):
+    """From U(0, 1) to the law of T(U), T(u) = u + u², from no start at all."""
+    x, u = jax.random.uniform(jax.random.key(1), (2, 2000, 1))
+    truth = lambda u: u + u**2
+    options = {"structured": True, "num_steps": 500, "batch_size": 256, "hidden": (32, 32)}
+    found = fitted(MongeMap(cost, 0.02, learning_rate=1e-2, **options), KEY, x, truth(u))
+    z = (jnp.arange(200) + 0.5)[:, None] / 200
+    # The variance is 16/45 − 1/36, and the mean shift alone has an error of 1/12 + 1/180.
+    assert jnp.mean((found(z) - truth(z)) ** 2) < 0.01 * 0.33
+    assert found.finite
+
+
+@SLOW
+def test_the_entropic_start_is_near_the_map():
+    x, z = normal(1, 1000), normal(3, 1000)
+    truth = lambda z: z + 0.3 * z**3  # of a convex function, feature by feature
+    method = MongeMap(start="entropic", num_steps=1, batch_size=64, hidden=(4,))
+    found = fitted(method, KEY, x, truth(normal(2, 1000)))
+    uvp = jnp.sum(jnp.var(found.start(z) - truth(z), 0)) / jnp.sum(jnp.var(truth(z), 0))
+    assert uvp < 0.1
+
+
+class Skewed(nnx.Module):
+    """The rows and the context, through fixed matrices."""
+
+    def __init__(self, in_features, rngs):
+        self.kernel = nnx.Param(jnp.array([[1.0, 2.0], [-1.0, 3.0]]))
+
+    def __call__(self, x):
+        return x @ self.kernel[...]
+
+
+@SLOW
+def test_the_asymmetry_of_a_linear_map():
+    """‖J − Jᵀ‖²/d = 2·3²/2, whatever the directions, by the first value of the objective."""
+    x, y = normal(1, 100), normal(2, 100)
+    method = MongeMap(network=Skewed, num_steps=1, num_checks=1)
+    plain = fitted(method, KEY, x, y).validation[0]
+    weighted = fitted(dataclasses.replace(method, symmetry_weight=0.5), KEY, x, y).validation[0]
+    np.testing.assert_allclose(weighted - plain, 0.5 * 9, rtol=1e-4)
+
+
+@SLOW
+def test_a_family_of_problems():
+    """x + 4c under context c; a context between those seen is interpolated."""
+    context = jnp.linspace(-1, 1, 5)[:, None]
+    x = jax.random.normal(jax.random.key(1), (5, 300, 2))
+    y = jax.random.normal(jax.random.key(2), (5, 400, 2)) + 4 * context[:, None]
+    method = MongeMap(num_steps=600, batch_size=128, hidden=(32,), learning_rate=1e-2)
+    found = jax.jit(method.fit)(KEY, x, y, context)
+    z = normal(3)
+    for c in (-1.0, 0.5, 0.75):
+        error = found(z, jnp.array([c])) - z - 4 * c
+        assert jnp.mean(jnp.sum(error**2, 1)) < 0.2
+    each = found(z[:2], jnp.array([[0.5], [-1.0]]))
+    np.testing.assert_allclose(each[1], found(z[1:2], jnp.array([-1.0]))[0], rtol=1e-4)
+    with pytest.raises(ValueError, match="context must have 1 features; got none"):
+        found(z)
+    with pytest.raises(ValueError, match="context must have shape"):
+        found(z, jnp.zeros(2))
+
+
+@SLOW
+def test_dtypes_are_kept_and_a_key_repeats():
+    method = MongeMap(start="gaussian", num_steps=2, batch_size=8, hidden=(4,), num_checks=1)
+    with jax.enable_x64(True):
+        for dtype in (np.float32, np.float64):
+            x = jnp.ones((20, 2), dtype)
+            shapes = jax.eval_shape(method.fit, KEY, x, x)
+            floats = {leaf.dtype for leaf in jax.tree.leaves(shapes) if leaf.dtype != bool}
+            assert floats == {np.dtype(dtype)}
+
+
+def test_points_of_another_dimension_are_refused():
+    method = MongeMap(num_steps=1, num_checks=1, hidden=(2,), gap=None, max_iterations=2)
+    found = jax.eval_shape(method.fit, KEY, normal(0, 5), normal(1, 5))
+    with pytest.raises(ValueError, match="z must have shape"):
+        jax.eval_shape(lambda found: found(normal(0, 5, 3)), found)
+    with pytest.raises(ValueError, match="context must have shape"):
+        jax.eval_shape(lambda found: found(normal(0, 5), jnp.zeros(1)), found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gap": "dual"}, "gap must be None or one of"),
+        ({"start": "zero"}, "start must be one of identity, gaussian, entropic"),
+        ({"cost": Euclidean(), "structured": True}, "whose ∇h\\* is known"),
+        ({"cost": Euclidean(), "start": "entropic"}, "whose ∇h\\* is known"),
+        ({"cost": Euclidean(), "symmetry_weight": 1.0}, "symmetry_weight needs structured"),
+        ({"cost": 3}, "cost must be a function"),
+        ({"epsilon": 0.0}, "epsilon must be a positive"),
+        ({"gap_epsilon": -1.0}, "gap_epsilon must be a positive"),
+        ({"gap_weight": -1.0}, "gap_weight must not be negative"),
+        ({"symmetry_weight": -1.0}, "symmetry_weight must not be negative"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"tolerance": 0.0}, "tolerance"),
+        ({"hidden": 3}, "hidden must be a tuple"),
+        ({"num_steps": 0}, "num_steps"),
+        ({"batch_size": 1.5}, "batch_size"),
+    ],
+)
+def test_settings_that_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        MongeMap(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": 3}, "key must be one typed key"),
+        ({"x": jnp.zeros((1, 2))}, "x must have at least 2 rows"),
+        ({"y": jnp.zeros((5, 3))}, "same number of features"),
+        ({"x": jnp.zeros(5)}, "x must be a non-empty matrix"),
+        ({"x": jnp.zeros((5, 2), jnp.float16)}, "x must be float32 or float64"),
+        ({"context": jnp.zeros((3, 1))}, "x must have shape \\(3, n, d\\)"),
+        ({"context": jnp.zeros(3)}, "context must have shape"),
+        ({"context": jnp.zeros((1, 1)), "x": jnp.zeros((1, 5, 2))}, "y must have shape"),
+    ],
+)
+def test_samples_that_are_refused(change, message):
+    arguments = {"key": KEY, "x": normal(0, 5), "y": normal(1, 5), "context": None} | change
+    with pytest.raises(ValueError, match=message):
+        MongeMap().fit(**arguments)
