@@ -34,11 +34,10 @@ from divjax.core.pytrees import pytree, static
 from divjax.core.standardize import mean_and_scale
 from divjax.core.training import fit
 from divjax.ot.costs import SqEuclidean, conjugate_gradient, cost_matrix
-from divjax.ot.divergence import sinkhorn_divergence
+from divjax.ot.divergence import self_transport, sinkhorn_divergence
 from divjax.ot.gaussian import gaussian_map
-from divjax.ot.iterations import solve
 from divjax.ot.monge_gap import KINDS, _paired_costs, monge_gap_from_samples
-from divjax.ot.sinkhorn import SinkhornResult, finish, make_problem, sinkhorn
+from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 
 __all__ = ["MapFit", "MongeMap"]
 
@@ -386,7 +385,7 @@ class MongeMap:
             optax.scale(-jnp.asarray(self.learning_rate, dtype)),
         )
 
-    def _solver(self) -> dict[str, Any]:
+    def _solver(self) -> Any:
         return {
             "cost": self.cost,
             "max_iterations": self.max_iterations,
@@ -494,15 +493,8 @@ class MongeMap:
         return mean_cost * self.epsilon, mean_cost * gap_epsilon
 
     def _to_itself(self, x: Float[Array, "b d"], epsilon: Array) -> tuple[Array, Array]:
-        """OT(x, x), by the averaged updates that `sinkhorn_divergence` makes; and if converged."""
-        problem, center = make_problem(x, x, None, None, epsilon, self.cost, None, None)
-        solution = solve(
-            problem,
-            max_iterations=self.max_iterations,
-            tolerance=self.tolerance,
-            symmetric=True,
-        )
-        result = finish(problem, center, solution, self.tolerance)
+        """OT(x, x), and whether it converged."""
+        result = self_transport(x, epsilon=epsilon, **self._solver())
         return result.value, result.converged
 
     def _asymmetry(
