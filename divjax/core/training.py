@@ -1,4 +1,4 @@
-"""The one training loop of every learned estimator: a scan over optimizer steps."""
+"""The one training loop of every learned estimator: a scan over optimizer steps; batches for it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
-__all__ = ["Training", "fit"]
+__all__ = ["Training", "adam_with_cosine", "fit", "hold_out", "row_batch"]
+
+# A fifth of the rows is held out, at most as many.
+HELD_OUT_ROWS = 1024
 
 
 class Training(NamedTuple):
@@ -93,3 +96,38 @@ def fit(
         losses, validation = losses.ravel(), jnp.append(start, values)
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((params, losses))])
     return Training(params, state, losses, validation, finite.all())
+
+
+def adam_with_cosine(
+    learning_rate: ArrayLike, num_steps: int, dtype: Any, weight_decay: ArrayLike = 0.0
+) -> optax.GradientTransformation:
+    """Adam, with decoupled weight decay, on a cosine schedule that ends at a hundredth.
+
+    `optax.adamw` would take a schedule too, but one that depends on the learning rate as a number:
+    here it may be traced.
+    """
+    return optax.chain(
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(jnp.asarray(weight_decay, dtype)),
+        optax.scale_by_schedule(optax.cosine_decay_schedule(1.0, num_steps, 0.01)),
+        optax.scale(-jnp.asarray(learning_rate, dtype)),
+    )
+
+
+def hold_out(key: Key[Array, ""], rows: Float[Array, "n d"]) -> tuple[Array, Array]:
+    """Rows in random order: those to train on, and a fifth of them, at most 1024, to hold out."""
+    rows = rows[jax.random.permutation(key, rows.shape[0])]
+    size = max(1, min(HELD_OUT_ROWS, rows.shape[0] // 5))
+    return rows[size:], rows[:size]
+
+
+def row_batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:
+    """Distinct rows in random order, each equally likely: one of each stretch of a circle.
+
+    Without the cost of permuting all of the rows at every step.
+    """
+    start_key, within_key, order_key = jax.random.split(key, 3)
+    stretches = jnp.asarray([i * num_rows // size for i in range(size)])
+    within = jax.random.randint(within_key, (size,), 0, num_rows // size)
+    start = jax.random.randint(start_key, (), 0, num_rows)
+    return jax.random.permutation(order_key, (start + stretches + within) % num_rows)

@@ -59,7 +59,8 @@ from divjax.ot.gaussian import (
 from divjax.ot.icnn_dual import DualFit, ICNNDual
 from divjax.ot.iterations import Annealing
 from divjax.ot.monge_gap import MongeGap, monge_gap, monge_gap_from_samples
-from divjax.ot.monge_map import MapFit, MongeMap
+from divjax.ot.monge_map import MongeMap
+from divjax.ot.network_map import MapFit
 from divjax.ot.one_dimensional import (
     MaxSliced,
     max_sliced_wasserstein,

@@ -104,6 +104,15 @@ def cost_matrix(
     return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(x, y)
 
 
+def paired_costs(
+    cost: Callable[..., Array], x: Float[Array, "n d"], y: Float[Array, "n d"]
+) -> Float[Array, " n"]:
+    """The n costs c(x_i, y_i)."""
+    if isinstance(cost, SqEuclidean):  # one pair at a time its matrix product is slow
+        return jnp.sum(jnp.square(x - y), axis=1)
+    return jax.vmap(cost)(x, y)
+
+
 class _OfMatrix:
     """A pair's cost from the matrix of one pair."""
 

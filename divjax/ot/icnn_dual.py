@@ -29,9 +29,8 @@ from divjax.core.checks import (
 )
 from divjax.core.networks import BuildICNN, BuildMLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
-from divjax.core.training import fit
-from divjax.ot.gaussian import gaussian_map
-from divjax.ot.monge_map import hold_out, row_batch
+from divjax.core.training import adam_with_cosine, fit, hold_out, row_batch
+from divjax.ot.map_starts import gaussian_start
 
 __all__ = ["DualFit", "ICNNDual"]
 
@@ -281,7 +280,7 @@ class ICNNDual:
             fit_key,
             loss,
             params,
-            self._optimizer(dtype) if optimizer is None else optimizer,
+            optimizer or adam_with_cosine(self.learning_rate, self.num_steps, dtype),
             num_steps=self.num_steps,
             validate=validate,
             num_checks=self.num_checks,
@@ -306,10 +305,8 @@ class ICNNDual:
     ) -> tuple[DualFit, PyTree[Array]]:
         """The fit before it starts: at the optimal quadratic between the Gaussians."""
         d, dtype = x.shape[1], x.dtype
-        (source, cov_x), (target, cov_y) = (
-            (jnp.mean(z, axis=0), jnp.cov(z, rowvar=False).reshape(d, d)) for z in (x, y)
-        )
-        values, vectors = jnp.linalg.eigh(gaussian_map(source, cov_x, target, cov_y).matrix)
+        source, target = jnp.mean(x, axis=0), jnp.mean(y, axis=0)
+        values, vectors = jnp.linalg.eigh(gaussian_start(x, y).matrix)
         # What the samples do not vary in has no A; f is kept strictly convex there.
         values = jnp.maximum(values, 1e-3 * jnp.max(values) + jnp.finfo(dtype).tiny)
         spread = jnp.sqrt(jnp.mean((x - source) ** 2))
@@ -331,10 +328,3 @@ class ICNNDual:
             8 * self.num_inner_steps,
         )
         return dual, params
-
-    def _optimizer(self, dtype: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.scale_by_adam(),
-            optax.scale_by_schedule(optax.cosine_decay_schedule(1.0, self.num_steps, 0.01)),
-            optax.scale(-jnp.asarray(self.learning_rate, dtype)),
-        )

@@ -12,13 +12,12 @@ for uniform ones, and M the gap of the samples themselves, zero for the best ass
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_callable, check_matrix, check_same_features
-from divjax.ot.costs import SqEuclidean
+from divjax.ot.costs import SqEuclidean, paired_costs
 from divjax.ot.divergence import sinkhorn_divergence_result
 from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 
@@ -177,17 +176,8 @@ def monge_gap_from_samples(
         entropic = kind == "entropic"
         entropy = 2 * jnp.sum(entr(problem.a)) if entropic else _plan_divergence(result)
         transport = result.value - problem.epsilon * entropy
-    displacement = problem.a @ _paired_costs(cost, x, y)
+    displacement = problem.a @ paired_costs(cost, x, y)
     return MongeGap(displacement - transport, displacement, transport, converged)
-
-
-def _paired_costs(
-    cost: Callable[..., Array], x: Float[Array, "n d"], y: Float[Array, "n d"]
-) -> Float[Array, " n"]:
-    """c(x_i, y_i)."""
-    if isinstance(cost, SqEuclidean):  # one pair at a time its matrix product is slow
-        return jnp.sum(jnp.square(x - y), axis=1)
-    return jax.vmap(cost)(x, y)
 
 
 def _plan_divergence(result: SinkhornResult) -> Float[Array, ""]:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core.checks import (
     check_callable,
@@ -29,142 +29,21 @@ from divjax.core.checks import (
     check_shape,
     check_widths,
 )
-from divjax.core.networks import BuildMLP, Network, apply_network, init_network
+from divjax.core.networks import BuildMLP, Network, init_network
 from divjax.core.pytrees import pytree, static
 from divjax.core.standardize import mean_and_scale
-from divjax.core.training import fit
-from divjax.ot.costs import SqEuclidean, conjugate_gradient, cost_matrix
-from divjax.ot.divergence import self_transport, sinkhorn_divergence
-from divjax.ot.gaussian import gaussian_map
-from divjax.ot.monge_gap import KINDS, _paired_costs, monge_gap_from_samples
-from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
+from divjax.core.training import adam_with_cosine, fit, hold_out, row_batch
+from divjax.ot.costs import SqEuclidean, conjugate_gradient, cost_matrix, paired_costs
+from divjax.ot.divergence import self_transport
+from divjax.ot.map_starts import STARTS, IdentityMap, entropic_start, gaussian_start, thinned
+from divjax.ot.monge_gap import KINDS, monge_gap_from_samples
+from divjax.ot.network_map import MapFit
+from divjax.ot.sinkhorn import sinkhorn
 
-__all__ = ["MapFit", "MongeMap"]
+__all__ = ["MongeMap"]
 
-STARTS = ("identity", "gaussian", "entropic")
-
-# Rows of each side that the mean cost, and each entropic map of the start, are from at most.
-_SCALE_ROWS, _ENTROPIC_ROWS = 1024, 4096
-# A fifth of the rows is held out, at most as many.
-_HELD_OUT_ROWS = 1024
-# The entropic start's ε, as shares of the mean cost.
-_ENTROPIC_EPSILONS = (0.005, 0.01, 0.02, 0.05, 0.1)
-
-
-@pytree
-class _Identity:
-    """T(z) = z."""
-
-    def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        return z
-
-
-@pytree
-class _Entropic:
-    """The mean of the entropic maps of several problems, which are stacked."""
-
-    results: SinkhornResult
-
-    def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        return jnp.mean(jax.lax.map(lambda result: result.transport(z), self.results), axis=0)
-
-
-@pytree
-class MapFit:
-    """A transport map, a function of rows whether or not it was fitted to them.
-
-    Attributes:
-        params: of the network.
-        start: the map it started from, itself a function of rows.
-        center: what is subtracted from the network's input.
-        input_scale: what that is divided by: one number for all features of the rows, as the cost
-            compares them in their units; one for each of the context's.
-        output_scale: the unit of the network's output.
-        mean_cost: c̄, what ε, losses and validation are shares of.
-        cost: the cost.
-        build: builds the network.
-        num_features: d.
-        structured: whether the network's output is a ∇h rather than a displacement.
-        losses: the objective of each step's batch, without the terms that no map changes.
-        validation: the objective of the held-out rows, before the first step and at each check.
-        divergence: S of the held-out rows, in units of the cost.
-        gap: the Monge gap of the held-out rows, likewise; zero where none was asked for.
-        converged: whether Sinkhorn's problems of the held-out rows met the tolerance.
-        finite: whether losses, parameters, divergence and gap are.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> x = jax.random.normal(jax.random.key(0), (100, 2))
-        >>> method = MongeMap(start="gaussian", num_steps=5, batch_size=32, hidden=(8,))
-        >>> found = jax.jit(method.fit)(jax.random.key(1), x, 2 * x + 3)
-        >>> found(jnp.zeros((1, 2))).round(0).tolist()
-        [[3.0, 3.0]]
-    """
-
-    params: PyTree[Array]
-    start: Any
-    center: Float[Array, " d+c"]
-    input_scale: Float[Array, " d+c"]
-    output_scale: Float[Array, ""]
-    mean_cost: Float[Array, ""]
-    cost: Any
-    build: Network = static()
-    num_features: int = static()
-    structured: bool = static(default=False)
-    losses: Float[Array, " steps"] | None = None
-    validation: Float[Array, " checks"] | None = None
-    divergence: Float[Array, ""] | None = None
-    gap: Float[Array, ""] | None = None
-    converged: Bool[Array, ""] | None = None
-    finite: Bool[Array, ""] | bool = True
-
-    def __call__(
-        self,
-        z: Float[Array, "k d"],
-        context: Float[Array, " c"] | Float[Array, "k c"] | None = None,
-    ) -> Float[Array, "k d"]:
-        """T(z).
-
-        Args:
-            z: points, a row each.
-            context: of a map fitted with one: a vector for all rows, or one for each.
-
-        Raises:
-            ValueError: if shapes do not fit, or a context is missing or too much.
-        """
-        check_matrix(z=z)
-        check_shape("z", z, "k", self.num_features)
-        features = self.center.shape[0] - self.num_features
-        if context is not None:
-            rows = z.shape[:1] if jnp.ndim(context) == 2 else ()
-            check_shape("context", context, *rows, features)
-            context = jnp.broadcast_to(context, (z.shape[0], features))
-        elif features:
-            raise ValueError(f"context must have {features} features; got none.")
-        return self.image(self.params, z, self.start(z), context)
-
-    def image(
-        self,
-        params: PyTree[Array],
-        z: Float[Array, "k d"],
-        started: Float[Array, "k d"],
-        context: Float[Array, "k c"] | None,
-    ) -> Float[Array, "k d"]:
-        """T(z) with these parameters, where the start's images are known."""
-        change = self.change(params, z, context)
-        if not self.structured:
-            return started + change
-        gradient = jax.vmap(jax.grad(self.cost.h))(z - started)
-        return z - self.cost.conjugate_gradient(gradient + change)
-
-    def change(
-        self, params: PyTree[Array], z: Float[Array, "k d"], context: Float[Array, "k c"] | None
-    ) -> Float[Array, "k d"]:
-        """What the network adds, in its unit."""
-        rows = z if context is None else jnp.concatenate([z, context.astype(z.dtype)], axis=1)
-        output = apply_network(self.build, params, (rows - self.center) / self.input_scale)
-        check_shape("the network's output", output, *z.shape)
-        return self.output_scale * output
+# Rows of each side that the mean cost and the output's unit are from at most.
+_SCALE_ROWS = 1024
 
 
 @pytree
@@ -300,8 +179,8 @@ class MongeMap:
         parts = [jax.vmap(hold_out, (None, 0))(k, z) for k, z in zip(keys, (x, y), strict=True)]
         train, held_out = zip(*parts, strict=True)
         pooled = [rows.reshape(-1, rows.shape[2]) for rows in train]
-        thinned = [_thinned(rows, _SCALE_ROWS) for rows in pooled]
-        mean_cost = jnp.mean(cost_matrix(self.cost, *thinned))
+        few = [thinned(rows, _SCALE_ROWS) for rows in pooled]
+        mean_cost = jnp.mean(cost_matrix(self.cost, *few))
         start = self._start(
             pooled, [rows.reshape(-1, rows.shape[2]) for rows in held_out], mean_cost
         )
@@ -361,7 +240,7 @@ class MongeMap:
             fit_key,
             loss,
             params,
-            self._optimizer(x.dtype) if optimizer is None else optimizer,
+            optimizer or adam_with_cosine(self.learning_rate, self.num_steps, x.dtype),
             num_steps=self.num_steps,
             validate=validate,
             num_checks=self.num_checks,
@@ -378,13 +257,6 @@ class MongeMap:
             finite=trained.finite & jnp.isfinite(divergence) & jnp.isfinite(gap),
         )
 
-    def _optimizer(self, dtype: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.scale_by_adam(),
-            optax.scale_by_schedule(optax.cosine_decay_schedule(1.0, self.num_steps, 0.01)),
-            optax.scale(-jnp.asarray(self.learning_rate, dtype)),
-        )
-
     def _solver(self) -> Any:
         return {
             "cost": self.cost,
@@ -393,35 +265,13 @@ class MongeMap:
         }
 
     def _start(self, train: Any, held_out: Any, mean_cost: Array) -> Any:
-        """The map in closed form that the network is added to."""
+        """The map that the network is added to."""
         if self.start == "identity":
-            return _Identity()
+            return IdentityMap()
         if self.start == "gaussian":
-            moments = ((jnp.mean(z, axis=0), jnp.cov(z, rowvar=False)) for z in train)
-            (mean_x, cov_x), (mean_y, cov_y) = moments
-            d = mean_x.shape[0]
-            return gaussian_map(mean_x, cov_x.reshape(d, d), mean_y, cov_y.reshape(d, d))
-        tests = [_thinned(rows, _HELD_OUT_ROWS) for rows in held_out]
-        count = -(-min(len(rows) for rows in train) // _ENTROPIC_ROWS)
-        sizes = [min(len(rows) // count, _ENTROPIC_ROWS) for rows in train]
-        blocks = tuple(
-            rows[: count * size].reshape(count, size, -1)
-            for rows, size in zip(train, sizes, strict=True)
-        )
-        options: Any = {"cost": self.cost, "max_iterations": 300, "tolerance": 1e-2}
-
-        def solved(x: Array, y: Array, epsilon: Array) -> SinkhornResult:
-            return sinkhorn(x, y, epsilon=epsilon, **options)
-
-        def score(epsilon: Array) -> Array:
-            images = solved(blocks[0][0], blocks[1][0], epsilon).transport(tests[0])
-            scored = mean_cost * self.epsilon
-            return sinkhorn_divergence(images, tests[1], epsilon=scored, **self._solver())
-
-        epsilons = mean_cost * jnp.asarray(_ENTROPIC_EPSILONS, mean_cost.dtype)
-        values = jax.lax.map(score, epsilons)
-        best = epsilons[jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))]
-        return _Entropic(jax.lax.map(lambda block: solved(block[0], block[1], best), blocks))
+            return gaussian_start(*train)
+        epsilon = mean_cost * self.epsilon
+        return entropic_start(train, held_out, cost=self.cost, mean_cost=mean_cost, epsilon=epsilon)
 
     def _output_scale(self, start: Any, x: Array, y: Array) -> Array:
         """How far the start's images and y are apart, row by row; as ∇h if structured."""
@@ -462,7 +312,7 @@ class MongeMap:
             found = monge_gap_from_samples(x, images, **options)
             converged = converged & own_converged & found.converged
             return value - own / 2, found.value, converged
-        displacement = jnp.mean(_paired_costs(self.cost, x, images))
+        displacement = jnp.mean(paired_costs(self.cost, x, images))
         if x.shape == y.shape:
             # One program for both takes half as long to compile, and no longer to run.
             both = jnp.stack([images, x]), jnp.stack([y, images]), jnp.stack([epsilon, gap_epsilon])
@@ -537,19 +387,6 @@ def _families(x: Any, y: Any, context: Any) -> tuple[Array, Array]:
     return tuple(jax.lax.stop_gradient(jnp.asarray(rows, dtype)) for rows in (x, y))  # pyright: ignore
 
 
-def hold_out(key: Key[Array, ""], rows: Float[Array, "n d"]) -> tuple[Array, Array]:
-    """Rows in random order: those to train on, and those to hold out."""
-    rows = rows[jax.random.permutation(key, rows.shape[0])]
-    size = max(1, min(_HELD_OUT_ROWS, rows.shape[0] // 5))
-    return rows[size:], rows[:size]
-
-
-def _thinned(rows: Float[Array, "n d"], most: int) -> Float[Array, "k d"]:
-    """At most so many rows, evenly spread over all problems'."""
-    n = rows.shape[0]
-    return rows if n <= most else rows[jnp.asarray([i * n // most for i in range(most)])]
-
-
 def _standard(x: Float[Array, "n d"], context: Any) -> tuple[Array, Array]:
     """Centre and scale of the network's input."""
     center, scale = mean_and_scale(x, jnp.ones_like(x[:, 0]))
@@ -572,11 +409,3 @@ def _jittered(key: Key[Array, ""], params: PyTree[Array]) -> PyTree[Array]:
         for key, leaf in zip(keys, leaves, strict=True)
     ]
     return structure.unflatten(noisy)
-
-
-def row_batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:
-    """Distinct rows, each equally likely: one of each stretch of a circle, which is in no order."""
-    start_key, within_key = jax.random.split(key)
-    stretches = jnp.asarray([i * num_rows // size for i in range(size)])
-    within = jax.random.randint(within_key, (size,), 0, num_rows // size)
-    return (jax.random.randint(start_key, (), 0, num_rows) + stretches + within) % num_rows

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core import networks, training
@@ -329,11 +328,8 @@ class Network:
     ) -> PyTree[Array]:
         """The parameters after training on `(key, params) -> loss`, where validation is best."""
         dtype = jax.tree.leaves(params)[0].dtype
-        optimizer = optax.chain(
-            optax.scale_by_adam(),
-            optax.add_decayed_weights(jnp.asarray(self.weight_decay, dtype)),
-            optax.scale_by_schedule(optax.cosine_decay_schedule(1.0, self.num_steps, 0.01)),
-            optax.scale(-jnp.asarray(self.learning_rate, dtype)),
+        optimizer = training.adam_with_cosine(
+            self.learning_rate, self.num_steps, dtype, self.weight_decay
         )
         steps = {"num_steps": self.num_steps, "num_checks": self.num_checks}
         return training.fit(key, loss, params, optimizer, validate=validate, **steps).params

@@ -26,7 +26,7 @@ from divjax.core.checks import (
 )
 from divjax.core.pytrees import pytree, static
 from divjax.core.standardize import mean_and_scale
-from divjax.core.training import fit
+from divjax.core.training import fit, row_batch
 from divjax.core.types import Estimate, Interval
 from divjax.ratio.critics import Critic
 from divjax.ratio.types import cross_entropy
@@ -135,18 +135,6 @@ def _ungrouped(u_p: Array, u_q: Array) -> tuple[Array, Array]:
     return u_p.reshape(-1), u_q.reshape(-1, *u_q.shape[2:])
 
 
-def _batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:
-    """Distinct rows in random order, each equally likely: one of each stretch of a circle.
-
-    Without the cost of permuting all of the rows at every step.
-    """
-    start_key, within_key, order_key = jax.random.split(key, 3)
-    stretches = jnp.asarray([i * num_rows // size for i in range(size)])
-    within = jax.random.randint(within_key, (size,), 0, num_rows // size)
-    start = jax.random.randint(start_key, (), 0, num_rows)
-    return jax.random.permutation(order_key, (start + stretches + within) % num_rows)
-
-
 @pytree
 class DivergenceBound:
     """A lower bound of D(p‖q) from samples of both, by a network as critic.
@@ -242,7 +230,7 @@ class DivergenceBound:
             keys = (key, key) if self._paired else tuple(jax.random.split(key))
             size = min(self.batch_size, *(len(rows) for rows in training))
             first, second = (
-                rows[_batch(k, len(rows), size)] for k, rows in zip(keys, training, strict=True)
+                rows[row_batch(k, len(rows), size)] for k, rows in zip(keys, training, strict=True)
             )
             return first, second
 

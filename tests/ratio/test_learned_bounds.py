@@ -10,12 +10,12 @@ import scipy.stats
 from flax import nnx
 
 from divjax import fdiv
+from divjax.core.training import row_batch
 from divjax.ratio.critics import Critic
 from divjax.ratio.learned_bounds import (
     BoundFit,
     DivergenceBound,
     MutualInformationBound,
-    _batch,
 )
 from divjax.ratio.variational import MINE, as_bound
 
@@ -104,7 +104,7 @@ def test_false_pairs_are_the_rows_that_follow(network):
 @pytest.mark.parametrize(("rows", "size"), [(10, 4), (7, 7)])
 def test_batches_have_distinct_rows_all_equally_likely(rows, size):
     keys = jax.random.split(jax.random.key(0), 3000)
-    drawn = np.asarray(jax.jit(jax.vmap(lambda key: _batch(key, rows, size)))(keys))
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: row_batch(key, rows, size)))(keys))
     assert all(len(set(row)) == size for row in drawn.tolist())
     counts = np.bincount(drawn[:, 0], minlength=rows)
     assert scipy.stats.chisquare(counts).pvalue > 1e-3

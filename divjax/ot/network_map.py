@@ -1,0 +1,112 @@
+"""A transport map that is a start and what a network adds to it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from divjax.core.checks import check_matrix, check_shape
+from divjax.core.networks import Network, apply_network
+from divjax.core.pytrees import pytree, static
+
+__all__ = ["MapFit"]
+
+
+@pytree
+class MapFit:
+    """A transport map, a function of rows whether or not it was fitted to them.
+
+    Attributes:
+        params: of the network.
+        start: the map it started from, itself a function of rows.
+        center: what is subtracted from the network's input.
+        input_scale: what that is divided by: one number for all features of the rows, as the cost
+            compares them in their units; one for each of the context's.
+        output_scale: the unit of the network's output.
+        mean_cost: c̄, what ε, losses and validation are shares of.
+        cost: the cost.
+        build: builds the network.
+        num_features: d.
+        structured: whether the network's output is a ∇h rather than a displacement.
+        losses: the objective of each step's batch, without the terms that no map changes.
+        validation: the objective of the held-out rows, before the first step and at each check.
+        divergence: S of the held-out rows, in units of the cost.
+        gap: the Monge gap of the held-out rows, likewise; zero where none was asked for.
+        converged: whether Sinkhorn's problems of the held-out rows met the tolerance.
+        finite: whether losses, parameters, divergence and gap are.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jax.random.normal(jax.random.key(0), (100, 2))
+        >>> from divjax.ot import MongeMap
+        >>> method = MongeMap(start="gaussian", num_steps=5, batch_size=32, hidden=(8,))
+        >>> found = jax.jit(method.fit)(jax.random.key(1), x, 2 * x + 3)
+        >>> found(jnp.zeros((1, 2))).round(0).tolist()
+        [[3.0, 3.0]]
+    """
+
+    params: PyTree[Array]
+    start: Any
+    center: Float[Array, " d+c"]
+    input_scale: Float[Array, " d+c"]
+    output_scale: Float[Array, ""]
+    mean_cost: Float[Array, ""]
+    cost: Any
+    build: Network = static()
+    num_features: int = static()
+    structured: bool = static(default=False)
+    losses: Float[Array, " steps"] | None = None
+    validation: Float[Array, " checks"] | None = None
+    divergence: Float[Array, ""] | None = None
+    gap: Float[Array, ""] | None = None
+    converged: Bool[Array, ""] | None = None
+    finite: Bool[Array, ""] | bool = True
+
+    def __call__(
+        self,
+        z: Float[Array, "k d"],
+        context: Float[Array, " c"] | Float[Array, "k c"] | None = None,
+    ) -> Float[Array, "k d"]:
+        """T(z).
+
+        Args:
+            z: points, a row each.
+            context: of a map fitted with one: a vector for all rows, or one for each.
+
+        Raises:
+            ValueError: if shapes do not fit, or a context is missing or too much.
+        """
+        check_matrix(z=z)
+        check_shape("z", z, "k", self.num_features)
+        features = self.center.shape[0] - self.num_features
+        if context is not None:
+            rows = z.shape[:1] if jnp.ndim(context) == 2 else ()
+            check_shape("context", context, *rows, features)
+            context = jnp.broadcast_to(context, (z.shape[0], features))
+        elif features:
+            raise ValueError(f"context must have {features} features; got none.")
+        return self.image(self.params, z, self.start(z), context)
+
+    def image(
+        self,
+        params: PyTree[Array],
+        z: Float[Array, "k d"],
+        started: Float[Array, "k d"],
+        context: Float[Array, "k c"] | None,
+    ) -> Float[Array, "k d"]:
+        """T(z) with these parameters, where the start's images are known."""
+        change = self.change(params, z, context)
+        if not self.structured:
+            return started + change
+        gradient = jax.vmap(jax.grad(self.cost.h))(z - started)
+        return z - self.cost.conjugate_gradient(gradient + change)
+
+    def change(
+        self, params: PyTree[Array], z: Float[Array, "k d"], context: Float[Array, "k c"] | None
+    ) -> Float[Array, "k d"]:
+        """What the network adds, in its unit."""
+        rows = z if context is None else jnp.concatenate([z, context.astype(z.dtype)], axis=1)
+        output = apply_network(self.build, params, (rows - self.center) / self.input_scale)
+        check_shape("the network's output", output, *z.shape)
+        return self.output_scale * output
