@@ -68,6 +68,52 @@ def test_scores():
     np.testing.assert_allclose(job.uvp_and_cosine(0 * x, x, truth)[1], -1, rtol=1e-5)
 
 
+def test_the_exact_gap():
+    """Two points that change places pay 1 each for nothing; a shift has no gap."""
+    x = jnp.array([[0.0], [1.0]])
+    assert job.exact_gap(job.ot.SqEuclidean(), x, x[::-1]) == (1.0, 1.0)
+    assert job.exact_gap(job.ot.SqEuclidean(), x, x + 3) == (9.0, 0.0)
+
+
+def test_protein_scores_of_a_shift():
+    y = jax.random.normal(jax.random.key(0), (100, 3))
+    divergence, mmd, markers = job.protein_scores(y + jnp.array([0.3, 0.0, 0.0]), y)
+    np.testing.assert_allclose([divergence, markers], [0.09, 0.1], rtol=1e-3)
+    assert 0 < mmd < 0.3
+    np.testing.assert_allclose(job.protein_scores(y, y), 0, atol=1e-3)
+
+
+def test_planar_pairs():
+    cap, band = job.planar_pair("sphere", 50, 0)
+    np.testing.assert_allclose(jnp.linalg.norm(jnp.concatenate([cap, band]), axis=1), 1, rtol=1e-5)
+    assert cap[:, 2].mean() > 0.8
+    assert abs(band[:, 2].mean()) < 0.1
+    assert [len(rows) for rows in job.planar_pair("moons", 50, 0)] == [50, 50]
+
+
+@pytest.mark.slow  # compilation of some ten fits
+def test_planar_and_protein_tables(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    tables = [
+        pd.DataFrame(rng.normal(size=(count, 2)) + 3 * (index > 0))
+        for index, count in enumerate(transport_data.CONDITION_ROWS)
+    ]
+    monkeypatch.setattr(transport_data, "load_proteins", lambda: tables)
+    settings = dataclasses.replace(
+        job.Settings(quick=True), studies=("planar", "proteins"), protein_steps=2, planar_steps=2
+    )
+    job.main(settings, tmp_path / "run")
+    assert len((tmp_path / "run" / "planar.csv").read_text().splitlines()) == 5
+    assert (tmp_path / "run" / "figures" / "planar.png").exists()
+    rows = pd.read_csv(tmp_path / "run" / "proteins.csv").set_index("map")
+    assert list(rows.index) == list(job.PROTEIN_METHODS)
+    value = lambda name: float(rows.loc[name, "Sinkhorn divergence"].split()[0])
+    # The means are 3 apart in both markers; the shift takes all of it.
+    assert value("identity") > 10
+    assert value("mean shift") < 0.2
+    assert value("debiased gap") < 0.2
+
+
 @pytest.mark.slow  # compilation of four fits
 def test_a_tiny_run_writes_its_tables_and_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(transport_data, "load_benchmark", lambda _: pair())
