@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core.checks import (
+    check_callable,
     check_count,
     check_full_precision,
     check_key,
@@ -211,6 +212,8 @@ class ICNNDual:
     num_checks: int = static(default=20)
 
     def __post_init__(self):
+        if self.network is not None:
+            check_callable(network=self.network)
         check_widths(hidden=self.hidden, start_hidden=self.start_hidden)
         check_positive(learning_rate=self.learning_rate)
         counts = {"num_steps": self.num_steps, "num_inner_steps": self.num_inner_steps}

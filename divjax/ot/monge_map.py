@@ -129,6 +129,8 @@ class MongeMap:
             raise ValueError(f"gap must be None or one of {', '.join(KINDS)}; got {self.gap!r}.")
         if self.start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}; got {self.start!r}.")
+        if self.network is not None:
+            check_callable(network=self.network)
         check_widths(hidden=self.hidden)
         check_positive(epsilon=self.epsilon, gap_epsilon=self.gap_epsilon)
         check_positive(learning_rate=self.learning_rate, tolerance=self.tolerance)

@@ -234,6 +234,7 @@ def test_points_of_another_dimension_are_refused():
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"tolerance": 0.0}, "tolerance"),
         ({"hidden": 3}, "hidden must be a tuple"),
+        ({"network": 3}, "network must be a function"),
         ({"num_steps": 0}, "num_steps"),
         ({"batch_size": 1.5}, "batch_size"),
     ],
