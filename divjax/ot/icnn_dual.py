@@ -31,7 +31,7 @@ from divjax.core.networks import BuildICNN, BuildMLP, Network, apply_network, in
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import fit
 from divjax.ot.gaussian import gaussian_map
-from divjax.ot.monge_map import hold_out, row_batch
+from divjax.ot.map_start import hold_out, row_batch
 
 __all__ = ["DualFit", "ICNNDual"]
 
@@ -198,8 +198,8 @@ class ICNNDual:
         (True, True)
 
     References:
-        Makkuva, Taghvaei, Oh, Lee 2020, eq. 6: the dual with input-convex networks. Amos 2023,
-        section 3: the exact conjugate, and learning where to start it.
+        Makkuva, Taghvaei, Oh, Lee 2020: the dual with input-convex networks. Amos 2023: the exact
+        conjugate, and learning where to start it.
     """
 
     hidden: tuple[int, ...] = static(default=(64, 64))

@@ -31,43 +31,22 @@ from divjax.core.checks import (
 )
 from divjax.core.networks import BuildMLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
-from divjax.core.standardize import mean_and_scale
 from divjax.core.training import fit
 from divjax.ot.costs import SqEuclidean, conjugate_gradient, cost_matrix
-from divjax.ot.divergence import sinkhorn_divergence
-from divjax.ot.gaussian import gaussian_map
 from divjax.ot.iterations import solve
+from divjax.ot.map_start import (
+    SCALE_ROWS,
+    STARTS,
+    hold_out,
+    input_standard,
+    row_batch,
+    start_map,
+    thinned,
+)
 from divjax.ot.monge_gap import KINDS, _paired_costs, monge_gap_from_samples
-from divjax.ot.sinkhorn import SinkhornResult, finish, make_problem, sinkhorn
+from divjax.ot.sinkhorn import finish, make_problem, sinkhorn
 
 __all__ = ["MapFit", "MongeMap"]
-
-STARTS = ("identity", "gaussian", "entropic")
-
-# Rows of each side that the mean cost, and each entropic map of the start, are from at most.
-_SCALE_ROWS, _ENTROPIC_ROWS = 1024, 4096
-# A fifth of the rows is held out, at most as many.
-_HELD_OUT_ROWS = 1024
-# The entropic start's ε, as shares of the mean cost.
-_ENTROPIC_EPSILONS = (0.005, 0.01, 0.02, 0.05, 0.1)
-
-
-@pytree
-class _Identity:
-    """T(z) = z."""
-
-    def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        return z
-
-
-@pytree
-class _Entropic:
-    """The mean of the entropic maps of several problems, which are stacked."""
-
-    results: SinkhornResult
-
-    def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        return jnp.mean(jax.lax.map(lambda result: result.transport(z), self.results), axis=0)
 
 
 @pytree
@@ -174,10 +153,10 @@ class MongeMap:
 
     T minimises S_ε(T(x), y)/c̄ + λ M(T)/c̄ + w E‖J − Jᵀ‖²/d over minibatches: the debiased Sinkhorn
     divergence, λ times the Monge gap, w times the asymmetry of the Jacobian; c̄ is the mean cost
-    between x and y. The network is added to a start in closed form, from which it departs where
-    held-out rows say so: the parameters kept are those with the least objective there, and none
-    is among them. A minibatch of b rows knows the divergence to about its own distance from the
-    law, so batches are large, and larger ones are better.
+    between x and y. The network is added to a start in closed form; the parameters kept are those
+    of the check with the least objective on held-out rows, and the start itself is one of them. A
+    batch of b rows tells the divergence no better than its own distance from the law: larger
+    batches fit better, and from a good start small ones may find nothing.
 
     Structured, T = id − ∇h*∘F for a cost h(x − y) with h strictly convex, and the network is added
     to the start's F: for the optimal map F is the gradient of a potential.
@@ -224,8 +203,8 @@ class MongeMap:
         [[1.0, 1.0], [3.0, 1.0]]
 
     References:
-        Uscidda, Cuturi 2023, eq. 10: the objective, section 4.2: structured maps, 4.3: the
-        Jacobian. Bunne, Krause, Cuturi 2022, section 3: Gaussian starts.
+        Uscidda, Cuturi 2023: the objective, structured maps, the Jacobian's penalty. Bunne, Krause,
+        Cuturi 2022: Gaussian starts. Pooladian, Niles-Weed 2021, definition 1: entropic maps.
     """
 
     cost: Any = SqEuclidean()
@@ -300,15 +279,13 @@ class MongeMap:
         keys = jax.random.split(split_key)
         parts = [jax.vmap(hold_out, (None, 0))(k, z) for k, z in zip(keys, (x, y), strict=True)]
         train, held_out = zip(*parts, strict=True)
-        pooled = [rows.reshape(-1, rows.shape[2]) for rows in train]
-        thinned = [_thinned(rows, _SCALE_ROWS) for rows in pooled]
-        mean_cost = jnp.mean(cost_matrix(self.cost, *thinned))
-        start = self._start(
-            pooled, [rows.reshape(-1, rows.shape[2]) for rows in held_out], mean_cost
-        )
         d = x.shape[2]
+        pooled, tests = ([z.reshape(-1, d) for z in part] for part in (train, held_out))
+        mean_cost = jnp.mean(cost_matrix(self.cost, *(thinned(z, SCALE_ROWS) for z in pooled)))
+        epsilon, _ = self._epsilons(mean_cost)
+        start = start_map(self.start, self.cost, epsilon, pooled, tests, self._solver())
         build = BuildMLP(self.hidden, d) if self.network is None else self.network
-        center, input_scale = _standard(pooled[0], context)
+        center, input_scale = input_standard(pooled[0], context)
         output_scale = self._output_scale(start, *pooled)
         map_fit = MapFit(
             init_network(build, init_key, center.shape[0], x.dtype),
@@ -393,40 +370,9 @@ class MongeMap:
             "tolerance": self.tolerance,
         }
 
-    def _start(self, train: Any, held_out: Any, mean_cost: Array) -> Any:
-        """The map in closed form that the network is added to."""
-        if self.start == "identity":
-            return _Identity()
-        if self.start == "gaussian":
-            moments = ((jnp.mean(z, axis=0), jnp.cov(z, rowvar=False)) for z in train)
-            (mean_x, cov_x), (mean_y, cov_y) = moments
-            d = mean_x.shape[0]
-            return gaussian_map(mean_x, cov_x.reshape(d, d), mean_y, cov_y.reshape(d, d))
-        tests = [_thinned(rows, _HELD_OUT_ROWS) for rows in held_out]
-        count = -(-min(len(rows) for rows in train) // _ENTROPIC_ROWS)
-        sizes = [min(len(rows) // count, _ENTROPIC_ROWS) for rows in train]
-        blocks = tuple(
-            rows[: count * size].reshape(count, size, -1)
-            for rows, size in zip(train, sizes, strict=True)
-        )
-        options: Any = {"cost": self.cost, "max_iterations": 300, "tolerance": 1e-2}
-
-        def solved(x: Array, y: Array, epsilon: Array) -> SinkhornResult:
-            return sinkhorn(x, y, epsilon=epsilon, **options)
-
-        def score(epsilon: Array) -> Array:
-            images = solved(blocks[0][0], blocks[1][0], epsilon).transport(tests[0])
-            scored = mean_cost * self.epsilon
-            return sinkhorn_divergence(images, tests[1], epsilon=scored, **self._solver())
-
-        epsilons = mean_cost * jnp.asarray(_ENTROPIC_EPSILONS, mean_cost.dtype)
-        values = jax.lax.map(score, epsilons)
-        best = epsilons[jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))]
-        return _Entropic(jax.lax.map(lambda block: solved(block[0], block[1], best), blocks))
-
     def _output_scale(self, start: Any, x: Array, y: Array) -> Array:
         """How far the start's images and y are apart, row by row; as ∇h if structured."""
-        rows = min(x.shape[0], y.shape[0], _SCALE_ROWS)
+        rows = min(x.shape[0], y.shape[0], SCALE_ROWS)
         apart = start(x[:rows]) - y[:rows]
         if self.structured:
             apart = jax.vmap(jax.grad(self.cost.h))(apart)
@@ -545,32 +491,6 @@ def _families(x: Any, y: Any, context: Any) -> tuple[Array, Array]:
     return tuple(jax.lax.stop_gradient(jnp.asarray(rows, dtype)) for rows in (x, y))  # pyright: ignore
 
 
-def hold_out(key: Key[Array, ""], rows: Float[Array, "n d"]) -> tuple[Array, Array]:
-    """Rows in random order: those to train on, and those to hold out."""
-    rows = rows[jax.random.permutation(key, rows.shape[0])]
-    size = max(1, min(_HELD_OUT_ROWS, rows.shape[0] // 5))
-    return rows[size:], rows[:size]
-
-
-def _thinned(rows: Float[Array, "n d"], most: int) -> Float[Array, "k d"]:
-    """At most so many rows, evenly spread over all problems'."""
-    n = rows.shape[0]
-    return rows if n <= most else rows[jnp.asarray([i * n // most for i in range(most)])]
-
-
-def _standard(x: Float[Array, "n d"], context: Any) -> tuple[Array, Array]:
-    """Centre and scale of the network's input."""
-    center, scale = mean_and_scale(x, jnp.ones_like(x[:, 0]))
-    # A constant feature's scale is 1 whatever the unit.
-    spread = jnp.sqrt(jnp.mean((x - center) ** 2))
-    scale = jnp.full_like(scale, jnp.where(spread > 0, spread, 1))
-    if context is None:
-        return center, scale
-    context = context.astype(x.dtype)
-    own = mean_and_scale(context, jnp.ones_like(context[:, 0]))
-    return jnp.concatenate([center, own[0]]), jnp.concatenate([scale, own[1]])
-
-
 def _jittered(key: Key[Array, ""], params: PyTree[Array]) -> PyTree[Array]:
     """The parameters with a little noise."""
     leaves, structure = jax.tree.flatten(params)
@@ -580,11 +500,3 @@ def _jittered(key: Key[Array, ""], params: PyTree[Array]) -> PyTree[Array]:
         for key, leaf in zip(keys, leaves, strict=True)
     ]
     return structure.unflatten(noisy)
-
-
-def row_batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:
-    """Distinct rows, each equally likely: one of each stretch of a circle, which is in no order."""
-    start_key, within_key = jax.random.split(key)
-    stretches = jnp.asarray([i * num_rows // size for i in range(size)])
-    within = jax.random.randint(within_key, (size,), 0, num_rows // size)
-    return (jax.random.randint(start_key, (), 0, num_rows) + stretches + within) % num_rows

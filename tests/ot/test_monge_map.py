@@ -12,8 +12,9 @@ from flax import nnx
 from divjax.ot.costs import Euclidean, EuclideanPower, PNormPower
 from divjax.ot.divergence import sinkhorn_divergence
 from divjax.ot.gaussian import gaussian_map
+from divjax.ot.map_start import Identity
 from divjax.ot.monge_gap import monge_gap_from_samples
-from divjax.ot.monge_map import MapFit, MongeMap, _Identity
+from divjax.ot.monge_map import MapFit, MongeMap
 
 SLOW = pytest.mark.slow  # compilation, some ten seconds a fit
 KEY = jax.random.key(0)
@@ -89,7 +90,7 @@ def terms(method, x, y):
     one = jnp.ones((), x.dtype)
     build = lambda in_features, rngs: nnx.Linear(in_features, 2, rngs=rngs)
     params = {"kernel": jnp.eye(2) * 0.1, "bias": jnp.array([0.3, 0.0])}
-    of = MapFit(params, _Identity(), 0 * one[None], one[None], one, 2 * one, method.cost, build, 2)
+    of = MapFit(params, Identity(), 0 * one[None], one[None], one, 2 * one, method.cost, build, 2)
     value = lambda params: method._terms(of, params, x, x, y, None)[:2]
     return value(params), jax.jacrev(value)(params), method._constants(x, y, 2 * one)
 
