@@ -65,7 +65,7 @@ class ICNN(nnx.Module):
     training hardly ever makes them.
 
     References:
-        Amos, Xu, Kolter 2017, proposition 1. Korotin et al. 2019, section B.2: quadratic inputs.
+        Amos, Xu, Kolter 2017, proposition 1. Korotin et al. 2019: quadratic inputs.
     """
 
     def __init__(self, in_features: int, hidden: Sequence[int], rngs: nnx.Rngs):

@@ -52,10 +52,13 @@ class MongeMap:
 
     T minimises S_ε(T(x), y)/c̄ + λ M(T)/c̄ + w E‖J − Jᵀ‖²/d over minibatches: the debiased Sinkhorn
     divergence, λ times the Monge gap, w times the asymmetry of the Jacobian; c̄ is the mean cost
-    between x and y. The network is added to a start in closed form, from which it departs where
-    held-out rows say so: the parameters kept are those with the least objective there, and none
-    is among them. A minibatch of b rows knows the divergence to about its own distance from the
-    law, so batches are large, and larger ones are better.
+    between x and y. The network is added to a start in closed form; the parameters kept are those
+    of the check with the least objective on held-out rows, and the start itself is one of them.
+
+    The divergence of b rows is biased, that of the held-out rows too: in many dimensions its least
+    is not at the exact map, and a fit with small batches moves away even from there (between
+    Gaussians in 16 dimensions with b = 512). Compare with the fit's own `start`, take larger
+    batches, or fewer and smaller steps.
 
     Structured, T = id − ∇h*∘F for a cost h(x − y) with h strictly convex, and the network is added
     to the start's F: for the optimal map F is the gradient of a potential.

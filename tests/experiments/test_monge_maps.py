@@ -68,6 +68,15 @@ def test_scores():
     np.testing.assert_allclose(job.uvp_and_cosine(0 * x, x, truth)[1], -1, rtol=1e-5)
 
 
+def test_rows_over_seeds_and_what_starts_have():
+    run = {"uvp": 3.0, "first": 4.0}
+    name = "debiased gap, entropic start"
+    rows = job.benchmark_rows({(name, 2): [run, {"uvp": 5.0, "first": 4.0}]}, "uvp", 1)
+    assert rows[0] == {"method": name, "d = 2": "4.0 ± 1.0"}
+    assert rows[1]["d = 2"] == "4.0 ± 0.0"
+    assert job.benchmark_rows({("MLP", 2): [run]}, "uvp", 1) == [{"method": "MLP", "d = 2": "3.0"}]
+
+
 def test_the_exact_gap():
     """Two points that change places pay 1 each for nothing; a shift has no gap."""
     x = jnp.array([[0.0], [1.0]])
@@ -127,7 +136,7 @@ def test_a_tiny_run_writes_its_tables_and_figures(tmp_path, monkeypatch):
         methods=("linear", "debiased gap, entropic start"),
     )
     job.main(settings, tmp_path / "run")
-    for name, count in (("gaussians", 1), ("benchmark_uvp", 2), ("benchmark_cosine", 2)):
+    for name, count in (("gaussians", 1), ("benchmark_uvp", 3), ("benchmark_cosine", 2)):
         assert len((tmp_path / "run" / f"{name}.csv").read_text().splitlines()) == count + 1
     for name in ("gaussians", "benchmark"):
         assert (tmp_path / "run" / "figures" / f"{name}.png").exists()
