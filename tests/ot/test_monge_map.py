@@ -77,6 +77,18 @@ def test_from_the_gaussian_start_gaussians_stay_right():
 
 
 @SLOW
+def test_independent_batches_leave_the_exact_map_alone():
+    """In 16 dimensions batches of 64 ask for too little spread, unless they are independent."""
+    d, scale = 16, jnp.linspace(0.5, 2, 16)
+    x, y, z = normal(1, 4000, d), normal(2, 4000, d) * scale, normal(3, d=d)
+    options = {"start": "gaussian", "num_steps": 100, "batch_size": 64, "hidden": (16,)}
+    uvp = lambda found: jnp.mean(jnp.sum((found(z) - z * scale) ** 2, 1)) / jnp.sum(scale**2)
+    found = fitted(MongeMap(independent=True, num_checks=2, **options), KEY, x, y)
+    assert uvp(found) < 0.01
+    assert uvp(fitted(MongeMap(num_checks=2, **options), KEY, x, y)) > 0.02
+
+
+@SLOW
 def test_an_optimizer_of_ones_own_is_used():
     """One that stands still leaves the start."""
     x, y, z = normal(1, 100), 2 * normal(2, 100), normal(3)
