@@ -120,7 +120,7 @@ class MongeMap:
     gap: str | None = static(default="debiased")
     start: str = static(default="identity")
     structured: bool = static(default=False)
-    independent: bool = static(default=False)
+    independent: bool = static(default=True)
     hidden: tuple[int, ...] = static(default=(64, 64, 64))
     network: Network | None = static(default=None)
     learning_rate: ArrayLike = 1e-3
