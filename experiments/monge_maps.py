@@ -33,16 +33,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from sklearn.datasets import make_moons, make_s_curve
 
 from divjax import ot
 from divjax.core.pairwise import squared_distances
-from experiments import common, transport_data
+from divjax.ot.map_starts import gaussian_start
+from experiments import common, monge_figures, transport_data
 
 STUDIES = ("planar", "gaussians", "benchmark", "proteins")
 
@@ -55,15 +54,6 @@ BENCHMARK_METHODS = (
     "Monge gap",
     "debiased gap",
     "debiased gap, entropic start",
-)
-PROTEIN_METHODS = (
-    "identity",
-    "mean shift",
-    "Gaussian",
-    "entropic",
-    "MLP",
-    "debiased gap",
-    "family",
 )
 PROTEIN_METHODS = (
     "identity",
@@ -147,12 +137,6 @@ def uvp_and_cosine(
     return 100 * error / jnp.sum(jnp.var(truth, axis=0)), cosine
 
 
-def gaussian_fit(x: jax.Array, y: jax.Array) -> ot.AffineMap:
-    """The optimal map between the Gaussians with the samples' moments."""
-    moments = ((jnp.mean(z, axis=0), jnp.cov(z, rowvar=False)) for z in (x, y))
-    return ot.gaussian_map(*next(moments), *next(moments))
-
-
 def gaussian_pair(key: jax.Array, dimension: int) -> tuple[Any, Any]:
     """Means and factors of two Gaussians."""
 
@@ -223,7 +207,7 @@ def benchmark(settings: Settings, dimension: int, name: str, seed: int) -> dict[
     truth = image(tests)
     result: dict[str, Any] = {}
     if name == "linear":
-        found, seconds = timed(jax.jit(gaussian_fit), x, y)
+        found, seconds = timed(jax.jit(gaussian_start), x, y)
         images = found(tests)
     elif name == "entropic":
         # No step is taken: what is left is the start, of 4096 rows, its ε chosen by 1024.
@@ -327,7 +311,7 @@ def protein_maps(settings: Settings, seed: int, name: str) -> jax.Array:
     if name == "mean shift":
         return z + (jnp.mean(ys, axis=1) - jnp.mean(x, axis=0))[:, None]
     if name == "Gaussian":
-        return jnp.stack([gaussian_fit(x, y)(z) for y in ys])
+        return jnp.stack([gaussian_start(x, y)(z) for y in ys])
     if name == "family":
         method = ot.MongeMap(start="identity", **options | {"num_steps": 4 * options["num_steps"]})
         context = jnp.eye(len(ys))
@@ -406,41 +390,6 @@ def benchmark_rows(
     return rows
 
 
-def draw_benchmark(results: dict[tuple[str, int], list[dict]]) -> Figure:
-    """L2-UVP by dimension, a line a method."""
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name in dict.fromkeys(name for name, _ in results):
-        dimensions = [dimension for other, dimension in results if other == name]
-        values = [
-            common.mean_and_error([run["uvp"] for run in results[name, d]]) for d in dimensions
-        ]
-        means, errors = zip(*values, strict=True)
-        axis.errorbar(dimensions, means, errors, marker="o", capsize=3, label=name)
-    axis.set(xscale="log", yscale="log", xlabel="dimension", ylabel="L2-UVP, %")
-    axis.set_xticks(
-        sorted({d for _, d in results}), [str(d) for d in sorted({d for _, d in results})]
-    )
-    axis.minorticks_off()
-    axis.legend(fontsize=8)
-    return figure
-
-
-def draw_gaussians(results: dict[int, list[dict]]) -> Figure:
-    """L2-UVP by dimension."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    lines = {"linear map": "gaussian first", "gap, Gaussian start": "gaussian uvp"}
-    lines |= {"gap, no start": "identity uvp"}
-    for label, field in lines.items():
-        means = [np.mean([run[field] for run in runs]) for runs in results.values()]
-        axis.plot(list(results), means, marker="o", label=label)
-    axis.axhline(1, color="grey", lw=0.8, ls=":")
-    axis.set(xscale="log", yscale="log", xlabel="dimension", ylabel="L2-UVP, %")
-    axis.set_xticks(list(results), [str(d) for d in results])
-    axis.minorticks_off()
-    axis.legend(fontsize=8)
-    return figure
-
-
 def protein_rows(results: dict[str, list[dict]]) -> list[dict]:
     """Means over perturbations, ± standard error over splits."""
     rows = []
@@ -457,25 +406,6 @@ def protein_rows(results: dict[str, list[dict]]) -> list[dict]:
     return rows
 
 
-def draw_planar(results: dict[tuple[str, bool], dict]) -> Figure:
-    """Where rows go, with and without the gap."""
-    figure = plt.figure(figsize=(8, 8), layout="constrained")
-    for place, ((name, with_gap), run) in enumerate(results.items(), 1):
-        options = {"projection": "3d"} if name == "sphere" else {}
-        axis: Any = figure.add_subplot(2, 2, place, **options)
-        axis.scatter(*run["y"].T, s=2, color="C1", label="target")
-        axis.scatter(*run["images"].T, s=2, color="C2", label="images")
-        for start, end in zip(run["x"][:80], run["images"][:80], strict=True):
-            axis.plot(*np.stack([start, end]).T, lw=0.5, color="grey")
-        axis.scatter(*run["x"].T, s=2, color="C0", label="source")
-        kind = "with the gap" if with_gap else "without"
-        axis.set_title(f"{name}, {kind}: gap {float(run['gap']):.3f}", fontsize=10)
-        if name == "moons":
-            axis.set(aspect="equal", xticks=[], yticks=[])
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncol=3)
-    return figure
-
-
 def run_planar(run: common.Run, settings: Settings) -> None:
     """The table and the figure of shapes."""
     tasks: Any = itertools.product(("moons", "sphere"), (False, True))
@@ -483,7 +413,7 @@ def run_planar(run: common.Run, settings: Settings) -> None:
         task: run.stage("planar {} {}".format(*task), functools.partial(planar, settings, *task))
         for task in tasks
     }
-    run.save_figure("planar", draw_planar(found))
+    run.save_figure("planar", monge_figures.draw_planar(found))
     rows = [
         {
             "pair": name,
@@ -524,7 +454,7 @@ def run_gaussians(run: common.Run, settings: Settings) -> None:
         name = "gaussians {} {}".format(*task)
         one = run.stage(name, functools.partial(gaussians, settings, *task))
         found.setdefault(task[0], []).append(one)
-    run.save_figure("gaussians", draw_gaussians(found))
+    run.save_figure("gaussians", monge_figures.draw_gaussians(found))
     print("\nGaussians, L2-UVP in %:\n")
     print(run.save_table("gaussians", gaussian_rows(found)))
 
@@ -542,7 +472,7 @@ def run_benchmark(run: common.Run, settings: Settings) -> None:
     except FileNotFoundError as error:
         print(f"\nleft out: {error}")
         return
-    run.save_figure("benchmark", draw_benchmark(found))
+    run.save_figure("benchmark", monge_figures.draw_benchmark(found))
     for field, title, digits in (
         ("uvp", "L2-UVP in %", 1),
         ("cosine", "cosine", 3),
