@@ -102,8 +102,8 @@ def conditional_uvp(found: Any, truth: Any, x: jax.Array, variance: jax.Array) -
     """100 BW²(π̂(·|x), π(·|x)) / Var P1 for each row of x."""
     distances = jax.lax.map(
         lambda row: gaussian_wasserstein(
-            *(moment[0] for moment in found.plan(row[None]).moments()),
-            *(moment[0] for moment in truth.plan(row[None]).moments()),
+            *(moment[0] for moment in found.conditional_plan(row[None]).moments()),
+            *(moment[0] for moment in truth.conditional_plan(row[None]).moments()),
         ),
         x,
     )

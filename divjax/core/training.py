@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
-__all__ = ["Training", "adam_with_cosine", "fit", "hold_out", "row_batch"]
+from divjax.core.checks import check_full_precision, check_matrix, check_same_features
+
+__all__ = [
+    "Training",
+    "adam_with_cosine",
+    "fit",
+    "hold_out",
+    "row_batch",
+    "thinned",
+    "training_samples",
+]
 
 # A fifth of the rows is held out, at most as many.
 HELD_OUT_ROWS = 1024
@@ -19,15 +29,15 @@ class Training(NamedTuple):
 
     Attributes:
         params: the parameters after the last step; with validation, those of the best check.
-        optimizer: the optax state after the last step; without validation, hand both to `fit` again
-            to continue.
+        optimizer_state: the optax state after the last step; without validation, hand both to `fit`
+            again to continue.
         losses: the loss before each step.
         validation: the validation loss at each check, the first before any step; empty without.
         finite: whether every loss and the parameters are finite.
     """
 
     params: PyTree[Array]
-    optimizer: optax.OptState
+    optimizer_state: optax.OptState
     losses: Float[Array, " steps"]
     validation: Float[Array, " checks"]
     finite: Bool[Array, ""]
@@ -51,11 +61,11 @@ def fit(
         loss: `(key, params) -> scalar`.
         params: where to start.
         optimizer: any optax transformation.
-        num_steps: the number of steps; with validation, rounded up to a multiple of `num_checks`.
+        num_steps: the number of steps; with validation, rounded up to a multiple of the checks.
         optimizer_state: from an earlier fit that this one continues; fresh by default.
         validate: `params -> scalar`. The parameters that make it least are carried along and
             returned; those at the start are among them, and what is not finite never wins.
-        num_checks: how often it is evaluated, besides at the start.
+        num_checks: how often it is evaluated, besides at the start; at most once a step.
 
     Returns:
         A `Training`. Vmap `fit` over keys or numbers to train several at once.
@@ -80,6 +90,7 @@ def fit(
         (params, state), losses = jax.lax.scan(step, (params, state), keys)
         validation = jnp.zeros(0, losses.dtype)
     else:
+        num_checks = min(num_checks, num_steps)
         keys = jax.random.split(key, (num_checks, -(-num_steps // num_checks)))
 
         def block(carry, keys):
@@ -114,6 +125,25 @@ def adam_with_cosine(
     )
 
 
+def training_samples(
+    x: Float[Array, "n d"], y: Float[Array, "m d"]
+) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
+    """Two samples of at least two rows, of one dtype, and constants to differentiation.
+
+    Raises:
+        ValueError: if they are anything else.
+    """
+    check_matrix(x=x, y=y)
+    check_same_features(x, y)
+    for name, rows in (("x", x), ("y", y)):
+        check_full_precision(name, rows)
+        if rows.shape[0] < 2:
+            raise ValueError(f"{name} must have at least 2 rows; got {rows.shape[0]}.")
+    dtype = jnp.result_type(x, y)
+    x, y = (jax.lax.stop_gradient(jnp.asarray(rows, dtype)) for rows in (x, y))
+    return x, y
+
+
 def hold_out(key: Key[Array, ""], rows: Float[Array, "n d"]) -> tuple[Array, Array]:
     """Rows in random order: those to train on, and a fifth of them, at most 1024, to hold out."""
     rows = rows[jax.random.permutation(key, rows.shape[0])]
@@ -131,3 +161,9 @@ def row_batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:
     within = jax.random.randint(within_key, (size,), 0, num_rows // size)
     start = jax.random.randint(start_key, (), 0, num_rows)
     return jax.random.permutation(order_key, (start + stretches + within) % num_rows)
+
+
+def thinned(rows: Float[Array, "n d"], most: int) -> Float[Array, "k d"]:
+    """At most so many rows, evenly spread over all."""
+    n = rows.shape[0]
+    return rows if n <= most else rows[jnp.asarray([i * n // most for i in range(most)])]

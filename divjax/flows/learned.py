@@ -155,4 +155,4 @@ class FDivergence:
         trained = fit(
             key, loss, state.params, optimizer, num_steps=num_steps, optimizer_state=state.optimizer
         )
-        return state._replace(params=trained.params, optimizer=trained.optimizer)
+        return state._replace(params=trained.params, optimizer=trained.optimizer_state)

@@ -152,7 +152,7 @@ class NeuralScore:
             num_steps=num_steps,
             optimizer_state=state.optimizer,
         )
-        return _State(trained.params, trained.optimizer)
+        return _State(trained.params, trained.optimizer_state)
 
 
 def _whiten(

@@ -10,7 +10,7 @@ from divjax.core.checks import check_count, check_matrix, check_positive, check_
 from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.flows.types import Variation
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.divergence import DivergenceResult, sinkhorn_divergence_result
+from divjax.ot.divergence import SinkhornDivergenceResult, sinkhorn_divergence_result
 from divjax.ot.one_dimensional import sliced_wasserstein
 
 __all__ = ["SinkhornDivergence", "SlicedWasserstein"]
@@ -154,7 +154,7 @@ class SinkhornDivergence:
         value = jnp.where(result.converged, result.value, jnp.nan)
         return Variation(value, potential, unravel(gradient)), result.potentials
 
-    def _solve(self, particles, weights, init) -> DivergenceResult:
+    def _solve(self, particles, weights, init) -> SinkhornDivergenceResult:
         x, _ = ravel_particles(particles)
         return sinkhorn_divergence_result(
             x,

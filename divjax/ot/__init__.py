@@ -45,24 +45,26 @@ from divjax.ot.costs import (
     cost_matrix,
 )
 from divjax.ot.divergence import (
-    DivergenceResult,
+    SinkhornDivergenceResult,
     sinkhorn_divergence,
     sinkhorn_divergence_result,
 )
+from divjax.ot.entropic_map import EntropicFit, EntropicMap
 from divjax.ot.gaussian import (
     AffineMap,
     GaussianBarycenter,
     gaussian_barycenter,
     gaussian_map,
+    gaussian_map_from_samples,
     gaussian_wasserstein,
 )
 from divjax.ot.icnn_dual import DualFit, ICNNDual
 from divjax.ot.iterations import Annealing
-from divjax.ot.monge_gap import MongeGap, monge_gap, monge_gap_from_samples
+from divjax.ot.monge_gap import MongeGapResult, monge_gap, monge_gap_from_samples
 from divjax.ot.monge_map import MongeMap
 from divjax.ot.network_map import MapFit
 from divjax.ot.one_dimensional import (
-    MaxSliced,
+    MaxSlicedResult,
     max_sliced_wasserstein,
     sliced_wasserstein,
     wasserstein_1d,
@@ -75,26 +77,29 @@ __all__ = [
     "Annealing",
     "ConditionalPlan",
     "Cosine",
-    "DivergenceResult",
     "DualFit",
+    "EntropicFit",
+    "EntropicMap",
     "Euclidean",
     "EuclideanPower",
     "GaussianBarycenter",
     "ICNNDual",
     "LightSchrodingerBridge",
     "MapFit",
-    "MaxSliced",
-    "MongeGap",
+    "MaxSlicedResult",
+    "MongeGapResult",
     "MongeMap",
     "PNorm",
     "PNormPower",
     "SchrodingerBridge",
+    "SinkhornDivergenceResult",
     "SinkhornResult",
     "SphereGeodesic",
     "SqEuclidean",
     "cost_matrix",
     "gaussian_barycenter",
     "gaussian_map",
+    "gaussian_map_from_samples",
     "gaussian_wasserstein",
     "max_sliced_wasserstein",
     "monge_gap",

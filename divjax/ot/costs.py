@@ -150,7 +150,7 @@ class SqEuclidean(_TranslationInvariant):
         """With more than 8 features to rounding of the largest ‖x − ȳ‖², maybe just below 0."""
         return _squared(x, y)
 
-    def conjugate_gradient(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w) = w/2."""
         return w / 2
 
@@ -205,7 +205,7 @@ class EuclideanPower(_TranslationInvariant):
         """From sums of squared differences."""
         return _power(_sum_over_features(jnp.square, x, y), self.p / 2) / self.p
 
-    def conjugate_gradient(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w) = ‖w‖^{q−2} w."""
         squared = jnp.sum(w**2, axis=-1, keepdims=True)
         # q − 2 = (2 − p)/(p − 1); the product with w is zero at zero.
@@ -267,7 +267,7 @@ class PNormPower(_TranslationInvariant):
         """From sums over features."""
         return _sum_over_features(lambda z: _power(jnp.abs(z), self.p), x, y) / self.p
 
-    def conjugate_gradient(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w)_k = sign(w_k) |w_k|^{1/(p−1)}."""
         return jnp.sign(w) * _power(jnp.abs(w), 1 / (self.p - 1))
 
@@ -314,11 +314,11 @@ class SphereGeodesic(_OfMatrix):
         return 2 * jnp.arctan2(apart, _sqrt(_sum_over_features(jnp.square, x, -y)))
 
 
-def conjugate_gradient(cost: Any) -> Callable[[Array], Array]:
+def grad_conjugate(cost: Any) -> Callable[[Array], Array]:
     """The cost's ∇h*, or `ValueError` where it has none."""
-    if not hasattr(cost, "conjugate_gradient"):
+    if not hasattr(cost, "grad_conjugate"):
         raise ValueError(
             "a transport map in closed form takes a cost h(x − y) whose ∇h* is known "
             f"(SqEuclidean, EuclideanPower, PNormPower); got {type(cost).__name__}."
         )
-    return cost.conjugate_gradient
+    return cost.grad_conjugate

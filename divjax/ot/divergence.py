@@ -12,14 +12,14 @@ from divjax.ot.problem import PointPairs, Problem
 from divjax.ot.sinkhorn import SinkhornResult, make_problem, solved
 
 __all__ = [
-    "DivergenceResult",
+    "SinkhornDivergenceResult",
     "self_transport",
     "sinkhorn_divergence",
     "sinkhorn_divergence_result",
 ]
 
 
-class DivergenceResult(NamedTuple):
+class SinkhornDivergenceResult(NamedTuple):
     """The divergence, whether its three problems have converged, and their results.
 
     Attributes:
@@ -72,7 +72,7 @@ def sinkhorn_divergence_result(
     init: tuple[Array, Array, Array, Array] | None = None,
     annealing: Annealing | None = None,
     block_size: int | None = None,
-) -> DivergenceResult:
+) -> SinkhornDivergenceResult:
     """`sinkhorn_divergence` with what it was made of; the same arguments, and a start.
 
     Args:
@@ -121,7 +121,7 @@ def sinkhorn_divergence_result(
     masses = jnp.sum(problem.a) - jnp.sum(problem.b)
     value = xy.value - (xx.value + yy.value) / 2 + problem.epsilon / 2 * masses**2
     converged = xy.converged & xx.converged & yy.converged & jnp.isfinite(value)
-    return DivergenceResult(value, converged, xy, xx, yy)
+    return SinkhornDivergenceResult(value, converged, xy, xx, yy)
 
 
 def sinkhorn_divergence(

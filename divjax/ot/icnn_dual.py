@@ -20,18 +20,16 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 from divjax.core.checks import (
     check_callable,
     check_count,
-    check_full_precision,
     check_key,
     check_matrix,
     check_positive,
-    check_same_features,
     check_shape,
     check_widths,
 )
 from divjax.core.networks import BuildICNN, BuildMLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
-from divjax.core.training import adam_with_cosine, fit, hold_out, row_batch
-from divjax.ot.map_starts import gaussian_start
+from divjax.core.training import adam_with_cosine, fit, hold_out, row_batch, training_samples
+from divjax.ot.gaussian import gaussian_map_from_samples
 
 __all__ = ["DualFit", "ICNNDual"]
 
@@ -53,7 +51,7 @@ class DualFit:
         inverse_matrix: A⁻¹ of the Gaussian map's A.
         build: builds g.
         build_start: builds the other.
-        num_steps: of the search for x̂, where it is to be exact.
+        num_search_steps: of the search for x̂, where it is to be exact.
         losses: the dual objective V of each step's batch.
         validation: V of the held-out rows, before the first step and at each check.
         squared_distance: E|X|² + E|Y|² − 2V of the held-out rows.
@@ -79,7 +77,7 @@ class DualFit:
     inverse_matrix: Float[Array, "d d"]
     build: Network = static()
     build_start: Network = static()
-    num_steps: int = static()
+    num_search_steps: int = static()
     losses: Float[Array, " steps"] | None = None
     validation: Float[Array, " checks"] | None = None
     squared_distance: Float[Array, ""] | None = None
@@ -102,7 +100,7 @@ class DualFit:
     def inverse(self, y: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """The inverse map ∇f*(y) = x̂(y), a constant to differentiation."""
         self._check(y)
-        return self.search(self.params, y, self.num_steps) + self.source
+        return self.search(self.params, y, self.num_search_steps) + self.source
 
     def _check(self, z: Any) -> None:
         check_matrix(z=z)
@@ -172,7 +170,7 @@ class ICNNDual:
     What is minimised over convex f is E f(X) + E f*(Y), by minibatches. f is a quadratic that
     starts at the optimal one between the samples' Gaussians, plus an input-convex network that
     starts small. The conjugate is found by `num_inner_steps` steps from a guess that a network
-    learns along the way; in evaluation by eight times as many.
+    learns along the way; in evaluation by four times as many.
 
     A step costs `num_inner_steps` + 5 gradients of f at a batch; memory is that of one.
 
@@ -181,10 +179,10 @@ class ICNNDual:
         network: `(in_features, rngs) -> nnx.Module`, from rows "b d" to "b 1", convex in them.
         start_hidden: widths of the perceptron that guesses x̂(y).
         learning_rate: Adam's, the first of a cosine schedule that ends at a hundredth of it.
-        num_steps: steps.
+        num_steps: optimizer steps, rounded up to a multiple of `num_checks`.
         num_inner_steps: of the search for x̂.
         batch_size: rows of x, and of y, a step; fewer where there are fewer.
-        num_checks: how often the held-out rows are consulted.
+        num_checks: how often the held-out rows are consulted; at most once a step.
 
     Raises:
         ValueError: if a number is out of range.
@@ -207,7 +205,7 @@ class ICNNDual:
     start_hidden: tuple[int, ...] = static(default=(64, 64))
     learning_rate: ArrayLike = 3e-2
     num_steps: int = static(default=2000)
-    num_inner_steps: int = static(default=8)
+    num_inner_steps: int = static(default=16)
     batch_size: int = static(default=256)
     num_checks: int = static(default=20)
 
@@ -245,14 +243,7 @@ class ICNNDual:
             ValueError: if shapes do not fit or a sample has fewer than two rows.
         """
         check_key(key)
-        check_matrix(x=x, y=y)
-        check_same_features(x, y)
-        for name, rows in (("x", x), ("y", y)):
-            check_full_precision(name, rows)
-            if rows.shape[0] < 2:
-                raise ValueError(f"{name} must have at least 2 rows; got {rows.shape[0]}.")
-        dtype = jnp.result_type(x, y)
-        x, y = (jax.lax.stop_gradient(jnp.asarray(rows, dtype)) for rows in (x, y))
+        x, y = training_samples(x, y)
         split_key, convex_key, start_key, fit_key = jax.random.split(key, 4)
         (x, x_held), (y, y_held) = (
             hold_out(k, rows) for k, rows in zip(jax.random.split(split_key), (x, y), strict=True)
@@ -263,7 +254,7 @@ class ICNNDual:
         def objective(params: Any, x: Array, y: Array, num_steps: int) -> tuple[Array, Array]:
             """V, by whose derivative f moves; and x̂ − m."""
             found = jax.lax.stop_gradient(dual.search(params, y, num_steps))
-            # What ⟨m, y⟩ is, no parameter changes; it makes V the dual's value.
+            # ⟨m, y⟩ does not depend on the parameters; with it V is the dual objective itself.
             inner = jnp.sum((found + dual.source) * y, axis=1)
             conjugate = inner - dual.value(params, found)
             return jnp.mean(dual.value(params, x - dual.source)) + jnp.mean(conjugate), found
@@ -278,18 +269,18 @@ class ICNNDual:
             # Of the second term only the guess has a derivative, and V none in it.
             return value + missed - jax.lax.stop_gradient(missed)
 
-        validate = lambda params: objective(params, x_held, y_held, dual.num_steps)[0]
+        validate = lambda params: objective(params, x_held, y_held, dual.num_search_steps)[0]
         trained = fit(
             fit_key,
             loss,
             params,
-            optimizer or adam_with_cosine(self.learning_rate, self.num_steps, dtype),
+            optimizer or adam_with_cosine(self.learning_rate, self.num_steps, x.dtype),
             num_steps=self.num_steps,
             validate=validate,
             num_checks=self.num_checks,
         )
         params = trained.params
-        value, found = objective(params, x_held, y_held, dual.num_steps)
+        value, found = objective(params, x_held, y_held, dual.num_search_steps)
         squares = sum(jnp.mean(jnp.sum(rows**2, axis=1)) for rows in (x_held, y_held))
         root = lambda rows: jnp.sqrt(jnp.mean(rows**2))
         residual = root(dual.gradient(params, found) - y_held) / root(y_held - dual.target)
@@ -309,7 +300,7 @@ class ICNNDual:
         """The fit before it starts: at the optimal quadratic between the Gaussians."""
         d, dtype = x.shape[1], x.dtype
         source, target = jnp.mean(x, axis=0), jnp.mean(y, axis=0)
-        values, vectors = jnp.linalg.eigh(gaussian_start(x, y).matrix)
+        values, vectors = jnp.linalg.eigh(gaussian_map_from_samples(x, y).matrix)
         # What the samples do not vary in has no A; f is kept strictly convex there.
         values = jnp.maximum(values, 1e-3 * jnp.max(values) + jnp.finfo(dtype).tiny)
         spread = jnp.sqrt(jnp.mean((x - source) ** 2))
@@ -321,13 +312,13 @@ class ICNNDual:
             "start": init_network(BuildMLP(self.start_hidden, d), start_key, d, dtype),
         }
         dual = DualFit(
-            params,
-            source,
-            target,
-            jnp.where(spread > 0, spread, 1),
-            (vectors / values) @ vectors.T,
-            build,
-            BuildMLP(self.start_hidden, d),
-            8 * self.num_inner_steps,
+            params=params,
+            source=source,
+            target=target,
+            scale=jnp.where(spread > 0, spread, 1),
+            inverse_matrix=(vectors / values) @ vectors.T,
+            build=build,
+            build_start=BuildMLP(self.start_hidden, d),
+            num_search_steps=4 * self.num_inner_steps,
         )
         return dual, params

@@ -21,12 +21,12 @@ from divjax.ot.costs import SqEuclidean, paired_costs
 from divjax.ot.divergence import sinkhorn_divergence_result
 from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 
-__all__ = ["KINDS", "MongeGap", "monge_gap", "monge_gap_from_samples"]
+__all__ = ["KINDS", "MongeGapResult", "monge_gap", "monge_gap_from_samples"]
 
 KINDS = ("debiased", "entropic", "primal")
 
 
-class MongeGap(NamedTuple):
+class MongeGapResult(NamedTuple):
     """A Monge gap and the two costs it is the difference of.
 
     Attributes:
@@ -52,7 +52,7 @@ def monge_gap(
     kind: str = "debiased",
     max_iterations: int = 2000,
     tolerance: ArrayLike | None = 1e-3,
-) -> MongeGap:
+) -> MongeGapResult:
     """How far a map is from an optimal one, Σ_i a_i c(x_i, T(x_i)) − W(x, T(x)).
 
     Zero if and only if T is c-optimal between x and its image; for a loss that is fitted to data by
@@ -69,7 +69,7 @@ def monge_gap(
         tolerance: of each of Sinkhorn's problems.
 
     Returns:
-        A `MongeGap`, the value first, differentiable in whatever T depends on.
+        A `MongeGapResult`, the value first, differentiable in whatever T depends on.
 
     Raises:
         ValueError: for an unknown kind, wrong shapes, or numbers out of range.
@@ -111,7 +111,7 @@ def monge_gap_from_samples(
     kind: str = "debiased",
     max_iterations: int = 2000,
     tolerance: ArrayLike | None = 1e-3,
-) -> MongeGap:
+) -> MongeGapResult:
     """The Monge gap of the map that takes row i of x to row i of y.
 
     With P the entropic plan between x and y, and OT_ε = ⟨P, C⟩ + ε KL(P‖a⊗a) its value, the cost of
@@ -142,7 +142,7 @@ def monge_gap_from_samples(
         tolerance: of each of Sinkhorn's problems.
 
     Returns:
-        A `MongeGap`. Memory is that of `sinkhorn` for n × n.
+        A `MongeGapResult`. Memory is that of `sinkhorn` for n × n.
 
     Raises:
         ValueError: for an unknown kind, wrong shapes, or numbers out of range.
@@ -177,7 +177,7 @@ def monge_gap_from_samples(
         entropy = 2 * jnp.sum(entr(problem.a)) if entropic else _plan_divergence(result)
         transport = result.value - problem.epsilon * entropy
     displacement = problem.a @ paired_costs(cost, x, y)
-    return MongeGap(displacement - transport, displacement, transport, converged)
+    return MongeGapResult(displacement - transport, displacement, transport, converged)
 
 
 def _plan_divergence(result: SinkhornResult) -> Float[Array, ""]:

@@ -10,7 +10,16 @@ from divjax.core.checks import check_matrix, check_shape
 from divjax.core.networks import Network, apply_network
 from divjax.core.pytrees import pytree, static
 
-__all__ = ["MapFit"]
+__all__ = ["IdentityMap", "MapFit"]
+
+
+@pytree
+class IdentityMap:
+    """T(z) = z."""
+
+    def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
+        """The rows themselves."""
+        return z
 
 
 @pytree
@@ -100,7 +109,7 @@ class MapFit:
         if not self.structured:
             return started + change
         gradient = jax.vmap(jax.grad(self.cost.h))(z - started)
-        return z - self.cost.conjugate_gradient(gradient + change)
+        return z - self.cost.grad_conjugate(gradient + change)
 
     def change(
         self, params: PyTree[Array], z: Float[Array, "k d"], context: Float[Array, "k c"] | None

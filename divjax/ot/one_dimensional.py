@@ -21,7 +21,7 @@ from divjax.core.checks import (
     check_weights,
 )
 
-__all__ = ["MaxSliced", "max_sliced_wasserstein", "sliced_wasserstein", "wasserstein_1d"]
+__all__ = ["MaxSlicedResult", "max_sliced_wasserstein", "sliced_wasserstein", "wasserstein_1d"]
 
 
 def _check_order(p: ArrayLike) -> None:
@@ -220,7 +220,7 @@ def sliced_wasserstein(
     return jnp.mean(costs)
 
 
-class MaxSliced(NamedTuple):
+class MaxSlicedResult(NamedTuple):
     """The largest cost that a search over directions found.
 
     Attributes:
@@ -244,7 +244,7 @@ def max_sliced_wasserstein(
     p: ArrayLike = 2,
     num_starts: int = 8,
     num_steps: int = 50,
-) -> MaxSliced:
+) -> MaxSlicedResult:
     """The max-sliced cost max_θ W_p^p(θᵀx, θᵀy) over unit vectors θ, by ascent from several starts.
 
     A step goes to (θ + s g)/‖θ + s g‖ with the unit gradient g; s doubles after a step that rises
@@ -266,7 +266,7 @@ def max_sliced_wasserstein(
         num_steps: of each.
 
     Returns:
-        A `MaxSliced`; its value is in the samples' unit to the power p.
+        A `MaxSlicedResult`; its value is in the samples' unit to the power p.
 
     Raises:
         ValueError: if a sample is not a non-empty matrix, the features differ in number, weights do
@@ -315,4 +315,4 @@ def max_sliced_wasserstein(
     starts = starts.at[0].set(jnp.where(jnp.any(gap != 0), gap, starts[0]))
     directions, values = jax.lax.stop_gradient(jax.vmap(ascend)(_unit(starts)))
     best = directions[jnp.argmax(values)]
-    return MaxSliced(along(best, x, y, a, b), best, values)
+    return MaxSlicedResult(along(best, x, y, a, b), best, values)

@@ -113,7 +113,7 @@ class SchrodingerBridge:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> bridge = SchrodingerBridge(0.5, jnp.zeros(1), jnp.ones((1, 2)), 0.5 * jnp.ones((1, 2)))
-        >>> bridge.plan(jnp.array([[2.0, 0.0]])).means.tolist()  # r + S x
+        >>> bridge.conditional_plan(jnp.array([[2.0, 0.0]])).means.tolist()  # r + S x
         [[[2.0, 1.0]]]
         >>> bridge.drift(jnp.array([[2.0, 0.0]]), 0.0).tolist()  # r + S x − x
         [[0.0, 1.0]]
@@ -168,7 +168,7 @@ class SchrodingerBridge:
         return self._by_blocks(lambda x: jax.nn.logsumexp(terms(x), axis=1), x0)
 
     @jax.default_matmul_precision("highest")
-    def plan(self, x0: Float[Array, "n d"]) -> ConditionalPlan:
+    def conditional_plan(self, x0: Float[Array, "n d"]) -> ConditionalPlan:
         """The law of the end given the start, for each row of x0; memory O(n k d)."""
         self._check(x0=x0)
         v, x = self._potential, x0 - self._origin(0)
@@ -187,7 +187,7 @@ class SchrodingerBridge:
         noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
 
         def draw(x: Array, gumbel: Array, noise: Array) -> Array:
-            log_weights, means, covariances = self.plan(x)
+            log_weights, means, covariances = self.conditional_plan(x)
             chosen = jax.nn.one_hot(jnp.argmax(log_weights + gumbel, axis=1), k, dtype=x.dtype)
             if covariances.ndim == 2:
                 ends = means + jnp.sqrt(covariances) * noise[:, None]

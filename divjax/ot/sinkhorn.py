@@ -132,7 +132,7 @@ class SinkhornResult(NamedTuple):
 
         def displacement(z):
             gradient = jax.grad(lambda z: jnp.sum(self._soft_minimum(z)))(z)
-            return costs.conjugate_gradient(cast(PointPairs, self.problem.pairs).cost)(gradient)
+            return costs.grad_conjugate(cast(PointPairs, self.problem.pairs).cost)(gradient)
 
         return z - self._at_points(z, displacement)
 

@@ -237,7 +237,7 @@ class Network:
         weight_decay: AdamW's.
         num_steps: steps.
         batch_size: rows of p and q together.
-        num_checks: how often the validation rows are consulted.
+        num_checks: how often the validation rows are consulted; at most once a step.
         start: the head it starts from.
 
     Raises:

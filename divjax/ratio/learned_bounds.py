@@ -240,7 +240,7 @@ class DivergenceBound:
 
         trained = self._train(fit_key, critic, draw, self._start(critic), validate)
         critic = critic.replace(trained.params[0])
-        state = trained.params, trained.optimizer
+        state = trained.params, trained.optimizer_state
         held_out = self._evaluate(critic, *held_out)
         return BoundFit(critic, *held_out, -trained.validation, trained.finite, state)
 
@@ -291,7 +291,7 @@ class DivergenceBound:
             lambda key: self._values(critic, *sample(key)),
             jax.random.split(held_out_key, self.num_groups),
         )
-        state = trained.params, trained.optimizer
+        state = trained.params, trained.optimizer_state
         return BoundFit(critic, u_p, u_q, -trained.losses, trained.finite, state)
 
     def _unscaled(self, sample: Sampler) -> Critic:

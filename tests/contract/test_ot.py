@@ -155,6 +155,13 @@ ROWS = {
         eager=False,
         slow=True,
     ),
+    "ot.EntropicMap": Row(
+        ot.EntropicMap(epsilons=(0.2,), block_size=3),
+        lambda method, key, x, w: method.fit(key, x, samples(x.dtype))(x),
+        "random",
+        smooth=False,
+        eager=False,
+    ),
     "ot.ICNNDual": Row(
         ot.ICNNDual((4,), start_hidden=(4,), num_steps=3, num_inner_steps=2, num_checks=1),
         lambda method, key, x, w: method.fit(key, x, samples(x.dtype))(x),
@@ -188,6 +195,12 @@ ROWS = {
     ),
     "ot.gaussian_map": Row(
         (), lambda method, key, x, w: ot.gaussian_map(*_gaussians(x, w))(x), "equivariant"
+    ),
+    "ot.gaussian_map_from_samples": Row(
+        (),
+        lambda method, key, x, w: ot.gaussian_map_from_samples(samples(x.dtype), x[::-1])(x),
+        "equivariant",
+        smooth=False,  # the samples are constants
     ),
     "ot.gaussian_barycenter": Row(jnp.array([0.3, 0.7]), _barycenter, eager=False),
     "ot.SchrodingerBridge": Row(BRIDGE, _of_bridge, "equivariant"),

@@ -10,7 +10,12 @@ import pytest
 import scipy.linalg
 import scipy.optimize
 
-from divjax.ot.gaussian import gaussian_barycenter, gaussian_map, gaussian_wasserstein
+from divjax.ot.gaussian import (
+    gaussian_barycenter,
+    gaussian_map,
+    gaussian_map_from_samples,
+    gaussian_wasserstein,
+)
 
 D = 3
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -254,3 +259,24 @@ def test_barycenters_differentiate_and_vmap():
 def test_what_does_not_fit_is_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.zeros(2), jnp.eye(2))
+
+
+def test_the_map_of_samples_finds_an_affine_one_and_fits_moments_otherwise():
+    """Of y = A x + b the moments are exact, and a definite A is the optimal map itself."""
+    rng = np.random.default_rng(0)
+    x, matrix = rng.normal(size=(50, D)) ** 3, normal(1)[1]
+    found = gaussian_map_from_samples(jnp.asarray(x), x @ matrix + 2)
+    np.testing.assert_allclose(found(x), x @ matrix + 2, rtol=1e-8)
+    turn = np.linalg.qr(rng.normal(size=(D, D)))[0]
+    y = x[::-1] @ turn + 1
+    images = gaussian_map_from_samples(jnp.asarray(x), y)(x)
+    np.testing.assert_allclose(images.mean(0), y.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(np.cov(images.T), np.cov(y.T), rtol=1e-8)
+
+
+def test_the_map_of_samples_names_bad_input():
+    x = jnp.ones((5, 2))
+    with pytest.raises(ValueError, match="x must have at least 2 rows"):
+        gaussian_map_from_samples(x[:1], x)
+    with pytest.raises(ValueError, match="same number of features"):
+        gaussian_map_from_samples(x, x[:, :1])

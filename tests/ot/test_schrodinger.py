@@ -84,7 +84,7 @@ def test_the_normalizer_is_the_integral_of_the_plan():
 def test_the_plan_is_the_kernel_times_the_potential_over_the_normalizer(kind):
     b = bridge(kind)
     x, y = np.random.default_rng(2).normal(size=(2, 4, 2))
-    log_weights, means, covs = b.plan(x)
+    log_weights, means, covs = b.conditional_plan(x)
     covs = covs if covs.ndim == 3 else jax.vmap(jnp.diag)(covs)
     for i in range(4):
         mixture = sum(
@@ -122,7 +122,7 @@ def test_the_drift_is_the_gradient_of_a_log_and_goes_on_to_time_one(kind):
     np.testing.assert_allclose(drift(y, 1 - 1e-9), drift(y, 1.0), rtol=1e-6)
     jacobian = jax.jit(jax.jacfwd(lambda z: b.drift(z[None], 0.5)[0]))(y[0])
     np.testing.assert_allclose(jacobian, jacobian.T, rtol=1e-9)
-    np.testing.assert_allclose(drift(y, 0.0), b.plan(y).moments()[0] - y, rtol=1e-9)
+    np.testing.assert_allclose(drift(y, 0.0), b.conditional_plan(y).moments()[0] - y, rtol=1e-9)
 
 
 @kinds
@@ -130,7 +130,7 @@ def test_samples_have_the_plans_moments(kind):
     b, n = bridge(kind), 20000
     x = np.array([0.7, -0.4])
     rows = jnp.broadcast_to(x, (n, 2))
-    (mean,), (cov,) = b.plan(jnp.asarray(x)[None]).moments()
+    (mean,), (cov,) = b.conditional_plan(jnp.asarray(x)[None]).moments()
     for t in (1.0, 0.3):
         drawn = np.asarray(jax.jit(b.sample_at)(KEY, rows, t))
         expected = (1 - t) * x + t * np.asarray(mean)
@@ -194,7 +194,7 @@ def test_one_potential_is_the_bridge_between_gaussians(kind, epsilon):
             expected @ covs[0] @ expected.T + epsilon * expected, covs[1], rtol=1e-8
         )
     np.testing.assert_allclose(fitted.scales[0], expected, rtol=1e-6)
-    mean = fitted.plan(x0).moments()[0].mean(0)
+    mean = fitted.conditional_plan(x0).moments()[0].mean(0)
     np.testing.assert_allclose(mean, x1.mean(0), rtol=1e-9)
     assert fitted.imbalance < 1e-12
 
@@ -224,8 +224,8 @@ def fitted(kind, num_potentials=3, num_steps=25):
 @kinds
 def test_a_fit_finds_the_bridge_that_made_the_samples(kind):
     truth, x0, x1, found = fitted(kind)
-    mean, cov = truth.plan(x0[:200]).moments()
-    other, found_cov = found.plan(x0[:200]).moments()
+    mean, cov = truth.conditional_plan(x0[:200]).moments()
+    other, found_cov = found.conditional_plan(x0[:200]).moments()
     total = jnp.sum(jnp.var(x1, axis=0))
     # Each of 3 (1 + d + d²) numbers is known to within its variance over n.
     assert jnp.mean(jnp.sum((mean - other) ** 2, axis=1)) < 4 * 21 / 4000 * total

@@ -1,0 +1,106 @@
+"""Entropic maps against POT's plans, a closed form, and what a mean of gradients must be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import ot as pot
+import pytest
+
+from divjax import ot
+
+KEY = jax.random.key(0)
+fitted = jax.jit(lambda method, key, x, y: method.fit(key, x, y))
+
+
+def normal(seed, n, d=2):
+    return jax.random.normal(jax.random.key(seed), (n, d))
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_images_are_the_mean_of_pots_barycentric_projections(num_blocks):
+    """Every block of 60 rows has a plan; the projection of its own rows is known."""
+    with jax.enable_x64(True):
+        x, y = (np.asarray(normal(seed, 60 * num_blocks), np.float64) for seed in (1, 2))
+        y = 2 * y + 1
+        method = ot.EntropicMap(
+            epsilons=(0.2,), block_size=60, tolerance=1e-10, max_iterations=10_000
+        )
+        found = jax.jit(method.fit_split)((x, y), (x[:10], y[:10]))
+        weights, epsilon = np.full(60, 1 / 60), float(found.epsilon)
+        # Both blocks at the rows of the first, by potentials: z need not be among a block's rows.
+        images = []
+        for block in range(num_blocks):
+            rows = slice(60 * block, 60 * block + 60)
+            costs = pot.dist(x[rows], y[rows])
+            _, log = pot.sinkhorn(
+                weights, weights, costs, epsilon, method="sinkhorn_log", stopThr=1e-12, log=True
+            )
+            g = epsilon * log["log_v"]
+            likely = np.exp((g - pot.dist(x[:60], y[rows])) / epsilon)
+            images.append(likely @ y[rows] / likely.sum(1, keepdims=True))
+        np.testing.assert_allclose(found(x[:60]), np.mean(images, 0), atol=1e-6)
+        np.testing.assert_allclose(epsilon, 0.2 * pot.dist(x, y).mean(), rtol=1e-12)
+        assert found.converged
+
+
+def test_the_best_epsilon_is_near_the_map_and_a_poor_one_is_not_chosen():
+    x, z = normal(1, 1000), normal(3, 1000)
+    truth = lambda z: z + 0.3 * z**3  # of a convex function, feature by feature
+    found = fitted(ot.EntropicMap(epsilons=(5.0, 0.05, 0.02)), KEY, x, truth(normal(2, 1000)))
+    uvp = jnp.sum(jnp.var(found(z) - truth(z), 0)) / jnp.sum(jnp.var(truth(z), 0))
+    assert uvp < 0.1
+    assert found.scores[0] > 2 * found.scores.min()  # where all go near the mean
+    assert found.epsilon < 0.1 * jnp.mean(jnp.sum((x[:, None] - truth(x)) ** 2, -1))
+    assert found.converged
+
+
+def test_the_map_is_the_gradient_of_a_convex_function():
+    """Its Jacobian is symmetric and has no negative eigenvalue."""
+    method = ot.EntropicMap(epsilons=(0.1,), block_size=100)
+    found = fitted(method, KEY, normal(1, 500, 3), jnp.tanh(normal(2, 400, 3)) + 1)
+    jacobians = jax.vmap(jax.jacfwd(lambda z: found(z[None])[0]))(normal(3, 20, 3))
+    np.testing.assert_allclose(jacobians, jnp.swapaxes(jacobians, 1, 2), atol=1e-4)
+    assert jnp.linalg.eigvalsh(jacobians).min() > -1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cost": ot.Euclidean()}, "whose ∇h\\* is known"),
+        ({"epsilons": ()}, "epsilons must hold at least one"),
+        ({"epsilons": (0.1, 0.0)}, "epsilons must be a positive"),
+        ({"score_epsilon": -1.0}, "score_epsilon must be a positive"),
+        ({"block_size": 0}, "block_size"),
+        ({"max_iterations": 1.5}, "max_iterations"),
+        ({"tolerance": 0.0}, "tolerance"),
+    ],
+)
+def test_bad_settings_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        ot.EntropicMap(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": 3}, "key must be one typed key"),
+        ({"x": jnp.zeros((1, 2))}, "x must have at least 2 rows"),
+        ({"y": jnp.zeros((5, 3))}, "same number of features"),
+        ({"x": jnp.zeros(5)}, "x must be a non-empty matrix"),
+        ({"y": jnp.zeros((5, 2), jnp.float16)}, "y must be float32 or float64"),
+    ],
+)
+def test_bad_samples_raise(change, message):
+    arguments = {"key": KEY, "x": normal(0, 5), "y": normal(1, 5)} | change
+    with pytest.raises(ValueError, match=message):
+        ot.EntropicMap().fit(**arguments)
+
+
+def test_what_is_not_a_number_is_flagged_and_points_of_another_dimension_are_refused():
+    x = normal(1, 20)
+    method = ot.EntropicMap(epsilons=(0.1,))
+    assert not fitted(method, KEY, x.at[:, 0].set(jnp.nan), x).converged
+    found = fitted(method, KEY, x, x)
+    assert found.converged
+    with pytest.raises(ValueError, match="z and y must have the same number of features"):
+        found(normal(1, 5, 3))
