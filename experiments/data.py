@@ -49,6 +49,10 @@ _BY_HAND = {
     "(no licence is stated, so it is not downloaded for you)",
     "lightsb_msci": "https://github.com/ngushchin/LightSB, folder data "
     "(the terms of the data are not stated, so they are not downloaded for you)",
+    "w2_benchmark": "https://github.com/iamalexkorotin/Wasserstein2Benchmark (its pairs' numbers, "
+    "saved as arrays)",
+    "sachs": "https://github.com/FenTechSolutions/CausalDiscoveryToolbox (the terms of the data "
+    "are not stated, so they are not downloaded for you)",
 }
 _MD5 = {
     "mnist/t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
@@ -76,6 +80,12 @@ _MD5 = {
     "lightsb_msci/full_cite_pcas_50_day_4.npy": "7c11acfe5ecb968d6d5c90540e6c0027",
     "lightsb_msci/full_cite_pcas_50_day_7.npy": "99806fba5ed483a62c0d27d115910f08",
     "king_county/kc_house_data.csv": "b1e7bdf4f3e61792c0979a5697dc7145",
+    "w2_benchmark/mix3tomix10_2.npz": "dcdda0373e25aa61f3572b03d9ab235b",
+    "w2_benchmark/mix3tomix10_4.npz": "20eb35f5c267869a638871e11ef7720f",
+    "w2_benchmark/mix3tomix10_16.npz": "0ae5a87943ee694ad3779cf513aa2f7c",
+    "w2_benchmark/mix3tomix10_64.npz": "4f8713596882512aaf617ae77f599959",
+    "w2_benchmark/mix3tomix10_128.npz": "fe3b8959694140c14d8f1c51171fa4b5",
+    "sachs/cyto_full_data.csv": "88215b09fb2230dc2d3c83bcb925f865",
 }
 
 
@@ -182,8 +192,8 @@ def _idx_splits(source: str) -> tuple[Images, Images, Images]:
     """Train, validation and test images of a source of idx files."""
     parts = [
         Images(
-            parse_idx(_fetch(f"{source}/{part}-images-idx3-ubyte.gz")),
-            parse_idx(_fetch(f"{source}/{part}-labels-idx1-ubyte.gz")).astype(np.int32),
+            parse_idx(fetch(f"{source}/{part}-images-idx3-ubyte.gz")),
+            parse_idx(fetch(f"{source}/{part}-labels-idx1-ubyte.gz")).astype(np.int32),
         )
         for part in ("train", "t10k")
     ]
@@ -262,11 +272,11 @@ def load_cells(components: int, day: int) -> np.ndarray:
             "components must be 50 or 100 and day 2, 3, 4 or 7; "
             f"got components {components!r} and day {day!r}."
         )
-    return np.load(io.BytesIO(_fetch(name)))
+    return np.load(io.BytesIO(fetch(name)))
 
 
 def _read_csv(name: str, **options: Any) -> pd.DataFrame:
-    return pd.read_csv(io.BytesIO(_fetch(name)), **options)
+    return pd.read_csv(io.BytesIO(fetch(name)), **options)
 
 
 _ADULT_COLUMNS = """
@@ -316,7 +326,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "divjax"
 
 
-def _fetch(name: str) -> bytes:
+def fetch(name: str) -> bytes:
     """A file of `DIVJAX_DATA_DIR`, of the cache, or downloaded into it, its checksum verified."""
     given = os.environ.get("DIVJAX_DATA_DIR")
     for folder in ([Path(given)] if given else []) + [cache_folder()]:

@@ -130,7 +130,7 @@ def known_plan(settings: Settings, dimension: int, epsilon: float, seed: int) ->
     method = LightSchrodingerBridge(
         settings.num_potentials, epsilon, "full", num_steps=settings.num_steps
     )
-    starts = [keys[4], *jax.random.split(keys[4], settings.num_starts - 1)]
+    starts = [jax.random.fold_in(keys[4], start) for start in range(settings.num_starts)]
     fits = [timed(method.fit, key, x0, x1) for key in starts]
     found, _, _ = min(fits, key=lambda fit: float(fit[0].losses[-1]))
     seconds = sum(seconds for _, _, seconds in fits)
@@ -193,7 +193,7 @@ def swiss_roll(key: jax.Array, num_rows: int) -> jax.Array:
 
 def roll(settings: Settings, epsilon: float) -> dict[str, Any]:
     """Paths, ends and their distance from fresh rows."""
-    keys = jax.random.split(jax.random.key(0), 6)
+    keys = jax.random.split(jax.random.key(0), 7)
     num_rows = 2_000 if settings.quick else 10_000
     x0, start = (jax.random.normal(key, (num_rows, 2)) for key in keys[:2])
     x1, fresh = (swiss_roll(key, num_rows) for key in keys[2:4])
@@ -201,7 +201,7 @@ def roll(settings: Settings, epsilon: float) -> dict[str, Any]:
     bridge, _, seconds = timed(method.fit, keys[4], x0, x1)
     ends = jax.jit(bridge.sample)(keys[5], start)
     distance = jax.jit(energy_distance)
-    path = jax.jit(bridge.sde, static_argnums=2)(keys[5], start[:10], 200)
+    path = jax.jit(bridge.sde, static_argnums=2)(keys[6], start[:10], 200)
     return {
         "ends": ends[:3000],
         "path": path,

@@ -6,10 +6,7 @@ optimal map is known: a mixture of three Gaussians, carried by the gradient of a
 2005). Files are looked for as in `experiments.data`, and never downloaded.
 """
 
-import hashlib
 import io
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -21,27 +18,9 @@ from jaxtyping import Array, Float, Key
 from experiments import data
 
 DIMENSIONS = (2, 4, 16, 64, 128)
-# The best linear map's L2-UVP in per cent, as found when the files were first read.
-LINEAR_UVP = {2: 14.0, 4: 14.7, 16: 41.7, 64: 63.5, 128: 63.6}
-
 # Rows of the conditions, one after the other; the first is the control.
 CONDITION_ROWS = (853, 902, 911, 723, 810, 799, 848, 913, 707)
 PERTURBATIONS = (3, 4, 5, 6, 7, 8, 9)
-
-_MD5 = {
-    "w2_benchmark/mix3tomix10_2.npz": "dcdda0373e25aa61f3572b03d9ab235b",
-    "w2_benchmark/mix3tomix10_4.npz": "20eb35f5c267869a638871e11ef7720f",
-    "w2_benchmark/mix3tomix10_16.npz": "0ae5a87943ee694ad3779cf513aa2f7c",
-    "w2_benchmark/mix3tomix10_64.npz": "4f8713596882512aaf617ae77f599959",
-    "w2_benchmark/mix3tomix10_128.npz": "fe3b8959694140c14d8f1c51171fa4b5",
-    "sachs/cyto_full_data.csv": "88215b09fb2230dc2d3c83bcb925f865",
-}
-_BY_HAND = {
-    "w2_benchmark": "https://github.com/iamalexkorotin/Wasserstein2Benchmark (its pairs' numbers, "
-    "saved as arrays)",
-    "sachs": "https://github.com/FenTechSolutions/CausalDiscoveryToolbox (the terms of the data "
-    "are not stated, so they are not downloaded for you)",
-}
 
 
 class BenchmarkPair(NamedTuple):
@@ -113,7 +92,7 @@ def load_benchmark(dimension: int) -> BenchmarkPair:
     if dimension not in DIMENSIONS:
         known = ", ".join(map(str, DIMENSIONS))
         raise ValueError(f"dimension must be one of {known}; got {dimension!r}.")
-    with np.load(io.BytesIO(_read(f"w2_benchmark/mix3tomix10_{dimension}.npz"))) as stored:
+    with np.load(io.BytesIO(data.fetch(f"w2_benchmark/mix3tomix10_{dimension}.npz"))) as stored:
         numbers = {name: jnp.asarray(stored[name], jnp.float32) for name in stored.files}
     potentials = tuple(
         {name[3:]: values for name, values in numbers.items() if name.startswith(prefix)}
@@ -130,25 +109,9 @@ def load_proteins() -> list[pd.DataFrame]:
     Raises:
         FileNotFoundError: if the file is not under `DIVJAX_DATA_DIR`.
     """
-    table = pd.read_csv(io.BytesIO(_read("sachs/cyto_full_data.csv")))
+    table = pd.read_csv(io.BytesIO(data.fetch("sachs/cyto_full_data.csv")))
     if len(table) != sum(CONDITION_ROWS):
         raise ValueError(f"expected {sum(CONDITION_ROWS)} rows of proteins; got {len(table)}.")
     ends = np.cumsum(CONDITION_ROWS)
     logs = pd.DataFrame(np.log(table.to_numpy()), columns=table.columns)
     return [logs.iloc[end - n : end] for n, end in zip(CONDITION_ROWS, ends, strict=True)]
-
-
-def _read(name: str) -> bytes:
-    """A file of `DIVJAX_DATA_DIR` or of the cache, its checksum verified."""
-    given = os.environ.get("DIVJAX_DATA_DIR")
-    for folder in ([Path(given)] if given else []) + [data.cache_folder()]:
-        if (folder / name).exists():
-            content = (folder / name).read_bytes()
-            found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-            if found != _MD5[name]:
-                raise ValueError(f"{folder / name} is damaged: its md5 is {found}.")
-            return content
-    raise FileNotFoundError(
-        f"{name} is not under DIVJAX_DATA_DIR ({given or 'not set'}) nor in {data.cache_folder()}, "
-        f"and must be put there by hand, from {_BY_HAND[name.split('/')[0]]}."
-    )

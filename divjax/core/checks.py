@@ -17,6 +17,7 @@ __all__ = [
     "check_key",
     "check_matrix",
     "check_nonnegative",
+    "check_order",
     "check_positive",
     "check_positive_values",
     "check_probability",
@@ -87,6 +88,13 @@ def check_probability(**values: Any) -> None:
             raise ValueError(f"{name} must be a number; got {value!r}.")
         if isinstance(value, (int, float)) and not 0 < value < 1:
             raise ValueError(f"{name} must be a number in (0, 1); got {value}.")
+
+
+def check_order(p: Any, *, above_one: bool = False) -> None:
+    """Raise `ValueError` for an order that is a Python number, but not finite and at least 1."""
+    if isinstance(p, (int, float)) and not (1 <= p < float("inf") and (p > 1 or not above_one)):
+        range_of_p = "above 1" if above_one else "of at least 1"
+        raise ValueError(f"p must be a finite number {range_of_p}; got {p}.")
 
 
 def check_base(base: Any) -> None:

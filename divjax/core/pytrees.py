@@ -8,16 +8,27 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 T = TypeVar("T")
 
-__all__ = ["as_pytree", "num_particles", "pytree", "ravel_particles", "static"]
+__all__ = ["as_pytree", "num_particles", "pytree", "ravel_particles", "select", "static"]
 
 
 def static(**kwargs: Any) -> Any:
     """A dataclass field that is structure (hashed, compiled in) rather than a leaf."""
     return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+def select(condition: Bool[Array, ""], new: T, old: T) -> T:
+    """`new` where the condition holds, else `old`, leaf by leaf.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> [float(leaf) for leaf in select(jnp.array(True), (1.0, 2.0), (3.0, 4.0))]
+        [1.0, 2.0]
+    """
+    return jax.tree.map(lambda one, other: jnp.where(condition, one, other), new, old)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))

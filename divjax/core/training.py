@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core.checks import check_full_precision, check_matrix, check_same_features
+from divjax.core.pytrees import select
 
 __all__ = [
     "Training",
@@ -98,7 +99,7 @@ def fit(
             moving, losses = jax.lax.scan(step, moving, keys)
             value = validate(moving[0])
             better = jnp.isfinite(value) & (value < least)
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), moving[0], best)
+            best = select(better, moving[0], best)
             return (moving, best, jnp.where(better, value, least)), (losses, value)
 
         start = validate(params)

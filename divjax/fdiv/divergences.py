@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_positive
-from divjax.core.pytrees import pytree
+from divjax.core.pytrees import pytree, select
 from divjax.fdiv.generators import Divergence, Generator, Mixture, PlugIn, check_share
 from divjax.fdiv.special import (
     as_floats,
@@ -464,7 +464,7 @@ class Renyi(Divergence):
                 for weight, x in zip(weights, powers, strict=True)
             ),
         )
-        return jax.tree.map(lambda one, other: jnp.where(near, one, other), direct, far)
+        return select(near, direct, far)
 
     def sensitivities(
         self,

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_count, check_key, check_provides, check_shape
-from divjax.core.pytrees import num_particles, ravel_particles
+from divjax.core.pytrees import num_particles, ravel_particles, select
 from divjax.flows.aggregators import MinNorm
 from divjax.flows.dynamics import ParticleWeights
 from divjax.flows.state import Fields, FlowResult, FlowState, History, StepInfo
@@ -269,7 +269,7 @@ def step(
         finite=state.finite & jnp.isfinite(found.values).all(),
     )
     sound = jnp.isfinite(ravel_particles(taken.particles)[0]).all() & jnp.isfinite(masses).all()
-    kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), taken, state)
+    kept = select(sound, taken, state)
     norm = jnp.dot(state.particle_weights, jnp.sum(direction**2, axis=1))
     return (
         kept._replace(step=state.step + 1, finite=taken.finite & sound),

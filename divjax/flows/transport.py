@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from divjax.core.checks import check_count, check_matrix, check_positive, check_same_features
+from divjax.core.checks import (
+    check_count,
+    check_matrix,
+    check_order,
+    check_positive,
+    check_same_features,
+)
 from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.flows.types import Variation
 from divjax.ot.costs import SqEuclidean
@@ -55,6 +61,7 @@ class SlicedWasserstein:
 
     def __post_init__(self):
         check_count(1, num_projections=self.num_projections)
+        check_order(self.p)
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> tuple[()]:
         """No state."""

@@ -280,7 +280,7 @@ def sinkhorn_distillation(
     Args:
         student: logits.
         teacher: logits.
-        weight: λ, which the paper's code has within the loss; its further weight is .8.
+        weight: λ; in the paper's code this factor is inside the loss, and a further .8 outside.
         temperature: τ.
         epsilon: ε, in units of probability.
         num_iterations: of rows and columns each, columns last; differentiated as such.

@@ -3,19 +3,25 @@
 | what is asked | what to call |
 |---|---|
 | an entropic cost, its plan and its map, sweeps over ε, gradients of all of them | `sinkhorn` |
-| a distance between two samples, zero where they agree, for a loss | `sinkhorn_divergence` |
+| … where marginals need not be met, or ε is far below the mean cost | its `marginal_penalty`, its `annealing` by `Annealing` |
+| a divergence of two samples, zero where they agree, for a loss | `sinkhorn_divergence`; with flags, `sinkhorn_divergence_result` |
 | exact, on the line, or over random or the worst directions | `wasserstein_1d`, `sliced_wasserstein`, `max_sliced_wasserstein` |
 | between Gaussians: distance, map, barycenter | `gaussian_wasserstein`, `gaussian_map`, `gaussian_barycenter` |
-| how far a map is from an optimal one | `monge_gap`, `monge_gap_from_samples` |
+| a map in closed form, or nearly so | `gaussian_map_from_samples`, `EntropicMap` |
 | the cheapest map as a network, also for a family of problems | `MongeMap` |
 | … under the squared distance, as the gradient of a convex network | `ICNNDual` |
+| how far a map is from an optimal one | `monge_gap`, `monge_gap_from_samples` |
 | a stochastic process from one sample to the other | `LightSchrodingerBridge` |
+| costs | `SqEuclidean`, `Euclidean`, `EuclideanPower`, `PNorm`, `PNormPower`, `Cosine`, `SphereGeodesic`, any function of two points |
+
+**Powers, not roots:** `wasserstein_1d` and the sliced costs return W_p^p, `gaussian_wasserstein` the
+squared distance.
 
 Not here, as ott-jax does it well: low-rank Sinkhorn (`ott.solvers.linear.sinkhorn_lr`), distances
 between spaces (`ott.solvers.quadratic.gromov_wasserstein`), barycenters of samples
 (`ott.solvers.linear.continuous_barycenter`), soft sorting (`ott.tools.soft_sort`), progressive maps
-(`ott.tools.progot`), and semi-discrete transport. Its potentials contain the weights, ours do not:
-what is handed over is f + ε log a and g + ε log b.
+(`ott.tools.progot`), and semi-discrete transport. ott's potentials absorb the weights, ours do not:
+hand over f + ε log a and g + ε log b.
 
     >>> import jax, jax.numpy as jnp
     >>> from ott.geometry import pointcloud

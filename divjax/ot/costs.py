@@ -1,12 +1,14 @@
 """Ground costs c(x, y): pytrees called on two points, with a matrix that is never n × m × d.
 
-Any callable `(x "d", y "d") -> scalar` is a cost; those here know their matrix in closed form, and
-the translation-invariant ones, c(x, y) = h(x − y), their h and ∇h*, which a transport map takes:
-T(x) = x − ∇h*(∇f(x)) for a potential f.
+Any callable `(x "d", y "d") -> scalar` is a cost. One may also provide
+
+    matrix(x "n d", y "m d") -> "n m"   in closed form, rather than pair by pair
+    translation_invariant               true where c(x, y) = h(x − y): points are centred
+    h(z "d") -> scalar                  that h
+    grad_conjugate(w "... d")           ∇h*, which a transport map takes: T(x) = x − ∇h*(∇f(x))
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core.checks import check_order
 from divjax.core.pytrees import pytree
 
 __all__ = [
@@ -170,14 +173,11 @@ class Euclidean(_TranslationInvariant):
         return _sqrt(_sum_over_features(jnp.square, x, y))
 
 
-def _check_power(p: ArrayLike) -> None:
-    if isinstance(p, (int, float)) and not 1 < p < math.inf:
-        raise ValueError(f"p must be a finite number above 1; got {p}.")
-
-
 @pytree
 class EuclideanPower(_TranslationInvariant):
     """A power of the Euclidean distance, c(x, y) = ‖x − y‖^p / p for p > 1.
+
+    `EuclideanPower(2)` is half of `SqEuclidean()`.
 
     ∇h*(w) = ‖w‖^{q−2} w with 1/p + 1/q = 1.
 
@@ -199,7 +199,7 @@ class EuclideanPower(_TranslationInvariant):
     p: ArrayLike = 1.5
 
     def __post_init__(self):
-        _check_power(self.p)
+        check_order(self.p, above_one=True)
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums of squared differences."""
@@ -231,8 +231,7 @@ class PNorm(_TranslationInvariant):
     p: ArrayLike = 2.0
 
     def __post_init__(self):
-        if isinstance(self.p, (int, float)) and not 1 <= self.p < math.inf:
-            raise ValueError(f"p must be a finite number of at least 1; got {self.p}.")
+        check_order(self.p)
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
@@ -261,7 +260,7 @@ class PNormPower(_TranslationInvariant):
     p: ArrayLike = 1.5
 
     def __post_init__(self):
-        _check_power(self.p)
+        check_order(self.p, above_one=True)
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
@@ -316,9 +315,10 @@ class SphereGeodesic(_OfMatrix):
 
 def grad_conjugate(cost: Any) -> Callable[[Array], Array]:
     """The cost's ∇h*, or `ValueError` where it has none."""
-    if not hasattr(cost, "grad_conjugate"):
+    if not (hasattr(cost, "h") and hasattr(cost, "grad_conjugate")):
         raise ValueError(
             "a transport map in closed form takes a cost h(x − y) whose ∇h* is known "
-            f"(SqEuclidean, EuclideanPower, PNormPower); got {type(cost).__name__}."
+            "(SqEuclidean, EuclideanPower, PNormPower, or one with `h` and `grad_conjugate`); "
+            f"got {type(cost).__name__}."
         )
     return cost.grad_conjugate

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from divjax.ot.problem import Problem, dual_objective, soft_transform
 
-__all__ = ["attach", "dual_value", "gauge"]
+__all__ = ["envelope_value", "gauge", "with_implicit_derivatives"]
 
 
 def gauge(
@@ -29,7 +29,7 @@ def gauge(
 
 
 @jax.custom_jvp
-def attach(
+def with_implicit_derivatives(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
 ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
     """The optimal potentials f and g, as functions of the problem.
@@ -41,10 +41,10 @@ def attach(
     return f, g
 
 
-@attach.defjvp
-def _attach_jvp(primals: Any, tangents: Any) -> Any:
+@with_implicit_derivatives.defjvp
+def _implicit_jvp(primals: Any, tangents: Any) -> Any:
     problem, f, g = primals
-    f, g = attach(problem, f, g)  # for derivatives of this derivative
+    f, g = with_implicit_derivatives(problem, f, g)  # for derivatives of this derivative
     _, row_change = jax.jvp(lambda p: soft_transform(p, f, g), (problem,), (tangents[0],))
     _, column_change = jax.jvp(
         lambda p: soft_transform(p.transposed, g, f), (problem,), (tangents[0],)
@@ -59,7 +59,7 @@ def _solve(
     row_change: Float[Array, " n"],
     column_change: Float[Array, " m"],
 ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-    """Df and dg of df + κ_a Q dg = R, dg + κ_b Q̃ df = S.
+    """The pair (df, dg) with df + κ_a Q dg = R and dg + κ_b Q̃ df = S.
 
     Without df and times the columns' masses q = Pᵀ1 this is (diag q − κ_a κ_b Pᵀ diag(P1)⁻¹ P) dg
     = q (S − κ_b Q̃ R), symmetric. Balanced, constants are its kernel, and a term that is one on
@@ -118,16 +118,16 @@ def _conjugate_gradients(apply: Any, target: Float[Array, " m"], weight: Float[A
 
 
 @jax.custom_jvp
-def dual_value(
+def envelope_value(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"], excess: Float[Array, ""]
 ) -> Float[Array, ""]:
     """The problem's value at its optimal potentials, as a function of the problem alone."""
     return dual_objective(problem, f, g, excess)
 
 
-@dual_value.defjvp
-def _dual_value_jvp(primals: Any, tangents: Any) -> Any:
+@envelope_value.defjvp
+def _envelope_jvp(primals: Any, tangents: Any) -> Any:
     problem, f, g, _ = primals
-    f, g = gauge(problem, *attach(problem, f, g))
+    f, g = gauge(problem, *with_implicit_derivatives(problem, f, g))
     _, change = jax.jvp(lambda p: dual_objective(p, f, g), (problem,), (tangents[0],))
-    return dual_value(*primals), change
+    return envelope_value(*primals), change

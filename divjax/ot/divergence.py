@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.iterations import Annealing
 from divjax.ot.problem import PointPairs, Problem
-from divjax.ot.sinkhorn import SinkhornResult, make_problem, solved
+from divjax.ot.sinkhorn import SinkhornResult, make_problem, solve_problem
 
 __all__ = [
     "SinkhornDivergenceResult",
@@ -53,7 +53,7 @@ def self_transport(
 ) -> SinkhornResult:
     """`sinkhorn(x, x, a, a)` by averaged symmetric updates, which take few iterations."""
     problem, center = make_problem(x, x, a, a, epsilon, cost, None, None)
-    return solved(
+    return solve_problem(
         problem, center, max_iterations=max_iterations, tolerance=tolerance, symmetric=True
     )
 
@@ -73,21 +73,31 @@ def sinkhorn_divergence_result(
     annealing: Annealing | None = None,
     block_size: int | None = None,
 ) -> SinkhornDivergenceResult:
-    """`sinkhorn_divergence` with what it was made of; the same arguments, and a start.
+    """`sinkhorn_divergence` with its parts: OT(a, b), OT(a, a) and OT(b, b).
+
+    S = OT(a, b) − ½ OT(a, a) − ½ OT(b, b) + ε/2 (Σa − Σb)².
+
+    Memory as in `sinkhorn`: the three problems are solved one after another.
 
     Args:
         x: samples.
         y: samples.
-        a: weights of x.
+        a: weights of x; uniform by default.
         b: weights of y.
-        epsilon: ε.
-        cost: a cost.
-        max_iterations: of each problem, at most.
-        tolerance: of the marginals' L1 error.
-        marginal_penalty: ρ.
+        epsilon: ε > 0, in units of the cost.
+        cost: a symmetric cost of `divjax.ot`, or a function of two points.
+        max_iterations: of each problem, at most; without tolerance exactly.
+        tolerance: of the marginals' L1 error, as a share of the mass; or None.
+        marginal_penalty: ρ, or (ρ_a, ρ_b): relaxed marginals.
         init: the `potentials` of a like problem, such as that of the last step of a loop.
         annealing: a decreasing sequence of ε before.
         block_size: rows of costs held at a time.
+
+    Returns:
+        The divergence, whether all three problems have converged, and their results.
+
+    Raises:
+        ValueError: as `sinkhorn`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -99,8 +109,11 @@ def sinkhorn_divergence_result(
     if hasattr(cost, "shape"):
         raise ValueError("cost must be a function of two points; a matrix has no self terms.")
     problem, center = make_problem(x, y, a, b, epsilon, cost, marginal_penalty, block_size)
-    settings: Any = {"max_iterations": max_iterations, "tolerance": tolerance}
-    settings |= {"annealing": annealing}
+    settings: Any = {
+        "max_iterations": max_iterations,
+        "tolerance": tolerance,
+        "annealing": annealing,
+    }
     pairs, penalties = problem.pairs, problem.penalties
     assert isinstance(pairs, PointPairs)
     start = (None,) * 3 if init is None else (init[:2], (init[2],) * 2, (init[3],) * 2)
@@ -111,9 +124,9 @@ def sinkhorn_divergence_result(
         pairs = PointPairs(points, points, problem.pairs.cost)  # pyright: ignore
         rest = problem.epsilon, (penalty, penalty), problem.block_rows
         own = Problem(pairs, weights, weights, *rest)
-        return solved(own, center, init, symmetric=True, **settings)
+        return solve_problem(own, center, init, symmetric=True, **settings)
 
-    xy = solved(problem, center, start[0], **settings)
+    xy = solve_problem(problem, center, start[0], **settings)
     xx = to_itself(pairs.x, problem.a, penalties[0], start[1], xy)
     yy = to_itself(pairs.y, problem.b, penalties[1], start[2], xx)
     # The plans' masses differ where marginals are relaxed; without this the divergence of a from
@@ -145,9 +158,9 @@ def sinkhorn_divergence(
     measure. From ε = 0 to ∞ it goes from the transport cost to (squared Euclidean) the squared
     distance of the means. The self terms are solved by averaged symmetric updates.
 
-    Where iterations stop early the value is off by their error, to first order of it squared;
-    `sinkhorn_divergence_result` says whether they have converged. The bias from samples is of the
-    order 1/n for fixed ε. Memory as in `sinkhorn`.
+    Where iterations stop early, the value's error is quadratic in the potentials';
+    `sinkhorn_divergence_result` says whether they have converged. For fixed ε the bias from n
+    samples is O(1/n). Memory as in `sinkhorn`.
 
     Args:
         x: samples.

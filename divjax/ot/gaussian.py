@@ -1,8 +1,8 @@
 """Transport between Gaussians in closed form: the distance, the map, and the barycenter.
 
 A Gaussian is a mean "d" and a covariance: "d" for the variances of a diagonal one, "d d" for a full
-one, which may be singular. Covariances are read up to rounding: an eigenvalue within d machine
-epsilons of the largest is zero, and one that is more negative than that makes results nan.
+one, which may be singular. An eigenvalue within d machine epsilons of the largest from zero counts
+as zero; one more negative than that makes the result nan.
 
 With covariances S and T, and factors S = L Lᵀ and T = K Kᵀ, everything is in the singular value
 decomposition Lᵀ K = U Σ Vᵀ: the fidelity tr (S^½ T S^½)^½ = tr Σ, the squared distance
@@ -122,7 +122,7 @@ def _(primals, tangents):
 
 @jax.custom_jvp
 def _squared_bures(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float[Array, ""]:
-    """Tr S + tr T − 2 tr (S^½ T S^½)^½ as a sum of squares, which keeps small distances' digits."""
+    """The squared Bures distance as a sum of squares, which keeps small distances' digits."""
     s_factor, t_factor, _ = _aligned(s, t)
     return jnp.sum((s_factor - t_factor) ** 2)
 

@@ -7,9 +7,7 @@ which it is in range, the transforms at ε = 0. Chunks of iterations are checked
 range of numbers it is done again in the log domain. A problem too large for K computes each block
 of it once an iteration and uses it for both halves.
 
-Over-relaxation, log u ← log u + ω (target − log u), takes the number of iterations from 1/(1 − η)
-to 1/√(1 − η), where η is the factor by which plain iterations reduce the error in the end. η is
-read off from the errors seen, and a chunk after which the error is larger is undone.
+Updates are over-relaxed, log u ← log u + ω (target − log u); `over_relaxation` chooses ω.
 """
 
 import dataclasses
@@ -17,21 +15,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.checks import check_positive
-from divjax.core.pytrees import pytree
+from divjax.core.pytrees import pytree, select
+from divjax.ot.over_relaxation import Best, Pace, adapt, start_pace
 from divjax.ot.problem import MatrixPairs, Problem
 
-__all__ = ["Annealing", "Solution", "solve"]
+__all__ = ["Annealing", "Solution", "iterate"]
 
 # Iterations between checks.
 CHUNK = 10
 # A chunk that moves both potentials by more than this share of the exponents there are, in units of
 # ε, may have lost what underflowed in K; from half of it on they are absorbed into K.
 _TOO_FAR = 0.4
-# Beyond it, iterations need not converge even where their rate suggests so.
-_LARGEST_OMEGA = 1.98
 # An error, as a share of the mass, below which its rate is that of the end.
 _NEAR = 0.2
 
@@ -40,8 +37,8 @@ _NEAR = 0.2
 class Annealing:
     """A decreasing sequence of ε that ends at the problem's: one iteration each.
 
-    ε_k = ε · max(1, start · decay^k). At small ε it replaces the many iterations in which
-    potentials travel by some ε each.
+    ε_k = ε · max(1, start · decay^k). At small ε an iteration moves the potentials by a few ε only;
+    annealing saves those iterations.
 
     Attributes:
         start: the first ε, in multiples of the problem's.
@@ -74,54 +71,29 @@ class Solution(NamedTuple):
     num_iterations: Int[Array, ""]
 
 
-class _Scalings(NamedTuple):
-    """log u and log v, and the logarithms of K (b v) and Kᵀ (a u).
+class _LogScalings(NamedTuple):
+    """log u, log v, log K(b v) and log Kᵀ(a u): P has marginals a u K(b v) and b v Kᵀ(a u)."""
 
-    P has marginals a u (K b v) and b v (Kᵀ a u).
-    """
-
-    u: Float[Array, " n"]
-    v: Float[Array, " m"]
-    rows: Float[Array, " n"]
-    columns: Float[Array, " m"]
-
-
-class _Best(NamedTuple):
-    """Potentials, and the logarithms of Σ_j b_j exp((g_j − C_ij)/ε) and Σ_i a_i exp(…)."""
-
-    f: Float[Array, " n"]
-    g: Float[Array, " m"]
-    rows: Float[Array, " n"]
-    columns: Float[Array, " m"]
-    error: Float[Array, ""]
-
-
-class _Pace(NamedTuple):
-    """How far updates go beyond their target, and what is known about how far they may."""
-
-    omega: Float[Array, ""]
-    largest: Float[Array, ""]
-    settled: Bool[Array, ""]
-    stalled: Int[Array, ""]
-    rest: Int[Array, ""]
-    next_rest: Int[Array, ""]
-    best: _Best
+    log_u: Float[Array, " n"]
+    log_v: Float[Array, " m"]
+    log_rows: Float[Array, " n"]
+    log_columns: Float[Array, " m"]
 
 
 class _State(NamedTuple):
     f: Float[Array, " n"]
     g: Float[Array, " m"]
-    scalings: _Scalings
+    scalings: _LogScalings
     kernel: Any
     error: Float[Array, ""]
-    pace: _Pace
+    pace: Pace
     num_iterations: Int[Array, ""]
 
 
 def _log_row_sums(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
 ) -> Float[Array, " n"]:
-    """Log Σ_j b_j E_ij whatever its size."""
+    """The logarithm of Σ_j b_j E_ij, whatever its size."""
     g = g + problem.epsilon * jnp.log(problem.b)
 
     def block(costs, f):
@@ -162,63 +134,65 @@ class _Iteration:
     def relax(self, scaling: Array, target: Array, omega: ArrayLike) -> Array:
         return scaling + omega * (target - scaling)
 
-    def relax_rows(self, f: Array, s: _Scalings, rows: Array, omega: ArrayLike) -> Array:
-        return self.relax(s.u, self.target(0, f, rows), omega)
+    def relax_rows(self, f: Array, s: _LogScalings, rows: Array, omega: ArrayLike) -> Array:
+        return self.relax(s.log_u, self.target(0, f, rows), omega)
 
-    def relax_columns(self, g: Array, s: _Scalings, omega: ArrayLike) -> Array:
-        return self.relax(s.v, self.target(1, g, s.columns), omega)
+    def relax_columns(self, g: Array, s: _LogScalings, omega: ArrayLike) -> Array:
+        return self.relax(s.log_v, self.target(1, g, s.log_columns), omega)
 
-    def scaled(self, state: _State, s: _Scalings, omega: ArrayLike) -> _Scalings:
+    def scaled(self, state: _State, s: _LogScalings, omega: ArrayLike) -> _LogScalings:
         """By two products with K; by one in the symmetric case, where f and g move half-way."""
         a, b, kernel = self.problem.a, self.problem.b, state.kernel
         if self.symmetric:
-            u = self.relax_rows(state.f, s, s.rows, 0.5)
-            rows = jnp.log(kernel @ (a * jnp.exp(u)))
-            return _Scalings(u, u, rows, rows)
-        v = self.relax_columns(state.g, s, omega)
-        rows = jnp.log(kernel @ (b * jnp.exp(v)))
-        u = self.relax_rows(state.f, s, rows, omega)
-        return _Scalings(u, v, rows, jnp.log((a * jnp.exp(u)) @ kernel))
+            log_u = self.relax_rows(state.f, s, s.log_rows, 0.5)
+            rows = jnp.log(kernel @ (a * jnp.exp(log_u)))
+            return _LogScalings(log_u, log_u, rows, rows)
+        log_v = self.relax_columns(state.g, s, omega)
+        rows = jnp.log(kernel @ (b * jnp.exp(log_v)))
+        log_u = self.relax_rows(state.f, s, rows, omega)
+        return _LogScalings(log_u, log_v, rows, jnp.log((a * jnp.exp(log_u)) @ kernel))
 
-    def blocked(self, state: _State, s: _Scalings, omega: ArrayLike) -> _Scalings:
+    def blocked(self, state: _State, s: _LogScalings, omega: ArrayLike) -> _LogScalings:
         """By blocks of rows of K at the latest potentials, each computed once and used twice."""
         problem = self.problem
         epsilon, b = problem.epsilon, problem.b
         if self.symmetric:
-            u = self.relax_rows(state.f, s, s.rows, 0.5)
-            latest = state.f + epsilon * u
-            rows = jnp.log(problem.row_sums(latest, latest, b)) - u
-            return _Scalings(u, u, rows, rows)
-        v = self.relax_columns(state.g, s, omega)
-        g = state.g + epsilon * v
+            log_u = self.relax_rows(state.f, s, s.log_rows, 0.5)
+            latest = state.f + epsilon * log_u
+            rows = jnp.log(problem.row_sums(latest, latest, b)) - log_u
+            return _LogScalings(log_u, log_u, rows, rows)
+        log_v = self.relax_columns(state.g, s, omega)
+        g = state.g + epsilon * log_v
 
         def block(sums, rows):
-            pairs, a, f, u = rows
-            kernel = problem.exponentials(problem.pairs.block(pairs), f + epsilon * u, g)
-            log_sums = jnp.log(kernel @ b) - u
-            new = self.relax(u, self.target(0, f, log_sums), omega)
-            return sums + (a * jnp.exp(new - u)) @ kernel, (new, log_sums)
+            pairs, a, f, log_u = rows
+            kernel = problem.exponentials(problem.pairs.block(pairs), f + epsilon * log_u, g)
+            log_sums = jnp.log(kernel @ b) - log_u
+            new = self.relax(log_u, self.target(0, f, log_sums), omega)
+            return sums + (a * jnp.exp(new - log_u)) @ kernel, (new, log_sums)
 
-        rows = problem.pairs.rows, problem.a, state.f, s.u
-        sums, (u, log_sums) = _scan_blocks(block, jnp.zeros_like(b), rows, problem.block_rows)
-        return _Scalings(u, v, log_sums, jnp.log(sums) - v)
+        rows = problem.pairs.rows, problem.a, state.f, s.log_u
+        sums, (log_u, log_sums) = _scan_blocks(block, jnp.zeros_like(b), rows, problem.block_rows)
+        return _LogScalings(log_u, log_v, log_sums, jnp.log(sums) - log_v)
 
-    def logarithmic(self, state: _State, s: _Scalings, omega: ArrayLike) -> _Scalings:
+    def logarithmic(self, state: _State, s: _LogScalings, omega: ArrayLike) -> _LogScalings:
         """By log-sum-exp: right wherever the result is a number."""
         problem = self.problem
         if self.symmetric:
-            u = self.relax_rows(state.f, s, s.rows, 0.5)
-            latest = state.f + problem.epsilon * u
-            rows = _log_row_sums(problem, latest, latest) - u
-            return _Scalings(u, u, rows, rows)
-        v = self.relax_columns(state.g, s, omega)
-        f, g = state.f + problem.epsilon * s.u, state.g + problem.epsilon * v
-        rows = _log_row_sums(problem, f, g) - s.u
-        u = self.relax_rows(state.f, s, rows, omega)
-        f = state.f + problem.epsilon * u
-        return _Scalings(u, v, rows, _log_row_sums(self.problem.transposed, g, f) - v)
+            log_u = self.relax_rows(state.f, s, s.log_rows, 0.5)
+            latest = state.f + problem.epsilon * log_u
+            rows = _log_row_sums(problem, latest, latest) - log_u
+            return _LogScalings(log_u, log_u, rows, rows)
+        log_v = self.relax_columns(state.g, s, omega)
+        f, g = state.f + problem.epsilon * s.log_u, state.g + problem.epsilon * log_v
+        rows = _log_row_sums(problem, f, g) - s.log_u
+        log_u = self.relax_rows(state.f, s, rows, omega)
+        f = state.f + problem.epsilon * log_u
+        return _LogScalings(
+            log_u, log_v, rows, _log_row_sums(self.problem.transposed, g, f) - log_v
+        )
 
-    def start(self, f: Array, g: Array, kernel: Any) -> _Scalings:
+    def start(self, f: Array, g: Array, kernel: Any) -> _LogScalings:
         """No scalings, and the columns' sums with which to begin; the rows' come later."""
         rows = jnp.zeros_like(f)
         if self.problem.dense:
@@ -232,60 +206,35 @@ class _Iteration:
             lambda carry: (_log_row_sums(self.problem.transposed, g, f), jnp.array(False)),
             (columns, unsound),
         )
-        return _Scalings(rows, jnp.zeros_like(g), columns if self.symmetric else rows, columns)
+        return _LogScalings(rows, jnp.zeros_like(g), columns if self.symmetric else rows, columns)
 
-    def latest(self, state: _State) -> _Best:
-        """What the state stands for, whatever its base potentials."""
-        (u, v, rows, columns), epsilon = state.scalings, self.problem.epsilon
-        f, g = state.f + epsilon * u, state.g + epsilon * v
-        return _Best(f, g, rows - state.f / epsilon, columns - state.g / epsilon, state.error)
+    def latest(self, f: Array, g: Array, s: _LogScalings, error: Array) -> Best:
+        """What scalings relative to f and g stand for."""
+        epsilon = self.problem.epsilon
+        potentials = f + epsilon * s.log_u, g + epsilon * s.log_v
+        return Best(*potentials, s.log_rows - f / epsilon, s.log_columns - g / epsilon, error)
 
     def step_back(self, state: _State, when: Array) -> _State:
         """The best potentials seen, as scalings of the present base."""
         best, epsilon = state.pace.best, self.problem.epsilon
-        scalings = _Scalings(
+        scalings = _LogScalings(
             (best.f - state.f) / epsilon,
             (best.g - state.g) / epsilon,
-            best.rows + state.f / epsilon,
-            best.columns + state.g / epsilon,
+            best.log_rows + state.f / epsilon,
+            best.log_columns + state.g / epsilon,
         )
-        back = scalings, best.error
         present = state.scalings, state.error
-        chosen = jax.tree.map(lambda one, two: jnp.where(when, one, two), back, present)
-        return state._replace(scalings=chosen[0], error=chosen[1])
+        scalings, error = select(when, (scalings, best.error), present)
+        return state._replace(scalings=scalings, error=error)
 
     def adapt(self, state: _State, rate: Array, lost: Array) -> _State:
-        """The next ω from the rate of the last chunk, or a step back.
-
-        Only where the error is small: while potentials still travel, it does not tell the rate.
-        Every other chunk, as a new ω needs some iterations to settle. Where the error is then
-        twice the least one seen, or thrice no less than that, ω was too large: back to where that
-        was, less than half of the way from 1 to the largest ω allowed from now on, and plain
-        chunks before the next attempt, each time twice as many: attempts that fail cost a share.
-        """
-        pace = state.pace
-        now, best = self.latest(state), pace.best
-        better = now.error < best.error
-        judged = pace.settled & (pace.omega > 1)
-        stalled = jnp.where(better, 0, pace.stalled + judged)
-        worse = judged & (~(state.error <= 2 * best.error) | (stalled > 2))
-        state = self.step_back(state, worse)
-        best = jax.tree.map(lambda one, two: jnp.where(better, one, two), now, best)
-        room = pace.largest - 1
-        room = jnp.where(worse, 0.4 * room, jnp.where(pace.settled, 1.1 * room, room))
-        largest = 1 + jnp.minimum(room, _LARGEST_OMEGA - 1)
-        omega = jnp.minimum(_next_omega(rate, pace.omega), largest)
-        omega = jnp.where(pace.settled, omega, pace.omega)
+        """The next ω, or a step back."""
         near = state.error <= _NEAR * jnp.sum(self.problem.b)
-        rest = jnp.where(worse, pace.next_rest, jnp.maximum(pace.rest - 1, 0))
-        next_rest = jnp.where(worse, 2 * pace.next_rest, pace.next_rest)
-        omega = jnp.where(worse | lost | ~near | (rest > 0), 1, omega)
-        # What follows a step back, or plain iterations, is plain: there is nothing to settle.
-        settled = ~pace.settled | (omega <= 1)
-        stalled = jnp.where(worse, 0, stalled)
-        return state._replace(pace=_Pace(omega, largest, settled, stalled, rest, next_rest, best))
+        latest = self.latest(state.f, state.g, state.scalings, state.error)
+        pace, worse = adapt(state.pace, latest, rate, near & ~lost)
+        return self.step_back(state._replace(pace=pace), worse)
 
-    def error(self, state: _State, s: _Scalings) -> Float[Array, ""]:
+    def error(self, state: _State, s: _LogScalings) -> Float[Array, ""]:
         """Σ |P1 − a exp(−f/ρ)| over both sides; ρ = ∞ where a marginal is met exactly."""
 
         def side(index, weights, base, scaling, sums):
@@ -295,10 +244,10 @@ class _Iteration:
             off = jnp.abs(jnp.exp(scaling + sums) - wanted)
             return jnp.sum(jnp.where(weights > 0, weights * off, 0))
 
-        error = side(0, self.problem.a, state.f, s.u, s.rows)
+        error = side(0, self.problem.a, state.f, s.log_u, s.log_rows)
         if self.symmetric:
             return error
-        return error + side(1, self.problem.b, state.g, s.v, s.columns)
+        return error + side(1, self.problem.b, state.g, s.log_v, s.log_columns)
 
 
 def _scan_blocks(function: Any, carry: Any, rows: Any, size: int) -> Any:
@@ -342,7 +291,7 @@ def _anneal(
     return jax.lax.while_loop(unfinished, body, (f, g, jnp.asarray(0)))
 
 
-def solve(
+def iterate(
     problem: Problem,
     init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
     *,
@@ -390,9 +339,9 @@ def solve(
     def absorb(state: _State) -> _State:
         """The scalings become part of the potentials, and of K."""
         s = state.scalings
-        f, g = state.f + problem.epsilon * s.u, state.g + problem.epsilon * s.v
-        none = jnp.zeros_like(s.u), jnp.zeros_like(s.v)
-        scalings = _Scalings(*none, s.rows + s.u, s.columns + s.v)
+        f, g = state.f + problem.epsilon * s.log_u, state.g + problem.epsilon * s.log_v
+        none = jnp.zeros_like(s.log_u), jnp.zeros_like(s.log_v)
+        scalings = _LogScalings(*none, s.log_rows + s.log_u, s.log_columns + s.log_v)
         return state._replace(f=f, g=g, scalings=scalings, kernel=kernel(f, g))
 
     def run(step, state, s, steps, omega, wanted: ArrayLike = True):
@@ -422,14 +371,13 @@ def solve(
         steps = jnp.minimum(steps, max_iterations - state.num_iterations)
         before = state.scalings
         s, taken = run(fast, state, before, steps, state.pace.omega)
-        size = lambda s: jnp.maximum(jnp.max(jnp.abs(s.u)), jnp.max(jnp.abs(s.v)))
-        finite = jnp.isfinite(size(s)) & jnp.isfinite(jnp.sum(s.rows) + jnp.sum(s.columns))
+        size = lambda s: jnp.maximum(jnp.max(jnp.abs(s.log_u)), jnp.max(jnp.abs(s.log_v)))
+        finite = jnp.isfinite(size(s)) & jnp.isfinite(jnp.sum(s.log_rows) + jnp.sum(s.log_columns))
         lost = ~finite | (size(s) > too_far) if problem.dense else ~finite
         again, taken_again = run(iteration.logarithmic, state, before, steps, 1, lost)
-        choose = lambda one, two: jnp.where(lost, one, two)
-        s = jax.tree.map(choose, again, s)
+        s = select(lost, again, s)
         # A fixed count is the same for all lanes of a vmap, which then stop without being asked.
-        taken = steps if tolerance is None else choose(taken_again, taken)
+        taken = steps if tolerance is None else jnp.where(lost, taken_again, taken)
         old, error = state.error, iteration.error(state, s)
         state = state._replace(scalings=s, error=error, num_iterations=state.num_iterations + taken)
         if over_relaxation is None and not symmetric:
@@ -449,31 +397,18 @@ def solve(
         left = state.num_iterations < max_iterations
         return left if tolerance is None else left & ~(state.error <= tolerance)
 
-    scalings, far = iteration.start(f, g, kernel(f, g)), jnp.asarray(jnp.inf, dtype)
-    state = _State(f, g, scalings, kernel(f, g), far, (), count)  # pyright: ignore
-    largest = jnp.asarray(_LARGEST_OMEGA, dtype)
-    zero = jnp.asarray(0)
-    pace = _Pace(plain, largest, jnp.array(True), zero, zero, zero + 4, iteration.latest(state))
-    state = state._replace(pace=pace)
+    matrix, far = kernel(f, g), jnp.asarray(jnp.inf, dtype)
+    scalings = iteration.start(f, g, matrix)
+    pace = start_pace(plain, iteration.latest(f, g, scalings, far))
+    state = _State(f, g, scalings, matrix, far, pace, count)
     state = jax.lax.while_loop(unfinished, chunk, state)
     if over_relaxation is None and not symmetric:
         state = iteration.step_back(state, state.pace.best.error < state.error)
     s = state.scalings
     # Where there is no weight the plan is free of the potential: the soft transform of the others.
-    u = jnp.where(problem.a > 0, s.u, iteration.target(0, state.f, s.rows))
-    v = jnp.where(problem.b > 0, s.v, iteration.target(1, state.g, s.columns))
-    f, g = state.f + problem.epsilon * u, state.g + problem.epsilon * v
-    columns = jnp.exp(s.v + s.columns) - jnp.sum(problem.a)
+    log_u = jnp.where(problem.a > 0, s.log_u, iteration.target(0, state.f, s.log_rows))
+    log_v = jnp.where(problem.b > 0, s.log_v, iteration.target(1, state.g, s.log_columns))
+    f, g = state.f + problem.epsilon * log_u, state.g + problem.epsilon * log_v
+    columns = jnp.exp(s.log_v + s.log_columns) - jnp.sum(problem.a)
     excess = problem.b @ jnp.where(problem.b > 0, columns, 0)
     return Solution(f, g, state.error, excess, state.num_iterations)
-
-
-def _next_omega(rate: Float[Array, ""], omega: Float[Array, ""]) -> Float[Array, ""]:
-    """The best ω for the plain rate η that explains the rate seen at ω.
-
-    (rate + ω − 1)² = rate ω² η for the slowest direction (Young 1971, theorem 5.2.2), where
-    rate ≥ ω − 1; and ω = 2/(1 + √(1 − η)).
-    """
-    rate = jnp.clip(jnp.where(jnp.isfinite(rate), rate, 0), jnp.maximum(omega - 1, 1e-6), 1)
-    eta = jnp.clip(((rate + omega - 1) / omega) ** 2 / rate, 0, 1)
-    return 2 / (1 + jnp.sqrt(1 - eta))

@@ -9,17 +9,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from divjax.core.pytrees import select
+
 __all__ = [
     "Moments",
     "Potential",
     "balance",
     "clusters",
     "gaussian_scales",
-    "images",
     "log_terms",
-    "matched",
+    "m_step",
     "moments_of",
-    "tilts",
+    "normalizer_log_terms",
+    "times_rows",
     "velocities",
 ]
 
@@ -44,17 +46,19 @@ def _diagonal(scales: Array) -> Float[Array, "k d"]:
     return scales if scales.ndim == 2 else jnp.diagonal(scales, axis1=1, axis2=2)
 
 
-def images(matrices: Array, x: Float[Array, "n d"]) -> Float[Array, "n k d"]:
+def times_rows(matrices: Array, x: Float[Array, "n d"]) -> Float[Array, "n k d"]:
     """M_k x_i for diagonal or full symmetric M_k."""
     return x[:, None] * matrices if matrices.ndim == 2 else jnp.einsum("nj,kji->nki", x, matrices)
 
 
-def tilts(v: Potential, x: Float[Array, "n d"], epsilon: Array) -> Float[Array, "n k"]:
+def normalizer_log_terms(
+    v: Potential, x: Float[Array, "n d"], epsilon: Array
+) -> Float[Array, "n k"]:
     """The logarithms of the terms of c(x)."""
     if v.scales.ndim == 2:
         squares = x**2 @ v.scales.T
     else:
-        squares = jnp.sum(images(v.scales, x) * x[:, None], axis=2)
+        squares = jnp.sum(times_rows(v.scales, x) * x[:, None], axis=2)
     return v.log_weights + (squares / 2 + x @ v.means.T) / epsilon
 
 
@@ -81,7 +85,7 @@ def velocities(
     v: Potential, x: Float[Array, "n d"], t: Array, epsilon: Array
 ) -> tuple[Float[Array, "n k"], Float[Array, "n k d"]]:
     """The log w_k(x, t) and the b_k(x, t)."""
-    right = images(v.scales, x) - x[:, None] + v.means
+    right = times_rows(v.scales, x) - x[:, None] + v.means
     if v.scales.ndim == 2:
         mixed = 1 - t + t * v.scales
         along, pulls = right / mixed, v.means / mixed
@@ -116,7 +120,7 @@ class Moments(NamedTuple):
 
 
 def moments_of(z: Float[Array, "n d"], weights: Float[Array, "n k"], full: bool) -> Moments:
-    """The moments of rows under shares that each component has in them."""
+    """The moments of rows under each component's responsibilities for them."""
     weights = weights / z.shape[0]
     if full:
         second = jax.lax.map(lambda w: (z * w[:, None]).T @ z, weights.T)
@@ -143,25 +147,26 @@ def gaussian_scales(cov0: Array, cov1: Array, epsilon: Array) -> Array:
 
 
 def balance(
-    tilts: Float[Array, "n k"], target: Float[Array, " k"], num_steps: int
+    log_terms: Float[Array, "n k"], target: Float[Array, " k"], num_steps: int
 ) -> Float[Array, " k"]:
     """The changes of log weights that give components their target mass.
 
-    They maximise the concave ⟨target, c⟩ − E logsumexp(tilts + c), by Newton's steps. Where
+    They maximise the concave ⟨target, c⟩ − E logsumexp(log_terms + c), by Newton's steps. Where
     assignments are hard a step knows little but its sign: its length is bounded, by a quarter of
-    the tilts' spread at first, and by less after a step that made things worse, which is undone.
-    The changes' mean, which no share depends on, is zero.
+    the terms' spread at first, and by less after a step that made things worse, which is undone.
+    The changes' mean, which no responsibility depends on, is zero.
     """
     k = target.shape[0]
     ridge = 1e-4 / k * jnp.eye(k, dtype=target.dtype)
 
     def at(changes: Array) -> tuple[Array, Array, Array]:
         """The objective, its gradient and the negative Hessian."""
-        raised = tilts + changes
+        raised = log_terms + changes
         log_sums = jax.nn.logsumexp(raised, axis=1)
-        shares = jnp.exp(raised - log_sums[:, None])
-        mass = jnp.mean(shares, axis=0)
-        slope = jnp.diag(mass) - shares.T @ shares / shares.shape[0] + ridge
+        responsibilities = jnp.exp(raised - log_sums[:, None])
+        mass = jnp.mean(responsibilities, axis=0)
+        second = responsibilities.T @ responsibilities / responsibilities.shape[0]
+        slope = jnp.diag(mass) - second + ridge
         return target @ changes - jnp.mean(log_sums), target - mass, slope
 
     def step(_: Any, carry: Any) -> Any:
@@ -172,13 +177,11 @@ def balance(
         new = at(candidate)
         # Near the maximum the value is rounded, and the gap decides.
         better = (new[0] > value) | (jnp.sum(jnp.abs(new[1])) < jnp.sum(jnp.abs(gap)))
-        chosen = jax.tree.map(
-            lambda one, two: jnp.where(better, one, two), (candidate, new), (changes, found)
-        )
+        chosen = select(better, (candidate, new), (changes, found))
         return *chosen, jnp.where(better, 1.5, 0.3) * bound
 
     start = jnp.zeros_like(target)
-    bound = jnp.maximum(jnp.mean(jnp.std(tilts, axis=1)) / 4, 2)
+    bound = jnp.maximum(jnp.mean(jnp.std(log_terms, axis=1)) / 4, 2)
     return jax.lax.fori_loop(0, num_steps, step, (start, at(start), bound))[0]
 
 
@@ -208,24 +211,26 @@ def clusters(key: Key[Array, ""], y: Float[Array, "m d"], k: int) -> tuple[Array
     return centers, nearest(centers)
 
 
-def matched(
+def m_step(
     v: Potential,
     averages: tuple[Moments, Moments],
     epsilon: Array,
-    floor: Array,
-    least: ArrayLike,
+    variance_floor: Array,
+    least_mass: ArrayLike,
 ) -> Potential:
-    """Each component made the Gaussian bridge between its shares of both ends.
+    """Each component made the Gaussian bridge between its parts of both ends.
 
-    Its weight is such that its share of its own mean start stays what it was. One whose share of
-    either end is below `least` stays as it is: from the variances of a few rows it could get a
+    Its weight is such that its term at its own mean start stays what it was. One whose mass at
+    either end is below `least_mass` stays as it is: from the variances of a few rows it could get a
     scale with which it takes all others' rows.
     """
     (mean0, cov0), (mean1, cov1) = (moments.central() for moments in averages)
-    cov1 = cov1 + floor * (1 if cov1.ndim == 2 else jnp.eye(cov1.shape[-1], dtype=cov1.dtype))
+    cov1 = cov1 + variance_floor * (
+        1 if cov1.ndim == 2 else jnp.eye(cov1.shape[-1], dtype=cov1.dtype)
+    )
     scales = gaussian_scales(cov0, cov1, epsilon)
     means = mean1 - _times(scales, mean0)
-    alive = (jnp.minimum(averages[0].mass, averages[1].mass) > least)[:, None]
+    alive = (jnp.minimum(averages[0].mass, averages[1].mass) > least_mass)[:, None]
     means = jnp.where(alive, means, v.means)
     scales = jnp.where(alive if scales.ndim == 2 else alive[:, :, None], scales, v.scales)
 

@@ -55,8 +55,8 @@ def monge_gap(
 ) -> MongeGapResult:
     """How far a map is from an optimal one, Σ_i a_i c(x_i, T(x_i)) − W(x, T(x)).
 
-    Zero if and only if T is c-optimal between x and its image; for a loss that is fitted to data by
-    other means, the term that selects the optimal map of all maps that fit.
+    The population's gap is zero if and only if T is c-optimal between the law of x and its image.
+    As a penalty it selects the optimal map among all that fit equally well.
 
     Args:
         map_fn: T, of all rows at once.
@@ -64,7 +64,9 @@ def monge_gap(
         a: their weights; uniform by default.
         epsilon: ε > 0 of the entropic transport, in units of the cost.
         cost: a cost of `divjax.ot`, or any function of two points.
-        kind: how W is estimated; see `monge_gap_from_samples`.
+        kind: how W is estimated: "debiased", zero for a translation; "entropic", above zero by
+            ε times up to twice the weights' entropy; or "primal", below zero for the best map. See
+            `monge_gap_from_samples`.
         max_iterations: of each of Sinkhorn's problems.
         tolerance: of each of Sinkhorn's problems.
 

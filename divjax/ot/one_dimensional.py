@@ -16,17 +16,14 @@ from divjax.core.checks import (
     check_count,
     check_key,
     check_matrix,
+    check_order,
     check_same_features,
     check_shape,
     check_weights,
 )
+from divjax.core.pytrees import select
 
 __all__ = ["MaxSlicedResult", "max_sliced_wasserstein", "sliced_wasserstein", "wasserstein_1d"]
-
-
-def _check_order(p: ArrayLike) -> None:
-    if isinstance(p, (int, float)) and not 1 <= p < float("inf"):
-        raise ValueError(f"p must be a finite number of at least one; got {p}.")
 
 
 def _check_values(**samples: Any) -> None:
@@ -116,6 +113,8 @@ def wasserstein_1d(
     pair at distance zero. In the weights, which are normalised: everywhere but where two cumulative
     weights coincide, also at zero weights.
 
+    Time O((n + m) log(n + m)), memory O(n + m).
+
     Args:
         x: samples of p.
         y: samples of q.
@@ -130,8 +129,6 @@ def wasserstein_1d(
         ValueError: if a sample is not a non-empty vector of floating-point numbers, weights do not
             fit, are negative or zero throughout, or p is a Python number below 1.
 
-    Time O((n + m) log(n + m)), memory O(n + m).
-
     Example:
         >>> import jax.numpy as jnp
         >>> x, y = jnp.array([0.0, 1.0]), jnp.array([3.0])
@@ -143,14 +140,14 @@ def wasserstein_1d(
     References:
         Peyré, Cuturi 2019, eq. 2.32 and remark 2.30.
     """
-    _check_order(p)
+    check_order(p)
     _check_values(x=x, y=y)
     return _cost(*_arguments(x, y, a, b), p)
 
 
 def _check_samples(key: Any, x: Any, y: Any, p: ArrayLike) -> None:
     check_key(key)
-    _check_order(p)
+    check_order(p)
     check_matrix(x=x, y=y)
     check_same_features(x, y)
 
@@ -183,6 +180,8 @@ def sliced_wasserstein(
     unbiased estimate of that of the two samples, with a variance that falls as 1/num_projections;
     the same key gives the same directions.
 
+    Time O(L (n + m)(d + log(n + m))) and memory O(L (n + m)) for L directions.
+
     Args:
         key: for the directions.
         x: samples of p.
@@ -198,8 +197,6 @@ def sliced_wasserstein(
     Raises:
         ValueError: if a sample is not a non-empty matrix, the features differ in number, weights do
             not fit, or a number is out of range.
-
-    Time O(L (n + m)(d + log(n + m))) and memory O(L (n + m)) for L directions.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -301,7 +298,7 @@ def max_sliced_wasserstein(
             rises = trial_value > value
             kept = (direction, value, slope, size / 2)
             moved = (trial, trial_value, trial_slope, size * 2)
-            return jax.tree.map(lambda new, old: jnp.where(rises, new, old), moved, kept), None
+            return select(rises, moved, kept), None
 
         start = (direction, *climb(direction), jnp.ones((), x.dtype))
         (direction, value, *_), _ = jax.lax.scan(step, start, length=num_steps)

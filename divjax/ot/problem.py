@@ -156,7 +156,7 @@ class Problem:
     def products(
         self, f: Float[Array, " n"], g: Float[Array, " m"]
     ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-        """V ↦ E v and u ↦ Eᵀ u for many vectors: E is computed once where it may be held."""
+        """The maps v ↦ E v and u ↦ Eᵀ u, for many vectors: E is computed once if it may be held."""
         if self.dense:
             kernel = self.exponentials(self.pairs.block(self.pairs.rows), f, g)
             return (lambda v: kernel @ v), (lambda u: u @ kernel)

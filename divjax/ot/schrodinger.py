@@ -31,15 +31,15 @@ from divjax.core.checks import (
     check_shape,
 )
 from divjax.core.pairwise import map_row_blocks
-from divjax.core.pytrees import pytree, static
+from divjax.core.pytrees import pytree, select, static
 from divjax.ot import mixture_potential as mixture
 
 __all__ = ["ConditionalPlan", "LightSchrodingerBridge", "SchrodingerBridge"]
 
 # Rows that the start is found by, and the first ε there as a share of the data's scale.
 _START_ROWS, _WARMEST = 2**14, 0.5
-# Newton's steps for the weights in a step of the fit, and its share in the averaged moments.
-_BALANCE_STEPS, _SHARE = 16, 0.25
+# Newton's steps for the weights in a step of the fit, and its size in the averaged moments.
+_BALANCE_STEPS, _LAST_STEP_SIZE = 16, 0.25
 # A component with fewer rows of either end is not changed.
 _LEAST_ROWS = 4
 # Of the two ends.
@@ -155,30 +155,49 @@ class SchrodingerBridge:
 
     @jax.default_matmul_precision("highest")
     def log_potential(self, x1: Float[Array, "n d"]) -> Float[Array, " n"]:
-        """The log v at the rows of x1."""
+        """The log v at the rows of x1.
+
+        Args:
+            x1: ends.
+        """
         self._check(x1=x1)
         terms = lambda y: mixture.log_terms(self._potential, y - self._origin(1), self._epsilon)
         return self._by_blocks(lambda y: jax.nn.logsumexp(terms(y), axis=1), x1)
 
     @jax.default_matmul_precision("highest")
     def log_normalizer(self, x0: Float[Array, "n d"]) -> Float[Array, " n"]:
-        """The log c at the rows of x0."""
+        """The log c at the rows of x0.
+
+        Args:
+            x0: starts.
+        """
         self._check(x0=x0)
-        terms = lambda x: mixture.tilts(self._potential, x - self._origin(0), self._epsilon)
+        terms = lambda x: mixture.normalizer_log_terms(
+            self._potential, x - self._origin(0), self._epsilon
+        )
         return self._by_blocks(lambda x: jax.nn.logsumexp(terms(x), axis=1), x0)
 
     @jax.default_matmul_precision("highest")
     def conditional_plan(self, x0: Float[Array, "n d"]) -> ConditionalPlan:
-        """The law of the end given the start, for each row of x0; memory O(n k d)."""
+        """The law of the end given the start, for each row of x0; memory O(n k d).
+
+        Args:
+            x0: starts.
+        """
         self._check(x0=x0)
         v, x = self._potential, x0 - self._origin(0)
-        log_weights = jax.nn.log_softmax(mixture.tilts(v, x, self._epsilon), axis=1)
-        means = mixture.images(v.scales, x) + v.means + self._origin(1)
+        log_weights = jax.nn.log_softmax(mixture.normalizer_log_terms(v, x, self._epsilon), axis=1)
+        means = mixture.times_rows(v.scales, x) + v.means + self._origin(1)
         return ConditionalPlan(log_weights, means, self._epsilon * v.scales)
 
     @jax.default_matmul_precision("highest")
     def sample(self, key: Key[Array, ""], x0: Float[Array, "n d"]) -> Float[Array, "n d"]:
-        """An end for each start, drawn from the plan; the component's draw has no gradient."""
+        """An end for each start, drawn from the plan; the component's draw has no gradient.
+
+        Args:
+            key: for the draws.
+            x0: starts.
+        """
         check_key(key)
         self._check(x0=x0)
         choice_key, noise_key = jax.random.split(key)
@@ -277,20 +296,20 @@ class LightSchrodingerBridge:
 
     What is minimised over the mixtures is E log c(X₀) − E log v(X₁), which is the divergence
     KL(π*‖π) from the true plan's to the mixture's, up to a constant. Its stationary points are
-    matched moments: with shares w_k(x) of the terms of c and ρ_k(y) of those of v,
+    matched moments: with responsibilities w_k(x), the normalised terms of c, and ρ_k(y), of v,
 
         E w_k = E ρ_k,    E ρ_k Y = r_k E w_k + S_k E w_k X,    S_k C₀ S_k + ε S_k = C₁,
 
-    C₀ and C₁ being the covariances of X and Y under those shares: each component is the closed-form
-    bridge between two Gaussians. So the fit is that of a mixture by expectation and maximisation:
-    shares, moments (averaged with those before, so that the ends, which answer each other, do not
-    overshoot), closed forms; and Newton's steps for the weights a_k, which are the duals of a
-    transport problem and make the masses agree. All rows count in each step, by blocks where there
-    are many, and a dozen steps do what stochastic gradients take thousands for.
+    C₀ and C₁ being the covariances of X and Y under them: each component is the closed-form bridge
+    between two Gaussians. The fit is EM, as for a mixture: responsibilities; moments, averaged over
+    steps, so that the two ends, which answer each other, do not overshoot; closed-form updates; and
+    Newton's steps for the weights a_k, which are the duals of a transport problem and make the
+    masses agree. All rows count in each step, by blocks where there are many, and a dozen steps do
+    what stochastic gradients take thousands for.
 
     The start comes from clusters of x1 and as many steps again, on at most 16 384 rows of each
     sample drawn at random, in which ε comes down from half the data's scale: started at a small ε,
-    where shares are all or nothing, a few components would take all of the mass.
+    where responsibilities are all or nothing, a few components would take all of the mass.
 
     There may be several minima: with fewer potentials than the target has clusters, or for small ε,
     compare the last of `losses` over a few keys (vmap `fit`). The fit is a constant to
@@ -319,7 +338,7 @@ class LightSchrodingerBridge:
 
     References:
         Korotin, Gushchin, Burnaev 2024, eq. 9, propositions 3.1 to 3.3.
-            Bunne, Hsieh, Cuturi, Krause 2023, theorem 3: the bridge between Gaussians.
+        Bunne, Hsieh, Cuturi, Krause 2023, theorem 3: the bridge between Gaussians.
     """
 
     num_potentials: int = static()
@@ -357,7 +376,7 @@ class LightSchrodingerBridge:
         epsilon, ridge = (jnp.asarray(v, dtype) for v in (self.epsilon, self.ridge))
         origins = jnp.stack([jnp.mean(x0, axis=0), jnp.mean(x1, axis=0)])
         x0, x1 = x0 - origins[0], x1 - origins[1]
-        floor = ridge * jnp.mean(x1**2) + jnp.finfo(dtype).tiny ** 0.5
+        variance_floor = ridge * jnp.mean(x1**2) + jnp.finfo(dtype).tiny ** 0.5
 
         cluster_key, *row_keys = jax.random.split(key, 3)
         samples = x0, x1
@@ -365,17 +384,17 @@ class LightSchrodingerBridge:
         warm = jnp.maximum(_WARMEST * jnp.sqrt(jnp.mean(x0**2) * jnp.mean(x1**2)), epsilon)
         cooling = epsilon * (warm / epsilon) ** jnp.linspace(1, 0, self.num_steps, dtype=dtype)
         # Both ends answer each other: steps at full length may overshoot for small ε.
-        shares = jnp.maximum(2 / (jnp.arange(self.num_steps, dtype=dtype) + 2), _SHARE)
-        v = self._start(cluster_key, few, warm, floor)
-        no_share = jnp.zeros((1, self.num_potentials), dtype)
-        none = mixture.moments_of(x0[:1], no_share, self.covariance == "full")
-        start = self._descend(v, (none, none), few, cooling, shares, floor)
-        rest = jnp.full_like(cooling, epsilon), jnp.full_like(shares, _SHARE)
-        descent = self._descend(start.last, start.averages, samples, *rest, floor)
+        sizes = jnp.maximum(2 / (jnp.arange(self.num_steps, dtype=dtype) + 2), _LAST_STEP_SIZE)
+        v = self._start(cluster_key, few, warm, variance_floor)
+        nothing = jnp.zeros((1, self.num_potentials), dtype)
+        none = mixture.moments_of(x0[:1], nothing, self.covariance == "full")
+        start = self._descend(v, (none, none), few, cooling, sizes, variance_floor)
+        rest = jnp.full_like(cooling, epsilon), jnp.full_like(sizes, _LAST_STEP_SIZE)
+        descent = self._descend(start.last, start.averages, samples, *rest, variance_floor)
         balanced = lambda v: self._balanced(v, samples, epsilon)
         v, _, last, _ = balanced(descent.last)
         better = last < descent.lowest
-        v = jax.tree.map(lambda new, old: jnp.where(better, new, old), v, descent.best)
+        v = select(better, v, descent.best)
         v, _, loss, imbalance = balanced(v)
         losses = jnp.append(descent.losses, loss)
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((v, losses))])
@@ -384,18 +403,19 @@ class LightSchrodingerBridge:
     def _balanced(
         self, v: mixture.Potential, samples: _Samples, epsilon: Array
     ) -> tuple[mixture.Potential, tuple[Array, Array], Array, Array]:
-        """Weights for which both ends agree on masses; then the shares, and the loss before."""
+        """Weights for which both ends agree on masses; responsibilities; the loss before."""
         (x0, x1), columns = samples, v.means.size
         terms = map_row_blocks(lambda y: mixture.log_terms(v, y, epsilon), columns, x1)
-        tilts = map_row_blocks(lambda x: mixture.tilts(v, x, epsilon), columns, x0)
-        loss = jnp.mean(jax.nn.logsumexp(tilts, 1)) - jnp.mean(jax.nn.logsumexp(terms, 1))
-        shares = jax.nn.softmax(terms, axis=1)
-        mass = jnp.mean(shares, axis=0)
-        change = mixture.balance(tilts, mass, _BALANCE_STEPS)
-        starts = jax.nn.softmax(tilts + change, axis=1)
+        of_normalizer = lambda x: mixture.normalizer_log_terms(v, x, epsilon)
+        normalizer_terms = map_row_blocks(of_normalizer, columns, x0)
+        logs = [jnp.mean(jax.nn.logsumexp(each, 1)) for each in (normalizer_terms, terms)]
+        ends = jax.nn.softmax(terms, axis=1)
+        mass = jnp.mean(ends, axis=0)
+        change = mixture.balance(normalizer_terms, mass, _BALANCE_STEPS)
+        starts = jax.nn.softmax(normalizer_terms + change, axis=1)
         imbalance = jnp.sum(jnp.abs(jnp.mean(starts, axis=0) - mass)) / 2
         v = v._replace(log_weights=v.log_weights + change)
-        return v, (starts, shares), loss, imbalance
+        return v, (starts, ends), logs[0] - logs[1], imbalance
 
     def _descend(
         self,
@@ -403,43 +423,48 @@ class LightSchrodingerBridge:
         averages: _Averages,
         samples: _Samples,
         epsilons: Array,
-        shares: Array,
-        floor: Array,
+        step_sizes: Array,
+        variance_floor: Array,
     ) -> _Descent:
-        """A step of expectation and maximisation at each ε, with its share in the averages."""
-        full, least = self.covariance == "full", _LEAST_ROWS / min(map(len, samples))
+        """A step of EM at each ε, the averages moved by its size."""
+        full, least_mass = self.covariance == "full", _LEAST_ROWS / min(map(len, samples))
 
         def step(carry: Any, inputs: tuple[Array, Array, Array]) -> Any:
-            epsilon, before, share = inputs
+            epsilon, before, size = inputs
             v, averages, best, lowest = carry
             # The ε log a_k are what changes little with ε.
             v = v._replace(log_weights=v.log_weights * (before / epsilon))
             # Steps are not certain to descend: the best parameters so far are carried along.
-            v, assigned, loss, _ = self._balanced(v, samples, epsilon)
+            v, responsibilities, loss, _ = self._balanced(v, samples, epsilon)
             better = loss < lowest
-            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), v, best)
+            best = select(better, v, best)
             new = tuple(
-                mixture.moments_of(z, s, full) for z, s in zip(samples, assigned, strict=True)
+                mixture.moments_of(z, weights, full)
+                for z, weights in zip(samples, responsibilities, strict=True)
             )
-            averages = jax.tree.map(lambda old, new: old + share * (new - old), averages, new)
-            v = mixture.matched(v, averages, epsilon, floor, least)
+            averages = jax.tree.map(lambda old, new: old + size * (new - old), averages, new)
+            v = mixture.m_step(v, averages, epsilon, variance_floor, least_mass)
             return (v, averages, best, jnp.where(better, loss, lowest)), loss
 
         before = jnp.concatenate([epsilons[:1], epsilons[:-1]])
         carry = v, averages, v, jnp.asarray(jnp.inf, v.means.dtype)
-        (v, averages, best, lowest), losses = jax.lax.scan(step, carry, (epsilons, before, shares))
+        (v, averages, best, lowest), losses = jax.lax.scan(
+            step, carry, (epsilons, before, step_sizes)
+        )
         return _Descent(v, averages, best, lowest, losses)
 
     def _start(
-        self, key: Key[Array, ""], samples: _Samples, epsilon: Array, floor: Array
+        self, key: Key[Array, ""], samples: _Samples, epsilon: Array, variance_floor: Array
     ) -> mixture.Potential:
         """Clusters of x1, each with the Gaussian bridge from all of x0 for its scale."""
         x0, x1 = samples
         centers, members = mixture.clusters(key, x1, self.num_potentials)
-        within = jnp.mean((x1 - members @ centers) ** 2, axis=0) + floor
+        within = jnp.mean((x1 - members @ centers) ** 2, axis=0) + variance_floor
         scale = mixture.gaussian_scales(jnp.mean(x0**2, axis=0)[None], within[None], epsilon)
         scales = jnp.broadcast_to(scale, centers.shape)
         scales = scales if self.covariance == "diagonal" else jax.vmap(jnp.diag)(scales)
         v = mixture.Potential(jnp.zeros_like(centers[:, 0]), centers, scales)
         target = (jnp.sum(members, axis=0) + 1) / (x1.shape[0] + self.num_potentials)
-        return v._replace(log_weights=mixture.balance(mixture.tilts(v, x0, epsilon), target, 30))
+        return v._replace(
+            log_weights=mixture.balance(mixture.normalizer_log_terms(v, x0, epsilon), target, 30)
+        )

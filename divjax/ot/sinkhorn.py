@@ -23,8 +23,8 @@ from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import as_pytree
 from divjax.ot import costs
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.derivatives import attach, dual_value, gauge
-from divjax.ot.iterations import Annealing, solve
+from divjax.ot.derivatives import envelope_value, gauge, with_implicit_derivatives
+from divjax.ot.iterations import Annealing, iterate
 from divjax.ot.problem import MatrixPairs, PointPairs, Problem
 
 __all__ = ["SinkhornResult", "sinkhorn"]
@@ -49,10 +49,10 @@ class SinkhornResult(NamedTuple):
     at the optimum, so they are as good as the iterations have converged.
 
     Attributes:
-        value: the dual objective at f and g: a lower bound of the problem's value whose error is of
-            second order in the potentials'.
-        f: the potential of x; without weight, the soft transform −ε log Σ_j b_j exp((g_j − C)/ε).
-            Balanced, ⟨a, f⟩ = ⟨b, g⟩.
+        value: the dual objective at f and g: a lower bound on the problem's value, with an error
+            quadratic in that of the potentials.
+        f: the potential of x, with ⟨a, f⟩ = ⟨b, g⟩ if balanced; where a_i = 0 it is the soft
+            transform of g, −ε log Σ_j b_j exp((g_j − C_ij)/ε).
         g: the potential of y.
         error: the L1 distance of the plan's marginals from a and b, of both sides together; of
             relaxed marginals from a exp(−f/ρ) and b exp(−g/ρ), which they are at the optimum.
@@ -73,7 +73,7 @@ class SinkhornResult(NamedTuple):
     center: Float[Array, " d"] | None
 
     def plan(self) -> Float[Array, "n m"]:
-        """The plan P, held whole."""
+        """The plan P, held whole also where the problem was solved by blocks: O(n m) numbers."""
         problem = self.problem
         kernel = problem.map_rows(lambda c, f: problem.exponentials(c, f, self.g), self.f)
         return problem.a[:, None] * problem.b * kernel
@@ -104,7 +104,7 @@ class SinkhornResult(NamedTuple):
     def potential(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
         """The potential f_ε of x's side, also away from x: −ε log Σ_j b_j exp((g_j − c(z, y_j))/ε).
 
-        At x it is f at the optimum; its gradient at x_i is that of the value over a_i.
+        At x it equals f at the optimum; its gradient at x_i is that of the value divided by a_i.
 
         Args:
             z: points.
@@ -183,8 +183,8 @@ def sinkhorn(
 
     Iterations are matrix–vector products with the kernel at the potentials found so far,
     over-relaxed; they go back to the log domain where numbers leave their range.
-    Under `jax.vmap` all problems go on until the slowest is done: a fixed count, or on a CPU
-    `jax.lax.map`, is faster. Memory is 2 n m numbers where that is held, else grows with n + m.
+    Under `jax.vmap` every problem iterates until the slowest has converged; a fixed count, or on a
+    CPU `jax.lax.map`, is faster. Memory is 2 n m numbers when dense, O(n + m) by blocks.
 
     Args:
         x: samples, or None with a cost matrix.
@@ -193,13 +193,14 @@ def sinkhorn(
         b: weights of y. Balanced, of the same sum as a.
         epsilon: ε > 0, in units of the cost.
         cost: a cost of `divjax.ot`, any function of two points, or a matrix of costs.
-        max_iterations: at most as many.
+        max_iterations: the largest number of iterations.
         tolerance: stop at an L1 error of the marginals, of both together, of tolerance × mass; None
             for exactly `max_iterations` iterations.
         marginal_penalty: ρ > 0, in units of the cost, of both marginals; or (ρ_a, ρ_b), None for
             one that is met exactly.
         init: potentials (f, g) to start from, such as those of a neighbouring problem.
-        annealing: a decreasing sequence of ε before; helps where ε is far below the mean cost.
+        annealing: solve along a decreasing sequence of ε first; helps where ε is far below the mean
+            cost.
         over_relaxation: a fixed ω in (0, 2), 1 for plain iterations; None finds ω and is plain
             again where the error grows.
         block_size: rows of costs held at a time, for both sides; n and m, or more, for all of
@@ -211,7 +212,7 @@ def sinkhorn(
     Raises:
         ValueError: for wrong shapes, empty samples, and, where their values are known while
             tracing, negative or not finite weights, weights of unequal sums, and numbers out of
-            range. Not a number in the points makes `converged` false.
+            range. NaNs in the points make `converged` false.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -230,7 +231,7 @@ def sinkhorn(
         unbalanced.
     """
     problem, center = make_problem(x, y, a, b, epsilon, cost, marginal_penalty, block_size)
-    return solved(
+    return solve_problem(
         problem,
         center,
         _start(problem, init),
@@ -241,7 +242,7 @@ def sinkhorn(
     )
 
 
-def solved(
+def solve_problem(
     problem: Problem,
     center: Array | None,
     init: tuple[Array, Array] | None = None,
@@ -258,7 +259,7 @@ def solved(
     if isinstance(over_relaxation, (int, float)) and not over_relaxation < 2:
         raise ValueError(f"over_relaxation must be a number in (0, 2); got {over_relaxation}.")
     mass = (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
-    solution = solve(
+    solution = iterate(
         problem,
         init,
         max_iterations=max_iterations,
@@ -269,9 +270,9 @@ def solved(
     )
     f, g = jax.lax.stop_gradient(gauge(problem, solution.f, solution.g))
     # A traced ε that is not positive has no value; a concrete one is an error.
-    value = dual_value(problem, f, g, solution.excess)
+    value = envelope_value(problem, f, g, solution.excess)
     value = jnp.where(problem.epsilon > 0, value, jnp.nan)
-    f, g = gauge(problem, *attach(problem, f, g))
+    f, g = gauge(problem, *with_implicit_derivatives(problem, f, g))
     enough = mass * (FIXED_TOLERANCE if tolerance is None else tolerance)
     converged = (solution.error <= enough) & jnp.isfinite(value)
     count = solution.num_iterations

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
 
 @functools.cache
 def clouds(n: int, d: int, seed: int = 0) -> tuple[jax.Array, jax.Array, float]:
-    """X ~ N(0, I), y ~ N(½, 1.44 I), and their mean cost ‖x − y‖²."""
+    """Samples x ~ N(0, I) and y ~ N(½, 1.44 I), and their mean cost ‖x − y‖²."""
     keys = jax.random.split(jax.random.key(seed))
     x, y = jax.random.normal(keys[0], (n, d)), 0.5 + 1.2 * jax.random.normal(keys[1], (n, d))
     return x, y, float(jnp.mean(ot.cost_matrix(ot.SqEuclidean(), x, y)))

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments import data, transport_data
 from experiments import monge_maps as job
-from experiments import transport_data
 
 
 def pair(dimension=2):
@@ -71,10 +71,10 @@ def test_scores():
 def test_rows_over_seeds_and_what_starts_have():
     run = {"uvp": 3.0, "first": 4.0}
     name = "debiased gap, entropic start"
-    rows = job.benchmark_rows({(name, 2): [run, {"uvp": 5.0, "first": 4.0}]}, "uvp", 1)
+    rows = job.benchmark_table({(name, 2): [run, {"uvp": 5.0, "first": 4.0}]}, "uvp", 1)
     assert rows[0] == {"method": name, "d = 2": "4.0 ± 1.0"}
     assert rows[1]["d = 2"] == "4.0 ± 0.0"
-    assert job.benchmark_rows({("MLP", 2): [run]}, "uvp", 1) == [{"method": "MLP", "d = 2": "3.0"}]
+    assert job.benchmark_table({("MLP", 2): [run]}, "uvp", 1) == [{"method": "MLP", "d = 2": "3.0"}]
 
 
 def test_the_exact_gap():
@@ -148,7 +148,7 @@ def test_a_tiny_run_writes_its_tables_and_figures(tmp_path, monkeypatch):
 def test_proteins_are_read_by_condition(tmp_path, monkeypatch):
     rows = sum(transport_data.CONDITION_ROWS)
     table = pd.DataFrame({"a": np.arange(1, rows + 1), "b": 1.0})
-    monkeypatch.setattr(transport_data, "_read", lambda _: table.to_csv(index=False).encode())
+    monkeypatch.setattr(data, "fetch", lambda _: table.to_csv(index=False).encode())
     found = transport_data.load_proteins()
     assert [len(part) for part in found] == list(transport_data.CONDITION_ROWS)
     np.testing.assert_allclose(found[1].iloc[0], [np.log(854), 0])

@@ -147,7 +147,7 @@ def test_what_is_refused():
         flows.SlicedWasserstein(jnp.zeros((3, 2)), num_projections=0)
     with pytest.raises(ValueError, match="epsilon must be a positive number"):
         flows.SinkhornDivergence(jnp.zeros((3, 2)), epsilon=0.0)
-    with pytest.raises(ValueError, match="p must be a finite number of at least one"):
+    with pytest.raises(ValueError, match="p must be a finite number of at least 1"):
         evaluate(flows.SlicedWasserstein(jnp.zeros((3, 2)), p=0.5), jnp.zeros((3, 2)))
     with pytest.raises(ValueError, match="samples and particles"):
         evaluate(flows.SlicedWasserstein(jnp.zeros((3, 2))), jnp.zeros((3, 1)))

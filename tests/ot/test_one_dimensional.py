@@ -221,7 +221,7 @@ def test_equal_samples_are_at_distance_zero_with_zero_gradients():
         (lambda x: wasserstein_1d(x[:, None], x), r"x must have shape \(n,\)"),
         (lambda x: wasserstein_1d(x[:0], x), "x must not be empty"),
         (lambda x: wasserstein_1d(x, jnp.arange(3)), "y must be floating-point"),
-        (lambda x: wasserstein_1d(x, x, p=0.5), "p must be a finite number of at least one"),
+        (lambda x: wasserstein_1d(x, x, p=0.5), "p must be a finite number of at least 1"),
         (lambda x: wasserstein_1d(x, x, x[:2]), r"a must have shape \(7,\)"),
         (lambda x: wasserstein_1d(x, x, b=-jnp.ones(7)), "b must be finite and non-negative"),
         (lambda x: sliced_wasserstein(KEY, x, x), "x must be a non-empty matrix"),

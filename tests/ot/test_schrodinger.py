@@ -303,10 +303,10 @@ def test_components_do_not_fall_together_for_small_epsilon():
 def test_balance_gives_components_their_mass(hard):
     """Whether rows belong to one component or to all."""
     rng = np.random.default_rng(0)
-    tilts = jnp.asarray(hard * rng.normal(size=(500, 8)) + hard * np.arange(8))
+    log_terms = jnp.asarray(hard * rng.normal(size=(500, 8)) + hard * np.arange(8))
     target = jnp.asarray(rng.dirichlet(np.ones(8)))
-    change = mixture_potential.balance(tilts, target, 60)
-    mass = np.mean(scipy.special.softmax(tilts + change, axis=1), axis=0)
+    change = mixture_potential.balance(log_terms, target, 60)
+    mass = np.mean(scipy.special.softmax(log_terms + change, axis=1), axis=0)
     # Where rows are not divided, masses are multiples of 1/500.
     np.testing.assert_allclose(mass, target, atol=1e-8 if hard <= 1 else 1 / 500)
 
