@@ -26,8 +26,10 @@ __all__ = [
     "check_scalar_output",
     "check_shape",
     "check_simplex",
+    "check_unit_interval",
     "check_weights",
     "check_widths",
+    "nan_unless",
 ]
 
 
@@ -37,6 +39,11 @@ def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
         for entry in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(entry, (int, float)):
                 yield name, entry
+
+
+def nan_unless(condition: Any, value: Any) -> Array:
+    """The value, or nan where what could not be checked while tracing turns out to be wrong."""
+    return jnp.where(condition, value, jnp.nan)
 
 
 def check_positive(**values: Any) -> None:
@@ -101,6 +108,15 @@ def check_base(base: Any) -> None:
     """Raise `ValueError` for the base of a logarithm that is a Python number, but not above 1."""
     if isinstance(base, str) or (isinstance(base, (int, float)) and not 1 < base < float("inf")):
         raise ValueError(f"base must be a number above 1, or None for nats; got {base!r}.")
+
+
+def check_unit_interval(**values: Any) -> None:
+    """Raise `ValueError` for concrete numbers outside of [0, 1]; tracers pass."""
+    for name, value in values.items():
+        if not isinstance(value, Tracer):
+            numbers = np.asarray(value)
+            if not ((numbers >= 0) & (numbers <= 1)).all():
+                raise ValueError(f"{name} must be in [0, 1]; got {numbers.tolist()}.")
 
 
 def check_widths(**values: Any) -> None:

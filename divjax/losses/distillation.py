@@ -19,6 +19,7 @@ from divjax.core.checks import (
     check_positive,
     check_positive_values,
     check_shape,
+    nan_unless,
 )
 from divjax.core.pairwise import map_row_blocks
 from divjax.ot.costs import PNorm
@@ -52,7 +53,9 @@ def _transport_cost(
         return log_a - jax.nn.logsumexp(g + kernel, axis=1), g
 
     f, g = jax.lax.scan(iteration, jnp.zeros_like(log_a), length=num_iterations)
-    return jnp.sum(jnp.exp(f[:, None] + g[-1] + kernel) * costs)
+    return nan_unless(
+        jnp.asarray(epsilon) > 0, jnp.sum(jnp.exp(f[:, None] + g[-1] + kernel) * costs)
+    )
 
 
 def class_similarity(
@@ -190,7 +193,8 @@ def wkd_logits(
         target = -jax.nn.softmax(teacher)[label] * jax.nn.log_softmax(student)[label]
         return jnp.where((label >= 0) & (label < c), target + weight * moved, jnp.nan)
 
-    return jnp.mean(map_row_blocks(jax.vmap(one), 4 * (c - 1) ** 2, student, teacher, labels))
+    losses = map_row_blocks(jax.vmap(one), 4 * (c - 1) ** 2, student, teacher, labels)
+    return nan_unless(jnp.asarray(temperature) > 0, jnp.mean(losses))
 
 
 def wkd_features(
@@ -204,10 +208,10 @@ def wkd_features(
 ) -> Float[Array, ""]:
     """WKD-F, the feature loss of Wasserstein knowledge distillation, mean over the batch.
 
-    Each image's features, one vector a position, are summed up as a Gaussian, and the squared
-    Wasserstein distance between student's and teacher's is γ‖m_S − m_T‖² plus, for diagonal ones,
-    ‖σ_S − σ_T‖², for full ones the squared Bures distance of the covariances. γ = 1 is the distance
-    itself.
+    Each image's features, one vector a position, are summed up as a Gaussian (of n positions, with
+    variances over n − 1), and the squared Wasserstein distance between student's and teacher's is
+    γ‖m_S − m_T‖² plus, for diagonal ones, ‖σ_S − σ_T‖², for full ones the squared Bures distance of
+    the covariances. γ = 1 is the distance itself.
 
     Args:
         student: features of an intermediate layer, already projected to the teacher's channels; at
@@ -309,7 +313,8 @@ def sinkhorn_distillation(
     log_ones = jnp.zeros_like(p[:, 0])
     # Transposed, as columns are to come last.
     costs = PNorm(1.0).matrix(q, p)
-    return jnp.multiply(weight, _transport_cost(costs, log_ones, log_ones, epsilon, num_iterations))
+    cost = _transport_cost(costs, log_ones, log_ones, epsilon, num_iterations)
+    return nan_unless(jnp.asarray(temperature) > 0, jnp.multiply(weight, cost))
 
 
 def _check_logits(student: Any, teacher: Any) -> None:

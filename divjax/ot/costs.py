@@ -9,6 +9,7 @@ Any callable `(x "d", y "d") -> scalar` is a cost. One may also provide
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_order
-from divjax.core.pytrees import pytree
+from divjax.core.checks import check_callable, check_order, check_scalar_output, nan_unless
+from divjax.core.pytrees import as_pytree, pytree
 
 __all__ = [
     "Cosine",
@@ -105,6 +106,28 @@ def cost_matrix(
     if hasattr(cost, "matrix"):
         return cost.matrix(x, y)  # pyright: ignore[reportFunctionMemberAccess]
     return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(x, y)
+
+
+def checked_cost(cost: Any, point: Float[Array, " d"]) -> Any:
+    """A cost as a pytree: what a function of two points is bound to, or closes over, are leaves.
+
+    Args:
+        cost: a cost, or a function of two points.
+        point: like those it is for.
+
+    Raises:
+        ValueError: if it is a class, no function, or gives no floating-point scalar.
+    """
+    check_callable(cost=cost)
+    if isinstance(cost, type):
+        raise ValueError(f"cost must be an instance; got the class {cost.__name__} itself.")
+    check_scalar_output("cost", cost, point, point)
+    if not jax.tree_util.all_leaves([cost]) or inspect.ismethod(cost):
+        return as_pytree(cost)
+    closed, bound = jax.closure_convert(cost, point, point)
+    if not bound:
+        return as_pytree(cost)
+    return jax.tree_util.Partial(lambda bound, x, y: closed(x, y, *bound), bound)
 
 
 def paired_costs(
@@ -208,6 +231,7 @@ class EuclideanPower(_TranslationInvariant):
     def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w) = ‖w‖^{q−2} w."""
         squared = jnp.sum(w**2, axis=-1, keepdims=True)
+        w = nan_unless(jnp.asarray(self.p) > 1, w)
         # q − 2 = (2 − p)/(p − 1); the product with w is zero at zero.
         return w * _power(squared, (2 - self.p) / (self.p - 1) / 2)
 
@@ -268,6 +292,7 @@ class PNormPower(_TranslationInvariant):
 
     def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w)_k = sign(w_k) |w_k|^{1/(p−1)}."""
+        w = nan_unless(jnp.asarray(self.p) > 1, w)
         return jnp.sign(w) * _power(jnp.abs(w), 1 / (self.p - 1))
 
 

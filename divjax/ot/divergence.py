@@ -114,6 +114,8 @@ def sinkhorn_divergence_result(
         "tolerance": tolerance,
         "annealing": annealing,
     }
+    if init is not None and (not isinstance(init, tuple) or len(init) != 4):
+        raise ValueError("init must be the four `potentials` of a `SinkhornDivergenceResult`.")
     pairs, penalties = problem.pairs, problem.penalties
     assert isinstance(pairs, PointPairs)
     start = (None,) * 3 if init is None else (init[:2], (init[2],) * 2, (init[3],) * 2)

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Key
 from divjax.core.checks import check_callable, check_count, check_key, check_positive
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import hold_out, thinned, training_samples
-from divjax.ot.costs import SqEuclidean, cost_matrix, grad_conjugate
+from divjax.ot.costs import SqEuclidean, checked_cost, cost_matrix, grad_conjugate
 from divjax.ot.divergence import sinkhorn_divergence
 from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 
@@ -122,6 +122,7 @@ class EntropicMap:
         """
         check_key(key)
         x, y = training_samples(x, y)
+        checked_cost(self.cost, x[0])
         x_key, y_key = jax.random.split(key)
         (x, x_held), (y, y_held) = hold_out(x_key, x), hold_out(y_key, y)
         return self.fit_split((x, y), (x_held, y_held))

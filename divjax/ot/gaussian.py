@@ -241,6 +241,8 @@ class AffineMap(NamedTuple):
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """The images of the rows of x."""
+        if jnp.shape(x)[-1:] != self.source.shape:
+            raise ValueError(f"x must have {self.source.size} features; got shape {jnp.shape(x)}.")
         centered = x - self.source
         if self.matrix.ndim == 1:
             return self.target + centered * self.matrix
@@ -325,7 +327,7 @@ class GaussianBarycenter(NamedTuple):
         covariance: its covariance, of the kind given.
         residual: ‖Σ_k w_k A_k − I‖ / √d, of the maps A_k to the given ones: zero at the barycenter.
         num_steps: how many fixed-point steps were taken.
-        converged: whether the residual is within the tolerance.
+        converged: whether the residual is within the tolerance, and all numbers are finite.
     """
 
     mean: Float[Array, " d"]
@@ -413,5 +415,7 @@ def gaussian_barycenter(
         residual = jnp.linalg.norm(maps(s) - jnp.eye(d, dtype=dtype)) / d**0.5
         steps = num_steps
     residual = jax.lax.stop_gradient(residual)
-    converged = residual <= jnp.asarray(tolerance, dtype)
-    return GaussianBarycenter(weights @ means, s, residual, jnp.asarray(steps), converged)
+    mean = weights @ means
+    finite = jnp.isfinite(mean).all() & jnp.isfinite(s).all()
+    converged = (residual <= jnp.asarray(tolerance, dtype)) & finite
+    return GaussianBarycenter(mean, s, residual, jnp.asarray(steps), converged)

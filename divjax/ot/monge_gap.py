@@ -119,7 +119,7 @@ def monge_gap_from_samples(
     With P the entropic plan between x and y, and OT_ε = ⟨P, C⟩ + ε KL(P‖a⊗a) its value, the cost of
     transport is estimated, by kind, as
 
-        entropic   ⟨P, C⟩ − ε H(P) = OT_ε(x, y) − 2εH(a)
+        entropic   ⟨P, C⟩ − ε H(P) = OT_ε(x, y) − 2εH(a), for weights that sum to one
         primal     ⟨P, C⟩
         debiased   OT_ε(x, y) − ½ OT_ε(x, x) − ½ OT_ε(y, y), the Sinkhorn divergence
 
@@ -177,13 +177,14 @@ def monge_gap_from_samples(
         problem, converged = result.problem, result.converged
         entropic = kind == "entropic"
         entropy = 2 * jnp.sum(entr(problem.a)) if entropic else _plan_divergence(result)
-        transport = result.value - problem.epsilon * entropy
+        mass = jnp.sum(problem.a)
+        transport = result.value - problem.epsilon * (entropy + mass**2 - mass)
     displacement = problem.a @ paired_costs(cost, x, y)
     return MongeGapResult(displacement - transport, displacement, transport, converged)
 
 
 def _plan_divergence(result: SinkhornResult) -> Float[Array, ""]:
-    """KL(P‖a⊗b) = Σ P (f ⊕ g − C)/ε, by blocks where the problem is.
+    """Σ P log(P/a⊗b) = Σ P (f ⊕ g − C)/ε, by blocks where the problem is.
 
     What the marginals miss is multiplied by a logarithm here, in ⟨P, C⟩ by a cost.
     """

@@ -38,7 +38,7 @@ from divjax.core.training import (
     thinned,
     training_samples,
 )
-from divjax.ot.costs import SqEuclidean, cost_matrix, grad_conjugate
+from divjax.ot.costs import SqEuclidean, checked_cost, cost_matrix, grad_conjugate
 from divjax.ot.entropic_map import EntropicMap
 from divjax.ot.gaussian import gaussian_map_from_samples
 from divjax.ot.map_objective import MapBatch, MapObjective, MapTerms
@@ -193,6 +193,17 @@ class MongeMap:
         """
         check_key(key)
         x, y = _problems(x, y, context)
+        method = dataclasses.replace(self, cost=checked_cost(self.cost, x[0, 0]))
+        return method._fit(key, x, y, context, optimizer)
+
+    def _fit(
+        self,
+        key: Key[Array, ""],
+        x: Float[Array, "g n d"],
+        y: Float[Array, "g m d"],
+        context: Float[Array, "g c"] | None,
+        optimizer: optax.GradientTransformation | None,
+    ) -> MapFit:
         split_key, init_key, jitter_key, held_out_key, fit_key = jax.random.split(key, 5)
         (x, held_x), (y, held_y) = (
             jax.vmap(hold_out, (None, 0))(k, rows)

@@ -20,6 +20,7 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
     check_weights,
+    nan_unless,
 )
 from divjax.core.pytrees import select
 
@@ -70,6 +71,13 @@ def _cost(
     b: Float[Array, " m"] | None,
     p: ArrayLike,
 ) -> Float[Array, ""]:
+    valid = jnp.asarray(p) >= 1
+    for weights in (a, b):
+        valid = valid if weights is None else valid & (jnp.min(weights) >= 0)
+    return nan_unless(valid, _cost_between_quantiles(x, y, a, b, p))
+
+
+def _cost_between_quantiles(x: Array, y: Array, a: Any, b: Any, p: ArrayLike) -> Array:
     (n,), (m,) = x.shape, y.shape
     if a is None and b is None and n == m:
         return jnp.mean(_power(jnp.sort(x) - jnp.sort(y), p))
@@ -110,8 +118,9 @@ def wasserstein_1d(
     between their merged jumps. The power W_p^p is returned, not its root.
 
     Differentiable in everything. In the samples: almost everywhere, with a derivative of zero for a
-    pair at distance zero. In the weights, which are normalised: everywhere but where two cumulative
-    weights coincide, also at zero weights.
+    pair that is matched at distance zero; among duplicates the matching is one of several. In the
+    weights, which are normalised: everywhere but where two cumulative weights coincide, also at
+    zero weights.
 
     Time O((n + m) log(n + m)), memory O(n + m).
 
@@ -127,7 +136,8 @@ def wasserstein_1d(
 
     Raises:
         ValueError: if a sample is not a non-empty vector of floating-point numbers, weights do not
-            fit, are negative or zero throughout, or p is a Python number below 1.
+            fit, are negative or zero throughout, or p is a Python number below 1. Where they are
+            only known when the program runs, the cost is nan.
 
     Example:
         >>> import jax.numpy as jnp

@@ -23,12 +23,14 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from divjax.core.checks import (
     check_count,
+    check_full_precision,
     check_key,
     check_matrix,
     check_nonnegative,
     check_positive,
     check_same_features,
     check_shape,
+    check_unit_interval,
 )
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, select, static
@@ -62,6 +64,12 @@ def _some_rows(key: Key[Array, ""], x: Float[Array, "n d"]) -> Float[Array, "k d
     if x.shape[0] <= _START_ROWS:
         return x
     return x[jax.random.choice(key, x.shape[0], (_START_ROWS,), replace=False)]
+
+
+def _time(t: Any, dtype: Any) -> Array:
+    """Times; not a number where a traced one is outside of [0, 1]."""
+    t = jnp.asarray(t, dtype)
+    return jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
 
 
 class ConditionalPlan(NamedTuple):
@@ -149,6 +157,9 @@ class SchrodingerBridge:
         return map_row_blocks(function, self.means.size, *rows)
 
     def _check(self, **points: Any) -> None:
+        k, d = self.means.shape
+        check_shape("log_weights", self.log_weights, k)
+        check_shape("scales", self.scales, k, *(d,) * (self.scales.ndim - 1))
         for name, rows in points.items():
             check_shape(name, rows, "n", self.means.shape[1])
             check_matrix(**{name: rows})
@@ -227,9 +238,11 @@ class SchrodingerBridge:
             x0: starts.
             t: times in [0, 1], one for all or one for each row.
         """
+        check_key(key)
+        check_unit_interval(t=t)
         end_key, noise_key = jax.random.split(key)
         x1 = self.sample(end_key, x0)
-        t = jnp.asarray(t, x0.dtype)
+        t = _time(t, x0.dtype)
         check_shape("t", t, *((x0.shape[0],) if t.ndim else ()))
         t = t.reshape(-1, 1)
         noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
@@ -248,8 +261,9 @@ class SchrodingerBridge:
             t: the time in [0, 1]; vmap over rows for one time each.
         """
         self._check(x=x)
+        check_unit_interval(t=t)
         check_shape("t", jnp.asarray(t))
-        t = jnp.asarray(t, x.dtype)
+        t = _time(t, x.dtype)
 
         def mean_velocity(x: Array) -> Array:
             log_weights, velocities = mixture.velocities(
@@ -371,6 +385,8 @@ class LightSchrodingerBridge:
         check_key(key)
         check_matrix(x0=x0, x1=x1)
         check_same_features(x0, x1, ("x0", "x1"))
+        for name, rows in (("x0", x0), ("x1", x1)):
+            check_full_precision(name, rows)
         dtype = jnp.result_type(x0, x1)
         x0, x1 = (jax.lax.stop_gradient(jnp.asarray(x, dtype)) for x in (x0, x1))
         epsilon, ridge = (jnp.asarray(v, dtype) for v in (self.epsilon, self.ridge))

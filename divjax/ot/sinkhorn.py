@@ -18,14 +18,15 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
     check_weights,
+    nan_unless,
 )
 from divjax.core.pairwise import map_row_blocks
-from divjax.core.pytrees import as_pytree
 from divjax.ot import costs
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.derivatives import envelope_value, gauge, with_implicit_derivatives
 from divjax.ot.iterations import Annealing, iterate
 from divjax.ot.problem import MatrixPairs, PointPairs, Problem
+from divjax.ot.rounding import refined_where_large, sampled_error
 
 __all__ = ["SinkhornResult", "sinkhorn"]
 
@@ -38,6 +39,8 @@ BLOCK_PAIRS_ACCELERATOR = 2**26
 
 # The L1 error, as a share of the mass, up to which a fixed number of iterations has converged.
 FIXED_TOLERANCE = 1e-3
+# The rows' error, estimated from some of them, must not exceed the tolerance by more than this.
+ROUNDING_MARGIN = 4
 
 
 class SinkhornResult(NamedTuple):
@@ -55,7 +58,8 @@ class SinkhornResult(NamedTuple):
             transform of g, −ε log Σ_j b_j exp((g_j − C_ij)/ε).
         g: the potential of y.
         error: the L1 distance of the plan's marginals from a and b, of both sides together; of
-            relaxed marginals from a exp(−f/ρ) and b exp(−g/ρ), which they are at the optimum.
+            relaxed marginals from a exp(−f/ρ) and b exp(−g/ρ), which they are at the optimum. Where
+            rounding makes the plan of f and g worse than that, the error of its rows.
         num_iterations: the iterations made, annealing included.
         converged: whether the error is at most tolerance × mass (without a tolerance, 1e-3 × mass)
             and the value is finite.
@@ -93,11 +97,11 @@ class SinkhornResult(NamedTuple):
         Raises:
             ValueError: if v's length is not the plan's.
         """
-        problem, f, g = self.problem, self.f, self.g
+        problem, f, g, v = self.problem, self.f, self.g, jnp.asarray(v)
         if transpose:
             problem, f, g = problem.transposed, g, f
-        if jnp.ndim(v) not in (1, 2) or v.shape[0] != g.shape[0]:
-            raise ValueError(f"v must have {g.shape[0]} rows; got shape {jnp.shape(v)}.")
+        if v.ndim not in (1, 2) or v.shape[0] != g.shape[0]:
+            raise ValueError(f"v must have {g.shape[0]} rows; got shape {v.shape}.")
         along = (slice(None),) + (None,) * (v.ndim - 1)
         return problem.a[along] * problem.row_sums(f, g, problem.b[along] * v)
 
@@ -256,6 +260,8 @@ def solve_problem(
     """The result of a problem; a tolerance is a share of the mass."""
     check_count(1, max_iterations=max_iterations)
     check_positive(tolerance=tolerance, over_relaxation=over_relaxation)
+    if annealing is not None and not isinstance(annealing, Annealing):
+        raise ValueError(f"annealing must be an `Annealing`; got {annealing!r}.")
     if isinstance(over_relaxation, (int, float)) and not over_relaxation < 2:
         raise ValueError(f"over_relaxation must be a number in (0, 2); got {over_relaxation}.")
     mass = (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
@@ -268,22 +274,26 @@ def solve_problem(
         over_relaxation=over_relaxation,
         symmetric=symmetric,
     )
-    f, g = jax.lax.stop_gradient(gauge(problem, solution.f, solution.g))
-    # A traced ε that is not positive has no value; a concrete one is an error.
-    value = envelope_value(problem, f, g, solution.excess)
-    value = jnp.where(problem.epsilon > 0, value, jnp.nan)
-    f, g = gauge(problem, *with_implicit_derivatives(problem, f, g))
+    f, g, excess = refined_where_large(problem, solution.f, solution.g, solution.excess)
+    f, g = jax.lax.stop_gradient(gauge(problem, f, g))
+    value = envelope_value(problem, f, g, excess)
+    # What is traced cannot be refused; it has no value.
+    valid = (problem.epsilon > 0) & jnp.all(problem.a >= 0) & jnp.all(problem.b >= 0)
+    value = nan_unless(valid, value)
     enough = mass * (FIXED_TOLERANCE if tolerance is None else tolerance)
-    converged = (solution.error <= enough) & jnp.isfinite(value)
-    count = solution.num_iterations
-    return SinkhornResult(value, f, g, solution.error, count, converged, problem, center)
+    # What rounding does to potentials far larger than ε, the iterations' error does not know.
+    sampled = sampled_error(problem, f, g)
+    error = jnp.where(sampled <= ROUNDING_MARGIN * enough, solution.error, sampled)
+    f, g = gauge(problem, *with_implicit_derivatives(problem, f, g))
+    converged = (error <= enough) & jnp.isfinite(value)
+    return SinkhornResult(value, f, g, error, solution.num_iterations, converged, problem, center)
 
 
 def make_problem(
     x: Any, y: Any, a: Any, b: Any, epsilon: Any, cost: Any, marginal_penalty: Any, block_size: Any
 ) -> tuple[Problem, Array | None]:
     """The problem, checked, in one dtype, of centred points, and the centre."""
-    if isinstance(epsilon, str) or jnp.ndim(epsilon) != 0:
+    if not _is_real(epsilon) or jnp.ndim(epsilon) != 0:
         raise ValueError(f"epsilon must be a positive number; got {epsilon!r}.")
     check_positive_values(epsilon=epsilon)
     center = None
@@ -295,25 +305,26 @@ def make_problem(
         pairs: Any = MatrixPairs(jnp.asarray(cost))
     else:
         check_callable(cost=cost)
-        if isinstance(cost, type):
-            raise ValueError(f"cost must be an instance; got the class {cost.__name__} itself.")
         check_matrix(x=x, y=y)
         check_same_features(x, y)
         dtype = jnp.result_type(x, y)
         x, y = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+        cost = costs.checked_cost(cost, x[0])
         if getattr(cost, "translation_invariant", False):
             center = jax.lax.stop_gradient((jnp.mean(x, axis=0) + jnp.mean(y, axis=0)) / 2)
             x, y = x - center, y - center
-        cost = jax.tree.map(lambda leaf: _as_dtype(leaf, dtype), as_pytree(cost))
-        pairs = PointPairs(x, y, cost)
-        cost_shape = jax.eval_shape(pairs.cost, x[0], y[0])
-        if getattr(cost_shape, "shape", None) != ():
-            raise ValueError("cost must return a scalar for two points.")
+        pairs = PointPairs(x, y, jax.tree.map(lambda leaf: _as_dtype(leaf, dtype), cost))
     n, m = pairs.shape
     penalties = _penalties(marginal_penalty, dtype)
     a, b = _weights(a, b, n, m, dtype, penalties == (None, None))
     rows = _block_rows(n, m, block_size)
     return Problem(pairs, a, b, jnp.asarray(epsilon, dtype), penalties, rows), center
+
+
+def _is_real(number: Any) -> bool:
+    """Whether it is a number, or an array of them."""
+    numeric = isinstance(number, (int, float)) or hasattr(number, "dtype")
+    return numeric and not jnp.issubdtype(jnp.result_type(number), jnp.complexfloating)
 
 
 def _as_dtype(leaf: Any, dtype: Any) -> Any:
@@ -367,7 +378,9 @@ def _start(problem: Problem, init: Any) -> tuple[Array, Array] | None:
     n, m = problem.pairs.shape
     if init is None:
         return None
+    if not isinstance(init, tuple) or len(init) != 2:
+        raise ValueError(f"init must be a pair of potentials (f, g); got {type(init).__name__}.")
     f, g = init
     check_shape("init[0]", f, n)
     check_shape("init[1]", g, m)
-    return jnp.asarray(f, problem.a.dtype), jnp.asarray(g, problem.b.dtype)
+    return gauge(problem, jnp.asarray(f, problem.a.dtype), jnp.asarray(g, problem.b.dtype))

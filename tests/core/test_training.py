@@ -80,3 +80,9 @@ def test_validated_fits_vmap_over_starts():
     single = [descend(lambda p: (p - 1.5) ** 2, 8, 4, s).params for s in starts]
     np.testing.assert_allclose(together, single, rtol=1e-6)
     assert together[1] == 3
+
+
+def test_checks_are_at_most_one_a_step():
+    trained = descend(lambda p: -p, 3, 20)
+    assert trained.losses.shape == (3,)
+    assert trained.validation.shape == (4,)

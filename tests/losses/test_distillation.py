@@ -235,3 +235,15 @@ def test_a_label_out_of_range_is_no_number(batch):
     student, teacher, labels, costs = (jnp.asarray(part) for part in batch)
     for label in (-1, 5):
         assert jnp.isnan(losses.wkd_logits(student, teacher, labels.at[0].set(label), costs))
+
+
+def test_traced_numbers_out_of_range_have_no_loss():
+    student, teacher = jax.random.normal(jax.random.key(0), (2, 4, 5))
+    loss = jax.jit(
+        lambda epsilon, temperature: losses.sinkhorn_distillation(
+            student, teacher, epsilon=epsilon, temperature=temperature
+        )
+    )
+    assert jnp.isfinite(loss(0.1, 2.0))
+    assert jnp.isnan(loss(-1.0, 2.0))
+    assert jnp.isnan(loss(0.1, -1.0))

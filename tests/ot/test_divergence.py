@@ -70,3 +70,9 @@ def test_a_matrix_has_no_self_terms():
     x, y = clouds()
     with pytest.raises(ValueError, match="cost must be a function of two points"):
         ot.sinkhorn_divergence(x, y, epsilon=1.0, cost=jnp.zeros((30, 20)))
+
+
+def test_a_start_that_is_no_result_is_named():
+    x = jnp.zeros((3, 2))
+    with pytest.raises(ValueError, match="init must be the four `potentials`"):
+        ot.sinkhorn_divergence_result(x, x, epsilon=1.0, init=(jnp.zeros(3), jnp.zeros(3)))

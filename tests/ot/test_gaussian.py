@@ -280,3 +280,12 @@ def test_the_map_of_samples_names_bad_input():
         gaussian_map_from_samples(x[:1], x)
     with pytest.raises(ValueError, match="same number of features"):
         gaussian_map_from_samples(x, x[:, :1])
+
+
+def test_a_barycenter_that_is_not_a_number_has_not_converged():
+    means, variances = np.ones((2, D)), np.ones((2, D))
+    assert gaussian_barycenter(means, variances).converged
+    assert not gaussian_barycenter(means * np.nan, variances).converged
+    assert not gaussian_barycenter(means, -variances).converged
+    with pytest.raises(ValueError, match="x must have 3 features"):
+        gaussian_map(means[0], variances[0], means[1], variances[1])(jnp.ones((4, 2)))

@@ -240,3 +240,11 @@ def test_equal_samples_are_at_distance_zero_with_zero_gradients():
 def test_what_does_not_fit_is_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.asarray(samples()[0]))
+
+
+def test_traced_numbers_out_of_range_have_no_cost():
+    x, weights = jnp.arange(4.0), jnp.full(4, 0.25)
+    cost = jax.jit(lambda w, p: wasserstein_1d(x, x + 1, w, p=p))
+    assert cost(weights, 1.0) == 1
+    assert jnp.isnan(cost(weights, 0.5))
+    assert jnp.isnan(cost(weights.at[1].set(-0.1), 2.0))

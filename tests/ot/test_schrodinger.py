@@ -380,3 +380,18 @@ def test_epsilon_is_a_leaf():
 def test_what_does_not_fit_is_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.zeros((3, 2)))
+
+
+def test_times_are_between_zero_and_one():
+    b, x = bridge("diagonal"), jnp.zeros((3, 2))
+    for t in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="t must be in"):
+            b.drift(x, t)
+        with pytest.raises(ValueError, match="t must be in"):
+            b.sample_at(jax.random.key(0), x, t)
+        assert jnp.isnan(jax.jit(b.drift)(x, t)).all()
+    half = jnp.zeros((5, 2), jnp.bfloat16)
+    with pytest.raises(ValueError, match="x0 must be float32 or float64"):
+        LightSchrodingerBridge(2, 0.5).fit(jax.random.key(0), half, half)
+    with pytest.raises(ValueError, match="log_weights must have shape"):
+        dataclasses.replace(b, log_weights=jnp.zeros(7)).drift(x, 0.5)

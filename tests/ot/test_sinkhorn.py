@@ -263,3 +263,48 @@ def test_a_traced_epsilon_that_is_not_positive_has_no_value():
     value, converged = found[0], found[1]
     assert jnp.isnan(value)
     assert not converged
+
+
+def test_a_cost_that_closes_over_a_parameter_is_differentiable_in_it():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(6, 2)), rng.normal(size=(5, 2)) + 1
+    solve = lambda power, **options: ot.sinkhorn(
+        x, y, epsilon=0.3, cost=lambda u, v: jnp.sum(jnp.abs(u - v) ** power), **options
+    )
+    with jax.enable_x64(True):
+        tight = lambda power: solve(power, tolerance=1e-12, max_iterations=5000).value
+        slope = (tight(1.5 + 1e-5) - tight(1.5 - 1e-5)) / 2e-5
+        np.testing.assert_allclose(jax.jit(jax.grad(tight))(1.5), slope, rtol=1e-6)
+        np.testing.assert_allclose(jax.jvp(tight, (1.5,), (1.0,))[1], slope, rtol=1e-6)
+        by_blocks = jax.grad(lambda p: solve(p, block_size=2, tolerance=1e-12).value)(1.5)
+        np.testing.assert_allclose(by_blocks, slope, rtol=1e-6)
+        assert jnp.isfinite(jax.grad(lambda p: jnp.sum(solve(p).plan() ** 2))(1.5))
+
+
+def test_traced_weights_below_zero_have_no_value():
+    x, weights = jnp.arange(12.0).reshape(6, 2), jnp.full(6, 1 / 6).at[0].set(-0.1)
+    solve = jax.jit(lambda a, b: ot.sinkhorn(x, x + 1, a, b, epsilon=1.0))
+    for a, b in ((weights, abs(weights)), (abs(weights), weights)):
+        result = solve(a, b)
+        assert jnp.isnan(result.value)
+        assert not result.converged
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": None}, "epsilon must be a positive number"),
+        ({"epsilon": 1j}, "epsilon must be a positive number"),
+        ({"annealing": 3}, "annealing must be an `Annealing`"),
+        ({"init": jnp.zeros(5)}, "init must be a pair of potentials"),
+        ({"cost": lambda x, y: 3}, "cost must return a real floating-point number"),
+        ({"cost": ot.SqEuclidean}, "cost must be an instance"),
+    ],
+)
+def test_what_is_of_another_kind_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        ot.sinkhorn(jnp.zeros((5, 2)), jnp.ones((5, 2)), **({"epsilon": 1.0} | options))
+
+
+def test_a_list_may_be_applied():
+    assert ot.sinkhorn(jnp.zeros((3, 2)), jnp.ones((2, 2)), epsilon=1.0).apply([1.0, 2.0]).shape

@@ -1,0 +1,85 @@
+"""What rounding does to potentials, where ε is far below the costs or far above them.
+
+A potential is stored with an error of its size times the unit roundoff u. Far above ε/u, the plan
+exp((f ⊕ g − C)/ε) of stored potentials is not the one that was iterated: `sampled_error` looks.
+Where ε is far above the costs, the potential −ε log Σ_j b_j exp((g_j − C_ij)/ε), a logarithm of
+almost one, has an error of ε u: `refined_where_large` takes it from the sum's difference from one.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from divjax.ot.problem import Problem
+
+__all__ = ["refined_where_large", "sampled_error"]
+
+# Rows that are looked at.
+_ROWS = 64
+# In multiples of the largest potential: an ε from which on logarithms of almost one are taken.
+_LARGE = 30.0
+# ε u², what the rounding of the weights' sums makes of the value, as a share of the largest cost
+# from which on the costs are lost in it.
+_LOST = 1e-3
+
+
+def sampled_error(
+    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
+) -> Float[Array, ""]:
+    """Σ_i |(P1)_i − a_i exp(−f_i/ρ)|, estimated from at most 64 rows, evenly spread.
+
+    Infinite where ε is so large that the rounding of the weights' sums hides the costs.
+    """
+    problem = jax.lax.stop_gradient(problem)
+    n = f.shape[0]
+    rows = jnp.asarray([i * n // _ROWS for i in range(_ROWS)]) if n > _ROWS else jnp.arange(n)
+    costs = problem.pairs.block(problem.pairs.rows[rows])
+    # Not cut at the largest exponent: what is wrong is to be seen.
+    kernel = jnp.exp((f[rows, None] + g - costs) / problem.epsilon)
+    sums = jnp.sum(jnp.where(problem.b > 0, kernel * problem.b, 0), axis=1)
+    rho = problem.penalties[0]
+    wanted = 1 if rho is None else jnp.exp(-f[rows] / rho)
+    weights = problem.a[rows]
+    off = jnp.sum(jnp.where(weights > 0, weights * jnp.abs(sums - wanted), 0))
+    share = jnp.sum(weights) / jnp.sum(problem.a)
+    largest, rounding = jnp.max(jnp.abs(costs)), problem.epsilon * jnp.finfo(f.dtype).eps ** 2
+    lost = (rounding > _LOST * largest) & (largest > 0)
+    return jnp.where(lost, jnp.inf, off / jnp.where(share > 0, share, 1))
+
+
+def refined_where_large(
+    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"], excess: Float[Array, ""]
+) -> tuple[Float[Array, " n"], Float[Array, " m"], Float[Array, ""]]:
+    """The potentials and ΣP − Σa Σb; where ε is large, after one more iteration without rounding.
+
+    With t = (f ⊕ g − C)/ε + log Σb, the soft transform of g is κ (f − ε log1p Σ_j b_j (eᵗ − 1)/Σb).
+    """
+    problem = jax.lax.stop_gradient(problem)
+
+    def sums(problem: Problem, f: Array, g: Array, shift: Array) -> Array:
+        """Σ_j b_j (exp(t_ij) − 1), where t has the shift added."""
+
+        def block(costs: Array, f: Array) -> Array:
+            exponent = (f[:, None] + g - costs) / problem.epsilon + shift
+            return jnp.sum(jnp.expm1(exponent) * problem.b, axis=1)
+
+        return problem.map_rows(block, f)
+
+    def transform(problem: Problem, f: Array, g: Array) -> Array:
+        mass = jnp.sum(problem.b)
+        shift = jnp.log(mass)
+        logs = jnp.log1p(sums(problem, f, g, shift) / mass)
+        return problem.damping[0] * (f - problem.epsilon * logs)
+
+    def refined(carry: tuple) -> tuple:
+        f, g, _, _ = carry
+        g = transform(problem.transposed, g, f)
+        f = transform(problem, f, g)
+        excess = problem.a @ sums(problem, f, g, jnp.zeros_like(problem.epsilon))
+        return f, g, excess, jnp.array(False)
+
+    large = problem.epsilon > _LARGE * jnp.maximum(jnp.max(jnp.abs(f)), jnp.max(jnp.abs(g)))
+    # A loop, as under vmap a branch would always be taken.
+    carry = f, g, excess, large
+    f, g, excess, _ = jax.lax.while_loop(lambda carry: carry[3], refined, carry)
+    return f, g, excess
