@@ -90,7 +90,7 @@ def fixed(sizes: tuple[int, ...], d: int = 16) -> list[dict]:
         x, y, mean = clouds(n, d)
         epsilon = 0.05 * mean
         peers = {
-            "plain": _seconds(plain, x, y, epsilon),
+            "divjax plain": _seconds(plain, x, y, epsilon),
             "ott": _seconds(theirs, x, y, epsilon),
             "POT": _pot(x, y, epsilon, count),
         }

@@ -119,8 +119,8 @@ def test_fit_is_the_loop_and_continues():
         x = optax.apply_updates(x, updates)
     np.testing.assert_allclose(first.params, x, rtol=1e-6)
     assert first.finite
-    assert int(first.optimizer[0].count) == 4
-    more = fit(KEY, loss, first.params, optimizer, num_steps=2, optimizer_state=first.optimizer)
+    assert int(first.optimizer_state[0].count) == 4
+    more = fit(KEY, loss, first.params, optimizer, num_steps=2, optimizer_state=first.optimizer_state)
     assert int(more.optimizer[0].count) == 6
 
 
