@@ -120,8 +120,10 @@ def test_fit_is_the_loop_and_continues():
     np.testing.assert_allclose(first.params, x, rtol=1e-6)
     assert first.finite
     assert int(first.optimizer_state[0].count) == 4
-    more = fit(KEY, loss, first.params, optimizer, num_steps=2, optimizer_state=first.optimizer_state)
-    assert int(more.optimizer[0].count) == 6
+    more = fit(
+        KEY, loss, first.params, optimizer, num_steps=2, optimizer_state=first.optimizer_state
+    )
+    assert int(more.optimizer_state[0].count) == 6
 
 
 def test_fit_flags_losses_that_are_not_finite():
