@@ -12,6 +12,7 @@ from jaxtyping import Array
 __all__ = [
     "check_base",
     "check_callable",
+    "check_choice",
     "check_count",
     "check_full_precision",
     "check_key",
@@ -154,6 +155,18 @@ def check_callable(**functions: Any) -> None:
     for name, function in functions.items():
         if not callable(function):
             raise ValueError(f"{name} must be a function; got {type(function).__name__}.")
+
+
+def check_choice(choices: tuple[Any, ...], **values: Any) -> None:
+    """Raise `ValueError` for a value that is none of the choices.
+
+    Example:
+        >>> check_choice(("diagonal", "full"), covariance="full")
+    """
+    for name, value in values.items():
+        if value not in choices:
+            known = ", ".join(map(str, choices))
+            raise ValueError(f"{name} must be one of {known}; got {value!r}.")
 
 
 def check_key(key: Any) -> None:

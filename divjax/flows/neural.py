@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from divjax.core.checks import check_full_precision, check_matrix, check_nonnegative, check_positive
+from divjax.core.checks import (
+    check_choice,
+    check_full_precision,
+    check_matrix,
+    check_nonnegative,
+    check_positive,
+)
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import fit
@@ -77,8 +83,7 @@ class NeuralScore:
     num_init_steps: int = static(default=100)
 
     def __post_init__(self):
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {self.loss!r}.")
+        check_choice(tuple(LOSSES), loss=self.loss)
         check_positive(noise=self.noise, learning_rate=self.learning_rate)
         check_nonnegative(num_fit_steps=self.num_fit_steps, num_init_steps=self.num_init_steps)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.checks import (
+    check_choice,
     check_count,
     check_matrix,
     check_nonnegative,
@@ -241,8 +242,7 @@ def wkd_features(
     if jnp.ndim(student) < 3:
         raise ValueError(f"student must have shape (b, ..., channels); got {jnp.shape(student)}.")
     check_shape("teacher", teacher, *student.shape)
-    if covariance not in ("diagonal", "full"):
-        raise ValueError(f'covariance must be "diagonal" or "full"; got {covariance!r}.')
+    check_choice(("diagonal", "full"), covariance=covariance)
     check_nonnegative(mean_weight=mean_weight)
     check_positive(floor=floor)
     check_count(1, grid=grid)

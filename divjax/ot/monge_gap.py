@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.scipy.special import entr
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.checks import check_callable, check_matrix, check_same_features
+from divjax.core.checks import check_callable, check_choice, check_matrix, check_same_features
 from divjax.ot.costs import SqEuclidean, paired_costs
 from divjax.ot.divergence import sinkhorn_divergence_result
 from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
@@ -160,8 +160,7 @@ def monge_gap_from_samples(
         Uscidda, Cuturi 2023, section 3.3: the entropic kind. Feydy et al. 2019, eq. 3: the Sinkhorn
         divergence. Chizat, Roussillon, Léger, Vialard, Peyré 2020, theorem 1: it is O(ε²) from W.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}.")
+    check_choice(KINDS, kind=kind)
     check_matrix(x=x, y=y)
     check_same_features(x, y)
     if x.shape[0] != y.shape[0]:

@@ -19,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core.checks import (
     check_callable,
+    check_choice,
     check_count,
     check_key,
     check_matrix,
@@ -140,12 +141,8 @@ class MongeMap:
 
     def __post_init__(self):
         check_callable(cost=self.cost)
-        if self.gap_kind not in (None, *KINDS):
-            raise ValueError(
-                f"gap_kind must be None or one of {', '.join(KINDS)}; got {self.gap_kind!r}."
-            )
-        if self.start not in _STARTS:
-            raise ValueError(f"start must be one of {', '.join(_STARTS)}; got {self.start!r}.")
+        check_choice((None, *KINDS), gap_kind=self.gap_kind)
+        check_choice(_STARTS, start=self.start)
         if self.network is not None:
             check_callable(network=self.network)
         check_widths(hidden=self.hidden)
@@ -352,8 +349,8 @@ def _problems(x: Any, y: Any, context: Any) -> tuple[Array, Array]:
 
 
 def _pooled(rows: Float[Array, "g n d"]) -> Float[Array, "gn d"]:
-    """The rows of all problems."""
-    return rows.reshape(-1, rows.shape[2])
+    """The rows of all problems, so that every stretch of them has as many of each."""
+    return jnp.swapaxes(rows, 0, 1).reshape(-1, rows.shape[2])
 
 
 def _standard(x: Float[Array, "n d"], context: Any) -> tuple[Array, Array]:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from divjax.core.checks import (
+    check_choice,
     check_count,
     check_full_precision,
     check_key,
@@ -365,8 +366,7 @@ class LightSchrodingerBridge:
         check_count(1, num_potentials=self.num_potentials, num_steps=self.num_steps)
         check_positive(epsilon=self.epsilon)
         check_nonnegative(ridge=self.ridge)
-        if self.covariance not in ("diagonal", "full"):
-            raise ValueError(f'covariance must be "diagonal" or "full"; got {self.covariance!r}.')
+        check_choice(("diagonal", "full"), covariance=self.covariance)
 
     @jax.default_matmul_precision("highest")
     def fit(

@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core.checks import (
+    check_choice,
     check_count,
     check_full_precision,
     check_key,
@@ -75,10 +76,7 @@ class _CrossFitted:
     def __post_init__(self):
         check_count(2, num_folds=self.num_folds)
         check_count(1, num_repeats=self.num_repeats, pack=self.pack)
-        if self.calibration not in CALIBRATIONS:
-            raise ValueError(
-                f"calibration must be one of {CALIBRATIONS}; got {self.calibration!r}."
-            )
+        check_choice(CALIBRATIONS, calibration=self.calibration)
         if not isinstance(self.tie_counts, bool):
             raise ValueError(f"tie_counts must be True or False; got {self.tie_counts!r}.")
         if not isinstance(self.validation_share, float):

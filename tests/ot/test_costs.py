@@ -32,7 +32,7 @@ def points(n, d, seed=0):
 
 @every
 @pytest.mark.parametrize("d", [3, 20])
-def test_the_matrix_is_scipys_and_that_of_single_pairs(name, d):
+def test_the_matrix_matches_scipy_and_single_pairs(name, d):
     cost, formula = COSTS[name]
     x, y = points(5, d), points(4, d, seed=1)
     matrix = ot.cost_matrix(cost, jnp.asarray(x), jnp.asarray(y))
@@ -83,6 +83,6 @@ def test_many_features_are_not_held():
     ("cost", "p"),
     [(ot.PNorm, 0.5), (ot.PNormPower, 1.0), (ot.EuclideanPower, 1.0), (ot.PNorm, np.inf)],
 )
-def test_exponents_that_are_refused(cost, p):
+def test_bad_exponents_raise(cost, p):
     with pytest.raises(ValueError, match="p must be a finite number"):
         cost(p)

@@ -20,7 +20,7 @@ DIVERGENCE = jax.jit(lambda x, y, e: ot.sinkhorn_divergence_result(x, y, epsilon
 
 
 @pytest.mark.parametrize("epsilon", [0.3, 3.0])
-def test_it_is_otts(epsilon):
+def test_values_match_ott(epsilon):
     x, y = clouds()
     expected, _ = ott_divergence.sinkhorn_divergence(
         pointcloud.PointCloud, x, y, epsilon=epsilon, solve_kwargs={"threshold": 1e-6}
@@ -72,7 +72,7 @@ def test_a_matrix_has_no_self_terms():
         ot.sinkhorn_divergence(x, y, epsilon=1.0, cost=jnp.zeros((30, 20)))
 
 
-def test_a_start_that_is_no_result_is_named():
+def test_a_start_that_is_no_result_raises():
     x = jnp.zeros((3, 2))
     with pytest.raises(ValueError, match="init must be the four `potentials`"):
         ot.sinkhorn_divergence_result(x, x, epsilon=1.0, init=(jnp.zeros(3), jnp.zeros(3)))

@@ -17,7 +17,7 @@ def normal(seed, n, d=2):
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2])
-def test_images_are_the_mean_of_pots_barycentric_projections(num_blocks):
+def test_images_match_the_mean_of_barycentric_projections_by_pot(num_blocks):
     """Every block of 60 rows has a plan; the projection of its own rows is known."""
     with jax.enable_x64(True):
         x, y = (np.asarray(normal(seed, 60 * num_blocks), np.float64) for seed in (1, 2))
@@ -96,7 +96,7 @@ def test_bad_samples_raise(change, message):
         ot.EntropicMap().fit(**arguments)
 
 
-def test_what_is_not_a_number_is_flagged_and_points_of_another_dimension_are_refused():
+def test_what_is_not_a_number_is_flagged_and_another_dimension_raises():
     x = normal(1, 20)
     method = ot.EntropicMap(epsilons=(0.1,))
     assert not fitted(method, KEY, x.at[:, 0].set(jnp.nan), x).converged

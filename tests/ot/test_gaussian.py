@@ -37,7 +37,7 @@ def normal(seed, rank=D, d=D):
     return rng.normal(size=d), factor @ factor.T + 0.1 * np.eye(d) * (rank == d)
 
 
-def test_the_distance_is_pots_and_the_textbooks():
+def test_the_distance_matches_pot_and_the_textbook():
     p, q = normal(0), normal(1)
     np.testing.assert_allclose(
         distance(*p, *q),
@@ -50,7 +50,7 @@ def test_the_distance_is_pots_and_the_textbooks():
     np.testing.assert_allclose(distance(*p, *q), expected, rtol=1e-10)
 
 
-def test_diagonal_ones_are_full_ones():
+def test_diagonal_covariances_match_full_ones():
     (mean, p), (other, q) = normal(0), normal(1)
     p, q = np.diag(p), np.diag(q)
     expected = distance(mean, np.diag(p), other, np.diag(q))
@@ -163,7 +163,7 @@ def test_indefinite_covariances_are_flagged():
     assert jnp.isnan(distance(mean, np.array([1.0, -1.0]), mean, np.ones(2)))
 
 
-def test_the_map_is_pots_and_carries_the_one_to_the_other():
+def test_the_map_matches_pot_and_carries_the_one_to_the_other():
     p, q = normal(0), normal(1)
     to_q = transport(*p, *q)
     matrix, offset = ot.gaussian.bures_wasserstein_mapping(p[0], q[0], p[1], q[1])
@@ -182,7 +182,7 @@ def gaussians(k=4, d=D):
     return np.stack([m for m, _ in drawn]), np.stack([c for _, c in drawn])
 
 
-def test_the_barycenter_is_pots_and_its_maps_average_to_the_identity():
+def test_the_barycenter_matches_pot_and_its_maps_average_to_the_identity():
     means, covs = gaussians()
     weights = np.array([0.1, 0.2, 0.3, 0.4])
     found = barycenter(means, covs, 5 * weights)
@@ -256,7 +256,7 @@ def test_barycenters_differentiate_and_vmap():
         (lambda m, c: gaussian_barycenter(m[None], c[None], num_steps=0), "num_steps must be"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(call, message):
+def test_bad_input_raises(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.zeros(2), jnp.eye(2))
 
@@ -274,7 +274,7 @@ def test_the_map_of_samples_finds_an_affine_one_and_fits_moments_otherwise():
     np.testing.assert_allclose(np.cov(images.T), np.cov(y.T), rtol=1e-8)
 
 
-def test_the_map_of_samples_names_bad_input():
+def test_bad_samples_raise():
     x = jnp.ones((5, 2))
     with pytest.raises(ValueError, match="x must have at least 2 rows"):
         gaussian_map_from_samples(x[:1], x)

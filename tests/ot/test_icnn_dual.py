@@ -86,7 +86,7 @@ def test_dtypes_are_kept():
         ({}, {"y": jnp.zeros((5, 3))}, "same number of features"),
     ],
 )
-def test_refused(options, change, message):
+def test_bad_input_raises(options, change, message):
     arguments = {"key": KEY, "x": normal(0, 5), "y": normal(1, 5)} | change
     with pytest.raises(ValueError, match=message):
         ICNNDual(**options).fit(**arguments)

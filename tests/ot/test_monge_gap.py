@@ -101,7 +101,7 @@ def test_debiased_of_gaussians_in_one_dimension(epsilon):
         pytest.param(Euclidean(), ott_costs.Euclidean(), marks=SLOW),
     ],
 )
-def test_entropic_is_otts(epsilon, cost, theirs):
+def test_the_entropic_kind_matches_ott(epsilon, cost, theirs):
     x, y = sample(0), sample(1) ** 3
     geometry = pointcloud.PointCloud(x, y, cost_fn=theirs, epsilon=epsilon)
     output = linear.solve(geometry, threshold=1e-5)
@@ -184,7 +184,7 @@ def test_not_converged_is_said():
         ({"max_iterations": 0}, "max_iterations"),
     ],
 )
-def test_refused(change, message):
+def test_bad_input_raises(change, message):
     arguments = {"x": sample(0), "y": sample(1), "epsilon": 0.1} | change
     with pytest.raises(ValueError, match=message):
         monge_gap_from_samples(arguments.pop("x"), arguments.pop("y"), **arguments)

@@ -228,7 +228,7 @@ def test_dtypes_are_kept_and_a_key_repeats():
             assert floats == {np.dtype(dtype)}
 
 
-def test_points_of_another_dimension_are_refused():
+def test_points_of_another_dimension_raise():
     method = MongeMap(num_steps=1, num_checks=1, hidden=(2,), gap_kind=None, max_iterations=2)
     found = jax.eval_shape(method.fit, KEY, normal(0, 5), normal(1, 5))
     with pytest.raises(ValueError, match="z must have shape"):
@@ -240,7 +240,7 @@ def test_points_of_another_dimension_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gap_kind": "dual"}, "gap_kind must be None or one of"),
+        ({"gap_kind": "dual"}, "gap_kind must be one of None, debiased"),
         ({"start": "zero"}, "start must be one of identity, gaussian, entropic"),
         ({"cost": Euclidean(), "structured": True}, "whose ∇h\\* is known"),
         ({"cost": Euclidean(), "start": "entropic"}, "whose ∇h\\* is known"),
@@ -258,7 +258,7 @@ def test_points_of_another_dimension_are_refused():
         ({"batch_size": 1.5}, "batch_size"),
     ],
 )
-def test_settings_that_are_refused(options, message):
+def test_bad_settings_raise(options, message):
     with pytest.raises(ValueError, match=message):
         MongeMap(**options)
 
@@ -276,7 +276,7 @@ def test_settings_that_are_refused(options, message):
         ({"context": jnp.zeros((1, 1)), "x": jnp.zeros((1, 5, 2))}, "y must have shape"),
     ],
 )
-def test_samples_that_are_refused(change, message):
+def test_bad_samples_raise(change, message):
     arguments = {"key": KEY, "x": normal(0, 5), "y": normal(1, 5), "context": None} | change
     with pytest.raises(ValueError, match=message):
         MongeMap().fit(**arguments)

@@ -43,7 +43,7 @@ def programme(x, y, a, b, p):
 
 @pytest.mark.parametrize("p", of_order)
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_cost_is_that_of_linear_programming(p, ties):
+def test_the_cost_matches_linear_programming(p, ties):
     for seed in range(10):
         x, y, a, b = samples(seed, ties)
         np.testing.assert_allclose(
@@ -55,7 +55,7 @@ def test_the_cost_is_that_of_linear_programming(p, ties):
         )
 
 
-def test_order_one_is_scipys_and_order_two_is_pots():
+def test_order_one_matches_scipy_and_order_two_pot():
     x, y, a, b = samples(3)
     np.testing.assert_allclose(
         of_order[1](x, y, a, b), scipy.stats.wasserstein_distance(x, y, a, b), rtol=1e-12
@@ -147,7 +147,7 @@ def test_sliced_is_the_mean_over_the_sphere(p):
     )
 
 
-def test_sliced_is_pots_along_the_same_directions():
+def test_sliced_matches_pot_along_the_same_directions():
     x, y, a, b = samples(d=D)
     directions = jax.random.normal(KEY, (50, D))
     directions = np.asarray(directions / jnp.linalg.norm(directions, axis=1, keepdims=True))
@@ -164,7 +164,7 @@ def test_in_one_dimension_slices_are_the_line():
         np.testing.assert_allclose(value, cost(x, y, a, b), rtol=1e-12)
 
 
-def test_max_sliced_is_a_dense_grids_in_the_plane():
+def test_max_sliced_matches_a_dense_grid_in_the_plane():
     x, y, a, b = samples(5, d=2)
     found = highest(KEY, x, y, a, b)
     angles = np.linspace(0, np.pi, 20001)
@@ -237,7 +237,7 @@ def test_equal_samples_are_at_distance_zero_with_zero_gradients():
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(call, message):
+def test_bad_input_raises(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.asarray(samples()[0]))
 

@@ -62,7 +62,7 @@ integral = lambda f: scipy.integrate.quad(f, -25, 25, epsabs=1e-13, limit=400, p
 
 
 @kinds
-def test_the_potential_is_scipys_mixture(kind):
+def test_the_potential_matches_a_mixture_by_scipy(kind):
     b = bridge(kind)
     y = np.random.default_rng(1).normal(size=(5, 2))
     np.testing.assert_allclose(
@@ -377,7 +377,7 @@ def test_epsilon_is_a_leaf():
         (lambda x: bridge().log_potential(x[0]), r"x1 must have shape \(n, 2\)"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(call, message):
+def test_bad_input_raises(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.zeros((3, 2)))
 

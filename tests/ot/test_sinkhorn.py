@@ -42,7 +42,7 @@ def ott_value(costs, a, b, epsilon):
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 1.0, 10.0])
-def test_values_are_otts(share):
+def test_values_match_ott(share):
     x, y, a, b = problem()
     costs = cdist(x, y, "sqeuclidean")
     with jax.enable_x64(True):
@@ -56,7 +56,7 @@ def test_values_are_otts(share):
 
 
 @pytest.mark.parametrize("penalty", [0.5, (2.0, None), (None, 0.1)])
-def test_unbalanced_plans_are_pots_and_there_is_no_duality_gap(penalty):
+def test_unbalanced_plans_match_pot_without_duality_gap(penalty):
     x, y, a, b = problem()
     a, b = a + 0.01, 1.3 * b
     epsilon, costs = 0.3, cdist(x, y, "sqeuclidean")
@@ -240,7 +240,7 @@ def test_what_is_not_a_number_is_never_converged():
         (dict(block_size=0), "block_size must be"),
     ],
 )
-def test_bad_input_is_named(change, message):
+def test_bad_input_raises(change, message):
     settings = dict(x=jnp.ones((3, 2)), y=jnp.ones((2, 2)), epsilon=1.0) | change
     with pytest.raises(ValueError, match=message):
         ot.sinkhorn(**settings)
@@ -301,7 +301,7 @@ def test_traced_weights_below_zero_have_no_value():
         ({"cost": ot.SqEuclidean}, "cost must be an instance"),
     ],
 )
-def test_what_is_of_another_kind_is_named(options, message):
+def test_input_of_another_kind_raises(options, message):
     with pytest.raises(ValueError, match=message):
         ot.sinkhorn(jnp.zeros((5, 2)), jnp.ones((5, 2)), **({"epsilon": 1.0} | options))
 
