@@ -365,7 +365,7 @@ def test_epsilon_is_a_leaf():
     [
         (lambda x: LightSchrodingerBridge(0, 1.0), "num_potentials must be an integer"),
         (lambda x: LightSchrodingerBridge(2, 0.0), "epsilon must be a positive number"),
-        (lambda x: LightSchrodingerBridge(2, 1.0, "half"), '"diagonal" or "full"'),
+        (lambda x: LightSchrodingerBridge(2, 1.0, "half"), "covariance must be one of"),
         (lambda x: LightSchrodingerBridge(2, 1.0).fit(KEY, x, x[:, :1]), "x0 and x1 must have"),
         (lambda x: LightSchrodingerBridge(2, 1.0).fit(KEY, x[:0], x), "x0 must be a non-empty"),
         (lambda x: LightSchrodingerBridge(2, 1.0).fit(1, x, x), "key must be one typed key"),
