@@ -122,7 +122,8 @@ def checked_cost(cost: Any, point: Float[Array, " d"]) -> Any:
     if isinstance(cost, type):
         raise ValueError(f"cost must be an instance; got the class {cost.__name__} itself.")
     check_scalar_output("cost", cost, point, point)
-    if not jax.tree_util.all_leaves([cost]) or inspect.ismethod(cost):
+    owner = cost.__self__ if inspect.ismethod(cost) else cost
+    if not jax.tree_util.all_leaves([owner]):
         return as_pytree(cost)
     closed, bound = jax.closure_convert(cost, point, point)
     if not bound:
@@ -226,7 +227,8 @@ class EuclideanPower(_TranslationInvariant):
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums of squared differences."""
-        return _power(_sum_over_features(jnp.square, x, y), self.p / 2) / self.p
+        p = nan_unless(jnp.asarray(self.p) > 1, self.p)
+        return _power(_sum_over_features(jnp.square, x, y), p / 2) / p
 
     def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w) = ‖w‖^{q−2} w."""
@@ -259,8 +261,9 @@ class PNorm(_TranslationInvariant):
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
-        powers = _sum_over_features(lambda z: _power(jnp.abs(z), self.p), x, y)
-        return _power(powers, 1 / self.p)
+        p = nan_unless(jnp.asarray(self.p) >= 1, self.p)
+        powers = _sum_over_features(lambda z: _power(jnp.abs(z), p), x, y)
+        return _power(powers, 1 / p)
 
 
 @pytree
@@ -288,7 +291,8 @@ class PNormPower(_TranslationInvariant):
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
-        return _sum_over_features(lambda z: _power(jnp.abs(z), self.p), x, y) / self.p
+        p = nan_unless(jnp.asarray(self.p) > 1, self.p)
+        return _sum_over_features(lambda z: _power(jnp.abs(z), p), x, y) / p
 
     def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w)_k = sign(w_k) |w_k|^{1/(p−1)}."""

@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
-from divjax.core.checks import check_callable, check_count, check_key, check_positive
+from divjax.core.checks import (
+    check_callable,
+    check_count,
+    check_key,
+    check_positive,
+    nan_unless,
+)
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import hold_out, thinned, training_samples
 from divjax.ot.costs import SqEuclidean, checked_cost, cost_matrix, grad_conjugate
@@ -73,7 +79,8 @@ class EntropicMap:
         tolerance: of each of Sinkhorn's problems.
 
     Raises:
-        ValueError: if a number is out of range, or the cost has no ∇h*.
+        ValueError: if a number is out of range, or the cost has no ∇h*. A traced ε that is not
+            positive is never chosen.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -99,8 +106,6 @@ class EntropicMap:
         check_positive(epsilons=self.epsilons, score_epsilon=self.score_epsilon)
         check_positive(tolerance=self.tolerance)
         check_count(1, block_size=self.block_size, max_iterations=self.max_iterations)
-        if isinstance(self.epsilons, (tuple, list)) and not self.epsilons:
-            raise ValueError("epsilons must hold at least one number; got none.")
 
     def fit(
         self, key: Key[Array, ""], x: Float[Array, "n d"], y: Float[Array, "m d"]
@@ -157,7 +162,10 @@ class EntropicMap:
             scale = mean_cost * self.score_epsilon
             return sinkhorn_divergence(images, tests[1], epsilon=scale, **options)
 
-        epsilons = mean_cost * jnp.asarray(self.epsilons, mean_cost.dtype)
+        shares = jnp.asarray(self.epsilons, mean_cost.dtype)
+        if shares.ndim != 1 or not shares.size:
+            raise ValueError(f"epsilons must be one or more numbers; got shape {shares.shape}.")
+        epsilons = mean_cost * nan_unless(shares > 0, shares)
         scores = jax.lax.map(score, epsilons)
         best = jnp.argmin(jnp.where(jnp.isfinite(scores), scores, jnp.inf))
         results = jax.lax.map(lambda block: problem(block[0], block[1], epsilons[best]), blocks)

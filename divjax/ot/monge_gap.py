@@ -119,7 +119,7 @@ def monge_gap_from_samples(
     With P the entropic plan between x and y, and OT_ε = ⟨P, C⟩ + ε KL(P‖a⊗a) its value, the cost of
     transport is estimated, by kind, as
 
-        entropic   ⟨P, C⟩ − ε H(P) = OT_ε(x, y) − 2εH(a), for weights that sum to one
+        entropic   ⟨P, C⟩ − ε H(P) = OT_ε(x, y) − 2εH(a); of mass m it is m times that of a/m
         primal     ⟨P, C⟩
         debiased   OT_ε(x, y) − ½ OT_ε(x, x) − ½ OT_ε(y, y), the Sinkhorn divergence
 
@@ -177,7 +177,9 @@ def monge_gap_from_samples(
         entropic = kind == "entropic"
         entropy = 2 * jnp.sum(entr(problem.a)) if entropic else _plan_divergence(result)
         mass = jnp.sum(problem.a)
-        transport = result.value - problem.epsilon * (entropy + mass**2 - mass)
+        # KL of measures that are no probabilities; and entropies of shares of the mass.
+        entropy += mass**2 - mass + (mass * jnp.log(mass) if entropic else 0)
+        transport = result.value - problem.epsilon * entropy
     displacement = problem.a @ paired_costs(cost, x, y)
     return MongeGapResult(displacement - transport, displacement, transport, converged)
 

@@ -8,11 +8,11 @@ almost one, has an error of ε u: `refined_where_large` takes it from the sum's 
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from divjax.ot.problem import Problem
 
-__all__ = ["refined_where_large", "sampled_error"]
+__all__ = ["costs_are_lost", "refined_where_large", "sampled_error"]
 
 # Rows that are looked at.
 _ROWS = 64
@@ -26,14 +26,9 @@ _LOST = 1e-3
 def sampled_error(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
 ) -> Float[Array, ""]:
-    """Σ_i |(P1)_i − a_i exp(−f_i/ρ)|, estimated from at most 64 rows, evenly spread.
-
-    Infinite where ε is so large that the rounding of the weights' sums hides the costs.
-    """
+    """Σ_i |(P1)_i − a_i exp(−f_i/ρ)|, estimated from at most 64 rows, evenly spread."""
     problem = jax.lax.stop_gradient(problem)
-    n = f.shape[0]
-    rows = jnp.asarray([i * n // _ROWS for i in range(_ROWS)]) if n > _ROWS else jnp.arange(n)
-    costs = problem.pairs.block(problem.pairs.rows[rows])
+    rows, costs = _some_rows(problem)
     # Not cut at the largest exponent: what is wrong is to be seen.
     kernel = jnp.exp((f[rows, None] + g - costs) / problem.epsilon)
     sums = jnp.sum(jnp.where(problem.b > 0, kernel * problem.b, 0), axis=1)
@@ -42,9 +37,21 @@ def sampled_error(
     weights = problem.a[rows]
     off = jnp.sum(jnp.where(weights > 0, weights * jnp.abs(sums - wanted), 0))
     share = jnp.sum(weights) / jnp.sum(problem.a)
-    largest, rounding = jnp.max(jnp.abs(costs)), problem.epsilon * jnp.finfo(f.dtype).eps ** 2
-    lost = (rounding > _LOST * largest) & (largest > 0)
-    return jnp.where(lost, jnp.inf, off / jnp.where(share > 0, share, 1))
+    return off / jnp.where(share > 0, share, 1)
+
+
+def costs_are_lost(problem: Problem) -> Bool[Array, ""]:
+    """Whether ε is so large that the rounding of the weights' sums hides the costs."""
+    _, costs = _some_rows(jax.lax.stop_gradient(problem))
+    largest, rounding = jnp.max(jnp.abs(costs)), problem.epsilon * jnp.finfo(costs.dtype).eps ** 2
+    return (rounding > _LOST * largest) & (largest > 0)
+
+
+def _some_rows(problem: Problem) -> tuple[Int[Array, " k"], Float[Array, "k m"]]:
+    """Which rows are looked at, and their costs."""
+    n = problem.pairs.shape[0]
+    rows = jnp.asarray([i * n // _ROWS for i in range(_ROWS)]) if n > _ROWS else jnp.arange(n)
+    return rows, problem.pairs.block(problem.pairs.rows[rows])
 
 
 def refined_where_large(

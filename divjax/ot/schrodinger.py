@@ -32,6 +32,7 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
     check_unit_interval,
+    nan_unless,
 )
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, select, static
@@ -146,7 +147,8 @@ class SchrodingerBridge:
 
     @property
     def _epsilon(self) -> Array:
-        return jnp.asarray(self.epsilon, self.means.dtype)
+        epsilon = jnp.asarray(self.epsilon, self.means.dtype)
+        return nan_unless(epsilon > 0, epsilon)
 
     def _origin(self, t: Any) -> Any:
         """Where the origin is at time t."""

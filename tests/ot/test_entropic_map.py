@@ -67,7 +67,6 @@ def test_the_map_is_the_gradient_of_a_convex_function():
     ("options", "message"),
     [
         ({"cost": ot.Euclidean()}, "whose ∇h\\* is known"),
-        ({"epsilons": ()}, "epsilons must hold at least one"),
         ({"epsilons": (0.1, 0.0)}, "epsilons must be a positive"),
         ({"score_epsilon": -1.0}, "score_epsilon must be a positive"),
         ({"block_size": 0}, "block_size"),
@@ -94,6 +93,20 @@ def test_bad_samples_raise(change, message):
     arguments = {"key": KEY, "x": normal(0, 5), "y": normal(1, 5)} | change
     with pytest.raises(ValueError, match=message):
         ot.EntropicMap().fit(**arguments)
+
+
+@pytest.mark.parametrize("epsilons", [(), 0.1, jnp.zeros(0)])
+def test_epsilons_are_one_or_more(epsilons):
+    with pytest.raises(ValueError, match="epsilons must be one or more"):
+        ot.EntropicMap(epsilons=epsilons).fit(KEY, normal(0, 5), normal(1, 5))
+
+
+def test_an_epsilon_that_is_not_positive_is_never_chosen():
+    x = normal(1, 20)
+    found = fitted(ot.EntropicMap(epsilons=jnp.array([-0.01, 0.1])), KEY, x, x + 1)
+    assert jnp.isnan(found.scores[0])
+    assert found.epsilon > 0
+    assert not fitted(ot.EntropicMap(epsilons=jnp.array([-0.01])), KEY, x, x + 1).converged
 
 
 def test_what_is_not_a_number_is_flagged_and_another_dimension_raises():

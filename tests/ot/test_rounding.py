@@ -91,3 +91,12 @@ def test_warm_starts_of_any_size_lead_to_the_value_or_to_a_flag(penalty):
         assert close or not result.converged
     if penalty is None:
         np.testing.assert_allclose(solve(constant).value, value, rtol=1e-5)
+
+
+def test_a_sample_that_has_all_but_collapsed_is_no_failure():
+    """Its costs to itself are lost in ε u², and play no part in the divergence."""
+    result = ot.sinkhorn_divergence_result(X, 1e-7 * Y, epsilon=0.3)
+    np.testing.assert_allclose(
+        result.value, ot.sinkhorn_divergence(X, 0 * Y, epsilon=0.3), rtol=1e-5
+    )
+    assert result.converged

@@ -281,6 +281,35 @@ def test_a_cost_that_closes_over_a_parameter_is_differentiable_in_it():
         assert jnp.isfinite(jax.grad(lambda p: jnp.sum(solve(p).plan() ** 2))(1.5))
 
 
+class Scaled:
+    """No pytree: its method closes over what it holds."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def cost(self, x, y):
+        return jnp.sum(self.weights * (x - y) ** 2)
+
+
+def test_a_method_of_a_plain_object_is_differentiable_in_what_it_holds():
+    x, weights = jnp.arange(12.0).reshape(6, 2) / 10, jnp.array([1.0, 2.0])
+    value = lambda cost: ot.sinkhorn(x, x[::-1] ** 2, epsilon=0.3, cost=cost).value
+    by_method = jax.grad(lambda w: value(Scaled(w).cost))(weights)
+    by_function = jax.grad(lambda w: value(lambda x, y: jnp.sum(w * (x - y) ** 2)))(weights)
+    np.testing.assert_allclose(by_method, by_function, rtol=1e-5)
+
+
+def test_traced_orders_and_penalties_out_of_range_have_no_value():
+    x = jnp.arange(12.0).reshape(6, 2)
+    solve = lambda **options: ot.sinkhorn(x, x + 1, epsilon=1.0, **options)
+    for cost, p in ((ot.PNorm, 0.5), (ot.PNormPower, 1.0), (ot.EuclideanPower, 0.5)):
+        assert not jax.jit(lambda p, cost=cost: solve(cost=cost(p)).converged)(p)
+        assert jax.jit(lambda p, cost=cost: solve(cost=cost(p)).converged)(1.5)
+    penalized = jax.jit(lambda rho: solve(marginal_penalty=rho))
+    assert jnp.isnan(penalized(-0.2).value)
+    assert not penalized(-0.2).converged
+
+
 def test_traced_weights_below_zero_have_no_value():
     x, weights = jnp.arange(12.0).reshape(6, 2), jnp.full(6, 1 / 6).at[0].set(-0.1)
     solve = jax.jit(lambda a, b: ot.sinkhorn(x, x + 1, a, b, epsilon=1.0))
