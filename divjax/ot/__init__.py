@@ -38,7 +38,7 @@ hand over f + ε log a and g + ε log b.
     (True, 10)
     >>> bool(jnp.isclose(theirs.reg_ot_cost, ours.value, rtol=1e-4))
     True
-"""  # noqa: E501
+"""
 
 from divjax.ot.costs import (
     Cosine,

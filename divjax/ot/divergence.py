@@ -65,7 +65,7 @@ def sinkhorn_divergence_result(
     b: Float[Array, " m"] | None = None,
     *,
     epsilon: ArrayLike,
-    cost: Callable[..., Array] = SqEuclidean(),  # noqa: B008
+    cost: Callable[..., Array] = SqEuclidean(),
     max_iterations: int = 2000,
     tolerance: ArrayLike | None = 1e-3,
     marginal_penalty: ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None = None,
@@ -146,7 +146,7 @@ def sinkhorn_divergence(
     b: Float[Array, " m"] | None = None,
     *,
     epsilon: ArrayLike,
-    cost: Callable[..., Array] = SqEuclidean(),  # noqa: B008
+    cost: Callable[..., Array] = SqEuclidean(),
     max_iterations: int = 2000,
     tolerance: ArrayLike | None = 1e-3,
     marginal_penalty: ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None = None,

@@ -48,7 +48,7 @@ def monge_gap(
     a: Float[Array, " n"] | None = None,
     *,
     epsilon: ArrayLike,
-    cost: Callable[..., Array] = SqEuclidean(),  # noqa: B008
+    cost: Callable[..., Array] = SqEuclidean(),
     kind: str = "debiased",
     max_iterations: int = 2000,
     tolerance: ArrayLike | None = 1e-3,
@@ -109,7 +109,7 @@ def monge_gap_from_samples(
     a: Float[Array, " n"] | None = None,
     *,
     epsilon: ArrayLike,
-    cost: Callable[..., Array] = SqEuclidean(),  # noqa: B008
+    cost: Callable[..., Array] = SqEuclidean(),
     kind: str = "debiased",
     max_iterations: int = 2000,
     tolerance: ArrayLike | None = 1e-3,

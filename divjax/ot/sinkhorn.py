@@ -172,7 +172,7 @@ def sinkhorn(
     b: Float[Array, " m"] | None = None,
     *,
     epsilon: ArrayLike,
-    cost: Callable[..., Array] | Float[Array, "n m"] = SqEuclidean(),  # noqa: B008
+    cost: Callable[..., Array] | Float[Array, "n m"] = SqEuclidean(),
     max_iterations: int = 2000,
     tolerance: ArrayLike | None = 1e-3,
     marginal_penalty: ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None = None,

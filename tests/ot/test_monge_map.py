@@ -165,7 +165,7 @@ def test_on_the_line_structured_maps_are_monotone_for_every_cost(cost):
 
 
 @SLOW
-def test_the_entropic_start_is_the_entropic_map_of_the_training_rows():
+def test_the_entropic_start_tears_where_the_map_does():
     """Of an even mixture's halves, 2 + x and x − 2 apart, it knows where each goes."""
     x, side = normal(1, 1000), jnp.where(jnp.arange(1000) % 2 == 0, 4.0, -4.0)
     y, z = normal(2, 1000), normal(3, 400)
