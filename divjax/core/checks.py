@@ -30,7 +30,6 @@ __all__ = [
     "check_unit_interval",
     "check_weights",
     "check_widths",
-    "nan_unless",
 ]
 
 
@@ -40,11 +39,6 @@ def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
         for entry in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(entry, (int, float)):
                 yield name, entry
-
-
-def nan_unless(condition: Any, value: Any) -> Array:
-    """The value, or nan where what could not be checked while tracing turns out to be wrong."""
-    return jnp.where(condition, value, jnp.nan)
 
 
 def check_positive(**values: Any) -> None:

@@ -6,7 +6,6 @@ covariance gives results that are not finite. Everything is a function of M = L_
 z = L_q⁻¹ (m_p − m_q), with Cholesky factors L of the covariances.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import scipy.special
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from divjax.core import linalg
 from divjax.core.checks import check_matrix, check_same_features
 from divjax.core.standardize import mean_and_scale
 from divjax.core.types import Estimate, normal_estimate
@@ -80,13 +80,13 @@ def _whiten(p: Normal, q: Normal) -> _Whitened:
         scale = jnp.sqrt(q_covariance)
         return _Whitened(jnp.sqrt(p_covariance) / scale, (p_mean - q_mean) / scale)
     p_factor, q_factor = (
-        jnp.diag(jnp.sqrt(c)) if c.ndim == 1 else jnp.linalg.cholesky(c)
+        jnp.diag(jnp.sqrt(c)) if c.ndim == 1 else linalg.cholesky(c)
         for c in (p_covariance, q_covariance)
     )
-    return _Whitened(_solve(q_factor, p_factor), _solve(q_factor, p_mean - q_mean))
-
-
-_solve = functools.partial(jax.scipy.linalg.solve_triangular, lower=True)
+    return _Whitened(
+        linalg.solve_triangular(q_factor, p_factor),
+        linalg.solve_triangular(q_factor, p_mean - q_mean),
+    )
 
 
 def _kl(whitened: _Whitened) -> Float[Array, ""]:
@@ -355,9 +355,9 @@ def plug_in_kl(
         terms = shrink * (trace + square) + (1 - shrink) * trace / n + d / m + logs
         value = value - terms / 2
     # Influences: the log ratio at x; at y its like with e^u expanded to second order.
-    q_factor = jnp.linalg.cholesky(q.covariance)
-    x_white, y_white = (_solve(q_factor, s.T) for s in (x_centered, y_centered))
-    own = _solve(factor, x_white)
+    q_factor = linalg.cholesky(q.covariance)
+    x_white, y_white = (linalg.solve_triangular(q_factor, s.T) for s in (x_centered, y_centered))
+    own = linalg.solve_triangular(factor, x_white)
     at_x = (jnp.sum(x_white**2, 0) - jnp.sum(own**2, 0)) / 2 + shift @ x_white
     spread = jnp.sum((factor.T @ y_white) ** 2, 0) + (shift @ y_white) ** 2
     at_y = (jnp.sum(y_white**2, 0) - spread) / 2 - shift @ y_white
@@ -369,7 +369,7 @@ def plug_in_kl(
 def _singular(covariance: Float[Array, "d d"]) -> Bool[Array, ""]:
     """Whether some feature is, up to rounding, a linear function of those before it."""
     scale = jnp.sqrt(jnp.diag(covariance))
-    pivots = jnp.diag(jnp.linalg.cholesky(covariance / (scale[:, None] * scale)))
+    pivots = jnp.diag(linalg.cholesky(covariance / (scale[:, None] * scale)))
     return ~(jnp.min(pivots**2) > 10 * scale.size * jnp.finfo(covariance.dtype).eps)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
+from divjax.core import linalg
 from divjax.core.checks import (
     check_choice,
     check_full_precision,
@@ -111,7 +112,7 @@ class NeuralScore:
         state = self._fit(key, z, weights, state, self.num_fit_steps)
         score = self._score(state.params, z)
         # ∇_x = L⁻ᵀ ∇_z, and coordinates were scaled to unit variance first.
-        score = jax.scipy.linalg.solve_triangular(factor, score.T, lower=True, trans=1).T
+        score = linalg.solve_triangular(factor, score.T, transposed=True).T
         return -gradients, -score / jnp.sqrt(variance), state
 
     def _network(self, in_features: int, rngs: Any) -> Any:
@@ -176,5 +177,5 @@ def _whiten(
     shrinkage = p / (n * n + p)
     products = jnp.matmul(scaled.T * weights, scaled, precision="highest")
     correlation = (1 - shrinkage) * products + shrinkage * jnp.eye(p, dtype=x.dtype)
-    factor = jnp.linalg.cholesky(correlation)
-    return jax.scipy.linalg.solve_triangular(factor, scaled.T, lower=True).T, factor, variance
+    factor = linalg.cholesky(correlation)
+    return linalg.solve_triangular(factor, scaled.T).T, factor, variance

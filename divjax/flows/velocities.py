@@ -13,10 +13,10 @@ particles' weights, ρ = K a for the smoothed density:
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from divjax.core import linalg
 from divjax.core.checks import check_full_precision, check_positive, check_provides
 from divjax.core.pytrees import pytree
 from divjax.kernels.bandwidth import Median
@@ -254,9 +254,9 @@ class GFSF(_WithKernel):
         root = jnp.where(massless, 0, jnp.sqrt(jnp.where(massless, 1, weights)))[:, None]
         system = root * kernel(x) * root.T
         ridge = jnp.asarray(self.regularization, x.dtype) / n
-        factor = jax.scipy.linalg.cho_factor(system + ridge * jnp.eye(n, dtype=x.dtype))
+        factor = linalg.cholesky(system + ridge * jnp.eye(n, dtype=x.dtype))
         # Σ_j a_j ∇_{x_j} k = −gradient, so the identity reads K D s = gradient.
-        solution = jax.scipy.linalg.cho_solve(factor, root * gradient[:, 0])
+        solution = linalg.cho_solve(factor, root * gradient[:, 0])
         score = solution / jnp.where(root > 0, root, 1)
         return -gradients, -score, state
 

@@ -20,8 +20,8 @@ from divjax.core.checks import (
     check_positive,
     check_positive_values,
     check_shape,
-    nan_unless,
 )
+from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.ot.costs import PNorm
 from divjax.ot.gaussian import gaussian_wasserstein

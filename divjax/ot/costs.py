@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_callable, check_order, check_scalar_output, nan_unless
+from divjax.core.checks import check_callable, check_order, check_scalar_output
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_pytree, pytree
 
 __all__ = [

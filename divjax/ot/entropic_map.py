@@ -11,13 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
-from divjax.core.checks import (
-    check_callable,
-    check_count,
-    check_key,
-    check_positive,
-    nan_unless,
-)
+from divjax.core.checks import check_callable, check_count, check_key, check_positive
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import hold_out, thinned, training_samples
 from divjax.ot.costs import SqEuclidean, checked_cost, cost_matrix, grad_conjugate

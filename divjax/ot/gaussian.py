@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from divjax.core import linalg
 from divjax.core.checks import check_count, check_shape, check_weights
 from divjax.core.training import training_samples
 
@@ -34,7 +35,7 @@ def _transpose(matrix: Float[Array, "d e"]) -> Float[Array, "e d"]:
 
 def _eigenvalues_and_vectors(matrix: Float[Array, "d d"]) -> tuple[Array, Array]:
     """Those of a positive semi-definite matrix, zero within rounding, nan if it is indefinite."""
-    values, vectors = jnp.linalg.eigh((matrix + _transpose(matrix)) / 2)
+    values, vectors = linalg.eigh((matrix + _transpose(matrix)) / 2)
     rounding = values.size * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.abs(values))
     values = jnp.where(jnp.abs(values) <= rounding, 0, values)
     return jnp.where(values < 0, jnp.nan, values), vectors
@@ -96,7 +97,7 @@ def _aligned(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> tuple[Array, Arr
     s_factor, t_factor = (
         vectors * jnp.sqrt(values) for values, vectors in map(_eigenvalues_and_vectors, (s, t))
     )
-    left, fidelities, right = jnp.linalg.svd(_transpose(s_factor) @ t_factor)
+    left, fidelities, right = linalg.svd(_transpose(s_factor) @ t_factor)
     scale = jnp.linalg.norm(s_factor) * jnp.linalg.norm(t_factor)
     rounding = fidelities.size * jnp.finfo(s.dtype).eps * scale
     fidelities = jnp.where(fidelities <= rounding, 0, fidelities)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
+from divjax.core import linalg
 from divjax.core.checks import (
     check_callable,
     check_count,
@@ -300,7 +301,7 @@ class ICNNDual:
         """The fit before it starts: at the optimal quadratic between the Gaussians."""
         d, dtype = x.shape[1], x.dtype
         source, target = jnp.mean(x, axis=0), jnp.mean(y, axis=0)
-        values, vectors = jnp.linalg.eigh(gaussian_map_from_samples(x, y).matrix)
+        values, vectors = linalg.eigh(gaussian_map_from_samples(x, y).matrix)
         # What the samples do not vary in has no A; f is kept strictly convex there.
         values = jnp.maximum(values, 1e-3 * jnp.max(values) + jnp.finfo(dtype).tiny)
         spread = jnp.sqrt(jnp.mean((x - source) ** 2))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from divjax.core import linalg
 from divjax.core.pytrees import select
 
 __all__ = [
@@ -70,7 +71,7 @@ def log_terms(v: Potential, y: Float[Array, "m d"], epsilon: Array) -> Float[Arr
         squares = jnp.sum(centered**2 / v.scales, axis=2)
         log_det = jnp.sum(jnp.log(v.scales), axis=1)
     else:
-        factors = jnp.linalg.cholesky(v.scales)
+        factors = linalg.cholesky(v.scales)
         inverse = jax.vmap(lambda f: _solve_lower(f, jnp.eye(d, dtype=f.dtype)))(factors)
         squares = jnp.sum(jnp.einsum("nkj,kij->nki", centered, inverse) ** 2, axis=2)
         log_det = 2 * jnp.sum(jnp.log(_diagonal(factors)), axis=1)
@@ -78,7 +79,7 @@ def log_terms(v: Potential, y: Float[Array, "m d"], epsilon: Array) -> Float[Arr
 
 
 def _solve_lower(factor: Float[Array, "d d"], right: Array) -> Array:
-    return jax.scipy.linalg.solve_triangular(factor, right, lower=True)
+    return linalg.solve_triangular(factor, right)
 
 
 def velocities(
@@ -92,7 +93,7 @@ def velocities(
         log_det = jnp.sum(jnp.log(mixed), axis=1)
     else:
         identity = jnp.eye(x.shape[1], dtype=x.dtype)
-        factors = jnp.linalg.cholesky((1 - t) * identity + t * v.scales)
+        factors = linalg.cholesky((1 - t) * identity + t * v.scales)
         inverse = jax.vmap(lambda f: _solve_lower(f, identity))(factors)
         inverse = jnp.einsum("kji,kjl->kil", inverse, inverse)
         along = jnp.einsum("nkj,kji->nki", right, inverse)
@@ -138,9 +139,9 @@ def gaussian_scales(cov0: Array, cov1: Array, epsilon: Array) -> Array:
     slope = lambda product: 1 / (epsilon / 2 + jnp.sqrt(epsilon**2 / 4 + jnp.maximum(product, 0)))
     if cov0.ndim == 2:
         return cov1 * slope(cov0 * cov1)
-    values, vectors = jnp.linalg.eigh(cov1)
+    values, vectors = linalg.eigh(cov1)
     factor = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]
-    products, rotation = jnp.linalg.eigh(jnp.swapaxes(factor, 1, 2) @ cov0 @ factor)
+    products, rotation = linalg.eigh(jnp.swapaxes(factor, 1, 2) @ cov0 @ factor)
     factor = factor @ rotation
     scales = (factor * slope(products)[:, None]) @ jnp.swapaxes(factor, 1, 2)
     return (scales + jnp.swapaxes(scales, 1, 2)) / 2
@@ -172,7 +173,7 @@ def balance(
     def step(_: Any, carry: Any) -> Any:
         changes, found, bound = carry
         value, gap, slope = found
-        move = jnp.clip(jnp.linalg.solve(slope, gap), -bound, bound)
+        move = jnp.clip(linalg.solve(slope, gap), -bound, bound)
         candidate = changes + move - jnp.mean(move)
         new = at(candidate)
         # Near the maximum the value is rounded, and the gap decides.

@@ -20,8 +20,8 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
     check_weights,
-    nan_unless,
 )
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import select
 
 __all__ = ["MaxSlicedResult", "max_sliced_wasserstein", "sliced_wasserstein", "wasserstein_1d"]

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
+from divjax.core import linalg
 from divjax.core.checks import (
     check_choice,
     check_count,
@@ -32,8 +33,8 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
     check_unit_interval,
-    nan_unless,
 )
+from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, select, static
 from divjax.ot import mixture_potential as mixture
@@ -225,7 +226,7 @@ class SchrodingerBridge:
             if covariances.ndim == 2:
                 ends = means + jnp.sqrt(covariances) * noise[:, None]
             else:
-                factors = jnp.linalg.cholesky(covariances)
+                factors = linalg.cholesky(covariances)
                 ends = means + jnp.einsum("nj,kij->nki", noise, factors)
             return jnp.einsum("nk,nki->ni", chosen, ends)
 

@@ -18,8 +18,8 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
     check_weights,
-    nan_unless,
 )
+from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.ot import costs
 from divjax.ot.costs import SqEuclidean

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core import linalg
 from divjax.core.checks import check_count, check_positive
 from divjax.core.simplex import min_norm_weights
 
@@ -89,10 +90,10 @@ def fokker_planck_moments(times: Float[Array, " t"], initial: Moments, target: M
     single = Moments(*(jnp.asarray(leaf)[None] for leaf in target))
     times, initial, (means, covariances) = _as_arrays(times, initial, single)
     mean, covariance = means[0], covariances[0]
-    precision = jnp.linalg.inv(covariance)
+    rates, axes = linalg.eigh(linalg.inv(covariance))
 
     def at(time: Array) -> Moments:
-        decay = jax.scipy.linalg.expm(-precision * time)
+        decay = (axes * jnp.exp(-rates * time)) @ axes.T
         return Moments(
             mean + decay @ (initial.mean - mean),
             covariance + decay @ (initial.covariance - covariance) @ decay.T,
@@ -258,11 +259,11 @@ def _min_norm_field(
     targets: Moments, bandwidth: ArrayLike
 ) -> Callable[[Moments], tuple[Float[Array, "d d"], Float[Array, " d"], Float[Array, " k"]]]:
     """The combined field's M and c, and the weights, at given moments."""
-    precisions = jnp.linalg.inv(targets.covariance)
+    precisions = linalg.inv(targets.covariance)
     smoothing = jnp.square(bandwidth) * jnp.eye(targets.mean.shape[1], dtype=precisions.dtype)
 
     def field(moments: Moments) -> tuple[Array, Array, Array]:
-        matrices = jnp.linalg.inv(moments.covariance + smoothing) - precisions
+        matrices = linalg.inv(moments.covariance + smoothing) - precisions
         shifts = jnp.einsum("kij,kj->ki", precisions, targets.mean - moments.mean)
         products = jnp.einsum("kij,lij->kl", matrices @ moments.covariance, matrices)
         weights = min_norm_weights(products + shifts @ shifts.T)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from divjax.core import linalg
 from divjax.core.checks import check_positive, check_simplex
 from divjax.core.pytrees import pytree
 
@@ -62,7 +63,7 @@ class GaussianMixture:
     def _factors(self) -> Float[Array, "c d d"]:
         """The covariances' lower Cholesky factors."""
         shape = jnp.shape(self.means)
-        return jnp.broadcast_to(jnp.linalg.cholesky(self.covariances), (*shape, shape[1]))
+        return jnp.broadcast_to(linalg.cholesky(self.covariances), (*shape, shape[1]))
 
     def _precision_times(self, offsets: Float[Array, "c d"]) -> tuple[Array, Array]:
         """Σ_c⁻¹ (x − μ_c) and log det Σ_c for every component."""
@@ -70,7 +71,7 @@ class GaussianMixture:
             variances = self._variances()
             return offsets / variances[:, None], offsets.shape[1] * jnp.log(variances)
         factors = self._factors()
-        solved = jax.scipy.linalg.cho_solve((factors, True), offsets[:, :, None])[:, :, 0]
+        solved = linalg.cho_solve(factors, offsets[:, :, None])[:, :, 0]
         diagonals = jnp.diagonal(factors, axis1=-2, axis2=-1)
         return solved, 2 * jnp.sum(jnp.log(diagonals), axis=-1)
 

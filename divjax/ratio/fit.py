@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from divjax.core import linalg
 from divjax.core.checks import (
     check_base,
     check_matrix,
@@ -402,7 +403,7 @@ def _recalibrated(fit: RatioFit, generator: Divergence, influences: Any, samples
     # A row's worth of a prior, for where the samples hardly overlap. The heads have fitted both
     # coefficients without one, so that a stronger one would understate their errors.
     prior = jnp.eye(2, dtype=u_p.dtype) / num_rows(weights_p, weights_q)
-    direction = jnp.linalg.solve(hessian + prior, slope)
+    direction = linalg.solve(hessian + prior, slope)
     influence_p, influence_q = influences
     return (
         influence_p + (phi_p @ direction) * wrong_p / 2,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from divjax.core import networks, training
+from divjax.core import linalg, networks, training
 from divjax.core.checks import (
     check_count,
     check_nonnegative,
@@ -214,8 +214,8 @@ def _gaussian(
         - jnp.diag(jnp.diag(correlation))
         + jnp.eye(d, dtype=dtype) * (1 + d * jnp.finfo(dtype).eps * 10)
     )
-    factor = jnp.linalg.cholesky(correlation)
-    whitener = jax.scipy.linalg.solve_triangular(factor, jnp.diag(1 / scale), lower=True)
+    factor = linalg.cholesky(correlation)
+    whitener = linalg.solve_triangular(factor, jnp.diag(1 / scale))
     return mean, whitener
 
 

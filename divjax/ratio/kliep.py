@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from divjax.core import linalg
 from divjax.core.checks import check_count
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.kernel_models import (
@@ -92,8 +92,8 @@ def _newton_step(
     scale = jnp.sqrt(weights / slacks)
     root = _stop(likelihoods * root[:, None] * scale)
     identity = jnp.eye(weights.shape[0], dtype=weights.dtype)
-    factor = cho_factor(identity + _matmul(root.T, root), lower=True)
-    change = scale * cho_solve(factor, scale * (target / weights - 1 + image))
+    factor = linalg.cholesky(identity + _matmul(root.T, root))
+    change = scale * linalg.cho_solve(factor, scale * (target / weights - 1 + image))
     return _Point(change, (target - slacks * change) / weights - slacks)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from divjax.core import linalg
 from divjax.core.checks import check_count, check_nonnegative
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.kernel_models import (
@@ -51,9 +51,9 @@ def _normal_equations(
     # Below the rounding of H a ridge would not make it definite.
     lowest = 4 * jnp.finfo(matrix.dtype).eps * _stop(jnp.trace(matrix))
     identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-    factor = cho_factor(matrix + jnp.maximum(ridge, lowest) * identity, lower=True)
+    factor = linalg.cholesky(matrix + jnp.maximum(ridge, lowest) * identity)
     response = _matmul(weights_p, features_p)
-    return factor, response, cho_solve(factor, response)
+    return factor, response, linalg.cho_solve(factor, response)
 
 
 def leave_one_out_score(
@@ -99,7 +99,7 @@ def leave_one_out_score(
 
     def left_out(features: Array, mass: Array, mixture_mass: Array) -> Array:
         """r₋ at each row."""
-        inverse = cho_solve(factor, features.T).T
+        inverse = linalg.cho_solve(factor, features.T).T
         leverage = jnp.sum(features * inverse, axis=1)
         without = _matmul(features, theta) - mass * leverage
         change = mixture_mass * without / jnp.maximum(1 - mixture_mass * leverage, epsilon) - mass

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
+from divjax.core import linalg
 from divjax.core.checks import check_count, check_nonnegative, check_positive
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.types import Fold, num_rows, validation_loss
@@ -160,8 +161,8 @@ def newton_logistic(
         hessian = jnp.matmul(phi.T * curvature, phi, precision="highest")
         # More than rounding: the factor lives for separable samples and dependent features too.
         floor = 2 * eps * (jnp.trace(hessian) + 1e-6)
-        factor = jax.scipy.linalg.cho_factor(hessian + jnp.diag(penalty + floor))
-        direction = jax.scipy.linalg.cho_solve(factor, gradient)
+        factor = linalg.cholesky(hessian + jnp.diag(penalty + floor))
+        direction = linalg.cho_solve(factor, gradient)
         decrement, moved = jnp.dot(gradient, direction), phi @ direction
         current = loss(logit, c)
 

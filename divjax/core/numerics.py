@@ -1,0 +1,119 @@
+"""Elementary functions that stay right at the edge of their domain, and choices without a branch.
+
+The guard `where(x > 0, f(x), 0)` makes a zero of NaN and of what is out of range. These functions
+let both through as NaN, take the limit at zero, and have finite derivatives there.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool
+
+__all__ = ["if_needed", "matmul", "nan_unless", "safe_log", "safe_power", "safe_sqrt", "xlogy"]
+
+T = TypeVar("T")
+
+# Distances and log-densities cancel: TF32 or bfloat16 products, an accelerator's default, would
+# leave three digits.
+matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def nan_unless(condition: ArrayLike, value: ArrayLike) -> Array:
+    """The value if the condition holds, otherwise NaN: the answer to invalid traced arguments.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> nan_unless(jnp.array([True, False]), 1.0).tolist()
+        [1.0, nan]
+    """
+    return jnp.where(condition, value, jnp.nan)
+
+
+def safe_sqrt(x: Array) -> Array:
+    """√x with derivative 0 at 0; NaN for NaN and negative numbers.
+
+    The derivative of a distance at coincident points, and of a deviation that vanishes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> safe_sqrt(jnp.array([4.0, 0.0, -1.0])).tolist()
+        [2.0, 0.0, nan]
+        >>> float(jax.grad(safe_sqrt)(0.0))
+        0.0
+    """
+    # Zero alone is replaced, so that NaN and negative numbers reach the root. Subnormal numbers
+    # are zero where the processor flushes them.
+    is_zero = x == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
+
+
+def safe_power(base: Array, exponent: ArrayLike) -> Array:
+    """base^exponent for base ≥ 0, whose derivatives at base 0 are 0; NaN for a negative base.
+
+    0^exponent is 0 for a positive exponent, 1 for exponent 0 and infinite for a negative one.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> safe_power(jnp.array([4.0, 0.0, -1.0]), 1.5).tolist()
+        [8.0, 0.0, nan]
+        >>> float(jax.grad(safe_power)(0.0, 0.5))
+        0.0
+    """
+    base = jnp.asarray(base)
+    exponent = jnp.asarray(exponent, base.dtype)
+    is_zero = base == 0
+    # exp(exponent · log base) rather than `**`, which is defined for some negative bases.
+    power = jnp.where(base < 0, jnp.nan, jnp.where(is_zero, 1, base) ** exponent)
+    at_zero = jnp.where(exponent > 0, 0, jnp.where(exponent == 0, 1, jnp.inf))
+    at_zero = jnp.where(jnp.isnan(exponent), jnp.nan, at_zero).astype(power.dtype)
+    return jnp.where(is_zero, jax.lax.stop_gradient(at_zero), power)
+
+
+def safe_log(x: Array) -> Array:
+    """The logarithm, −∞ at 0 with derivative 0 there; NaN for NaN and negative numbers.
+
+    The logarithm of a weight, whose derivative is only wanted where the weight is not zero.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> safe_log(jnp.array([1.0, 0.0, -1.0])).tolist()
+        [0.0, -inf, nan]
+        >>> float(jax.grad(safe_log)(0.0))
+        0.0
+    """
+    is_zero = x == 0
+    return jnp.where(is_zero, -jnp.inf, jnp.log(jnp.where(is_zero, 1, x)))
+
+
+def xlogy(x: Array, y: Array) -> Array:
+    """The product x log y, 0 where x is 0 whatever y is, with finite derivatives there.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> xlogy(jnp.array([0.0, 0.0, 2.0]), jnp.array([0.0, jnp.nan, 1.0])).tolist()
+        [0.0, 0.0, 0.0]
+    """
+    is_zero = x == 0
+    return jnp.where(is_zero, 0, x * safe_log(jnp.where(is_zero, 1, y)))
+
+
+def if_needed(condition: Bool[Array, ""], function: Callable[[T], T], operand: T) -> T:
+    """`function(operand)` if the condition holds, otherwise the operand.
+
+    A loop of at most one step. Under `vmap`, `lax.cond` evaluates both sides in every lane; this
+    evaluates the function only if some lane asks for it. Not differentiable in reverse mode.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(if_needed(jnp.array(True), lambda x: x + 1, jnp.array(1.0)))
+        2.0
+    """
+    result, _ = jax.lax.while_loop(
+        lambda carry: carry[1],
+        lambda carry: (function(carry[0]), jnp.array(False)),
+        (operand, condition),
+    )
+    return result
