@@ -51,7 +51,7 @@ def safe_sqrt(x: Array) -> Array:
 
 
 def safe_power(base: Array, exponent: ArrayLike) -> Array:
-    """base^exponent for base ≥ 0, whose derivatives at base 0 are 0; NaN for a negative base.
+    """base^exponent for base ≥ 0, with derivatives 0 at base 0; NaN for NaN and negative bases.
 
     0^exponent is 0 for a positive exponent, 1 for exponent 0 and infinite for a negative one.
 
@@ -65,8 +65,8 @@ def safe_power(base: Array, exponent: ArrayLike) -> Array:
     base = jnp.asarray(base)
     exponent = jnp.asarray(exponent, base.dtype)
     is_zero = base == 0
-    # exp(exponent · log base) rather than `**`, which is defined for some negative bases.
-    power = jnp.where(base < 0, jnp.nan, jnp.where(is_zero, 1, base) ** exponent)
+    # `**` alone has values at negative bases for whole exponents, and 1 for NaN to the power of 0.
+    power = jnp.where(base >= 0, jnp.where(is_zero, 1, base) ** exponent, jnp.nan)
     at_zero = jnp.where(exponent > 0, 0, jnp.where(exponent == 0, 1, jnp.inf))
     at_zero = jnp.where(jnp.isnan(exponent), jnp.nan, at_zero).astype(power.dtype)
     return jnp.where(is_zero, jax.lax.stop_gradient(at_zero), power)

@@ -1,14 +1,140 @@
-"""What every estimator returns."""
+"""What estimators and solvers return: estimates, intervals, the status of a run, short printing."""
 
+import dataclasses
+import enum
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.scipy.special import ndtri
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core.checks import check_probability
 
-__all__ = ["Estimate", "Interval", "normal_estimate", "normal_interval", "normal_quantile"]
+__all__ = [
+    "Estimate",
+    "Interval",
+    "Status",
+    "check_status",
+    "normal_estimate",
+    "normal_interval",
+    "normal_quantile",
+    "status_of",
+    "summary",
+]
+
+
+class Status(enum.IntEnum):
+    """How a run ended; in results an integer array, since it may be traced.
+
+    Example:
+        >>> Status(1).sentence
+        'max_iterations was reached before the tolerance'
+    """
+
+    CONVERGED = 0
+    MAX_ITERATIONS = 1
+    FLOATING_POINT_RESOLUTION = 2
+    NOT_FINITE = 3
+    INVALID_INPUT = 4
+
+    @property
+    def sentence(self) -> str:
+        """The status in words."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Status.CONVERGED: "the run converged",
+    Status.MAX_ITERATIONS: "max_iterations was reached before the tolerance",
+    Status.FLOATING_POINT_RESOLUTION: (
+        "the result is limited by floating-point resolution: centre or scale the input, "
+        "or use float64"
+    ),
+    Status.NOT_FINITE: "a value that counts is NaN or infinite, in the input or on the way",
+    Status.INVALID_INPUT: "an argument that was traced is out of its range",
+}
+
+
+def status_of(
+    *,
+    converged: Bool[ArrayLike, ""],
+    resolved: Bool[ArrayLike, ""] = True,
+    finite: Bool[ArrayLike, ""] = True,
+    valid: Bool[ArrayLike, ""] = True,
+) -> Int[Array, ""]:
+    """The gravest status that applies.
+
+    Args:
+        converged: whether the tolerance was met.
+        resolved: whether floating-point resolution allows the accuracy asked for.
+        finite: whether all values that count are finite.
+        valid: whether all arguments are in range.
+
+    Example:
+        >>> int(status_of(converged=False, finite=False)) == Status.NOT_FINITE
+        True
+    """
+    status = jnp.where(converged, Status.CONVERGED, Status.MAX_ITERATIONS)
+    status = jnp.where(resolved, status, Status.FLOATING_POINT_RESOLUTION)
+    status = jnp.where(finite, status, Status.NOT_FINITE)
+    return jnp.where(valid, status, Status.INVALID_INPUT).astype(jnp.int32)
+
+
+def check_status(status: Int[ArrayLike, "..."]) -> None:
+    """Raise `RuntimeError` with the sentence of the gravest status that is not `CONVERGED`.
+
+    Traced statuses pass.
+
+    Example:
+        >>> check_status(Status.CONVERGED)
+    """
+    if isinstance(status, Tracer):
+        return
+    gravest = Status(int(np.max(np.asarray(status))))
+    if gravest != Status.CONVERGED:
+        raise RuntimeError(f"{gravest.sentence} ({gravest.name}).")
+
+
+def summary(self: Any) -> str:
+    """A result in a line or two: numbers as they are, arrays by shape; for use as `__repr__`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> class Result(NamedTuple):
+        ...     value: Any
+        ...     potential: Any
+        ...     __repr__ = summary
+        >>> Result(jnp.float32(0.5), jnp.zeros((3, 2)))
+        Result(value=0.5, potential=float32[3,2])
+    """
+    if dataclasses.is_dataclass(self):
+        names = [field.name for field in dataclasses.fields(self)]
+    else:
+        names = list(self._fields)
+    shown = ", ".join(f"{name}={_short(name, getattr(self, name))}" for name in names)
+    return f"{type(self).__name__}({shown})"
+
+
+def _short(name: str, value: Any) -> str:
+    """One field: a number, an array's dtype and shape, or how many leaves there are."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        if value.shape or isinstance(value, Tracer):
+            return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+        if name == "status":
+            return Status(int(value)).name
+        return f"{np.asarray(value).item():.6g}" if value.dtype.kind == "f" else str(value)
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return repr(value)
+    if type(value).__repr__ is summary or (isinstance(value, tuple) and not value):
+        return repr(value)
+    if jax.tree_util.all_leaves([value]):
+        return type(value).__name__
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return summary(value)
+    return f"{type(value).__name__} of {len(jax.tree.leaves(value))} arrays"
 
 
 class Interval(NamedTuple):
@@ -16,6 +142,8 @@ class Interval(NamedTuple):
 
     lower: Float[Array, "..."]
     upper: Float[Array, "..."]
+
+    __repr__ = summary
 
 
 class Estimate(NamedTuple):
@@ -35,6 +163,16 @@ class Estimate(NamedTuple):
     interval: Interval
     effective_sample_size: Float[Array, ""]
     diagnostics: Any
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __repr__(self) -> str:
+        ends = self.value, self.std_error, *self.interval
+        if any(isinstance(end, Tracer) or jnp.ndim(end) for end in ends):
+            return summary(self)
+        value, std_error, lower, upper = map(float, ends)
+        return f"Estimate({value:.4g} ± {std_error:.2g}, interval [{lower:.4g}, {upper:.4g}])"
 
 
 def normal_quantile(level: ArrayLike, dtype: Any) -> Array:

@@ -1,0 +1,65 @@
+"""Elementary functions at the edge of their domain, values and derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from divjax.core.numerics import if_needed, safe_log, safe_power, safe_sqrt, xlogy
+
+EDGES = np.array([np.nan, np.inf, 0.0, -0.0, -1.0, -np.inf, 4.0, 1e-30])
+
+
+def assert_edges(function, expected):
+    np.testing.assert_allclose(function(EDGES), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(function)(EDGES), expected, rtol=1e-6)
+
+
+def test_sqrt():
+    nan = np.nan
+    assert_edges(lambda x: safe_sqrt(jnp.asarray(x)), [nan, np.inf, 0, 0, nan, nan, 2, 1e-15])
+
+
+def test_log():
+    nan, inf = np.nan, np.inf
+    expected = [nan, inf, -inf, -inf, nan, nan, np.log(4), np.log(1e-30)]
+    assert_edges(lambda x: safe_log(jnp.asarray(x)), expected)
+
+
+@pytest.mark.parametrize(
+    ("exponent", "expected"),
+    [
+        (0.5, [np.nan, np.inf, 0, 0, np.nan, np.nan, 2, 1e-15]),
+        (2.0, [np.nan, np.inf, 0, 0, np.nan, np.nan, 16, 0]),
+        (0.0, [np.nan, 1, 1, 1, np.nan, np.nan, 1, 1]),
+        (-0.5, [np.nan, 0, np.inf, np.inf, np.nan, np.nan, 0.5, 1e15]),
+        (np.nan, [np.nan] * 8),
+    ],
+)
+def test_power(exponent, expected):
+    assert_edges(lambda x: safe_power(x, exponent), expected)
+
+
+@pytest.mark.parametrize("function", [safe_sqrt, safe_log, lambda x: safe_power(x, 0.7)])
+def test_derivative_at_zero(function):
+    assert jax.grad(function)(0.0) == 0
+    assert jax.jacfwd(jax.grad(function))(0.0) == 0
+
+
+def test_derivatives_elsewhere():
+    np.testing.assert_allclose(jax.grad(safe_sqrt)(4.0), 0.25)
+    np.testing.assert_allclose(jax.grad(safe_power)(4.0, 1.5), 3.0)
+    np.testing.assert_allclose(jax.grad(safe_power, 1)(4.0, 1.5), 8 * np.log(4), rtol=1e-6)
+
+
+def test_xlogy():
+    x = jnp.array([0.0, 0.0, 2.0, 2.0])
+    y = jnp.array([0.0, jnp.nan, 0.0, jnp.e])
+    np.testing.assert_allclose(xlogy(x, y), [0, 0, -np.inf, 2])
+    assert jnp.isfinite(jax.grad(xlogy, 1)(0.0, 0.0))
+
+
+def test_if_needed():
+    function = jax.vmap(lambda condition, x: if_needed(condition, jnp.square, x))
+    result = function(jnp.array([True, False]), jnp.array([3.0, 3.0]))
+    assert result.tolist() == [9, 3]
