@@ -34,6 +34,11 @@ class Row(NamedTuple):
         slow: whether it takes seconds to compile: checked by the exhaustive tests alone.
         eager: whether what jit must equal is computed operation by operation. Where that takes
             seconds it is one program without arguments: the method still sees concrete arrays.
+        weighted: whether the weights are the particles' masses, so that those of weight zero may
+            hold anything.
+        infinite: what an infinite feature means, if it has a meaning.
+        positive: which leaves of the method must not be negative.
+        flag: `(method, key, x, weights) -> bool`, for results that are flagged by a status.
     """
 
     method: Any
@@ -42,6 +47,10 @@ class Row(NamedTuple):
     smooth: bool = True
     slow: bool = False
     eager: bool = True
+    weighted: bool = False
+    infinite: str = ""
+    positive: tuple[int, ...] = ()
+    flag: Callable[..., Any] | None = None
 
 
 def samples(dtype: Any = jnp.float32) -> jax.Array:

@@ -1,0 +1,108 @@
+"""What every public method does at the edge of its domain: NaN or a flag, never a wrong number.
+
+Beside `Promises`, for the same rows and with the same compiled functions.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.contract.promises import KEY, WEIGHTS, D, N, Promises, X, assert_close, floats
+
+# A particle without weight may hold any of these.
+ANYTHING = {"nan": np.nan, "inf": np.inf, "far": 1e8}
+
+
+class Edges(Promises):
+    """The checks of `rows` at the edges; `Promises` has those in the middle."""
+
+    def run(self, name: str, method: Any, x: Any, weights: Any) -> np.ndarray:
+        return np.asarray(self.compiled(name)(method, KEY, x, weights))
+
+    def flagged(self, name: str, method: Any, x: Any, weights: Any) -> bool:
+        """Whether the output says that it is no answer: by NaN, or by the row's own flag."""
+        output = self.run(name, method, x, weights)
+        if np.isnan(output).any():
+            return True
+        flag = self.rows[name].flag
+        return flag is not None and bool(flag(method, KEY, x, weights))
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_what_is_not_finite_is_flagged(self, name, value):
+        """In a particle that has weight, unless an infinite number has a meaning there."""
+        row = self.rows[name]
+        if np.isinf(value) and row.infinite:
+            pytest.skip(row.infinite)
+        method = floats(row.method, jnp.float32)
+        x = X.at[2].set(value)
+        output = self.run(name, method, x, WEIGHTS)
+        if np.isinf(value) and not np.isfinite(output).all():
+            return  # an infinite answer to an infinite question is no wrong number
+        assert self.flagged(name, method, x, WEIGHTS), output
+
+    @pytest.mark.parametrize("content", ANYTHING)
+    def test_particles_without_weight_change_nothing(self, name, content):
+        row = self.rows[name]
+        if not row.weighted:
+            pytest.skip("takes no weights of particles")
+        method = floats(row.method, jnp.float32)
+        weights = (WEIGHTS.at[2].set(0) / (1 - WEIGHTS[2])).astype(jnp.float32)
+        plain = self.run(name, method, X, weights)
+        changed = self.run(name, method, X.at[2].set(ANYTHING[content]), weights)
+        if row.output == "equivariant":
+            plain, changed = (np.delete(out, 2, axis=-2) for out in (plain, changed))
+        assert np.isfinite(plain).all()
+        assert_close(changed, plain)
+
+    def test_hyper_parameters_that_are_nan(self, name):
+        """Each leaf in turn, given as an array under jit."""
+        row = self.rows[name]
+        leaves, structure = jax.tree.flatten(floats(row.method, jnp.float32))
+        for index, leaf in enumerate(leaves):
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                continue
+            spoilt = list(leaves)
+            spoilt[index] = jnp.full_like(leaf, jnp.nan)
+            method = structure.unflatten(spoilt)
+            assert self.flagged(name, method, X, WEIGHTS), f"leaf {index} of {row.method}"
+
+    def test_hyper_parameters_out_of_range(self, name):
+        """−1, where a negative number is out of range: NaN for an array, ValueError for a number."""
+        row = self.rows[name]
+        leaves, structure = jax.tree.flatten(floats(row.method, jnp.float32))
+        for index in row.positive:
+            spoilt = list(leaves)
+            spoilt[index] = jnp.full_like(leaves[index], -1)
+            assert self.flagged(name, structure.unflatten(spoilt), X, WEIGHTS)
+
+    def test_strict_promotion(self, name):
+        row = self.rows[name]
+        method = floats(row.method, jnp.float32)
+        with jax.numpy_dtype_promotion("strict"):
+            out = jax.eval_shape(row.evaluate, method, KEY, X, WEIGHTS.astype(jnp.float32))
+        assert out.dtype == jnp.float32
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    def test_half_precision_works_or_is_refused(self, name, dtype):
+        row = self.rows[name]
+        method = floats(row.method, dtype)
+        try:
+            out = jax.eval_shape(row.evaluate, method, KEY, X.astype(dtype), WEIGHTS.astype(dtype))
+        except ValueError as error:
+            assert "float32" in str(error) or "half" in str(error), error
+        else:
+            assert jnp.issubdtype(out.dtype, jnp.floating)
+
+    @pytest.mark.parametrize("rows", [0, 1, 2])
+    def test_few_rows_work_or_are_refused(self, name, rows):
+        """Nothing deeper than a `ValueError` comes up; none at all is always refused."""
+        row = self.rows[name]
+        method = floats(row.method, jnp.float32)
+        try:
+            jax.eval_shape(row.evaluate, method, KEY, jnp.zeros((rows, D)), jnp.ones(rows) / N)
+        except ValueError:
+            return
+        assert rows
