@@ -36,6 +36,7 @@ class Row(NamedTuple):
             seconds it is one program without arguments: the method still sees concrete arrays.
         weighted: whether the weights are the particles' masses, so that those of weight zero may
             hold anything.
+        sampled: whether the particles are a sample of which nothing can be said if it is empty.
         infinite: what an infinite feature means, if it has a meaning.
         positive: which leaves of the method must not be negative.
         flag: `(method, key, x, weights) -> bool`, for results that are flagged by a status.
@@ -48,6 +49,7 @@ class Row(NamedTuple):
     slow: bool = False
     eager: bool = True
     weighted: bool = False
+    sampled: bool = False
     infinite: str = ""
     positive: tuple[int, ...] = ()
     flag: Callable[..., Any] | None = None
