@@ -8,7 +8,9 @@
 
 A killed run, started again with the same command, reads back its finished stages, resumes training
 from the last checkpoint, and ends with the same numbers. Everything is written under a temporary
-name and renamed, so nothing is left half-written. A run folder holds
+name and renamed, so nothing is left half-written; damage is named, and repaired from the
+checkpoints where they hold what was lost. A finished run can be shown from a disk that cannot be
+written. A run folder (`experiments.run_folder`) holds
 
     settings.json  environment.json (a record an opening)  metrics.jsonl  stages/*.npz  checkpoints/
     figures/*.png  and the tables as csv and markdown
@@ -17,13 +19,13 @@ name and renamed, so nothing is left half-written. A run folder holds
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import importlib.metadata
 import io
 import json
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -35,8 +37,11 @@ import jax
 import matplotlib
 import matplotlib.pyplot
 import numpy as np
-import orbax.checkpoint as ocp
 from tqdm import tqdm
+
+from experiments import run_folder
+from experiments.checkpoints import Checkpoints
+from experiments.run_folder import DamagedFile, RunFolder
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
@@ -44,14 +49,6 @@ from matplotlib.figure import Figure
 # Linux allows a process 65 530 memory mappings, and compiled functions take many.
 MAX_MAPPINGS = 30_000
 PACKAGES = ("divjax", "jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn", "orbax-checkpoint")
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(temporary, path)
 
 
 def environment() -> dict[str, Any]:
@@ -90,59 +87,102 @@ def open_run(
         name: names the folder under `runs/` where no output is given.
         settings: a dataclass; it decides whether an existing folder is the same run.
         output: the folder, by default `runs/<name>`, or `runs/<name>-quick` for quick settings.
-        overwrite: start anew where the folder holds a run.
+        overwrite: start again where the folder holds a run of this name. What the run wrote is
+            removed; other files stay.
 
     Raises:
-        SystemExit: if the folder holds a run of other settings; the message names them.
+        SystemExit: if the folder holds a run of other settings, which the message names, or cannot
+            be claimed; see `run_folder.claim`.
+        DamagedFile: if the marker, settings or records of the folder cannot be read.
     """
-    folder = output or Path("runs") / (name + "-quick" * getattr(settings, "quick", False))
+    path = output or Path("runs") / (name + "-quick" * getattr(settings, "quick", False))
     resolved = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
-    if overwrite and folder.exists():
-        if any(folder.iterdir()) and not (folder / "settings.json").exists():
-            raise SystemExit(f"{folder} is not the folder of a run: --overwrite would delete it.")
-        shutil.rmtree(folder)
-    existing = folder / "settings.json"
-    if existing.exists():
-        before = json.loads(existing.read_text())
-        names = sorted(
-            name for name in {*before, *resolved} if before.get(name) != resolved.get(name)
+    with run_folder.claim(path, name) as folder:
+        if overwrite:
+            if not folder.writable:
+                raise SystemExit(f"{path} cannot be written: there is nothing to overwrite it by.")
+            folder.remove(folder.files)
+            if kept := folder.foreign():
+                print(f"kept in {path}, not written by the run: {', '.join(kept)}", flush=True)
+        if folder.files:
+            _refuse_other_settings(folder, resolved)
+            print(f"resuming {path}" if folder.writable else f"showing {path}", flush=True)
+        if folder.writable:
+            _record_opening(folder)
+            folder.write(run_folder.SETTINGS, json.dumps(resolved, indent=2))
+        run = Run(folder)
+        run.repair_metrics()
+        yield run
+    if folder.writable:
+        print(f"saved to {path}", flush=True)
+
+
+def _refuse_other_settings(folder: RunFolder, settings: dict[str, Any]) -> None:
+    """Exit where the folder holds a run of other settings, and name them."""
+    path = folder.path / run_folder.SETTINGS
+    if not path.exists() and folder.files <= {run_folder.SETTINGS, "environment.json"}:
+        return  # killed before its settings were written, and before anything was computed
+    before = _read_json(path, dict)
+    names = sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name))
+    if names:
+        changes = ", ".join(f"{n}: {before.get(n)} there, {settings.get(n)} now" for n in names)
+        raise SystemExit(
+            f"{folder.path} holds a run of other settings ({changes}). "
+            "Choose another --output, or --overwrite it."
         )
-        if names:
-            changes = ", ".join(f"{n}: {before.get(n)} there, {resolved.get(n)} now" for n in names)
-            raise SystemExit(
-                f"{folder} holds a run of other settings ({changes}). "
-                "Choose another --output, or --overwrite it."
-            )
-        print(f"resuming {folder}", flush=True)
-    record = folder / "environment.json"
-    openings = json.loads(record.read_text()) if record.exists() else []
+
+
+def _record_opening(folder: RunFolder) -> None:
+    """Add where and by what the run is continued to `environment.json`."""
+    record = folder.path / "environment.json"
+    openings = _read_json(record, list) if record.exists() else []
     now = environment()
-    if openings and openings[-1]["commit"] != now["commit"]:
-        print(f"note: earlier parts were made at commit {openings[-1]['commit']}", flush=True)
+    if openings and openings[-1].get("commit") != now["commit"]:
+        print(f"note: earlier parts were made at commit {openings[-1].get('commit')}", flush=True)
     if now not in openings:
-        write_atomically(record, json.dumps([*openings, now], indent=2))
-    write_atomically(existing, json.dumps(resolved, indent=2))
-    yield Run(folder)
-    print(f"saved to {folder}", flush=True)
+        folder.write(record.name, json.dumps([*openings, now], indent=2))
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    """A dictionary, or a list of them, from a file of the run."""
+    try:
+        content = json.loads(path.read_bytes())
+        if isinstance(content, kind) and all(
+            isinstance(each, dict) for each in (content if kind is list else [content])
+        ):
+            return content
+    except (ValueError, OSError) as error:
+        raise DamagedFile(f"{path} cannot be read ({error}): --overwrite the run.") from error
+    raise DamagedFile(f"{path} is damaged: it holds no {kind.__name__}. --overwrite the run.")
 
 
 @dataclasses.dataclass
 class Run:
-    """A run folder and what is kept in it."""
+    """A run and what is kept in its folder."""
 
-    folder: Path
+    folder: RunFolder
 
     def stage(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        """The arrays of a stage, computed once and then read back, and its wall time `seconds`."""
-        path = self.folder / "stages" / f"{_file_name(name)}.npz"
+        """The arrays of a stage, computed once and then read back, and its wall time `seconds`.
+
+        Raises:
+            DamagedFile: if what was saved cannot be read.
+            SystemExit: if nothing was saved and the folder cannot be written.
+        """
+        file = f"stages/{_file_name(name)}.npz"
+        path = self.folder.path / file
         if not path.exists():
+            self._refuse_to_compute(name)
             _spare_mappings()
             start = time.perf_counter()
             arrays = jax.tree.map(np.asarray, jax.block_until_ready(dict(compute())))
             buffer = io.BytesIO()
             np.savez_compressed(buffer, seconds=time.perf_counter() - start, **arrays)
-            write_atomically(path, buffer.getvalue())
-        with np.load(path) as stored:
+            self.folder.write(file, _with_digest(buffer.getvalue()))
+        content = path.read_bytes()
+        if not _digest_agrees(content):
+            raise DamagedFile(f"{path} is damaged: remove it, and the stage is computed again.")
+        with np.load(io.BytesIO(content)) as stored:
             return dict(stored)
 
     def train(
@@ -163,37 +203,79 @@ class Run:
         Returns:
             The final state, and the metrics of every chunk (numbers and lists of numbers) with the
             wall time `seconds` it took.
+
+        Raises:
+            SystemExit: if chunks are left to compute and the folder cannot be written.
         """
-        folder = (self.folder / "checkpoints" / _file_name(name)).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        with ocp.CheckpointManager(folder, options=options) as manager:
-            done = manager.latest_step() or 0
-            if done:
-                template = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-                state = manager.restore(done, args=ocp.args.StandardRestore(template))
-            log = [line for line in self._lines() if line["stage"] != name or line["chunk"] <= done]
-            self._write_lines(log)
-            with progress(range(done, num_chunks), name, initial=done, total=num_chunks) as bar:
-                for chunk in bar:
-                    start = time.perf_counter()
-                    state, metrics = jax.block_until_ready(advance(state, chunk))
-                    seconds = time.perf_counter() - start
-                    line = {"stage": name, "chunk": chunk + 1, "seconds": seconds} | {
-                        key: np.asarray(value).tolist() for key, value in metrics.items()
-                    }
-                    log.append(line)
-                    self._write_lines(log)
-                    manager.save(chunk + 1, args=ocp.args.StandardSave(state))
-                    bar.set_postfix({k: _short(v) for k, v in line.items() if isinstance(v, float)})
-        return state, [line for line in log if line["stage"] == name]
+        checkpoints = Checkpoints(self.folder, f"checkpoints/{_file_name(name)}")
+        restored = checkpoints.restore(state)
+        done, state, log = restored or (0, state, [])
+        if done < num_chunks:
+            self._refuse_to_compute(name)
+            # Damaged checkpoints, and lines of chunks that are computed again.
+            checkpoints.discard([step for step in checkpoints.steps() if step > done])
+        others = [line for line in self._lines() if _line_key(line)[0] != name]
+        with progress(range(done, num_chunks), name, initial=done, total=num_chunks) as bar:
+            for chunk in bar:
+                start = time.perf_counter()
+                state, metrics = jax.block_until_ready(advance(state, chunk))
+                seconds = time.perf_counter() - start
+                line = {"stage": name, "chunk": chunk + 1, "seconds": seconds} | {
+                    key: np.asarray(value).tolist() for key, value in metrics.items()
+                }
+                log.append(line)
+                checkpoints.save(chunk + 1, state, log)
+                self._write_lines([*others, *map(json.dumps, log)])
+                bar.set_postfix({k: _short(v) for k, v in line.items() if isinstance(v, float)})
+        return state, log
 
-    def _lines(self) -> list[dict[str, Any]]:
-        path = self.folder / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    def repair_metrics(self) -> None:
+        """Make `metrics.jsonl` agree with the checkpoints, which hold every line that counts.
 
-    def _write_lines(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_atomically(self.folder / "metrics.jsonl", text)
+        Lines may be lost or garbled, of finished trainings too. The last line of a training is
+        written after its checkpoint: a kill in between is no damage.
+        """
+        found = self._lines()
+        whole = [line for line in found if _line_key(line)[0] is not None]
+        lost = 0
+        for log in self._saved_logs():
+            saved = [json.dumps(line) for line in log]
+            lost += len(set(saved[:-1]) - set(whole))
+            name, done = log[-1]["stage"], log[-1]["chunk"]
+            # Lines after the last whole checkpoint stay: the curve of a finished stage has them.
+            own = [line for line in whole if _line_key(line)[0] == name]
+            saved += [line for line in own if _line_key(line)[1] > done]
+            whole = [line for line in whole if line not in own] + saved
+        if garbled := len(found) - sum(_line_key(line)[0] is not None for line in found):
+            lost = max(lost, garbled)
+        if lost:
+            print(
+                f"warning: {self.folder.path / 'metrics.jsonl'} was damaged in {lost} lines: "
+                "restored from the checkpoints",
+                flush=True,
+            )
+        if set(whole) != set(found) and self.folder.writable:
+            self._write_lines(whole)
+
+    def _saved_logs(self) -> Iterator[list[dict[str, Any]]]:
+        """The metrics in the last whole checkpoint of each training."""
+        files = sorted(file for file in self.folder.files if file.startswith("checkpoints/"))
+        for name in dict.fromkeys(file.split("/")[1] for file in files):
+            checkpoints = Checkpoints(self.folder, f"checkpoints/{name}")
+            last, _ = checkpoints.last_whole()
+            if last is not None:
+                yield checkpoints.metrics(last)
+
+    def _lines(self) -> list[str]:
+        path = self.folder.path / "metrics.jsonl"
+        return path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
+
+    def _write_lines(self, lines: Sequence[str]) -> None:
+        self.folder.write("metrics.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def _refuse_to_compute(self, name: str) -> None:
+        if not self.folder.writable:
+            raise SystemExit(f"{self.folder.path} cannot be written, and {name} is not finished.")
 
     def save_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
         """Write rows as csv and markdown; the markdown is returned for printing."""
@@ -201,17 +283,48 @@ class Run:
         writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(self.folder / f"{name}.csv", buffer.getvalue())
         text = table(rows)
-        write_atomically(self.folder / f"{name}.md", text + "\n")
+        if self.folder.writable:
+            self.folder.write(f"{name}.csv", buffer.getvalue())
+            self.folder.write(f"{name}.md", text + "\n")
         return text
 
     def save_figure(self, name: str, figure: Figure) -> None:
         """Write a figure as png."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=130, format="png")
-        write_atomically(self.folder / "figures" / f"{name}.png", buffer.getvalue())
+        if self.folder.writable:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, dpi=130, format="png")
+            self.folder.write(f"figures/{name}.png", buffer.getvalue())
         matplotlib.pyplot.close(figure)
+
+
+def _digest(content: bytes) -> bytes:
+    """A zip archive's comment, with its length in front."""
+    comment = b"sha256:" + hashlib.sha256(content).hexdigest().encode()
+    return len(comment).to_bytes(2, "little") + comment
+
+
+def _with_digest(npz: bytes) -> bytes:
+    """An archive with its digest as its comment.
+
+    Its own checksums are of each array: with a byte changed elsewhere, whole arrays disappear.
+    """
+    # An archive without a comment ends with the comment's length, zero, in two bytes.
+    return npz[:-2] + _digest(npz[:-2])
+
+
+def _digest_agrees(npz: bytes) -> bool:
+    body = npz[: -len(_digest(b""))]
+    return npz[len(body) :] == _digest(body)
+
+
+def _line_key(line: str) -> tuple[str | None, int]:
+    """The stage and chunk of a line of metrics; None where it is garbled."""
+    try:
+        content = json.loads(line)
+        return str(content["stage"]), int(content["chunk"])
+    except (ValueError, KeyError, TypeError):
+        return None, 0
 
 
 def _spare_mappings() -> None:
@@ -223,6 +336,32 @@ def _spare_mappings() -> None:
 
 def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_.=" else "_" for c in name)
+
+
+def check_seeds(seeds: Sequence[int], name: str = "seeds") -> None:
+    """Exit unless seeds are different, and such that all generators take them."""
+    if not seeds:
+        raise SystemExit(f"{name} must hold at least one seed.")
+    if bad := [seed for seed in seeds if not 0 <= seed < 2**31]:
+        raise SystemExit(f"{name} must be from 0 to {2**31 - 1}; got {bad[0]}.")
+    if twice := [seed for seed in seeds if list(seeds).count(seed) > 1]:
+        raise SystemExit(
+            f"{name} must differ: standard errors are over them; got {twice[0]} twice."
+        )
+
+
+def check_positive(**settings: float | Sequence[float]) -> None:
+    """Exit unless settings, or all their entries, are positive and finite."""
+    for name, value in settings.items():
+        each = np.atleast_1d(np.asarray(value, float))
+        if not each.size or not np.all((each > 0) & (each < np.inf)):
+            raise SystemExit(f"{name} must be positive; got {value}.")
+
+
+def finite_cell(finite: Any) -> str:
+    """A table's cell: whether all runs of a row stayed finite, and how many did not."""
+    finite = np.asarray(finite, bool)
+    return "yes" if finite.all() else f"NO: {np.sum(~finite)} of {finite.size}"
 
 
 def progress(items: Any, description: str, **options: Any) -> tqdm:

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from sklearn.datasets import load_digits
 
-from experiments.common import write_atomically
+from experiments.run_folder import write_atomically
 
 DATASETS = ("digits", "multi_mnist", "multi_fashion", "multi_fashion_mnist")
 

@@ -73,6 +73,9 @@ class Settings:
             if unknown:
                 raise SystemExit(f"{name} must be among {', '.join(known)}; got {sorted(unknown)}.")
             object.__setattr__(self, name, chosen)
+        common.check_seeds(self.seeds)
+        numbers = ("sizes", "dims", "distances", "bridges_size", "correlated_size")
+        common.check_positive(**{name: getattr(self, name) for name in numbers})
         if self.quick:
             small = {"sizes": (300,), "seeds": self.seeds[:2], "tasks": self.tasks[:2]}
             small |= {"methods": ("neighbors", "gaussian", "linear")}
@@ -180,12 +183,16 @@ def by_estimator(results: dict[tuple[str, int, str], dict]) -> dict[tuple[str, i
     return table
 
 
-def summarize(values: np.ndarray, truth: np.ndarray, unit: float = 1.0) -> dict[str, str]:
-    """Mean, bias ± its standard error, spread, mean standard error, and coverage."""
+def summarize(values: np.ndarray | None, truth: np.ndarray, unit: float = 1.0) -> dict[str, str]:
+    """Mean, bias ± its standard error, spread, mean standard error, and coverage.
+
+    Without values, of a divergence that the method does not estimate, dashes; values that are not
+    finite are shown as what they are.
+    """
+    if values is None:
+        return dict.fromkeys(("mean", "bias", "spread", "std_error", "covers"), "–")
     values, truth = values * unit, truth * unit
     error = values[:, 0] - truth
-    if not np.isfinite(error).any():
-        return dict.fromkeys(("mean", "bias", "spread", "std_error", "covers"), "–")
     covers = np.sum((values[:, 2] <= truth) & (truth <= values[:, 3]))
     spread = error.std(ddof=1) if len(error) > 1 else 0.0
     return {
@@ -203,8 +210,7 @@ def rows(results: dict[tuple[str, int, str], dict], settings: Settings) -> list[
     for (task, size, name), arrays in results.items():
         known = [TASKS[task](seed) for seed in settings.seeds]
         kl = summarize(arrays["kl"], np.array([t.kl for t in known]))
-        missing = np.full_like(arrays["kl"], np.nan)
-        js = summarize(arrays.get("js", missing), np.array([t.js for t in known]), BITS)
+        js = summarize(arrays.get("js"), np.array([t.js for t in known]), BITS)
         table.append(
             {"task": task, "N": size, "estimator": name}
             | {"KL": f"{np.mean([t.kl for t in known]):.3f}"}
@@ -226,7 +232,8 @@ def short_rows(results: dict[tuple[str, int, str], dict], settings: Settings) ->
             for (of_task, of_size, name), arrays in results.items():
                 if (of_task, of_size) == (task, size):
                     values = arrays["kl"][:, 0]
-                    row[name] = f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+                    spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+                    row[name] = f"{values.mean():.2f}{spread}"
             table.append(row)
     return table
 

@@ -70,6 +70,17 @@ class Settings:
             raise SystemExit(
                 f"variants must be among {', '.join(VARIANTS)}; got {sorted(unknown)}."
             )
+        common.check_seeds(self.seeds)
+        numbers = ("levels", "num_features", "degrees", "steps_per_level", "num_negatives")
+        numbers += ("hidden", "learning_rate", "readings_per_level")
+        common.check_positive(**{name: getattr(self, name) for name in numbers})
+        if not 1 <= self.num_negatives < self.batch_size:
+            raise SystemExit(
+                f"num_negatives must be below batch_size; got {self.num_negatives} and "
+                f"{self.batch_size}."
+            )
+        if "student" in self.variants:
+            _student_correlation(self, min(self.levels))
         if self.quick:
             small = {"levels": self.levels[:2], "steps_per_level": 60, "readings_per_level": 6}
             small |= {"hidden": (16,), "seeds": self.seeds[:1], "variants": self.variants[::4]}
@@ -256,8 +267,15 @@ def estimates(arrays: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]
     return {name: arrays[train][name] for name, (train, _) in ESTIMATORS.items()}
 
 
-def rows(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -> list[dict]:
-    """Mean ± standard deviation of the readings of the last quarter of each level, all seeds."""
+def rows(
+    curves: dict[str, dict[str, np.ndarray]],
+    finite: dict[str, dict[str, np.ndarray]],
+    settings: Settings,
+) -> list[dict]:
+    """Mean ± standard deviation of the readings of the last quarter of each level, all seeds.
+
+    And whether each seed's critic, by variant and training, stayed finite.
+    """
     last = max(1, settings.readings_per_level // 4)
     table = []
     for variant, readings in curves.items():
@@ -266,6 +284,8 @@ def rows(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -> list[d
             for column, level in enumerate(settings.levels):
                 end = values[:, column, -last:]
                 row[f"I = {level:g}"] = f"{end.mean():.2f} ± {end.std():.2f}"
+            of_critic = finite[variant][ESTIMATORS[name][0]]
+            row["finite"] = common.finite_cell(of_critic.all(axis=(1, 2)))
             table.append(row)
     return table
 
@@ -327,7 +347,7 @@ def main(settings: Settings, output: Path | None = None, overwrite: bool = False
     """Run the staircases and the exact study, print their tables, draw their figures."""
     with common.open_run("js_kl_bound", settings, output, overwrite) as run:
         exact = run.stage("tightness", tightness)
-        curves, seconds = {}, 0.0
+        curves, finite, seconds = {}, {}, 0.0
         for variant in settings.variants:
             arrays = {}
             for train in common.progress(TRAIN, variant):
@@ -337,10 +357,11 @@ def main(settings: Settings, output: Path | None = None, overwrite: bool = False
                 )
                 seconds += float(arrays[train]["seconds"])
             curves[variant] = estimates(arrays)
+            finite[variant] = {train: array["finite"] for train, array in arrays.items()}
         print("\nΞ(I_JS) of I, exact:\n")
         print(run.save_table("tightness", tightness_rows(exact)))
         print("\nReadings at the end of each level, mean ± standard deviation, in nats:\n")
-        print(run.save_table("staircase", rows(curves, settings)))
+        print(run.save_table("staircase", rows(curves, finite, settings)))
         print(f"\n{seconds:.0f} seconds of training", flush=True)
         run.save_figure("tightness", draw_tightness(exact))
         for variant, readings in curves.items():

@@ -106,6 +106,12 @@ class Settings:
         if unknown:
             known = ", ".join(BENCHMARK_METHODS)
             raise SystemExit(f"methods must be among {known}; got {sorted(unknown)}.")
+        for name in ("seeds", "gaussian_seeds", "protein_seeds"):
+            common.check_seeds(getattr(self, name), name)
+        numbers = [field.name for field in dataclasses.fields(self) if "seeds" not in field.name]
+        numbers = [name for name in numbers if isinstance(getattr(self, name), (int, float))]
+        numbers = [name for name in numbers if name not in ("quick", "symmetry_weight")]
+        common.check_positive(**{name: getattr(self, name) for name in numbers})
         if self.quick:
             small = {"seeds": self.seeds[:1], "num_tests": 200, "num_rows": 400, "num_steps": 20}
             small |= {"gaussian_dimensions": self.gaussian_dimensions[:2], "gaussian_rows": 400}
@@ -350,9 +356,10 @@ def proteins(settings: Settings, seed: int, name: str) -> dict[str, Any]:
     return {"divergence": divergence, "mmd": mmd, "markers": markers, "fit_seconds": seconds}
 
 
-def over_seeds(values: Any, digits: int) -> str:
-    """Mean ± standard error; of one seed its value alone."""
-    return common.with_error(values, digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
+def over_seeds(values: Any, digits: int, finite: Any = (True,)) -> str:
+    """Mean ± standard error, of one seed its value alone; and how many fits are not finite."""
+    cell = common.with_error(values, digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
+    return cell if np.all(finite) else f"{cell} (finite: {common.finite_cell(finite)})"
 
 
 def gaussian_table(results: dict[int, list[dict]]) -> list[dict]:
@@ -366,7 +373,10 @@ def gaussian_table(results: dict[int, list[dict]]) -> list[dict]:
             ("identity", "identity first"),
             ("gap, no start", "identity uvp"),
         ):
-            row[title] = over_seeds([float(run[field]) for run in runs], 2)
+            # The linear map and the identity, where the fits start, are always finite.
+            name, what = field.split()
+            finite = [run[f"{name} finite"] for run in runs] if what == "uvp" else (True,)
+            row[title] = over_seeds([float(run[field]) for run in runs], 2, finite)
         row["fit s"] = f"{np.mean([run['gaussian fit_seconds'] for run in runs]):.0f}"
         rows.append(row)
     return rows
@@ -384,7 +394,11 @@ def benchmark_table(
             titles[f"… before the first step of {name.split(',')[0]}"] = "first"
         for title, of in titles.items():
             columns = {
-                f"d = {d}": over_seeds([float(run[of]) for run in results[name, d]], digits)
+                f"d = {d}": over_seeds(
+                    [float(run[of]) for run in results[name, d]],
+                    digits,
+                    [run.get("finite", True) for run in results[name, d]],
+                )
                 for d in dimensions
             }
             rows.append({"method": title} | columns)
@@ -422,6 +436,7 @@ def run_planar(run: common.Run, settings: Settings) -> None:
             "Sinkhorn divergence": f"{float(one['divergence']):.4f}",
             "paid": f"{float(one['paid']):.3f}",
             "exact gap": f"{float(one['gap']):.4f}",
+            "finite": common.finite_cell(one["finite"]),
             "fit s": f"{float(one['fit_seconds']):.0f}",
         }
         for (name, with_gap), one in found.items()

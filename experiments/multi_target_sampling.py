@@ -53,6 +53,11 @@ class Settings:
             raise SystemExit(
                 f"velocities must be among {', '.join(VELOCITIES)}; got {sorted(unknown)}."
             )
+        common.check_seeds(self.seeds)
+        numbers = ("num_particles", "step_sizes", "bandwidth", "learning_rate", "step_size")
+        common.check_positive(**{name: getattr(self, name) for name in numbers})
+        if self.num_steps < 2:
+            raise SystemExit(f"num_steps must be at least 2; got {self.num_steps}.")
         if self.quick:
             small = {"num_steps": 30, "seeds": self.seeds[:2], "step_sizes": self.step_sizes[-1:]}
             for name, value in {**small, "velocities": self.velocities[::4]}.items():
@@ -260,8 +265,14 @@ def draw_snapshots(ends: dict[str, dict[str, np.ndarray]], settings: Settings) -
 
 def draw_weights(ends: dict[str, dict[str, np.ndarray]]) -> Figure:
     """The four objectives' weights over time, first seed."""
+    columns = len(ends) // 2
     figure, axes = plt.subplots(
-        2, len(ends) // 2, figsize=(3 * (len(ends) // 2), 4.5), layout="constrained", sharey=True
+        2,
+        columns,
+        figsize=(3 * columns, 4.5),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
     )
     for axis, (name, arrays) in zip(axes.T.ravel(), ends.items(), strict=True):
         axis.plot(arrays["weights"][0], lw=1)
@@ -284,6 +295,7 @@ def restart_rows(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -
             rows.append(
                 {"velocity": velocity, "scheme": scheme, "step size": step_size}
                 | {f"step {time}": f"{worst[time]:.1e}" for time in times}
+                | {"finite": common.finite_cell(arrays["finite"][row])}
             )
     return rows
 
@@ -304,6 +316,7 @@ def end_rows(ends: dict[str, dict[str, np.ndarray]]) -> list[dict]:
                 "std y": common.with_error(final[..., 1].std(1)),
                 "off the shared modes": common.with_error(1 - inside.all(-1).mean(1)),
                 "mean abs(w − ¼)": f"{np.abs(arrays['weights'] - 0.25).mean():.3f}",
+                "finite": common.finite_cell(arrays["finite"]),
             }
         )
     return rows

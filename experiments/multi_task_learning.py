@@ -116,6 +116,7 @@ class Settings:
                 "num_epochs, num_particles, batch_size and the number of seeds must be positive; "
                 f"got {sizes}."
             )
+        common.check_seeds(self.seeds)
         if self.quick:
             object.__setattr__(self, "seeds", self.seeds[:2])
             object.__setattr__(self, "num_epochs", min(self.num_epochs, 2))
@@ -314,7 +315,7 @@ def test_scores(trained: Trained, splits: data.Splits) -> dict[str, Any]:
         "probs": scores["probs"][0],
         "weights": weights,
         "curves": curves,
-        "finite": np.asarray(trained.log[-1]["finite"]),
+        "finite": np.all([line["finite"] for line in trained.log], axis=0),
         "minutes": sum(line["seconds"] for line in trained.log) / 60,
     }
 
@@ -358,7 +359,7 @@ def rows(scores: dict[str, dict[str, np.ndarray]]) -> list[dict[str, str]]:
             "ECE at T %": common.with_error(arrays["tempered_ece"].mean(1), 2, 100),
             "log loss": common.with_error(arrays["log_loss"].mean(1), 4),
             "minutes": f"{arrays['minutes']:.1f}",
-            "finite": "yes" if arrays["finite"].all() else "NO",
+            "finite": common.finite_cell(arrays["finite"]),
         }
 
     return [{"method": method} | cells(arrays) for method, arrays in scores.items()]

@@ -79,6 +79,12 @@ class Settings:
         unknown = set(self.studies) - set(STUDIES)
         if unknown or not self.studies:
             raise SystemExit(f"studies must be among {', '.join(STUDIES)}; got {sorted(unknown)}.")
+        common.check_seeds(self.seeds)
+        common.check_seeds(self.instances, "instances")
+        numbers = ("dimensions", "epsilons", "num_rows", "num_potentials", "num_steps")
+        numbers += ("num_starts", "num_tests", "components", "cell_potentials", "cell_epsilon")
+        numbers += ("cell_steps", "roll_epsilons", "roll_potentials")
+        common.check_positive(**{name: getattr(self, name) for name in numbers})
         if self.quick:
             small = {"dimensions": self.dimensions[:2], "num_rows": 20_000, "num_tests": 50}
             small |= {"seeds": self.seeds[:2], "components": self.components[:1]}
@@ -163,13 +169,13 @@ def cells(settings: Settings, components: int, days: tuple[int, int, int]) -> di
     _, compiling, seconds = timed(method.fit, keys[0], x0 / scale, x1 / scale)
     time_between = (days[2] - days[0]) / (days[1] - days[0])
 
-    def predict(key: jax.Array) -> tuple[Any, Any, Any]:
+    def predict(key: jax.Array) -> tuple[Any, Any, Any, Any]:
         fit_key, sample_key = jax.random.split(key)
         bridge = method.fit(fit_key, x0 / scale, x1 / scale)
         states = bridge.sample_at(sample_key, x0 / scale, time_between)
-        return scale * states, bridge.losses, bridge.imbalance
+        return scale * states, bridge.losses, bridge.imbalance, bridge.finite
 
-    predicted, losses, imbalance = jax.jit(jax.vmap(predict))(keys)
+    predicted, losses, imbalance, finite = jax.jit(jax.vmap(predict))(keys)
     distances = jax.jit(lambda p: jax.lax.map(lambda x: energy_distance(x, between), p))(predicted)
     # What either end alone, without a bridge, is from the day between.
     ends = [jax.jit(energy_distance)(x, between) for x in (x0, x1)]
@@ -177,6 +183,7 @@ def cells(settings: Settings, components: int, days: tuple[int, int, int]) -> di
         "distances": distances,
         "losses": losses,
         "imbalance": imbalance,
+        "finite": finite,
         "ends": jnp.stack(ends),
         "fit_seconds": seconds,
         "compile_seconds": compiling,
@@ -208,6 +215,7 @@ def roll(settings: Settings, epsilon: float) -> dict[str, Any]:
         "distance": distance(ends, fresh),
         "floor": distance(x1, fresh),
         "losses": bridge.losses,
+        "finite": bridge.finite,
         "fit_seconds": seconds,
     }
 
@@ -225,6 +233,7 @@ def plan_rows(results: dict[tuple[float, int], list[dict]]) -> list[dict]:
                 "D": dimension,
                 "cBW²-UVP %": f"{np.mean(values):.3f} ± {error:.3f}",
                 "paper": PAPER_PLANS.get(epsilon, {}).get(dimension, float("nan")),
+                "finite": common.finite_cell([run["finite"] for run in runs]),
                 "fit s": f"{np.mean([run['fit_seconds'] for run in runs]):.1f}",
             }
         )
@@ -240,9 +249,12 @@ def cell_rows(results: dict[tuple[int, tuple[int, int, int]], dict]) -> list[dic
             {
                 "PCs": components,
                 "days": f"{first}, {last} → {between}",
-                "energy distance": f"{values.mean():.3f} ± {values.std(ddof=1):.3f}",
+                "energy distance": f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
+                if len(values) > 1
+                else f"{values[0]:.3f}",
                 "of the ends": ", ".join(f"{end:.2f}" for end in run["ends"]),
                 "paper": PAPER_CELLS.get(components, ""),
+                "finite": common.finite_cell(run["finite"]),
                 "fit s": f"{float(run['fit_seconds']):.2f}",
                 "compile s": f"{float(run['compile_seconds']):.1f}",
             }
@@ -276,6 +288,7 @@ def run_roll(run: common.Run, settings: Settings) -> None:
             "epsilon": epsilon,
             "bridge": f"{float(found['distance']):.4f}",
             "training rows": f"{float(found['floor']):.4f}",
+            "finite": common.finite_cell(found["finite"]),
             "fit s": f"{float(found['fit_seconds']):.1f}",
         }
         for epsilon, found in rolls.items()

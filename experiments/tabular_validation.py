@@ -102,6 +102,8 @@ class Settings:
         if unknown := set(self.tables) - {*data.PAIRS, *data.TABLES}:
             known = ", ".join((*data.PAIRS, *data.TABLES))
             raise SystemExit(f"tables must be among {known}; got {sorted(unknown)}.")
+        common.check_seeds(self.seeds)
+        common.check_positive(max_rows=self.max_rows)
         if self.quick:
             small = {"tables": self.tables[1:3], "seeds": self.seeds[:2]}
             for name, value in {**small, "head": "linear", "max_rows": 500}.items():

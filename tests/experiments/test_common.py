@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import math
+import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import common
+from experiments import common, run_folder
+from tests.experiments.test_run_folder import forbid_writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +104,14 @@ def test_a_failed_stage_leaves_nothing(tmp_path):
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    common.write_atomically(path, "old")
+    run_folder.write_atomically(path, "old")
 
     def killed(*_):
         raise Killed
 
-    monkeypatch.setattr(common.os, "replace", killed)
+    monkeypatch.setattr(run_folder.os, "replace", killed)
     with pytest.raises(Killed):
-        common.write_atomically(path, "new")
+        run_folder.write_atomically(path, "new")
     assert path.read_text() == "old"
 
 
@@ -121,12 +125,242 @@ def test_other_settings_are_refused_by_name(tmp_path):
         assert json.loads((tmp_path / "settings.json").read_text()) == {"rate": 0.2}
 
 
-def test_overwriting_a_folder_that_is_no_run_is_refused(tmp_path):
+def test_overwriting_keeps_what_the_run_did_not_write(tmp_path, capsys):
+    train(tmp_path)
+    (tmp_path / "notes.txt").write_text("precious")
+    with common.open_run("test", Settings(0.2), tmp_path, overwrite=True) as run:
+        assert run.folder.files == {"settings.json", "environment.json"}
+    assert "not written by the run: notes.txt" in capsys.readouterr().out
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+    assert not (tmp_path / "checkpoints").exists()
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_strangers_settings_are_refused(tmp_path, overwrite):
+    (tmp_path / "settings.json").write_text("{}")
     (tmp_path / "thesis.tex").write_text("precious")
     refused = pytest.raises(SystemExit, match="is not the folder of a run")
-    with refused, common.open_run("test", Settings(), tmp_path, overwrite=True):
+    with refused, common.open_run("test", Settings(), tmp_path, overwrite):
         pass
-    assert (tmp_path / "thesis.tex").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "thesis.tex"}
+
+
+@pytest.mark.parametrize("file", ["settings.json", "environment.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"3", b"\xff\xfe", None])
+def test_damaged_records_are_named(tmp_path, file, content):
+    train(tmp_path)
+    (tmp_path / file).unlink() if content is None else (tmp_path / file).write_bytes(content)
+    if (file, content) == ("environment.json", None):
+        train(tmp_path)  # a record that is lost starts again
+        return
+    damaged = pytest.raises(ValueError, match=rf"{file} (cannot be read|is damaged)")
+    with damaged, common.open_run("test", Settings(), tmp_path):
+        pass
+    with common.open_run("test", Settings(), tmp_path, overwrite=True):
+        pass
+
+
+def test_every_damage_of_a_stage_is_named(tmp_path):
+    """Each byte flipped, some of which would make whole arrays disappear; all lengths."""
+    path = tmp_path / "stages" / "a.npz"
+    with common.open_run("test", Settings(), tmp_path) as run:
+        run.stage("a", lambda: {"x": np.arange(3.0), "finite": np.array([True, False])})
+        content = path.read_bytes()
+        flipped = [
+            content[:n] + bytes([content[n] ^ (1 << n % 8)]) + content[n + 1 :]
+            for n in range(len(content))
+        ]
+        for damaged in [*flipped, *(content[:n] for n in range(0, len(content), 7))]:
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"a\.npz is damaged"):
+                run.stage("a", lambda: 1 / 0)
+        path.write_bytes(content)
+        np.testing.assert_array_equal(run.stage("a", lambda: 1 / 0)["x"], [0, 1, 2])
+
+
+def damage_checkpoint(folder, step, how):
+    """Damage the largest file of a checkpoint."""
+    files = (folder / "checkpoints" / "walk" / str(step)).rglob("*")
+    path = max((f for f in files if f.is_file()), key=lambda f: f.stat().st_size)
+    content = path.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    {
+        "flipped": lambda: path.write_bytes(flipped),
+        "truncated": lambda: path.write_bytes(content[:middle]),
+        "lost": path.unlink,
+    }[how]()
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "lost"])
+def test_training_resumes_before_a_damaged_checkpoint(tmp_path, how, capsys):
+    (whole, _), log = train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", die_at=4)
+    damage_checkpoint(tmp_path / "killed", 4, how)
+    (resumed, _), resumed_log = train(tmp_path / "killed")
+    np.testing.assert_array_equal(resumed, whole)
+    assert untimed(resumed_log) == untimed(log)
+    out = capsys.readouterr().out
+    (warning,) = [line for line in out.splitlines() if "damaged" in line]
+    assert "walk/4 is damaged" in warning
+    assert warning.endswith("resuming from step 3")
+    assert "is damaged" not in (train(tmp_path / "killed"), capsys.readouterr().out)[1]
+
+
+@pytest.mark.parametrize("file", ["sha256.json", "metrics.json"])
+def test_a_checkpoints_own_records_are_checked(tmp_path, file):
+    (whole, _), log = train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", die_at=4)
+    for step in (3, 4):  # none is whole: training starts again
+        path = tmp_path / "killed" / "checkpoints" / "walk" / str(step) / file
+        path.write_bytes(path.read_bytes().replace(b"1", b"2"))
+    (resumed, _), resumed_log = train(tmp_path / "killed")
+    np.testing.assert_array_equal(resumed, whole)
+    assert untimed(resumed_log) == untimed(log)
+
+
+def test_a_checkpoint_of_other_shapes_is_named(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, die_at=4)
+    with common.open_run("test", Settings(), tmp_path) as run:
+        other = jnp.zeros((2, 2)), jax.random.key(0)
+        with pytest.raises(ValueError, match="walk/4 is of another version"):
+            run.train("walk", other, advance, num_chunks=6)
+
+
+def remove_line(lines):
+    return [*lines[:2], *lines[3:]]
+
+
+def garble_line(lines):
+    return [*lines[:2], lines[2][:20] + "\x00", *lines[3:]]
+
+
+def change_line(lines):
+    return [*lines[:2], lines[2].replace("norm", "mean"), *lines[3:]]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("damage", [remove_line, garble_line, change_line, lambda lines: []])
+def test_lost_lines_of_metrics_are_restored(tmp_path, damage, finished, capsys):
+    _, log = train(tmp_path / "whole")
+    folder = tmp_path / "damaged"
+    if finished:
+        train(folder)
+    else:
+        with pytest.raises(Killed):
+            train(folder, die_at=5)
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(f"{line}\n" for line in damage(path.read_text().splitlines())))
+    capsys.readouterr()
+    _, resumed_log = train(folder)
+    assert untimed(resumed_log) == untimed(log)
+    lines = path.read_text().splitlines()
+    assert untimed(json.loads(line) for line in lines) == untimed(log)
+    assert capsys.readouterr().out.count("warning: ") == 1
+
+
+def test_lines_of_other_trainings_stay(tmp_path):
+    """Those of a finished stage are read back by nobody else."""
+    for name in ("a", "b"):
+        with common.open_run("test", Settings(), tmp_path) as run:
+            run.train(name, start(), advance, num_chunks=3)
+    path = tmp_path / "metrics.jsonl"
+    before = path.read_text()
+    stages = [json.loads(line)["stage"] for line in before.splitlines()]
+    assert stages == ["a"] * 3 + ["b"] * 3
+    path.write_text("".join(before.splitlines(keepends=True)[1:]))
+    with common.open_run("test", Settings(), tmp_path):
+        pass
+    assert set(path.read_text().splitlines()) == set(before.splitlines())
+
+
+SLOW = """
+import os, sys, time
+from pathlib import Path
+from tests.experiments import test_common as t
+from experiments import common
+
+def advance(state, chunk):
+    time.sleep(0.05)
+    return t.advance(state, chunk)
+
+with common.open_run("test", t.Settings(), Path(sys.argv[1])) as run:
+    print("opened", flush=True)
+    run.stage("walk", lambda: {"x": run.train("walk", t.start(), advance, num_chunks=6)[0][0]})
+"""
+
+
+@pytest.mark.slow
+def test_runs_killed_at_any_time_end_with_equal_results(tmp_path):
+    """SIGKILL at six moments of one run, each resumed; then the result of a run that is left."""
+    (whole, _), log = train(tmp_path / "whole")
+    command = [sys.executable, "-c", SLOW, str(tmp_path / "killed")]
+    for delay in (0.0, 0.05, 0.3, 0.4, 0.2, 0.3):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline()  # opened, or resuming
+        time.sleep(delay)
+        process.kill()
+        process.communicate(timeout=60)
+    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    with np.load(tmp_path / "killed" / "stages" / "walk.npz") as stored:
+        np.testing.assert_array_equal(stored["x"], whole)
+    lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    assert untimed(map(json.loads, lines)) == untimed(log)
+
+
+def test_a_finished_run_is_shown_from_a_disk_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    rows = [{"a": 1}]
+
+    def show(stages=("a",)):
+        with common.open_run("test", Settings(), tmp_path) as run:
+            for name in stages:
+                run.stage(name, lambda: {"x": 1})
+            state, log = run.train("walk", start(), advance, num_chunks=2)
+            run.save_figure("f", common.Figure())
+            return np.asarray(state[0]), log, run.save_table("t", rows)
+
+    expected = show()
+    capsys.readouterr()
+    forbid_writing(monkeypatch)
+    found = show()
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert found[1:] == expected[1:]
+    assert capsys.readouterr().out == f"showing {tmp_path}\n"
+    with pytest.raises(SystemExit, match="cannot be written, and b is not finished"):
+        show(("a", "b"))
+    with pytest.raises(SystemExit, match="nothing to overwrite it by"):
+        common.open_run("test", Settings(), tmp_path, overwrite=True).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ((), "at least one seed"),
+        ((0, 99999999999), r"from 0 to 2147483647.*got 99999999999"),
+        ((-1,), "from 0 to 2147483647.*got -1"),
+        ((3, 1, 3), "differ.*got 3 twice"),
+    ],
+)
+def test_impossible_seeds_are_refused(seeds, message):
+    with pytest.raises(SystemExit, match=message):
+        common.check_seeds(seeds)
+
+
+def test_counts_must_be_positive():
+    common.check_positive(num_steps=1, rates=(0.1, 2.0))
+    for bad in (0, -1, math.nan, (1, 0), math.inf):
+        with pytest.raises(SystemExit, match="num_steps must be positive"):
+            common.check_positive(num_steps=bad)
+
+
+def test_results_that_are_not_finite_are_said_to_be():
+    assert common.finite_cell([True, True]) == "yes"
+    assert common.finite_cell([[True, False], [False, False]]) == "NO: 3 of 4"
 
 
 def test_environment_says_where_numbers_come_from(tmp_path):

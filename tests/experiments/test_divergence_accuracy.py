@@ -20,8 +20,9 @@ def test_summaries_are_of_errors_not_of_values():
     assert (row["spread"], row["std_error"], row["covers"]) == ("1.000", "0.500", "2/3")
     doubled = divergence_accuracy.summarize(values, truth, unit=2.0)
     assert (doubled["mean"], doubled["covers"]) == ("44.000", "2/3")
-    missing = divergence_accuracy.summarize(np.full((3, 4), np.nan), truth)
-    assert set(missing.values()) == {"–"}
+    assert set(divergence_accuracy.summarize(None, truth).values()) == {"–"}
+    failed = divergence_accuracy.summarize(np.full((3, 4), np.nan), truth)
+    assert (failed["mean"], failed["covers"]) == ("nan", "0/3")
 
 
 def test_a_task_is_evaluated_seed_by_seed():
