@@ -22,7 +22,15 @@ from matplotlib.figure import Figure
 from divjax import ratio
 from experiments import tables
 
-__all__ = ["column_rows", "compare", "draw", "measurements", "univariate_js", "view_rows"]
+__all__ = [
+    "column_rows",
+    "compare",
+    "draw",
+    "frequencies_js",
+    "measurements",
+    "univariate_js",
+    "view_rows",
+]
 
 VIEWS = ("as they are", "repeats counted", "lattices blurred")
 
@@ -69,6 +77,7 @@ def compare(
     max_rows: int,
     seed: int = 0,
     categorical: Collection[str] = (),
+    ignored: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """Compare a synthetic table with a real one.
 
@@ -80,12 +89,14 @@ def compare(
         max_rows: of each table, drawn without replacement; lattices are looked for in all rows.
         seed: of that draw, of the blurring and of the columns' folds.
         categorical: columns of numbers that are categories.
+        ignored: columns that are left out, such as identifiers.
 
     Returns:
         Arrays: `measurements` with an axis over `views`; for each of `columns` its own `column_js`
-        in bits with `column_error`, `lattice_js` (0 where there is none) and the shares of rows on
-        the lattice `lattice_shares`; `scores_p`, `scores_q`, the log ratios of the first view; and
-        `notes`.
+        in bits with `column_error`, `lattice_js` (0 where there is none; a column of very many
+        levels that the tables do not share has one too) and the shares of rows on the lattice
+        `lattice_shares`; `scores_p`, `scores_q`, the log ratios of the first view; `notes`; and
+        `left_out`, the columns that no number here is of, with the reasons.
 
     Raises:
         ValueError: where the tables cannot be compared, or a table has fewer than two rows a fold;
@@ -93,15 +104,18 @@ def compare(
     """
     names, least = ("real", "synthetic"), 2 * estimator.num_folds
     rng = np.random.default_rng(seed)
-    encoded = tables.encode(real, synthetic, categorical=categorical, names=names)
+    encoded = tables.encode(real, synthetic, categorical=categorical, ignored=ignored, names=names)
     for name, table in zip(names, (real, synthetic), strict=True):
         if (rows := min(len(table), max_rows)) < least:
             raise ValueError(f"{name} must hold at least {least} rows; got {rows}.")
-    found = tables.lattices(real, synthetic, names=names)
-    lattices = {lattice.column: lattice for lattice in found if lattice.column in encoded.groups}
+    # As read in all rows: samples and views cannot be read differently.
+    typed = encoded.tables
+    codes = [str(column) for column in categorical if str(column) in encoded.groups]
+    lattices = {lattice.column: lattice for lattice in tables.lattices(*typed, names=names)}
+    apart = {lattice.column: lattice for lattice in tables.own_levels(*typed, names=names)}
     chosen, other = (
         table.sample(min(max_rows, len(table)), random_state=rng).reset_index(drop=True)
-        for table in (real, synthetic)
+        for table in typed
     )
     pairs = [((chosen, other), False), ((chosen, other), True)]
     if lattices:
@@ -109,15 +123,19 @@ def compare(
     measured, scores = [], []
     for index, (pair, repeats) in enumerate(pairs):
         fit_key = jax.random.fold_in(key, index)
-        own = tables.encode(*pair, categorical=categorical, repeats=repeats, names=names)
+        own = tables.encode(*pair, categorical=codes, repeats=repeats, names=names)
         fit = estimator.fit(fit_key, jnp.asarray(own.p), jnp.asarray(own.q))
         measured.append(measurements(jax.random.fold_in(fit_key, 1), fit))
         scores.append((fit.log_ratio_p, fit.log_ratio_q))
-    univariate = [
-        univariate_js(rng, encoded.p[:, group], encoded.q[:, group])
-        for group in encoded.groups.values()
-    ]
-    on_lattice = [lattices.get(column) for column in encoded.groups]
+    univariate = []
+    for column, group in encoded.groups.items():
+        if encoded.columns[group.start].startswith(f"{column}="):
+            # A category by all of its levels, of which the encoding merges the rarest.
+            levels = tables.values_alike(*(table[column] for table in typed))
+            univariate.append(frequencies_js(rng, *levels))
+        else:
+            univariate.append(univariate_js(rng, encoded.p[:, group], encoded.q[:, group]))
+    on_lattice = [lattices.get(column, apart.get(column)) for column in encoded.groups]
     shares = [(lat.share_p, lat.share_q) if lat else (np.nan, np.nan) for lat in on_lattice]
     return {
         "views": np.array(VIEWS[: len(pairs)]),
@@ -130,6 +148,7 @@ def compare(
         "scores_p": np.asarray(scores[0][0]),
         "scores_q": np.asarray(scores[0][1]),
         "notes": np.array(encoded.notes),
+        "left_out": np.array([f"{name} ({why})" for name, why in encoded.left_out.items()]),
         "num_rows": np.array([len(chosen), len(other)]),
         "num_features": np.array(len(encoded.columns)),
     }
@@ -144,26 +163,52 @@ def univariate_js(
 ) -> tuple[float, float]:
     """JS in bits between one column of two tables, and its standard error.
 
-    By the classifier that knows a column's frequencies alone: a number's in bins of equal pooled
-    counts, at most 2n^{1/3} of them, a category's of its levels. Frequencies are of the other folds
-    (half a row added to each), so that the value is a lower bound in expectation. The error is that
-    of `RatioFit.divergence`: that of the mean, and what the frequencies fit their own rows better
-    than others.
+    Numbers are counted in bins of equal pooled counts, at most 2n^{1/3} of them, so that one typing
+    error moves one row; values that repeat often, and all values where they are few, are bins of
+    their own. See `frequencies_js`.
 
     Args:
         rng: of the folds.
         p: the encoded columns of one original column, "n k".
         q: the same of the other table, "m k".
-        num_bins: of a number, at most.
+        num_bins: of a number, at most, besides values that repeat.
         num_folds: of the cross-fitting.
     """
-    num_bins = min(num_bins, round(2 * min(len(p), len(q)) ** (1 / 3)))
+    num_bins = max(2, min(num_bins, round(2 * min(len(p), len(q)) ** (1 / 3))))
     bins = []
     for column in np.concatenate([p, q]).T:
-        edges = np.unique(np.quantile(column, np.arange(1, num_bins) / num_bins))
-        bins.append(np.searchsorted(edges, column, "right"))
+        distinct, counts = np.unique(column, return_counts=True)
+        if len(distinct) <= num_bins:
+            bins.append(np.searchsorted(distinct, column))
+            continue
+        edges = np.unique(np.quantile(column, np.arange(1, num_bins) / num_bins, method="lower"))
+        repeated = distinct[counts > len(column) / (4 * num_bins)]
+        # Below a repeated value, it, above it: three bins, since it is an edge as well.
+        edges = np.union1d(edges, repeated)
+        bins.append(
+            np.searchsorted(edges, column, "right") + np.searchsorted(repeated, column, "left")
+        )
     _, codes = np.unique(np.stack(bins, axis=1), axis=0, return_inverse=True)
-    codes = (codes[: len(p)], codes[len(p) :])
+    return frequencies_js(rng, codes[: len(p)], codes[len(p) :], num_folds)
+
+
+def frequencies_js(
+    rng: np.random.Generator, p: np.ndarray, q: np.ndarray, num_folds: int = 5
+) -> tuple[float, float]:
+    """JS in bits between integers of two samples, and its standard error.
+
+    By the classifier that knows their frequencies alone, those of the other folds (half a row added
+    to each), so that the value is a lower bound in expectation: a level that the other folds lack
+    counts as telling nothing. The error is that of `RatioFit.divergence`: that of the mean, and
+    what the frequencies fit their own rows better than others.
+
+    Args:
+        rng: of the folds.
+        p: integers from zero on, "n".
+        q: the same of the other sample, "m".
+        num_folds: of the cross-fitting.
+    """
+    codes = (p, q)
     size = max(part.max() for part in codes) + 1
     folds = [rng.permutation(len(part)) % num_folds for part in codes]
     terms, gaps = [np.empty(len(part)) for part in codes], []
@@ -184,8 +229,10 @@ def univariate_js(
 
 
 def view_rows(name: str, found: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """A row a view: no number without its interval, and the lattice beside it."""
+    """A row a view: no number without its interval, the columns alone and what is left out."""
     lattices = found["columns"][found["lattice_js"] > 0]
+    largest = int(np.argmax(found["column_js"]))
+    alone = f"{found['column_js'][largest]:.3f} ± {found['column_error'][largest]:.3f}"
     rows = []
     for index, view in enumerate(found["views"]):
 
@@ -200,12 +247,14 @@ def view_rows(name: str, found: Mapping[str, np.ndarray]) -> list[dict[str, Any]
                 "JS bits": interval("js", 3),
                 "certified JS": f"{max(0, found['certified_js'][index]):.3f}",
                 "lattice JS ≥": f"{found['lattice_js'].max():.3f}",
+                "largest column JS": f"{alone} ({found['columns'][largest]})",
                 "KL nats": interval("kl", 2) + " > log n" * bool(found["beyond_log_n"][index]),
                 "certified KL": f"{found['certified_kl'][index]:.2f}",
                 "AUC": f"{found['auc'][index]:.3f} ± {found['auc_error'][index]:.3f}",
                 "p": f"{found['p_value'][index]:.3f}",
                 "E_q[r]": f"{found['mean_ratio'][index]:.2f}",
                 "lattices": ", ".join(lattices) or "none",
+                "left out": ", ".join(found["left_out"]) or "none",
             }
         )
     return rows

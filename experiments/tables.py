@@ -10,9 +10,10 @@ a row's table that its own values do not. What is merged or dropped can only mak
 distributions look closer, and is said in `notes`.
 
 - **Columns** in both tables are compared; the others are named. No common column is an error.
+- **Text that is numbers or dates** is read as such: see `experiments.table_reading`.
 - **Numbers** stay what they are, less their pooled median (in float64, so that float32 keeps the
   digits that vary). A missing or infinite value becomes the median, 0, and a second column says so.
-  Values within 1e-8 of the column's range are the same: two files may round differently.
+  Values within 1e-8 of the column's usual range are the same: two files may round differently.
 - **Repeats**, where asked for: a number is joined by log(1 + how many other rows of both tables
   hold exactly its value). A smooth classifier cannot see a lattice; with it, it can.
 - **Numbers with few values** (at most `few_values` distinct ones, each ten times on average) are
@@ -20,16 +21,20 @@ distributions look closer, and is said in `notes`.
 - **Categories** (text, booleans, pandas categories) get an indicator column a level, except for the
   most frequent one, whose rows are zero in all: no column is a function of the others. A level that
   one table lacks is a column that is zero there. Missing is a level. Beyond `max_levels` the rarest
-  are merged into one.
-- **Free text and identifiers**, where the kept levels that repeat cover less than half of the rows,
-  are dropped. Numbers that identify rows cannot be told from measurements: drop them yourself.
-- **Dates**, and text that is ISO dates throughout, are numbers of days.
+  share `num_buckets` indicators, by a hash of their names: `own_levels` finds what that hides.
+- **Free text and identifiers**, where in both tables less than half of the rows have a value that
+  another row of the table has too, are left out. Numbers that identify rows cannot be told from
+  measurements: drop them yourself.
+- **Dates** are numbers of days.
 - **A number in one table and text in the other**: categories, with a note.
-- **Constant columns**: dropped if the constant is the same in both, kept if it is not, or if only
+- **Constant columns**: left out if the constant is the same in both, kept if it is not, or if only
   one of them is constant, for that is a difference.
+
+What is left out is listed by name: a headline over all columns must name it.
 """
 
 import math
+import zlib
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -38,8 +43,18 @@ import pandas as pd
 from pandas.api import types as dtypes
 
 from divjax.fdiv.inequalities import js_bounds_from_tv
+from experiments.table_reading import few_distinct, kind_of, read_alike
 
-__all__ = ["Encoded", "Lattice", "dequantize", "encode", "few_distinct", "lattices"]
+__all__ = [
+    "Encoded",
+    "Lattice",
+    "dequantize",
+    "encode",
+    "few_distinct",
+    "lattices",
+    "own_levels",
+    "values_alike",
+]
 
 MISSING, OTHER = "(missing)", "(other)"
 
@@ -51,7 +66,9 @@ class Encoded(NamedTuple):
     q: np.ndarray  # "m d"
     columns: tuple[str, ...]  # a name an encoded column
     groups: dict[str, slice]  # the encoded columns of each original one
-    notes: tuple[str, ...]  # what was merged, dropped or noticed
+    notes: tuple[str, ...]  # what was merged, left out or noticed
+    left_out: dict[str, str]  # columns of either table that are not compared, and why
+    tables: tuple[pd.DataFrame, pd.DataFrame]  # the columns that are, as they were read
 
 
 def encode(
@@ -59,7 +76,9 @@ def encode(
     q: pd.DataFrame,
     *,
     categorical: Collection[str] = (),
+    ignored: Collection[str] = (),
     max_levels: int = 32,
+    num_buckets: int = 32,
     few_values: int = 20,
     repeats: bool = False,
     names: tuple[str, str] = ("p", "q"),
@@ -70,7 +89,9 @@ def encode(
         p: one table.
         q: the other; its columns may be in another order.
         categorical: columns of numbers that are categories though they have many values.
-        max_levels: of a category; the rarest beyond are merged.
+        ignored: columns that are not compared, such as identifiers; rows are told apart by them.
+        max_levels: of a category; the rarest beyond share indicators.
+        num_buckets: how many they share, at most.
         few_values: a column of so few distinct numbers is one of categories.
         repeats: whether numbers are joined by how often they repeat.
         names: of the tables, in notes and errors.
@@ -91,18 +112,39 @@ def encode(
         raise ValueError(f"{names[0]} and {names[1]} must have a column in common; got {shown}.")
     if unknown := sorted(set(categorical) - set(common)):
         raise ValueError(f"categorical must name columns of both tables; got {unknown}.")
-    notes = [
-        f"only in {name}, not compared: {', '.join(map(str, alone))}"
+    left_out = {
+        str(column): f"only in {name}"
         for table, name in zip((p, q), names, strict=True)
-        if (alone := [column for column in table.columns if column not in common])
+        for column in table.columns
+        if column not in common
+    }
+    notes = [
+        f"only in {name}, not compared: {', '.join(alone)}"
+        for name in names
+        if (alone := [column for column, why in left_out.items() if why == f"only in {name}"])
     ]
+    tables: list[Any] = [p[common], q[common]]
+    read = read_alike(*tables, categorical=categorical, few_values=few_values, names=names)
+    notes += read.notes
     blocks, columns, groups = [], [], {}
-    for column in common:
-        block, labels, said = _encode_column(
-            p[column], q[column], column in categorical, max_levels, few_values, repeats, names
+    for column in read.p.columns:
+        if column in ignored:
+            left_out[str(column)] = "as asked"
+            continue
+        block, labels, said, dropped = _encode_column(
+            read.p[column],
+            read.q[column],
+            column in categorical,
+            max_levels,
+            num_buckets,
+            few_values,
+            repeats,
+            names,
         )
         notes += [f"{column}: {note}" for note in said]
-        if labels:
+        if dropped:
+            left_out[str(column)] = dropped
+        else:
             groups[str(column)] = slice(len(columns), len(columns) + len(labels))
             columns += [f"{column}{label}" for label in labels]
             blocks.append(block)
@@ -110,17 +152,32 @@ def encode(
         raise ValueError("no column is left to compare: " + "; ".join(notes) + ".")
     pooled = np.concatenate(blocks, axis=1)
     encoded = pooled[: len(p)], pooled[len(p) :]
-    notes += _repetitions(*encoded, names)
-    return Encoded(*encoded, tuple(columns), groups, tuple(notes))
+    notes += _repetitions(read.p, read.q, names)
+    compared: list[Any] = [table.rename(columns=str)[list(groups)] for table in (read.p, read.q)]
+    return Encoded(
+        *encoded, tuple(columns), groups, tuple(notes), left_out, (compared[0], compared[1])
+    )
 
 
-def few_distinct(column: Any, few_values: int = 20) -> bool:
-    """Whether so few distinct numbers are there that they are categories."""
-    return column.nunique() <= max(1, min(few_values, len(column) / 10))
+def values_alike(p: Any, q: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A column of two tables as integers that are equal where the values are.
+
+    Numbers that differ by rounding are equal, and so are 1, 1.0 and the text 1.
+    """
+    kinds = {kind_of(column) for column in (p, q)} - {"empty"}
+    if kinds and kinds <= {"number", "date"} and len(kinds) == 1:
+        values = _merge(np.concatenate([_numbers(column, *kinds) for column in (p, q)]))
+        _, codes = np.unique(values, return_inverse=True)
+    else:
+        levels: Any = pd.concat([_levels(p), _levels(q)], ignore_index=True)
+        codes = pd.factorize(levels)[0]
+    return codes[: len(p)], codes[len(p) :]
 
 
 class Lattice(NamedTuple):
     """A column whose repeated values in one table are mostly not those of the other.
+
+    Numbers on a lattice, or the levels of a category that one table has to itself.
 
     The shares are of rows whose value another row of table `of` holds. Their difference is a lower
     bound on the total variation between the tables, up to sampling error, which `js_bits`, the
@@ -155,31 +212,55 @@ def lattices(
     found = []
     for name in [name for name in p.columns if name in set(q.columns)]:
         columns: tuple[Any, Any] = p[name], q[name]
-        if {_kind(column) for column in columns} != {"number"}:
+        if {kind_of(column) for column in columns} != {"number"}:
             continue
         pooled = _merge(np.concatenate([_numbers(column, "number") for column in columns]))
         values = [x[np.isfinite(x)] for x in np.split(pooled, [len(columns[0])])]
         if not all(len(x) for x in values):
             continue
-        bounds = []
-        for own in (0, 1):
-            shares = [
-                float(np.mean(_count(x, values[own]) > int(k == own))) for k, x in enumerate(values)
-            ]
-            variances = [s * (1 - s) / len(x) for s, x in zip(shares, values, strict=True)]
-            least_tv = max(0.0, abs(shares[0] - shares[1]) - 1.960 * math.sqrt(sum(variances)))
-            js_bits = float(js_bounds_from_tv(least_tv).lower) / math.log(2)
-            bounds.append(
-                (
-                    js_bits,
-                    shares[own],
-                    Lattice(str(name), names[own], shares[0], shares[1], js_bits),
-                )
-            )
-        bound = max(bounds)[-1]
-        if bound.js_bits >= least_js_bits:
-            found.append(bound)
-    return found
+        found.append(_repeated_apart(str(name), values, names))
+    return [lattice for lattice in found if lattice.js_bits >= least_js_bits]
+
+
+def own_levels(
+    p: pd.DataFrame,
+    q: pd.DataFrame,
+    *,
+    max_levels: int = 32,
+    least_js_bits: float = 0.05,
+    names: tuple[str, str] = ("p", "q"),
+) -> list[Lattice]:
+    """Columns of so many levels that indicators share them, and that the tables do not share.
+
+    Args:
+        p: one table.
+        q: the other.
+        max_levels: of an encoded category; columns with more are looked at.
+        least_js_bits: columns with a smaller bound are not returned.
+        names: of the tables.
+    """
+    found = []
+    for name in [name for name in p.columns if name in set(q.columns)]:
+        if "text" in {kind_of(p[name]), kind_of(q[name])}:
+            codes = values_alike(p[name], q[name])
+            if len(np.unique(np.concatenate(codes))) > max_levels:
+                found.append(_repeated_apart(str(name), list(codes), names))
+    return [lattice for lattice in found if lattice.js_bits >= least_js_bits]
+
+
+def _repeated_apart(column: str, values: list[np.ndarray], names: tuple[str, str]) -> Lattice:
+    """The larger of the bounds by values that repeat in the one table and in the other."""
+    bounds = []
+    for own in (0, 1):
+        shares = [
+            float(np.mean(_count(x, values[own]) > int(k == own))) for k, x in enumerate(values)
+        ]
+        variances = [s * (1 - s) / len(x) for s, x in zip(shares, values, strict=True)]
+        least_tv = max(0.0, abs(shares[0] - shares[1]) - 1.960 * math.sqrt(sum(variances)))
+        js_bits = float(js_bounds_from_tv(least_tv).lower) / math.log(2)
+        lattice = Lattice(column, names[own], shares[0], shares[1], js_bits)
+        bounds.append((js_bits, shares[own], lattice))
+    return max(bounds)[-1]
 
 
 def dequantize(
@@ -209,12 +290,13 @@ def _encode_column(
     q: Any,
     categorical: bool,
     max_levels: int,
+    num_buckets: int,
     few_values: int,
     repeats: bool,
     names: tuple[str, str],
-) -> tuple[np.ndarray, list[str], list[str]]:
-    """The encoded columns of one of the tables', their labels, and notes; no labels: dropped."""
-    kinds = [_kind(column) for column in (p, q)]
+) -> tuple[np.ndarray, list[str], list[str], str]:
+    """The encoded columns of one of the tables', their labels, notes, and why it is left out."""
+    kinds = [kind_of(column) for column in (p, q)]
     known = [kind for kind in kinds if kind != "empty"]
     absent_shares = [column.isna().mean() for column in (p, q)]
     notes = []
@@ -225,70 +307,75 @@ def _encode_column(
         notes.append(f"{kinds[0]} in {names[0]}, {kinds[1]} in {names[1]}: compared as categories")
         categorical = True
     kind = known[0] if known else "empty"
-    nothing = np.empty((len(p) + len(q), 0))
     if kind in ("number", "date") and not categorical:
         values = np.concatenate([_numbers(column, kind) for column in (p, q)])
         infinite = np.isinf(values)
         if infinite.any():
             notes.append(f"{infinite.sum()} infinite values taken as missing")
         values = _merge(np.where(infinite, np.nan, values))
-        if not few_distinct(pd.Series(values), few_values if kind == "number" else 1):
-            missing = np.isnan(values)
-            block, labels = [np.where(missing, 0, values - np.nanmedian(values))], [""]
-            if missing.any():
-                block.append(missing.astype(float))
-                labels.append(f" {MISSING}")
-            count = _count(values, values[~missing]) - 1
-            if repeats and (count[~missing] > 0).any():
-                block.append(np.log1p(np.where(missing, 0, count)))
-                labels.append(" (repeats)")
-            return np.stack(block, axis=1), labels, notes
+        few = few_distinct(pd.Series(values), few_values if kind == "number" else 1)
+        if not few:
+            return *_encode_numbers(values, repeats), notes, ""
+        count = len(np.unique(values[~np.isnan(values)]))
+        if count > 2 and not any(dtypes.is_bool_dtype(column) for column in (p, q)):
+            notes.append(f"{count} different numbers: compared as categories")
         p, q = pd.Series(values[: len(p)]), pd.Series(values[len(p) :])
-    levels: Any = pd.concat([_levels(p), _levels(q)], ignore_index=True)
+    levels = pd.concat([_levels(p), _levels(q)], ignore_index=True)
+    block, labels, said, dropped = _encode_levels(levels, len(p), max_levels, num_buckets, names)
+    return block, labels, notes + said, dropped
+
+
+def _encode_numbers(values: np.ndarray, repeats: bool) -> tuple[np.ndarray, list[str]]:
+    """Pooled numbers, whether they are missing, and how often they repeat."""
+    missing = np.isnan(values)
+    block, labels = [np.where(missing, 0, values - np.nanmedian(values))], [""]
+    if missing.any():
+        block.append(missing.astype(float))
+        labels.append(f" {MISSING}")
+    count = _count(values, values[~missing]) - 1
+    if repeats and (count[~missing] > 0).any():
+        block.append(np.log1p(np.where(missing, 0, count)))
+        labels.append(" (repeats)")
+    return np.stack(block, axis=1), labels
+
+
+def _encode_levels(
+    levels: Any, n: int, max_levels: int, num_buckets: int, names: tuple[str, str]
+) -> tuple[np.ndarray, list[str], list[str], str]:
+    """Indicators of pooled levels, the first n rows being those of p."""
+    parts, nothing = (levels[:n], levels[n:]), np.empty((len(levels), 0))
     # Each table weighs the same, whatever its size; ties are decided by name.
-    counts = levels.value_counts()
-    shares = [part.value_counts(normalize=True) for part in (levels[: len(p)], levels[len(p) :])]
+    counts = [part.value_counts() for part in parts]
+    shares = [count / count.sum() for count in counts]
     share = shares[0].add(shares[1], fill_value=0) / 2
     order = sorted(share.index, key=lambda level: (-share[level], level))
     if len(order) == 1:
-        return nothing, [], [*notes, f"constant ({order[0]}), dropped"]
-    kept = order if len(order) <= max_levels else order[: max_levels - 1]
-    covered = sum(share[level] for level in kept if counts[level] > 1)
-    if covered < 0.5:
-        what = f"{len(order)} different values, free text or an identifier"
-        return nothing, [], [*notes, f"{what}, dropped"]
-    if len(kept) < len(order):
-        rare = 1 - sum(share[level] for level in kept)
-        merged = f"the {len(order) - len(kept)} rarest of {len(order)} levels"
-        notes.append(f"{merged} ({rare:.1%} of the rows) merged into {OTHER}")
-        levels = levels.where(levels.isin(kept), OTHER)
-        kept = [*kept, OTHER]
-    for part, name in ((levels[: len(p)], names[0]), (levels[len(p) :], names[1])):
-        if absent := [level for level in kept if not (part == level).any()]:
+        why = f"constant ({order[0]})"
+        return nothing, [], [f"{why}, dropped"], why
+    if len(order) > max_levels:
+        repeated = [own[count > 1].sum() for own, count in zip(shares, counts, strict=True)]
+        if max(repeated) < 0.5:
+            why = f"{len(order)} different values, free text or an identifier"
+            return nothing, [], [f"{why}, dropped"], why
+    kept, notes = order, []
+    if len(order) > max_levels:
+        # By a hash of the name: neither the tables' order nor their sizes can matter.
+        rare = order[max_levels - 1 :]
+        hashed = {level: zlib.crc32(level.encode()) % num_buckets for level in rare}
+        buckets = {level: f"{OTHER} {bucket}" for level, bucket in hashed.items()}
+        covered = sum(share[level] for level in rare)
+        notes.append(
+            f"the {len(rare)} rarest of {len(order)} levels ({covered:.1%} of the rows) share "
+            f"{len(set(hashed.values()))} indicators"
+        )
+        levels = levels.map(lambda level: buckets.get(level, level))
+        kept = [*order[: max_levels - 1], *sorted(set(buckets.values()))]
+    for count, name in zip(counts, names, strict=True):
+        if absent := [level for level in order if level not in count.index]:
             shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
             notes.append(f"{len(absent)} levels never occur in {name}: {shown}")
     block = np.stack([(levels == level).to_numpy(float) for level in kept[1:]], axis=1)
-    return block, [f"={level}" for level in kept[1:]], notes
-
-
-def _kind(column: Any) -> str:
-    """`number`, `date`, `text`, or `empty` where every value is missing."""
-    column = column.infer_objects()
-    if column.isna().all():
-        return "empty"
-    if dtypes.is_numeric_dtype(column):
-        return "number"
-    if dtypes.is_datetime64_any_dtype(column):
-        return "date"
-    if dtypes.is_string_dtype(column):
-        if column.str.len().min() < len("20250131"):
-            return "text"
-        try:
-            pd.to_datetime(column.dropna(), format="ISO8601", utc=True)
-        except (ValueError, TypeError):
-            return "text"
-        return "date"
-    return "text"
+    return block, [f"={level}" for level in kept[1:]], notes, ""
 
 
 def _numbers(column: Any, kind: str) -> np.ndarray:
@@ -305,7 +392,9 @@ def _merge(values: np.ndarray) -> np.ndarray:
     if not finite.any():
         return values
     distinct, place = np.unique(values[finite], return_inverse=True)
-    first = np.diff(distinct, prepend=-np.inf) > 1e-8 * (distinct[-1] - distinct[0])
+    # The range of most distinct values: one typing error must not make the others equal.
+    span = np.subtract(*np.quantile(distinct, [0.95, 0.05]))
+    first = np.diff(distinct, prepend=-np.inf) > 1e-8 * span
     merged = values.copy()
     merged[finite] = distinct[first][np.cumsum(first) - 1][place]
     return merged
@@ -329,9 +418,12 @@ def _count(values: np.ndarray, among: np.ndarray) -> np.ndarray:
     return np.searchsorted(ordered, values, "right") - np.searchsorted(ordered, values, "left")
 
 
-def _repetitions(p: np.ndarray, q: np.ndarray, names: tuple[str, str]) -> list[str]:
-    """Notes of rows that repeat, within a table and from one to the other."""
-    rows = [[row.tobytes() for row in np.ascontiguousarray(x + 0.0)] for x in (p, q)]
+def _repetitions(p: pd.DataFrame, q: pd.DataFrame, names: tuple[str, str]) -> list[str]:
+    """Notes of rows that repeat in all columns, within a table and from one to the other."""
+    codes = [values_alike(p[column], q[column]) for column in p.columns]
+    rows = [
+        [row.tobytes() for row in np.stack(table, axis=1)] for table in zip(*codes, strict=True)
+    ]
     notes = []
     for x, name in zip(rows, names, strict=True):
         if repeated := len(x) - len(set(x)):

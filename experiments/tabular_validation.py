@@ -307,44 +307,47 @@ def run_tables(run: common.Run, settings: Settings) -> None:
         run.save_table("table_columns", columns)
 
 
-def read_csv(path: Path, drop: tuple[str, ...]) -> pd.DataFrame:
+def read_csv(path: Path) -> pd.DataFrame:
     """A csv file with a header; `?` and the usual words are missing values."""
     try:
         names = pd.read_csv(path, header=None, nrows=1, skipinitialspace=True).loc[0]
         if names.duplicated().any():
             twice = ", ".join(sorted({str(name) for name in names[names.duplicated()]}))
             raise SystemExit(f"{path} must name its columns differently; twice: {twice}.")
-        table = pd.read_csv(path, na_values=["?"], skipinitialspace=True, low_memory=False)
+        return pd.read_csv(path, na_values=["?"], skipinitialspace=True, low_memory=False)
     except FileNotFoundError as error:
         raise SystemExit(f"there is no file {path}.") from error
     except UnicodeDecodeError as error:
         raise SystemExit(f"{path} must be text in UTF-8: {error}") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise SystemExit(f"{path} is not a csv file with a header: {error}") from error
-    return table.drop(columns=[column for column in drop if column in table])
 
 
 def run_files(run: common.Run, settings: Settings, real: Path, synthetic: Path) -> None:
     """Compare two csv files."""
-    pair = [read_csv(path, settings.drop) for path in (real, synthetic)]
+    pair = [read_csv(path) for path in (real, synthetic)]
     content = "".join(hashlib.md5(path.read_bytes()).hexdigest() for path in (real, synthetic))
-    try:
-        found = run.stage(
-            f"files {content}",
-            lambda: compare(
+
+    def compute() -> dict[str, np.ndarray]:
+        try:
+            return compare(
                 jax.random.key(settings.seeds[0]),
                 *pair,
                 estimator=settings.estimator,
                 max_rows=settings.max_rows,
                 seed=settings.seeds[0],
                 categorical=settings.categorical,
-            ),
-        )
-    except ValueError as error:
-        raise SystemExit(f"{real} and {synthetic} cannot be compared: {error}") from error
+                ignored=settings.drop,
+            )
+        except ValueError as error:
+            raise SystemExit(f"{real} and {synthetic} cannot be compared: {error}") from error
+
+    found = run.stage(f"files {content}", compute)
     name = f"{real.name} and {synthetic.name}"
     n, m = found["num_rows"]
     print(f"\n{name}: {n} and {m} rows, {len(found['columns'])} columns", flush=True)
+    if found["left_out"].size:
+        print(f"  not compared: {', '.join(found['left_out'])}")
     for note in found["notes"]:
         print(f"  {note}")
     print("\n" + run.save_table("comparison", view_rows(name, found)))

@@ -62,6 +62,7 @@ def test_few_distinct_numbers_are_categories():
     assert with_fraction.columns == ("x=1", "x=0.5", "x=2")
     few_rows = tables.encode(frame(x=[0, 1, 2]), frame(x=[0, 1, 1]))
     assert few_rows.columns == ("x",)
+    assert "x: 3 different numbers: compared as categories" in encoded.notes
 
 
 def test_numbers_can_be_declared_categories():
@@ -72,23 +73,57 @@ def test_numbers_can_be_declared_categories():
         tables.encode(p, q, categorical=("z",))
 
 
-def test_the_rarest_levels_are_merged():
+def test_the_rarest_levels_share_indicators():
     values = repeated(["a"], 5) + repeated(["b"], 4) + ["c", "c", "d"]
-    encoded = tables.encode(frame(x=values), frame(x=values), max_levels=3)
-    assert encoded.columns == ("x=b", "x=(other)")
+    encoded = tables.encode(frame(x=values), frame(x=values), max_levels=3, num_buckets=1)
+    assert encoded.columns == ("x=b", "x=(other) 0")
     np.testing.assert_array_equal(encoded.p.sum(axis=0), [4, 3])
-    assert "x: the 2 rarest of 4 levels (25.0% of the rows) merged into (other)" in encoded.notes
+    assert "x: the 2 rarest of 4 levels (25.0% of the rows) share 1 indicators" in encoded.notes
 
 
-def test_free_text_and_identifiers_are_dropped():
+def test_free_text_and_identifiers_are_dropped_and_named():
     p = frame(x=[1.0, 2.0, 3.0], id=["u1", "u2", "u3"], text=["one", "one", "two"])
     q = frame(x=[1.5, 2.5, 3.5], id=["v1", "v2", "v3"], text=["one", "three", "four"])
-    encoded = tables.encode(p, q)
-    assert set(encoded.groups) == {"x", "text"}  # half of the rows of `text` repeat
+    encoded = tables.encode(p, q, max_levels=2)
+    assert set(encoded.groups) == {"x", "text"}  # two thirds of the rows of p repeat
     assert "id: 6 different values, free text or an identifier, dropped" in encoded.notes
+    assert encoded.left_out == {"id": "6 different values, free text or an identifier"}
     many = [f"word {number}" for number in range(100)]
     p, q = frame(x=range(100), text=many), frame(x=range(100), text=many)
     assert set(tables.encode(p, q).groups) == {"x"}
+
+
+def test_every_column_is_compared_or_named_as_left_out():
+    p = frame(x=[1.0, 2, 3], same=[7, 7, 7], id=["a", "b", "c"], alone=[1, 2, 3])
+    q = frame(x=[1.0, 2, 4], same=[7, 7, 7], id=["d", "e", "f"], extra=[1, 2, 3])
+    encoded = tables.encode(p, q, ignored=("id",), names=("real", "made"))
+    assert encoded.left_out == {
+        "alone": "only in real",
+        "extra": "only in made",
+        "same": "constant (7)",
+        "id": "as asked",
+    }
+    assert list(encoded.groups) == list(encoded.tables[0]) == ["x"]
+
+
+def test_many_levels_are_all_compared():
+    """400 codes a side, none in common: kept, and bounded by what repeats within a table."""
+    rng = np.random.default_rng(0)
+    codes = [rng.integers(400, size=1500) for _ in range(2)]
+    p, q = (frame(x=[f"{letter}{c}" for c in own]) for letter, own in zip("uv", codes, strict=True))
+    encoded = tables.encode(p, q)
+    assert list(encoded.groups) == ["x"]
+    assert not encoded.left_out
+    assert encoded.p.shape == (1500, 31 + 32 - 1)
+    assert (encoded.p.sum(axis=1) <= 1).all()
+    (found,) = tables.own_levels(p, q)
+    repeated = pd.Series(codes[0]).duplicated(keep=False).mean()
+    assert (found.column, min(found.share_p, found.share_q)) == ("x", 0)
+    assert max(found.share_p, found.share_q) >= repeated > 0.95
+    assert found.js_bits > 0.8
+    same = frame(x=[f"u{c}" for c in rng.integers(400, size=1500)])
+    assert not tables.own_levels(p, same)
+    assert not tables.own_levels(p, q, max_levels=800)
 
 
 def test_constant_columns_are_dropped_only_if_they_agree():
@@ -100,6 +135,7 @@ def test_constant_columns_are_dropped_only_if_they_agree():
     np.testing.assert_array_equal(encoded.q[:, 0], [0.5] * 3)
     np.testing.assert_array_equal(encoded.q[:, 1], [0, 0, 1])
     assert "same: constant (7), dropped" in encoded.notes
+    assert encoded.left_out == {"same": "constant (7)", "empty": "constant ((missing))"}
     assert "empty: constant ((missing)), dropped" in encoded.notes
 
 
@@ -174,6 +210,32 @@ def test_repeated_rows_are_counted():
     assert "1 of the 4 rows of p repeat an earlier one" in notes
     assert "2 of the 5 rows of q repeat an earlier one" in notes
     assert "3 of the 5 rows of q are rows of p" in notes
+
+
+def test_rows_are_copies_only_if_every_column_agrees():
+    """Names, which are not compared, tell rows apart; so do columns that are left out as asked."""
+    numbers = [n // 2 for n in range(40)]
+    p = frame(x=numbers, name=[f"ann {n}" for n in range(40)], same=[1] * 40)
+    q = frame(x=numbers, name=[f"bob {n}" for n in range(40)], same=[1] * 40)
+    for options in ({}, {"ignored": ("name",)}):
+        encoded = tables.encode(p, q, **options)
+        assert "name" in encoded.left_out
+        assert not any("are rows of" in note for note in encoded.notes)
+    assert "40 of the 40 rows of q are rows of p" in tables.encode(p, p[::-1]).notes
+
+
+def test_a_typing_error_does_not_make_other_values_equal():
+    values = np.sqrt(np.arange(1.0, 101.0))
+    typed = np.where(np.arange(100) == 3, 1e12, values)
+    encoded = tables.encode(frame(x=typed), frame(x=values))
+    assert len(np.unique(encoded.p)) == 100
+    assert tables.values_alike(pd.Series(typed), pd.Series(values))[1].max() == 100
+
+
+def test_values_are_alike_in_whatever_type_they_come():
+    one, other = tables.values_alike(pd.Series([1, 2, 2.0]), pd.Series(["1", "2", "two"]))
+    assert one.tolist() == [0, 1, 1]
+    assert other.tolist() == [0, 1, 2]
 
 
 def test_swapping_the_tables_swaps_the_matrices():

@@ -30,6 +30,55 @@ def test_univariate_js_of_two_bernoullis():
     assert 0.001 < error < 0.005
 
 
+@pytest.mark.parametrize("encoded", [True, False])
+def test_js_of_disjoint_levels_is_one_bit(encoded):
+    """15 rare levels a side, as indicators and as numbers: less what half a row a level costs."""
+    rng = np.random.default_rng(0)
+    p, q = rng.integers(15, size=(2, 1500)) + np.array([[0], [15]])
+    if encoded:
+        p, q = (np.eye(30)[part][:, 1:] for part in (p, q))
+    else:
+        p, q = p[:, None], q[:, None]
+    value, error = table_comparison.univariate_js(rng, p, q)
+    assert 1 - np.log2(1 + 0.5 / 60) - 4 * error < value <= 1
+
+
+def test_js_of_levels_known_by_their_frequencies():
+    """A third of the rows in 200 levels of their own, the others in one level: ⅓ bit, less ..."""
+    rng = np.random.default_rng(0)
+    n = 20_000
+    own = rng.integers(200, size=(2, n)) + np.array([[1], [201]])
+    p, q = np.where(rng.random((2, n)) < 1 / 3, own, 0)
+    value, error = table_comparison.frequencies_js(rng, p, q)
+    assert abs(value - 1 / 3) < 4 * error + 0.01
+    assert error < 0.01
+
+
+def test_a_repeated_number_is_a_bin_of_its_own():
+    """2 % of q are −9999: JS of shares 0 and .02 on that value is at least .0099 bits."""
+    rng = np.random.default_rng(0)
+    p, q = rng.normal(size=(2, 20_000, 1))
+    q[rng.random(20_000) < 0.02] = -9999
+    value, error = table_comparison.univariate_js(rng, p, q)
+    m = (0.0 + 0.02) / 2
+    h = lambda x: stats.entropy([x, 1 - x], base=2)
+    assert abs(value - (h(m) - h(0.02) / 2)) < 4 * error
+    zero = np.where(rng.random((2, 20_000, 1)) < 0.9, 0, 1 + rng.random((2, 20_000, 1)))
+    value, error = table_comparison.univariate_js(rng, zero[0], -zero[1])
+    assert abs(value - 0.1) < 4 * error + 0.01
+
+
+def test_one_typing_error_moves_one_row():
+    rng = np.random.default_rng(1)
+    p, q = rng.normal(size=(2, 1000, 1)) + np.array([0, 1.0])[:, None, None]
+    typed = p.copy()
+    typed[0] = 1e9
+    clean, wrong = (
+        table_comparison.univariate_js(np.random.default_rng(0), each, q) for each in (p, typed)
+    )
+    assert abs(wrong[0] - clean[0]) < 0.005
+
+
 @pytest.mark.parametrize("count", [100, 300, 2000])
 def test_univariate_js_of_one_distribution_is_zero_within_its_errors(count):
     rng = np.random.default_rng(count)
@@ -101,6 +150,40 @@ def test_no_number_is_reported_bare(found):
     table_comparison.draw("pair", found)
 
 
+@pytest.mark.slow
+def test_the_headline_names_what_it_does_not_see():
+    """400 codes a side, none in common, beside a column of noise; an identifier; an own column."""
+    rng = np.random.default_rng(0)
+
+    def table(letter):
+        return pd.DataFrame(
+            {
+                "code": [f"{letter}{c}" for c in rng.integers(400, size=1500)],
+                "id": [f"{letter}-{n}" for n in range(1500)],
+                "noise": rng.normal(size=1500),
+                letter: 1,
+            }
+        )
+
+    found = table_comparison.compare(
+        jax.random.key(0),
+        table("u"),
+        table("v"),
+        estimator=ratio.ClassifierRatio(head="linear", num_folds=2),
+        max_rows=1500,
+    )
+    assert dict(zip(found["columns"], found["column_js"] > 0.6, strict=True)) == {
+        "code": True,
+        "noise": False,
+    }
+    assert dict(zip(found["columns"], found["lattice_js"] > 0.8, strict=True))["code"]
+    for row in table_comparison.view_rows("pair", found):
+        assert row["lattices"] == "code"
+        assert row["largest column JS"].endswith("(code)")
+        for name in ("id (3000 different", "u (only in real)", "v (only in synthetic)"):
+            assert name in row["left out"]
+
+
 def write(path, text):
     path.write_text(text)
     return path
@@ -141,6 +224,7 @@ def test_two_csv_files_are_compared(tmp_path, files, capsys):
     for note in (
         "only in synthetic, not compared: extra",
         "name: 110 different values, free text or an identifier, dropped",
+        "not compared: extra (only in synthetic), name (110 different values",
         "same: constant (7), dropped",
         "kind: 1 levels never occur in real: blue",
         "kind: 1 levels never occur in synthetic: green",
