@@ -108,9 +108,10 @@ class Settings:
             raise SystemExit(f"methods must be among {known}; got {sorted(unknown)}.")
         for name in ("seeds", "gaussian_seeds", "protein_seeds"):
             common.check_seeds(getattr(self, name), name)
-        numbers = [field.name for field in dataclasses.fields(self) if "seeds" not in field.name]
-        numbers = [name for name in numbers if isinstance(getattr(self, name), (int, float))]
-        numbers = [name for name in numbers if name not in ("quick", "symmetry_weight")]
+        numbers = ("num_tests", "gaussian_dimensions", "gaussian_rows", "gaussian_steps")
+        numbers += ("dimensions", "num_rows", "epsilon", "batch_size", "num_steps", "width")
+        numbers += ("learning_rate", "start_learning_rate", "dual_steps", "protein_steps")
+        numbers += ("planar_rows", "planar_steps")
         common.check_positive(**{name: getattr(self, name) for name in numbers})
         if self.quick:
             small = {"seeds": self.seeds[:1], "num_tests": 200, "num_rows": 400, "num_steps": 20}

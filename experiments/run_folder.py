@@ -230,6 +230,8 @@ class RunFolder:
     def _refuse_links(self, file: str) -> None:
         place = self.path
         for part in PurePosixPath(file).parts:
+            if not place.is_dir() and os.path.lexists(place):
+                raise SystemExit(f"{place} is in the way: it is not a folder. Move it away.")
             place = place / part
             if place.is_symlink():
                 raise SystemExit(

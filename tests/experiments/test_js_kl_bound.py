@@ -99,3 +99,26 @@ def test_a_tiny_run_writes_its_tables_and_figures(tmp_path, monkeypatch):
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(SystemExit, match="must"):
         job.Settings(**settings)
+
+
+def test_critics_that_are_not_finite_are_said_to_be():
+    settings = dataclasses.replace(SETTINGS, levels=(2.0,), readings_per_level=4)
+    curves = {"gauss": {"DV": np.ones((2, 1, 4)), "NWJ": np.ones((2, 1, 4))}}
+    finite = {"DV": np.ones((2, 1, 4), bool), "NWJ": np.ones((2, 1, 4), bool)}
+    finite["NWJ"][1, 0, 3] = False
+    found = job.rows(curves, {"gauss": finite}, settings)
+    assert [row["finite"] for row in found] == ["yes", "NO: 1 of 2"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seeds": (-1,)}, "seeds must be from 0"),
+        ({"num_negatives": 64}, "num_negatives must be below batch_size"),
+        ({"levels": (0.1,), "variants": ("student",)}, "student: a level must be at least"),
+        ({"readings_per_level": 0}, "readings_per_level must be positive"),
+    ],
+)
+def test_impossible_settings_are_refused_before_any_training(settings, message):
+    with pytest.raises(SystemExit, match=message):
+        job.Settings(**settings)

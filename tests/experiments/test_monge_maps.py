@@ -77,6 +77,18 @@ def test_rows_over_seeds_and_what_starts_have():
     assert job.benchmark_table({("MLP", 2): [run]}, "uvp", 1) == [{"method": "MLP", "d = 2": "3.0"}]
 
 
+def test_maps_that_are_not_finite_are_said_to_be():
+    runs = [{"uvp": 3.0, "finite": np.array(flag)} for flag in (True, False)]
+    (row,) = job.benchmark_table({("MLP", 2): runs}, "uvp", 1)
+    assert row["d = 2"] == "3.0 ± 0.0 (finite: NO: 1 of 2)"
+    names = [f"{start} {what}" for start in ("gaussian", "identity") for what in ("first", "uvp")]
+    found = dict.fromkeys([*names, "gaussian fit_seconds"], 1.0)
+    found |= {"gaussian finite": np.array(False), "identity finite": np.array(True)}
+    (row,) = job.gaussian_table({2: [found]})
+    assert row["gap, Gaussian start"] == "1.00 (finite: NO: 1 of 1)"
+    assert row["gap, no start"] == row["linear map"] == "1.00"
+
+
 def test_the_exact_gap():
     """Two points that change places pay 1 each for nothing; a shift has no gap."""
     x = jnp.array([[0.0], [1.0]])

@@ -73,6 +73,14 @@ def test_a_strangers_file_is_never_replaced(tmp_path):
     assert left["results.csv"] == left["checkpoints/3/own"] == b"precious"
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    run_of(tmp_path, "settings.json")
+    (tmp_path / "stages").write_text("precious")
+    with pytest.raises(SystemExit, match="stages is in the way"):
+        run_of(tmp_path, "stages/a.npz")
+    assert (tmp_path / "stages").read_text() == "precious"
+
+
 def test_the_run_of_another_experiment_is_refused(tmp_path):
     run_of(tmp_path, "settings.json", name="flows")
     with pytest.raises(SystemExit, match="a run of flows, not of test"):

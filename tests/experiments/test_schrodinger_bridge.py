@@ -65,3 +65,14 @@ def test_files_that_are_missing_or_unknown_are_said_so(tmp_path, monkeypatch):
         data.load_cells(50, 2)
     with pytest.raises(ValueError, match="components must be 50 or 100"):
         data.load_cells(60, 2)
+
+
+def test_bridges_that_are_not_finite_are_said_to_be():
+    """Of plans; of cells, of which a single seed has no standard deviation."""
+    run = {"uvp": np.ones(5), "fit_seconds": 1.0, "finite": np.array(False)}
+    (row,) = job.plan_rows({(1.0, 2): [run, run | {"finite": np.array(True)}]})
+    assert row["finite"] == "NO: 1 of 2"
+    cells = {"distances": np.ones(1), "ends": np.ones(2), "finite": np.array([False])}
+    cells |= {"fit_seconds": np.array(1.0), "compile_seconds": np.array(1.0)}
+    (row,) = job.cell_rows({(50, (2, 4, 3)): cells})
+    assert (row["finite"], row["energy distance"]) == ("NO: 1 of 1", "1.000")
