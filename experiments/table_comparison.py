@@ -120,10 +120,12 @@ def compare(
     pairs = [((chosen, other), False), ((chosen, other), True)]
     if lattices:
         pairs.append((tables.dequantize(rng, chosen, other, list(lattices)), False))
-    measured, scores = [], []
+    measured, scores, left_out = [], [], dict(encoded.left_out)
     for index, (pair, repeats) in enumerate(pairs):
         fit_key = jax.random.fold_in(key, index)
         own = tables.encode(*pair, categorical=codes, repeats=repeats, names=names)
+        # Among fewer rows, more columns look like identifiers or are constant.
+        left_out |= {name: f"{why} among the rows drawn" for name, why in own.left_out.items()}
         fit = estimator.fit(fit_key, jnp.asarray(own.p), jnp.asarray(own.q))
         measured.append(measurements(jax.random.fold_in(fit_key, 1), fit))
         scores.append((fit.log_ratio_p, fit.log_ratio_q))
@@ -148,7 +150,7 @@ def compare(
         "scores_p": np.asarray(scores[0][0]),
         "scores_q": np.asarray(scores[0][1]),
         "notes": np.array(encoded.notes),
-        "left_out": np.array([f"{name} ({why})" for name, why in encoded.left_out.items()]),
+        "left_out": np.array([f"{name} ({why})" for name, why in left_out.items()]),
         "num_rows": np.array([len(chosen), len(other)]),
         "num_features": np.array(len(encoded.columns)),
     }

@@ -24,7 +24,7 @@ distributions look closer, and is said in `notes`.
   share `num_buckets` indicators, by a hash of their names: `own_levels` finds what that hides.
 - **Free text and identifiers**, where in both tables less than half of the rows have a value that
   another row of the table has too, are left out. Numbers that identify rows cannot be told from
-  measurements: drop them yourself.
+  measurements: name them in `ignored`.
 - **Dates** are numbers of days.
 - **A number in one table and text in the other**: categories, with a note.
 - **Constant columns**: left out if the constant is the same in both, kept if it is not, or if only
@@ -374,6 +374,9 @@ def _encode_levels(
         if absent := [level for level in order if level not in count.index]:
             shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
             notes.append(f"{len(absent)} levels never occur in {name}: {shown}")
+            if len(order) > max_levels:
+                covered = 2 * sum(share[level] for level in absent)
+                notes.append(f"{covered:.1%} of the rows of the other table have a level of those")
     block = np.stack([(levels == level).to_numpy(float) for level in kept[1:]], axis=1)
     return block, [f"={level}" for level in kept[1:]], notes, ""
 
