@@ -1,9 +1,10 @@
 """Checkpoints that are checked when they are read: the last two of a training.
 
 A checkpoint is a folder `checkpoints/<training>/<step>` with the state (written by Orbax), the
-metrics of all steps so far in `metrics.json`, and the digests of both in `sha256.json`. It is
-made elsewhere and moved there in one step. A checkpoint with a file that is absent, shorter or
-different is passed over with a warning, and training resumes from the one before.
+metrics of all steps so far and the state's shapes in `record.json`, and the digests of both in
+`sha256.json`. It is made elsewhere and moved there in one step. A checkpoint with a file that is
+absent, shorter or different is passed over with a warning, and training resumes from the one
+before.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from experiments.run_folder import DamagedFile, RunFolder, files_under
 __all__ = ["Checkpoints"]
 
 KEPT = 2
-DIGESTS, METRICS, STATE = "sha256.json", "metrics.json", "state"
+DIGESTS, RECORD, STATE = "sha256.json", "record.json", "state"
 
 
 @dataclasses.dataclass
@@ -46,7 +47,7 @@ class Checkpoints:
         made.mkdir()
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save((made / STATE).absolute(), args=ocp.args.StandardSave(state))
-        (made / METRICS).write_text(json.dumps(metrics))
+        (made / RECORD).write_text(json.dumps({"metrics": metrics, "shapes": _shapes(state)}))
         digests = {file: _digest(made / file) for file in files_under(made)}
         (made / DIGESTS).write_text(json.dumps(digests))
         self.folder.adopt(made, f"{self.place}/{step}")
@@ -67,16 +68,14 @@ class Checkpoints:
             print(f"warning: {self._path(step)} is damaged ({damage}): {instead}", flush=True)
         if last is None:
             return None
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         path = self._path(last)
-        try:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-                state = checkpointer.restore(
-                    (path / STATE).absolute(), args=ocp.args.StandardRestore(shapes)
-                )
-        except (ValueError, KeyError, TypeError) as error:
-            message = f"{path} is of another version of this experiment: --overwrite the run."
-            raise DamagedFile(message) from error
+        if self._record(last)["shapes"] != _shapes(template):
+            raise DamagedFile(f"{path} is of another version of this experiment: --overwrite it.")
+        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            state = checkpointer.restore(
+                (path / STATE).absolute(), args=ocp.args.StandardRestore(wanted)
+            )
         return last, state, self.metrics(last)
 
     def last_whole(self) -> tuple[int | None, dict[int, str]]:
@@ -91,7 +90,7 @@ class Checkpoints:
 
     def metrics(self, step: int) -> list[dict[str, Any]]:
         """The metrics of all steps up to a checkpoint."""
-        return json.loads((self._path(step) / METRICS).read_bytes())
+        return self._record(step)["metrics"]
 
     def discard(self, steps: list[int]) -> None:
         """Remove checkpoints, whole or not."""
@@ -104,7 +103,7 @@ class Checkpoints:
         path = self._path(step)
         try:
             digests = json.loads((path / DIGESTS).read_bytes())
-            if not {METRICS, f"{STATE}/_METADATA"} <= digests.keys():
+            if not {RECORD, f"{STATE}/_METADATA"} <= digests.keys():
                 return f"{DIGESTS} is incomplete"
             for file, digest in digests.items():
                 if _digest(path / file) != digest:
@@ -115,11 +114,23 @@ class Checkpoints:
             return f"{DIGESTS} cannot be read"
         return None
 
+    def _record(self, step: int) -> dict[str, Any]:
+        return json.loads((self._path(step) / RECORD).read_bytes())
+
     def _files(self) -> list[str]:
         return [file for file in self.folder.files if file.startswith(f"{self.place}/")]
 
     def _path(self, step: int) -> Path:
         return self.folder.path / self.place / str(step)
+
+
+def _shapes(state: Any) -> dict[str, str]:
+    """Shape and dtype of each leaf, by its path."""
+    leaves = [
+        (jax.tree_util.keystr(path), jax.typeof(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    ]
+    return {path: f"{kind.dtype}{list(kind.shape)}" for path, kind in leaves}
 
 
 def _digest(path: Path) -> str:

@@ -209,7 +209,7 @@ def test_training_resumes_before_a_damaged_checkpoint(tmp_path, how, capsys):
     assert "is damaged" not in (train(tmp_path / "killed"), capsys.readouterr().out)[1]
 
 
-@pytest.mark.parametrize("file", ["sha256.json", "metrics.json"])
+@pytest.mark.parametrize("file", ["sha256.json", "record.json"])
 def test_a_checkpoints_own_records_are_checked(tmp_path, file):
     (whole, _), log = train(tmp_path / "whole")
     with pytest.raises(Killed):
