@@ -162,6 +162,9 @@ def gaussian_pair(
         factor_p, factor_q = np.linalg.cholesky(covariance_p), np.linalg.cholesky(covariance_q)
     except np.linalg.LinAlgError:
         raise ValueError("covariances must be positive definite; got one that is not.") from None
+    for name, matrix in (("covariance_p", covariance_p), ("covariance_q", covariance_q)):
+        if not np.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-6 * np.abs(matrix).max()):
+            raise ValueError(f"{name} must be symmetric; got {matrix.tolist()}.")
     whitened = np.linalg.solve(factor_q, factor_p)
     directions, roots, _ = np.linalg.svd(whitened)
     variances = roots**2
@@ -307,6 +310,8 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
         >>> round(mixtures(one, two).kl, 4)
         0.5
     """
+    for mixture in (p, q):
+        mixture.mean()  # raises on bad weights
     laws = [_components(mixture) for mixture in (p, q)]
     d = laws[0][1].shape[1]
     if d != laws[1][1].shape[1] or d > 2:
