@@ -4,6 +4,7 @@ Conventions, all in nats with p first: f is in the standard form f(1) = f'(1) = 
 the one a divergence's docstring states.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,14 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.checks import check_nonnegative
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, select
-from divjax.fdiv.generators import Divergence, Generator, Mixture, PlugIn, check_share
+from divjax.fdiv.generators import (
+    Divergence,
+    Generator,
+    Mixture,
+    PlugIn,
+    check_share,
+    where_weighted,
+)
 from divjax.fdiv.special import (
     as_floats,
     expm1_over,
@@ -110,6 +118,13 @@ def _shared(alpha: ArrayLike, integrand: Callable[[ArrayLike], Array], u: ArrayL
     return nan_where_nan(value, u, alpha)
 
 
+def _check_finite(**values: Any) -> None:
+    """Raise `ValueError` for a Python number that is not finite."""
+    for name, value in values.items():
+        if isinstance(value, (int, float)) and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite; got {value}.")
+
+
 @pytree
 class Alpha(_Power):
     """The power (alpha) divergence D = (∫ p^α q^{1−α} − 1)/(α(α − 1)), smooth in α.
@@ -121,6 +136,9 @@ class Alpha(_Power):
     Attributes:
         alpha: any real number.
 
+    Raises:
+        ValueError: if alpha is a Python number that is not finite.
+
     Example:
         >>> float(Alpha(2.0).f(0.5)), float((jnp.exp(0.5) - 1) ** 2 / 2)
         (0.2104, 0.2104)
@@ -130,6 +148,9 @@ class Alpha(_Power):
     """
 
     alpha: ArrayLike
+
+    def __post_init__(self):
+        _check_finite(alpha=self.alpha)
 
 
 @pytree
@@ -141,6 +162,9 @@ class CressieRead(_Power):
     Attributes:
         power: λ.
 
+    Raises:
+        ValueError: if the power is a Python number that is not finite.
+
     Example:
         >>> float(CressieRead(1.0).f(0.5)), float(Alpha(2.0).f(0.5))
         (0.2104, 0.2104)
@@ -150,6 +174,9 @@ class CressieRead(_Power):
     """
 
     power: ArrayLike = 2 / 3
+
+    def __post_init__(self):
+        _check_finite(power=self.power)
 
     @property
     def alpha(self) -> Any:
@@ -411,7 +438,7 @@ class Renyi(Divergence):
         alpha: α ≥ 0; a negative array entry gives nan.
 
     Raises:
-        ValueError: if alpha is a negative Python number.
+        ValueError: if alpha is a Python number that is negative or not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -427,6 +454,7 @@ class Renyi(Divergence):
 
     def __post_init__(self):
         check_nonnegative(alpha=self.alpha)
+        _check_finite(alpha=self.alpha)
 
     @property
     def _order(self) -> Any:
@@ -466,6 +494,7 @@ class Renyi(Divergence):
         weights_q: Float[Array, " m"] | None = None,
     ) -> PlugIn:
         """The divergence and its influences, by log-sum-exp where the integral is far from one."""
+        u_p, u_q = where_weighted(u_p, weights_p), where_weighted(u_q, weights_q)
         alpha, u_p, u_q = as_floats(self._order, u_p, u_q)
         order = alpha - 1
         powers = order * u_p, _log_power(u_q, alpha)
@@ -480,8 +509,11 @@ class Renyi(Divergence):
         far = PlugIn(
             scale * log_integral,
             *(
-                scale * weight * jnp.exp(jnp.where(near | (weight == 0), 0, x - log_integral))
-                for weight, x in zip(weights, powers, strict=True)
+                where_weighted(
+                    scale * weight * jnp.exp(jnp.where(near | (weight == 0), 0, x - log_integral)),
+                    own,
+                )
+                for weight, x, own in zip(weights, powers, (weights_p, weights_q), strict=True)
             ),
         )
         return select(near, direct, far)
@@ -512,7 +544,7 @@ class Renyi(Divergence):
             [
                 jax.nn.logsumexp(x) - jnp.log(x.size)
                 if w is None
-                else jax.nn.logsumexp(jnp.where(w > 0, x, -jnp.inf), b=w)
+                else jax.nn.logsumexp(jnp.where(w == 0, -jnp.inf, x), b=w)
                 for x, w in zip(powers, weights, strict=True)
             ]
         )

@@ -483,7 +483,10 @@ def reverse_kl_supremum(epsilon: ArrayLike) -> Array:
         epsilon: ε ≥ 0 in nats, of any shape.
 
     Returns:
-        The supremum in nats, attained. Its derivative is 1/w.
+        The supremum in nats, attained; nan for an array entry below 0. Its derivative is 1/w.
+
+    Raises:
+        ValueError: if epsilon is a negative Python number.
 
     Example:
         >>> float(reverse_kl_supremum(0.1)), float(reverse_kl_supremum(1.0))
@@ -492,6 +495,7 @@ def reverse_kl_supremum(epsilon: ArrayLike) -> Array:
     References:
         Zhang, Liu, Chen, Wang, Li 2023 (the constant 2 of their expansion is 4/3).
     """
+    check_nonnegative(epsilon=epsilon)
     return _reversed_below(*as_floats(epsilon))
 
 
@@ -504,7 +508,10 @@ def reverse_kl_infimum(minimum: ArrayLike) -> Array:
         minimum: M ≥ 0 in nats, of any shape.
 
     Returns:
-        The infimum in nats, attained. Its derivative is 1/w.
+        The infimum in nats, attained; nan for an array entry below 0. Its derivative is 1/w.
+
+    Raises:
+        ValueError: if the minimum is a negative Python number.
 
     Example:
         >>> float(reverse_kl_infimum(0.1)), float(reverse_kl_infimum(1.0))
@@ -513,6 +520,7 @@ def reverse_kl_infimum(minimum: ArrayLike) -> Array:
     References:
         Zhang, Liu, Chen, Wang, Li 2023.
     """
+    check_nonnegative(minimum=minimum)
     return _reversed_above(*as_floats(minimum))
 
 
@@ -551,7 +559,11 @@ def kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
         second: ε₂ ≥ 0 in nats, of any shape.
 
     Returns:
-        The bound in nats. Its derivatives at 0, which are infinite, are not finite.
+        The bound in nats; nan for an array entry below 0. Its derivatives at 0, which are infinite,
+        are not finite.
+
+    Raises:
+        ValueError: if an argument is a negative Python number.
 
     Example:
         >>> float(kl_triangle_bound(0.1, 0.1)), float(kl_triangle_bound(0.0, 0.0))
@@ -560,6 +572,7 @@ def kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
     References:
         Zhang, Liu, Chen, Wang, Li 2023.
     """
+    check_nonnegative(first=first, second=second)
     first, second = as_floats(first, second)
     upper_1, upper_2 = (remainder_root(2 * value, -1) for value in (first, second))
     inverse_w0 = jnp.exp(-remainder_root(2 * second, 0))

@@ -92,7 +92,8 @@ class Divergence:
         for name, u in (("u_p", u_p), ("u_q", u_q)):
             if jnp.size(u) == 0:
                 raise ValueError(f"{name} must hold at least one log ratio; got shape {u.shape}.")
-        under_p, under_q = self.under_p(u_p), self.under_q(u_q)
+        under_p = where_weighted(self.under_p(u_p), weights_p)
+        under_q = where_weighted(self.under_q(u_q), weights_q)
         mean = weighted_mean(under_p, weights_p) + weighted_mean(under_q, weights_q)
         value, slope = jax.jvp(self.finish, (mean,), (jnp.ones_like(mean),))
         return PlugIn(value, slope * under_p, slope * under_q)
@@ -129,7 +130,14 @@ def weighted_mean(values: Float[Array, " n"], weights: Float[Array, " n"] | None
     """Σ w_i v_i over the positive weights, or the mean."""
     if weights is None:
         return jnp.mean(values)
-    return jnp.dot(weights, jnp.where(weights > 0, values, 0))
+    return jnp.dot(weights, where_weighted(values, weights))
+
+
+def where_weighted(values: Float[Array, " n"], weights: Float[Array, " n"] | None) -> Array:
+    """The values; 0 at a weight of zero, where they may be anything, nan at a negative one."""
+    if weights is None:
+        return values
+    return jnp.where(weights > 0, values, jnp.where(weights == 0, 0, jnp.nan))
 
 
 class Generator(Divergence):

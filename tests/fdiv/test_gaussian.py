@@ -435,6 +435,9 @@ def test_the_triangle_bound_is_its_formula():
         ),
         (lambda: gaussian.kl(normal(0, 2), normal(0, 3)), "same dimension; got 2 and 3"),
         (lambda: gaussian.renyi(normal(0), normal(1), -0.5), "alpha must not be negative"),
+        (lambda: gaussian.reverse_kl_supremum(-0.1), "epsilon must not be negative; got -0.1"),
+        (lambda: gaussian.reverse_kl_infimum(-0.1), "minimum must not be negative; got -0.1"),
+        (lambda: gaussian.kl_triangle_bound(0.1, -0.1), "second must not be negative; got -0.1"),
         (
             lambda: gaussian.kl(Normal(np.zeros(2), np.array([[1, 0.5], [0, 1]])), normal(0, 2)),
             "p must have a symmetric covariance; got entries that differ by 0.5",

@@ -371,6 +371,19 @@ def test_parameters_out_of_range_give_nan(a):
                 assert jnp.isnan(value).all(), (name, method)
 
 
+def test_samples_without_weight_do_not_enter():
+    u, weights = jnp.array([0.3, jnp.nan, -0.2]), jnp.array([0.5, 0.0, 0.5])
+    for divergence in (fdiv.KL(), fdiv.ReverseKL(), fdiv.JensenShannon(), fdiv.Renyi(0.5)):
+        value, *influences = divergence.plug_in(u, u, weights, weights)
+        plain, *others = divergence.plug_in(u[::2], u[::2])
+        np.testing.assert_allclose(value, plain, rtol=1e-6)
+        for ours, theirs in zip(influences, others, strict=True):
+            np.testing.assert_allclose(ours[::2], theirs, rtol=1e-6)
+            assert ours[1] == 0
+        assert jnp.isnan(divergence.plug_in(u, u, jnp.array([0.5, -1.0, 1.5]), weights).value)
+    assert jnp.isnan(fdiv.KL().plug_in(u, u).value)
+
+
 def test_a_share_of_zero_is_the_generator_itself():
     """Of values and slopes, also where one of them is far from what float32 holds."""
     u = jnp.array([-160.0, -100.0, -50.0, -1.0, 0.0, 1.0, 50.0, 100.0, 160.0])
@@ -422,6 +435,9 @@ def test_python_parameters_do_not_promote(alpha):
     ("make", "message"),
     [
         (lambda: fdiv.Renyi(-0.5), "alpha must not be negative; got -0.5"),
+        (lambda: fdiv.Renyi(np.inf), "alpha must be finite; got inf"),
+        (lambda: fdiv.Alpha(np.nan), "alpha must be finite; got nan"),
+        (lambda: fdiv.CressieRead(np.inf), "power must be finite; got inf"),
         (lambda: fdiv.SkewKL(1.0), r"alpha must be a number in \[0, 1\); got 1.0"),
         (lambda: fdiv.Mixed(fdiv.KL(), -0.1), r"alpha must be a number in \[0, 1\); got -0.1"),
         (lambda: -1 * fdiv.KL(), "factor must be a positive number; got -1"),
