@@ -244,8 +244,11 @@ def _log_mixture_jvp(primals, tangents):
     decay, drift = jnp.exp(negative), jnp.expm1(negative)
     one, other = jnp.where(positive, 1, decay), jnp.where(positive, decay, 1)
     total = weight * one + (1 - weight) * other
-    along_x = lambda: weight * one / total
-    along_weight = lambda: jnp.where(positive, -drift, drift) / total
+    # At a weight of 0 or 1, far away, the only term underflows: the ratio is then the weight.
+    lost = total == 0
+    safe = jnp.where(lost, jnp.finfo(x.dtype).tiny, total)
+    along_x = lambda: jnp.where(lost, weight, weight * one / safe)
+    along_weight = lambda: jnp.where(positive, -drift, drift) / safe
     return _log_mixture(x, weight), _along((dx, along_x), (dweight, along_weight))
 
 
