@@ -134,11 +134,13 @@ def _check_symmetric(name: str, covariance: Array) -> None:
     if covariance.ndim == 2 and not isinstance(covariance, Tracer):
         matrix = np.asarray(covariance, np.float64)
         scale = np.sqrt(np.where(np.diagonal(matrix) > 0, np.diagonal(matrix), 1))
-        asymmetry = np.abs(matrix - matrix.T) / np.outer(scale, scale)
-        if (asymmetry > _ASYMMETRY).any():
+        with np.errstate(invalid="ignore"):  # of infinities, which give nan
+            difference = np.abs(matrix - matrix.T)
+            asymmetric = difference / np.outer(scale, scale) > _ASYMMETRY
+        if asymmetric.any():
             raise ValueError(
                 f"{name} must have a symmetric covariance; got entries that differ by "
-                f"{np.nanmax(np.abs(matrix - matrix.T)):.3g} across the diagonal."
+                f"{difference[asymmetric].max():.3g} across the diagonal."
             )
 
 

@@ -233,6 +233,11 @@ def test_what_is_no_gaussian_gives_nan(invalid):
         assert jnp.isnan(jnp.stack(jax.tree.leaves(divergences(*pair, 0.5)))).all()
 
 
+def test_infinite_covariances_warn_of_nothing():
+    infinite = Normal(np.zeros(2), np.array([[np.inf, np.inf], [np.inf, 1.0]]))
+    assert jnp.isnan(gaussian.kl(infinite, STANDARD))
+
+
 @pytest.mark.parametrize("alpha", [NAN, -0.5])
 def test_orders_out_of_range_give_nan(alpha):
     assert jnp.isnan(divergences(*PAIRS["full"], alpha)["renyi"])
