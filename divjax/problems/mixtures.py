@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core.checks import check_positive_values, check_simplex
+from divjax.core.checks import check_positive, check_positive_values, check_simplex
 from divjax.core.linalg import cho_solve, cholesky
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
@@ -57,6 +57,7 @@ class GaussianMixture:
                 f"covariances must be a scalar, (c,), (d, d) or (c, d, d); got {covariances} for "
                 f"means of shape {means}."
             )
+        check_positive(covariances=self.covariances)
         if self._isotropic:
             check_positive_values(covariances=self.covariances)
         check_simplex("weights", self.weights)
