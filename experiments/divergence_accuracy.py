@@ -115,7 +115,10 @@ def _of_fit(name: str, method: Any) -> Callable[..., Estimates]:
 
 
 def _neighbors(key, p, q) -> Estimates:
-    return {f"kNN (k = {k})": {"kl": fdiv.knn_kl(p, q, k, level=LEVEL)[:3]} for k in (1, 5)}
+    return {
+        f"kNN (k = {k})": {"kl": fdiv.knn_kl(p, q, k, bias_order=0, level=LEVEL)[:3]}
+        for k in (1, 5)
+    }
 
 
 def _gaussian(key, p, q) -> Estimates:

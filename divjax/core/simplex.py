@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from divjax.core.numerics import nan_unless
+
 __all__ = ["effective_sample_size", "min_norm_weights", "project_simplex"]
 
 # In units of the dtype's epsilon, for a matrix of unit diagonal: what is added to the diagonal of
@@ -68,7 +70,8 @@ def _two_weights(gram: Float[Array, "2 2"]) -> Float[Array, " 2"]:
     apart = squared_distance > 0
     foot = jnp.clip(excess / jnp.where(apart, squared_distance, 1), 0, 1)
     # Points whose distance is lost to rounding may still differ in length.
-    shorter = jnp.where(excess == excess[::-1], 0.5, excess > excess[::-1])
+    longer_other = (excess > excess[::-1]).astype(excess.dtype)
+    shorter = jnp.where(excess == excess[::-1], 0.5, longer_other)
     return jnp.where(apart, foot, shorter)
 
 
@@ -83,9 +86,17 @@ def _weights_jvp(
 ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
     """On the support, Q dw + dQ w = 1 dλ and 1ᵀdw = 0; off it, dw = 0."""
     weights, inverse = _active_set(*primals)
-    (change,) = tangents
+    scale = _scale(*primals)
+    # The inverse is in units of the largest diagonal entry, whose reciprocal may overflow.
+    change = tangents[0] / scale
     response = _matvec(inverse, _matvec(0.5 * (change + change.T), weights))
     return weights, weights * response.sum() - response
+
+
+def _scale(gram: Float[Array, "k k"]) -> Float[Array, ""]:
+    """The largest diagonal entry, 1 where that is not positive."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.diagonal(gram)))
+    return jnp.where(largest > 0, largest, 1)
 
 
 def _matvec(matrix: Float[Array, "k k"], vector: Float[Array, " k"]) -> Float[Array, " k"]:
@@ -115,7 +126,7 @@ class _Search(NamedTuple):
 
 
 def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
-    """The weights, and the inverse on their support of Q plus a constant.
+    """The weights, and the inverse on their support of Q plus a constant, in units of `_scale`.
 
     On the simplex a constant γ added to all of Q adds γ to wᵀQw. It makes Q invertible on every
     affinely independent support, even where the shortest combination is zero, and the constraint
@@ -124,8 +135,9 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
     size = gram.shape[0]
     epsilon = jnp.finfo(gram.dtype).eps
     largest = jnp.max(jnp.diagonal(gram))
-    scale = jnp.where(largest > 0, largest, 1)
-    gram = 0.5 * (gram + gram.T) / scale
+    # Divided first: sums of entries near the largest number overflow.
+    gram = gram / _scale(gram)
+    gram = 0.5 * (gram + gram.T)
     diagonal = jnp.diagonal(gram)
     # The shortest combination is no longer than the shortest vector: γ on its scale keeps the
     # digits of small vectors beside large ones. A unit diagonal makes tolerances free of scale.
@@ -183,7 +195,7 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
     corrected = correct(end.point, end.table, end.support)
     point = jnp.where(jnp.all(corrected >= 0), corrected, end.point) * unit
     weights = jnp.where(largest > 0, point / point.sum(), 1 / size)
-    inverse = -end.table * unit[:, None] * unit[None, :] / scale
+    inverse = -end.table * unit[:, None] * unit[None, :]
     return weights, jnp.where(end.support[:, None] & end.support[None, :], inverse, 0)
 
 
@@ -236,7 +248,7 @@ def project_simplex(v: Float[Array, " k"]) -> Float[Array, " k"]:
 
 
 def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:
-    """(Σ a)² / Σ a²: how many equal weights are worth as much.
+    """(Σ a)² / Σ a²: how many equal weights are worth as much; nan for a negative weight.
 
     Example:
         >>> import jax.numpy as jnp
@@ -248,4 +260,5 @@ def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:
     """
     # Dividing by the largest first keeps tiny weights from underflowing when squared.
     scaled = weights / jnp.max(weights)
+    scaled = nan_unless(jnp.all(weights >= 0), scaled)
     return jnp.sum(scaled) ** 2 / jnp.sum(scaled**2)

@@ -1,8 +1,9 @@
-"""Divergences between discrete distributions, on the last axis and batched over leading axes.
+"""Divergences between discrete distributions, over one axis and batched over the others.
 
-A distribution is an array of probabilities, or `Logits`, or `Weights` (counts, smoothing, a mask),
-and every function takes any of them for any argument: each turns into log-probabilities in one
-place, and all that follows happens in log space.
+A distribution is an array of probabilities that sum to one, or `Logits`, or `Weights` (counts or
+other weights to normalise, smoothing, a mask), or `Labels` (classes by their index), and every
+function takes any of them for any argument: each turns into log-probabilities in one place, and all
+that follows happens in log space.
 
 0 log 0 = 0. A class that q excludes and p does not makes KL(p‖q) infinite, which is the truth;
 gradients are finite even there (those of the finite terms). A distribution without any class has no
@@ -10,29 +11,41 @@ divergence: nan.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from divjax.core.checks import check_base, check_nonnegative, check_positive
+from divjax.core.checks import (
+    check_base,
+    check_count,
+    check_nonnegative,
+    check_positive,
+    check_weights,
+)
+from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks
-from divjax.core.pytrees import pytree
-from divjax.fdiv.special import exp_remainder
+from divjax.core.pytrees import pytree, static
+from divjax.fdiv.special import as_floats, exp_remainder, log1p_over, power_remainder
 
 __all__ = [
     "Distribution",
+    "Labels",
     "Logits",
     "Weights",
     "cross_entropy",
     "entropy",
+    "generalized_kl",
     "jensen_shannon",
     "kl",
     "kl_map",
     "log_probs",
     "pairwise",
+    "renyi",
     "reverse_kl",
     "skew_kl",
     "squared_hellinger",
@@ -51,7 +64,8 @@ class Logits:
             excluded and the rest renormalised. All exist by default.
 
     Raises:
-        ValueError: if the temperature is a Python number that is not positive.
+        ValueError: if the temperature is a Python number that is not positive; an array that is not
+            positive makes every result nan.
 
     Example:
         >>> import jax.numpy as jnp
@@ -70,7 +84,7 @@ class Logits:
 
 @pytree
 class Weights:
-    """A categorical distribution by weights that are normalised: probabilities or counts.
+    """A categorical distribution by weights that are normalised: counts, or measures of any mass.
 
     p_i = (values_i + smoothing) / Σ_j (values_j + smoothing), over the classes that exist.
 
@@ -81,7 +95,8 @@ class Weights:
         mask: which classes exist, broadcast against `values`; all by default.
 
     Raises:
-        ValueError: if the smoothing is a negative Python number.
+        ValueError: if the smoothing is a negative Python number; a negative array makes every
+            result nan.
 
     Example:
         >>> import jax.numpy as jnp
@@ -97,50 +112,87 @@ class Weights:
         check_nonnegative(smoothing=self.smoothing)
 
 
-Distribution: TypeAlias = ArrayLike | Logits | Weights
+@pytree
+class Labels:
+    """Categorical distributions with all mass on one class each, given by its index.
+
+    Attributes:
+        values: integers "..." from 0 to num_classes − 1; others are a distribution without any
+            class, whose divergences are nan.
+        num_classes: c, static.
+
+    Raises:
+        ValueError: if num_classes is no positive integer.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> q = jnp.array([[0.25, 0.75], [0.5, 0.5]])
+        >>> cross_entropy(Labels(jnp.array([0, 1]), 2), q, base=2).tolist()
+        [2.0, 1.0]
+    """
+
+    values: Int[ArrayLike, "*batch"]
+    num_classes: int = static()
+
+    def __post_init__(self):
+        check_count(1, num_classes=self.num_classes)
+
+
+Distribution: TypeAlias = ArrayLike | Logits | Weights | Labels
 
 _LogProbs = Float[Array, "*batch c"]
 
 
-def log_probs(distribution: Distribution) -> _LogProbs:
+def log_probs(distribution: Distribution, *, axis: int = -1) -> _LogProbs:
     """The log-probabilities of a distribution, −inf for a class that it excludes.
 
     Args:
-        distribution: probabilities (any non-negative weights, they are normalised) "... c",
-            `Logits`, or `Weights`.
+        distribution: probabilities that sum to one, `Logits`, `Weights` (normalised), or `Labels`.
+        axis: of the classes.
 
     Returns:
-        Log-probabilities "... c", all −inf where no class exists. Gradients are finite, and zero
-        with respect to what is excluded.
+        Log-probabilities of the same shape, all −inf where no class exists. Gradients are finite,
+        and zero with respect to what is excluded. Traced probabilities that are negative or do not
+        sum to one give nan.
 
     Raises:
-        ValueError: if there is no axis of classes, or it is empty.
+        ValueError: if there is no axis of classes, or it is empty, or concrete probabilities are
+            negative or do not sum to one.
 
     Example:
         >>> import jax.numpy as jnp
         >>> log_probs(jnp.array([1.0, 0.0])).tolist()
         [0.0, -inf]
     """
-    if not isinstance(distribution, (Logits, Weights)):
-        distribution = Weights(distribution)
-    values = jnp.asarray(distribution.values)
-    if values.ndim == 0 or values.shape[-1] == 0:
+    return jnp.moveaxis(_log_probs("distribution", distribution, axis), -1, axis)
+
+
+def _log_probs(name: str, distribution: Distribution, axis: int) -> _LogProbs:
+    """`log_probs` with the classes on the last axis."""
+    if isinstance(distribution, Labels):
+        return _label_log_probs(name, distribution)
+    is_array = not isinstance(distribution, (Logits, Weights))
+    given = Weights(distribution) if is_array else distribution
+    values = jnp.asarray(given.values)
+    if not -values.ndim <= axis < values.ndim or values.shape[axis] == 0:
         raise ValueError(
-            f"a distribution must have a non-empty last axis of classes; got shape {values.shape}."
+            f"{name} must have a non-empty axis {axis} of classes; got shape {values.shape}."
         )
     if not jnp.issubdtype(values.dtype, jnp.floating):
         values = values.astype(jnp.result_type(float))
-    if isinstance(distribution, Logits):
-        exists = values != -jnp.inf
-        if distribution.mask is not None:
-            exists = exists & jnp.asarray(distribution.mask, bool)
+    exists = True if given.mask is None else jnp.asarray(given.mask, bool)
+    exists = jnp.moveaxis(jnp.broadcast_to(exists, values.shape), axis, -1)
+    values = jnp.moveaxis(values, axis, -1)
+    valid = _sums_to_one(name, values) if is_array else True
+    if isinstance(given, Logits):
+        exists = exists & (values != -jnp.inf)
         # What does not exist is replaced before any arithmetic, or 0 · inf enters the gradient.
-        logits = jnp.where(exists, values, 0) / distribution.temperature
+        temperature = jnp.asarray(given.temperature, values.dtype)
+        logits = jnp.where(exists, values, 0) / nan_unless(temperature > 0, temperature)
     else:
-        values = values + distribution.smoothing
-        exists = values != 0
-        if distribution.mask is not None:
-            exists = exists & jnp.asarray(distribution.mask, bool)
+        smoothing = jnp.asarray(given.smoothing, values.dtype)
+        values = values + nan_unless(smoothing >= 0, smoothing)
+        exists = exists & (values != 0)
         logits = jnp.log(jnp.where(exists, values, 1))
     # Where nothing exists the sum runs over everything, lest it be log 0.
     summed = exists | ~jnp.any(exists, axis=-1, keepdims=True)
@@ -148,11 +200,66 @@ def log_probs(distribution: Distribution) -> _LogProbs:
     top = jnp.max(logits, axis=-1, keepdims=True, where=summed, initial=-jnp.inf)
     shifted = jnp.where(exists, logits - jax.lax.stop_gradient(top), 0)
     total = jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True, where=summed)
-    return jnp.where(exists, shifted - jnp.log(total), -jnp.inf)
+    return nan_unless(valid, jnp.where(exists, shifted - jnp.log(total), -jnp.inf))
 
 
-def _aligned(*distributions: Distribution) -> tuple[_LogProbs, ...]:
-    logs = tuple(log_probs(distribution) for distribution in distributions)
+def _sums_to_one(name: str, values: _LogProbs) -> Any:
+    """Which rows are probabilities; `ValueError` for concrete ones that are not.
+
+    NaN entries pass: they show in the result.
+    """
+    # Rounded, as published tables are, and sums of half precision.
+    tolerance = max(1e-4, float(jnp.finfo(values.dtype).eps) ** 0.5)
+    if isinstance(values, Tracer):
+        sums = jnp.sum(values, axis=-1, keepdims=True, dtype=jnp.promote_types(values, jnp.float32))
+        return (jnp.abs(sums - 1) <= tolerance) & jnp.all(values >= 0, axis=-1, keepdims=True)
+    numbers = np.asarray(values, np.float64)
+    sums = numbers.sum(axis=-1)
+    wrong = (np.abs(sums - 1) > tolerance) | (numbers < 0).any(axis=-1)
+    if wrong.any():
+        raise ValueError(
+            f"{name} must be non-negative probabilities that sum to one; got a sum of "
+            f"{sums[wrong].ravel()[0]:.6g}. Give counts or other weights as "
+            "categorical.Weights(values), logits as categorical.Logits(values)."
+        )
+    return True
+
+
+def _label_log_probs(name: str, labels: Labels) -> _LogProbs:
+    indices = jnp.asarray(labels.values)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(f"{name} must be integer labels; got {indices.dtype}.")
+    classes = jnp.arange(labels.num_classes)
+    return jnp.where(indices[..., None].astype(classes.dtype) == classes, 0.0, -jnp.inf)
+
+
+def _in_base(value: Array, base: ArrayLike | None) -> Array:
+    """Nats in units of log(base); nan for an array's base that is not above 1."""
+    check_base(base)
+    if base is None:
+        return value
+    if isinstance(base, (int, float)):
+        return value / math.log(base)
+    base = jnp.asarray(base, value.dtype)
+    return value / jnp.log(nan_unless(base > 1, base))
+
+
+def _aligned(axis: int = -1, **distributions: Distribution) -> tuple[_LogProbs, ...]:
+    """Log-probabilities with the classes last, once their shapes fit."""
+    logs = tuple(_log_probs(name, given, axis) for name, given in distributions.items())
+    # Labels have no dtype of their own.
+    floats = [
+        log
+        for log, given in zip(logs, distributions.values(), strict=True)
+        if not isinstance(given, Labels)
+    ]
+    dtype = jnp.result_type(*(floats or logs))
+    logs = tuple(log.astype(dtype) for log in logs)
+    _check_alike(logs)
+    return logs
+
+
+def _check_alike(logs: Sequence[_LogProbs]) -> None:
     shapes = [log.shape for log in logs]
     try:
         jnp.broadcast_shapes(*shapes)
@@ -162,10 +269,9 @@ def _aligned(*distributions: Distribution) -> tuple[_LogProbs, ...]:
         shapes_fit = len({shape[-1] for shape in shapes}) == 1
     if not shapes_fit:
         raise ValueError(
-            "distributions must have the same number of classes and leading axes that broadcast; "
+            "distributions must have the same number of classes and other axes that broadcast; "
             f"got shapes {', '.join(map(str, shapes))}."
         )
-    return logs
 
 
 def _present(log_p: _LogProbs) -> tuple[Bool[Array, "*batch c"], _LogProbs, _LogProbs]:
@@ -177,14 +283,20 @@ def _present(log_p: _LogProbs) -> tuple[Bool[Array, "*batch c"], _LogProbs, _Log
 
 def _total(terms: Float[Array, "*batch c"], *logs: _LogProbs) -> Float[Array, "*batch"]:
     """The sum over classes; nan where one of the distributions has none."""
+    return nan_unless(_have_classes(*logs), terms.sum(-1))
+
+
+def _have_classes(*logs: _LogProbs) -> Bool[Array, "*batch"]:
     exists = [jnp.any(log != -jnp.inf, axis=-1) for log in logs]
-    return jnp.where(
-        jnp.all(jnp.stack(jnp.broadcast_arrays(*exists)), axis=0), terms.sum(-1), jnp.nan
-    )
+    return jnp.all(jnp.stack(jnp.broadcast_arrays(*exists)), axis=0)
 
 
 def _relative_entropy(log_p: _LogProbs, log_q: _LogProbs) -> Float[Array, "*batch"]:
-    """KL as the sum of p log(p/q) − p + q, whose terms are at least zero.
+    return _total(_relative_entropy_terms(log_p, log_q), log_p, log_q)
+
+
+def _relative_entropy_terms(log_p: _LogProbs, log_q: _LogProbs) -> Float[Array, "*batch c"]:
+    """The terms p log(p/q) − p + q, at least zero, whose sum is KL.
 
     With p and q normalised it is the same sum, but rounding in log(p/q) enters it multiplied by
     q − p instead of p: near equality the result keeps its digits where Σ p log(p/q) has none.
@@ -194,34 +306,44 @@ def _relative_entropy(log_p: _LogProbs, log_q: _LogProbs) -> Float[Array, "*batc
     t = safe_q - safe_p
     near = t <= 1  # beyond it exp(t) may overflow, and nothing cancels
     terms = jnp.where(near, p * exp_remainder(jnp.where(near, t, 0)), q - p - p * t)
-    terms = jnp.where(in_p & in_q, terms, jnp.where(in_p, jnp.inf, q))
-    return _total(terms, log_p, log_q)
+    return jnp.where(in_p & in_q, terms, jnp.where(in_p, jnp.inf, q))
 
 
 def _log_mixture(weights: Float[Array, " k"], logs: tuple[_LogProbs, ...]) -> _LogProbs:
     """The logarithm of Σ_k w_k p_k, with finite gradients at zero weights and excluded classes."""
     stacked = jnp.stack(jnp.broadcast_arrays(*logs))
-    top = jax.lax.stop_gradient(jnp.max(stacked, axis=0))
-    top = jnp.where(top == -jnp.inf, 0, top)
-    mass = jnp.tensordot(weights, jnp.exp(stacked - top), axes=1)
+    # In units of the largest term with a weight: one without any, however much denser, must not
+    # make the others underflow. Its weight times anything finite is zero.
+    used = weights.reshape(-1, *(1,) * (stacked.ndim - 1)) != 0
+    log_weights = jnp.log(jnp.where(used, weights.reshape(used.shape), 1))
+    top = jnp.max(jnp.where(used, stacked + log_weights, -jnp.inf), axis=0)
+    top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0, top))
+    highest = 0.5 * math.log(jnp.finfo(stacked.dtype).max)
+    scaled = jnp.exp(jnp.where(used, stacked - top, jnp.minimum(stacked - top, highest)))
+    mass = jnp.tensordot(weights, scaled, axes=1)
     return jnp.where(mass == 0, -jnp.inf, jnp.log(jnp.where(mass == 0, 1, mass)) + top)
 
 
-def kl(p: Distribution, q: Distribution) -> Float[Array, "*batch"]:
-    """The Kullback–Leibler divergence KL(p‖q) = Σ_i p_i log(p_i / q_i), in nats.
+def kl(
+    p: Distribution, q: Distribution, *, axis: int = -1, base: ArrayLike | None = None
+) -> Float[Array, "*batch"]:
+    """The Kullback–Leibler divergence KL(p‖q) = Σ_i p_i log(p_i / q_i).
 
     Summed as Σ_i [p_i log(p_i/q_i) − p_i + q_i], so that it is at least zero and keeps its digits
     near p = q, in float32 too.
 
     Args:
-        p: probabilities "... c", `Logits` or `Weights`.
-        q: likewise; leading axes broadcast.
+        p: probabilities that sum to one, `Logits`, `Weights` or `Labels`.
+        q: likewise; the axes that are not the classes' broadcast.
+        axis: of the classes, the same in both.
+        base: of the logarithm: 2 for bits; nats by default.
 
     Returns:
-        "..."; +inf where q excludes a class that p does not.
+        The divergence, without the axis of classes; +inf where q excludes a class that p does not.
 
     Raises:
-        ValueError: if the numbers of classes differ or the leading axes do not broadcast.
+        ValueError: if the numbers of classes differ, the other axes do not broadcast, concrete
+            probabilities do not sum to one, or the base is a Python number that is not above 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -233,10 +355,133 @@ def kl(p: Distribution, q: Distribution) -> Float[Array, "*batch"]:
     References:
         Kullback, Leibler 1951.
     """
-    return _relative_entropy(*_aligned(p, q))
+    return _in_base(_relative_entropy(*_aligned(axis, p=p, q=q)), base)
 
 
-def reverse_kl(p: Distribution, q: Distribution) -> Float[Array, "*batch"]:
+def generalized_kl(
+    p: Float[ArrayLike, "..."], q: Float[ArrayLike, "..."], *, axis: int = -1
+) -> Float[Array, "*batch"]:
+    """KL between measures of any mass, Σ_i [p_i log(p_i/q_i) − p_i + q_i] ≥ 0, in nats.
+
+    Zero only for p = q; `kl` where both have mass one. What unbalanced transport pays for marginals
+    that do not match.
+
+    Args:
+        p: non-negative masses, not normalised.
+        q: likewise; the other axes broadcast.
+        axis: of the classes, the same in both.
+
+    Returns:
+        The divergence, without the axis of classes; +inf where q_i = 0 < p_i, nan where a traced
+        mass is negative.
+
+    Raises:
+        ValueError: if the numbers of classes differ, the other axes do not broadcast, or a concrete
+            mass is negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> p, q = jnp.array([2.0, 0.0]), jnp.array([1.0, 1.0])
+        >>> round(float(generalized_kl(p, q)), 4)  # 2 log 2 − 2 + 2
+        1.3863
+
+    References:
+        Csiszár 1975: the I-divergence.
+    """
+    logs = []
+    for name, given in (("p", p), ("q", q)):
+        (mass,) = as_floats(given)
+        if not isinstance(mass, Tracer) and (np.asarray(mass) < 0).any():
+            raise ValueError(f"{name} must be non-negative; got {np.asarray(mass).min()}.")
+        if not -mass.ndim <= axis < mass.ndim or mass.shape[axis] == 0:
+            raise ValueError(
+                f"{name} must have a non-empty axis {axis} of classes; got shape {mass.shape}."
+            )
+        mass = jnp.moveaxis(mass, axis, -1)
+        logs.append(jnp.where(mass == 0, -jnp.inf, jnp.log(jnp.where(mass == 0, 1, mass))))
+    _check_alike(logs)
+    return _relative_entropy_terms(*logs).sum(-1)
+
+
+def renyi(
+    p: Distribution,
+    q: Distribution,
+    alpha: ArrayLike,
+    *,
+    axis: int = -1,
+    base: ArrayLike | None = None,
+) -> Float[Array, "*batch"]:
+    """The Rényi divergence log(Σ_i p_i^α q_i^{1−α})/(α − 1), smooth in α with KL(p‖q) at α = 1.
+
+    Of order 0 it is −log q(p > 0), which depends on the supports alone.
+
+    Args:
+        p: probabilities that sum to one, `Logits`, `Weights` or `Labels`.
+        q: likewise; the axes that are not the classes' broadcast.
+        alpha: the order α ≥ 0, finite; a scalar.
+        axis: of the classes, the same in both.
+        base: of the logarithm: 2 for bits; nats by default.
+
+    Returns:
+        The divergence, without the axis of classes; +inf where the supports are disjoint, and for
+        α ≥ 1 where q excludes a class that p does not. nan for a negative array α.
+
+    Raises:
+        ValueError: if alpha is a Python number that is negative or infinite, the base one that is
+            not above 1, or shapes do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> p, q = jnp.array([1.0, 0.0]), jnp.array([0.25, 0.75])
+        >>> [round(float(renyi(p, q, order, base=2)), 4) for order in (0, 1, 2)]
+        [2.0, 2.0, 2.0]
+
+    References:
+        Van Erven, Harremoës 2014, definition 2 and theorem 4 (order 0).
+    """
+    if isinstance(alpha, (int, float)) and not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha must be a finite number of at least 0; got {alpha}.")
+    log_p, log_q = _aligned(axis, p=p, q=q)
+    order = jnp.asarray(alpha, log_p.dtype)
+    order = nan_unless((order >= 0) & (order < jnp.inf), order)
+    in_p, safe_p, p_values = _present(log_p)
+    in_q, safe_q, q_values = _present(log_q)
+    both = in_p & in_q
+    log_ratio = jnp.where(both, safe_p - safe_q, 0)
+
+    # Σ p^α q^{1−α}, in which a class of one distribution alone has no term.
+    powers = jnp.where(both, safe_q + order * log_ratio, -jnp.inf)
+    far = _log_sum_exp(powers) / jnp.where(order == 1, 1, order - 1)
+    # If the integral is near one its logarithm cancels: from Σ q f_α(p/q) instead, terms at least
+    # zero with f_α of `fdiv.Alpha`. Of p/q and q/p the smaller, as q f_α(p/q) = p f_{1−α}(q/p).
+    use_near = (order > 0) & ((order == 1) | (jnp.abs(far * (order - 1)) < 1))
+    near_ratio = jnp.where(use_near[..., None], log_ratio, 0)
+    falls = near_ratio <= 0
+    smaller = jnp.where(falls, near_ratio, -near_ratio)
+    remainder = power_remainder(smaller, jnp.where(falls, order, 1 - order))
+    terms = jnp.where(both, jnp.where(falls, q_values, p_values) * remainder, 0)
+    terms = terms + jnp.where(in_q & ~in_p, q_values / jnp.where(order == 0, 1, order), 0)
+    terms = terms + jnp.where(in_p & ~in_q, p_values / jnp.where(order < 1, 1 - order, 1), 0)
+    near = log1p_over(order * terms.sum(-1), order - 1)
+    value = jnp.where(use_near, near, far)
+
+    infinite = (order >= 1) & jnp.any(in_p & ~in_q, axis=-1)
+    value = jnp.where(infinite | ~jnp.any(both, axis=-1), jnp.inf, value)
+    value = jnp.where(jnp.isnan(order) | jnp.isnan(log_p + log_q).any(-1), jnp.nan, value)
+    return _in_base(nan_unless(_have_classes(log_p, log_q), value), base)
+
+
+def _log_sum_exp(x: _LogProbs) -> Float[Array, "*batch"]:
+    """Of the last axis; −inf, with zero derivatives, where all of it is."""
+    exists = jnp.any(x != -jnp.inf, axis=-1)
+    return jnp.where(
+        exists, jax.nn.logsumexp(jnp.where(exists[..., None], x, 0), axis=-1), -jnp.inf
+    )
+
+
+def reverse_kl(
+    p: Distribution, q: Distribution, *, axis: int = -1, base: ArrayLike | None = None
+) -> Float[Array, "*batch"]:
     """The reverse divergence KL(q‖p), which seeks modes where `kl` covers them.
 
     Example:
@@ -244,43 +489,59 @@ def reverse_kl(p: Distribution, q: Distribution) -> Float[Array, "*batch"]:
         >>> round(float(reverse_kl(jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0]))), 4)
         0.6931
     """
-    return kl(q, p)
+    return kl(q, p, axis=axis, base=base)
 
 
-def kl_map(p: Distribution, q: Distribution) -> Float[Array, "*batch c"]:
+def kl_map(
+    p: Distribution, q: Distribution, *, axis: int = -1, base: ArrayLike | None = None
+) -> Float[Array, "*batch c"]:
     """Where a divergence comes from: p_i log(p_i / q_i) for each class; they sum to KL(p‖q).
 
     Args:
-        p: probabilities "... c", `Logits` or `Weights`.
-        q: likewise; leading axes broadcast.
+        p: probabilities that sum to one, `Logits`, `Weights` or `Labels`.
+        q: likewise; the axes that are not the classes' broadcast.
+        axis: of the classes, the same in both.
+        base: of the logarithm: 2 for bits; nats by default.
 
     Returns:
-        "... c" in nats, negative where p_i < q_i, +inf where q_i = 0 < p_i.
+        The terms, negative where p_i < q_i, +inf where q_i = 0 < p_i.
 
     Raises:
-        ValueError: if the numbers of classes differ or the leading axes do not broadcast.
+        ValueError: if the numbers of classes differ, the other axes do not broadcast, or the base
+            is a Python number that is not above 1.
 
     Example:
         >>> import jax.numpy as jnp
         >>> kl_map(jnp.array([0.5, 0.5, 0.0]), jnp.array([0.25, 0.5, 0.25])).round(4).tolist()
         [0.3466, 0.0, 0.0]
     """
-    log_p, log_q = _aligned(p, q)
+    log_p, log_q = _aligned(axis, p=p, q=q)
     in_p, safe_p, probabilities = _present(log_p)
     in_q, safe_q, _ = _present(log_q)
     terms = probabilities * (safe_p - safe_q)
-    return jnp.where(in_p & in_q, terms, jnp.where(in_p, jnp.inf, 0))
+    terms = jnp.where(in_p & in_q, terms, jnp.where(in_p, jnp.inf, 0))
+    terms = nan_unless(_have_classes(log_p, log_q)[..., None], terms)
+    return _in_base(jnp.moveaxis(terms, -1, axis), base)
 
 
-def skew_kl(p: Distribution, q: Distribution, alpha: ArrayLike) -> Float[Array, "*batch"]:
+def skew_kl(
+    p: Distribution,
+    q: Distribution,
+    alpha: ArrayLike,
+    *,
+    axis: int = -1,
+    base: ArrayLike | None = None,
+) -> Float[Array, "*batch"]:
     """The skew divergence KL(p ‖ αp + (1 − α)q), finite for α > 0 whatever the supports.
 
     At most −log α. α = 0 is `kl`; the other orientation is `skew_kl(q, p, alpha)`.
 
     Args:
-        p: probabilities "... c", `Logits` or `Weights`.
-        q: likewise; leading axes broadcast.
-        alpha: the share of p in the mixture, in [0, 1): a scalar.
+        p: probabilities that sum to one, `Logits`, `Weights` or `Labels`.
+        q: likewise; the axes that are not the classes' broadcast.
+        alpha: the share of p in the mixture, in [0, 1): a scalar; nan for an array outside of it.
+        axis: of the classes, the same in both.
+        base: of the logarithm: 2 for bits; nats by default.
 
     Raises:
         ValueError: if alpha is a Python number outside [0, 1), or shapes do not fit.
@@ -295,15 +556,19 @@ def skew_kl(p: Distribution, q: Distribution, alpha: ArrayLike) -> Float[Array, 
     """
     if isinstance(alpha, (int, float)) and not 0 <= alpha < 1:
         raise ValueError(f"alpha must lie in [0, 1); got {alpha}.")
-    log_p, log_q = _aligned(p, q)
-    share = jnp.asarray(alpha, jnp.result_type(log_p, log_q))
-    return _relative_entropy(log_p, _log_mixture(jnp.stack([share, 1 - share]), (log_p, log_q)))
+    log_p, log_q = _aligned(axis, p=p, q=q)
+    share = jnp.asarray(alpha, log_p.dtype)
+    share = nan_unless((share >= 0) & (share < 1), share)
+    mixture = _log_mixture(jnp.stack([share, 1 - share]), (log_p, log_q))
+    value = _relative_entropy(log_p, mixture)
+    return _in_base(nan_unless(_have_classes(log_p, log_q), value), base)
 
 
 def jensen_shannon(
     *distributions: Distribution,
     weights: Float[ArrayLike, " k"] | None = None,
     base: ArrayLike | None = None,
+    axis: int = -1,
 ) -> Float[Array, "*batch"]:
     """The Jensen–Shannon divergence of two or more distributions, Σ_k w_k KL(p_k ‖ Σ_j w_j p_j).
 
@@ -312,13 +577,15 @@ def jensen_shannon(
     metric for two of equal weight.
 
     Args:
-        *distributions: K ≥ 2 of: probabilities "... c", `Logits`, `Weights`; leading axes
-            broadcast.
-        weights: non-negative mixture weights "k", normalised; equal by default.
+        *distributions: K ≥ 2 of: probabilities that sum to one, `Logits`, `Weights`, `Labels`; the
+            axes that are not the classes' broadcast.
+        weights: non-negative mixture weights "k", normalised; equal by default. Traced ones that
+            are negative or all zero give nan.
         base: of the logarithm: 2 for bits; nats by default.
+        axis: of the classes, the same in all.
 
     Returns:
-        "..." in nats, or in units of log(base).
+        The divergence in nats, or in units of log(base), without the axis of classes.
 
     Raises:
         ValueError: if there are fewer than two, weights are not one each, the base is a Python
@@ -336,13 +603,15 @@ def jensen_shannon(
         raise ValueError(
             f"jensen_shannon takes two or more distributions; got {len(distributions)}."
         )
-    check_base(base)
-    logs = _aligned(*distributions)
+    if weights is not None:
+        check_weights("weights", weights)
+    names = (f"distributions[{index}]" for index in range(len(distributions)))
+    logs = _aligned(axis, **dict(zip(names, distributions, strict=True)))
     count, dtype = len(logs), jnp.result_type(*logs)
     shares = jnp.ones(count, dtype) if weights is None else jnp.asarray(weights, dtype)
     if shares.shape != (count,):
         raise ValueError(f"weights must have shape ({count},); got shape {shares.shape}.")
-    shares = shares / jnp.sum(shares)
+    shares = nan_unless(jnp.all(shares >= 0), shares / jnp.sum(shares))
     mixture = _log_mixture(shares, logs)
     divergences = jnp.stack(
         jnp.broadcast_arrays(*(_relative_entropy(log, mixture) for log in logs))
@@ -351,12 +620,10 @@ def jensen_shannon(
     column = shares.reshape(count, *(1,) * (divergences.ndim - 1))
     outside = (column == 0) & (divergences == jnp.inf)
     value = jnp.sum(column * jnp.where(outside, 0, divergences), axis=0)
-    if base is None:
-        return value
-    return value / (math.log(base) if isinstance(base, (int, float)) else jnp.log(base))
+    return _in_base(value, base)
 
 
-def total_variation(p: Distribution, q: Distribution) -> Float[Array, "*batch"]:
+def total_variation(p: Distribution, q: Distribution, *, axis: int = -1) -> Float[Array, "*batch"]:
     """The total variation distance ½ Σ_i |p_i − q_i|, in [0, 1].
 
     Not differentiable where p_i = q_i; that term's gradient is taken as zero.
@@ -366,11 +633,13 @@ def total_variation(p: Distribution, q: Distribution) -> Float[Array, "*batch"]:
         >>> float(total_variation(jnp.array([1.0, 0.0]), jnp.array([0.5, 0.5])))
         0.5
     """
-    log_p, log_q = _aligned(p, q)
+    log_p, log_q = _aligned(axis, p=p, q=q)
     return _total(0.5 * jnp.abs(_present(log_p)[2] - _present(log_q)[2]), log_p, log_q)
 
 
-def squared_hellinger(p: Distribution, q: Distribution) -> Float[Array, "*batch"]:
+def squared_hellinger(
+    p: Distribution, q: Distribution, *, axis: int = -1
+) -> Float[Array, "*batch"]:
     """The squared Hellinger distance ½ Σ_i (√p_i − √q_i)² = 1 − Σ_i √(p_i q_i), in [0, 1].
 
     Example:
@@ -378,35 +647,41 @@ def squared_hellinger(p: Distribution, q: Distribution) -> Float[Array, "*batch"
         >>> float(squared_hellinger(jnp.array([1.0, 0.0]), jnp.array([0.25, 0.75])))
         0.5
     """
-    log_p, log_q = _aligned(p, q)
+    log_p, log_q = _aligned(axis, p=p, q=q)
     difference = _present(0.5 * log_p)[2] - _present(0.5 * log_q)[2]
     return _total(0.5 * jnp.square(difference), log_p, log_q)
 
 
-def cross_entropy(p: Distribution, q: Distribution) -> Float[Array, "*batch"]:
-    """The cross-entropy −Σ_i p_i log q_i in nats; +inf where q excludes a class that p does not.
+def cross_entropy(
+    p: Distribution, q: Distribution, *, axis: int = -1, base: ArrayLike | None = None
+) -> Float[Array, "*batch"]:
+    """The cross-entropy −Σ_i p_i log q_i; +inf where q excludes a class that p does not.
+
+    In nats, or in units of log(base). Of `Labels` it is the usual classification loss.
 
     Example:
         >>> import jax.numpy as jnp
         >>> round(float(cross_entropy(jnp.array([1.0, 0.0]), jnp.array([0.25, 0.75]))), 4)
         1.3863
     """
-    log_p, log_q = _aligned(p, q)
+    log_p, log_q = _aligned(axis, p=p, q=q)
     in_p, _, probabilities = _present(log_p)
     in_q, safe_q, _ = _present(log_q)
     terms = jnp.where(in_p & in_q, -probabilities * safe_q, jnp.where(in_p, jnp.inf, 0))
-    return _total(terms, log_p, log_q)
+    return _in_base(_total(terms, log_p, log_q), base)
 
 
-def entropy(p: Distribution) -> Float[Array, "*batch"]:
-    """The Shannon entropy −Σ_i p_i log p_i in nats.
+def entropy(
+    p: Distribution, *, axis: int = -1, base: ArrayLike | None = None
+) -> Float[Array, "*batch"]:
+    """The Shannon entropy −Σ_i p_i log p_i, in nats or in units of log(base).
 
     Example:
         >>> import jax.numpy as jnp
         >>> round(float(entropy(jnp.array([0.5, 0.5, 0.0]))), 4)
         0.6931
     """
-    return cross_entropy(p, p)
+    return cross_entropy(p, p, axis=axis, base=base)
 
 
 def pairwise(
@@ -430,11 +705,11 @@ def pairwise(
         >>> pairwise(total_variation, jnp.eye(2), jnp.array([[0.5, 0.5]])).tolist()
         [[0.5], [0.5]]
     """
-    log_ps, log_qs = log_probs(ps), log_probs(qs)
+    log_ps, log_qs = _log_probs("ps", ps, -1), _log_probs("qs", qs, -1)
     for name, logs in {"ps": log_ps, "qs": log_qs}.items():
         if logs.ndim != 2:
             raise ValueError(f"{name} must hold distributions in rows; got shape {logs.shape}.")
-    _aligned(ps, Logits(log_qs[0]))
+    _check_alike([log_ps[0], log_qs[0]])
     return map_row_blocks(
         lambda rows: divergence(Logits(rows[:, None]), Logits(log_qs)), log_qs.size, log_ps
     )

@@ -4,6 +4,7 @@ Conventions, all in nats with p first: f is in the standard form f(1) = f'(1) = 
 the one a divergence's docstring states.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +12,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_positive
+from divjax.core.checks import check_nonnegative
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, select
-from divjax.fdiv.generators import Divergence, Generator, Mixture, PlugIn, check_share
+from divjax.fdiv.generators import (
+    Divergence,
+    Generator,
+    Mixture,
+    PlugIn,
+    check_share,
+    where_weighted,
+)
 from divjax.fdiv.special import (
     as_floats,
     expm1_over,
     log1p_over,
     log_mixture,
+    nan_where_nan,
     power_remainder,
     times_exp,
 )
@@ -84,7 +94,8 @@ class _Power(Generator):
         inside = (alpha - 1) * t > -1
         u = log1p_over(jnp.where(inside, t, 0), alpha - 1)
         value = expm1_over(jnp.where(inside, u, jnp.where(alpha < 1, jnp.inf, -jnp.inf)), alpha)
-        return self.scale * jnp.where((alpha < 1) & ((1 - alpha) * t > 1), jnp.inf, value)
+        value = jnp.where((alpha < 1) & ((1 - alpha) * t > 1), jnp.inf, value)
+        return self.scale * nan_where_nan(value, t, alpha)
 
 
 def _share(alpha: Array) -> Array:
@@ -103,7 +114,15 @@ def _shared(alpha: ArrayLike, integrand: Callable[[ArrayLike], Array], u: ArrayL
     alpha, u = as_floats(alpha, u)
     share = _share(alpha)
     used = share > 0
-    return jnp.where(used, share * integrand(jnp.where(used, u, 0)), 0)
+    value = jnp.where(used, share * integrand(jnp.where(used, u, 0)), 0)
+    return nan_where_nan(value, u, alpha)
+
+
+def _check_finite(**values: Any) -> None:
+    """Raise `ValueError` for a Python number that is not finite."""
+    for name, value in values.items():
+        if isinstance(value, (int, float)) and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite; got {value}.")
 
 
 @pytree
@@ -117,6 +136,9 @@ class Alpha(_Power):
     Attributes:
         alpha: any real number.
 
+    Raises:
+        ValueError: if alpha is a Python number that is not finite.
+
     Example:
         >>> float(Alpha(2.0).f(0.5)), float((jnp.exp(0.5) - 1) ** 2 / 2)
         (0.2104, 0.2104)
@@ -126,6 +148,9 @@ class Alpha(_Power):
     """
 
     alpha: ArrayLike
+
+    def __post_init__(self):
+        _check_finite(alpha=self.alpha)
 
 
 @pytree
@@ -137,6 +162,9 @@ class CressieRead(_Power):
     Attributes:
         power: λ.
 
+    Raises:
+        ValueError: if the power is a Python number that is not finite.
+
     Example:
         >>> float(CressieRead(1.0).f(0.5)), float(Alpha(2.0).f(0.5))
         (0.2104, 0.2104)
@@ -146,6 +174,9 @@ class CressieRead(_Power):
     """
 
     power: ArrayLike = 2 / 3
+
+    def __post_init__(self):
+        _check_finite(power=self.power)
 
     @property
     def alpha(self) -> Any:
@@ -289,7 +320,8 @@ class TotalVariation(Generator):
 
     def h(self, u: ArrayLike) -> Array:
         """0."""
-        return jnp.zeros_like(as_floats(u)[0])
+        (u,) = as_floats(u)
+        return nan_where_nan(jnp.zeros_like(u), u)
 
     def dual_under_q(self, u: ArrayLike) -> Array:
         """−½ sign(u)."""
@@ -339,7 +371,7 @@ class JensenShannon(Generator):
         (t,) = as_floats(t)
         inside = t < jnp.log(2.0) / 2
         value = -jnp.log1p(-jnp.expm1(2 * jnp.where(inside, t, 0))) / 2
-        return jnp.where(inside, value, jnp.inf)
+        return nan_where_nan(jnp.where(inside, value, jnp.inf), t)
 
 
 @pytree
@@ -389,17 +421,24 @@ class SoftenedReverseKL(Mixture):
     generator, alpha = 2 * ReverseKL(), 0.5
 
 
+def _log_power(u: Array, exponent: Array) -> Array:
+    """Log r^α under q: −∞ at a point without mass under p, even for α = 0."""
+    empty = u == -jnp.inf
+    return jnp.where(empty, -jnp.inf, exponent * jnp.where(empty, 0, u))
+
+
 @pytree
 class Renyi(Divergence):
     """The Rényi divergence log(∫ p^α q^{1−α})/(α − 1) in nats, smooth in α with KL(p‖q) at α = 1.
 
-    A function of `Alpha`'s mean, whose integrands it shares: log(1 + α(α − 1) D_α)/(α − 1).
+    A function of `Alpha`'s mean, whose integrands it shares: log(1 + α(α − 1) D_α)/(α − 1). At
+    α = 0 it is −log q(p > 0), which depends on the supports alone.
 
     Attributes:
-        alpha: α > 0.
+        alpha: α ≥ 0; a negative array entry gives nan.
 
     Raises:
-        ValueError: if alpha is a Python number that is not positive.
+        ValueError: if alpha is a Python number that is negative or not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -414,31 +453,38 @@ class Renyi(Divergence):
     alpha: ArrayLike
 
     def __post_init__(self):
-        check_positive(alpha=self.alpha)
+        check_nonnegative(alpha=self.alpha)
+        _check_finite(alpha=self.alpha)
+
+    @property
+    def _order(self) -> Any:
+        if isinstance(self.alpha, (int, float)):
+            return self.alpha
+        return nan_unless(jnp.greater_equal(self.alpha, 0), self.alpha)
 
     def under_p(self, u: ArrayLike) -> Array:
         """That of `Alpha`."""
-        return Alpha(self.alpha).under_p(u)
+        return Alpha(self._order).under_p(u)
 
     def under_q(self, u: ArrayLike) -> Array:
         """That of `Alpha`."""
-        return Alpha(self.alpha).under_q(u)
+        return Alpha(self._order).under_q(u)
 
     def dual_under_p(self, u: ArrayLike) -> Array:
         """That of `Alpha`."""
-        return Alpha(self.alpha).dual_under_p(u)
+        return Alpha(self._order).dual_under_p(u)
 
     def dual_under_q(self, u: ArrayLike) -> Array:
         """That of `Alpha`."""
-        return Alpha(self.alpha).dual_under_q(u)
+        return Alpha(self._order).dual_under_q(u)
 
     def h(self, u: ArrayLike) -> Array:
         """α r^α, r² f'' where the divergence is small: it is α D_α to second order."""
-        return jnp.multiply(self.alpha, Alpha(self.alpha).h(u))
+        return jnp.multiply(self._order, Alpha(self._order).h(u))
 
     def finish(self, mean: ArrayLike) -> Array:
         """log(1 + α(α − 1)·mean)/(α − 1)."""
-        return log1p_over(jnp.multiply(self.alpha, mean), jnp.subtract(self.alpha, 1))
+        return log1p_over(jnp.multiply(self._order, mean), jnp.subtract(self._order, 1))
 
     def plug_in(
         self,
@@ -448,11 +494,14 @@ class Renyi(Divergence):
         weights_q: Float[Array, " m"] | None = None,
     ) -> PlugIn:
         """The divergence and its influences, by log-sum-exp where the integral is far from one."""
-        alpha, u_p, u_q = as_floats(self.alpha, u_p, u_q)
+        u_p, u_q = where_weighted(u_p, weights_p), where_weighted(u_q, weights_q)
+        alpha, u_p, u_q = as_floats(self._order, u_p, u_q)
         order = alpha - 1
-        powers = order * u_p, alpha * u_q
+        powers = order * u_p, _log_power(u_q, alpha)
         weights, log_integral = self._log_integral(powers, (weights_p, weights_q))
-        near = jnp.abs(log_integral) < 1
+        # At α = 0 the integral counts the samples of q where p has mass; `Alpha`'s mean, the
+        # reverse KL, is infinite if one of them is missing.
+        near = (jnp.abs(log_integral) < 1) & (alpha > 0)
         direct = super().plug_in(
             jnp.where(near, u_p, 0), jnp.where(near, u_q, 0), weights_p, weights_q
         )
@@ -460,8 +509,11 @@ class Renyi(Divergence):
         far = PlugIn(
             scale * log_integral,
             *(
-                scale * weight * jnp.exp(jnp.where(near | (weight == 0), 0, x - log_integral))
-                for weight, x in zip(weights, powers, strict=True)
+                where_weighted(
+                    scale * weight * jnp.exp(jnp.where(near | (weight == 0), 0, x - log_integral)),
+                    own,
+                )
+                for weight, x, own in zip(weights, powers, (weights_p, weights_q), strict=True)
             ),
         )
         return select(near, direct, far)
@@ -474,8 +526,8 @@ class Renyi(Divergence):
         weights_q: Float[Array, " m"] | None = None,
     ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         """The derivatives α r^{α−1}/I and −α r^α/I, with the integral I by log-sum-exp."""
-        alpha, u_p, u_q = as_floats(self.alpha, u_p, u_q)
-        powers = (alpha - 1) * u_p, alpha * u_q
+        alpha, u_p, u_q = as_floats(self._order, u_p, u_q)
+        powers = (alpha - 1) * u_p, _log_power(u_q, alpha)
         _, log_integral = self._log_integral(powers, (weights_p, weights_q))
         at_p, at_q = (alpha * jnp.exp(power - log_integral) for power in powers)
         return at_p, -at_q
@@ -485,14 +537,14 @@ class Renyi(Divergence):
 
         They are those of `Alpha`'s integrands.
         """
-        share_p = jnp.asarray(self.alpha, powers[0].dtype)
+        share_p = jnp.asarray(self._order, powers[0].dtype)
         share_p = share_p * _share(share_p)
         shares = jnp.stack([share_p, 1 - share_p])
         logs = jnp.stack(
             [
                 jax.nn.logsumexp(x) - jnp.log(x.size)
                 if w is None
-                else jax.nn.logsumexp(jnp.where(w > 0, x, -jnp.inf), b=w)
+                else jax.nn.logsumexp(jnp.where(w == 0, -jnp.inf, x), b=w)
                 for x, w in zip(powers, weights, strict=True)
             ]
         )

@@ -10,11 +10,14 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import gammaln
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.checks import check_positive, check_scalar_output
+from divjax.core.checks import check_nonnegative, check_scalar_output
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
+from divjax.fdiv.special import as_floats
 
 __all__ = [
     "BERNOULLI",
@@ -37,13 +40,23 @@ _Natural = Float[Array, " d"]
 LogPartition: TypeAlias = Callable[[_Natural], Float[Array, ""]]
 
 
-def _check(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> None:
+def _checked(
+    log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural
+) -> tuple[_Natural, _Natural]:
+    """The natural parameters as floating-point vectors of one length."""
     if jnp.shape(eta_p) != jnp.shape(eta_q) or jnp.ndim(eta_p) != 1:
         raise ValueError(
             "eta_p and eta_q must be vectors of one length; "
             f"got shapes {jnp.shape(eta_p)} and {jnp.shape(eta_q)}."
         )
+    eta_p, eta_q = as_floats(eta_p, eta_q)
     check_scalar_output("log_partition", log_partition, eta_p)
+    return eta_p, eta_q
+
+
+def _within(log_partition: LogPartition, *etas: _Natural) -> Bool[Array, ""]:
+    """Whether the parameters are in the family, outside of which A is +∞ (or nan)."""
+    return jnp.all(jnp.stack([jnp.isfinite(log_partition(eta)) for eta in etas]))
 
 
 def kl(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[Array, ""]:
@@ -58,7 +71,7 @@ def kl(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[A
         eta_q: natural parameters "d" of q; vmap for batches.
 
     Returns:
-        The divergence in nats; +inf where A(η_q) is.
+        The divergence in nats; +inf where A(η_q) is, nan where A(η_p) is not finite.
 
     Raises:
         ValueError: if the parameters are not vectors of one length, or A is no scalar.
@@ -71,9 +84,9 @@ def kl(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[A
     References:
         Banerjee, Merugu, Dhillon, Ghosh 2005, section 4: Bregman divergences and families.
     """
-    _check(log_partition, eta_p, eta_q)
+    eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
     at_p, slope = jax.jvp(log_partition, (eta_p,), (eta_q - eta_p,))
-    return log_partition(eta_q) - at_p - slope
+    return nan_unless(jnp.isfinite(at_p), log_partition(eta_q) - at_p - slope)
 
 
 def jeffreys(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[Array, ""]:
@@ -85,7 +98,8 @@ def jeffreys(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> F
         eta_q: natural parameters "d" of q; vmap for batches.
 
     Returns:
-        The divergence in nats, the sum of both directions (not their mean).
+        The divergence in nats, the sum of both directions (not their mean); nan where A is not
+        finite at both.
 
     Raises:
         ValueError: if the parameters are not vectors of one length, or A is no scalar.
@@ -95,18 +109,18 @@ def jeffreys(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> F
         >>> round(float(jeffreys(POISSON, p, q)), 4)  # (2 − 1) log 2
         0.6931
     """
-    _check(log_partition, eta_p, eta_q)
+    eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
     gradient = jax.grad(log_partition)
-    return jnp.dot(eta_p - eta_q, gradient(eta_p) - gradient(eta_q))
+    value = jnp.dot(eta_p - eta_q, gradient(eta_p) - gradient(eta_q))
+    return nan_unless(_within(log_partition, eta_p, eta_q), value)
 
 
 def _jensen_gap(
     log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural, share: ArrayLike
 ) -> Float[Array, ""]:
     """α A(η_p) + (1 − α) A(η_q) − A(αη_p + (1 − α)η_q) = −log ∫ p^α q^(1−α)."""
-    share = jnp.asarray(share, eta_p.dtype)
-    ends = share * log_partition(eta_p) + (1 - share) * log_partition(eta_q)
-    return ends - log_partition(share * eta_p + (1 - share) * eta_q)
+    ends = jnp.asarray(share * log_partition(eta_p) + (1 - share) * log_partition(eta_q))
+    return ends - log_partition(jnp.asarray(share * eta_p + (1 - share) * eta_q))
 
 
 def bhattacharyya(
@@ -122,7 +136,7 @@ def bhattacharyya(
         eta_q: natural parameters "d" of q; vmap for batches.
 
     Returns:
-        The distance in nats.
+        The distance in nats; nan where A is not finite at both.
 
     Raises:
         ValueError: if the parameters are not vectors of one length, or A is no scalar.
@@ -135,8 +149,9 @@ def bhattacharyya(
     References:
         Nielsen, Boltz 2011: Jensen gaps of A.
     """
-    _check(log_partition, eta_p, eta_q)
-    return _jensen_gap(log_partition, eta_p, eta_q, 0.5)
+    eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
+    value = _jensen_gap(log_partition, eta_p, eta_q, 0.5)
+    return nan_unless(_within(log_partition, eta_p, eta_q), value)
 
 
 def renyi(
@@ -144,22 +159,24 @@ def renyi(
 ) -> Float[Array, ""]:
     """Rényi's divergence log ∫ p^α q^(1−α) / (α − 1), a Jensen gap of A divided by 1 − α.
 
-    At α = 1 it is KL(p‖q), and the value there is `kl`; within about 1e-3 of it (float32) the
-    quotient loses its digits.
+    At α = 1 it is KL(p‖q), and smooth in α there: near it, where the quotient cancels, the gap is
+    an integral of slopes of A along the line from η_p towards η_q.
 
     Args:
         log_partition: the family's A, a convex function "d" -> "".
         eta_p: natural parameters "d" of p.
         eta_q: natural parameters "d" of q; vmap for batches.
-        alpha: the order, positive.
+        alpha: the order α ≥ 0; nan for a negative array. Of order 0 the divergence is 0, as all
+            members of a family have one support.
 
     Returns:
-        The divergence in nats. For α > 1 it is +inf where αη_p + (1 − α)η_q leaves the family,
-        provided that A is +inf outside of its domain, as that of a `Family` is.
+        The divergence in nats; nan where A is not finite at both. For α > 1 it is +inf where
+        αη_p + (1 − α)η_q leaves the family, provided that A is +inf outside of its domain, as that
+        of a `Family` is.
 
     Raises:
-        ValueError: if alpha is a Python number that is not positive, the parameters are not vectors
-            of one length, or A is no scalar.
+        ValueError: if alpha is a negative Python number, the parameters are not vectors of one
+            length, or A is no scalar.
 
     Example:
         >>> p, q = POISSON.natural(4.0), POISSON.natural(1.0)
@@ -169,13 +186,42 @@ def renyi(
     References:
         Van Erven, Harremoës 2014, definition 2.
     """
-    check_positive(alpha=alpha)
-    _check(log_partition, eta_p, eta_q)
+    check_nonnegative(alpha=alpha)
+    eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
     order = jnp.asarray(alpha, eta_p.dtype)
-    limit = order == 1
-    order = jnp.where(limit, 0.5, order)
-    gap = _jensen_gap(log_partition, eta_p, eta_q, order) / (1 - order)
-    return jnp.where(limit, kl(log_partition, eta_p, eta_q), gap)
+    order = nan_unless(order >= 0, order)
+    near = jnp.abs(order - 1) < _NEAR_ONE
+    apart = jnp.where(near, 0.5, order)
+    quotient = _jensen_gap(log_partition, eta_p, eta_q, apart) / (1 - apart)
+    slopes = _slope_gap(log_partition, eta_p, eta_q, jnp.where(near, 1 - order, 0))
+    return nan_unless(
+        _within(log_partition, eta_p, eta_q) & (order >= 0), jnp.where(near, slopes, quotient)
+    )
+
+
+# Within this of order 1 four Gauss–Legendre nodes integrate slopes of A to rounding: they are of
+# order eight in the distance from 1.
+_NEAR_ONE = 0.05
+_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(4)
+
+
+def _slope_gap(
+    log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural, step: Array
+) -> Float[Array, ""]:
+    """A(η_q) − A(η_p) − ∫₀¹ ⟨∇A(η_p + t·step·δ), δ⟩ dt with δ = η_q − η_p: Rényi's at α = 1 − step.
+
+    KL at step 0. +∞ where the line's end is outside of the family.
+    """
+    towards_q = eta_q - eta_p
+
+    def slope(share: Array) -> Array:
+        return jax.jvp(log_partition, (eta_p + share * step * towards_q,), (towards_q,))[1]
+
+    shares = jnp.asarray((_NODES + 1) / 2, eta_p.dtype)
+    mean = jnp.asarray(_NODE_WEIGHTS / 2, eta_p.dtype) @ jax.vmap(slope)(shares)
+    value = log_partition(eta_q) - log_partition(eta_p) - mean
+    end = log_partition(eta_p + step * towards_q)
+    return jnp.where(end == jnp.inf, jnp.inf, value)
 
 
 @pytree

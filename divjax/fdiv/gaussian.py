@@ -1,9 +1,15 @@
 """Divergences between Gaussians in closed form, their plug-in estimate, and KL's reversal.
 
 A Gaussian is a `Normal`, or any pair of a mean "d" and a covariance: "d" for the variances of a
-diagonal one, "d d" for a full one, which must be positive definite: a singular or indefinite
-covariance gives results that are not finite. Everything is a function of M = L_q⁻¹ L_p and
+diagonal one, "d d" for a full one. Everything is a function of M = L_q⁻¹ L_p and
 z = L_q⁻¹ (m_p − m_q), with Cholesky factors L of the covariances.
+
+A singular covariance puts all mass on a subspace. If one of the two is singular the Gaussians are
+mutually singular: KL, Rényi's divergence and the Bhattacharyya distance are +∞, the squared
+Hellinger distance 1 and the Jensen–Shannon divergence log 2. If both are, variances are compared
+feature by feature and two full matrices give nan, as rounding would decide whether their subspaces
+agree. An indefinite covariance, a NaN or an infinity gives nan; so does an asymmetric covariance if
+it is traced, and a `ValueError` otherwise.
 """
 
 import math
@@ -11,11 +17,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import scipy.special
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core import linalg
-from divjax.core.checks import check_matrix, check_same_features
+from divjax.core.checks import check_full_precision, check_nonnegative
+from divjax.core.linalg import cholesky, eigh, solve_triangular
+from divjax.core.numerics import if_needed, nan_unless
+from divjax.core.samples import centered_samples
 from divjax.core.standardize import mean_and_scale
 from divjax.core.types import Estimate, normal_estimate
 from divjax.fdiv.inequalities import Bounds
@@ -50,16 +60,88 @@ class Normal(NamedTuple):
 
 
 class _Whitened(NamedTuple):
-    """p in the coordinates where q is standard: the factor M of its covariance, its mean z."""
+    """p in the coordinates where q is standard: the factor M of its covariance, its mean z.
+
+    Attributes:
+        factor: M.
+        shift: z.
+        valid: whether both are Gaussians, and the formulas know what they are to each other.
+        apart: whether one of them is singular with respect to the other.
+    """
 
     factor: Float[Array, " d"] | Float[Array, "d d"]
     shift: Float[Array, " d"]
+    valid: Bool[Array, ""]
+    apart: Bool[Array, ""]
+
+    def finish(self, divergence: Float[Array, ""]) -> Float[Array, ""]:
+        """The divergence, +∞ between mutually singular Gaussians, nan for invalid ones."""
+        return nan_unless(self.valid, jnp.where(self.apart, jnp.inf, divergence))
 
     @property
     def log_variances(self) -> Float[Array, " d"]:
         """2 log M_ii, whose sum is log det C_p − log det C_q."""
         factor = self.factor if self.factor.ndim == 1 else jnp.diagonal(self.factor)
         return 2 * jnp.log(factor)
+
+
+class _Root(NamedTuple):
+    """A covariance's Cholesky factor, or that of 1 in its place, and what the covariance is."""
+
+    factor: Float[Array, " d"] | Float[Array, "d d"]
+    valid: Bool[Array, ""]
+    singular: Bool[Array, ""]
+
+
+# Of the scale √(C_ii C_jj), beyond which C_ij − C_ji is no rounding.
+_ASYMMETRY = 3e-4
+
+
+def _root(covariance: Float[Array, " d"] | Float[Array, "d d"]) -> _Root:
+    finite = jnp.isfinite(covariance).all()
+    if covariance.ndim == 1:
+        factor = jnp.sqrt(jnp.where(covariance > 0, covariance, 1))
+        return _Root(factor, finite & jnp.all(covariance >= 0), jnp.any(covariance == 0))
+    scale = _correlation_scale(covariance)
+    asymmetry = jnp.abs(covariance - covariance.T) / (scale[:, None] * scale)
+    factor = cholesky(covariance)
+    failed = ~jnp.isfinite(factor).all()
+    # Cholesky's algorithm fails for singular and indefinite matrices alike.
+    _, semidefinite = if_needed(
+        failed & finite,
+        lambda carry: (carry[0], _is_semidefinite(carry[0])),
+        (jax.lax.stop_gradient(covariance), ~failed),
+    )
+    one = jnp.eye(covariance.shape[0], dtype=covariance.dtype)
+    valid = finite & semidefinite & jnp.all(asymmetry <= _ASYMMETRY)
+    return _Root(jnp.where(failed, one, factor), valid, failed)
+
+
+def _correlation_scale(covariance: Float[Array, "d d"]) -> Float[Array, " d"]:
+    """The features' standard deviations; 1 for a variance that is not positive."""
+    variances = jax.lax.stop_gradient(jnp.diagonal(covariance))
+    return jnp.sqrt(jnp.where(variances > 0, variances, 1))
+
+
+def _is_semidefinite(covariance: Float[Array, "d d"]) -> Bool[Array, ""]:
+    """Whether no eigenvalue of the correlations is negative, up to rounding."""
+    scale = _correlation_scale(covariance)
+    smallest = eigh(covariance / (scale[:, None] * scale))[0][0]
+    return smallest >= -10 * scale.size * jnp.finfo(covariance.dtype).eps
+
+
+def _check_symmetric(name: str, covariance: Array) -> None:
+    if covariance.ndim == 2 and not isinstance(covariance, Tracer):
+        matrix = np.asarray(covariance, np.float64)
+        scale = np.sqrt(np.where(np.diagonal(matrix) > 0, np.diagonal(matrix), 1))
+        with np.errstate(invalid="ignore"):  # of infinities, which give nan
+            difference = np.abs(matrix - matrix.T)
+            asymmetric = difference / np.outer(scale, scale) > _ASYMMETRY
+        if asymmetric.any():
+            raise ValueError(
+                f"{name} must have a symmetric covariance; got entries that differ by "
+                f"{difference[asymmetric].max():.3g} across the diagonal."
+            )
 
 
 def _whiten(p: Normal, q: Normal) -> _Whitened:
@@ -76,16 +158,27 @@ def _whiten(p: Normal, q: Normal) -> _Whitened:
             f"{jnp.shape(q[0])[0]}."
         )
     p_mean, p_covariance, q_mean, q_covariance = as_floats(*p, *q)
+    _check_symmetric("p", p_covariance)
+    _check_symmetric("q", q_covariance)
+    if max(p_covariance.ndim, q_covariance.ndim) > 1:
+        check_full_precision("a full covariance", p_covariance)
+    p_root, q_root = _root(p_covariance), _root(q_covariance)
+    valid = p_root.valid & q_root.valid & jnp.isfinite(jnp.stack([p_mean, q_mean])).all()
+    shift = p_mean - q_mean
     if p_covariance.ndim == q_covariance.ndim == 1:
-        scale = jnp.sqrt(q_covariance)
-        return _Whitened(jnp.sqrt(p_covariance) / scale, (p_mean - q_mean) / scale)
+        # Two features without variance are alike if their means are.
+        one_has_none = (p_covariance == 0) != (q_covariance == 0)
+        both_have_none = (p_covariance == 0) & (q_covariance == 0)
+        apart = jnp.any(one_has_none | (both_have_none & (shift != 0)))
+        return _Whitened(p_root.factor / q_root.factor, shift / q_root.factor, valid, apart)
     p_factor, q_factor = (
-        jnp.diag(jnp.sqrt(c)) if c.ndim == 1 else linalg.cholesky(c)
-        for c in (p_covariance, q_covariance)
+        jnp.diag(root.factor) if root.factor.ndim == 1 else root.factor for root in (p_root, q_root)
     )
     return _Whitened(
-        linalg.solve_triangular(q_factor, p_factor),
-        linalg.solve_triangular(q_factor, p_mean - q_mean),
+        solve_triangular(q_factor, p_factor),
+        solve_triangular(q_factor, shift),
+        valid & ~(p_root.singular & q_root.singular),
+        p_root.singular | q_root.singular,
     )
 
 
@@ -94,7 +187,7 @@ def _kl(whitened: _Whitened) -> Float[Array, ""]:
     terms = jnp.sum(exp_remainder(whitened.log_variances)) + jnp.sum(whitened.shift**2)
     if whitened.factor.ndim == 2:
         terms = terms + jnp.sum(jnp.tril(whitened.factor, -1) ** 2)
-    return terms / 2
+    return whitened.finish(terms / 2)
 
 
 @jax.default_matmul_precision("highest")
@@ -109,10 +202,10 @@ def kl(p: Normal, q: Normal) -> Float[Array, ""]:
         q: the same, of the same dimension.
 
     Returns:
-        The divergence in nats.
+        The divergence in nats; +∞ if one covariance is singular.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, or a concrete covariance is not symmetric.
 
     Example:
         >>> import jax.numpy as jnp
@@ -135,13 +228,15 @@ def renyi(p: Normal, q: Normal, alpha: ArrayLike) -> Float[Array, ""]:
     Args:
         p: mean "d", and covariance "d" or "d d".
         q: the same, of the same dimension.
-        alpha: α > 0.
+        alpha: α ≥ 0; nan for a negative array.
 
     Returns:
-        The divergence in nats; +∞ where C is not positive definite, which can be for α > 1.
+        The divergence in nats; +∞ where C is not positive definite, which can be for α > 1, or if
+        one covariance is singular. 0 for α = 0 otherwise, as both have mass everywhere.
 
     Raises:
-        ValueError: if the shapes do not fit, or alpha is a Python number that is not positive.
+        ValueError: if the shapes do not fit, a concrete covariance is not symmetric, or alpha is a
+            negative Python number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -152,11 +247,12 @@ def renyi(p: Normal, q: Normal, alpha: ArrayLike) -> Float[Array, ""]:
     References:
         Gil, Alajaji, Linder 2013, table 2.
     """
-    if isinstance(alpha, (int, float)) and not alpha > 0:
-        raise ValueError(f"alpha must be a positive number; got {alpha}.")
+    check_nonnegative(alpha=alpha)
     whitened = _whiten(p, q)
-    factor, shift = whitened
-    complement = jnp.asarray(1 - alpha, jnp.result_type(factor, alpha))
+    factor, shift = whitened.factor, whitened.shift
+    alpha = jnp.asarray(alpha, factor.dtype)
+    alpha = nan_unless(alpha >= 0, alpha)
+    complement = 1 - alpha
     # In q's coordinates C = I + cX with c = 1 − α and X = M Mᵀ − I. Eliminating a row of I + cX
     # leaves another matrix of this form, so that log det(I + cX)/c needs no division by c.
     if factor.ndim == 1:
@@ -180,11 +276,10 @@ def renyi(p: Normal, q: Normal, alpha: ArrayLike) -> Float[Array, ""]:
                 definite & positive,
             )
 
-        dtype = jnp.result_type(factor, complement)
-        carry = (excess, shift, jnp.zeros(()), jnp.array(True))
-        carry = (*(jnp.asarray(x, dtype) for x in carry[:3]), carry[3])
+        carry = (excess, shift, jnp.zeros((), factor.dtype), jnp.array(True))
         _, _, total, definite = jax.lax.fori_loop(0, size, eliminate, carry)
-    return jnp.where(definite, (total - jnp.sum(whitened.log_variances)) / 2, jnp.inf)
+    value = (total - jnp.sum(whitened.log_variances)) / 2
+    return whitened.finish(nan_unless(alpha >= 0, jnp.where(definite, value, jnp.inf)))
 
 
 def _pivot(excess: Array, shift: Array, complement: Array) -> tuple[tuple[Array, Array], Array]:
@@ -194,8 +289,8 @@ def _pivot(excess: Array, shift: Array, complement: Array) -> tuple[tuple[Array,
     return (log1p_over(safe, complement), shift**2 / (1 + complement * safe)), positive
 
 
-def _add(terms: tuple[Array, Array], alpha: ArrayLike) -> Array:
-    return jnp.sum(terms[0]) + jnp.multiply(alpha, jnp.sum(terms[1]))
+def _add(terms: tuple[Array, Array], alpha: Array) -> Array:
+    return jnp.sum(terms[0]) + alpha * jnp.sum(terms[1])
 
 
 def bhattacharyya(p: Normal, q: Normal) -> Float[Array, ""]:
@@ -330,8 +425,8 @@ def plug_in_kl(
     References:
         Muirhead 1982, theorems 3.2.12 and 3.2.15: the moments.
     """
-    check_matrix(x=x, y=y)
-    check_same_features(x, y)
+    _, x, y = centered_samples(x=x, y=y)
+    check_full_precision("x", x)
     (n, d), m = x.shape, y.shape[0]
     least = d + 3 if bias_correction else d + 1
     for name, size, needed in (("x", n, d + 1), ("y", m, least)):
@@ -346,7 +441,7 @@ def plug_in_kl(
         for mean, c in zip(means, (x_centered, y_centered), strict=True)
     )
     whitened = _whiten(p, q)
-    factor, shift = whitened
+    factor, shift = whitened.factor, whitened.shift
     value = _kl(whitened)
     if bias_correction:
         trace, square = jnp.sum(factor**2), jnp.sum(shift**2)
@@ -355,9 +450,9 @@ def plug_in_kl(
         terms = shrink * (trace + square) + (1 - shrink) * trace / n + d / m + logs
         value = value - terms / 2
     # Influences: the log ratio at x; at y its like with e^u expanded to second order.
-    q_factor = linalg.cholesky(q.covariance)
-    x_white, y_white = (linalg.solve_triangular(q_factor, s.T) for s in (x_centered, y_centered))
-    own = linalg.solve_triangular(factor, x_white)
+    q_factor = cholesky(q.covariance)
+    x_white, y_white = (solve_triangular(q_factor, s.T) for s in (x_centered, y_centered))
+    own = solve_triangular(factor, x_white)
     at_x = (jnp.sum(x_white**2, 0) - jnp.sum(own**2, 0)) / 2 + shift @ x_white
     spread = jnp.sum((factor.T @ y_white) ** 2, 0) + (shift @ y_white) ** 2
     at_y = (jnp.sum(y_white**2, 0) - spread) / 2 - shift @ y_white
@@ -369,7 +464,7 @@ def plug_in_kl(
 def _singular(covariance: Float[Array, "d d"]) -> Bool[Array, ""]:
     """Whether some feature is, up to rounding, a linear function of those before it."""
     scale = jnp.sqrt(jnp.diag(covariance))
-    pivots = jnp.diag(linalg.cholesky(covariance / (scale[:, None] * scale)))
+    pivots = jnp.diag(cholesky(covariance / (scale[:, None] * scale)))
     return ~(jnp.min(pivots**2) > 10 * scale.size * jnp.finfo(covariance.dtype).eps)
 
 
@@ -390,7 +485,10 @@ def reverse_kl_supremum(epsilon: ArrayLike) -> Array:
         epsilon: ε ≥ 0 in nats, of any shape.
 
     Returns:
-        The supremum in nats, attained. Its derivative is 1/w.
+        The supremum in nats, attained; nan for an array entry below 0. Its derivative is 1/w.
+
+    Raises:
+        ValueError: if epsilon is a negative Python number.
 
     Example:
         >>> float(reverse_kl_supremum(0.1)), float(reverse_kl_supremum(1.0))
@@ -399,6 +497,7 @@ def reverse_kl_supremum(epsilon: ArrayLike) -> Array:
     References:
         Zhang, Liu, Chen, Wang, Li 2023 (the constant 2 of their expansion is 4/3).
     """
+    check_nonnegative(epsilon=epsilon)
     return _reversed_below(*as_floats(epsilon))
 
 
@@ -411,7 +510,10 @@ def reverse_kl_infimum(minimum: ArrayLike) -> Array:
         minimum: M ≥ 0 in nats, of any shape.
 
     Returns:
-        The infimum in nats, attained. Its derivative is 1/w.
+        The infimum in nats, attained; nan for an array entry below 0. Its derivative is 1/w.
+
+    Raises:
+        ValueError: if the minimum is a negative Python number.
 
     Example:
         >>> float(reverse_kl_infimum(0.1)), float(reverse_kl_infimum(1.0))
@@ -420,6 +522,7 @@ def reverse_kl_infimum(minimum: ArrayLike) -> Array:
     References:
         Zhang, Liu, Chen, Wang, Li 2023.
     """
+    check_nonnegative(minimum=minimum)
     return _reversed_above(*as_floats(minimum))
 
 
@@ -458,7 +561,11 @@ def kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
         second: ε₂ ≥ 0 in nats, of any shape.
 
     Returns:
-        The bound in nats. Its derivatives at 0, which are infinite, are not finite.
+        The bound in nats; nan for an array entry below 0. Its derivatives at 0, which are infinite,
+        are not finite.
+
+    Raises:
+        ValueError: if an argument is a negative Python number.
 
     Example:
         >>> float(kl_triangle_bound(0.1, 0.1)), float(kl_triangle_bound(0.0, 0.0))
@@ -467,6 +574,7 @@ def kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
     References:
         Zhang, Liu, Chen, Wang, Li 2023.
     """
+    check_nonnegative(first=first, second=second)
     first, second = as_floats(first, second)
     upper_1, upper_2 = (remainder_root(2 * value, -1) for value in (first, second))
     inverse_w0 = jnp.exp(-remainder_root(2 * second, 0))

@@ -12,6 +12,7 @@ Most divergences are the power family `Alpha`, h = c·r^α, or one of it between
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_positive
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
-from divjax.fdiv.special import as_floats, log_mixture, times_exp
+from divjax.fdiv.special import as_floats, log_mixture, nan_where_nan, times_exp
 
 __all__ = ["Combination", "Divergence", "Generator", "Mixed", "PlugIn", "Reversed"]
 
@@ -87,7 +89,11 @@ class Divergence:
             >>> float(KL().plug_in(*u).value)
             0.6931
         """
-        under_p, under_q = self.under_p(u_p), self.under_q(u_q)
+        for name, u in (("u_p", u_p), ("u_q", u_q)):
+            if jnp.size(u) == 0:
+                raise ValueError(f"{name} must hold at least one log ratio; got shape {u.shape}.")
+        under_p = where_weighted(self.under_p(u_p), weights_p)
+        under_q = where_weighted(self.under_q(u_q), weights_q)
         mean = weighted_mean(under_p, weights_p) + weighted_mean(under_q, weights_q)
         value, slope = jax.jvp(self.finish, (mean,), (jnp.ones_like(mean),))
         return PlugIn(value, slope * under_p, slope * under_q)
@@ -124,7 +130,14 @@ def weighted_mean(values: Float[Array, " n"], weights: Float[Array, " n"] | None
     """Σ w_i v_i over the positive weights, or the mean."""
     if weights is None:
         return jnp.mean(values)
-    return jnp.dot(weights, jnp.where(weights > 0, values, 0))
+    return jnp.dot(weights, where_weighted(values, weights))
+
+
+def where_weighted(values: Float[Array, " n"], weights: Float[Array, " n"] | None) -> Array:
+    """The values; 0 at a weight of zero, where they may be anything, nan at a negative one."""
+    if weights is None:
+        return values
+    return jnp.where(weights > 0, values, jnp.where(weights == 0, 0, jnp.nan))
 
 
 class Generator(Divergence):
@@ -214,7 +227,8 @@ class Generator(Divergence):
         u = start + jnp.where(jnp.abs(step) < tolerance, step, 0)
         value = times_exp(inside - self.derivative(u), u) - self.dual_under_q(u)
         edge = jnp.where(t == supremum, -self.dual_under_q(infinity), infinity)
-        return jnp.where(t < supremum, value, edge)
+        # Comparisons with nan (in t, or a parameter's in the supremum) are false.
+        return nan_where_nan(jnp.where(t < supremum, value, edge), t, supremum)
 
     def reverse(self) -> "Generator":
         """The generator of D(q‖p) as a divergence of p from q, r f(1/r)."""
@@ -272,8 +286,16 @@ class Combination(Generator):
 
     def _sum(self, method: str, u: ArrayLike) -> Array:
         terms = (getattr(generator, method)(u) for generator in self.generators)
-        scaled = (jnp.multiply(c, term) for c, term in zip(self.factors, terms, strict=True))
+        scaled = (jnp.multiply(c, term) for c, term in zip(self._factors, terms, strict=True))
         return functools.reduce(jnp.add, scaled)
+
+    @property
+    def _factors(self) -> tuple[ArrayLike, ...]:
+        """The factors, nan for an array's entry that is not positive."""
+        return tuple(
+            c if isinstance(c, (int, float)) else nan_unless(jnp.greater(c, 0), c)
+            for c in self.factors
+        )
 
     def f(self, u: ArrayLike) -> Array:
         """Σ c_i f_i(e^u)."""
@@ -305,7 +327,7 @@ class Combination(Generator):
 
     def conjugate(self, t: ArrayLike) -> Array:
         """That of a single term is c f*(t/c); of several, the general method's."""
-        pairs = list(zip(self.generators, self.factors, strict=True))
+        pairs = list(zip(self.generators, self._factors, strict=True))
         if len(pairs) > 1:
             return super().conjugate(t)
         generator, factor = pairs[0]
@@ -358,44 +380,60 @@ class Mixture(Generator):
     generator: Any
     alpha: Any
 
+    @property
+    def _share(self) -> Any:
+        """α; nan for an array's entry outside [0, 1)."""
+        alpha = self.alpha
+        if isinstance(alpha, (int, float)):
+            return alpha
+        return nan_unless((jnp.asarray(alpha) >= 0) & (jnp.asarray(alpha) < 1), alpha)
+
     def _log_ratio(self, u: ArrayLike) -> Array:
-        return -log_mixture(jnp.negative(u), jnp.subtract(1, self.alpha))
+        return -log_mixture(jnp.negative(u), jnp.subtract(1, self._share))
 
     def f(self, u: ArrayLike) -> Array:
         """The generator at p/m, times αr + 1 − α."""
-        return times_exp(self.generator.f(self._log_ratio(u)), log_mixture(u, self.alpha))
+        return times_exp(self.generator.f(self._log_ratio(u)), log_mixture(u, self._share))
+
+    def _share_of(self, integrand: Callable[[Array], Array], v: Array) -> Array:
+        """α times an integrand under m at v, 0 at α = 0 even if the integrand overflows."""
+        # α > 0 keeps v below −log α. At α = 0 the argument is clipped: 0 times an infinite value,
+        # or an infinite slope, would be nan.
+        limit = 0.9 * jnp.log(jnp.finfo(v.dtype).max) / 2
+        at = integrand(jnp.where(jnp.equal(self._share, 0), jnp.clip(v, -limit, limit), v))
+        # Finite, as the infinities of T and S have opposite signs.
+        largest = jnp.finfo(at.dtype).max
+        return self._share * jnp.clip(at, -largest, largest)
 
     def derivative(self, u: ArrayLike) -> Array:
         """T(v) + α S(v)."""
         v = self._log_ratio(u)
-        under_m = self.generator.dual_under_q(v)
-        # Finite, as the infinities of T and S have opposite signs, and α may be 0.
-        largest = jnp.finfo(under_m.dtype).max
-        return self.generator.derivative(v) + self.alpha * jnp.clip(under_m, -largest, largest)
+        return self.generator.derivative(v) + self._share_of(self.generator.dual_under_q, v)
 
     def h(self, u: ArrayLike) -> Array:
         """The generator's weight at v, times (1 − α)²/(αr + 1 − α)."""
-        weight = jnp.square(jnp.subtract(1, self.alpha))
-        return weight * times_exp(self.generator.h(self._log_ratio(u)), -log_mixture(u, self.alpha))
+        weight = jnp.square(jnp.subtract(1, self._share))
+        at_ratio = self.generator.h(self._log_ratio(u))
+        return weight * times_exp(at_ratio, -log_mixture(u, self._share))
 
     def second_derivative(self, u: ArrayLike) -> Array:
         """The generator's curvature at p/m, times (1 − α)²/(αr + 1 − α)³."""
-        weight = jnp.square(jnp.subtract(1, self.alpha))
+        weight = jnp.square(jnp.subtract(1, self._share))
         curvature = self.generator.second_derivative(self._log_ratio(u))
-        return weight * times_exp(curvature, -3 * log_mixture(u, self.alpha))
+        return weight * times_exp(curvature, -3 * log_mixture(u, self._share))
 
     def dual_under_q(self, u: ArrayLike) -> Array:
         """(1 − α) S(v)."""
-        return (1 - self.alpha) * self.generator.dual_under_q(self._log_ratio(u))
+        return (1 - self._share) * self.generator.dual_under_q(self._log_ratio(u))
 
     def under_p(self, u: ArrayLike) -> Array:
         """The integrand under p, and α of that under m."""
         v = self._log_ratio(u)
-        return self.generator.under_p(v) + self.alpha * self.generator.under_q(v)
+        return self.generator.under_p(v) + self._share_of(self.generator.under_q, v)
 
     def under_q(self, u: ArrayLike) -> Array:
         """1 − α of the integrand under m."""
-        return (1 - self.alpha) * self.generator.under_q(self._log_ratio(u))
+        return (1 - self._share) * self.generator.under_q(self._log_ratio(u))
 
 
 @pytree

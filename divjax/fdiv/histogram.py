@@ -10,27 +10,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.checks import check_count, check_matrix, check_same_features
+from divjax.core.checks import check_count
+from divjax.core.numerics import nan_unless
+from divjax.core.samples import as_samples, centered_samples
 from divjax.fdiv.categorical import Weights
 
 __all__ = ["bias", "counts", "divergence", "edges"]
 
+# Rows whose weights are summed before they are added to others'.
+_BLOCK_ROWS = 4096
+
 CategoricalDivergence = Callable[[Any, Any], Float[Array, "*batch"]]
 
 
-def _columns(**samples: Float[Array, " n *d"]) -> tuple[Float[Array, "n d"], ...]:
-    """Samples as matrices; a vector is one column."""
-    matrices = {
-        name: sample[:, None] if jnp.ndim(sample) == 1 else sample
+def _columns(**samples: Any) -> dict[str, Any]:
+    """Samples by their names, a vector as a matrix of one column."""
+    return {
+        name: (sample if hasattr(sample, "dtype") else np.asarray(sample))[:, None]
+        if np.ndim(sample) == 1
+        else sample
         for name, sample in samples.items()
     }
-    check_matrix(**matrices)
-    first, *rest = matrices
-    for name in rest:
-        check_same_features(matrices[first], matrices[name], (first, name))
-    return tuple(matrices.values())
 
 
 def edges(
@@ -38,7 +42,7 @@ def edges(
     y: Float[Array, " m *d"],
     *,
     num_bins: int = 20,
-    spacing: str = "uniform",
+    spacing: str = "quantile",
 ) -> Float[Array, "*d bins+1"]:
     """The edges of bins that hold both samples, for each column.
 
@@ -46,12 +50,14 @@ def edges(
         x: samples, a vector or a matrix.
         y: samples with as many columns.
         num_bins: a static integer.
-        spacing: "uniform": bins of equal width between the extremes; "quantile": bins of equal
-            share of both samples pooled, which adapts to heavy tails. Ties make some of the latter
-            empty, which is harmless without smoothing.
+        spacing: "quantile": bins of equal share of both samples pooled, which one far value does
+            not move; ties make some of them empty, which is harmless without smoothing. "uniform":
+            bins of equal width between the extremes, where one far value puts all others into one
+            bin.
 
     Returns:
-        Ascending edges "bins+1" of one column, "d bins+1" of several.
+        Ascending edges "bins+1" of one column, "d bins+1" of several; nan for a column with a value
+        that is not finite.
 
     Raises:
         ValueError: if shapes do not fit, num_bins is no positive integer, or the spacing is
@@ -60,18 +66,29 @@ def edges(
     Example:
         >>> import jax.numpy as jnp
         >>> edges(jnp.array([0.0, 1.0]), jnp.array([4.0]), num_bins=2).tolist()
-        [0.0, 2.0, 4.0]
+        [0.0, 1.0, 4.0]
     """
-    columns = jnp.concatenate(_columns(x=x, y=y))
+    columns = jnp.concatenate(as_samples(**_columns(x=x, y=y)))
+    result = _edges(columns, jnp.ones(columns.shape[0], bool), num_bins, spacing)
+    return result[0] if np.ndim(x) == 1 else result
+
+
+def _edges(
+    columns: Float[Array, "n d"], used: Bool[Array, " n"], num_bins: int, spacing: str
+) -> Float[Array, "d bins+1"]:
+    """The edges of bins that hold the rows that are used."""
     check_count(1, num_bins=num_bins)
+    finite = jnp.all(jnp.isfinite(columns) | ~used[:, None], axis=0)
+    columns = jnp.where(used[:, None], columns, jnp.nan)
     if spacing == "uniform":
-        result = jnp.linspace(columns.min(axis=0), columns.max(axis=0), num_bins + 1, axis=-1)
+        ends = jnp.nanmin(columns, axis=0), jnp.nanmax(columns, axis=0)
+        result = jnp.linspace(*ends, num_bins + 1, axis=-1)
     elif spacing == "quantile":
         shares = jnp.linspace(0, 1, num_bins + 1, dtype=columns.dtype)
-        result = jnp.quantile(columns, shares, axis=0).T
+        result = jnp.nanquantile(columns, shares, axis=0).T
     else:
         raise ValueError(f'spacing must be "uniform" or "quantile"; got {spacing!r}.')
-    return result[0] if jnp.ndim(x) == 1 else result
+    return nan_unless(finite[:, None], result)
 
 
 def counts(
@@ -82,46 +99,55 @@ def counts(
     """How many points of each column fall into each bin, or how much weight.
 
     Bins hold their left edge, the last also its right one; points outside of all count nowhere, and
-    nan makes a count nan.
+    nan in a column makes its counts nan, unless its weight is zero. Points are counted in integers,
+    and weights summed by blocks of rows, so that large counts do not saturate.
 
     Args:
         x: samples, a vector or a matrix.
         edges: ascending: "bins+1" for a vector, "d bins+1" for a matrix.
-        weights: non-negative, one a sample; differentiable. All one by default.
+        weights: non-negative, one a sample; differentiable. All one by default; traced ones that
+            are negative make all counts nan.
 
     Returns:
-        Counts "bins" or "d bins" of the dtype of x.
+        Counts "bins" or "d bins" of the dtype of x, at least float32.
 
     Raises:
-        ValueError: if shapes do not fit.
+        ValueError: if shapes do not fit, or a concrete weight is negative.
 
     Example:
         >>> import jax.numpy as jnp
         >>> counts(jnp.array([0.0, 1.0, 4.0]), jnp.array([0.0, 2.0, 4.0])).tolist()
         [2.0, 1.0]
     """
-    (columns,) = _columns(x=x)
-    bounds = edges[None] if jnp.ndim(x) == 1 else edges
+    (columns,) = as_samples(**_columns(x=x))
+    bounds = jnp.asarray(edges)[None] if np.ndim(x) == 1 else jnp.asarray(edges)
     n, d = columns.shape
     if jnp.ndim(bounds) != 2 or bounds.shape[0] != d or bounds.shape[1] < 2:
         raise ValueError(
             "edges must have shape (bins + 1,) for a vector x and (features, bins + 1) for a "
-            f"matrix; got shape {jnp.shape(edges)} for x of shape {jnp.shape(x)}."
+            f"matrix; got shape {jnp.shape(edges)} for x of shape {np.shape(x)}."
         )
-    mass = jnp.ones(n, columns.dtype) if weights is None else jnp.asarray(weights, columns.dtype)
+    dtype = jnp.promote_types(columns.dtype, jnp.float32)
+    mass = jnp.ones(n, jnp.int32) if weights is None else jnp.asarray(weights, dtype)
     if mass.shape != (n,):
         raise ValueError(f"weights must have shape ({n},); got shape {mass.shape}.")
+    if not isinstance(mass, Tracer) and (np.asarray(mass) < 0).any():
+        raise ValueError(f"weights must not be negative; got {np.asarray(mass).min()}.")
     num_bins = bounds.shape[1] - 1
+    # One float that is added to 2²⁴ ones is lost; sums of blocks, added up, keep their digits.
+    block = jnp.arange(n) // _BLOCK_ROWS
 
     def count(column: Float[Array, " n"], bounds: Float[Array, " bins+1"]) -> Array:
-        index = jnp.searchsorted(bounds, column, side="right") - 1
+        index = jnp.clip(jnp.searchsorted(bounds, column, side="right") - 1, 0, num_bins - 1)
         outside = (column < bounds[0]) | (column > bounds[-1])
-        # What is not a number belongs nowhere, and must show.
-        added = jnp.where(jnp.isnan(column), jnp.nan, jnp.where(outside, 0, mass))
-        return jnp.zeros(num_bins, mass.dtype).at[jnp.clip(index, 0, num_bins - 1)].add(added)
+        sums = jnp.zeros((n // _BLOCK_ROWS + 1, num_bins), mass.dtype)
+        sums = sums.at[block, index].add(jnp.where(outside, 0, mass))
+        missing = jnp.any(jnp.isnan(column) & (mass != 0)) | jnp.isnan(bounds).any()
+        valid = ~missing & jnp.all(mass >= 0)
+        return nan_unless(valid, sums.sum(axis=0, dtype=mass.dtype).astype(dtype))
 
     result = jax.vmap(count)(columns.T, bounds)
-    return result[0] if jnp.ndim(x) == 1 else result
+    return result[0] if np.ndim(x) == 1 else result
 
 
 def bias(
@@ -186,7 +212,7 @@ def divergence(
     y: Float[Array, " m *d"],
     *,
     num_bins: int = 20,
-    spacing: str = "uniform",
+    spacing: str = "quantile",
     bins: Float[Array, "*d bins+1"] | None = None,
     weights_x: Float[Array, " n"] | None = None,
     weights_y: Float[Array, " m"] | None = None,
@@ -206,17 +232,17 @@ def divergence(
         x: samples of p, a vector or a matrix, whose columns are compared one by one.
         y: samples of q with as many columns.
         num_bins: a static integer.
-        spacing: "uniform" or "quantile", see `edges`.
+        spacing: "quantile" or "uniform", see `edges`.
         bins: edges to use instead: "bins+1", or "d bins+1" for a matrix. Points outside of them are
             left out.
-        weights_x: non-negative, one a sample.
+        weights_x: non-negative, one a sample; a row of weight zero may hold anything.
         weights_y: likewise.
         smoothing: added to each count. Without, KL is +inf where a bin holds points of x alone.
         unbias: whether to subtract `bias`; the result may then be negative.
 
     Returns:
         In nats (or the divergence's unit): a scalar for vectors, "d" for matrices; nan where no
-        point is inside the bins.
+        point of a sample is inside the bins, or a value is not finite.
 
     Raises:
         ValueError: if shapes do not fit, or an option is none of those it takes.
@@ -231,12 +257,19 @@ def divergence(
     References:
         Csiszár 1967: merging points never raises an f-divergence.
     """
-    samples = _columns(x=x, y=y)
+    weights = {"x": weights_x, "y": weights_y}
+    center, *samples = centered_samples(weights, **_columns(x=x, y=y))
+    used = [
+        jnp.ones(sample.shape[0], bool) if weight is None else jnp.asarray(weight) != 0
+        for sample, weight in zip(samples, weights.values(), strict=True)
+    ]
     if bins is None:
-        bins = edges(x, y, num_bins=num_bins, spacing=spacing)
-    bounds = bins[None] if jnp.ndim(x) == 1 else bins
-    weights = (weights_x, weights_y)
-    pairs = list(zip(samples, weights, strict=True))
+        pooled = jnp.concatenate(samples)
+        bounds = _edges(pooled, jnp.concatenate(used), num_bins, spacing)
+    else:
+        given = np.asarray(bins) if isinstance(bins, (list, tuple)) else bins
+        bounds = center.subtract((given[None] if np.ndim(x) == 1 else given).T).T
+    pairs = list(zip(samples, weights.values(), strict=True))
     sums = [counts(sample, bounds, weight) for sample, weight in pairs]
 
     values = divergence(*(Weights(sum_, smoothing) for sum_ in sums))
@@ -250,4 +283,7 @@ def divergence(
                 divergence, p, q, squares_p=squares_p, squares_q=squares_q, smoothing=smoothing
             )
         )(*sums, *squares)
-    return values[0] if jnp.ndim(x) == 1 else values
+    # Given bins leave infinite values out without a trace.
+    for sample, rows in zip(samples, used, strict=True):
+        values = nan_unless(jnp.all(jnp.isfinite(sample) | ~rows[:, None], axis=0), values)
+    return values[0] if np.ndim(x) == 1 else values

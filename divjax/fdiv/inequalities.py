@@ -12,7 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_positive
-from divjax.fdiv.special import as_floats, entropy_deficit, log1p_over, log_mixture
+from divjax.core.numerics import nan_unless, safe_sqrt
+from divjax.fdiv.special import (
+    as_floats,
+    entropy_deficit,
+    log1p_over,
+    log_mixture,
+    nan_where_nan,
+)
 
 __all__ = [
     "Bounds",
@@ -38,17 +45,19 @@ class Bounds(NamedTuple):
 
 
 def _floats_between(low: float, high: float, **values: Any) -> Array:
-    """The one value as an array; `ValueError` for a Python number outside of [low, high]."""
+    """The one value as an array; `ValueError` for a Python number outside of [low, high].
+
+    In an array such entries become nan, but those that sums of rounded numbers leave just outside
+    become the range's end.
+    """
     ((name, value),) = values.items()
     if isinstance(value, (int, float)) and not low <= value <= high:
         raise ValueError(f"{name} must be a number in [{low:g}, {high:g}]; got {value}.")
-    return as_floats(value)[0]
-
-
-def safe_sqrt(x: Array) -> Array:
-    """√x, with the derivative at 0 taken as 0."""
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), jnp.where(x < 0, jnp.nan, 0))
+    (value,) = as_floats(value)
+    rounding = 64 * jnp.finfo(value.dtype).eps
+    value = nan_unless((value >= low - rounding) & (value <= high + rounding), value)
+    # Not `clip`, whose derivative at the ends is a half.
+    return jnp.where(value < low, low, jnp.where(value > high, high, value))
 
 
 def _log_gap(y: Array) -> tuple[Array, Array]:
@@ -250,7 +259,7 @@ def tv_bounds_from_hellinger(squared_hellinger: ArrayLike) -> Bounds:
     return Bounds(squared, safe_sqrt(squared * (2 - squared)))
 
 
-def tv_bounds_of_product(tv: ArrayLike, num_samples: int) -> Bounds:
+def tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Bounds:
     """max(TV, 1 − (1 − TV²)^{m/2}) ≤ TV(p^m, q^m) ≤ 1 − (1 − TV)^m, for m independent samples.
 
     The lower bound is Le Cam's with 1 − H² of the product, (∫√(pq))^m ≤ (1 − TV²)^{m/2}; the upper
@@ -272,16 +281,20 @@ def tv_bounds_of_product(tv: ArrayLike, num_samples: int) -> Bounds:
     """
     tv = _floats_between(0, 1, tv=tv)
     check_positive(num_samples=num_samples)
+    if not isinstance(num_samples, (int, float)):
+        num_samples = jnp.asarray(num_samples, tv.dtype)
+        num_samples = nan_unless(num_samples > 0, num_samples)
     lower = jnp.maximum(tv, _one_minus_power(tv * tv, num_samples / 2))
     return Bounds(lower, _one_minus_power(tv, num_samples))
 
 
-def _one_minus_power(x: Array, exponent: float) -> Array:
+def _one_minus_power(x: Array, exponent: ArrayLike) -> Array:
     """1 − (1 − x)^exponent on [0, 1], exact for small x and with a finite derivative at 1."""
     small = x < 0.5
     near, far = jnp.where(small, x, 0), jnp.where(small, 1, 1 - x)
     positive = far > 0
-    power = jnp.where(positive, jnp.power(jnp.where(positive, far, 1), exponent), 0)
+    power = jnp.where(positive, jnp.power(jnp.where(positive, far, 1), exponent), 0 * far)
+    power = nan_where_nan(power, exponent)
     return jnp.where(small, -jnp.expm1(exponent * jnp.log1p(-near)), 1 - power)
 
 

@@ -37,6 +37,13 @@ def times_exp(value: Array, x: Array) -> Array:
     return value * half * half
 
 
+def nan_where_nan(value: ArrayLike, *inputs: ArrayLike) -> Array:
+    """The value; nan where an input is nan, which comparisons in its branches do not show."""
+    for x in inputs:
+        value = jnp.where(jnp.isnan(x), jnp.nan, value)
+    return jnp.asarray(value)
+
+
 def _along(*terms: tuple[Any, Callable[[], Array]]) -> Any:
     """Σ tangent · slope() over the tangents that are not zero as a matter of structure."""
     return sum(t * slope() for t, slope in terms if not isinstance(t, SymbolicZero))
@@ -117,7 +124,7 @@ def expm1_over(u: ArrayLike, c: ArrayLike) -> Array:
     finite = jnp.isfinite(u)
     converges = c * jnp.sign(u) < 0
     limit = jnp.where(converges, -1 / jnp.where(converges, c, 1), u)
-    return jnp.where(finite, _expm1_over(jnp.where(finite, u, 0), c), limit)
+    return jnp.where(finite, _expm1_over(jnp.where(finite, u, 0), c), nan_where_nan(limit, c))
 
 
 @jax.custom_jvp
@@ -215,7 +222,8 @@ def power_remainder(u: ArrayLike, alpha: ArrayLike) -> Array:
     finite = jnp.isfinite(u)
     at_zero = (u < 0) & (alpha > 0)
     limit = jnp.where(at_zero, 1 / jnp.where(at_zero, alpha, 1), jnp.abs(u))
-    return jnp.where(finite, _power_remainder(jnp.where(finite, u, 0), alpha), limit)
+    value = _power_remainder(jnp.where(finite, u, 0), alpha)
+    return jnp.where(finite, value, nan_where_nan(limit, alpha))
 
 
 @jax.custom_jvp
@@ -236,8 +244,11 @@ def _log_mixture_jvp(primals, tangents):
     decay, drift = jnp.exp(negative), jnp.expm1(negative)
     one, other = jnp.where(positive, 1, decay), jnp.where(positive, decay, 1)
     total = weight * one + (1 - weight) * other
-    along_x = lambda: weight * one / total
-    along_weight = lambda: jnp.where(positive, -drift, drift) / total
+    # At a weight of 0 or 1, far away, the only term underflows: the ratio is then the weight.
+    lost = total == 0
+    safe = jnp.where(lost, jnp.finfo(x.dtype).tiny, total)
+    along_x = lambda: jnp.where(lost, weight, weight * one / safe)
+    along_weight = lambda: jnp.where(positive, -drift, drift) / safe
     return _log_mixture(x, weight), _along((dx, along_x), (dweight, along_weight))
 
 

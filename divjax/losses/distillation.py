@@ -91,14 +91,33 @@ def class_similarity(
     check_shape("features", features, "classes", "samples", "features")
     if features.shape[2] < 2:
         raise ValueError(f"features must have at least two features; got {features.shape[2]}.")
-    centered = features - jnp.mean(features, axis=2, keepdims=True)
+    centered = _centered_classes(features)
     product = functools.partial(jnp.einsum, "su,ctu->cst", precision="highest")
     alignments = jax.lax.map(lambda x: jnp.sum(product(x, centered) ** 2, (1, 2)), centered)
     own = jnp.diagonal(alignments)
     # Classes without any variation over features are like none but themselves.
     scale = jnp.sqrt(jnp.where(own > 0, own, 1))
     similarity = alignments / scale[:, None] / scale
-    return jnp.where(jnp.eye(len(own), dtype=bool), 1, similarity)
+    return jnp.where(jnp.eye(len(own), dtype=bool), jnp.where(jnp.isnan(own), own, 1), similarity)
+
+
+def _centered_classes(
+    features: Float[Array, "classes samples features"],
+) -> Float[Array, "classes samples features"]:
+    """Each sample without its mean over features, in units of its class's largest deviation.
+
+    The units cancel in a class's similarity, whose fourth powers would overflow at 1e10 and vanish
+    at 1e-10. A class whose deviations are rounding has none.
+    """
+
+    def in_units(x: Array, negligible: ArrayLike) -> Array:
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True))
+        return jnp.where(largest <= negligible, 0, x / jnp.where(largest > 0, largest, 1))
+
+    # In units of its largest entry first: sums of entries near the largest number overflow.
+    features = in_units(features, 0)
+    centered = features - jnp.mean(features, axis=2, keepdims=True)
+    return in_units(centered, 8 * float(jnp.finfo(features.dtype).eps))
 
 
 def class_costs(

@@ -15,8 +15,8 @@ import scipy.integrate
 import scipy.special
 from jaxtyping import Array, Float, Key
 
-from divjax.core.checks import check_matrix, check_positive
-from divjax.problems.divergences import Task, gaussian_pair
+from divjax.core.checks import check_positive
+from divjax.problems.divergences import Task, check_points, gaussian_pair
 
 __all__ = [
     "additive_uniform",
@@ -141,7 +141,7 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
     gap = np.sum(mass * (np.exp(u) * np.logaddexp(0, -u) + np.logaddexp(0, u)))
 
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        check_matrix(z=z)
+        check_points(z, d)
         squares = jnp.square(z / math.sqrt(freedom))
         x, y = jnp.sum(squares[:, :x_dim], axis=1), jnp.sum(squares[:, x_dim:], axis=1)
         of_x, of_y = power_x * jnp.log1p(x), power_y * jnp.log1p(y)
@@ -203,7 +203,7 @@ def additive_uniform(epsilon: float) -> Task:
     js = sum(scipy.integrate.quad(integrand, *ends, epsabs=1e-12)[0] for ends in pieces)
 
     def log_ratio(z: Float[Array, "b 2"]) -> Float[Array, " b"]:
-        check_matrix(z=z)
+        check_points(z, 2)
         x, y = z[:, 0], z[:, 1]
         # Draws of p at the band's edge may round to just outside of it.
         inside = jnp.abs(y - x) <= epsilon + 4 * jnp.finfo(z.dtype).eps * (1 + epsilon)

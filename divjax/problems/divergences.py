@@ -25,7 +25,7 @@ import numpy as np
 import scipy.integrate
 from jaxtyping import Array, Float, Key
 
-from divjax.core.checks import check_matrix, check_nonnegative, check_positive
+from divjax.core.checks import check_matrix, check_nonnegative, check_positive, check_shape
 from divjax.problems.mixtures import GaussianMixture
 
 __all__ = [
@@ -100,6 +100,12 @@ class Task:
         )
 
 
+def check_points(z: Any, dim: int) -> None:
+    """Raise `ValueError` unless z is a matrix of points with so many features."""
+    check_matrix(z=z)
+    check_shape("z", z, "n", dim)
+
+
 def _js(coefficient: Callable[[complex], complex]) -> float:
     """JS in nats from m(s) = ∫ p^s q^{1−s} at s = ½ + it, by the integral of the module."""
 
@@ -162,6 +168,9 @@ def gaussian_pair(
         factor_p, factor_q = np.linalg.cholesky(covariance_p), np.linalg.cholesky(covariance_q)
     except np.linalg.LinAlgError:
         raise ValueError("covariances must be positive definite; got one that is not.") from None
+    for name, matrix in (("covariance_p", covariance_p), ("covariance_q", covariance_q)):
+        if not np.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-6 * np.abs(matrix).max()):
+            raise ValueError(f"{name} must be symmetric; got {matrix.tolist()}.")
     whitened = np.linalg.solve(factor_q, factor_p)
     directions, roots, _ = np.linalg.svd(whitened)
     variances = roots**2
@@ -169,7 +178,7 @@ def gaussian_pair(
     shift = whitening @ (mean_p - mean_q)
 
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        check_matrix(z=z)
+        check_points(z, d)
         rows, scale, mean = (jnp.asarray(a, z.dtype) for a in (whitening, roots, shift))
         white = jnp.matmul(z - jnp.asarray(mean_q, z.dtype), rows.T, precision="highest")
         squares = jnp.square(white) - jnp.square((white - mean) / scale)
@@ -307,6 +316,8 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
         >>> round(mixtures(one, two).kl, 4)
         0.5
     """
+    for mixture in (p, q):
+        mixture.mean()  # raises on bad weights
     laws = [_components(mixture) for mixture in (p, q)]
     d = laws[0][1].shape[1]
     if d != laws[1][1].shape[1] or d > 2:
@@ -328,7 +339,7 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
     gap = mass_p @ np.logaddexp(0, -u) + mass_q @ np.logaddexp(0, u)
 
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        check_matrix(z=z)
+        check_points(z, d)
         one, other = jax.tree.map(lambda leaf: jnp.asarray(leaf, z.dtype), (p, q))
         return jax.vmap(lambda x: one.log_prob(x) - other.log_prob(x))(z)
 
@@ -437,7 +448,7 @@ def lattice(d: int, spacing: float = 0.125) -> Task:
         return z.at[:, 0].set(nearest(z))
 
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        check_matrix(z=z)
+        check_points(z, d)
         return jnp.where(z[:, 0] == nearest(z), jnp.inf, -jnp.inf).astype(z.dtype)
 
     return Task(d, sample_p, sample_q, log_ratio, math.inf, math.inf, math.log(2))

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core import linalg
-from divjax.core.checks import check_count, check_positive
+from divjax.core.checks import check_count, check_nonnegative, check_positive
+from divjax.core.linalg import cho_solve, cholesky, eigh, inv
+from divjax.core.numerics import nan_unless
 from divjax.core.simplex import min_norm_weights
 
 __all__ = [
@@ -64,15 +65,16 @@ def fokker_planck_moments(times: Float[Array, " t"], initial: Moments, target: M
 
         μ(t) = m + e^{−S⁻¹t} (μ₀ − m),   Σ(t) = S + e^{−S⁻¹t} (Σ₀ − S) e^{−S⁻¹t},
 
-    whether or not S and Σ₀ commute.
+    whether or not S and Σ₀ commute. Evaluated as e^{−S⁻¹t} μ₀ + (I − e^{−S⁻¹t}) m and
+    e^{−S⁻¹t} Σ₀ e^{−S⁻¹t} + S (I − e^{−2S⁻¹t}), in which nothing cancels, however wide the target.
 
     Args:
-        times: t, from the start at 0.
+        times: t, from the start at 0; nan below.
         initial: μ₀ "d" and Σ₀ "d d".
         target: m "d" and S "d d".
 
     Returns:
-        Mean "t d" and covariance "t d d".
+        Mean "t d" and covariance "t d d"; nan unless S is positive definite.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -89,17 +91,27 @@ def fokker_planck_moments(times: Float[Array, " t"], initial: Moments, target: M
     """
     single = Moments(*(jnp.asarray(leaf)[None] for leaf in target))
     times, initial, (means, covariances) = _as_arrays(times, initial, single)
-    mean, covariance = means[0], covariances[0]
-    rates, axes = linalg.eigh(linalg.inv(covariance))
+    mean = means[0]
+    variances, axes = eigh(covariances[0])
+    variances = nan_unless(variances > 0, variances)
 
     def at(time: Array) -> Moments:
-        decay = (axes * jnp.exp(-rates * time)) @ axes.T
+        time = nan_unless(time >= 0, time)
+        decay = (axes * jnp.exp(-time / variances)) @ axes.T
+        gained = (axes * -jnp.expm1(-time / variances)) @ axes.T
+        spread = (axes * (-variances * jnp.expm1(-2 * time / variances))) @ axes.T
         return Moments(
-            mean + decay @ (initial.mean - mean),
-            covariance + decay @ (initial.covariance - covariance) @ decay.T,
+            decay @ initial.mean + gained @ mean,
+            decay @ initial.covariance @ decay.T + spread,
         )
 
     return jax.vmap(at)(times)
+
+
+def _precision(covariance: Float[Array, "*k d d"]) -> Float[Array, "*k d d"]:
+    """The inverse of a positive definite matrix; nan for any other."""
+    one = jnp.broadcast_to(jnp.eye(covariance.shape[-1], dtype=covariance.dtype), covariance.shape)
+    return cho_solve(cholesky(covariance), one)
 
 
 @jax.default_matmul_precision("highest")
@@ -221,7 +233,7 @@ def accelerated_moments(
             started = time > 0
             drag = jnp.where(started, 3 * velocity / jnp.where(started, time, 1), 0.75 * force)
         else:
-            drag = 2 * jnp.sqrt(strong_convexity) * velocity
+            drag = 2 * jnp.sqrt(jnp.asarray(strong_convexity, times.dtype)) * velocity
         return velocity, force - drag
 
     # The rows of `position` are μ and Aᵀ: one array to integrate.
@@ -259,11 +271,14 @@ def _min_norm_field(
     targets: Moments, bandwidth: ArrayLike
 ) -> Callable[[Moments], tuple[Float[Array, "d d"], Float[Array, " d"], Float[Array, " k"]]]:
     """The combined field's M and c, and the weights, at given moments."""
-    precisions = linalg.inv(targets.covariance)
+    check_nonnegative(bandwidth=bandwidth)
+    precisions = _precision(targets.covariance)
+    bandwidth = jnp.asarray(bandwidth, precisions.dtype)
+    bandwidth = nan_unless(bandwidth >= 0, bandwidth)
     smoothing = jnp.square(bandwidth) * jnp.eye(targets.mean.shape[1], dtype=precisions.dtype)
 
     def field(moments: Moments) -> tuple[Array, Array, Array]:
-        matrices = linalg.inv(moments.covariance + smoothing) - precisions
+        matrices = inv(moments.covariance + smoothing) - precisions
         shifts = jnp.einsum("kij,kj->ki", precisions, targets.mean - moments.mean)
         products = jnp.einsum("kij,lij->kl", matrices @ moments.covariance, matrices)
         weights = min_norm_weights(products + shifts @ shifts.T)

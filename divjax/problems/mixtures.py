@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core import linalg
-from divjax.core.checks import check_positive, check_simplex
+from divjax.core.checks import check_positive, check_positive_values, check_simplex
+from divjax.core.linalg import cho_solve, cholesky
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 
 __all__ = ["GaussianMixture", "three_component_targets", "two_component_targets"]
@@ -23,9 +24,12 @@ class GaussianMixture:
         covariances: a scalar variance or a (d, d) matrix for all components, or one of their own
             for each: (c,) variances or (c, d, d) matrices.
 
+    Traced weights that are negative or do not sum to one, and traced variances that are not
+    positive, give nan: densities, draws and moments alike.
+
     Raises:
         ValueError: on use, if the shapes do not fit, concrete weights are negative or do not sum to
-            one, or a variance is a Python number that is not positive.
+            one, or a concrete variance is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -38,8 +42,11 @@ class GaussianMixture:
     means: Float[ArrayLike, "c d"]
     covariances: ArrayLike
 
-    def _check(self) -> None:
-        """Raise on bad input. Not on construction: JAX builds such trees of gradients, too."""
+    def _check(self) -> Float[Array, " c"]:
+        """The weights, nan where they are none; raises on bad input.
+
+        Not on construction: JAX builds such trees of gradients, too.
+        """
         weights, means, covariances = map(jnp.shape, (self.weights, self.means, self.covariances))
         if len(means) != 2 or weights != means[:1]:
             raise ValueError(
@@ -51,7 +58,14 @@ class GaussianMixture:
                 f"means of shape {means}."
             )
         check_positive(covariances=self.covariances)
+        if self._isotropic:
+            check_positive_values(covariances=self.covariances)
         check_simplex("weights", self.weights)
+        values = jnp.asarray(self.weights)
+        valid = jnp.all(values >= 0) & (jnp.abs(jnp.sum(values) - 1) <= 1e-3)
+        if self._isotropic:
+            valid = valid & jnp.all(jnp.asarray(self.covariances) > 0)
+        return nan_unless(valid, values)
 
     @property
     def _isotropic(self) -> bool:
@@ -63,7 +77,7 @@ class GaussianMixture:
     def _factors(self) -> Float[Array, "c d d"]:
         """The covariances' lower Cholesky factors."""
         shape = jnp.shape(self.means)
-        return jnp.broadcast_to(linalg.cholesky(self.covariances), (*shape, shape[1]))
+        return jnp.broadcast_to(cholesky(jnp.asarray(self.covariances)), (*shape, shape[1]))
 
     def _precision_times(self, offsets: Float[Array, "c d"]) -> tuple[Array, Array]:
         """Σ_c⁻¹ (x − μ_c) and log det Σ_c for every component."""
@@ -71,13 +85,13 @@ class GaussianMixture:
             variances = self._variances()
             return offsets / variances[:, None], offsets.shape[1] * jnp.log(variances)
         factors = self._factors()
-        solved = linalg.cho_solve(factors, offsets[:, :, None])[:, :, 0]
+        solved = cho_solve(factors, offsets[:, :, None])[:, :, 0]
         diagonals = jnp.diagonal(factors, axis1=-2, axis2=-1)
         return solved, 2 * jnp.sum(jnp.log(diagonals), axis=-1)
 
     def _terms(self, x: Float[Array, " d"]) -> tuple[Array, Array, Array]:
         """Numbers proportional to w_c N(x; μ_c, Σ_c), their unit's log, and Σ_c⁻¹ (x − μ_c)."""
-        self._check()
+        weights = self._check()
         dim = jnp.shape(self.means)[1]
         if jnp.shape(x) != (dim,):
             raise ValueError(f"x must be one point of shape ({dim},); got shape {jnp.shape(x)}.")
@@ -88,7 +102,6 @@ class GaussianMixture:
         log_densities = -0.5 * (squared + log_det + constant)
         # Not through log w_c, which has no derivative at zero. An absent component may be far
         # denser than the unit; its weight times anything finite is zero.
-        weights = jnp.asarray(self.weights)
         unit = jax.lax.stop_gradient(jnp.max(jnp.where(weights > 0, log_densities, -jnp.inf)))
         unit = jnp.where(jnp.isfinite(unit), unit, 0)
         highest = 0.5 * math.log(jnp.finfo(log_densities.dtype).max)
@@ -107,10 +120,11 @@ class GaussianMixture:
 
     def sample(self, key: Key[Array, ""], n: int) -> Float[Array, "n d"]:
         """Independent draws."""
-        self._check()
+        weights = self._check()
         component_key, noise_key = jax.random.split(key)
-        components = jax.random.categorical(component_key, jnp.log(self.weights), shape=(n,))
-        means = jnp.asarray(self.means)
+        components = jax.random.categorical(component_key, jnp.log(weights), shape=(n,))
+        # A component that was drawn has a weight, unless all of them are nan.
+        means = jnp.asarray(self.means) + 0 * weights[:, None]
         noise = jax.random.normal(noise_key, (n, means.shape[1]), means.dtype)
         if self._isotropic:
             deviations = jnp.sqrt(self._variances())
@@ -120,18 +134,18 @@ class GaussianMixture:
 
     def mean(self) -> Float[Array, " d"]:
         """Σ_c w_c μ_c."""
-        self._check()
-        return jnp.asarray(self.weights) @ jnp.asarray(self.means)
+        return self._check() @ jnp.asarray(self.means)
 
     def covariance(self) -> Float[Array, "d d"]:
         """Σ_c w_c [Σ_c + (μ_c − μ)(μ_c − μ)ᵀ]."""
+        weights = self._check()
         offsets = self.means - self.mean()
-        between = jnp.einsum("c,ci,cj->ij", self.weights, offsets, offsets)
+        between = jnp.einsum("c,ci,cj->ij", weights, offsets, offsets)
         if self._isotropic:
-            variance = jnp.dot(self.weights, self._variances())
+            variance = jnp.dot(weights, self._variances())
             return between + variance * jnp.eye(between.shape[0], dtype=between.dtype)
         each = jnp.broadcast_to(self.covariances, (*jnp.shape(self.means), between.shape[0]))
-        return between + jnp.tensordot(self.weights, each, 1)
+        return between + jnp.tensordot(weights, each, 1)
 
 
 def two_component_targets() -> tuple[GaussianMixture, ...]:

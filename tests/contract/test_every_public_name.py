@@ -43,6 +43,7 @@ WITHOUT_A_ROW = {
         "ratio.RatioFit",
     },
     "an argument of others": {
+        "fdiv.categorical.Labels",
         "fdiv.categorical.Logits",
         "fdiv.categorical.Weights",
         "fdiv.exponential_family.Family",

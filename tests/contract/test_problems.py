@@ -1,17 +1,25 @@
 """Targets of flows."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 
 from divjax import problems
 from tests.contract.promises import Promises, Row
 
 
+def _normalised(mixture):
+    """A sweep over leaves scales the weights, which sum to one."""
+    return dataclasses.replace(mixture, weights=mixture.weights / jnp.sum(mixture.weights))
+
+
 def _log_prob(method, key, x, weights):
-    return jax.vmap(method.log_prob)(x)[:, None]
+    return jax.vmap(_normalised(method).log_prob)(x)[:, None]
 
 
 def _score(method, key, x, weights):
-    return jax.vmap(method.score)(x)
+    return jax.vmap(_normalised(method).score)(x)
 
 
 ROWS = {

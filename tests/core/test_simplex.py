@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from divjax.core import simplex
 from divjax.core.simplex import min_norm_weights, project_simplex
 
 solve = jax.jit(min_norm_weights)
@@ -149,6 +150,19 @@ def test_two_vectors_have_a_closed_form(gram, expected):
     np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-30)
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_gram_matrices_of_any_scale_have_the_same_weights(size):
+    """And derivatives with respect to their logarithm."""
+    x = np.random.default_rng(8).normal(size=(size, 3)) + 0.5
+    gram = (x @ x.T / np.max(np.sum(x**2, axis=1))).astype(np.float32)
+    slope = jax.jit(jax.jacfwd(lambda s, gram: solve(gram * jnp.exp(s * jnp.eye(size)))))
+    expected, expected_slope = solve(gram), slope(0.0, gram)
+    for scale in (3e38, 1e30, 1e-10, 1e-30):
+        scaled = jnp.asarray(gram * np.float32(scale))
+        np.testing.assert_allclose(solve(scaled), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(slope(0.0, scaled), expected_slope, rtol=1e-3, atol=1e-5)
+
+
 def test_small_weights_of_long_vectors_keep_their_digits():
     squared_lengths = jnp.array([1.0, 10.0, 1e3, 1e5])
     expected = 1 / np.asarray(squared_lengths, np.float64)
@@ -235,3 +249,19 @@ def test_wrong_shapes_raise():
             min_norm_weights(jnp.zeros(shape))
     with pytest.raises(ValueError, match="v must be a non-empty vector"):
         project_simplex(jnp.zeros((2, 2)))
+
+
+def test_the_effective_sample_size_of_negative_weights_is_nan():
+    size = jax.jit(simplex.effective_sample_size)
+    assert size(jnp.array([0.5, 0.5, 0.0])) == 2
+    assert size(jnp.array([3e38, 3e38, 1e-30])) == 2
+    for bad in (-1.0, jnp.nan):
+        assert jnp.isnan(size(jnp.array([0.5, bad, 0.5])))
+
+
+def test_strict_promotion_of_dtypes():
+    with jax.numpy_dtype_promotion("strict"):
+        for size in (2, 3):
+            jax.eval_shape(simplex.min_norm_weights, jnp.eye(size))
+        jax.eval_shape(simplex.project_simplex, jnp.ones(3))
+        jax.eval_shape(simplex.effective_sample_size, jnp.ones(3))

@@ -26,6 +26,7 @@ DIVERGENCES = {
     "total_variation": categorical.total_variation,
     "squared_hellinger": categorical.squared_hellinger,
     "cross_entropy": categorical.cross_entropy,
+    "renyi": lambda p, q: categorical.renyi(p, q, 0.7),
 }
 
 
@@ -45,6 +46,7 @@ def scipys(name, p, q):
         "total_variation": lambda: 0.5 * np.abs(p - q).sum(-1),
         "squared_hellinger": lambda: 1 - np.sqrt(p * q).sum(-1),
         "cross_entropy": lambda: relative(p, q) + scipy.stats.entropy(p, axis=-1),
+        "renyi": lambda: np.log((p**0.7 * q**0.3).sum(-1)) / -0.3,
     }[name]()
 
 
@@ -240,6 +242,155 @@ def test_nan_and_negative_weights_show():
             assert all(jnp.isnan(value) for value in all_divergences(*pair).values())
 
 
+@pytest.mark.parametrize(
+    "invalid",
+    [
+        Weights(jnp.array([2.0, 3.0, 1.0]), jnp.float32(-0.5)),
+        Weights(jnp.array([2.0, 3.0, 1.0]), jnp.float32(jnp.nan)),
+        Weights(jnp.zeros(3)),
+        Logits(jnp.array([1.0, 0.0, 2.0]), jnp.float32(-1.0)),
+        Logits(jnp.array([1.0, 0.0, 2.0]), jnp.float32(0.0)),
+        Logits(jnp.array([1.0, jnp.nan, 2.0])),
+        Logits(jnp.array([1.0, jnp.inf, 2.0])),
+        jnp.array([0.5, 0.6, 0.0]),
+        jnp.array([1.5, -0.5, 0.0]),
+        categorical.Labels(jnp.array(3), 3),
+        categorical.Labels(jnp.array(-1), 3),
+    ],
+)
+def test_what_is_no_distribution_gives_nan(invalid):
+    q = jnp.array([0.25, 0.25, 0.5])
+    for pair in ((invalid, q), (q, invalid)):
+        assert jnp.isnan(jnp.stack(list(all_divergences(*pair).values()))).all()
+        assert jnp.isnan(jax.jit(categorical.kl_map)(*pair)).any()
+
+
+def test_parameters_out_of_range_give_nan():
+    p, q = jnp.array([0.25, 0.75]), jnp.array([0.5, 0.5])
+    skew, mixed, in_base, order = (
+        jax.jit(lambda a: categorical.skew_kl(p, q, a)),
+        jax.jit(lambda w: categorical.jensen_shannon(p, q, weights=w)),
+        jax.jit(lambda b: categorical.jensen_shannon(p, q, base=b)),
+        jax.jit(lambda a: categorical.renyi(p, q, a)),
+    )
+    for alpha in (jnp.nan, -0.5, 1.0, 2.0):
+        assert jnp.isnan(skew(alpha))
+    for weights in ([-1.0, 2.0], [0.0, 0.0], [jnp.nan, 1.0], [2.0, -0.5]):
+        assert jnp.isnan(mixed(jnp.array(weights)))
+    for base in (jnp.nan, -1.0, 0.0, 0.5, 1.0):
+        assert jnp.isnan(in_base(base))
+    for alpha in (jnp.nan, -0.5, jnp.inf):
+        assert jnp.isnan(order(alpha))
+
+
+def test_shares_of_zero_do_not_underflow():
+    """Far apart p has a log-density of −160 where q has its mass."""
+    p, q = Logits(jnp.array([80.0, -80.0])), Logits(jnp.array([-80.0, 80.0]))
+    np.testing.assert_allclose(categorical.skew_kl(p, q, 0.0), 160, rtol=1e-6)
+    np.testing.assert_allclose(categorical.skew_kl(p, q, jnp.float32(0)), 160, rtol=1e-6)
+    weighted = lambda *w: categorical.jensen_shannon(p, q, weights=jnp.array(w))
+    np.testing.assert_array_equal([weighted(0.0, 1.0), weighted(1.0, 0.0)], 0)
+    assert jnp.isfinite(jax.grad(lambda a: categorical.skew_kl(p, q, a))(0.0))
+
+
+def test_every_axis_and_base():
+    p, q = random_pair(shape=(3, 4, C))
+    moved = [np.moveaxis(a, -1, 1) for a in (p, q)]
+    with jax.enable_x64(True):
+        functions = [
+            categorical.kl,
+            categorical.reverse_kl,
+            categorical.kl_map,
+            categorical.cross_entropy,
+            lambda p, q, **options: categorical.skew_kl(p, q, 0.3, **options),
+            lambda p, q, **options: categorical.renyi(p, q, 0.7, **options),
+            lambda p, q, **options: categorical.entropy(p, **options),
+            categorical.jensen_shannon,
+        ]
+        of = jax.jit(lambda p, q, axis: [f(p, q, axis=axis) for f in functions], static_argnums=2)
+        in_bits = jax.jit(lambda p, q: [f(p, q, base=2) for f in functions])(p, q)
+        traced = jax.jit(lambda p, q, b: [f(p, q, base=b) for f in functions])(p, q, 2.0)
+        plain, along = of(p, q, -1), of(*moved, 1)
+        without_base = [categorical.total_variation, categorical.squared_hellinger]
+        for f in without_base:
+            np.testing.assert_allclose(f(*moved, axis=1), f(p, q), rtol=1e-12)
+        masked = Weights(moved[0], mask=np.arange(C)[:, None] != 2)
+        expected = categorical.entropy(Weights(p, mask=np.arange(C) != 2))
+        np.testing.assert_allclose(categorical.entropy(masked, axis=1), expected)
+        np.testing.assert_allclose(categorical.log_probs(moved[0], axis=1), np.log(moved[0]))
+        np.testing.assert_allclose(
+            categorical.generalized_kl(3 * moved[0], moved[1], axis=1),
+            scipy.special.kl_div(3 * p, q).sum(-1),
+        )
+    for ours, theirs, bits, also_bits in zip(along, plain, in_bits, traced, strict=True):
+        ours = np.moveaxis(ours, 1, -1) if ours.ndim == 3 else ours
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+        np.testing.assert_allclose(bits, np.asarray(theirs) / np.log(2), rtol=1e-12)
+        np.testing.assert_allclose(also_bits, bits, rtol=1e-12)
+
+
+def test_labels_are_distributions_with_all_mass_on_one_class():
+    _, q = random_pair()
+    labels = categorical.Labels(jnp.array([0, 3, 5, 2]), C)
+    picked = -np.log(q[np.arange(4), [0, 3, 5, 2]])
+    np.testing.assert_allclose(categorical.cross_entropy(labels, q), picked, rtol=1e-6)
+    np.testing.assert_allclose(categorical.kl(labels, Weights(q)), picked, rtol=1e-6)
+    np.testing.assert_allclose(
+        categorical.total_variation(labels, q), 1 - np.exp(-picked), rtol=1e-6
+    )
+    np.testing.assert_allclose(categorical.kl(labels, q.T, axis=0), picked, rtol=1e-6)
+    with jax.enable_x64(True):
+        assert categorical.kl(labels, jnp.asarray(q, jnp.float32)).dtype == jnp.float32
+
+
+def test_kl_of_unnormalised_measures_is_scipys():
+    rng = np.random.default_rng(11)
+    p, q = rng.exponential(size=(2, 3, C)) * rng.choice([1e-3, 1.0, 1e3], (2, 3, 1))
+    p[0, 0] = q[0, 0] = q[1, 1] = 0
+    with jax.enable_x64(True):
+        value = jax.jit(categorical.generalized_kl)(p, q)
+        np.testing.assert_allclose(value, scipy.special.kl_div(p, q).sum(-1), rtol=1e-12)
+        assert np.isinf(value[1])
+    gradient = jax.jit(jax.grad(lambda p, q: categorical.generalized_kl(p, q), argnums=(0, 1)))
+    for leaf in gradient(jnp.array([0.0, 0.0, 1.0]), jnp.array([0.0, 1.0, 2.0])):
+        assert jnp.isfinite(leaf).all()
+    # No mass is a measure, and what is negative is none.
+    assert categorical.generalized_kl(jnp.zeros(3), jnp.ones(3)) == 3
+    for bad in (-1.0, jnp.nan):
+        measure = jnp.ones(3).at[1].set(bad)
+        assert jnp.isnan(jax.jit(categorical.generalized_kl)(measure, jnp.ones(3)))
+        assert jnp.isnan(jax.jit(categorical.generalized_kl)(jnp.ones(3), measure))
+
+
+def test_renyi_is_its_sum_and_its_limits():
+    p, q = random_pair()
+    p[0, 1] = q[0, 1] = p[1, 2] = 0
+    p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+    with jax.enable_x64(True):
+        renyi = jax.jit(jax.vmap(lambda a: categorical.renyi(p, q, a)))
+        orders = np.array([0.25, 0.9, 1.1, 3.0, 40.0])
+        column, safe = orders[:, None, None], lambda a: np.where(a > 0, a, 1)
+        terms = np.where((p > 0) & (q > 0), safe(p) ** column * safe(q) ** (1 - column), 0)
+        integrals = np.log(terms.sum(-1))
+        np.testing.assert_allclose(renyi(orders), integrals / (orders - 1)[:, None], rtol=1e-10)
+        at_zero, at_one, near_one = renyi(np.array([0.0, 1.0, 1 + 1e-9]))
+        np.testing.assert_allclose(at_zero, -np.log(np.where(p > 0, q, 0).sum(-1)), atol=1e-15)
+        np.testing.assert_allclose(at_one, scipy.special.rel_entr(p, q).sum(-1), rtol=1e-12)
+        np.testing.assert_allclose(near_one, at_one, rtol=1e-7)
+        reverse = jax.jit(jax.vmap(lambda a: categorical.renyi(q, p, a)))(orders)
+        assert np.isinf(reverse[2:, 1]).all()  # p excludes a class of q's
+        assert np.isfinite(np.asarray(reverse)[:2]).all()
+        slope = jax.jit(jax.grad(lambda a: categorical.renyi(p[2], q[2], a)))(1.0)
+        log_ratio = np.log(p[2] / q[2])
+        variance = p[2] @ log_ratio**2 - (p[2] @ log_ratio) ** 2
+        np.testing.assert_allclose(slope, variance / 2, rtol=1e-10)
+    far = Logits(jnp.array([300.0, 0.0])), Logits(jnp.array([0.0, 300.0]))
+    np.testing.assert_allclose(categorical.renyi(*far, 2.0), 300, rtol=1e-6)
+    disjoint = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+    for order in (0, 0.5, 1, 2):
+        assert categorical.renyi(*disjoint, order) == jnp.inf
+
+
 def test_a_mask_drops_classes():
     rng = np.random.default_rng(5)
     p, q = (jnp.asarray(rng.normal(size=(3, C)), jnp.float32) for _ in range(2))
@@ -378,24 +529,55 @@ def test_k3_is_accurate_and_not_negative_in_float32():
     np.testing.assert_allclose(value, expected.astype(np.float64), rtol=3e-6, atol=1e-37)
 
 
+THIRDS = jnp.full(3, 1 / 3)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: categorical.kl(jnp.ones(3), jnp.ones(4)), r"same number of classes.*\(3,\), \(4,"),
-        (lambda: categorical.kl(jnp.ones(3), jnp.ones(1)), "same number of classes"),
-        (lambda: categorical.kl(jnp.ones((2, 3)), jnp.ones((4, 3))), "leading axes"),
-        (lambda: categorical.entropy(jnp.ones(())), "non-empty last axis"),
-        (lambda: categorical.entropy(jnp.ones((2, 0))), "non-empty last axis"),
+        (
+            lambda: categorical.kl(THIRDS, jnp.full(4, 0.25)),
+            r"same number of classes.*\(3,\), \(4,",
+        ),
+        (lambda: categorical.kl(THIRDS, jnp.ones(1)), "same number of classes"),
+        (
+            lambda: categorical.kl(Logits(jnp.ones((2, 3))), Logits(jnp.ones((4, 3)))),
+            "other axes that broadcast",
+        ),
+        (lambda: categorical.entropy(jnp.ones(())), "p must have a non-empty axis -1 of classes"),
+        (lambda: categorical.entropy(jnp.ones((2, 0))), "p must have a non-empty axis -1"),
+        (lambda: categorical.kl(THIRDS, THIRDS, axis=1), "p must have a non-empty axis 1"),
+        (
+            lambda: categorical.kl(THIRDS, jnp.array([0.5, 0.6, 0.0])),
+            "q must be non-negative probabilities that sum to one; got a sum of 1.1",
+        ),
+        (lambda: categorical.entropy(jnp.array([1.5, -0.5])), "p must be non-negative prob"),
+        (lambda: categorical.kl(jnp.array([3, 1, 0]), THIRDS), r"categorical.Weights\(values\)"),
+        (
+            lambda: categorical.jensen_shannon(THIRDS, jnp.ones(3)),
+            r"distributions\[1\] must be non-negative probabilities",
+        ),
         (lambda: Logits(jnp.ones(3), temperature=0.0), "temperature must be a positive"),
         (lambda: Weights(jnp.ones(3), smoothing=-1.0), "smoothing must not be negative; got -1"),
-        (lambda: categorical.skew_kl(jnp.ones(3), jnp.ones(3), 1.0), r"alpha must lie in \[0, 1\)"),
-        (lambda: categorical.jensen_shannon(jnp.ones(3)), "two or more"),
-        (lambda: categorical.jensen_shannon(jnp.ones(3), jnp.ones(3), base=1), "base must be"),
+        (lambda: categorical.Labels(jnp.array(0), 0), "num_classes must be an integer"),
+        (lambda: categorical.entropy(categorical.Labels(0.5, 3)), "p must be integer labels"),
+        (lambda: categorical.skew_kl(THIRDS, THIRDS, 1.0), r"alpha must lie in \[0, 1\)"),
+        (lambda: categorical.renyi(THIRDS, THIRDS, -1.0), "alpha must be a finite number"),
+        (lambda: categorical.renyi(THIRDS, THIRDS, np.inf), "alpha must be a finite number"),
+        (lambda: categorical.generalized_kl(-THIRDS, THIRDS), "p must be non-negative; got -0.3"),
+        (lambda: categorical.generalized_kl(THIRDS, jnp.ones(4)), "same number of classes"),
+        (lambda: categorical.jensen_shannon(THIRDS), "two or more"),
+        (lambda: categorical.jensen_shannon(THIRDS, THIRDS, base=1), "base must be"),
+        (lambda: categorical.kl(THIRDS, THIRDS, base=0), "base must be"),
         (
-            lambda: categorical.jensen_shannon(jnp.ones(3), jnp.ones(3), weights=jnp.ones(3)),
+            lambda: categorical.jensen_shannon(THIRDS, THIRDS, weights=jnp.ones(3)),
             r"weights must have shape \(2,\)",
         ),
-        (lambda: categorical.pairwise(categorical.kl, jnp.ones(3), jnp.ones((2, 3))), "ps must"),
+        (
+            lambda: categorical.jensen_shannon(THIRDS, THIRDS, weights=jnp.array([-1.0, 2.0])),
+            "weights must be finite and non-negative",
+        ),
+        (lambda: categorical.pairwise(categorical.kl, THIRDS, jnp.eye(3)), "ps must"),
         (lambda: sampled.sampled_kl(jnp.ones(3), jnp.ones(3), "k4"), "estimator must be"),
         (lambda: sampled.sampled_kl(jnp.ones(3), jnp.ones(2)), "same shape"),
     ],

@@ -186,15 +186,70 @@ def test_the_curvature_of_every_divergence_at_equality_is_fishers():
     np.testing.assert_allclose(shifted(gaussian.squared_hellinger), precision / 4, rtol=1e-10)
 
 
+STANDARD = Normal(jnp.zeros(2), jnp.eye(2))
+
+
+@pytest.mark.parametrize("covariance", [jnp.array([1.0, 0.0]), jnp.ones((2, 2))])
+def test_a_singular_gaussian_is_mutually_singular_with_one_that_is_not(covariance):
+    singular = Normal(jnp.zeros(2), covariance)
+    for pair in ((singular, STANDARD), (STANDARD, singular)):
+        ours = divergences(*pair, 0.5)
+        for name in ("kl", "renyi", "bhattacharyya"):
+            assert ours[name] == jnp.inf
+        assert ours["hellinger"] == 1
+        np.testing.assert_allclose(ours["js"], np.log(2), rtol=1e-12)
+
+
+def test_features_without_variance_are_compared_by_their_means():
+    flat = lambda *mean: Normal(jnp.array(mean), jnp.array([2.0, 0.0]))
+    other = Normal(jnp.array([1.0, 3.0]), jnp.array([1.0, 0.0]))
+    along = [Normal(m[:1], c[:1]) for m, c in (flat(0.0, 3.0), other)]
+    np.testing.assert_allclose(gaussian.kl(flat(0.0, 3.0), other), gaussian.kl(*along))
+    assert gaussian.kl(flat(0.0, 2.0), other) == jnp.inf
+    # Whether two full matrices share their subspace is lost in rounding.
+    full_rank_one = Normal(jnp.zeros(2), jnp.ones((2, 2)))
+    assert jnp.isnan(gaussian.kl(full_rank_one, full_rank_one))
+
+
+NAN = jnp.nan
+
+
 @pytest.mark.parametrize(
-    "covariance",
-    [jnp.array([1.0, 0.0]), jnp.ones((2, 2)), jnp.array([[1.0, 2.0], [2.0, 1.0]]), -jnp.ones(2)],
+    "invalid",
+    [
+        Normal(jnp.zeros(2), jnp.array([[1.0, 2.0], [2.0, 1.0]])),
+        Normal(jnp.zeros(2), jnp.array([[1.0, 0.5], [0.0, 1.0]])),
+        Normal(jnp.zeros(2), jnp.array([[1.0, NAN], [NAN, 1.0]])),
+        Normal(jnp.zeros(2), jnp.array([[jnp.inf, 0.0], [0.0, 1.0]])),
+        Normal(jnp.array([0.0, NAN]), jnp.eye(2)),
+        Normal(jnp.array([0.0, jnp.inf]), jnp.eye(2)),
+        Normal(jnp.zeros(2), jnp.array([1.0, -1.0])),
+        Normal(jnp.zeros(2), jnp.array([1.0, NAN])),
+        Normal(jnp.zeros(2), jnp.array([1.0, jnp.inf])),
+    ],
 )
-def test_singular_and_indefinite_covariances_are_flagged(covariance):
-    p, q = Normal(jnp.zeros(2), covariance), Normal(jnp.zeros(2), jnp.eye(2))
-    assert not jnp.isfinite(gaussian.kl(p, q))
-    assert not jnp.isfinite(gaussian.kl(q, p))
-    assert not jnp.isfinite(gaussian.renyi(q, p, 0.5))
+def test_what_is_no_gaussian_gives_nan(invalid):
+    for pair in ((invalid, STANDARD), (STANDARD, invalid), (invalid, invalid)):
+        assert jnp.isnan(jnp.stack(jax.tree.leaves(divergences(*pair, 0.5)))).all()
+
+
+def test_infinite_covariances_warn_of_nothing():
+    infinite = Normal(np.zeros(2), np.array([[np.inf, np.inf], [np.inf, 1.0]]))
+    assert jnp.isnan(gaussian.kl(infinite, STANDARD))
+
+
+@pytest.mark.parametrize("alpha", [NAN, -0.5])
+def test_orders_out_of_range_give_nan(alpha):
+    assert jnp.isnan(divergences(*PAIRS["full"], alpha)["renyi"])
+    assert jnp.isnan(divergences(STANDARD, STANDARD, alpha)["renyi"])
+
+
+def test_integers_are_numbers():
+    p = Normal(jnp.array([1, 2]), jnp.array([2, 3]))
+    q = Normal(jnp.array([0, 0]), jnp.array([1, 1]))
+    floats = [Normal(*(leaf.astype(float) for leaf in x)) for x in (p, q)]
+    np.testing.assert_allclose(gaussian.bhattacharyya(p, q), gaussian.bhattacharyya(*floats))
+    np.testing.assert_allclose(gaussian.renyi(p, q, 2), gaussian.renyi(*floats, 2.0))
 
 
 def samples(seed, count, n, m, d):
@@ -253,6 +308,15 @@ def test_a_singular_sample_has_no_plug_in(column):
     found = jax.jit(gaussian.plug_in_kl)(x, y)
     assert jnp.isnan(found.value)
     assert jnp.isnan(found.std_error)
+
+
+def test_an_offset_in_double_precision_is_no_loss_to_the_plug_in():
+    x, y = (np.float64(s[0]) for s in samples(3, 1, 300, 200, 3)[2:])
+    with jax.enable_x64(False):
+        plain, far = (gaussian.plug_in_kl(x + c, y + c) for c in (0, 1e8))
+    assert plain.value.dtype == jnp.float32
+    np.testing.assert_allclose(far.value, plain.value, rtol=1e-4)
+    np.testing.assert_allclose(far.std_error, plain.std_error, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +439,14 @@ def test_the_triangle_bound_is_its_formula():
             "q must be a mean",
         ),
         (lambda: gaussian.kl(normal(0, 2), normal(0, 3)), "same dimension; got 2 and 3"),
-        (lambda: gaussian.renyi(normal(0), normal(1), 0.0), "alpha must be a positive number"),
+        (lambda: gaussian.renyi(normal(0), normal(1), -0.5), "alpha must not be negative"),
+        (lambda: gaussian.reverse_kl_supremum(-0.1), "epsilon must not be negative; got -0.1"),
+        (lambda: gaussian.reverse_kl_infimum(-0.1), "minimum must not be negative; got -0.1"),
+        (lambda: gaussian.kl_triangle_bound(0.1, -0.1), "second must not be negative; got -0.1"),
+        (
+            lambda: gaussian.kl(Normal(np.zeros(2), np.array([[1, 0.5], [0, 1]])), normal(0, 2)),
+            "p must have a symmetric covariance; got entries that differ by 0.5",
+        ),
         (lambda: gaussian.plug_in_kl(jnp.ones((3, 3)), jnp.ones((9, 3))), "x must have at least 4"),
         (lambda: gaussian.plug_in_kl(jnp.ones((9, 3)), jnp.ones((5, 3))), "y must have at least 6"),
         (

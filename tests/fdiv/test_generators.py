@@ -320,6 +320,99 @@ def test_a_generator_of_ones_own_needs_only_f():
     assert not any(np.isnan(extremes[method]).any() for method in METHODS if method != "f")
 
 
+@jax.jit
+def at(u):
+    methods = (*METHODS, "dual_under_p", "conjugate")
+    return {
+        name: {method: getattr(generator, method)(u) for method in methods}
+        for name, (generator, *_) in FORMULAS.items()
+    }
+
+
+def test_nan_in_is_nan_out():
+    for name, values in at(jnp.nan).items():
+        for method, value in values.items():
+            assert jnp.isnan(value), (name, method)
+
+
+@jax.jit
+def with_parameter(a, u):
+    methods = (*METHODS, "conjugate")
+    generators = {
+        "Alpha": fdiv.Alpha(a),
+        "CressieRead": fdiv.CressieRead(a),
+        "SkewKL": fdiv.SkewKL(a),
+        "Mixed": fdiv.Mixed(fdiv.ReverseKL(), a),
+        "Combination": a * fdiv.KL(),
+        "Sum": a * fdiv.KL() + fdiv.ReverseKL(),
+    }
+    values = {
+        name: {method: getattr(generator, method)(u) for method in methods}
+        for name, generator in generators.items()
+    }
+    methods = ("under_p", "under_q", "dual_under_p", "dual_under_q", "h", "finish")
+    values["Renyi"] = {method: getattr(fdiv.Renyi(a), method)(u) for method in methods}
+    values["Renyi"]["plug_in"] = fdiv.Renyi(a).plug_in(u, u).value
+    return values
+
+
+@pytest.mark.parametrize("a", [jnp.nan, -0.5, 1.0, 2.0])
+def test_parameters_out_of_range_give_nan(a):
+    ranges = {
+        "SkewKL": 0 <= a < 1,
+        "Mixed": 0 <= a < 1,
+        "Alpha": True,
+        "CressieRead": True,
+    }
+    u = jnp.array([-jnp.inf, -2.0, 0.5, jnp.inf])
+    for name, values in with_parameter(jnp.float32(a), u).items():
+        if jnp.isnan(a) or not ranges.get(name, a > 0):
+            for method, value in values.items():
+                assert jnp.isnan(value).all(), (name, method)
+
+
+def test_samples_without_weight_do_not_enter():
+    u, weights = jnp.array([0.3, jnp.nan, -0.2]), jnp.array([0.5, 0.0, 0.5])
+    for divergence in (fdiv.KL(), fdiv.ReverseKL(), fdiv.JensenShannon(), fdiv.Renyi(0.5)):
+        value, *influences = divergence.plug_in(u, u, weights, weights)
+        plain, *others = divergence.plug_in(u[::2], u[::2])
+        np.testing.assert_allclose(value, plain, rtol=1e-6)
+        for ours, theirs in zip(influences, others, strict=True):
+            np.testing.assert_allclose(ours[::2], theirs, rtol=1e-6)
+            assert ours[1] == 0
+        assert jnp.isnan(divergence.plug_in(u, u, jnp.array([0.5, -1.0, 1.5]), weights).value)
+    assert jnp.isnan(fdiv.KL().plug_in(u, u).value)
+
+
+def test_a_share_of_zero_is_the_generator_itself():
+    """Of values and slopes, also where one of them is far from what float32 holds."""
+    u = jnp.array([-160.0, -100.0, -50.0, -1.0, 0.0, 1.0, 50.0, 100.0, 160.0])
+    for generator in (fdiv.KL(), fdiv.ReverseKL(), fdiv.ChiSquared(), fdiv.JensenShannon()):
+        mixed = fdiv.Mixed(generator, jnp.float32(0))
+        ours, theirs = evaluate(mixed, u), evaluate(generator, u)
+        our_slopes, their_slopes = slopes(mixed, u), slopes(generator, u)
+        for method in METHODS:
+            np.testing.assert_allclose(ours[method], theirs[method], rtol=1e-5, err_msg=method)
+            finite = np.isfinite(their_slopes[method])
+            np.testing.assert_allclose(
+                np.asarray(our_slopes[method])[finite],
+                np.asarray(their_slopes[method])[finite],
+                rtol=1e-4,
+                err_msg=method,
+            )
+
+
+def test_renyi_of_order_zero_is_the_mass_of_q_where_p_has_some():
+    u_p, u_q = jnp.array([0.3, 1.0]), jnp.array([0.2, -jnp.inf, -1.0, 0.5])
+    order = lambda a: fdiv.Renyi(a).plug_in(u_p, u_q)
+    np.testing.assert_allclose(order(0.0).value, -np.log(3 / 4), rtol=1e-6)
+    np.testing.assert_allclose(order(jnp.float32(0)).value, -np.log(3 / 4), rtol=1e-6)
+    np.testing.assert_allclose(order(1e-4).value, -np.log(3 / 4), atol=1e-3)
+    influence = order(0.0).influence_q  # of −log mean 1[u > −∞], up to a constant
+    np.testing.assert_allclose(influence[0] - influence[1], -4 / 3, rtol=1e-6)
+    assert fdiv.Renyi(0.0).plug_in(u_p, u_p).value == 0
+
+
 @pytest.mark.parametrize("alpha", [0.5, 2])
 def test_python_parameters_do_not_promote(alpha):
     def everything(u):
@@ -341,7 +434,10 @@ def test_python_parameters_do_not_promote(alpha):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: fdiv.Renyi(0.0), "alpha must be a positive number; got 0.0"),
+        (lambda: fdiv.Renyi(-0.5), "alpha must not be negative; got -0.5"),
+        (lambda: fdiv.Renyi(np.inf), "alpha must be finite; got inf"),
+        (lambda: fdiv.Alpha(np.nan), "alpha must be finite; got nan"),
+        (lambda: fdiv.CressieRead(np.inf), "power must be finite; got inf"),
         (lambda: fdiv.SkewKL(1.0), r"alpha must be a number in \[0, 1\); got 1.0"),
         (lambda: fdiv.Mixed(fdiv.KL(), -0.1), r"alpha must be a number in \[0, 1\); got -0.1"),
         (lambda: -1 * fdiv.KL(), "factor must be a positive number; got -1"),

@@ -63,10 +63,14 @@ def test_divergences_are_scipys(smoothing):
         binned = jax.jit(
             lambda x, y: [
                 *(
-                    histogram.divergence(d, x, y, num_bins=7, smoothing=smoothing)
+                    histogram.divergence(
+                        d, x, y, num_bins=7, spacing="uniform", smoothing=smoothing
+                    )
                     for d in (categorical.kl, js_bits)
                 ),
-                histogram.divergence(categorical.kl, x[:, 1], y[:, 1], num_bins=7),
+                histogram.divergence(
+                    categorical.kl, x[:, 1], y[:, 1], num_bins=7, spacing="uniform"
+                ),
             ]
         )
         kl, js, alone = map(np.asarray, binned(x, y))
@@ -142,11 +146,69 @@ def test_gradients_pass_to_weights():
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-7)
 
 
+def test_one_far_value_moves_nothing():
+    """A row of a thousand moves the total variation of samples by 0.001."""
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(0.7, 1, 1000), rng.normal(size=1000)
+    of = jax.jit(lambda x, y: histogram.divergence(categorical.jensen_shannon, x, y))
+    plain = of(x, y)
+    # Quadrature of the Jensen–Shannon divergence between the two normals; binning costs little.
+    grid = np.linspace(-8, 8, 4001)
+    p, q = (np.exp(-((grid - m) ** 2) / 2) for m in (0.7, 0))
+    truth = scipy.spatial.distance.jensenshannon(p, q) ** 2
+    assert abs(plain - truth) < 0.015
+    for far in (999999.0, -9999.0, 1e30):
+        assert abs(of(np.append(x[1:], far), y) - plain) < 0.003
+        assert abs(of(x, np.append(y[1:], far)) - plain) < 0.003
+
+
+@pytest.mark.parametrize(("dtype", "n"), [(jnp.bfloat16, 1000), (jnp.float16, 70_000)])
+def test_counts_of_half_precision_do_not_saturate(dtype, n):
+    """Past 256 and 2048 one more was lost."""
+    edges = jnp.array([-1.0, 0.5, 1.0], dtype)
+    np.testing.assert_array_equal(histogram.counts(jnp.zeros(n, dtype), edges), [n, 0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighted", [False, True])
+def test_counts_do_not_saturate(weighted):
+    """Past 2²⁴ in float32."""
+    n, edges = 2**24 + 4096, jnp.array([-1.0, 0.5, 1.0])
+    weights = jnp.ones(n) if weighted else None
+    np.testing.assert_array_equal(histogram.counts(jnp.zeros(n), edges, weights), [n, 0])
+
+
+def test_an_offset_in_double_precision_is_no_loss():
+    x, y = (a[:, :2] for a in samples())
+    plain = histogram.divergence(categorical.kl, x, y, smoothing=0.5)
+    far = histogram.divergence(categorical.kl, x + 1e8, y + 1e8, smoothing=0.5)
+    np.testing.assert_allclose(far, plain, rtol=1e-5)
+    bins = np.linspace(-6, 10, 9)
+    given = [
+        histogram.divergence(categorical.kl, x[:, 0] + c, y[:, 0] + c, bins=bins + c, smoothing=0.5)
+        for c in (0, 1e8)
+    ]
+    np.testing.assert_allclose(*given, rtol=1e-5)
+
+
+def test_lists_integers_and_vectors_are_samples():
+    x, y = [0, 1, 2, 2], [0, 0, 1, 3]
+    value = histogram.divergence(categorical.total_variation, x, y, bins=[0, 1, 2, 4])
+    np.testing.assert_allclose(value, 0.25)
+    column = histogram.divergence(
+        categorical.total_variation, np.array(x)[:, None], np.array(y)[:, None], bins=[[0, 1, 2, 4]]
+    )
+    np.testing.assert_allclose(column, [0.25])
+
+
 def test_what_cannot_be_binned_shows():
     x, y = jnp.array([0.0, 1.0, 2.0]), jnp.zeros(3)
     edges = jnp.array([0.0, 1.0, 2.0])
     missing = x.at[0].set(jnp.nan)
-    own = jax.jit(lambda x, y: histogram.divergence(categorical.kl, x, y, num_bins=2))
+    own = jax.jit(
+        lambda x, y: histogram.divergence(categorical.kl, x, y, num_bins=2, spacing="uniform")
+    )
+    quantiles = jax.jit(lambda x, y: histogram.divergence(categorical.kl, x, y, num_bins=2))
     given = jax.jit(lambda x, y: histogram.divergence(categorical.kl, x, y, bins=edges))
     assert own(x, y) == jnp.inf
     assert own(y + 1, y + 1) == 0
@@ -154,6 +216,13 @@ def test_what_cannot_be_binned_shows():
     assert given(x, x) == 0
     assert jnp.isnan(given(x + 10, x))
     assert jnp.isnan(given(missing, x))
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+        for divergence in (own, quantiles, given):
+            assert jnp.isnan(divergence(x.at[1].set(bad), x))
+            assert jnp.isnan(divergence(x, x.at[1].set(bad)))
+    weighted = jax.jit(lambda w: histogram.counts(x, edges, w))
+    assert jnp.isnan(weighted(jnp.array([1.0, -1.0, 1.0]))).all()
+    assert jnp.isnan(weighted(jnp.array([1.0, jnp.nan, 1.0]))).all()
 
 
 @pytest.mark.parametrize(
@@ -172,6 +241,11 @@ def test_what_cannot_be_binned_shows():
             lambda x: histogram.counts(x, jnp.ones((2, 3)), jnp.ones(2)),
             r"weights must have shape \(4,\)",
         ),
+        (
+            lambda x: histogram.counts(x, jnp.ones((2, 3)), -jnp.ones(4)),
+            "weights must not be negative; got -1",
+        ),
+        (lambda x: histogram.edges(["a"], x[:, 0]), "x must hold real numbers"),
     ],
 )
 def test_errors_name_the_argument(call, message):

@@ -225,6 +225,40 @@ def test_gradients_are_finite_at_equality_and_far_from_it(function, points):
     assert jnp.isfinite(slope).all()
 
 
+@jax.jit
+def of_one_number(x):
+    return {
+        "kl from gap": inequalities.kl_lower_bound_from_js(x),
+        "kl from js": inequalities.kl_lower_bound_from_js(js=x),
+        "kl from tv": inequalities.kl_lower_bound_from_tv(x),
+        "tv from kl": inequalities.tv_upper_bound_from_kl(x),
+        "js from tv": inequalities.js_bounds_from_tv(x),
+        "js from error": inequalities.js_lower_bound_from_error(x),
+        "tv from hellinger": inequalities.tv_bounds_from_hellinger(x),
+        "of products": inequalities.tv_bounds_of_product(x, 3),
+        "auc from tv": inequalities.auc_upper_bound_from_tv(x),
+        "tv from auc": inequalities.tv_lower_bound_from_auc(x),
+    }
+
+
+@pytest.mark.parametrize("x", [jnp.nan, -0.5, 2.0, jnp.inf])
+def test_numbers_out_of_range_give_nan(x):
+    """Any gap and any JS mean something: a bound of 0, or an infinite one."""
+    for name, values in of_one_number(jnp.float32(x)).items():
+        in_range = name.endswith(("gap", "js")) or (name == "tv from kl" and x > 0)
+        for value in jax.tree.leaves(values):
+            assert jnp.isnan(value) == (jnp.isnan(x) or not in_range), name
+
+
+def test_rounding_beyond_the_range_is_no_fault():
+    eps = jnp.finfo(jnp.float32).eps
+    outside = of_one_number(jnp.float32(1 + 4 * eps)), of_one_number(jnp.float32(-4 * eps))
+    ends = of_one_number(jnp.float32(1)), of_one_number(jnp.float32(0))
+    for ours, end in zip(outside, ends, strict=True):
+        for name in ("kl from tv", "js from tv", "tv from hellinger", "of products", "tv from auc"):
+            jax.tree.map(np.testing.assert_array_equal, ours[name], end[name])
+
+
 def test_python_numbers_do_not_promote():
     with jax.enable_x64(True):
         x = jnp.array([0.3], jnp.float32)

@@ -176,8 +176,13 @@ def test_class_similarity_is_the_alignment_of_centred_gram_matrices():
     ]
     found = losses.class_similarity(jnp.asarray(features))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+    for scale in (1e38 / np.abs(features).max(), 1e-10, 1e-30):
+        scaled = jnp.asarray(features * scale, jnp.float32)
+        np.testing.assert_allclose(losses.class_similarity(scaled), expected, rtol=1e-4)
     constant = losses.class_similarity(jnp.asarray(features).at[0].set(1.0))
     np.testing.assert_array_equal(constant[0], [1, 0, 0, 0])
+    missing = losses.class_similarity(jnp.asarray(features).at[0, 0, 0].set(jnp.nan))
+    assert jnp.isnan(missing[0]).all()
 
 
 def test_gradients_are_finite_where_student_and_teacher_agree(batch):

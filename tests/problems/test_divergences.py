@@ -235,9 +235,28 @@ def test_dtypes_follow_the_argument():
                 assert jax.eval_shape(task.log_ratio, shape).dtype == dtype
 
 
+@pytest.mark.parametrize("name", ["pair", "student_t", "uniform", "mixture_pair"])
+def test_points_of_another_dimension_are_refused(name):
+    task = TASKS[name]()
+    for dim in (task.dim - 1, task.dim + 1):
+        with pytest.raises(ValueError, match=f"z must have shape .n, {task.dim}.; got"):
+            jax.eval_shape(task.log_ratio, jnp.zeros((3, dim)))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: div.gaussian_pair([0, 0], [[1, 0.5], [0, 1]], [0, 0], np.eye(2)),
+            "covariance_p must be symmetric",
+        ),
+        (lambda: div.lattice(3).log_ratio(jnp.zeros((4, 2))), "z must have shape .n, 3"),
+        (
+            lambda: div.mixtures(
+                *2 * [GaussianMixture(jnp.array([-1.0, 2.0]), jnp.zeros((2, 1)), 1.0)]
+            ),
+            "weights must be non-negative and sum to one",
+        ),
         (lambda: div.gaussian_pair([0.0], [[1.0]], [0.0, 1.0], [[1.0]]), "means must have shape"),
         (lambda: div.gaussian_pair([0.0], [[-1.0]], [0.0], [[1.0]]), "must be positive definite"),
         (lambda: div.gaussian_shift(0, 1.0), "d must be a positive number; got 0"),

@@ -239,3 +239,33 @@ def test_bad_input_is_named():
         problems.multi_objective_moments(TIMES, INITIAL, first(2), num_substeps=0)
     with pytest.raises(ValueError, match="strong_convexity must be a positive number; got -1"):
         problems.accelerated_moments(TIMES, INITIAL, first(2), strong_convexity=-1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_towards_a_wide_target_particles_diffuse(dtype):
+    """For a target of variance 1e8, Brownian motion: Σ₀ + 2t, where S − S e^{−2t/S} cancels."""
+    initial = Moments(jnp.array([1.0, -1.0], dtype), jnp.array([[2.0, 0.5], [0.5, 1.0]], dtype))
+    target = Moments(jnp.array([1e8, 0.0], dtype), 1e8 * jnp.eye(2, dtype=dtype))
+    times = jnp.array([0.5, 3.0, 1e10], dtype)
+    mean, covariance = problems.fokker_planck_moments(times, initial, target)
+    assert covariance.dtype == dtype
+    for t, row in ((0.5, 0), (3.0, 1)):
+        expected = np.asarray(initial.covariance) + 2 * t * np.eye(2)
+        np.testing.assert_allclose(covariance[row], expected, rtol=1e-6)
+        np.testing.assert_allclose(mean[row], [1 + t, -1], rtol=1e-6)
+    np.testing.assert_allclose(covariance[2], target.covariance, rtol=1e-6)
+
+
+def test_invalid_flows_give_nan():
+    target = first(1)
+    one = Moments(target.mean[0], target.covariance[0])
+    flow = jax.jit(problems.fokker_planck_moments)
+    assert jnp.isnan(flow(jnp.array([-0.1]), INITIAL, one).mean).all()
+    indefinite = Moments(one.mean, np.array([[1.0, 2.0], [2.0, 1.0]]))
+    assert jnp.isnan(flow(jnp.array([0.5]), INITIAL, indefinite).covariance).all()
+    several = compiled(problems.multi_objective_moments)
+    targets = Moments(TARGETS.mean[:1], indefinite.covariance[None])
+    assert jnp.isnan(several(jnp.array([0.5]), INITIAL, targets).mean).all()
+    assert jnp.isnan(several(jnp.array([0.5]), INITIAL, target, -0.4).mean).all()
+    with pytest.raises(ValueError, match="bandwidth must not be negative"):
+        problems.multi_objective_moments(TIMES, INITIAL, target, -0.4)

@@ -167,3 +167,26 @@ def test_an_absent_components_weight_has_its_derivative():
     far = jnp.array([1e4])
     np.testing.assert_allclose(log_prob(weights, far), -0.5 * (1e8 + np.log(2 * np.pi)), rtol=1e-12)
     assert jnp.isfinite(jax.jacobian(log_prob)(weights, far)).all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "variance"),
+    [([-1.0, 2.0], 1.0), ([0.5, 0.4], 1.0), ([np.nan, 1.0], 1.0), ([0.5, 0.5], -1.0)],
+)
+def test_traced_parameters_out_of_range_give_nan(weights, variance):
+    @jax.jit
+    def everything(weights, variance):
+        it = GaussianMixture(weights, jnp.eye(2), variance)
+        point = jnp.zeros(2)
+        return (
+            it.log_prob(point),
+            it.score(point),
+            it.sample(jax.random.key(0), 3),
+            it.covariance(),
+            it.mean(),
+        )
+
+    for value in everything(jnp.array(weights), jnp.float32(variance)):
+        assert jnp.isnan(value).all()
+    for value in everything(jnp.array([0.5, 0.5]), jnp.float32(1)):
+        assert jnp.isfinite(value).all()
