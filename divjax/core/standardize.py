@@ -1,9 +1,32 @@
-"""Each feature's mean and scale, exact where it is constant."""
+"""Each feature's location and scale, and the map that no single row can spoil.
 
+`mean_and_scale` are the moments. `robust_standardizer` gives those of winsorised samples, and the
+limits beyond which a `Standardizer` compresses a feature (or clips it).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
-__all__ = ["mean_and_scale"]
+__all__ = ["Standardizer", "mean_and_scale", "robust_standardizer"]
+
+# Limits lie this many spreads from the median: one row in two million of a Gaussian is beyond.
+LIMIT = 5.0
+
+# Quantiles that the spread of a tail is read from. The interquartile range alone withstands a
+# quarter of bad rows; the outer levels follow skewed and heavy tails, and withstand one in a
+# hundred.
+QUARTILE = (0.25,)
+TAIL = (0.25, 0.1, 0.03, 0.01)
+
+# A feature's rare values set its spread if at least this share of the rows has them.
+RARE = 0.01
+
+# Quantiles are those of at most so many rows, evenly spread over all.
+QUANTILE_ROWS = 8192
 
 
 def mean_and_scale(
@@ -37,3 +60,158 @@ def mean_and_scale(
     scale = unit * jnp.sqrt(share @ (deviation / unit) ** 2)
     mean = origin + shift
     return mean, jnp.where(scale > 4 * jnp.finfo(x.dtype).eps * jnp.abs(mean), scale, 1)
+
+
+class Standardizer(NamedTuple):
+    """Features in units of their spread, z = (x − mean)/scale, which outliers cannot blow up.
+
+    Between the limits all three maps agree: a model that is affine-invariant (linear, quadratic,
+    Gaussian) is there what it would be without limits. An infinite or NaN value becomes NaN.
+
+    Attributes:
+        mean: of each feature.
+        scale: of each feature, positive.
+        lower: the limit below, as a value of z.
+        upper: the limit above.
+    """
+
+    mean: Float[Array, " d"]
+    scale: Float[Array, " d"]
+    lower: Float[ArrayLike, " d"]
+    upper: Float[ArrayLike, " d"]
+
+    def affine(self, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        """The z itself, however large."""
+        largest = jnp.finfo(x.dtype).max
+        z = jnp.clip((x - self.mean) / self.scale, -largest, largest)
+        return jnp.where(jnp.isfinite(x), z, jnp.nan)
+
+    def clip(self, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        """The winsorised z: moved to the limit that it is beyond."""
+        return jnp.clip(self.affine(x), self.lower, self.upper)
+
+    def squash(self, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        """The z, and beyond the limits limit ± log(1 + log(1 + distance)).
+
+        Strictly increasing with a continuous derivative, so that f-divergences and mutual
+        information are those of x. Every float32 is within five units of a limit, and values that
+        differ by a thousandth of themselves stay distinct.
+        """
+        z = self.affine(x)
+        beyond = lambda distance: jnp.log1p(jnp.log1p(jnp.maximum(distance, 0)))
+        inside = jnp.clip(z, self.lower, self.upper)
+        return inside + beyond(z - self.upper) - beyond(self.lower - z)
+
+
+def robust_standardizer(
+    *samples: tuple[Float[Array, "n d"], Float[Array, " n"]], keep_tails: bool = False
+) -> Standardizer:
+    """The standardizer of samples that weigh the same, whatever a few of their rows hold.
+
+    Each sample has limits of its own, five spreads from its median, and is winsorised there;
+    `mean_and_scale` of all winsorised samples together are the standardizer's. Without outliers
+    those are the plain moments. The spread is a Gaussian's with the same interquartile range, at
+    least the median deviation of the rows that deviate at all: zero-inflated and binary features
+    have one too. A standardizer's limits enclose those of all samples: a sample much wider than, or
+    far from, the other is no outlier.
+
+    Args:
+        samples: pairs of rows and weights; rows without weight may hold anything.
+        keep_tails: whether the limits follow the samples' outer quantiles too, to 1 % on either
+            side. Then skewed distributions lie inside, and a share of 1 % of bad rows is withstood
+            instead of 25 %.
+
+    Returns:
+        The standardizer. Constant to differentiation; O(d n log n) up to 8192 rows, whose evenly
+        spaced subset larger samples' quantiles are read from.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x, y = jax.random.normal(jax.random.key(0), (2, 500, 1))
+        >>> even = jnp.full(500, 1 / 500)
+        >>> standardizer = robust_standardizer((x.at[0].set(999999.0), even), (y + 1, even))
+        >>> abs(float(standardizer.mean[0]) - 0.5) < 0.1  # of N(0, 1) and N(1, 1) together
+        True
+        >>> float(standardizer.squash(jnp.array([[999999.0]]))[0, 0]) < 10
+        True
+
+    References:
+        Tukey 1977: fences from quartiles. Dixon 1960: winsorised means.
+    """
+    samples = jax.lax.stop_gradient(samples)
+    levels = TAIL if keep_tails else QUARTILE
+    quantiles = [_quantiles(x, weights, levels) for x, weights in samples]
+
+    # A feature that is constant up to a few rows in every sample has the spread of those few.
+    widths = jnp.stack([jnp.maximum(each.below, each.above) for each in quantiles])
+    nowhere = (widths == 0).all(axis=0)
+    rare = LIMIT * jnp.max(jnp.stack([each.rare for each in quantiles]), axis=0)
+    limits = [
+        (
+            each.median - jnp.where(nowhere, rare, each.below),
+            each.median + jnp.where(nowhere, rare, each.above),
+        )
+        for each in quantiles
+    ]
+
+    rows = [jnp.clip(x, *own) for (x, _), own in zip(samples, limits, strict=True)]
+    shares = [weights / jnp.sum(weights) / len(samples) for _, weights in samples]
+    mean, scale = mean_and_scale(jnp.concatenate(rows), jnp.concatenate(shares))
+    lower, upper = (jnp.stack(ends) for ends in zip(*limits, strict=True))
+    lower = (jnp.min(lower, axis=0) - mean) / scale
+    return Standardizer(mean, scale, lower, (jnp.max(upper, axis=0) - mean) / scale)
+
+
+class _Quantiles(NamedTuple):
+    """A sample's median, how far its limits are from it, and its rare values' deviation."""
+
+    median: Float[Array, " d"]
+    below: Float[Array, " d"]
+    above: Float[Array, " d"]
+    rare: Float[Array, " d"]
+
+
+def _quantiles(
+    x: Float[Array, "n d"], weights: Float[Array, " n"], levels: Sequence[float]
+) -> _Quantiles:
+    if x.shape[0] > QUANTILE_ROWS:
+        # Evenly spread over the rows with weight.
+        by_use = jnp.argsort(weights <= 0, stable=True)
+        share = jnp.arange(QUANTILE_ROWS) / QUANTILE_ROWS
+        index = by_use[(share * jnp.sum(weights > 0)).astype(by_use.dtype)]
+        x, weights = x[index], weights[index]
+    used, dtype = weights > 0, x.dtype
+    # More than one row lies beyond a quantile, however small the sample.
+    least = 1.5 * jnp.sum(weights**2) / jnp.sum(weights) ** 2
+    beyond = jnp.minimum(jnp.maximum(jnp.asarray(levels, dtype), least), 0.25)
+    gaussian = -jax.scipy.special.ndtri(beyond)[:, None]
+
+    def of_feature(column):
+        low, middle, high = (
+            _weighted_quantiles(column, weights, level)
+            for level in (beyond, jnp.full(1, 0.5, dtype), 1 - beyond)
+        )
+        deviation = jnp.abs(column - middle)
+        deviates = jnp.where(deviation > 0, weights, 0)
+        share = jnp.sum(deviates) / jnp.sum(weights)
+        rare = _weighted_quantiles(deviation, deviates, jnp.full(1, 0.5, dtype))
+        return low, middle[0], high, jnp.where(share > 0, rare[0], 0), share
+
+    column = jnp.where(used[:, None], x, x[jnp.argmax(used)])
+    low, median, high, rare, share = jax.vmap(of_feature, 1, -1)(column)
+    floor = jnp.where(share >= jnp.maximum(least, RARE), rare, 0)
+    # Half of the interquartile range on both sides: one side alone may be a tie.
+    below, above = (median - low) / gaussian, (high - median) / gaussian
+    floor = jnp.maximum(floor, (below[0] + above[0]) / 2)
+    below, above = (LIMIT * jnp.maximum(jnp.max(side, axis=0), floor) for side in (below, above))
+    return _Quantiles(median, below, above, rare)
+
+
+def _weighted_quantiles(
+    values: Float[Array, " n"], weights: Float[Array, " n"], levels: Float[Array, " k"]
+) -> Float[Array, " k"]:
+    """The least values that at least these shares of the weight do not exceed."""
+    order = jnp.argsort(values)
+    mass = jnp.cumsum(weights[order])
+    index = jnp.searchsorted(mass, levels * mass[-1])
+    return values[order][jnp.minimum(index, values.shape[0] - 1)]

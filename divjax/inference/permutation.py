@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from divjax.core.checks import check_count, check_key, check_scalar_output
+from divjax.core.checks import check_count, check_key, check_scalar_output, nan_unless
+from divjax.core.labels import number_labels, pool_labels
 from divjax.fdiv.special import as_floats
 from divjax.inference.rank import check_scores, midranks
 
@@ -28,7 +31,7 @@ class PermutationTest(NamedTuple):
     Attributes:
         statistic: the observed one.
         p_value: (1 + #{null ≥ statistic})/(1 + N), at least 1/(1 + N); ties, up to rounding, count
-            as ≥, and so does what is not a number.
+            as ≥, and so does a NaN of the null. NaN if the statistic is.
         null: the statistic of each permutation.
     """
 
@@ -44,34 +47,71 @@ def _check_counts(num_permutations: int, batch_size: int | None) -> None:
 
 
 def _permutation(
-    key: Key[Array, ""], size: int, blocks: Int[Array, " size"] | None
+    key: Key[Array, ""], size: int, strata: Int[Array, " size"] | None
 ) -> Int[Array, " size"]:
-    """A uniformly random order of the rows, among those that move none into another block."""
+    """A uniformly random order of the rows, among those that move none into another stratum."""
     order = jax.random.permutation(key, size)
-    if blocks is None:
+    if strata is None:
         return order
-    # The places of each block in turn, and its rows in random order.
-    places, rows = jnp.argsort(blocks, stable=True), order[jnp.argsort(blocks[order], stable=True)]
+    # The places of each stratum in turn, and its rows in random order.
+    places, rows = jnp.argsort(strata, stable=True), order[jnp.argsort(strata[order], stable=True)]
     return jnp.zeros_like(order).at[places].set(rows)
 
 
-def _pooled_blocks(
-    blocks: tuple[Array, Array] | None, size_x: int, size_y: int, name: str = "blocks"
-) -> Array | None:
-    if blocks is None:
-        return None
-    if len(blocks) != 2 or [jnp.shape(b) for b in blocks] != [(size_x,), (size_y,)]:
+class _Groups(NamedTuple):
+    """Groups of rows that are exchanged as one; as many entries as rows, unused ones last.
+
+    Attributes:
+        of_row: each row's group.
+        in_x: whether a group's rows are rows of x.
+        size: how many rows that count a group has; 0 for an entry that is no group.
+        stratum: each group's.
+        valid: whether every group lies in one sample and in one stratum.
+    """
+
+    of_row: Int[Array, " rows"]
+    in_x: Bool[Array, " rows"]
+    size: Int[Array, " rows"]
+    stratum: Int[Array, " rows"]
+    valid: Bool[Array, ""]
+
+
+def _collect_groups(
+    groups: Array, strata: Array | None, num_x: int, counts: Array | None = None
+) -> _Groups:
+    rows = groups.shape[0]
+    counts = jnp.ones(rows, bool) if counts is None else counts
+    of_row = jnp.unique(groups, size=rows, return_inverse=True)[1]
+    row_in_x = jnp.arange(rows) < num_x
+    row_stratum = jnp.zeros(rows, of_row.dtype) if strata is None else number_labels(strata)
+    largest = lambda values: (
+        jnp.zeros(rows, of_row.dtype)
+        .at[of_row]
+        .max(jnp.where(counts, values.astype(of_row.dtype), 0))
+    )
+    in_x, stratum = largest(row_in_x) > 0, largest(row_stratum)
+    same = (row_in_x == in_x[of_row]) & (row_stratum == stratum[of_row])
+    size = jnp.zeros(rows, of_row.dtype).at[of_row].add(counts.astype(of_row.dtype))
+    return _Groups(of_row, in_x, size, stratum, (same | ~counts).all())
+
+
+def _check_groups(groups: Array | None, num_x: int) -> None:
+    """Raise `ValueError` for concrete groups with rows in both samples."""
+    if groups is None or isinstance(groups, Tracer):
+        return
+    of_x, of_y = np.asarray(groups[:num_x]), np.asarray(groups[num_x:])
+    if np.isin(of_x, of_y).any():
         raise ValueError(
-            f"{name} must be two vectors, of shapes ({size_x},) and ({size_y},); "
-            f"got {[jnp.shape(b) for b in blocks]}."
+            "groups must lie in one sample each to be exchanged; got a group with rows in both. "
+            "Exchange the rows within each such group by strata=."
         )
-    return jnp.concatenate([jnp.asarray(b) for b in blocks])
 
 
 def _test(observed: Array, null: Array, tolerance: Array) -> PermutationTest:
     below = jnp.sum(null < observed - tolerance)  # never true of NaN
     size = null.shape[0]
-    return PermutationTest(observed, (1 + size - below).astype(null.dtype) / (1 + size), null)
+    p_value = (1 + size - below).astype(null.dtype) / (1 + size)
+    return PermutationTest(observed, nan_unless(~jnp.isnan(observed), p_value), null)
 
 
 def permutation_test(
@@ -82,7 +122,8 @@ def permutation_test(
     *,
     num_permutations: int = 999,
     batch_size: int | None = None,
-    blocks: tuple[Int[Array, " n"], Int[Array, " m"]] | None = None,
+    strata: tuple[Int[ArrayLike, " n"], Int[ArrayLike, " m"]] | None = None,
+    groups: tuple[Int[ArrayLike, " n"], Int[ArrayLike, " m"]] | None = None,
 ) -> PermutationTest:
     """A two-sample permutation test with any statistic: exact, whatever it is and the sample sizes.
 
@@ -98,8 +139,12 @@ def permutation_test(
         num_permutations: N. A level α takes at least 1/α − 1.
         batch_size: permutations at a time, by vmap; one by one by default. Memory is that of so
             many copies of the data and of the statistic.
-        blocks: labels of the rows of x and of y (sites, batches, days): rows are exchanged within
-            their block only, for rows that are exchangeable only there.
+        strata: labels of the rows of x and of y (sites, batches, days): rows are exchanged within
+            their stratum only, for rows that are exchangeable only there.
+        groups: labels of the rows of x and of y (subjects, documents), each in one of the samples
+            alone: rows of a group depend on each other and are exchanged as one. Groups of one size
+            trade places, since a statistic takes samples of given sizes; where sizes differ a lot,
+            `score_permutation_test` exchanges them all.
 
     Returns:
         A `PermutationTest`. Its p-value has the standard error √(p(1 − p)/N) over keys.
@@ -132,16 +177,44 @@ def permutation_test(
         )
     check_scalar_output("statistic", statistic, x, y)
     n, m = len(x), len(y)
-    pooled, labels = jnp.concatenate([x, y]), _pooled_blocks(blocks, n, m)
+    pooled = jnp.concatenate([x, y])
+    of_stratum = None if strata is None else pool_labels("strata", strata, n, m)
+    of_group = None if groups is None else pool_labels("groups", groups, n, m)
+    _check_groups(of_group, n)
+    shuffle = _row_permutation(of_stratum, of_group, n, n + m)
 
     def permuted(key: Key[Array, ""]) -> Array:
-        rows = pooled[_permutation(key, n + m, labels)]
+        rows = pooled[shuffle(key)]
         return statistic(rows[:n], rows[n:])
 
     keys = jax.random.split(key, num_permutations)
     (null,) = as_floats(jax.lax.map(permuted, keys, batch_size=batch_size))
     observed = jnp.asarray(statistic(pooled[:n], pooled[n:]), null.dtype)
+    if of_group is not None:
+        observed = nan_unless(_collect_groups(of_group, of_stratum, n).valid, observed)
     return _test(observed, null, 100 * jnp.finfo(null.dtype).eps * jnp.abs(observed))
+
+
+def _row_permutation(
+    strata: Array | None, groups: Array | None, num_x: int, num_rows: int
+) -> Callable[[Key[Array, ""]], Int[Array, " rows"]]:
+    """`key -> order` of all rows, uniform among those that the labels allow."""
+    if groups is None:
+        return lambda key: _permutation(key, num_rows, strata)
+    found = _collect_groups(groups, strata, num_x)
+    # Groups of one stratum and one size trade places.
+    alike = found.stratum * (num_rows + 1) + found.size
+    # The rows of a group in a row, where its first is, and each row's place in its group.
+    by_group = jnp.argsort(found.of_row, stable=True)
+    first = jnp.cumsum(found.size) - found.size
+    place = jnp.zeros_like(by_group).at[by_group].set(jnp.arange(num_rows, dtype=by_group.dtype))
+    place = place - first[found.of_row]
+
+    def order(key: Key[Array, ""]) -> Int[Array, " rows"]:
+        source = _permutation(key, num_rows, alike)[found.of_row]
+        return by_group[first[source] + place]
+
+    return order
 
 
 def score_permutation_test(
@@ -152,7 +225,8 @@ def score_permutation_test(
     *,
     num_permutations: int = 999,
     batch_size: int | None = None,
-    blocks: tuple[Int[Array, " n"], Int[Array, " m"]] | None = None,
+    strata: tuple[Int[ArrayLike, " n"], Int[ArrayLike, " m"]] | None = None,
+    groups: tuple[Int[ArrayLike, " n"], Int[ArrayLike, " m"]] | None = None,
     masks: tuple[Bool[Array, " n"], Bool[Array, " m"]] | None = None,
 ) -> PermutationTest:
     """Are the scores of x larger than those of y? A one-sided test that only permutes labels.
@@ -173,7 +247,10 @@ def score_permutation_test(
             test; or "accuracy", the balanced accuracy of the scores' signs, zeros counting half.
         num_permutations: N. A level α takes at least 1/α − 1.
         batch_size: permutations at a time, by vmap; one by one by default.
-        blocks: labels of the rows of x and of y: labels are permuted within a block only.
+        strata: labels of the rows of x and of y: rows are exchanged within a stratum only.
+        groups: labels of the rows of x and of y, each in one of the samples alone: rows of a group
+            (a subject, a document) depend on each other and are exchanged as one. As many groups
+            as x has, of any size, then make a sample.
         masks: which rows of x and of y count; they must not depend on the scores.
 
     Returns:
@@ -199,9 +276,12 @@ def score_permutation_test(
     if kind not in KINDS:
         raise ValueError(f'kind must be "mean", "auc" or "accuracy"; got {kind!r}.')
     n, m = len(scores_x), len(scores_y)
-    labels, counts = _pooled_blocks(blocks, n, m), _pooled_blocks(masks, n, m, "masks")
+    of_stratum = None if strata is None else pool_labels("strata", strata, n, m)
+    of_group = None if groups is None else pool_labels("groups", groups, n, m)
+    counts = None if masks is None else pool_labels("masks", masks, n, m)
+    _check_groups(of_group, n)
     return _permute_labels(
-        key, scores_x, scores_y, labels, counts, kind, num_permutations, batch_size
+        key, scores_x, scores_y, of_stratum, of_group, counts, kind, num_permutations, batch_size
     )
 
 
@@ -210,7 +290,8 @@ def _permute_labels(
     key: Any,
     scores_x: Any,
     scores_y: Any,
-    labels: Any,
+    strata: Any,
+    groups: Any,
     counts: Any,
     kind: str,
     num_permutations: int,
@@ -218,36 +299,47 @@ def _permute_labels(
 ) -> PermutationTest:
     n, m = len(scores_x), len(scores_y)
     pooled = jnp.concatenate(as_floats(scores_x, scores_y))
-    num_x, num_y = n, m
+    counted = jnp.ones(n + m, bool) if counts is None else counts
+    # Rows that do not count stay in their places, behind all others, with nothing to add.
     if counts is not None:
-        # Rows that do not count stay in their places, behind all others, with nothing to add.
-        pooled = jnp.where(counts, pooled, jnp.inf)
-        labels = counts if labels is None else jnp.where(counts, labels, jnp.max(labels) + 1)
-        num_x, num_y = (jnp.sum(part).astype(pooled.dtype) for part in (counts[:n], counts[n:]))
+        pooled = jnp.where(counted, pooled, jnp.inf)
+        if groups is None:
+            strata = jnp.zeros(n + m, int) if strata is None else number_labels(strata)
+            strata = jnp.where(counted, strata, n + m)
+
     # Statistic = center + (1/n + 1/m) Σ_{i of x} c_i, with c of mean zero: a small sum, whose
     # rounding does not hide ties.
+    num_rows = jnp.sum(counted).astype(pooled.dtype)
     if kind == "mean":
         values, center = pooled, 0.0
     elif kind == "auc":
         # AUC = (R − n(n + 1)/2)/(nm) with the ranks' sum R.
-        values, center = midranks(pooled) / (num_x + num_y), 0.5
+        values, center = midranks(pooled) / num_rows, 0.5
     else:
         values, center = jnp.sign(pooled) / 4, 0.5
-    scale = 1 / num_x + 1 / num_y
-    if counts is None:
-        values = scale * (values - jnp.mean(values))
-    else:
-        mean = jnp.sum(jnp.where(counts, values, 0)) / (num_x + num_y)
-        values = jnp.where(counts, scale * (values - mean), 0)
-    values = jnp.where(jnp.isnan(pooled).any(), jnp.nan, values)
+    mean = jnp.sum(jnp.where(counted, values, 0)) / num_rows
+    values = jnp.where(counted, values - mean, 0)
+    values = jnp.where(jnp.isnan(jnp.where(counted, pooled, 0)).any(), jnp.nan, values)
 
-    def of(rows: Int[Array, " n"]) -> Array:
-        return jnp.sum(values[rows])
+    in_x = jnp.arange(n + m) < n
+    if groups is None:
+        shuffle = lambda key: in_x.at[_permutation(key, n + m, strata)].set(in_x)
+    else:
+        found = _collect_groups(groups, strata, n, counted)
+        values = nan_unless(found.valid, values)
+        # Entries that are no group are a stratum of their own.
+        strata_of_groups = jnp.where(found.size > 0, found.stratum, n + m)
+        shuffle = lambda key: found.in_x[_permutation(key, n + m, strata_of_groups)][found.of_row]
+
+    def statistic(in_x: Bool[Array, " rows"]) -> Array:
+        num_x = jnp.sum(in_x & counted).astype(values.dtype)
+        return (1 / num_x + 1 / (num_rows - num_x)) * jnp.sum(jnp.where(in_x, values, 0))
 
     keys = jax.random.split(key, num_permutations)
-    null = jax.lax.map(
-        lambda key: of(_permutation(key, n + m, labels)[:n]), keys, batch_size=batch_size
-    )
-    tolerance = 8 * jnp.finfo(values.dtype).eps * jnp.sum(jnp.abs(values))
-    test = _test(of(jnp.arange(n)), null, tolerance)
+    null = jax.lax.map(lambda key: statistic(shuffle(key)), keys, batch_size=batch_size)
+    observed = statistic(in_x)
+    num_x = jnp.sum(in_x & counted)
+    unit = 1 / num_x + 1 / (num_rows - num_x)
+    tolerance = 8 * jnp.finfo(values.dtype).eps * jnp.sum(jnp.abs(values)) * unit
+    test = _test(observed, null, tolerance)
     return test._replace(statistic=center + test.statistic, null=center + test.null)

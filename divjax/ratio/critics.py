@@ -1,15 +1,17 @@
 """Critics: learned log ratios, and false pairs to learn those of pairs from."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_count
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
+from divjax.core.standardize import Standardizer
 
 __all__ = ["Critic", "derangement", "split_scores"]
 
@@ -26,6 +28,8 @@ class Critic:
             network on z.
         hidden: widths of the perceptron, or of both encoders.
         x_features: how many columns of z are x.
+        lower: limits in the standardised columns beyond which the critic sees compressed values.
+        upper: the same above. See `Standardizer.squash`.
     """
 
     params: PyTree[Array]
@@ -34,6 +38,11 @@ class Critic:
     network: Any = static()
     hidden: tuple[int, ...] = static()
     x_features: int = static()
+    lower: Float[ArrayLike, "..."] = -jnp.inf
+    upper: Float[ArrayLike, "..."] = jnp.inf
+
+    def _standard(self, z: Float[Array, "b d"]) -> Float[Array, "b d"]:
+        return Standardizer(self.shift, self.scale, self.lower, self.upper).squash(z)
 
     def _encoder(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:
         encoder = MLP(in_features, self.hidden, self.hidden[-1], rngs)
@@ -63,11 +72,11 @@ class Critic:
 
     def replace(self, params: PyTree[Array]) -> "Critic":
         """A copy with these parameters."""
-        return Critic(params, self.shift, self.scale, self.network, self.hidden, self.x_features)
+        return dataclasses.replace(self, params=params)
 
     def __call__(self, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The log ratio at each row."""
-        standard = (z - self.shift) / self.scale
+        standard = self._standard(z)
         if self.network == "separable":
             return jnp.sum(jnp.multiply(*self._encode(standard)), axis=1)
         return apply_network(self._joint, self.params, standard).reshape(z.shape[0])
@@ -87,7 +96,7 @@ class Critic:
         rows = jnp.arange(z.shape[0])[:, None]
         following = (rows + jnp.arange(1, num_negatives + 1)) % z.shape[0]
         if self.network == "separable":
-            g, h = self._encode((z - self.shift) / self.scale)
+            g, h = self._encode(self._standard(z))
             scores = g @ h.T
             return jnp.diagonal(scores), jnp.take_along_axis(scores, following, axis=1)
         x = jnp.broadcast_to(rows, following.shape)

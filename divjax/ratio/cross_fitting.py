@@ -6,18 +6,26 @@ evaluated on the fold, which it has not seen. All folds and repeats are fitted u
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_shape
-from divjax.core.standardize import mean_and_scale
+from divjax.core.standardize import Standardizer, robust_standardizer
 from divjax.ratio.logistic import newton_logistic
-from divjax.ratio.types import Fold, Head, Rows, cross_entropy, num_rows
+from divjax.ratio.types import Fold, Head, Rows, cross_entropy, is_parametric, num_rows
 
-__all__ = ["CALIBRATIONS", "CrossFit", "HeldOut", "Member", "cross_fit", "ensemble_log_ratio"]
+__all__ = [
+    "CALIBRATIONS",
+    "CrossFit",
+    "CrossFitting",
+    "HeldOut",
+    "Member",
+    "cross_fit",
+    "ensemble_log_ratio",
+]
 
 CALIBRATIONS = ("none", "temperature", "platt")
 
@@ -33,18 +41,26 @@ class Member(NamedTuple):
     """One fitted head with what its inputs and its output go through.
 
     Attributes:
-        mean: the training rows' mean of each feature.
-        scale: their standard deviation, 1 where it is 0.
+        standardizer: each feature's location, scale and limits, by the training rows.
         values: each feature's training values, sorted and padded by infinity, if ties are counted.
         params: the head's.
         calibration: the intercept and the slope of the calibrated log ratio.
     """
 
-    mean: Float[Array, " d"]
-    scale: Float[Array, " d"]
+    standardizer: Standardizer
     values: Float[Array, "d rows"] | None
     params: PyTree[Array]
     calibration: Float[Array, " 2"]
+
+    @property
+    def mean(self) -> Float[Array, " d"]:
+        """The training rows' mean of each feature, outliers moved to the limits."""
+        return self.standardizer.mean
+
+    @property
+    def scale(self) -> Float[Array, " d"]:
+        """Their standard deviation, 1 where it is 0."""
+        return self.standardizer.scale
 
 
 class HeldOut(NamedTuple):
@@ -83,6 +99,24 @@ class CrossFit(NamedTuple):
     test: Float[Array, "repeats folds"]
 
 
+class CrossFitting(NamedTuple):
+    """How rows are split and what is done with the folds; static numbers.
+
+    Attributes:
+        num_folds: K.
+        num_repeats: splits.
+        validation_share: of the rows outside of a fold.
+        calibration: one of `CALIBRATIONS`.
+        tie_counts: whether features are joined by their counts of ties.
+    """
+
+    num_folds: int
+    num_repeats: int
+    validation_share: float
+    calibration: str
+    tie_counts: bool
+
+
 def cross_fit(
     key: Key[Array, ""],
     p: Float[Array, "n d"],
@@ -90,110 +124,138 @@ def cross_fit(
     weights_p: Float[Array, " n"],
     weights_q: Float[Array, " m"],
     head: Head,
-    *,
-    num_folds: int,
-    num_repeats: int,
-    validation_share: float,
-    calibration: str,
-    tie_counts: bool,
+    plan: CrossFitting,
+    groups: Int[Array, " n+m"] | None = None,
 ) -> CrossFit:
-    """Fit a head out of fold; log ratios are differentiable in the rows, the heads held fixed."""
-    keys = jax.random.split(key, num_repeats)
-    orders = jax.vmap(lambda key: _shuffle(key, weights_p, weights_q))(keys)
-    fixed_p, fixed_q, *fixed_weights = jax.lax.stop_gradient((p, q, weights_p, weights_q))
+    """Fit a head out of fold; log ratios are differentiable in the rows, the heads held fixed.
 
-    def split(orders, fold):
-        """The parts of the rows that test, train and validate."""
-        each = (
-            _split(order, weights, fold, num_folds, validation_share)
-            for order, weights in zip(orders, fixed_weights, strict=True)
-        )
-        return [_Part(p, q, a, b) for (p, a), (q, b) in zip(*each, strict=True)]
+    Rows of one group, numbered over both samples, are in one fold and play one part.
+    """
+    keys = jax.random.split(key, plan.num_repeats)
+    rows = Rows(p, q, weights_p, weights_q)
+    fixed = jax.lax.stop_gradient(rows)
+    splits = jax.vmap(lambda key: _shuffle(key, fixed.weights, groups))(keys)
+    members, train, validation = _fit_members(keys, fixed, splits, head, plan)
+
+    score = lambda members, split: _score_held_out(rows, members, split, head, plan)
+    raw, held_out, test = jax.vmap(score)(members, splits)
+    calibrate = lambda held_out: _calibrate_folds(held_out, fixed.weights, plan)
+    calibrations = jax.vmap(calibrate)(held_out)
+    log_ratios = [
+        jnp.mean(jax.vmap(_calibrated)(u, each.fold, calibrations), axis=0)
+        for u, each in zip(raw, held_out, strict=True)
+    ]
+
+    members = jax.lax.stop_gradient(members._replace(calibration=calibrations))
+    first = jax.tree.map(lambda leaf: leaf[0], held_out)
+    return CrossFit(
+        members=members,
+        log_ratio_p=log_ratios[0],
+        log_ratio_q=log_ratios[1],
+        held_out_p=first[0],
+        held_out_q=first[1],
+        train=train,
+        validation=validation,
+        test=jax.lax.stop_gradient(test),
+    )
+
+
+def _fit_members(
+    keys: Key[Array, " repeats"], rows: Rows, splits: Any, head: Head, plan: CrossFitting
+) -> tuple[Member, Array, Array]:
+    """The heads of all repeats and folds, with the losses of what trained and validated them."""
+    num_repeats, num_folds = plan.num_repeats, plan.num_folds
 
     def fit_member(task):
-        key, orders, fold = task
-        _, train, validation = (part.of(fixed_p, fixed_q) for part in split(orders, fold))
-        member = _standardizer(train, tie_counts)
+        key, split, fold = task
+        _, train, validation = (part.of(*rows[:2]) for part in _parts(split, rows, fold, plan))
+        member = _standardizer(train, head, plan.tie_counts)
         data = Fold(
-            _standardize(member, train, trained=True),
-            _standardize(member, validation, trained=False),
+            _standardize(member, head, train, trained=True),
+            _standardize(member, head, validation, trained=False),
         )
         params = head.fit(jax.random.fold_in(key, fold), data)
         check_shape("the log ratio by head", head(params, data.train.p), data.train.p.shape[0])
         losses = [
-            cross_entropy(head(params, rows.p), head(params, rows.q), *rows.weights)
-            for rows in data
+            cross_entropy(head(params, part.p), head(params, part.q), *part.weights)
+            for part in data
         ]
         return member._replace(params=params), losses
 
     repeat, fold = jnp.divmod(jnp.arange(num_repeats * num_folds), num_folds)
-    tasks = keys[repeat], tuple(order[repeat] for order in orders), fold
-    size = (p.shape[0] + q.shape[0]) * (p.shape[1] + 64)
+    tasks = keys[repeat], jax.tree.map(lambda leaf: leaf[repeat], splits), fold
+    size = (rows.p.shape[0] + rows.q.shape[0]) * (rows.p.shape[1] + 64)
     together = max(1, _BUDGET // size)
     if together >= num_repeats * num_folds:
-        members, losses = jax.vmap(fit_member)(tasks)
+        fitted = jax.vmap(fit_member)(tasks)
     else:
-        members, losses = jax.lax.map(fit_member, tasks, batch_size=together)
+        fitted = jax.lax.map(fit_member, tasks, batch_size=together)
     members, (train, validation) = jax.tree.map(
-        lambda leaf: leaf.reshape(num_repeats, num_folds, *leaf.shape[1:]), (members, losses)
+        lambda leaf: leaf.reshape(num_repeats, num_folds, *leaf.shape[1:]), fitted
     )
+    return members, train, validation
 
-    def out_of_fold(members, orders):
-        """Each row's log ratio by the member that has not seen it, calibrated by other folds."""
 
-        def test(member, fold):
-            """The fold's log ratios at their rows, zero at the others, and its cross-entropy."""
-            part = split(orders, fold)[0]
-            u_p, u_q = (head(member.params, _features(member, x)) for x in part.of(p, q)[:2])
-            spread = (
-                jnp.zeros(x.shape[0], u.dtype).at[index].add(jnp.where(weights > 0, u, 0))
-                for x, index, weights, u in (
-                    (p, part.p, part.weights_p, u_p),
-                    (q, part.q, part.weights_q, u_q),
-                )
+def _score_held_out(
+    rows: Rows, members: Member, split: Any, head: Head, plan: CrossFitting
+) -> tuple[list[Array], list[HeldOut], Array]:
+    """Each row's log ratio by the member of one repeat that has not seen it, before calibration.
+
+    Differentiable in the rows, then as `HeldOut` without derivatives; and each fold's loss.
+    """
+
+    def test(member, fold):
+        """The fold's log ratios at their rows, zero at the others, and its cross-entropy."""
+        part = _parts(split, rows, fold, plan)[0]
+        p, q, *weights = part.of(*rows[:2])
+        u_p, u_q = (head(member.params, _inputs(member, head, x)) for x in (p, q))
+        spread = [
+            jnp.zeros(x.shape[0], u.dtype).at[index].add(jnp.where(weight > 0, u, 0))
+            for x, index, weight, u in (
+                (rows.p, part.p, part.weights_p, u_p),
+                (rows.q, part.q, part.weights_q, u_q),
             )
-            return tuple(spread), cross_entropy(u_p, u_q, part.weights_p, part.weights_q)
-
-        folds = jnp.arange(num_folds)
-        each, losses = jax.vmap(test)(members, folds)
-        raw = [jnp.sum(u, axis=0) for u in each]
-        fixed = jax.lax.stop_gradient(raw)
-        fold_of = [
-            _fold_of(order, weights, num_folds)
-            for order, weights in zip(orders, fixed_weights, strict=True)
         ]
+        return spread, cross_entropy(u_p, u_q, *weights)
 
-        def calibrate(fold):
-            others_p, others_q = (
-                _normalize(jnp.where(of == fold, 0, weights))
-                for of, weights in zip(fold_of, fixed_weights, strict=True)
-            )
-            return _calibrate(fixed[0], fixed[1], others_p, others_q, calibration)
+    each, losses = jax.vmap(test)(members, jnp.arange(plan.num_folds))
+    raw = [jnp.sum(u, axis=0) for u in each]
+    folds = [
+        places.fold_of(weights, plan.num_folds)
+        for places, weights in zip(split, rows.weights, strict=True)
+    ]
+    held_out = [HeldOut(u, fold) for u, fold in zip(jax.lax.stop_gradient(raw), folds, strict=True)]
+    return raw, held_out, losses
 
-        calibrations = jax.vmap(calibrate)(folds)
 
-        def calibrated(u, of):
-            intercept, slope = calibrations[of].T
-            return jnp.where(of >= 0, intercept + slope * u, 0)
+def _calibrate_folds(
+    held_out: list[HeldOut], weights: tuple[Array, Array], plan: CrossFitting
+) -> Float[Array, "folds 2"]:
+    """Intercept and slope for each fold's log ratios, by the rows of the other folds."""
 
-        out = [calibrated(u, of) for u, of in zip(raw, fold_of, strict=True)]
-        held_out = [HeldOut(u, of) for u, of in zip(fixed, fold_of, strict=True)]
-        return calibrations, losses, out, held_out
+    def calibrate(fold):
+        u_p, u_q = (each.log_ratio for each in held_out)
+        others_p, others_q = (
+            _normalize(jnp.where(each.fold == fold, 0, weight))
+            for each, weight in zip(held_out, weights, strict=True)
+        )
+        return _calibrate(u_p, u_q, others_p, others_q, plan.calibration)
 
-    calibrations, test, out, held_out = jax.vmap(out_of_fold)(members, orders)
-    members = jax.lax.stop_gradient(members._replace(calibration=calibrations))
-    u_p, u_q = (jnp.mean(u, axis=0) for u in out)
-    held_out_p, held_out_q = jax.tree.map(lambda leaf: leaf[0], held_out)
-    return CrossFit(
-        members, u_p, u_q, held_out_p, held_out_q, train, validation, jax.lax.stop_gradient(test)
-    )
+    return jax.vmap(calibrate)(jnp.arange(plan.num_folds))
+
+
+def _calibrated(
+    u: Float[Array, " n"], fold: Int[Array, " n"], calibrations: Float[Array, "folds 2"]
+) -> Float[Array, " n"]:
+    intercept, slope = calibrations[fold].T
+    return jnp.where(fold >= 0, intercept + slope * u, 0)
 
 
 def ensemble_log_ratio(members: Member, head: Head, x: Float[Array, "b d"]) -> Float[Array, " b"]:
-    """The mean of all members' calibrated log ratios."""
+    """The mean of all members' calibrated log ratios, at any rows."""
 
     def one(member):
-        u = head(member.params, _features(member, x))
+        u = head(member.params, _inputs(member, head, x, extrapolate=True))
         return member.calibration[0] + member.calibration[1] * u
 
     return jnp.mean(jax.vmap(jax.vmap(one))(members), axis=(0, 1))
@@ -211,46 +273,98 @@ class _Part(NamedTuple):
         return Rows(p[self.p], q[self.q], self.weights_p, self.weights_q)
 
 
-def _shuffle(key: Key[Array, ""], *weights: Float[Array, " n"]) -> tuple[Int[Array, " n"], ...]:
-    """The rows of each sample in random order, those without weight last."""
-    keys = jax.random.split(key, len(weights))
-    return tuple(
-        jnp.argsort(jnp.where(w > 0, jax.random.uniform(k, w.shape), 2.0))
-        for k, w in zip(keys, weights, strict=True)
-    )
+class _Places(NamedTuple):
+    """The random places of one sample's rows, of which each fold is an equal stretch.
+
+    Attributes:
+        order: the rows by their places, those without weight last; None for groups, whose rows
+            share a place.
+        rank: each row's place.
+        count: how many places there are; for groups, of the row's kind (see `_shuffle`).
+    """
+
+    order: Int[Array, " n"] | None
+    rank: Int[Array, " n"]
+    count: Int[Array, " n"]
+
+    def fold_of(self, weights: Float[Array, " n"], num_folds: int) -> Int[Array, " n"]:
+        """The fold that tests each row; −1 for rows without weight."""
+        fold = (2 * self.rank + 1) * num_folds // (2 * jnp.maximum(self.count, 1))
+        return jnp.where(weights > 0, fold, -1)
 
 
-def _fold_of(
-    order: Int[Array, " n"], weights: Float[Array, " n"], num_folds: int
-) -> Int[Array, " n"]:
-    """The fold that tests each row: equal parts of the order; −1 for rows without weight."""
+def _shuffle(
+    key: Key[Array, ""], weights: tuple[Array, Array], groups: Int[Array, " n+m"] | None
+) -> tuple[_Places, _Places]:
+    """Random places for the rows of both samples.
+
+    Groups are of three kinds, with rows of p alone, of q alone, and of both. Each kind is spread
+    evenly over the folds, so that every fold has its share of both samples.
+    """
+    if groups is None:
+        key_p, key_q = jax.random.split(key)
+        return _shuffle_rows(key_p, weights[0]), _shuffle_rows(key_q, weights[1])
+    n, size = weights[0].shape[0], groups.shape[0]
+    used = jnp.concatenate(weights) > 0
+    row_kind = jnp.where(jnp.arange(size) < n, 1, 2) * used
+    of_p, of_q = (jnp.zeros(size, bool).at[groups].max(row_kind == kind) for kind in (1, 2))
+    kind = of_p + 2 * of_q
+    # Kind by kind in random order, entries without rows first.
+    order = jnp.lexsort((jax.random.uniform(key, (size,)), kind))
+    place = jnp.zeros(size, order.dtype).at[order].set(jnp.arange(size, dtype=order.dtype))
+    counts = jnp.zeros(4, order.dtype).at[kind].add(1)
+    rank = place - (jnp.cumsum(counts) - counts)[kind]
+    rank, count = rank[groups], counts[kind][groups]
+    return _Places(None, rank[:n], count[:n]), _Places(None, rank[n:], count[n:])
+
+
+def _shuffle_rows(key: Key[Array, ""], weights: Float[Array, " n"]) -> _Places:
+    order = jnp.argsort(jnp.where(weights > 0, jax.random.uniform(key, weights.shape), 2.0))
     n = order.shape[0]
     rank = jnp.zeros(n, order.dtype).at[order].set(jnp.arange(n, dtype=order.dtype))
-    used = jnp.sum(weights > 0)
-    return jnp.where(weights > 0, (2 * rank + 1) * num_folds // (2 * used), -1)
+    return _Places(order, rank, jnp.full(n, jnp.sum(weights > 0), order.dtype))
+
+
+def _parts(
+    split: tuple[_Places, _Places], rows: Rows, fold: Int[Array, ""], plan: CrossFitting
+) -> list[_Part]:
+    """The rows of both samples that test, train and validate a fold's member."""
+    each = (
+        _split(places, weights, fold, plan)
+        for places, weights in zip(split, jax.lax.stop_gradient(rows.weights), strict=True)
+    )
+    return [_Part(p, q, a, b) for (p, a), (q, b) in zip(*each, strict=True)]
 
 
 def _split(
-    order: Int[Array, " n"],
-    weights: Float[Array, " n"],
-    fold: Int[Array, ""],
-    num_folds: int,
-    validation_share: float,
+    places: _Places, weights: Float[Array, " n"], fold: Int[Array, ""], plan: CrossFitting
 ) -> list[tuple[Int[Array, " size"], Float[Array, " size"]]]:
     """The rows of one sample that test, train and validate: indices and weights.
 
-    In the random order the validation rows follow the fold, and the training rows follow them. A
-    part's shape is what it has if all rows have weight; its first row fills it, without weight.
+    In the random order the validation rows follow the fold, and the training rows follow them.
     """
-    n, rest = order.shape[0], 1 - 1 / num_folds
-    used = jnp.sum(weights > 0)
-    # The ranks of which `_fold_of` says so.
+    num_folds, validation_share = plan.num_folds, plan.validation_share
+    n = weights.shape[0]
+    # Of a sample without groups the same for all rows.
+    used = places.count if places.order is None else places.count[0]
+    # The ranks to which `fold_of` gives this fold.
     start, stop = ((2 * k * used + num_folds - 1) // (2 * num_folds) for k in (fold, fold + 1))
     others = used - (stop - start)
     # A row at least to either part, however small or large the share.
     held = jnp.clip(jnp.round(validation_share * others).astype(others.dtype), 1, others - 1)
+    held = jnp.maximum(held, 0)
+
+    if places.order is None:
+        # All rows in each part: how many a group has is known only at run time.
+        after = (places.rank - start) % jnp.maximum(used, 1)
+        outside = after - (stop - start)
+        masks = outside < 0, outside >= held, (outside >= 0) & (outside < held)
+        return [(jnp.arange(n), _normalize(jnp.where(mask, weights, 0))) for mask in masks]
+
+    order, rest = places.order, 1 - 1 / num_folds
 
     def part(first, count, share):
+        # As many rows as if all had weight; the first fills the rest, without weight.
         size = min(n, math.ceil(share * n) + 2)
         offset = jnp.arange(size)
         index = order[(first + jnp.where(offset < count, offset, 0)) % used]
@@ -268,37 +382,57 @@ def _normalize(weights: Float[Array, " n"]) -> Float[Array, " n"]:
     return weights / jnp.where(total > 0, total, 1)
 
 
-def _standardizer(train: Rows, tie_counts: bool) -> Member:
-    """A member whose inputs' mean and scale are those of the training rows, both samples alike."""
-    x, weights = jnp.concatenate(train[:2]), jnp.concatenate(train.weights) / 2
-    values = None
-    if tie_counts:
-        values = jnp.sort(jnp.where(weights > 0, x.T, jnp.inf), axis=1)
-    member = Member(jnp.zeros((), x.dtype), jnp.ones((), x.dtype), values, (), jnp.zeros(2))
-    mean, scale = mean_and_scale(_features(member, x, trained=True), weights)
-    return member._replace(mean=mean, scale=scale)
+def _standardizer(train: Rows, head: Head, tie_counts: bool) -> Member:
+    """A member whose inputs are standardised by the training rows, both samples alike."""
+    x, weights = jnp.concatenate(train[:2]), jnp.concatenate(train.weights)
+    values = jnp.sort(jnp.where(weights > 0, x.T, jnp.inf), axis=1) if tie_counts else None
+    samples = (
+        (_features(values, rows, trained=True), mass)
+        for rows, mass in zip(train[:2], train.weights, strict=True)
+    )
+    standardizer = robust_standardizer(*samples, keep_tails=is_parametric(head))
+    return Member(standardizer, values, (), jnp.zeros(2, x.dtype))
 
 
-def _standardize(member: Member, rows: Rows, *, trained: bool) -> Rows:
-    p, q = (_features(member, x, trained) for x in rows[:2])
+def _standardize(member: Member, head: Head, rows: Rows, *, trained: bool) -> Rows:
+    p, q = (_inputs(member, head, x, trained=trained) for x in rows[:2])
     return rows._replace(p=p, q=q)
 
 
-def _features(member: Member, x: Float[Array, "b d"], trained: bool = False) -> Float[Array, "b p"]:
-    """Standardised features: the inputs and, if asked for, log(1 + the number of their ties).
+def _inputs(
+    member: Member,
+    head: Head,
+    x: Float[Array, "b d"],
+    *,
+    trained: bool = False,
+    extrapolate: bool = False,
+) -> Float[Array, "b p"]:
+    """What a head sees of rows: standardised features that no single row can spoil.
+
+    A parametric head sees the samples' rows winsorised and, to extrapolate, any others as they are.
+    """
+    features = _features(member.values, x, trained)
+    if not is_parametric(head):
+        return member.standardizer.squash(features)
+    return (member.standardizer.affine if extrapolate else member.standardizer.clip)(features)
+
+
+def _features(
+    values: Float[Array, "d rows"] | None, x: Float[Array, "b d"], trained: bool = False
+) -> Float[Array, "b p"]:
+    """The inputs and, given the training values, log(1 + the number of each one's ties).
 
     Ties are the training rows with exactly this value, a training row itself not counted.
     """
-    if member.values is not None:
+    if values is None:
+        return x
 
-        def count(values, column):
-            sides = (jnp.searchsorted(values, column, side=side) for side in ("left", "right"))
-            left, right = sides
-            return right - left - trained
+    def count(own, column):
+        left, right = (jnp.searchsorted(own, column, side=side) for side in ("left", "right"))
+        return right - left - trained
 
-        counts = jax.vmap(count, in_axes=(0, 1), out_axes=1)(member.values, x)
-        x = jnp.concatenate([x, jnp.log1p(counts.astype(x.dtype))], axis=1)
-    return (x - member.mean) / member.scale
+    counts = jax.vmap(count, in_axes=(0, 1), out_axes=1)(values, x)
+    return jnp.concatenate([x, jnp.log1p(counts.astype(x.dtype))], axis=1)
 
 
 def _calibrate(

@@ -20,9 +20,15 @@ class Ties(NamedTuple):
         duplicates_q: the share of q's rows that another row of q equals.
         shared_p: the share of p's rows that a row of q equals: copies, if q is a model of p.
         shared_q: the share of q's rows that a row of p equals.
-        lattice: for each feature, how far the samples differ in the share of rows whose value the
-            other rows of one of them hold: a lower bound, up to sampling error, on the total
-            variation. Near 1 where one sample's values lie on a lattice that the other's miss.
+        lattice: for each feature, by how much the share of one sample's rows whose value its other
+            rows hold exceeds the share of the other sample's rows that hold such a value. For
+            independent samples a lower bound, up to sampling error, on the total variation: near 1
+            where one sample's values are quantised and the other's are not, or otherwise.
+        copied: for each feature, by how much one sample's values are those of the other's rows more
+            often than the other's own values repeat. Of independent samples that is no more than
+            what the total variation allows; near 1 where values are unique within each sample and
+            taken from one to the other, as by copied rows or a shared identifier. Copies say
+            nothing about quantised values: `lattice` is 0 for a sample and itself.
     """
 
     duplicates_p: Float[Array, ""]
@@ -30,6 +36,7 @@ class Ties(NamedTuple):
     shared_p: Float[Array, ""]
     shared_q: Float[Array, ""]
     lattice: Float[Array, " d"]
+    copied: Float[Array, " d"]
 
 
 class Diagnostics(NamedTuple):
@@ -90,8 +97,10 @@ def ties(
     """
     check_matrix(p=p, q=q)
     check_same_features(p, q, ("p", "q"))
-    used_p = jnp.ones(p.shape[0], bool) if weights_p is None else weights_p > 0
-    used_q = jnp.ones(q.shape[0], bool) if weights_q is None else weights_q > 0
+    dtype = jnp.result_type(p, q)
+    p, q = jnp.asarray(p, dtype), jnp.asarray(q, dtype)
+    used_p = jnp.ones(p.shape[0], bool) if weights_p is None else jnp.asarray(weights_p) > 0
+    used_q = jnp.ones(q.shape[0], bool) if weights_q is None else jnp.asarray(weights_q) > 0
 
     def share(of, among, used_of, used_among, own):
         """The share of values that occur among others' (a row's own value not counted)."""
@@ -99,14 +108,15 @@ def ties(
         left, right = (jnp.searchsorted(values, of, side=side) for side in ("left", "right"))
         return jnp.sum(used_of & (right - left > own)) / jnp.sum(used_of)
 
-    def lattice(x, y):
+    def excess(x, y):
+        """How much more often each sample holds its own values than the other one does."""
         on_p = share(x, x, used_p, used_p, 1) - share(y, x, used_q, used_p, 0)
         on_q = share(y, y, used_q, used_q, 1) - share(x, y, used_p, used_q, 0)
-        return jnp.maximum(jnp.abs(on_p), jnp.abs(on_q))
+        return on_p, on_q
 
-    return Ties(
-        *_repetitions(p, q, used_p, used_q), jax.vmap(lattice, in_axes=1)(p, q).astype(p.dtype)
-    )
+    each = jnp.stack(jax.vmap(excess, in_axes=1)(p, q)).astype(dtype)
+    lattice, copied = (jnp.max(jnp.maximum(sign * each, 0), axis=0) for sign in (1, -1))
+    return Ties(*_repetitions(p, q, used_p, used_q), lattice=lattice, copied=copied)
 
 
 def _repetitions(

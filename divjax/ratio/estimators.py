@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from divjax.core.checks import (
     check_choice,
@@ -23,10 +23,12 @@ from divjax.core.checks import (
     check_shape,
     check_weights,
     check_widths,
+    nan_unless,
 )
+from divjax.core.labels import number_labels, pool_labels
 from divjax.core.pytrees import pytree, static
 from divjax.core.types import Estimate
-from divjax.ratio.cross_fitting import CALIBRATIONS, cross_fit
+from divjax.ratio.cross_fitting import CALIBRATIONS, CrossFitting, cross_fit
 from divjax.ratio.diagnostics import ties
 from divjax.ratio.fit import RatioFit
 from divjax.ratio.heads import (
@@ -94,6 +96,7 @@ class _CrossFitted:
         *,
         weights_p: Float[Array, " n"] | None = None,
         weights_q: Float[Array, " m"] | None = None,
+        groups: tuple[Any, Any] | None = None,
     ) -> RatioFit:
         """Fit the ratio of p to q. Compiles itself.
 
@@ -105,6 +108,10 @@ class _CrossFitted:
                 those of (Σw)²/Σw² equal rows: a row of weight 2 is not two rows. A row of weight
                 zero is no part of the sample, whatever it holds: so ragged samples can be padded.
             weights_q: the same for q.
+            groups: labels of the rows of p and of q (subjects, documents, copies), for rows that
+                depend on each other: rows of one label are in one fold and play one part, in both
+                samples alike, and `two_sample_test` exchanges them as one. At least two groups a
+                fold in either sample.
 
         Returns:
             A `RatioFit`. Memory is O(folds · repeats · (n + m) · features of the head).
@@ -112,9 +119,10 @@ class _CrossFitted:
         Raises:
             ValueError: if shapes do not fit, a sample is too small, or concrete weights are
                 negative. Traced weights that are negative, or leave fewer than two rows a fold,
-                make every estimate nan and the p-value of a test one.
+                make every estimate and p-value NaN, and so does NaN or infinity in a row with
+                weight.
         """
-        return _check_and_fit(key, p, q, weights_p, weights_q, self)
+        return _check_and_fit(key, p, q, weights_p, weights_q, groups, self)
 
 
 @pytree
@@ -251,7 +259,7 @@ class KLIEP(_CrossFitted):
 
 
 def _check_and_fit(
-    key: Any, p: Any, q: Any, weights_p: Any, weights_q: Any, method: Any
+    key: Any, p: Any, q: Any, weights_p: Any, weights_q: Any, groups: Any, method: Any
 ) -> RatioFit:
     """Check the samples, then cross-fit, compiled."""
     check_key(key)
@@ -278,22 +286,41 @@ def _check_and_fit(
                 f"{2 * method.num_folds} in all; got {count // method.pack}."
             )
         weights.append(jnp.asarray(weight, dtype))
-    return _fit(key, p, q, *weights, method)
+    if groups is not None:
+        groups = _check_groups(groups, p.shape[0], q.shape[0], method)
+    return _fit(key, p, q, *weights, groups, method)
+
+
+def _check_groups(groups: Any, n: int, m: int, method: Any) -> Array:
+    """The groups' labels in one vector."""
+    if method.pack > 1:
+        raise ValueError(f"groups are of single rows: pack must be 1; got {method.pack}.")
+    labels, least = pool_labels("groups", groups, n, m), 2 * method.num_folds
+    if not isinstance(labels, Tracer):
+        for name, part in (("p", labels[:n]), ("q", labels[n:])):
+            count = len(np.unique(np.asarray(part)))
+            if count < least:
+                raise ValueError(
+                    f"groups must hold at least two groups of {name} a fold, {least} in all; "
+                    f"got {count}."
+                )
+    return labels
 
 
 @jax.jit
-def _fit(key, p, q, weights_p, weights_q, method) -> RatioFit:
+def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
     pack_key, fit_key = jax.random.split(key)
-    # Rows without weight may hold anything. Weights that are none make the sample none.
-    # So do those of fewer rows than the folds need.
-    p, q = (
-        jnp.where(
-            (w >= 0).all() & (jnp.sum(w > 0) // method.pack >= 2 * method.num_folds),
-            jnp.where(w[:, None] > 0, x, 0),
-            jnp.nan,
-        )
-        for x, w in ((p, weights_p), (q, weights_q))
-    )
+    # Each sample needs two units a fold: rows, packs of rows, or groups.
+    if groups is None:
+        of_samples, counts = None, [jnp.sum(w > 0) // method.pack for w in (weights_p, weights_q)]
+    else:
+        groups = number_labels(groups)
+        of_samples = groups[: p.shape[0]], groups[p.shape[0] :]
+        counts = [
+            _num_groups(*each) for each in zip(of_samples, (weights_p, weights_q), strict=True)
+        ]
+    enough = [count >= 2 * method.num_folds for count in counts]
+    p, q = _valid_sample(p, weights_p, enough[0]), _valid_sample(q, weights_q, enough[1])
     repeated = ties(p, q, weights_p, weights_q)
     weights_p, weights_q = weights_p / jnp.max(weights_p), weights_q / jnp.max(weights_q)
     if method.pack > 1:
@@ -301,6 +328,13 @@ def _fit(key, p, q, weights_p, weights_q, method) -> RatioFit:
         p, weights_p = _pack(pack_p, p, weights_p, method.pack)
         q, weights_q = _pack(pack_q, q, weights_q, method.pack)
     weights_p, weights_q = weights_p / jnp.sum(weights_p), weights_q / jnp.sum(weights_q)
+    plan = CrossFitting(
+        method.num_folds,
+        method.num_repeats,
+        method.validation_share,
+        method.calibration,
+        method.tie_counts,
+    )
     fitted = cross_fit(
         fit_key,
         p,
@@ -308,27 +342,43 @@ def _fit(key, p, q, weights_p, weights_q, method) -> RatioFit:
         weights_p,
         weights_q,
         method.head,
-        num_folds=method.num_folds,
-        num_repeats=method.num_repeats,
-        validation_share=method.validation_share,
-        calibration=method.calibration,
-        tie_counts=method.tie_counts,
+        plan,
+        groups,
     )
     return RatioFit(
-        fitted.log_ratio_p,
-        fitted.log_ratio_q,
-        weights_p,
-        weights_q,
-        fitted.held_out_p,
-        fitted.held_out_q,
-        fitted.train,
-        fitted.validation,
-        fitted.test,
-        repeated,
-        method.head,
-        fitted.members,
-        method.pack,
+        log_ratio_p=fitted.log_ratio_p,
+        log_ratio_q=fitted.log_ratio_q,
+        weights_p=weights_p,
+        weights_q=weights_q,
+        held_out_p=fitted.held_out_p,
+        held_out_q=fitted.held_out_q,
+        train=fitted.train,
+        validation=fitted.validation,
+        test=fitted.test,
+        ties=repeated,
+        head=method.head,
+        members=fitted.members,
+        groups=of_samples,
+        pack=method.pack,
     )
+
+
+def _valid_sample(
+    x: Float[Array, "n d"], weights: Float[Array, " n"], enough: Bool[Array, ""]
+) -> Float[Array, "n d"]:
+    """The sample, 0 in rows of weight zero (they are padding), and NaN throughout if it is invalid.
+
+    It is invalid if it is too small, if a weight is negative, or if a row with weight holds NaN or
+    infinity: a member that has not seen that row would report a finite number.
+    """
+    x = jnp.where(weights[:, None] > 0, x, 0)
+    return nan_unless(enough & (weights >= 0).all() & jnp.isfinite(x).all(), x)
+
+
+def _num_groups(groups: Int[Array, " n"], weights: Float[Array, " n"]) -> Int[Array, ""]:
+    """How many groups hold a row with weight."""
+    used = jnp.where(weights > 0, groups, -1)
+    return jnp.sum(jnp.unique(used, size=used.shape[0] + 1, fill_value=-1) >= 0)
 
 
 def _pack(

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core import linalg
 from divjax.core.checks import (
@@ -55,6 +55,7 @@ class RatioFit:
         ties: exact repetitions in the samples.
         head: the model.
         members: the fitted parameters, with leading axes (repeat, fold).
+        groups: the numbers of the groups of p's rows and of q's, if there are any.
         pack: how many samples make one row.
 
     Example:
@@ -83,6 +84,7 @@ class RatioFit:
     ties: Ties
     head: Any
     members: Member
+    groups: tuple[Int[Array, " n"], Int[Array, " m"]] | None = None
     pack: int = static(default=1)
 
     def log_ratio(self, x: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -184,6 +186,7 @@ class RatioFit:
         The rows of the first split's first fold, a share 1/K of all, scored by the model that was
         fitted to the others. Under p = q their labels are exchangeable. Two folds give it most
         power, since half the rows are then scored. Weights are ignored, but for rows without any.
+        If the fit has groups, they are exchanged as one.
 
         Args:
             key: draws the permutations.
@@ -212,6 +215,7 @@ class RatioFit:
             num_permutations=num_permutations,
             batch_size=16,
             masks=(first_p, first_q),
+            groups=self.groups,
         )
 
     def certified_js(

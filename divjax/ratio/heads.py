@@ -24,7 +24,14 @@ from divjax.core.checks import (
 )
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.logistic import Linear, Quadratic, RandomFourier
-from divjax.ratio.types import Fold, Head, cross_entropy, num_rows, validation_loss
+from divjax.ratio.types import (
+    Fold,
+    Head,
+    cross_entropy,
+    is_parametric,
+    num_rows,
+    validation_loss,
+)
 
 __all__ = [
     "Auto",
@@ -48,6 +55,8 @@ MAX_QUADRATIC_FEATURES = 24
 @pytree
 class Zero:
     """The constant log ratio 0: p and q are the same."""
+
+    parametric = True
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[()]:
         """Nothing to fit."""
@@ -86,6 +95,11 @@ class Average:
     def __post_init__(self):
         if isinstance(self.heads, tuple) and not self.heads:
             raise ValueError("heads must hold at least one head; got none.")
+
+    @property
+    def parametric(self) -> bool:
+        """Whether all heads are."""
+        return all(is_parametric(head) for head in self.heads)
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[tuple[Any, ...], Array, Array]:
         """All heads' parameters, their weights, and the largest log ratio."""
@@ -131,6 +145,11 @@ class Tuned:
 
     head: Any
 
+    @property
+    def parametric(self) -> bool:
+        """Whether the head is."""
+        return is_parametric(self.head)
+
     def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
         """The best setting, with its parameters."""
 
@@ -163,6 +182,8 @@ class GaussianDiscriminant:
     """
 
     shrinkage: ArrayLike | tuple[float, ...] = (0.0, 0.1, 1.0)
+
+    parametric = True
 
     def __post_init__(self):
         check_nonnegative(shrinkage=self.shrinkage)

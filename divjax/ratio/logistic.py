@@ -65,6 +65,8 @@ class Linear(_Logistic):
 
     ridge: ArrayLike | tuple[float, ...] = (0.5, 5.0, 50.0)
 
+    parametric = True
+
     def _features(self, basis: Any, z: Float[Array, "b d"]) -> Float[Array, "b m"]:
         return jnp.concatenate([jnp.ones_like(z[:, :1]), z], axis=1)
 
@@ -78,6 +80,8 @@ class Quadratic(_Logistic):
     """
 
     ridge: ArrayLike | tuple[float, ...] = (0.5, 5.0, 50.0)
+
+    parametric = True
 
     def _features(self, basis: Any, z: Float[Array, "b d"]) -> Float[Array, "b m"]:
         rows, columns = np.triu_indices(z.shape[1])

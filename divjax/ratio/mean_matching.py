@@ -18,6 +18,7 @@ from divjax.core.checks import (
 )
 from divjax.core.pytrees import pytree, static
 from divjax.core.simplex import effective_sample_size
+from divjax.core.standardize import robust_standardizer
 from divjax.kernels.radial import Gaussian
 from divjax.kernels.sums import kernel_sums
 from divjax.ratio.kernel_models import median_distance
@@ -137,8 +138,9 @@ class KernelMeanMatching:
     samples, by the envelope theorem. Time O(m² `num_steps` + nm + n²); memory O(m²).
 
     Attributes:
-        bandwidth: σ, a number in the units of the data, or None for the median distance between
-            rows of q.
+        bandwidth: σ, a number in the units of the data; or None for the median distance between
+            rows of q, with features robustly standardised, so that neither the units of a feature
+            nor a few outliers decide which rows are near each other.
         bound: B ≥ 1, the largest weight.
         tolerance: ε, how far the mean weight may be from one.
         accuracy: the largest `gap` that counts as converged; the kernel is one at distance zero,
@@ -199,6 +201,11 @@ class KernelMeanMatching:
         check_same_features(p, q, ("p", "q"))
         a, b = _masses("weights_p", weights_p, p), _masses("weights_q", weights_q, q)
         p, q = jnp.where(a[:, None] > 0, p, 0), jnp.where(b[:, None] > 0, q, 0)
+        if self.bandwidth is None:
+            standardizer = robust_standardizer((p, a), (q, b))
+            p, q = standardizer.squash(p), standardizer.squash(q)
+        # Kernels of infinite rows vanish: without this they would be rows like any others.
+        p, q = (jnp.where(jnp.isfinite(x), x, jnp.nan) for x in (p, q))
         sigma = median_distance(q, b) if self.bandwidth is None else self.bandwidth
         kernel = Gaussian(bandwidth=jnp.asarray(sigma, q.dtype))
         accuracy = jnp.asarray(self.accuracy, q.dtype)

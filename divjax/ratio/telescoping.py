@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from divjax.core.checks import check_count
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.heads import Network, convex_heads, row_sampler
-from divjax.ratio.types import Fold, Head, Rows, cross_entropy
+from divjax.ratio.types import Fold, Head, Rows, cross_entropy, is_parametric
 
 __all__ = ["Telescoping"]
 
@@ -42,6 +42,11 @@ class Telescoping:
 
     def __post_init__(self):
         check_count(1, num_bridges=self.num_bridges)
+
+    @property
+    def parametric(self) -> bool:
+        """Whether the bridges start from parametric heads, as by default they do."""
+        return self.start is None or is_parametric(self.start)
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Any]:
         """All bridges' starts, and the network."""

@@ -9,7 +9,16 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from divjax.core.simplex import effective_sample_size
 
-__all__ = ["Fold", "Head", "Rows", "cross_entropy", "num_rows", "validation_loss"]
+__all__ = [
+    "Fold",
+    "Head",
+    "Parametric",
+    "Rows",
+    "cross_entropy",
+    "is_parametric",
+    "num_rows",
+    "validation_loss",
+]
 
 
 class Rows(NamedTuple):
@@ -59,6 +68,28 @@ class Head(Protocol):
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The log ratio at each row."""
         ...
+
+
+@runtime_checkable
+class Parametric(Protocol):
+    """What a head may declare: that its family must stay exact, as that of two Gaussians.
+
+    Attributes:
+        parametric: whether features reach the head by affine maps alone. Rows far outside of the
+            samples are then moved to the samples' limits for a fit and its estimates, while
+            elsewhere the log ratio extrapolates. Heads that declare nothing see features that are
+            compressed beyond the limits.
+    """
+
+    @property
+    def parametric(self) -> bool:
+        """Whether its features come by affine maps alone."""
+        ...
+
+
+def is_parametric(head: Any) -> bool:
+    """Whether a head declares itself `Parametric`."""
+    return isinstance(head, Parametric) and head.parametric
 
 
 def cross_entropy(

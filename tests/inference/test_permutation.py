@@ -1,4 +1,4 @@
-"""Permutation tests: exact levels by enumeration, SciPy's p-values, blocks, power."""
+"""Permutation tests: exact levels by enumeration, SciPy's p-values, strata, power."""
 
 import itertools
 
@@ -98,39 +98,135 @@ def test_the_level_is_exact_for_every_key():
     assert np.mean(p_values <= 0.1 + 1e-6) < 0.1 + 4 * 0.3 / np.sqrt(3000)
 
 
-def test_permutations_are_uniform_within_blocks():
-    """Each of the 2! 3! orders that keep blocks equally often, and no other."""
-    blocks = jnp.array([1, 0, 1, 0, 1])
+def test_permutations_are_uniform_within_strata():
+    """Each of the 2! 3! orders that keep strata equally often, and no other."""
+    strata = jnp.array([1, 0, 1, 0, 1])
     keys = jax.random.split(KEY, 6000)
-    orders = np.asarray(jax.vmap(lambda key: permutation._permutation(key, 5, blocks))(keys))
-    assert np.all(np.asarray(blocks)[orders] == np.asarray(blocks))
+    orders = np.asarray(jax.vmap(lambda key: permutation._permutation(key, 5, strata))(keys))
+    assert np.all(np.asarray(strata)[orders] == np.asarray(strata))
     _, counts = np.unique(orders, axis=0, return_counts=True)
     assert len(counts) == 12
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
-def test_blocks_remove_what_differs_between_blocks():
+def test_strata_remove_what_differs_between_strata():
     """Two sites, one with high values and mostly x: pooled it looks like a difference."""
     rng = np.random.default_rng(4)
     site_x, site_y = np.repeat([0, 1], [40, 10]), np.repeat([0, 1], [10, 40])
     x, y = rng.normal(size=50) - 3 * site_x, rng.normal(size=50) - 3 * site_y
-    blocks = (jnp.asarray(site_x), jnp.asarray(site_y))
+    strata = (jnp.asarray(site_x), jnp.asarray(site_y))
     pooled = jit_scores(KEY, x, y, num_permutations=499)
-    within = jit_scores(KEY, x, y, num_permutations=499, blocks=blocks)
+    within = jit_scores(KEY, x, y, num_permutations=499, strata=strata)
     assert pooled.p_value < 0.01 < 0.05 < within.p_value
     moved = permutation_test(
-        KEY, difference, jnp.asarray(x + 1.5), jnp.asarray(y), num_permutations=199, blocks=blocks
+        KEY, difference, jnp.asarray(x + 1.5), jnp.asarray(y), num_permutations=199, strata=strata
     )
     assert moved.p_value == pytest.approx(1 / 200)
 
 
-def test_what_is_not_a_number_is_never_significant():
+def grouped_p_value(statistic, x, y, of_x, of_y):
+    """Over all ways to choose as many groups as x has."""
+    pooled, labels = np.concatenate([x, y]), np.concatenate([of_x, of_y])
+    observed, null, names = statistic(x, y), [], np.unique(labels)
+    for chosen in itertools.combinations(names, len(np.unique(of_x))):
+        in_x = np.isin(labels, chosen)
+        null.append(statistic(pooled[in_x], pooled[~in_x]))
+    return np.mean(np.asarray(null) >= observed - 1e-9)
+
+
+@pytest.mark.parametrize("kind", STATISTICS)
+def test_groups_p_value_is_the_enumerated_one(kind):
+    """Groups of unequal sizes, their rows apart from each other."""
+    of_x, of_y = np.array([3, 7, 3, 7, 7, 3, 5]), np.array([1, 2, 1, 9, 9, 2, 9, 9])
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(0.5, 1, 7).round(1), rng.normal(0, 1, 8).round(1)
+    test = jit_scores(KEY, x, y, kind, num_permutations=4000, groups=(of_x, of_y))
+    np.testing.assert_allclose(test.statistic, STATISTICS[kind](x, y), rtol=1e-4)
+    exact = grouped_p_value(STATISTICS[kind], x, y, of_x, of_y)
+    assert 0.05 < exact < 0.95
+    assert close_to(test.p_value, exact, 4000)
+
+
+def test_groups_of_one_size_trade_places_in_any_statistic():
+    of_x, of_y = np.array(list("abba")), np.array(list("ccdeedee"))
+    x, y = np.array([2.0, 1.0, 0.0, 1.5]), np.array([0.5, 1.0, -1.0, 0.0, 0.3, 1.2, 0.1, 0.7])
+    test = permutation_test(
+        KEY, difference, jnp.asarray(x), jnp.asarray(y), num_permutations=2000, groups=(of_x, of_y)
+    )
+    # The group e has four rows; a, b, c and d have two each.
+    pooled, labels = np.concatenate([x, y]), np.concatenate([of_x, of_y])
+    null = [
+        pooled[np.isin(labels, pair)].mean() - pooled[~np.isin(labels, pair)].mean()
+        for pair in itertools.combinations("abcd", 2)
+    ]
+    np.testing.assert_allclose(np.unique(test.null), np.unique(null), rtol=1e-5)
+    exact = np.mean(np.asarray(null) >= test.statistic - 1e-6)
+    assert close_to(test.p_value, exact, 2000)
+
+
+def test_rows_of_a_group_are_no_independent_rows():
+    """Twelve subjects of ten rows each, without any difference: the level holds by groups alone."""
+    rng = np.random.default_rng(6)
+    subjects, noise = rng.normal(size=(400, 12, 1)), rng.normal(size=(400, 12, 10))
+    scores = np.float32(subjects + 0.5 * noise).reshape(400, 120)
+    labels = np.repeat(np.arange(12), 10)
+
+    def p_values(groups):
+        test = lambda key, row: score_permutation_test(
+            key, row[:60], row[60:], num_permutations=39, groups=groups
+        )
+        keys = jax.random.split(KEY, 400)
+        return np.asarray(
+            jax.jit(lambda s: jax.lax.map(lambda v: test(*v).p_value, s))((keys, scores))
+        )
+
+    error = 4 * np.sqrt(0.05 * 0.95 / 400)
+    assert np.mean(p_values(None) <= 0.05) > 0.25
+    assert abs(np.mean(p_values((labels[:60], labels[60:])) <= 0.05) - 0.05) < error
+
+
+def test_groups_stay_within_their_strata():
+    site_x, site_y = np.repeat([0, 1], [16, 2]), np.repeat([0, 1], [4, 14])
+    of_x, of_y = np.arange(18) // 2, 9 + np.arange(18) // 2
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=18) - 9 * site_x, rng.normal(size=18) - 9 * site_y
+    options = dict(num_permutations=499, groups=(of_x, of_y))
+    assert jit_scores(KEY, x, y, **options).p_value < 0.02
+    within = jit_scores(KEY, x, y, **options, strata=(site_x, site_y))
+    assert within.p_value > 0.05
+    # Eight of ten groups of one site, one of eight of the other: 45 · 8 samples.
+    assert 20 < len(np.unique(np.round(within.null, 5))) <= 360
+
+
+def test_a_group_in_both_samples_is_refused_or_flagged():
+    of_x, of_y = jnp.array([0, 0, 1]), jnp.array([1, 2, 2])
+    x, y = jnp.array([3.0, 2.0, 1.0]), jnp.array([0.0, 1.0, 2.0])
+    for test in (
+        lambda groups: score_permutation_test(KEY, x, y, groups=groups),
+        lambda groups: permutation_test(KEY, difference, x, y, groups=groups),
+    ):
+        with pytest.raises(ValueError, match="groups must lie in one sample"):
+            test((of_x, of_y))
+        assert jnp.isnan(jax.jit(lambda *groups, test=test: test(groups).p_value)(of_x, of_y))
+
+
+def test_a_statistic_that_is_not_a_number_has_no_p_value():
     nan = lambda x, y: jnp.sum(x) * jnp.nan
-    assert permutation_test(KEY, nan, jnp.ones(3), jnp.zeros(3), num_permutations=19).p_value == 1
+    test = permutation_test(KEY, nan, jnp.ones(3), jnp.zeros(3), num_permutations=19)
+    assert jnp.isnan(test.p_value)
     scores = jnp.array([5.0, 6.0, jnp.nan])
     test = jit_scores(KEY, scores, jnp.zeros(3), num_permutations=19)
-    assert test.p_value == 1
+    assert jnp.isnan(test.p_value)
     assert jnp.isnan(test.statistic)
+
+
+def test_a_null_that_is_not_a_number_counts_against():
+    """The observed order alone has a number."""
+    statistic = lambda x, y: jnp.where((x > y).all(), 1.0, jnp.nan)
+    test = permutation_test(
+        KEY, statistic, jnp.arange(9.0) + 9, jnp.arange(9.0), num_permutations=19
+    )
+    assert test.p_value == 1
 
 
 def test_batches_change_nothing():
@@ -181,9 +277,9 @@ def test_rows_may_be_of_any_shape():
         ),
         (
             lambda: score_permutation_test(
-                KEY, jnp.ones(3), jnp.ones(2), blocks=(jnp.ones(3), jnp.ones(3))
+                KEY, jnp.ones(3), jnp.ones(2), strata=(jnp.ones(3), jnp.ones(3))
             ),
-            r"blocks must be two vectors, of shapes \(3,\) and \(2,\)",
+            r"strata must be two vectors, of shapes \(3,\) and \(2,\)",
         ),
     ],
 )
