@@ -1,11 +1,12 @@
 """The one training loop of every learned estimator: a scan over optimizer steps; batches for it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core.checks import check_full_precision, check_matrix, check_same_features
@@ -16,13 +17,41 @@ __all__ = [
     "adam_with_cosine",
     "fit",
     "hold_out",
+    "refuse_derivatives",
     "row_batch",
     "thinned",
     "training_samples",
 ]
 
+T = TypeVar("T")
+
 # A fifth of the rows is held out, at most as many.
 HELD_OUT_ROWS = 1024
+
+
+def refuse_derivatives(tree: T, message: str) -> T:
+    """The tree, which raises `ValueError` when differentiated with respect to what it depends on.
+
+    For what has no useful derivative, or none that is finite: silence would be a wrong number.
+
+    Example:
+        >>> import jax
+        >>> jax.grad(lambda x: refuse_derivatives(x, "x is a constant."))(1.0)
+        Traceback (most recent call last):
+        ValueError: x is a constant.
+    """
+
+    @jax.custom_jvp
+    def identity(tree):
+        return tree
+
+    def rule(primals, tangents):
+        if any(not isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(tangents)):
+            raise ValueError(message)
+        return primals[0], tangents[0]
+
+    identity.defjvp(rule, symbolic_zeros=True)
+    return identity(tree)
 
 
 class Training(NamedTuple):
@@ -71,6 +100,9 @@ def fit(
     Returns:
         A `Training`. Vmap `fit` over keys or numbers to train several at once.
 
+    Raises:
+        ValueError: if it is differentiated.
+
     Example:
         >>> import jax, jax.numpy as jnp, optax
         >>> loss = lambda key, x: jnp.sum((x - 3.0) ** 2)
@@ -107,7 +139,12 @@ def fit(
         ((_, state), params, _), (losses, values) = jax.lax.scan(block, carry, keys)
         losses, validation = losses.ravel(), jnp.append(start, values)
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((params, losses))])
-    return Training(params, state, losses, validation, finite.all())
+    return refuse_derivatives(
+        Training(params, state, losses, validation, finite.all()),
+        "what is trained by an optimizer is not differentiated with respect to its data and "
+        "hyper-parameters: Adam's first step has no finite derivative. Stop the gradients of what "
+        "training depends on, or compare values.",
+    )
 
 
 def adam_with_cosine(

@@ -15,8 +15,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from divjax.core.checks import check_count, check_key, check_scalar_output, nan_unless
+from divjax.core.checks import check_count, check_key, check_scalar_output
 from divjax.core.labels import number_labels, pool_labels
+from divjax.core.numerics import nan_unless
 from divjax.fdiv.special import as_floats
 from divjax.inference.rank import check_scores, midranks
 

@@ -23,10 +23,11 @@ from divjax.core.checks import (
     check_shape,
     check_weights,
     check_widths,
-    nan_unless,
 )
 from divjax.core.labels import number_labels, pool_labels
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
+from divjax.core.training import refuse_derivatives
 from divjax.core.types import Estimate
 from divjax.ratio.cross_fitting import CALIBRATIONS, CrossFitting, cross_fit
 from divjax.ratio.diagnostics import ties
@@ -286,6 +287,11 @@ def _check_and_fit(
                 f"{2 * method.num_folds} in all; got {count // method.pack}."
             )
         weights.append(jnp.asarray(weight, dtype))
+    method = refuse_derivatives(
+        method,
+        "a fit's divergences are differentiated in the samples, with the models held at their "
+        "optimum, not in the numbers of its head. Differentiate `head.fit` itself.",
+    )
     if groups is not None:
         groups = _check_groups(groups, p.shape[0], q.shape[0], method)
     return _fit(key, p, q, *weights, groups, method)

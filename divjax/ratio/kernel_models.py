@@ -167,8 +167,3 @@ def log_ratio(
     highest = -jnp.log(alpha + (1 - alpha) * jnp.exp(-params.log_cap))
     log_relative = jnp.minimum(log_relative, highest)
     return jnp.log1p(-alpha) + log_relative - jnp.log1p(-alpha * jnp.exp(log_relative))
-
-
-def safe_log(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The logarithm, −∞ with zero gradient where x is not positive."""
-    return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1)), -jnp.inf)

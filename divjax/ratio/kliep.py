@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core import linalg
 from divjax.core.checks import check_count
+from divjax.core.numerics import safe_log
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.kernel_models import (
     Basis,
@@ -18,7 +19,6 @@ from divjax.ratio.kernel_models import (
     draw_basis,
     log_cap,
     log_ratio,
-    safe_log,
 )
 from divjax.ratio.types import Fold
 

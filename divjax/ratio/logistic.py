@@ -1,14 +1,15 @@
 """Log ratios linear in features, by ridge logistic regression: the convex heads."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core import linalg
 from divjax.core.checks import check_count, check_nonnegative, check_positive
+from divjax.core.linalg import cho_solve, cholesky
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.types import Fold, num_rows, validation_loss
 
@@ -140,6 +141,7 @@ def newton_logistic(
     """The minimiser c of the balanced cross-entropy of offset + φc, plus ½ Σ penalty·c².
 
     Newton's method with a line search over step lengths, until the decrement is within rounding.
+    First derivatives, in both modes, are those of the minimiser by the implicit function theorem.
     """
     phi = jnp.concatenate([phi_p, phi_q])
     sign = jnp.concatenate([jnp.ones_like(weights_p), -jnp.ones_like(weights_q)])
@@ -148,31 +150,55 @@ def newton_logistic(
     used = weights > 0
     phi = jnp.where(used[:, None], phi, 0)
     offsets = zip((offset_p, offset_q), (weights_p, weights_q), strict=True)
-    offset = jnp.concatenate([jnp.broadcast_to(o, w.shape) for o, w in offsets])
-    offset = jnp.where(used, offset, 0).astype(phi.dtype)
-    m, dtype = phi.shape[1], phi.dtype
-    eps = jnp.finfo(dtype).eps
+    offset = jnp.concatenate(
+        [jnp.broadcast_to(jnp.asarray(o, w.dtype), w.shape) for o, w in offsets]
+    )
+    offset = jnp.where(used, offset, 0)
+    return _minimizer(max_steps, _Problem(phi, sign, weights, penalty, offset))
 
-    def loss(logit, c):
-        return jnp.dot(weights, jax.nn.softplus(-sign * logit)) + jnp.dot(penalty, c * c) / 2
+
+class _Problem(NamedTuple):
+    """The loss Σ weights · log(1 + e^{−sign (offset + φc)}) + ½ Σ penalty · c²."""
+
+    phi: Float[Array, "n m"]
+    sign: Float[Array, " n"]
+    weights: Float[Array, " n"]
+    penalty: Float[Array, " m"]
+    offset: Float[Array, " n"]
+
+    def loss(self, logit: Float[Array, " n"], c: Float[Array, " m"]) -> Float[Array, ""]:
+        losses = jax.nn.softplus(-self.sign * logit)
+        return jnp.dot(self.weights, losses) + jnp.dot(self.penalty, c * c) / 2
+
+    def gradient(self, c: Float[Array, " m"]) -> Float[Array, " m"]:
+        wrong = jax.nn.sigmoid(-self.sign * (self.offset + self.phi @ c))
+        return self.penalty * c - self.phi.T @ (self.weights * self.sign * wrong)
+
+    def factor(self, c: Float[Array, " m"]) -> Float[Array, "m m"]:
+        """The Hessian's Cholesky factor."""
+        wrong = jax.nn.sigmoid(-self.sign * (self.offset + self.phi @ c))
+        curvature = self.weights * wrong * (1 - wrong)
+        hessian = jnp.matmul(self.phi.T * curvature, self.phi, precision="highest")
+        # More than rounding: the factor lives for separable samples and dependent features too.
+        floor = 2 * jnp.finfo(c.dtype).eps * (jnp.trace(hessian) + 1e-6)
+        return cholesky(hessian + jnp.diag(self.penalty + floor))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _minimizer(max_steps: int, problem: _Problem) -> Float[Array, " m"]:
+    m, dtype = problem.phi.shape[1], problem.phi.dtype
+    eps = jnp.finfo(dtype).eps
 
     def step(carry):
         c, _, count = carry
-        logit = offset + phi @ c
-        wrong = jax.nn.sigmoid(-sign * logit)
-        gradient = penalty * c - phi.T @ (weights * sign * wrong)
-        curvature = weights * wrong * (1 - wrong)
-        hessian = jnp.matmul(phi.T * curvature, phi, precision="highest")
-        # More than rounding: the factor lives for separable samples and dependent features too.
-        floor = 2 * eps * (jnp.trace(hessian) + 1e-6)
-        factor = linalg.cholesky(hessian + jnp.diag(penalty + floor))
-        direction = linalg.cho_solve(factor, gradient)
-        decrement, moved = jnp.dot(gradient, direction), phi @ direction
-        current = loss(logit, c)
+        logit, gradient = problem.offset + problem.phi @ c, problem.gradient(c)
+        direction = cho_solve(problem.factor(c), gradient)
+        decrement, moved = jnp.dot(gradient, direction), problem.phi @ direction
+        current = problem.loss(logit, c)
 
         def too_long(length):
             """Where the loss does not fall by a quarter of its slope; down to no step at all."""
-            fall = current - loss(logit - length * moved, c - length * direction)
+            fall = current - problem.loss(logit - length * moved, c - length * direction)
             enough = fall >= length * decrement / 4 - 4 * eps * current
             return ~enough & (length > 0)
 
@@ -189,3 +215,11 @@ def newton_logistic(
 
     start = jnp.zeros(m, dtype), jnp.asarray(jnp.inf, dtype), 0
     return jax.lax.while_loop(unfinished, step, start)[0]
+
+
+@_minimizer.defjvp
+def _(max_steps: int, primals: tuple[_Problem], tangents: tuple[_Problem]) -> tuple[Array, Array]:
+    """The minimiser moves by −H⁻¹ times what its gradient changes by."""
+    c = _minimizer(max_steps, *primals)
+    change = jax.jvp(lambda problem: problem.gradient(c), primals, tangents)[1]
+    return c, -cho_solve(primals[0].factor(c), change)

@@ -16,6 +16,7 @@ from divjax.core.checks import (
     check_shape,
     check_weights,
 )
+from divjax.core.numerics import safe_sqrt
 from divjax.core.pytrees import pytree, static
 from divjax.core.simplex import effective_sample_size
 from divjax.core.standardize import robust_standardizer
@@ -220,9 +221,8 @@ class KernelMeanMatching:
         masses = b * weights
         witness = _matmul(gram, masses) - target
         squared = jnp.dot(masses, witness - target) + self_term
-        positive = squared > 0
-        mmd = jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
-        mmd = jnp.where(jnp.isnan(squared), jnp.nan, mmd)
+        # Rounding may leave less than zero.
+        mmd = safe_sqrt(jnp.maximum(squared, 0))
 
         slopes = _stop(witness)
         gap = jnp.dot(masses, slopes) - _least_linear(slopes, b, bound, tolerance)

@@ -1,5 +1,7 @@
 """Heads against scikit-learn's optima, and what they do with weights, masks and choices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
 from divjax.core.pytrees import pytree
-from divjax.ratio import Fold, Head, Rows
+from divjax.ratio import ClassifierRatio, Fold, Head, Rows
 from divjax.ratio import heads as h
 from divjax.ratio.logistic import newton_logistic
 from divjax.ratio.types import cross_entropy, num_rows, validation_loss
@@ -59,6 +61,53 @@ def sklearn_log_ratio(phi_p, phi_q, fold, ridge):
 
 fit_linear = jax.jit(lambda fold, ridge: h.Linear(ridge).fit(jax.random.key(0), fold)[1])
 fit_quadratic = jax.jit(lambda fold, ridge: h.Quadratic(ridge).fit(jax.random.key(0), fold)[1])
+
+
+@pytest.mark.parametrize("head", [h.Linear(2.0), h.RandomFourier(5, ridge=2.0)])
+def test_a_fit_is_differentiable_in_ridge_and_rows(head):
+    """In both modes, by differences of refitted coefficients."""
+    with jax.enable_x64(True):
+        fold = make_fold(7, 30, 20, 2, masked=3)
+        direction = jnp.asarray(np.random.default_rng(8).normal(size=fold.train.p.shape))
+
+        def loss(ridge, step):
+            rows = fold.train._replace(p=fold.train.p + step * direction)
+            own = dataclasses.replace(head, ridge=ridge)
+            params = own.fit(jax.random.key(0), Fold(rows, rows))
+            return validation_loss(own, params, fold)
+
+        at, small = (jnp.array(2.0), jnp.array(0.0)), 1e-4
+        backward = jax.jit(jax.grad(loss, (0, 1)))(*at)
+        forward = jax.jit(jax.jacfwd(loss, (0, 1)))(*at)
+        value = jax.jit(loss)
+        for i in range(2):
+            above, below = (
+                value(*(v + sign * small * (i == j) for j, v in enumerate(at))) for sign in (1, -1)
+            )
+            expected = (above - below) / (2 * small)
+            assert abs(expected) > 1e-5
+            np.testing.assert_allclose(backward[i], expected, rtol=1e-4)
+            np.testing.assert_allclose(forward[i], expected, rtol=1e-4)
+
+
+def test_what_has_no_derivative_refuses_with_a_sentence():
+    fold = make_fold(7, 30, 20, 2)
+    network = h.Network(hidden=(3,), num_steps=2, num_checks=1, batch_size=4)
+
+    def trained(rate):
+        own = dataclasses.replace(network, learning_rate=rate)
+        return validation_loss(own, own.fit(jax.random.key(0), fold), fold)
+
+    def estimated(ridge):
+        method = ClassifierRatio(h.Linear(ridge), num_folds=2)
+        return method.fit(jax.random.key(0), fold.train.p, fold.train.q).kl().value
+
+    for function, message in ((trained, "trained by an optimizer"), (estimated, "head.fit")):
+        for derivative in (jax.grad, jax.jacfwd):
+            with pytest.raises(ValueError, match=message):
+                derivative(function)(jnp.float32(0.1))
+            with pytest.raises(ValueError, match=message):
+                jax.jit(derivative(function))(jnp.float32(0.1))
 
 
 @pytest.mark.parametrize("masked", [0, 20])
