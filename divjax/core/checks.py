@@ -167,7 +167,8 @@ def check_key(key: Any) -> None:
     """Raise `ValueError` for anything but one typed key."""
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape:
-        raise ValueError(f"key must be one typed key, such as jax.random.key(0); got {key!r}.")
+        got = repr(key) if dtype is None else f"{type(key).__name__} of shape {jnp.shape(key)}"
+        raise ValueError(f"key must be one typed key, such as jax.random.key(0); got {got}.")
 
 
 def check_provides(name: str, value: Any, attributes: tuple[str, ...], hint: str) -> None:

@@ -25,6 +25,9 @@ TAIL = (0.25, 0.1, 0.03, 0.01)
 # A feature's rare values set its spread if at least this share of the rows has them.
 RARE = 0.01
 
+# Fewer rows than this have no limits.
+FEW_ROWS = 4
+
 # Quantiles are those of at most so many rows, evenly spread over all.
 QUANTILE_ROWS = 8192
 
@@ -204,6 +207,9 @@ def _quantiles(
     below, above = (median - low) / gaussian, (high - median) / gaussian
     floor = jnp.maximum(floor, (below[0] + above[0]) / 2)
     below, above = (LIMIT * jnp.maximum(jnp.max(side, axis=0), floor) for side in (below, above))
+    # The quartiles of so few rows tell no outlier.
+    few = least * FEW_ROWS > 1.5
+    below, above = (jnp.where(few, jnp.inf, side) for side in (below, above))
     return _Quantiles(median, below, above, rare)
 
 

@@ -36,9 +36,12 @@ def refuse_derivatives(tree: T, message: str) -> T:
 
     Example:
         >>> import jax
-        >>> jax.grad(lambda x: refuse_derivatives(x, "x is a constant."))(1.0)
-        Traceback (most recent call last):
-        ValueError: x is a constant.
+        >>> constant = lambda x: refuse_derivatives(x, "x is a constant.")
+        >>> try:
+        ...     jax.grad(constant)(1.0)
+        ... except ValueError as error:
+        ...     print(error)
+        x is a constant.
     """
 
     @jax.custom_jvp

@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 from divjax.core.checks import check_count, check_key, check_scalar_output
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
+from divjax.core.types import status_of, summary
 from divjax.fdiv.special import as_floats
 from divjax.inference.rank import check_scores, midranks
 
@@ -34,11 +35,16 @@ class PermutationTest(NamedTuple):
         p_value: (1 + #{null ≥ statistic})/(1 + N), at least 1/(1 + N); ties, up to rounding, count
             as ≥, and so does a NaN of the null. NaN if the statistic is.
         null: the statistic of each permutation.
+        status: a `Status`: `NOT_FINITE` if the statistic or one of the null is NaN, `INVALID_INPUT`
+            if traced groups have rows in both samples.
     """
 
     statistic: Float[Array, ""]
     p_value: Float[Array, ""]
     null: Float[Array, " num_permutations"]
+    status: Int[Array, ""]
+
+    __repr__ = summary
 
 
 def _check_counts(num_permutations: int, batch_size: int | None) -> None:
@@ -108,11 +114,16 @@ def _check_groups(groups: Array | None, num_x: int) -> None:
         )
 
 
-def _test(observed: Array, null: Array, tolerance: Array) -> PermutationTest:
+def _test(
+    observed: Array, null: Array, tolerance: Array, valid: Bool[ArrayLike, ""] = True
+) -> PermutationTest:
     below = jnp.sum(null < observed - tolerance)  # never true of NaN
     size = null.shape[0]
     p_value = (1 + size - below).astype(null.dtype) / (1 + size)
-    return PermutationTest(observed, nan_unless(~jnp.isnan(observed), p_value), null)
+    finite = ~jnp.isnan(observed) & ~jnp.isnan(null).any()
+    status = status_of(converged=True, finite=finite, valid=valid)
+    p_value = nan_unless(~jnp.isnan(observed) & valid, p_value)
+    return PermutationTest(observed, p_value, null, status)
 
 
 def permutation_test(
@@ -191,9 +202,8 @@ def permutation_test(
     keys = jax.random.split(key, num_permutations)
     (null,) = as_floats(jax.lax.map(permuted, keys, batch_size=batch_size))
     observed = jnp.asarray(statistic(pooled[:n], pooled[n:]), null.dtype)
-    if of_group is not None:
-        observed = nan_unless(_collect_groups(of_group, of_stratum, n).valid, observed)
-    return _test(observed, null, 100 * jnp.finfo(null.dtype).eps * jnp.abs(observed))
+    valid = True if of_group is None else _collect_groups(of_group, of_stratum, n).valid
+    return _test(observed, null, 100 * jnp.finfo(null.dtype).eps * jnp.abs(observed), valid)
 
 
 def _row_permutation(
@@ -322,12 +332,12 @@ def _permute_labels(
     values = jnp.where(counted, values - mean, 0)
     values = jnp.where(jnp.isnan(jnp.where(counted, pooled, 0)).any(), jnp.nan, values)
 
-    in_x = jnp.arange(n + m) < n
+    in_x, valid = jnp.arange(n + m) < n, True
     if groups is None:
         shuffle = lambda key: in_x.at[_permutation(key, n + m, strata)].set(in_x)
     else:
         found = _collect_groups(groups, strata, n, counted)
-        values = nan_unless(found.valid, values)
+        valid = found.valid
         # Entries that are no group are a stratum of their own.
         strata_of_groups = jnp.where(found.size > 0, found.stratum, n + m)
         shuffle = lambda key: found.in_x[_permutation(key, n + m, strata_of_groups)][found.of_row]
@@ -342,5 +352,5 @@ def _permute_labels(
     num_x = jnp.sum(in_x & counted)
     unit = 1 / num_x + 1 / (num_rows - num_x)
     tolerance = 8 * jnp.finfo(values.dtype).eps * jnp.sum(jnp.abs(values)) * unit
-    test = _test(observed, null, tolerance)
+    test = _test(observed, null, tolerance, valid)
     return test._replace(statistic=center + test.statistic, null=center + test.null)

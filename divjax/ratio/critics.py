@@ -11,7 +11,9 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 from divjax.core.checks import check_count
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import Center
 from divjax.core.standardize import Standardizer
+from divjax.core.types import summary
 
 __all__ = ["Critic", "derangement", "split_scores"]
 
@@ -30,6 +32,7 @@ class Critic:
         x_features: how many columns of z are x.
         lower: limits in the standardised columns beyond which the critic sees compressed values.
         upper: the same above. See `Standardizer.squash`.
+        center: what is subtracted from z first, to the precision of NumPy's float64.
     """
 
     params: PyTree[Array]
@@ -40,8 +43,12 @@ class Critic:
     x_features: int = static()
     lower: Float[ArrayLike, "..."] = -jnp.inf
     upper: Float[ArrayLike, "..."] = jnp.inf
+    center: Center | None = None
 
-    def _standard(self, z: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    __repr__ = summary
+
+    def _standard(self, z: Float[ArrayLike, "b d"]) -> Float[Array, "b d"]:
+        z = jnp.asarray(z) if self.center is None else self.center.subtract(z)
         return Standardizer(self.shift, self.scale, self.lower, self.upper).squash(z)
 
     def _encoder(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from divjax.core.checks import check_matrix, check_same_features
+from divjax.core.samples import centered_samples
+from divjax.core.types import summary
 
 __all__ = ["Diagnostics", "Ties", "ties"]
 
@@ -38,6 +39,8 @@ class Ties(NamedTuple):
     lattice: Float[Array, " d"]
     copied: Float[Array, " d"]
 
+    __repr__ = summary
+
 
 class Diagnostics(NamedTuple):
     """What may be wrong with a fitted ratio, by its out-of-fold log ratios.
@@ -67,6 +70,8 @@ class Diagnostics(NamedTuple):
     ties: Ties
     finite: Bool[Array, ""]
 
+    __repr__ = summary
+
 
 def ties(
     p: Float[Array, "n d"],
@@ -86,7 +91,7 @@ def ties(
         A `Ties`.
 
     Raises:
-        ValueError: if an argument is not a matrix, or the features differ.
+        ValueError: if an argument is not a matrix of numbers, or the features differ.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -95,10 +100,9 @@ def ties(
         >>> ties(x, y).lattice.round(1).tolist()
         [1.0, 0.0]
     """
-    check_matrix(p=p, q=q)
-    check_same_features(p, q, ("p", "q"))
-    dtype = jnp.result_type(p, q)
-    p, q = jnp.asarray(p, dtype), jnp.asarray(q, dtype)
+    # Distinct float64 numbers far from zero are not ties.
+    _, p, q = centered_samples(p=p, q=q)
+    dtype = p.dtype
     used_p = jnp.ones(p.shape[0], bool) if weights_p is None else jnp.asarray(weights_p) > 0
     used_q = jnp.ones(q.shape[0], bool) if weights_q is None else jnp.asarray(weights_q) > 0
 

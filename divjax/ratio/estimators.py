@@ -3,6 +3,7 @@
 `ClassifierRatio` is the one to start with; the others are the same frame around another head.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -16,10 +17,8 @@ from divjax.core.checks import (
     check_count,
     check_full_precision,
     check_key,
-    check_matrix,
     check_probability,
     check_provides,
-    check_same_features,
     check_shape,
     check_weights,
     check_widths,
@@ -27,6 +26,7 @@ from divjax.core.checks import (
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import centered_samples
 from divjax.core.training import refuse_derivatives
 from divjax.core.types import Estimate
 from divjax.ratio.cross_fitting import CALIBRATIONS, CrossFitting, cross_fit
@@ -92,19 +92,20 @@ class _CrossFitted:
     def fit(
         self,
         key: Key[Array, ""],
-        p: Float[Array, "n d"],
-        q: Float[Array, "m d"],
+        p: Float[ArrayLike, "n d"],
+        q: Float[ArrayLike, "m d"] | None = None,
         *,
-        weights_p: Float[Array, " n"] | None = None,
-        weights_q: Float[Array, " m"] | None = None,
+        weights_p: Float[ArrayLike, " n"] | None = None,
+        weights_q: Float[ArrayLike, " m"] | None = None,
         groups: tuple[Any, Any] | None = None,
     ) -> RatioFit:
         """Fit the ratio of p to q. Compiles itself.
 
         Args:
             key: splits rows, initialises and trains networks.
-            p: samples of p, at least two a fold (of packs).
-            q: samples of q, likewise.
+            p: samples of p, at least two a fold (of packs): an array, a list or a frame of numbers.
+                NumPy's float64 is centred before it becomes float32.
+            q: samples of q, likewise; required.
             weights_p: non-negative importance weights of any scale; equal by default. Errors are
                 those of (Σw)²/Σw² equal rows: a row of weight 2 is not two rows. A row of weight
                 zero is no part of the sample, whatever it holds: so ragged samples can be padded.
@@ -264,16 +265,18 @@ def _check_and_fit(
 ) -> RatioFit:
     """Check the samples, then cross-fit, compiled."""
     check_key(key)
-    check_matrix(p=p, q=q)
-    check_same_features(p, q, ("p", "q"))
-    dtype = jnp.result_type(p, q)
-    p, q = jnp.asarray(p, dtype), jnp.asarray(q, dtype)
+    if q is None:  # most often the key is missing, which the check above says
+        raise ValueError("q is missing: fit takes a key, p and q.")
+    center, p, q = centered_samples({"p": weights_p, "q": weights_q}, p=p, q=q)
+    dtype = p.dtype
     check_full_precision("p", p)
     check_provides("head", method.head, ("fit", "__call__"), "a ratio head")
     weights = []
     for name, x, weight in (("p", p, weights_p), ("q", q, weights_q)):
         if weight is None:
-            weight = jnp.ones(x.shape[0], dtype)
+            weight = np.ones(x.shape[0])
+        elif isinstance(weight, (list, tuple)):
+            weight = np.asarray(weight)
         check_shape(f"weights_{name}", weight, x.shape[0])
         check_weights(f"weights_{name}", weight)
         if not isinstance(weight, Tracer):  # any scale, also one that the samples' dtype lacks
@@ -294,7 +297,7 @@ def _check_and_fit(
     )
     if groups is not None:
         groups = _check_groups(groups, p.shape[0], q.shape[0], method)
-    return _fit(key, p, q, *weights, groups, method)
+    return dataclasses.replace(_fit(key, p, q, *weights, groups, method), center=center)
 
 
 def _check_groups(groups: Any, n: int, m: int, method: Any) -> Array:
@@ -399,7 +402,10 @@ def _pack(
 
 
 def classifier_kl(
-    key: Key[Array, ""], p: Float[Array, "n d"], q: Float[Array, "m d"], **options: Any
+    key: Key[Array, ""],
+    p: Float[ArrayLike, "n d"],
+    q: Float[ArrayLike, "m d"] | None = None,
+    **options: Any,
 ) -> Estimate:
     """KL(p‖q) in nats by a cross-fitted classifier: `ClassifierRatio(**options).fit(…).kl()`.
 
@@ -415,8 +421,8 @@ def classifier_kl(
 
 def classifier_js(
     key: Key[Array, ""],
-    p: Float[Array, "n d"],
-    q: Float[Array, "m d"],
+    p: Float[ArrayLike, "n d"],
+    q: Float[ArrayLike, "m d"] | None = None,
     *,
     base: ArrayLike | None = None,
     **options: Any,

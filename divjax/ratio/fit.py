@@ -7,18 +7,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core import linalg
 from divjax.core.checks import (
     check_base,
-    check_matrix,
     check_probability,
     check_shape,
 )
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import Center, as_samples
 from divjax.core.simplex import effective_sample_size
-from divjax.core.types import Estimate, normal_estimate
+from divjax.core.types import Estimate, normal_estimate, summary
 from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
 from divjax.fdiv.generators import Divergence, weighted_mean
 from divjax.fdiv.inequalities import kl_lower_bound_from_js
@@ -56,6 +57,7 @@ class RatioFit:
         head: the model.
         members: the fitted parameters, with leading axes (repeat, fold).
         groups: the numbers of the groups of p's rows and of q's, if there are any.
+        center: what was subtracted from the samples before the fit.
         pack: how many samples make one row.
 
     Example:
@@ -85,6 +87,7 @@ class RatioFit:
     head: Any
     members: Member
     groups: tuple[Int[Array, " n"], Int[Array, " m"]] | None = None
+    center: Center | None = None
     pack: int = static(default=1)
 
     def log_ratio(self, x: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -101,13 +104,26 @@ class RatioFit:
         """
         if self.pack > 1:
             check_shape("x", x, "b", self.pack, "d")
-            x = jnp.reshape(x, (x.shape[0], -1))
-        check_matrix(x=x)
+            x = x.reshape(-1, x.shape[2])
+        x = as_samples(x=x)[0] if self.center is None else self.center.subtract(x)
+        x = x.reshape(-1, self.pack * x.shape[1])
         features = self.members.mean.shape[-1]
         if self.members.values is not None:
             features //= 2  # each is followed by its count of ties
         check_shape("x", x, "b", features)
         return _log_ratio(self.members, self.head, x)
+
+    def __repr__(self) -> str:
+        """Sizes, head and losses."""
+        if isinstance(self.test, Tracer) or self.test.ndim != 2:  # or stacked by vmap
+            return summary(self)
+        repeats, folds = self.test.shape
+        losses = f"{float(jnp.mean(self.train)):.4g} in training, {float(jnp.mean(self.test)):.4g}"
+        return (
+            f"RatioFit({len(self.log_ratio_p)} rows of p, {len(self.log_ratio_q)} of q, "
+            f"{folds} folds, {repeats} repeats, head {type(self.head).__name__},\n"
+            f"         cross-entropy {losses} out of fold)"
+        )
 
     def divergence(
         self, generator: Divergence, *, level: ArrayLike = 0.95, base: ArrayLike | None = None

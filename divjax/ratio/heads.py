@@ -22,6 +22,7 @@ from divjax.core.checks import (
     check_shape,
     check_widths,
 )
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.logistic import Linear, Quadratic, RandomFourier
 from divjax.ratio.types import (
@@ -201,7 +202,8 @@ class GaussianDiscriminant:
             return params, validation_loss(self, params, fold)
 
         params, losses = jax.vmap(one)(grid)
-        return jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], params)
+        valid = ((grid >= 0) & (grid <= 1)).all()
+        return jax.tree.map(lambda leaf: nan_unless(valid, leaf[jnp.argmin(losses)]), params)
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The difference of the Gaussian log-densities."""
@@ -347,13 +349,19 @@ class Network:
     def train(
         self, key: Key[Array, ""], loss: Any, params: PyTree[Array], validate: Any
     ) -> PyTree[Array]:
-        """The parameters after training on `(key, params) -> loss`, where validation is best."""
+        """The parameters after training on `(key, params) -> loss`, where validation is best.
+
+        NaN if traced numbers are out of range: the parameters at the start would be finite.
+        """
         dtype = jax.tree.leaves(params)[0].dtype
         optimizer = training.adam_with_cosine(
             self.learning_rate, self.num_steps, dtype, self.weight_decay
         )
         steps = {"num_steps": self.num_steps, "num_checks": self.num_checks}
-        return training.fit(key, loss, params, optimizer, validate=validate, **steps).params
+        trained = training.fit(key, loss, params, optimizer, validate=validate, **steps).params
+        rate, decay = (jnp.asarray(v, dtype) for v in (self.learning_rate, self.weight_decay))
+        valid = (rate > 0) & (decay >= 0)
+        return jax.tree.map(lambda leaf: nan_unless(valid, leaf), trained)
 
     def _build(self, num_outputs: int) -> networks.Network:
         if self.network is not None:

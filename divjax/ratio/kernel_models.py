@@ -20,6 +20,7 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
 )
+from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
 from divjax.ratio.types import Fold
 
@@ -132,12 +133,14 @@ def draw_basis(
     q = jnp.where(weights_q[:, None] > 0, q, 0)
     centers = p[index]
     unit = median_distance(centers, active.astype(p.dtype))
+    bandwidths = grid(bandwidth, p.dtype)
+    bandwidths = nan_unless((bandwidths > 0).all(), bandwidths)
     return Basis(
         centers,
         active,
         squared_distances(p, centers),
         squared_distances(q, centers),
-        grid(bandwidth, p.dtype) * unit,
+        bandwidths * unit,
     )
 
 
@@ -153,6 +156,7 @@ def log_ratio(
     check_matrix(z=z)
     check_same_features(z, params.centers, ("z", "centers"))
     alpha = jnp.asarray(relative, z.dtype)
+    alpha = nan_unless((alpha >= 0) & (alpha < 1), alpha)
     log_floor = jnp.log(jnp.asarray(floor, z.dtype))
 
     def evaluate(rows: Float[Array, "b d"]) -> Float[Array, " b"]:

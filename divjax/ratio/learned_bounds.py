@@ -4,6 +4,7 @@ Nothing is reported on the rows that trained the critic: they would give log 2 f
 Jensen–Shannon divergence, and no bound.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,10 +25,12 @@ from divjax.core.checks import (
     check_same_features,
     check_widths,
 )
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import Center, centered_samples
 from divjax.core.standardize import Standardizer, robust_standardizer
 from divjax.core.training import fit, row_batch
-from divjax.core.types import Estimate, Interval
+from divjax.core.types import Estimate, Interval, summary
 from divjax.ratio.critics import Critic
 from divjax.ratio.types import cross_entropy
 from divjax.ratio.variational import TRAINABLE, as_bound
@@ -64,7 +67,8 @@ class BoundFit(NamedTuple):
 
     Attributes:
         critic: log p/q, a function of rows.
-        u_p: its values at held-out samples of p, in g groups that share no row.
+        u_p: its values at held-out samples of p, in g groups that share no row, clipped to the
+            range of those at the validation rows (not for a stream).
         u_q: at held-out samples of q; for mutual information, k false pairs for each row of u_p.
         values: of the bound it was trained by: on the validation rows, before the first step and at
             each check; of a stream, on the batch of each step.
@@ -78,6 +82,8 @@ class BoundFit(NamedTuple):
     values: Float[Array, " checks"]
     finite: Bool[Array, ""]
     training: PyTree[Array]
+
+    __repr__ = summary
 
     def value(self, read_out: Any = "dv") -> Float[Array, ""]:
         """A bound's value at all the held-out samples; see `estimate`."""
@@ -164,7 +170,7 @@ class DivergenceBound:
     Example:
         >>> p, q = jax.random.normal(jax.random.key(0), (2, 400, 1)) + jnp.array([[[1.0]], [[0.0]]])
         >>> bound = DivergenceBound(num_steps=100, hidden=(16,), learning_rate=1e-2)
-        >>> estimate = jax.jit(bound.fit)(jax.random.key(1), p, q).estimate("dv")
+        >>> estimate = bound.fit(jax.random.key(1), p, q).estimate("dv")
         >>> bool(abs(estimate.value - 0.5) < 3 * estimate.std_error)  # KL of N(1, 1) from N(0, 1)
         True
 
@@ -199,23 +205,36 @@ class DivergenceBound:
         check_count(1, **counts, num_groups=self.num_groups)
         check_count(2, batch_size=self.batch_size)
 
-    def fit(self, key: Key[Array, ""], x: Array, y: Array) -> BoundFit:
+    def fit(
+        self,
+        key: Key[Array, ""],
+        x: Float[ArrayLike, "n d"],
+        y: Float[ArrayLike, "m e"] | None = None,
+    ) -> BoundFit:
         """Train on samples, choose on others, and evaluate on the rest.
 
         Args:
             key: one typed key.
-            x: samples of p, a row each.
-            y: samples of q; for mutual information, the rows that belong to those of `x`.
+            x: samples of p, a row each: an array, a list or a frame of numbers. NumPy's float64 is
+                centred before it becomes float32.
+            y: samples of q; for mutual information, the rows that belong to those of `x`. Required.
 
         Returns:
-            The fit. Traceable: jit it for speed, and vmap it over keys, samples, learning rates.
-            Differentiated in the samples, its critic is a constant.
+            The fit. Compiles itself; vmap it over keys, samples, learning rates. Differentiated in
+            the samples, its critic is a constant.
 
         Raises:
             ValueError: if shapes do not fit, or rows are too few to be split.
         """
         check_key(key)
+        if y is None:  # most often the key is missing, which the check above says
+            raise ValueError("y is missing: fit takes a key, x and y.")
+        center, x, y = self._centered(x, y)
         self._check(x, y)
+        fitted = _fit(key, x, y, self)
+        return fitted._replace(critic=dataclasses.replace(fitted.critic, center=center))
+
+    def _fit(self, key: Key[Array, ""], x: Array, y: Array) -> BoundFit:
         split_key, init_key, fit_key = jax.random.split(key, 3)
         # A row that is not finite may be in one part alone, of which the others would say nothing.
         x, y = (jnp.where(jnp.isfinite(rows).all(), rows, jnp.nan) for rows in (x, y))
@@ -245,8 +264,15 @@ class DivergenceBound:
         trained = self._train(fit_key, critic, draw, self._start(critic), validate)
         critic = critic.replace(trained.params[0])
         state = trained.params, trained.optimizer_state
-        held_out = self._evaluate(critic, *held_out)
-        return BoundFit(critic, *held_out, -trained.validation, trained.finite, state)
+        # A row far from all that trained may have any value: clipped to those of the validation
+        # rows, its critic remains a critic, and the bound a bound.
+        known = jnp.concatenate([u.ravel() for u in self._evaluate(critic, *validation)])
+        limits = jnp.min(known), jnp.max(known)
+        u_p, u_q = (jnp.clip(u, *limits) for u in self._evaluate(critic, *held_out))
+        # Invalid traced numbers, or a bound without a value, would leave the critic untrained.
+        valid = (jnp.asarray(self.learning_rate) > 0) & jnp.isfinite(trained.validation).any()
+        u_p, u_q = nan_unless(valid, u_p), nan_unless(valid, u_q)
+        return BoundFit(critic, u_p, u_q, -trained.validation, trained.finite, state)
 
     def init(self, key: Key[Array, ""], sample: Sampler) -> PyTree[Array]:
         """An untrained critic, and its optimizer's and bound's states, from which `stream` starts.
@@ -298,6 +324,15 @@ class DivergenceBound:
         state = trained.params, trained.optimizer_state
         return BoundFit(critic, u_p, u_q, -trained.losses, trained.finite, state)
 
+    def _centered(self, x: Any, y: Any) -> tuple[Any, ...]:
+        """The centre of a critic's rows, and both samples without it, of one dtype."""
+        if not self._paired:
+            return centered_samples(x=x, y=y)
+        (of_x, x), (of_y, y) = centered_samples(x=x), centered_samples(y=y)
+        dtype = jnp.result_type(x, y)
+        high, low = map(jnp.append, (of_x.high, of_x.low), (of_y.high, of_y.low))
+        return Center(high, low), jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+
     def _unscaled(self, sample: Sampler) -> Critic:
         """A critic without parameters for the sampler's columns."""
         x, y = jax.eval_shape(sample, jax.random.key(0))
@@ -330,8 +365,8 @@ class DivergenceBound:
         return jnp.concatenate([x, y], axis=1 if self._paired else 0)
 
     def _critic(self, x_features: int, standardizer: Standardizer) -> Critic:
-        mean, scale, *limits = standardizer
-        return Critic((), mean, scale, self.network, self.hidden, x_features, *limits)
+        mean, scale, lower, upper = standardizer
+        return Critic((), mean, scale, self.network, self.hidden, x_features, lower, upper)
 
     def _values(self, critic: Critic, x: Array, y: Array) -> tuple[Array, Array]:
         return critic(x), critic(y)
@@ -383,6 +418,11 @@ class DivergenceBound:
         )
 
 
+@jax.jit
+def _fit(key: Key[Array, ""], x: Array, y: Array, bound: DivergenceBound) -> BoundFit:
+    return bound._fit(key, x, y)
+
+
 @pytree
 class MutualInformationBound(DivergenceBound):
     """A lower bound of the mutual information I(x; y), KL(p(x, y)‖p(x)p(y)), from pairs.
@@ -403,7 +443,7 @@ class MutualInformationBound(DivergenceBound):
     Example:
         >>> x, noise = jax.random.normal(jax.random.key(0), (2, 600, 1))
         >>> bound = MutualInformationBound(num_steps=100, hidden=(16,), learning_rate=1e-2)
-        >>> fit = jax.jit(bound.fit)(jax.random.key(1), x, x + noise)
+        >>> fit = bound.fit(jax.random.key(1), x, x + noise)
         >>> estimate = fit.estimate("infonce")  # at most the truth, ½ log 2
         >>> bool(estimate.interval[0] < 0.5 * jnp.log(2.0))
         True

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core import linalg
 from divjax.core.checks import check_count, check_nonnegative
-from divjax.core.numerics import safe_log
+from divjax.core.numerics import nan_unless, safe_log
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.kernel_models import (
     Basis,
@@ -51,7 +51,7 @@ def _normal_equations(
     # Below the rounding of H a ridge would not make it definite.
     lowest = 4 * jnp.finfo(matrix.dtype).eps * _stop(jnp.trace(matrix))
     identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-    factor = linalg.cholesky(matrix + jnp.maximum(ridge, lowest) * identity)
+    factor = linalg.cholesky(jnp.asarray(matrix + jnp.maximum(ridge, lowest) * identity))
     response = _matmul(weights_p, features_p)
     return factor, response, linalg.cho_solve(factor, response)
 
@@ -217,6 +217,7 @@ class LeastSquaresHead:
         )
         mean = jnp.maximum(alpha * mean_p + (1 - alpha) * mean_q, jnp.finfo(dtype).tiny)
         log_weights = safe_log(theta) - jnp.log(mean)
+        log_weights = nan_unless((ridges > 0).all(), log_weights)
         zero = jnp.zeros((), dtype)
         return KernelRatio(
             basis.centers, log_weights, bandwidth, log_cap(fold.train.weights_q), zero

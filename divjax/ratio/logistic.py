@@ -1,5 +1,6 @@
 """Log ratios linear in features, by ridge logistic regression: the convex heads."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core.checks import check_count, check_nonnegative, check_positive
 from divjax.core.linalg import cho_solve, cholesky
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.types import Fold, num_rows, validation_loss
 
@@ -44,7 +46,7 @@ class _Logistic:
             lambda ridge: newton_logistic(phi_p, phi_q, *weights, ridge * free)
         )(ridges / num_rows(*weights))
         losses = jax.vmap(lambda c: validation_loss(self, (basis, c), fold))(coefficients)
-        return basis, coefficients[jnp.argmin(losses)]
+        return basis, nan_unless((ridges >= 0).all(), coefficients[jnp.argmin(losses)])
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The log ratio, linear in the features."""
@@ -117,14 +119,15 @@ class RandomFourier(_Logistic):
     def _basis(self, key: Key[Array, ""], fold: Fold) -> tuple[Array, Array]:
         frequency_key, phase_key = jax.random.split(key)
         d, dtype = fold.train.p.shape[1], fold.train.p.dtype
-        scale = self.bandwidth * jnp.sqrt(jnp.asarray(d, dtype))
+        bandwidth = jnp.asarray(self.bandwidth, dtype)
+        scale = nan_unless(bandwidth > 0, bandwidth) * math.sqrt(d)
         frequencies = jax.random.normal(frequency_key, (d, self.num_features), dtype) / scale
         phases = jax.random.uniform(phase_key, (self.num_features,), dtype, maxval=2 * np.pi)
         return frequencies, phases
 
     def _features(self, basis: Any, z: Float[Array, "b d"]) -> Float[Array, "b m"]:
         frequencies, phases = basis
-        cosines = jnp.cos(z @ frequencies + phases) * np.sqrt(2 / self.num_features)
+        cosines = jnp.cos(z @ frequencies + phases) * math.sqrt(2 / self.num_features)
         return jnp.concatenate([jnp.ones_like(z[:, :1]), cosines], axis=1)
 
 

@@ -9,17 +9,18 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import (
     check_count,
-    check_matrix,
+    check_full_precision,
     check_nonnegative,
     check_positive,
-    check_same_features,
     check_shape,
     check_weights,
 )
-from divjax.core.numerics import safe_sqrt
+from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import centered_samples
 from divjax.core.simplex import effective_sample_size
 from divjax.core.standardize import robust_standardizer
+from divjax.core.types import summary
 from divjax.kernels.radial import Gaussian
 from divjax.kernels.sums import kernel_sums
 from divjax.ratio.kernel_models import median_distance
@@ -47,6 +48,8 @@ class MatchedWeights(NamedTuple):
     effective_sample_size: Float[Array, ""]
     gap: Float[Array, ""]
     converged: Bool[Array, ""]
+
+    __repr__ = summary
 
 
 def _masses(name: str, weights: Any, x: Float[Array, "n d"]) -> Float[Array, " n"]:
@@ -154,7 +157,7 @@ class KernelMeanMatching:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> x, y = jax.random.normal(jax.random.key(0), (2, 100, 1))
-        >>> matched = jax.jit(KernelMeanMatching().fit)(x + 0.5, y)
+        >>> matched = KernelMeanMatching().fit(x + 0.5, y)
         >>> bool(matched.converged), bool(abs(jnp.mean(matched.weights * y[:, 0]) - 0.5) < 0.2)
         (True, True)
 
@@ -178,12 +181,12 @@ class KernelMeanMatching:
 
     def fit(
         self,
-        p: Float[Array, "n d"],
-        q: Float[Array, "m d"],
-        weights_p: Float[Array, " n"] | None = None,
-        weights_q: Float[Array, " m"] | None = None,
+        p: Float[ArrayLike, "n d"],
+        q: Float[ArrayLike, "m d"],
+        weights_p: Float[ArrayLike, " n"] | None = None,
+        weights_q: Float[ArrayLike, " m"] | None = None,
     ) -> MatchedWeights:
-        """The weights of the rows of q.
+        """The weights of the rows of q. Compiles itself.
 
         Args:
             p: samples of p.
@@ -195,12 +198,18 @@ class KernelMeanMatching:
             The `MatchedWeights`.
 
         Raises:
-            ValueError: if p or q is not a non-empty matrix, their features differ in number, or
-                given weights are of the wrong length, negative or zero throughout.
+            ValueError: if p or q is not a non-empty matrix of numbers, their features differ in
+                number, or given weights are of the wrong length, negative or zero throughout.
         """
-        check_matrix(p=p, q=q)
-        check_same_features(p, q, ("p", "q"))
-        a, b = _masses("weights_p", weights_p, p), _masses("weights_q", weights_q, q)
+        if isinstance(p, jax.Array) and jnp.issubdtype(p.dtype, jax.dtypes.prng_key):
+            raise ValueError("p must be samples; got a key, which fit(p, q) does without.")
+        weights = {"p": weights_p, "q": weights_q}
+        x, y = centered_samples(weights, p=p, q=q)[1:]
+        check_full_precision("p", x)
+        a, b = _masses("weights_p", weights_p, x), _masses("weights_q", weights_q, y)
+        return _fit(self, x, y, a, b)
+
+    def _fit(self, p: Array, q: Array, a: Array, b: Array) -> MatchedWeights:
         p, q = jnp.where(a[:, None] > 0, p, 0), jnp.where(b[:, None] > 0, q, 0)
         if self.bandwidth is None:
             standardizer = robust_standardizer((p, a), (q, b))
@@ -208,9 +217,13 @@ class KernelMeanMatching:
         # Kernels of infinite rows vanish: without this they would be rows like any others.
         p, q = (jnp.where(jnp.isfinite(x), x, jnp.nan) for x in (p, q))
         sigma = median_distance(q, b) if self.bandwidth is None else self.bandwidth
-        kernel = Gaussian(bandwidth=jnp.asarray(sigma, q.dtype))
-        accuracy = jnp.asarray(self.accuracy, q.dtype)
-        bound, tolerance = (jnp.asarray(v, q.dtype) for v in (self.bound, self.tolerance))
+        sigma, bound, tolerance, accuracy = (
+            jnp.asarray(number, q.dtype)
+            for number in (sigma, self.bound, self.tolerance, self.accuracy)
+        )
+        valid = (sigma > 0) & (bound >= 1) & (tolerance >= 0) & (accuracy > 0)
+        valid = valid & (a >= 0).all() & (b >= 0).all()
+        kernel = Gaussian(bandwidth=nan_unless(valid, sigma))
 
         no_gradient = jnp.zeros((p.shape[0], 0), p.dtype)
         mean_p = lambda z: kernel_sums(kernel, z, p, a[:, None], no_gradient)[0][:, 0]
@@ -235,6 +248,11 @@ class KernelMeanMatching:
             gap=jnp.maximum(gap, 0),
             converged=(gap <= accuracy) & feasible,
         )
+
+
+@jax.jit
+def _fit(method: KernelMeanMatching, p: Array, q: Array, a: Array, b: Array) -> MatchedWeights:
+    return method._fit(p, q, a, b)
 
 
 class _Step(NamedTuple):

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_positive
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_pytree, pytree
 from divjax.fdiv.divergences import KL
 from divjax.fdiv.generators import Generator
@@ -133,7 +134,9 @@ def smile(
         Song, Ermon 2020, section 5.
     """
     check_positive(clip=clip)
-    return donsker_varadhan(u_p, jnp.clip(u_q, jnp.negative(clip), clip))
+    clip = jnp.asarray(clip, u_q.dtype)
+    clip = nan_unless(clip > 0, clip)
+    return donsker_varadhan(u_p, jnp.clip(u_q, -clip, clip))
 
 
 def mean_log_ratio(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
@@ -377,6 +380,8 @@ def interpolated_nce(
     """
     if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be a number in [0, 1]; got {alpha}.")
+    alpha = jnp.asarray(alpha, u_p.dtype)
+    alpha = nan_unless((alpha >= 0) & (alpha <= 1), alpha)
     u_q = _rows(u_p, u_q)
     u_p, u_q = _bounded(u_p, u_q)
     baseline = jnp.broadcast_to(jnp.asarray(log_baseline, u_p.dtype), u_p.shape)[:, None]
@@ -445,13 +450,15 @@ class MINE:
         """The value, with the gradient above, and the new state, with none."""
         stop = jax.lax.stop_gradient
         value, log_mean = stop((donsker_varadhan(u_p, u_q), _log_mean_exp(u_q)))
-        weight = jnp.asarray((1 - self.rate) * state.weight + self.rate)
+        rate = jnp.asarray(self.rate, state.weight.dtype)
+        rate = nan_unless((rate > 0) & (rate <= 1), rate)
+        weight = (1 - rate) * state.weight + rate
         log_normalizer = log_mean + log_mixture(
-            state.log_normalizer - log_mean, (1 - self.rate) * state.weight / weight
+            state.log_normalizer - log_mean, (1 - rate) * state.weight / weight
         )
         new = stop(MINEState(log_normalizer, weight))
         slope = jnp.mean(u_p) - jnp.mean(jnp.exp(u_q - new.log_normalizer))
-        return value + slope - stop(slope), new
+        return nan_unless(~jnp.isnan(rate), value) + slope - stop(slope), new
 
 
 BOUNDS: dict[str, Bound] = {

@@ -44,7 +44,8 @@ def even(x):
 
 
 def fit(*samples, **options):
-    return robust(*((jnp.asarray(x, jnp.float32), even(x)) for x in samples), **options)
+    samples = [jnp.asarray(x, jnp.float32) for x in samples]
+    return robust(*((x, even(x)) for x in samples), **options)
 
 
 def gaussians(n=400, m=300, shift=1.0, scale=1.0, seed=0):

@@ -27,12 +27,13 @@ def brute_force(p, q, a, b):
     def held(of, among, own):
         return np.mean([(among == value).sum() > own for value in of])
 
-    lattice = []
+    lattice, copied = [], []
     for x, y in zip(p.T, q.T, strict=True):
         on_p = held(x, x, 1) - held(y, x, 0)
         on_q = held(y, y, 1) - held(x, y, 0)
-        lattice.append(max(abs(on_p), abs(on_q)))
-    return duplicates(p), duplicates(q), shared(p, q), shared(q, p), lattice
+        lattice.append(max(on_p, on_q, 0))
+        copied.append(max(-on_p, -on_q, 0))
+    return duplicates(p), duplicates(q), shared(p, q), shared(q, p), lattice, copied
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
@@ -51,6 +52,7 @@ def test_ties_by_brute_force(seed, dtype):
         expected = brute_force(p.astype(dtype), q.astype(dtype), a, b)
         np.testing.assert_allclose(found[:4], expected[:4], rtol=1e-6)
         np.testing.assert_allclose(found.lattice, expected[4], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(found.copied, expected[5], rtol=1e-5, atol=1e-7)
         assert found.lattice.dtype == found.duplicates_p.dtype == dtype
 
 
@@ -60,10 +62,47 @@ def test_ties_at_their_ends():
     assert (alike.duplicates_p, alike.duplicates_q, alike.lattice[0]) == (1, 1, 0)
     apart = ties(ones, distinct)
     assert (apart.duplicates_p, apart.duplicates_q, apart.lattice[0]) == (1, 0, 1)
-    # Every value of q is one of p's: nothing is missed, but p itself repeats none.
+    # Every value of q is one of p's, and p repeats none: copies, no lattice.
     subset = ties(distinct, distinct[:3])
-    assert (subset.duplicates_p, subset.lattice[0]) == (0, 1)
+    assert (subset.duplicates_p, subset.lattice[0], subset.copied[0]) == (0, 0, 1)
     np.testing.assert_allclose((subset.shared_p, subset.shared_q), (0.6, 1))
+
+
+def test_copies_are_not_a_lattice():
+    """Of continuous rows, of a lattice, of an identifier beside features of one's own."""
+    x, y = jax.random.normal(KEY, (2, 500, 2))
+    same = ties(x, x)
+    assert (same.lattice == 0).all()
+    assert (same.copied == 1).all()
+    assert (same.shared_p, same.duplicates_p) == (1, 0)
+    rounded = ties(jnp.round(x, 1), jnp.round(x, 1))
+    assert (rounded.lattice == 0).all()
+    assert (rounded.copied < 0.05).all()
+    half = ties(x, jnp.concatenate([x[:250], y[250:]]))
+    np.testing.assert_allclose(half.copied, 0.5, atol=1e-6)
+    assert (half.lattice == 0).all()
+    identified = ties(*(z.at[:, 0].set(jnp.arange(500.0)) for z in (x, y)))
+    assert identified.copied.tolist() == [1, 0]
+    assert (identified.lattice == 0).all()
+    # A lattice of which the other sample holds copies of half the rows: the other half misses it.
+    mixed = ties(jnp.round(x, 1), jnp.concatenate([jnp.round(x[:250], 1), y[250:]]))
+    assert (mixed.lattice > 0.4).all()
+
+
+def test_ties_of_double_precision_far_from_zero():
+    """Float32 has steps of 8 there."""
+    x, y = np.random.default_rng(0).normal(size=(2, 300, 1)) + 1e8
+    found = ties(x, y)
+    assert (found.duplicates_p, found.shared_p, found.lattice[0]) == (0, 0, 0)
+
+
+def test_results_print_in_a_few_lines(fit):
+    for result in (fit, fit.kl(), fit.diagnostics, fit.ties, fit.two_sample_test(KEY)):
+        assert 20 < len(repr(result)) < 700
+        assert repr(result).count("\n") <= 2
+    assert "60 rows of p" in repr(fit)
+    assert "Linear" in repr(fit)
+    assert jax.jit(lambda fit: len(repr(fit)) > 0 and fit.kl().value)(fit) == fit.kl().value
 
 
 def test_ties_refuse():

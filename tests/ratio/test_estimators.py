@@ -161,12 +161,42 @@ def test_samples_that_are_refused(samples):
     p, q = samples
     refused("key", 0, p, q)
     refused("key", jax.random.split(KEY), p, q)
-    refused("p must be an array; got list", KEY, [[1.0], [2.0]], q)
-    refused("p must be a non-empty matrix", KEY, p[:, 0], q)
+    refused(r"key must be one typed key.*of shape \(60, 2\)", p, q)
+    refused("q is missing: fit takes a key, p and q", KEY, p)
+    refused("p must be a matrix.*p\\[:, None\\]", KEY, p[:, 0], q)
+    refused("p must hold real numbers", KEY, [["a", "b"]] * 60, q)
     refused("q must be a non-empty matrix", KEY, p, q[:0])
-    refused("floating", KEY, p.astype(int), q)
     refused("float32", KEY, p.astype(jnp.float16), q.astype(jnp.float16))
     refused("same number of features", KEY, p, q[:, :1])
+
+
+def test_what_researchers_hold(samples):
+    """Lists, integers, booleans: as floats."""
+    p, q = (np.round(x) for x in samples)
+    method = ClassifierRatio(head="linear", num_folds=2)
+    expected = method.fit(KEY, p, q).kl().value
+    for given in ((p.tolist(), q), (p.astype(int), q.tolist()), (np.asarray(p, np.float64), q)):
+        np.testing.assert_allclose(method.fit(KEY, *given).kl().value, expected, rtol=1e-4)
+    weights = [1] * 60
+    weighted = method.fit(KEY, p, q, weights_p=weights, weights_q=tuple(weights))
+    np.testing.assert_allclose(weighted.kl().value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [1e8, -3e6])
+def test_double_precision_far_from_zero_keeps_its_signal(offset):
+    """KL .5625 of N(¾·√2, 1); the same as without the offset, also at new points."""
+    p, q = np.random.default_rng(0).normal(size=(2, 500, 2))
+    p[:, 0] += np.sqrt(2) * 0.75
+    method = ClassifierRatio(head=h.Linear(0.5), num_folds=2)
+    plain, moved = method.fit(KEY, p, q), method.fit(KEY, p + offset, q + offset)
+    np.testing.assert_allclose(moved.kl().value, plain.kl().value, atol=1e-3)
+    x = np.array([[0.0, 0.0], [1.0, -0.5]])
+    expected = plain.log_ratio(x)
+    np.testing.assert_allclose(moved.log_ratio(x + offset), expected, atol=1e-3)
+    packed = ClassifierRatio(head=h.Linear(0.5), num_folds=2, pack=2)
+    packs = packed.fit(KEY, p + offset, q + offset)
+    both = packs.log_ratio(x[None] + offset)
+    np.testing.assert_allclose(both, np.sum(expected), atol=0.5)
 
 
 def test_samples_too_small_for_their_folds(samples):
