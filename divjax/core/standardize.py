@@ -180,8 +180,9 @@ def _quantiles(
     if x.shape[0] > QUANTILE_ROWS:
         # Evenly spread over the rows with weight.
         by_use = jnp.argsort(weights <= 0, stable=True)
-        share = jnp.arange(QUANTILE_ROWS) / QUANTILE_ROWS
-        index = by_use[(share * jnp.sum(weights > 0)).astype(by_use.dtype)]
+        share = jnp.arange(QUANTILE_ROWS, dtype=x.dtype) / QUANTILE_ROWS
+        num_used = jnp.sum(weights > 0).astype(x.dtype)
+        index = by_use[(share * num_used).astype(by_use.dtype)]
         x, weights = x[index], weights[index]
     used, dtype = weights > 0, x.dtype
     # More than one row lies beyond a quantile, however small the sample.

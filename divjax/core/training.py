@@ -118,8 +118,11 @@ def fit(
     def step(carry, key):
         params, state = carry
         value, gradient = jax.value_and_grad(loss, argnums=1)(key, params)
-        updates, state = optimizer.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), value
+        # Optimizers count their steps by integers, and multiply by them.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimizer.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        return (params, state), value
 
     if validate is None:
         keys = jax.random.split(key, num_steps)

@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 from divjax.core.checks import check_count, check_key, check_scalar_output
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
+from divjax.core.samples import as_samples
 from divjax.core.types import status_of, summary
 from divjax.fdiv.special import as_floats
 from divjax.inference.rank import check_scores, midranks
@@ -146,7 +147,7 @@ def permutation_test(
     Args:
         key: a typed key.
         statistic: `(x, y) -> scalar`, larger the more the samples differ.
-        x: rows of the first sample, of shape (n, …).
+        x: rows of the first sample, of shape (n, …): an array, a list or a frame of numbers.
         y: rows of the second, of shape (m, …).
         num_permutations: N. A level α takes at least 1/α − 1.
         batch_size: permutations at a time, by vmap; one by one by default. Memory is that of so
@@ -179,9 +180,7 @@ def permutation_test(
     """
     check_key(key)
     _check_counts(num_permutations, batch_size)
-    for name, sample in (("x", x), ("y", y)):
-        if jnp.ndim(sample) == 0 or jnp.size(sample) == 0:
-            raise ValueError(f"{name} must have at least one row; got shape {jnp.shape(sample)}.")
+    x, y = _as_rows("x", x), _as_rows("y", y)
     if jnp.shape(x)[1:] != jnp.shape(y)[1:]:
         raise ValueError(
             f"x and y must have rows of the same shape; got {jnp.shape(x)[1:]} and "
@@ -206,6 +205,22 @@ def permutation_test(
     return _test(observed, null, 100 * jnp.finfo(null.dtype).eps * jnp.abs(observed), valid)
 
 
+def _as_rows(name: str, sample: Any) -> Array:
+    """Numbers with a leading axis of rows; uncentred, since a statistic may depend on places."""
+    if hasattr(sample, "columns"):
+        (sample,) = as_samples(**{name: sample})
+    elif not isinstance(sample, jax.Array):
+        sample = np.asarray(sample)
+        if sample.dtype.kind not in "fiub" and not jnp.issubdtype(sample.dtype, jnp.floating):
+            raise ValueError(
+                f"{name} must hold real numbers; got entries of type {sample.dtype.name}. "
+                "Convert it first, such as numpy.asarray(values, float)."
+            )
+    if sample.ndim == 0 or sample.size == 0:
+        raise ValueError(f"{name} must have at least one row; got shape {sample.shape}.")
+    return jnp.asarray(sample)
+
+
 def _row_permutation(
     strata: Array | None, groups: Array | None, num_x: int, num_rows: int
 ) -> Callable[[Key[Array, ""]], Int[Array, " rows"]]:
@@ -214,11 +229,11 @@ def _row_permutation(
         return lambda key: _permutation(key, num_rows, strata)
     found = _collect_groups(groups, strata, num_x)
     # Groups of one stratum and one size trade places.
-    alike = found.stratum * (num_rows + 1) + found.size
+    alike = found.stratum * (num_rows + 1) + found.size.astype(found.stratum.dtype)
     # The rows of a group in a row, where its first is, and each row's place in its group.
     by_group = jnp.argsort(found.of_row, stable=True)
     first = jnp.cumsum(found.size) - found.size
-    place = jnp.zeros_like(by_group).at[by_group].set(jnp.arange(num_rows, dtype=by_group.dtype))
+    place = jnp.zeros_like(first).at[by_group].set(jnp.arange(num_rows, dtype=first.dtype))
     place = place - first[found.of_row]
 
     def order(key: Key[Array, ""]) -> Int[Array, " rows"]:
@@ -348,9 +363,9 @@ def _permute_labels(
 
     keys = jax.random.split(key, num_permutations)
     null = jax.lax.map(lambda key: statistic(shuffle(key)), keys, batch_size=batch_size)
-    observed = statistic(in_x)
-    num_x = jnp.sum(in_x & counted)
+    # Rounding of a sum of all values.
+    num_x = jnp.sum(in_x & counted).astype(values.dtype)
     unit = 1 / num_x + 1 / (num_rows - num_x)
     tolerance = 8 * jnp.finfo(values.dtype).eps * jnp.sum(jnp.abs(values)) * unit
-    test = _test(observed, null, tolerance, valid)
+    test = _test(statistic(in_x), null, tolerance, valid)
     return test._replace(statistic=center + test.statistic, null=center + test.null)

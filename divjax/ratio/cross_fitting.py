@@ -13,7 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_shape
-from divjax.core.standardize import Standardizer, robust_standardizer
+from divjax.core.standardize import (
+    Standardizer,
+    mean_and_scale,
+    robust_standardizer,
+)
 from divjax.ratio.logistic import newton_logistic
 from divjax.ratio.types import Fold, Head, Rows, cross_entropy, is_parametric, num_rows
 
@@ -386,11 +390,15 @@ def _standardizer(train: Rows, head: Head, tie_counts: bool) -> Member:
     """A member whose inputs are standardised by the training rows, both samples alike."""
     x, weights = jnp.concatenate(train[:2]), jnp.concatenate(train.weights)
     values = jnp.sort(jnp.where(weights > 0, x.T, jnp.inf), axis=1) if tie_counts else None
-    samples = (
-        (_features(values, rows, trained=True), mass)
-        for rows, mass in zip(train[:2], train.weights, strict=True)
-    )
+    samples = zip(train[:2], train.weights, strict=True)
     standardizer = robust_standardizer(*samples, keep_tails=is_parametric(head))
+    if values is not None:
+        # Logarithms of counts have no outliers.
+        counts = _features(values, x, trained=True)[:, x.shape[1] :]
+        mean, scale = mean_and_scale(counts, weights)
+        limit = jnp.full_like(mean, jnp.inf)
+        of_counts = Standardizer(mean, scale, -limit, limit)
+        standardizer = Standardizer(*map(jnp.append, standardizer, of_counts))
     return Member(standardizer, values, (), jnp.zeros(2, x.dtype))
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from divjax.core.numerics import nan_unless
 from divjax.core.samples import centered_samples
 from divjax.core.types import summary
 
@@ -106,6 +107,11 @@ def ties(
     used_p = jnp.ones(p.shape[0], bool) if weights_p is None else jnp.asarray(weights_p) > 0
     used_q = jnp.ones(q.shape[0], bool) if weights_q is None else jnp.asarray(weights_q) > 0
 
+    # NaN equals nothing, and so would go for a value of a density.
+    not_nan_p = ~jnp.isnan(p).any(axis=0, where=used_p[:, None])
+    not_nan_q = ~jnp.isnan(q).any(axis=0, where=used_q[:, None])
+    valid = not_nan_p & not_nan_q
+
     def share(of, among, used_of, used_among, own):
         """The share of values that occur among others' (a row's own value not counted)."""
         values = jnp.sort(jnp.where(used_among, among, jnp.inf))
@@ -118,9 +124,10 @@ def ties(
         on_q = share(y, y, used_q, used_q, 1) - share(x, y, used_p, used_q, 0)
         return on_p, on_q
 
-    each = jnp.stack(jax.vmap(excess, in_axes=1)(p, q)).astype(dtype)
+    each = nan_unless(valid, jnp.stack(jax.vmap(excess, in_axes=1)(p, q)).astype(dtype))
     lattice, copied = (jnp.max(jnp.maximum(sign * each, 0), axis=0) for sign in (1, -1))
-    return Ties(*_repetitions(p, q, used_p, used_q), lattice=lattice, copied=copied)
+    shares = (nan_unless(valid.all(), part) for part in _repetitions(p, q, used_p, used_q))
+    return Ties(*shares, lattice=lattice, copied=copied)
 
 
 def _repetitions(
@@ -142,7 +149,7 @@ def _repetitions(
     other = ~((x[1:] == x[:-1]).all(axis=1) & used[1:] & used[:-1])
     group = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(other)])
     own = [used & (order < p.shape[0]), used & (order >= p.shape[0])]
-    in_group = [jnp.zeros(x.shape[0], int).at[group].add(part)[group] for part in own]
+    in_group = [jnp.zeros(x.shape[0], int).at[group].add(part.astype(int))[group] for part in own]
 
     def share(of: int, among: int, least: int) -> Float[Array, ""]:
         repeated = own[of] & (in_group[among] >= least)

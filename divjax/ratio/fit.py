@@ -307,12 +307,13 @@ def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> 
     weights = fit.weights_p, fit.weights_q
     fixed = jax.lax.stop_gradient(samples)
     value, *influences = generator.plug_in(*fixed, *weights)
-    variance = sum(
-        jnp.sum(weight**2 * (total - weighted_mean(total, weight)) ** 2)
+    terms = [
+        weight * (total - weighted_mean(total, weight))
         for weight, total in zip(
             weights, _recalibrated(fit, generator, influences, fixed), strict=True
         )
-    )
+    ]
+    variance = _variance_of_sum(terms, fit.groups)
     diagnostics = _diagnostics(fit)
     excess = 0.75 * jnp.maximum(diagnostics.generalization_gap, 0)
     variance = variance + (4 * generator.h(jnp.zeros_like(excess)) * excess) ** 2
@@ -321,6 +322,16 @@ def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> 
     size = diagnostics.effective_sample_size
     error = jnp.sqrt(variance) / unit
     return normal_estimate(value / unit, error, size, diagnostics, level)
+
+
+def _variance_of_sum(terms: list[Array], groups: Any) -> Float[Array, ""]:
+    """Of independent terms of mean zero; of groups of them, which depend on each other within."""
+    if groups is not None:
+        totals = jnp.zeros(sum(len(term) for term in terms), terms[0].dtype)
+        for term, of in zip(terms, groups, strict=True):
+            totals = totals.at[of].add(term)
+        terms = [totals]
+    return jnp.sum(jnp.stack([jnp.sum(term**2) for term in terms]))
 
 
 @functools.partial(jax.jit, static_argnums=1)

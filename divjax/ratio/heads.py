@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core import linalg, networks, training
 from divjax.core.checks import (
@@ -28,6 +28,7 @@ from divjax.ratio.logistic import Linear, Quadratic, RandomFourier
 from divjax.ratio.types import (
     Fold,
     Head,
+    check_fold,
     cross_entropy,
     is_parametric,
     num_rows,
@@ -64,8 +65,8 @@ class Zero:
         return ()
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        """0."""
-        return jnp.zeros_like(z[:, 0])
+        """0, and NaN for rows that hold NaN."""
+        return nan_unless(~jnp.isnan(z).any(axis=1), jnp.zeros_like(z[:, 0]))
 
 
 @pytree
@@ -114,7 +115,8 @@ class Average:
 
         losses = jnp.stack([loss(*fitted) for fitted in zip(self.heads, params, strict=True)])
         rows = num_rows(*fold.validation.weights)
-        return params, jax.nn.softmax(-rows * losses), limit
+        weights = jax.nn.softmax(-rows * losses)
+        return params, nan_unless(~_any_nan(self.heads), weights), limit
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The weighted mean of the log ratios."""
@@ -158,13 +160,22 @@ class Tuned:
             params = head.fit(key, fold)
             return (head, params), validation_loss(head, params, fold)
 
-        fitted, losses = jax.vmap(one)(self.head)
-        return jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], fitted)
+        (settings, params), losses = jax.vmap(one)(self.head)
+        best, params = jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], (settings, params))
+        # An invalid setting is an error of the user's, not one that others are better than.
+        spoil = lambda leaf: nan_unless(~_any_nan(self.head), leaf)
+        return best, jax.tree.map(spoil, params)
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The best setting's log ratio."""
         head, own = params
         return head(own, z)
+
+
+def _any_nan(heads: Any) -> Bool[Array, ""]:
+    """Whether a hyper-parameter is NaN. A head without likelihood has no part in an average."""
+    leaves = [jnp.isnan(jnp.asarray(leaf)).any() for leaf in jax.tree.leaves(heads)]
+    return jnp.asarray(leaves).any() if leaves else jnp.array(False)
 
 
 @pytree
@@ -194,6 +205,7 @@ class GaussianDiscriminant:
     def fit(self, key: Key[Array, ""], fold: Fold) -> Any:
         """Both Gaussians' means and inverse Cholesky factors."""
         p, q, weights_p, weights_q = fold.train
+        check_fold(fold)
         grid = jnp.ravel(jnp.asarray(self.shrinkage, p.dtype))
 
         def one(shrinkage):
@@ -221,6 +233,7 @@ def _gaussian(
 ) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
     """The mean, and the lower-triangular W with W C Wᵀ = 1 for the shrunk covariance C."""
     d, dtype = x.shape[1], x.dtype
+    x = jnp.where(weights[:, None] > 0, x, 0)
     mean = weights @ x
     centered = jnp.sqrt(weights)[:, None] * (x - mean)
     # Σw² of the mass is lost to the mean, 1/n of it for equal weights.
@@ -303,6 +316,7 @@ class Network:
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, PyTree[Array]]:
         """The parameters of the start and of the network."""
+        check_fold(fold)
         start_key, init_key, fit_key = jax.random.split(key, 3)
         start = self.start.fit(start_key, fold)
         p, q, *weights = fold.train
@@ -378,7 +392,7 @@ def row_sampler(*weights: Float[Array, " n"]) -> Callable[[Key[Array, ""], int],
 
     def draw(key: Key[Array, ""], count: int) -> list[Array]:
         uniform = jax.random.uniform(key, (len(weights), count), weights[0].dtype)
-        quantiles = (jnp.arange(count) + uniform) / count
+        quantiles = (jnp.arange(count, dtype=uniform.dtype) + uniform) / count
         return [
             jnp.minimum(jnp.searchsorted(mass, level * mass[-1]), mass.shape[0] - 1)
             for mass, level in zip(cumulative, quantiles, strict=True)

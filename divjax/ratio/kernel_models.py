@@ -13,16 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from divjax.core.checks import (
-    check_full_precision,
     check_key,
     check_matrix,
     check_positive,
     check_same_features,
-    check_shape,
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
-from divjax.ratio.types import Fold
+from divjax.ratio.types import Fold, check_fold
 
 __all__ = ["KernelRatio", "median_distance"]
 
@@ -118,11 +116,7 @@ def draw_basis(
     """
     check_key(key)
     p, q, weights_p, weights_q = fold.train
-    check_matrix(p=p, q=q)
-    check_same_features(p, q, ("p", "q"))
-    check_full_precision("p", p)
-    check_shape("weights_p", weights_p, p.shape[0])
-    check_shape("weights_q", weights_q, q.shape[0])
+    check_fold(fold)
     weights = _stop(weights_p)
     size = min(num_centers, p.shape[0])
     noise = jax.random.gumbel(key, weights.shape, weights.dtype)

@@ -13,7 +13,7 @@ from divjax.core.checks import check_count, check_nonnegative, check_positive
 from divjax.core.linalg import cho_solve, cholesky
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
-from divjax.ratio.types import Fold, num_rows, validation_loss
+from divjax.ratio.types import Fold, check_fold, num_rows, validation_loss
 
 __all__ = ["Linear", "Quadratic", "RandomFourier", "newton_logistic"]
 
@@ -36,6 +36,7 @@ class _Logistic:
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Float[Array, " m"]]:
         """The basis, and the coefficients under the ridge that the validation rows prefer."""
+        check_fold(fold)
         basis = self._basis(key, fold)
         weights = fold.train.weights
         phi_p, phi_q = (self._features(basis, z) for z in (fold.train.p, fold.train.q))

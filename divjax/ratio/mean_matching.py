@@ -99,7 +99,7 @@ def project_box_slab(
     low, high = jax.lax.fori_loop(0, 30, halve, (jnp.min(v) - bound, jnp.max(v)))
     shift = 0.5 * (low + high)
     # On the entries between the bounds the mean is linear in the shift.
-    slope = jnp.dot(masses, (v > shift) & (v < shift + bound))
+    slope = jnp.dot(masses, ((v > shift) & (v < shift + bound)).astype(v.dtype))
     exact = shift + (mean(shift) - target) / jnp.where(slope > 0, slope, 1)
     shift = jnp.where(slope > 0, jnp.clip(exact, low, high), shift)
     return jnp.clip(v - jnp.where(here == target, 0, shift), 0, bound)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from divjax.core.checks import check_count
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.heads import Network, convex_heads, row_sampler
-from divjax.ratio.types import Fold, Head, Rows, cross_entropy, is_parametric
+from divjax.ratio.types import Fold, Head, Rows, check_fold, cross_entropy, is_parametric
 
 __all__ = ["Telescoping"]
 
@@ -50,6 +50,7 @@ class Telescoping:
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Any]:
         """All bridges' starts, and the network."""
+        check_fold(fold)
         pair_key, start_key, init_key, fit_key = jax.random.split(key, 4)
         p, q, *weights = fold.train
         start = self._start(p.shape[1])

@@ -7,6 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from divjax.core.checks import (
+    check_full_precision,
+    check_matrix,
+    check_same_features,
+    check_shape,
+)
 from divjax.core.simplex import effective_sample_size
 
 __all__ = [
@@ -14,6 +20,7 @@ __all__ = [
     "Head",
     "Parametric",
     "Rows",
+    "check_fold",
     "cross_entropy",
     "is_parametric",
     "num_rows",
@@ -92,6 +99,16 @@ def is_parametric(head: Any) -> bool:
     return isinstance(head, Parametric) and head.parametric
 
 
+def check_fold(fold: Fold) -> None:
+    """Raise `ValueError` unless the training rows are two non-empty samples in full precision."""
+    p, q, *weights = fold.train
+    check_matrix(p=p, q=q)
+    check_same_features(p, q, ("p", "q"))
+    check_full_precision("p", p)
+    check_shape("weights_p", weights[0], p.shape[0])
+    check_shape("weights_q", weights[1], q.shape[0])
+
+
 def cross_entropy(
     log_ratio_p: Float[Array, " n"],
     log_ratio_q: Float[Array, "..."],
@@ -105,7 +122,10 @@ def cross_entropy(
     """
 
     def mean(losses, weights):
-        return jnp.mean(losses) if weights is None else jnp.sum(weights * losses)
+        if weights is None:
+            return jnp.mean(losses)
+        # A row of weight zero may have any loss.
+        return jnp.sum(jnp.where(weights == 0, 0, weights * losses))
 
     under_p = mean(jax.nn.softplus(-log_ratio_p), weights_p)
     return (under_p + mean(jax.nn.softplus(log_ratio_q), weights_q)) / 2

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from divjax import fdiv, ratio
 from divjax.ratio import heads, variational
-from tests.contract.promises import Promises, Row, of_samples, of_scores, samples
+from tests.contract.edges import Edges
+from tests.contract.promises import Row, of_samples, of_scores, samples
 
 NETWORK = heads.Network(hidden=(4,), num_steps=4, num_checks=2, batch_size=4)
 
@@ -44,24 +45,52 @@ def _divergence_bound(method, key, x, weights):
 
 
 ROWS = {
-    "ratio.heads.Zero": Row(heads.Zero(), _head, "equivariant", smooth=False),
-    "ratio.heads.Linear": Row(heads.Linear(0.5), _head, "equivariant", smooth=False),
+    "ratio.heads.Zero": Row(
+        heads.Zero(),
+        _head,
+        "equivariant",
+        smooth=False,
+        weighted=True,
+        infinite="the constant zero",
+    ),
+    "ratio.heads.Linear": Row(
+        heads.Linear(0.5), _head, "equivariant", smooth=False, weighted=True, positive=(0,)
+    ),
     "ratio.heads.Quadratic": Row(
-        heads.Quadratic((0.5, 5.0)), _head, "equivariant", smooth=False, slow=True
+        heads.Quadratic((0.5, 5.0)),
+        _head,
+        "equivariant",
+        smooth=False,
+        slow=True,
+        weighted=True,
+        positive=(0, 1),
     ),
     "ratio.heads.GaussianDiscriminant": Row(
-        heads.GaussianDiscriminant(0.2), _head, "equivariant", smooth=False, slow=True
+        heads.GaussianDiscriminant(0.2),
+        _head,
+        "equivariant",
+        smooth=False,
+        slow=True,
+        weighted=True,
+        positive=(0,),
     ),
     "ratio.heads.RandomFourier": Row(
-        heads.RandomFourier(num_features=10), _head, "equivariant", smooth=False, slow=True
+        heads.RandomFourier(num_features=10),
+        _head,
+        "equivariant",
+        smooth=False,
+        slow=True,
+        weighted=True,
+        positive=(0, 1, 2, 3),
     ),
-    "ratio.heads.Network": Row(NETWORK, _head, "random", smooth=False),
+    "ratio.heads.Network": Row(NETWORK, _head, "random", smooth=False, positive=(0, 1)),
     "ratio.heads.Average": Row(
         heads.Average((heads.Linear(0.5), heads.GaussianDiscriminant(0.2))),
         _head,
         "equivariant",
         smooth=False,
         slow=True,
+        weighted=True,
     ),
     "ratio.heads.Tuned": Row(
         heads.Tuned(heads.Linear(jnp.array([0.5, 5.0]))),
@@ -69,33 +98,59 @@ ROWS = {
         "equivariant",
         smooth=False,
         slow=True,
+        weighted=True,
+        positive=(0,),
     ),
-    "ratio.heads.Auto": Row(heads.Auto(NETWORK), _head, "random", smooth=False, slow=True),
+    "ratio.heads.Auto": Row(
+        heads.Auto(NETWORK), _head, "random", smooth=False, slow=True, positive=(0,)
+    ),
     "ratio.heads.convex_heads": Row(
-        heads.convex_heads(2), _head, "equivariant", smooth=False, slow=True
+        heads.convex_heads(2), _head, "equivariant", smooth=False, slow=True, weighted=True
     ),
     "ratio.Telescoping": Row(
-        ratio.Telescoping(2, heads.Linear(0.5), NETWORK), _head, "random", smooth=False, slow=True
+        ratio.Telescoping(2, heads.Linear(0.5), NETWORK),
+        _head,
+        "random",
+        smooth=False,
+        slow=True,
+        positive=(0, 1, 2),
     ),
     "ratio.LeastSquaresHead": Row(
-        ratio.LeastSquaresHead((0.5,), (0.1,), 0.2), _head, "random", smooth=False, slow=True
+        ratio.LeastSquaresHead((0.5,), (0.1,), 0.2),
+        _head,
+        "random",
+        smooth=False,
+        slow=True,
+        positive=(0, 1, 2, 3),
     ),
-    "ratio.KLIEPHead": Row(ratio.KLIEPHead((0.5,)), _head, "random", smooth=False, slow=True),
+    "ratio.KLIEPHead": Row(
+        ratio.KLIEPHead((0.5,)), _head, "random", smooth=False, slow=True, positive=(0, 1)
+    ),
     "ratio.ClassifierRatio": Row(
         ratio.ClassifierRatio(heads.Linear(0.5), num_folds=2),
         _estimator,
         "random",
         smooth=False,
         slow=True,
+        weighted=True,
+        sampled=True,
+        positive=(0,),
     ),
-    "ratio.classifier_kl": Row((), _classifier(ratio.classifier_kl), "random", False, slow=True),
-    "ratio.classifier_js": Row((), _classifier(ratio.classifier_js), "random", False, slow=True),
+    "ratio.classifier_kl": Row(
+        (), _classifier(ratio.classifier_kl), "random", False, slow=True, sampled=True
+    ),
+    "ratio.classifier_js": Row(
+        (), _classifier(ratio.classifier_js), "random", False, slow=True, sampled=True
+    ),
     "ratio.TelescopingRatio": Row(
         ratio.TelescopingRatio(ratio.Telescoping(2, heads.Linear(0.5), None), num_folds=2),
         _estimator,
         "random",
         smooth=False,
         slow=True,
+        weighted=True,
+        sampled=True,
+        positive=(0,),
     ),
     "ratio.LeastSquaresRatio": Row(
         ratio.LeastSquaresRatio(ratio.LeastSquaresHead((0.5,), (0.1,)), num_folds=2),
@@ -103,6 +158,9 @@ ROWS = {
         "random",
         smooth=False,
         slow=True,
+        weighted=True,
+        sampled=True,
+        positive=(0, 1, 2, 3),
     ),
     "ratio.KLIEP": Row(
         ratio.KLIEP(ratio.KLIEPHead((0.5,)), num_folds=2),
@@ -110,11 +168,16 @@ ROWS = {
         "random",
         smooth=False,
         slow=True,
+        weighted=True,
+        sampled=True,
+        positive=(0, 1),
     ),
     "ratio.KernelMeanMatching": Row(
         ratio.KernelMeanMatching(0.9, 5.0, num_steps=50),
         of_samples(lambda x, y, w, m: m.fit(x, y, w).mmd),
         smooth=False,
+        sampled=True,
+        positive=(0, 1, 2, 3),
     ),
     "ratio.DivergenceBound": Row(
         ratio.DivergenceBound(hidden=(4,), num_steps=2, num_checks=1, num_groups=2),
@@ -122,6 +185,8 @@ ROWS = {
         "random",
         smooth=False,
         slow=True,
+        sampled=True,
+        positive=(0,),
     ),
     "ratio.MutualInformationBound": Row(
         ratio.MutualInformationBound(
@@ -131,6 +196,8 @@ ROWS = {
         "random",
         smooth=False,
         slow=True,
+        sampled=True,
+        positive=(0, 1),
     ),
     "ratio.split_scores": Row(
         (),
@@ -141,7 +208,10 @@ ROWS = {
     ),
     **{
         f"ratio.variational.{bound.__name__}": Row(
-            (), of_scores(lambda m, p, q, w, bound=bound: bound(p, q))
+            (),
+            of_scores(lambda m, p, q, w, bound=bound: bound(p, q)),
+            sampled=True,
+            infinite="a critic may be certain",
         )
         for bound in (
             variational.mean_log_ratio,
@@ -153,33 +223,63 @@ ROWS = {
     "ratio.variational.conjugate_dual": Row(
         fdiv.Alpha(0.6),
         of_scores(lambda m, p, q, w: variational.conjugate_dual(jnp.tanh(p), jnp.tanh(q), m)),
+        sampled=True,
+        infinite="the hyperbolic tangent is bounded",
     ),
     "ratio.variational.smile": Row(
-        2.0, of_scores(lambda m, p, q, w: variational.smile(p, q, m)), "invariant"
+        2.0,
+        of_scores(lambda m, p, q, w: variational.smile(p, q, m)),
+        "invariant",
+        sampled=True,
+        positive=(0,),
+        infinite="critic values are clipped",
     ),
     "ratio.variational.f_dual": Row(
-        fdiv.Alpha(0.6), of_scores(lambda m, p, q, w: variational.f_dual(p, q, m)), "invariant"
+        fdiv.Alpha(0.6),
+        of_scores(lambda m, p, q, w: variational.f_dual(p, q, m)),
+        "invariant",
+        sampled=True,
+        infinite="critic values are clipped",
     ),
     "ratio.variational.kl_from_js": Row(
-        (), of_scores(lambda m, p, q, w: variational.kl_from_js(p, q)), "invariant"
+        (),
+        of_scores(lambda m, p, q, w: variational.kl_from_js(p, q)),
+        "invariant",
+        sampled=True,
+        infinite="a critic may be certain",
     ),
     "ratio.variational.info_nce": Row(
-        (), of_scores(lambda m, p, q, w: variational.info_nce(p, q)), "invariant"
+        (),
+        of_scores(lambda m, p, q, w: variational.info_nce(p, q)),
+        "invariant",
+        sampled=True,
+        infinite="a critic may be certain",
     ),
     "ratio.variational.interpolated_nce": Row(
         (0.6, 0.2),
         of_scores(lambda m, p, q, w: variational.interpolated_nce(p, q, *m)),
+        sampled=True,
+        positive=(0,),
+        infinite="critic values are clipped",
     ),
     "ratio.variational.MINE": Row(
         variational.MINE(0.3),
         of_scores(lambda m, p, q, w: m(p, q, m.init(p.dtype))[0]),
         smooth=False,
+        sampled=True,
+        positive=(0,),
+        infinite="a critic may be certain",
     ),
     "ratio.ties": Row(
-        (), of_samples(lambda x, y, w, m: ratio.ties(x, y).lattice), "invariant", smooth=False
+        (),
+        of_samples(lambda x, y, w, m: ratio.ties(x, y).lattice),
+        "invariant",
+        smooth=False,
+        sampled=True,
+        infinite="infinite values are equal to each other",
     ),
 }
 
 
-class TestRatio(Promises):
+class TestRatio(Edges):
     rows = ROWS

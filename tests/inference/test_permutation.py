@@ -252,6 +252,12 @@ def test_dtypes_are_kept(dtype):
             assert {leaf.dtype for leaf in floats} == {jnp.dtype(dtype)}
 
 
+def test_rows_may_be_lists_and_integers():
+    x, y = [3, 4, 5, 6], np.array([0, 1, 2])
+    expected = permutation_test(KEY, difference, jnp.array([3.0, 4, 5, 6]), jnp.array([0.0, 1, 2]))
+    np.testing.assert_array_equal(permutation_test(KEY, difference, x, y).null, expected.null)
+
+
 def test_rows_may_be_of_any_shape():
     images = jax.random.normal(KEY, (12, 4, 4))
     statistic = lambda x, y: jnp.abs(jnp.mean(x) - jnp.mean(y))
@@ -270,6 +276,10 @@ def test_rows_may_be_of_any_shape():
             r"statistic must return a scalar; got shape \(3,\)",
         ),
         (lambda: permutation_test(KEY, difference, jnp.ones(0), jnp.ones(3)), "x must have at"),
+        (
+            lambda: permutation_test(KEY, difference, jnp.ones(2), ["a", "b"]),
+            "y must hold real numbers; got entries of type str",
+        ),
         (
             lambda: permutation_test(KEY, difference, jnp.ones((3, 2)), jnp.ones((3, 1))),
             "x and y must have rows of the same shape",

@@ -110,3 +110,17 @@ def test_groups_that_are_refused_or_flagged():
         shared.two_sample_test(KEY)
     test = jax.jit(lambda fit: fit.two_sample_test(KEY))(fit)
     assert test.status in (Status.INVALID_INPUT, Status.CONVERGED)
+
+
+def test_errors_are_those_of_groups():
+    """Five copies of each row are worth one row."""
+    p, q = jax.random.normal(jax.random.key(6), (2, 300, 2))
+    p = p.at[:, 0].add(1)
+    method = ClassifierRatio(h.Linear(0.5), num_folds=2)
+    plain = method.fit(KEY, p, q).kl()
+    copied = [jnp.repeat(x, 5, axis=0) for x in (p, q)]
+    names = np.repeat(np.arange(600), 5)
+    grouped = method.fit(KEY, *copied, groups=(names[:1500], names[1500:])).kl()
+    alone = method.fit(KEY, *copied).kl()
+    np.testing.assert_allclose(grouped.std_error, plain.std_error, rtol=0.2)
+    assert alone.std_error < 0.6 * plain.std_error

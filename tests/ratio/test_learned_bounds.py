@@ -208,7 +208,7 @@ X = jnp.zeros((200, 2))
             lambda: MutualInformationBound().fit(jax.random.key(0), X[:9], X[:9]),
             "x must hold at least 160",
         ),
-        (lambda: MutualInformationBound().fit(jax.random.key(0), X[0], X), "x must be a non-empty"),
+        (lambda: MutualInformationBound().fit(jax.random.key(0), X[0], X), "x must be a matrix"),
         (lambda: MutualInformationBound().fit(0, X, X), "key must be"),
     ],
 )

@@ -242,7 +242,7 @@ def test_results_and_gradients_are_finite_at_extremes_and_flags_tell():
             "num_steps must be an integer of at least 1; got 0",
         ),
         (lambda p: KernelMeanMatching().fit(p, p[:0]), "q must be a non-empty matrix"),
-        (lambda p: KernelMeanMatching().fit(p[0], p), "p must be a non-empty matrix"),
+        (lambda p: KernelMeanMatching().fit(p[0], p), "p must be a matrix"),
         (lambda p: KernelMeanMatching().fit(p, p[:, :1]), "p and q must have the same number"),
         (lambda p: KernelMeanMatching().fit(p, p, jnp.ones(2)), r"weights_p must have shape \(3,"),
         (

@@ -47,11 +47,11 @@ def test_a_typing_error_moves_an_estimate_by_its_share(name):
     assert abs(clean_js.value - 0.161) < 3 * clean_js.std_error + 0.02
     for bad in (999999.0, -999999.0, -3e38):
         js, kl = both(RATIOS[name].fit(KEY, p.at[0, 0].set(bad), q))
-        # At five deviations a linear log ratio is wrong by 5½ nats; that of vanishing kernels is
-        # the logarithm of their floor, −13.8.
-        wrong = 13.8 if name in ("least squares", "kliep") else 5.5
+        # At five deviations a linear log ratio is wrong by 5½ nats, a quadratic one by some more;
+        # that of vanishing kernels is the logarithm of their floor, −13.8.
+        wrong = {"linear": 5.5, "least squares": 13.8, "kliep": 13.8}.get(name, 9.0)
         assert abs(js.value - clean_js.value) < 0.002 + wrong / 2000 / np.log(2)
-        assert abs(kl.value - clean_kl.value) < 0.025 + wrong / 1000
+        assert abs(kl.value - clean_kl.value) < 0.03 + wrong / 1000
         assert js.diagnostics.finite
 
 
@@ -131,14 +131,16 @@ def test_mutual_information_of_pairs_with_a_typing_error(bad):
     x, y = correlated()
     for pair in ((x.at[0].set(bad), y), (x, y.at[0].set(bad))):
         estimate = mutual(KEY, *pair).estimate("dv")
-        assert abs(estimate.value - mutual(KEY, x, y).estimate("dv").value) < 0.06
+        # At a tenth of the default's steps and ten times its rate.
+        assert abs(estimate.value - mutual(KEY, x, y).value("dv")) < 0.1
+        assert estimate.std_error < 0.1
 
 
 def test_mutual_information_is_that_of_monotone_functions():
-    """Of e^{4y}, of which the largest of 2000 is a million times the median, as of y."""
+    """Of e^{2y}, of which the largest of 2000 is a thousand times the median, as of y."""
     x, y = correlated()
-    estimate = mutual(KEY, x, jnp.exp(4 * y)).estimate("dv")
-    assert abs(estimate.value - 0.511) < 0.15
+    value = mutual(KEY, x, jnp.exp(2 * y)).value("dv")
+    assert abs(value - mutual(KEY, x, y).value("dv")) < 0.08
 
 
 def test_a_divergence_bound_with_a_typing_error():
@@ -169,11 +171,12 @@ match = ratio.KernelMeanMatching().fit
 
 
 def test_matched_weights_see_all_features_whatever_their_units():
-    """Of q wider than p in the second feature, of which the first, a thousand times as large."""
+    """The first feature, in which the samples differ, is a million times the second or alike."""
     p, q = samples(300)
     plain, scaled = (match(p * unit, q * unit) for unit in (jnp.ones(2), jnp.array([1e3, 1e-3])))
-    np.testing.assert_allclose(plain.weights, scaled.weights, atol=0.02)
-    np.testing.assert_allclose(plain.mmd, scaled.mmd, atol=1e-4)
+    assert np.corrcoef(plain.weights, scaled.weights)[0, 1] > 0.99
+    np.testing.assert_allclose(plain.mmd, scaled.mmd, atol=1e-3)
+    assert abs(jnp.mean(scaled.weights * q[:, 0]) - jnp.mean(p[:, 0])) < 0.2
 
 
 def test_matched_weights_with_a_typing_error():
@@ -192,3 +195,63 @@ def test_matched_weights_with_a_typing_error():
         assert jnp.isnan(flagged.weights).any()
         # A kernel of a given bandwidth vanishes at infinity.
         assert not ratio.KernelMeanMatching(1.0, num_steps=5).fit(p, q.at[0, 0].set(bad)).converged
+
+
+@pytest.mark.parametrize("offset", [1e8])
+def test_bounds_and_weights_of_double_precision_far_from_zero(offset):
+    """In float32 nothing would be left of the samples; new points are centred alike."""
+    x, y = (np.asarray(rows, np.float64) for rows in correlated())
+    plain, moved = mutual(KEY, x, y), mutual(KEY, x + offset, y - offset)
+    np.testing.assert_allclose(moved.value("dv"), plain.value("dv"), atol=0.02)
+    z = np.array([[0.5, 0.5], [1.0, -1.0]])
+    at = moved.critic(z + np.array([offset, -offset]))
+    np.testing.assert_allclose(at, plain.critic(z), atol=0.2)
+    assert at[0] > at[1] + 1
+    p, q = (np.asarray(rows, np.float64) for rows in samples(300))
+    weights = match(p + offset, q + offset).weights
+    assert np.corrcoef(weights, match(p, q).weights)[0, 1] > 0.99
+    p, q = (np.asarray(rows, np.float64) for rows in samples(2000))
+    far = divergence(KEY, p + offset, q + offset).value("js")
+    np.testing.assert_allclose(far, divergence(KEY, p, q).value("js"), atol=5e-3)
+
+
+def test_samples_of_two_dtypes_are_one():
+    with jax.enable_x64(True):
+        x, y = correlated(400)
+        x, y = x.astype(jnp.float32), y.astype(jnp.float64)
+        small = {"hidden": (4,), "num_steps": 2, "num_checks": 1}
+        for bound in (ratio.MutualInformationBound(**small), ratio.DivergenceBound(**small)):
+            fit = jax.eval_shape(bound.fit, KEY, x, y)
+            assert fit.u_p.dtype == fit.u_q.dtype == jnp.float64
+        fit = jax.eval_shape(lambda *args: RATIOS["fourier"].fit(KEY, *args), x, y)
+        assert fit.log_ratio_p.dtype == jnp.float64
+        assert jax.eval_shape(match, x, y).mmd.dtype == jnp.float64
+        # Fourier features of float32 stay so, also where float64 exists.
+        narrow = jax.eval_shape(lambda *args: RATIOS["fourier"].fit(KEY, *args), x, x)
+        assert narrow.log_ratio_p.dtype == jnp.float32
+
+
+def test_messages_name_the_argument_and_never_print_data():
+    p, q = samples(300)
+    bound = ratio.DivergenceBound()
+    for call, message in (
+        (lambda: match(KEY, p, q), "p must be samples; got a key"),
+        (lambda: bound.fit(p, q), r"key must be one typed key.*of shape \(300, 2\)"),
+        (lambda: bound.fit(KEY, p), "y is missing"),
+        (lambda: ratio.classifier_kl(p, q), "key must be one typed key"),
+        (lambda: match(p, [["a", "b"]]), "q must hold real numbers"),
+        (lambda: match(p.astype(jnp.float16), q.astype(jnp.float16)), "float32 or float64"),
+        (lambda: bound.fit(KEY, p.astype(jnp.bfloat16), q.astype(jnp.bfloat16)), "float32"),
+    ):
+        with pytest.raises(ValueError, match=message) as raised:
+            call()
+        assert len(str(raised.value)) < 200
+
+
+def test_fits_print_without_their_arrays():
+    p, q = samples(300)
+    small = ratio.DivergenceBound(hidden=(4,), num_steps=2, num_checks=1)
+    fit = small.fit(KEY, p, q)
+    for result in (fit, fit.critic, fit.estimate(), match(p, q)):
+        assert 20 < len(repr(result)) < 600
+        assert repr(result).count("\n") < 3
