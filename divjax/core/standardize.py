@@ -190,16 +190,17 @@ def _quantiles(
     beyond = jnp.minimum(jnp.maximum(jnp.asarray(levels, dtype), least), 0.25)
     gaussian = -jax.scipy.special.ndtri(beyond)[:, None]
 
+    half = jnp.full(1, 0.5, dtype)
+
     def of_feature(column):
-        low, middle, high = (
-            _weighted_quantiles(column, weights, level)
-            for level in (beyond, jnp.full(1, 0.5, dtype), 1 - beyond)
-        )
-        deviation = jnp.abs(column - middle)
+        every = jnp.concatenate([half, beyond, 1 - beyond])
+        median, *tails = _weighted_quantiles(column, weights, every)
+        low, high = jnp.stack(tails).reshape(2, -1)
+        deviation = jnp.abs(column - median)
         deviates = jnp.where(deviation > 0, weights, 0)
         share = jnp.sum(deviates) / jnp.sum(weights)
-        rare = _weighted_quantiles(deviation, deviates, jnp.full(1, 0.5, dtype))
-        return low, middle[0], high, jnp.where(share > 0, rare[0], 0), share
+        rare = _weighted_quantiles(deviation, deviates, half)[0]
+        return low, median, high, jnp.where(share > 0, rare, 0), share
 
     column = jnp.where(used[:, None], x, x[jnp.argmax(used)])
     low, median, high, rare, share = jax.vmap(of_feature, 1, -1)(column)

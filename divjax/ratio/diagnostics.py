@@ -153,6 +153,6 @@ def _repetitions(
 
     def share(of: int, among: int, least: int) -> Float[Array, ""]:
         repeated = own[of] & (in_group[among] >= least)
-        return jnp.sum(repeated).astype(x.dtype) / jnp.sum(own[of])
+        return jnp.sum(repeated).astype(x.dtype) / jnp.sum(own[of]).astype(x.dtype)
 
     return share(0, 0, 2), share(1, 1, 2), share(0, 1, 1), share(1, 0, 1)

@@ -7,6 +7,7 @@ start at the average of several convex fits.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -163,8 +164,8 @@ class Tuned:
         (settings, params), losses = jax.vmap(one)(self.head)
         best, params = jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], (settings, params))
         # An invalid setting is an error of the user's, not one that others are better than.
-        spoil = lambda leaf: nan_unless(~_any_nan(self.head), leaf)
-        return best, jax.tree.map(spoil, params)
+        valid = ~_any_nan(self.head)
+        return best, jax.tree.map(lambda leaf: jnp.where(valid, leaf, _invalid(leaf)), params)
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The best setting's log ratio."""
@@ -174,8 +175,17 @@ class Tuned:
 
 def _any_nan(heads: Any) -> Bool[Array, ""]:
     """Whether a hyper-parameter is NaN. A head without likelihood has no part in an average."""
-    leaves = [jnp.isnan(jnp.asarray(leaf)).any() for leaf in jax.tree.leaves(heads)]
-    return jnp.asarray(leaves).any() if leaves else jnp.array(False)
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(heads)]
+    numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return functools.reduce(
+        jnp.logical_or, (jnp.isnan(leaf).any() for leaf in numbers), jnp.array(False)
+    )
+
+
+def _invalid(leaf: Array) -> Array:
+    """NaN, of which only floating-point parameters have one."""
+    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jnp.full_like(leaf, jnp.nan) if floating else leaf
 
 
 @pytree
