@@ -66,7 +66,11 @@ class Fold(NamedTuple):
 
 @runtime_checkable
 class Head(Protocol):
-    """A model of the log ratio u(z) = log p(z)/q(z): a pytree that vmaps over folds."""
+    """A model of the log ratio u(z) = log p(z)/q(z): a pytree that vmaps over folds.
+
+    What it sees are standardised features. One whose family must be exact in the features
+    themselves, such as a linear one, is `Parametric` too.
+    """
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
         """The fitted parameters, of the same structure and shapes for every fold."""
