@@ -16,6 +16,7 @@ from divjax.fdiv.inequalities import safe_sqrt
 from divjax.fdiv.special import as_floats
 
 __all__ = [
+    "LARGEST_STAKE",
     "Bounded",
     "betting_lower_bound",
     "betting_upper_bound",
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 # The largest share of the capital that is staked on one value (Waudby-Smith and Ramdas, c).
-_LARGEST_BET = 0.75
+LARGEST_STAKE = 0.75
 
 
 class Bounded(NamedTuple):
@@ -67,6 +68,11 @@ def _check(sample: Bounded, confidence: ArrayLike) -> tuple[Array, Array, Array,
             raise ValueError(
                 f"mask must be booleans of shape {shape}; got {dtype} of shape {jnp.shape(mask)}."
             )
+    if not {jnp.shape(lower), jnp.shape(upper)} <= {(), shape}:
+        raise ValueError(
+            f"lower and upper must be numbers or of shape {shape}; got shapes {jnp.shape(lower)} "
+            f"and {jnp.shape(upper)}."
+        )
     numbers = (int, float)
     if isinstance(lower, numbers) and isinstance(upper, numbers) and not lower < upper:
         raise ValueError(f"lower must be below upper; got {lower} and {upper}.")
@@ -114,7 +120,8 @@ def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) ->
 
     Returns:
         The bound, at least Σ lower_k, which it is where a sample has fewer than two rows; NaN where
-        a value that counts lies outside of its interval or is NaN.
+        a value that counts lies outside of its interval or is NaN, or a traced confidence outside
+        of (0, 1).
 
     Raises:
         ValueError: if there is no sample, a shape does not fit, or a Python number for the
@@ -134,7 +141,8 @@ def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) ->
     if not samples:
         raise ValueError("samples must hold at least one Bounded; got none.")
     moments = [_moments(sample, confidence) for sample in samples]
-    log_term = math.log(2) - jnp.log1p(-as_floats(confidence, samples[0].values)[0])
+    confidence = as_floats(confidence, samples[0].values)[0]
+    log_term = math.log(2) - jnp.log1p(-confidence)
     pairs = [jnp.maximum(m.size * (m.size - 1), 1) for m in moments]
     spread = sum(m.variance / jnp.maximum(m.size, 1) for m in moments)
     a = jnp.stack([m.width**2 / pair for m, pair in zip(moments, pairs, strict=True)]).max()
@@ -146,7 +154,8 @@ def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) ->
     bound = jnp.sum(jnp.stack([m.mean for m in moments])) - radius
     enough = jnp.stack([m.size > 1 for m in moments]).all()
     bound = jnp.where(enough, jnp.maximum(bound, least), least)
-    return jnp.where(jnp.stack([m.legal for m in moments]).all(), bound, jnp.nan)
+    legal = jnp.stack([m.legal for m in moments]).all() & (confidence > 0) & (confidence < 1)
+    return jnp.where(legal, bound, jnp.nan)
 
 
 def empirical_bernstein_lower_bound(
@@ -246,16 +255,17 @@ def betting_lower_bound(
     must not depend on them.
 
     Args:
-        values: independent draws of one distribution, or more generally values whose mean given
-            all earlier ones is the same.
-        lower: what no value can be below.
-        upper: what no value can be above.
+        values: independent draws of one distribution, or more generally values whose means, each
+            given all earlier values, are at most the number that is bounded.
+        lower: what no value can be below; one number, or one for each value.
+        upper: what no value can be above, likewise.
         confidence: the least probability that the bound holds.
         mask: which rows count; it must not depend on the values.
 
     Returns:
-        The bound, at least `lower`; NaN where a value that counts is outside of the interval. Its
-        derivative is that of the m which solves max_t K_t(m) = 1/δ.
+        The bound, at least the least `lower`; NaN where a value that counts is outside of its
+        interval or a traced confidence outside of (0, 1). Its derivative is that of the m which
+        solves max_t K_t(m) = 1/δ.
 
     Raises:
         ValueError: as `sum_of_means_lower_bound`.
@@ -271,16 +281,20 @@ def betting_lower_bound(
         Waudby-Smith, Ramdas 2024, theorem 3 and section 4.3: the capital, and λ for a fixed n.
     """
     x, lower, upper, rows = _check(Bounded(values, lower, upper, mask), confidence)
-    legal = _legal(x, lower, upper)
-    x = jnp.clip((x - lower) / (upper - lower), 0, 1)
-    target = -jnp.log1p(-as_floats(confidence, x)[0])
+    confidence = as_floats(confidence, x)[0]
+    legal = _legal(x, lower, upper) & (confidence > 0) & (confidence < 1)
+    # One unit for all values, whose own ends may lie within.
+    least = jnp.min(lower)
+    width = jnp.max(upper) - least
+    x, ends = jnp.clip((x - least) / width, 0, 1), (lower - least) / width
+    target = -jnp.log1p(-confidence)
     bets = _bets(x, rows, target)
-    root = _largest_refuted(*jax.tree.map(jax.lax.stop_gradient, (x, bets, rows, target)))
+    root = _largest_refuted(*jax.tree.map(jax.lax.stop_gradient, (x, ends, bets, rows, target)))
     # One of Newton's steps from the solution, of length zero, has the solution's derivative.
-    capital, slope = jax.value_and_grad(_log_capital)(root, x, bets, rows)
+    capital, slope = jax.value_and_grad(_log_capital)(root, x, ends, bets, rows)
     change = (capital - target) / jnp.where(root > 0, jax.lax.stop_gradient(slope), 1)
     root = root - jnp.where(root > 0, change - jax.lax.stop_gradient(change), 0)
-    return jnp.where(legal, lower + (upper - lower) * root, jnp.nan)
+    return jnp.where(legal, least + width * root, jnp.nan)
 
 
 def betting_upper_bound(
@@ -327,20 +341,24 @@ def _bets(x: Float[Array, " n"], rows: Float[Array, " n"], target: Array) -> Flo
     return jnp.sqrt(2 * target / (jnp.maximum(size[-1], 1) * variance))
 
 
-def _log_capital(m: Array, x: Array, bets: Array, rows: Array) -> Array:
+def _log_capital(m: Array, x: Array, ends: Array, bets: Array, rows: Array) -> Array:
     """The logarithm of the largest capital that betting against a mean of at most m ever gave."""
-    stakes = jnp.minimum(bets, _LARGEST_BET / jnp.where(m > 0, m, 1))
+    # A value at its lower end costs at most this share; none is lost where m is below that end.
+    loss = m - ends
+    stakes = jnp.where(
+        loss > 0, jnp.minimum(bets, LARGEST_STAKE / jnp.where(loss > 0, loss, 1)), bets
+    )
     return jnp.max(jnp.cumsum(rows * jnp.log1p(stakes * (x - m))))
 
 
-def _largest_refuted(x: Array, bets: Array, rows: Array, target: Array) -> Array:
+def _largest_refuted(x: Array, ends: Array, bets: Array, rows: Array, target: Array) -> Array:
     """The largest m whose capital reached the target, up to a rounding; 0 if none did."""
-    start = (jnp.zeros_like(target), jnp.ones_like(target), x, bets, rows, target)
+    start = (jnp.zeros_like(target), jnp.ones_like(target), x, ends, bets, rows, target)
     return jax.lax.fori_loop(0, jnp.finfo(x.dtype).nmant + 2, _halve, start)[0]
 
 
 def _halve(_, state: tuple[Array, ...]) -> tuple[Array, ...]:
-    low, high, x, bets, rows, target = state
+    low, high, x, ends, bets, rows, target = state
     middle = (low + high) / 2
-    reached = _log_capital(middle, x, bets, rows) >= target
+    reached = _log_capital(middle, x, ends, bets, rows) >= target
     return jnp.where(reached, middle, low), jnp.where(reached, high, middle), *state[2:]

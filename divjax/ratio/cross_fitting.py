@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_shape
@@ -18,6 +19,7 @@ from divjax.core.standardize import (
     mean_and_scale,
     robust_standardizer,
 )
+from divjax.ratio.certificates import HeldOut, SequentialScores, num_first_folds
 from divjax.ratio.logistic import newton_logistic
 from divjax.ratio.types import Fold, Head, Rows, cross_entropy, is_parametric, num_rows
 
@@ -67,18 +69,6 @@ class Member(NamedTuple):
         return self.standardizer.scale
 
 
-class HeldOut(NamedTuple):
-    """One split's rows, each with what the head that has not seen it says, before calibration.
-
-    Attributes:
-        log_ratio: for each row.
-        fold: the fold of each row; −1 for rows without weight.
-    """
-
-    log_ratio: Float[Array, " n"]
-    fold: Int[Array, " n"]
-
-
 class CrossFit(NamedTuple):
     """All members, with leading axes (repeat, fold), and what they say of the rows.
 
@@ -88,6 +78,7 @@ class CrossFit(NamedTuple):
         log_ratio_q: the same for q.
         held_out_p: the first split's.
         held_out_q: the same for q.
+        sequential: the first split's further scores, for certificates.
         train: the training rows' balanced cross-entropy for each member.
         validation: the same for the validation rows.
         test: the same for the fold itself, before calibration.
@@ -98,6 +89,7 @@ class CrossFit(NamedTuple):
     log_ratio_q: Float[Array, " m"]
     held_out_p: HeldOut
     held_out_q: HeldOut
+    sequential: SequentialScores
     train: Float[Array, "repeats folds"]
     validation: Float[Array, "repeats folds"]
     test: Float[Array, "repeats folds"]
@@ -139,7 +131,7 @@ def cross_fit(
     rows = Rows(p, q, weights_p, weights_q)
     fixed = jax.lax.stop_gradient(rows)
     splits = jax.vmap(lambda key: _shuffle(key, fixed.weights, groups))(keys)
-    members, train, validation = _fit_members(keys, fixed, splits, head, plan)
+    members, train, validation, sequential = _fit_members(keys, fixed, splits, head, plan)
 
     score = lambda members, split: _score_held_out(rows, members, split, head, plan)
     raw, held_out, test = jax.vmap(score)(members, splits)
@@ -158,6 +150,7 @@ def cross_fit(
         log_ratio_q=log_ratios[1],
         held_out_p=first[0],
         held_out_q=first[1],
+        sequential=jax.lax.stop_gradient(sequential),
         train=train,
         validation=validation,
         test=jax.lax.stop_gradient(test),
@@ -166,38 +159,56 @@ def cross_fit(
 
 def _fit_members(
     keys: Key[Array, " repeats"], rows: Rows, splits: Any, head: Head, plan: CrossFitting
-) -> tuple[Member, Array, Array]:
-    """The heads of all repeats and folds, with the losses of what trained and validated them."""
+) -> tuple[Member, Array, Array, SequentialScores]:
+    """The heads of all repeats and folds, with the losses of what trained and validated them.
+
+    One more head is fitted to the first split's first folds alone; it is kept by its scores.
+    """
     num_repeats, num_folds = plan.num_repeats, plan.num_folds
 
     def fit_member(task):
-        key, split, fold = task
-        _, train, validation = (part.of(*rows[:2]) for part in _parts(split, rows, fold, plan))
+        key, split, stream, tested = task
+        _, train, validation = (part.of(*rows[:2]) for part in _parts(split, rows, tested, plan))
         member = _standardizer(train, head, plan.tie_counts)
         data = Fold(
             _standardize(member, head, train, trained=True),
             _standardize(member, head, validation, trained=False),
         )
-        params = head.fit(jax.random.fold_in(key, fold), data)
+        params = head.fit(jax.random.fold_in(key, stream), data)
         check_shape("the log ratio by head", head(params, data.train.p), data.train.p.shape[0])
-        losses = [
-            cross_entropy(head(params, part.p), head(params, part.q), *part.weights)
-            for part in data
-        ]
-        return member._replace(params=params), losses
+        scores = [(head(params, part.p), head(params, part.q), *part.weights) for part in data]
+        losses = [cross_entropy(*each) for each in scores]
+        return member._replace(params=params), losses, scores[1]
 
-    repeat, fold = jnp.divmod(jnp.arange(num_repeats * num_folds), num_folds)
-    tasks = keys[repeat], jax.tree.map(lambda leaf: leaf[repeat], splits), fold
+    # A task for each repeat and fold, and last the one for the folds before `first`.
+    repeat, fold = np.divmod(np.arange(num_repeats * num_folds), num_folds)
+    tested = np.stack([fold, fold + 1])
+    first = num_first_folds(num_folds)
+    if first:
+        repeat, fold = np.append(repeat, 0), np.append(fold, num_folds)
+        tested = np.append(tested, [[first], [num_folds]], axis=1)
+    tasks = (
+        keys[repeat],
+        jax.tree.map(lambda leaf: leaf[repeat], splits),
+        jnp.asarray(fold),
+        tuple(map(jnp.asarray, tested)),
+    )
     size = (rows.p.shape[0] + rows.q.shape[0]) * (rows.p.shape[1] + 64)
     together = max(1, _BUDGET // size)
-    if together >= num_repeats * num_folds:
+    if together >= len(repeat):
         fitted = jax.vmap(fit_member)(tasks)
     else:
         fitted = jax.lax.map(fit_member, tasks, batch_size=together)
-    members, (train, validation) = jax.tree.map(
-        lambda leaf: leaf.reshape(num_repeats, num_folds, *leaf.shape[1:]), fitted
-    )
-    return members, train, validation
+
+    def by_fold(leaf):
+        return leaf[: num_repeats * num_folds].reshape(num_repeats, num_folds, *leaf.shape[1:])
+
+    members, (train, validation) = jax.tree.map(by_fold, fitted[:2])
+    last = jax.tree.map(lambda leaf: leaf[-1], fitted[0])
+    first_scores = (head(last.params, _inputs(last, head, x)) for x in rows[:2])
+    models = np.append(np.arange(num_folds), [-1] * bool(first)).astype(int)
+    sequential = SequentialScores(*first_scores, *(leaf[models] for leaf in fitted[2]))
+    return members, train, validation, sequential
 
 
 def _score_held_out(
@@ -210,7 +221,7 @@ def _score_held_out(
 
     def test(member, fold):
         """The fold's log ratios at their rows, zero at the others, and its cross-entropy."""
-        part = _parts(split, rows, fold, plan)[0]
+        part = _parts(split, rows, (fold, fold + 1), plan)[0]
         p, q, *weights = part.of(*rows[:2])
         u_p, u_q = (head(member.params, _inputs(member, head, x)) for x in (p, q))
         spread = [
@@ -228,7 +239,10 @@ def _score_held_out(
         places.fold_of(weights, plan.num_folds)
         for places, weights in zip(split, rows.weights, strict=True)
     ]
-    held_out = [HeldOut(u, fold) for u, fold in zip(jax.lax.stop_gradient(raw), folds, strict=True)]
+    held_out = [
+        HeldOut(u, fold, places.rank)
+        for u, fold, places in zip(jax.lax.stop_gradient(raw), folds, split, strict=True)
+    ]
     return raw, held_out, losses
 
 
@@ -330,29 +344,37 @@ def _shuffle_rows(key: Key[Array, ""], weights: Float[Array, " n"]) -> _Places:
 
 
 def _parts(
-    split: tuple[_Places, _Places], rows: Rows, fold: Int[Array, ""], plan: CrossFitting
+    split: tuple[_Places, _Places],
+    rows: Rows,
+    tested: tuple[Int[Array, ""], Int[Array, ""]],
+    plan: CrossFitting,
 ) -> list[_Part]:
-    """The rows of both samples that test, train and validate a fold's member."""
+    """The rows of both samples that test, train and validate a member; see `_split`."""
     each = (
-        _split(places, weights, fold, plan)
+        _split(places, weights, tested, plan)
         for places, weights in zip(split, jax.lax.stop_gradient(rows.weights), strict=True)
     )
     return [_Part(p, q, a, b) for (p, a), (q, b) in zip(*each, strict=True)]
 
 
 def _split(
-    places: _Places, weights: Float[Array, " n"], fold: Int[Array, ""], plan: CrossFitting
+    places: _Places,
+    weights: Float[Array, " n"],
+    tested: tuple[Int[Array, ""], Int[Array, ""]],
+    plan: CrossFitting,
 ) -> list[tuple[Int[Array, " size"], Float[Array, " size"]]]:
     """The rows of one sample that test, train and validate: indices and weights.
 
-    In the random order the validation rows follow the fold, and the training rows follow them.
+    In the random order the validation rows follow the tested folds, those from the first of
+    `tested` up to (without) its second, and the training rows follow them. Of several tested folds
+    only the first rows are returned.
     """
     num_folds, validation_share = plan.num_folds, plan.validation_share
     n = weights.shape[0]
     # Of a sample without groups the same for all rows.
     used = places.count if places.order is None else places.count[0]
-    # The ranks to which `fold_of` gives this fold.
-    start, stop = ((2 * k * used + num_folds - 1) // (2 * num_folds) for k in (fold, fold + 1))
+    # The ranks to which `fold_of` gives these folds.
+    start, stop = ((2 * k * used + num_folds - 1) // (2 * num_folds) for k in tested)
     others = used - (stop - start)
     # A row at least to either part, however small or large the share.
     held = jnp.clip(jnp.round(validation_share * others).astype(others.dtype), 1, others - 1)

@@ -361,6 +361,7 @@ def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
         weights_q=weights_q,
         held_out_p=fitted.held_out_p,
         held_out_q=fitted.held_out_q,
+        sequential=fitted.sequential,
         train=fitted.train,
         validation=fitted.validation,
         test=fitted.test,

@@ -23,10 +23,10 @@ from divjax.core.types import Estimate, normal_estimate, summary
 from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
 from divjax.fdiv.generators import Divergence, weighted_mean
 from divjax.fdiv.inequalities import kl_lower_bound_from_js
-from divjax.inference.concentration import Bounded, sum_of_means_lower_bound
 from divjax.inference.permutation import PermutationTest, score_permutation_test
 from divjax.inference.rank import accuracy, auc
-from divjax.ratio.cross_fitting import HeldOut, Member, ensemble_log_ratio
+from divjax.ratio.certificates import HeldOut, SequentialScores, js_lower_bound
+from divjax.ratio.cross_fitting import Member, ensemble_log_ratio
 from divjax.ratio.diagnostics import Diagnostics, Ties
 from divjax.ratio.types import cross_entropy, num_rows
 
@@ -50,6 +50,7 @@ class RatioFit:
         weights_q: the same for q.
         held_out_p: the first split's log ratios before calibration, and the rows' folds.
         held_out_q: the same for q.
+        sequential: the first split's further scores, for certified bounds.
         train: the training rows' balanced cross-entropy for each repeat and fold, in nats.
         validation: the same for the validation rows, which stopped or chose the model.
         test: the same for the fold itself.
@@ -80,6 +81,7 @@ class RatioFit:
     weights_q: Float[Array, " m"]
     held_out_p: HeldOut
     held_out_q: HeldOut
+    sequential: SequentialScores
     train: Float[Array, "repeats folds"]
     validation: Float[Array, "repeats folds"]
     test: Float[Array, "repeats folds"]
@@ -235,34 +237,41 @@ class RatioFit:
         )
 
     def certified_js(
-        self, *, confidence: ArrayLike = 0.95, clip: float = 4.0, base: ArrayLike | None = None
+        self,
+        *,
+        confidence: ArrayLike = 0.95,
+        clip: float | None = None,
+        base: ArrayLike | None = None,
     ) -> Float[Array, ""]:
-        """A number that JS(p, q) exceeds with the given probability, whatever p, q and the model.
+        """A lower confidence bound on JS(p, q), whatever p, q and the model.
 
-        For any function u, ½E_p[log 2 − log(1 + e^{−u})] + ½E_q[log 2 − log(1 + e^u)] ≤ JS. For the
-        model of one fold, clipped to ±clip, the fold's rows are independent draws of bounded terms,
-        and an empirical Bernstein bound on their means holds at every sample size. The largest of
-        the K folds' bounds at confidence 1 − (1 − confidence)/K each is returned; the folds may
-        depend on each other. Fewer folds have more rows each, and tighter bounds.
+        For any function u, ½E_p[log 2 − log(1 + e^{−u})] + ½E_q[log 2 − log(1 + e^u)] ≤ JS. Rows
+        that a model has not seen give bounded terms for it, a pair of one row of p and one of q at
+        a time, and betting against their mean holds at every sample size. A model fitted to the
+        first half of the folds, followed by that of the last fold, bets on all folds that come
+        after, with a capital that runs through; each fold's own model bets on the fold. These share
+        the error probability, one half for the former and 1/2K for each fold, and the largest bound
+        is returned. With two folds there are only the latter.
 
         Rows must be independent draws: the bound ignores their weights, and is nan where those of
         the rows that count are not equal.
 
         Args:
             confidence: of the one-sided bound.
-            clip: the largest log ratio that counts.
+            clip: the largest log ratio that counts; by default each model's validation rows choose.
             base: the unit is the logarithm of this number; nats by default.
 
         Returns:
-            The bound; it can be negative, where it says nothing.
+            The bound; 0 says nothing. NaN where a traced confidence is not in (0, 1).
 
         Raises:
             ValueError: if a number is out of range.
 
         References:
-            `inference.sum_of_means_lower_bound`, for the bound on means.
+            `inference.betting_lower_bound`; Waudby-Smith, Ramdas 2024.
         """
-        if not isinstance(clip, (int, float)) or not 0 < clip < math.inf:
+        number = isinstance(clip, (int, float)) and 0 < clip < math.inf
+        if clip is not None and not number:
             raise ValueError(f"clip must be a positive, finite Python number; got {clip!r}.")
         check_base(base)
         check_probability(confidence=confidence)
@@ -270,7 +279,11 @@ class RatioFit:
         return largest if base is None else largest / jnp.log(jnp.asarray(base, largest.dtype))
 
     def certified_kl(
-        self, *, confidence: ArrayLike = 0.95, clip: float = 4.0, base: ArrayLike | None = None
+        self,
+        *,
+        confidence: ArrayLike = 0.95,
+        clip: float | None = None,
+        base: ArrayLike | None = None,
     ) -> Float[Array, ""]:
         """A number that KL(p‖q) and KL(q‖p) exceed with the given probability.
 
@@ -278,7 +291,7 @@ class RatioFit:
 
         Args:
             confidence: of the one-sided bound.
-            clip: the largest log ratio that counts.
+            clip: the largest log ratio that counts; by default each model's validation rows choose.
             base: the unit is the logarithm of this number; nats by default.
 
         Returns:
@@ -346,31 +359,14 @@ def _kl_from_js(js: Float[Array, ""]) -> Float[Array, ""]:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _certified_js(fit: RatioFit, confidence: ArrayLike, clip: float) -> Float[Array, ""]:
-    num_folds = fit.test.shape[1]
-    log_two, least = math.log(2), math.log(2) - clip - math.log1p(math.exp(-clip))
-
-    def terms(held_out, sign):
-        u = jnp.clip(sign * jax.lax.stop_gradient(held_out.log_ratio), -clip, clip)
-        return (log_two - jax.nn.softplus(-u)) / 2
-
-    terms_p, terms_q = terms(fit.held_out_p, 1), terms(fit.held_out_q, -1)
-    limits = least / 2, (log_two - math.log1p(math.exp(-clip))) / 2
-
-    def bound(fold):
-        samples = (
-            Bounded(value, *limits, mask=held_out.fold == fold)
-            for value, held_out in ((terms_p, fit.held_out_p), (terms_q, fit.held_out_q))
-        )
-        each = 1 - (1 - jnp.asarray(confidence, terms_p.dtype)) / num_folds
-        return sum_of_means_lower_bound(*samples, confidence=each)
-
-    largest = jnp.max(jax.vmap(bound)(jnp.arange(num_folds)))
+def _certified_js(fit: RatioFit, confidence: ArrayLike, clip: float | None) -> Float[Array, ""]:
+    held_out, sequential = jax.lax.stop_gradient(((fit.held_out_p, fit.held_out_q), fit.sequential))
+    bound = js_lower_bound(held_out, sequential, fit.test.shape[1], confidence, clip)
     equal = [
         jnp.max(w) <= jnp.min(jnp.where(w > 0, w, jnp.inf)) * (1 + 1e-4)
         for w in (fit.weights_p, fit.weights_q)
     ]
-    return jnp.where(equal[0] & equal[1], largest, jnp.nan)
+    return jnp.where(equal[0] & equal[1], bound, jnp.nan)
 
 
 @jax.jit

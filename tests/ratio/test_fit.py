@@ -232,41 +232,36 @@ def test_certified_bounds_hold(name):
     assert (js <= task.js).mean() >= 0.95
     assert (kl <= min(task.kl, task.reverse_kl)).mean() >= 0.95
     if name == "shift":  # where it says something
-        assert js.mean() > 0.1 * task.js
-        assert kl.mean() > 0.1 * task.kl
+        assert js.mean() > 0.5 * task.js
+        assert kl.mean() > 0.3 * task.kl
 
 
 def test_certified_bound_is_below_the_truth_and_not_void(fitted):
     js = fitted.certified_js()
-    assert 0.02 < js < quadrature_js(1.0)
+    assert 0.08 < js < quadrature_js(1.0)
     np.testing.assert_allclose(fitted.certified_js(base=2), js / np.log(2), rtol=1e-5)
     assert fitted.certified_js(confidence=0.5) > js
     assert fitted.certified_js(clip=20.0) < js
-    kl = fitted.certified_kl()
-    # KL ≥ Ξ(JS) ≥ 2·JS·½ at least by Pinsker-like bounds; Ξ is at least JS.
-    assert js < kl < 0.5
+    # Ξ(JS) is at least 2.885 JS.
+    assert 2.8 * js < fitted.certified_kl() < 0.5
 
 
-def test_certified_bound_by_hand(fitted):
-    """The largest of the folds' bounds, each at 1 − .05/5, by the formula in NumPy."""
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 1.5, -0.5, jnp.nan])
+def test_traced_confidence_out_of_range(fitted, confidence):
+    assert jnp.isnan(fitted.certified_js(confidence=jnp.array(confidence)))
+    assert jnp.isnan(fitted.certified_kl(confidence=jnp.array(confidence)))
 
-    def bound(fold):
-        size, means, variances, width = [], [], [], []
-        for held, sign in ((fitted.held_out_p, 1), (fitted.held_out_q, -1)):
-            u = np.asarray(held.log_ratio, np.float64)[np.asarray(held.fold) == fold]
-            terms = (np.log(2) - np.logaddexp(0, -np.clip(sign * u, -4, 4))) / 2
-            size.append(len(u))
-            means.append(terms.mean())
-            variances.append(terms.var(ddof=1))
-            width.append((np.logaddexp(0, 4) - np.logaddexp(0, -4)) / 2)
-        size, width, variances = map(np.array, (size, width, variances))
-        log_term = np.log(2 / (0.05 / 5))
-        spread = np.sum(variances / size)
-        a, c = np.max(width**2 / (size * (size - 1))), np.max(width / size)
-        radius = np.sqrt(2 * log_term * spread + log_term**2 * a)
-        return sum(means) - radius - log_term * (np.sqrt(a) + c / 3)
 
-    np.testing.assert_allclose(fitted.certified_js(), max(map(bound, range(5))), rtol=1e-4)
+@pytest.mark.slow
+@pytest.mark.parametrize(("js", "shift"), [(0.0, 0.0), (0.01, 0.2853), (0.111, 1.0)])
+def test_certified_js_of_whole_fits(js, shift):
+    """Of 200 fits at the defaults at most a twentieth exceed; at one apart half are beyond .074."""
+    np.testing.assert_allclose(quadrature_js(shift), js, atol=5e-4)
+    task = divergences.gaussian_shift(3, shift**2 / 2)
+    bounds = repeat(task, "linear", 1000, 200, lambda fit: fit.certified_js())
+    assert (bounds > quadrature_js(shift)).mean() <= 0.05
+    if js > 0.1:
+        assert jnp.median(bounds) > 0.074
 
 
 def test_nothing_is_certified_from_weighted_rows():

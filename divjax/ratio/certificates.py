@@ -1,0 +1,229 @@
+"""Lower confidence bounds on the Jensen–Shannon divergence that hold for any distributions.
+
+For any function u, ½E_p[log 2 − log(1 + e^{−u})] + ½E_q[log 2 − log(1 + e^u)] ≤ JS(p, q). Rows that
+a model has not seen, in pairs of one row of p and one of q, are therefore bounded terms whose mean,
+given all that came before, is at most JS; betting against a mean of at most m refutes every m that
+is too small. Two kinds of bets share the error probability δ = 1 − confidence:
+
+- **by folds**: each fold's pairs by the model fitted to the other folds, at δ/2K each;
+- **in sequence**, at δ/2: a model fitted to the first half of the folds bets on the folds that
+  follow, and the model of the last fold, which all earlier rows have trained, on the last one. The
+  capital runs through more than half of all pairs, where the models of the other folds have seen
+  each other's rows and their capitals must not be multiplied.
+
+Each model's log ratios are scaled and clipped as suits its validation rows, which neither train it
+nor are bet on.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from divjax.inference.concentration import LARGEST_STAKE, betting_lower_bound
+from divjax.ratio.types import num_rows
+
+__all__ = ["HeldOut", "SequentialScores", "js_lower_bound", "num_first_folds"]
+
+# Factors and limits of a log ratio, of which the validation rows choose. A factor below 1 lowers
+# the terms' mean to second order and their standard deviation to first.
+_SLOPES = (0.5, 0.7, 0.85, 1.0)
+_CLIPS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+class HeldOut(NamedTuple):
+    """One split's rows, each with what the head that has not seen it says, before calibration.
+
+    Attributes:
+        log_ratio: for each row.
+        fold: the fold of each row; −1 for rows without weight.
+        rank: the place of each row in the random order that the folds cut.
+    """
+
+    log_ratio: Float[Array, " n"]
+    fold: Int[Array, " n"]
+    rank: Int[Array, " n"]
+
+
+class SequentialScores(NamedTuple):
+    """What certificates need beside the held-out log ratios, of the first split.
+
+    Attributes:
+        first_p: log ratios of the samples of p by the model fitted to the first folds alone; of
+            fewer than three folds the last fold's own.
+        first_q: the same for q.
+        validation_p: each fold's model's log ratios at its validation rows of p, then the first
+            folds' model's.
+        validation_q: the same for q.
+        weights_p: of these rows; each model's sum to one.
+        weights_q: the same for q.
+    """
+
+    first_p: Float[Array, " n"]
+    first_q: Float[Array, " m"]
+    validation_p: Float[Array, "models a"]
+    validation_q: Float[Array, "models b"]
+    weights_p: Float[Array, "models a"]
+    weights_q: Float[Array, "models b"]
+
+
+class _Transform(NamedTuple):
+    """How each model's log ratios are scaled and clipped."""
+
+    slope: Float[Array, " models"]
+    clip: Float[Array, " models"]
+
+    def gain(self, u: Float[Array, "..."], model: Int[Array, "..."]) -> Float[Array, "..."]:
+        """Log 2 − log(1 + e^{−u}) of the log ratios u by these models."""
+        return _gain(self.slope[model] * u, self.clip[model])
+
+
+def num_first_folds(num_folds: int) -> int:
+    """How many folds train the first model of the sequence; 0 where it has no use."""
+    return num_folds // 2 if num_folds > 2 else 0
+
+
+def js_lower_bound(
+    held_out: tuple[HeldOut, HeldOut],
+    scores: SequentialScores,
+    num_folds: int,
+    confidence: ArrayLike,
+    clip: float | None = None,
+) -> Float[Array, ""]:
+    """The larger of the two bounds, by folds and in sequence; NaN if a log ratio is NaN.
+
+    Args:
+        held_out: the first split's rows of p and of q.
+        scores: of the same split.
+        num_folds: K.
+        confidence: the least probability that the bound holds.
+        clip: the largest log ratio that counts; by default the validation rows choose.
+    """
+    dtype = held_out[0].log_ratio.dtype
+    delta = 1 - jnp.asarray(confidence, dtype)
+    first = num_first_folds(num_folds)
+    share = 2 if first else 1
+    by_fold_delta = delta / (share * num_folds)
+
+    # Which pair each row belongs to: the samples need not be of one size.
+    count_p, count_q = (_counts(part.fold, num_folds) for part in held_out)
+    pairs = jnp.minimum(count_p, count_q)
+    size = min(-(-part.fold.shape[0] // num_folds) for part in held_out) + 1
+    slots = [
+        _slots(part, count, pairs) for part, count in zip(held_out, (count_p, count_q), strict=True)
+    ]
+    mask = jnp.arange(size) < pairs[:, None]
+
+    # How each model's log ratios are best used, by its validation rows.
+    num_pairs, deltas = pairs, jnp.full(num_folds, by_fold_delta)
+    if first:
+        num_pairs = jnp.append(pairs, jnp.sum(pairs[first:]))
+        deltas = jnp.append(deltas, delta / 2)
+    transform = _best_transform(scores, num_pairs, -jnp.log(deltas), clip)
+
+    def pair_values(u_p, u_q, model_of):
+        """Each fold's pairs of gains, where `model_of` maps a fold to its model."""
+        each = (
+            _pair_means(transform.gain(sign * u, model_of[part.fold]), part.fold, slot, mask.shape)
+            for u, sign, part, slot in zip((u_p, u_q), (1, -1), held_out, slots, strict=True)
+        )
+        return sum(each) / 2
+
+    folds = jnp.arange(num_folds)
+    by_fold = pair_values(held_out[0].log_ratio, held_out[1].log_ratio, folds)
+    lower, upper = _gain(-transform.clip, jnp.inf), _gain(transform.clip, jnp.inf)
+
+    def bet(values, lower, upper, mask):
+        return betting_lower_bound(values, lower, upper, confidence=1 - by_fold_delta, mask=mask)
+
+    bound = jnp.max(jax.vmap(bet)(by_fold, lower[:num_folds], upper[:num_folds], mask))
+    if first:
+        # The last fold's own model has been fitted to all that came before.
+        model_of = jnp.where(folds == num_folds - 1, folds, num_folds)
+        values = pair_values(scores.first_p, scores.first_q, model_of).at[-1].set(by_fold[-1])
+        ends = (jnp.repeat(end[model_of[first:]], size) for end in (lower, upper))
+        in_sequence = betting_lower_bound(
+            values[first:].ravel(), *ends, confidence=1 - delta / 2, mask=mask[first:].ravel()
+        )
+        bound = jnp.maximum(bound, in_sequence)
+    return jnp.maximum(bound, 0)
+
+
+def _gain(u: ArrayLike, clip: ArrayLike) -> Array:
+    """By how much the loss of a row with the clipped log ratio u is below log 2."""
+    return math.log(2) - jax.nn.softplus(-jnp.clip(u, jnp.negative(clip), clip))
+
+
+def _counts(fold: Int[Array, " n"], num_folds: int) -> Int[Array, " folds"]:
+    """How many rows each fold has."""
+    return jnp.zeros(num_folds, int).at[_or_none(fold, num_folds)].add(1, mode="drop")
+
+
+def _or_none(fold: Int[Array, " n"], num_folds: int) -> Int[Array, " n"]:
+    """An index out of range where there is no fold."""
+    return jnp.where(fold >= 0, fold, num_folds)
+
+
+def _slots(
+    part: HeldOut, count: Int[Array, " folds"], pairs: Int[Array, " folds"]
+) -> Int[Array, " n"]:
+    """Which of its fold's pairs each row belongs to; the larger sample's are shared out."""
+    start = jnp.cumsum(count) - count
+    return (part.rank - start[part.fold]) % jnp.maximum(pairs[part.fold], 1)
+
+
+def _pair_means(
+    gains: Float[Array, " n"],
+    fold: Int[Array, " n"],
+    slot: Int[Array, " n"],
+    shape: tuple[int, int],
+) -> Float[Array, "folds size"]:
+    """The mean gain of each pair's rows of one sample."""
+    place = _or_none(fold, shape[0]), slot
+    total, count = (
+        jnp.zeros(shape, gains.dtype).at[place].add(term, mode="drop") for term in (gains, 1.0)
+    )
+    return total / jnp.maximum(count, 1)
+
+
+def _best_transform(
+    scores: SequentialScores,
+    num_pairs: Int[Array, " models"],
+    log_term: Float[Array, " models"],
+    clip: float | None,
+) -> _Transform:
+    """For each model the slope and the clip whose bound the validation rows predict to be largest.
+
+    A stake of λ on n pairs of mean μ and variance v refutes up to about μ − L/(nλ) − λv/2 with
+    L = log(1/δ); the best λ = √(2L/(nv)) is limited by what may be lost, μ − lower.
+    """
+    dtype = scores.first_p.dtype
+    grid = np.meshgrid(_SLOPES, _CLIPS if clip is None else (clip,))
+    slopes, clips = (jnp.asarray(axis.ravel(), dtype) for axis in grid)
+
+    def predicted(u_p, u_q, weights_p, weights_q, n, log_term, slope, clip):
+        mean, variance = jnp.zeros((), dtype), jnp.zeros((), dtype)
+        for u, weights in ((u_p, weights_p), (-u_q, weights_q)):
+            gains = jnp.where(weights > 0, _gain(slope * u, clip), 0)
+            own = jnp.dot(weights, gains)
+            mean += own / 2
+            variance += jnp.dot(weights, (gains - own) ** 2) / 4
+        # Of all but constant gains the variance is underestimated by few rows.
+        variance = jnp.maximum(variance, 1e-4)
+        most = LARGEST_STAKE / (mean - _gain(-clip, jnp.inf))
+        stake = jnp.minimum(jnp.sqrt(2 * log_term / (n * variance)), most)
+        return mean - log_term / (n * stake) - stake * variance / 2
+
+    over_grid = jax.vmap(predicted, (None,) * 6 + (0, 0))
+    bounds = jax.vmap(over_grid, (0,) * 6 + (None, None))(
+        *scores[2:], jnp.maximum(num_pairs, 1).astype(dtype), log_term, slopes, clips
+    )
+    best = jnp.argmax(bounds, axis=1)
+    # Too few rows to choose by.
+    few = jax.vmap(num_rows)(scores.weights_p, scores.weights_q) < 20
+    usual = int(np.argmin(np.abs(grid[0] - 0.85) + np.abs(grid[1] - 1.5)))
+    best = jnp.where(few, usual, best)
+    return _Transform(slopes[best], clips[best])
