@@ -176,10 +176,11 @@ class Estimate(NamedTuple):
 
 
 def normal_quantile(level: ArrayLike, dtype: Any) -> Array:
-    """The z for which a normal variable lies in ±z with probability `level`."""
+    """The z for which a normal variable lies in ±z with probability `level`, NaN out of (0, 1)."""
     check_probability(level=level)
+    level = jnp.asarray(level, dtype)
     # The lower quantile's negative: (1 + level)/2 would round to one long before the level does.
-    return -ndtri((1 - jnp.asarray(level, dtype)) / 2)
+    return jnp.where((level > 0) & (level < 1), -ndtri((1 - level) / 2), jnp.nan)
 
 
 def normal_interval(

@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core.checks import check_weights
+from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.simplex import effective_sample_size
 from divjax.core.types import Estimate
-from divjax.fdiv.inequalities import safe_sqrt
 from divjax.fdiv.special import as_floats
 from divjax.inference.intervals import logit_interval
 
@@ -24,7 +25,7 @@ def check_scores(**samples: Array) -> None:
 def _weighted(
     scores_x: Array, scores_y: Array, weights_x: Array | None, weights_y: Array | None
 ) -> tuple[Array, Array, Array, Array]:
-    """Scores and weights that sum to one; of no weight, NaN is no score."""
+    """Scores, and weights that sum to one, NaN if invalid; of weight zero, NaN is no score."""
     check_scores(scores_x=scores_x, scores_y=scores_y)
     scores, weights = [], []
     for name, sample, weight in (("x", scores_x, weights_x), ("y", scores_y, weights_y)):
@@ -34,10 +35,18 @@ def _weighted(
                 f"weights_{name} must have the shape of scores_{name}, {jnp.shape(sample)}; "
                 f"got {jnp.shape(weight)}."
             )
+        check_weights(f"weights_{name}", weight)
         scores.append(jnp.where((weight == 0) & jnp.isnan(sample), 0, sample))
         weights.append(weight)
     x, y, a, b = as_floats(*scores, *weights)
-    return x, y, a / jnp.sum(a), b / jnp.sum(b)
+    return x, y, _normalized(a), _normalized(b)
+
+
+def _normalized(weights: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Weights that sum to one; NaN if one of them is negative or not finite, or all are zero."""
+    total = jnp.sum(weights)
+    valid = (weights >= 0).all() & jnp.isfinite(total) & (total > 0)
+    return nan_unless(valid, weights / jnp.where(valid, total, 1))
 
 
 def _share_below(x: Float[Array, " n"], y: Float[Array, " m"], b: Float[Array, " m"]) -> Array:
@@ -55,10 +64,6 @@ def _mean_and_variance(values: Array, weights: Array) -> tuple[Array, Array]:
     squared = jnp.square(weights)
     variance = jnp.sum(squared * jnp.square(values - mean)) / (1 - jnp.sum(squared))
     return mean, variance
-
-
-def _root(variance: Array) -> Array:
-    return jnp.where(jnp.isnan(variance), variance, safe_sqrt(variance))
 
 
 def _share_estimate(
@@ -98,7 +103,8 @@ def auc(
         constant.
 
     Raises:
-        ValueError: if an argument is not a non-empty vector, or weights have another shape.
+        ValueError: if an argument is not a non-empty vector, or weights have another shape, are
+            negative or all zero. Traced ones that are make the result NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -112,7 +118,7 @@ def auc(
     value, variance_x = _mean_and_variance(_share_below(x, y, b), a)
     _, variance_y = _mean_and_variance(_share_below(y, x, a), b)
     value = jnp.where(jnp.isnan(x).any() | jnp.isnan(y).any(), jnp.nan, value)
-    return _share_estimate(value, _root(variance_x + variance_y) + 0 * value, a, b, level)
+    return _share_estimate(value, safe_sqrt(variance_x + variance_y) + 0 * value, a, b, level)
 
 
 def accuracy(
@@ -144,7 +150,8 @@ def accuracy(
         weight, both where a score is NaN.
 
     Raises:
-        ValueError: if an argument is not a non-empty vector, or weights have another shape.
+        ValueError: if an argument is not a non-empty vector, or weights have another shape, are
+            negative or all zero. Traced ones that are make the result NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -155,7 +162,7 @@ def accuracy(
     right_x, right_y = (1 + jnp.sign(x - threshold)) / 2, (1 - jnp.sign(y - threshold)) / 2
     share_x, variance_x = _mean_and_variance(right_x, a)
     share_y, variance_y = _mean_and_variance(right_y, b)
-    std_error = _root(variance_x + variance_y) / 2
+    std_error = safe_sqrt(variance_x + variance_y) / 2
     return _share_estimate((share_x + share_y) / 2, std_error, a, b, level)
 
 

@@ -19,7 +19,7 @@ from divjax.core.checks import (
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Center, as_samples
 from divjax.core.simplex import effective_sample_size
-from divjax.core.types import Estimate, normal_estimate, summary
+from divjax.core.types import Estimate, Interval, normal_interval, summary
 from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
 from divjax.fdiv.generators import Divergence, weighted_mean
 from divjax.fdiv.inequalities import kl_lower_bound_from_js
@@ -31,6 +31,9 @@ from divjax.ratio.diagnostics import Diagnostics, Ties
 from divjax.ratio.types import cross_entropy, num_rows
 
 __all__ = ["RatioFit"]
+
+# Of the generalization gap, what the standard errors of divergences count as excess cross-entropy.
+EXCESS_SHARE = 0.75
 
 
 @pytree
@@ -132,7 +135,7 @@ class RatioFit:
     ) -> Estimate:
         """A divergence of p from q, from out-of-fold log ratios.
 
-        The value is the plug-in mean of the divergence's integrands; it can be negative. Its
+        The value is the plug-in mean of the divergence's integrands, which can be negative. Its
         gradient with respect to the samples is that of the variational form
         E_p[f'(r)] + E_q[f(r) − r f'(r)] with the models fixed, by the envelope theorem the
         gradient of the divergence itself.
@@ -141,15 +144,21 @@ class RatioFit:
         and slope, counted as estimated from the same samples; and that of overfitting. If the head
         contains log p/q, the classifier's excess cross-entropy ε is in expectation between half of
         the `generalization_gap`, what maximum likelihood costs, and all of it; three quarters are
-        counted. It costs Jensen–Shannon ε, and another divergence of nearby p and q 4h(1)·ε, with
-        h = r² f''. A head too simple for log p/q, or trained too briefly, adds
-        a bias that no error here counts; beyond log n (`diagnostics.beyond_log_n`) nothing in the
-        samples speaks against it. The value is not corrected: Jensen–Shannon is a lower bound in
-        expectation, and `certified_js` holds whatever the head.
+        counted. Another divergence of nearby p and q changes by 4h(1)·ε, with h = r² f''. A head
+        too simple for log p/q, or trained too briefly, adds a bias that no error here counts;
+        beyond log n (`diagnostics.beyond_log_n`) nothing in the samples speaks against it.
+
+        The interval is a normal one, except for Jensen–Shannon. Out of fold that is log 2 less a
+        cross-entropy, which the excess can only raise: below the value the interval has the first
+        two errors, above it the two and all of the gap, up to log 2.
+
+        `certified_js` (for KL, `certified_kl`) holds whatever the head. Its 95 % bound is the least
+        that the value can be, and the lower end of an interval of level 1 − α is at least its bound
+        of confidence 1 − α/2. Rows of unequal weights have no certificate.
 
         Args:
             generator: a divergence of `divjax.fdiv`.
-            level: of the two-sided confidence interval, a normal one.
+            level: of the two-sided confidence interval.
             base: the unit is the logarithm of this number; nats by default.
 
         Returns:
@@ -177,7 +186,8 @@ class RatioFit:
         """The Jensen–Shannon divergence, in nats unless a base is given. See `divergence`.
 
         In expectation a lower bound on the truth, whatever the model: exactly so without
-        calibration, which sees a fold's rows only through the models of other folds.
+        calibration, which sees a fold's rows only through the models of other folds. Hence its
+        interval reaches further up than down: lower ≤ value ≤ upper ≤ log 2.
         """
         return self.divergence(JensenShannon(), level=level, base=base)
 
@@ -328,13 +338,41 @@ def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> 
     ]
     variance = _variance_of_sum(terms, fit.groups)
     diagnostics = _diagnostics(fit)
-    excess = 0.75 * jnp.maximum(diagnostics.generalization_gap, 0)
-    variance = variance + (4 * generator.h(jnp.zeros_like(excess)) * excess) ** 2
+    gap = jnp.maximum(diagnostics.generalization_gap, 0)
+    shape = 4 * generator.h(jnp.zeros_like(gap)) * EXCESS_SHARE * gap
+    std_error = jnp.sqrt(variance + shape**2)
+
+    # Overfitting can only lower an out-of-fold Jensen–Shannon divergence: no share of the gap
+    # belongs below it, and all of it, up to the training rows' own divergence, above.
+    js = isinstance(generator, JensenShannon)
+    lower, upper = normal_interval(value, jnp.sqrt(variance) if js else std_error, level)
+    if js:
+        upper = jnp.minimum(upper + gap, math.log(2))
+
+    # The certificate holds whatever the head, at α/2 as the lower end does.
+    bound = _certificate(fit, generator, jnp.asarray([0.95, (1 + level) / 2], value.dtype))
+    value = jnp.where(bound[0] > value, bound[0], value)
+    lower = jnp.minimum(jnp.where(bound[1] > lower, bound[1], lower), value)
+    upper = jnp.where(upper < value, value, upper)
+
     value = value + _first_order(fit, generator, samples)
     unit = 1 if base is None else jnp.log(jnp.asarray(base, value.dtype))
-    size = diagnostics.effective_sample_size
-    error = jnp.sqrt(variance) / unit
-    return normal_estimate(value / unit, error, size, diagnostics, level)
+    return Estimate(
+        value / unit,
+        std_error / unit,
+        Interval(lower / unit, upper / unit),
+        diagnostics.effective_sample_size,
+        diagnostics,
+    )
+
+
+def _certificate(fit: RatioFit, generator: Divergence, confidences: Array) -> Array:
+    """Lower confidence bounds on the divergence; −∞ where there is none."""
+    if not isinstance(generator, (JensenShannon, KL, ReverseKL)):
+        return jnp.full_like(confidences, -jnp.inf)
+    js = jax.vmap(lambda confidence: _certified_js(fit, confidence, None))(confidences)
+    bound = js if isinstance(generator, JensenShannon) else _kl_from_js(js)
+    return jnp.where(js > 0, bound, -jnp.inf)
 
 
 def _variance_of_sum(terms: list[Array], groups: Any) -> Float[Array, ""]:

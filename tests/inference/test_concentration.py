@@ -254,3 +254,19 @@ def test_bad_input_is_named(kind, arguments, keywords, message):
 def test_no_sample_is_named():
     with pytest.raises(ValueError, match="at least one Bounded"):
         sum_of_means_lower_bound()
+
+
+@both
+@pytest.mark.parametrize("confidence", [-0.5, 0.0, 1.0, 1.5])
+def test_traced_confidence_out_of_range(kind, confidence):
+    x = jax.random.uniform(jax.random.key(0), (50,))
+    assert jnp.isnan(LOWER[kind](x, 0.0, 1.0, confidence=jnp.asarray(confidence)))
+
+
+def test_values_with_ends_of_their_own():
+    """The ends only limit stakes: wider ones of single values cost a little, and not as all do."""
+    x = jax.random.uniform(jax.random.key(2), (300,))
+    bet = jax.jit(lambda lower: LOWER["betting"](x, lower, 1.0))
+    narrow, few, wide = (bet(-5.0 * mask) for mask in (x > 2, jnp.arange(300) % 10 == 0, x < 2))
+    np.testing.assert_allclose(narrow, LOWER["betting"](x, 0.0, 1.0), rtol=1e-5)
+    assert wide < few < narrow < x.mean()

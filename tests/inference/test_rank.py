@@ -168,3 +168,22 @@ def test_intervals_are_scipys_and_stay_inside():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("statistic", [inference.auc, inference.accuracy])
+@pytest.mark.parametrize("side", ["weights_x", "weights_y"])
+@pytest.mark.parametrize("weights", [[-5.0, 1.0, 5.0], [0.0, 0.0, 0.0], [1.0, np.nan, 1.0]])
+def test_invalid_weights(statistic, side, weights):
+    """Refused where they are concrete, NaN where they are traced."""
+    x, weights = jnp.arange(3.0), jnp.array(weights)
+    with pytest.raises(ValueError, match=f"{side} must be finite and non-negative"):
+        statistic(x, x, **{side: weights})
+    found = jax.jit(lambda w: statistic(x, x, **{side: w}))(weights)
+    assert jnp.isnan(jnp.stack([found.value, found.std_error, *found.interval])).all()
+
+
+@pytest.mark.parametrize("level", [-0.5, 0.0, 1.0, 1.5])
+def test_traced_level_out_of_range(level):
+    x, y = map(jnp.asarray, scores(20, 20))
+    found = jax.jit(lambda level: inference.auc(x, y, level=level).interval)(level)
+    assert jnp.isnan(jnp.stack(found)).all()

@@ -67,6 +67,44 @@ def test_gaussians_one_apart(fitted, generator, expected):
     assert found.interval.lower < found.value < found.interval.upper
 
 
+def generator_interval(fit, generator):
+    """By hand, at 90 %: normal, but for Jensen–Shannon, which overfitting can only lower."""
+    found, z = fit.divergence(generator, level=0.9), scipy.stats.norm.ppf(0.95)
+    value, std_error = float(found.value), float(found.std_error)
+    if not isinstance(generator, fdiv.JensenShannon):
+        return value - z * std_error, value + z * std_error
+    gap = max(float(found.diagnostics.generalization_gap), 0)
+    sampling = np.sqrt(std_error**2 - (0.75 * gap) ** 2)
+    return value - z * sampling, value + z * sampling + gap
+
+
+def test_overfitting_widens_jensen_shannon_upwards(fitted):
+    """Training rows that are better by .1 nats move only the upper end, up to log 2."""
+    plain, overfit, hopeless = (
+        dataclasses.replace(fitted, train=fitted.train - more).js() for more in (0.0, 0.1, 5.0)
+    )
+    np.testing.assert_allclose(overfit.interval.lower, plain.interval.lower, rtol=1e-5)
+    np.testing.assert_allclose(overfit.interval.upper, plain.interval.upper + 0.1, rtol=1e-4)
+    np.testing.assert_allclose(hopeless.interval.upper, np.log(2), rtol=1e-6)
+    assert plain.value == overfit.value == hopeless.value
+
+
+def test_value_interval_and_certificate_agree(fitted):
+    """A few rows that are sure of the opposite ruin the estimate and not the certificate."""
+    broken = dataclasses.replace(fitted, log_ratio_p=fitted.log_ratio_p.at[:100].set(-30.0))
+    for fit in (fitted, broken):
+        for level in (0.1, 0.95, 0.999):
+            js, kl = fit.js(level=level), fit.kl(level=level)
+            confidence = (1 + level) / 2
+            assert js.interval.lower <= js.value <= js.interval.upper <= np.log(2)
+            assert kl.interval.lower <= kl.value <= kl.interval.upper
+            assert js.value >= fit.certified_js()
+            assert kl.value >= fit.certified_kl()
+            assert js.interval.lower >= min(fit.certified_js(confidence=confidence), js.value)
+    np.testing.assert_allclose(broken.js().value, fitted.certified_js(), rtol=1e-6)
+    assert jnp.isnan(jax.jit(lambda level: fitted.js(level=level).interval.upper)(1.5))
+
+
 def test_shortcuts_units_and_levels(fitted):
     for shortcut, generator in (
         (fitted.kl, fdiv.KL()),
@@ -77,8 +115,9 @@ def test_shortcuts_units_and_levels(fitted):
         np.testing.assert_allclose(shortcut().value, nats.value, rtol=1e-6)
         np.testing.assert_allclose(bits.value * np.log(2), nats.value, rtol=1e-5)
         np.testing.assert_allclose(bits.std_error * np.log(2), nats.std_error, rtol=1e-5)
-        half = scipy.stats.norm.ppf(0.95) * float(bits.std_error)
-        np.testing.assert_allclose(bits.interval, (bits.value - half, bits.value + half), rtol=1e-4)
+        np.testing.assert_allclose(
+            np.array(bits.interval) * np.log(2), generator_interval(fitted, generator), rtol=1e-4
+        )
     # Neither unit nor level is structure.
     upper = lambda level, base: fitted.kl(level=level, base=base).interval.upper
     levels = jax.eval_shape(jax.vmap(upper), jnp.array([0.5, 0.99]), jnp.array([2.0, np.e]))
