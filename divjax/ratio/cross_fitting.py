@@ -21,6 +21,7 @@ from divjax.core.standardize import (
 )
 from divjax.ratio.certificates import HeldOut, SequentialScores, num_first_folds
 from divjax.ratio.logistic import newton_logistic
+from divjax.ratio.misfit import Misfit, misfit
 from divjax.ratio.types import Fold, Head, Rows, cross_entropy, is_parametric, num_rows
 
 __all__ = [
@@ -82,6 +83,7 @@ class CrossFit(NamedTuple):
         train: the training rows' balanced cross-entropy for each member.
         validation: the same for the validation rows.
         test: the same for the fold itself, before calibration.
+        misfit: what a probe gains over the log ratios.
     """
 
     members: Member
@@ -93,6 +95,7 @@ class CrossFit(NamedTuple):
     train: Float[Array, "repeats folds"]
     validation: Float[Array, "repeats folds"]
     test: Float[Array, "repeats folds"]
+    misfit: Misfit
 
 
 class CrossFitting(NamedTuple):
@@ -144,6 +147,15 @@ def cross_fit(
 
     members = jax.lax.stop_gradient(members._replace(calibration=calibrations))
     first = jax.tree.map(lambda leaf: leaf[0], held_out)
+    # Any member's standardisation will do.
+    member = jax.tree.map(lambda leaf: leaf[0, 0], members)
+    found = misfit(
+        tuple(_inputs(member, head, x) for x in fixed[:2]),
+        jax.lax.stop_gradient(tuple(log_ratios)),
+        fixed.weights,
+        tuple(each.fold for each in first),
+        plan.num_folds,
+    )
     return CrossFit(
         members=members,
         log_ratio_p=log_ratios[0],
@@ -154,6 +166,7 @@ def cross_fit(
         train=train,
         validation=validation,
         test=jax.lax.stop_gradient(test),
+        misfit=found,
     )
 
 

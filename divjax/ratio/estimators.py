@@ -365,6 +365,7 @@ def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
         train=fitted.train,
         validation=fitted.validation,
         test=fitted.test,
+        misfit=fitted.misfit,
         ties=repeated,
         head=method.head,
         members=fitted.members,

@@ -28,6 +28,7 @@ from divjax.inference.rank import accuracy, auc
 from divjax.ratio.certificates import HeldOut, SequentialScores, js_lower_bound
 from divjax.ratio.cross_fitting import Member, ensemble_log_ratio
 from divjax.ratio.diagnostics import Diagnostics, Ties
+from divjax.ratio.misfit import Misfit
 from divjax.ratio.types import cross_entropy, num_rows
 
 __all__ = ["RatioFit"]
@@ -57,6 +58,7 @@ class RatioFit:
         train: the training rows' balanced cross-entropy for each repeat and fold, in nats.
         validation: the same for the validation rows, which stopped or chose the model.
         test: the same for the fold itself.
+        misfit: what a probe of another shape gains over the log ratios on rows held out.
         ties: exact repetitions in the samples.
         head: the model.
         members: the fitted parameters, with leading axes (repeat, fold).
@@ -88,6 +90,7 @@ class RatioFit:
     train: Float[Array, "repeats folds"]
     validation: Float[Array, "repeats folds"]
     test: Float[Array, "repeats folds"]
+    misfit: Misfit
     ties: Ties
     head: Any
     members: Member
@@ -140,8 +143,10 @@ class RatioFit:
         E_p[f'(r)] + E_q[f(r) − r f'(r)] with the models fixed, by the envelope theorem the
         gradient of the divergence itself.
 
-        The standard error adds up three errors: that of the mean; that of the log ratio's intercept
-        and slope, counted as estimated from the same samples; and that of overfitting. If the head
+        The standard error adds up these errors: that of the mean; that of the log ratio's intercept
+        and slope, counted as estimated from the same samples; for KL, that of the ratio's scale,
+        log E_q[r], which is 0 for the true ratio (for the reverse KL log E_p[1/r]), up to as much
+        as all others; and that of overfitting. If the head
         contains log p/q, the classifier's excess cross-entropy ε is in expectation between half of
         the `generalization_gap`, what maximum likelihood costs, and all of it; three quarters are
         counted. Another divergence of nearby p and q changes by 4h(1)·ε, with h = r² f''. A head
@@ -150,11 +155,13 @@ class RatioFit:
 
         The interval is a normal one, except for Jensen–Shannon. Out of fold that is log 2 less a
         cross-entropy, which the excess can only raise: below the value the interval has the first
-        two errors, above it the two and all of the gap, up to log 2.
+        two errors, above it the two and all of the gap, up to log 2. If a probe of another shape
+        finds held-out structure that the head has missed (`diagnostics.too_simple`), what it gains
+        is added above.
 
         `certified_js` (for KL, `certified_kl`) holds whatever the head. Its 95 % bound is the least
         that the value can be, and the lower end of an interval of level 1 − α is at least its bound
-        of confidence 1 − α/2. Rows of unequal weights have no certificate.
+        of confidence 1 − α/2. Rows in groups or of unequal weights have no certificate.
 
         Args:
             generator: a divergence of `divjax.fdiv`.
@@ -263,8 +270,8 @@ class RatioFit:
         the error probability, one half for the former and 1/2K for each fold, and the largest bound
         is returned. With two folds there are only the latter.
 
-        Rows must be independent draws: the bound ignores their weights, and is nan where those of
-        the rows that count are not equal.
+        Rows must be independent draws: the bound is NaN for rows in groups, and where the weights
+        of the rows that count are not equal.
 
         Args:
             confidence: of the one-sided bound.
@@ -340,14 +347,16 @@ def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> 
     diagnostics = _diagnostics(fit)
     gap = jnp.maximum(diagnostics.generalization_gap, 0)
     shape = 4 * generator.h(jnp.zeros_like(gap)) * EXCESS_SHARE * gap
-    std_error = jnp.sqrt(variance + shape**2)
+    scale = jnp.minimum(_normalization_error(fixed, weights, generator) ** 2, variance + shape**2)
+    std_error = jnp.sqrt(variance + shape**2 + scale)
 
     # Overfitting can only lower an out-of-fold Jensen–Shannon divergence: no share of the gap
     # belongs below it, and all of it, up to the training rows' own divergence, above.
     js = isinstance(generator, JensenShannon)
     lower, upper = normal_interval(value, jnp.sqrt(variance) if js else std_error, level)
     if js:
-        upper = jnp.minimum(upper + gap, math.log(2))
+        missed = jnp.where(fit.misfit.significant, fit.misfit.gain, 0)
+        upper = jnp.minimum(upper + gap + missed, math.log(2))
 
     # The certificate holds whatever the head, at α/2 as the lower end does.
     bound = _certificate(fit, generator, jnp.asarray([0.95, (1 + level) / 2], value.dtype))
@@ -364,6 +373,21 @@ def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> 
         diagnostics.effective_sample_size,
         diagnostics,
     )
+
+
+def _normalization_error(samples: Any, weights: Any, generator: Divergence) -> Array:
+    """By how much a divergence would change if its ratio were scaled to be one in the mean.
+
+    Log E_q[r] for KL and log E_p[1/r] for the reverse; divergences of bounded integrands do not ask
+    for the tails where the ratio is too large or too small.
+    """
+    if isinstance(generator, KL):
+        u, weight = samples[1], weights[1]
+    elif isinstance(generator, ReverseKL):
+        u, weight = -samples[0], weights[0]
+    else:
+        return jnp.zeros_like(samples[0][0])
+    return jax.scipy.special.logsumexp(jnp.where(weight > 0, u, -jnp.inf), b=weight)
 
 
 def _certificate(fit: RatioFit, generator: Divergence, confidences: Array) -> Array:
@@ -400,6 +424,8 @@ def _kl_from_js(js: Float[Array, ""]) -> Float[Array, ""]:
 def _certified_js(fit: RatioFit, confidence: ArrayLike, clip: float | None) -> Float[Array, ""]:
     held_out, sequential = jax.lax.stop_gradient(((fit.held_out_p, fit.held_out_q), fit.sequential))
     bound = js_lower_bound(held_out, sequential, fit.test.shape[1], confidence, clip)
+    if fit.groups is not None:
+        return jnp.full_like(bound, jnp.nan)
     equal = [
         jnp.max(w) <= jnp.min(jnp.where(w > 0, w, jnp.inf)) * (1 + 1e-4)
         for w in (fit.weights_p, fit.weights_q)
@@ -423,6 +449,7 @@ def _diagnostics(fit: RatioFit) -> Diagnostics:
         max_log_ratio=jnp.max(jnp.abs(jnp.concatenate(rows))),
         beyond_log_n=weighted_mean(u_p, weights_p) > jnp.log(num_q),
         ties=fit.ties,
+        too_simple=fit.misfit.significant,
         finite=jnp.isfinite(jnp.concatenate(rows)).all(),
     )
 

@@ -79,9 +79,10 @@ class Average:
     that predict alike may still disagree where only one of the samples is, which the likelihood
     cannot see and KL weighs most; their mean is safer there than any choice.
 
-    Each log ratio is cut off at three times the logarithm of the number of training rows, far
-    beyond what so many rows can support: a model that is right on all rows but a few, and there
-    sure of the opposite, would otherwise spoil the mean.
+    Each log ratio is clipped at three times the logarithm of the number of training rows, far
+    beyond what so many rows can support, or earlier if that predicts the validation rows better by
+    two standard errors: a model that is right on most rows, and on some sure of the opposite, would
+    otherwise spoil the mean.
 
     Attributes:
         heads: at least one.
@@ -105,27 +106,61 @@ class Average:
         return all(is_parametric(head) for head in self.heads)
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[tuple[Any, ...], Array, Array]:
-        """All heads' parameters, their weights, and the largest log ratio."""
+        """All heads' parameters, their weights, and the log ratios at which they are clipped."""
         keys = jax.random.split(key, len(self.heads))
         params = tuple(head.fit(k, fold) for head, k in zip(self.heads, keys, strict=True))
-        limit = 3 * jnp.log(num_rows(*fold.train.weights))
+        largest = 3 * jnp.log(num_rows(*fold.train.weights))
 
-        def loss(head, params):
+        def limit_and_loss(head, params):
+            rows = fold.validation
+            limit = _limit(head(params, rows.p), head(params, rows.q), rows.weights, largest)
             clipped = lambda params, z: jnp.clip(head(params, z), -limit, limit)
-            return validation_loss(clipped, params, fold)
+            return limit, validation_loss(clipped, params, fold)
 
-        losses = jnp.stack([loss(*fitted) for fitted in zip(self.heads, params, strict=True)])
+        each = [limit_and_loss(*fitted) for fitted in zip(self.heads, params, strict=True)]
+        limits, losses = map(jnp.stack, zip(*each, strict=True))
         rows = num_rows(*fold.validation.weights)
         weights = jax.nn.softmax(-rows * losses)
-        return params, nan_unless(~_any_nan(self.heads), weights), limit
+        return params, nan_unless(~_any_nan(self.heads), weights), limits
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The weighted mean of the log ratios."""
-        each, weights, limit = params
+        each, weights, limits = params
         values = jnp.stack([head(p, z) for head, p in zip(self.heads, each, strict=True)])
-        values = jnp.clip(values, -limit, limit)
+        values = jnp.clip(values, -limits[:, None], limits[:, None])
         # A head without weight may be anything, infinite too.
         return weights @ jnp.where(weights[:, None] > 0, values, 0)
+
+
+# Log ratios at which those of an average may be clipped.
+_LIMITS = (2.0, 3.0, 4.0, 6.0, 9.0, 13.0)
+
+
+def _limit(
+    u_p: Float[Array, " n"],
+    u_q: Float[Array, " m"],
+    weights: tuple[Float[Array, " n"], Float[Array, " m"]],
+    largest: Float[Array, ""],
+) -> Float[Array, ""]:
+    """The log ratio at which to clip: of those that surely lower the loss the one that does most.
+
+    A gain is sure if it exceeds two of its standard errors, row by row; a few rows are not enough.
+    """
+
+    def gain(limit):
+        total = variance = jnp.zeros_like(largest)
+        for u, weight in zip((u_p, -u_q), weights, strict=True):
+            u = jnp.where(weight > 0, jnp.clip(u, -largest, largest), 0)
+            less = jax.nn.softplus(-u) - jax.nn.softplus(-jnp.clip(u, -limit, limit))
+            mean, squares = jnp.dot(weight, less), weight**2
+            total += mean / 2
+            variance += squares @ (less - mean) ** 2 / (1 - jnp.sum(squares)) / 4
+        return jnp.where(total > 2 * jnp.sqrt(variance), total, 0)
+
+    limits = jnp.append(jnp.minimum(jnp.asarray(_LIMITS, largest.dtype), largest), largest)
+    gains = jax.vmap(gain)(limits).at[-1].set(0)
+    best = jnp.argmax(gains)
+    return jnp.where(gains[best] > 0, limits[best], largest)
 
 
 @pytree

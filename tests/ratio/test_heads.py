@@ -298,6 +298,16 @@ def test_a_head_that_fails_has_no_part_in_the_average():
         np.testing.assert_allclose(average(params, fold.train.p), fold.train.p[:, 0], rtol=2e-3)
 
 
+@pytest.mark.parametrize(("wrong", "limit"), [(20, 3.0), (2, 3 * np.log(800))])
+def test_average_clips_what_is_sure_and_wrong(wrong, limit):
+    """Wrong in 20 of 400 rows log 19 = 2.9 would be right; of 2 rows no limit is sure."""
+    z = jnp.ones(400).at[:wrong].set(-1.0)[:, None]
+    rows = Rows(z, -z, jnp.full(400, 1 / 400), jnp.full(400, 1 / 400))
+    average = h.Average((Constant(50.0),))
+    _, _, limits = average.fit(jax.random.key(0), Fold(rows, rows))
+    np.testing.assert_allclose(limits, [limit], rtol=1e-5)
+
+
 def test_tuned_takes_the_best_of_a_grid_trained_together():
     with jax.enable_x64(True):
         fold = make_fold(11, 50, 50, 1, shift=2.0, masked=25, weighted=False)
