@@ -126,11 +126,13 @@ def js_lower_bound(
 
     def pair_values(u_p, u_q, model_of):
         """Each fold's pairs of gains, where `model_of` maps a fold to its model."""
-        each = (
-            _pair_means(transform.gain(sign * u, model_of[part.fold]), part.fold, slot, mask.shape)
+        gains_p, gains_q = (
+            _pair_means(
+                transform.gain(sign * u, model_of[part.fold]), part.fold, slot, (num_folds, size)
+            )
             for u, sign, part, slot in zip((u_p, u_q), (1, -1), held_out, slots, strict=True)
         )
-        return sum(each) / 2
+        return (gains_p + gains_q) / 2
 
     folds = jnp.arange(num_folds)
     by_fold = pair_values(held_out[0].log_ratio, held_out[1].log_ratio, folds)

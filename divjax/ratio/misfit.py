@@ -1,5 +1,6 @@
 """Whether held-out rows show a log ratio to be too simple: does a probe of other shape gain?"""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,10 +37,10 @@ class Misfit(NamedTuple):
 
 
 def misfit(
-    features: tuple[Float[Array, "n d"], Float[Array, "m d"]],
-    log_ratios: tuple[Float[Array, " n"], Float[Array, " m"]],
-    weights: tuple[Float[Array, " n"], Float[Array, " m"]],
-    folds: tuple[Int[Array, " n"], Int[Array, " m"]],
+    features: Sequence[Float[Array, "n d"]],
+    log_ratios: Sequence[Float[Array, " n"]],
+    weights: Sequence[Float[Array, " n"]],
+    folds: Sequence[Int[Array, " n"]],
     num_folds: int,
 ) -> Misfit:
     """Fit the residuals of all folds but one by random cosines, and score them on that one.

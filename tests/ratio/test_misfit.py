@@ -1,0 +1,68 @@
+"""Does the probe find what a head has missed, and nothing where there is nothing?"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from divjax.problems import divergences
+from divjax.ratio import ClassifierRatio
+from divjax.ratio.misfit import misfit
+
+KEY = jax.random.key(8)
+N, FOLDS = 2000, 5
+TASKS = {
+    "shift": divergences.gaussian_shift(2, 0.5),
+    "correlated": divergences.correlated_gaussians(2, 0.5),
+}
+
+
+@jax.jit
+def probe(p, q, u_p, u_q):
+    folds = jnp.arange(N) % FOLDS
+    even = jnp.full(N, 1 / N)
+    return misfit((p, q), (u_p, u_q), (even, even), (folds, folds), FOLDS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_exact_ratio_misses_nothing(name):
+    """Of 40 samples none is flagged, and on average the probe only overfits."""
+    gains = []
+    for key in jax.random.split(KEY, 40):
+        p, q = TASKS[name].sample(key, N)
+        found = probe(p, q, TASKS[name].log_ratio(p), TASKS[name].log_ratio(q))
+        assert not found.significant
+        gains.append(float(found.gain))
+    assert np.mean(gains) < 0
+
+
+def test_half_of_a_ratio_is_found():
+    """The gain is at most the excess over log 2 − JS, and most of it."""
+    task = TASKS["correlated"]
+    p, q = task.sample(KEY, N)
+    found = probe(p, q, jnp.zeros(N), jnp.zeros(N))
+    assert found.significant
+    assert 0.5 * task.js < found.gain < task.js + 3 * found.std_error
+
+
+def test_a_linear_fit_is_too_simple_for_a_correlation():
+    """The value is near 0, the interval's upper end is not."""
+    method = ClassifierRatio("linear")
+    fits = {name: method.fit(KEY, *task.sample(KEY, N)) for name, task in TASKS.items()}
+    assert not fits["shift"].diagnostics.too_simple
+    assert fits["correlated"].diagnostics.too_simple
+    js = fits["correlated"].js()
+    assert js.value < 0.1 * TASKS["correlated"].js
+    assert js.interval.upper > 0.5 * TASKS["correlated"].js
+
+
+def test_rows_without_weight_are_no_rows():
+    p, q = TASKS["shift"].sample(KEY, 60)
+    weights, fold = jnp.full(60, 1 / 40) * (jnp.arange(60) < 40), jnp.arange(60) % 2
+    fold = jnp.where(weights > 0, fold, -1)
+    u = jnp.where(weights > 0, 0.1, jnp.nan)
+    run = lambda keep: misfit(
+        (p[keep], q[keep]), (u[keep],) * 2, (weights[keep],) * 2, (fold[keep],) * 2, 2
+    )
+    all_rows, kept = run(slice(None)), run(slice(40))
+    np.testing.assert_allclose(all_rows, kept, rtol=1e-3, atol=1e-6)
