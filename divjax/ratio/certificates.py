@@ -161,7 +161,7 @@ def _gain(u: ArrayLike, clip: ArrayLike) -> Array:
 
 def _counts(fold: Int[Array, " n"], num_folds: int) -> Int[Array, " folds"]:
     """How many rows each fold has."""
-    return jnp.zeros(num_folds, int).at[_or_none(fold, num_folds)].add(1, mode="drop")
+    return jnp.zeros(num_folds, fold.dtype).at[_or_none(fold, num_folds)].add(1, mode="drop")
 
 
 def _or_none(fold: Int[Array, " n"], num_folds: int) -> Int[Array, " n"]:

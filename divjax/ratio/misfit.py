@@ -68,8 +68,9 @@ def misfit(
 
     def gains(k):
         others = fold != k
-        hessian = jnp.matmul(phi.T * (curvature * others), phi, precision="highest")
-        step = linalg.solve(hessian + ridge, phi.T @ (residual * others))
+        fitted = jnp.where(others, curvature, 0)
+        hessian = jnp.matmul(phi.T * fitted, phi, precision="highest")
+        step = linalg.solve(hessian + ridge, phi.T @ jnp.where(others, residual, 0))
         moved = u + phi @ step
         return jnp.where(others, 0, jax.nn.softplus(-sign * u) - jax.nn.softplus(-sign * moved))
 

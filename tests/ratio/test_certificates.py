@@ -79,7 +79,7 @@ def test_coverage_of_few_and_uneven_rows(n, m, num_folds):
 def test_bounds_say_something():
     """JS .111 and .31, 1000 and 250 rows, models that err by a twentieth."""
     assert np.median(many(1000, 1000, FOLDS, 100, 1.0, 0.05, 0.95)) > 0.65 * true_js(1.0)
-    assert np.median(many(200, 250, FOLDS, 2000, 1.9, 0.05, 0.95)) > 0.6 * true_js(1.9)
+    assert np.median(many(200, 250, FOLDS, 2000, 1.9, 0.05, 0.95)) > 0.5 * true_js(1.9)
 
 
 def wager(values, m, delta, lower, upper):
