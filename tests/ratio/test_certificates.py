@@ -98,7 +98,7 @@ def wager(values, m, delta, lower, upper):
     return best
 
 
-@pytest.mark.parametrize(("n", "m", "num_folds"), [(60, 60, 5), (44, 90, 3), (60, 31, 2)])
+@pytest.mark.parametrize(("n", "m", "num_folds"), [(60, 60, 5), (44, 90, 3), (150, 91, 2)])
 def test_bound_by_hand(monkeypatch, n, m, num_folds):
     """Pairs, folds and sequence in NumPy; the bound is where the larger capital is just reached."""
     monkeypatch.setattr(certificates, "_SLOPES", (1.0,))
