@@ -15,7 +15,7 @@ __all__ = ["Misfit", "misfit"]
 # Random cosines at each of these length scales, in standard deviations of a feature times √d.
 _NUM_COSINES, _LENGTH_SCALES = 32, (0.1, 0.3, 1.0)
 # The precision of the prior on each of the probe's coefficients, in rows.
-_RIDGE = 1.0
+_RIDGE = 30.0
 
 
 class Misfit(NamedTuple):
