@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from divjax.core.numerics import nan_unless
 from divjax.inference.concentration import LARGEST_STAKE, betting_lower_bound
 from divjax.ratio.types import num_rows
 
@@ -103,7 +104,8 @@ def js_lower_bound(
         clip: the largest log ratio that counts; by default the validation rows choose.
     """
     dtype = held_out[0].log_ratio.dtype
-    delta = 1 - jnp.asarray(confidence, dtype)
+    confidence = jnp.asarray(confidence, dtype)
+    delta = nan_unless((confidence > 0) & (confidence < 1), 1 - confidence)
     first = num_first_folds(num_folds)
     share = 2 if first else 1
     by_fold_delta = delta / (share * num_folds)
