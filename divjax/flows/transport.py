@@ -17,7 +17,7 @@ from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.flows.types import Variation
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.divergence import SinkhornDivergenceResult, sinkhorn_divergence_result
-from divjax.ot.one_dimensional import sliced_wasserstein
+from divjax.ot.sliced import sliced_wasserstein
 
 __all__ = ["SinkhornDivergence", "SlicedWasserstein"]
 

@@ -5,7 +5,8 @@
 | an entropic cost, its plan and its map, sweeps over ε, gradients of all of them | `sinkhorn` |
 | … where marginals need not be met, or ε is far below the mean cost | its `marginal_penalty`, its `annealing` by `Annealing` |
 | a divergence of two samples, zero where they agree, for a loss | `sinkhorn_divergence`; with flags, `sinkhorn_divergence_result` |
-| exact, on the line, or over random or the worst directions | `wasserstein_1d`, `sliced_wasserstein`, `max_sliced_wasserstein` |
+| exact, on the line; with plan, map and potentials; with relaxed marginals | `wasserstein_1d`; `transport_1d`; `unbalanced_1d` |
+| over random or the worst directions, or given ones | `sliced_wasserstein`, `max_sliced_wasserstein`, `projected_wasserstein` |
 | between Gaussians: distance, map, barycenter | `gaussian_wasserstein`, `gaussian_map`, `gaussian_barycenter` |
 | a map in closed form, or nearly so | `gaussian_map_from_samples`, `EntropicMap` |
 | the cheapest map as a network, also for a family of problems | `MongeMap` |
@@ -14,8 +15,8 @@
 | a stochastic process from one sample to the other | `LightSchrodingerBridge` |
 | costs | `SqEuclidean`, `Euclidean`, `EuclideanPower`, `PNorm`, `PNormPower`, `Cosine`, `SphereGeodesic`, any function of two points |
 
-**Powers, not roots:** `wasserstein_1d` and the sliced costs return W_p^p, `gaussian_wasserstein` the
-squared distance.
+**Powers, not roots:** `wasserstein_1d` and the sliced costs return W_p^p unless `root=True`,
+`gaussian_wasserstein` the squared distance.
 
 Not here, as ott-jax does it well: low-rank Sinkhorn (`ott.solvers.linear.sinkhorn_lr`), distances
 between spaces (`ott.solvers.quadratic.gromov_wasserstein`), barycenters of samples
@@ -69,14 +70,16 @@ from divjax.ot.iterations import Annealing
 from divjax.ot.monge_gap import MongeGapResult, monge_gap, monge_gap_from_samples
 from divjax.ot.monge_map import MongeMap
 from divjax.ot.network_map import MapFit
-from divjax.ot.one_dimensional import (
-    MaxSlicedResult,
-    max_sliced_wasserstein,
-    sliced_wasserstein,
-    wasserstein_1d,
-)
+from divjax.ot.one_dimensional import LineTransportResult, transport_1d, wasserstein_1d
 from divjax.ot.schrodinger import ConditionalPlan, LightSchrodingerBridge, SchrodingerBridge
 from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
+from divjax.ot.sliced import (
+    MaxSlicedResult,
+    max_sliced_wasserstein,
+    projected_wasserstein,
+    sliced_wasserstein,
+)
+from divjax.ot.unbalanced_line import UnbalancedLineResult, unbalanced_1d
 
 __all__ = [
     "AffineMap",
@@ -91,6 +94,7 @@ __all__ = [
     "GaussianBarycenter",
     "ICNNDual",
     "LightSchrodingerBridge",
+    "LineTransportResult",
     "MapFit",
     "MaxSlicedResult",
     "MongeGapResult",
@@ -102,6 +106,7 @@ __all__ = [
     "SinkhornResult",
     "SphereGeodesic",
     "SqEuclidean",
+    "UnbalancedLineResult",
     "cost_matrix",
     "gaussian_barycenter",
     "gaussian_map",
@@ -110,9 +115,12 @@ __all__ = [
     "max_sliced_wasserstein",
     "monge_gap",
     "monge_gap_from_samples",
+    "projected_wasserstein",
     "sinkhorn",
     "sinkhorn_divergence",
     "sinkhorn_divergence_result",
     "sliced_wasserstein",
+    "transport_1d",
+    "unbalanced_1d",
     "wasserstein_1d",
 ]

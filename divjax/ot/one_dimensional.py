@@ -1,47 +1,96 @@
-"""Transport on the line in closed form, and distances made of it: sliced and max-sliced.
+"""Transport on the line in closed form: the cost, the plan, the map and the potentials.
 
-Every function here returns the cost W_p^p, the p-th power of the distance: the power has finite
-gradients where two measures agree, its average over directions is estimated without bias, and it is
-what `gaussian_wasserstein` and the solvers of transport return. Take the root where a metric is
-needed.
+The quantile functions of two samples are steps. Merged, their jumps cut (0, 1) into at most
+n + m − 1 intervals, in each of which one row of x meets one row of y: the optimal plan for every
+cost |x − y|^p with p ≥ 1. Costs are returned as W_p^p, the p-th power of the distance: the power
+has finite gradients where two measures agree, and is what the solvers of transport return.
+`root=True` gives the distance itself.
 """
 
-from typing import Any, NamedTuple
+import math
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from divjax.core.checks import (
-    check_count,
-    check_key,
-    check_matrix,
-    check_order,
-    check_same_features,
-    check_shape,
-    check_weights,
-)
-from divjax.core.numerics import nan_unless
-from divjax.core.pytrees import select
+from divjax.core.checks import check_order, check_shape, check_weights
+from divjax.core.numerics import nan_unless, safe_power, safe_sqrt
+from divjax.core.pytrees import pytree
+from divjax.core.samples import Center, centered_samples
+from divjax.core.types import Status, check_status, status_of, summary
 
-__all__ = ["MaxSlicedResult", "max_sliced_wasserstein", "sliced_wasserstein", "wasserstein_1d"]
+__all__ = ["LineTransportResult", "transport_1d", "wasserstein_1d"]
 
 
-def _check_values(**samples: Any) -> None:
-    for name, values in samples.items():
-        check_shape(name, values, "n")
-        if 0 in jnp.shape(values):
-            raise ValueError(f"{name} must not be empty; got shape {jnp.shape(values)}.")
-        if not jnp.issubdtype(jnp.result_type(values), jnp.floating):
-            raise ValueError(f"{name} must be floating-point; got {jnp.result_type(values)}.")
+class Line(NamedTuple):
+    """Two samples on the line in one dtype, of at least single precision, and their weights."""
+
+    x: Float[Array, " n"]
+    y: Float[Array, " m"]
+    a: Float[Array, " n"] | None
+    b: Float[Array, " m"] | None
 
 
-def _given(name: str, weights: Any, size: int, dtype: Any) -> Float[Array, " n"] | None:
+class Staircase(NamedTuple):
+    """Which row of x meets which of y in each interval of the merged quantile levels."""
+
+    rows: Int[Array, " k"]
+    columns: Int[Array, " k"]
+    masses: Float[Array, " k"]
+
+
+def as_values(
+    weights: dict[str, Any] | None = None, **samples: Any
+) -> tuple[Center, list[Float[Array, " n"]]]:
+    """Non-empty vectors of numbers as floating-point arrays, relative to a centre."""
+    columns = {}
+    for name, given in samples.items():
+        vector = given if isinstance(given, jax.Array) else np.asarray(given)
+        check_shape(name, vector, "n")
+        if 0 in vector.shape:
+            raise ValueError(f"{name} must not be empty; got shape {vector.shape}.")
+        columns[name] = vector[:, None]
+    center, *values = centered_samples(weights, **columns)
+    return center, [column[:, 0] for column in values]
+
+
+def is_infinite(p: ArrayLike) -> bool:
+    """Whether the order is the Python number ∞."""
+    return isinstance(p, (int, float)) and p == float("inf")
+
+
+def given_weights(name: str, weights: Any, size: int, dtype: Any) -> Float[Array, " n"] | None:
+    """Weights, checked, in the samples' dtype."""
     if weights is None:
         return None
     check_shape(name, weights, size)
     check_weights(name, weights)
     return jnp.asarray(weights, dtype)
+
+
+def single_precision(dtype: Any) -> Any:
+    """The dtype, at least float32: sums over many rows leave the range of half precision."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def without_padding(x: Float[Array, "n ..."], weights: Float[Array, " n"] | None) -> Array:
+    """The rows, those of weight zero that are not finite replaced: they are padding."""
+    if weights is None:
+        return x
+    weights = weights.reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.where((weights == 0) & ~jnp.isfinite(x), 0, x)
+
+
+def _arguments(x: Any, y: Any, a: Any, b: Any) -> tuple[Line, Any, Center]:
+    """The samples in at least single precision, the dtype of the result, and their centre."""
+    center, (x, y) = as_values({"x": a, "y": b}, x=x, y=y)
+    dtype = jnp.result_type(x, y)
+    work = single_precision(dtype)
+    a, b = given_weights("a", a, x.shape[0], work), given_weights("b", b, y.shape[0], work)
+    x, y = without_padding(x.astype(work), a), without_padding(y.astype(work), b)
+    return Line(x, y, a, b), dtype, center
 
 
 def _levels(weights: Float[Array, " n"] | None, size: int, dtype: Any) -> Float[Array, " n-1"]:
@@ -52,35 +101,10 @@ def _levels(weights: Float[Array, " n"] | None, size: int, dtype: Any) -> Float[
     return cumulative[:-1] / cumulative[-1]
 
 
-def _power(difference: Array, p: ArrayLike) -> Array:
-    """|difference|^p with a zero derivative at zero."""
-    if isinstance(p, (int, float)) and p == 2:
-        return jnp.square(difference)
-    distance = jnp.abs(difference)
-    if isinstance(p, (int, float)) and p == 1:
-        return distance
-    moved = distance > 0
-    power = jnp.where(moved, distance, 1) ** jnp.asarray(p, distance.dtype)
-    return jnp.where(moved, power, 0)
-
-
-def _cost(
-    x: Float[Array, " n"],
-    y: Float[Array, " m"],
-    a: Float[Array, " n"] | None,
-    b: Float[Array, " m"] | None,
-    p: ArrayLike,
-) -> Float[Array, ""]:
-    valid = jnp.asarray(p) >= 1
-    for weights in (a, b):
-        valid = valid if weights is None else valid & (jnp.min(weights) >= 0)
-    return nan_unless(valid, _cost_between_quantiles(x, y, a, b, p))
-
-
-def _cost_between_quantiles(x: Array, y: Array, a: Any, b: Any, p: ArrayLike) -> Array:
+def staircase(line: Line) -> Staircase:
+    """The optimal plan, an interval of quantile levels an entry, in increasing order."""
+    x, y, a, b = line
     (n,), (m,) = x.shape, y.shape
-    if a is None and b is None and n == m:
-        return jnp.mean(_power(jnp.sort(x) - jnp.sort(y), p))
     x_order, y_order = jnp.argsort(x), jnp.argsort(y)
     levels = jnp.concatenate(
         [
@@ -94,14 +118,69 @@ def _cost_between_quantiles(x: Array, y: Array, a: Any, b: Any, p: ArrayLike) ->
     of_x = jnp.append(0, jnp.cumsum(order < n - 1))
     of_y = jnp.arange(n + m - 1) - of_x
     widths = jnp.diff(levels[order], prepend=jnp.zeros(1, x.dtype), append=jnp.ones(1, x.dtype))
-    return jnp.dot(widths, _power(x[x_order[of_x]] - y[y_order[of_y]], p), precision="highest")
+    rows, columns = x_order[of_x], y_order[of_y]
+    # Cumulative sums are rounded: what a row of weight zero gets is exactly zero, with the
+    # derivative that it has.
+    empty = jnp.zeros(n + m - 1, bool)
+    empty = empty if a is None else empty | (a[rows] == 0)
+    empty = empty if b is None else empty | (b[columns] == 0)
+    widths = jnp.where(empty, widths - jax.lax.stop_gradient(widths), widths)
+    return Staircase(rows, columns, widths)
 
 
-def _arguments(x: Any, y: Any, a: Any, b: Any) -> tuple[Any, Any, Any, Any]:
-    """Samples of one dtype, and their weights in it."""
-    dtype = jnp.result_type(x, y)
-    a, b = _given("a", a, x.shape[0], dtype), _given("b", b, y.shape[0], dtype)
-    return jnp.asarray(x, dtype), jnp.asarray(y, dtype), a, b
+def distance_power(difference: Array, p: ArrayLike) -> Array:
+    """|difference|^p with a zero derivative at zero; nan where the difference is."""
+    if isinstance(p, (int, float)) and p == 2:
+        return jnp.square(difference)
+    distance = difference * jax.lax.stop_gradient(jnp.sign(difference))
+    if isinstance(p, (int, float)) and p in (1, float("inf")):
+        return distance
+    return safe_power(distance, p)
+
+
+def rooted(value: Float[Array, ""], p: ArrayLike) -> Float[Array, ""]:
+    """W_p of W_p^p, with a zero derivative at zero."""
+    if isinstance(p, (int, float)) and p in (1, float("inf")):
+        return value
+    if isinstance(p, (int, float)) and p == 2:
+        return safe_sqrt(value)
+    return safe_power(value, 1 / jnp.asarray(p, value.dtype))
+
+
+def is_valid(line: Line, p: ArrayLike) -> Bool[Array, ""]:
+    """Whether order and weights are in range, where they are only known at run time."""
+    valid = jnp.asarray(p) >= 1
+    for weights in (line.a, line.b):
+        valid = valid if weights is None else valid & (jnp.min(weights) >= 0)
+    return valid
+
+
+def line_cost(line: Line, p: ArrayLike) -> Float[Array, ""]:
+    """W_p^p, or W_∞; nan where the order or a weight is out of range."""
+    return nan_unless(is_valid(line, p), _cost_between_quantiles(line, p))
+
+
+def _cost_between_quantiles(line: Line, p: ArrayLike) -> Float[Array, ""]:
+    x, y, a, b = line
+    if a is None and b is None and x.shape == y.shape:
+        powers = distance_power(jnp.sort(x) - jnp.sort(y), p)
+        return jnp.max(powers) if is_infinite(p) else jnp.mean(powers)
+    rows, columns, masses = staircase(line)
+    difference = x[rows] - y[columns]
+    if is_infinite(p):
+        # What rounding leaves of coinciding levels carries no mass.
+        rounding = 4 * jnp.finfo(x.dtype).eps * math.log2(x.size + y.size)
+        return jnp.max(jnp.where(masses > rounding, distance_power(difference, p), 0))
+    # Far rows of weight zero may have a power that is not finite: zero times it is zero.
+    lost = (masses == 0) & ~jnp.isfinite(distance_power(difference, p))
+    powers = distance_power(jnp.where(lost, 0, difference), p)
+    return jnp.dot(masses, powers, precision="highest")
+
+
+def check_line_order(p: ArrayLike) -> None:
+    """Raise `ValueError` for a Python number below 1; ∞ passes."""
+    if not is_infinite(p):
+        check_order(p)
 
 
 def wasserstein_1d(
@@ -111,33 +190,39 @@ def wasserstein_1d(
     b: Float[Array, " m"] | None = None,
     *,
     p: ArrayLike = 2,
+    root: bool = False,
 ) -> Float[Array, ""]:
     """The transport cost W_p^p = ∫₀¹ |F_x⁻¹(u) − F_y⁻¹(u)|^p du of two samples on the line, exact.
 
     The quantile functions are steps: the integral is a sum over the at most n + m − 1 intervals
-    between their merged jumps. The power W_p^p is returned, not its root.
+    between their merged jumps. The power W_p^p is returned, not its root, unless `root` is true.
+    For p = ∞ it is W_∞, the largest |F_x⁻¹(u) − F_y⁻¹(u)|, which is a root already.
 
     Differentiable in everything. In the samples: almost everywhere, with a derivative of zero for a
     pair that is matched at distance zero; among duplicates the matching is one of several. In the
     weights, which are normalised: everywhere but where two cumulative weights coincide, also at
-    zero weights.
+    zero weights (of W_∞ the derivative in the weights is zero). The derivative of the root is zero
+    where the cost is.
 
-    Time O((n + m) log(n + m)), memory O(n + m).
+    Time O((n + m) log(n + m)), memory O(n + m). Half precision is computed in float32.
 
     Args:
-        x: samples of p.
+        x: samples of p; integers are taken as floats.
         y: samples of q.
-        a: weights of x, non-negative, in any unit; equal ones by default.
+        a: weights of x, non-negative, in any unit; equal ones by default. Rows of weight zero may
+            hold anything.
         b: weights of y.
-        p: the order, at least 1.
+        p: the order, at least 1; the Python number ∞ for W_∞.
+        root: whether the distance W_p is returned instead of its power.
 
     Returns:
-        The cost in the samples' unit to the power p.
+        The cost in the samples' unit to the power p, or with `root` in their unit; nan if a row
+        with weight is.
 
     Raises:
-        ValueError: if a sample is not a non-empty vector of floating-point numbers, weights do not
-            fit, are negative or zero throughout, or p is a Python number below 1. Where they are
-            only known when the program runs, the cost is nan.
+        ValueError: if a sample is not a non-empty vector of numbers, weights do not fit, are
+            negative or zero throughout, or p is a Python number below 1. The cost is nan if they
+            are traced and out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -146,180 +231,164 @@ def wasserstein_1d(
         (2.5, 6.5)
         >>> float(wasserstein_1d(x, y, jnp.array([3.0, 1.0])))  # ¾ 3² + ¼ 2²
         7.75
+        >>> float(wasserstein_1d(x, y, p=float("inf"))), float(wasserstein_1d(x, y + 1, root=True))
+        (3.0, 3.536)
 
     References:
         Peyré, Cuturi 2019, eq. 2.32 and remark 2.30.
     """
-    check_order(p)
-    _check_values(x=x, y=y)
-    return _cost(*_arguments(x, y, a, b), p)
+    check_line_order(p)
+    line, dtype, _ = _arguments(x, y, a, b)
+    value = line_cost(line, p)
+    return (rooted(value, p) if root else value).astype(dtype)
 
 
-def _check_samples(key: Any, x: Any, y: Any, p: ArrayLike) -> None:
-    check_key(key)
-    check_order(p)
-    check_matrix(x=x, y=y)
-    check_same_features(x, y)
-
-
-def _along(x: Array, y: Array, directions: Float[Array, "k d"]) -> tuple[Array, Array]:
-    """Both samples along each direction, "k n" and "k m", from a common origin near them."""
-    origin = jax.lax.stop_gradient(jnp.mean(y, axis=0))
-    project = lambda z: jnp.matmul(directions, (z - origin).T, precision="highest")
-    return project(x), project(y)
-
-
-def _unit(v: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    norm = jnp.linalg.norm(v, axis=-1, keepdims=True)
-    return v / jnp.where(norm > 0, norm, 1)
-
-
-def sliced_wasserstein(
-    key: Key[Array, ""],
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
-    *,
-    p: ArrayLike = 2,
-    num_projections: int = 128,
-) -> Float[Array, ""]:
-    """The sliced cost SW_p^p, the mean of `wasserstein_1d` over random directions.
-
-    SW_p^p = E_θ W_p^p(θᵀx, θᵀy) with θ uniform on the sphere. The mean over drawn directions is an
-    unbiased estimate of that of the two samples, with a variance that falls as 1/num_projections;
-    the same key gives the same directions.
-
-    Time O(L (n + m)(d + log(n + m))) and memory O(L (n + m)) for L directions.
-
-    Args:
-        key: for the directions.
-        x: samples of p.
-        y: samples of q.
-        a: weights of x, non-negative, in any unit; equal ones by default.
-        b: weights of y.
-        p: the order, at least 1.
-        num_projections: how many directions.
-
-    Returns:
-        The cost, in the samples' unit to the power p: the power, not its root.
-
-    Raises:
-        ValueError: if a sample is not a non-empty matrix, the features differ in number, weights do
-            not fit, or a number is out of range.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> x = jax.random.normal(jax.random.key(0), (50, 3))
-        >>> shift = jnp.array([3.0, 0.0, 0.0])
-        >>> cost = sliced_wasserstein(jax.random.key(1), x, x + shift, num_projections=2000)
-        >>> bool(abs(cost - 3) < 0.2)  # E (θᵀ shift)² = 3²/3
-        True
-
-    References:
-        Bonneel, Rabin, Peyré, Pfister 2015, definition 4.
-    """
-    _check_samples(key, x, y, p)
-    check_count(1, num_projections=num_projections)
-    x, y, a, b = _arguments(x, y, a, b)
-    directions = _unit(jax.random.normal(key, (num_projections, x.shape[1]), x.dtype))
-    costs = jax.vmap(lambda u, v: _cost(u, v, a, b, p))(*_along(x, y, directions))
-    return jnp.mean(costs)
-
-
-class MaxSlicedResult(NamedTuple):
-    """The largest cost that a search over directions found.
+@pytree
+class LineTransportResult:
+    """The cost, the plan, the map and the potentials of optimal transport on the line.
 
     Attributes:
-        value: the cost W_p^p along `direction`: a lower bound on the supremum.
-        direction: the unit vector; its sign means nothing.
-        values: the cost each start ended at. That several agree on the largest speaks for it.
+        value: W_p^p.
+        f: the Kantorovich potential of x: f_i + g_j ≤ |x_i − y_j|^p, with equality where mass is
+            moved, and ⟨a, f⟩ = ⟨b, g⟩ = ½ W_p^p. It is the derivative of the value in the weights
+            of x, up to a constant.
+        g: that of y.
+        rows: the plan's entries, from left to right: which row of x,
+        columns: which row of y,
+        masses: and how much of the mass 1; some may be zero.
+        center: a point of the line; NumPy's float64 lies relative to it.
+        x: the samples, less the centre.
+        y: likewise.
+        status: `Status.CONVERGED`, or what is wrong with the input.
     """
 
     value: Float[Array, ""]
-    direction: Float[Array, " d"]
-    values: Float[Array, " starts"]
+    f: Float[Array, " n"]
+    g: Float[Array, " m"]
+    rows: Int[Array, " k"]
+    columns: Int[Array, " k"]
+    masses: Float[Array, " k"]
+    center: Center
+    x: Float[Array, " n"]
+    y: Float[Array, " m"]
+    status: Int[Array, ""]
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        """Whether the status is `Status.CONVERGED`."""
+        return self.status == Status.CONVERGED
+
+    def check(self) -> Self:
+        """The result itself, or `RuntimeError` with what is wrong."""
+        check_status(self.status)
+        return self
+
+    def plan(self) -> Float[Array, "n m"]:
+        """The plan as a matrix, n × m numbers of which at most n + m − 1 are not zero."""
+        empty = jnp.zeros((self.x.shape[0], self.y.shape[0]), self.masses.dtype)
+        return empty.at[self.rows, self.columns].add(self.masses)
+
+    def transport(self, z: Float[Array, " k"]) -> Float[Array, " k"]:
+        """The increasing map from x to y, at any points.
+
+        At a row of x it is the mean of the rows of y that its mass goes to, those of equal rows
+        together. Between rows it is linear, and beyond the first and the last a translation.
+
+        Args:
+            z: points.
+
+        Raises:
+            ValueError: if they are not a vector.
+        """
+        check_shape("z", z, "k")
+        z = self.center.subtract(z[:, None])[:, 0]
+        order = jnp.argsort(self.x)
+        sorted_x, n = self.x[order], order.size
+        mass = jax.ops.segment_sum(self.masses, self.rows, n)[order]
+        moment = jax.ops.segment_sum(self.masses * self.y[self.columns], self.rows, n)[order]
+        # A row without mass takes the place of the one before it.
+        held = jax.lax.cummax(jnp.where(mass > 0, sorted_x, -jnp.inf))
+        positions = jnp.maximum(held, jnp.min(jnp.where(mass > 0, sorted_x, jnp.inf)))
+        # Equal rows are one point; the places left over lie at infinity.
+        group = jnp.append(0, jnp.cumsum(positions[1:] > positions[:-1]))
+        total = jax.ops.segment_sum(mass, group, n)
+        used = total > 0
+        points = jnp.where(used, jax.ops.segment_max(positions, group, n), jnp.inf)
+        images = jax.ops.segment_sum(moment, group, n) / jnp.where(used, total, 1)
+        images = jnp.where(used, images, images[group[-1]])
+        inside = jnp.clip(z, positions[0], positions[-1])
+        images = jnp.interp(inside, points, images) + (z - inside)
+        return self.center.add(images[:, None])[:, 0]
 
 
-def max_sliced_wasserstein(
-    key: Key[Array, ""],
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
+def transport_1d(
+    x: Float[Array, " n"],
+    y: Float[Array, " m"],
     a: Float[Array, " n"] | None = None,
     b: Float[Array, " m"] | None = None,
     *,
     p: ArrayLike = 2,
-    num_starts: int = 8,
-    num_steps: int = 50,
-) -> MaxSlicedResult:
-    """The max-sliced cost max_θ W_p^p(θᵀx, θᵀy) over unit vectors θ, by ascent from several starts.
+) -> LineTransportResult:
+    """Optimal transport on the line: cost, plan, increasing map and Kantorovich potentials, exact.
 
-    A step goes to (θ + s g)/‖θ + s g‖ with the unit gradient g; s doubles after a step that rises
-    and halves, without moving, after one that would not, so no start ever falls. The first start is
-    the difference of the means, the others are random. The cost is not concave in θ, and a local
-    maximum is all that is certain: `values` shows how many starts agree.
+    The plan is the one that `wasserstein_1d` integrates over, optimal for all p ≥ 1 at once. The
+    potentials follow its entries from left to right: along a row f stays and g takes up what the
+    cost changes by, along a column the other way round. That the costs satisfy the Monge condition
+    makes them feasible for all other pairs.
 
-    The value's gradient in samples and weights is that along the fixed direction, as the envelope
-    theorem has it; the direction is a constant to differentiation.
+    Time O((n + m) log(n + m)), memory O(n + m).
 
     Args:
-        key: for the starts.
-        x: samples of p.
+        x: samples of p; integers are taken as floats.
         y: samples of q.
         a: weights of x, non-negative, in any unit; equal ones by default.
         b: weights of y.
-        p: the order, at least 1.
-        num_starts: how many ascents, run side by side.
-        num_steps: of each.
+        p: the order, finite and at least 1.
 
     Returns:
-        A `MaxSlicedResult`; its value is in the samples' unit to the power p.
+        A `LineTransportResult`, the value first.
 
     Raises:
-        ValueError: if a sample is not a non-empty matrix, the features differ in number, weights do
-            not fit, or a number is out of range.
+        ValueError: as `wasserstein_1d`.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> x = jax.random.normal(jax.random.key(0), (50, 3))
-        >>> found = max_sliced_wasserstein(jax.random.key(1), x, x + jnp.array([3.0, 0.0, 0.0]))
-        >>> float(found.value), jnp.abs(found.direction).round(2).tolist()
-        (9.0, [1.0, 0.0, 0.0])
+        >>> import jax.numpy as jnp
+        >>> found = transport_1d(jnp.array([2.0, 0.0]), jnp.array([1.0, 4.0]))
+        >>> found.plan().tolist(), float(found.value)  # ½ (0 − 1)² + ½ (2 − 4)²
+        ([[0.0, 0.5], [0.5, 0.0]], 2.5)
+        >>> found.transport(jnp.array([0.0, 1.0, 3.0])).tolist()
+        [1.0, 2.5, 5.0]
 
     References:
-        Deshpande et al. 2019, definition 2.
+        Peyré, Cuturi 2019, remark 2.30: the plan. Hoffman 1963: costs with the Monge condition.
     """
-    _check_samples(key, x, y, p)
-    check_count(1, num_starts=num_starts, num_steps=num_steps)
-    x, y, a, b = _arguments(x, y, a, b)
+    check_order(p)
+    line, dtype, center = _arguments(x, y, a, b)
+    x, y = line.x, line.y
+    rows, columns, masses = path = staircase(line)
+    value, valid = line_cost(line, p), is_valid(line, p)
+    f, g = line_potentials(line, path, p)
+    # Both halves of the value: the potentials are unique up to a shift.
+    share = lambda weights, z: jnp.ones_like(z) / z.size if weights is None else weights
+    weighted = lambda weights, z: jnp.sum(weights * z) / jnp.sum(weights)
+    shift = (weighted(share(line.b, y), g) - weighted(share(line.a, x), f)) / 2
+    status = status_of(converged=True, finite=jnp.isfinite(value), valid=valid)
+    numbers = (value, f + shift, g - shift)
+    value, f, g, masses = (v.astype(dtype) for v in (*numbers, masses))
+    return LineTransportResult(value, f, g, rows, columns, masses, center, x, y, status)
 
-    def along(direction: Float[Array, " d"], x: Array, y: Array, a: Any, b: Any) -> Array:
-        u, v = _along(x, y, direction[None])
-        return _cost(u[0], v[0], a, b, p)
 
-    fixed = jax.lax.stop_gradient((x, y, a, b))
-    climb = jax.value_and_grad(lambda direction: along(direction, *fixed))
-
-    def ascend(direction: Float[Array, " d"]) -> tuple[Array, Array]:
-        def step(carry: Any, _: None) -> tuple[Any, None]:
-            direction, value, slope, size = carry
-            trial = _unit(direction + size * _unit(slope))
-            trial_value, trial_slope = climb(trial)
-            rises = trial_value > value
-            kept = (direction, value, slope, size / 2)
-            moved = (trial, trial_value, trial_slope, size * 2)
-            return select(rises, moved, kept), None
-
-        start = (direction, *climb(direction), jnp.ones((), x.dtype))
-        (direction, value, *_), _ = jax.lax.scan(step, start, length=num_steps)
-        return direction, value
-
-    x_fixed, y_fixed, a_fixed, b_fixed = fixed
-    share = lambda w, z: None if w is None else w / jnp.sum(w)
-    mean = lambda z, w: jnp.average(z, axis=0, weights=share(w, z))
-    gap = mean(x_fixed, a_fixed) - mean(y_fixed, b_fixed)
-    starts = jax.random.normal(key, (num_starts, x.shape[1]), x.dtype)
-    starts = starts.at[0].set(jnp.where(jnp.any(gap != 0), gap, starts[0]))
-    directions, values = jax.lax.stop_gradient(jax.vmap(ascend)(_unit(starts)))
-    best = directions[jnp.argmax(values)]
-    return MaxSlicedResult(along(best, x, y, a, b), best, values)
+def line_potentials(line: Line, path: Staircase, p: ArrayLike) -> tuple[Array, Array]:
+    """Potentials with f ⊕ g ≤ c, and equality all along the path; f is zero at its start."""
+    costs = distance_power(line.x[path.rows] - line.y[path.columns], p)
+    step = jnp.diff(costs, prepend=costs[:1])
+    row_moves = jnp.diff(path.rows, prepend=path.rows[:1]) != 0
+    f = jnp.cumsum(jnp.where(row_moves, step, 0))
+    g = costs[0] + jnp.cumsum(jnp.where(row_moves, 0, step))
+    # Along a row f does not change: whichever entry is written last, it is the same.
+    return jnp.zeros_like(line.x).at[path.rows].set(f), jnp.zeros_like(line.y).at[path.columns].set(
+        g
+    )

@@ -11,7 +11,10 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divjax.ot.one_dimensional import max_sliced_wasserstein, sliced_wasserstein, wasserstein_1d
+from divjax.core.types import Status
+from divjax.ot.one_dimensional import transport_1d, wasserstein_1d
+from divjax.ot.sliced import max_sliced_wasserstein, projected_wasserstein, sliced_wasserstein
+from divjax.ot.unbalanced_line import unbalanced_1d
 
 N, M, D = 7, 5, 3
 cost = jax.jit(wasserstein_1d)
@@ -220,11 +223,23 @@ def test_equal_samples_are_at_distance_zero_with_zero_gradients():
     [
         (lambda x: wasserstein_1d(x[:, None], x), r"x must have shape \(n,\)"),
         (lambda x: wasserstein_1d(x[:0], x), "x must not be empty"),
-        (lambda x: wasserstein_1d(x, jnp.arange(3)), "y must be floating-point"),
+        (lambda x: wasserstein_1d(x, np.array(["a"])), "y must hold real numbers"),
+        (lambda x: transport_1d(x, x, p=float("inf")), "p must be a finite number"),
+        (lambda x: sliced_wasserstein(KEY, x[None], x[None], p=float("inf")), "p must be a finite"),
+        (
+            lambda x: sliced_wasserstein(KEY, x[None], x[None], directions=jnp.eye(7)),
+            "key must be None where directions are given",
+        ),
+        (
+            lambda x: projected_wasserstein(jnp.eye(6), x[None], x[None]),
+            "directions and x must have the same number of features",
+        ),
+        (lambda x: unbalanced_1d(x, x, marginal_penalty=-1.0), "marginal_penalty must be positive"),
+        (lambda x: unbalanced_1d(x, x, marginal_penalty=(1.0, None)), "one or two numbers"),
         (lambda x: wasserstein_1d(x, x, p=0.5), "p must be a finite number of at least 1"),
         (lambda x: wasserstein_1d(x, x, x[:2]), r"a must have shape \(7,\)"),
         (lambda x: wasserstein_1d(x, x, b=-jnp.ones(7)), "b must be finite and non-negative"),
-        (lambda x: sliced_wasserstein(KEY, x, x), "x must be a non-empty matrix"),
+        (lambda x: sliced_wasserstein(KEY, x, x), "x must be a matrix"),
         (lambda x: sliced_wasserstein(KEY, x[None], x[None, :2]), "same number of features"),
         (lambda x: sliced_wasserstein(0, x[None], x[None]), "key must be one typed key"),
         (
@@ -248,3 +263,252 @@ def test_traced_numbers_out_of_range_have_no_cost():
     assert cost(weights, 1.0) == 1
     assert jnp.isnan(cost(weights, 0.5))
     assert jnp.isnan(cost(weights.at[1].set(-0.1), 2.0))
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, np.float32(2.0), jnp.float32(1.0), float("inf")])
+def test_rows_that_are_not_a_number_give_none(p):
+    x, y, a, _ = samples()
+    bad = x.copy()
+    bad[2] = np.nan
+    run = jax.jit(functools.partial(wasserstein_1d, p=p))
+    for args in ((bad, y), (y, bad), (bad, x), (bad, y, a)):
+        assert jnp.isnan(run(*args))
+    assert not jnp.isfinite(run(np.where(np.isnan(bad), np.inf, x), y))
+    np.testing.assert_array_equal(run(np.zeros(3), np.array([-0.0, 0.0, 5e-324])), 0)
+    # Without weight they count for nothing.
+    a = a * ~np.isnan(bad)
+    expected = run(np.delete(x, 2), y, np.delete(a, 2))
+    for padding in (np.nan, np.inf, -1e200, 1e8):
+        np.testing.assert_allclose(run(np.where(np.isnan(bad), padding, x), y, a), expected)
+
+
+def test_traced_orders_that_are_not_a_number_give_none():
+    run = jax.jit(lambda p: wasserstein_1d(jnp.arange(3.0), jnp.arange(3.0), p=p))
+    assert jnp.isnan(run(jnp.nan))
+    assert run(1.5) == 0
+
+
+def test_padding_far_away_changes_nothing_in_single_precision():
+    """Cumulative sums are rounded: a far row of weight zero must get nothing of them."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 1000, D)).astype(np.float32)
+    a = rng.dirichlet(np.ones(1000)).astype(np.float32)
+    a[10:200] = 0
+    far = x.copy()
+    far[10:200] = rng.choice([-1e8, 1e8, 1e30, np.nan], (190, D))
+    few = jax.jit(functools.partial(max_sliced_wasserstein, num_starts=2, num_steps=5))
+    np.testing.assert_allclose(few(KEY, far, y, a).value, few(KEY, x, y, a).value, rtol=1e-5)
+    np.testing.assert_allclose(sliced(KEY, y, far, None, a), sliced(KEY, y, x, None, a), rtol=1e-5)
+    gradient = jax.jit(jax.value_and_grad(lambda x: sliced(KEY, x, y, a)))
+    (expected, plain), (value, slope) = gradient(jnp.asarray(x)), gradient(jnp.asarray(far))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(slope, plain, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(cost(far[:, 0], y[:, 0], a), cost(x[:, 0], y[:, 0], a), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_ties_have_a_zero_derivative_at_order_one(dtype):
+    x = jnp.array([1.0, 1.0, 2.0], dtype)
+    slope = jax.grad(lambda x, y: wasserstein_1d(x, y, p=1))
+    np.testing.assert_array_equal(slope(x, x), 0)
+    np.testing.assert_allclose(slope(x, x.at[2].add(1)), [0, 0, -1 / 3], rtol=1e-6)
+    rows = jnp.stack([x, x], axis=1)
+    run = jax.grad(lambda x: sliced_wasserstein(KEY, x, rows, p=1, num_projections=4))
+    np.testing.assert_array_equal(run(rows), 0)
+
+
+def test_half_precision_sums_many_rows():
+    """70 000 does not exist in float16: levels and sums are in single precision."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=70_000).astype(np.float16), rng.normal(size=60_000).astype(np.float16)
+    found = wasserstein_1d(x, y + np.float16(1))
+    assert found.dtype == jnp.float16
+    expected = ot.wasserstein_1d(x.astype(float), (y + np.float16(1)).astype(float), p=2)
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    half = jnp.asarray(samples(d=D)[0], jnp.bfloat16)
+    assert sliced_wasserstein(KEY, half, half + 1).dtype == jnp.bfloat16
+
+
+def test_the_largest_distance_matches_an_assignment():
+    """The difference of NumPy's quantile functions."""
+    x, y, a, b = samples(8)
+    run = jax.jit(functools.partial(wasserstein_1d, p=float("inf")))
+    np.testing.assert_allclose(run(x, x[::-1] + 2), 2, rtol=1e-12)
+    x_order, y_order = np.argsort(x), np.argsort(y)
+    x_levels, y_levels = np.cumsum(a[x_order]), np.cumsum(b[y_order])
+    levels = np.sort(np.concatenate([[0], x_levels, y_levels]))
+    middles = (levels[1:] + levels[:-1])[np.diff(levels) > 1e-12] / 2
+    quantile = lambda z, order, steps: z[order[np.searchsorted(steps, middles)]]
+    apart = quantile(x, x_order, x_levels) - quantile(y, y_order, y_levels)
+    np.testing.assert_allclose(run(x, y, a, b), np.abs(apart).max(), rtol=1e-12)
+    # Levels that coincide up to rounding, .1 + .2 and .3, leave no mass between.
+    far = run(
+        jnp.array([0.0, 9.0]),
+        jnp.array([0.0, 0.5, 9.5]),
+        jnp.array([0.3, 0.7]),
+        jnp.array([0.1, 0.2, 0.7]),
+    )
+    np.testing.assert_allclose(far, 0.5)
+    slope = jax.grad(lambda x: run(x, y))(jnp.asarray(x))
+    np.testing.assert_allclose(jnp.sum(jnp.abs(slope)), 1, rtol=1e-12)
+
+
+def test_roots_are_distances():
+    x, y, a, b = samples()
+    for p in (1, 1.5, 2, jnp.float32(3.0)):
+        root = wasserstein_1d(x, y, a, b, p=p, root=True)
+        expected = programme(x, y, a, b, float(p)) ** (1 / float(p))
+        np.testing.assert_allclose(root, expected, rtol=1e-6)
+    rows = np.stack([x, x**2], axis=1)
+    value = sliced_wasserstein(KEY, rows, rows + 1)
+    np.testing.assert_allclose(sliced_wasserstein(KEY, rows, rows + 1, root=True) ** 2, value)
+    found = max_sliced_wasserstein(KEY, rows, rows + 1, root=True)
+    np.testing.assert_allclose(found.value, np.sqrt(2), rtol=1e-6)
+    np.testing.assert_allclose(found.values.max(), found.value)
+    slope = jax.grad(lambda x: wasserstein_1d(x, x, root=True))(jnp.asarray(x))
+    np.testing.assert_array_equal(slope, 0)
+
+
+def test_directions_of_ones_own_match_pot_and_weigh():
+    x, y, a, b = samples(d=D)
+    directions = np.random.default_rng(1).normal(size=(6, D))
+    each = projected_wasserstein(directions, x, y, a, b, p=1.5)
+    expected = [programme(x @ t, y @ t, a, b, 1.5) for t in directions]
+    np.testing.assert_allclose(each, expected, rtol=1e-10)
+    weights = np.arange(6.0)
+    run = functools.partial(sliced_wasserstein, None, x, y, a, b, p=1.5, directions=directions)
+    np.testing.assert_allclose(run(), np.mean(expected), rtol=1e-10)
+    np.testing.assert_allclose(
+        run(direction_weights=weights), np.average(expected, weights=weights), rtol=1e-10
+    )
+    assert jnp.isnan(jax.jit(lambda w: run(direction_weights=w))(-weights))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("p", [1, 1.5, 2])
+def test_plan_and_potentials_solve_the_programme(ties, p):
+    """Primal and dual feasible, of equal value: optimal."""
+    run = jax.jit(functools.partial(transport_1d, p=p))
+    for seed in range(5):
+        x, y, a, b = samples(seed, ties)
+        a[1] = 0
+        found = run(x, y, a, 2 * b)
+        plan, costs = found.plan(), np.abs(x[:, None] - y) ** p
+        np.testing.assert_allclose(plan.sum(1), a / a.sum(), atol=1e-12)
+        np.testing.assert_allclose(plan.sum(0), b, atol=1e-12)
+        assert (found.f[:, None] + found.g <= costs + 1e-12).all()
+        np.testing.assert_allclose(np.sum(plan * costs), found.value, rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(a @ found.f / a.sum(), found.value / 2, atol=1e-12)
+        np.testing.assert_allclose(b @ found.g, found.value / 2, atol=1e-12)
+        np.testing.assert_allclose(
+            found.value, programme(x, y, a / a.sum(), b, p), rtol=1e-9, atol=1e-12
+        )
+        assert found.status == Status.CONVERGED
+        # The images of rows are the plan's barycentric projection, of equal rows together.
+        images = found.transport(x)
+        for value in np.unique(x[a > 0]):
+            rows = (x == value) & (a > 0)
+            mean = (plan[rows].sum(0) @ y) / plan[rows].sum()
+            np.testing.assert_allclose(images[rows], mean, atol=1e-9)
+        grid = np.linspace(-6, 6, 50)
+        assert (np.diff(found.transport(grid)) >= -1e-12).all()
+
+
+def test_a_map_on_the_line_is_the_optimal_one():
+    """From a normal to its exponential, at new points."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=2000), np.exp(rng.normal(size=3000))
+    z = np.linspace(-1.5, 1.5, 31)
+    # A quantile's standard error, √(u(1 − u)/n)/density, of both samples.
+    density = scipy.stats.norm.pdf(z)
+    level = scipy.stats.norm.cdf(z)
+    error = np.exp(z) * np.sqrt(level * (1 - level) * (1 / 2000 + 1 / 3000)) / density
+    np.testing.assert_array_less(np.abs(transport_1d(x, y).transport(z) - np.exp(z)), 4 * error)
+
+
+def test_bad_data_on_the_line_is_flagged():
+    x = jnp.arange(4.0)
+    run = jax.jit(lambda x, a: transport_1d(x, x + 1, a).status)
+    assert run(x.at[1].set(jnp.nan), x + 1) == Status.NOT_FINITE
+    assert run(x, x - 1) == Status.INVALID_INPUT
+    assert run(x, x) == Status.CONVERGED
+
+
+@pytest.mark.parametrize("penalty", [0.3, (2.0, 0.7), 100.0])
+def test_unbalanced_transport_on_the_line_matches_pot(penalty):
+    """POT's majorisation–minimisation on the whole cost matrix."""
+    x, y, a, b = samples(4)
+    a = 1.7 * a
+    found = jax.jit(functools.partial(unbalanced_1d, p=2, tolerance=3e-4))(
+        x, y, a, b, marginal_penalty=penalty
+    )
+    costs = (x[:, None] - y) ** 2
+    plan = ot.unbalanced.mm_unbalanced(
+        a, b, costs, penalty, div="kl", numItermax=200_000, stopThr=1e-14
+    )
+    pair = penalty if isinstance(penalty, tuple) else (penalty, penalty)
+    kl = lambda p, q: np.sum(scipy.special.xlogy(p, p / q) - p + q)
+    primal = lambda plan: (
+        np.sum(plan * costs) + pair[0] * kl(plan.sum(1), a) + pair[1] * kl(plan.sum(0), b)
+    )
+    assert found.converged
+    # A lower bound within the gap of its own plan's objective, and that is the least.
+    np.testing.assert_allclose(primal(np.asarray(found.plan())) - found.gap, found.value, rtol=1e-9)
+    least = primal(plan)
+    assert found.value <= least + 1e-9
+    assert least <= found.value + found.gap + 1e-9
+    assert found.gap <= 3e-4 * found.value
+
+
+def test_unbalanced_gradients_are_differences():
+    x, y, a, b = samples(2)
+    rng = np.random.default_rng(3)
+    run = lambda x, a, rho: (
+        unbalanced_1d(
+            x, y, a, b, marginal_penalty=(rho, 0.5), p=1.5, tolerance=1e-7, max_iterations=20_000
+        ).value
+    )
+    run, gradient = jax.jit(run), jax.jit(jax.grad(run, argnums=(0, 1, 2)))
+    direction = rng.normal(size=N), 0.05 * rng.normal(size=N), 0.3
+    slopes = gradient(x, a, 0.8)
+    step = 1e-4
+    for at, slope in enumerate(slopes):
+        along = lambda s, at=at: run(
+            *(v + s * direction[i] if i == at else v for i, v in enumerate((x, a, 0.8)))
+        )
+        moved = along(step), along(-step)
+        np.testing.assert_allclose(
+            np.sum(slope * direction[at]), (moved[0] - moved[1]) / (2 * step), rtol=1e-3, atol=1e-6
+        )
+
+
+def test_unbalanced_transport_flags_what_is_wrong():
+    x = jnp.arange(4.0)
+    run = jax.jit(
+        lambda x, rho: unbalanced_1d(x, x[:3] + 1, marginal_penalty=rho, max_iterations=2)
+    )
+    assert run(x.at[0].set(jnp.nan), 1.0).status == Status.NOT_FINITE
+    assert jnp.isnan(run(x, -1.0).value)
+    assert run(x, -1.0).status == Status.INVALID_INPUT
+    assert unbalanced_1d(x, x, marginal_penalty=1.0).value == 0
+
+
+def test_numpy_values_keep_their_signal_at_an_offset():
+    rng = np.random.default_rng(0)
+    x, y, rows = rng.normal(size=50), rng.normal(size=60) + 1, rng.normal(size=(40, D))
+    expected = programme(x, y, np.full(50, 1 / 50), np.full(60, 1 / 60), 2)
+    with jax.enable_x64(False):
+        found = transport_1d(1e8 + x, 1e8 + y)
+        np.testing.assert_allclose(found.value, expected, rtol=1e-5)
+        np.testing.assert_allclose(wasserstein_1d(1e8 + x, 1e8 + y), expected, rtol=1e-5)
+        shifted = sliced_wasserstein(KEY, 1e8 + rows, 1e8 + 2 * rows)
+        np.testing.assert_allclose(shifted, sliced_wasserstein(KEY, rows, 2 * rows), rtol=1e-4)
+        near = found.transport(1e8 + np.array([0.0, 1.0])) - np.float32(1e8)
+        assert jnp.all(jnp.abs(near) <= 8)
+        found = unbalanced_1d(1e8 + x, 1e8 + y, marginal_penalty=1e4)
+        np.testing.assert_allclose(found.value, expected, rtol=1e-2)
+
+
+def test_lists_and_integers_are_numbers():
+    assert wasserstein_1d([0, 1], np.array([3])) == 6.5
+    assert sliced_wasserstein(None, [[0, 0]], [[3, 0]], directions=[[1, 0]]) == 9

@@ -1,0 +1,294 @@
+"""Sliced and max-sliced transport: costs on the line, along directions."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Key
+
+from divjax.core.checks import (
+    check_count,
+    check_key,
+    check_order,
+    check_same_features,
+)
+from divjax.core.numerics import nan_unless
+from divjax.core.pytrees import select
+from divjax.core.samples import as_samples, centered_samples
+from divjax.ot.one_dimensional import (
+    Line,
+    given_weights,
+    line_cost,
+    rooted,
+    single_precision,
+    without_padding,
+)
+
+__all__ = [
+    "MaxSlicedResult",
+    "max_sliced_wasserstein",
+    "projected_wasserstein",
+    "sliced_wasserstein",
+]
+
+
+class _Samples(NamedTuple):
+    """Two samples in one dtype, less an origin near y, and their weights."""
+
+    x: Float[Array, "n d"]
+    y: Float[Array, "m d"]
+    a: Float[Array, " n"] | None
+    b: Float[Array, " m"] | None
+
+
+def _arguments(x: Any, y: Any, a: Any, b: Any, p: ArrayLike) -> tuple[_Samples, Any]:
+    """The samples, checked and in at least single precision, and the dtype of the result."""
+    check_order(p)
+    _, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
+    dtype = jnp.result_type(x, y)
+    work = single_precision(dtype)
+    a, b = given_weights("a", a, x.shape[0], work), given_weights("b", b, y.shape[0], work)
+    x, y = without_padding(x.astype(work), a), without_padding(y.astype(work), b)
+    # Projections of far points lose digits; rows of weight zero may be anywhere.
+    origin = jax.lax.stop_gradient(_mean(y, b))
+    return _Samples(x - origin, y - origin, a, b), dtype
+
+
+def _mean(z: Float[Array, "n d"], weights: Float[Array, " n"] | None) -> Float[Array, " d"]:
+    if weights is None:
+        return jnp.mean(z, axis=0)
+    share = (weights / jnp.sum(weights))[:, None]
+    return jnp.sum(jnp.where(share > 0, share * z, 0), axis=0)
+
+
+def _costs(samples: _Samples, directions: Float[Array, "k d"], p: ArrayLike) -> Float[Array, " k"]:
+    """W_p^p along each direction."""
+    x, y, a, b = samples
+    project = lambda z: jnp.matmul(directions, z.T, precision="highest")
+    return jax.vmap(lambda u, v: line_cost(Line(u, v, a, b), p))(project(x), project(y))
+
+
+def _own_directions(directions: Any, x: Float[Array, "n d"]) -> Float[Array, "k d"]:
+    (directions,) = as_samples(directions=directions)
+    check_same_features(directions, x, ("directions", "x"))
+    return directions.astype(x.dtype)
+
+
+def _unit(v: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    norm = jnp.linalg.norm(v, axis=-1, keepdims=True)
+    return v / jnp.where(norm == 0, 1, norm)
+
+
+def projected_wasserstein(
+    directions: Float[Array, "k d"],
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, " m"] | None = None,
+    *,
+    p: ArrayLike = 2,
+) -> Float[Array, " k"]:
+    """The costs W_p^p(θᵀx, θᵀy) along given directions, one for each.
+
+    `sliced_wasserstein` is their mean over random unit vectors, `max_sliced_wasserstein` the
+    largest over all of them. Differentiable in the directions too.
+
+    Args:
+        directions: θ, a row each; they need not have length one.
+        x: samples of p.
+        y: samples of q.
+        a: weights of x, non-negative, in any unit; equal ones by default. Rows of weight zero may
+            hold anything.
+        b: weights of y.
+        p: the order, at least 1.
+
+    Returns:
+        The costs, in the unit of θᵀx to the power p.
+
+    Raises:
+        ValueError: if a matrix is empty or not one, the features differ in number, weights do not
+            fit, or p is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[0.0, 0.0], [1.0, 5.0]])
+        >>> projected_wasserstein(jnp.eye(2), x, x + jnp.array([3.0, 0.0])).tolist()
+        [9.0, 0.0]
+
+    References:
+        Bonneel, Rabin, Peyré, Pfister 2015, section 3.
+    """
+    samples, dtype = _arguments(x, y, a, b, p)
+    directions = _own_directions(directions, samples.x)
+    return _costs(samples, directions, p).astype(dtype)
+
+
+def sliced_wasserstein(
+    key: Key[Array, ""] | None,
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, " m"] | None = None,
+    *,
+    p: ArrayLike = 2,
+    num_projections: int = 128,
+    directions: Float[Array, "k d"] | None = None,
+    direction_weights: Float[Array, " k"] | None = None,
+    root: bool = False,
+) -> Float[Array, ""]:
+    """The sliced cost SW_p^p, the mean of `wasserstein_1d` over random directions.
+
+    SW_p^p = E_θ W_p^p(θᵀx, θᵀy) with θ uniform on the sphere. The mean over drawn directions is an
+    unbiased estimate of that of the two samples, with a variance that falls as 1/num_projections;
+    the same key gives the same directions. `projected_wasserstein` gives the cost along each.
+
+    Time O(L (n + m)(d + log(n + m))) and memory O(L (n + m)) for L directions.
+
+    Args:
+        key: for the directions; None with directions of your own.
+        x: samples of p.
+        y: samples of q.
+        a: weights of x, non-negative, in any unit; equal ones by default. Rows of weight zero may
+            hold anything.
+        b: weights of y.
+        p: the order, at least 1.
+        num_projections: how many directions are drawn.
+        directions: θ, a row each, in place of drawn ones; they need not have length one.
+        direction_weights: the directions' weights in the mean, non-negative, in any unit; equal
+            ones by default.
+        root: whether SW_p is returned, the root of the mean.
+
+    Returns:
+        The cost, in the samples' unit to the power p, or with `root` in their unit.
+
+    Raises:
+        ValueError: if a sample is not a non-empty matrix, the features differ in number, weights do
+            not fit, or a number is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jax.random.normal(jax.random.key(0), (50, 3))
+        >>> shift = jnp.array([3.0, 0.0, 0.0])
+        >>> cost = sliced_wasserstein(jax.random.key(1), x, x + shift, num_projections=2000)
+        >>> bool(abs(cost - 3) < 0.2)  # E (θᵀ shift)² = 3²/3
+        True
+
+    References:
+        Bonneel, Rabin, Peyré, Pfister 2015, definition 4.
+    """
+    samples, dtype = _arguments(x, y, a, b, p)
+    if directions is None:
+        check_key(key)
+        assert key is not None
+        check_count(1, num_projections=num_projections)
+        shape = (num_projections, samples.x.shape[1])
+        directions = _unit(jax.random.normal(key, shape, dtype).astype(samples.x.dtype))
+    elif key is not None:
+        raise ValueError("key must be None where directions are given.")
+    else:
+        directions = _own_directions(directions, samples.x)
+    costs = _costs(samples, directions, p)
+    weights = given_weights("direction_weights", direction_weights, len(costs), costs.dtype)
+    if weights is None:
+        value = jnp.mean(costs)
+    else:
+        used = weights != 0
+        value = jnp.sum(jnp.where(used, weights * costs, 0)) / jnp.sum(weights)
+        value = nan_unless(jnp.min(weights) >= 0, value)
+    return (rooted(value, p) if root else value).astype(dtype)
+
+
+class MaxSlicedResult(NamedTuple):
+    """The largest cost that a search over directions found.
+
+    Attributes:
+        value: the cost W_p^p along `direction`: a lower bound on the supremum.
+        direction: the unit vector; its sign means nothing.
+        values: the cost each start ended at. That several agree on the largest speaks for it.
+    """
+
+    value: Float[Array, ""]
+    direction: Float[Array, " d"]
+    values: Float[Array, " starts"]
+
+
+def max_sliced_wasserstein(
+    key: Key[Array, ""],
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, " m"] | None = None,
+    *,
+    p: ArrayLike = 2,
+    num_starts: int = 8,
+    num_steps: int = 50,
+    root: bool = False,
+) -> MaxSlicedResult:
+    """The max-sliced cost max_θ W_p^p(θᵀx, θᵀy) over unit vectors θ, by ascent from several starts.
+
+    A step goes to (θ + s g)/‖θ + s g‖ with the unit gradient g; s doubles after a step that rises
+    and halves, without moving, after one that would not, so no start ever falls. The first start is
+    the difference of the means, the others are random. The cost is not concave in θ, and a local
+    maximum is all that is certain: `values` shows how many starts agree.
+
+    The value's gradient in samples and weights is that along the fixed direction, as the envelope
+    theorem has it; its gradient is stopped.
+
+    Args:
+        key: for the starts.
+        x: samples of p.
+        y: samples of q.
+        a: weights of x, non-negative, in any unit; equal ones by default. Rows of weight zero may
+            hold anything.
+        b: weights of y.
+        p: the order, at least 1.
+        num_starts: how many ascents, run simultaneously.
+        num_steps: of each.
+        root: whether W_p along the direction is returned for the value, and for `values`.
+
+    Returns:
+        A `MaxSlicedResult`; its value is in the samples' unit to the power p.
+
+    Raises:
+        ValueError: if a sample is not a non-empty matrix, the features differ in number, weights do
+            not fit, or a number is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jax.random.normal(jax.random.key(0), (50, 3))
+        >>> found = max_sliced_wasserstein(jax.random.key(1), x, x + jnp.array([3.0, 0.0, 0.0]))
+        >>> float(found.value), jnp.abs(found.direction).round(2).tolist()
+        (9.0, [1.0, 0.0, 0.0])
+
+    References:
+        Deshpande et al. 2019, definition 2.
+    """
+    check_key(key)
+    check_count(1, num_starts=num_starts, num_steps=num_steps)
+    samples, dtype = _arguments(x, y, a, b, p)
+    fixed = jax.lax.stop_gradient(samples)
+    climb = jax.value_and_grad(lambda direction: _costs(fixed, direction[None], p)[0])
+
+    def ascend(direction: Float[Array, " d"]) -> tuple[Array, Array]:
+        def step(carry: Any, _: None) -> tuple[Any, None]:
+            direction, value, slope, size = carry
+            trial = _unit(direction + size * _unit(slope))
+            trial_value, trial_slope = climb(trial)
+            rises = trial_value > value
+            kept = (direction, value, slope, size / 2)
+            moved = (trial, trial_value, trial_slope, size * 2)
+            return select(rises, moved, kept), None
+
+        start = (direction, *climb(direction), jnp.ones((), direction.dtype))
+        (direction, value, *_), _ = jax.lax.scan(step, start, length=num_steps)
+        return direction, value
+
+    gap = _mean(fixed.x, fixed.a) - _mean(fixed.y, fixed.b)
+    starts = jax.random.normal(key, (num_starts, gap.size), dtype).astype(gap.dtype)
+    starts = starts.at[0].set(jnp.where(jnp.any(gap != 0), gap, starts[0]))
+    directions, values = jax.lax.stop_gradient(jax.vmap(ascend)(_unit(starts)))
+    best = directions[jnp.argmax(values)]
+    value = _costs(samples, best[None], p)[0]
+    if root:
+        value, values = rooted(value, p), rooted(values, p)
+    return MaxSlicedResult(value.astype(dtype), best.astype(dtype), values.astype(dtype))
