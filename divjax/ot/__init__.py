@@ -7,7 +7,7 @@
 | a divergence of two samples, zero where they agree, for a loss | `sinkhorn_divergence`; with flags, `sinkhorn_divergence_result` |
 | exact, on the line; with plan, map and potentials; with relaxed marginals | `wasserstein_1d`; `transport_1d`; `unbalanced_1d` |
 | over random or the worst directions, or given ones | `sliced_wasserstein`, `max_sliced_wasserstein`, `projected_wasserstein` |
-| between Gaussians: distance, map, barycenter | `gaussian_wasserstein`, `gaussian_map`, `gaussian_barycenter` |
+| between Gaussians: distance, map, barycenter; entropic | `gaussian_wasserstein`, `gaussian_map`, `gaussian_barycenter`; `gaussian_entropic` |
 | a map in closed form, or nearly so | `gaussian_map_from_samples`, `EntropicMap` |
 | the cheapest map as a network, also for a family of problems | `MongeMap` |
 | … under the squared distance, as the gradient of a convex network | `ICNNDual` |
@@ -62,16 +62,18 @@ from divjax.ot.gaussian import (
     GaussianBarycenter,
     gaussian_barycenter,
     gaussian_map,
-    gaussian_map_from_samples,
     gaussian_wasserstein,
 )
+from divjax.ot.gaussian_entropic import GaussianEntropicResult, gaussian_entropic
+from divjax.ot.gaussian_samples import gaussian_map_from_samples
 from divjax.ot.icnn_dual import DualFit, ICNNDual
 from divjax.ot.iterations import Annealing
+from divjax.ot.light_bridge import LightSchrodingerBridge
 from divjax.ot.monge_gap import MongeGapResult, monge_gap, monge_gap_from_samples
 from divjax.ot.monge_map import MongeMap
 from divjax.ot.network_map import MapFit
 from divjax.ot.one_dimensional import LineTransportResult, transport_1d, wasserstein_1d
-from divjax.ot.schrodinger import ConditionalPlan, LightSchrodingerBridge, SchrodingerBridge
+from divjax.ot.schrodinger import ConditionalPlan, SchrodingerBridge
 from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 from divjax.ot.sliced import (
     MaxSlicedResult,
@@ -92,6 +94,7 @@ __all__ = [
     "Euclidean",
     "EuclideanPower",
     "GaussianBarycenter",
+    "GaussianEntropicResult",
     "ICNNDual",
     "LightSchrodingerBridge",
     "LineTransportResult",
@@ -109,6 +112,7 @@ __all__ = [
     "UnbalancedLineResult",
     "cost_matrix",
     "gaussian_barycenter",
+    "gaussian_entropic",
     "gaussian_map",
     "gaussian_map_from_samples",
     "gaussian_wasserstein",

@@ -5,41 +5,76 @@ squared Euclidean cost it is the mean of the targets, weighted by the plan at z.
 chosen, ε: too large shrinks the image, too small leaves the noise of the sample. Held-out rows do.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Key
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from divjax.core.checks import check_callable, check_count, check_key, check_positive
+from divjax.core.checks import check_callable, check_count, check_key, check_positive, check_shape
 from divjax.core.numerics import nan_unless
+from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
-from divjax.core.training import hold_out, thinned, training_samples
-from divjax.ot.costs import SqEuclidean, checked_cost, cost_matrix, grad_conjugate
+from divjax.core.training import thinned
+from divjax.core.types import Status, check_status, status_of, summary
+from divjax.ot.barycentric import barycentric_images
+from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
 from divjax.ot.divergence import sinkhorn_divergence
+from divjax.ot.scales import mean_cost_within
 from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
+from divjax.ot.weighted_samples import (
+    Origins,
+    WeightedSamples,
+    normalised,
+    split,
+    weighted_samples,
+)
 
 __all__ = ["EntropicFit", "EntropicMap"]
 
-# Rows that the mean cost is from, and that choose ε, at most.
+# Rows that choose ε, at most.
 _FEW_ROWS = 1024
 
 
-class EntropicFit(NamedTuple):
+@pytree
+class EntropicFit:
     """The mean of the entropic maps of blocks of rows, a function of rows.
 
     Attributes:
-        results: of the blocks' problems, stacked.
+        results: of the blocks' problems, stacked; relative to the origins.
+        targets: the blocks' rows of y, likewise.
         epsilon: the ε that was chosen, in units of the cost.
         scores: the Sinkhorn divergence between images of held-out rows and held-out targets, for
             each ε that was tried.
-        converged: whether every block's problem has, and the chosen score is finite.
+        status: `Status.CONVERGED` if every block's problem has, and the chosen score is finite.
+        at_edge: whether the chosen ε is the smallest or the largest of several: a better one may
+            lie beyond.
+        origins: points of both spaces that samples are relative to.
+        block_weights: the blocks' weights in the mean.
     """
 
     results: SinkhornResult
+    targets: Float[Array, "blocks size d"]
     epsilon: Float[Array, ""]
     scores: Float[Array, " candidates"]
-    converged: Bool[Array, ""]
+    status: Int[Array, ""]
+    at_edge: Bool[Array, ""]
+    origins: Origins
+    block_weights: Float[Array, " blocks"]
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        """Whether the status is `Status.CONVERGED`."""
+        return self.status == Status.CONVERGED
+
+    def check(self) -> Self:
+        """The fit itself, or `RuntimeError` with what is wrong."""
+        check_status(self.status)
+        return self
 
     def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """T(z), a block's images at a time.
@@ -50,7 +85,12 @@ class EntropicFit(NamedTuple):
         Raises:
             ValueError: if they have another number of features than the samples.
         """
-        return jnp.mean(jax.lax.map(lambda result: result.transport(z), self.results), axis=0)
+        points: Any = z if hasattr(z, "dtype") else np.asarray(z)
+        check_shape("z", points, "k", self.targets.shape[-1])
+        z = self.origins.source.subtract(points)
+        of_block = lambda block: _images(block[0], block[1], z)
+        images = jax.lax.map(of_block, (self.results, self.targets))
+        return self.origins.target.add(jnp.tensordot(self.block_weights, images, 1))
 
 
 @pytree
@@ -62,12 +102,15 @@ class EntropicMap:
     larger sample only as many rows as there are blocks of are used.
 
     ε is that of `epsilons` whose images of held-out rows are nearest to held-out targets in
-    Sinkhorn divergence. The map is biased towards less spread, by O(ε) for smooth densities; a
-    point costs `block_size` × d numbers for each block. Memory is that of `sinkhorn` for one block.
+    Sinkhorn divergence; they are shares of the mean cost within the samples, ½ E c(X, X′) +
+    ½ E c(Y, Y′) with costs beyond ten times the median cut, so that neither a shift of one sample
+    nor a few outliers change them. The map is biased towards less spread, by O(ε) for smooth
+    densities; a point costs `block_size` × d numbers for each block. Memory is that of `sinkhorn`
+    for one block.
 
     Attributes:
         cost: one whose ∇h* is known: `SqEuclidean`, `EuclideanPower`, `PNormPower`.
-        epsilons: that are tried, as shares of the mean cost.
+        epsilons: that are tried, as shares of the mean cost within the samples.
         score_epsilon: ε of the divergence that chooses, likewise.
         block_size: rows of each side in a problem, at most.
         max_iterations: of each of Sinkhorn's problems.
@@ -103,7 +146,12 @@ class EntropicMap:
         check_count(1, block_size=self.block_size, max_iterations=self.max_iterations)
 
     def fit(
-        self, key: Key[Array, ""], x: Float[Array, "n d"], y: Float[Array, "m d"]
+        self,
+        key: Key[Array, ""],
+        x: Float[Array, "n d"],
+        y: Float[Array, "m d"],
+        a: Float[Array, " n"] | None = None,
+        b: Float[Array, " m"] | None = None,
     ) -> EntropicFit:
         """Solve the problems, with the ε that held-out rows choose.
 
@@ -111,8 +159,11 @@ class EntropicMap:
 
         Args:
             key: for the split.
-            x: samples of the law that is carried.
-            y: samples of the law it is carried to, in no relation to the rows of x.
+            x: samples of the distribution that is mapped.
+            y: samples of the one it is mapped to, unpaired with x.
+            a: weights of x, non-negative, in any unit; equal ones by default. Rows of weight zero
+                may hold anything.
+            b: weights of y.
 
         Returns:
             The map.
@@ -121,48 +172,91 @@ class EntropicMap:
             ValueError: if shapes do not fit or a sample has fewer than two rows.
         """
         check_key(key)
-        x, y = training_samples(x, y)
-        checked_cost(self.cost, x[0])
-        x_key, y_key = jax.random.split(key)
-        (x, x_held), (y, y_held) = hold_out(x_key, x), hold_out(y_key, y)
-        return self.fit_split((x, y), (x_held, y_held))
+        samples, origins = weighted_samples(x, y, a, b, apart=isinstance(self.cost, SqEuclidean))
+        checked_cost(self.cost, samples.x[0])
+        return self._fit(*split(key, samples), origins)
 
     def fit_split(
         self,
         train: tuple[Float[Array, "n d"], Float[Array, "m d"]],
         held_out: tuple[Float[Array, "k d"], Float[Array, "l d"]],
+        train_weights: tuple[Any, Any] = (None, None),
+        held_out_weights: tuple[Any, Any] = (None, None),
     ) -> EntropicFit:
         """`fit` where the rows that choose ε are given.
 
         Args:
             train: rows of x and of y, in random order.
             held_out: further ones.
+            train_weights: of the rows of x and of y.
+            held_out_weights: likewise.
         """
+        apart = isinstance(self.cost, SqEuclidean)
+        samples, origins = weighted_samples(*train, *train_weights, apart=apart)
+        tests = origins.relative(*held_out, *held_out_weights)
+        return self._fit(samples, tests, origins)
+
+    def _fit(
+        self, samples: WeightedSamples, held_out: WeightedSamples, origins: Origins
+    ) -> EntropicFit:
+        x, y, a, b = samples
         options: Any = {"cost": self.cost, "tolerance": self.tolerance}
         options["max_iterations"] = self.max_iterations
-        mean_cost = jnp.mean(cost_matrix(self.cost, *(thinned(z, _FEW_ROWS) for z in train)))
-        count = -(-min(map(len, train)) // self.block_size)
-        sizes = [min(len(rows) // count, self.block_size) for rows in train]
-        blocks = tuple(
-            rows[: count * size].reshape(count, size, -1)
-            for rows, size in zip(train, sizes, strict=True)
-        )
-        tests = tuple(thinned(rows, _FEW_ROWS) for rows in held_out)
+        unit = mean_cost_within(self.cost, x, y, a, b)
 
-        def problem(x: Array, y: Array, epsilon: Array) -> SinkhornResult:
-            return sinkhorn(x, y, epsilon=epsilon, **options)
+        # Blocks of rows; of each side's weights every block has its own share.
+        count = -(-min(len(x), len(y)) // self.block_size)
+        blocks = jax.tree.map(lambda v: _blocks(v, count, self.block_size), samples)
+        tests = jax.tree.map(lambda v: thinned(v, _FEW_ROWS), held_out)
+
+        def problem(block: WeightedSamples, epsilon: Array) -> SinkhornResult:
+            weights = normalised(block.a), normalised(block.b)
+            return sinkhorn(block.x, block.y, *weights, epsilon=epsilon, **options)
 
         def score(epsilon: Array) -> Array:
-            images = problem(blocks[0][0], blocks[1][0], epsilon).transport(tests[0])
-            scale = mean_cost * self.score_epsilon
-            return sinkhorn_divergence(images, tests[1], epsilon=scale, **options)
+            first = jax.tree.map(lambda v: v[0], blocks)
+            images = _images(problem(first, epsilon), first.y, tests.x)
+            weights = normalised(tests.a), normalised(tests.b)
+            scale = unit * self.score_epsilon
+            return sinkhorn_divergence(images, tests.y, *weights, epsilon=scale, **options)
 
-        shares = jnp.asarray(self.epsilons, mean_cost.dtype)
+        # The ε whose images of held-out rows are best.
+        shares = jnp.asarray(self.epsilons, unit.dtype)
         if shares.ndim != 1 or not shares.size:
             raise ValueError(f"epsilons must be one or more numbers; got shape {shares.shape}.")
-        epsilons = mean_cost * nan_unless(shares > 0, shares)
+        valid = shares > 0
+        epsilons = unit * nan_unless(valid, shares)
         scores = jax.lax.map(score, epsilons)
         best = jnp.argmin(jnp.where(jnp.isfinite(scores), scores, jnp.inf))
-        results = jax.lax.map(lambda block: problem(block[0], block[1], epsilons[best]), blocks)
-        converged = jnp.all(results.converged) & jnp.isfinite(scores[best])
-        return EntropicFit(results, epsilons[best], scores, converged)
+        chosen = epsilons[best]
+        ends = jnp.nanmin(epsilons), jnp.nanmax(epsilons)
+        at_edge = (ends[0] < ends[1]) & ((chosen == ends[0]) | (chosen == ends[1]))
+
+        # Every block's map with it.
+        results = jax.lax.map(lambda block: problem(block, chosen), blocks)
+        mass = jnp.ones(count, unit.dtype) if blocks.a is None else jnp.sum(blocks.a, axis=1)
+        status = status_of(
+            converged=jnp.all(results.converged),
+            finite=jnp.isfinite(scores[best]) & jnp.isfinite(results.value).all(),
+            valid=jnp.any(valid),
+        )
+        weights = mass / jnp.sum(mass)
+        return EntropicFit(results, blocks.y, chosen, scores, status, at_edge, origins, weights)
+
+
+def _images(
+    result: SinkhornResult, targets: Float[Array, "m d"], z: Float[Array, "k d"]
+) -> Float[Array, "k d"]:
+    """The images of points under a problem's entropic map, also where they lie far away."""
+    problem = result.problem
+    cost: Any = problem.pairs.cost  # pyright: ignore[reportAttributeAccessIssue]
+    if not isinstance(cost, SqEuclidean):
+        return result.transport(z)
+    images = lambda z: barycentric_images(z, targets, result.g, problem.b, problem.epsilon)
+    return map_row_blocks(images, targets.shape[0], z)
+
+
+def _blocks(rows: Float[Array, "n ..."], count: int, most: int) -> Array:
+    """As many blocks of equal size, of at most so many rows."""
+    size = min(len(rows) // count, most)
+    return rows[: count * size].reshape(count, size, *rows.shape[1:])

@@ -2,29 +2,33 @@
 
 A Gaussian is a mean "d" and a covariance: "d" for the variances of a diagonal one, "d d" for a full
 one, which may be singular. An eigenvalue within d machine epsilons of the largest from zero counts
-as zero; one more negative than that makes the result nan.
+as zero; one more negative than that makes the result nan. A full covariance must be symmetric up to
+the root of machine epsilon: one that is not raises, or if traced makes the result nan.
 
 With covariances S and T, and factors S = L Lᵀ and T = K Kᵀ, everything is in the singular value
 decomposition Lᵀ K = U Σ Vᵀ: the fidelity tr (S^½ T S^½)^½ = tr Σ, the squared distance
 ‖L U − K V‖², and the map A = K V Σ⁺ Vᵀ Kᵀ, for which A S A = T wherever S has full rank.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core import linalg
-from divjax.core.checks import check_count, check_shape, check_weights
-from divjax.core.training import training_samples
+from divjax.core.checks import check_count, check_full_precision, check_shape, check_weights
+from divjax.core.numerics import matmul, nan_unless, safe_sqrt
+from divjax.core.samples import Center
+from divjax.core.types import Status, check_status, status_of, summary
 
 __all__ = [
     "AffineMap",
     "GaussianBarycenter",
     "gaussian_barycenter",
     "gaussian_map",
-    "gaussian_map_from_samples",
     "gaussian_wasserstein",
 ]
 
@@ -63,15 +67,15 @@ def _(primals, tangents):
 
 
 @jax.custom_jvp
-def _root(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
+def matrix_root(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """The semi-definite square root; its derivative is along paths of constant rank."""
     values, vectors = _eigenvalues_and_vectors(matrix)
     return (vectors * jnp.sqrt(values)) @ _transpose(vectors)
 
 
-@_root.defjvp
+@matrix_root.defjvp
 def _(primals, tangents):
-    root = _root(*primals)
+    root = matrix_root(*primals)
     return root, _lyapunov(root, *tangents)
 
 
@@ -104,6 +108,11 @@ def _aligned(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> tuple[Array, Arr
     return s_factor @ left, t_factor @ _transpose(right), fidelities
 
 
+def singular_fidelities(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float[Array, " d"]:
+    """The singular values of S^½ T^½, whose sum is the fidelity."""
+    return _aligned(s, t)[2]
+
+
 @jax.custom_jvp
 def _transport(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """A = T^½ (T^½ S T^½)^{+½} T^½, the matrix of the optimal map from S to T."""
@@ -115,8 +124,8 @@ def _transport(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float[Array, "
 @_transport.defjvp
 def _(primals, tangents):
     def by_roots(s: Array, t: Array) -> Array:
-        root = _root(t)
-        return root @ _pseudo_inverse(_root(root @ s @ root)) @ root
+        root = matrix_root(t)
+        return root @ _pseudo_inverse(matrix_root(root @ s @ root)) @ root
 
     return _transport(*primals), jax.jvp(by_roots, primals, tangents)[1]
 
@@ -136,22 +145,17 @@ def _(primals, tangents):
     return _squared_bures(s, t), change
 
 
-def _safe_root(x: Array) -> Array:
-    positive = x > 0
-    root = jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
-    return jnp.where(x < 0, jnp.nan, root)
-
-
 def _stretch(s: Array, t: Array) -> Array:
     """√(t/s), zero where s or t is: `_transport` of variances."""
-    s_root, t_root = _safe_root(s), _safe_root(t)
-    return jnp.where(s_root > 0, t_root / jnp.where(s_root > 0, s_root, 1), 0 * t_root)
+    s_root, t_root = safe_sqrt(s), safe_sqrt(t)
+    is_zero = s_root == 0
+    return jnp.where(is_zero, 0 * t_root, t_root / jnp.where(is_zero, 1, s_root))
 
 
 @jax.custom_jvp
 def _squared_difference(s: Array, t: Array) -> Array:
     """(√s − √t)²: `_squared_bures` of variances."""
-    return (_safe_root(s) - _safe_root(t)) ** 2
+    return (safe_sqrt(s) - safe_sqrt(t)) ** 2
 
 
 @_squared_difference.defjvp
@@ -161,7 +165,33 @@ def _(primals, tangents):
     return _squared_difference(s, t), change
 
 
-def _pair(mean_p: Any, cov_p: Any, mean_q: Any, cov_q: Any) -> tuple[Array, Array, Array, Array]:
+def _symmetric(name: str, cov: Any) -> Array:
+    """A covariance; nan if it is traced and not symmetric, `ValueError` if it is concrete.
+
+    Matrix products leave an asymmetry of some roundings.
+    """
+    cov = jnp.asarray(cov)
+    if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
+        return cov
+    check_full_precision(name, cov)
+    rounding = float(jnp.finfo(cov.dtype).eps) ** 0.5
+    if not isinstance(cov, Tracer):
+        matrix = np.asarray(cov, np.float64)
+        apart = np.abs(matrix - np.swapaxes(matrix, -1, -2))
+        if (apart > rounding * np.abs(matrix).max()).any():
+            raise ValueError(
+                f"{name} must be symmetric; got entries that differ by {apart.max():.3g} from "
+                "those across the diagonal."
+            )
+        return cov
+    apart = jnp.max(jnp.abs(cov - _transpose(cov)), axis=(-2, -1), keepdims=True)
+    size = jnp.max(jnp.abs(cov), axis=(-2, -1), keepdims=True)
+    return nan_unless(~(apart > rounding * size), cov)
+
+
+def paired_gaussians(
+    mean_p: Any, cov_p: Any, mean_q: Any, cov_q: Any
+) -> tuple[Array, Array, Array, Array]:
     """The arguments as floating-point arrays, with covariances of one kind."""
     for name, mean, cov in (("p", mean_p, cov_p), ("q", mean_q, cov_q)):
         shape = jnp.shape(mean)
@@ -176,7 +206,10 @@ def _pair(mean_p: Any, cov_p: Any, mean_q: Any, cov_q: Any) -> tuple[Array, Arra
             f"{jnp.shape(mean_q)[0]}."
         )
     dtype = jnp.result_type(float, mean_p, cov_p, mean_q, cov_q)
+    if jnp.ndim(cov_p) + jnp.ndim(cov_q) > 2:
+        check_full_precision("covariances of shape (d, d)", jnp.zeros(0, dtype))
     mean_p, cov_p, mean_q, cov_q = (jnp.asarray(v, dtype) for v in (mean_p, cov_p, mean_q, cov_q))
+    cov_p, cov_q = _symmetric("cov_p", cov_p), _symmetric("cov_q", cov_q)
     if cov_p.ndim != cov_q.ndim:
         cov_p, cov_q = (jnp.diag(cov) if cov.ndim == 1 else cov for cov in (cov_p, cov_q))
     return mean_p, cov_p, mean_q, cov_q
@@ -209,7 +242,8 @@ def gaussian_wasserstein(
         The squared distance, in the squared unit of the space; nan if a covariance is indefinite.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, a covariance is not symmetric, or a full one is in
+            half precision.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -222,7 +256,7 @@ def gaussian_wasserstein(
     References:
         Dowson, Landau 1982, eq. 16. Takatsu 2011, proposition 2.2: the map.
     """
-    mean_p, s, mean_q, t = _pair(mean_p, cov_p, mean_q, cov_q)
+    mean_p, s, mean_q, t = paired_gaussians(mean_p, cov_p, mean_q, cov_q)
     bures = jnp.sum(_squared_difference(s, t)) if s.ndim == 1 else _squared_bures(s, t)
     return jnp.sum((mean_p - mean_q) ** 2) + bures
 
@@ -234,20 +268,32 @@ class AffineMap(NamedTuple):
         matrix: A, symmetric; its diagonal where that is all.
         source: the mean that is mapped.
         target: the mean it is mapped to.
+        rests: what the means' rounding left over, of NumPy's float64 that lie far from zero.
     """
 
     matrix: Float[Array, " d"] | Float[Array, "d d"]
     source: Float[Array, " d"]
     target: Float[Array, " d"]
+    rests: tuple[Float[Array, " d"], Float[Array, " d"]] | None = None
+
+    def __repr__(self) -> str:
+        return summary(self)
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """The images of the rows of x."""
         if jnp.shape(x)[-1:] != self.source.shape:
             raise ValueError(f"x must have {self.source.size} features; got shape {jnp.shape(x)}.")
-        centered = x - self.source
+        if self.rests is None:
+            return self.target + self._linear(x - self.source)
+        source, target = map(Center, (self.source, self.target), self.rests)
+        rows = x if hasattr(x, "dtype") else np.asarray(x)
+        centered = source.subtract(rows.reshape(-1, self.source.size))
+        return target.add(self._linear(centered)).reshape(rows.shape)
+
+    def _linear(self, centered: Float[Array, "... d"]) -> Float[Array, "... d"]:
         if self.matrix.ndim == 1:
-            return self.target + centered * self.matrix
-        return self.target + jnp.matmul(centered, self.matrix, precision="highest")
+            return centered * self.matrix
+        return matmul(centered, self.matrix)
 
 
 @jax.default_matmul_precision("highest")
@@ -284,40 +330,13 @@ def gaussian_map(
     References:
         Takatsu 2011, proposition 2.2.
     """
-    mean_p, s, mean_q, t = _pair(mean_p, cov_p, mean_q, cov_q)
+    mean_p, s, mean_q, t = paired_gaussians(mean_p, cov_p, mean_q, cov_q)
     return AffineMap(_stretch(s, t) if s.ndim == 1 else _transport(s, t), mean_p, mean_q)
 
 
-def gaussian_map_from_samples(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> AffineMap:
-    """The optimal map between the Gaussians with the samples' means and covariances.
-
-    Of all maps between laws that are each other's affine images, such as Gaussians, it is the
-    optimal one; of others it is the affine map that gives x the mean and the covariance of y.
-
-    Args:
-        x: samples of the law that is carried.
-        y: samples of the law it is carried to, in no relation to the rows of x.
-
-    Returns:
-        The map, a function of rows; a constant to differentiation in the samples.
-
-    Raises:
-        ValueError: if shapes do not fit or a sample has fewer than two rows.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> x = jnp.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-        >>> gaussian_map_from_samples(x, 2 * x + 3)(x[:2]).round(3).tolist()
-        [[1.0, 3.0], [5.0, 3.0]]
-
-    References:
-        Flamary, Lounici, Ferrari 2019, section 2: how fast it converges.
-    """
-    moments = [
-        (jnp.mean(z, axis=0), jnp.cov(z, rowvar=False).reshape(z.shape[1], -1))
-        for z in training_samples(x, y)
-    ]
-    return gaussian_map(*moments[0], *moments[1])
+def _unless_padding(weight: Float[Array, ""], value: Array) -> Array:
+    """The mean or covariance, replaced by zero if it is not finite and has no weight."""
+    return jnp.where((weight == 0) & ~jnp.isfinite(value).all(), 0, value)
 
 
 class GaussianBarycenter(NamedTuple):
@@ -328,14 +347,27 @@ class GaussianBarycenter(NamedTuple):
         covariance: its covariance, of the kind given.
         residual: ‖Σ_k w_k A_k − I‖ / √d, of the maps A_k to the given ones: zero at the barycenter.
         num_steps: how many fixed-point steps were taken.
-        converged: whether the residual is within the tolerance, and all numbers are finite.
+        status: `Status.CONVERGED` if the residual is within the tolerance, and all numbers finite.
     """
 
     mean: Float[Array, " d"]
     covariance: Float[Array, " d"] | Float[Array, "d d"]
     residual: Float[Array, ""]
     num_steps: Int[Array, ""]
-    converged: Bool[Array, ""]
+    status: Int[Array, ""]
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        """Whether the status is `Status.CONVERGED`."""
+        return self.status == Status.CONVERGED
+
+    def check(self) -> Self:
+        """The result itself, or `RuntimeError` with what is wrong."""
+        check_status(self.status)
+        return self
 
 
 @jax.default_matmul_precision("highest")
@@ -367,7 +399,8 @@ def gaussian_barycenter(
         A `GaussianBarycenter`. Where all covariances are singular its residual may stay above zero.
 
     Raises:
-        ValueError: if the shapes do not fit, or weights are negative or zero throughout.
+        ValueError: if the shapes do not fit, a covariance is not symmetric, or weights are negative
+            or zero throughout. Traced weights out of range give nan.
 
     Example:
         >>> import jax.numpy as jnp
@@ -393,11 +426,17 @@ def gaussian_barycenter(
     check_weights("weights", weights)
     dtype = jnp.result_type(float, means, covs)
     means, covs, weights = (jnp.asarray(v, dtype) for v in (means, covs, weights))
-    weights = weights / jnp.sum(weights)
+    if covs.ndim == 3:
+        check_full_precision("covs of shape (k, d, d)", covs)
+        covs = _symmetric("covs", covs)
+    valid = (jnp.min(weights) >= 0) & (jnp.sum(weights) > 0)
+    weights = nan_unless(valid, weights) / jnp.sum(weights)
+    # Gaussians of weight zero are padding.
+    means, covs = (jax.vmap(_unless_padding)(weights, v) for v in (means, covs))
 
     if covs.ndim == 2:
         stretch = lambda s: weights @ jax.vmap(lambda t: _stretch(s, t))(covs)
-        s = (weights @ _safe_root(covs)) ** 2
+        s = (weights @ safe_sqrt(covs)) ** 2
         # A variance that is zero everywhere has no map, and needs none.
         residual = jnp.linalg.norm(jnp.where(s > 0, stretch(s) - 1, 0)) / d**0.5
         steps = 0
@@ -418,5 +457,6 @@ def gaussian_barycenter(
     residual = jax.lax.stop_gradient(residual)
     mean = weights @ means
     finite = jnp.isfinite(mean).all() & jnp.isfinite(s).all()
-    converged = (residual <= jnp.asarray(tolerance, dtype)) & finite
-    return GaussianBarycenter(mean, s, residual, jnp.asarray(steps), converged)
+    close = residual <= jnp.asarray(tolerance, dtype)
+    status = status_of(converged=close, finite=finite, valid=valid)
+    return GaussianBarycenter(mean, s, residual, jnp.asarray(steps), status)

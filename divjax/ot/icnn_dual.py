@@ -10,12 +10,14 @@ game is played. A network learns where to start looking.
 """
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 
 from divjax.core import linalg
 from divjax.core.checks import (
@@ -27,15 +29,35 @@ from divjax.core.checks import (
     check_shape,
     check_widths,
 )
+from divjax.core.differentiation import refuse_derivatives
 from divjax.core.networks import BuildICNN, BuildMLP, Network, apply_network, init_network
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
-from divjax.core.training import adam_with_cosine, fit, hold_out, row_batch, training_samples
-from divjax.ot.gaussian import gaussian_map_from_samples
+from divjax.core.training import adam_with_cosine, fit
+from divjax.core.types import Status, check_status, status_of, summary
+from divjax.ot.gaussian_samples import gaussian_start
+from divjax.ot.scales import winsorised
+from divjax.ot.weighted_samples import (
+    Origins,
+    WeightedSamples,
+    batch_of_rows,
+    mean_over_rows,
+    split,
+    uniform_weights,
+    weighted_samples,
+)
 
 __all__ = ["DualFit", "ICNNDual"]
 
 # What an inner step must reach of the decrease that its slope promises.
 _ARMIJO = 0.1
+# A fit with a larger residual has not found x̂; the level of the test for its misfit.
+_LARGEST_RESIDUAL, _MISFIT_LEVEL = 0.1, 1e-4
+
+_NO_DERIVATIVE = (
+    "a fitted dual has no derivative in its learning rate: it goes through hundreds of training "
+    "steps. Compare fits at several values instead."
+)
 
 
 @pytree
@@ -56,9 +78,15 @@ class DualFit:
         losses: the dual objective V of each step's batch.
         validation: V of the held-out rows, before the first step and at each check.
         squared_distance: E|X|² + E|Y|² − 2V of the held-out rows.
-        residual: ‖∇f(x̂(y)) − y‖ over ‖y − E Y‖, roots of mean squares over held-out rows; what is
-            not small says that x̂ was not found there, V too small, and the map not to be trusted.
-        finite: whether all of the fit is.
+        residual: ‖∇f(x̂(y)) − y‖ over ‖y − E Y‖, roots of mean squares over held-out rows; if it is
+            not small, x̂ was not found there, V is too small, and the map not to be trusted.
+        misfit: the largest Kolmogorov–Smirnov distance, over the features, between images of
+            held-out rows and held-out targets, as a share of the critical value at 10⁻⁴ (of
+            independent samples of their effective sizes, with Bonferroni's correction).
+        status: `Status.CONVERGED` unless the fit is not finite or has failed: a residual above a
+            tenth, a misfit above one, or a squared distance below that of the means by more than
+            a tenth of the variances, which is worse than the best translation.
+        origins: points of both spaces, to float64's precision, that all of this is relative to.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -83,29 +111,52 @@ class DualFit:
     validation: Float[Array, " checks"] | None = None
     squared_distance: Float[Array, ""] | None = None
     residual: Float[Array, ""] | None = None
-    finite: Bool[Array, ""] | bool = True
+    misfit: Float[Array, ""] | None = None
+    status: Int[ArrayLike, ""] = int(Status.CONVERGED)
+    origins: Origins | None = None
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        """Whether the status is `Status.CONVERGED`."""
+        return jnp.asarray(self.status) == Status.CONVERGED
+
+    @property
+    def finite(self) -> Bool[Array, ""]:
+        """Whether all of the fit is finite."""
+        return jnp.asarray(self.status) < Status.NOT_FINITE
+
+    def check(self) -> Self:
+        """The fit itself, or `RuntimeError` with what is wrong."""
+        check_status(self.status)
+        return self
 
     @jax.default_matmul_precision("highest")
     def potential(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
         """The potential at the rows of z, up to a constant."""
-        self._check(z)
-        return self.value(self.params, z - self.source)
+        return self.value(self.params, self._relative(z, "source") - self.source)
 
     @jax.default_matmul_precision("highest")
     def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """T(z) = ∇f(z)."""
-        self._check(z)
-        return self.gradient(self.params, z - self.source)
+        images = self.gradient(self.params, self._relative(z, "source") - self.source)
+        return images if self.origins is None else self.origins.target.add(images)
 
     @jax.default_matmul_precision("highest")
     def inverse(self, y: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """The inverse map ∇f*(y) = x̂(y), a constant to differentiation."""
-        self._check(y)
-        return self.search(self.params, y, self.num_search_steps) + self.source
+        found = self.search(self.params, self._relative(y, "target"), self.num_search_steps)
+        points = found + self.source
+        return points if self.origins is None else self.origins.source.add(points)
 
-    def _check(self, z: Any) -> None:
-        check_matrix(z=z)
-        check_shape("z", z, "k", self.source.shape[0])
+    def _relative(self, z: Any, side: str) -> Float[Array, "k d"]:
+        """Points of one side, checked, relative to its origin."""
+        points: Any = z if hasattr(z, "dtype") else np.asarray(z)
+        check_shape("z", points, "k", self.source.shape[0])
+        check_matrix(z=points)
+        return points if self.origins is None else getattr(self.origins, side).subtract(points)
 
     def value(self, params: PyTree[Array], centered: Float[Array, "k d"]) -> Float[Array, " k"]:
         """The potential with these parameters, of rows less the mean."""
@@ -224,6 +275,8 @@ class ICNNDual:
         key: Key[Array, ""],
         x: Float[Array, "n d"],
         y: Float[Array, "m d"],
+        a: Float[Array, " n"] | None = None,
+        b: Float[Array, " m"] | None = None,
         *,
         optimizer: optax.GradientTransformation | None = None,
     ) -> DualFit:
@@ -233,89 +286,108 @@ class ICNNDual:
 
         Args:
             key: for the split, the networks and the batches.
-            x: samples of the law that is carried.
-            y: samples of the law it is carried to, in no relation to the rows of x.
+            x: samples of the distribution that is mapped.
+            y: samples of the one it is mapped to, unpaired with x.
+            a: weights of x, non-negative, in any unit; equal ones by default. Batches draw rows in
+                proportion to them. Rows of weight zero may hold anything.
+            b: weights of y.
             optimizer: in place of Adam with the cosine schedule.
 
         Returns:
-            The fit, a constant to differentiation in the samples. It compiles as a whole: jit it.
+            The fit; its gradients in the samples are stopped. It compiles as a whole: jit it.
 
         Raises:
-            ValueError: if shapes do not fit or a sample has fewer than two rows.
+            ValueError: if shapes do not fit or a sample has fewer than two rows; or if the fit is
+                differentiated in a number of the method.
         """
         check_key(key)
-        x, y = training_samples(x, y)
+        method = refuse_derivatives(_NO_DERIVATIVE, self)
+        # The distance of the means is part of the dual: one origin for both sides.
+        samples, origins = weighted_samples(x, y, a, b)
         split_key, convex_key, start_key, fit_key = jax.random.split(key, 4)
-        (x, x_held), (y, y_held) = (
-            hold_out(k, rows) for k, rows in zip(jax.random.split(split_key), (x, y), strict=True)
-        )
-        dual, params = self._start(convex_key, start_key, x, y)
+        train, held = split(split_key, samples)
+        x, y = train.x, train.y
+        dual, params = self._start(convex_key, start_key, train)
         size = min(self.batch_size, x.shape[0], y.shape[0])
 
-        def objective(params: Any, x: Array, y: Array, num_steps: int) -> tuple[Array, Array]:
+        def objective(params: Any, rows: WeightedSamples, num_steps: int) -> tuple[Array, Array]:
             """V, by whose derivative f moves; and x̂ − m."""
-            found = jax.lax.stop_gradient(dual.search(params, y, num_steps))
+            found = jax.lax.stop_gradient(dual.search(params, rows.y, num_steps))
             # ⟨m, y⟩ does not depend on the parameters; with it V is the dual objective itself.
-            inner = jnp.sum((found + dual.source) * y, axis=1)
-            conjugate = inner - dual.value(params, found)
-            return jnp.mean(dual.value(params, x - dual.source)) + jnp.mean(conjugate), found
+            inner = jnp.sum((found + dual.source) * rows.y, axis=1)
+            conjugate = mean_over_rows(inner - dual.value(params, found), rows.b)
+            return mean_over_rows(
+                dual.value(params, rows.x - dual.source), rows.a
+            ) + conjugate, found
 
         def loss(key: Key[Array, ""], params: Any) -> Float[Array, ""]:
             i, j = (
-                row_batch(k, len(rows), size)
-                for k, rows in zip(jax.random.split(key), (x, y), strict=True)
+                batch_of_rows(k, len(rows), size, weights)
+                for k, rows, weights in zip(
+                    jax.random.split(key), (x, y), (train.a, train.b), strict=True
+                )
             )
-            value, found = objective(params, x[i], y[j], self.num_inner_steps)
+            batch = WeightedSamples(x[i], y[j])
+            value, found = objective(params, batch, self.num_inner_steps)
             missed = jnp.mean(((dual.guess(params, y[j]) - found) / dual.scale) ** 2)
             # Of the second term only the guess has a derivative, and V none in it.
             return value + missed - jax.lax.stop_gradient(missed)
 
-        validate = lambda params: objective(params, x_held, y_held, dual.num_search_steps)[0]
+        validate = lambda params: objective(params, held, dual.num_search_steps)[0]
         trained = fit(
             fit_key,
             loss,
             params,
-            optimizer or adam_with_cosine(self.learning_rate, self.num_steps, x.dtype),
+            optimizer or adam_with_cosine(method.learning_rate, self.num_steps, x.dtype),
             num_steps=self.num_steps,
             validate=validate,
             num_checks=self.num_checks,
         )
         params = trained.params
-        value, found = objective(params, x_held, y_held, dual.num_search_steps)
-        squares = sum(jnp.mean(jnp.sum(rows**2, axis=1)) for rows in (x_held, y_held))
-        root = lambda rows: jnp.sqrt(jnp.mean(rows**2))
-        residual = root(dual.gradient(params, found) - y_held) / root(y_held - dual.target)
+        value, found = objective(params, held, dual.num_search_steps)
+        square = lambda rows, weights: mean_over_rows(jnp.sum(rows**2, axis=1), weights)
+        squared_distance = square(held.x, held.a) + square(held.y, held.b) - 2 * value
+        missed = square(dual.gradient(params, found) - held.y, held.b)
+        residual = jnp.sqrt(missed / square(held.y - dual.target, held.b))
+        misfit = _misfit(dual.gradient(params, held.x - dual.source), held)
+        finite = trained.finite & jnp.isfinite(value) & jnp.isfinite(residual)
+        failed = (residual > _LARGEST_RESIDUAL) | (misfit > 1)
+        failed |= squared_distance < _least_distance(held)
         return dataclasses.replace(
             dual,
             params=params,
             losses=trained.losses,
             validation=trained.validation,
-            squared_distance=squares - 2 * value,
+            squared_distance=squared_distance,
             residual=residual,
-            finite=trained.finite & jnp.isfinite(value) & jnp.isfinite(residual),
+            misfit=misfit,
+            status=status_of(converged=~failed, finite=finite),
+            origins=origins,
         )
 
     def _start(
-        self, convex_key: Key[Array, ""], start_key: Key[Array, ""], x: Array, y: Array
+        self, convex_key: Key[Array, ""], start_key: Key[Array, ""], train: WeightedSamples
     ) -> tuple[DualFit, PyTree[Array]]:
         """The fit before it starts: at the optimal quadratic between the Gaussians."""
-        d, dtype = x.shape[1], x.dtype
-        source, target = jnp.mean(x, axis=0), jnp.mean(y, axis=0)
-        values, vectors = linalg.eigh(gaussian_map_from_samples(x, y).matrix)
+        x, dtype = train.x, train.x.dtype
+        d = x.shape[1]
+        gaussian = gaussian_start(train)
+        values, vectors = linalg.eigh(gaussian.matrix)
         # What the samples do not vary in has no A; f is kept strictly convex there.
         values = jnp.maximum(values, 1e-3 * jnp.max(values) + jnp.finfo(dtype).tiny)
-        spread = jnp.sqrt(jnp.mean((x - source) ** 2))
+        deviations = (winsorised(x, train.a) - gaussian.source) ** 2
+        spread = jnp.sqrt(jnp.mean(mean_over_rows(deviations, train.a)))
         build = BuildICNN(self.hidden) if self.network is None else self.network
         params = {
-            "linear": target,
+            "linear": gaussian.target,
             "factor": (vectors * jnp.sqrt(values)) @ vectors.T,
             "convex": init_network(build, convex_key, d, dtype),
             "start": init_network(BuildMLP(self.start_hidden, d), start_key, d, dtype),
         }
         dual = DualFit(
             params=params,
-            source=source,
-            target=target,
+            source=gaussian.source,
+            target=gaussian.target,
             scale=jnp.where(spread > 0, spread, 1),
             inverse_matrix=(vectors / values) @ vectors.T,
             build=build,
@@ -323,3 +395,41 @@ class ICNNDual:
             num_search_steps=4 * self.num_inner_steps,
         )
         return dual, params
+
+
+def _misfit(images: Float[Array, "n d"], held: WeightedSamples) -> Float[Array, ""]:
+    """The largest distance between features' distribution functions, over its critical value."""
+    d = images.shape[1]
+    a = uniform_weights(images) if held.a is None else held.a
+    b = uniform_weights(held.y) if held.b is None else held.b
+
+    def distance(image: Float[Array, " n"], target: Float[Array, " m"]) -> Array:
+        values = jnp.concatenate([image, target])
+        order = jnp.argsort(values)
+        gap = jnp.cumsum(jnp.concatenate([a, -b])[order])
+        # Among equal values only the last has all of their mass.
+        last = jnp.append(values[order][1:] > values[order][:-1], True)
+        return jnp.max(jnp.where(last, jnp.abs(gap), 0))
+
+    distances = jax.vmap(distance, (1, 1))(images, held.y)
+    # P(D > c √(1/n + 1/m)) ≈ 2 exp(−2c²), with effective sizes for weights.
+    critical = jnp.sqrt(math.log(2 * d / _MISFIT_LEVEL) / 2 * (jnp.sum(a**2) + jnp.sum(b**2)))
+    return nan_unless(jnp.isfinite(images).all(), jnp.max(distances) / critical)
+
+
+def _least_distance(held: WeightedSamples) -> Float[Array, ""]:
+    """The least squared distance that is credible: that of the means, less what is noise.
+
+    V of any convex f bounds the true one from above: a fit below the best translation's value is
+    worse than that one. Allowed for are three standard errors of the means, and a tenth of the
+    samples' variances.
+    """
+    sides = (held.x, held.a), (held.y, held.b)
+    means = [mean_over_rows(rows, weights) for rows, weights in sides]
+    variances, noise = jnp.zeros((2,), held.x.dtype)
+    for (rows, weights), mean in zip(sides, means, strict=True):
+        weights = uniform_weights(rows) if weights is None else weights
+        variance = mean_over_rows(jnp.sum((rows - mean) ** 2, axis=1), weights)
+        variances, noise = variances + variance, noise + jnp.sum(weights**2) * variance
+    gap = jnp.sqrt(jnp.sum((means[0] - means[1]) ** 2))
+    return jnp.maximum(gap - 3 * jnp.sqrt(noise), 0) ** 2 - 0.1 * variances

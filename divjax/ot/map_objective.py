@@ -16,20 +16,24 @@ from divjax.ot.divergence import self_transport
 from divjax.ot.monge_gap import monge_gap_from_samples
 from divjax.ot.network_map import MapFit
 from divjax.ot.sinkhorn import sinkhorn
+from divjax.ot.weighted_samples import mean_over_rows
 
 __all__ = ["MapBatch", "MapObjective", "MapTerms"]
 
 
 class MapBatch(NamedTuple):
-    """Rows of both laws.
+    """Rows of both distributions.
 
     Attributes:
-        x: rows that are carried.
+        x: rows that are mapped.
         started: the start's images of them.
-        y: rows of the law they are carried to.
+        y: rows of the distribution they are mapped to.
         context: of the problem they belong to.
-        other: further rows that are carried and the start's images of them, for self terms of
+        other: further rows that are mapped and the start's images of them, for self terms of
             independent batches; None for self terms of x alone.
+        a: weights of x, of sum one; equal ones by default.
+        b: those of y.
+        other_a: those of the further rows.
     """
 
     x: Float[Array, "b d"]
@@ -37,6 +41,9 @@ class MapBatch(NamedTuple):
     y: Float[Array, "m d"]
     context: Float[Array, " c"] | None = None
     other: tuple[Float[Array, "b d"], Float[Array, "b d"]] | None = None
+    a: Float[Array, " b"] | None = None
+    b: Float[Array, " m"] | None = None
+    other_a: Float[Array, " b"] | None = None
 
 
 class MapTerms(NamedTuple):
@@ -101,25 +108,29 @@ class MapObjective:
 
         images = carried(batch.x, batch.started)
         if batch.other is None:
-            spread = self._to_itself(images, self.epsilon)
+            spread = self._to_itself(images, self.epsilon, batch.a)
         else:
-            spread = self._between(images, carried(*batch.other), self.epsilon)
+            others = carried(*batch.other)
+            spread = self._between(images, others, self.epsilon, batch.a, batch.other_a)
         across, gap = self._across_and_gap(batch, images, spread)
         converged = across.converged & spread.converged & gap.converged
         asymmetry = self._asymmetry(key, map_fit, params, batch)
         return MapTerms(across.value - spread.value / 2, gap.value, asymmetry, converged)
 
     def constants(
-        self, x: Float[Array, "n d"], y: Float[Array, "m d"], other: Float[Array, "k d"] | None
+        self,
+        batch: MapBatch,
+        other: Float[Array, "k d"] | None = None,
+        other_b: Float[Array, " k"] | None = None,
     ) -> MapTerms:
         """What `terms` leaves out, where `other` are further rows of y if self terms have them."""
         if other is None:
-            of_y = self._to_itself(y, self.epsilon)
+            of_y = self._to_itself(batch.y, self.epsilon, batch.b)
         else:
-            of_y = self._between(y, other, self.epsilon)
+            of_y = self._between(batch.y, other, self.epsilon, batch.b, other_b)
         of_x = _nothing(of_y.value)
         if self.gap_kind == "debiased":
-            of_x = self._to_itself(x, self._epsilon_of_gap)
+            of_x = self._to_itself(batch.x, self._epsilon_of_gap, batch.a)
         converged = of_y.converged & of_x.converged
         return MapTerms(-of_y.value / 2, of_x.value / 2, jnp.zeros_like(of_y.value), converged)
 
@@ -129,20 +140,21 @@ class MapObjective:
 
     def _across_and_gap(self, batch: MapBatch, images: Array, spread: _Cost) -> tuple[_Cost, _Cost]:
         """OT(T(x), y), and the gap less ½ OT(x, x) if it is the debiased one."""
-        x, y, epsilon = batch.x, batch.y, self._epsilon_of_gap
+        x, y, a, b, epsilon = batch.x, batch.y, batch.a, batch.b, self._epsilon_of_gap
+        fitted = images, y, self.epsilon, a, b
         if self.gap_kind is None:
-            across = self._between(images, y, self.epsilon)
+            across = self._between(*fitted)
             return across, _nothing(across.value)
         if self.gap_kind != "debiased":
             options = self._solver | {"epsilon": epsilon, "kind": self.gap_kind}
-            gap = monge_gap_from_samples(x, images, **options)
-            return self._between(images, y, self.epsilon), _Cost(gap.value, gap.converged)
+            gap = monge_gap_from_samples(x, images, a, **options)
+            return self._between(*fitted), _Cost(gap.value, gap.converged)
         # `monge_gap` would solve OT(T(x), T(x)) once more.
         own = spread
         if batch.other is not None or self.gap_epsilon is not None:
-            own = self._to_itself(images, epsilon)
-        across, transport = self._two((images, y, self.epsilon), (x, images, epsilon))
-        displacement = jnp.mean(paired_costs(self.cost, x, images))
+            own = self._to_itself(images, epsilon, a)
+        across, transport = self._two(fitted, (x, images, epsilon, a, a))
+        displacement = mean_over_rows(paired_costs(self.cost, x, images), a)
         value = displacement - transport.value + own.value / 2
         return across, _Cost(value, transport.converged & own.converged)
 
@@ -151,16 +163,18 @@ class MapObjective:
         iterations = {"max_iterations": self.max_iterations, "tolerance": self.tolerance}
         return {"cost": self.cost} | iterations
 
-    def _between(self, x: Array, y: Array, epsilon: ArrayLike) -> _Cost:
-        result = sinkhorn(x, y, epsilon=epsilon, **self._solver)
+    def _between(
+        self, x: Array, y: Array, epsilon: ArrayLike, a: Array | None, b: Array | None
+    ) -> _Cost:
+        result = sinkhorn(x, y, a, b, epsilon=epsilon, **self._solver)
         return _Cost(result.value, result.converged)
 
-    def _to_itself(self, x: Array, epsilon: ArrayLike) -> _Cost:
-        result = self_transport(x, epsilon=epsilon, **self._solver)
+    def _to_itself(self, x: Array, epsilon: ArrayLike, a: Array | None) -> _Cost:
+        result = self_transport(x, a, epsilon=epsilon, **self._solver)
         return _Cost(result.value, result.converged)
 
     def _two(self, first: tuple, second: tuple) -> tuple[_Cost, _Cost]:
-        """Two problems `(x, y, epsilon)`."""
+        """Two problems `(x, y, epsilon, a, b)`."""
         if jax.tree.map(jnp.shape, first) != jax.tree.map(jnp.shape, second):
             return self._between(*first), self._between(*second)
         # One program for both takes half as long to compile, and no longer to run.
@@ -180,7 +194,8 @@ class MapObjective:
         v = jax.random.rademacher(key, x.shape, x.dtype)
         _, forwards = jax.jvp(field, (x,), (v,))
         backwards = jax.vjp(field, x)[1](v)[0]
-        return jnp.mean(((forwards - backwards) / map_fit.output_scale) ** 2)
+        squares = ((forwards - backwards) / map_fit.output_scale) ** 2
+        return jnp.mean(mean_over_rows(squares, batch.a))
 
 
 def _nothing(like: Array) -> _Cost:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core import linalg
+from divjax.core.numerics import safe_log
 from divjax.core.pytrees import select
 
 __all__ = [
@@ -120,9 +121,22 @@ class Moments(NamedTuple):
         return mean, self.second / mass[:, None, None] - mean[:, :, None] * mean[:, None]
 
 
-def moments_of(z: Float[Array, "n d"], weights: Float[Array, "n k"], full: bool) -> Moments:
-    """The moments of rows under each component's responsibilities for them."""
-    weights = weights / z.shape[0]
+def moments_of(
+    z: Float[Array, "n d"],
+    responsibilities: Float[Array, "n k"],
+    full: bool,
+    shares: Float[Array, " n"] | None = None,
+) -> Moments:
+    """The moments of rows under each component's responsibilities for them.
+
+    Args:
+        z: rows.
+        responsibilities: of each component for each row.
+        full: whether second moments are matrices.
+        shares: the rows' weights, of sum one; equal ones by default.
+    """
+    shares = jnp.ones_like(z[:, 0]) / z.shape[0] if shares is None else shares
+    weights = responsibilities * shares[:, None]
     if full:
         second = jax.lax.map(lambda w: (z * w[:, None]).T @ z, weights.T)
     else:
@@ -148,7 +162,10 @@ def gaussian_scales(cov0: Array, cov1: Array, epsilon: Array) -> Array:
 
 
 def balance(
-    log_terms: Float[Array, "n k"], target: Float[Array, " k"], num_steps: int
+    log_terms: Float[Array, "n k"],
+    target: Float[Array, " k"],
+    num_steps: int,
+    shares: Float[Array, " n"] | None = None,
 ) -> Float[Array, " k"]:
     """The changes of log weights that give components their target mass.
 
@@ -156,8 +173,15 @@ def balance(
     assignments are hard a step knows little but its sign: its length is bounded, by a quarter of
     the terms' spread at first, and by less after a step that made things worse, which is undone.
     The changes' mean, which no responsibility depends on, is zero.
+
+    Args:
+        log_terms: of each component at each row.
+        target: the masses wanted.
+        num_steps: Newton's steps.
+        shares: the rows' weights, of sum one; equal ones by default.
     """
     k = target.shape[0]
+    rows = jnp.ones_like(log_terms[:, 0]) / log_terms.shape[0] if shares is None else shares
     ridge = 1e-4 / k * jnp.eye(k, dtype=target.dtype)
 
     def at(changes: Array) -> tuple[Array, Array, Array]:
@@ -165,10 +189,10 @@ def balance(
         raised = log_terms + changes
         log_sums = jax.nn.logsumexp(raised, axis=1)
         responsibilities = jnp.exp(raised - log_sums[:, None])
-        mass = jnp.mean(responsibilities, axis=0)
-        second = responsibilities.T @ responsibilities / responsibilities.shape[0]
+        mass = rows @ responsibilities
+        second = (responsibilities * rows[:, None]).T @ responsibilities
         slope = jnp.diag(mass) - second + ridge
-        return target @ changes - jnp.mean(log_sums), target - mass, slope
+        return target @ changes - rows @ log_sums, target - mass, slope
 
     def step(_: Any, carry: Any) -> Any:
         changes, found, bound = carry
@@ -186,17 +210,27 @@ def balance(
     return jax.lax.fori_loop(0, num_steps, step, (start, at(start), bound))[0]
 
 
-def clusters(key: Key[Array, ""], y: Float[Array, "m d"], k: int) -> tuple[Array, Array]:
-    """The k centres of y that greedy seeding and Lloyd's rounds find; each row's, one-hot."""
+def clusters(
+    key: Key[Array, ""], y: Float[Array, "m d"], k: int, shares: Float[Array, " m"] | None = None
+) -> tuple[Array, Array]:
+    """The k centres of y that greedy seeding and Lloyd's rounds find; each row's, one-hot.
+
+    Args:
+        key: for the seeds.
+        y: rows.
+        k: the number of centres.
+        shares: the rows' weights, of sum one; equal ones by default.
+    """
+    weights = jnp.ones_like(y[:, 0]) if shares is None else shares * y.shape[0]
     squares = jnp.sum(y**2, axis=1)
     to = lambda c: jnp.maximum(squares - 2 * c @ y.T + jnp.sum(c**2, axis=1)[:, None], 0)
 
     def seed(nearest: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
         # A distance of zero everywhere leaves any row.
-        logits = jnp.log(nearest + jnp.finfo(y.dtype).tiny)
+        logits = jnp.log(nearest + jnp.finfo(y.dtype).tiny) + safe_log(weights)
         trials = y[jax.random.categorical(key, logits, shape=(_START_TRIALS,))]
         distances = jnp.minimum(nearest, to(trials))
-        best = jnp.argmin(jnp.sum(distances, axis=1))
+        best = jnp.argmin(distances @ weights)
         return distances[best], trials[best]
 
     start = jnp.full(y.shape[0], jnp.finfo(y.dtype).max ** 0.5, y.dtype)
@@ -204,9 +238,9 @@ def clusters(key: Key[Array, ""], y: Float[Array, "m d"], k: int) -> tuple[Array
     nearest = lambda centers: jax.nn.one_hot(jnp.argmin(to(centers), axis=0), k, dtype=y.dtype)
 
     def refine(_: Any, centers: Array) -> Array:
-        members = nearest(centers)
+        members = nearest(centers) * weights[:, None]
         counts = jnp.sum(members, axis=0)[:, None]
-        return jnp.where(counts > 0, members.T @ y / jnp.maximum(counts, 1), centers)
+        return jnp.where(counts > 0, members.T @ y / jnp.where(counts > 0, counts, 1), centers)
 
     centers = jax.lax.fori_loop(0, _START_ROUNDS, refine, centers)
     return centers, nearest(centers)
@@ -216,7 +250,7 @@ def m_step(
     v: Potential,
     averages: tuple[Moments, Moments],
     epsilon: Array,
-    variance_floor: Array,
+    variance_floor: Float[Array, " d"],
     least_mass: ArrayLike,
 ) -> Potential:
     """Each component made the Gaussian bridge between its parts of both ends.
@@ -226,9 +260,7 @@ def m_step(
     scale with which it takes all others' rows.
     """
     (mean0, cov0), (mean1, cov1) = (moments.central() for moments in averages)
-    cov1 = cov1 + variance_floor * (
-        1 if cov1.ndim == 2 else jnp.eye(cov1.shape[-1], dtype=cov1.dtype)
-    )
+    cov1 = cov1 + (variance_floor if cov1.ndim == 2 else jnp.diag(variance_floor))
     scales = gaussian_scales(cov0, cov1, epsilon)
     means = mean1 - _times(scales, mean0)
     alive = (jnp.minimum(averages[0].mass, averages[1].mass) > least_mass)[:, None]

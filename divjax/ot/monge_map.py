@@ -6,7 +6,8 @@ A map T that carries the law of x to that of y need not be the cheapest one. Her
 
 the Sinkhorn divergence between where rows arrive and where they should, the Monge gap, which is
 zero for optimal maps alone, and, where asked for, what keeps the Jacobian J symmetric as that of a
-gradient is. The first two are in units of the mean cost c̄ between x and y.
+gradient is. The first two are in units of the mean cost c̄ within the samples, which does not
+depend on how far apart they are.
 """
 
 import dataclasses
@@ -26,32 +27,42 @@ from divjax.core.checks import (
     check_nonnegative,
     check_positive,
     check_shape,
+    check_weights,
     check_widths,
 )
+from divjax.core.differentiation import refuse_derivatives
 from divjax.core.networks import BuildMLP, Network, init_network
 from divjax.core.pytrees import pytree, static
 from divjax.core.standardize import mean_and_scale
-from divjax.core.training import (
-    adam_with_cosine,
-    fit,
-    hold_out,
-    row_batch,
-    thinned,
-    training_samples,
-)
-from divjax.ot.costs import SqEuclidean, checked_cost, cost_matrix, grad_conjugate
+from divjax.core.training import adam_with_cosine, fit, hold_out
+from divjax.core.types import status_of
+from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
 from divjax.ot.entropic_map import EntropicMap
-from divjax.ot.gaussian import gaussian_map_from_samples
+from divjax.ot.gaussian_samples import gaussian_start
 from divjax.ot.map_objective import MapBatch, MapObjective, MapTerms
 from divjax.ot.monge_gap import KINDS
 from divjax.ot.network_map import IdentityMap, MapFit
+from divjax.ot.scales import cut_mean, mean_cost_within, winsorised
+from divjax.ot.weighted_samples import (
+    Origins,
+    WeightedSamples,
+    batch_of_rows,
+    normalised,
+    uniform_weights,
+    weighted_samples,
+)
 
 __all__ = ["MongeMap"]
 
 _STARTS = ("identity", "gaussian", "entropic")
 
-# Rows of each side that the mean cost and the output's unit are from, at most.
+# Rows of each side that the output's unit is from, at most.
 _FEW = 1024
+
+_NO_DERIVATIVE = (
+    "a fitted map has no derivatives in the numbers of its method: they go through hundreds of "
+    "training steps. Compare fits at several values instead."
+)
 
 
 @pytree
@@ -60,8 +71,10 @@ class MongeMap:
 
     T minimises S_ε(T(x), y)/c̄ + λ M(T)/c̄ + w E‖J − Jᵀ‖²/d over minibatches: the debiased Sinkhorn
     divergence, λ times the Monge gap, w times the asymmetry of the Jacobian; c̄ is the mean cost
-    between x and y. The network is added to a start in closed form; the parameters kept are those
-    of the check with the least objective on held-out rows, and the start itself is one of them.
+    within the samples, ½ E c(X, X′) + ½ E c(Y, Y′) with costs beyond ten times the median cut,
+    which neither a shift of one sample nor a few outliers change. The network is added to a start
+    in closed form; the parameters kept are those of the check with the least objective on held-out
+    rows, and the start itself is one of them.
 
     With b rows the divergence is biased: its self terms hold the zero distances of rows to
     themselves, so that it is least at a map with too little spread, in many dimensions far from the
@@ -79,7 +92,7 @@ class MongeMap:
 
     Attributes:
         cost: a symmetric cost of `divjax.ot`, or a function of two points.
-        epsilon: ε > 0 of the divergence, as a share of the mean cost c̄ between x and y.
+        epsilon: ε > 0 of the divergence, as a share of c̄.
         gap_epsilon: that of the Monge gap, a share of c̄ too; None for the same.
         gap_weight: λ ≥ 0.
         symmetry_weight: w ≥ 0, or None for no such term. It takes a structured map, or the squared
@@ -87,9 +100,10 @@ class MongeMap:
             unit, estimated with one random direction a row.
         gap_kind: the kind of Monge gap, "debiased", "entropic" or "primal", as in `monge_gap`; None
             for a map that only fits.
-        start: "identity"; "gaussian", the optimal map between the Gaussians with the samples'
-            moments (under the squared Euclidean cost); or "entropic", that of `EntropicMap`, with
-            its ε chosen by the held-out rows.
+        start: "identity"; "gaussian", the optimal map between Gaussians with the samples' moments
+            (under the squared Euclidean cost), in which outliers count as ten standard deviations
+            away and covariances are shrunk after Ledoit and Wolf; or "entropic", that of
+            `EntropicMap`, with its ε chosen by the held-out rows.
         structured: whether T = id − ∇h*∘F.
         independent_batches: whether the divergence's self terms are of two batches without a row
             in common; the gap's never are, whose samples are paired.
@@ -168,6 +182,8 @@ class MongeMap:
         y: Float[Array, "m d"] | Float[Array, "g m d"],
         context: Float[Array, "g c"] | None = None,
         *,
+        a: Float[Array, " n"] | Float[Array, "g n"] | None = None,
+        b: Float[Array, " m"] | Float[Array, "g m"] | None = None,
         optimizer: optax.GradientTransformation | None = None,
     ) -> MapFit:
         """Fit the map, or with a context g maps that share one network.
@@ -177,44 +193,51 @@ class MongeMap:
 
         Args:
             key: for the split, the network and the batches.
-            x: samples of the law that is carried.
-            y: samples of the law it is carried to, in no relation to the rows of x.
+            x: samples of the distribution that is mapped.
+            y: samples of the one it is mapped to, unpaired with x.
             context: a vector for each problem, which the network gets beside each row.
+            a: weights of x, non-negative, in any unit; equal ones by default. Batches draw rows in
+                proportion to them. Rows of weight zero may hold anything.
+            b: weights of y.
             optimizer: in place of Adam with the cosine schedule.
 
         Returns:
             The map, a function of rows.
 
         Raises:
-            ValueError: if shapes do not fit or a sample has fewer than two rows.
+            ValueError: if shapes do not fit or a sample has fewer than two rows; or if the fit is
+                differentiated in a number of the method.
         """
         check_key(key)
-        x, y = _problems(x, y, context)
-        method = dataclasses.replace(self, cost=checked_cost(self.cost, x[0, 0]))
-        return method._fit(key, x, y, context, optimizer)
+        samples, origins = _problems(x, y, a, b, context)
+        cost = checked_cost(self.cost, samples.x[0, 0])
+        method = refuse_derivatives(_NO_DERIVATIVE, dataclasses.replace(self, cost=cost))
+        found = method._fit(key, samples, context, optimizer)
+        return dataclasses.replace(found, origins=origins)
 
     def _fit(
         self,
         key: Key[Array, ""],
-        x: Float[Array, "g n d"],
-        y: Float[Array, "g m d"],
+        samples: WeightedSamples,
         context: Float[Array, "g c"] | None,
         optimizer: optax.GradientTransformation | None,
     ) -> MapFit:
         split_key, init_key, jitter_key, held_out_key, fit_key = jax.random.split(key, 5)
-        (x, held_x), (y, held_y) = (
-            jax.vmap(hold_out, (None, 0))(k, rows)
-            for k, rows in zip(jax.random.split(split_key), (x, y), strict=True)
-        )
-        mean_cost = jnp.mean(cost_matrix(self.cost, *(thinned(_pooled(z), _FEW) for z in (x, y))))
-        start = self._start((_pooled(x), _pooled(y)), (_pooled(held_x), _pooled(held_y)))
-        map_fit = self._map(init_key, start, mean_cost, _pooled(x), _pooled(y), context)
+        train, held = _split_each(split_key, samples)
+        x, y = train.x, train.y
+
+        # The unit of costs, the start, and the network in units of the samples.
+        pooled = _pooled(train)
+        mean_cost = mean_cost_within(self.cost, *pooled)
+        start = self._start(pooled, _pooled(held))
+        map_fit = self._map(init_key, start, mean_cost, pooled, context)
         objective = self._objective(mean_cost)
         params = map_fit.params
         if self.structured and not isinstance(self.cost, SqEuclidean):
             # At F = 0 the slope of ∇h* may be infinite, with which no step would be taken.
             params = _jittered(jitter_key, params)
-        images, held_images = (jax.lax.map(start, rows) for rows in (x, held_x))
+        images, held_images = (jax.lax.map(start, rows) for rows in (x, held.x))
+
         # Two batches with rows in common would not be independent.
         batches = 2 if self.independent_batches and x.shape[1] > 1 else 1
         size = min(self.batch_size, x.shape[1] // batches, y.shape[1])
@@ -222,31 +245,22 @@ class MongeMap:
         def loss(key: Key[Array, ""], params: PyTree[Array]) -> Float[Array, ""]:
             which_key, x_key, y_key, direction_key = jax.random.split(key, 4)
             which = jax.random.randint(which_key, (), 0, x.shape[0])
-            rows = row_batch(x_key, x.shape[1], batches * size).reshape(batches, size)
-            carried = [(x[which, each], images[which, each]) for each in rows]
+            of_problem = lambda weights: None if weights is None else weights[which]
+            rows = batch_of_rows(x_key, x.shape[1], batches * size, of_problem(train.a))
+            mapped = [(x[which, each], images[which, each]) for each in rows.reshape(batches, size)]
             batch = MapBatch(
-                x=carried[0][0],
-                started=carried[0][1],
-                y=y[which, row_batch(y_key, y.shape[1], size)],
+                x=mapped[0][0],
+                started=mapped[0][1],
+                y=y[which, batch_of_rows(y_key, y.shape[1], size, of_problem(train.b))],
                 context=None if context is None else context[which],
-                other=carried[1] if batches == 2 else None,
+                other=mapped[1] if batches == 2 else None,
             )
             return objective.value(objective.terms(direction_key, map_fit, params, batch))
 
-        def held_out(problem: Any) -> tuple[MapBatch, Any]:
-            x, images, y, own = problem
-            if not self.independent_batches:
-                return MapBatch(x, images, y, own), None
-            first, second = slice(len(x) - len(x) // 2), slice(len(x) // 2, None)
-            other = y[len(y) // 2 :]
-            y = y[: len(y) - len(y) // 2]
-            return MapBatch(x[first], images[first], y, own, (x[second], images[second])), other
-
-        problems = held_x, held_images, held_y, context
+        problems = held, held_images, context
 
         def constant(problem: Any) -> MapTerms:
-            batch, other = held_out(problem)
-            return objective.constants(batch.x, batch.y, other)
+            return objective.constants(*self._held_out_batch(*problem))
 
         constants = jax.lax.map(constant, problems)
 
@@ -254,7 +268,7 @@ class MongeMap:
             """The terms of held-out rows, means over problems."""
 
             def one(problem: Any) -> MapTerms:
-                batch, _ = held_out(problem)
+                batch, *_ = self._held_out_batch(*problem)
                 return objective.terms(held_out_key, map_fit, params, batch)
 
             terms = jax.lax.map(one, problems)
@@ -271,7 +285,7 @@ class MongeMap:
             num_checks=self.num_checks,
         )
         terms = evaluate(trained.params)
-        finite = jnp.isfinite(terms.divergence) & jnp.isfinite(terms.gap)
+        finite = trained.finite & jnp.isfinite(terms.divergence) & jnp.isfinite(terms.gap)
         return dataclasses.replace(
             map_fit,
             params=trained.params,
@@ -279,31 +293,65 @@ class MongeMap:
             validation=trained.validation,
             divergence=terms.divergence,
             gap=terms.gap,
-            converged=terms.converged,
-            finite=trained.finite & finite,
+            status=status_of(converged=terms.converged, finite=finite),
         )
 
-    def _start(self, train: Any, held_out: Any) -> Any:
+    def _held_out_batch(
+        self, held: WeightedSamples, images: Array, context: Array | None
+    ) -> tuple[MapBatch, Array | None, Array | None]:
+        """One problem's held-out rows; with independent batches halves of them, and y's other."""
+        x, y, a, b = held
+        if not self.independent_batches:
+            return MapBatch(x, images, y, context, None, a, b), None, None
+        # Of an odd number the halves share a row.
+        first, second = slice(len(x) - len(x) // 2), slice(len(x) // 2, None)
+        half = lambda weights, rows: None if weights is None else normalised(weights[rows])
+        y_first, y_second = slice(len(y) - len(y) // 2), slice(len(y) // 2, None)
+        batch = MapBatch(
+            x=x[first],
+            started=images[first],
+            y=y[y_first],
+            context=context,
+            other=(x[second], images[second]),
+            a=half(a, first),
+            b=half(b, y_first),
+            other_a=half(a, second),
+        )
+        return batch, y[y_second], half(b, y_second)
+
+    def _start(self, train: WeightedSamples, held_out: WeightedSamples) -> Any:
         """The map that the network is added to."""
         if self.start == "identity":
             return IdentityMap()
         if self.start == "gaussian":
-            return gaussian_map_from_samples(*train)
-        return EntropicMap(self.cost, score_epsilon=self.epsilon).fit_split(train, held_out)
+            return gaussian_start(train)
+        method = EntropicMap(self.cost, score_epsilon=self.epsilon)
+        return method.fit_split(
+            (train.x, train.y),
+            (held_out.x, held_out.y),
+            (train.a, train.b),
+            (held_out.a, held_out.b),
+        )
 
     def _map(
-        self, key: Key[Array, ""], start: Any, mean_cost: Array, x: Array, y: Array, context: Any
+        self,
+        key: Key[Array, ""],
+        start: Any,
+        mean_cost: Array,
+        pooled: WeightedSamples,
+        context: Any,
     ) -> MapFit:
         """The map before the first step, its network in units of the samples."""
+        x = pooled.x
         d = x.shape[1]
         build = BuildMLP(self.hidden, d) if self.network is None else self.network
-        center, input_scale = _standard(x, context)
+        center, input_scale = _standard(x, pooled.a, context)
         return MapFit(
             params=init_network(build, key, center.shape[0], x.dtype),
             start=start,
             center=center,
             input_scale=input_scale,
-            output_scale=self._output_scale(start, x, y),
+            output_scale=self._output_scale(start, pooled),
             mean_cost=mean_cost,
             cost=self.cost,
             build=build,
@@ -311,13 +359,17 @@ class MongeMap:
             structured=self.structured,
         )
 
-    def _output_scale(self, start: Any, x: Array, y: Array) -> Array:
+    def _output_scale(self, start: Any, pooled: WeightedSamples) -> Array:
         """How far the start's images and y are apart, row by row; as ∇h if structured."""
+        x, y, a, b = pooled
         rows = min(x.shape[0], y.shape[0], _FEW)
         apart = start(x[:rows]) - y[:rows]
         if self.structured:
             apart = jax.vmap(jax.grad(self.cost.h))(apart)
-        size = jnp.sqrt(jnp.mean(apart**2))
+        weights = jnp.ones(rows, x.dtype)
+        for given in (a, b):
+            weights = weights if given is None else weights * given[:rows]
+        size = jnp.sqrt(cut_mean(jnp.mean(apart**2, axis=1), weights / jnp.sum(weights)))
         return jnp.where(size > 0, size, 1)
 
     def _objective(self, mean_cost: Array) -> MapObjective:
@@ -336,28 +388,60 @@ class MongeMap:
         )
 
 
-def _problems(x: Any, y: Any, context: Any) -> tuple[Array, Array]:
-    """The samples "g n d" of g problems; one problem without a context."""
+def _problems(x: Any, y: Any, a: Any, b: Any, context: Any) -> tuple[WeightedSamples, Origins]:
+    """The samples "g n d" of g problems, with weights "g n"; one problem without a context."""
     if context is None:
-        x, y = training_samples(x, y)
-        return x[None], y[None]
+        samples, origins = weighted_samples(x, y, a, b)
+        return jax.tree.map(lambda v: v[None], samples), origins
     check_shape("context", context, "g", "c")
     check_matrix(context=context)
+    g = context.shape[0]
     for name, rows in (("x", x), ("y", y)):
-        check_shape(name, rows, context.shape[0], "n", "d")
-    return jax.vmap(training_samples)(x, y)
+        check_shape(name, rows, g, "n", "d")
+        if rows.shape[1] < 2:
+            raise ValueError(f"{name} must have at least 2 rows; got {rows.shape[1]}.")
+    for name, rows, weights in (("a", x, a), ("b", y, b)):
+        if weights is not None:
+            check_shape(name, weights, g, rows.shape[1])
+            check_weights(name, weights)
+    flat = lambda v: None if v is None else v.reshape(-1, *v.shape[2:])
+    samples, origins = weighted_samples(*(flat(v) for v in (x, y, a, b)))
+    each = lambda v: None if v is None else v.reshape(g, -1, *v.shape[1:])
+    x, y, a, b = (each(v) for v in samples)
+    of_problems = lambda w: None if w is None else jax.vmap(normalised)(w)
+    return WeightedSamples(x, y, of_problems(a), of_problems(b)), origins
 
 
-def _pooled(rows: Float[Array, "g n d"]) -> Float[Array, "gn d"]:
+def _split_each(
+    key: Key[Array, ""], samples: WeightedSamples
+) -> tuple[WeightedSamples, WeightedSamples]:
+    """Every problem's rows to train on and to hold out, the same for all."""
+    x_key, y_key = jax.random.split(key)
+    parts = [
+        (None, None) if v is None else jax.vmap(hold_out, (None, 0))(side_key, v)
+        for side_key, v in zip((x_key, y_key, x_key, y_key), samples, strict=True)
+    ]
+    shares = lambda w: None if w is None else jax.vmap(normalised)(w)
+    train, held = (WeightedSamples(*each) for each in zip(*parts, strict=True))
+    return tuple(z._replace(a=shares(z.a), b=shares(z.b)) for z in (train, held))  # pyright: ignore
+
+
+def _pooled(samples: WeightedSamples) -> WeightedSamples:
     """The rows of all problems, so that every stretch of them has as many of each."""
-    return jnp.swapaxes(rows, 0, 1).reshape(-1, rows.shape[2])
+    flat = lambda v: jnp.swapaxes(v, 0, 1).reshape(-1, *v.shape[2:])
+    pooled = jax.tree.map(flat, samples)
+    return pooled._replace(a=normalised(pooled.a), b=normalised(pooled.b))
 
 
-def _standard(x: Float[Array, "n d"], context: Any) -> tuple[Array, Array]:
-    """Centre and scale of the network's input."""
-    center, scale = mean_and_scale(x, jnp.ones_like(x[:, 0]))
+def _standard(
+    x: Float[Array, "n d"], weights: Float[Array, " n"] | None, context: Any
+) -> tuple[Array, Array]:
+    """Centre and scale of the network's input, from rows of which none is far from the others."""
+    weights = uniform_weights(x) if weights is None else weights
+    x = winsorised(x, weights)
+    center, scale = mean_and_scale(x, weights)
     # A constant feature's scale is 1 whatever the unit.
-    spread = jnp.sqrt(jnp.mean((x - center) ** 2))
+    spread = jnp.sqrt(jnp.mean(weights @ (x - center) ** 2))
     scale = jnp.full_like(scale, jnp.where(spread > 0, spread, 1))
     if context is None:
         return center, scale

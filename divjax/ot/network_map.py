@@ -1,14 +1,17 @@
 """A transport map that is a start and what a network adds to it."""
 
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from divjax.core.checks import check_matrix, check_shape
 from divjax.core.networks import Network, apply_network
 from divjax.core.pytrees import pytree, static
+from divjax.core.types import Status, check_status, summary
+from divjax.ot.weighted_samples import Origins
 
 __all__ = ["IdentityMap", "MapFit"]
 
@@ -33,7 +36,8 @@ class MapFit:
         input_scale: what that is divided by: one number for all features of the rows, as the cost
             compares them in their units; one for each of the context's.
         output_scale: the unit of the network's output.
-        mean_cost: c̄, what ε, losses and validation are shares of.
+        mean_cost: c̄, the mean cost within the samples, what ε, losses and validation are shares
+            of.
         cost: the cost.
         build: builds the network.
         num_features: d.
@@ -42,8 +46,10 @@ class MapFit:
         validation: the objective of the held-out rows, before the first step and at each check.
         divergence: S of the held-out rows, in units of the cost.
         gap: the Monge gap of the held-out rows, likewise; zero where none was asked for.
-        converged: whether Sinkhorn's problems of the held-out rows met the tolerance.
-        finite: whether losses, parameters, divergence and gap are.
+        status: `Status.CONVERGED` if Sinkhorn's problems of the held-out rows met the tolerance,
+            and losses, parameters, divergence and gap are finite.
+        origins: points that the rows of both sides, and the start's, are relative to; None for
+            zero. It is zero unless the fit got NumPy's float64.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -69,8 +75,26 @@ class MapFit:
     validation: Float[Array, " checks"] | None = None
     divergence: Float[Array, ""] | None = None
     gap: Float[Array, ""] | None = None
-    converged: Bool[Array, ""] | None = None
-    finite: Bool[Array, ""] | bool = True
+    status: Int[ArrayLike, ""] = int(Status.CONVERGED)
+    origins: Origins | None = None
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        """Whether the status is `Status.CONVERGED`."""
+        return jnp.asarray(self.status) == Status.CONVERGED
+
+    @property
+    def finite(self) -> Bool[Array, ""]:
+        """Whether losses, parameters, divergence and gap are finite."""
+        return jnp.asarray(self.status) < Status.NOT_FINITE
+
+    def check(self) -> Self:
+        """The fit itself, or `RuntimeError` with what is wrong."""
+        check_status(self.status)
+        return self
 
     def __call__(
         self,
@@ -86,8 +110,10 @@ class MapFit:
         Raises:
             ValueError: if shapes do not fit, or a context is missing or too much.
         """
+        points: Any = z if hasattr(z, "dtype") else np.asarray(z)
+        check_shape("z", points, "k", self.num_features)
+        z = points if self.origins is None else self.origins.source.subtract(points)
         check_matrix(z=z)
-        check_shape("z", z, "k", self.num_features)
         features = self.center.shape[0] - self.num_features
         if context is not None:
             rows = z.shape[:1] if jnp.ndim(context) == 2 else ()
@@ -95,7 +121,8 @@ class MapFit:
             context = jnp.broadcast_to(context, (z.shape[0], features))
         elif features:
             raise ValueError(f"context must have {features} features; got none.")
-        return self.image(self.params, z, self.start(z), context)
+        images = self.image(self.params, z, self.start(z), context)
+        return images if self.origins is None else self.origins.target.add(images)
 
     def image(
         self,

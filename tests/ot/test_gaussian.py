@@ -9,13 +9,17 @@ import ot
 import pytest
 import scipy.linalg
 import scipy.optimize
+import scipy.stats
+import sklearn.covariance
 
 from divjax.ot.gaussian import (
     gaussian_barycenter,
     gaussian_map,
-    gaussian_map_from_samples,
     gaussian_wasserstein,
 )
+from divjax.ot.gaussian_entropic import gaussian_entropic
+from divjax.ot.gaussian_samples import gaussian_map_from_samples, ledoit_wolf
+from divjax.ot.sinkhorn import sinkhorn
 
 D = 3
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -254,6 +258,25 @@ def test_barycenters_differentiate_and_vmap():
         (lambda m, c: gaussian_barycenter(m, c), "means must have shape"),
         (lambda m, c: gaussian_barycenter(m[None], c[None], -jnp.ones(1)), "weights must be"),
         (lambda m, c: gaussian_barycenter(m[None], c[None], num_steps=0), "num_steps must be"),
+        (lambda m, c: gaussian_wasserstein(m, c.at[0, 1].set(1), m, c), "cov_p must be symmetric"),
+        (lambda m, c: gaussian_map(m, c, m, c.at[0, 1].set(1)), "cov_q must be symmetric"),
+        (
+            lambda m, c: gaussian_barycenter(m[None], c[None].at[0, 0, 1].set(1)),
+            "covs must be symmetric",
+        ),
+        (
+            lambda m, c: gaussian_wasserstein(*(v.astype(jnp.bfloat16) for v in (m, c, m, c))),
+            "must be float32 or float64",
+        ),
+        (lambda m, c: gaussian_entropic(m, c, m, c, epsilon=0.0), "epsilon must be positive"),
+        (
+            lambda m, c: gaussian_map_from_samples(c, c, shrinkage=2.0),
+            "shrinkage must be in",
+        ),
+        (
+            lambda m, c: gaussian_map_from_samples(c, c, shrinkage="oas"),
+            'or "ledoit-wolf"',
+        ),
     ],
 )
 def test_bad_input_raises(call, message):
@@ -289,3 +312,146 @@ def test_a_barycenter_that_is_not_a_number_has_not_converged():
     assert not gaussian_barycenter(means, -variances).converged
     with pytest.raises(ValueError, match="x must have 3 features"):
         gaussian_map(means[0], variances[0], means[1], variances[1])(jnp.ones((4, 2)))
+
+
+def test_what_is_not_a_number_or_traced_out_of_range_is_flagged():
+    mean, ones = np.zeros(D), np.ones(D)
+    bad = ones.copy()
+    bad[1] = np.nan
+    for s, t in ((bad, ones), (ones, bad)):
+        assert jnp.isnan(distance(mean, s, mean, t))
+        assert jnp.isnan(distance(mean, np.diag(s), mean, np.diag(t)))
+        assert jnp.isnan(transport(mean, s, mean, t).matrix).any()
+        assert not gaussian_barycenter(np.stack([mean] * 2), np.stack([s, t])).converged
+    skew = np.eye(D) + np.triu(np.ones((D, D)), 1)
+    assert jnp.isnan(distance(mean, skew, mean, np.eye(D)))
+    covs = np.stack([np.eye(D)] * 2)
+    run = jax.jit(lambda w, c: gaussian_barycenter(np.zeros((2, D)), c, w))
+    found = run(np.array([-1.0, 2.0]), covs)
+    assert not found.converged
+    assert jnp.isnan(found.covariance).all()
+    # A Gaussian of weight zero is padding.
+    found = run(np.array([0.0, 2.0]), covs * np.array([np.nan, 1])[:, None, None])
+    np.testing.assert_allclose(found.covariance, covs[1], atol=1e-12)
+    assert found.converged
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 1.0, 30.0])
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_entropic_transport_is_the_best_gaussian_coupling(diagonal, epsilon):
+    """Over all cross covariances K: tr S + tr T − 2 tr K and −½ log det of the joint, by SciPy."""
+    (mean, s), (other, t) = normal(0), normal(1)
+    if diagonal:
+        s, t = np.diag(np.diag(s)), np.diag(np.diag(t))
+    found = gaussian_entropic(mean, s, other, t, epsilon=epsilon)
+
+    def objective(flat):
+        cross = flat.reshape(D, D)
+        joint = np.block([[s, cross], [cross.T, t]])
+        sign, log_det = np.linalg.slogdet(joint)
+        if sign <= 0 or np.linalg.eigvalsh(joint)[0] <= 0:
+            return np.inf
+        kl = (np.linalg.slogdet(s)[1] + np.linalg.slogdet(t)[1] - log_det) / 2
+        cost = np.trace(s + t) - 2 * np.trace(cross) + np.sum((mean - other) ** 2)
+        return cost + epsilon * kl
+
+    slope = np.asarray(found.transport.matrix)
+    cross = s @ slope
+    np.testing.assert_allclose(objective(cross.ravel()), found.value, rtol=1e-9)
+    best = scipy.optimize.minimize(objective, cross.ravel(), method="Nelder-Mead")
+    assert best.fun >= found.value - 1e-9
+    np.testing.assert_allclose(found.covariance, t - slope @ s @ slope, atol=1e-10)
+    if diagonal:
+        few = gaussian_entropic(mean, np.diag(s), other, np.diag(t), epsilon=epsilon)
+        np.testing.assert_allclose(few.value, found.value, rtol=1e-10)
+        np.testing.assert_allclose(np.diag(few.transport.matrix), slope, atol=1e-10)
+
+
+def test_entropic_transport_is_what_sinkhorn_finds_on_a_grid():
+    """In one dimension, by the densities at 400 points."""
+    z = np.linspace(-8, 8, 400)[:, None]
+    weights = lambda mean, sd: scipy.stats.norm.pdf(z[:, 0], mean, sd)
+    a, b = (w / w.sum() for w in (weights(0.5, 1.0), weights(-0.7, 1.5)))
+    options = dict(epsilon=1.3, tolerance=1e-9, max_iterations=5000)
+    plan = jax.jit(lambda: sinkhorn(z, z, a, b, **options))()
+    one = lambda value: np.array([value])
+    found = gaussian_entropic(one(0.5), one(1.0), one(-0.7), one(2.25), epsilon=1.3)
+    np.testing.assert_allclose(found.value, plan.value, rtol=1e-5)
+    rows = np.array([[-1.0], [0.2], [2.0]])
+    np.testing.assert_allclose(found.transport(rows), plan.transport(rows), atol=1e-4)
+    own = [jax.jit(lambda w: sinkhorn(z, z, w, w, **options).value)(w) for w in (a, b)]
+    debiased = gaussian_entropic(one(0.5), one(1.0), one(-0.7), one(2.25), epsilon=1.3, debias=True)
+    np.testing.assert_allclose(debiased.value, plan.value - sum(own) / 2, rtol=1e-4)
+
+
+def test_entropic_transport_has_its_limits_and_derivatives():
+    (mean, s), (other, t) = normal(0), normal(1)
+    run = jax.jit(lambda s, t, e: gaussian_entropic(mean, s, other, t, epsilon=e).value)
+    np.testing.assert_allclose(run(s, t, 1e-9), distance(mean, s, other, t), rtol=1e-6)
+    independent = np.trace(s + t) + np.sum((mean - other) ** 2)
+    np.testing.assert_allclose(run(s, t, 1e9), independent, rtol=1e-6)
+    slopes = jax.jit(jax.grad(run, argnums=(0, 1, 2)))(s, t, 0.4)
+    rng = np.random.default_rng(0)
+    changes = [(c + c.T) / 2 for c in rng.normal(size=(2, D, D))] + [0.3]
+    for at, slope in enumerate(slopes):
+        moved = lambda h, at=at: run(
+            *(v + h * changes[i] if i == at else v for i, v in enumerate((s, t, 0.4)))
+        )
+        difference = (moved(1e-5) - moved(-1e-5)) / 2e-5
+        np.testing.assert_allclose(np.sum(slope * changes[at]), difference, rtol=1e-6)
+    # Singular covariances and equal ones, in single precision too.
+    for dtype in (jnp.float32, jnp.float64):
+        flat = jnp.asarray(np.diag([1.0, 0, 0]), dtype)
+        value, slope = jax.value_and_grad(run)(flat, flat, jnp.asarray(0.5, dtype))
+        assert jnp.isfinite(value)
+        assert jnp.isfinite(slope).all()
+    assert jnp.isnan(run(s, t, -1.0))
+
+
+def test_shrinkage_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 20)) * np.linspace(0.5, 2, 20)
+    _, expected = sklearn.covariance.ledoit_wolf(rows)
+    np.testing.assert_allclose(ledoit_wolf(jnp.asarray(rows)), expected, rtol=1e-8)
+    # A weight is a repetition, but for the variance of the covariance.
+    weights = np.full(60, 1 / 60)
+    np.testing.assert_allclose(ledoit_wolf(jnp.asarray(rows), weights), expected, rtol=1e-8)
+    assert ledoit_wolf(jnp.ones((5, 2))) == 0
+
+
+def test_shrinkage_makes_a_map_of_few_rows_useful():
+    """60 rows in 64 dimensions: the error over the variance of the images."""
+    d, n = 64, 60
+    rng = np.random.default_rng(0)
+    scale = np.linspace(0.5, 2, d)
+    x, y, z = rng.normal(size=(n, d)), rng.normal(size=(n, d)) * scale, rng.normal(size=(500, d))
+    error = lambda found: np.mean(np.sum((found(z) - z * scale) ** 2, 1)) / np.sum(scale**2)
+    assert error(gaussian_map_from_samples(x, y)) > 1
+    assert error(gaussian_map_from_samples(x, y, shrinkage="ledoit-wolf")) < 0.25
+    # Of many rows next to nothing is shrunk.
+    x, y = rng.normal(size=(20_000, 2)), rng.normal(size=(20_000, 2)) * scale[[0, -1]]
+    plain, shrunk = (gaussian_map_from_samples(x, y, shrinkage=s) for s in (0.0, "ledoit-wolf"))
+    np.testing.assert_allclose(plain.matrix, shrunk.matrix, atol=0.01)
+    # A traced share out of range is none.
+    run = jax.jit(lambda s: gaussian_map_from_samples(x[:9], y[:9], shrinkage=s).matrix)
+    assert jnp.isnan(run(-0.1)).all()
+    assert jnp.isfinite(run(0.1)).all()
+
+
+def test_weights_of_samples_are_repetitions_and_offsets_keep_the_signal():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(40, D)), rng.normal(size=(50, D)) * 2 + 1
+    a = np.r_[np.full(10, 3.0), np.ones(20), np.zeros(10)]
+    padded = np.where(a[:, None] > 0, x, np.nan)
+    repeated = np.concatenate([x[:10]] * 3 + [x[10:30]])
+    found = gaussian_map_from_samples(padded, y, a)
+    mean, cov = repeated.mean(0), np.cov(repeated.T, bias=True) / (1 - np.sum((a / 50) ** 2))
+    expected = gaussian_map(mean, cov, y.mean(0), np.cov(y.T))
+    np.testing.assert_allclose(found.matrix, expected.matrix, rtol=1e-8)
+    np.testing.assert_allclose(found(x[:3]), expected(x[:3]), rtol=1e-8)
+    plain = gaussian_map_from_samples(x, y)
+    images = np.asarray(plain(x))
+    with jax.enable_x64(False):
+        far = gaussian_map_from_samples(1e6 + x, y - 1e6)
+        np.testing.assert_allclose(far.matrix, plain.matrix, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(far(1e6 + x) + 1e6, images, atol=0.1)

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from divjax.core.networks import BuildICNN, apply_network, init_network
+from divjax.core.types import Status
 from divjax.ot.gaussian import gaussian_wasserstein
 from divjax.ot.icnn_dual import ICNNDual
 
@@ -69,7 +71,8 @@ def test_dtypes_are_kept():
     with jax.enable_x64(True):
         for dtype in (np.float32, np.float64):
             shapes = jax.eval_shape(method.fit, KEY, *[jnp.ones((20, 2), dtype)] * 2)
-            floats = {leaf.dtype for leaf in jax.tree.leaves(shapes) if leaf.dtype != bool}
+            leaves = jax.tree.leaves(shapes)
+            floats = {v.dtype for v in leaves if jnp.issubdtype(v.dtype, jnp.floating)}
             assert floats == {np.dtype(dtype)}
 
 
@@ -90,3 +93,66 @@ def test_bad_input_raises(options, change, message):
     arguments = {"key": KEY, "x": normal(0, 5), "y": normal(1, 5)} | change
     with pytest.raises(ValueError, match=message):
         ICNNDual(**options).fit(**arguments)
+
+
+def quick(**options):
+    return ICNNDual(hidden=(8,), start_hidden=(8,), num_steps=20, num_checks=2, **options)
+
+
+def test_a_failed_fit_is_flagged():
+    """One row at NaN, a network that is far too steep, and a fit that is none of these."""
+    x, y = normal(1, 500), 2 * normal(2, 500)
+    found = fitted(quick(), KEY, x, y)
+    assert found.status == Status.CONVERGED
+    assert found.misfit < 1
+    assert fitted(quick(), KEY, x.at[3].set(jnp.nan), y).status == Status.NOT_FINITE
+    # Images where no target is, and V above that of the best translation.
+    moved = jax.jit(lambda x, y: ICNNDual(network=Steep, num_steps=1, num_checks=1).fit(KEY, x, y))
+    assert moved(x, y).status == Status.MAX_ITERATIONS
+
+
+class Steep(nnx.Module):
+    """100 |z|²: whatever the start, images far beyond all targets."""
+
+    def __init__(self, in_features, rngs):
+        self.size = nnx.Param(jnp.array(100.0))
+
+    def __call__(self, z):
+        return self.size[...] * jnp.sum(z**2, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("d", [2, pytest.param(64, marks=pytest.mark.slow)])
+def test_few_rows_and_outliers_are_survived_or_flagged(d):
+    x, y, z = normal(1, 60, d), 2 * normal(2, 60, d), normal(3, 200, d)
+    found = fitted(quick(), KEY, x, y)
+    error = jnp.mean(jnp.sum((found(z) - 2 * z) ** 2, axis=1)) / (4 * d)
+    assert (error < 0.5) | ~found.converged
+    assert (found.squared_distance > 0) | ~found.converged
+    if d == 2:
+        x, y = normal(1, 1000), (2 * normal(2, 1000)).at[0].set(1000.0)
+        found = fitted(quick(), KEY, x, y)
+        error = jnp.median(jnp.linalg.norm(found(z) - 2 * z, axis=1))
+        assert (error < 0.5) | ~found.converged
+
+
+def test_weights_and_offsets():
+    """Half of the rows are padding; of the others those of one cluster count nine times."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(1000, 2)), 2 * rng.normal(size=(1000, 2)) + 1e6
+    a = np.r_[np.ones(500), np.zeros(500)]
+    padded = np.where(a[:, None] > 0, x, 1e9)
+    found = fitted_with_weights(quick(), KEY, padded, y, a)
+    assert found.converged
+    z = rng.normal(size=(200, 2))
+    assert np.mean(np.sum((found(z) - 1e6 - 2 * z) ** 2, 1)) < 0.1 * 8
+
+
+def fitted_with_weights(method, key, x, y, a):
+    return method.fit(key, x, y, a)
+
+
+def test_a_learning_rate_has_no_derivative():
+    x, y = normal(1, 40), normal(2, 40)
+    run = lambda rate: quick(learning_rate=rate).fit(KEY, x, y)(x).sum()
+    with pytest.raises(ValueError, match="no derivative in its learning rate"):
+        jax.eval_shape(jax.grad(run), 0.1)

@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from divjax.core.types import Status
 from divjax.ot.costs import Euclidean, EuclideanPower, PNormPower
 from divjax.ot.divergence import sinkhorn_divergence
 from divjax.ot.gaussian import gaussian_map
@@ -110,7 +111,8 @@ def terms(method, x, y):
     )
     objective = method._objective(2 * one)
     value = lambda params: objective.terms(KEY, of, params, MapBatch(x, x, y))[:2]
-    return value(params), jax.jacrev(value)(params), objective.constants(x, y, None)
+    constants = objective.constants(MapBatch(x, x, y))
+    return value(params), jax.jacrev(value)(params), constants
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,8 @@ def test_dtypes_are_kept_and_a_key_repeats():
         for dtype in (np.float32, np.float64):
             x = jnp.ones((20, 2), dtype)
             shapes = jax.eval_shape(method.fit, KEY, x, x)
-            floats = {leaf.dtype for leaf in jax.tree.leaves(shapes) if leaf.dtype != bool}
+            leaves = jax.tree.leaves(shapes)
+            floats = {v.dtype for v in leaves if jnp.issubdtype(v.dtype, jnp.floating)}
             assert floats == {np.dtype(dtype)}
 
 
@@ -269,7 +272,7 @@ def test_bad_settings_raise(options, message):
         ({"key": 3}, "key must be one typed key"),
         ({"x": jnp.zeros((1, 2))}, "x must have at least 2 rows"),
         ({"y": jnp.zeros((5, 3))}, "same number of features"),
-        ({"x": jnp.zeros(5)}, "x must be a non-empty matrix"),
+        ({"x": jnp.zeros(5)}, "x must be a matrix"),
         ({"x": jnp.zeros((5, 2), jnp.float16)}, "x must be float32 or float64"),
         ({"context": jnp.zeros((3, 1))}, "x must have shape \\(3, n, d\\)"),
         ({"context": jnp.zeros(3)}, "context must have shape"),
@@ -280,3 +283,53 @@ def test_bad_samples_raise(change, message):
     arguments = {"key": KEY, "x": normal(0, 5), "y": normal(1, 5), "context": None} | change
     with pytest.raises(ValueError, match=message):
         MongeMap().fit(**arguments)
+
+
+small = dict(num_steps=40, batch_size=64, hidden=(16,), num_checks=4, max_iterations=100)
+
+
+@pytest.mark.parametrize("change", ["none", "shift", "outlier"])
+def test_the_map_does_not_collapse(change):
+    """y = 2 x′, moved by 100 or with one row at −9999, from the Gaussian start."""
+    x, y, z = normal(1, 1000), 2 * normal(2, 1000), normal(3)
+    away = jnp.array([100.0 if change == "shift" else 0.0, 0.0])
+    y = y + away
+    if change == "outlier":
+        y = y.at[0].set(-9999.0)
+    found = fitted(MongeMap(start="gaussian", **small), KEY, x, y)
+    spread = jnp.sqrt(jnp.mean(jnp.var(found(z), axis=0)))
+    np.testing.assert_allclose(spread, 2, rtol=0.1)
+    error = jnp.sum((found(z) - 2 * z - away) ** 2, axis=1)
+    assert jnp.median(error) < 0.05 * 8
+    np.testing.assert_allclose(found.mean_cost, 10, rtol=0.15)
+    assert found.finite
+
+
+@SLOW
+def test_weights_are_what_batches_and_checks_see():
+    """Of two clusters of targets the one with all of the weight; the other is padding."""
+    x, z = normal(1, 1000), normal(3)
+    y = (2 * normal(2, 1000)).at[500:].set(jnp.nan)
+    b = jnp.where(jnp.arange(1000) < 500, 1.0, 0.0)
+    method = MongeMap(start="gaussian", **small)
+    found = jax.jit(lambda x, y, b: method.fit(KEY, x, y, b=b))(x, y, b)
+    assert found.converged
+    assert jnp.mean(jnp.sum((found(z) - 2 * z) ** 2, 1)) < 0.1 * 8
+    bad = jax.jit(lambda x, y, b: method.fit(KEY, x, y, b=b).status)(x, y, -b)
+    assert bad == Status.NOT_FINITE
+
+
+@SLOW
+def test_numpy_samples_keep_their_signal_at_an_offset():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(500, 2)), 2 * rng.normal(size=(500, 2))
+    found = MongeMap(start="gaussian", **small).fit(KEY, 1e6 + x, 1e6 + y)
+    error = np.mean(np.sum((np.asarray(found(1e6 + x)) - 1e6 - 2 * x) ** 2, 1))
+    assert error < 0.1 * 8
+
+
+def test_numbers_of_the_method_have_no_derivatives():
+    x, y = normal(1, 40), normal(2, 40)
+    run = lambda e: MongeMap(epsilon=e, num_steps=1, num_checks=1, hidden=(4,)).fit(KEY, x, y)(x)
+    with pytest.raises(ValueError, match="no derivatives in the numbers of its method"):
+        jax.eval_shape(jax.grad(lambda e: run(e).sum()), 0.1)

@@ -14,8 +14,10 @@ import scipy.spatial
 import scipy.special
 import scipy.stats
 
+from divjax.core.types import Status
 from divjax.ot import mixture_potential
-from divjax.ot.schrodinger import LightSchrodingerBridge, SchrodingerBridge
+from divjax.ot.light_bridge import LightSchrodingerBridge
+from divjax.ot.schrodinger import SchrodingerBridge
 
 KINDS = ("diagonal", "full")
 KEY = jax.random.key(0)
@@ -395,3 +397,57 @@ def test_times_are_between_zero_and_one():
         LightSchrodingerBridge(2, 0.5).fit(jax.random.key(0), half, half)
     with pytest.raises(ValueError, match="log_weights must have shape"):
         dataclasses.replace(b, log_weights=jnp.zeros(7)).drift(x, 0.5)
+
+
+def test_the_ridge_is_a_share_of_each_features_variance():
+    """A feature in other units: x · (1000, 1)."""
+    _, x0, x1 = ends("diagonal", n=500)
+    scale = jnp.array([1000.0, 1.0])
+    method = LightSchrodingerBridge(2, 0.5, num_steps=20)
+    found = jax.jit(method.fit)(KEY, x0 * scale, x1 * scale)
+    drawn = jax.jit(found.sample)(KEY, x0 * scale)
+    np.testing.assert_allclose(drawn.std(0), x1.std(0) * scale, rtol=0.15)
+
+
+@kinds
+def test_weights_are_repetitions_and_padding_counts_nothing(kind):
+    _, x0, x1 = ends(kind, n=300)
+    a = jnp.where(jnp.arange(300) < 100, 2.0, 1.0).at[200:].set(0.0)
+    b = jnp.ones(300).at[:50].set(0.0)
+    padded = x0.at[200:].set(jnp.nan), x1.at[:50].set(jnp.inf)
+    repeated = jnp.concatenate([x0[:100], x0[:200]]), x1[50:]
+    method = LightSchrodingerBridge(1, 0.5, kind, num_steps=10)
+    found = jax.jit(method.fit)(KEY, *padded, a, b)
+    expected = jax.jit(method.fit)(KEY, *repeated)
+    assert found.converged
+    np.testing.assert_allclose(found.scales, expected.scales, rtol=1e-4)
+    np.testing.assert_allclose(found.means, expected.means, atol=1e-6)
+    np.testing.assert_allclose(found.origins, expected.origins, rtol=1e-9)
+    np.testing.assert_allclose(found.losses[-1], expected.losses[-1], rtol=1e-5)
+    # With several components the law at time one is that of the weighted targets.
+    many = jax.jit(LightSchrodingerBridge(3, 0.5, kind, num_steps=20).fit)(KEY, *padded, a, b)
+    drawn = many.sample(KEY, jnp.concatenate([x0[:100], x0[:200]]))
+    error = np.sqrt((x1[50:].var(0) + drawn.var(0)) / 200)
+    np.testing.assert_array_less(np.abs(drawn.mean(0) - x1[50:].mean(0)), 4 * error)
+
+
+def test_bad_data_is_flagged():
+    _, x0, x1 = ends("diagonal", n=50)
+    run = jax.jit(lambda x, e: LightSchrodingerBridge(2, e, num_steps=3).fit(KEY, x, x1).status)
+    assert run(x0, 0.5) == Status.CONVERGED
+    assert run(x0.at[3].set(jnp.nan), 0.5) == Status.NOT_FINITE
+    assert run(x0, -0.5) == Status.INVALID_INPUT
+
+
+def test_numpy_samples_keep_their_signal_at_an_offset():
+    x0, x1 = (np.asarray(v) for v in ends("diagonal", n=200)[1:])
+    with jax.enable_x64(False):
+        method = LightSchrodingerBridge(2, 0.5, num_steps=10)
+        near, far = method.fit(KEY, x0, x1), method.fit(KEY, 1e7 + x0, x1 - 1e7)
+        np.testing.assert_allclose(near.means, far.means, rtol=1e-3, atol=1e-3)
+        drift = far.drift(1e7 + x0, 0.0) + np.float32(2e7)
+        # The drift itself is rounded to steps of 2, its spread is not lost before that.
+        np.testing.assert_allclose(drift, near.drift(x0, 0.0), atol=4)
+        np.testing.assert_allclose(
+            far.log_normalizer(1e7 + x0), near.log_normalizer(x0), rtol=1e-3, atol=1e-2
+        )

@@ -1,0 +1,147 @@
+"""The optimal map between the Gaussians of two samples, with covariances shrunk where rows are few.
+
+Of n rows in d dimensions the sample covariance has eigenvalues that spread far more than the true
+ones once n is not far above d, and the optimal map, which takes their inverse roots, is useless.
+A convex combination with a multiple of the identity mends that.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from divjax.core.checks import check_unit_interval
+from divjax.core.numerics import matmul, nan_unless
+from divjax.ot.gaussian import AffineMap, gaussian_map
+from divjax.ot.scales import winsorised
+from divjax.ot.weighted_samples import (
+    WeightedSamples,
+    shifted,
+    uniform_weights,
+    weighted_samples,
+)
+
+__all__ = ["gaussian_map_from_samples", "gaussian_start", "ledoit_wolf", "weighted_moments"]
+
+
+def gaussian_map_from_samples(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, " m"] | None = None,
+    *,
+    shrinkage: ArrayLike | str = 0.0,
+) -> AffineMap:
+    """The optimal map between the Gaussians with the samples' means and covariances.
+
+    Of all maps between distributions that are each other's affine images, such as Gaussians, it is
+    the optimal one; of others it is the affine map that gives x the mean and the covariance of y.
+
+    With shrinkage α a covariance S counts as (1 − α) S + α (tr S/d) I. "ledoit-wolf" takes for each
+    sample the α that minimises the expected squared error, estimated from the sample: of the order
+    of d/n, so that it is of no effect for many rows, and near one if d is above n.
+
+    Args:
+        x: samples of the distribution that is mapped.
+        y: samples of the one it is mapped to, unpaired with x.
+        a: weights of x, non-negative, in any unit; equal ones by default.
+        b: weights of y.
+        shrinkage: α in [0, 1], or "ledoit-wolf".
+
+    Returns:
+        The map, a function of rows; its gradients in the samples are stopped.
+
+    Raises:
+        ValueError: if shapes do not fit, a sample has fewer than two rows, or the shrinkage is out
+            of range; a traced one that is gives nan.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+        >>> gaussian_map_from_samples(x, 2 * x + 3)(x[:2]).round(3).tolist()
+        [[1.0, 3.0], [5.0, 3.0]]
+
+    References:
+        Flamary, Lounici, Ferrari 2019, section 2: how fast it converges. Ledoit, Wolf 2004, section
+        3.3: the shrinkage.
+    """
+    if isinstance(shrinkage, str):
+        if shrinkage != "ledoit-wolf":
+            raise ValueError(
+                f'shrinkage must be a number in [0, 1] or "ledoit-wolf"; got {shrinkage!r}.'
+            )
+    else:
+        check_unit_interval(shrinkage=shrinkage)
+    samples, origins = weighted_samples(x, y, a, b, apart=True)
+    (mean_p, cov_p), (mean_q, cov_q) = (
+        _moments(rows, weights, shrinkage)
+        for rows, weights in ((samples.x, samples.a), (samples.y, samples.b))
+    )
+    matrix = gaussian_map(mean_p, cov_p, mean_q, cov_q).matrix
+    source, target = shifted(origins.source, mean_p), shifted(origins.target, mean_q)
+    return AffineMap(matrix, source.high, target.high, (source.low, target.low))
+
+
+def gaussian_start(samples: WeightedSamples) -> AffineMap:
+    """The map that a learned one starts from: outliers winsorised, covariances shrunk."""
+    x, y, a, b = samples
+    return gaussian_map_from_samples(
+        winsorised(x, a), winsorised(y, b), a, b, shrinkage="ledoit-wolf"
+    )
+
+
+def _moments(
+    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None, shrinkage: Any
+) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+    """The mean, and the covariance with the shrinkage."""
+    mean, covariance = weighted_moments(rows, weights)
+    if isinstance(shrinkage, str):
+        alpha = ledoit_wolf(rows, weights)
+    else:
+        alpha = jnp.asarray(shrinkage, rows.dtype)
+        alpha = nan_unless((alpha >= 0) & (alpha <= 1), alpha)
+    d = rows.shape[1]
+    level = jnp.trace(covariance) / d
+    return mean, (1 - alpha) * covariance + alpha * level * jnp.eye(d, dtype=rows.dtype)
+
+
+def weighted_moments(
+    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None = None
+) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+    """The mean and the unbiased covariance, Σ w_i (x_i − x̄)(x_i − x̄)ᵀ / (1 − Σ w_i²).
+
+    Args:
+        rows: samples.
+        weights: non-negative, of sum one; equal ones by default.
+    """
+    weights = uniform_weights(rows) if weights is None else weights
+    mean = weights @ rows
+    centered = rows - mean
+    covariance = matmul((weights[:, None] * centered).T, centered)
+    return mean, covariance / (1 - jnp.sum(weights**2))
+
+
+def ledoit_wolf(
+    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None = None
+) -> Float[Array, ""]:
+    """The α for which (1 − α) S + α (tr S/d) I is nearest to the true covariance on average.
+
+    α = min(β, δ)/δ with δ = ‖S − (tr S/d) I‖² and β = Σ w_i² ‖x_i x_iᵀ − S‖², the variance of S,
+    for centred rows x_i; zero where δ is.
+
+    Args:
+        rows: samples.
+        weights: non-negative, of sum one; equal ones by default.
+    """
+    weights = uniform_weights(rows) if weights is None else weights
+    centered = rows - weights @ rows
+    covariance = matmul((weights[:, None] * centered).T, centered)
+    d = rows.shape[1]
+    level = jnp.trace(covariance) / d
+    distance = jnp.sum((covariance - level * jnp.eye(d, dtype=rows.dtype)) ** 2)
+    # Σ w_i² ‖x_i x_iᵀ − S‖², of which the terms are |x_i|⁴ − 2 x_iᵀ S x_i + ‖S‖².
+    fourth = jnp.sum(centered**2, axis=1) ** 2
+    cross = jnp.sum(matmul(centered, covariance) * centered, axis=1)
+    variance = jnp.sum(weights**2 * (fourth - 2 * cross + jnp.sum(covariance**2)))
+    share = jnp.minimum(variance, distance) / jnp.where(distance == 0, 1, distance)
+    return jnp.where(distance == 0, 0 * distance, share)

@@ -1,0 +1,120 @@
+"""Units of samples and of their costs, which neither a shift nor a few outliers change."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from divjax.core.training import thinned
+from divjax.ot.costs import paired_costs
+
+__all__ = ["cut_mean", "mean_cost_within", "weighted_quantile", "winsorised"]
+
+# Rows of each sample and partners of each row that are looked at, at most.
+_ROWS, _PARTNERS = 1024, 32
+# Costs count as no more than so many times their median.
+_CUT = 10.0
+# A feature's deviations count as no more than so many times their quantile of this level: ten
+# standard deviations of a normal one.
+_FAR, _FAR_LEVEL = 6.0, 0.9
+
+
+def mean_cost_within(
+    cost: Any,
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, " m"] | None = None,
+) -> Float[Array, ""]:
+    """½ E c(X, X′) + ½ E c(Y, Y′) of independent pairs, large costs cut.
+
+    Under the squared Euclidean cost E c(X, X′) = 2 tr Cov X, so that this is the mean cost between
+    the samples once their means agree: the squared shift, which no choice of ε has to do with, is
+    not in it. Costs beyond ten times a sample's median count as that, so that a few outliers do
+    not set the unit.
+
+    Args:
+        cost: a symmetric cost, zero between equal points.
+        x: samples.
+        y: samples.
+        a: weights of x; uniform by default.
+        b: weights of y.
+
+    Returns:
+        The mean, positive: of constant samples the mean cost between them or, where that is zero
+        too, 1. It is nan where a cost is.
+    """
+    within = (_mean_of_pairs(cost, x, a) + _mean_of_pairs(cost, y, b)) / 2
+    rows = min(len(x), len(y))
+    between = jnp.mean(paired_costs(cost, x[:rows], y[:rows]))
+    between = jnp.where(between == 0, 1, between)
+    return jnp.where(within == 0, between, within)
+
+
+def _mean_of_pairs(cost: Any, rows: Array, weights: Array | None) -> Float[Array, ""]:
+    """The mean cost between a row and others, winsorised."""
+    weights = jnp.ones(len(rows), rows.dtype) if weights is None else weights
+    rows, weights = thinned(rows, _ROWS), thinned(weights, _ROWS)
+    n = len(rows)
+    if n == 1:
+        return jnp.zeros((), rows.dtype)
+    # Row i beside row i + k, for strides k evenly spread over all of them.
+    count = min(n - 1, _PARTNERS)
+    strides = jnp.asarray([1 + i * (n - 1) // count for i in range(count)])
+    beside = lambda k: (
+        paired_costs(cost, rows, jnp.roll(rows, -k, axis=0)),
+        weights * jnp.roll(weights, -k),
+    )
+    costs, shares = (v.ravel() for v in jax.lax.map(beside, strides))
+    return cut_mean(costs, shares / jnp.sum(shares))
+
+
+def cut_mean(values: Float[Array, " n"], weights: Float[Array, " n"]) -> Float[Array, ""]:
+    """The mean of non-negative numbers, of which those beyond ten medians count as that.
+
+    Args:
+        values: numbers.
+        weights: of sum one.
+    """
+    # More than half of them may be zero: then none is large.
+    median = weighted_quantile(values, weights, 0.5)
+    cut = jnp.where(median > 0, _CUT * median, jnp.inf)
+    return jnp.sum(jnp.where(weights == 0, 0, weights * jnp.minimum(values, cut)))
+
+
+def weighted_quantile(
+    values: Float[Array, " n"], weights: Float[Array, " n"], level: float
+) -> Float[Array, ""]:
+    """The least value that as much weight as the level's share does not exceed.
+
+    Args:
+        values: numbers.
+        weights: of sum one.
+        level: between 0 and 1.
+    """
+    order = jnp.argsort(values)
+    return values[order][jnp.argmax(jnp.cumsum(weights[order]) >= level)]
+
+
+def winsorised(
+    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None = None
+) -> Float[Array, "n d"]:
+    """The rows, with features that lie very far from their median moved to where that begins.
+
+    Of normal features that is ten standard deviations; nothing is moved in a feature that is
+    constant but for a tenth of its mass.
+
+    Args:
+        rows: samples.
+        weights: of sum one; equal ones by default.
+    """
+    weights = jnp.full(len(rows), 1 / len(rows), rows.dtype) if weights is None else weights
+
+    def clipped(feature: Float[Array, " n"]) -> Float[Array, " n"]:
+        median = weighted_quantile(feature, weights, 0.5)
+        deviation = weighted_quantile(jnp.abs(feature - median), weights, _FAR_LEVEL)
+        far = jnp.where(deviation > 0, _FAR * deviation, jnp.inf)
+        return jnp.clip(feature, median - far, median + far)
+
+    return jax.vmap(clipped, 1, 1)(rows)

@@ -1,0 +1,174 @@
+"""Weighted samples of what learns a map: checks, padding, splits and batches."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from divjax.core.checks import check_full_precision, check_shape, check_weights
+from divjax.core.numerics import nan_unless
+from divjax.core.pytrees import pytree
+from divjax.core.samples import Center, centered_samples
+from divjax.core.training import hold_out, row_batch, training_samples
+from divjax.ot.scales import weighted_quantile
+
+__all__ = [
+    "Origins",
+    "WeightedSamples",
+    "batch_of_rows",
+    "split",
+    "uniform_weights",
+    "weighted_samples",
+]
+
+
+class WeightedSamples(NamedTuple):
+    """Rows of both distributions, and their weights of sum one; None for equal ones."""
+
+    x: Float[Array, "n d"]
+    y: Float[Array, "m d"]
+    a: Float[Array, " n"] | None = None
+    b: Float[Array, " m"] | None = None
+
+
+def uniform_weights(rows: Float[Array, "n d"]) -> Float[Array, " n"]:
+    """1/n for each row."""
+    return jnp.full(rows.shape[0], 1 / rows.shape[0], rows.dtype)
+
+
+@pytree
+class Origins:
+    """A point of each space, to float64's precision, that samples are taken relative to."""
+
+    source: Center
+    target: Center
+
+    def relative(self, x: Any, y: Any, a: Any = None, b: Any = None) -> WeightedSamples:
+        """Further samples relative to them, with their weights."""
+        x, y = (
+            jax.lax.stop_gradient(origin.subtract(rows))
+            for origin, rows in ((self.source, x), (self.target, y))
+        )
+        a, b = shares("a", a, x), shares("b", b, y)
+        return WeightedSamples(without_padding(x, a), without_padding(y, b), a, b)
+
+
+def weighted_samples(
+    x: Any, y: Any, a: Any = None, b: Any = None, *, apart: bool = False
+) -> tuple[WeightedSamples, Origins]:
+    """Two samples of at least two rows, in one dtype, relative to origins, and the origins.
+
+    Rows of weight zero may hold anything: the heaviest row takes their place. Gradients are
+    stopped.
+
+    Args:
+        x: samples.
+        y: samples.
+        a: weights of x, in any unit; equal ones by default.
+        b: weights of y.
+        apart: whether each sample has an origin of its own, its median: for what depends on the
+            samples' shift in a way that is known. Otherwise both have one, which is zero unless
+            NumPy's float64 would be rounded.
+
+    Raises:
+        ValueError: if samples or weights are anything else.
+    """
+    for name, rows in (("x", x), ("y", y)):
+        # Before half precision is promoted to the other sample's.
+        if hasattr(rows, "dtype") and jnp.issubdtype(rows.dtype, jnp.floating):
+            check_full_precision(name, rows)
+    if apart:
+        (source, x), (target, y) = centered_samples({"x": a}, x=x), centered_samples({"y": b}, y=y)
+    else:
+        source, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
+        target = source
+    x, y = training_samples(x, y)
+    a, b = shares("a", a, x), shares("b", b, y)
+    samples = WeightedSamples(without_padding(x, a), without_padding(y, b), a, b)
+    if not apart:
+        return samples, Origins(source, target)
+    x, source = _about_the_median(samples.x, a, source)
+    y, target = _about_the_median(samples.y, b, target)
+    return WeightedSamples(x, y, a, b), Origins(source, target)
+
+
+def _about_the_median(
+    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None, center: Center
+) -> tuple[Array, Center]:
+    """The rows less their median, and the centre that includes it."""
+    weights = uniform_weights(rows) if weights is None else weights
+    # Rounded to the centre's resolution, so that what is subtracted is what is added back.
+    median = jax.vmap(lambda feature: weighted_quantile(feature, weights, 0.5), 1)(rows)
+    moved = shifted(center, median)
+    return rows - (moved.high - center.high), Center(moved.high, center.low)
+
+
+def shifted(center: Center, by: Float[Array, " d"]) -> Center:
+    """The centre moved by a vector, with what rounding leaves over."""
+    high = center.high + by
+    return Center(high, center.low + (by - (high - center.high)))
+
+
+def shares(name: str, weights: Any, rows: Float[Array, "n d"]) -> Float[Array, " n"] | None:
+    """Weights, checked and normalised; nan if they are traced and out of range."""
+    if weights is None:
+        return None
+    check_shape(name, weights, rows.shape[0])
+    check_weights(name, weights)
+    weights = jax.lax.stop_gradient(jnp.asarray(weights, rows.dtype))
+    return nan_unless(jnp.min(weights) >= 0, weights) / jnp.sum(weights)
+
+
+def without_padding(rows: Float[Array, "n d"], weights: Float[Array, " n"] | None) -> Array:
+    """The rows, with the heaviest in the place of those of weight zero."""
+    if weights is None:
+        return rows
+    return jnp.where((weights == 0)[:, None], rows[jnp.argmax(weights)], rows)
+
+
+def split(key: Key[Array, ""], samples: WeightedSamples) -> tuple[WeightedSamples, WeightedSamples]:
+    """The rows to train on, in random order, and those held out; their weights of sum one again."""
+    x_key, y_key = jax.random.split(key)
+    parts = []
+    for side_key, rows, weights in (
+        (x_key, samples.x, samples.a),
+        (y_key, samples.y, samples.b),
+    ):
+        both = hold_out(side_key, rows)
+        of_both = (None, None) if weights is None else hold_out(side_key, weights)
+        parts.append([(z, normalised(w)) for z, w in zip(both, of_both, strict=True)])
+    (x, held_x), (y, held_y) = parts
+    pair = lambda x, y: WeightedSamples(x[0], y[0], x[1], y[1])
+    return pair(x, y), pair(held_x, held_y)
+
+
+def normalised(weights: Float[Array, " n"] | None) -> Float[Array, " n"] | None:
+    """Weights of sum one."""
+    return None if weights is None else weights / jnp.sum(weights)
+
+
+def batch_of_rows(
+    key: Key[Array, ""], num_rows: int, size: int, weights: Float[Array, " n"] | None
+) -> Int[Array, " size"]:
+    """Rows in random order, each as likely as its weight, one from each stretch of the mass.
+
+    Of equal weights the rows are distinct; one that holds more than a stretch comes repeatedly.
+    """
+    if weights is None:
+        return row_batch(key, num_rows, size)
+    start_key, within_key, order_key = jax.random.split(key, 3)
+    within = jax.random.uniform(within_key, (size,), weights.dtype)
+    positions = (jnp.arange(size, dtype=within.dtype) + within) / size + jax.random.uniform(
+        start_key, (), within.dtype
+    )
+    cumulative = jnp.cumsum(weights)
+    rows = jnp.searchsorted(cumulative / cumulative[-1], positions % 1, side="right")
+    return jax.random.permutation(order_key, jnp.minimum(rows, num_rows - 1))
+
+
+def mean_over_rows(values: Float[Array, "n ..."], weights: Float[Array, " n"] | None) -> Array:
+    """The weighted mean over the first axis."""
+    if weights is None:
+        return jnp.mean(values, axis=0)
+    return jnp.tensordot(weights, values, 1)
