@@ -37,7 +37,10 @@ WITHOUT_A_ROW = {
     "within flows.run": {"flows.init", "flows.step", "flows.accelerated"},
     "returned by a fit": {
         "ot.DualFit",
+        "ot.EntropicFit",
+        "ot.LineTransportResult",
         "ot.MapFit",
+        "ot.UnbalancedLineResult",
         "ratio.Critic",
         "ratio.KernelRatio",
         "ratio.RatioFit",

@@ -190,6 +190,33 @@ ROWS = {
         smooth=False,  # the direction is found by finitely many steps
         eager=False,
     ),
+    "ot.projected_wasserstein": Row(
+        (1.5, jnp.array([[1.0, 0.3], [-0.2, 0.7]])),
+        lambda method, key, x, w: ot.projected_wasserstein(
+            method[1], x, samples(x.dtype), _normalized(w), p=method[0]
+        ),
+    ),
+    "ot.transport_1d": Row(
+        1.5,
+        _of_points(lambda x, y, w, p: ot.transport_1d(x[:, 0], y[:, 0], w, p=p).g),
+    ),
+    "ot.unbalanced_1d": Row(
+        (1.5, 0.7),
+        _of_points(
+            lambda x, y, w, method: (
+                ot.unbalanced_1d(
+                    x[:, 0], y[:, 0], w, p=method[0], marginal_penalty=method[1], tolerance=1e-7
+                ).value
+            )
+        ),
+        smooth=False,  # to the tolerance
+        eager=False,
+    ),
+    "ot.gaussian_entropic": Row(
+        0.5,
+        lambda epsilon, key, x, w: ot.gaussian_entropic(*_gaussians(x, w), epsilon=epsilon).value,
+        eager=False,
+    ),
     "ot.gaussian_wasserstein": Row(
         (), lambda method, key, x, w: ot.gaussian_wasserstein(*_gaussians(x, w))
     ),
