@@ -52,7 +52,7 @@ __all__ = ["DualFit", "ICNNDual"]
 # What an inner step must reach of the decrease that its slope promises.
 _ARMIJO = 0.1
 # A fit with a larger residual has not found x̂; the level of the test for its misfit.
-_LARGEST_RESIDUAL, _MISFIT_LEVEL = 0.1, 1e-4
+_LARGEST_RESIDUAL, _MISFIT_LEVEL = 0.1, 1e-3
 
 _NO_DERIVATIVE = (
     "a fitted dual has no derivative in its learning rate: it goes through hundreds of training "
@@ -81,7 +81,7 @@ class DualFit:
         residual: ‖∇f(x̂(y)) − y‖ over ‖y − E Y‖, roots of mean squares over held-out rows; if it is
             not small, x̂ was not found there, V is too small, and the map not to be trusted.
         misfit: the largest Kolmogorov–Smirnov distance, over the features, between images of
-            held-out rows and held-out targets, as a share of the critical value at 10⁻⁴ (of
+            held-out rows and held-out targets, as a share of the critical value at 10⁻³ (of
             independent samples of their effective sizes, with Bonferroni's correction).
         status: `Status.CONVERGED` unless the fit is not finite or has failed: a residual above a
             tenth, a misfit above one, or a squared distance below that of the means by more than
@@ -222,7 +222,8 @@ class ICNNDual:
     What is minimised over convex f is E f(X) + E f*(Y), by minibatches. f is a quadratic that
     starts at the optimal one between the samples' Gaussians, plus an input-convex network that
     starts small. The conjugate is found by `num_inner_steps` steps from a guess that a network
-    learns along the way; in evaluation by four times as many.
+    learns along the way; in evaluation by four times as many. While fitting, features of at most a
+    hundredth of the mass count as no more than ten standard deviations from their median.
 
     A step costs `num_inner_steps` + 5 gradients of f at a batch; memory is that of one.
 
@@ -306,7 +307,8 @@ class ICNNDual:
         samples, origins = weighted_samples(x, y, a, b)
         split_key, convex_key, start_key, fit_key = jax.random.split(key, 4)
         train, held = split(split_key, samples)
-        x, y = train.x, train.y
+        # A row far from all others would rule both sums of the dual.
+        x, y = _without_outliers(train)
         dual, params = self._start(convex_key, start_key, train)
         size = min(self.batch_size, x.shape[0], y.shape[0])
 
@@ -333,7 +335,9 @@ class ICNNDual:
             # Of the second term only the guess has a derivative, and V none in it.
             return value + missed - jax.lax.stop_gradient(missed)
 
-        validate = lambda params: objective(params, held, dual.num_search_steps)[0]
+        held_x, held_y = _without_outliers(held)
+        checked = held._replace(x=held_x, y=held_y)
+        validate = lambda params: objective(params, checked, dual.num_search_steps)[0]
         trained = fit(
             fit_key,
             loss,
@@ -395,6 +399,12 @@ class ICNNDual:
             num_search_steps=4 * self.num_inner_steps,
         )
         return dual, params
+
+
+def _without_outliers(samples: WeightedSamples) -> tuple[Array, Array]:
+    """Both sides' rows, those of at most a hundredth of the mass winsorised."""
+    x, y, a, b = samples
+    return winsorised(x, a, level=0.99), winsorised(y, b, level=0.99)
 
 
 def _misfit(images: Float[Array, "n d"], held: WeightedSamples) -> Float[Array, ""]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import scipy.stats
 from jaxtyping import Array, Float
 
 from divjax.core.training import thinned
@@ -15,9 +16,8 @@ __all__ = ["cut_mean", "mean_cost_within", "weighted_quantile", "winsorised"]
 _ROWS, _PARTNERS = 1024, 32
 # Costs count as no more than so many times their median.
 _CUT = 10.0
-# A feature's deviations count as no more than so many times their quantile of this level: ten
-# standard deviations of a normal one.
-_FAR, _FAR_LEVEL = 6.0, 0.9
+# How far a winsorised feature may lie from its median: ten standard deviations of a normal one.
+_FAR_DEVIATIONS = 10.0
 
 
 def mean_cost_within(
@@ -98,23 +98,26 @@ def weighted_quantile(
 
 
 def winsorised(
-    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None = None
+    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None = None, *, level: float = 0.9
 ) -> Float[Array, "n d"]:
     """The rows, with features that lie very far from their median moved to where that begins.
 
-    Of normal features that is ten standard deviations; nothing is moved in a feature that is
-    constant but for a tenth of its mass.
+    Of normal features that is ten standard deviations, in units of a quantile of the deviations
+    from the median; nothing is moved in a feature for which that quantile is zero.
 
     Args:
         rows: samples.
         weights: of sum one; equal ones by default.
+        level: of the quantile: what has more than 1 − level of the mass is no outlier.
     """
+    # The standard deviations in a normal variable's quantile.
+    deviations = float(scipy.stats.norm.ppf((1 + level) / 2))
     weights = jnp.full(len(rows), 1 / len(rows), rows.dtype) if weights is None else weights
 
     def clipped(feature: Float[Array, " n"]) -> Float[Array, " n"]:
         median = weighted_quantile(feature, weights, 0.5)
-        deviation = weighted_quantile(jnp.abs(feature - median), weights, _FAR_LEVEL)
-        far = jnp.where(deviation > 0, _FAR * deviation, jnp.inf)
+        quantile = weighted_quantile(jnp.abs(feature - median), weights, level)
+        far = jnp.where(quantile > 0, _FAR_DEVIATIONS / deviations * quantile, jnp.inf)
         return jnp.clip(feature, median - far, median + far)
 
     return jax.vmap(clipped, 1, 1)(rows)
