@@ -1,49 +1,38 @@
-"""What is not differentiated says so."""
+"""What has no useful derivative says so."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
-from jax.core import Tracer
+from jax.custom_derivatives import SymbolicZero
 
 __all__ = ["refuse_derivatives"]
 
 T = TypeVar("T")
 
 
-def refuse_derivatives(sentence: str, tree: T) -> T:
-    """The tree, whose derivatives in any of its floating-point leaves raise `ValueError`.
+def refuse_derivatives(tree: T, message: str) -> T:
+    """The tree, which raises `ValueError` when differentiated with respect to what it depends on.
 
-    For hyper-parameters of a training loop, through which derivatives overflow to NaN.
-
-    Args:
-        sentence: the message.
-        tree: any pytree.
+    For what has no useful derivative, or none that is finite: silence would be a wrong number.
 
     Example:
-        >>> fit = lambda rate: 2 * refuse_derivatives("rate has no derivative.", rate)
-        >>> float(jax.jit(fit)(1.0))
-        2.0
+        >>> import jax
+        >>> constant = lambda x: refuse_derivatives(x, "x is a constant.")
         >>> try:
-        ...     jax.grad(fit)(1.0)
+        ...     jax.grad(constant)(1.0)
         ... except ValueError as error:
         ...     print(error)
-        rate has no derivative.
+        x is a constant.
     """
 
     @jax.custom_jvp
-    def identity(leaf: Any) -> Any:
-        return leaf
+    def identity(tree):
+        return tree
 
-    def refuse(primals: Any, tangents: Any) -> Any:
-        if not isinstance(tangents[0], jax.custom_derivatives.SymbolicZero):
-            raise ValueError(sentence)
-        return primals[0], jnp.zeros_like(primals[0])
+    def rule(primals, tangents):
+        if any(not isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(tangents)):
+            raise ValueError(message)
+        return primals[0], tangents[0]
 
-    identity.defjvp(refuse, symbolic_zeros=True)
-
-    def guarded(leaf: Any) -> Any:
-        floating = isinstance(leaf, Tracer) and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return identity(leaf) if floating else leaf
-
-    return jax.tree.map(guarded, tree)
+    identity.defjvp(rule, symbolic_zeros=True)
+    return identity(tree)

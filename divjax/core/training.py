@@ -1,15 +1,15 @@
 """The one training loop of every learned estimator: a scan over optimizer steps; batches for it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core.checks import check_full_precision, check_matrix, check_same_features
+from divjax.core.differentiation import refuse_derivatives
 from divjax.core.pytrees import select
 
 __all__ = [
@@ -17,44 +17,14 @@ __all__ = [
     "adam_with_cosine",
     "fit",
     "hold_out",
-    "refuse_derivatives",
     "row_batch",
     "thinned",
     "training_samples",
 ]
 
-T = TypeVar("T")
 
 # A fifth of the rows is held out, at most as many.
 HELD_OUT_ROWS = 1024
-
-
-def refuse_derivatives(tree: T, message: str) -> T:
-    """The tree, which raises `ValueError` when differentiated with respect to what it depends on.
-
-    For what has no useful derivative, or none that is finite: silence would be a wrong number.
-
-    Example:
-        >>> import jax
-        >>> constant = lambda x: refuse_derivatives(x, "x is a constant.")
-        >>> try:
-        ...     jax.grad(constant)(1.0)
-        ... except ValueError as error:
-        ...     print(error)
-        x is a constant.
-    """
-
-    @jax.custom_jvp
-    def identity(tree):
-        return tree
-
-    def rule(primals, tangents):
-        if any(not isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(tangents)):
-            raise ValueError(message)
-        return primals[0], tangents[0]
-
-    identity.defjvp(rule, symbolic_zeros=True)
-    return identity(tree)
 
 
 class Training(NamedTuple):

@@ -302,7 +302,7 @@ class ICNNDual:
                 differentiated in a number of the method.
         """
         check_key(key)
-        method = refuse_derivatives(_NO_DERIVATIVE, self)
+        method = refuse_derivatives(self, _NO_DERIVATIVE)
         # The distance of the means is part of the dual: one origin for both sides.
         samples, origins = weighted_samples(x, y, a, b)
         split_key, convex_key, start_key, fit_key = jax.random.split(key, 4)

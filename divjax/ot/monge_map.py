@@ -211,7 +211,7 @@ class MongeMap:
         check_key(key)
         samples, origins = _problems(x, y, a, b, context)
         cost = checked_cost(self.cost, samples.x[0, 0])
-        method = refuse_derivatives(_NO_DERIVATIVE, dataclasses.replace(self, cost=cost))
+        method = refuse_derivatives(dataclasses.replace(self, cost=cost), _NO_DERIVATIVE)
         found = method._fit(key, samples, context, optimizer)
         return dataclasses.replace(found, origins=origins)
 

@@ -23,11 +23,11 @@ from divjax.core.checks import (
     check_weights,
     check_widths,
 )
+from divjax.core.differentiation import refuse_derivatives
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import centered_samples
-from divjax.core.training import refuse_derivatives
 from divjax.core.types import Estimate
 from divjax.ratio.cross_fitting import CALIBRATIONS, CrossFitting, cross_fit
 from divjax.ratio.diagnostics import ties
