@@ -1,7 +1,9 @@
 """Shape and value checks at trace time: what is wrong, in one sentence that names the argument."""
 
-from collections.abc import Iterator
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 __all__ = [
+    "check_arguments",
     "check_base",
     "check_callable",
     "check_choice",
@@ -18,6 +23,7 @@ __all__ = [
     "check_key",
     "check_matrix",
     "check_nonnegative",
+    "check_nonnegative_values",
     "check_order",
     "check_positive",
     "check_positive_values",
@@ -30,6 +36,7 @@ __all__ = [
     "check_unit_interval",
     "check_weights",
     "check_widths",
+    "key_first",
 ]
 
 
@@ -62,6 +69,13 @@ def check_positive_values(**values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, Tracer) and not (np.asarray(value) > 0).all():
             raise ValueError(f"{name} must be positive; got {value}.")
+
+
+def check_nonnegative_values(**values: Any) -> None:
+    """Raise `ValueError` for concrete numbers or arrays that are negative or NaN; tracers pass."""
+    for name, value in values.items():
+        if not isinstance(value, Tracer) and not (np.asarray(value) >= 0).all():
+            raise ValueError(f"{name} must not be negative; got {value}.")
 
 
 def check_nonnegative(**values: Any) -> None:
@@ -171,13 +185,61 @@ def check_key(key: Any) -> None:
         raise ValueError(f"key must be one typed key, such as jax.random.key(0); got {got}.")
 
 
+def key_first(function: F) -> F:
+    """The function, which names a forgotten key rather than the argument that is then missing.
+
+    Example:
+        >>> @key_first
+        ... def draw(key, shape): ...
+        >>> draw((3, 2))
+        Traceback (most recent call last):
+        ValueError: key must be one typed key, such as jax.random.key(0); got (3, 2).
+    """
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if args:
+            check_key(args[0])
+        return function(*args, **kwargs)
+
+    return cast(F, checked)
+
+
+def _described(value: Any) -> str:
+    """Numbers and text as they are, an array by its shape: messages never hold data."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"an array {value.dtype}{list(value.shape)}"
+    if isinstance(value, (str, int, float, type(None))):
+        return repr(value)
+    return type(value).__name__
+
+
 def check_provides(name: str, value: Any, attributes: tuple[str, ...], hint: str) -> None:
     """Raise `ValueError` for an object without these attributes, or for a class in its place."""
     if isinstance(value, type):
         raise ValueError(f"{name} must be an instance; got the class {value.__name__} itself.")
     missing = [attribute for attribute in attributes if not hasattr(value, attribute)]
     if missing:
-        raise ValueError(f"{name} must be {hint}; got {value!r}, without {', '.join(missing)}.")
+        without = ", ".join(missing)
+        raise ValueError(f"{name} must be {hint}; got {_described(value)}, without {without}.")
+
+
+def check_arguments(name: str, function: Any, *arguments: str) -> None:
+    """Raise `ValueError` for a function that cannot be called with so many arguments in a row.
+
+    Example:
+        >>> check_arguments("log_prob", lambda x: 0.0, "particle")
+    """
+    check_callable(**{name: function})
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # compiled functions may have none
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        called = ", ".join(arguments)
+        raise ValueError(f"{name} must take ({called}); it takes {signature}.") from None
 
 
 def check_full_precision(name: str, array: Any) -> None:

@@ -14,8 +14,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_matrix, check_same_features
+from divjax.core.numerics import matmul
 
-__all__ = ["fractions_below", "map_row_blocks", "median_squared_distance", "squared_distances"]
+__all__ = [
+    "at_least_single",
+    "coincidence_distance",
+    "common_center",
+    "fractions_below",
+    "in_units_of",
+    "living_rows",
+    "map_row_blocks",
+    "median_squared_distance",
+    "squared_distances",
+]
 
 # Entries of an n × m matrix held at a time. 2²⁰ floats stay in a CPU's cache; an accelerator wants
 # few, large blocks, and 2²⁶ float32 entries are 256 MiB.
@@ -25,6 +36,86 @@ BLOCK_ENTRIES_ACCELERATOR = 2**26
 # Up to this many features squared distances are sums of squared differences, which is as fast as a
 # matrix product and loses no digits; beyond it they are |x|² + |y|² − 2⟨x, y⟩ of centred points.
 _DIFFERENCES_UP_TO = 8
+
+
+# Coordinates that differ by at most so many times epsilon, relative to their size, are equal: a few
+# units in the last place, as rounding leaves them in particles that follow the same law.
+_COINCIDENT_ULPS = 4
+
+
+def at_least_single(dtype: Any) -> Any:
+    """The dtype, float32 for half precision, which holds neither squares nor counts of pairs."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def in_units_of(
+    size: Float[Array, "..."], x: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """X in units of the power of two at or below `size`, and that unit.
+
+    By two products: the reciprocal of a size above 8.5e37, which a division becomes, is subnormal
+    in float32 and flushed to zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> scaled, unit = in_units_of(jnp.array(3e38), jnp.array([3e38, -1.5e38]))
+        >>> scaled.round(2).tolist(), float(unit) == 2.0**127
+        ([1.76, -0.88], True)
+    """
+    exponent = jnp.frexp(size)[1] - 1
+    half = exponent // 2
+    one = jnp.ones_like(size)
+    scaled = x * jnp.ldexp(one, -half) * jnp.ldexp(one, half - exponent)
+    return scaled, jnp.ldexp(one, half) * jnp.ldexp(one, exponent - half)
+
+
+def common_center(
+    x: Float[Array, "n d"], used: Bool[Array, " n"] | None = None
+) -> Float[Array, " d"]:
+    """The mean of the rows that are used: one array, equal wherever it is subtracted.
+
+    The deviations from one of the rows are averaged, so that the mean of equal rows is that row
+    exactly. Without the barrier XLA may compute the mean once in every fusion that subtracts it,
+    each with its own rounding: beside a large offset two samples would be centred apart. What is
+    centred for accuracy is invariant to translations, hence the center is a constant to
+    differentiation.
+
+    Args:
+        x: rows.
+        used: which rows count; the others may hold anything. All by default.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> rows = jnp.array([[0.1], [0.1], [jnp.nan]])
+        >>> (rows - common_center(rows, jnp.array([True, True, False])))[:2, 0].tolist()
+        [0.0, 0.0]
+    """
+    x = jax.lax.stop_gradient(x)
+    if used is None:
+        used = jnp.ones(x.shape[0], bool)
+    first = x[jnp.argmax(used)]
+    deviations = jnp.where(used[:, None], x - first, 0)
+    count = jnp.maximum(jnp.sum(used), 1).astype(x.dtype)
+    mean_deviation = jnp.sum(deviations / count, axis=0)
+    return jax.lax.optimization_barrier(first + mean_deviation)
+
+
+def living_rows(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array, "n d"]:
+    """The rows with those of weight zero replaced by rows that have weight, each in turn.
+
+    For statistics that do not weigh their rows, such as bandwidths: rows without weight may hold
+    anything.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[1.0], [jnp.nan], [2.0]])
+        >>> living_rows(x, jnp.array([0.5, 0.0, 0.5]))[:, 0].tolist()
+        [1.0, 1.0, 2.0]
+    """
+    alive = weights > 0
+    order = jnp.argsort(~alive, stable=True)
+    substitutes = order[(jnp.cumsum(~alive) - 1) % jnp.maximum(jnp.sum(alive), 1)]
+    return x[jnp.where(alive, jnp.arange(x.shape[0]), substitutes)]
 
 
 def squared_distances(
@@ -51,23 +142,33 @@ def squared_distances(
     """
     check_matrix(x=x)
     if y is None:
-        rows = jnp.arange(x.shape[0])
+        (x,), rows = _centered(x), jnp.arange(x.shape[0])
         return _distances(x, x, rows[:, None] == rows)
     check_matrix(y=y)
     check_same_features(x, y)
+    y, x = _centered(y, x)
     return _distances(x, y)
+
+
+def _centered(y: Float[Array, "m d"], *others: Float[Array, "n d"]) -> tuple[Array, ...]:
+    """All samples relative to the center of the first, if they are to be multiplied.
+
+    Differences, which few features take, are exact without.
+    """
+    if y.shape[1] <= _DIFFERENCES_UP_TO:
+        return y, *others
+    center = common_center(y)
+    return tuple(rows - center for rows in (y, *others))
 
 
 def _distances(
     x: Float[Array, "n d"], y: Float[Array, "m d"], same: Bool[Array, "n m"] | None = None
 ) -> Float[Array, "n m"]:
+    """Squared distances of rows about a common origin near them; zero where `same` holds."""
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         squares = (jnp.square(x[:, i, None] - y[:, i]) for i in range(x.shape[1]))
         return functools.reduce(jnp.add, squares)
-    center = jnp.mean(y, axis=0)
-    x, y = x - center, y - center
-    product = jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
-    distances = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - 2 * product
+    distances = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - 2 * matmul(x, y.T)
     distances = jnp.maximum(distances, 0)
     return distances if same is None else jnp.where(same, 0, distances)
 
@@ -123,18 +224,42 @@ def pair_distances_by_rows(
     block_rows: int | None = None,
 ) -> Any:
     """`reduce(squared_distances(x, y))` for a `reduce` that acts on rows, blocked where large."""
-    n = x.shape[0]
-    columns = x if y is None else y
+    if y is None:
+        (x,) = _centered(x)
+        return reduce_centered_pairs(x, x, reduce, same=True, block_rows=block_rows)
+    y, x = _centered(y, x)
+    return reduce_centered_pairs(x, y, reduce, same=False, block_rows=block_rows)
+
+
+def reduce_centered_pairs(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    reduce: Callable[[Float[Array, "b m"]], Any],
+    *,
+    same: bool,
+    block_rows: int | None = None,
+) -> Any:
+    """As `pair_distances_by_rows`, for rows that are centered already.
+
+    Args:
+        x: rows.
+        y: rows about the same origin.
+        reduce: acts on rows of squared distances.
+        same: whether x_i is y_i, at distance exactly zero.
+        block_rows: rows a block.
+    """
 
     def block(rows: Float[Array, "b d"], index: Array) -> Any:
-        same = None if y is not None else index[:, None] == jnp.arange(n)
-        return reduce(_distances(rows, columns, same))
+        diagonal = index[:, None] == jnp.arange(y.shape[0]) if same else None
+        return reduce(_distances(rows, y, diagonal))
 
-    return map_row_blocks(block, columns.shape[0], x, jnp.arange(n), block_rows=block_rows)
+    return map_row_blocks(block, y.shape[0], x, jnp.arange(x.shape[0]), block_rows=block_rows)
 
 
 def fractions_below(x: Float[Array, "n d"], thresholds: Sequence[ArrayLike]) -> Float[Array, " t"]:
     """The fractions of pairs i ≠ j with ‖x_i − x_j‖² below 1 to 4 positive thresholds, in one pass.
+
+    The rows are centered, as `_distances` takes them.
 
     The comparisons of an entry are packed into the bytes of one integer and summed down
     columns of at most 255 rows, so that a pass costs little more than one comparison.
@@ -161,13 +286,31 @@ def fractions_below(x: Float[Array, "n d"], thresholds: Sequence[ArrayLike]) -> 
     counts = jax.lax.map(
         lambda args: block(*args), (padded.reshape(num_blocks, size, x.shape[1]), index)
     )
-    # A particle is at distance zero of itself, below every positive threshold.
-    below = jnp.sum(counts.astype(x.dtype), axis=0) - n
-    return below / float(n * (n - 1))  # an integer of more than 32 bits
+    # A particle is at distance zero of itself, below every positive threshold. In half precision
+    # neither the counts nor n(n − 1) would fit; the latter exceeds 32 bits, hence the float.
+    below = jnp.sum(counts.astype(at_least_single(x.dtype)), axis=0) - n
+    return below / float(n * (n - 1))
+
+
+def coincidence_distance(x: Float[Array, "n d"], eps: float) -> Float[Array, ""]:
+    """How far coordinates of two rows of x may differ if the rows are to coincide.
+
+    Equal particles that follow the same law end up a few units in the last place apart: 4 eps s
+    with s the median over rows of max_k |x_ik|. It is the size of a cluster that holds most rows,
+    whatever the others hold.
+
+    Args:
+        x: rows.
+        eps: of the dtype in which they were given.
+    """
+    return _COINCIDENT_ULPS * eps * jnp.median(jnp.max(jnp.abs(x), axis=1))
 
 
 def median_squared_distance(
-    x: Float[Array, "n d"], guess: Float[Array, ""], tolerance: float
+    x: Float[Array, "n d"],
+    guess: Float[Array, ""],
+    tolerance: float,
+    coincident: ArrayLike = 0.0,
 ) -> Float[Array, ""]:
     """The lower median of ‖x_i − x_j‖² over pairs i < j, without sorting them.
 
@@ -175,20 +318,25 @@ def median_squared_distance(
     within `tolerance` of the answer makes one pass enough. The bracket's ends are verified by
     counts, so whatever the guess, the relative error is at most `tolerance` (plus the rounding of
     float32 ranks beyond 2²⁴ pairs, and of `squared_distances`). Zero if at least half of the pairs
-    coincide up to rounding.
+    coincide, or are too near for `squared_distances` to tell apart.
 
     Args:
         x: at least two samples.
         guess: a positive number; the nearer the answer, the fewer passes.
         tolerance: relative.
+        coincident: the squared distance up to which a pair coincides.
     """
-    centered = x - jnp.mean(x, axis=0)
+    x = x.astype(at_least_single(x.dtype))
+    guess = jnp.asarray(guess, x.dtype)
+    centered = x - common_center(x)
     half_width = tolerance / 2
-    # d² is at most 4 max‖x‖², and below `floor` it is rounding.
+    # d² is at most 4 max‖x‖². Below `floor` it is rounding: of itself, or of the largest ‖x‖² where
+    # it comes from a matrix product.
     radius = jnp.max(jnp.sum(centered**2, axis=1))
     highest = 5 * radius
     eps = jnp.finfo(x.dtype).eps
-    floor = jnp.maximum(highest * eps**2, jnp.finfo(x.dtype).tiny)
+    rounding = highest * eps**2 if x.shape[1] <= _DIFFERENCES_UP_TO else 2 * eps * radius
+    floor = jnp.maximum(jnp.maximum(rounding, coincident), jnp.finfo(x.dtype).tiny)
 
     def narrow(bracket, thresholds):
         """The bracket between the neighbouring thresholds, with the fractions below its ends."""

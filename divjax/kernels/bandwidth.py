@@ -5,16 +5,24 @@ A rule is a pytree; a kernel given one asks it anew at every step. `init(x)` mak
 answer. Bandwidths are constants to differentiation.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_matrix, check_positive
-from divjax.core.pairwise import median_squared_distance
+from divjax.core.checks import check_positive, check_positive_values
+from divjax.core.pairwise import (
+    at_least_single,
+    coincidence_distance,
+    common_center,
+    in_units_of,
+    median_squared_distance,
+)
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import as_samples
 
 __all__ = ["BandwidthRule", "Mean", "Median", "MultiScale"]
 
@@ -32,23 +40,48 @@ class BandwidthRule(Protocol):
         ...
 
 
-def _from_squared(squared: Float[Array, ""], n: int) -> Float[Array, ""]:
-    """σ with σ² = d² / (2 log(n+1)), and 1 where all particles coincide; NaN stays NaN."""
-    coincide = squared == 0
-    bandwidth = jnp.sqrt(jnp.where(coincide, 1, squared) / (2 * jnp.log(n + 1.0)))
-    return jnp.where(coincide, 1, bandwidth).astype(squared.dtype)
+class _Rescaled(NamedTuple):
+    """Centred rows in units of their largest deviation: squares neither over- nor underflow.
+
+    Attributes:
+        x: the rows, at least in single precision.
+        unit: what they were divided by.
+        coincident: the squared distance, in that unit, up to which rows coincide.
+    """
+
+    x: Float[Array, "n d"]
+    unit: Float[Array, ""]
+    coincident: Float[Array, ""]
+
+
+def _rescale(x: Float[Array, "n d"]) -> _Rescaled:
+    wide = jax.lax.stop_gradient(x).astype(at_least_single(x.dtype))
+    deviations = wide - common_center(wide)
+    largest = jnp.max(jnp.abs(deviations))
+    scaled, unit = in_units_of(largest, deviations)
+    # Equal up to the rounding of the dtype that the particles are given in.
+    eps = float(jnp.finfo(x.dtype).eps)
+    apart, _ = in_units_of(largest, coincidence_distance(wide, eps))
+    return _Rescaled(scaled, unit, x.shape[1] * jnp.square(apart))
 
 
 def _mean_squared(x: Float[Array, "n d"]) -> Float[Array, ""]:
-    """The mean of ‖x_i − x_j‖² over pairs i ≠ j is 2/(n−1) Σ_i ‖x_i − x̄‖²."""
-    return 2 * jnp.sum((x - jnp.mean(x, axis=0)) ** 2) / max(x.shape[0] - 1, 1)
+    """The mean of ‖x_i − x_j‖² over pairs i ≠ j is 2/(n−1) Σ_i ‖x_i − x̄‖², for centred rows."""
+    return 2 * jnp.sum(x**2) / max(x.shape[0] - 1, 1)
+
+
+def _bandwidth(squared: Float[Array, ""], rescaled: _Rescaled, dtype: Any) -> Float[Array, ""]:
+    """σ with σ² = d² / (2 log(n+1)), and 1 where all particles coincide; NaN stays NaN."""
+    length = jnp.sqrt(squared / (2 * math.log(rescaled.x.shape[0] + 1.0))) * rescaled.unit
+    return jnp.where(squared <= rescaled.coincident, 1, length).astype(dtype)
 
 
 @pytree
 class Mean:
     """σ² = mean_{i≠j} ‖x_i − x_j‖² / (2 log(n+1)), in O(nd) from the first two moments.
 
-    Sensitive to outliers, unlike `Median`. All particles coincident (or a single one) gives σ = 1.
+    Sensitive to outliers, unlike `Median`. Particles that coincide up to rounding, a few units in
+    the last place of their coordinates (or a single one), give σ = 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -60,14 +93,14 @@ class Mean:
 
     def init(self, x: Float[Array, "n d"]) -> tuple[()]:
         """No state."""
-        check_matrix(x=x)
+        as_samples(x=x)
         return ()
 
     def __call__(self, x: Float[Array, "n d"], state: Any) -> tuple[Float[Array, ""], Any]:
         """The bandwidth."""
-        check_matrix(x=x)
-        x = jax.lax.stop_gradient(x)
-        return _from_squared(_mean_squared(x), x.shape[0]), state
+        (x,) = as_samples(x=x)
+        rescaled = _rescale(x)
+        return _bandwidth(_mean_squared(rescaled.x), rescaled, x.dtype), state
 
 
 @pytree
@@ -77,7 +110,7 @@ class Median:
     With this σ the kernel's values at a particle sum to about one beside its own. The median is
     the lower one, found by counting passes over the pairs rather than by sorting n² numbers; each
     pass costs about a quarter of an SVGD step, and along a flow, started from the last two answers,
-    one pass mostly suffices. Where half of the pairs coincide `Mean` takes over.
+    one pass mostly suffices. Where half of the pairs coincide up to rounding `Mean` takes over.
 
     Attributes:
         tolerance: the relative error allowed in the median of the squared distances; half of it in
@@ -104,27 +137,32 @@ class Median:
 
     def init(self, x: Float[Array, "n d"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The logarithm of the median's first guess, and its expected change."""
-        check_matrix(x=x)
-        x = jax.lax.stop_gradient(x)
-        squared = _mean_squared(x)
-        return jnp.log(jnp.where(squared > 0, squared, 1)), jnp.zeros((), x.dtype)
+        (x,) = as_samples(x=x)
+        rescaled = _rescale(x)
+        squared = _mean_squared(rescaled.x)
+        log_guess = jnp.log(jnp.where(squared > 0, squared, 1)) + 2 * jnp.log(rescaled.unit)
+        return log_guess, jnp.zeros_like(log_guess)
 
     def __call__(self, x: Float[Array, "n d"], state: Any) -> tuple[Float[Array, ""], Any]:
         """The bandwidth, and the median and its last change on a logarithmic scale."""
-        check_matrix(x=x)
-        x = jax.lax.stop_gradient(x)
+        (x,) = as_samples(x=x)
         if x.shape[0] == 1:
             return jnp.ones((), x.dtype), state
         last, change = state
-        median = median_squared_distance(x, jnp.exp(last + change), self.tolerance)
+        rescaled = _rescale(x)
+        log_unit = 2 * jnp.log(rescaled.unit)
+        guess = jnp.exp(last + change - log_unit)
+        median = median_squared_distance(
+            rescaled.x, guess, self.tolerance, coincident=rescaled.coincident
+        )
         found = median > 0
-        log_median = jnp.where(found, jnp.log(jnp.where(found, median, 1)), last)
-        squared = jnp.where(found, median, _mean_squared(x))
+        log_median = jnp.where(found, jnp.log(jnp.where(found, median, 1)) + log_unit, last)
+        squared = jnp.where(found, median, _mean_squared(rescaled.x))
         # The first change is from a guess: extrapolating from it would be no better than standing
         # still.
         small = jnp.abs(log_median - last) < 0.1
         state = (log_median, jnp.where(small, log_median - last, 0))
-        return _from_squared(squared, x.shape[0]), state
+        return _bandwidth(squared, rescaled, x.dtype), state
 
 
 @pytree
@@ -160,4 +198,6 @@ class MultiScale:
     def __call__(self, x: Float[Array, "n d"], state: Any) -> tuple[Float[Array, " s"], Any]:
         """The bandwidths, of shape (s,)."""
         bandwidth, state = self.rule(x, state)
+        for scale in self.scales:
+            check_positive_values(scales=scale)
         return jnp.stack([jnp.asarray(scale, x.dtype) for scale in self.scales]) * bandwidth, state

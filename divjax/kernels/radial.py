@@ -7,9 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_matrix, check_positive, check_positive_values
+from divjax.core.checks import (
+    check_positive,
+    check_positive_values,
+    check_provides,
+)
+from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import squared_distances
 from divjax.core.pytrees import pytree
+from divjax.core.samples import as_samples
 from divjax.kernels.bandwidth import BandwidthRule, Median
 
 __all__ = ["Energy", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace"]
@@ -47,8 +53,23 @@ class Kernel(Protocol):
         ...
 
 
+def _as_points(x: Any, y: Any) -> tuple[Float[Array, "n d"], Float[Array, "m d"] | None]:
+    """Both as floating-point matrices of one dtype."""
+    if y is None:
+        return as_samples(x=x)[0], None
+    x, y = as_samples(x=x, y=y)
+    return x, y
+
+
+def check_kernel(kernel: Any) -> None:
+    """Raise `ValueError` for an object that is no kernel, such as a function of two points."""
+    methods = ("init", "resolve", "radial")
+    check_provides("kernel", kernel, methods, "a kernel such as kernels.Gaussian()")
+
+
 def check_smoother(kernel: Kernel) -> None:
-    """Raise `ValueError` for a kernel that cannot smooth a field or a density."""
+    """Raise `ValueError` for an object that cannot smooth a field or a density."""
+    check_kernel(kernel)
     if not getattr(kernel, "positive_definite", True):
         raise ValueError(
             f"kernel must be positive definite to smooth with; got {type(kernel).__name__}, "
@@ -69,7 +90,7 @@ class _WithBandwidth:
 
     def init(self, x: Float[Array, "n d"]) -> Any:
         """The bandwidth rule's state."""
-        check_matrix(x=x)
+        as_samples(x=x)
         if isinstance(self.bandwidth, (str, type)):
             raise ValueError(
                 "bandwidth must be a positive number or a rule such as kernels.Median(); "
@@ -95,20 +116,42 @@ class _WithBandwidth:
         return self._mean_over_scales(lambda sigma: self._radial(squared, sigma))
 
     def _mean_over_scales(self, function: Any) -> Any:
+        """The mean of `function(σ)` over the scales; NaN for a traced σ that is not positive."""
         if isinstance(self.bandwidth, BandwidthRule):
-            raise ValueError("bandwidth is a rule: call `kernel.resolve(x, state)` for its value.")
+            raise ValueError(
+                "bandwidth is a rule: call `kernel.at(x)` for the kernel at its value."
+            )
+        valid = lambda sigma: nan_unless(jnp.asarray(sigma) > 0, sigma)
         if jnp.ndim(self.bandwidth) == 0:
-            return function(self.bandwidth)
-        scales = [function(sigma) for sigma in jnp.ravel(self.bandwidth)]
+            return function(valid(self.bandwidth))
+        scales = [function(valid(sigma)) for sigma in jnp.ravel(self.bandwidth)]
         return jax.tree.map(lambda *terms: sum(terms) / len(scales), *scales)
+
+    def at(self, x: Float[Array, "n d"]) -> Self:
+        """The kernel whose bandwidth is the rule's value at x, itself if it has no rule.
+
+        One kernel for all terms of a discrepancy:
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> x, y = jnp.array([[0.0], [1.0]]), jnp.array([[5.0], [7.0]])
+            >>> k = Gaussian().at(jnp.concatenate([x, y]))
+            >>> mmd = k(x).mean() - 2 * k(x, y).mean() + k(y).mean()
+        """
+        return self.resolve(x, self.init(x))[0]
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
         raise NotImplementedError
 
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
-        """The kernel matrix; a rule is evaluated at x."""
-        kernel, _ = self.resolve(x, self.init(x))
-        return kernel.radial(squared_distances(x, y))[0]
+        """The kernel matrix; a rule is evaluated at x, which must then be the only sample."""
+        x, y = _as_points(x, y)
+        if y is not None and isinstance(self.bandwidth, BandwidthRule):
+            raise ValueError(
+                "bandwidth is a rule, whose values at x and at y differ: fix it for all terms by "
+                "kernel = kernel.at(x), and call that with x and y."
+            )
+        return self.at(x).radial(squared_distances(x, y))[0]
 
 
 @pytree
@@ -132,7 +175,7 @@ class Gaussian(_WithBandwidth):
         """−1/σ² for a single σ: values and gradients then share one matrix product."""
         if isinstance(self.bandwidth, BandwidthRule) or jnp.ndim(self.bandwidth):
             return None
-        return -1 / jnp.square(self.bandwidth)
+        return -1 / jnp.square(nan_unless(jnp.asarray(self.bandwidth) > 0, self.bandwidth))
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
         value = jnp.exp(squared * (-0.5 / jnp.square(sigma)))
@@ -173,27 +216,36 @@ class InverseMultiquadric(_WithBandwidth):
     def __post_init__(self):
         check_positive(bandwidth=self.bandwidth, exponent=self.exponent)
 
+    def resolve(self, x: Float[Array, "n d"], state: Any) -> tuple[Self, Any]:
+        """The kernel with its bandwidth at x, and the rule's next state."""
+        check_positive_values(exponent=self.exponent)
+        return super().resolve(x, state)
+
+    def _valid_exponent(self) -> ArrayLike:
+        return nan_unless(jnp.asarray(self.exponent) > 0, self.exponent)
+
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
+        exponent = self._valid_exponent()
         base = 1 + squared / jnp.square(sigma)
-        value = jnp.power(base, jnp.negative(self.exponent))
-        return value, jnp.multiply(-2 * value / (base * jnp.square(sigma)), self.exponent)
+        value = jnp.power(base, jnp.negative(exponent))
+        return value, jnp.multiply(-2 * value / (base * jnp.square(sigma)), exponent)
 
     def stein_trace(self, squared: _Block, dim: int) -> _Block:
         """Σ_i ∂²k/∂x_i∂y_i = 2β/σ² [d − 2(β+1) u/(1+u)] (1+u)^(−β−1), with u = r²/σ²."""
 
         def trace(sigma: ArrayLike) -> _Block:
             scaled = squared / jnp.square(sigma)
-            bracket = dim - 2 * jnp.add(self.exponent, 1) * scaled / (1 + scaled)
+            bracket = dim - 2 * jnp.add(self._valid_exponent(), 1) * scaled / (1 + scaled)
             return -bracket * self._radial(squared, sigma)[1]
 
         return self._mean_over_scales(trace)
 
 
-def _safe_root(squared: _Block) -> tuple[_Block, _Block]:
+def _distance_and_reciprocal(squared: _Block) -> tuple[_Block, _Block]:
     """The distance and its reciprocal, both zero with zero gradient where points coincide."""
-    apart = squared > 0
-    root = jnp.sqrt(jnp.where(apart, squared, 1))
-    return jnp.where(apart, root, 0), jnp.where(apart, 1 / root, 0)
+    distance = safe_sqrt(squared)
+    coincide = distance == 0
+    return distance, jnp.where(coincide, 0, 1 / jnp.where(coincide, 1, distance))
 
 
 @pytree
@@ -215,7 +267,7 @@ class Laplace(_WithBandwidth):
     """
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
-        distance, reciprocal = _safe_root(squared)
+        distance, reciprocal = _distance_and_reciprocal(squared)
         value = jnp.exp(-distance / sigma)
         return value, -value * reciprocal / sigma
 
@@ -240,12 +292,16 @@ class Energy:
 
     def init(self, x: Float[Array, "n d"]) -> tuple[()]:
         """No state."""
-        check_matrix(x=x)
+        as_samples(x=x)
         return ()
 
     def resolve(self, x: Float[Array, "n d"], state: Any) -> tuple[Self, Any]:
         """The kernel itself."""
         return self, state
+
+    def at(self, x: Float[Array, "n d"]) -> Self:
+        """The kernel itself."""
+        return self
 
     @property
     def log_slope(self) -> None:
@@ -254,9 +310,9 @@ class Energy:
 
     def radial(self, squared: _Block) -> tuple[_Block, _Block]:
         """Values −r and slopes −1/r."""
-        distance, reciprocal = _safe_root(squared)
+        distance, reciprocal = _distance_and_reciprocal(squared)
         return -distance, -reciprocal
 
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
         """The kernel matrix."""
-        return self.radial(squared_distances(x, y))[0]
+        return self.radial(squared_distances(*_as_points(x, y)))[0]

@@ -1,19 +1,15 @@
 """Weighted sums of a kernel and of its gradient, as velocities and discrepancies need them."""
 
-import functools
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from divjax.core.checks import check_matrix, check_same_features
-from divjax.core.pairwise import pair_distances_by_rows
+from divjax.core.checks import check_shape
+from divjax.core.numerics import matmul
+from divjax.core.pairwise import common_center, reduce_centered_pairs
+from divjax.core.samples import as_samples
 from divjax.kernels.radial import Kernel
 
 __all__ = ["kernel_sums"]
-
-
-# The gradient sums are differences of larger numbers, which faster formats would round away.
-_matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 def kernel_sums(
@@ -30,6 +26,8 @@ def kernel_sums(
     (Gaussian) one matrix product does everything. Large n × m goes by blocks of rows. The distances
     are those of `squared_distances`, with its rounding where there are more than 8 features.
 
+    Points y_j whose coefficients are all zero have no part in the sums and may hold anything.
+
     Args:
         kernel: a kernel whose bandwidth is a number.
         x: where to evaluate.
@@ -41,7 +39,8 @@ def kernel_sums(
         The sums "n c" and the gradient sums "n g d".
 
     Raises:
-        ValueError: if x or y is not a non-empty matrix, or their numbers of features differ.
+        ValueError: if x or y is not a non-empty matrix, their numbers of features differ, or the
+            coefficients do not have a row for each y_j.
 
     Example:
         >>> import jax.numpy as jnp
@@ -51,21 +50,29 @@ def kernel_sums(
         >>> sums[:, 0].round(3).tolist(), gradients[:, 0, 0].round(3).tolist()
         ([1.607, 1.607], [0.607, -0.607])
     """
-    check_matrix(x=x)
-    if y is not None:
-        check_matrix(y=y)
-        check_same_features(x, y)
-    center = jnp.mean(x if y is None else y, axis=0)
-    x, y = x - center, None if y is None else y - center
-    others = x if y is None else y
+    if y is None:
+        (x,) = as_samples(x=x)
+    else:
+        x, y = as_samples(x=x, y=y)
+    sources = x if y is None else y
+    check_shape("values", values, sources.shape[0], "c")
+    check_shape("gradient_weights", gradient_weights, sources.shape[0], "g")
+    # Sums and moments are taken about the center of the points that count. One without a part in
+    # the sums stays where it is (derivatives in its coefficients are right), unless its distances
+    # would overflow.
+    used = jnp.any(values != 0, axis=1) | jnp.any(gradient_weights != 0, axis=1)
+    center = common_center(sources, used)
+    x, others = x - center, sources - center
+    in_range = jnp.sum(others**2, axis=1, keepdims=True) < jnp.finfo(x.dtype).max / 16
+    others = jnp.where(used[:, None] | in_range, others, 0)
     (m, g), d = gradient_weights.shape, x.shape[1]
     moments = (gradient_weights[:, :, None] * others[:, None, :]).reshape(m, g * d)
     slopes = jnp.concatenate([gradient_weights, moments], axis=1)
 
     if kernel.log_slope is not None:
         operand = jnp.concatenate([values, slopes], axis=1)
-        product = pair_distances_by_rows(
-            x, y, lambda squared: _matmul(kernel.radial(squared)[0], operand)
+        product = reduce_centered_pairs(
+            x, others, lambda squared: matmul(kernel.radial(squared)[0], operand), same=y is None
         )
         sums, sloped = product[:, : values.shape[1]], product[:, values.shape[1] :]
         sloped = sloped * kernel.log_slope
@@ -73,9 +80,9 @@ def kernel_sums(
 
         def contract(squared: Float[Array, "b m"]) -> tuple[Array, Array]:
             value, slope = kernel.radial(squared)
-            return _matmul(value, values), _matmul(slope, slopes)
+            return matmul(value, values), matmul(slope, slopes)
 
-        sums, sloped = pair_distances_by_rows(x, y, contract)
+        sums, sloped = reduce_centered_pairs(x, others, contract, same=y is None)
 
     total, moment = sloped[:, :g], sloped[:, g:].reshape(x.shape[0], g, d)
     return sums, x[:, None, :] * total[:, :, None] - moment

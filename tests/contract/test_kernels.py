@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 
 from divjax import kernels
-from tests.contract.promises import Promises, Row
+from tests.contract.edges import Edges
+from tests.contract.promises import Row
 
 
 def _kernel(method, key, x, weights):
@@ -17,7 +18,7 @@ def _kernel_sums(kernel, key, x, weights):
 
 
 ROWS = {
-    "kernels.Gaussian": Row(kernels.Gaussian(bandwidth=0.9), _kernel, "equivariant"),
+    "kernels.Gaussian": Row(kernels.Gaussian(bandwidth=0.9), _kernel, "equivariant", positive=(0,)),
     "kernels.Median": Row(
         # The rule is a constant to differentiation, so finite differences see what gradients must
         # not.
@@ -30,16 +31,22 @@ ROWS = {
         kernels.Gaussian(bandwidth=kernels.Mean()), _kernel, "equivariant", smooth=False
     ),
     "kernels.MultiScale": Row(
-        kernels.Gaussian(bandwidth=kernels.MultiScale()), _kernel, "equivariant", smooth=False
+        kernels.Gaussian(bandwidth=kernels.MultiScale()),
+        _kernel,
+        "equivariant",
+        smooth=False,
+        positive=(0, 4),
     ),
-    "kernels.Laplace": Row(kernels.Laplace(bandwidth=0.9), _kernel, "equivariant"),
+    "kernels.Laplace": Row(kernels.Laplace(bandwidth=0.9), _kernel, "equivariant", positive=(0,)),
     "kernels.InverseMultiquadric": Row(
-        kernels.InverseMultiquadric(bandwidth=0.9), _kernel, "equivariant"
+        kernels.InverseMultiquadric(bandwidth=0.9), _kernel, "equivariant", positive=(0, 1)
     ),
     "kernels.Energy": Row(kernels.Energy(), _kernel, "equivariant"),
-    "kernels.kernel_sums": Row(kernels.Gaussian(bandwidth=0.9), _kernel_sums, "equivariant"),
+    "kernels.kernel_sums": Row(
+        kernels.Gaussian(bandwidth=0.9), _kernel_sums, "equivariant", positive=(0,)
+    ),
 }
 
 
-class TestKernels(Promises):
+class TestKernels(Edges):
     rows = ROWS

@@ -133,7 +133,7 @@ def test_bandwidths_are_constants_to_differentiation():
         (lambda: kernels.Median(tolerance=0.0), "tolerance must be"),
         (lambda: kernels.MultiScale(scales=(1.0, -1.0)), "scales must be"),
         (lambda: kernels.Gaussian().radial(jnp.ones((2, 2))), "bandwidth is a rule"),
-        (lambda: kernels.Gaussian(bandwidth=1.0)(jnp.zeros(3)), "x must be a non-empty matrix"),
+        (lambda: kernels.Gaussian(bandwidth=1.0)(jnp.zeros(3)), "x must be a matrix of shape"),
     ],
 )
 def test_bad_input_is_named(make, message):
@@ -147,7 +147,131 @@ def test_a_bandwidth_of_particles_that_are_not_numbers_is_none(rule):
     assert jnp.isnan(rule(x, rule.init(x))[0])
 
 
-def test_integer_points_are_refused():
+def test_integers_are_numbers():
     """Bytes would wrap around: 20² is 144 modulo 256."""
-    with pytest.raises(ValueError, match="x must be floating-point; got uint8"):
-        kernels.Gaussian(bandwidth=1.0)(jnp.array([[0], [20]], jnp.uint8))
+    kernel = kernels.Gaussian(bandwidth=10.0)
+    points = [[0], [20]]
+    expected = kernel(jnp.array(points, float))
+    for given in (points, np.array(points, np.uint8), jnp.array(points, jnp.int32)):
+        np.testing.assert_allclose(kernel(given), expected)
+    with pytest.raises(ValueError, match="same number of features; got 1 and 2"):
+        kernel(jnp.zeros((2, 1)), jnp.zeros((3, 2)))
+
+
+RULES = {"Mean": kernels.Mean(), "Median": kernels.Median()}
+each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+bandwidth_at = jax.jit(lambda rule, x: rule(x, rule.init(x))[0])
+
+
+@each_rule
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("d", [2, 12])
+def test_particles_equal_up_to_rounding_have_bandwidth_one(rule, dtype, d):
+    """No mean of equal numbers is exact in general, and a step's rounding differs from row to
+    row."""
+    row = np.random.default_rng(0).normal(size=(1, d))
+    equal = jnp.asarray(np.repeat(2.5 * row, 50, axis=0), dtype)
+    assert bandwidth_at(rule, equal) == 1
+    one_ulp = jnp.where(jnp.arange(50)[:, None] % 3 == 0, jnp.nextafter(equal, 9 * equal), equal)
+    assert bandwidth_at(rule, one_ulp) == 1
+
+
+@each_rule
+@pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e19, 1e38])
+def test_bandwidths_keep_units_whose_squares_are_out_of_range(rule, scale):
+    x = np.random.default_rng(0).uniform(-1, 1, size=(30, 3)).astype(np.float32)
+    found = bandwidth_at(rule, jnp.asarray(x * np.float32(scale), jnp.float32))
+    np.testing.assert_allclose(found / scale, bandwidth_at(rule, jnp.asarray(x)), rtol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("n", [256, 257, 400])
+def test_half_precision_counts_all_pairs(dtype, n):
+    """n(n − 1) exceeds the largest float16 from 257 rows on."""
+    x = jnp.asarray(points(n), dtype)
+    median = np.quantile(pdist(np.asarray(x, np.float64)) ** 2, 0.5, method="inverted_cdf")
+    expected = np.sqrt(median / (2 * np.log(n + 1)))
+    found = kernels.Median()(x, kernels.Median().init(x))[0]
+    assert found.dtype == dtype
+    np.testing.assert_allclose(float(found), expected, rtol=2 * float(jnp.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("d", [2, 12])
+def test_where_half_of_the_pairs_coincide_the_mean_takes_over(d):
+    """Far from the origin, and by products of many features, equal rows are not at distance 0."""
+    rng = np.random.default_rng(1)
+    x = np.concatenate([np.repeat(rng.normal(size=(1, d)), 30, axis=0), rng.normal(size=(6, d))])
+    x = jnp.asarray(x + 7.3, jnp.float32)
+    found = bandwidth_at(kernels.Median(), x)
+    np.testing.assert_allclose(found, bandwidth_at(kernels.Mean(), x), rtol=1e-5)
+
+
+@every
+def test_a_point_that_is_no_number_has_no_kernel(name):
+    kernel, _ = FORMULAS[name]
+    x = jnp.asarray(points(4)).at[1, 0].set(jnp.nan)
+    matrix = np.asarray(kernel(x))
+    assert np.isnan(matrix[0, 1])
+    assert np.isfinite(matrix[0, 2])
+    value, slope = kernel.radial(jnp.array([[jnp.nan, -1.0, 0.0, jnp.inf]]))
+    assert np.isnan(value[0, 0])
+    assert np.isnan(slope[0, 0])
+    assert np.isfinite(slope[0, 2:]).all()
+
+
+@every
+@pytest.mark.parametrize("held", [np.nan, np.inf, 1e6, 1e200])
+@pytest.mark.parametrize("d", [3, 11])
+def test_points_without_coefficients_may_hold_anything(name, held, d):
+    kernel, _ = FORMULAS[name]
+    x = jnp.asarray(points(6, d)) + 100
+    coefficients = jnp.asarray(points(6, 2, seed=2)).at[4].set(0)
+    sums = lambda x: kernels.kernel_sums(kernel, x, None, coefficients, coefficients)
+    expected = jax.tree.map(lambda s: np.delete(s, 4, axis=0), sums(x))
+    found = jax.tree.map(lambda s: np.delete(s, 4, axis=0), sums(x.at[4].set(held)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), found, expected
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda number: kernels.Gaussian(bandwidth=number),
+        lambda number: kernels.Gaussian(bandwidth=jnp.stack([jnp.ones(()), number])),
+        lambda number: kernels.Laplace(bandwidth=number),
+        lambda number: kernels.InverseMultiquadric(bandwidth=number),
+        lambda number: kernels.InverseMultiquadric(bandwidth=1.0, exponent=number),
+        lambda number: kernels.Gaussian(bandwidth=kernels.MultiScale(scales=(1.0, number))),
+    ],
+)
+def test_hyper_parameters_out_of_range(make):
+    """As arrays they are refused; traced ones, which cannot be, make everything NaN."""
+    x = jnp.asarray(points(3))
+    with pytest.raises(ValueError, match=r"(bandwidth|exponent|scales) must be positive"):
+        make(jnp.array(-1.0))(x)
+    sums = jax.jit(lambda number: kernels.kernel_sums(make(number).at(x), x, None, x, x))
+    assert all(np.isnan(s).all() for s in sums(-1.0))
+    assert all(np.isnan(s).all() for s in sums(0.0))
+    assert all(np.isfinite(s).all() for s in sums(1.0))
+
+
+def test_one_bandwidth_serves_all_terms_of_a_discrepancy():
+    """A rule asked at each term would compare three kernels."""
+    x, y = jnp.asarray(points(7)), jnp.asarray(5 * points(9, seed=1))
+    kernel = kernels.Gaussian()
+    with pytest.raises(ValueError, match=r"kernel = kernel\.at\(x\)"):
+        kernel(x, y)
+    fixed = kernel.at(y)
+    sigma = fixed.bandwidth
+    np.testing.assert_allclose(fixed(x, y), np.exp(-(cdist(x, y) ** 2) / (2 * sigma**2)))
+    assert fixed.at(x).bandwidth == sigma
+    assert kernels.Energy().at(x)(x, y).shape == (7, 9)
+
+
+def test_coefficients_of_the_wrong_shape_are_named():
+    kernel, x = kernels.Gaussian(bandwidth=1.0), jnp.asarray(points(4))
+    with pytest.raises(ValueError, match=r"values must have shape \(4, c\)"):
+        kernels.kernel_sums(kernel, x, None, jnp.ones((3, 1)), jnp.ones((4, 1)))
+    with pytest.raises(ValueError, match=r"gradient_weights must have shape \(4, g\)"):
+        kernels.kernel_sums(kernel, x, None, jnp.ones((4, 1)), jnp.ones(4))
