@@ -15,14 +15,15 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from divjax.core.checks import (
     check_choice,
     check_count,
+    check_full_precision,
     check_matrix,
-    check_nonnegative,
-    check_positive,
+    check_nonnegative_values,
     check_positive_values,
     check_shape,
 )
-from divjax.core.numerics import nan_unless
-from divjax.core.pairwise import map_row_blocks
+from divjax.core.numerics import matmul, nan_unless
+from divjax.core.pairwise import common_center, in_units_of, map_row_blocks
+from divjax.core.samples import as_samples
 from divjax.ot.costs import PNorm
 from divjax.ot.gaussian import gaussian_wasserstein
 
@@ -44,9 +45,11 @@ def _transport_cost(
 ) -> Float[Array, ""]:
     """⟨P, C⟩ after so many Sinkhorn iterations, columns before rows, in the log domain.
 
-    Differentiated through the iterations: ten of them need not converge, and the losses here are
-    defined by what ten of them give.
+    NaN for a traced ε that is not positive. Differentiated through the iterations: ten of them need
+    not converge, and the losses here are defined by what ten of them give.
     """
+    # A hyper-parameter of a wider type must not change that of the potentials.
+    epsilon = jnp.asarray(epsilon, costs.dtype)
     kernel = -costs / epsilon
 
     def iteration(f, _):
@@ -54,9 +57,19 @@ def _transport_cost(
         return log_a - jax.nn.logsumexp(g + kernel, axis=1), g
 
     f, g = jax.lax.scan(iteration, jnp.zeros_like(log_a), length=num_iterations)
-    return nan_unless(
-        jnp.asarray(epsilon) > 0, jnp.sum(jnp.exp(f[:, None] + g[-1] + kernel) * costs)
-    )
+    return nan_unless(epsilon > 0, jnp.sum(jnp.exp(f[:, None] + g[-1] + kernel) * costs))
+
+
+def _temper(logits: Float[Array, "b c"], temperature: ArrayLike) -> Float[Array, "b c"]:
+    """The logits over the temperature; NaN for a traced temperature that is not positive."""
+    temperature = jnp.asarray(temperature, logits.dtype)
+    return logits / nan_unless(temperature > 0, temperature)
+
+
+def _nonnegative(number: ArrayLike, dtype: Any) -> Float[Array, ""]:
+    """A hyper-parameter in the data's dtype; NaN if it is traced and negative."""
+    number = jnp.asarray(number, dtype)
+    return nan_unless(number >= 0, number)
 
 
 def class_similarity(
@@ -89,6 +102,8 @@ def class_similarity(
         Kornblith et al. 2019, eq. 3–4: CKA. Lv et al. 2024, section 3.1: between classes.
     """
     check_shape("features", features, "classes", "samples", "features")
+    if 0 in features.shape:
+        raise ValueError(f"features must not be empty; got shape {features.shape}.")
     if features.shape[2] < 2:
         raise ValueError(f"features must have at least two features; got {features.shape[2]}.")
     centered = _centered_classes(features)
@@ -112,7 +127,7 @@ def _centered_classes(
 
     def in_units(x: Array, negligible: ArrayLike) -> Array:
         largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=(1, 2), keepdims=True))
-        return jnp.where(largest <= negligible, 0, x / jnp.where(largest > 0, largest, 1))
+        return jnp.where(largest <= negligible, 0, in_units_of(largest, x)[0])
 
     # In units of its largest entry first: sums of entries near the largest number overflow.
     features = in_units(features, 0)
@@ -144,7 +159,8 @@ def class_costs(
     check_matrix(similarity=similarity)
     check_shape("similarity", similarity, *[similarity.shape[0]] * 2)
     check_positive_values(sharpness=sharpness)
-    return -jnp.expm1(sharpness * (similarity - 1))
+    sharpness = jnp.asarray(sharpness, similarity.dtype)
+    return -jnp.expm1(nan_unless(sharpness > 0, sharpness) * (similarity - 1))
 
 
 def wkd_logits(
@@ -192,29 +208,33 @@ def wkd_logits(
     References:
         Lv et al. 2024, eq. 2–5 and their settings.
     """
-    _check_logits(student, teacher)
+    student, teacher = _as_logits(student, teacher)
     b, c = student.shape
     if c < 3:
         raise ValueError(f"student must have at least three classes; got {c}.")
+    labels = jnp.asarray(labels)
     check_shape("labels", labels, b)
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise ValueError(f"labels must be integers; got {jnp.result_type(labels)}.")
     check_shape("costs", costs, c, c)
-    check_nonnegative(weight=weight)
-    check_positive(temperature=temperature, epsilon=epsilon)
+    check_nonnegative_values(weight=weight)
+    check_positive_values(temperature=temperature, epsilon=epsilon)
     check_count(1, num_iterations=num_iterations)
+    costs, weight = jnp.asarray(costs, student.dtype), _nonnegative(weight, student.dtype)
 
     def one(student, teacher, label):
         others = jnp.arange(c - 1)
-        others = others + (others >= label)
-        log_a, log_b = (jax.nn.log_softmax(z[others] / temperature) for z in (student, teacher))
+        others = jnp.where(others >= label.astype(others.dtype), others + 1, others)
+        log_a, log_b = (
+            jax.nn.log_softmax(_temper(z[others], temperature)) for z in (student, teacher)
+        )
         between = costs[others[:, None], others]
         moved = _transport_cost(between, log_a, log_b, epsilon, num_iterations)
         target = -jax.nn.softmax(teacher)[label] * jax.nn.log_softmax(student)[label]
         return jnp.where((label >= 0) & (label < c), target + weight * moved, jnp.nan)
 
     losses = map_row_blocks(jax.vmap(one), 4 * (c - 1) ** 2, student, teacher, labels)
-    return nan_unless(jnp.asarray(temperature) > 0, jnp.mean(losses))
+    return jnp.mean(losses)
 
 
 def wkd_features(
@@ -247,7 +267,8 @@ def wkd_features(
         The loss, mean also over cells. Full covariances take O(channels³) a cell.
 
     Raises:
-        ValueError: for wrong shapes, an unknown covariance, or a grid that does not divide h and w.
+        ValueError: for wrong shapes, an unknown covariance, a grid that does not divide h and w, or
+            full covariances in half precision.
 
     Example:
         >>> import jax
@@ -260,11 +281,19 @@ def wkd_features(
     """
     if jnp.ndim(student) < 3:
         raise ValueError(f"student must have shape (b, ..., channels); got {jnp.shape(student)}.")
-    check_shape("teacher", teacher, *student.shape)
+    if 0 in jnp.shape(student):
+        raise ValueError(f"student must not be empty; got shape {jnp.shape(student)}.")
+    check_shape("teacher", teacher, *jnp.shape(student))
     check_choice(("diagonal", "full"), covariance=covariance)
-    check_nonnegative(mean_weight=mean_weight)
-    check_positive(floor=floor)
+    check_nonnegative_values(mean_weight=mean_weight)
+    check_positive_values(floor=floor)
     check_count(1, grid=grid)
+    if covariance == "full":
+        check_full_precision("student", student)
+        check_full_precision("teacher", teacher)
+    dtype = jnp.result_type(student, teacher)
+    student, teacher = jnp.asarray(student, dtype), jnp.asarray(teacher, dtype)
+    mean_weight, floor = _nonnegative(mean_weight, dtype), jnp.asarray(floor, dtype)
     student, teacher = (_cells(features, grid) for features in (student, teacher))
     if student.shape[1] < 2:
         raise ValueError(f"student must have at least two positions; got {student.shape[1]}.")
@@ -274,15 +303,17 @@ def wkd_features(
         centered, count = features - mean, features.shape[0] - 1
         if covariance == "diagonal":
             return mean, jnp.sum(centered**2, axis=0) / count + floor
-        scatter = jnp.matmul(centered.T, centered, precision="highest") / count
+        scatter = matmul(centered.T, centered) / count
         return mean, scatter + floor * jnp.eye(scatter.shape[0], dtype=scatter.dtype)
 
     def one(student, teacher):
-        (mean_s, cov_s), (mean_t, cov_t) = moments(student), moments(teacher)
+        # About one point near both, so that a common offset costs no digits.
+        center = common_center(teacher)
+        (mean_s, cov_s), (mean_t, cov_t) = moments(student - center), moments(teacher - center)
         spread = gaussian_wasserstein(jnp.zeros_like(mean_s), cov_s, jnp.zeros_like(mean_t), cov_t)
         return mean_weight * jnp.sum((mean_s - mean_t) ** 2) + spread
 
-    return jnp.mean(jax.vmap(one)(student, teacher))
+    return nan_unless(floor > 0, jnp.mean(jax.vmap(one)(student, teacher)))
 
 
 def sinkhorn_distillation(
@@ -324,21 +355,24 @@ def sinkhorn_distillation(
     References:
         Cui et al. 2024, section 3.2 and their settings.
     """
-    _check_logits(student, teacher)
-    check_nonnegative(weight=weight)
-    check_positive(temperature=temperature, epsilon=epsilon)
+    student, teacher = _as_logits(student, teacher)
+    check_nonnegative_values(weight=weight)
+    check_positive_values(temperature=temperature, epsilon=epsilon)
     check_count(1, num_iterations=num_iterations)
-    p, q = (jax.nn.softmax(z / temperature) for z in (student, teacher))
+    p, q = (jax.nn.softmax(_temper(z, temperature)) for z in (student, teacher))
     log_ones = jnp.zeros_like(p[:, 0])
     # Transposed, as columns are to come last.
     costs = PNorm(1.0).matrix(q, p)
     cost = _transport_cost(costs, log_ones, log_ones, epsilon, num_iterations)
-    return nan_unless(jnp.asarray(temperature) > 0, jnp.multiply(weight, cost))
+    is_number = ~(jnp.isnan(p).any() | jnp.isnan(q).any())
+    return nan_unless(is_number, _nonnegative(weight, p.dtype) * cost)
 
 
-def _check_logits(student: Any, teacher: Any) -> None:
-    check_matrix(student=student, teacher=teacher)
+def _as_logits(student: Any, teacher: Any) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+    """Logits as floating-point matrices of one shape and dtype."""
+    student, teacher = as_samples(student=student, teacher=teacher)
     check_shape("teacher", teacher, *student.shape)
+    return student, teacher
 
 
 def _cells(

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 
 from divjax import losses
-from tests.contract.promises import Promises, Row
+from tests.contract.edges import Edges
+from tests.contract.promises import Row
 
 COSTS = jnp.array([[0.0, 0.3, 0.6], [0.3, 0.0, 0.5], [0.6, 0.5, 0.0]])
 
@@ -53,19 +54,26 @@ def _class_costs(sharpness, key, x, weights):
     return losses.class_costs(jnp.tanh(x @ x.T), sharpness=sharpness)
 
 
+def _class_similarity(method, key, x, weights):
+    """Of two classes, a sample for each row."""
+    base = jnp.concatenate([x, jnp.sin(3 * x), x**2], axis=1)
+    return losses.class_similarity(jnp.stack([base, jnp.cos(base)]))
+
+
 ROWS = {
-    "losses.wkd_logits": Row((30.0, 2.0, 0.05, COSTS), _of_logits(_wkd_logits)),
-    "losses.sinkhorn_distillation": Row((1.0, 2.0, 0.1), _of_logits(_sinkhorn_distillation)),
-    "losses.wkd_features": Row((2.0, 1e-2), _of_features("diagonal")),
-    "losses.wkd_features full": Row((2.0, 1e-2), _of_features("full")),
+    "losses.wkd_logits": Row((30.0, 2.0, 0.05, COSTS), _of_logits(_wkd_logits), positive=(0, 1, 2)),
+    "losses.sinkhorn_distillation": Row(
+        (1.0, 2.0, 0.1), _of_logits(_sinkhorn_distillation), positive=(0, 1, 2)
+    ),
+    "losses.wkd_features": Row((2.0, 1e-2), _of_features("diagonal"), positive=(0, 1)),
+    "losses.wkd_features full": Row((2.0, 1e-2), _of_features("full"), positive=(0, 1)),
     "losses.class_similarity": Row(
         (),
-        lambda method, key, x, weights: losses.class_similarity(x.reshape(2, 2, 4).swapaxes(1, 2)),
-        "random",
+        _class_similarity,
     ),
-    "losses.class_costs": Row(1.5, _class_costs, "random"),
+    "losses.class_costs": Row(1.5, _class_costs, "random", positive=(0,)),
 }
 
 
-class TestLosses(Promises):
+class TestLosses(Edges):
     rows = ROWS

@@ -221,7 +221,7 @@ def test_what_is_refused(batch):
             lambda: sinkd(student, teacher, num_iterations=0),
         ),
         (
-            "student must be a non-empty matrix",
+            "student must be a matrix",
             lambda: sinkd(labels, teacher),
         ),
         ("grid must divide", lambda: losses.wkd_features(images, images, grid=3)),
@@ -242,13 +242,94 @@ def test_a_label_out_of_range_is_no_number(batch):
         assert jnp.isnan(losses.wkd_logits(student, teacher, labels.at[0].set(label), costs))
 
 
-def test_traced_numbers_out_of_range_have_no_loss():
-    student, teacher = jax.random.normal(jax.random.key(0), (2, 4, 5))
-    loss = jax.jit(
-        lambda epsilon, temperature: losses.sinkhorn_distillation(
-            student, teacher, epsilon=epsilon, temperature=temperature
+NUMBERS = {"weight": 1.0, "temperature": 2.0, "epsilon": 0.1}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("loss", ["wkd_logits", "sinkhorn_distillation"])
+def test_numbers_of_logit_losses_out_of_range(batch, loss, name):
+    student, teacher, labels, costs = (jnp.asarray(part) for part in batch)
+    rest = (labels, costs) if loss == "wkd_logits" else ()
+
+    def value(number):
+        numbers = {**NUMBERS, name: number}
+        return getattr(losses, loss)(student, teacher, *rest, **numbers, num_iterations=2)
+
+    for wrong in (-1.0, np.nan):
+        assert jnp.isnan(jax.jit(value)(wrong))
+        with pytest.raises(ValueError, match=f"{name} must"):
+            value(jnp.array(wrong))
+    assert jnp.isfinite(jax.jit(value)(NUMBERS[name]))
+
+
+def test_numbers_of_feature_losses_out_of_range():
+    student, teacher = jax.random.normal(KEY, (2, 2, 5, 3))
+    features = lambda **numbers: losses.wkd_features(student, teacher, **numbers)
+    costs = lambda sharpness: losses.class_costs(jnp.eye(3), sharpness=sharpness)
+    for name, loss in (
+        ("mean_weight", lambda number: features(mean_weight=number)),
+        ("floor", lambda number: features(floor=number)),
+        ("sharpness", costs),
+    ):
+        assert jnp.isnan(jax.jit(loss)(-1.0)).any()
+        with pytest.raises(ValueError, match=f"{name} must"):
+            loss(jnp.array(-1.0))
+
+
+def test_logits_that_are_no_numbers_have_no_loss(batch):
+    student, teacher, labels, costs = (jnp.asarray(part) for part in batch)
+    for broken in (student.at[2, 1].set(jnp.nan), student.at[2, 1].set(jnp.inf)):
+        assert jnp.isnan(losses.sinkhorn_distillation(broken, teacher))
+        assert jnp.isnan(losses.sinkhorn_distillation(teacher, broken))
+        assert jnp.isnan(losses.wkd_logits(broken, teacher, labels, costs))
+
+
+def test_a_wider_teacher_and_wider_numbers():
+    """Losses follow the wider of student and teacher; hyper-parameters and costs change nothing."""
+    with jax.enable_x64(True):
+        student = jax.random.normal(KEY, (4, 5), jnp.float32)
+        teacher = jax.random.normal(jax.random.key(1), (4, 5), jnp.float64)
+        labels, costs = jnp.arange(4), 1 - jnp.eye(5)
+        numbers = {name: jnp.array(number, jnp.float64) for name, number in NUMBERS.items()}
+        wkd = lambda teacher: losses.wkd_logits(student, teacher, labels, costs, **numbers)
+        sinkd = lambda teacher: losses.sinkhorn_distillation(student, teacher, **numbers)
+        images = lambda z: jnp.broadcast_to(z[:, :, None], (4, 5, 3))
+        features = lambda teacher: losses.wkd_features(
+            images(student), images(teacher), floor=numbers["epsilon"]
         )
+        for loss in (wkd, sinkd, features):
+            assert loss(teacher).dtype == jnp.float64
+            narrow = loss(teacher.astype(jnp.float32))
+            assert narrow.dtype == jnp.float32
+            np.testing.assert_allclose(narrow, loss(teacher), rtol=1e-5)
+
+
+def test_lists_and_integers_are_logits(batch):
+    student, teacher = (np.round(4 * z).astype(int) for z in batch[:2])
+    expected = losses.sinkhorn_distillation(
+        jnp.asarray(student, float), jnp.asarray(teacher, float)
     )
-    assert jnp.isfinite(loss(0.1, 2.0))
-    assert jnp.isnan(loss(-1.0, 2.0))
-    assert jnp.isnan(loss(0.1, -1.0))
+    assert losses.sinkhorn_distillation(student.tolist(), teacher) == expected
+
+
+def test_features_at_an_offset():
+    """NumPy's formula in double precision, of the numbers as float32 rounds them."""
+    rng = np.random.default_rng(6)
+    student, teacher = (rng.normal(size=(2, 2, 30, 3)) + 2.0**12).astype(np.float32)
+    expected = [
+        2 * np.sum((s.mean(0) - t.mean(0)) ** 2)
+        + np.sum((np.sqrt(s.var(0, ddof=1) + 1e-5) - np.sqrt(t.var(0, ddof=1) + 1e-5)) ** 2)
+        for s, t in zip(student.astype(float), teacher.astype(float), strict=True)
+    ]
+    found = losses.wkd_features(jnp.asarray(student), jnp.asarray(teacher))
+    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10, 1e38])
+def test_the_similarity_of_classes_does_not_depend_on_their_units(scale):
+    features = np.random.default_rng(3).uniform(-1, 1, size=(3, 4, 6)).astype(np.float32)
+    expected = losses.class_similarity(jnp.asarray(features))
+    found = losses.class_similarity(jnp.asarray(features * np.float32(scale)))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    constant = losses.class_similarity(jnp.asarray(features).at[0].set(0.1 * scale))
+    np.testing.assert_array_equal(constant[0], [1, 0, 0])
