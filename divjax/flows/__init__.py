@@ -15,10 +15,14 @@ from divjax.flows.aggregators import (
     gram,
 )
 from divjax.flows.diagnostics import (
+    Diagnostics,
+    ParticleDiagnostics,
+    distinct_particles,
     grad_norm,
     hypervolume,
     kernel_stein_discrepancy,
     pareto_residual,
+    relative_spread,
 )
 from divjax.flows.dynamics import AcceleratedState, ParticleWeights, accelerated
 from divjax.flows.learned import FDivergence
@@ -40,6 +44,7 @@ __all__ = [
     "Aggregator",
     "Blob",
     "CAGrad",
+    "Diagnostics",
     "FDivergence",
     "Fields",
     "FixedWeights",
@@ -52,6 +57,7 @@ __all__ = [
     "NeuralScore",
     "Objective",
     "PCGrad",
+    "ParticleDiagnostics",
     "ParticleWeights",
     "Potential",
     "ProjectedStep",
@@ -61,6 +67,7 @@ __all__ = [
     "Variation",
     "Velocity",
     "accelerated",
+    "distinct_particles",
     "effective_sample_size",
     "fields",
     "grad_norm",
@@ -71,6 +78,7 @@ __all__ = [
     "min_norm_weights",
     "pareto_residual",
     "project_simplex",
+    "relative_spread",
     "run",
     "step",
 ]

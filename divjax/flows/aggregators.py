@@ -11,14 +11,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core.checks import check_nonnegative, check_positive, check_shape, check_simplex
+from divjax.core.checks import (
+    check_nonnegative,
+    check_nonnegative_values,
+    check_positive,
+    check_positive_values,
+    check_shape,
+    check_simplex,
+)
+from divjax.core.numerics import matmul, nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree
 from divjax.core.simplex import min_norm_weights, project_simplex
+from divjax.flows.masses import drop_dead
 
 __all__ = ["CAGrad", "FixedWeights", "MinNorm", "PCGrad", "ProjectedStep", "gram"]
 
 # Newton's method in a bracket has a root to rounding after 6 or so; the rest is for the bracket.
 _NEWTON_STEPS = 16
+
+
+def check_fields(velocities: Float[Array, "k n d"]) -> None:
+    """Raise `ValueError` unless these are K fields at some particles."""
+    check_shape("velocities", velocities, "k", "n", "d")
+    if 0 in velocities.shape:
+        raise ValueError(f"velocities must not be empty; got shape {velocities.shape}.")
 
 
 def gram(velocities: Float[Array, "k n d"], weights: Float[Array, " n"]) -> Float[Array, "k k"]:
@@ -39,11 +55,11 @@ def gram(velocities: Float[Array, "k n d"], weights: Float[Array, " n"]) -> Floa
         >>> gram(jnp.array([[[1.0], [2.0]], [[0.0], [4.0]]]), jnp.full(2, 0.5)).tolist()
         [[2.5, 4.0], [4.0, 8.0]]
     """
-    check_shape("velocities", velocities, "k", "n", "d")
+    check_fields(velocities)
     check_shape("weights", weights, velocities.shape[1])
-    size = velocities.shape[0]
-    weighted = (velocities * weights[:, None]).reshape(size, -1)
-    return jnp.matmul(weighted, velocities.reshape(size, -1).T, precision="highest")
+    rows = drop_dead(weights, jnp.swapaxes(velocities, 0, 1))
+    weighted = rows * weights[:, None, None]
+    return jnp.einsum("nkd,njd->kj", weighted, rows, precision="highest")
 
 
 class _Stateless:
@@ -127,8 +143,11 @@ class ProjectedStep:
         state: Float[Array, " k"],
     ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
         """The weights after one more step."""
-        step = jnp.matmul(gram(velocities, weights), state, precision="highest")
-        moved = project_simplex(state - self.step_size * step).astype(state.dtype)
+        check_positive_values(step_size=self.step_size)
+        step_size = jnp.asarray(self.step_size, state.dtype)
+        step_size = nan_unless(step_size > 0, step_size)
+        step = matmul(gram(velocities, weights).astype(state.dtype), state)
+        moved = project_simplex(state - step_size * step)
         return moved.astype(velocities.dtype), moved
 
 
@@ -141,7 +160,8 @@ class FixedWeights(_Stateless):
 
     Raises:
         ValueError: in `init`, if `weights` are not one an objective, or, given as concrete numbers,
-            do not lie on the simplex.
+            do not lie on the simplex. Traced ones that are negative or whose sum is off by more
+            than a hundredth are NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -176,7 +196,9 @@ class FixedWeights(_Stateless):
         size = velocities.shape[0]
         if self.weights is None:
             return jnp.full(size, 1 / size, velocities.dtype), state
-        return jnp.asarray(self.weights, velocities.dtype), state
+        given = jnp.asarray(self.weights, velocities.dtype)
+        on_simplex = jnp.all(given >= 0) & (jnp.abs(jnp.sum(given) - 1) <= 1e-2)
+        return nan_unless(on_simplex, given), state
 
 
 @pytree
@@ -220,7 +242,7 @@ class PCGrad(_Stateless):
             return coefficients.at[own, other].add(removed), None
 
         projected, _ = jax.lax.scan(visit, jnp.eye(size, dtype=products.dtype), orders.T)
-        return projected.mean(axis=0), state
+        return nan_unless(jnp.isfinite(products).all(), projected.mean(axis=0)), state
 
 
 @pytree
@@ -266,12 +288,15 @@ class CAGrad(_Stateless):
         state: Any,
     ) -> tuple[Float[Array, " k"], Any]:
         """The coefficients of the fields in d."""
+        check_nonnegative_values(c=self.c)
         products = gram(velocities, weights)
         size = products.shape[0]
         largest = jnp.max(jnp.diagonal(products))
         products = products / jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
-        mu = _multiplier(products, jnp.asarray(self.c, products.dtype))
-        return 1 / size + mu * _shortest_shifted(products, mu), state
+        c = jnp.asarray(self.c, products.dtype)
+        mu = _multiplier(products, nan_unless(c >= 0, c))
+        coefficients = 1 / size + mu * _shortest_shifted(products, mu)
+        return nan_unless(jnp.isfinite(products).all(), coefficients), state
 
 
 def _shortest_shifted(products: Float[Array, "k k"], mu: Float[Array, ""]) -> Float[Array, " k"]:
@@ -292,7 +317,9 @@ def _multiplier(products: Float[Array, "k k"], c: Float[Array, ""]) -> Float[Arr
     def excess(mu: Array, products: Array, c: Array) -> Array:
         w = _shortest_shifted(products, mu)
         squared = jnp.sum(w * jnp.matmul(products, w, precision="highest"))
-        return mu * _root(squared) - c * _root(products.mean())
+        # Rounding may leave a vanishing combination a negative square.
+        length = safe_sqrt(jnp.maximum(squared, 0))
+        return mu * length - c * safe_sqrt(jnp.maximum(products.mean(), 0))
 
     # The root is found without being differentiated; one Newton step at it then carries the
     # derivative of the implicit function.
@@ -313,9 +340,3 @@ def _multiplier(products: Float[Array, "k k"], c: Float[Array, ""]) -> Float[Arr
     regular = (slope > 0) & (mu <= 0.9 * most)
     step = excess(mu, products, c) / jnp.where(regular, slope, 1)
     return jnp.where(regular, mu - step, mu)
-
-
-def _root(squared: Float[Array, ""]) -> Float[Array, ""]:
-    """The square root, 0 with derivative 0 where rounding left nothing positive."""
-    positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)

@@ -1,22 +1,40 @@
-"""How far a flow has come: the combined velocity, Stein discrepancy, weights, hypervolume."""
+"""How far a flow has come: the combined velocity, Stein discrepancy, spread, hypervolume."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PyTree
 
-from divjax.core.checks import check_matrix, check_scalar_output, check_shape
-from divjax.core.pairwise import squared_distances
+from divjax.core.checks import check_scalar_output, check_shape
+from divjax.core.numerics import matmul
+from divjax.core.pairwise import (
+    coincidence_distance,
+    common_center,
+    living_rows,
+    map_row_blocks,
+    squared_distances,
+)
+from divjax.core.pytrees import as_pytree, pytree, ravel_particles
+from divjax.core.samples import as_samples
 from divjax.core.simplex import min_norm_weights
-from divjax.flows.aggregators import gram
+from divjax.core.types import summary
+from divjax.flows.aggregators import check_fields, gram
+from divjax.flows.masses import drop_dead, weighted_sum
+from divjax.flows.targets import as_particles, as_table, flagged_value, target_rows
 from divjax.kernels.radial import Gaussian, InverseMultiquadric
 
 __all__ = [
+    "Diagnostics",
+    "ParticleDiagnostics",
+    "distinct_particles",
     "grad_norm",
     "hypervolume",
     "kernel_stein_discrepancy",
     "pareto_residual",
+    "relative_spread",
 ]
 
 
@@ -43,12 +61,12 @@ def grad_norm(
         >>> float(grad_norm(fields, jnp.array([0.5, 0.5])))
         2.0
     """
-    check_shape("velocities", velocities, "k", "n", "d")
+    check_fields(velocities)
     check_shape("objective_weights", objective_weights, velocities.shape[0])
     weights = _uniform(velocities, 1) if weights is None else weights
     check_shape("weights", weights, velocities.shape[1])
     combined = jnp.tensordot(objective_weights, velocities, 1, precision="highest")
-    return jnp.sum(weights * jnp.sum(combined**2, axis=1))
+    return weighted_sum(weights, jnp.sum(combined**2, axis=1))
 
 
 def pareto_residual(
@@ -114,7 +132,7 @@ def kernel_stein_discrepancy(
         Liu, Lee, Jordan 2016; Chwialkowski, Strathmann, Gretton 2016; Gorham, Mackey 2017, for the
         inverse multiquadric kernel.
     """
-    check_matrix(particles=particles)
+    (particles,) = as_samples(particles=particles)
     check_scalar_output("log_prob", log_prob, particles[0])
     if not isinstance(kernel, (Gaussian, InverseMultiquadric)):
         raise ValueError(
@@ -125,21 +143,159 @@ def kernel_stein_discrepancy(
         raise ValueError("particles must be at least two to be unbiased; got 1.")
     weights = _uniform(particles) if weights is None else weights
     check_shape("weights", weights, particles.shape[0])
+    # Particles without weight may hold anything: others stand in for them, at weight zero.
+    particles = living_rows(particles, weights)
     kernel, _ = kernel.resolve(particles, kernel.init(particles))
     scores = jax.vmap(jax.grad(log_prob))(particles)
     squared = squared_distances(particles)
     value, slope = kernel.radial(squared)
-    centered = particles - jnp.mean(particles, axis=0)
+    centered = particles - common_center(particles)
     along = jnp.sum(centered * scores, axis=1)
-    cross = jnp.matmul(centered, scores.T, precision="highest")  # x_i · s_j
+    cross = matmul(centered, scores.T)  # x_i · s_j
     turn = cross + cross.T - along[:, None] - along  # (x_i − x_j)·(s_j − s_i)
-    products = jnp.matmul(scores, scores.T, precision="highest")
+    products = matmul(scores, scores.T)
     stein = value * products + slope * turn + kernel.stein_trace(squared, scores.shape[1])
     masses = weights[:, None] * weights
     if unbiased:
         masses = jnp.fill_diagonal(masses, 0, inplace=False)
         masses = masses / (1 - jnp.sum(weights**2))
     return jnp.sum(masses * stein)
+
+
+def distinct_particles(
+    particles: Float[Array, "n d"], weights: Float[Array, " n"] | None = None
+) -> Int[Array, ""]:
+    """How many particles are left when those that coincide count once.
+
+    Particles coincide if all their coordinates agree up to rounding, a few units in the last place
+    of the particles' size; they move together for ever under every velocity but `Langevin`. O(n²)
+    time for each feature, blockwise memory.
+
+    Args:
+        particles: the particles.
+        weights: their masses; particles of mass zero do not count. All count by default.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> int(distinct_particles(jnp.array([[0.3, 1.0], [0.3, 1.0], [0.3, 2.0]])))
+        2
+    """
+    (particles,) = as_samples(particles=particles)
+    n, d = particles.shape
+    weights = _uniform(particles) if weights is None else weights
+    check_shape("weights", weights, n)
+    alive, x = weights > 0, living_rows(particles, weights)
+    index = jnp.arange(n)
+    tolerance = coincidence_distance(x, float(jnp.finfo(x.dtype).eps))
+
+    def coincides_with_earlier(rows: Float[Array, "b d"], row: Int[Array, " b"]) -> Array:
+        def agree(feature: Array, so_far: Array) -> Array:
+            return so_far & (jnp.abs(rows[:, feature, None] - x[:, feature]) <= tolerance)
+
+        earlier = (index < row[:, None]) & alive
+        return jnp.any(jax.lax.fori_loop(0, d, agree, earlier), axis=1)
+
+    repeated = map_row_blocks(coincides_with_earlier, n, x, index)
+    return jnp.sum(alive & ~repeated)
+
+
+def relative_spread(
+    particles: Float[Array, "n d"],
+    samples: Float[Array, "m d"],
+    weights: Float[Array, " n"] | None = None,
+) -> Float[Array, ""]:
+    """The particles' standard deviation relative to the target's, √(tr Cov(q) / tr Cov(p)).
+
+    Below one where particles collapse, as SVGD's do in many dimensions and MMD's without noise.
+
+    Args:
+        particles: the particles.
+        samples: draws from the target.
+        weights: the particles' masses, summing to one; equal by default.
+
+    Raises:
+        ValueError: if samples and particles differ in their number of features.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(relative_spread(jnp.array([[0.0], [1.0]]), jnp.array([[5.0], [9.0]])))
+        0.25
+    """
+    rows = target_rows(as_table("samples", samples), as_particles(particles))
+    weights = _uniform(rows.x) if weights is None else weights
+    check_shape("weights", weights, rows.x.shape[0])
+    x = drop_dead(weights, rows.x - common_center(rows.x, weights > 0))
+    y = rows.y - common_center(rows.y)
+    # In units of the target's largest deviation, so that squares neither over- nor underflow.
+    largest = jnp.max(jnp.abs(y))
+    unit = jnp.where(largest == 0, 1, largest)
+    x, y = x / unit, y / unit
+    variance = weighted_sum(weights, jnp.sum((x - weighted_sum(weights, x)) ** 2, axis=1))
+    return flagged_value(jnp.sqrt(variance / jnp.mean(jnp.sum(y**2, axis=1))), rows)
+
+
+class ParticleDiagnostics(NamedTuple):
+    """What `Diagnostics` saw; None for what it was not asked for.
+
+    Attributes:
+        distinct: `distinct_particles`.
+        spread: `relative_spread` to the samples.
+        stein_discrepancy: `kernel_stein_discrepancy` to the density.
+    """
+
+    distinct: Int[Array, ""]
+    spread: Float[Array, ""] | None
+    stein_discrepancy: Float[Array, ""] | None
+
+    __repr__ = summary
+
+
+@pytree
+class Diagnostics:
+    """What to record along a flow beside its history: `flows.run(..., observe=Diagnostics(...))`.
+
+    Attributes:
+        samples: draws from a target, for `relative_spread`; not recorded if None.
+        log_prob: a target's log-density up to a constant, of one particle, for
+            `kernel_stein_discrepancy`; not recorded if None.
+        kernel: of the Stein discrepancy. A bandwidth rule is evaluated at each step's particles:
+            give a number to compare steps.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from divjax import flows
+        >>> target = flows.KL(lambda z: -0.5 * jnp.sum(z**2))
+        >>> result = flows.run(
+        ...     jax.random.key(0), 3 + jax.random.normal(jax.random.key(1), (20, 2)), (target,),
+        ...     velocity=flows.SVGD(), optimizer=optax.sgd(0.1), num_steps=20, record_every=10,
+        ...     observe=flows.Diagnostics(log_prob=lambda z: -0.5 * jnp.sum(z**2)))
+        >>> seen = result.history.observed
+        >>> seen.distinct.tolist(), bool(seen.stein_discrepancy[1] < seen.stein_discrepancy[0])
+        ([20, 20], True)
+    """
+
+    samples: PyTree[Array] | None = None
+    log_prob: Callable[..., Array] | None = None
+    kernel: Gaussian | InverseMultiquadric = dataclasses.field(
+        default_factory=lambda: InverseMultiquadric(bandwidth=1.0)
+    )
+
+    def __post_init__(self):
+        object.__setattr__(self, "samples", as_table("samples", self.samples))
+        if self.log_prob is not None:
+            object.__setattr__(self, "log_prob", as_pytree(self.log_prob))
+
+    def __call__(self, state: Any) -> ParticleDiagnostics:
+        """The diagnostics at a flow's state."""
+        x, unravel = ravel_particles(state.particles)
+        weights = state.particle_weights
+        log_prob, spread, discrepancy = self.log_prob, None, None
+        if self.samples is not None:
+            spread = relative_spread(state.particles, self.samples, weights)
+        if log_prob is not None:
+            of_row = lambda row: log_prob(jax.tree.map(lambda leaf: leaf[0], unravel(row[None])))
+            discrepancy = kernel_stein_discrepancy(x, of_row, self.kernel, weights)
+        return ParticleDiagnostics(distinct_particles(x, weights), spread, discrepancy)
 
 
 def hypervolume(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> Float[Array, ""]:

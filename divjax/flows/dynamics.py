@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from divjax.core.checks import check_positive
+from divjax.core.checks import check_positive, check_positive_values
+from divjax.core.numerics import nan_unless
+from divjax.core.pairwise import living_rows
 from divjax.core.pytrees import pytree
+from divjax.flows.masses import drop_dead
 from divjax.kernels.radial import Kernel, check_smoother
 from divjax.kernels.sums import kernel_sums
 
@@ -54,7 +57,8 @@ def accelerated(
         An optax transformation, usable wherever one is.
 
     Raises:
-        ValueError: if `step_size` or `strong_convexity` is a Python number that is not positive.
+        ValueError: if `step_size` or `strong_convexity` is a number or an array that is not
+            positive. A traced one makes the step NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -72,8 +76,14 @@ def accelerated(
         O'Donoghue, Candès 2015, section 3.2: the gradient test of restart.
     """
     check_positive(step_size=step_size)
+    if not callable(step_size):
+        check_positive_values(step_size=step_size)
     if strong_convexity is not None:
         check_positive(strong_convexity=strong_convexity)
+        check_positive_values(strong_convexity=strong_convexity)
+
+    def valid(number: ArrayLike) -> Array:
+        return nan_unless(jnp.asarray(number) > 0, number)
 
     def init(params: optax.Params) -> AcceleratedState:
         zero = jnp.zeros((), jnp.int32)
@@ -83,7 +93,8 @@ def accelerated(
         updates: optax.Updates, state: AcceleratedState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, AcceleratedState]:
         del params
-        eta = step_size(state.count) if callable(step_size) else step_size
+        # A schedule may end at zero. The root of a negative step is NaN.
+        eta = step_size(state.count) if callable(step_size) else valid(step_size)
         root = jnp.sqrt(eta)
         uphill = jnp.asarray(optax.tree.vdot(state.momentum, updates)) > 0
         kept = jnp.where(uphill, 0.0, 1.0) if restart else jnp.ones(())
@@ -91,7 +102,7 @@ def accelerated(
         if strong_convexity is None:
             factor = (since_restart - 1) / (since_restart + 2)
         else:
-            ratio = jnp.sqrt(strong_convexity * eta)
+            ratio = jnp.sqrt(valid(strong_convexity) * eta)
             factor = (1 - ratio) / (1 + ratio)
         momentum = jax.tree.map(
             lambda v, g: (kept * factor * v - root * g).astype(v.dtype), state.momentum, updates
@@ -166,11 +177,14 @@ class ParticleWeights:
             entropy: Σ_k w_k τ_k.
             state: from `init` or the previous step.
         """
-        kernel, state = self.kernel.resolve(x, state)
-        density, _ = kernel_sums(kernel, x, None, weights[:, None], weights[:, None][:, :0])
+        check_positive_values(step_size=self.step_size)
+        kernel, state = self.kernel.resolve(living_rows(x, weights), state)
+        mass = weights[:, None]
+        density, _ = kernel_sums(kernel, x, None, mass, mass[:, :0])
         # A massless particle stays massless; far from all others it has density 0 as well.
-        alive = weights > 0
+        alive = weights != 0
         log_of_alive = lambda values: jnp.log(jnp.where(alive, values, 1))
-        variation = potential + entropy * log_of_alive(density[:, 0])
-        logits = jnp.where(alive, log_of_alive(weights) - self.step_size * variation, -jnp.inf)
+        variation = drop_dead(weights, potential) + entropy * log_of_alive(density[:, 0])
+        step_size = nan_unless(jnp.asarray(self.step_size) > 0, self.step_size)
+        logits = jnp.where(alive, log_of_alive(weights) - step_size * variation, -jnp.inf)
         return jax.nn.softmax(logits), state

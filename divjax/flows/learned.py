@@ -7,17 +7,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from divjax.core.checks import (
-    check_full_precision,
-    check_matrix,
-    check_nonnegative,
-    check_same_features,
-)
+from divjax.core.checks import check_count, check_full_precision, check_nonnegative
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.core.standardize import mean_and_scale
 from divjax.core.training import fit
 from divjax.fdiv.divergences import ReverseKL
 from divjax.fdiv.generators import Generator
+from divjax.flows.masses import drop_dead
+from divjax.flows.targets import as_table, flagged_value, target_rows
 from divjax.flows.types import Variation
 from divjax.ratio.heads import Network
 from divjax.ratio.types import cross_entropy
@@ -48,7 +46,9 @@ class FDivergence:
     fit, downwards by the noise.
 
     Attributes:
-        samples: draws from p, of shape (m, d), or a pytree like the particles.
+        samples: draws from p, of shape (m, d) (an array, a list or a frame of numbers), or a pytree
+            like the particles. NumPy's float64 is centered in float64; where the particles' dtype
+            cannot tell the samples apart, the value is NaN.
         generator: a generator of `divjax.fdiv`.
         ratio: the network, its learning rate, weight decay and batch size: each step takes all
             particles and half a batch of samples. Its numbers of steps and checks and its start are
@@ -86,19 +86,16 @@ class FDivergence:
     entropy = 0.0
 
     def __post_init__(self):
-        check_nonnegative(
-            noise=self.noise, num_fit_steps=self.num_fit_steps, num_init_steps=self.num_init_steps
-        )
+        object.__setattr__(self, "samples", as_table("samples", self.samples))
+        check_nonnegative(noise=self.noise)
+        check_count(0, num_fit_steps=self.num_fit_steps, num_init_steps=self.num_init_steps)
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> _State:
         """The network, fitted to the initial particles."""
-        if hasattr(self.samples, "shape"):
-            check_matrix(samples=self.samples)
-        y, x = ravel_particles(self.samples)[0], ravel_particles(particles)[0]
-        check_same_features(y, x, ("samples", "particles"))
-        check_full_precision("particles", x)
+        rows = target_rows(self.samples, particles)
+        check_full_precision("particles", rows.x)
         init_key, fit_key = jax.random.split(key)
-        x, y = jax.lax.stop_gradient((x, y.astype(x.dtype)))
+        x, y = jax.lax.stop_gradient((rows.x, rows.y))
         halves = [jnp.full(rows.shape[0], 0.5 / rows.shape[0], x.dtype) for rows in (x, y)]
         mean, scale = mean_and_scale(jnp.concatenate([x, y]), jnp.concatenate(halves))
         params = self.ratio.init(init_key, x.shape[1], x.dtype)
@@ -110,8 +107,9 @@ class FDivergence:
         self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
     ) -> tuple[Variation, Any]:
         """The variation of D_f(p‖q), and the refined network."""
-        x, unravel = ravel_particles(particles)
-        y = ravel_particles(self.samples)[0].astype(x.dtype)
+        _, unravel = ravel_particles(particles)
+        rows = target_rows(self.samples, particles)
+        x, y = drop_dead(weights, rows.x), rows.y
         state = self._refine(key, x, y, weights, state, self.num_fit_steps)
         # Derivatives are those at a fixed network.
         state = jax.lax.stop_gradient(state)
@@ -122,9 +120,11 @@ class FDivergence:
         value, pullback = jax.vjp(potential, x)
         (gradient,) = pullback(jnp.ones_like(value))
         uniform = jnp.full(y.shape[0], 1 / y.shape[0], x.dtype)
-        log_ratios = self._log_ratio(state, y), self._log_ratio(state, x)
+        # Far away the ratio of a dead particle overflows, which zero times would not take out.
+        of_x = jnp.where(weights == 0, 0, self._log_ratio(state, x))
+        log_ratios = self._log_ratio(state, y), of_x
         divergence = self.generator.plug_in(*log_ratios, uniform, weights).value
-        return Variation(divergence, value, unravel(gradient)), state
+        return Variation(flagged_value(divergence, rows), value, unravel(gradient)), state
 
     def _log_ratio(self, state: _State, x: Float[Array, "b d"]) -> Float[Array, " b"]:
         return self.ratio.apply(state.params, (x - state.mean) / state.scale)[:, 0]
@@ -141,13 +141,15 @@ class FDivergence:
         z_x, z_y = ((rows - state.mean) / state.scale for rows in (x, y))
         half = min(-(-self.ratio.batch_size // 2), y.shape[0])
         uniform = jnp.full(half, 1 / half, x.dtype)
+        noise = jnp.asarray(self.noise, x.dtype)
+        noise = nan_unless(noise >= 0, noise)
 
         def loss(key: Key[Array, ""], params: PyTree[Array]) -> Float[Array, ""]:
             index_key, key_x, key_y = jax.random.split(key, 3)
             index = jax.random.choice(index_key, z_y.shape[0], (half,), replace=True)
-            noisy_x = z_x + self.noise * jax.random.normal(key_x, z_x.shape, x.dtype)
+            noisy_x = z_x + noise * jax.random.normal(key_x, z_x.shape, x.dtype)
             noise_y = jax.random.normal(key_y, (half, z_y.shape[1]), x.dtype)
-            rows = jnp.concatenate([z_y[index] + self.noise * noise_y, noisy_x])
+            rows = jnp.concatenate([z_y[index] + noise * noise_y, noisy_x])
             u = self.ratio.apply(params, rows)[:, 0]
             return cross_entropy(u[:half], u[half:], uniform, weights)
 

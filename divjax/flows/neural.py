@@ -10,14 +10,17 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 from divjax.core import linalg
 from divjax.core.checks import (
     check_choice,
+    check_count,
     check_full_precision,
     check_matrix,
-    check_nonnegative,
     check_positive,
 )
 from divjax.core.networks import MLP, Network, apply_network, init_network
+from divjax.core.numerics import matmul, nan_unless
+from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import fit
+from divjax.flows.masses import drop_dead, weighted_sum
 
 __all__ = ["NeuralScore"]
 
@@ -86,7 +89,7 @@ class NeuralScore:
     def __post_init__(self):
         check_choice(tuple(LOSSES), loss=self.loss)
         check_positive(noise=self.noise, learning_rate=self.learning_rate)
-        check_nonnegative(num_fit_steps=self.num_fit_steps, num_init_steps=self.num_init_steps)
+        check_count(0, num_fit_steps=self.num_fit_steps, num_init_steps=self.num_init_steps)
 
     def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> _State:
         """The network, fitted to the initial particles."""
@@ -121,7 +124,8 @@ class NeuralScore:
         return MLP(in_features, self.hidden, 1, rngs)
 
     def _optimizer(self) -> optax.GradientTransformation:
-        return optax.adam(jnp.asarray(self.learning_rate))
+        learning_rate = jnp.asarray(self.learning_rate)
+        return optax.adam(nan_unless(learning_rate > 0, learning_rate))
 
     def _critic(self, params: PyTree[Array], z: Float[Array, "b p"]) -> Float[Array, " b"]:
         return apply_network(self._network, params, z).reshape(z.shape[0])
@@ -134,21 +138,23 @@ class NeuralScore:
         if num_steps == 0:
             return state
         z, weights = jax.lax.stop_gradient((z, weights))
+        sigma = jnp.asarray(self.noise, z.dtype)
+        sigma = nan_unless(sigma > 0, sigma)
 
         def loss(key: Key[Array, ""], params: PyTree[Array]) -> Float[Array, ""]:
             noise_key, extra_key = jax.random.split(key)
             noise = jax.random.normal(noise_key, z.shape, z.dtype)
-            noisy = z + self.noise * noise
+            noisy = z + sigma * noise
             extra = jax.random.normal(extra_key, z.shape, z.dtype)
             if self.loss == "dual":
                 normalizer = jax.nn.logsumexp(self._critic(params, extra)) - jnp.log(z.shape[0])
-                return normalizer - jnp.dot(weights, self._critic(params, noisy))
+                return normalizer - weighted_sum(weights, self._critic(params, noisy))
             if self.loss == "denoising":
-                residual = self.noise * self._score(params, noisy) + noise
-                return jnp.dot(weights, jnp.sum(residual**2, axis=1))
+                residual = sigma * self._score(params, noisy) + noise
+                return weighted_sum(weights, jnp.sum(residual**2, axis=1))
             score, slope = jax.jvp(lambda points: self._score(params, points), (noisy,), (extra,))
             sliced = jnp.sum(extra * slope, axis=1) + 0.5 * jnp.sum(score**2, axis=1)
-            return jnp.dot(weights, sliced)
+            return weighted_sum(weights, sliced)
 
         trained = fit(
             key,
@@ -170,12 +176,15 @@ def _whiten(
     particles.
     """
     n, p = x.shape
-    centered = x - weights @ x
-    variance = weights @ centered**2
-    variance = jnp.where(variance > 0, variance, 1)
+    centered = x - common_center(x, weights > 0)
+    # Dead particles may hold anything; they are evaluated, but train nothing.
+    centered = drop_dead(weights, centered)
+    centered = centered - weighted_sum(weights, centered)
+    variance = weighted_sum(weights, centered**2)
+    variance = jnp.where(variance == 0, 1, variance)
     scaled = centered / jnp.sqrt(variance)
     shrinkage = p / (n * n + p)
-    products = jnp.matmul(scaled.T * weights, scaled, precision="highest")
+    products = matmul((scaled * weights[:, None]).T, scaled)
     correlation = (1 - shrinkage) * products + shrinkage * jnp.eye(p, dtype=x.dtype)
     factor = linalg.cholesky(correlation)
     return linalg.solve_triangular(factor, scaled.T).T, factor, variance

@@ -8,15 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core.checks import (
+    check_arguments,
     check_callable,
-    check_matrix,
     check_nonnegative,
-    check_same_features,
     check_scalar_output,
 )
-from divjax.core.pytrees import as_pytree, pytree, ravel_particles, static
+from divjax.core.numerics import nan_unless
+from divjax.core.pytrees import as_pytree, num_particles, pytree, ravel_particles, static
+from divjax.flows.masses import weighted_sum
+from divjax.flows.targets import as_table, flagged_value, target_rows
 from divjax.flows.types import Variation
-from divjax.kernels.radial import Kernel
+from divjax.kernels.radial import Kernel, check_kernel
 from divjax.kernels.sums import kernel_sums
 
 __all__ = ["KL", "MMD", "Interaction", "Potential"]
@@ -24,16 +26,31 @@ __all__ = ["KL", "MMD", "Interaction", "Potential"]
 
 def _expected_energy(
     name: str,
-    energy: Callable[..., Array],
+    function: Callable[..., Array],
+    stochastic: bool,
     key: Key[Array, ""],
     particles: PyTree[Array],
     weights: Float[Array, " n"],
 ) -> Variation:
-    """The variation of E(q) = E_q[energy(x)], whose first variation is the energy itself."""
+    """The variation of E(q) = E_q[function(x)], whose first variation is the function itself."""
+    arguments = ("key", "particle") if stochastic else ("particle",)
+    check_arguments(name, function, *arguments)
+
+    def energy(key, particle):
+        return function(key, particle) if stochastic else function(particle)
+
+    num_particles(particles)
     particle = jax.tree.map(lambda leaf: leaf[0], particles)
     check_scalar_output(name, energy, key, particle)
     potential, gradient = jax.vmap(jax.value_and_grad(energy, argnums=1), (None, 0))(key, particles)
-    return Variation(jnp.dot(weights, potential), potential, gradient)
+    return Variation(weighted_sum(weights, potential), potential, gradient)
+
+
+def _as_function(name: str, function: Any) -> Any:
+    """A callable as a pytree. JAX's placeholders pass: a bare object, None, an axis."""
+    if type(function) not in (object, type(None), bool, int):
+        check_callable(**{name: function})
+    return as_pytree(function)
 
 
 @pytree
@@ -52,7 +69,8 @@ class KL:
             the same key, hence the same draw if they draw alike.
 
     Raises:
-        ValueError: if `log_prob` does not return a real scalar.
+        ValueError: if `log_prob` is not a function, or, in a flow, does not take a particle or
+            return a real scalar.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -70,7 +88,7 @@ class KL:
     stochastic: bool = static(default=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "log_prob", as_pytree(self.log_prob))
+        object.__setattr__(self, "log_prob", _as_function("log_prob", self.log_prob))
 
     entropy = 1.0
 
@@ -82,12 +100,10 @@ class KL:
         self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
     ) -> tuple[Variation, Any]:
         """The variation of E_q[−log π]."""
-        check_callable(log_prob=self.log_prob)
-
-        def energy(key, particle):
-            return -(self.log_prob(key, particle) if self.stochastic else self.log_prob(particle))
-
-        return _expected_energy("log_prob", energy, key, particles, weights), state
+        log_prob = _expected_energy(
+            "log_prob", self.log_prob, self.stochastic, key, particles, weights
+        )
+        return jax.tree.map(jnp.negative, log_prob), state
 
 
 @pytree
@@ -102,7 +118,9 @@ class Potential:
             particle, τ = 1 samples from exp(−energy).
 
     Raises:
-        ValueError: if `energy` does not return a real scalar.
+        ValueError: if `energy` is not a function, or, in a flow, does not take a particle or return
+            a real scalar; if `entropy` is a negative Python number. A traced one makes the
+            variation NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -120,7 +138,7 @@ class Potential:
     entropy: ArrayLike = 0.0
 
     def __post_init__(self):
-        object.__setattr__(self, "energy", as_pytree(self.energy))
+        object.__setattr__(self, "energy", _as_function("energy", self.energy))
         check_nonnegative(entropy=self.entropy)
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> tuple[()]:
@@ -131,12 +149,13 @@ class Potential:
         self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
     ) -> tuple[Variation, Any]:
         """The variation of E_q[energy]."""
-        check_callable(energy=self.energy)
-
-        def energy(key, particle):
-            return self.energy(key, particle) if self.stochastic else self.energy(particle)
-
-        return _expected_energy("energy", energy, key, particles, weights), state
+        variation = _expected_energy(
+            "energy", self.energy, self.stochastic, key, particles, weights
+        )
+        if isinstance(self.entropy, (int, float)):
+            return variation, state
+        valid = jnp.asarray(self.entropy) >= 0
+        return jax.tree.map(lambda leaf: nan_unless(valid, leaf), variation), state
 
 
 @pytree
@@ -168,6 +187,9 @@ class Interaction:
 
     entropy = 0.0
 
+    def __post_init__(self):
+        check_kernel(self.kernel)
+
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
         """The resolved kernel."""
         x, _ = ravel_particles(particles)
@@ -181,7 +203,7 @@ class Interaction:
         mass = weights[:, None]
         potential, gradient = kernel_sums(state, x, None, mass, mass)
         potential = potential[:, 0]
-        value = 0.5 * jnp.dot(weights, potential)
+        value = 0.5 * weighted_sum(weights, potential)
         return Variation(value, potential, unravel(gradient[:, 0])), state
 
 
@@ -196,12 +218,15 @@ class MMD:
     zero up to rounding, exact for the two empirical measures).
 
     Attributes:
-        samples: draws y from p, of shape (m, d), or a pytree like the particles.
+        samples: draws y from p, of shape (m, d) (an array, a list or a frame of numbers), or a
+            pytree like the particles. NumPy's float64 is centered in float64; where the particles'
+            dtype cannot tell the samples apart, the value is NaN.
         kernel: a kernel of `divjax.kernels`. A bandwidth rule is evaluated once, on the samples, so
             that F stays one functional along the flow.
 
     Raises:
-        ValueError: if samples and particles differ in their number of features.
+        ValueError: if the kernel is none, the samples are no matrix of numbers, or samples and
+            particles differ in their number of features.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -223,12 +248,13 @@ class MMD:
 
     entropy = 0.0
 
+    def __post_init__(self):
+        object.__setattr__(self, "samples", as_table("samples", self.samples))
+        check_kernel(self.kernel)
+
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
         """The resolved kernel and the samples' self-term, neither of which changes along a flow."""
-        if hasattr(self.samples, "shape"):
-            check_matrix(samples=self.samples)
-        y, _ = ravel_particles(self.samples)
-        check_same_features(y, ravel_particles(particles)[0], ("samples", "particles"))
+        y = target_rows(self.samples, particles).y
         kernel, _ = self.kernel.resolve(y, self.kernel.init(y))
         uniform = jnp.full((y.shape[0], 1), 1 / y.shape[0], y.dtype)
         row_means, _ = kernel_sums(kernel, y, None, uniform, uniform[:, :0])
@@ -239,11 +265,13 @@ class MMD:
     ) -> tuple[Variation, Any]:
         """The variation of ½ MMD²."""
         kernel, self_term = state
-        x, unravel = ravel_particles(particles)
-        y, _ = ravel_particles(self.samples)
+        _, unravel = ravel_particles(particles)
+        rows = target_rows(self.samples, particles)
+        x, y = rows.x, rows.y
         mass, uniform = weights[:, None], jnp.full((y.shape[0], 1), 1 / y.shape[0], y.dtype)
         to_self, self_gradient = kernel_sums(kernel, x, None, mass, mass)
         to_samples, samples_gradient = kernel_sums(kernel, x, y, uniform, uniform)
         witness = (to_self - to_samples)[:, 0]
-        value = 0.5 * (jnp.dot(weights, witness - to_samples[:, 0]) + self_term)
-        return Variation(value, witness, unravel((self_gradient - samples_gradient)[:, 0])), state
+        value = 0.5 * (weighted_sum(weights, witness - to_samples[:, 0]) + self_term)
+        gradient = unravel((self_gradient - samples_gradient)[:, 0])
+        return Variation(flagged_value(value, rows), witness, gradient), state

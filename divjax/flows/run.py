@@ -8,11 +8,20 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from divjax.core.checks import check_count, check_key, check_provides, check_shape
+from divjax.core.checks import (
+    check_arguments,
+    check_count,
+    check_key,
+    check_provides,
+    check_shape,
+    key_first,
+)
 from divjax.core.pytrees import num_particles, ravel_particles, select
 from divjax.flows.aggregators import MinNorm
 from divjax.flows.dynamics import ParticleWeights
+from divjax.flows.masses import drop_dead, weighted_sum
 from divjax.flows.state import Fields, FlowResult, FlowState, History, StepInfo
+from divjax.flows.targets import as_particles
 from divjax.flows.types import Aggregator, Objective, Velocity
 
 __all__ = ["fields", "init", "run", "step"]
@@ -33,6 +42,8 @@ def _check_inputs(
     method = ("init", "__call__")
     check_provides("velocity", velocity, method, "a velocity such as flows.SVGD()")
     check_provides("aggregator", aggregator, method, "an aggregator such as flows.MinNorm()")
+    check_arguments("velocity", velocity, "key", "x", "weights", "gradients", "state")
+    check_arguments("aggregator", aggregator, "key", "velocities", "weights", "state")
     hint = "an optax transformation such as optax.adam(0.1)"
     check_provides("optimizer", optimizer, ("init", "update"), hint)
     if not isinstance(objectives, Sequence):
@@ -45,12 +56,18 @@ def _check_inputs(
     for index, objective in enumerate(objectives):
         hint = "an objective such as flows.KL(log_prob)"
         check_provides(f"objectives[{index}]", objective, ("entropy", *method), hint)
+        check_arguments(f"objectives[{index}].init", objective.init, "key", "particles")
+        arguments = ("key", "particles", "weights", "state")
+        check_arguments(f"objectives[{index}]", objective, *arguments)
     if hasattr(particles, "shape") and len(particles.shape) != 2:
         raise ValueError(
             "particles given as one array must have shape (n, d); "
-            f"got shape {particles.shape}. Put other shapes in a pytree, such as a dictionary."
+            f"got shape {particles.shape}. Particles of one feature are particles[:, None]; put "
+            "other shapes in a pytree, such as a dictionary."
         )
     num_particles(particles)
+    if hasattr(particles, "shape"):
+        return
     for leaf in jax.tree.leaves(particles):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(f"particles must be floating-point; got {jnp.result_type(leaf)}.")
@@ -94,6 +111,7 @@ def _shared_mask(shared: PyTree[bool], particles: PyTree[Array]) -> Bool[Array, 
     return ravel_particles(filled)[0][0].astype(bool)
 
 
+@key_first
 def init(
     key: Key[Array, ""],
     particles: PyTree[Array],
@@ -115,8 +133,8 @@ def init(
     Raises:
         ValueError: as `run`.
     """
+    particles = as_particles(particles)
     _check_inputs(key, particles, objectives, velocity, aggregator, optimizer)
-    particles = jax.tree.map(jnp.asarray, particles)
     n = num_particles(particles)
     objective_key, velocity_key = jax.random.split(jax.random.fold_in(key, _INIT))
     x, _ = _featurise(features, objective_key, particles)
@@ -130,6 +148,7 @@ def init(
         reaction=() if reaction is None else reaction.init(x),
         step=jnp.zeros((), jnp.int32),
         finite=jnp.ones((), bool),
+        resolved=jnp.ones((), bool),
     )
 
 
@@ -138,6 +157,7 @@ def _split_keys(key: Key[Array, ""], step: Int[Array, ""]) -> Key[Array, "4"]:
     return jax.random.split(jax.random.fold_in(key, step), 4)
 
 
+@key_first
 def fields(
     key: Key[Array, ""],
     state: FlowState,
@@ -208,6 +228,7 @@ def fields(
     )
 
 
+@key_first
 def step(
     key: Key[Array, ""],
     state: FlowState,
@@ -243,22 +264,27 @@ def step(
     if mask is not None:
         # An objective's own leaves get no gradient from the others: there is nothing to trade off.
         direction = jnp.where(mask, direction, found.drift.sum(0) + entropy * found.repulsion)
-    # A hyper-parameter given as an array of a wider type must not change the particles'.
-    direction = direction.astype(flat.dtype)
+    # A hyper-parameter given as an array of a wider type must not change the particles'. Particles
+    # without weight stand still: they may hold anything, and what they do must not reach the
+    # optimizer's sums over all particles.
+    direction = jnp.where((masses == 0)[:, None], 0, direction).astype(flat.dtype)
 
     descent = unravel(-direction)
-    updates, optimizer_state = optimizer.update(descent, state.optimizer, particles)
-    if getattr(velocity, "diffuses", False):
-        updates = _diffuse(noise_key, updates, descent, optimizer, state, entropy)
+    # Under strict promotion optax's own powers of the step's number would raise.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, optimizer_state = optimizer.update(descent, state.optimizer, particles)
+        if getattr(velocity, "diffuses", False):
+            updates = _diffuse(noise_key, updates, descent, optimizer, state, entropy)
     reaction_state = state.reaction
     if reaction is not None:
-        potential = jnp.dot(weights, found.potentials)
+        potential = jnp.dot(weights, drop_dead(masses, found.potentials.T).T)
         masses, reaction_state = reaction(
             found.features, masses, potential, entropy, state.reaction
         )
         masses = masses.astype(state.particle_weights.dtype)
+    moved = optax.apply_updates(particles, updates)
     taken = FlowState(
-        particles=optax.apply_updates(particles, updates),
+        particles=moved,
         particle_weights=masses,
         objectives=found.objectives,
         velocity=found.velocity,
@@ -267,14 +293,27 @@ def step(
         reaction=reaction_state,
         step=state.step,
         finite=state.finite & jnp.isfinite(found.values).all(),
+        resolved=_any_moved(particles, moved, updates),
     )
-    sound = jnp.isfinite(ravel_particles(taken.particles)[0]).all() & jnp.isfinite(masses).all()
+    living = drop_dead(state.particle_weights, ravel_particles(moved)[0])
+    sound = jnp.isfinite(living).all() & jnp.isfinite(masses).all()
     kept = select(sound, taken, state)
-    norm = jnp.dot(state.particle_weights, jnp.sum(direction**2, axis=1))
+    norm = weighted_sum(state.particle_weights, jnp.sum(direction**2, axis=1))
     return (
         kept._replace(step=state.step + 1, finite=taken.finite & sound),
         StepInfo(found.values, weights, norm),
     )
+
+
+def _any_moved(
+    before: PyTree[Array], after: PyTree[Array], updates: PyTree[Array]
+) -> Bool[Array, ""]:
+    """Whether a particle moved, or none was to."""
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    # What holds NaN, without weight, does not move.
+    moved = jnp.stack([jnp.any((one != other) & (one == one)) for one, other in pairs])
+    still = jnp.stack([jnp.all(update == 0) for update in jax.tree.leaves(updates)])
+    return moved.any() | still.all()
 
 
 def _diffuse(
@@ -304,6 +343,7 @@ def _diffuse(
     )
 
 
+@key_first
 def run(
     key: Key[Array, ""],
     particles: PyTree[Array] | FlowState,
@@ -336,9 +376,10 @@ def run(
     Args:
         key: a typed key. Step s uses `fold_in(key, s)`, so a run continued from its state with the
             same key is the longer run.
-        particles: an array (n, d); a pytree whose leaves share a leading axis n (objectives then
-            take one such particle as a pytree); or the `state` of an earlier result, to continue
-            it.
+        particles: an array (n, d), or a list or frame of numbers; a pytree whose leaves share a
+            leading axis n (objectives then take one such particle as a pytree); or the `state` of
+            an earlier result, to continue it. Particles of weight zero stand still and may hold
+            anything.
         objectives: K ≥ 1 objectives.
         velocity: how fields are estimated from particles: `SVGD`, `Blob`, `NeuralScore`, ….
         aggregator: how the K fields are weighed.

@@ -1,9 +1,13 @@
 """What a flow carries from step to step, what a step sees, and what a run returns."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from divjax.core.types import Status, check_status, status_of, summary
 
 __all__ = ["Fields", "FlowResult", "FlowState", "History", "StepInfo"]
 
@@ -21,6 +25,8 @@ class FlowState(NamedTuple):
         reaction: the state of the step on the masses.
         step: the number of steps, those not taken included.
         finite: whether every objective value and every step so far was finite.
+        resolved: whether the last step moved a particle: updates that are not zero may be too small
+            for the particles' dtype.
     """
 
     particles: PyTree[Array]
@@ -32,6 +38,11 @@ class FlowState(NamedTuple):
     reaction: Any
     step: Int[Array, ""]
     finite: Bool[Array, ""]
+    resolved: Bool[Array, ""]
+
+    def __repr__(self) -> str:
+        step = "traced" if isinstance(self.step, Tracer) else self.step
+        return f"FlowState(step={step})"
 
 
 class StepInfo(NamedTuple):
@@ -49,6 +60,8 @@ class StepInfo(NamedTuple):
     values: Float[Array, " k"]
     weights: Float[Array, " k"]
     grad_norm: Float[Array, ""]
+
+    __repr__ = summary
 
 
 class Fields(NamedTuple):
@@ -73,6 +86,8 @@ class Fields(NamedTuple):
     objectives: tuple[Any, ...]
     velocity: Any
 
+    __repr__ = summary
+
     @property
     def velocities(self) -> Float[Array, "k n d"]:
         """The K fields, drift plus τ_k times the repulsion."""
@@ -93,6 +108,8 @@ class History(NamedTuple):
     grad_norm: Float[Array, " t"]
     observed: Any
 
+    __repr__ = summary
+
 
 class FlowResult(NamedTuple):
     """Where a flow ended, whether it can be trusted, and how it got there.
@@ -111,3 +128,24 @@ class FlowResult(NamedTuple):
     finite: Bool[Array, ""]
     history: History
     state: FlowState
+
+    @property
+    def status(self) -> Int[Array, ""]:
+        """A `Status` of the steps, not of the flow's stationarity.
+
+        NOT_FINITE unless `finite`; FLOATING_POINT_RESOLUTION if the last step's updates were too
+        small to move any particle; otherwise CONVERGED: all steps were taken. How near the flow is
+        to stationary `history.grad_norm` and `pareto_residual` tell.
+        """
+        return status_of(converged=True, resolved=self.state.resolved, finite=self.finite)
+
+    def check(self) -> Self:
+        """The result; raises `RuntimeError` with the status's sentence unless all is well."""
+        check_status(self.status)
+        return self
+
+    def __repr__(self) -> str:
+        fields = summary(self._replace(state=())).removesuffix("state=())")
+        several = isinstance(self.finite, Tracer) or jnp.ndim(self.finite)
+        status = "" if several else f"{Status(int(self.status)).name}, "
+        return fields.replace("(", f"({status}", 1) + f"state={self.state})"

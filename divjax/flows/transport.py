@@ -6,14 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from divjax.core.checks import (
-    check_count,
-    check_matrix,
-    check_order,
-    check_positive,
-    check_same_features,
-)
+from divjax.core.checks import check_count, check_order, check_positive, check_same_features
+from divjax.core.numerics import nan_unless
+from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, ravel_particles, static
+from divjax.core.samples import as_samples
+from divjax.flows.targets import as_table, flagged_value, target_rows
 from divjax.flows.types import Variation
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.divergence import SinkhornDivergenceResult, sinkhorn_divergence_result
@@ -32,7 +30,9 @@ class SlicedWasserstein:
     same for all objectives of the step. A particle without weight stays where it is.
 
     Attributes:
-        samples: draws from p, of shape (m, d), or a pytree like the particles.
+        samples: draws from p, of shape (m, d) (an array, a list or a frame of numbers), or a pytree
+            like the particles. NumPy's float64 is centered in float64; where the particles' dtype
+            cannot tell the samples apart, the value is NaN.
         num_projections: how many directions a step draws.
         p: the order, at least 1.
 
@@ -60,34 +60,54 @@ class SlicedWasserstein:
     entropy = 0.0
 
     def __post_init__(self):
+        object.__setattr__(self, "samples", as_table("samples", self.samples))
         check_count(1, num_projections=self.num_projections)
         check_order(self.p)
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> tuple[()]:
         """No state."""
-        _rows_of_samples(self.samples, particles)
+        target_rows(self.samples, particles)
         return ()
 
     def __call__(
         self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
     ) -> tuple[Variation, Any]:
         """The variation of SW_p^p."""
-        x, unravel = ravel_particles(particles)
-        y = _rows_of_samples(self.samples, particles)
+        _, unravel = ravel_particles(particles)
+        rows = target_rows(self.samples, particles)
+        x = _dead_within_reach(rows.x, rows.y, weights)
 
         def cost(x, weights):
             options: Any = {"p": self.p, "num_projections": self.num_projections}
-            return sliced_wasserstein(key, x, y, weights, **options)
+            return sliced_wasserstein(key, x, rows.y, weights, **options)
 
         value, (slope, potential) = jax.value_and_grad(cost, (0, 1))(x, weights)
         gradient = slope / jnp.where(weights > 0, weights, 1)[:, None]
-        return Variation(value, potential, unravel(gradient)), state
+        # Neither an order out of range nor a sample that is no number shows in every derivative.
+        is_number = ~(jnp.isnan(rows.y).any() | jnp.isnan(x).any())
+        value = nan_unless(is_number, value)
+        gradient = nan_unless(~jnp.isnan(value), gradient)
+        return Variation(flagged_value(value, rows), potential, unravel(gradient)), state
+
+
+def _dead_within_reach(
+    x: Float[Array, "n d"], y: Float[Array, "m d"], weights: Float[Array, " n"]
+) -> Float[Array, "n d"]:
+    """The particles; dead ones far from all others, or not finite, go to the samples' center.
+
+    They may hold anything, but weights that cumulate to one round, and what is left times a power
+    of their distance would count.
+    """
+    center = common_center(y)
+    alive = (weights != 0)[:, None]
+    distance = jnp.abs(x - center)
+    reach = jnp.max(jnp.where(alive, distance, 0)) + jnp.max(jnp.abs(y - center))
+    return jnp.where(alive | (distance <= 8 * reach), x, center)
 
 
 def _rows_of_samples(samples: PyTree[Array], particles: PyTree[Array]) -> Float[Array, "m d"]:
-    if hasattr(samples, "shape"):
-        check_matrix(samples=samples)
-    y, _ = ravel_particles(samples)
+    is_array = hasattr(samples, "shape")
+    y = as_samples(samples=samples)[0] if is_array else ravel_particles(samples)[0]
     check_same_features(y, ravel_particles(particles)[0], ("samples", "particles"))
     return y
 
@@ -137,6 +157,7 @@ class SinkhornDivergence:
     entropy = 0.0
 
     def __post_init__(self):
+        object.__setattr__(self, "samples", as_table("samples", self.samples))
         check_positive(epsilon=self.epsilon, tolerance=self.tolerance)
         check_count(1, max_iterations=self.max_iterations)
 

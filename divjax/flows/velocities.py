@@ -17,8 +17,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core import linalg
-from divjax.core.checks import check_full_precision, check_positive, check_provides
+from divjax.core.checks import (
+    check_full_precision,
+    check_matrix,
+    check_positive,
+    check_positive_values,
+)
+from divjax.core.numerics import nan_unless, safe_sqrt
+from divjax.core.pairwise import living_rows, squared_distances
 from divjax.core.pytrees import pytree
+from divjax.flows.masses import drop_dead
 from divjax.kernels.bandwidth import Median
 from divjax.kernels.radial import Gaussian, Kernel, check_smoother
 from divjax.kernels.sums import kernel_sums
@@ -39,15 +47,19 @@ class _WithKernel:
 
     def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> Any:
         """The bandwidth rule's state."""
-        hint = "a kernel such as kernels.Gaussian()"
-        check_provides("kernel", self.kernel, ("init", "resolve"), hint)
         return self.kernel.init(x)
+
+    def _resolve(
+        self, x: Float[Array, "n p"], weights: Float[Array, " n"], state: Any
+    ) -> tuple[Kernel, Any]:
+        """The kernel at the particles that have weight, and the rule's next state."""
+        return self.kernel.resolve(living_rows(x, weights), state)
 
 
 def _per_density(field: Float[Array, "n c"], density: Float[Array, "n 1"]) -> Float[Array, "n c"]:
     """The ratio field / ρ; 0 for a massless particle so far from all others that ρ is 0."""
-    seen = density > jnp.finfo(density.dtype).tiny
-    return jnp.where(seen, field / jnp.where(seen, density, 1), 0)
+    unseen = density <= jnp.finfo(density.dtype).tiny
+    return jnp.where(unseen, 0, field / jnp.where(unseen, 1, density))
 
 
 @pytree
@@ -90,9 +102,10 @@ class SVGD(_WithKernel):
         state: Any,
     ) -> _Step:
         """The K smoothed drifts and the common repulsion."""
-        kernel, state = self.kernel.resolve(x, state)
+        kernel, state = self._resolve(x, weights, state)
         k, n, d = gradients.shape
-        columns = jnp.moveaxis(gradients * weights[:, None], 0, 1).reshape(n, k * d)
+        by_particle = drop_dead(weights, jnp.moveaxis(gradients, 0, 1).reshape(n, k * d))
+        columns = by_particle * weights[:, None]
         smoothed, repulsion = kernel_sums(kernel, x, None, columns, weights[:, None])
         # A radial kernel has ∇_{x_j} k = −∇_{x_i} k.
         return -jnp.moveaxis(smoothed.reshape(n, k, d), 1, 0), -repulsion[:, 0], state
@@ -135,7 +148,7 @@ class GFSD(_WithKernel):
         state: Any,
     ) -> _Step:
         """The drifts −g and the repulsion −∇log ρ."""
-        kernel, state = self.kernel.resolve(x, state)
+        kernel, state = self._resolve(x, weights, state)
         density, gradient = kernel_sums(kernel, x, None, weights[:, None], weights[:, None])
         return -gradients, -_per_density(gradient[:, 0], density), state
 
@@ -182,16 +195,12 @@ class Blob(_WithKernel):
         state: Any,
     ) -> _Step:
         """The drifts −g and the smoothed entropy's repulsion."""
-        kernel, state = self.kernel.resolve(x, state)
+        kernel, state = self._resolve(x, weights, state)
         mass = weights[:, None]
         density, _ = kernel_sums(kernel, x, None, mass, mass[:, :0])
-        _, both = kernel_sums(
-            kernel,
-            x,
-            None,
-            mass[:, :0],
-            jnp.concatenate([mass, _per_density(mass, density)], axis=1),
-        )
+        share = drop_dead(weights, _per_density(mass, density))
+        coefficients = jnp.concatenate([mass, share], axis=1)
+        _, both = kernel_sums(kernel, x, None, mass[:, :0], coefficients)
         return -gradients, -(_per_density(both[:, 0], density) + both[:, 1]), state
 
 
@@ -245,18 +254,20 @@ class GFSF(_WithKernel):
         state: Any,
     ) -> _Step:
         """The drifts −g and the repulsion −s."""
-        kernel, state = self.kernel.resolve(x, state)
+        kernel, state = self._resolve(x, weights, state)
         n = x.shape[0]
         _, gradient = kernel_sums(kernel, x, None, weights[:, None][:, :0], weights[:, None])
         # With D = diag(a), D^½ K D^½ is symmetric whatever the weights, and a particle of zero
         # weight drops out of the system instead of making it singular.
-        massless = weights == 0
-        root = jnp.where(massless, 0, jnp.sqrt(jnp.where(massless, 1, weights)))[:, None]
-        system = root * kernel(x) * root.T
-        ridge = jnp.asarray(self.regularization, x.dtype) / n
+        root = safe_sqrt(weights)[:, None]
+        values, _ = kernel.radial(squared_distances(living_rows(x, weights)))
+        system = root * values * root.T
+        check_positive_values(regularization=self.regularization)
+        regularization = jnp.asarray(self.regularization, x.dtype)
+        ridge = nan_unless(regularization > 0, regularization / n)
         factor = linalg.cholesky(system + ridge * jnp.eye(n, dtype=x.dtype))
         # Σ_j a_j ∇_{x_j} k = −gradient, so the identity reads K D s = gradient.
-        solution = linalg.cho_solve(factor, root * gradient[:, 0])
+        solution = linalg.cho_solve(factor, root * drop_dead(weights, gradient[:, 0]))
         score = solution / jnp.where(root > 0, root, 1)
         return -gradients, -score, state
 
@@ -293,6 +304,7 @@ class Langevin:
 
     def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> tuple[()]:
         """No state."""
+        check_matrix(x=x)
         return ()
 
     def __call__(

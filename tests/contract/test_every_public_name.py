@@ -51,7 +51,7 @@ WITHOUT_A_ROW = {
         "fdiv.categorical.Weights",
         "fdiv.exponential_family.Family",
     },
-    "gives integers": {"ratio.derangement", "ratio.heads.row_sampler"},
+    "gives integers": {"flows.distinct_particles", "ratio.derangement", "ratio.heads.row_sampler"},
     "looks a name up": {"ratio.variational.as_bound"},
 }
 

@@ -1,11 +1,16 @@
 """Objectives, velocities, aggregators and diagnostics of flows."""
 
+import types
+
+import jax
 import jax.numpy as jnp
 import optax
 
 from divjax import flows, kernels, problems
+from divjax.core.types import Status
 from divjax.ratio import heads
-from tests.contract.promises import Promises, Row, samples
+from tests.contract.edges import Edges
+from tests.contract.promises import Row, samples
 
 K = 3
 GAUSSIAN = kernels.Gaussian(bandwidth=0.9)
@@ -15,6 +20,16 @@ TARGETS = tuple(flows.KL(target.log_prob) for target in problems.two_component_t
 
 def _objective(method, key, x, weights):
     return method(key, x, weights, method.init(key, x))[0].gradient
+
+
+def _learned(method, key, x, weights):
+    """Fitted to particles that all have weight, as in a flow."""
+    state = method.init(key, jnp.where(weights[:, None] > 0, x, 0))
+    return _of_living(weights, method(key, x, weights, state)[0].gradient)
+
+
+def _of_living(weights, field):
+    return jnp.where(weights[:, None] > 0, field, 0)
 
 
 def _objective_value(method, key, x, weights):
@@ -32,8 +47,20 @@ def _velocity(method, key, x, weights):
     return drift + repulsion
 
 
+def _trained_velocity(method, key, x, weights):
+    return _of_living(weights, _velocity(method, key, x, weights))
+
+
 def _aggregator(method, key, x, weights):
     return method(key, jnp.sin(_energies(x)), weights, method.init(K))[0]
+
+
+def _fixed_weights(logits, key, x, weights):
+    """The squared norm of what the weights make of the fields: they themselves see none."""
+    fields = jnp.sin(_energies(x))
+    aggregator = flows.FixedWeights(jax.nn.softmax(logits))
+    chosen, _ = aggregator(key, fields, weights, aggregator.init(K))
+    return flows.grad_norm(fields, chosen, weights)
 
 
 def _reaction(method, key, x, weights):
@@ -49,12 +76,26 @@ def _flow(method, key, x, weights):
         velocity=velocity,
         optimizer=flows.accelerated(optimizer_step),
         num_steps=2,
-    ).particles
+    )
+
+
+def _end(method, key, x, weights):
+    return _flow(method, key, x, weights).particles
+
+
+def _not_finite(method, key, x, weights):
+    return jax.jit(_flow)(method, key, x, weights).status == Status.NOT_FINITE
 
 
 def _fields(method, key, x, weights):
     state = flows.init(key, x, TARGETS, velocity=method, optimizer=optax.sgd(0.1))
     return flows.fields(key, state, TARGETS, velocity=method).velocities
+
+
+def _diagnostics(method, key, x, weights):
+    """Of a state, of which they see particles and masses."""
+    seen = method(types.SimpleNamespace(particles=x, particle_weights=weights))
+    return seen.spread + seen.stein_discrepancy
 
 
 def _of_velocities(function):
@@ -64,20 +105,38 @@ def _of_velocities(function):
 
 ROWS = {
     "flows.KL": Row(
-        flows.KL(problems.two_component_targets()[0].log_prob), _objective, "equivariant"
+        flows.KL(problems.two_component_targets()[0].log_prob),
+        _objective,
+        "equivariant",
+        weighted=True,
+    ),
+    "flows.KL value": Row(
+        flows.KL(problems.two_component_targets()[0].log_prob), _objective_value, weighted=True
     ),
     "flows.Potential": Row(
-        flows.Potential(lambda z: jnp.sum(z**4), entropy=0.5), _objective, "equivariant"
+        flows.Potential(lambda z: jnp.sum(z**4), entropy=0.5),
+        _objective,
+        "equivariant",
+        weighted=True,
+        positive=(0,),
     ),
-    "flows.Interaction": Row(flows.Interaction(GAUSSIAN), _objective, "equivariant"),
-    "flows.MMD": Row(flows.MMD(samples(), GAUSSIAN), _objective, "equivariant"),
-    "flows.MMD value": Row(flows.MMD(samples(), kernels.Energy()), _objective_value),
+    "flows.Interaction": Row(
+        flows.Interaction(GAUSSIAN), _objective, "equivariant", weighted=True, positive=(0,)
+    ),
+    "flows.Interaction value": Row(
+        flows.Interaction(kernels.Energy()), _objective_value, weighted=True
+    ),
+    "flows.MMD": Row(
+        flows.MMD(samples(), GAUSSIAN), _objective, "equivariant", weighted=True, positive=(1,)
+    ),
+    "flows.MMD value": Row(flows.MMD(samples(), kernels.Energy()), _objective_value, weighted=True),
     "flows.FDivergence": Row(
         flows.FDivergence(samples(), ratio=NETWORK, num_init_steps=0, num_fit_steps=3),
-        _objective,
+        _learned,
         "random",
         smooth=False,
         eager=False,
+        weighted=True,
     ),
     "flows.SinkhornDivergence": Row(
         flows.SinkhornDivergence(samples(), epsilon=0.5, tolerance=1e-6),
@@ -85,62 +144,132 @@ ROWS = {
         "equivariant",
         eager=False,
         slow=True,
+        weighted=True,
+        positive=(1,),
     ),
     "flows.SlicedWasserstein": Row(
-        flows.SlicedWasserstein(samples(), num_projections=5), _objective, "equivariant"
+        flows.SlicedWasserstein(samples(), num_projections=5),
+        _objective,
+        "equivariant",
+        weighted=True,
+        positive=(1,),
     ),
-    "flows.SVGD": Row(flows.SVGD(GAUSSIAN), _velocity, "equivariant"),
+    "flows.SlicedWasserstein value": Row(
+        flows.SlicedWasserstein(samples(), num_projections=5, p=1.5),
+        _objective_value,
+        weighted=True,
+        positive=(1,),
+    ),
+    "flows.SVGD": Row(flows.SVGD(GAUSSIAN), _velocity, "equivariant", weighted=True, positive=(0,)),
     "flows.SVGD(Laplace)": Row(
-        flows.SVGD(kernels.Laplace(bandwidth=0.9)), _velocity, "equivariant"
+        flows.SVGD(kernels.Laplace(bandwidth=0.9)),
+        _velocity,
+        "equivariant",
+        weighted=True,
+        positive=(0,),
     ),
-    "flows.Blob": Row(flows.Blob(GAUSSIAN), _velocity, "equivariant"),
-    "flows.GFSD": Row(flows.GFSD(GAUSSIAN), _velocity, "equivariant"),
-    "flows.GFSF": Row(flows.GFSF(GAUSSIAN, regularization=0.1), _velocity, "equivariant"),
+    "flows.SVGD(Median)": Row(
+        # The rule is a constant to differentiation, so finite differences see what gradients must
+        # not.
+        flows.SVGD(kernels.Gaussian(bandwidth=kernels.Median())),
+        _velocity,
+        "equivariant",
+        smooth=False,
+        weighted=True,
+    ),
+    "flows.Blob": Row(flows.Blob(GAUSSIAN), _velocity, "equivariant", weighted=True, positive=(0,)),
+    "flows.GFSD": Row(flows.GFSD(GAUSSIAN), _velocity, "equivariant", weighted=True, positive=(0,)),
+    "flows.GFSF": Row(
+        flows.GFSF(GAUSSIAN, regularization=0.1),
+        _velocity,
+        "equivariant",
+        weighted=True,
+        positive=(0, 1),
+    ),
     "flows.NeuralScore": Row(
         flows.NeuralScore(hidden=(4,), num_init_steps=0, num_fit_steps=3),
-        _velocity,
+        _trained_velocity,
         "random",
         smooth=False,
         eager=False,
+        weighted=True,
+        positive=(0, 1),
     ),
-    "flows.Langevin": Row(flows.Langevin(), _velocity, "equivariant"),
-    "flows.MinNorm": Row(flows.MinNorm(), _aggregator),
-    "flows.ProjectedStep": Row(flows.ProjectedStep(step_size=0.1), _aggregator),
-    "flows.FixedWeights": Row(
-        flows.FixedWeights(jnp.array([0.2, 0.3, 0.5])), _aggregator, "invariant"
+    "flows.Langevin": Row(flows.Langevin(), _velocity, "equivariant", weighted=True),
+    "flows.MinNorm": Row(flows.MinNorm(), _aggregator, weighted=True),
+    "flows.ProjectedStep": Row(
+        flows.ProjectedStep(step_size=0.1), _aggregator, weighted=True, positive=(0,)
     ),
-    "flows.PCGrad": Row(flows.PCGrad(), _aggregator),
-    "flows.CAGrad": Row(flows.CAGrad(c=0.4), _aggregator, eager=False),
+    "flows.FixedWeights": Row(jnp.array([0.2, 0.3, 0.5]), _fixed_weights, weighted=True),
+    "flows.PCGrad": Row(flows.PCGrad(), _aggregator, weighted=True),
+    "flows.CAGrad": Row(
+        flows.CAGrad(c=0.4), _aggregator, eager=False, weighted=True, positive=(0,)
+    ),
     "flows.ParticleWeights": Row(
-        flows.ParticleWeights(step_size=0.5, kernel=GAUSSIAN), _reaction, "equivariant"
+        flows.ParticleWeights(step_size=0.5, kernel=GAUSSIAN),
+        _reaction,
+        "equivariant",
+        weighted=True,
+        positive=(0, 1),
     ),
-    "flows.fields": Row(flows.SVGD(GAUSSIAN), _fields, "equivariant"),
-    "flows.gram": Row((), _of_velocities(lambda v, w, m: flows.gram(v, w))),
+    "flows.fields": Row(flows.SVGD(GAUSSIAN), _fields, "equivariant", positive=(0,)),
+    "flows.gram": Row((), _of_velocities(lambda v, w, m: flows.gram(v, w)), weighted=True),
     "flows.grad_norm": Row(
-        jnp.array([0.2, 0.3, 0.5]), _of_velocities(lambda v, w, m: flows.grad_norm(v, m, w))
+        jnp.array([0.2, 0.3, 0.5]),
+        _of_velocities(lambda v, w, m: flows.grad_norm(v, m, w)),
+        weighted=True,
     ),
-    "flows.pareto_residual": Row((), _of_velocities(lambda v, w, m: flows.pareto_residual(v, w))),
+    "flows.pareto_residual": Row(
+        (), _of_velocities(lambda v, w, m: flows.pareto_residual(v, w)), weighted=True
+    ),
     "flows.min_norm_weights": Row(
-        (), _of_velocities(lambda v, w, m: flows.min_norm_weights(flows.gram(v, w)))
+        (),
+        _of_velocities(lambda v, w, m: flows.min_norm_weights(flows.gram(v, w))),
+        weighted=True,
     ),
     "flows.project_simplex": Row(
-        (), lambda m, key, x, w: flows.project_simplex(x[:, 0])[:, None], "equivariant"
+        (),
+        lambda m, key, x, w: flows.project_simplex(x[:, 0])[:, None],
+        "equivariant",
+        infinite="no weight, as of logits",
     ),
     "flows.effective_sample_size": Row(
-        (), lambda m, key, x, w: flows.effective_sample_size(w * jnp.exp(x[:, 0]))
+        (),
+        lambda m, key, x, w: flows.effective_sample_size(w * jnp.exp(x[:, 0])),
+        infinite="no weight, as of logits",
     ),
     "flows.hypervolume": Row(
-        jnp.array([2.0, 3.0]), lambda reference, key, x, w: flows.hypervolume(x, reference)
+        jnp.array([2.0, 3.0]),
+        lambda reference, key, x, w: flows.hypervolume(x, reference),
+        infinite="dominates nothing",
     ),
     "flows.kernel_stein_discrepancy": Row(
         GAUSSIAN,
         lambda kernel, key, x, w: flows.kernel_stein_discrepancy(
             x, lambda z: -jnp.sum(z**2) / 2, kernel, w
         ),
+        weighted=True,
+        positive=(0,),
     ),
-    "flows.run": Row((flows.SVGD(GAUSSIAN), 0.05), _flow, "equivariant", eager=False),
+    "flows.Diagnostics": Row(
+        flows.Diagnostics(samples(), lambda z: -jnp.sum(z**4), GAUSSIAN),
+        _diagnostics,
+        weighted=True,
+        positive=(1,),
+    ),
+    "flows.relative_spread": Row(
+        samples(), lambda y, key, x, w: flows.relative_spread(x, y, w), weighted=True
+    ),
+    "flows.run": Row(
+        (flows.SVGD(GAUSSIAN), 0.05),
+        _end,
+        "equivariant",
+        eager=False,
+        positive=(0, 1),
+        flag=_not_finite,
+    ),
 }
 
 
-class TestFlows(Promises):
+class TestFlows(Edges):
     rows = ROWS

@@ -275,3 +275,41 @@ def test_fields_and_masses_of_wrong_shapes_are_refused():
         gram(fields[0], np.ones(5) / 5)
     with pytest.raises(ValueError, match=r"weights must have shape \(5,\); got shape"):
         gram(fields, np.ones((5, 1)) / 5)
+
+
+FIELDS = jnp.array([[[1.0, 0.0]], [[0.0, 2.0]]])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda number: ProjectedStep(number), "step_size must be positive"),
+        (lambda number: CAGrad(number), "c must not be negative"),
+        (
+            lambda number: FixedWeights(jnp.stack([1 - number, number])),
+            "weights must be non-negative",
+        ),
+    ],
+)
+def test_numbers_out_of_range(make, message):
+    """As arrays they are refused; traced ones, which cannot be, make the weights NaN."""
+
+    def weights(number):
+        aggregator = make(number)
+        return aggregator(KEY, FIELDS, jnp.ones(1), aggregator.init(2))[0]
+
+    with pytest.raises(ValueError, match=message):
+        weights(jnp.array(-1.0))
+    assert jnp.isnan(jax.jit(weights)(-1.0)).all()
+    assert jnp.isfinite(jax.jit(weights)(0.3)).all()
+
+
+def test_fixed_weights_that_are_traced_sum_to_one():
+    weights = jax.jit(lambda w: FixedWeights(w)(KEY, FIELDS, jnp.ones(1), ())[0])
+    assert jnp.isnan(weights(jnp.array([1.0, 1.0]))).all()
+
+
+@pytest.mark.parametrize("aggregator", [PCGrad(), CAGrad(), MinNorm()])
+def test_fields_that_are_no_numbers_have_no_weights(aggregator):
+    fields = FIELDS.at[1, 0, 0].set(jnp.nan)
+    assert jnp.isnan(aggregator(KEY, fields, jnp.ones(1), ())[0]).all()

@@ -163,3 +163,33 @@ def test_masses_have_finite_derivatives_at_a_massless_far_particle():
         assert jnp.isfinite(gradient).all()
     with pytest.raises(ValueError, match="kernel must be positive definite"):
         flows.ParticleWeights(0.5, kernels.Energy())
+
+
+@pytest.mark.parametrize("name", ["step_size", "strong_convexity"])
+def test_numbers_of_acceleration_out_of_range(name):
+    x = jnp.ones(2)
+
+    def first_step(number):
+        optimizer = flows.accelerated(**{"step_size": 0.1, name: number})
+        return optimizer.update(x, optimizer.init(x))[0]
+
+    for wrong in (-1.0, 0.0, np.nan):
+        with pytest.raises(ValueError, match=f"{name} must be positive"):
+            first_step(jnp.array(wrong))
+        assert jnp.isnan(jax.jit(first_step)(wrong)).all()
+
+
+def test_a_schedule_may_end_at_zero():
+    optimizer = flows.accelerated(optax.linear_schedule(0.1, 0.0, 2))
+    x = iterate(optimizer, lambda x: x, jnp.ones(2), 4)
+    assert jnp.isfinite(x).all()
+    np.testing.assert_array_equal(x[3], x[2])
+
+
+def test_a_traced_step_size_of_masses_out_of_range():
+    x, masses = jnp.array([[0.0], [9.0]]), jnp.full(2, 0.5)
+    kernel = kernels.Gaussian(bandwidth=1.0)
+    react = lambda size: flows.ParticleWeights(size, kernel)(x, masses, x[:, 0], 0.0, ())[0]
+    assert jnp.isnan(jax.jit(react)(-1.0)).all()
+    with pytest.raises(ValueError, match="step_size must be positive"):
+        react(jnp.array(-1.0))

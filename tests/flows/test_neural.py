@@ -101,7 +101,7 @@ def small(in_features, rngs):
     [
         ({"loss": "mine"}, "loss must be one of dual, sliced, denoising; got 'mine'"),
         ({"noise": 0.0}, "noise must be a positive number"),
-        ({"num_fit_steps": -1}, "num_fit_steps must not be negative"),
+        ({"num_fit_steps": -1}, "num_fit_steps must be an integer of at least 0; got -1"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
@@ -130,3 +130,17 @@ def test_fit_flags_losses_that_are_not_finite():
     assert not fit(
         KEY, lambda key, x: jnp.log(x), -jnp.ones(()), optax.sgd(0.1), num_steps=2
     ).finite
+
+
+def test_traced_numbers_out_of_range_have_no_score():
+    x, weights, still = jax.random.normal(KEY, (20, 2)), uniform(20), jnp.zeros((1, 20, 2))
+
+    @jax.jit
+    def score(noise, learning_rate):
+        options = dict(hidden=(4,), num_init_steps=0, num_fit_steps=2)
+        velocity = flows.NeuralScore(noise=noise, learning_rate=learning_rate, **options)
+        return velocity(KEY, x, weights, still, velocity.init(KEY, x))[1]
+
+    assert jnp.isfinite(score(0.2, 1e-3)).all()
+    assert jnp.isnan(score(-0.2, 1e-3)).all()
+    assert jnp.isnan(score(0.2, -1e-3)).all()

@@ -155,3 +155,115 @@ def test_integer_samples_are_refused():
     objective = flows.MMD(jnp.array([[0], [1]]), kernels.Energy())
     with pytest.raises(ValueError, match="samples must be floating-point"):
         objective.init(KEY, setup(d=1)[0])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda y: flows.MMD(y, kernels.Energy()),
+        lambda y: flows.MMD(y, kernels.Gaussian()),
+        lambda y: flows.SlicedWasserstein(y, p=1.5),
+        lambda y: flows.SlicedWasserstein(y),
+        lambda y: flows.FDivergence(y, num_init_steps=1, num_fit_steps=1),
+    ],
+    ids=["energy", "gaussian", "sliced 1.5", "sliced", "f-divergence"],
+)
+def test_samples_that_are_no_numbers_are_flagged(make):
+    import optax
+
+    x, _ = setup()
+    y = setup(9, seed=1)[0].at[3, 0].set(jnp.nan)
+    velocity, optimizer = flows.Langevin(), optax.sgd(0.1)
+    run = jax.jit(
+        lambda: flows.run(KEY, x, (make(y),), velocity=velocity, optimizer=optimizer, num_steps=2)
+    )
+    result = run()
+    assert not result.finite
+    assert jnp.isnan(result.history.values[0, 0])
+
+
+def test_samples_as_researchers_hold_them():
+    pandas = pytest.importorskip("pandas")
+    x, weights = setup()
+    y = np.random.default_rng(3).integers(-3, 4, size=(5, 2))
+    expected = evaluate(flows.MMD(jnp.asarray(y, float), kernels.Energy()), x, weights)
+    for given in (y, y.tolist(), pandas.DataFrame(y), y.astype(np.float16)):
+        found = evaluate(flows.MMD(given, kernels.Energy()), x, weights)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+
+
+MISTAKES = {
+    "kernel must be a kernel": lambda y: flows.MMD(y, lambda a, b: -jnp.sum((a - b) ** 2)),
+    "kernel must be an instance; got the class Energy": lambda y: flows.MMD(y, kernels.Energy),
+    "kernel must be a kernel such": lambda y: flows.Interaction("rbf"),
+    "log_prob must be a function": lambda y: flows.KL(y),
+    "log_prob must be a function; got Gaussian": lambda y: flows.KL(
+        problems.two_component_targets()[0]  # the mixture, not its density
+    ),
+    "log_prob must be a function; got list": lambda y: flows.KL([1.0, 2.0]),
+    "energy must be a function": lambda y: flows.Potential(np.zeros(3)),
+    r"log_prob must take \(particle\); it takes \(key, z\)": lambda y: evaluate(
+        flows.KL(lambda key, z: jnp.sum(z)), y, jnp.ones(5) / 5
+    ),
+    r"log_prob must take \(key, particle\); it takes \(z\)": lambda y: evaluate(
+        flows.KL(lambda z: jnp.sum(z), stochastic=True), y, jnp.ones(5) / 5
+    ),
+    "samples must hold real numbers": lambda y: flows.SlicedWasserstein([["a", "b"]]),
+    "samples must hold real": lambda y: flows.MMD("samples.csv", kernels.Energy()),
+    r"samples must be a matrix .* samples\[:, None\]": lambda y: evaluate(
+        flows.MMD(y[:, 0], kernels.Energy()), y, jnp.ones(5) / 5
+    ),
+    r"samples must be a matrix .* got shape \(2,\)": lambda y: flows.MMD([1, 2], kernels.Energy()),
+    "samples and particles must have the same number of features; got 2 and 3": lambda y: evaluate(
+        flows.MMD(y, kernels.Energy()), jnp.ones((5, 3)), jnp.ones(5) / 5
+    ),
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_are_named(message):
+    with pytest.raises(ValueError, match=message) as caught:
+        MISTAKES[message](jnp.full((5, 2), 0.123))
+    assert "0.123" not in str(caught.value)  # messages never hold data
+
+
+def test_a_traced_entropy_must_not_be_negative():
+    x, weights = setup()
+
+    def value(entropy):
+        return evaluate(flows.Potential(lambda z: jnp.sum(z**2), entropy=entropy), x, weights).value
+
+    assert jnp.isfinite(jax.jit(value)(0.5))
+    assert jnp.isnan(jax.jit(value)(-0.5))
+
+
+@pytest.mark.parametrize("kernel", [kernels.Energy(), kernels.Gaussian(bandwidth=1.0)])
+def test_an_offset_of_float64_samples_is_not_lost(kernel):
+    """Beside float32 particles where these have digits left; beyond, the value says so."""
+    rng = np.random.default_rng(4)
+    noise = rng.normal(size=(40, 2))
+    with jax.enable_x64(False):
+        for offset, resolved in ((0.0, True), (2.0**20, True), (2.0**30, False)):
+            # The particles are representable at the offset: multiples of its resolution.
+            x = np.round(16 * rng.normal(size=(30, 2))) / 4
+            given = jnp.asarray(x + offset, jnp.float32)
+            weights = jnp.full(30, 1 / 30, jnp.float32)
+            found = evaluate(flows.MMD(noise + offset, kernel), given, weights)
+            if not resolved:
+                assert jnp.isnan(found.value)
+                continue
+            with jax.enable_x64(True):
+                wide = jnp.asarray(x), jnp.full(30, 1 / 30)
+                expected = evaluate(flows.MMD(noise, kernel), *wide)
+            np.testing.assert_allclose(found.value, expected.value, rtol=1e-5)
+            np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_samples_wider_than_the_particles_keep_their_digits():
+    noise = np.random.default_rng(5).normal(size=(40, 2))
+    x, weights = jnp.zeros((3, 2), jnp.float32) + 2.0**20, jnp.full(3, 1 / 3, jnp.float32)
+    wide = flows.MMD(jnp.asarray(noise + 2.0**20), kernels.Energy())  # float64
+    expected = evaluate(flows.MMD(noise, kernels.Energy()), jnp.zeros((3, 2)), jnp.full(3, 1 / 3))
+    found = evaluate(wide, x, weights)
+    assert found.value.dtype == jnp.float32
+    np.testing.assert_allclose(found.value, expected.value, rtol=1e-5)

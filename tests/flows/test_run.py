@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from divjax import flows, kernels, problems
+from divjax.core.types import Status
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (16, 2))
@@ -337,17 +338,35 @@ def test_dtypes_are_kept(dtype):
         )
 
 
+class TooFew:
+    """An objective of a user's own that forgets the weights and the state."""
+
+    entropy = 0.0
+
+    def init(self, key, particles):
+        return ()
+
+    def __call__(self, key, particles):
+        return None
+
+
 REFUSALS = {
     "objectives must hold at least one": dict(objectives=()),
     "objectives must be a sequence": dict(objectives=TARGETS[0]),
     r"objectives\[1\] must be an objective": dict(objectives=(TARGETS[0], jnp.sum)),
-    r"must have shape \(n, d\); got shape \(16,\)": dict(particles=X[:, 0]),
+    r"got shape \(16,\)\. Particles of one feature are particles\[:, None\]": dict(
+        particles=X[:, 0]
+    ),
     r"must have shape \(n, d\); got shape \(1, 16, 2\)": dict(particles=X[None]),
     r"one non-zero leading particle axis; got leading sizes \[3, 4\]": dict(
         particles={"a": jnp.zeros(3), "b": jnp.zeros(4)}
     ),
     "one non-zero leading particle axis": dict(particles=jnp.zeros((0, 2))),
-    "particles must be floating-point; got int32": dict(particles=jnp.zeros((3, 2), int)),
+    "particles must be floating-point; got int32": dict(particles={"a": jnp.zeros((3, 2), int)}),
+    "particles must hold real numbers": dict(particles=[["a", "b"]]),
+    r"objectives\[0\] must take \(key, particles, weights, state\); it takes": dict(
+        objectives=(TooFew(),)
+    ),
     "log_prob must return a scalar": dict(objectives=(flows.KL(lambda z: z),)),
     "num_steps must be an integer of at least 0; got -1": dict(num_steps=-1),
     "record_every must be an integer of at least 1; got 0": dict(record_every=0),
@@ -358,15 +377,11 @@ REFUSALS = {
     "velocity must be an instance; got the class SVGD": dict(velocity=flows.SVGD),
     "aggregator must be an instance": dict(aggregator=flows.MinNorm),
     "optimizer must be an optax transformation": dict(optimizer=0.1),
-    "kernel must be a kernel": dict(velocity=flows.SVGD("rbf")),
     "bandwidth must be a positive number or a rule": dict(
         velocity=flows.SVGD(kernels.Gaussian(bandwidth="median"))
     ),
     r"bandwidth must be positive; got -1\.0": dict(
         velocity=flows.SVGD(kernels.Gaussian(bandwidth=jnp.array(-1.0)))
-    ),
-    "log_prob must be a function": dict(
-        objectives=(flows.KL(problems.two_component_targets()[0]),)
     ),
     "record_every must be an integer": dict(record_every=2.5),
     "particles must be float32 or float64 here; got float16": dict(
@@ -449,3 +464,114 @@ def test_a_wider_hyper_parameter_does_not_widen_the_particles():
             lambda: flows.run(KEY, X, TARGETS, **options, reaction=reaction, num_steps=2)
         )
     assert result.particles.dtype == result.particle_weights.dtype == jnp.float32
+
+
+def test_a_forgotten_key_is_named():
+    for call in (flows.run, flows.init):
+        with pytest.raises(ValueError, match="key must be one typed key"):
+            call(X, TARGETS, **OPTIONS)
+
+
+def test_particles_as_researchers_hold_them():
+    pandas = pytest.importorskip("pandas")
+    rows = [[0, 1], [2, -1], [3, 3]]
+    move = lambda x: flows.run(KEY, x, PAIR, num_steps=2, **OPTIONS).particles
+    expected = move(jnp.array(rows, jnp.float32))
+    for given in (rows, np.array(rows), pandas.DataFrame(rows)):
+        np.testing.assert_allclose(move(given), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("held", [np.nan, np.inf, 1e6])
+@pytest.mark.parametrize("velocity", [flows.SVGD, flows.Blob, flows.GFSF])
+def test_a_dead_particle_is_as_if_absent(velocity, held):
+    """Whatever it holds, to living ones, their optimizer and the history; it stands still."""
+    kernel = kernels.Gaussian(bandwidth=1.0)
+    options = dict(
+        velocity=velocity(kernel),
+        optimizer=flows.accelerated(0.05),
+        reaction=flows.ParticleWeights(0.01, kernel),
+    )
+    if velocity is flows.GFSF:  # its ridge is a share of the number of particles
+        options["velocity"] = flows.GFSF(kernel, regularization=1e-6)
+
+    @jax.jit
+    def flow(x, weights):
+        state = flows.init(KEY, X[: x.shape[0]], PAIR, **options)
+        state = state._replace(particles=x, particle_weights=weights)
+        return flows.run(KEY, state, PAIR, **options, num_steps=5)
+
+    alone = flow(X[:7], jnp.full(7, 1 / 7))
+    beside = flow(X[:8].at[7].set(held), jnp.full(8, 1 / 7).at[7].set(0.0))
+    assert beside.finite
+    np.testing.assert_allclose(beside.particles[:7], alone.particles, rtol=2e-4, atol=1e-5)
+    np.testing.assert_array_equal(beside.particles[7], np.full(2, held, np.float32))
+    np.testing.assert_allclose(beside.particle_weights[:7], alone.particle_weights, rtol=1e-5)
+    for one, two in zip(beside.history[1:4], alone.history[1:4], strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)
+
+
+def test_the_status_says_what_went_wrong(recorded):
+    assert recorded.status == Status.CONVERGED
+    assert recorded.check() is recorded
+    broken = run(KEY, X, (flows.KL(lambda z: jnp.sqrt(jnp.sum(z))),), num_steps=1)
+    assert broken.status == Status.NOT_FINITE
+    with pytest.raises(RuntimeError, match="NOT_FINITE"):
+        broken.check()
+    # At 10⁸ float32 numbers are 8 apart: steps of .05 move nothing.
+    far = run(KEY, X + 1e8, (flows.KL(lambda z: -jnp.sum(z - 1e8)),), num_steps=1)
+    assert far.finite
+    assert far.status == Status.FLOATING_POINT_RESOLUTION
+
+
+def test_a_result_prints_in_short(recorded):
+    text = repr(recorded)
+    assert text.startswith("FlowResult(CONVERGED, particles=float32[16,2]")
+    assert len(text) < 400
+    traced = []
+    jax.eval_shape(
+        lambda x: traced.append(repr(flows.run(KEY, x, PAIR, num_steps=1, **OPTIONS))), X
+    )
+    assert "FlowResult(particles=" in traced[0]
+
+
+def test_diagnostics_are_recorded_on_request():
+    """Against NumPy, at the particles before each step."""
+    y = 3 * np.random.default_rng(0).normal(size=(50, 2))
+    log_prob = lambda z: -0.5 * jnp.sum(z**2)
+    x = X.at[3].set(X[0]).at[7].set(X[0])
+    observe = flows.Diagnostics(samples=y, log_prob=log_prob)
+    result = run(KEY, x, PAIR, num_steps=2, observe=observe)
+    seen = result.history.observed
+    assert seen.distinct[0] == 14
+    variance = lambda z: np.asarray(z).var(axis=0).sum()
+    np.testing.assert_allclose(seen.spread[0], np.sqrt(variance(x) / variance(y)), rtol=1e-5)
+    kernel = kernels.InverseMultiquadric(bandwidth=1.0)
+    expected = flows.kernel_stein_discrepancy(x, log_prob, kernel)
+    np.testing.assert_allclose(seen.stein_discrepancy[0], expected, rtol=1e-5)
+    nothing = run(KEY, x, PAIR, num_steps=1, observe=flows.Diagnostics()).history.observed
+    assert nothing.spread is None
+    assert nothing.stein_discrepancy is None
+
+
+def test_diagnostics_take_pytrees():
+    log_prob = lambda p: -0.5 * (p["a"] ** 2 + jnp.sum(p["b"] ** 2))
+    split = lambda z: {"a": z[:, 0], "b": z[:, 1:]}
+    observe = flows.Diagnostics(samples=split(2 * X), log_prob=log_prob)
+    seen = run(KEY, split(X), (flows.KL(log_prob),), num_steps=1, observe=observe).history.observed
+    np.testing.assert_allclose(seen.spread, 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("d", [1, 12])
+def test_distinct_particles_are_counted_up_to_rounding(d):
+    x = np.random.default_rng(1).normal(size=(9, d)).astype(np.float32) + 5
+    x[4] = np.nextafter(x[2], np.float32(9))
+    x[5] = x[2]
+    weights = np.full(9, 1 / 9).astype(np.float32)
+    count = jax.jit(flows.distinct_particles)
+    assert count(jnp.asarray(x), jnp.asarray(weights)) == 7
+    weights[0] = 0
+    x[0] = np.nan
+    assert count(jnp.asarray(x), jnp.asarray(weights)) == 6
+    # Not what is merely near: a thousandth of the spread.
+    x[5] = x[2] + 1e-3
+    assert count(jnp.asarray(x), jnp.asarray(weights)) == 7

@@ -165,6 +165,8 @@ def test_regularization_must_be_positive():
 def test_a_kernel_that_cannot_smooth_is_refused(velocity):
     with pytest.raises(ValueError, match=r"kernel must be positive definite .* got Energy"):
         velocity(kernels.Energy())
+    with pytest.raises(ValueError, match=r"kernel must be a kernel such .* got 'rbf'"):
+        velocity("rbf")
 
 
 @pytest.mark.parametrize("name", VELOCITIES)
@@ -177,3 +179,39 @@ def test_a_massless_particle_leaves_derivatives_finite(name):
 
     for gradient in jax.grad(total, (0, 1))(x, jnp.array([0.5, 0.5, 0.0])):
         assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", ["SVGD", "Blob", "GFSD", "GFSF"])
+@pytest.mark.parametrize("rule", [kernels.Mean(), kernels.Median()])
+def test_coincident_particles_descend_together(name, rule):
+    """Nothing drives them apart: x ← (1 − η)x for a standard normal target, at bandwidth one."""
+    start, step_size, num_steps = jnp.array([2.5, -0.3, 1.1]), 0.1, 40
+    kernel = kernels.Gaussian(bandwidth=rule)
+    result = jax.jit(
+        lambda: flows.run(
+            jax.random.key(0),
+            jnp.broadcast_to(start, (50, 3)),
+            (flows.KL(lambda z: -0.5 * jnp.sum(z**2)),),
+            velocity=getattr(flows, name)(kernel),
+            optimizer=optax.sgd(step_size),
+            num_steps=num_steps,
+        )
+    )()
+    expected = np.broadcast_to((1 - step_size) ** num_steps * start, (50, 3))
+    np.testing.assert_allclose(result.particles, expected, rtol=1e-4)
+
+
+def test_a_particle_that_is_no_number_leaves_no_velocity(cloud):
+    x, a, g = cloud
+    for name, velocity in VELOCITIES.items():
+        _, repulsion = evaluate(velocity, np.where(np.arange(7)[:, None] == 2, np.nan, x), a, g)
+        assert np.isnan(repulsion).all(), name
+
+
+def test_a_regularization_out_of_range(cloud):
+    velocity = lambda number: flows.GFSF(KERNEL, regularization=number)
+    with pytest.raises(ValueError, match="regularization must be positive"):
+        evaluate(velocity(jnp.array(-0.1)), *cloud)
+    x, a, g = map(jnp.asarray, cloud)
+    traced = jax.jit(lambda number: velocity(number)(jax.random.key(0), x, a, g, ())[1])
+    assert jnp.isnan(traced(-0.1)).all()

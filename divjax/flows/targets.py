@@ -1,0 +1,105 @@
+"""Samples of a target beside the particles: converted, checked, and about one center."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from divjax.core.checks import check_same_features
+from divjax.core.numerics import nan_unless
+from divjax.core.pairwise import common_center
+from divjax.core.pytrees import num_particles, ravel_particles
+from divjax.core.samples import as_samples, centered_samples
+
+__all__ = ["TargetRows", "as_particles", "as_table", "flagged_value", "target_rows"]
+
+
+def as_table(name: str, value: Any) -> Any:
+    """Lists and frames of numbers as one NumPy array; arrays and pytrees of arrays unchanged.
+
+    Raises:
+        ValueError: for text, and for what looks like a table and is none; the message says how to
+            convert it.
+    """
+    if not _is_table(value):
+        return value
+    as_samples(**{name: value})
+    if not hasattr(value, "to_numpy"):
+        return np.asarray(value, float)
+    try:
+        return value.to_numpy(dtype=float, na_value=np.nan)
+    except TypeError:  # a frame of another library than pandas
+        return np.asarray(value.to_numpy(), float)
+
+
+def as_particles(particles: Any) -> PyTree[Array]:
+    """Particles as JAX arrays; one array, list or frame of integers becomes floating-point."""
+    particles = as_table("particles", particles)
+    if not hasattr(particles, "shape"):
+        return jax.tree.map(jnp.asarray, particles)
+    # What is no matrix, or empty, is refused with words of its own.
+    is_matrix = jnp.ndim(particles) == 2 and 0 not in jnp.shape(particles)
+    return as_samples(particles=particles)[0] if is_matrix else particles
+
+
+def _is_table(value: Any) -> bool:
+    """Whether the value is text, a frame, or a list of numbers rather than of arrays."""
+    if isinstance(value, (str, bytes)) or hasattr(value, "to_numpy"):
+        return True
+    if isinstance(value, np.ndarray):
+        return value.dtype != np.float64 and not jnp.issubdtype(value.dtype, jnp.floating)
+    is_list = isinstance(value, (list, tuple)) and not hasattr(value, "_fields")
+    leaves = jax.tree.leaves(value) if is_list else []
+    return bool(leaves) and all(isinstance(leaf, (bool, int, float, str)) for leaf in leaves)
+
+
+class TargetRows(NamedTuple):
+    """Particles and samples as rows about a common origin, in the particles' dtype.
+
+    Attributes:
+        x: the particles.
+        y: the samples.
+        resolved: whether the particles' dtype can tell the samples apart where they lie.
+    """
+
+    x: Float[Array, "n d"]
+    y: Float[Array, "m d"]
+    resolved: Bool[Array, ""]
+
+
+def target_rows(samples: PyTree[Array], particles: PyTree[Array]) -> TargetRows:
+    """Both as rows, the center of wider samples taken away in their own precision.
+
+    A discrepancy that is invariant to translations is then that of the samples as they were given
+    to the particles as they are. Particles in float32 at an offset of 10⁸ lie on a grid of 8,
+    though: nothing brings them nearer to the target. `resolved` tells.
+
+    Raises:
+        ValueError: if samples and particles differ in their number of features, or an array of
+            samples is no non-empty matrix.
+    """
+    num_particles(particles)
+    x, _ = ravel_particles(particles)
+    eps = float(jnp.finfo(x.dtype).eps)
+    if not hasattr(samples, "shape"):
+        y = ravel_particles(samples)[0].astype(x.dtype)
+        check_same_features(y, x, ("samples", "particles"))
+        return TargetRows(x, y, jnp.ones((), bool))
+    center, y = centered_samples(samples=samples)
+    check_same_features(y, x, ("samples", "particles"))
+    origin, rest = center.high, center.low
+    if jnp.finfo(y.dtype).bits > jnp.finfo(x.dtype).bits:
+        origin = common_center(y).astype(x.dtype)
+        y, rest = y - origin.astype(y.dtype), jnp.zeros_like(origin)
+    y = y.astype(x.dtype)
+    spread = jnp.max(jnp.abs(y - common_center(y)), initial=0)
+    size = jnp.max(jnp.abs(origin.astype(x.dtype)))
+    resolved = (spread == 0) | ~(eps * size > spread / 2)
+    return TargetRows((x - origin.astype(x.dtype)) - rest.astype(x.dtype), y, resolved)
+
+
+def flagged_value(value: Float[Array, ""], rows: TargetRows) -> Float[Array, ""]:
+    """The value, NaN where the particles' dtype cannot resolve the target."""
+    return nan_unless(rows.resolved, value)
