@@ -4,6 +4,7 @@ Any callable `(x "d", y "d") -> scalar` is a cost. One may also provide
 
     matrix(x "n d", y "m d") -> "n m"   in closed form, rather than pair by pair
     translation_invariant               true where c(x, y) = h(x − y): points are centred
+    quadratic                           true where h is: samples are centred one by one
     h(z "d") -> scalar                  that h
     grad_conjugate(w "... d")           ∇h*, which a transport map takes: T(x) = x − ∇h*(∇f(x))
 """
@@ -15,11 +16,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_callable, check_order, check_scalar_output
-from divjax.core.numerics import nan_unless
+from divjax.core.checks import (
+    check_callable,
+    check_order,
+    check_scalar_output,
+    check_shape,
+)
+from divjax.core.numerics import matmul, nan_unless, safe_power, safe_sqrt
 from divjax.core.pytrees import as_pytree, pytree
+from divjax.core.samples import as_samples
 
 __all__ = [
     "Cosine",
@@ -41,10 +50,29 @@ _UNROLL_UP_TO = 16
 _DIFFERENCES_UP_TO = 8
 
 
+def _floating(**points: ArrayLike) -> list[Array]:
+    """Points or samples as floating-point arrays of one dtype and number of features.
+
+    Differences of integers would overflow, and one feature would be broadcast to many.
+    """
+    arrays = [jnp.asarray(point) for point in points.values()]
+    sizes = [array.shape[-1] if array.ndim else 0 for array in arrays]
+    if len(set(sizes)) > 1:
+        names = " and ".join(points)
+        raise ValueError(
+            f"{names} must have the same number of features; got {sizes[0]} and {sizes[1]}."
+        )
+    dtype = jnp.result_type(*arrays)
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    dtype = dtype if floating else jnp.result_type(float)
+    return [array.astype(dtype) for array in arrays]
+
+
 def _sum_over_features(
     term: Callable[[Array], Array], x: _Points, y: Float[Array, "m d"]
 ) -> Float[Array, "n m"]:
     """Σ_k term(x_ik − y_jk); differences are computed again in reverse mode rather than held."""
+    x, y = _floating(x=x, y=y)
     term = jax.checkpoint(term)
     if x.shape[1] <= _UNROLL_UP_TO:
         return functools.reduce(jnp.add, (term(x[:, k, None] - y[:, k]) for k in range(x.shape[1])))
@@ -59,6 +87,7 @@ def _squared(x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
 
     `core.pairwise.squared_distances` clips at zero, where a derivative would be halved.
     """
+    x, y = _floating(x=x, y=y)
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         return _sum_over_features(jnp.square, x, y)
     center = jax.lax.stop_gradient(jnp.mean(y, axis=0))
@@ -67,19 +96,18 @@ def _squared(x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     # The barrier keeps XLA from writing the derivative's product in transposed order, on a CPU ten
     # times slower.
     columns = jax.lax.optimization_barrier(y.T)
-    product = jnp.matmul(2 * x, columns, precision=jax.lax.Precision.HIGHEST)
+    product = matmul(2 * x, columns)
     return jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - product
 
 
-def _power(base: Array, exponent: ArrayLike) -> Array:
-    """base^exponent for base ≥ 0, with derivative zero at zero."""
-    positive = base > 0
-    return jnp.where(positive, jnp.where(positive, base, 1) ** exponent, 0)
-
-
-def _sqrt(squared: Array) -> Array:
-    positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+def rounded_relative_to(
+    cost: Any, x: _Points, y: Float[Array, "m d"], costs: Float[Array, "n m"]
+) -> Float[Array, "n m"]:
+    """The size that the rounding of costs is relative to: their own, or that of their summands."""
+    if isinstance(cost, SqEuclidean) and x.shape[1] > _DIFFERENCES_UP_TO:
+        center = jnp.mean(y, axis=0)
+        return jnp.sum((x - center) ** 2, axis=1)[:, None] + jnp.sum((y - center) ** 2, axis=1)
+    return jnp.abs(costs)
 
 
 def cost_matrix(
@@ -96,6 +124,9 @@ def cost_matrix(
     Returns:
         The matrix.
 
+    Raises:
+        ValueError: if a sample is not a non-empty matrix, or the features differ in number.
+
     Example:
         >>> import jax.numpy as jnp
         >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
@@ -104,8 +135,10 @@ def cost_matrix(
         >>> cost_matrix(lambda x, y: jnp.sum(x * y), x, x).tolist()
         [[0.0, 0.0], [0.0, 25.0]]
     """
+    x, y = as_samples(x=x, y=y)
     if hasattr(cost, "matrix"):
         return cost.matrix(x, y)  # pyright: ignore[reportFunctionMemberAccess]
+    check_callable(cost=cost)
     return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(x, y)
 
 
@@ -137,8 +170,8 @@ def paired_costs(
 ) -> Float[Array, " n"]:
     """The n costs c(x_i, y_i)."""
     if isinstance(cost, SqEuclidean):  # one pair at a time its matrix product is slow
-        return jnp.sum(jnp.square(x - y), axis=1)
-    return jax.vmap(cost)(x, y)
+        return jnp.sum(jnp.square(jnp.subtract(*_floating(x=x, y=y))), axis=1)
+    return jax.vmap(cost)(*_floating(x=x, y=y))
 
 
 class _OfMatrix:
@@ -149,6 +182,9 @@ class _OfMatrix:
 
     def __call__(self, x: _Point, y: _Point) -> Float[Array, ""]:
         """The cost of one pair."""
+        for name, point in (("x", x), ("y", y)):
+            check_shape(name, point, "d")
+        x, y = _floating(x=x, y=y)
         return self.matrix(x[None], y[None])[0, 0]
 
 
@@ -156,6 +192,11 @@ class _TranslationInvariant(_OfMatrix):
     """c(x, y) = h(x − y)."""
 
     translation_invariant = True
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether h is a quadratic form, as far as is known while tracing."""
+        return False
 
     def h(self, z: _Point) -> Float[Array, ""]:
         """The cost of a displacement."""
@@ -173,6 +214,11 @@ class SqEuclidean(_TranslationInvariant):
         >>> float(SqEuclidean()(jnp.array([0.0, 0.0]), jnp.array([3.0, 4.0])))
         25.0
     """
+
+    @property
+    def quadratic(self) -> bool:
+        """It is."""
+        return True
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """With more than 8 features to rounding of the largest ‖x − ȳ‖², maybe just below 0."""
@@ -195,7 +241,7 @@ class Euclidean(_TranslationInvariant):
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums of squared differences, which keeps small distances."""
-        return _sqrt(_sum_over_features(jnp.square, x, y))
+        return safe_sqrt(_sum_over_features(jnp.square, x, y))
 
 
 @pytree
@@ -226,17 +272,22 @@ class EuclideanPower(_TranslationInvariant):
     def __post_init__(self):
         check_order(self.p, above_one=True)
 
+    @property
+    def quadratic(self) -> bool:
+        """Whether p is known to be 2."""
+        return not isinstance(self.p, Tracer) and bool(np.asarray(self.p) == 2)
+
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums of squared differences."""
         p = nan_unless(jnp.asarray(self.p) > 1, self.p)
-        return _power(_sum_over_features(jnp.square, x, y), p / 2) / p
+        return safe_power(_sum_over_features(jnp.square, x, y), p / 2) / p
 
     def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w) = ‖w‖^{q−2} w."""
-        squared = jnp.sum(w**2, axis=-1, keepdims=True)
+        norm = safe_sqrt(jnp.sum(w**2, axis=-1, keepdims=True))
         w = nan_unless(jnp.asarray(self.p) > 1, w)
-        # q − 2 = (2 − p)/(p − 1); the product with w is zero at zero.
-        return w * _power(squared, (2 - self.p) / (self.p - 1) / 2)
+        # ‖w‖^{q−1} times the direction, with q − 1 = 1/(p − 1) > 0: zero at zero.
+        return w / jnp.where(norm == 0, 1, norm) * safe_power(norm, 1 / (self.p - 1))
 
 
 @pytree
@@ -263,8 +314,8 @@ class PNorm(_TranslationInvariant):
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
         p = nan_unless(jnp.asarray(self.p) >= 1, self.p)
-        powers = _sum_over_features(lambda z: _power(jnp.abs(z), p), x, y)
-        return _power(powers, 1 / p)
+        powers = _sum_over_features(lambda z: safe_power(jnp.abs(z), p), x, y)
+        return safe_power(powers, 1 / p)
 
 
 @pytree
@@ -290,21 +341,26 @@ class PNormPower(_TranslationInvariant):
     def __post_init__(self):
         check_order(self.p, above_one=True)
 
+    @property
+    def quadratic(self) -> bool:
+        """Whether p is known to be 2."""
+        return not isinstance(self.p, Tracer) and bool(np.asarray(self.p) == 2)
+
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
         p = nan_unless(jnp.asarray(self.p) > 1, self.p)
-        return _sum_over_features(lambda z: _power(jnp.abs(z), p), x, y) / p
+        return _sum_over_features(lambda z: safe_power(jnp.abs(z), p), x, y) / p
 
     def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w)_k = sign(w_k) |w_k|^{1/(p−1)}."""
         w = nan_unless(jnp.asarray(self.p) > 1, w)
-        return jnp.sign(w) * _power(jnp.abs(w), 1 / (self.p - 1))
+        return jnp.sign(w) * safe_power(jnp.abs(w), 1 / (self.p - 1))
 
 
 def _directions(x: _Points) -> _Points:
     """Rows of length one; a row of zeros stays."""
     squared = jnp.sum(x**2, axis=1, keepdims=True)
-    return x / jnp.where(squared > 0, _sqrt(squared), 1)
+    return x / jnp.where(squared > 0, safe_sqrt(squared), 1)
 
 
 @pytree
@@ -319,8 +375,8 @@ class Cosine(_OfMatrix):
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From one matrix product."""
-        precision = jax.lax.Precision.HIGHEST
-        return 1 - jnp.matmul(_directions(x), _directions(y).T, precision=precision)
+        x, y = _floating(x=x, y=y)
+        return 1 - matmul(_directions(x), _directions(y).T)
 
 
 @pytree
@@ -338,9 +394,9 @@ class SphereGeodesic(_OfMatrix):
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
-        x, y = _directions(x), _directions(y)
-        apart = _sqrt(_sum_over_features(jnp.square, x, y))
-        return 2 * jnp.arctan2(apart, _sqrt(_sum_over_features(jnp.square, x, -y)))
+        x, y = map(_directions, _floating(x=x, y=y))
+        apart = safe_sqrt(_sum_over_features(jnp.square, x, y))
+        return 2 * jnp.arctan2(apart, safe_sqrt(_sum_over_features(jnp.square, x, -y)))
 
 
 def grad_conjugate(cost: Any) -> Callable[[Array], Array]:

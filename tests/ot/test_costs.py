@@ -86,3 +86,41 @@ def test_many_features_are_not_held():
 def test_bad_exponents_raise(cost, p):
     with pytest.raises(ValueError, match="p must be a finite number"):
         cost(p)
+
+
+@every
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("d", [2, 20])
+def test_what_is_not_finite_is_no_finite_cost(name, value, d):
+    x, y = points(3, d), points(4, d, seed=1)
+    x[1, 1] = value
+    matrix = ot.cost_matrix(COSTS[name][0], jnp.asarray(x), jnp.asarray(y))
+    assert not jnp.isfinite(matrix[1]).any()
+    assert jnp.isfinite(matrix[::2]).all()
+
+
+def test_numbers_of_features_must_agree():
+    x, y = jnp.zeros((3, 3)), jnp.zeros((4, 2))
+    for cost in (ot.SqEuclidean(), ot.Cosine(), lambda x, y: jnp.sum(x) - jnp.sum(y)):
+        with pytest.raises(ValueError, match="same number of features; got 3 and 2"):
+            ot.cost_matrix(cost, x, y)
+    for first, second in ((x[0], y[0]), (x[0], y[0, :1])):
+        with pytest.raises(ValueError, match="same number of features; got 3 and"):
+            ot.SqEuclidean()(first, second)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int8])
+def test_integers_do_not_overflow(dtype):
+    x, y = np.array([[1], [100]], dtype), np.array([[3], [100]], dtype)
+    exact = cdist(x.astype(float), y.astype(float))
+    for cost in (ot.PNorm(1.0), ot.SqEuclidean()):
+        expected = exact if isinstance(cost, ot.PNorm) else exact**2
+        np.testing.assert_allclose(ot.cost_matrix(cost, x, y), expected, rtol=1e-6)
+        np.testing.assert_allclose(cost(x[0], y[0]), expected[0, 0], rtol=1e-6)
+    assert ot.SqEuclidean()(np.array([60_000]), np.array([0])) == 3.6e9
+
+
+def test_a_traced_order_out_of_range_has_no_cost():
+    x = jnp.asarray(points(3, 2))
+    matrix = jax.jit(lambda p: ot.cost_matrix(ot.PNorm(p), x, x + 1))(0.5)
+    assert jnp.isnan(matrix).all()
