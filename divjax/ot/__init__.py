@@ -3,7 +3,8 @@
 | what is asked | what to call |
 |---|---|
 | an entropic cost, its plan and its map, sweeps over ε, gradients of all of them | `sinkhorn` |
-| … where marginals need not be met, or ε is far below the mean cost | its `marginal_penalty`, its `annealing` by `Annealing` |
+| … where marginals need not be met, or ε is far below the mean cost | its `marginal_penalty` (`marginal_penalty_from_tau`), its `annealing` by `Annealing` |
+| … with an ε that is a share of the costs | `Relative` |
 | a divergence of two samples, zero where they agree, for a loss | `sinkhorn_divergence`; with flags, `sinkhorn_divergence_result` |
 | exact, on the line; with plan, map and potentials; with relaxed marginals | `wasserstein_1d`; `transport_1d`; `unbalanced_1d` |
 | over random or the worst directions, or given ones | `sliced_wasserstein`, `max_sliced_wasserstein`, `projected_wasserstein` |
@@ -67,12 +68,12 @@ from divjax.ot.gaussian import (
 from divjax.ot.gaussian_entropic import GaussianEntropicResult, gaussian_entropic
 from divjax.ot.gaussian_samples import gaussian_map_from_samples
 from divjax.ot.icnn_dual import DualFit, ICNNDual
-from divjax.ot.iterations import Annealing
 from divjax.ot.light_bridge import LightSchrodingerBridge
 from divjax.ot.monge_gap import MongeGapResult, monge_gap, monge_gap_from_samples
 from divjax.ot.monge_map import MongeMap
 from divjax.ot.network_map import MapFit
 from divjax.ot.one_dimensional import LineTransportResult, transport_1d, wasserstein_1d
+from divjax.ot.schedules import Annealing, Relative, marginal_penalty_from_tau
 from divjax.ot.schrodinger import ConditionalPlan, SchrodingerBridge
 from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 from divjax.ot.sliced import (
@@ -104,6 +105,7 @@ __all__ = [
     "MongeMap",
     "PNorm",
     "PNormPower",
+    "Relative",
     "SchrodingerBridge",
     "SinkhornDivergenceResult",
     "SinkhornResult",
@@ -116,6 +118,7 @@ __all__ = [
     "gaussian_map",
     "gaussian_map_from_samples",
     "gaussian_wasserstein",
+    "marginal_penalty_from_tau",
     "max_sliced_wasserstein",
     "monge_gap",
     "monge_gap_from_samples",

@@ -12,19 +12,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from divjax.ot.problem import Problem, dual_objective, soft_transform
+from divjax.core.numerics import if_needed
+from divjax.ot.problem import (
+    Problem,
+    conjugate,
+    dual_objective,
+    log_tilted_mass,
+    soft_minimum,
+    soft_transform,
+)
 
-__all__ = ["envelope_value", "gauge", "with_implicit_derivatives"]
+__all__ = [
+    "envelope_value",
+    "gauge",
+    "mass_price",
+    "rows_potential",
+    "weightless",
+    "with_implicit_derivatives",
+]
 
 
 def gauge(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
 ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
     """Balanced potentials, unique up to f + s, g − s, with ⟨a, f⟩ = ⟨b, g⟩."""
-    if not problem.balanced:
+    if problem.has_free_constant is False:
         return f, g
     a, b = problem.a, problem.b
     shift = (a @ f - b @ g) / (jnp.sum(a) + jnp.sum(b))
+    shift = jnp.where(problem.has_free_constant, shift, 0)
     return f - shift, g + shift
 
 
@@ -49,7 +65,15 @@ def _implicit_jvp(primals: Any, tangents: Any) -> Any:
     _, column_change = jax.jvp(
         lambda p: soft_transform(p.transposed, g, f), (problem,), (tangents[0],)
     )
-    return (f, g), _solve(problem, f, g, row_change, column_change)
+    _, mass_change = jax.jvp(lambda p: _log_mass_ratio(p, f, g), (problem,), (tangents[0],))
+    return (f, g), _solve(problem, f, g, row_change, column_change, mass_change)
+
+
+def _log_mass_ratio(problem: Problem, f: Array, g: Array) -> Float[Array, ""]:
+    """log(⟨a, exp(−f/ρ_a)⟩ / ⟨b, exp(−g/ρ_b)⟩), zero at the optimum: both are the plan's mass."""
+    row_inverse, column_inverse = problem.inverse_penalties
+    rows = log_tilted_mass(problem.a, f, row_inverse)
+    return rows - log_tilted_mass(problem.b, g, column_inverse)
 
 
 def _solve(
@@ -58,13 +82,16 @@ def _solve(
     g: Float[Array, " m"],
     row_change: Float[Array, " n"],
     column_change: Float[Array, " m"],
+    mass_change: Float[Array, ""],
 ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
     """The pair (df, dg) with df + κ_a Q dg = R and dg + κ_b Q̃ df = S.
 
     Without df and times the columns' masses q = Pᵀ1 this is (diag q − κ_a κ_b Pᵀ diag(P1)⁻¹ P) dg
-    = q (S − κ_b Q̃ R), symmetric. Balanced, constants are its kernel, and a term that is one on
-    them and zero on what has q-mean zero takes them out. Rows and columns without weight take no
-    part; their df and dg follow from the others'.
+    = q (S − κ_b Q̃ R), symmetric. Constants are mapped to (1 − κ_a κ_b) q, and vectors of q-mean
+    zero to vectors that sum to zero. If ρ ≫ ε, the constant in dg would be lost in rounding: a term
+    that is q on constants and zero on vectors of q-mean zero is added, which changes that constant
+    alone, and `_constant` takes it from the masses. Rows and columns without weight take no part;
+    their df and dg follow from the others'.
     """
     a, b = problem.a, problem.b
     (kappa_a, kappa_b), (right, left) = problem.damping, problem.products(f, g)
@@ -75,7 +102,7 @@ def _solve(
 
     def matvec(dg):
         result = mass * dg - kappa_a * kappa_b * b * gather(average(dg))
-        return result + mass * ((mass @ dg) / jnp.sum(mass)) if problem.balanced else result
+        return result + mass * ((mass @ dg) / jnp.sum(mass))
 
     target = mass * column_change - kappa_b * b * gather(row_change)
     weight = jnp.where(mass > 0, 1 / jnp.where(mass > 0, mass, 1), 0)
@@ -86,8 +113,26 @@ def _solve(
         lambda apply, vector: _conjugate_gradients(apply, vector, weight),
         symmetric=True,
     )
+    dg = dg - (mass @ dg) / jnp.sum(mass)
     df = row_change - kappa_a * average(dg)
+    constant = _constant(problem, f, g, df, dg, mass_change)
+    df, dg = df - kappa_a * constant, dg + constant
     return df, column_change - kappa_b * gather(df) / columns
+
+
+def _constant(
+    problem: Problem, f: Array, g: Array, df: Array, dg: Array, mass_change: Array
+) -> Float[Array, ""]:
+    """The c for which (df − κ_a c, dg + c) keep both relaxed marginals' masses equal.
+
+    With r the logarithm of their ratio, ∂r + ⟨∂r/∂f, df − κ_a c⟩ + ⟨∂r/∂g, dg + c⟩ = 0, where the
+    slopes sum to −1/ρ_a and 1/ρ_b. Zero if both marginals are exact.
+    """
+    slopes = jax.grad(lambda f, g: _log_mass_ratio(problem, f, g), (0, 1))(f, g)
+    row_inverse, column_inverse = problem.inverse_penalties
+    total = problem.damping[0] * row_inverse + column_inverse
+    change = mass_change + slopes[0] @ df + slopes[1] @ dg
+    return jnp.where(total > 0, -change / jnp.where(total > 0, total, 1), 0)
 
 
 def _conjugate_gradients(apply: Any, target: Float[Array, " m"], weight: Float[Array, " m"]) -> Any:
@@ -131,3 +176,44 @@ def _envelope_jvp(primals: Any, tangents: Any) -> Any:
     f, g = gauge(problem, *with_implicit_derivatives(problem, f, g))
     _, change = jax.jvp(lambda p: dual_objective(p, f, g), (problem,), (tangents[0],))
     return envelope_value(*primals), change
+
+
+@jax.custom_jvp
+def rows_potential(
+    problem: Problem, rows: Array, f: Float[Array, " n"], g: Float[Array, " m"]
+) -> Float[Array, " n"]:
+    """f, and where the problem has no weight the soft transform of g at the row that was given."""
+    evaluate = lambda f: jnp.where(problem.a > 0, f, soft_minimum(problem, rows, g))
+    return if_needed(jnp.any(problem.a == 0), evaluate, f)
+
+
+@rows_potential.defjvp
+def _rows_potential_jvp(primals: Any, tangents: Any) -> Any:
+    def evaluate(problem: Problem, rows: Array, f: Array, g: Array) -> Array:
+        other = soft_minimum(problem, rows, g)
+        return jnp.where(problem.a > 0, f, jnp.where(jnp.isfinite(other), other, 0))
+
+    return rows_potential(*primals), jax.jvp(evaluate, primals, tangents)[1]
+
+
+@jax.custom_jvp
+def weightless(weights: Float[Array, " n"], difference: Float[Array, " n"]) -> Float[Array, ""]:
+    """Zero, whose derivative in a weight that is zero is the difference.
+
+    By it the value's derivative in the weight of a row that was replaced is that of the row itself.
+    """
+    return jnp.zeros((), weights.dtype)
+
+
+@weightless.defjvp
+def _weightless_jvp(primals: Any, tangents: Any) -> Any:
+    weights, difference = primals
+    change = jnp.where(weights == 0, tangents[0], 0)
+    return weightless(*primals), change @ jnp.where(jnp.isfinite(difference), difference, 0)
+
+
+def mass_price(
+    potential: Float[Array, " n"], penalty: Any, kappa: Float[Array, ""]
+) -> Float[Array, " n"]:
+    """What the value rises by a unit of mass, up to a constant: f, or (ρ + ε)(1 − exp(−f/ρ))."""
+    return conjugate(potential, penalty) / kappa

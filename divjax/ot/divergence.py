@@ -1,15 +1,20 @@
 """The debiased Sinkhorn divergence."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from divjax.core.pytrees import pytree
+from divjax.core.types import Status, check_status, summary
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.iterations import Annealing
-from divjax.ot.problem import PointPairs, Problem
-from divjax.ot.sinkhorn import SinkhornResult, make_problem, solve_problem
+from divjax.ot.formulation import check_epsilon, formulate, formulate_self
+from divjax.ot.problem import PointPairs
+from divjax.ot.schedules import Annealing, Relative
+from divjax.ot.sinkhorn import SinkhornResult, solve, start_of
 
 __all__ = [
     "SinkhornDivergenceResult",
@@ -19,27 +24,40 @@ __all__ = [
 ]
 
 
-class SinkhornDivergenceResult(NamedTuple):
-    """The divergence, whether its three problems have converged, and their results.
+@pytree
+class SinkhornDivergenceResult:
+    """The divergence, how its three problems ended, and their results.
 
     Attributes:
         value: S(a, b).
-        converged: whether all three have, and the value is finite.
+        status: the gravest of the three problems' `Status`.
         xy: from x to y.
         xx: from x to itself.
         yy: from y to itself.
     """
 
     value: Float[Array, ""]
-    converged: Bool[Array, ""]
+    status: Int[Array, ""]
     xy: SinkhornResult
     xx: SinkhornResult
     yy: SinkhornResult
 
+    __repr__ = summary
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        """Whether all three problems have converged."""
+        return self.status == Status.CONVERGED
+
     @property
     def potentials(self) -> tuple[Array, Array, Array, Array]:
-        """Those of x and y, of x to itself and of y to itself: a start for a like problem."""
+        """Those of x and y, of x to itself and of y to itself: a start for a similar problem."""
         return self.xy.f, self.xy.g, self.xx.f, self.yy.f
+
+    def check(self) -> "SinkhornDivergenceResult":
+        """This result; raises `RuntimeError` with the status's sentence unless it converged."""
+        check_status(self.status)
+        return self
 
 
 def self_transport(
@@ -52,10 +70,9 @@ def self_transport(
     tolerance: ArrayLike | None,
 ) -> SinkhornResult:
     """`sinkhorn(x, x, a, a)` by averaged symmetric updates, which take few iterations."""
-    problem, center = make_problem(x, x, a, a, epsilon, cost, None, None)
-    return solve_problem(
-        problem, center, max_iterations=max_iterations, tolerance=tolerance, symmetric=True
-    )
+    check_epsilon(epsilon)
+    formulation = formulate_self(x, a, epsilon, cost, None, None)
+    return solve(formulation, max_iterations=max_iterations, tolerance=tolerance, symmetric=True)
 
 
 def sinkhorn_divergence_result(
@@ -64,7 +81,7 @@ def sinkhorn_divergence_result(
     a: Float[Array, " n"] | None = None,
     b: Float[Array, " m"] | None = None,
     *,
-    epsilon: ArrayLike,
+    epsilon: ArrayLike | Relative,
     cost: Callable[..., Array] = SqEuclidean(),
     max_iterations: int = 2000,
     tolerance: ArrayLike | None = 1e-3,
@@ -84,12 +101,12 @@ def sinkhorn_divergence_result(
         y: samples.
         a: weights of x; uniform by default.
         b: weights of y.
-        epsilon: ε > 0, in units of the cost.
+        epsilon: ε > 0, in units of the cost; or `Relative` to the costs between x and y.
         cost: a symmetric cost of `divjax.ot`, or a function of two points.
         max_iterations: of each problem, at most; without tolerance exactly.
         tolerance: of the marginals' L1 error, as a share of the mass; or None.
         marginal_penalty: ρ, or (ρ_a, ρ_b): relaxed marginals.
-        init: the `potentials` of a like problem, such as that of the last step of a loop.
+        init: the `potentials` of a similar problem, such as that of the last step of a loop.
         annealing: a decreasing sequence of ε before.
         block_size: rows of costs held at a time.
 
@@ -108,35 +125,38 @@ def sinkhorn_divergence_result(
     """
     if hasattr(cost, "shape"):
         raise ValueError("cost must be a function of two points; a matrix has no self terms.")
-    problem, center = make_problem(x, y, a, b, epsilon, cost, marginal_penalty, block_size)
+    if init is not None and (not isinstance(init, tuple) or len(init) != 4):
+        raise ValueError("init must be the four `potentials` of a `SinkhornDivergenceResult`.")
+    formulation = formulate(x, y, a, b, epsilon, cost, marginal_penalty, block_size)
+    problem = formulation.problem
     settings: Any = {
         "max_iterations": max_iterations,
         "tolerance": tolerance,
         "annealing": annealing,
     }
-    if init is not None and (not isinstance(init, tuple) or len(init) != 4):
-        raise ValueError("init must be the four `potentials` of a `SinkhornDivergenceResult`.")
-    pairs, penalties = problem.pairs, problem.penalties
-    assert isinstance(pairs, PointPairs)
     start = (None,) * 3 if init is None else (init[:2], (init[2],) * 2, (init[3],) * 2)
 
-    def to_itself(points, weights, penalty, init, after: SinkhornResult):
-        # A zero, but known only then: side by side the matrices of all three would be held.
-        points = points + jnp.minimum(after.num_iterations, 0)
-        pairs = PointPairs(points, points, problem.pairs.cost)  # pyright: ignore
-        rest = problem.epsilon, (penalty, penalty), problem.block_rows
-        own = Problem(pairs, weights, weights, *rest)
-        return solve_problem(own, center, init, symmetric=True, **settings)
+    def to_itself(points: Any, weights: Array, side: int, start: Any, after: SinkhornResult) -> Any:
+        penalty = problem.penalties[side]
+        options = problem.epsilon, cost, (penalty, penalty), block_size
+        own = formulate_self(points, weights, *options, vanishing=formulation.replaced[side])
+        # After the problem before: simultaneously the matrices of all three would be held.
+        pairs, previous = own.problem.pairs, jax.lax.stop_gradient(after.error)
+        assert isinstance(pairs, PointPairs)
+        points, _ = jax.lax.optimization_barrier((pairs.x, previous))
+        pairs = PointPairs(points, points, pairs.cost)
+        own = dataclasses.replace(own, problem=dataclasses.replace(own.problem, pairs=pairs))
+        return solve(own, start_of(own, start), symmetric=True, **settings)
 
-    xy = solve_problem(problem, center, start[0], **settings)
-    xx = to_itself(pairs.x, problem.a, penalties[0], start[1], xy)
-    yy = to_itself(pairs.y, problem.b, penalties[1], start[2], xx)
+    xy = solve(formulation, start_of(formulation, start[0]), **settings)
+    xx = to_itself(x, formulation.a, 0, start[1], xy)
+    yy = to_itself(y, formulation.b, 1, start[2], xx)
     # The plans' masses differ where marginals are relaxed; without this the divergence of a from
     # itself scaled would not be what it is for ε → ∞.
-    masses = jnp.sum(problem.a) - jnp.sum(problem.b)
+    masses = jnp.sum(formulation.a) - jnp.sum(formulation.b)
     value = xy.value - (xx.value + yy.value) / 2 + problem.epsilon / 2 * masses**2
-    converged = xy.converged & xx.converged & yy.converged & jnp.isfinite(value)
-    return SinkhornDivergenceResult(value, converged, xy, xx, yy)
+    status = jnp.maximum(xy.status, jnp.maximum(xx.status, yy.status))
+    return SinkhornDivergenceResult(value, status, xy, xx, yy)
 
 
 def sinkhorn_divergence(
@@ -145,7 +165,7 @@ def sinkhorn_divergence(
     a: Float[Array, " n"] | None = None,
     b: Float[Array, " m"] | None = None,
     *,
-    epsilon: ArrayLike,
+    epsilon: ArrayLike | Relative,
     cost: Callable[..., Array] = SqEuclidean(),
     max_iterations: int = 2000,
     tolerance: ArrayLike | None = 1e-3,
@@ -169,7 +189,7 @@ def sinkhorn_divergence(
         y: samples.
         a: weights of x; uniform by default.
         b: weights of y.
-        epsilon: ε > 0, in units of the cost.
+        epsilon: ε > 0, in units of the cost; or `Relative` to the costs between x and y.
         cost: a symmetric cost of `divjax.ot`, or a function of two points.
         max_iterations: of each problem, at most; without tolerance exactly.
         tolerance: of the marginals' L1 error, as a share of the mass; or None.

@@ -7,6 +7,11 @@ which it is in range, the transforms at ε = 0. Chunks of iterations are checked
 range of numbers it is done again in the log domain. A problem too large for K computes each block
 of it once an iteration and uses it for both halves.
 
+Between relaxed marginals, a constant that moves from g to f leaves the plan as it is, and plain
+iterations find the best constant at a rate of 1 − O(ε/ρ) only. So updates maximise the dual
+objective in one potential and that constant together, in closed form: they are translation
+invariant (Séjourné, Vialard, Peyré 2022, section 3).
+
 Updates are over-relaxed, log u ← log u + ω (target − log u); `over_relaxation` chooses ω.
 """
 
@@ -17,12 +22,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from divjax.core.checks import check_positive
-from divjax.core.pytrees import pytree, select
+from divjax.core.numerics import if_needed
+from divjax.core.pytrees import select
 from divjax.ot.over_relaxation import Best, Pace, adapt, start_pace
-from divjax.ot.problem import MatrixPairs, Problem
+from divjax.ot.problem import (
+    MatrixPairs,
+    Problem,
+    log_tilted_mass,
+    optimal_shift,
+    recentered,
+)
+from divjax.ot.schedules import Annealing, largest_cost
 
-__all__ = ["Annealing", "Solution", "iterate"]
+__all__ = ["Solution", "iterate"]
 
 # Iterations between checks.
 CHUNK = 10
@@ -33,42 +45,18 @@ _TOO_FAR = 0.4
 _NEAR = 0.2
 
 
-@pytree
-class Annealing:
-    """A decreasing sequence of ε that ends at the problem's: one iteration each.
-
-    ε_k = ε · max(1, start · decay^k). At small ε an iteration moves the potentials by a few ε only;
-    annealing saves those iterations.
-
-    Attributes:
-        start: the first ε, in multiples of the problem's.
-        decay: the factor from one to the next, in (0, 1).
-
-    Raises:
-        ValueError: if `start` or `decay` is a Python number out of range.
-
-    Example:
-        >>> Annealing(start=100.0).decay
-        0.8
-    """
-
-    start: ArrayLike = 1000.0
-    decay: ArrayLike = 0.8
-
-    def __post_init__(self):
-        check_positive(start=self.start, decay=self.decay)
-        if isinstance(self.decay, (int, float)) and not self.decay < 1:
-            raise ValueError(f"decay must be a number in (0, 1); got {self.decay}.")
-
-
 class Solution(NamedTuple):
-    """Potentials, the L1 error of their plan's marginals, ΣP − Σa Σb, and the iterations taken."""
+    """Potentials, the L1 error of their plan's marginals, ΣP − Σa Σb, and the iterations taken.
+
+    `errors` are those after each iteration, NaN for those not made, or None.
+    """
 
     f: Float[Array, " n"]
     g: Float[Array, " m"]
     error: Float[Array, ""]
     excess: Float[Array, ""]
     num_iterations: Int[Array, ""]
+    errors: Float[Array, " max_iterations"] | None
 
 
 class _LogScalings(NamedTuple):
@@ -88,6 +76,7 @@ class _State(NamedTuple):
     error: Float[Array, ""]
     pace: Pace
     num_iterations: Int[Array, ""]
+    errors: Float[Array, " max_iterations"] | None
 
 
 def _log_row_sums(
@@ -117,6 +106,16 @@ def _cold_start(problem: Problem, symmetric: bool) -> tuple[Array, Array]:
     return problem.map_rows(lambda costs: jnp.min(costs - g, axis=1)), g
 
 
+def _warm_start(
+    problem: Problem, init: tuple[Array, Array], symmetric: bool
+) -> tuple[Array, Array]:
+    """The potentials given; a cold start if they are not finite, or rounded by more than ε."""
+    f, g = init
+    size = jnp.maximum(jnp.max(jnp.abs(f)), jnp.max(jnp.abs(g)))
+    useful = size * jnp.finfo(f.dtype).eps < problem.epsilon
+    return if_needed(~useful, lambda _: _cold_start(problem, symmetric), init)
+
+
 class _Iteration:
     """The three ways of one iteration, all on scalings relative to base potentials f and g."""
 
@@ -131,37 +130,87 @@ class _Iteration:
         kappa = self.problem.damping[side]
         return -kappa * sums - kappa / rho * base
 
+    def correction(
+        self, side: int, base: Array, target: Array, other: Array
+    ) -> Float[Array, ""] | float:
+        """What a constant that may move to the other side adds to a side's target.
+
+        f maximises sup_t D(f + t, g − t): with f̂ the soft transform of g, κ = ρ_a/(ρ_a + ε),
+
+            f = f̂ − ε κ/ρ_a · log(⟨a, exp(−f̂/ρ_a)⟩ / ⟨b, exp(−g/ρ_b)⟩) / (1/ρ_b + κ/ρ_a).
+
+        Zero if this side's marginal is exact; ρ_b = ∞ is the limit, in which the plan has b's mass.
+
+        Args:
+            side: 0 for rows.
+            base: the potential that `target` is relative to.
+            target: f̂, as a scaling.
+            other: the other side's potential.
+        """
+        problem = self.problem
+        if problem.balanced or self.symmetric:
+            return 0.0
+        weights = problem.a, problem.b
+        inverse, inverse_other = (
+            problem.inverse_penalties[side],
+            problem.inverse_penalties[1 - side],
+        )
+        own = log_tilted_mass(weights[side], base + problem.epsilon * target, inverse)
+        ratio = own - log_tilted_mass(weights[1 - side], other, inverse_other)
+        slope = problem.damping[side] * inverse
+        total = inverse_other + slope
+        return -slope * ratio / jnp.where(total > 0, total, 1)
+
+    def potentials(self, state: _State, s: _LogScalings) -> tuple[Array, Array]:
+        """The potentials f and g of scalings."""
+        epsilon = self.problem.epsilon
+        return state.f + epsilon * s.log_u, state.g + epsilon * s.log_v
+
+    def recentered(self, state: _State, s: _LogScalings) -> _LogScalings:
+        """The same plan by the best potentials."""
+        if self.problem.balanced or self.symmetric:
+            return s
+        t = optimal_shift(self.problem, *self.potentials(state, s)) / self.problem.epsilon
+        return _LogScalings(s.log_u + t, s.log_v - t, s.log_rows - t, s.log_columns + t)
+
     def relax(self, scaling: Array, target: Array, omega: ArrayLike) -> Array:
         return scaling + omega * (target - scaling)
 
-    def relax_rows(self, f: Array, s: _LogScalings, rows: Array, omega: ArrayLike) -> Array:
-        return self.relax(s.log_u, self.target(0, f, rows), omega)
+    def relax_rows(
+        self, state: _State, s: _LogScalings, rows: Array, log_v: Array, omega: ArrayLike
+    ) -> Array:
+        target = self.target(0, state.f, rows)
+        g = state.g + self.problem.epsilon * log_v
+        return self.relax(s.log_u, target + self.correction(0, state.f, target, g), omega)
 
-    def relax_columns(self, g: Array, s: _LogScalings, omega: ArrayLike) -> Array:
-        return self.relax(s.log_v, self.target(1, g, s.log_columns), omega)
+    def relax_columns(self, state: _State, s: _LogScalings, omega: ArrayLike) -> Array:
+        target = self.target(1, state.g, s.log_columns)
+        f = state.f + self.problem.epsilon * s.log_u
+        return self.relax(s.log_v, target + self.correction(1, state.g, target, f), omega)
 
     def scaled(self, state: _State, s: _LogScalings, omega: ArrayLike) -> _LogScalings:
         """By two products with K; by one in the symmetric case, where f and g move half-way."""
         a, b, kernel = self.problem.a, self.problem.b, state.kernel
         if self.symmetric:
-            log_u = self.relax_rows(state.f, s, s.log_rows, 0.5)
+            log_u = self.relax_rows(state, s, s.log_rows, s.log_v, 0.5)
             rows = jnp.log(kernel @ (a * jnp.exp(log_u)))
             return _LogScalings(log_u, log_u, rows, rows)
-        log_v = self.relax_columns(state.g, s, omega)
+        log_v = self.relax_columns(state, s, omega)
         rows = jnp.log(kernel @ (b * jnp.exp(log_v)))
-        log_u = self.relax_rows(state.f, s, rows, omega)
-        return _LogScalings(log_u, log_v, rows, jnp.log((a * jnp.exp(log_u)) @ kernel))
+        log_u = self.relax_rows(state, s, rows, log_v, omega)
+        columns = jnp.log((a * jnp.exp(log_u)) @ kernel)
+        return self.recentered(state, _LogScalings(log_u, log_v, rows, columns))
 
     def blocked(self, state: _State, s: _LogScalings, omega: ArrayLike) -> _LogScalings:
         """By blocks of rows of K at the latest potentials, each computed once and used twice."""
         problem = self.problem
         epsilon, b = problem.epsilon, problem.b
         if self.symmetric:
-            log_u = self.relax_rows(state.f, s, s.log_rows, 0.5)
+            log_u = self.relax_rows(state, s, s.log_rows, s.log_v, 0.5)
             latest = state.f + epsilon * log_u
             rows = jnp.log(problem.row_sums(latest, latest, b)) - log_u
             return _LogScalings(log_u, log_u, rows, rows)
-        log_v = self.relax_columns(state.g, s, omega)
+        log_v = self.relax_columns(state, s, omega)
         g = state.g + epsilon * log_v
 
         def block(sums, rows):
@@ -173,24 +222,27 @@ class _Iteration:
 
         rows = problem.pairs.rows, problem.a, state.f, s.log_u
         sums, (log_u, log_sums) = _scan_blocks(block, jnp.zeros_like(b), rows, problem.block_rows)
-        return _LogScalings(log_u, log_v, log_sums, jnp.log(sums) - log_v)
+        # The correction, one number for all rows, is known once all blocks are.
+        target = self.target(0, state.f, log_sums)
+        shift = omega * self.correction(0, state.f, target, g)
+        columns = jnp.log(sums) - log_v + shift
+        return self.recentered(state, _LogScalings(log_u + shift, log_v, log_sums, columns))
 
     def logarithmic(self, state: _State, s: _LogScalings, omega: ArrayLike) -> _LogScalings:
         """By log-sum-exp: right wherever the result is a number."""
         problem = self.problem
         if self.symmetric:
-            log_u = self.relax_rows(state.f, s, s.log_rows, 0.5)
+            log_u = self.relax_rows(state, s, s.log_rows, s.log_v, 0.5)
             latest = state.f + problem.epsilon * log_u
             rows = _log_row_sums(problem, latest, latest) - log_u
             return _LogScalings(log_u, log_u, rows, rows)
-        log_v = self.relax_columns(state.g, s, omega)
+        log_v = self.relax_columns(state, s, omega)
         f, g = state.f + problem.epsilon * s.log_u, state.g + problem.epsilon * log_v
         rows = _log_row_sums(problem, f, g) - s.log_u
-        log_u = self.relax_rows(state.f, s, rows, omega)
+        log_u = self.relax_rows(state, s, rows, log_v, omega)
         f = state.f + problem.epsilon * log_u
-        return _LogScalings(
-            log_u, log_v, rows, _log_row_sums(self.problem.transposed, g, f) - log_v
-        )
+        columns = _log_row_sums(self.problem.transposed, g, f) - log_v
+        return self.recentered(state, _LogScalings(log_u, log_v, rows, columns))
 
     def start(self, f: Array, g: Array, kernel: Any) -> _LogScalings:
         """No scalings, and the columns' sums with which to begin; the rows' come later."""
@@ -200,11 +252,10 @@ class _Iteration:
         else:
             columns = jnp.log(self.problem.transposed.row_sums(g, f, self.problem.a))
         # Far from all, a column's sum may have underflowed.
-        unsound = ~jnp.isfinite(columns).all()
-        columns, _ = jax.lax.while_loop(
-            lambda carry: carry[1],
-            lambda carry: (_log_row_sums(self.problem.transposed, g, f), jnp.array(False)),
-            (columns, unsound),
+        columns = if_needed(
+            ~jnp.isfinite(columns).all(),
+            lambda _: _log_row_sums(self.problem.transposed, g, f),
+            columns,
         )
         return _LogScalings(rows, jnp.zeros_like(g), columns if self.symmetric else rows, columns)
 
@@ -267,26 +318,32 @@ def _anneal(
     problem: Problem, annealing: Annealing, symmetric: bool, f: Array, g: Array, most: int
 ) -> tuple[Array, Array, Array]:
     """One iteration in the log domain at each ε above the problem's."""
+    dtype = f.dtype
+    if annealing.start is None:
+        start = largest_cost(problem)
+    else:
+        start = problem.epsilon * jnp.asarray(annealing.start, dtype)
+    decay = jnp.asarray(annealing.decay, dtype)
 
     def epsilon(count):
-        return problem.epsilon * annealing.start * annealing.decay**count
+        return start * decay ** count.astype(dtype)
 
     def unfinished(state):
-        # A vmapped loop goes on for all until the last stops: those that are through stand still.
+        # A vmapped loop goes on until its slowest lane stops; finished lanes are frozen.
         return (epsilon(state[2]) > problem.epsilon) & (state[2] < most)
 
     def body(state):
         f, g, count = state
-        values = problem.pairs, problem.a, problem.b, epsilon(count).astype(f.dtype)
-        stage = Problem(*values, problem.penalties, problem.block_rows)
-        kappa_a, kappa_b = stage.damping
-        transposed = stage.transposed
-        new_g = kappa_b * (g - stage.epsilon * _log_row_sums(transposed, g, f))
+        stage = dataclasses.replace(problem, epsilon=epsilon(count))
         if symmetric:
-            f = (f + new_g) / 2
+            f = (f + stage.damping[1] * (g - stage.epsilon * _log_row_sums(stage, g, f))) / 2
             return f, f, count + 1
-        f = kappa_a * (f - stage.epsilon * _log_row_sums(stage, f, new_g))
-        return f, new_g, count + 1
+        correction = _Iteration(stage, symmetric, None).correction
+        g = stage.damping[1] * (g - stage.epsilon * _log_row_sums(stage.transposed, g, f))
+        g = g + stage.epsilon * correction(1, g, jnp.zeros_like(g), f)
+        f = stage.damping[0] * (f - stage.epsilon * _log_row_sums(stage, f, g))
+        f = f + stage.epsilon * correction(0, f, jnp.zeros_like(f), g)
+        return *recentered(stage, f, g), count + 1
 
     return jax.lax.while_loop(unfinished, body, (f, g, jnp.asarray(0)))
 
@@ -300,6 +357,7 @@ def iterate(
     annealing: Annealing | None = None,
     over_relaxation: ArrayLike | None = None,
     symmetric: bool = False,
+    record_errors: bool = False,
 ) -> Solution:
     """Iterate to the tolerance, or for a fixed count.
 
@@ -310,6 +368,7 @@ def iterate(
         tolerance: of the marginals' L1 error, absolute.
         annealing: its iterations count.
         over_relaxation: ω, or None for the adaptive one.
+        record_errors: whether the solution holds the error after every iteration.
         symmetric: whether both sides are one sample: f = g, by averaged updates (Feydy et al. 2019,
             section 3.1), which converge in few iterations for a positive kernel exp(−c/ε).
 
@@ -319,14 +378,17 @@ def iterate(
     # Apart from what else is computed of the problem: shared subexpressions would hold n × m
     # numbers through all iterations.
     problem, init = jax.lax.optimization_barrier(jax.lax.stop_gradient((problem, init)))
+    numbers = tolerance, annealing, over_relaxation
+    tolerance, annealing, over_relaxation = jax.lax.stop_gradient(numbers)
     if problem.dense:
         pairs = MatrixPairs(problem.pairs.block(problem.pairs.rows))
         problem = dataclasses.replace(problem, pairs=pairs)
-    f, g = init if init is not None else _cold_start(problem, symmetric)
+    f, g = (
+        _cold_start(problem, symmetric) if init is None else _warm_start(problem, init, symmetric)
+    )
     iteration = _Iteration(problem, symmetric, over_relaxation)
     dtype, count = f.dtype, jnp.asarray(0)
     if annealing is not None:
-        annealing = jax.lax.stop_gradient(annealing)
         # One is left for an error that belongs to the problem's own ε.
         f, g, count = _anneal(problem, annealing, symmetric, f, g, max_iterations - 1)
     too_far = -_TOO_FAR * jnp.log(jnp.finfo(dtype).tiny)
@@ -344,71 +406,78 @@ def iterate(
         scalings = _LogScalings(*none, s.log_rows + s.log_u, s.log_columns + s.log_v)
         return state._replace(f=f, g=g, scalings=scalings, kernel=kernel(f, g))
 
-    def run(step, state, s, steps, omega, wanted: ArrayLike = True):
-        """Up to so many iterations, and how many there were."""
-        if tolerance is None:
+    def run(step, state, s, errors, steps, omega, wanted: ArrayLike = True):
+        """Up to so many iterations, how many there were, and their errors if recorded."""
+        if tolerance is None and errors is None:
             # A loop, not a branch: under vmap a branch is always taken.
             upper = jnp.where(wanted, steps, 0)
-            return jax.lax.fori_loop(0, upper, lambda _, s: step(state, s, omega), s), steps
+            s = jax.lax.fori_loop(0, upper, lambda _, s: step(state, s, omega), s)
+            return s, steps, errors
 
         def unfinished(carry):
-            _, count, error = carry
-            # Not `error > tolerance`: what is not a number goes on to the end of the chunk.
-            return ~(error <= tolerance) & (count < steps) & wanted
+            _, count, error, _ = carry
+            # Not `error > tolerance`: a NaN error keeps iterating to the end of the chunk.
+            done = False if tolerance is None else error <= tolerance
+            return jnp.logical_not(done) & (count < steps) & wanted
 
         def body(carry):
-            s, count, _ = carry
+            s, count, _, errors = carry
             s = step(state, s, omega)
-            return s, count + 1, iteration.error(state, s)
+            error = iteration.error(state, s)
+            if errors is not None:
+                errors = errors.at[state.num_iterations + count].set(error)
+            return s, count + 1, error, errors
 
-        first = s, jnp.zeros_like(steps), jnp.asarray(jnp.inf, dtype)
-        s, taken, _ = jax.lax.while_loop(unfinished, body, first)
-        return s, taken
+        first = s, jnp.zeros_like(steps), jnp.asarray(jnp.inf, dtype), errors
+        s, taken, _, errors = jax.lax.while_loop(unfinished, body, first)
+        return s, taken, errors
 
     def chunk(state: _State) -> _State:
         # Potentials move far in the beginning: the first chunks are short, as they may be lost.
         steps = jnp.minimum(CHUNK, state.num_iterations - count + 1)
         steps = jnp.minimum(steps, max_iterations - state.num_iterations)
         before = state.scalings
-        s, taken = run(fast, state, before, steps, state.pace.omega)
+        s, taken, errors = run(fast, state, before, state.errors, steps, state.pace.omega)
         size = lambda s: jnp.maximum(jnp.max(jnp.abs(s.log_u)), jnp.max(jnp.abs(s.log_v)))
         finite = jnp.isfinite(size(s)) & jnp.isfinite(jnp.sum(s.log_rows) + jnp.sum(s.log_columns))
         lost = ~finite | (size(s) > too_far) if problem.dense else ~finite
-        again, taken_again = run(iteration.logarithmic, state, before, steps, 1, lost)
+        again, taken_again, errors = run(
+            iteration.logarithmic, state, before, errors, steps, 1, lost
+        )
         s = select(lost, again, s)
         # A fixed count is the same for all lanes of a vmap, which then stop without being asked.
         taken = steps if tolerance is None else jnp.where(lost, taken_again, taken)
         old, error = state.error, iteration.error(state, s)
-        state = state._replace(scalings=s, error=error, num_iterations=state.num_iterations + taken)
+        state = state._replace(
+            scalings=s,
+            error=error,
+            num_iterations=state.num_iterations + taken,
+            errors=errors,
+        )
         if over_relaxation is None and not symmetric:
             rate = (error / old) ** (1 / jnp.maximum(taken, 1).astype(dtype))
             state = iteration.adapt(state, rate, lost)
         if not problem.dense:
             return state
-        # A loop, as a branch would copy K even where there is nothing to absorb.
-        moved = lost | (size(state.scalings) > too_far / 2)
-        return jax.lax.while_loop(
-            lambda carry: carry[1],
-            lambda carry: (absorb(carry[0]), jnp.array(False)),
-            (state, moved),
-        )[0]
+        # A branch would copy K even if there is nothing to absorb.
+        return if_needed(lost | (size(state.scalings) > too_far / 2), absorb, state)
 
     def unfinished(state: _State):
         left = state.num_iterations < max_iterations
         return left if tolerance is None else left & ~(state.error <= tolerance)
 
+    if not symmetric:
+        f, g = recentered(problem, f, g)
     matrix, far = kernel(f, g), jnp.asarray(jnp.inf, dtype)
     scalings = iteration.start(f, g, matrix)
     pace = start_pace(plain, iteration.latest(f, g, scalings, far))
-    state = _State(f, g, scalings, matrix, far, pace, count)
+    errors = jnp.full(max_iterations, jnp.nan, dtype) if record_errors else None
+    state = _State(f, g, scalings, matrix, far, pace, count, errors)
     state = jax.lax.while_loop(unfinished, chunk, state)
     if over_relaxation is None and not symmetric:
         state = iteration.step_back(state, state.pace.best.error < state.error)
     s = state.scalings
-    # Where there is no weight the plan is free of the potential: the soft transform of the others.
-    log_u = jnp.where(problem.a > 0, s.log_u, iteration.target(0, state.f, s.log_rows))
-    log_v = jnp.where(problem.b > 0, s.log_v, iteration.target(1, state.g, s.log_columns))
-    f, g = state.f + problem.epsilon * log_u, state.g + problem.epsilon * log_v
+    f, g = iteration.potentials(state, s)
     columns = jnp.exp(s.log_v + s.log_columns) - jnp.sum(problem.a)
     excess = problem.b @ jnp.where(problem.b > 0, columns, 0)
-    return Solution(f, g, state.error, excess, state.num_iterations)
+    return Solution(f, g, state.error, excess, state.num_iterations, state.errors)

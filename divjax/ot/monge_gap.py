@@ -10,15 +10,19 @@ for uniform ones, and M the gap of the samples themselves, zero for the best ass
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jax.scipy.special import entr
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from divjax.core.checks import check_callable, check_choice, check_matrix, check_same_features
+from divjax.core.checks import check_callable, check_choice
+from divjax.core.pytrees import pytree
+from divjax.core.samples import as_samples
+from divjax.core.types import Status, check_status, summary
 from divjax.ot.costs import SqEuclidean, paired_costs
 from divjax.ot.divergence import sinkhorn_divergence_result
+from divjax.ot.problem import PointPairs
 from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 
 __all__ = ["KINDS", "MongeGapResult", "monge_gap", "monge_gap_from_samples"]
@@ -26,20 +30,33 @@ __all__ = ["KINDS", "MongeGapResult", "monge_gap", "monge_gap_from_samples"]
 KINDS = ("debiased", "entropic", "primal")
 
 
-class MongeGapResult(NamedTuple):
+@pytree
+class MongeGapResult:
     """A Monge gap and the two costs it is the difference of.
 
     Attributes:
         value: displacement − transport, in units of the cost.
         displacement: Σ_i a_i c(x_i, T(x_i)), what the map pays.
         transport: the estimate of what the cheapest transport pays.
-        converged: whether all entropic problems were solved to the tolerance, with finite values.
+        status: the gravest `Status` of the entropic problems.
     """
 
     value: Float[Array, ""]
     displacement: Float[Array, ""]
     transport: Float[Array, ""]
-    converged: Bool[Array, ""]
+    status: Int[Array, ""]
+
+    __repr__ = summary
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        """Whether all entropic problems have converged."""
+        return self.status == Status.CONVERGED
+
+    def check(self) -> "MongeGapResult":
+        """This result; raises `RuntimeError` with the status's sentence unless it converged."""
+        check_status(self.status)
+        return self
 
 
 def monge_gap(
@@ -55,7 +72,8 @@ def monge_gap(
 ) -> MongeGapResult:
     """How far a map is from an optimal one, Σ_i a_i c(x_i, T(x_i)) − W(x, T(x)).
 
-    The population's gap is zero if and only if T is c-optimal between the law of x and its image.
+    The population's gap is zero if and only if T is c-optimal between the distribution of x and its
+    image.
     As a penalty it selects the optimal map among all that fit equally well.
 
     Args:
@@ -90,7 +108,7 @@ def monge_gap(
         Uscidda, Cuturi 2023, definition 3.1.
     """
     check_callable(map_fn=map_fn)
-    check_matrix(x=x)
+    (x,) = as_samples(x=x)
     return monge_gap_from_samples(
         x,
         map_fn(x),
@@ -161,27 +179,36 @@ def monge_gap_from_samples(
         divergence. Chizat, Roussillon, Léger, Vialard, Peyré 2020, theorem 1: it is O(ε²) from W.
     """
     check_choice(KINDS, kind=kind)
-    check_matrix(x=x, y=y)
-    check_same_features(x, y)
-    if x.shape[0] != y.shape[0]:
-        raise ValueError(f"y must have a row for each row of x; got {y.shape[0]} and {x.shape[0]}.")
+    typed_x, typed_y = as_samples(x=x, y=y)
+    if len(typed_x) != len(typed_y):
+        sizes = f"{len(typed_y)} and {len(typed_x)}"
+        raise ValueError(f"y must have a row for each row of x; got {sizes}.")
     check_callable(cost=cost)
     settings: Any = {"max_iterations": max_iterations, "tolerance": tolerance}
+
+    # 1. The cost of transport, between centred samples: without what a shift costs.
     if kind == "debiased":
         divergence = sinkhorn_divergence_result(x, y, a, a, epsilon=epsilon, cost=cost, **settings)
-        transport, converged = divergence.value, divergence.converged
-        problem = divergence.xy.problem
+        result, status = divergence.xy, divergence.status
+        transport = result.centered_value - (divergence.xx.value + divergence.yy.value) / 2
     else:
         result = sinkhorn(x, y, a, a, epsilon=epsilon, cost=cost, **settings)
-        problem, converged = result.problem, result.converged
+        problem, status = result.problem, result.status
         entropic = kind == "entropic"
         entropy = 2 * jnp.sum(entr(problem.a)) if entropic else _plan_divergence(result)
         mass = jnp.sum(problem.a)
         # KL of measures that are no probabilities; and entropies of shares of the mass.
         entropy += mass**2 - mass + (mass * jnp.log(mass) if entropic else 0)
-        transport = result.value - problem.epsilon * entropy
-    displacement = problem.a @ paired_costs(cost, x, y)
-    return MongeGapResult(displacement - transport, displacement, transport, converged)
+        transport = result.centered_value - problem.epsilon * entropy
+
+    # 2. What the map pays, likewise, so that far samples do not cancel. Both pay for the shift.
+    pairs, weights = result.problem.pairs, result.problem.a
+    assert isinstance(pairs, PointPairs)
+    costs = paired_costs(pairs.cost, pairs.x, pairs.y)
+    displacement = weights @ costs
+    shift_cost = result.formulation.shift_cost
+    value = displacement - transport
+    return MongeGapResult(value, displacement + shift_cost, transport + shift_cost, status)
 
 
 def _plan_divergence(result: SinkhornResult) -> Float[Array, ""]:
@@ -192,7 +219,7 @@ def _plan_divergence(result: SinkhornResult) -> Float[Array, ""]:
     problem = result.problem
 
     def block(costs, f):
-        exponent = (f[:, None] + result.g - costs) / problem.epsilon
-        return (problem.exponentials(costs, f, result.g) * exponent) @ problem.b
+        exponent = (f[:, None] + result.centered_g - costs) / problem.epsilon
+        return (problem.exponentials(costs, f, result.centered_g) * exponent) @ problem.b
 
-    return problem.a @ problem.map_rows(block, result.f)
+    return problem.a @ problem.map_rows(block, result.centered_f)

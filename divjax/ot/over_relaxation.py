@@ -83,7 +83,7 @@ def adapt(
     """
     better = latest.error < pace.best.error
     judged = pace.settled & (pace.omega > 1)
-    stalled = jnp.where(better, 0, pace.stalled + judged)
+    stalled = jnp.where(better, 0, pace.stalled + judged.astype(pace.stalled.dtype))
     worse = judged & (~(latest.error <= _WORSE * pace.best.error) | (stalled > _PATIENCE))
     room = pace.largest - 1
     more = jnp.where(pace.settled, _MORE_ROOM * room, room)

@@ -8,13 +8,25 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
+from divjax.core.numerics import safe_log
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
-from divjax.ot.costs import cost_matrix
+from divjax.ot.costs import cost_matrix, rounded_relative_to
 
-__all__ = ["MatrixPairs", "PointPairs", "Problem", "conjugate", "dual_objective", "soft_transform"]
+__all__ = [
+    "MatrixPairs",
+    "PointPairs",
+    "Problem",
+    "conjugate",
+    "dual_objective",
+    "log_tilted_mass",
+    "optimal_shift",
+    "recentered",
+    "soft_minimum",
+    "soft_transform",
+]
 
 # E is at most 1/min(a, b) where both weights count. Where neither does, it may be anything: it is
 # cut here, so that weight · E is zero rather than 0 · ∞.
@@ -51,6 +63,12 @@ class PointPairs:
             return cost_matrix(self.cost, self.y, rows).T
         return cost_matrix(self.cost, rows, self.y)
 
+    def rounded_relative_to(
+        self, rows: Float[Array, "k d"], costs: Float[Array, "k m"]
+    ) -> Float[Array, "k m"]:
+        """The size that the rounding of these rows' costs is relative to."""
+        return rounded_relative_to(self.cost, rows, self.y, costs)
+
 
 @pytree
 class MatrixPairs:
@@ -77,6 +95,12 @@ class MatrixPairs:
         """The rows themselves."""
         return rows
 
+    def rounded_relative_to(
+        self, rows: Float[Array, "k m"], costs: Float[Array, "k m"]
+    ) -> Float[Array, "k m"]:
+        """The size that the rounding of these rows' costs is relative to."""
+        return jnp.abs(costs)
+
 
 @pytree
 class Problem:
@@ -87,8 +111,9 @@ class Problem:
         a: weights of the rows.
         b: weights of the columns.
         epsilon: ε.
-        penalties: (ρ_a, ρ_b), each None for a marginal that is met exactly.
+        penalties: (ρ_a, ρ_b), each None, or infinite, for a marginal that is met exactly.
         block_rows: rows of C held at a time.
+        infinite: whether costs may be infinite: such pairs are never matched.
     """
 
     pairs: PointPairs | MatrixPairs
@@ -97,14 +122,14 @@ class Problem:
     epsilon: Float[Array, ""]
     penalties: tuple[ArrayLike | None, ArrayLike | None]
     block_rows: int = static()
+    infinite: bool = static(default=False)
 
     @property
     def transposed(self) -> Self:
         """The same problem with its sides exchanged."""
         sides = self.pairs.transposed, self.b, self.a
-        return type(self)(
-            *sides, self.epsilon, (self.penalties[1], self.penalties[0]), self.block_rows
-        )
+        penalties = self.penalties[1], self.penalties[0]
+        return type(self)(*sides, self.epsilon, penalties, self.block_rows, self.infinite)
 
     @property
     def dense(self) -> bool:
@@ -117,10 +142,23 @@ class Problem:
         return self.penalties == (None, None)
 
     @property
+    def has_free_constant(self) -> bool | Bool[Array, ""]:
+        """Whether potentials are unique up to a constant only: no ρ, or infinite traced ones."""
+        sides = [rho is None or jnp.isinf(rho) for rho in self.penalties]
+        return self.balanced or sides[0] & sides[1]
+
+    @property
     def damping(self) -> tuple[Array, Array]:
         """κ = ρ/(ρ + ε) of both sides, with which a potential is κ times its soft transform."""
         one = jnp.ones_like(self.epsilon)
         sides = (one if rho is None else 1 / (1 + self.epsilon / rho) for rho in self.penalties)
+        return tuple(sides)  # pyright: ignore[reportReturnType]
+
+    @property
+    def inverse_penalties(self) -> tuple[Array, Array]:
+        """1/ρ of both sides, zero for a marginal that is met exactly."""
+        zero, one = jnp.zeros_like(self.epsilon), jnp.ones_like(self.epsilon)
+        sides = (zero if rho is None else one / rho for rho in self.penalties)
         return tuple(sides)  # pyright: ignore[reportReturnType]
 
     def map_rows(self, function: Callable[..., Any], *vectors: Array) -> Any:
@@ -138,8 +176,18 @@ class Problem:
         self, costs: Float[Array, "k m"], f: Float[Array, " k"], g: Float[Array, " m"]
     ) -> Float[Array, "k m"]:
         """E of some rows."""
-        exponent = (f[:, None] + g - costs) / self.epsilon
+        exponent = self.exponents(costs, f, g)
         return jnp.exp(jnp.minimum(exponent, LARGEST_EXPONENT))
+
+    def exponents(
+        self, costs: Float[Array, "k m"], f: Float[Array, " k"], g: Float[Array, " m"]
+    ) -> Float[Array, "k m"]:
+        """(f ⊕ g − C)/ε of some rows, with finite derivatives where C is infinite."""
+        if not self.infinite:
+            return (f[:, None] + g - costs) / self.epsilon
+        forbidden = costs == jnp.inf
+        exponent = (f[:, None] + g - jnp.where(forbidden, 0, costs)) / self.epsilon
+        return jnp.where(forbidden, -jnp.inf, exponent)
 
     def row_sums(
         self, f: Float[Array, " n"], g: Float[Array, " m"], values: Float[Array, "m ..."]
@@ -175,9 +223,77 @@ def soft_transform(
     return problem.damping[0] * (f - problem.epsilon * jnp.log(sums))
 
 
+def soft_minimum(problem: Problem, rows: Array, g: Float[Array, " m"]) -> Float[Array, " k"]:
+    """−κ_a ε log Σ_j b_j exp((g_j − c_ij)/ε) at any rows: points, or rows of a cost matrix.
+
+    In the log domain, whatever its size; +∞ where all costs are.
+    """
+    log_weights = safe_log(problem.b)
+
+    def block(rows: Array) -> Array:
+        costs = problem.pairs.block(rows)
+        # Costs are replaced before they are divided by ε: a derivative would be 0 · ∞.
+        possible = (problem.b > 0) & (costs != jnp.inf)
+        exponent = (g - jnp.where(possible, costs, 0)) / problem.epsilon
+        exponent = jnp.where(possible, exponent + log_weights, -jnp.inf)
+        some = jnp.any(possible, axis=1)
+        logs = jax.nn.logsumexp(jnp.where(some[:, None], exponent, 0), axis=1)
+        return jnp.where(some, -problem.damping[0] * problem.epsilon * logs, jnp.inf)
+
+    size = rows.shape[0] if problem.dense else problem.block_rows
+    return map_row_blocks(block, problem.pairs.shape[1], rows, block_rows=size)
+
+
 def conjugate(potential: Float[Array, " n"], penalty: ArrayLike | None) -> Float[Array, " n"]:
-    """−φ*(−f): what a unit of mass adds to the dual: f, or ρ (1 − exp(−f/ρ))."""
-    return potential if penalty is None else -jnp.expm1(-potential / penalty) * penalty
+    """−φ*(−f): what a unit of mass adds to the dual: f, or ρ (1 − exp(−f/ρ)), f if ρ = ∞."""
+    if penalty is None:
+        return potential
+    infinite = jnp.isinf(penalty)
+    finite = jnp.where(infinite, 1, penalty)
+    return jnp.where(infinite, potential, -jnp.expm1(-potential / finite) * finite)
+
+
+def log_tilted_mass(
+    weights: Float[Array, " n"], potential: Float[Array, " n"], inverse_penalty: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Log ⟨a, exp(−f/ρ)⟩, the mass that a marginal has at the optimum; accurate also if ρ ≫ f."""
+    exponent = potential * inverse_penalty
+    # The result does not depend on it, and so its derivative need not either.
+    lowest = jax.lax.stop_gradient(jnp.min(jnp.where(weights > 0, exponent, jnp.inf)))
+    change = jnp.sum(jnp.where(weights > 0, weights * jnp.expm1(lowest - exponent), 0))
+    mass = jnp.sum(weights)
+    return jnp.log(mass) + jnp.log1p(change / mass) - lowest
+
+
+def optimal_shift(
+    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
+) -> Float[Array, ""]:
+    """The t that maximises the dual objective at (f + t, g − t), which have the same plan.
+
+    There both relaxed marginals have one mass, ⟨a, exp(−(f + t)/ρ_a)⟩ = ⟨b, exp(−(g − t)/ρ_b)⟩, so
+
+        t = ρ_a ρ_b / (ρ_a + ρ_b) · log(⟨a, exp(−f/ρ_a)⟩ / ⟨b, exp(−g/ρ_b)⟩),
+
+    with the limit ρ_a log(⟨a, exp(−f/ρ_a)⟩ / Σb) for ρ_b = ∞. Zero if both marginals are exact.
+
+    References:
+        Séjourné, Vialard, Peyré 2022, proposition 2.
+    """
+    row_inverse, column_inverse = problem.inverse_penalties
+    rows = log_tilted_mass(problem.a, f, row_inverse)
+    columns = log_tilted_mass(problem.b, g, column_inverse)
+    total = row_inverse + column_inverse
+    return jnp.where(total > 0, (rows - columns) / jnp.where(total > 0, total, 1), 0)
+
+
+def recentered(
+    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
+) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+    """(f + t, g − t) by the optimal shift; balanced potentials stay."""
+    if problem.balanced:
+        return f, g
+    t = optimal_shift(problem, f, g)
+    return f + t, g - t
 
 
 def dual_objective(

@@ -1,7 +1,9 @@
-"""What rounding does to potentials, where ε is far below the costs or far above them.
+"""What rounding does to costs and potentials, where ε is far below the costs or far above them.
 
 A potential is stored with an error of its size times the unit roundoff u. Far above ε/u, the plan
 exp((f ⊕ g − C)/ε) of stored potentials is not the one that was iterated: `sampled_error` looks.
+The costs' own rounding changes the plan too, by a share u C_ij/ε of P_ij; its marginals do not show
+that, so `cost_error` adds it up.
 Where ε is far above the costs, the potential −ε log Σ_j b_j exp((g_j − C_ij)/ε), a logarithm of
 almost one, has an error of ε u: `refined_where_large` takes it from the sum's difference from one.
 """
@@ -12,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from divjax.ot.problem import Problem
 
-__all__ = ["costs_are_lost", "refined_where_large", "sampled_error"]
+__all__ = ["cost_error", "costs_are_lost", "refined_where_large", "sampled_error"]
 
 # Rows that are looked at.
 _ROWS = 64
@@ -24,10 +26,15 @@ _LOST = 1e-3
 
 
 def sampled_error(
-    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
+    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"], *, symmetric: bool = False
 ) -> Float[Array, ""]:
-    """Σ_i |(P1)_i − a_i exp(−f_i/ρ)|, estimated from at most 64 rows, evenly spread."""
+    """Σ |P1 − a exp(−f/ρ)| over both sides, from at most 64 rows and columns, evenly spread."""
     problem = jax.lax.stop_gradient(problem)
+    rows = _sampled_row_error(problem, f, g)
+    return rows if symmetric else rows + _sampled_row_error(problem.transposed, g, f)
+
+
+def _sampled_row_error(problem: Problem, f: Array, g: Array) -> Float[Array, ""]:
     rows, costs = _some_rows(problem)
     # Not cut at the largest exponent: what is wrong is to be seen.
     kernel = jnp.exp((f[rows, None] + g - costs) / problem.epsilon)
@@ -40,9 +47,26 @@ def sampled_error(
     return off / jnp.where(share > 0, share, 1)
 
 
+def cost_error(problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]) -> Float[Array, ""]:
+    """U Σ_ij P_ij R_ij/ε, how far rounding of the costs may move the plan in L1, from 64 rows.
+
+    R_ij is what a cost is rounded relative to: itself, or what it is a difference of.
+    """
+    problem = jax.lax.stop_gradient(problem)
+    rows, costs = _some_rows(problem)
+    kernel = jnp.exp((f[rows, None] + g - costs) / problem.epsilon)
+    relative_to = problem.pairs.rounded_relative_to(problem.pairs.rows[rows], costs)
+    mass = problem.a[rows, None] * problem.b * kernel
+    moved = jnp.sum(jnp.where(mass > 0, mass * relative_to, 0))
+    share = jnp.sum(problem.a[rows]) / jnp.sum(problem.a)
+    unit = jnp.finfo(costs.dtype).eps / 2
+    return unit / problem.epsilon * moved / jnp.where(share > 0, share, 1)
+
+
 def costs_are_lost(problem: Problem) -> Bool[Array, ""]:
     """Whether ε is so large that the rounding of the weights' sums hides the costs."""
     _, costs = _some_rows(jax.lax.stop_gradient(problem))
+    costs = jnp.where(jnp.isinf(costs), 0, costs)
     largest, rounding = jnp.max(jnp.abs(costs)), problem.epsilon * jnp.finfo(costs.dtype).eps ** 2
     return (rounding > _LOST * largest) & (largest > 0)
 

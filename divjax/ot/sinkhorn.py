@@ -1,71 +1,79 @@
 """Entropic optimal transport between two weighted samples, or from a cost matrix."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from divjax.core.checks import (
-    check_callable,
     check_count,
-    check_matrix,
+    check_key,
     check_positive,
-    check_positive_values,
     check_same_features,
     check_shape,
-    check_weights,
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks
+from divjax.core.pytrees import pytree
+from divjax.core.samples import as_samples
+from divjax.core.types import Status, check_status, status_of, summary
 from divjax.ot import costs
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.derivatives import envelope_value, gauge, with_implicit_derivatives
-from divjax.ot.iterations import Annealing, iterate
-from divjax.ot.problem import MatrixPairs, PointPairs, Problem
-from divjax.ot.rounding import costs_are_lost, refined_where_large, sampled_error
+from divjax.ot.derivatives import (
+    envelope_value,
+    gauge,
+    mass_price,
+    rows_potential,
+    weightless,
+    with_implicit_derivatives,
+)
+from divjax.ot.formulation import Formulation, formulate
+from divjax.ot.iterations import iterate
+from divjax.ot.problem import PointPairs, Problem, soft_minimum
+from divjax.ot.rounding import cost_error, costs_are_lost, refined_where_large, sampled_error
+from divjax.ot.schedules import Annealing, Relative
 
-__all__ = ["SinkhornResult", "sinkhorn"]
-
-# Pairs up to which the matrices of costs and of the plan are held whole: 128 MiB each in float32.
-DENSE_PAIRS_CPU = 2**25
-DENSE_PAIRS_ACCELERATOR = 2**28
-# Pairs a block holds beyond.
-BLOCK_PAIRS_CPU = 2**20
-BLOCK_PAIRS_ACCELERATOR = 2**26
+__all__ = ["SinkhornResult", "sinkhorn", "solve", "start_of"]
 
 # The L1 error, as a share of the mass, up to which a fixed number of iterations has converged.
 FIXED_TOLERANCE = 1e-3
-# With rounding, the rows' error may be as many times the tolerance, and as large a share of the
+# With rounding, the error may be as many times the tolerance, and as large a share of the
 # mass beyond: what single precision leaves at a tight tolerance is no failure of the iterations.
 ROUNDING_MARGIN, ROUNDING_FLOOR = 2, 5e-5
 
 
-class SinkhornResult(NamedTuple):
+@pytree
+class SinkhornResult:
     """The value, the potentials and the plan of an entropic transport problem.
 
     The plan is P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε); it is computed where it is asked for.
     Value, potentials and whatever follows from them are differentiable to any order, forwards and
     backwards, with respect to points, weights, ε and the cost's parameters: derivatives are those
-    at the optimum, so they are as good as the iterations have converged.
+    at the optimum, so they are as good as the iterations have converged. (Second derivatives in
+    both the weight and the point of a row of weight zero are left out.)
 
     Attributes:
         value: the dual objective at f and g: a lower bound on the problem's value, with an error
             quadratic in that of the potentials.
         f: the potential of x, with ⟨a, f⟩ = ⟨b, g⟩ if balanced; where a_i = 0 it is the soft
-            transform of g, −ε log Σ_j b_j exp((g_j − C_ij)/ε).
+            transform of g, −ε log Σ_j b_j exp((g_j − C_ij)/ε), infinite for a row of infinite
+            costs.
         g: the potential of y.
         error: the L1 distance of the plan's marginals from a and b, of both sides together; of
-            relaxed marginals from a exp(−f/ρ) and b exp(−g/ρ), which they are at the optimum. Where
-            rounding of f and g makes it larger, that of the rows, estimated from 64 of them.
+            relaxed marginals from a exp(−f/ρ) and b exp(−g/ρ), which they are at the optimum. If
+            rounding of f and g makes it larger, that, estimated from 64 rows and columns.
         num_iterations: the iterations made, annealing included.
-        converged: whether the iterations' error is at most tolerance × mass (without a tolerance,
-            1e-3 × mass), rounding leaves the rows within about twice that, and the value is finite.
-        problem: what the methods need: costs, weights, ε, penalties. Points are centred.
-        center: what points were shifted by, or None.
+        status: `Status.CONVERGED` if the iterations' error is at most tolerance × mass (without a
+            tolerance, 1e-3 × mass), and rounding of costs and potentials moves the plan by no more
+            than about twice that; `FLOATING_POINT_RESOLUTION` if rounding moves it by more.
+        errors: the error after each iteration, NaN for those that were not made or anneal ε; None
+            unless it was asked for.
+        formulation: what was solved, and how potentials, plan and value follow from it.
+        centered_f: the potential of the rows of `problem`, from which methods compute.
+        centered_g: likewise.
+        centered_value: the value without what a shift of quadratic costs adds.
     """
 
     value: Float[Array, ""]
@@ -73,14 +81,61 @@ class SinkhornResult(NamedTuple):
     g: Float[Array, " m"]
     error: Float[Array, ""]
     num_iterations: Int[Array, ""]
-    converged: Bool[Array, ""]
-    problem: Problem
-    center: Float[Array, " d"] | None
+    status: Int[Array, ""]
+    errors: Float[Array, " max_iterations"] | None
+    formulation: Formulation
+    centered_f: Float[Array, " n"]
+    centered_g: Float[Array, " m"]
+    centered_value: Float[Array, ""]
+
+    __repr__ = summary
+
+    def check(self) -> "SinkhornResult":
+        """This result; raises `RuntimeError` with the status's sentence unless it converged."""
+        check_status(self.status)
+        return self
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        """Whether the status is `Status.CONVERGED`."""
+        return self.status == Status.CONVERGED
+
+    @property
+    def problem(self) -> Problem:
+        """The problem that was solved, of centred points: weights, ε, penalties, costs."""
+        return self.formulation.problem
+
+    @property
+    def transposed(self) -> "SinkhornResult":
+        """The same plan from y to x: its `potential` and `transport` are those of y's side.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> x = jnp.array([[0.0], [1.0]])
+            >>> result = sinkhorn(x, x + 2, epsilon=0.05)
+            >>> result.transposed.transport(x + 2).round(2).ravel().tolist()
+            [0.0, 1.0]
+        """
+        return SinkhornResult(
+            value=self.value,
+            f=self.g,
+            g=self.f,
+            error=self.error,
+            num_iterations=self.num_iterations,
+            status=self.status,
+            errors=self.errors,
+            formulation=self.formulation.transposed,
+            centered_f=self.centered_g,
+            centered_g=self.centered_f,
+            centered_value=self.centered_value,
+        )
 
     def plan(self) -> Float[Array, "n m"]:
-        """The plan P, held whole also where the problem was solved by blocks: O(n m) numbers."""
+        """The plan P, materialised also if the problem was solved blockwise: O(n m) numbers."""
         problem = self.problem
-        kernel = problem.map_rows(lambda c, f: problem.exponentials(c, f, self.g), self.f)
+        kernel = problem.map_rows(
+            lambda c, f: problem.exponentials(c, f, self.centered_g), self.centered_f
+        )
         return problem.a[:, None] * problem.b * kernel
 
     def marginals(self) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
@@ -89,7 +144,7 @@ class SinkhornResult(NamedTuple):
         return self.apply(ones[1]), self.apply(ones[0], transpose=True)
 
     def apply(self, v: Float[Array, "m ..."], *, transpose: bool = False) -> Float[Array, "n ..."]:
-        """P v, without the plan where blocks are used; Pᵀ v with `transpose`.
+        """P v, without the plan if the problem is blockwise; Pᵀ v with `transpose`.
 
         Args:
             v: a vector, or a matrix of vectors as columns.
@@ -98,7 +153,7 @@ class SinkhornResult(NamedTuple):
         Raises:
             ValueError: if v's length is not the plan's.
         """
-        problem, f, g, v = self.problem, self.f, self.g, jnp.asarray(v)
+        problem, f, g, v = self.problem, self.centered_f, self.centered_g, jnp.asarray(v)
         if transpose:
             problem, f, g = problem.transposed, g, f
         if v.ndim not in (1, 2) or v.shape[0] != g.shape[0]:
@@ -106,10 +161,126 @@ class SinkhornResult(NamedTuple):
         along = (slice(None),) + (None,) * (v.ndim - 1)
         return problem.a[along] * problem.row_sums(f, g, problem.b[along] * v)
 
+    @property
+    def transport_cost(self) -> Float[Array, ""]:
+        """⟨P, C⟩, what the plan pays without entropy; blockwise if the problem is.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> x = jnp.array([[0.0], [1.0]])
+            >>> float(sinkhorn(x, x + 2, epsilon=0.05).transport_cost)
+            4.000
+        """
+        # Where a pair is forbidden its cost, infinite, is not paid.
+        paid = self._plan_sum(lambda c, exponent, log_b: jnp.where(c == jnp.inf, 0, c))
+        formulation = self.formulation
+        if formulation.slope is None:
+            return paid
+        # What centring took out of the costs is linear: the marginals pay for it.
+        pairs, (rows, columns) = cast(PointPairs, self.problem.pairs), self.marginals()
+        paid += rows @ formulation.linear_terms(pairs.x)
+        return paid + columns @ formulation.transposed.linear_terms(pairs.y)
+
+    @property
+    def plan_entropy(self) -> Float[Array, ""]:
+        """H(P) = −Σ_ij P_ij log P_ij; blockwise if the problem is.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> x = jnp.array([[0.0], [1.0]])
+            >>> float(sinkhorn(x, x + 2, epsilon=0.05).plan_entropy)  # one to one: log 2
+            0.693
+        """
+        logs = self._plan_sum(lambda c, exponent, log_b: exponent + log_b)
+        rows = self.apply(jnp.ones_like(self.g))
+        a = self.problem.a
+        return -logs - jnp.sum(rows * jnp.log(jnp.where(a > 0, a, 1)))
+
+    def _plan_sum(self, function: Callable[[Array, Array, Array], Array]) -> Float[Array, ""]:
+        """Σ_ij P_ij h(C_ij, (f_i + g_j − C_ij)/ε, log b_j)."""
+        problem, b = self.problem, self.problem.b
+        log_b = jnp.log(jnp.where(b > 0, b, 1))
+
+        def block(costs: Array, f: Array) -> Array:
+            exponent = problem.exponents(costs, f, self.centered_g)
+            share = b * problem.exponentials(costs, f, self.centered_g)
+            # A pair without mass counts nothing, whatever its cost or logarithm.
+            counted = share > 0
+            exponent = jnp.where(counted, exponent, 0)
+            terms = function(jnp.where(counted, costs, 0), exponent, log_b)
+            return jnp.sum(share * terms, axis=1)
+
+        return problem.a @ problem.map_rows(block, self.centered_f)
+
+    def sample_pairs(
+        self, key: Key[Array, ""], num_pairs: int
+    ) -> tuple[Int[Array, " num_pairs"], Int[Array, " num_pairs"]]:
+        """Independent pairs (i, j) with probability P_ij/ΣP, such as minibatches of flow matching.
+
+        Args:
+            key: for the draws.
+            num_pairs: how many.
+
+        Returns:
+            The rows of x and the rows of y. Memory is that of a block of pairs × m.
+
+        Raises:
+            ValueError: if `key` is no key, or `num_pairs` no positive integer.
+
+        Example:
+            >>> import jax, jax.numpy as jnp
+            >>> x = jnp.array([[0.0], [1.0]])
+            >>> i, j = sinkhorn(x, x + 2, epsilon=0.05).sample_pairs(jax.random.key(0), 100)
+            >>> bool(jnp.all(i == j))
+            True
+
+        References:
+            Tong et al. 2024, algorithm 3: flow matching with such pairs.
+        """
+        check_key(key)
+        check_count(1, num_pairs=num_pairs)
+        row_key, column_key = jax.random.split(key)
+        problem, pairs = self.problem, self.problem.pairs
+        masses, _ = self.marginals()
+        i = _inverse_cdf(masses, jax.random.uniform(row_key, (num_pairs,), masses.dtype))
+
+        def block(rows: Array, f: Array, u: Array) -> Array:
+            kernel = problem.exponentials(pairs.block(rows), f, self.centered_g)
+            return _inverse_cdf(problem.b * kernel, u)
+
+        u = jax.random.uniform(column_key, (num_pairs,), masses.dtype)
+        size = num_pairs if problem.dense else problem.block_rows
+        rows = pairs.rows[i], self.centered_f[i], u
+        return i, map_row_blocks(block, pairs.shape[1], *rows, block_rows=size)
+
+    def assignment(self) -> Int[Array, " n"]:
+        """The most likely partner of each row, argmax_j P_ij; no permutation in general.
+
+        A row of weight zero gets the partner it would have; NaN potentials give 0.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> x = jnp.array([[0.0], [1.0]])
+            >>> sinkhorn(x, x[::-1] + 2, epsilon=0.05).assignment().tolist()
+            [1, 0]
+        """
+        problem = self.problem
+
+        def block(rows: Array) -> Array:
+            exponent = (self.centered_g - problem.pairs.block(rows)) / problem.epsilon
+            exponent = exponent + jnp.log(jnp.where(problem.b > 0, problem.b, 1))
+            return jnp.argmax(jnp.where(problem.b > 0, exponent, -jnp.inf), axis=1)
+
+        rows = self.formulation.rows
+        size = rows.shape[0] if problem.dense else problem.block_rows
+        return map_row_blocks(block, problem.pairs.shape[1], rows, block_rows=size)
+
     def potential(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
         """The potential f_ε of x's side, also away from x: −ε log Σ_j b_j exp((g_j − c(z, y_j))/ε).
 
-        At x it equals f at the optimum; its gradient at x_i is that of the value divided by a_i.
+        For a relaxed marginal it is ρ/(ρ + ε) times that. At x it equals f at the optimum; between
+        exact marginals its gradient at x_i is that of the value divided by a_i. That of y's side is
+        `transposed.potential`.
 
         Args:
             z: points.
@@ -117,12 +288,14 @@ class SinkhornResult(NamedTuple):
         Raises:
             ValueError: for a cost matrix, or points of another dimension.
         """
-        return self._at_points(z, self._soft_minimum)
+        z = self._centered(z)
+        return soft_minimum(self.problem, z, self.centered_g) + self.formulation.linear_terms(z)
 
     def transport(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """The entropic map from x's side to y's, z − ∇h*(∇f_ε(z)), also away from x.
 
         For the squared Euclidean cost it is the mean of y under P(·|z), the barycentric projection.
+        That from y to x is `transposed.transport`.
 
         Args:
             z: points.
@@ -134,35 +307,39 @@ class SinkhornResult(NamedTuple):
         References:
             Pooladian, Niles-Weed 2021, definition 1; Cuturi, Klein, Ablin 2023, proposition 2.
         """
+        z = self._centered(z)
+        pairs = cast(PointPairs, self.problem.pairs)
+        conjugate = costs.grad_conjugate(pairs.cost)
+        # A relaxed marginal damps the potential, but not the plan of which the map is the mean.
+        undamped = lambda z: (
+            soft_minimum(self.problem, z, self.centered_g) / self.problem.damping[0]
+        )
+        gradient = jax.grad(lambda z: jnp.sum(undamped(z)))(z)
+        # The transposed problem's h is h(−z). Between centred points a quadratic h has no shift.
+        image = z + conjugate(-gradient) if pairs.swapped else z - conjugate(gradient)
+        return self.formulation.transposed.uncentered(image)
 
-        def displacement(z):
-            gradient = jax.grad(lambda z: jnp.sum(self._soft_minimum(z)))(z)
-            return costs.grad_conjugate(cast(PointPairs, self.problem.pairs).cost)(gradient)
-
-        return z - self._at_points(z, displacement)
-
-    def _at_points(self, z: Any, function: Callable[[Array], Array]) -> Array:
-        """A function of centred points, by blocks of them."""
-        problem, pairs = self.problem, self.problem.pairs
+    def _centered(self, z: Any) -> Float[Array, "k d"]:
+        """Points relative to the centre of x, checked."""
+        pairs = self.problem.pairs
         if not isinstance(pairs, PointPairs):
             raise ValueError("z needs a cost between points; this problem has a cost matrix.")
-        check_matrix(z=z)
-        check_same_features(z, pairs.y, ("z", "y"))
-        shifted = z if self.center is None else z - self.center
-        rows = z.shape[0] if problem.dense else problem.block_rows
-        return map_row_blocks(function, pairs.shape[1], shifted, block_rows=rows)
-
-    def _soft_minimum(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
-        problem, pairs = self.problem, cast(PointPairs, self.problem.pairs)
-        matrix = costs.cost_matrix(pairs.cost, z, pairs.y)
-        # By the weights' logarithms, so that what has no weight plays no part however near.
-        exponent = (self.g - matrix) / problem.epsilon + _safe_log(problem.b)
-        weighted = jnp.where(problem.b > 0, exponent, -jnp.inf)
-        return -problem.epsilon * jax.nn.logsumexp(weighted, axis=1)
+        (points,) = as_samples(z=z)
+        check_same_features(points, pairs.y, ("z", "y"))
+        return self.formulation.centered(z)
 
 
-def _safe_log(weights: Array) -> Array:
-    return jnp.log(jnp.where(weights > 0, weights, 1))
+def _inverse_cdf(masses: Float[Array, "... m"], u: Float[Array, " k"]) -> Int[Array, " k"]:
+    """Indices with probabilities in proportion to masses, from uniform numbers in [0, 1)."""
+    cumulated = jnp.cumsum(masses, axis=-1)
+    total = cumulated[..., -1]
+    goal = jnp.minimum(u * total, jnp.nextafter(total, jnp.zeros_like(total)))
+    if masses.ndim > 1:
+        return jnp.argmax((cumulated > goal[:, None]) & (masses > 0), axis=1)
+    index = jnp.searchsorted(cumulated, goal, side="right")
+    # Rounding may let sums rise at an index without mass: the one before it that has some.
+    with_mass = jax.lax.cummax(jnp.where(masses > 0, jnp.arange(masses.size), 0))
+    return with_mass[jnp.minimum(index, masses.size - 1)]
 
 
 def sinkhorn(
@@ -171,7 +348,7 @@ def sinkhorn(
     a: Float[Array, " n"] | None = None,
     b: Float[Array, " m"] | None = None,
     *,
-    epsilon: ArrayLike,
+    epsilon: ArrayLike | Relative,
     cost: Callable[..., Array] | Float[Array, "n m"] = SqEuclidean(),
     max_iterations: int = 2000,
     tolerance: ArrayLike | None = 1e-3,
@@ -180,6 +357,7 @@ def sinkhorn(
     annealing: Annealing | None = None,
     over_relaxation: ArrayLike | None = None,
     block_size: int | None = None,
+    record_errors: bool = False,
 ) -> SinkhornResult:
     """Entropic optimal transport, min_P ⟨P, C⟩ + ε KL(P‖a⊗b), balanced or unbalanced.
 
@@ -194,22 +372,27 @@ def sinkhorn(
     Args:
         x: samples, or None with a cost matrix.
         y: samples, or None with a cost matrix.
-        a: weights of x, non-negative; uniform by default, of b's total mass (1 without b).
+        a: weights of x, non-negative; uniform by default, of b's total mass (1 without b). Rows of
+            weight zero may hold anything.
         b: weights of y. Balanced, of the same sum as a.
-        epsilon: ε > 0, in units of the cost.
-        cost: a cost of `divjax.ot`, any function of two points, or a matrix of costs.
+        epsilon: ε > 0, in units of the cost; or `Relative` to the costs.
+        cost: a cost of `divjax.ot`, any function of two points, or a matrix of costs. An infinite
+            cost forbids a pair. A row with only such stays unmatched if its marginal is relaxed;
+            otherwise there is no plan, and the result is flagged.
         max_iterations: the largest number of iterations.
         tolerance: stop at an L1 error of the marginals, of both together, of tolerance × mass; None
             for exactly `max_iterations` iterations.
-        marginal_penalty: ρ > 0, in units of the cost, of both marginals; or (ρ_a, ρ_b), None for
-            one that is met exactly.
-        init: potentials (f, g) to start from, such as those of a neighbouring problem.
+        marginal_penalty: ρ > 0, in units of the cost, of both marginals; or (ρ_a, ρ_b). None or
+            infinity for one that is met exactly.
+        init: potentials (f, g) to start from, such as those of a neighbouring problem. Not used if
+            they are not finite, or so large that they are rounded by more than ε.
         annealing: solve along a decreasing sequence of ε first; helps where ε is far below the mean
             cost.
         over_relaxation: a fixed ω in (0, 2), 1 for plain iterations; None finds ω and is plain
             again where the error grows.
         block_size: rows of costs held at a time, for both sides; n and m, or more, for all of
             them. By default all where they are at most 2²⁵ (2²⁸ on an accelerator).
+        record_errors: whether the result holds the error after every iteration.
 
     Returns:
         A `SinkhornResult`, the value first.
@@ -217,7 +400,8 @@ def sinkhorn(
     Raises:
         ValueError: for wrong shapes, empty samples, and, where their values are known while
             tracing, negative or not finite weights, weights of unequal sums, and numbers out of
-            range. NaNs in the points make `converged` false.
+            range. NaN in a row that has weight gives NaN and `Status.NOT_FINITE`, traced numbers
+            out of range NaN and `Status.INVALID_INPUT`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -233,23 +417,23 @@ def sinkhorn(
     References:
         Cuturi 2013, algorithm 1. Schmitzer 2019, section 3: absorption. Thibault, Chizat, Dossal,
         Papadakis 2021, section 3: over-relaxation. Chizat, Peyré, Schmitzer, Vialard 2018:
-        unbalanced.
+        unbalanced. Séjourné, Vialard, Peyré 2022, section 3: updates that are translation
+        invariant.
     """
-    problem, center = make_problem(x, y, a, b, epsilon, cost, marginal_penalty, block_size)
-    return solve_problem(
-        problem,
-        center,
-        _start(problem, init),
+    formulation = formulate(x, y, a, b, epsilon, cost, marginal_penalty, block_size)
+    return solve(
+        formulation,
+        start_of(formulation, init),
         max_iterations=max_iterations,
         tolerance=tolerance,
         annealing=annealing,
         over_relaxation=over_relaxation,
+        record_errors=record_errors,
     )
 
 
-def solve_problem(
-    problem: Problem,
-    center: Array | None,
+def solve(
+    formulation: Formulation,
     init: tuple[Array, Array] | None = None,
     *,
     max_iterations: int,
@@ -257,130 +441,116 @@ def solve_problem(
     annealing: Annealing | None = None,
     over_relaxation: ArrayLike | None = None,
     symmetric: bool = False,
+    record_errors: bool = False,
 ) -> SinkhornResult:
-    """The result of a problem; a tolerance is a share of the mass."""
+    """The result of a problem; a tolerance is a share of the mass, `init` of centred points."""
     check_count(1, max_iterations=max_iterations)
     check_positive(tolerance=tolerance, over_relaxation=over_relaxation)
     if annealing is not None and not isinstance(annealing, Annealing):
         raise ValueError(f"annealing must be an `Annealing`; got {annealing!r}.")
     if isinstance(over_relaxation, (int, float)) and not over_relaxation < 2:
         raise ValueError(f"over_relaxation must be a number in (0, 2); got {over_relaxation}.")
+    problem = formulation.problem
     mass = (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
+
+    # 1. Iterate. How the optimum is found is not differentiated.
     solution = iterate(
         problem,
         init,
         max_iterations=max_iterations,
-        tolerance=None if tolerance is None else mass * tolerance,
+        tolerance=None if tolerance is None else mass * jnp.asarray(tolerance, mass.dtype),
         annealing=annealing,
         over_relaxation=over_relaxation,
         symmetric=symmetric,
+        record_errors=record_errors,
     )
     f, g, excess = refined_where_large(problem, solution.f, solution.g, solution.excess)
     f, g = jax.lax.stop_gradient(gauge(problem, f, g))
-    value = envelope_value(problem, f, g, excess)
-    # What is traced cannot be refused; it has no value.
-    valid = (problem.epsilon > 0) & jnp.all(problem.a >= 0) & jnp.all(problem.b >= 0)
-    for penalty in problem.penalties:
-        valid = valid if penalty is None else valid & (jnp.asarray(penalty) > 0)
+
+    # 2. The value, by the envelope theorem, and the potentials, by the implicit function theorem.
+    centered_value = envelope_value(problem, f, g, excess) + formulation.unmatched
+    centered_value += _weightless(formulation, f, g)
+    centered_f, centered_g = _normalized(formulation, *with_implicit_derivatives(problem, f, g))
+    f_rows, g_rows = _at_all_rows(formulation, centered_f, centered_g)
+    value = centered_value + formulation.shift_cost
+
+    # 3. What traced arguments and rounding leave of it. The error of the iterations is that of
+    # exact potentials and costs: what is stored is rounded.
+    valid = formulation.valid
+    if over_relaxation is not None:
+        omega = jnp.asarray(over_relaxation)
+        valid &= (omega > 0) & (omega < 2)
+    if tolerance is not None:
+        valid &= jnp.asarray(tolerance) > 0
     value = nan_unless(valid, value)
-    enough = mass * (FIXED_TOLERANCE if tolerance is None else tolerance)
-    # What rounding does to the potentials, the iterations' error does not know.
-    sampled = sampled_error(problem, f, g)
-    error = jnp.maximum(solution.error, sampled)
-    sound = sampled <= ROUNDING_MARGIN * enough + ROUNDING_FLOOR * mass
+    enough = mass * (FIXED_TOLERANCE if tolerance is None else jnp.asarray(tolerance, mass.dtype))
+    bound = ROUNDING_MARGIN * enough + ROUNDING_FLOOR * mass
+    sampled = sampled_error(problem, f, g, symmetric=symmetric)
+    moved = cost_error(problem, f, g)
+    done = solution.error <= enough
+    resolved = (moved <= bound) & ((sampled <= bound) | ~done)
     if not symmetric:  # a sample may be far closer to itself than what it is compared with
-        sound &= ~costs_are_lost(problem)
-    f, g = gauge(problem, *with_implicit_derivatives(problem, f, g))
-    converged = (solution.error <= enough) & sound & jnp.isfinite(value)
-    return SinkhornResult(value, f, g, error, solution.num_iterations, converged, problem, center)
+        resolved &= ~costs_are_lost(problem)
+    status = status_of(converged=done, resolved=resolved, finite=jnp.isfinite(value), valid=valid)
+    return SinkhornResult(
+        value=value,
+        f=f_rows,
+        g=g_rows,
+        error=jnp.maximum(solution.error, sampled),
+        num_iterations=solution.num_iterations,
+        status=status,
+        errors=solution.errors,
+        formulation=formulation,
+        centered_f=centered_f,
+        centered_g=centered_g,
+        centered_value=nan_unless(valid, centered_value),
+    )
 
 
-def make_problem(
-    x: Any, y: Any, a: Any, b: Any, epsilon: Any, cost: Any, marginal_penalty: Any, block_size: Any
-) -> tuple[Problem, Array | None]:
-    """The problem, checked, in one dtype, of centred points, and the centre."""
-    if not _is_real(epsilon) or jnp.ndim(epsilon) != 0:
-        raise ValueError(f"epsilon must be a positive number; got {epsilon!r}.")
-    check_positive_values(epsilon=epsilon)
-    center = None
-    if hasattr(cost, "shape"):
-        if x is not None or y is not None:
-            raise ValueError("x and y must be None where cost is a matrix.")
-        check_matrix(cost=cost)
-        dtype = cost.dtype
-        pairs: Any = MatrixPairs(jnp.asarray(cost))
-    else:
-        check_callable(cost=cost)
-        check_matrix(x=x, y=y)
-        check_same_features(x, y)
-        dtype = jnp.result_type(x, y)
-        x, y = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
-        cost = costs.checked_cost(cost, x[0])
-        if getattr(cost, "translation_invariant", False):
-            center = jax.lax.stop_gradient((jnp.mean(x, axis=0) + jnp.mean(y, axis=0)) / 2)
-            x, y = x - center, y - center
-        pairs = PointPairs(x, y, jax.tree.map(lambda leaf: _as_dtype(leaf, dtype), cost))
-    n, m = pairs.shape
-    penalties = _penalties(marginal_penalty, dtype)
-    a, b = _weights(a, b, n, m, dtype, penalties == (None, None))
-    rows = _block_rows(n, m, block_size)
-    return Problem(pairs, a, b, jnp.asarray(epsilon, dtype), penalties, rows), center
+def _normalized(formulation: Formulation, f: Array, g: Array) -> tuple[Array, Array]:
+    """Balanced potentials of centred points for which those asked for have ⟨a, f⟩ = ⟨b, g⟩."""
+    if formulation.slope is None:
+        return gauge(formulation.problem, f, g)
+    pairs = cast(PointPairs, formulation.problem.pairs)
+    full_f = f + formulation.linear_terms(pairs.x)
+    full_g = g + formulation.transposed.linear_terms(pairs.y)
+    a, b = formulation.problem.a, formulation.problem.b
+    shift = (a @ full_f - b @ full_g) / (jnp.sum(a) + jnp.sum(b))
+    return f - shift, g + shift
 
 
-def _is_real(number: Any) -> bool:
-    """Whether it is a number, or an array of them."""
-    numeric = isinstance(number, (int, float)) or hasattr(number, "dtype")
-    return numeric and not jnp.issubdtype(jnp.result_type(number), jnp.complexfloating)
+def _at_all_rows(formulation: Formulation, f: Array, g: Array) -> tuple[Array, Array]:
+    """The potentials asked for, also of rows that have no weight."""
+    problem = formulation.problem
+    rows_f, rows_g = f, g
+    if formulation.may_replace_rows:
+        rows_f = rows_potential(problem, formulation.rows, f, g)
+    if formulation.transposed.may_replace_rows:
+        rows_g = rows_potential(problem.transposed, formulation.columns, g, f)
+    return formulation.restored(rows_f, rows_g)
 
 
-def _as_dtype(leaf: Any, dtype: Any) -> Any:
-    """A floating-point leaf of a cost in the points' dtype."""
-    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-    return jnp.asarray(leaf, dtype) if floating else leaf
+def _weightless(formulation: Formulation, f: Array, g: Array) -> Array | float:
+    """Zero; by its derivatives the value's are right in weights that are zero."""
+    total: Array | float = 0.0
+    for side, u, v in ((formulation, f, g), (formulation.transposed, g, f)):
+        if not side.may_replace_rows:
+            continue
+        problem = side.problem
+        price = lambda potential, problem=problem: mass_price(
+            potential, problem.penalties[0], problem.damping[0]
+        )
+        own = rows_potential(problem, side.rows, u, v) + side.linear_terms(side.rows)
+        copied = u
+        if isinstance(problem.pairs, PointPairs):
+            copied = u + side.linear_terms(problem.pairs.x)
+        total += weightless(side.a, price(own) - price(copied))
+    return total
 
 
-def _penalties(marginal_penalty: Any, dtype: Any) -> tuple[Any, Any]:
-    pair = marginal_penalty if isinstance(marginal_penalty, tuple) else (marginal_penalty,) * 2
-    if len(pair) != 2:
-        raise ValueError(f"marginal_penalty must be one or two numbers; got {len(pair)}.")
-    for penalty in pair:
-        if penalty is not None:
-            check_positive_values(marginal_penalty=penalty)
-    return tuple(None if rho is None else jnp.asarray(rho, dtype) for rho in pair)  # pyright: ignore
-
-
-def _weights(a: Any, b: Any, n: int, m: int, dtype: Any, balanced: bool) -> tuple[Array, Array]:
-    """Both weights: uniform where not given, of the other's mass."""
-    for name, weights, size in (("a", a, n), ("b", b, m)):
-        if weights is not None:
-            check_shape(name, weights, size)
-            check_weights(name, weights)
-    concrete = [w for w in (a, b) if w is not None and not isinstance(w, Tracer)]
-    if balanced and len(concrete) == 2:
-        sums = [float(np.asarray(w, np.float64).sum()) for w in concrete]
-        if abs(sums[0] - sums[1]) > 1e-4 * max(sums):
-            raise ValueError(f"a and b must have the same sum; got {sums[0]} and {sums[1]}.")
-    given = a if a is not None else b
-    mass = jnp.ones((), dtype) if given is None else jnp.sum(jnp.asarray(given, dtype))
-    uniform = lambda size: jnp.full(size, mass / size, dtype)
-    a = uniform(n) if a is None else jnp.asarray(a, dtype)
-    return a, uniform(m) if b is None else jnp.asarray(b, dtype)
-
-
-def _block_rows(n: int, m: int, block_size: int | None) -> int:
-    """Rows held at a time; as many as there are where all fit."""
-    if block_size is not None:
-        check_count(1, block_size=block_size)
-        return block_size
-    cpu = jax.default_backend() == "cpu"
-    if n * m <= (DENSE_PAIRS_CPU if cpu else DENSE_PAIRS_ACCELERATOR):
-        return max(n, m)
-    block = BLOCK_PAIRS_CPU if cpu else BLOCK_PAIRS_ACCELERATOR
-    return max(1, block // max(n, m))
-
-
-def _start(problem: Problem, init: Any) -> tuple[Array, Array] | None:
-    """The potentials to start from, checked."""
+def start_of(formulation: Formulation, init: Any) -> tuple[Array, Array] | None:
+    """The potentials to start from, checked, of centred points."""
+    problem = formulation.problem
     n, m = problem.pairs.shape
     if init is None:
         return None
@@ -389,4 +559,9 @@ def _start(problem: Problem, init: Any) -> tuple[Array, Array] | None:
     f, g = init
     check_shape("init[0]", f, n)
     check_shape("init[1]", g, m)
-    return gauge(problem, jnp.asarray(f, problem.a.dtype), jnp.asarray(g, problem.b.dtype))
+    f, g = jnp.asarray(f, problem.a.dtype), jnp.asarray(g, problem.b.dtype)
+    f, g = formulation.reduced(f, g)
+    # Those of rows without weight play no part, and may be anything.
+    f = jnp.where(problem.a > 0, f, f[jnp.argmax(problem.a)])
+    g = jnp.where(problem.b > 0, g, g[jnp.argmax(problem.b)])
+    return gauge(problem, f, g)

@@ -37,6 +37,10 @@ def _annealed(x, y, weights, method):
     return ot.sinkhorn(x, y, weights, epsilon=epsilon, annealing=annealing, **_tight(x)).value
 
 
+def _relative(x, y, weights, share):
+    return ot.sinkhorn(x, y, weights, epsilon=ot.Relative(share, of="mean"), **_tight(x)).value
+
+
 def _of_bridge(method, key, x, weights):
     bridge = ot.SchrodingerBridge(*method)
     return jnp.concatenate([bridge.drift(x, 0.3), bridge.log_normalizer(x)[:, None]], axis=1)
@@ -89,7 +93,12 @@ ROWS = {
         "equivariant",
     ),
     "ot.sinkhorn": Row(
-        (ot.SqEuclidean(), 0.5, None), _sinkhorn(lambda result, x: result.value), eager=False
+        (ot.SqEuclidean(), 0.5, None),
+        _sinkhorn(lambda result, x: result.value),
+        eager=False,
+        weighted=True,
+        sampled=True,
+        positive=(0,),
     ),
     "ot.sinkhorn map": Row(
         (ot.EuclideanPower(2.0), 0.5, None),
@@ -110,14 +119,60 @@ ROWS = {
         _sinkhorn(lambda result, x: result.value),
         eager=False,
         slow=True,
+        weighted=True,
+        sampled=True,
+        positive=(0, 1),
     ),
-    "ot.Annealing": Row((0.2, 50.0, 0.7), _of_points(_annealed), eager=False, slow=True),
+    "ot.sinkhorn plan's cost and entropy": Row(
+        (ot.SqEuclidean(), 0.5, None),
+        _sinkhorn(lambda result, x: jnp.stack([result.transport_cost, result.plan_entropy])),
+        eager=False,
+        weighted=True,
+        sampled=True,
+        positive=(0,),
+        slow=True,
+    ),
+    "ot.sinkhorn transposed map": Row(
+        (ot.SqEuclidean(), 0.5, 2.0),
+        _sinkhorn(lambda result, x: result.transposed.transport(samples(x.dtype))),
+        eager=False,
+        weighted=True,
+        sampled=True,
+        slow=True,
+    ),
+    "ot.Relative": Row(
+        0.3,
+        _of_points(_relative),
+        smooth=False,  # ε is a constant to gradients
+        eager=False,
+        weighted=True,
+        sampled=True,
+        positive=(0,),
+    ),
+    "ot.marginal_penalty_from_tau": Row(
+        0.7,
+        lambda tau, key, x, w: ot.marginal_penalty_from_tau(tau, x**2 + 1),
+        "equivariant",
+        infinite="an infinite ε",
+        positive=(0,),
+    ),
+    "ot.Annealing": Row(
+        (0.2, 50.0, 0.7),
+        _of_points(_annealed),
+        eager=False,
+        slow=True,
+        weighted=True,
+        positive=(0,),
+    ),
     "ot.sinkhorn_divergence": Row(
         0.5,
         _of_points(
             lambda x, y, w, epsilon: ot.sinkhorn_divergence(x, y, w, epsilon=epsilon, **_tight(x))
         ),
         eager=False,
+        weighted=True,
+        sampled=True,
+        positive=(0,),
         slow=True,
     ),
     "ot.sinkhorn_divergence_result": Row(
@@ -128,6 +183,9 @@ ROWS = {
             )
         ),
         eager=False,
+        weighted=True,
+        sampled=True,
+        positive=(0,),
     ),
     "ot.monge_gap": Row(
         (0.5, 1.3),
@@ -137,6 +195,9 @@ ROWS = {
             ).value
         ),
         eager=False,
+        weighted=True,
+        sampled=True,
+        positive=(0,),
     ),
     "ot.monge_gap_from_samples": Row(
         0.5,
@@ -146,6 +207,9 @@ ROWS = {
             ).value
         ),
         eager=False,
+        weighted=True,
+        sampled=True,
+        positive=(0,),
     ),
     "ot.MongeMap": Row(
         ot.MongeMap(num_steps=3, num_checks=1, hidden=(4,), learning_rate=0.1),

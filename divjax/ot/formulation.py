@@ -1,0 +1,485 @@
+"""From samples, weights and costs to the problem that is solved, and back.
+
+Three things would spoil the numbers of a problem solved as it is given. They are taken out of it
+here, and what that changes is put back in closed form:
+
+    offsets         costs h(x − y) are of centred points. For a quadratic h and exact marginals each
+                    sample is centred by its own mean: with δ the difference of the means,
+                    c(x, y) = h(x' − y') + α(x') + β(y'), and α and β go into the potentials.
+    weight zero     rows without weight may hold anything. They are replaced by a copy of a row that
+                    counts, and their potentials are evaluated at the rows themselves.
+    infinite costs  a row with relaxed marginal that no finite cost connects to the other side stays
+                    unmatched: it has weight zero here, and a cost of its own.
+"""
+
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float
+
+from divjax.core.checks import (
+    check_callable,
+    check_count,
+    check_matrix,
+    check_positive_values,
+    check_shape,
+    check_weights,
+)
+from divjax.core.pytrees import pytree, static
+from divjax.core.samples import Center, as_samples, centered_samples
+from divjax.ot import costs
+from divjax.ot.problem import MatrixPairs, PointPairs, Problem
+from divjax.ot.schedules import Relative, resolved_epsilon
+
+__all__ = ["Formulation", "formulate", "formulate_self"]
+
+# Pairs up to which the matrices of costs and of the plan are materialised: 128 MiB each in float32.
+DENSE_PAIRS_CPU = 2**25
+DENSE_PAIRS_ACCELERATOR = 2**28
+# Pairs in a block otherwise.
+BLOCK_PAIRS_CPU = 2**20
+BLOCK_PAIRS_ACCELERATOR = 2**26
+
+
+@pytree
+class ShiftedCenter:
+    """What a sample is centred by: a point in double precision, and the mean of the rest."""
+
+    point: Center
+    mean: Float[Array, " d"]
+
+    def subtract(self, z: Any) -> Float[Array, "k d"]:
+        """Points relative to the centre."""
+        return self.point.subtract(z) - self.mean
+
+    def add(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
+        """Points where they belong."""
+        return self.point.add(z + self.mean)
+
+    def difference(self, other: "ShiftedCenter") -> Float[Array, " d"]:
+        """This centre relative to another."""
+        high, low = self.point.high - other.point.high, self.point.low - other.point.low
+        return high + (low + (self.mean - other.mean))
+
+
+@pytree
+class Formulation:
+    """The problem that is solved, and how it is related to the one that was asked for.
+
+    Attributes:
+        problem: of centred points; rows of weight zero, and unmatched ones, are copies of others.
+        a: the weights of x.
+        b: the weights of y.
+        rows: the centred points of x, or the rows of the cost matrix, as they were given; where
+            they have no weight and are not finite, copies of others.
+        columns: likewise of y.
+        centers: what x and y were shifted by, or None: each a number that double precision needs,
+            and the mean of what that leaves.
+        slope: ∇h(δ) of a quadratic cost whose samples were centred one by one, or None.
+        offset: h(δ).
+        unmatched: the cost of the mass that stays unmatched.
+        valid: whether traced weights, ε and penalties are in range.
+        replaced: whether rows, and columns, of weight zero are possible. Uniform weights have none,
+            traced ones may.
+    """
+
+    problem: Problem
+    a: Float[Array, " n"]
+    b: Float[Array, " m"]
+    rows: Array
+    columns: Array
+    centers: tuple["ShiftedCenter", "ShiftedCenter"] | None
+    slope: Float[Array, " d"] | None
+    offset: Float[Array, ""] | None
+    unmatched: Float[Array, ""]
+    valid: Bool[Array, ""]
+    replaced: tuple[bool, bool] = static()
+
+    @property
+    def transposed(self) -> Self:
+        """With the sides exchanged."""
+        return type(self)(
+            self.problem.transposed,
+            self.b,
+            self.a,
+            self.columns,
+            self.rows,
+            None if self.centers is None else (self.centers[1], self.centers[0]),
+            None if self.slope is None else -self.slope,
+            self.offset,
+            self.unmatched,
+            self.valid,
+            (self.replaced[1], self.replaced[0]),
+        )
+
+    @property
+    def may_replace_rows(self) -> bool:
+        """Whether rows of x may be replaced."""
+        return self.replaced[0]
+
+    def centered(self, z: Any) -> Float[Array, "k d"]:
+        """Points of x's side relative to its centre."""
+        if self.centers is None:
+            return as_samples(z=z)[0]
+        return self.centers[0].subtract(z)
+
+    def uncentered(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
+        """Points relative to x's centre where they belong."""
+        return z if self.centers is None else self.centers[0].add(z)
+
+    def linear_terms(self, centered: Float[Array, "k d"]) -> Array | float:
+        """α at centred points of x's side: half of h(δ), and ⟨∇h(δ), x'⟩."""
+        if self.slope is None or self.offset is None:
+            return 0.0
+        return centered @ self.slope + self.offset / 2
+
+    def restored(self, f: Array, g: Array) -> tuple[Array, Array]:
+        """Potentials of the problem that was asked for."""
+        if self.slope is None:
+            return f, g
+        return f + self.linear_terms(self.rows), g + self.transposed.linear_terms(self.columns)
+
+    def reduced(self, f: Array, g: Array) -> tuple[Array, Array]:
+        """Potentials of the problem that is solved; the inverse of `restored`."""
+        if self.slope is None:
+            return f, g
+        return f - self.linear_terms(self.rows), g - self.transposed.linear_terms(self.columns)
+
+    @property
+    def shift_cost(self) -> Array | float:
+        """⟨a, α⟩ + ⟨b, β⟩, by which the value asked for exceeds that of the problem solved."""
+        if self.slope is None:
+            return 0.0
+        pairs = self.problem.pairs
+        assert isinstance(pairs, PointPairs)
+        own = self.problem.a @ self.linear_terms(pairs.x)
+        return own + self.problem.b @ self.transposed.linear_terms(pairs.y)
+
+
+def formulate(
+    x: Any,
+    y: Any,
+    a: Any,
+    b: Any,
+    epsilon: Any,
+    cost: Any,
+    marginal_penalty: Any,
+    block_size: Any,
+) -> Formulation:
+    """The problem of two samples or of a cost matrix, checked, in one dtype."""
+    check_epsilon(epsilon)
+    if hasattr(cost, "shape"):
+        if x is not None or y is not None:
+            raise ValueError("x and y must be None where cost is a matrix.")
+        check_matrix(cost=cost)
+        cost = jnp.asarray(cost)
+        penalties = _penalties(marginal_penalty, cost.dtype)
+        n, m = cost.shape
+        a, b, vanishing = _weights(a, b, n, m, cost.dtype, penalties == (None, None))
+        return _of_matrix(cost, a, b, epsilon, penalties, block_size, vanishing)
+    check_callable(cost=cost)
+    # Their dtype and sizes; NumPy's double precision is still wanted below.
+    typed_x, typed_y = as_samples(x=x, y=y)
+    dtype = typed_x.dtype
+    penalties = _penalties(marginal_penalty, dtype)
+    sizes = len(typed_x), len(typed_y)
+    a, b, vanishing = _weights(a, b, *sizes, dtype, penalties == (None, None))
+    # Before its leaves are arrays, which are traced under `jit`.
+    quadratic = getattr(cost, "quadratic", False)
+    cost = _typed_cost(cost, typed_x)
+    if not getattr(cost, "translation_invariant", False):
+        sides = typed_x, typed_y, a, b
+        return _of_points(*sides, epsilon, cost, penalties, block_size, vanishing, None, None)
+    # Samples of one problem share a centre, unless linear terms can take up the difference.
+    shift = None
+    if penalties == (None, None) and quadratic:
+        x, center_x = _centered_sample(x, a, dtype, vanishing[0])
+        y, center_y = _centered_sample(y, b, dtype, vanishing[1])
+        shift = center_x.difference(center_y)
+    else:
+        point, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
+        means = _weighted_mean(x, a, vanishing[0]), _weighted_mean(y, b, vanishing[1])
+        mean = jax.lax.stop_gradient((means[0] + means[1]) / 2)
+        center_x = center_y = ShiftedCenter(point, mean)
+        x, y = x - mean, y - mean
+    sides, centers = (x, y, a, b), (center_x, center_y)
+    return _of_points(*sides, epsilon, cost, penalties, block_size, vanishing, centers, shift)
+
+
+def formulate_self(
+    x: Float[Array, "n d"],
+    a: Any,
+    epsilon: Any,
+    cost: Any,
+    penalty: Any,
+    block_size: Any,
+    vanishing: bool | None = None,
+) -> Formulation:
+    """The problem of a sample with itself, both sides one array; ε has been checked.
+
+    `vanishing` is whether weights may be zero, if it is known better than by looking.
+    """
+    check_callable(cost=cost)
+    (typed,) = as_samples(x=x)
+    penalties = _penalties(penalty, typed.dtype)
+    a, _, seen = _weights(a, a, len(typed), len(typed), typed.dtype, False)
+    vanishing = seen[0] if vanishing is None else vanishing
+    cost, centers = _typed_cost(cost, typed), None
+    if getattr(cost, "translation_invariant", False):
+        typed, center = _centered_sample(x, a, typed.dtype, vanishing)
+        centers = center, center
+    sides, both = (typed, typed, a, a), (vanishing, vanishing)
+    return _of_points(*sides, epsilon, cost, penalties, block_size, both, centers, None)
+
+
+def _centered_sample(x: Any, a: Array, dtype: Any, vanishing: bool) -> tuple[Array, ShiftedCenter]:
+    """A sample relative to its own weighted mean."""
+    point, x = centered_samples({"x": a}, x=x)
+    x = x.astype(dtype)
+    mean = jax.lax.stop_gradient(_weighted_mean(x, a, vanishing))
+    return x - mean, ShiftedCenter(point, mean)
+
+
+def check_epsilon(epsilon: Any) -> None:
+    """Raise `ValueError` unless ε is one number, positive if known, or relative to the costs."""
+    if isinstance(epsilon, Relative):
+        return
+    numeric = isinstance(epsilon, (int, float)) or hasattr(epsilon, "dtype")
+    if numeric:
+        numeric = not jnp.issubdtype(jnp.result_type(epsilon), jnp.complexfloating)
+    if not numeric or jnp.ndim(epsilon) != 0:
+        raise ValueError(f"epsilon must be a positive number; got {epsilon!r}.")
+    check_positive_values(epsilon=epsilon)
+
+
+def _of_matrix(
+    matrix: Float[Array, "n m"],
+    a: Array,
+    b: Array,
+    epsilon: Any,
+    penalties: tuple[Any, Any],
+    block_size: Any,
+    vanishing: tuple[bool, bool],
+) -> Formulation:
+    """The problem of a given matrix of costs."""
+    # Which rows and columns can be matched at all: a pass over the matrix, if it has infinities.
+    a_matched, b_matched, infinite = a, b, False
+    if isinstance(matrix, Tracer) or np.isinf(np.asarray(matrix)).any():
+        infinite = True
+        finite = matrix != jnp.inf  # NaN counts as a cost, so that it reaches the value
+        a_matched = _matched(a, jnp.any(finite & (b > 0), axis=1), penalties[0])
+        b_matched = _matched(b, jnp.any(finite & (a > 0)[:, None], axis=0), penalties[1])
+    # Rows and columns without weight are replaced by the heaviest, in the matrix that is solved
+    # everywhere, in the matrices of the potentials where they count and are not finite.
+    replaced = vanishing[0] or a_matched is not a, vanishing[1] or b_matched is not b
+    row_of, column_of = _representatives(replaced, a_matched, b_matched)
+    solved, rows, columns = matrix, matrix, matrix.T
+    if column_of is not None:
+        rows = jnp.where(b_matched > 0, matrix, matrix[:, column_of, None])
+        solved = rows
+    if row_of is not None:
+        columns = jnp.where(a_matched > 0, matrix.T, matrix[row_of][:, None])
+        solved = jnp.where((a_matched > 0)[:, None], solved, solved[row_of])
+    rows = _with_finite(rows, a, row_of, infinite)
+    columns = _with_finite(columns, b, column_of, infinite)
+    sides = a_matched, b_matched, epsilon, penalties, block_size
+    problem = _problem(MatrixPairs(solved), *sides, infinite)
+    return _formulation(problem, a, b, rows, columns, None, None, None, replaced)
+
+
+def _of_points(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    a: Array,
+    b: Array,
+    epsilon: Any,
+    cost: Any,
+    penalties: tuple[Any, Any],
+    block_size: Any,
+    vanishing: tuple[bool, bool],
+    centers: tuple[ShiftedCenter, ShiftedCenter] | None,
+    shift: Array | None,
+) -> Formulation:
+    """The problem of two centred samples, of which x and y may be one array.
+
+    `shift` is how much further apart they were, if each has been centred by its own mean.
+    """
+    own = x is y and a is b
+    slope = offset = None
+    if shift is not None:
+        slope, offset = jax.lax.stop_gradient((jax.grad(cost.h)(shift), cost.h(shift)))
+    # Costs of the library are finite. A function may forbid pairs, which takes a pass to find out.
+    a_matched, b_matched = a, b
+    if not hasattr(cost, "matrix") and penalties != (None, None):
+        a_matched, b_matched = _matched_by(cost, x, y, a, b, penalties, block_size)
+    replaced = vanishing[0] or a_matched is not a, vanishing[1] or b_matched is not b
+    row_of, column_of = _representatives(replaced, a_matched, b_matched)
+    solved_x = x if row_of is None else jnp.where((a_matched > 0)[:, None], x, x[row_of])
+    solved_y = y if column_of is None else jnp.where((b_matched > 0)[:, None], y, y[column_of])
+    pairs = PointPairs(solved_x, solved_x if own else solved_y, cost)
+    sides = a_matched, b_matched, epsilon, penalties, block_size
+    problem = _problem(pairs, *sides, not hasattr(cost, "matrix"))
+    rows = _with_finite(x, a, row_of)
+    columns = _with_finite(y, b, column_of)
+    return _formulation(problem, a, b, rows, columns, centers, slope, offset, replaced)
+
+
+def _problem(
+    pairs: PointPairs | MatrixPairs,
+    a: Array,
+    b: Array,
+    epsilon: Any,
+    penalties: tuple[Any, Any],
+    block_size: Any,
+    infinite: bool,
+) -> Problem:
+    """The problem, with ε from the costs if it is relative to them."""
+    rows = _block_rows(*pairs.shape, block_size)
+    one = jnp.ones((), a.dtype)
+    if isinstance(epsilon, Relative):
+        epsilon = resolved_epsilon(epsilon, Problem(pairs, a, b, one, penalties, rows))
+    return Problem(pairs, a, b, jnp.asarray(epsilon, a.dtype), penalties, rows, infinite)
+
+
+def _formulation(
+    problem: Problem,
+    a: Array,
+    b: Array,
+    rows: Any,
+    columns: Any,
+    centers: Any,
+    slope: Any,
+    offset: Any,
+    replaced: tuple[bool, bool],
+) -> Formulation:
+    """Adds what unmatched mass costs, and whether traced numbers are in range."""
+    unmatched = jnp.zeros((), a.dtype)
+    sides = (a, problem.a, problem.penalties[0]), (b, problem.b, problem.penalties[1])
+    for weights, matched, penalty in sides:
+        if penalty is not None and matched is not weights:
+            unmatched += penalty * (jnp.sum(weights) - jnp.sum(matched))
+    if problem.a is not a or problem.b is not b:
+        # ε KL(P‖a⊗b) counts the mass of a⊗b that the smaller problem does not have.
+        products = jnp.sum(a) * jnp.sum(b) - jnp.sum(problem.a) * jnp.sum(problem.b)
+        unmatched += problem.epsilon * products
+    valid = (problem.epsilon > 0) & jnp.all(a >= 0) & jnp.all(b >= 0)
+    valid &= (jnp.sum(a) > 0) & (jnp.sum(b) > 0)
+    for penalty in problem.penalties:
+        valid = valid if penalty is None else valid & (jnp.asarray(penalty) > 0)
+    terms = centers, slope, offset, unmatched, valid
+    return Formulation(problem, a, b, rows, columns, *terms, replaced)
+
+
+def _may_vanish(weights: Any) -> bool:
+    """Whether a weight may be zero: if one is, or if they are traced. Uniform ones are not."""
+    if weights is None:
+        return False
+    return isinstance(weights, Tracer) or not bool((np.asarray(weights) > 0).all())
+
+
+def _representatives(
+    replaced: tuple[bool, bool], a: Array, b: Array
+) -> tuple[Array | None, Array | None]:
+    """The rows that stand in for those without weight, the heaviest; None if all have weight."""
+    row, column = (
+        jnp.argmax(weights) if some else None
+        for some, weights in zip(replaced, (a, b), strict=True)
+    )
+    return row, column
+
+
+def _with_finite(rows: Array, weights: Array, heaviest: Array | None, infinite: bool = False):
+    """Rows of which those without weight are finite; infinite costs have a meaning."""
+    if heaviest is None:
+        return rows
+    sound = ~jnp.isnan(rows) if infinite else jnp.isfinite(rows)
+    keep = (weights > 0) | jnp.all(sound, axis=1)
+    return jnp.where(keep[:, None], rows, rows[heaviest])
+
+
+def _weighted_mean(x: Float[Array, "n d"], weights: Array, vanishing: bool) -> Float[Array, " d"]:
+    """The mean of the rows that have weight."""
+    total = jnp.sum(weights)
+    share = weights / jnp.where(total > 0, total, 1)
+    if vanishing:
+        x = jnp.where((weights > 0)[:, None], x, 0)
+    return jnp.sum(share[:, None] * x, axis=0)
+
+
+def _matched(weights: Array, connected: Bool[Array, " n"], penalty: Any) -> Array:
+    """Weights that are zero where no finite cost leads to the other side and none has to."""
+    return weights if penalty is None else jnp.where(connected, weights, 0)
+
+
+def _matched_by(
+    cost: Any, x: Array, y: Array, a: Array, b: Array, penalties: Any, block_size: Any
+) -> tuple[Array, Array]:
+    """`_matched` of both sides for a function of two points."""
+    rows = _block_rows(x.shape[0], y.shape[0], block_size)
+    one = jnp.ones((), a.dtype)
+    pairs = jax.lax.stop_gradient(PointPairs(x, y, cost))
+    problem = Problem(pairs, a, b, one, penalties, rows)
+
+    def connected(problem: Problem) -> Array:
+        return problem.map_rows(lambda c: jnp.any((c != jnp.inf) & (problem.b > 0), axis=1))
+
+    a_matched = _matched(a, connected(problem), penalties[0])
+    return a_matched, _matched(b, connected(problem.transposed), penalties[1])
+
+
+def _typed_cost(cost: Any, x: Float[Array, "n d"]) -> Any:
+    """A cost as a pytree whose floating-point leaves have the points' dtype."""
+
+    def typed(leaf: Any) -> Any:
+        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return jnp.asarray(leaf, x.dtype) if floating else leaf
+
+    return jax.tree.map(typed, costs.checked_cost(cost, x[0]))
+
+
+def _penalties(marginal_penalty: Any, dtype: Any) -> tuple[Any, Any]:
+    """(ρ_a, ρ_b), None for a marginal that is met exactly."""
+    pair = marginal_penalty if isinstance(marginal_penalty, tuple) else (marginal_penalty,) * 2
+    if len(pair) != 2:
+        raise ValueError(f"marginal_penalty must be one or two numbers; got {len(pair)}.")
+    for penalty in pair:
+        if penalty is not None:
+            check_positive_values(marginal_penalty=penalty)
+    exact = lambda rho: rho is None or (not isinstance(rho, Tracer) and bool(np.isinf(rho)))
+    return tuple(None if exact(rho) else jnp.asarray(rho, dtype) for rho in pair)  # pyright: ignore
+
+
+def _weights(
+    a: Any, b: Any, n: int, m: int, dtype: Any, balanced: bool
+) -> tuple[Array, Array, tuple[bool, bool]]:
+    """Both weights, uniform if not given, of the other's mass; and whether any may be zero."""
+    for name, weights, size in (("a", a, n), ("b", b, m)):
+        if weights is not None:
+            check_shape(name, weights, size)
+            check_weights(name, weights)
+    concrete = [w for w in (a, b) if w is not None and not isinstance(w, Tracer)]
+    if balanced and len(concrete) == 2:
+        sums = [float(np.asarray(w, np.float64).sum()) for w in concrete]
+        if abs(sums[0] - sums[1]) > 1e-4 * max(sums):
+            raise ValueError(f"a and b must have the same sum; got {sums[0]} and {sums[1]}.")
+    given = a if a is not None else b
+    mass = jnp.ones((), dtype) if given is None else jnp.sum(jnp.asarray(given, dtype))
+    uniform = lambda size: jnp.full(size, mass / size, dtype)
+    vanishing = _may_vanish(a), _may_vanish(b)
+    a = uniform(n) if a is None else jnp.asarray(a, dtype)
+    return a, uniform(m) if b is None else jnp.asarray(b, dtype), vanishing
+
+
+def _block_rows(n: int, m: int, block_size: int | None) -> int:
+    """Rows held at a time; as many as there are where all fit."""
+    if block_size is not None:
+        check_count(1, block_size=block_size)
+        return block_size
+    cpu = jax.default_backend() == "cpu"
+    if n * m <= (DENSE_PAIRS_CPU if cpu else DENSE_PAIRS_ACCELERATOR):
+        return max(n, m)
+    block = BLOCK_PAIRS_CPU if cpu else BLOCK_PAIRS_ACCELERATOR
+    return max(1, block // max(n, m))

@@ -1,0 +1,158 @@
+"""Numbers relative to a problem's costs: ε itself, and the decreasing sequence that ends there."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from divjax.core.checks import check_choice, check_positive
+from divjax.core.numerics import nan_unless
+from divjax.core.pytrees import pytree, static
+from divjax.ot.problem import Problem
+
+__all__ = ["Annealing", "Relative", "largest_cost", "marginal_penalty_from_tau", "resolved_epsilon"]
+
+# Rows of each sample that the median cost is of, at most.
+_MEDIAN_ROWS = 256
+
+
+@pytree
+class Relative:
+    """An ε that is a share of the costs: `sinkhorn(x, y, epsilon=Relative(0.05, of="std"))`.
+
+    ε = share · s(C), with s the mean, the standard deviation or the median of C_ij under a⊗b. The
+    costs are those of the problem as it is solved: for the squared Euclidean cost and exact
+    marginals each sample is centred, as a shift changes neither plan nor potentials beyond linear
+    terms. Gradients take ε as a constant.
+
+    Attributes:
+        share: a positive number.
+        of: "std", "median" (of the pairs of at most 256 rows of each sample) or "mean".
+
+    Raises:
+        ValueError: if `share` is a Python number that is not positive, or `of` is unknown.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax import ot
+        >>> x = jnp.array([[0.0], [2.0]])
+        >>> result = ot.sinkhorn(x, x, epsilon=Relative(0.1, of="mean"))  # costs 0, 4, 4, 0
+        >>> float(result.problem.epsilon)
+        0.2
+    """
+
+    share: ArrayLike = 0.05
+    of: str = static(default="std")
+
+    def __post_init__(self):
+        check_positive(share=self.share)
+        check_choice(("std", "median", "mean"), of=self.of)
+
+
+@pytree
+class Annealing:
+    """A decreasing sequence of ε that ends at the problem's: one iteration each.
+
+    ε_k = max(ε, ε_0 · decay^k). At small ε an iteration moves the potentials by a few ε only;
+    annealing saves those iterations.
+
+    Attributes:
+        start: ε_0 in multiples of the problem's ε; None for the largest finite cost.
+        decay: the factor from one to the next, in (0, 1).
+
+    Raises:
+        ValueError: if `start` or `decay` is a Python number out of range.
+
+    Example:
+        >>> Annealing(start=100.0).decay
+        0.9
+    """
+
+    start: ArrayLike | None = None
+    decay: ArrayLike = 0.9
+
+    def __post_init__(self):
+        check_positive(start=self.start, decay=self.decay)
+        if isinstance(self.decay, (int, float)) and not self.decay < 1:
+            raise ValueError(f"decay must be a number in (0, 1); got {self.decay}.")
+
+
+def marginal_penalty_from_tau(tau: ArrayLike, epsilon: ArrayLike) -> Array:
+    """The ρ of `marginal_penalty` for a τ = ρ/(ρ + ε), as ott-jax parametrises relaxed marginals.
+
+        ρ = ε τ/(1 − τ)
+
+    Args:
+        tau: in (0, 1]; 1 for a marginal that is met exactly, ρ = ∞.
+        epsilon: ε > 0.
+
+    Returns:
+        ρ; NaN for a traced τ out of range.
+
+    Raises:
+        ValueError: if τ is a Python number outside of (0, 1].
+
+    Example:
+        >>> float(marginal_penalty_from_tau(0.9, epsilon=0.1)).__round__(3)
+        0.9
+    """
+    if isinstance(tau, (int, float)) and not 0 < tau <= 1:
+        raise ValueError(f"tau must be a number in (0, 1]; got {tau}.")
+    check_positive(epsilon=epsilon)
+    tau = jnp.asarray(tau)
+    exact = tau == 1
+    rho = jnp.where(exact, jnp.inf, epsilon * tau / jnp.where(exact, 1, 1 - tau))
+    return nan_unless((tau > 0) & (tau <= 1), rho)
+
+
+def resolved_epsilon(epsilon: Relative, problem: Problem) -> Float[Array, ""]:
+    """The number that a relative ε is for a problem, whose own ε is not looked at."""
+    problem = jax.lax.stop_gradient(problem)
+    share = jax.lax.stop_gradient(jnp.asarray(epsilon.share, problem.a.dtype))
+    scale = _median_cost(problem) if epsilon.of == "median" else _moment(problem, epsilon.of)
+    return nan_unless(share > 0, share * scale)
+
+
+def _moment(problem: Problem, of: str) -> Float[Array, ""]:
+    """The mean or the standard deviation of the finite costs under a⊗b."""
+    a, b = problem.a, problem.b
+
+    def average(function: Any) -> Array:
+        def sums(costs: Array) -> tuple[Array, Array]:
+            finite = ~jnp.isinf(costs)
+            values = jnp.where(finite, function(jnp.where(finite, costs, 0)), 0)
+            return jnp.sum(values * b, axis=1), jnp.sum(jnp.where(finite, b, 0), axis=1)
+
+        total, mass = problem.map_rows(sums)
+        return a @ total / (a @ mass)
+
+    mean = average(lambda costs: costs)
+    if of == "mean":
+        return mean
+    return jnp.sqrt(average(lambda costs: (costs - mean) ** 2))
+
+
+def _median_cost(problem: Problem) -> Float[Array, ""]:
+    """The weighted median of the finite costs of evenly spread rows of both samples."""
+    rows, columns = (_evenly_spread(size) for size in problem.pairs.shape)
+    costs = problem.pairs.block(problem.pairs.rows[rows])[:, columns].ravel()
+    weights = (problem.a[rows, None] * problem.b[columns]).ravel()
+    weights = jnp.where(jnp.isinf(costs), 0, weights)
+    order = jnp.argsort(costs)
+    cumulated = jnp.cumsum(weights[order])
+    median = costs[order][jnp.argmax(cumulated >= cumulated[-1] / 2)]
+    # A cost that is NaN is sorted to the end.
+    return nan_unless(~jnp.any(jnp.isnan(costs) & (weights > 0)), median)
+
+
+def _evenly_spread(size: int) -> Array:
+    if size <= _MEDIAN_ROWS:
+        return jnp.arange(size)
+    return jnp.asarray([i * size // _MEDIAN_ROWS for i in range(_MEDIAN_ROWS)])
+
+
+def largest_cost(problem: Problem) -> Float[Array, ""]:
+    """The largest finite |C_ij|."""
+    finite = lambda costs: jnp.max(jnp.where(jnp.isinf(costs), 0, jnp.abs(costs)), axis=1)
+    return jnp.max(problem.map_rows(finite))
