@@ -6,6 +6,7 @@
 | … where marginals need not be met, or ε is far below the mean cost | its `marginal_penalty` (`marginal_penalty_from_tau`), its `annealing` by `Annealing` |
 | … with an ε that is a share of the costs | `Relative` |
 | a divergence of two samples, zero where they agree, for a loss | `sinkhorn_divergence`; with flags, `sinkhorn_divergence_result` |
+| the exact cost and plan of moderately many rows, in any dimension | `exact` |
 | exact, on the line; with plan, map and potentials; with relaxed marginals | `wasserstein_1d`; `transport_1d`; `unbalanced_1d` |
 | over random or the worst directions, or given ones | `sliced_wasserstein`, `max_sliced_wasserstein`, `projected_wasserstein` |
 | between Gaussians: distance, map, barycenter; entropic | `gaussian_wasserstein`, `gaussian_map`, `gaussian_barycenter`; `gaussian_entropic` |
@@ -69,6 +70,7 @@ from divjax.ot.gaussian_entropic import GaussianEntropicResult, gaussian_entropi
 from divjax.ot.gaussian_samples import gaussian_map_from_samples
 from divjax.ot.icnn_dual import DualFit, ICNNDual
 from divjax.ot.light_bridge import LightSchrodingerBridge
+from divjax.ot.linear_program import ExactResult, exact
 from divjax.ot.monge_gap import MongeGapResult, monge_gap, monge_gap_from_samples
 from divjax.ot.monge_map import MongeMap
 from divjax.ot.network_map import MapFit
@@ -94,6 +96,7 @@ __all__ = [
     "EntropicMap",
     "Euclidean",
     "EuclideanPower",
+    "ExactResult",
     "GaussianBarycenter",
     "GaussianEntropicResult",
     "ICNNDual",
@@ -113,6 +116,7 @@ __all__ = [
     "SqEuclidean",
     "UnbalancedLineResult",
     "cost_matrix",
+    "exact",
     "gaussian_barycenter",
     "gaussian_entropic",
     "gaussian_map",

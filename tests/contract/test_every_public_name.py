@@ -37,6 +37,7 @@ WITHOUT_A_ROW = {
     "within flows.run": {"flows.init", "flows.step", "flows.accelerated"},
     "returned by a fit": {
         "ot.DualFit",
+        "ot.ExactResult",
         "ot.EntropicFit",
         "ot.LineTransportResult",
         "ot.MapFit",

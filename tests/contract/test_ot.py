@@ -156,6 +156,13 @@ ROWS = {
         infinite="an infinite ε",
         positive=(0,),
     ),
+    "ot.exact": Row(
+        (),
+        _of_points(lambda x, y, w, method: ot.exact(x, y, w).value),
+        eager=False,
+        weighted=True,
+        sampled=True,
+    ),
     "ot.Annealing": Row(
         (0.2, 50.0, 0.7),
         _of_points(_annealed),

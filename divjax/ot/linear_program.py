@@ -1,0 +1,260 @@
+"""Exact optimal transport in any dimension, a linear program for a maintained solver.
+
+The program is solved on the host, in double precision, through a callback: by an assignment if both
+sides have equally many equally weighted rows, otherwise by POT's network simplex where POT is
+installed, and by SciPy's HiGHS where it is not, or where costs are infinite.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+import scipy.sparse
+from jaxtyping import Array, Bool, Float, Int
+
+from divjax.core.numerics import nan_unless
+from divjax.core.pytrees import pytree
+from divjax.core.types import Status, check_status, summary
+from divjax.ot.costs import SqEuclidean
+from divjax.ot.derivatives import gauge
+from divjax.ot.formulation import Formulation, formulate
+from divjax.ot.problem import Problem
+
+__all__ = ["ExactResult", "exact"]
+
+# Weights that differ by less, relative to their mean, are equal: what float32 sums leave.
+_EQUAL = 1e-6
+# Masses that differ by a larger share have no plan.
+_SAME_MASS = 1e-4
+_MAX_PIVOTS = 10_000_000
+
+
+@pytree
+class ExactResult:
+    """The value of optimal transport, an optimal plan and optimal potentials.
+
+    Attributes:
+        value: min_P ⟨P, C⟩; infinite if every plan uses a pair of infinite cost.
+        plan: an optimal plan; several may be.
+        f: the potential of x, f_i + g_j ≤ C_ij with equality where P_ij > 0, and ⟨a, f⟩ = ⟨b, g⟩.
+        g: the potential of y.
+        status: how the linear program ended.
+    """
+
+    value: Float[Array, ""]
+    plan: Float[Array, "n m"]
+    f: Float[Array, " n"]
+    g: Float[Array, " m"]
+    status: Int[Array, ""]
+
+    __repr__ = summary
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        """Whether the status is `Status.CONVERGED`."""
+        return self.status == Status.CONVERGED
+
+    def check(self) -> "ExactResult":
+        """This result; raises `RuntimeError` with the status's sentence unless it converged."""
+        check_status(self.status)
+        return self
+
+
+def exact(
+    x: Float[Array, "n d"] | None,
+    y: Float[Array, "m d"] | None,
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, " m"] | None = None,
+    *,
+    cost: Callable[..., Array] | Float[Array, "n m"] = SqEuclidean(),
+) -> ExactResult:
+    """Optimal transport without regularisation, min_P ⟨P, C⟩ over P ≥ 0 with P1 = a and Pᵀ1 = b.
+
+    It may be jitted, and under `vmap` solves one problem after another. Gradients are those of the
+    envelope theorem: Σ_ij P_ij ∂C_ij in points and the cost's parameters, f and g in the weights.
+    They are exact where plan and potentials are unique, which is almost everywhere.
+
+    Memory is O(n m); a hundred rows take milliseconds, a thousand with POT or equal weights below a
+    second, without either a minute.
+
+    Args:
+        x: samples, or None with a cost matrix.
+        y: samples, or None with a cost matrix.
+        a: weights of x, non-negative; uniform by default, of b's total mass (1 without b). Rows of
+            weight zero may hold anything.
+        b: weights of y, of the same sum as a.
+        cost: a cost of `divjax.ot`, any function of two points, or a matrix of costs; infinite
+            costs forbid pairs.
+
+    Returns:
+        An `ExactResult`, the value first.
+
+    Raises:
+        ValueError: as `sinkhorn` does.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jnp.array([[0.0], [1.0], [5.0]])
+        >>> result = exact(x, x[::-1] + 1)
+        >>> float(result.value), bool(result.converged)
+        (1.0, True)
+        >>> jax.grad(lambda y: exact(x, y).value)(x + 1).ravel().round(3).tolist()  # 2/3 each
+        [0.667, 0.667, 0.667]
+
+    References:
+        Peyré, Cuturi 2019, proposition 2.4: duality. Bonneel et al. 2011: the network simplex.
+    """
+    formulation = formulate(x, y, a, b, 1.0, cost, None, None)
+    problem = formulation.problem
+    costs = problem.pairs.block(problem.pairs.rows)
+
+    # The program is solved for constants; its value is differentiated at the optimum.
+    arguments = jax.lax.stop_gradient((costs, problem.a, problem.b))
+    plan, f, g, status = _solve_on_host(*arguments)
+    f, g = jax.lax.stop_gradient(gauge(problem, f, g))
+    f, g = _at_all_rows(formulation, problem, f, g)
+    paid = jnp.sum(jnp.where(plan > 0, plan * jnp.where(plan > 0, costs, 0), 0))
+    price = lambda weights, potential: (
+        jnp.where(jnp.isfinite(potential), potential, 0)
+        @ (weights - jax.lax.stop_gradient(weights))
+    )
+    value = paid + price(formulation.a, f) + price(formulation.b, g) + formulation.shift_cost
+
+    # An infeasible program has an infinite value; invalid input has none.
+    invalid_costs = jnp.any(jnp.isnan(arguments[0]) | (arguments[0] == -jnp.inf))
+    infeasible = (status == Status.NOT_FINITE) & ~invalid_costs
+    value = jnp.where(infeasible, jnp.inf, value)
+    solved = (status == Status.CONVERGED) | infeasible
+    valid = formulation.valid
+    value = nan_unless(valid & solved, value)
+    status = jnp.where(valid, status, Status.INVALID_INPUT)
+    return ExactResult(value, plan, *formulation.restored(f, g), status)
+
+
+def _at_all_rows(
+    formulation: Formulation, problem: Problem, f: Array, g: Array
+) -> tuple[Array, Array]:
+    """Potentials that are the other's c-transform also at rows that have no weight."""
+
+    def transform(problem: Problem, rows: Array, own: Array, other: Array) -> Array:
+        costs = jnp.where(problem.b > 0, problem.pairs.block(rows) - other, jnp.inf)
+        return jnp.where(problem.a > 0, own, jnp.min(costs, axis=1))
+
+    rows, columns = jax.lax.stop_gradient((formulation.rows, formulation.columns))
+    problem = jax.lax.stop_gradient(problem)
+    full_f, full_g = f, g
+    if formulation.may_replace_rows:
+        full_f = transform(problem, rows, f, g)
+    if formulation.transposed.may_replace_rows:
+        full_g = transform(problem.transposed, columns, g, f)
+    return full_f, full_g
+
+
+def _solve_on_host(costs: Array, a: Array, b: Array) -> tuple[Array, Array, Array, Array]:
+    """Plan, potentials and status, by a callback."""
+    n, m = costs.shape
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, costs.dtype)
+    outputs = shape(n, m), shape(n), shape(m), jax.ShapeDtypeStruct((), jnp.int32)
+
+    def solve(costs: Any, a: Any, b: Any) -> tuple:
+        found = solve_program(*(np.asarray(array, np.float64) for array in (costs, a, b)))
+        potentials = (np.asarray(array, outputs[0].dtype) for array in found[:3])
+        return *potentials, np.asarray(found.status, np.int32)
+
+    return jax.pure_callback(solve, outputs, costs, a, b, vmap_method="sequential")
+
+
+class Program(NamedTuple):
+    """A solved program: an optimal plan, optimal potentials, and how it ended."""
+
+    plan: np.ndarray
+    f: np.ndarray
+    g: np.ndarray
+    status: Status
+
+
+def solve_program(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
+    """An optimal plan and potentials in NumPy, by the solver that suits the program."""
+    mass_a, mass_b = a.sum(), b.sum()
+    finite = np.isfinite(costs)
+    if not (np.isfinite(mass_a) and np.isfinite(mass_b)) or (costs[~finite] != np.inf).any():
+        return _no_plan(costs, Status.NOT_FINITE)
+    if min(a.min(), b.min()) < 0 or not mass_a > 0:
+        return _no_plan(costs, Status.INVALID_INPUT)
+    if not abs(mass_a - mass_b) <= _SAME_MASS * mass_a:
+        return _no_plan(costs, Status.INVALID_INPUT)
+    b = b * (mass_a / mass_b)
+    if not finite.all():
+        return _by_highs(costs, a, b)
+    equal = len(a) == len(b) and max(np.ptp(a), np.ptp(b)) <= _EQUAL * mass_a / len(a)
+    if equal:
+        return _by_assignment(costs, mass_a)
+    if importlib.util.find_spec("ot"):
+        return _by_network_simplex(costs, a, b)
+    return _by_highs(costs, a, b)
+
+
+def _no_plan(costs: np.ndarray, status: Status) -> Program:
+    n, m = costs.shape
+    return Program(np.full((n, m), np.nan), np.full(n, np.nan), np.full(m, np.nan), status)
+
+
+def _by_assignment(costs: np.ndarray, mass: float) -> Program:
+    """Equal weights: a permutation, and potentials as lengths of shortest paths.
+
+    f_i − f_k ≤ C_{i σ(k)} − C_{k σ(k)} says that g_{σ(k)} = C_{k σ(k)} − f_k is feasible, and has a
+    solution as no cycle of exchanges lowers the cost of an optimal assignment.
+    """
+    n = len(costs)
+    _, partner = scipy.optimize.linear_sum_assignment(costs)
+    rows = np.arange(n)
+    matched = costs[rows, partner]
+    lengths = costs[:, partner] - matched
+    f = np.zeros(n)
+    for _ in range(n):  # Bellman, Ford
+        shorter = np.minimum(f, (lengths + f).min(axis=1))
+        if (shorter == f).all():
+            break
+        f = shorter
+    g = np.empty(n)
+    g[partner] = matched - f
+    plan = np.zeros((n, n))
+    plan[rows, partner] = mass / n
+    return Program(plan, f, g, Status.CONVERGED)
+
+
+def _by_network_simplex(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
+    """POT's solver."""
+    pot = importlib.import_module("ot")
+    plan, log = pot.lp.emd(a, b, costs, numItermax=_MAX_PIVOTS, log=True, check_marginals=False)
+    solved = log["result_code"] == 1
+    return Program(plan, log["u"], log["v"], Status(0 if solved else 1))
+
+
+def _by_highs(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
+    """SciPy's solver; the variables are the pairs of finite cost."""
+    n, m = costs.shape
+    rows, columns = np.nonzero(np.isfinite(costs))
+    pairs, ones = np.arange(len(rows)), np.ones(len(rows))
+    marginals = scipy.sparse.vstack(
+        [
+            scipy.sparse.csr_array((ones, (rows, pairs)), shape=(n, len(rows))),
+            scipy.sparse.csr_array((ones, (columns, pairs)), shape=(m, len(rows))),
+        ]
+    )
+    found = scipy.optimize.linprog(
+        costs[rows, columns], A_eq=marginals, b_eq=np.concatenate([a, b]), method="highs-ds"
+    )
+    if found.status == 2:  # infeasible
+        return _no_plan(costs, Status.NOT_FINITE)
+    if found.status != 0:
+        return _no_plan(costs, Status.MAX_ITERATIONS)
+    plan = np.zeros((n, m))
+    plan[rows, columns] = found.x
+    potentials = found.eqlin.marginals
+    return Program(plan, potentials[:n], potentials[n:], Status.CONVERGED)

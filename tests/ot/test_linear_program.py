@@ -1,0 +1,140 @@
+"""Exact transport against POT and SciPy, by each of its solvers; gradients against differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import ot as pot
+import pytest
+import scipy.optimize
+from scipy.spatial.distance import cdist
+
+from divjax import ot
+from divjax.core.types import Status
+from divjax.ot import linear_program as room
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(9, 3)), RNG.normal(size=(7, 3)) + 1
+A, B = RNG.dirichlet(np.ones(9)), RNG.dirichlet(np.ones(7))
+COSTS = cdist(X, Y, "sqeuclidean")
+
+SOLVERS = {"network simplex": room._by_network_simplex, "HiGHS": room._by_highs}
+
+
+def assert_optimal(costs, a, b, plan, f, g):
+    """Feasible plan and potentials without a gap between them: linear programming's certificate."""
+    assert plan.min() > -1e-12
+    np.testing.assert_allclose(plan.sum(1), a, atol=1e-9)
+    np.testing.assert_allclose(plan.sum(0), b, atol=1e-9)
+    assert (f[:, None] + g - costs).max() < 1e-9
+    np.testing.assert_allclose(f @ a + g @ b, np.sum(plan * costs), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_is_optimal(name):
+    program = SOLVERS[name](COSTS, A, B)
+    assert program.status == Status.CONVERGED
+    assert_optimal(COSTS, A, B, *program[:3])
+
+
+@pytest.mark.parametrize("n", [1, 2, 30])
+def test_equal_weights_are_an_assignment(n):
+    costs = RNG.normal(size=(n, n)) ** 2
+    program = room.solve_program(costs, np.full(n, 2 / n), np.full(n, 2 / n))
+    assert_optimal(costs, np.full(n, 2 / n), np.full(n, 2 / n), *program[:3])
+    assert (program.plan > 0).sum() == n
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+def test_values_match_pot(cost):
+    ours = {"sqeuclidean": ot.SqEuclidean(), "euclidean": ot.Euclidean()}[cost]
+    expected = pot.emd2(A, B, cdist(X, Y, cost))
+    found = jax.jit(lambda x, y, a, b: ot.exact(x, y, a, b, cost=ours))(
+        *(jnp.asarray(z, jnp.float32) for z in (X, Y, A, B))
+    )
+    assert found.converged
+    np.testing.assert_allclose(found.value, expected, rtol=1e-5)
+    np.testing.assert_allclose(A @ found.f + B @ found.g, expected, rtol=1e-5)
+    np.testing.assert_allclose(A @ found.f, B @ found.g, rtol=1e-4)
+
+
+def test_without_pot_it_is_highs(monkeypatch):
+    monkeypatch.setattr(room.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(room, "_by_network_simplex", None)
+    found = ot.exact(X, Y, A, B)
+    np.testing.assert_allclose(found.value, pot.emd2(A, B, COSTS), rtol=1e-5)
+
+
+def test_gradients_are_slopes():
+    with jax.enable_x64(True):
+
+        def value(x, y, logits, scale):
+            a = jax.nn.softmax(logits)
+            return ot.exact(
+                x, y, a, jnp.asarray(B), cost=lambda u, v: scale * jnp.sum((u - v) ** 2)
+            ).value
+
+        arguments = jnp.asarray(X), jnp.asarray(Y), jnp.log(jnp.asarray(A)), jnp.asarray(1.3)
+        function = jax.jit(jax.value_and_grad(value, (0, 1, 2, 3)))
+        _, gradient = function(*arguments)
+        for k, argument in enumerate(arguments):
+            direction = RNG.normal(size=argument.shape)
+
+            def at(step, k=k, direction=direction):
+                moved = list(arguments)
+                moved[k] = moved[k] + step * direction
+                return function(*moved)[0]
+
+            np.testing.assert_allclose(
+                np.vdot(gradient[k], direction), (at(1e-6) - at(-1e-6)) / 2e-6, rtol=1e-6
+            )
+        tangent = jax.jvp(lambda x: value(x, *arguments[1:]), arguments[:1], (jnp.ones_like(X),))[1]
+        np.testing.assert_allclose(tangent, jnp.sum(gradient[0]), rtol=1e-8)
+
+
+def test_vmap_is_a_loop():
+    x = RNG.normal(size=(3, 6, 2)).astype(np.float32)
+    swept = jax.jit(jax.vmap(lambda x: ot.exact(x, x[::-1] * 2 + 1).value))(x)
+    np.testing.assert_allclose(swept, [ot.exact(z, z[::-1] * 2 + 1).value for z in x], rtol=1e-6)
+
+
+def test_far_and_weightless_rows_change_nothing():
+    x, a = np.concatenate([X, np.full((2, 3), np.nan)]), np.concatenate([A, np.zeros(2)])
+    found = ot.exact(x, Y, a, B)
+    np.testing.assert_allclose(found.value, pot.emd2(A, B, COSTS), rtol=1e-5)
+    assert jnp.isfinite(found.f).all()
+    far = ot.exact(X + 1e8, Y, A, B)
+    np.testing.assert_allclose(far.plan, found.plan[:9], atol=1e-6)
+
+
+def test_forbidden_pairs():
+    costs = COSTS.astype(np.float32)
+    costs[:3, :3] = np.inf
+    found = ot.exact(None, None, A, B, cost=jnp.asarray(costs))
+    expected = pot.emd2(A, B, np.where(np.isinf(costs), 1e4, costs))
+    np.testing.assert_allclose(found.value, expected, rtol=1e-5)
+    costs[4] = np.inf
+    none = ot.exact(None, None, A, B, cost=jnp.asarray(costs))
+    assert jnp.isposinf(none.value)
+    assert none.status == Status.NOT_FINITE
+
+
+def test_invalid_input_is_flagged_or_refused():
+    assert ot.exact(np.where(X > 1, np.nan, X), Y).status == Status.NOT_FINITE
+    solve = jax.jit(lambda a: ot.exact(X, Y, a, jnp.asarray(B)))
+    for weights in (2 * A, A - 0.2):
+        found = solve(weights.astype(np.float32))
+        assert found.status == Status.INVALID_INPUT
+        assert jnp.isnan(found.value)
+    with pytest.raises(ValueError, match="same sum"):
+        ot.exact(X, Y, 2 * A, B)
+    with pytest.raises(ValueError, match="same number of features"):
+        ot.exact(X, Y[:, :2])
+    with pytest.raises(RuntimeError, match="NaN or infinite"):
+        ot.exact(X * np.nan, Y).check()
+
+
+def test_assignments_match_scipys_cost():
+    x, y = RNG.normal(size=(2, 50, 4)).astype(np.float32)
+    costs = cdist(x, y, "sqeuclidean")
+    rows, columns = scipy.optimize.linear_sum_assignment(costs)
+    np.testing.assert_allclose(ot.exact(x, y).value, costs[rows, columns].mean(), rtol=1e-5)
