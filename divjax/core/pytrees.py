@@ -49,7 +49,8 @@ def pytree(cls: type[T]) -> type[T]:
         >>> jax.tree.leaves(Scale())
         [2.0]
     """
-    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    prints_itself = cls.__repr__ is not object.__repr__
+    cls = dataclasses.dataclass(frozen=True, eq=False, repr=not prints_itself)(cls)
     fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
     structure = [field.name for field in fields if field.metadata.get("static", False)]
     data = [field.name for field in fields if field.name not in structure]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from divjax.core.checks import check_probability
 __all__ = [
     "Estimate",
     "Interval",
+    "Outcome",
     "Status",
     "check_status",
     "normal_estimate",
@@ -98,6 +99,33 @@ def check_status(status: Int[ArrayLike, "..."]) -> None:
         raise RuntimeError(f"{gravest.sentence} ({gravest.name}).")
 
 
+class Outcome:
+    """What all results with a `status` offer; a base of frozen dataclass pytrees."""
+
+    status: Any
+
+    @property
+    def converged(self) -> Bool[Array, "..."]:
+        """Whether the status is `Status.CONVERGED`."""
+        return jnp.asarray(self.status) == Status.CONVERGED
+
+    @property
+    def finite(self) -> Bool[Array, "..."]:
+        """Whether nothing was invalid and all numbers that count are finite."""
+        return jnp.asarray(self.status) < Status.NOT_FINITE
+
+    def check(self) -> Self:
+        """The result itself; raises `RuntimeError` with the status's sentence unless it converged.
+
+        Traced results pass.
+        """
+        check_status(self.status)
+        return self
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+
 def summary(self: Any) -> str:
     """A result in a line or two: numbers as they are, arrays by shape; for use as `__repr__`.
 
@@ -121,7 +149,7 @@ def summary(self: Any) -> str:
 def _short(name: str, value: Any) -> str:
     """One field: a number, an array's dtype and shape, or how many leaves there are."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        if value.shape or isinstance(value, Tracer):
+        if value.shape or isinstance(value, (Tracer, jax.ShapeDtypeStruct)):
             return f"{value.dtype}[{','.join(map(str, value.shape))}]"
         if name == "status":
             return Status(int(value)).name

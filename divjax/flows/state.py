@@ -1,13 +1,13 @@
 """What a flow carries from step to step, what a step sees, and what a run returns."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from divjax.core.types import Status, check_status, status_of, summary
+from divjax.core.types import Outcome, Status, status_of, summary
 
 __all__ = ["Fields", "FlowResult", "FlowState", "History", "StepInfo"]
 
@@ -139,10 +139,7 @@ class FlowResult(NamedTuple):
         """
         return status_of(converged=True, resolved=self.state.resolved, finite=self.finite)
 
-    def check(self) -> Self:
-        """The result; raises `RuntimeError` with the status's sentence unless all is well."""
-        check_status(self.status)
-        return self
+    check = Outcome.check
 
     def __repr__(self) -> str:
         fields = summary(self._replace(state=())).removesuffix("state=())")

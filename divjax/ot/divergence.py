@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.pytrees import pytree
-from divjax.core.types import Status, check_status, summary
+from divjax.core.types import Outcome
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.formulation import check_epsilon, formulate, formulate_self
 from divjax.ot.problem import PointPairs
@@ -25,7 +25,7 @@ __all__ = [
 
 
 @pytree
-class SinkhornDivergenceResult:
+class SinkhornDivergenceResult(Outcome):
     """The divergence, how its three problems ended, and their results.
 
     Attributes:
@@ -42,22 +42,10 @@ class SinkhornDivergenceResult:
     xx: SinkhornResult
     yy: SinkhornResult
 
-    __repr__ = summary
-
-    @property
-    def converged(self) -> Bool[Array, ""]:
-        """Whether all three problems have converged."""
-        return self.status == Status.CONVERGED
-
     @property
     def potentials(self) -> tuple[Array, Array, Array, Array]:
         """Those of x and y, of x to itself and of y to itself: a start for a similar problem."""
         return self.xy.f, self.xy.g, self.xx.f, self.yy.f
-
-    def check(self) -> "SinkhornDivergenceResult":
-        """This result; raises `RuntimeError` with the status's sentence unless it converged."""
-        check_status(self.status)
-        return self
 
 
 def self_transport(

@@ -5,7 +5,7 @@ squared Euclidean cost it is the mean of the targets, weighted by the plan at z.
 chosen, ε: too large shrinks the image, too small leaves the noise of the sample. Held-out rows do.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import thinned
-from divjax.core.types import Status, check_status, status_of, summary
+from divjax.core.types import Outcome, status_of
 from divjax.ot.barycentric import barycentric_images
 from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
 from divjax.ot.divergence import sinkhorn_divergence
@@ -38,7 +38,7 @@ _FEW_ROWS = 1024
 
 
 @pytree
-class EntropicFit:
+class EntropicFit(Outcome):
     """The mean of the entropic maps of blocks of rows, a function of rows.
 
     Attributes:
@@ -62,19 +62,6 @@ class EntropicFit:
     at_edge: Bool[Array, ""]
     origins: Origins
     block_weights: Float[Array, " blocks"]
-
-    def __repr__(self) -> str:
-        return summary(self)
-
-    @property
-    def converged(self) -> Bool[Array, ""]:
-        """Whether the status is `Status.CONVERGED`."""
-        return self.status == Status.CONVERGED
-
-    def check(self) -> Self:
-        """The fit itself, or `RuntimeError` with what is wrong."""
-        check_status(self.status)
-        return self
 
     def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """T(z), a block's images at a time.

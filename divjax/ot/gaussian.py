@@ -10,19 +10,19 @@ decomposition Lᵀ K = U Σ Vᵀ: the fidelity tr (S^½ T S^½)^½ = tr Σ, the 
 ‖L U − K V‖², and the map A = K V Σ⁺ Vᵀ Kᵀ, for which A S A = T wherever S has full rank.
 """
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core import linalg
 from divjax.core.checks import check_count, check_full_precision, check_shape, check_weights
 from divjax.core.numerics import matmul, nan_unless, safe_sqrt
 from divjax.core.samples import Center
-from divjax.core.types import Status, check_status, status_of, summary
+from divjax.core.types import Outcome, status_of, summary
 
 __all__ = [
     "AffineMap",
@@ -359,15 +359,9 @@ class GaussianBarycenter(NamedTuple):
     def __repr__(self) -> str:
         return summary(self)
 
-    @property
-    def converged(self) -> Bool[Array, ""]:
-        """Whether the status is `Status.CONVERGED`."""
-        return self.status == Status.CONVERGED
+    converged = Outcome.converged
 
-    def check(self) -> Self:
-        """The result itself, or `RuntimeError` with what is wrong."""
-        check_status(self.status)
-        return self
+    check = Outcome.check
 
 
 @jax.default_matmul_precision("highest")

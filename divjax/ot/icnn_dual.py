@@ -11,13 +11,13 @@ game is played. A network learns where to start looking.
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from divjax.core import linalg
 from divjax.core.checks import (
@@ -34,7 +34,7 @@ from divjax.core.networks import BuildICNN, BuildMLP, Network, apply_network, in
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import adam_with_cosine, fit
-from divjax.core.types import Status, check_status, status_of, summary
+from divjax.core.types import Outcome, Status, status_of
 from divjax.ot.gaussian_samples import gaussian_start
 from divjax.ot.scales import winsorised
 from divjax.ot.weighted_samples import (
@@ -61,7 +61,7 @@ _NO_DERIVATIVE = (
 
 
 @pytree
-class DualFit:
+class DualFit(Outcome):
     """A convex potential f, its gradient for a map, and its conjugate's for the inverse.
 
     f(x) = ⟨b, x⟩ + ½ |L (x − m)|² + s² g((x − m)/s) with g convex.
@@ -114,24 +114,6 @@ class DualFit:
     misfit: Float[Array, ""] | None = None
     status: Int[ArrayLike, ""] = int(Status.CONVERGED)
     origins: Origins | None = None
-
-    def __repr__(self) -> str:
-        return summary(self)
-
-    @property
-    def converged(self) -> Bool[Array, ""]:
-        """Whether the status is `Status.CONVERGED`."""
-        return jnp.asarray(self.status) == Status.CONVERGED
-
-    @property
-    def finite(self) -> Bool[Array, ""]:
-        """Whether all of the fit is finite."""
-        return jnp.asarray(self.status) < Status.NOT_FINITE
-
-    def check(self) -> Self:
-        """The fit itself, or `RuntimeError` with what is wrong."""
-        check_status(self.status)
-        return self
 
     @jax.default_matmul_precision("highest")
     def potential(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:

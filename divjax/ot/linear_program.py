@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.sparse
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
-from divjax.core.types import Status, check_status, summary
+from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.derivatives import gauge
 from divjax.ot.formulation import Formulation, formulate
@@ -35,7 +35,7 @@ _MAX_PIVOTS = 10_000_000
 
 
 @pytree
-class ExactResult:
+class ExactResult(Outcome):
     """The value of optimal transport, an optimal plan and optimal potentials.
 
     Attributes:
@@ -51,18 +51,6 @@ class ExactResult:
     f: Float[Array, " n"]
     g: Float[Array, " m"]
     status: Int[Array, ""]
-
-    __repr__ = summary
-
-    @property
-    def converged(self) -> Bool[Array, ""]:
-        """Whether the status is `Status.CONVERGED`."""
-        return self.status == Status.CONVERGED
-
-    def check(self) -> "ExactResult":
-        """This result; raises `RuntimeError` with the status's sentence unless it converged."""
-        check_status(self.status)
-        return self
 
 
 def exact(

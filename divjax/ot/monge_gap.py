@@ -14,12 +14,12 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.scipy.special import entr
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.checks import check_callable, check_choice
 from divjax.core.pytrees import pytree
 from divjax.core.samples import as_samples
-from divjax.core.types import Status, check_status, summary
+from divjax.core.types import Outcome
 from divjax.ot.costs import SqEuclidean, paired_costs
 from divjax.ot.divergence import sinkhorn_divergence_result
 from divjax.ot.problem import PointPairs
@@ -31,7 +31,7 @@ KINDS = ("debiased", "entropic", "primal")
 
 
 @pytree
-class MongeGapResult:
+class MongeGapResult(Outcome):
     """A Monge gap and the two costs it is the difference of.
 
     Attributes:
@@ -45,18 +45,6 @@ class MongeGapResult:
     displacement: Float[Array, ""]
     transport: Float[Array, ""]
     status: Int[Array, ""]
-
-    __repr__ = summary
-
-    @property
-    def converged(self) -> Bool[Array, ""]:
-        """Whether all entropic problems have converged."""
-        return self.status == Status.CONVERGED
-
-    def check(self) -> "MongeGapResult":
-        """This result; raises `RuntimeError` with the status's sentence unless it converged."""
-        check_status(self.status)
-        return self
 
 
 def monge_gap(

@@ -1,16 +1,16 @@
 """A transport map that is a start and what a network adds to it."""
 
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from divjax.core.checks import check_matrix, check_shape
 from divjax.core.networks import Network, apply_network
 from divjax.core.pytrees import pytree, static
-from divjax.core.types import Status, check_status, summary
+from divjax.core.types import Outcome, Status
 from divjax.ot.weighted_samples import Origins
 
 __all__ = ["IdentityMap", "MapFit"]
@@ -26,7 +26,7 @@ class IdentityMap:
 
 
 @pytree
-class MapFit:
+class MapFit(Outcome):
     """A transport map, a function of rows whether or not it was fitted to them.
 
     Attributes:
@@ -77,24 +77,6 @@ class MapFit:
     gap: Float[Array, ""] | None = None
     status: Int[ArrayLike, ""] = int(Status.CONVERGED)
     origins: Origins | None = None
-
-    def __repr__(self) -> str:
-        return summary(self)
-
-    @property
-    def converged(self) -> Bool[Array, ""]:
-        """Whether the status is `Status.CONVERGED`."""
-        return jnp.asarray(self.status) == Status.CONVERGED
-
-    @property
-    def finite(self) -> Bool[Array, ""]:
-        """Whether losses, parameters, divergence and gap are finite."""
-        return jnp.asarray(self.status) < Status.NOT_FINITE
-
-    def check(self) -> Self:
-        """The fit itself, or `RuntimeError` with what is wrong."""
-        check_status(self.status)
-        return self
 
     def __call__(
         self,

@@ -8,7 +8,7 @@ has finite gradients where two measures agree, and is what the solvers of transp
 """
 
 import math
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from divjax.core.checks import check_order, check_shape, check_weights
 from divjax.core.numerics import nan_unless, safe_power, safe_sqrt
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Center, centered_samples
-from divjax.core.types import Status, check_status, status_of, summary
+from divjax.core.types import Outcome, status_of
 
 __all__ = ["LineTransportResult", "transport_1d", "wasserstein_1d"]
 
@@ -244,7 +244,7 @@ def wasserstein_1d(
 
 
 @pytree
-class LineTransportResult:
+class LineTransportResult(Outcome):
     """The cost, the plan, the map and the potentials of optimal transport on the line.
 
     Attributes:
@@ -272,19 +272,6 @@ class LineTransportResult:
     x: Float[Array, " n"]
     y: Float[Array, " m"]
     status: Int[Array, ""]
-
-    def __repr__(self) -> str:
-        return summary(self)
-
-    @property
-    def converged(self) -> Bool[Array, ""]:
-        """Whether the status is `Status.CONVERGED`."""
-        return self.status == Status.CONVERGED
-
-    def check(self) -> Self:
-        """The result itself, or `RuntimeError` with what is wrong."""
-        check_status(self.status)
-        return self
 
     def plan(self) -> Float[Array, "n m"]:
         """The plan as a matrix, n × m numbers of which at most n + m − 1 are not zero."""

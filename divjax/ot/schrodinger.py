@@ -15,12 +15,12 @@ a mixture too: with B_k = ((1 − t) I + t S_k)⁻¹, b_k(x, t) = B_k ((S_k − 
 it is Σ_k softmax(log w)_k b_k, the expectation of (X₁ − x)/(1 − t) given X_t = x, finite at t = 1.
 """
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core import linalg
 from divjax.core.checks import (
@@ -35,7 +35,7 @@ from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Center, as_samples
-from divjax.core.types import Status, check_status, summary
+from divjax.core.types import Outcome, Status
 from divjax.ot import mixture_potential as mixture
 
 __all__ = ["ConditionalPlan", "SchrodingerBridge"]
@@ -72,7 +72,7 @@ class ConditionalPlan(NamedTuple):
 
 
 @pytree
-class SchrodingerBridge:
+class SchrodingerBridge(Outcome):
     """A bridge given by its potential; what `LightSchrodingerBridge` fits.
 
     Both ends are described relative to an origin each, o₀ and o₁, which changes nothing about the
@@ -112,24 +112,6 @@ class SchrodingerBridge:
     imbalance: ArrayLike = 0.0
     status: Int[ArrayLike, ""] = int(Status.CONVERGED)
     rests: Float[Array, "2 d"] | None = None
-
-    def __repr__(self) -> str:
-        return summary(self)
-
-    @property
-    def converged(self) -> Bool[Array, ""]:
-        """Whether the status is `Status.CONVERGED`."""
-        return jnp.asarray(self.status) == Status.CONVERGED
-
-    @property
-    def finite(self) -> Bool[Array, ""]:
-        """Whether all of the fit is finite."""
-        return jnp.asarray(self.status) < Status.NOT_FINITE
-
-    def check(self) -> Self:
-        """The bridge itself, or `RuntimeError` with what is wrong."""
-        check_status(self.status)
-        return self
 
     def __post_init__(self):
         check_positive(epsilon=self.epsilon)

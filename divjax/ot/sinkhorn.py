@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core.checks import (
     check_count,
@@ -18,7 +18,7 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
 from divjax.core.samples import as_samples
-from divjax.core.types import Status, check_status, status_of, summary
+from divjax.core.types import Outcome, status_of
 from divjax.ot import costs
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.derivatives import (
@@ -45,7 +45,7 @@ ROUNDING_MARGIN, ROUNDING_FLOOR = 2, 5e-5
 
 
 @pytree
-class SinkhornResult:
+class SinkhornResult(Outcome):
     """The value, the potentials and the plan of an entropic transport problem.
 
     The plan is P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε); it is computed where it is asked for.
@@ -87,18 +87,6 @@ class SinkhornResult:
     centered_f: Float[Array, " n"]
     centered_g: Float[Array, " m"]
     centered_value: Float[Array, ""]
-
-    __repr__ = summary
-
-    def check(self) -> "SinkhornResult":
-        """This result; raises `RuntimeError` with the status's sentence unless it converged."""
-        check_status(self.status)
-        return self
-
-    @property
-    def converged(self) -> Bool[Array, ""]:
-        """Whether the status is `Status.CONVERGED`."""
-        return self.status == Status.CONVERGED
 
     @property
     def problem(self) -> Problem:

@@ -5,16 +5,16 @@ transport between a e^{−f/ρ_a} and b e^{−g/ρ_b}, which on the line is solv
 method, whose gap bounds the error from both sides.
 """
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.checks import check_count, check_order, check_positive, check_positive_values
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
-from divjax.core.types import Status, check_status, status_of, summary
+from divjax.core.types import Outcome, status_of
 from divjax.ot.one_dimensional import (
     Line,
     as_values,
@@ -39,7 +39,7 @@ class _Potentials(NamedTuple):
 
 
 @pytree
-class UnbalancedLineResult:
+class UnbalancedLineResult(Outcome):
     """The value, the potentials and the plan of an unbalanced problem on the line.
 
     Attributes:
@@ -63,19 +63,6 @@ class UnbalancedLineResult:
     masses: Float[Array, " k"]
     num_iterations: Int[Array, ""]
     status: Int[Array, ""]
-
-    def __repr__(self) -> str:
-        return summary(self)
-
-    @property
-    def converged(self) -> Bool[Array, ""]:
-        """Whether the status is `Status.CONVERGED`."""
-        return self.status == Status.CONVERGED
-
-    def check(self) -> Self:
-        """The result itself, or `RuntimeError` with what is wrong."""
-        check_status(self.status)
-        return self
 
     def plan(self) -> Float[Array, "n m"]:
         """The plan as a matrix, n × m numbers of which at most n + m − 1 are not zero."""
