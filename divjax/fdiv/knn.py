@@ -346,8 +346,10 @@ def _estimate(
 
 def _check_neighbors(k: int, bias_order: int, **sizes: int) -> None:
     available = min(sizes.values())
+    names = " and ".join(sizes)
+    if available < 1:
+        raise ValueError(f"{names} must have more rows: a row's neighbours are other rows.")
     if not isinstance(k, int) or not 1 <= k <= available:
-        names = " and ".join(sizes)
         raise ValueError(
             f"k must be an integer from 1 to {available}, one less than there are neighbours in "
             f"{names}; got {k}."

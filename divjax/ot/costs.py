@@ -28,7 +28,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import matmul, nan_unless, safe_power, safe_sqrt
 from divjax.core.pytrees import as_pytree, pytree
-from divjax.core.samples import as_samples
+from divjax.core.samples import as_samples, centered_samples
 
 __all__ = [
     "Cosine",
@@ -135,7 +135,10 @@ def cost_matrix(
         >>> cost_matrix(lambda x, y: jnp.sum(x * y), x, x).tolist()
         [[0.0, 0.0], [0.0, 25.0]]
     """
-    x, y = as_samples(x=x, y=y)
+    if getattr(cost, "translation_invariant", False):
+        _, x, y = centered_samples(x=x, y=y)
+    else:
+        x, y = as_samples(x=x, y=y)
     if hasattr(cost, "matrix"):
         return cost.matrix(x, y)  # pyright: ignore[reportFunctionMemberAccess]
     check_callable(cost=cost)

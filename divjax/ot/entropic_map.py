@@ -200,12 +200,12 @@ class EntropicMap:
             weights = normalised(block.a), normalised(block.b)
             return sinkhorn(block.x, block.y, *weights, epsilon=epsilon, **options)
 
-        def score(epsilon: Array) -> Array:
+        def score(epsilons: tuple[Array, Array]) -> Array:
+            epsilon, own = epsilons
             first = jax.tree.map(lambda v: v[0], blocks)
             images = _images(problem(first, epsilon), first.y, tests.x)
             weights = normalised(tests.a), normalised(tests.b)
-            scale = unit * self.score_epsilon
-            return sinkhorn_divergence(images, tests.y, *weights, epsilon=scale, **options)
+            return sinkhorn_divergence(images, tests.y, *weights, epsilon=own, **options)
 
         # The ε whose images of held-out rows are best.
         shares = jnp.asarray(self.epsilons, unit.dtype)
@@ -213,14 +213,17 @@ class EntropicMap:
             raise ValueError(f"epsilons must be one or more numbers; got shape {shares.shape}.")
         valid = shares > 0
         epsilons = unit * nan_unless(valid, shares)
-        scores = jax.lax.map(score, epsilons)
+        # The numbers are traced: samples that are not finite are flagged rather than refused.
+        own = jnp.broadcast_to(unit * self.score_epsilon, epsilons.shape)
+        scores = jax.lax.map(score, (epsilons, own))
         best = jnp.argmin(jnp.where(jnp.isfinite(scores), scores, jnp.inf))
         chosen = epsilons[best]
         ends = jnp.nanmin(epsilons), jnp.nanmax(epsilons)
         at_edge = (ends[0] < ends[1]) & ((chosen == ends[0]) | (chosen == ends[1]))
 
         # Every block's map with it.
-        results = jax.lax.map(lambda block: problem(block, chosen), blocks)
+        each = jnp.broadcast_to(chosen, count)
+        results = jax.lax.map(lambda args: problem(*args), (blocks, each))
         mass = jnp.ones(count, unit.dtype) if blocks.a is None else jnp.sum(blocks.a, axis=1)
         status = status_of(
             converged=jnp.all(results.converged),

@@ -121,10 +121,13 @@ def shares(name: str, weights: Any, rows: Float[Array, "n d"]) -> Float[Array, "
 
 
 def without_padding(rows: Float[Array, "n d"], weights: Float[Array, " n"] | None) -> Array:
-    """The rows, with the heaviest in the place of those of weight zero."""
-    if weights is None:
-        return rows
-    return jnp.where((weights == 0)[:, None], rows[jnp.argmax(weights)], rows)
+    """The rows, with the heaviest in the place of those of weight zero.
+
+    All are NaN if one with weight is not finite: batches and blocks may never draw it.
+    """
+    if weights is not None:
+        rows = jnp.where((weights == 0)[:, None], rows[jnp.argmax(weights)], rows)
+    return nan_unless(jnp.isfinite(rows).all(), rows)
 
 
 def split(key: Key[Array, ""], samples: WeightedSamples) -> tuple[WeightedSamples, WeightedSamples]:
