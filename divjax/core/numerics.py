@@ -10,9 +10,18 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool
+from jaxtyping import Array, ArrayLike, Bool, Float
 
-__all__ = ["if_needed", "matmul", "nan_unless", "safe_log", "safe_power", "safe_sqrt", "xlogy"]
+__all__ = [
+    "if_needed",
+    "in_units_of",
+    "matmul",
+    "nan_unless",
+    "safe_log",
+    "safe_power",
+    "safe_sqrt",
+    "xlogy",
+]
 
 T = TypeVar("T")
 
@@ -117,3 +126,24 @@ def if_needed(condition: Bool[Array, ""], function: Callable[[T], T], operand: T
         (operand, condition),
     )
     return result
+
+
+def in_units_of(
+    size: Float[Array, "..."], x: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """The numbers in units of the power of two at or below `size`, and that unit.
+
+    By two products: the reciprocal of a size above 8.5e37, which a division becomes, is subnormal
+    in float32 and flushed to zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> scaled, unit = in_units_of(jnp.array(3e38), jnp.array([3e38, -1.5e38]))
+        >>> scaled.round(2).tolist(), float(unit) == 2.0**127
+        ([1.76, -0.88], True)
+    """
+    exponent = jnp.frexp(size)[1] - 1
+    half = exponent // 2
+    one = jnp.ones_like(size)
+    scaled = x * jnp.ldexp(one, -half) * jnp.ldexp(one, half - exponent)
+    return scaled, jnp.ldexp(one, half) * jnp.ldexp(one, exponent - half)

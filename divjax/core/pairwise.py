@@ -21,7 +21,6 @@ __all__ = [
     "coincidence_distance",
     "common_center",
     "fractions_below",
-    "in_units_of",
     "living_rows",
     "map_row_blocks",
     "median_squared_distance",
@@ -46,27 +45,6 @@ _COINCIDENT_ULPS = 4
 def at_least_single(dtype: Any) -> Any:
     """The dtype, float32 for half precision, which holds neither squares nor counts of pairs."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
-def in_units_of(
-    size: Float[Array, "..."], x: Float[Array, "..."]
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """X in units of the power of two at or below `size`, and that unit.
-
-    By two products: the reciprocal of a size above 8.5e37, which a division becomes, is subnormal
-    in float32 and flushed to zero.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> scaled, unit = in_units_of(jnp.array(3e38), jnp.array([3e38, -1.5e38]))
-        >>> scaled.round(2).tolist(), float(unit) == 2.0**127
-        ([1.76, -0.88], True)
-    """
-    exponent = jnp.frexp(size)[1] - 1
-    half = exponent // 2
-    one = jnp.ones_like(size)
-    scaled = x * jnp.ldexp(one, -half) * jnp.ldexp(one, half - exponent)
-    return scaled, jnp.ldexp(one, half) * jnp.ldexp(one, exponent - half)
 
 
 def common_center(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import in_units_of, nan_unless
 
 __all__ = ["effective_sample_size", "min_norm_weights", "project_simplex"]
 
@@ -63,8 +63,7 @@ def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
 
 def _two_weights(gram: Float[Array, "2 2"]) -> Float[Array, " 2"]:
     """Where the line through two points comes closest to the origin, held between the points."""
-    largest = jax.lax.stop_gradient(jnp.max(jnp.diagonal(gram)))
-    gram = gram / jnp.where(largest > 0, largest, 1)
+    gram, _ = in_units_of(_size(gram), gram)
     excess = jnp.diagonal(gram)[::-1] - 0.5 * (gram[0, 1] + gram[1, 0])
     squared_distance = excess.sum()
     apart = squared_distance > 0
@@ -86,14 +85,13 @@ def _weights_jvp(
 ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
     """On the support, Q dw + dQ w = 1 dλ and 1ᵀdw = 0; off it, dw = 0."""
     weights, inverse = _active_set(*primals)
-    scale = _scale(*primals)
-    # The inverse is in units of the largest diagonal entry, whose reciprocal may overflow.
-    change = tangents[0] / scale
+    # The inverse is in units of the size, whose own reciprocal may overflow.
+    change, _ = in_units_of(_size(*primals), tangents[0])
     response = _matvec(inverse, _matvec(0.5 * (change + change.T), weights))
     return weights, weights * response.sum() - response
 
 
-def _scale(gram: Float[Array, "k k"]) -> Float[Array, ""]:
+def _size(gram: Float[Array, "k k"]) -> Float[Array, ""]:
     """The largest diagonal entry, 1 where that is not positive."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.diagonal(gram)))
     return jnp.where(largest > 0, largest, 1)
@@ -126,7 +124,7 @@ class _Search(NamedTuple):
 
 
 def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
-    """The weights, and the inverse on their support of Q plus a constant, in units of `_scale`.
+    """The weights, and the inverse on their support of Q plus a constant, in units of `_size`.
 
     On the simplex a constant γ added to all of Q adds γ to wᵀQw. It makes Q invertible on every
     affinely independent support, even where the shortest combination is zero, and the constraint
@@ -135,8 +133,8 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
     size = gram.shape[0]
     epsilon = jnp.finfo(gram.dtype).eps
     largest = jnp.max(jnp.diagonal(gram))
-    # Divided first: sums of entries near the largest number overflow.
-    gram = gram / _scale(gram)
+    # First, as sums of entries near the largest number overflow.
+    gram, _ = in_units_of(_size(gram), gram)
     gram = 0.5 * (gram + gram.T)
     diagonal = jnp.diagonal(gram)
     # The shortest combination is no longer than the shortest vector: γ on its scale keeps the
@@ -258,7 +256,7 @@ def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:
     References:
         Kong, Liu, Wong 1994, section 4.1.
     """
-    # Dividing by the largest first keeps tiny weights from underflowing when squared.
-    scaled = weights / jnp.max(weights)
+    # In units of the largest first, which keeps tiny weights from underflowing when squared.
+    scaled, _ = in_units_of(jnp.max(weights), weights)
     scaled = nan_unless(jnp.all(weights >= 0), scaled)
     return jnp.sum(scaled) ** 2 / jnp.sum(scaled**2)

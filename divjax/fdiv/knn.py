@@ -244,6 +244,13 @@ class _Support(NamedTuple):
     flat: Bool[Array, ""]
 
 
+def _short_steps(y: Float[Array, "m d"]) -> Float[Array, "m d"]:
+    """A step from each row to the nearest of eight others: within a cluster, if there are any."""
+    steps = jnp.stack([jnp.roll(y, shift, axis=0) - y for shift in range(1, 9)])
+    shortest = jnp.argmin(jnp.max(jnp.abs(steps), axis=2), axis=0)
+    return jnp.take_along_axis(steps, shortest[None, :, None], axis=0)[0]
+
+
 def _support(*steps: Float[Array, "_ d"], others: tuple[Float[Array, "_ d"], ...] = ()) -> _Support:
     """From steps to neighbours, and others within a sample whose neighbours are not known."""
     steps, others = jax.lax.stop_gradient((steps, others))
@@ -447,7 +454,7 @@ def knn_kl(
         x, y = _refuse_derivative(x), _refuse_derivative(y)
     near_x, near_y = _neighbors(x, None, k + 1), _neighbors(x, y, k + 1)
     to_x, to_y = x[near_x.index[:, k - 1]] - x, y[near_y.index[:, k - 1]] - x
-    support = _support(to_x, to_y, others=(y - jnp.roll(y, 1, axis=0),))
+    support = _support(to_x, to_y, others=(_short_steps(y),))
 
     table = _weights_by_dimension(k, d, bias_order, extra=2)
     weights = jnp.asarray(table, x.dtype)[support.dimension - 1]

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_positive, check_positive_values
+from divjax.core.numerics import in_units_of
 from divjax.core.pairwise import (
     at_least_single,
     coincidence_distance,
     common_center,
-    in_units_of,
     median_squared_distance,
 )
 from divjax.core.pytrees import pytree, static

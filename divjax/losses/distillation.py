@@ -21,8 +21,8 @@ from divjax.core.checks import (
     check_positive_values,
     check_shape,
 )
-from divjax.core.numerics import matmul, nan_unless
-from divjax.core.pairwise import common_center, in_units_of, map_row_blocks
+from divjax.core.numerics import in_units_of, matmul, nan_unless
+from divjax.core.pairwise import common_center, map_row_blocks
 from divjax.core.samples import as_samples
 from divjax.ot.costs import PNorm
 from divjax.ot.gaussian import gaussian_wasserstein

@@ -338,7 +338,7 @@ class ICNNDual:
         misfit = _misfit(dual.gradient(params, held.x - dual.source), held)
         finite = trained.finite & jnp.isfinite(value) & jnp.isfinite(residual)
         failed = (residual > _LARGEST_RESIDUAL) | (misfit > 1)
-        failed |= squared_distance < _least_distance(held)
+        failed |= squared_distance < jnp.maximum(_least_distance(held), 0)
         return dataclasses.replace(
             dual,
             params=params,

@@ -151,12 +151,6 @@ def test_negative_entropy_is_refused():
         flows.Potential(jnp.sum, entropy=-1.0)
 
 
-def test_integer_samples_are_refused():
-    objective = flows.MMD(jnp.array([[0], [1]]), kernels.Energy())
-    with pytest.raises(ValueError, match="samples must be floating-point"):
-        objective.init(KEY, setup(d=1)[0])
-
-
 @pytest.mark.parametrize(
     "make",
     [

@@ -439,7 +439,7 @@ def test_unbalanced_transport_on_the_line_matches_pot(penalty):
     """POT's majorisation–minimisation on the whole cost matrix."""
     x, y, a, b = samples(4)
     a = 1.7 * a
-    found = jax.jit(functools.partial(unbalanced_1d, p=2, tolerance=3e-4))(
+    found = jax.jit(functools.partial(unbalanced_1d, p=2, tolerance=1e-3))(
         x, y, a, b, marginal_penalty=penalty
     )
     costs = (x[:, None] - y) ** 2
@@ -457,7 +457,7 @@ def test_unbalanced_transport_on_the_line_matches_pot(penalty):
     least = primal(plan)
     assert found.value <= least + 1e-9
     assert least <= found.value + found.gap + 1e-9
-    assert found.gap <= 3e-4 * found.value
+    assert found.gap <= 1e-3 * found.value
 
 
 def test_unbalanced_gradients_are_differences():

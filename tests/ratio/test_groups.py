@@ -117,10 +117,11 @@ def test_errors_are_those_of_groups():
     p, q = jax.random.normal(jax.random.key(6), (2, 300, 2))
     p = p.at[:, 0].add(1)
     method = ClassifierRatio(h.Linear(0.5), num_folds=2)
-    plain = method.fit(KEY, p, q).kl()
+    plain = method.fit(KEY, p, q).js()
     copied = [jnp.repeat(x, 5, axis=0) for x in (p, q)]
     names = np.repeat(np.arange(600), 5)
-    grouped = method.fit(KEY, *copied, groups=(names[:1500], names[1500:])).kl()
-    alone = method.fit(KEY, *copied).kl()
-    np.testing.assert_allclose(grouped.std_error, plain.std_error, rtol=0.2)
+    grouped = method.fit(KEY, *copied, groups=(names[:1500], names[1500:])).js()
+    alone = method.fit(KEY, *copied).js()
+    # Folds and models of the copies are others: within a factor, where five rows would make √5.
+    np.testing.assert_allclose(grouped.std_error, plain.std_error, rtol=0.5)
     assert alone.std_error < 0.6 * plain.std_error
