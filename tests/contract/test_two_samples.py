@@ -193,7 +193,7 @@ def assert_same(name: str, numbers: np.ndarray, expected: np.ndarray, rtol: floa
 
 
 each_case = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * c.slow) for n, c in CASES.items()]
+    "name", [pytest.param(n, marks=[pytest.mark.exhaustive] * c.slow) for n, c in CASES.items()]
 )
 
 HELD_IN = {
