@@ -268,7 +268,7 @@ def renyi(p: Normal, q: Normal, alpha: ArrayLike) -> Float[Array, ""]:
             terms, positive = _pivot(excess[row, row], shift[row], complement)
             # Once a pivot is not positive nothing that follows means anything, or may be NaN.
             pivot = jnp.where(positive, 1 + complement * excess[row, row], 1)
-            column = jnp.where(jnp.arange(size) > row, excess[:, row], 0) * positive
+            column = jnp.where((jnp.arange(size) > row) & positive, excess[:, row], 0)
             return (
                 excess - complement / pivot * jnp.outer(column, column),
                 shift - complement / pivot * column * shift[row],

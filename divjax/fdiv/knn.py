@@ -246,7 +246,7 @@ class _Support(NamedTuple):
 
 def _short_steps(y: Float[Array, "m d"]) -> Float[Array, "m d"]:
     """A step from each row to the nearest of eight others: within a cluster, if there are any."""
-    steps = jnp.stack([jnp.roll(y, shift, axis=0) - y for shift in range(1, 9)])
+    steps = jnp.stack([jnp.roll(y, shift, axis=0) - y for shift in range(1, min(9, len(y)))])
     shortest = jnp.argmin(jnp.max(jnp.abs(steps), axis=2), axis=0)
     return jnp.take_along_axis(steps, shortest[None, :, None], axis=0)[0]
 
