@@ -48,7 +48,10 @@ test-exhaustive: $(VENV)/.test  ## what takes minutes to compile
 run-notebooks: $(VENV)/.test
 	cd notebooks && for notebook in *.py; do echo "$$notebook" && PYTHONPATH=.. ../$(BIN)/python $$notebook || exit 1; done
 
-test-oldest:  ## the contract's fast part on the oldest supported Python and its jax
+# The contract there takes as long as here: `make test-oldest OLDEST_TESTS=tests/contract`.
+OLDEST_TESTS ?= tests/core/test_linalg.py
+
+test-oldest:  ## factorisations, or what is named, on the oldest supported Python and its jax
 ifeq ($(OLDEST_PYTHON),)
 	@echo "test-oldest: no Python 3.11 found, nothing run"
 else
@@ -56,7 +59,7 @@ else
 	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
 	.venv-oldest/bin/python -m pip install --quiet -e ".[test,experiments]"
 	.venv-oldest/bin/python -c "import jax, sys; print('jax', jax.__version__, 'python', sys.version.split()[0])"
-	$(call fast,.venv-oldest/bin/python) tests/contract tests/core/test_linalg.py
+	$(call fast,.venv-oldest/bin/python) $(OLDEST_TESTS)
 endif
 
 notebooks: $(VENV)/.test

@@ -150,7 +150,7 @@ def test_no_number_is_reported_bare(found):
     table_comparison.draw("pair", found)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_headline_names_what_it_does_not_see():
     """400 codes a side, none in common, beside a column of noise; an identifier; an own column."""
     rng = np.random.default_rng(0)

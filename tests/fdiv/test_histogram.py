@@ -169,7 +169,7 @@ def test_counts_of_half_precision_do_not_saturate(dtype, n):
     np.testing.assert_array_equal(histogram.counts(jnp.zeros(n, dtype), edges), [n, 0])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("weighted", [False, True])
 def test_counts_do_not_saturate(weighted):
     """Past 2²⁴ in float32."""

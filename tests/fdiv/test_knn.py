@@ -149,7 +149,7 @@ def test_half_of_the_correction_is_in_the_standard_error():
 COVERED = [(1, 2000, 2.0), (1, 60, 1.0), (2, 200, 1.0), (3, 200, 1.0)]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("d", "m", "shift"), COVERED)
 def test_intervals_hold_the_truth(d, m, shift):
     """Of 150 intervals of nominally 95 % at least 90 % in tails that few samples reach."""

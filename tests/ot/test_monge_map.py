@@ -305,7 +305,7 @@ def test_the_map_does_not_collapse(change):
     assert found.finite
 
 
-@SLOW
+@pytest.mark.exhaustive
 def test_weights_are_what_batches_and_checks_see():
     """Of two clusters of targets the one with all of the weight; the other is padding."""
     x, z = normal(1, 1000), normal(3)
@@ -319,7 +319,7 @@ def test_weights_are_what_batches_and_checks_see():
     assert bad == Status.NOT_FINITE
 
 
-@SLOW
+@pytest.mark.exhaustive
 def test_numpy_samples_keep_their_signal_at_an_offset():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(500, 2)), 2 * rng.normal(size=(500, 2))

@@ -67,7 +67,7 @@ def test_coverage(shift):
     assert (found > true_js(shift)).mean() <= 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("n", "m", "num_folds"), [(30, 30, 5), (500, 60, 2), (100, 700, 3)])
 def test_coverage_of_few_and_uneven_rows(n, m, num_folds):
     for confidence in (0.5, 0.9):

@@ -297,7 +297,7 @@ def test_traced_confidence_out_of_range(fitted, confidence):
     assert jnp.isnan(fitted.certified_kl(confidence=jnp.array(confidence)))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("js", "shift"), [(0.0, 0.0), (0.01, 0.2853), (0.111, 1.0)])
 def test_certified_js_of_whole_fits(js, shift):
     """Of 200 fits at the defaults at most a twentieth exceed; at one apart half are beyond .074."""

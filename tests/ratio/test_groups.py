@@ -59,7 +59,7 @@ def test_each_row_its_own_group_is_no_group():
     assert np.ptp(np.bincount(grouped.held_out_p.fold)) <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_test_of_grouped_rows_has_its_level():
     """Twenty subjects a sample of ten rows each, alike: without groups a third is rejected."""
     method = ClassifierRatio(h.Quadratic(5.0), num_folds=2)

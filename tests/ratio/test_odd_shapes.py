@@ -15,9 +15,13 @@ for key in jax.random.split(jax.random.key(2), 3):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("n", "m", "d", "num_folds"), [(120, 90, 38, 5), (61, 140, 30, 2), (77, 75, 33, 3)]
+    ("n", "m", "d", "num_folds"),
+    [
+        pytest.param(120, 90, 38, 5, marks=pytest.mark.slow),
+        pytest.param(61, 140, 30, 2, marks=pytest.mark.exhaustive),
+        pytest.param(77, 75, 33, 3, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_the_default_classifier_returns(n, m, d, num_folds):
     """In a process of its own: a thread that waits for ever cannot be stopped."""

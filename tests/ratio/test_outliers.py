@@ -24,7 +24,7 @@ RATIOS = {
     "auto": ratio.ClassifierRatio(**MEMBERS),
 }
 SLOW = {"mlp", "auto", "telescoping", "quadratic"}
-names = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RATIOS]
+names = [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in SLOW)) for name in RATIOS]
 
 
 @jax.jit
