@@ -206,9 +206,11 @@ class Estimate(NamedTuple):
 def normal_quantile(level: ArrayLike, dtype: Any) -> Array:
     """The z for which a normal variable lies in ±z with probability `level`, NaN out of (0, 1)."""
     check_probability(level=level)
-    level = jnp.asarray(level, dtype)
+    # The quantile function takes no half precision.
+    level = jnp.asarray(level, jnp.promote_types(dtype, jnp.float32))
     # The lower quantile's negative: (1 + level)/2 would round to one long before the level does.
-    return jnp.where((level > 0) & (level < 1), -ndtri((1 - level) / 2), jnp.nan)
+    quantile = -ndtri((1 - level) / 2)
+    return jnp.where((level > 0) & (level < 1), quantile, jnp.nan).astype(dtype)
 
 
 def normal_interval(

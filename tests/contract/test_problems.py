@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from divjax import problems
-from tests.contract.promises import Promises, Row
+from tests.contract.edges import Edges
+from tests.contract.promises import Row
 
 
 def _normalised(mixture):
-    """A sweep over leaves scales the weights, which sum to one."""
-    return dataclasses.replace(mixture, weights=mixture.weights / jnp.sum(mixture.weights))
+    """A sweep over leaves scales the weights, which sum to one; negative ones stay so."""
+    total = jnp.sum(jnp.abs(mixture.weights))
+    return dataclasses.replace(mixture, weights=mixture.weights / total)
 
 
 def _log_prob(method, key, x, weights):
@@ -24,13 +26,13 @@ def _score(method, key, x, weights):
 
 ROWS = {
     "problems.GaussianMixture.log_prob": Row(
-        problems.two_component_targets()[0], _log_prob, "equivariant"
+        problems.two_component_targets()[0], _log_prob, "equivariant", positive=(0, 2)
     ),
     "problems.GaussianMixture.score": Row(
-        problems.two_component_targets()[0], _score, "equivariant"
+        problems.two_component_targets()[0], _score, "equivariant", positive=(0, 2)
     ),
 }
 
 
-class TestProblems(Promises):
+class TestProblems(Edges):
     rows = ROWS
