@@ -23,7 +23,6 @@ from jaxtyping import Array, Bool, Float
 from divjax.core.checks import (
     check_callable,
     check_count,
-    check_matrix,
     check_positive_values,
     check_shape,
     check_weights,
@@ -171,11 +170,12 @@ def formulate(
 ) -> Formulation:
     """The problem of two samples or of a cost matrix, checked, in one dtype."""
     check_epsilon(epsilon)
-    if hasattr(cost, "shape"):
+    if hasattr(cost, "shape") or isinstance(cost, (list, tuple)):
         if x is not None or y is not None:
             raise ValueError("x and y must be None where cost is a matrix.")
-        check_matrix(cost=cost)
-        cost = jnp.asarray(cost)
+        if hasattr(cost, "shape") and len(cost.shape) != 2:
+            raise ValueError(f"cost must be a matrix of shape (n, m); got shape {cost.shape}.")
+        (cost,) = as_samples(cost=cost)
         penalties = _penalties(marginal_penalty, cost.dtype)
         n, m = cost.shape
         a, b, vanishing = _weights(a, b, n, m, cost.dtype, penalties == (None, None))
@@ -360,7 +360,9 @@ def _formulation(
     sides = (a, problem.a, problem.penalties[0]), (b, problem.b, problem.penalties[1])
     for weights, matched, penalty in sides:
         if penalty is not None and matched is not weights:
-            unmatched += penalty * (jnp.sum(weights) - jnp.sum(matched))
+            mass = jnp.sum(weights - matched)
+            # Of no mass an infinite penalty asks nothing.
+            unmatched += jnp.where((mass == 0) & jnp.isinf(penalty), 0, penalty) * mass
     if problem.a is not a or problem.b is not b:
         # ε KL(P‖a⊗b) counts the mass of a⊗b that the smaller problem does not have.
         products = jnp.sum(a) * jnp.sum(b) - jnp.sum(problem.a) * jnp.sum(problem.b)

@@ -244,6 +244,16 @@ def soft_minimum(problem: Problem, rows: Array, g: Float[Array, " m"]) -> Float[
     return map_row_blocks(block, problem.pairs.shape[1], rows, block_rows=size)
 
 
+def has_lone_row(problem: Problem) -> Bool[Array, ""]:
+    """Whether all costs of a row or of a column are infinite, and none is NaN or −∞.
+
+    If both marginals are exact there is no plan then.
+    """
+    smallest = lambda problem: problem.map_rows(lambda costs: jnp.min(costs, axis=1))
+    ends = jnp.concatenate([smallest(problem), smallest(problem.transposed)])
+    return jnp.any(jnp.isposinf(ends)) & jnp.all(ends > -jnp.inf)
+
+
 def conjugate(potential: Float[Array, " n"], penalty: ArrayLike | None) -> Float[Array, " n"]:
     """−φ*(−f): what a unit of mass adds to the dual: f, or ρ (1 − exp(−f/ρ)), f if ρ = ∞."""
     if penalty is None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_choice, check_positive
 from divjax.core.numerics import nan_unless
@@ -76,6 +76,13 @@ class Annealing:
         check_positive(start=self.start, decay=self.decay)
         if isinstance(self.decay, (int, float)) and not self.decay < 1:
             raise ValueError(f"decay must be a number in (0, 1); got {self.decay}.")
+
+    @property
+    def valid(self) -> Bool[Array, ""]:
+        """Whether traced numbers are in range."""
+        decay = jnp.asarray(self.decay)
+        valid = (decay > 0) & (decay < 1)
+        return valid if self.start is None else valid & (jnp.asarray(self.start) > 0)
 
 
 def marginal_penalty_from_tau(tau: ArrayLike, epsilon: ArrayLike) -> Array:

@@ -14,7 +14,7 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
 )
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import if_needed, nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
 from divjax.core.samples import as_samples
@@ -31,7 +31,7 @@ from divjax.ot.derivatives import (
 )
 from divjax.ot.formulation import Formulation, formulate
 from divjax.ot.iterations import iterate
-from divjax.ot.problem import PointPairs, Problem, soft_minimum
+from divjax.ot.problem import PointPairs, Problem, has_lone_row, soft_minimum
 from divjax.ot.rounding import cost_error, costs_are_lost, refined_where_large, sampled_error
 from divjax.ot.schedules import Annealing, Relative
 
@@ -56,7 +56,8 @@ class SinkhornResult(Outcome):
 
     Attributes:
         value: the dual objective at f and g: a lower bound on the problem's value, with an error
-            quadratic in that of the potentials.
+            quadratic in that of the potentials; infinite where a row that is to be met exactly has
+            infinite costs alone.
         f: the potential of x, with ⟨a, f⟩ = ⟨b, g⟩ if balanced; where a_i = 0 it is the soft
             transform of g, −ε log Σ_j b_j exp((g_j − C_ij)/ε), infinite for a row of infinite
             costs.
@@ -366,7 +367,9 @@ def sinkhorn(
         epsilon: ε > 0, in units of the cost; or `Relative` to the costs.
         cost: a cost of `divjax.ot`, any function of two points, or a matrix of costs. An infinite
             cost forbids a pair. A row with only such stays unmatched if its marginal is relaxed;
-            otherwise there is no plan, and the result is flagged.
+            otherwise there is no plan: the value is infinite, and flagged by
+            `Status.NOT_FINITE`. Where rows have finite costs, but together too few columns to go
+            to, the iterations do not converge.
         max_iterations: the largest number of iterations.
         tolerance: stop at an L1 error of the marginals, of both together, of tolerance × mass; None
             for exactly `max_iterations` iterations.
@@ -459,18 +462,23 @@ def solve(
     centered_value = envelope_value(problem, f, g, excess) + formulation.unmatched
     centered_value += _weightless(formulation, f, g)
     centered_f, centered_g = _normalized(formulation, *with_implicit_derivatives(problem, f, g))
-    f_rows, g_rows = _at_all_rows(formulation, centered_f, centered_g)
-    value = centered_value + formulation.shift_cost
+    if problem.infinite:
+        centered_value = _infinite_without_a_plan(problem, centered_value)
 
     # 3. What traced arguments and rounding leave of it. The error of the iterations is that of
     # exact potentials and costs: what is stored is rounded.
     valid = formulation.valid
+    if annealing is not None:
+        valid &= annealing.valid
     if over_relaxation is not None:
         omega = jnp.asarray(over_relaxation)
         valid &= (omega > 0) & (omega < 2)
     if tolerance is not None:
         valid &= jnp.asarray(tolerance) > 0
-    value = nan_unless(valid, value)
+    numbers = centered_value, centered_f, centered_g
+    centered_value, centered_f, centered_g = (nan_unless(valid, number) for number in numbers)
+    f_rows, g_rows = _at_all_rows(formulation, centered_f, centered_g)
+    value = centered_value + formulation.shift_cost
     enough = mass * (FIXED_TOLERANCE if tolerance is None else jnp.asarray(tolerance, mass.dtype))
     bound = ROUNDING_MARGIN * enough + ROUNDING_FLOOR * mass
     sampled = sampled_error(problem, f, g, symmetric=symmetric)
@@ -491,8 +499,16 @@ def solve(
         formulation=formulation,
         centered_f=centered_f,
         centered_g=centered_g,
-        centered_value=nan_unless(valid, centered_value),
+        centered_value=centered_value,
     )
+
+
+def _infinite_without_a_plan(problem: Problem, value: Array) -> Array:
+    """+∞ in place of NaN where a row or a column with mass has infinite costs alone."""
+    # Looked at only where there is no number.
+    problem, given = jax.lax.stop_gradient((problem, value))
+    lone = if_needed(jnp.isnan(given), lambda _: has_lone_row(problem), jnp.array(False))
+    return jnp.where(lone, jnp.inf, value)
 
 
 def _normalized(formulation: Formulation, f: Array, g: Array) -> tuple[Array, Array]:

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import ot as pot
+import pandas as pd
 import pytest
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from divjax import flows, ot
@@ -149,8 +151,65 @@ def test_a_row_of_infinite_cost_may_go_unmatched_or_have_no_mass():
     exactly = solve(costs, massless)
     assert exactly.converged
     np.testing.assert_allclose(exactly.value, solve(costs[kept], massless[kept]).value, rtol=1e-5)
-    # Where it must be matched there is no plan.
-    assert not solve(costs, a, max_iterations=50).converged
+
+
+@pytest.mark.parametrize("kind", ["matrix", "blocks", "function"])
+def test_where_a_row_has_nowhere_to_go_the_value_is_infinite(kind):
+    """There is no plan; and with NaN among the costs no value either."""
+
+    def cost(x, y):
+        forbidden = (x[0] == 2) | ((x[0] == 4) & (y[0] == 1))
+        return jnp.where(forbidden, jnp.inf, (x[0] - y[0]) ** 2)
+
+    x, y = jnp.arange(6.0)[:, None], jnp.arange(5.0)[:, None]
+    options = {"epsilon": 0.5, "max_iterations": 30, "block_size": 2 if kind == "blocks" else None}
+
+    def solve(x, y, **more):
+        if kind == "function":
+            return ot.sinkhorn(x, y, cost=cost, **options, **more)
+        return ot.sinkhorn(None, None, cost=ot.cost_matrix(cost, x, y), **options, **more)
+
+    for found in (jax.jit(solve)(x, y), solve(x, y, marginal_penalty=(None, 2.0))):
+        assert jnp.isposinf(found.value)
+        assert found.status == Status.NOT_FINITE
+    assert jnp.isposinf(ot.exact(x, y, cost=cost).value)
+    assert jnp.isfinite(solve(x, y, marginal_penalty=(2.0, None)).value)
+    assert jnp.isfinite(solve(x[:2], y).value)
+    spoilt = solve(x.at[0].set(jnp.nan), y)
+    assert jnp.isnan(spoilt.value)
+    assert spoilt.status == Status.NOT_FINITE
+
+
+def test_an_infinite_penalty_that_is_traced_is_an_exact_marginal_of_a_matrix():
+    costs = jnp.asarray(cdist(X[:6], Y[:5], "sqeuclidean"), jnp.float32)
+    value = jax.jit(
+        lambda costs, penalty: (
+            ot.sinkhorn(None, None, epsilon=0.5, cost=costs, marginal_penalty=penalty).value
+        )
+    )
+    expected = ot.sinkhorn(None, None, epsilon=0.5, cost=costs).value
+    np.testing.assert_allclose(value(costs, jnp.inf), expected, rtol=1e-4)
+    assert jnp.isposinf(value(costs.at[2].set(jnp.inf), jnp.inf))
+
+
+@pytest.mark.parametrize("hold", [np.asarray, jnp.asarray, np.ndarray.tolist, pd.DataFrame])
+def test_a_matrix_of_whole_costs_is_one_of_floats(hold):
+    """SciPy's assignment, and the entropic value of floats."""
+    costs = np.random.default_rng(3).integers(0, 9, size=(6, 6))
+    partner = linear_sum_assignment(costs)
+    exact = ot.exact(None, None, cost=hold(costs))
+    np.testing.assert_allclose(exact.value, costs[partner].mean(), rtol=1e-6)
+    found, floats = (
+        ot.sinkhorn(None, None, epsilon=0.5, cost=c) for c in (hold(costs), np.float32(costs))
+    )
+    assert found.value == floats.value
+    assert found.f.dtype == jnp.float32
+
+
+def test_what_is_no_matrix_of_costs_is_refused():
+    for costs in (np.arange(3), np.ones((2, 2), complex), np.ones((0, 2)), [[1, 2], [3]]):
+        with pytest.raises(ValueError, match=r"^cost must"):
+            ot.sinkhorn(None, None, epsilon=0.5, cost=costs)
 
 
 def test_forbidden_pairs_have_no_mass_and_the_rest_is_pots_plan():

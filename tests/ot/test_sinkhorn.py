@@ -263,6 +263,20 @@ def test_a_traced_epsilon_that_is_not_positive_has_no_value():
     found = jax.jit(lambda epsilon: ot.sinkhorn(x, y, epsilon=epsilon))(-1.0)
     assert jnp.isnan(found.value)
     assert found.status == Status.INVALID_INPUT
+    for number in (found.plan(), found.f, found.transport(x), found.transport_cost):
+        assert jnp.isnan(number).all()
+
+
+def test_traced_annealing_that_is_none_has_no_value():
+    x, y = jax.random.normal(jax.random.key(0), (2, 6, 2))
+    solve = jax.jit(
+        lambda start, decay: ot.sinkhorn(x, y, epsilon=0.1, annealing=ot.Annealing(start, decay))
+    )
+    assert jnp.isfinite(solve(10.0, 0.5).value)
+    for start, decay in ((-1.0, 0.5), (jnp.nan, 0.5), (10.0, -0.5), (10.0, 1.0), (10.0, jnp.nan)):
+        found = solve(start, decay)
+        assert jnp.isnan(found.value)
+        assert found.status == Status.INVALID_INPUT
 
 
 def test_a_cost_that_closes_over_a_parameter_is_differentiable_in_it():
