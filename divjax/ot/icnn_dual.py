@@ -339,6 +339,8 @@ class ICNNDual:
         finite = trained.finite & jnp.isfinite(value) & jnp.isfinite(residual)
         failed = (residual > _LARGEST_RESIDUAL) | (misfit > 1)
         failed |= squared_distance < jnp.maximum(_least_distance(held), 0)
+        # Of a learning rate that is out of range the start is what is left.
+        valid = optimizer is not None or jnp.asarray(method.learning_rate) > 0
         return dataclasses.replace(
             dual,
             params=params,
@@ -347,7 +349,7 @@ class ICNNDual:
             squared_distance=squared_distance,
             residual=residual,
             misfit=misfit,
-            status=status_of(converged=~failed, finite=finite),
+            status=status_of(converged=~failed, finite=finite, valid=valid),
             origins=origins,
         )
 

@@ -293,8 +293,20 @@ class MongeMap:
             validation=trained.validation,
             divergence=terms.divergence,
             gap=terms.gap,
-            status=status_of(converged=terms.converged, finite=finite),
+            status=status_of(
+                converged=terms.converged, finite=finite, valid=self._valid(optimizer)
+            ),
         )
+
+    def _valid(self, optimizer: optax.GradientTransformation | None) -> Array:
+        """Whether traced numbers are in range."""
+        positive = [self.epsilon, self.gap_epsilon, self.tolerance]
+        if optimizer is None:
+            positive.append(self.learning_rate)
+        ranges = [jnp.asarray(number) > 0 for number in positive if number is not None]
+        weights = self.gap_weight, self.symmetry_weight
+        ranges += [jnp.asarray(weight) >= 0 for weight in weights if weight is not None]
+        return jnp.stack(ranges).all()
 
     def _held_out_batch(
         self, held: WeightedSamples, images: Array, context: Array | None

@@ -336,7 +336,8 @@ def transport_1d(
         p: the order, finite and at least 1.
 
     Returns:
-        A `LineTransportResult`, the value first.
+        A `LineTransportResult`, the value first; value and potentials are nan if a traced order or
+        weight is out of range.
 
     Raises:
         ValueError: as `wasserstein_1d`.
@@ -363,8 +364,8 @@ def transport_1d(
     weighted = lambda weights, z: jnp.sum(weights * z) / jnp.sum(weights)
     shift = (weighted(share(line.b, y), g) - weighted(share(line.a, x), f)) / 2
     status = status_of(converged=True, finite=jnp.isfinite(value), valid=valid)
-    numbers = (value, f + shift, g - shift)
-    value, f, g, masses = (v.astype(dtype) for v in (*numbers, masses))
+    numbers = (value, *(nan_unless(valid, v) for v in (f + shift, g - shift)), masses)
+    value, f, g, masses = (v.astype(dtype) for v in numbers)
     return LineTransportResult(value, f, g, rows, columns, masses, center, x, y, status)
 
 

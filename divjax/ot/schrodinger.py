@@ -85,7 +85,8 @@ class SchrodingerBridge(Outcome):
         epsilon: ε, the variance that Brownian motion gathers from time 0 to 1.
         log_weights: log a_k.
         means: r_k, relative to o₁.
-        scales: S_k, "k d" where they are diagonal and "k d d" else.
+        scales: S_k, "k d" where they are diagonal and "k d d" else; with a negative variance all
+            methods give nan.
         origins: o₀ and o₁.
         losses: the objective before each step and, last, that of the bridge, the best of all; none
             for a bridge made by hand.
@@ -118,7 +119,11 @@ class SchrodingerBridge(Outcome):
 
     @property
     def _potential(self) -> mixture.Potential:
-        return mixture.Potential(self.log_weights, self.means, self.scales)
+        variances = self.scales
+        if variances.ndim == 3:
+            variances = jnp.diagonal(variances, axis1=1, axis2=2)
+        scales = nan_unless(jnp.all(variances >= 0), self.scales)
+        return mixture.Potential(self.log_weights, self.means, scales)
 
     @property
     def _epsilon(self) -> Array:

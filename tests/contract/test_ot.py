@@ -3,7 +3,10 @@
 import jax.numpy as jnp
 
 from divjax import ot
-from tests.contract.promises import Promises, Row, samples
+from divjax.core.numerics import nan_unless
+from divjax.core.types import Status
+from tests.contract.edges import Edges
+from tests.contract.promises import Row, samples
 
 
 def _normalized(weights):
@@ -54,6 +57,21 @@ def _gaussians(x, weights):
     return weights @ x, covariance, *other
 
 
+def _fitted_map(method, key, x, weights):
+    """At the particles, of which those without weight may be anywhere.
+
+    NaN where the status says more than that the fit has not converged: one program for both.
+    """
+    fit = method.fit(key, x, samples(x.dtype), a=weights)
+    images = fit(jnp.where(weights[:, None] > 0, x, 0))
+    return nan_unless(fit.status < Status.NOT_FINITE, images)
+
+
+def _light_drift(method, key, x, weights):
+    bridge = method.fit(key, x, samples(x.dtype), weights)
+    return bridge.drift(jnp.where(weights[:, None] > 0, x, 0), 0.5)
+
+
 def _barycenter(method, key, x, weights):
     mean, covariance, other_mean, other = _gaussians(x, weights)
     means, covariances = jnp.stack([mean, other_mean]), jnp.stack([covariance, other])
@@ -71,6 +89,9 @@ COSTS = {
     "SphereGeodesic": ot.SphereGeodesic(),
 }
 
+# Whose only leaf is the power.
+POWERS = "EuclideanPower", "PNorm", "PNormPower"
+
 BRIDGE = (
     0.5,
     jnp.array([0.0, -0.5]),
@@ -84,6 +105,7 @@ ROWS = {
             cost,
             lambda cost, key, x, w: ot.cost_matrix(cost, x, samples(x.dtype)),
             "equivariant",
+            positive=(0,) if name in POWERS else (),
         )
         for name, cost in COSTS.items()
     },
@@ -106,6 +128,9 @@ ROWS = {
         "equivariant",
         eager=False,
         slow=True,
+        weighted=True,
+        sampled=True,
+        positive=(0, 1),
     ),
     "ot.sinkhorn plan": Row(
         (ot.Euclidean(), 0.5, None),
@@ -113,6 +138,9 @@ ROWS = {
         "equivariant",
         eager=False,
         slow=True,
+        weighted=True,
+        sampled=True,
+        positive=(0,),
     ),
     "ot.sinkhorn unbalanced": Row(
         (ot.SqEuclidean(), 0.5, 1.5),
@@ -138,6 +166,7 @@ ROWS = {
         eager=False,
         weighted=True,
         sampled=True,
+        positive=(0, 1),
         slow=True,
     ),
     "ot.Relative": Row(
@@ -169,7 +198,8 @@ ROWS = {
         eager=False,
         slow=True,
         weighted=True,
-        positive=(0,),
+        sampled=True,
+        positive=(0, 1, 2),
     ),
     "ot.sinkhorn_divergence": Row(
         0.5,
@@ -220,36 +250,51 @@ ROWS = {
     ),
     "ot.MongeMap": Row(
         ot.MongeMap(num_steps=3, num_checks=1, hidden=(4,), learning_rate=0.1),
-        lambda method, key, x, w: method.fit(key, x, samples(x.dtype))(x),
+        _fitted_map,
         "random",
         smooth=False,
         eager=False,
+        weighted=True,
+        sampled=True,
+        positive=(0, 1, 2, 3),
         slow=True,
     ),
     "ot.EntropicMap": Row(
         ot.EntropicMap(epsilons=(0.2,), block_size=3),
-        lambda method, key, x, w: method.fit(key, x, samples(x.dtype))(x),
+        _fitted_map,
         "random",
         smooth=False,
         eager=False,
+        weighted=True,
+        sampled=True,
+        positive=(0, 1, 2),
     ),
     "ot.ICNNDual": Row(
         ot.ICNNDual((4,), start_hidden=(4,), num_steps=3, num_inner_steps=2, num_checks=1),
-        lambda method, key, x, w: method.fit(key, x, samples(x.dtype))(x),
+        _fitted_map,
         "random",
         smooth=False,
         eager=False,
+        weighted=True,
+        sampled=True,
+        positive=(0,),
         slow=True,
     ),
     "ot.wasserstein_1d": Row(
         1.5,
         _of_points(lambda x, y, w, p: ot.wasserstein_1d(x[:, 0], y[:, 0], w, p=p)),
+        weighted=True,
+        sampled=True,
+        positive=(0,),
     ),
     "ot.sliced_wasserstein": Row(
         1.5,
         lambda p, key, x, w: ot.sliced_wasserstein(
             key, x, samples(x.dtype), _normalized(w), p=p, num_projections=4
         ),
+        weighted=True,
+        sampled=True,
+        positive=(0,),
     ),
     "ot.max_sliced_wasserstein": Row(
         1.5,
@@ -260,16 +305,25 @@ ROWS = {
         ),
         smooth=False,  # the direction is found by finitely many steps
         eager=False,
+        weighted=True,
+        sampled=True,
+        positive=(0,),
     ),
     "ot.projected_wasserstein": Row(
         (1.5, jnp.array([[1.0, 0.3], [-0.2, 0.7]])),
         lambda method, key, x, w: ot.projected_wasserstein(
             method[1], x, samples(x.dtype), _normalized(w), p=method[0]
         ),
+        weighted=True,
+        sampled=True,
+        positive=(0,),
     ),
     "ot.transport_1d": Row(
         1.5,
         _of_points(lambda x, y, w, p: ot.transport_1d(x[:, 0], y[:, 0], w, p=p).g),
+        weighted=True,
+        sampled=True,
+        positive=(0,),
     ),
     "ot.unbalanced_1d": Row(
         (1.5, 0.7),
@@ -282,11 +336,15 @@ ROWS = {
         ),
         smooth=False,  # to the tolerance
         eager=False,
+        weighted=True,
+        sampled=True,
+        positive=(0, 1),
     ),
     "ot.gaussian_entropic": Row(
         0.5,
         lambda epsilon, key, x, w: ot.gaussian_entropic(*_gaussians(x, w), epsilon=epsilon).value,
         eager=False,
+        positive=(0,),
     ),
     "ot.gaussian_wasserstein": Row(
         (), lambda method, key, x, w: ot.gaussian_wasserstein(*_gaussians(x, w))
@@ -296,21 +354,26 @@ ROWS = {
     ),
     "ot.gaussian_map_from_samples": Row(
         (),
-        lambda method, key, x, w: ot.gaussian_map_from_samples(samples(x.dtype), x[::-1])(x),
+        lambda method, key, x, w: ot.gaussian_map_from_samples(samples(x.dtype), x, None, w)(x),
         "equivariant",
         smooth=False,  # the samples are constants
+        weighted=True,
+        sampled=True,
     ),
-    "ot.gaussian_barycenter": Row(jnp.array([0.3, 0.7]), _barycenter, eager=False),
-    "ot.SchrodingerBridge": Row(BRIDGE, _of_bridge, "equivariant"),
+    "ot.gaussian_barycenter": Row(jnp.array([0.3, 0.7]), _barycenter, eager=False, positive=(0,)),
+    "ot.SchrodingerBridge": Row(BRIDGE, _of_bridge, "equivariant", positive=(0, 3)),
     "ot.LightSchrodingerBridge": Row(
         ot.LightSchrodingerBridge(2, 0.5, num_steps=3),
-        lambda method, key, x, w: method.fit(key, x, samples(x.dtype)).drift(x, 0.5),
+        _light_drift,
         "random",
         smooth=False,
         eager=False,
+        weighted=True,
+        sampled=True,
+        positive=(0, 1),
     ),
 }
 
 
-class TestOt(Promises):
+class TestOt(Edges):
     rows = ROWS
