@@ -173,8 +173,10 @@ def formulate(
     if hasattr(cost, "shape") or isinstance(cost, (list, tuple)):
         if x is not None or y is not None:
             raise ValueError("x and y must be None where cost is a matrix.")
-        if not isinstance(cost, (list, tuple)) and len(cost.shape) != 2:
-            raise ValueError(f"cost must be a matrix of shape (n, m); got shape {cost.shape}.")
+        if not isinstance(cost, (list, tuple)) and (len(cost.shape) != 2 or 0 in cost.shape):
+            raise ValueError(
+                f"cost must be a non-empty matrix of shape (n, m); got shape {cost.shape}."
+            )
         (cost,) = as_samples(cost=cost)
         penalties = _penalties(marginal_penalty, cost.dtype)
         n, m = cost.shape
