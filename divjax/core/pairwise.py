@@ -186,9 +186,8 @@ def _is_lost(
 def _differences(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Squared distances by differences, each exact to rounding of itself."""
     padding = -x.shape[1] % _FEATURES_A_PASS
-    passes = tuple(
-        jnp.pad(rows, ((0, 0), (0, padding))).T.reshape(-1, _FEATURES_A_PASS, rows.shape[0])
-        for rows in (x, y)
+    by_passes = lambda rows: jnp.pad(rows, ((0, 0), (0, padding))).T.reshape(
+        -1, _FEATURES_A_PASS, rows.shape[0]
     )
 
     def add(total: Array, columns: tuple[Array, Array]) -> tuple[Array, None]:
@@ -196,7 +195,7 @@ def _differences(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array,
         return total + functools.reduce(jnp.add, squares), None
 
     start = jnp.zeros((x.shape[0], y.shape[0]), x.dtype)
-    return jax.lax.scan(add, start, passes)[0]
+    return jax.lax.scan(add, start, (by_passes(x), by_passes(y)))[0]
 
 
 def _resolved_distances(
@@ -318,10 +317,11 @@ def reduce_centered_pairs(
         if again is None or y.shape[1] <= _DIFFERENCES_UP_TO:
             return result
         fixed, fixed_y, plain = jax.lax.stop_gradient((rows, y, result))
+        exactly = again
 
         def by_differences(_: Any) -> Any:
-            exact = _differences(fixed, fixed_y)
-            return again(fixed, jnp.where(diagonal(), 0, exact) if same else exact)
+            mask, distances = diagonal(), _differences(fixed, fixed_y)
+            return exactly(fixed, distances if mask is None else jnp.where(mask, 0, distances))
 
         def if_lost(plain: Any) -> Any:
             products = _distances(fixed, fixed_y)
