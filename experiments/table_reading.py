@@ -11,7 +11,8 @@ and is said so. Where different words, or words and empty cells, stand among the
 `<name> (words)` keeps them apart, so that nothing that tells the tables apart gets lost; so does
 `<name> (currency)` for amounts in several currencies.
 
-Left as text: columns that one table declares categorical or boolean; codes with leading zeros;
+Left as text: columns that one table declares categorical or boolean; codes with leading zeros or
+more digits than float64 holds;
 columns of few different numbers, if words are among them. Reading twice changes nothing.
 """
 
@@ -211,8 +212,8 @@ def _texts(column: Any) -> Any:
 
 
 def _are_codes(counts: pd.Series) -> bool:
-    """Whether leading zeros show that digits are codes."""
-    padded = counts.index.astype(str).str.fullmatch(r"0\d+")
+    """Whether leading zeros, or more digits than float64 holds, show that digits are codes."""
+    padded = counts.index.astype(str).str.fullmatch(r"0\d+|[+-]?[1-9]\d{16,}")
     return bool(counts[padded].sum() > LEAST_SHARE * counts.sum())
 
 

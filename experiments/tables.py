@@ -12,8 +12,9 @@ distributions look closer, and is said in `notes`.
 - **Columns** in both tables are compared; the others are named. No common column is an error.
 - **Text that is numbers or dates** is read as such: see `experiments.table_reading`.
 - **Numbers** stay what they are, less their pooled median (in float64, so that float32 keeps the
-  digits that vary). A missing or infinite value becomes the median, 0, and a second column says so.
-  Values within 1e-8 of the column's usual range are the same: two files may round differently.
+  digits that vary; integers that float64 would merge are centred as integers first). A missing or
+  infinite value becomes the median, 0, and a second column says so. Values within 1e-8 of the
+  column's usual range are the same: two files may round differently.
 - **Repeats**, where asked for: a number is joined by log(1 + how many other rows of both tables
   hold exactly its value). A smooth classifier cannot see a lattice; with it, it can.
 - **Numbers with few values** (at most `few_values` distinct ones, each ten times on average) are
@@ -166,7 +167,7 @@ def values_alike(p: Any, q: Any) -> tuple[np.ndarray, np.ndarray]:
     """
     kinds = {kind_of(column) for column in (p, q)} - {"empty"}
     if kinds and kinds <= {"number", "date"} and len(kinds) == 1:
-        values = _merge(np.concatenate([_numbers(column, *kinds) for column in (p, q)]))
+        values = _merge(np.concatenate(_numbers_alike(p, q, *kinds)))
         _, codes = np.unique(values, return_inverse=True)
     else:
         levels: Any = pd.concat([_levels(p), _levels(q)], ignore_index=True)
@@ -214,7 +215,7 @@ def lattices(
         columns: tuple[Any, Any] = p[name], q[name]
         if {kind_of(column) for column in columns} != {"number"}:
             continue
-        pooled = _merge(np.concatenate([_numbers(column, "number") for column in columns]))
+        pooled = _merge(np.concatenate(_numbers_alike(*columns, "number")))
         values = [x[np.isfinite(x)] for x in np.split(pooled, [len(columns[0])])]
         if not all(len(x) for x in values):
             continue
@@ -274,14 +275,12 @@ def dequantize(
     """
     p, q = p.copy(), q.copy()
     for name in columns:
-        values: list[Any] = [table[name].dropna().unique() for table in (p, q)]
-        step = max(
-            np.median(np.diff(np.sort(np.asarray(distinct, float))))
-            for distinct in values
-            if len(distinct) > 1
-        )
-        for table in (p, q):
-            table[name] = table[name] + step * rng.uniform(-0.5, 0.5, len(table))
+        # Integers that float64 would merge are blurred less their common offset.
+        values = _numbers_alike(p[name], q[name], "number")
+        distinct = [np.unique(own[~np.isnan(own)]) for own in values]
+        step = max(np.median(np.diff(own)) for own in distinct if len(own) > 1)
+        for table, own in zip((p, q), values, strict=True):
+            table[name] = own + step * rng.uniform(-0.5, 0.5, len(table))
     return p, q
 
 
@@ -308,7 +307,7 @@ def _encode_column(
         categorical = True
     kind = known[0] if known else "empty"
     if kind in ("number", "date") and not categorical:
-        values = np.concatenate([_numbers(column, kind) for column in (p, q)])
+        values = np.concatenate(_numbers_alike(p, q, kind))
         infinite = np.isinf(values)
         if infinite.any():
             notes.append(f"{infinite.sum()} infinite values taken as missing")
@@ -319,7 +318,8 @@ def _encode_column(
         count = len(np.unique(values[~np.isnan(values)]))
         if count > 2 and not any(dtypes.is_bool_dtype(column) for column in (p, q)):
             notes.append(f"{count} different numbers: compared as categories")
-        p, q = pd.Series(values[: len(p)]), pd.Series(values[len(p) :])
+        if not _offset(p, q):
+            p, q = pd.Series(values[: len(p)]), pd.Series(values[len(p) :])
     levels = pd.concat([_levels(p), _levels(q)], ignore_index=True)
     block, labels, said, dropped = _encode_levels(levels, len(p), max_levels, num_buckets, names)
     return block, labels, notes + said, dropped
@@ -379,6 +379,28 @@ def _encode_levels(
                 notes.append(f"{covered:.1%} of the rows of the other table have a level of those")
     block = np.stack([(levels == level).to_numpy(float) for level in kept[1:]], axis=1)
     return block, [f"={level}" for level in kept[1:]], notes, ""
+
+
+def _offset(p: Any, q: Any) -> int:
+    """What is taken from a column of two tables, lest float64 merge different integers."""
+    ends = []
+    for column in (p, q):
+        if not dtypes.is_integer_dtype(column):
+            return 0
+        known = column.dropna()
+        ends += [int(known.min()), int(known.max())] if len(known) else []
+    return min(ends) if max(map(abs, ends), default=0) > 2**53 else 0
+
+
+def _numbers_alike(p: Any, q: Any, kind: str) -> list[np.ndarray]:
+    """A column of two tables as float64, less the offset that both have."""
+    offset = _offset(p, q) if kind == "number" else 0
+    if not offset:
+        return [_numbers(column, kind) for column in (p, q)]
+    return [
+        np.array([np.nan if pd.isna(value) else float(int(value) - offset) for value in column])
+        for column in (p, q)
+    ]
 
 
 def _numbers(column: Any, kind: str) -> np.ndarray:

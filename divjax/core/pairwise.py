@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_matrix, check_same_features
-from divjax.core.numerics import matmul
+from divjax.core.numerics import if_needed, matmul
 
 __all__ = [
     "at_least_single",
@@ -33,9 +33,14 @@ BLOCK_ENTRIES_CPU = 2**20
 BLOCK_ENTRIES_ACCELERATOR = 2**26
 
 # Up to this many features squared distances are sums of squared differences, which is as fast as a
-# matrix product and loses no digits; beyond it they are |x|² + |y|² − 2⟨x, y⟩ of centred points.
+# matrix product and loses no digits; beyond it they are |x|² + |y|² − 2⟨x, y⟩ of centred points,
+# and computed again by differences, a few features a pass, where a pair has lost its digits.
 _DIFFERENCES_UP_TO = 8
+_FEATURES_A_PASS = 8
 
+# A squared distance below so many times epsilon of the points' own squares has fewer than three
+# digits left. Half precision, which has no more than that, is content with two.
+_LOST_ULPS, _LOST_AT_MOST = 1024, 2**-6
 
 # Coordinates that differ by at most so many times epsilon, relative to their size, are equal: a few
 # units in the last place, as rounding leaves them in particles that follow the same law.
@@ -106,9 +111,10 @@ def squared_distances(
         y: samples, or None for x itself; the diagonal is then exactly zero.
 
     Returns:
-        The matrix of squared distances, non-negative. With up to 8 features each is exact to
-        rounding of itself; with more, to rounding of the largest ‖x_i − x̄‖², so that distances
-        which are many orders below the sample's extent have no correct digits.
+        The matrix of squared distances, non-negative, exact to rounding of itself or, with more
+        than 8 features, to three digits at least: clusters that lie far apart keep the distances
+        within each. Points nearer than the root of the smallest number (10⁻¹⁹ in float32) are at
+        distance zero.
 
     Raises:
         ValueError: if an argument is not a non-empty matrix, or the numbers of features differ.
@@ -121,11 +127,11 @@ def squared_distances(
     check_matrix(x=x)
     if y is None:
         (x,), rows = _centered(x), jnp.arange(x.shape[0])
-        return _distances(x, x, rows[:, None] == rows)
+        return _resolved_distances(x, x, rows[:, None] == rows)
     check_matrix(y=y)
     check_same_features(x, y)
     y, x = _centered(y, x)
-    return _distances(x, y)
+    return _resolved_distances(x, y)
 
 
 def _centered(y: Float[Array, "m d"], *others: Float[Array, "n d"]) -> tuple[Array, ...]:
@@ -142,13 +148,79 @@ def _centered(y: Float[Array, "m d"], *others: Float[Array, "n d"]) -> tuple[Arr
 def _distances(
     x: Float[Array, "n d"], y: Float[Array, "m d"], same: Bool[Array, "n m"] | None = None
 ) -> Float[Array, "n m"]:
-    """Squared distances of rows about a common origin near them; zero where `same` holds."""
+    """Squared distances of rows about a common origin near them; zero where `same` holds.
+
+    With more than 8 features to rounding of the rows' squares: see `_is_lost`.
+    """
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         squares = (jnp.square(x[:, i, None] - y[:, i]) for i in range(x.shape[1]))
         return functools.reduce(jnp.add, squares)
-    distances = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - 2 * matmul(x, y.T)
-    distances = jnp.maximum(distances, 0)
+    distances = jnp.maximum(_products(x, y), 0)
     return distances if same is None else jnp.where(same, 0, distances)
+
+
+def _products(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """Squared distances by a matrix product, negative where they are rounding."""
+    return _norms(x, y) - 2 * matmul(x, y.T)
+
+
+def _norms(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """Each pair's |x|² + |y|², what the rounding of a product is relative to."""
+    return jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)
+
+
+def _is_lost(
+    distances: Float[Array, "n m"],
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    same: Bool[Array, "n m"] | None,
+) -> Bool[Array, ""]:
+    """Whether a distance by products, of points that are not the same, is little but rounding."""
+    if x.shape[1] <= _DIFFERENCES_UP_TO:
+        return jnp.array(False)
+    threshold = min(_LOST_ULPS * float(jnp.finfo(x.dtype).eps), _LOST_AT_MOST)
+    lost = distances < threshold * _norms(x, y)
+    return jnp.any(lost if same is None else lost & ~same)
+
+
+def _differences(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """Squared distances by differences, each exact to rounding of itself."""
+    padding = -x.shape[1] % _FEATURES_A_PASS
+    by_passes = lambda rows: jnp.pad(rows, ((0, 0), (0, padding))).T.reshape(
+        -1, _FEATURES_A_PASS, rows.shape[0]
+    )
+
+    def add(total: Array, columns: tuple[Array, Array]) -> tuple[Array, None]:
+        squares = (jnp.square(u[:, None] - v) for u, v in zip(*columns, strict=True))
+        return total + functools.reduce(jnp.add, squares), None
+
+    start = jnp.zeros((x.shape[0], y.shape[0]), x.dtype)
+    return jax.lax.scan(add, start, (by_passes(x), by_passes(y)))[0]
+
+
+def _resolved_distances(
+    x: Float[Array, "n d"], y: Float[Array, "m d"], same: Bool[Array, "n m"] | None = None
+) -> Float[Array, "n m"]:
+    """As `_distances`, by differences where products have lost a distance."""
+    if x.shape[1] <= _DIFFERENCES_UP_TO:
+        return _distances(x, y, same)
+    products = _products(x, y)
+    held, fixed_x, fixed_y = jax.lax.stop_gradient((products, x, y))
+    lost = _is_lost(held, fixed_x, fixed_y, same)
+    again = lambda _: _differences(fixed_x, fixed_y)
+    distances = _with_slopes_of(products, if_needed(lost, again, jnp.maximum(held, 0)))
+    return distances if same is None else jnp.where(same, 0, distances)
+
+
+@jax.custom_jvp
+def _with_slopes_of(rounded: Any, values: Any) -> Any:
+    """The values, with the derivatives of what they are better values of."""
+    return values
+
+
+@_with_slopes_of.defjvp
+def _slopes(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    return primals[1], tangents[0]
 
 
 def _block_rows(num_rows: int, num_columns: int) -> int:
@@ -202,42 +274,70 @@ def pair_distances_by_rows(
     block_rows: int | None = None,
 ) -> Any:
     """`reduce(squared_distances(x, y))` for a `reduce` that acts on rows, blocked where large."""
+    same = y is None
     if y is None:
         (x,) = _centered(x)
-        return reduce_centered_pairs(x, x, reduce, same=True, block_rows=block_rows)
-    y, x = _centered(y, x)
-    return reduce_centered_pairs(x, y, reduce, same=False, block_rows=block_rows)
+        y = x
+    else:
+        y, x = _centered(y, x)
+    of_distances = lambda _, squared: reduce(squared)
+    return reduce_centered_pairs(x, y, of_distances, same=same, block_rows=block_rows)
 
 
 def reduce_centered_pairs(
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],
-    reduce: Callable[[Float[Array, "b m"]], Any],
+    reduce: Callable[[Float[Array, "b d"], Float[Array, "b m"]], Any],
     *,
     same: bool,
+    again: Callable[[Float[Array, "b d"], Float[Array, "b m"]], Any] | None = None,
+    needed: Bool[Array, ""] | bool = True,
     block_rows: int | None = None,
 ) -> Any:
     """As `pair_distances_by_rows`, for rows that are centered already.
 
+    Where products have lost a distance, `again` takes the place of `reduce`, but for derivatives,
+    which stay those of `reduce` at the distances that have been rounded.
+
     Args:
         x: rows.
         y: rows about the same origin.
-        reduce: acts on rows of squared distances.
+        reduce: acts on a block of rows and its squared distances.
         same: whether x_i is y_i, at distance exactly zero.
+        again: what `reduce` computes, of distances that are exact. What it closes over must have
+            no derivatives. Without it, distances stay as they are.
+        needed: whether to look for distances that are lost, which takes a pass over the pairs.
         block_rows: rows a block.
     """
 
     def block(rows: Float[Array, "b d"], index: Array) -> Any:
-        diagonal = index[:, None] == jnp.arange(y.shape[0]) if same else None
-        return reduce(_distances(rows, y, diagonal))
+        # Not held for later: a mask of all pairs.
+        diagonal = lambda: index[:, None] == jnp.arange(y.shape[0]) if same else None
+        result = reduce(rows, _distances(rows, y, diagonal()))
+        if again is None or y.shape[1] <= _DIFFERENCES_UP_TO:
+            return result
+        fixed, fixed_y, plain = jax.lax.stop_gradient((rows, y, result))
+        exactly = again
+
+        def by_differences(_: Any) -> Any:
+            mask, distances = diagonal(), _differences(fixed, fixed_y)
+            return exactly(fixed, distances if mask is None else jnp.where(mask, 0, distances))
+
+        def if_lost(plain: Any) -> Any:
+            products = _distances(fixed, fixed_y)
+            return if_needed(_is_lost(products, fixed, fixed_y, diagonal()), by_differences, plain)
+
+        return _with_slopes_of(result, if_needed(jnp.asarray(needed), if_lost, plain))
 
     return map_row_blocks(block, y.shape[0], x, jnp.arange(x.shape[0]), block_rows=block_rows)
 
 
-def fractions_below(x: Float[Array, "n d"], thresholds: Sequence[ArrayLike]) -> Float[Array, " t"]:
+def fractions_below(
+    x: Float[Array, "n d"], thresholds: Sequence[ArrayLike], *, by_differences: bool = False
+) -> Float[Array, " t"]:
     """The fractions of pairs i ≠ j with ‖x_i − x_j‖² below 1 to 4 positive thresholds, in one pass.
 
-    The rows are centered, as `_distances` takes them.
+    The rows are centered, as `_distances` takes them. By differences, distances are exact.
 
     The comparisons of an entry are packed into the bytes of one integer and summed down
     columns of at most 255 rows, so that a pass costs little more than one comparison.
@@ -246,7 +346,11 @@ def fractions_below(x: Float[Array, "n d"], thresholds: Sequence[ArrayLike]) -> 
     size = min(_block_rows(n, n), 255)
 
     def block(rows: Float[Array, "b d"], index: Array) -> Array:
-        distances = _distances(rows, x, index[:, None] == jnp.arange(n))
+        diagonal = index[:, None] == jnp.arange(n)
+        if by_differences:
+            distances = jnp.where(diagonal, 0, _differences(rows, x))
+        else:
+            distances = _distances(rows, x, diagonal)
         real = (index < n)[:, None]  # nothing is below −1: padding counts nowhere
         packed = sum(
             (distances < jnp.where(real, threshold, -1)).astype(jnp.uint32) << (8 * byte)
@@ -296,7 +400,7 @@ def median_squared_distance(
     within `tolerance` of the answer makes one pass enough. The bracket's ends are verified by
     counts, so whatever the guess, the relative error is at most `tolerance` (plus the rounding of
     float32 ranks beyond 2²⁴ pairs, and of `squared_distances`). Zero if at least half of the pairs
-    coincide, or are too near for `squared_distances` to tell apart.
+    coincide.
 
     Args:
         x: at least two samples.
@@ -307,20 +411,36 @@ def median_squared_distance(
     x = x.astype(at_least_single(x.dtype))
     guess = jnp.asarray(guess, x.dtype)
     centered = x - common_center(x)
-    half_width = tolerance / 2
-    # d² is at most 4 max‖x‖². Below `floor` it is rounding: of itself, or of the largest ‖x‖² where
-    # it comes from a matrix product.
+    median = _median(centered, guess, tolerance, coincident, by_differences=False)
+    if x.shape[1] <= _DIFFERENCES_UP_TO:
+        return median
+    # Counts by products are right unless the median itself is of the size of their rounding.
     radius = jnp.max(jnp.sum(centered**2, axis=1))
-    highest = 5 * radius
-    eps = jnp.finfo(x.dtype).eps
-    rounding = highest * eps**2 if x.shape[1] <= _DIFFERENCES_UP_TO else 2 * eps * radius
-    floor = jnp.maximum(jnp.maximum(rounding, coincident), jnp.finfo(x.dtype).tiny)
+    lost = median <= _LOST_ULPS * jnp.finfo(x.dtype).eps * 2 * radius
+    again = lambda _: _median(centered, guess, tolerance, coincident, by_differences=True)
+    return if_needed(lost, again, median)
+
+
+def _median(
+    centered: Float[Array, "n d"],
+    guess: Float[Array, ""],
+    tolerance: float,
+    coincident: ArrayLike,
+    *,
+    by_differences: bool,
+) -> Float[Array, ""]:
+    """As `median_squared_distance`, of centered rows and by one kind of distances."""
+    half_width = tolerance / 2
+    # d² is at most 4 max‖x‖². Below `floor` it is rounding of the coordinates.
+    highest = 5 * jnp.max(jnp.sum(centered**2, axis=1))
+    eps = jnp.finfo(centered.dtype).eps
+    floor = jnp.maximum(jnp.maximum(highest * eps**2, coincident), jnp.finfo(centered.dtype).tiny)
 
     def narrow(bracket, thresholds):
         """The bracket between the neighbouring thresholds, with the fractions below its ends."""
         low, high, below_low, below_high = bracket
         inside = tuple(jnp.clip(t, low, high) for t in thresholds)
-        fractions = fractions_below(centered, inside)
+        fractions = fractions_below(centered, inside, by_differences=by_differences)
         for threshold, fraction in zip(inside, fractions, strict=True):
             rises = (fraction < 0.5) & (threshold > low)
             falls = (fraction >= 0.5) & (threshold < high)
@@ -348,7 +468,7 @@ def median_squared_distance(
         upper = jnp.sqrt(high) * jnp.sqrt(jnp.minimum(right, high))
         return narrow(bracket, (lower, left, right, upper)), passes + 1
 
-    zero, one = jnp.zeros((), x.dtype), jnp.ones((), x.dtype)
+    zero, one = jnp.zeros((), centered.dtype), jnp.ones((), centered.dtype)
     start = narrow(
         (floor, highest, zero, one),
         tuple(

@@ -2,7 +2,7 @@
 
 Arrays, NumPy arrays, lists and pandas frames of numbers are samples; integers and booleans become
 floating-point numbers. NumPy's float64 loses its signal on the way to float32 if the samples lie
-far from zero: such samples are centred first.
+far from zero, and so do integers on the way to float64: such samples are centred first.
 """
 
 import re
@@ -41,7 +41,7 @@ def as_samples(**samples: Any) -> tuple[Array, ...]:
     """
     checked = _checked(samples)
     dtype = _common_dtype(checked)
-    return tuple(jnp.asarray(sample, dtype) for sample in checked.values())
+    return tuple(_rounded(sample, dtype) for sample in checked.values())
 
 
 @pytree
@@ -67,7 +67,11 @@ class Center:
         (x,) = _checked({"x": x}).values()
         if x.shape[1] != self.high.shape[-1]:
             raise ValueError(f"x must have {self.high.shape[-1]} features; got {x.shape[1]}.")
-        high, low = _split(x, jnp.result_type(_dtype_of(x), self.high))
+        dtype = jnp.result_type(_dtype_of(x), self.high)
+        if _is_extended(x) and not isinstance(self.high, Tracer):
+            high, low = (np.asarray(part, np.longdouble) for part in (self.high, self.low))
+            return jnp.asarray(((x - high) - low).astype(dtype))
+        high, low = _split(x, dtype)
         return (high - self.high) + (low - self.low)
 
     def add(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
@@ -79,8 +83,8 @@ def centered_samples(weights: dict[str, Any] | None = None, **samples: Any) -> t
     """One centre for all samples, and the samples relative to it.
 
     The centre is the median of each feature, over all samples, where NumPy float64 (a list or a
-    frame of numbers is) would be rounded to float32; otherwise it is zero, since nothing can be
-    gained.
+    frame of numbers is) would be rounded to float32, or integers beyond 2⁵³ to either; otherwise it
+    is zero, since nothing can be gained.
 
     Args:
         weights: of samples, by their names: rows of weight zero may hold anything.
@@ -102,18 +106,18 @@ def centered_samples(weights: dict[str, Any] | None = None, **samples: Any) -> t
     double = [
         _rows_with_weight(sample, (weights or {}).get(name))
         for name, sample in checked.items()
-        if isinstance(sample, np.ndarray) and sample.dtype == np.float64
+        if _is_wider(sample, dtype)
     ]
     num_features = next(iter(checked.values())).shape[1]
-    point = np.zeros(num_features)
-    if double and jnp.finfo(dtype).bits < 64:
+    point = np.zeros(num_features, np.longdouble if any(map(_is_extended, double)) else float)
+    if double:
         rows = np.concatenate(double)
         finite = np.where(np.isfinite(rows), rows, np.nan)
         some = np.isfinite(rows).any(axis=0)
         point[some] = np.nanmedian(finite[:, some], axis=0)
     center = Center(*_split(point, dtype))
     if not point.any():
-        return center, *(jnp.asarray(sample, dtype) for sample in checked.values())
+        return center, *(_rounded(sample, dtype) for sample in checked.values())
     return center, *(center.subtract(sample) for sample in checked.values())
 
 
@@ -126,13 +130,29 @@ def _rows_with_weight(sample: np.ndarray, weights: Any) -> np.ndarray:
 
 def _split(x: Any, dtype: Any) -> tuple[Array, Array]:
     """The numbers rounded to the dtype, and what the rounding left over."""
-    high = jnp.asarray(x, dtype)
-    if not isinstance(x, np.ndarray) or x.dtype != np.float64 or jnp.finfo(dtype).bits >= 64:
+    high = _rounded(x, dtype)
+    if not _is_wider(x, dtype):
         return high, jnp.zeros_like(high)
     rounded = x.astype(dtype)
     with np.errstate(invalid="ignore"):
-        rest = np.where(np.isfinite(rounded), x - rounded.astype(np.float64), 0)
-    return high, jnp.asarray(rest, dtype)
+        rest = np.where(np.isfinite(rounded), x - rounded.astype(x.dtype), 0)
+    return high, _rounded(rest, dtype)
+
+
+def _rounded(x: Any, dtype: Any) -> Array:
+    """As an array of JAX, which knows no extended precision."""
+    return jnp.asarray(x.astype(dtype) if _is_extended(x) else x, dtype)
+
+
+def _is_extended(x: Any) -> bool:
+    """Whether these were integers that float64 would merge."""
+    return isinstance(x, np.ndarray) and x.dtype == np.longdouble and x.dtype != np.float64
+
+
+def _is_wider(x: Any, dtype: Any) -> bool:
+    """Whether the dtype would lose digits that NumPy holds."""
+    double = isinstance(x, np.ndarray) and x.dtype == np.float64 and jnp.finfo(dtype).bits < 64
+    return double or _is_extended(x)
 
 
 def _checked(samples: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +164,7 @@ def _checked(samples: dict[str, Any]) -> dict[str, Any]:
                 f"{name} must be a matrix of shape (samples, features); got shape {sample.shape}. "
                 f"Samples of one feature are {name}[:, None]."
             )
-        check_matrix(**{name: sample})
+        check_matrix(**{name: sample.astype(float) if _is_extended(sample) else sample})
     (first, one), *others = converted.items()
     for name, other in others:
         check_same_features(one, other, (first, name))
@@ -157,18 +177,26 @@ def _common_dtype(samples: dict[str, Any]) -> Any:
 
 def _dtype_of(sample: Any) -> Any:
     """Its dtype in JAX: float64 only where that is enabled."""
-    return jax.dtypes.canonicalize_dtype(sample.dtype)
+    dtype = np.dtype(float) if _is_extended(sample) else sample.dtype
+    return jax.dtypes.canonicalize_dtype(dtype)
 
 
 def _as_numbers(name: str, sample: Any) -> Any:
     """A JAX array, or a NumPy array of what is none; floating-point."""
     array = sample if isinstance(sample, jax.Array) else _as_numpy(name, sample)
     dtype = array.dtype
-    if jnp.issubdtype(dtype, jnp.floating):
+    if _is_extended(array) or jnp.issubdtype(dtype, jnp.floating):
         return array
     if not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)):
         raise ValueError(f"{name} must hold real numbers; got {dtype}.{_CONVERT}")
-    return array.astype(float)
+    return array.astype(np.longdouble if _is_beyond_double(array) else float)
+
+
+def _is_beyond_double(array: Any) -> bool:
+    """Whether NumPy integers are so large that float64 would merge some."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or not array.size:
+        return False
+    return int(array.max()) > 2**53 or int(array.min()) < -(2**53)
 
 
 _CONVERT = " Convert it first, such as numpy.asarray(values, float)."
@@ -204,6 +232,18 @@ def _frame_as_numpy(name: str, frame: Any) -> np.ndarray:
         raise ValueError(
             f"{name} must hold numbers in all columns; these do not: {', '.join(others)}. "
             "Encode or drop them."
+        )
+    columns = [frame[column].to_numpy() for column in frame.columns]
+    if any(map(_is_beyond_double, columns)):
+        whole = lambda column: column.dtype.kind in "iu"
+        return np.stack(
+            [
+                (column if whole(column) else _frame_as_numpy(name, frame[[label]])[:, 0]).astype(
+                    np.longdouble
+                )
+                for label, column in zip(frame.columns, columns, strict=True)
+            ],
+            axis=1,
         )
     try:
         return frame.to_numpy(dtype=float, na_value=np.nan)

@@ -277,7 +277,8 @@ class Energy:
     """The energy kernel, k(x, y) = −‖x − y‖: conditionally positive definite, without a bandwidth.
 
     Its MMD is the energy distance. Not differentiable where points coincide; the gradient there is
-    taken as zero.
+    taken as zero. Points nearer than the root of the smallest number (10⁻¹⁹ in float32) count as
+    coincident.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,7 +1,8 @@
 """Weighted sums of a kernel and of its gradient, as velocities and discrepancies need them."""
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from divjax.core.checks import check_shape
 from divjax.core.numerics import matmul
@@ -10,6 +11,9 @@ from divjax.core.samples import as_samples
 from divjax.kernels.radial import Kernel
 
 __all__ = ["kernel_sums"]
+
+# The relative change of a kernel by its distances' rounding that is let pass.
+_TOLERATED = 1e-3
 
 
 def kernel_sums(
@@ -23,8 +27,11 @@ def kernel_sums(
 
     With ∇_x k = ψ · (x − y) the gradient sums are x_i (ψ C)_i − (ψ [C∘y])_i: products of an n × m
     matrix with narrow ones, never n × m × d. For a kernel whose slope is a multiple of its value
-    (Gaussian) one matrix product does everything. Large n × m goes by blocks of rows. The distances
-    are those of `squared_distances`, with its rounding where there are more than 8 features.
+    (Gaussian) one matrix product does everything. Large n × m goes by blocks of rows.
+
+    Where clusters lie so far apart, in more than 8 features, that products lose the distances
+    within them, both sums are computed again from differences, feature by feature. Derivatives of
+    the sums still go through the products.
 
     Points y_j whose coefficients are all zero have no part in the sums and may hold anything.
 
@@ -69,20 +76,40 @@ def kernel_sums(
     moments = (gradient_weights[:, :, None] * others[:, None, :]).reshape(m, g * d)
     slopes = jnp.concatenate([gradient_weights, moments], axis=1)
 
-    if kernel.log_slope is not None:
-        operand = jnp.concatenate([values, slopes], axis=1)
-        product = reduce_centered_pairs(
-            x, others, lambda squared: matmul(kernel.radial(squared)[0], operand), same=y is None
+    fixed = jax.lax.stop_gradient((kernel, values, gradient_weights, others))
+
+    def again(rows: Float[Array, "b d"], squared: Float[Array, "b m"]) -> tuple[Array, Array]:
+        """The sums by differences x − y, for rows far from the center."""
+        kernel, values, gradient_weights, others = fixed
+        value, slope = kernel.radial(squared)
+        of_feature = lambda column: matmul(
+            slope * (column[0][:, None] - column[1]), gradient_weights
         )
-        sums, sloped = product[:, : values.shape[1]], product[:, values.shape[1] :]
-        sloped = sloped * kernel.log_slope
-    else:
+        gradients = jax.lax.map(of_feature, (rows.T, others.T))
+        return matmul(value, values), jnp.moveaxis(gradients, 0, 2)
 
-        def contract(squared: Float[Array, "b m"]) -> tuple[Array, Array]:
-            value, slope = kernel.radial(squared)
-            return matmul(value, values), matmul(slope, slopes)
+    def contract(rows: Float[Array, "b d"], squared: Float[Array, "b m"]) -> tuple[Array, Array]:
+        value, slope = kernel.radial(squared)
+        if kernel.log_slope is None:
+            sums, sloped = matmul(value, values), matmul(slope, slopes)
+        else:
+            product = matmul(value, jnp.concatenate([values, slopes], axis=1))
+            sums, sloped = product[:, : values.shape[1]], product[:, values.shape[1] :]
+            sloped = sloped * kernel.log_slope
+        total, moment = sloped[:, :g], sloped[:, g:].reshape(rows.shape[0], g, d)
+        return sums, rows[:, None, :] * total[:, :, None] - moment
 
-        sums, sloped = reduce_centered_pairs(x, others, contract, same=y is None)
+    needed = _feels_rounding(fixed[0], jnp.where(used[:, None], fixed[-1], 0))
+    return reduce_centered_pairs(x, others, contract, same=y is None, again=again, needed=needed)
 
-    total, moment = sloped[:, :g], sloped[:, g:].reshape(x.shape[0], g, d)
-    return sums, x[:, None, :] * total[:, :, None] - moment
+
+def _feels_rounding(kernel: Kernel, sources: Float[Array, "m d"]) -> Bool[Array, ""]:
+    """Whether the rounding of |x|² + |y|² changes values or slopes between coincident points.
+
+    It changes them nowhere more. That of a kernel which is singular there always does.
+    """
+    rounding = 4 * jnp.finfo(sources.dtype).eps * jnp.max(jnp.sum(sources**2, axis=1))
+    ends = jnp.stack([jnp.zeros_like(rounding), rounding])[None]
+    of_ends = jnp.concatenate(kernel.radial(ends))
+    change = jnp.abs(of_ends[:, 1] - of_ends[:, 0])
+    return jnp.any(change > _TOLERATED * jnp.abs(of_ends[:, 0]))

@@ -236,6 +236,8 @@ class SqEuclidean(_TranslationInvariant):
 class Euclidean(_TranslationInvariant):
     """The Euclidean distance, c(x, y) = ‖x − y‖; its derivative where points coincide is zero.
 
+    Points nearer than the root of the smallest number (10⁻¹⁹ in float32) count as coincident.
+
     Example:
         >>> import jax.numpy as jnp
         >>> float(Euclidean()(jnp.array([0.0, 0.0]), jnp.array([3.0, 4.0])))

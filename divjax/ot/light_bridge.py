@@ -128,8 +128,8 @@ class LightSchrodingerBridge:
 
     There may be several minima: with fewer potentials than the target has clusters, or for small ε,
     compare the last of `losses` over a few keys (vmap `fit`). The fit is a constant to
-    differentiation. Time is O(num_steps (n + m) k d), times d for full covariances; memory is
-    O((n + m)(k + d)).
+    differentiation in the samples, and differentiable in ε and the ridge, through all of its steps.
+    Time is O(num_steps (n + m) k d), times d for full covariances; memory is O((n + m)(k + d)).
 
     Attributes:
         num_potentials: k.

@@ -98,7 +98,11 @@ def _levels(weights: Float[Array, " n"] | None, size: int, dtype: Any) -> Float[
     if weights is None:
         return jnp.arange(1, size, dtype=dtype) / size
     cumulative = jnp.cumsum(weights)
-    return cumulative[:-1] / cumulative[-1]
+    levels = cumulative[:-1] / cumulative[-1]
+    # Equal weights are none: their rounded sums would leave mass between rows that coincide.
+    even = jnp.arange(1, size, dtype=dtype) / size
+    equal = jnp.all(weights == weights[0])
+    return levels + jax.lax.stop_gradient(jnp.where(equal, even - levels, 0))
 
 
 def staircase(line: Line) -> Staircase:

@@ -6,7 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from divjax import ratio
 from divjax.core.samples import as_samples, centered_samples
+from divjax.fdiv import categorical, histogram
 
 ROWS = [[1, 2], [3, 4], [5, 7]]
 KINDS = {
@@ -96,3 +98,37 @@ def test_rows_without_weight_and_not_finite():
     assert np.asarray(x)[:3, 0].tolist() == [-1, 1, 0]
     assert jnp.isnan(x[4, 0])
     assert float(center.high[0]) == 1e8
+
+
+LARGE = {"signed": (2**62 + 123_456_789_012, np.int64), "unsigned": (2**63 + 5, np.uint64)}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="no extended precision here")
+def test_integers_beyond_double_precision_keep_their_differences(kind, double):
+    start, dtype = LARGE[kind]
+    rows = np.array([[start + i] for i in range(5)], dtype)
+    with jax.enable_x64(double):
+        center, x, y = centered_samples(x=rows, y=rows[::-1])
+        assert np.diff(np.asarray(x)[:, 0]).tolist() == [1, 1, 1, 1]
+        np.testing.assert_array_equal(x, y[::-1])
+        np.testing.assert_array_equal(center.subtract(rows), x)
+        frame = pd.DataFrame({"a": rows[:, 0], "b": pd.array([0.5, None, 1, 2, 3], "Float64")})
+        _, x = centered_samples(x=frame)
+        assert np.diff(np.asarray(x)[:, 0]).tolist() == [1, 1, 1, 1]
+        assert np.isnan(x[1, 1])
+        (x,) = as_samples(x=rows)
+        np.testing.assert_allclose(x, start, rtol=1e-7)
+
+
+@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="no extended precision here")
+def test_distinct_integers_are_no_ties(kind):
+    start, dtype = LARGE[kind]
+    x, y = (np.array([[start + i] for i in range(k, k + 40)], dtype) for k in (0, 40))
+    found = ratio.ties(x, y)
+    assert (found.duplicates_p, found.shared_p, found.shared_q) == (0, 0, 0)
+    assert (ratio.ties(x, x).duplicates_p, ratio.ties(x, x).shared_p) == (0, 1)
+    apart = histogram.divergence(categorical.jensen_shannon, x[:, 0], y[:, 0], num_bins=4)
+    np.testing.assert_allclose(apart, np.log(2), rtol=1e-6)

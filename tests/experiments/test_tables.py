@@ -311,3 +311,38 @@ def test_blurring_spreads_a_lattice_over_its_steps():
     assert np.abs(moved).mean() == pytest.approx(0.5, abs=0.03)
     assert (other["x"] - q["x"]).abs().mean() == pytest.approx(0.5, abs=0.03)
     assert (other["y"] == 1).all()
+
+
+LARGE = {"signed": (2**62, np.int64), "unsigned": (2**63 + 5, np.uint64)}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_integers_that_float64_would_merge_stay_apart(kind):
+    start, dtype = LARGE[kind]
+    ids = [np.array([start + i for i in range(k, k + 40)], dtype) for k in (0, 40)]
+    p, q = (frame(id=own) for own in ids)
+    encoded = tables.encode(p, q)
+    assert not encoded.left_out
+    assert not encoded.notes  # no row repeats
+    np.testing.assert_array_equal(encoded.p[:, 0], np.arange(40) - 39.5)
+    np.testing.assert_array_equal(np.concatenate(tables.values_alike(p["id"], q["id"])), range(80))
+    assert not tables.lattices(p, q)
+
+
+def test_few_large_integers_are_categories_by_their_names():
+    start = 2**62
+    p, q = frame(x=repeated([start, start + 1])), frame(x=repeated([start + 1, start + 2]))
+    encoded = tables.encode(p, q)
+    assert encoded.columns == (f"x={start}", f"x={start + 2}")
+    blurred, _ = tables.dequantize(np.random.default_rng(0), p, q, ["x"])
+    assert len(blurred["x"].unique()) == 40
+
+
+def test_large_integers_written_as_text_stay_apart(tmp_path):
+    for name, first in (("p", 0), ("q", 40)):
+        rows = "\n".join([*(str(2**62 + i) for i in range(first, first + 40)), "none"])
+        (tmp_path / f"{name}.csv").write_text(f"id\n{rows}\n")
+    p, q = (pd.read_csv(tmp_path / f"{name}.csv", keep_default_na=False) for name in "pq")
+    read = tables.read_alike(p, q)
+    codes = np.concatenate(tables.values_alike(read.p["id"], read.q["id"]))
+    assert len(np.unique(codes)) == 81

@@ -151,3 +151,21 @@ def test_what_is_refused():
         evaluate(flows.SlicedWasserstein(jnp.zeros((3, 2)), p=0.5), jnp.zeros((3, 2)))
     with pytest.raises(ValueError, match="samples and particles"):
         evaluate(flows.SlicedWasserstein(jnp.zeros((3, 2))), jnp.zeros((3, 1)))
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2])
+@pytest.mark.parametrize("d", [1, 3])
+def test_particles_at_the_samples_stay_exactly(p, d):
+    y = jax.random.normal(KEY, (7, d))
+    variation = evaluate(flows.SlicedWasserstein(y, num_projections=5, p=p), y)
+    np.testing.assert_array_equal(variation.gradient, 0)
+    assert variation.value == 0
+
+
+def test_a_particle_at_a_sample_stays_beside_others_that_move():
+    """W₁ on the line: a sign each, and 0 for the one that is matched at distance zero."""
+    y = jnp.array([[0.0], [1.0], [2.0]])
+    x = jnp.array([[2.5], [1.0], [-0.5]])
+    objective = flows.SlicedWasserstein(y, num_projections=3, p=1)
+    np.testing.assert_allclose(evaluate(objective, x).gradient[:, 0], [1, 0, -1], rtol=1e-6)
+    np.testing.assert_array_equal(evaluate(objective, x).gradient[1], 0)

@@ -215,3 +215,21 @@ def test_a_regularization_out_of_range(cloud):
     x, a, g = map(jnp.asarray, cloud)
     traced = jax.jit(lambda number: velocity(number)(jax.random.key(0), x, a, g, ())[1])
     assert jnp.isnan(traced(-0.1)).all()
+
+
+@pytest.mark.parametrize("velocity", [flows.SVGD, flows.Blob, flows.GFSD, flows.GFSF])
+def test_clusters_far_apart_have_the_velocities_of_float64(velocity):
+    rng = np.random.default_rng(0)
+    x, gradients = rng.normal(size=(60, 16)), rng.normal(size=(1, 60, 16))
+    x[::2, 0] += 1e4
+    x, gradients = np.float32(x), np.float32(gradients)
+
+    def evaluate(dtype):
+        cast = jnp.asarray(x, dtype), jnp.full(60, 1 / 60, dtype), jnp.asarray(gradients, dtype)
+        field = velocity(kernels.Gaussian(bandwidth=4.0))
+        drift, repulsion, _ = field(jax.random.key(0), *cast, field.init(jax.random.key(0), x))
+        return drift, repulsion
+
+    with jax.enable_x64(True):
+        for single, double in zip(evaluate(jnp.float32), evaluate(jnp.float64), strict=True):
+            np.testing.assert_allclose(single, double, atol=1e-3 * np.abs(double).max())

@@ -275,3 +275,50 @@ def test_coefficients_of_the_wrong_shape_are_named():
         kernels.kernel_sums(kernel, x, None, jnp.ones((3, 1)), jnp.ones((4, 1)))
     with pytest.raises(ValueError, match=r"gradient_weights must have shape \(4, g\)"):
         kernels.kernel_sums(kernel, x, None, jnp.ones((4, 1)), jnp.ones(4))
+
+
+FAR = {
+    **{name: kernel for name, (kernel, _) in FORMULAS.items()},
+    "wide": kernels.Gaussian(bandwidth=4.0),
+}
+
+
+def far_clusters(n, seed, along):
+    """Half around 0, half around 10⁴ in 16 dimensions, as float32 holds them."""
+    x = np.random.default_rng(seed).normal(size=(n, 16))
+    x[::2] += 1e4 * along
+    return np.float32(x)
+
+
+@pytest.mark.parametrize("name", FAR)
+@pytest.mark.parametrize("along", [np.eye(16)[0], np.ones(16) / 4], ids=["axis", "diagonal"])
+def test_clusters_far_apart_keep_the_distances_within_them(name, along):
+    x, y = far_clusters(60, 0, along), far_clusters(40, 1, along)
+    values = np.float32(np.random.default_rng(2).normal(size=(40, 3)))
+    kernel = FAR[name] if name == "Energy" else FAR[name].__class__(bandwidth=3.0)
+
+    def evaluate(dtype):
+        cast = [jnp.asarray(z, dtype) for z in (x, y, values)]
+        return kernel(cast[0]), kernel(*cast[:2]), *kernels.kernel_sums(kernel, *cast, cast[2])
+
+    for single, double in zip(evaluate(jnp.float32), evaluate(jnp.float64), strict=True):
+        np.testing.assert_allclose(single, double, atol=3e-4 * np.abs(double).max())
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_the_median_of_clusters_far_apart(share):
+    x = np.float32(np.random.default_rng(0).normal(size=(100, 16)))
+    x[: int(100 * share)] += 1e5
+    rule = kernels.Median()
+    single = jnp.asarray(x, jnp.float32)
+    squared = np.quantile(pdist(np.float64(x)) ** 2, 0.5, method="inverted_cdf")
+    expected = np.sqrt(squared / (2 * np.log(101)))
+    np.testing.assert_allclose(rule(single, rule.init(single))[0], expected, rtol=1.1e-3)
+
+
+def test_the_derivative_of_a_matrix_of_far_clusters():
+    x = far_clusters(30, 0, np.eye(16)[0])
+    total = lambda x: jnp.sum(kernels.Gaussian(bandwidth=4.0)(x) ** 2)
+    single = jax.jit(jax.grad(total))(jnp.asarray(x, jnp.float32))
+    double = jax.grad(total)(jnp.asarray(x, jnp.float64))
+    np.testing.assert_allclose(single, double, atol=2e-3 * np.abs(double).max())

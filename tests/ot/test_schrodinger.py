@@ -451,3 +451,21 @@ def test_numpy_samples_keep_their_signal_at_an_offset():
         np.testing.assert_allclose(
             far.log_normalizer(1e7 + x0), near.log_normalizer(x0), rtol=1e-3, atol=1e-2
         )
+
+
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+def test_a_fit_is_differentiable_in_epsilon_and_the_ridge(mode):
+    rng = np.random.default_rng(0)
+    x0, x1 = jnp.asarray(rng.normal(size=(40, 2))), jnp.asarray(rng.normal(size=(30, 2)) + 1)
+
+    @jax.jit
+    def total(epsilon, ridge):
+        found = LightSchrodingerBridge(2, epsilon, num_steps=8, ridge=ridge).fit(KEY, x0, x1)
+        return found.log_potential(x1[:3]).sum() + found.losses[-1]
+
+    slopes = mode(total, argnums=(0, 1))(0.3, 1e-3)
+    steps = (
+        (total(0.3 + 1e-5, 1e-3) - total(0.3 - 1e-5, 1e-3)) / 2e-5,
+        (total(0.3, 1e-3 + 1e-7) - total(0.3, 1e-3 - 1e-7)) / 2e-7,
+    )
+    np.testing.assert_allclose(slopes, steps, rtol=1e-5)
