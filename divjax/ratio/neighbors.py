@@ -156,4 +156,4 @@ class Neighbors:
             return jnp.stack(each, axis=1)
 
         u = map_row_blocks(of_rows, x.shape[0], z, own)
-        return nan_unless(~jnp.isnan(z).any(axis=1)[:, None], u)
+        return nan_unless(jnp.isfinite(z).all(axis=1)[:, None], u)
