@@ -85,9 +85,10 @@ class Settings:
     epsilon: float = 0.01
     symmetry_weight: float = 0.01
     batch_size: int = 1024
-    num_steps: int = 300
-    learning_rate: float = 1e-3
-    start_learning_rate: float = 1e-4
+    num_steps: int = 4000
+    learning_rate: float = 5e-3
+    started_steps: int = 300
+    started_learning_rate: float = 1e-4
     """Of networks that are added to a start that is nearly right."""
     width: int = 128
     dual_steps: int = 3000
@@ -110,11 +111,18 @@ class Settings:
             common.check_seeds(getattr(self, name), name)
         numbers = ("num_tests", "gaussian_dimensions", "gaussian_rows", "gaussian_steps")
         numbers += ("dimensions", "num_rows", "epsilon", "batch_size", "num_steps", "width")
-        numbers += ("learning_rate", "start_learning_rate", "dual_steps", "protein_steps")
+        numbers += (
+            "learning_rate",
+            "started_steps",
+            "started_learning_rate",
+            "dual_steps",
+            "protein_steps",
+        )
         numbers += ("planar_rows", "planar_steps")
         common.check_positive(**{name: getattr(self, name) for name in numbers})
         if self.quick:
             small = {"seeds": self.seeds[:1], "num_tests": 200, "num_rows": 400, "num_steps": 20}
+            small |= {"started_steps": 20}
             small |= {"gaussian_dimensions": self.gaussian_dimensions[:2], "gaussian_rows": 400}
             small |= {"gaussian_seeds": self.gaussian_seeds[:1], "gaussian_steps": 20}
             small |= {"dimensions": self.dimensions[:1], "batch_size": 64, "width": 16}
@@ -171,7 +179,7 @@ def gaussians(settings: Settings, dimension: int, seed: int) -> dict[str, Any]:
     tests = mean_x + normal(keys[3], settings.num_tests) @ factor_x
     truth = ot.gaussian_map(mean_x, factor_x @ factor_x, mean_y, factor_y @ factor_y)(tests)
     result = {}
-    rates = {"gaussian": settings.start_learning_rate, "identity": settings.learning_rate}
+    rates = {"gaussian": settings.started_learning_rate, "identity": settings.learning_rate}
     for start, learning_rate in rates.items():
         method = ot.MongeMap(
             start=start,
@@ -200,7 +208,8 @@ def benchmark_method(settings: Settings, name: str) -> Any:
         "learning_rate": settings.learning_rate,
     }
     if name.endswith("entropic start"):
-        options |= {"start": "entropic", "learning_rate": settings.start_learning_rate}
+        options |= {"start": "entropic", "num_steps": settings.started_steps}
+        options |= {"learning_rate": settings.started_learning_rate}
     if name.startswith("MLP"):
         return ot.MongeMap(gap_kind=None, **options)
     # The paper's gap is the entropic one.

@@ -22,7 +22,15 @@ from divjax.core.standardize import (
 from divjax.ratio.certificates import HeldOut, SequentialScores, num_first_folds
 from divjax.ratio.logistic import newton_logistic
 from divjax.ratio.misfit import Misfit, misfit
-from divjax.ratio.types import Fold, Head, Rows, cross_entropy, is_parametric, num_rows
+from divjax.ratio.types import (
+    Fold,
+    Head,
+    Rows,
+    cross_entropy,
+    is_parametric,
+    num_rows,
+    training_log_ratios,
+)
 
 __all__ = [
     "CALIBRATIONS",
@@ -189,9 +197,11 @@ def _fit_members(
         )
         params = head.fit(jax.random.fold_in(key, stream), data)
         check_shape("the log ratio by head", head(params, data.train.p), data.train.p.shape[0])
-        scores = [(head(params, part.p), head(params, part.q), *part.weights) for part in data]
-        losses = [cross_entropy(*each) for each in scores]
-        return member._replace(params=params), losses, scores[1]
+        trained = training_log_ratios(head, params, data.train)
+        p, q, *weights = data.validation
+        validated = (head(params, p), head(params, q), *weights)
+        losses = [cross_entropy(*trained, *data.train.weights), cross_entropy(*validated)]
+        return member._replace(params=params), losses, validated
 
     # A task for each repeat and fold, and last the one for the folds before `first`.
     repeat, fold = np.divmod(np.arange(num_repeats * num_folds), num_folds)

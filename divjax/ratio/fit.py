@@ -58,7 +58,7 @@ class RatioFit:
         train: the training rows' balanced cross-entropy for each repeat and fold, in nats.
         validation: the same for the validation rows, which stopped or chose the model.
         test: the same for the fold itself.
-        misfit: what a probe of another shape gains over the log ratios on rows held out.
+        misfit: the excess cross-entropy of the log ratios, as far as probes of another shape see.
         ties: exact repetitions in the samples.
         head: the model.
         members: the fitted parameters, with leading axes (repeat, fold).
@@ -346,7 +346,8 @@ def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> 
     variance = _variance_of_sum(terms, fit.groups)
     diagnostics = _diagnostics(fit)
     gap = jnp.maximum(diagnostics.generalization_gap, 0)
-    shape = 4 * generator.h(jnp.zeros_like(gap)) * EXCESS_SHARE * gap
+    missed = jnp.where(fit.misfit.significant, fit.misfit.gain, 0)
+    shape = 4 * generator.h(jnp.zeros_like(gap)) * jnp.maximum(EXCESS_SHARE * gap, missed)
     scale = jnp.minimum(_normalization_error(fixed, weights, generator) ** 2, variance + shape**2)
     std_error = jnp.sqrt(variance + shape**2 + scale)
 
@@ -355,7 +356,6 @@ def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> 
     js = isinstance(generator, JensenShannon)
     lower, upper = normal_interval(value, jnp.sqrt(variance) if js else std_error, level)
     if js:
-        missed = jnp.where(fit.misfit.significant, fit.misfit.gain, 0)
         upper = jnp.minimum(upper + gap + missed, math.log(2))
 
     # The certificate holds whatever the head, at α/2 as the lower end does.

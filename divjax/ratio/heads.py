@@ -8,7 +8,7 @@ start at the average of several convex fits.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,13 +26,16 @@ from divjax.core.checks import (
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.logistic import Linear, Quadratic, RandomFourier
+from divjax.ratio.neighbors import Neighbors
 from divjax.ratio.types import (
     Fold,
     Head,
+    Rows,
     check_fold,
     cross_entropy,
     is_parametric,
     num_rows,
+    training_log_ratios,
     validation_loss,
 )
 
@@ -41,6 +44,7 @@ __all__ = [
     "Average",
     "GaussianDiscriminant",
     "Linear",
+    "Neighbors",
     "Network",
     "Quadratic",
     "RandomFourier",
@@ -126,10 +130,26 @@ class Average:
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The weighted mean of the log ratios."""
         each, weights, limits = params
-        values = jnp.stack([head(p, z) for head, p in zip(self.heads, each, strict=True)])
-        values = jnp.clip(values, -limits[:, None], limits[:, None])
-        # A head without weight may be anything, infinite too.
-        return weights @ jnp.where(weights[:, None] > 0, values, 0)
+        values = [head(p, z) for head, p in zip(self.heads, each, strict=True)]
+        return _clipped_mean(values, weights, limits)
+
+    def leave_one_out(self, params: Any, rows: Rows) -> tuple[Array, Array]:
+        """The weighted means at the training rows, each by models that may leave it out."""
+        each, weights, limits = params
+        heads = zip(self.heads, each, strict=True)
+        values = zip(*(training_log_ratios(head, p, rows) for head, p in heads), strict=True)
+        u_p, u_q = (_clipped_mean(of_sample, weights, limits) for of_sample in values)
+        return u_p, u_q
+
+
+def _clipped_mean(
+    values: Sequence[Float[Array, " b"]],
+    weights: Float[Array, " heads"],
+    limits: Float[Array, " heads"],
+) -> Float[Array, " b"]:
+    clipped = jnp.clip(jnp.stack(values), -limits[:, None], limits[:, None])
+    # A head without weight may be anything, infinite too.
+    return weights @ jnp.where(weights[:, None] > 0, clipped, 0)
 
 
 # Log ratios at which those of an average may be clipped.
@@ -206,6 +226,10 @@ class Tuned:
         """The best setting's log ratio."""
         head, own = params
         return head(own, z)
+
+    def leave_one_out(self, params: Any, rows: Rows) -> tuple[Array, Array]:
+        """The best setting's log ratios at the training rows."""
+        return training_log_ratios(*params, rows)
 
 
 def _any_nan(heads: Any) -> Bool[Array, ""]:
@@ -365,7 +389,7 @@ class Network:
         start_key, init_key, fit_key = jax.random.split(key, 3)
         start = self.start.fit(start_key, fold)
         p, q, *weights = fold.train
-        offset_p, offset_q = (self.start(start, z) for z in (p, q))
+        offset_p, offset_q = training_log_ratios(self.start, start, fold.train)
         fixed_p, fixed_q = (self.start(start, z) for z in fold.validation[:2])
         half = -(-self.batch_size // 2)
         draw = row_sampler(*weights)
@@ -390,6 +414,13 @@ class Network:
         """The start's log ratio and the network's correction."""
         start, own = params
         return self.start(start, z) + self.apply(own, z)[:, 0]
+
+    def leave_one_out(self, params: Any, rows: Rows) -> tuple[Array, Array]:
+        """The log ratios at the training rows, the start's by what remains without each."""
+        start, own = params
+        of_start = training_log_ratios(self.start, start, rows)
+        u_p, u_q = (u + self.apply(own, z)[:, 0] for u, z in zip(of_start, rows[:2], strict=True))
+        return u_p, u_q
 
     def init(
         self, key: Key[Array, ""], in_features: int, dtype: Any, num_outputs: int = 1
@@ -461,12 +492,13 @@ _STRONG_DECAY = 300.0
 
 @pytree
 class Auto:
-    """The default: an average of two networks that fail differently.
+    """The default: an average of two networks and of nearest neighbours, which fail differently.
 
-    One starts at the convex fits (the linear, the Gaussian discriminant, and up to 24 features the
-    quadratic) and can be steep where the rows ask for it; it overfits tables of many columns. The
-    other has its own `start` and 300 times the weight decay. What has which weight, and whether a
-    network adds anything, the validation rows say.
+    One network starts at the convex fits (the linear, the Gaussian discriminant, and up to 24
+    features the quadratic) and can be steep where the rows ask for it; it overfits tables of many
+    columns. The other has its own `start` and 300 times the weight decay. Neighbours see bands and
+    edges that both miss, in few dimensions. What has which weight, and whether a network adds
+    anything, the validation rows say.
 
     Attributes:
         network: what is trained.
@@ -482,7 +514,12 @@ class Auto:
         """The averaged log ratio."""
         return self._resolve(z.shape[1])(params, z)
 
+    def leave_one_out(self, params: Any, rows: Rows) -> tuple[Array, Array]:
+        """The averaged log ratios at the training rows, which are no neighbours of themselves."""
+        return self._resolve(rows.p.shape[1]).leave_one_out(params, rows)
+
     def _resolve(self, in_features: int) -> Average:
         informed = dataclasses.replace(self.network, start=convex_heads(in_features))
         decay = _STRONG_DECAY * self.network.weight_decay
-        return Average((informed, dataclasses.replace(self.network, weight_decay=decay)))
+        smooth = dataclasses.replace(self.network, weight_decay=decay)
+        return Average((informed, smooth, Neighbors()))

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from divjax.core import linalg
+from divjax.core.pairwise import map_row_blocks, squared_distances
 
 __all__ = ["Misfit", "misfit"]
 
@@ -16,16 +17,18 @@ __all__ = ["Misfit", "misfit"]
 _NUM_COSINES, _LENGTH_SCALES = 32, (0.1, 0.3, 1.0)
 # The precision of the prior on each of the probe's coefficients, in rows.
 _RIDGE = 30.0
+# Neighbours of a row, the rows of a sample among which they are sought, and the largest residual
+# in deviations.
+_NUM_NEIGHBORS, _MAX_ROWS, _LARGEST_RESIDUAL = 4, 2048, 4.0
 # Shares of a Newton step, of which the fitted rows choose.
 _LENGTHS = (1.0, 0.3, 0.1, 0.03, 0.0)
 
 
 class Misfit(NamedTuple):
-    """What a probe gains on rows that neither it nor the log ratio was fitted to.
+    """By how much the log ratio's balanced cross-entropy exceeds the least one, as far as seen.
 
     Attributes:
-        gain: by how much it lowers the balanced cross-entropy, in nats; negative where the log
-            ratio is better left alone. A lower bound, in expectation, on the log ratio's excess.
+        gain: in nats; a lower bound in expectation on the excess, negative where nothing is seen.
         std_error: of the gain, the models taken as given.
     """
 
@@ -38,6 +41,29 @@ class Misfit(NamedTuple):
         return self.gain > 3 * self.std_error
 
 
+class _Scored(NamedTuple):
+    """The rows of both samples with what their log ratio u says of their label.
+
+    Attributes:
+        x: the features.
+        sign: 1 for rows of p, −1 for those of q.
+        log_ratio: u, 0 for rows without weight.
+        weight: of either sample one half.
+        fold: each row's; −1 for rows without weight.
+    """
+
+    x: Float[Array, "n d"]
+    sign: Float[Array, " n"]
+    log_ratio: Float[Array, " n"]
+    weight: Float[Array, " n"]
+    fold: Int[Array, " n"]
+
+    @property
+    def wrong(self) -> Float[Array, " n"]:
+        """The probability of the other label."""
+        return jax.nn.sigmoid(-self.sign * self.log_ratio)
+
+
 def misfit(
     features: Sequence[Float[Array, "n d"]],
     log_ratios: Sequence[Float[Array, " n"]],
@@ -45,11 +71,11 @@ def misfit(
     folds: Sequence[Int[Array, " n"]],
     num_folds: int,
 ) -> Misfit:
-    """Fit the residuals of all folds but one by random cosines, and score them on that one.
+    """The excess cross-entropy seen by whichever of two probes sees it more surely.
 
     The residual of a row, its label less the classifier's probability, has mean zero given the
-    features if the log ratio is right. The probe is one of Newton's steps from the log ratio u
-    towards the ridge logistic regression on cosines φ, c = (Φᵀ W Φ + ridge)⁻¹ Φᵀ residual.
+    features if the log ratio is right. One probe fits smooth functions to the residuals, the other
+    asks whether those of neighbours agree.
 
     Args:
         features: of both samples, standardised.
@@ -58,13 +84,35 @@ def misfit(
         folds: each row's; −1 for rows without weight.
         num_folds: how many.
     """
-    x, u, fold = (jnp.concatenate(pair) for pair in (features, log_ratios, folds))
-    sign = jnp.repeat(jnp.array([1, -1], u.dtype), np.array([len(f) for f in folds]))
-    weight = jnp.concatenate(weights) / 2
-    used = weight > 0
-    u = jnp.where(used, u, 0)
-    phi = jnp.where(used[:, None], _cosines(jnp.where(used[:, None], x, 0)), 0)
-    wrong = jax.nn.sigmoid(-sign * u)
+    signs = [jnp.full(len(u), sign, u.dtype) for u, sign in zip(log_ratios, (1, -1), strict=True)]
+    samples = [
+        _Scored(
+            jnp.where((weight > 0)[:, None], x, 0),
+            sign,
+            jnp.where(weight > 0, u, 0),
+            weight / 2,
+            fold,
+        )
+        for x, sign, u, weight, fold in zip(
+            features, signs, log_ratios, weights, folds, strict=True
+        )
+    ]
+    pooled = lambda samples: jax.tree.map(lambda *parts: jnp.concatenate(parts), *samples)
+    smooth = _gain_of_cosines(pooled(samples), num_folds)
+    local = _agreement_of_neighbors(pooled([_some_rows(sample) for sample in samples]))
+    more_sure = local.gain * smooth.std_error > smooth.gain * local.std_error
+    return jax.tree.map(lambda *gains: jnp.where(more_sure, *gains), local, smooth)
+
+
+def _gain_of_cosines(rows: _Scored, num_folds: int) -> Misfit:
+    """Fit the residuals of all folds but one by random cosines, and score them on that one.
+
+    The probe is one of Newton's steps from the log ratio u towards the ridge logistic regression on
+    cosines φ, c = (Φᵀ W Φ + ridge)⁻¹ Φᵀ residual.
+    """
+    x, sign, u, weight, fold = rows
+    phi = jnp.where((weight > 0)[:, None], _cosines(x), 0)
+    wrong = rows.wrong
     residual, curvature = weight * sign * wrong, weight * wrong * (1 - wrong)
     ridge = _RIDGE * jnp.eye(phi.shape[1], dtype=phi.dtype) * jnp.sum(weight**2)
 
@@ -92,6 +140,48 @@ def misfit(
         total += mean / 2
         variance += jnp.sum(jnp.where(own, weight**2 * (each - mean) ** 2, 0))
     return Misfit(total, jnp.sqrt(variance))
+
+
+def _agreement_of_neighbors(rows: _Scored) -> Misfit:
+    """½ E[e(z) e(z′)] over neighbours z, z′ in one fold; e is the residual over its deviation.
+
+    A log ratio off by δ(z) has residuals of mean δ·c, where c is their variance, and an excess
+    cross-entropy of ½ E[c δ²] to second order. Rows of one fold are independent given the model
+    that scores them: the product of two residuals estimates that of their means, which is the
+    square where the rows are near each other, and averages to nothing where they are not.
+    """
+    x, sign, u, weight, fold = rows
+    # A row that is surely wrong would count for hundreds.
+    residual = jnp.where(
+        weight > 0, sign * jnp.minimum(jnp.exp(-sign * u / 2), _LARGEST_RESIDUAL), 0
+    )
+    count = min(_NUM_NEIGHBORS, x.shape[0] - 1)
+
+    def mean_of_neighbors(z, own, of_fold):
+        squares = squared_distances(z, x)
+        strangers = (
+            (fold != of_fold[:, None]) | (weight <= 0) | (jnp.arange(len(u)) == own[:, None])
+        )
+        nearest, which = jax.lax.top_k(-jnp.where(strangers, jnp.inf, squares), count)
+        mass = jnp.where(jnp.isfinite(nearest), weight[which], 0)
+        total = jnp.sum(mass, axis=1)
+        return jnp.sum(mass * residual[which], axis=1) / jnp.where(total > 0, total, 1)
+
+    neighbors = map_row_blocks(mean_of_neighbors, len(u), x, jnp.arange(len(u)), fold)
+    terms = weight * residual * neighbors / 2
+    # Most pairs stand here twice, once from either end.
+    return Misfit(jnp.sum(terms), jnp.sqrt(2 * jnp.sum(terms**2)))
+
+
+def _some_rows(rows: _Scored) -> _Scored:
+    """At most `_MAX_ROWS` of a sample, the same for all samples of this size."""
+    count = rows.x.shape[0]
+    if count <= _MAX_ROWS:
+        return rows
+    chosen = np.random.default_rng(0).permutation(count)[:_MAX_ROWS]
+    rows = jax.tree.map(lambda leaf: leaf[chosen], rows)
+    total = jnp.sum(rows.weight)
+    return rows._replace(weight=rows.weight / jnp.where(total > 0, 2 * total, 1))
 
 
 def _cosines(x: Float[Array, "n d"]) -> Float[Array, "n m"]:

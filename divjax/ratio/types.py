@@ -18,12 +18,14 @@ from divjax.core.simplex import effective_sample_size
 __all__ = [
     "Fold",
     "Head",
+    "InstanceBased",
     "Parametric",
     "Rows",
     "check_fold",
     "cross_entropy",
     "is_parametric",
     "num_rows",
+    "training_log_ratios",
     "validation_loss",
 ]
 
@@ -101,6 +103,29 @@ class Parametric(Protocol):
 def is_parametric(head: Any) -> bool:
     """Whether a head declares itself `Parametric`."""
     return isinstance(head, Parametric) and head.parametric
+
+
+@runtime_checkable
+class InstanceBased(Protocol):
+    """What a head may declare: that it remembers its training rows, and can leave one out.
+
+    Their losses would otherwise be those of rows that vote for themselves.
+    """
+
+    def leave_one_out(
+        self, params: Any, rows: Rows
+    ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+        """The log ratios at the training rows, each by what the others say."""
+        ...
+
+
+def training_log_ratios(
+    head: Head, params: Any, rows: Rows
+) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+    """The log ratios at the rows a head was fitted to, by the other rows if it remembers them."""
+    if isinstance(head, InstanceBased):
+        return head.leave_one_out(params, rows)
+    return head(params, rows.p), head(params, rows.q)
 
 
 def check_fold(fold: Fold) -> None:

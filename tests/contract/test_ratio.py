@@ -83,6 +83,15 @@ ROWS = {
         weighted=True,
         positive=(0, 1, 2, 3),
     ),
+    "ratio.heads.Neighbors": Row(
+        heads.Neighbors((3, 5)),
+        _head,
+        "equivariant",
+        smooth=False,
+        slow=True,
+        weighted=True,
+        positive=(0,),
+    ),
     "ratio.heads.Network": Row(NETWORK, _head, "random", smooth=False, positive=(0, 1)),
     "ratio.heads.Average": Row(
         heads.Average((heads.Linear(0.5), heads.GaussianDiscriminant(0.2))),

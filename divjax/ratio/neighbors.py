@@ -1,0 +1,159 @@
+"""The log ratio by the samples' shares of a row's neighbourhood.
+
+Nearest neighbours follow densities that are bounded, broken or banded, where a smooth model would
+need many more rows, and fail in many dimensions, where it would not.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int, Key
+
+from divjax.core.checks import check_count, check_positive
+from divjax.core.numerics import nan_unless
+from divjax.core.pairwise import map_row_blocks, squared_distances
+from divjax.core.pytrees import pytree, static
+from divjax.ratio.types import Fold, Rows, check_fold, cross_entropy, num_rows
+
+__all__ = ["Neighbors"]
+
+
+class _References(NamedTuple):
+    """The training rows among which neighbours are sought, of p and then of q.
+
+    Attributes:
+        x: the rows.
+        index: which of the training rows they are, those of q counted after all of p.
+        mass_p: of the rows of p, 0 for those of q; sums to one.
+        mass_q: of the rows of q.
+        prior: added to either mass of a neighbourhood.
+    """
+
+    x: Float[Array, "r d"]
+    index: Int[Array, " r"]
+    mass_p: Float[Array, " r"]
+    mass_q: Float[Array, " r"]
+    prior: Float[Array, ""]
+
+
+@pytree
+class Neighbors:
+    """u(z) = log (A(z) + c)/(B(z) + c), A and B the masses of p and q among z's neighbours.
+
+    A neighbour at distance r counts with Epanechnikov's weight 1 − (r/r_k)², where r_k is the
+    distance of the k-th, so that u is continuous and has a derivative. A row is no neighbour of
+    itself: training rows are scored by the others.
+
+    Attributes:
+        num_neighbors: numbers of neighbours k ≥ 2, of which the validation rows choose.
+        prior: c in rows: the mass that is added on either side; it bounds |u| by about log(k/c).
+        max_rows: neighbours are sought among at most so many rows of each sample, drawn at random,
+            which bounds the cost of a row.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from divjax.ratio import Fold, Rows
+        >>> p, q = jax.random.normal(jax.random.key(0), (2, 100, 1))
+        >>> even = jnp.full(100, 1 / 100)
+        >>> rows = Rows(p + 1, q - 1, even, even)
+        >>> head = Neighbors()
+        >>> params = head.fit(jax.random.key(1), Fold(rows, rows))
+        >>> low, high = head(params, jnp.array([[-1.0], [1.0]]))
+        >>> bool(low < 0 < high)
+        True
+
+    References:
+        Loftsgaarden, Quesenberry 1965: densities by the distance of the k-th neighbour. Fix,
+        Hodges 1951: classification by neighbours.
+    """
+
+    num_neighbors: tuple[int, ...] = static(default=(8, 32, 64))
+    prior: ArrayLike = 1.0
+    max_rows: int = static(default=2048)
+
+    def __post_init__(self):
+        if not isinstance(self.num_neighbors, tuple) or not self.num_neighbors:
+            raise ValueError(
+                f"num_neighbors must be a tuple of whole numbers; got {self.num_neighbors!r}."
+            )
+        check_count(2, **{f"num_neighbors[{i}]": k for i, k in enumerate(self.num_neighbors)})
+        check_count(1, max_rows=self.max_rows)
+        check_positive(prior=self.prior)
+
+    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[_References, Int[Array, ""]]:
+        """The rows among which neighbours are sought, and which k predicts the others best."""
+        check_fold(fold)
+        references = self._references(key, fold.train)
+        p, q, *weights = fold.validation
+        u_p, u_q = (self._log_ratios(references, z) for z in (p, q))
+        losses = jax.vmap(lambda u_p, u_q: cross_entropy(u_p, u_q, *weights), 1)(u_p, u_q)
+        return references, jnp.argmin(losses)
+
+    def __call__(self, params: tuple[_References, Array], z: Float[Array, "b d"]) -> Array:
+        """The log ratio at rows that the head was not fitted to."""
+        references, choice = params
+        return self._log_ratios(references, z)[:, choice]
+
+    def leave_one_out(
+        self, params: tuple[_References, Array], rows: Rows
+    ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+        """The log ratios at the training rows, each by the neighbours besides itself."""
+        references, choice = params
+        n, m = rows.p.shape[0], rows.q.shape[0]
+        u_p = self._log_ratios(references, rows.p, jnp.arange(n))
+        u_q = self._log_ratios(references, rows.q, jnp.arange(n, n + m))
+        return u_p[:, choice], u_q[:, choice]
+
+    def _references(self, key: Key[Array, ""], rows: Rows) -> _References:
+        """At most `max_rows` of each sample, without those that have no weight."""
+        drawn = []
+        for own_key, weight in zip(jax.random.split(key), rows.weights, strict=True):
+            order = jnp.where(weight > 0, jax.random.uniform(own_key, weight.shape), -1)
+            drawn.append(jax.lax.top_k(order, min(self.max_rows, weight.shape[0]))[1])
+        of_p, of_q = drawn
+        mass_p, mass_q = rows.weights_p[of_p], rows.weights_q[of_q]
+        mass_p, mass_q = mass_p / jnp.sum(mass_p), mass_q / jnp.sum(mass_q)
+        prior = jnp.asarray(self.prior, mass_p.dtype)
+        one_row = (1 / num_rows(mass_p) + 1 / num_rows(mass_q)) / 2
+        return _References(
+            x=jnp.concatenate([rows.p[of_p], rows.q[of_q]]),
+            index=jnp.concatenate([of_p, rows.p.shape[0] + of_q]),
+            mass_p=jnp.concatenate([mass_p, jnp.zeros_like(mass_q)]),
+            mass_q=jnp.concatenate([jnp.zeros_like(mass_p), mass_q]),
+            prior=nan_unless(prior > 0, prior) * one_row,
+        )
+
+    def _log_ratios(
+        self,
+        references: _References,
+        z: Float[Array, "b d"],
+        own: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b choices"]:
+        """The log ratio by each number of neighbours, of which the row itself is none."""
+        x, index, mass_p, mass_q, prior = references
+        own = jnp.full(z.shape[0], -1) if own is None else own
+        usable = mass_p + mass_q > 0
+        counts = [min(k, x.shape[0] - 1) for k in self.num_neighbors]
+
+        def of_rows(z, own):
+            squares = squared_distances(z, jnp.where(usable[:, None], x, 0))
+            excluded = ~usable | (index == own[:, None])
+            nearest, which = jax.lax.top_k(-jnp.where(excluded, jnp.inf, squares), max(counts))
+            nearest, masses = -nearest, (mass_p[which], mass_q[which])
+            each = []
+            for k in counts:
+                # Where fewer than k rows can be neighbours the k-th is infinitely far, and all
+                # others count in full; so do rows that coincide with z if k of them do.
+                limit = nearest[:, k - 1 : k]
+                share = nearest[:, :k] / jnp.where(limit > 0, limit, 1)
+                weight = jnp.where(jnp.isfinite(nearest[:, :k]), 1 - share, 0)
+                a, b = (jnp.sum(weight * mass[:, :k], axis=1) for mass in masses)
+                each.append(jnp.log(a + prior) - jnp.log(b + prior))
+            return jnp.stack(each, axis=1)
+
+        u = map_row_blocks(of_rows, x.shape[0], z, own)
+        return nan_unless(jnp.isfinite(z).all(axis=1)[:, None], u)
