@@ -59,10 +59,10 @@ class Diagnostics(NamedTuple):
             of q: the number then rests on the model's shape. No lower bound of high confidence that
             holds for all distributions exceeds that logarithm by much (McAllester, Stratos 2020).
         ties: exact repetitions.
-        too_simple: whether held-out rows show that the log ratio misses something: a probe fitted
-            to the residuals of the other folds, by random cosines, lowers the cross-entropy by more
-            than three standard errors. The estimate is then too low, for Jensen–Shannon by the gain
-            at least.
+        too_simple: whether held-out rows show that the log ratio misses something, by more than
+            three standard errors: random cosines fitted to the residuals of other folds lower the
+            cross-entropy, or the residuals of neighbours agree. The estimate is then too low, for
+            Jensen–Shannon by the gain at least.
         finite: whether every log ratio is finite.
     """
 
