@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from divjax.core.checks import check_shape
 from divjax.core.standardize import (
     Standardizer,
     mean_and_scale,
@@ -28,6 +27,7 @@ from divjax.ratio.types import (
     Rows,
     cross_entropy,
     is_parametric,
+    log_ratios,
     num_rows,
     training_log_ratios,
 )
@@ -196,10 +196,9 @@ def _fit_members(
             _standardize(member, head, validation, trained=False),
         )
         params = head.fit(jax.random.fold_in(key, stream), data)
-        check_shape("the log ratio by head", head(params, data.train.p), data.train.p.shape[0])
         trained = training_log_ratios(head, params, data.train)
         p, q, *weights = data.validation
-        validated = (head(params, p), head(params, q), *weights)
+        validated = (*log_ratios(head, params, p, q), *weights)
         losses = [cross_entropy(*trained, *data.train.weights), cross_entropy(*validated)]
         return member._replace(params=params), losses, validated
 
@@ -228,7 +227,7 @@ def _fit_members(
 
     members, (train, validation) = jax.tree.map(by_fold, fitted[:2])
     last = jax.tree.map(lambda leaf: leaf[-1], fitted[0])
-    first_scores = (head(last.params, _inputs(last, head, x)) for x in rows[:2])
+    first_scores = log_ratios(head, last.params, *(_inputs(last, head, x) for x in rows[:2]))
     models = np.append(np.arange(num_folds), [-1] * bool(first)).astype(int)
     sequential = SequentialScores(*first_scores, *(leaf[models] for leaf in fitted[2]))
     return members, train, validation, sequential
@@ -246,7 +245,7 @@ def _score_held_out(
         """The fold's log ratios at their rows, zero at the others, and its cross-entropy."""
         part = _parts(split, rows, (fold, fold + 1), plan)[0]
         p, q, *weights = part.of(*rows[:2])
-        u_p, u_q = (head(member.params, _inputs(member, head, x)) for x in (p, q))
+        u_p, u_q = log_ratios(head, member.params, *(_inputs(member, head, x) for x in (p, q)))
         spread = [
             jnp.zeros(x.shape[0], u.dtype).at[index].add(jnp.where(weight > 0, u, 0))
             for x, index, weight, u in (

@@ -34,6 +34,7 @@ from divjax.ratio.types import (
     check_fold,
     cross_entropy,
     is_parametric,
+    log_ratios,
     num_rows,
     training_log_ratios,
     validation_loss,
@@ -117,9 +118,11 @@ class Average:
 
         def limit_and_loss(head, params):
             rows = fold.validation
-            limit = _limit(head(params, rows.p), head(params, rows.q), rows.weights, largest)
-            clipped = lambda params, z: jnp.clip(head(params, z), -limit, limit)
-            return limit, validation_loss(clipped, params, fold)
+            u_p, u_q = log_ratios(head, params, rows.p, rows.q)
+            limit = _limit(u_p, u_q, rows.weights, largest)
+            clipped = (jnp.clip(u, -limit, limit) for u in (u_p, u_q))
+            loss = cross_entropy(*clipped, *rows.weights)
+            return limit, jnp.where(jnp.isnan(loss), jnp.inf, loss)
 
         each = [limit_and_loss(*fitted) for fitted in zip(self.heads, params, strict=True)]
         limits, losses = map(jnp.stack, zip(*each, strict=True))
@@ -133,13 +136,12 @@ class Average:
         values = [head(p, z) for head, p in zip(self.heads, each, strict=True)]
         return _clipped_mean(values, weights, limits)
 
-    def leave_one_out(self, params: Any, rows: Rows) -> tuple[Array, Array]:
+    def leave_one_out(self, params: Any, rows: Rows) -> list[Array]:
         """The weighted means at the training rows, each by models that may leave it out."""
         each, weights, limits = params
         heads = zip(self.heads, each, strict=True)
         values = zip(*(training_log_ratios(head, p, rows) for head, p in heads), strict=True)
-        u_p, u_q = (_clipped_mean(of_sample, weights, limits) for of_sample in values)
-        return u_p, u_q
+        return [_clipped_mean(of_sample, weights, limits) for of_sample in values]
 
 
 def _clipped_mean(
@@ -227,7 +229,7 @@ class Tuned:
         head, own = params
         return head(own, z)
 
-    def leave_one_out(self, params: Any, rows: Rows) -> tuple[Array, Array]:
+    def leave_one_out(self, params: Any, rows: Rows) -> Sequence[Array]:
         """The best setting's log ratios at the training rows."""
         return training_log_ratios(*params, rows)
 
@@ -390,7 +392,8 @@ class Network:
         start = self.start.fit(start_key, fold)
         p, q, *weights = fold.train
         offset_p, offset_q = training_log_ratios(self.start, start, fold.train)
-        fixed_p, fixed_q = (self.start(start, z) for z in fold.validation[:2])
+        held = jnp.concatenate(fold.validation[:2])
+        fixed = self.start(start, held)
         half = -(-self.batch_size // 2)
         draw = row_sampler(*weights)
         # One sign a row: a slice for each sample would be padded again in the gradient.
@@ -403,8 +406,8 @@ class Network:
             return jnp.mean(jax.nn.softplus(-sign * logits))
 
         def validate(params):
-            own_p, own_q = (self.apply(params, z)[:, 0] for z in fold.validation[:2])
-            value = cross_entropy(fixed_p + own_p, fixed_q + own_q, *fold.validation.weights)
+            u = jnp.split(fixed + self.apply(params, held)[:, 0], [fold.validation.p.shape[0]])
+            value = cross_entropy(*u, *fold.validation.weights)
             return jnp.where(jnp.isnan(value), jnp.inf, value)
 
         params = self.init(init_key, p.shape[1], p.dtype)
@@ -415,12 +418,12 @@ class Network:
         start, own = params
         return self.start(start, z) + self.apply(own, z)[:, 0]
 
-    def leave_one_out(self, params: Any, rows: Rows) -> tuple[Array, Array]:
+    def leave_one_out(self, params: Any, rows: Rows) -> list[Array]:
         """The log ratios at the training rows, the start's by what remains without each."""
         start, own = params
-        of_start = training_log_ratios(self.start, start, rows)
-        u_p, u_q = (u + self.apply(own, z)[:, 0] for u, z in zip(of_start, rows[:2], strict=True))
-        return u_p, u_q
+        of_start = jnp.concatenate(training_log_ratios(self.start, start, rows))
+        u = of_start + self.apply(own, jnp.concatenate(rows[:2]))[:, 0]
+        return jnp.split(u, [rows.p.shape[0]])
 
     def init(
         self, key: Key[Array, ""], in_features: int, dtype: Any, num_outputs: int = 1
@@ -514,7 +517,7 @@ class Auto:
         """The averaged log ratio."""
         return self._resolve(z.shape[1])(params, z)
 
-    def leave_one_out(self, params: Any, rows: Rows) -> tuple[Array, Array]:
+    def leave_one_out(self, params: Any, rows: Rows) -> Sequence[Array]:
         """The averaged log ratios at the training rows, which are no neighbours of themselves."""
         return self._resolve(rows.p.shape[1]).leave_one_out(params, rows)
 

@@ -89,7 +89,8 @@ class Neighbors:
         check_fold(fold)
         references = self._references(key, fold.train)
         p, q, *weights = fold.validation
-        u_p, u_q = (self._log_ratios(references, z) for z in (p, q))
+        u = self._log_ratios(references, jnp.concatenate([p, q]))
+        u_p, u_q = jnp.split(u, [p.shape[0]])
         losses = jax.vmap(lambda u_p, u_q: cross_entropy(u_p, u_q, *weights), 1)(u_p, u_q)
         return references, jnp.argmin(losses)
 
@@ -100,13 +101,12 @@ class Neighbors:
 
     def leave_one_out(
         self, params: tuple[_References, Array], rows: Rows
-    ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+    ) -> list[Float[Array, " n"]]:
         """The log ratios at the training rows, each by the neighbours besides itself."""
         references, choice = params
-        n, m = rows.p.shape[0], rows.q.shape[0]
-        u_p = self._log_ratios(references, rows.p, jnp.arange(n))
-        u_q = self._log_ratios(references, rows.q, jnp.arange(n, n + m))
-        return u_p[:, choice], u_q[:, choice]
+        both = jnp.concatenate(rows[:2])
+        u = self._log_ratios(references, both, jnp.arange(both.shape[0]))[:, choice]
+        return jnp.split(u, [rows.p.shape[0]])
 
     def _references(self, key: Key[Array, ""], rows: Rows) -> _References:
         """At most `max_rows` of each sample, without those that have no weight."""

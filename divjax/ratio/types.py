@@ -1,10 +1,11 @@
 """What a ratio model is: a head that is fitted to one fold and evaluated anywhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from divjax.core.checks import (
@@ -24,6 +25,7 @@ __all__ = [
     "check_fold",
     "cross_entropy",
     "is_parametric",
+    "log_ratios",
     "num_rows",
     "training_log_ratios",
     "validation_loss",
@@ -112,20 +114,28 @@ class InstanceBased(Protocol):
     Their losses would otherwise be those of rows that vote for themselves.
     """
 
-    def leave_one_out(
-        self, params: Any, rows: Rows
-    ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+    def leave_one_out(self, params: Any, rows: Rows) -> Sequence[Float[Array, " n"]]:
         """The log ratios at the training rows, each by what the others say."""
         ...
 
 
-def training_log_ratios(
-    head: Head, params: Any, rows: Rows
-) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+def log_ratios(
+    head: Callable[[Any, Float[Array, "b d"]], Float[Array, " b"]],
+    params: Any,
+    *samples: Float[Array, "n d"],
+) -> list[Float[Array, " n"]]:
+    """The log ratios of several samples, evaluated together: compiled once for all of them."""
+    ends = np.cumsum([len(sample) for sample in samples])
+    u = head(params, jnp.concatenate(samples))
+    check_shape("the log ratio by head", u, ends[-1])
+    return jnp.split(u, ends[:-1])
+
+
+def training_log_ratios(head: Head, params: Any, rows: Rows) -> Sequence[Float[Array, " n"]]:
     """The log ratios at the rows a head was fitted to, by the other rows if it remembers them."""
     if isinstance(head, InstanceBased):
         return head.leave_one_out(params, rows)
-    return head(params, rows.p), head(params, rows.q)
+    return log_ratios(head, params, rows.p, rows.q)
 
 
 def check_fold(fold: Fold) -> None:
@@ -167,7 +177,7 @@ def validation_loss(
 ) -> Float[Array, ""]:
     """The cross-entropy of the validation rows; infinite where it is not a number."""
     rows = fold.validation
-    value = cross_entropy(head(params, rows.p), head(params, rows.q), *rows.weights)
+    value = cross_entropy(*log_ratios(head, params, rows.p, rows.q), *rows.weights)
     return jnp.where(jnp.isnan(value), jnp.inf, value)
 
 

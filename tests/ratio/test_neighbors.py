@@ -12,6 +12,9 @@ from divjax.ratio.heads import Auto, Average, Linear, Neighbors, Network, Tuned,
 from divjax.ratio.types import training_log_ratios
 
 KEY = jax.random.key(5)
+fit = jax.jit(lambda head, fold: head.fit(KEY, fold))
+evaluate = jax.jit(lambda head, params, z: head(params, z))
+scores = jax.jit(training_log_ratios)
 
 
 def make_rows(n, m, d=2, seed=0):
@@ -37,13 +40,13 @@ def test_scikit_learn(d):
     with jax.enable_x64(True):
         rows, validation, z = make_rows(60, 40, d), make_rows(20, 20, d, 1), make_rows(9, 1, d, 2).p
         head = Neighbors((7,), prior=0.5)
-        u = head(head.fit(KEY, Fold(rows, validation)), z)
+        u = evaluate(head, fit(head, Fold(rows, validation)), z)
         np.testing.assert_allclose(u, log_ratio(rows, z, 7, 0.5), rtol=1e-9, atol=1e-9)
 
 
 def test_the_validation_rows_choose_k():
     rows, validation = make_rows(60, 40), make_rows(50, 50, seed=1)
-    _, choice = Neighbors((4, 16, 60)).fit(KEY, Fold(rows, validation))
+    _, choice = fit(Neighbors((4, 16, 60)), Fold(rows, validation))
     losses = []
     for k in (4, 16, 60):
         u_p, u_q = (log_ratio(rows, z, k) for z in validation[:2])
@@ -58,7 +61,7 @@ def test_training_rows_are_scored_by_the_others(wrap):
     with jax.enable_x64(True):
         rows = make_rows(30, 20)
         head = wrap(Neighbors((6,)))
-        u_p, _ = training_log_ratios(head, head.fit(KEY, Fold(rows, rows)), rows)
+        u_p, _ = scores(head, fit(head, Fold(rows, rows)), rows)
         a, b = rows.weights
         one_row = (np.sum(np.square(a)) + np.sum(np.square(b))) / 2
         for i in (0, 7):
@@ -78,10 +81,10 @@ def test_a_network_starts_at_the_neighbours_of_others():
     """What remembers the rows would otherwise be a start that is right on them and nowhere else."""
     rows = make_rows(40, 40)
     short = Network((2,), num_steps=2, num_checks=1, batch_size=4, start=Neighbors((4,)))
-    params = short.fit(KEY, Fold(rows, rows))
+    params = fit(short, Fold(rows, rows))
     for head, own in ((short, params), (Average((short, Zero())), None)):
-        own = head.fit(KEY, Fold(rows, rows)) if own is None else own
-        left_out, seen = training_log_ratios(head, own, rows)[0], head(own, rows.p)
+        own = fit(head, Fold(rows, rows)) if own is None else own
+        left_out, seen = scores(head, own, rows)[0], evaluate(head, own, rows.p)
         assert jnp.mean(left_out) < jnp.mean(seen)
     assert hasattr(Auto, "leave_one_out")
     assert not hasattr(Linear, "leave_one_out")
@@ -89,7 +92,7 @@ def test_a_network_starts_at_the_neighbours_of_others():
 
 def test_at_most_max_rows_of_each_sample():
     rows = make_rows(50, 9)
-    references, _ = Neighbors((4,), max_rows=12).fit(KEY, Fold(rows, rows))
+    references, _ = fit(Neighbors((4,), max_rows=12), Fold(rows, rows))
     assert references.x.shape == (21, 2)
     np.testing.assert_allclose(jnp.sum(references.mass_p), 1, rtol=1e-6)
     assert len(np.unique(references.index)) == 21
@@ -101,7 +104,7 @@ def test_coinciding_rows_count_alike():
     even = jnp.full(400, 1 / 400)
     rows = Rows(value, 1 - value, even, even)
     head = Neighbors((400,))
-    u = head(head.fit(KEY, Fold(rows, rows)), jnp.array([[0.0], [1.0]]))
+    u = evaluate(head, fit(head, Fold(rows, rows)), jnp.array([[0.0], [1.0]]))
     np.testing.assert_allclose(u, [np.log(301 / 101), -np.log(301 / 101)], rtol=1e-5)
 
 
