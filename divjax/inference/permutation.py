@@ -15,7 +15,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from divjax.core.checks import check_count, check_key, check_scalar_output
+from divjax.core.checks import check_count, check_scalar_output
+from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.samples import as_samples
@@ -178,7 +179,7 @@ def permutation_test(
         Phipson, Smyth 2010: the 1 + in p. Hemerik, Goeman 2018, theorem 2: exactness for random
         permutations.
     """
-    check_key(key)
+    key = own_key(key)
     _check_counts(num_permutations, batch_size)
     x, y = _as_rows("x", x), _as_rows("y", y)
     if jnp.shape(x)[1:] != jnp.shape(y)[1:]:
@@ -296,7 +297,7 @@ def score_permutation_test(
     References:
         Mann, Whitney 1947; Lopez-Paz, Oquab 2017, the classifier two-sample test.
     """
-    check_key(key)
+    key = own_key(key)
     check_scores(scores_x=scores_x, scores_y=scores_y)
     _check_counts(num_permutations, batch_size)
     if kind not in KINDS:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from divjax.core.checks import check_callable, check_count, check_key, check_positive, check_shape
+from divjax.core.checks import check_callable, check_count, check_positive, check_shape
+from divjax.core.keys import own_key
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
@@ -158,7 +159,7 @@ class EntropicMap:
         Raises:
             ValueError: if shapes do not fit or a sample has fewer than two rows.
         """
-        check_key(key)
+        key = own_key(key)
         samples, origins = weighted_samples(x, y, a, b, apart=isinstance(self.cost, SqEuclidean))
         checked_cost(self.cost, samples.x[0])
         return self._fit(*split(key, samples), origins)

@@ -23,13 +23,13 @@ from divjax.core import linalg
 from divjax.core.checks import (
     check_callable,
     check_count,
-    check_key,
     check_matrix,
     check_positive,
     check_shape,
     check_widths,
 )
 from divjax.core.differentiation import refuse_derivatives
+from divjax.core.keys import own_key
 from divjax.core.networks import BuildICNN, BuildMLP, Network, apply_network, init_network
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
@@ -283,7 +283,7 @@ class ICNNDual:
             ValueError: if shapes do not fit or a sample has fewer than two rows; or if the fit is
                 differentiated in a number of the method.
         """
-        check_key(key)
+        key = own_key(key)
         method = refuse_derivatives(self, _NO_DERIVATIVE)
         # The distance of the means is part of the dual: one origin for both sides.
         samples, origins = weighted_samples(x, y, a, b)

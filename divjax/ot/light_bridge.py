@@ -13,11 +13,11 @@ from divjax.core.checks import (
     check_choice,
     check_count,
     check_full_precision,
-    check_key,
     check_nonnegative,
     check_positive,
     check_same_features,
 )
+from divjax.core.keys import own_key
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, select, static
 from divjax.core.samples import centered_samples
@@ -191,7 +191,7 @@ class LightSchrodingerBridge:
             ValueError: if a sample is not a non-empty matrix, the features differ in number, or
                 weights do not fit.
         """
-        check_key(key)
+        key = own_key(key)
         ends, origins, rests = _about_the_means(x0, x1, a, b)
         dtype = ends[0].x.dtype
         epsilon, ridge = (jnp.asarray(v, dtype) for v in (self.epsilon, self.ridge))

@@ -22,7 +22,6 @@ from divjax.core.checks import (
     check_callable,
     check_choice,
     check_count,
-    check_key,
     check_matrix,
     check_nonnegative,
     check_positive,
@@ -31,6 +30,7 @@ from divjax.core.checks import (
     check_widths,
 )
 from divjax.core.differentiation import refuse_derivatives
+from divjax.core.keys import own_key
 from divjax.core.networks import BuildMLP, Network, init_network
 from divjax.core.pytrees import pytree, static
 from divjax.core.standardize import mean_and_scale
@@ -208,7 +208,7 @@ class MongeMap:
             ValueError: if shapes do not fit or a sample has fewer than two rows; or if the fit is
                 differentiated in a number of the method.
         """
-        check_key(key)
+        key = own_key(key)
         samples, origins = _problems(x, y, a, b, context)
         cost = checked_cost(self.cost, samples.x[0, 0])
         method = refuse_derivatives(dataclasses.replace(self, cost=cost), _NO_DERIVATIVE)

@@ -25,12 +25,12 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 from divjax.core import linalg
 from divjax.core.checks import (
     check_count,
-    check_key,
     check_matrix,
     check_positive,
     check_shape,
     check_unit_interval,
 )
+from divjax.core.keys import own_key
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
@@ -203,7 +203,7 @@ class SchrodingerBridge(Outcome):
             key: for the draws.
             x0: starts.
         """
-        check_key(key)
+        key = own_key(key)
         self._check(x0=x0)
         x = self._relative(x0, 0)
         choice_key, noise_key = jax.random.split(key)
@@ -233,7 +233,7 @@ class SchrodingerBridge(Outcome):
             x0: starts.
             t: times in [0, 1], one for all or one for each row.
         """
-        check_key(key)
+        key = own_key(key)
         check_unit_interval(t=t)
         end_key, noise_key = jax.random.split(key)
         x1 = self.sample(end_key, x0)
@@ -282,7 +282,7 @@ class SchrodingerBridge(Outcome):
         Returns:
             The states at times 0, 1/num_steps, …, 1, the first of them x0.
         """
-        check_key(key)
+        key = own_key(key)
         check_count(1, num_steps=num_steps)
         self._check(x0=x0)
         (x0,) = as_samples(x0=x0)

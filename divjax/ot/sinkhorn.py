@@ -9,11 +9,11 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core.checks import (
     check_count,
-    check_key,
     check_positive,
     check_same_features,
     check_shape,
 )
+from divjax.core.keys import own_key
 from divjax.core.numerics import if_needed, nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
@@ -226,7 +226,7 @@ class SinkhornResult(Outcome):
         References:
             Tong et al. 2024, algorithm 3: flow matching with such pairs.
         """
-        check_key(key)
+        key = own_key(key)
         check_count(1, num_pairs=num_pairs)
         row_key, column_key = jax.random.split(key)
         problem, pairs = self.problem, self.problem.pairs

@@ -8,10 +8,10 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core.checks import (
     check_count,
-    check_key,
     check_order,
     check_same_features,
 )
+from divjax.core.keys import own_key
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import select
 from divjax.core.samples import as_samples, centered_samples
@@ -178,7 +178,7 @@ def sliced_wasserstein(
     """
     samples, dtype = _arguments(x, y, a, b, p)
     if directions is None:
-        check_key(key)
+        key = own_key(key)
         assert key is not None
         check_count(1, num_projections=num_projections)
         shape = (num_projections, samples.x.shape[1])
@@ -263,7 +263,7 @@ def max_sliced_wasserstein(
     References:
         Deshpande et al. 2019, definition 2.
     """
-    check_key(key)
+    key = own_key(key)
     check_count(1, num_starts=num_starts, num_steps=num_steps)
     samples, dtype = _arguments(x, y, a, b, p)
     fixed = jax.lax.stop_gradient(samples)

@@ -16,7 +16,6 @@ from divjax.core.checks import (
     check_choice,
     check_count,
     check_full_precision,
-    check_key,
     check_probability,
     check_provides,
     check_shape,
@@ -24,6 +23,7 @@ from divjax.core.checks import (
     check_widths,
 )
 from divjax.core.differentiation import refuse_derivatives
+from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
@@ -264,7 +264,7 @@ def _check_and_fit(
     key: Any, p: Any, q: Any, weights_p: Any, weights_q: Any, groups: Any, method: Any
 ) -> RatioFit:
     """Check the samples, then cross-fit, compiled."""
-    check_key(key)
+    key = own_key(key)
     if q is None:  # most often the key is missing, which the check above says
         raise ValueError("q is missing: fit takes a key, p and q.")
     center, p, q = centered_samples({"p": weights_p, "q": weights_q}, p=p, q=q)

@@ -18,13 +18,13 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 from divjax.core.checks import (
     check_count,
     check_full_precision,
-    check_key,
     check_matrix,
     check_positive,
     check_probability,
     check_same_features,
     check_widths,
 )
+from divjax.core.keys import own_key
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Center, centered_samples
@@ -226,7 +226,7 @@ class DivergenceBound:
         Raises:
             ValueError: if shapes do not fit, or rows are too few to be split.
         """
-        check_key(key)
+        key = own_key(key)
         if y is None:  # most often the key is missing, which the check above says
             raise ValueError("y is missing: fit takes a key, x and y.")
         center, x, y = self._centered(x, y)
@@ -281,7 +281,7 @@ class DivergenceBound:
             key: one typed key.
             sample: as for `stream`.
         """
-        check_key(key)
+        key = own_key(key)
         return self._start(self._unscaled(sample).init(key))
 
     def stream(
@@ -311,7 +311,7 @@ class DivergenceBound:
             >>> bound.stream(jax.random.key(0), sample).u_q.shape
             (16, 32, 31)
         """
-        check_key(key)
+        key = own_key(key)
         init_key, fit_key, held_out_key = jax.random.split(key, 3)
         critic = self._unscaled(sample)
         start = self.init(init_key, sample) if start is None else start
