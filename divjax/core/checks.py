@@ -114,9 +114,13 @@ def check_order(p: Any, *, above_one: bool = False) -> None:
 
 
 def check_base(base: Any) -> None:
-    """Raise `ValueError` for the base of a logarithm that is a Python number, but not above 1."""
-    if isinstance(base, str) or (isinstance(base, (int, float)) and not 1 < base < float("inf")):
-        raise ValueError(f"base must be a number above 1, or None for nats; got {base!r}.")
+    """Raise `ValueError` for a concrete base of a logarithm that is no number in (1, ∞)."""
+    if base is None or isinstance(base, Tracer):
+        return
+    number = np.asarray(base)
+    real = number.dtype == bool or jnp.issubdtype(number.dtype, np.number)
+    if number.ndim or not real or not 1 < number < np.inf:
+        raise ValueError(f"base must be a number above 1, or None for nats; got {_described(base)}.")
 
 
 def check_unit_interval(**values: Any) -> None:
@@ -207,6 +211,8 @@ def key_first(function: F) -> F:
 
 def _described(value: Any) -> str:
     """Numbers and text as they are, an array by its shape: messages never hold data."""
+    if isinstance(value, np.generic):
+        return repr(value.item())
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"an array {value.dtype}{list(value.shape)}"
     if isinstance(value, (str, int, float, type(None))):

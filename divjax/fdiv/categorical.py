@@ -21,13 +21,12 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core.checks import (
-    check_base,
     check_count,
     check_nonnegative,
     check_positive,
     check_weights,
 )
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import in_base, nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
 from divjax.fdiv.special import as_floats, exp_remainder, log1p_over, power_remainder
@@ -233,17 +232,6 @@ def _label_log_probs(name: str, labels: Labels) -> _LogProbs:
     return jnp.where(indices[..., None].astype(classes.dtype) == classes, 0.0, -jnp.inf)
 
 
-def _in_base(value: Array, base: ArrayLike | None) -> Array:
-    """Nats in units of log(base); nan for an array's base that is not above 1."""
-    check_base(base)
-    if base is None:
-        return value
-    if isinstance(base, (int, float)):
-        return value / math.log(base)
-    base = jnp.asarray(base, value.dtype)
-    return value / jnp.log(nan_unless(base > 1, base))
-
-
 def _aligned(axis: int = -1, **distributions: Distribution) -> tuple[_LogProbs, ...]:
     """Log-probabilities with the classes last, once their shapes fit."""
     logs = tuple(_log_probs(name, given, axis) for name, given in distributions.items())
@@ -343,7 +331,7 @@ def kl(
 
     Raises:
         ValueError: if the numbers of classes differ, the other axes do not broadcast, concrete
-            probabilities do not sum to one, or the base is a Python number that is not above 1.
+            probabilities do not sum to one, or the base is no number above 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -355,7 +343,7 @@ def kl(
     References:
         Kullback, Leibler 1951.
     """
-    return _in_base(_relative_entropy(*_aligned(axis, p=p, q=q)), base)
+    return in_base(_relative_entropy(*_aligned(axis, p=p, q=q)), base)
 
 
 def generalized_kl(
@@ -427,8 +415,8 @@ def renyi(
         α ≥ 1 where q excludes a class that p does not. nan for a negative array α.
 
     Raises:
-        ValueError: if alpha is a Python number that is negative or infinite, the base one that is
-            not above 1, or shapes do not fit.
+        ValueError: if alpha is a Python number that is negative or infinite, the base no number
+            above 1, or shapes do not fit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -468,7 +456,7 @@ def renyi(
     infinite = (order >= 1) & jnp.any(in_p & ~in_q, axis=-1)
     value = jnp.where(infinite | ~jnp.any(both, axis=-1), jnp.inf, value)
     value = jnp.where(jnp.isnan(order) | jnp.isnan(log_p + log_q).any(-1), jnp.nan, value)
-    return _in_base(nan_unless(_have_classes(log_p, log_q), value), base)
+    return in_base(nan_unless(_have_classes(log_p, log_q), value), base)
 
 
 def _log_sum_exp(x: _LogProbs) -> Float[Array, "*batch"]:
@@ -508,7 +496,7 @@ def kl_map(
 
     Raises:
         ValueError: if the numbers of classes differ, the other axes do not broadcast, or the base
-            is a Python number that is not above 1.
+            is no number above 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -521,7 +509,7 @@ def kl_map(
     terms = probabilities * (safe_p - safe_q)
     terms = jnp.where(in_p & in_q, terms, jnp.where(in_p, jnp.inf, 0))
     terms = nan_unless(_have_classes(log_p, log_q)[..., None], terms)
-    return _in_base(jnp.moveaxis(terms, -1, axis), base)
+    return in_base(jnp.moveaxis(terms, -1, axis), base)
 
 
 def skew_kl(
@@ -561,7 +549,7 @@ def skew_kl(
     share = nan_unless((share >= 0) & (share < 1), share)
     mixture = _log_mixture(jnp.stack([share, 1 - share]), (log_p, log_q))
     value = _relative_entropy(log_p, mixture)
-    return _in_base(nan_unless(_have_classes(log_p, log_q), value), base)
+    return in_base(nan_unless(_have_classes(log_p, log_q), value), base)
 
 
 def jensen_shannon(
@@ -620,7 +608,7 @@ def jensen_shannon(
     column = shares.reshape(count, *(1,) * (divergences.ndim - 1))
     outside = (column == 0) & (divergences == jnp.inf)
     value = jnp.sum(column * jnp.where(outside, 0, divergences), axis=0)
-    return _in_base(value, base)
+    return in_base(value, base)
 
 
 def total_variation(p: Distribution, q: Distribution, *, axis: int = -1) -> Float[Array, "*batch"]:
@@ -668,7 +656,7 @@ def cross_entropy(
     in_p, _, probabilities = _present(log_p)
     in_q, safe_q, _ = _present(log_q)
     terms = jnp.where(in_p & in_q, -probabilities * safe_q, jnp.where(in_p, jnp.inf, 0))
-    return _in_base(_total(terms, log_p, log_q), base)
+    return in_base(_total(terms, log_p, log_q), base)
 
 
 def entropy(
