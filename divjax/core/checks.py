@@ -120,7 +120,9 @@ def check_base(base: Any) -> None:
     number = np.asarray(base)
     real = number.dtype == bool or jnp.issubdtype(number.dtype, np.number)
     if number.ndim or not real or not 1 < number < np.inf:
-        raise ValueError(f"base must be a number above 1, or None for nats; got {_described(base)}.")
+        raise ValueError(
+            f"base must be a number above 1, or None for nats; got {_described(base)}."
+        )
 
 
 def check_unit_interval(**values: Any) -> None:

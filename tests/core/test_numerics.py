@@ -86,4 +86,6 @@ def test_a_base_that_is_no_number(base):
 def test_bases():
     for base in (2, 2.0, np.float32(2), np.array(2), jnp.asarray(2), jnp.float16(2)):
         np.testing.assert_allclose(in_base(jnp.log(8.0), base), 3, rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(in_base, 1)(jnp.ones(()), 4.0), -0.25 / np.log(4) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.grad(in_base, 1)(jnp.ones(()), 4.0), -0.25 / np.log(4) ** 2, rtol=1e-6
+    )
