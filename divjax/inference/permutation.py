@@ -18,10 +18,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 from divjax.core.checks import check_count, check_key, check_scalar_output
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
-from divjax.core.samples import as_samples
+from divjax.core.samples import as_samples, as_vectors
 from divjax.core.types import status_of, summary
 from divjax.fdiv.special import as_floats
-from divjax.inference.rank import check_scores, midranks
+from divjax.inference.rank import keep_order, midranks
 
 __all__ = ["PermutationTest", "permutation_test", "score_permutation_test"]
 
@@ -34,9 +34,11 @@ class PermutationTest(NamedTuple):
     Attributes:
         statistic: the observed one.
         p_value: (1 + #{null ≥ statistic})/(1 + N), at least 1/(1 + N); ties, up to rounding, count
-            as ≥, and so does a NaN of the null. NaN if the statistic is.
+            as ≥, and so does a NaN of the null. NaN if the statistic is, or if it is infinite and
+            one of the null is not finite: then infinite data may be what made it so. An infinite
+            statistic among finite ones (a divergence of disjoint supports) counts as it is.
         null: the statistic of each permutation.
-        status: a `Status`: `NOT_FINITE` if the statistic or one of the null is NaN, `INVALID_INPUT`
+        status: a `Status`: `NOT_FINITE` if the p-value or one of the null is NaN, `INVALID_INPUT`
             if traced groups have rows in both samples.
     """
 
@@ -118,12 +120,15 @@ def _check_groups(groups: Array | None, num_x: int) -> None:
 def _test(
     observed: Array, null: Array, tolerance: Array, valid: Bool[ArrayLike, ""] = True
 ) -> PermutationTest:
+    # Of an infinite statistic nothing is rounding; it says something beside finite ones alone.
+    tolerance = jnp.where(jnp.isinf(observed), 0, tolerance)
     below = jnp.sum(null < observed - tolerance)  # never true of NaN
     size = null.shape[0]
     p_value = (1 + size - below).astype(null.dtype) / (1 + size)
-    finite = ~jnp.isnan(observed) & ~jnp.isnan(null).any()
+    known = jnp.isfinite(observed) | (jnp.isinf(observed) & jnp.isfinite(null).all())
+    finite = known & ~jnp.isnan(null).any()
     status = status_of(converged=True, finite=finite, valid=valid)
-    p_value = nan_unless(~jnp.isnan(observed) & valid, p_value)
+    p_value = nan_unless(known & valid, p_value)
     return PermutationTest(observed, p_value, null, status)
 
 
@@ -297,7 +302,9 @@ def score_permutation_test(
         Mann, Whitney 1947; Lopez-Paz, Oquab 2017, the classifier two-sample test.
     """
     check_key(key)
-    check_scores(scores_x=scores_x, scores_y=scores_y)
+    if kind == "auc":
+        scores_x, scores_y = keep_order(scores_x, scores_y)
+    scores_x, scores_y = as_vectors(scores_x=scores_x, scores_y=scores_y)
     _check_counts(num_permutations, batch_size)
     if kind not in KINDS:
         raise ValueError(f'kind must be "mean", "auc" or "accuracy"; got {kind!r}.')
