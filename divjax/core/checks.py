@@ -256,8 +256,9 @@ def key_first(function: F) -> F:
 
 def _described(value: Any) -> str:
     """Numbers and text as they are, an array by its shape: messages never hold data."""
-    if isinstance(value, np.generic):
-        return repr(value.item())
+    held = isinstance(value, (jax.Array, np.ndarray, np.generic)) and not isinstance(value, Tracer)
+    if held and not value.shape and jnp.issubdtype(value.dtype, np.number):
+        return f"{np.asarray(value).item():.6g}"
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"an array {value.dtype}{list(value.shape)}"
     if isinstance(value, (str, int, float, type(None))):

@@ -257,7 +257,10 @@ def _sums_to_one(name: str, values: _LogProbs) -> Any:
 
 
 def _label_log_probs(name: str, labels: Labels) -> _LogProbs:
-    indices = labels.values if isinstance(labels.values, jax.Array) else np.asarray(labels.values)
+    indices = labels.values
+    if not isinstance(indices, jax.Array):
+        as_numbers(name, indices)  # refuses what is none
+        indices = np.asarray(indices)
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f"{name} must be integer labels; got {indices.dtype}.")
     indices = jnp.asarray(indices)

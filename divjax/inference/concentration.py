@@ -5,7 +5,7 @@ for any distribution on the interval, however skewed, and for samples of two val
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_below, check_probability
 from divjax.core.numerics import safe_sqrt
-from divjax.core.samples import as_arrays, as_vectors
+from divjax.core.samples import as_arrays, as_numbers, as_vectors
 
 __all__ = [
     "LARGEST_STAKE",
@@ -67,21 +67,30 @@ def _check(sample: Bounded, confidence: ArrayLike) -> tuple[Array, Array, Array,
     shape = values.shape
     if mask is not None:
         mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
-        dtype = jnp.result_type(mask)
-        if jnp.shape(mask) != shape or not jnp.issubdtype(dtype, jnp.bool_):
+        if mask.shape != shape or not jnp.issubdtype(mask.dtype, jnp.bool_):
             raise ValueError(
-                f"mask must be booleans of shape {shape}; got {dtype} of shape {jnp.shape(mask)}."
+                f"mask must be booleans of shape {shape}; got {mask.dtype} of shape {mask.shape}."
             )
-    if not {jnp.shape(lower), jnp.shape(upper)} <= {(), shape}:
+    lower, upper = _ends(lower, upper)
+    if not {np.shape(lower), np.shape(upper)} <= {(), shape}:
         raise ValueError(
-            f"lower and upper must be numbers or of shape {shape}; got shapes {jnp.shape(lower)} "
-            f"and {jnp.shape(upper)}."
+            f"lower and upper must be numbers or of shape {shape}; got shapes {np.shape(lower)} "
+            f"and {np.shape(upper)}."
         )
     check_below(lower, upper, True if mask is None else mask)
     check_probability(confidence=confidence)
     values, lower, upper = as_arrays(values=values, lower=lower, upper=upper)
     valid = jnp.ones(shape, bool) if mask is None else mask
     return jnp.where(valid, values, lower), lower, upper, valid.astype(values.dtype)
+
+
+def _ends(lower: Any, upper: Any) -> tuple[Any, Any]:
+    """The ends as numbers, Python's as they are."""
+    python = (int, float)
+    return (
+        float(lower) if isinstance(lower, python) else as_numbers("lower", lower),
+        float(upper) if isinstance(upper, python) else as_numbers("upper", upper),
+    )
 
 
 def _legal(values: Array, lower: Array, upper: Array) -> Array:
@@ -96,17 +105,20 @@ def _legal(values: Array, lower: Array, upper: Array) -> Array:
 
 def _moments(sample: Bounded, confidence: ArrayLike) -> _Moments:
     values, lower, upper, mask = _check(sample, confidence)
+    legal = _legal(values, lower, upper)
+    # Of values with ends of their own all lie between the outermost.
+    lower, upper = jnp.min(lower), jnp.max(upper)
     size = jnp.sum(mask)
     mean = lower + jnp.sum(mask * (values - lower)) / jnp.maximum(size, 1)
     variance = jnp.sum(mask * jnp.square(values - mean)) / jnp.maximum(size - 1, 1)
-    return _Moments(size, mean, variance, upper - lower, lower, _legal(values, lower, upper))
+    return _Moments(size, mean, variance, upper - lower, lower, legal)
 
 
 def _mirrored(sample: Bounded, confidence: ArrayLike) -> Bounded:
     """The sample of −X, once its own ends are checked."""
     _check(sample, confidence)
-    values, lower, upper = as_arrays(values=sample.values, lower=sample.lower, upper=sample.upper)
-    return Bounded(-values, -upper, -lower, sample.mask)
+    lower, upper = _ends(sample.lower, sample.upper)
+    return Bounded(-as_numbers("values", sample.values), -upper, -lower, sample.mask)
 
 
 def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) -> Float[Array, ""]:

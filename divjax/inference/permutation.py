@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 from divjax.core.checks import check_count, check_key, check_scalar_output
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
-from divjax.core.samples import as_samples, as_vectors
+from divjax.core.samples import as_numbers, as_samples, as_vectors, centered_samples
 from divjax.core.types import status_of, summary
 from divjax.fdiv.special import as_floats
 from divjax.inference.rank import keep_order, midranks
@@ -304,7 +304,13 @@ def score_permutation_test(
     check_key(key)
     if kind == "auc":
         scores_x, scores_y = keep_order(scores_x, scores_y)
-    scores_x, scores_y = as_vectors(scores_x=scores_x, scores_y=scores_y)
+    converted = as_vectors(scores_x=scores_x, scores_y=scores_y)
+    if kind == "mean":
+        # Which a difference of means is free of, and NumPy's float64 of its rounding.
+        pair = as_numbers("scores_x", scores_x), as_numbers("scores_y", scores_y)
+        columns = {name: part[:, None] for name, part in zip("xy", pair, strict=True)}
+        converted = (part[:, 0] for part in centered_samples(**columns)[1:])
+    scores_x, scores_y = converted
     _check_counts(num_permutations, batch_size)
     if kind not in KINDS:
         raise ValueError(f'kind must be "mean", "auc" or "accuracy"; got {kind!r}.')
