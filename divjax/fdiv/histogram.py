@@ -178,7 +178,7 @@ def _counts(columns: Any, bounds: Any, weights: Any, name: str) -> Float[Array, 
 
     def count(column: _TwoParts, bounds: _TwoParts) -> Array:
         below = _num_at_or_below(bounds, column)
-        outside = (below == 0) | _less(tuple(part[-1] for part in bounds), column)
+        outside = (below == 0) | _less((bounds[0][-1], bounds[1][-1]), column)
         index = jnp.clip(below - 1, 0, num_bins - 1)
         sums = jnp.zeros((n // _BLOCK_ROWS + 1, num_bins), mass.dtype)
         sums = sums.at[block, index].add(jnp.where(outside, 0, mass))
@@ -211,7 +211,7 @@ def _num_at_or_below(bounds: _TwoParts, points: _TwoParts) -> Int[Array, " n"]:
     def halve(_, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         first, last = ends
         middle = jnp.minimum((first + last) // 2, size - 1)
-        at_middle = tuple(part[middle] for part in bounds)
+        at_middle = bounds[0][middle], bounds[1][middle]
         reached = (first < last) & ~_less(points, at_middle) & ~jnp.isnan(points[0])
         return jnp.where(reached, middle + 1, first), jnp.where(reached, last, middle)
 

@@ -62,7 +62,8 @@ class _Moments(NamedTuple):
 
 def _check(sample: Bounded, confidence: ArrayLike) -> tuple[Array, Array, Array, Array]:
     """Values (zero where masked), lower, upper and mask, the last as numbers."""
-    values, lower, upper, mask = sample
+    values, lower, upper, _ = sample
+    mask: Any = sample.mask
     (values,) = as_vectors(values=values)
     shape = values.shape
     if mask is not None:
@@ -350,8 +351,10 @@ def betting_upper_bound(
         >>> 0.5 < float(betting_upper_bound(values, 0.0, 1.0)) < 0.56
         True
     """
-    *ends, mask = _mirrored(Bounded(values, lower, upper, mask), confidence)
-    return -betting_lower_bound(*ends, confidence=confidence, mask=mask)
+    minus = _mirrored(Bounded(values, lower, upper, mask), confidence)
+    return -betting_lower_bound(
+        minus.values, minus.lower, minus.upper, confidence=confidence, mask=minus.mask
+    )
 
 
 def _bets(x: Float[Array, " n"], rows: Float[Array, " n"], target: Array) -> Float[Array, " n"]:

@@ -177,7 +177,7 @@ def accuracy(
     numbers = as_numbers("scores_x", scores_x), as_numbers("scores_y", scores_y)
     if not isinstance(threshold, jax.Array):
         # In NumPy's float64, where they are, before float32 rounds them.
-        numbers, threshold = tuple(score - threshold for score in numbers), 0.0
+        numbers, threshold = (numbers[0] - threshold, numbers[1] - threshold), 0.0
     x, y, a, b = _weighted(*numbers, weights_x, weights_y)
     right_x, right_y = (1 + jnp.sign(x - threshold)) / 2, (1 - jnp.sign(y - threshold)) / 2
     share_x, variance_x = _mean_and_variance(right_x, a)
