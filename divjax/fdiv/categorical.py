@@ -213,7 +213,7 @@ def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Any:
         return np.ones(shape, bool)
     mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
     try:
-        fits = np.broadcast_shapes(mask.shape, shape) == shape and mask.dtype.kind in "biu"
+        fits = np.broadcast_shapes(mask.shape, shape) == shape and mask.dtype.kind in "biuf"
     except ValueError:
         fits = False
     if not fits:
