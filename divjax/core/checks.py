@@ -15,13 +15,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = [
     "check_arguments",
+    "check_at_least",
     "check_base",
+    "check_below",
     "check_callable",
     "check_choice",
     "check_count",
     "check_full_precision",
     "check_key",
     "check_matrix",
+    "check_no_negatives",
     "check_nonnegative",
     "check_nonnegative_values",
     "check_order",
@@ -30,6 +33,7 @@ __all__ = [
     "check_probability",
     "check_provides",
     "check_same_features",
+    "check_scalar",
     "check_scalar_output",
     "check_shape",
     "check_simplex",
@@ -78,6 +82,44 @@ def check_nonnegative_values(**values: Any) -> None:
             raise ValueError(f"{name} must not be negative; got {value}.")
 
 
+def check_no_negatives(**values: Any) -> None:
+    """Raise `ValueError` for concrete numbers or arrays with a negative entry; NaN passes."""
+    for name, value in values.items():
+        if not isinstance(value, Tracer) and (np.asarray(value) < 0).any():
+            raise ValueError(f"{name} must not be negative; got {_described(value)}.")
+
+
+def check_at_least(least: float, **values: Any) -> None:
+    """Raise `ValueError` for concrete numbers or arrays with an entry below `least`, or NaN."""
+    for name, value in values.items():
+        if not isinstance(value, Tracer) and not (np.asarray(value) >= least).all():
+            raise ValueError(f"{name} must be at least {least:g}; got {_described(value)}.")
+
+
+def check_below(lower: Any, upper: Any, rows: Any = True) -> None:
+    """Raise `ValueError` for concrete ends of an interval, or of those rows, not in order."""
+    if any(isinstance(value, Tracer) for value in (lower, upper, rows)):
+        return
+    if not ((np.asarray(lower) < np.asarray(upper)) | ~np.asarray(rows)).all():
+        raise ValueError(
+            f"lower must be below upper; got {_described(lower)} and {_described(upper)}."
+        )
+
+
+def check_scalar(**values: Any) -> None:
+    """Raise `ValueError` for what is not one number; stacks of them are for `vmap`.
+
+    For where a hyper-parameter is used. Stored in a method, it may be stacked.
+
+    Example:
+        >>> check_scalar(alpha=0.5)
+    """
+    for name, value in values.items():
+        if isinstance(value, (str, type(None))) or np.ndim(value):
+            got = f"shape {np.shape(value)}" if np.ndim(value) else repr(value)
+            raise ValueError(f"{name} must be one number; got {got}.")
+
+
 def check_nonnegative(**values: Any) -> None:
     """Raise `ValueError` for a Python number that is negative; arrays and tracers pass."""
     for name, value in _numbers(values):
@@ -98,10 +140,9 @@ def check_count(least: int, **values: Any) -> None:
 
 
 def check_probability(**values: Any) -> None:
-    """Raise `ValueError` for text, or a Python number outside of (0, 1)."""
+    """Raise `ValueError` for what is not one number, or a Python number outside of (0, 1)."""
+    check_scalar(**values)
     for name, value in values.items():
-        if isinstance(value, str):
-            raise ValueError(f"{name} must be a number; got {value!r}.")
         if isinstance(value, (int, float)) and not 0 < value < 1:
             raise ValueError(f"{name} must be a number in (0, 1); got {value}.")
 
@@ -114,9 +155,15 @@ def check_order(p: Any, *, above_one: bool = False) -> None:
 
 
 def check_base(base: Any) -> None:
-    """Raise `ValueError` for the base of a logarithm that is a Python number, but not above 1."""
-    if isinstance(base, str) or (isinstance(base, (int, float)) and not 1 < base < float("inf")):
-        raise ValueError(f"base must be a number above 1, or None for nats; got {base!r}.")
+    """Raise `ValueError` for a concrete base of a logarithm that is no number in (1, ∞)."""
+    if base is None or isinstance(base, Tracer):
+        return
+    number = np.asarray(base)
+    real = number.dtype == bool or jnp.issubdtype(number.dtype, np.number)
+    if number.ndim or not real or not 1 < number < np.inf:
+        raise ValueError(
+            f"base must be a number above 1, or None for nats; got {_described(base)}."
+        )
 
 
 def check_unit_interval(**values: Any) -> None:
@@ -142,6 +189,8 @@ def check_weights(name: str, weights: Any) -> None:
     if isinstance(weights, Tracer):
         return
     values = np.asarray(weights, np.float64)
+    if not values.size:
+        raise ValueError(f"{name} must not be empty; got shape {values.shape}.")
     if not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):
         raise ValueError(
             f"{name} must be finite and non-negative, not all zero; got values from "
@@ -207,6 +256,9 @@ def key_first(function: F) -> F:
 
 def _described(value: Any) -> str:
     """Numbers and text as they are, an array by its shape: messages never hold data."""
+    held = isinstance(value, (jax.Array, np.ndarray, np.generic)) and not isinstance(value, Tracer)
+    if held and not value.shape and jnp.issubdtype(value.dtype, np.number):
+        return f"{np.asarray(value).item():.6g}"
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"an array {value.dtype}{list(value.shape)}"
     if isinstance(value, (str, int, float, type(None))):

@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from divjax.core.checks import check_base
+
 __all__ = [
     "if_needed",
+    "in_base",
     "in_units_of",
     "matmul",
     "nan_unless",
@@ -126,6 +129,24 @@ def if_needed(condition: Bool[Array, ""], function: Callable[[T], T], operand: T
         (operand, condition),
     )
     return result
+
+
+def in_base(value: Array, base: ArrayLike | None) -> Array:
+    """Nats in units of log(base), or as they are; NaN for a traced base that is not in (1, ∞).
+
+    Raises:
+        ValueError: if a concrete base is out of this range, or no number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(in_base(jnp.log(8.0), 2))
+        3.0
+    """
+    check_base(base)
+    if base is None:
+        return value
+    base = jnp.asarray(base, value.dtype)
+    return value / jnp.log(nan_unless((base > 1) & (base < jnp.inf), base))
 
 
 def in_units_of(

@@ -1,8 +1,9 @@
-"""What researchers hold, as floating-point matrices; a large offset leaves in double precision.
+"""What researchers hold, as floating-point arrays; a large offset leaves in double precision.
 
 Arrays, NumPy arrays, lists and pandas frames of numbers are samples; integers and booleans become
-floating-point numbers. NumPy's float64 loses its signal on the way to float32 if the samples lie
-far from zero, and so do integers on the way to float64: such samples are centred first.
+floating-point numbers. Vectors and other arrays are held in the same ways, and in series. NumPy's
+float64 loses its signal on the way to float32 if the samples lie far from zero, and so do integers
+on the way to float64: such samples are centred first.
 """
 
 import re
@@ -17,7 +18,68 @@ from jaxtyping import Array, Float
 from divjax.core.checks import check_matrix, check_same_features
 from divjax.core.pytrees import pytree
 
-__all__ = ["Center", "as_samples", "centered_samples"]
+__all__ = [
+    "Center",
+    "as_arrays",
+    "as_numbers",
+    "as_samples",
+    "as_vectors",
+    "centered_samples",
+    "two_parts",
+]
+
+
+def as_numbers(name: str, values: Any) -> Any:
+    """A JAX array as it is, a NumPy array of anything else; floating-point, of any shape.
+
+    Raises:
+        ValueError: if they are not real numbers; it says how to convert them.
+
+    Example:
+        >>> as_numbers("log_p", [1, 2])
+        array([1., 2.])
+    """
+    array = _as_floats(name, values)
+    return array.astype(float) if _is_extended(array) else array
+
+
+def as_arrays(**arrays: Any) -> tuple[Array, ...]:
+    """Numbers of any shapes as floating-point arrays of one dtype, which Python numbers follow.
+
+    Args:
+        **arrays: by the names that messages shall use: what `as_samples` takes, series, numbers.
+
+    Raises:
+        ValueError: if one does not hold real numbers.
+
+    Example:
+        >>> log_p, scale = as_arrays(log_p=jnp.zeros(3, jnp.float16), scale=2)
+        >>> scale.dtype.name
+        'float16'
+    """
+    numbers = {
+        name: values if isinstance(values, (int, float)) else as_numbers(name, values)
+        for name, values in arrays.items()
+    }
+    dtype = jnp.result_type(float, *numbers.values())
+    return tuple(jnp.asarray(values, dtype) for values in numbers.values())
+
+
+def as_vectors(**vectors: Any) -> tuple[Array, ...]:
+    """`as_arrays` of non-empty vectors.
+
+    Raises:
+        ValueError: if one is no non-empty vector of real numbers.
+
+    Example:
+        >>> [values.tolist() for values in as_vectors(scores_x=[1, 2], scores_y=np.ones(1))]
+        [[1.0, 2.0], [1.0]]
+    """
+    converted = as_arrays(**vectors)
+    for name, values in zip(vectors, converted, strict=True):
+        if values.ndim != 1 or not values.size:
+            raise ValueError(f"{name} must be a non-empty vector; got shape {values.shape}.")
+    return converted
 
 
 def as_samples(**samples: Any) -> tuple[Array, ...]:
@@ -71,7 +133,7 @@ class Center:
         if _is_extended(x) and not isinstance(self.high, Tracer):
             high, low = (np.asarray(part, np.longdouble) for part in (self.high, self.low))
             return jnp.asarray(((x - high) - low).astype(dtype))
-        high, low = _split(x, dtype)
+        high, low = two_parts(x, dtype)
         return (high - self.high) + (low - self.low)
 
     def add(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
@@ -115,7 +177,7 @@ def centered_samples(weights: dict[str, Any] | None = None, **samples: Any) -> t
         finite = np.where(np.isfinite(rows), rows, np.nan)
         some = np.isfinite(rows).any(axis=0)
         point[some] = np.nanmedian(finite[:, some], axis=0)
-    center = Center(*_split(point, dtype))
+    center = Center(*two_parts(point, dtype))
     if not point.any():
         return center, *(_rounded(sample, dtype) for sample in checked.values())
     return center, *(center.subtract(sample) for sample in checked.values())
@@ -128,15 +190,23 @@ def _rows_with_weight(sample: np.ndarray, weights: Any) -> np.ndarray:
     return sample[np.asarray(weights) > 0]
 
 
-def _split(x: Any, dtype: Any) -> tuple[Array, Array]:
-    """The numbers rounded to the dtype, and what the rounding left over."""
-    high = _rounded(x, dtype)
+def two_parts(x: Any, dtype: Any) -> tuple[Array, Array]:
+    """The numbers rounded to the dtype, and what the rounding left over of NumPy's float64.
+
+    Compared one after the other they order numbers that the dtype cannot tell apart.
+
+    Example:
+        >>> high, low = two_parts(np.array([1e9 + 0.5, 1e9 + 1.5]), jnp.float32)
+        >>> high.tolist(), low.tolist()
+        ([1000000000.0, 1000000000.0], [0.5, 1.5])
+    """
     if not _is_wider(x, dtype):
+        high = _rounded(x, dtype)
         return high, jnp.zeros_like(high)
-    rounded = x.astype(dtype)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        rounded = x.astype(dtype)
         rest = np.where(np.isfinite(rounded), x - rounded.astype(x.dtype), 0)
-    return high, _rounded(rest, dtype)
+    return jnp.asarray(rounded), _rounded(rest, dtype)
 
 
 def _rounded(x: Any, dtype: Any) -> Array:
@@ -157,7 +227,7 @@ def _is_wider(x: Any, dtype: Any) -> bool:
 
 def _checked(samples: dict[str, Any]) -> dict[str, Any]:
     """Each sample as an array of real numbers, matrices of equally many features."""
-    converted = {name: _as_numbers(name, sample) for name, sample in samples.items()}
+    converted = {name: _as_floats(name, sample) for name, sample in samples.items()}
     for name, sample in converted.items():
         if sample.ndim == 1 and sample.size:
             raise ValueError(
@@ -181,9 +251,16 @@ def _dtype_of(sample: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def _as_numbers(name: str, sample: Any) -> Any:
-    """A JAX array, or a NumPy array of what is none; floating-point."""
-    array = sample if isinstance(sample, jax.Array) else _as_numpy(name, sample)
+def _is_beyond_double(array: Any) -> bool:
+    """Whether NumPy integers are so large that float64 would merge some."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or not array.size:
+        return False
+    return int(array.max()) > 2**53 or int(array.min()) < -(2**53)
+
+
+def _as_floats(name: str, values: Any) -> Any:
+    """As `as_numbers`; integers that float64 would merge in extended precision."""
+    array = values if isinstance(values, jax.Array) else _as_array(name, values)
     dtype = array.dtype
     if _is_extended(array) or jnp.issubdtype(dtype, jnp.floating):
         return array
@@ -192,24 +269,22 @@ def _as_numbers(name: str, sample: Any) -> Any:
     return array.astype(np.longdouble if _is_beyond_double(array) else float)
 
 
-def _is_beyond_double(array: Any) -> bool:
-    """Whether NumPy integers are so large that float64 would merge some."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or not array.size:
-        return False
-    return int(array.max()) > 2**53 or int(array.min()) < -(2**53)
-
-
 _CONVERT = " Convert it first, such as numpy.asarray(values, float)."
 
 
-def _as_numpy(name: str, sample: Any) -> np.ndarray:
+def _as_array(name: str, sample: Any) -> Any:
     if hasattr(sample, "columns") and hasattr(sample, "to_numpy"):
         return _frame_as_numpy(name, sample)
+    if hasattr(sample, "dtype") and hasattr(sample, "to_numpy"):
+        return _series_as_numpy(name, sample)
     if hasattr(sample, "toarray"):
         raise ValueError(f"{name} must be dense; got a sparse matrix. Pass {name}.toarray().")
+    parts = jax.tree.leaves(sample) if isinstance(sample, (list, tuple)) else ()
+    # Traced numbers are no NumPy array's.
+    of_arrays = any(isinstance(part, jax.Array) for part in parts)
     try:
-        array = np.asarray(sample)
-    except ValueError:  # NumPy's own message for rows of different lengths
+        array = jnp.asarray(sample) if of_arrays else np.asarray(sample)
+    except (TypeError, ValueError):  # their own messages for rows of different lengths
         raise ValueError(f"{name} must have rows of equal lengths.") from None
     if array.dtype.kind in "OUSM" or array.dtype.kind == "m":
         kind = type(sample).__name__ if array.ndim == 0 else f"entries of type {array.dtype.name}"
@@ -245,7 +320,20 @@ def _frame_as_numpy(name: str, frame: Any) -> np.ndarray:
             ],
             axis=1,
         )
+    return _to_numpy(frame)
+
+
+def _series_as_numpy(name: str, series: Any) -> np.ndarray:
+    """A series' numbers; missing ones are NaN."""
+    if not _NUMERIC.fullmatch(str(series.dtype).lower()):
+        raise ValueError(
+            f"{name} must hold real numbers; got a series of {series.dtype}.{_CONVERT}"
+        )
+    return _to_numpy(series)
+
+
+def _to_numpy(table: Any) -> np.ndarray:
     try:
-        return frame.to_numpy(dtype=float, na_value=np.nan)
-    except TypeError:  # a frame of another library
-        return np.asarray(frame.to_numpy(), float)
+        return table.to_numpy(dtype=float, na_value=np.nan)
+    except TypeError:  # of another library than pandas
+        return np.asarray(table.to_numpy(), float)

@@ -11,7 +11,9 @@ from jax.core import Tracer
 from jax.scipy.special import ndtri
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from divjax.core.checks import check_probability
+from divjax.core.checks import check_no_negatives, check_probability
+from divjax.core.numerics import nan_unless
+from divjax.core.samples import as_arrays
 
 __all__ = [
     "Estimate",
@@ -227,16 +229,16 @@ def normal_interval(
         The interval.
 
     Raises:
-        ValueError: if the level is a Python number outside of (0, 1).
+        ValueError: if the level is not one number, or a Python number outside of (0, 1), or a
+            concrete standard error is negative. Traced ones that are make the interval NaN.
 
     Example:
         >>> [float(end) for end in normal_interval(1.0, 0.1)]
         [0.804, 1.196]
     """
-    dtype = jnp.result_type(value, std_error)
-    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(dtype, float)
-    value, std_error = jnp.asarray(value, dtype), jnp.asarray(std_error, dtype)
-    margin = normal_quantile(level, value.dtype) * std_error
+    value, std_error = as_arrays(value=value, std_error=std_error)
+    check_no_negatives(std_error=std_error)
+    margin = normal_quantile(level, value.dtype) * nan_unless(std_error >= 0, std_error)
     return Interval(value - margin, value + margin)
 
 

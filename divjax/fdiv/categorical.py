@@ -21,16 +21,17 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core.checks import (
-    check_base,
     check_count,
     check_nonnegative,
     check_positive,
+    check_scalar,
     check_weights,
 )
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import in_base, nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
-from divjax.fdiv.special import as_floats, exp_remainder, log1p_over, power_remainder
+from divjax.core.samples import as_arrays, as_numbers
+from divjax.fdiv.special import exp_remainder, log1p_over, power_remainder
 
 __all__ = [
     "Distribution",
@@ -173,23 +174,26 @@ def _log_probs(name: str, distribution: Distribution, axis: int) -> _LogProbs:
         return _label_log_probs(name, distribution)
     is_array = not isinstance(distribution, (Logits, Weights))
     given = Weights(distribution) if is_array else distribution
-    values = jnp.asarray(given.values)
+    values = as_numbers(name, given.values)
     if not -values.ndim <= axis < values.ndim or values.shape[axis] == 0:
         raise ValueError(
             f"{name} must have a non-empty axis {axis} of classes; got shape {values.shape}."
         )
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        values = values.astype(jnp.result_type(float))
-    exists = True if given.mask is None else jnp.asarray(given.mask, bool)
-    exists = jnp.moveaxis(jnp.broadcast_to(exists, values.shape), axis, -1)
+    exists = _mask(name, given.mask, values.shape)
+    if isinstance(given, Logits):
+        values = _shifted(values, exists, axis)
+    values = jnp.asarray(values)
+    exists = jnp.moveaxis(jnp.asarray(exists), axis, -1)
     values = jnp.moveaxis(values, axis, -1)
     valid = _sums_to_one(name, values) if is_array else True
     if isinstance(given, Logits):
         exists = exists & (values != -jnp.inf)
         # What does not exist is replaced before any arithmetic, or 0 · inf enters the gradient.
+        check_scalar(temperature=given.temperature)
         temperature = jnp.asarray(given.temperature, values.dtype)
         logits = jnp.where(exists, values, 0) / nan_unless(temperature > 0, temperature)
     else:
+        check_scalar(smoothing=given.smoothing)
         smoothing = jnp.asarray(given.smoothing, values.dtype)
         values = values + nan_unless(smoothing >= 0, smoothing)
         exists = exists & (values != 0)
@@ -201,6 +205,33 @@ def _log_probs(name: str, distribution: Distribution, axis: int) -> _LogProbs:
     shifted = jnp.where(exists, logits - jax.lax.stop_gradient(top), 0)
     total = jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True, where=summed)
     return nan_unless(valid, jnp.where(exists, shifted - jnp.log(total), -jnp.inf))
+
+
+def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Any:
+    """Which classes exist, of the values' shape."""
+    if mask is None:
+        return np.ones(shape, bool)
+    mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    try:
+        fits = np.broadcast_shapes(mask.shape, shape) == shape and mask.dtype.kind in "biuf"
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"the mask of {name} must hold booleans of a shape that broadcasts to {shape}; "
+            f"got {mask.dtype} of shape {mask.shape}."
+        )
+    broadcast = jnp if isinstance(mask, jax.Array) else np
+    return broadcast.broadcast_to(mask.astype(bool), shape)
+
+
+def _shifted(logits: Any, exists: Any, axis: int) -> Any:
+    """Logits relative to their largest, before NumPy's float64 is rounded to float32."""
+    if not isinstance(logits, np.ndarray) or isinstance(exists, jax.Array):
+        return logits
+    counted = exists & np.isfinite(logits)
+    top = np.max(logits, axis=axis, keepdims=True, where=counted, initial=-np.inf)
+    return logits - np.where(np.isfinite(top), top, 0)
 
 
 def _sums_to_one(name: str, values: _LogProbs) -> Any:
@@ -226,22 +257,15 @@ def _sums_to_one(name: str, values: _LogProbs) -> Any:
 
 
 def _label_log_probs(name: str, labels: Labels) -> _LogProbs:
-    indices = jnp.asarray(labels.values)
+    indices = labels.values
+    if not isinstance(indices, jax.Array):
+        as_numbers(name, indices)  # refuses what is none
+        indices = np.asarray(indices)
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f"{name} must be integer labels; got {indices.dtype}.")
+    indices = jnp.asarray(indices)
     classes = jnp.arange(labels.num_classes)
     return jnp.where(indices[..., None].astype(classes.dtype) == classes, 0.0, -jnp.inf)
-
-
-def _in_base(value: Array, base: ArrayLike | None) -> Array:
-    """Nats in units of log(base); nan for an array's base that is not above 1."""
-    check_base(base)
-    if base is None:
-        return value
-    if isinstance(base, (int, float)):
-        return value / math.log(base)
-    base = jnp.asarray(base, value.dtype)
-    return value / jnp.log(nan_unless(base > 1, base))
 
 
 def _aligned(axis: int = -1, **distributions: Distribution) -> tuple[_LogProbs, ...]:
@@ -343,7 +367,7 @@ def kl(
 
     Raises:
         ValueError: if the numbers of classes differ, the other axes do not broadcast, concrete
-            probabilities do not sum to one, or the base is a Python number that is not above 1.
+            probabilities do not sum to one, or the base is no number above 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -355,7 +379,7 @@ def kl(
     References:
         Kullback, Leibler 1951.
     """
-    return _in_base(_relative_entropy(*_aligned(axis, p=p, q=q)), base)
+    return in_base(_relative_entropy(*_aligned(axis, p=p, q=q)), base)
 
 
 def generalized_kl(
@@ -389,8 +413,7 @@ def generalized_kl(
         Csiszár 1975: the I-divergence.
     """
     logs = []
-    for name, given in (("p", p), ("q", q)):
-        (mass,) = as_floats(given)
+    for name, mass in zip("pq", as_arrays(p=p, q=q), strict=True):
         if not isinstance(mass, Tracer) and (np.asarray(mass) < 0).any():
             raise ValueError(f"{name} must be non-negative; got {np.asarray(mass).min()}.")
         if not -mass.ndim <= axis < mass.ndim or mass.shape[axis] == 0:
@@ -427,8 +450,8 @@ def renyi(
         α ≥ 1 where q excludes a class that p does not. nan for a negative array α.
 
     Raises:
-        ValueError: if alpha is a Python number that is negative or infinite, the base one that is
-            not above 1, or shapes do not fit.
+        ValueError: if alpha is a Python number that is negative or infinite, the base no number
+            above 1, or shapes do not fit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -439,6 +462,7 @@ def renyi(
     References:
         Van Erven, Harremoës 2014, definition 2 and theorem 4 (order 0).
     """
+    check_scalar(alpha=alpha)
     if isinstance(alpha, (int, float)) and not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be a finite number of at least 0; got {alpha}.")
     log_p, log_q = _aligned(axis, p=p, q=q)
@@ -468,7 +492,7 @@ def renyi(
     infinite = (order >= 1) & jnp.any(in_p & ~in_q, axis=-1)
     value = jnp.where(infinite | ~jnp.any(both, axis=-1), jnp.inf, value)
     value = jnp.where(jnp.isnan(order) | jnp.isnan(log_p + log_q).any(-1), jnp.nan, value)
-    return _in_base(nan_unless(_have_classes(log_p, log_q), value), base)
+    return in_base(nan_unless(_have_classes(log_p, log_q), value), base)
 
 
 def _log_sum_exp(x: _LogProbs) -> Float[Array, "*batch"]:
@@ -489,7 +513,8 @@ def reverse_kl(
         >>> round(float(reverse_kl(jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0]))), 4)
         0.6931
     """
-    return kl(q, p, axis=axis, base=base)
+    log_p, log_q = _aligned(axis, p=p, q=q)
+    return in_base(_relative_entropy(log_q, log_p), base)
 
 
 def kl_map(
@@ -508,7 +533,7 @@ def kl_map(
 
     Raises:
         ValueError: if the numbers of classes differ, the other axes do not broadcast, or the base
-            is a Python number that is not above 1.
+            is no number above 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -521,7 +546,7 @@ def kl_map(
     terms = probabilities * (safe_p - safe_q)
     terms = jnp.where(in_p & in_q, terms, jnp.where(in_p, jnp.inf, 0))
     terms = nan_unless(_have_classes(log_p, log_q)[..., None], terms)
-    return _in_base(jnp.moveaxis(terms, -1, axis), base)
+    return in_base(jnp.moveaxis(terms, -1, axis), base)
 
 
 def skew_kl(
@@ -554,6 +579,7 @@ def skew_kl(
     References:
         Lee 1999, whose α is 1 − α here; Ko, Kim, Chen, Yun 2024, whose α is this one.
     """
+    check_scalar(alpha=alpha)
     if isinstance(alpha, (int, float)) and not 0 <= alpha < 1:
         raise ValueError(f"alpha must lie in [0, 1); got {alpha}.")
     log_p, log_q = _aligned(axis, p=p, q=q)
@@ -561,7 +587,7 @@ def skew_kl(
     share = nan_unless((share >= 0) & (share < 1), share)
     mixture = _log_mixture(jnp.stack([share, 1 - share]), (log_p, log_q))
     value = _relative_entropy(log_p, mixture)
-    return _in_base(nan_unless(_have_classes(log_p, log_q), value), base)
+    return in_base(nan_unless(_have_classes(log_p, log_q), value), base)
 
 
 def jensen_shannon(
@@ -603,14 +629,15 @@ def jensen_shannon(
         raise ValueError(
             f"jensen_shannon takes two or more distributions; got {len(distributions)}."
         )
-    if weights is not None:
-        check_weights("weights", weights)
     names = (f"distributions[{index}]" for index in range(len(distributions)))
     logs = _aligned(axis, **dict(zip(names, distributions, strict=True)))
     count, dtype = len(logs), jnp.result_type(*logs)
-    shares = jnp.ones(count, dtype) if weights is None else jnp.asarray(weights, dtype)
-    if shares.shape != (count,):
-        raise ValueError(f"weights must have shape ({count},); got shape {shares.shape}.")
+    shares = jnp.ones(count, dtype)
+    if weights is not None:
+        shares = as_arrays(weights=weights)[0].astype(dtype)
+        if shares.shape != (count,):
+            raise ValueError(f"weights must have shape ({count},); got shape {shares.shape}.")
+        check_weights("weights", shares)
     shares = nan_unless(jnp.all(shares >= 0), shares / jnp.sum(shares))
     mixture = _log_mixture(shares, logs)
     divergences = jnp.stack(
@@ -620,7 +647,7 @@ def jensen_shannon(
     column = shares.reshape(count, *(1,) * (divergences.ndim - 1))
     outside = (column == 0) & (divergences == jnp.inf)
     value = jnp.sum(column * jnp.where(outside, 0, divergences), axis=0)
-    return _in_base(value, base)
+    return in_base(value, base)
 
 
 def total_variation(p: Distribution, q: Distribution, *, axis: int = -1) -> Float[Array, "*batch"]:
@@ -668,7 +695,7 @@ def cross_entropy(
     in_p, _, probabilities = _present(log_p)
     in_q, safe_q, _ = _present(log_q)
     terms = jnp.where(in_p & in_q, -probabilities * safe_q, jnp.where(in_p, jnp.inf, 0))
-    return _in_base(_total(terms, log_p, log_q), base)
+    return in_base(_total(terms, log_p, log_q), base)
 
 
 def entropy(
@@ -709,6 +736,8 @@ def pairwise(
     for name, logs in {"ps": log_ps, "qs": log_qs}.items():
         if logs.ndim != 2:
             raise ValueError(f"{name} must hold distributions in rows; got shape {logs.shape}.")
+        if not logs.shape[0]:
+            raise ValueError(f"{name} must hold at least one distribution; got shape {logs.shape}.")
     _check_alike([log_ps[0], log_qs[0]])
     return map_row_blocks(
         lambda rows: divergence(Logits(rows[:, None]), Logits(log_qs)), log_qs.size, log_ps

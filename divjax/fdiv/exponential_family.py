@@ -6,7 +6,7 @@ that is not in the table below needs one line.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,10 @@ import numpy as np
 from jax.scipy.special import gammaln
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.checks import check_nonnegative, check_scalar_output
+from divjax.core.checks import check_nonnegative, check_scalar, check_scalar_output
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
-from divjax.fdiv.special import as_floats
+from divjax.core.samples import as_arrays
 
 __all__ = [
     "BERNOULLI",
@@ -44,12 +44,12 @@ def _checked(
     log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural
 ) -> tuple[_Natural, _Natural]:
     """The natural parameters as floating-point vectors of one length."""
-    if jnp.shape(eta_p) != jnp.shape(eta_q) or jnp.ndim(eta_p) != 1:
+    eta_p, eta_q = as_arrays(eta_p=eta_p, eta_q=eta_q)
+    if eta_p.shape != eta_q.shape or eta_p.ndim != 1:
         raise ValueError(
             "eta_p and eta_q must be vectors of one length; "
-            f"got shapes {jnp.shape(eta_p)} and {jnp.shape(eta_q)}."
+            f"got shapes {eta_p.shape} and {eta_q.shape}."
         )
-    eta_p, eta_q = as_floats(eta_p, eta_q)
     check_scalar_output("log_partition", log_partition, eta_p)
     return eta_p, eta_q
 
@@ -62,8 +62,8 @@ def _within(log_partition: LogPartition, *etas: _Natural) -> Bool[Array, ""]:
 def kl(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[Array, ""]:
     """KL(p‖q) = A(η_q) − A(η_p) − ⟨η_q − η_p, ∇A(η_p)⟩: the Bregman divergence of A, q first.
 
-    A difference of values of A: its rounding error is that of A, so near η_p = η_q float64 keeps
-    digits that float32 loses.
+    That difference cancels where the parameters are close or large. There it is integrated from
+    second derivatives of A between them, all of one sign.
 
     Args:
         log_partition: the family's A, a convex function "d" -> "" (a `Family`, or one's own).
@@ -71,7 +71,8 @@ def kl(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[A
         eta_q: natural parameters "d" of q; vmap for batches.
 
     Returns:
-        The divergence in nats; +inf where A(η_q) is, nan where A(η_p) is not finite.
+        The divergence in nats; +inf where A(η_q) is, nan where A(η_p) is not finite, or where
+        rounding leaves fewer than two digits (float64, or centred data, have them).
 
     Raises:
         ValueError: if the parameters are not vectors of one length, or A is no scalar.
@@ -85,8 +86,13 @@ def kl(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[A
         Banerjee, Merugu, Dhillon, Ghosh 2005, section 4: Bregman divergences and families.
     """
     eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
+    line = _Line(log_partition, eta_p, eta_q - eta_p)
     at_p, slope = jax.jvp(log_partition, (eta_p,), (eta_q - eta_p,))
-    return nan_unless(jnp.isfinite(at_p), log_partition(eta_q) - at_p - slope)
+    at_q = log_partition(eta_q)
+    rounding = line.rounding(0) + line.rounding(1) + jnp.abs(slope)
+    value = _sharper((at_q - at_p - slope, rounding), _gap_by_curvature(line, 1.0))
+    value = jnp.where(at_q == jnp.inf, jnp.inf, value)
+    return nan_unless(jnp.isfinite(at_p), value)
 
 
 def jeffreys(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[Array, ""]:
@@ -99,7 +105,7 @@ def jeffreys(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> F
 
     Returns:
         The divergence in nats, the sum of both directions (not their mean); nan where A is not
-        finite at both.
+        finite at both, or rounding leaves fewer than two digits.
 
     Raises:
         ValueError: if the parameters are not vectors of one length, or A is no scalar.
@@ -111,7 +117,13 @@ def jeffreys(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> F
     """
     eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
     gradient = jax.grad(log_partition)
-    value = jnp.dot(eta_p - eta_q, gradient(eta_p) - gradient(eta_q))
+    at_p, at_q = gradient(eta_p), gradient(eta_q)
+    towards_q = eta_q - eta_p
+    rounding = jnp.dot(jnp.abs(towards_q), jnp.abs(at_p) + jnp.abs(at_q))
+    # ∇A(η_q) − ∇A(η_p) is ∇²A integrated along the line.
+    line = _Line(log_partition, eta_p, towards_q)
+    integral = line.integral((jnp.zeros_like(rounding), lambda u: u, jnp.ones_like))
+    value = _sharper((jnp.dot(towards_q, at_q - at_p), rounding), integral)
     return nan_unless(_within(log_partition, eta_p, eta_q), value)
 
 
@@ -136,7 +148,8 @@ def bhattacharyya(
         eta_q: natural parameters "d" of q; vmap for batches.
 
     Returns:
-        The distance in nats; nan where A is not finite at both.
+        The distance in nats; nan where A is not finite at both, or rounding leaves fewer than two
+        digits.
 
     Raises:
         ValueError: if the parameters are not vectors of one length, or A is no scalar.
@@ -150,7 +163,11 @@ def bhattacharyya(
         Nielsen, Boltz 2011: Jensen gaps of A.
     """
     eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
-    value = _jensen_gap(log_partition, eta_p, eta_q, 0.5)
+    eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
+    line = _Line(log_partition, eta_p, eta_q - eta_p)
+    rounding = line.rounding(0) + line.rounding(1) + 2 * line.rounding(0.5)
+    direct = 2 * _jensen_gap(log_partition, eta_p, eta_q, 0.5), rounding
+    value = _sharper(direct, _gap_by_curvature(line, 0.5)) / 2
     return nan_unless(_within(log_partition, eta_p, eta_q), value)
 
 
@@ -160,7 +177,8 @@ def renyi(
     """Rényi's divergence log ∫ p^α q^(1−α) / (α − 1), a Jensen gap of A divided by 1 − α.
 
     At α = 1 it is KL(p‖q), and smooth in α there: near it, where the quotient cancels, the gap is
-    an integral of slopes of A along the line from η_p towards η_q.
+    an integral of slopes of A along the line from η_p towards η_q, and where that cancels too, of
+    second derivatives.
 
     Args:
         log_partition: the family's A, a convex function "d" -> "".
@@ -170,7 +188,8 @@ def renyi(
             members of a family have one support.
 
     Returns:
-        The divergence in nats; nan where A is not finite at both. For α > 1 it is +inf where
+        The divergence in nats; nan where A is not finite at both, or rounding leaves fewer than two
+        digits. For α > 1 it is +inf where
         αη_p + (1 − α)η_q leaves the family, provided that A is +inf outside of its domain, as that
         of a `Family` is.
 
@@ -186,6 +205,7 @@ def renyi(
     References:
         Van Erven, Harremoës 2014, definition 2.
     """
+    check_scalar(alpha=alpha)
     check_nonnegative(alpha=alpha)
     eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
     order = jnp.asarray(alpha, eta_p.dtype)
@@ -194,9 +214,14 @@ def renyi(
     apart = jnp.where(near, 0.5, order)
     quotient = _jensen_gap(log_partition, eta_p, eta_q, apart) / (1 - apart)
     slopes = _slope_gap(log_partition, eta_p, eta_q, jnp.where(near, 1 - order, 0))
-    return nan_unless(
-        _within(log_partition, eta_p, eta_q) & (order >= 0), jnp.where(near, slopes, quotient)
-    )
+    direct = jnp.where(near, slopes, quotient)
+    line = _Line(log_partition, eta_p, eta_q - eta_p)
+    ends = line.rounding(0) * jnp.where(near, 1, apart) + line.rounding(1)
+    rounding = ends + jnp.where(near, line.rounding(1 - order), line.rounding(1 - apart))
+    rounding = rounding / jnp.where(near, 1, jnp.minimum(jnp.abs(1 - apart), 1))
+    value = _sharper((direct, rounding), _gap_by_curvature(line, order))
+    value = jnp.where(direct == jnp.inf, jnp.inf, value)
+    return nan_unless(_within(log_partition, eta_p, eta_q) & (order >= 0), value)
 
 
 # Within this of order 1 four Gauss–Legendre nodes integrate slopes of A to rounding: they are of
@@ -222,6 +247,115 @@ def _slope_gap(
     value = log_partition(eta_q) - log_partition(eta_p) - mean
     end = log_partition(eta_p + step * towards_q)
     return jnp.where(end == jnp.inf, jnp.inf, value)
+
+
+# How many nodes integrate second derivatives, and how many tell the error of that.
+_RULES = [np.polynomial.legendre.leggauss(count) for count in (16, 8)]
+# Directions that differ from the line's in the signs of their coordinates.
+_NUM_SIGNS = 16
+# Roundings of the terms of a sum, and how much of a value they may be.
+_ROUNDINGS = 4
+_LARGEST_ERROR = 0.01
+
+_WithError: TypeAlias = tuple[Array, Array]
+
+
+class _Line(NamedTuple):
+    """A along a line through the parameters of p, φ(t) = A(η_p + tδ)."""
+
+    log_partition: LogPartition
+    start: _Natural
+    direction: _Natural
+
+    def point(self, t: ArrayLike) -> _Natural:
+        return self.start + t * self.direction
+
+    def curvature(self, t: Array, signs: _Natural) -> Float[Array, ""]:
+        """φ''(t), or the second derivative of A in the direction with other signs."""
+        direction = signs * self.direction
+
+        def slope(eta: _Natural) -> Array:
+            return jax.jvp(self.log_partition, (eta,), (direction,))[1]
+
+        return jax.jvp(slope, (self.point(t),), (direction,))[1]
+
+    def integral(self, *parts: tuple[Array, Callable, Callable]) -> _WithError:
+        """Σ ∫₀¹ weight(u) φ''(place(u)) du, and its error in units of epsilon.
+
+        Args:
+            *parts: (a place whose rounding is looked at, the places, the weights).
+        """
+        dtype = self.start.dtype
+        nodes, of_rule, shares = [], [], []
+        for rule, (roots, weights) in enumerate(_RULES):
+            u = jnp.asarray((roots + 1) / 2, dtype)
+            for _, place, weight in parts:
+                nodes.append(place(u))
+                shares.append(jnp.asarray(weights / 2, dtype) * weight(u))
+                of_rule += [rule] * len(roots)
+        # Terms δ_i A_ij δ_j that cancel do not with other signs: their mean is Σ δ_i² A_ii.
+        signs = _signs(self.start)
+        probed = jnp.stack([jnp.zeros((), dtype), jnp.ones((), dtype), *(p[0] for p in parts)])
+        probes = jnp.tile(signs, (len(probed), 1))
+        # All in one, as what takes long to compile is the curvature.
+        curvatures = jax.vmap(self.curvature)(
+            jnp.concatenate([*nodes, jnp.repeat(probed, len(signs))]),
+            jnp.concatenate([jnp.ones_like(signs, shape=(len(of_rule), signs.shape[1])), probes]),
+        )
+        count = len(of_rule)
+        terms = jnp.concatenate(shares) * curvatures[:count]
+        fine, coarse = (jnp.sum(terms[np.array(of_rule) == rule]) for rule in range(2))
+        size = jnp.abs(curvatures[count:]).reshape(len(probed), len(signs)).mean(axis=1).max()
+        return fine, size + jnp.abs(fine - coarse) / (_ROUNDINGS * jnp.finfo(dtype).eps)
+
+    def rounding(self, t: ArrayLike) -> Float[Array, ""]:
+        """The error of A at a point of the line, in units of epsilon.
+
+        Its own rounding, its argument's, and what arguments a few roundings away show of terms that
+        cancel within A.
+        """
+        eta = jax.lax.stop_gradient(self.point(t))
+        value, slope = jax.value_and_grad(self.log_partition)(eta)
+        epsilon = jnp.finfo(eta.dtype).eps
+        signs = _signs(eta)
+        steps = jnp.arange(1, _NUM_SIGNS + 1, dtype=eta.dtype)[:, None] / 2
+        near = eta * (1 + steps * signs * epsilon)
+        noise = jax.vmap(self.log_partition)(near) - value - (near - eta) @ slope
+        scatter = jnp.max(jnp.abs(noise)) / epsilon
+        return jnp.abs(value) + jnp.dot(jnp.abs(eta), jnp.abs(slope)) + scatter
+
+
+def _signs(eta: _Natural) -> Float[Array, "signs d"]:
+    signs = np.random.default_rng(0).choice([-1, 1], (_NUM_SIGNS, eta.shape[0]))
+    return jnp.asarray(signs, eta.dtype)
+
+
+def _gap_by_curvature(line: _Line, order: ArrayLike) -> _WithError:
+    """Rényi's divergence as integrals of φ'' with weights that are not negative.
+
+    With s = 1 − α: α/s ∫₀ˢ t φ''(t) dt + ∫ₛ¹ (1 − t) φ''(t) dt for α ≤ 1, KL at s = 0, and
+    ∫₀¹ (1 − t) φ''(t) dt + 1/s ∫ₛ⁰ (s − t) φ''(t) dt for α > 1.
+    """
+    order = jnp.asarray(order, line.start.dtype)
+    s = 1 - order
+    share = jnp.where(s >= 0, order, 1)
+    return line.integral(
+        (s, lambda u: s * u, lambda u: jnp.where(s >= 0, order * s * u, -s * (1 - u))),
+        (s, lambda u: 1 - share * u, lambda u: share**2 * u),
+    )
+
+
+def _sharper(one: _WithError, other: _WithError) -> Float[Array, ""]:
+    """The value whose error is smaller; nan where that leaves fewer than two digits.
+
+    Errors are in units of epsilon; values are at least zero, and zero may be off by a few epsilon.
+    """
+    (value_one, error_one), (value_other, error_other) = one, other
+    first = (error_one <= error_other) | ~jnp.isfinite(value_other + error_other)
+    value = jnp.where(first, value_one, value_other)
+    error = jax.lax.stop_gradient(jnp.where(first, error_one, error_other))
+    epsilon = _ROUNDINGS * jnp.finfo(value.dtype).eps
+    return nan_unless(epsilon * error <= _LARGEST_ERROR * jnp.abs(value) + 10 * epsilon, value)
 
 
 @pytree
@@ -257,8 +391,35 @@ def _vector(*parameters: ArrayLike) -> _Natural:
     return jnp.stack([jnp.asarray(parameter, dtype) for parameter in parameters])
 
 
+# Of Stirling's series for log Γ, which from here on leaves nothing of float64.
+_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
+_STIRLING_FROM = 12
+
+
 def _log_beta(eta: _Natural) -> Float[Array, ""]:
-    return jnp.sum(gammaln(eta)) - gammaln(jnp.sum(eta))
+    """Σ log Γ(η_i) − log Γ(Σ η_i), as a sum over i of Beta functions of η_i and those before it."""
+    before, own = jnp.cumsum(eta)[:-1], eta[1:]
+    # Not `minimum`, whose second derivatives at ties are wrong.
+    a, b = jnp.where(own < before, own, before), jnp.where(own < before, before, own)
+    large = b >= _STIRLING_FROM
+    near, far = jnp.where(large, 1, b), jnp.where(large, b, _STIRLING_FROM)
+    # In one call: its derivatives take long to compile.
+    of_a, of_b, of_sum = gammaln(jnp.stack([a, near, a + near]))
+    return jnp.sum(of_a + jnp.where(large, _log_gamma_ratio(a, far), of_b - of_sum))
+
+
+def _log_gamma_ratio(a: Array, b: Array) -> Array:
+    """Log Γ(b)/Γ(a + b) for large b, where the difference of both absorbs a small a."""
+
+    def remainder(x: Array) -> Array:
+        inverse = 1 / x
+        series = jnp.zeros_like(x)
+        for coefficient in reversed(_STIRLING):
+            series = series * inverse * inverse + coefficient
+        return series * inverse
+
+    difference = remainder(b) - remainder(a + b)
+    return a - (b - 0.5) * jnp.log1p(a / b) - a * jnp.log(a + b) + difference
 
 
 BERNOULLI = Family(  # by its probability of a one

@@ -22,10 +22,10 @@ import scipy.special
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.checks import check_full_precision, check_nonnegative
+from divjax.core.checks import check_full_precision, check_nonnegative, check_scalar
 from divjax.core.linalg import cholesky, eigh, solve_triangular
 from divjax.core.numerics import if_needed, nan_unless
-from divjax.core.samples import centered_samples
+from divjax.core.samples import as_numbers, centered_samples, two_parts
 from divjax.core.standardize import mean_and_scale
 from divjax.core.types import Estimate, normal_estimate
 from divjax.fdiv.inequalities import Bounds
@@ -145,6 +145,10 @@ def _check_symmetric(name: str, covariance: Array) -> None:
 
 
 def _whiten(p: Normal, q: Normal) -> _Whitened:
+    # Named tuples or not, of whatever holds numbers.
+    p, q = (
+        Normal(*(as_numbers(name, part) for part in given)) for name, given in (("p", p), ("q", q))
+    )
     for name, (mean, covariance) in {"p": p, "q": q}.items():
         shape = jnp.shape(mean)
         if len(shape) != 1 or 0 in shape or jnp.shape(covariance) not in (shape, shape * 2):
@@ -158,13 +162,14 @@ def _whiten(p: Normal, q: Normal) -> _Whitened:
             f"{jnp.shape(q[0])[0]}."
         )
     p_mean, p_covariance, q_mean, q_covariance = as_floats(*p, *q)
+    (p_mean, p_rest), (q_mean, q_rest) = (two_parts(g.mean, p_mean.dtype) for g in (p, q))
     _check_symmetric("p", p_covariance)
     _check_symmetric("q", q_covariance)
     if max(p_covariance.ndim, q_covariance.ndim) > 1:
         check_full_precision("a full covariance", p_covariance)
     p_root, q_root = _root(p_covariance), _root(q_covariance)
     valid = p_root.valid & q_root.valid & jnp.isfinite(jnp.stack([p_mean, q_mean])).all()
-    shift = p_mean - q_mean
+    shift = (p_mean - q_mean) + (p_rest - q_rest)
     if p_covariance.ndim == q_covariance.ndim == 1:
         # Two features without variance are alike if their means are.
         one_has_none = (p_covariance == 0) != (q_covariance == 0)
@@ -247,6 +252,7 @@ def renyi(p: Normal, q: Normal, alpha: ArrayLike) -> Float[Array, ""]:
     References:
         Gil, Alajaji, Linder 2013, table 2.
     """
+    check_scalar(alpha=alpha)
     check_nonnegative(alpha=alpha)
     whitened = _whiten(p, q)
     factor, shift = whitened.factor, whitened.shift

@@ -6,17 +6,17 @@ lower bound on that of the densities. Sampling error, in turn, has a positive bi
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from divjax.core.checks import check_count
+from divjax.core.checks import check_count, check_matrix, check_shape
 from divjax.core.numerics import nan_unless
-from divjax.core.samples import as_samples, centered_samples
+from divjax.core.samples import as_arrays, as_numbers, centered_samples, two_parts
 from divjax.fdiv.categorical import Weights
 
 __all__ = ["bias", "counts", "divergence", "edges"]
@@ -24,16 +24,17 @@ __all__ = ["bias", "counts", "divergence", "edges"]
 # Rows whose weights are summed before they are added to others'.
 _BLOCK_ROWS = 4096
 
+# Of an edge, as a share of the width of all bins.
+_LARGEST_ROUNDING = 0.01
+
 CategoricalDivergence = Callable[[Any, Any], Float[Array, "*batch"]]
 
 
 def _columns(**samples: Any) -> dict[str, Any]:
     """Samples by their names, a vector as a matrix of one column."""
+    numbers = {name: as_numbers(name, sample) for name, sample in samples.items()}
     return {
-        name: (sample if hasattr(sample, "dtype") else np.asarray(sample))[:, None]
-        if np.ndim(sample) == 1
-        else sample
-        for name, sample in samples.items()
+        name: sample[:, None] if sample.ndim == 1 else sample for name, sample in numbers.items()
     }
 
 
@@ -57,7 +58,8 @@ def edges(
 
     Returns:
         Ascending edges "bins+1" of one column, "d bins+1" of several; nan for a column with a value
-        that is not finite.
+        that is not finite, or so far from zero, in NumPy's float64, that the edges' dtype cannot
+        resolve its width (`divergence` can).
 
     Raises:
         ValueError: if shapes do not fit, num_bins is no positive integer, or the spacing is
@@ -68,8 +70,16 @@ def edges(
         >>> edges(jnp.array([0.0, 1.0]), jnp.array([4.0]), num_bins=2).tolist()
         [0.0, 1.0, 4.0]
     """
-    columns = jnp.concatenate(as_samples(**_columns(x=x, y=y)))
-    result = _edges(columns, jnp.ones(columns.shape[0], bool), num_bins, spacing)
+    center, *samples = centered_samples(**_columns(x=x, y=y))
+    columns = jnp.concatenate(samples)
+    centered = _edges(columns, jnp.ones(columns.shape[0], bool), num_bins, spacing)
+    result = center.add(centered.T).T
+    # Where the centre is what most digits are spent on.
+    width = centered[:, -1:] - centered[:, :1]
+    lost = jnp.any(
+        jnp.abs(result - centered) * jnp.finfo(result.dtype).eps > _LARGEST_ROUNDING * width, axis=1
+    )
+    result = nan_unless(~lost[:, None] | (width == 0), result)
     return result[0] if np.ndim(x) == 1 else result
 
 
@@ -88,7 +98,8 @@ def _edges(
         result = jnp.nanquantile(columns, shares, axis=0).T
     else:
         raise ValueError(f'spacing must be "uniform" or "quantile"; got {spacing!r}.')
-    return nan_unless(finite[:, None], result)
+    # Interpolation between equal values may fall by a rounding.
+    return nan_unless(finite[:, None], jax.lax.cummax(result, axis=1))
 
 
 def counts(
@@ -104,50 +115,108 @@ def counts(
 
     Args:
         x: samples, a vector or a matrix.
-        edges: ascending: "bins+1" for a vector, "d bins+1" for a matrix.
+        edges: ascending, "bins+1" for a vector and "d bins+1" for a matrix; the outermost may be
+            infinite. Compared with the samples in NumPy's float64 where both are.
         weights: non-negative, one a sample; differentiable. All one by default; traced ones that
-            are negative make all counts nan.
+            are negative make all counts nan, as do traced edges that do not ascend.
 
     Returns:
         Counts "bins" or "d bins" of the dtype of x, at least float32.
 
     Raises:
-        ValueError: if shapes do not fit, or a concrete weight is negative.
+        ValueError: if shapes do not fit, a concrete weight is negative, or concrete edges do not
+            ascend.
 
     Example:
         >>> import jax.numpy as jnp
         >>> counts(jnp.array([0.0, 1.0, 4.0]), jnp.array([0.0, 2.0, 4.0])).tolist()
         [2.0, 1.0]
     """
-    (columns,) = as_samples(**_columns(x=x))
-    bounds = jnp.asarray(edges)[None] if np.ndim(x) == 1 else jnp.asarray(edges)
-    n, d = columns.shape
-    if jnp.ndim(bounds) != 2 or bounds.shape[0] != d or bounds.shape[1] < 2:
+    columns = _columns(x=x)["x"]
+    result = _counts(columns, _bounds("edges", edges, np.ndim(x), columns), weights, "weights")
+    return result[0] if np.ndim(x) == 1 else result
+
+
+def _bounds(name: str, edges: Any, ndim: int, columns: Any) -> Any:
+    """Edges as a matrix, a row for each column; concrete ones ascend, or hold nan."""
+    given = as_numbers(name, edges)
+    bounds = given[None] if ndim == 1 else given
+    if bounds.ndim != 2 or bounds.shape[0] != columns.shape[1] or bounds.shape[1] < 2:
+        shape = columns.shape[:1] if ndim == 1 else columns.shape
         raise ValueError(
-            "edges must have shape (bins + 1,) for a vector x and (features, bins + 1) for a "
-            f"matrix; got shape {jnp.shape(edges)} for x of shape {np.shape(x)}."
+            f"{name} must have shape (bins + 1,) for a vector and (features, bins + 1) for a "
+            f"matrix; got shape {given.shape} for samples of shape {shape}."
         )
-    dtype = jnp.promote_types(columns.dtype, jnp.float32)
-    mass = jnp.ones(n, jnp.int32) if weights is None else jnp.asarray(weights, dtype)
+    if not isinstance(bounds, Tracer):
+        numbers = np.asarray(bounds, np.float64)
+        with np.errstate(invalid="ignore"):  # of infinite ends
+            ascending = _ascend(numbers, jnp.finfo(bounds.dtype).eps).all(axis=1)
+        inner = np.isfinite(numbers[:, 1:-1]).all(axis=1)
+        if not (np.isnan(numbers).any(axis=1) | (ascending & inner)).all():
+            raise ValueError(
+                f"{name} must ascend, and be finite but for the outermost; they do not."
+            )
+    return bounds
+
+
+def _counts(columns: Any, bounds: Any, weights: Any, name: str) -> Float[Array, "d bins"]:
+    """`counts` of a matrix, with `name` that of the weights."""
+    check_matrix(x=columns)
+    n, num_bins = columns.shape[0], bounds.shape[1] - 1
+    dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(columns, bounds))
+    sums_dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(columns.dtype), jnp.float32)
+    mass = jnp.ones(n, jnp.int32)
+    if weights is not None:
+        (mass,) = as_arrays(**{name: weights})
+        mass = mass.astype(sums_dtype)
     if mass.shape != (n,):
-        raise ValueError(f"weights must have shape ({n},); got shape {mass.shape}.")
+        raise ValueError(f"{name} must have shape ({n},); got shape {mass.shape}.")
     if not isinstance(mass, Tracer) and (np.asarray(mass) < 0).any():
-        raise ValueError(f"weights must not be negative; got {np.asarray(mass).min()}.")
-    num_bins = bounds.shape[1] - 1
+        raise ValueError(f"{name} must not be negative; got {np.asarray(mass).min()}.")
     # One float that is added to 2²⁴ ones is lost; sums of blocks, added up, keep their digits.
     block = jnp.arange(n) // _BLOCK_ROWS
 
-    def count(column: Float[Array, " n"], bounds: Float[Array, " bins+1"]) -> Array:
-        index = jnp.clip(jnp.searchsorted(bounds, column, side="right") - 1, 0, num_bins - 1)
-        outside = (column < bounds[0]) | (column > bounds[-1])
+    def count(column: _TwoParts, bounds: _TwoParts) -> Array:
+        below = _num_at_or_below(bounds, column)
+        outside = (below == 0) | _less((bounds[0][-1], bounds[1][-1]), column)
+        index = jnp.clip(below - 1, 0, num_bins - 1)
         sums = jnp.zeros((n // _BLOCK_ROWS + 1, num_bins), mass.dtype)
         sums = sums.at[block, index].add(jnp.where(outside, 0, mass))
-        missing = jnp.any(jnp.isnan(column) & (mass != 0)) | jnp.isnan(bounds).any()
-        valid = ~missing & jnp.all(mass >= 0)
-        return nan_unless(valid, sums.sum(axis=0, dtype=mass.dtype).astype(dtype))
+        missing = jnp.any(jnp.isnan(column[0]) & (mass != 0)) | jnp.isnan(bounds[0]).any()
+        ascending = _ascend(bounds[0], jnp.finfo(bounds[0].dtype).eps).all()
+        valid = ~missing & ascending & jnp.isfinite(bounds[0][1:-1]).all() & jnp.all(mass >= 0)
+        return nan_unless(valid, sums.sum(axis=0, dtype=mass.dtype).astype(sums_dtype))
 
-    result = jax.vmap(count)(columns.T, bounds)
-    return result[0] if np.ndim(x) == 1 else result
+    return jax.vmap(count)(two_parts(columns.T, dtype), two_parts(bounds, dtype))
+
+
+_TwoParts: TypeAlias = tuple[Array, Array]
+
+
+def _ascend(numbers: Any, eps: Any) -> Any:
+    """Where a number is not below the one before it, by more than a few roundings."""
+    before, after = numbers[..., :-1], numbers[..., 1:]
+    return (after >= before) | (after >= before - 8 * eps * abs(before))
+
+
+def _less(a: _TwoParts, b: _TwoParts) -> Bool[Array, "..."]:
+    """Whether a < b, of numbers as their rounding and its rest."""
+    return (a[0] < b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
+
+
+def _num_at_or_below(bounds: _TwoParts, points: _TwoParts) -> Int[Array, " n"]:
+    """How many of the ascending bounds are not above each point, by bisection."""
+    size = bounds[0].shape[0]
+
+    def halve(_, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        first, last = ends
+        middle = jnp.minimum((first + last) // 2, size - 1)
+        at_middle = bounds[0][middle], bounds[1][middle]
+        reached = (first < last) & ~_less(points, at_middle) & ~jnp.isnan(points[0])
+        return jnp.where(reached, middle + 1, first), jnp.where(reached, last, middle)
+
+    start = jnp.zeros(points[0].shape, int), jnp.full(points[0].shape, size)
+    return jax.lax.fori_loop(0, size.bit_length(), halve, start)[0]
 
 
 def bias(
@@ -180,6 +249,9 @@ def bias(
     Returns:
         The expected excess of the plug-in estimate, to subtract from it.
 
+    Raises:
+        ValueError: if these are not vectors of one length.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from divjax.fdiv import categorical
@@ -195,11 +267,21 @@ def bias(
     def value(counts_p: Array, counts_q: Array) -> Array:
         return divergence(Weights(counts_p, smoothing), Weights(counts_q, smoothing))
 
-    total = jnp.zeros((), counts_p.dtype)
-    variances = (
-        counts_p if squares_p is None else squares_p,
-        counts_q if squares_q is None else squares_q,
+    counts_p, counts_q, squares_p, squares_q = as_arrays(
+        counts_p=counts_p,
+        counts_q=counts_q,
+        squares_p=counts_p if squares_p is None else squares_p,
+        squares_q=counts_q if squares_q is None else squares_q,
     )
+    check_shape("counts_p", counts_p, "bins")
+    for name, given in {
+        "counts_q": counts_q,
+        "squares_p": squares_p,
+        "squares_q": squares_q,
+    }.items():
+        check_shape(name, given, counts_p.shape[0])
+    total = jnp.zeros((), counts_p.dtype)
+    variances = squares_p, squares_q
     for argument, variance in enumerate(variances):
         hessian = jax.hessian(value, argnums=argument)(counts_p, counts_q)
         total = total + 0.5 * jnp.dot(variance, jnp.diagonal(hessian))
@@ -233,8 +315,8 @@ def divergence(
         y: samples of q with as many columns.
         num_bins: a static integer.
         spacing: "quantile" or "uniform", see `edges`.
-        bins: edges to use instead: "bins+1", or "d bins+1" for a matrix. Points outside of them are
-            left out.
+        bins: ascending edges to use instead: "bins+1", or "d bins+1" for a matrix. Points outside
+            of them are left out.
         weights_x: non-negative, one a sample; a row of weight zero may hold anything.
         weights_y: likewise.
         smoothing: added to each count. Without, KL is +inf where a bin holds points of x alone.
@@ -257,32 +339,46 @@ def divergence(
     References:
         Csiszár 1967: merging points never raises an f-divergence.
     """
-    weights = {"x": weights_x, "y": weights_y}
-    center, *samples = centered_samples(weights, **_columns(x=x, y=y))
+    columns = _columns(x=x, y=y)
+    weights = {
+        name: None if given is None else as_arrays(**{f"weights_{name}": given})[0]
+        for name, given in {"x": weights_x, "y": weights_y}.items()
+    }
+    for name, weight in weights.items():
+        if weight is not None and weight.shape != columns[name].shape[:1]:
+            raise ValueError(
+                f"weights_{name} must have shape {columns[name].shape[:1]}; got {weight.shape}."
+            )
+    _, *samples = centered_samples(weights, **columns)
     used = [
-        jnp.ones(sample.shape[0], bool) if weight is None else jnp.asarray(weight) != 0
+        jnp.ones(sample.shape[0], bool) if weight is None else weight != 0
         for sample, weight in zip(samples, weights.values(), strict=True)
     ]
     if bins is None:
         pooled = jnp.concatenate(samples)
         bounds = _edges(pooled, jnp.concatenate(used), num_bins, spacing)
+        columns = dict(zip(columns, samples, strict=True))
     else:
-        given = np.asarray(bins) if isinstance(bins, (list, tuple)) else bins
-        bounds = center.subtract((given[None] if np.ndim(x) == 1 else given).T).T
-    pairs = list(zip(samples, weights.values(), strict=True))
-    sums = [counts(sample, bounds, weight) for sample, weight in pairs]
+        bounds = _bounds("bins", bins, np.ndim(x), columns["x"])
 
+    dtype = jnp.promote_types(samples[0].dtype, jnp.float32)
+
+    def count(function: Callable[[Array], Array]) -> list[Array]:
+        return [
+            _counts(
+                columns[name], bounds, None if w is None else function(w), f"weights_{name}"
+            ).astype(dtype)
+            for name, w in weights.items()
+        ]
+
+    sums = count(lambda weight: weight)
     values = divergence(*(Weights(sum_, smoothing) for sum_ in sums))
     if unbias:
-        squares = [
-            counts(sample, bounds, None if weight is None else jnp.square(weight))
-            for sample, weight in pairs
-        ]
         values = values - jax.vmap(
             lambda p, q, squares_p, squares_q: bias(
                 divergence, p, q, squares_p=squares_p, squares_q=squares_q, smoothing=smoothing
             )
-        )(*sums, *squares)
+        )(*sums, *count(jnp.square))
     # Given bins leave infinite values out without a trace.
     for sample, rows in zip(samples, used, strict=True):
         values = nan_unless(jnp.all(jnp.isfinite(sample) | ~rows[:, None], axis=0), values)

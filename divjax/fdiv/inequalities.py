@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_positive
+from divjax.core.checks import check_at_least
 from divjax.core.numerics import nan_unless, safe_sqrt
+from divjax.core.samples import as_arrays, as_numbers
 from divjax.fdiv.special import (
-    as_floats,
     entropy_deficit,
     log1p_over,
     log_mixture,
@@ -53,7 +53,7 @@ def _floats_between(low: float, high: float, **values: Any) -> Array:
     ((name, value),) = values.items()
     if isinstance(value, (int, float)) and not low <= value <= high:
         raise ValueError(f"{name} must be a number in [{low:g}, {high:g}]; got {value}.")
-    (value,) = as_floats(value)
+    (value,) = as_arrays(**{name: value})
     rounding = 64 * jnp.finfo(value.dtype).eps
     value = nan_unless((value >= low - rounding) & (value <= high + rounding), value)
     # Not `clip`, whose derivative at the ends is a half.
@@ -132,12 +132,12 @@ def kl_lower_bound_from_js(gap: ArrayLike | None = None, *, js: ArrayLike | None
     if (gap is None) == (js is None):
         raise ValueError("give exactly one of gap (log 2 − JS) and js; got both or neither.")
     if gap is not None:
-        (gap,) = as_floats(gap)
+        (gap,) = as_arrays(gap=gap)
         inside = (gap > 0) & (gap < _LOG_2)
         bound = _kl_from_gap(jnp.where(inside, gap, 0.5))
         outside = jnp.where(gap <= 0, jnp.inf, jnp.where(jnp.isnan(gap), gap, 0))
         return jnp.where(inside, bound, outside)
-    (js,) = as_floats(js)  # pyright: ignore[reportArgumentType]
+    (js,) = as_arrays(js=js)
     small, large = (js > 0) & (js < _LOG_2 / 2), (js >= _LOG_2 / 2) & (js < _LOG_2)
     near = _kl_from_js(jnp.where(small, js, 0.1))
     far = _kl_from_gap(_LOG_2 - jnp.where(large, js, 0.5))
@@ -270,7 +270,8 @@ def tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Bounds:
         num_samples: m, the number of samples packed into one.
 
     Raises:
-        ValueError: if `tv` is a Python number outside [0, 1], or `num_samples` is not positive.
+        ValueError: if `tv` is a Python number outside [0, 1], or concrete `num_samples` are not
+            at least 1. Traced ones that are not give NaN.
 
     Example:
         >>> [round(float(bound), 4) for bound in tv_bounds_of_product(0.2, 4)]
@@ -280,10 +281,12 @@ def tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Bounds:
         Lin, Khetan, Fanti, Oh 2018 (PacGAN), above; Tsybakov 2009, lemma 2.3, below.
     """
     tv = _floats_between(0, 1, tv=tv)
-    check_positive(num_samples=num_samples)
+    if not isinstance(num_samples, (int, float)):
+        num_samples = as_numbers("num_samples", num_samples)
+    check_at_least(1, num_samples=num_samples)
     if not isinstance(num_samples, (int, float)):
         num_samples = jnp.asarray(num_samples, tv.dtype)
-        num_samples = nan_unless(num_samples > 0, num_samples)
+        num_samples = nan_unless(num_samples >= 1, num_samples)
     lower = jnp.maximum(tv, _one_minus_power(tv * tv, num_samples / 2))
     return Bounds(lower, _one_minus_power(tv, num_samples))
 

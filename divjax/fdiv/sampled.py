@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.fdiv.special import as_floats, exp_remainder
+from divjax.core.samples import as_arrays
+from divjax.fdiv.special import exp_remainder
 
 __all__ = ["sampled_kl", "sampled_kl_surrogate"]
 
@@ -14,7 +15,7 @@ def _log_ratios(
 ) -> tuple[Array, Array]:
     if estimator not in ("k1", "k2", "k3"):
         raise ValueError(f'estimator must be "k1", "k2" or "k3"; got {estimator!r}.')
-    log_p, log_q = as_floats(log_p, log_q)
+    log_p, log_q = as_arrays(log_p=log_p, log_q=log_q)
     if log_p.shape != log_q.shape:
         raise ValueError(
             f"log_p and log_q must have the same shape; got {log_p.shape} and {log_q.shape}."

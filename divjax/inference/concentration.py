@@ -5,15 +5,16 @@ for any distribution on the interval, however skewed, and for samples of two val
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.checks import check_probability
-from divjax.fdiv.inequalities import safe_sqrt
-from divjax.fdiv.special import as_floats
+from divjax.core.checks import check_below, check_probability
+from divjax.core.numerics import safe_sqrt
+from divjax.core.samples import as_arrays, as_numbers, as_vectors
 
 __all__ = [
     "LARGEST_STAKE",
@@ -27,6 +28,9 @@ __all__ = [
 
 # The largest share of the capital that is staked on one value (Waudby-Smith and Ramdas, c).
 LARGEST_STAKE = 0.75
+
+# The rounding of an interval's ends, as a share of its width.
+_LARGEST_SLACK = 0.05
 
 
 class Bounded(NamedTuple):
@@ -58,42 +62,64 @@ class _Moments(NamedTuple):
 
 def _check(sample: Bounded, confidence: ArrayLike) -> tuple[Array, Array, Array, Array]:
     """Values (zero where masked), lower, upper and mask, the last as numbers."""
-    values, lower, upper, mask = sample
-    shape = jnp.shape(values)
-    if len(shape) != 1 or shape == (0,):
-        raise ValueError(f"values must be a non-empty vector; got shape {shape}.")
+    values, lower, upper, _ = sample
+    mask: Any = sample.mask
+    (values,) = as_vectors(values=values)
+    shape = values.shape
     if mask is not None:
-        dtype = jnp.result_type(mask)
-        if jnp.shape(mask) != shape or not jnp.issubdtype(dtype, jnp.bool_):
+        mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+        if mask.shape != shape or not jnp.issubdtype(mask.dtype, jnp.bool_):
             raise ValueError(
-                f"mask must be booleans of shape {shape}; got {dtype} of shape {jnp.shape(mask)}."
+                f"mask must be booleans of shape {shape}; got {mask.dtype} of shape {mask.shape}."
             )
-    if not {jnp.shape(lower), jnp.shape(upper)} <= {(), shape}:
+    lower, upper = _ends(lower, upper)
+    if not {np.shape(lower), np.shape(upper)} <= {(), shape}:
         raise ValueError(
-            f"lower and upper must be numbers or of shape {shape}; got shapes {jnp.shape(lower)} "
-            f"and {jnp.shape(upper)}."
+            f"lower and upper must be numbers or of shape {shape}; got shapes {np.shape(lower)} "
+            f"and {np.shape(upper)}."
         )
-    numbers = (int, float)
-    if isinstance(lower, numbers) and isinstance(upper, numbers) and not lower < upper:
-        raise ValueError(f"lower must be below upper; got {lower} and {upper}.")
+    check_below(lower, upper, True if mask is None else mask)
     check_probability(confidence=confidence)
-    values, lower, upper = as_floats(values, lower, upper)
+    values, lower, upper = as_arrays(values=values, lower=lower, upper=upper)
     valid = jnp.ones(shape, bool) if mask is None else mask
     return jnp.where(valid, values, lower), lower, upper, valid.astype(values.dtype)
 
 
+def _ends(lower: Any, upper: Any) -> tuple[Any, Any]:
+    """The ends as numbers, Python's as they are."""
+    python = (int, float)
+    return (
+        float(lower) if isinstance(lower, python) else as_numbers("lower", lower),
+        float(upper) if isinstance(upper, python) else as_numbers("upper", upper),
+    )
+
+
 def _legal(values: Array, lower: Array, upper: Array) -> Array:
-    """Whether all values are within the interval, up to its ends' rounding; false for NaN."""
+    """Whether all values are within the interval, up to its ends' rounding; false for NaN.
+
+    And whether that rounding leaves anything of the interval.
+    """
     slack = 8 * jnp.finfo(values.dtype).eps * jnp.maximum(jnp.abs(lower), jnp.abs(upper))
-    return jnp.all((values >= lower - slack) & (values <= upper + slack))
+    resolved = jnp.max(slack) <= _LARGEST_SLACK * (jnp.max(upper) - jnp.min(lower))
+    return resolved & jnp.all((values >= lower - slack) & (values <= upper + slack))
 
 
 def _moments(sample: Bounded, confidence: ArrayLike) -> _Moments:
     values, lower, upper, mask = _check(sample, confidence)
+    legal = _legal(values, lower, upper)
+    # Of values with ends of their own all lie between the outermost.
+    lower, upper = jnp.min(lower), jnp.max(upper)
     size = jnp.sum(mask)
     mean = lower + jnp.sum(mask * (values - lower)) / jnp.maximum(size, 1)
     variance = jnp.sum(mask * jnp.square(values - mean)) / jnp.maximum(size - 1, 1)
-    return _Moments(size, mean, variance, upper - lower, lower, _legal(values, lower, upper))
+    return _Moments(size, mean, variance, upper - lower, lower, legal)
+
+
+def _mirrored(sample: Bounded, confidence: ArrayLike) -> Bounded:
+    """The sample of −X, once its own ends are checked."""
+    _check(sample, confidence)
+    lower, upper = _ends(sample.lower, sample.upper)
+    return Bounded(-as_numbers("values", sample.values), -upper, -lower, sample.mask)
 
 
 def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) -> Float[Array, ""]:
@@ -124,8 +150,8 @@ def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) ->
         of (0, 1).
 
     Raises:
-        ValueError: if there is no sample, a shape does not fit, or a Python number for the
-            confidence is not in (0, 1) or for an interval's ends not in order.
+        ValueError: if there is no sample, a shape does not fit, a Python number for the confidence
+            is not in (0, 1), or concrete ends of an interval are not in order.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -141,7 +167,7 @@ def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) ->
     if not samples:
         raise ValueError("samples must hold at least one Bounded; got none.")
     moments = [_moments(sample, confidence) for sample in samples]
-    confidence = as_floats(confidence, samples[0].values)[0]
+    confidence = jnp.asarray(confidence, moments[0].mean.dtype)
     log_term = math.log(2) - jnp.log1p(-confidence)
     pairs = [jnp.maximum(m.size * (m.size - 1), 1) for m in moments]
     spread = sum(m.variance / jnp.maximum(m.size, 1) for m in moments)
@@ -225,9 +251,8 @@ def empirical_bernstein_upper_bound(
         >>> 0.5 < float(empirical_bernstein_upper_bound(values, 0.0, 1.0)) < 0.56
         True
     """
-    return -empirical_bernstein_lower_bound(
-        -values, jnp.negative(upper), jnp.negative(lower), confidence=confidence, mask=mask
-    )
+    sample = _mirrored(Bounded(values, lower, upper, mask), confidence)
+    return -sum_of_means_lower_bound(sample, confidence=confidence)
 
 
 def betting_lower_bound(
@@ -281,7 +306,7 @@ def betting_lower_bound(
         Waudby-Smith, Ramdas 2024, theorem 3 and section 4.3: the capital, and λ for a fixed n.
     """
     x, lower, upper, rows = _check(Bounded(values, lower, upper, mask), confidence)
-    confidence = as_floats(confidence, x)[0]
+    confidence = jnp.asarray(confidence, x.dtype)
     legal = _legal(x, lower, upper) & (confidence > 0) & (confidence < 1)
     # One unit for all values, whose own ends may lie within.
     least = jnp.min(lower)
@@ -326,8 +351,9 @@ def betting_upper_bound(
         >>> 0.5 < float(betting_upper_bound(values, 0.0, 1.0)) < 0.56
         True
     """
+    minus = _mirrored(Bounded(values, lower, upper, mask), confidence)
     return -betting_lower_bound(
-        -values, jnp.negative(upper), jnp.negative(lower), confidence=confidence, mask=mask
+        minus.values, minus.lower, minus.upper, confidence=confidence, mask=minus.mask
     )
 
 

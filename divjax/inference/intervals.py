@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Float
 
+from divjax.core.checks import check_positive_values
+from divjax.core.numerics import nan_unless
+from divjax.core.samples import as_arrays
 from divjax.core.types import Interval, normal_interval, normal_quantile
-from divjax.fdiv.special import as_floats
 
 __all__ = ["logit_interval", "normal_interval"]
 
@@ -32,7 +34,9 @@ def logit_interval(
         normal interval, cut off there.
 
     Raises:
-        ValueError: if the level is a Python number outside of (0, 1).
+        ValueError: if the level is not one number, or a Python number outside of (0, 1), or a
+            concrete standard error is negative, or a concrete `upper` not positive. Traced ones
+            that are make the interval NaN.
 
     Example:
         >>> [round(float(end), 3) for end in logit_interval(0.98, 0.015)]
@@ -41,7 +45,10 @@ def logit_interval(
     References:
         Pepe 2003, section 5.2.5, for the AUC.
     """
-    value, std_error, upper = as_floats(value, std_error, upper)
+    value, std_error, upper = as_arrays(value=value, std_error=std_error, upper=upper)
+    check_positive_values(upper=upper)
+    plain = normal_interval(value, std_error, level)
+    upper = nan_unless(upper > 0, upper)
     inside = (value > 0) & (value < upper)
     v = jnp.where(inside, value, upper / 2)
     margin = normal_quantile(level, value.dtype) * std_error * upper / (v * (upper - v))
@@ -49,6 +56,8 @@ def logit_interval(
     # upper · sigmoid(log odds ± margin), each by the exponential that cannot overflow.
     shrink = jnp.exp(-margin)
     low, high = upper * odds * shrink / (1 + odds * shrink), upper * odds / (odds + shrink)
-    plain = normal_interval(value, std_error, level)
     lower, higher = (jnp.clip(end, 0, upper) for end in plain)
+    # What is NaN in the plain interval is no number here either.
+    low, high = (nan_unless(plain.lower <= plain.upper, end) for end in (low, high))
+    lower, higher = (nan_unless(upper > 0, end) for end in (lower, higher))
     return Interval(jnp.where(inside, low, lower), jnp.where(inside, high, higher))

@@ -19,10 +19,10 @@ from divjax.core.checks import check_count, check_scalar_output
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
-from divjax.core.samples import as_samples
+from divjax.core.samples import as_numbers, as_samples, as_vectors, centered_samples
 from divjax.core.types import status_of, summary
 from divjax.fdiv.special import as_floats
-from divjax.inference.rank import check_scores, midranks
+from divjax.inference.rank import keep_order, midranks
 
 __all__ = ["PermutationTest", "permutation_test", "score_permutation_test"]
 
@@ -35,9 +35,11 @@ class PermutationTest(NamedTuple):
     Attributes:
         statistic: the observed one.
         p_value: (1 + #{null ≥ statistic})/(1 + N), at least 1/(1 + N); ties, up to rounding, count
-            as ≥, and so does a NaN of the null. NaN if the statistic is.
+            as ≥, and so does a NaN of the null. NaN if the statistic is, or if it is infinite and
+            one of the null is not finite: then infinite data may be what made it so. An infinite
+            statistic among finite ones (a divergence of disjoint supports) counts as it is.
         null: the statistic of each permutation.
-        status: a `Status`: `NOT_FINITE` if the statistic or one of the null is NaN, `INVALID_INPUT`
+        status: a `Status`: `NOT_FINITE` if the p-value or one of the null is NaN, `INVALID_INPUT`
             if traced groups have rows in both samples.
     """
 
@@ -119,12 +121,15 @@ def _check_groups(groups: Array | None, num_x: int) -> None:
 def _test(
     observed: Array, null: Array, tolerance: Array, valid: Bool[ArrayLike, ""] = True
 ) -> PermutationTest:
+    # Of an infinite statistic nothing is rounding; it says something beside finite ones alone.
+    tolerance = jnp.where(jnp.isinf(observed), 0, tolerance)
     below = jnp.sum(null < observed - tolerance)  # never true of NaN
     size = null.shape[0]
     p_value = (1 + size - below).astype(null.dtype) / (1 + size)
-    finite = ~jnp.isnan(observed) & ~jnp.isnan(null).any()
+    known = jnp.isfinite(observed) | (jnp.isinf(observed) & jnp.isfinite(null).all())
+    finite = known & ~jnp.isnan(null).any()
     status = status_of(converged=True, finite=finite, valid=valid)
-    p_value = nan_unless(~jnp.isnan(observed) & valid, p_value)
+    p_value = nan_unless(known & valid, p_value)
     return PermutationTest(observed, p_value, null, status)
 
 
@@ -298,7 +303,15 @@ def score_permutation_test(
         Mann, Whitney 1947; Lopez-Paz, Oquab 2017, the classifier two-sample test.
     """
     key = own_key(key)
-    check_scores(scores_x=scores_x, scores_y=scores_y)
+    if kind == "auc":
+        scores_x, scores_y = keep_order(scores_x, scores_y)
+    converted = as_vectors(scores_x=scores_x, scores_y=scores_y)
+    if kind == "mean":
+        # Which a difference of means is free of, and NumPy's float64 of its rounding.
+        pair = as_numbers("scores_x", scores_x), as_numbers("scores_y", scores_y)
+        columns = {name: part[:, None] for name, part in zip("xy", pair, strict=True)}
+        converted = (part[:, 0] for part in centered_samples(**columns)[1:])
+    scores_x, scores_y = converted
     _check_counts(num_permutations, batch_size)
     if kind not in KINDS:
         raise ValueError(f'kind must be "mean", "auc" or "accuracy"; got {kind!r}.')

@@ -1,45 +1,58 @@
 """How well scores tell two samples apart: AUC and accuracy, with their standard errors."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_weights
+from divjax.core.checks import check_probability, check_scalar, check_weights
 from divjax.core.numerics import nan_unless, safe_sqrt
+from divjax.core.samples import as_arrays, as_numbers, as_vectors
 from divjax.core.simplex import effective_sample_size
 from divjax.core.types import Estimate
-from divjax.fdiv.special import as_floats
 from divjax.inference.intervals import logit_interval
 
 __all__ = ["accuracy", "auc", "midranks"]
 
 
-def check_scores(**samples: Array) -> None:
-    """Raise `ValueError` unless each sample of scores is a non-empty vector of real numbers."""
-    for name, scores in samples.items():
-        if jnp.ndim(scores) != 1 or jnp.size(scores) == 0:
-            raise ValueError(f"{name} must be a non-empty vector; got shape {jnp.shape(scores)}.")
-        if jnp.issubdtype(jnp.result_type(scores), jnp.complexfloating):
-            raise ValueError(f"{name} must be real; got {jnp.result_type(scores)}.")
-
-
 def _weighted(
-    scores_x: Array, scores_y: Array, weights_x: Array | None, weights_y: Array | None
+    scores_x: Any, scores_y: Any, weights_x: Any, weights_y: Any
 ) -> tuple[Array, Array, Array, Array]:
     """Scores, and weights that sum to one, NaN if invalid; of weight zero, NaN is no score."""
-    check_scores(scores_x=scores_x, scores_y=scores_y)
-    scores, weights = [], []
-    for name, sample, weight in (("x", scores_x, weights_x), ("y", scores_y, weights_y)):
-        weight = jnp.ones(jnp.shape(sample), sample.dtype) if weight is None else weight
-        if jnp.shape(weight) != jnp.shape(sample):
+    numbers = as_vectors(scores_x=scores_x, scores_y=scores_y)
+    scores, weights = [], {}
+    for name, sample, weight in zip("xy", numbers, (weights_x, weights_y), strict=True):
+        weight = jnp.ones_like(sample) if weight is None else weight
+        (weight,) = as_arrays(**{f"weights_{name}": weight})
+        if weight.shape != sample.shape:
             raise ValueError(
-                f"weights_{name} must have the shape of scores_{name}, {jnp.shape(sample)}; "
-                f"got {jnp.shape(weight)}."
+                f"weights_{name} must have the shape of scores_{name}, {sample.shape}; "
+                f"got {weight.shape}."
             )
         check_weights(f"weights_{name}", weight)
         scores.append(jnp.where((weight == 0) & jnp.isnan(sample), 0, sample))
-        weights.append(weight)
-    x, y, a, b = as_floats(*scores, *weights)
+        weights[name] = weight
+    x, y, a, b = as_arrays(scores_x=scores[0], scores_y=scores[1], **weights)
     return x, y, _normalized(a), _normalized(b)
+
+
+def keep_order(scores_x: Any, scores_y: Any) -> tuple[Any, Any]:
+    """The scores, or numbers in their order where a rounding to float32 would tie some.
+
+    Those are NumPy's float64 (a list or a series of numbers is): their places among the pooled
+    distinct scores, NaN where they are.
+    """
+    numbers = as_numbers("scores_x", scores_x), as_numbers("scores_y", scores_y)
+    double = all(isinstance(x, np.ndarray) and x.dtype == np.float64 for x in numbers)
+    if not double or jax.dtypes.canonicalize_dtype(np.float64) == np.float64:
+        return numbers
+    pooled = np.concatenate([x.ravel() for x in numbers])
+    places = np.unique(pooled, return_inverse=True)[1].reshape(-1)
+    places = np.where(np.isnan(pooled), np.nan, places)
+    size = numbers[0].size
+    return places[:size].reshape(numbers[0].shape), places[size:].reshape(numbers[1].shape)
 
 
 def _normalized(weights: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -114,7 +127,8 @@ def auc(
     References:
         Mann, Whitney 1947; DeLong, DeLong, Clarke-Pearson 1988, eq. 4–7.
     """
-    x, y, a, b = _weighted(scores_x, scores_y, weights_x, weights_y)
+    check_probability(level=level)
+    x, y, a, b = _weighted(*keep_order(scores_x, scores_y), weights_x, weights_y)
     value, variance_x = _mean_and_variance(_share_below(x, y, b), a)
     _, variance_y = _mean_and_variance(_share_below(y, x, a), b)
     value = jnp.where(jnp.isnan(x).any() | jnp.isnan(y).any(), jnp.nan, value)
@@ -158,7 +172,13 @@ def accuracy(
         >>> accuracy(jnp.array([0.2, 1.0, -3.0, 2.0]), jnp.array([-0.2, 0.1])).value.tolist()
         0.625
     """
-    x, y, a, b = _weighted(scores_x, scores_y, weights_x, weights_y)
+    check_probability(level=level)
+    check_scalar(threshold=threshold)
+    numbers = as_numbers("scores_x", scores_x), as_numbers("scores_y", scores_y)
+    if not isinstance(threshold, jax.Array):
+        # In NumPy's float64, where they are, before float32 rounds them.
+        numbers, threshold = (numbers[0] - threshold, numbers[1] - threshold), 0.0
+    x, y, a, b = _weighted(*numbers, weights_x, weights_y)
     right_x, right_y = (1 + jnp.sign(x - threshold)) / 2, (1 - jnp.sign(y - threshold)) / 2
     share_x, variance_x = _mean_and_variance(right_x, a)
     share_y, variance_y = _mean_and_variance(right_y, b)
@@ -174,8 +194,7 @@ def midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
         >>> midranks(jnp.array([3.0, 1.0, 3.0])).tolist()
         [2.5, 1.0, 2.5]
     """
-    check_scores(values=values)
-    (values,) = as_floats(values)
+    (values,) = as_vectors(values=values)
     ordered = jnp.sort(values)
     left, right = (jnp.searchsorted(ordered, values, side=side) for side in ("left", "right"))
     return (left + right + 1).astype(values.dtype) / 2

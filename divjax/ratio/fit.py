@@ -16,6 +16,7 @@ from divjax.core.checks import (
     check_probability,
     check_shape,
 )
+from divjax.core.numerics import in_base
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Center, as_samples
 from divjax.core.simplex import effective_sample_size
@@ -292,8 +293,7 @@ class RatioFit:
             raise ValueError(f"clip must be a positive, finite Python number; got {clip!r}.")
         check_base(base)
         check_probability(confidence=confidence)
-        largest = _certified_js(self, confidence, clip)
-        return largest if base is None else largest / jnp.log(jnp.asarray(base, largest.dtype))
+        return in_base(_certified_js(self, confidence, clip), base)
 
     def certified_kl(
         self,
@@ -319,7 +319,7 @@ class RatioFit:
         """
         check_base(base)
         bound = _kl_from_js(self.certified_js(confidence=confidence, clip=clip))
-        return bound if base is None else bound / jnp.log(jnp.asarray(base, bound.dtype))
+        return in_base(bound, base)
 
     @property
     def diagnostics(self) -> Diagnostics:
@@ -365,11 +365,13 @@ def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> 
     upper = jnp.where(upper < value, value, upper)
 
     value = value + _first_order(fit, generator, samples)
-    unit = 1 if base is None else jnp.log(jnp.asarray(base, value.dtype))
+    value, std_error, lower, upper = (
+        in_base(number, base) for number in (value, std_error, lower, upper)
+    )
     return Estimate(
-        value / unit,
-        std_error / unit,
-        Interval(lower / unit, upper / unit),
+        value,
+        std_error,
+        Interval(lower, upper),
         diagnostics.effective_sample_size,
         diagnostics,
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from divjax.core.numerics import if_needed, safe_log, safe_power, safe_sqrt, xlogy
+from divjax.core.numerics import if_needed, in_base, safe_log, safe_power, safe_sqrt, xlogy
 
 EDGES = np.array([np.nan, np.inf, 0.0, -0.0, -1.0, -np.inf, 4.0, 1e-30])
 
@@ -63,3 +63,29 @@ def test_if_needed():
     function = jax.vmap(lambda condition, x: if_needed(condition, jnp.square, x))
     result = function(jnp.array([True, False]), jnp.array([3.0, 3.0]))
     assert result.tolist() == [9, 3]
+
+
+BAD_BASES = [1.0, 0.5, 0.0, -2.0, np.inf, np.nan]
+
+
+@pytest.mark.parametrize("base", BAD_BASES)
+def test_a_base_out_of_range(base):
+    """Refused whatever holds it, and NaN where it is traced."""
+    for held in (base, np.float32(base), np.array(base), jnp.asarray(base)):
+        with pytest.raises(ValueError, match="base must be a number above 1"):
+            in_base(jnp.ones(()), held)
+    assert jnp.isnan(jax.jit(in_base)(jnp.ones(()), base))
+
+
+@pytest.mark.parametrize("base", [True, "2", [2, 3], jnp.array([2.0]), 2j, (), np.str_("2")])
+def test_a_base_that_is_no_number(base):
+    with pytest.raises(ValueError, match="base must be a number above 1"):
+        in_base(jnp.ones(()), base)
+
+
+def test_bases():
+    for base in (2, 2.0, np.float32(2), np.array(2), jnp.asarray(2), jnp.float16(2)):
+        np.testing.assert_allclose(in_base(jnp.log(8.0), base), 3, rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.grad(in_base, 1)(jnp.ones(()), 4.0), -0.25 / np.log(4) ** 2, rtol=1e-6
+    )

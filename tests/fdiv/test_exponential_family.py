@@ -1,5 +1,7 @@
 """Divergences from log-partition functions against quadrature, sums and closed forms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,121 @@ def test_named_families_by_quadrature(name):
         # At order one Rényi's divergence is KL, and near it close to it.
         np.testing.assert_allclose(divergences(p, q, 1.0)["renyi"], kl, rtol=1e-8)
         np.testing.assert_allclose(divergences(p, q, 1 + 1e-6)["renyi"], kl, rtol=1e-5)
+
+
+# A and its gradient by SciPy.
+EXACT = {
+    "poisson": lambda e: (np.exp(e[0]), [np.exp(e[0])]),
+    "gamma": lambda e: (
+        scipy.special.gammaln(e[0]) - e[0] * np.log(-e[1]),
+        [scipy.special.digamma(e[0]) - np.log(-e[1]), -e[0] / e[1]],
+    ),
+    "beta": lambda e: (
+        scipy.special.gammaln(e).sum() - scipy.special.gammaln(e.sum()),
+        scipy.special.digamma(e) - scipy.special.digamma(e.sum()),
+    ),
+    "normal": lambda e: (
+        -(e[0] ** 2) / e[1] / 4 - np.log(-2 * e[1]) / 2,
+        [-e[0] / e[1] / 2, (e[0] / e[1]) ** 2 / 4 - 0.5 / e[1]],
+    ),
+}
+LARGE = {
+    "normal": [((1e4, 1.0), (1e4 + 1, 1.0)), ((100.0, 0.01), (100.01, 0.01)), ((9.0, 1), (9.5, 2))],
+    "gamma": [((1e6, 1.0), (1.001e6, 1.0)), ((2.0, 1.0), (2.0, 1.0001)), ((0.01, 1), (200, 3))],
+    "beta": [((1e6, 1e6), (1.001e6, 1e6)), ((0.01, 0.01), (300.0, 2.0))],
+    "poisson": [((1e6,), (1.001e6,)), ((1e-6,), (1e6,)), ((3.0,), (3.0,))],
+}
+LARGE = [(name, *pair) for name, pairs in LARGE.items() for pair in pairs]
+
+
+def exact(name, p, q, order):
+    """By the textbook's differences in double precision."""
+    (a_p, mean_p), (a_q, mean_q) = EXACT[name](p), EXACT[name](q)
+    gap = lambda share: (
+        share * a_p + (1 - share) * a_q - EXACT[name](share * p + (1 - share) * q)[0]
+    )
+    return {
+        "kl": a_q - a_p - (q - p) @ np.array(mean_p),
+        "jeffreys": (q - p) @ (np.array(mean_q) - np.array(mean_p)),
+        "bhattacharyya": gap(0.5),
+        "renyi": gap(order) / (1 - order),
+    }
+
+
+@functools.cache
+def divergences(name):
+    family = getattr(ef, name.upper())
+    return jax.jit(
+        lambda p, q, order: {
+            "kl": ef.kl(family, p, q),
+            "jeffreys": ef.jeffreys(family, p, q),
+            "bhattacharyya": ef.bhattacharyya(family, p, q),
+            "renyi": ef.renyi(family, p, q, order),
+        }
+    )
+
+
+@pytest.mark.parametrize(("name", "p", "q"), LARGE)
+def test_single_precision_of_large_and_close_parameters(name, p, q):
+    p, q = (getattr(ef, name.upper()).natural(*map(jnp.float32, eta)) for eta in (p, q))
+    values = divergences(name)(p, q, 0.9)
+    for key, expected in exact(name, *(np.asarray(eta, float) for eta in (p, q)), 0.9).items():
+        np.testing.assert_allclose(values[key], expected, rtol=2e-4, atol=1e-9, err_msg=key)
+    gradients = jax.jit(jax.grad(lambda *eta: ef.kl(getattr(ef, name.upper()), *eta), (0, 1)))
+    assert jnp.isfinite(jnp.stack(gradients(p, q))).all()
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_what_rounding_hides_is_nan(name):
+    """Over all scales, a number in single precision has two digits or is NaN; most are numbers."""
+    rng = np.random.default_rng(0)
+    scales = 10 ** rng.uniform(-3, 7, (100, 2, 2))
+    if name == "normal":
+        scales[..., 1] **= 0.3
+    scales[::2, 1] = scales[::2, 0] * 10 ** rng.normal(0, 0.03, (50, 2))
+    number = 1 if name == "poisson" else 2
+    family = getattr(ef, name.upper())
+    natural = jax.vmap(jax.vmap(lambda p: family.natural(*p[:number])))
+    etas = natural(jnp.asarray(scales, jnp.float32))
+    values = jax.vmap(divergences(name), (0, 0, None))(etas[:, 0], etas[:, 1], 0.7)
+    with np.errstate(over="ignore"):
+        truths = [exact(name, *np.asarray(pair, float), 0.7) for pair in etas]
+    for key, value in values.items():
+        truth = np.array([each[key] for each in truths])
+        finite = np.isfinite(value)
+        assert finite.mean() > (0.3 if name == "normal" else 0.8)
+        np.testing.assert_allclose(
+            np.asarray(value)[finite], truth[finite], rtol=0.02, atol=1e-5, err_msg=key
+        )
+
+
+def test_parameters_out_of_all_proportion():
+    gamma = ef.GAMMA.natural(2.0, 1.5), ef.GAMMA.natural(4.0, 1.0)
+    for scale in (1e30, 1e20, 1e-30):
+        for value in divergences("gamma")(scale * gamma[0], gamma[1], 0.5).values():
+            assert jnp.isnan(value) | (value > 0)
+
+
+def test_a_normal_far_from_zero_of_another_scale():
+    """The natural parameters hold no difference of the scales in single precision."""
+    p, q = ef.NORMAL.natural(1e4, 1.0), ef.NORMAL.natural(1e4, 1.1)
+    for value in divergences("normal")(p, q, 0.7).values():
+        assert jnp.isnan(value)
+    with jax.enable_x64(True):
+        p, q = ef.NORMAL.natural(1e4, 1.0), ef.NORMAL.natural(1e4, 1.1)
+        expected = np.log(1.1) + 0.5 / 1.21 - 0.5
+        np.testing.assert_allclose(ef.kl(ef.NORMAL, p, q), expected, rtol=1e-5)
+
+
+def test_derivatives_of_close_parameters():
+    """∇²KL at p = q is the Fisher information; in single precision too."""
+    eta = ef.GAMMA.natural(jnp.float32(2.0), jnp.float32(1.5))
+    information = [[scipy.special.polygamma(1, 2), 1 / 1.5], [1 / 1.5, 2 / 1.5**2]]
+    gradient = jax.jit(jax.grad(lambda q: ef.kl(ef.GAMMA, eta, q)))
+    for step in np.eye(2, dtype=np.float32) * 1e-5:
+        close = eta + step
+        expected = np.array(information) @ np.asarray(close - eta)
+        np.testing.assert_allclose(gradient(close), expected, rtol=1e-3)
 
 
 def test_dirichlet_closed_form():

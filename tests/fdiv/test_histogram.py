@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.spatial.distance
 import scipy.special
@@ -225,6 +226,75 @@ def test_what_cannot_be_binned_shows():
     assert jnp.isnan(weighted(jnp.array([1.0, jnp.nan, 1.0]))).all()
 
 
+def kl_of(x, **options):
+    return histogram.divergence(categorical.kl, x, x, **options)
+
+
+# Numbers that float32 cannot tell apart, or barely, and bins that do.
+CLOSE = {
+    "offset": ([1e9 + 0.5, 1e9 + 1.5], [1e9, 1e9 + 1, 1e9 + 2]),
+    "small steps": ([2e4 + 0.0001, 2e4 + 0.0004], [2e4, 2e4 + 0.0002, 2e4 + 0.0006]),
+    "scales": ([1e-6, 3e-6, 5e3, 6e3, 7e3], [0, 2e-6, 4e-6, 1e4]),
+    "at edges": ([1e9, 1e9 + 1, 1e9 + 2], [1e9, 1e9 + 1, 1e9 + 2]),
+    "infinite ends": ([-1e300, 1e9 + 0.25, 1e9 + 0.75], [-np.inf, 1e9 + 0.5, np.inf]),
+    "outside": ([1e9 - 1e-3, 1e9 + 2 + 1e-3, 1e9 + 0.1], [1e9, 1e9 + 1, 1e9 + 2]),
+}
+
+
+@pytest.mark.parametrize("case", CLOSE)
+def test_double_precision_is_counted_as_numpy_does(case):
+    x, edges = map(np.array, CLOSE[case])
+    expected = np.histogram(
+        np.clip(x, -1e30, None), np.nan_to_num(edges, posinf=1e38, neginf=-1e38)
+    )
+    np.testing.assert_array_equal(histogram.counts(x, edges), expected[0])
+    np.testing.assert_array_equal(jax.jit(lambda: histogram.counts(list(x), edges))(), expected[0])
+    matrix = histogram.counts(np.stack([x, x], 1), np.stack([edges, edges]))
+    np.testing.assert_array_equal(matrix, [expected[0]] * 2)
+    if case not in ("infinite ends", "outside"):
+        total = histogram.divergence(categorical.total_variation, x, x[:1], bins=edges)
+        np.testing.assert_allclose(total, 1 - expected[0][0] / len(x), rtol=1e-6)
+
+
+def test_one_side_in_double_precision():
+    """Samples in float32 on their lattice, bins between its points."""
+    x = jnp.array([1e9, 1e9 + 64], jnp.float32)
+    assert histogram.counts(x, np.array([1e9 - 1, 1e9 + 0.5, 1e9 + 65])).tolist() == [1, 1]
+    assert histogram.counts(x, np.array([1e9 + 0.5, 1e9 + 1, 1e9 + 65])).tolist() == [0, 1]
+
+
+def test_edges_that_float32_cannot_resolve_are_nan():
+    x = np.random.default_rng(0).normal(size=50)
+    assert np.isnan(histogram.edges(x + 1e9, x + 1e9)).all()
+    expected = np.quantile(np.concatenate([x, x]) + 1e3, np.linspace(0, 1, 21))
+    np.testing.assert_allclose(histogram.edges(x + 1e3, x + 1e3), expected, rtol=1e-6)
+    assert histogram.edges(np.full(3, 1e9), np.full(2, 1e9), num_bins=2).tolist() == [1e9] * 3
+
+
+def test_traced_edges_that_do_not_ascend_are_nan():
+    count = jax.jit(lambda edges: histogram.counts(jnp.array([0.5, 1.5]), edges))
+    assert count(jnp.array([0.0, 1.0, 2.0])).tolist() == [1, 1]
+    below_one = np.nextafter(np.float32(1), np.float32(0))
+    assert count(jnp.array([0.0, 1.0, below_one, 2.0])).tolist() == [1, 0, 1]  # as of quantiles
+    for edges in ([0.0, 2.0, 1.0], [0.0, np.inf, np.inf], [0.0, np.nan, 1.0]):
+        assert np.isnan(count(jnp.array(edges))).all()
+    binned = jax.jit(lambda x, bins: kl_of(x, bins=bins))
+    assert np.isnan(binned(jnp.ones(3), jnp.array([-2.0, 1.0, 0.0, 2.0])))
+    assert binned(jnp.ones(3), jnp.array([-2.0, 0.0, 1.0, 2.0])) == 0
+
+
+def test_series_and_lists():
+    x = [0.0, 1.0, 4.0]
+    for held in (x, pd.Series(x), pd.Series([0, 1, 4], dtype="Int64"), np.array(x)):
+        assert histogram.counts(held, [0, 2, 4], [1, 2, 3]).tolist() == [3, 3]
+        assert histogram.counts(held, pd.Series([0, 2, 4])).tolist() == [2, 1]
+        assert float(kl_of(held, weights_x=pd.Series(x), weights_y=x)) == 0
+        np.testing.assert_array_equal(histogram.edges(held, held, num_bins=2), [0, 1, 4])
+    assert float(histogram.bias(categorical.kl, [50, 50], np.array([50, 50]))) == pytest.approx(
+        0.01
+    )
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -246,6 +316,25 @@ def test_what_cannot_be_binned_shows():
             "weights must not be negative; got -1",
         ),
         (lambda x: histogram.edges(["a"], x[:, 0]), "x must hold real numbers"),
+        (lambda x: histogram.counts(x[:, 0], [0, 2, 1, 3]), "edges must ascend"),
+        (
+            lambda x: histogram.counts(x[:, 0], [0.0, np.inf, np.inf]),
+            "edges must ascend, and be fin",
+        ),
+        (
+            lambda x: histogram.counts(x[:, 0], [-np.inf, -np.inf, 1]),
+            "edges must ascend, and be fin",
+        ),
+        (lambda x: histogram.counts(x, np.array([[0, 1, 2], [0, 2, 1]])), "edges must ascend"),
+        (lambda x: kl_of(x[:, 0], bins=[-2, 1, 0, 2]), "bins must ascend"),
+        (lambda x: kl_of(x, bins=np.array([0, 1, 2])), "bins must have shape"),
+        (
+            lambda x: kl_of(x, weights_x=np.ones(3), unbias=True),
+            r"weights_x must have shape \(4,\)",
+        ),
+        (lambda x: kl_of(x, weights_y=-np.ones(4)), "weights_y must not be negative"),
+        (lambda x: kl_of(x, weights_y=["a"] * 4), "weights_y must hold real numbers"),
+        (lambda x: histogram.bias(categorical.kl, x[0], x[0, :1]), "counts_q must have shape"),
     ],
 )
 def test_errors_name_the_argument(call, message):

@@ -124,6 +124,20 @@ def test_shortcuts_units_and_levels(fitted):
     assert levels.shape == (2,)
 
 
+@pytest.mark.parametrize(
+    "name", ["kl", "reverse_kl", "js", "divergence", "certified_js", "certified_kl"]
+)
+def test_a_base_out_of_range(fitted, name):
+    arguments = (fdiv.SquaredHellinger(),) if name == "divergence" else ()
+    shortcut = functools.partial(getattr(fitted, name), *arguments)
+    for base in (np.float32(0.5), jnp.float32(1), np.float32(np.inf), jnp.array([2.0])):
+        with pytest.raises(ValueError, match="base must be"):
+            shortcut(base=base)
+    numbers = jax.jit(lambda base: jax.tree.leaves(shortcut(base=base))[:4])
+    for base in (0.5, 1.0, np.inf, np.nan):
+        assert jnp.isnan(jnp.stack(numbers(base))).all()
+
+
 def test_scores_of_gaussians_one_apart(fitted):
     area, share = fitted.auc(), fitted.accuracy()
     assert abs(area.value - scipy.stats.norm.cdf(1 / np.sqrt(2))) < 3 * area.std_error
