@@ -30,6 +30,7 @@ __all__ = [
     "check_probability",
     "check_provides",
     "check_same_features",
+    "check_scalar",
     "check_scalar_output",
     "check_shape",
     "check_simplex",
@@ -83,6 +84,27 @@ def check_nonnegative(**values: Any) -> None:
     for name, value in _numbers(values):
         if not value >= 0:
             raise ValueError(f"{name} must not be negative; got {value}.")
+
+
+def check_scalar(**values: Any) -> None:
+    """Raise `ValueError` for what is not one real number; None passes.
+
+    For where a hyper-parameter is used. Where it is stored it may be an array, of many at once.
+
+    Example:
+        >>> check_scalar(tolerance=1e-3, epsilon=jnp.array(0.1), bandwidth=None)
+    """
+    for name, value in values.items():
+        if value is None or isinstance(value, (int, float)):
+            continue
+        dtype = getattr(value, "dtype", None)
+        real = dtype is not None and (
+            jnp.issubdtype(dtype, jnp.floating)
+            or jnp.issubdtype(dtype, jnp.integer)
+            or jnp.issubdtype(dtype, jnp.bool_)
+        )
+        if not real or jnp.ndim(value):
+            raise ValueError(f"{name} must be one real number; got {_described(value)}.")
 
 
 def check_count(least: int, **values: Any) -> None:

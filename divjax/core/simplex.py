@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import in_units_of, nan_unless
 
-__all__ = ["effective_sample_size", "min_norm_weights", "project_simplex"]
+__all__ = ["are_weights", "effective_sample_size", "min_norm_weights", "project_simplex"]
 
 # In units of the dtype's epsilon, for a matrix of unit diagonal: what is added to the diagonal of
 # the matrix that is eliminated (not of the one that is solved), and the gradient that counts as 0.
@@ -243,6 +243,17 @@ def project_simplex(v: Float[Array, " k"]) -> Float[Array, " k"]:
     counts = jnp.arange(1, v.shape[0] + 1, dtype=v.dtype)
     threshold = jnp.max((jnp.cumsum(jnp.sort(v, descending=True)) - 1) / counts)
     return jnp.maximum(v - threshold, 0)
+
+
+def are_weights(weights: Float[Array, " n"]) -> Bool[Array, ""]:
+    """Whether weights that are traced are finite, non-negative and not all zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> [bool(are_weights(jnp.array(w))) for w in ([1.0, 0.0], [1.0, -1.0], [0.0, 0.0])]
+        [True, False, False]
+    """
+    return jnp.all((weights >= 0) & jnp.isfinite(weights)) & jnp.any(weights > 0)
 
 
 def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:

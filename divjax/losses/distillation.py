@@ -20,6 +20,7 @@ from divjax.core.checks import (
     check_matrix,
     check_nonnegative_values,
     check_positive_values,
+    check_scalar,
     check_shape,
 )
 from divjax.core.numerics import in_units_of, matmul, nan_unless
@@ -170,6 +171,7 @@ def class_costs(
     """
     check_matrix(similarity=similarity)
     check_shape("similarity", similarity, *[similarity.shape[0]] * 2)
+    check_scalar(sharpness=sharpness)
     check_positive_values(sharpness=sharpness)
     sharpness = jnp.asarray(sharpness, similarity.dtype)
     return -jnp.expm1(nan_unless(sharpness > 0, sharpness) * (similarity - 1))
@@ -230,6 +232,7 @@ def wkd_logits(
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise ValueError(f"labels must be integers; got {jnp.result_type(labels)}.")
     check_shape("costs", costs, c, c)
+    check_scalar(weight=weight, temperature=temperature, epsilon=epsilon)
     check_nonnegative_values(weight=weight)
     check_positive_values(temperature=temperature, epsilon=epsilon)
     check_count(1, num_iterations=num_iterations)
@@ -298,6 +301,7 @@ def wkd_features(
         raise ValueError(f"student must not be empty; got shape {jnp.shape(student)}.")
     check_shape("teacher", teacher, *jnp.shape(student))
     check_choice(("diagonal", "full"), covariance=covariance)
+    check_scalar(mean_weight=mean_weight, floor=floor)
     check_nonnegative_values(mean_weight=mean_weight)
     check_positive_values(floor=floor)
     check_count(1, grid=grid)
@@ -370,6 +374,7 @@ def sinkhorn_distillation(
         Cui et al. 2024, section 3.2 and their settings.
     """
     student, teacher = _as_logits(student, teacher)
+    check_scalar(weight=weight, temperature=temperature, epsilon=epsilon)
     check_nonnegative_values(weight=weight)
     check_positive_values(temperature=temperature, epsilon=epsilon)
     check_count(1, num_iterations=num_iterations)

@@ -26,6 +26,7 @@ from divjax.core.checks import (
     check_matrix,
     check_nonnegative,
     check_positive,
+    check_scalar,
     check_shape,
     check_weights,
     check_widths,
@@ -209,6 +210,9 @@ class MongeMap:
                 differentiated in a number of the method.
         """
         check_key(key)
+        check_scalar(epsilon=self.epsilon, gap_epsilon=self.gap_epsilon)
+        check_scalar(gap_weight=self.gap_weight, symmetry_weight=self.symmetry_weight)
+        check_scalar(learning_rate=self.learning_rate, tolerance=self.tolerance)
         samples, origins = _problems(x, y, a, b, context)
         cost = checked_cost(self.cost, samples.x[0, 0])
         method = refuse_derivatives(dataclasses.replace(self, cost=cost), _NO_DERIVATIVE)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_count, check_nonnegative, check_positive
+from divjax.core.checks import check_count, check_nonnegative, check_positive, check_scalar
 from divjax.core.linalg import cho_solve, cholesky, eigh, inv
 from divjax.core.numerics import nan_unless
 from divjax.core.simplex import min_norm_weights
@@ -217,6 +217,7 @@ def accelerated_moments(
     """
     times, initial, targets = _as_arrays(times, initial, targets)
     if strong_convexity is not None:
+        check_scalar(strong_convexity=strong_convexity)
         check_positive(strong_convexity=strong_convexity)
     field = _min_norm_field(targets, bandwidth)
 
@@ -271,6 +272,7 @@ def _min_norm_field(
     targets: Moments, bandwidth: ArrayLike
 ) -> Callable[[Moments], tuple[Float[Array, "d d"], Float[Array, " d"], Float[Array, " k"]]]:
     """The combined field's M and c, and the weights, at given moments."""
+    check_scalar(bandwidth=bandwidth)
     check_nonnegative(bandwidth=bandwidth)
     precisions = _precision(targets.covariance)
     bandwidth = jnp.asarray(bandwidth, precisions.dtype)

@@ -23,6 +23,7 @@ from divjax.core.checks import (
     check_positive,
     check_probability,
     check_same_features,
+    check_scalar,
     check_widths,
 )
 from divjax.core.numerics import nan_unless
@@ -229,6 +230,7 @@ class DivergenceBound:
         check_key(key)
         if y is None:  # most often the key is missing, which the check above says
             raise ValueError("y is missing: fit takes a key, x and y.")
+        check_scalar(learning_rate=self.learning_rate)
         center, x, y = self._centered(x, y)
         self._check(x, y)
         fitted = _fit(key, x, y, self)
