@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
@@ -38,6 +39,7 @@ __all__ = [
     "check_weights",
     "check_widths",
     "key_first",
+    "known_number",
 ]
 
 
@@ -105,6 +107,31 @@ def check_scalar(**values: Any) -> None:
         )
         if not real or jnp.ndim(value):
             raise ValueError(f"{name} must be one real number; got {_described(value)}.")
+
+
+def known_number(name: str, value: Any, least: float = -math.inf, *, above: bool = False) -> float:
+    """A finite number as Python's; `ValueError` for anything else, and for what is out of range.
+
+    Args:
+        name: as messages shall call it.
+        value: a number of Python, NumPy or JAX; not one that is traced.
+        least: the smallest that is allowed.
+        above: whether `least` itself is out of range.
+
+    Example:
+        >>> known_number("scale", jnp.array(0.5), 0, above=True)
+        0.5
+    """
+    if value is None or isinstance(value, Tracer):
+        raise ValueError(f"{name} must be a number that is known; got {_described(value)}.")
+    check_scalar(**{name: value})
+    number = float(value)
+    if not math.isfinite(number) or number < least or (above and number == least):
+        least_of_all = (
+            "" if least == -math.inf else f" {'above' if above else 'of at least'} {least}"
+        )
+        raise ValueError(f"{name} must be a finite number{least_of_all}; got {number}.")
+    return number
 
 
 def check_count(least: int, **values: Any) -> None:

@@ -37,7 +37,8 @@ def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
 
     Returns:
         w*: wᵀQw ≤ (Qw)_k, with equality where w_k > 0, up to a few roundings of the largest
-        diagonal entry. NaN if Q holds a value that is not finite. Its derivative is that of the
+        diagonal entry. NaN if Q holds a value that is not finite, is not symmetric, or has |Q_kj| >
+        √(Q_kk Q_jj), beyond half of its digits. Its derivative is that of the
         minimiser on a fixed support, which is exact unless the support is about to change. For K ≥
         3 reverse mode goes to first order only; `jax.jacfwd` of it gives second derivatives.
 
@@ -58,7 +59,21 @@ def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
     if not jnp.issubdtype(gram.dtype, jnp.floating):
         raise ValueError(f"gram must be floating-point; got {gram.dtype}.")
     weights = _two_weights(gram) if gram.shape[0] == 2 else _weights(gram)
-    return jnp.where(jnp.isfinite(gram).all(), weights, jnp.nan)
+    return nan_unless(_is_gram(gram), weights)
+
+
+def _is_gram(gram: Float[Array, "k k"]) -> Bool[Array, ""]:
+    """Whether the matrix is finite, symmetric, and no inner product exceeds that of the lengths.
+
+    Up to half of the digits: rows may be sums over many particles.
+    """
+    gram, _ = in_units_of(_size(gram), jax.lax.stop_gradient(gram))
+    diagonal = jnp.diagonal(gram)
+    rounding = float(jnp.finfo(gram.dtype).eps) ** 0.5
+    lengths = jnp.sqrt(jnp.maximum(diagonal, 0))
+    symmetric = jnp.abs(gram - gram.T) <= rounding
+    bounded = jnp.abs(gram) <= (1 + rounding) * lengths[:, None] * lengths + rounding
+    return jnp.all(symmetric & bounded & jnp.isfinite(gram))
 
 
 def _two_weights(gram: Float[Array, "2 2"]) -> Float[Array, " 2"]:

@@ -28,7 +28,7 @@ def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
     """
     check_shape("weights", weights, n)
     check_weights("weights", weights)
-    weights = jnp.asarray(weights, dtype)
+    weights = jnp.asarray(weights, dtype if jnp.issubdtype(dtype, jnp.floating) else float)
     return nan_unless(are_weights(weights), weights)
 
 

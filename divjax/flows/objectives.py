@@ -202,7 +202,8 @@ class Interaction:
         self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
     ) -> tuple[Variation, Any]:
         """The variation of ½ ∬ k dq dq."""
-        x, unravel = ravel_particles(as_particles(particles))
+        particles = as_particles(particles)
+        x, unravel = ravel_particles(particles)
         weights = masses_of(particles, weights)
         mass = weights[:, None]
         potential, gradient = kernel_sums(state, x, None, mass, mass)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
-from divjax.core.checks import check_count
+from divjax.core.checks import check_count, check_key
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Center
@@ -154,7 +154,7 @@ def derangement(key: Key[Array, ""], n: int) -> Int[Array, " n"]:
         σ, with σ(i) ≠ i for every i, as are σ², …, σ^{n−1}.
 
     Raises:
-        ValueError: if n is not an integer of at least 2.
+        ValueError: if the key is none, or n not an integer of at least 2.
 
     Example:
         >>> sigma = derangement(jax.random.key(0), 5)
@@ -164,6 +164,7 @@ def derangement(key: Key[Array, ""], n: int) -> Int[Array, " n"]:
     References:
         Letizia, Novello, Tonello 2024: derangements against permutations.
     """
+    check_key(key)
     check_count(2, n=n)
     order = jax.random.permutation(key, n)
     return jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))

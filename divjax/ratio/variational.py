@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_positive, check_scalar, check_shape
+from divjax.core.checks import check_callable, check_positive, check_scalar, check_shape
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_pytree, pytree
 from divjax.fdiv.divergences import KL
@@ -490,7 +490,7 @@ def as_bound(bound: Any) -> Any:
         A function of u_p and u_q that is a pytree.
 
     Raises:
-        ValueError: for a name that is none.
+        ValueError: for a name that is none, and for what cannot be called.
 
     Example:
         >>> float(as_bound("dv")(jnp.array([2.0]), jnp.array([1.0, 1.0])))
@@ -504,4 +504,7 @@ def as_bound(bound: Any) -> Any:
         return jax.tree_util.Partial(f_dual, generator=bound)
     if isinstance(bound, functools.partial) and not isinstance(bound, jax.tree_util.Partial):
         return jax.tree_util.Partial(bound.func, *bound.args, **bound.keywords)
+    # JAX's placeholders pass: a bare object, or None.
+    if type(bound) not in (object, type(None)):
+        check_callable(bound=bound)
     return as_pytree(bound)

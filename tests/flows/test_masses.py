@@ -71,7 +71,7 @@ def test_masses_that_are_none(name):
     traced = jax.jit(PARTS[name])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(traced(X, MASSES)))
     for weights in BAD.values():
-        with pytest.raises(ValueError, match="^weights must be finite and non-negative"):
+        with pytest.raises(ValueError, match=r"^weights must be finite and non-negative"):
             jax.eval_shape(lambda x, weights=weights: PARTS[name](x, weights), X)
         if name != "Langevin":  # whose field has no weights in it
             outputs = jax.tree.leaves(traced(X, weights))

@@ -275,3 +275,9 @@ def test_coefficients_of_the_wrong_shape_are_named():
         kernels.kernel_sums(kernel, x, None, jnp.ones((3, 1)), jnp.ones((4, 1)))
     with pytest.raises(ValueError, match=r"gradient_weights must have shape \(4, g\)"):
         kernels.kernel_sums(kernel, x, None, jnp.ones((4, 1)), jnp.ones(4))
+
+
+@pytest.mark.parametrize("tolerance", [np.nan, np.inf, np.float32(np.nan), 0.0, -1.0, (0.1,), "1"])
+def test_a_median_to_no_accuracy_is_none(tolerance):
+    with pytest.raises(ValueError, match=r"^tolerance must be"):
+        kernels.Median(tolerance)
