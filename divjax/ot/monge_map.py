@@ -377,7 +377,9 @@ class MongeMap:
         return jnp.where(size > 0, size, 1)
 
     def _objective(self, mean_cost: Array) -> MapObjective:
-        """Its numbers in units of the cost."""
+        """Its numbers in units of the cost, of 1 where samples are points or not finite."""
+        has_unit = (mean_cost > 0) & jnp.isfinite(mean_cost)
+        mean_cost = jnp.where(has_unit, mean_cost, 1)
         gap_epsilon = None if self.gap_epsilon is None else mean_cost * self.gap_epsilon
         return MapObjective(
             cost=self.cost,
