@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
@@ -41,6 +42,7 @@ __all__ = [
     "check_weights",
     "check_widths",
     "key_first",
+    "known_number",
 ]
 
 
@@ -125,6 +127,52 @@ def check_nonnegative(**values: Any) -> None:
     for name, value in _numbers(values):
         if not value >= 0:
             raise ValueError(f"{name} must not be negative; got {value}.")
+
+
+def check_scalar(**values: Any) -> None:
+    """Raise `ValueError` for what is not one real number; None passes.
+
+    For where a hyper-parameter is used. Where it is stored it may be an array, of many at once.
+
+    Example:
+        >>> check_scalar(tolerance=1e-3, epsilon=jnp.array(0.1), bandwidth=None)
+    """
+    for name, value in values.items():
+        if value is None or isinstance(value, (int, float)):
+            continue
+        dtype = getattr(value, "dtype", None)
+        real = dtype is not None and (
+            jnp.issubdtype(dtype, jnp.floating)
+            or jnp.issubdtype(dtype, jnp.integer)
+            or jnp.issubdtype(dtype, jnp.bool_)
+        )
+        if not real or jnp.ndim(value):
+            raise ValueError(f"{name} must be one real number; got {_described(value)}.")
+
+
+def known_number(name: str, value: Any, least: float = -math.inf, *, above: bool = False) -> float:
+    """A finite number as Python's; `ValueError` for anything else, and for what is out of range.
+
+    Args:
+        name: as messages shall call it.
+        value: a number of Python, NumPy or JAX; not one that is traced.
+        least: the smallest that is allowed.
+        above: whether `least` itself is out of range.
+
+    Example:
+        >>> known_number("scale", jnp.array(0.5), 0, above=True)
+        0.5
+    """
+    if value is None or isinstance(value, Tracer):
+        raise ValueError(f"{name} must be a number that is known; got {_described(value)}.")
+    check_scalar(**{name: value})
+    number = float(value)
+    if not math.isfinite(number) or number < least or (above and number == least):
+        least_of_all = (
+            "" if least == -math.inf else f" {'above' if above else 'of at least'} {least}"
+        )
+        raise ValueError(f"{name} must be a finite number{least_of_all}; got {number}.")
+    return number
 
 
 def check_count(least: int, **values: Any) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import in_units_of, nan_unless
 
-__all__ = ["effective_sample_size", "min_norm_weights", "project_simplex"]
+__all__ = ["are_weights", "effective_sample_size", "min_norm_weights", "project_simplex"]
 
 # In units of the dtype's epsilon, for a matrix of unit diagonal: what is added to the diagonal of
 # the matrix that is eliminated (not of the one that is solved), and the gradient that counts as 0.
@@ -37,7 +37,8 @@ def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
 
     Returns:
         w*: wᵀQw ≤ (Qw)_k, with equality where w_k > 0, up to a few roundings of the largest
-        diagonal entry. NaN if Q holds a value that is not finite. Its derivative is that of the
+        diagonal entry. NaN if Q holds a value that is not finite, is not symmetric, or has |Q_kj| >
+        √(Q_kk Q_jj), beyond half of its digits. Its derivative is that of the
         minimiser on a fixed support, which is exact unless the support is about to change. For K ≥
         3 reverse mode goes to first order only; `jax.jacfwd` of it gives second derivatives.
 
@@ -58,7 +59,21 @@ def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
     if not jnp.issubdtype(gram.dtype, jnp.floating):
         raise ValueError(f"gram must be floating-point; got {gram.dtype}.")
     weights = _two_weights(gram) if gram.shape[0] == 2 else _weights(gram)
-    return jnp.where(jnp.isfinite(gram).all(), weights, jnp.nan)
+    return nan_unless(_is_gram(gram), weights)
+
+
+def _is_gram(gram: Float[Array, "k k"]) -> Bool[Array, ""]:
+    """Whether the matrix is finite, symmetric, and no inner product exceeds that of the lengths.
+
+    Up to half of the digits: rows may be sums over many particles.
+    """
+    gram, _ = in_units_of(_size(gram), jax.lax.stop_gradient(gram))
+    diagonal = jnp.diagonal(gram)
+    rounding = float(jnp.finfo(gram.dtype).eps) ** 0.5
+    lengths = jnp.sqrt(jnp.maximum(diagonal, 0))
+    symmetric = jnp.abs(gram - gram.T) <= rounding
+    bounded = jnp.abs(gram) <= (1 + rounding) * lengths[:, None] * lengths + rounding
+    return jnp.all(symmetric & bounded & jnp.isfinite(gram))
 
 
 def _two_weights(gram: Float[Array, "2 2"]) -> Float[Array, " 2"]:
@@ -243,6 +258,17 @@ def project_simplex(v: Float[Array, " k"]) -> Float[Array, " k"]:
     counts = jnp.arange(1, v.shape[0] + 1, dtype=v.dtype)
     threshold = jnp.max((jnp.cumsum(jnp.sort(v, descending=True)) - 1) / counts)
     return jnp.maximum(v - threshold, 0)
+
+
+def are_weights(weights: Float[Array, " n"]) -> Bool[Array, ""]:
+    """Whether weights that are traced are finite, non-negative and not all zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> [bool(are_weights(jnp.array(w))) for w in ([1.0, 0.0], [1.0, -1.0], [0.0, 0.0])]
+        [True, False, False]
+    """
+    return jnp.all((weights >= 0) & jnp.isfinite(weights)) & jnp.any(weights > 0)
 
 
 def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:

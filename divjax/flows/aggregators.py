@@ -16,13 +16,14 @@ from divjax.core.checks import (
     check_nonnegative_values,
     check_positive,
     check_positive_values,
+    check_scalar,
     check_shape,
     check_simplex,
 )
 from divjax.core.numerics import matmul, nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree
 from divjax.core.simplex import min_norm_weights, project_simplex
-from divjax.flows.masses import drop_dead
+from divjax.flows.masses import checked_masses, drop_dead
 
 __all__ = ["CAGrad", "FixedWeights", "MinNorm", "PCGrad", "ProjectedStep", "gram"]
 
@@ -48,7 +49,8 @@ def gram(velocities: Float[Array, "k n d"], weights: Float[Array, " n"]) -> Floa
         Q; wᵀQw is the squared norm of Σ_k w_k v_k.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, or known weights are negative, not finite or zero
+            throughout. Traced ones give NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,7 +58,7 @@ def gram(velocities: Float[Array, "k n d"], weights: Float[Array, " n"]) -> Floa
         [[2.5, 4.0], [4.0, 8.0]]
     """
     check_fields(velocities)
-    check_shape("weights", weights, velocities.shape[1])
+    weights = checked_masses(weights, velocities.shape[1], velocities.dtype)
     rows = drop_dead(weights, jnp.swapaxes(velocities, 0, 1))
     weighted = rows * weights[:, None, None]
     return jnp.einsum("nkd,njd->kj", weighted, rows, precision="highest")
@@ -143,6 +145,7 @@ class ProjectedStep:
         state: Float[Array, " k"],
     ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
         """The weights after one more step."""
+        check_scalar(step_size=self.step_size)
         check_positive_values(step_size=self.step_size)
         step_size = jnp.asarray(self.step_size, state.dtype)
         step_size = nan_unless(step_size > 0, step_size)
@@ -288,6 +291,7 @@ class CAGrad(_Stateless):
         state: Any,
     ) -> tuple[Float[Array, " k"], Any]:
         """The coefficients of the fields in d."""
+        check_scalar(c=self.c)
         check_nonnegative_values(c=self.c)
         products = gram(velocities, weights)
         size = products.shape[0]

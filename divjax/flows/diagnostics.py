@@ -22,7 +22,7 @@ from divjax.core.samples import as_samples
 from divjax.core.simplex import min_norm_weights
 from divjax.core.types import summary
 from divjax.flows.aggregators import check_fields, gram
-from divjax.flows.masses import drop_dead, weighted_sum
+from divjax.flows.masses import checked_masses, drop_dead, weighted_sum
 from divjax.flows.targets import as_particles, as_table, flagged_value, target_rows
 from divjax.kernels.radial import Gaussian, InverseMultiquadric
 
@@ -64,7 +64,7 @@ def grad_norm(
     check_fields(velocities)
     check_shape("objective_weights", objective_weights, velocities.shape[0])
     weights = _uniform(velocities, 1) if weights is None else weights
-    check_shape("weights", weights, velocities.shape[1])
+    weights = checked_masses(weights, velocities.shape[1], velocities.dtype)
     combined = jnp.tensordot(objective_weights, velocities, 1, precision="highest")
     return weighted_sum(weights, jnp.sum(combined**2, axis=1))
 
@@ -142,7 +142,7 @@ def kernel_stein_discrepancy(
     if unbiased and particles.shape[0] == 1:
         raise ValueError("particles must be at least two to be unbiased; got 1.")
     weights = _uniform(particles) if weights is None else weights
-    check_shape("weights", weights, particles.shape[0])
+    weights = checked_masses(weights, particles.shape[0], particles.dtype)
     # Particles without weight may hold anything: others stand in for them, at weight zero.
     particles = living_rows(particles, weights)
     kernel, _ = kernel.resolve(particles, kernel.init(particles))
@@ -183,7 +183,7 @@ def distinct_particles(
     (particles,) = as_samples(particles=particles)
     n, d = particles.shape
     weights = _uniform(particles) if weights is None else weights
-    check_shape("weights", weights, n)
+    weights = checked_masses(weights, n, particles.dtype)
     alive, x = weights > 0, living_rows(particles, weights)
     index = jnp.arange(n)
     tolerance = coincidence_distance(x, float(jnp.finfo(x.dtype).eps))
@@ -223,7 +223,7 @@ def relative_spread(
     """
     rows = target_rows(as_table("samples", samples), as_particles(particles))
     weights = _uniform(rows.x) if weights is None else weights
-    check_shape("weights", weights, rows.x.shape[0])
+    weights = checked_masses(weights, rows.x.shape[0], rows.x.dtype)
     x = drop_dead(weights, rows.x - common_center(rows.x, weights > 0))
     y = rows.y - common_center(rows.y)
     # In units of the target's largest deviation, so that squares neither over- nor underflow.

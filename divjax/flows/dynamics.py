@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from divjax.core.checks import check_positive, check_positive_values
+from divjax.core.checks import check_positive, check_positive_values, check_scalar, check_shape
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import living_rows
 from divjax.core.pytrees import pytree
-from divjax.flows.masses import drop_dead
+from divjax.core.samples import as_samples
+from divjax.flows.masses import checked_masses, drop_dead
 from divjax.kernels.radial import Kernel, check_smoother
 from divjax.kernels.sums import kernel_sums
 
@@ -76,7 +77,9 @@ def accelerated(
         O'Donoghue, Candès 2015, section 3.2: the gradient test of restart.
     """
     check_positive(step_size=step_size)
+    check_scalar(strong_convexity=strong_convexity)
     if not callable(step_size):
+        check_scalar(step_size=step_size)
         check_positive_values(step_size=step_size)
     if strong_convexity is not None:
         check_positive(strong_convexity=strong_convexity)
@@ -177,7 +180,11 @@ class ParticleWeights:
             entropy: Σ_k w_k τ_k.
             state: from `init` or the previous step.
         """
+        check_scalar(step_size=self.step_size)
         check_positive_values(step_size=self.step_size)
+        (x,) = as_samples(x=x)
+        weights = checked_masses(weights, x.shape[0], x.dtype)
+        check_shape("potential", potential, x.shape[0])
         kernel, state = self.kernel.resolve(living_rows(x, weights), state)
         mass = weights[:, None]
         density, _ = kernel_sums(kernel, x, None, mass, mass[:, :0])

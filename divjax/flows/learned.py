@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from divjax.core.checks import check_count, check_full_precision, check_nonnegative
+from divjax.core.checks import check_count, check_full_precision, check_nonnegative, check_scalar
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.core.standardize import mean_and_scale
 from divjax.core.training import fit
 from divjax.fdiv.divergences import ReverseKL
 from divjax.fdiv.generators import Generator
-from divjax.flows.masses import drop_dead
-from divjax.flows.targets import as_table, flagged_value, target_rows
+from divjax.flows.masses import drop_dead, masses_of
+from divjax.flows.targets import as_particles, as_table, flagged_value, target_rows
 from divjax.flows.types import Variation
 from divjax.ratio.heads import Network
 from divjax.ratio.types import cross_entropy
@@ -107,6 +107,8 @@ class FDivergence:
         self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
     ) -> tuple[Variation, Any]:
         """The variation of D_f(p‖q), and the refined network."""
+        particles = as_particles(particles)
+        weights = masses_of(particles, weights)
         _, unravel = ravel_particles(particles)
         rows = target_rows(self.samples, particles)
         x, y = drop_dead(weights, rows.x), rows.y
@@ -135,6 +137,7 @@ class FDivergence:
         return optax.adamw(rate, weight_decay=decay)
 
     def _refine(self, key, x, y, weights, state: _State, num_steps: int) -> _State:
+        check_scalar(noise=self.noise)
         if num_steps == 0:
             return state
         x, y, weights = jax.lax.stop_gradient((x, y, weights))

@@ -1,11 +1,58 @@
 """Weighted particles, of which those without weight may hold anything."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from divjax.core.numerics import matmul
+from divjax.core.checks import check_shape, check_weights
+from divjax.core.numerics import matmul, nan_unless
+from divjax.core.pytrees import num_particles
+from divjax.core.samples import as_samples
+from divjax.core.simplex import are_weights
 
-__all__ = ["drop_dead", "weighted_sum"]
+__all__ = ["checked_masses", "checked_step", "drop_dead", "masses_of", "weighted_sum"]
+
+
+def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
+    """The masses of n particles in their dtype; NaN where they are traced and no weights.
+
+    Raises:
+        ValueError: for another shape, and for known weights that are negative, not finite or zero
+            throughout.
+
+    Example:
+        >>> checked_masses(jnp.array([0.5, 0.5]), 2, jnp.float32).tolist()
+        [0.5, 0.5]
+    """
+    check_shape("weights", weights, n)
+    check_weights("weights", weights)
+    weights = jnp.asarray(weights, dtype if jnp.issubdtype(dtype, jnp.floating) else float)
+    return nan_unless(are_weights(weights), weights)
+
+
+def masses_of(particles: PyTree[Array], weights: Any) -> Float[Array, " n"]:
+    """`checked_masses` of particles that are a pytree of floating-point arrays."""
+    dtype = jnp.result_type(*jax.tree.leaves(particles))
+    return checked_masses(weights, num_particles(particles), dtype)
+
+
+def checked_step(
+    x: Any, weights: Any, gradients: Any
+) -> tuple[Float[Array, "n p"], Float[Array, " n"], Float[Array, "k n d"]]:
+    """What a velocity is called with: features, masses and gradients as floating-point arrays.
+
+    Raises:
+        ValueError: if the features are no matrix of numbers, the gradients none at these particles,
+            or as `checked_masses`.
+    """
+    (x,) = as_samples(x=x)
+    check_shape("gradients", gradients, "k", x.shape[0], "d")
+    gradients = jnp.asarray(gradients)
+    if not jnp.issubdtype(gradients.dtype, jnp.floating):
+        gradients = gradients.astype(x.dtype)
+    return x, checked_masses(weights, x.shape[0], x.dtype), gradients
 
 
 def drop_dead(weights: Float[Array, " n"], rows: Float[Array, "n ..."]) -> Float[Array, "n ..."]:

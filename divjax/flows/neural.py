@@ -14,13 +14,14 @@ from divjax.core.checks import (
     check_full_precision,
     check_matrix,
     check_positive,
+    check_scalar,
 )
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import fit
-from divjax.flows.masses import drop_dead, weighted_sum
+from divjax.flows.masses import checked_step, drop_dead, weighted_sum
 
 __all__ = ["NeuralScore"]
 
@@ -111,6 +112,7 @@ class NeuralScore:
         state: Any,
     ) -> tuple[Float[Array, "k n d"], Float[Array, "n p"], Any]:
         """The drifts −g, the repulsion −∇log q, and the refined network."""
+        x, weights, gradients = checked_step(x, weights, gradients)
         z, factor, variance = _whiten(x, weights)
         state = self._fit(key, z, weights, state, self.num_fit_steps)
         score = self._score(state.params, z)
@@ -124,6 +126,7 @@ class NeuralScore:
         return MLP(in_features, self.hidden, 1, rngs)
 
     def _optimizer(self) -> optax.GradientTransformation:
+        check_scalar(learning_rate=self.learning_rate, noise=self.noise)
         learning_rate = jnp.asarray(self.learning_rate)
         return optax.adam(nan_unless(learning_rate > 0, learning_rate))
 

@@ -11,12 +11,13 @@ from divjax.core.checks import (
     check_arguments,
     check_callable,
     check_nonnegative,
+    check_scalar,
     check_scalar_output,
 )
 from divjax.core.numerics import nan_unless
-from divjax.core.pytrees import as_pytree, num_particles, pytree, ravel_particles, static
-from divjax.flows.masses import weighted_sum
-from divjax.flows.targets import as_table, flagged_value, target_rows
+from divjax.core.pytrees import as_pytree, pytree, ravel_particles, static
+from divjax.flows.masses import masses_of, weighted_sum
+from divjax.flows.targets import as_particles, as_table, flagged_value, target_rows
 from divjax.flows.types import Variation
 from divjax.kernels.radial import Kernel, check_kernel
 from divjax.kernels.sums import kernel_sums
@@ -39,7 +40,8 @@ def _expected_energy(
     def energy(key, particle):
         return function(key, particle) if stochastic else function(particle)
 
-    num_particles(particles)
+    particles = as_particles(particles)
+    weights = masses_of(particles, weights)
     particle = jax.tree.map(lambda leaf: leaf[0], particles)
     check_scalar_output(name, energy, key, particle)
     potential, gradient = jax.vmap(jax.value_and_grad(energy, argnums=1), (None, 0))(key, particles)
@@ -154,6 +156,7 @@ class Potential:
         )
         if isinstance(self.entropy, (int, float)):
             return variation, state
+        check_scalar(entropy=self.entropy)
         valid = jnp.asarray(self.entropy) >= 0
         return jax.tree.map(lambda leaf: nan_unless(valid, leaf), variation), state
 
@@ -192,14 +195,16 @@ class Interaction:
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
         """The resolved kernel."""
-        x, _ = ravel_particles(particles)
+        x, _ = ravel_particles(as_particles(particles))
         return self.kernel.resolve(x, self.kernel.init(x))[0]
 
     def __call__(
         self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
     ) -> tuple[Variation, Any]:
         """The variation of ½ ∬ k dq dq."""
+        particles = as_particles(particles)
         x, unravel = ravel_particles(particles)
+        weights = masses_of(particles, weights)
         mass = weights[:, None]
         potential, gradient = kernel_sums(state, x, None, mass, mass)
         potential = potential[:, 0]
@@ -265,7 +270,9 @@ class MMD:
     ) -> tuple[Variation, Any]:
         """The variation of ½ MMD²."""
         kernel, self_term = state
+        particles = as_particles(particles)
         _, unravel = ravel_particles(particles)
+        weights = masses_of(particles, weights)
         rows = target_rows(self.samples, particles)
         x, y = rows.x, rows.y
         mass, uniform = weights[:, None], jnp.full((y.shape[0], 1), 1 / y.shape[0], y.dtype)

@@ -35,13 +35,19 @@ def as_table(name: str, value: Any) -> Any:
 
 
 def as_particles(particles: Any) -> PyTree[Array]:
-    """Particles as JAX arrays; one array, list or frame of integers becomes floating-point."""
+    """Particles as JAX arrays, integers as floating-point numbers."""
     particles = as_table("particles", particles)
     if not hasattr(particles, "shape"):
-        return jax.tree.map(jnp.asarray, particles)
+        return jax.tree.map(_as_floats, particles)
     # What is no matrix, or empty, is refused with words of its own.
     is_matrix = jnp.ndim(particles) == 2 and 0 not in jnp.shape(particles)
     return as_samples(particles=particles)[0] if is_matrix else particles
+
+
+def _as_floats(leaf: Any) -> Array:
+    leaf = jnp.asarray(leaf)
+    whole = jnp.issubdtype(leaf.dtype, jnp.integer) or jnp.issubdtype(leaf.dtype, jnp.bool_)
+    return leaf.astype(float) if whole else leaf
 
 
 def _is_table(value: Any) -> bool:
@@ -80,6 +86,7 @@ def target_rows(samples: PyTree[Array], particles: PyTree[Array]) -> TargetRows:
         ValueError: if samples and particles differ in their number of features, or an array of
             samples is no non-empty matrix.
     """
+    particles = as_particles(particles)
     num_particles(particles)
     x, _ = ravel_particles(particles)
     eps = float(jnp.finfo(x.dtype).eps)

@@ -11,7 +11,8 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.core.samples import as_samples
-from divjax.flows.targets import as_table, flagged_value, target_rows
+from divjax.flows.masses import masses_of
+from divjax.flows.targets import as_particles, as_table, flagged_value, target_rows
 from divjax.flows.types import Variation
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.divergence import SinkhornDivergenceResult, sinkhorn_divergence_result
@@ -73,6 +74,8 @@ class SlicedWasserstein:
         self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
     ) -> tuple[Variation, Any]:
         """The variation of SW_p^p."""
+        particles = as_particles(particles)
+        weights = masses_of(particles, weights)
         _, unravel = ravel_particles(particles)
         rows = target_rows(self.samples, particles)
         x = _dead_within_reach(rows.x, rows.y, weights)
@@ -163,6 +166,7 @@ class SinkhornDivergence:
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
         """The potentials at the start."""
+        particles = as_particles(particles)
         x, _ = ravel_particles(particles)
         uniform = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
         return self._solve(particles, uniform, None).potentials
@@ -171,6 +175,8 @@ class SinkhornDivergence:
         self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
     ) -> tuple[Variation, Any]:
         """The variation of S_ε."""
+        particles = as_particles(particles)
+        weights = masses_of(particles, weights)
         x, unravel = ravel_particles(particles)
         result = self._solve(particles, weights, state)
 

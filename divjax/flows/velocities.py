@@ -22,11 +22,12 @@ from divjax.core.checks import (
     check_matrix,
     check_positive,
     check_positive_values,
+    check_scalar,
 )
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import living_rows, squared_distances
 from divjax.core.pytrees import pytree
-from divjax.flows.masses import drop_dead
+from divjax.flows.masses import checked_step, drop_dead
 from divjax.kernels.bandwidth import Median
 from divjax.kernels.radial import Gaussian, Kernel, check_smoother
 from divjax.kernels.sums import kernel_sums
@@ -102,6 +103,7 @@ class SVGD(_WithKernel):
         state: Any,
     ) -> _Step:
         """The K smoothed drifts and the common repulsion."""
+        x, weights, gradients = checked_step(x, weights, gradients)
         kernel, state = self._resolve(x, weights, state)
         k, n, d = gradients.shape
         by_particle = drop_dead(weights, jnp.moveaxis(gradients, 0, 1).reshape(n, k * d))
@@ -148,6 +150,7 @@ class GFSD(_WithKernel):
         state: Any,
     ) -> _Step:
         """The drifts −g and the repulsion −∇log ρ."""
+        x, weights, gradients = checked_step(x, weights, gradients)
         kernel, state = self._resolve(x, weights, state)
         density, gradient = kernel_sums(kernel, x, None, weights[:, None], weights[:, None])
         return -gradients, -_per_density(gradient[:, 0], density), state
@@ -195,6 +198,7 @@ class Blob(_WithKernel):
         state: Any,
     ) -> _Step:
         """The drifts −g and the smoothed entropy's repulsion."""
+        x, weights, gradients = checked_step(x, weights, gradients)
         kernel, state = self._resolve(x, weights, state)
         mass = weights[:, None]
         density, _ = kernel_sums(kernel, x, None, mass, mass[:, :0])
@@ -254,6 +258,7 @@ class GFSF(_WithKernel):
         state: Any,
     ) -> _Step:
         """The drifts −g and the repulsion −s."""
+        x, weights, gradients = checked_step(x, weights, gradients)
         kernel, state = self._resolve(x, weights, state)
         n = x.shape[0]
         _, gradient = kernel_sums(kernel, x, None, weights[:, None][:, :0], weights[:, None])
@@ -262,6 +267,7 @@ class GFSF(_WithKernel):
         root = safe_sqrt(weights)[:, None]
         values, _ = kernel.radial(squared_distances(living_rows(x, weights)))
         system = root * values * root.T
+        check_scalar(regularization=self.regularization)
         check_positive_values(regularization=self.regularization)
         regularization = jnp.asarray(self.regularization, x.dtype)
         ridge = nan_unless(regularization > 0, regularization / n)
@@ -316,4 +322,5 @@ class Langevin:
         state: Any,
     ) -> _Step:
         """The drifts −g; no repulsion."""
+        x, weights, gradients = checked_step(x, weights, gradients)
         return -gradients, jnp.zeros_like(x), state

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_positive, check_positive_values
+from divjax.core.checks import check_positive, check_positive_values, known_number
 from divjax.core.numerics import in_units_of
 from divjax.core.pairwise import (
     at_least_single,
@@ -117,7 +117,7 @@ class Median:
             σ.
 
     Raises:
-        ValueError: if `tolerance` is not positive.
+        ValueError: if `tolerance` is no positive number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -133,7 +133,7 @@ class Median:
     tolerance: float = static(default=2e-3)  # how a number is found, not which: no leaf
 
     def __post_init__(self):
-        check_positive(tolerance=self.tolerance)
+        known_number("tolerance", self.tolerance, 0, above=True)
 
     def init(self, x: Float[Array, "n d"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The logarithm of the median's first guess, and its expected change."""
@@ -193,10 +193,11 @@ class MultiScale:
 
     def init(self, x: Float[Array, "n d"]) -> Any:
         """The rule's state."""
-        return self.rule.init(x)
+        return self.rule.init(*as_samples(x=x))
 
     def __call__(self, x: Float[Array, "n d"], state: Any) -> tuple[Float[Array, " s"], Any]:
         """The bandwidths, of shape (s,)."""
+        (x,) = as_samples(x=x)
         bandwidth, state = self.rule(x, state)
         for scale in self.scales:
             check_positive_values(scales=scale)

@@ -7,11 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import (
-    check_positive,
-    check_positive_values,
-    check_provides,
-)
+from divjax.core.checks import check_positive, check_positive_values, check_provides, check_scalar
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import squared_distances
 from divjax.core.pytrees import pytree
@@ -222,6 +218,7 @@ class InverseMultiquadric(_WithBandwidth):
         return super().resolve(x, state)
 
     def _valid_exponent(self) -> ArrayLike:
+        check_scalar(exponent=self.exponent)
         return nan_unless(jnp.asarray(self.exponent) > 0, self.exponent)
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:

@@ -6,6 +6,7 @@ the caller.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from divjax.core.checks import (
     check_matrix,
     check_nonnegative_values,
     check_positive_values,
+    check_scalar,
     check_shape,
 )
 from divjax.core.numerics import in_units_of, matmul, nan_unless
@@ -35,6 +37,10 @@ __all__ = [
     "wkd_logits",
 ]
 
+_stop = jax.lax.stop_gradient
+# In units of the root of the unit roundoff: the share of a plan's mass that rounding may move.
+_LOST_DIGITS = 8
+
 
 def _transport_cost(
     costs: Float[Array, "n m"],
@@ -45,7 +51,8 @@ def _transport_cost(
 ) -> Float[Array, ""]:
     """⟨P, C⟩ after so many Sinkhorn iterations, columns before rows, in the log domain.
 
-    NaN for a traced ε that is not positive. Differentiated through the iterations: ten of them need
+    NaN for a traced ε that is not positive, and where rounding of costs and potentials leaves less
+    than about half of the plan's digits. Differentiated through the iterations: ten of them need
     not converge, and the losses here are defined by what ten of them give.
     """
     # A hyper-parameter of a wider type must not change that of the potentials.
@@ -57,7 +64,13 @@ def _transport_cost(
         return log_a - jax.nn.logsumexp(g + kernel, axis=1), g
 
     f, g = jax.lax.scan(iteration, jnp.zeros_like(log_a), length=num_iterations)
-    return nan_unless(epsilon > 0, jnp.sum(jnp.exp(f[:, None] + g[-1] + kernel) * costs))
+    plan = jnp.exp(f[:, None] + g[-1] + kernel)
+    # The rows' sums, met last, show what the potentials' rounding did; the costs' own, a share
+    # u C/ε of the plan, they do not show.
+    fixed, a, unit = _stop(plan), jnp.exp(_stop(log_a)), jnp.finfo(costs.dtype).eps / 2
+    moved = jnp.sum(jnp.abs(jnp.sum(fixed, axis=1) - a)) + unit * jnp.sum(fixed * costs) / epsilon
+    resolved = moved <= _LOST_DIGITS * math.sqrt(unit) * jnp.sum(a)
+    return nan_unless((epsilon > 0) & resolved, jnp.sum(plan * costs))
 
 
 def _temper(logits: Float[Array, "b c"], temperature: ArrayLike) -> Float[Array, "b c"]:
@@ -158,6 +171,7 @@ def class_costs(
     """
     check_matrix(similarity=similarity)
     check_shape("similarity", similarity, *[similarity.shape[0]] * 2)
+    check_scalar(sharpness=sharpness)
     check_positive_values(sharpness=sharpness)
     sharpness = jnp.asarray(sharpness, similarity.dtype)
     return -jnp.expm1(nan_unless(sharpness > 0, sharpness) * (similarity - 1))
@@ -187,7 +201,8 @@ def wkd_logits(
         costs: C between classes, non-negative: `class_costs`.
         weight: λ, 30 for ImageNet and 200 to 600 for CIFAR-100 in the paper.
         temperature: τ, 2 for ImageNet and 6 to 8 for CIFAR-100.
-        epsilon: of the transport, in the unit of C.
+        epsilon: of the transport, in the unit of C; far below it rounding hides the
+            plan, and the loss is NaN.
         num_iterations: of Sinkhorn; the cost is that after so many, and differentiated as such.
 
     Returns:
@@ -217,6 +232,7 @@ def wkd_logits(
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise ValueError(f"labels must be integers; got {jnp.result_type(labels)}.")
     check_shape("costs", costs, c, c)
+    check_scalar(weight=weight, temperature=temperature, epsilon=epsilon)
     check_nonnegative_values(weight=weight)
     check_positive_values(temperature=temperature, epsilon=epsilon)
     check_count(1, num_iterations=num_iterations)
@@ -285,6 +301,7 @@ def wkd_features(
         raise ValueError(f"student must not be empty; got shape {jnp.shape(student)}.")
     check_shape("teacher", teacher, *jnp.shape(student))
     check_choice(("diagonal", "full"), covariance=covariance)
+    check_scalar(mean_weight=mean_weight, floor=floor)
     check_nonnegative_values(mean_weight=mean_weight)
     check_positive_values(floor=floor)
     check_count(1, grid=grid)
@@ -336,7 +353,8 @@ def sinkhorn_distillation(
         teacher: logits.
         weight: λ; in the paper's code this factor is inside the loss, and a further .8 outside.
         temperature: τ.
-        epsilon: ε, in units of probability.
+        epsilon: ε, in units of probability; far below it rounding hides the
+            plan, and the loss is NaN.
         num_iterations: of rows and columns each, columns last; differentiated as such.
 
     Returns:
@@ -356,6 +374,7 @@ def sinkhorn_distillation(
         Cui et al. 2024, section 3.2 and their settings.
     """
     student, teacher = _as_logits(student, teacher)
+    check_scalar(weight=weight, temperature=temperature, epsilon=epsilon)
     check_nonnegative_values(weight=weight)
     check_positive_values(temperature=temperature, epsilon=epsilon)
     check_count(1, num_iterations=num_iterations)

@@ -23,6 +23,7 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.checks import (
     check_callable,
     check_order,
+    check_scalar,
     check_scalar_output,
     check_shape,
 )
@@ -280,15 +281,18 @@ class EuclideanPower(_TranslationInvariant):
     @property
     def quadratic(self) -> bool:
         """Whether p is known to be 2."""
+        check_scalar(p=self.p)
         return not isinstance(self.p, Tracer) and bool(np.asarray(self.p) == 2)
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums of squared differences."""
+        check_scalar(p=self.p)
         p = nan_unless(jnp.asarray(self.p) > 1, self.p)
         return safe_power(_sum_over_features(jnp.square, x, y), p / 2) / p
 
     def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w) = ‖w‖^{q−2} w."""
+        check_scalar(p=self.p)
         norm = safe_sqrt(jnp.sum(w**2, axis=-1, keepdims=True))
         w = nan_unless(jnp.asarray(self.p) > 1, w)
         # ‖w‖^{q−1} times the direction, with q − 1 = 1/(p − 1) > 0: zero at zero.
@@ -318,6 +322,7 @@ class PNorm(_TranslationInvariant):
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
+        check_scalar(p=self.p)
         p = nan_unless(jnp.asarray(self.p) >= 1, self.p)
         powers = _sum_over_features(lambda z: safe_power(jnp.abs(z), p), x, y)
         return safe_power(powers, 1 / p)
@@ -349,15 +354,18 @@ class PNormPower(_TranslationInvariant):
     @property
     def quadratic(self) -> bool:
         """Whether p is known to be 2."""
+        check_scalar(p=self.p)
         return not isinstance(self.p, Tracer) and bool(np.asarray(self.p) == 2)
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
+        check_scalar(p=self.p)
         p = nan_unless(jnp.asarray(self.p) > 1, self.p)
         return _sum_over_features(lambda z: safe_power(jnp.abs(z), p), x, y) / p
 
     def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w)_k = sign(w_k) |w_k|^{1/(p−1)}."""
+        check_scalar(p=self.p)
         w = nan_unless(jnp.asarray(self.p) > 1, w)
         return jnp.sign(w) * safe_power(jnp.abs(w), 1 / (self.p - 1))
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
-from divjax.core.types import Outcome
+from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.formulation import check_epsilon, formulate, formulate_self
 from divjax.ot.problem import PointPairs
@@ -168,9 +169,10 @@ def sinkhorn_divergence(
     measure. From ε = 0 to ∞ it goes from the transport cost to (squared Euclidean) the squared
     distance of the means. The self terms are solved by averaged symmetric updates.
 
-    Where iterations stop early, the value's error is quadratic in the potentials';
-    `sinkhorn_divergence_result` says whether they have converged. For fixed ε the bias from n
-    samples is O(1/n). Memory as in `sinkhorn`.
+    Where iterations stop early, the value's error is quadratic in the potentials', and the value is
+    kept; `sinkhorn_divergence_result` says whether they have converged. Where rounding moves a plan
+    by more than the tolerance, as at an ε far below the costs, no number of iterations helps, and
+    the value is NaN. For fixed ε the bias from n samples is O(1/n). Memory as in `sinkhorn`.
 
     Args:
         x: samples.
@@ -186,7 +188,8 @@ def sinkhorn_divergence(
         block_size: rows of costs held at a time.
 
     Returns:
-        The divergence, differentiable like `sinkhorn`'s value.
+        The divergence, differentiable like `sinkhorn`'s value; NaN where the result's status is
+        `FLOATING_POINT_RESOLUTION` or graver.
 
     Raises:
         ValueError: as `sinkhorn`.
@@ -201,7 +204,7 @@ def sinkhorn_divergence(
         Feydy, Séjourné, Vialard, Amari, Trouvé, Peyré 2019, eq. 3 and theorem 1.
         Séjourné, Feydy, Vialard, Trouvé, Peyré 2019, eq. 5: unbalanced.
     """
-    return sinkhorn_divergence_result(
+    result = sinkhorn_divergence_result(
         x,
         y,
         a,
@@ -213,4 +216,5 @@ def sinkhorn_divergence(
         marginal_penalty=marginal_penalty,
         annealing=annealing,
         block_size=block_size,
-    ).value
+    )
+    return nan_unless(result.status < Status.FLOATING_POINT_RESOLUTION, result.value)

@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from divjax.core.checks import check_callable, check_count, check_positive, check_shape
+from divjax.core.checks import (
+    check_callable,
+    check_count,
+    check_positive,
+    check_scalar,
+    check_shape,
+)
 from divjax.core.keys import own_key
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks
@@ -188,6 +194,7 @@ class EntropicMap:
         self, samples: WeightedSamples, held_out: WeightedSamples, origins: Origins
     ) -> EntropicFit:
         x, y, a, b = samples
+        check_scalar(score_epsilon=self.score_epsilon, tolerance=self.tolerance)
         options: Any = {"cost": self.cost, "tolerance": self.tolerance}
         options["max_iterations"] = self.max_iterations
         unit = mean_cost_within(self.cost, x, y, a, b)

@@ -24,6 +24,7 @@ from divjax.core.checks import (
     check_callable,
     check_count,
     check_positive_values,
+    check_scalar,
     check_shape,
     check_weights,
 )
@@ -451,6 +452,7 @@ def _penalties(marginal_penalty: Any, dtype: Any) -> tuple[Any, Any]:
         raise ValueError(f"marginal_penalty must be one or two numbers; got {len(pair)}.")
     for penalty in pair:
         if penalty is not None:
+            check_scalar(marginal_penalty=penalty)
             check_positive_values(marginal_penalty=penalty)
     exact = lambda rho: rho is None or (not isinstance(rho, Tracer) and bool(np.isinf(rho)))
     return tuple(None if exact(rho) else jnp.asarray(rho, dtype) for rho in pair)  # pyright: ignore

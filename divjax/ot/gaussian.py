@@ -19,7 +19,13 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core import linalg
-from divjax.core.checks import check_count, check_full_precision, check_shape, check_weights
+from divjax.core.checks import (
+    check_count,
+    check_full_precision,
+    check_scalar,
+    check_shape,
+    check_weights,
+)
 from divjax.core.numerics import matmul, nan_unless, safe_sqrt
 from divjax.core.samples import Center
 from divjax.core.types import Outcome, status_of, summary
@@ -413,6 +419,7 @@ def gaussian_barycenter(
             f"got {shape} and {jnp.shape(covs)}."
         )
     check_count(1, num_steps=num_steps)
+    check_scalar(tolerance=tolerance)
     k, d = shape
     if weights is None:
         weights = jnp.ones(k)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core import linalg
-from divjax.core.checks import check_positive_values
+from divjax.core.checks import check_positive_values, check_scalar
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.ot.gaussian import (
     AffineMap,
@@ -141,6 +141,7 @@ def gaussian_entropic(
     References:
         Janati, Muzellec, Peyré, Cuturi 2020, theorem 1 and proposition 2, with ε = 2σ².
     """
+    check_scalar(epsilon=epsilon)
     check_positive_values(epsilon=epsilon)
     mean_p, s, mean_q, t = paired_gaussians(mean_p, cov_p, mean_q, cov_q)
     epsilon = jnp.asarray(epsilon, s.dtype)

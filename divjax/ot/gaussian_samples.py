@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_unit_interval
+from divjax.core.checks import check_scalar, check_unit_interval
 from divjax.core.numerics import matmul, nan_unless
 from divjax.ot.gaussian import AffineMap, gaussian_map
 from divjax.ot.scales import winsorised
@@ -71,6 +71,7 @@ def gaussian_map_from_samples(
                 f'shrinkage must be a number in [0, 1] or "ledoit-wolf"; got {shrinkage!r}.'
             )
     else:
+        check_scalar(shrinkage=shrinkage)
         check_unit_interval(shrinkage=shrinkage)
     samples, origins = weighted_samples(x, y, a, b, apart=True)
     (mean_p, cov_p), (mean_q, cov_q) = (

@@ -16,6 +16,7 @@ from divjax.core.checks import (
     check_nonnegative,
     check_positive,
     check_same_features,
+    check_scalar,
 )
 from divjax.core.keys import own_key
 from divjax.core.pairwise import map_row_blocks
@@ -192,6 +193,7 @@ class LightSchrodingerBridge:
                 weights do not fit.
         """
         key = own_key(key)
+        check_scalar(epsilon=self.epsilon, ridge=self.ridge)
         ends, origins, rests = _about_the_means(x0, x1, a, b)
         dtype = ends[0].x.dtype
         epsilon, ridge = (jnp.asarray(v, dtype) for v in (self.epsilon, self.ridge))

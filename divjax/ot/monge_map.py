@@ -25,6 +25,7 @@ from divjax.core.checks import (
     check_matrix,
     check_nonnegative,
     check_positive,
+    check_scalar,
     check_shape,
     check_weights,
     check_widths,
@@ -209,6 +210,9 @@ class MongeMap:
                 differentiated in a number of the method.
         """
         key = own_key(key)
+        check_scalar(epsilon=self.epsilon, gap_epsilon=self.gap_epsilon)
+        check_scalar(gap_weight=self.gap_weight, symmetry_weight=self.symmetry_weight)
+        check_scalar(learning_rate=self.learning_rate, tolerance=self.tolerance)
         samples, origins = _problems(x, y, a, b, context)
         cost = checked_cost(self.cost, samples.x[0, 0])
         method = refuse_derivatives(dataclasses.replace(self, cost=cost), _NO_DERIVATIVE)
@@ -385,7 +389,9 @@ class MongeMap:
         return jnp.where(size > 0, size, 1)
 
     def _objective(self, mean_cost: Array) -> MapObjective:
-        """Its numbers in units of the cost."""
+        """Its numbers in units of the cost, of 1 where samples are points or not finite."""
+        has_unit = (mean_cost > 0) & jnp.isfinite(mean_cost)
+        mean_cost = jnp.where(has_unit, mean_cost, 1)
         gap_epsilon = None if self.gap_epsilon is None else mean_cost * self.gap_epsilon
         return MapObjective(
             cost=self.cost,

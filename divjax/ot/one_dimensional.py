@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from divjax.core.checks import check_order, check_shape, check_weights
+from divjax.core.checks import check_order, check_scalar, check_shape, check_weights
 from divjax.core.numerics import nan_unless, safe_power, safe_sqrt
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Center, centered_samples
@@ -153,6 +153,7 @@ def rooted(value: Float[Array, ""], p: ArrayLike) -> Float[Array, ""]:
 
 def is_valid(line: Line, p: ArrayLike) -> Bool[Array, ""]:
     """Whether order and weights are in range, where they are only known at run time."""
+    check_scalar(p=p)
     valid = jnp.asarray(p) >= 1
     for weights in (line.a, line.b):
         valid = valid if weights is None else valid & (jnp.min(weights) >= 0)

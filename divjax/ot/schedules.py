@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.checks import check_choice, check_positive
+from divjax.core.checks import check_choice, check_positive, check_scalar
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.ot.problem import Problem
@@ -115,6 +115,7 @@ def marginal_penalty_from_tau(tau: ArrayLike, epsilon: ArrayLike) -> Array:
 
 def resolved_epsilon(epsilon: Relative, problem: Problem) -> Float[Array, ""]:
     """The number that a relative ε is for a problem, whose own ε is not looked at."""
+    check_scalar(share=epsilon.share)
     problem = jax.lax.stop_gradient(problem)
     share = jax.lax.stop_gradient(jnp.asarray(epsilon.share, problem.a.dtype))
     scale = _median_cost(problem) if epsilon.of == "median" else _moment(problem, epsilon.of)

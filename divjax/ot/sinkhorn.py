@@ -11,6 +11,7 @@ from divjax.core.checks import (
     check_count,
     check_positive,
     check_same_features,
+    check_scalar,
     check_shape,
 )
 from divjax.core.keys import own_key
@@ -436,9 +437,12 @@ def solve(
 ) -> SinkhornResult:
     """The result of a problem; a tolerance is a share of the mass, `init` of centred points."""
     check_count(1, max_iterations=max_iterations)
+    check_scalar(tolerance=tolerance, over_relaxation=over_relaxation)
     check_positive(tolerance=tolerance, over_relaxation=over_relaxation)
-    if annealing is not None and not isinstance(annealing, Annealing):
-        raise ValueError(f"annealing must be an `Annealing`; got {annealing!r}.")
+    if annealing is not None:
+        if not isinstance(annealing, Annealing):
+            raise ValueError(f"annealing must be an `Annealing`; got {annealing!r}.")
+        check_scalar(start=annealing.start, decay=annealing.decay)
     if isinstance(over_relaxation, (int, float)) and not over_relaxation < 2:
         raise ValueError(f"over_relaxation must be a number in (0, 2); got {over_relaxation}.")
     problem = formulation.problem

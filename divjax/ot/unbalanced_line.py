@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from divjax.core.checks import check_count, check_order, check_positive, check_positive_values
+from divjax.core.checks import (
+    check_count,
+    check_order,
+    check_positive,
+    check_positive_values,
+    check_scalar,
+)
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.types import Outcome, status_of
@@ -118,12 +124,14 @@ def unbalanced_1d(
     """
     check_order(p)
     check_count(1, max_iterations=max_iterations)
+    check_scalar(tolerance=tolerance, p=p)
     check_positive(tolerance=tolerance)
     pair = marginal_penalty if isinstance(marginal_penalty, tuple) else (marginal_penalty,) * 2
     if len(pair) != 2 or any(rho is None for rho in pair):
         raise ValueError(f"marginal_penalty must be one or two numbers; got {marginal_penalty!r}.")
-    check_positive_values(marginal_penalty=pair[0])
-    check_positive_values(marginal_penalty=pair[1])
+    for penalty in pair:
+        check_scalar(marginal_penalty=penalty)
+        check_positive_values(marginal_penalty=penalty)
     line, penalties, dtype = _problem(x, y, a, b, pair)
     positive = (penalties[0] > 0) & (penalties[1] > 0)
     valid = is_valid(line, p) & positive & (jnp.asarray(tolerance) > 0)

@@ -15,8 +15,8 @@ import scipy.integrate
 import scipy.special
 from jaxtyping import Array, Float, Key
 
-from divjax.core.checks import check_positive
-from divjax.problems.divergences import Task, check_points, gaussian_pair
+from divjax.core.checks import check_count, known_number
+from divjax.problems.divergences import Task, check_points, finite_array, gaussian_pair
 
 __all__ = [
     "additive_uniform",
@@ -42,9 +42,10 @@ def gaussian_dependence(covariance: Any, x_dim: int) -> Task:
         >>> round(gaussian_dependence([[1.0, 0.75], [0.75, 1.0]], 1).kl, 5)
         0.41334
     """
-    covariance = np.asarray(covariance, np.float64)
+    covariance = finite_array("covariance", covariance)
     d = covariance.shape[0] if covariance.ndim else 0
-    if not 0 < x_dim < d:
+    whole = isinstance(x_dim, (int, np.integer)) and not isinstance(x_dim, bool)
+    if not (whole and 0 < x_dim < d):
         raise ValueError(f"x_dim must be in 1 … {d - 1}; got {x_dim}.")
     own = np.arange(d) < x_dim
     product = np.where(own[:, None] == own, covariance, 0)
@@ -58,6 +59,7 @@ def binormal(correlation: float = 0.75) -> Task:
         >>> round(binormal().kl, 5)
         0.41334
     """
+    correlation = known_number("correlation", correlation)
     return gaussian_dependence([[1, correlation], [correlation, 1]], 1)
 
 
@@ -71,7 +73,8 @@ def dense_gaussian(x_dim: int, y_dim: int, correlation: float = 0.5) -> Task:
     References:
         Czyż et al. 2023, arXiv 2306.11078.
     """
-    check_positive(x_dim=x_dim, y_dim=y_dim)
+    check_count(1, x_dim=x_dim, y_dim=y_dim)
+    correlation = known_number("correlation", correlation)
     d = x_dim + y_dim
     return gaussian_dependence(correlation + (1 - correlation) * np.eye(d), x_dim)
 
@@ -86,8 +89,8 @@ def two_pairs(x_dim: int, y_dim: int, correlation: float = 0.8) -> Task:
     References:
         Czyż et al. 2023, arXiv 2306.11078.
     """
-    if min(x_dim, y_dim) < 2:
-        raise ValueError(f"x_dim and y_dim must be at least 2; got {x_dim} and {y_dim}.")
+    check_count(2, x_dim=x_dim, y_dim=y_dim)
+    correlation = known_number("correlation", correlation)
     covariance = np.eye(x_dim + y_dim)
     for i in range(2):
         covariance[i, x_dim + i] = covariance[x_dim + i, i] = correlation
@@ -118,7 +121,8 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
         Arellano-Valle, Contreras-Reyes, Genton 2013, the entropy; Czyż et al. 2023, arXiv
         2306.11078, the tasks.
     """
-    check_positive(x_dim=x_dim, y_dim=y_dim, freedom=freedom)
+    check_count(1, x_dim=x_dim, y_dim=y_dim)
+    freedom = known_number("freedom", freedom, 0, above=True)
     d, half = x_dim + y_dim, freedom / 2
     dims = np.array([0, x_dim, y_dim, d])
     signs, powers = np.array([1, -1, -1, 1]), half + dims / 2
@@ -185,7 +189,7 @@ def additive_uniform(epsilon: float) -> Task:
     References:
         Czyż et al. 2023, arXiv 2306.11078.
     """
-    check_positive(epsilon=epsilon)
+    epsilon = known_number("epsilon", epsilon, 0, above=True)
 
     def length(y: Any) -> Any:
         return jnp.minimum(y + epsilon, 1) - jnp.maximum(y - epsilon, 0)

@@ -25,8 +25,8 @@ import numpy as np
 import scipy.integrate
 from jaxtyping import Array, Float, Key
 
-from divjax.core.checks import check_matrix, check_nonnegative, check_positive, check_shape
-from divjax.problems.mixtures import GaussianMixture
+from divjax.core.checks import check_count, check_matrix, check_shape, known_number
+from divjax.problems.mixtures import GaussianMixture, check_draw
 
 __all__ = [
     "Task",
@@ -70,10 +70,15 @@ class Task:
     js: float
     x_dim: int | None = None
 
+    def __post_init__(self):
+        for name in ("sample_p", "sample_q"):
+            object.__setattr__(self, name, _checked_sampler(getattr(self, name)))
+
     def sample(
         self, key: Key[Array, ""], n: int, m: int | None = None
     ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
         """Draws of p and of q, n of each unless m says otherwise."""
+        check_draw(key, n)
         key_p, key_q = jax.random.split(key)
         return self.sample_p(key_p, n), self.sample_q(key_q, n if m is None else m)
 
@@ -98,6 +103,14 @@ class Task:
             self.js,
             self.x_dim,
         )
+
+
+def _checked_sampler(sample: Sampler) -> Sampler:
+    def checked(key: Key[Array, ""], n: int) -> Float[Array, "n d"]:
+        check_draw(key, n)
+        return sample(key, n)
+
+    return checked
 
 
 def check_points(z: Any, dim: int) -> None:
@@ -129,6 +142,17 @@ def _normal(mean: np.ndarray, factor: np.ndarray) -> Sampler:
     return sample
 
 
+def finite_array(name: str, value: Any) -> np.ndarray:
+    """Finite numbers in double precision; `ValueError` for anything else."""
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be an array of numbers; got {value!r}.") from None
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite; got {array.tolist()}.")
+    return array
+
+
 def gaussian_pair(
     mean_p: Any, covariance_p: Any, mean_q: Any, covariance_q: Any, *, x_dim: int | None = None
 ) -> Task:
@@ -157,8 +181,10 @@ def gaussian_pair(
     References:
         Chernoff 1952, the coefficient; Gil, Alajaji, Linder 2013, table 2, for Gaussians.
     """
+    given = {"mean_p": mean_p, "covariance_p": covariance_p}
+    given |= {"mean_q": mean_q, "covariance_q": covariance_q}
     mean_p, covariance_p, mean_q, covariance_q = (
-        np.asarray(a, np.float64) for a in (mean_p, covariance_p, mean_q, covariance_q)
+        finite_array(name, value) for name, value in given.items()
     )
     d = mean_p.size
     shapes = [a.shape for a in (mean_p, covariance_p, mean_q, covariance_q)]
@@ -209,8 +235,8 @@ def gaussian_shift(d: int, kl: float) -> Task:
         >>> gaussian_shift(10, 1.0).kl
         1.0
     """
-    check_positive(d=d)
-    check_nonnegative(kl=kl)
+    check_count(1, d=d)
+    kl = known_number("kl", kl, 0)
     return gaussian_pair(np.full(d, math.sqrt(2 * kl / d)), np.eye(d), np.zeros(d), np.eye(d))
 
 
@@ -221,7 +247,8 @@ def gaussian_scale(d: int, scale: float) -> Task:
         >>> round(gaussian_scale(1, 1e-6).kl, 4)
         13.3155
     """
-    check_positive(d=d, scale=scale)
+    check_count(1, d=d)
+    scale = known_number("scale", scale, 0, above=True)
     return gaussian_pair(np.zeros(d), scale**2 * np.eye(d), np.zeros(d), np.eye(d))
 
 
@@ -242,8 +269,8 @@ def correlated_gaussians(d: int, kl: float) -> Task:
     References:
         Rhodes, Xu, Gutmann 2020, section 4.2: d = 40 … 320 with a quarter of a nat a feature.
     """
-    check_positive(d=d)
-    check_nonnegative(kl=kl)
+    check_count(1, d=d)
+    kl = known_number("kl", kl, 0)
     if d % 2:
         raise ValueError(f"d must be even; got {d}.")
     rho = math.sqrt(-math.expm1(-4 * kl / d))
@@ -261,8 +288,9 @@ def chasm(a: float, d: int = 4) -> Task:
     References:
         Apellániz et al. 2024, arXiv 2405.07822: d = 4 and a from 0 to 4.
     """
-    check_positive(d=d)
-    return gaussian_pair(np.zeros(d), np.eye(d), np.full(d, float(a)), np.eye(d))
+    check_count(1, d=d)
+    a = known_number("a", a)
+    return gaussian_pair(np.zeros(d), np.eye(d), np.full(d, a), np.eye(d))
 
 
 def random_gaussians(seed: int, d: int = 10) -> Task:
@@ -283,7 +311,8 @@ def random_gaussians(seed: int, d: int = 10) -> Task:
     References:
         Apellániz et al. 2024, arXiv 2405.07822, use case 1; seeds 0 to 4.
     """
-    check_positive(d=d)
+    check_count(1, d=d)
+    check_count(0, seed=seed)
     rng = np.random.RandomState(seed)
     covariances = []
     for _ in range(2):
@@ -316,6 +345,7 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
         >>> round(mixtures(one, two).kl, 4)
         0.5
     """
+    check_count(2, points=points)
     for mixture in (p, q):
         mixture.mean()  # raises on bad weights
     laws = [_components(mixture) for mixture in (p, q)]
@@ -411,7 +441,7 @@ def fitted_mixture(
     References:
         Apellániz et al. 2024, arXiv 2405.07822, use case 3.
     """
-    check_positive(num_rows=num_rows)
+    check_count(1, num_rows=num_rows)
     p = GaussianMixture(
         jnp.array([0.7, 0.3]),
         jnp.array([[1.0, 1.0], [-1.0, -1.0]]),
@@ -435,7 +465,8 @@ def lattice(d: int, spacing: float = 0.125) -> Task:
         >>> lattice(3).kl
         inf
     """
-    check_positive(d=d, spacing=spacing)
+    check_count(1, d=d)
+    spacing = known_number("spacing", spacing, 0, above=True)
     if math.frexp(spacing)[0] != 0.5:
         raise ValueError(f"spacing must be a power of two; got {spacing}.")
     nearest = lambda z: jnp.round(z[:, 0] / spacing) * spacing

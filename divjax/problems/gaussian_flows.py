@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.checks import check_count, check_nonnegative, check_positive
+from divjax.core.checks import check_count, check_nonnegative, check_positive, check_scalar
 from divjax.core.linalg import cho_solve, cholesky, eigh, inv
 from divjax.core.numerics import nan_unless
 from divjax.core.simplex import min_norm_weights
@@ -74,7 +76,8 @@ def fokker_planck_moments(times: Float[Array, " t"], initial: Moments, target: M
         target: m "d" and S "d d".
 
     Returns:
-        Mean "t d" and covariance "t d d"; nan unless S is positive definite.
+        Mean "t d" and covariance "t d d"; nan unless S is positive definite and Σ₀ positive
+        semidefinite.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -133,7 +136,7 @@ def multi_objective_moments(
     where S⁻¹ = (Σ + h² I)⁻¹, that is Σ = S − h² I: how much smoothing narrows the particles.
 
     Args:
-        times: increasing from 0 on.
+        times: increasing from 0 on; nan from where traced ones do not.
         initial: μ₀ "d" and Σ₀ "d d".
         targets: m "k d" and S "k d d".
         bandwidth: h of the Gaussian kernel exp(−r²/2h²) that smooths q in its score.
@@ -142,10 +145,11 @@ def multi_objective_moments(
             changes the right-hand side has a kink, and the order is two.
 
     Returns:
-        Mean "t d", covariance "t d d", weights "t k", and an estimate of the integration's error.
+        Mean "t d", covariance "t d d", weights "t k", and an estimate of the integration's error;
+        nan for matrices that are no covariances.
 
     Raises:
-        ValueError: if the shapes do not fit, or `num_substeps` is below two.
+        ValueError: if the shapes do not fit, times do not increase, or `num_substeps` is below two.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -158,7 +162,7 @@ def multi_objective_moments(
     References:
         MWGraD, arXiv 2505.18765, the flow; Liu et al. 2019, section 3, the smoothed score.
     """
-    times, initial, targets = _as_arrays(times, initial, targets)
+    times, initial, targets = _as_arrays(_forwards(times), initial, targets)
     field = _min_norm_field(targets, bandwidth)
 
     def slope(time: Array, moments: Moments) -> Moments:
@@ -189,7 +193,7 @@ def accelerated_moments(
     step being at t = n√η.
 
     Args:
-        times: increasing from 0 on.
+        times: increasing from 0 on; nan from where traced ones do not.
         initial: μ₀ "d" and Σ₀ "d d".
         targets: m "k d" and S "k d d".
         strong_convexity: β, for damping α = 2√β; None for α_t = 3/t.
@@ -198,11 +202,12 @@ def accelerated_moments(
             should stay well below the smallest standard deviation of the targets and of q.
 
     Returns:
-        Mean "t d", covariance "t d d", weights "t k", and an estimate of the integration's error.
+        Mean "t d", covariance "t d d", weights "t k", and an estimate of the integration's error;
+        nan for matrices that are no covariances.
 
     Raises:
-        ValueError: if the shapes do not fit, `num_substeps` is below two, or `strong_convexity` is
-            a Python number that is not positive.
+        ValueError: if the shapes do not fit, times do not increase, `num_substeps` is below two, or
+            `strong_convexity` is a Python number that is not positive.
 
     Example:
         >>> import jax.numpy as jnp
@@ -215,8 +220,9 @@ def accelerated_moments(
     References:
         A-MWGraD, arXiv 2601.19220, the flow; Su, Boyd, Candès 2016, eq. 3, the damping 3/t.
     """
-    times, initial, targets = _as_arrays(times, initial, targets)
+    times, initial, targets = _as_arrays(_forwards(times), initial, targets)
     if strong_convexity is not None:
+        check_scalar(strong_convexity=strong_convexity)
         check_positive(strong_convexity=strong_convexity)
     field = _min_norm_field(targets, bandwidth)
 
@@ -264,13 +270,39 @@ def _as_arrays(
         raise ValueError(f"times must be a vector; got shape {jnp.shape(times)}.")
     tree = (times, initial, targets)
     dtype = jnp.result_type(float, *jax.tree.leaves(tree))
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+    times, (mean, covariance), targets = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+    valid = _is_covariance(covariance)
+    return times, Moments(nan_unless(valid, mean), nan_unless(valid, covariance)), targets
+
+
+def _is_covariance(matrix: Float[Array, "d d"]) -> Bool[Array, ""]:
+    """Whether the matrix is symmetric and positive semidefinite up to rounding."""
+    matrix = jax.lax.stop_gradient(matrix)
+    size = jnp.max(jnp.abs(matrix))
+    rounding = 8 * matrix.shape[0] * jnp.finfo(matrix.dtype).eps * size
+    symmetric = jnp.max(jnp.abs(matrix - matrix.T)) <= rounding
+    return symmetric & (jnp.min(eigh(matrix)[0]) >= -rounding)
+
+
+def _forwards(times: Any) -> Any:
+    """Times; NaN from where traced ones are negative, go backwards or are not finite."""
+    if jnp.ndim(times) != 1:
+        return times  # for which there are words below
+    if not isinstance(times, Tracer):
+        known = np.asarray(times, float)
+        if not (np.isfinite(known).all() and (np.diff(known, prepend=0) >= 0).all()):
+            raise ValueError(f"times must increase from 0 on; got {known.tolist()}.")
+        return times
+    times = times.astype(jnp.result_type(float, times))
+    forwards = (jnp.diff(times, prepend=0) >= 0) & jnp.isfinite(times)
+    return nan_unless(jnp.cumsum(~forwards) == 0, times)
 
 
 def _min_norm_field(
     targets: Moments, bandwidth: ArrayLike
 ) -> Callable[[Moments], tuple[Float[Array, "d d"], Float[Array, " d"], Float[Array, " k"]]]:
     """The combined field's M and c, and the weights, at given moments."""
+    check_scalar(bandwidth=bandwidth)
     check_nonnegative(bandwidth=bandwidth)
     precisions = _precision(targets.covariance)
     bandwidth = jnp.asarray(bandwidth, precisions.dtype)

@@ -1,17 +1,31 @@
 """Gaussian mixtures with exact densities, scores, moments and samplers; two published toys."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core.checks import check_positive, check_positive_values, check_simplex
+from divjax.core.checks import (
+    check_count,
+    check_full_precision,
+    check_key,
+    check_positive,
+    check_positive_values,
+    check_simplex,
+)
 from divjax.core.linalg import cho_solve, cholesky
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 
 __all__ = ["GaussianMixture", "three_component_targets", "two_component_targets"]
+
+
+def check_draw(key: Any, n: Any) -> None:
+    """Raise `ValueError` unless these are a key and a number of draws."""
+    check_key(key)
+    check_count(0, n=n)
 
 
 @pytree
@@ -29,7 +43,8 @@ class GaussianMixture:
 
     Raises:
         ValueError: on use, if the shapes do not fit, concrete weights are negative or do not sum to
-            one, or a concrete variance is not positive.
+            one, a concrete variance is not positive, matrices are in half precision, or what draws
+            are asked for is no key and no count.
 
     Example:
         >>> import jax.numpy as jnp
@@ -60,6 +75,8 @@ class GaussianMixture:
         check_positive(covariances=self.covariances)
         if self._isotropic:
             check_positive_values(covariances=self.covariances)
+        else:
+            check_full_precision("covariances", self._matrices)
         check_simplex("weights", self.weights)
         values = jnp.asarray(self.weights)
         valid = jnp.all(values >= 0) & (jnp.abs(jnp.sum(values) - 1) <= 1e-3)
@@ -71,13 +88,19 @@ class GaussianMixture:
     def _isotropic(self) -> bool:
         return jnp.ndim(self.covariances) < 2
 
+    @property
+    def _matrices(self) -> Float[Array, "... d d"]:
+        """The covariances as floating-point matrices."""
+        covariances = jnp.asarray(self.covariances)
+        return covariances.astype(jnp.result_type(float, covariances))
+
     def _variances(self) -> Float[Array, " c"]:
         return jnp.broadcast_to(self.covariances, jnp.shape(self.weights))
 
     def _factors(self) -> Float[Array, "c d d"]:
         """The covariances' lower Cholesky factors."""
         shape = jnp.shape(self.means)
-        return jnp.broadcast_to(cholesky(jnp.asarray(self.covariances)), (*shape, shape[1]))
+        return jnp.broadcast_to(cholesky(self._matrices), (*shape, shape[1]))
 
     def _precision_times(self, offsets: Float[Array, "c d"]) -> tuple[Array, Array]:
         """Σ_c⁻¹ (x − μ_c) and log det Σ_c for every component."""
@@ -120,6 +143,7 @@ class GaussianMixture:
 
     def sample(self, key: Key[Array, ""], n: int) -> Float[Array, "n d"]:
         """Independent draws."""
+        check_draw(key, n)
         weights = self._check()
         component_key, noise_key = jax.random.split(key)
         components = jax.random.categorical(component_key, jnp.log(weights), shape=(n,))
@@ -189,6 +213,7 @@ def three_component_targets(key: Key[Array, ""] | None = None) -> tuple[Gaussian
     corners = ((4.0, 4.0), (4.0, -4.0), (-4.0, 4.0), (-4.0, -4.0))
     means = jnp.array([(corner, (-2.0, 0.0), (2.0, 0.0)) for corner in corners])
     if key is not None:
+        check_key(key)
         means = means + 0.3 * jax.random.normal(key, means.shape)
     weights = jnp.array([0.2, 0.7, 0.1])
     return tuple(GaussianMixture(weights, triple, jnp.array(0.5)) for triple in means)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from divjax.core.checks import check_scalar
 from divjax.core.numerics import nan_unless
 from divjax.inference.concentration import LARGEST_STAKE, betting_lower_bound
 from divjax.ratio.types import num_rows
@@ -103,6 +104,7 @@ def js_lower_bound(
         confidence: the least probability that the bound holds.
         clip: the largest log ratio that counts; by default the validation rows choose.
     """
+    check_scalar(confidence=confidence, clip=clip)
     dtype = held_out[0].log_ratio.dtype
     confidence = jnp.asarray(confidence, dtype)
     delta = nan_unless((confidence > 0) & (confidence < 1), 1 - confidence)

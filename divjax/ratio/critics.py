@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
-from divjax.core.checks import check_count
+from divjax.core.checks import check_count, check_key
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import Center
+from divjax.core.samples import Center, as_samples
 from divjax.core.standardize import Standardizer
 from divjax.core.types import summary
 
@@ -48,7 +48,7 @@ class Critic:
     __repr__ = summary
 
     def _standard(self, z: Float[ArrayLike, "b d"]) -> Float[Array, "b d"]:
-        z = jnp.asarray(z) if self.center is None else self.center.subtract(z)
+        z = as_samples(z=z)[0] if self.center is None else self.center.subtract(z)
         return Standardizer(self.shift, self.scale, self.lower, self.upper).squash(z)
 
     def _encoder(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -86,7 +86,7 @@ class Critic:
         standard = self._standard(z)
         if self.network == "separable":
             return jnp.sum(jnp.multiply(*self._encode(standard)), axis=1)
-        return apply_network(self._joint, self.params, standard).reshape(z.shape[0])
+        return apply_network(self._joint, self.params, standard).reshape(standard.shape[0])
 
     def _encode(self, z: Array) -> tuple[Array, Array]:
         x, y = z[:, : self.x_features], z[:, self.x_features :]
@@ -154,7 +154,7 @@ def derangement(key: Key[Array, ""], n: int) -> Int[Array, " n"]:
         σ, with σ(i) ≠ i for every i, as are σ², …, σ^{n−1}.
 
     Raises:
-        ValueError: if n is not an integer of at least 2.
+        ValueError: if the key is none, or n not an integer of at least 2.
 
     Example:
         >>> sigma = derangement(jax.random.key(0), 5)
@@ -164,6 +164,7 @@ def derangement(key: Key[Array, ""], n: int) -> Int[Array, " n"]:
     References:
         Letizia, Novello, Tonello 2024: derangements against permutations.
     """
+    check_key(key)
     check_count(2, n=n)
     order = jax.random.permutation(key, n)
     return jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))

@@ -1,14 +1,16 @@
 """What may be wrong with a density ratio estimated from samples."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from divjax.core.checks import check_shape, check_weights
 from divjax.core.numerics import nan_unless
 from divjax.core.samples import centered_samples
+from divjax.core.simplex import are_weights
 from divjax.core.types import summary
 
 __all__ = ["Diagnostics", "Ties", "ties"]
@@ -97,7 +99,8 @@ def ties(
         A `Ties`.
 
     Raises:
-        ValueError: if an argument is not a matrix of numbers, or the features differ.
+        ValueError: if a sample is not a matrix of numbers, the features differ, or given weights
+            are of another length, negative, not finite or zero throughout. Traced ones give NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -109,13 +112,13 @@ def ties(
     # Distinct float64 numbers far from zero are not ties.
     _, p, q = centered_samples(p=p, q=q)
     dtype = p.dtype
-    used_p = jnp.ones(p.shape[0], bool) if weights_p is None else jnp.asarray(weights_p) > 0
-    used_q = jnp.ones(q.shape[0], bool) if weights_q is None else jnp.asarray(weights_q) > 0
+    used_p, known_p = _used("weights_p", weights_p, p.shape[0])
+    used_q, known_q = _used("weights_q", weights_q, q.shape[0])
 
     # NaN equals nothing, and so would go for a value of a density.
     not_nan_p = ~jnp.isnan(p).any(axis=0, where=used_p[:, None])
     not_nan_q = ~jnp.isnan(q).any(axis=0, where=used_q[:, None])
-    valid = not_nan_p & not_nan_q
+    valid = not_nan_p & not_nan_q & known_p & known_q
 
     def share(of, among, used_of, used_among, own):
         """The share of values that occur among others' (a row's own value not counted)."""
@@ -133,6 +136,17 @@ def ties(
     lattice, copied = (jnp.max(jnp.maximum(sign * each, 0), axis=0) for sign in (1, -1))
     shares = (nan_unless(valid.all(), part) for part in _repetitions(p, q, used_p, used_q))
     return Ties(*shares, lattice=lattice, copied=copied)
+
+
+def _used(name: str, weights: Any, size: int) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
+    """Which rows have a weight, and whether the weights are some."""
+    if weights is None:
+        return jnp.ones(size, bool), jnp.ones((), bool)
+    weights = weights if hasattr(weights, "dtype") else np.asarray(weights)
+    check_shape(name, weights, size)
+    check_weights(name, weights)
+    weights = jnp.asarray(weights)
+    return weights > 0, are_weights(weights)
 
 
 def _repetitions(

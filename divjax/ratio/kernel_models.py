@@ -17,6 +17,7 @@ from divjax.core.checks import (
     check_matrix,
     check_positive,
     check_same_features,
+    check_scalar,
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
@@ -149,6 +150,7 @@ def log_ratio(
     """The log ratio log p/q of a model of r_α = p / (αp + (1−α)q): r = (1−α) r_α / (1 − α r_α)."""
     check_matrix(z=z)
     check_same_features(z, params.centers, ("z", "centers"))
+    check_scalar(floor=floor, relative=relative)
     alpha = jnp.asarray(relative, z.dtype)
     alpha = nan_unless((alpha >= 0) & (alpha < 1), alpha)
     log_floor = jnp.log(jnp.asarray(floor, z.dtype))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core import linalg
-from divjax.core.checks import check_count
+from divjax.core.checks import check_count, check_scalar
 from divjax.core.numerics import safe_log
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.kernel_models import (
@@ -222,6 +222,7 @@ class KLIEPHead:
             key: draws the centres.
             fold: the rows.
         """
+        check_scalar(floor=self.floor)
         basis = draw_basis(key, fold, self.num_centers, self.bandwidth)
 
         scores, points = _stop(self._candidates(*_stop((basis, fold))))

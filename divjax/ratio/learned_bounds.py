@@ -22,6 +22,7 @@ from divjax.core.checks import (
     check_positive,
     check_probability,
     check_same_features,
+    check_scalar,
     check_widths,
 )
 from divjax.core.keys import own_key
@@ -229,6 +230,7 @@ class DivergenceBound:
         key = own_key(key)
         if y is None:  # most often the key is missing, which the check above says
             raise ValueError("y is missing: fit takes a key, x and y.")
+        check_scalar(learning_rate=self.learning_rate)
         center, x, y = self._centered(x, y)
         self._check(x, y)
         fitted = _fit(key, x, y, self)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core import linalg
-from divjax.core.checks import check_count, check_nonnegative
+from divjax.core.checks import check_count, check_nonnegative, check_scalar
 from divjax.core.numerics import nan_unless, safe_log
 from divjax.core.pytrees import pytree, static
 from divjax.ratio.kernel_models import (
@@ -193,6 +193,7 @@ class LeastSquaresHead:
             key: draws the centres.
             fold: the rows; its validation rows are not used.
         """
+        check_scalar(relative=self.relative, floor=self.floor)
         basis = draw_basis(key, fold, self.num_centers, self.bandwidth)
         dtype = basis.centers.dtype
         ridges, alpha = grid(self.ridge, dtype), jnp.asarray(self.relative, dtype)

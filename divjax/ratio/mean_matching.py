@@ -12,6 +12,7 @@ from divjax.core.checks import (
     check_full_precision,
     check_nonnegative,
     check_positive,
+    check_scalar,
     check_shape,
     check_weights,
 )
@@ -203,6 +204,8 @@ class KernelMeanMatching:
         """
         if isinstance(p, jax.Array) and jnp.issubdtype(p.dtype, jax.dtypes.prng_key):
             raise ValueError("p must be samples; got a key, which fit(p, q) does without.")
+        check_scalar(bandwidth=self.bandwidth, bound=self.bound)
+        check_scalar(tolerance=self.tolerance, accuracy=self.accuracy)
         weights = {"p": weights_p, "q": weights_q}
         x, y = centered_samples(weights, p=p, q=q)[1:]
         check_full_precision("p", x)

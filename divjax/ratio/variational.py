@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_positive
+from divjax.core.checks import check_callable, check_positive, check_scalar, check_shape
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_pytree, pytree
 from divjax.fdiv.divergences import KL
@@ -133,6 +133,7 @@ def smile(
     References:
         Song, Ermon 2020, section 5.
     """
+    check_scalar(clip=clip)
     check_positive(clip=clip)
     clip = jnp.asarray(clip, u_q.dtype)
     clip = nan_unless(clip > 0, clip)
@@ -380,6 +381,9 @@ def interpolated_nce(
     """
     if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be a number in [0, 1]; got {alpha}.")
+    check_scalar(alpha=alpha)
+    if jnp.ndim(log_baseline):
+        check_shape("log_baseline", log_baseline, *u_p.shape)
     alpha = jnp.asarray(alpha, u_p.dtype)
     alpha = nan_unless((alpha >= 0) & (alpha <= 1), alpha)
     u_q = _rows(u_p, u_q)
@@ -448,6 +452,7 @@ class MINE:
         self, u_p: Float[Array, " n"], u_q: Float[Array, "..."], state: MINEState
     ) -> tuple[Float[Array, ""], MINEState]:
         """The value, with the gradient above, and the new state, with none."""
+        check_scalar(rate=self.rate)
         stop = jax.lax.stop_gradient
         value, log_mean = stop((donsker_varadhan(u_p, u_q), _log_mean_exp(u_q)))
         rate = jnp.asarray(self.rate, state.weight.dtype)
@@ -485,7 +490,7 @@ def as_bound(bound: Any) -> Any:
         A function of u_p and u_q that is a pytree.
 
     Raises:
-        ValueError: for a name that is none.
+        ValueError: for a name that is none, and for what cannot be called.
 
     Example:
         >>> float(as_bound("dv")(jnp.array([2.0]), jnp.array([1.0, 1.0])))
@@ -499,4 +504,7 @@ def as_bound(bound: Any) -> Any:
         return jax.tree_util.Partial(f_dual, generator=bound)
     if isinstance(bound, functools.partial) and not isinstance(bound, jax.tree_util.Partial):
         return jax.tree_util.Partial(bound.func, *bound.args, **bound.keywords)
+    # JAX's placeholders pass: a bare object, or None.
+    if type(bound) not in (object, type(None)):
+        check_callable(bound=bound)
     return as_pytree(bound)

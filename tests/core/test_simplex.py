@@ -265,3 +265,26 @@ def test_strict_promotion_of_dtypes():
             jax.eval_shape(simplex.min_norm_weights, jnp.eye(size))
         jax.eval_shape(simplex.project_simplex, jnp.ones(3))
         jax.eval_shape(simplex.effective_sample_size, jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        [[1.0, 0.5], [0.0, 1.0]],
+        [[-1.0, 0.0], [0.0, -1.0]],
+        [[1.0, 2.0], [2.0, 1.0]],
+        [[1.0, 0.0, 0.0], [0.0, 1.0, -2.0], [0.0, -2.0, 1.0]],
+        [[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+        [[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 1.0]],
+    ],
+)
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e30])
+def test_what_is_no_gram_matrix_has_no_weights(matrix, unit):
+    assert np.isnan(min_norm_weights(unit * jnp.array(matrix))).all()
+
+
+def test_rounding_leaves_a_gram_matrix():
+    """Of a thousand nearly parallel rows in single precision, and of a vector and its half."""
+    rows = 1 + 1e-4 * jax.random.normal(jax.random.key(0), (6, 1000))
+    assert np.isfinite(min_norm_weights(rows @ rows.T)).all()
+    assert np.isfinite(min_norm_weights(jnp.outer(rows[:, 0], rows[:, 0]))).all()

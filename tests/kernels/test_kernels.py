@@ -322,3 +322,9 @@ def test_the_derivative_of_a_matrix_of_far_clusters():
     single = jax.jit(jax.grad(total))(jnp.asarray(x, jnp.float32))
     double = jax.grad(total)(jnp.asarray(x, jnp.float64))
     np.testing.assert_allclose(single, double, atol=2e-3 * np.abs(double).max())
+
+
+@pytest.mark.parametrize("tolerance", [np.nan, np.inf, np.float32(np.nan), 0.0, -1.0, (0.1,), "1"])
+def test_a_median_to_no_accuracy_is_none(tolerance):
+    with pytest.raises(ValueError, match=r"^tolerance must be"):
+        kernels.Median(tolerance)

@@ -333,3 +333,32 @@ def test_the_similarity_of_classes_does_not_depend_on_their_units(scale):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     constant = losses.class_similarity(jnp.asarray(features).at[0].set(0.1 * scale))
     np.testing.assert_array_equal(constant[0], [1, 0, 0])
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-8, 1e-4, 0.1])
+def test_transport_that_rounding_hides_has_no_loss(epsilon):
+    """A loss that single precision gives is that of double precision to half of its digits."""
+    rng = np.random.default_rng(1)
+    student, teacher = 3 * rng.normal(size=(2, 8, 5))
+    costs, labels = np.abs(rng.normal(size=(5, 5))), np.arange(8) % 5
+    with jax.enable_x64(True):
+        single, double = (
+            np.array(
+                [
+                    losses.sinkhorn_distillation(
+                        jnp.asarray(student, dtype), jnp.asarray(teacher, dtype), epsilon=epsilon
+                    ),
+                    losses.wkd_logits(
+                        jnp.asarray(student, dtype),
+                        jnp.asarray(teacher, dtype),
+                        labels,
+                        jnp.asarray(costs, dtype),
+                        epsilon=epsilon,
+                    ),
+                ]
+            )
+            for dtype in (jnp.float32, jnp.float64)
+        )
+    known = ~np.isnan(single)
+    np.testing.assert_allclose(single[known], double[known], rtol=2e-3)
+    assert known.all() == (epsilon > 1e-6)

@@ -8,6 +8,7 @@ from ott.geometry import pointcloud
 from ott.tools import sinkhorn_divergence as ott_divergence
 
 from divjax import ot
+from divjax.core.types import Status
 
 
 def clouds(n=30, m=20, d=2, dtype=jnp.float32):
@@ -76,3 +77,17 @@ def test_a_start_that_is_no_result_raises():
     x = jnp.zeros((3, 2))
     with pytest.raises(ValueError, match="init must be the four `potentials`"):
         ot.sinkhorn_divergence_result(x, x, epsilon=1.0, init=(jnp.zeros(3), jnp.zeros(3)))
+
+
+def test_what_rounding_hides_is_nan_and_an_early_stop_keeps_its_value():
+    """S ≥ 0 for the squared Euclidean cost: at ε = 1e-10 single precision gives anything."""
+    x, y = clouds()
+    x, y = 10 * x, 10 * y
+    value = jax.jit(
+        lambda e, most: ot.sinkhorn_divergence(x, y, epsilon=e, max_iterations=most),
+        static_argnums=1,
+    )
+    assert jnp.isnan(value(1e-10, 50))
+    result = ot.sinkhorn_divergence_result(x, y, epsilon=1.0, max_iterations=5)
+    assert result.status == Status.MAX_ITERATIONS
+    assert value(1.0, 5) == pytest.approx(float(result.value), rel=1e-5)

@@ -333,3 +333,12 @@ def test_numbers_of_the_method_have_no_derivatives():
     run = lambda e: MongeMap(epsilon=e, num_steps=1, num_checks=1, hidden=(4,)).fit(KEY, x, y)(x)
     with pytest.raises(ValueError, match="no derivatives in the numbers of its method"):
         jax.eval_shape(jax.grad(lambda e: run(e).sum()), 0.1)
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_a_sample_that_is_not_finite_is_flagged_without_a_compilation_around(value):
+    """Its mean cost is no unit of ε, which was refused as if the caller had given it."""
+    x, y = jax.random.normal(jax.random.key(0), (2, 10, 2))
+    method = MongeMap(hidden=(4,), num_steps=1, num_checks=1, max_iterations=3)
+    fit = method.fit(jax.random.key(1), x.at[2, 0].set(value), y)
+    assert fit.status == Status.NOT_FINITE

@@ -215,3 +215,10 @@ X = jnp.zeros((200, 2))
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_critic_takes_lists():
+    x, y = jax.random.normal(jax.random.key(0), (2, 40, 2))
+    options = {"hidden": (4,), "num_steps": 2, "num_checks": 1, "batch_size": 4, "num_groups": 2}
+    critic = DivergenceBound(**options).fit(jax.random.key(1), x, y).critic
+    np.testing.assert_array_equal(critic(x[:3].tolist()), critic(x[:3]))

@@ -290,6 +290,12 @@ def test_split_scores_takes_every_other_column_once():
     ]
 
 
+@pytest.mark.parametrize("key", [0, None, 1.0])
+def test_a_derangement_needs_a_key(key):
+    with pytest.raises(ValueError, match="key must be one typed key"):
+        derangement(key, 5)
+
+
 def test_derangements_are_uniform_cycles():
     for n in (2, 3, 7):
         sigma = np.asarray(derangement(jax.random.key(n), n))
@@ -361,3 +367,9 @@ def test_bounds_by_name_generator_and_partial():
     clip = v.as_bound(jax.tree_util.Partial(v.smile, clip=jnp.asarray(0.5)))
     assert len(jax.tree.leaves(clip)) == 1
     np.testing.assert_array_equal(clip(u_p, u_q), v.smile(u_p, u_q, 0.5))
+
+
+@pytest.mark.parametrize("bound", [3, 1.5, (1, 2), jnp.ones(2)])
+def test_what_cannot_be_called_is_no_bound(bound):
+    with pytest.raises(ValueError, match="bound must be a function"):
+        v.as_bound(bound)

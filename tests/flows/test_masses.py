@@ -1,0 +1,98 @@
+"""Masses that are none, and integers: every part of a flow, called on its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from divjax import flows, kernels
+
+KEY = jax.random.key(0)
+X = jax.random.normal(KEY, (5, 2))
+FIELDS = jnp.stack([X, 1 - X**2, jnp.sin(X)])
+MASSES = jnp.full(5, 0.2)
+KERNEL = kernels.Gaussian(1.0)
+
+
+def of_velocity(velocity):
+    return lambda x, weights: velocity(KEY, x, weights, FIELDS, velocity.init(KEY, X))[:2]
+
+
+def of_aggregator(aggregator):
+    return lambda x, weights: aggregator(KEY, FIELDS, weights, aggregator.init(3))[0]
+
+
+def of_objective(objective):
+    return lambda x, weights: objective(KEY, x, weights, objective.init(KEY, x))[0].value
+
+
+def energy(x):
+    return jnp.sum(x**2)
+
+
+PARTS = {
+    "SVGD": of_velocity(flows.SVGD(KERNEL)),
+    "GFSD": of_velocity(flows.GFSD(KERNEL)),
+    "GFSF": of_velocity(flows.GFSF(KERNEL)),
+    "Blob": of_velocity(flows.Blob(KERNEL)),
+    "Langevin": of_velocity(flows.Langevin()),
+    "NeuralScore": of_velocity(flows.NeuralScore(num_init_steps=0, num_fit_steps=1)),
+    "MinNorm": of_aggregator(flows.MinNorm()),
+    "ProjectedStep": of_aggregator(flows.ProjectedStep(0.1)),
+    "PCGrad": of_aggregator(flows.PCGrad()),
+    "CAGrad": of_aggregator(flows.CAGrad()),
+    "KL": of_objective(flows.KL(energy)),
+    "Potential": of_objective(flows.Potential(energy)),
+    "Interaction": of_objective(flows.Interaction(KERNEL)),
+    "MMD": of_objective(flows.MMD(X + 1, KERNEL)),
+    "SlicedWasserstein": of_objective(flows.SlicedWasserstein(X + 1, num_projections=4)),
+    "SinkhornDivergence": of_objective(flows.SinkhornDivergence(X + 1, 1.0)),
+    "FDivergence": of_objective(flows.FDivergence(X + 1, num_init_steps=0, num_fit_steps=0)),
+    "ParticleWeights": lambda x, weights: flows.ParticleWeights(0.1, KERNEL)(
+        x, weights, X[:, 0], 1.0, ()
+    )[0],
+    "grad_norm": lambda x, weights: flows.grad_norm(FIELDS, jnp.full(3, 1 / 3), weights),
+    "pareto_residual": lambda x, weights: flows.pareto_residual(FIELDS, weights),
+    "kernel_stein_discrepancy": lambda x, weights: flows.kernel_stein_discrepancy(
+        x, energy, KERNEL, weights
+    ),
+}
+BAD = {
+    "nan": MASSES.at[1].set(jnp.nan),
+    "-inf": MASSES.at[1].set(-jnp.inf),
+    "negative": MASSES.at[1].set(-0.2),
+    "none": 0 * MASSES,
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_masses_that_are_none(name):
+    """Refused if they are known, NaN if they are traced."""
+    traced = jax.jit(PARTS[name])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(traced(X, MASSES)))
+    for weights in BAD.values():
+        with pytest.raises(ValueError, match=r"^weights must be finite and non-negative"):
+            jax.eval_shape(lambda x, weights=weights: PARTS[name](x, weights), X)
+        if name != "Langevin":  # whose field has no weights in it
+            outputs = jax.tree.leaves(traced(X, weights))
+            assert any(np.isnan(leaf).all() for leaf in outputs), (weights, outputs)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (6,), (5, 1)])
+@pytest.mark.parametrize("name", PARTS)
+def test_masses_of_another_shape_are_named(name, shape):
+    with pytest.raises(ValueError, match=r"^weights must have shape \(5,\)"):
+        jax.eval_shape(PARTS[name], X, jnp.ones(shape))
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_integers_are_floats(name):
+    whole = jnp.arange(10).reshape(5, 2) % 4
+    found, expected = (PARTS[name](x, MASSES) for x in (whole, whole.astype(float)))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("name", ["SVGD", "GFSD", "GFSF", "Blob", "Langevin", "NeuralScore"])
+def test_fewer_particles_than_gradients_are_named(name):
+    with pytest.raises(ValueError, match=r"^gradients must have shape \(k, 4, d\)"):
+        jax.eval_shape(PARTS[name], X[:4], MASSES[:4])
