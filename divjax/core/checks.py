@@ -108,20 +108,6 @@ def check_below(lower: Any, upper: Any, rows: Any = True) -> None:
         )
 
 
-def check_scalar(**values: Any) -> None:
-    """Raise `ValueError` for what is not one number; stacks of them are for `vmap`.
-
-    For where a hyper-parameter is used. Stored in a method, it may be stacked.
-
-    Example:
-        >>> check_scalar(alpha=0.5)
-    """
-    for name, value in values.items():
-        if isinstance(value, (str, type(None))) or np.ndim(value):
-            got = f"shape {np.shape(value)}" if np.ndim(value) else repr(value)
-            raise ValueError(f"{name} must be one number; got {got}.")
-
-
 def check_nonnegative(**values: Any) -> None:
     """Raise `ValueError` for a Python number that is negative; arrays and tracers pass."""
     for name, value in _numbers(values):

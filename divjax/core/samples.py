@@ -29,8 +29,13 @@ __all__ = [
 ]
 
 
-def as_numbers(name: str, values: Any) -> Any:
+def as_numbers(name: str, values: Any, *, exact: bool = False) -> Any:
     """A JAX array as it is, a NumPy array of anything else; floating-point, of any shape.
+
+    Args:
+        name: that messages shall use.
+        values: what researchers hold.
+        exact: whether integers that float64 would merge become NumPy's extended precision.
 
     Raises:
         ValueError: if they are not real numbers; it says how to convert them.
@@ -39,8 +44,13 @@ def as_numbers(name: str, values: Any) -> Any:
         >>> as_numbers("log_p", [1, 2])
         array([1., 2.])
     """
-    array = _as_floats(name, values)
-    return array.astype(float) if _is_extended(array) else array
+    array = values if isinstance(values, jax.Array) else _as_array(name, values)
+    dtype = array.dtype
+    if _is_extended(array) or jnp.issubdtype(dtype, jnp.floating):
+        return array if exact or not _is_extended(array) else array.astype(float)
+    if not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)):
+        raise ValueError(f"{name} must hold real numbers; got {dtype}.{_CONVERT}")
+    return array.astype(np.longdouble if exact and _is_beyond_double(array) else float)
 
 
 def as_arrays(**arrays: Any) -> tuple[Array, ...]:
@@ -227,7 +237,7 @@ def _is_wider(x: Any, dtype: Any) -> bool:
 
 def _checked(samples: dict[str, Any]) -> dict[str, Any]:
     """Each sample as an array of real numbers, matrices of equally many features."""
-    converted = {name: _as_floats(name, sample) for name, sample in samples.items()}
+    converted = {name: as_numbers(name, sample, exact=True) for name, sample in samples.items()}
     for name, sample in converted.items():
         if sample.ndim == 1 and sample.size:
             raise ValueError(
@@ -256,17 +266,6 @@ def _is_beyond_double(array: Any) -> bool:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or not array.size:
         return False
     return int(array.max()) > 2**53 or int(array.min()) < -(2**53)
-
-
-def _as_floats(name: str, values: Any) -> Any:
-    """As `as_numbers`; integers that float64 would merge in extended precision."""
-    array = values if isinstance(values, jax.Array) else _as_array(name, values)
-    dtype = array.dtype
-    if _is_extended(array) or jnp.issubdtype(dtype, jnp.floating):
-        return array
-    if not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)):
-        raise ValueError(f"{name} must hold real numbers; got {dtype}.{_CONVERT}")
-    return array.astype(np.longdouble if _is_beyond_double(array) else float)
 
 
 _CONVERT = " Convert it first, such as numpy.asarray(values, float)."

@@ -32,7 +32,7 @@ CategoricalDivergence = Callable[[Any, Any], Float[Array, "*batch"]]
 
 def _columns(**samples: Any) -> dict[str, Any]:
     """Samples by their names, a vector as a matrix of one column."""
-    numbers = {name: as_numbers(name, sample) for name, sample in samples.items()}
+    numbers = {name: as_numbers(name, sample, exact=True) for name, sample in samples.items()}
     return {
         name: sample[:, None] if sample.ndim == 1 else sample for name, sample in numbers.items()
     }

@@ -196,11 +196,12 @@ def _fit_members(
             _standardize(member, head, validation, trained=False),
         )
         params = head.fit(jax.random.fold_in(key, stream), data)
-        trained = training_log_ratios(head, params, data.train)
-        p, q, *weights = data.validation
-        validated = (*log_ratios(head, params, p, q), *weights)
-        losses = [cross_entropy(*trained, *data.train.weights), cross_entropy(*validated)]
-        return member._replace(params=params), losses, validated
+        held = data.validation
+        of_train = training_log_ratios(head, params, data.train)
+        of_held = log_ratios(head, params, held.p, held.q)
+        scores = [(*of_train, *data.train.weights), (*of_held, *held.weights)]
+        losses = [cross_entropy(*each) for each in scores]
+        return member._replace(params=params), losses, scores[1]
 
     # A task for each repeat and fold, and last the one for the folds before `first`.
     repeat, fold = np.divmod(np.arange(num_repeats * num_folds), num_folds)

@@ -120,8 +120,8 @@ class Average:
             rows = fold.validation
             u_p, u_q = log_ratios(head, params, rows.p, rows.q)
             limit = _limit(u_p, u_q, rows.weights, largest)
-            clipped = (jnp.clip(u, -limit, limit) for u in (u_p, u_q))
-            loss = cross_entropy(*clipped, *rows.weights)
+            u_p, u_q = (jnp.clip(u, -limit, limit) for u in (u_p, u_q))
+            loss = cross_entropy(u_p, u_q, *rows.weights)
             return limit, jnp.where(jnp.isnan(loss), jnp.inf, loss)
 
         each = [limit_and_loss(*fitted) for fitted in zip(self.heads, params, strict=True)]
@@ -231,7 +231,8 @@ class Tuned:
 
     def leave_one_out(self, params: Any, rows: Rows) -> Sequence[Array]:
         """The best setting's log ratios at the training rows."""
-        return training_log_ratios(*params, rows)
+        head, own = params
+        return training_log_ratios(head, own, rows)
 
 
 def _any_nan(heads: Any) -> Bool[Array, ""]:
@@ -406,8 +407,9 @@ class Network:
             return jnp.mean(jax.nn.softplus(-sign * logits))
 
         def validate(params):
-            u = jnp.split(fixed + self.apply(params, held)[:, 0], [fold.validation.p.shape[0]])
-            value = cross_entropy(*u, *fold.validation.weights)
+            u = fixed + self.apply(params, held)[:, 0]
+            u_p, u_q = jnp.split(u, [fold.validation.p.shape[0]])
+            value = cross_entropy(u_p, u_q, *fold.validation.weights)
             return jnp.where(jnp.isnan(value), jnp.inf, value)
 
         params = self.init(init_key, p.shape[1], p.dtype)

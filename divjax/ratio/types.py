@@ -177,7 +177,8 @@ def validation_loss(
 ) -> Float[Array, ""]:
     """The cross-entropy of the validation rows; infinite where it is not a number."""
     rows = fold.validation
-    value = cross_entropy(*log_ratios(head, params, rows.p, rows.q), *rows.weights)
+    u_p, u_q = log_ratios(head, params, rows.p, rows.q)
+    value = cross_entropy(u_p, u_q, *rows.weights)
     return jnp.where(jnp.isnan(value), jnp.inf, value)
 
 

@@ -280,7 +280,7 @@ def test_python_numbers_do_not_promote():
         (lambda: inequalities.kl_lower_bound_from_tv(1.5), r"tv must be a number in \[0, 1\]"),
         (lambda: inequalities.tv_upper_bound_from_kl(-1.0), r"kl must be a number in \[0, inf\]"),
         (lambda: inequalities.tv_bounds_from_hellinger(-0.5), "squared_hellinger must be"),
-        (lambda: inequalities.tv_bounds_of_product(0.5, 0), "num_samples must be a positive"),
+        (lambda: inequalities.tv_bounds_of_product(0.5, 0), "num_samples must be at least 1"),
         (lambda: inequalities.js_lower_bound_from_error(2), "error must be a number"),
         (lambda: inequalities.tv_lower_bound_from_auc(2), "auc must be a number"),
     ],

@@ -94,16 +94,16 @@ ETA = jnp.array([1.0, 2.0])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: categorical.renyi(P, Q, VECTOR), r"alpha must be one number; got shape \(3,\)"),
-        (lambda: categorical.skew_kl(P, Q, VECTOR), r"alpha must be one number; got shape \(3,\)"),
-        (lambda: categorical.kl(Logits(ETA, VECTOR), Q), "temperature must be one number"),
-        (lambda: categorical.kl(P, Weights(ETA, VECTOR)), "smoothing must be one number"),
-        (lambda: gaussian.renyi(*NORMALS, VECTOR), "alpha must be one number"),
+        (lambda: categorical.renyi(P, Q, VECTOR), "alpha must be one real number"),
+        (lambda: categorical.skew_kl(P, Q, VECTOR), "alpha must be one real number"),
+        (lambda: categorical.kl(Logits(ETA, VECTOR), Q), "temperature must be one real number"),
+        (lambda: categorical.kl(P, Weights(ETA, VECTOR)), "smoothing must be one real number"),
+        (lambda: gaussian.renyi(*NORMALS, VECTOR), "alpha must be one real number"),
         (
             lambda: exponential_family.renyi(exponential_family.BETA, ETA, ETA, VECTOR),
-            "alpha must be one number",
+            "alpha must be one real number",
         ),
-        (lambda: categorical.renyi(P, Q, "a"), "alpha must be one number; got 'a'"),
+        (lambda: categorical.renyi(P, Q, "a"), "alpha must be one real number; got 'a'"),
         (lambda: categorical.jensen_shannon(P, Q, weights=[]), r"weights must have shape \(2,\)"),
         (lambda: categorical.jensen_shannon(P, Q, weights=["a", "b"]), "weights must hold real"),
         (

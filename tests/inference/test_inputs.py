@@ -136,13 +136,13 @@ def test_scores_far_from_zero_in_double_precision(shift):
         (lambda: inference.logit_interval(0.3, 0.1, upper=-1.0), "upper must be positive"),
         (lambda: inference.logit_interval(0.3, 0.1, upper=0), "upper must be positive"),
         (lambda: inference.normal_interval("a", 0.1), "value must hold real numbers"),
-        (lambda: inference.normal_interval(0.3, 0.1, VECTOR), r"level must be one number; got sh"),
-        (lambda: inference.logit_interval(0.3, 0.1, VECTOR), "level must be one number"),
-        (lambda: inference.auc([1.0], [0.0], level=VECTOR), "level must be one number"),
-        (lambda: inference.accuracy([1.0], [0.0], level=VECTOR), "level must be one number"),
+        (lambda: inference.normal_interval(0.3, 0.1, VECTOR), "level must be one real number"),
+        (lambda: inference.logit_interval(0.3, 0.1, VECTOR), "level must be one real number"),
+        (lambda: inference.auc([1.0], [0.0], level=VECTOR), "level must be one real number"),
+        (lambda: inference.accuracy([1.0], [0.0], level=VECTOR), "level must be one real number"),
         (
             lambda: inference.accuracy([1.0], [0.0], threshold=VECTOR),
-            "threshold must be one number",
+            "threshold must be one real number",
         ),
         (
             lambda: BOUNDS["betting_lower_bound"](VECTOR, 0, 1, confidence=VECTOR),
