@@ -199,9 +199,11 @@ def _fit_members(
         held = data.validation
         of_train = training_log_ratios(head, params, data.train)
         of_held = log_ratios(head, params, held.p, held.q)
-        scores = [(*of_train, *data.train.weights), (*of_held, *held.weights)]
-        losses = [cross_entropy(*each) for each in scores]
-        return member._replace(params=params), losses, scores[1]
+        losses = [
+            cross_entropy(u_p, u_q, *part.weights)
+            for (u_p, u_q), part in ((of_train, data.train), (of_held, held))
+        ]
+        return member._replace(params=params), losses, (*of_held, *held.weights)
 
     # A task for each repeat and fold, and last the one for the folds before `first`.
     repeat, fold = np.divmod(np.arange(num_repeats * num_folds), num_folds)
