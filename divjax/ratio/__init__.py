@@ -23,7 +23,7 @@ from divjax.ratio.learned_bounds import BoundFit, DivergenceBound, MutualInforma
 from divjax.ratio.least_squares import LeastSquaresHead
 from divjax.ratio.mean_matching import KernelMeanMatching, MatchedWeights
 from divjax.ratio.telescoping import Telescoping
-from divjax.ratio.types import Fold, Head, Parametric, Rows
+from divjax.ratio.types import Fold, Head, InstanceBased, Parametric, Rows
 
 __all__ = [
     "KLIEP",
@@ -34,6 +34,7 @@ __all__ = [
     "DivergenceBound",
     "Fold",
     "Head",
+    "InstanceBased",
     "KLIEPHead",
     "KernelMeanMatching",
     "KernelRatio",

@@ -1,9 +1,9 @@
 """Heads: models of the log ratio that are fitted to one fold as classifiers of p against q.
 
-All minimise the balanced cross-entropy, whose minimiser over all functions is log p/q and whose
-least value is log 2 − JS. Convex ones go to convergence; `Network` stops where the validation rows
-say; `Average` and `Tuned` weigh and choose by the validation rows. They compose: a network may
-start at the average of several convex fits.
+All but `Neighbors`, which counts rows, minimise the balanced cross-entropy, whose minimiser over
+all functions is log p/q and whose least value is log 2 − JS. Convex ones go to convergence;
+`Network` stops where the validation rows say; `Average` and `Tuned` weigh and choose by the
+validation rows. They compose: a network may start at the average of several convex fits.
 """
 
 import dataclasses
