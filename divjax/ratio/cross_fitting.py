@@ -163,6 +163,7 @@ def cross_fit(
         fixed.weights,
         tuple(each.fold for each in first),
         plan.num_folds,
+        groups,
     )
     return CrossFit(
         members=members,

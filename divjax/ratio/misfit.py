@@ -50,6 +50,7 @@ class _Scored(NamedTuple):
         log_ratio: u, 0 for rows without weight.
         weight: of either sample one half.
         fold: each row's; −1 for rows without weight.
+        group: which rows depend on each other; each row its own where none do.
     """
 
     x: Float[Array, "n d"]
@@ -57,6 +58,7 @@ class _Scored(NamedTuple):
     log_ratio: Float[Array, " n"]
     weight: Float[Array, " n"]
     fold: Int[Array, " n"]
+    group: Int[Array, " n"]
 
     @property
     def wrong(self) -> Float[Array, " n"]:
@@ -70,6 +72,7 @@ def misfit(
     weights: Sequence[Float[Array, " n"]],
     folds: Sequence[Int[Array, " n"]],
     num_folds: int,
+    groups: Int[Array, " n+m"] | None = None,
 ) -> Misfit:
     """The excess cross-entropy seen by whichever of two probes sees it more surely.
 
@@ -83,8 +86,20 @@ def misfit(
         weights: each sample's sum to one.
         folds: each row's; −1 for rows without weight.
         num_folds: how many.
+        groups: the number of each row's group, over both samples, if rows depend on each other.
     """
+    sizes = [len(u) for u in log_ratios]
+    groups = jnp.arange(sum(sizes)) if groups is None else groups
     signs = [jnp.full(len(u), sign, u.dtype) for u, sign in zip(log_ratios, (1, -1), strict=True)]
+    parts = zip(
+        features,
+        signs,
+        log_ratios,
+        weights,
+        folds,
+        jnp.split(groups, np.cumsum(sizes)[:-1]),
+        strict=True,
+    )
     samples = [
         _Scored(
             jnp.where((weight > 0)[:, None], x, 0),
@@ -92,14 +107,13 @@ def misfit(
             jnp.where(weight > 0, u, 0),
             weight / 2,
             fold,
+            group,
         )
-        for x, sign, u, weight, fold in zip(
-            features, signs, log_ratios, weights, folds, strict=True
-        )
+        for x, sign, u, weight, fold, group in parts
     ]
     pooled = lambda samples: jax.tree.map(lambda *parts: jnp.concatenate(parts), *samples)
     smooth = _gain_of_cosines(pooled(samples), num_folds)
-    local = _agreement_of_neighbors(pooled([_some_rows(sample) for sample in samples]))
+    local = _agreement_of_neighbors(pooled([_some_rows(sample) for sample in samples]), sum(sizes))
     more_sure = local.gain * smooth.std_error > smooth.gain * local.std_error
     return jax.tree.map(lambda *gains: jnp.where(more_sure, *gains), local, smooth)
 
@@ -110,7 +124,7 @@ def _gain_of_cosines(rows: _Scored, num_folds: int) -> Misfit:
     The probe is one of Newton's steps from the log ratio u towards the ridge logistic regression on
     cosines φ, c = (Φᵀ W Φ + ridge)⁻¹ Φᵀ residual.
     """
-    x, sign, u, weight, fold = rows
+    x, sign, u, weight, fold, group = rows
     phi = jnp.where((weight > 0)[:, None], _cosines(x), 0)
     wrong = rows.wrong
     residual, curvature = weight * sign * wrong, weight * wrong * (1 - wrong)
@@ -134,43 +148,46 @@ def _gain_of_cosines(rows: _Scored, num_folds: int) -> Misfit:
         return jnp.where(others, 0, jax.nn.softplus(-sign * u) - jax.nn.softplus(-sign * moved))
 
     each = jnp.sum(jax.lax.map(gains, jnp.arange(num_folds)), axis=0)
-    total = variance = jnp.zeros((), u.dtype)
-    for own in (sign > 0, sign < 0):
-        mean = 2 * jnp.sum(jnp.where(own, weight * each, 0))
-        total += mean / 2
-        variance += jnp.sum(jnp.where(own, weight**2 * (each - mean) ** 2, 0))
-    return Misfit(total, jnp.sqrt(variance))
+    means = [2 * jnp.sum(jnp.where(own, weight * each, 0)) for own in (sign > 0, sign < 0)]
+    deviations = weight * (each - jnp.where(sign > 0, *means))
+    return Misfit((means[0] + means[1]) / 2, _error_of_sum(deviations, group, len(u)))
 
 
-def _agreement_of_neighbors(rows: _Scored) -> Misfit:
+def _error_of_sum(
+    terms: Float[Array, " n"], group: Int[Array, " n"], num_groups: int
+) -> Float[Array, ""]:
+    """Of terms of mean zero, which are independent from group to group."""
+    return jnp.linalg.norm(jax.ops.segment_sum(terms, group, num_groups))
+
+
+def _agreement_of_neighbors(rows: _Scored, num_groups: int) -> Misfit:
     """½ E[e(z) e(z′)] over neighbours z, z′ in one fold; e is the residual over its deviation.
 
     A log ratio off by δ(z) has residuals of mean δ·c, where c is their variance, and an excess
     cross-entropy of ½ E[c δ²] to second order. Rows of one fold are independent given the model
-    that scores them: the product of two residuals estimates that of their means, which is the
-    square where the rows are near each other, and averages to nothing where they are not.
+    that scores them, but within a group: the product of two residuals estimates that of their
+    means, which is the square where the rows are near each other, and averages to nothing where
+    they are not.
     """
-    x, sign, u, weight, fold = rows
+    x, sign, u, weight, fold, group = rows
     # A row that is surely wrong would count for hundreds.
     residual = jnp.where(
         weight > 0, sign * jnp.minimum(jnp.exp(-sign * u / 2), _LARGEST_RESIDUAL), 0
     )
     count = min(_NUM_NEIGHBORS, x.shape[0] - 1)
 
-    def mean_of_neighbors(z, own, of_fold):
+    def mean_of_neighbors(z, of_group, of_fold):
         squares = squared_distances(z, x)
-        strangers = (
-            (fold != of_fold[:, None]) | (weight <= 0) | (jnp.arange(len(u)) == own[:, None])
-        )
+        strangers = (fold != of_fold[:, None]) | (group == of_group[:, None]) | (weight <= 0)
         nearest, which = jax.lax.top_k(-jnp.where(strangers, jnp.inf, squares), count)
         mass = jnp.where(jnp.isfinite(nearest), weight[which], 0)
         total = jnp.sum(mass, axis=1)
         return jnp.sum(mass * residual[which], axis=1) / jnp.where(total > 0, total, 1)
 
-    neighbors = map_row_blocks(mean_of_neighbors, len(u), x, jnp.arange(len(u)), fold)
+    neighbors = map_row_blocks(mean_of_neighbors, len(u), x, group, fold)
     terms = weight * residual * neighbors / 2
     # Most pairs stand here twice, once from either end.
-    return Misfit(jnp.sum(terms), jnp.sqrt(2 * jnp.sum(terms**2)))
+    return Misfit(jnp.sum(terms), jnp.sqrt(2) * _error_of_sum(terms, group, num_groups))
 
 
 def _some_rows(rows: _Scored) -> _Scored:

@@ -92,7 +92,7 @@ def test_a_network_of_the_users_own(samples):
     head = h.Network(network=Own, num_steps=150, batch_size=32, learning_rate=0.05, num_checks=5)
     estimate = jax.jit(lambda: ClassifierRatio(head=head, num_folds=2).fit(KEY, *samples).kl())()
     assert abs(estimate.value - 1.0) < 3 * estimate.std_error
-    assert estimate.std_error < 0.5
+    assert estimate.std_error < 0.7
 
 
 def test_not_a_number_is_flagged_and_nothing_raises(samples):
@@ -141,7 +141,7 @@ def test_numbers_that_are_none(samples):
         (lambda: ClassifierRatio(tie_counts="yes"), "tie_counts must be True or False; got 'yes'"),
         (lambda: ClassifierRatio(num_folds=2.5), "num_folds must be an integer of at least 2"),
         (lambda: fit.kl(level=95), r"level must be a number in \(0, 1\); got 95"),
-        (lambda: fit.auc(level="95"), "level must be a number; got '95'"),
+        (lambda: fit.auc(level="95"), "level must be one real number; got '95'"),
         (lambda: fit.js(base=1), "base must be a number above 1"),
         (lambda: fit.js(base="bits"), "base must be a number above 1.*'bits'"),
         (lambda: fit.certified_js(clip=math.inf), "clip must be a positive, finite"),

@@ -101,7 +101,7 @@ def test_value_interval_and_certificate_agree(fitted):
             assert js.value >= fit.certified_js()
             assert kl.value >= fit.certified_kl()
             assert js.interval.lower >= min(fit.certified_js(confidence=confidence), js.value)
-    np.testing.assert_allclose(broken.js().value, fitted.certified_js(), rtol=1e-6)
+    np.testing.assert_allclose(broken.js().value, fitted.certified_js(), rtol=3e-6)
     assert jnp.isnan(jax.jit(lambda level: fitted.js(level=level).interval.upper)(1.5))
 
 
@@ -373,11 +373,15 @@ def test_gradient_of_the_exact_ratio(fitted):
 
 
 def test_gradient_of_a_fitted_ratio():
-    """Up to the slope's error of 2/√n; and along a common shift of p it is dKL/dμ = μ."""
+    """Up to the slope's error; and along a common shift of p it is dKL/dμ = μ.
+
+    A fold's slope is that of 4/5 of n/2 rows of either sample, calibrated by the others' n/2.
+    """
     n = 2000
     p, q = gaussians(5, n, n)
     value, (at_p, at_q) = shifted("linear", fdiv.KL())(p, q)
-    np.testing.assert_allclose(at_p * n, 1, atol=0.2)
+    of_model, of_calibration = 2 / np.sqrt(0.4 * n), 2 / np.sqrt(0.5 * n)
+    np.testing.assert_allclose(at_p * n, 1, atol=4 * np.hypot(of_model, of_calibration))
     exact = np.exp(np.asarray(q) - 0.5)
     assert np.abs(np.asarray(at_q) * n + exact).mean() < 0.15
     assert abs(at_p.sum() - 1) < 0.15

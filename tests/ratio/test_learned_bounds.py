@@ -39,7 +39,7 @@ def test_mutual_information_of_a_gaussian_pair(fitted, read_out):
     truth = -0.5 * np.log(1 - 0.8**2)
     estimate = jax.jit(BoundFit.estimate, static_argnums=1)(fitted, read_out)
     assert estimate.diagnostics.finite
-    assert estimate.std_error < 0.05
+    assert estimate.std_error < 0.06
     assert estimate.value < truth + 4 * estimate.std_error
     if read_out != "kl_from_js":  # whose gap to the truth is not the critic's
         assert estimate.value > truth - 0.05 - 4 * estimate.std_error

@@ -132,15 +132,16 @@ def test_mutual_information_of_pairs_with_a_typing_error(bad):
     for pair in ((x.at[0].set(bad), y), (x, y.at[0].set(bad))):
         estimate = mutual(KEY, *pair).estimate("dv")
         # At a tenth of the default's steps and ten times its rate.
-        assert abs(estimate.value - mutual(KEY, x, y).value("dv")) < 0.1
-        assert estimate.std_error < 0.1
+        assert abs(estimate.value - mutual(KEY, x, y).value("dv")) < 2 * estimate.std_error
+        assert estimate.std_error < 0.12
 
 
 def test_mutual_information_is_that_of_monotone_functions():
     """Of e^{2y}, of which the largest of 2000 is a thousand times the median, as of y."""
     x, y = correlated()
-    value = mutual(KEY, x, jnp.exp(2 * y)).value("dv")
-    assert abs(value - mutual(KEY, x, y).value("dv")) < 0.08
+    estimate = mutual(KEY, x, jnp.exp(2 * y)).estimate("dv")
+    assert abs(estimate.value - mutual(KEY, x, y).value("dv")) < 2 * estimate.std_error
+    assert estimate.std_error < 0.12
 
 
 def test_a_divergence_bound_with_a_typing_error():
