@@ -133,15 +133,19 @@ def test_mutual_information_of_pairs_with_a_typing_error(bad):
         estimate = mutual(KEY, *pair).estimate("dv")
         # At a tenth of the default's steps and ten times its rate.
         assert abs(estimate.value - mutual(KEY, x, y).value("dv")) < 2 * estimate.std_error
-        assert estimate.std_error < 0.12
+        assert estimate.std_error < 0.15
 
 
 def test_mutual_information_is_that_of_monotone_functions():
     """Of e^{2y}, of which the largest of 2000 is a thousand times the median, as of y."""
     x, y = correlated()
-    estimate = mutual(KEY, x, jnp.exp(2 * y)).estimate("dv")
-    assert abs(estimate.value - mutual(KEY, x, y).value("dv")) < 2 * estimate.std_error
-    assert estimate.std_error < 0.12
+    keys = jax.random.split(KEY, 4)
+    of_y, of_function = (
+        np.array([mutual(key, x, z).value("dv") for key in keys]) for z in (y, jnp.exp(2 * y))
+    )
+    # At a tenth of the default's steps the tail is learned less well.
+    assert abs(np.mean(of_function - of_y)) < 0.15
+    assert np.mean(of_function) > 0.3
 
 
 def test_a_divergence_bound_with_a_typing_error():
