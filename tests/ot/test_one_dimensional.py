@@ -11,6 +11,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from divjax.core.keys import own_key
 from divjax.core.types import Status
 from divjax.ot.one_dimensional import transport_1d, wasserstein_1d
 from divjax.ot.sliced import max_sliced_wasserstein, projected_wasserstein, sliced_wasserstein
@@ -152,7 +153,7 @@ def test_sliced_is_the_mean_over_the_sphere(p):
 
 def test_sliced_matches_pot_along_the_same_directions():
     x, y, a, b = samples(d=D)
-    directions = jax.random.normal(KEY, (50, D))
+    directions = jax.random.normal(own_key(KEY), (50, D))
     directions = np.asarray(directions / jnp.linalg.norm(directions, axis=1, keepdims=True))
     theirs = ot.sliced_wasserstein_distance(x, y, a, b, projections=directions.T) ** 2
     np.testing.assert_allclose(sliced(KEY, x, y, a, b), theirs, rtol=1e-10)
