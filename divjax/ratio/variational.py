@@ -233,6 +233,7 @@ def nwj(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
 
     Unbiased. Its critic is the literature's (E_p[T'] − E_q[e^{T' − 1}]) less one. The variance is
     at least (e^KL − 1)/m even at the best critic.
+    Values beyond ±35 (±284 in float64) count as ±35: a clipped critic is a critic.
 
     Args:
         u_p: critic values at samples of p.
@@ -357,6 +358,7 @@ def interpolated_nce(
     a = α m + (1 − α) e^b, with m the mean of e^T over k samples: for the first term the one of p
     and k − 1 of q (each of the k left out in turn), for the second all k of q. More of m: less
     variance, and a cap that comes down from ∞ to log k; it is about log(k/α).
+    Values beyond ±35 (±284 in float64) count as ±35: a clipped critic is a critic.
 
     Args:
         u_p: critic values at samples of p.
