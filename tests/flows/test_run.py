@@ -362,7 +362,6 @@ REFUSALS = {
         particles={"a": jnp.zeros(3), "b": jnp.zeros(4)}
     ),
     "one non-zero leading particle axis": dict(particles=jnp.zeros((0, 2))),
-    "particles must be floating-point; got int32": dict(particles={"a": jnp.zeros((3, 2), int)}),
     "particles must hold real numbers": dict(particles=[["a", "b"]]),
     r"objectives\[0\] must take \(key, particles, weights, state\); it takes": dict(
         objectives=(TooFew(),)
