@@ -88,7 +88,8 @@ def test_independent_batches_leave_the_exact_map_alone():
     found = fitted(MongeMap(num_checks=2, **options), KEY, x, y)
     assert uvp(found) < 0.01
     same = MongeMap(independent_batches=False, num_checks=2, **options)
-    assert uvp(fitted(same, KEY, x, y)) > 0.02
+    # Four keys: .0018 to .0026 with independent ones, .017 to .020 without.
+    assert uvp(fitted(same, KEY, x, y)) > 0.01
 
 
 @SLOW
