@@ -322,6 +322,7 @@ def draw(results: dict[tuple[str, int, str], dict], settings: Settings) -> Figur
         axis.axhline(0, color="black", lw=0.8)
         axis.set(title=f"{task}, KL {truth.mean():.2f}", ylim=(-0.85, 0.85))
         axis.set_xticks(places, estimators, rotation=75, fontsize=7)
+        axis.set_xlim(-0.5, len(estimators) - 0.5)
     for axis in axes.ravel()[len(settings.tasks) :]:
         axis.axis("off")
     for axis in axes[:, 0]:

@@ -189,6 +189,7 @@ def _fit_members(
     num_repeats, num_folds = plan.num_repeats, plan.num_folds
 
     def fit_member(task):
+        # Standardised by the training rows alone: what is held out has no say in it.
         key, split, stream, tested = task
         _, train, validation = (part.of(*rows[:2]) for part in _parts(split, rows, tested, plan))
         member = _standardizer(train, head, plan.tie_counts)
@@ -196,6 +197,8 @@ def _fit_members(
             _standardize(member, head, train, trained=True),
             _standardize(member, head, validation, trained=False),
         )
+        # Rows that the head remembers are scored without themselves, or the gap between training
+        # and test would be that of copying.
         params = head.fit(jax.random.fold_in(key, stream), data)
         held = data.validation
         of_train = training_log_ratios(head, params, data.train)
@@ -219,6 +222,7 @@ def _fit_members(
         jnp.asarray(fold),
         tuple(map(jnp.asarray, tested)),
     )
+    # All at once while memory allows: vmapped fits share their loops.
     size = (rows.p.shape[0] + rows.q.shape[0]) * (rows.p.shape[1] + 64)
     together = max(1, _BUDGET // size)
     if together >= len(repeat):

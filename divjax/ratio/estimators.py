@@ -329,9 +329,11 @@ def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
             _num_groups(*each) for each in zip(of_samples, (weights_p, weights_q), strict=True)
         ]
     enough = [count >= 2 * method.num_folds for count in counts]
+    # What is invalid is NaN from here on, so that no estimate of it is a number.
     p, q = _valid_sample(p, weights_p, enough[0]), _valid_sample(q, weights_q, enough[1])
     repeated = ties(p, q, weights_p, weights_q)
     weights_p, weights_q = weights_p / jnp.max(weights_p), weights_q / jnp.max(weights_q)
+    # Packs are rows of their own; from here on a row is whatever is classified.
     if method.pack > 1:
         pack_p, pack_q = jax.random.split(pack_key)
         p, weights_p = _pack(pack_p, p, weights_p, method.pack)

@@ -53,12 +53,14 @@ class Telescoping:
         check_fold(fold)
         pair_key, start_key, init_key, fit_key = jax.random.split(key, 4)
         p, q, *weights = fold.train
+        # Convex starts, all bridges at once: each knows its own pair of neighbouring waymarks.
         start = self._start(p.shape[1])
         bridges = self._bridges(pair_key, fold)
         keys = jax.random.split(start_key, self.num_bridges)
         starts = jax.vmap(start.fit)(keys, bridges)
         if self.network is None:
             return starts, None
+        # One network with an output a bridge learns what the starts miss, from fresh pairs a step.
         network, half = self.network, -(-self.network.batch_size // 2)
         uniform = jnp.full(half, 1 / half, p.dtype)
         draw = row_sampler(*weights)
@@ -82,6 +84,7 @@ class Telescoping:
             u_q = own_q + of_start(starts, marks[1:])
             return jnp.mean(jax.vmap(cross_entropy, (0, 0, None, None))(u_p, u_q, uniform, uniform))
 
+        # Stopped where the bridges' own validation pairs say.
         held = bridges.validation
         offset_p, offset_q = of_start(starts, held.p), of_start(starts, held.q)
 
