@@ -11,6 +11,7 @@ import scipy.stats
 
 from divjax.ratio import certificates
 from divjax.ratio.certificates import HeldOut, SequentialScores
+from divjax.ratio.certificates import js_lower_bound as lower_bound
 
 FOLDS = 5
 
@@ -55,7 +56,7 @@ def many(n, m, num_folds, repetitions, shift, error, confidence):
 
     def one(key):
         simulated = simulate(key, n, m, shift, error, num_folds)
-        return certificates.js_lower_bound(*simulated, num_folds, confidence)
+        return lower_bound(*simulated, num_folds, confidence)
 
     return jax.lax.map(one, jax.random.split(jax.random.key(3), repetitions), batch_size=100)
 
@@ -104,7 +105,10 @@ def test_bound_by_hand(monkeypatch, n, m, num_folds):
     monkeypatch.setattr(certificates, "_SLOPES", (1.0,))
     with jax.enable_x64(True):
         held_out, scores = simulate(jax.random.key(4), n, m, 2.5, num_folds=num_folds)
-        bound = float(certificates.js_lower_bound(held_out, scores, num_folds, 0.9, 2.0))
+        # One program, of the slopes above.
+        bound = float(
+            jax.jit(lambda *args: lower_bound(*args, num_folds, 0.9, 2.0))(held_out, scores)
+        )
     gain = lambda u: np.log(2) - np.logaddexp(0, -np.clip(u, -2, 2))
     low, high = gain(-9), gain(9)
 
@@ -143,12 +147,13 @@ def test_row_order_does_not_matter():
         HeldOut(*(leaf[i] for leaf in part)) for part, i in zip(held_out, order, strict=True)
     )
     first = {"first_p": scores.first_p[order[0]], "first_q": scores.first_q[order[1]]}
-    one = certificates.js_lower_bound(held_out, scores, FOLDS, 0.95)
-    other = certificates.js_lower_bound(moved, scores._replace(**first), FOLDS, 0.95)
+    bound = jax.jit(lambda *args: lower_bound(*args, FOLDS, 0.95))
+    one, other = bound(held_out, scores), bound(moved, scores._replace(**first))
     np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
 def test_not_a_number_is_no_bound():
     held_out, scores = simulate(jax.random.key(6), 50, 50, 1.0)
     broken = held_out[0]._replace(log_ratio=held_out[0].log_ratio.at[3].set(jnp.nan))
-    assert jnp.isnan(certificates.js_lower_bound((broken, held_out[1]), scores, FOLDS, 0.95))
+    bound = jax.jit(lambda *args: lower_bound(*args, FOLDS, 0.95))
+    assert jnp.isnan(bound((broken, held_out[1]), scores))

@@ -210,7 +210,7 @@ def test_the_standard_error_counts_intercept_and_slope_as_estimated():
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("head", ["linear", "gaussian"])
+@pytest.mark.parametrize("head", ["linear", pytest.param("gaussian", marks=pytest.mark.exhaustive)])
 def test_identical_distributions(seed, head):
     samples = gaussians(seed, 500, 500, d=2, shift=0.0)
     found = ClassifierRatio(head=head).fit(jax.random.key(100 + seed), *samples).js()
@@ -230,9 +230,11 @@ def test_identical_distributions_by_networks(head):
 
 def test_a_tenth_as_many_rows_of_q():
     truth = quadrature_js(1.0) / np.log(2)
-    run = jax.jit(lambda key, p, q: ClassifierRatio(head="linear").fit(key, p, q).js(base=2))
+    few = 1.0 * (np.arange(2000) < 300)
     for seed in range(3):
-        found = run(jax.random.key(seed), *gaussians(seed, 3000, 300))
+        p, q = gaussians(seed, 3000, 2000)  # the shapes of `fitted`
+        fit = ClassifierRatio(head="linear").fit(jax.random.key(seed), p, q, weights_q=few)
+        found = fit.js(base=2)
         assert abs(found.value - truth) < 3 * found.std_error
         assert abs(found.value - truth) < 0.06
 
@@ -324,8 +326,8 @@ def test_certified_js_of_whole_fits(js, shift):
 
 
 def test_nothing_is_certified_from_weighted_rows():
-    p, q = gaussians(3, 40, 40)
-    weights = jnp.ones(40).at[0].set(0.0)
+    p, q = gaussians(3, 60, 60)
+    weights = jnp.ones(60).at[0].set(0.0)
     run = lambda w: ClassifierRatio(head="linear", num_folds=2).fit(KEY, p, q, weights_p=w)
     assert jnp.isfinite(run(weights).certified_js())
     uneven = run(weights.at[1].set(2.0))
@@ -349,16 +351,6 @@ def test_networks_do_not_overfit(head, shift):
 # Gradients.
 
 
-def shifted(head, generator, n=400, **options):
-    """The estimate as a function of how far apart the samples are, and of the samples."""
-    method = ClassifierRatio(head=head, num_folds=2, **options)
-
-    def value(p, q):
-        return method.fit(KEY, p, q).divergence(generator).value
-
-    return jax.jit(jax.value_and_grad(value, (0, 1)))
-
-
 def test_gradient_of_the_exact_ratio(fitted):
     """u = x − ½: the field is 1/n on samples of p and −∇r/m = −e^u/m on those of q."""
     p, q = gaussians(0, 3000, 2000)
@@ -373,18 +365,23 @@ def test_gradient_of_the_exact_ratio(fitted):
 
 
 def test_gradient_of_a_fitted_ratio():
-    """Up to the slope's error; and along a common shift of p it is dKL/dμ = μ.
+    """Up to the slopes' errors; and along a common shift of p it is dKL/dμ = μ.
 
-    A fold's slope is that of 4/5 of n/2 rows of either sample, calibrated by the others' n/2.
+    The slope in a fold is s·t/s', where s, s' and t are slopes fitted to 4/5 of 4/5 of the rows or
+    more: of the fold's own model, of those of the others, and of what calibrates the latter.
     """
     n = 2000
     p, q = gaussians(5, n, n)
-    value, (at_p, at_q) = shifted("linear", fdiv.KL())(p, q)
-    of_model, of_calibration = 2 / np.sqrt(0.4 * n), 2 / np.sqrt(0.5 * n)
-    np.testing.assert_allclose(at_p * n, 1, atol=4 * np.hypot(of_model, of_calibration))
+    method = ClassifierRatio(head="linear")
+    value, (at_p, at_q) = jax.jit(
+        jax.value_and_grad(lambda p, q: method.fit(KEY, p, q).kl().value, (0, 1))
+    )(p, q)
+    std_error = np.sqrt(3 * 4 / (0.64 * n))
+    np.testing.assert_allclose(at_p * n, 1, atol=4 * std_error)
     exact = np.exp(np.asarray(q) - 0.5)
-    assert np.abs(np.asarray(at_q) * n + exact).mean() < 0.15
-    assert abs(at_p.sum() - 1) < 0.15
+    # An error δ of the slope makes this 2|δ| on average.
+    assert np.abs(np.asarray(at_q) * n + exact).mean() < 4 * std_error
+    assert abs(at_p.sum() - 1) < 0.2
     assert abs(at_q.sum() + 1) < 0.25
     assert abs(value - 0.5) < 0.1
 
