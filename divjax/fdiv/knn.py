@@ -10,6 +10,7 @@ of features, less those that are constant or discrete (neighbours share their va
 depend linearly on others.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 from jax.scipy.special import digamma
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from divjax.core.checks import check_full_precision
+from divjax.core.checks import check_full_precision, check_probability
 from divjax.core.linalg import eigh
 from divjax.core.numerics import if_needed, matmul, nan_unless
 from divjax.core.pairwise import map_row_blocks, pair_distances_by_rows
@@ -447,9 +448,18 @@ def knn_kl(
         average.
     """
     _, x, y = centered_samples(x=x, y=y)
-    (n, d), m = x.shape, y.shape[0]
     check_full_precision("x", x)
-    _check_neighbors(k, bias_order, x=n - 2, y=m - 1)
+    _check_neighbors(k, bias_order, x=x.shape[0] - 2, y=y.shape[0] - 1)
+    check_probability(level=level)
+    return _knn_kl(x, y, level, k=k, bias_order=bias_order)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "bias_order"))
+def _knn_kl(
+    x: Float[Array, "n d"], y: Float[Array, "m d"], level: ArrayLike, *, k: int, bias_order: int
+) -> Estimate:
+    """`knn_kl` after its checks."""
+    (n, d), m = x.shape, y.shape[0]
     if d == 1:
         x, y = _refuse_derivative(x), _refuse_derivative(y)
     near_x, near_y = _neighbors(x, None, k + 1), _neighbors(x, y, k + 1)
@@ -513,9 +523,16 @@ def knn_entropy(
         Kozachenko, Leonenko 1987: k = 1. Berrett, Samworth, Yuan 2019: the weights.
     """
     _, x = centered_samples(x=x)
-    n, d = x.shape
     check_full_precision("x", x)
-    _check_neighbors(k, bias_order, x=n - 2)
+    _check_neighbors(k, bias_order, x=x.shape[0] - 2)
+    check_probability(level=level)
+    return _knn_entropy(x, level, k=k, bias_order=bias_order)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "bias_order"))
+def _knn_entropy(x: Float[Array, "n d"], level: ArrayLike, *, k: int, bias_order: int) -> Estimate:
+    """`knn_entropy` after its checks."""
+    n, d = x.shape
     near = _neighbors(x, None, k + 1)
     support = _support(x[near.index[:, k - 1]] - x)
     weights = _neighbor_weights(k, [2 * l / d for l in range(1, bias_order + 1)])

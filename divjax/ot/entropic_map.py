@@ -81,7 +81,10 @@ class EntropicFit(Outcome):
         """
         points: Any = z if hasattr(z, "dtype") else np.asarray(z)
         check_shape("z", points, "k", self.targets.shape[-1])
-        z = self.origins.source.subtract(points)
+        return self._images(self.origins.source.subtract(points))
+
+    @jax.jit
+    def _images(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
         of_block = lambda block: _images(block[0], block[1], z)
         images = jax.lax.map(of_block, (self.results, self.targets))
         return self.origins.target.add(jnp.tensordot(self.block_weights, images, 1))
@@ -190,6 +193,7 @@ class EntropicMap:
         tests = origins.relative(*held_out, *held_out_weights)
         return self._fit(samples, tests, origins)
 
+    @jax.jit
     def _fit(
         self, samples: WeightedSamples, held_out: WeightedSamples, origins: Origins
     ) -> EntropicFit:

@@ -169,7 +169,6 @@ class LightSchrodingerBridge:
         check_nonnegative(ridge=self.ridge)
         check_choice(("diagonal", "full"), covariance=self.covariance)
 
-    @jax.default_matmul_precision("highest")
     def fit(
         self,
         key: Key[Array, ""],
@@ -194,7 +193,14 @@ class LightSchrodingerBridge:
         """
         key = own_key(key)
         check_scalar(epsilon=self.epsilon, ridge=self.ridge)
-        ends, origins, rests = _about_the_means(x0, x1, a, b)
+        return self._fit(key, *_about_the_means(x0, x1, a, b))
+
+    @jax.jit
+    @jax.default_matmul_precision("highest")
+    def _fit(
+        self, key: Key[Array, ""], ends: _Ends, origins: Array, rests: Array
+    ) -> SchrodingerBridge:
+        """`fit` of samples less their means, after its checks."""
         dtype = ends[0].x.dtype
         epsilon, ridge = (jnp.asarray(v, dtype) for v in (self.epsilon, self.ridge))
         # The mean square of each feature, of which the ridge is a share, and of all.

@@ -15,6 +15,7 @@ a mixture too: with B_k = ((1 − t) I + t S_k)⁻¹, b_k(x, t) = B_k ((S_k − 
 it is Σ_k softmax(log w)_k b_k, the expectation of (X₁ − x)/(1 − t) given X_t = x, finite at t = 1.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -153,7 +154,6 @@ class SchrodingerBridge(Outcome):
             check_shape(name, rows, "n", self.means.shape[1])
             check_matrix(**{name: rows})
 
-    @jax.default_matmul_precision("highest")
     def log_potential(self, x1: Float[Array, "n d"]) -> Float[Array, " n"]:
         """The log v at the rows of x1.
 
@@ -161,11 +161,14 @@ class SchrodingerBridge(Outcome):
             x1: ends.
         """
         self._check(x1=x1)
+        return self._log_potential(self._relative(x1, 1))
+
+    @jax.jit
+    @jax.default_matmul_precision("highest")
+    def _log_potential(self, y: Float[Array, "n d"]) -> Float[Array, " n"]:
         terms = lambda y: mixture.log_terms(self._potential, y, self._epsilon)
-        y = self._relative(x1, 1)
         return self._by_blocks(lambda y: jax.nn.logsumexp(terms(y), axis=1), y)
 
-    @jax.default_matmul_precision("highest")
     def log_normalizer(self, x0: Float[Array, "n d"]) -> Float[Array, " n"]:
         """The log c at the rows of x0.
 
@@ -173,8 +176,12 @@ class SchrodingerBridge(Outcome):
             x0: starts.
         """
         self._check(x0=x0)
+        return self._log_normalizer(self._relative(x0, 0))
+
+    @jax.jit
+    @jax.default_matmul_precision("highest")
+    def _log_normalizer(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         terms = lambda x: mixture.normalizer_log_terms(self._potential, x, self._epsilon)
-        x = self._relative(x0, 0)
         return self._by_blocks(lambda x: jax.nn.logsumexp(terms(x), axis=1), x)
 
     @jax.default_matmul_precision("highest")
@@ -195,7 +202,6 @@ class SchrodingerBridge(Outcome):
         means = mixture.times_rows(v.scales, x) + v.means
         return ConditionalPlan(log_weights, means, self._epsilon * v.scales)
 
-    @jax.default_matmul_precision("highest")
     def sample(self, key: Key[Array, ""], x0: Float[Array, "n d"]) -> Float[Array, "n d"]:
         """An end for each start, drawn from the plan; the component's draw has no gradient.
 
@@ -205,7 +211,11 @@ class SchrodingerBridge(Outcome):
         """
         key = own_key(key)
         self._check(x0=x0)
-        x = self._relative(x0, 0)
+        return self._sample(key, self._relative(x0, 0))
+
+    @jax.jit
+    @jax.default_matmul_precision("highest")
+    def _sample(self, key: Key[Array, ""], x: Float[Array, "n d"]) -> Float[Array, "n d"]:
         choice_key, noise_key = jax.random.split(key)
         k = self.log_weights.shape[0]
         gumbel = jax.random.gumbel(choice_key, (x.shape[0], k), x.dtype)
@@ -246,7 +256,6 @@ class SchrodingerBridge(Outcome):
         deviation = safe_sqrt(t * (1 - t) * self._epsilon)
         return t * x1 + (1 - t) * x0 + deviation * noise
 
-    @jax.default_matmul_precision("highest")
     def drift(self, x: Float[Array, "n d"], t: Float[ArrayLike, ""]) -> Float[Array, "n d"]:
         """g(x, t), with which dX = g(X, t) dt + √ε dW runs from one distribution to the other.
 
@@ -258,14 +267,18 @@ class SchrodingerBridge(Outcome):
         check_unit_interval(t=t)
         check_shape("t", jnp.asarray(t))
         t = _time(t, self.means.dtype)
+        return self._drift(self._relative(x, t), t)
 
+    @jax.jit
+    @jax.default_matmul_precision("highest")
+    def _drift(self, x: Float[Array, "n d"], t: Float[Array, ""]) -> Float[Array, "n d"]:
         def mean_velocity(x: Array) -> Array:
             log_weights, velocities = mixture.velocities(self._potential, x, t, self._epsilon)
             return jnp.einsum("nk,nki->ni", jax.nn.softmax(log_weights, axis=1), velocities)
 
         ends = self._center(0), self._center(1)
         shift = (ends[1].high - ends[0].high) + (ends[1].low - ends[0].low)
-        return self._by_blocks(mean_velocity, self._relative(x, t)) + shift
+        return self._by_blocks(mean_velocity, x) + shift
 
     def sde(
         self, key: Key[Array, ""], x0: Float[Array, "n d"], num_steps: int
@@ -286,6 +299,12 @@ class SchrodingerBridge(Outcome):
         check_count(1, num_steps=num_steps)
         self._check(x0=x0)
         (x0,) = as_samples(x0=x0)
+        return self._sde(key, x0, num_steps=num_steps)
+
+    @functools.partial(jax.jit, static_argnames="num_steps")
+    def _sde(
+        self, key: Key[Array, ""], x0: Float[Array, "n d"], *, num_steps: int
+    ) -> Float[Array, "steps+1 n d"]:
         size = 1 / num_steps
 
         def step(x: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:

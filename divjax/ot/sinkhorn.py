@@ -1,5 +1,6 @@
 """Entropic optimal transport between two weighted samples, or from a cost matrix."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -120,6 +121,7 @@ class SinkhornResult(Outcome):
             centered_value=self.centered_value,
         )
 
+    @jax.jit
     def plan(self) -> Float[Array, "n m"]:
         """The plan P, materialised also if the problem was solved blockwise: O(n m) numbers."""
         problem = self.problem
@@ -128,6 +130,7 @@ class SinkhornResult(Outcome):
         )
         return problem.a[:, None] * problem.b * kernel
 
+    @jax.jit
     def marginals(self) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         """P1 and Pᵀ1."""
         ones = jnp.ones_like(self.f), jnp.ones_like(self.g)
@@ -143,15 +146,21 @@ class SinkhornResult(Outcome):
         Raises:
             ValueError: if v's length is not the plan's.
         """
-        problem, f, g, v = self.problem, self.centered_f, self.centered_g, jnp.asarray(v)
+        v, size = jnp.asarray(v), self.f.shape[0] if transpose else self.g.shape[0]
+        if v.ndim not in (1, 2) or v.shape[0] != size:
+            raise ValueError(f"v must have {size} rows; got shape {v.shape}.")
+        return self._apply(v, transpose=transpose)
+
+    @functools.partial(jax.jit, static_argnames="transpose")
+    def _apply(self, v: Float[Array, "m ..."], *, transpose: bool) -> Float[Array, "n ..."]:
+        problem, f, g = self.problem, self.centered_f, self.centered_g
         if transpose:
             problem, f, g = problem.transposed, g, f
-        if v.ndim not in (1, 2) or v.shape[0] != g.shape[0]:
-            raise ValueError(f"v must have {g.shape[0]} rows; got shape {v.shape}.")
         along = (slice(None),) + (None,) * (v.ndim - 1)
         return problem.a[along] * problem.row_sums(f, g, problem.b[along] * v)
 
     @property
+    @jax.jit
     def transport_cost(self) -> Float[Array, ""]:
         """⟨P, C⟩, what the plan pays without entropy; blockwise if the problem is.
 
@@ -172,6 +181,7 @@ class SinkhornResult(Outcome):
         return paid + columns @ formulation.transposed.linear_terms(pairs.y)
 
     @property
+    @jax.jit
     def plan_entropy(self) -> Float[Array, ""]:
         """H(P) = −Σ_ij P_ij log P_ij; blockwise if the problem is.
 
@@ -229,6 +239,12 @@ class SinkhornResult(Outcome):
         """
         key = own_key(key)
         check_count(1, num_pairs=num_pairs)
+        return self._sample_pairs(key, num_pairs=num_pairs)
+
+    @functools.partial(jax.jit, static_argnames="num_pairs")
+    def _sample_pairs(
+        self, key: Key[Array, ""], *, num_pairs: int
+    ) -> tuple[Int[Array, " num_pairs"], Int[Array, " num_pairs"]]:
         row_key, column_key = jax.random.split(key)
         problem, pairs = self.problem, self.problem.pairs
         masses, _ = self.marginals()
@@ -243,6 +259,7 @@ class SinkhornResult(Outcome):
         rows = pairs.rows[i], self.centered_f[i], u
         return i, map_row_blocks(block, pairs.shape[1], *rows, block_rows=size)
 
+    @jax.jit
     def assignment(self) -> Int[Array, " n"]:
         """The most likely partner of each row, argmax_j P_ij; no permutation in general.
 
@@ -278,7 +295,10 @@ class SinkhornResult(Outcome):
         Raises:
             ValueError: for a cost matrix, or points of another dimension.
         """
-        z = self._centered(z)
+        return self._potential(self._centered(z))
+
+    @jax.jit
+    def _potential(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
         return soft_minimum(self.problem, z, self.centered_g) + self.formulation.linear_terms(z)
 
     def transport(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
@@ -297,7 +317,10 @@ class SinkhornResult(Outcome):
         References:
             Pooladian, Niles-Weed 2021, definition 1; Cuturi, Klein, Ablin 2023, proposition 2.
         """
-        z = self._centered(z)
+        return self._transport(self._centered(z))
+
+    @jax.jit
+    def _transport(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
         pairs = cast(PointPairs, self.problem.pairs)
         conjugate = costs.grad_conjugate(pairs.cost)
         # A relaxed marginal damps the potential, but not the plan of which the map is the mean.
@@ -445,6 +468,31 @@ def solve(
         check_scalar(start=annealing.start, decay=annealing.decay)
     if isinstance(over_relaxation, (int, float)) and not over_relaxation < 2:
         raise ValueError(f"over_relaxation must be a number in (0, 2); got {over_relaxation}.")
+    return _solve(
+        formulation,
+        init,
+        tolerance,
+        annealing,
+        over_relaxation,
+        max_iterations=max_iterations,
+        symmetric=symmetric,
+        record_errors=record_errors,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("max_iterations", "symmetric", "record_errors"))
+def _solve(
+    formulation: Formulation,
+    init: tuple[Array, Array] | None,
+    tolerance: ArrayLike | None,
+    annealing: Annealing | None,
+    over_relaxation: ArrayLike | None,
+    *,
+    max_iterations: int,
+    symmetric: bool,
+    record_errors: bool,
+) -> SinkhornResult:
+    """`solve` after its checks."""
     problem = formulation.problem
     mass = (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
 
