@@ -10,6 +10,7 @@ game is played. A network learns where to start looking.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -115,22 +116,33 @@ class DualFit(Outcome):
     status: Int[ArrayLike, ""] = int(Status.CONVERGED)
     origins: Origins | None = None
 
-    @jax.default_matmul_precision("highest")
     def potential(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
         """The potential at the rows of z, up to a constant."""
-        return self.value(self.params, self._relative(z, "source") - self.source)
+        return self._potential(self._relative(z, "source"))
 
+    @jax.jit
     @jax.default_matmul_precision("highest")
+    def _potential(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
+        return self.value(self.params, z - self.source)
+
     def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """T(z) = ∇f(z)."""
-        images = self.gradient(self.params, self._relative(z, "source") - self.source)
+        return self._image(self._relative(z, "source"))
+
+    @jax.jit
+    @jax.default_matmul_precision("highest")
+    def _image(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
+        images = self.gradient(self.params, z - self.source)
         return images if self.origins is None else self.origins.target.add(images)
 
-    @jax.default_matmul_precision("highest")
     def inverse(self, y: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """The inverse map ∇f*(y) = x̂(y), a constant to differentiation."""
-        found = self.search(self.params, self._relative(y, "target"), self.num_search_steps)
-        points = found + self.source
+        return self._inverse(self._relative(y, "target"))
+
+    @jax.jit
+    @jax.default_matmul_precision("highest")
+    def _inverse(self, y: Float[Array, "k d"]) -> Float[Array, "k d"]:
+        points = self.search(self.params, y, self.num_search_steps) + self.source
         return points if self.origins is None else self.origins.source.add(points)
 
     def _relative(self, z: Any, side: str) -> Float[Array, "k d"]:
@@ -252,7 +264,6 @@ class ICNNDual:
         counts = {"num_steps": self.num_steps, "num_inner_steps": self.num_inner_steps}
         check_count(1, **counts, batch_size=self.batch_size, num_checks=self.num_checks)
 
-    @jax.default_matmul_precision("highest")
     def fit(
         self,
         key: Key[Array, ""],
@@ -277,7 +288,7 @@ class ICNNDual:
             optimizer: in place of Adam with the cosine schedule.
 
         Returns:
-            The fit; its gradients in the samples are stopped. It compiles as a whole: jit it.
+            The fit; its gradients in the samples are stopped.
 
         Raises:
             ValueError: if shapes do not fit or a sample has fewer than two rows; or if the fit is
@@ -287,6 +298,19 @@ class ICNNDual:
         method = refuse_derivatives(self, _NO_DERIVATIVE)
         # The distance of the means is part of the dual: one origin for both sides.
         samples, origins = weighted_samples(x, y, a, b)
+        found = method._fit(key, samples, optimizer=optimizer)
+        return dataclasses.replace(found, origins=origins)
+
+    @functools.partial(jax.jit, static_argnames="optimizer")
+    @jax.default_matmul_precision("highest")
+    def _fit(
+        self,
+        key: Key[Array, ""],
+        samples: WeightedSamples,
+        *,
+        optimizer: optax.GradientTransformation | None,
+    ) -> DualFit:
+        """`fit` after its checks, relative to the samples' origins."""
         split_key, convex_key, start_key, fit_key = jax.random.split(key, 4)
         train, held = split(split_key, samples)
         # A row far from all others would rule both sums of the dual.
@@ -324,7 +348,7 @@ class ICNNDual:
             fit_key,
             loss,
             params,
-            optimizer or adam_with_cosine(method.learning_rate, self.num_steps, x.dtype),
+            optimizer or adam_with_cosine(self.learning_rate, self.num_steps, x.dtype),
             num_steps=self.num_steps,
             validate=validate,
             num_checks=self.num_checks,
@@ -342,7 +366,7 @@ class ICNNDual:
         rounding = 16 * jnp.finfo(x.dtype).eps
         failed |= squared_distance < (1 - rounding) * jnp.maximum(_least_distance(held), 0)
         # Of a learning rate that is out of range the start is what is left.
-        valid = optimizer is not None or jnp.asarray(method.learning_rate) > 0
+        valid = optimizer is not None or jnp.asarray(self.learning_rate) > 0
         return dataclasses.replace(
             dual,
             params=params,
@@ -352,7 +376,6 @@ class ICNNDual:
             residual=residual,
             misfit=misfit,
             status=status_of(converged=~failed, finite=finite, valid=valid),
-            origins=origins,
         )
 
     def _start(

@@ -11,6 +11,7 @@ depend on how far apart they are.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -87,7 +88,7 @@ class MongeMap:
     to the start's F: for the optimal map F is the gradient of a potential.
 
     A step solves four Sinkhorn problems of b × b, two of which the Monge gap adds; with self terms
-    of one batch three, and a fourth where the gap's ε is another. It compiles as a whole: jit it.
+    of one batch three, and a fourth where the gap's ε is another. `fit` compiles itself.
     The fit is a constant to differentiation; the map is differentiable in its points and its own
     arrays.
 
@@ -216,16 +217,19 @@ class MongeMap:
         samples, origins = _problems(x, y, a, b, context)
         cost = checked_cost(self.cost, samples.x[0, 0])
         method = refuse_derivatives(dataclasses.replace(self, cost=cost), _NO_DERIVATIVE)
-        found = method._fit(key, samples, context, optimizer)
+        found = method._fit(key, samples, context, optimizer=optimizer)
         return dataclasses.replace(found, origins=origins)
 
+    @functools.partial(jax.jit, static_argnames="optimizer")
     def _fit(
         self,
         key: Key[Array, ""],
         samples: WeightedSamples,
         context: Float[Array, "g c"] | None,
+        *,
         optimizer: optax.GradientTransformation | None,
     ) -> MapFit:
+        """`fit` after its checks, relative to the samples' origins."""
         split_key, init_key, jitter_key, held_out_key, fit_key = jax.random.split(key, 5)
         train, held = _split_each(split_key, samples)
         x, y = train.x, train.y

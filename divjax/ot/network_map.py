@@ -103,6 +103,12 @@ class MapFit(Outcome):
             context = jnp.broadcast_to(context, (z.shape[0], features))
         elif features:
             raise ValueError(f"context must have {features} features; got none.")
+        return self._images(z, context)
+
+    @jax.jit
+    def _images(
+        self, z: Float[Array, "k d"], context: Float[Array, "k c"] | None
+    ) -> Float[Array, "k d"]:
         images = self.image(self.params, z, self.start(z), context)
         return images if self.origins is None else self.origins.target.add(images)
 
