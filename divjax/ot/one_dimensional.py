@@ -7,7 +7,9 @@ has finite gradients where two measures agree, and is what the solvers of transp
 `root=True` gives the distance itself.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +56,29 @@ def as_values(
         columns[name] = vector[:, None]
     center, *values = centered_samples(weights, **columns)
     return center, [column[:, 0] for column in values]
+
+
+def compiled_for_order(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compiles a `function(…, p)`: a Python number p is structure, with which 1, 2 and ∞ are known.
+
+    Any other order is a leaf.
+
+    Args:
+        *static: the names of further arguments that are structure.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        of_number = jax.jit(function, static_argnames=("p", *static))
+        of_array = jax.jit(function, static_argnames=static)
+
+        @functools.wraps(function)
+        def call(*args: Any, p: ArrayLike, **options: Any) -> Any:
+            compiled = of_number if isinstance(p, (int, float)) else of_array
+            return compiled(*args, p=p, **options)
+
+        return call
+
+    return decorate
 
 
 def is_infinite(p: ArrayLike) -> bool:
@@ -244,8 +269,13 @@ def wasserstein_1d(
     """
     check_line_order(p)
     line, dtype, _ = _arguments(x, y, a, b)
+    return _wasserstein(line, p=p, root=root).astype(dtype)
+
+
+@compiled_for_order("root")
+def _wasserstein(line: Line, *, p: ArrayLike, root: bool) -> Float[Array, ""]:
     value = line_cost(line, p)
-    return (rooted(value, p) if root else value).astype(dtype)
+    return rooted(value, p) if root else value
 
 
 @pytree
@@ -278,6 +308,7 @@ class LineTransportResult(Outcome):
     y: Float[Array, " m"]
     status: Int[Array, ""]
 
+    @jax.jit
     def plan(self) -> Float[Array, "n m"]:
         """The plan as a matrix, n × m numbers of which at most n + m − 1 are not zero."""
         empty = jnp.zeros((self.x.shape[0], self.y.shape[0]), self.masses.dtype)
@@ -296,7 +327,12 @@ class LineTransportResult(Outcome):
             ValueError: if they are not a vector.
         """
         check_shape("z", z, "k")
-        z = self.center.subtract(z[:, None])[:, 0]
+        images = self._transport(self.center.subtract(z[:, None])[:, 0])
+        return self.center.add(images[:, None])[:, 0]
+
+    @jax.jit
+    def _transport(self, z: Float[Array, " k"]) -> Float[Array, " k"]:
+        """Of points relative to the centre."""
         order = jnp.argsort(self.x)
         sorted_x, n = self.x[order], order.size
         mass = jax.ops.segment_sum(self.masses, self.rows, n)[order]
@@ -312,8 +348,7 @@ class LineTransportResult(Outcome):
         images = jax.ops.segment_sum(moment, group, n) / jnp.where(used, total, 1)
         images = jnp.where(used, images, images[group[-1]])
         inside = jnp.clip(z, positions[0], positions[-1])
-        images = jnp.interp(inside, points, images) + (z - inside)
-        return self.center.add(images[:, None])[:, 0]
+        return jnp.interp(inside, points, images) + (z - inside)
 
 
 def transport_1d(
@@ -360,6 +395,12 @@ def transport_1d(
     """
     check_order(p)
     line, dtype, center = _arguments(x, y, a, b)
+    return _transport(line, center, p=p, dtype=dtype)
+
+
+@compiled_for_order("dtype")
+def _transport(line: Line, center: Center, *, p: ArrayLike, dtype: Any) -> LineTransportResult:
+    """`transport_1d` after its checks."""
     x, y = line.x, line.y
     rows, columns, masses = path = staircase(line)
     value, valid = line_cost(line, p), is_valid(line, p)

@@ -17,6 +17,7 @@ from divjax.core.pytrees import select
 from divjax.core.samples import as_samples, centered_samples
 from divjax.ot.one_dimensional import (
     Line,
+    compiled_for_order,
     given_weights,
     line_cost,
     rooted,
@@ -61,7 +62,10 @@ def _mean(z: Float[Array, "n d"], weights: Float[Array, " n"] | None) -> Float[A
     return jnp.sum(jnp.where(share > 0, share * z, 0), axis=0)
 
 
-def _costs(samples: _Samples, directions: Float[Array, "k d"], p: ArrayLike) -> Float[Array, " k"]:
+@compiled_for_order()
+def _costs(
+    samples: _Samples, directions: Float[Array, "k d"], *, p: ArrayLike
+) -> Float[Array, " k"]:
     """W_p^p along each direction."""
     x, y, a, b = samples
     project = lambda z: jnp.matmul(directions, z.T, precision="highest")
@@ -120,7 +124,7 @@ def projected_wasserstein(
     """
     samples, dtype = _arguments(x, y, a, b, p)
     directions = _own_directions(directions, samples.x)
-    return _costs(samples, directions, p).astype(dtype)
+    return _costs(samples, directions, p=p).astype(dtype)
 
 
 def sliced_wasserstein(
@@ -187,7 +191,7 @@ def sliced_wasserstein(
         raise ValueError("key must be None where directions are given.")
     else:
         directions = _own_directions(directions, samples.x)
-    costs = _costs(samples, directions, p)
+    costs = _costs(samples, directions, p=p)
     weights = given_weights("direction_weights", direction_weights, len(costs), costs.dtype)
     if weights is None:
         value = jnp.mean(costs)
@@ -266,8 +270,25 @@ def max_sliced_wasserstein(
     key = own_key(key)
     check_count(1, num_starts=num_starts, num_steps=num_steps)
     samples, dtype = _arguments(x, y, a, b, p)
+    options = {"num_starts": num_starts, "num_steps": num_steps, "root": root}
+    found = _max_sliced(key, samples, p=p, dtype=dtype, **options)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), found)
+
+
+@compiled_for_order("dtype", "num_starts", "num_steps", "root")
+def _max_sliced(
+    key: Key[Array, ""],
+    samples: _Samples,
+    *,
+    p: ArrayLike,
+    dtype: Any,
+    num_starts: int,
+    num_steps: int,
+    root: bool,
+) -> MaxSlicedResult:
+    """`max_sliced_wasserstein` after its checks, in the samples' precision."""
     fixed = jax.lax.stop_gradient(samples)
-    climb = jax.value_and_grad(lambda direction: _costs(fixed, direction[None], p)[0])
+    climb = jax.value_and_grad(lambda direction: _costs(fixed, direction[None], p=p)[0])
 
     def ascend(direction: Float[Array, " d"]) -> tuple[Array, Array]:
         def step(carry: Any, _: None) -> tuple[Any, None]:
@@ -288,7 +309,7 @@ def max_sliced_wasserstein(
     starts = starts.at[0].set(jnp.where(jnp.any(gap != 0), gap, starts[0]))
     directions, values = jax.lax.stop_gradient(jax.vmap(ascend)(_unit(starts)))
     best = directions[jnp.argmax(values)]
-    value = _costs(samples, best[None], p)[0]
+    value = _costs(samples, best[None], p=p)[0]
     if root:
         value, values = rooted(value, p), rooted(values, p)
-    return MaxSlicedResult(value.astype(dtype), best.astype(dtype), values.astype(dtype))
+    return MaxSlicedResult(value, best, values)

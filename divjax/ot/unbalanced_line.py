@@ -24,6 +24,7 @@ from divjax.core.types import Outcome, status_of
 from divjax.ot.one_dimensional import (
     Line,
     as_values,
+    compiled_for_order,
     distance_power,
     given_weights,
     is_valid,
@@ -70,6 +71,7 @@ class UnbalancedLineResult(Outcome):
     num_iterations: Int[Array, ""]
     status: Int[Array, ""]
 
+    @jax.jit
     def plan(self) -> Float[Array, "n m"]:
         """The plan as a matrix, n × m numbers of which at most n + m − 1 are not zero."""
         empty = jnp.zeros((self.f.shape[0], self.g.shape[0]), self.masses.dtype)
@@ -133,6 +135,21 @@ def unbalanced_1d(
         check_scalar(marginal_penalty=penalty)
         check_positive_values(marginal_penalty=penalty)
     line, penalties, dtype = _problem(x, y, a, b, pair)
+    settings = {"max_iterations": max_iterations, "dtype": dtype}
+    return _unbalanced(line, penalties, tolerance, p=p, **settings)
+
+
+@compiled_for_order("max_iterations", "dtype")
+def _unbalanced(
+    line: Line,
+    penalties: tuple[Array, Array],
+    tolerance: ArrayLike,
+    *,
+    p: ArrayLike,
+    max_iterations: int,
+    dtype: Any,
+) -> UnbalancedLineResult:
+    """`unbalanced_1d` after its checks."""
     positive = (penalties[0] > 0) & (penalties[1] > 0)
     valid = is_valid(line, p) & positive & (jnp.asarray(tolerance) > 0)
 

@@ -48,6 +48,7 @@ def test_rows_of_a_group_play_one_part(both):
             np.testing.assert_array_equal(own[..., 0], other)
 
 
+@pytest.mark.exhaustive
 def test_each_row_its_own_group_is_no_group():
     p, q, _ = subjects(2)
     names = np.arange(len(p) + len(q))
