@@ -40,7 +40,7 @@ test-fast: $(VENV)/.test
 	$(call fast,$(BIN)/python)
 
 test-slow: $(VENV)/.test
-	$(PYTEST) -m "slow and not exhaustive" -n 2 --dist loadfile
+	$(PYTEST) -m "slow and not exhaustive" -n 2 --dist worksteal
 
 test-exhaustive: $(VENV)/.test  ## what takes minutes to compile
 	$(PYTEST) -m exhaustive -n 2 --dist loadfile

@@ -12,6 +12,7 @@ agree. An indefinite covariance, a NaN or an infinity gives nan; so does an asym
 it is traced, and a `ValueError` otherwise.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -22,7 +23,12 @@ import scipy.special
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.checks import check_full_precision, check_nonnegative, check_scalar
+from divjax.core.checks import (
+    check_full_precision,
+    check_nonnegative,
+    check_probability,
+    check_scalar,
+)
 from divjax.core.linalg import cholesky, eigh, solve_triangular
 from divjax.core.numerics import if_needed, nan_unless
 from divjax.core.samples import as_numbers, centered_samples, two_parts
@@ -386,7 +392,6 @@ def js_bounds(p: Normal, q: Normal) -> Bounds:
     )
 
 
-@jax.default_matmul_precision("highest")
 def plug_in_kl(
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],
@@ -440,6 +445,17 @@ def plug_in_kl(
             raise ValueError(
                 f"{name} must have at least {needed} rows for {d} features; got {size}."
             )
+    check_probability(level=level)
+    return _plug_in_kl(x, y, level, bias_correction=bias_correction)
+
+
+@functools.partial(jax.jit, static_argnames="bias_correction")
+@jax.default_matmul_precision("highest")
+def _plug_in_kl(
+    x: Float[Array, "n d"], y: Float[Array, "m d"], level: ArrayLike, *, bias_correction: bool
+) -> Estimate:
+    """`plug_in_kl` after its checks."""
+    (n, d), m = x.shape, y.shape[0]
     means = [mean_and_scale(s, jnp.ones_like(s[:, 0]))[0] for s in (x, y)]
     x_centered, y_centered = x - means[0], y - means[1]
     p, q = (

@@ -5,6 +5,7 @@ lower bound on that of the densities. Sampling error, in turn, has a positive bi
 (bins − 1)/(2n) for KL, which `bias` estimates for any divergence.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -162,7 +163,7 @@ def _bounds(name: str, edges: Any, ndim: int, columns: Any) -> Any:
 def _counts(columns: Any, bounds: Any, weights: Any, name: str) -> Float[Array, "d bins"]:
     """`counts` of a matrix, with `name` that of the weights."""
     check_matrix(x=columns)
-    n, num_bins = columns.shape[0], bounds.shape[1] - 1
+    n = columns.shape[0]
     dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(columns, bounds))
     sums_dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(columns.dtype), jnp.float32)
     mass = jnp.ones(n, jnp.int32)
@@ -173,6 +174,19 @@ def _counts(columns: Any, bounds: Any, weights: Any, name: str) -> Float[Array, 
         raise ValueError(f"{name} must have shape ({n},); got shape {mass.shape}.")
     if not isinstance(mass, Tracer) and (np.asarray(mass) < 0).any():
         raise ValueError(f"{name} must not be negative; got {np.asarray(mass).min()}.")
+    parts = two_parts(columns.T, dtype), two_parts(bounds, dtype)
+    return _count_columns(*parts, mass, dtype=sums_dtype)
+
+
+_TwoParts: TypeAlias = tuple[Array, Array]
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _count_columns(
+    columns: _TwoParts, bounds: _TwoParts, mass: Array, *, dtype: Any
+) -> Float[Array, "d bins"]:
+    """The sums of the rows' mass in the bins of each column."""
+    n, num_bins = columns[0].shape[1], bounds[0].shape[1] - 1
     # One float that is added to 2²⁴ ones is lost; sums of blocks, added up, keep their digits.
     block = jnp.arange(n) // _BLOCK_ROWS
 
@@ -185,12 +199,9 @@ def _counts(columns: Any, bounds: Any, weights: Any, name: str) -> Float[Array, 
         missing = jnp.any(jnp.isnan(column[0]) & (mass != 0)) | jnp.isnan(bounds[0]).any()
         ascending = _ascend(bounds[0], jnp.finfo(bounds[0].dtype).eps).all()
         valid = ~missing & ascending & jnp.isfinite(bounds[0][1:-1]).all() & jnp.all(mass >= 0)
-        return nan_unless(valid, sums.sum(axis=0, dtype=mass.dtype).astype(sums_dtype))
+        return nan_unless(valid, sums.sum(axis=0, dtype=mass.dtype).astype(dtype))
 
-    return jax.vmap(count)(two_parts(columns.T, dtype), two_parts(bounds, dtype))
-
-
-_TwoParts: TypeAlias = tuple[Array, Array]
+    return jax.vmap(count)(columns, bounds)
 
 
 def _ascend(numbers: Any, eps: Any) -> Any:

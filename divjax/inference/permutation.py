@@ -19,6 +19,7 @@ from divjax.core.checks import check_count, check_scalar_output
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
+from divjax.core.pytrees import as_pytree
 from divjax.core.samples import as_numbers, as_samples, as_vectors, centered_samples
 from divjax.core.types import status_of, summary
 from divjax.fdiv.special import as_floats
@@ -152,7 +153,8 @@ def permutation_test(
 
     Args:
         key: a typed key.
-        statistic: `(x, y) -> scalar`, larger the more the samples differ.
+        statistic: `(x, y) -> scalar`, larger the more the samples differ; a pure function, compiled
+            once as by `jax.jit`.
         x: rows of the first sample, of shape (n, …): an array, a list or a frame of numbers.
         y: rows of the second, of shape (m, …).
         num_permutations: N. A level α takes at least 1/α − 1.
@@ -198,16 +200,33 @@ def permutation_test(
     of_stratum = None if strata is None else pool_labels("strata", strata, n, m)
     of_group = None if groups is None else pool_labels("groups", groups, n, m)
     _check_groups(of_group, n)
-    shuffle = _row_permutation(of_stratum, of_group, n, n + m)
+    sizes = {"num_x": n, "num_permutations": num_permutations, "batch_size": batch_size}
+    return _permute(key, as_pytree(statistic), pooled, of_stratum, of_group, **sizes)
+
+
+@functools.partial(jax.jit, static_argnames=("num_x", "num_permutations", "batch_size"))
+def _permute(
+    key: Key[Array, ""],
+    statistic: Callable[[Array, Array], Float[Array, ""]],
+    pooled: Array,
+    of_stratum: Array | None,
+    of_group: Array | None,
+    *,
+    num_x: int,
+    num_permutations: int,
+    batch_size: int | None,
+) -> PermutationTest:
+    """`permutation_test` after its checks."""
+    shuffle = _row_permutation(of_stratum, of_group, num_x, pooled.shape[0])
 
     def permuted(key: Key[Array, ""]) -> Array:
         rows = pooled[shuffle(key)]
-        return statistic(rows[:n], rows[n:])
+        return statistic(rows[:num_x], rows[num_x:])
 
     keys = jax.random.split(key, num_permutations)
     (null,) = as_floats(jax.lax.map(permuted, keys, batch_size=batch_size))
-    observed = jnp.asarray(statistic(pooled[:n], pooled[n:]), null.dtype)
-    valid = True if of_group is None else _collect_groups(of_group, of_stratum, n).valid
+    observed = jnp.asarray(statistic(pooled[:num_x], pooled[num_x:]), null.dtype)
+    valid = True if of_group is None else _collect_groups(of_group, of_stratum, num_x).valid
     return _test(observed, null, 100 * jnp.finfo(null.dtype).eps * jnp.abs(observed), valid)
 
 

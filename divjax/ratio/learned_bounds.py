@@ -113,29 +113,37 @@ class BoundFit(NamedTuple):
         groups = self.u_p.shape[0]
         if groups < 2:
             raise ValueError("num_groups must be at least 2 for a standard error; got 1.")
-        read_out = as_bound(read_out)
-        u_p, u_q = _ungrouped(self.u_p, self.u_q)
-        value = read_out(u_p, u_q)
-        others = (jnp.arange(groups)[:, None] + jnp.arange(1, groups)) % groups
-        without = jax.lax.map(
-            lambda kept: read_out(*_ungrouped(self.u_p[kept], self.u_q[kept])), others
-        )
-        std_error = jnp.sqrt((groups - 1) * jnp.mean(jnp.square(without - jnp.mean(without))))
-        half = float(scipy.special.stdtrit(groups - 1, 0.5 + level / 2)) * std_error
-        log_sum = jax.nn.logsumexp(u_q)
-        diagnostics = BoundDiagnostics(
-            mean_ratio=jnp.exp(log_sum - math.log(u_q.size)),
-            cross_entropy=cross_entropy(u_p, u_q),
-            beyond_log_n=value > math.log(u_q.shape[0]),
-            finite=self.finite
-            & jnp.isfinite(u_p).all()
-            & jnp.isfinite(u_q).all()
-            & jnp.isfinite(value),
-        )
-        effective = jnp.exp(2 * log_sum - jax.nn.logsumexp(2 * u_q))
-        return Estimate(
-            value, std_error, Interval(value - half, value + half), effective, diagnostics
-        )
+        quantile = float(scipy.special.stdtrit(groups - 1, 0.5 + level / 2))
+        return _jackknife(as_bound(read_out), self.u_p, self.u_q, self.finite, quantile)
+
+
+@jax.jit
+def _jackknife(
+    read_out: Any,
+    groups_p: Float[Array, "g n"],
+    groups_q: Float[Array, "g m *k"],
+    finite: Bool[Array, ""],
+    quantile: ArrayLike,
+) -> Estimate:
+    """A bound's value at all held-out samples, with the error of leaving out each group in turn."""
+    groups = groups_p.shape[0]
+    u_p, u_q = _ungrouped(groups_p, groups_q)
+    value = read_out(u_p, u_q)
+    others = (jnp.arange(groups)[:, None] + jnp.arange(1, groups)) % groups
+    without = jax.lax.map(
+        lambda kept: read_out(*_ungrouped(groups_p[kept], groups_q[kept])), others
+    )
+    std_error = jnp.sqrt((groups - 1) * jnp.mean(jnp.square(without - jnp.mean(without))))
+    half = quantile * std_error
+    log_sum = jax.nn.logsumexp(u_q)
+    diagnostics = BoundDiagnostics(
+        mean_ratio=jnp.exp(log_sum - math.log(u_q.size)),
+        cross_entropy=cross_entropy(u_p, u_q),
+        beyond_log_n=value > math.log(u_q.shape[0]),
+        finite=finite & jnp.isfinite(u_p).all() & jnp.isfinite(u_q).all() & jnp.isfinite(value),
+    )
+    effective = jnp.exp(2 * log_sum - jax.nn.logsumexp(2 * u_q))
+    return Estimate(value, std_error, Interval(value - half, value + half), effective, diagnostics)
 
 
 def _ungrouped(u_p: Array, u_q: Array) -> tuple[Array, Array]:

@@ -75,6 +75,10 @@ def _js(fit):
     return fit.js().value
 
 
+def _squared_shift(x, y):
+    return jnp.sum((x.mean(0) - y.mean(0)) ** 2)
+
+
 def _moved(fit):
     """The mean displacement of a few points of the first sample."""
     points = jnp.asarray(X[:4], jnp.float32)
@@ -157,9 +161,7 @@ CASES = {
     # Particles are float32: what float64 samples keep, they have lost.
     "flows.MMD": Case(_mmd, _itself, shifts=False),
     "inference.permutation_test": Case(
-        lambda x, y: inference.permutation_test(
-            KEY, lambda a, b: jnp.sum((a.mean(0) - b.mean(0)) ** 2), x, y, num_permutations=19
-        ),
+        lambda x, y: inference.permutation_test(KEY, _squared_shift, x, y, num_permutations=19),
         lambda result: result.p_value,
         shifts=False,
         any_rows=True,
@@ -209,6 +211,22 @@ def test_what_samples_may_be_held_in(name):
     """Lists, NumPy float64, integers and frames hold the same samples as float32 arrays."""
     for hold in HELD_IN.values():
         assert_same(name, answer(name, hold(X), hold(Y)), reference(name), 1e-4)
+
+
+COMPILED: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: COMPILED.append(event) if "backend_compile" in event else None
+)
+
+
+@each_case
+def test_a_second_call_compiles_nothing(name):
+    """Called eagerly, as in a notebook."""
+    reference(name)
+    x, y = jnp.asarray(X + 1, jnp.float32), jnp.asarray(Y + 1, jnp.float32)
+    COMPILED.clear()
+    answer(name, x, y)
+    assert not COMPILED
 
 
 @each_case

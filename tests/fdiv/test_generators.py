@@ -38,7 +38,7 @@ SLOW = (
 )
 every = pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FORMULAS],
+    [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in SLOW)) for name in FORMULAS],
 )
 
 

@@ -14,7 +14,7 @@ from divjax.ot.monge_gap import KINDS, monge_gap, monge_gap_from_samples
 from divjax.ot.sinkhorn import sinkhorn
 
 SIZE = 40
-SLOW = pytest.mark.slow  # compilation, a program a cost, a kind and a dtype
+SLOW = pytest.mark.exhaustive  # compilation, a program a cost, a kind and a dtype
 gap = jax.jit(monge_gap_from_samples, static_argnames=("kind",))
 
 

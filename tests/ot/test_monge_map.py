@@ -18,7 +18,7 @@ from divjax.ot.monge_gap import monge_gap_from_samples
 from divjax.ot.monge_map import MongeMap
 from divjax.ot.network_map import IdentityMap, MapFit
 
-SLOW = pytest.mark.slow  # compilation, some ten seconds a fit
+SLOW = pytest.mark.exhaustive  # compilation, some ten seconds a fit
 KEY = jax.random.key(0)
 fitted = jax.jit(lambda method, key, x, y: method.fit(key, x, y))
 
