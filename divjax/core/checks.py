@@ -22,12 +22,14 @@ __all__ = [
     "check_callable",
     "check_choice",
     "check_count",
+    "check_flag",
     "check_full_precision",
     "check_key",
     "check_matrix",
     "check_no_negatives",
     "check_nonnegative",
     "check_nonnegative_values",
+    "check_number",
     "check_order",
     "check_positive",
     "check_positive_values",
@@ -134,6 +136,21 @@ def check_scalar(**values: Any) -> None:
         )
         if not real or jnp.ndim(value):
             raise ValueError(f"{name} must be one real number; got {_described(value)}.")
+
+
+def check_number(**values: Any) -> None:
+    """Raise `ValueError` for what is not one real number, None among it."""
+    for name, value in values.items():
+        if value is None:
+            raise ValueError(f"{name} must be one real number; got None.")
+    check_scalar(**values)
+
+
+def check_flag(**values: Any) -> None:
+    """Raise `ValueError` for what is neither True nor False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False; got {value!r}.")
 
 
 def known_number(name: str, value: Any, least: float = -math.inf, *, above: bool = False) -> float:

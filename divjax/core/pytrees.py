@@ -2,17 +2,33 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import (
+    ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage]
+    Jaxpr,
+    Literal,
+    jaxpr_as_fun,
+)
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 T = TypeVar("T")
 
-__all__ = ["as_pytree", "num_particles", "pytree", "ravel_particles", "select", "static"]
+__all__ = [
+    "TracedFunction",
+    "as_pytree",
+    "as_traced",
+    "num_particles",
+    "pytree",
+    "ravel_particles",
+    "select",
+    "static",
+]
 
 
 def static(**kwargs: Any) -> Any:
@@ -86,6 +102,114 @@ def as_pytree(function: Callable[..., Any]) -> Any:
     if inspect.ismethod(function) and not jax.tree_util.all_leaves([function.__self__]):
         return jax.tree_util.Partial(function.__func__, function.__self__)
     return jax.tree_util.Partial(function)
+
+
+class _Code:
+    """A function's primitive operations, equal to those of any function that does the same.
+
+    What an operation holds is compared by itself: a callback, or a derivative of one's own, equals
+    no other. (The text of a jaxpr would not do, which leaves such functions out.)
+    """
+
+    def __init__(self, jaxpr: Any):
+        self.jaxpr, self._operations = jaxpr, _operations(jaxpr)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Code) and self._operations == other._operations
+
+    def __hash__(self) -> int:
+        return hash(self._operations)
+
+
+class _Itself:
+    """Equal to nothing but what holds the same object."""
+
+    def __init__(self, held: Any):
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.held is other.held
+
+    def __hash__(self) -> int:
+        return id(self.held)
+
+
+def _operations(jaxpr: Any) -> Hashable:
+    """A jaxpr without the names of its variables, to be compared."""
+    numbers: dict[Any, int] = {}
+
+    def atom(value: Any) -> Hashable:
+        if isinstance(value, Literal):
+            number = np.asarray(value.val)
+            return str(value.aval), number.dtype.name, number.tobytes()
+        return numbers.setdefault(value, len(numbers)), str(value.aval)
+
+    def parameter(value: Any) -> Hashable:
+        if isinstance(value, ClosedJaxpr):
+            return _operations(value.jaxpr), tuple(map(_Itself, value.consts))
+        if isinstance(value, Jaxpr):
+            return _operations(value)
+        if isinstance(value, (tuple, list)):
+            return type(value).__name__, *map(parameter, value)
+        try:
+            hash(value)
+        except TypeError:
+            return _Itself(value)
+        return value
+
+    inputs = [atom(var) for var in (*jaxpr.constvars, *jaxpr.invars)]
+    operations = [
+        (
+            eqn.primitive,
+            *map(atom, eqn.invars),
+            *((name, parameter(eqn.params[name])) for name in sorted(eqn.params)),
+            *map(atom, eqn.outvars),
+        )
+        for eqn in jaxpr.eqns
+    ]
+    return len(jaxpr.constvars), *inputs, *operations, *map(atom, jaxpr.outvars)
+
+
+@pytree
+class TracedFunction:
+    """A function of arrays of given shapes: what it closes over are leaves, its code is structure.
+
+    Attributes:
+        closed_over: the arrays.
+        code: what is done with them.
+    """
+
+    closed_over: tuple[Any, ...]
+    code: _Code = static()
+
+    def __call__(self, *args: Array) -> Array:
+        """The function's value."""
+        jaxpr = self.code.jaxpr
+        arrays = [
+            array if array.dtype == var.aval.dtype else jnp.asarray(array, var.aval.dtype)
+            for array, var in zip(self.closed_over, jaxpr.constvars, strict=True)
+        ]
+        return jaxpr_as_fun(ClosedJaxpr(jaxpr, arrays))(*args)[0]
+
+
+def as_traced(function: Callable[..., Any], *args: Any) -> TracedFunction:
+    """A function of arrays like these, of one array's value, as a pytree.
+
+    Traced anew at every call of this: two functions that do the same are one program to `jax.jit`,
+    and one function that does something else, because what it refers to has changed, is another.
+
+    Example:
+        >>> import jax
+        >>> cube = lambda power: as_traced(lambda x: x**power, jnp.ones(()))
+        >>> jax.tree.structure(cube(3)) == jax.tree.structure(cube(3))
+        True
+        >>> jax.tree.structure(cube(3)) == jax.tree.structure(cube(2))
+        False
+        >>> float(jax.jit(lambda function: function(jnp.array(2.0)))(cube(3)))
+        8.0
+    """
+    closed = jax.make_jaxpr(function)(*args)
+    return TracedFunction(tuple(closed.consts), _Code(closed.jaxpr))
 
 
 def num_particles(particles: PyTree[Array]) -> int:

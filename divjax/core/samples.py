@@ -146,6 +146,11 @@ class Center:
         high, low = two_parts(x, dtype)
         return (high - self.high) + (low - self.low)
 
+    def moved(self, by: Float[Array, " d"]) -> "Center":
+        """The centre moved by a vector, with what rounding leaves over."""
+        high = self.high + by
+        return Center(high, self.low + (by - (high - self.high)))
+
     def add(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
         """Points relative to the centre, where they belong; rounded to their dtype."""
         return (x + self.low) + self.high
@@ -194,10 +199,13 @@ def centered_samples(weights: dict[str, Any] | None = None, **samples: Any) -> t
 
 
 def _rows_with_weight(sample: np.ndarray, weights: Any) -> np.ndarray:
-    """The rows that count, where the weights are known."""
+    """The rows that count, where the weights are known; whether they are weights is seen later."""
     if weights is None or isinstance(weights, Tracer):
         return sample
-    return sample[np.asarray(weights) > 0]
+    weights = np.asarray(weights)
+    if weights.shape != sample.shape[:1] or weights.dtype.kind not in "fiub":
+        return sample
+    return sample[weights > 0]
 
 
 def two_parts(x: Any, dtype: Any) -> tuple[Array, Array]:

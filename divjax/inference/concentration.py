@@ -166,6 +166,11 @@ def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) ->
     """
     if not samples:
         raise ValueError("samples must hold at least one Bounded; got none.")
+    for sample in samples:
+        if not isinstance(sample, Bounded):
+            raise ValueError(
+                f"samples must be of Bounded(values, lower, upper); got {type(sample).__name__}."
+            )
     moments = [_moments(sample, confidence) for sample in samples]
     confidence = jnp.asarray(confidence, moments[0].mean.dtype)
     log_term = math.log(2) - jnp.log1p(-confidence)

@@ -19,7 +19,7 @@ from divjax.core.checks import check_count, check_scalar_output
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
-from divjax.core.pytrees import as_pytree
+from divjax.core.pytrees import as_traced
 from divjax.core.samples import as_numbers, as_samples, as_vectors, centered_samples
 from divjax.core.types import status_of, summary
 from divjax.fdiv.special import as_floats
@@ -153,8 +153,7 @@ def permutation_test(
 
     Args:
         key: a typed key.
-        statistic: `(x, y) -> scalar`, larger the more the samples differ; a pure function, compiled
-            once as by `jax.jit`.
+        statistic: `(x, y) -> scalar`, larger the more the samples differ.
         x: rows of the first sample, of shape (n, …): an array, a list or a frame of numbers.
         y: rows of the second, of shape (m, …).
         num_permutations: N. A level α takes at least 1/α − 1.
@@ -201,7 +200,8 @@ def permutation_test(
     of_group = None if groups is None else pool_labels("groups", groups, n, m)
     _check_groups(of_group, n)
     sizes = {"num_x": n, "num_permutations": num_permutations, "batch_size": batch_size}
-    return _permute(key, as_pytree(statistic), pooled, of_stratum, of_group, **sizes)
+    statistic = as_traced(statistic, pooled[:n], pooled[n:])
+    return _permute(key, statistic, pooled, of_stratum, of_group, **sizes)
 
 
 @functools.partial(jax.jit, static_argnames=("num_x", "num_permutations", "batch_size"))

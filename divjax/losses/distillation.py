@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.checks import (
@@ -18,6 +20,7 @@ from divjax.core.checks import (
     check_count,
     check_full_precision,
     check_matrix,
+    check_no_negatives,
     check_nonnegative_values,
     check_positive_values,
     check_scalar,
@@ -25,7 +28,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import in_units_of, matmul, nan_unless
 from divjax.core.pairwise import common_center, map_row_blocks
-from divjax.core.samples import as_samples
+from divjax.core.samples import as_arrays, as_samples
 from divjax.ot.costs import PNorm
 from divjax.ot.gaussian import gaussian_wasserstein
 
@@ -159,7 +162,8 @@ def class_costs(
         sharpness: κ > 0; the paper takes 1, and 2 for a pair of networks far apart.
 
     Raises:
-        ValueError: if the matrix is not square or κ not positive.
+        ValueError: if the matrix is not square, holds concrete numbers above 1, or κ is not
+            positive. Traced numbers out of range give nan.
 
     Example:
         >>> import jax.numpy as jnp
@@ -169,8 +173,14 @@ def class_costs(
     References:
         Lv et al. 2024, section 3.1.
     """
+    (similarity,) = as_arrays(similarity=similarity)
     check_matrix(similarity=similarity)
     check_shape("similarity", similarity, *[similarity.shape[0]] * 2)
+    # A cosine exceeds 1 by rounding.
+    excess = similarity - 1 - 16 * jnp.finfo(similarity.dtype).eps
+    if not isinstance(excess, Tracer) and (np.asarray(excess) > 0).any():
+        raise ValueError(f"similarity must be at most 1; got {np.asarray(similarity).max():g}.")
+    similarity = jnp.where(excess > 0, jnp.nan, similarity)
     check_scalar(sharpness=sharpness)
     check_positive_values(sharpness=sharpness)
     sharpness = jnp.asarray(sharpness, similarity.dtype)
@@ -231,12 +241,14 @@ def wkd_logits(
     check_shape("labels", labels, b)
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise ValueError(f"labels must be integers; got {jnp.result_type(labels)}.")
+    (costs,) = as_arrays(costs=costs)
     check_shape("costs", costs, c, c)
+    check_no_negatives(costs=costs)
     check_scalar(weight=weight, temperature=temperature, epsilon=epsilon)
     check_nonnegative_values(weight=weight)
     check_positive_values(temperature=temperature, epsilon=epsilon)
     check_count(1, num_iterations=num_iterations)
-    costs, weight = jnp.asarray(costs, student.dtype), _nonnegative(weight, student.dtype)
+    costs, weight = _nonnegative(costs, student.dtype), _nonnegative(weight, student.dtype)
 
     def one(student, teacher, label):
         others = jnp.arange(c - 1)

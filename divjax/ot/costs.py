@@ -10,7 +10,6 @@ Any callable `(x "d", y "d") -> scalar` is a cost. One may also provide
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +27,7 @@ from divjax.core.checks import (
     check_shape,
 )
 from divjax.core.numerics import matmul, nan_unless, safe_power, safe_sqrt
-from divjax.core.pytrees import as_pytree, pytree
+from divjax.core.pytrees import as_pytree, as_traced, pytree
 from divjax.core.samples import as_samples, centered_samples
 
 __all__ = [
@@ -149,6 +148,9 @@ def cost_matrix(
 def checked_cost(cost: Any, point: Float[Array, " d"]) -> Any:
     """A cost as a pytree: what a function of two points is bound to, or closes over, are leaves.
 
+    A cost of the library, or one with its attributes (`h`, `matrix`, …), stays what it is unless it
+    closes over traced numbers that are none of its leaves.
+
     Args:
         cost: a cost, or a function of two points.
         point: like those it is for.
@@ -160,13 +162,18 @@ def checked_cost(cost: Any, point: Float[Array, " d"]) -> Any:
     if isinstance(cost, type):
         raise ValueError(f"cost must be an instance; got the class {cost.__name__} itself.")
     check_scalar_output("cost", cost, point, point)
-    owner = cost.__self__ if inspect.ismethod(cost) else cost
-    if not jax.tree_util.all_leaves([owner]):
-        return as_pytree(cost)
-    closed, bound = jax.closure_convert(cost, point, point)
-    if not bound:
-        return as_pytree(cost)
-    return jax.tree_util.Partial(lambda bound, x, y: closed(x, y, *bound), bound)
+    if isinstance(cost, _OfMatrix):
+        return cost
+    traced = as_traced(cost, point, point)
+    if not any(hasattr(cost, name) for name in _STRUCTURE):
+        return traced
+    leaves = {id(leaf) for leaf in jax.tree.leaves(cost)}
+    hidden = [c for c in traced.closed_over if isinstance(c, Tracer) and id(c) not in leaves]
+    return traced if hidden else as_pytree(cost)
+
+
+# What makes more of a cost than a function of two points.
+_STRUCTURE = ("h", "matrix", "quadratic", "translation_invariant")
 
 
 def paired_costs(

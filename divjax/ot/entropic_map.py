@@ -15,8 +15,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 from divjax.core.checks import (
     check_callable,
     check_count,
+    check_number,
     check_positive,
-    check_scalar,
     check_shape,
 )
 from divjax.core.keys import own_key
@@ -169,6 +169,7 @@ class EntropicMap:
             ValueError: if shapes do not fit or a sample has fewer than two rows.
         """
         key = own_key(key)
+        self._check_numbers()
         samples, origins = weighted_samples(x, y, a, b, apart=isinstance(self.cost, SqEuclidean))
         checked_cost(self.cost, samples.x[0])
         return self._fit(*split(key, samples), origins)
@@ -188,17 +189,22 @@ class EntropicMap:
             train_weights: of the rows of x and of y.
             held_out_weights: likewise.
         """
+        self._check_numbers()
         apart = isinstance(self.cost, SqEuclidean)
         samples, origins = weighted_samples(*train, *train_weights, apart=apart)
         tests = origins.relative(*held_out, *held_out_weights)
         return self._fit(samples, tests, origins)
+
+    def _check_numbers(self) -> None:
+        check_number(score_epsilon=self.score_epsilon, tolerance=self.tolerance)
+        for epsilon in self.epsilons if isinstance(self.epsilons, (tuple, list)) else ():
+            check_number(epsilons=epsilon)
 
     @jax.jit
     def _fit(
         self, samples: WeightedSamples, held_out: WeightedSamples, origins: Origins
     ) -> EntropicFit:
         x, y, a, b = samples
-        check_scalar(score_epsilon=self.score_epsilon, tolerance=self.tolerance)
         options: Any = {"cost": self.cost, "tolerance": self.tolerance}
         options["max_iterations"] = self.max_iterations
         unit = mean_cost_within(self.cost, x, y, a, b)

@@ -27,7 +27,7 @@ from divjax.core.checks import (
     check_weights,
 )
 from divjax.core.numerics import matmul, nan_unless, safe_sqrt
-from divjax.core.samples import Center
+from divjax.core.samples import Center, as_numbers, centered_samples
 from divjax.core.types import Outcome, status_of, summary
 
 __all__ = [
@@ -183,7 +183,8 @@ def _symmetric(name: str, cov: Any) -> Array:
     rounding = float(jnp.finfo(cov.dtype).eps) ** 0.5
     if not isinstance(cov, Tracer):
         matrix = np.asarray(cov, np.float64)
-        apart = np.abs(matrix - np.swapaxes(matrix, -1, -2))
+        with np.errstate(invalid="ignore"):  # of infinite entries
+            apart = np.abs(matrix - np.swapaxes(matrix, -1, -2))
         if (apart > rounding * np.abs(matrix).max()).any():
             raise ValueError(
                 f"{name} must be symmetric; got entries that differ by {apart.max():.3g} from "
@@ -195,10 +196,30 @@ def _symmetric(name: str, cov: Any) -> Array:
     return nan_unless(~(apart > rounding * size), cov)
 
 
-def paired_gaussians(
-    mean_p: Any, cov_p: Any, mean_q: Any, cov_q: Any
-) -> tuple[Array, Array, Array, Array]:
-    """The arguments as floating-point arrays, with covariances of one kind."""
+class GaussianPair(NamedTuple):
+    """Two Gaussians in one dtype, with covariances of one kind, and means relative to a centre."""
+
+    mean_p: Float[Array, " d"]
+    cov_p: Float[Array, " d"] | Float[Array, "d d"]
+    mean_q: Float[Array, " d"]
+    cov_q: Float[Array, " d"] | Float[Array, "d d"]
+    center: Center
+
+    @property
+    def squared_shift(self) -> Float[Array, ""]:
+        """|m_p − m_q|²."""
+        return jnp.sum((self.mean_p - self.mean_q) ** 2)
+
+    def map_by(self, matrix: Array) -> "AffineMap":
+        """The map from p to q with this matrix."""
+        source, target = (self.center.moved(mean) for mean in (self.mean_p, self.mean_q))
+        return AffineMap(matrix, source.high, target.high, (source.low, target.low))
+
+
+def paired_gaussians(mean_p: Any, cov_p: Any, mean_q: Any, cov_q: Any) -> GaussianPair:
+    """The arguments as floating-point arrays; NumPy's float64 means leave their offset first."""
+    given = {"mean_p": mean_p, "cov_p": cov_p, "mean_q": mean_q, "cov_q": cov_q}
+    mean_p, cov_p, mean_q, cov_q = (as_numbers(name, array) for name, array in given.items())
     for name, mean, cov in (("p", mean_p, cov_p), ("q", mean_q, cov_q)):
         shape = jnp.shape(mean)
         if len(shape) != 1 or 0 in shape or jnp.shape(cov) not in (shape, shape * 2):
@@ -214,11 +235,13 @@ def paired_gaussians(
     dtype = jnp.result_type(float, mean_p, cov_p, mean_q, cov_q)
     if jnp.ndim(cov_p) + jnp.ndim(cov_q) > 2:
         check_full_precision("covariances of shape (d, d)", jnp.zeros(0, dtype))
-    mean_p, cov_p, mean_q, cov_q = (jnp.asarray(v, dtype) for v in (mean_p, cov_p, mean_q, cov_q))
+    center, *means = centered_samples(mean_p=mean_p[None], mean_q=mean_q[None])
+    mean_p, mean_q = (mean[0].astype(dtype) for mean in means)
+    cov_p, cov_q = (jnp.asarray(cov, dtype) for cov in (cov_p, cov_q))
     cov_p, cov_q = _symmetric("cov_p", cov_p), _symmetric("cov_q", cov_q)
     if cov_p.ndim != cov_q.ndim:
         cov_p, cov_q = (jnp.diag(cov) if cov.ndim == 1 else cov for cov in (cov_p, cov_q))
-    return mean_p, cov_p, mean_q, cov_q
+    return GaussianPair(mean_p, cov_p, mean_q, cov_q, center)
 
 
 @jax.default_matmul_precision("highest")
@@ -262,9 +285,10 @@ def gaussian_wasserstein(
     References:
         Dowson, Landau 1982, eq. 16. Takatsu 2011, proposition 2.2: the map.
     """
-    mean_p, s, mean_q, t = paired_gaussians(mean_p, cov_p, mean_q, cov_q)
+    pair = paired_gaussians(mean_p, cov_p, mean_q, cov_q)
+    s, t = pair.cov_p, pair.cov_q
     bures = jnp.sum(_squared_difference(s, t)) if s.ndim == 1 else _squared_bures(s, t)
-    return jnp.sum((mean_p - mean_q) ** 2) + bures
+    return pair.squared_shift + bures
 
 
 class AffineMap(NamedTuple):
@@ -336,8 +360,9 @@ def gaussian_map(
     References:
         Takatsu 2011, proposition 2.2.
     """
-    mean_p, s, mean_q, t = paired_gaussians(mean_p, cov_p, mean_q, cov_q)
-    return AffineMap(_stretch(s, t) if s.ndim == 1 else _transport(s, t), mean_p, mean_q)
+    pair = paired_gaussians(mean_p, cov_p, mean_q, cov_q)
+    s, t = pair.cov_p, pair.cov_q
+    return pair.map_by(_stretch(s, t) if s.ndim == 1 else _transport(s, t))
 
 
 def _unless_padding(weight: Float[Array, ""], value: Array) -> Array:
@@ -412,6 +437,7 @@ def gaussian_barycenter(
     References:
         Álvarez-Esteban, del Barrio, Cuesta-Albertos, Matrán 2016, eq. 19 and theorem 4.2.
     """
+    means, covs = as_numbers("means", means), as_numbers("covs", covs)
     shape = jnp.shape(means)
     if len(shape) != 2 or 0 in shape or jnp.shape(covs) not in (shape, (*shape, shape[1])):
         raise ValueError(

@@ -143,12 +143,13 @@ def gaussian_entropic(
     """
     check_scalar(epsilon=epsilon)
     check_positive_values(epsilon=epsilon)
-    mean_p, s, mean_q, t = paired_gaussians(mean_p, cov_p, mean_q, cov_q)
+    pair = paired_gaussians(mean_p, cov_p, mean_q, cov_q)
+    s, t = pair.cov_p, pair.cov_q
     epsilon = jnp.asarray(epsilon, s.dtype)
     epsilon = nan_unless(epsilon > 0, epsilon)
     value = _covariance_part(s, t, epsilon)
     if debias:
         value -= (_covariance_part(s, s, epsilon) + _covariance_part(t, t, epsilon)) / 2
     slope = _slope(s, t, epsilon)
-    value += jnp.sum((mean_p - mean_q) ** 2)
-    return GaussianEntropicResult(value, AffineMap(slope, mean_p, mean_q), epsilon / 2 * slope)
+    value += pair.squared_shift
+    return GaussianEntropicResult(value, pair.map_by(slope), epsilon / 2 * slope)

@@ -16,7 +16,6 @@ from divjax.ot.gaussian import AffineMap, gaussian_map
 from divjax.ot.scales import winsorised
 from divjax.ot.weighted_samples import (
     WeightedSamples,
-    shifted,
     uniform_weights,
     weighted_samples,
 )
@@ -79,7 +78,7 @@ def gaussian_map_from_samples(
         for rows, weights in ((samples.x, samples.a), (samples.y, samples.b))
     )
     matrix = gaussian_map(mean_p, cov_p, mean_q, cov_q).matrix
-    source, target = shifted(origins.source, mean_p), shifted(origins.target, mean_q)
+    source, target = origins.source.moved(mean_p), origins.target.moved(mean_q)
     return AffineMap(matrix, source.high, target.high, (source.low, target.low))
 
 

@@ -25,6 +25,7 @@ from divjax.core.checks import (
     check_callable,
     check_count,
     check_matrix,
+    check_number,
     check_positive,
     check_shape,
     check_widths,
@@ -260,6 +261,8 @@ class ICNNDual:
         if self.network is not None:
             check_callable(network=self.network)
         check_widths(hidden=self.hidden, start_hidden=self.start_hidden)
+        if not self.hidden:
+            raise ValueError("hidden must hold at least one width; got none.")
         check_positive(learning_rate=self.learning_rate)
         counts = {"num_steps": self.num_steps, "num_inner_steps": self.num_inner_steps}
         check_count(1, **counts, batch_size=self.batch_size, num_checks=self.num_checks)
@@ -295,6 +298,7 @@ class ICNNDual:
                 differentiated in a number of the method.
         """
         key = own_key(key)
+        check_number(learning_rate=self.learning_rate)
         method = refuse_derivatives(self, _NO_DERIVATIVE)
         # The distance of the means is part of the dual: one origin for both sides.
         samples, origins = weighted_samples(x, y, a, b)

@@ -14,9 +14,9 @@ from divjax.core.checks import (
     check_count,
     check_full_precision,
     check_nonnegative,
+    check_number,
     check_positive,
     check_same_features,
-    check_scalar,
 )
 from divjax.core.keys import own_key
 from divjax.core.pairwise import map_row_blocks
@@ -29,7 +29,6 @@ from divjax.ot.weighted_samples import (
     mean_over_rows,
     normalised,
     shares,
-    shifted,
     without_padding,
 )
 
@@ -82,7 +81,7 @@ def _about_the_means(x0: Any, x1: Any, a: Any, b: Any) -> tuple[_Ends, Array, Ar
         end = _End(without_padding(rows, weights), weights)
         mean = end.mean(end.x)
         ends.append(end._replace(x=end.x - mean))
-        origins.append(shifted(center, mean))
+        origins.append(center.moved(mean))
     highs, lows = (jnp.stack([getattr(o, part) for o in origins]) for part in ("high", "low"))
     return (ends[0], ends[1]), highs, lows
 
@@ -192,7 +191,7 @@ class LightSchrodingerBridge:
                 weights do not fit.
         """
         key = own_key(key)
-        check_scalar(epsilon=self.epsilon, ridge=self.ridge)
+        check_number(epsilon=self.epsilon, ridge=self.ridge)
         return self._fit(key, *_about_the_means(x0, x1, a, b))
 
     @jax.jit
@@ -206,7 +205,10 @@ class LightSchrodingerBridge:
         # The mean square of each feature, of which the ridge is a share, and of all.
         squares = [end.mean(end.x**2) for end in ends]
         size = jnp.sqrt(jnp.mean(squares[0]) * jnp.mean(squares[1]))
-        variance_floor = ridge * squares[1] + jnp.finfo(dtype).tiny ** 0.5
+        least = jnp.finfo(dtype).tiny ** 0.5
+        variance_floor = ridge * squares[1] + least
+        # A target so small that its variance is lost in that floor.
+        resolved = jnp.all((squares[1] == 0) | (squares[1] > 1e3 * least))
 
         # At a falling ε on some of the rows: both ends answer each other, and steps at full length
         # may overshoot for small ε.
@@ -229,7 +231,7 @@ class LightSchrodingerBridge:
         losses = jnp.append(descent.losses, loss)
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((v, losses))])
         valid = (epsilon > 0) & (ridge >= 0)
-        status = status_of(converged=True, finite=finite.all(), valid=valid)
+        status = status_of(converged=True, resolved=resolved, finite=finite.all(), valid=valid)
         return SchrodingerBridge(epsilon, *v, origins, losses, imbalance, status, rests)
 
     def _balanced(

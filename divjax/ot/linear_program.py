@@ -177,6 +177,8 @@ def solve_program(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
     if not abs(mass_a - mass_b) <= _SAME_MASS * mass_a:
         return _no_plan(costs, Status.INVALID_INPUT)
     b = b * (mass_a / mass_b)
+    if not finite[a > 0].any():
+        return _no_plan(costs, Status.NOT_FINITE)
     if not finite.all():
         return _by_highs(costs, a, b)
     equal = len(a) == len(b) and max(np.ptp(a), np.ptp(b)) <= _EQUAL * mass_a / len(a)

@@ -23,8 +23,10 @@ from divjax.core.checks import (
     check_callable,
     check_choice,
     check_count,
+    check_flag,
     check_matrix,
     check_nonnegative,
+    check_number,
     check_positive,
     check_scalar,
     check_shape,
@@ -159,6 +161,7 @@ class MongeMap:
         check_callable(cost=self.cost)
         check_choice((None, *KINDS), gap_kind=self.gap_kind)
         check_choice(_STARTS, start=self.start)
+        check_flag(structured=self.structured, independent_batches=self.independent_batches)
         if self.network is not None:
             check_callable(network=self.network)
         check_widths(hidden=self.hidden)
@@ -211,9 +214,9 @@ class MongeMap:
                 differentiated in a number of the method.
         """
         key = own_key(key)
-        check_scalar(epsilon=self.epsilon, gap_epsilon=self.gap_epsilon)
-        check_scalar(gap_weight=self.gap_weight, symmetry_weight=self.symmetry_weight)
-        check_scalar(learning_rate=self.learning_rate, tolerance=self.tolerance)
+        check_number(epsilon=self.epsilon, gap_weight=self.gap_weight)
+        check_number(learning_rate=self.learning_rate, tolerance=self.tolerance)
+        check_scalar(gap_epsilon=self.gap_epsilon, symmetry_weight=self.symmetry_weight)
         samples, origins = _problems(x, y, a, b, context)
         cost = checked_cost(self.cost, samples.x[0, 0])
         method = refuse_derivatives(dataclasses.replace(self, cost=cost), _NO_DERIVATIVE)

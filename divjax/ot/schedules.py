@@ -95,7 +95,7 @@ def marginal_penalty_from_tau(tau: ArrayLike, epsilon: ArrayLike) -> Array:
         epsilon: ε > 0.
 
     Returns:
-        ρ; NaN for a traced τ out of range.
+        ρ; NaN for a traced τ or ε out of range.
 
     Raises:
         ValueError: if τ is a Python number outside of (0, 1].
@@ -110,7 +110,7 @@ def marginal_penalty_from_tau(tau: ArrayLike, epsilon: ArrayLike) -> Array:
     tau = jnp.asarray(tau)
     exact = tau == 1
     rho = jnp.where(exact, jnp.inf, epsilon * tau / jnp.where(exact, 1, 1 - tau))
-    return nan_unless((tau > 0) & (tau <= 1), rho)
+    return nan_unless((tau > 0) & (tau <= 1) & (jnp.asarray(epsilon) > 0), rho)
 
 
 def resolved_epsilon(epsilon: Relative, problem: Problem) -> Float[Array, ""]:

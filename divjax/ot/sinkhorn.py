@@ -389,11 +389,11 @@ def sinkhorn(
             weight zero may hold anything.
         b: weights of y. Balanced, of the same sum as a.
         epsilon: ε > 0, in units of the cost; or `Relative` to the costs.
-        cost: a cost of `divjax.ot`, any pure function of two points (it is compiled once, as by
-            `jax.jit`), or a matrix of costs. An infinite cost forbids a pair. A row with only such
-            stays unmatched if its marginal is relaxed; otherwise there is no plan: the value is
-            infinite, and flagged by `Status.NOT_FINITE`. Where rows have finite costs, but together
-            too few columns to go to, the iterations do not converge.
+        cost: a cost of `divjax.ot`, any function of two points, or a matrix of costs. An infinite
+            cost forbids a pair. A row with only such stays unmatched if its marginal is relaxed;
+            otherwise there is no plan: the value is infinite, and flagged by
+            `Status.NOT_FINITE`. Where rows have finite costs, but together too few columns to go
+            to, the iterations do not converge.
         max_iterations: the largest number of iterations.
         tolerance: stop at an L1 error of the marginals, of both together, of tolerance × mass; None
             for exactly `max_iterations` iterations.

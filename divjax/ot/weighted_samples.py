@@ -100,14 +100,8 @@ def _about_the_median(
     weights = uniform_weights(rows) if weights is None else weights
     # Rounded to the centre's resolution, so that what is subtracted is what is added back.
     median = jax.vmap(lambda feature: weighted_quantile(feature, weights, 0.5), 1)(rows)
-    moved = shifted(center, median)
+    moved = center.moved(median)
     return rows - (moved.high - center.high), Center(moved.high, center.low)
-
-
-def shifted(center: Center, by: Float[Array, " d"]) -> Center:
-    """The centre moved by a vector, with what rounding leaves over."""
-    high = center.high + by
-    return Center(high, center.low + (by - (high - center.high)))
 
 
 def shares(name: str, weights: Any, rows: Float[Array, "n d"]) -> Float[Array, " n"] | None:

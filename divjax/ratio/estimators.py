@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 from divjax.core.checks import (
     check_choice,
     check_count,
+    check_flag,
     check_full_precision,
     check_probability,
     check_provides,
@@ -80,8 +81,7 @@ class _CrossFitted:
         check_count(2, num_folds=self.num_folds)
         check_count(1, num_repeats=self.num_repeats, pack=self.pack)
         check_choice(CALIBRATIONS, calibration=self.calibration)
-        if not isinstance(self.tie_counts, bool):
-            raise ValueError(f"tie_counts must be True or False; got {self.tie_counts!r}.")
+        check_flag(tie_counts=self.tie_counts)
         if not isinstance(self.validation_share, float):
             raise ValueError(
                 "validation_share decides the shapes of a fit and must be a Python float; got "

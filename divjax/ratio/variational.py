@@ -23,7 +23,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_callable, check_positive, check_scalar, check_shape
+from divjax.core.checks import (
+    check_callable,
+    check_positive,
+    check_provides,
+    check_scalar,
+    check_shape,
+)
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_pytree, pytree
 from divjax.fdiv.divergences import KL
@@ -53,7 +59,9 @@ __all__ = [
 Bound = Callable[[Float[Array, " n"], Float[Array, "..."]], Float[Array, ""]]
 
 
-def _check_values(u_p: Array, u_q: Array) -> None:
+def _values(u_p: Any, u_q: Any) -> tuple[Array, Array]:
+    """A critic's values, checked."""
+    u_p, u_q = (values if hasattr(values, "ndim") else jnp.asarray(values) for values in (u_p, u_q))
     for name, values, shapes in (("u_p", u_p, "(n,)"), ("u_q", u_q, "(m,) or (n, k)")):
         fits = values.ndim == 1 or (name == "u_q" and values.ndim == 2)
         if not fits or values.size == 0:
@@ -65,6 +73,7 @@ def _check_values(u_p: Array, u_q: Array) -> None:
             "u_q must have a row for each value of u_p; "
             f"got {u_q.shape[0]} rows and {u_p.shape[0]} values."
         )
+    return u_p, u_q
 
 
 def _bounded(u_p: Array, u_q: Array) -> tuple[Array, Array]:
@@ -103,7 +112,7 @@ def donsker_varadhan(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float
     References:
         Donsker, Varadhan 1983; Belghazi et al. 2018, theorem 1.
     """
-    _check_values(u_p, u_q)
+    u_p, u_q = _values(u_p, u_q)
     return jnp.mean(u_p) - _log_mean_exp(u_q)
 
 
@@ -163,7 +172,7 @@ def mean_log_ratio(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[A
     References:
         Letizia, Novello, Tonello 2024: f-DIME.
     """
-    _check_values(u_p, u_q)
+    u_p, u_q = _values(u_p, u_q)
     return jnp.mean(u_p)
 
 
@@ -194,8 +203,8 @@ def f_dual(
     References:
         Nguyen, Wainwright, Jordan 2010, lemma 1; Nowozin, Cseke, Tomioka 2016, eq. 4.
     """
-    _check_values(u_p, u_q)
-    u_p, u_q = _bounded(u_p, u_q)
+    u_p, u_q = _bounded(*_values(u_p, u_q))
+    check_provides("generator", generator, ("dual_under_p", "dual_under_q"), "a generator")
     return jnp.mean(generator.dual_under_p(u_p)) + jnp.mean(generator.dual_under_q(u_q))
 
 
@@ -224,7 +233,8 @@ def conjugate_dual(
     References:
         Nguyen, Wainwright, Jordan 2010, lemma 1.
     """
-    _check_values(t_p, t_q)
+    t_p, t_q = _values(t_p, t_q)
+    check_provides("generator", generator, ("conjugate",), "a generator")
     return jnp.mean(t_p) - jnp.mean(generator.conjugate(t_q))
 
 
@@ -278,7 +288,7 @@ def jensen_shannon(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[A
     References:
         Goodfellow et al. 2014, theorem 1; Nowozin, Cseke, Tomioka 2016, table 2.
     """
-    _check_values(u_p, u_q)
+    u_p, u_q = _values(u_p, u_q)
     return math.log(2) - cross_entropy(u_p, u_q)
 
 
@@ -307,13 +317,13 @@ def kl_from_js(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array
     References:
         Dorent, Golland, Wells 2025, arXiv 2510.20644.
     """
-    _check_values(u_p, u_q)
+    u_p, u_q = _values(u_p, u_q)
     return kl_lower_bound_from_js(cross_entropy(u_p, u_q))
 
 
 def _rows(u_p: Array, u_q: Array) -> Array:
     """A row of values at samples of q for each value at p; one row may serve all."""
-    _check_values(u_p, u_q)
+    u_p, u_q = _values(u_p, u_q)
     return jnp.broadcast_to(u_q, (u_p.shape[0], u_q.shape[-1]))
 
 

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from divjax import flows, kernels
-from divjax.core.pytrees import pytree, static
+from divjax.core.pytrees import as_traced, pytree, static
 
 
 @pytree
@@ -41,3 +42,46 @@ def test_fields_are_leaves_in_their_order_unless_static():
     assert stacked.factor.shape == (3,)
     with pytest.raises(AttributeError):
         again.factor = 1.0
+
+
+def squared_with_slope(slope):
+    @jax.custom_jvp
+    def squared(x):
+        return x * x
+
+    squared.defjvp(lambda primals, tangents: (primals[0] ** 2, slope * primals[0] * tangents[0]))
+    return as_traced(squared, jnp.ones(()))
+
+
+def called_back(factor):
+    host = lambda x: np.asarray(factor * x)
+    return as_traced(
+        lambda x: jax.pure_callback(host, jax.ShapeDtypeStruct((), jnp.float32), x), jnp.ones(())
+    )
+
+
+def test_traced_functions_are_what_they_do():
+    """Equal code is one program; what is closed over is a leaf; what has changed is another."""
+    traces = []
+
+    @jax.jit
+    def run(function):
+        traces.append(1)
+        return function(jnp.array([1.0, 2.0]))
+
+    shift, power = jnp.array([3.0, 4.0]), 2
+    of = lambda: as_traced(lambda x: jnp.sum((x + shift) ** power), jnp.ones(2))
+    assert run(of()) == 16 + 36
+    shift = jnp.zeros(2)
+    assert run(of()) == 1 + 4
+    assert len(traces) == 1
+    power = 3
+    assert run(of()) == 1 + 8
+    assert len(traces) == 2
+    # A derivative of one's own, and a callback, are compared by themselves.
+    for one, other in ((squared_with_slope, squared_with_slope), (called_back, called_back)):
+        assert jax.tree.structure(one(2.0)) != jax.tree.structure(other(3.0))
+    # What is traced around it passes through.
+    value = lambda s: run(as_traced(lambda x: jnp.sum(s * x), jnp.ones(2)))
+    assert jax.grad(value)(2.0) == 3
+    np.testing.assert_array_equal(jax.jit(jax.vmap(value))(jnp.arange(2.0)), [0, 3])

@@ -279,6 +279,17 @@ def test_traced_annealing_that_is_none_has_no_value():
         assert found.status == Status.INVALID_INPUT
 
 
+def test_a_cost_is_what_it_computes():
+    """Not who it is: of one function that refers to a name, the name's value at each call."""
+    x, y = jax.random.normal(jax.random.key(0), (2, 5, 2))
+    factor = 1.0
+    cost = lambda x, y: factor * jnp.sum((x - y) ** 2)
+    one = ot.sinkhorn(x, y, epsilon=1.0, cost=cost).transport_cost
+    factor = 3.0
+    three = ot.sinkhorn(x, y, epsilon=3.0, cost=cost).transport_cost
+    np.testing.assert_allclose(three, 3 * one, rtol=1e-3)
+
+
 def test_a_cost_that_closes_over_a_parameter_is_differentiable_in_it():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(6, 2)), rng.normal(size=(5, 2)) + 1

@@ -1,0 +1,164 @@
+"""Inputs that were once answered wrongly in silence, or by an error from somewhere deep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from divjax import inference, losses, ot, ratio
+from divjax.core.pytrees import pytree, static
+from divjax.core.types import Status
+from divjax.ratio import variational
+
+KEY = jax.random.key(0)
+X = np.array([[0.0, 0.0], [1.0, 2.0], [2.0, 1.0]])
+Y = X + 1
+RNG = np.random.default_rng(0)
+
+
+def squared(slope):
+    """A cost with a derivative of one's own, which no jaxpr's text shows."""
+
+    @jax.custom_jvp
+    def square(z):
+        return z * z
+
+    square.defjvp(lambda p, t: (p[0] * p[0], slope * p[0] * t[0]))
+    return lambda u, v: jnp.sum(square(u - v))
+
+
+def on_the_host(factor):
+    shape = jax.ShapeDtypeStruct((), jnp.float32)
+    host = lambda a, b: np.float32(factor * abs(a.mean() - b.mean()))
+    return lambda a, b: jax.pure_callback(host, shape, a, b, vmap_method="sequential")
+
+
+def test_functions_that_look_alike_are_not_one_program():
+    slope = lambda k: jax.grad(lambda x: ot.sinkhorn(x, Y, epsilon=0.5, cost=squared(k)).value)
+    x = jnp.asarray(X, jnp.float32)
+    np.testing.assert_allclose(slope(4.0)(x), 2 * slope(2.0)(x), rtol=1e-4)
+    rows = np.arange(5.0)
+    for factor in (1.0, 2.0):
+        test = inference.permutation_test(
+            KEY, on_the_host(factor), rows, rows + 1, num_permutations=9
+        )
+        assert test.statistic == factor
+
+
+@pytree
+class Scaled:
+    """A cost of the user's own, with structure, whose function closes over what it likes."""
+
+    size: float
+    function: object = static(default=None)
+
+    def h(self, d):
+        return self.size * jnp.sum(self.function(d) ** 2)
+
+    def __call__(self, u, v):
+        return self.h(u - v)
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        lambda w: jax.tree_util.Partial(lambda s, u, v: s * w * jnp.sum((u - v) ** 2), 1.0),
+        lambda w: Scaled(1.0, lambda d: jnp.sqrt(w) * d),
+    ],
+    ids=["partial", "own"],
+)
+def test_a_pytree_that_closes_over_a_traced_number(cost):
+    """The value is w ⟨P, C⟩ + ε KL: its derivative is ⟨P, C⟩."""
+    solve = lambda w: ot.sinkhorn(X, Y, epsilon=0.5, tolerance=1e-5, cost=cost(w))
+    expected = solve(jnp.float32(1.0)).transport_cost
+    for derivative in (
+        jax.grad(lambda w: solve(w).value)(1.0),
+        jax.jvp(lambda w: solve(w).value, (1.0,), (1.0,))[1],
+    ):
+        np.testing.assert_allclose(derivative, expected, rtol=1e-3)
+    assert jnp.isfinite(jax.jit(solve)(1.0).plan()).all()
+
+
+def test_gaussians_far_from_zero_in_double_precision():
+    far, eye = np.full(2, 1e8), np.eye(2)
+    assert ot.gaussian_wasserstein(far, eye, far + 1, eye) == 2
+    near = ot.gaussian_entropic(0 * far, eye, 0 * far + 1, eye, epsilon=0.1).value
+    assert ot.gaussian_entropic(far, eye, far + 1, eye, epsilon=0.1).value == near
+    moved = ot.gaussian_map(far, eye, far + 1, 4 * eye)
+    np.testing.assert_array_equal(moved(far[None] + 1), far[None].astype(np.float32) + 3)
+
+
+def test_a_target_far_below_the_bridges_resolution_is_flagged():
+    x = RNG.normal(size=(100, 2))
+    method = ot.LightSchrodingerBridge(2, epsilon=0.5, num_steps=2)
+    assert method.fit(KEY, x, 2 * x + 3).status == Status.CONVERGED
+    lost = method.fit(KEY, x, (2 * x + 3) * 1e-15)
+    assert lost.status == Status.FLOATING_POINT_RESOLUTION
+
+
+def test_no_pair_is_allowed():
+    found = ot.exact(None, None, cost=np.full((3, 3), np.inf))
+    assert found.value == np.inf
+    assert found.status == Status.NOT_FINITE
+
+
+LONG, SHORT = RNG.normal(size=(12, 2)), np.ones(3)
+REFUSED = {
+    "line": (lambda: ot.wasserstein_1d(LONG[:, 0], LONG[:, 1], SHORT), "a must have shape"),
+    "sliced": (lambda: ot.sliced_wasserstein(KEY, LONG, LONG, SHORT), "a must have shape"),
+    "gaussian map": (lambda: ot.gaussian_map_from_samples(LONG, LONG, SHORT), "a must have shape"),
+    "entropic map": (lambda: ot.EntropicMap().fit(KEY, LONG, LONG, SHORT), "a must have shape"),
+    "matching": (lambda: ratio.KernelMeanMatching().fit(LONG, LONG, SHORT), "weights_p must"),
+    "column": (
+        lambda: ot.wasserstein_1d(LONG[:, 0], LONG[:, 1], np.ones((12, 1))),
+        "a must have shape",
+    ),
+    "complex covariance": (
+        lambda: ot.gaussian_wasserstein(np.zeros(2), 1j * np.eye(2), np.zeros(2), np.eye(2)),
+        "cov_p must hold real numbers",
+    ),
+    "complex mean": (
+        lambda: ot.gaussian_map(np.array([1j, 0]), np.eye(2), np.zeros(2), np.eye(2)),
+        "mean_p must hold real numbers",
+    ),
+    "complex barycenter": (
+        lambda: ot.gaussian_barycenter(np.zeros((2, 1)), 1j * np.ones((2, 1, 1))),
+        "covs must hold real numbers",
+    ),
+    "no ε": (lambda: ot.MongeMap(epsilon=None).fit(KEY, LONG, LONG), "epsilon must be one real"),
+    "no weight": (lambda: ot.MongeMap(gap_weight=None).fit(KEY, LONG, LONG), "gap_weight must"),
+    "no score": (
+        lambda: ot.EntropicMap(score_epsilon=None).fit(KEY, LONG, LONG),
+        "score_epsilon must be one real number; got None",
+    ),
+    "text": (lambda: ot.EntropicMap(epsilons=("a",)).fit(KEY, LONG, LONG), "epsilons must be one"),
+    "no ε of a bridge": (
+        lambda: ot.LightSchrodingerBridge(2, epsilon=None).fit(KEY, LONG, LONG),
+        "epsilon must be one real number; got None",
+    ),
+    "no layer": (lambda: ot.ICNNDual(hidden=()), "hidden must hold at least one width"),
+    "structured": (lambda: ot.MongeMap(structured="yes"), "structured must be True or False"),
+    "batches": (lambda: ot.MongeMap(independent_batches=3), "independent_batches must be True"),
+    "generator": (lambda: variational.f_dual(SHORT, SHORT, 3), "generator must be a generator"),
+    "bounded": (
+        lambda: inference.sum_of_means_lower_bound(np.ones(5)),
+        r"samples must be of Bounded\(values, lower, upper\); got ndarray",
+    ),
+    "similarity": (lambda: losses.class_costs(np.full((2, 2), 5.0)), "similarity must be at most"),
+    "costs": (
+        lambda: losses.wkd_logits(LONG[:, :1] * SHORT, LONG[:, :1] * SHORT, [0] * 12, -np.eye(3)),
+        "costs must not be negative",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_by_name(name):
+    call, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_lists_of_critic_values():
+    assert variational.donsker_varadhan([2.0], [1.0, 1.0]) == 1
+    assert jnp.isnan(jax.jit(ot.marginal_penalty_from_tau)(0.5, -0.1))
