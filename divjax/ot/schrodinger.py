@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core import linalg
@@ -35,7 +34,7 @@ from divjax.core.keys import own_key
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Center, as_samples
+from divjax.core.samples import Center, as_numbers, as_samples
 from divjax.core.types import Outcome, Status
 from divjax.ot import mixture_potential as mixture
 
@@ -150,7 +149,7 @@ class SchrodingerBridge(Outcome):
         check_shape("log_weights", self.log_weights, k)
         check_shape("scales", self.scales, k, *(d,) * (self.scales.ndim - 1))
         for name, rows in points.items():
-            rows = rows if hasattr(rows, "dtype") else np.asarray(rows)
+            rows = as_numbers(name, rows)
             check_shape(name, rows, "n", self.means.shape[1])
             check_matrix(**{name: rows})
 

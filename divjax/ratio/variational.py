@@ -61,7 +61,7 @@ Bound = Callable[[Float[Array, " n"], Float[Array, "..."]], Float[Array, ""]]
 
 def _values(u_p: Any, u_q: Any) -> tuple[Array, Array]:
     """A critic's values, checked."""
-    u_p, u_q = (values if hasattr(values, "ndim") else jnp.asarray(values) for values in (u_p, u_q))
+    u_p, u_q = jnp.asarray(u_p), jnp.asarray(u_q)
     for name, values, shapes in (("u_p", u_p, "(n,)"), ("u_q", u_q, "(m,) or (n, k)")):
         fits = values.ndim == 1 or (name == "u_q" and values.ndim == 2)
         if not fits or values.size == 0:
@@ -144,6 +144,7 @@ def smile(
     """
     check_scalar(clip=clip)
     check_positive(clip=clip)
+    u_p, u_q = _values(u_p, u_q)
     clip = jnp.asarray(clip, u_q.dtype)
     clip = nan_unless(clip > 0, clip)
     return donsker_varadhan(u_p, jnp.clip(u_q, -clip, clip))
@@ -394,6 +395,7 @@ def interpolated_nce(
     if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be a number in [0, 1]; got {alpha}.")
     check_scalar(alpha=alpha)
+    u_p, u_q = _values(u_p, u_q)
     if jnp.ndim(log_baseline):
         check_shape("log_baseline", log_baseline, *u_p.shape)
     alpha = jnp.asarray(alpha, u_p.dtype)
