@@ -354,6 +354,7 @@ def info_nce(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, 
     References:
         van den Oord, Li, Vinyals 2018, eq. 4; Poole et al. 2019, section 2.3.
     """
+    u_p, u_q = _values(u_p, u_q)
     rows = jnp.concatenate([u_p[:, None], _rows(u_p, u_q)], axis=1)
     return jnp.mean(u_p - jax.nn.logsumexp(rows, axis=1)) + math.log(rows.shape[1])
 
