@@ -123,7 +123,7 @@ def test_folds_partition_the_rows_and_are_balanced(n, m, num_folds):
         assert (np.abs(counts - 0.2 * (size - tests.sum(axis=2))) <= 1).all()
 
 
-@pytest.mark.parametrize("share", [1e-4, 0.9999])
+@pytest.mark.parametrize("share", [1e-4, pytest.param(0.9999, marks=pytest.mark.exhaustive)])
 def test_every_part_has_a_row(share):
     p, q = gaussians(1, 10, 11, d=2)
     fit = spy(2, validation_share=share).fit(jax.random.key(1), p, q)
