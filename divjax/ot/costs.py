@@ -427,4 +427,9 @@ def grad_conjugate(cost: Any) -> Callable[[Array], Array]:
             "(SqEuclidean, EuclideanPower, PNormPower, or one with `h` and `grad_conjugate`); "
             f"got {type(cost).__name__}."
         )
+    if jax.tree_util.all_leaves([cost]):
+        raise ValueError(
+            "a cost of one's own whose ∇h* is used must be a pytree: decorate the class "
+            f"{type(cost).__name__} with `divjax.core.pytrees.pytree`."
+        )
     return cost.grad_conjugate

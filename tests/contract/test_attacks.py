@@ -102,6 +102,17 @@ def test_no_pair_is_allowed():
     assert found.status == Status.NOT_FINITE
 
 
+class NoPytree:
+    def h(self, z):
+        return jnp.sum(z**2)
+
+    def __call__(self, x, y):
+        return self.h(x - y)
+
+    def grad_conjugate(self, z):
+        return z / 2
+
+
 LONG, SHORT = RNG.normal(size=(12, 2)), np.ones(3)
 REFUSED = {
     "line": (lambda: ot.wasserstein_1d(LONG[:, 0], LONG[:, 1], SHORT), "a must have shape"),
@@ -136,6 +147,7 @@ REFUSED = {
         lambda: ot.LightSchrodingerBridge(2, epsilon=None).fit(KEY, LONG, LONG),
         "epsilon must be one real number; got None",
     ),
+    "no pytree": (lambda: ot.EntropicMap(NoPytree()), "must be a pytree: decorate the class NoP"),
     "no layer": (lambda: ot.ICNNDual(hidden=()), "hidden must hold at least one width"),
     "structured": (lambda: ot.MongeMap(structured="yes"), "structured must be True or False"),
     "batches": (lambda: ot.MongeMap(independent_batches=3), "independent_batches must be True"),
