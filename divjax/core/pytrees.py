@@ -208,7 +208,8 @@ def as_traced(function: Callable[..., Any], *args: Any) -> TracedFunction:
         >>> float(jax.jit(lambda function: function(jnp.array(2.0)))(cube(3)))
         8.0
     """
-    closed = jax.make_jaxpr(function)(*args)
+    # Of a function that it has seen, JAX remembers what it did then.
+    closed = jax.make_jaxpr(lambda *args: function(*args))(*args)
     return TracedFunction(tuple(closed.consts), _Code(closed.jaxpr))
 
 

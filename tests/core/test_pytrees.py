@@ -78,6 +78,11 @@ def test_traced_functions_are_what_they_do():
     power = 3
     assert run(of()) == 1 + 8
     assert len(traces) == 2
+    same = lambda x: jnp.sum(x) ** power
+    of_same = lambda: run(as_traced(same, jnp.ones(2)))
+    assert of_same() == 27
+    power = 2
+    assert of_same() == 9
     # A derivative of one's own, and a callback, are compared by themselves.
     for one, other in ((squared_with_slope, squared_with_slope), (called_back, called_back)):
         assert jax.tree.structure(one(2.0)) != jax.tree.structure(other(3.0))
