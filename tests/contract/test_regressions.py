@@ -113,6 +113,7 @@ class NoPytree:
         return z / 2
 
 
+PAIR = jax.random.normal(KEY, (2, 400, 2))
 LONG, SHORT = RNG.normal(size=(12, 2)), np.ones(3)
 REFUSED = {
     "line": (lambda: ot.wasserstein_1d(LONG[:, 0], LONG[:, 1], SHORT), "a must have shape"),
@@ -169,6 +170,15 @@ def test_what_is_refused_by_name(name):
     call, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_read_out_that_refers_to_what_has_changed():
+    fit = ratio.DivergenceBound(hidden=(4,), num_steps=2, num_checks=1).fit(KEY, *PAIR)
+    level = 1.0
+    read_out = lambda u_p, u_q: level + 0 * jnp.mean(u_p)
+    assert fit.estimate(read_out).value == 1
+    level = 2.0
+    assert fit.estimate(read_out).value == 2
 
 
 def test_lists_of_critic_values():
