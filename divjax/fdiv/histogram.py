@@ -360,6 +360,7 @@ def divergence(
             raise ValueError(
                 f"weights_{name} must have shape {columns[name].shape[:1]}; got {weight.shape}."
             )
+    # Bins of their own are those of the centred samples, in which no digit is lost to an offset.
     _, *samples = centered_samples(weights, **columns)
     used = [
         jnp.ones(sample.shape[0], bool) if weight is None else weight != 0
@@ -382,6 +383,7 @@ def divergence(
             for name, w in weights.items()
         ]
 
+    # The plug-in value, less its own expected excess.
     sums = count(lambda weight: weight)
     values = divergence(*(Weights(sum_, smoothing) for sum_ in sums))
     if unbias:

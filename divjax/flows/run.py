@@ -38,6 +38,7 @@ def _check_inputs(
     aggregator: Aggregator,
     optimizer: optax.GradientTransformation,
 ) -> None:
+    # The nouns: a class in place of its instance is what is passed most often by mistake.
     check_key(key)
     method = ("init", "__call__")
     check_provides("velocity", velocity, method, "a velocity such as flows.SVGD()")
@@ -59,6 +60,7 @@ def _check_inputs(
         check_arguments(f"objectives[{index}].init", objective.init, "key", "particles")
         arguments = ("key", "particles", "weights", "state")
         check_arguments(f"objectives[{index}]", objective, *arguments)
+    # The particles: one array has rows, whatever else is a pytree whose leaves share an axis.
     if hasattr(particles, "shape") and len(particles.shape) != 2:
         raise ValueError(
             "particles given as one array must have shape (n, d); "

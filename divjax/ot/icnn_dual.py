@@ -224,7 +224,8 @@ class ICNNDual:
 
     Attributes:
         hidden: widths of the default network.
-        network: `(in_features, rngs) -> nnx.Module`, from rows "b d" to "b 1", convex in them.
+        network: `(in_features, rngs) -> nnx.Module`, from rows "b d" to "b 1", convex in them; it
+            is compiled in, as by `jax.jit`.
         start_hidden: widths of the perceptron that guesses x̂(y).
         learning_rate: Adam's, the first of a cosine schedule that ends at a hundredth of it.
         num_steps: optimizer steps, rounded up to a multiple of `num_checks`.

@@ -113,7 +113,7 @@ class MongeMap:
             in common; the gap's never are, whose samples are paired.
         hidden: widths of the default network, a perceptron.
         network: `(in_features, rngs) -> nnx.Module`, from rows "b d" (with a context "b d+c") to
-            "b d". Its output had better start at zero.
+            "b d"; compiled in, as by `jax.jit`. Its output had better start at zero.
         learning_rate: Adam's, the first of a cosine schedule that ends at a hundredth of it.
         num_steps: optimizer steps, rounded up to a multiple of `num_checks`.
         batch_size: rows of x, and of y, a step; fewer where there are fewer, at most half of the

@@ -270,6 +270,7 @@ def _frank_wolfe(
         moved = translated(moved)
         return moved, *linear_problem(moved), steps + 1
 
+    # From zero, until the promised gain, which bounds the distance to the maximum, is small.
     start = translated(_Potentials(jnp.zeros_like(line.x), jnp.zeros_like(line.y)))
     carry = start, *linear_problem(start), jnp.zeros((), jnp.int32)
     potentials, _, path, gap, steps = jax.lax.while_loop(unfinished, step, carry)
