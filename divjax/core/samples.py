@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from divjax.core.checks import check_matrix, check_same_features
+from divjax.core.checks import check_matrix, check_same_features, check_shape, check_weights
 from divjax.core.pytrees import pytree
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "as_numbers",
     "as_samples",
     "as_vectors",
+    "as_weights",
     "centered_samples",
     "two_parts",
 ]
@@ -45,6 +46,9 @@ def as_numbers(name: str, values: Any, *, exact: bool = False) -> Any:
         array([1., 2.])
     """
     array = values if isinstance(values, jax.Array) else _as_array(name, values)
+    if isinstance(array, np.ndarray):
+        # JAX may read NumPy's memory after the call has returned, when its owner has changed it.
+        array = array.copy()
     dtype = array.dtype
     if _is_extended(array) or jnp.issubdtype(dtype, jnp.floating):
         return array if exact or not _is_extended(array) else array.astype(float)
@@ -90,6 +94,23 @@ def as_vectors(**vectors: Any) -> tuple[Array, ...]:
         if values.ndim != 1 or not values.size:
             raise ValueError(f"{name} must be a non-empty vector; got shape {values.shape}.")
     return converted
+
+
+def as_weights(name: str, weights: Any, num_rows: int, dtype: Any) -> Float[Array, " n"]:
+    """Weights of rows in their dtype. What is traced is returned as it is: see `are_weights`.
+
+    Raises:
+        ValueError: for another number of them, and for known ones that are negative, not finite or
+            zero throughout.
+
+    Example:
+        >>> as_weights("a", [1, 3], 2, jnp.float32).tolist()
+        [1.0, 3.0]
+    """
+    weights = as_numbers(name, weights)
+    check_shape(name, weights, num_rows)
+    check_weights(name, weights)
+    return jnp.asarray(weights, dtype if jnp.issubdtype(dtype, jnp.floating) else float)
 
 
 def as_samples(**samples: Any) -> tuple[Array, ...]:

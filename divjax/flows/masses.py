@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from divjax.core.checks import check_shape, check_weights
+from divjax.core.checks import check_shape
 from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pytrees import num_particles
-from divjax.core.samples import as_samples
+from divjax.core.samples import as_samples, as_weights
 from divjax.core.simplex import are_weights
 
 __all__ = ["checked_masses", "checked_step", "drop_dead", "masses_of", "weighted_sum"]
@@ -26,9 +26,7 @@ def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
         >>> checked_masses(jnp.array([0.5, 0.5]), 2, jnp.float32).tolist()
         [0.5, 0.5]
     """
-    check_shape("weights", weights, n)
-    check_weights("weights", weights)
-    weights = jnp.asarray(weights, dtype if jnp.issubdtype(dtype, jnp.floating) else float)
+    weights = as_weights("weights", weights, n, dtype)
     return nan_unless(are_weights(weights), weights)
 
 

@@ -11,7 +11,7 @@ from divjax.core.checks import check_same_features
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import num_particles, ravel_particles
-from divjax.core.samples import as_samples, centered_samples
+from divjax.core.samples import as_numbers, as_samples, centered_samples
 
 __all__ = ["TargetRows", "as_particles", "as_table", "flagged_value", "target_rows"]
 
@@ -45,9 +45,7 @@ def as_particles(particles: Any) -> PyTree[Array]:
 
 
 def _as_floats(leaf: Any) -> Array:
-    leaf = jnp.asarray(leaf)
-    whole = jnp.issubdtype(leaf.dtype, jnp.integer) or jnp.issubdtype(leaf.dtype, jnp.bool_)
-    return leaf.astype(float) if whole else leaf
+    return jnp.asarray(as_numbers("particles", leaf))
 
 
 def _is_table(value: Any) -> bool:

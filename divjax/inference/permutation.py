@@ -235,7 +235,7 @@ def _as_rows(name: str, sample: Any) -> Array:
     if hasattr(sample, "columns"):
         (sample,) = as_samples(**{name: sample})
     elif not isinstance(sample, jax.Array):
-        sample = np.asarray(sample)
+        sample = np.array(sample)  # a copy, which nobody changes later
         if sample.dtype.kind not in "fiub" and not jnp.issubdtype(sample.dtype, jnp.floating):
             raise ValueError(
                 f"{name} must hold real numbers; got entries of type {sample.dtype.name}. "

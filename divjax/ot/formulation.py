@@ -25,11 +25,9 @@ from divjax.core.checks import (
     check_count,
     check_positive_values,
     check_scalar,
-    check_shape,
-    check_weights,
 )
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import Center, as_samples, centered_samples
+from divjax.core.samples import Center, as_samples, as_weights, centered_samples
 from divjax.ot import costs
 from divjax.ot.problem import MatrixPairs, PointPairs, Problem
 from divjax.ot.schedules import Relative, resolved_epsilon
@@ -462,21 +460,18 @@ def _weights(
     a: Any, b: Any, n: int, m: int, dtype: Any, balanced: bool
 ) -> tuple[Array, Array, tuple[bool, bool]]:
     """Both weights, uniform if not given, of the other's mass; and whether any may be zero."""
-    for name, weights, size in (("a", a, n), ("b", b, m)):
-        if weights is not None:
-            check_shape(name, weights, size)
-            check_weights(name, weights)
+    a = None if a is None else as_weights("a", a, n, dtype)
+    b = None if b is None else as_weights("b", b, m, dtype)
     concrete = [w for w in (a, b) if w is not None and not isinstance(w, Tracer)]
     if balanced and len(concrete) == 2:
         sums = [float(np.asarray(w, np.float64).sum()) for w in concrete]
         if abs(sums[0] - sums[1]) > 1e-4 * max(sums):
             raise ValueError(f"a and b must have the same sum; got {sums[0]} and {sums[1]}.")
     given = a if a is not None else b
-    mass = jnp.ones((), dtype) if given is None else jnp.sum(jnp.asarray(given, dtype))
+    mass = jnp.ones((), dtype) if given is None else jnp.sum(given)
     uniform = lambda size: jnp.full(size, mass / size, dtype)
     vanishing = _may_vanish(a), _may_vanish(b)
-    a = uniform(n) if a is None else jnp.asarray(a, dtype)
-    return a, uniform(m) if b is None else jnp.asarray(b, dtype), vanishing
+    return uniform(n) if a is None else a, uniform(m) if b is None else b, vanishing
 
 
 def _block_rows(n: int, m: int, block_size: int | None) -> int:

@@ -23,11 +23,9 @@ from divjax.core.checks import (
     check_count,
     check_full_precision,
     check_scalar,
-    check_shape,
-    check_weights,
 )
 from divjax.core.numerics import matmul, nan_unless, safe_sqrt
-from divjax.core.samples import Center, as_numbers, centered_samples
+from divjax.core.samples import Center, as_numbers, as_weights, centered_samples
 from divjax.core.types import Outcome, status_of, summary
 
 __all__ = [
@@ -449,10 +447,9 @@ def gaussian_barycenter(
     k, d = shape
     if weights is None:
         weights = jnp.ones(k)
-    check_shape("weights", weights, k)
-    check_weights("weights", weights)
     dtype = jnp.result_type(float, means, covs)
-    means, covs, weights = (jnp.asarray(v, dtype) for v in (means, covs, weights))
+    means, covs = jnp.asarray(means, dtype), jnp.asarray(covs, dtype)
+    weights = as_weights("weights", weights, k, dtype)
     if covs.ndim == 3:
         check_full_precision("covs of shape (k, d, d)", covs)
         covs = _symmetric("covs", covs)

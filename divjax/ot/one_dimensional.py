@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from divjax.core.checks import check_order, check_scalar, check_shape, check_weights
+from divjax.core.checks import check_order, check_scalar, check_shape
 from divjax.core.numerics import nan_unless, safe_power, safe_sqrt
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Center, centered_samples
+from divjax.core.samples import Center, as_weights, centered_samples
 from divjax.core.types import Outcome, status_of
 
 __all__ = ["LineTransportResult", "transport_1d", "wasserstein_1d"]
@@ -90,9 +90,7 @@ def given_weights(name: str, weights: Any, size: int, dtype: Any) -> Float[Array
     """Weights, checked, in the samples' dtype."""
     if weights is None:
         return None
-    check_shape(name, weights, size)
-    check_weights(name, weights)
-    return jnp.asarray(weights, dtype)
+    return as_weights(name, weights, size, dtype)
 
 
 def single_precision(dtype: Any) -> Any:

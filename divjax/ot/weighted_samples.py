@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from divjax.core.checks import check_full_precision, check_shape, check_weights
+from divjax.core.checks import check_full_precision
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Center, centered_samples
+from divjax.core.samples import Center, as_weights, centered_samples
 from divjax.core.training import hold_out, row_batch, training_samples
 from divjax.ot.scales import weighted_quantile
 
@@ -108,9 +108,7 @@ def shares(name: str, weights: Any, rows: Float[Array, "n d"]) -> Float[Array, "
     """Weights, checked and normalised; nan if they are traced and out of range."""
     if weights is None:
         return None
-    check_shape(name, weights, rows.shape[0])
-    check_weights(name, weights)
-    weights = jax.lax.stop_gradient(jnp.asarray(weights, rows.dtype))
+    weights = jax.lax.stop_gradient(as_weights(name, weights, rows.shape[0], rows.dtype))
     return nan_unless(jnp.min(weights) >= 0, weights) / jnp.sum(weights)
 
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from divjax.core.checks import check_shape, check_weights
 from divjax.core.numerics import nan_unless
-from divjax.core.samples import centered_samples
+from divjax.core.samples import as_weights, centered_samples
 from divjax.core.simplex import are_weights
 from divjax.core.types import summary
 
@@ -142,10 +141,7 @@ def _used(name: str, weights: Any, size: int) -> tuple[Bool[Array, " n"], Bool[A
     """Which rows have a weight, and whether the weights are some."""
     if weights is None:
         return jnp.ones(size, bool), jnp.ones((), bool)
-    weights = weights if hasattr(weights, "dtype") else np.asarray(weights)
-    check_shape(name, weights, size)
-    check_weights(name, weights)
-    weights = jnp.asarray(weights)
+    weights = as_weights(name, weights, size, float)
     return weights > 0, are_weights(weights)
 
 

@@ -28,7 +28,7 @@ from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import centered_samples
+from divjax.core.samples import as_numbers, centered_samples
 from divjax.core.types import Estimate
 from divjax.ratio.cross_fitting import CALIBRATIONS, CrossFitting, cross_fit
 from divjax.ratio.diagnostics import ties
@@ -275,8 +275,7 @@ def _check_and_fit(
     for name, x, weight in (("p", p, weights_p), ("q", q, weights_q)):
         if weight is None:
             weight = np.ones(x.shape[0])
-        elif isinstance(weight, (list, tuple)):
-            weight = np.asarray(weight)
+        weight = as_numbers(f"weights_{name}", weight)
         check_shape(f"weights_{name}", weight, x.shape[0])
         check_weights(f"weights_{name}", weight)
         if not isinstance(weight, Tracer):  # any scale, also one that the samples' dtype lacks

@@ -13,12 +13,10 @@ from divjax.core.checks import (
     check_nonnegative,
     check_positive,
     check_scalar,
-    check_shape,
-    check_weights,
 )
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import centered_samples
+from divjax.core.samples import as_weights, centered_samples
 from divjax.core.simplex import effective_sample_size
 from divjax.core.standardize import robust_standardizer
 from divjax.core.types import summary
@@ -57,9 +55,7 @@ def _masses(name: str, weights: Any, x: Float[Array, "n d"]) -> Float[Array, " n
     """Weights that sum to one; uniform ones by default."""
     if weights is None:
         return jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
-    check_shape(name, weights, x.shape[0])
-    check_weights(name, weights)
-    weights = jnp.asarray(weights, x.dtype)
+    weights = as_weights(name, weights, x.shape[0], x.dtype)
     return weights / jnp.sum(weights)
 
 
