@@ -26,10 +26,12 @@ def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
         >>> pool_labels("groups", (["b", "a"], ["c"]), 2, 1).tolist()
         [1, 0, 2]
     """
-    shapes = [np.shape(part) for part in labels]
+    pair = isinstance(labels, (list, tuple)) and len(labels) == 2
+    shapes = [np.shape(part) for part in labels] if pair else None
     if shapes != [(size_x,), (size_y,)]:
+        got = shapes or f"one {type(labels).__name__}"
         raise ValueError(
-            f"{name} must be two vectors, of shapes ({size_x},) and ({size_y},); got {shapes}."
+            f"{name} must be two vectors, of shapes ({size_x},) and ({size_y},); got {got}."
         )
     if any(isinstance(part, Tracer) for part in labels):
         return jnp.concatenate([jnp.asarray(part) for part in labels])

@@ -32,6 +32,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_pytree, pytree
+from divjax.core.samples import as_numbers
 from divjax.fdiv.divergences import KL
 from divjax.fdiv.generators import Generator
 from divjax.fdiv.inequalities import kl_lower_bound_from_js
@@ -61,13 +62,11 @@ Bound = Callable[[Float[Array, " n"], Float[Array, "..."]], Float[Array, ""]]
 
 def _values(u_p: Any, u_q: Any) -> tuple[Array, Array]:
     """A critic's values, checked."""
-    u_p, u_q = jnp.asarray(u_p), jnp.asarray(u_q)
+    u_p, u_q = (jnp.asarray(as_numbers(*pair)) for pair in (("u_p", u_p), ("u_q", u_q)))
     for name, values, shapes in (("u_p", u_p, "(n,)"), ("u_q", u_q, "(m,) or (n, k)")):
         fits = values.ndim == 1 or (name == "u_q" and values.ndim == 2)
         if not fits or values.size == 0:
             raise ValueError(f"{name} must be non-empty of shape {shapes}; got {values.shape}.")
-        if not jnp.issubdtype(values.dtype, jnp.floating):
-            raise ValueError(f"{name} must be floating-point; got {values.dtype}.")
     if u_q.ndim == 2 and u_q.shape[0] != u_p.shape[0]:
         raise ValueError(
             "u_q must have a row for each value of u_p; "

@@ -32,9 +32,7 @@ def _squared_shift(x, y):
 def _flow(x, y):
     objective = flows.MMD(y, kernels.Gaussian(1.0))
     optimizer = optax.sgd(0.1)
-    result = flows.run(
-        KEY, x, [objective], velocity=flows.SVGD(), optimizer=optimizer, num_steps=3
-    )
+    result = flows.run(KEY, x, [objective], velocity=flows.SVGD(), optimizer=optimizer, num_steps=3)
     return result.particles
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from divjax import inference, losses, ot, ratio
@@ -181,6 +182,7 @@ def test_a_read_out_that_refers_to_what_has_changed():
     assert fit.estimate(read_out).value == 2
 
 
-def test_lists_of_critic_values():
+def test_lists_and_series_of_critic_values():
     assert variational.donsker_varadhan([2.0], [1.0, 1.0]) == 1
+    assert variational.donsker_varadhan(pd.Series([2]), pd.Series([1.0, 1.0])) == 1
     assert jnp.isnan(jax.jit(ot.marginal_penalty_from_tau)(0.5, -0.1))
