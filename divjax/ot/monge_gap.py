@@ -9,17 +9,19 @@ for uniform ones, and M the gap of the samples themselves, zero for the best ass
     debiased   M − εH ≤ gap ≤ M + εH       zero for a translation, O(ε²) from M for smooth densities
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jax.scipy.special import entr
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core.checks import check_callable, check_choice
+from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree
 from divjax.core.samples import as_samples
-from divjax.core.types import Outcome
+from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean, paired_costs
 from divjax.ot.divergence import sinkhorn_divergence_result
 from divjax.ot.problem import PointPairs
@@ -28,6 +30,9 @@ from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 __all__ = ["KINDS", "MongeGapResult", "monge_gap", "monge_gap_from_samples"]
 
 KINDS = ("debiased", "entropic", "primal")
+
+# Rounding of what a map takes and gives, in spreads of the samples.
+_LARGEST_ROUNDING = 1e-2
 
 
 @pytree
@@ -77,7 +82,9 @@ def monge_gap(
         tolerance: of each of Sinkhorn's problems.
 
     Returns:
-        A `MongeGapResult`, the value first, differentiable in whatever T depends on.
+        A `MongeGapResult`, the value first, differentiable in whatever T depends on. T sees the
+        samples in their dtype, float32 as a rule: where it, or its images, lie so far from zero
+        that they are rounded by more than a hundredth of their spread, the status says so.
 
     Raises:
         ValueError: for an unknown kind, wrong shapes, or numbers out of range.
@@ -97,9 +104,10 @@ def monge_gap(
     """
     check_callable(map_fn=map_fn)
     (x,) = as_samples(x=x)
-    return monge_gap_from_samples(
+    y = map_fn(x)
+    gap = monge_gap_from_samples(
         x,
-        map_fn(x),
+        y,
         a,
         epsilon=epsilon,
         cost=cost,
@@ -107,6 +115,21 @@ def monge_gap(
         max_iterations=max_iterations,
         tolerance=tolerance,
     )
+    lost = jnp.where(_are_rounded(x, y, a), Status.FLOATING_POINT_RESOLUTION, Status.CONVERGED)
+    return dataclasses.replace(gap, status=jnp.maximum(gap.status, lost))
+
+
+def _are_rounded(x: Array, y: Any, a: Any) -> Bool[Array, ""]:
+    """Whether rows that count are rounded by more than a share of the wider sample's spread."""
+    used = jnp.ones(len(x), bool) if a is None else jnp.asarray(a) > 0
+    sizes, spreads = [], []
+    for rows in as_samples(x=x, y=y):
+        rows = jnp.where(used[:, None], rows, 0)
+        sizes.append(jnp.max(jnp.abs(rows)))
+        deviation = jnp.where(used[:, None], rows - common_center(rows, used), 0)
+        spreads.append(jnp.max(jnp.abs(deviation)))
+    unit = jnp.finfo(x.dtype).eps
+    return unit * jnp.maximum(*sizes) > _LARGEST_ROUNDING * jnp.maximum(*spreads)
 
 
 def monge_gap_from_samples(

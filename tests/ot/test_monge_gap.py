@@ -9,6 +9,7 @@ from ott.geometry import costs as ott_costs
 from ott.geometry import pointcloud
 from ott.solvers import linear
 
+from divjax.core.types import Status
 from divjax.ot.costs import Euclidean, SphereGeodesic, SqEuclidean, cost_matrix
 from divjax.ot.monge_gap import KINDS, monge_gap, monge_gap_from_samples
 from divjax.ot.sinkhorn import sinkhorn
@@ -204,3 +205,20 @@ def test_kinds_for_weights_of_any_mass(mass):
     for kind, transport in (("primal", paid), ("entropic", with_entropy)):
         gap = monge_gap_from_samples(x, y, a, kind=kind, **options)
         np.testing.assert_allclose(gap.transport, transport, rtol=1e-4)
+
+
+def test_a_function_of_points_that_float32_rounds_is_flagged():
+    """A turn about the samples' centre has the same gap wherever that is."""
+    x = np.random.default_rng(9).normal(size=(60, 2))
+    turn = lambda center: lambda z: 2 * center - z
+    here = monge_gap(turn(0.0), x, epsilon=0.1)
+    near = monge_gap(turn(1e3), x + 1e3, epsilon=0.1)
+    assert here.converged
+    assert near.converged
+    np.testing.assert_allclose(near.value, here.value, rtol=1e-3)
+    far = monge_gap(turn(1e7), x + 1e7, epsilon=0.1)
+    assert far.status == Status.FLOATING_POINT_RESOLUTION
+    # What has no weight has no say.
+    weights = np.r_[np.zeros(3), np.ones(57)] / 57
+    x[:3] = 1e9
+    assert monge_gap(turn(0.0), x, weights, epsilon=0.1).converged
