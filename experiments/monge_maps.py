@@ -211,7 +211,7 @@ def benchmark_method(settings: Settings, name: str) -> Any:
         options |= {"start": "entropic", "num_steps": settings.started_steps}
         options |= {"learning_rate": settings.started_learning_rate}
     if name.startswith("MLP"):
-        return ot.MongeMap(gap_kind=None, **options)
+        return ot.MongeMap(gap_kind=None, **{"start": "identity"} | options)
     # The paper's gap is the entropic one.
     kind = "entropic" if name == "Monge gap" else "debiased"
     options = {"start": "gaussian", "symmetry_weight": settings.symmetry_weight} | options
@@ -287,6 +287,7 @@ def planar(settings: Settings, name: str, with_gap: bool) -> dict[str, Any]:
         cost,
         epsilon=0.02,
         gap_kind="debiased" if with_gap else None,
+        start="identity",
         num_steps=settings.planar_steps,
         batch_size=min(256, settings.batch_size),
         learning_rate=3e-3,
@@ -339,7 +340,7 @@ def protein_maps(settings: Settings, seed: int, name: str) -> jax.Array:
     if name == "entropic":
         method = ot.EntropicMap()
     elif name == "MLP":
-        method = ot.MongeMap(gap_kind=None, **options)
+        method = ot.MongeMap(start="identity", gap_kind=None, **options)
     else:
         method = ot.MongeMap(start="gaussian", **options)
     return jnp.stack([fit(method, k, x, y)(z) for k, y in zip(keys, ys, strict=True)])

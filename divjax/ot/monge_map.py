@@ -41,12 +41,11 @@ from divjax.core.standardize import mean_and_scale
 from divjax.core.training import adam_with_cosine, fit, hold_out
 from divjax.core.types import status_of
 from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
-from divjax.ot.entropic_map import EntropicMap
-from divjax.ot.gaussian_samples import gaussian_start
 from divjax.ot.map_objective import MapBatch, MapObjective, MapTerms
 from divjax.ot.monge_gap import KINDS
-from divjax.ot.network_map import IdentityMap, MapFit
+from divjax.ot.network_map import MapFit
 from divjax.ot.scales import cut_mean, mean_cost_within, winsorised
+from divjax.ot.starts import STARTS, nearest, started_maps
 from divjax.ot.weighted_samples import (
     Origins,
     WeightedSamples,
@@ -57,8 +56,6 @@ from divjax.ot.weighted_samples import (
 )
 
 __all__ = ["MongeMap"]
-
-_STARTS = ("identity", "gaussian", "entropic")
 
 # Rows of each side that the output's unit is from, at most.
 _FEW = 1024
@@ -106,8 +103,10 @@ class MongeMap:
             for a map that only fits.
         start: "identity"; "gaussian", the optimal map between Gaussians with the samples' moments
             (under the squared Euclidean cost), in which outliers count as ten standard deviations
-            away and covariances are shrunk after Ledoit and Wolf; or "entropic", that of
-            `EntropicMap`, with its ε chosen by the held-out rows.
+            away and covariances are shrunk after Ledoit and Wolf; "entropic", that of
+            `EntropicMap`, with its ε chosen by the held-out rows, a map that keeps the training
+            rows; or "auto", the one of those that the cost allows whose images of held-out rows
+            have the least energy distance from held-out y.
         structured: whether T = id − ∇h*∘F.
         independent_batches: whether the divergence's self terms are of two batches without a row
             in common; the gap's never are, whose samples are paired.
@@ -145,7 +144,7 @@ class MongeMap:
     gap_weight: ArrayLike = 1.0
     symmetry_weight: ArrayLike | None = None
     gap_kind: str | None = static(default="debiased")
-    start: str = static(default="identity")
+    start: str = static(default="auto")
     structured: bool = static(default=False)
     independent_batches: bool = static(default=True)
     hidden: tuple[int, ...] = static(default=(64, 64, 64))
@@ -160,7 +159,7 @@ class MongeMap:
     def __post_init__(self):
         check_callable(cost=self.cost)
         check_choice((None, *KINDS), gap_kind=self.gap_kind)
-        check_choice(_STARTS, start=self.start)
+        check_choice(STARTS, start=self.start)
         check_flag(structured=self.structured, independent_batches=self.independent_batches)
         if self.network is not None:
             check_callable(network=self.network)
@@ -240,7 +239,8 @@ class MongeMap:
         # The unit of costs, the start, and the network in units of the samples.
         pooled = _pooled(train)
         mean_cost = mean_cost_within(self.cost, *pooled)
-        start = self._start(pooled, _pooled(held))
+        starts = started_maps(self.start, self.cost, self.epsilon, pooled, _pooled(held))
+        start = nearest(starts, held)
         map_fit = self._map(init_key, start, mean_cost, pooled, context)
         objective = self._objective(mean_cost)
         params = map_fit.params
@@ -341,20 +341,6 @@ class MongeMap:
             other_a=half(a, second),
         )
         return batch, y[y_second], half(b, y_second)
-
-    def _start(self, train: WeightedSamples, held_out: WeightedSamples) -> Any:
-        """The map that the network is added to."""
-        if self.start == "identity":
-            return IdentityMap()
-        if self.start == "gaussian":
-            return gaussian_start(train)
-        method = EntropicMap(self.cost, score_epsilon=self.epsilon)
-        return method.fit_split(
-            (train.x, train.y),
-            (held_out.x, held_out.y),
-            (train.a, train.b),
-            (held_out.a, held_out.b),
-        )
 
     def _map(
         self,

@@ -13,16 +13,7 @@ from divjax.core.pytrees import pytree, static
 from divjax.core.types import Outcome, Status
 from divjax.ot.weighted_samples import Origins
 
-__all__ = ["IdentityMap", "MapFit"]
-
-
-@pytree
-class IdentityMap:
-    """T(z) = z."""
-
-    def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        """The rows themselves."""
-        return z
+__all__ = ["MapFit"]
 
 
 @pytree

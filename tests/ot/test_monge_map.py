@@ -16,7 +16,8 @@ from divjax.ot.gaussian import gaussian_map
 from divjax.ot.map_objective import MapBatch
 from divjax.ot.monge_gap import monge_gap_from_samples
 from divjax.ot.monge_map import MongeMap
-from divjax.ot.network_map import IdentityMap, MapFit
+from divjax.ot.network_map import MapFit
+from divjax.ot.starts import IdentityMap
 
 SLOW = pytest.mark.exhaustive  # compilation, some ten seconds a fit
 KEY = jax.random.key(0)
@@ -38,12 +39,34 @@ class Turned(nnx.Module):
         return x @ self.kernel[...]
 
 
+@pytest.mark.parametrize(("law", "index"), [("normal", 1), ("torn", 2)])
+def test_the_start_is_what_carries_held_out_rows_nearest(law, index):
+    """Gaussians in ten dimensions have an exact linear map; a law torn in two has none near."""
+    dimension = 10 if law == "normal" else 2
+    x, u, z = (normal(seed, 400, dimension) for seed in (4, 5, 6))
+    scales = 2.0 ** jnp.linspace(-1, 1, dimension)
+    truth = {
+        "normal": lambda x: 1 + scales * x,
+        "torn": lambda x: x + 3 * jnp.sign(x[:, :1]) * jnp.array([1.0, 0.0]),
+    }[law]
+    method = MongeMap(num_steps=1, num_checks=1, hidden=(2,), batch_size=32, learning_rate=1e-6)
+    found = method.fit(KEY, x, truth(u))
+    assert int(found.start.index) == index
+    errors = [
+        float(jnp.mean(jnp.sum((each(z) - truth(z)) ** 2, axis=1))) for each in found.start.maps
+    ]
+    assert errors[index] == min(errors)
+    # Of other costs only what is optimal under them.
+    started = MongeMap(Euclidean(), num_steps=1, num_checks=1, hidden=(2,), batch_size=32)
+    assert isinstance(started.fit(KEY, x, truth(u)).start, IdentityMap)
+
+
 def test_the_gap_turns_a_turned_gaussian_back():
     """Every rotation fits N(0, I); the identity alone is optimal, and a quarter turn has gap 2d."""
     x, y, z = normal(1, 1000), normal(2, 1000), normal(3)
     options = {"num_steps": 100, "batch_size": 64, "num_checks": 5, "max_iterations": 50}
     options |= {"independent_batches": False}
-    method = MongeMap(network=Turned, learning_rate=0.05, **options)
+    method = MongeMap(start="identity", network=Turned, learning_rate=0.05, **options)
     found = fitted(method, KEY, x, y)
     # In the network's unit a start at A − I is not quite the quarter turn; the first gap is large.
     assert found.validation[0] > 0.3
@@ -85,9 +108,9 @@ def test_independent_batches_leave_the_exact_map_alone():
     x, y, z = normal(1, 4000, d), normal(2, 4000, d) * scale, normal(3, d=d)
     options = {"start": "gaussian", "num_steps": 100, "batch_size": 64, "hidden": (16,)}
     uvp = lambda found: jnp.mean(jnp.sum((found(z) - z * scale) ** 2, 1)) / jnp.sum(scale**2)
-    found = fitted(MongeMap(num_checks=2, **options), KEY, x, y)
+    found = fitted(MongeMap(start="identity", num_checks=2, **options), KEY, x, y)
     assert uvp(found) < 0.01
-    same = MongeMap(independent_batches=False, num_checks=2, **options)
+    same = MongeMap(start="identity", independent_batches=False, num_checks=2, **options)
     # Four keys: .0018 to .0026 with independent ones, .017 to .020 without.
     assert uvp(fitted(same, KEY, x, y)) > 0.01
 
@@ -132,7 +155,7 @@ def test_the_objective_is_the_divergence_and_the_gap(options, sizes):
     """Values with what no map changes, derivatives without."""
     x, y = normal(1, sizes[0]), normal(2, sizes[1]) + 1
     options = {"independent_batches": False} | options
-    method = MongeMap(epsilon=0.1, tolerance=1e-5, max_iterations=2000, **options)
+    method = MongeMap(start="identity", epsilon=0.1, tolerance=1e-5, max_iterations=2000, **options)
     values, slopes, constants = jax.jit(lambda x, y: terms(method, x, y))(x, y)
     kind, share = options.get("gap_kind", "debiased"), options.get("gap_epsilon", 0.1)
     settings = {"cost": method.cost, "tolerance": 1e-5}
@@ -160,7 +183,9 @@ def test_on_the_line_structured_maps_are_monotone_for_every_cost(cost):
     x, u = jax.random.uniform(jax.random.key(1), (2, 2000, 1))
     truth = lambda u: u + u**2
     options = {"structured": True, "num_steps": 500, "batch_size": 256, "hidden": (32, 32)}
-    found = fitted(MongeMap(cost, 0.02, learning_rate=1e-2, **options), KEY, x, truth(u))
+    found = fitted(
+        MongeMap(cost, 0.02, start="identity", learning_rate=1e-2, **options), KEY, x, truth(u)
+    )
     z = (jnp.arange(200) + 0.5)[:, None] / 200
     # The variance is 16/45 − 1/36, and the mean shift alone has an error of 1/12 + 1/180.
     assert jnp.mean((found(z) - truth(z)) ** 2) < 0.01 * 0.33
@@ -194,7 +219,7 @@ class Skewed(nnx.Module):
 def test_the_asymmetry_of_a_linear_map():
     """‖J − Jᵀ‖²/d = 2·3²/2, whatever the directions, by the first value of the objective."""
     x, y = normal(1, 100), normal(2, 100)
-    method = MongeMap(network=Skewed, num_steps=1, num_checks=1)
+    method = MongeMap(start="identity", network=Skewed, num_steps=1, num_checks=1)
     plain = fitted(method, KEY, x, y).validation[0]
     weighted = fitted(dataclasses.replace(method, symmetry_weight=0.5), KEY, x, y).validation[0]
     np.testing.assert_allclose(weighted - plain, 0.5 * 9, rtol=1e-4)
@@ -206,7 +231,9 @@ def test_a_family_of_problems():
     context = jnp.linspace(-1, 1, 5)[:, None]
     x = jax.random.normal(jax.random.key(1), (5, 300, 2))
     y = jax.random.normal(jax.random.key(2), (5, 400, 2)) + 4 * context[:, None]
-    method = MongeMap(num_steps=600, batch_size=128, hidden=(32,), learning_rate=1e-2)
+    method = MongeMap(
+        start="identity", num_steps=600, batch_size=128, hidden=(32,), learning_rate=1e-2
+    )
     found = jax.jit(method.fit)(KEY, x, y, context)
     z = normal(3)
     for c in (-1.0, 0.5, 0.75):
@@ -233,7 +260,9 @@ def test_dtypes_are_kept_and_a_key_repeats():
 
 
 def test_points_of_another_dimension_raise():
-    method = MongeMap(num_steps=1, num_checks=1, hidden=(2,), gap_kind=None, max_iterations=2)
+    method = MongeMap(
+        start="identity", num_steps=1, num_checks=1, hidden=(2,), gap_kind=None, max_iterations=2
+    )
     found = jax.eval_shape(method.fit, KEY, normal(0, 5), normal(1, 5))
     with pytest.raises(ValueError, match="z must have shape"):
         jax.eval_shape(lambda found: found(normal(0, 5, 3)), found)
@@ -331,7 +360,9 @@ def test_numpy_samples_keep_their_signal_at_an_offset():
 
 def test_numbers_of_the_method_have_no_derivatives():
     x, y = normal(1, 40), normal(2, 40)
-    run = lambda e: MongeMap(epsilon=e, num_steps=1, num_checks=1, hidden=(4,)).fit(KEY, x, y)(x)
+    run = lambda e: MongeMap(
+        start="identity", epsilon=e, num_steps=1, num_checks=1, hidden=(4,)
+    ).fit(KEY, x, y)(x)
     with pytest.raises(ValueError, match="no derivatives in the numbers of its method"):
         jax.eval_shape(jax.grad(lambda e: run(e).sum()), 0.1)
 
@@ -340,6 +371,6 @@ def test_numbers_of_the_method_have_no_derivatives():
 def test_a_sample_that_is_not_finite_is_flagged_without_a_compilation_around(value):
     """Its mean cost is no unit of ε, which was refused as if the caller had given it."""
     x, y = jax.random.normal(jax.random.key(0), (2, 10, 2))
-    method = MongeMap(hidden=(4,), num_steps=1, num_checks=1, max_iterations=3)
+    method = MongeMap(start="identity", hidden=(4,), num_steps=1, num_checks=1, max_iterations=3)
     fit = method.fit(jax.random.key(1), x.at[2, 0].set(value), y)
     assert fit.status == Status.NOT_FINITE

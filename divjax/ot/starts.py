@@ -1,0 +1,110 @@
+"""Maps in closed form that a network is added to, and which of them held-out rows prefer."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from divjax.core.pytrees import pytree
+from divjax.ot.costs import Euclidean, SqEuclidean, cost_matrix, grad_conjugate
+from divjax.ot.entropic_map import EntropicMap
+from divjax.ot.gaussian_samples import gaussian_start
+from divjax.ot.weighted_samples import WeightedSamples, uniform_weights
+
+__all__ = ["STARTS", "ChosenMap", "IdentityMap", "nearest", "started_maps"]
+
+STARTS = ("auto", "identity", "gaussian", "entropic")
+
+
+@pytree
+class IdentityMap:
+    """T(z) = z."""
+
+    def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
+        """The rows themselves."""
+        return z
+
+
+@pytree
+class ChosenMap:
+    """One of several maps.
+
+    Attributes:
+        maps: all of them, functions of rows.
+        index: which one it is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> ChosenMap((IdentityMap(), lambda z: 2 * z), 1)(jnp.ones((1, 2))).tolist()
+        [[2.0, 2.0]]
+    """
+
+    maps: tuple[Any, ...]
+    index: Int[ArrayLike, ""]
+
+    def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
+        """The images by the chosen map."""
+        branches = [lambda z, of=each: of(z) for each in self.maps]
+        return jax.lax.switch(self.index, branches, z)
+
+
+def started_maps(
+    name: str, cost: Any, epsilon: ArrayLike, train: WeightedSamples, held_out: WeightedSamples
+) -> tuple[Any, ...]:
+    """The start of this name, or for "auto" all that the cost allows.
+
+    The Gaussian one is optimal for no cost but the squared distance; the entropic one takes a cost
+    whose ∇h* is known, and chooses its ε by the held-out rows.
+    """
+    maps = []
+    if name in ("auto", "identity"):
+        maps.append(IdentityMap())
+    if name == "gaussian" or (name == "auto" and isinstance(cost, SqEuclidean)):
+        maps.append(gaussian_start(train))
+    if name == "entropic" or (name == "auto" and _has_conjugate(cost)):
+        samples = [((z.x, z.y), (z.a, z.b)) for z in (train, held_out)]
+        (rows, weights), (held_rows, held_weights) = samples
+        method = EntropicMap(cost, score_epsilon=epsilon)
+        maps.append(method.fit_split(rows, held_rows, weights, held_weights))
+    return tuple(maps)
+
+
+def _has_conjugate(cost: Any) -> bool:
+    try:
+        grad_conjugate(cost)
+    except ValueError:
+        return False
+    return True
+
+
+def nearest(maps: tuple[Any, ...], held_out: WeightedSamples) -> Any:
+    """The map whose images of held-out rows have the least energy distance from held-out y.
+
+    Over problems "g k d" the mean counts. Entropic divergences of so few rows are no judge: with
+    self terms of the same rows they prefer too little spread, with those of halves they are noisy.
+    Where an energy distance is not finite the map is not chosen.
+
+    References:
+        Székely, Rizzo 2013: the energy distance, here its unbiased estimate.
+    """
+    if len(maps) == 1:
+        return maps[0]
+
+    def distance(images: Float[Array, "g k d"]) -> Float[Array, ""]:
+        of_problem = lambda problem: _energy(*problem)
+        return jnp.mean(jax.lax.map(of_problem, (images, *held_out[1:])))
+
+    # One after the other: a program for one holds for all.
+    images = jnp.stack([jax.lax.map(each, held_out.x) for each in maps])
+    distances = jax.lax.map(distance, images)
+    return ChosenMap(maps, jnp.argmin(jnp.where(jnp.isfinite(distances), distances, jnp.inf)))
+
+
+def _energy(
+    x: Float[Array, "n d"], y: Float[Array, "m d"], a: Array | None, b: Array | None
+) -> Float[Array, ""]:
+    """2 E|X − Y| − E|X − X′|, the energy distance without what only y decides."""
+    a, b = (uniform_weights(z) if w is None else w for z, w in ((x, a), (y, b)))
+    across, within = (cost_matrix(Euclidean(), x, z) for z in (y, x))
+    return 2 * a @ across @ b - a @ within @ a / (1 - jnp.sum(a**2))
