@@ -211,7 +211,8 @@ def benchmark_method(settings: Settings, name: str) -> Any:
         options |= {"start": "entropic", "num_steps": settings.started_steps}
         options |= {"learning_rate": settings.started_learning_rate}
     if name.startswith("MLP"):
-        return ot.MongeMap(gap_kind=None, **{"start": "identity"} | options)
+        options = {"start": "identity"} | options
+        return ot.MongeMap(gap_kind=None, **options)
     # The paper's gap is the entropic one.
     kind = "entropic" if name == "Monge gap" else "debiased"
     options = {"start": "gaussian", "symmetry_weight": settings.symmetry_weight} | options

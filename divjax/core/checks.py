@@ -194,8 +194,13 @@ def check_probability(**values: Any) -> None:
     """Raise `ValueError` for what is not one number, or a Python number outside of (0, 1)."""
     check_scalar(**values)
     for name, value in values.items():
-        if isinstance(value, (int, float)) and not 0 < value < 1:
+        if not isinstance(value, (int, float)):
+            continue
+        if not 0 < value < 1:
             raise ValueError(f"{name} must be a number in (0, 1); got {value}.")
+        rounded = np.asarray(value, jax.dtypes.canonicalize_dtype(float))
+        if not 0 < rounded < 1:
+            raise ValueError(f"{name} must not round to {rounded} in {rounded.dtype}; got {value}.")
 
 
 def check_order(p: Any, *, above_one: bool = False) -> None:

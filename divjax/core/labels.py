@@ -20,7 +20,7 @@ def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
         size_y: the number of rows of y.
 
     Raises:
-        ValueError: if they are not two vectors of these sizes.
+        ValueError: if they are not two vectors of these sizes, or a label is NaN or None.
 
     Example:
         >>> pool_labels("groups", (["b", "a"], ["c"]), 2, 1).tolist()
@@ -36,6 +36,8 @@ def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
     if any(isinstance(part, Tracer) for part in labels):
         return jnp.concatenate([jnp.asarray(part) for part in labels])
     pooled = np.concatenate([np.asarray(part) for part in labels])
+    if (pooled != pooled).any() or any(label is None for label in pooled):
+        raise ValueError(f"{name} must name every row; got labels that are NaN or None.")
     numbered = pooled if pooled.dtype == bool else np.unique(pooled, return_inverse=True)[1]
     return jnp.asarray(numbered)
 

@@ -379,6 +379,11 @@ class Family:
 
     def __call__(self, eta: _Natural) -> Float[Array, ""]:
         """A(η); +inf, with gradient zero, outside of the domain."""
+        if len(self.signs) not in (1, eta.shape[-1]):
+            raise ValueError(
+                f"eta must hold the {len(self.signs)} natural parameters of the family; "
+                f"got shape {eta.shape}."
+            )
         signs = jnp.broadcast_to(jnp.asarray(self.signs, eta.dtype), eta.shape)
         inside = ~jnp.any((signs != 0) & (signs * eta <= 0))
         # Replaced by a point of the domain (the signs are one) before A sees it, or gradients there

@@ -50,8 +50,12 @@ class Bounded(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """Of one sample: its rows, mean and unbiased variance, the width, and whether it is legal."""
+    """Of one sample: its origin and rows, and mean and variance as it lies in its interval.
 
+    Those are of (X − lower)/width, so that no square of a small unit is rounded away.
+    """
+
+    origin: float
     size: Array
     mean: Array
     variance: Array
@@ -60,11 +64,14 @@ class _Moments(NamedTuple):
     legal: Array
 
 
-def _check(sample: Bounded, confidence: ArrayLike) -> tuple[Array, Array, Array, Array]:
-    """Values (zero where masked), lower, upper and mask, the last as numbers."""
-    values, lower, upper, _ = sample
+def _check(sample: Bounded, confidence: ArrayLike) -> tuple[float, Array, Array, Array, Array]:
+    """An origin, and relative to it values, lower and upper; the mask as numbers.
+
+    The origin is the lower end where the values are NumPy's and may lie far from zero.
+    """
     mask: Any = sample.mask
-    (values,) = as_vectors(values=values)
+    values = as_numbers("values", sample.values)
+    as_vectors(values=values)
     shape = values.shape
     if mask is not None:
         mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
@@ -72,7 +79,7 @@ def _check(sample: Bounded, confidence: ArrayLike) -> tuple[Array, Array, Array,
             raise ValueError(
                 f"mask must be booleans of shape {shape}; got {mask.dtype} of shape {mask.shape}."
             )
-    lower, upper = _ends(lower, upper)
+    lower, upper = _ends(sample.lower, sample.upper)
     if not {np.shape(lower), np.shape(upper)} <= {(), shape}:
         raise ValueError(
             f"lower and upper must be numbers or of shape {shape}; got shapes {np.shape(lower)} "
@@ -80,9 +87,13 @@ def _check(sample: Bounded, confidence: ArrayLike) -> tuple[Array, Array, Array,
         )
     check_below(lower, upper, True if mask is None else mask)
     check_probability(confidence=confidence)
+    known = not any(isinstance(number, jax.Array) for number in (values, lower, upper))
+    origin = float(np.min(lower)) if known else 0.0
+    if origin:
+        values, lower, upper = values - origin, lower - origin, upper - origin
     values, lower, upper = as_arrays(values=values, lower=lower, upper=upper)
     valid = jnp.ones(shape, bool) if mask is None else mask
-    return jnp.where(valid, values, lower), lower, upper, valid.astype(values.dtype)
+    return origin, jnp.where(valid, values, lower), lower, upper, valid.astype(values.dtype)
 
 
 def _ends(lower: Any, upper: Any) -> tuple[Any, Any]:
@@ -94,25 +105,36 @@ def _ends(lower: Any, upper: Any) -> tuple[Any, Any]:
     )
 
 
-def _legal(values: Array, lower: Array, upper: Array) -> Array:
+def _legal(origin: float, values: Array, lower: Array, upper: Array) -> Array:
     """Whether all values are within the interval, up to its ends' rounding; false for NaN.
 
-    And whether that rounding leaves anything of the interval.
+    And whether that rounding, and the answer's at its origin, leave anything of the interval.
     """
-    slack = 8 * jnp.finfo(values.dtype).eps * jnp.maximum(jnp.abs(lower), jnp.abs(upper))
-    resolved = jnp.max(slack) <= _LARGEST_SLACK * (jnp.max(upper) - jnp.min(lower))
+    unit = 8 * jnp.finfo(values.dtype).eps
+    slack = unit * jnp.maximum(jnp.abs(lower), jnp.abs(upper))
+    largest = jnp.maximum(jnp.max(slack), unit * abs(origin))
+    resolved = largest <= _LARGEST_SLACK * (jnp.max(upper) - jnp.min(lower))
     return resolved & jnp.all((values >= lower - slack) & (values <= upper + slack))
 
 
 def _moments(sample: Bounded, confidence: ArrayLike) -> _Moments:
-    values, lower, upper, mask = _check(sample, confidence)
-    legal = _legal(values, lower, upper)
+    origin, values, lower, upper, mask = _check(sample, confidence)
+    legal = _legal(origin, values, lower, upper)
     # Of values with ends of their own all lie between the outermost.
     lower, upper = jnp.min(lower), jnp.max(upper)
-    size = jnp.sum(mask)
-    mean = lower + jnp.sum(mask * (values - lower)) / jnp.maximum(size, 1)
-    variance = jnp.sum(mask * jnp.square(values - mean)) / jnp.maximum(size - 1, 1)
-    return _Moments(size, mean, variance, upper - lower, lower, legal)
+    width, size = upper - lower, jnp.sum(mask)
+    shares = (values - lower) / jnp.where(width > 0, width, 1)
+    mean = jnp.sum(mask * shares) / jnp.maximum(size, 1)
+    variance = jnp.sum(mask * jnp.square(shares - mean)) / jnp.maximum(size - 1, 1)
+    return _Moments(origin, size, mean, variance, width, lower, legal)
+
+
+def _at(origin: float, bound: Array) -> Array:
+    """The lower bound at its origin, rounded downwards there."""
+    if not origin:
+        return bound
+    moved = origin + bound
+    return moved + jax.lax.stop_gradient(jnp.nextafter(moved, -jnp.inf) - moved)
 
 
 def _mirrored(sample: Bounded, confidence: ArrayLike) -> Bounded:
@@ -146,8 +168,8 @@ def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) ->
 
     Returns:
         The bound, at least Σ lower_k, which it is where a sample has fewer than two rows; NaN where
-        a value that counts lies outside of its interval or is NaN, or a traced confidence outside
-        of (0, 1).
+        a value that counts lies outside of its interval or is NaN, an interval is lost in the
+        rounding of its ends, or a traced confidence lies outside of (0, 1).
 
     Raises:
         ValueError: if there is no sample, a shape does not fit, a Python number for the confidence
@@ -174,17 +196,22 @@ def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) ->
     moments = [_moments(sample, confidence) for sample in samples]
     confidence = jnp.asarray(confidence, moments[0].mean.dtype)
     log_term = math.log(2) - jnp.log1p(-confidence)
-    pairs = [jnp.maximum(m.size * (m.size - 1), 1) for m in moments]
-    spread = sum(m.variance / jnp.maximum(m.size, 1) for m in moments)
-    a = jnp.stack([m.width**2 / pair for m, pair in zip(moments, pairs, strict=True)]).max()
-    c = jnp.stack([m.width / jnp.maximum(m.size, 1) for m in moments]).max()
+    # In units of the widest interval.
+    unit = jnp.stack([m.width for m in moments]).max()
+    widths = [m.width / jnp.where(unit > 0, unit, 1) for m in moments]
+    sizes = [jnp.maximum(m.size, 1) for m in moments]
+    each = list(zip(moments, widths, sizes, strict=True))
+    spread = sum(width**2 * m.variance / size for m, width, size in each)
+    a = jnp.stack([w**2 / jnp.maximum(m.size * (m.size - 1), 1) for m, w, _ in each]).max()
+    c = jnp.stack([width / size for _, width, size in each]).max()
     # No root of zero: where the values are constant a is still positive, and so are derivatives
     # finite.
     radius = safe_sqrt(2 * log_term * spread + log_term**2 * a) + log_term * (safe_sqrt(a) + c / 3)
     least = jnp.sum(jnp.stack([m.lower for m in moments]))
-    bound = jnp.sum(jnp.stack([m.mean for m in moments])) - radius
+    excess = jnp.sum(jnp.stack([width * m.mean for m, width, _ in each])) - radius
     enough = jnp.stack([m.size > 1 for m in moments]).all()
-    bound = jnp.where(enough, jnp.maximum(bound, least), least)
+    bound = least + unit * jnp.where(enough, jnp.maximum(excess, 0), 0)
+    bound = _at(sum(m.origin for m in moments), bound)
     legal = jnp.stack([m.legal for m in moments]).all() & (confidence > 0) & (confidence < 1)
     return jnp.where(legal, bound, jnp.nan)
 
@@ -294,7 +321,8 @@ def betting_lower_bound(
 
     Returns:
         The bound, at least the least `lower`; NaN where a value that counts is outside of its
-        interval or a traced confidence outside of (0, 1). Its derivative is that of the m which
+        interval, that is lost in the rounding of its ends, or a traced confidence is outside of
+        (0, 1). Its derivative is that of the m which
         solves max_t K_t(m) = 1/δ.
 
     Raises:
@@ -310,9 +338,9 @@ def betting_lower_bound(
     References:
         Waudby-Smith, Ramdas 2024, theorem 3 and section 4.3: the capital, and λ for a fixed n.
     """
-    x, lower, upper, rows = _check(Bounded(values, lower, upper, mask), confidence)
+    origin, x, lower, upper, rows = _check(Bounded(values, lower, upper, mask), confidence)
     confidence = jnp.asarray(confidence, x.dtype)
-    legal = _legal(x, lower, upper) & (confidence > 0) & (confidence < 1)
+    legal = _legal(origin, x, lower, upper) & (confidence > 0) & (confidence < 1)
     # One unit for all values, whose own ends may lie within.
     least = jnp.min(lower)
     width = jnp.max(upper) - least
@@ -324,7 +352,7 @@ def betting_lower_bound(
     capital, slope = jax.value_and_grad(_log_capital)(root, x, ends, bets, rows)
     change = (capital - target) / jnp.where(root > 0, jax.lax.stop_gradient(slope), 1)
     root = root - jnp.where(root > 0, change - jax.lax.stop_gradient(change), 0)
-    return jnp.where(legal, least + width * root, jnp.nan)
+    return jnp.where(legal, _at(origin, least + width * root), jnp.nan)
 
 
 def betting_upper_bound(

@@ -20,8 +20,8 @@ from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_traced
-from divjax.core.samples import as_numbers, as_samples, as_vectors, centered_samples
-from divjax.core.types import status_of, summary
+from divjax.core.samples import as_numbers, as_vectors, centered_samples
+from divjax.core.types import Status, status_of, summary
 from divjax.fdiv.special import as_floats
 from divjax.inference.rank import keep_order, midranks
 
@@ -167,7 +167,10 @@ def permutation_test(
             `score_permutation_test` exchanges them all.
 
     Returns:
-        A `PermutationTest`. Its p-value has the standard error √(p(1 − p)/N) over keys.
+        A `PermutationTest`. Its p-value has the standard error √(p(1 − p)/N) over keys. It is one
+        where nothing can trade places, as with groups of different sizes in x and y. The rows are
+        not centred: the status says where NumPy's numbers lose a thousandth of their spread on the
+        way to JAX's dtype.
 
     Raises:
         ValueError: if there are no rows, rows of x and y differ in shape, the statistic is no
@@ -187,7 +190,7 @@ def permutation_test(
     """
     key = own_key(key)
     _check_counts(num_permutations, batch_size)
-    x, y = _as_rows("x", x), _as_rows("y", y)
+    (x, x_rounded), (y, y_rounded) = _as_rows("x", x), _as_rows("y", y)
     if jnp.shape(x)[1:] != jnp.shape(y)[1:]:
         raise ValueError(
             f"x and y must have rows of the same shape; got {jnp.shape(x)[1:]} and "
@@ -201,7 +204,10 @@ def permutation_test(
     _check_groups(of_group, n)
     sizes = {"num_x": n, "num_permutations": num_permutations, "batch_size": batch_size}
     statistic = as_traced(statistic, pooled[:n], pooled[n:])
-    return _permute(key, statistic, pooled, of_stratum, of_group, **sizes)
+    test = _permute(key, statistic, pooled, of_stratum, of_group, **sizes)
+    if not (x_rounded or y_rounded):
+        return test
+    return test._replace(status=jnp.maximum(test.status, Status.FLOATING_POINT_RESOLUTION))
 
 
 @functools.partial(jax.jit, static_argnames=("num_x", "num_permutations", "batch_size"))
@@ -230,10 +236,17 @@ def _permute(
     return _test(observed, null, 100 * jnp.finfo(null.dtype).eps * jnp.abs(observed), valid)
 
 
-def _as_rows(name: str, sample: Any) -> Array:
-    """Numbers with a leading axis of rows; uncentred, since a statistic may depend on places."""
+# Rounding of NumPy's numbers on their way to JAX, in spreads of the sample.
+_LARGEST_ROUNDING = 1e-3
+
+
+def _as_rows(name: str, sample: Any) -> tuple[Array, bool]:
+    """Numbers with a leading axis of rows, and whether NumPy's lost digits that matter.
+
+    They are not centred, since a statistic may depend on places.
+    """
     if hasattr(sample, "columns"):
-        (sample,) = as_samples(**{name: sample})
+        sample = as_numbers(name, sample)
     elif not isinstance(sample, jax.Array):
         sample = np.array(sample)  # a copy, which nobody changes later
         if sample.dtype.kind not in "fiub" and not jnp.issubdtype(sample.dtype, jnp.floating):
@@ -243,7 +256,17 @@ def _as_rows(name: str, sample: Any) -> Array:
             )
     if sample.ndim == 0 or sample.size == 0:
         raise ValueError(f"{name} must have at least one row; got shape {sample.shape}.")
-    return jnp.asarray(sample)
+    rows = jnp.asarray(sample)
+    return rows, isinstance(sample, np.ndarray) and _is_rounded(sample, np.asarray(rows))
+
+
+def _is_rounded(given: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether finite numbers are off by more than a share of their spread."""
+    finite = np.isfinite(given) & np.isfinite(rows)
+    if not finite.any():
+        return False
+    exact, rounded = given[finite].astype(float), rows[finite].astype(float)
+    return bool(np.abs(exact - rounded).max() > _LARGEST_ROUNDING * np.ptp(exact))
 
 
 def _row_permutation(

@@ -35,6 +35,7 @@ from divjax.ot.weighted_samples import (
     WeightedSamples,
     normalised,
     split,
+    squares_are_lost,
     weighted_samples,
 )
 
@@ -245,6 +246,7 @@ class EntropicMap:
         mass = jnp.ones(count, unit.dtype) if blocks.a is None else jnp.sum(blocks.a, axis=1)
         status = status_of(
             converged=jnp.all(results.converged),
+            resolved=~squares_are_lost(x, y),
             finite=jnp.isfinite(scores[best]) & jnp.isfinite(results.value).all(),
             valid=jnp.any(valid),
         )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_scalar, check_unit_interval
-from divjax.core.numerics import matmul, nan_unless
+from divjax.core.numerics import in_units_of, matmul, nan_unless
 from divjax.ot.gaussian import AffineMap, gaussian_map
 from divjax.ot.scales import winsorised
 from divjax.ot.weighted_samples import (
@@ -48,7 +48,7 @@ def gaussian_map_from_samples(
         shrinkage: α in [0, 1], or "ledoit-wolf".
 
     Returns:
-        The map, a function of rows; its gradients in the samples are stopped.
+        The map, a function of rows; its gradients in samples and weights are stopped.
 
     Raises:
         ValueError: if shapes do not fit, a sample has fewer than two rows, or the shrinkage is out
@@ -73,12 +73,14 @@ def gaussian_map_from_samples(
         check_scalar(shrinkage=shrinkage)
         check_unit_interval(shrinkage=shrinkage)
     samples, origins = weighted_samples(x, y, a, b, apart=True)
-    (mean_p, cov_p), (mean_q, cov_q) = (
-        _moments(rows, weights, shrinkage)
-        for rows, weights in ((samples.x, samples.a), (samples.y, samples.b))
-    )
-    matrix = gaussian_map(mean_p, cov_p, mean_q, cov_q).matrix
-    source, target = origins.source.moved(mean_p), origins.target.moved(mean_q)
+    # In units of either sample: fourth powers of small or large numbers are none.
+    x, unit_p = in_units_of(jnp.max(jnp.abs(samples.x)), samples.x)
+    y, unit_q = in_units_of(jnp.max(jnp.abs(samples.y)), samples.y)
+    mean_p, cov_p = _moments(x, samples.a, shrinkage)
+    mean_q, cov_q = _moments(y, samples.b, shrinkage)
+    matrix = gaussian_map(mean_p, cov_p, mean_q, cov_q).matrix * (unit_q / unit_p)
+    source = origins.source.moved(mean_p * unit_p)
+    target = origins.target.moved(mean_q * unit_q)
     return AffineMap(matrix, source.high, target.high, (source.low, target.low))
 
 

@@ -45,6 +45,7 @@ from divjax.ot.weighted_samples import (
     batch_of_rows,
     mean_over_rows,
     split,
+    squares_are_lost,
     uniform_weights,
     weighted_samples,
 )
@@ -380,7 +381,12 @@ class ICNNDual:
             squared_distance=squared_distance,
             residual=residual,
             misfit=misfit,
-            status=status_of(converged=~failed, finite=finite, valid=valid),
+            status=status_of(
+                converged=~failed,
+                resolved=~squares_are_lost(train.x, train.y),
+                finite=finite,
+                valid=valid,
+            ),
         )
 
     def _start(

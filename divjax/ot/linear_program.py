@@ -23,7 +23,8 @@ from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.derivatives import gauge
 from divjax.ot.formulation import Formulation, formulate
-from divjax.ot.problem import Problem
+from divjax.ot.problem import PointPairs, Problem
+from divjax.ot.weighted_samples import squares_are_lost
 
 __all__ = ["ExactResult", "exact"]
 
@@ -120,6 +121,10 @@ def exact(
     solved = (status == Status.CONVERGED) | infeasible
     valid = formulation.valid
     value = nan_unless(valid & solved, value)
+    if isinstance(problem.pairs, PointPairs):
+        lost = squares_are_lost(problem.pairs.x, problem.pairs.y)
+        lost = jnp.where(lost, Status.FLOATING_POINT_RESOLUTION, Status.CONVERGED)
+        status = jnp.maximum(status, lost)
     status = jnp.where(valid, status, Status.INVALID_INPUT)
     return ExactResult(value, plan, *formulation.restored(f, g), status)
 
@@ -167,7 +172,7 @@ class Program(NamedTuple):
 
 
 def solve_program(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
-    """An optimal plan and potentials in NumPy, by the solver that suits the program."""
+    """An optimal plan and potentials in NumPy, whatever the units of costs and masses."""
     mass_a, mass_b = a.sum(), b.sum()
     finite = np.isfinite(costs)
     if not (np.isfinite(mass_a) and np.isfinite(mass_b)) or (costs[~finite] != np.inf).any():
@@ -176,14 +181,21 @@ def solve_program(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
         return _no_plan(costs, Status.INVALID_INPUT)
     if not abs(mass_a - mass_b) <= _SAME_MASS * mass_a:
         return _no_plan(costs, Status.INVALID_INPUT)
-    b = b * (mass_a / mass_b)
     if not finite[a > 0].any():
         return _no_plan(costs, Status.NOT_FINITE)
-    if not finite.all():
+    # Solvers have tolerances of their own: they get costs of size one and a mass of one.
+    unit = np.abs(costs[finite]).max() or 1.0
+    found = _solve_scaled(costs / unit, a / mass_a, b / mass_b)
+    return Program(found.plan * mass_a, found.f * unit, found.g * unit, found.status)
+
+
+def _solve_scaled(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
+    """The solver that suits the program."""
+    if not np.isfinite(costs).all():
         return _by_highs(costs, a, b)
-    equal = len(a) == len(b) and max(np.ptp(a), np.ptp(b)) <= _EQUAL * mass_a / len(a)
+    equal = len(a) == len(b) and max(np.ptp(a), np.ptp(b)) <= _EQUAL / len(a)
     if equal:
-        return _by_assignment(costs, mass_a)
+        return _by_assignment(costs, 1.0)
     if importlib.util.find_spec("ot"):
         return _by_network_simplex(costs, a, b)
     return _by_highs(costs, a, b)

@@ -51,6 +51,7 @@ from divjax.ot.weighted_samples import (
     WeightedSamples,
     batch_of_rows,
     normalised,
+    squares_are_lost,
     uniform_weights,
     weighted_samples,
 )
@@ -305,7 +306,10 @@ class MongeMap:
             divergence=terms.divergence,
             gap=terms.gap,
             status=status_of(
-                converged=terms.converged, finite=finite, valid=self._valid(optimizer)
+                converged=terms.converged,
+                resolved=~squares_are_lost(pooled.x, pooled.y),
+                finite=finite,
+                valid=self._valid(optimizer),
             ),
         )
 

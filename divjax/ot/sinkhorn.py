@@ -222,7 +222,8 @@ class SinkhornResult(Outcome):
             num_pairs: how many.
 
         Returns:
-            The rows of x and the rows of y. Memory is that of a block of pairs × m.
+            The rows of x and the rows of y, zeros of a plan that is NaN. Memory is that of a block
+            of pairs × m.
 
         Raises:
             ValueError: if `key` is no key, or `num_pairs` no positive integer.

@@ -4,12 +4,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from divjax.core.checks import check_full_precision
+from divjax.core.checks import check_full_precision, check_shape, check_weights
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Center, as_weights, centered_samples
+from divjax.core.samples import Center, as_numbers, as_weights, centered_samples
 from divjax.core.training import hold_out, row_batch, training_samples
 from divjax.ot.scales import weighted_quantile
 
@@ -18,6 +20,7 @@ __all__ = [
     "WeightedSamples",
     "batch_of_rows",
     "split",
+    "squares_are_lost",
     "uniform_weights",
     "weighted_samples",
 ]
@@ -108,8 +111,24 @@ def shares(name: str, weights: Any, rows: Float[Array, "n d"]) -> Float[Array, "
     """Weights, checked and normalised; nan if they are traced and out of range."""
     if weights is None:
         return None
+    weights = as_numbers(name, weights)
+    if not isinstance(weights, Tracer):
+        check_shape(name, weights, rows.shape[0])
+        check_weights(name, weights)
+        # Any unit, also one that the samples' dtype lacks.
+        known = np.asarray(weights, np.float64)
+        weights = known / known.max()
+        if np.count_nonzero(weights) < 2:
+            raise ValueError(f"{name} must give at least 2 rows weight; got 1.")
     weights = jax.lax.stop_gradient(as_weights(name, weights, rows.shape[0], rows.dtype))
     return nan_unless(jnp.min(weights) >= 0, weights) / jnp.sum(weights)
+
+
+def squares_are_lost(*samples: Float[Array, "n d"]) -> Bool[Array, ""]:
+    """Whether a sample is not one point, but spread so little that squares have no digits."""
+    dtype = jnp.finfo(samples[0].dtype)
+    spreads = jnp.stack([jnp.max(jnp.ptp(rows, axis=0)) for rows in samples])
+    return jnp.any((spreads > 0) & (spreads < float(dtype.tiny / dtype.eps) ** 0.5))
 
 
 def without_padding(rows: Float[Array, "n d"], weights: Float[Array, " n"] | None) -> Array:

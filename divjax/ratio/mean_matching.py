@@ -14,6 +14,7 @@ from divjax.core.checks import (
     check_positive,
     check_scalar,
 )
+from divjax.core.differentiation import refuse_derivatives
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import as_weights, centered_samples
@@ -196,7 +197,8 @@ class KernelMeanMatching:
 
         Raises:
             ValueError: if p or q is not a non-empty matrix of numbers, their features differ in
-                number, or given weights are of the wrong length, negative or zero throughout.
+                number, or given weights are of the wrong length, negative or zero throughout; or
+                if `mmd` is differentiated in weights_q.
         """
         if isinstance(p, jax.Array) and jnp.issubdtype(p.dtype, jax.dtypes.prng_key):
             raise ValueError("p must be samples; got a key, which fit(p, q) does without.")
@@ -206,6 +208,10 @@ class KernelMeanMatching:
         x, y = centered_samples(weights, p=p, q=q)[1:]
         check_full_precision("p", x)
         a, b = _masses("weights_p", weights_p, x), _masses("weights_q", weights_q, y)
+        b = refuse_derivatives(
+            b,
+            "matched weights are not differentiated in weights_q, on which the constraints depend.",
+        )
         return _fit(self, x, y, a, b)
 
     def _fit(self, p: Array, q: Array, a: Array, b: Array) -> MatchedWeights:

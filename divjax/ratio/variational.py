@@ -25,6 +25,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import (
     check_callable,
+    check_number,
     check_positive,
     check_provides,
     check_scalar,
@@ -60,16 +61,17 @@ __all__ = [
 Bound = Callable[[Float[Array, " n"], Float[Array, "..."]], Float[Array, ""]]
 
 
-def _values(u_p: Any, u_q: Any) -> tuple[Array, Array]:
+def _values(u_p: Any, u_q: Any, symbol: str = "u") -> tuple[Array, Array]:
     """A critic's values, checked."""
-    u_p, u_q = (jnp.asarray(as_numbers(*pair)) for pair in (("u_p", u_p), ("u_q", u_q)))
-    for name, values, shapes in (("u_p", u_p, "(n,)"), ("u_q", u_q, "(m,) or (n, k)")):
-        fits = values.ndim == 1 or (name == "u_q" and values.ndim == 2)
+    of_p, of_q = f"{symbol}_p", f"{symbol}_q"
+    u_p, u_q = jnp.asarray(as_numbers(of_p, u_p)), jnp.asarray(as_numbers(of_q, u_q))
+    for name, values, shapes in ((of_p, u_p, "(n,)"), (of_q, u_q, "(m,) or (n, k)")):
+        fits = values.ndim == 1 or (name == of_q and values.ndim == 2)
         if not fits or values.size == 0:
             raise ValueError(f"{name} must be non-empty of shape {shapes}; got {values.shape}.")
     if u_q.ndim == 2 and u_q.shape[0] != u_p.shape[0]:
         raise ValueError(
-            "u_q must have a row for each value of u_p; "
+            f"{of_q} must have a row for each value of {of_p}; "
             f"got {u_q.shape[0]} rows and {u_p.shape[0]} values."
         )
     return u_p, u_q
@@ -102,7 +104,7 @@ def donsker_varadhan(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float
         The value in nats.
 
     Raises:
-        ValueError: if the values are empty, integers, or not of these shapes.
+        ValueError: if the values are empty, no real numbers, or not of these shapes.
 
     Example:
         >>> float(donsker_varadhan(jnp.array([2.0]), jnp.array([1.0, 1.0])))
@@ -141,7 +143,7 @@ def smile(
     References:
         Song, Ermon 2020, section 5.
     """
-    check_scalar(clip=clip)
+    check_number(clip=clip)
     check_positive(clip=clip)
     u_p, u_q = _values(u_p, u_q)
     clip = jnp.asarray(clip, u_q.dtype)
@@ -163,7 +165,7 @@ def mean_log_ratio(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[A
         The value in nats.
 
     Raises:
-        ValueError: if the values are empty, integers, or not of these shapes.
+        ValueError: if the values are empty, no real numbers, or not of these shapes.
 
     Example:
         >>> float(mean_log_ratio(jnp.array([2.0, 4.0]), jnp.array([1.0])))
@@ -192,7 +194,7 @@ def f_dual(
         The value in nats, where the divergence has a logarithm.
 
     Raises:
-        ValueError: if the values are empty, integers, or not of these shapes.
+        ValueError: if the values are empty, no real numbers, or not of these shapes.
 
     Example:
         >>> from divjax import fdiv
@@ -222,7 +224,7 @@ def conjugate_dual(
         The value in nats, where the divergence has a logarithm; −∞ for V beyond the supremum.
 
     Raises:
-        ValueError: if the values are empty, integers, or not of these shapes.
+        ValueError: if the values are empty, no real numbers, or not of these shapes.
 
     Example:
         >>> from divjax import fdiv
@@ -233,7 +235,7 @@ def conjugate_dual(
     References:
         Nguyen, Wainwright, Jordan 2010, lemma 1.
     """
-    t_p, t_q = _values(t_p, t_q)
+    t_p, t_q = _values(t_p, t_q, "t")
     check_provides("generator", generator, ("conjugate",), "a generator")
     return jnp.mean(t_p) - jnp.mean(generator.conjugate(t_q))
 
@@ -253,7 +255,7 @@ def nwj(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
         The value in nats.
 
     Raises:
-        ValueError: if the values are empty, integers, or not of these shapes.
+        ValueError: if the values are empty, no real numbers, or not of these shapes.
 
     Example:
         >>> float(nwj(jnp.array([2.0]), jnp.array([0.0, 0.0])))
@@ -279,7 +281,7 @@ def jensen_shannon(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[A
         The value in nats: a bound on JS, at most log 2, and not on KL (`kl_from_js` is).
 
     Raises:
-        ValueError: if the values are empty, integers, or not of these shapes.
+        ValueError: if the values are empty, no real numbers, or not of these shapes.
 
     Example:
         >>> float(jensen_shannon(jnp.array([30.0]), jnp.array([-30.0])))
@@ -307,7 +309,7 @@ def kl_from_js(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array
         The value in nats, at least 0; +∞ where the cross-entropy rounds to 0.
 
     Raises:
-        ValueError: if the values are empty, integers, or not of these shapes.
+        ValueError: if the values are empty, no real numbers, or not of these shapes.
 
     Example:
         >>> u_p, u_q = jnp.array([2.0, 3.0]), jnp.array([-3.0, -2.0])
@@ -342,7 +344,7 @@ def info_nce(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, 
         added to T changes nothing. Memory is n·k.
 
     Raises:
-        ValueError: if the values are empty, integers, or not of these shapes.
+        ValueError: if the values are empty, no real numbers, or not of these shapes.
 
     Example:
         >>> from divjax.ratio.critics import split_scores
@@ -381,8 +383,8 @@ def interpolated_nce(
         The value in nats, unbiased as an estimate of the bound. Memory is n·k.
 
     Raises:
-        ValueError: if the values are empty, integers, or not of these shapes, or alpha is a Python
-            number outside of [0, 1].
+        ValueError: if the values are empty, no real numbers, or not of these shapes, or alpha is a
+            Python number outside of [0, 1].
 
     Example:
         >>> u_p, u_q = jnp.array([2.0, 2.0]), jnp.zeros((2, 3))
@@ -394,7 +396,7 @@ def interpolated_nce(
     """
     if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be a number in [0, 1]; got {alpha}.")
-    check_scalar(alpha=alpha)
+    check_number(alpha=alpha)
     u_p, u_q = _values(u_p, u_q)
     if jnp.ndim(log_baseline):
         check_shape("log_baseline", log_baseline, *u_p.shape)
