@@ -186,3 +186,20 @@ def test_lists_and_series_of_critic_values():
     assert variational.donsker_varadhan([2.0], [1.0, 1.0]) == 1
     assert variational.donsker_varadhan(pd.Series([2]), pd.Series([1.0, 1.0])) == 1
     assert jnp.isnan(jax.jit(ot.marginal_penalty_from_tau)(0.5, -0.1))
+
+
+def test_matched_weights_have_no_derivative_in_weights_of_q():
+    """The constraints depend on them: the envelope's term alone has the wrong sign."""
+    x, y = (jax.random.normal(jax.random.key(seed), (9, 2)) for seed in (1, 2))
+    matching = ratio.KernelMeanMatching(bandwidth=1.0, num_steps=20)
+    with pytest.raises(ValueError, match="not differentiated in weights_q"):
+        jax.grad(lambda b: matching.fit(x, y, None, b).mmd)(jnp.ones(9))
+    assert jnp.isfinite(jax.grad(lambda y: matching.fit(x, y, None, jnp.ones(9)).mmd)(y)).all()
+
+
+@pytest.mark.parametrize("missing", [np.nan, None])
+def test_labels_that_are_missing(missing):
+    groups = [missing, 1, 1], [2, 3, 3]
+    rows = np.arange(3.0)[:, None], np.arange(3.0)[:, None]
+    with pytest.raises(ValueError, match="groups must name every row"):
+        inference.permutation_test(KEY, lambda x, y: x.mean() - y.mean(), *rows, groups=groups)
