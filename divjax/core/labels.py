@@ -36,7 +36,10 @@ def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
     if any(isinstance(part, Tracer) for part in labels):
         return jnp.concatenate([jnp.asarray(part) for part in labels])
     pooled = np.concatenate([np.asarray(part) for part in labels])
-    if (pooled != pooled).any() or any(label is None for label in pooled):
+    missing = pooled != pooled  # NaN alone
+    if pooled.dtype == object:
+        missing |= np.array([label is None for label in pooled])
+    if missing.any():
         raise ValueError(f"{name} must name every row; got labels that are NaN or None.")
     numbered = pooled if pooled.dtype == bool else np.unique(pooled, return_inverse=True)[1]
     return jnp.asarray(numbered)

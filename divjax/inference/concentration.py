@@ -92,6 +92,9 @@ def _check(sample: Bounded, confidence: ArrayLike) -> tuple[float, Array, Array,
     if origin:
         values, lower, upper = values - origin, lower - origin, upper - origin
     values, lower, upper = as_arrays(values=values, lower=lower, upper=upper)
+    # Half precision holds the values, but neither sums of them nor their place in the interval.
+    work = jnp.promote_types(values.dtype, jnp.float32)
+    values, lower, upper = (number.astype(work) for number in (values, lower, upper))
     valid = jnp.ones(shape, bool) if mask is None else mask
     return origin, jnp.where(valid, values, lower), lower, upper, valid.astype(values.dtype)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from divjax.core.checks import (
@@ -23,6 +22,7 @@ from divjax.core.keys import own_key
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import as_numbers
 from divjax.core.training import thinned
 from divjax.core.types import Outcome, status_of
 from divjax.ot.barycentric import barycentric_images
@@ -80,7 +80,7 @@ class EntropicFit(Outcome):
         Raises:
             ValueError: if they have another number of features than the samples.
         """
-        points: Any = z if hasattr(z, "dtype") else np.asarray(z)
+        points = as_numbers("z", z, exact=True)
         check_shape("z", points, "k", self.targets.shape[-1])
         return self._images(self.origins.source.subtract(points))
 

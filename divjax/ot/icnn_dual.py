@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
@@ -35,6 +34,7 @@ from divjax.core.keys import own_key
 from divjax.core.networks import BuildICNN, BuildMLP, Network, apply_network, init_network
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import as_numbers
 from divjax.core.training import adam_with_cosine, fit
 from divjax.core.types import Outcome, Status, status_of
 from divjax.ot.gaussian_samples import gaussian_start
@@ -149,7 +149,7 @@ class DualFit(Outcome):
 
     def _relative(self, z: Any, side: str) -> Float[Array, "k d"]:
         """Points of one side, checked, relative to its origin."""
-        points: Any = z if hasattr(z, "dtype") else np.asarray(z)
+        points = as_numbers("z", z, exact=self.origins is not None)
         check_shape("z", points, "k", self.source.shape[0])
         check_matrix(z=points)
         return points if self.origins is None else getattr(self.origins, side).subtract(points)

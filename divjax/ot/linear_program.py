@@ -183,8 +183,10 @@ def solve_program(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
         return _no_plan(costs, Status.INVALID_INPUT)
     if not finite[a > 0].any():
         return _no_plan(costs, Status.NOT_FINITE)
-    # Solvers have tolerances of their own: they get costs of size one and a mass of one.
-    unit = np.abs(costs[finite]).max() or 1.0
+    # Solvers have tolerances of their own: they get costs of size one and a mass of one. Neither
+    # rows without mass nor a few large costs, which forbid pairs, decide on that size.
+    sizes = np.abs(costs[finite & (a[:, None] > 0) & (b > 0)])
+    unit = np.median(sizes[sizes > 0]) if sizes.any() else 1.0
     found = _solve_scaled(costs / unit, a / mass_a, b / mass_b)
     return Program(found.plan * mass_a, found.f * unit, found.g * unit, found.status)
 

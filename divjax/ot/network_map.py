@@ -4,12 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from divjax.core.checks import check_matrix, check_shape
 from divjax.core.networks import Network, apply_network
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import as_numbers
 from divjax.core.types import Outcome, Status
 from divjax.ot.weighted_samples import Origins
 
@@ -83,7 +83,7 @@ class MapFit(Outcome):
         Raises:
             ValueError: if shapes do not fit, or a context is missing or too much.
         """
-        points: Any = z if hasattr(z, "dtype") else np.asarray(z)
+        points = as_numbers("z", z, exact=self.origins is not None)
         check_shape("z", points, "k", self.num_features)
         z = points if self.origins is None else self.origins.source.subtract(points)
         check_matrix(z=z)

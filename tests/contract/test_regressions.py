@@ -203,3 +203,20 @@ def test_labels_that_are_missing(missing):
     rows = np.arange(3.0)[:, None], np.arange(3.0)[:, None]
     with pytest.raises(ValueError, match="groups must name every row"):
         inference.permutation_test(KEY, lambda x, y: x.mean() - y.mean(), *rows, groups=groups)
+
+
+def test_new_points_of_maps_in_whatever_holds_them():
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    small = {"num_steps": 1, "num_checks": 1}
+    methods = (
+        ot.EntropicMap(epsilons=(0.5,), max_iterations=20),
+        ot.MongeMap(start="identity", hidden=(2,), batch_size=4, max_iterations=5, **small),
+        ot.ICNNDual((2,), start_hidden=(2,), num_inner_steps=1, batch_size=4, **small),
+    )
+    for method in methods:
+        found = method.fit(KEY, x, x + 1)
+        expected = found(np.array([[0.0, 1.0]]))
+        for points in ([[0, 1]], pd.DataFrame([[0, 1]]), jnp.array([[0, 1]])):
+            np.testing.assert_allclose(found(points), expected, rtol=1e-6)
+        with pytest.raises(ValueError, match="z must hold real numbers"):
+            found([["a", "b"]])

@@ -101,3 +101,16 @@ def test_weights_in_any_unit():
     np.testing.assert_allclose(found, even, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="a must give at least 2 rows weight"):
         ot.EntropicMap().fit(KEY, X, Y, a=np.eye(len(X))[0])
+
+
+def test_large_costs_that_forbid_pairs_leave_the_others_their_digits():
+    costs = np.abs(RNG.normal(size=(6, 8)))
+    forbidden = costs.copy()
+    forbidden[0, :5] = 1e12
+    truth = least_cost(np.where(forbidden > 1e6, 1e3, costs))  # none of them is used
+    np.testing.assert_allclose(ot.exact(None, None, cost=forbidden).value, truth, rtol=1e-5)
+    # Nor do rows without mass.
+    padded = np.vstack([costs, np.full(8, 1e30)])
+    weights = np.r_[np.full(6, 1 / 6), 0]
+    value = ot.exact(None, None, weights, cost=padded).value
+    np.testing.assert_allclose(value, least_cost(costs), rtol=1e-5)

@@ -180,3 +180,12 @@ def test_an_infinite_statistic():
     test = run(difference, x.at[0].set(jnp.inf))
     assert jnp.isnan(test.p_value)
     assert test.status == 3
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_holds_values_and_no_more(name, dtype):
+    """Bounds of the same numbers, which half precision rounds by less than a hundredth."""
+    values = jnp.linspace(0.2, 0.8, 50)
+    found = BOUNDS[name](values.astype(dtype), 0.0, 1.0)
+    np.testing.assert_allclose(found, BOUNDS[name](values, 0.0, 1.0), atol=1e-2)
