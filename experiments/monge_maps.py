@@ -53,6 +53,7 @@ BENCHMARK_METHODS = (
     "Monge gap",
     "debiased gap",
     "debiased gap, entropic start",
+    "defaults",
 )
 PROTEIN_METHODS = (
     "identity",
@@ -200,6 +201,8 @@ def benchmark_method(settings: Settings, name: str) -> Any:
     """A row's method."""
     if name == "ICNN dual":
         return ot.ICNNDual(num_steps=settings.dual_steps, batch_size=min(256, settings.batch_size))
+    if name == "defaults":
+        return ot.MongeMap()
     options: dict[str, Any] = {
         "epsilon": settings.epsilon,
         "num_steps": settings.num_steps,
