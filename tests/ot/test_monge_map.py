@@ -274,7 +274,7 @@ def test_points_of_another_dimension_raise():
     ("options", "message"),
     [
         ({"gap_kind": "dual"}, "gap_kind must be one of None, debiased"),
-        ({"start": "zero"}, "start must be one of identity, gaussian, entropic"),
+        ({"start": "zero"}, "start must be one of auto, identity, gaussian, entropic"),
         ({"cost": Euclidean(), "structured": True}, "whose ∇h\\* is known"),
         ({"cost": Euclidean(), "start": "entropic"}, "whose ∇h\\* is known"),
         ({"cost": Euclidean(), "symmetry_weight": 1.0}, "symmetry_weight needs structured"),
