@@ -41,13 +41,12 @@ class Turned(nnx.Module):
 
 @pytest.mark.parametrize(("law", "index"), [("normal", 1), ("torn", 2)])
 def test_the_start_is_what_carries_held_out_rows_nearest(law, index):
-    """Gaussians in ten dimensions have an exact linear map; a law torn in two has none near."""
-    dimension = 10 if law == "normal" else 2
-    x, u, z = (normal(seed, 400, dimension) for seed in (4, 5, 6))
-    scales = 2.0 ** jnp.linspace(-1, 1, dimension)
+    """Gaussians have an exact linear map; a law torn in two has none near."""
+    x, u, z = (normal(seed, 400, 4) for seed in (4, 5, 6))
+    scales = 2.0 ** jnp.linspace(-1, 1, 4)
     truth = {
         "normal": lambda x: 1 + scales * x,
-        "torn": lambda x: x + 3 * jnp.sign(x[:, :1]) * jnp.array([1.0, 0.0]),
+        "torn": lambda x: x + 3 * jnp.sign(x[:, :1]) * jnp.eye(4)[0],
     }[law]
     method = MongeMap(num_steps=1, num_checks=1, hidden=(2,), batch_size=32, learning_rate=1e-6)
     found = method.fit(KEY, x, truth(u))
