@@ -26,8 +26,17 @@ __all__ = [
     "as_vectors",
     "as_weights",
     "centered_samples",
+    "owned",
     "two_parts",
 ]
+
+
+def owned(array: Any) -> Any:
+    """The array, or a copy of NumPy's.
+
+    JAX may read NumPy's memory after the call has returned, when its owner has written to it.
+    """
+    return array.copy() if isinstance(array, np.ndarray) else array
 
 
 def as_numbers(name: str, values: Any, *, exact: bool = False) -> Any:
@@ -45,10 +54,7 @@ def as_numbers(name: str, values: Any, *, exact: bool = False) -> Any:
         >>> as_numbers("log_p", [1, 2])
         array([1., 2.])
     """
-    array = values if isinstance(values, jax.Array) else _as_array(name, values)
-    if isinstance(array, np.ndarray):
-        # JAX may read NumPy's memory after the call has returned, when its owner has changed it.
-        array = array.copy()
+    array = values if isinstance(values, jax.Array) else owned(_as_array(name, values))
     dtype = array.dtype
     if _is_extended(array) or jnp.issubdtype(dtype, jnp.floating):
         return array if exact or not _is_extended(array) else array.astype(float)

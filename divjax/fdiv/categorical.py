@@ -30,7 +30,7 @@ from divjax.core.checks import (
 from divjax.core.numerics import in_base, nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import as_arrays, as_numbers
+from divjax.core.samples import as_arrays, as_numbers, owned
 from divjax.fdiv.special import exp_remainder, log1p_over, power_remainder
 
 __all__ = [
@@ -211,7 +211,7 @@ def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Any:
     """Which classes exist, of the values' shape."""
     if mask is None:
         return np.ones(shape, bool)
-    mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    mask = mask if isinstance(mask, jax.Array) else owned(np.asarray(mask))
     try:
         fits = np.broadcast_shapes(mask.shape, shape) == shape and mask.dtype.kind in "biuf"
     except ValueError:
@@ -263,7 +263,7 @@ def _label_log_probs(name: str, labels: Labels) -> _LogProbs:
         indices = np.asarray(indices)
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f"{name} must be integer labels; got {indices.dtype}.")
-    indices = jnp.asarray(indices)
+    indices = jnp.asarray(owned(indices))
     classes = jnp.arange(labels.num_classes)
     return jnp.where(indices[..., None].astype(classes.dtype) == classes, 0.0, -jnp.inf)
 

@@ -18,7 +18,7 @@ from divjax.core.pairwise import (
     squared_distances,
 )
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles
-from divjax.core.samples import as_samples
+from divjax.core.samples import as_samples, owned
 from divjax.core.simplex import min_norm_weights
 from divjax.core.types import summary
 from divjax.flows.aggregators import check_fields, gram
@@ -319,7 +319,7 @@ def hypervolume(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> F
     References:
         Zitzler, Thiele 1998, section 3.
     """
-    points, reference = jnp.asarray(points), jnp.asarray(reference)
+    points, reference = jnp.asarray(owned(points)), jnp.asarray(owned(reference))
     if points.ndim != 2 or points.shape[0] == 0 or reference.shape != points.shape[1:]:
         raise ValueError(
             "points and reference must have shapes (n, k), n > 0, and (k,); "

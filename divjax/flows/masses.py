@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 from divjax.core.checks import check_shape
 from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pytrees import num_particles
-from divjax.core.samples import as_samples, as_weights
+from divjax.core.samples import as_samples, as_weights, owned
 from divjax.core.simplex import are_weights
 
 __all__ = ["checked_masses", "checked_step", "drop_dead", "masses_of", "weighted_sum"]
@@ -47,7 +47,7 @@ def checked_step(
     """
     (x,) = as_samples(x=x)
     check_shape("gradients", gradients, "k", x.shape[0], "d")
-    gradients = jnp.asarray(gradients)
+    gradients = jnp.asarray(owned(gradients))
     if not jnp.issubdtype(gradients.dtype, jnp.floating):
         gradients = gradients.astype(x.dtype)
     return x, checked_masses(weights, x.shape[0], x.dtype), gradients

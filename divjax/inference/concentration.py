@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_below, check_probability
 from divjax.core.numerics import safe_sqrt
-from divjax.core.samples import as_arrays, as_numbers, as_vectors
+from divjax.core.samples import as_arrays, as_numbers, as_vectors, owned
 
 __all__ = [
     "LARGEST_STAKE",
@@ -74,7 +74,7 @@ def _check(sample: Bounded, confidence: ArrayLike) -> tuple[float, Array, Array,
     as_vectors(values=values)
     shape = values.shape
     if mask is not None:
-        mask = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+        mask = mask if isinstance(mask, jax.Array) else owned(np.asarray(mask))
         if mask.shape != shape or not jnp.issubdtype(mask.dtype, jnp.bool_):
             raise ValueError(
                 f"mask must be booleans of shape {shape}; got {mask.dtype} of shape {mask.shape}."

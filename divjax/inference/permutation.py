@@ -20,7 +20,7 @@ from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_traced
-from divjax.core.samples import as_numbers, as_vectors, centered_samples
+from divjax.core.samples import as_numbers, as_vectors, centered_samples, owned
 from divjax.core.types import Status, status_of, summary
 from divjax.fdiv.special import as_floats
 from divjax.inference.rank import keep_order, midranks
@@ -248,7 +248,7 @@ def _as_rows(name: str, sample: Any) -> tuple[Array, bool]:
     if hasattr(sample, "columns"):
         sample = as_numbers(name, sample)
     elif not isinstance(sample, jax.Array):
-        sample = np.array(sample)  # a copy, which nobody changes later
+        sample = owned(np.asarray(sample))
         if sample.dtype.kind not in "fiub" and not jnp.issubdtype(sample.dtype, jnp.floating):
             raise ValueError(
                 f"{name} must hold real numbers; got entries of type {sample.dtype.name}. "

@@ -28,7 +28,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import in_units_of, matmul, nan_unless
 from divjax.core.pairwise import common_center, map_row_blocks
-from divjax.core.samples import as_arrays, as_samples
+from divjax.core.samples import as_arrays, as_samples, owned
 from divjax.ot.costs import PNorm
 from divjax.ot.gaussian import gaussian_wasserstein
 
@@ -237,7 +237,7 @@ def wkd_logits(
     b, c = student.shape
     if c < 3:
         raise ValueError(f"student must have at least three classes; got {c}.")
-    labels = jnp.asarray(labels)
+    labels = jnp.asarray(owned(labels))
     check_shape("labels", labels, b)
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise ValueError(f"labels must be integers; got {jnp.result_type(labels)}.")

@@ -28,7 +28,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import matmul, nan_unless, safe_power, safe_sqrt
 from divjax.core.pytrees import as_pytree, as_traced, pytree
-from divjax.core.samples import as_samples, centered_samples
+from divjax.core.samples import as_samples, centered_samples, owned
 
 __all__ = [
     "Cosine",
@@ -55,7 +55,7 @@ def _floating(**points: ArrayLike) -> list[Array]:
 
     Differences of integers would overflow, and one feature would be broadcast to many.
     """
-    arrays = [jnp.asarray(point) for point in points.values()]
+    arrays = [jnp.asarray(owned(point)) for point in points.values()]
     sizes = [array.shape[-1] if array.ndim else 0 for array in arrays]
     if len(set(sizes)) > 1:
         names = " and ".join(points)

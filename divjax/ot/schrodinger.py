@@ -34,7 +34,7 @@ from divjax.core.keys import own_key
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Center, as_numbers, as_samples
+from divjax.core.samples import Center, as_numbers, as_samples, owned
 from divjax.core.types import Outcome, Status
 from divjax.ot import mixture_potential as mixture
 
@@ -43,7 +43,7 @@ __all__ = ["ConditionalPlan", "SchrodingerBridge"]
 
 def _time(t: Any, dtype: Any) -> Array:
     """Times; not a number where a traced one is outside of [0, 1]."""
-    t = jnp.asarray(t, dtype)
+    t = jnp.asarray(owned(t), dtype)
     return jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
 
 

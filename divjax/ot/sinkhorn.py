@@ -19,7 +19,7 @@ from divjax.core.keys import own_key
 from divjax.core.numerics import if_needed, nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
-from divjax.core.samples import as_samples
+from divjax.core.samples import as_samples, owned
 from divjax.core.types import Outcome, status_of
 from divjax.ot import costs
 from divjax.ot.costs import SqEuclidean
@@ -146,7 +146,7 @@ class SinkhornResult(Outcome):
         Raises:
             ValueError: if v's length is not the plan's.
         """
-        v, size = jnp.asarray(v), self.f.shape[0] if transpose else self.g.shape[0]
+        v, size = jnp.asarray(owned(v)), self.f.shape[0] if transpose else self.g.shape[0]
         if v.ndim not in (1, 2) or v.shape[0] != size:
             raise ValueError(f"v must have {size} rows; got shape {v.shape}.")
         return self._apply(v, transpose=transpose)
