@@ -149,7 +149,7 @@ CASES = {
     ),
     "ot.ICNNDual": Case(
         _fit(ot.ICNNDual((4,), start_hidden=(4,), num_steps=3, num_inner_steps=2, num_checks=1)),
-        lambda fit: fit.validation,
+        lambda fit: fit.squared_distance,
         _not_converged,
         slow=True,
     ),
