@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_full_precision, check_matrix, check_same_features
 from divjax.core.differentiation import refuse_derivatives
@@ -158,11 +159,22 @@ def training_samples(
     return x, y
 
 
-def hold_out(key: Key[Array, ""], rows: Float[Array, "n d"]) -> tuple[Array, Array]:
-    """Rows in random order: those to train on, and a fifth of them, at most 1024, to hold out."""
-    rows = rows[jax.random.permutation(key, rows.shape[0])]
-    size = max(1, min(HELD_OUT_ROWS, rows.shape[0] // 5))
-    return rows[size:], rows[:size]
+def hold_out(
+    key: Key[Array, ""], num_rows: int, weights: Float[Array, " n"] | None = None
+) -> tuple[Int[Array, " k"], Int[Array, " h"]]:
+    """Indices in random order: of the rows to train on, and of a fifth, at most 1024, to hold out.
+
+    Rows with weight are held out in the same proportion as all, and at least one of them.
+    """
+    order = jax.random.permutation(key, num_rows)
+    size = max(1, min(HELD_OUT_ROWS, num_rows // 5))
+    if weights is None:
+        return order[size:], order[:size]
+    # Rows without weight come last, and every so many-th row of all is held out.
+    order = order[jnp.argsort(weights[order] == 0, stable=True)]
+    held = np.arange(size) * num_rows // size
+    train = order[np.delete(np.arange(num_rows), held)]
+    return jax.random.permutation(jax.random.fold_in(key, 1), train), order[held]
 
 
 def row_batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:

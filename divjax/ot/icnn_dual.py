@@ -78,9 +78,9 @@ class DualFit(Outcome):
         build: builds g.
         build_start: builds the other.
         num_search_steps: of the search for x̂, where it is to be exact.
-        losses: the dual objective V of each step's batch.
+        losses: the dual objective V of each step's batch, relative to the means, as the next.
         validation: V of the held-out rows, before the first step and at each check.
-        squared_distance: E|X|² + E|Y|² − 2V of the held-out rows.
+        squared_distance: E|X|² + E|Y|² − 2V of the held-out rows, and what the means add.
         residual: ‖∇f(x̂(y)) − y‖ over ‖y − E Y‖, roots of mean squares over held-out rows; if it is
             not small, x̂ was not found there, V is too small, and the map not to be trusted.
         misfit: the largest Kolmogorov–Smirnov distance, over the features, between images of
@@ -125,7 +125,8 @@ class DualFit(Outcome):
     @jax.jit
     @jax.default_matmul_precision("highest")
     def _potential(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
-        return self.value(self.params, z - self.source)
+        centered = z - self.source
+        return self.value(self.params, centered) + centered @ self.target
 
     def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """T(z) = ∇f(z)."""
@@ -134,7 +135,7 @@ class DualFit(Outcome):
     @jax.jit
     @jax.default_matmul_precision("highest")
     def _image(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        images = self.gradient(self.params, z - self.source)
+        images = self.gradient(self.params, z - self.source) + self.target
         return images if self.origins is None else self.origins.target.add(images)
 
     def inverse(self, y: Float[Array, "k d"]) -> Float[Array, "k d"]:
@@ -144,7 +145,7 @@ class DualFit(Outcome):
     @jax.jit
     @jax.default_matmul_precision("highest")
     def _inverse(self, y: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        points = self.search(self.params, y, self.num_search_steps) + self.source
+        points = self.search(self.params, y - self.target, self.num_search_steps) + self.source
         return points if self.origins is None else self.origins.source.add(points)
 
     def _relative(self, z: Any, side: str) -> Float[Array, "k d"]:
@@ -155,26 +156,26 @@ class DualFit(Outcome):
         return points if self.origins is None else getattr(self.origins, side).subtract(points)
 
     def value(self, params: PyTree[Array], centered: Float[Array, "k d"]) -> Float[Array, " k"]:
-        """The potential with these parameters, of rows less the mean."""
+        """The potential less ⟨mean of y, ·⟩, with these parameters, of rows less their mean."""
         output = apply_network(self.build, params["convex"], centered / self.scale)
         check_shape("the network's output", output, centered.shape[0], 1)
         quadratic = jnp.sum((centered @ params["factor"].T) ** 2, axis=1) / 2
         return centered @ params["linear"] + quadratic + self.scale**2 * output[:, 0]
 
     def gradient(self, params: PyTree[Array], centered: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        """∇f."""
+        """∇f less the mean of y."""
         return jax.grad(lambda rows: jnp.sum(self.value(params, rows)))(centered)
 
     def guess(self, params: PyTree[Array], y: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        """Where x̂(y) − m is looked for first: by the Gaussian map's inverse, and a network."""
-        white = (y - self.target) @ self.inverse_matrix
+        """Where x̂(y) is looked for first: by the Gaussian map's inverse, and a network."""
+        white = y @ self.inverse_matrix
         correction = apply_network(self.build_start, params["start"], white / self.scale)
         return white + self.scale * correction
 
     def search(
         self, params: PyTree[Array], y: Float[Array, "k d"], num_steps: int
     ) -> Float[Array, "k d"]:
-        """x̂(y) − m: the least of φ(x) = f(x) − ⟨x, y⟩, each row by itself.
+        """x̂(y): the least of φ(x) = f(x) − ⟨x, y⟩, each row by itself; all relative to the means.
 
         Steps along A⁻¹∇φ, as long as the last one's curvature asks for (Barzilai, Borwein 1988);
         one that does not lower φ enough is not taken, and a third of it is tried next.
@@ -204,7 +205,7 @@ class DualFit(Outcome):
         rounding = 4 * jnp.finfo(y.dtype).eps
         first = self.guess(params, y)
         # The network may be wrong where it has not been; the Gaussian map's inverse is not far off.
-        plain = (y - self.target) @ self.inverse_matrix
+        plain = y @ self.inverse_matrix
         values = [evaluate(x)[0] for x in (first, plain)]
         x = jnp.where((values[0] <= values[1])[:, None], first, plain)
         x, *_ = jax.lax.fori_loop(0, num_steps, step, (x, *evaluate(x), jnp.ones_like(y[:, 0])))
@@ -319,20 +320,21 @@ class ICNNDual:
         """`fit` after its checks, relative to the samples' origins."""
         split_key, convex_key, start_key, fit_key = jax.random.split(key, 4)
         train, held = split(split_key, samples)
+        dual, params = self._start(convex_key, start_key, train)
+        # Far from zero, the dual's terms would cancel but for their rounding.
+        train, held = (
+            rows._replace(x=rows.x - dual.source, y=rows.y - dual.target) for rows in (train, held)
+        )
         # A row far from all others would rule both sums of the dual.
         x, y = _without_outliers(train)
-        dual, params = self._start(convex_key, start_key, train)
         size = min(self.batch_size, x.shape[0], y.shape[0])
 
         def objective(params: Any, rows: WeightedSamples, num_steps: int) -> tuple[Array, Array]:
-            """V, by whose derivative f moves; and x̂ − m."""
+            """V, by whose derivative f moves; and x̂."""
             found = jax.lax.stop_gradient(dual.search(params, rows.y, num_steps))
-            # ⟨m, y⟩ does not depend on the parameters; with it V is the dual objective itself.
-            inner = jnp.sum((found + dual.source) * rows.y, axis=1)
-            conjugate = mean_over_rows(inner - dual.value(params, found), rows.b)
-            return mean_over_rows(
-                dual.value(params, rows.x - dual.source), rows.a
-            ) + conjugate, found
+            conjugate = jnp.sum(found * rows.y, axis=1) - dual.value(params, found)
+            potential = dual.value(params, rows.x)
+            return mean_over_rows(potential, rows.a) + mean_over_rows(conjugate, rows.b), found
 
         def loss(key: Key[Array, ""], params: Any) -> Float[Array, ""]:
             i, j = (
@@ -362,15 +364,19 @@ class ICNNDual:
         params = trained.params
         value, found = objective(params, held, dual.num_search_steps)
         square = lambda rows, weights: mean_over_rows(jnp.sum(rows**2, axis=1), weights)
-        squared_distance = square(held.x, held.a) + square(held.y, held.b) - 2 * value
+        centered_distance = square(held.x, held.a) + square(held.y, held.b) - 2 * value
+        # E|X + s|² for X − Y relative to the means, whose distance is s.
+        shift = dual.source - dual.target
+        between = mean_over_rows(held.x, held.a) - mean_over_rows(held.y, held.b)
+        squared_distance = centered_distance + shift @ (shift + 2 * between)
         missed = square(dual.gradient(params, found) - held.y, held.b)
-        residual = jnp.sqrt(missed / square(held.y - dual.target, held.b))
-        misfit = _misfit(dual.gradient(params, held.x - dual.source), held)
+        residual = jnp.sqrt(missed / square(held.y, held.b))
+        misfit = _misfit(dual.gradient(params, held.x), held)
         finite = trained.finite & jnp.isfinite(value) & jnp.isfinite(residual)
         failed = (residual > _LARGEST_RESIDUAL) | (misfit > 1)
         # Far apart, both distances are rounded.
         rounding = 16 * jnp.finfo(x.dtype).eps
-        failed |= squared_distance < (1 - rounding) * jnp.maximum(_least_distance(held), 0)
+        failed |= squared_distance < (1 - rounding) * jnp.maximum(_least_distance(held, shift), 0)
         # Of a learning rate that is out of range the start is what is left.
         valid = optimizer is not None or jnp.asarray(self.learning_rate) > 0
         return dataclasses.replace(
@@ -403,7 +409,7 @@ class ICNNDual:
         spread = jnp.sqrt(jnp.mean(mean_over_rows(deviations, train.a)))
         build = BuildICNN(self.hidden) if self.network is None else self.network
         params = {
-            "linear": gaussian.target,
+            "linear": jnp.zeros(d, dtype),
             "factor": (vectors * jnp.sqrt(values)) @ vectors.T,
             "convex": init_network(build, convex_key, d, dtype),
             "start": init_network(BuildMLP(self.start_hidden, d), start_key, d, dtype),
@@ -447,8 +453,10 @@ def _misfit(images: Float[Array, "n d"], held: WeightedSamples) -> Float[Array, 
     return nan_unless(jnp.isfinite(images).all(), jnp.max(distances) / critical)
 
 
-def _least_distance(held: WeightedSamples) -> Float[Array, ""]:
+def _least_distance(held: WeightedSamples, shift: Float[Array, " d"]) -> Float[Array, ""]:
     """The least squared distance that is credible: that of the means, less what is noise.
+
+    The samples are relative to two points, the first of which is `shift` from the second.
 
     V of any convex f bounds the true one from above: a fit below the best translation's value is
     worse than that one. Allowed for are three standard errors of the means, and a tenth of the
@@ -461,5 +469,5 @@ def _least_distance(held: WeightedSamples) -> Float[Array, ""]:
         weights = uniform_weights(rows) if weights is None else weights
         variance = mean_over_rows(jnp.sum((rows - mean) ** 2, axis=1), weights)
         variances, noise = variances + variance, noise + jnp.sum(weights**2) * variance
-    gap = jnp.sqrt(jnp.sum((means[0] - means[1]) ** 2))
+    gap = jnp.sqrt(jnp.sum((means[0] - means[1] + shift) ** 2))
     return jnp.maximum(gap - 3 * jnp.sqrt(noise), 0) ** 2 - 0.1 * variances

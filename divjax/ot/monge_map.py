@@ -38,7 +38,7 @@ from divjax.core.keys import own_key
 from divjax.core.networks import BuildMLP, Network, init_network
 from divjax.core.pytrees import pytree, static
 from divjax.core.standardize import mean_and_scale
-from divjax.core.training import adam_with_cosine, fit, hold_out
+from divjax.core.training import adam_with_cosine, fit
 from divjax.core.types import status_of
 from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
 from divjax.ot.map_objective import MapBatch, MapObjective, MapTerms
@@ -51,6 +51,7 @@ from divjax.ot.weighted_samples import (
     WeightedSamples,
     batch_of_rows,
     normalised,
+    split,
     squares_are_lost,
     uniform_weights,
     weighted_samples,
@@ -234,7 +235,7 @@ class MongeMap:
     ) -> MapFit:
         """`fit` after its checks, relative to the samples' origins."""
         split_key, init_key, jitter_key, held_out_key, fit_key = jax.random.split(key, 5)
-        train, held = _split_each(split_key, samples)
+        train, held = jax.vmap(split, (None, 0))(split_key, samples)
         x, y = train.x, train.y
 
         # The unit of costs, the start, and the network in units of the samples.
@@ -425,20 +426,6 @@ def _problems(x: Any, y: Any, a: Any, b: Any, context: Any) -> tuple[WeightedSam
     x, y, a, b = (each(v) for v in samples)
     of_problems = lambda w: None if w is None else jax.vmap(normalised)(w)
     return WeightedSamples(x, y, of_problems(a), of_problems(b)), origins
-
-
-def _split_each(
-    key: Key[Array, ""], samples: WeightedSamples
-) -> tuple[WeightedSamples, WeightedSamples]:
-    """Every problem's rows to train on and to hold out, the same for all."""
-    x_key, y_key = jax.random.split(key)
-    parts = [
-        (None, None) if v is None else jax.vmap(hold_out, (None, 0))(side_key, v)
-        for side_key, v in zip((x_key, y_key, x_key, y_key), samples, strict=True)
-    ]
-    shares = lambda w: None if w is None else jax.vmap(normalised)(w)
-    train, held = (WeightedSamples(*each) for each in zip(*parts, strict=True))
-    return tuple(z._replace(a=shares(z.a), b=shares(z.b)) for z in (train, held))  # pyright: ignore
 
 
 def _pooled(samples: WeightedSamples) -> WeightedSamples:

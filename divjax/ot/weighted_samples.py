@@ -144,17 +144,15 @@ def without_padding(rows: Float[Array, "n d"], weights: Float[Array, " n"] | Non
 def split(key: Key[Array, ""], samples: WeightedSamples) -> tuple[WeightedSamples, WeightedSamples]:
     """The rows to train on, in random order, and those held out; their weights of sum one again."""
     x_key, y_key = jax.random.split(key)
-    parts = []
-    for side_key, rows, weights in (
-        (x_key, samples.x, samples.a),
-        (y_key, samples.y, samples.b),
-    ):
-        both = hold_out(side_key, rows)
-        of_both = (None, None) if weights is None else hold_out(side_key, weights)
-        parts.append([(z, normalised(w)) for z, w in zip(both, of_both, strict=True)])
-    (x, held_x), (y, held_y) = parts
-    pair = lambda x, y: WeightedSamples(x[0], y[0], x[1], y[1])
-    return pair(x, y), pair(held_x, held_y)
+    of_x = hold_out(x_key, samples.x.shape[0], samples.a)
+    of_y = hold_out(y_key, samples.y.shape[0], samples.b)
+
+    def part(i: Int[Array, " k"], j: Int[Array, " l"]) -> WeightedSamples:
+        a = None if samples.a is None else normalised(samples.a[i])
+        b = None if samples.b is None else normalised(samples.b[j])
+        return WeightedSamples(samples.x[i], samples.y[j], a, b)
+
+    return part(of_x[0], of_y[0]), part(of_x[1], of_y[1])
 
 
 def normalised(weights: Float[Array, " n"] | None) -> Float[Array, " n"] | None:

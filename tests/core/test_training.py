@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from divjax.core.training import fit
+from divjax.core.training import fit, hold_out
 
 
 def test_parameters_that_leave_the_reals_are_flagged():
@@ -86,3 +86,15 @@ def test_checks_are_at_most_one_a_step():
     trained = descend(lambda p: -p, 3, 20)
     assert trained.losses.shape == (3,)
     assert trained.validation.shape == (4,)
+
+
+@pytest.mark.parametrize("num_rows", [2, 4, 8, 23, 100])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1.0])
+def test_rows_with_weight_are_held_out_in_the_same_proportion(num_rows, share):
+    with_weight = max(2, int(share * num_rows))
+    weights = jnp.arange(num_rows) % num_rows < with_weight
+    train, held = jax.jit(hold_out, static_argnums=1)(jax.random.key(0), num_rows, weights * 0.1)
+    assert sorted([*train.tolist(), *held.tolist()]) == list(range(num_rows))
+    assert weights[train].any()
+    assert weights[held].any()
+    assert abs(weights[held].sum() - len(held) * with_weight / num_rows) < 1
