@@ -1,7 +1,9 @@
 """The one way divjax makes a method object: a frozen dataclass that is a JAX pytree."""
 
 import dataclasses
+import functools
 import inspect
+import typing
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, dataclass_transform
 
@@ -71,6 +73,16 @@ def pytree(cls: type[T]) -> type[T]:
     structure = [field.name for field in fields if field.metadata.get("static", False)]
     data = [field.name for field in fields if field.name not in structure]
     keys = [jax.tree_util.GetAttrKey(name) for name in data]
+    no_text = [field.name for field in fields if field.name in data and not _admits_text(field)]
+    initialize = cls.__init__
+
+    @functools.wraps(initialize)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialize(self, *args, **kwargs)
+        for name in no_text:
+            _refuse_text(name, getattr(self, name))
+
+    cls.__init__ = checked  # pyright: ignore[reportAttributeAccessIssue]
 
     def flatten(method: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         values = tuple(getattr(method, name) for name in data)
@@ -82,12 +94,27 @@ def pytree(cls: type[T]) -> type[T]:
 
     def unflatten(statics: tuple[Any, ...], values: Any) -> T:
         named = zip([*structure, *data], [*statics, *values], strict=True)
-        return cls(**dict(named))
+        method = object.__new__(cls)
+        # Leaves of a tree may be anything, such as the labels of a partition.
+        initialize(method, **dict(named))
+        return method
 
     # Not `register_dataclass`: to it trees of two classes are equal if their fields are (jax
     # 0.10.2), and jit may run the code that it compiled for the other.
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
+
+
+def _admits_text(field: dataclasses.Field[Any]) -> bool:
+    """Whether the annotation names `str`, or does not say."""
+    return {str, Any} & {field.type, *typing.get_args(field.type)} != set()
+
+
+def _refuse_text(name: str, value: Any) -> None:
+    """Raise `ValueError` for a text, or a sequence with one."""
+    for entry in value if isinstance(value, (tuple, list)) else (value,):
+        if isinstance(entry, (str, bytes)):
+            raise ValueError(f"{name} cannot be a text; got {entry!r}.")
 
 
 def as_pytree(function: Callable[..., Any]) -> Any:

@@ -9,12 +9,14 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core import linalg
 from divjax.core.checks import (
+    check_callable,
     check_choice,
     check_count,
     check_full_precision,
     check_matrix,
     check_positive,
     check_scalar,
+    check_widths,
 )
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.numerics import matmul, nan_unless
@@ -89,6 +91,9 @@ class NeuralScore:
 
     def __post_init__(self):
         check_choice(tuple(LOSSES), loss=self.loss)
+        check_widths(hidden=self.hidden)
+        if self.network is not None:
+            check_callable(network=self.network)
         check_positive(noise=self.noise, learning_rate=self.learning_rate)
         check_count(0, num_fit_steps=self.num_fit_steps, num_init_steps=self.num_init_steps)
 

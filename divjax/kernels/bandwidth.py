@@ -188,8 +188,7 @@ class MultiScale:
     rule: BandwidthRule = Median()
 
     def __post_init__(self):
-        for scale in self.scales:
-            check_positive(scales=scale)
+        check_positive(scales=self.scales)
 
     def init(self, x: Float[Array, "n d"]) -> Any:
         """The rule's state."""

@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core import linalg, networks, training
 from divjax.core.checks import (
+    check_callable,
     check_count,
     check_nonnegative,
     check_positive,
@@ -381,6 +382,8 @@ class Network:
 
     def __post_init__(self):
         check_widths(hidden=self.hidden)
+        if self.network is not None:
+            check_callable(network=self.network)
         check_positive(learning_rate=self.learning_rate)
         counts = {"num_steps": self.num_steps, "batch_size": self.batch_size}
         check_count(1, **counts, num_checks=self.num_checks)
