@@ -48,10 +48,10 @@ test-exhaustive: $(VENV)/.test  ## what takes minutes to compile
 run-notebooks: $(VENV)/.test
 	cd notebooks && for notebook in *.py; do echo "$$notebook" && PYTHONPATH=.. ../$(BIN)/python $$notebook || exit 1; done
 
-# The contract there takes as long as here: `make test-oldest OLDEST_TESTS=tests/contract`.
-OLDEST_TESTS ?= tests/core/test_linalg.py
+# What is quick of the contract; all of it takes as long as here (OLDEST_TESTS=tests/contract).
+OLDEST_TESTS ?= tests/core/test_linalg.py $(patsubst %,tests/contract/test_%.py,methods kernels inference numpy_memory)
 
-test-oldest:  ## factorisations, or what is named, on the oldest supported Python and its jax
+test-oldest:  ## factorisations and some of the contract on the oldest supported Python and its jax
 ifeq ($(OLDEST_PYTHON),)
 	@echo "test-oldest: no Python 3.11 found, nothing run"
 else
