@@ -34,6 +34,7 @@ from divjax.core.numerics import if_needed, nan_unless
 from divjax.core.samples import as_numbers, centered_samples, two_parts
 from divjax.core.standardize import mean_and_scale
 from divjax.core.types import Estimate, normal_estimate
+from divjax.fdiv.arguments import as_leaves
 from divjax.fdiv.inequalities import Bounds
 from divjax.fdiv.special import (
     as_floats,
@@ -150,7 +151,8 @@ def _check_symmetric(name: str, covariance: Array) -> None:
             )
 
 
-def _whiten(p: Normal, q: Normal) -> _Whitened:
+def _checked(p: Normal, q: Normal) -> tuple[Normal, Normal]:
+    """Both as arguments of a compiled function, NumPy's means in two parts."""
     # Named tuples or not, of whatever holds numbers.
     p, q = (
         Normal(*(as_numbers(name, part) for part in given)) for name, given in (("p", p), ("q", q))
@@ -167,10 +169,22 @@ def _whiten(p: Normal, q: Normal) -> _Whitened:
             f"p and q must have the same dimension; got {jnp.shape(p[0])[0]} and "
             f"{jnp.shape(q[0])[0]}."
         )
-    p_mean, p_covariance, q_mean, q_covariance = as_floats(*p, *q)
-    (p_mean, p_rest), (q_mean, q_rest) = (two_parts(g.mean, p_mean.dtype) for g in (p, q))
-    _check_symmetric("p", p_covariance)
-    _check_symmetric("q", q_covariance)
+    dtype = jnp.result_type(float, *p, *q)
+    p, q = (
+        g._replace(mean=two_parts(g.mean, dtype)) if isinstance(g.mean, np.ndarray) else g
+        for g in (p, q)
+    )
+    _check_symmetric("p", p.covariance)
+    _check_symmetric("q", q.covariance)
+    return p, q
+
+
+def _whiten(p: Normal, q: Normal) -> _Whitened:
+    dtype = jnp.result_type(float, *jax.tree.leaves((p, q)))
+    (p_mean, p_rest), (q_mean, q_rest) = (
+        g.mean if isinstance(g.mean, tuple) else two_parts(g.mean, dtype) for g in (p, q)
+    )
+    p_covariance, q_covariance = (jnp.asarray(g.covariance, dtype) for g in (p, q))
     if max(p_covariance.ndim, q_covariance.ndim) > 1:
         check_full_precision("a full covariance", p_covariance)
     p_root, q_root = _root(p_covariance), _root(q_covariance)
@@ -193,6 +207,12 @@ def _whiten(p: Normal, q: Normal) -> _Whitened:
     )
 
 
+@jax.jit
+@jax.default_matmul_precision("highest")
+def _kl_between(p: Normal, q: Normal) -> Float[Array, ""]:
+    return _kl(_whiten(p, q))
+
+
 def _kl(whitened: _Whitened) -> Float[Array, ""]:
     """½ Σ [λ_i − 1 − log λ_i] + …, every term of it positive."""
     terms = jnp.sum(exp_remainder(whitened.log_variances)) + jnp.sum(whitened.shift**2)
@@ -201,7 +221,6 @@ def _kl(whitened: _Whitened) -> Float[Array, ""]:
     return whitened.finish(terms / 2)
 
 
-@jax.default_matmul_precision("highest")
 def kl(p: Normal, q: Normal) -> Float[Array, ""]:
     """KL(p‖q) = ½ [tr(C_q⁻¹ C_p) − d + log(det C_q/det C_p) + (m_p − m_q)ᵀ C_q⁻¹ (m_p − m_q)].
 
@@ -227,10 +246,9 @@ def kl(p: Normal, q: Normal) -> Float[Array, ""]:
     References:
         Kullback 1959, chapter 9.
     """
-    return _kl(_whiten(p, q))
+    return _kl_between(*_checked(p, q))
 
 
-@jax.default_matmul_precision("highest")
 def renyi(p: Normal, q: Normal, alpha: ArrayLike) -> Float[Array, ""]:
     """The Rényi divergence, ½ α δᵀ C⁻¹ δ − log(det C/(det C_p^{1−α} det C_q^α))/(2(α − 1)).
 
@@ -260,7 +278,16 @@ def renyi(p: Normal, q: Normal, alpha: ArrayLike) -> Float[Array, ""]:
     """
     check_scalar(alpha=alpha)
     check_nonnegative(alpha=alpha)
-    whitened = _whiten(p, q)
+    return _renyi_between(*_checked(p, q), *as_leaves(alpha=alpha))
+
+
+@jax.jit
+@jax.default_matmul_precision("highest")
+def _renyi_between(p: Normal, q: Normal, alpha: ArrayLike) -> Float[Array, ""]:
+    return _renyi(_whiten(p, q), alpha)
+
+
+def _renyi(whitened: _Whitened, alpha: ArrayLike) -> Float[Array, ""]:
     factor, shift = whitened.factor, whitened.shift
     alpha = jnp.asarray(alpha, factor.dtype)
     alpha = nan_unless(alpha >= 0, alpha)
@@ -327,7 +354,13 @@ def bhattacharyya(p: Normal, q: Normal) -> Float[Array, ""]:
     References:
         Kailath 1967.
     """
-    return renyi(p, q, 0.5) / 2
+    return _bhattacharyya(*_checked(p, q))
+
+
+@jax.jit
+@jax.default_matmul_precision("highest")
+def _bhattacharyya(p: Normal, q: Normal) -> Float[Array, ""]:
+    return _renyi(_whiten(p, q), 0.5) / 2
 
 
 def squared_hellinger(p: Normal, q: Normal) -> Float[Array, ""]:
@@ -346,10 +379,14 @@ def squared_hellinger(p: Normal, q: Normal) -> Float[Array, ""]:
         >>> float(squared_hellinger(p, q))  # 1 − e^{−½}
         0.3935
     """
-    return -jnp.expm1(-bhattacharyya(p, q))
+    return _squared_hellinger(*_checked(p, q))
 
 
-@jax.default_matmul_precision("highest")
+@jax.jit
+def _squared_hellinger(p: Normal, q: Normal) -> Float[Array, ""]:
+    return -jnp.expm1(-_bhattacharyya(p, q))
+
+
 def js_bounds(p: Normal, q: Normal) -> Bounds:
     """Bounds on the Jensen–Shannon divergence, which has no closed form between Gaussians.
 
@@ -382,8 +419,13 @@ def js_bounds(p: Normal, q: Normal) -> Bounds:
     References:
         Lin 1991, theorems 2 and 8; Crooks 2008, Jensen's inequality.
     """
-    distance = bhattacharyya(p, q)
-    divergences = jnp.stack([kl(p, q), kl(q, p)])
+    return _js_bounds(*_checked(p, q))
+
+
+@jax.jit
+def _js_bounds(p: Normal, q: Normal) -> Bounds:
+    distance = _bhattacharyya(p, q)
+    divergences = jnp.stack([_kl_between(p, q), _kl_between(q, p)])
     of_coefficient = entropy_deficit(-jnp.expm1(-2 * jnp.maximum(distance, 0)))
     of_divergences = -jnp.mean(log_mixture(-divergences, 0.5))
     return Bounds(
@@ -520,7 +562,7 @@ def reverse_kl_supremum(epsilon: ArrayLike) -> Array:
         Zhang, Liu, Chen, Wang, Li 2023 (the constant 2 of their expansion is 4/3).
     """
     check_nonnegative(epsilon=epsilon)
-    return _reversed_below(*as_floats(epsilon))
+    return _reversed_below(*as_leaves(epsilon=epsilon))
 
 
 def reverse_kl_infimum(minimum: ArrayLike) -> Array:
@@ -545,30 +587,40 @@ def reverse_kl_infimum(minimum: ArrayLike) -> Array:
         Zhang, Liu, Chen, Wang, Li 2023.
     """
     check_nonnegative(minimum=minimum)
-    return _reversed_above(*as_floats(minimum))
+    return _reversed_above(*as_leaves(minimum=minimum))
+
+
+@jax.jit
+def _reversed_below(epsilon: ArrayLike) -> Array:
+    return _lower_reversal(*as_floats(epsilon))
+
+
+@jax.jit
+def _reversed_above(minimum: ArrayLike) -> Array:
+    return _upper_reversal(*as_floats(minimum))
 
 
 @jax.custom_jvp
-def _reversed_below(epsilon: Array) -> Array:
+def _lower_reversal(epsilon: Array) -> Array:
     return exp_remainder(-remainder_root(2 * epsilon, 0)) / 2
 
 
 @jax.custom_jvp
-def _reversed_above(epsilon: Array) -> Array:
+def _upper_reversal(epsilon: Array) -> Array:
     return exp_remainder(-remainder_root(2 * epsilon, -1)) / 2
 
 
 # With δ = log w the chain rule's −(e^{−δ} − 1)/(e^δ − 1) is e^{−δ}, also at 0.
-@_reversed_below.defjvp
+@_lower_reversal.defjvp
 def _(primals, tangents):
     slope = jnp.exp(-remainder_root(2 * primals[0], 0))
-    return _reversed_below(*primals), tangents[0] * slope
+    return _lower_reversal(*primals), tangents[0] * slope
 
 
-@_reversed_above.defjvp
+@_upper_reversal.defjvp
 def _(primals, tangents):
     slope = jnp.exp(-remainder_root(2 * primals[0], -1))
-    return _reversed_above(*primals), tangents[0] * slope
+    return _upper_reversal(*primals), tangents[0] * slope
 
 
 def kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
@@ -597,6 +649,11 @@ def kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
         Zhang, Liu, Chen, Wang, Li 2023.
     """
     check_nonnegative(first=first, second=second)
+    return _kl_triangle_bound(*as_leaves(first=first, second=second))
+
+
+@jax.jit
+def _kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
     first, second = as_floats(first, second)
     upper_1, upper_2 = (remainder_root(2 * value, -1) for value in (first, second))
     inverse_w0 = jnp.exp(-remainder_root(2 * second, 0))

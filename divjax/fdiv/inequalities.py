@@ -13,7 +13,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_at_least
 from divjax.core.numerics import nan_unless, safe_sqrt
-from divjax.core.samples import as_arrays, as_numbers
+from divjax.core.samples import as_arrays
+from divjax.fdiv.arguments import as_leaves
 from divjax.fdiv.special import (
     entropy_deficit,
     log1p_over,
@@ -44,16 +45,20 @@ class Bounds(NamedTuple):
     upper: Float[Array, "..."]
 
 
-def _floats_between(low: float, high: float, **values: Any) -> Array:
-    """The one value as an array; `ValueError` for a Python number outside of [low, high].
-
-    In an array such entries become nan, but those that sums of rounded numbers leave just outside
-    become the range's end.
-    """
+def _between(low: float, high: float, **values: Any) -> Any:
+    """The one value as a compiled function takes it; `ValueError` for a Python number outside."""
     ((name, value),) = values.items()
     if isinstance(value, (int, float)) and not low <= value <= high:
         raise ValueError(f"{name} must be a number in [{low:g}, {high:g}]; got {value}.")
-    (value,) = as_arrays(**{name: value})
+    return as_leaves(**values)[0]
+
+
+def _clamped(low: float, high: float, value: ArrayLike) -> Array:
+    """The value as an array, nan outside of [low, high].
+
+    What sums of rounded numbers leave just outside becomes the range's end.
+    """
+    (value,) = as_arrays(value=value)
     rounding = 64 * jnp.finfo(value.dtype).eps
     value = nan_unless((value >= low - rounding) & (value <= high + rounding), value)
     # Not `clip`, whose derivative at the ends is a half.
@@ -131,6 +136,12 @@ def kl_lower_bound_from_js(gap: ArrayLike | None = None, *, js: ArrayLike | None
     """
     if (gap is None) == (js is None):
         raise ValueError("give exactly one of gap (log 2 − JS) and js; got both or neither.")
+    return _kl_lower_bound_from_js(*as_leaves(gap=gap, js=js))
+
+
+@jax.jit
+def _kl_lower_bound_from_js(gap: ArrayLike | None, js: ArrayLike | None) -> Array:
+    """Of the one that is given."""
     if gap is not None:
         (gap,) = as_arrays(gap=gap)
         inside = (gap > 0) & (gap < _LOG_2)
@@ -164,7 +175,12 @@ def kl_lower_bound_from_tv(tv: ArrayLike) -> Array:
     References:
         Csiszár 1967; Bretagnolle, Huber 1979.
     """
-    tv = _floats_between(0, 1, tv=tv)
+    return _kl_lower_bound_from_tv(_between(0, 1, tv=tv))
+
+
+@jax.jit
+def _kl_lower_bound_from_tv(tv: ArrayLike) -> Array:
+    tv = _clamped(0, 1, tv)
     return jnp.maximum(2 * tv * tv, -jnp.log1p(-tv) - jnp.log1p(tv))
 
 
@@ -187,7 +203,12 @@ def tv_upper_bound_from_kl(kl: ArrayLike) -> Array:
     References:
         Csiszár 1967; Bretagnolle, Huber 1979.
     """
-    kl = _floats_between(0, math.inf, kl=kl)
+    return _tv_upper_bound_from_kl(_between(0, math.inf, kl=kl))
+
+
+@jax.jit
+def _tv_upper_bound_from_kl(kl: ArrayLike) -> Array:
+    kl = _clamped(0, math.inf, kl)
     return safe_sqrt(jnp.minimum(kl / 2, -jnp.expm1(-kl)))
 
 
@@ -209,7 +230,12 @@ def js_bounds_from_tv(tv: ArrayLike) -> Bounds:
     References:
         Lin 1991, theorem 3, above; Cover, Thomas 2006, theorem 2.10.1 (Fano), below.
     """
-    tv = _floats_between(0, 1, tv=tv)
+    return _js_bounds_from_tv(_between(0, 1, tv=tv))
+
+
+@jax.jit
+def _js_bounds_from_tv(tv: ArrayLike) -> Bounds:
+    tv = _clamped(0, 1, tv)
     return Bounds(entropy_deficit(tv * tv), tv * _LOG_2)
 
 
@@ -232,7 +258,12 @@ def js_lower_bound_from_error(error: ArrayLike) -> Array:
     References:
         Cover, Thomas 2006, theorem 2.10.1.
     """
-    error = _floats_between(0, 1, error=error)
+    return _js_lower_bound_from_error(_between(0, 1, error=error))
+
+
+@jax.jit
+def _js_lower_bound_from_error(error: ArrayLike) -> Array:
+    error = _clamped(0, 1, error)
     return entropy_deficit(jnp.square(1 - 2 * error))
 
 
@@ -255,7 +286,12 @@ def tv_bounds_from_hellinger(squared_hellinger: ArrayLike) -> Bounds:
     References:
         Le Cam 1986; Tsybakov 2009, lemma 2.3.
     """
-    squared = _floats_between(0, 1, squared_hellinger=squared_hellinger)
+    return _tv_bounds_from_hellinger(_between(0, 1, squared_hellinger=squared_hellinger))
+
+
+@jax.jit
+def _tv_bounds_from_hellinger(squared: ArrayLike) -> Bounds:
+    squared = _clamped(0, 1, squared)
     return Bounds(squared, safe_sqrt(squared * (2 - squared)))
 
 
@@ -280,13 +316,17 @@ def tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Bounds:
     References:
         Lin, Khetan, Fanti, Oh 2018 (PacGAN), above; Tsybakov 2009, lemma 2.3, below.
     """
-    tv = _floats_between(0, 1, tv=tv)
-    if not isinstance(num_samples, (int, float)):
-        num_samples = as_numbers("num_samples", num_samples)
+    tv = _between(0, 1, tv=tv)
+    (num_samples,) = as_leaves(num_samples=num_samples)
     check_at_least(1, num_samples=num_samples)
-    if not isinstance(num_samples, (int, float)):
-        num_samples = jnp.asarray(num_samples, tv.dtype)
-        num_samples = nan_unless(num_samples >= 1, num_samples)
+    return _tv_bounds_of_product(tv, num_samples)
+
+
+@jax.jit
+def _tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Bounds:
+    tv = _clamped(0, 1, tv)
+    num_samples = jnp.asarray(num_samples, tv.dtype)
+    num_samples = nan_unless(num_samples >= 1, num_samples)
     lower = jnp.maximum(tv, _one_minus_power(tv * tv, num_samples / 2))
     return Bounds(lower, _one_minus_power(tv, num_samples))
 
@@ -316,7 +356,12 @@ def auc_upper_bound_from_tv(tv: ArrayLike) -> Array:
         >>> float(auc_upper_bound_from_tv(0.5))
         0.875
     """
-    tv = _floats_between(0, 1, tv=tv)
+    return _auc_upper_bound_from_tv(_between(0, 1, tv=tv))
+
+
+@jax.jit
+def _auc_upper_bound_from_tv(tv: ArrayLike) -> Array:
+    tv = _clamped(0, 1, tv)
     return 0.5 + tv * (1 - tv / 2)
 
 
@@ -336,6 +381,11 @@ def tv_lower_bound_from_auc(auc: ArrayLike) -> Array:
         >>> float(tv_lower_bound_from_auc(0.875)), float(tv_lower_bound_from_auc(0.125))
         (0.5, 0.5)
     """
-    auc = _floats_between(0, 1, auc=auc)
+    return _tv_lower_bound_from_auc(_between(0, 1, auc=auc))
+
+
+@jax.jit
+def _tv_lower_bound_from_auc(auc: ArrayLike) -> Array:
+    auc = _clamped(0, 1, auc)
     excess = jnp.abs(2 * auc - 1)
     return excess / (1 + safe_sqrt(1 - excess))

@@ -1,24 +1,29 @@
 """KL(p‖q) from log-probabilities of samples of p: values, and losses with the right gradient."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.samples import as_arrays
+from divjax.fdiv.arguments import as_leaves
 from divjax.fdiv.special import exp_remainder
 
 __all__ = ["sampled_kl", "sampled_kl_surrogate"]
 
 
-def _log_ratios(
+def _checked(
     log_p: Float[ArrayLike, "..."], log_q: Float[ArrayLike, "..."], estimator: str
-) -> tuple[Array, Array]:
+) -> tuple[Any, Any]:
     if estimator not in ("k1", "k2", "k3"):
         raise ValueError(f'estimator must be "k1", "k2" or "k3"; got {estimator!r}.')
-    log_p, log_q = as_arrays(log_p=log_p, log_q=log_q)
-    if log_p.shape != log_q.shape:
+    log_p, log_q = as_leaves(log_p=log_p, log_q=log_q)
+    if jnp.shape(log_p) != jnp.shape(log_q):
         raise ValueError(
-            f"log_p and log_q must have the same shape; got {log_p.shape} and {log_q.shape}."
+            f"log_p and log_q must have the same shape; got {jnp.shape(log_p)} and "
+            f"{jnp.shape(log_q)}."
         )
     return log_p, log_q
 
@@ -62,7 +67,12 @@ def sampled_kl(
     References:
         Schulman 2020, Approximating KL divergence: k1, k2, k3.
     """
-    log_p, log_q = _log_ratios(log_p, log_q, estimator)
+    return _sampled_kl(*_checked(log_p, log_q, estimator), estimator)
+
+
+@functools.partial(jax.jit, static_argnames="estimator")
+def _sampled_kl(log_p: ArrayLike, log_q: ArrayLike, estimator: str) -> Float[Array, "..."]:
+    log_p, log_q = as_arrays(log_p=log_p, log_q=log_q)
     log_r = log_q - log_p
     if estimator == "k1":
         return -log_r
@@ -102,9 +112,14 @@ def sampled_kl_surrogate(
     References:
         Schulman 2020, Approximating KL divergence: the values. Williams 1992: the score function.
     """
-    log_p, log_q = _log_ratios(log_p, log_q, estimator)
+    return _surrogate(*_checked(log_p, log_q, estimator), estimator)
+
+
+@functools.partial(jax.jit, static_argnames="estimator")
+def _surrogate(log_p: ArrayLike, log_q: ArrayLike, estimator: str) -> Float[Array, "..."]:
+    log_p, log_q = as_arrays(log_p=log_p, log_q=log_q)
     stop = jax.lax.stop_gradient
-    value = stop(sampled_kl(log_p, log_q, estimator))
+    value = stop(_sampled_kl(log_p, log_q, estimator))
     # Terms that are zero, and whose derivatives are those above.
     score = stop(log_p - log_q) * (log_p - stop(log_p))
     return value + score - (log_q - stop(log_q))
