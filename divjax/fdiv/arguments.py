@@ -7,32 +7,59 @@ them into arrays: outside of it each conversion would be a program of its own.
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from divjax.core.samples import as_numbers
 
-__all__ = ["as_leaves"]
+__all__ = ["as_leaves", "as_optional_leaf", "vector_leaves"]
 
 
 def as_leaves(**numbers: Any) -> tuple[Any, ...]:
     """Numbers as arguments of a compiled function, in which `as_arrays` makes arrays of them.
 
     Args:
-        **numbers: by the names that messages shall use: what `as_arrays` takes, or None.
+        **numbers: by the names that messages shall use: what `as_arrays` takes.
 
     Returns:
-        JAX arrays and None as they are, Python's numbers as its floats (traced, with a weak type),
-        NumPy arrays of anything else, floating-point.
+        JAX arrays as they are, Python's numbers as its floats (traced, with a weak type), NumPy
+        arrays of anything else, floating-point.
 
     Raises:
         ValueError: if one does not hold real numbers.
 
     Example:
-        >>> as_leaves(log_p=[1, 2], scale=2, base=None)
-        (array([1., 2.]), 2.0, None)
+        >>> as_leaves(log_p=[1, 2], scale=2)
+        (array([1., 2.]), 2.0)
     """
-    return tuple(_as_leaf(name, value) for name, value in numbers.items())
+    return tuple(
+        float(value) if isinstance(value, (int, float)) else as_numbers(name, value)
+        for name, value in numbers.items()
+    )
 
 
-def _as_leaf(name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    return float(value) if isinstance(value, (int, float)) else as_numbers(name, value)
+def as_optional_leaf(**number: Any) -> Any:
+    """The one number as a leaf; None, which is no leaf, if it is not given.
+
+    Example:
+        >>> as_optional_leaf(base=2), as_optional_leaf(base=None)
+        (2.0, None)
+    """
+    ((name, value),) = number.items()
+    return None if value is None else as_leaves(**{name: value})[0]
+
+
+def vector_leaves(**vectors: Any) -> tuple[Any, ...]:
+    """`as_leaves` of non-empty vectors.
+
+    Raises:
+        ValueError: if one is no non-empty vector of real numbers.
+
+    Example:
+        >>> vector_leaves(scores=[1, 2])
+        (array([1., 2.]),)
+    """
+    leaves = as_leaves(**vectors)
+    for name, leaf in zip(vectors, leaves, strict=True):
+        if jnp.ndim(leaf) != 1 or not jnp.size(leaf):
+            raise ValueError(f"{name} must be a non-empty vector; got shape {jnp.shape(leaf)}.")
+    return leaves

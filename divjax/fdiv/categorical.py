@@ -10,6 +10,7 @@ gradients are finite even there (those of the finite terms). A distribution with
 divergence: nan.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -21,16 +22,19 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core.checks import (
+    check_base,
     check_count,
     check_nonnegative,
     check_positive,
     check_scalar,
+    check_shape,
     check_weights,
 )
 from divjax.core.numerics import in_base, nan_unless
 from divjax.core.pairwise import map_row_blocks
-from divjax.core.pytrees import pytree, static
+from divjax.core.pytrees import TracedFunction, as_traced, pytree, static
 from divjax.core.samples import as_arrays, as_numbers, owned
+from divjax.fdiv.arguments import as_leaves, as_optional_leaf
 from divjax.fdiv.special import exp_remainder, log1p_over, power_remainder
 
 __all__ = [
@@ -165,37 +169,104 @@ def log_probs(distribution: Distribution, *, axis: int = -1) -> _LogProbs:
         >>> log_probs(jnp.array([1.0, 0.0])).tolist()
         [0.0, -inf]
     """
-    return jnp.moveaxis(_log_probs("distribution", distribution, axis), -1, axis)
+    return _evaluate(_itself, {"distribution": distribution}, axis, None, per_class=True)
 
 
-def _log_probs(name: str, distribution: Distribution, axis: int) -> _LogProbs:
-    """`log_probs` with the classes on the last axis."""
+@pytree
+class _Probabilities:
+    """Probabilities, and whether it is known that they sum to one."""
+
+    values: ArrayLike
+    known: bool = static()
+
+
+_Given: TypeAlias = _Probabilities | Logits | Weights | Labels
+
+
+def _checked(name: str, distribution: Distribution, axis: int) -> _Given:
+    """The distribution as an argument of a compiled function."""
     if isinstance(distribution, Labels):
-        return _label_log_probs(name, distribution)
+        return Labels(_indices(name, distribution.values), distribution.num_classes)
     is_array = not isinstance(distribution, (Logits, Weights))
-    given = Weights(distribution) if is_array else distribution
-    values = as_numbers(name, given.values)
+    values = as_numbers(name, distribution if is_array else distribution.values)
     if not -values.ndim <= axis < values.ndim or values.shape[axis] == 0:
         raise ValueError(
             f"{name} must have a non-empty axis {axis} of classes; got shape {values.shape}."
         )
-    exists = _mask(name, given.mask, values.shape)
-    if isinstance(given, Logits):
-        values = _shifted(values, exists, axis)
-    values = jnp.asarray(values)
-    exists = jnp.moveaxis(jnp.asarray(exists), axis, -1)
-    values = jnp.moveaxis(values, axis, -1)
-    valid = _sums_to_one(name, values) if is_array else True
+    if is_array:
+        return _Probabilities(values, known=_are_probabilities(name, values, axis))
+    mask = _mask(name, distribution.mask, values.shape)
+    if isinstance(distribution, Logits):
+        check_scalar(temperature=distribution.temperature)
+        (temperature,) = as_leaves(temperature=distribution.temperature)
+        return Logits(_shifted(values, mask, axis), temperature, mask)
+    check_scalar(smoothing=distribution.smoothing)
+    (smoothing,) = as_leaves(smoothing=distribution.smoothing)
+    return Weights(values, smoothing, mask)
+
+
+def _evaluate(
+    function: Callable[..., Array],
+    distributions: dict[str, Distribution],
+    axis: int,
+    base: ArrayLike | None,
+    *parameters: Any,
+    per_class: bool = False,
+) -> Array:
+    """`function(*log_probs, *parameters)` as one program, once its arguments are checked.
+
+    Args:
+        function: of log-probabilities with the classes last; one of this module's own.
+        distributions: by the names that messages shall use.
+        axis: of the classes.
+        base: of the logarithm.
+        *parameters: leaves.
+        per_class: whether the value keeps the axis of classes.
+    """
+    check_base(base)
+    given = tuple(_checked(name, each, axis) for name, each in distributions.items())
+    base = as_optional_leaf(base=base)
+    return _computed(function, given, parameters, base, axis=axis, per_class=per_class)
+
+
+@functools.partial(jax.jit, static_argnames=("function", "axis", "per_class"))
+def _computed(
+    function: Callable[..., Array],
+    given: tuple[_Given, ...],
+    parameters: tuple[Any, ...],
+    base: ArrayLike | None,
+    *,
+    axis: int,
+    per_class: bool,
+) -> Array:
+    value = in_base(function(*_aligned(given, axis), *parameters), base)
+    return jnp.moveaxis(value, -1, axis) if per_class else value
+
+
+def _itself(log_p: _LogProbs) -> _LogProbs:
+    return log_p
+
+
+def _log_probs(given: _Given, axis: int) -> _LogProbs:
+    """`log_probs` with the classes on the last axis."""
+    if isinstance(given, Labels):
+        return _label_log_probs(given)
+    values = jnp.moveaxis(jnp.asarray(given.values), axis, -1)
+    exists, valid = jnp.ones(values.shape, bool), True
+    if isinstance(given, _Probabilities):
+        valid = given.known or _sum_to_one(values)
+    elif given.mask is not None:
+        mask = jnp.broadcast_to(jnp.asarray(given.mask).astype(bool), jnp.shape(given.values))
+        exists = jnp.moveaxis(mask, axis, -1)
     if isinstance(given, Logits):
         exists = exists & (values != -jnp.inf)
         # What does not exist is replaced before any arithmetic, or 0 · inf enters the gradient.
-        check_scalar(temperature=given.temperature)
         temperature = jnp.asarray(given.temperature, values.dtype)
         logits = jnp.where(exists, values, 0) / nan_unless(temperature > 0, temperature)
     else:
-        check_scalar(smoothing=given.smoothing)
-        smoothing = jnp.asarray(given.smoothing, values.dtype)
-        values = values + nan_unless(smoothing >= 0, smoothing)
+        if isinstance(given, Weights):
+            smoothing = jnp.asarray(given.smoothing, values.dtype)
+            values = values + nan_unless(smoothing >= 0, smoothing)
         exists = exists & (values != 0)
         logits = jnp.log(jnp.where(exists, values, 1))
     # Where nothing exists the sum runs over everything, lest it be log 0.
@@ -208,9 +279,9 @@ def _log_probs(name: str, distribution: Distribution, axis: int) -> _LogProbs:
 
 
 def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Any:
-    """Which classes exist, of the values' shape."""
+    """Which classes exist, to be broadcast to the values' shape; None for all."""
     if mask is None:
-        return np.ones(shape, bool)
+        return None
     mask = mask if isinstance(mask, jax.Array) else owned(np.asarray(mask))
     try:
         fits = np.broadcast_shapes(mask.shape, shape) == shape and mask.dtype.kind in "biuf"
@@ -221,32 +292,30 @@ def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Any:
             f"the mask of {name} must hold booleans of a shape that broadcasts to {shape}; "
             f"got {mask.dtype} of shape {mask.shape}."
         )
-    broadcast = jnp if isinstance(mask, jax.Array) else np
-    return broadcast.broadcast_to(mask.astype(bool), shape)
+    return mask
 
 
-def _shifted(logits: Any, exists: Any, axis: int) -> Any:
+def _shifted(logits: Any, mask: Any, axis: int) -> Any:
     """Logits relative to their largest, before NumPy's float64 is rounded to float32."""
-    if not isinstance(logits, np.ndarray) or isinstance(exists, jax.Array):
+    if not isinstance(logits, np.ndarray) or isinstance(mask, jax.Array):
         return logits
-    counted = exists & np.isfinite(logits)
+    counted = np.isfinite(logits)
+    if mask is not None:
+        counted = counted & mask.astype(bool)
     top = np.max(logits, axis=axis, keepdims=True, where=counted, initial=-np.inf)
     return logits - np.where(np.isfinite(top), top, 0)
 
 
-def _sums_to_one(name: str, values: _LogProbs) -> Any:
-    """Which rows are probabilities; `ValueError` for concrete ones that are not.
+def _are_probabilities(name: str, values: Any, axis: int) -> bool:
+    """Whether they are known and probabilities; `ValueError` if they are known and are not.
 
     NaN entries pass: they show in the result.
     """
-    # Rounded, as published tables are, and sums of half precision.
-    tolerance = max(1e-4, float(jnp.finfo(values.dtype).eps) ** 0.5)
     if isinstance(values, Tracer):
-        sums = jnp.sum(values, axis=-1, keepdims=True, dtype=jnp.promote_types(values, jnp.float32))
-        return (jnp.abs(sums - 1) <= tolerance) & jnp.all(values >= 0, axis=-1, keepdims=True)
+        return False
     numbers = np.asarray(values, np.float64)
-    sums = numbers.sum(axis=-1)
-    wrong = (np.abs(sums - 1) > tolerance) | (numbers < 0).any(axis=-1)
+    sums = numbers.sum(axis=axis)
+    wrong = (np.abs(sums - 1) > _tolerance(values)) | (numbers < 0).any(axis=axis)
     if wrong.any():
         raise ValueError(
             f"{name} must be non-negative probabilities that sum to one; got a sum of "
@@ -256,34 +325,46 @@ def _sums_to_one(name: str, values: _LogProbs) -> Any:
     return True
 
 
-def _label_log_probs(name: str, labels: Labels) -> _LogProbs:
-    indices = labels.values
+def _sum_to_one(values: _LogProbs) -> Bool[Array, "*batch 1"]:
+    """Which rows are probabilities."""
+    sums = jnp.sum(values, axis=-1, keepdims=True, dtype=jnp.promote_types(values, jnp.float32))
+    near = jnp.abs(sums - 1) <= _tolerance(values)
+    return near & jnp.all(values >= 0, axis=-1, keepdims=True)
+
+
+def _tolerance(values: Any) -> float:
+    """How far from one sums may be: rounded, as published tables are, and of half precision."""
+    dtype = jax.dtypes.canonicalize_dtype(values.dtype)
+    return max(1e-4, float(jnp.finfo(dtype).eps) ** 0.5)
+
+
+def _indices(name: str, indices: Any) -> Any:
+    """Labels as arrays of integers."""
     if not isinstance(indices, jax.Array):
         as_numbers(name, indices)  # refuses what is none
-        indices = np.asarray(indices)
+        indices = owned(np.asarray(indices))
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f"{name} must be integer labels; got {indices.dtype}.")
-    indices = jnp.asarray(owned(indices))
-    classes = jnp.arange(labels.num_classes)
+    return indices
+
+
+def _label_log_probs(labels: Labels) -> _LogProbs:
+    indices, classes = jnp.asarray(labels.values), jnp.arange(labels.num_classes)
     return jnp.where(indices[..., None].astype(classes.dtype) == classes, 0.0, -jnp.inf)
 
 
-def _aligned(axis: int = -1, **distributions: Distribution) -> tuple[_LogProbs, ...]:
+def _aligned(given: Sequence[_Given], axis: int) -> tuple[_LogProbs, ...]:
     """Log-probabilities with the classes last, once their shapes fit."""
-    logs = tuple(_log_probs(name, given, axis) for name, given in distributions.items())
+    logs = tuple(_log_probs(each, axis) for each in given)
     # Labels have no dtype of their own.
-    floats = [
-        log
-        for log, given in zip(logs, distributions.values(), strict=True)
-        if not isinstance(given, Labels)
-    ]
+    floats = [log for log, each in zip(logs, given, strict=True) if not isinstance(each, Labels)]
     dtype = jnp.result_type(*(floats or logs))
     logs = tuple(log.astype(dtype) for log in logs)
     _check_alike(logs)
     return logs
 
 
-def _check_alike(logs: Sequence[_LogProbs]) -> None:
+def _check_alike(logs: Sequence[Any]) -> None:
     shapes = [log.shape for log in logs]
     try:
         jnp.broadcast_shapes(*shapes)
@@ -379,7 +460,7 @@ def kl(
     References:
         Kullback, Leibler 1951.
     """
-    return in_base(_relative_entropy(*_aligned(axis, p=p, q=q)), base)
+    return _evaluate(_relative_entropy, {"p": p, "q": q}, axis, base)
 
 
 def generalized_kl(
@@ -412,14 +493,22 @@ def generalized_kl(
     References:
         Csiszár 1975: the I-divergence.
     """
-    logs = []
-    for name, mass in zip("pq", as_arrays(p=p, q=q), strict=True):
+    p, q = as_leaves(p=p, q=q)
+    for name, mass in (("p", p), ("q", q)):
         if not isinstance(mass, Tracer) and (np.asarray(mass) < 0).any():
             raise ValueError(f"{name} must be non-negative; got {np.asarray(mass).min()}.")
-        if not -mass.ndim <= axis < mass.ndim or mass.shape[axis] == 0:
+        shape = jnp.shape(mass)
+        if not -len(shape) <= axis < len(shape) or shape[axis] == 0:
             raise ValueError(
-                f"{name} must have a non-empty axis {axis} of classes; got shape {mass.shape}."
+                f"{name} must have a non-empty axis {axis} of classes; got shape {shape}."
             )
+    return _generalized_kl(p, q, axis=axis)
+
+
+@functools.partial(jax.jit, static_argnames="axis")
+def _generalized_kl(p: ArrayLike, q: ArrayLike, *, axis: int) -> Float[Array, "*batch"]:
+    logs = []
+    for mass in as_arrays(p=p, q=q):
         mass = jnp.moveaxis(mass, axis, -1)
         logs.append(jnp.where(mass == 0, -jnp.inf, jnp.log(jnp.where(mass == 0, 1, mass))))
     _check_alike(logs)
@@ -465,7 +554,10 @@ def renyi(
     check_scalar(alpha=alpha)
     if isinstance(alpha, (int, float)) and not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be a finite number of at least 0; got {alpha}.")
-    log_p, log_q = _aligned(axis, p=p, q=q)
+    return _evaluate(_renyi, {"p": p, "q": q}, axis, base, *as_leaves(alpha=alpha))
+
+
+def _renyi(log_p: _LogProbs, log_q: _LogProbs, alpha: ArrayLike) -> Float[Array, "*batch"]:
     order = jnp.asarray(alpha, log_p.dtype)
     order = nan_unless((order >= 0) & (order < jnp.inf), order)
     in_p, safe_p, p_values = _present(log_p)
@@ -492,7 +584,7 @@ def renyi(
     infinite = (order >= 1) & jnp.any(in_p & ~in_q, axis=-1)
     value = jnp.where(infinite | ~jnp.any(both, axis=-1), jnp.inf, value)
     value = jnp.where(jnp.isnan(order) | jnp.isnan(log_p + log_q).any(-1), jnp.nan, value)
-    return in_base(nan_unless(_have_classes(log_p, log_q), value), base)
+    return nan_unless(_have_classes(log_p, log_q), value)
 
 
 def _log_sum_exp(x: _LogProbs) -> Float[Array, "*batch"]:
@@ -513,8 +605,7 @@ def reverse_kl(
         >>> round(float(reverse_kl(jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0]))), 4)
         0.6931
     """
-    log_p, log_q = _aligned(axis, p=p, q=q)
-    return in_base(_relative_entropy(log_q, log_p), base)
+    return _evaluate(_relative_entropy, {"q": q, "p": p}, axis, base)
 
 
 def kl_map(
@@ -540,13 +631,15 @@ def kl_map(
         >>> kl_map(jnp.array([0.5, 0.5, 0.0]), jnp.array([0.25, 0.5, 0.25])).round(4).tolist()
         [0.3466, 0.0, 0.0]
     """
-    log_p, log_q = _aligned(axis, p=p, q=q)
+    return _evaluate(_kl_map, {"p": p, "q": q}, axis, base, per_class=True)
+
+
+def _kl_map(log_p: _LogProbs, log_q: _LogProbs) -> Float[Array, "*batch c"]:
     in_p, safe_p, probabilities = _present(log_p)
     in_q, safe_q, _ = _present(log_q)
     terms = probabilities * (safe_p - safe_q)
     terms = jnp.where(in_p & in_q, terms, jnp.where(in_p, jnp.inf, 0))
-    terms = nan_unless(_have_classes(log_p, log_q)[..., None], terms)
-    return in_base(jnp.moveaxis(terms, -1, axis), base)
+    return nan_unless(_have_classes(log_p, log_q)[..., None], terms)
 
 
 def skew_kl(
@@ -582,12 +675,15 @@ def skew_kl(
     check_scalar(alpha=alpha)
     if isinstance(alpha, (int, float)) and not 0 <= alpha < 1:
         raise ValueError(f"alpha must lie in [0, 1); got {alpha}.")
-    log_p, log_q = _aligned(axis, p=p, q=q)
+    return _evaluate(_skew_kl, {"p": p, "q": q}, axis, base, *as_leaves(alpha=alpha))
+
+
+def _skew_kl(log_p: _LogProbs, log_q: _LogProbs, alpha: ArrayLike) -> Float[Array, "*batch"]:
     share = jnp.asarray(alpha, log_p.dtype)
     share = nan_unless((share >= 0) & (share < 1), share)
     mixture = _log_mixture(jnp.stack([share, 1 - share]), (log_p, log_q))
     value = _relative_entropy(log_p, mixture)
-    return in_base(nan_unless(_have_classes(log_p, log_q), value), base)
+    return nan_unless(_have_classes(log_p, log_q), value)
 
 
 def jensen_shannon(
@@ -629,25 +725,27 @@ def jensen_shannon(
         raise ValueError(
             f"jensen_shannon takes two or more distributions; got {len(distributions)}."
         )
-    names = (f"distributions[{index}]" for index in range(len(distributions)))
-    logs = _aligned(axis, **dict(zip(names, distributions, strict=True)))
-    count, dtype = len(logs), jnp.result_type(*logs)
-    shares = jnp.ones(count, dtype)
-    if weights is not None:
-        shares = as_arrays(weights=weights)[0].astype(dtype)
-        if shares.shape != (count,):
-            raise ValueError(f"weights must have shape ({count},); got shape {shares.shape}.")
+    shares = as_optional_leaf(weights=weights)
+    if shares is not None:
+        check_shape("weights", shares, len(distributions))
         check_weights("weights", shares)
+    named = {f"distributions[{index}]": each for index, each in enumerate(distributions)}
+    return _evaluate(_jensen_shannon, named, axis, base, shares)
+
+
+def _jensen_shannon(*logs_and_weights: Any) -> Float[Array, "*batch"]:
+    *logs, weights = logs_and_weights
+    count, dtype = len(logs), jnp.result_type(*logs)
+    shares = jnp.ones(count, dtype) if weights is None else jnp.asarray(weights, dtype)
     shares = nan_unless(jnp.all(shares >= 0), shares / jnp.sum(shares))
-    mixture = _log_mixture(shares, logs)
+    mixture = _log_mixture(shares, tuple(logs))
     divergences = jnp.stack(
         jnp.broadcast_arrays(*(_relative_entropy(log, mixture) for log in logs))
     )
     # A distribution of no weight may lie outside of the mixture's support: 0 · inf.
     column = shares.reshape(count, *(1,) * (divergences.ndim - 1))
     outside = (column == 0) & (divergences == jnp.inf)
-    value = jnp.sum(column * jnp.where(outside, 0, divergences), axis=0)
-    return in_base(value, base)
+    return jnp.sum(column * jnp.where(outside, 0, divergences), axis=0)
 
 
 def total_variation(p: Distribution, q: Distribution, *, axis: int = -1) -> Float[Array, "*batch"]:
@@ -660,7 +758,10 @@ def total_variation(p: Distribution, q: Distribution, *, axis: int = -1) -> Floa
         >>> float(total_variation(jnp.array([1.0, 0.0]), jnp.array([0.5, 0.5])))
         0.5
     """
-    log_p, log_q = _aligned(axis, p=p, q=q)
+    return _evaluate(_total_variation, {"p": p, "q": q}, axis, None)
+
+
+def _total_variation(log_p: _LogProbs, log_q: _LogProbs) -> Float[Array, "*batch"]:
     return _total(0.5 * jnp.abs(_present(log_p)[2] - _present(log_q)[2]), log_p, log_q)
 
 
@@ -674,7 +775,10 @@ def squared_hellinger(
         >>> float(squared_hellinger(jnp.array([1.0, 0.0]), jnp.array([0.25, 0.75])))
         0.5
     """
-    log_p, log_q = _aligned(axis, p=p, q=q)
+    return _evaluate(_squared_hellinger, {"p": p, "q": q}, axis, None)
+
+
+def _squared_hellinger(log_p: _LogProbs, log_q: _LogProbs) -> Float[Array, "*batch"]:
     difference = _present(0.5 * log_p)[2] - _present(0.5 * log_q)[2]
     return _total(0.5 * jnp.square(difference), log_p, log_q)
 
@@ -691,11 +795,14 @@ def cross_entropy(
         >>> round(float(cross_entropy(jnp.array([1.0, 0.0]), jnp.array([0.25, 0.75]))), 4)
         1.3863
     """
-    log_p, log_q = _aligned(axis, p=p, q=q)
+    return _evaluate(_cross_entropy, {"p": p, "q": q}, axis, base)
+
+
+def _cross_entropy(log_p: _LogProbs, log_q: _LogProbs) -> Float[Array, "*batch"]:
     in_p, _, probabilities = _present(log_p)
     in_q, safe_q, _ = _present(log_q)
     terms = jnp.where(in_p & in_q, -probabilities * safe_q, jnp.where(in_p, jnp.inf, 0))
-    return in_base(_total(terms, log_p, log_q), base)
+    return _total(terms, log_p, log_q)
 
 
 def entropy(
@@ -708,7 +815,11 @@ def entropy(
         >>> round(float(entropy(jnp.array([0.5, 0.5, 0.0]))), 4)
         0.6931
     """
-    return cross_entropy(p, p, axis=axis, base=base)
+    return _evaluate(_entropy, {"p": p}, axis, base)
+
+
+def _entropy(log_p: _LogProbs) -> Float[Array, "*batch"]:
+    return _cross_entropy(log_p, log_p)
 
 
 def pairwise(
@@ -732,13 +843,26 @@ def pairwise(
         >>> pairwise(total_variation, jnp.eye(2), jnp.array([[0.5, 0.5]])).tolist()
         [[0.5], [0.5]]
     """
-    log_ps, log_qs = _log_probs("ps", ps, -1), _log_probs("qs", qs, -1)
+    log_ps, log_qs = _families(_checked("ps", ps, -1), _checked("qs", qs, -1))
     for name, logs in {"ps": log_ps, "qs": log_qs}.items():
         if logs.ndim != 2:
             raise ValueError(f"{name} must hold distributions in rows; got shape {logs.shape}.")
         if not logs.shape[0]:
             raise ValueError(f"{name} must hold at least one distribution; got shape {logs.shape}.")
-    _check_alike([log_ps[0], log_qs[0]])
-    return map_row_blocks(
-        lambda rows: divergence(Logits(rows[:, None]), Logits(log_qs)), log_qs.size, log_ps
-    )
+    row = jax.ShapeDtypeStruct(log_ps.shape[1:], log_ps.dtype)
+    _check_alike([row, log_qs])
+    of_row = lambda log_p, log_qs: divergence(Logits(log_p), Logits(log_qs))
+    return _by_rows(as_traced(of_row, row, log_qs), log_ps, log_qs)
+
+
+@jax.jit
+def _families(ps: _Given, qs: _Given) -> tuple[_LogProbs, _LogProbs]:
+    return _log_probs(ps, -1), _log_probs(qs, -1)
+
+
+@jax.jit
+def _by_rows(
+    of_row: TracedFunction, log_ps: Float[Array, "n c"], log_qs: Float[Array, "m c"]
+) -> Float[Array, "n m"]:
+    of_rows = jax.vmap(of_row, in_axes=(0, None))
+    return map_row_blocks(lambda rows: of_rows(rows, log_qs), log_qs.size, log_ps)

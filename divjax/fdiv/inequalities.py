@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.checks import check_at_least
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.samples import as_arrays
-from divjax.fdiv.arguments import as_leaves
+from divjax.fdiv.arguments import as_leaves, as_optional_leaf
 from divjax.fdiv.special import (
     entropy_deficit,
     log1p_over,
@@ -136,7 +136,7 @@ def kl_lower_bound_from_js(gap: ArrayLike | None = None, *, js: ArrayLike | None
     """
     if (gap is None) == (js is None):
         raise ValueError("give exactly one of gap (log 2 − JS) and js; got both or neither.")
-    return _kl_lower_bound_from_js(*as_leaves(gap=gap, js=js))
+    return _kl_lower_bound_from_js(as_optional_leaf(gap=gap), as_optional_leaf(js=js))
 
 
 @jax.jit
