@@ -4,6 +4,7 @@ No normal approximation is in them: the probability that a bound is wrong is at 
 for any distribution on the interval, however skewed, and for samples of two values already.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_below, check_probability
 from divjax.core.numerics import safe_sqrt
-from divjax.core.samples import as_arrays, as_numbers, as_vectors, owned
+from divjax.core.samples import as_arrays, owned
+from divjax.fdiv.arguments import as_leaves, vector_leaves
 
 __all__ = [
     "LARGEST_STAKE",
@@ -50,12 +52,11 @@ class Bounded(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """Of one sample: its origin and rows, and mean and variance as it lies in its interval.
+    """Of one sample: how many rows count, and mean and variance as it lies in its interval.
 
     Those are of (X − lower)/width, so that no square of a small unit is rounded away.
     """
 
-    origin: float
     size: Array
     mean: Array
     variance: Array
@@ -64,22 +65,37 @@ class _Moments(NamedTuple):
     legal: Array
 
 
-def _check(sample: Bounded, confidence: ArrayLike) -> tuple[float, Array, Array, Array, Array]:
-    """An origin, and relative to it values, lower and upper; the mask as numbers.
+class _Draws(NamedTuple):
+    """A sample as an argument of a compiled function.
 
-    The origin is the lower end where the values are NumPy's and may lie far from zero.
+    Attributes:
+        values: the draws, relative to the origin.
+        lower: likewise.
+        upper: likewise.
+        mask: None if all count.
+        origin: the end of the interval that the bound starts from, where the values are NumPy's and
+            may lie far from zero; otherwise zero.
     """
+
+    values: Any
+    lower: Any
+    upper: Any
+    mask: Any
+    origin: Any
+
+
+def _checked(sample: Bounded, confidence: ArrayLike, *, upper_bound: bool) -> _Draws:
+    """The draws of a sample whose interval and mask are right."""
     mask: Any = sample.mask
-    values = as_numbers("values", sample.values)
-    as_vectors(values=values)
-    shape = values.shape
+    (values,) = vector_leaves(values=sample.values)
+    shape = jnp.shape(values)
     if mask is not None:
         mask = mask if isinstance(mask, jax.Array) else owned(np.asarray(mask))
         if mask.shape != shape or not jnp.issubdtype(mask.dtype, jnp.bool_):
             raise ValueError(
                 f"mask must be booleans of shape {shape}; got {mask.dtype} of shape {mask.shape}."
             )
-    lower, upper = _ends(sample.lower, sample.upper)
+    lower, upper = as_leaves(lower=sample.lower, upper=sample.upper)
     if not {np.shape(lower), np.shape(upper)} <= {(), shape}:
         raise ValueError(
             f"lower and upper must be numbers or of shape {shape}; got shapes {np.shape(lower)} "
@@ -87,64 +103,66 @@ def _check(sample: Bounded, confidence: ArrayLike) -> tuple[float, Array, Array,
         )
     check_below(lower, upper, True if mask is None else mask)
     check_probability(confidence=confidence)
-    known = not any(isinstance(number, jax.Array) for number in (values, lower, upper))
-    origin = float(np.min(lower)) if known else 0.0
+    origin = 0.0
+    if not any(isinstance(number, jax.Array) for number in (values, lower, upper)):
+        origin = float(np.max(upper) if upper_bound else np.min(lower))
     if origin:
         values, lower, upper = values - origin, lower - origin, upper - origin
-    values, lower, upper = as_arrays(values=values, lower=lower, upper=upper)
+    return _Draws(values, lower, upper, mask, origin)
+
+
+class _Sample(NamedTuple):
+    """Draws as arrays: relative to their origin, those that do not count at the lower end."""
+
+    origin: Any
+    values: Float[Array, " n"]
+    lower: Array
+    upper: Array
+    mask: Float[Array, " n"]
+
+
+def _arrays(draws: _Draws, *, upper_bound: bool) -> _Sample:
+    """The draws, or those of −X, whose lower bound is minus the upper one of X."""
+    values, lower, upper = as_arrays(values=draws.values, lower=draws.lower, upper=draws.upper)
     # Half precision holds the values, but neither sums of them nor their place in the interval.
     work = jnp.promote_types(values.dtype, jnp.float32)
     values, lower, upper = (number.astype(work) for number in (values, lower, upper))
-    valid = jnp.ones(shape, bool) if mask is None else mask
-    return origin, jnp.where(valid, values, lower), lower, upper, valid.astype(values.dtype)
+    origin = draws.origin
+    if upper_bound:
+        values, lower, upper, origin = -values, -upper, -lower, -origin
+    valid = jnp.ones(values.shape, bool) if draws.mask is None else draws.mask
+    return _Sample(origin, jnp.where(valid, values, lower), lower, upper, valid.astype(work))
 
 
-def _ends(lower: Any, upper: Any) -> tuple[Any, Any]:
-    """The ends as numbers, Python's as they are."""
-    python = (int, float)
-    return (
-        float(lower) if isinstance(lower, python) else as_numbers("lower", lower),
-        float(upper) if isinstance(upper, python) else as_numbers("upper", upper),
-    )
-
-
-def _legal(origin: float, values: Array, lower: Array, upper: Array) -> Array:
+def _legal(sample: _Sample) -> Bool[Array, ""]:
     """Whether all values are within the interval, up to its ends' rounding; false for NaN.
 
     And whether that rounding, and the answer's at its origin, leave anything of the interval.
     """
+    origin, values, lower, upper, _ = sample
     unit = 8 * jnp.finfo(values.dtype).eps
     slack = unit * jnp.maximum(jnp.abs(lower), jnp.abs(upper))
-    largest = jnp.maximum(jnp.max(slack), unit * abs(origin))
+    largest = jnp.maximum(jnp.max(slack), unit * jnp.abs(origin))
     resolved = largest <= _LARGEST_SLACK * (jnp.max(upper) - jnp.min(lower))
     return resolved & jnp.all((values >= lower - slack) & (values <= upper + slack))
 
 
-def _moments(sample: Bounded, confidence: ArrayLike) -> _Moments:
-    origin, values, lower, upper, mask = _check(sample, confidence)
-    legal = _legal(origin, values, lower, upper)
+def _moments(sample: _Sample) -> _Moments:
+    _, values, lower, upper, mask = sample
     # Of values with ends of their own all lie between the outermost.
     lower, upper = jnp.min(lower), jnp.max(upper)
     width, size = upper - lower, jnp.sum(mask)
     shares = (values - lower) / jnp.where(width > 0, width, 1)
     mean = jnp.sum(mask * shares) / jnp.maximum(size, 1)
     variance = jnp.sum(mask * jnp.square(shares - mean)) / jnp.maximum(size - 1, 1)
-    return _Moments(origin, size, mean, variance, width, lower, legal)
+    return _Moments(size, mean, variance, width, lower, _legal(sample))
 
 
-def _at(origin: float, bound: Array) -> Array:
+def _at(origin: Any, bound: Array) -> Array:
     """The lower bound at its origin, rounded downwards there."""
-    if not origin:
-        return bound
     moved = origin + bound
-    return moved + jax.lax.stop_gradient(jnp.nextafter(moved, -jnp.inf) - moved)
-
-
-def _mirrored(sample: Bounded, confidence: ArrayLike) -> Bounded:
-    """The sample of −X, once its own ends are checked."""
-    _check(sample, confidence)
-    lower, upper = _ends(sample.lower, sample.upper)
-    return Bounded(-as_numbers("values", sample.values), -upper, -lower, sample.mask)
+    rounding = jax.lax.stop_gradient(jnp.nextafter(moved, -jnp.inf) - moved)
+    return jnp.where(origin == 0, bound, moved + rounding)
 
 
 def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) -> Float[Array, ""]:
@@ -196,7 +214,25 @@ def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) ->
             raise ValueError(
                 f"samples must be of Bounded(values, lower, upper); got {type(sample).__name__}."
             )
-    moments = [_moments(sample, confidence) for sample in samples]
+    draws = tuple(_checked(sample, confidence, upper_bound=False) for sample in samples)
+    return _sum_of_means(draws, _origin(draws), *as_leaves(confidence=confidence))
+
+
+def _origin(draws: tuple[_Draws, ...]) -> float:
+    """Of the sum, added up in Python's precision."""
+    return sum(draw.origin for draw in draws)
+
+
+@functools.partial(jax.jit, static_argnames="upper_bound")
+def _sum_of_means(
+    draws: tuple[_Draws, ...],
+    origin: Any,
+    confidence: ArrayLike,
+    *,
+    upper_bound: bool = False,
+) -> Float[Array, ""]:
+    """`sum_of_means_lower_bound` after its checks, or the upper bound."""
+    moments = [_moments(_arrays(draw, upper_bound=upper_bound)) for draw in draws]
     confidence = jnp.asarray(confidence, moments[0].mean.dtype)
     log_term = math.log(2) - jnp.log1p(-confidence)
     # In units of the widest interval.
@@ -214,9 +250,10 @@ def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) ->
     excess = jnp.sum(jnp.stack([width * m.mean for m, width, _ in each])) - radius
     enough = jnp.stack([m.size > 1 for m in moments]).all()
     bound = least + unit * jnp.where(enough, jnp.maximum(excess, 0), 0)
-    bound = _at(sum(m.origin for m in moments), bound)
+    bound = _at(-origin if upper_bound else origin, bound)
     legal = jnp.stack([m.legal for m in moments]).all() & (confidence > 0) & (confidence < 1)
-    return jnp.where(legal, bound, jnp.nan)
+    bound = jnp.where(legal, bound, jnp.nan)
+    return -bound if upper_bound else bound
 
 
 def empirical_bernstein_lower_bound(
@@ -286,8 +323,10 @@ def empirical_bernstein_upper_bound(
         >>> 0.5 < float(empirical_bernstein_upper_bound(values, 0.0, 1.0)) < 0.56
         True
     """
-    sample = _mirrored(Bounded(values, lower, upper, mask), confidence)
-    return -sum_of_means_lower_bound(sample, confidence=confidence)
+    draws = _checked(Bounded(values, lower, upper, mask), confidence, upper_bound=True)
+    return _sum_of_means(
+        (draws,), draws.origin, *as_leaves(confidence=confidence), upper_bound=True
+    )
 
 
 def betting_lower_bound(
@@ -341,9 +380,19 @@ def betting_lower_bound(
     References:
         Waudby-Smith, Ramdas 2024, theorem 3 and section 4.3: the capital, and λ for a fixed n.
     """
-    origin, x, lower, upper, rows = _check(Bounded(values, lower, upper, mask), confidence)
+    draws = _checked(Bounded(values, lower, upper, mask), confidence, upper_bound=False)
+    return _betting(draws, *as_leaves(confidence=confidence))
+
+
+@functools.partial(jax.jit, static_argnames="upper_bound")
+def _betting(
+    draws: _Draws, confidence: ArrayLike, *, upper_bound: bool = False
+) -> Float[Array, ""]:
+    """`betting_lower_bound` after its checks, or the upper bound."""
+    sample = _arrays(draws, upper_bound=upper_bound)
+    origin, x, lower, upper, rows = sample
     confidence = jnp.asarray(confidence, x.dtype)
-    legal = _legal(origin, x, lower, upper) & (confidence > 0) & (confidence < 1)
+    legal = _legal(sample) & (confidence > 0) & (confidence < 1)
     # One unit for all values, whose own ends may lie within.
     least = jnp.min(lower)
     width = jnp.max(upper) - least
@@ -355,7 +404,8 @@ def betting_lower_bound(
     capital, slope = jax.value_and_grad(_log_capital)(root, x, ends, bets, rows)
     change = (capital - target) / jnp.where(root > 0, jax.lax.stop_gradient(slope), 1)
     root = root - jnp.where(root > 0, change - jax.lax.stop_gradient(change), 0)
-    return jnp.where(legal, _at(origin, least + width * root), jnp.nan)
+    bound = jnp.where(legal, _at(origin, least + width * root), jnp.nan)
+    return -bound if upper_bound else bound
 
 
 def betting_upper_bound(
@@ -387,10 +437,8 @@ def betting_upper_bound(
         >>> 0.5 < float(betting_upper_bound(values, 0.0, 1.0)) < 0.56
         True
     """
-    minus = _mirrored(Bounded(values, lower, upper, mask), confidence)
-    return -betting_lower_bound(
-        minus.values, minus.lower, minus.upper, confidence=confidence, mask=minus.mask
-    )
+    draws = _checked(Bounded(values, lower, upper, mask), confidence, upper_bound=True)
+    return _betting(draws, *as_leaves(confidence=confidence), upper_bound=True)
 
 
 def _bets(x: Float[Array, " n"], rows: Float[Array, " n"], target: Array) -> Float[Array, " n"]:

@@ -1,12 +1,14 @@
 """Confidence intervals of estimates that are nearly normal, as such or after a logit."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Float
 
-from divjax.core.checks import check_positive_values
+from divjax.core.checks import check_no_negatives, check_positive_values, check_probability
 from divjax.core.numerics import nan_unless
 from divjax.core.samples import as_arrays
 from divjax.core.types import Interval, normal_interval, normal_quantile
+from divjax.fdiv.arguments import as_leaves
 
 __all__ = ["logit_interval", "normal_interval"]
 
@@ -45,8 +47,18 @@ def logit_interval(
     References:
         Pepe 2003, section 5.2.5, for the AUC.
     """
+    leaves = as_leaves(value=value, std_error=std_error, upper=upper)
+    check_positive_values(upper=leaves[2])
+    check_no_negatives(std_error=leaves[1])
+    check_probability(level=level)
+    return _logit_interval(*leaves, *as_leaves(level=level))
+
+
+@jax.jit
+def _logit_interval(
+    value: ArrayLike, std_error: ArrayLike, upper: ArrayLike, level: ArrayLike
+) -> Interval:
     value, std_error, upper = as_arrays(value=value, std_error=std_error, upper=upper)
-    check_positive_values(upper=upper)
     plain = normal_interval(value, std_error, level)
     upper = nan_unless(upper > 0, upper)
     inside = (value > 0) & (value < upper)

@@ -1,6 +1,6 @@
 """How well scores tell two samples apart: AUC and accuracy, with their standard errors."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,32 +9,50 @@ from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_probability, check_scalar, check_weights
 from divjax.core.numerics import nan_unless, safe_sqrt
-from divjax.core.samples import as_arrays, as_numbers, as_vectors
+from divjax.core.samples import as_numbers
 from divjax.core.simplex import effective_sample_size
 from divjax.core.types import Estimate
+from divjax.fdiv.arguments import as_leaves, as_optional_leaf, vector_leaves
+from divjax.fdiv.special import as_floats
 from divjax.inference.intervals import logit_interval
 
 __all__ = ["accuracy", "auc", "midranks"]
 
 
-def _weighted(
-    scores_x: Any, scores_y: Any, weights_x: Any, weights_y: Any
-) -> tuple[Array, Array, Array, Array]:
+class _Scores(NamedTuple):
+    """Scores of two samples and their weights, None if they are equal."""
+
+    x: Any
+    y: Any
+    weights_x: Any
+    weights_y: Any
+
+
+def _checked(scores_x: Any, scores_y: Any, weights_x: Any, weights_y: Any) -> _Scores:
+    """All as arguments of a compiled function."""
+    scores = vector_leaves(scores_x=scores_x, scores_y=scores_y)
+    weights = []
+    for name, sample, weight in zip("xy", scores, (weights_x, weights_y), strict=True):
+        leaf = as_optional_leaf(**{f"weights_{name}": weight})
+        if leaf is not None:
+            if jnp.shape(leaf) != sample.shape:
+                raise ValueError(
+                    f"weights_{name} must have the shape of scores_{name}, {sample.shape}; "
+                    f"got {jnp.shape(leaf)}."
+                )
+            check_weights(f"weights_{name}", leaf)
+        weights.append(leaf)
+    return _Scores(*scores, *weights)
+
+
+def _weighted(scores: _Scores) -> tuple[Array, Array, Array, Array]:
     """Scores, and weights that sum to one, NaN if invalid; of weight zero, NaN is no score."""
-    numbers = as_vectors(scores_x=scores_x, scores_y=scores_y)
-    scores, weights = [], {}
-    for name, sample, weight in zip("xy", numbers, (weights_x, weights_y), strict=True):
+    numbers, weights = [], []
+    for sample, weight in ((scores.x, scores.weights_x), (scores.y, scores.weights_y)):
         weight = jnp.ones_like(sample) if weight is None else weight
-        (weight,) = as_arrays(**{f"weights_{name}": weight})
-        if weight.shape != sample.shape:
-            raise ValueError(
-                f"weights_{name} must have the shape of scores_{name}, {sample.shape}; "
-                f"got {weight.shape}."
-            )
-        check_weights(f"weights_{name}", weight)
-        scores.append(jnp.where((weight == 0) & jnp.isnan(sample), 0, sample))
-        weights[name] = weight
-    x, y, a, b = as_arrays(scores_x=scores[0], scores_y=scores[1], **weights)
+        numbers.append(jnp.where((weight == 0) & jnp.isnan(sample), 0, sample))
+        weights.append(weight)
+    x, y, a, b = as_floats(*numbers, *weights)
     return x, y, _normalized(a), _normalized(b)
 
 
@@ -128,7 +146,13 @@ def auc(
         Mann, Whitney 1947; DeLong, DeLong, Clarke-Pearson 1988, eq. 4–7.
     """
     check_probability(level=level)
-    x, y, a, b = _weighted(*keep_order(scores_x, scores_y), weights_x, weights_y)
+    scores = _checked(*keep_order(scores_x, scores_y), weights_x, weights_y)
+    return _auc(scores, *as_leaves(level=level))
+
+
+@jax.jit
+def _auc(scores: _Scores, level: ArrayLike) -> Estimate:
+    x, y, a, b = _weighted(scores)
     value, variance_x = _mean_and_variance(_share_below(x, y, b), a)
     _, variance_y = _mean_and_variance(_share_below(y, x, a), b)
     value = jnp.where(jnp.isnan(x).any() | jnp.isnan(y).any(), jnp.nan, value)
@@ -174,12 +198,26 @@ def accuracy(
     """
     check_probability(level=level)
     check_scalar(threshold=threshold)
-    numbers = as_numbers("scores_x", scores_x), as_numbers("scores_y", scores_y)
-    if not isinstance(threshold, jax.Array):
-        # In NumPy's float64, where they are, before float32 rounds them.
-        numbers, threshold = (numbers[0] - threshold, numbers[1] - threshold), 0.0
-    x, y, a, b = _weighted(*numbers, weights_x, weights_y)
-    right_x, right_y = (1 + jnp.sign(x - threshold)) / 2, (1 - jnp.sign(y - threshold)) / 2
+    (threshold,) = as_leaves(threshold=threshold)
+    x, threshold_x = _relative(as_numbers("scores_x", scores_x), threshold)
+    y, threshold_y = _relative(as_numbers("scores_y", scores_y), threshold)
+    scores = _checked(x, y, weights_x, weights_y)
+    return _accuracy(scores, threshold_x, threshold_y, *as_leaves(level=level))
+
+
+def _relative(scores: Any, threshold: Any) -> tuple[Any, Any]:
+    """NumPy's scores relative to a threshold, before float32 rounds them; what remains of it."""
+    if isinstance(scores, jax.Array) or isinstance(threshold, jax.Array):
+        return scores, threshold
+    return scores - threshold, 0.0
+
+
+@jax.jit
+def _accuracy(
+    scores: _Scores, threshold_x: ArrayLike, threshold_y: ArrayLike, level: ArrayLike
+) -> Estimate:
+    x, y, a, b = _weighted(scores)
+    right_x, right_y = (1 + jnp.sign(x - threshold_x)) / 2, (1 - jnp.sign(y - threshold_y)) / 2
     share_x, variance_x = _mean_and_variance(right_x, a)
     share_y, variance_y = _mean_and_variance(right_y, b)
     std_error = safe_sqrt(variance_x + variance_y) / 2
@@ -194,7 +232,12 @@ def midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
         >>> midranks(jnp.array([3.0, 1.0, 3.0])).tolist()
         [2.5, 1.0, 2.5]
     """
-    (values,) = as_vectors(values=values)
+    return _midranks(*vector_leaves(values=values))
+
+
+@jax.jit
+def _midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
+    (values,) = as_floats(values)
     ordered = jnp.sort(values)
     left, right = (jnp.searchsorted(ordered, values, side=side) for side in ("left", "right"))
     return (left + right + 1).astype(values.dtype) / 2
