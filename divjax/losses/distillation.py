@@ -28,7 +28,8 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import in_units_of, matmul, nan_unless
 from divjax.core.pairwise import common_center, map_row_blocks
-from divjax.core.samples import as_arrays, as_samples, owned
+from divjax.core.samples import as_samples, owned
+from divjax.fdiv.arguments import as_leaves
 from divjax.ot.costs import PNorm
 from divjax.ot.gaussian import gaussian_wasserstein
 
@@ -122,6 +123,13 @@ def class_similarity(
         raise ValueError(f"features must not be empty; got shape {features.shape}.")
     if features.shape[2] < 2:
         raise ValueError(f"features must have at least two features; got {features.shape[2]}.")
+    return _class_similarity(*as_leaves(features=features))
+
+
+@jax.jit
+def _class_similarity(
+    features: Float[Array, "classes samples features"],
+) -> Float[Array, "classes classes"]:
     centered = _centered_classes(features)
     product = functools.partial(jnp.einsum, "su,ctu->cst", precision="highest")
     alignments = jax.lax.map(lambda x: jnp.sum(product(x, centered) ** 2, (1, 2)), centered)
@@ -173,16 +181,27 @@ def class_costs(
     References:
         Lv et al. 2024, section 3.1.
     """
-    (similarity,) = as_arrays(similarity=similarity)
+    (similarity,) = as_leaves(similarity=similarity)
     check_matrix(similarity=similarity)
     check_shape("similarity", similarity, *[similarity.shape[0]] * 2)
-    # A cosine exceeds 1 by rounding.
-    excess = similarity - 1 - 16 * jnp.finfo(similarity.dtype).eps
-    if not isinstance(excess, Tracer) and (np.asarray(excess) > 0).any():
+    if not isinstance(similarity, Tracer) and (_excess(np.asarray(similarity)) > 0).any():
         raise ValueError(f"similarity must be at most 1; got {np.asarray(similarity).max():g}.")
-    similarity = jnp.where(excess > 0, jnp.nan, similarity)
     check_scalar(sharpness=sharpness)
     check_positive_values(sharpness=sharpness)
+    return _class_costs(similarity, *as_leaves(sharpness=sharpness))
+
+
+def _excess(similarity: Any) -> Any:
+    """What is above 1, by more than the rounding of a cosine."""
+    dtype = jax.dtypes.canonicalize_dtype(similarity.dtype)
+    return similarity - 1 - 16 * float(jnp.finfo(dtype).eps)
+
+
+@jax.jit
+def _class_costs(
+    similarity: Float[Array, "classes classes"], sharpness: ArrayLike
+) -> Float[Array, "classes classes"]:
+    similarity = jnp.where(_excess(similarity) > 0, jnp.nan, similarity)
     sharpness = jnp.asarray(sharpness, similarity.dtype)
     return -jnp.expm1(nan_unless(sharpness > 0, sharpness) * (similarity - 1))
 
@@ -237,17 +256,34 @@ def wkd_logits(
     b, c = student.shape
     if c < 3:
         raise ValueError(f"student must have at least three classes; got {c}.")
-    labels = jnp.asarray(owned(labels))
+    labels = labels if isinstance(labels, jax.Array) else owned(np.asarray(labels))
     check_shape("labels", labels, b)
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise ValueError(f"labels must be integers; got {jnp.result_type(labels)}.")
-    (costs,) = as_arrays(costs=costs)
+    (costs,) = as_leaves(costs=costs)
     check_shape("costs", costs, c, c)
     check_no_negatives(costs=costs)
     check_scalar(weight=weight, temperature=temperature, epsilon=epsilon)
     check_nonnegative_values(weight=weight)
     check_positive_values(temperature=temperature, epsilon=epsilon)
     check_count(1, num_iterations=num_iterations)
+    options = as_leaves(weight=weight, temperature=temperature, epsilon=epsilon)
+    return _wkd_logits(student, teacher, labels, costs, *options, num_iterations=num_iterations)
+
+
+@functools.partial(jax.jit, static_argnames="num_iterations")
+def _wkd_logits(
+    student: Float[Array, "b c"],
+    teacher: Float[Array, "b c"],
+    labels: Int[Array, " b"],
+    costs: Float[Array, "c c"],
+    weight: ArrayLike,
+    temperature: ArrayLike,
+    epsilon: ArrayLike,
+    *,
+    num_iterations: int,
+) -> Float[Array, ""]:
+    c = student.shape[1]
     costs, weight = _nonnegative(costs, student.dtype), _nonnegative(weight, student.dtype)
 
     def one(student, teacher, label):
@@ -320,6 +356,20 @@ def wkd_features(
     if covariance == "full":
         check_full_precision("student", student)
         check_full_precision("teacher", teacher)
+    leaves = as_leaves(student=student, teacher=teacher, mean_weight=mean_weight, floor=floor)
+    return _wkd_features(*leaves, covariance=covariance, grid=grid)
+
+
+@functools.partial(jax.jit, static_argnames=("covariance", "grid"))
+def _wkd_features(
+    student: Float[Array, "b ... channels"],
+    teacher: Float[Array, "b ... channels"],
+    mean_weight: ArrayLike,
+    floor: ArrayLike,
+    *,
+    covariance: str,
+    grid: int,
+) -> Float[Array, ""]:
     dtype = jnp.result_type(student, teacher)
     student, teacher = jnp.asarray(student, dtype), jnp.asarray(teacher, dtype)
     mean_weight, floor = _nonnegative(mean_weight, dtype), jnp.asarray(floor, dtype)
@@ -390,6 +440,20 @@ def sinkhorn_distillation(
     check_nonnegative_values(weight=weight)
     check_positive_values(temperature=temperature, epsilon=epsilon)
     check_count(1, num_iterations=num_iterations)
+    options = as_leaves(weight=weight, temperature=temperature, epsilon=epsilon)
+    return _sinkhorn_distillation(student, teacher, *options, num_iterations=num_iterations)
+
+
+@functools.partial(jax.jit, static_argnames="num_iterations")
+def _sinkhorn_distillation(
+    student: Float[Array, "b c"],
+    teacher: Float[Array, "b c"],
+    weight: ArrayLike,
+    temperature: ArrayLike,
+    epsilon: ArrayLike,
+    *,
+    num_iterations: int,
+) -> Float[Array, ""]:
     p, q = (jax.nn.softmax(_temper(z, temperature)) for z in (student, teacher))
     log_ones = jnp.zeros_like(p[:, 0])
     # Transposed, as columns are to come last.
