@@ -3,10 +3,13 @@
 Rooms: `ratio` (density ratios and divergences from samples), `fdiv` (f-divergences: generators,
 closed forms, estimates, inequalities), `ot` (optimal transport), `losses` (distillation), `flows`
 (move particles until functionals of their distribution fall), `kernels`, `inference` (tests,
-intervals and bounds), and `problems` (targets whose answers are known).
+intervals and bounds), and `problems` (targets whose answers are known). `pytree` and `static` make
+methods of your own; `Estimate`, `Interval` and `Status` are what results are made of.
 """
 
 from divjax import fdiv, flows, inference, kernels, losses, ot, problems, ratio
+from divjax.core.pytrees import pytree, static
+from divjax.core.types import Estimate, Interval, Status
 from divjax.flows import SVGD, Blob, MinNorm, accelerated
 from divjax.ot import sinkhorn, sinkhorn_divergence
 from divjax.ratio import ClassifierRatio, classifier_js, classifier_kl
@@ -17,7 +20,10 @@ __all__ = [
     "SVGD",
     "Blob",
     "ClassifierRatio",
+    "Estimate",
+    "Interval",
     "MinNorm",
+    "Status",
     "__version__",
     "accelerated",
     "classifier_js",
@@ -29,7 +35,9 @@ __all__ = [
     "losses",
     "ot",
     "problems",
+    "pytree",
     "ratio",
     "sinkhorn",
     "sinkhorn_divergence",
+    "static",
 ]

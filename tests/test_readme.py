@@ -1,4 +1,4 @@
-"""The README's code runs as printed."""
+"""The documents' code runs as printed."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,11 @@ import pytest
 
 
 @pytest.mark.slow
-def test_code_blocks_run():
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_code_blocks_run(name):
+    text = (Path(__file__).parent.parent / name).read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(blocks) >= 3
     namespace = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+        exec(compile(block, name, "exec"), namespace)

@@ -1,5 +1,6 @@
 """The training loop's own report."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ def test_parameters_that_leave_the_reals_are_flagged():
     trained = fit(
         jax.random.key(0), lambda key, p: jnp.sqrt(p), jnp.zeros(()), optax.sgd(1.0), num_steps=1
     )
-    assert jnp.isfinite(trained.losses).all()
+    chex.assert_tree_all_finite(trained.losses)
     assert not trained.finite
 
 
