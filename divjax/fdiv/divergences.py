@@ -21,6 +21,7 @@ from divjax.fdiv.generators import (
     Mixture,
     PlugIn,
     check_share,
+    compiled,
     where_weighted,
 )
 from divjax.fdiv.special import (
@@ -50,6 +51,7 @@ __all__ = [
 ]
 
 
+@compiled
 class _Power(Generator):
     """c (r^α − 1 − α(r − 1))/(α(α − 1)), with h = c·r^α."""
 
@@ -259,6 +261,7 @@ class NeymanChiSquared(_Power):
     alpha, scale = -1.0, 2.0
 
 
+@compiled
 @pytree
 class Jeffreys(Generator):
     """Jeffreys' divergence KL(p‖q) + KL(q‖p), f(r) = (r − 1) log r.
@@ -296,6 +299,7 @@ class Jeffreys(Generator):
         return -as_floats(u)[0]
 
 
+@compiled
 @pytree
 class TotalVariation(Generator):
     """The total variation ½ ∫|p − q|, f(r) = ½|r − 1|, at most 1.
@@ -333,6 +337,7 @@ class TotalVariation(Generator):
         return jnp.where(t > 0.5, jnp.inf, jnp.maximum(t, -0.5))
 
 
+@compiled
 @pytree
 class JensenShannon(Generator):
     """The Jensen–Shannon divergence ½ KL(p‖m) + ½ KL(q‖m) with m = (p + q)/2, at most log 2 nats.
@@ -427,6 +432,7 @@ def _log_power(u: Array, exponent: Array) -> Array:
     return jnp.where(empty, -jnp.inf, exponent * jnp.where(empty, 0, u))
 
 
+@compiled
 @pytree
 class Renyi(Divergence):
     """The Rényi divergence log(∫ p^α q^{1−α})/(α − 1) in nats, smooth in α with KL(p‖q) at α = 1.

@@ -16,8 +16,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_nonnegative, check_scalar, check_scalar_output
 from divjax.core.numerics import nan_unless
-from divjax.core.pytrees import pytree, static
-from divjax.core.samples import as_arrays
+from divjax.core.pytrees import as_traced, pytree, static
+from divjax.fdiv.arguments import as_leaves
+from divjax.fdiv.special import as_floats
 
 __all__ = [
     "BERNOULLI",
@@ -42,16 +43,21 @@ LogPartition: TypeAlias = Callable[[_Natural], Float[Array, ""]]
 
 def _checked(
     log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural
-) -> tuple[_Natural, _Natural]:
-    """The natural parameters as floating-point vectors of one length."""
-    eta_p, eta_q = as_arrays(eta_p=eta_p, eta_q=eta_q)
-    if eta_p.shape != eta_q.shape or eta_p.ndim != 1:
+) -> tuple[LogPartition, _Natural, _Natural]:
+    """All as arguments of a compiled function, the parameters vectors of one length."""
+    etas = as_leaves(eta_p=eta_p, eta_q=eta_q)
+    shapes = [jnp.shape(eta) for eta in etas]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 1:
         raise ValueError(
             "eta_p and eta_q must be vectors of one length; "
-            f"got shapes {eta_p.shape} and {eta_q.shape}."
+            f"got shapes {shapes[0]} and {shapes[1]}."
         )
-    check_scalar_output("log_partition", log_partition, eta_p)
-    return eta_p, eta_q
+    eta = jax.ShapeDtypeStruct(shapes[0], jnp.result_type(float, *etas))
+    check_scalar_output("log_partition", log_partition, eta)
+    # A `Family` is structure; of a function all that it refers to may have changed.
+    if jax.tree_util.all_leaves([log_partition]):
+        log_partition = as_traced(log_partition, eta)
+    return log_partition, *etas
 
 
 def _within(log_partition: LogPartition, *etas: _Natural) -> Bool[Array, ""]:
@@ -85,11 +91,16 @@ def kl(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[A
     References:
         Banerjee, Merugu, Dhillon, Ghosh 2005, section 4: Bregman divergences and families.
     """
-    eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
+    return _kl(*_checked(log_partition, eta_p, eta_q))
+
+
+@jax.jit
+def _kl(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[Array, ""]:
+    eta_p, eta_q = as_floats(eta_p, eta_q)
     line = _Line(log_partition, eta_p, eta_q - eta_p)
     at_p, slope = jax.jvp(log_partition, (eta_p,), (eta_q - eta_p,))
     at_q = log_partition(eta_q)
-    rounding = line.rounding(0) + line.rounding(1) + jnp.abs(slope)
+    rounding = jnp.sum(line.roundings(0, 1)) + jnp.abs(slope)
     value = _sharper((at_q - at_p - slope, rounding), _gap_by_curvature(line, 1.0))
     value = jnp.where(at_q == jnp.inf, jnp.inf, value)
     return nan_unless(jnp.isfinite(at_p), value)
@@ -115,7 +126,12 @@ def jeffreys(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> F
         >>> round(float(jeffreys(POISSON, p, q)), 4)  # (2 − 1) log 2
         0.6931
     """
-    eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
+    return _jeffreys(*_checked(log_partition, eta_p, eta_q))
+
+
+@jax.jit
+def _jeffreys(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[Array, ""]:
+    eta_p, eta_q = as_floats(eta_p, eta_q)
     gradient = jax.grad(log_partition)
     at_p, at_q = gradient(eta_p), gradient(eta_q)
     towards_q = eta_q - eta_p
@@ -162,10 +178,17 @@ def bhattacharyya(
     References:
         Nielsen, Boltz 2011: Jensen gaps of A.
     """
-    eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
-    eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
+    return _bhattacharyya(*_checked(log_partition, eta_p, eta_q))
+
+
+@jax.jit
+def _bhattacharyya(
+    log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural
+) -> Float[Array, ""]:
+    eta_p, eta_q = as_floats(eta_p, eta_q)
     line = _Line(log_partition, eta_p, eta_q - eta_p)
-    rounding = line.rounding(0) + line.rounding(1) + 2 * line.rounding(0.5)
+    at_p, at_q, between = line.roundings(0, 1, 0.5)
+    rounding = at_p + at_q + 2 * between
     direct = 2 * _jensen_gap(log_partition, eta_p, eta_q, 0.5), rounding
     value = _sharper(direct, _gap_by_curvature(line, 0.5)) / 2
     return nan_unless(_within(log_partition, eta_p, eta_q), value)
@@ -207,7 +230,14 @@ def renyi(
     """
     check_scalar(alpha=alpha)
     check_nonnegative(alpha=alpha)
-    eta_p, eta_q = _checked(log_partition, eta_p, eta_q)
+    return _renyi(*_checked(log_partition, eta_p, eta_q), *as_leaves(alpha=alpha))
+
+
+@jax.jit
+def _renyi(
+    log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural, alpha: ArrayLike
+) -> Float[Array, ""]:
+    eta_p, eta_q = as_floats(eta_p, eta_q)
     order = jnp.asarray(alpha, eta_p.dtype)
     order = nan_unless(order >= 0, order)
     near = jnp.abs(order - 1) < _NEAR_ONE
@@ -216,8 +246,8 @@ def renyi(
     slopes = _slope_gap(log_partition, eta_p, eta_q, jnp.where(near, 1 - order, 0))
     direct = jnp.where(near, slopes, quotient)
     line = _Line(log_partition, eta_p, eta_q - eta_p)
-    ends = line.rounding(0) * jnp.where(near, 1, apart) + line.rounding(1)
-    rounding = ends + jnp.where(near, line.rounding(1 - order), line.rounding(1 - apart))
+    at_p, at_q, between = line.roundings(0, 1, 1 - jnp.where(near, order, apart))
+    rounding = at_p * jnp.where(near, 1, apart) + at_q + between
     rounding = rounding / jnp.where(near, 1, jnp.minimum(jnp.abs(1 - apart), 1))
     value = _sharper((direct, rounding), _gap_by_curvature(line, order))
     value = jnp.where(direct == jnp.inf, jnp.inf, value)
@@ -308,7 +338,12 @@ class _Line(NamedTuple):
         size = jnp.abs(curvatures[count:]).reshape(len(probed), len(signs)).mean(axis=1).max()
         return fine, size + jnp.abs(fine - coarse) / (_ROUNDINGS * jnp.finfo(dtype).eps)
 
-    def rounding(self, t: ArrayLike) -> Float[Array, ""]:
+    def roundings(self, *places: ArrayLike) -> Float[Array, " places"]:
+        """The errors of A at points of the line, together: each copy of A is compiled."""
+        dtype = self.start.dtype
+        return jax.vmap(self._rounding)(jnp.stack([jnp.asarray(t, dtype) for t in places]))
+
+    def _rounding(self, t: Float[Array, ""]) -> Float[Array, ""]:
         """The error of A at a point of the line, in units of epsilon.
 
         Its own rounding, its argument's, and what arguments a few roundings away show of terms that
@@ -377,6 +412,7 @@ class Family:
     log_partition: LogPartition = static()
     signs: tuple[int, ...] = static()
 
+    @jax.jit
     def __call__(self, eta: _Natural) -> Float[Array, ""]:
         """A(η); +inf, with gradient zero, outside of the domain."""
         if len(self.signs) not in (1, eta.shape[-1]):
@@ -428,25 +464,27 @@ def _log_gamma_ratio(a: Array, b: Array) -> Array:
 
 
 BERNOULLI = Family(  # by its probability of a one
-    lambda probability: _vector(jnp.log(probability) - jnp.log1p(-probability)),
+    jax.jit(lambda probability: _vector(jnp.log(probability) - jnp.log1p(-probability))),
     lambda eta: jax.nn.softplus(eta[0]),
     signs=(0,),
 )
 POISSON = Family(  # by its rate
-    lambda rate: _vector(jnp.log(rate)), lambda eta: jnp.exp(eta[0]), signs=(0,)
+    jax.jit(lambda rate: _vector(jnp.log(rate))), lambda eta: jnp.exp(eta[0]), signs=(0,)
 )
 EXPONENTIAL = Family(  # by its rate
-    lambda rate: _vector(jnp.negative(rate)), lambda eta: -jnp.log(-eta[0]), signs=(-1,)
+    jax.jit(lambda rate: _vector(jnp.negative(rate))), lambda eta: -jnp.log(-eta[0]), signs=(-1,)
 )
 GAMMA = Family(  # by shape and rate
-    lambda shape, rate: _vector(shape, jnp.negative(rate)),
+    jax.jit(lambda shape, rate: _vector(shape, jnp.negative(rate))),
     lambda eta: gammaln(eta[0]) - eta[0] * jnp.log(-eta[1]),
     signs=(1, -1),
 )
-BETA = Family(lambda a, b: _vector(a, b), _log_beta, signs=(1,))  # by its two shapes
+BETA = Family(jax.jit(_vector), _log_beta, signs=(1,))  # by its two shapes
 DIRICHLET = Family(jnp.asarray, _log_beta, signs=(1,))  # by its concentrations, a vector
 NORMAL = Family(  # by mean and standard deviation
-    lambda mean, scale: _vector(jnp.divide(mean, jnp.square(scale)), -0.5 / jnp.square(scale)),
+    jax.jit(
+        lambda mean, scale: _vector(jnp.divide(mean, jnp.square(scale)), -0.5 / jnp.square(scale))
+    ),
     lambda eta: -0.25 * eta[0] ** 2 / eta[1] - 0.5 * jnp.log(-2 * eta[1]),
     signs=(0, -1),
 )

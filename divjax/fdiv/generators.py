@@ -12,8 +12,9 @@ Most divergences are the power family `Alpha`, h = c·r^α, or one of it between
 """
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from divjax.core.checks import check_positive
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.fdiv.special import as_floats, log_mixture, nan_where_nan, times_exp
+
+T = TypeVar("T")
 
 __all__ = ["Combination", "Divergence", "Generator", "Mixed", "PlugIn", "Reversed"]
 
@@ -42,6 +45,18 @@ class PlugIn(NamedTuple):
     influence_q: Float[Array, " m"]
 
 
+def compiled(cls: type[T]) -> type[T]:
+    """Make each public method of arrays, of a class of pytrees, one program."""
+    for name, method in list(vars(cls).items()):
+        if name.startswith("_") or not inspect.isfunction(method):
+            continue
+        of_arrays = len(inspect.signature(method).parameters) > 1
+        if of_arrays:
+            setattr(cls, name, jax.jit(method))
+    return cls
+
+
+@compiled
 class Divergence:
     """What an estimator needs: D(p‖q) = finish(E_p[under_p(u)] + E_q[under_q(u)])."""
 
@@ -140,8 +155,11 @@ def where_weighted(values: Float[Array, " n"], weights: Float[Array, " n"] | Non
     return jnp.where(weights > 0, values, jnp.where(weights == 0, 0, jnp.nan))
 
 
+@compiled
 class Generator(Divergence):
     """The generator of an f-divergence. A subclass needs only `f`; autodiff gives the rest.
+
+    It is a pytree, as methods are compiled.
 
     Methods take u = log r of any shape, elementwise. Defaults take |u| for at most 0.9 of the
     logarithm of the dtype's largest number, 80 in float32. `g + h`, `c * g` and `g.reverse()` are
@@ -259,6 +277,7 @@ def _inverse_derivative(generator: Generator, t: Array) -> Array:
     return (low + high) / 2
 
 
+@compiled
 @pytree
 class Combination(Generator):
     """A sum Σ c_i f_i of generators with positive factors; what `+` and `*` make.
@@ -334,6 +353,7 @@ class Combination(Generator):
         return jnp.multiply(factor, generator.conjugate(jnp.divide(t, factor)))
 
 
+@compiled
 @pytree
 class Reversed(Generator):
     """The generator r f(1/r) of D(q‖p), both integrands exchanged and taken at −u.
@@ -374,6 +394,7 @@ class Reversed(Generator):
         return self.generator.under_p(jnp.negative(u))
 
 
+@compiled
 class Mixture(Generator):
     """D_f(p‖m) with m = αp + (1 − α)q; v = log(p/m) stands for u."""
 

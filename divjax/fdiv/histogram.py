@@ -15,10 +15,19 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from divjax.core.checks import check_count, check_matrix, check_shape
+from divjax.core.checks import (
+    check_count,
+    check_matrix,
+    check_nonnegative,
+    check_scalar,
+    check_shape,
+)
 from divjax.core.numerics import nan_unless
-from divjax.core.samples import as_arrays, as_numbers, centered_samples, two_parts
+from divjax.core.pytrees import TracedFunction, as_traced
+from divjax.core.samples import Center, as_numbers, centered_samples, two_parts
+from divjax.fdiv.arguments import as_leaves, as_optional_leaf
 from divjax.fdiv.categorical import Weights
+from divjax.fdiv.special import as_floats
 
 __all__ = ["bias", "counts", "divergence", "edges"]
 
@@ -71,7 +80,28 @@ def edges(
         >>> edges(jnp.array([0.0, 1.0]), jnp.array([4.0]), num_bins=2).tolist()
         [0.0, 1.0, 4.0]
     """
+    _check_bins(num_bins, spacing)
     center, *samples = centered_samples(**_columns(x=x, y=y))
+    is_vector = np.ndim(x) == 1
+    return _joint_edges(center, samples, num_bins=num_bins, spacing=spacing, is_vector=is_vector)
+
+
+def _check_bins(num_bins: int, spacing: str) -> None:
+    check_count(1, num_bins=num_bins)
+    if spacing not in ("uniform", "quantile"):
+        raise ValueError(f'spacing must be "uniform" or "quantile"; got {spacing!r}.')
+
+
+@functools.partial(jax.jit, static_argnames=("num_bins", "spacing", "is_vector"))
+def _joint_edges(
+    center: Center,
+    samples: list[Float[Array, "_ d"]],
+    *,
+    num_bins: int,
+    spacing: str,
+    is_vector: bool,
+) -> Float[Array, "*d bins+1"]:
+    """`edges` after its checks."""
     columns = jnp.concatenate(samples)
     centered = _edges(columns, jnp.ones(columns.shape[0], bool), num_bins, spacing)
     result = center.add(centered.T).T
@@ -81,24 +111,21 @@ def edges(
         jnp.abs(result - centered) * jnp.finfo(result.dtype).eps > _LARGEST_ROUNDING * width, axis=1
     )
     result = nan_unless(~lost[:, None] | (width == 0), result)
-    return result[0] if np.ndim(x) == 1 else result
+    return result[0] if is_vector else result
 
 
 def _edges(
     columns: Float[Array, "n d"], used: Bool[Array, " n"], num_bins: int, spacing: str
 ) -> Float[Array, "d bins+1"]:
     """The edges of bins that hold the rows that are used."""
-    check_count(1, num_bins=num_bins)
     finite = jnp.all(jnp.isfinite(columns) | ~used[:, None], axis=0)
     columns = jnp.where(used[:, None], columns, jnp.nan)
     if spacing == "uniform":
         ends = jnp.nanmin(columns, axis=0), jnp.nanmax(columns, axis=0)
         result = jnp.linspace(*ends, num_bins + 1, axis=-1)
-    elif spacing == "quantile":
+    else:
         shares = jnp.linspace(0, 1, num_bins + 1, dtype=columns.dtype)
         result = jnp.nanquantile(columns, shares, axis=0).T
-    else:
-        raise ValueError(f'spacing must be "uniform" or "quantile"; got {spacing!r}.')
     # Interpolation between equal values may fall by a rounding.
     return nan_unless(finite[:, None], jax.lax.cummax(result, axis=1))
 
@@ -134,8 +161,12 @@ def counts(
         [2.0, 1.0]
     """
     columns = _columns(x=x)["x"]
-    result = _counts(columns, _bounds("edges", edges, np.ndim(x), columns), weights, "weights")
-    return result[0] if np.ndim(x) == 1 else result
+    bounds = _bounds("edges", edges, np.ndim(x), columns)
+    check_matrix(x=columns)
+    mass = _mass("weights", weights, columns.shape[0])
+    dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(columns.dtype), jnp.float32)
+    parts = _in_parts(columns, bounds)
+    return _counts_of_columns(*parts, mass, dtype=dtype, is_vector=np.ndim(x) == 1)
 
 
 def _bounds(name: str, edges: Any, ndim: int, columns: Any) -> Any:
@@ -160,32 +191,55 @@ def _bounds(name: str, edges: Any, ndim: int, columns: Any) -> Any:
     return bounds
 
 
-def _counts(columns: Any, bounds: Any, weights: Any, name: str) -> Float[Array, "d bins"]:
-    """`counts` of a matrix, with `name` that of the weights."""
-    check_matrix(x=columns)
-    n = columns.shape[0]
-    dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(columns, bounds))
-    sums_dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(columns.dtype), jnp.float32)
-    mass = jnp.ones(n, jnp.int32)
-    if weights is not None:
-        (mass,) = as_arrays(**{name: weights})
-        mass = mass.astype(sums_dtype)
-    if mass.shape != (n,):
-        raise ValueError(f"{name} must have shape ({n},); got shape {mass.shape}.")
+def _mass(name: str, weights: Any, num_rows: int) -> Any:
+    """Weights as an argument of a compiled function, None where each row counts once."""
+    mass = as_optional_leaf(**{name: weights})
+    if mass is None:
+        return None
+    if jnp.shape(mass) != (num_rows,):
+        raise ValueError(f"{name} must have shape ({num_rows},); got shape {jnp.shape(mass)}.")
     if not isinstance(mass, Tracer) and (np.asarray(mass) < 0).any():
         raise ValueError(f"{name} must not be negative; got {np.asarray(mass).min()}.")
-    parts = two_parts(columns.T, dtype), two_parts(bounds, dtype)
-    return _count_columns(*parts, mass, dtype=sums_dtype)
+    return mass
 
 
 _TwoParts: TypeAlias = tuple[Array, Array]
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _count_columns(
-    columns: _TwoParts, bounds: _TwoParts, mass: Array, *, dtype: Any
-) -> Float[Array, "d bins"]:
+def _in_parts(columns: Any, bounds: Any) -> tuple[Any, Any]:
+    """NumPy's numbers as their rounding and its rest, JAX's as they are."""
+    dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(columns, bounds))
+    columns, bounds = (
+        two_parts(part, dtype) if isinstance(part, np.ndarray) else part
+        for part in (columns, bounds)
+    )
+    return columns, bounds
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "is_vector"))
+def _counts_of_columns(
+    columns: Any, bounds: Any, mass: Array | None, *, dtype: Any, is_vector: bool
+) -> Float[Array, "*d bins"]:
+    """`counts` after its checks."""
+    result = _counts(columns, bounds, mass, dtype)
+    return result[0] if is_vector else result
+
+
+def _counts(columns: Any, bounds: Any, mass: Array | None, dtype: Any) -> Float[Array, "d bins"]:
     """The sums of the rows' mass in the bins of each column."""
+    common = jnp.result_type(*jax.tree.leaves((columns, bounds)))
+    columns, bounds = (
+        part if isinstance(part, tuple) else two_parts(part, common) for part in (columns, bounds)
+    )
+    columns = columns[0].T, columns[1].T
+    n = columns[0].shape[1]
+    mass = jnp.ones(n, jnp.int32) if mass is None else jnp.asarray(mass, dtype)
+    return _count_columns(columns, bounds, mass, dtype)
+
+
+def _count_columns(
+    columns: _TwoParts, bounds: _TwoParts, mass: Array, dtype: Any
+) -> Float[Array, "d bins"]:
     n, num_bins = columns[0].shape[1], bounds[0].shape[1] - 1
     # One float that is added to 2²⁴ ones is lost; sums of blocks, added up, keep their digits.
     block = jnp.arange(n) // _BLOCK_ROWS
@@ -274,11 +328,7 @@ def bias(
     References:
         Miller 1955: the bias of the plug-in entropy.
     """
-
-    def value(counts_p: Array, counts_q: Array) -> Array:
-        return divergence(Weights(counts_p, smoothing), Weights(counts_q, smoothing))
-
-    counts_p, counts_q, squares_p, squares_q = as_arrays(
+    counts_p, counts_q, squares_p, squares_q = leaves = as_leaves(
         counts_p=counts_p,
         counts_q=counts_q,
         squares_p=counts_p if squares_p is None else squares_p,
@@ -291,10 +341,39 @@ def bias(
         "squares_q": squares_q,
     }.items():
         check_shape(name, given, counts_p.shape[0])
+    plug_in = _plug_in(divergence, counts_p.shape, jnp.result_type(float, *leaves), smoothing)
+    return _bias(plug_in, *leaves, *as_leaves(smoothing=smoothing))
+
+
+def _plug_in(
+    divergence: CategoricalDivergence, shape: tuple[int, ...], dtype: Any, smoothing: ArrayLike
+) -> TracedFunction:
+    """The divergence as a function `(counts_p, counts_q, smoothing)`, traced anew at each call."""
+    check_scalar(smoothing=smoothing)
+    check_nonnegative(smoothing=smoothing)
+    counts, number = (jax.ShapeDtypeStruct(size, dtype) for size in (shape, ()))
+    return as_traced(
+        lambda p, q, smoothing: divergence(Weights(p, smoothing), Weights(q, smoothing)),
+        *(counts, counts, number),
+    )
+
+
+@jax.jit
+def _bias(
+    plug_in: TracedFunction,
+    counts_p: Float[Array, " bins"],
+    counts_q: Float[Array, " bins"],
+    squares_p: Float[Array, " bins"],
+    squares_q: Float[Array, " bins"],
+    smoothing: ArrayLike,
+) -> Float[Array, ""]:
+    """`bias` after its checks."""
+    counts_p, counts_q, squares_p, squares_q = as_floats(counts_p, counts_q, squares_p, squares_q)
+    smoothing = jnp.asarray(smoothing, counts_p.dtype)
     total = jnp.zeros((), counts_p.dtype)
     variances = squares_p, squares_q
     for argument, variance in enumerate(variances):
-        hessian = jax.hessian(value, argnums=argument)(counts_p, counts_q)
+        hessian = jax.hessian(plug_in, argnums=argument)(counts_p, counts_q, smoothing)
         total = total + 0.5 * jnp.dot(variance, jnp.diagonal(hessian))
     return total
 
@@ -351,48 +430,87 @@ def divergence(
         Csiszár 1967: merging points never raises an f-divergence.
     """
     columns = _columns(x=x, y=y)
-    weights = {
-        name: None if given is None else as_arrays(**{f"weights_{name}": given})[0]
+    masses = {
+        name: _mass(f"weights_{name}", given, columns[name].shape[0])
         for name, given in {"x": weights_x, "y": weights_y}.items()
     }
-    for name, weight in weights.items():
-        if weight is not None and weight.shape != columns[name].shape[:1]:
-            raise ValueError(
-                f"weights_{name} must have shape {columns[name].shape[:1]}; got {weight.shape}."
-            )
     # Bins of their own are those of the centred samples, in which no digit is lost to an offset.
-    _, *samples = centered_samples(weights, **columns)
-    used = [
-        jnp.ones(sample.shape[0], bool) if weight is None else weight != 0
-        for sample, weight in zip(samples, weights.values(), strict=True)
-    ]
+    _, *samples = centered_samples(masses, **columns)
+    parts = None
     if bins is None:
-        pooled = jnp.concatenate(samples)
-        bounds = _edges(pooled, jnp.concatenate(used), num_bins, spacing)
-        columns = dict(zip(columns, samples, strict=True))
+        _check_bins(num_bins, spacing)
     else:
         bounds = _bounds("bins", bins, np.ndim(x), columns["x"])
+        parts = [_in_parts(column, bounds) for column in columns.values()]
+    sums, squares, finite = _sums(
+        samples, list(masses.values()), parts, num_bins=num_bins, spacing=spacing
+    )
+    # The divergence sees concrete counts, as a function of one's own may want to.
+    values = divergence(*(Weights(counts, smoothing) for counts in sums))
+    excess = None
+    if unbias:
+        plug_in = _plug_in(divergence, sums[0].shape[1:], sums[0].dtype, smoothing)
+        excess = _biases(plug_in, sums, squares, *as_leaves(smoothing=smoothing))
+    return _flagged(values, excess, finite, is_vector=np.ndim(x) == 1)
 
+
+@functools.partial(jax.jit, static_argnames=("num_bins", "spacing"))
+def _sums(
+    samples: list[Float[Array, "_ d"]],
+    masses: list[Array | None],
+    parts: list[tuple[Any, Any]] | None,
+    *,
+    num_bins: int,
+    spacing: str,
+) -> tuple[list[Array], list[Array], Bool[Array, " d"]]:
+    """The mass of both samples in each bin, the sums of its squares, and which columns are finite.
+
+    Args:
+        samples: centred.
+        masses: of the rows; None where each counts once.
+        parts: columns and given bounds, in two parts each; None for bins of the samples' own.
+        num_bins: of these.
+        spacing: likewise.
+    """
+    used = [
+        jnp.ones(sample.shape[0], bool) if mass is None else mass != 0
+        for sample, mass in zip(samples, masses, strict=True)
+    ]
+    if parts is None:
+        bounds = _edges(jnp.concatenate(samples), jnp.concatenate(used), num_bins, spacing)
+        parts = [(sample, bounds) for sample in samples]
     dtype = jnp.promote_types(samples[0].dtype, jnp.float32)
 
-    def count(function: Callable[[Array], Array]) -> list[Array]:
+    def count(power: Callable[[Array], Array]) -> list[Array]:
         return [
-            _counts(
-                columns[name], bounds, None if w is None else function(w), f"weights_{name}"
-            ).astype(dtype)
-            for name, w in weights.items()
+            _counts(*part, None if mass is None else power(mass), dtype)
+            for part, mass in zip(parts, masses, strict=True)
         ]
 
-    # The plug-in value, less its own expected excess.
-    sums = count(lambda weight: weight)
-    values = divergence(*(Weights(sum_, smoothing) for sum_ in sums))
-    if unbias:
-        values = values - jax.vmap(
-            lambda p, q, squares_p, squares_q: bias(
-                divergence, p, q, squares_p=squares_p, squares_q=squares_q, smoothing=smoothing
-            )
-        )(*sums, *count(jnp.square))
     # Given bins leave infinite values out without a trace.
-    for sample, rows in zip(samples, used, strict=True):
-        values = nan_unless(jnp.all(jnp.isfinite(sample) | ~rows[:, None], axis=0), values)
-    return values[0] if np.ndim(x) == 1 else values
+    finite = [
+        jnp.all(jnp.isfinite(sample) | ~rows[:, None], axis=0)
+        for sample, rows in zip(samples, used, strict=True)
+    ]
+    return count(lambda mass: mass), count(jnp.square), finite[0] & finite[1]
+
+
+@jax.jit
+def _biases(
+    plug_in: TracedFunction, sums: list[Array], squares: list[Array], smoothing: ArrayLike
+) -> Float[Array, " d"]:
+    """The bias in each column."""
+    return jax.vmap(lambda *counts: _bias(plug_in, *counts, smoothing))(*sums, *squares)
+
+
+@functools.partial(jax.jit, static_argnames="is_vector")
+def _flagged(
+    values: Float[Array, " d"],
+    excess: Float[Array, " d"] | None,
+    finite: Bool[Array, " d"],
+    *,
+    is_vector: bool,
+) -> Float[Array, "*d"]:
+    """The plug-in values, less their own expected excess; nan where a sample is not finite."""
+    values = nan_unless(finite, values if excess is None else values - excess)
+    return values[0] if is_vector else values
