@@ -15,13 +15,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from divjax.core.checks import check_count, check_scalar_output
+from divjax.core.checks import check_count, check_key, check_scalar_output
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_traced
-from divjax.core.samples import as_numbers, as_vectors, centered_samples, owned
+from divjax.core.samples import as_numbers, centered_samples, owned
 from divjax.core.types import Status, status_of, summary
+from divjax.fdiv.arguments import vector_leaves
 from divjax.fdiv.special import as_floats
 from divjax.inference.rank import keep_order, midranks
 
@@ -188,7 +189,7 @@ def permutation_test(
         Phipson, Smyth 2010: the 1 + in p. Hemerik, Goeman 2018, theorem 2: exactness for random
         permutations.
     """
-    key = own_key(key)
+    check_key(key)
     _check_counts(num_permutations, batch_size)
     (x, x_rounded), (y, y_rounded) = _as_rows("x", x), _as_rows("y", y)
     if jnp.shape(x)[1:] != jnp.shape(y)[1:]:
@@ -198,38 +199,39 @@ def permutation_test(
         )
     check_scalar_output("statistic", statistic, x, y)
     n, m = len(x), len(y)
-    pooled = jnp.concatenate([x, y])
     of_stratum = None if strata is None else pool_labels("strata", strata, n, m)
     of_group = None if groups is None else pool_labels("groups", groups, n, m)
     _check_groups(of_group, n)
-    sizes = {"num_x": n, "num_permutations": num_permutations, "batch_size": batch_size}
-    statistic = as_traced(statistic, pooled[:n], pooled[n:])
-    test = _permute(key, statistic, pooled, of_stratum, of_group, **sizes)
+    dtype = jnp.result_type(x, y)
+    traced = as_traced(statistic, *(jax.ShapeDtypeStruct(rows.shape, dtype) for rows in (x, y)))
+    counts = {"num_permutations": num_permutations, "batch_size": batch_size}
+    test = _permute(key, traced, x, y, of_stratum, of_group, **counts)
     if not (x_rounded or y_rounded):
         return test
     return test._replace(status=jnp.maximum(test.status, Status.FLOATING_POINT_RESOLUTION))
 
 
-@functools.partial(jax.jit, static_argnames=("num_x", "num_permutations", "batch_size"))
+@functools.partial(jax.jit, static_argnames=("num_permutations", "batch_size"))
 def _permute(
     key: Key[Array, ""],
     statistic: Callable[[Array, Array], Float[Array, ""]],
-    pooled: Array,
+    x: Array,
+    y: Array,
     of_stratum: Array | None,
     of_group: Array | None,
     *,
-    num_x: int,
     num_permutations: int,
     batch_size: int | None,
 ) -> PermutationTest:
     """`permutation_test` after its checks."""
+    num_x, pooled = len(x), jnp.concatenate([x, y])
     shuffle = _row_permutation(of_stratum, of_group, num_x, pooled.shape[0])
 
     def permuted(key: Key[Array, ""]) -> Array:
         rows = pooled[shuffle(key)]
         return statistic(rows[:num_x], rows[num_x:])
 
-    keys = jax.random.split(key, num_permutations)
+    keys = jax.random.split(own_key(key), num_permutations)
     (null,) = as_floats(jax.lax.map(permuted, keys, batch_size=batch_size))
     observed = jnp.asarray(statistic(pooled[:num_x], pooled[num_x:]), null.dtype)
     valid = True if of_group is None else _collect_groups(of_group, of_stratum, num_x).valid
@@ -344,10 +346,10 @@ def score_permutation_test(
     References:
         Mann, Whitney 1947; Lopez-Paz, Oquab 2017, the classifier two-sample test.
     """
-    key = own_key(key)
+    check_key(key)
     if kind == "auc":
         scores_x, scores_y = keep_order(scores_x, scores_y)
-    converted = as_vectors(scores_x=scores_x, scores_y=scores_y)
+    converted = vector_leaves(scores_x=scores_x, scores_y=scores_y)
     if kind == "mean":
         # Which a difference of means is free of, and NumPy's float64 of its rounding.
         pair = as_numbers("scores_x", scores_x), as_numbers("scores_y", scores_y)
@@ -417,7 +419,7 @@ def _permute_labels(
         num_x = jnp.sum(in_x & counted).astype(values.dtype)
         return (1 / num_x + 1 / (num_rows - num_x)) * jnp.sum(jnp.where(in_x, values, 0))
 
-    keys = jax.random.split(key, num_permutations)
+    keys = jax.random.split(own_key(key), num_permutations)
     null = jax.lax.map(lambda key: statistic(shuffle(key)), keys, batch_size=batch_size)
     # Rounding of a sum of all values.
     num_x = jnp.sum(in_x & counted).astype(values.dtype)
