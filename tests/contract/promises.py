@@ -16,6 +16,13 @@ X = jax.random.normal(jax.random.key(5), (N, D))
 WEIGHTS = jax.nn.softmax(0.3 * jax.random.normal(jax.random.key(6), (N,)))
 
 
+X_MOVED = X + 1
+
+COMPILED: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: COMPILED.append(event) if "backend_compile" in event else None
+)
+
 # By the names of rows.
 TRACES: collections.Counter = collections.Counter()
 FUNCTIONS: dict[str, Callable[..., Any]] = {}
@@ -111,6 +118,17 @@ class Promises:
         self.compiled(name)(jax.tree.map(lambda leaf: scaled(leaf, 1.5), method), KEY, X, WEIGHTS)
         self.compiled(name)(method, jax.random.key(8), X + 1, WEIGHTS)
         assert TRACES[name] == before
+
+    def test_a_second_eager_call_compiles_nothing(self, name):
+        """As in a notebook: a loop that is not compiled as a whole is compiled anew every time."""
+        row = self.rows[name]
+        if not row.eager:
+            pytest.skip("takes seconds operation by operation")
+        method = floats(row.method, jnp.float32)
+        row.evaluate(method, KEY, X, WEIGHTS)
+        COMPILED.clear()
+        row.evaluate(method, KEY, X_MOVED, WEIGHTS)
+        assert not COMPILED
 
     def test_vmap_over_every_leaf_equals_a_loop(self, name):
         method, evaluate, *_ = self.rows[name]

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from divjax import fdiv
 from divjax.fdiv import categorical, exponential_family, gaussian, histogram, inequalities
@@ -22,23 +23,34 @@ def _of_gammas(divergence):
 
     def evaluate(method, key, x, weights):
         gamma = exponential_family.GAMMA
-        eta = jnp.stack([jnp.mean(x**2) + 1, -jnp.mean(jnp.abs(x)) - 1])
-        return divergence(gamma, eta, gamma.natural(2.0, 1.5).astype(x.dtype), *method)
+        return divergence(gamma, _eta(x), gamma.natural(2.0, 1.5).astype(x.dtype), *method)
 
     return evaluate
+
+
+@jax.jit
+def _eta(x):
+    """Natural parameters of a Gamma distribution."""
+    return jnp.stack([jnp.mean(x**2) + 1, -jnp.mean(jnp.abs(x)) - 1])
 
 
 def _of_gaussians(divergence):
     """A divergence `(p, q, *method)` between the particles' Gaussian and a fixed one."""
 
     def evaluate(method, key, x, weights):
-        centered = x - weights @ x
-        covariance = (weights[:, None] * centered).T @ centered + 0.1 * jnp.eye(2, dtype=x.dtype)
-        other = jnp.array([0.3, -0.2], x.dtype), jnp.array([[1.5, 0.2], [0.2, 0.8]], x.dtype)
-        divergences = divergence((weights @ x, covariance), other, *method)
+        other = np.array([0.3, -0.2], x.dtype), np.array([[1.5, 0.2], [0.2, 0.8]], x.dtype)
+        divergences = divergence(_fitted(x, weights), other, *method)
         return jnp.stack(jax.tree.leaves(divergences))
 
     return evaluate
+
+
+@jax.jit
+def _fitted(x, weights):
+    """The particles' mean and covariance."""
+    centered = x - weights @ x
+    covariance = (weights[:, None] * centered).T @ centered + 0.1 * jnp.eye(2, dtype=x.dtype)
+    return weights @ x, covariance
 
 
 def _elementwise(function, low=0.0, high=1.0):
@@ -115,7 +127,6 @@ ROWS = {
     "fdiv.gaussian_plugin_kl": Row(
         (),
         lambda m, k, x, w: fdiv.gaussian_plugin_kl(x, 2 * x[:, ::-1] + 1).value,
-        eager=False,
         sampled=True,
     ),
     "fdiv.categorical.kl": Row(
@@ -252,13 +263,10 @@ ROWS = {
         "equivariant",
         smooth=False,
     ),
-    "fdiv.knn_kl": Row(
-        (), of_samples(lambda x, y, w, m: fdiv.knn_kl(x, y, 3).value), eager=False, sampled=True
-    ),
+    "fdiv.knn_kl": Row((), of_samples(lambda x, y, w, m: fdiv.knn_kl(x, y, 3).value), sampled=True),
     "fdiv.knn_kl(bias_order)": Row(
         (),
         of_samples(lambda x, y, w, m: fdiv.knn_kl(x, y, 2, bias_order=0).value),
-        eager=False,
         sampled=True,
     ),
     "fdiv.knn_entropy": Row((), lambda m, key, x, w: fdiv.knn_entropy(x, 2).value, sampled=True),
@@ -280,7 +288,6 @@ ROWS = {
                 categorical.kl, 9 * jnp.exp(p), 9 * jnp.exp(q), smoothing=m
             )
         ),
-        eager=False,
         infinite="an empty bin",
         positive=(0,),
     ),
@@ -292,7 +299,6 @@ ROWS = {
             )
         ),
         smooth=False,
-        eager=False,
         weighted=True,
         sampled=True,
         positive=(0,),
