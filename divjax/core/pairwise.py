@@ -388,6 +388,7 @@ def coincidence_distance(x: Float[Array, "n d"], eps: float) -> Float[Array, ""]
     return _COINCIDENT_ULPS * eps * jnp.median(jnp.max(jnp.abs(x), axis=1))
 
 
+@functools.partial(jax.jit, static_argnames="tolerance")
 def median_squared_distance(
     x: Float[Array, "n d"],
     guess: Float[Array, ""],

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -25,6 +25,7 @@ __all__ = [
     "TracedFunction",
     "as_pytree",
     "as_traced",
+    "for_each",
     "num_particles",
     "pytree",
     "ravel_particles",
@@ -36,6 +37,32 @@ __all__ = [
 def static(**kwargs: Any) -> Any:
     """A dataclass field that is structure (hashed, compiled in) rather than a leaf."""
     return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+def for_each(function: Callable[..., T], samples: Iterable[Sequence[Any]]) -> list[T]:
+    """`[function(*sample) for sample in samples]`, in one program if they have the same shapes.
+
+    Half the compilation where two samples are treated alike.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> [float(total) for total in for_each(jnp.sum, [(jnp.ones(2),), (jnp.ones(3),)])]
+        [2.0, 3.0]
+    """
+    samples = [tuple(sample) for sample in samples]
+    shapes = {
+        (jax.tree.structure(sample), *map(_shape_and_dtype, jax.tree.leaves(sample)))
+        for sample in samples
+    }
+    if len(shapes) > 1:
+        return [function(*sample) for sample in samples]
+    results = jax.vmap(function)(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *samples))
+    leaves, structure = jax.tree.flatten(results)
+    return [structure.unflatten(parts) for parts in zip(*leaves, strict=True)]
+
+
+def _shape_and_dtype(leaf: Any) -> tuple[Any, ...]:
+    return jnp.shape(leaf), jnp.result_type(leaf)
 
 
 def select(condition: Bool[Array, ""], new: T, old: T) -> T:

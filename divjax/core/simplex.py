@@ -58,6 +58,11 @@ def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
         raise ValueError(f"gram must be a non-empty square matrix; got shape {gram.shape}.")
     if not jnp.issubdtype(gram.dtype, jnp.floating):
         raise ValueError(f"gram must be floating-point; got {gram.dtype}.")
+    return _min_norm_weights(gram)
+
+
+@jax.jit
+def _min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
     weights = _two_weights(gram) if gram.shape[0] == 2 else _weights(gram)
     return nan_unless(_is_gram(gram), weights)
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core.pytrees import for_each
+
 __all__ = ["Standardizer", "mean_and_scale", "robust_standardizer"]
 
 # Limits lie this many spreads from the median: one row in two million of a Gaussian is beyond.
@@ -143,7 +145,7 @@ def robust_standardizer(
     """
     samples = jax.lax.stop_gradient(samples)
     levels = TAIL if keep_tails else QUARTILE
-    quantiles = [_quantiles(x, weights, levels) for x, weights in samples]
+    quantiles = for_each(lambda x, weights: _quantiles(x, weights, levels), samples)
 
     # A feature that is constant up to a few rows in every sample has the spread of those few.
     widths = jnp.stack([jnp.maximum(each.below, each.above) for each in quantiles])

@@ -231,21 +231,26 @@ class PCGrad(_Stateless):
         state: Any,
     ) -> tuple[Float[Array, " k"], Any]:
         """The coefficients of the fields in the mean of the projected ones."""
-        products = gram(velocities, weights)
-        size = products.shape[0]
-        norms = jnp.diagonal(products)
-        own = jnp.arange(size)
-        orders = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(key, size))
+        return _mean_of_projected(key, gram(velocities, weights)), state
 
-        def visit(coefficients: Array, other: Array) -> tuple[Array, None]:
-            # Row k holds the coefficients of the k-th projected field, which meets field other[k].
-            inner = jnp.sum(coefficients * products[other], axis=1)
-            conflicts = (inner < 0) & (other != own) & (norms[other] > 0)
-            removed = jnp.where(conflicts, -inner / jnp.where(conflicts, norms[other], 1), 0)
-            return coefficients.at[own, other].add(removed), None
 
-        projected, _ = jax.lax.scan(visit, jnp.eye(size, dtype=products.dtype), orders.T)
-        return nan_unless(jnp.isfinite(products).all(), projected.mean(axis=0)), state
+@jax.jit
+def _mean_of_projected(key: Key[Array, ""], products: Float[Array, "k k"]) -> Float[Array, " k"]:
+    """Each field's coefficient in the mean of the fields that have lost what opposes another."""
+    size = products.shape[0]
+    norms = jnp.diagonal(products)
+    own = jnp.arange(size)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(key, size))
+
+    def visit(coefficients: Array, other: Array) -> tuple[Array, None]:
+        # Row k holds the coefficients of the k-th projected field, which meets field other[k].
+        inner = jnp.sum(coefficients * products[other], axis=1)
+        conflicts = (inner < 0) & (other != own) & (norms[other] > 0)
+        removed = jnp.where(conflicts, -inner / jnp.where(conflicts, norms[other], 1), 0)
+        return coefficients.at[own, other].add(removed), None
+
+    projected, _ = jax.lax.scan(visit, jnp.eye(size, dtype=products.dtype), orders.T)
+    return nan_unless(jnp.isfinite(products).all(), projected.mean(axis=0))
 
 
 @pytree
@@ -310,6 +315,7 @@ def _shortest_shifted(products: Float[Array, "k k"], mu: Float[Array, ""]) -> Fl
     return min_norm_weights(mu**2 * products + cross + to_mean.mean())
 
 
+@jax.jit
 def _multiplier(products: Float[Array, "k k"], c: Float[Array, ""]) -> Float[Array, ""]:
     """The μ of `CAGrad`, for fields of which the longest has length one.
 

@@ -181,9 +181,14 @@ def distinct_particles(
         2
     """
     (particles,) = as_samples(particles=particles)
-    n, d = particles.shape
     weights = _uniform(particles) if weights is None else weights
-    weights = checked_masses(weights, n, particles.dtype)
+    weights = checked_masses(weights, particles.shape[0], particles.dtype)
+    return _num_distinct(particles, weights)
+
+
+@jax.jit
+def _num_distinct(particles: Float[Array, "n d"], weights: Float[Array, " n"]) -> Int[Array, ""]:
+    n, d = particles.shape
     alive, x = weights > 0, living_rows(particles, weights)
     index = jnp.arange(n)
     tolerance = coincidence_distance(x, float(jnp.finfo(x.dtype).eps))

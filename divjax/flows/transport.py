@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from divjax.core.checks import check_count, check_order, check_positive, check_same_features
+from divjax.core.checks import (
+    check_count,
+    check_matrix,
+    check_order,
+    check_positive,
+    check_same_features,
+)
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, ravel_particles, static
@@ -168,6 +174,7 @@ class SinkhornDivergence:
         """The potentials at the start."""
         particles = as_particles(particles)
         x, _ = ravel_particles(particles)
+        check_matrix(particles=x)
         uniform = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
         return self._solve(particles, uniform, None).potentials
 

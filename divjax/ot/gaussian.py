@@ -10,6 +10,7 @@ decomposition Lᵀ K = U Σ Vᵀ: the fidelity tr (S^½ T S^½)^½ = tr Σ, the 
 ‖L U − K V‖², and the map A = K V Σ⁺ Vᵀ Kᵀ, for which A S A = T wherever S has full rank.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -444,7 +445,7 @@ def gaussian_barycenter(
         )
     check_count(1, num_steps=num_steps)
     check_scalar(tolerance=tolerance)
-    k, d = shape
+    k = shape[0]
     if weights is None:
         weights = jnp.ones(k)
     dtype = jnp.result_type(float, means, covs)
@@ -453,6 +454,19 @@ def gaussian_barycenter(
     if covs.ndim == 3:
         check_full_precision("covs of shape (k, d, d)", covs)
         covs = _symmetric("covs", covs)
+    return _barycenter(means, covs, weights, tolerance, num_steps)
+
+
+@functools.partial(jax.jit, static_argnames="num_steps")
+def _barycenter(
+    means: Float[Array, "k d"],
+    covs: Float[Array, "k d"] | Float[Array, "k d d"],
+    weights: Float[Array, " k"],
+    tolerance: ArrayLike,
+    num_steps: int,
+) -> GaussianBarycenter:
+    """The barycenter of symmetric covariances, with weights in any unit."""
+    d, dtype = means.shape[1], means.dtype
     valid = (jnp.min(weights) >= 0) & (jnp.sum(weights) > 0)
     weights = nan_unless(valid, weights) / jnp.sum(weights)
     # Gaussians of weight zero are padding.

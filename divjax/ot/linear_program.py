@@ -148,6 +148,7 @@ def _at_all_rows(
     return full_f, full_g
 
 
+@jax.jit
 def _solve_on_host(costs: Array, a: Array, b: Array) -> tuple[Array, Array, Array, Array]:
     """Plan, potentials and status, by a callback."""
     n, m = costs.shape

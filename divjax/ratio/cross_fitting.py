@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from divjax.core.pytrees import for_each
 from divjax.core.standardize import (
     Standardizer,
     mean_and_scale,
@@ -148,10 +149,10 @@ def cross_fit(
     raw, held_out, test = jax.vmap(score)(members, splits)
     calibrate = lambda held_out: _calibrate_folds(held_out, fixed.weights, plan)
     calibrations = jax.vmap(calibrate)(held_out)
-    log_ratios = [
-        jnp.mean(jax.vmap(_calibrated)(u, each.fold, calibrations), axis=0)
-        for u, each in zip(raw, held_out, strict=True)
-    ]
+    log_ratios = for_each(
+        lambda u, fold: jnp.mean(jax.vmap(_calibrated)(u, fold, calibrations), axis=0),
+        [(u, each.fold) for u, each in zip(raw, held_out, strict=True)],
+    )
 
     members = jax.lax.stop_gradient(members._replace(calibration=calibrations))
     first = jax.tree.map(lambda leaf: leaf[0], held_out)
@@ -265,10 +266,10 @@ def _score_held_out(
 
     each, losses = jax.vmap(test)(members, jnp.arange(plan.num_folds))
     raw = [jnp.sum(u, axis=0) for u in each]
-    folds = [
-        places.fold_of(weights, plan.num_folds)
-        for places, weights in zip(split, rows.weights, strict=True)
-    ]
+    folds = for_each(
+        lambda places, weights: places.fold_of(weights, plan.num_folds),
+        zip(split, rows.weights, strict=True),
+    )
     held_out = [
         HeldOut(u, fold, places.rank)
         for u, fold, places in zip(jax.lax.stop_gradient(raw), folds, split, strict=True)
@@ -350,8 +351,8 @@ def _shuffle(
     evenly over the folds, so that every fold has its share of both samples.
     """
     if groups is None:
-        key_p, key_q = jax.random.split(key)
-        return _shuffle_rows(key_p, weights[0]), _shuffle_rows(key_q, weights[1])
+        of_p, of_q = for_each(_shuffle_rows, zip(jax.random.split(key), weights, strict=True))
+        return of_p, of_q
     n, size = weights[0].shape[0], groups.shape[0]
     used = jnp.concatenate(weights) > 0
     row_kind = jnp.where(jnp.arange(size) < n, 1, 2) * used
@@ -380,11 +381,11 @@ def _parts(
     plan: CrossFitting,
 ) -> list[_Part]:
     """The rows of both samples that test, train and validate a member; see `_split`."""
-    each = (
-        _split(places, weights, tested, plan)
-        for places, weights in zip(split, jax.lax.stop_gradient(rows.weights), strict=True)
+    of_p, of_q = for_each(
+        lambda places, weights: _split(places, weights, tested, plan),
+        zip(split, jax.lax.stop_gradient(rows.weights), strict=True),
     )
-    return [_Part(p, q, a, b) for (p, a), (q, b) in zip(*each, strict=True)]
+    return [_Part(p, q, a, b) for (p, a), (q, b) in zip(of_p, of_q, strict=True)]
 
 
 def _split(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import nan_unless
 from divjax.core.samples import as_weights, centered_samples
@@ -119,21 +119,15 @@ def ties(
     not_nan_q = ~jnp.isnan(q).any(axis=0, where=used_q[:, None])
     valid = not_nan_p & not_nan_q & known_p & known_q
 
-    def share(of, among, used_of, used_among, own):
-        """The share of values that occur among others' (a row's own value not counted)."""
-        values = jnp.sort(jnp.where(used_among, among, jnp.inf))
-        left, right = (jnp.searchsorted(values, of, side=side) for side in ("left", "right"))
-        return jnp.sum(used_of & (right - left > own)) / jnp.sum(used_of)
-
-    def excess(x, y):
-        """How much more often each sample holds its own values than the other one does."""
-        on_p = share(x, x, used_p, used_p, 1) - share(y, x, used_q, used_p, 0)
-        on_q = share(y, y, used_q, used_q, 1) - share(x, y, used_p, used_q, 0)
-        return on_p, on_q
-
-    each = nan_unless(valid, jnp.stack(jax.vmap(excess, in_axes=1)(p, q)).astype(dtype))
-    lattice, copied = (jnp.max(jnp.maximum(sign * each, 0), axis=0) for sign in (1, -1))
-    shares = (nan_unless(valid.all(), part) for part in _repetitions(p, q, used_p, used_q))
+    of_features = lambda column: _shares_of_column(column, used_p, used_q)
+    each = jax.vmap(of_features, in_axes=1)(jnp.concatenate([p, q]))
+    each = _Shares(*(part.astype(dtype) for part in each))
+    # How much more often each sample holds its own values than the other one does.
+    more = jnp.stack([each.of_p_in_p - each.of_q_in_p, each.of_q_in_q - each.of_p_in_q])
+    more = nan_unless(valid, more)
+    lattice, copied = (jnp.max(jnp.maximum(sign * more, 0), axis=0) for sign in (1, -1))
+    rows = _shares_of_rows(p, q, used_p, used_q)
+    shares = (nan_unless(valid.all(), part.astype(dtype)) for part in rows)
     return Ties(*shares, lattice=lattice, copied=copied)
 
 
@@ -145,29 +139,55 @@ def _used(name: str, weights: Any, size: int) -> tuple[Bool[Array, " n"], Bool[A
     return weights > 0, are_weights(weights)
 
 
-def _repetitions(
+class _Shares(NamedTuple):
+    """Of the used rows of one sample, the shares that equal another one of either sample."""
+
+    of_p_in_p: Float[Array, ""]
+    of_q_in_q: Float[Array, ""]
+    of_p_in_q: Float[Array, ""]
+    of_q_in_p: Float[Array, ""]
+
+
+def _shares_of_column(
+    column: Float[Array, " n+m"], used_p: Bool[Array, " n"], used_q: Bool[Array, " m"]
+) -> _Shares:
+    """Of equal values."""
+    used = jnp.concatenate([used_p, used_q])
+    order = jnp.lexsort((column, ~used))
+    values = column[order]
+    return _shares(values[1:] == values[:-1], order, used_p, used_q)
+
+
+def _shares_of_rows(
     p: Float[Array, "n d"],
     q: Float[Array, "m d"],
     used_p: Bool[Array, " n"],
     used_q: Bool[Array, " m"],
-) -> tuple[Array, Array, Array, Array]:
-    """The shares of used rows that equal another of their own sample, and one of the other's.
-
-    Equal rows are next to each other once sorted by a hash of their bits, and compared exactly.
-    """
+) -> _Shares:
+    """Of equal rows: next to each other once sorted by a hash of their bits, compared exactly."""
     x, used = jnp.concatenate([p, q]), jnp.concatenate([used_p, used_q])
     bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32).reshape(x.shape[0], -1)  # −0 is 0
     odd = np.random.default_rng(0).integers(0, 2**31, bits.shape[1], np.uint32) * 2 + 1
     code = jnp.sum(bits * jnp.asarray(odd), axis=1, dtype=jnp.uint32)
     order = jnp.argsort(code // 2 + jnp.where(used, jnp.uint32(0), jnp.uint32(2**31)))
-    x, used = x[order], used[order]
-    other = ~((x[1:] == x[:-1]).all(axis=1) & used[1:] & used[:-1])
-    group = jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(other)])
-    own = [used & (order < p.shape[0]), used & (order >= p.shape[0])]
-    in_group = [jnp.zeros(x.shape[0], int).at[group].add(part.astype(int))[group] for part in own]
+    x = x[order]
+    return _shares((x[1:] == x[:-1]).all(axis=1), order, used_p, used_q)
+
+
+def _shares(
+    same: Bool[Array, " n+m-1"],
+    order: Int[Array, " n+m"],
+    used_p: Bool[Array, " n"],
+    used_q: Bool[Array, " m"],
+) -> _Shares:
+    """The shares, from which of the rows in order equal the one before."""
+    own = jnp.zeros((2, order.size), bool).at[0, : used_p.size].set(used_p)
+    own = own.at[1, used_p.size :].set(used_q)[:, order]
+    used = own.any(axis=0)
+    group = jnp.cumsum(jnp.append(False, ~(same & used[1:] & used[:-1])))
+    counts = jnp.zeros(own.shape, int).at[:, group].add(own.astype(int))[:, group]
 
     def share(of: int, among: int, least: int) -> Float[Array, ""]:
-        repeated = own[of] & (in_group[among] >= least)
-        return jnp.sum(repeated).astype(x.dtype) / jnp.sum(own[of]).astype(x.dtype)
+        return jnp.sum(own[of] & (counts[among] >= least)) / jnp.sum(own[of])
 
-    return share(0, 0, 2), share(1, 1, 2), share(0, 1, 1), share(1, 0, 1)
+    return _Shares(share(0, 0, 2), share(1, 1, 2), share(0, 1, 1), share(1, 0, 1))

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -27,7 +28,8 @@ from divjax.core.differentiation import refuse_derivatives
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
-from divjax.core.pytrees import pytree, static
+from divjax.core.padding import can_be_padded, pad_rows, padded_size
+from divjax.core.pytrees import for_each, pytree, static
 from divjax.core.samples import as_numbers, centered_samples
 from divjax.core.types import Estimate
 from divjax.ratio.cross_fitting import CALIBRATIONS, CrossFitting, cross_fit
@@ -296,7 +298,26 @@ def _check_and_fit(
     )
     if groups is not None:
         groups = _check_groups(groups, p.shape[0], q.shape[0], method)
-    return dataclasses.replace(_fit(key, p, q, *weights, groups, method), center=center)
+    rows = p, q, *weights
+    if not can_be_padded((rows, groups)):
+        return dataclasses.replace(_fit(key, *rows, groups, method), center=center)
+    # So that a sample of another size compiles no training program: only what pads and cuts.
+    n, m = (len(x) for x in (p, q))
+    rows, groups = _padded(rows, groups, padded_size(n), padded_size(m))
+    fit = _fit(key, *rows, groups, method)
+    return dataclasses.replace(fit.resized(n // method.pack, m // method.pack), center=center)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _padded(rows: tuple[Array, ...], groups: Array | None, num_p: int, num_q: int) -> Any:
+    """Rows of weight zero at the end of both samples; their groups are another's."""
+    sizes = num_p, num_q, num_p, num_q
+    padded = tuple(pad_rows(x, size) for x, size in zip(rows, sizes, strict=True))
+    if groups is not None:
+        of_samples = jnp.split(groups, [len(rows[0])])
+        parts = [pad_rows(x, size) for x, size in zip(of_samples, (num_p, num_q), strict=True)]
+        groups = jnp.concatenate(parts)
+    return padded, groups
 
 
 def _check_groups(groups: Any, n: int, m: int, method: Any) -> Array:
@@ -329,7 +350,8 @@ def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
         ]
     enough = [count >= 2 * method.num_folds for count in counts]
     # What is invalid is NaN from here on, so that no estimate of it is a number.
-    p, q = _valid_sample(p, weights_p, enough[0]), _valid_sample(q, weights_q, enough[1])
+    samples = zip((p, q), (weights_p, weights_q), enough, strict=True)
+    p, q = for_each(_valid_sample, samples)
     repeated = ties(p, q, weights_p, weights_q)
     weights_p, weights_q = weights_p / jnp.max(weights_p), weights_q / jnp.max(weights_q)
     # Packs are rows of their own; from here on a row is whatever is classified.

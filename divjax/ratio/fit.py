@@ -1,9 +1,10 @@
 """A fitted density ratio, and the divergences that it estimates."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from divjax.core.checks import (
     check_shape,
 )
 from divjax.core.numerics import in_base
+from divjax.core.padding import can_be_padded, pad_rows, padded_size, resize_rows
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Center, as_samples
 from divjax.core.simplex import effective_sample_size
@@ -120,7 +122,11 @@ class RatioFit:
         if self.members.values is not None:
             features //= 2  # each is followed by its count of ties
         check_shape("x", x, "b", features)
-        return _log_ratio(self.members, self.head, x)
+        if not can_be_padded((x, self)):
+            return _log_ratio(self.members, self.head, x)
+        num_rows = len(x)
+        x = resize_rows(x, padded_size(num_rows))
+        return resize_rows(_log_ratio(self.members, self.head, x), num_rows)
 
     def __repr__(self) -> str:
         """Sizes, head and losses."""
@@ -180,7 +186,7 @@ class RatioFit:
             raise ValueError(f"generator must be a divergence of divjax.fdiv; got {generator!r}.")
         check_probability(level=level)
         check_base(base)
-        return _divergence(self, generator, level, base)
+        return _divergence(self.padded(), generator, level, base)
 
     def kl(self, *, level: ArrayLike = 0.95, base: ArrayLike | None = None) -> Estimate:
         """KL(p‖q) = E_p[log p/q], in nats unless a base is given. See `divergence`."""
@@ -207,12 +213,12 @@ class RatioFit:
         pay for. Whether p = q is for `two_sample_test` to say.
         """
         check_probability(level=level)
-        return _of_scores(self, auc, level)
+        return _of_scores(self.padded(), auc, level)
 
     def accuracy(self, *, level: ArrayLike = 0.95) -> Estimate:
         """The balanced accuracy of the log ratio's sign, at most (1 + TV)/2 on average."""
         check_probability(level=level)
-        return _of_scores(self, accuracy, level)
+        return _of_scores(self.padded(), accuracy, level)
 
     def two_sample_test(
         self, key: Key[Array, ""], *, kind: str = "auc", num_permutations: int = 999
@@ -293,7 +299,7 @@ class RatioFit:
             raise ValueError(f"clip must be a positive, finite Python number; got {clip!r}.")
         check_base(base)
         check_probability(confidence=confidence)
-        return in_base(_certified_js(self, confidence, clip), base)
+        return in_base(_certified_js(self.padded(), confidence, clip), base)
 
     def certified_kl(
         self,
@@ -324,7 +330,62 @@ class RatioFit:
     @property
     def diagnostics(self) -> Diagnostics:
         """What may be wrong with the ratio."""
-        return _diagnostics(self)
+        return _diagnostics(self.padded())
+
+    def padded(self) -> "RatioFit":
+        """The same fit with rows of weight zero up to a `padded_size`; itself if it is traced."""
+        if self.log_ratio_p.ndim > 1 or not can_be_padded(self):
+            return self
+        return self.resized(padded_size(len(self.log_ratio_p)), padded_size(len(self.log_ratio_q)))
+
+    def resized(self, num_p: int, num_q: int) -> "RatioFit":
+        """The fit with so many rows of either sample: the first ones, or all and some padding."""
+        of_p, of_q = _resize(_rows_of_samples(self), (num_p, num_q))
+        return dataclasses.replace(
+            self,
+            log_ratio_p=of_p.log_ratio,
+            log_ratio_q=of_q.log_ratio,
+            weights_p=of_p.weights,
+            weights_q=of_q.weights,
+            held_out_p=of_p.held_out,
+            held_out_q=of_q.held_out,
+            sequential=self.sequential._replace(first_p=of_p.first, first_q=of_q.first),
+            groups=None if self.groups is None else (of_p.group, of_q.group),
+        )
+
+
+class _SampleRows(NamedTuple):
+    """All that a fit holds of each row of one sample."""
+
+    log_ratio: Float[Array, " n"]
+    weights: Float[Array, " n"]
+    held_out: HeldOut
+    first: Float[Array, " n"]
+    group: Int[Array, " n"] | None
+
+
+# A row without weight, in no fold.
+_PADDING = _SampleRows(0, 0, HeldOut(0, -1, 0), 0, 0)  # pyright: ignore[reportArgumentType]
+
+
+def _rows_of_samples(fit: RatioFit) -> tuple[_SampleRows, _SampleRows]:
+    group_p, group_q = (None, None) if fit.groups is None else fit.groups
+    first_p, first_q = fit.sequential[:2]
+    return (
+        _SampleRows(fit.log_ratio_p, fit.weights_p, fit.held_out_p, first_p, group_p),
+        _SampleRows(fit.log_ratio_q, fit.weights_q, fit.held_out_q, first_q, group_q),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _resize(
+    samples: tuple[_SampleRows, _SampleRows], sizes: tuple[int, int]
+) -> tuple[_SampleRows, ...]:
+    def resized(rows: _SampleRows, size: int) -> _SampleRows:
+        padding = _PADDING if rows.group is not None else _PADDING._replace(group=None)
+        return jax.tree.map(lambda leaf, fill: pad_rows(leaf, size, fill), rows, padding)
+
+    return tuple(resized(rows, size) for rows, size in zip(samples, sizes, strict=True))
 
 
 # What a user asks of a fit one by one is compiled: dozens of small operations each.
@@ -360,7 +421,8 @@ def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> 
 
     # The certificate holds whatever the head, at α/2 as the lower end does.
     bound = _certificate(fit, generator, jnp.asarray([0.95, (1 + level) / 2], value.dtype))
-    value = jnp.where(bound[0] > value, bound[0], value)
+    # Computed once: as part of two fusions it might be rounded differently in each.
+    value = jax.lax.optimization_barrier(jnp.where(bound[0] > value, bound[0], value))
     lower = jnp.minimum(jnp.where(bound[1] > lower, bound[1], lower), value)
     upper = jnp.where(upper < value, value, upper)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 
 from divjax.core import linalg, networks, training
 from divjax.core.checks import (
@@ -25,7 +25,7 @@ from divjax.core.checks import (
     check_widths,
 )
 from divjax.core.numerics import nan_unless
-from divjax.core.pytrees import pytree, static
+from divjax.core.pytrees import for_each, pytree, static
 from divjax.ratio.logistic import Linear, Quadratic, RandomFourier
 from divjax.ratio.neighbors import Neighbors
 from divjax.ratio.types import (
@@ -117,18 +117,18 @@ class Average:
         params = tuple(head.fit(k, fold) for head, k in zip(self.heads, keys, strict=True))
         largest = 3 * jnp.log(num_rows(*fold.train.weights))
 
-        def limit_and_loss(head, params):
-            rows = fold.validation
-            u_p, u_q = log_ratios(head, params, rows.p, rows.q)
-            limit = _limit(u_p, u_q, rows.weights, largest)
+        held = fold.validation
+
+        def limit_and_loss(u_p, u_q):
+            limit = _limit(u_p, u_q, held.weights, largest)
             u_p, u_q = (jnp.clip(u, -limit, limit) for u in (u_p, u_q))
-            loss = cross_entropy(u_p, u_q, *rows.weights)
+            loss = cross_entropy(u_p, u_q, *held.weights)
             return limit, jnp.where(jnp.isnan(loss), jnp.inf, loss)
 
-        each = [limit_and_loss(*fitted) for fitted in zip(self.heads, params, strict=True)]
+        fitted = zip(self.heads, params, strict=True)
+        each = for_each(limit_and_loss, [log_ratios(*pair, held.p, held.q) for pair in fitted])
         limits, losses = map(jnp.stack, zip(*each, strict=True))
-        rows = num_rows(*fold.validation.weights)
-        weights = jax.nn.softmax(-rows * losses)
+        weights = jax.nn.softmax(-num_rows(*held.weights) * losses)
         return params, nan_unless(~_any_nan(self.heads), weights), limits
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -171,14 +171,15 @@ def _limit(
     """
 
     def gain(limit):
-        total = variance = jnp.zeros_like(largest)
-        for u, weight in zip((u_p, -u_q), weights, strict=True):
+        def mean_and_variance(u, weight):
             u = jnp.where(weight > 0, jnp.clip(u, -largest, largest), 0)
             less = jax.nn.softplus(-u) - jax.nn.softplus(-jnp.clip(u, -limit, limit))
             mean, squares = jnp.dot(weight, less), weight**2
-            total += mean / 2
-            variance += squares @ (less - mean) ** 2 / (1 - jnp.sum(squares)) / 4
-        return jnp.where(total > 2 * jnp.sqrt(variance), total, 0)
+            return mean, squares @ (less - mean) ** 2 / (1 - jnp.sum(squares))
+
+        each = for_each(mean_and_variance, zip((u_p, -u_q), weights, strict=True))
+        mean, variance = (sum(parts) for parts in zip(*each, strict=True))
+        return jnp.where(mean > 2 * jnp.sqrt(variance), mean / 2, 0)
 
     limits = jnp.append(jnp.minimum(jnp.asarray(_LIMITS, largest.dtype), largest), largest)
     gains = jax.vmap(gain)(limits).at[-1].set(0)
@@ -389,6 +390,7 @@ class Network:
         check_count(1, **counts, num_checks=self.num_checks)
         check_nonnegative(weight_decay=self.weight_decay)
 
+    @jax.jit
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, PyTree[Array]]:
         """The parameters of the start and of the network."""
         check_fold(fold)
@@ -457,9 +459,13 @@ class Network:
         )
         steps = {"num_steps": self.num_steps, "num_checks": self.num_checks}
         trained = training.fit(key, loss, params, optimizer, validate=validate, **steps).params
-        rate, decay = (jnp.asarray(v, dtype) for v in (self.learning_rate, self.weight_decay))
-        valid = (rate > 0) & (decay >= 0)
+        valid = self.is_valid(dtype)
         return jax.tree.map(lambda leaf: nan_unless(valid, leaf), trained)
+
+    def is_valid(self, dtype: Any) -> Bool[Array, ""]:
+        """Whether the numbers, which may be traced, are in range."""
+        rate, decay = (jnp.asarray(v, dtype) for v in (self.learning_rate, self.weight_decay))
+        return (rate > 0) & (decay >= 0)
 
     def _build(self, num_outputs: int) -> networks.Network:
         if self.network is not None:
@@ -472,15 +478,15 @@ def row_sampler(*weights: Float[Array, " n"]) -> Callable[[Key[Array, ""], int],
 
     One row from each of `count` equal quantiles, in order, so that a batch is spread evenly.
     """
-    cumulative = [jnp.cumsum(weight) for weight in weights]
+    cumulative = for_each(jnp.cumsum, [(weight,) for weight in weights])
+
+    def of_sample(mass: Float[Array, " n"], level: Float[Array, " count"]) -> Int[Array, " count"]:
+        return jnp.minimum(jnp.searchsorted(mass, level * mass[-1]), mass.shape[0] - 1)
 
     def draw(key: Key[Array, ""], count: int) -> list[Array]:
         uniform = jax.random.uniform(key, (len(weights), count), weights[0].dtype)
         quantiles = (jnp.arange(count, dtype=uniform.dtype) + uniform) / count
-        return [
-            jnp.minimum(jnp.searchsorted(mass, level * mass[-1]), mass.shape[0] - 1)
-            for mass, level in zip(cumulative, quantiles, strict=True)
-        ]
+        return for_each(of_sample, zip(cumulative, quantiles, strict=True))
 
     return draw
 
@@ -515,8 +521,10 @@ class Auto:
     network: Network = Network()
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> Any:
-        """The parameters of the network and of all it may start from."""
-        return self._resolve(fold.train.p.shape[1]).fit(key, fold)
+        """The parameters of the networks, of all they may start from, and of the neighbours."""
+        params, weights, limits = self._resolve(fold.train.p.shape[1]).fit(key, fold)
+        # The neighbours would go on alone.
+        return params, nan_unless(self.network.is_valid(weights.dtype), weights), limits
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The averaged log ratio."""

@@ -215,6 +215,7 @@ class KLIEPHead:
         check_grid(bandwidth=self.bandwidth, floor=self.floor)
         check_count(1, num_centers=self.num_centers, num_steps=self.num_steps)
 
+    @jax.jit
     def fit(self, key: Key[Array, ""], fold: Fold) -> KernelRatio:
         """The model of the fold's training rows, with the bandwidth best for its validation rows.
 

@@ -186,6 +186,7 @@ class LeastSquaresHead:
             raise ValueError(f"relative must be below one; got {self.relative}.")
         check_count(1, num_centers=self.num_centers)
 
+    @jax.jit
     def fit(self, key: Key[Array, ""], fold: Fold) -> KernelRatio:
         """The model of the fold's training rows.
 

@@ -132,6 +132,7 @@ class RandomFourier(_Logistic):
         return jnp.concatenate([jnp.ones_like(z[:, :1]), cosines], axis=1)
 
 
+@partial(jax.jit, static_argnames="max_steps")
 def newton_logistic(
     phi_p: Float[Array, "n m"],
     phi_q: Float[Array, "k m"],

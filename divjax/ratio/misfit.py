@@ -191,11 +191,11 @@ def _agreement_of_neighbors(rows: _Scored, num_groups: int) -> Misfit:
 
 
 def _some_rows(rows: _Scored) -> _Scored:
-    """At most `_MAX_ROWS` of a sample, the same for all samples of this size."""
-    count = rows.x.shape[0]
-    if count <= _MAX_ROWS:
+    """At most `_MAX_ROWS` of those with weight, the same for all samples of this size."""
+    if rows.x.shape[0] <= _MAX_ROWS:
         return rows
-    chosen = np.random.default_rng(0).permutation(count)[:_MAX_ROWS]
+    order = jax.random.uniform(jax.random.key(0), rows.weight.shape)
+    chosen = jax.lax.top_k(jnp.where(rows.weight > 0, order, -1), _MAX_ROWS)[1]
     rows = jax.tree.map(lambda leaf: leaf[chosen], rows)
     total = jnp.sum(rows.weight)
     return rows._replace(weight=rows.weight / jnp.where(total > 0, 2 * total, 1))

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 from divjax.core.checks import check_count, check_positive
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
-from divjax.core.pytrees import pytree, static
+from divjax.core.pytrees import for_each, pytree, static
 from divjax.ratio.types import Fold, Rows, check_fold, cross_entropy, num_rows
 
 __all__ = ["Neighbors"]
@@ -110,17 +110,19 @@ class Neighbors:
 
     def _references(self, key: Key[Array, ""], rows: Rows) -> _References:
         """At most `max_rows` of each sample, without those that have no weight."""
-        drawn = []
-        for own_key, weight in zip(jax.random.split(key), rows.weights, strict=True):
-            order = jnp.where(weight > 0, jax.random.uniform(own_key, weight.shape), -1)
-            drawn.append(jax.lax.top_k(order, min(self.max_rows, weight.shape[0]))[1])
-        of_p, of_q = drawn
-        mass_p, mass_q = rows.weights_p[of_p], rows.weights_q[of_q]
-        mass_p, mass_q = mass_p / jnp.sum(mass_p), mass_q / jnp.sum(mass_q)
+
+        def drawn(key, x, weight):
+            order = jnp.where(weight > 0, jax.random.uniform(key, weight.shape), -1)
+            index = jax.lax.top_k(order, min(self.max_rows, weight.shape[0]))[1]
+            mass = weight[index]
+            return index, x[index], mass / jnp.sum(mass)
+
+        samples = zip(jax.random.split(key), rows[:2], rows.weights, strict=True)
+        (of_p, p, mass_p), (of_q, q, mass_q) = for_each(drawn, samples)
         prior = jnp.asarray(self.prior, mass_p.dtype)
         one_row = (1 / num_rows(mass_p) + 1 / num_rows(mass_q)) / 2
         return _References(
-            x=jnp.concatenate([rows.p[of_p], rows.q[of_q]]),
+            x=jnp.concatenate([p, q]),
             index=jnp.concatenate([of_p, rows.p.shape[0] + of_q]),
             mass_p=jnp.concatenate([mass_p, jnp.zeros_like(mass_q)]),
             mass_q=jnp.concatenate([jnp.zeros_like(mass_p), mass_q]),
@@ -138,22 +140,26 @@ class Neighbors:
         own = jnp.full(z.shape[0], -1) if own is None else own
         usable = mass_p + mass_q > 0
         counts = [min(k, x.shape[0] - 1) for k in self.num_neighbors]
+        most = jnp.sum(usable) - 1
 
         def of_rows(z, own):
             squares = squared_distances(z, jnp.where(usable[:, None], x, 0))
             excluded = ~usable | (index == own[:, None])
             nearest, which = jax.lax.top_k(-jnp.where(excluded, jnp.inf, squares), max(counts))
             nearest, masses = -nearest, (mass_p[which], mass_q[which])
-            each = []
-            for k in counts:
-                # Where fewer than k rows can be neighbours the k-th is infinitely far, and all
-                # others count in full; so do rows that coincide with z if k of them do.
-                limit = nearest[:, k - 1 : k]
-                share = nearest[:, :k] / jnp.where(limit > 0, limit, 1)
-                weight = jnp.where(jnp.isfinite(nearest[:, :k]), 1 - share, 0)
-                a, b = (jnp.sum(weight * mass[:, :k], axis=1) for mass in masses)
-                each.append(jnp.log(a + prior) - jnp.log(b + prior))
-            return jnp.stack(each, axis=1)
+
+            def of_count(k):
+                # Of fewer rows the last is the limit. Rows that coincide with z count in full if k
+                # of them do.
+                last = jnp.clip(jnp.minimum(k, most) - 1, 0)
+                limit = jnp.take(nearest, last[None], axis=1)
+                share = nearest / jnp.where(limit > 0, limit, 1)
+                inside = jnp.isfinite(nearest) & (jnp.arange(max(counts)) <= last)
+                weight = jnp.where(inside, 1 - share, 0)
+                a, b = (jnp.sum(weight * mass, axis=1) for mass in masses)
+                return jnp.log(a + prior) - jnp.log(b + prior)
+
+            return jax.vmap(of_count, out_axes=1)(jnp.asarray(counts))
 
         u = map_row_blocks(of_rows, x.shape[0], z, own)
         return nan_unless(jnp.isfinite(z).all(axis=1)[:, None], u)

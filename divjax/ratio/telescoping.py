@@ -48,6 +48,7 @@ class Telescoping:
         """Whether the bridges start from parametric heads, as by default they do."""
         return self.start is None or is_parametric(self.start)
 
+    @jax.jit
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Any]:
         """All bridges' starts, and the network."""
         check_fold(fold)

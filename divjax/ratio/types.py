@@ -14,6 +14,7 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
 )
+from divjax.core.pytrees import for_each
 from divjax.core.simplex import effective_sample_size
 
 __all__ = [
@@ -166,8 +167,9 @@ def cross_entropy(
         # A row of weight zero may have any loss.
         return jnp.sum(jnp.where(weights == 0, 0, weights * losses))
 
-    under_p = mean(jax.nn.softplus(-log_ratio_p), weights_p)
-    return (under_p + mean(jax.nn.softplus(log_ratio_q), weights_q)) / 2
+    samples = (-log_ratio_p, weights_p), (log_ratio_q, weights_q)
+    under_p, under_q = for_each(lambda u, weights: mean(jax.nn.softplus(u), weights), samples)
+    return (under_p + under_q) / 2
 
 
 def validation_loss(

@@ -139,7 +139,7 @@ ROWS = {
         weighted=True,
     ),
     "flows.SinkhornDivergence": Row(
-        flows.SinkhornDivergence(samples(), epsilon=0.5, tolerance=1e-6),
+        flows.SinkhornDivergence(samples(), epsilon=0.5, tolerance=1e-7),
         _objective,
         "equivariant",
         eager=False,

@@ -65,7 +65,7 @@ def parts_played(fit, sample, name):
         of_member = lambda standardizer: standardizer.squash(jnp.asarray(sample))
         inputs = np.asarray(jax.vmap(jax.vmap(of_member))(fit.members.standardizer))
         distances = np.linalg.norm(x[..., :, None, :] - inputs[..., None, :, :], axis=-1)
-        assert (distances.min(axis=-1) < 1e-4).all()
+        assert (distances.min(axis=-1)[weights > 0] < 1e-4).all()
         played = np.zeros((*weights.shape[:2], len(sample)))
         repeat, fold, _ = np.indices(weights.shape)
         np.add.at(played, (repeat, fold, distances.argmin(axis=-1)), weights)
@@ -166,7 +166,7 @@ def test_standardised_by_training_rows_alone():
     for fold in range(5):
         mean = np.average(x, axis=0, weights=w[0, fold])
         scale = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=w[0, fold]))
-        np.testing.assert_allclose(before.mean[0, fold], mean, atol=1e-6)
+        np.testing.assert_allclose(before.mean[0, fold], mean, atol=1e-5)
         np.testing.assert_allclose(before.scale[0, fold], scale, rtol=1e-5)
 
 

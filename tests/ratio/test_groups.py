@@ -107,7 +107,7 @@ def test_groups_that_are_refused_or_flagged():
     fit = traced(*groups)
     assert jnp.isfinite(fit.js().value)
     shared = method.fit(KEY, p, q, groups=groups)
-    np.testing.assert_array_equal(fit.log_ratio_p, shared.log_ratio_p)
+    np.testing.assert_allclose(fit.log_ratio_p, shared.log_ratio_p, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="groups must lie in one sample"):
         shared.two_sample_test(KEY)
     test = jax.jit(lambda fit: fit.two_sample_test(KEY))(fit)

@@ -1,0 +1,51 @@
+"""Samples padded to a few sizes, so that one of another size compiles no large program again."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Shaped
+
+__all__ = ["can_be_padded", "pad_rows", "padded_size", "resize_rows"]
+
+SMALLEST = 64
+
+
+def padded_size(num_rows: int) -> int:
+    """The least of 64, 80, 96, 112, 128, 160, … (four sizes an octave) that holds these rows.
+
+    Example:
+        >>> [padded_size(n) for n in (3, 900, 1000, 10_000)]
+        [64, 1024, 1024, 10240]
+    """
+    num_rows = max(num_rows, SMALLEST)
+    step = 1 << (num_rows - 1).bit_length() - 1 >> 2
+    return -(-num_rows // step) * step
+
+
+def can_be_padded(tree: Any) -> bool:
+    """Whether no leaf is traced, where shapes are a user's own, or lies on several devices."""
+    leaves = jax.tree.leaves(tree)
+    return not any(
+        isinstance(leaf, Tracer) or (isinstance(leaf, jax.Array) and len(leaf.devices()) > 1)
+        for leaf in leaves
+    )
+
+
+def pad_rows(
+    rows: Shaped[Array, "n ..."], num_rows: int, fill: float = 0
+) -> Shaped[Array, "num_rows ..."]:
+    """The rows, followed by as many of the value `fill` as are missing; or the first of them."""
+    missing = num_rows - rows.shape[0]
+    if missing <= 0:
+        return rows[:num_rows]
+    widths = [(0, missing)] + [(0, 0)] * (rows.ndim - 1)
+    return jnp.pad(rows, widths, constant_values=fill)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def resize_rows(tree: Any, num_rows: int) -> Any:
+    """`pad_rows` of every leaf, compiled."""
+    return jax.tree.map(lambda leaf: pad_rows(leaf, num_rows), tree)
