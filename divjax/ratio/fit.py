@@ -186,7 +186,7 @@ class RatioFit:
             raise ValueError(f"generator must be a divergence of divjax.fdiv; got {generator!r}.")
         check_probability(level=level)
         check_base(base)
-        return _divergence(self.padded(), generator, level, base)
+        return _divergence(self.scores(), generator, level, base)
 
     def kl(self, *, level: ArrayLike = 0.95, base: ArrayLike | None = None) -> Estimate:
         """KL(p‖q) = E_p[log p/q], in nats unless a base is given. See `divergence`."""
@@ -213,12 +213,12 @@ class RatioFit:
         pay for. Whether p = q is for `two_sample_test` to say.
         """
         check_probability(level=level)
-        return _of_scores(self.padded(), auc, level)
+        return _of_scores(self.scores(), auc, level)
 
     def accuracy(self, *, level: ArrayLike = 0.95) -> Estimate:
         """The balanced accuracy of the log ratio's sign, at most (1 + TV)/2 on average."""
         check_probability(level=level)
-        return _of_scores(self.padded(), accuracy, level)
+        return _of_scores(self.scores(), accuracy, level)
 
     def two_sample_test(
         self, key: Key[Array, ""], *, kind: str = "auc", num_permutations: int = 999
@@ -299,7 +299,7 @@ class RatioFit:
             raise ValueError(f"clip must be a positive, finite Python number; got {clip!r}.")
         check_base(base)
         check_probability(confidence=confidence)
-        return in_base(_certified_js(self.padded(), confidence, clip), base)
+        return in_base(_certified_js(self.scores(), confidence, clip), base)
 
     def certified_kl(
         self,
@@ -330,13 +330,17 @@ class RatioFit:
     @property
     def diagnostics(self) -> Diagnostics:
         """What may be wrong with the ratio."""
-        return _diagnostics(self.padded())
+        return _diagnostics(self.scores())
 
-    def padded(self) -> "RatioFit":
-        """The same fit with rows of weight zero up to a `padded_size`; itself if it is traced."""
-        if self.log_ratio_p.ndim > 1 or not can_be_padded(self):
-            return self
-        return self.resized(padded_size(len(self.log_ratio_p)), padded_size(len(self.log_ratio_q)))
+    def scores(self) -> "RatioFit":
+        """The fit without its models, with rows of weight zero up to a `padded_size`.
+
+        One program serves the fits of all heads, and of samples of about one size.
+        """
+        fit = dataclasses.replace(self, head=None, members=None, center=None)
+        if fit.log_ratio_p.ndim > 1 or not can_be_padded(fit):
+            return fit
+        return fit.resized(padded_size(len(fit.log_ratio_p)), padded_size(len(fit.log_ratio_q)))
 
     def resized(self, num_p: int, num_q: int) -> "RatioFit":
         """The fit with so many rows of either sample: the first ones, or all and some padding."""

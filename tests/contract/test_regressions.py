@@ -144,7 +144,10 @@ REFUSED = {
         lambda: ot.EntropicMap(score_epsilon=None).fit(KEY, LONG, LONG),
         "score_epsilon must be one real number; got None",
     ),
-    "text": (lambda: ot.EntropicMap(epsilons=("a",)).fit(KEY, LONG, LONG), "epsilons cannot be a text"),
+    "text": (
+        lambda: ot.EntropicMap(epsilons=("a",)).fit(KEY, LONG, LONG),
+        "epsilons cannot be a text",
+    ),
     "no ε of a bridge": (
         lambda: ot.LightSchrodingerBridge(2, epsilon=None).fit(KEY, LONG, LONG),
         "epsilon must be one real number; got None",
