@@ -408,7 +408,8 @@ def _split(
     start, stop = ((2 * k * used + num_folds - 1) // (2 * num_folds) for k in tested)
     others = used - (stop - start)
     # A row at least to either part, however small or large the share.
-    held = jnp.clip(jnp.round(validation_share * others).astype(others.dtype), 1, others - 1)
+    share = jnp.round(validation_share * others.astype(weights.dtype)).astype(others.dtype)
+    held = jnp.clip(share, 1, others - 1)
     held = jnp.maximum(held, 0)
 
     if places.order is None:
