@@ -109,20 +109,25 @@ Estimates = dict[str, dict[str, Any]]
 def _of_fit(name: str, method: Any) -> Callable[..., Estimates]:
     def estimate(key, p, q):
         fit = method.fit(key, p, q)
-        return {name: {"kl": fit.kl(level=LEVEL)[:3], "js": fit.js(level=LEVEL)[:3]}}
+        return {
+            name: {
+                "kl": fit.kl(confidence_level=LEVEL)[:3],
+                "js": fit.js(confidence_level=LEVEL)[:3],
+            }
+        }
 
     return estimate
 
 
 def _neighbors(key, p, q) -> Estimates:
     return {
-        f"kNN (k = {k})": {"kl": fdiv.knn_kl(p, q, k, bias_order=0, level=LEVEL)[:3]}
+        f"kNN (k = {k})": {"kl": fdiv.knn_kl(p, q, k, bias_order=0, confidence_level=LEVEL)[:3]}
         for k in (1, 5)
     }
 
 
 def _gaussian(key, p, q) -> Estimates:
-    return {"Gaussian plug-in": {"kl": fdiv.gaussian_plugin_kl(p, q, level=LEVEL)[:3]}}
+    return {"Gaussian plug-in": {"kl": fdiv.gaussian_plugin_kl(p, q, confidence_level=LEVEL)[:3]}}
 
 
 def _critic(key, p, q) -> Estimates:
@@ -268,7 +273,7 @@ def correlated(size: int, dim: int, kl: float, method: Any, seed: int) -> dict[s
     p, q = task.sample(jax.random.fold_in(key, 1), size)
     start = time.perf_counter()
     fit = method.fit(key, p, q)
-    value, error, interval, *_ = jax.block_until_ready(fit.kl(level=LEVEL))
+    value, error, interval, *_ = jax.block_until_ready(fit.kl(confidence_level=LEVEL))
     seconds = time.perf_counter() - start
     exact = float(jnp.mean(task.log_ratio(p)))
     return {"kl": [float(x) for x in (value, error, *interval)], "exact": exact, "fit": seconds}

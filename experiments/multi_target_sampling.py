@@ -124,7 +124,7 @@ def two_component(settings: Settings, velocity: Any, scheme: Callable) -> dict[s
             num_steps=settings.num_steps + 1,
         )
         return {
-            "grad_norm": result.history.grad_norm,
+            "squared_norm": result.history.squared_norm,
             "weights": result.history.weights,
             "particles": result.particles,
             "finite": result.finite,
@@ -168,7 +168,7 @@ def three_component(
             "snapshots": history.observed[::third],
             "values": history.values,
             "weights": history.weights,
-            "grad_norm": history.grad_norm,
+            "squared_norm": history.squared_norm,
             "stein": stein,
             "finite": result.finite,
         }
@@ -190,7 +190,7 @@ def draw_restart(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -
     axes = axes[0]
     for axis, name in zip(axes, names, strict=False):
         for color, scheme in enumerate(SCHEMES):
-            norms = curves[f"{name} / {scheme}"]["grad_norm"][-1]
+            norms = curves[f"{name} / {scheme}"]["squared_norm"][-1]
             steps = np.arange(norms.shape[1])
             axis.fill_between(steps, norms.min(0), norms.max(0), color=f"C{color}", alpha=0.2, lw=0)
             axis.plot(steps, np.median(norms, axis=0), color=f"C{color}", label=scheme)
@@ -204,7 +204,7 @@ def draw_restart(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -
     return figure
 
 
-def draw_grad_norms(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -> Figure:
+def draw_squared_norms(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -> Figure:
     """Gradient norms of plain and accelerated flows, a panel a velocity and step size."""
     names = settings.velocities
     shape = (len(settings.step_sizes), len(names))
@@ -219,7 +219,7 @@ def draw_grad_norms(curves: dict[str, dict[str, np.ndarray]], settings: Settings
         for column, name in enumerate(names):
             axis = axes[row, column]
             for color, scheme in enumerate(("MWGraD", "A-MWGraD")):
-                norms = curves[f"{name} / {scheme}"]["grad_norm"][row]
+                norms = curves[f"{name} / {scheme}"]["squared_norm"][row]
                 steps = np.arange(norms.shape[1])
                 axis.fill_between(
                     steps, norms.min(0), norms.max(0), color=f"C{color}", alpha=0.2, lw=0
@@ -291,7 +291,7 @@ def restart_rows(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -
     for name, arrays in curves.items():
         velocity, scheme = name.split(" / ")
         for row, step_size in enumerate(settings.step_sizes):
-            worst = arrays["grad_norm"][row].max(0)
+            worst = arrays["squared_norm"][row].max(0)
             rows.append(
                 {"velocity": velocity, "scheme": scheme, "step size": step_size}
                 | {f"step {time}": f"{worst[time]:.1e}" for time in times}
@@ -311,7 +311,7 @@ def end_rows(ends: dict[str, dict[str, np.ndarray]]) -> list[dict]:
                 "method": name,
                 "mean −log π": common.with_error(arrays["values"][:, -1].mean(-1), 3),
                 "mean KSD²": common.with_error(arrays["stein"].mean(-1), 3),
-                "median ‖Σ w v‖²": f"{np.median(arrays['grad_norm'][:, -1]):.1e}",
+                "median ‖Σ w v‖²": f"{np.median(arrays['squared_norm'][:, -1]):.1e}",
                 "std x": common.with_error(final[..., 0].std(1)),
                 "std y": common.with_error(final[..., 1].std(1)),
                 "off the shared modes": common.with_error(1 - inside.all(-1).mean(1)),
@@ -361,7 +361,7 @@ def main(settings: Settings, output: Path | None = None, overwrite: bool = False
         print("\nThe three-component toy, mean ± standard error over seeds:\n")
         print(run.save_table("three_component", end_rows(ends)))
         run.save_figure("restart", draw_restart(curves, settings))
-        run.save_figure("gradient_norms", draw_grad_norms(curves, settings))
+        run.save_figure("gradient_norms", draw_squared_norms(curves, settings))
         run.save_figure("snapshots", draw_snapshots(ends, settings))
         run.save_figure("weights", draw_weights(ends))
 

@@ -69,7 +69,7 @@ flow = jax.jit(
 )
 result = flow(start)
 print("finite:", bool(result.finite))
-print("final squared gradient norm:", float(result.history.grad_norm[-1]))
+print("final squared gradient norm:", float(result.history.squared_norm[-1]))
 
 # %% [markdown]
 # ## 3. The moving picture
@@ -109,7 +109,7 @@ history = result.history
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3), layout="constrained")
 left.plot(history.step, history.values, label=["−log density", "½ energy distance²"])
 middle.plot(history.step, history.weights, label=["mixture", "ring"])
-right.semilogy(history.step, history.grad_norm, color="black")
+right.semilogy(history.step, history.squared_norm, color="black")
 for axis, title in zip(
     (left, middle, right), ("objectives", "weights", "squared gradient norm"), strict=True
 ):

@@ -49,7 +49,7 @@ def experiment(learning_rate, bandwidth, seed):
         velocity=flows.Blob(kernels.Gaussian(bandwidth=bandwidth)),
         optimizer=optax.adam(learning_rate),
         num_steps=200,
-    ).history.grad_norm[-1]
+    ).history.squared_norm[-1]
 
 
 # %% [markdown]

@@ -205,25 +205,29 @@ class Estimate(NamedTuple):
         return f"Estimate({value:.4g} ± {std_error:.2g}, interval [{lower:.4g}, {upper:.4g}])"
 
 
-def normal_quantile(level: ArrayLike, dtype: Any) -> Array:
-    """The z for which a normal variable lies in ±z with probability `level`, NaN out of (0, 1)."""
-    check_probability(level=level)
+def normal_quantile(confidence_level: ArrayLike, dtype: Any) -> Array:
+    """The z for which a normal variable lies in ±z with this probability, NaN outside of (0, 1)."""
+    check_probability(confidence_level=confidence_level)
     # The quantile function takes no half precision.
-    level = jnp.asarray(level, jnp.promote_types(dtype, jnp.float32))
+    confidence_level = jnp.asarray(confidence_level, jnp.promote_types(dtype, jnp.float32))
     # The lower quantile's negative: (1 + level)/2 would round to one long before the level does.
-    quantile = -ndtri((1 - level) / 2)
-    return jnp.where((level > 0) & (level < 1), quantile, jnp.nan).astype(dtype)
+    quantile = -ndtri((1 - confidence_level) / 2)
+    return jnp.where((confidence_level > 0) & (confidence_level < 1), quantile, jnp.nan).astype(
+        dtype
+    )
 
 
 def normal_interval(
-    value: Float[ArrayLike, "..."], std_error: Float[ArrayLike, "..."], level: ArrayLike = 0.95
+    value: Float[ArrayLike, "..."],
+    std_error: Float[ArrayLike, "..."],
+    confidence_level: ArrayLike = 0.95,
 ) -> Interval:
     """The two-sided interval value ± z · std_error, z the normal quantile of (1 + level)/2.
 
     Args:
         value: the estimate, of any shape.
         std_error: its standard error.
-        level: the probability that the interval is to cover the truth.
+        confidence_level: the probability that the interval is to cover the truth.
 
     Returns:
         The interval.
@@ -238,7 +242,7 @@ def normal_interval(
     """
     value, std_error = as_arrays(value=value, std_error=std_error)
     check_no_negatives(std_error=std_error)
-    margin = normal_quantile(level, value.dtype) * nan_unless(std_error >= 0, std_error)
+    margin = normal_quantile(confidence_level, value.dtype) * nan_unless(std_error >= 0, std_error)
     return Interval(value - margin, value + margin)
 
 
@@ -247,9 +251,9 @@ def normal_estimate(
     std_error: Float[Array, ""],
     effective_sample_size: ArrayLike,
     diagnostics: Any = (),
-    level: ArrayLike = 0.95,
+    confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """An estimate with the interval of one that is nearly normal."""
     size = jnp.asarray(effective_sample_size, value.dtype)
-    interval = normal_interval(value, std_error, level)
+    interval = normal_interval(value, std_error, confidence_level)
     return Estimate(value, std_error, interval, size, diagnostics)

@@ -439,7 +439,7 @@ def plug_in_kl(
     y: Float[Array, "m d"],
     *,
     bias_correction: bool = True,
-    level: ArrayLike = 0.95,
+    confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """KL between the Gaussians fitted to two samples, without bias if both are Gaussian.
 
@@ -456,7 +456,7 @@ def plug_in_kl(
         x: samples of p; n > d.
         y: samples of q; m > d, or m > d + 2 with the correction.
         bias_correction: whether the bias is removed.
-        level: of the confidence interval.
+        confidence_level: of the confidence interval.
 
     Returns:
         The estimate in nats; its effective sample size is 1/(1/n + 1/m). The standard error is the
@@ -487,14 +487,18 @@ def plug_in_kl(
             raise ValueError(
                 f"{name} must have at least {needed} rows for {d} features; got {size}."
             )
-    check_probability(level=level)
-    return _plug_in_kl(x, y, level, bias_correction=bias_correction)
+    check_probability(confidence_level=confidence_level)
+    return _plug_in_kl(x, y, confidence_level, bias_correction=bias_correction)
 
 
 @functools.partial(jax.jit, static_argnames="bias_correction")
 @jax.default_matmul_precision("highest")
 def _plug_in_kl(
-    x: Float[Array, "n d"], y: Float[Array, "m d"], level: ArrayLike, *, bias_correction: bool
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    confidence_level: ArrayLike,
+    *,
+    bias_correction: bool,
 ) -> Estimate:
     """`plug_in_kl` after its checks."""
     (n, d), m = x.shape, y.shape[0]
@@ -522,7 +526,9 @@ def _plug_in_kl(
     at_y = (jnp.sum(y_white**2, 0) - spread) / 2 - shift @ y_white
     std_error = jnp.sqrt(jnp.var(at_x) / n + jnp.var(at_y) / m)
     value = jnp.where(_singular(p.covariance) | _singular(q.covariance), jnp.nan, value)
-    return normal_estimate(value, std_error + 0 * value, 1 / (1 / n + 1 / m), level=level)
+    return normal_estimate(
+        value, std_error + 0 * value, 1 / (1 / n + 1 / m), confidence_level=confidence_level
+    )
 
 
 def _singular(covariance: Float[Array, "d d"]) -> Bool[Array, ""]:

@@ -327,7 +327,7 @@ def _estimate(
     valid: Bool[Array, " n"],
     zero: Bool[Array, " n"],
     support: _Support,
-    level: ArrayLike,
+    confidence_level: ArrayLike,
 ) -> Estimate:
     """The mean of the valid log-ratios, with the jackknife's error and half of the correction's."""
     few = math.floor(_COPIES * valid.shape[0])
@@ -349,7 +349,7 @@ def _estimate(
         support.ties,
         finite,
     )
-    return normal_estimate(value, std_error, used, diagnostics, level)
+    return normal_estimate(value, std_error, used, diagnostics, confidence_level)
 
 
 def _check_neighbors(k: int, bias_order: int, **sizes: int) -> None:
@@ -386,7 +386,7 @@ def knn_kl(
     k: int = 10,
     *,
     bias_order: int = 1,
-    level: ArrayLike = 0.95,
+    confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """KL(p‖q) between densities from samples of both, by distances to nearest neighbours.
 
@@ -415,7 +415,7 @@ def knn_kl(
         y: samples of q.
         k: how many neighbours, a static integer, 1 ≤ k ≤ min(n − 2, m − 1).
         bias_order: L, static, below k and best small: 1; 2 with k of 20 or more.
-        level: of the confidence interval.
+        confidence_level: of the confidence interval.
 
     Returns:
         An `Estimate` in nats, its value the mean of the log-ratios, with `NeighborDiagnostics`; the
@@ -450,13 +450,18 @@ def knn_kl(
     _, x, y = centered_samples(x=x, y=y)
     check_full_precision("x", x)
     _check_neighbors(k, bias_order, x=x.shape[0] - 2, y=y.shape[0] - 1)
-    check_probability(level=level)
-    return _knn_kl(x, y, level, k=k, bias_order=bias_order)
+    check_probability(confidence_level=confidence_level)
+    return _knn_kl(x, y, confidence_level, k=k, bias_order=bias_order)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "bias_order"))
 def _knn_kl(
-    x: Float[Array, "n d"], y: Float[Array, "m d"], level: ArrayLike, *, k: int, bias_order: int
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    confidence_level: ArrayLike,
+    *,
+    k: int,
+    bias_order: int,
 ) -> Estimate:
     """`knn_kl` after its checks."""
     (n, d), m = x.shape, y.shape[0]
@@ -482,11 +487,11 @@ def _knn_kl(
     # Leaving out x_i takes away its own term and lowers those that it is a neighbour of.
     from_x = jnp.where(valid, log_ratios, _mean(log_ratios, valid)) + among_x.influence
     from_y = among_y.influence * (m / n)
-    return _estimate(log_ratios, plain, (from_x, from_y), valid, zero, support, level)
+    return _estimate(log_ratios, plain, (from_x, from_y), valid, zero, support, confidence_level)
 
 
 def knn_entropy(
-    x: Float[Array, "n d"], k: int = 5, *, bias_order: int = 0, level: ArrayLike = 0.95
+    x: Float[Array, "n d"], k: int = 5, *, bias_order: int = 0, confidence_level: ArrayLike = 0.95
 ) -> Estimate:
     """The differential entropy −∫ p log p from samples, by distances to k-th neighbours.
 
@@ -498,7 +503,7 @@ def knn_entropy(
         x: samples of p.
         k: which neighbour, a static integer, 1 ≤ k ≤ n − 2.
         bias_order: how many terms of the bias to cancel, static, below k.
-        level: of the confidence interval.
+        confidence_level: of the confidence interval.
 
     Returns:
         An `Estimate` in nats, its value the mean of the log-ratios, with `NeighborDiagnostics`; the
@@ -525,12 +530,14 @@ def knn_entropy(
     _, x = centered_samples(x=x)
     check_full_precision("x", x)
     _check_neighbors(k, bias_order, x=x.shape[0] - 2)
-    check_probability(level=level)
-    return _knn_entropy(x, level, k=k, bias_order=bias_order)
+    check_probability(confidence_level=confidence_level)
+    return _knn_entropy(x, confidence_level, k=k, bias_order=bias_order)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "bias_order"))
-def _knn_entropy(x: Float[Array, "n d"], level: ArrayLike, *, k: int, bias_order: int) -> Estimate:
+def _knn_entropy(
+    x: Float[Array, "n d"], confidence_level: ArrayLike, *, k: int, bias_order: int
+) -> Estimate:
     """`knn_entropy` after its checks."""
     n, d = x.shape
     near = _neighbors(x, None, k + 1)
@@ -547,4 +554,6 @@ def _knn_entropy(x: Float[Array, "n d"], level: ArrayLike, *, k: int, bias_order
     plain = among.plain + constant - jnp.mean(ranks) if bias_order else log_ratios
     own = jnp.where(among.valid, log_ratios, _mean(log_ratios, among.valid))
     pseudo_values = (own - among.influence,)
-    return _estimate(log_ratios, plain, pseudo_values, among.valid, among.zero, support, level)
+    return _estimate(
+        log_ratios, plain, pseudo_values, among.valid, among.zero, support, confidence_level
+    )

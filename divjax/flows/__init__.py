@@ -18,11 +18,11 @@ from divjax.flows.diagnostics import (
     Diagnostics,
     ParticleDiagnostics,
     distinct_particles,
-    grad_norm,
     hypervolume,
     kernel_stein_discrepancy,
     pareto_residual,
     relative_spread,
+    squared_norm,
 )
 from divjax.flows.dynamics import AcceleratedState, ParticleWeights, accelerated
 from divjax.flows.learned import FDivergence
@@ -70,7 +70,6 @@ __all__ = [
     "distinct_particles",
     "effective_sample_size",
     "fields",
-    "grad_norm",
     "gram",
     "hypervolume",
     "init",
@@ -80,5 +79,6 @@ __all__ = [
     "project_simplex",
     "relative_spread",
     "run",
+    "squared_norm",
     "step",
 ]

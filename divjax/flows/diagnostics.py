@@ -30,11 +30,11 @@ __all__ = [
     "Diagnostics",
     "ParticleDiagnostics",
     "distinct_particles",
-    "grad_norm",
     "hypervolume",
     "kernel_stein_discrepancy",
     "pareto_residual",
     "relative_spread",
+    "squared_norm",
 ]
 
 
@@ -43,7 +43,7 @@ def _uniform(x: Array, axis: int = 0) -> Float[Array, " n"]:
     return jnp.full(n, 1 / n, x.dtype)
 
 
-def grad_norm(
+def squared_norm(
     velocities: Float[Array, "k n d"],
     objective_weights: Float[Array, " k"],
     weights: Float[Array, " n"] | None = None,
@@ -58,7 +58,7 @@ def grad_norm(
     Example:
         >>> import jax.numpy as jnp
         >>> fields = jnp.array([[[2.0, 0.0]], [[0.0, 2.0]]])
-        >>> float(grad_norm(fields, jnp.array([0.5, 0.5])))
+        >>> float(squared_norm(fields, jnp.array([0.5, 0.5])))
         2.0
     """
     check_fields(velocities)
@@ -85,7 +85,7 @@ def pareto_residual(
     """
     weights = _uniform(velocities, 1) if weights is None else weights
     # From the fields rather than from wᵀQw, whose digits cancel where the residual is small.
-    return grad_norm(velocities, min_norm_weights(gram(velocities, weights)), weights)
+    return squared_norm(velocities, min_norm_weights(gram(velocities, weights)), weights)
 
 
 def kernel_stein_discrepancy(

@@ -170,7 +170,7 @@ def fields(
 ) -> Fields:
     """The K velocity fields that the next step would weigh, without taking it.
 
-    Their `velocities` are what `grad_norm`, `pareto_residual` and `gram` take.
+    Their `velocities` are what `squared_norm`, `pareto_residual` and `gram` take.
 
     Args: as `run`; `key` is the run's key.
 

@@ -51,7 +51,7 @@ class StepInfo(NamedTuple):
     Attributes:
         values: the K energies E_k(q).
         weights: the K objective weights.
-        grad_norm: the *squared* norm Σ_i a_i ‖v(x_i)‖² of the field v that moves the particles,
+        squared_norm: the *squared* norm Σ_i a_i ‖v(x_i)‖² of the field v that moves the particles,
             Σ_k w_k v_k (and on leaves that are not shared the objectives' own). Zero where the
             estimated field vanishes, hence a measure of convergence for one velocity and no scale
             to compare two on: SVGD's field is smoothed, Langevin's lacks the entropy.
@@ -59,7 +59,7 @@ class StepInfo(NamedTuple):
 
     values: Float[Array, " k"]
     weights: Float[Array, " k"]
-    grad_norm: Float[Array, ""]
+    squared_norm: Float[Array, ""]
 
     __repr__ = summary
 
@@ -105,7 +105,7 @@ class History(NamedTuple):
     step: Int[Array, " t"]
     values: Float[Array, "t k"]
     weights: Float[Array, "t k"]
-    grad_norm: Float[Array, " t"]
+    squared_norm: Float[Array, " t"]
     observed: Any
 
     __repr__ = summary
@@ -135,7 +135,7 @@ class FlowResult(NamedTuple):
 
         NOT_FINITE unless `finite`; FLOATING_POINT_RESOLUTION if the last step's updates were too
         small to move any particle; otherwise CONVERGED: all steps were taken. How near the flow is
-        to stationary `history.grad_norm` and `pareto_residual` tell.
+        to stationary `history.squared_norm` and `pareto_residual` tell.
         """
         return status_of(converged=True, resolved=self.state.resolved, finite=self.finite)
 

@@ -84,7 +84,7 @@ class _Draws(NamedTuple):
     origin: Any
 
 
-def _checked(sample: Bounded, confidence: ArrayLike, *, upper_bound: bool) -> _Draws:
+def _checked(sample: Bounded, confidence_level: ArrayLike, *, upper_bound: bool) -> _Draws:
     """The draws of a sample whose interval and mask are right."""
     mask: Any = sample.mask
     (values,) = vector_leaves(values=sample.values)
@@ -102,7 +102,7 @@ def _checked(sample: Bounded, confidence: ArrayLike, *, upper_bound: bool) -> _D
             f"and {np.shape(upper)}."
         )
     check_below(lower, upper, True if mask is None else mask)
-    check_probability(confidence=confidence)
+    check_probability(confidence_level=confidence_level)
     origin = 0.0
     if not any(isinstance(number, jax.Array) for number in (values, lower, upper)):
         origin = float(np.max(upper) if upper_bound else np.min(lower))
@@ -165,7 +165,9 @@ def _at(origin: Any, bound: Array) -> Array:
     return jnp.where(origin == 0, bound, moved + rounding)
 
 
-def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) -> Float[Array, ""]:
+def sum_of_means_lower_bound(
+    *samples: Bounded, confidence_level: ArrayLike = 0.95
+) -> Float[Array, ""]:
     """A lower confidence bound on Σ_k E[X_k] from one sample of each distribution.
 
     With sample means X̄_k, unbiased variances V_k, sizes n_k, widths R_k and L = log(2/δ),
@@ -185,7 +187,7 @@ def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) ->
 
     Args:
         *samples: a `Bounded` for each distribution, independent of each other, of any sizes.
-        confidence: the least probability that the bound holds.
+        confidence_level: the least probability that the bound holds.
 
     Returns:
         The bound, at least Σ lower_k, which it is where a sample has fewer than two rows; NaN where
@@ -214,8 +216,8 @@ def sum_of_means_lower_bound(*samples: Bounded, confidence: ArrayLike = 0.95) ->
             raise ValueError(
                 f"samples must be of Bounded(values, lower, upper); got {type(sample).__name__}."
             )
-    draws = tuple(_checked(sample, confidence, upper_bound=False) for sample in samples)
-    return _sum_of_means(draws, _origin(draws), *as_leaves(confidence=confidence))
+    draws = tuple(_checked(sample, confidence_level, upper_bound=False) for sample in samples)
+    return _sum_of_means(draws, _origin(draws), *as_leaves(confidence_level=confidence_level))
 
 
 def _origin(draws: tuple[_Draws, ...]) -> float:
@@ -227,14 +229,14 @@ def _origin(draws: tuple[_Draws, ...]) -> float:
 def _sum_of_means(
     draws: tuple[_Draws, ...],
     origin: Any,
-    confidence: ArrayLike,
+    confidence_level: ArrayLike,
     *,
     upper_bound: bool = False,
 ) -> Float[Array, ""]:
     """`sum_of_means_lower_bound` after its checks, or the upper bound."""
     moments = [_moments(_arrays(draw, upper_bound=upper_bound)) for draw in draws]
-    confidence = jnp.asarray(confidence, moments[0].mean.dtype)
-    log_term = math.log(2) - jnp.log1p(-confidence)
+    confidence_level = jnp.asarray(confidence_level, moments[0].mean.dtype)
+    log_term = math.log(2) - jnp.log1p(-confidence_level)
     # In units of the widest interval.
     unit = jnp.stack([m.width for m in moments]).max()
     widths = [m.width / jnp.where(unit > 0, unit, 1) for m in moments]
@@ -251,7 +253,11 @@ def _sum_of_means(
     enough = jnp.stack([m.size > 1 for m in moments]).all()
     bound = least + unit * jnp.where(enough, jnp.maximum(excess, 0), 0)
     bound = _at(-origin if upper_bound else origin, bound)
-    legal = jnp.stack([m.legal for m in moments]).all() & (confidence > 0) & (confidence < 1)
+    legal = (
+        jnp.stack([m.legal for m in moments]).all()
+        & (confidence_level > 0)
+        & (confidence_level < 1)
+    )
     bound = jnp.where(legal, bound, jnp.nan)
     return -bound if upper_bound else bound
 
@@ -261,7 +267,7 @@ def empirical_bernstein_lower_bound(
     lower: ArrayLike,
     upper: ArrayLike,
     *,
-    confidence: ArrayLike = 0.95,
+    confidence_level: ArrayLike = 0.95,
     mask: Bool[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
     """A lower confidence bound on the mean of values in [lower, upper], from mean and variance.
@@ -273,7 +279,7 @@ def empirical_bernstein_lower_bound(
         values: independent draws of one distribution.
         lower: what no value can be below.
         upper: what no value can be above.
-        confidence: the least probability that the bound holds.
+        confidence_level: the least probability that the bound holds.
         mask: which rows count; it must not depend on the values.
 
     Returns:
@@ -291,7 +297,9 @@ def empirical_bernstein_lower_bound(
     References:
         Maurer, Pontil 2009, theorem 4, with smaller constants.
     """
-    return sum_of_means_lower_bound(Bounded(values, lower, upper, mask), confidence=confidence)
+    return sum_of_means_lower_bound(
+        Bounded(values, lower, upper, mask), confidence_level=confidence_level
+    )
 
 
 def empirical_bernstein_upper_bound(
@@ -299,7 +307,7 @@ def empirical_bernstein_upper_bound(
     lower: ArrayLike,
     upper: ArrayLike,
     *,
-    confidence: ArrayLike = 0.95,
+    confidence_level: ArrayLike = 0.95,
     mask: Bool[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
     """An upper confidence bound: minus the lower one of −values.
@@ -308,7 +316,7 @@ def empirical_bernstein_upper_bound(
         values: independent draws of one distribution.
         lower: what no value can be below.
         upper: what no value can be above.
-        confidence: the least probability that the bound holds.
+        confidence_level: the least probability that the bound holds.
         mask: which rows count; it must not depend on the values.
 
     Returns:
@@ -323,9 +331,9 @@ def empirical_bernstein_upper_bound(
         >>> 0.5 < float(empirical_bernstein_upper_bound(values, 0.0, 1.0)) < 0.56
         True
     """
-    draws = _checked(Bounded(values, lower, upper, mask), confidence, upper_bound=True)
+    draws = _checked(Bounded(values, lower, upper, mask), confidence_level, upper_bound=True)
     return _sum_of_means(
-        (draws,), draws.origin, *as_leaves(confidence=confidence), upper_bound=True
+        (draws,), draws.origin, *as_leaves(confidence_level=confidence_level), upper_bound=True
     )
 
 
@@ -334,7 +342,7 @@ def betting_lower_bound(
     lower: ArrayLike,
     upper: ArrayLike,
     *,
-    confidence: ArrayLike = 0.95,
+    confidence_level: ArrayLike = 0.95,
     mask: Bool[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
     """A lower confidence bound on the mean of values in [lower, upper], by betting against it.
@@ -358,7 +366,7 @@ def betting_lower_bound(
             given all earlier values, are at most the number that is bounded.
         lower: what no value can be below; one number, or one for each value.
         upper: what no value can be above, likewise.
-        confidence: the least probability that the bound holds.
+        confidence_level: the least probability that the bound holds.
         mask: which rows count; it must not depend on the values.
 
     Returns:
@@ -380,24 +388,24 @@ def betting_lower_bound(
     References:
         Waudby-Smith, Ramdas 2024, theorem 3 and section 4.3: the capital, and λ for a fixed n.
     """
-    draws = _checked(Bounded(values, lower, upper, mask), confidence, upper_bound=False)
-    return _betting(draws, *as_leaves(confidence=confidence))
+    draws = _checked(Bounded(values, lower, upper, mask), confidence_level, upper_bound=False)
+    return _betting(draws, *as_leaves(confidence_level=confidence_level))
 
 
 @functools.partial(jax.jit, static_argnames="upper_bound")
 def _betting(
-    draws: _Draws, confidence: ArrayLike, *, upper_bound: bool = False
+    draws: _Draws, confidence_level: ArrayLike, *, upper_bound: bool = False
 ) -> Float[Array, ""]:
     """`betting_lower_bound` after its checks, or the upper bound."""
     sample = _arrays(draws, upper_bound=upper_bound)
     origin, x, lower, upper, rows = sample
-    confidence = jnp.asarray(confidence, x.dtype)
-    legal = _legal(sample) & (confidence > 0) & (confidence < 1)
+    confidence_level = jnp.asarray(confidence_level, x.dtype)
+    legal = _legal(sample) & (confidence_level > 0) & (confidence_level < 1)
     # One unit for all values, whose own ends may lie within.
     least = jnp.min(lower)
     width = jnp.max(upper) - least
     x, ends = jnp.clip((x - least) / width, 0, 1), (lower - least) / width
-    target = -jnp.log1p(-confidence)
+    target = -jnp.log1p(-confidence_level)
     bets = _bets(x, rows, target)
     root = _largest_refuted(*jax.tree.map(jax.lax.stop_gradient, (x, ends, bets, rows, target)))
     # One of Newton's steps from the solution, of length zero, has the solution's derivative.
@@ -413,7 +421,7 @@ def betting_upper_bound(
     lower: ArrayLike,
     upper: ArrayLike,
     *,
-    confidence: ArrayLike = 0.95,
+    confidence_level: ArrayLike = 0.95,
     mask: Bool[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
     """An upper confidence bound by betting: minus the lower one of −values.
@@ -422,7 +430,7 @@ def betting_upper_bound(
         values: independent draws of one distribution.
         lower: what no value can be below.
         upper: what no value can be above.
-        confidence: the least probability that the bound holds.
+        confidence_level: the least probability that the bound holds.
         mask: which rows count; it must not depend on the values.
 
     Returns:
@@ -437,8 +445,8 @@ def betting_upper_bound(
         >>> 0.5 < float(betting_upper_bound(values, 0.0, 1.0)) < 0.56
         True
     """
-    draws = _checked(Bounded(values, lower, upper, mask), confidence, upper_bound=True)
-    return _betting(draws, *as_leaves(confidence=confidence), upper_bound=True)
+    draws = _checked(Bounded(values, lower, upper, mask), confidence_level, upper_bound=True)
+    return _betting(draws, *as_leaves(confidence_level=confidence_level), upper_bound=True)
 
 
 def _bets(x: Float[Array, " n"], rows: Float[Array, " n"], target: Array) -> Float[Array, " n"]:

@@ -16,7 +16,7 @@ __all__ = ["logit_interval", "normal_interval"]
 def logit_interval(
     value: Float[ArrayLike, "..."],
     std_error: Float[ArrayLike, "..."],
-    level: ArrayLike = 0.95,
+    confidence_level: ArrayLike = 0.95,
     *,
     upper: ArrayLike = 1.0,
 ) -> Interval:
@@ -28,7 +28,7 @@ def logit_interval(
     Args:
         value: the estimate v, of any shape.
         std_error: its standard error.
-        level: the probability that the interval is to cover the truth.
+        confidence_level: the probability that the interval is to cover the truth.
         upper: the largest value there can be; the least is 0.
 
     Returns:
@@ -50,20 +50,20 @@ def logit_interval(
     leaves = as_leaves(value=value, std_error=std_error, upper=upper)
     check_positive_values(upper=leaves[2])
     check_no_negatives(std_error=leaves[1])
-    check_probability(level=level)
-    return _logit_interval(*leaves, *as_leaves(level=level))
+    check_probability(confidence_level=confidence_level)
+    return _logit_interval(*leaves, *as_leaves(confidence_level=confidence_level))
 
 
 @jax.jit
 def _logit_interval(
-    value: ArrayLike, std_error: ArrayLike, upper: ArrayLike, level: ArrayLike
+    value: ArrayLike, std_error: ArrayLike, upper: ArrayLike, confidence_level: ArrayLike
 ) -> Interval:
     value, std_error, upper = as_arrays(value=value, std_error=std_error, upper=upper)
-    plain = normal_interval(value, std_error, level)
+    plain = normal_interval(value, std_error, confidence_level)
     upper = nan_unless(upper > 0, upper)
     inside = (value > 0) & (value < upper)
     v = jnp.where(inside, value, upper / 2)
-    margin = normal_quantile(level, value.dtype) * std_error * upper / (v * (upper - v))
+    margin = normal_quantile(confidence_level, value.dtype) * std_error * upper / (v * (upper - v))
     odds = v / (upper - v)
     # upper · sigmoid(log odds ± margin), each by the exponential that cannot overflow.
     shrink = jnp.exp(-margin)

@@ -98,11 +98,11 @@ def _mean_and_variance(values: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def _share_estimate(
-    value: Array, std_error: Array, a: Array, b: Array, level: ArrayLike
+    value: Array, std_error: Array, a: Array, b: Array, confidence_level: ArrayLike
 ) -> Estimate:
     """An estimate of a number in [0, 1]; its sample size is that of both samples together."""
     size = effective_sample_size(a) + effective_sample_size(b)
-    return Estimate(value, std_error, logit_interval(value, std_error, level), size, ())
+    return Estimate(value, std_error, logit_interval(value, std_error, confidence_level), size, ())
 
 
 def auc(
@@ -111,7 +111,7 @@ def auc(
     weights_x: Float[Array, " n"] | None = None,
     weights_y: Float[Array, " m"] | None = None,
     *,
-    level: ArrayLike = 0.95,
+    confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """The area under the ROC curve, P(X > Y) + ½ P(X = Y), with DeLong's standard error.
 
@@ -125,7 +125,7 @@ def auc(
         weights_x: not negative, of any sum; uniform by default. Rows of weight zero are absent, in
             the standard error too.
         weights_y: the same for q.
-        level: of the confidence interval, that of the logit carried back.
+        confidence_level: of the confidence interval, that of the logit carried back.
 
     Returns:
         The AUC and its standard error; the latter is NaN where a sample has but one row with a
@@ -145,18 +145,20 @@ def auc(
     References:
         Mann, Whitney 1947; DeLong, DeLong, Clarke-Pearson 1988, eq. 4–7.
     """
-    check_probability(level=level)
+    check_probability(confidence_level=confidence_level)
     scores = _checked(*keep_order(scores_x, scores_y), weights_x, weights_y)
-    return _auc(scores, *as_leaves(level=level))
+    return _auc(scores, *as_leaves(confidence_level=confidence_level))
 
 
 @jax.jit
-def _auc(scores: _Scores, level: ArrayLike) -> Estimate:
+def _auc(scores: _Scores, confidence_level: ArrayLike) -> Estimate:
     x, y, a, b = _weighted(scores)
     value, variance_x = _mean_and_variance(_share_below(x, y, b), a)
     _, variance_y = _mean_and_variance(_share_below(y, x, a), b)
     value = jnp.where(jnp.isnan(x).any() | jnp.isnan(y).any(), jnp.nan, value)
-    return _share_estimate(value, safe_sqrt(variance_x + variance_y) + 0 * value, a, b, level)
+    return _share_estimate(
+        value, safe_sqrt(variance_x + variance_y) + 0 * value, a, b, confidence_level
+    )
 
 
 def accuracy(
@@ -166,7 +168,7 @@ def accuracy(
     weights_y: Float[Array, " m"] | None = None,
     *,
     threshold: ArrayLike = 0.0,
-    level: ArrayLike = 0.95,
+    confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """The balanced accuracy ½ P(X > t) + ½ P(Y < t) of a threshold t, with its binomial error.
 
@@ -181,7 +183,7 @@ def accuracy(
         weights_x: not negative, of any sum; uniform by default.
         weights_y: the same for q.
         threshold: t; 0 for log ratios and logits.
-        level: of the confidence interval, that of the logit carried back.
+        confidence_level: of the confidence interval, that of the logit carried back.
 
     Returns:
         The accuracy and its standard error; the latter is NaN where a sample has but one row with a
@@ -196,13 +198,15 @@ def accuracy(
         >>> accuracy(jnp.array([0.2, 1.0, -3.0, 2.0]), jnp.array([-0.2, 0.1])).value.tolist()
         0.625
     """
-    check_probability(level=level)
+    check_probability(confidence_level=confidence_level)
     check_scalar(threshold=threshold)
     (threshold,) = as_leaves(threshold=threshold)
     x, threshold_x = _relative(as_numbers("scores_x", scores_x), threshold)
     y, threshold_y = _relative(as_numbers("scores_y", scores_y), threshold)
     scores = _checked(x, y, weights_x, weights_y)
-    return _accuracy(scores, threshold_x, threshold_y, *as_leaves(level=level))
+    return _accuracy(
+        scores, threshold_x, threshold_y, *as_leaves(confidence_level=confidence_level)
+    )
 
 
 def _relative(scores: Any, threshold: Any) -> tuple[Any, Any]:
@@ -214,14 +218,14 @@ def _relative(scores: Any, threshold: Any) -> tuple[Any, Any]:
 
 @jax.jit
 def _accuracy(
-    scores: _Scores, threshold_x: ArrayLike, threshold_y: ArrayLike, level: ArrayLike
+    scores: _Scores, threshold_x: ArrayLike, threshold_y: ArrayLike, confidence_level: ArrayLike
 ) -> Estimate:
     x, y, a, b = _weighted(scores)
     right_x, right_y = (1 + jnp.sign(x - threshold_x)) / 2, (1 - jnp.sign(y - threshold_y)) / 2
     share_x, variance_x = _mean_and_variance(right_x, a)
     share_y, variance_y = _mean_and_variance(right_y, b)
     std_error = safe_sqrt(variance_x + variance_y) / 2
-    return _share_estimate((share_x + share_y) / 2, std_error, a, b, level)
+    return _share_estimate((share_x + share_y) / 2, std_error, a, b, confidence_level)
 
 
 def midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:

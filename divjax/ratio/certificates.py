@@ -92,7 +92,7 @@ def js_lower_bound(
     held_out: tuple[HeldOut, HeldOut],
     scores: SequentialScores,
     num_folds: int,
-    confidence: ArrayLike,
+    confidence_level: ArrayLike,
     clip: float | None = None,
 ) -> Float[Array, ""]:
     """The larger of the two bounds, by folds and in sequence; NaN if a log ratio is NaN.
@@ -101,13 +101,13 @@ def js_lower_bound(
         held_out: the first split's rows of p and of q.
         scores: of the same split.
         num_folds: K.
-        confidence: the least probability that the bound holds.
+        confidence_level: the least probability that the bound holds.
         clip: the largest log ratio that counts; by default the validation rows choose.
     """
-    check_scalar(confidence=confidence, clip=clip)
+    check_scalar(confidence_level=confidence_level, clip=clip)
     dtype = held_out[0].log_ratio.dtype
-    confidence = jnp.asarray(confidence, dtype)
-    delta = nan_unless((confidence > 0) & (confidence < 1), 1 - confidence)
+    confidence_level = jnp.asarray(confidence_level, dtype)
+    delta = nan_unless((confidence_level > 0) & (confidence_level < 1), 1 - confidence_level)
     first = num_first_folds(num_folds)
     share = 2 if first else 1
     by_fold_delta = delta / (share * num_folds)
@@ -143,7 +143,9 @@ def js_lower_bound(
     lower, upper = _gain(-transform.clip, jnp.inf), _gain(transform.clip, jnp.inf)
 
     def bet(values, lower, upper, mask):
-        return betting_lower_bound(values, lower, upper, confidence=1 - by_fold_delta, mask=mask)
+        return betting_lower_bound(
+            values, lower, upper, confidence_level=1 - by_fold_delta, mask=mask
+        )
 
     bound = jnp.max(jax.vmap(bet)(by_fold, lower[:num_folds], upper[:num_folds], mask))
     if first:
@@ -152,7 +154,7 @@ def js_lower_bound(
         values = pair_values(scores.first_p, scores.first_q, model_of).at[-1].set(by_fold[-1])
         ends = (jnp.repeat(end[model_of[first:]], size) for end in (lower, upper))
         in_sequence = betting_lower_bound(
-            values[first:].ravel(), *ends, confidence=1 - delta / 2, mask=mask[first:].ravel()
+            values[first:].ravel(), *ends, confidence_level=1 - delta / 2, mask=mask[first:].ravel()
         )
         bound = jnp.maximum(bound, in_sequence)
     return jnp.maximum(bound, 0)

@@ -141,7 +141,11 @@ class RatioFit:
         )
 
     def divergence(
-        self, generator: Divergence, *, level: ArrayLike = 0.95, base: ArrayLike | None = None
+        self,
+        generator: Divergence,
+        *,
+        confidence_level: ArrayLike = 0.95,
+        base: ArrayLike | None = None,
     ) -> Estimate:
         """A divergence of p from q, from out-of-fold log ratios.
 
@@ -172,7 +176,7 @@ class RatioFit:
 
         Args:
             generator: a divergence of `divjax.fdiv`.
-            level: of the two-sided confidence interval.
+            confidence_level: of the two-sided confidence interval.
             base: the unit is the logarithm of this number; nats by default.
 
         Returns:
@@ -184,41 +188,43 @@ class RatioFit:
         """
         if not isinstance(generator, Divergence):
             raise ValueError(f"generator must be a divergence of divjax.fdiv; got {generator!r}.")
-        check_probability(level=level)
+        check_probability(confidence_level=confidence_level)
         check_base(base)
-        return _divergence(self.scores(), generator, level, base)
+        return _divergence(self.scores(), generator, confidence_level, base)
 
-    def kl(self, *, level: ArrayLike = 0.95, base: ArrayLike | None = None) -> Estimate:
+    def kl(self, *, confidence_level: ArrayLike = 0.95, base: ArrayLike | None = None) -> Estimate:
         """KL(p‖q) = E_p[log p/q], in nats unless a base is given. See `divergence`."""
-        return self.divergence(KL(), level=level, base=base)
+        return self.divergence(KL(), confidence_level=confidence_level, base=base)
 
-    def reverse_kl(self, *, level: ArrayLike = 0.95, base: ArrayLike | None = None) -> Estimate:
+    def reverse_kl(
+        self, *, confidence_level: ArrayLike = 0.95, base: ArrayLike | None = None
+    ) -> Estimate:
         """KL(q‖p), in nats unless a base is given. See `divergence`."""
-        return self.divergence(ReverseKL(), level=level, base=base)
+        return self.divergence(ReverseKL(), confidence_level=confidence_level, base=base)
 
-    def js(self, *, level: ArrayLike = 0.95, base: ArrayLike | None = None) -> Estimate:
+    def js(self, *, confidence_level: ArrayLike = 0.95, base: ArrayLike | None = None) -> Estimate:
         """The Jensen–Shannon divergence, in nats unless a base is given. See `divergence`.
 
         In expectation a lower bound on the truth, whatever the model: exactly so without
         calibration, which sees a fold's rows only through the models of other folds. Hence its
         interval reaches further up than down: lower ≤ value ≤ upper ≤ log 2.
         """
-        return self.divergence(JensenShannon(), level=level, base=base)
+        return self.divergence(JensenShannon(), confidence_level=confidence_level, base=base)
 
-    def auc(self, *, level: ArrayLike = 0.95) -> Estimate:
+    def auc(self, *, confidence_level: ArrayLike = 0.95) -> Estimate:
         """The area under the ROC curve of the log ratio, ½ where p and q cannot be told apart.
 
         The interval takes the models as given. Near p = q that is too narrow (a nominal 95 %
         covered 88 of 100 samples of 400 rows): what one fold's rows teach the models, the others'
         pay for. Whether p = q is for `two_sample_test` to say.
         """
-        check_probability(level=level)
-        return _of_scores(self.scores(), auc, level)
+        check_probability(confidence_level=confidence_level)
+        return _of_scores(self.scores(), auc, confidence_level)
 
-    def accuracy(self, *, level: ArrayLike = 0.95) -> Estimate:
+    def accuracy(self, *, confidence_level: ArrayLike = 0.95) -> Estimate:
         """The balanced accuracy of the log ratio's sign, at most (1 + TV)/2 on average."""
-        check_probability(level=level)
-        return _of_scores(self.scores(), accuracy, level)
+        check_probability(confidence_level=confidence_level)
+        return _of_scores(self.scores(), accuracy, confidence_level)
 
     def two_sample_test(
         self, key: Key[Array, ""], *, kind: str = "auc", num_permutations: int = 999
@@ -263,7 +269,7 @@ class RatioFit:
     def certified_js(
         self,
         *,
-        confidence: ArrayLike = 0.95,
+        confidence_level: ArrayLike = 0.95,
         clip: float | None = None,
         base: ArrayLike | None = None,
     ) -> Float[Array, ""]:
@@ -281,7 +287,7 @@ class RatioFit:
         of the rows that count are not equal.
 
         Args:
-            confidence: of the one-sided bound.
+            confidence_level: of the one-sided bound.
             clip: the largest log ratio that counts; by default each model's validation rows choose.
             base: the unit is the logarithm of this number; nats by default.
 
@@ -298,13 +304,13 @@ class RatioFit:
         if clip is not None and not number:
             raise ValueError(f"clip must be a positive, finite Python number; got {clip!r}.")
         check_base(base)
-        check_probability(confidence=confidence)
-        return in_base(_certified_js(self.scores(), confidence, clip), base)
+        check_probability(confidence_level=confidence_level)
+        return in_base(_certified_js(self.scores(), confidence_level, clip), base)
 
     def certified_kl(
         self,
         *,
-        confidence: ArrayLike = 0.95,
+        confidence_level: ArrayLike = 0.95,
         clip: float | None = None,
         base: ArrayLike | None = None,
     ) -> Float[Array, ""]:
@@ -313,7 +319,7 @@ class RatioFit:
         `certified_js` through the sharp inequality KL ≥ Ξ(JS), `fdiv.kl_lower_bound_from_js`.
 
         Args:
-            confidence: of the one-sided bound.
+            confidence_level: of the one-sided bound.
             clip: the largest log ratio that counts; by default each model's validation rows choose.
             base: the unit is the logarithm of this number; nats by default.
 
@@ -324,7 +330,7 @@ class RatioFit:
             ValueError: if a number is out of range.
         """
         check_base(base)
-        bound = _kl_from_js(self.certified_js(confidence=confidence, clip=clip))
+        bound = _kl_from_js(self.certified_js(confidence_level=confidence_level, clip=clip))
         return in_base(bound, base)
 
     @property
@@ -397,7 +403,7 @@ _log_ratio = jax.jit(ensemble_log_ratio)
 
 
 @jax.jit
-def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> Estimate:
+def _divergence(fit: RatioFit, generator: Divergence, confidence_level: Any, base: Any) -> Estimate:
     samples = fit.log_ratio_p, fit.log_ratio_q
     weights = fit.weights_p, fit.weights_q
     fixed = jax.lax.stop_gradient(samples)
@@ -419,12 +425,14 @@ def _divergence(fit: RatioFit, generator: Divergence, level: Any, base: Any) -> 
     # Overfitting can only lower an out-of-fold Jensen–Shannon divergence: no share of the gap
     # belongs below it, and all of it, up to the training rows' own divergence, above.
     js = isinstance(generator, JensenShannon)
-    lower, upper = normal_interval(value, jnp.sqrt(variance) if js else std_error, level)
+    lower, upper = normal_interval(value, jnp.sqrt(variance) if js else std_error, confidence_level)
     if js:
         upper = jnp.minimum(upper + gap + missed, math.log(2))
 
     # The certificate holds whatever the head, at α/2 as the lower end does.
-    bound = _certificate(fit, generator, jnp.asarray([0.95, (1 + level) / 2], value.dtype))
+    bound = _certificate(
+        fit, generator, jnp.asarray([0.95, (1 + confidence_level) / 2], value.dtype)
+    )
     # Computed once: as part of two fusions it might be rounded differently in each.
     value = jax.lax.optimization_barrier(jnp.where(bound[0] > value, bound[0], value))
     lower = jnp.minimum(jnp.where(bound[1] > lower, bound[1], lower), value)
@@ -462,7 +470,7 @@ def _certificate(fit: RatioFit, generator: Divergence, confidences: Array) -> Ar
     """Lower confidence bounds on the divergence; −∞ where there is none."""
     if not isinstance(generator, (JensenShannon, KL, ReverseKL)):
         return jnp.full_like(confidences, -jnp.inf)
-    js = jax.vmap(lambda confidence: _certified_js(fit, confidence, None))(confidences)
+    js = jax.vmap(lambda confidence_level: _certified_js(fit, confidence_level, None))(confidences)
     bound = js if isinstance(generator, JensenShannon) else _kl_from_js(js)
     return jnp.where(js > 0, bound, -jnp.inf)
 
@@ -478,9 +486,11 @@ def _variance_of_sum(terms: list[Array], groups: Any) -> Float[Array, ""]:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _of_scores(fit: RatioFit, statistic: Callable[..., Estimate], level: ArrayLike) -> Estimate:
+def _of_scores(
+    fit: RatioFit, statistic: Callable[..., Estimate], confidence_level: ArrayLike
+) -> Estimate:
     samples = jax.lax.stop_gradient((fit.log_ratio_p, fit.log_ratio_q))
-    return statistic(*samples, fit.weights_p, fit.weights_q, level=level)
+    return statistic(*samples, fit.weights_p, fit.weights_q, confidence_level=confidence_level)
 
 
 @jax.jit
@@ -489,9 +499,11 @@ def _kl_from_js(js: Float[Array, ""]) -> Float[Array, ""]:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _certified_js(fit: RatioFit, confidence: ArrayLike, clip: float | None) -> Float[Array, ""]:
+def _certified_js(
+    fit: RatioFit, confidence_level: ArrayLike, clip: float | None
+) -> Float[Array, ""]:
     held_out, sequential = jax.lax.stop_gradient(((fit.held_out_p, fit.held_out_q), fit.sequential))
-    bound = js_lower_bound(held_out, sequential, fit.test.shape[1], confidence, clip)
+    bound = js_lower_bound(held_out, sequential, fit.test.shape[1], confidence_level, clip)
     if fit.groups is not None:
         return jnp.full_like(bound, jnp.nan)
     equal = [

@@ -91,7 +91,7 @@ class BoundFit(NamedTuple):
         """A bound's value at all the held-out samples; see `estimate`."""
         return as_bound(read_out)(*_ungrouped(self.u_p, self.u_q))
 
-    def estimate(self, read_out: Any = "dv", level: float = 0.95) -> Estimate:
+    def estimate(self, read_out: Any = "dv", confidence_level: float = 0.95) -> Estimate:
         """A bound's value on held-out samples, whichever bound trained the critic.
 
         Standard error and interval are those of the jackknife over groups, with Student's quantile.
@@ -102,7 +102,7 @@ class BoundFit(NamedTuple):
         Args:
             read_out: a name ("dv", "nwj", "js", "kl_from_js", "infonce", "smile", "log_ratio"), a
                 generator of `divjax.fdiv`, or any function of (u_p "n", u_q "m" or "n k").
-            level: of the interval.
+            confidence_level: of the interval.
 
         Returns:
             The estimate in nats; `effective_sample_size` is that of the weights e^T under q.
@@ -110,11 +110,11 @@ class BoundFit(NamedTuple):
         Raises:
             ValueError: for an unknown name, a level outside of (0, 1), or a single group.
         """
-        check_probability(level=level)
+        check_probability(confidence_level=confidence_level)
         groups = self.u_p.shape[0]
         if groups < 2:
             raise ValueError("num_groups must be at least 2 for a standard error; got 1.")
-        quantile = float(scipy.special.stdtrit(groups - 1, 0.5 + level / 2))
+        quantile = float(scipy.special.stdtrit(groups - 1, 0.5 + confidence_level / 2))
         # A function of one's own may refer to what changes between calls: it is not compiled in.
         ours = isinstance(read_out, (str, Generator))
         estimate = _compiled_jackknife if ours else _jackknife

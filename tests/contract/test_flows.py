@@ -60,7 +60,7 @@ def _fixed_weights(logits, key, x, weights):
     fields = jnp.sin(_energies(x))
     aggregator = flows.FixedWeights(jax.nn.softmax(logits))
     chosen, _ = aggregator(key, fields, weights, aggregator.init(K))
-    return flows.grad_norm(fields, chosen, weights)
+    return flows.squared_norm(fields, chosen, weights)
 
 
 def _reaction(method, key, x, weights):
@@ -214,9 +214,9 @@ ROWS = {
     ),
     "flows.fields": Row(flows.SVGD(GAUSSIAN), _fields, "equivariant", positive=(0,)),
     "flows.gram": Row((), _of_velocities(lambda v, w, m: flows.gram(v, w)), weighted=True),
-    "flows.grad_norm": Row(
+    "flows.squared_norm": Row(
         jnp.array([0.2, 0.3, 0.5]),
-        _of_velocities(lambda v, w, m: flows.grad_norm(v, m, w)),
+        _of_velocities(lambda v, w, m: flows.squared_norm(v, m, w)),
         weighted=True,
     ),
     "flows.pareto_residual": Row(

@@ -19,7 +19,7 @@ ROWS = {
     "inference.empirical_bernstein_lower_bound": Row(
         0.4,
         lambda confidence, key, x, w: inference.empirical_bernstein_lower_bound(
-            jnp.tile(jax.nn.sigmoid(x[:, 0]), 8), 0.0, 1.0, confidence=confidence
+            jnp.tile(jax.nn.sigmoid(x[:, 0]), 8), 0.0, 1.0, confidence_level=confidence
         ),
         sampled=True,
         infinite=END,
@@ -28,7 +28,7 @@ ROWS = {
     "inference.empirical_bernstein_upper_bound": Row(
         0.4,
         lambda confidence, key, x, w: inference.empirical_bernstein_upper_bound(
-            jnp.tile(jax.nn.sigmoid(x[:, 0]), 8), 0.0, 1.0, confidence=confidence
+            jnp.tile(jax.nn.sigmoid(x[:, 0]), 8), 0.0, 1.0, confidence_level=confidence
         ),
         sampled=True,
         infinite=END,
@@ -37,7 +37,7 @@ ROWS = {
     "inference.betting_upper_bound": Row(
         0.4,
         lambda confidence, key, x, w: inference.betting_upper_bound(
-            jnp.tile(jax.nn.sigmoid(x[:, 0]), 8), 0.0, 1.0, confidence=confidence
+            jnp.tile(jax.nn.sigmoid(x[:, 0]), 8), 0.0, 1.0, confidence_level=confidence
         ),
         "random",
         sampled=True,
@@ -48,7 +48,7 @@ ROWS = {
         0.4,
         lambda confidence, key, x, w: inference.sum_of_means_lower_bound(
             *(inference.Bounded(jnp.tile(jax.nn.sigmoid(c), 8), 0.0, 1.0) for c in x.T),
-            confidence=confidence,
+            confidence_level=confidence,
         ),
         sampled=True,
         infinite=END,
@@ -57,7 +57,7 @@ ROWS = {
     "inference.betting_lower_bound": Row(
         0.4,
         lambda confidence, key, x, w: inference.betting_lower_bound(
-            jnp.tile(jax.nn.sigmoid(x[:, 0]), 8), 0.0, 1.0, confidence=confidence
+            jnp.tile(jax.nn.sigmoid(x[:, 0]), 8), 0.0, 1.0, confidence_level=confidence
         ),
         "random",  # it bets on the rows one after the other
         sampled=True,
@@ -66,7 +66,7 @@ ROWS = {
     ),
     "inference.auc": Row(
         0.6,
-        of_scores(lambda m, p, q, w: _numbers(inference.auc(p, q, w, w, level=m))),
+        of_scores(lambda m, p, q, w: _numbers(inference.auc(p, q, w, w, confidence_level=m))),
         smooth=False,
         weighted=True,
         sampled=True,
@@ -76,7 +76,9 @@ ROWS = {
     "inference.accuracy": Row(
         (0.1, 0.6),
         of_scores(
-            lambda m, p, q, w: _numbers(inference.accuracy(p, q, w, w, threshold=m[0], level=m[1]))
+            lambda m, p, q, w: _numbers(
+                inference.accuracy(p, q, w, w, threshold=m[0], confidence_level=m[1])
+            )
         ),
         smooth=False,
         weighted=True,

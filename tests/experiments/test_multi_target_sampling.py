@@ -26,13 +26,13 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 def results(finite):
     """What the toys return, two seeds of one velocity."""
-    curve = {"grad_norm": np.ones((1, 2, 31)), "finite": np.array([finite])}
+    curve = {"squared_norm": np.ones((1, 2, 31)), "finite": np.array([finite])}
     curves = {f"SVGD / {scheme}": curve for scheme in job.SCHEMES}
     end = {
         "snapshots": np.zeros((2, 4, 5, 2)),
         "values": np.ones((2, 46, 4)),
         "weights": np.full((2, 46, 4), 0.25),
-        "grad_norm": np.ones((2, 46)),
+        "squared_norm": np.ones((2, 46)),
         "stein": np.ones((2, 4)),
         "finite": np.array(finite),
     }

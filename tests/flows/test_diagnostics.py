@@ -22,7 +22,7 @@ def test_grad_norm_and_pareto_residual_are_the_sums():
     a /= a.sum()
     norm = lambda w: sum(a[i] * np.sum((w @ v[:, i]) ** 2) for i in range(6))
     np.testing.assert_allclose(
-        flows.grad_norm(jnp.asarray(v), jnp.asarray(w), jnp.asarray(a)), norm(w), rtol=1e-5
+        flows.squared_norm(jnp.asarray(v), jnp.asarray(w), jnp.asarray(a)), norm(w), rtol=1e-5
     )
     best = minimize(
         norm,
@@ -178,9 +178,9 @@ def test_a_small_residual_keeps_its_digits():
 def test_wrong_shapes_are_refused_by_name():
     fields, x = jnp.ones((2, 4, 1)), jnp.ones((4, 1))
     with pytest.raises(ValueError, match=r"objective_weights must have shape \(2,\)"):
-        flows.grad_norm(fields, jnp.ones(3) / 3)
+        flows.squared_norm(fields, jnp.ones(3) / 3)
     with pytest.raises(ValueError, match=r"weights must have shape \(4,\); got shape \(4, 1\)"):
-        flows.grad_norm(fields, jnp.ones(2) / 2, x / 4)
+        flows.squared_norm(fields, jnp.ones(2) / 2, x / 4)
     kernel = kernels.Gaussian(bandwidth=1.0)
     with pytest.raises(ValueError, match=r"weights must have shape \(4,\)"):
         flows.kernel_stein_discrepancy(x, normal, kernel, jnp.ones(3) / 3)

@@ -51,7 +51,7 @@ PARTS = {
     "ParticleWeights": lambda x, weights: flows.ParticleWeights(0.1, KERNEL)(
         x, weights, X[:, 0], 1.0, ()
     )[0],
-    "grad_norm": lambda x, weights: flows.grad_norm(FIELDS, jnp.full(3, 1 / 3), weights),
+    "squared_norm": lambda x, weights: flows.squared_norm(FIELDS, jnp.full(3, 1 / 3), weights),
     "pareto_residual": lambda x, weights: flows.pareto_residual(FIELDS, weights),
     "kernel_stein_discrepancy": lambda x, weights: flows.kernel_stein_discrepancy(
         x, energy, KERNEL, weights

@@ -181,7 +181,7 @@ def test_min_norm_flow_ends_between_the_targets():
     center = result.particles.mean(0)
     assert abs(center[1]) < 1e-3
     assert -2 < center[0] < 2
-    assert result.history.grad_norm[-1] < 1e-6
+    assert result.history.squared_norm[-1] < 1e-6
 
 
 def test_min_norm_is_never_longer_than_uniform():
@@ -197,10 +197,10 @@ def test_min_norm_is_never_longer_than_uniform():
     def uniform(x):
         aggregator = flows.FixedWeights()
         once = flows.run(KEY, x, targets, **options, aggregator=aggregator, num_steps=1)
-        return once.history.grad_norm[0]
+        return once.history.squared_norm[0]
 
     for step in (0, 20, 149):
-        assert history.grad_norm[step] <= uniform(history.observed[step]) * (1 + 1e-5)
+        assert history.squared_norm[step] <= uniform(history.observed[step]) * (1 + 1e-5)
 
 
 def test_features_of_the_identity_change_nothing(recorded):
@@ -256,10 +256,10 @@ def test_fields_are_what_the_next_step_weighs():
         state = flows.init(KEY, X, TARGETS, **OPTIONS)
         found = flows.fields(KEY, state, TARGETS, velocity=OPTIONS["velocity"])
         _, info = flows.step(KEY, state, TARGETS, **OPTIONS)
-        return found, info, flows.grad_norm(found.velocities, info.weights)
+        return found, info, flows.squared_norm(found.velocities, info.weights)
 
     found, info, norm = fields_and_step()
-    np.testing.assert_allclose(norm, info.grad_norm, rtol=1e-6)
+    np.testing.assert_allclose(norm, info.squared_norm, rtol=1e-6)
     np.testing.assert_array_equal(found.values, info.values)
 
 
@@ -333,7 +333,7 @@ def test_dtypes_are_kept(dtype):
         assert (
             result.particles.dtype
             == result.particle_weights.dtype
-            == result.history.grad_norm.dtype
+            == result.history.squared_norm.dtype
             == dtype
         )
 

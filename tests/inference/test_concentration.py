@@ -20,7 +20,9 @@ UPPER = {
 }
 both = pytest.mark.parametrize("kind", LOWER)
 swept = {
-    kind: jax.jit(jax.vmap(lambda v, c, bound=bound: bound(v, 0.0, 1.0, confidence=c), (0, None)))
+    kind: jax.jit(
+        jax.vmap(lambda v, c, bound=bound: bound(v, 0.0, 1.0, confidence_level=c), (0, None))
+    )
     for kind, bound in LOWER.items()
 }
 # Distributions on [0, 1]: rare events, of either kind, skewed and smooth ones.
@@ -68,7 +70,7 @@ def test_bernstein_is_its_formula_and_at_least_maurer_and_pontils(dtype, rtol):
     with jax.enable_x64(True):
         for n in (30, 400):
             x = rng.beta(2, 5, n) * 3 - 1
-            bound = LOWER["bernstein"](jnp.asarray(x, dtype), -1.0, 2.0, confidence=0.9)
+            bound = LOWER["bernstein"](jnp.asarray(x, dtype), -1.0, 2.0, confidence_level=0.9)
             assert bound.dtype == dtype
             np.testing.assert_allclose(bound, bernstein([(x, -1, 2)], 0.9), rtol=rtol)
             log_term = np.log(2 / 0.1)
@@ -92,10 +94,10 @@ def test_two_samples_cover_and_are_tighter_than_two_bounds():
     @jax.vmap
     def bounds(x, y):
         joint = sum_of_means_lower_bound(
-            Bounded(x, 0.0, 1.0), Bounded(y, 0.0, 3.0), confidence=confidence
+            Bounded(x, 0.0, 1.0), Bounded(y, 0.0, 3.0), confidence_level=confidence
         )
         alone = [
-            LOWER["bernstein"](v, 0.0, high, confidence=(1 + confidence) / 2)
+            LOWER["bernstein"](v, 0.0, high, confidence_level=(1 + confidence) / 2)
             for v, high in ((x, 1.0), (y, 3.0))
         ]
         return joint, sum(alone)
@@ -142,7 +144,7 @@ def capital(x, m, confidence, c=0.75):
 def test_the_capital_reaches_its_target_at_the_betting_bound(law):
     x = LAWS[law][0](np.random.default_rng(4), 60).astype(float)
     with jax.enable_x64(True):
-        bound = float(LOWER["betting"](jnp.asarray(x), 0.0, 1.0, confidence=0.9))
+        bound = float(LOWER["betting"](jnp.asarray(x), 0.0, 1.0, confidence_level=0.9))
     np.testing.assert_allclose(capital(x, bound, 0.9), 0, atol=1e-10)
     assert capital(x, bound + 1e-6, 0.9) < 0 <= capital(x, bound - 1e-6, 0.9)
 
@@ -209,9 +211,9 @@ def test_bounds_follow_shift_and_scale_and_fall_with_confidence(kind):
     moved = LOWER[kind](5 * x - 2, -2.0, 3.0)
     np.testing.assert_allclose(moved, 5 * plain - 2, atol=1e-5)
     confidences = jnp.array([0.5, 0.9, 0.99, 1 - 1e-6])
-    bounds = [LOWER[kind](x, 0.0, 1.0, confidence=c) for c in confidences]
+    bounds = [LOWER[kind](x, 0.0, 1.0, confidence_level=c) for c in confidences]
     assert np.all(np.diff(bounds) < 0)
-    together = jax.vmap(lambda c: LOWER[kind](x, 0.0, 1.0, confidence=c))(confidences)
+    together = jax.vmap(lambda c: LOWER[kind](x, 0.0, 1.0, confidence_level=c))(confidences)
     np.testing.assert_allclose(together, bounds, rtol=1e-5)
 
 
@@ -219,7 +221,7 @@ def test_bounds_follow_shift_and_scale_and_fall_with_confidence(kind):
 def test_gradients_are_differences(kind):
     x = np.random.default_rng(6).uniform(size=60)
     with jax.enable_x64(True):
-        bound = jax.jit(lambda x, c: LOWER[kind](x, 0.0, 1.0, confidence=c))
+        bound = jax.jit(lambda x, c: LOWER[kind](x, 0.0, 1.0, confidence_level=c))
         gradients = jax.jit(jax.grad(bound, (0, 1)))
         gradient, slope = gradients(x, 0.9)
         direction, step = np.cos(np.arange(60)), 1e-6
@@ -240,7 +242,11 @@ def test_gradients_are_differences(kind):
         ((jnp.zeros((2, 2)), 0.0, 1.0), {}, r"values must be a non-empty vector; got shape \(2, 2"),
         ((jnp.zeros(0), 0.0, 1.0), {}, "values must be a non-empty vector"),
         ((jnp.zeros(3), 1.0, 1.0), {}, "lower must be below upper; got 1.0 and 1.0"),
-        ((jnp.zeros(3), 0.0, 1.0), {"confidence": 1.0}, r"confidence must be .* got 1.0"),
+        (
+            (jnp.zeros(3), 0.0, 1.0),
+            {"confidence_level": 1.0},
+            r"confidence_level must be .* got 1.0",
+        ),
         ((jnp.zeros(3), 0.0, 1.0), {"mask": jnp.ones(2, bool)}, r"mask must be booleans .*\(3,\)"),
         ((jnp.zeros(3), 0.0, 1.0), {"mask": jnp.ones(3)}, "mask must be booleans"),
     ],
@@ -260,7 +266,7 @@ def test_no_sample_is_named():
 @pytest.mark.parametrize("confidence", [-0.5, 0.0, 1.0, 1.5])
 def test_traced_confidence_out_of_range(kind, confidence):
     x = jax.random.uniform(jax.random.key(0), (50,))
-    assert jnp.isnan(LOWER[kind](x, 0.0, 1.0, confidence=jnp.asarray(confidence)))
+    assert jnp.isnan(LOWER[kind](x, 0.0, 1.0, confidence_level=jnp.asarray(confidence)))
 
 
 def test_values_with_ends_of_their_own():

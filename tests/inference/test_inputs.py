@@ -136,17 +136,29 @@ def test_scores_far_from_zero_in_double_precision(shift):
         (lambda: inference.logit_interval(0.3, 0.1, upper=-1.0), "upper must be positive"),
         (lambda: inference.logit_interval(0.3, 0.1, upper=0), "upper must be positive"),
         (lambda: inference.normal_interval("a", 0.1), "value must hold real numbers"),
-        (lambda: inference.normal_interval(0.3, 0.1, VECTOR), "level must be one real number"),
-        (lambda: inference.logit_interval(0.3, 0.1, VECTOR), "level must be one real number"),
-        (lambda: inference.auc([1.0], [0.0], level=VECTOR), "level must be one real number"),
-        (lambda: inference.accuracy([1.0], [0.0], level=VECTOR), "level must be one real number"),
+        (
+            lambda: inference.normal_interval(0.3, 0.1, VECTOR),
+            "confidence_level must be one real number",
+        ),
+        (
+            lambda: inference.logit_interval(0.3, 0.1, VECTOR),
+            "confidence_level must be one real number",
+        ),
+        (
+            lambda: inference.auc([1.0], [0.0], confidence_level=VECTOR),
+            "confidence_level must be one real number",
+        ),
+        (
+            lambda: inference.accuracy([1.0], [0.0], confidence_level=VECTOR),
+            "confidence_level must be one real number",
+        ),
         (
             lambda: inference.accuracy([1.0], [0.0], threshold=VECTOR),
             "threshold must be one real number",
         ),
         (
-            lambda: BOUNDS["betting_lower_bound"](VECTOR, 0, 1, confidence=VECTOR),
-            "confidence must be",
+            lambda: BOUNDS["betting_lower_bound"](VECTOR, 0, 1, confidence_level=VECTOR),
+            "confidence_level must be",
         ),
         (lambda: BOUNDS["betting_lower_bound"](["a"], 0, 1), "values must hold real numbers"),
         (lambda: BOUNDS["betting_upper_bound"](None, 0, 1), "values must hold real numbers"),

@@ -162,7 +162,10 @@ def test_intervals_are_scipys_and_stay_inside():
             lambda: inference.auc(jnp.zeros(2), jnp.zeros(2), weights_y=jnp.ones(3)),
             r"weights_y must have the shape of scores_y, \(2,\); got \(3,\)",
         ),
-        (lambda: inference.normal_interval(0.0, 1.0, 95), r"level must be a number in \(0, 1\)"),
+        (
+            lambda: inference.normal_interval(0.0, 1.0, 95),
+            r"confidence_level must be a number in \(0, 1\)",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):
@@ -185,5 +188,5 @@ def test_invalid_weights(statistic, side, weights):
 @pytest.mark.parametrize("level", [-0.5, 0.0, 1.0, 1.5])
 def test_traced_level_out_of_range(level):
     x, y = map(jnp.asarray, scores(20, 20))
-    found = jax.jit(lambda level: inference.auc(x, y, level=level).interval)(level)
+    found = jax.jit(lambda level: inference.auc(x, y, confidence_level=level).interval)(level)
     assert jnp.isnan(jnp.stack(found)).all()

@@ -140,12 +140,21 @@ def test_numbers_that_are_none(samples):
         (lambda: ClassifierRatio("mlp", hidden=(8, 0)), "hidden must be an integer of at least 1"),
         (lambda: ClassifierRatio(tie_counts="yes"), "tie_counts must be True or False; got 'yes'"),
         (lambda: ClassifierRatio(num_folds=2.5), "num_folds must be an integer of at least 2"),
-        (lambda: fit.kl(level=95), r"level must be a number in \(0, 1\); got 95"),
-        (lambda: fit.auc(level="95"), "level must be one real number; got '95'"),
+        (
+            lambda: fit.kl(confidence_level=95),
+            r"confidence_level must be a number in \(0, 1\); got 95",
+        ),
+        (
+            lambda: fit.auc(confidence_level="95"),
+            "confidence_level must be one real number; got '95'",
+        ),
         (lambda: fit.js(base=1), "base must be a number above 1"),
         (lambda: fit.js(base="bits"), "base must be a number above 1.*'bits'"),
         (lambda: fit.certified_js(clip=math.inf), "clip must be a positive, finite"),
-        (lambda: fit.certified_kl(confidence=1.0), r"confidence must be a number in \(0, 1\)"),
+        (
+            lambda: fit.certified_kl(confidence_level=1.0),
+            r"confidence_level must be a number in \(0, 1\)",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -69,7 +69,7 @@ def test_gaussians_one_apart(fitted, generator, expected):
 
 def generator_interval(fit, generator):
     """By hand, at 90 %: normal, but for Jensen–Shannon, which overfitting can only lower."""
-    found, z = fit.divergence(generator, level=0.9), scipy.stats.norm.ppf(0.95)
+    found, z = fit.divergence(generator, confidence_level=0.9), scipy.stats.norm.ppf(0.95)
     value, std_error = float(found.value), float(found.std_error)
     if not isinstance(generator, fdiv.JensenShannon):
         return value - z * std_error, value + z * std_error
@@ -94,15 +94,15 @@ def test_value_interval_and_certificate_agree(fitted):
     broken = dataclasses.replace(fitted, log_ratio_p=fitted.log_ratio_p.at[:100].set(-30.0))
     for fit in (fitted, broken):
         for level in (0.1, 0.95, 0.999):
-            js, kl = fit.js(level=level), fit.kl(level=level)
+            js, kl = fit.js(confidence_level=level), fit.kl(confidence_level=level)
             confidence = (1 + level) / 2
             assert js.interval.lower <= js.value <= js.interval.upper <= np.log(2)
             assert kl.interval.lower <= kl.value <= kl.interval.upper
             assert js.value >= fit.certified_js()
             assert kl.value >= fit.certified_kl()
-            assert js.interval.lower >= min(fit.certified_js(confidence=confidence), js.value)
+            assert js.interval.lower >= min(fit.certified_js(confidence_level=confidence), js.value)
     np.testing.assert_allclose(broken.js().value, fitted.certified_js(), rtol=3e-6)
-    assert jnp.isnan(jax.jit(lambda level: fitted.js(level=level).interval.upper)(1.5))
+    assert jnp.isnan(jax.jit(lambda level: fitted.js(confidence_level=level).interval.upper)(1.5))
 
 
 def test_shortcuts_units_and_levels(fitted):
@@ -111,7 +111,7 @@ def test_shortcuts_units_and_levels(fitted):
         (fitted.reverse_kl, fdiv.ReverseKL()),
         (fitted.js, fdiv.JensenShannon()),
     ):
-        nats, bits = fitted.divergence(generator), shortcut(base=2, level=0.9)
+        nats, bits = fitted.divergence(generator), shortcut(base=2, confidence_level=0.9)
         np.testing.assert_allclose(shortcut().value, nats.value, rtol=1e-6)
         np.testing.assert_allclose(bits.value * np.log(2), nats.value, rtol=1e-5)
         np.testing.assert_allclose(bits.std_error * np.log(2), nats.std_error, rtol=1e-5)
@@ -119,7 +119,7 @@ def test_shortcuts_units_and_levels(fitted):
             np.array(bits.interval) * np.log(2), generator_interval(fitted, generator), rtol=1e-4
         )
     # Neither unit nor level is structure.
-    upper = lambda level, base: fitted.kl(level=level, base=base).interval.upper
+    upper = lambda level, base: fitted.kl(confidence_level=level, base=base).interval.upper
     levels = jax.eval_shape(jax.vmap(upper), jnp.array([0.5, 0.99]), jnp.array([2.0, np.e]))
     assert levels.shape == (2,)
 
@@ -274,7 +274,7 @@ def test_coverage_of_nominal_ninety_percent(name):
     And at most 98 %: that of Jensen–Shannon holds for any excess between none and the whole gap.
     """
     task, head = TASKS[name]
-    both = lambda fit: (fit.kl(level=0.9), fit.js(level=0.9))
+    both = lambda fit: (fit.kl(confidence_level=0.9), fit.js(confidence_level=0.9))
     # Not the draws by which the share of the gap that intervals count was chosen.
     found = repeat(task, head, 1000, 1000, both, seed=2024)
     for one, truth in zip(found, (task.kl, task.js), strict=True):
@@ -300,7 +300,7 @@ def test_certified_bound_is_below_the_truth_and_not_void(fitted):
     js = fitted.certified_js()
     assert 0.08 < js < quadrature_js(1.0)
     np.testing.assert_allclose(fitted.certified_js(base=2), js / np.log(2), rtol=1e-5)
-    assert fitted.certified_js(confidence=0.5) > js
+    assert fitted.certified_js(confidence_level=0.5) > js
     assert fitted.certified_js(clip=20.0) < js
     # Ξ(JS) is at least 2.885 JS.
     assert 2.8 * js < fitted.certified_kl() < 0.5
@@ -308,8 +308,8 @@ def test_certified_bound_is_below_the_truth_and_not_void(fitted):
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, 1.5, -0.5, jnp.nan])
 def test_traced_confidence_out_of_range(fitted, confidence):
-    assert jnp.isnan(fitted.certified_js(confidence=jnp.array(confidence)))
-    assert jnp.isnan(fitted.certified_kl(confidence=jnp.array(confidence)))
+    assert jnp.isnan(fitted.certified_js(confidence_level=jnp.array(confidence)))
+    assert jnp.isnan(fitted.certified_kl(confidence_level=jnp.array(confidence)))
 
 
 @pytest.mark.exhaustive
@@ -492,9 +492,9 @@ def test_bad_arguments(fitted):
     for call in (
         lambda: fitted.divergence(fdiv.KL),
         lambda: fitted.divergence("kl"),
-        lambda: fitted.kl(level=1.0),
+        lambda: fitted.kl(confidence_level=1.0),
         lambda: fitted.kl(base=0.0),
-        lambda: fitted.certified_js(confidence=1.0),
+        lambda: fitted.certified_js(confidence_level=1.0),
         lambda: fitted.certified_js(clip=0.0),
         lambda: fitted.log_ratio(jnp.zeros(3)),
     ):

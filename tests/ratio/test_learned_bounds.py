@@ -48,7 +48,7 @@ def test_mutual_information_of_a_gaussian_pair(fitted, read_out):
 
 def test_errors_are_those_of_independent_groups(fitted):
     """Of a mean over groups of equal size: sd(group means)/√g, and Student's quantile."""
-    estimate = fitted.estimate("log_ratio", level=0.9)
+    estimate = fitted.estimate("log_ratio", confidence_level=0.9)
     means = np.asarray(fitted.u_p).mean(axis=1)
     error = means.std(ddof=1) / np.sqrt(len(means))
     np.testing.assert_allclose(estimate.std_error, error, rtol=1e-4)
