@@ -34,7 +34,7 @@ import tyro
 from flax import nnx
 from matplotlib.figure import Figure
 
-from divjax.fdiv import kl_lower_bound_from_js
+from divjax.fdiv import kl_lower_bound_from_cross_entropy
 from divjax.ratio.learned_bounds import MutualInformationBound
 from divjax.ratio.variational import MINE, as_bound
 from experiments import common
@@ -258,7 +258,7 @@ def tightness(sizes: tuple[int, ...] = (2, 50, 500), points: int = 201) -> dict[
     # The balanced cross-entropy of the best critic, log 2 − JS without a difference.
     gap = -0.5 * np.sum(scipy.special.rel_entr(p, p + q) + scipy.special.rel_entr(q, p + q), axis=0)
     with jax.enable_x64(True):
-        bound = np.asarray(kl_lower_bound_from_js(jnp.asarray(gap)))
+        bound = np.asarray(kl_lower_bound_from_cross_entropy(jnp.asarray(gap)))
     return {"alpha": alpha, "sizes": np.asarray(sizes), "information": information, "bound": bound}
 
 

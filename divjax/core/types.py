@@ -168,7 +168,7 @@ def _short(name: str, value: Any) -> str:
 
 
 class Interval(NamedTuple):
-    """A confidence interval."""
+    """A confidence interval, or a lower and an upper bound on one quantity."""
 
     lower: Float[Array, "..."]
     upper: Float[Array, "..."]

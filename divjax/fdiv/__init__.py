@@ -24,7 +24,10 @@ from divjax.fdiv.divergences import (
 )
 from divjax.fdiv.gaussian import plug_in_kl as gaussian_plugin_kl
 from divjax.fdiv.generators import Combination, Divergence, Generator, Mixed, PlugIn, Reversed
-from divjax.fdiv.inequalities import kl_lower_bound_from_js
+from divjax.fdiv.inequalities import (
+    kl_lower_bound_from_cross_entropy,
+    kl_lower_bound_from_js,
+)
 from divjax.fdiv.knn import NeighborDiagnostics, knn_entropy, knn_kl
 from divjax.fdiv.sampled import sampled_kl, sampled_kl_surrogate
 
@@ -55,6 +58,7 @@ __all__ = [
     "gaussian_plugin_kl",
     "histogram",
     "inequalities",
+    "kl_lower_bound_from_cross_entropy",
     "kl_lower_bound_from_js",
     "knn_entropy",
     "knn_kl",

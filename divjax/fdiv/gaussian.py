@@ -33,9 +33,8 @@ from divjax.core.linalg import cholesky, eigh, solve_triangular
 from divjax.core.numerics import if_needed, nan_unless
 from divjax.core.samples import as_numbers, centered_samples, two_parts
 from divjax.core.standardize import mean_and_scale
-from divjax.core.types import Estimate, normal_estimate
+from divjax.core.types import Estimate, Interval, normal_estimate
 from divjax.fdiv.arguments import as_leaves
-from divjax.fdiv.inequalities import Bounds
 from divjax.fdiv.special import (
     as_floats,
     entropy_deficit,
@@ -387,7 +386,7 @@ def _squared_hellinger(p: Normal, q: Normal) -> Float[Array, ""]:
     return -jnp.expm1(-_bhattacharyya(p, q))
 
 
-def js_bounds(p: Normal, q: Normal) -> Bounds:
+def js_bounds(p: Normal, q: Normal) -> Interval:
     """Bounds on the Jensen–Shannon divergence, which has no closed form between Gaussians.
 
     With the coefficient B = ∫√(pq) and h the binary entropy in nats,
@@ -423,12 +422,12 @@ def js_bounds(p: Normal, q: Normal) -> Bounds:
 
 
 @jax.jit
-def _js_bounds(p: Normal, q: Normal) -> Bounds:
+def _js_bounds(p: Normal, q: Normal) -> Interval:
     distance = _bhattacharyya(p, q)
     divergences = jnp.stack([_kl_between(p, q), _kl_between(q, p)])
     of_coefficient = entropy_deficit(-jnp.expm1(-2 * jnp.maximum(distance, 0)))
     of_divergences = -jnp.mean(log_mixture(-divergences, 0.5))
-    return Bounds(
+    return Interval(
         -jnp.expm1(-distance) * jnp.log(jnp.asarray(2, distance.dtype)),
         jnp.minimum(of_coefficient, of_divergences),
     )
@@ -438,7 +437,7 @@ def plug_in_kl(
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],
     *,
-    bias_correction: bool = True,
+    debias: bool = True,
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """KL between the Gaussians fitted to two samples, without bias if both are Gaussian.
@@ -455,7 +454,7 @@ def plug_in_kl(
     Args:
         x: samples of p; n > d.
         y: samples of q; m > d, or m > d + 2 with the correction.
-        bias_correction: whether the bias is removed.
+        debias: whether the bias is removed.
         confidence_level: of the confidence interval.
 
     Returns:
@@ -481,14 +480,14 @@ def plug_in_kl(
     _, x, y = centered_samples(x=x, y=y)
     check_full_precision("x", x)
     (n, d), m = x.shape, y.shape[0]
-    least = d + 3 if bias_correction else d + 1
+    least = d + 3 if debias else d + 1
     for name, size, needed in (("x", n, d + 1), ("y", m, least)):
         if size < needed:
             raise ValueError(
                 f"{name} must have at least {needed} rows for {d} features; got {size}."
             )
     check_probability(confidence_level=confidence_level)
-    return _plug_in_kl(x, y, confidence_level, bias_correction=bias_correction)
+    return _plug_in_kl(x, y, confidence_level, debias=debias)
 
 
 @functools.partial(jax.jit, static_argnames="bias_correction")
@@ -498,7 +497,7 @@ def _plug_in_kl(
     y: Float[Array, "m d"],
     confidence_level: ArrayLike,
     *,
-    bias_correction: bool,
+    debias: bool,
 ) -> Estimate:
     """`plug_in_kl` after its checks."""
     (n, d), m = x.shape, y.shape[0]
@@ -511,7 +510,7 @@ def _plug_in_kl(
     whitened = _whiten(p, q)
     factor, shift = whitened.factor, whitened.shift
     value = _kl(whitened)
-    if bias_correction:
+    if debias:
         trace, square = jnp.sum(factor**2), jnp.sum(shift**2)
         shrink = (d + 1) / (m - 1)
         logs = _log_det_bias(m - 1, d) - _log_det_bias(n - 1, d)

@@ -389,12 +389,12 @@ def divergence(
     weights_x: Float[Array, " n"] | None = None,
     weights_y: Float[Array, " m"] | None = None,
     smoothing: ArrayLike = 0.0,
-    unbias: bool = False,
+    debias: bool = False,
 ) -> Float[Array, "*d"]:
     """A divergence between two samples by their histograms on shared bins, one for each column.
 
     Bias: positive from sampling, about (bins − 1)/(2n) + (bins − 1)/(2m) for KL near p = q and a
-    quarter of it for the Jensen–Shannon divergence, which `unbias` subtracts to first order;
+    quarter of it for the Jensen–Shannon divergence, which `debias` subtracts to first order;
     negative from merging points into bins, and from smoothing. Not differentiable in the points
     (counts are steps), but in the weights.
 
@@ -410,7 +410,7 @@ def divergence(
         weights_x: non-negative, one a sample; a row of weight zero may hold anything.
         weights_y: likewise.
         smoothing: added to each count. Without, KL is +inf where a bin holds points of x alone.
-        unbias: whether to subtract `bias`; the result may then be negative.
+        debias: whether to subtract `bias`; the result may then be negative.
 
     Returns:
         In nats (or the divergence's unit): a scalar for vectors, "d" for matrices; nan where no
@@ -448,7 +448,7 @@ def divergence(
     # The divergence sees concrete counts, as a function of one's own may want to.
     values = divergence(*(Weights(counts, smoothing) for counts in sums))
     excess = None
-    if unbias:
+    if debias:
         plug_in = _plug_in(divergence, sums[0].shape[1:], sums[0].dtype, smoothing)
         excess = _biases(plug_in, sums, squares, *as_leaves(smoothing=smoothing))
     return _flagged(values, excess, finite, is_vector=np.ndim(x) == 1)

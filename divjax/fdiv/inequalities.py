@@ -5,16 +5,17 @@ All are theorems for any pair p, q, in nats, with TV = ½∫|p − q| and square
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike
 
 from divjax.core.checks import check_at_least
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.samples import as_arrays
-from divjax.fdiv.arguments import as_leaves, as_optional_leaf
+from divjax.core.types import Interval
+from divjax.fdiv.arguments import as_leaves
 from divjax.fdiv.special import (
     entropy_deficit,
     log1p_over,
@@ -23,10 +24,10 @@ from divjax.fdiv.special import (
 )
 
 __all__ = [
-    "Bounds",
     "auc_upper_bound_from_tv",
     "js_bounds_from_tv",
     "js_lower_bound_from_error",
+    "kl_lower_bound_from_cross_entropy",
     "kl_lower_bound_from_js",
     "kl_lower_bound_from_tv",
     "tv_bounds_from_hellinger",
@@ -36,13 +37,6 @@ __all__ = [
 ]
 
 _LOG_2 = math.log(2)
-
-
-class Bounds(NamedTuple):
-    """A lower and an upper bound on one quantity."""
-
-    lower: Float[Array, "..."]
-    upper: Float[Array, "..."]
 
 
 def _between(low: float, high: float, **values: Any) -> Any:
@@ -109,7 +103,7 @@ def _(primals, tangents):
     return y, tangents[0] * (2 * jnp.exp(y) / jax.nn.softplus(y))
 
 
-def kl_lower_bound_from_js(gap: ArrayLike | None = None, *, js: ArrayLike | None = None) -> Array:
+def kl_lower_bound_from_js(js: ArrayLike) -> Array:
     """The largest lower bound on KL(p‖q), and on KL(q‖p), that Jensen–Shannon implies.
 
     The root y of log 2 − JS = g(y) = ½[(1 + e^{−y}) log(1 + e^{−y}) + y e^{−y}]: Bernoulli(1) as p
@@ -117,43 +111,66 @@ def kl_lower_bound_from_js(gap: ArrayLike | None = None, *, js: ArrayLike | None
     lower bound on JS gives one on KL, as log 2 minus a classifier's balanced cross-entropy does.
 
     Args:
-        gap: log 2 − JS in nats, of any shape: a balanced classifier's cross-entropy. Beyond a KL of
-            16 the difference of float32 log 2 and JS has no digits left, but the gap has all.
-        js: JS itself, in place of the gap: exact where JS is small.
+        js: JS in nats, of any shape. Beyond a KL of 16, log 2 − JS has no digits left in float32;
+            `kl_lower_bound_from_cross_entropy` takes that difference itself.
 
     Returns:
-        The bound in nats: 0 for JS ≤ 0, +∞ for a gap ≤ 0. Its derivative is the implicit one.
+        The bound in nats: 0 for JS ≤ 0, +∞ for JS ≥ log 2. Its derivative is the implicit one.
 
     Raises:
-        ValueError: unless exactly one of `gap` and `js` is given.
+        ValueError: if `js` does not hold real numbers.
 
     Example:
-        >>> float(kl_lower_bound_from_js(0.5 * jnp.log(2.0))), float(kl_lower_bound_from_js(1e-20))
-        (1.2248, 49.2761)
+        >>> float(kl_lower_bound_from_js(0.5 * jnp.log(2.0)))
+        1.2248
 
     References:
         Dorent et al. 2025, arXiv 2510.20644; Harremoës, Vajda 2011, the joint range.
     """
-    if (gap is None) == (js is None):
-        raise ValueError("give exactly one of gap (log 2 − JS) and js; got both or neither.")
-    return _kl_lower_bound_from_js(as_optional_leaf(gap=gap), as_optional_leaf(js=js))
+    return _kl_lower_bound_from_js(*as_leaves(js=js))
 
 
 @jax.jit
-def _kl_lower_bound_from_js(gap: ArrayLike | None, js: ArrayLike | None) -> Array:
-    """Of the one that is given."""
-    if gap is not None:
-        (gap,) = as_arrays(gap=gap)
-        inside = (gap > 0) & (gap < _LOG_2)
-        bound = _kl_from_gap(jnp.where(inside, gap, 0.5))
-        outside = jnp.where(gap <= 0, jnp.inf, jnp.where(jnp.isnan(gap), gap, 0))
-        return jnp.where(inside, bound, outside)
+def _kl_lower_bound_from_js(js: ArrayLike) -> Array:
     (js,) = as_arrays(js=js)
     small, large = (js > 0) & (js < _LOG_2 / 2), (js >= _LOG_2 / 2) & (js < _LOG_2)
     near = _kl_from_js(jnp.where(small, js, 0.1))
     far = _kl_from_gap(_LOG_2 - jnp.where(large, js, 0.5))
     outside = jnp.where(js <= 0, 0, jnp.where(jnp.isnan(js), js, jnp.inf))
     return jnp.where(small, near, jnp.where(large, far, outside))
+
+
+def kl_lower_bound_from_cross_entropy(cross_entropy: ArrayLike) -> Array:
+    """`kl_lower_bound_from_js` of log 2 less a balanced classifier's cross-entropy.
+
+    That difference is a lower bound on JS, and the bound increases in JS.
+
+    Args:
+        cross_entropy: in nats, of any shape.
+
+    Returns:
+        The bound in nats: 0 from log 2 on, +∞ for a cross-entropy ≤ 0.
+
+    Raises:
+        ValueError: if `cross_entropy` does not hold real numbers.
+
+    Example:
+        >>> float(kl_lower_bound_from_cross_entropy(1e-20))
+        49.2761
+
+    References:
+        Dorent et al. 2025, arXiv 2510.20644.
+    """
+    return _kl_lower_bound_from_cross_entropy(*as_leaves(cross_entropy=cross_entropy))
+
+
+@jax.jit
+def _kl_lower_bound_from_cross_entropy(cross_entropy: ArrayLike) -> Array:
+    (gap,) = as_arrays(cross_entropy=cross_entropy)
+    inside = (gap > 0) & (gap < _LOG_2)
+    bound = _kl_from_gap(jnp.where(inside, gap, 0.5))
+    outside = jnp.where(gap <= 0, jnp.inf, jnp.where(jnp.isnan(gap), gap, 0))
+    return jnp.where(inside, bound, outside)
 
 
 def kl_lower_bound_from_tv(tv: ArrayLike) -> Array:
@@ -212,7 +229,7 @@ def _tv_upper_bound_from_kl(kl: ArrayLike) -> Array:
     return safe_sqrt(jnp.minimum(kl / 2, -jnp.expm1(-kl)))
 
 
-def js_bounds_from_tv(tv: ArrayLike) -> Bounds:
+def js_bounds_from_tv(tv: ArrayLike) -> Interval:
     """Sandwich log 2 − h((1 − TV)/2) ≤ JS ≤ TV log 2, with h the binary entropy in nats.
 
     Below: p and q on two points, exchanged. Above: p and q that are equal or apart everywhere.
@@ -234,9 +251,9 @@ def js_bounds_from_tv(tv: ArrayLike) -> Bounds:
 
 
 @jax.jit
-def _js_bounds_from_tv(tv: ArrayLike) -> Bounds:
+def _js_bounds_from_tv(tv: ArrayLike) -> Interval:
     tv = _clamped(0, 1, tv)
-    return Bounds(entropy_deficit(tv * tv), tv * _LOG_2)
+    return Interval(entropy_deficit(tv * tv), tv * _LOG_2)
 
 
 def js_lower_bound_from_error(error: ArrayLike) -> Array:
@@ -267,7 +284,7 @@ def _js_lower_bound_from_error(error: ArrayLike) -> Array:
     return entropy_deficit(jnp.square(1 - 2 * error))
 
 
-def tv_bounds_from_hellinger(squared_hellinger: ArrayLike) -> Bounds:
+def tv_bounds_from_hellinger(squared_hellinger: ArrayLike) -> Interval:
     """H² ≤ TV ≤ √(H² (2 − H²)) with H² = 1 − ∫√(pq) (Le Cam).
 
     Args:
@@ -290,12 +307,12 @@ def tv_bounds_from_hellinger(squared_hellinger: ArrayLike) -> Bounds:
 
 
 @jax.jit
-def _tv_bounds_from_hellinger(squared: ArrayLike) -> Bounds:
+def _tv_bounds_from_hellinger(squared: ArrayLike) -> Interval:
     squared = _clamped(0, 1, squared)
-    return Bounds(squared, safe_sqrt(squared * (2 - squared)))
+    return Interval(squared, safe_sqrt(squared * (2 - squared)))
 
 
-def tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Bounds:
+def tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Interval:
     """max(TV, 1 − (1 − TV²)^{m/2}) ≤ TV(p^m, q^m) ≤ 1 − (1 − TV)^m, for m independent samples.
 
     The lower bound is Le Cam's with 1 − H² of the product, (∫√(pq))^m ≤ (1 − TV²)^{m/2}; the upper
@@ -323,12 +340,12 @@ def tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Bounds:
 
 
 @jax.jit
-def _tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Bounds:
+def _tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Interval:
     tv = _clamped(0, 1, tv)
     num_samples = jnp.asarray(num_samples, tv.dtype)
     num_samples = nan_unless(num_samples >= 1, num_samples)
     lower = jnp.maximum(tv, _one_minus_power(tv * tv, num_samples / 2))
-    return Bounds(lower, _one_minus_power(tv, num_samples))
+    return Interval(lower, _one_minus_power(tv, num_samples))
 
 
 def _one_minus_power(x: Array, exponent: ArrayLike) -> Array:

@@ -93,7 +93,7 @@ def kernel_stein_discrepancy(
     log_prob: Callable[..., Array],
     kernel: Gaussian | InverseMultiquadric,
     weights: Float[Array, " n"] | None = None,
-    unbiased: bool = False,
+    debias: bool = False,
 ) -> Float[Array, ""]:
     """The squared kernel Stein discrepancy of weighted particles to a density.
 
@@ -111,7 +111,7 @@ def kernel_stein_discrepancy(
         log_prob: takes one particle and returns log π up to a constant.
         kernel: `Gaussian` or `InverseMultiquadric`; a bandwidth rule is evaluated at the particles.
         weights: the particles' masses, summing to one; equal by default.
-        unbiased: whether to leave out the terms i = j.
+        debias: whether to leave out the terms i = j.
 
     Returns:
         KSD², not its root.
@@ -139,7 +139,7 @@ def kernel_stein_discrepancy(
             "kernel must be twice differentiable where points coincide: Gaussian or "
             f"InverseMultiquadric; got {type(kernel).__name__}."
         )
-    if unbiased and particles.shape[0] == 1:
+    if debias and particles.shape[0] == 1:
         raise ValueError("particles must be at least two to be unbiased; got 1.")
     weights = _uniform(particles) if weights is None else weights
     weights = checked_masses(weights, particles.shape[0], particles.dtype)
@@ -156,7 +156,7 @@ def kernel_stein_discrepancy(
     products = matmul(scores, scores.T)
     stein = value * products + slope * turn + kernel.stein_trace(squared, scores.shape[1])
     masses = weights[:, None] * weights
-    if unbiased:
+    if debias:
         masses = jnp.fill_diagonal(masses, 0, inplace=False)
         masses = masses / (1 - jnp.sum(weights**2))
     return jnp.sum(masses * stein)

@@ -495,7 +495,7 @@ def _of_scores(
 
 @jax.jit
 def _kl_from_js(js: Float[Array, ""]) -> Float[Array, ""]:
-    return kl_lower_bound_from_js(js=jnp.maximum(js, 0))
+    return kl_lower_bound_from_js(jnp.maximum(js, 0))
 
 
 @functools.partial(jax.jit, static_argnums=2)

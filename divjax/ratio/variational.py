@@ -36,7 +36,7 @@ from divjax.core.pytrees import as_pytree, pytree
 from divjax.core.samples import as_numbers
 from divjax.fdiv.divergences import KL
 from divjax.fdiv.generators import Generator
-from divjax.fdiv.inequalities import kl_lower_bound_from_js
+from divjax.fdiv.inequalities import kl_lower_bound_from_cross_entropy
 from divjax.fdiv.special import log_mixture
 from divjax.ratio.types import cross_entropy
 
@@ -320,7 +320,7 @@ def kl_from_js(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array
         Dorent, Golland, Wells 2025, arXiv 2510.20644.
     """
     u_p, u_q = _values(u_p, u_q)
-    return kl_lower_bound_from_js(cross_entropy(u_p, u_q))
+    return kl_lower_bound_from_cross_entropy(cross_entropy(u_p, u_q))
 
 
 def _rows(u_p: Array, u_q: Array) -> Array:

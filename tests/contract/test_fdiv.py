@@ -220,6 +220,12 @@ ROWS = {
         "equivariant",
         infinite=END,
     ),
+    "fdiv.inequalities.kl_lower_bound_from_cross_entropy": Row(
+        (),
+        _elementwise(inequalities.kl_lower_bound_from_cross_entropy, 0.01, 0.69),
+        "equivariant",
+        infinite=END,
+    ),
     "fdiv.inequalities.kl_lower_bound_from_tv": Row(
         (), _elementwise(inequalities.kl_lower_bound_from_tv), "equivariant", infinite=END
     ),

@@ -44,7 +44,7 @@ OWN = {
     "pairwise": lambda: categorical.pairwise(lambda p, q: categorical.kl(p, q, base=2), P, Q),
     "bias": lambda: histogram.bias(lambda p, q: categorical.kl(p, q, base=2), 9 * P[0], 9 * Q[0]),
     "histogram": lambda: histogram.divergence(
-        lambda p, q: categorical.kl(p, q, base=2), P, Q, num_bins=2, smoothing=1.0, unbias=True
+        lambda p, q: categorical.kl(p, q, base=2), P, Q, num_bins=2, smoothing=1.0, debias=True
     ),
     "conjugate": lambda: fdiv.Jeffreys().conjugate(U),
     "plug_in": lambda: fdiv.KL().plug_in(U, U + 1),

@@ -267,7 +267,7 @@ def test_the_corrected_plug_in_is_unbiased():
     error = estimate.value.std() / np.sqrt(20000)
     assert abs(estimate.value.mean() - gaussian.kl(p, q)) < 4.5 * error
     # The bias of the raw one is what its formula says, by far more than noise.
-    raw = jit(jax.vmap(lambda x, y: gaussian.plug_in_kl(x, y, bias_correction=False)))(x, y).value
+    raw = jit(jax.vmap(lambda x, y: gaussian.plug_in_kl(x, y, debias=False)))(x, y).value
     n, m, d = 12, 9, 2
     inflation = (m - 1) / (m - d - 2)
     (mean_p, a), (mean_q, b) = p, q

@@ -118,9 +118,9 @@ def test_unbias_removes_the_mean_error(weighted):
     def estimate(x, y, weights):
         return [
             histogram.divergence(
-                categorical.kl, x, y, bins=jnp.arange(6.0), weights_x=weights, unbias=unbias
+                categorical.kl, x, y, bins=jnp.arange(6.0), weights_x=weights, debias=debias
             )
-            for unbias in (False, True)
+            for debias in (False, True)
         ]
 
     plain, corrected = estimate(x, y, jnp.asarray(weights, jnp.float32))
@@ -329,7 +329,7 @@ def test_series_and_lists():
         (lambda x: kl_of(x[:, 0], bins=[-2, 1, 0, 2]), "bins must ascend"),
         (lambda x: kl_of(x, bins=np.array([0, 1, 2])), "bins must have shape"),
         (
-            lambda x: kl_of(x, weights_x=np.ones(3), unbias=True),
+            lambda x: kl_of(x, weights_x=np.ones(3), debias=True),
             r"weights_x must have shape \(4,\)",
         ),
         (lambda x: kl_of(x, weights_y=-np.ones(4)), "weights_y must not be negative"),

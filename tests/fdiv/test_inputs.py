@@ -130,7 +130,7 @@ ETA = jnp.array([1.0, 2.0])
         ),
         (lambda: inequalities.tv_bounds_of_product(0.3, "two"), "num_samples must hold real"),
         (lambda: inequalities.tv_bounds_of_product("a", 2), "tv must hold real numbers"),
-        (lambda: inequalities.kl_lower_bound_from_js(js="a"), "js must hold real numbers"),
+        (lambda: inequalities.kl_lower_bound_from_js("a"), "js must hold real numbers"),
     ],
 )
 def test_errors_name_the_argument(call, message):

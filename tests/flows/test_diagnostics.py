@@ -67,8 +67,8 @@ def test_stein_discrepancy_is_the_double_sum_of_autodiff(kernel):
         diagonal = np.sum(weights**2 * (np.sum(scores**2, axis=1) + trace))
         stein = jax.jit(
             lambda: [
-                flows.kernel_stein_discrepancy(x, log_prob, kernel, a, unbiased=unbiased)
-                for unbiased in (False, True)
+                flows.kernel_stein_discrepancy(x, log_prob, kernel, a, debias=debias)
+                for debias in (False, True)
             ]
         )
         found, unbiased = stein()
@@ -166,7 +166,7 @@ def test_bad_shapes_are_named():
     with pytest.raises(ValueError, match="log_prob must return a scalar"):
         stein(jnp.ones((3, 2)), jnp.sin, kernel)
     with pytest.raises(ValueError, match="at least two to be unbiased"):
-        stein(jnp.ones((1, 2)), normal, kernel, unbiased=True)
+        stein(jnp.ones((1, 2)), normal, kernel, debias=True)
 
 
 def test_a_small_residual_keeps_its_digits():
