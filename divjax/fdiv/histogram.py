@@ -386,8 +386,8 @@ def divergence(
     num_bins: int = 20,
     spacing: str = "quantile",
     bins: Float[Array, "*d bins+1"] | None = None,
-    weights_x: Float[Array, " n"] | None = None,
-    weights_y: Float[Array, " m"] | None = None,
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, " m"] | None = None,
     smoothing: ArrayLike = 0.0,
     debias: bool = False,
 ) -> Float[Array, "*d"]:
@@ -407,8 +407,8 @@ def divergence(
         spacing: "quantile" or "uniform", see `edges`.
         bins: ascending edges to use instead: "bins+1", or "d bins+1" for a matrix. Points outside
             of them are left out.
-        weights_x: non-negative, one a sample; a row of weight zero may hold anything.
-        weights_y: likewise.
+        a: non-negative, one a sample; a row of weight zero may hold anything.
+        b: likewise.
         smoothing: added to each count. Without, KL is +inf where a bin holds points of x alone.
         debias: whether to subtract `bias`; the result may then be negative.
 
@@ -431,8 +431,8 @@ def divergence(
     """
     columns = _columns(x=x, y=y)
     masses = {
-        name: _mass(f"weights_{name}", given, columns[name].shape[0])
-        for name, given in {"x": weights_x, "y": weights_y}.items()
+        "x": _mass("a", a, columns["x"].shape[0]),
+        "y": _mass("b", b, columns["y"].shape[0]),
     }
     # Bins of their own are those of the centred samples, in which no digit is lost to an offset.
     _, *samples = centered_samples(masses, **columns)

@@ -295,8 +295,8 @@ def _row_permutation(
 
 def score_permutation_test(
     key: Key[Array, ""],
-    scores_x: Float[Array, " n"],
-    scores_y: Float[Array, " m"],
+    x: Float[Array, " n"],
+    y: Float[Array, " m"],
     kind: str = "auc",
     *,
     num_permutations: int = 999,
@@ -317,8 +317,8 @@ def score_permutation_test(
 
     Args:
         key: a typed key.
-        scores_x: scores of samples of p, which are high where p is likely (logits, log ratios).
-        scores_y: scores of samples of q.
+        x: scores of samples of p, which are high where p is likely (logits, log ratios).
+        y: scores of samples of q.
         kind: "mean", the difference of the means; "auc", P(X > Y) + ½ P(X = Y), the Mann–Whitney
             test; or "accuracy", the balanced accuracy of the scores' signs, zeros counting half.
         num_permutations: N. A level α takes at least 1/α − 1.
@@ -348,32 +348,32 @@ def score_permutation_test(
     """
     check_key(key)
     if kind == "auc":
-        scores_x, scores_y = keep_order(scores_x, scores_y)
-    converted = vector_leaves(scores_x=scores_x, scores_y=scores_y)
+        x, y = keep_order(x, y)
+    converted = vector_leaves(x=x, y=y)
     if kind == "mean":
         # Which a difference of means is free of, and NumPy's float64 of its rounding.
-        pair = as_numbers("scores_x", scores_x), as_numbers("scores_y", scores_y)
+        pair = as_numbers("x", x), as_numbers("y", y)
         columns = {name: part[:, None] for name, part in zip("xy", pair, strict=True)}
         converted = (part[:, 0] for part in centered_samples(**columns)[1:])
-    scores_x, scores_y = converted
+    x, y = converted
     _check_counts(num_permutations, batch_size)
     if kind not in KINDS:
         raise ValueError(f'kind must be "mean", "auc" or "accuracy"; got {kind!r}.')
-    n, m = len(scores_x), len(scores_y)
+    n, m = len(x), len(y)
     of_stratum = None if strata is None else pool_labels("strata", strata, n, m)
     of_group = None if groups is None else pool_labels("groups", groups, n, m)
     counts = None if masks is None else pool_labels("masks", masks, n, m)
     _check_groups(of_group, n)
     return _permute_labels(
-        key, scores_x, scores_y, of_stratum, of_group, counts, kind, num_permutations, batch_size
+        key, x, y, of_stratum, of_group, counts, kind, num_permutations, batch_size
     )
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "num_permutations", "batch_size"))
 def _permute_labels(
     key: Any,
-    scores_x: Any,
-    scores_y: Any,
+    x: Any,
+    y: Any,
     strata: Any,
     groups: Any,
     counts: Any,
@@ -381,8 +381,8 @@ def _permute_labels(
     num_permutations: int,
     batch_size: int | None,
 ) -> PermutationTest:
-    n, m = len(scores_x), len(scores_y)
-    pooled = jnp.concatenate(as_floats(scores_x, scores_y))
+    n, m = len(x), len(y)
+    pooled = jnp.concatenate(as_floats(x, y))
     counted = jnp.ones(n + m, bool) if counts is None else counts
     # Rows that do not count stay in their places, behind all others, with nothing to add.
     if counts is not None:

@@ -24,23 +24,22 @@ class _Scores(NamedTuple):
 
     x: Any
     y: Any
-    weights_x: Any
-    weights_y: Any
+    a: Any
+    b: Any
 
 
-def _checked(scores_x: Any, scores_y: Any, weights_x: Any, weights_y: Any) -> _Scores:
+def _checked(x: Any, y: Any, a: Any, b: Any) -> _Scores:
     """All as arguments of a compiled function."""
-    scores = vector_leaves(scores_x=scores_x, scores_y=scores_y)
+    scores = vector_leaves(x=x, y=y)
     weights = []
-    for name, sample, weight in zip("xy", scores, (weights_x, weights_y), strict=True):
-        leaf = as_optional_leaf(**{f"weights_{name}": weight})
+    for name, weight, of, sample in zip("ab", (a, b), "xy", scores, strict=True):
+        leaf = as_optional_leaf(**{name: weight})
         if leaf is not None:
             if jnp.shape(leaf) != sample.shape:
                 raise ValueError(
-                    f"weights_{name} must have the shape of scores_{name}, {sample.shape}; "
-                    f"got {jnp.shape(leaf)}."
+                    f"{name} must have the shape of {of}, {sample.shape}; got {jnp.shape(leaf)}."
                 )
-            check_weights(f"weights_{name}", leaf)
+            check_weights(name, leaf)
         weights.append(leaf)
     return _Scores(*scores, *weights)
 
@@ -48,7 +47,7 @@ def _checked(scores_x: Any, scores_y: Any, weights_x: Any, weights_y: Any) -> _S
 def _weighted(scores: _Scores) -> tuple[Array, Array, Array, Array]:
     """Scores, and weights that sum to one, NaN if invalid; of weight zero, NaN is no score."""
     numbers, weights = [], []
-    for sample, weight in ((scores.x, scores.weights_x), (scores.y, scores.weights_y)):
+    for sample, weight in ((scores.x, scores.a), (scores.y, scores.b)):
         weight = jnp.ones_like(sample) if weight is None else weight
         numbers.append(jnp.where((weight == 0) & jnp.isnan(sample), 0, sample))
         weights.append(weight)
@@ -56,13 +55,13 @@ def _weighted(scores: _Scores) -> tuple[Array, Array, Array, Array]:
     return x, y, _normalized(a), _normalized(b)
 
 
-def keep_order(scores_x: Any, scores_y: Any) -> tuple[Any, Any]:
+def keep_order(x: Any, y: Any) -> tuple[Any, Any]:
     """The scores, or numbers in their order where a rounding to float32 would tie some.
 
     Those are NumPy's float64 (a list or a series of numbers is): their places among the pooled
     distinct scores, NaN where they are.
     """
-    numbers = as_numbers("scores_x", scores_x), as_numbers("scores_y", scores_y)
+    numbers = as_numbers("x", x), as_numbers("y", y)
     double = all(isinstance(x, np.ndarray) and x.dtype == np.float64 for x in numbers)
     if not double or jax.dtypes.canonicalize_dtype(np.float64) == np.float64:
         return numbers
@@ -106,10 +105,10 @@ def _share_estimate(
 
 
 def auc(
-    scores_x: Float[Array, " n"],
-    scores_y: Float[Array, " m"],
-    weights_x: Float[Array, " n"] | None = None,
-    weights_y: Float[Array, " m"] | None = None,
+    x: Float[Array, " n"],
+    y: Float[Array, " m"],
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, " m"] | None = None,
     *,
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
@@ -120,11 +119,11 @@ def auc(
     var F(x_i)/n + var G(y_j)/m. In O((n + m) log(n + m)); no n × m matrix.
 
     Args:
-        scores_x: scores of samples of p, which are high where p is likely.
-        scores_y: scores of samples of q.
-        weights_x: not negative, of any sum; uniform by default. Rows of weight zero are absent, in
+        x: scores of samples of p, which are high where p is likely.
+        y: scores of samples of q.
+        a: not negative, of any sum; uniform by default. Rows of weight zero are absent, in
             the standard error too.
-        weights_y: the same for q.
+        b: the same for q.
         confidence_level: of the confidence interval, that of the logit carried back.
 
     Returns:
@@ -146,7 +145,7 @@ def auc(
         Mann, Whitney 1947; DeLong, DeLong, Clarke-Pearson 1988, eq. 4–7.
     """
     check_probability(confidence_level=confidence_level)
-    scores = _checked(*keep_order(scores_x, scores_y), weights_x, weights_y)
+    scores = _checked(*keep_order(x, y), a, b)
     return _auc(scores, *as_leaves(confidence_level=confidence_level))
 
 
@@ -162,10 +161,10 @@ def _auc(scores: _Scores, confidence_level: ArrayLike) -> Estimate:
 
 
 def accuracy(
-    scores_x: Float[Array, " n"],
-    scores_y: Float[Array, " m"],
-    weights_x: Float[Array, " n"] | None = None,
-    weights_y: Float[Array, " m"] | None = None,
+    x: Float[Array, " n"],
+    y: Float[Array, " m"],
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, " m"] | None = None,
     *,
     threshold: ArrayLike = 0.0,
     confidence_level: ArrayLike = 0.95,
@@ -178,10 +177,10 @@ def accuracy(
     Twice the balanced accuracy less one is a lower bound on the total variation, in expectation.
 
     Args:
-        scores_x: scores of samples of p, which are high where p is likely.
-        scores_y: scores of samples of q.
-        weights_x: not negative, of any sum; uniform by default.
-        weights_y: the same for q.
+        x: scores of samples of p, which are high where p is likely.
+        y: scores of samples of q.
+        a: not negative, of any sum; uniform by default.
+        b: the same for q.
         threshold: t; 0 for log ratios and logits.
         confidence_level: of the confidence interval, that of the logit carried back.
 
@@ -201,9 +200,9 @@ def accuracy(
     check_probability(confidence_level=confidence_level)
     check_scalar(threshold=threshold)
     (threshold,) = as_leaves(threshold=threshold)
-    x, threshold_x = _relative(as_numbers("scores_x", scores_x), threshold)
-    y, threshold_y = _relative(as_numbers("scores_y", scores_y), threshold)
-    scores = _checked(x, y, weights_x, weights_y)
+    x, threshold_x = _relative(as_numbers("x", x), threshold)
+    y, threshold_y = _relative(as_numbers("y", y), threshold)
+    scores = _checked(x, y, a, b)
     return _accuracy(
         scores, threshold_x, threshold_y, *as_leaves(confidence_level=confidence_level)
     )

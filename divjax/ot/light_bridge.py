@@ -64,14 +64,14 @@ _Ends = tuple[_End, _End]
 _Averages = tuple[mixture.Moments, mixture.Moments]
 
 
-def _about_the_means(x0: Any, x1: Any, a: Any, b: Any) -> tuple[_Ends, Array, Array]:
+def _about_the_means(x: Any, y: Any, a: Any, b: Any) -> tuple[_Ends, Array, Array]:
     """Each sample less its mean, with its weights; the means, and what their rounding left over."""
     centers_and_rows = [
-        centered_samples({name: weights}, **{name: x})
-        for name, x, weights in (("x0", x0, a), ("x1", x1, b))
+        centered_samples({name: weights}, **{name: rows})
+        for name, rows, weights in (("x", x, a), ("y", y, b))
     ]
-    check_same_features(centers_and_rows[0][1], centers_and_rows[1][1], ("x0", "x1"))
-    for name, (_, rows) in zip(("x0", "x1"), centers_and_rows, strict=True):
+    check_same_features(centers_and_rows[0][1], centers_and_rows[1][1])
+    for name, (_, rows) in zip(("x", "y"), centers_and_rows, strict=True):
         check_full_precision(name, rows)
     dtype = jnp.result_type(*(rows for _, rows in centers_and_rows))
     ends, origins = [], []
@@ -122,7 +122,7 @@ class LightSchrodingerBridge:
     masses agree. All rows count in each step, by blocks where there are many, and a dozen steps do
     what stochastic gradients take thousands for.
 
-    The start comes from clusters of x1 and as many steps again, on at most 16 384 rows of each
+    The start comes from clusters of y and as many steps again, on at most 16 384 rows of each
     sample drawn at random, in which ε comes down from half the data's scale: started at a small ε,
     where responsibilities are all or nothing, a few components would take all of the mass.
 
@@ -144,10 +144,10 @@ class LightSchrodingerBridge:
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> x0, x1 = jax.random.normal(jax.random.key(0), (2, 1000, 2)) * jnp.array([1.0, 0.5])
+        >>> x, y = jax.random.normal(jax.random.key(0), (2, 1000, 2)) * jnp.array([1.0, 0.5])
         >>> method = LightSchrodingerBridge(2, 0.1, num_steps=20)
-        >>> bridge = jax.jit(method.fit)(jax.random.key(1), x0, x1 + 3)
-        >>> ends = bridge.sample(jax.random.key(2), x0)
+        >>> bridge = jax.jit(method.fit)(jax.random.key(1), x, y + 3)
+        >>> ends = bridge.sample(jax.random.key(2), x)
         >>> bool(jnp.allclose(ends.mean(0), 3, atol=0.1)), bool(bridge.finite)
         (True, True)
 
@@ -171,20 +171,20 @@ class LightSchrodingerBridge:
     def fit(
         self,
         key: Key[Array, ""],
-        x0: Float[Array, "n d"],
-        x1: Float[Array, "m d"],
+        x: Float[Array, "n d"],
+        y: Float[Array, "m d"],
         a: Float[Array, " n"] | None = None,
         b: Float[Array, " m"] | None = None,
     ) -> SchrodingerBridge:
-        """The bridge from the distribution of x0 to that of x1.
+        """The bridge from the distribution of x to that of y.
 
         Args:
             key: for the start.
-            x0: samples at time 0.
-            x1: samples at time 1, unpaired with x0.
-            a: weights of x0, non-negative, in any unit; equal ones by default. Rows of weight zero
+            x: samples at time 0.
+            y: samples at time 1, unpaired with x.
+            a: weights of x, non-negative, in any unit; equal ones by default. Rows of weight zero
                 may hold anything.
-            b: weights of x1.
+            b: weights of y.
 
         Raises:
             ValueError: if a sample is not a non-empty matrix, the features differ in number, or
@@ -192,7 +192,7 @@ class LightSchrodingerBridge:
         """
         key = own_key(key)
         check_number(epsilon=self.epsilon, ridge=self.ridge)
-        return self._fit(key, *_about_the_means(x0, x1, a, b))
+        return self._fit(key, *_about_the_means(x, y, a, b))
 
     @jax.jit
     @jax.default_matmul_precision("highest")
@@ -294,7 +294,7 @@ class LightSchrodingerBridge:
     def _start(
         self, key: Key[Array, ""], samples: _Ends, epsilon: Array, variance_floor: Array
     ) -> mixture.Potential:
-        """Clusters of x1, each with the Gaussian bridge from all of x0 for its scale."""
+        """Clusters of y, each with the Gaussian bridge from all of x for its scale."""
         start, end = samples
         centers, members = mixture.clusters(key, end.x, self.num_potentials, end.shares)
         within = end.mean((end.x - members @ centers) ** 2) + variance_floor

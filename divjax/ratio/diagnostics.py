@@ -81,18 +81,18 @@ class Diagnostics(NamedTuple):
 
 
 def ties(
-    p: Float[Array, "n d"],
-    q: Float[Array, "m d"],
-    weights_p: Float[Array, " n"] | None = None,
-    weights_q: Float[Array, " m"] | None = None,
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, " m"] | None = None,
 ) -> Ties:
     """How often values repeat, within and between two samples, in O(d n log n).
 
     Args:
-        p: samples of p.
-        q: samples of q.
-        weights_p: their weights; a row without weight does not count.
-        weights_q: the same for q.
+        x: samples of p.
+        y: samples of q.
+        a: weights of x; a row without weight does not count.
+        b: weights of y.
 
     Returns:
         A `Ties`.
@@ -109,10 +109,10 @@ def ties(
         [1.0, 0.0]
     """
     # Distinct float64 numbers far from zero are not ties.
-    _, p, q = centered_samples(p=p, q=q)
+    _, p, q = centered_samples(x=x, y=y)
     dtype = p.dtype
-    used_p, known_p = _used("weights_p", weights_p, p.shape[0])
-    used_q, known_q = _used("weights_q", weights_q, q.shape[0])
+    used_p, known_p = _used("a", a, p.shape[0])
+    used_q, known_q = _used("b", b, q.shape[0])
 
     # NaN equals nothing, and so would go for a value of a density.
     not_nan_p = ~jnp.isnan(p).any(axis=0, where=used_p[:, None])

@@ -94,25 +94,25 @@ class _CrossFitted:
     def fit(
         self,
         key: Key[Array, ""],
-        p: Float[ArrayLike, "n d"],
-        q: Float[ArrayLike, "m d"] | None = None,
+        x: Float[ArrayLike, "n d"],
+        y: Float[ArrayLike, "m d"] | None = None,
+        a: Float[ArrayLike, " n"] | None = None,
+        b: Float[ArrayLike, " m"] | None = None,
         *,
-        weights_p: Float[ArrayLike, " n"] | None = None,
-        weights_q: Float[ArrayLike, " m"] | None = None,
         groups: tuple[Any, Any] | None = None,
     ) -> RatioFit:
         """Fit the ratio of p to q. Compiles itself.
 
         Args:
             key: splits rows, initialises and trains networks.
-            p: samples of p, at least two a fold (of packs): an array, a list or a frame of numbers.
+            x: samples of p, at least two a fold (of packs): an array, a list or a frame of numbers.
                 NumPy's float64 is centred before it becomes float32.
-            q: samples of q, likewise; required.
-            weights_p: non-negative importance weights of any scale; equal by default. Errors are
+            y: samples of q, likewise; required.
+            a: non-negative importance weights of any scale; equal by default. Errors are
                 those of (Σw)²/Σw² equal rows: a row of weight 2 is not two rows. A row of weight
                 zero is no part of the sample, whatever it holds: so ragged samples can be padded.
-            weights_q: the same for q.
-            groups: labels of the rows of p and of q (subjects, documents, copies), for rows that
+            b: the same for y.
+            groups: labels of the rows of x and of y (subjects, documents, copies), for rows that
                 depend on each other: rows of one label are in one fold and play one part, in both
                 samples alike, and `two_sample_test` exchanges them as one. At least two groups a
                 fold in either sample.
@@ -126,7 +126,7 @@ class _CrossFitted:
                 make every estimate and p-value NaN, and so does NaN or infinity in a row with
                 weight.
         """
-        return _check_and_fit(key, p, q, weights_p, weights_q, groups, self)
+        return _check_and_fit(key, x, y, a, b, groups, self)
 
 
 @pytree
@@ -262,47 +262,45 @@ class KLIEP(_CrossFitted):
     head: Any = KLIEPHead()
 
 
-def _check_and_fit(
-    key: Any, p: Any, q: Any, weights_p: Any, weights_q: Any, groups: Any, method: Any
-) -> RatioFit:
+def _check_and_fit(key: Any, x: Any, y: Any, a: Any, b: Any, groups: Any, method: Any) -> RatioFit:
     """Check the samples, then cross-fit, compiled."""
     key = own_key(key)
-    if q is None:  # most often the key is missing, which the check above says
-        raise ValueError("q is missing: fit takes a key, p and q.")
-    center, p, q = centered_samples({"p": weights_p, "q": weights_q}, p=p, q=q)
-    dtype = p.dtype
-    check_full_precision("p", p)
+    if y is None:  # most often the key is missing, which the check above says
+        raise ValueError("y is missing: fit takes a key, x and y.")
+    center, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
+    check_full_precision("x", x)
     check_provides("head", method.head, ("fit", "__call__"), "a ratio head")
     weights = []
-    for name, x, weight in (("p", p, weights_p), ("q", q, weights_q)):
+    for name, rows, of_rows, weight in (("x", x, "a", a), ("y", y, "b", b)):
+        num_rows = rows.shape[0]
         if weight is None:
-            weight = np.ones(x.shape[0])
-        weight = as_numbers(f"weights_{name}", weight)
-        check_shape(f"weights_{name}", weight, x.shape[0])
-        check_weights(f"weights_{name}", weight)
+            weight = np.ones(num_rows)
+        weight = as_numbers(of_rows, weight)
+        check_shape(of_rows, weight, num_rows)
+        check_weights(of_rows, weight)
         if not isinstance(weight, Tracer):  # any scale, also one that the samples' dtype lacks
             weight = np.asarray(weight, np.float64)
             weight = weight / weight.max()
-        count = x.shape[0] if isinstance(weight, Tracer) else np.count_nonzero(weight)
+        count = num_rows if isinstance(weight, Tracer) else np.count_nonzero(weight)
         if count // method.pack < 2 * method.num_folds:
-            rows = "rows" if method.pack == 1 else f"packs of {method.pack}"
+            units = "rows" if method.pack == 1 else f"packs of {method.pack}"
             raise ValueError(
-                f"{name} must hold at least two {rows} with weight a fold, "
+                f"{name} must hold at least two {units} with weight a fold, "
                 f"{2 * method.num_folds} in all; got {count // method.pack}."
             )
-        weights.append(jnp.asarray(weight, dtype))
+        weights.append(jnp.asarray(weight, x.dtype))
     method = refuse_derivatives(
         method,
         "a fit's divergences are differentiated in the samples, with the models held at their "
         "optimum, not in the numbers of its head. Differentiate `head.fit` itself.",
     )
     if groups is not None:
-        groups = _check_groups(groups, p.shape[0], q.shape[0], method)
-    rows = p, q, *weights
+        groups = _check_groups(groups, x.shape[0], y.shape[0], method)
+    rows = x, y, *weights
     if not can_be_padded((rows, groups)):
         return dataclasses.replace(_fit(key, *rows, groups, method), center=center)
     # So that a sample of another size compiles no training program: only what pads and cuts.
-    n, m = (len(x) for x in (p, q))
+    n, m = len(x), len(y)
     rows, groups = _padded(rows, groups, padded_size(n), padded_size(m))
     fit = _fit(key, *rows, groups, method)
     return dataclasses.replace(fit.resized(n // method.pack, m // method.pack), center=center)
@@ -326,7 +324,7 @@ def _check_groups(groups: Any, n: int, m: int, method: Any) -> Array:
         raise ValueError(f"groups are of single rows: pack must be 1; got {method.pack}.")
     labels, least = pool_labels("groups", groups, n, m), 2 * method.num_folds
     if not isinstance(labels, Tracer):
-        for name, part in (("p", labels[:n]), ("q", labels[n:])):
+        for name, part in (("x", labels[:n]), ("y", labels[n:])):
             count = len(np.unique(np.asarray(part)))
             if count < least:
                 raise ValueError(
@@ -428,26 +426,26 @@ def _pack(
 
 def classifier_kl(
     key: Key[Array, ""],
-    p: Float[ArrayLike, "n d"],
-    q: Float[ArrayLike, "m d"] | None = None,
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, "m d"] | None = None,
     **options: Any,
 ) -> Estimate:
     """KL(p‖q) in nats by a cross-fitted classifier: `ClassifierRatio(**options).fit(…).kl()`.
 
     Example:
         >>> import jax
-        >>> p, q = jax.random.normal(jax.random.key(0), (2, 400, 1))
-        >>> estimate = classifier_kl(jax.random.key(1), p + 1, q, head="linear")
+        >>> x, y = jax.random.normal(jax.random.key(0), (2, 400, 1))
+        >>> estimate = classifier_kl(jax.random.key(1), x + 1, y, head="linear")
         >>> abs(float(estimate.value) - 0.5) < 2 * float(estimate.std_error)
         True
     """
-    return ClassifierRatio(**options).fit(key, p, q).kl()
+    return ClassifierRatio(**options).fit(key, x, y).kl()
 
 
 def classifier_js(
     key: Key[Array, ""],
-    p: Float[ArrayLike, "n d"],
-    q: Float[ArrayLike, "m d"] | None = None,
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, "m d"] | None = None,
     *,
     base: ArrayLike | None = None,
     **options: Any,
@@ -456,9 +454,9 @@ def classifier_js(
 
     Example:
         >>> import jax
-        >>> p, q = jax.random.normal(jax.random.key(0), (2, 400, 1))
-        >>> estimate = classifier_js(jax.random.key(1), p, q, head="linear")
+        >>> x, y = jax.random.normal(jax.random.key(0), (2, 400, 1))
+        >>> estimate = classifier_js(jax.random.key(1), x, y, head="linear")
         >>> abs(float(estimate.value)) < 0.02
         True
     """
-    return ClassifierRatio(**options).fit(key, p, q).js(base=base)
+    return ClassifierRatio(**options).fit(key, x, y).js(base=base)

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from divjax.core.checks import (
     check_count,
     check_full_precision,
+    check_key,
     check_nonnegative,
     check_positive,
     check_scalar,
@@ -155,7 +156,7 @@ class KernelMeanMatching:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> x, y = jax.random.normal(jax.random.key(0), (2, 100, 1))
-        >>> matched = KernelMeanMatching().fit(x + 0.5, y)
+        >>> matched = KernelMeanMatching().fit(jax.random.key(1), x + 0.5, y)
         >>> bool(matched.converged), bool(abs(jnp.mean(matched.weights * y[:, 0]) - 0.5) < 0.2)
         (True, True)
 
@@ -179,38 +180,39 @@ class KernelMeanMatching:
 
     def fit(
         self,
-        p: Float[ArrayLike, "n d"],
-        q: Float[ArrayLike, "m d"],
-        weights_p: Float[ArrayLike, " n"] | None = None,
-        weights_q: Float[ArrayLike, " m"] | None = None,
+        key: Key[Array, ""],
+        x: Float[ArrayLike, "n d"],
+        y: Float[ArrayLike, "m d"] | None = None,
+        a: Float[ArrayLike, " n"] | None = None,
+        b: Float[ArrayLike, " m"] | None = None,
     ) -> MatchedWeights:
-        """The weights of the rows of q. Compiles itself.
+        """The weights of the rows of y. Compiles itself.
 
         Args:
-            p: samples of p.
-            q: samples of q, to be weighted.
-            weights_p: of the rows of p, in any unit; zero for a row that is not there.
-            weights_q: of the rows of q; the matched weights multiply them.
+            key: nothing is drawn; every estimator's `fit` takes one.
+            x: samples of p.
+            y: samples of q, to be weighted; required.
+            a: weights of x, in any unit; zero for a row that is not there.
+            b: weights of y; the matched weights multiply them.
 
         Returns:
             The `MatchedWeights`.
 
         Raises:
-            ValueError: if p or q is not a non-empty matrix of numbers, their features differ in
+            ValueError: if x or y is not a non-empty matrix of numbers, their features differ in
                 number, or given weights are of the wrong length, negative or zero throughout; or
-                if `mmd` is differentiated in weights_q.
+                if `mmd` is differentiated in b.
         """
-        if isinstance(p, jax.Array) and jnp.issubdtype(p.dtype, jax.dtypes.prng_key):
-            raise ValueError("p must be samples; got a key, which fit(p, q) does without.")
+        check_key(key)
+        if y is None:  # most often the key is missing, which the check above says
+            raise ValueError("y is missing: fit takes a key, x and y.")
         check_scalar(bandwidth=self.bandwidth, bound=self.bound)
         check_scalar(tolerance=self.tolerance, accuracy=self.accuracy)
-        weights = {"p": weights_p, "q": weights_q}
-        x, y = centered_samples(weights, p=p, q=q)[1:]
-        check_full_precision("p", x)
-        a, b = _masses("weights_p", weights_p, x), _masses("weights_q", weights_q, y)
+        x, y = centered_samples({"x": a, "y": b}, x=x, y=y)[1:]
+        check_full_precision("x", x)
+        a, b = _masses("a", a, x), _masses("b", b, y)
         b = refuse_derivatives(
-            b,
-            "matched weights are not differentiated in weights_q, on which the constraints depend.",
+            b, "matched weights are not differentiated in b, on which the constraints depend."
         )
         return _fit(self, x, y, a, b)
 

@@ -301,7 +301,7 @@ ROWS = {
         0.5,
         of_samples(
             lambda x, y, w, smoothing: histogram.divergence(
-                categorical.kl, x, y, num_bins=4, weights_x=w, smoothing=smoothing
+                categorical.kl, x, y, num_bins=4, a=w, smoothing=smoothing
             )
         ),
         smooth=False,

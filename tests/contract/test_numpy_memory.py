@@ -61,15 +61,12 @@ CASES = {
     ),
     "cost_matrix": (lambda x, y: ot.cost_matrix(ot.SqEuclidean(), x, y), X, Y),
     "KernelMeanMatching": (
-        lambda x, y, a: ratio.KernelMeanMatching(num_steps=50).fit(x, y, a).weights,
+        lambda x, y, a: ratio.KernelMeanMatching(num_steps=50).fit(KEY, x, y, a).weights,
         *(X, Y, A),
     ),
     "ClassifierRatio": (
         lambda x, y, a: (
-            ratio.ClassifierRatio(heads.Linear(0.5), num_folds=2)
-            .fit(KEY, x, y, weights_p=a)
-            .js()
-            .value
+            ratio.ClassifierRatio(heads.Linear(0.5), num_folds=2).fit(KEY, x, y, a).js().value
         ),
         *(X, Y, A),
     ),

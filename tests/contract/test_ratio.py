@@ -21,7 +21,7 @@ def _head(method, key, x, weights):
 
 def _estimator(method, key, x, weights):
     y = jnp.concatenate([samples(x.dtype)] * 2) + 0.5
-    return method.fit(key, x, y, weights_p=weights).js().value
+    return method.fit(key, x, y, a=weights).js().value
 
 
 def _classifier(estimate):

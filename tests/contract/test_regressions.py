@@ -121,7 +121,7 @@ REFUSED = {
     "sliced": (lambda: ot.sliced_wasserstein(KEY, LONG, LONG, SHORT), "a must have shape"),
     "gaussian map": (lambda: ot.gaussian_map_from_samples(LONG, LONG, SHORT), "a must have shape"),
     "entropic map": (lambda: ot.EntropicMap().fit(KEY, LONG, LONG, SHORT), "a must have shape"),
-    "matching": (lambda: ratio.KernelMeanMatching().fit(LONG, LONG, SHORT), "weights_p must"),
+    "matching": (lambda: ratio.KernelMeanMatching().fit(KEY, LONG, LONG, SHORT), "a must"),
     "column": (
         lambda: ot.wasserstein_1d(LONG[:, 0], LONG[:, 1], np.ones((12, 1))),
         "a must have shape",
@@ -195,7 +195,7 @@ def test_matched_weights_have_no_derivative_in_weights_of_q():
     """The constraints depend on them: the envelope's term alone has the wrong sign."""
     x, y = (jax.random.normal(jax.random.key(seed), (9, 2)) for seed in (1, 2))
     matching = ratio.KernelMeanMatching(bandwidth=1.0, num_steps=20)
-    with pytest.raises(ValueError, match="not differentiated in weights_q"):
+    with pytest.raises(ValueError, match="not differentiated in b"):
         jax.grad(lambda b: matching.fit(x, y, None, b).mmd)(jnp.ones(9))
     assert jnp.isfinite(jax.grad(lambda y: matching.fit(x, y, None, jnp.ones(9)).mmd)(y)).all()
 

@@ -107,7 +107,7 @@ CASES = {
     ),
     "ratio.KLIEP": Case(_fit(ratio.KLIEP(ratio.KLIEPHead((0.5,)), num_folds=2)), _js, degree=0),
     "ratio.KernelMeanMatching": Case(
-        lambda x, y: ratio.KernelMeanMatching(num_steps=50).fit(x, y),
+        lambda x, y: ratio.KernelMeanMatching(num_steps=50).fit(KEY, x, y),
         lambda fit: fit.weights,
         degree=0,
     ),

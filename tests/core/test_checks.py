@@ -82,7 +82,7 @@ CALLS = {
     ("class_costs", "sharpness"): lambda v: losses.class_costs(COSTS, sharpness=v),
     ("wkd_features", "mean_weight"): lambda v: losses.wkd_features(X[None], Y[None], mean_weight=v),
     ("wkd_features", "floor"): lambda v: losses.wkd_features(X[None], Y[None], floor=v),
-    ("KernelMeanMatching", "bound"): lambda v: ratio.KernelMeanMatching(bound=1 + v).fit(X, Y),
+    ("KernelMeanMatching", "bound"): lambda v: ratio.KernelMeanMatching(bound=1 + v).fit(KEY, X, Y),
     ("LeastSquaresHead", "relative"): lambda v: ratio.ClassifierRatio(
         LeastSquaresHead(relative=v)
     ).fit(KEY, X, Y),

@@ -118,7 +118,7 @@ def test_unbias_removes_the_mean_error(weighted):
     def estimate(x, y, weights):
         return [
             histogram.divergence(
-                categorical.kl, x, y, bins=jnp.arange(6.0), weights_x=weights, debias=debias
+                categorical.kl, x, y, bins=jnp.arange(6.0), a=weights, debias=debias
             )
             for debias in (False, True)
         ]
@@ -136,7 +136,7 @@ def test_gradients_pass_to_weights():
 
     @jax.jit
     def value(weights):
-        return histogram.divergence(categorical.kl, x, y, bins=edges, weights_x=weights)
+        return histogram.divergence(categorical.kl, x, y, bins=edges, a=weights)
 
     gradient = jax.grad(value)(jnp.ones(len(x)))
     p, q = (np.histogram(a, np.asarray(edges))[0] for a in (x, y))
@@ -288,7 +288,7 @@ def test_series_and_lists():
     for held in (x, pd.Series(x), pd.Series([0, 1, 4], dtype="Int64"), np.array(x)):
         assert histogram.counts(held, [0, 2, 4], [1, 2, 3]).tolist() == [3, 3]
         assert histogram.counts(held, pd.Series([0, 2, 4])).tolist() == [2, 1]
-        assert float(kl_of(held, weights_x=pd.Series(x), weights_y=x)) == 0
+        assert float(kl_of(held, a=pd.Series(x), b=x)) == 0
         np.testing.assert_array_equal(histogram.edges(held, held, num_bins=2), [0, 1, 4])
     assert float(histogram.bias(categorical.kl, [50, 50], np.array([50, 50]))) == pytest.approx(
         0.01
@@ -329,11 +329,11 @@ def test_series_and_lists():
         (lambda x: kl_of(x[:, 0], bins=[-2, 1, 0, 2]), "bins must ascend"),
         (lambda x: kl_of(x, bins=np.array([0, 1, 2])), "bins must have shape"),
         (
-            lambda x: kl_of(x, weights_x=np.ones(3), debias=True),
-            r"weights_x must have shape \(4,\)",
+            lambda x: kl_of(x, a=np.ones(3), debias=True),
+            r"a must have shape \(4,\)",
         ),
-        (lambda x: kl_of(x, weights_y=-np.ones(4)), "weights_y must not be negative"),
-        (lambda x: kl_of(x, weights_y=["a"] * 4), "weights_y must hold real numbers"),
+        (lambda x: kl_of(x, b=-np.ones(4)), "b must not be negative"),
+        (lambda x: kl_of(x, b=["a"] * 4), "b must hold real numbers"),
         (lambda x: histogram.bias(categorical.kl, x[0], x[0, :1]), "counts_q must have shape"),
     ],
 )

@@ -97,8 +97,8 @@ def test_scores_in_whatever_holds_them(name):
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_that_are_no_numbers(name, kind):
     for argument, pair in {
-        "scores_x": (REFUSED[kind], [0.0, 1.0]),
-        "scores_y": ([0.0, 1.0], REFUSED[kind]),
+        "x": (REFUSED[kind], [0.0, 1.0]),
+        "y": ([0.0, 1.0], REFUSED[kind]),
     }.items():
         with pytest.raises(ValueError, match=f"^{argument} must hold real numbers"):
             SCORES[name](*pair)
@@ -110,7 +110,7 @@ def test_weights_of_scores(name):
     expected = SCORES[name](jnp.array(x), jnp.array(y), jnp.array([1.0, 2.0]), jnp.ones(2))
     found = SCORES[name](x, y, pd.Series([1, 2]), [1, 1])
     np.testing.assert_allclose(found.value, expected.value, rtol=1e-6)
-    with pytest.raises(ValueError, match="weights_y must hold real numbers"):
+    with pytest.raises(ValueError, match="b must hold real numbers"):
         SCORES[name](x, y, None, ["a", "b"])
 
 

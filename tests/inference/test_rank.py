@@ -156,11 +156,11 @@ def test_intervals_are_scipys_and_stay_inside():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: inference.auc(jnp.zeros((2, 1)), jnp.zeros(2)), "scores_x must be a non-empty"),
-        (lambda: inference.accuracy(jnp.zeros(2), jnp.zeros(0)), "scores_y must be a non-empty"),
+        (lambda: inference.auc(jnp.zeros((2, 1)), jnp.zeros(2)), "x must be a non-empty"),
+        (lambda: inference.accuracy(jnp.zeros(2), jnp.zeros(0)), "y must be a non-empty"),
         (
-            lambda: inference.auc(jnp.zeros(2), jnp.zeros(2), weights_y=jnp.ones(3)),
-            r"weights_y must have the shape of scores_y, \(2,\); got \(3,\)",
+            lambda: inference.auc(jnp.zeros(2), jnp.zeros(2), b=jnp.ones(3)),
+            r"b must have the shape of y, \(2,\); got \(3,\)",
         ),
         (
             lambda: inference.normal_interval(0.0, 1.0, 95),
@@ -174,7 +174,7 @@ def test_bad_input_is_named(call, message):
 
 
 @pytest.mark.parametrize("statistic", [inference.auc, inference.accuracy])
-@pytest.mark.parametrize("side", ["weights_x", "weights_y"])
+@pytest.mark.parametrize("side", ["a", "b"])
 @pytest.mark.parametrize("weights", [[-5.0, 1.0, 5.0], [0.0, 0.0, 0.0], [1.0, np.nan, 1.0]])
 def test_invalid_weights(statistic, side, weights):
     """Refused where they are concrete, NaN where they are traced."""

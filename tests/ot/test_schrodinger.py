@@ -368,8 +368,8 @@ def test_epsilon_is_a_leaf():
         (lambda x: LightSchrodingerBridge(0, 1.0), "num_potentials must be an integer"),
         (lambda x: LightSchrodingerBridge(2, 0.0), "epsilon must be a positive number"),
         (lambda x: LightSchrodingerBridge(2, 1.0, "half"), "covariance must be one of"),
-        (lambda x: LightSchrodingerBridge(2, 1.0).fit(KEY, x, x[:, :1]), "x0 and x1 must have"),
-        (lambda x: LightSchrodingerBridge(2, 1.0).fit(KEY, x[:0], x), "x0 must be a non-empty"),
+        (lambda x: LightSchrodingerBridge(2, 1.0).fit(KEY, x, x[:, :1]), "x and y must have"),
+        (lambda x: LightSchrodingerBridge(2, 1.0).fit(KEY, x[:0], x), "x must be a non-empty"),
         (lambda x: LightSchrodingerBridge(2, 1.0).fit(1, x, x), "key must be one typed key"),
         (lambda x: bridge().drift(x[:, :1], 0.5), r"x must have shape \(n, 2\)"),
         (lambda x: bridge().drift(x, jnp.zeros(3)), r"t must have shape \(\)"),
@@ -393,7 +393,7 @@ def test_times_are_between_zero_and_one():
             b.sample_at(jax.random.key(0), x, t)
         assert jnp.isnan(jax.jit(b.drift)(x, t)).all()
     half = jnp.zeros((5, 2), jnp.bfloat16)
-    with pytest.raises(ValueError, match="x0 must be float32 or float64"):
+    with pytest.raises(ValueError, match="x must be float32 or float64"):
         LightSchrodingerBridge(2, 0.5).fit(jax.random.key(0), half, half)
     with pytest.raises(ValueError, match="log_weights must have shape"):
         dataclasses.replace(b, log_weights=jnp.zeros(7)).drift(x, 0.5)

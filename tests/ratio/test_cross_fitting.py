@@ -81,7 +81,7 @@ RIDGES = jnp.array([0.5, 5.0, 50.0])
 @jax.jit
 def fit_weighted(key, p, q, a, b, ridges):
     method = ClassifierRatio(head=h.Linear(ridges), num_folds=3)
-    return method.fit(key, p, q, weights_p=a, weights_q=b)
+    return method.fit(key, p, q, a=a, b=b)
 
 
 def fit_linear(key, p, q, a=None, b=None, ridges=RIDGES):
@@ -416,7 +416,7 @@ def test_packs_leave_rows_without_weight_aside():
     p, q = gaussians(19, 4001, 4000)
     used = np.arange(4001) % 2
     filled = np.where(used[:, None] > 0, p, np.nan)
-    fit = packed.fit(jax.random.key(1), filled, q, weights_p=used)
+    fit = packed.fit(jax.random.key(1), filled, q, a=used)
     assert (fit.weights_p > 0).sum() == 1000
     assert fit.kl().diagnostics.finite
 

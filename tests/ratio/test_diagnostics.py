@@ -174,13 +174,13 @@ def test_losses_are_of_those_who_train_validate_and_test(fit):
     assert fit.train.shape == fit.validation.shape == (1, 2)
 
 
-@pytest.mark.parametrize("side", ["weights_p", "weights_q"])
+@pytest.mark.parametrize("side", ["a", "b"])
 @pytest.mark.parametrize(
     "weights", [[np.nan, 1, 1], [-1, 1, 1], [np.inf, 1, 1], [0, 0, 0]], ids=str
 )
 def test_weights_that_are_none_have_no_ties(side, weights):
     x, weights = jnp.arange(6.0).reshape(3, 2), jnp.array(weights, float)
-    with pytest.raises(ValueError, match=side):
+    with pytest.raises(ValueError, match=rf"\b{side} must"):
         ties(x, x, **{side: weights})
     found = jax.jit(lambda w: ties(x, x, **{side: w}))(weights)
     assert all(np.isnan(leaf).all() for leaf in found)
@@ -189,6 +189,6 @@ def test_weights_that_are_none_have_no_ties(side, weights):
 @pytest.mark.parametrize("shape", [(2,), (4,), (3, 1), ()])
 def test_weights_of_another_shape_are_named(shape):
     x = jnp.arange(6.0).reshape(3, 2)
-    for side in ("weights_p", "weights_q"):
-        with pytest.raises(ValueError, match=rf"{side} must have shape \(3,\)"):
+    for side in ("a", "b"):
+        with pytest.raises(ValueError, match=rf"\b{side} must have shape \(3,\)"):
             ties(x, x, **{side: jnp.ones(shape)})

@@ -171,10 +171,10 @@ def test_samples_that_are_refused(samples):
     refused("key", 0, p, q)
     refused("key", jax.random.split(KEY), p, q)
     refused(r"key must be one typed key.*of shape \(60, 2\)", p, q)
-    refused("q is missing: fit takes a key, p and q", KEY, p)
-    refused("p must be a matrix.*p\\[:, None\\]", KEY, p[:, 0], q)
-    refused("p must hold real numbers", KEY, [["a", "b"]] * 60, q)
-    refused("q must be a non-empty matrix", KEY, p, q[:0])
+    refused("y is missing: fit takes a key, x and y", KEY, p)
+    refused("x must be a matrix.*x\\[:, None\\]", KEY, p[:, 0], q)
+    refused("x must hold real numbers", KEY, [["a", "b"]] * 60, q)
+    refused("y must be a non-empty matrix", KEY, p, q[:0])
     refused("float32", KEY, p.astype(jnp.float16), q.astype(jnp.float16))
     refused("same number of features", KEY, p, q[:, :1])
 
@@ -187,7 +187,7 @@ def test_what_researchers_hold(samples):
     for given in ((p.tolist(), q), (p.astype(int), q.tolist()), (np.asarray(p, np.float64), q)):
         np.testing.assert_allclose(method.fit(KEY, *given).kl().value, expected, rtol=1e-4)
     weights = [1] * 60
-    weighted = method.fit(KEY, p, q, weights_p=weights, weights_q=tuple(weights))
+    weighted = method.fit(KEY, p, q, a=weights, b=tuple(weights))
     np.testing.assert_allclose(weighted.kl().value, expected, rtol=1e-5)
 
 
@@ -217,16 +217,16 @@ def test_packs_of_double_precision_far_from_zero():
 
 def test_samples_too_small_for_their_folds(samples):
     p, q = samples
-    refused("p must hold at least two rows", KEY, p[:9], q)
-    refused("q must hold at least two rows", KEY, p, q[:9])
+    refused("x must hold at least two rows", KEY, p[:9], q)
+    refused("y must hold at least two rows", KEY, p, q[:9])
     refused("packs of 3", KEY, p[:29], q, method=ClassifierRatio(head="linear", pack=3))
     # Rows without weight do not count.
-    refused("p must", KEY, p, q, weights_p=jnp.zeros(60).at[:9].set(1))
+    refused("x must", KEY, p, q, a=jnp.zeros(60).at[:9].set(1))
     fit = ClassifierRatio(head="linear").fit(KEY, p[:10], q[:10])
     assert fit.diagnostics.finite
 
 
-@pytest.mark.parametrize("name", ["weights_p", "weights_q"])
+@pytest.mark.parametrize("name", ["a", "b"])
 def test_weights_that_are_refused(samples, name):
     for bad in (
         jnp.ones(59),
@@ -236,7 +236,7 @@ def test_weights_that_are_refused(samples, name):
         jnp.ones(60).at[0].set(jnp.nan),
         np.full(60, np.inf),
     ):
-        refused(name, KEY, *samples, **{name: bad})
+        refused(rf"\b{name} must", KEY, *samples, **{name: bad})
 
 
 def test_heads_that_are_refused(samples):

@@ -233,7 +233,7 @@ def test_a_tenth_as_many_rows_of_q():
     few = 1.0 * (np.arange(2000) < 300)
     for seed in range(3):
         p, q = gaussians(seed, 3000, 2000)  # the shapes of `fitted`
-        fit = ClassifierRatio(head="linear").fit(jax.random.key(seed), p, q, weights_q=few)
+        fit = ClassifierRatio(head="linear").fit(jax.random.key(seed), p, q, b=few)
         found = fit.js(base=2)
         assert abs(found.value - truth) < 3 * found.std_error
         assert abs(found.value - truth) < 0.06
@@ -327,7 +327,7 @@ def test_certified_js_of_whole_fits(js, shift):
 def test_nothing_is_certified_from_weighted_rows():
     p, q = gaussians(3, 60, 60)
     weights = jnp.ones(60).at[0].set(0.0)
-    run = lambda w: ClassifierRatio(head="linear", num_folds=2).fit(KEY, p, q, weights_p=w)
+    run = lambda w: ClassifierRatio(head="linear", num_folds=2).fit(KEY, p, q, a=w)
     assert jnp.isfinite(run(weights).certified_js())
     uneven = run(weights.at[1].set(2.0))
     assert jnp.isnan(uneven.certified_js())

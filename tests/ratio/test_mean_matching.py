@@ -12,7 +12,8 @@ from scipy.spatial.distance import cdist
 from divjax.ratio.mean_matching import KernelMeanMatching, _least_linear, project_box_slab
 
 N, M = 14, 10
-fit = jax.jit(lambda method, p, q, a, b: method.fit(p, q, a, b))
+KEY = jax.random.key(0)
+fit = jax.jit(lambda method, p, q, a, b: method.fit(KEY, p, q, a, b))
 project = jax.jit(project_box_slab)
 least_linear = jax.jit(_least_linear)
 
@@ -177,7 +178,7 @@ def test_vmap_over_leaves_equals_a_loop():
     grid = [(0.5, 2.0, 0.0), (0.8, 5.0, 0.1), (1.5, 1.0, 0.2)]
     methods = [KernelMeanMatching(*map(jnp.float32, row), accuracy=1e-4) for row in grid]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(jnp.asarray(leaves)), *methods)
-    swept = jax.jit(jax.vmap(lambda m: m.fit(p, q, a, b)))(stacked)
+    swept = jax.jit(jax.vmap(lambda m: m.fit(KEY, p, q, a, b)))(stacked)
     for index, method in enumerate(methods):
         alone = fit(method, p, q, a, b)
         np.testing.assert_allclose(swept.mmd[index], alone.mmd, atol=1e-3)
@@ -198,7 +199,7 @@ def test_the_gradient_of_the_discrepancy_equals_differences():
     p, q, _, _ = samples(3)
     method = KernelMeanMatching(bandwidth=0.8, bound=2.0, tolerance=0.0, num_steps=20000)
     with jax.enable_x64(True):
-        value = jax.jit(jax.value_and_grad(lambda p, q: method.fit(p, q).mmd, (0, 1)))
+        value = jax.jit(jax.value_and_grad(lambda p, q: method.fit(KEY, p, q).mmd, (0, 1)))
         p, q = double(p, q)
         found, gradients = value(p, q)
         assert found > 0.05
@@ -215,7 +216,7 @@ def test_results_and_gradients_are_finite_at_extremes_and_flags_tell():
     p, q, _, _ = (jnp.asarray(v, jnp.float32) for v in samples())
     ones = jnp.ones(N), jnp.ones(M)
     method = KernelMeanMatching()
-    gradient = jax.jit(jax.grad(lambda x: method.fit(x[0], x[1]).mmd))
+    gradient = jax.jit(jax.grad(lambda x: method.fit(KEY, x[0], x[1]).mmd))
     for x in ((p, q + 1e4), (p * 0, q * 0), (jnp.round(p), jnp.round(q)), (1e15 * p, 1e15 * q)):
         matched = fit(method, *x, *ones)
         for leaf in (*matched, *gradient(x)):
@@ -241,17 +242,17 @@ def test_results_and_gradients_are_finite_at_extremes_and_flags_tell():
             lambda p: KernelMeanMatching(num_steps=0),
             "num_steps must be an integer of at least 1; got 0",
         ),
-        (lambda p: KernelMeanMatching().fit(p, p[:0]), "q must be a non-empty matrix"),
-        (lambda p: KernelMeanMatching().fit(p[0], p), "p must be a matrix"),
-        (lambda p: KernelMeanMatching().fit(p, p[:, :1]), "p and q must have the same number"),
-        (lambda p: KernelMeanMatching().fit(p, p, jnp.ones(2)), r"weights_p must have shape \(3,"),
+        (lambda p: KernelMeanMatching().fit(KEY, p, p[:0]), "y must be a non-empty matrix"),
+        (lambda p: KernelMeanMatching().fit(KEY, p[0], p), "x must be a matrix"),
+        (lambda p: KernelMeanMatching().fit(KEY, p, p[:, :1]), "x and y must have the same number"),
+        (lambda p: KernelMeanMatching().fit(KEY, p, p, jnp.ones(2)), r"a must have shape \(3,"),
         (
-            lambda p: KernelMeanMatching().fit(p, p, None, -jnp.ones(3)),
-            "weights_q must be finite and non-neg",
+            lambda p: KernelMeanMatching().fit(KEY, p, p, None, -jnp.ones(3)),
+            "b must be finite and non-neg",
         ),
         (
-            lambda p: KernelMeanMatching().fit(p, p, jnp.zeros(3)),
-            "weights_p must be .*not all zero",
+            lambda p: KernelMeanMatching().fit(KEY, p, p, jnp.zeros(3)),
+            "a must be .*not all zero",
         ),
     ],
 )

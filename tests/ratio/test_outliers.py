@@ -1,5 +1,7 @@
 """A few bad rows, extreme units and values that are not finite, in every learned estimator."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,7 +179,7 @@ def test_bounds_flag_what_is_not_finite(bad):
         assert not estimate.diagnostics.finite.any()
 
 
-match = ratio.KernelMeanMatching().fit
+match = functools.partial(ratio.KernelMeanMatching().fit, KEY)
 
 
 def test_matched_weights_see_all_features_whatever_their_units():
@@ -204,7 +206,11 @@ def test_matched_weights_with_a_typing_error():
         assert jnp.isnan(flagged.mmd)
         assert jnp.isnan(flagged.weights).any()
         # A kernel of a given bandwidth vanishes at infinity.
-        assert not ratio.KernelMeanMatching(1.0, num_steps=5).fit(p, q.at[0, 0].set(bad)).converged
+        assert (
+            not ratio.KernelMeanMatching(1.0, num_steps=5)
+            .fit(KEY, p, q.at[0, 0].set(bad))
+            .converged
+        )
 
 
 @pytest.mark.parametrize("offset", [1e8])
@@ -245,11 +251,11 @@ def test_messages_name_the_argument_and_never_print_data():
     p, q = samples(300)
     bound = ratio.DivergenceBound()
     for call, message in (
-        (lambda: match(KEY, p, q), "p must be samples; got a key"),
+        (lambda: ratio.KernelMeanMatching().fit(p, q), "key must be one typed key"),
         (lambda: bound.fit(p, q), r"key must be one typed key.*of shape \(300, 2\)"),
         (lambda: bound.fit(KEY, p), "y is missing"),
         (lambda: ratio.classifier_kl(p, q), "key must be one typed key"),
-        (lambda: match(p, [["a", "b"]]), "q must hold real numbers"),
+        (lambda: match(p, [["a", "b"]]), "y must hold real numbers"),
         (lambda: match(p.astype(jnp.float16), q.astype(jnp.float16)), "float32 or float64"),
         (lambda: bound.fit(KEY, p.astype(jnp.bfloat16), q.astype(jnp.bfloat16)), "float32"),
     ):
