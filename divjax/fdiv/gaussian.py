@@ -490,7 +490,7 @@ def plug_in_kl(
     return _plug_in_kl(x, y, confidence_level, debias=debias)
 
 
-@functools.partial(jax.jit, static_argnames="bias_correction")
+@functools.partial(jax.jit, static_argnames="debias")
 @jax.default_matmul_precision("highest")
 def _plug_in_kl(
     x: Float[Array, "n d"],

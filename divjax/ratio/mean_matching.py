@@ -208,13 +208,13 @@ class KernelMeanMatching:
             raise ValueError("y is missing: fit takes a key, x and y.")
         check_scalar(bandwidth=self.bandwidth, bound=self.bound)
         check_scalar(tolerance=self.tolerance, accuracy=self.accuracy)
-        x, y = centered_samples({"x": a, "y": b}, x=x, y=y)[1:]
-        check_full_precision("x", x)
-        a, b = _masses("a", a, x), _masses("b", b, y)
-        b = refuse_derivatives(
-            b, "matched weights are not differentiated in b, on which the constraints depend."
+        p, q = centered_samples({"x": a, "y": b}, x=x, y=y)[1:]
+        check_full_precision("x", p)
+        of_q = refuse_derivatives(
+            _masses("b", b, q),
+            "matched weights are not differentiated in b, on which the constraints depend.",
         )
-        return _fit(self, x, y, a, b)
+        return _fit(self, p, q, _masses("a", a, p), of_q)
 
     def _fit(self, p: Array, q: Array, a: Array, b: Array) -> MatchedWeights:
         p, q = jnp.where(a[:, None] > 0, p, 0), jnp.where(b[:, None] > 0, q, 0)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from divjax import fdiv, ratio
 from divjax.ratio import heads, variational
 from tests.contract.edges import Edges
-from tests.contract.promises import Row, of_samples, of_scores, samples
+from tests.contract.promises import KEY, Row, of_samples, of_scores, samples
 
 NETWORK = heads.Network(hidden=(4,), num_steps=4, num_checks=2, batch_size=4)
 
@@ -183,7 +183,7 @@ ROWS = {
     ),
     "ratio.KernelMeanMatching": Row(
         ratio.KernelMeanMatching(0.9, 5.0, num_steps=50),
-        of_samples(lambda x, y, w, m: m.fit(x, y, w).mmd),
+        of_samples(lambda x, y, w, m: m.fit(KEY, x, y, w).mmd),
         smooth=False,
         sampled=True,
         positive=(0, 1, 2, 3),

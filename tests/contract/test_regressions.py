@@ -196,8 +196,8 @@ def test_matched_weights_have_no_derivative_in_weights_of_q():
     x, y = (jax.random.normal(jax.random.key(seed), (9, 2)) for seed in (1, 2))
     matching = ratio.KernelMeanMatching(bandwidth=1.0, num_steps=20)
     with pytest.raises(ValueError, match="not differentiated in b"):
-        jax.grad(lambda b: matching.fit(x, y, None, b).mmd)(jnp.ones(9))
-    assert jnp.isfinite(jax.grad(lambda y: matching.fit(x, y, None, jnp.ones(9)).mmd)(y)).all()
+        jax.grad(lambda b: matching.fit(KEY, x, y, None, b).mmd)(jnp.ones(9))
+    assert jnp.isfinite(jax.grad(lambda y: matching.fit(KEY, x, y, None, jnp.ones(9)).mmd)(y)).all()
 
 
 @pytest.mark.parametrize("missing", [np.nan, None])

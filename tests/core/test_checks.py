@@ -129,7 +129,7 @@ for name in ("weight", "temperature", "epsilon"):
 for name in ("bandwidth", "tolerance", "accuracy"):
     CALLS["KernelMeanMatching", name] = lambda v, name=name: ratio.KernelMeanMatching(
         **{name: v}
-    ).fit(X, Y)
+    ).fit(KEY, X, Y)
 for name in (
     "epsilon",
     "gap_epsilon",

@@ -206,11 +206,8 @@ def test_matched_weights_with_a_typing_error():
         assert jnp.isnan(flagged.mmd)
         assert jnp.isnan(flagged.weights).any()
         # A kernel of a given bandwidth vanishes at infinity.
-        assert (
-            not ratio.KernelMeanMatching(1.0, num_steps=5)
-            .fit(KEY, p, q.at[0, 0].set(bad))
-            .converged
-        )
+        method = ratio.KernelMeanMatching(1.0, num_steps=5)
+        assert not method.fit(KEY, p, q.at[0, 0].set(bad)).converged
 
 
 @pytest.mark.parametrize("offset", [1e8])
