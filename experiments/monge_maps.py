@@ -300,7 +300,7 @@ def planar(settings: Settings, name: str, with_gap: bool) -> dict[str, Any]:
     images = found(fresh[0])
     images = images if name == "moons" else on_sphere(images)
     epsilon = 0.02 * found.mean_cost
-    divergence = ot.sinkhorn_divergence_result(images, fresh[1], epsilon=epsilon, cost=cost)
+    divergence = ot.sinkhorn_divergence(images, fresh[1], epsilon=epsilon, cost=cost)
     paid, gap = exact_gap(cost, fresh[0], images)
     result = {"x": fresh[0], "y": fresh[1], "images": images, "paid": paid, "gap": gap}
     result |= {"divergence": divergence.value, "converged": divergence.converged}
@@ -354,7 +354,7 @@ def protein_maps(settings: Settings, seed: int, name: str) -> jax.Array:
 def protein_scores(images: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sinkhorn divergence, MMD, and the markers' mean one-dimensional distance, in log units."""
     epsilon = 0.05 * jnp.mean(ot.cost_matrix(ot.SqEuclidean(), y, y))
-    divergence = ot.sinkhorn_divergence(images, y, epsilon=epsilon)
+    divergence = ot.sinkhorn_divergence(images, y, epsilon=epsilon).value
     width = jnp.median(squared_distances(y))
     kernel = lambda a, b: jnp.mean(jnp.exp(-squared_distances(a, b) / width))
     mmd = kernel(images, images) + kernel(y, y) - 2 * kernel(images, y)

@@ -5,7 +5,7 @@
 | an entropic cost, its plan and its map, sweeps over ε, gradients of all of them | `sinkhorn` |
 | … where marginals need not be met, or ε is far below the mean cost | its `marginal_penalty` (`marginal_penalty_from_tau`), its `annealing` by `Annealing` |
 | … with an ε that is a share of the costs | `Relative` |
-| a divergence of two samples, zero where they agree, for a loss | `sinkhorn_divergence`; with flags, `sinkhorn_divergence_result` |
+| a divergence of two samples, zero where they agree, for a loss | `sinkhorn_divergence` |
 | the exact cost and plan of moderately many rows, in any dimension | `exact` |
 | exact, on the line; with plan, map and potentials; with relaxed marginals | `wasserstein_1d`; `transport_1d`; `unbalanced_1d` |
 | over random or the worst directions, or given ones | `sliced_wasserstein`, `max_sliced_wasserstein`, `projected_wasserstein` |
@@ -56,7 +56,6 @@ from divjax.ot.costs import (
 from divjax.ot.divergence import (
     SinkhornDivergenceResult,
     sinkhorn_divergence,
-    sinkhorn_divergence_result,
 )
 from divjax.ot.entropic_map import EntropicFit, EntropicMap
 from divjax.ot.gaussian import (
@@ -129,7 +128,6 @@ __all__ = [
     "projected_wasserstein",
     "sinkhorn",
     "sinkhorn_divergence",
-    "sinkhorn_divergence_result",
     "sliced_wasserstein",
     "transport_1d",
     "unbalanced_1d",

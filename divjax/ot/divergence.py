@@ -21,7 +21,6 @@ __all__ = [
     "SinkhornDivergenceResult",
     "self_transport",
     "sinkhorn_divergence",
-    "sinkhorn_divergence_result",
 ]
 
 
@@ -64,7 +63,7 @@ def self_transport(
     return solve(formulation, max_iterations=max_iterations, tolerance=tolerance, symmetric=True)
 
 
-def sinkhorn_divergence_result(
+def sinkhorn_divergence(
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],
     a: Float[Array, " n"] | None = None,
@@ -79,11 +78,18 @@ def sinkhorn_divergence_result(
     annealing: Annealing | None = None,
     block_size: int | None = None,
 ) -> SinkhornDivergenceResult:
-    """`sinkhorn_divergence` with its parts: OT(a, b), OT(a, a) and OT(b, b).
+    """The Sinkhorn divergence S = OT(a, b) − ½ OT(a, a) − ½ OT(b, b) + ε/2 (Σa − Σb)².
 
-    S = OT(a, b) − ½ OT(a, a) − ½ OT(b, b) + ε/2 (Σa − Σb)².
+    OT is the value of `sinkhorn`. S is zero where both measures agree; for costs with a positive
+    kernel exp(−c/ε), such as the squared Euclidean one, it is otherwise positive and convex in each
+    measure. From ε = 0 to ∞ it goes from the transport cost to (squared Euclidean) the squared
+    distance of the means. The self terms are solved by averaged symmetric updates.
 
-    Memory as in `sinkhorn`: the three problems are solved one after another.
+    Where iterations stop early, the value's error is quadratic in the potentials', and the value is
+    kept; the status says whether they have converged. Where rounding moves a plan by more than the
+    tolerance, as at an ε far below the costs, no number of iterations helps, and the value is NaN,
+    so that a loss of it is no number. For fixed ε the bias from n samples is O(1/n). Memory as in
+    `sinkhorn`: the three problems are solved one after another.
 
     Args:
         x: samples.
@@ -95,12 +101,13 @@ def sinkhorn_divergence_result(
         max_iterations: of each problem, at most; without tolerance exactly.
         tolerance: of the marginals' L1 error, as a share of the mass; or None.
         marginal_penalty: ρ, or (ρ_a, ρ_b): relaxed marginals.
-        init: the `potentials` of a similar problem, such as that of the last step of a loop.
+        init: the `potentials` of another result of these shapes, to start from.
         annealing: a decreasing sequence of ε before.
         block_size: rows of costs held at a time.
 
     Returns:
-        The divergence, whether all three problems have converged, and their results.
+        A `SinkhornDivergenceResult`. Its value is differentiable like `sinkhorn`'s, and NaN where
+        the status is `FLOATING_POINT_RESOLUTION` or graver.
 
     Raises:
         ValueError: as `sinkhorn`.
@@ -108,9 +115,13 @@ def sinkhorn_divergence_result(
     Example:
         >>> import jax.numpy as jnp
         >>> x = jnp.array([[0.0], [1.0]])
-        >>> result = sinkhorn_divergence_result(x, x + 2, epsilon=0.5)
-        >>> bool(result.converged)
-        True
+        >>> result = sinkhorn_divergence(x, x + 2, epsilon=0.5)
+        >>> float(result.value), bool(result.converged)
+        (4.000, True)
+
+    References:
+        Feydy, Séjourné, Vialard, Amari, Trouvé, Peyré 2019, eq. 3 and theorem 1.
+        Séjourné, Feydy, Vialard, Trouvé, Peyré 2019, eq. 5: unbalanced.
     """
     if hasattr(cost, "shape"):
         raise ValueError("cost must be a function of two points; a matrix has no self terms.")
@@ -145,76 +156,5 @@ def sinkhorn_divergence_result(
     masses = jnp.sum(formulation.a) - jnp.sum(formulation.b)
     value = xy.value - (xx.value + yy.value) / 2 + problem.epsilon / 2 * masses**2
     status = jnp.maximum(xy.status, jnp.maximum(xx.status, yy.status))
+    value = nan_unless(status < Status.FLOATING_POINT_RESOLUTION, value)
     return SinkhornDivergenceResult(value, status, xy, xx, yy)
-
-
-def sinkhorn_divergence(
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
-    *,
-    epsilon: ArrayLike | Relative,
-    cost: Callable[..., Array] = SqEuclidean(),
-    max_iterations: int = 2000,
-    tolerance: ArrayLike | None = 1e-3,
-    marginal_penalty: ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None = None,
-    annealing: Annealing | None = None,
-    block_size: int | None = None,
-) -> Float[Array, ""]:
-    """The Sinkhorn divergence S = OT(a, b) − ½ OT(a, a) − ½ OT(b, b) + ε/2 (Σa − Σb)².
-
-    OT is the value of `sinkhorn`. S is zero where both measures agree; for costs with a positive
-    kernel exp(−c/ε), such as the squared Euclidean one, it is otherwise positive and convex in each
-    measure. From ε = 0 to ∞ it goes from the transport cost to (squared Euclidean) the squared
-    distance of the means. The self terms are solved by averaged symmetric updates.
-
-    Where iterations stop early, the value's error is quadratic in the potentials', and the value is
-    kept; `sinkhorn_divergence_result` says whether they have converged. Where rounding moves a plan
-    by more than the tolerance, as at an ε far below the costs, no number of iterations helps, and
-    the value is NaN. For fixed ε the bias from n samples is O(1/n). Memory as in `sinkhorn`.
-
-    Args:
-        x: samples.
-        y: samples.
-        a: weights of x; uniform by default.
-        b: weights of y.
-        epsilon: ε > 0, in units of the cost; or `Relative` to the costs between x and y.
-        cost: a symmetric cost of `divjax.ot`, or a function of two points.
-        max_iterations: of each problem, at most; without tolerance exactly.
-        tolerance: of the marginals' L1 error, as a share of the mass; or None.
-        marginal_penalty: ρ, or (ρ_a, ρ_b): relaxed marginals.
-        annealing: a decreasing sequence of ε before.
-        block_size: rows of costs held at a time.
-
-    Returns:
-        The divergence, differentiable like `sinkhorn`'s value; NaN where the result's status is
-        `FLOATING_POINT_RESOLUTION` or graver.
-
-    Raises:
-        ValueError: as `sinkhorn`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> x = jnp.array([[0.0], [1.0]])
-        >>> float(sinkhorn_divergence(x, x + 2, epsilon=0.5))
-        4.000
-
-    References:
-        Feydy, Séjourné, Vialard, Amari, Trouvé, Peyré 2019, eq. 3 and theorem 1.
-        Séjourné, Feydy, Vialard, Trouvé, Peyré 2019, eq. 5: unbalanced.
-    """
-    result = sinkhorn_divergence_result(
-        x,
-        y,
-        a,
-        b,
-        epsilon=epsilon,
-        cost=cost,
-        max_iterations=max_iterations,
-        tolerance=tolerance,
-        marginal_penalty=marginal_penalty,
-        annealing=annealing,
-        block_size=block_size,
-    )
-    return nan_unless(result.status < Status.FLOATING_POINT_RESOLUTION, result.value)

@@ -224,7 +224,7 @@ class EntropicMap:
             first = jax.tree.map(lambda v: v[0], blocks)
             images = _images(problem(first, epsilon), first.y, tests.x)
             weights = normalised(tests.a), normalised(tests.b)
-            return sinkhorn_divergence(images, tests.y, *weights, epsilon=own, **options)
+            return sinkhorn_divergence(images, tests.y, *weights, epsilon=own, **options).value
 
         # The ε whose images of held-out rows are best.
         shares = jnp.asarray(self.epsilons, unit.dtype)

@@ -23,7 +23,7 @@ from divjax.core.pytrees import pytree
 from divjax.core.samples import as_samples
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean, paired_costs
-from divjax.ot.divergence import sinkhorn_divergence_result
+from divjax.ot.divergence import sinkhorn_divergence
 from divjax.ot.problem import PointPairs
 from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 
@@ -199,7 +199,7 @@ def monge_gap_from_samples(
 
     # 1. The cost of transport, between centred samples: without what a shift costs.
     if kind == "debiased":
-        divergence = sinkhorn_divergence_result(x, y, a, a, epsilon=epsilon, cost=cost, **settings)
+        divergence = sinkhorn_divergence(x, y, a, a, epsilon=epsilon, cost=cost, **settings)
         result, status = divergence.xy, divergence.status
         transport = result.centered_value - (divergence.xx.value + divergence.yy.value) / 2
     else:

@@ -178,7 +178,7 @@ def divergences(cases: list[tuple[int, float]], d: int = 16) -> list[dict]:
     rows = []
     for n, share in cases:
         x, y, mean = clouds(n, d)
-        ours = jax.jit(lambda x, y, e: ot.sinkhorn_divergence(x, y, epsilon=e))
+        ours = jax.jit(lambda x, y, e: ot.sinkhorn_divergence(x, y, epsilon=e).value)
         theirs = jax.jit(
             lambda x, y, e: ott_divergence.sinkhorn_divergence(
                 pointcloud.PointCloud, x, y, epsilon=e, solve_kwargs={"threshold": 1e-3}

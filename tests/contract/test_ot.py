@@ -204,7 +204,9 @@ ROWS = {
     "ot.sinkhorn_divergence": Row(
         0.5,
         _of_points(
-            lambda x, y, w, epsilon: ot.sinkhorn_divergence(x, y, w, epsilon=epsilon, **_tight(x))
+            lambda x, y, w, epsilon: (
+                ot.sinkhorn_divergence(x, y, w, epsilon=epsilon, **_tight(x)).value
+            )
         ),
         eager=False,
         weighted=True,
@@ -212,11 +214,11 @@ ROWS = {
         positive=(0,),
         slow=True,
     ),
-    "ot.sinkhorn_divergence_result": Row(
+    "ot.sinkhorn_divergence self term": Row(
         0.5,
         _of_points(
             lambda x, y, w, epsilon: (
-                ot.sinkhorn_divergence_result(x, y, w, epsilon=epsilon, **_tight(x)).xx.value
+                ot.sinkhorn_divergence(x, y, w, epsilon=epsilon, **_tight(x)).xx.value
             )
         ),
         eager=False,

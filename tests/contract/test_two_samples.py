@@ -118,7 +118,7 @@ CASES = {
     ),
     "ot.sinkhorn": Case(lambda x, y: ot.sinkhorn(x, y, epsilon=2.0), _value, _not_converged),
     "ot.sinkhorn_divergence": Case(
-        lambda x, y: ot.sinkhorn_divergence_result(x, y, epsilon=2.0),
+        lambda x, y: ot.sinkhorn_divergence(x, y, epsilon=2.0),
         lambda result: result.value,
         _not_converged,
     ),

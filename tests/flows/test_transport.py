@@ -81,7 +81,7 @@ def test_the_sinkhorn_divergence_is_varied_by_its_potentials():
         weights = jax.nn.softmax(x[:, 0])
         objective = flows.SinkhornDivergence(y, epsilon=0.3, tolerance=1e-10)
         variation = evaluate(objective, x, weights)
-        value = lambda x, a: ot.sinkhorn_divergence(x, y, a, epsilon=0.3, tolerance=1e-10)
+        value = lambda x, a: ot.sinkhorn_divergence(x, y, a, epsilon=0.3, tolerance=1e-10).value
         step = 1e-5
         for i, k in ((0, 0), (3, 1)):
             moved = [value(x.at[i, k].add(s), weights) for s in (step, -step)]
@@ -108,8 +108,7 @@ def test_a_step_starts_at_the_last_potentials():
     objective = flows.SinkhornDivergence(y + 1, epsilon=0.02)
     _, state = objective(KEY, x, uniform, objective.init(KEY, x))
     cold, warm = (
-        ot.sinkhorn_divergence_result(x + 0.01, y + 1, epsilon=0.02, init=init)
-        for init in (None, state)
+        ot.sinkhorn_divergence(x + 0.01, y + 1, epsilon=0.02, init=init) for init in (None, state)
     )
     assert warm.converged
     assert warm.xy.num_iterations < cold.xy.num_iterations / 2

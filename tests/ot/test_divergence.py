@@ -17,7 +17,7 @@ def clouds(n=30, m=20, d=2, dtype=jnp.float32):
     return jnp.asarray(x, dtype), jnp.asarray(y, dtype)
 
 
-DIVERGENCE = jax.jit(lambda x, y, e: ot.sinkhorn_divergence_result(x, y, epsilon=e, tolerance=1e-5))
+DIVERGENCE = jax.jit(lambda x, y, e: ot.sinkhorn_divergence(x, y, epsilon=e, tolerance=1e-5))
 
 
 @pytest.mark.parametrize("epsilon", [0.3, 3.0])
@@ -56,7 +56,7 @@ def test_gradients_are_slopes_and_vanish_where_both_agree(penalty):
         a = jnp.linspace(0, 1, 8) / 4
         b = jnp.full(6, 1 / 6)
         settings = dict(epsilon=0.4, tolerance=1e-13, marginal_penalty=penalty)
-        value = lambda x, y, a, b: ot.sinkhorn_divergence(x, y, a, b, **settings)
+        value = lambda x, y, a, b: ot.sinkhorn_divergence(x, y, a, b, **settings).value
         function = jax.jit(jax.value_and_grad(value))
         _, gradient = function(x, y, a, b)
         direction, step = jnp.cos(jnp.arange(16.0)).reshape(8, 2), 1e-5
@@ -76,7 +76,7 @@ def test_a_matrix_has_no_self_terms():
 def test_a_start_that_is_no_result_raises():
     x = jnp.zeros((3, 2))
     with pytest.raises(ValueError, match="init must be the four `potentials`"):
-        ot.sinkhorn_divergence_result(x, x, epsilon=1.0, init=(jnp.zeros(3), jnp.zeros(3)))
+        ot.sinkhorn_divergence(x, x, epsilon=1.0, init=(jnp.zeros(3), jnp.zeros(3)))
 
 
 def test_what_rounding_hides_is_nan_and_an_early_stop_keeps_its_value():
@@ -84,10 +84,10 @@ def test_what_rounding_hides_is_nan_and_an_early_stop_keeps_its_value():
     x, y = clouds()
     x, y = 10 * x, 10 * y
     value = jax.jit(
-        lambda e, most: ot.sinkhorn_divergence(x, y, epsilon=e, max_iterations=most),
+        lambda e, most: ot.sinkhorn_divergence(x, y, epsilon=e, max_iterations=most).value,
         static_argnums=1,
     )
     assert jnp.isnan(value(1e-10, 50))
-    result = ot.sinkhorn_divergence_result(x, y, epsilon=1.0, max_iterations=5)
+    result = ot.sinkhorn_divergence(x, y, epsilon=1.0, max_iterations=5)
     assert result.status == Status.MAX_ITERATIONS
     assert value(1.0, 5) == pytest.approx(float(result.value), rel=1e-5)

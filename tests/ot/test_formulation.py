@@ -91,7 +91,7 @@ def test_the_derivative_in_a_weight_of_zero_is_that_of_its_own_row():
 def test_divergence_gap_and_flow_do_not_see_them_either(junk):
     x = X.copy()
     x[10:] = junk
-    divergence = jax.jit(lambda x, a: ot.sinkhorn_divergence_result(x, Y, a, epsilon=0.3))
+    divergence = jax.jit(lambda x, a: ot.sinkhorn_divergence(x, Y, a, epsilon=0.3))
     found, alone = divergence(x, HALF), divergence(X[:10], HALF[:10])
     assert found.converged
     np.testing.assert_allclose(found.value, alone.value, rtol=1e-4)
@@ -119,7 +119,7 @@ def test_nan_in_a_row_that_counts_is_flagged(cost, value):
     found = jax.jit(lambda x: ot.sinkhorn(x, Y, epsilon=0.3, cost=cost, max_iterations=20))(x)
     assert jnp.isnan(found.value)
     assert found.status == Status.NOT_FINITE
-    both = ot.sinkhorn_divergence_result(x, Y, epsilon=0.3, cost=cost, max_iterations=20)
+    both = ot.sinkhorn_divergence(x, Y, epsilon=0.3, cost=cost, max_iterations=20)
     assert not both.converged
 
 
@@ -274,7 +274,9 @@ def test_numpy_in_double_precision_keeps_its_digits_at_an_offset(cost):
     there = ot.sinkhorn(x + 1e8, y + 1e8, epsilon=0.3, cost=cost)
     np.testing.assert_allclose(there.value, here.value, rtol=1e-4)
     np.testing.assert_allclose(there.potential(x + 1e8), here.potential(x), atol=1e-3)
-    divergence = [ot.sinkhorn_divergence(x + s, y + s, epsilon=0.3, cost=cost) for s in (0.0, 1e8)]
+    divergence = [
+        ot.sinkhorn_divergence(x + s, y + s, epsilon=0.3, cost=cost).value for s in (0.0, 1e8)
+    ]
     np.testing.assert_allclose(*divergence, rtol=1e-3)
     gaps = [ot.monge_gap_from_samples(x + s, y + s, epsilon=0.3, cost=cost).value for s in (0, 1e8)]
     np.testing.assert_allclose(*gaps, rtol=1e-3)

@@ -161,7 +161,7 @@ def test_the_objective_is_the_divergence_and_the_gap(options, sizes):
 
     def expected(params):
         images = x + x @ params["kernel"] + params["bias"]
-        divergence = sinkhorn_divergence(images, y, epsilon=0.2, **settings)
+        divergence = sinkhorn_divergence(images, y, epsilon=0.2, **settings).value
         if kind is None:
             return divergence, 0.0
         gap = monge_gap_from_samples(x, images, epsilon=2 * share, kind=kind, **settings)

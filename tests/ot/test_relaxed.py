@@ -130,7 +130,7 @@ def test_tau_is_otts():
 
 def test_symmetric_problems_take_few_iterations_at_any_penalty():
     for rho in (1000.0, 0.1):
-        result = ot.sinkhorn_divergence_result(X, Y, epsilon=0.5, marginal_penalty=rho)
+        result = ot.sinkhorn_divergence(X, Y, epsilon=0.5, marginal_penalty=rho)
         assert result.converged
         assert result.xx.num_iterations < 30
         np.testing.assert_allclose(

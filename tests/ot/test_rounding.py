@@ -46,7 +46,7 @@ def test_values_at_large_epsilon_are_those_of_double_precision(epsilon):
     truth = reference(X, Y, *weights, epsilon, rho=3.0)
     np.testing.assert_allclose(relaxed(epsilon).value, truth, rtol=2e-5)
     # For ε → ∞ the divergence is the squared distance of the means.
-    divergence = ot.sinkhorn_divergence(X, Y, epsilon=epsilon)
+    divergence = ot.sinkhorn_divergence(X, Y, epsilon=epsilon).value
     means = np.sum((X.mean(0) - Y.mean(0)) ** 2)
     np.testing.assert_allclose(divergence, means, rtol=1e-3)
 
@@ -109,7 +109,7 @@ def test_warm_starts_of_any_size_lead_to_the_value_or_to_a_flag(penalty):
 
 def test_a_sample_that_has_all_but_collapsed_is_no_failure():
     """Its costs to itself are lost in ε u², and play no part in the divergence."""
-    result = ot.sinkhorn_divergence_result(X, 1e-7 * Y, epsilon=0.3)
+    result = ot.sinkhorn_divergence(X, 1e-7 * Y, epsilon=0.3)
     to_itself = reference(X, X, uniform(30), uniform(30), 0.3)
     expected = np.mean(np.sum(X.astype(np.float64) ** 2, axis=1)) - to_itself / 2
     np.testing.assert_allclose(result.value, expected, rtol=1e-4)
