@@ -13,7 +13,7 @@
 | a map in closed form, or nearly so | `gaussian_map_from_samples`, `EntropicMap` |
 | the cheapest map as a network, also for a family of problems | `MongeMap` |
 | … under the squared distance, as the gradient of a convex network | `ICNNDual` |
-| how far a map is from an optimal one | `monge_gap`, `monge_gap_from_samples` |
+| how far a map is from an optimal one | `monge_gap` |
 | a stochastic process from one sample to the other | `LightSchrodingerBridge` |
 | costs | `SqEuclidean`, `Euclidean`, `EuclideanPower`, `PNorm`, `PNormPower`, `Cosine`, `SphereGeodesic`, any function of two points |
 
@@ -70,7 +70,7 @@ from divjax.ot.gaussian_samples import gaussian_map_from_samples
 from divjax.ot.icnn_dual import DualFit, ICNNDual
 from divjax.ot.light_bridge import LightSchrodingerBridge
 from divjax.ot.linear_program import ExactResult, exact
-from divjax.ot.monge_gap import MongeGapResult, monge_gap, monge_gap_from_samples
+from divjax.ot.monge_gap import MongeGapResult, monge_gap
 from divjax.ot.monge_map import MongeMap
 from divjax.ot.network_map import MapFit
 from divjax.ot.one_dimensional import LineTransportResult, transport_1d, wasserstein_1d
@@ -124,7 +124,6 @@ __all__ = [
     "marginal_penalty_from_tau",
     "max_sliced_wasserstein",
     "monge_gap",
-    "monge_gap_from_samples",
     "projected_wasserstein",
     "sinkhorn",
     "sinkhorn_divergence",

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 from divjax.core.pytrees import pytree, static
 from divjax.ot.costs import paired_costs
 from divjax.ot.divergence import self_transport
-from divjax.ot.monge_gap import monge_gap_from_samples
+from divjax.ot.monge_gap import monge_gap
 from divjax.ot.network_map import MapFit
 from divjax.ot.sinkhorn import sinkhorn
 from divjax.ot.weighted_samples import mean_over_rows
@@ -147,7 +147,7 @@ class MapObjective:
             return across, _nothing(across.value)
         if self.gap_kind != "debiased":
             options = self._solver | {"epsilon": epsilon, "kind": self.gap_kind}
-            gap = monge_gap_from_samples(x, images, a, **options)
+            gap = monge_gap(x, images, a, **options)
             return self._between(*fitted), _Cost(gap.value, gap.converged)
         # `monge_gap` would solve OT(T(x), T(x)) once more.
         own = spread

@@ -27,7 +27,7 @@ from divjax.ot.divergence import sinkhorn_divergence
 from divjax.ot.problem import PointPairs
 from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 
-__all__ = ["KINDS", "MongeGapResult", "monge_gap", "monge_gap_from_samples"]
+__all__ = ["KINDS", "MongeGapResult", "monge_gap"]
 
 KINDS = ("debiased", "entropic", "primal")
 
@@ -53,8 +53,8 @@ class MongeGapResult(Outcome):
 
 
 def monge_gap(
-    map_fn: Callable[[Array], Array],
     x: Float[Array, "n d"],
+    images: Float[Array, "n d"] | Callable[[Array], Array],
     a: Float[Array, " n"] | None = None,
     *,
     epsilon: ArrayLike,
@@ -66,87 +66,10 @@ def monge_gap(
     """How far a map is from an optimal one, Σ_i a_i c(x_i, T(x_i)) − W(x, T(x)).
 
     The population's gap is zero if and only if T is c-optimal between the distribution of x and its
-    image.
-    As a penalty it selects the optimal map among all that fit equally well.
+    image. As a penalty it selects the optimal map among all that fit equally well.
 
-    Args:
-        map_fn: T, of all rows at once.
-        x: samples.
-        a: their weights; uniform by default.
-        epsilon: ε > 0 of the entropic transport, in units of the cost.
-        cost: a cost of `divjax.ot`, or any function of two points.
-        kind: how W is estimated: "debiased", zero for a translation; "entropic", above zero by
-            ε times up to twice the weights' entropy; or "primal", below zero for the best map. See
-            `monge_gap_from_samples`.
-        max_iterations: of each of Sinkhorn's problems.
-        tolerance: of each of Sinkhorn's problems.
-
-    Returns:
-        A `MongeGapResult`, the value first, differentiable in whatever T depends on. T sees the
-        samples in their dtype, float32 as a rule: where it, or its images, lie so far from zero
-        that they are rounded by more than a hundredth of their spread, the status says so.
-
-    Raises:
-        ValueError: for an unknown kind, wrong shapes, or numbers out of range.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> x = jax.random.normal(jax.random.key(0), (100, 2))
-        >>> shift, turn = (lambda x: x + 3), (lambda x: -x)
-        >>> round(float(monge_gap(shift, x, epsilon=0.1).value), 3)
-        0.0
-        >>> gap = monge_gap(turn, x, epsilon=0.1)  # of −x: 4 |x|² is paid for nearly nothing
-        >>> float(gap.value / gap.displacement) > 0.9
-        True
-
-    References:
-        Uscidda, Cuturi 2023, definition 3.1.
-    """
-    check_callable(map_fn=map_fn)
-    (x,) = as_samples(x=x)
-    y = map_fn(x)
-    gap = monge_gap_from_samples(
-        x,
-        y,
-        a,
-        epsilon=epsilon,
-        cost=cost,
-        kind=kind,
-        max_iterations=max_iterations,
-        tolerance=tolerance,
-    )
-    lost = jnp.where(_are_rounded(x, y, a), Status.FLOATING_POINT_RESOLUTION, Status.CONVERGED)
-    return dataclasses.replace(gap, status=jnp.maximum(gap.status, lost))
-
-
-def _are_rounded(x: Array, y: Any, a: Any) -> Bool[Array, ""]:
-    """Whether rows that count are rounded by more than a share of the wider sample's spread."""
-    used = jnp.ones(len(x), bool) if a is None else jnp.asarray(a) > 0
-    sizes, spreads = [], []
-    for rows in as_samples(x=x, y=y):
-        rows = jnp.where(used[:, None], rows, 0)
-        sizes.append(jnp.max(jnp.abs(rows)))
-        deviation = jnp.where(used[:, None], rows - common_center(rows, used), 0)
-        spreads.append(jnp.max(jnp.abs(deviation)))
-    unit = jnp.finfo(x.dtype).eps
-    return unit * jnp.maximum(*sizes) > _LARGEST_ROUNDING * jnp.maximum(*spreads)
-
-
-def monge_gap_from_samples(
-    x: Float[Array, "n d"],
-    y: Float[Array, "n d"],
-    a: Float[Array, " n"] | None = None,
-    *,
-    epsilon: ArrayLike,
-    cost: Callable[..., Array] = SqEuclidean(),
-    kind: str = "debiased",
-    max_iterations: int = 2000,
-    tolerance: ArrayLike | None = 1e-3,
-) -> MongeGapResult:
-    """The Monge gap of the map that takes row i of x to row i of y.
-
-    With P the entropic plan between x and y, and OT_ε = ⟨P, C⟩ + ε KL(P‖a⊗a) its value, the cost of
-    transport is estimated, by kind, as
+    With P the entropic plan between x and its images y, and OT_ε = ⟨P, C⟩ + ε KL(P‖a⊗a) its value,
+    the cost of transport W is estimated, by kind, as
 
         entropic   ⟨P, C⟩ − ε H(P) = OT_ε(x, y) − 2εH(a); of mass m it is m times that of a/m
         primal     ⟨P, C⟩
@@ -164,46 +87,78 @@ def monge_gap_from_samples(
 
     Args:
         x: samples.
-        y: their images, a row each.
+        images: a row for each row of x; or T itself, a function of all rows at once.
         a: weights of the rows; uniform by default.
-        epsilon: ε > 0, in units of the cost.
+        epsilon: ε > 0 of the entropic transport, in units of the cost.
         cost: a cost of `divjax.ot`, or any function of two points.
         kind: "debiased", "entropic" or "primal".
         max_iterations: of each of Sinkhorn's problems.
         tolerance: of each of Sinkhorn's problems.
 
     Returns:
-        A `MongeGapResult`. Memory is that of `sinkhorn` for n × n.
+        A `MongeGapResult`, the value first, differentiable in whatever T depends on. A function T
+        sees the samples in their dtype, float32 as a rule: where it, or its images, lie so far from
+        zero that they are rounded by more than a hundredth of their spread, the status says so.
+        Memory is that of `sinkhorn` for n × n.
 
     Raises:
         ValueError: for an unknown kind, wrong shapes, or numbers out of range.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> x = jnp.array([[0.0], [1.0]])
-        >>> crossed = monge_gap_from_samples(x, x[::-1], epsilon=0.01)  # both pay 1 to stay
-        >>> float(crossed.value), float(crossed.displacement)
-        (1.0, 1.0)
+        >>> import jax, jax.numpy as jnp
+        >>> x = jax.random.normal(jax.random.key(0), (100, 2))
+        >>> round(float(monge_gap(x, x + 3, epsilon=0.1).value), 3)
+        0.0
+        >>> gap = monge_gap(x, lambda x: -x, epsilon=0.1)  # 4 |x|² is paid for nearly nothing
+        >>> float(gap.value / gap.displacement) > 0.9
+        True
 
     References:
-        Uscidda, Cuturi 2023, section 3.3: the entropic kind. Feydy et al. 2019, eq. 3: the Sinkhorn
-        divergence. Chizat, Roussillon, Léger, Vialard, Peyré 2020, theorem 1: it is O(ε²) from W.
+        Uscidda, Cuturi 2023, definition 3.1, and section 3.3: the entropic kind. Feydy et al. 2019,
+        eq. 3: the Sinkhorn divergence. Chizat, Roussillon, Léger, Vialard, Peyré 2020, theorem 1:
+        it is O(ε²) from W.
     """
+    options: Any = {"kind": kind, "max_iterations": max_iterations, "tolerance": tolerance}
+    if not callable(images):
+        return _gap_between(x, images, a, epsilon, cost, **options)
+    (x,) = as_samples(x=x)
+    y = images(x)
+    gap = _gap_between(x, y, a, epsilon, cost, **options)
+    lost = jnp.where(_are_rounded(x, y, a), Status.FLOATING_POINT_RESOLUTION, Status.CONVERGED)
+    return dataclasses.replace(gap, status=jnp.maximum(gap.status, lost))
+
+
+def _are_rounded(x: Array, y: Any, a: Any) -> Bool[Array, ""]:
+    """Whether rows that count are rounded by more than a share of the wider sample's spread."""
+    used = jnp.ones(len(x), bool) if a is None else jnp.asarray(a) > 0
+    sizes, spreads = [], []
+    for rows in as_samples(x=x, y=y):
+        rows = jnp.where(used[:, None], rows, 0)
+        sizes.append(jnp.max(jnp.abs(rows)))
+        deviation = jnp.where(used[:, None], rows - common_center(rows, used), 0)
+        spreads.append(jnp.max(jnp.abs(deviation)))
+    unit = jnp.finfo(x.dtype).eps
+    return unit * jnp.maximum(*sizes) > _LARGEST_ROUNDING * jnp.maximum(*spreads)
+
+
+def _gap_between(
+    x: Any, images: Any, a: Any, epsilon: Any, cost: Any, *, kind: str, **settings: Any
+) -> MongeGapResult:
+    """The gap of the map that takes row i of x to row i of its images."""
     check_choice(KINDS, kind=kind)
-    typed_x, typed_y = as_samples(x=x, y=y)
-    if len(typed_x) != len(typed_y):
-        sizes = f"{len(typed_y)} and {len(typed_x)}"
-        raise ValueError(f"y must have a row for each row of x; got {sizes}.")
+    rows, image_rows = as_samples(x=x, images=images)
+    if len(rows) != len(image_rows):
+        sizes = f"{len(image_rows)} and {len(rows)}"
+        raise ValueError(f"images must have a row for each row of x; got {sizes}.")
     check_callable(cost=cost)
-    settings: Any = {"max_iterations": max_iterations, "tolerance": tolerance}
 
     # 1. The cost of transport, between centred samples: without what a shift costs.
     if kind == "debiased":
-        divergence = sinkhorn_divergence(x, y, a, a, epsilon=epsilon, cost=cost, **settings)
+        divergence = sinkhorn_divergence(x, images, a, a, epsilon=epsilon, cost=cost, **settings)
         result, status = divergence.xy, divergence.status
         transport = result.centered_value - (divergence.xx.value + divergence.yy.value) / 2
     else:
-        result = sinkhorn(x, y, a, a, epsilon=epsilon, cost=cost, **settings)
+        result = sinkhorn(x, images, a, a, epsilon=epsilon, cost=cost, **settings)
         problem, status = result.problem, result.status
         entropic = kind == "entropic"
         entropy = 2 * jnp.sum(entr(problem.a)) if entropic else _plan_divergence(result)

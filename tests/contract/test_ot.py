@@ -230,7 +230,7 @@ ROWS = {
         (0.5, 1.3),
         lambda method, key, x, w: (
             ot.monge_gap(
-                lambda x: jnp.sin(method[1] * x), x, _normalized(w), epsilon=method[0], **_tight(x)
+                x, lambda x: jnp.sin(method[1] * x), _normalized(w), epsilon=method[0], **_tight(x)
             ).value
         ),
         eager=False,
@@ -238,10 +238,10 @@ ROWS = {
         sampled=True,
         positive=(0,),
     ),
-    "ot.monge_gap_from_samples": Row(
+    "ot.monge_gap entropic": Row(
         0.5,
         lambda epsilon, key, x, w: (
-            ot.monge_gap_from_samples(
+            ot.monge_gap(
                 x, jnp.cos(x), _normalized(w), epsilon=epsilon, kind="entropic", **_tight(x)
             ).value
         ),

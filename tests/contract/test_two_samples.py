@@ -122,8 +122,8 @@ CASES = {
         lambda result: result.value,
         _not_converged,
     ),
-    "ot.monge_gap_from_samples": Case(
-        lambda x, y: ot.monge_gap_from_samples(x[: len(y)], y, epsilon=2.0), _value, _not_converged
+    "ot.monge_gap": Case(
+        lambda x, y: ot.monge_gap(x[: len(y)], y, epsilon=2.0), _value, _not_converged
     ),
     "ot.cost_matrix": Case(lambda x, y: ot.cost_matrix(ot.SqEuclidean(), x, y), _itself, degree=2),
     "ot.sliced_wasserstein": Case(

@@ -60,7 +60,7 @@ CALLS = {
     ("sinkhorn_divergence", "tolerance"): lambda v: ot.sinkhorn_divergence(
         X, Y, epsilon=1.0, tolerance=v
     ),
-    ("monge_gap", "epsilon"): lambda v: ot.monge_gap(jnp.sin, X, epsilon=v),
+    ("monge_gap", "epsilon"): lambda v: ot.monge_gap(X, jnp.sin, epsilon=v),
     ("gaussian_entropic", "epsilon"): lambda v: ot.gaussian_entropic(
         *GAUSSIAN, *GAUSSIAN, epsilon=v
     ),

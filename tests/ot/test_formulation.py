@@ -95,7 +95,7 @@ def test_divergence_gap_and_flow_do_not_see_them_either(junk):
     found, alone = divergence(x, HALF), divergence(X[:10], HALF[:10])
     assert found.converged
     np.testing.assert_allclose(found.value, alone.value, rtol=1e-4)
-    gap = jax.jit(lambda x, a: ot.monge_gap_from_samples(x, jnp.cos(x), a, epsilon=0.3).value)
+    gap = jax.jit(lambda x, a: ot.monge_gap(x, jnp.cos(x), a, epsilon=0.3).value)
     np.testing.assert_allclose(gap(x, HALF), gap(X[:10], HALF[:10]), rtol=1e-3, atol=1e-5)
     objective = flows.SinkhornDivergence(jnp.asarray(Y), epsilon=0.3)
     step = jax.jit(
@@ -278,5 +278,5 @@ def test_numpy_in_double_precision_keeps_its_digits_at_an_offset(cost):
         ot.sinkhorn_divergence(x + s, y + s, epsilon=0.3, cost=cost).value for s in (0.0, 1e8)
     ]
     np.testing.assert_allclose(*divergence, rtol=1e-3)
-    gaps = [ot.monge_gap_from_samples(x + s, y + s, epsilon=0.3, cost=cost).value for s in (0, 1e8)]
+    gaps = [ot.monge_gap(x + s, y + s, epsilon=0.3, cost=cost).value for s in (0, 1e8)]
     np.testing.assert_allclose(*gaps, rtol=1e-3)

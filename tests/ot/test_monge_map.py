@@ -14,7 +14,7 @@ from divjax.ot.costs import Euclidean, EuclideanPower, PNormPower
 from divjax.ot.divergence import sinkhorn_divergence
 from divjax.ot.gaussian import gaussian_map
 from divjax.ot.map_objective import MapBatch
-from divjax.ot.monge_gap import monge_gap_from_samples
+from divjax.ot.monge_gap import monge_gap
 from divjax.ot.monge_map import MongeMap
 from divjax.ot.network_map import MapFit
 from divjax.ot.starts import IdentityMap
@@ -164,7 +164,7 @@ def test_the_objective_is_the_divergence_and_the_gap(options, sizes):
         divergence = sinkhorn_divergence(images, y, epsilon=0.2, **settings).value
         if kind is None:
             return divergence, 0.0
-        gap = monge_gap_from_samples(x, images, epsilon=2 * share, kind=kind, **settings)
+        gap = monge_gap(x, images, epsilon=2 * share, kind=kind, **settings)
         return divergence, gap.value
 
     params = {"kernel": jnp.eye(2) * 0.1, "bias": jnp.array([0.3, 0.0])}
