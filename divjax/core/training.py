@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 
@@ -170,11 +169,15 @@ def hold_out(
     size = max(1, min(HELD_OUT_ROWS, num_rows // 5))
     if weights is None:
         return order[size:], order[:size]
-    # Rows without weight come last, and every so many-th row of all is held out.
+    # Rows without weight come last. Held out are the first rows of either kind.
     order = order[jnp.argsort(weights[order] == 0, stable=True)]
-    held = np.arange(size) * num_rows // size
-    train = order[np.delete(np.arange(num_rows), held)]
-    return jax.random.permutation(jax.random.fold_in(key, 1), train), order[held]
+    used = jnp.sum(weights != 0)
+    share = size * used.astype(float) / num_rows
+    first = jnp.clip(jnp.round(share).astype(used.dtype), 1, used - 1)
+    held, train = jnp.arange(size), jnp.arange(num_rows - size)
+    held = jnp.where(held < first, held, used + held - first)
+    train = jnp.where(train < used - first, first + train, size + train)
+    return order[train], order[held]
 
 
 def row_batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:

@@ -377,7 +377,7 @@ REFUSALS = {
     "aggregator must be an instance": dict(aggregator=flows.MinNorm),
     "optimizer must be an optax transformation": dict(optimizer=0.1),
     "bandwidth must be a positive number or a rule": dict(
-        velocity=flows.SVGD(kernels.Gaussian(bandwidth="median"))
+        velocity=flows.SVGD(kernels.Gaussian(bandwidth=kernels.Median))
     ),
     r"bandwidth must be positive; got -1\.0": dict(
         velocity=flows.SVGD(kernels.Gaussian(bandwidth=jnp.array(-1.0)))

@@ -190,7 +190,7 @@ def test_dtypes_are_kept(dtype):
     with jax.enable_x64(True):
         p, q = (jnp.asarray(v, dtype) for v in samples()[:2])
         for method in (KernelMeanMatching(), KernelMeanMatching(0.5, 2.0, 0.1, 1e-3)):
-            matched = jax.eval_shape(method.fit, p, q)
+            matched = jax.eval_shape(method.fit, KEY, p, q)
             assert {leaf.dtype for leaf in matched[:4]} == {jnp.dtype(dtype)}
             assert matched.converged.dtype == bool
 
