@@ -209,12 +209,10 @@ def normal_quantile(confidence_level: ArrayLike, dtype: Any) -> Array:
     """The z for which a normal variable lies in ±z with this probability, NaN outside of (0, 1)."""
     check_probability(confidence_level=confidence_level)
     # The quantile function takes no half precision.
-    confidence_level = jnp.asarray(confidence_level, jnp.promote_types(dtype, jnp.float32))
+    level = jnp.asarray(confidence_level, jnp.promote_types(dtype, jnp.float32))
     # The lower quantile's negative: (1 + level)/2 would round to one long before the level does.
-    quantile = -ndtri((1 - confidence_level) / 2)
-    return jnp.where((confidence_level > 0) & (confidence_level < 1), quantile, jnp.nan).astype(
-        dtype
-    )
+    quantile = -ndtri((1 - level) / 2)
+    return jnp.where((level > 0) & (level < 1), quantile, jnp.nan).astype(dtype)
 
 
 def normal_interval(
@@ -242,6 +240,12 @@ def normal_interval(
     """
     value, std_error = as_arrays(value=value, std_error=std_error)
     check_no_negatives(std_error=std_error)
+    check_probability(confidence_level=confidence_level)
+    return _normal_interval(value, std_error, confidence_level)
+
+
+@jax.jit
+def _normal_interval(value: Array, std_error: Array, confidence_level: ArrayLike) -> Interval:
     margin = normal_quantile(confidence_level, value.dtype) * nan_unless(std_error >= 0, std_error)
     return Interval(value - margin, value + margin)
 

@@ -440,6 +440,7 @@ def run(
             reaction=reaction,
         )
 
+    # A state is continued only by a flow of the same structure; anything else starts a new one.
     if isinstance(particles, FlowState):
         state = particles
         _check_continues(state, jax.eval_shape(start, state.particles))
@@ -459,6 +460,7 @@ def run(
             reaction=reaction,
         )
 
+    # The history holds a stretch's first step: recorded steps alone cost memory and `observe`.
     def record(length: int):
         def body(state: FlowState, _: None) -> tuple[FlowState, History]:
             observed = None if observe is None else observe(state)
@@ -469,6 +471,7 @@ def run(
 
         return body
 
+    # Whole stretches are one scan; the rest is a shorter one, as a scan's steps are all alike.
     whole, rest = divmod(num_steps, record_every)
     state, history = jax.lax.scan(record(record_every), state, length=whole)
     if rest:

@@ -123,6 +123,7 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
     """
     check_count(1, x_dim=x_dim, y_dim=y_dim)
     freedom = known_number("freedom", freedom, 0, above=True)
+    # The information in closed form: a term for each of no, m, n and d features.
     d, half = x_dim + y_dim, freedom / 2
     dims = np.array([0, x_dim, y_dim, d])
     signs, powers = np.array([1, -1, -1, 1]), half + dims / 2
@@ -131,6 +132,8 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
     kl = constant - float(signs @ entropies)
     _, power_x, power_y, power = powers.tolist()  # Python numbers, which promote nothing
 
+    # The other divergences have none; under q the two squared lengths are independent, so that a
+    # grid of both is an integral over all of space.
     def radial(dim: int) -> tuple[np.ndarray, np.ndarray]:
         """|x|²/ν on a grid of its logarithm, and the probability of each point."""
         log = np.linspace(-80 / dim, 80 / freedom, 1500)
@@ -144,6 +147,8 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
     mass = mass_x[:, None] * mass_y
     gap = np.sum(mass * (np.exp(u) * np.logaddexp(0, -u) + np.logaddexp(0, u)))
 
+    # The density ratio and the samplers: a normal vector over the root of a mean of squares, which
+    # x and y share under p and draw for themselves under q.
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
         check_points(z, d)
         squares = jnp.square(z / math.sqrt(freedom))

@@ -190,6 +190,7 @@ def gaussian_pair(
     shapes = [a.shape for a in (mean_p, covariance_p, mean_q, covariance_q)]
     if d == 0 or shapes != [(d,), (d, d)] * 2:
         raise ValueError(f"means must have shape (d,) and covariances (d, d); got {shapes}.")
+    # Cholesky's algorithm reads one triangle: symmetry is checked apart.
     try:
         factor_p, factor_q = np.linalg.cholesky(covariance_p), np.linalg.cholesky(covariance_q)
     except np.linalg.LinAlgError:
@@ -197,6 +198,8 @@ def gaussian_pair(
     for name, matrix in (("covariance_p", covariance_p), ("covariance_q", covariance_q)):
         if not np.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-6 * np.abs(matrix).max()):
             raise ValueError(f"{name} must be symmetric; got {matrix.tolist()}.")
+    # In these coordinates q is standard normal and p has independent features, so that every
+    # divergence is a sum or a product over them.
     whitened = np.linalg.solve(factor_q, factor_p)
     directions, roots, _ = np.linalg.svd(whitened)
     variances = roots**2
@@ -210,6 +213,7 @@ def gaussian_pair(
         squares = jnp.square(white) - jnp.square((white - mean) / scale)
         return jnp.sum(squares / 2 - jnp.log(scale), axis=1)
 
+    # E_q[e^{su}], from whose values on the line Re s = ½ the Jensen–Shannon divergence follows.
     def coefficient(s: complex) -> complex:
         mixed = s + (1 - s) * variances
         powers = (1 - s) * np.log(variances) - np.log(mixed) - s * (1 - s) * shift**2 / mixed

@@ -14,7 +14,6 @@ from tests.contract import test_fdiv, test_inference, test_losses
 from tests.contract.promises import COMPILED, KEY, D, floats
 
 ROWS = {**test_fdiv.ROWS, **test_inference.ROWS, **test_losses.ROWS}
-del ROWS["inference.normal_interval"]  # of `divjax.core.types`, operation by operation
 
 # One is the function's own. The others are the row's arithmetic, and conversions at the door.
 MOST_PROGRAMS = 8
