@@ -21,6 +21,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from divjax.core.arguments import as_leaves, as_optional_leaf
 from divjax.core.checks import (
     check_base,
     check_count,
@@ -34,7 +35,6 @@ from divjax.core.numerics import in_base, nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import TracedFunction, as_traced, pytree, static
 from divjax.core.samples import as_arrays, as_numbers, owned
-from divjax.fdiv.arguments import as_leaves, as_optional_leaf
 from divjax.fdiv.special import exp_remainder, log1p_over, power_remainder
 
 __all__ = [

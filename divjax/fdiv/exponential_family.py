@@ -14,10 +14,10 @@ import numpy as np
 from jax.scipy.special import gammaln
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from divjax.core.arguments import as_leaves
 from divjax.core.checks import check_nonnegative, check_scalar, check_scalar_output
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_traced, pytree, static
-from divjax.fdiv.arguments import as_leaves
 from divjax.fdiv.special import as_floats
 
 __all__ = [

@@ -23,6 +23,7 @@ import scipy.special
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from divjax.core.arguments import as_leaves
 from divjax.core.checks import (
     check_full_precision,
     check_nonnegative,
@@ -34,7 +35,6 @@ from divjax.core.numerics import if_needed, nan_unless
 from divjax.core.samples import as_numbers, centered_samples, two_parts
 from divjax.core.standardize import mean_and_scale
 from divjax.core.types import Estimate, Interval, normal_estimate
-from divjax.fdiv.arguments import as_leaves
 from divjax.fdiv.special import (
     as_floats,
     entropy_deficit,

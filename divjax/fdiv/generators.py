@@ -159,14 +159,15 @@ def where_weighted(values: Float[Array, " n"], weights: Float[Array, " n"] | Non
 class Generator(Divergence):
     """The generator of an f-divergence. A subclass needs only `f`; autodiff gives the rest.
 
-    It is a pytree, as methods are compiled.
+    It is a pytree, and its methods are compiled as by `jax.jit`: numbers that may change are fields
+    of it; a global that `f` refers to is read once.
 
     Methods take u = log r of any shape, elementwise. Defaults take |u| for at most 0.9 of the
     logarithm of the dtype's largest number, 80 in float32. `g + h`, `c * g` and `g.reverse()` are
     generators too.
 
     Example:
-        >>> from divjax.core.pytrees import pytree
+        >>> from divjax import pytree
         >>> @pytree
         ... class ExponentialDivergence(Generator):
         ...     def f(self, u):

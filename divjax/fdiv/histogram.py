@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from divjax.core.arguments import as_leaves, as_optional_leaf
 from divjax.core.checks import (
     check_count,
     check_matrix,
@@ -25,7 +26,6 @@ from divjax.core.checks import (
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import TracedFunction, as_traced
 from divjax.core.samples import Center, as_numbers, centered_samples, two_parts
-from divjax.fdiv.arguments import as_leaves, as_optional_leaf
 from divjax.fdiv.categorical import Weights
 from divjax.fdiv.special import as_floats
 

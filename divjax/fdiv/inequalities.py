@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
+from divjax.core.arguments import as_leaves
 from divjax.core.checks import check_at_least
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.samples import as_arrays
 from divjax.core.types import Interval
-from divjax.fdiv.arguments import as_leaves
 from divjax.fdiv.special import (
     entropy_deficit,
     log1p_over,

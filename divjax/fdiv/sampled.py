@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core.arguments import as_leaves
 from divjax.core.samples import as_arrays
-from divjax.fdiv.arguments import as_leaves
 from divjax.fdiv.special import exp_remainder
 
 __all__ = ["sampled_kl", "sampled_kl_surrogate"]

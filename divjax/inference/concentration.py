@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from divjax.core.arguments import as_leaves, vector_leaves
 from divjax.core.checks import check_below, check_probability
 from divjax.core.numerics import safe_sqrt
 from divjax.core.samples import as_arrays, owned
-from divjax.fdiv.arguments import as_leaves, vector_leaves
 
 __all__ = [
     "LARGEST_STAKE",

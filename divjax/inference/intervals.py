@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Float
 
+from divjax.core.arguments import as_leaves
 from divjax.core.checks import check_no_negatives, check_positive_values, check_probability
 from divjax.core.numerics import nan_unless
 from divjax.core.samples import as_arrays
 from divjax.core.types import Interval, normal_interval, normal_quantile
-from divjax.fdiv.arguments import as_leaves
 
 __all__ = ["logit_interval", "normal_interval"]
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
+from divjax.core.arguments import vector_leaves
 from divjax.core.checks import check_count, check_key, check_scalar_output
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, pool_labels
@@ -22,7 +23,6 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_traced
 from divjax.core.samples import as_numbers, centered_samples, owned
 from divjax.core.types import Status, status_of, summary
-from divjax.fdiv.arguments import vector_leaves
 from divjax.fdiv.special import as_floats
 from divjax.inference.rank import keep_order, midranks
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core.arguments import as_leaves, as_optional_leaf, vector_leaves
 from divjax.core.checks import check_probability, check_scalar, check_weights
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.samples import as_numbers
 from divjax.core.simplex import effective_sample_size
 from divjax.core.types import Estimate
-from divjax.fdiv.arguments import as_leaves, as_optional_leaf, vector_leaves
 from divjax.fdiv.special import as_floats
 from divjax.inference.intervals import logit_interval
 
@@ -123,7 +123,7 @@ def auc(
         y: scores of samples of q.
         a: not negative, of any sum; uniform by default. Rows of weight zero are absent, in
             the standard error too.
-        b: the same for q.
+        b: the same for y.
         confidence_level: of the confidence interval, that of the logit carried back.
 
     Returns:
@@ -180,7 +180,7 @@ def accuracy(
         x: scores of samples of p, which are high where p is likely.
         y: scores of samples of q.
         a: not negative, of any sum; uniform by default.
-        b: the same for q.
+        b: the same for y.
         threshold: t; 0 for log ratios and logits.
         confidence_level: of the confidence interval, that of the logit carried back.
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from divjax.core.arguments import as_leaves
 from divjax.core.checks import (
     check_choice,
     check_count,
@@ -29,7 +30,6 @@ from divjax.core.checks import (
 from divjax.core.numerics import in_units_of, matmul, nan_unless
 from divjax.core.pairwise import common_center, map_row_blocks
 from divjax.core.samples import as_samples, owned
-from divjax.fdiv.arguments import as_leaves
 from divjax.ot.costs import PNorm
 from divjax.ot.gaussian import gaussian_wasserstein
 
