@@ -12,29 +12,41 @@ divergence: nan.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.arguments import as_leaves, as_optional_leaf
 from divjax.core.checks import (
-    check_base,
-    check_count,
-    check_nonnegative,
-    check_positive,
     check_scalar,
     check_shape,
     check_weights,
 )
-from divjax.core.numerics import in_base, nan_unless
+from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks
-from divjax.core.pytrees import TracedFunction, as_traced, pytree, static
-from divjax.core.samples import as_arrays, as_numbers, owned
+from divjax.core.pytrees import TracedFunction, as_traced
+from divjax.core.samples import as_arrays
+from divjax.fdiv.distributions import (
+    Distribution,
+    Given,
+    Labels,
+    Logits,
+    LogProbs,
+    Weights,
+    check_alike,
+    checked_distribution,
+    evaluate,
+    have_classes,
+    log_probs,
+    log_probs_of,
+    present_classes,
+    sum_over_classes,
+)
 from divjax.fdiv.special import exp_remainder, log1p_over, power_remainder
 
 __all__ = [
@@ -58,363 +70,25 @@ __all__ = [
 ]
 
 
-@pytree
-class Logits:
-    """A categorical distribution by its logits, p = softmax(values / temperature).
+def _relative_entropy(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch"]:
+    return sum_over_classes(_relative_entropy_terms(log_p, log_q), log_p, log_q)
 
-    Attributes:
-        values: logits "... c"; −inf excludes a class.
-        temperature: divides the logits. Distillation's factor T² on the loss is the caller's.
-        mask: which classes exist, broadcast against `values`; the others (a padded vocabulary) are
-            excluded and the rest renormalised. All exist by default.
 
-    Raises:
-        ValueError: if the temperature is a Python number that is not positive; an array that is not
-            positive makes every result nan.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> padded = Logits(jnp.array([0.0, 0.0, 9.0]), mask=jnp.array([True, True, False]))
-        >>> jnp.exp(log_probs(padded)).tolist()
-        [0.5, 0.5, 0.0]
-    """
-
-    values: Float[Array, "*batch c"]
-    temperature: ArrayLike = 1.0
-    mask: Bool[Array, "*#batch c"] | None = None
-
-    def __post_init__(self):
-        check_positive(temperature=self.temperature)
-
-
-@pytree
-class Weights:
-    """A categorical distribution by weights that are normalised: counts, or measures of any mass.
-
-    p_i = (values_i + smoothing) / Σ_j (values_j + smoothing), over the classes that exist.
-
-    Attributes:
-        values: non-negative numbers "... c".
-        smoothing: added to each class that exists: 1 is Laplace's rule, ½ Jeffreys' prior; keeps
-            the KL to an empirical distribution finite.
-        mask: which classes exist, broadcast against `values`; all by default.
-
-    Raises:
-        ValueError: if the smoothing is a negative Python number; a negative array makes every
-            result nan.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> jnp.exp(log_probs(Weights(jnp.array([3, 0]), smoothing=1.0))).tolist()
-        [0.8, 0.2]
-    """
-
-    values: ArrayLike
-    smoothing: ArrayLike = 0.0
-    mask: Bool[Array, "*#batch c"] | None = None
-
-    def __post_init__(self):
-        check_nonnegative(smoothing=self.smoothing)
-
-
-@pytree
-class Labels:
-    """Categorical distributions with all mass on one class each, given by its index.
-
-    Attributes:
-        values: integers "..." from 0 to num_classes − 1; others are a distribution without any
-            class, whose divergences are nan.
-        num_classes: c, static.
-
-    Raises:
-        ValueError: if num_classes is no positive integer.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> q = jnp.array([[0.25, 0.75], [0.5, 0.5]])
-        >>> cross_entropy(Labels(jnp.array([0, 1]), 2), q, base=2).tolist()
-        [2.0, 1.0]
-    """
-
-    values: Int[ArrayLike, "*batch"]
-    num_classes: int = static()
-
-    def __post_init__(self):
-        check_count(1, num_classes=self.num_classes)
-
-
-Distribution: TypeAlias = ArrayLike | Logits | Weights | Labels
-
-_LogProbs = Float[Array, "*batch c"]
-
-
-def log_probs(distribution: Distribution, *, axis: int = -1) -> _LogProbs:
-    """The log-probabilities of a distribution, −inf for a class that it excludes.
-
-    Args:
-        distribution: probabilities that sum to one, `Logits`, `Weights` (normalised), or `Labels`.
-        axis: of the classes.
-
-    Returns:
-        Log-probabilities of the same shape, all −inf where no class exists. Gradients are finite,
-        and zero with respect to what is excluded. Traced probabilities that are negative or do not
-        sum to one give nan.
-
-    Raises:
-        ValueError: if there is no axis of classes, or it is empty, or concrete probabilities are
-            negative or do not sum to one.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> log_probs(jnp.array([1.0, 0.0])).tolist()
-        [0.0, -inf]
-    """
-    return _evaluate(_itself, {"distribution": distribution}, axis, None, per_class=True)
-
-
-@pytree
-class _Probabilities:
-    """Probabilities, and whether it is known that they sum to one."""
-
-    values: ArrayLike
-    known: bool = static()
-
-
-_Given: TypeAlias = _Probabilities | Logits | Weights | Labels
-
-
-def _checked(name: str, distribution: Distribution, axis: int) -> _Given:
-    """The distribution as an argument of a compiled function."""
-    if isinstance(distribution, Labels):
-        return Labels(_indices(name, distribution.values), distribution.num_classes)
-    is_array = not isinstance(distribution, (Logits, Weights))
-    values = as_numbers(name, distribution if is_array else distribution.values)
-    if not -values.ndim <= axis < values.ndim or values.shape[axis] == 0:
-        raise ValueError(
-            f"{name} must have a non-empty axis {axis} of classes; got shape {values.shape}."
-        )
-    if is_array:
-        return _Probabilities(values, known=_are_probabilities(name, values, axis))
-    mask = _mask(name, distribution.mask, values.shape)
-    if isinstance(distribution, Logits):
-        check_scalar(temperature=distribution.temperature)
-        (temperature,) = as_leaves(temperature=distribution.temperature)
-        return Logits(_shifted(values, mask, axis), temperature, mask)
-    check_scalar(smoothing=distribution.smoothing)
-    (smoothing,) = as_leaves(smoothing=distribution.smoothing)
-    return Weights(values, smoothing, mask)
-
-
-def _evaluate(
-    function: Callable[..., Array],
-    distributions: dict[str, Distribution],
-    axis: int,
-    base: ArrayLike | None,
-    *parameters: Any,
-    per_class: bool = False,
-) -> Array:
-    """`function(*log_probs, *parameters)` as one program, once its arguments are checked.
-
-    Args:
-        function: of log-probabilities with the classes last; one of this module's own.
-        distributions: by the names that messages shall use.
-        axis: of the classes.
-        base: of the logarithm.
-        *parameters: leaves.
-        per_class: whether the value keeps the axis of classes.
-    """
-    check_base(base)
-    given = tuple(_checked(name, each, axis) for name, each in distributions.items())
-    base = as_optional_leaf(base=base)
-    return _computed(function, given, parameters, base, axis=axis, per_class=per_class)
-
-
-@functools.partial(jax.jit, static_argnames=("function", "axis", "per_class"))
-def _computed(
-    function: Callable[..., Array],
-    given: tuple[_Given, ...],
-    parameters: tuple[Any, ...],
-    base: ArrayLike | None,
-    *,
-    axis: int,
-    per_class: bool,
-) -> Array:
-    value = in_base(function(*_aligned(given, axis), *parameters), base)
-    return jnp.moveaxis(value, -1, axis) if per_class else value
-
-
-def _itself(log_p: _LogProbs) -> _LogProbs:
-    return log_p
-
-
-def _log_probs(given: _Given, axis: int) -> _LogProbs:
-    """`log_probs` with the classes on the last axis."""
-    if isinstance(given, Labels):
-        return _label_log_probs(given)
-    values = jnp.moveaxis(jnp.asarray(given.values), axis, -1)
-    exists, valid = jnp.ones(values.shape, bool), True
-    if isinstance(given, _Probabilities):
-        valid = given.known or _sum_to_one(values)
-    elif given.mask is not None:
-        mask = jnp.broadcast_to(jnp.asarray(given.mask).astype(bool), jnp.shape(given.values))
-        exists = jnp.moveaxis(mask, axis, -1)
-    if isinstance(given, Logits):
-        exists = exists & (values != -jnp.inf)
-        # What does not exist is replaced before any arithmetic, or 0 · inf enters the gradient.
-        temperature = jnp.asarray(given.temperature, values.dtype)
-        logits = jnp.where(exists, values, 0) / nan_unless(temperature > 0, temperature)
-    else:
-        if isinstance(given, Weights):
-            smoothing = jnp.asarray(given.smoothing, values.dtype)
-            values = values + nan_unless(smoothing >= 0, smoothing)
-        exists = exists & (values != 0)
-        logits = jnp.log(jnp.where(exists, values, 1))
-    # Where nothing exists the sum runs over everything, lest it be log 0.
-    summed = exists | ~jnp.any(exists, axis=-1, keepdims=True)
-    # Shifted first: the sum's logarithm is then small, and so is its rounding.
-    top = jnp.max(logits, axis=-1, keepdims=True, where=summed, initial=-jnp.inf)
-    shifted = jnp.where(exists, logits - jax.lax.stop_gradient(top), 0)
-    total = jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True, where=summed)
-    return nan_unless(valid, jnp.where(exists, shifted - jnp.log(total), -jnp.inf))
-
-
-def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Any:
-    """Which classes exist, to be broadcast to the values' shape; None for all."""
-    if mask is None:
-        return None
-    mask = mask if isinstance(mask, jax.Array) else owned(np.asarray(mask))
-    try:
-        fits = np.broadcast_shapes(mask.shape, shape) == shape and mask.dtype.kind in "biuf"
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"the mask of {name} must hold booleans of a shape that broadcasts to {shape}; "
-            f"got {mask.dtype} of shape {mask.shape}."
-        )
-    return mask
-
-
-def _shifted(logits: Any, mask: Any, axis: int) -> Any:
-    """Logits relative to their largest, before NumPy's float64 is rounded to float32."""
-    if not isinstance(logits, np.ndarray) or isinstance(mask, jax.Array):
-        return logits
-    counted = np.isfinite(logits)
-    if mask is not None:
-        counted = counted & mask.astype(bool)
-    top = np.max(logits, axis=axis, keepdims=True, where=counted, initial=-np.inf)
-    return logits - np.where(np.isfinite(top), top, 0)
-
-
-def _are_probabilities(name: str, values: Any, axis: int) -> bool:
-    """Whether they are known and probabilities; `ValueError` if they are known and are not.
-
-    NaN entries pass: they show in the result.
-    """
-    if isinstance(values, Tracer):
-        return False
-    numbers = np.asarray(values, np.float64)
-    sums = numbers.sum(axis=axis)
-    wrong = (np.abs(sums - 1) > _tolerance(values)) | (numbers < 0).any(axis=axis)
-    if wrong.any():
-        raise ValueError(
-            f"{name} must be non-negative probabilities that sum to one; got a sum of "
-            f"{sums[wrong].ravel()[0]:.6g}. Give counts or other weights as "
-            "categorical.Weights(values), logits as categorical.Logits(values)."
-        )
-    return True
-
-
-def _sum_to_one(values: _LogProbs) -> Bool[Array, "*batch 1"]:
-    """Which rows are probabilities."""
-    sums = jnp.sum(values, axis=-1, keepdims=True, dtype=jnp.promote_types(values, jnp.float32))
-    near = jnp.abs(sums - 1) <= _tolerance(values)
-    return near & jnp.all(values >= 0, axis=-1, keepdims=True)
-
-
-def _tolerance(values: Any) -> float:
-    """How far from one sums may be: rounded, as published tables are, and of half precision."""
-    dtype = jax.dtypes.canonicalize_dtype(values.dtype)
-    return max(1e-4, float(jnp.finfo(dtype).eps) ** 0.5)
-
-
-def _indices(name: str, indices: Any) -> Any:
-    """Labels as arrays of integers."""
-    if not isinstance(indices, jax.Array):
-        as_numbers(name, indices)  # refuses what is none
-        indices = owned(np.asarray(indices))
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise ValueError(f"{name} must be integer labels; got {indices.dtype}.")
-    return indices
-
-
-def _label_log_probs(labels: Labels) -> _LogProbs:
-    indices, classes = jnp.asarray(labels.values), jnp.arange(labels.num_classes)
-    return jnp.where(indices[..., None].astype(classes.dtype) == classes, 0.0, -jnp.inf)
-
-
-def _aligned(given: Sequence[_Given], axis: int) -> tuple[_LogProbs, ...]:
-    """Log-probabilities with the classes last, once their shapes fit."""
-    logs = tuple(_log_probs(each, axis) for each in given)
-    # Labels have no dtype of their own.
-    floats = [log for log, each in zip(logs, given, strict=True) if not isinstance(each, Labels)]
-    dtype = jnp.result_type(*(floats or logs))
-    logs = tuple(log.astype(dtype) for log in logs)
-    _check_alike(logs)
-    return logs
-
-
-def _check_alike(logs: Sequence[Any]) -> None:
-    shapes = [log.shape for log in logs]
-    try:
-        jnp.broadcast_shapes(*shapes)
-    except ValueError:
-        shapes_fit = False
-    else:
-        shapes_fit = len({shape[-1] for shape in shapes}) == 1
-    if not shapes_fit:
-        raise ValueError(
-            "distributions must have the same number of classes and other axes that broadcast; "
-            f"got shapes {', '.join(map(str, shapes))}."
-        )
-
-
-def _present(log_p: _LogProbs) -> tuple[Bool[Array, "*batch c"], _LogProbs, _LogProbs]:
-    """Which classes exist (nan counts, so that it shows), safe log-probabilities, probabilities."""
-    exists = log_p != -jnp.inf
-    safe = jnp.where(exists, log_p, 0)
-    return exists, safe, jnp.where(exists, jnp.exp(safe), 0)
-
-
-def _total(terms: Float[Array, "*batch c"], *logs: _LogProbs) -> Float[Array, "*batch"]:
-    """The sum over classes; nan where one of the distributions has none."""
-    return nan_unless(_have_classes(*logs), terms.sum(-1))
-
-
-def _have_classes(*logs: _LogProbs) -> Bool[Array, "*batch"]:
-    exists = [jnp.any(log != -jnp.inf, axis=-1) for log in logs]
-    return jnp.all(jnp.stack(jnp.broadcast_arrays(*exists)), axis=0)
-
-
-def _relative_entropy(log_p: _LogProbs, log_q: _LogProbs) -> Float[Array, "*batch"]:
-    return _total(_relative_entropy_terms(log_p, log_q), log_p, log_q)
-
-
-def _relative_entropy_terms(log_p: _LogProbs, log_q: _LogProbs) -> Float[Array, "*batch c"]:
+def _relative_entropy_terms(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch c"]:
     """The terms p log(p/q) − p + q, at least zero, whose sum is KL.
 
     With p and q normalised it is the same sum, but rounding in log(p/q) enters it multiplied by
     q − p instead of p: near equality the result keeps its digits where Σ p log(p/q) has none.
     """
-    in_p, safe_p, p = _present(log_p)
-    in_q, safe_q, q = _present(log_q)
+    in_p, safe_p, p = present_classes(log_p)
+    in_q, safe_q, q = present_classes(log_q)
     t = safe_q - safe_p
     near = t <= 1  # beyond it exp(t) may overflow, and nothing cancels
     terms = jnp.where(near, p * exp_remainder(jnp.where(near, t, 0)), q - p - p * t)
     return jnp.where(in_p & in_q, terms, jnp.where(in_p, jnp.inf, q))
 
 
-def _log_mixture(weights: Float[Array, " k"], logs: tuple[_LogProbs, ...]) -> _LogProbs:
+def _log_mixture(weights: Float[Array, " k"], logs: tuple[LogProbs, ...]) -> LogProbs:
     """The logarithm of Σ_k w_k p_k, with finite gradients at zero weights and excluded classes."""
     stacked = jnp.stack(jnp.broadcast_arrays(*logs))
     # In units of the largest term with a weight: one without any, however much denser, must not
@@ -460,7 +134,7 @@ def kl(
     References:
         Kullback, Leibler 1951.
     """
-    return _evaluate(_relative_entropy, {"p": p, "q": q}, axis, base)
+    return evaluate(_relative_entropy, {"p": p, "q": q}, axis, base)
 
 
 def generalized_kl(
@@ -511,7 +185,7 @@ def _generalized_kl(p: ArrayLike, q: ArrayLike, *, axis: int) -> Float[Array, "*
     for mass in as_arrays(p=p, q=q):
         mass = jnp.moveaxis(mass, axis, -1)
         logs.append(jnp.where(mass == 0, -jnp.inf, jnp.log(jnp.where(mass == 0, 1, mass))))
-    _check_alike(logs)
+    check_alike(logs)
     return _relative_entropy_terms(*logs).sum(-1)
 
 
@@ -554,14 +228,14 @@ def renyi(
     check_scalar(alpha=alpha)
     if isinstance(alpha, (int, float)) and not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be a finite number of at least 0; got {alpha}.")
-    return _evaluate(_renyi, {"p": p, "q": q}, axis, base, *as_leaves(alpha=alpha))
+    return evaluate(_renyi, {"p": p, "q": q}, axis, base, *as_leaves(alpha=alpha))
 
 
-def _renyi(log_p: _LogProbs, log_q: _LogProbs, alpha: ArrayLike) -> Float[Array, "*batch"]:
+def _renyi(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array, "*batch"]:
     order = jnp.asarray(alpha, log_p.dtype)
     order = nan_unless((order >= 0) & (order < jnp.inf), order)
-    in_p, safe_p, p_values = _present(log_p)
-    in_q, safe_q, q_values = _present(log_q)
+    in_p, safe_p, p_values = present_classes(log_p)
+    in_q, safe_q, q_values = present_classes(log_q)
     both = in_p & in_q
     log_ratio = jnp.where(both, safe_p - safe_q, 0)
 
@@ -584,10 +258,10 @@ def _renyi(log_p: _LogProbs, log_q: _LogProbs, alpha: ArrayLike) -> Float[Array,
     infinite = (order >= 1) & jnp.any(in_p & ~in_q, axis=-1)
     value = jnp.where(infinite | ~jnp.any(both, axis=-1), jnp.inf, value)
     value = jnp.where(jnp.isnan(order) | jnp.isnan(log_p + log_q).any(-1), jnp.nan, value)
-    return nan_unless(_have_classes(log_p, log_q), value)
+    return nan_unless(have_classes(log_p, log_q), value)
 
 
-def _log_sum_exp(x: _LogProbs) -> Float[Array, "*batch"]:
+def _log_sum_exp(x: LogProbs) -> Float[Array, "*batch"]:
     """Of the last axis; −inf, with zero derivatives, where all of it is."""
     exists = jnp.any(x != -jnp.inf, axis=-1)
     return jnp.where(
@@ -605,7 +279,7 @@ def reverse_kl(
         >>> round(float(reverse_kl(jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0]))), 4)
         0.6931
     """
-    return _evaluate(_relative_entropy, {"q": q, "p": p}, axis, base)
+    return evaluate(_relative_entropy, {"q": q, "p": p}, axis, base)
 
 
 def kl_map(
@@ -631,15 +305,15 @@ def kl_map(
         >>> kl_map(jnp.array([0.5, 0.5, 0.0]), jnp.array([0.25, 0.5, 0.25])).round(4).tolist()
         [0.3466, 0.0, 0.0]
     """
-    return _evaluate(_kl_map, {"p": p, "q": q}, axis, base, per_class=True)
+    return evaluate(_kl_map, {"p": p, "q": q}, axis, base, per_class=True)
 
 
-def _kl_map(log_p: _LogProbs, log_q: _LogProbs) -> Float[Array, "*batch c"]:
-    in_p, safe_p, probabilities = _present(log_p)
-    in_q, safe_q, _ = _present(log_q)
+def _kl_map(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch c"]:
+    in_p, safe_p, probabilities = present_classes(log_p)
+    in_q, safe_q, _ = present_classes(log_q)
     terms = probabilities * (safe_p - safe_q)
     terms = jnp.where(in_p & in_q, terms, jnp.where(in_p, jnp.inf, 0))
-    return nan_unless(_have_classes(log_p, log_q)[..., None], terms)
+    return nan_unless(have_classes(log_p, log_q)[..., None], terms)
 
 
 def skew_kl(
@@ -675,15 +349,15 @@ def skew_kl(
     check_scalar(alpha=alpha)
     if isinstance(alpha, (int, float)) and not 0 <= alpha < 1:
         raise ValueError(f"alpha must lie in [0, 1); got {alpha}.")
-    return _evaluate(_skew_kl, {"p": p, "q": q}, axis, base, *as_leaves(alpha=alpha))
+    return evaluate(_skew_kl, {"p": p, "q": q}, axis, base, *as_leaves(alpha=alpha))
 
 
-def _skew_kl(log_p: _LogProbs, log_q: _LogProbs, alpha: ArrayLike) -> Float[Array, "*batch"]:
+def _skew_kl(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array, "*batch"]:
     share = jnp.asarray(alpha, log_p.dtype)
     share = nan_unless((share >= 0) & (share < 1), share)
     mixture = _log_mixture(jnp.stack([share, 1 - share]), (log_p, log_q))
     value = _relative_entropy(log_p, mixture)
-    return nan_unless(_have_classes(log_p, log_q), value)
+    return nan_unless(have_classes(log_p, log_q), value)
 
 
 def jensen_shannon(
@@ -730,7 +404,7 @@ def jensen_shannon(
         check_shape("weights", shares, len(distributions))
         check_weights("weights", shares)
     named = {f"distributions[{index}]": each for index, each in enumerate(distributions)}
-    return _evaluate(_jensen_shannon, named, axis, base, shares)
+    return evaluate(_jensen_shannon, named, axis, base, shares)
 
 
 def _jensen_shannon(*logs_and_weights: Any) -> Float[Array, "*batch"]:
@@ -758,11 +432,13 @@ def total_variation(p: Distribution, q: Distribution, *, axis: int = -1) -> Floa
         >>> float(total_variation(jnp.array([1.0, 0.0]), jnp.array([0.5, 0.5])))
         0.5
     """
-    return _evaluate(_total_variation, {"p": p, "q": q}, axis, None)
+    return evaluate(_total_variation, {"p": p, "q": q}, axis, None)
 
 
-def _total_variation(log_p: _LogProbs, log_q: _LogProbs) -> Float[Array, "*batch"]:
-    return _total(0.5 * jnp.abs(_present(log_p)[2] - _present(log_q)[2]), log_p, log_q)
+def _total_variation(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch"]:
+    return sum_over_classes(
+        0.5 * jnp.abs(present_classes(log_p)[2] - present_classes(log_q)[2]), log_p, log_q
+    )
 
 
 def squared_hellinger(
@@ -775,12 +451,12 @@ def squared_hellinger(
         >>> float(squared_hellinger(jnp.array([1.0, 0.0]), jnp.array([0.25, 0.75])))
         0.5
     """
-    return _evaluate(_squared_hellinger, {"p": p, "q": q}, axis, None)
+    return evaluate(_squared_hellinger, {"p": p, "q": q}, axis, None)
 
 
-def _squared_hellinger(log_p: _LogProbs, log_q: _LogProbs) -> Float[Array, "*batch"]:
-    difference = _present(0.5 * log_p)[2] - _present(0.5 * log_q)[2]
-    return _total(0.5 * jnp.square(difference), log_p, log_q)
+def _squared_hellinger(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch"]:
+    difference = present_classes(0.5 * log_p)[2] - present_classes(0.5 * log_q)[2]
+    return sum_over_classes(0.5 * jnp.square(difference), log_p, log_q)
 
 
 def cross_entropy(
@@ -795,14 +471,14 @@ def cross_entropy(
         >>> round(float(cross_entropy(jnp.array([1.0, 0.0]), jnp.array([0.25, 0.75]))), 4)
         1.3863
     """
-    return _evaluate(_cross_entropy, {"p": p, "q": q}, axis, base)
+    return evaluate(_cross_entropy, {"p": p, "q": q}, axis, base)
 
 
-def _cross_entropy(log_p: _LogProbs, log_q: _LogProbs) -> Float[Array, "*batch"]:
-    in_p, _, probabilities = _present(log_p)
-    in_q, safe_q, _ = _present(log_q)
+def _cross_entropy(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch"]:
+    in_p, _, probabilities = present_classes(log_p)
+    in_q, safe_q, _ = present_classes(log_q)
     terms = jnp.where(in_p & in_q, -probabilities * safe_q, jnp.where(in_p, jnp.inf, 0))
-    return _total(terms, log_p, log_q)
+    return sum_over_classes(terms, log_p, log_q)
 
 
 def entropy(
@@ -815,10 +491,10 @@ def entropy(
         >>> round(float(entropy(jnp.array([0.5, 0.5, 0.0]))), 4)
         0.6931
     """
-    return _evaluate(_entropy, {"p": p}, axis, base)
+    return evaluate(_entropy, {"p": p}, axis, base)
 
 
-def _entropy(log_p: _LogProbs) -> Float[Array, "*batch"]:
+def _entropy(log_p: LogProbs) -> Float[Array, "*batch"]:
     return _cross_entropy(log_p, log_p)
 
 
@@ -843,21 +519,23 @@ def pairwise(
         >>> pairwise(total_variation, jnp.eye(2), jnp.array([[0.5, 0.5]])).tolist()
         [[0.5], [0.5]]
     """
-    log_ps, log_qs = _families(_checked("ps", ps, -1), _checked("qs", qs, -1))
+    log_ps, log_qs = _families(
+        checked_distribution("ps", ps, -1), checked_distribution("qs", qs, -1)
+    )
     for name, logs in {"ps": log_ps, "qs": log_qs}.items():
         if logs.ndim != 2:
             raise ValueError(f"{name} must hold distributions in rows; got shape {logs.shape}.")
         if not logs.shape[0]:
             raise ValueError(f"{name} must hold at least one distribution; got shape {logs.shape}.")
     row = jax.ShapeDtypeStruct(log_ps.shape[1:], log_ps.dtype)
-    _check_alike([row, log_qs])
+    check_alike([row, log_qs])
     of_row = lambda log_p, log_qs: divergence(Logits(log_p), Logits(log_qs))
     return _by_rows(as_traced(of_row, row, log_qs), log_ps, log_qs)
 
 
 @jax.jit
-def _families(ps: _Given, qs: _Given) -> tuple[_LogProbs, _LogProbs]:
-    return _log_probs(ps, -1), _log_probs(qs, -1)
+def _families(ps: Given, qs: Given) -> tuple[LogProbs, LogProbs]:
+    return log_probs_of(ps, -1), log_probs_of(qs, -1)
 
 
 @jax.jit

@@ -1,0 +1,385 @@
+"""Discrete distributions in the forms that hold them, as log-probabilities.
+
+Each form turns into log-probabilities here, in one place; divergences are functions of those. A
+form is checked where NumPy's numbers are still at hand, and becomes an argument of one program.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from divjax.core.arguments import as_leaves, as_optional_leaf
+from divjax.core.checks import (
+    check_base,
+    check_count,
+    check_nonnegative,
+    check_positive,
+    check_scalar,
+)
+from divjax.core.numerics import in_base, nan_unless
+from divjax.core.pytrees import pytree, static
+from divjax.core.samples import as_numbers, owned
+
+__all__ = [
+    "Distribution",
+    "Given",
+    "Labels",
+    "LogProbs",
+    "Logits",
+    "Weights",
+    "check_alike",
+    "checked_distribution",
+    "evaluate",
+    "have_classes",
+    "log_probs",
+    "log_probs_of",
+    "present_classes",
+    "sum_over_classes",
+]
+
+
+@pytree
+class Logits:
+    """A categorical distribution by its logits, p = softmax(values / temperature).
+
+    Attributes:
+        values: logits "... c"; −inf excludes a class.
+        temperature: divides the logits. Distillation's factor T² on the loss is the caller's.
+        mask: which classes exist, broadcast against `values`; the others (a padded vocabulary) are
+            excluded and the rest renormalised. All exist by default.
+
+    Raises:
+        ValueError: if the temperature is a Python number that is not positive; an array that is not
+            positive makes every result nan.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> padded = Logits(jnp.array([0.0, 0.0, 9.0]), mask=jnp.array([True, True, False]))
+        >>> jnp.exp(log_probs(padded)).tolist()
+        [0.5, 0.5, 0.0]
+    """
+
+    values: Float[Array, "*batch c"]
+    temperature: ArrayLike = 1.0
+    mask: Bool[Array, "*#batch c"] | None = None
+
+    def __post_init__(self):
+        check_positive(temperature=self.temperature)
+
+
+@pytree
+class Weights:
+    """A categorical distribution by weights that are normalised: counts, or measures of any mass.
+
+    p_i = (values_i + smoothing) / Σ_j (values_j + smoothing), over the classes that exist.
+
+    Attributes:
+        values: non-negative numbers "... c".
+        smoothing: added to each class that exists: 1 is Laplace's rule, ½ Jeffreys' prior; keeps
+            the KL to an empirical distribution finite.
+        mask: which classes exist, broadcast against `values`; all by default.
+
+    Raises:
+        ValueError: if the smoothing is a negative Python number; a negative array makes every
+            result nan.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> jnp.exp(log_probs(Weights(jnp.array([3, 0]), smoothing=1.0))).tolist()
+        [0.8, 0.2]
+    """
+
+    values: ArrayLike
+    smoothing: ArrayLike = 0.0
+    mask: Bool[Array, "*#batch c"] | None = None
+
+    def __post_init__(self):
+        check_nonnegative(smoothing=self.smoothing)
+
+
+@pytree
+class Labels:
+    """Categorical distributions with all mass on one class each, given by its index.
+
+    Attributes:
+        values: integers "..." from 0 to num_classes − 1; others are a distribution without any
+            class, whose divergences are nan.
+        num_classes: c, static.
+
+    Raises:
+        ValueError: if num_classes is no positive integer.
+
+    Example:
+        >>> from divjax.fdiv.categorical import cross_entropy
+        >>> import jax.numpy as jnp
+        >>> q = jnp.array([[0.25, 0.75], [0.5, 0.5]])
+        >>> cross_entropy(Labels(jnp.array([0, 1]), 2), q, base=2).tolist()
+        [2.0, 1.0]
+    """
+
+    values: Int[ArrayLike, "*batch"]
+    num_classes: int = static()
+
+    def __post_init__(self):
+        check_count(1, num_classes=self.num_classes)
+
+
+Distribution: TypeAlias = ArrayLike | Logits | Weights | Labels
+
+LogProbs = Float[Array, "*batch c"]
+
+
+def log_probs(distribution: Distribution, *, axis: int = -1) -> LogProbs:
+    """The log-probabilities of a distribution, −inf for a class that it excludes.
+
+    Args:
+        distribution: probabilities that sum to one, `Logits`, `Weights` (normalised), or `Labels`.
+        axis: of the classes.
+
+    Returns:
+        Log-probabilities of the same shape, all −inf where no class exists. Gradients are finite,
+        and zero with respect to what is excluded. Traced probabilities that are negative or do not
+        sum to one give nan.
+
+    Raises:
+        ValueError: if there is no axis of classes, or it is empty, or concrete probabilities are
+            negative or do not sum to one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> log_probs(jnp.array([1.0, 0.0])).tolist()
+        [0.0, -inf]
+    """
+    return evaluate(_itself, {"distribution": distribution}, axis, None, per_class=True)
+
+
+@pytree
+class _Probabilities:
+    """Probabilities, and whether it is known that they sum to one."""
+
+    values: ArrayLike
+    known: bool = static()
+
+
+Given: TypeAlias = _Probabilities | Logits | Weights | Labels
+
+
+def checked_distribution(name: str, distribution: Distribution, axis: int) -> Given:
+    """The distribution as an argument of a compiled function."""
+    if isinstance(distribution, Labels):
+        return Labels(_indices(name, distribution.values), distribution.num_classes)
+    is_array = not isinstance(distribution, (Logits, Weights))
+    values = as_numbers(name, distribution if is_array else distribution.values)
+    if not -values.ndim <= axis < values.ndim or values.shape[axis] == 0:
+        raise ValueError(
+            f"{name} must have a non-empty axis {axis} of classes; got shape {values.shape}."
+        )
+    if is_array:
+        return _Probabilities(values, known=_are_probabilities(name, values, axis))
+    mask = _mask(name, distribution.mask, values.shape)
+    if isinstance(distribution, Logits):
+        check_scalar(temperature=distribution.temperature)
+        (temperature,) = as_leaves(temperature=distribution.temperature)
+        return Logits(_shifted(values, mask, axis), temperature, mask)
+    check_scalar(smoothing=distribution.smoothing)
+    (smoothing,) = as_leaves(smoothing=distribution.smoothing)
+    return Weights(values, smoothing, mask)
+
+
+def evaluate(
+    function: Callable[..., Array],
+    distributions: dict[str, Distribution],
+    axis: int,
+    base: ArrayLike | None,
+    *parameters: Any,
+    per_class: bool = False,
+) -> Array:
+    """`function(*log_probs, *parameters)` as one program, once its arguments are checked.
+
+    Args:
+        function: of log-probabilities with the classes last; one of this module's own.
+        distributions: by the names that messages shall use.
+        axis: of the classes.
+        base: of the logarithm.
+        *parameters: leaves.
+        per_class: whether the value keeps the axis of classes.
+    """
+    check_base(base)
+    given = tuple(checked_distribution(name, each, axis) for name, each in distributions.items())
+    base = as_optional_leaf(base=base)
+    return _computed(function, given, parameters, base, axis=axis, per_class=per_class)
+
+
+@functools.partial(jax.jit, static_argnames=("function", "axis", "per_class"))
+def _computed(
+    function: Callable[..., Array],
+    given: tuple[Given, ...],
+    parameters: tuple[Any, ...],
+    base: ArrayLike | None,
+    *,
+    axis: int,
+    per_class: bool,
+) -> Array:
+    value = in_base(function(*_aligned(given, axis), *parameters), base)
+    return jnp.moveaxis(value, -1, axis) if per_class else value
+
+
+def _itself(log_p: LogProbs) -> LogProbs:
+    return log_p
+
+
+def log_probs_of(given: Given, axis: int) -> LogProbs:
+    """`log_probs` with the classes on the last axis."""
+    if isinstance(given, Labels):
+        return _label_log_probs(given)
+    values = jnp.moveaxis(jnp.asarray(given.values), axis, -1)
+    exists, valid = jnp.ones(values.shape, bool), True
+    if isinstance(given, _Probabilities):
+        valid = given.known or _sum_to_one(values)
+    elif given.mask is not None:
+        mask = jnp.broadcast_to(jnp.asarray(given.mask).astype(bool), jnp.shape(given.values))
+        exists = jnp.moveaxis(mask, axis, -1)
+    if isinstance(given, Logits):
+        exists = exists & (values != -jnp.inf)
+        # What does not exist is replaced before any arithmetic, or 0 · inf enters the gradient.
+        temperature = jnp.asarray(given.temperature, values.dtype)
+        logits = jnp.where(exists, values, 0) / nan_unless(temperature > 0, temperature)
+    else:
+        if isinstance(given, Weights):
+            smoothing = jnp.asarray(given.smoothing, values.dtype)
+            values = values + nan_unless(smoothing >= 0, smoothing)
+        exists = exists & (values != 0)
+        logits = jnp.log(jnp.where(exists, values, 1))
+    # Where nothing exists the sum runs over everything, lest it be log 0.
+    summed = exists | ~jnp.any(exists, axis=-1, keepdims=True)
+    # Shifted first: the sum's logarithm is then small, and so is its rounding.
+    top = jnp.max(logits, axis=-1, keepdims=True, where=summed, initial=-jnp.inf)
+    shifted = jnp.where(exists, logits - jax.lax.stop_gradient(top), 0)
+    total = jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True, where=summed)
+    return nan_unless(valid, jnp.where(exists, shifted - jnp.log(total), -jnp.inf))
+
+
+def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Any:
+    """Which classes exist, to be broadcast to the values' shape; None for all."""
+    if mask is None:
+        return None
+    mask = mask if isinstance(mask, jax.Array) else owned(np.asarray(mask))
+    try:
+        fits = np.broadcast_shapes(mask.shape, shape) == shape and mask.dtype.kind in "biuf"
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"the mask of {name} must hold booleans of a shape that broadcasts to {shape}; "
+            f"got {mask.dtype} of shape {mask.shape}."
+        )
+    return mask
+
+
+def _shifted(logits: Any, mask: Any, axis: int) -> Any:
+    """Logits relative to their largest, before NumPy's float64 is rounded to float32."""
+    if not isinstance(logits, np.ndarray) or isinstance(mask, jax.Array):
+        return logits
+    counted = np.isfinite(logits)
+    if mask is not None:
+        counted = counted & mask.astype(bool)
+    top = np.max(logits, axis=axis, keepdims=True, where=counted, initial=-np.inf)
+    return logits - np.where(np.isfinite(top), top, 0)
+
+
+def _are_probabilities(name: str, values: Any, axis: int) -> bool:
+    """Whether they are known and probabilities; `ValueError` if they are known and are not.
+
+    NaN entries pass: they show in the result.
+    """
+    if isinstance(values, Tracer):
+        return False
+    numbers = np.asarray(values, np.float64)
+    sums = numbers.sum(axis=axis)
+    wrong = (np.abs(sums - 1) > _tolerance(values)) | (numbers < 0).any(axis=axis)
+    if wrong.any():
+        raise ValueError(
+            f"{name} must be non-negative probabilities that sum to one; got a sum of "
+            f"{sums[wrong].ravel()[0]:.6g}. Give counts or other weights as "
+            "categorical.Weights(values), logits as categorical.Logits(values)."
+        )
+    return True
+
+
+def _sum_to_one(values: LogProbs) -> Bool[Array, "*batch 1"]:
+    """Which rows are probabilities."""
+    sums = jnp.sum(values, axis=-1, keepdims=True, dtype=jnp.promote_types(values, jnp.float32))
+    near = jnp.abs(sums - 1) <= _tolerance(values)
+    return near & jnp.all(values >= 0, axis=-1, keepdims=True)
+
+
+def _tolerance(values: Any) -> float:
+    """How far from one sums may be: rounded, as published tables are, and of half precision."""
+    dtype = jax.dtypes.canonicalize_dtype(values.dtype)
+    return max(1e-4, float(jnp.finfo(dtype).eps) ** 0.5)
+
+
+def _indices(name: str, indices: Any) -> Any:
+    """Labels as arrays of integers."""
+    if not isinstance(indices, jax.Array):
+        as_numbers(name, indices)  # refuses what is none
+        indices = owned(np.asarray(indices))
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(f"{name} must be integer labels; got {indices.dtype}.")
+    return indices
+
+
+def _label_log_probs(labels: Labels) -> LogProbs:
+    indices, classes = jnp.asarray(labels.values), jnp.arange(labels.num_classes)
+    return jnp.where(indices[..., None].astype(classes.dtype) == classes, 0.0, -jnp.inf)
+
+
+def _aligned(given: Sequence[Given], axis: int) -> tuple[LogProbs, ...]:
+    """Log-probabilities with the classes last, once their shapes fit."""
+    logs = tuple(log_probs_of(each, axis) for each in given)
+    # Labels have no dtype of their own.
+    floats = [log for log, each in zip(logs, given, strict=True) if not isinstance(each, Labels)]
+    dtype = jnp.result_type(*(floats or logs))
+    logs = tuple(log.astype(dtype) for log in logs)
+    check_alike(logs)
+    return logs
+
+
+def check_alike(logs: Sequence[Any]) -> None:
+    """Raise `ValueError` unless the classes are as many and the other axes broadcast."""
+    shapes = [log.shape for log in logs]
+    try:
+        jnp.broadcast_shapes(*shapes)
+    except ValueError:
+        shapes_fit = False
+    else:
+        shapes_fit = len({shape[-1] for shape in shapes}) == 1
+    if not shapes_fit:
+        raise ValueError(
+            "distributions must have the same number of classes and other axes that broadcast; "
+            f"got shapes {', '.join(map(str, shapes))}."
+        )
+
+
+def present_classes(log_p: LogProbs) -> tuple[Bool[Array, "*batch c"], LogProbs, LogProbs]:
+    """Which classes exist (nan counts, so that it shows), safe log-probabilities, probabilities."""
+    exists = log_p != -jnp.inf
+    safe = jnp.where(exists, log_p, 0)
+    return exists, safe, jnp.where(exists, jnp.exp(safe), 0)
+
+
+def sum_over_classes(terms: Float[Array, "*batch c"], *logs: LogProbs) -> Float[Array, "*batch"]:
+    """The sum over classes; nan where one of the distributions has none."""
+    return nan_unless(have_classes(*logs), terms.sum(-1))
+
+
+def have_classes(*logs: LogProbs) -> Bool[Array, "*batch"]:
+    """Whether each distribution has a class at all."""
+    exists = [jnp.any(log != -jnp.inf, axis=-1) for log in logs]
+    return jnp.all(jnp.stack(jnp.broadcast_arrays(*exists)), axis=0)
