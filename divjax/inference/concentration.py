@@ -161,7 +161,8 @@ def _moments(sample: _Sample) -> _Moments:
 def _at(origin: Any, bound: Array) -> Array:
     """The lower bound at its origin, rounded downwards there."""
     moved = origin + bound
-    rounding = jax.lax.stop_gradient(jnp.nextafter(moved, -jnp.inf) - moved)
+    known = jax.lax.stop_gradient(moved)  # Some versions of JAX cannot differentiate nextafter.
+    rounding = jnp.nextafter(known, -jnp.inf) - known
     return jnp.where(origin == 0, bound, moved + rounding)
 
 

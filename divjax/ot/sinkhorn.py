@@ -345,6 +345,7 @@ class SinkhornResult(Outcome):
 
 def _inverse_cdf(masses: Float[Array, "... m"], u: Float[Array, " k"]) -> Int[Array, " k"]:
     """Indices with probabilities in proportion to masses, from uniform numbers in [0, 1)."""
+    masses = jax.lax.stop_gradient(masses)
     cumulated = jnp.cumsum(masses, axis=-1)
     total = cumulated[..., -1]
     goal = jnp.minimum(u * total, jnp.nextafter(total, jnp.zeros_like(total)))
