@@ -2,12 +2,42 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
-__all__ = ["number_labels", "pool_labels"]
+from divjax.core.samples import as_numbers, owned
+
+__all__ = ["as_indices", "number_labels", "pool_labels"]
+
+
+def as_indices(name: str, indices: Any) -> Any:
+    """Indices of classes, as arrays of integers.
+
+    Those that JAX's integers do not hold, and would wrap round, become -1, which is no class.
+
+    Args:
+        name: of the argument, for the message.
+        indices: integers of any shape.
+
+    Raises:
+        ValueError: if they are no integers.
+
+    Example:
+        >>> as_indices("labels", [2, 2**32 + 1]).tolist()
+        [2, -1]
+    """
+    if not isinstance(indices, jax.Array):
+        as_numbers(name, indices)  # refuses what is none
+        indices = owned(np.asarray(indices))
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(f"{name} must be integers; got {indices.dtype}.")
+    if isinstance(indices, jax.Array):
+        return indices
+    held = np.iinfo(jax.dtypes.canonicalize_dtype(int))
+    return np.where((indices >= 0) & (indices <= held.max), indices, -1).astype(held.dtype)
 
 
 def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
@@ -34,7 +64,7 @@ def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
             f"{name} must be two vectors, of shapes ({size_x},) and ({size_y},); got {got}."
         )
     if any(isinstance(part, Tracer) for part in labels):
-        return jnp.concatenate([jnp.asarray(part) for part in labels])
+        return jnp.concatenate([_held(name, part) for part in labels])
     pooled = np.concatenate([np.asarray(part) for part in labels])
     missing = pooled != pooled  # NaN alone
     if pooled.dtype == object:
@@ -43,6 +73,13 @@ def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
         raise ValueError(f"{name} must name every row; got labels that are NaN or None.")
     numbered = pooled if pooled.dtype == bool else np.unique(pooled, return_inverse=True)[1]
     return jnp.asarray(numbered)
+
+
+def _held(name: str, labels: Any) -> Array:
+    """Labels beside traced ones, which cannot be numbered with them."""
+    if not isinstance(labels, jax.Array) and (as_indices(name, labels) != labels).any():
+        raise ValueError(f"{name} must be labels that JAX's integers hold where some are traced.")
+    return jnp.asarray(labels)
 
 
 def number_labels(labels: Array) -> Int[Array, " rows"]:

@@ -7,6 +7,7 @@ on the way to float64: such samples are centred first.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,8 +27,10 @@ __all__ = [
     "as_vectors",
     "as_weights",
     "centered_samples",
+    "loses_digits",
     "owned",
     "two_parts",
+    "without_offset",
 ]
 
 
@@ -42,6 +45,8 @@ def owned(array: Any) -> Any:
 def as_numbers(name: str, values: Any, *, exact: bool = False) -> Any:
     """A JAX array as it is, a NumPy array of anything else; floating-point, of any shape.
 
+    JAX's integers that the default float would round are NumPy's, unless they are traced.
+
     Args:
         name: that messages shall use.
         values: what researchers hold.
@@ -55,6 +60,8 @@ def as_numbers(name: str, values: Any, *, exact: bool = False) -> Any:
         array([1., 2.])
     """
     array = values if isinstance(values, jax.Array) else owned(_as_array(name, values))
+    if _rounds(array):
+        array = np.asarray(array)
     dtype = array.dtype
     if _is_extended(array) or jnp.issubdtype(dtype, jnp.floating):
         return array if exact or not _is_extended(array) else array.astype(float)
@@ -225,6 +232,60 @@ def centered_samples(weights: dict[str, Any] | None = None, **samples: Any) -> t
     return center, *(center.subtract(sample) for sample in checked.values())
 
 
+def loses_digits(*arrays: Any) -> bool:
+    """Whether NumPy holds more digits of one of the numbers than their common dtype would.
+
+    Example:
+        >>> loses_digits(np.ones(2)), loses_digits(jnp.ones(2))
+        (True, False)
+    """
+    dtype = jnp.result_type(*map(_dtype_of, arrays))
+    return any(_is_wider(array, dtype) for array in arrays)
+
+
+def first_row(array: np.ndarray) -> np.ndarray:
+    """One entry along all axes but the last."""
+    return array.reshape(-1, *array.shape[-1:])[0]
+
+
+def without_offset(
+    point: Callable[[np.ndarray], np.ndarray] = first_row, **arrays: Any
+) -> tuple[Any, ...]:
+    """Numbers of which differences alone matter, less a point of theirs that JAX would round away.
+
+    Args:
+        point: from the first array of which NumPy holds more digits than the common dtype would,
+            in float64: what to subtract from all, to be broadcast against them, by default its
+            first row. Where it is not finite nothing is subtracted.
+        **arrays: by the names that messages shall use: what `as_numbers` takes.
+
+    Returns:
+        The arrays in the order given, as they are where no digits are at stake.
+
+    Example:
+        >>> (logits,) = without_offset(np.max, logits=[1e9, 1e9 + 0.5])
+        >>> logits.tolist()
+        [0.0, 0.5]
+    """
+    numbers = {name: as_numbers(name, array, exact=True) for name, array in arrays.items()}
+    dtype = _common_dtype(numbers)
+    wide = next((array for array in numbers.values() if _is_wider(array, dtype)), None)
+    if wide is None:
+        return tuple(numbers.values())
+    with np.errstate(invalid="ignore", over="ignore"):
+        known = point(wide)
+        # A number of the dtype, which JAX's arrays lose without rounding too.
+        known = np.asarray(known).astype(dtype).astype(wide.dtype)
+        known = np.where(np.isfinite(known), known, 0)
+        return tuple(_less(array, known) for array in numbers.values())
+
+
+def _less(array: Any, point: np.ndarray) -> Any:
+    if isinstance(array, jax.Array):
+        return array - jnp.asarray(point.astype(float), array.dtype)
+    return (array - point).astype(float)
+
+
 def _rows_with_weight(sample: np.ndarray, weights: Any) -> np.ndarray:
     """The rows that count, where the weights are known; whether they are weights is seen later."""
     if weights is None or isinstance(weights, Tracer):
@@ -294,6 +355,15 @@ def _dtype_of(sample: Any) -> Any:
     """Its dtype in JAX: float64 only where that is enabled."""
     dtype = np.dtype(float) if _is_extended(sample) else sample.dtype
     return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def _rounds(array: Any) -> bool:
+    """Whether these are known integers of JAX that its default float may not hold."""
+    if isinstance(array, np.ndarray) or not jnp.issubdtype(array.dtype, jnp.integer):
+        return False
+    digits = jnp.finfo(jax.dtypes.canonicalize_dtype(float)).nmant
+    held = 8 * array.dtype.itemsize <= digits
+    return not (held or isinstance(array, Tracer)) and array.is_fully_addressable
 
 
 def _is_beyond_double(array: Any) -> bool:

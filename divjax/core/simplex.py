@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import in_units_of, nan_unless
+from divjax.core.samples import as_vectors, without_offset
 
 __all__ = ["are_weights", "effective_sample_size", "min_norm_weights", "project_simplex"]
 
@@ -256,8 +258,8 @@ def project_simplex(v: Float[Array, " k"]) -> Float[Array, " k"]:
     References:
         Held, Wolfe, Crowder 1974; Duchi et al. 2008, figure 1.
     """
-    if v.ndim != 1 or v.shape[0] == 0:
-        raise ValueError(f"v must be a non-empty vector; got shape {v.shape}.")
+    as_vectors(v=v)
+    (v,) = as_vectors(v=without_offset(np.max, v=v)[0])
     # Adding a constant to v moves θ alone: beside the largest entry the others keep their digits.
     v = v - jax.lax.stop_gradient(jnp.max(v))
     counts = jnp.arange(1, v.shape[0] + 1, dtype=v.dtype)

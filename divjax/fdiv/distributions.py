@@ -22,6 +22,7 @@ from divjax.core.checks import (
     check_positive,
     check_scalar,
 )
+from divjax.core.labels import as_indices
 from divjax.core.numerics import in_base, nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import as_numbers, owned
@@ -173,9 +174,11 @@ Given: TypeAlias = _Probabilities | Logits | Weights | Labels
 def checked_distribution(name: str, distribution: Distribution, axis: int) -> Given:
     """The distribution as an argument of a compiled function."""
     if isinstance(distribution, Labels):
-        return Labels(_indices(name, distribution.values), distribution.num_classes)
+        return Labels(as_indices(name, distribution.values), distribution.num_classes)
     is_array = not isinstance(distribution, (Logits, Weights))
     values = as_numbers(name, distribution if is_array else distribution.values)
+    if not isinstance(axis, (int, np.integer)) or isinstance(axis, bool):
+        raise ValueError(f"axis must be an integer; got {axis!r}.")
     if not -values.ndim <= axis < values.ndim or values.shape[axis] == 0:
         raise ValueError(
             f"{name} must have a non-empty axis {axis} of classes; got shape {values.shape}."
@@ -323,16 +326,6 @@ def _tolerance(values: Any) -> float:
     """How far from one sums may be: rounded, as published tables are, and of half precision."""
     dtype = jax.dtypes.canonicalize_dtype(values.dtype)
     return max(1e-4, float(jnp.finfo(dtype).eps) ** 0.5)
-
-
-def _indices(name: str, indices: Any) -> Any:
-    """Labels as arrays of integers."""
-    if not isinstance(indices, jax.Array):
-        as_numbers(name, indices)  # refuses what is none
-        indices = owned(np.asarray(indices))
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise ValueError(f"{name} must be integer labels; got {indices.dtype}.")
-    return indices
 
 
 def _label_log_probs(labels: Labels) -> LogProbs:

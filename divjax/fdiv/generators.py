@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core.arguments import as_leaves
 from divjax.core.checks import check_positive
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
@@ -50,10 +51,31 @@ def compiled(cls: type[T]) -> type[T]:
     for name, method in list(vars(cls).items()):
         if name.startswith("_") or not inspect.isfunction(method):
             continue
-        of_arrays = len(inspect.signature(method).parameters) > 1
-        if of_arrays:
-            setattr(cls, name, jax.jit(method))
+        arguments = list(inspect.signature(method).parameters)[1:]
+        if arguments:
+            setattr(cls, name, _compiled_method(method, arguments))
     return cls
+
+
+def _compiled_method(method: Callable[..., T], arguments: list[str]) -> Callable[..., T]:
+    """The method as one program, with a door that takes what researchers hold."""
+    program = jax.jit(method)
+
+    @functools.wraps(method)
+    def called(self: Any, *args: Any, **kwargs: Any) -> T:
+        if jax.tree_util.all_leaves([self]):
+            raise ValueError(
+                f"{type(self).__name__} must be a pytree: decorate the class with divjax.pytree."
+            )
+        numbers = [_as_leaf(name, value) for name, value in zip(arguments, args, strict=False)]
+        named = {name: _as_leaf(name, value) for name, value in kwargs.items()}
+        return program(self, *numbers, *args[len(numbers) :], **named)
+
+    return called
+
+
+def _as_leaf(name: str, value: Any) -> Any:
+    return value if value is None else as_leaves(**{name: value})[0]
 
 
 @compiled

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.arguments import as_leaves
-from divjax.core.samples import as_arrays
+from divjax.core.samples import as_arrays, without_offset
 from divjax.fdiv.special import exp_remainder
 
 __all__ = ["sampled_kl", "sampled_kl_surrogate"]
@@ -16,16 +16,16 @@ __all__ = ["sampled_kl", "sampled_kl_surrogate"]
 
 def _checked(
     log_p: Float[ArrayLike, "..."], log_q: Float[ArrayLike, "..."], estimator: str
-) -> tuple[Any, Any]:
+) -> tuple[Any, ...]:
     if estimator not in ("k1", "k2", "k3"):
         raise ValueError(f'estimator must be "k1", "k2" or "k3"; got {estimator!r}.')
-    log_p, log_q = as_leaves(log_p=log_p, log_q=log_q)
-    if jnp.shape(log_p) != jnp.shape(log_q):
+    shapes = [jnp.shape(leaf) for leaf in as_leaves(log_p=log_p, log_q=log_q)]
+    if shapes[0] != shapes[1]:
         raise ValueError(
-            f"log_p and log_q must have the same shape; got {jnp.shape(log_p)} and "
-            f"{jnp.shape(log_q)}."
+            f"log_p and log_q must have the same shape; got {shapes[0]} and {shapes[1]}."
         )
-    return log_p, log_q
+    # Estimates depend on the difference of the two.
+    return without_offset(lambda log: log, log_p=log_p, log_q=log_q)
 
 
 def sampled_kl(

@@ -18,7 +18,13 @@ from divjax.core.pairwise import (
     squared_distances,
 )
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles
-from divjax.core.samples import as_samples, owned
+from divjax.core.samples import (
+    as_arrays,
+    as_numbers,
+    as_samples,
+    centered_samples,
+    without_offset,
+)
 from divjax.core.simplex import min_norm_weights
 from divjax.core.types import summary
 from divjax.flows.aggregators import check_fields, gram
@@ -180,7 +186,7 @@ def distinct_particles(
         >>> int(distinct_particles(jnp.array([[0.3, 1.0], [0.3, 1.0], [0.3, 2.0]])))
         2
     """
-    (particles,) = as_samples(particles=particles)
+    _, particles = centered_samples(particles=particles)
     weights = _uniform(particles) if weights is None else weights
     weights = checked_masses(weights, particles.shape[0], particles.dtype)
     return _num_distinct(particles, weights)
@@ -324,7 +330,7 @@ def hypervolume(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> F
     References:
         Zitzler, Thiele 1998, section 3.
     """
-    points, reference = jnp.asarray(owned(points)), jnp.asarray(owned(reference))
+    points, reference = as_numbers("points", points), as_numbers("reference", reference)
     if points.ndim != 2 or points.shape[0] == 0 or reference.shape != points.shape[1:]:
         raise ValueError(
             "points and reference must have shapes (n, k), n > 0, and (k,); "
@@ -332,6 +338,8 @@ def hypervolume(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> F
         )
     if not 1 <= points.shape[1] <= 4:
         raise ValueError(f"points must have 1 to 4 objectives; got {points.shape[1]}.")
+    points, reference = without_offset(points=points, reference=reference)
+    points, reference = as_arrays(points=points, reference=reference)
     return _dominated(jnp.minimum(points, reference), reference)
 
 

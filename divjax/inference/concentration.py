@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.arguments import as_leaves, vector_leaves
@@ -105,7 +106,12 @@ def _checked(sample: Bounded, confidence_level: ArrayLike, *, upper_bound: bool)
     check_probability(confidence_level=confidence_level)
     origin = 0.0
     if not any(isinstance(number, jax.Array) for number in (values, lower, upper)):
-        origin = float(np.max(upper) if upper_bound else np.min(lower))
+        ends = np.asarray(upper if upper_bound else lower)
+        if ends.ndim and mask is not None and not isinstance(mask, Tracer):
+            ends = ends[np.asarray(mask)]
+        finite = ends[np.isfinite(ends)]
+        if finite.size:
+            origin = float(np.max(finite) if upper_bound else np.min(finite))
     if origin:
         values, lower, upper = values - origin, lower - origin, upper - origin
     return _Draws(values, lower, upper, mask, origin)
@@ -131,6 +137,14 @@ def _arrays(draws: _Draws, *, upper_bound: bool) -> _Sample:
     if upper_bound:
         values, lower, upper, origin = -values, -upper, -lower, -origin
     valid = jnp.ones(values.shape, bool) if draws.mask is None else draws.mask
+    # Rows that do not count have ends that do not.
+    some = jnp.any(valid)
+    if lower.ndim:
+        least = jnp.min(lower, where=valid, initial=jnp.inf)
+        lower = jnp.where(valid | ~some, lower, least)
+    if upper.ndim:
+        greatest = jnp.max(upper, where=valid, initial=-jnp.inf)
+        upper = jnp.where(valid | ~some, upper, greatest)
     return _Sample(origin, jnp.where(valid, values, lower), lower, upper, valid.astype(work))
 
 

@@ -24,7 +24,7 @@ from divjax.core.pytrees import as_traced
 from divjax.core.samples import as_numbers, centered_samples, owned
 from divjax.core.types import Status, status_of, summary
 from divjax.fdiv.special import as_floats
-from divjax.inference.rank import keep_order, midranks
+from divjax.inference.rank import beside, keep_order, midranks
 
 __all__ = ["PermutationTest", "permutation_test", "score_permutation_test"]
 
@@ -347,18 +347,21 @@ def score_permutation_test(
         Mann, Whitney 1947; Lopez-Paz, Oquab 2017, the classifier two-sample test.
     """
     check_key(key)
-    if kind == "auc":
-        x, y = keep_order(x, y)
-    converted = vector_leaves(x=x, y=y)
-    if kind == "mean":
-        # Which a difference of means is free of, and NumPy's float64 of its rounding.
-        pair = as_numbers("x", x), as_numbers("y", y)
-        columns = {name: part[:, None] for name, part in zip("xy", pair, strict=True)}
-        converted = (part[:, 0] for part in centered_samples(**columns)[1:])
-    x, y = converted
-    _check_counts(num_permutations, batch_size)
     if kind not in KINDS:
         raise ValueError(f'kind must be "mean", "auc" or "accuracy"; got {kind!r}.')
+    vector_leaves(x=x, y=y)
+    # What the statistic depends on, before NumPy's numbers are rounded: differences, the order or
+    # the signs.
+    pair = {"x": as_numbers("x", x, exact=True), "y": as_numbers("y", y, exact=True)}
+    if kind == "mean":
+        columns = {name: part[:, None] for name, part in pair.items()}
+        x, y = (part[:, 0] for part in centered_samples(**columns)[1:])
+    elif kind == "auc":
+        x, y = keep_order(**pair)
+    else:
+        x, y = (beside(part, 0.0)[0] for part in pair.values())
+    x, y = vector_leaves(x=x, y=y)
+    _check_counts(num_permutations, batch_size)
     n, m = len(x), len(y)
     of_stratum = None if strata is None else pool_labels("strata", strata, n, m)
     of_group = None if groups is None else pool_labels("groups", groups, n, m)

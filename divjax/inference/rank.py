@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.arguments import as_leaves, as_optional_leaf, vector_leaves
 from divjax.core.checks import check_probability, check_scalar, check_weights
 from divjax.core.numerics import nan_unless, safe_sqrt
-from divjax.core.samples import as_numbers
+from divjax.core.samples import as_numbers, loses_digits
 from divjax.core.simplex import effective_sample_size
 from divjax.core.types import Estimate
 from divjax.fdiv.special import as_floats
@@ -55,21 +56,25 @@ def _weighted(scores: _Scores) -> tuple[Array, Array, Array, Array]:
     return x, y, _normalized(a), _normalized(b)
 
 
-def keep_order(x: Any, y: Any) -> tuple[Any, Any]:
-    """The scores, or numbers in their order where a rounding to float32 would tie some.
+def keep_order(**scores: Any) -> tuple[Any, ...]:
+    """The scores, or numbers in their order where a rounding to JAX's dtype would tie some.
 
-    Those are NumPy's float64 (a list or a series of numbers is): their places among the pooled
-    distinct scores, NaN where they are.
+    Those are NumPy's float64 (a list or a series of numbers is) and large integers: their places
+    among the pooled distinct scores, NaN where they are.
+
+    Example:
+        >>> [places.tolist() for places in keep_order(x=[1e9, 1e9 + 1], y=[1e9 - 1])]
+        [[1.0, 2.0], [0.0]]
     """
-    numbers = as_numbers("x", x), as_numbers("y", y)
-    double = all(isinstance(x, np.ndarray) and x.dtype == np.float64 for x in numbers)
-    if not double or jax.dtypes.canonicalize_dtype(np.float64) == np.float64:
-        return numbers
-    pooled = np.concatenate([x.ravel() for x in numbers])
+    numbers = [as_numbers(name, array, exact=True) for name, array in scores.items()]
+    if any(isinstance(array, Tracer) for array in numbers) or not loses_digits(*numbers):
+        return tuple(numbers)
+    pooled = np.concatenate([np.ravel(array) for array in numbers])
     places = np.unique(pooled, return_inverse=True)[1].reshape(-1)
     places = np.where(np.isnan(pooled), np.nan, places)
-    size = numbers[0].size
-    return places[:size].reshape(numbers[0].shape), places[size:].reshape(numbers[1].shape)
+    ends = np.cumsum([array.size for array in numbers])[:-1]
+    parts = np.split(places, ends)
+    return tuple(part.reshape(array.shape) for part, array in zip(parts, numbers, strict=True))
 
 
 def _normalized(weights: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -145,7 +150,8 @@ def auc(
         Mann, Whitney 1947; DeLong, DeLong, Clarke-Pearson 1988, eq. 4–7.
     """
     check_probability(confidence_level=confidence_level)
-    scores = _checked(*keep_order(x, y), a, b)
+    x, y = keep_order(x=x, y=y)
+    scores = _checked(x, y, a, b)
     return _auc(scores, *as_leaves(confidence_level=confidence_level))
 
 
@@ -200,19 +206,22 @@ def accuracy(
     check_probability(confidence_level=confidence_level)
     check_scalar(threshold=threshold)
     (threshold,) = as_leaves(threshold=threshold)
-    x, threshold_x = _relative(as_numbers("x", x), threshold)
-    y, threshold_y = _relative(as_numbers("y", y), threshold)
+    x, threshold_x = beside(as_numbers("x", x, exact=True), threshold)
+    y, threshold_y = beside(as_numbers("y", y, exact=True), threshold)
     scores = _checked(x, y, a, b)
     return _accuracy(
         scores, threshold_x, threshold_y, *as_leaves(confidence_level=confidence_level)
     )
 
 
-def _relative(scores: Any, threshold: Any) -> tuple[Any, Any]:
-    """NumPy's scores relative to a threshold, before float32 rounds them; what remains of it."""
-    if isinstance(scores, jax.Array) or isinstance(threshold, jax.Array):
+def beside(scores: Any, threshold: Any) -> tuple[Any, Any]:
+    """On which side of the threshold NumPy's scores are, before float32 rounds them; and zero.
+
+    Of JAX's, and for a threshold that is traced, both as they are.
+    """
+    if isinstance(scores, jax.Array) or isinstance(threshold, Tracer):
         return scores, threshold
-    return scores - threshold, 0.0
+    return np.sign(scores - np.asarray(threshold)).astype(float), 0.0
 
 
 @jax.jit
@@ -235,6 +244,7 @@ def midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
         >>> midranks(jnp.array([3.0, 1.0, 3.0])).tolist()
         [2.5, 1.0, 2.5]
     """
+    (values,) = keep_order(values=values)
     return _midranks(*vector_leaves(values=values))
 
 

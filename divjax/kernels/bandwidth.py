@@ -22,7 +22,7 @@ from divjax.core.pairwise import (
     median_squared_distance,
 )
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import as_samples
+from divjax.core.samples import as_samples, centered_samples
 
 __all__ = ["BandwidthRule", "Mean", "Median", "MultiScale"]
 
@@ -98,7 +98,7 @@ class Mean:
 
     def __call__(self, x: Float[Array, "n d"], state: Any) -> tuple[Float[Array, ""], Any]:
         """The bandwidth."""
-        (x,) = as_samples(x=x)
+        (x,) = centered_samples(x=x)[1:]
         rescaled = _rescale(x)
         return _bandwidth(_mean_squared(rescaled.x), rescaled, x.dtype), state
 
@@ -137,7 +137,7 @@ class Median:
 
     def init(self, x: Float[Array, "n d"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The logarithm of the median's first guess, and its expected change."""
-        (x,) = as_samples(x=x)
+        (x,) = centered_samples(x=x)[1:]
         rescaled = _rescale(x)
         squared = _mean_squared(rescaled.x)
         log_guess = jnp.log(jnp.where(squared > 0, squared, 1)) + 2 * jnp.log(rescaled.unit)
@@ -145,7 +145,7 @@ class Median:
 
     def __call__(self, x: Float[Array, "n d"], state: Any) -> tuple[Float[Array, ""], Any]:
         """The bandwidth, and the median and its last change on a logarithmic scale."""
-        (x,) = as_samples(x=x)
+        (x,) = centered_samples(x=x)[1:]
         if x.shape[0] == 1:
             return jnp.ones((), x.dtype), state
         last, change = state
@@ -192,11 +192,11 @@ class MultiScale:
 
     def init(self, x: Float[Array, "n d"]) -> Any:
         """The rule's state."""
-        return self.rule.init(*as_samples(x=x))
+        return self.rule.init(*centered_samples(x=x)[1:])
 
     def __call__(self, x: Float[Array, "n d"], state: Any) -> tuple[Float[Array, " s"], Any]:
         """The bandwidths, of shape (s,)."""
-        (x,) = as_samples(x=x)
+        (x,) = centered_samples(x=x)[1:]
         bandwidth, state = self.rule(x, state)
         for scale in self.scales:
             check_positive_values(scales=scale)

@@ -11,7 +11,7 @@ from divjax.core.checks import check_positive, check_positive_values, check_prov
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import squared_distances
 from divjax.core.pytrees import pytree
-from divjax.core.samples import as_samples
+from divjax.core.samples import as_samples, centered_samples
 from divjax.kernels.bandwidth import BandwidthRule, Median
 
 __all__ = ["Energy", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace"]
@@ -52,8 +52,8 @@ class Kernel(Protocol):
 def _as_points(x: Any, y: Any) -> tuple[Float[Array, "n d"], Float[Array, "m d"] | None]:
     """Both as floating-point matrices of one dtype."""
     if y is None:
-        return as_samples(x=x)[0], None
-    x, y = as_samples(x=x, y=y)
+        return centered_samples(x=x)[1], None
+    x, y = centered_samples(x=x, y=y)[1:]
     return x, y
 
 

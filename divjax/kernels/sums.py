@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 from divjax.core.checks import check_shape
 from divjax.core.numerics import matmul
 from divjax.core.pairwise import common_center, reduce_centered_pairs
-from divjax.core.samples import as_samples
+from divjax.core.samples import centered_samples
 from divjax.kernels.radial import Kernel
 
 __all__ = ["kernel_sums"]
@@ -58,9 +58,9 @@ def kernel_sums(
         ([1.607, 1.607], [0.607, -0.607])
     """
     if y is None:
-        (x,) = as_samples(x=x)
+        (x,) = centered_samples(x=x)[1:]
     else:
-        x, y = as_samples(x=x, y=y)
+        x, y = centered_samples(x=x, y=y)[1:]
     sources = x if y is None else y
     check_shape("values", values, sources.shape[0], "c")
     check_shape("gradient_weights", gradient_weights, sources.shape[0], "g")

@@ -27,9 +27,10 @@ from divjax.core.checks import (
     check_scalar,
     check_shape,
 )
+from divjax.core.labels import as_indices
 from divjax.core.numerics import in_units_of, matmul, nan_unless
 from divjax.core.pairwise import common_center, map_row_blocks
-from divjax.core.samples import as_samples, owned
+from divjax.core.samples import as_samples, without_offset
 from divjax.ot.costs import PNorm
 from divjax.ot.gaussian import gaussian_wasserstein
 
@@ -118,12 +119,17 @@ def class_similarity(
     References:
         Kornblith et al. 2019, eq. 3–4: CKA. Lv et al. 2024, section 3.1: between classes.
     """
-    check_shape("features", features, "classes", "samples", "features")
-    if 0 in features.shape:
-        raise ValueError(f"features must not be empty; got shape {features.shape}.")
-    if features.shape[2] < 2:
-        raise ValueError(f"features must have at least two features; got {features.shape[2]}.")
-    return _class_similarity(*as_leaves(features=features))
+    (numbers,) = as_leaves(features=features)
+    check_shape("features", numbers, "classes", "samples", "features")
+    if 0 in numbers.shape:
+        raise ValueError(f"features must not be empty; got shape {numbers.shape}.")
+    if numbers.shape[2] < 2:
+        raise ValueError(f"features must have at least two features; got {numbers.shape[2]}.")
+    return _class_similarity(*without_offset(_means_over_features, features=features))
+
+
+def _means_over_features(features: np.ndarray) -> np.ndarray:
+    return np.mean(features, axis=-1, keepdims=True)
 
 
 @jax.jit
@@ -256,10 +262,8 @@ def wkd_logits(
     b, c = student.shape
     if c < 3:
         raise ValueError(f"student must have at least three classes; got {c}.")
-    labels = labels if isinstance(labels, jax.Array) else owned(np.asarray(labels))
+    labels = as_indices("labels", labels)
     check_shape("labels", labels, b)
-    if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        raise ValueError(f"labels must be integers; got {jnp.result_type(labels)}.")
     (costs,) = as_leaves(costs=costs)
     check_shape("costs", costs, c, c)
     check_no_negatives(costs=costs)
@@ -343,11 +347,15 @@ def wkd_features(
     References:
         Lv et al. 2024, eq. 6–8 and their settings.
     """
-    if jnp.ndim(student) < 3:
-        raise ValueError(f"student must have shape (b, ..., channels); got {jnp.shape(student)}.")
-    if 0 in jnp.shape(student):
-        raise ValueError(f"student must not be empty; got shape {jnp.shape(student)}.")
-    check_shape("teacher", teacher, *jnp.shape(student))
+    shape, of_teacher = (jnp.shape(z) for z in as_leaves(student=student, teacher=teacher))
+    if len(shape) < 3:
+        raise ValueError(f"student must have shape (b, ..., channels); got {shape}.")
+    if 0 in shape:
+        raise ValueError(f"student must not be empty; got shape {shape}.")
+    if of_teacher != shape:
+        raise ValueError(f"teacher must have shape {shape}; got shape {of_teacher}.")
+    # A common offset of an image's features changes no distance.
+    teacher, student = without_offset(_means_over_positions, teacher=teacher, student=student)
     check_choice(("diagonal", "full"), covariance=covariance)
     check_scalar(mean_weight=mean_weight, floor=floor)
     check_nonnegative_values(mean_weight=mean_weight)
@@ -356,8 +364,12 @@ def wkd_features(
     if covariance == "full":
         check_full_precision("student", student)
         check_full_precision("teacher", teacher)
-    leaves = as_leaves(student=student, teacher=teacher, mean_weight=mean_weight, floor=floor)
-    return _wkd_features(*leaves, covariance=covariance, grid=grid)
+    options = as_leaves(mean_weight=mean_weight, floor=floor)
+    return _wkd_features(student, teacher, *options, covariance=covariance, grid=grid)
+
+
+def _means_over_positions(features: np.ndarray) -> np.ndarray:
+    return np.mean(features, axis=tuple(range(1, features.ndim - 1)), keepdims=True)
 
 
 @functools.partial(jax.jit, static_argnames=("covariance", "grid"))
@@ -464,10 +476,18 @@ def _sinkhorn_distillation(
 
 
 def _as_logits(student: Any, teacher: Any) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
-    """Logits as floating-point matrices of one shape and dtype."""
+    """Logits as floating-point matrices of one shape and dtype; NumPy's are moved to zero."""
+    shape, of_teacher = (z.shape for z in as_samples(student=student, teacher=teacher))
+    if of_teacher != shape:
+        raise ValueError(f"teacher must have shape {shape}; got shape {of_teacher}.")
+    (student,) = without_offset(_row_maxima, student=student)
+    (teacher,) = without_offset(_row_maxima, teacher=teacher)
     student, teacher = as_samples(student=student, teacher=teacher)
-    check_shape("teacher", teacher, *student.shape)
     return student, teacher
+
+
+def _row_maxima(z: np.ndarray) -> Any:
+    return np.max(z, axis=-1, keepdims=True)
 
 
 def _cells(

@@ -28,7 +28,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import matmul, nan_unless, safe_power, safe_sqrt
 from divjax.core.pytrees import as_pytree, as_traced, pytree
-from divjax.core.samples import as_samples, centered_samples, owned
+from divjax.core.samples import as_numbers, as_samples, centered_samples, without_offset
 
 __all__ = [
     "Cosine",
@@ -55,7 +55,7 @@ def _floating(**points: ArrayLike) -> list[Array]:
 
     Differences of integers would overflow, and one feature would be broadcast to many.
     """
-    arrays = [jnp.asarray(owned(point)) for point in points.values()]
+    arrays = [jnp.asarray(as_numbers(name, point)) for name, point in points.items()]
     sizes = [array.shape[-1] if array.ndim else 0 for array in arrays]
     if len(set(sizes)) > 1:
         names = " and ".join(points)
@@ -63,16 +63,21 @@ def _floating(**points: ArrayLike) -> list[Array]:
             f"{names} must have the same number of features; got {sizes[0]} and {sizes[1]}."
         )
     dtype = jnp.result_type(*arrays)
-    floating = jnp.issubdtype(dtype, jnp.floating)
-    dtype = dtype if floating else jnp.result_type(float)
     return [array.astype(dtype) for array in arrays]
+
+
+def _displaced(x: ArrayLike, y: ArrayLike) -> list[Array]:
+    """`_floating` of what is subtracted: an offset of NumPy's numbers does not round them."""
+    _floating(x=x, y=y)
+    x, y = without_offset(x=x, y=y)
+    return _floating(x=x, y=y)
 
 
 def _sum_over_features(
     term: Callable[[Array], Array], x: _Points, y: Float[Array, "m d"]
 ) -> Float[Array, "n m"]:
     """Σ_k term(x_ik − y_jk); differences are computed again in reverse mode rather than held."""
-    x, y = _floating(x=x, y=y)
+    x, y = _displaced(x=x, y=y)
     term = jax.checkpoint(term)
     if x.shape[1] <= _UNROLL_UP_TO:
         return functools.reduce(jnp.add, (term(x[:, k, None] - y[:, k]) for k in range(x.shape[1])))
@@ -87,7 +92,7 @@ def _squared(x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
 
     `core.pairwise.squared_distances` clips at zero, where a derivative would be halved.
     """
-    x, y = _floating(x=x, y=y)
+    x, y = _displaced(x=x, y=y)
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         return _sum_over_features(jnp.square, x, y)
     center = jax.lax.stop_gradient(jnp.mean(y, axis=0))
@@ -181,12 +186,15 @@ def paired_costs(
 ) -> Float[Array, " n"]:
     """The n costs c(x_i, y_i)."""
     if isinstance(cost, SqEuclidean):  # one pair at a time its matrix product is slow
-        return jnp.sum(jnp.square(jnp.subtract(*_floating(x=x, y=y))), axis=1)
-    return jax.vmap(cost)(*_floating(x=x, y=y))
+        return jnp.sum(jnp.square(jnp.subtract(*_displaced(x=x, y=y))), axis=1)
+    moves = getattr(cost, "translation_invariant", False)
+    return jax.vmap(cost)(*(_displaced if moves else _floating)(x=x, y=y))
 
 
 class _OfMatrix:
     """A pair's cost from the matrix of one pair."""
+
+    translation_invariant = False
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         raise NotImplementedError
@@ -195,7 +203,7 @@ class _OfMatrix:
         """The cost of one pair."""
         for name, point in (("x", x), ("y", y)):
             check_shape(name, point, "d")
-        x, y = _floating(x=x, y=y)
+        x, y = (_displaced if self.translation_invariant else _floating)(x=x, y=y)
         return self.matrix(x[None], y[None])[0, 0]
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import (
@@ -33,7 +34,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_pytree, pytree
-from divjax.core.samples import as_numbers
+from divjax.core.samples import as_numbers, without_offset
 from divjax.fdiv.divergences import KL
 from divjax.fdiv.generators import Generator
 from divjax.fdiv.inequalities import kl_lower_bound_from_cross_entropy
@@ -113,7 +114,8 @@ def donsker_varadhan(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float
     References:
         Donsker, Varadhan 1983; Belghazi et al. 2018, theorem 1.
     """
-    u_p, u_q = _values(u_p, u_q)
+    _values(u_p, u_q)
+    u_p, u_q = _values(*without_offset(np.max, u_p=u_p, u_q=u_q))
     return jnp.mean(u_p) - _log_mean_exp(u_q)
 
 
@@ -329,6 +331,16 @@ def _rows(u_p: Array, u_q: Array) -> Array:
     return jnp.broadcast_to(u_q, (u_p.shape[0], u_q.shape[-1]))
 
 
+def _less_row_maxima(u_p: Any, u_q: Any) -> tuple[Array, Array]:
+    """Critic values, of NumPy's the differences within a row that float32 would round away."""
+    if _values(u_p, u_q)[1].ndim == 1:  # one row serves all
+        return _values(*without_offset(np.max, u_p=u_p, u_q=u_q))
+    column = as_numbers("u_p", u_p, exact=True)[:, None]
+    maxima = functools.partial(np.max, axis=1, keepdims=True)
+    column, u_q = without_offset(maxima, u_p=column, u_q=u_q)
+    return _values(column[:, 0], u_q)
+
+
 def info_nce(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
     """KL(p‖q) ≥ E[T(z) − log 1/(k+1) (e^{T(z)} + Σ_j e^{T(z_j)})], z ~ p and k samples z_j ~ q.
 
@@ -355,7 +367,7 @@ def info_nce(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, 
     References:
         van den Oord, Li, Vinyals 2018, eq. 4; Poole et al. 2019, section 2.3.
     """
-    u_p, u_q = _values(u_p, u_q)
+    u_p, u_q = _less_row_maxima(u_p, u_q)
     rows = jnp.concatenate([u_p[:, None], _rows(u_p, u_q)], axis=1)
     return jnp.mean(u_p - jax.nn.logsumexp(rows, axis=1)) + math.log(rows.shape[1])
 

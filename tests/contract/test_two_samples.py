@@ -238,6 +238,15 @@ def test_numpy_far_from_zero(name):
 
 
 @each_case
+def test_whole_numbers_of_jax_far_from_zero(name):
+    """Beyond 2²⁴ float32 does not hold them."""
+    if not CASES[name].shifts:
+        pytest.skip("depends on where the samples are")
+    x, y = (jnp.asarray(rows + 2**27, jnp.int32) for rows in (X, Y))
+    assert_same(name, answer(name, x, y), reference(name), 1e-3)
+
+
+@each_case
 def test_arrays_far_from_zero(name):
     """1e3 away, still on float32's lattice exactly."""
     if not CASES[name].shifts:

@@ -560,7 +560,7 @@ THIRDS = jnp.full(3, 1 / 3)
         (lambda: Logits(jnp.ones(3), temperature=0.0), "temperature must be a positive"),
         (lambda: Weights(jnp.ones(3), smoothing=-1.0), "smoothing must not be negative; got -1"),
         (lambda: categorical.Labels(jnp.array(0), 0), "num_classes must be an integer"),
-        (lambda: categorical.entropy(categorical.Labels(0.5, 3)), "p must be integer labels"),
+        (lambda: categorical.entropy(categorical.Labels(0.5, 3)), "p must be integers"),
         (lambda: categorical.skew_kl(THIRDS, THIRDS, 1.0), r"alpha must lie in \[0, 1\)"),
         (lambda: categorical.renyi(THIRDS, THIRDS, -1.0), "alpha must be a finite number"),
         (lambda: categorical.renyi(THIRDS, THIRDS, np.inf), "alpha must be a finite number"),
