@@ -23,24 +23,8 @@
 Not here, as ott-jax does it well: low-rank Sinkhorn (`ott.solvers.linear.sinkhorn_lr`), distances
 between spaces (`ott.solvers.quadratic.gromov_wasserstein`), barycenters of samples
 (`ott.solvers.linear.continuous_barycenter`), soft sorting (`ott.tools.soft_sort`), progressive maps
-(`ott.tools.progot`), and semi-discrete transport. ott's potentials absorb the weights, ours do not:
-hand over f + ε log a and g + ε log b.
-
-    >>> import jax, jax.numpy as jnp
-    >>> from ott.geometry import pointcloud
-    >>> from ott.problems.linear import linear_problem
-    >>> from ott.solvers.linear import sinkhorn as ott_sinkhorn
-    >>> x, y = jax.random.normal(jax.random.key(0), (2, 64, 2))
-    >>> ours = sinkhorn(x, y + 1, epsilon=0.2)
-    >>> a, b = ours.problem.a, ours.problem.b
-    >>> start = ours.f + 0.2 * jnp.log(a), ours.g + 0.2 * jnp.log(b)
-    >>> geometry = pointcloud.PointCloud(x, y + 1, epsilon=0.2)
-    >>> problem = linear_problem.LinearProblem(geometry, a, b)
-    >>> theirs = ott_sinkhorn.Sinkhorn(threshold=1e-2)(problem, init=start)
-    >>> bool(theirs.converged), int(theirs.n_iters)  # at its first check
-    (True, 10)
-    >>> bool(jnp.isclose(theirs.reg_ot_cost, ours.value, rtol=1e-4))
-    True
+(`ott.tools.progot`), and semi-discrete transport. Its costs are taken here as they are,
+`SinkhornResult.to_ott` gives its potentials, and `potentials_from_ott` starts from them.
 """
 
 from divjax.ot.costs import (
@@ -68,6 +52,7 @@ from divjax.ot.gaussian import (
 from divjax.ot.gaussian_entropic import GaussianEntropicResult, gaussian_entropic
 from divjax.ot.gaussian_samples import gaussian_map_from_samples
 from divjax.ot.icnn_dual import DualFit, ICNNDual
+from divjax.ot.interchange import potentials_from_ott
 from divjax.ot.light_bridge import LightSchrodingerBridge
 from divjax.ot.linear_program import ExactResult, exact
 from divjax.ot.monge_gap import MongeGapResult, monge_gap
@@ -124,6 +109,7 @@ __all__ = [
     "marginal_penalty_from_tau",
     "max_sliced_wasserstein",
     "monge_gap",
+    "potentials_from_ott",
     "projected_wasserstein",
     "sinkhorn",
     "sinkhorn_divergence",

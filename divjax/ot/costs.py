@@ -10,6 +10,7 @@ Any callable `(x "d", y "d") -> scalar` is a cost. One may also provide
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +141,7 @@ def cost_matrix(
         >>> cost_matrix(lambda x, y: jnp.sum(x * y), x, x).tolist()
         [[0.0, 0.0], [0.0, 25.0]]
     """
+    cost = as_cost(cost)
     if getattr(cost, "translation_invariant", False):
         _, x, y = centered_samples(x=x, y=y)
     else:
@@ -166,6 +168,7 @@ def checked_cost(cost: Any, point: Float[Array, " d"]) -> Any:
     check_callable(cost=cost)
     if isinstance(cost, type):
         raise ValueError(f"cost must be an instance; got the class {cost.__name__} itself.")
+    cost = as_cost(cost)
     check_scalar_output("cost", cost, point, point)
     if isinstance(cost, _OfMatrix):
         return cost
@@ -427,8 +430,50 @@ class SphereGeodesic(_OfMatrix):
         return 2 * jnp.arctan2(apart, safe_sqrt(_sum_over_features(jnp.square, x, -y)))
 
 
+@pytree
+class _OfOtt:
+    """A cost h(x − y) of ott-jax."""
+
+    cost: Any
+
+    translation_invariant = True
+
+    def __call__(self, x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
+        """The cost of one pair."""
+        return self.cost(x, y)
+
+    def h(self, z: Float[Array, " d"]) -> Float[Array, ""]:
+        """The cost of a displacement."""
+        return self.cost.h(z)
+
+    def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """∇h*(w)."""
+        return jnp.vectorize(jax.grad(self.cost.h_legendre), signature="(d)->(d)")(w)
+
+
+def as_cost(cost: Any) -> Any:
+    """A cost of ott-jax as one of this package; anything else as it is.
+
+    Example:
+        >>> from ott.geometry import costs as theirs
+        >>> as_cost(theirs.SqEuclidean())
+        SqEuclidean()
+    """
+    theirs: Any = sys.modules.get("ott.geometry.costs")  # who has such a cost has imported it
+    if theirs is None or not isinstance(cost, theirs.CostFn):
+        return cost
+    if type(cost) is theirs.SqEuclidean:
+        return SqEuclidean()
+    if type(cost) is theirs.Euclidean:
+        return Euclidean()
+    if type(cost) is theirs.PNormP and cost.p > 1:
+        return PNormPower(cost.p)
+    return _OfOtt(cost) if isinstance(cost, theirs.TICost) else cost
+
+
 def grad_conjugate(cost: Any) -> Callable[[Array], Array]:
     """The cost's ∇h*, or `ValueError` where it has none."""
+    cost = as_cost(cost)
     if not (hasattr(cost, "h") and hasattr(cost, "grad_conjugate")):
         raise ValueError(
             "a transport map in closed form takes a cost h(x − y) whose ∇h* is known "
@@ -438,6 +483,6 @@ def grad_conjugate(cost: Any) -> Callable[[Array], Array]:
     if jax.tree_util.all_leaves([cost]):
         raise ValueError(
             "a cost of one's own whose ∇h* is used must be a pytree: decorate the class "
-            f"{type(cost).__name__} with `divjax.core.pytrees.pytree`."
+            f"{type(cost).__name__} with `divjax.pytree`."
         )
     return cost.grad_conjugate

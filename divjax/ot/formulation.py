@@ -181,6 +181,7 @@ def formulate(
         n, m = cost.shape
         a, b, vanishing = _weights(a, b, n, m, cost.dtype, penalties == (None, None))
         return _of_matrix(cost, a, b, epsilon, penalties, block_size, vanishing)
+    cost = costs.as_cost(cost)
     check_callable(cost=cost)
     # Their dtype and sizes; NumPy's double precision is still wanted below.
     typed_x, typed_y = as_samples(x=x, y=y)
@@ -223,6 +224,7 @@ def formulate_self(
 
     `vanishing` is whether weights may be zero, if it is known better than by looking.
     """
+    cost = costs.as_cost(cost)
     check_callable(cost=cost)
     (typed,) = as_samples(x=x)
     penalties = _penalties(penalty, typed.dtype)

@@ -32,6 +32,7 @@ from divjax.ot.derivatives import (
     with_implicit_derivatives,
 )
 from divjax.ot.formulation import Formulation, formulate
+from divjax.ot.interchange import potentials_to_ott
 from divjax.ot.iterations import iterate
 from divjax.ot.problem import PointPairs, Problem, has_lone_row, soft_minimum
 from divjax.ot.rounding import cost_error, costs_are_lost, refined_where_large, sampled_error
@@ -333,6 +334,26 @@ class SinkhornResult(Outcome):
         image = z + conjugate(-gradient) if pairs.swapped else z - conjugate(gradient)
         return self.formulation.transposed.uncentered(image)
 
+    def to_ott(self) -> Any:
+        """The potentials as ott-jax's `DualPotentials`, functions of one point each, and the cost.
+
+        Its `transport` is this result's, both ways; its own tools, such as plots, take it from
+        there. `potentials_from_ott` goes the other way.
+
+        Raises:
+            ValueError: for a cost matrix.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> x = jnp.array([[0.0], [1.0]])
+            >>> theirs = sinkhorn(x, x + 2, epsilon=0.05).to_ott()
+            >>> theirs.transport(x).round(2).ravel().tolist()
+            [2.0, 3.0]
+            >>> theirs.transport(x + 2, forward=False).round(2).ravel().tolist()
+            [0.0, 1.0]
+        """
+        return potentials_to_ott(self)
+
     def _centered(self, z: Any) -> Float[Array, "k d"]:
         """Points relative to the centre of x, checked."""
         pairs = self.problem.pairs
@@ -391,9 +412,9 @@ def sinkhorn(
             weight zero may hold anything.
         b: weights of y. Balanced, of the same sum as a.
         epsilon: ε > 0, in units of the cost; or `Relative` to the costs.
-        cost: a cost of `divjax.ot`, any function of two points, or a matrix of costs. An infinite
-            cost forbids a pair. A row with only such stays unmatched if its marginal is relaxed;
-            otherwise there is no plan: the value is infinite, and flagged by
+        cost: a cost of `divjax.ot` or of ott-jax, any function of two points, or a matrix of costs.
+            An infinite cost forbids a pair. A row with only such stays unmatched if its marginal is
+            relaxed; otherwise there is no plan: the value is infinite, and flagged by
             `Status.NOT_FINITE`. Where rows have finite costs, but together too few columns to go
             to, the iterations do not converge.
         max_iterations: the largest number of iterations.

@@ -1,0 +1,102 @@
+"""To and from ott-jax, which is imported where it is asked for."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from divjax.ot import costs
+from divjax.ot.problem import PointPairs
+
+if TYPE_CHECKING:
+    from divjax.ot.sinkhorn import SinkhornResult
+
+__all__ = ["potentials_from_ott", "potentials_to_ott"]
+
+
+@functools.cache
+def _cost_class() -> type:
+    """What makes a cost of ott-jax of one of this package."""
+    from ott.geometry import costs as theirs
+
+    @jax.tree_util.register_pytree_node_class
+    class Cost(theirs.CostFn):
+        """c(x, y), or c(y, x) if swapped."""
+
+        def __init__(self, cost: Any, swapped: bool):
+            super().__init__()
+            self.cost, self.swapped = cost, swapped
+
+        def __call__(self, x: Array, y: Array) -> Any:
+            return self.cost(y, x) if self.swapped else self.cost(x, y)
+
+        def twist_operator(self, vec: Array, dual_vec: Array, variable: bool) -> Array:
+            conjugate = costs.grad_conjugate(self.cost)
+            if bool(variable) == self.swapped:  # vec is the first argument of h(x − y)
+                return vec - conjugate(dual_vec)
+            return vec + conjugate(-dual_vec)
+
+        def tree_flatten(self) -> Any:
+            return (self.cost,), self.swapped
+
+        @classmethod
+        def tree_unflatten(cls, aux_data: Any, children: Any) -> Any:
+            return cls(children[0], aux_data)
+
+    return Cost
+
+
+def potentials_to_ott(result: "SinkhornResult") -> Any:
+    """`ott.problems.linear.potentials.DualPotentials` of a result: `SinkhornResult.to_ott`."""
+    from ott.problems.linear import potentials
+
+    pairs = result.problem.pairs
+    if not isinstance(pairs, PointPairs):
+        raise ValueError("to_ott needs a cost between points; this problem has a cost matrix.")
+    backward = result.transposed
+    return potentials.DualPotentials(
+        lambda x: result.potential(x[None])[0],
+        lambda y: backward.potential(y[None])[0],
+        cost_fn=_cost_class()(pairs.cost, pairs.swapped),
+    )
+
+
+def potentials_from_ott(output: Any) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+    """The potentials (f, g) of a `SinkhornOutput` of ott-jax, as `sinkhorn` takes them: `init`.
+
+    ott-jax's absorb the weights, P_ij = exp((f_i + g_j − C_ij)/ε), these do not.
+
+    Args:
+        output: what `ott.solvers.linear.sinkhorn.Sinkhorn` returns.
+
+    Returns:
+        f − ε log a and g − ε log b, zero where a weight is.
+
+    Raises:
+        ValueError: if it is no such output.
+
+    Example:
+        >>> import jax
+        >>> from divjax import ot
+        >>> from ott.solvers import linear
+        >>> from ott.geometry import pointcloud
+        >>> x, y = jax.random.normal(jax.random.key(0), (2, 64, 2))
+        >>> theirs = linear.solve(pointcloud.PointCloud(x, y, epsilon=0.2), threshold=1e-5)
+        >>> ours = ot.sinkhorn(x, y, epsilon=0.2, init=ot.potentials_from_ott(theirs))
+        >>> int(ours.num_iterations)
+        1
+    """
+    problem = getattr(output, "ot_prob", None)
+    if problem is None or not hasattr(output, "potentials"):
+        raise ValueError(
+            f"output must be ott-jax's SinkhornOutput, with its problem; got "
+            f"{type(output).__name__}."
+        )
+    epsilon = problem.geom.epsilon
+    f, g = (
+        jnp.where(weights > 0, potential - epsilon * jnp.log(weights), 0)
+        for potential, weights in zip(output.potentials, (problem.a, problem.b), strict=True)
+    )
+    return f, g
