@@ -37,7 +37,8 @@ def as_indices(name: str, indices: Any) -> Any:
     if isinstance(indices, jax.Array):
         return indices
     held = np.iinfo(jax.dtypes.canonicalize_dtype(int))
-    return np.where((indices >= 0) & (indices <= held.max), indices, -1).astype(held.dtype)
+    inside = (indices >= 0) & (indices <= held.max)
+    return np.where(inside, indices.astype(held.dtype), held.dtype.type(-1))
 
 
 def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:

@@ -113,8 +113,8 @@ def as_weights(name: str, weights: Any, num_rows: int, dtype: Any) -> Float[Arra
     """Weights of rows in their dtype. What is traced is returned as it is: see `are_weights`.
 
     Raises:
-        ValueError: for another number of them, and for known ones that are negative, not finite or
-            zero throughout.
+        ValueError: for another number of them, and for known ones that are negative, not finite,
+            zero throughout, or all of them out of the dtype's range.
 
     Example:
         >>> as_weights("a", [1, 3], 2, jnp.float32).tolist()
@@ -123,7 +123,14 @@ def as_weights(name: str, weights: Any, num_rows: int, dtype: Any) -> Float[Arra
     weights = as_numbers(name, weights)
     check_shape(name, weights, num_rows)
     check_weights(name, weights)
-    return jnp.asarray(weights, dtype if jnp.issubdtype(dtype, jnp.floating) else float)
+    dtype = jax.dtypes.canonicalize_dtype(dtype if jnp.issubdtype(dtype, jnp.floating) else float)
+    if not isinstance(weights, Tracer):
+        largest, held = float(np.asarray(weights, np.float64).max()), jnp.finfo(dtype)
+        # Half precision is computed in single, which has its smallest numbers.
+        least = held.tiny if held.bits >= 32 else held.smallest_subnormal
+        if not float(least) <= largest <= float(held.max):
+            raise ValueError(f"{name} must be within the range of {dtype}; got up to {largest:g}.")
+    return jnp.asarray(weights, dtype)
 
 
 def as_samples(**samples: Any) -> tuple[Array, ...]:
@@ -174,9 +181,10 @@ class Center:
         if x.shape[1] != self.high.shape[-1]:
             raise ValueError(f"x must have {self.high.shape[-1]} features; got {x.shape[1]}.")
         dtype = jnp.result_type(_dtype_of(x), self.high)
-        if _is_extended(x) and not isinstance(self.high, Tracer):
+        if _is_wider(x, dtype) and not isinstance(self.high, Tracer):
             high, low = (np.asarray(part, np.longdouble) for part in (self.high, self.low))
-            return jnp.asarray(((x - high) - low).astype(dtype))
+            with np.errstate(invalid="ignore", over="ignore"):
+                return jnp.asarray(((x - high) - low).astype(dtype))
         high, low = two_parts(x, dtype)
         return (high - self.high) + (low - self.low)
 

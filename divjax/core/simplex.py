@@ -4,7 +4,7 @@ Both are exact. K is the number of objectives, and they run inside every step of
 a few fused operations an iteration, without a call to LAPACK.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import in_units_of, nan_unless
-from divjax.core.samples import as_vectors, without_offset
+from divjax.core.samples import as_numbers, as_vectors, without_offset
 
-__all__ = ["are_weights", "effective_sample_size", "min_norm_weights", "project_simplex"]
+__all__ = [
+    "are_weights",
+    "effective_sample_size",
+    "min_norm_weights",
+    "project_simplex",
+    "within_range",
+]
 
 # In units of the dtype's epsilon, for a matrix of unit diagonal: what is added to the diagonal of
 # the matrix that is eliminated (not of the one that is solved), and the gradient that counts as 0.
@@ -56,11 +62,26 @@ def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
         Wolfe 1976, the algorithm; Lawson, Hanson 1974, chapter 23, the least-squares form used
         here; Désidéri 2012, for descent in several objectives.
     """
+    gram = as_numbers("gram", gram)
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
         raise ValueError(f"gram must be a non-empty square matrix; got shape {gram.shape}.")
-    if not jnp.issubdtype(gram.dtype, jnp.floating):
-        raise ValueError(f"gram must be floating-point; got {gram.dtype}.")
-    return _min_norm_weights(gram)
+    return _min_norm_weights(within_range(gram))
+
+
+def within_range(array: Any) -> Any:
+    """NumPy's numbers in units of the power of two above their largest; JAX's as they are.
+
+    For functions that no common factor changes. Beyond float32's range the numbers would be
+    rounded to zero or infinity.
+
+    Example:
+        >>> within_range(np.array([1e-50, -3e-50])).round(3).tolist()
+        [0.234, -0.702]
+    """
+    if not isinstance(array, np.ndarray) or not array.size:
+        return array
+    # NaN and infinities have exponent zero.
+    return np.ldexp(array, -np.frexp(np.max(np.abs(array)))[1])
 
 
 @jax.jit
@@ -281,6 +302,11 @@ def are_weights(weights: Float[Array, " n"]) -> Bool[Array, ""]:
 def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:
     """(Σ a)² / Σ a²: how many equal weights are worth as much; nan for a negative weight.
 
+    Multiplying the weights by a positive number changes nothing.
+
+    Raises:
+        ValueError: if `weights` is not a non-empty vector of real numbers.
+
     Example:
         >>> import jax.numpy as jnp
         >>> float(effective_sample_size(jnp.array([0.5, 0.5, 0.0, 0.0])))
@@ -289,6 +315,7 @@ def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:
     References:
         Kong, Liu, Wong 1994, section 4.1.
     """
+    (weights,) = as_vectors(weights=within_range(as_numbers("weights", weights)))
     # In units of the largest first, which keeps tiny weights from underflowing when squared.
     scaled, _ = in_units_of(jnp.max(weights), weights)
     scaled = nan_unless(jnp.all(weights >= 0), scaled)

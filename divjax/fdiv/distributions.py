@@ -256,7 +256,7 @@ def log_probs_of(given: Given, axis: int) -> LogProbs:
     else:
         if isinstance(given, Weights):
             smoothing = jnp.asarray(given.smoothing, values.dtype)
-            values = values + nan_unless(smoothing >= 0, smoothing)
+            values = nan_unless(values >= 0, values) + nan_unless(smoothing >= 0, smoothing)
         exists = exists & (values != 0)
         logits = jnp.log(jnp.where(exists, values, 1))
     # Where nothing exists the sum runs over everything, lest it be log 0.

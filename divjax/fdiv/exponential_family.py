@@ -77,8 +77,9 @@ def kl(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[A
         eta_q: natural parameters "d" of q; vmap for batches.
 
     Returns:
-        The divergence in nats; +inf where A(η_q) is, nan where A(η_p) is not finite, or where
-        rounding leaves fewer than two digits (float64, or centred data, have them).
+        The divergence in nats; +inf where A(η_q) is, nan where A(η_p) is not finite, where it would
+        be negative (A is not convex), or where rounding leaves fewer than two digits (float64, or
+        centred data, have them).
 
     Raises:
         ValueError: if the parameters are not vectors of one length, or A is no scalar.
@@ -138,7 +139,8 @@ def _jeffreys(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> 
     rounding = jnp.dot(jnp.abs(towards_q), jnp.abs(at_p) + jnp.abs(at_q))
     # ∇A(η_q) − ∇A(η_p) is ∇²A integrated along the line.
     line = _Line(log_partition, eta_p, towards_q)
-    integral = line.integral((jnp.zeros_like(rounding), lambda u: u, jnp.ones_like))
+    zero, one = jnp.zeros_like(rounding), jnp.ones_like(rounding)
+    integral = line.integral((zero, one, lambda u: u, jnp.ones_like))
     value = _sharper((jnp.dot(towards_q, at_q - at_p), rounding), integral)
     return nan_unless(_within(log_partition, eta_p, eta_q), value)
 
@@ -309,19 +311,25 @@ class _Line(NamedTuple):
 
         return jax.jvp(slope, (self.point(t),), (direction,))[1]
 
-    def integral(self, *parts: tuple[Array, Callable, Callable]) -> _WithError:
+    def integral(self, *parts: tuple[Array, Array, Callable, Callable]) -> _WithError:
         """Σ ∫₀¹ weight(u) φ''(place(u)) du, and its error in units of epsilon.
 
+        The places go up to 1. Where ∫ φ'' over them is not the difference of the slopes φ' at their
+        ends the error is infinite: second derivatives underflow before these do, since JAX's of a
+        quotient contain the divisor to the power −2.
+
         Args:
-            *parts: (a place whose rounding is looked at, the places, the weights).
+            *parts: (a place whose rounding is looked at, the length between the places' ends, the
+                places, the weights).
         """
         dtype = self.start.dtype
         nodes, of_rule, shares = [], [], []
         for rule, (roots, weights) in enumerate(_RULES):
             u = jnp.asarray((roots + 1) / 2, dtype)
-            for _, place, weight in parts:
+            mean = jnp.asarray(weights / 2, dtype)
+            for _, length, place, weight in parts:
                 nodes.append(place(u))
-                shares.append(jnp.asarray(weights / 2, dtype) * weight(u))
+                shares.append(mean * jnp.stack([weight(u), jnp.broadcast_to(length, u.shape)]))
                 of_rule += [rule] * len(roots)
         # Terms δ_i A_ij δ_j that cancel do not with other signs: their mean is Σ δ_i² A_ii.
         signs = _signs(self.start)
@@ -333,10 +341,23 @@ class _Line(NamedTuple):
             jnp.concatenate([jnp.ones_like(signs, shape=(len(of_rule), signs.shape[1])), probes]),
         )
         count = len(of_rule)
-        terms = jnp.concatenate(shares) * curvatures[:count]
+        terms, all_of_it = jnp.concatenate(shares, axis=1) * curvatures[:count]
         fine, coarse = (jnp.sum(terms[np.array(of_rule) == rule]) for rule in range(2))
         size = jnp.abs(curvatures[count:]).reshape(len(probed), len(signs)).mean(axis=1).max()
-        return fine, size + jnp.abs(fine - coarse) / (_ROUNDINGS * jnp.finfo(dtype).eps)
+        epsilon = _ROUNDINGS * jnp.finfo(dtype).eps
+        error = size + jnp.abs(fine - coarse) / epsilon
+        rise = jnp.sum(all_of_it[np.array(of_rule) == 0])
+        length = sum(length for _, length, _, _ in parts)
+        change, rounding = self._change_of_slope(1 - length, 1)
+        allowed = _LARGEST_ERROR * jnp.abs(change) + epsilon * (error + _ROUNDINGS * rounding)
+        return fine, jnp.where(jnp.abs(rise - change) <= allowed, error, jnp.inf)
+
+    def _change_of_slope(self, start: ArrayLike, end: ArrayLike) -> _WithError:
+        """φ'(end) − φ'(start), and its error in units of epsilon."""
+        places = jnp.stack([jnp.asarray(t, self.start.dtype) for t in (start, end)])
+        gradients = jax.vmap(lambda t: jax.grad(self.log_partition)(self.point(t)))(places)
+        before, after = gradients * self.direction
+        return jnp.sum(after - before), jnp.sum(jnp.abs(before) + jnp.abs(after))
 
     def roundings(self, *places: ArrayLike) -> Float[Array, " places"]:
         """The errors of A at points of the line, together: each copy of A is compiled."""
@@ -375,22 +396,24 @@ def _gap_by_curvature(line: _Line, order: ArrayLike) -> _WithError:
     s = 1 - order
     share = jnp.where(s >= 0, order, 1)
     return line.integral(
-        (s, lambda u: s * u, lambda u: jnp.where(s >= 0, order * s * u, -s * (1 - u))),
-        (s, lambda u: 1 - share * u, lambda u: share**2 * u),
+        (s, jnp.abs(s), lambda u: s * u, lambda u: jnp.where(s >= 0, order * s * u, -s * (1 - u))),
+        (s, share, lambda u: 1 - share * u, lambda u: share**2 * u),
     )
 
 
 def _sharper(one: _WithError, other: _WithError) -> Float[Array, ""]:
     """The value whose error is smaller; nan where that leaves fewer than two digits.
 
-    Errors are in units of epsilon; values are at least zero, and zero may be off by a few epsilon.
+    Errors are in units of epsilon; zero may be off by a few epsilon. Values are at least zero, or A
+    is not convex: nan.
     """
     (value_one, error_one), (value_other, error_other) = one, other
     first = (error_one <= error_other) | ~jnp.isfinite(value_other + error_other)
     value = jnp.where(first, value_one, value_other)
     error = jax.lax.stop_gradient(jnp.where(first, error_one, error_other))
     epsilon = _ROUNDINGS * jnp.finfo(value.dtype).eps
-    return nan_unless(epsilon * error <= _LARGEST_ERROR * jnp.abs(value) + 10 * epsilon, value)
+    known = epsilon * error <= _LARGEST_ERROR * jnp.abs(value) + 10 * epsilon
+    return nan_unless(known & (value >= -10 * epsilon), value)
 
 
 @pytree
@@ -437,6 +460,31 @@ _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 /
 _STIRLING_FROM = 12
 
 
+@jax.custom_jvp
+def _quotient(x: Array, y: Array) -> Array:
+    """x/y, whose derivatives underflow no sooner than they must: JAX's divide by y²."""
+    return x / y
+
+
+@_quotient.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (x, y), (dx, dy) = primals, tangents
+    ratio = _quotient(x, y)
+    return ratio, _quotient(dx, y) - ratio * _quotient(dy, y)
+
+
+@jax.custom_jvp
+def _log(x: Array) -> Array:
+    """The logarithm, with the derivatives of `_quotient`."""
+    return jnp.log(x)
+
+
+@_log.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return _log(x), _quotient(dx, x)
+
+
 def _log_beta(eta: _Natural) -> Float[Array, ""]:
     """Σ log Γ(η_i) − log Γ(Σ η_i), as a sum over i of Beta functions of η_i and those before it."""
     before, own = jnp.cumsum(eta)[:-1], eta[1:]
@@ -460,7 +508,16 @@ def _log_gamma_ratio(a: Array, b: Array) -> Array:
         return series * inverse
 
     difference = remainder(b) - remainder(a + b)
-    return a - (b - 0.5) * jnp.log1p(a / b) - a * jnp.log(a + b) + difference
+    return a - (b - 0.5) * jnp.log1p(_quotient(a, b)) - a * _log(a + b) + difference
+
+
+def _of_normal(mean: ArrayLike, scale: ArrayLike) -> _Natural:
+    """The natural parameters; nan for a scale that is not positive, or squared out of range."""
+    mean, scale = as_floats(mean, scale)
+    square = jnp.square(scale)
+    precision = 1 / square
+    square = nan_unless((scale > 0) & (precision > 0) & (precision < jnp.inf), square)
+    return _vector(mean / square, -0.5 / square)
 
 
 BERNOULLI = Family(  # by its probability of a one
@@ -472,19 +529,17 @@ POISSON = Family(  # by its rate
     jax.jit(lambda rate: _vector(jnp.log(rate))), lambda eta: jnp.exp(eta[0]), signs=(0,)
 )
 EXPONENTIAL = Family(  # by its rate
-    jax.jit(lambda rate: _vector(jnp.negative(rate))), lambda eta: -jnp.log(-eta[0]), signs=(-1,)
+    jax.jit(lambda rate: _vector(jnp.negative(rate))), lambda eta: -_log(-eta[0]), signs=(-1,)
 )
 GAMMA = Family(  # by shape and rate
     jax.jit(lambda shape, rate: _vector(shape, jnp.negative(rate))),
-    lambda eta: gammaln(eta[0]) - eta[0] * jnp.log(-eta[1]),
+    lambda eta: gammaln(eta[0]) - eta[0] * _log(-eta[1]),
     signs=(1, -1),
 )
 BETA = Family(jax.jit(_vector), _log_beta, signs=(1,))  # by its two shapes
 DIRICHLET = Family(jnp.asarray, _log_beta, signs=(1,))  # by its concentrations, a vector
 NORMAL = Family(  # by mean and standard deviation
-    jax.jit(
-        lambda mean, scale: _vector(jnp.divide(mean, jnp.square(scale)), -0.5 / jnp.square(scale))
-    ),
-    lambda eta: -0.25 * eta[0] ** 2 / eta[1] - 0.5 * jnp.log(-2 * eta[1]),
+    jax.jit(_of_normal),
+    lambda eta: -0.25 * eta[0] * _quotient(eta[0], eta[1]) - 0.5 * _log(-2 * eta[1]),
     signs=(0, -1),
 )

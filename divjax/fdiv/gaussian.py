@@ -20,15 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.arguments import as_leaves
 from divjax.core.checks import (
+    LARGEST_ASYMMETRY,
     check_full_precision,
     check_nonnegative,
     check_probability,
     check_scalar,
+    check_symmetric,
 )
 from divjax.core.linalg import cholesky, eigh, solve_triangular
 from divjax.core.numerics import if_needed, nan_unless
@@ -99,10 +100,6 @@ class _Root(NamedTuple):
     singular: Bool[Array, ""]
 
 
-# Of the scale √(C_ii C_jj), beyond which C_ij − C_ji is no rounding.
-_ASYMMETRY = 3e-4
-
-
 def _root(covariance: Float[Array, " d"] | Float[Array, "d d"]) -> _Root:
     finite = jnp.isfinite(covariance).all()
     if covariance.ndim == 1:
@@ -119,7 +116,7 @@ def _root(covariance: Float[Array, " d"] | Float[Array, "d d"]) -> _Root:
         (jax.lax.stop_gradient(covariance), ~failed),
     )
     one = jnp.eye(covariance.shape[0], dtype=covariance.dtype)
-    valid = finite & semidefinite & jnp.all(asymmetry <= _ASYMMETRY)
+    valid = finite & semidefinite & jnp.all(asymmetry <= LARGEST_ASYMMETRY)
     return _Root(jnp.where(failed, one, factor), valid, failed)
 
 
@@ -134,20 +131,6 @@ def _is_semidefinite(covariance: Float[Array, "d d"]) -> Bool[Array, ""]:
     scale = _correlation_scale(covariance)
     smallest = eigh(covariance / (scale[:, None] * scale))[0][0]
     return smallest >= -10 * scale.size * jnp.finfo(covariance.dtype).eps
-
-
-def _check_symmetric(name: str, covariance: Array) -> None:
-    if covariance.ndim == 2 and not isinstance(covariance, Tracer):
-        matrix = np.asarray(covariance, np.float64)
-        scale = np.sqrt(np.where(np.diagonal(matrix) > 0, np.diagonal(matrix), 1))
-        with np.errstate(invalid="ignore"):  # of infinities, which give nan
-            difference = np.abs(matrix - matrix.T)
-            asymmetric = difference / np.outer(scale, scale) > _ASYMMETRY
-        if asymmetric.any():
-            raise ValueError(
-                f"{name} must have a symmetric covariance; got entries that differ by "
-                f"{difference[asymmetric].max():.3g} across the diagonal."
-            )
 
 
 def _checked(p: Normal, q: Normal) -> tuple[Normal, Normal]:
@@ -168,14 +151,35 @@ def _checked(p: Normal, q: Normal) -> tuple[Normal, Normal]:
             f"p and q must have the same dimension; got {jnp.shape(p[0])[0]} and "
             f"{jnp.shape(q[0])[0]}."
         )
+    p, q = _in_own_units(p, q)
     dtype = jnp.result_type(float, *p, *q)
     p, q = (
         g._replace(mean=two_parts(g.mean, dtype)) if isinstance(g.mean, np.ndarray) else g
         for g in (p, q)
     )
-    _check_symmetric("p", p.covariance)
-    _check_symmetric("q", q.covariance)
+    check_symmetric("the covariance of p", p.covariance)
+    check_symmetric("the covariance of q", q.covariance)
     return p, q
+
+
+def _in_own_units(p: Normal, q: Normal) -> tuple[Normal, Normal]:
+    """Both with features in powers of two near a known covariance's standard deviations.
+
+    Divergences do not change, and NumPy's smallest variances are none of JAX's.
+    """
+    known = [g.covariance for g in (q, p) if isinstance(g.covariance, np.ndarray)]
+    if not known:
+        return p, q
+    variances = known[0] if known[0].ndim == 1 else np.diagonal(known[0])
+    usable = (variances > 0) & np.isfinite(variances)
+    unit = 2.0 ** np.round(np.log2(np.where(usable, variances, 1).astype(float)) / 2)
+
+    def rescaled(g: Normal) -> Normal:
+        covariance = g.covariance / unit
+        covariance = covariance / (unit if covariance.ndim == 1 else unit[:, None])
+        return Normal(g.mean / unit, covariance)
+
+    return rescaled(p), rescaled(q)
 
 
 def _whiten(p: Normal, q: Normal) -> _Whitened:
@@ -295,29 +299,60 @@ def _renyi(whitened: _Whitened, alpha: ArrayLike) -> Float[Array, ""]:
     # leaves another matrix of this form, so that log det(I + cX)/c needs no division by c.
     if factor.ndim == 1:
         excess = jnp.expm1(whitened.log_variances)
-        terms, definite = _pivot(excess, shift, complement)
-        total, definite = _add(terms, alpha), jnp.all(definite)
+        (logs, squares), definite = _pivot(excess, shift, complement)
+        logs, squares, definite = jnp.sum(logs), jnp.sum(squares), jnp.all(definite)
+        determinants = logs - jnp.sum(whitened.log_variances)
     else:
-        size = shift.size
-        excess = factor @ factor.T - jnp.eye(size, dtype=factor.dtype)
-
-        def eliminate(row: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-            excess, shift, total, definite = carry
-            terms, positive = _pivot(excess[row, row], shift[row], complement)
-            # Once a pivot is not positive nothing that follows means anything, or may be NaN.
-            pivot = jnp.where(positive, 1 + complement * excess[row, row], 1)
-            column = jnp.where((jnp.arange(size) > row) & positive, excess[:, row], 0)
-            return (
-                excess - complement / pivot * jnp.outer(column, column),
-                shift - complement / pivot * column * shift[row],
-                total + _add(terms, alpha),
-                definite & positive,
-            )
-
-        carry = (excess, shift, jnp.zeros((), factor.dtype), jnp.array(True))
-        _, _, total, definite = jax.lax.fori_loop(0, size, eliminate, carry)
-    value = (total - jnp.sum(whitened.log_variances)) / 2
+        excess = factor @ factor.T - jnp.eye(shift.size, dtype=factor.dtype)
+        far = jnp.max(jnp.abs(excess)) > _NEAR
+        logs, squares, deficit, definite = _eliminated(excess, shift, complement, ~far)
+        determinants = jnp.where(far, logs - jnp.sum(whitened.log_variances), deficit)
+    value = (determinants + alpha * squares) / 2
     return whitened.finish(nan_unless(alpha >= 0, jnp.where(definite, value, jnp.inf)))
+
+
+# Of X, up to which log det(I + cX)/c and log det(I + X) agree so far that their difference is
+# summed up pivot by pivot.
+_NEAR = 0.1
+
+
+def _eliminated(
+    excess: Float[Array, "d d"], shift: Float[Array, " d"], complement: Array, near: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Log det(I + cX)/c, zᵀ(I + cX)⁻¹z, log det(I + cX)/c − log det(I + X), whether I + cX > 0.
+
+    The third, of second order in X, is for small X alone: of what is eliminated from I + X beside
+    I + cX the difference is carried along, so that X's rounding, of first order, cancels.
+    """
+    size = shift.size
+    zero = jnp.zeros((), excess.dtype)
+
+    def eliminate(row: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        excess, own, gap, shift, logs, squares, deficit, definite = carry
+        (log, square), positive = _pivot(excess[row, row], shift[row], complement)
+        # Once a pivot is not positive nothing that follows means anything, or may be NaN.
+        pivot = jnp.where(positive, 1 + complement * excess[row, row], 1)
+        own_excess = jnp.where(near, own[row, row], 0)
+        later = jnp.arange(size) > row
+        column = jnp.where(later & positive, excess[:, row], 0)
+        own_column = jnp.where(later & near, own[:, row], 0)
+        taken = complement / pivot * jnp.outer(column, column)
+        own_taken = jnp.outer(own_column, own_column) / (1 + own_excess)
+        curvature = (log - excess[row, row]) - (jnp.log1p(own_excess) - own_excess)
+        return (
+            excess - taken,
+            own - own_taken,
+            gap - (taken - own_taken),
+            shift - complement / pivot * column * shift[row],
+            logs + log,
+            squares + square,
+            deficit + curvature + gap[row, row],
+            definite & positive,
+        )
+
+    carry = (excess, excess, jnp.zeros_like(excess), shift, zero, zero, zero, jnp.array(True))
+    _, _, _, _, logs, squares, deficit, definite = jax.lax.fori_loop(0, size, eliminate, carry)
+    return logs, squares, deficit, definite
 
 
 def _pivot(excess: Array, shift: Array, complement: Array) -> tuple[tuple[Array, Array], Array]:
@@ -325,10 +360,6 @@ def _pivot(excess: Array, shift: Array, complement: Array) -> tuple[tuple[Array,
     positive = 1 + complement * excess > 0
     safe = jnp.where(positive, excess, 0)
     return (log1p_over(safe, complement), shift**2 / (1 + complement * safe)), positive
-
-
-def _add(terms: tuple[Array, Array], alpha: Array) -> Array:
-    return jnp.sum(terms[0]) + alpha * jnp.sum(terms[1])
 
 
 def bhattacharyya(p: Normal, q: Normal) -> Float[Array, ""]:

@@ -276,6 +276,8 @@ class Generator(Divergence):
         return Reversed(self)
 
     def __add__(self, other: "Generator") -> "Generator":
+        if not isinstance(other, Divergence):
+            return NotImplemented
         return Combination((self, other), (1.0, 1.0))
 
     def __mul__(self, factor: ArrayLike) -> "Generator":
@@ -323,6 +325,8 @@ class Combination(Generator):
     factors: tuple[ArrayLike, ...]
 
     def __post_init__(self):
+        for generator in self.generators:
+            check_generator(generator)
         for factor in self.factors:
             check_positive(factor=factor)
 
@@ -504,7 +508,16 @@ class Mixed(Mixture):
     alpha: ArrayLike
 
     def __post_init__(self):
+        check_generator(self.generator)
         check_share(self.alpha)
+
+
+def check_generator(generator: Any) -> None:
+    """Raise `ValueError` for a divergence that is none by a generator, such as Rényi's."""
+    if isinstance(generator, Divergence) and not isinstance(generator, Generator):
+        raise ValueError(
+            f"generator must be that of an f-divergence; got {type(generator).__name__}."
+        )
 
 
 def check_share(alpha: Any) -> None:

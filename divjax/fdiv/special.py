@@ -269,7 +269,7 @@ def entropy_deficit(squared: ArrayLike) -> Array:
     """The deficit log 2 − h((1 − x)/2) of binary entropy (nats) at x² = `squared`; smooth at 0.
 
     Args:
-        squared: x² in [0, 1].
+        squared: x² in [0, 1]; NaN for others.
 
     Example:
         >>> float(entropy_deficit(0.0)), float(entropy_deficit(1.0))
@@ -277,7 +277,7 @@ def entropy_deficit(squared: ArrayLike) -> Array:
     """
     (squared,) = as_floats(squared)
     # The series Σ x^{2k}/(2k(2k − 1)) where the closed form cancels and its root has no derivative.
-    small = squared < 1e-2
+    small = (squared >= 0) & (squared < 1e-2)
     near = jnp.where(small, squared, 0)
     series = jnp.zeros_like(near)
     for k in reversed(range(1, 9)):

@@ -20,9 +20,10 @@ from divjax.core.checks import (
     check_shape,
     check_simplex,
 )
-from divjax.core.numerics import matmul, nan_unless, safe_sqrt
+from divjax.core.numerics import in_units_of, matmul, nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree
-from divjax.core.simplex import min_norm_weights, project_simplex
+from divjax.core.samples import as_arrays, as_numbers
+from divjax.core.simplex import min_norm_weights, project_simplex, within_range
 from divjax.flows.masses import checked_masses, drop_dead
 
 __all__ = ["CAGrad", "FixedWeights", "MinNorm", "PCGrad", "ProjectedStep", "gram"]
@@ -31,11 +32,13 @@ __all__ = ["CAGrad", "FixedWeights", "MinNorm", "PCGrad", "ProjectedStep", "gram
 _NEWTON_STEPS = 16
 
 
-def check_fields(velocities: Float[Array, "k n d"]) -> None:
-    """Raise `ValueError` unless these are K fields at some particles."""
+def checked_fields(velocities: Any) -> Any:
+    """K fields at some particles, by `as_numbers`; raise `ValueError` unless they are."""
+    velocities = as_numbers("velocities", velocities)
     check_shape("velocities", velocities, "k", "n", "d")
     if 0 in velocities.shape:
         raise ValueError(f"velocities must not be empty; got shape {velocities.shape}.")
+    return velocities
 
 
 def gram(velocities: Float[Array, "k n d"], weights: Float[Array, " n"]) -> Float[Array, "k k"]:
@@ -43,22 +46,43 @@ def gram(velocities: Float[Array, "k n d"], weights: Float[Array, " n"]) -> Floa
 
     Args:
         velocities: the K fields at the n particles.
-        weights: a, the particles' weights.
+        weights: a, the particles' weights, summing to one.
 
     Returns:
         Q; wᵀQw is the squared norm of Σ_k w_k v_k.
 
     Raises:
-        ValueError: if the shapes do not fit, or known weights are negative, not finite or zero
-            throughout. Traced ones give NaN.
+        ValueError: if the shapes do not fit, or known weights are negative, not finite, or do not
+            sum to one. Traced ones give NaN.
 
     Example:
         >>> import jax.numpy as jnp
         >>> gram(jnp.array([[[1.0], [2.0]], [[0.0], [4.0]]]), jnp.full(2, 0.5)).tolist()
         [[2.5, 4.0], [4.0, 8.0]]
     """
-    check_fields(velocities)
+    (velocities,) = as_arrays(velocities=checked_fields(velocities))
     weights = checked_masses(weights, velocities.shape[1], velocities.dtype)
+    return _products(velocities, weights)
+
+
+def unit_gram(velocities: Any, weights: Any) -> Float[Array, "k k"]:
+    """`gram` of the fields in units of the power of two at their size, whose squares keep in range.
+
+    For what a common factor of the fields does not change; the size is a constant to
+    differentiation.
+    """
+    (velocities,) = as_arrays(velocities=within_range(checked_fields(velocities)))
+    weights = checked_masses(weights, velocities.shape[1], velocities.dtype)
+    fixed, masses = jax.lax.stop_gradient((velocities, weights))
+    lengths = jnp.sqrt(masses)[:, None] * jnp.abs(fixed)
+    size = jnp.max(jnp.where((masses > 0)[:, None], lengths, 0))
+    size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
+    return _products(in_units_of(size, velocities)[0], weights)
+
+
+def _products(
+    velocities: Float[Array, "k n d"], weights: Float[Array, " n"]
+) -> Float[Array, "k k"]:
     rows = drop_dead(weights, jnp.swapaxes(velocities, 0, 1))
     weighted = rows * weights[:, None, None]
     return jnp.einsum("nkd,njd->kj", weighted, rows, precision="highest")
@@ -99,7 +123,7 @@ class MinNorm(_Stateless):
         state: Any,
     ) -> tuple[Float[Array, " k"], Any]:
         """The exact minimiser."""
-        return min_norm_weights(gram(velocities, weights)), state
+        return min_norm_weights(unit_gram(velocities, weights)), state
 
 
 @pytree
@@ -149,9 +173,10 @@ class ProjectedStep:
         check_positive_values(step_size=self.step_size)
         step_size = jnp.asarray(self.step_size, state.dtype)
         step_size = nan_unless(step_size > 0, step_size)
-        step = matmul(gram(velocities, weights).astype(state.dtype), state)
+        products = gram(velocities, weights)
+        step = matmul(products.astype(state.dtype), state)
         moved = project_simplex(state - step_size * step)
-        return moved.astype(velocities.dtype), moved
+        return moved.astype(products.dtype), moved
 
 
 @pytree
@@ -196,6 +221,7 @@ class FixedWeights(_Stateless):
         state: Any,
     ) -> tuple[Float[Array, " k"], Any]:
         """The weights, whatever the fields."""
+        (velocities,) = as_arrays(velocities=checked_fields(velocities))
         size = velocities.shape[0]
         if self.weights is None:
             return jnp.full(size, 1 / size, velocities.dtype), state
@@ -231,7 +257,7 @@ class PCGrad(_Stateless):
         state: Any,
     ) -> tuple[Float[Array, " k"], Any]:
         """The coefficients of the fields in the mean of the projected ones."""
-        return _mean_of_projected(key, gram(velocities, weights)), state
+        return _mean_of_projected(key, unit_gram(velocities, weights)), state
 
 
 @jax.jit
@@ -298,7 +324,7 @@ class CAGrad(_Stateless):
         """The coefficients of the fields in d."""
         check_scalar(c=self.c)
         check_nonnegative_values(c=self.c)
-        products = gram(velocities, weights)
+        products = unit_gram(velocities, weights)
         size = products.shape[0]
         largest = jnp.max(jnp.diagonal(products))
         products = products / jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from divjax.core.checks import check_scalar_output, check_shape
+from divjax.core.checks import check_same_features, check_scalar_output, check_shape
 from divjax.core.numerics import matmul
 from divjax.core.pairwise import (
     coincidence_distance,
@@ -23,13 +24,20 @@ from divjax.core.samples import (
     as_numbers,
     as_samples,
     centered_samples,
+    loses_digits,
     without_offset,
 )
 from divjax.core.simplex import min_norm_weights
 from divjax.core.types import summary
-from divjax.flows.aggregators import check_fields, gram
+from divjax.flows.aggregators import checked_fields, unit_gram
 from divjax.flows.masses import checked_masses, drop_dead, weighted_sum
-from divjax.flows.targets import as_particles, as_table, flagged_value, target_rows
+from divjax.flows.targets import (
+    TargetRows,
+    as_particles,
+    as_table,
+    flagged_value,
+    target_rows,
+)
 from divjax.kernels.radial import Gaussian, InverseMultiquadric
 
 __all__ = [
@@ -44,9 +52,10 @@ __all__ = [
 ]
 
 
-def _uniform(x: Array, axis: int = 0) -> Float[Array, " n"]:
+def _masses(weights: Any, x: Array, axis: int = 0) -> Float[Array, " n"]:
+    """The given masses, or equal ones, of the particles along an axis."""
     n = x.shape[axis]
-    return jnp.full(n, 1 / n, x.dtype)
+    return checked_masses(jnp.full(n, 1 / n, x.dtype) if weights is None else weights, n, x.dtype)
 
 
 def squared_norm(
@@ -59,7 +68,11 @@ def squared_norm(
     Args:
         velocities: the K fields, such as `flows.fields(...).velocities`.
         objective_weights: w.
-        weights: the particles' masses a, equal by default.
+        weights: the particles' masses a, summing to one; equal by default.
+
+    Raises:
+        ValueError: if the shapes do not fit, an array does not hold real numbers, or known masses
+            are none. Traced ones give NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,10 +80,11 @@ def squared_norm(
         >>> float(squared_norm(fields, jnp.array([0.5, 0.5])))
         2.0
     """
-    check_fields(velocities)
+    velocities, objective_weights = as_arrays(
+        velocities=checked_fields(velocities), objective_weights=objective_weights
+    )
     check_shape("objective_weights", objective_weights, velocities.shape[0])
-    weights = _uniform(velocities, 1) if weights is None else weights
-    weights = checked_masses(weights, velocities.shape[1], velocities.dtype)
+    weights = _masses(weights, velocities, 1)
     combined = jnp.tensordot(objective_weights, velocities, 1, precision="highest")
     return weighted_sum(weights, jnp.sum(combined**2, axis=1))
 
@@ -83,15 +97,20 @@ def pareto_residual(
     Whatever weights a flow used, this is what the best ones would have left. The fields are what
     `flows.fields(...).velocities` gives.
 
+    Raises:
+        ValueError: as `squared_norm`.
+
     Example:
         >>> import jax.numpy as jnp
         >>> fields = jnp.array([[[2.0, 0.0]], [[-1.0, 0.0]]])
         >>> float(pareto_residual(fields))
         0.0
     """
-    weights = _uniform(velocities, 1) if weights is None else weights
+    velocities = checked_fields(velocities)
+    n = velocities.shape[1]
+    masses: Any = np.full(n, 1 / n) if weights is None else weights
     # From the fields rather than from wᵀQw, whose digits cancel where the residual is small.
-    return squared_norm(velocities, min_norm_weights(gram(velocities, weights)), weights)
+    return squared_norm(velocities, min_norm_weights(unit_gram(velocities, masses)), masses)
 
 
 def kernel_stein_discrepancy(
@@ -113,7 +132,8 @@ def kernel_stein_discrepancy(
     it is unbiased for independent particles, the U-statistic, and may be negative. O(n²) memory.
 
     Args:
-        particles: samples.
+        particles: samples. The kernel sees their differences, those of NumPy's float64 before JAX
+            rounds them; the scores s are those at the rounded points.
         log_prob: takes one particle and returns log π up to a constant.
         kernel: `Gaussian` or `InverseMultiquadric`; a bandwidth rule is evaluated at the particles.
         weights: the particles' masses, summing to one; equal by default.
@@ -124,7 +144,8 @@ def kernel_stein_discrepancy(
 
     Raises:
         ValueError: if `particles` is no matrix, `log_prob` no scalar, the kernel one without the
-            mixed second derivative at coincident points, or a single particle is to be unbiased.
+            mixed second derivative at coincident points, a single particle is to be unbiased, or
+            known masses are none. Traced ones give NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -138,6 +159,7 @@ def kernel_stein_discrepancy(
         Liu, Lee, Jordan 2016; Chwialkowski, Strathmann, Gretton 2016; Gorham, Mackey 2017, for the
         inverse multiquadric kernel.
     """
+    _, x = centered_samples({"particles": weights}, particles=particles)
     (particles,) = as_samples(particles=particles)
     check_scalar_output("log_prob", log_prob, particles[0])
     if not isinstance(kernel, (Gaussian, InverseMultiquadric)):
@@ -147,15 +169,14 @@ def kernel_stein_discrepancy(
         )
     if debias and particles.shape[0] == 1:
         raise ValueError("particles must be at least two to be unbiased; got 1.")
-    weights = _uniform(particles) if weights is None else weights
-    weights = checked_masses(weights, particles.shape[0], particles.dtype)
+    weights = _masses(weights, particles)
     # Particles without weight may hold anything: others stand in for them, at weight zero.
-    particles = living_rows(particles, weights)
-    kernel, _ = kernel.resolve(particles, kernel.init(particles))
+    x, particles = living_rows(x, weights), living_rows(particles, weights)
+    kernel, _ = kernel.resolve(x, kernel.init(x))
     scores = jax.vmap(jax.grad(log_prob))(particles)
-    squared = squared_distances(particles)
+    squared = squared_distances(x)
     value, slope = kernel.radial(squared)
-    centered = particles - common_center(particles)
+    centered = x - common_center(x)
     along = jnp.sum(centered * scores, axis=1)
     cross = matmul(centered, scores.T)  # x_i · s_j
     turn = cross + cross.T - along[:, None] - along  # (x_i − x_j)·(s_j − s_i)
@@ -179,23 +200,33 @@ def distinct_particles(
 
     Args:
         particles: the particles.
-        weights: their masses; particles of mass zero do not count. All count by default.
+        weights: their masses, summing to one; particles of mass zero do not count. All count by
+            default.
+
+    Returns:
+        The count; −1, as an integer cannot be NaN, for traced masses that are none.
+
+    Raises:
+        ValueError: if `particles` is no matrix of numbers, or known masses are none.
 
     Example:
         >>> import jax.numpy as jnp
         >>> int(distinct_particles(jnp.array([[0.3, 1.0], [0.3, 1.0], [0.3, 2.0]])))
         2
     """
-    _, particles = centered_samples(particles=particles)
-    weights = _uniform(particles) if weights is None else weights
-    weights = checked_masses(weights, particles.shape[0], particles.dtype)
-    return _num_distinct(particles, weights)
+    _, particles = centered_samples({"particles": weights}, particles=particles)
+    masses = _masses(weights, particles)
+    # Masses that the particles' dtype rounds to zero count.
+    alive = masses > 0 if weights is None else jnp.asarray(as_numbers("weights", weights) > 0)
+    return _num_distinct(particles, alive, ~jnp.isnan(masses).any())
 
 
 @jax.jit
-def _num_distinct(particles: Float[Array, "n d"], weights: Float[Array, " n"]) -> Int[Array, ""]:
+def _num_distinct(
+    particles: Float[Array, "n d"], alive: Bool[Array, " n"], known: Bool[Array, ""]
+) -> Int[Array, ""]:
     n, d = particles.shape
-    alive, x = weights > 0, living_rows(particles, weights)
+    x = living_rows(particles, alive)
     index = jnp.arange(n)
     tolerance = coincidence_distance(x, float(jnp.finfo(x.dtype).eps))
 
@@ -207,7 +238,7 @@ def _num_distinct(particles: Float[Array, "n d"], weights: Float[Array, " n"]) -
         return jnp.any(jax.lax.fori_loop(0, d, agree, earlier), axis=1)
 
     repeated = map_row_blocks(coincides_with_earlier, n, x, index)
-    return jnp.sum(alive & ~repeated)
+    return jnp.where(known, jnp.sum(alive & ~repeated), -1)
 
 
 def relative_spread(
@@ -218,23 +249,24 @@ def relative_spread(
     """The particles' standard deviation relative to the target's, √(tr Cov(q) / tr Cov(p)).
 
     Below one where particles collapse, as SVGD's do in many dimensions and MMD's without noise.
+    NaN where JAX's particles have too few digits to tell the samples apart.
 
     Args:
-        particles: the particles.
+        particles: the particles. NumPy's float64 is centered in float64, as are the samples.
         samples: draws from the target.
         weights: the particles' masses, summing to one; equal by default.
 
     Raises:
-        ValueError: if samples and particles differ in their number of features.
+        ValueError: if samples and particles differ in their number of features, or known masses
+            are none. Traced ones give NaN.
 
     Example:
         >>> import jax.numpy as jnp
         >>> float(relative_spread(jnp.array([[0.0], [1.0]]), jnp.array([[5.0], [9.0]])))
         0.25
     """
-    rows = target_rows(as_table("samples", samples), as_particles(particles))
-    weights = _uniform(rows.x) if weights is None else weights
-    weights = checked_masses(weights, rows.x.shape[0], rows.x.dtype)
+    rows = _spread_rows(particles, samples, weights)
+    weights = _masses(weights, rows.x)
     x = drop_dead(weights, rows.x - common_center(rows.x, weights > 0))
     y = rows.y - common_center(rows.y)
     # In units of the target's largest deviation, so that squares neither over- nor underflow.
@@ -243,6 +275,20 @@ def relative_spread(
     x, y = x / unit, y / unit
     variance = weighted_sum(weights, jnp.sum((x - weighted_sum(weights, x)) ** 2, axis=1))
     return flagged_value(jnp.sqrt(variance / jnp.mean(jnp.sum(y**2, axis=1))), rows)
+
+
+def _spread_rows(particles: Any, samples: Any, weights: Any) -> TargetRows:
+    """Particles and samples as rows, those that NumPy holds about centers of their own."""
+    tables = as_table("particles", particles), as_table("samples", samples)
+    if not all(hasattr(table, "shape") and jnp.ndim(table) == 2 for table in tables):
+        return target_rows(tables[1], as_particles(tables[0]))
+    if not loses_digits(tables[0]):
+        return target_rows(tables[1], as_particles(tables[0]))
+    _, x = centered_samples({"particles": weights}, particles=particles)
+    _, y = centered_samples(samples=samples)
+    check_same_features(y, x, ("samples", "particles"))
+    y = (y - common_center(y)).astype(x.dtype)
+    return TargetRows(x, y, jnp.ones((), bool))
 
 
 class ParticleDiagnostics(NamedTuple):

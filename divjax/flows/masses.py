@@ -4,30 +4,52 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from divjax.core.checks import check_shape
 from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pytrees import num_particles
-from divjax.core.samples import as_samples, as_weights, owned
+from divjax.core.samples import as_numbers, as_samples, as_weights, owned
 from divjax.core.simplex import are_weights
 
 __all__ = ["checked_masses", "checked_step", "drop_dead", "masses_of", "weighted_sum"]
 
+# How far the sum of masses may be from one, beside the roundings of half precision: in units of
+# the dtype's epsilon, and the gaps between its smallest numbers.
+_SUM_TOLERANCE = 1e-3
+_SUM_ULPS = 4
+
 
 def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
-    """The masses of n particles in their dtype; NaN where they are traced and no weights.
+    """The masses of n particles in their dtype; NaN where they are traced and no masses.
 
     Raises:
-        ValueError: for another shape, and for known weights that are negative, not finite or zero
-            throughout.
+        ValueError: for another shape, and for known weights that are negative, not finite, or do
+            not sum to one within a thousandth (0.4% in float16, 3% in bfloat16).
 
     Example:
         >>> checked_masses(jnp.array([0.5, 0.5]), 2, jnp.float32).tolist()
         [0.5, 0.5]
     """
-    weights = as_weights("weights", weights, n, dtype)
-    return nan_unless(are_weights(weights), weights)
+    given = as_numbers("weights", weights)
+    masses = as_weights("weights", given, n, dtype)
+    tolerance = max(_rounding_of_sum(n, held) for held in (given.dtype, masses.dtype))
+    if isinstance(given, Tracer):
+        total = jnp.sum(masses, dtype=jnp.promote_types(masses.dtype, jnp.float32))
+        return nan_unless(are_weights(masses) & (jnp.abs(total - 1) <= tolerance), masses)
+    total = np.asarray(given, float).sum()
+    if abs(total - 1) > tolerance:
+        raise ValueError(f"weights must sum to one; they sum to {total:.6g}.")
+    return masses
+
+
+def _rounding_of_sum(n: int, dtype: Any) -> float:
+    """How far from one a sum of n masses may be that were rounded to the dtype."""
+    held = jnp.finfo(dtype)
+    gap = float(held.smallest_subnormal)
+    return max(_SUM_TOLERANCE, _SUM_ULPS * float(held.eps), n * gap)
 
 
 def masses_of(particles: PyTree[Array], weights: Any) -> Float[Array, " n"]:

@@ -172,12 +172,12 @@ def _moments(sample: _Sample) -> _Moments:
     return _Moments(size, mean, variance, width, lower, _legal(sample))
 
 
-def _at(origin: Any, bound: Array) -> Array:
-    """The lower bound at its origin, rounded downwards there."""
+def _at(origin: Any, bound: Array, least: Array) -> Array:
+    """The lower bound at its origin, rounded downwards there, but not below the lower end."""
     moved = origin + bound
     known = jax.lax.stop_gradient(moved)  # Some versions of JAX cannot differentiate nextafter.
     rounding = jnp.nextafter(known, -jnp.inf) - known
-    return jnp.where(origin == 0, bound, moved + rounding)
+    return jnp.where(origin == 0, bound, jnp.maximum(moved + rounding, origin + least))
 
 
 def sum_of_means_lower_bound(
@@ -267,7 +267,7 @@ def _sum_of_means(
     excess = jnp.sum(jnp.stack([width * m.mean for m, width, _ in each])) - radius
     enough = jnp.stack([m.size > 1 for m in moments]).all()
     bound = least + unit * jnp.where(enough, jnp.maximum(excess, 0), 0)
-    bound = _at(-origin if upper_bound else origin, bound)
+    bound = _at(-origin if upper_bound else origin, bound, least)
     legal = (
         jnp.stack([m.legal for m in moments]).all()
         & (confidence_level > 0)
@@ -427,7 +427,7 @@ def _betting(
     capital, slope = jax.value_and_grad(_log_capital)(root, x, ends, bets, rows)
     change = (capital - target) / jnp.where(root > 0, jax.lax.stop_gradient(slope), 1)
     root = root - jnp.where(root > 0, change - jax.lax.stop_gradient(change), 0)
-    bound = jnp.where(legal, _at(origin, least + width * root), jnp.nan)
+    bound = jnp.where(legal, _at(origin, least + width * root, least), jnp.nan)
     return -bound if upper_bound else bound
 
 

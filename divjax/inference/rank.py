@@ -237,7 +237,7 @@ def _accuracy(
 
 
 def midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Ranks from 1 to n; equal values share the mean of theirs.
+    """Ranks from 1 to n; equal values share the mean of theirs. NaN has none, and is the last.
 
     Example:
         >>> import jax.numpy as jnp
@@ -251,6 +251,7 @@ def midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
 @jax.jit
 def _midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
     (values,) = as_floats(values)
+    ranked = ~jnp.isnan(values)
     ordered = jnp.sort(values)
     left, right = (jnp.searchsorted(ordered, values, side=side) for side in ("left", "right"))
-    return (left + right + 1).astype(values.dtype) / 2
+    return nan_unless(ranked, (left + right + 1).astype(values.dtype) / 2)

@@ -189,6 +189,8 @@ class MultiScale:
 
     def __post_init__(self):
         check_positive(scales=self.scales)
+        if isinstance(self.scales, (list, tuple)) and not self.scales:
+            raise ValueError("scales must hold at least one number; got none.")
 
     def init(self, x: Float[Array, "n d"]) -> Any:
         """The rule's state."""

@@ -87,7 +87,7 @@ class _WithBandwidth:
     def init(self, x: Float[Array, "n d"]) -> Any:
         """The bandwidth rule's state."""
         as_samples(x=x)
-        if isinstance(self.bandwidth, (str, type)):
+        if self.bandwidth is None or isinstance(self.bandwidth, (str, type)):
             raise ValueError(
                 "bandwidth must be a positive number or a rule such as kernels.Median(); "
                 f"got {self.bandwidth!r}."
@@ -109,19 +109,30 @@ class _WithBandwidth:
 
     def radial(self, squared: _Block) -> tuple[_Block, _Block]:
         """Values and slopes, the mean over the scales."""
-        return self._mean_over_scales(lambda sigma: self._radial(squared, sigma))
+        return self._mean_over_scales(lambda sigma: self._radial(squared, sigma), squared.dtype)
 
-    def _mean_over_scales(self, function: Any) -> Any:
-        """The mean of `function(σ)` over the scales; NaN for a traced σ that is not positive."""
+    def _mean_over_scales(self, function: Any, dtype: Any) -> Any:
+        """The mean of `function(σ)` over the scales; NaN for a traced σ that is not positive.
+
+        And for one whose square, or the squares of distances that matter to it, the dtype lacks.
+        """
         if isinstance(self.bandwidth, BandwidthRule):
             raise ValueError(
                 "bandwidth is a rule: call `kernel.at(x)` for the kernel at its value."
             )
-        valid = lambda sigma: nan_unless(jnp.asarray(sigma) > 0, sigma)
-        if jnp.ndim(self.bandwidth) == 0:
-            return function(valid(self.bandwidth))
-        scales = [function(valid(sigma)) for sigma in jnp.ravel(self.bandwidth)]
-        return jax.tree.map(lambda *terms: sum(terms) / len(scales), *scales)
+        limits = jnp.finfo(jnp.promote_types(dtype, jnp.float32))
+        least, greatest = (float(limits.tiny / limits.eps) ** 0.5, float(limits.max) ** 0.5)
+
+        def at(sigma: Any) -> Any:
+            wide = jnp.asarray(sigma, jnp.promote_types(jnp.result_type(sigma), jnp.float32))
+            return function(nan_unless((wide >= least) & (wide <= greatest), sigma))
+
+        if not isinstance(self.bandwidth, (list, tuple)) and jnp.ndim(self.bandwidth) == 0:
+            return at(self.bandwidth)
+        terms = [at(sigma) for sigma in jnp.ravel(jnp.asarray(self.bandwidth))]
+        if not terms:
+            raise ValueError("bandwidth must hold at least one number; got none.")
+        return jax.tree.map(lambda *parts: sum(parts) / len(terms), *terms)
 
     def at(self, x: Float[Array, "n d"]) -> Self:
         """The kernel whose bandwidth is the rule's value at x, itself if it has no rule.
@@ -155,7 +166,8 @@ class Gaussian(_WithBandwidth):
     """The Gaussian kernel, k(x, y) = exp(−‖x − y‖² / (2σ²)).
 
     Attributes:
-        bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule.
+        bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule. In
+            float32 from 10⁻¹⁵ to 10¹⁹, since distances are squared; beyond, k is NaN.
 
     Raises:
         ValueError: if the bandwidth is a Python number that is not positive.
@@ -184,7 +196,7 @@ class Gaussian(_WithBandwidth):
             precision = 1 / jnp.square(sigma)
             return (dim * precision - squared * precision**2) * self._radial(squared, sigma)[0]
 
-        return self._mean_over_scales(trace)
+        return self._mean_over_scales(trace, squared.dtype)
 
 
 @pytree
@@ -192,7 +204,8 @@ class InverseMultiquadric(_WithBandwidth):
     """The inverse multiquadric kernel, k(x, y) = (1 + ‖x − y‖²/σ²)^(−β), with heavy tails.
 
     Attributes:
-        bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule.
+        bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule. In
+            float32 from 10⁻¹⁵ to 10¹⁹, since distances are squared; beyond, k is NaN.
         exponent: β > 0; for 0 < β < 1 the kernel Stein discrepancy controls convergence.
 
     Raises:
@@ -235,7 +248,7 @@ class InverseMultiquadric(_WithBandwidth):
             bracket = dim - 2 * jnp.add(self._valid_exponent(), 1) * scaled / (1 + scaled)
             return -bracket * self._radial(squared, sigma)[1]
 
-        return self._mean_over_scales(trace)
+        return self._mean_over_scales(trace, squared.dtype)
 
 
 def _distance_and_reciprocal(squared: _Block) -> tuple[_Block, _Block]:
@@ -249,10 +262,12 @@ def _distance_and_reciprocal(squared: _Block) -> tuple[_Block, _Block]:
 class Laplace(_WithBandwidth):
     """The Laplace kernel, k(x, y) = exp(−‖x − y‖/σ).
 
-    Not differentiable where points coincide; the gradient there is taken as zero.
+    Not differentiable where points coincide; the gradient there is taken as zero. Points nearer
+    than the root of the smallest number (10⁻¹⁹ in float32) count as coincident.
 
     Attributes:
-        bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule.
+        bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule. In
+            float32 from 10⁻¹⁵ to 10¹⁹, since distances are squared; beyond, k is NaN.
 
     Raises:
         ValueError: if the bandwidth is a Python number that is not positive.

@@ -75,17 +75,26 @@ def _displaced(x: ArrayLike, y: ArrayLike) -> list[Array]:
 
 
 def _sum_over_features(
-    term: Callable[[Array], Array], x: _Points, y: Float[Array, "m d"]
+    term: Callable[[Array], Array],
+    x: _Points,
+    y: Float[Array, "m d"],
+    add: Callable[[Array, Array], Array] = jnp.add,
 ) -> Float[Array, "n m"]:
     """Σ_k term(x_ik − y_jk); differences are computed again in reverse mode rather than held."""
     x, y = _displaced(x=x, y=y)
     term = jax.checkpoint(term)
     if x.shape[1] <= _UNROLL_UP_TO:
-        return functools.reduce(jnp.add, (term(x[:, k, None] - y[:, k]) for k in range(x.shape[1])))
+        return functools.reduce(add, (term(x[:, k, None] - y[:, k]) for k in range(x.shape[1])))
     pair = jax.checkpoint(lambda column, other: term(column[:, None] - other))
     zero = jnp.zeros((x.shape[0], y.shape[0]), jnp.result_type(x, y))
-    total, _ = jax.lax.scan(lambda sum, columns: (sum + pair(*columns), None), zero, (x.T, y.T))
+    total, _ = jax.lax.scan(lambda sum, columns: (add(sum, pair(*columns)), None), zero, (x.T, y.T))
     return total
+
+
+def _unit_of(largest: Array) -> Array:
+    """What to measure in, so that powers neither over- nor underflow; no derivative."""
+    usable = (largest > 0) & jnp.isfinite(largest)
+    return jax.lax.stop_gradient(jnp.where(usable, largest, 1))
 
 
 def _squared(x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
@@ -268,6 +277,12 @@ class Euclidean(_TranslationInvariant):
         return safe_sqrt(_sum_over_features(jnp.square, x, y))
 
 
+def _is_order(p: ArrayLike, *, above_one: bool = False) -> Array:
+    """Whether an exponent that may be traced is finite and at least one, or above it."""
+    p = jnp.asarray(p)
+    return jnp.isfinite(p) & ((p > 1) if above_one else (p >= 1))
+
+
 @pytree
 class EuclideanPower(_TranslationInvariant):
     """A power of the Euclidean distance, c(x, y) = ‖x − y‖^p / p for p > 1.
@@ -305,14 +320,14 @@ class EuclideanPower(_TranslationInvariant):
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums of squared differences."""
         check_scalar(p=self.p)
-        p = nan_unless(jnp.asarray(self.p) > 1, self.p)
+        p = nan_unless(_is_order(self.p, above_one=True), self.p)
         return safe_power(_sum_over_features(jnp.square, x, y), p / 2) / p
 
     def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w) = ‖w‖^{q−2} w."""
         check_scalar(p=self.p)
         norm = safe_sqrt(jnp.sum(w**2, axis=-1, keepdims=True))
-        w = nan_unless(jnp.asarray(self.p) > 1, w)
+        w = nan_unless(_is_order(self.p, above_one=True), w)
         # ‖w‖^{q−1} times the direction, with q − 1 = 1/(p − 1) > 0: zero at zero.
         return w / jnp.where(norm == 0, 1, norm) * safe_power(norm, 1 / (self.p - 1))
 
@@ -339,11 +354,12 @@ class PNorm(_TranslationInvariant):
         check_order(self.p)
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """From sums over features."""
+        """From sums over features, in units of a pair's largest difference."""
         check_scalar(p=self.p)
-        p = nan_unless(jnp.asarray(self.p) >= 1, self.p)
-        powers = _sum_over_features(lambda z: safe_power(jnp.abs(z), p), x, y)
-        return safe_power(powers, 1 / p)
+        p = nan_unless(_is_order(self.p), self.p)
+        unit = _unit_of(_sum_over_features(jnp.abs, x, y, jnp.maximum))
+        powers = _sum_over_features(lambda z: safe_power(jnp.abs(z) / unit, p), x, y)
+        return unit * safe_power(powers, 1 / p)
 
 
 @pytree
@@ -378,18 +394,19 @@ class PNormPower(_TranslationInvariant):
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
         check_scalar(p=self.p)
-        p = nan_unless(jnp.asarray(self.p) > 1, self.p)
+        p = nan_unless(_is_order(self.p, above_one=True), self.p)
         return _sum_over_features(lambda z: safe_power(jnp.abs(z), p), x, y) / p
 
     def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w)_k = sign(w_k) |w_k|^{1/(p−1)}."""
         check_scalar(p=self.p)
-        w = nan_unless(jnp.asarray(self.p) > 1, w)
+        w = nan_unless(_is_order(self.p, above_one=True), w)
         return jnp.sign(w) * safe_power(jnp.abs(w), 1 / (self.p - 1))
 
 
 def _directions(x: _Points) -> _Points:
     """Rows of length one; a row of zeros stays."""
+    x = x / _unit_of(jnp.max(jnp.abs(x), axis=1, keepdims=True))
     squared = jnp.sum(x**2, axis=1, keepdims=True)
     return x / jnp.where(squared > 0, safe_sqrt(squared), 1)
 

@@ -467,7 +467,8 @@ def _weights(
     concrete = [w for w in (a, b) if w is not None and not isinstance(w, Tracer)]
     if balanced and len(concrete) == 2:
         sums = [float(np.asarray(w, np.float64).sum()) for w in concrete]
-        if abs(sums[0] - sums[1]) > 1e-4 * max(sums):
+        rounding = float(jnp.finfo(dtype).eps)
+        if abs(sums[0] - sums[1]) > max(1e-4, 4 * rounding) * max(sums):
             raise ValueError(f"a and b must have the same sum; got {sums[0]} and {sums[1]}.")
     given = a if a is not None else b
     mass = jnp.ones((), dtype) if given is None else jnp.sum(given)

@@ -178,8 +178,12 @@ def is_valid(line: Line, p: ArrayLike) -> Bool[Array, ""]:
     """Whether order and weights are in range, where they are only known at run time."""
     check_scalar(p=p)
     valid = jnp.asarray(p) >= 1
+    if not is_infinite(p):
+        valid &= jnp.isfinite(jnp.asarray(p))
     for weights in (line.a, line.b):
-        valid = valid if weights is None else valid & (jnp.min(weights) >= 0)
+        if weights is not None:
+            total = jnp.sum(weights)
+            valid &= (jnp.min(weights) >= 0) & (total > 0) & jnp.isfinite(total)
     return valid
 
 

@@ -6,6 +6,7 @@ of y, which change no divergence: `Task.transformed`.
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -105,13 +106,18 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
         I = log[Γ((ν+d)/2) Γ(ν/2)/(Γ((ν+m)/2) Γ((ν+n)/2))]
             + ((ν+m)/2)(h(m) − h(0)) + ((ν+n)/2)(h(n) − h(0)) − ((ν+d)/2)(h(d) − h(0)).
 
-    The log ratio depends on |x|² and |y|² alone; the other divergences are integrals over the
-    logarithms of these, by the trapezoidal rule.
+    evaluated as an integral of trigamma functions, in which nothing cancels for a large ν. The log
+    ratio depends on |x|² and |y|² alone; the other divergences are integrals over the logarithms of
+    these, by Gauss's rule on panels around the bulk of both laws.
 
     Args:
         x_dim: m, the number of x's features.
         y_dim: n, the number of y's.
         freedom: ν; 1 is the Cauchy distribution.
+
+    Raises:
+        ValueError: if double precision cannot hold the divergences of this freedom: of few
+            features, below about 1e-6 and above about 1e10.
 
     Example:
         >>> round(student_t(2, 2, 2.0).kl, 5)
@@ -123,29 +129,10 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
     """
     check_count(1, x_dim=x_dim, y_dim=y_dim)
     freedom = known_number("freedom", freedom, 0, above=True)
-    # The information in closed form: a term for each of no, m, n and d features.
     d, half = x_dim + y_dim, freedom / 2
-    dims = np.array([0, x_dim, y_dim, d])
-    signs, powers = np.array([1, -1, -1, 1]), half + dims / 2
-    constant = float(signs @ scipy.special.gammaln(powers))
-    entropies = powers * (scipy.special.digamma(powers) - scipy.special.digamma(half))
-    kl = constant - float(signs @ entropies)
-    _, power_x, power_y, power = powers.tolist()  # Python numbers, which promote nothing
-
-    # The other divergences have none; under q the two squared lengths are independent, so that a
-    # grid of both is an integral over all of space.
-    def radial(dim: int) -> tuple[np.ndarray, np.ndarray]:
-        """|x|²/ν on a grid of its logarithm, and the probability of each point."""
-        log = np.linspace(-80 / dim, 80 / freedom, 1500)
-        log_beta = scipy.special.betaln(dim / 2, half)
-        density = np.exp(dim / 2 * log - (half + dim / 2) * np.logaddexp(0, log) - log_beta)
-        return np.exp(log), density * (log[1] - log[0])
-
-    (squares_x, mass_x), (squares_y, mass_y) = radial(x_dim), radial(y_dim)
-    a, b = squares_x[:, None], squares_y
-    u = constant + power_x * np.log1p(a) + power_y * np.log1p(b) - power * np.log1p(a + b)
-    mass = mass_x[:, None] * mass_y
-    gap = np.sum(mass * (np.exp(u) * np.logaddexp(0, -u) + np.logaddexp(0, u)))
+    # Python numbers, which promote nothing.
+    constant, kl, reverse_kl, js = _student_t_divergences(x_dim / 2, y_dim / 2, half)
+    power = half + d / 2
 
     # The density ratio and the samplers: a normal vector over the root of a mean of squares, which
     # x and y share under p and draw for themselves under q.
@@ -153,8 +140,9 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
         check_points(z, d)
         squares = jnp.square(z / math.sqrt(freedom))
         x, y = jnp.sum(squares[:, :x_dim], axis=1), jnp.sum(squares[:, x_dim:], axis=1)
-        of_x, of_y = power_x * jnp.log1p(x), power_y * jnp.log1p(y)
-        return constant + of_x + of_y - power * jnp.log1p(x + y)
+        # log (1 + x)(1 + y)/(1 + x + y), whose parts are far larger for a large ν.
+        both = jnp.log1p(x * (y / 2 / (0.5 + x / 2 + y / 2)))
+        return constant - (y_dim * jnp.log1p(x) + x_dim * jnp.log1p(y)) / 2 + power * both
 
     def sample_p(key: Key[Array, ""], n: int, dim: int = d) -> Float[Array, "n d"]:
         key_normal, key_scale = jax.random.split(key)
@@ -165,16 +153,116 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
         key_x, key_y = jax.random.split(key)
         return jnp.concatenate([sample_p(key_x, n, x_dim), sample_p(key_y, n, y_dim)], axis=1)
 
-    return Task(
-        d,
-        sample_p,
-        sample_q,
-        log_ratio,
-        kl,
-        float(-np.sum(mass * u)),
-        float(math.log(2) - gap / 2),
-        x_dim,
+    return Task(d, sample_p, sample_q, log_ratio, kl, reverse_kl, js, x_dim)
+
+
+def _student_t_divergences(x: float, y: float, half: float) -> tuple[float, float, float, float]:
+    """The log ratio's constant, I, reverse KL and JS; x = m/2, y = n/2, half = ν/2.
+
+    Under both laws a = |x|²/ν is a ratio of Gamma variables of shapes x and ν/2. So is b = |y|²/ν,
+    of y and ν/2 under q, and b/(1 + a) of y and ν/2 + x under p.
+    """
+    refusal = ValueError(
+        "freedom must be one whose divergences double precision can hold; "
+        f"got {2 * half:g} for {2 * x:g} and {2 * y:g} features."
     )
+    if not 1e-8 <= half <= 1e12:
+        raise refusal
+    constant = _second_difference(lambda z: scipy.special.polygamma(1, z), x, y, half)
+    kl = _second_difference(_information_curvature, x, y, half)
+    corner = _steps(1.0, 8.0)
+    of_b = np.concatenate([_around(y, half), corner])
+    log_a, weights = _gauss(np.concatenate([_around(x, half), corner]))
+    mass_a = _mass(log_a, weights, x, half)
+    log_a, mass_a = log_a[mass_a > 1e-22], mass_a[mass_a > 1e-22]
+    sums = np.zeros(4)
+    for rows in np.array_split(np.arange(log_a.size), 1 + log_a.size // 64):
+        a = log_a[rows, None]
+        edges = np.broadcast_to(of_b, (rows.size, of_b.size))
+        b, weights = _gauss(np.concatenate([edges, _softplus(a) + _around(y, half + x)], axis=1))
+        with np.errstate(divide="ignore"):  # of masses that underflow
+            log_q = np.log(_mass(b, weights, y, half)) + np.log(mass_a[rows, None])
+        both = _softplus(a + b - np.logaddexp(0, np.logaddexp(a, b)))
+        u = constant - y * _softplus(a) - x * _softplus(b) + (half + x + y) * both
+        p, q = np.exp(log_q + u), np.exp(log_q)
+        middle = _js_integrand(np.abs(u) / 2)
+        sums += [p.sum(), (p * u).sum(), -(q * u).sum(), ((p + q) * middle).sum() / 2]
+    total, forward, reverse_kl, js = sums.tolist()
+    # The mass of p and I are known apart.
+    fits = abs(total - 1) <= 1e-6 and abs(forward - kl) <= 1e-5 * kl
+    if not (fits and reverse_kl > 0 and 0 < js < math.log(2)):
+        raise refusal
+    return constant, kl, reverse_kl, js
+
+
+def _softplus(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0, x)
+
+
+def _second_difference(function: Callable[[float], Any], x: float, y: float, start: float) -> float:
+    """∫₀ˣ ∫₀ʸ function(start + s + t) ds dt, over the logarithm of start + s + t."""
+
+    def integrand(log: float) -> float:
+        t = start * math.expm1(log)
+        length = max(min(t, x, y, x + y - t), 0)
+        return length * float(function(start + t)) * (start + t)
+
+    kinks = [math.log1p(t / start) for t in (0, min(x, y), max(x, y), x + y)]
+    pieces = (ends for ends in itertools.pairwise(kinks) if ends[0] < ends[1])
+    options = {"epsabs": 0, "epsrel": 1e-12, "limit": 500}
+    return sum(scipy.integrate.quad(integrand, *ends, **options)[0] for ends in pieces)
+
+
+def _information_curvature(z: float) -> float:
+    """The second derivative −ψ'(z) − zψ''(z) of log Γ(z) − zψ(z), which cancels for a large z."""
+    if z < 20:
+        return float(-scipy.special.polygamma(1, z) - z * scipy.special.polygamma(2, z))
+    inverse = 1 / z
+    series = 0.0
+    for coefficient in (-4 / 15, 1 / 7, -2 / 15, 1 / 3):
+        series = coefficient + series * inverse**2
+    return inverse**2 * (0.5 + inverse * series)
+
+
+def _steps(width: float, reach: float) -> np.ndarray:
+    """Offsets to both sides of a centre: half a width apart, and growing with the distance."""
+    steps = [0.0]
+    while steps[-1] < reach:
+        steps.append(steps[-1] + max(width, steps[-1]) / 2)
+    return np.array([*(-step for step in steps[:0:-1]), *steps])
+
+
+def _around(shape: float, other: float) -> np.ndarray:
+    """Ends of panels for the logarithm of a ratio of Gamma variables, to e⁻⁴⁰ of its tails."""
+    spread = math.sqrt(1 / shape + 1 / other)
+    center = math.log(shape) - math.log(other)
+    return center + _steps(min(1, spread), 9 * spread + 40 / min(shape, other))
+
+
+def _gauss(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of Gauss's rule between the edges, which are sorted along the last axis."""
+    roots, weights = np.polynomial.legendre.leggauss(10)
+    edges = np.sort(edges, axis=-1)
+    half = np.diff(edges)[..., None] / 2
+    nodes = edges[..., :-1, None] + half * (1 + roots)
+    flat = (*edges.shape[:-1], -1)
+    return nodes.reshape(flat), (half * weights).reshape(flat)
+
+
+def _mass(log: np.ndarray, weights: np.ndarray, shape: float, other: float) -> np.ndarray:
+    """The probability at each node of a ratio's logarithm, one in all."""
+    mode = np.log(shape) - np.log(other)
+    fall = (shape + other) * (_softplus(log) - _softplus(mode))
+    mass = weights * np.exp(shape * (log - mode) - fall)
+    return mass / mass.sum(axis=-1, keepdims=True)
+
+
+def _js_integrand(v: np.ndarray) -> np.ndarray:
+    """Of v = |u|/2, v tanh v − log cosh v: its mean over p and q is JS, and none is negative."""
+    small = np.minimum(v, 1)
+    near = small * np.tanh(small) - np.log1p(np.sinh(small) ** 2) / 2
+    far = math.log(2) - 2 * v * scipy.special.expit(-2 * v) - np.log1p(np.exp(-2 * v))
+    return np.where(v < 1, near, far)
 
 
 def additive_uniform(epsilon: float) -> Task:
@@ -199,17 +287,15 @@ def additive_uniform(epsilon: float) -> Task:
     def length(y: Any) -> Any:
         return jnp.minimum(y + epsilon, 1) - jnp.maximum(y - epsilon, 0)
 
-    def integrand(y: float) -> float:
-        share = min(y + epsilon, 1) - max(y - epsilon, 0)
-        if share <= 0:
-            return 0.0
+    # Integrated over y by the length, which rises from 0 to its highest, stays there and falls.
+    def integrand(share: float) -> float:
         under_p = math.log(2 / (1 + share))
-        under_q = share * math.log(2 * share / (1 + share)) + (1 - share) * math.log(2)
-        return share / (2 * epsilon) * (under_p + under_q) / 2
+        shared = scipy.special.xlogy(share, 2 * share / (1 + share))
+        return share / (4 * epsilon) * (under_p + shared + (1 - share) * math.log(2))
 
-    kinks = sorted({-epsilon, epsilon, 1 - epsilon, 1 + epsilon})
-    pieces = itertools.pairwise(kinks)
-    js = sum(scipy.integrate.quad(integrand, *ends, epsabs=1e-12)[0] for ends in pieces)
+    highest = min(2 * epsilon, 1)
+    rising = scipy.integrate.quad(integrand, 0, highest, epsabs=0, epsrel=1e-12)[0]
+    js = 2 * rising + abs(1 - 2 * epsilon) * integrand(highest)
 
     def log_ratio(z: Float[Array, "b 2"]) -> Float[Array, " b"]:
         check_points(z, 2)

@@ -119,16 +119,20 @@ def check_points(z: Any, dim: int) -> None:
     check_shape("z", z, "n", dim)
 
 
-def _js(coefficient: Callable[[complex], complex]) -> float:
-    """JS in nats from m(s) = ∫ p^s q^{1−s} at s = ½ + it, by the integral of the module."""
+def _js(log_coefficient: Callable[[complex], complex]) -> float:
+    """JS in nats from log m(s) at s = ½ + it, by the integral of the module.
+
+    As that of 1 − Re m, since m = 1 gives log 2: so a small divergence keeps its digits.
+    """
 
     def integrand(t: float) -> float:
         weight = 0.5 / ((0.25 + t * t) * math.cosh(math.pi * t))
-        return weight * complex(coefficient(0.5 + 1j * t)).real
+        return weight * -complex(np.expm1(log_coefficient(0.5 + 1j * t))).real
 
     # Beyond 13 the weight is below 1e-20. Where p and q are far apart m oscillates.
-    gap, _ = scipy.integrate.quad(integrand, 0, 13, limit=2000, epsabs=1e-13, epsrel=1e-11)
-    return max(math.log(2) - gap, 0.0)
+    return max(
+        0.0, scipy.integrate.quad(integrand, 0, 13, limit=2000, epsabs=1e-18, epsrel=1e-11)[0]
+    )
 
 
 def _normal(mean: np.ndarray, factor: np.ndarray) -> Sampler:
@@ -196,13 +200,14 @@ def gaussian_pair(
     except np.linalg.LinAlgError:
         raise ValueError("covariances must be positive definite; got one that is not.") from None
     for name, matrix in (("covariance_p", covariance_p), ("covariance_q", covariance_q)):
-        if not np.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-6 * np.abs(matrix).max()):
+        scale = np.sqrt(np.diagonal(matrix))
+        if (np.abs(matrix - matrix.T) > 1e-6 * np.outer(scale, scale)).any():
             raise ValueError(f"{name} must be symmetric; got {matrix.tolist()}.")
     # In these coordinates q is standard normal and p has independent features, so that every
     # divergence is a sum or a product over them.
     whitened = np.linalg.solve(factor_q, factor_p)
     directions, roots, _ = np.linalg.svd(whitened)
-    variances = roots**2
+    logs = 2 * np.log(roots)
     whitening = directions.T @ np.linalg.inv(factor_q)
     shift = whitening @ (mean_p - mean_q)
 
@@ -213,23 +218,31 @@ def gaussian_pair(
         squares = jnp.square(white) - jnp.square((white - mean) / scale)
         return jnp.sum(squares / 2 - jnp.log(scale), axis=1)
 
-    # E_q[e^{su}], from whose values on the line Re s = ½ the Jensen–Shannon divergence follows.
-    def coefficient(s: complex) -> complex:
-        mixed = s + (1 - s) * variances
-        powers = (1 - s) * np.log(variances) - np.log(mixed) - s * (1 - s) * shift**2 / mixed
-        return np.exp(np.sum(powers) / 2)
+    # log E_q[e^{su}], from which on the line Re s = ½ the Jensen–Shannon divergence follows.
+    def log_coefficient(s: complex) -> complex:
+        more = (1 - s) * np.expm1(logs)
+        # NumPy's log1p of complex numbers loses the digits of small ones.
+        log_size = np.log1p(2 * more.real + np.abs(more) ** 2) / 2
+        log_mixed = log_size + 1j * np.arctan2(more.imag, 1 + more.real)
+        powers = (1 - s) * logs - log_mixed - s * (1 - s) * shift**2 / (1 + more)
+        return np.sum(powers) / 2
 
-    logs = np.log(variances)
     return Task(
         d,
         _normal(mean_p, factor_p),
         _normal(mean_q, factor_q),
         log_ratio,
-        float(np.sum(variances - 1 - logs + shift**2) / 2),
-        float(np.sum(1 / variances - 1 + logs + shift**2 / variances) / 2),
-        _js(coefficient),
+        float(np.sum(_exp_remainder(logs) + shift**2) / 2),
+        float(np.sum(_exp_remainder(-logs) + (shift / roots) ** 2) / 2),
+        _js(log_coefficient),
         x_dim,
     )
+
+
+def _exp_remainder(x: np.ndarray) -> np.ndarray:
+    """e^x − 1 − x, with the digits of small ones."""
+    series = 1 / 2 + x / 6 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7))))
+    return np.where(np.abs(x) < 1e-2, x**2 * series, np.expm1(x) - x)
 
 
 def gaussian_shift(d: int, kl: float) -> Task:
@@ -333,7 +346,7 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
 
     The trapezoidal rule on a box that reaches nine standard deviations beyond every mean; its error
     falls exponentially in the number of points, once their distance is below the smallest standard
-    deviation.
+    deviation of any component, in any direction.
 
     Args:
         p: a mixture; fit scikit-learn's, say, and take its weights_, means_ and covariances_.
@@ -341,7 +354,8 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
         points: of the rule, in each direction.
 
     Raises:
-        ValueError: if the mixtures differ in their features or have more than two.
+        ValueError: if the mixtures differ in their features or have more than two, one is no
+            mixture, or the points are farther apart than the smallest standard deviation.
 
     Example:
         >>> import jax.numpy as jnp
@@ -350,8 +364,11 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
         0.5
     """
     check_count(2, points=points)
-    for mixture in (p, q):
-        mixture.mean()  # raises on bad weights
+    for name, mixture in (("p", p), ("q", q)):
+        if not np.isfinite(mixture.mean()).all():  # raises for bad weights
+            raise ValueError(
+                f"{name} must be a mixture of finite means and positive definite covariances."
+            )
     laws = [_components(mixture) for mixture in (p, q)]
     d = laws[0][1].shape[1]
     if d != laws[1][1].shape[1] or d > 2:
@@ -365,6 +382,14 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
     )
     ends = zip((means - margins).min(0), (means + margins).max(0), strict=True)
     axes = [np.linspace(low, high, points) for low, high in ends]
+    with np.errstate(divide="ignore", invalid="ignore"):  # singular up to rounding
+        smallest = min(np.sqrt(np.linalg.eigvalsh(law[2][law[0] > 0]).min()) for law in laws)
+        needed = np.ceil(1 + max(axis[-1] - axis[0] for axis in axes) / smallest)
+    if not points >= needed:
+        raise ValueError(
+            f"points must be at least {needed:.0f} for a smallest standard deviation of "
+            f"{smallest:.3g}; got {points}."
+        )
     cell = math.prod(axis[1] - axis[0] for axis in axes)
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, d)
     log_p, log_q = (_log_density(law, grid) for law in laws)
@@ -426,7 +451,11 @@ def mixture_pair() -> Task:
 
 
 def fitted_mixture(
-    key: Key[Array, ""], num_rows: int, fit: Callable[[Float[Array, "n 2"]], GaussianMixture]
+    key: Key[Array, ""],
+    num_rows: int,
+    fit: Callable[[Float[Array, "n 2"]], GaussianMixture],
+    *,
+    points: int = 600,
 ) -> Task:
     """Mixture .7 N((1, 1), C) + .3 N((−1, −1), C), C = [[1, .2], [.2, 1]], and a q fitted to it.
 
@@ -435,6 +464,7 @@ def fitted_mixture(
         num_rows: how many draws of p those are.
         fit: `"n 2" -> mixture`. Published: scikit-learn's `GaussianMixture(2, random_state=23)`,
             of 10, 20, …, 150 draws.
+        points: as for `mixtures`.
 
     Example:
         >>> import jax
@@ -451,7 +481,7 @@ def fitted_mixture(
         jnp.array([[1.0, 1.0], [-1.0, -1.0]]),
         jnp.array([[1.0, 0.2], [0.2, 1.0]]),
     )
-    return mixtures(p, fit(p.sample(key, num_rows)))
+    return mixtures(p, fit(p.sample(key, num_rows)), points=points)
 
 
 def lattice(d: int, spacing: float = 0.125) -> Task:

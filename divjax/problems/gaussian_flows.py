@@ -21,6 +21,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from divjax.core.arguments import as_leaves
 from divjax.core.checks import check_count, check_nonnegative, check_positive, check_scalar
 from divjax.core.linalg import cho_solve, cholesky, eigh, inv
 from divjax.core.numerics import nan_unless
@@ -92,7 +93,7 @@ def fokker_planck_moments(times: Float[Array, " t"], initial: Moments, target: M
     References:
         Jordan, Kinderlehrer, Otto 1998, the flow; Risken 1989, chapter 6, its Gaussian solution.
     """
-    single = Moments(*(jnp.asarray(leaf)[None] for leaf in target))
+    single = Moments(*(jnp.asarray(leaf)[None] for leaf in _leaves("target", target)))
     times, initial, (means, covariances) = _as_arrays(times, initial, single)
     mean = means[0]
     variances, axes = eigh(covariances[0])
@@ -256,9 +257,7 @@ def _as_arrays(
     times: Array, initial: Moments, targets: Moments
 ) -> tuple[Float[Array, " t"], Moments, Moments]:
     """All of one dtype, once their shapes fit."""
-    for name, value in (("initial", initial), ("targets", targets)):
-        if not isinstance(value, Moments):
-            raise ValueError(f"{name} must be one `Moments`; got {type(value).__name__}.")
+    initial, targets = _leaves("initial", initial), _leaves("targets", targets)
     shapes = [jnp.shape(leaf) for leaf in (*initial, *targets)]
     k, d = shapes[2][0] if shapes[2] else 0, shapes[0][-1] if shapes[0] else 0
     if shapes != [(d,), (d, d), (k, d), (k, d, d)] or k * d == 0:
@@ -266,13 +265,26 @@ def _as_arrays(
             "a Gaussian needs a mean (d,) and a covariance (d, d), targets one more leading axis; "
             f"got {shapes[:2]} for the initial Gaussian and {shapes[2:]} for the targets."
         )
+    (times,) = as_leaves(times=times)
     if jnp.ndim(times) != 1:
         raise ValueError(f"times must be a vector; got shape {jnp.shape(times)}.")
     tree = (times, initial, targets)
     dtype = jnp.result_type(float, *jax.tree.leaves(tree))
     times, (mean, covariance), targets = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
-    valid = _is_covariance(covariance)
-    return times, Moments(nan_unless(valid, mean), nan_unless(valid, covariance)), targets
+    valid, each = _is_covariance(covariance), jax.vmap(_is_covariance)(targets.covariance)
+    return (
+        times,
+        Moments(nan_unless(valid, mean), nan_unless(valid, covariance)),
+        Moments(targets.mean, nan_unless(each[:, None, None], targets.covariance)),
+    )
+
+
+def _leaves(name: str, moments: Any) -> Moments:
+    """Moments as numbers, whatever holds them."""
+    if not isinstance(moments, Moments):
+        raise ValueError(f"{name} must be one `Moments`; got {type(moments).__name__}.")
+    given = {f"{name}.{field}": value for field, value in moments._asdict().items()}
+    return Moments(*as_leaves(**given))
 
 
 def _is_covariance(matrix: Float[Array, "d d"]) -> Bool[Array, ""]:
@@ -286,6 +298,7 @@ def _is_covariance(matrix: Float[Array, "d d"]) -> Bool[Array, ""]:
 
 def _forwards(times: Any) -> Any:
     """Times; NaN from where traced ones are negative, go backwards or are not finite."""
+    (times,) = as_leaves(times=times)
     if jnp.ndim(times) != 1:
         return times  # for which there are words below
     if not isinstance(times, Tracer):

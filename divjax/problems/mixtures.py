@@ -5,19 +5,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
+from divjax.core.arguments import as_leaves
 from divjax.core.checks import (
+    LARGEST_ASYMMETRY,
     check_count,
     check_full_precision,
     check_key,
     check_positive,
     check_positive_values,
     check_simplex,
+    check_symmetric,
 )
 from divjax.core.linalg import cho_solve, cholesky
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
+from divjax.core.samples import as_arrays
 
 __all__ = ["GaussianMixture", "three_component_targets", "two_component_targets"]
 
@@ -38,13 +44,15 @@ class GaussianMixture:
         covariances: a scalar variance or a (d, d) matrix for all components, or one of their own
             for each: (c,) variances or (c, d, d) matrices.
 
-    Traced weights that are negative or do not sum to one, and traced variances that are not
-    positive, give nan: densities, draws and moments alike.
+    Matrices that are not positive definite, traced ones that are not symmetric, traced variances
+    that are not positive and traced weights that are negative or do not sum to one give nan:
+    densities, draws and moments alike.
 
     Raises:
         ValueError: on use, if the shapes do not fit, concrete weights are negative or do not sum to
-            one, a concrete variance is not positive, matrices are in half precision, or what draws
-            are asked for is no key and no count.
+            one, a concrete variance is not positive, a concrete matrix is not symmetric, matrices
+            are in half precision, something does not hold real numbers, or what draws are asked for
+            is no key and no count.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,12 +65,14 @@ class GaussianMixture:
     means: Float[ArrayLike, "c d"]
     covariances: ArrayLike
 
-    def _check(self) -> Float[Array, " c"]:
-        """The weights, nan where they are none; raises on bad input.
+    def _law(self) -> tuple[Float[Array, " c"], Float[Array, "c d"], Array]:
+        """All three as arrays of one dtype, weights nan where there is no mixture; or raises.
 
         Not on construction: JAX builds such trees of gradients, too.
         """
-        weights, means, covariances = map(jnp.shape, (self.weights, self.means, self.covariances))
+        given = {"weights": self.weights, "means": self.means, "covariances": self.covariances}
+        leaves = dict(zip(given, as_leaves(**given), strict=True))
+        weights, means, covariances = map(jnp.shape, leaves.values())
         if len(means) != 2 or weights != means[:1]:
             raise ValueError(
                 f"weights and means must have shapes (c,) and (c, d); got {weights} and {means}."
@@ -72,54 +82,40 @@ class GaussianMixture:
                 f"covariances must be a scalar, (c,), (d, d) or (c, d, d); got {covariances} for "
                 f"means of shape {means}."
             )
-        check_positive(covariances=self.covariances)
-        if self._isotropic:
-            check_positive_values(covariances=self.covariances)
+        known = leaves["covariances"]
+        check_positive(covariances=known)
+        if len(covariances) < 2:
+            check_positive_values(covariances=known)
         else:
-            check_full_precision("covariances", self._matrices)
-        check_simplex("weights", self.weights)
-        values = jnp.asarray(self.weights)
-        valid = jnp.all(values >= 0) & (jnp.abs(jnp.sum(values) - 1) <= 1e-3)
-        if self._isotropic:
-            valid = valid & jnp.all(jnp.asarray(self.covariances) > 0)
-        return nan_unless(valid, values)
-
-    @property
-    def _isotropic(self) -> bool:
-        return jnp.ndim(self.covariances) < 2
-
-    @property
-    def _matrices(self) -> Float[Array, "... d d"]:
-        """The covariances as floating-point matrices."""
-        covariances = jnp.asarray(self.covariances)
-        return covariances.astype(jnp.result_type(float, covariances))
-
-    def _variances(self) -> Float[Array, " c"]:
-        return jnp.broadcast_to(self.covariances, jnp.shape(self.weights))
-
-    def _factors(self) -> Float[Array, "c d d"]:
-        """The covariances' lower Cholesky factors."""
-        shape = jnp.shape(self.means)
-        return jnp.broadcast_to(cholesky(self._matrices), (*shape, shape[1]))
-
-    def _precision_times(self, offsets: Float[Array, "c d"]) -> tuple[Array, Array]:
-        """Σ_c⁻¹ (x − μ_c) and log det Σ_c for every component."""
-        if self._isotropic:
-            variances = self._variances()
-            return offsets / variances[:, None], offsets.shape[1] * jnp.log(variances)
-        factors = self._factors()
-        solved = cho_solve(factors, offsets[:, :, None])[:, :, 0]
-        diagonals = jnp.diagonal(factors, axis1=-2, axis2=-1)
-        return solved, 2 * jnp.sum(jnp.log(diagonals), axis=-1)
+            check_full_precision("covariances", known)
+            if not isinstance(known, Tracer):
+                for matrix in np.asarray(known).reshape(-1, *covariances[-2:]):
+                    check_symmetric("covariances", matrix)
+        check_simplex("weights", leaves["weights"])
+        weights, means, covariances = as_arrays(**leaves)
+        valid = jnp.all(weights >= 0) & (jnp.abs(jnp.sum(weights) - 1) <= 1e-3)
+        if covariances.ndim < 2:
+            valid = valid & jnp.all(covariances > 0)
+        else:
+            valid = valid & jnp.all(_are_definite(covariances))
+        return nan_unless(valid, weights), means, covariances
 
     def _terms(self, x: Float[Array, " d"]) -> tuple[Array, Array, Array]:
         """Numbers proportional to w_c N(x; μ_c, Σ_c), their unit's log, and Σ_c⁻¹ (x − μ_c)."""
-        weights = self._check()
-        dim = jnp.shape(self.means)[1]
-        if jnp.shape(x) != (dim,):
-            raise ValueError(f"x must be one point of shape ({dim},); got shape {jnp.shape(x)}.")
-        offsets = x - self.means
-        solved, log_det = self._precision_times(offsets)
+        weights, means, covariances = self._law()
+        (x,) = map(jnp.asarray, as_leaves(x=x))
+        dim = means.shape[1]
+        if x.shape != (dim,):
+            raise ValueError(f"x must be one point of shape ({dim},); got shape {x.shape}.")
+        offsets = x - means
+        if covariances.ndim < 2:
+            variances = jnp.broadcast_to(covariances, weights.shape)
+            solved, log_det = offsets / variances[:, None], dim * jnp.log(variances)
+        else:
+            factors = _factors(means, covariances)
+            solved = cho_solve(factors, offsets[:, :, None])[:, :, 0]
+            diagonals = jnp.diagonal(factors, axis1=-2, axis2=-1)
+            log_det = 2 * jnp.sum(jnp.log(diagonals), axis=-1)
         squared = jnp.sum(offsets * solved, axis=-1)
         constant = dim * math.log(2 * math.pi)
         log_densities = -0.5 * (squared + log_det + constant)
@@ -144,32 +140,48 @@ class GaussianMixture:
     def sample(self, key: Key[Array, ""], n: int) -> Float[Array, "n d"]:
         """Independent draws."""
         check_draw(key, n)
-        weights = self._check()
+        weights, means, covariances = self._law()
         component_key, noise_key = jax.random.split(key)
         components = jax.random.categorical(component_key, jnp.log(weights), shape=(n,))
         # A component that was drawn has a weight, unless all of them are nan.
-        means = jnp.asarray(self.means) + 0 * weights[:, None]
+        means = means + 0 * weights[:, None]
         noise = jax.random.normal(noise_key, (n, means.shape[1]), means.dtype)
-        if self._isotropic:
-            deviations = jnp.sqrt(self._variances())
+        if covariances.ndim < 2:
+            deviations = jnp.sqrt(jnp.broadcast_to(covariances, weights.shape))
             return means[components] + deviations[components, None] * noise
-        spread = jnp.sum(self._factors()[components] * noise[:, None, :], axis=2)
+        spread = jnp.sum(_factors(means, covariances)[components] * noise[:, None, :], axis=2)
         return means[components] + spread
 
     def mean(self) -> Float[Array, " d"]:
         """Σ_c w_c μ_c."""
-        return self._check() @ jnp.asarray(self.means)
+        weights, means, _ = self._law()
+        return weights @ means
 
     def covariance(self) -> Float[Array, "d d"]:
         """Σ_c w_c [Σ_c + (μ_c − μ)(μ_c − μ)ᵀ]."""
-        weights = self._check()
-        offsets = self.means - self.mean()
+        weights, means, covariances = self._law()
+        offsets = means - weights @ means
         between = jnp.einsum("c,ci,cj->ij", weights, offsets, offsets)
-        if self._isotropic:
-            variance = jnp.dot(weights, self._variances())
+        if covariances.ndim < 2:
+            variance = jnp.dot(weights, jnp.broadcast_to(covariances, weights.shape))
             return between + variance * jnp.eye(between.shape[0], dtype=between.dtype)
-        each = jnp.broadcast_to(self.covariances, (*jnp.shape(self.means), between.shape[0]))
+        each = jnp.broadcast_to(covariances, (*means.shape, means.shape[1]))
         return between + jnp.tensordot(weights, each, 1)
+
+
+def _factors(means: Float[Array, "c d"], covariances: Array) -> Float[Array, "c d d"]:
+    """The covariances' lower Cholesky factors."""
+    return jnp.broadcast_to(cholesky(covariances), (*means.shape, means.shape[1]))
+
+
+def _are_definite(matrices: Float[Array, "*c d d"]) -> Bool[Array, "*c"]:
+    """Whether each is symmetric and positive definite."""
+    matrices = jax.lax.stop_gradient(matrices)
+    variances = jnp.diagonal(matrices, axis1=-2, axis2=-1)
+    scale = jnp.sqrt(jnp.where(variances > 0, variances, 1))
+    difference = jnp.abs(matrices - jnp.swapaxes(matrices, -1, -2))
+    symmetric = difference <= LARGEST_ASYMMETRY * scale[..., :, None] * scale[..., None, :]
+    return jnp.all(symmetric & jnp.isfinite(cholesky(matrices)), axis=(-2, -1))
 
 
 def two_component_targets() -> tuple[GaussianMixture, ...]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 from divjax.core.checks import check_count, check_key
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import Center, as_samples
+from divjax.core.samples import Center, as_arrays, as_samples
 from divjax.core.standardize import Standardizer
 from divjax.core.types import summary
 
@@ -124,13 +124,14 @@ def split_scores(
         The diagonal, and the rest of each row.
 
     Raises:
-        ValueError: if `scores` is not a square matrix of at least two rows.
+        ValueError: if `scores` is not a square matrix of at least two rows of real numbers.
 
     Example:
         >>> u_p, u_q = split_scores(jnp.array([[5.0, 1.0], [2.0, 6.0]]))
         >>> u_p.tolist(), u_q.tolist()
         ([5.0, 6.0], [[1.0], [2.0]])
     """
+    (scores,) = as_arrays(scores=scores)
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] < 2:
         raise ValueError(
             f"scores must be a square matrix of at least two rows; got shape {scores.shape}."

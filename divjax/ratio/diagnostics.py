@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import nan_unless
-from divjax.core.samples import as_weights, centered_samples
+from divjax.core.samples import as_numbers, as_samples, as_weights, loses_digits
 from divjax.core.simplex import are_weights
 from divjax.core.types import summary
 
@@ -88,6 +88,9 @@ def ties(
 ) -> Ties:
     """How often values repeat, within and between two samples, in O(d n log n).
 
+    Values are equal if they are in the precision in which they are held: NumPy's float64 and its
+    integers before JAX rounds them, and those of two samples in the coarser precision of both.
+
     Args:
         x: samples of p.
         y: samples of q.
@@ -108,8 +111,7 @@ def ties(
         >>> ties(x, y).lattice.round(1).tolist()
         [1.0, 0.0]
     """
-    # Distinct float64 numbers far from zero are not ties.
-    _, p, q = centered_samples(x=x, y=y)
+    p, q = as_samples(x=x, y=y)
     dtype = p.dtype
     used_p, known_p = _used("a", a, p.shape[0])
     used_q, known_q = _used("b", b, q.shape[0])
@@ -119,16 +121,11 @@ def ties(
     not_nan_q = ~jnp.isnan(q).any(axis=0, where=used_q[:, None])
     valid = not_nan_p & not_nan_q & known_p & known_q
 
-    of_features = lambda column: _shares_of_column(column, used_p, used_q)
-    each = jax.vmap(of_features, in_axes=1)(jnp.concatenate([p, q]))
-    each = _Shares(*(part.astype(dtype) for part in each))
-    # How much more often each sample holds its own values than the other one does.
-    more = jnp.stack([each.of_p_in_p - each.of_q_in_p, each.of_q_in_q - each.of_p_in_q])
-    more = nan_unless(valid, more)
-    lattice, copied = (jnp.max(jnp.maximum(sign * more, 0), axis=0) for sign in (1, -1))
-    rows = _shares_of_rows(p, q, used_p, used_q)
-    shares = (nan_unless(valid.all(), part.astype(dtype)) for part in rows)
-    return Ties(*shares, lattice=lattice, copied=copied)
+    exact, common = _shares_as_held(p, q, *_ranks(x, y), used_p, used_q)
+    lattice, _ = _excess(exact.columns, valid)
+    _, copied = _excess(common.columns, valid)
+    shares = (nan_unless(valid.all(), part.astype(dtype)) for part in exact.rows)
+    return Ties(*shares, lattice=lattice.astype(dtype), copied=copied.astype(dtype))
 
 
 def _used(name: str, weights: Any, size: int) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
@@ -146,6 +143,76 @@ class _Shares(NamedTuple):
     of_q_in_q: Float[Array, ""]
     of_p_in_q: Float[Array, ""]
     of_q_in_p: Float[Array, ""]
+
+
+class _Found(NamedTuple):
+    """Shares of each feature, and those of rows."""
+
+    columns: _Shares
+    rows: _Shares
+
+
+def _excess(shares: _Shares, valid: Bool[Array, " d"]) -> tuple[Float[Array, " d"], ...]:
+    """How much more often the samples hold their own values than each other's; how much less."""
+    own = jnp.stack([shares.of_p_in_p, shares.of_q_in_q])
+    others = jnp.stack([shares.of_q_in_p, shares.of_p_in_q])
+    more = nan_unless(valid, own - others)
+    return jnp.max(jnp.maximum(more, 0), axis=0), jnp.max(jnp.maximum(-more, 0), axis=0)
+
+
+_Ranks = Int[np.ndarray, "rows d"] | None
+
+
+def _ranks(x: Any, y: Any) -> tuple[_Ranks, _Ranks]:
+    """Each feature's values by their ranks, of the samples of which NumPy holds more digits."""
+    held = [as_numbers(name, sample, exact=True) for name, sample in (("x", x), ("y", y))]
+    wide = [loses_digits(sample) for sample in held]
+    if not any(wide):
+        return None, None
+    rows = np.concatenate([sample for sample, has in zip(held, wide, strict=True) if has])
+    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in rows.T], axis=1)
+    ranks = ranks.astype(np.int32)
+    if all(wide):
+        return ranks[: len(held[0])], ranks[len(held[0]) :]
+    return (ranks, None) if wide[0] else (None, ranks)
+
+
+def _shares_as_held(
+    p: Float[Array, "n d"],
+    q: Float[Array, "m d"],
+    ranks_p: _Ranks,
+    ranks_q: _Ranks,
+    used_p: Bool[Array, " n"],
+    used_q: Bool[Array, " m"],
+) -> tuple[_Found, _Found]:
+    """What is equal as it is held, and in the dtype of p and q.
+
+    Both are the same unless just one sample has ranks: its own repetitions are then those of its
+    ranks, and what the samples have in common is what the dtype cannot tell apart.
+    """
+    if ranks_p is None and ranks_q is None:
+        found = _found(p, q, used_p, used_q)
+        return found, found
+    exact = _found(_or_zeros(ranks_p, p), _or_zeros(ranks_q, q), used_p, used_q)
+    if ranks_p is not None and ranks_q is not None:
+        return exact, exact
+    common = _found(p, q, used_p, used_q)
+    own = "of_p_in_p" if ranks_q is None else "of_q_in_q"
+    mixed = [
+        shares._replace(**{own: getattr(of_ranks, own)})
+        for shares, of_ranks in zip(common, exact, strict=True)
+    ]
+    return _Found(*mixed), common
+
+
+def _or_zeros(ranks: _Ranks, x: Float[Array, "n d"]) -> Int[Array, "n d"]:
+    return jnp.zeros(x.shape, jnp.int32) if ranks is None else jnp.asarray(ranks)
+
+
+def _found(p: Array, q: Array, used_p: Bool[Array, " n"], used_q: Bool[Array, " m"]) -> _Found:
+    of_features = lambda column: _shares_of_column(column, used_p, used_q)
+    columns = jax.vmap(of_features, in_axes=1)(jnp.concatenate([p, q]))
+    return _Found(columns, _shares_of_rows(p, q, used_p, used_q))
 
 
 def _shares_of_column(
@@ -166,7 +233,10 @@ def _shares_of_rows(
 ) -> _Shares:
     """Of equal rows: next to each other once sorted by a hash of their bits, compared exactly."""
     x, used = jnp.concatenate([p, q]), jnp.concatenate([used_p, used_q])
-    bits = jax.lax.bitcast_convert_type(x + 0.0, jnp.uint32).reshape(x.shape[0], -1)  # −0 is 0
+    whole = jnp.issubdtype(x.dtype, jnp.integer)
+    bits = jax.lax.bitcast_convert_type(x if whole else x + 0.0, jnp.uint32).reshape(
+        x.shape[0], -1
+    )  # −0 is 0
     odd = np.random.default_rng(0).integers(0, 2**31, bits.shape[1], np.uint32) * 2 + 1
     code = jnp.sum(bits * jnp.asarray(odd), axis=1, dtype=jnp.uint32)
     order = jnp.argsort(code // 2 + jnp.where(used, jnp.uint32(0), jnp.uint32(2**31)))

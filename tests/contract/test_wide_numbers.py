@@ -163,3 +163,10 @@ def test_labels_out_of_range_do_not_wrap_round(label):
     np.testing.assert_allclose(value, [np.nan, np.log(3)], rtol=1e-6)
     logits = np.zeros((2, 5))
     assert np.isnan(losses.wkd_logits(logits, logits, labels, COSTS))
+
+
+def test_numpy_is_as_exact_as_it_is_far_away():
+    """At 1e12 float64 still resolves 1e-4."""
+    far = X + 1e12
+    kernel = kernels.Gaussian(1.0)
+    np.testing.assert_allclose(kernel(far), kernel(far - far[0]), rtol=1e-6)

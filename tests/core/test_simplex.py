@@ -288,3 +288,29 @@ def test_rounding_leaves_a_gram_matrix():
     rows = 1 + 1e-4 * jax.random.normal(jax.random.key(0), (6, 1000))
     assert np.isfinite(min_norm_weights(rows @ rows.T)).all()
     assert np.isfinite(min_norm_weights(jnp.outer(rows[:, 0], rows[:, 0]))).all()
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-50, 1e50, 1e300])
+def test_doubles_beyond_the_range_of_float32_keep_their_ratios(unit):
+    expected = np.array([15, 5, 3]) / 23  # inverse to the diagonal
+    np.testing.assert_allclose(
+        min_norm_weights(unit * np.diag([1.0, 3.0, 5.0])), expected, rtol=1e-6
+    )
+    np.testing.assert_allclose(min_norm_weights(unit * np.diag([1.0, 3.0])), [0.75, 0.25])
+    weights = np.array([0.5, 0.25, 0.25])
+    np.testing.assert_allclose(simplex.effective_sample_size(unit * weights), 8 / 3, rtol=1e-6)
+
+
+def test_gram_matrices_and_weights_in_other_forms():
+    diagonal = [[1, 0], [0, 3]]
+    for gram in (diagonal, np.array(diagonal, np.uint8), jnp.array(diagonal, jnp.uint8)):
+        np.testing.assert_allclose(min_norm_weights(gram), [0.75, 0.25])
+    for bad in (jnp.eye(2) * 1j, "text", [["a", "b"], ["c", "d"]]):
+        with pytest.raises(ValueError, match="gram must hold real numbers"):
+            min_norm_weights(bad)
+    assert np.isnan(min_norm_weights(np.diag([1e-50, np.nan]))).all()
+    assert np.isnan(min_norm_weights(np.diag([1e-50, np.inf]))).all()
+    assert simplex.effective_sample_size([1, 1, 0]) == 2
+    for bad in (np.ones((2, 2)), [], jnp.ones(2) * 1j, "text"):
+        with pytest.raises(ValueError, match="weights must"):
+            simplex.effective_sample_size(bad)

@@ -585,3 +585,17 @@ THIRDS = jnp.full(3, 1 / 3)
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_negative_weights_are_no_distribution_whatever_is_added():
+    weights = np.array([-1.0, 2.0, 3.0])
+    entropy = lambda values: categorical.entropy(Weights(values, smoothing=2.0))
+    assert jnp.isnan(entropy(weights))
+    assert jnp.isnan(jax.jit(entropy)(weights))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int8])
+def test_labels_of_any_integer_type(dtype):
+    labels = categorical.Labels(np.array([0, 1, 7]).astype(dtype), 2)
+    value = categorical.cross_entropy(labels, np.full((3, 2), 0.5))
+    np.testing.assert_allclose(value, [np.log(2), np.log(2), np.nan], rtol=1e-6)

@@ -304,3 +304,74 @@ def test_renyi_is_infinite_where_its_mixture_leaves_the_family():
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def of_scales(name, p, q, order):
+    """KL, Rényi's, Bhattacharyya's and Jeffreys' by closed forms in double precision."""
+    if name == "exponential":
+        p, q = (1.0, *p), (1.0, *q)
+    log_gamma, (k, b), (l, c) = scipy.special.gammaln, p, q
+    kl = lambda k, b, l, c: (
+        (k - l) * scipy.special.digamma(k)
+        + (log_gamma(l) - log_gamma(k))
+        + l * np.log(b / c)
+        + k * (c / b - 1)
+    )
+
+    def gap(share):
+        shape, rate = share * k + (1 - share) * l, share * b + (1 - share) * c
+        logs = share * k * np.log(b / rate) + (1 - share) * l * np.log(c / rate)
+        ends = share * log_gamma(k) + (1 - share) * log_gamma(l)
+        return ends - log_gamma(shape) - logs
+
+    return {
+        "kl": kl(k, b, l, c),
+        "jeffreys": kl(k, b, l, c) + kl(l, c, k, b),
+        "bhattacharyya": gap(0.5),
+        "renyi": gap(order) / (1 - order),
+    }
+
+
+def log_gamma_partition(eta):
+    return jax.scipy.special.gammaln(eta[0]) - eta[0] * jnp.log(-eta[1])
+
+
+@pytest.mark.parametrize("unit", [1e-20, 1e10, 1e19, 1e20, 1e30])
+@pytest.mark.parametrize(
+    ("name", "p", "q"),
+    [("exponential", (1.0,), (1.1,)), ("gamma", (1e3, 1.0), (1010.0, 1.1))],
+)
+def test_rates_whose_squares_overflow(name, p, q, unit):
+    """JAX's derivative of a quotient has the divisor to the power −2."""
+    family, own = {
+        "exponential": (ef.EXPONENTIAL, lambda eta: -jnp.log(-eta[0])),
+        "gamma": (ef.GAMMA, log_gamma_partition),
+    }[name]
+    p, q = (*p[:-1], p[-1] * unit), (*q[:-1], q[-1] * unit)
+    etas = [family.natural(*map(jnp.float32, eta)) for eta in (p, q)]
+    expected = of_scales(name, p, q, 0.7)
+    for log_partition, known in ((family, True), (own, False)):
+        values = {key: getattr(ef, key)(log_partition, *etas) for key in list(expected)[:3]}
+        values["renyi"] = ef.renyi(log_partition, *etas, 0.7)
+        for key, value in values.items():
+            if known or not jnp.isnan(value):
+                np.testing.assert_allclose(value, expected[key], rtol=0.01, err_msg=key)
+
+
+def test_a_function_that_is_not_convex_has_no_divergence():
+    concave = lambda eta: -jnp.sum(eta**2)
+    for p, q in (([1.0], [2.0]), ([1.0, 2.0], [0.0, 3.0])):
+        p, q = jnp.array(p), jnp.array(q)
+        for divergence in (ef.kl, ef.jeffreys, ef.bhattacharyya):
+            assert jnp.isnan(divergence(concave, p, q))
+        for order in (0.5, 1.0, 2.0):
+            assert jnp.isnan(ef.renyi(concave, p, q, order))
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, np.nan, 1e-30, 1e30])
+def test_a_normal_of_no_scale_is_nan(scale):
+    """A square forgets the sign; one out of range is of another scale."""
+    assert jnp.isnan(ef.NORMAL.natural(0.0, scale)).all()
+    p, q = ef.NORMAL.natural(0.0, scale), ef.NORMAL.natural(0.0, 1.0)
+    for pair in ((p, q), (q, p)):
+        assert jnp.isnan(ef.kl(ef.NORMAL, *pair))

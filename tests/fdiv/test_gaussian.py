@@ -445,7 +445,7 @@ def test_the_triangle_bound_is_its_formula():
         (lambda: gaussian.kl_triangle_bound(0.1, -0.1), "second must not be negative; got -0.1"),
         (
             lambda: gaussian.kl(Normal(np.zeros(2), np.array([[1, 0.5], [0, 1]])), normal(0, 2)),
-            "p must have a symmetric covariance; got entries that differ by 0.5",
+            "the covariance of p must be symmetric; got entries that differ by 0.5",
         ),
         (lambda: gaussian.plug_in_kl(jnp.ones((3, 3)), jnp.ones((9, 3))), "x must have at least 4"),
         (lambda: gaussian.plug_in_kl(jnp.ones((9, 3)), jnp.ones((5, 3))), "y must have at least 6"),
@@ -458,3 +458,33 @@ def test_the_triangle_bound_is_its_formula():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("change", [1e-4, 1e-3, 0.05, 0.9])
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9, 2.0])
+def test_renyi_of_full_covariances_that_are_near_keeps_its_digits(change, alpha):
+    """Against ½ Σ log(1 + cx)/c − log(1 + x) of the eigenvalues x, in double precision."""
+    root = np.random.default_rng(0).normal(size=(4, 4))
+    of_q = np.float32(root @ root.T + np.eye(4))
+    of_p = np.float32(of_q + np.float32(change) * np.diag([1.0, 0.5, 0.2, 0.0]))
+    whiten = np.linalg.inv(np.linalg.cholesky(of_q.astype(float)))
+    x = np.linalg.eigvalsh(whiten @ (of_p.astype(float) - of_q) @ whiten.T)
+    c = 1 - alpha
+    expected = np.sum(np.log1p(c * x) / c - np.log1p(x)) / 2
+    p, q = (Normal(jnp.zeros(4), jnp.asarray(covariance)) for covariance in (of_p, of_q))
+    # What rounding of the covariances' entries can move: a share of their difference.
+    tolerance = 1e-5 + 4 * np.finfo(np.float32).eps / np.abs(x).max()
+    np.testing.assert_allclose(gaussian.renyi(p, q, alpha), expected, rtol=tolerance)
+    np.testing.assert_allclose(
+        gaussian.bhattacharyya(p, q), gaussian.renyi(p, q, 0.5) / 2, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("scale", [1e-50, 1e-40, 1e45])
+def test_numpy_variances_beyond_single_precision(full, scale):
+    """½ (¼ − 1 + log 4 + z²/4), whatever the unit."""
+    variance = np.array([[1.0]]) if full else np.array([1.0])
+    p = Normal(np.zeros(1), scale * variance)
+    q = Normal(np.sqrt(scale) * np.ones(1), 4 * scale * variance)
+    np.testing.assert_allclose(gaussian.kl(p, q), (0.25 - 1 + np.log(4) + 0.25) / 2, rtol=1e-5)

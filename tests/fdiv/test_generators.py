@@ -446,3 +446,11 @@ def test_python_parameters_do_not_promote(alpha):
 def test_bad_parameters_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda d: fdiv.KL() + d, lambda d: fdiv.Mixed(d, 0.5), lambda d: 2 * (fdiv.KL() + d)]
+)
+def test_what_has_no_generator_is_none(make):
+    with pytest.raises(ValueError, match="generator"):
+        make(fdiv.Renyi(2.0))

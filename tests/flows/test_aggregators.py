@@ -313,3 +313,44 @@ def test_fixed_weights_that_are_traced_sum_to_one():
 def test_fields_that_are_no_numbers_have_no_weights(aggregator):
     fields = FIELDS.at[1, 0, 0].set(jnp.nan)
     assert jnp.isnan(aggregator(KEY, fields, jnp.ones(1), ())[0]).all()
+
+
+@pytest.mark.parametrize("unit", [1e-25, 1e25])
+@pytest.mark.parametrize("aggregator", [PCGrad(), CAGrad(), MinNorm()])
+def test_the_scale_of_the_fields_does_not_matter(aggregator, unit):
+    fields, masses = example(4)
+    fields[1] -= fields[0]
+    expected = apply(aggregator, fields, masses)
+    np.testing.assert_allclose(apply(aggregator, fields * unit, masses), expected, rtol=1e-4)
+    # What a particle without mass holds sets no scale.
+    masses = np.append(masses, 0).astype(np.float32)
+    fields = np.concatenate([fields * unit, np.full((3, 1, 2), 1e30, np.float32)], axis=1)
+    np.testing.assert_allclose(apply(aggregator, fields, masses), expected, rtol=1e-4)
+
+
+def test_fields_of_doubles_beyond_the_range_of_float32():
+    fields = 1e-50 * np.array([[[1.0, 0.0]], [[0.0, 2.0]]])
+    for unit in (1, 1e100):
+        weights, _ = MinNorm()(KEY, unit * fields, jnp.ones(1), ())
+        np.testing.assert_allclose(weights, [0.8, 0.2], rtol=1e-6)
+
+
+def test_the_weights_of_the_shortest_combination_have_derivatives_at_small_fields():
+    """Orthogonal fields of squares s and 4: w₁ = 4/(4 + s), in the logarithm of s at s = 1."""
+    fields = jnp.array([[[1.0, 0.0]], [[0.0, 2.0]]])
+    stretch = lambda t: jnp.array([jnp.exp(t / 2), 1.0])[:, None, None]
+    first = lambda t, unit: apply(MinNorm(), unit * stretch(t) * fields, jnp.ones(1))[0]
+    for unit in (1e-25, 1.0, 1e25):
+        np.testing.assert_allclose(jax.grad(first)(0.0, unit), -4 / 25, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "aggregator", [PCGrad(), CAGrad(), MinNorm(), ProjectedStep(0.1), FixedWeights()]
+)
+def test_lists_are_fields(aggregator):
+    state = aggregator.init(2)
+    found = aggregator(KEY, [[[1, 0]], [[0, 2]]], [1.0], state)[0]
+    np.testing.assert_array_equal(found, aggregator(KEY, FIELDS, jnp.ones(1), state)[0])
+    for bad in ([1.0], "text", jnp.ones((2, 1, 1)) * 1j):
+        with pytest.raises(ValueError, match=r"^velocities must"):
+            aggregator(KEY, bad, [1.0], state)

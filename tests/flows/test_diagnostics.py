@@ -5,6 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
@@ -184,3 +185,68 @@ def test_wrong_shapes_are_refused_by_name():
     kernel = kernels.Gaussian(bandwidth=1.0)
     with pytest.raises(ValueError, match=r"weights must have shape \(4,\)"):
         flows.kernel_stein_discrepancy(x, normal, kernel, jnp.ones(3) / 3)
+
+
+def test_the_count_of_particles_with_masses_that_are_none_is_negative():
+    x = jnp.array([[0.0], [1.0], [1.0]])
+    count = jax.jit(flows.distinct_particles)
+    assert count(x, jnp.array([0.5, 0.25, 0.25])) == 2
+    for masses in ([np.nan, 1, 0], [np.inf, 1, 0], [-1, 1, 1], [0, 0, 0], [1, 1, 1]):
+        assert count(x, jnp.array(masses, float)) == -1
+        with pytest.raises(ValueError, match=r"^weights must"):
+            flows.distinct_particles(x, np.array(masses, float))
+    # Masses whose float32 is zero are some.
+    assert flows.distinct_particles(x, np.array([1.0, 1e-60, 0])) == 2
+
+
+@pytest.mark.parametrize("offset", [1e7, 3e7, 1e10])
+def test_the_spread_of_doubles_far_away(offset):
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(6, 2)) + offset, 2 * rng.normal(size=(6, 2)) + offset
+    masses = np.array([0, 0.1, 0.2, 0.3, 0.1, 0.3])
+    variance = lambda x, a: a @ np.sum((x - a @ x) ** 2, axis=1)
+    scale = np.sqrt(variance(y, np.full(6, 1 / 6)))
+    expected = np.sqrt(variance(x, np.full(6, 1 / 6))) / scale
+    np.testing.assert_allclose(flows.relative_spread(x, y), expected, rtol=1e-5)
+    frames = [pd.DataFrame(rows) for rows in (x, y)]
+    np.testing.assert_allclose(flows.relative_spread(*frames), expected, rtol=1e-5)
+    # Each is relative to its own mean, however far they are apart.
+    near = jnp.asarray(y - offset, jnp.float32)
+    np.testing.assert_allclose(flows.relative_spread(x, near), expected, rtol=1e-5)
+    weighted = np.sqrt(variance(x, masses)) / scale
+    x[0] = np.nan
+    np.testing.assert_allclose(flows.relative_spread(x, y, masses), weighted, rtol=1e-5)
+    # Particles of JAX lie on a grid there.
+    assert np.isnan(flows.relative_spread(jnp.full((6, 2), 8 * offset), y + 7 * offset))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6, 1e8])
+def test_the_stein_discrepancy_of_doubles_far_away(offset):
+    """The kernel of the points themselves, scores at the rounded ones: the double sum in NumPy."""
+    x = np.random.default_rng(3).normal(size=(6, 2)) + offset
+    scores = offset - x.astype(np.float32).astype(float)
+    apart = x[:, None] - x
+    squared = np.sum(apart**2, axis=2)
+    turn = np.sum(apart * (scores - scores[:, None]), axis=2)
+    expected = np.mean(np.exp(-squared / 2) * (scores @ scores.T - turn + 2 - squared))
+    log_prob = lambda z: -0.5 * jnp.sum((z - offset) ** 2)
+    kernel = kernels.Gaussian(bandwidth=1.0)
+    found = flows.kernel_stein_discrepancy(x, log_prob, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_lists_are_fields_and_weights():
+    fields = [[[2.0, 0.0]], [[-1.0, 0.0]]]
+    assert flows.pareto_residual(fields) == 0
+    assert flows.squared_norm(fields, [0, 1], [1]) == 1
+    assert flows.squared_norm(np.array(fields, int), np.array([1, 0])) == 4
+    assert flows.effective_sample_size([0.5, 0.5]) == 2
+
+
+@pytest.mark.parametrize(
+    "fields", [np.zeros((2, 0)), np.zeros((2, 0, 1)), np.ones(2), jnp.ones(2) * 1j, "text"], ids=str
+)
+def test_what_is_no_field_is_named(fields):
+    for function in (flows.pareto_residual, lambda v: flows.squared_norm(v, [1.0])):
+        with pytest.raises(ValueError, match=r"^velocities must"):
+            function(fields)

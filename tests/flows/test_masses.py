@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from divjax import flows, kernels
+from divjax.flows.masses import checked_masses
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (5, 2))
@@ -56,12 +57,16 @@ PARTS = {
     "kernel_stein_discrepancy": lambda x, weights: flows.kernel_stein_discrepancy(
         x, energy, KERNEL, weights
     ),
+    "relative_spread": lambda x, weights: flows.relative_spread(x, X + 1, weights),
+    "gram": lambda x, weights: flows.gram(FIELDS, weights),
 }
 BAD = {
     "nan": MASSES.at[1].set(jnp.nan),
     "-inf": MASSES.at[1].set(-jnp.inf),
     "negative": MASSES.at[1].set(-0.2),
     "none": 0 * MASSES,
+    "double": 2 * MASSES,
+    "off by a hundredth": MASSES.at[1].add(-0.01),
 }
 
 
@@ -71,7 +76,7 @@ def test_masses_that_are_none(name):
     traced = jax.jit(PARTS[name])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(traced(X, MASSES)))
     for weights in BAD.values():
-        with pytest.raises(ValueError, match=r"^weights must be finite and non-negative"):
+        with pytest.raises(ValueError, match=r"^weights must (be finite and non-neg|sum to one)"):
             jax.eval_shape(lambda x, weights=weights: PARTS[name](x, weights), X)
         if name != "Langevin":  # whose field has no weights in it
             outputs = jax.tree.leaves(traced(X, weights))
@@ -96,3 +101,17 @@ def test_integers_are_floats(name):
 def test_fewer_particles_than_gradients_are_named(name):
     with pytest.raises(ValueError, match=r"^gradients must have shape \(k, 4, d\)"):
         jax.eval_shape(PARTS[name], X[:4], MASSES[:4])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("n", [3, 1000, 100_000])
+def test_masses_that_are_rounded_sum_to_one(dtype, n):
+    uniform = jnp.full(n, 1 / n, dtype)
+    for masses in (uniform, np.asarray(uniform), uniform.astype(jnp.float32).astype(dtype)):
+        found = checked_masses(masses, n, jnp.float32)
+        np.testing.assert_array_equal(found, uniform.astype(jnp.float32))
+    assert np.isfinite(jax.jit(lambda a: checked_masses(a, n, dtype))(uniform)).all()
+    double = 2 * uniform
+    with pytest.raises(ValueError, match="weights must sum to one; they sum to"):
+        checked_masses(double, n, jnp.float32)
+    assert np.isnan(jax.jit(lambda a: checked_masses(a, n, dtype))(double)).all()

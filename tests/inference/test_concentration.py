@@ -276,3 +276,21 @@ def test_values_with_ends_of_their_own():
     narrow, few, wide = (bet(-5.0 * mask) for mask in (x > 2, jnp.arange(300) % 10 == 0, x < 2))
     np.testing.assert_allclose(narrow, LOWER["betting"](x, 0.0, 1.0), rtol=1e-5)
     assert wide < few < narrow < x.mean()
+
+
+@pytest.mark.parametrize("kind", UPPER)
+def test_bounds_do_not_leave_the_interval_by_rounding(kind):
+    ones = np.ones(3)
+    for end in (1.0, 3.0, 0.1, 1e5):
+        assert float(UPPER[kind](end * ones, 0.0, end)) <= np.float32(end)
+        assert float(EAGER[kind](end * ones, end, 2 * end)) >= np.float32(end)
+
+
+@pytest.mark.parametrize("kind", EAGER)
+def test_rows_that_do_not_count_have_ends_that_do_not(kind):
+    values, mask = np.array([0.2, 0.4, 0.3, 0.6, np.nan]), np.arange(5) < 4
+    lower, upper = np.array([0, 0, 0, 0, -np.inf]), np.array([1, 1, 1, 1, 1e30])
+    expected = EAGER[kind](values[:4], 0.0, 1.0)
+    for hold in (np.asarray, jnp.asarray):
+        bound = EAGER[kind](hold(values), hold(lower), hold(upper), mask=hold(mask))
+        np.testing.assert_allclose(bound, expected, rtol=1e-6)

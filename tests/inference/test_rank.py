@@ -190,3 +190,7 @@ def test_traced_level_out_of_range(level):
     x, y = map(jnp.asarray, scores(20, 20))
     found = jax.jit(lambda level: inference.auc(x, y, confidence_level=level).interval)(level)
     assert jnp.isnan(jnp.stack(found)).all()
+
+
+def test_nan_has_no_rank():
+    np.testing.assert_array_equal(midranks(np.array([1.0, np.nan, 0.0])), [2.0, np.nan, 1.0])

@@ -328,3 +328,30 @@ def test_the_derivative_of_a_matrix_of_far_clusters():
 def test_a_median_to_no_accuracy_is_none(tolerance):
     with pytest.raises(ValueError, match=r"^tolerance must be"):
         kernels.Median(tolerance)
+
+
+@pytest.mark.parametrize("kernel", [kernels.Gaussian, kernels.Laplace, kernels.InverseMultiquadric])
+@pytest.mark.parametrize("bandwidth", [1e-30, 1e-17, 1e20, 1e30])
+def test_bandwidths_whose_squares_are_lost_give_nan(kernel, bandwidth):
+    x = jnp.array([[0.0], [0.95 * bandwidth]], jnp.float32)
+    assert jnp.isnan(kernel(bandwidth)(x)).all()
+    assert jnp.isnan(jax.jit(lambda b: kernel(b)(x))(jnp.float32(bandwidth))).all()
+    assert jnp.isnan(kernel()(x)[0, 1])
+
+
+@pytest.mark.parametrize("bandwidth", [1e-14, 1e18])
+def test_bandwidths_whose_squares_are_held(bandwidth):
+    x = jnp.array([[0.0], [bandwidth]], jnp.float32)
+    np.testing.assert_allclose(kernels.Gaussian(bandwidth)(x)[0, 1], np.exp(-0.5), rtol=1e-5)
+    np.testing.assert_allclose(kernels.Laplace(bandwidth)(x)[0, 1], np.exp(-1), rtol=1e-4)
+
+
+def test_bandwidths_in_a_list_are_scales():
+    x = jnp.array([[0.0], [1.0]])
+    expected = (np.exp(-0.5) + np.exp(-1 / 8)) / 2
+    np.testing.assert_allclose(kernels.Gaussian([1.0, 2.0])(x)[0, 1], expected, rtol=1e-6)
+    for empty in (lambda: kernels.Gaussian([])(x), lambda: kernels.MultiScale(scales=())):
+        with pytest.raises(ValueError, match=r"bandwidth|scales"):
+            empty()
+    with pytest.raises(ValueError, match="bandwidth"):
+        kernels.Gaussian(bandwidth=None)(x)

@@ -124,3 +124,30 @@ def test_a_traced_order_out_of_range_has_no_cost():
     x = jnp.asarray(points(3, 2))
     matrix = jax.jit(lambda p: ot.cost_matrix(ot.PNorm(p), x, x + 1))(0.5)
     assert jnp.isnan(matrix).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1.0, 1e10, 1e30])
+@pytest.mark.parametrize("p", [1.5, 3.0, 40.0, 1e30])
+def test_p_norms_neither_over_nor_underflow(p, scale):
+    """Homogeneous; ‖(3, 4, 5)‖_p by NumPy in double precision, 5 in the limit."""
+    point = jnp.array([3.0, -4.0, 5.0])
+    expected = 5.0 if p > 100 else np.linalg.norm([3.0, 4.0, 5.0], p)
+    cost = ot.PNorm(p)
+    value, gradient = jax.value_and_grad(cost)(scale * point, jnp.zeros(3))
+    np.testing.assert_allclose(value / scale, expected, rtol=1e-5)
+    slopes = np.sign(point) * (np.abs(point) / expected) ** (p - 1)
+    np.testing.assert_allclose(gradient, slopes, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("cost", [ot.PNorm, ot.PNormPower, ot.EuclideanPower])
+def test_infinite_exponents_give_nan(cost):
+    for p in (np.float32(np.inf), jnp.array(jnp.inf)):
+        assert jnp.isnan(jax.jit(lambda p: cost(p)(jnp.zeros(2), jnp.ones(2)))(p))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e20, 1e30])
+def test_angles_do_not_depend_on_lengths(scale):
+    x, y = jnp.array([1.0, 1.0]), jnp.array([3.0, 4.0])
+    cosine = 7 / (5 * np.sqrt(2))
+    np.testing.assert_allclose(ot.Cosine()(scale * x, y), 1 - cosine, rtol=1e-4)
+    np.testing.assert_allclose(ot.SphereGeodesic()(scale * x, y), np.arccos(cosine), rtol=1e-4)

@@ -513,3 +513,28 @@ def test_numpy_values_keep_their_signal_at_an_offset():
 def test_lists_and_integers_are_numbers():
     assert wasserstein_1d([0, 1], np.array([3])) == 6.5
     assert sliced_wasserstein(None, [[0, 0]], [[3, 0]], directions=[[1, 0]]) == 9
+
+
+@pytest.mark.parametrize("weight", [0.0, np.inf, np.nan, -1.0])
+def test_one_row_with_a_weight_that_is_none(weight):
+    x, y, a = jnp.array([0.7]), jnp.array([2.9, 0.1]), jnp.array([weight])
+    assert jnp.isnan(jax.jit(wasserstein_1d)(x, y, a))
+    assert jnp.isnan(jax.jit(lambda a: transport_1d(x, y, a).value)(a))
+    assert jnp.isnan(jax.jit(lambda a: sliced_wasserstein(KEY, x[:, None], y[:, None], a))(a))
+    relaxed = jax.jit(lambda a: unbalanced_1d(x, y, a, marginal_penalty=1.0).value)
+    assert jnp.isnan(relaxed(a))
+
+
+def test_weights_that_single_precision_lacks_are_refused():
+    for tiny in (np.array([1e-60]), np.array([1e300]), jnp.array([1e-40])):
+        with pytest.raises(ValueError, match="a must"):
+            wasserstein_1d(jnp.array([0.7]), jnp.array([2.9, 0.1]), tiny)
+
+
+@pytest.mark.parametrize("p", [np.float32(np.inf), jnp.array(jnp.inf)])
+def test_an_infinite_order_is_a_python_number_or_nan(p):
+    x = jnp.array([0.0, 1.0])
+    np.testing.assert_allclose(wasserstein_1d(x, x + 0.5, p=float("inf")), 0.5)
+    assert jnp.isnan(wasserstein_1d(x, x + 0.5, p=p))
+    assert jnp.isnan(transport_1d(x, x + 0.5, p=p).value)
+    assert jnp.isnan(unbalanced_1d(x, x + 0.5, p=p, marginal_penalty=1.0).value)

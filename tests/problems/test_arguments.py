@@ -183,3 +183,46 @@ def test_a_vanishing_start_is_a_covariance():
     """A point spreads by 1 − exp(−2t)."""
     found = flows_of(jnp.ones(1), jnp.zeros((2, 2)))["explicit"]()
     np.testing.assert_allclose(found.covariance[0], (1 - np.exp(-2)) * EYE, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["explicit", "first", "second"])
+@pytest.mark.parametrize(
+    "covariance",
+    [np.array([[1.0, 0.9], [0.0, 1.0]]), np.array([[1.0, 2.0], [2.0, 1.0]]), np.diag([1.0, NAN])],
+)
+def test_targets_of_what_is_no_covariance_give_nan(kind, covariance):
+    initial, one = Moments(np.zeros(2), EYE), np.array([1.0])
+    target = Moments(np.ones(2), covariance)
+    both = Moments(np.ones((2, 2)), np.stack([EYE, covariance]))
+    found = {
+        "explicit": lambda: problems.fokker_planck_moments(one, initial, target),
+        "first": lambda: problems.multi_objective_moments(one, initial, both, 0.0, 4),
+        "second": lambda: problems.accelerated_moments(one, initial, both, 1.0, 0.0, 4),
+    }[kind]()
+    assert np.isnan(found.mean).all()
+    assert np.isnan(found.covariance).all()
+
+
+def test_moments_and_times_of_lists():
+    lists = Moments([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]]), Moments([1, 1], [[2, 1], [1, 2]])
+    arrays = (
+        Moments(jnp.zeros(2), jnp.eye(2)),
+        Moments(jnp.ones(2), jnp.array([[2.0, 1.0], [1.0, 2.0]])),
+    )
+    stacked = lambda moments: Moments([moments.mean], [moments.covariance])
+    for flow in (problems.multi_objective_moments, problems.accelerated_moments):
+        found = flow([0.5, 1], lists[0], stacked(lists[1]), num_substeps=4)
+        targets = Moments(*(leaf[None] for leaf in arrays[1]))
+        expected = flow(jnp.array([0.5, 1.0]), arrays[0], targets, num_substeps=4)
+        np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-6)
+    found = problems.fokker_planck_moments([0.5, 1], *lists)
+    expected = problems.fokker_planck_moments(jnp.array([0.5, 1.0]), *arrays)
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-6)
+    for name, arguments in {
+        "times": (["a"], *lists),
+        "initial.mean": ([1.0], Moments([0.0, "a"], EYE), lists[1]),
+        "target.covariance": ([1.0], lists[0], Moments(np.ones(2), [[1.0, 0.0], [1.0]])),
+        "target": ([1.0], lists[0], (np.ones(2), EYE)),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} must"):
+            problems.fokker_planck_moments(*arguments)

@@ -279,3 +279,116 @@ def test_points_of_another_dimension_are_refused(name):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def student_by_trapezia(m, n, freedom):
+    """Reverse KL and JS over a grid of log |x|²/ν and log |y|²/ν between SciPy's quantiles."""
+    half, d = freedom / 2, m + n
+
+    def law(dim):
+        ratio = scipy.stats.betaprime(dim / 2, half)
+        low, high = np.log(ratio.ppf(1e-16)), np.log(ratio.isf(1e-10)) + 14 / half
+        log = np.linspace(low, high, 1600)
+        softplus = np.logaddexp(0, log)
+        density = dim / 2 * log - (half + dim / 2) * softplus - scipy.special.betaln(dim / 2, half)
+        return log, softplus, np.exp(density) * (log[1] - log[0])
+
+    (a, of_a, mass_a), (b, of_b, mass_b) = law(m), law(n)
+    lg = scipy.special.gammaln
+    u = lg(half + d / 2) + lg(half) - lg(half + m / 2) - lg(half + n / 2)
+    u = u + (half + m / 2) * of_a[:, None] + (half + n / 2) * of_b
+    u = u - (half + d / 2) * np.logaddexp(0, np.logaddexp(a[:, None], b))
+    mass = mass_a[:, None] * mass_b
+    np.testing.assert_allclose((mass.sum(), (mass * np.exp(u)).sum()), 1, rtol=1e-9)
+    gap = np.sum(mass * (np.exp(u) * np.logaddexp(0, -u) + np.logaddexp(0, u)))
+    return -np.sum(mass * u), LOG_2 - gap / 2
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        (20, 20, 1000.0),
+        (100, 100, 1000.0),
+        (200, 200, 200.0),
+        (1, 1, 0.2),
+        (3, 7, 0.5),
+        (50, 2, 4.0),
+        (1, 100, 30.0),
+    ],
+)
+def test_the_student_of_many_features_or_any_freedom(task):
+    found = dep.student_t(*task)
+    expected = student_by_trapezia(*task)
+    np.testing.assert_allclose((found.reverse_kl, found.js), expected, rtol=1e-7, atol=2e-10)
+
+
+@pytest.mark.parametrize(
+    "task", [(1, 1, 1e6), (5, 5, 1e5), (1, 1, 1e9), (30, 2, 1e7), (100, 100, 1e8)]
+)
+def test_a_student_of_large_freedom_is_nearly_independent(task):
+    """u → (|x|² − m)(|y|² − n)/2ν: both KL are half of its variance, JS an eighth."""
+    m, n, freedom = task
+    found, small = dep.student_t(*task), m * n / freedom**2 / 2
+    divergences = found.kl, found.reverse_kl, 4 * found.js
+    np.testing.assert_allclose(divergences, small, rtol=5 * (m + n + 2) / freedom + 1e-6)
+    z = np.random.default_rng(0).normal(size=(50, m + n))
+    x, y = np.sum(z[:, :m] ** 2, axis=1) - m, np.sum(z[:, m:] ** 2, axis=1) - n
+    ratio, size = x * y / freedom / 2, m * n / freedom
+    np.testing.assert_allclose(found.log_ratio(jnp.float32(z)), ratio, atol=2e-4 * size, rtol=1e-3)
+
+
+@pytest.mark.parametrize("task", [(1, 1, 0.05), (2, 1, 1e-3), (1, 3, 1e-5)])
+def test_a_student_of_small_freedom(task):
+    """Under q the logarithms of both squares are exponential of rate ν/2."""
+    found = dep.student_t(*task)
+    m, n, freedom = task
+    # E|log a − log b| is 2/ν; u falls by n/2 a unit where a is larger, by m/2 where b is.
+    np.testing.assert_allclose(found.reverse_kl, (m + n) / 2 / freedom, rtol=0.3)
+    assert 0.4 < found.js < LOG_2
+    if freedom < 0.01:
+        return
+    with jax.enable_x64(True):
+        u = np.asarray(found.log_ratio(found.sample_q(KEY, 40_000)))
+    assert abs(np.mean(-u) - found.reverse_kl) < 4.5 * np.std(u) / 200
+
+
+@pytest.mark.parametrize("freedom", [5e-324, 1e-12, 1e13, 1e300])
+def test_a_freedom_beyond_double_precision_is_refused(freedom):
+    with pytest.raises(ValueError, match=r"^freedom must be one whose divergences"):
+        dep.student_t(2, 2, freedom)
+
+
+@pytest.mark.parametrize("kl", [1e-14, 1e-9, 1e-5])
+def test_close_gaussians_have_a_quarter_of_kl(kl):
+    for task in (div.gaussian_shift(3, kl), div.gaussian_scale(2, 1 + math.sqrt(kl / 2))):
+        np.testing.assert_allclose((task.reverse_kl, 4 * task.js), task.kl, rtol=5 * math.sqrt(kl))
+        np.testing.assert_allclose(task.kl, kl, rtol=5 * math.sqrt(kl) + 1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [0.75, 1e3, 1e12])
+def test_a_wide_band_is_far_from_the_product_at_its_ends_alone(epsilon):
+    """Which are as long for every ε ≥ ½, and as far apart."""
+    expected = dep.additive_uniform(0.5).js * 0.5 / epsilon
+    np.testing.assert_allclose(dep.additive_uniform(epsilon).js, expected, rtol=1e-9)
+
+
+def test_asymmetry_is_seen_between_features_of_other_scales():
+    with pytest.raises(ValueError, match="covariance_p must be symmetric"):
+        div.gaussian_pair(np.zeros(2), [[1e6, 0.9], [0, 1]], np.zeros(2), np.eye(2))
+
+
+def test_points_too_far_apart_are_refused():
+    """Between 600 points over 1018 standard deviations a mixture falls through."""
+    one, far = (GaussianMixture([1.0], [[mean]], 1.0) for mean in (0.0, 1000.0))
+    with pytest.raises(ValueError, match=r"^points must be at least 1019 .* got 600"):
+        div.mixtures(one, far)
+    np.testing.assert_allclose(div.mixtures(one, far, points=2000).kl, 5e5, rtol=1e-9)
+    narrow = GaussianMixture([1.0], [[0.0]], 1e-4)
+    with pytest.raises(ValueError, match=r"^points must be at least"):
+        div.mixtures(narrow, one)
+
+
+def test_indefinite_covariances_are_no_mixture():
+    bad = GaussianMixture([1.0], [[0.0, 0.0]], [[1.0, 2.0], [2.0, 1.0]])
+    with pytest.raises(ValueError, match=r"^q must be a mixture"):
+        div.mixtures(GaussianMixture([1.0], [[0.0, 0.0]], 1.0), bad)

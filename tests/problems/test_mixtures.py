@@ -190,3 +190,60 @@ def test_traced_parameters_out_of_range_give_nan(weights, variance):
         assert jnp.isnan(value).all()
     for value in everything(jnp.array([0.5, 0.5]), jnp.float32(1)):
         assert jnp.isfinite(value).all()
+
+
+ASYMMETRIC, INDEFINITE = np.array([[1.0, 0.9], [0.0, 1.0]]), np.array([[1.0, 2.0], [2.0, 1.0]])
+USES = {
+    "log_prob": lambda it: it.log_prob(jnp.zeros(2)),
+    "score": lambda it: it.score(jnp.zeros(2)),
+    "sample": lambda it: it.sample(jax.random.key(0), 3),
+    "mean": lambda it: it.mean(),
+    "covariance": lambda it: it.covariance(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_matrices_that_are_no_covariances(use):
+    """Cholesky's algorithm takes the symmetric part of one, and moments need no factor."""
+    of = lambda matrix: USES[use](GaussianMixture(jnp.ones(1), jnp.zeros((1, 2)), matrix))
+    for stacked in (False, True):
+        asymmetric, indefinite, nan, good = (
+            matrix[None] if stacked else matrix
+            for matrix in (ASYMMETRIC, INDEFINITE, np.eye(2) * np.nan, np.eye(2))
+        )
+        with pytest.raises(ValueError, match="covariances must be symmetric"):
+            of(asymmetric)
+        assert jnp.isnan(of(indefinite)).all()
+        assert jnp.isfinite(of(good)).all()
+        traced = jax.jit(of)
+        for matrix in (asymmetric, indefinite, nan):
+            assert jnp.isnan(traced(matrix)).all()
+        assert jnp.isfinite(traced(good)).all()
+
+
+@pytest.mark.parametrize("covariances", [2, [2, 2], [[2, 1], [1, 2]], [[[2, 1], [1, 2]]] * 2])
+@pytest.mark.parametrize("use", USES)
+def test_lists_are_arrays(use, covariances):
+    lists = GaussianMixture([0.5, 0.5], [[0, 1], [2, -1]], covariances)
+    arrays = GaussianMixture(
+        jnp.array([0.5, 0.5]), jnp.array([[0.0, 1.0], [2.0, -1.0]]), jnp.array(covariances, float)
+    )
+    np.testing.assert_allclose(USES[use](lists), USES[use](arrays), rtol=1e-12)
+    np.testing.assert_allclose(jax.jit(USES[use])(lists), USES[use](arrays), rtol=1e-12)
+    np.testing.assert_allclose(lists.log_prob([1, 2]), arrays.log_prob(jnp.array([1.0, 2.0])))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("weights", ([1j], [[0.0, 0.0]], 1.0)),
+        ("means", ([1.0], [[0.0, 1j]], 1.0)),
+        ("covariances", ([1.0], [[0.0, 0.0]], [[1.0, 0.0], [1.0]])),
+        ("covariances", ([1.0], [[0.0, 0.0]], None)),
+    ],
+)
+def test_what_are_no_numbers_are_named(name, arguments):
+    with pytest.raises(ValueError, match=f"^{name} must"):
+        GaussianMixture(*arguments).mean()
+    with pytest.raises(ValueError, match=r"^x must hold real numbers"):
+        GaussianMixture([1.0], [[0.0, 0.0]], 1.0).log_prob([1j, 2.0])

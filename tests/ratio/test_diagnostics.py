@@ -192,3 +192,34 @@ def test_weights_of_another_shape_are_named(shape):
     for side in ("a", "b"):
         with pytest.raises(ValueError, match=rf"\b{side} must have shape \(3,\)"):
             ties(x, x, **{side: jnp.ones(shape)})
+
+
+@pytest.mark.parametrize("dtype", [np.int64, float])
+@pytest.mark.parametrize("far", [10**8, 10**10, 10**12, 10**14, 2**53 - 8])
+def test_values_are_distinct_wherever_others_lie(far, dtype):
+    x = np.array([[far], [far + 1], [far + 2], [far + 2]], dtype)
+    y = np.array([[far + 1], [5], [6]], dtype)
+    found = ties(x, y)
+    expected = brute_force(x, y, np.ones(4), np.ones(3))
+    np.testing.assert_allclose(found[:4], expected[:4], rtol=1e-6)
+    np.testing.assert_allclose(found.lattice, expected[4], rtol=1e-6)
+    np.testing.assert_allclose(found.copied, expected[5], rtol=1e-6)
+
+
+def test_doubles_below_the_range_of_float32_are_distinct():
+    x = np.array([[1e-60, 1.0], [2e-60, 1.0], [-1e-60, 1.0], [0.0, 1.0], [-0.0, 1.0]])
+    found = ties(x, x + 1)
+    np.testing.assert_allclose((found.duplicates_p, found.duplicates_q), (0.4, 1), rtol=1e-6)
+
+
+def test_samples_of_two_precisions_meet_in_the_coarser():
+    """A float32 copy of a double is a copy; doubles that float32 merges do not repeat."""
+    wide = np.random.default_rng(0).normal(size=(40, 1))
+    rounded = jnp.asarray(wide, jnp.float32)
+    for copies in (ties(rounded, wide), ties(wide, rounded)):
+        assert (copies.shared_p, copies.shared_q, copies.copied[0]) == (1, 1, 1)
+        assert (copies.duplicates_p, copies.duplicates_q, copies.lattice[0]) == (0, 0, 0)
+    near = jax.random.normal(KEY, (40, 1))
+    for found in (ties(near, wide + 1e8), ties(wide + 1e8, near)):
+        assert (found.duplicates_p, found.duplicates_q, found.shared_p) == (0, 0, 0)
+        assert (found.lattice[0], found.copied[0]) == (0, 0)
