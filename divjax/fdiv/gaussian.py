@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
+import scipy  # its parts are loaded where they are used
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.arguments import as_leaves

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
-import scipy.sparse
+import scipy  # its parts are loaded where they are used
 from jaxtyping import Array, Float, Int
 
 from divjax.core.numerics import nan_unless

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import scipy.stats
+import scipy  # its parts are loaded where they are used
 from jaxtyping import Array, Float
 
 from divjax.core.training import thinned

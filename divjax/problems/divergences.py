@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.integrate
+import scipy  # its parts are loaded where they are used
 from jaxtyping import Array, Float, Key
 
 from divjax.core.checks import check_count, check_matrix, check_shape, known_number
