@@ -31,6 +31,7 @@ def as_leaves(**numbers: Any) -> tuple[Any, ...]:
         >>> as_leaves(log_p=[1, 2], scale=2)
         (array([1., 2.]), 2.0)
     """
+    # An integer as a float: 2 and 2.0 are then one program.
     return tuple(
         float(value) if isinstance(value, (int, float)) else as_numbers(name, value)
         for name, value in numbers.items()

@@ -130,6 +130,7 @@ def check_scalar(**values: Any) -> None:
     for name, value in values.items():
         if value is None or isinstance(value, (int, float)):
             continue
+        # By dtype rather than by conversion: tracers have one, text and lists have none.
         dtype = getattr(value, "dtype", None)
         real = dtype is not None and (
             jnp.issubdtype(dtype, jnp.floating)
@@ -187,6 +188,7 @@ def check_count(least: int, **values: Any) -> None:
         >>> check_count(2, num_folds=5)
     """
     for name, value in values.items():
+        # To Python True is an integer, the number one.
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if not whole or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
@@ -200,6 +202,7 @@ def check_probability(**values: Any) -> None:
             continue
         if not 0 < value < 1:
             raise ValueError(f"{name} must be a number in (0, 1); got {value}.")
+        # A level such as 1 − 10⁻⁹ is 1 in float32, where the normal quantile is infinite.
         rounded = np.asarray(value, jax.dtypes.canonicalize_dtype(float))
         if not 0 < rounded < 1:
             raise ValueError(f"{name} must not round to {rounded} in {rounded.dtype}; got {value}.")
@@ -246,6 +249,7 @@ def check_weights(name: str, weights: Any) -> None:
     """Raise `ValueError` for concrete weights that are negative, not finite, or all zero."""
     if isinstance(weights, Tracer):
         return
+    # In float64, where a sum of large weights of half precision is not infinite.
     values = np.asarray(weights, np.float64)
     if not values.size:
         raise ValueError(f"{name} must not be empty; got shape {values.shape}.")
@@ -258,6 +262,7 @@ def check_weights(name: str, weights: Any) -> None:
 
 def check_simplex(name: str, weights: Any) -> None:
     """Raise `ValueError` for concrete numbers that are negative or do not sum to one."""
+    # A sequence may hold tracers beside numbers, and is concrete only if all of them are.
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(weights)):
         return
     values = np.asarray(weights, np.float64)
@@ -274,6 +279,7 @@ def check_symmetric(name: str, covariance: Any) -> None:
     if jnp.ndim(covariance) != 2 or isinstance(covariance, Tracer):
         return
     matrix = np.asarray(covariance, np.float64)
+    # Relative to √(C_ii C_jj), so that features of different units are judged alike.
     scale = np.sqrt(np.where(np.diagonal(matrix) > 0, np.diagonal(matrix), 1))
     with np.errstate(invalid="ignore"):  # of infinities, which give nan
         difference = np.abs(matrix - matrix.T)
@@ -306,6 +312,7 @@ def check_choice(choices: tuple[Any, ...], **values: Any) -> None:
 
 def check_key(key: Any) -> None:
     """Raise `ValueError` for anything but one typed key."""
+    # A legacy key is an array of integers, and a batch of keys has a shape.
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape:
         got = repr(key) if dtype is None else f"{type(key).__name__} of shape {jnp.shape(key)}"
@@ -334,6 +341,7 @@ def key_first(function: F) -> F:
 
 def _described(value: Any) -> str:
     """Numbers and text as they are, an array by its shape: messages never hold data."""
+    # Only one number is printed by value. A tracer has none, and an array may be large or private.
     held = isinstance(value, (jax.Array, np.ndarray, np.generic)) and not isinstance(value, Tracer)
     if held and not value.shape and jnp.issubdtype(value.dtype, np.number):
         return f"{np.asarray(value).item():.6g}"
@@ -366,6 +374,7 @@ def check_arguments(name: str, function: Any, *arguments: str) -> None:
     except (TypeError, ValueError):  # compiled functions may have none
         return
     try:
+        # Names stand for the arguments: nothing is called.
         signature.bind(*arguments)
     except TypeError:
         called = ", ".join(arguments)
@@ -424,6 +433,7 @@ def check_same_features(x: Array, y: Array, names: tuple[str, str] = ("x", "y"))
 def check_scalar_output(name: str, function: Any, *args: Any) -> None:
     """Raise `ValueError` unless `function(*args)` is a real scalar; nothing is computed."""
     check_callable(**{name: function})
+    # Traced in the abstract: user functions may be expensive. The output may be any pytree.
     output = jax.eval_shape(function, *args)
     if not hasattr(output, "shape") or output.shape != ():
         shape = getattr(output, "shape", jax.tree.map(jnp.shape, output))

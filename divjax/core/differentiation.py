@@ -25,6 +25,8 @@ def refuse_derivatives(tree: T, message: str) -> T:
         x is a constant.
     """
 
+    # Symbolic zeros tell inputs that are differentiated from those that are merely carried along:
+    # only the former raise.
     @jax.custom_jvp
     def identity(tree):
         return tree

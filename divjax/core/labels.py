@@ -36,6 +36,7 @@ def as_indices(name: str, indices: Any) -> Any:
         raise ValueError(f"{name} must be integers; got {indices.dtype}.")
     if isinstance(indices, jax.Array):
         return indices
+    # A conversion would wrap 2³² + 1 to 1, which may be another class.
     held = np.iinfo(jax.dtypes.canonicalize_dtype(int))
     inside = (indices >= 0) & (indices <= held.max)
     return np.where(inside, indices.astype(held.dtype), held.dtype.type(-1))
@@ -64,6 +65,7 @@ def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
         raise ValueError(
             f"{name} must be two vectors, of shapes ({size_x},) and ({size_y},); got {got}."
         )
+    # Traced labels cannot be sorted in NumPy. They must be numbers that JAX holds already.
     if any(isinstance(part, Tracer) for part in labels):
         return jnp.concatenate([_held(name, part) for part in labels])
     pooled = np.concatenate([np.asarray(part) for part in labels])
@@ -72,6 +74,8 @@ def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
         missing |= np.array([label is None for label in pooled])
     if missing.any():
         raise ValueError(f"{name} must name every row; got labels that are NaN or None.")
+    # Text has no dtype in JAX, and integers beyond int32 would wrap: both are numbered by their
+    # order. Booleans stay masks.
     numbered = pooled if pooled.dtype == bool else np.unique(pooled, return_inverse=True)[1]
     return jnp.asarray(numbered)
 

@@ -38,12 +38,16 @@ def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function of matrices, whose `vmap` is a loop on a CPU and a batch elsewhere."""
     mapped = custom_vmap(function)
 
+    # A user's `vmap` would turn LAPACK calls into batched ones. This rule decides what it does
+    # instead.
     @mapped.def_vmap
     def _(axis_size: int, in_batched: list[bool], *args: Array) -> tuple[Any, Any]:
         def loop(*args: Array) -> Any:
             # What is not batched is closed over; the map is over a tuple of the others.
             batched = tuple(arg for arg, is_in in zip(args, in_batched, strict=True) if is_in)
 
+            # The matrices of one lane. Through `mapped` again, as an outer `vmap` needs the same
+            # rule.
             def one(rows: tuple[Array, ...]) -> Any:
                 left = iter(rows)
                 pairs = zip(args, in_batched, strict=True)
@@ -51,6 +55,8 @@ def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
 
             return jax.lax.map(one, batched)
 
+        # The choice is made when a platform's program is lowered: accelerators keep their batched
+        # kernels.
         axes = tuple(0 if is_in else None for is_in in in_batched)
         batch = jax.vmap(function, in_axes=axes)
         out = jax.lax.platform_dependent(*args, cpu=loop, default=batch)
@@ -101,6 +107,7 @@ _each_svd = _one_by_one(_batched_svd)
 
 def _linear_solve(matrix: Array, b: Array, solve: Any, solve_transposed: Any) -> Array:
     """The solution, with the derivatives of the system that it solves."""
+    # Differentiated as A x = b: ẋ = A⁻¹(ḃ − Ȧx), and the transpose is a solve with Aᵀ.
     return jax.lax.custom_linear_solve(
         lambda x: matmul(matrix, x),
         b,
@@ -115,6 +122,7 @@ def _sequential_solve(matrix: Array, b: Array) -> Array:
 
 
 def _sequential_lower(factor: Array, b: Array) -> Array:
+    # Entries above the diagonal are never read, so they must have no derivative either.
     lower, upper = partial(_each_lower, factor), partial(_each_upper, factor)
     return _linear_solve(jnp.tril(factor), b, lower, upper)
 
@@ -134,6 +142,7 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """L Φ(L⁻¹ Ȧ L⁻ᵀ), Φ the lower triangle with half of the diagonal."""
     (matrix,), (change,) = primals, tangents
     factor = _sequential_cholesky(matrix)
+    # The factor depends on the symmetric part of the matrix, and so does its change.
     left = _sequential_lower(factor, (change + change.T) / 2)
     both = _sequential_lower(factor, left.T)
     return factor, matmul(factor, jnp.tril(both) - jnp.diag(jnp.diag(both)) / 2)
@@ -151,6 +160,7 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
     values, vectors = _sequential_eigh(matrix)
     inner = matmul(vectors.T, matmul((change + change.T) / 2, vectors))
     same = jnp.eye(values.shape[0], dtype=values.dtype)
+    # The added identity keeps the diagonal, which the factor before takes out, from being 0/0.
     mixing = (1 - same) * inner / (values - values[:, None] + same)
     return (values, vectors), (jnp.diag(inner), matmul(vectors, mixing))
 

@@ -33,6 +33,7 @@ class MLP(nnx.Module):
     def __init__(self, in_features: int, hidden: Sequence[int], out_features: int, rngs: nnx.Rngs):
         widths = [in_features, *hidden]
         self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
+        # Biases are zero by default, so a zero kernel makes the output zero.
         self.head = nnx.Linear(
             widths[-1], out_features, kernel_init=nnx.initializers.zeros, rngs=rngs
         )
@@ -69,6 +70,8 @@ class ICNN(nnx.Module):
     """
 
     def __init__(self, in_features: int, hidden: Sequence[int], rngs: nnx.Rngs):
+        # Divided by √d: entries have the same spread in any dimension. Biases of unit size place
+        # the bends where z lies.
         steep, flat = (nnx.initializers.normal(size / in_features**0.5) for size in (2.0, 0.5))
         bias = nnx.initializers.normal(1.0)
         self.skips = nnx.List(
@@ -83,20 +86,25 @@ class ICNN(nnx.Module):
                 for width in hidden
             ]
         )
+        # W_k between hidden layers and w at the end, before they are made non-negative.
         pairs = [*itertools.pairwise(hidden), (hidden[-1], 1)]
         self.raw = nnx.List([nnx.Param(jax.random.normal(rngs.params(), pair)) for pair in pairs])
         self.level = nnx.Param(jnp.array(-1.0))
 
     def __call__(self, z: Float[Array, "b d"]) -> Float[Array, "b 1"]:
         """The output for each row."""
+        # A_k z + (B_k z)² + b_k is convex in z.
         inputs = [a(z) + b(z) ** 2 for a, b in zip(self.skips, self.squares, strict=True)]
         hidden = nnx.softplus(inputs[0])
+        # W_k ≥ 0 and an increasing convex σ keep each layer convex in z.
         for entry, raw in zip(inputs[1:], self.raw[:-1], strict=True):
             hidden = nnx.softplus(hidden @ _nonnegative(raw[...]) + entry)
+        # w ≥ 0 and a positive factor keep the output convex.
         return nnx.softplus(self.level[...]) * (hidden @ _nonnegative(self.raw[-1][...]))
 
 
 def _nonnegative(raw: Float[Array, "a b"]) -> Float[Array, "a b"]:
+    # Positive terms do not cancel: without the mean, sums would grow with the width.
     return jax.nn.softplus(raw) / raw.shape[0]
 
 
@@ -115,6 +123,7 @@ def init_network(
     network: Network, key: Key[Array, ""], in_features: int, dtype: Any
 ) -> PyTree[Array]:
     """The network's parameters, in the given dtype, as a pytree of arrays."""
+    # `nnx` draws in float32, and half or double precision is converted after the draw.
     state = nnx.state(network(in_features, nnx.Rngs(key)), nnx.Param)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), nnx.to_pure_dict(state))
 
@@ -123,6 +132,7 @@ def apply_network(
     network: Network, params: PyTree[Array], x: Float[Array, "b d"]
 ) -> Float[Array, "b ..."]:
     """The network with these parameters, on a batch. Its structure is rebuilt while tracing."""
+    # The structure alone: no parameters are drawn, so this seed is never used.
     model = nnx.eval_shape(lambda: network(x.shape[-1], nnx.Rngs(0)))
     graph, state = nnx.split(model, nnx.Param)
     nnx.replace_by_pure_dict(state, params)

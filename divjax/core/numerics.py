@@ -96,6 +96,7 @@ def safe_log(x: Array) -> Array:
         >>> float(jax.grad(safe_log)(0.0))
         0.0
     """
+    # Both branches of a `where` are differentiated: log 0 must not arise in the one not taken.
     is_zero = x == 0
     return jnp.where(is_zero, -jnp.inf, jnp.log(jnp.where(is_zero, 1, x)))
 
@@ -108,6 +109,7 @@ def xlogy(x: Array, y: Array) -> Array:
         >>> xlogy(jnp.array([0.0, 0.0, 2.0]), jnp.array([0.0, jnp.nan, 1.0])).tolist()
         [0.0, 0.0, 0.0]
     """
+    # In derivatives zero times −∞ or NaN would be NaN, hence y is replaced too.
     is_zero = x == 0
     return jnp.where(is_zero, 0, x * safe_log(jnp.where(is_zero, 1, y)))
 
@@ -123,6 +125,7 @@ def if_needed(condition: Bool[Array, ""], function: Callable[[T], T], operand: T
         >>> float(if_needed(jnp.array(True), lambda x: x + 1, jnp.array(1.0)))
         2.0
     """
+    # The second component is the condition, which one step makes False.
     result, _ = jax.lax.while_loop(
         lambda carry: carry[1],
         lambda carry: (function(carry[0]), jnp.array(False)),
@@ -163,6 +166,7 @@ def in_units_of(
         >>> scaled.round(2).tolist(), float(unit) == 2.0**127
         ([1.76, -0.88], True)
     """
+    # frexp has mantissas in [½, 1), hence the −1 for the power at or below.
     exponent = jnp.frexp(size)[1] - 1
     half = exponent // 2
     one = jnp.ones_like(size)

@@ -21,6 +21,7 @@ def padded_size(num_rows: int) -> int:
         [64, 1024, 1024, 10240]
     """
     num_rows = max(num_rows, SMALLEST)
+    # A quarter of the power of two below the number of rows: at most a quarter is padding.
     step = 1 << (num_rows - 1).bit_length() - 1 >> 2
     return -(-num_rows // step) * step
 
@@ -28,6 +29,7 @@ def padded_size(num_rows: int) -> int:
 def can_be_padded(tree: Any) -> bool:
     """Whether no leaf is traced, where shapes are a user's own, or lies on several devices."""
     leaves = jax.tree.leaves(tree)
+    # Padding an array on several devices would have to choose a new sharding.
     return not any(
         isinstance(leaf, Tracer) or (isinstance(leaf, jax.Array) and len(leaf.devices()) > 1)
         for leaf in leaves

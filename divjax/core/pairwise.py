@@ -79,6 +79,7 @@ def common_center(
     first = x[jnp.argmax(used)]
     deviations = jnp.where(used[:, None], x - first, 0)
     count = jnp.maximum(jnp.sum(used), 1).astype(x.dtype)
+    # Each deviation is divided before it is summed: a sum of large ones would overflow.
     mean_deviation = jnp.sum(deviations / count, axis=0)
     return jax.lax.optimization_barrier(first + mean_deviation)
 
@@ -96,6 +97,7 @@ def living_rows(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Ar
         [1.0, 1.0, 2.0]
     """
     alive = weights > 0
+    # Indices of living rows first. The j-th dead row takes the j-th of them, modulo their number.
     order = jnp.argsort(~alive, stable=True)
     substitutes = order[(jnp.cumsum(~alive) - 1) % jnp.maximum(jnp.sum(alive), 1)]
     return x[jnp.where(alive, jnp.arange(x.shape[0]), substitutes)]
@@ -126,6 +128,7 @@ def squared_distances(
     """
     check_matrix(x=x)
     if y is None:
+        # Products would leave rounding on the diagonal, whose root is far from zero.
         (x,), rows = _centered(x), jnp.arange(x.shape[0])
         return _resolved_distances(x, x, rows[:, None] == rows)
     check_matrix(y=y)
@@ -153,6 +156,7 @@ def _distances(
     With more than 8 features to rounding of the rows' squares: see `_is_lost`.
     """
     if x.shape[1] <= _DIFFERENCES_UP_TO:
+        # A sum of n × m terms, one for each feature, which the compiler fuses.
         squares = (jnp.square(x[:, i, None] - y[:, i]) for i in range(x.shape[1]))
         return functools.reduce(jnp.add, squares)
     distances = jnp.maximum(_products(x, y), 0)
@@ -178,6 +182,7 @@ def _is_lost(
     """Whether a distance by products, of points that are not the same, is little but rounding."""
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         return jnp.array(False)
+    # The product's rounding is about ε (|x|² + |y|²): distances near it have few digits.
     threshold = min(_LOST_ULPS * float(jnp.finfo(x.dtype).eps), _LOST_AT_MOST)
     lost = distances < threshold * _norms(x, y)
     return jnp.any(lost if same is None else lost & ~same)
@@ -185,6 +190,7 @@ def _is_lost(
 
 def _differences(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Squared distances by differences, each exact to rounding of itself."""
+    # Zero features fill the last pass, and add nothing.
     padding = -x.shape[1] % _FEATURES_A_PASS
     by_passes = lambda rows: jnp.pad(rows, ((0, 0), (0, padding))).T.reshape(
         -1, _FEATURES_A_PASS, rows.shape[0]
@@ -205,6 +211,8 @@ def _resolved_distances(
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         return _distances(x, y, same)
     products = _products(x, y)
+    # `if_needed` has no reverse mode: values are chosen among constants, and the derivatives are
+    # those of the products.
     held, fixed_x, fixed_y = jax.lax.stop_gradient((products, x, y))
     lost = _is_lost(held, fixed_x, fixed_y, same)
     again = lambda _: _differences(fixed_x, fixed_y)
@@ -255,6 +263,7 @@ def map_row_blocks(
     size = _block_rows(n, num_columns) if block_rows is None else min(block_rows, n)
     if size == n:
         return function(*rows)
+    # `lax.map` takes blocks of one size, so the last is padded.
     num_blocks = math.ceil(n / size)
     padding = num_blocks * size - n
     blocks = tuple(
@@ -263,6 +272,7 @@ def map_row_blocks(
         )
         for row in rows
     )
+    # Without the checkpoint the backward pass would keep every block's b × m intermediate.
     results = jax.lax.map(jax.checkpoint(lambda block: function(*block)), blocks)
     return jax.tree.map(lambda out: out.reshape(num_blocks * size, *out.shape[2:])[:n], results)
 
@@ -316,6 +326,8 @@ def reduce_centered_pairs(
         result = reduce(rows, _distances(rows, y, diagonal()))
         if again is None or y.shape[1] <= _DIFFERENCES_UP_TO:
             return result
+        # `if_needed` has no reverse mode: values are chosen among constants, and the derivatives
+        # are those of `result`.
         fixed, fixed_y, plain = jax.lax.stop_gradient((rows, y, result))
         exactly = again
 
@@ -324,6 +336,8 @@ def reduce_centered_pairs(
             return exactly(fixed, distances if mask is None else jnp.where(mask, 0, distances))
 
         def if_lost(plain: Any) -> Any:
+            # Computed again, only where they are looked at: closed over by the loop, they would be
+            # held.
             products = _distances(fixed, fixed_y)
             return if_needed(_is_lost(products, fixed, fixed_y, diagonal()), by_differences, plain)
 
@@ -352,6 +366,7 @@ def fractions_below(
         else:
             distances = _distances(rows, x, diagonal)
         real = (index < n)[:, None]  # nothing is below −1: padding counts nowhere
+        # A column of at most 255 rows cannot carry from one byte into the next.
         packed = sum(
             (distances < jnp.where(real, threshold, -1)).astype(jnp.uint32) << (8 * byte)
             for byte, threshold in enumerate(thresholds)
@@ -442,6 +457,8 @@ def _median(
         low, high, below_low, below_high = bracket
         inside = tuple(jnp.clip(t, low, high) for t in thresholds)
         fractions = fractions_below(centered, inside, by_differences=by_differences)
+        # The lower median is below a threshold just if at least half of the pairs are. Each
+        # threshold moves the end on its own side, so counts verify both ends.
         for threshold, fraction in zip(inside, fractions, strict=True):
             rises = (fraction < 0.5) & (threshold > low)
             falls = (fraction >= 0.5) & (threshold < high)
@@ -470,6 +487,8 @@ def _median(
         return narrow(bracket, (lower, left, right, upper)), passes + 1
 
     zero, one = jnp.zeros((), centered.dtype), jnp.ones((), centered.dtype)
+    # The inner two enclose the guess within the tolerance: if it is right the loop ends at once.
+    # The outer two catch a guess that is slightly off.
     start = narrow(
         (floor, highest, zero, one),
         tuple(
@@ -483,4 +502,5 @@ def _median(
         ),
     )
     (low, high, *_), _ = jax.lax.while_loop(unresolved, body, (start, 1))
+    # A bracket that has shrunk onto the floor holds pairs that coincide up to rounding.
     return jnp.where(low > floor, (low + high) / 2, 0)

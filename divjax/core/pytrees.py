@@ -56,6 +56,7 @@ def for_each(function: Callable[..., T], samples: Iterable[Sequence[Any]]) -> li
     }
     if len(shapes) > 1:
         return [function(*sample) for sample in samples]
+    # Samples of one shape are stacked, so that the function is traced and compiled once.
     results = jax.vmap(function)(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *samples))
     leaves, structure = jax.tree.flatten(results)
     return [structure.unflatten(parts) for parts in zip(*leaves, strict=True)]
@@ -94,6 +95,7 @@ def pytree(cls: type[T]) -> type[T]:
         >>> jax.tree.leaves(Scale())
         [2.0]
     """
+    # A class's own `__repr__` stays. Equality is identity: arrays have no single truth value.
     prints_itself = cls.__repr__ is not object.__repr__
     cls = dataclasses.dataclass(frozen=True, eq=False, repr=not prints_itself)(cls)
     fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
@@ -103,6 +105,7 @@ def pytree(cls: type[T]) -> type[T]:
     no_text = [field.name for field in fields if field.name in data and not _admits_text(field)]
     initialize = cls.__init__
 
+    # Text is refused in a user's call alone: JAX rebuilds objects by `initialize`, from any leaves.
     @functools.wraps(initialize)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
         initialize(self, *args, **kwargs)
@@ -153,6 +156,7 @@ def as_pytree(function: Callable[..., Any]) -> Any:
     """
     if not callable(function) or not jax.tree_util.all_leaves([function]):
         return function
+    # The bound object is an argument of the partial, hence a subtree whose arrays are leaves.
     if inspect.ismethod(function) and not jax.tree_util.all_leaves([function.__self__]):
         return jax.tree_util.Partial(function.__func__, function.__self__)
     return jax.tree_util.Partial(function)
@@ -190,21 +194,25 @@ class _Itself:
 
 def _operations(jaxpr: Any) -> Hashable:
     """A jaxpr without the names of its variables, to be compared."""
+    # Names of variables differ between traces, the order of their first appearance does not.
     numbers: dict[Any, int] = {}
 
     def atom(value: Any) -> Hashable:
         if isinstance(value, Literal):
+            # Compared by bytes: a NaN equals itself, and −0 differs from 0.
             number = np.asarray(value.val)
             return str(value.aval), number.dtype.name, number.tobytes()
         return numbers.setdefault(value, len(numbers)), str(value.aval)
 
     def parameter(value: Any) -> Hashable:
+        # Inner programs, such as those of loops, are compared in the same way as the outer one.
         if isinstance(value, ClosedJaxpr):
             return _operations(value.jaxpr), tuple(map(_Itself, value.consts))
         if isinstance(value, Jaxpr):
             return _operations(value)
         if isinstance(value, (tuple, list)):
             return type(value).__name__, *map(parameter, value)
+        # Arrays, which cannot be hashed, equal only themselves.
         try:
             hash(value)
         except TypeError:
@@ -239,6 +247,7 @@ class TracedFunction:
     def __call__(self, *args: Array) -> Array:
         """The function's value."""
         jaxpr = self.code.jaxpr
+        # A jaxpr fixes its constants' dtypes: leaves of another one are cast.
         arrays = [
             array if array.dtype == var.aval.dtype else jnp.asarray(array, var.aval.dtype)
             for array, var in zip(self.closed_over, jaxpr.constvars, strict=True)
@@ -297,6 +306,7 @@ def ravel_particles(
     if isinstance(particles, jax.Array) and particles.ndim == 2:
         return particles, lambda x: x
     num_particles(particles)
+    # The structure of one particle is that of all, so one unraveling serves every row.
     unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], particles))[1]
     matrix = jax.vmap(lambda particle: ravel_pytree(particle)[0])(particles)
     return matrix, jax.vmap(unravel)

@@ -60,6 +60,7 @@ def as_numbers(name: str, values: Any, *, exact: bool = False) -> Any:
         array([1., 2.])
     """
     array = values if isinstance(values, jax.Array) else owned(_as_array(name, values))
+    # In NumPy large integers can lose an offset before they are rounded to JAX's default float.
     if _rounds(array):
         array = np.asarray(array)
     dtype = array.dtype
@@ -67,6 +68,7 @@ def as_numbers(name: str, values: Any, *, exact: bool = False) -> Any:
         return array if exact or not _is_extended(array) else array.astype(float)
     if not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)):
         raise ValueError(f"{name} must hold real numbers; got {dtype}.{_CONVERT}")
+    # Integers beyond 2⁵³ keep all their digits until an offset has been taken away.
     return array.astype(np.longdouble if exact and _is_beyond_double(array) else float)
 
 
@@ -84,6 +86,7 @@ def as_arrays(**arrays: Any) -> tuple[Array, ...]:
         >>> scale.dtype.name
         'float16'
     """
+    # Python numbers are weakly typed, and so do not widen the arrays' common dtype.
     numbers = {
         name: values if isinstance(values, (int, float)) else as_numbers(name, values)
         for name, values in arrays.items()
@@ -124,6 +127,7 @@ def as_weights(name: str, weights: Any, num_rows: int, dtype: Any) -> Float[Arra
     check_shape(name, weights, num_rows)
     check_weights(name, weights)
     dtype = jax.dtypes.canonicalize_dtype(dtype if jnp.issubdtype(dtype, jnp.floating) else float)
+    # Weights that all vanish or overflow in the dtype would be 0/0 or ∞/∞ when they are normalised.
     if not isinstance(weights, Tracer):
         largest, held = float(np.asarray(weights, np.float64).max()), jnp.finfo(dtype)
         # Half precision is computed in single, which has its smallest numbers.
@@ -181,15 +185,20 @@ class Center:
         if x.shape[1] != self.high.shape[-1]:
             raise ValueError(f"x must have {self.high.shape[-1]} features; got {x.shape[1]}.")
         dtype = jnp.result_type(_dtype_of(x), self.high)
+        # NumPy's digits exceed those of the dtype: the difference is taken in extended precision,
+        # and only then rounded.
         if _is_wider(x, dtype) and not isinstance(self.high, Tracer):
             high, low = (np.asarray(part, np.longdouble) for part in (self.high, self.low))
             with np.errstate(invalid="ignore", over="ignore"):
                 return jnp.asarray(((x - high) - low).astype(dtype))
+        # In the dtype: near the center the high parts' difference is exact, and the low parts
+        # correct it.
         high, low = two_parts(x, dtype)
         return (high - self.high) + (low - self.low)
 
     def moved(self, by: Float[Array, " d"]) -> "Center":
         """The centre moved by a vector, with what rounding leaves over."""
+        # The low part takes over what rounding the sum has lost.
         high = self.high + by
         return Center(high, self.low + (by - (high - self.high)))
 
@@ -222,6 +231,7 @@ def centered_samples(weights: dict[str, Any] | None = None, **samples: Any) -> t
     """
     checked = _checked(samples)
     dtype = _common_dtype(checked)
+    # Only samples that would lose digits place the center: for the others nothing can be gained.
     double = [
         _rows_with_weight(sample, (weights or {}).get(name))
         for name, sample in checked.items()
@@ -231,10 +241,12 @@ def centered_samples(weights: dict[str, Any] | None = None, **samples: Any) -> t
     point = np.zeros(num_features, np.longdouble if any(map(_is_extended, double)) else float)
     if double:
         rows = np.concatenate(double)
+        # A median withstands outliers. A feature without a finite value has no center to find.
         finite = np.where(np.isfinite(rows), rows, np.nan)
         some = np.isfinite(rows).any(axis=0)
         point[some] = np.nanmedian(finite[:, some], axis=0)
     center = Center(*two_parts(point, dtype))
+    # Around zero samples are returned as they are, bit for bit.
     if not point.any():
         return center, *(_rounded(sample, dtype) for sample in checked.values())
     return center, *(center.subtract(sample) for sample in checked.values())
@@ -277,6 +289,8 @@ def without_offset(
     """
     numbers = {name: as_numbers(name, array, exact=True) for name, array in arrays.items()}
     dtype = _common_dtype(numbers)
+    # The point comes from the first array with digits to lose, and leaves all arrays alike, so that
+    # differences between them stay.
     wide = next((array for array in numbers.values() if _is_wider(array, dtype)), None)
     if wide is None:
         return tuple(numbers.values())
@@ -298,6 +312,7 @@ def _rows_with_weight(sample: np.ndarray, weights: Any) -> np.ndarray:
     """The rows that count, where the weights are known; whether they are weights is seen later."""
     if weights is None or isinstance(weights, Tracer):
         return sample
+    # Invalid weights are reported by their own check, with the argument's name.
     weights = np.asarray(weights)
     if weights.shape != sample.shape[:1] or weights.dtype.kind not in "fiub":
         return sample
@@ -318,6 +333,8 @@ def two_parts(x: Any, dtype: Any) -> tuple[Array, Array]:
         high = _rounded(x, dtype)
         return high, jnp.zeros_like(high)
     with np.errstate(invalid="ignore", over="ignore"):
+        # The rest is exact, as its digits are among those of x. Beyond the dtype's range there is
+        # none.
         rounded = x.astype(dtype)
         rest = np.where(np.isfinite(rounded), x - rounded.astype(x.dtype), 0)
     return jnp.asarray(rounded), _rounded(rest, dtype)
@@ -348,6 +365,7 @@ def _checked(samples: dict[str, Any]) -> dict[str, Any]:
                 f"{name} must be a matrix of shape (samples, features); got shape {sample.shape}. "
                 f"Samples of one feature are {name}[:, None]."
             )
+        # JAX's dtype rules, which the check applies, know no extended precision.
         check_matrix(**{name: sample.astype(float) if _is_extended(sample) else sample})
     (first, one), *others = converted.items()
     for name, other in others:
@@ -371,6 +389,7 @@ def _rounds(array: Any) -> bool:
         return False
     digits = jnp.finfo(jax.dtypes.canonicalize_dtype(float)).nmant
     held = 8 * array.dtype.itemsize <= digits
+    # An array spread over several processes cannot be read into NumPy by one of them.
     return not (held or isinstance(array, Tracer)) and array.is_fully_addressable
 
 
@@ -385,6 +404,7 @@ _CONVERT = " Convert it first, such as numpy.asarray(values, float)."
 
 
 def _as_array(name: str, sample: Any) -> Any:
+    # Frames and series are recognised by their methods, without importing their libraries.
     if hasattr(sample, "columns") and hasattr(sample, "to_numpy"):
         return _frame_as_numpy(name, sample)
     if hasattr(sample, "dtype") and hasattr(sample, "to_numpy"):
@@ -420,6 +440,7 @@ def _frame_as_numpy(name: str, frame: Any) -> np.ndarray:
             f"{name} must hold numbers in all columns; these do not: {', '.join(others)}. "
             "Encode or drop them."
         )
+    # Columns of integers stay apart from the others: a common float64 would merge large ones.
     columns = [frame[column].to_numpy() for column in frame.columns]
     if any(map(_is_beyond_double, columns)):
         whole = lambda column: column.dtype.kind in "iu"

@@ -100,6 +100,7 @@ def _is_gram(gram: Float[Array, "k k"]) -> Bool[Array, ""]:
     rounding = float(jnp.finfo(gram.dtype).eps) ** 0.5
     lengths = jnp.sqrt(jnp.maximum(diagonal, 0))
     symmetric = jnp.abs(gram - gram.T) <= rounding
+    # Cauchy–Schwarz: |⟨v_k, v_j⟩| ≤ ‖v_k‖ ‖v_j‖.
     bounded = jnp.abs(gram) <= (1 + rounding) * lengths[:, None] * lengths + rounding
     return jnp.all(symmetric & bounded & jnp.isfinite(gram))
 
@@ -107,6 +108,7 @@ def _is_gram(gram: Float[Array, "k k"]) -> Bool[Array, ""]:
 def _two_weights(gram: Float[Array, "2 2"]) -> Float[Array, " 2"]:
     """Where the line through two points comes closest to the origin, held between the points."""
     gram, _ = in_units_of(_size(gram), gram)
+    # w_1 = ⟨v_2, v_2 − v_1⟩ / ‖v_1 − v_2‖², and the two excesses sum to the denominator.
     excess = jnp.diagonal(gram)[::-1] - 0.5 * (gram[0, 1] + gram[1, 0])
     squared_distance = excess.sum()
     apart = squared_distance > 0
@@ -131,6 +133,7 @@ def _weights_jvp(
     # The inverse is in units of the size, whose own reciprocal may overflow.
     change, _ = in_units_of(_size(*primals), tangents[0])
     response = _matvec(inverse, _matvec(0.5 * (change + change.T), weights))
+    # dw = λQ⁻¹1 − Q⁻¹dQ w with Q⁻¹1 ∝ w: the multiple of w makes the change sum to zero.
     return weights, weights * response.sum() - response
 
 
@@ -200,12 +203,16 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
         table = _sweep(s.table, s.pivot, s.leaves)
         support = jnp.where(s.leaves, s.support & ~here, s.support | here)
 
+        # Towards the solution on the support, as far as all entries stay non-negative.
         point = jnp.where(support, s.point, 0)
         target = correct(point, table, support)
         negative = target < 0
         ratio = jnp.where(negative, point / (point - target), 1)
         point = jnp.maximum(point + jnp.min(ratio) * (target - point), 0)
 
+        # An entry that would turn negative leaves. Otherwise the index of steepest descent joins,
+        # unless its pivot shows linear dependence on the support. Without either the point is
+        # optimal.
         pivots = jnp.diagonal(table)
         descent = side - _matvec(matrix, point) - _TOLERANCE * epsilon * (side + point.sum())
         joins = jnp.where(~support & (pivots > epsilon), descent, 0)
@@ -233,8 +240,10 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
             count=jnp.zeros((), jnp.int32),
         ),
     )
+    # One step of refinement takes out the table's rounding, if it stays non-negative.
     corrected = correct(end.point, end.table, end.support)
     point = jnp.where(jnp.all(corrected >= 0), corrected, end.point) * unit
+    # Back from the unit diagonal, and normalised: w ∝ z. For Q = 0 all points are equally short.
     weights = jnp.where(largest > 0, point / point.sum(), 1 / size)
     inverse = -end.table * unit[:, None] * unit[None, :]
     return weights, jnp.where(end.support[:, None] & end.support[None, :], inverse, 0)
@@ -252,6 +261,8 @@ def _sweep(
     values = table[:, pivot]
     scaled = values / values[pivot]
     signed = jnp.where(undo, -scaled, scaled)
+    # The Schur complement of the pivot everywhere, then its own row and column, which differ in
+    # sign between sweep and undo.
     swept = table - values[:, None] * scaled[None, :]
     swept = jnp.where(row, signed[None, :], jnp.where(column, signed[:, None], swept))
     return jnp.where(row & column, -1 / values[pivot], swept)

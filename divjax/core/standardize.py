@@ -159,9 +159,11 @@ def robust_standardizer(
         for each in quantiles
     ]
 
+    # Each sample is clipped at its own limits and has the same share of the common moments.
     rows = [jnp.clip(x, *own) for (x, _), own in zip(samples, limits, strict=True)]
     shares = [weights / jnp.sum(weights) / len(samples) for _, weights in samples]
     mean, scale = mean_and_scale(jnp.concatenate(rows), jnp.concatenate(shares))
+    # The widest limits: one sample's bulk may lie beyond the other's.
     lower, upper = (jnp.stack(ends) for ends in zip(*limits, strict=True))
     lower = (jnp.min(lower, axis=0) - mean) / scale
     return Standardizer(mean, scale, lower, (jnp.max(upper, axis=0) - mean) / scale)
@@ -204,6 +206,7 @@ def _quantiles(
         rare = _weighted_quantiles(deviation, deviates, half)[0]
         return low, median, high, jnp.where(share > 0, rare, 0), share
 
+    # Rows without weight repeat one that has some: their values need not be finite.
     column = jnp.where(used[:, None], x, x[jnp.argmax(used)])
     low, median, high, rare, share = jax.vmap(of_feature, 1, -1)(column)
     floor = jnp.where(share >= jnp.maximum(least, RARE), rare, 0)

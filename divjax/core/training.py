@@ -100,16 +100,19 @@ def fit(
         validation = jnp.zeros(0, losses.dtype)
     else:
         num_checks = min(num_checks, num_steps)
+        # Rounded up to whole blocks, so that one inner scan of fixed length serves all of them.
         keys = jax.random.split(key, (num_checks, -(-num_steps // num_checks)))
 
         def block(carry, keys):
             moving, best, least = carry
             moving, losses = jax.lax.scan(step, moving, keys)
             value = validate(moving[0])
+            # NaN loses every comparison, but −∞ would win all of them.
             better = jnp.isfinite(value) & (value < least)
             best = select(better, moving[0], best)
             return (moving, best, jnp.where(better, value, least)), (losses, value)
 
+        # The start is a candidate: a fit that only gets worse returns it.
         start = validate(params)
         carry = (params, state), params, jnp.where(jnp.isfinite(start), start, jnp.inf)
         ((_, state), params, _), (losses, values) = jax.lax.scan(block, carry, keys)
@@ -131,6 +134,8 @@ def adam_with_cosine(
     `optax.adamw` would take a schedule too, but one that depends on the learning rate as a number:
     here it may be traced.
     """
+    # The decay joins after the moments, hence it is decoupled from them, and before the schedule,
+    # which scales both.
     return optax.chain(
         optax.scale_by_adam(),
         optax.add_decayed_weights(jnp.asarray(weight_decay, dtype)),
@@ -172,8 +177,11 @@ def hold_out(
     # Rows without weight come last. Held out are the first rows of either kind.
     order = order[jnp.argsort(weights[order] == 0, stable=True)]
     used = jnp.sum(weights != 0)
+    # The weighted rows' share of the held-out rows, at least one on either side: neither loss is
+    # defined without weight.
     share = size * used.astype(float) / num_rows
     first = jnp.clip(jnp.round(share).astype(used.dtype), 1, used - 1)
+    # Sizes are static, the number of weighted rows is not: rows without weight fill both parts up.
     held, train = jnp.arange(size), jnp.arange(num_rows - size)
     held = jnp.where(held < first, held, used + held - first)
     train = jnp.where(train < used - first, first + train, size + train)
@@ -187,6 +195,8 @@ def row_batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:
     """
     start_key, within_key, order_key = jax.random.split(key, 3)
     stretches = jnp.asarray([i * num_rows // size for i in range(size)])
+    # Offsets below the length of the shortest stretch: rows of different stretches are distinct. A
+    # random start makes rows that no offset reaches as likely as the others.
     within = jax.random.randint(within_key, (size,), 0, num_rows // size)
     start = jax.random.randint(start_key, (), 0, num_rows)
     return jax.random.permutation(order_key, (start + stretches + within) % num_rows)
@@ -194,5 +204,6 @@ def row_batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:
 
 def thinned(rows: Float[Array, "n d"], most: int) -> Float[Array, "k d"]:
     """At most so many rows, evenly spread over all."""
+    # Indices are known at trace time, in integers of Python, which do not overflow.
     n = rows.shape[0]
     return rows if n <= most else rows[jnp.asarray([i * n // most for i in range(most)])]

@@ -80,6 +80,7 @@ def status_of(
         >>> int(status_of(converged=False, finite=False)) == Status.NOT_FINITE
         True
     """
+    # From the least grave to the gravest: each overrides those before it.
     status = jnp.where(converged, Status.CONVERGED, Status.MAX_ITERATIONS)
     status = jnp.where(resolved, status, Status.FLOATING_POINT_RESOLUTION)
     status = jnp.where(finite, status, Status.NOT_FINITE)
@@ -96,6 +97,7 @@ def check_status(status: Int[ArrayLike, "..."]) -> None:
     """
     if isinstance(status, Tracer):
         return
+    # Statuses are numbered by gravity, so the maximum is the gravest of a batch.
     gravest = Status(int(np.max(np.asarray(status))))
     if gravest != Status.CONVERGED:
         raise RuntimeError(f"{gravest.sentence} ({gravest.name}).")
@@ -151,6 +153,7 @@ def summary(self: Any) -> str:
 def _short(name: str, value: Any) -> str:
     """One field: a number, an array's dtype and shape, or how many leaves there are."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
+        # Arrays are never printed, and tracers have no value to print.
         if value.shape or isinstance(value, (Tracer, jax.ShapeDtypeStruct)):
             return f"{value.dtype}[{','.join(map(str, value.shape))}]"
         if name == "status":
@@ -199,6 +202,7 @@ class Estimate(NamedTuple):
 
     def __repr__(self) -> str:
         ends = self.value, self.std_error, *self.interval
+        # Under `vmap` or `jit` there is no single number, or none yet.
         if any(isinstance(end, Tracer) or jnp.ndim(end) for end in ends):
             return summary(self)
         value, std_error, lower, upper = map(float, ends)
@@ -238,6 +242,7 @@ def normal_interval(
         >>> [float(end) for end in normal_interval(1.0, 0.1)]
         [0.804, 1.196]
     """
+    # Concrete arguments are validated eagerly. Traced ones become NaN in `_normal_interval`.
     value, std_error = as_arrays(value=value, std_error=std_error)
     check_no_negatives(std_error=std_error)
     check_probability(confidence_level=confidence_level)

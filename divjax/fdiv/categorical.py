@@ -82,9 +82,11 @@ def _relative_entropy_terms(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*
     """
     in_p, safe_p, p = present_classes(log_p)
     in_q, safe_q, q = present_classes(log_q)
+    # With t = log(q/p) a term is p (e^t − 1 − t), of second order in t: nothing cancels near p = q.
     t = safe_q - safe_p
     near = t <= 1  # beyond it exp(t) may overflow, and nothing cancels
     terms = jnp.where(near, p * exp_remainder(jnp.where(near, t, 0)), q - p - p * t)
+    # A class that q alone excludes gives +∞. One that p excludes contributes its q.
     return jnp.where(in_p & in_q, terms, jnp.where(in_p, jnp.inf, q))
 
 
@@ -100,6 +102,7 @@ def _log_mixture(weights: Float[Array, " k"], logs: tuple[LogProbs, ...]) -> Log
     highest = 0.5 * math.log(jnp.finfo(stacked.dtype).max)
     scaled = jnp.exp(jnp.where(used, stacked - top, jnp.minimum(stacked - top, highest)))
     mass = jnp.tensordot(weights, scaled, axes=1)
+    # A mass of zero is replaced before the logarithm, whose gradient would be NaN.
     return jnp.where(mass == 0, -jnp.inf, jnp.log(jnp.where(mass == 0, 1, mass)) + top)
 
 
@@ -184,6 +187,7 @@ def _generalized_kl(p: ArrayLike, q: ArrayLike, *, axis: int) -> Float[Array, "*
     logs = []
     for mass in as_arrays(p=p, q=q):
         mass = jnp.moveaxis(mass, axis, -1)
+        # Zeros are replaced before the logarithm, or its gradient there would be NaN.
         logs.append(jnp.where(mass == 0, -jnp.inf, jnp.log(jnp.where(mass == 0, 1, mass))))
     check_alike(logs)
     return _relative_entropy_terms(*logs).sum(-1)
@@ -236,6 +240,7 @@ def _renyi(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array, "
     order = nan_unless((order >= 0) & (order < jnp.inf), order)
     in_p, safe_p, p_values = present_classes(log_p)
     in_q, safe_q, q_values = present_classes(log_q)
+    # In classes that a distribution excludes −∞ − (−∞) would be NaN.
     both = in_p & in_q
     log_ratio = jnp.where(both, safe_p - safe_q, 0)
 
@@ -250,13 +255,17 @@ def _renyi(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array, "
     smaller = jnp.where(falls, near_ratio, -near_ratio)
     remainder = power_remainder(smaller, jnp.where(falls, order, 1 - order))
     terms = jnp.where(both, jnp.where(falls, q_values, p_values) * remainder, 0)
+    # q f_α(0) = q/α in classes that p excludes, p f_{1−α}(0) = p/(1 − α) in those that q excludes.
     terms = terms + jnp.where(in_q & ~in_p, q_values / jnp.where(order == 0, 1, order), 0)
     terms = terms + jnp.where(in_p & ~in_q, p_values / jnp.where(order < 1, 1 - order, 1), 0)
+    # log(1 + α(α − 1) D_α)/(α − 1), which is smooth through α = 1.
     near = log1p_over(order * terms.sum(-1), order - 1)
     value = jnp.where(use_near, near, far)
 
+    # From order 1 on p must lie in the support of q. At any order the supports must meet.
     infinite = (order >= 1) & jnp.any(in_p & ~in_q, axis=-1)
     value = jnp.where(infinite | ~jnp.any(both, axis=-1), jnp.inf, value)
+    # The comparisons above are false for NaN, which has to show.
     value = jnp.where(jnp.isnan(order) | jnp.isnan(log_p + log_q).any(-1), jnp.nan, value)
     return nan_unless(have_classes(log_p, log_q), value)
 
@@ -312,6 +321,7 @@ def _kl_map(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch c"]:
     in_p, safe_p, probabilities = present_classes(log_p)
     in_q, safe_q, _ = present_classes(log_q)
     terms = probabilities * (safe_p - safe_q)
+    # 0 log 0 is 0, and a class that q alone excludes gives +∞.
     terms = jnp.where(in_p & in_q, terms, jnp.where(in_p, jnp.inf, 0))
     return nan_unless(have_classes(log_p, log_q)[..., None], terms)
 
@@ -455,6 +465,7 @@ def squared_hellinger(
 
 
 def _squared_hellinger(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch"]:
+    # √p is the exponential of ½ log p, whose derivative in log p is finite everywhere.
     difference = present_classes(0.5 * log_p)[2] - present_classes(0.5 * log_q)[2]
     return sum_over_classes(0.5 * jnp.square(difference), log_p, log_q)
 
@@ -477,6 +488,7 @@ def cross_entropy(
 def _cross_entropy(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch"]:
     in_p, _, probabilities = present_classes(log_p)
     in_q, safe_q, _ = present_classes(log_q)
+    # 0 log q is 0, even where q excludes the class as well.
     terms = jnp.where(in_p & in_q, -probabilities * safe_q, jnp.where(in_p, jnp.inf, 0))
     return sum_over_classes(terms, log_p, log_q)
 
@@ -529,6 +541,7 @@ def pairwise(
             raise ValueError(f"{name} must hold at least one distribution; got shape {logs.shape}.")
     row = jax.ShapeDtypeStruct(log_ps.shape[1:], log_ps.dtype)
     check_alike([row, log_qs])
+    # Log-probabilities are their own logits, so that any divergence takes them as they are.
     of_row = lambda log_p, log_qs: divergence(Logits(log_p), Logits(log_qs))
     return _by_rows(as_traced(of_row, row, log_qs), log_ps, log_qs)
 
@@ -543,4 +556,5 @@ def _by_rows(
     of_row: TracedFunction, log_ps: Float[Array, "n c"], log_qs: Float[Array, "m c"]
 ) -> Float[Array, "n m"]:
     of_rows = jax.vmap(of_row, in_axes=(0, None))
+    # Blocks of rows bound the memory of all n·m·c terms.
     return map_row_blocks(lambda rows: of_rows(rows, log_qs), log_qs.size, log_ps)

@@ -184,11 +184,13 @@ def checked_distribution(name: str, distribution: Distribution, axis: int) -> Gi
             f"{name} must have a non-empty axis {axis} of classes; got shape {values.shape}."
         )
     if is_array:
+        # Only concrete arrays can be known to be probabilities here.
         return _Probabilities(values, known=_are_probabilities(name, values, axis))
     mask = _mask(name, distribution.mask, values.shape)
     if isinstance(distribution, Logits):
         check_scalar(temperature=distribution.temperature)
         (temperature,) = as_leaves(temperature=distribution.temperature)
+        # Softmax does not change, and small differences of large logits keep their digits.
         return Logits(_shifted(values, mask, axis), temperature, mask)
     check_scalar(smoothing=distribution.smoothing)
     (smoothing,) = as_leaves(smoothing=distribution.smoothing)
@@ -244,6 +246,7 @@ def log_probs_of(given: Given, axis: int) -> LogProbs:
     values = jnp.moveaxis(jnp.asarray(given.values), axis, -1)
     exists, valid = jnp.ones(values.shape, bool), True
     if isinstance(given, _Probabilities):
+        # Traced arrays could not be checked before.
         valid = given.known or _sum_to_one(values)
     elif given.mask is not None:
         mask = jnp.broadcast_to(jnp.asarray(given.mask).astype(bool), jnp.shape(given.values))
@@ -256,6 +259,7 @@ def log_probs_of(given: Given, axis: int) -> LogProbs:
     else:
         if isinstance(given, Weights):
             smoothing = jnp.asarray(given.smoothing, values.dtype)
+            # Traced numbers cannot raise: negative ones become NaN.
             values = nan_unless(values >= 0, values) + nan_unless(smoothing >= 0, smoothing)
         exists = exists & (values != 0)
         logits = jnp.log(jnp.where(exists, values, 1))
@@ -289,6 +293,7 @@ def _shifted(logits: Any, mask: Any, axis: int) -> Any:
     """Logits relative to their largest, before NumPy's float64 is rounded to float32."""
     if not isinstance(logits, np.ndarray) or isinstance(mask, jax.Array):
         return logits
+    # Excluded classes and infinite entries must not decide the shift.
     counted = np.isfinite(logits)
     if mask is not None:
         counted = counted & mask.astype(bool)
@@ -305,6 +310,7 @@ def _are_probabilities(name: str, values: Any, axis: int) -> bool:
         return False
     numbers = np.asarray(values, np.float64)
     sums = numbers.sum(axis=axis)
+    # Comparisons with NaN are false, so that it passes.
     wrong = (np.abs(sums - 1) > _tolerance(values)) | (numbers < 0).any(axis=axis)
     if wrong.any():
         raise ValueError(
@@ -317,6 +323,7 @@ def _are_probabilities(name: str, values: Any, axis: int) -> bool:
 
 def _sum_to_one(values: LogProbs) -> Bool[Array, "*batch 1"]:
     """Which rows are probabilities."""
+    # Half precision would round the sum of many classes.
     sums = jnp.sum(values, axis=-1, keepdims=True, dtype=jnp.promote_types(values, jnp.float32))
     near = jnp.abs(sums - 1) <= _tolerance(values)
     return near & jnp.all(values >= 0, axis=-1, keepdims=True)
@@ -363,6 +370,7 @@ def check_alike(logs: Sequence[Any]) -> None:
 def present_classes(log_p: LogProbs) -> tuple[Bool[Array, "*batch c"], LogProbs, LogProbs]:
     """Which classes exist (nan counts, so that it shows), safe log-probabilities, probabilities."""
     exists = log_p != -jnp.inf
+    # Replaced before any arithmetic: 0 · ∞ would make gradients NaN.
     safe = jnp.where(exists, log_p, 0)
     return exists, safe, jnp.where(exists, jnp.exp(safe), 0)
 

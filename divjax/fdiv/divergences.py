@@ -68,6 +68,7 @@ class _Power(Generator):
 
     def _power(self, u: ArrayLike, exponent: ArrayLike) -> Array:
         x = jnp.multiply(u, exponent)
+        # r⁰ is 1 at infinite u too, where the product is NaN.
         return self.scale * jnp.exp(jnp.where(jnp.equal(exponent, 0) & jnp.isinf(u), 0, x))
 
     def h(self, u: ArrayLike) -> Array:
@@ -94,8 +95,10 @@ class _Power(Generator):
         """The conjugate c ((1 + (α−1)t/c)^{α/(α−1)} − 1)/α, smooth in α."""
         t, alpha = jnp.broadcast_arrays(*as_floats(jnp.divide(t, self.scale), self.alpha))
         inside = (alpha - 1) * t > -1
+        # The maximiser r = e^u solves c (r^{α−1} − 1)/(α − 1) = t.
         u = log1p_over(jnp.where(inside, t, 0), alpha - 1)
         value = expm1_over(jnp.where(inside, u, jnp.where(alpha < 1, jnp.inf, -jnp.inf)), alpha)
+        # Beyond f'(∞) = c/(1 − α) the supremum is infinite.
         value = jnp.where((alpha < 1) & ((1 - alpha) * t > 1), jnp.inf, value)
         return self.scale * nan_where_nan(value, t, alpha)
 
@@ -107,6 +110,7 @@ def _share(alpha: Array) -> Array:
     finite whatever p and q for ½ ≤ α ≤ 1, under q for 0 ≤ α ≤ ½, and at α = ½ the mean of both is
     symmetric: the quintic step that joins these keeps integrands continuously differentiable in α.
     """
+    # The smoothstep w = 10α³ − 15α⁴ + 6α⁵, over α: with two continuous derivatives at 0 and 1.
     step = alpha**2 * (6 * alpha**2 - 15 * alpha + 10)
     return jnp.where(alpha > 1, 1 / jnp.where(alpha > 1, alpha, 1), jnp.where(alpha < 0, 0, step))
 
@@ -355,6 +359,8 @@ class JensenShannon(Generator):
     def f(self, u: ArrayLike) -> Array:
         """The value, as a sum of two positive terms of KL's."""
         log_mean = log_mixture(u, 0.5)
+        # log(p/m) and log(q/m): JS = ½ E_m[f(p/m) + f(q/m)] with the f of KL, and m/q makes it a
+        # mean under q.
         to_p, to_q = -log_mixture(jnp.negative(u), 0.5), -log_mean
         halves = power_remainder(to_p, 1.0) + power_remainder(to_q, 1.0)
         return times_exp(halves / 2, log_mean)
@@ -508,10 +514,13 @@ class Renyi(Divergence):
         # At α = 0 the integral counts the samples of q where p has mass; `Alpha`'s mean, the
         # reverse KL, is infinite if one of them is missing.
         near = (jnp.abs(log_integral) < 1) & (alpha > 0)
+        # The unused branch gets log ratios of zero, so that neither its values nor its slopes
+        # overflow.
         direct = super().plug_in(
             jnp.where(near, u_p, 0), jnp.where(near, u_q, 0), weights_p, weights_q
         )
         scale = 1 / jnp.where(near, 1, order)
+        # The influences of log I are the shares of its terms, e^{x − log I}, here over α − 1.
         far = PlugIn(
             scale * log_integral,
             *(
@@ -546,6 +555,7 @@ class Renyi(Divergence):
         share_p = jnp.asarray(self._order, powers[0].dtype)
         share_p = share_p * _share(share_p)
         shares = jnp.stack([share_p, 1 - share_p])
+        # The integral is a mean under p and one under q, which the shares combine.
         logs = jnp.stack(
             [
                 jax.nn.logsumexp(x) - jnp.log(x.size)

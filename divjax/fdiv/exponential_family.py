@@ -101,8 +101,10 @@ def _kl(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[
     line = _Line(log_partition, eta_p, eta_q - eta_p)
     at_p, slope = jax.jvp(log_partition, (eta_p,), (eta_q - eta_p,))
     at_q = log_partition(eta_q)
+    # The direct formula rounds like its parts: A at both ends, and the slope between them.
     rounding = jnp.sum(line.roundings(0, 1)) + jnp.abs(slope)
     value = _sharper((at_q - at_p - slope, rounding), _gap_by_curvature(line, 1.0))
+    # At parameters outside of the family A is +∞, and so is the divergence.
     value = jnp.where(at_q == jnp.inf, jnp.inf, value)
     return nan_unless(jnp.isfinite(at_p), value)
 
@@ -136,6 +138,7 @@ def _jeffreys(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> 
     gradient = jax.grad(log_partition)
     at_p, at_q = gradient(eta_p), gradient(eta_q)
     towards_q = eta_q - eta_p
+    # Of the direct formula: each product rounds in proportion to its size.
     rounding = jnp.dot(jnp.abs(towards_q), jnp.abs(at_p) + jnp.abs(at_q))
     # ∇A(η_q) − ∇A(η_p) is ∇²A integrated along the line.
     line = _Line(log_partition, eta_p, towards_q)
@@ -189,6 +192,7 @@ def _bhattacharyya(
 ) -> Float[Array, ""]:
     eta_p, eta_q = as_floats(eta_p, eta_q)
     line = _Line(log_partition, eta_p, eta_q - eta_p)
+    # Twice the distance, A(η_p) + A(η_q) − 2 A(½η_p + ½η_q), is Rényi's divergence of order ½.
     at_p, at_q, between = line.roundings(0, 1, 0.5)
     rounding = at_p + at_q + 2 * between
     direct = 2 * _jensen_gap(log_partition, eta_p, eta_q, 0.5), rounding
@@ -242,6 +246,8 @@ def _renyi(
     eta_p, eta_q = as_floats(eta_p, eta_q)
     order = jnp.asarray(alpha, eta_p.dtype)
     order = nan_unless(order >= 0, order)
+    # Near order 1 gap and divisor vanish together. There slopes of A are averaged instead, and the
+    # quotient is taken at a harmless order.
     near = jnp.abs(order - 1) < _NEAR_ONE
     apart = jnp.where(near, 0.5, order)
     quotient = _jensen_gap(log_partition, eta_p, eta_q, apart) / (1 - apart)
@@ -250,6 +256,7 @@ def _renyi(
     line = _Line(log_partition, eta_p, eta_q - eta_p)
     at_p, at_q, between = line.roundings(0, 1, 1 - jnp.where(near, order, apart))
     rounding = at_p * jnp.where(near, 1, apart) + at_q + between
+    # A divisor |1 − α| below one magnifies the rounding of A.
     rounding = rounding / jnp.where(near, 1, jnp.minimum(jnp.abs(1 - apart), 1))
     value = _sharper((direct, rounding), _gap_by_curvature(line, order))
     value = jnp.where(direct == jnp.inf, jnp.inf, value)
@@ -342,10 +349,12 @@ class _Line(NamedTuple):
         )
         count = len(of_rule)
         terms, all_of_it = jnp.concatenate(shares, axis=1) * curvatures[:count]
+        # The error of the quadrature is what the two rules differ by.
         fine, coarse = (jnp.sum(terms[np.array(of_rule) == rule]) for rule in range(2))
         size = jnp.abs(curvatures[count:]).reshape(len(probed), len(signs)).mean(axis=1).max()
         epsilon = _ROUNDINGS * jnp.finfo(dtype).eps
         error = size + jnp.abs(fine - coarse) / epsilon
+        # The integral of φ'' must be the change of φ', or the nodes have missed where A bends.
         rise = jnp.sum(all_of_it[np.array(of_rule) == 0])
         length = sum(length for _, length, _, _ in parts)
         change, rounding = self._change_of_slope(1 - length, 1)
@@ -375,6 +384,7 @@ class _Line(NamedTuple):
         epsilon = jnp.finfo(eta.dtype).eps
         signs = _signs(eta)
         steps = jnp.arange(1, _NUM_SIGNS + 1, dtype=eta.dtype)[:, None] / 2
+        # At parameters a few roundings away A differs from its tangent by noise alone.
         near = eta * (1 + steps * signs * epsilon)
         noise = jax.vmap(self.log_partition)(near) - value - (near - eta) @ slope
         scatter = jnp.max(jnp.abs(noise)) / epsilon
@@ -412,6 +422,7 @@ def _sharper(one: _WithError, other: _WithError) -> Float[Array, ""]:
     value = jnp.where(first, value_one, value_other)
     error = jax.lax.stop_gradient(jnp.where(first, error_one, error_other))
     epsilon = _ROUNDINGS * jnp.finfo(value.dtype).eps
+    # The absolute term is for values near zero, which have no digits to ask for.
     known = epsilon * error <= _LARGEST_ERROR * jnp.abs(value) + 10 * epsilon
     return nan_unless(known & (value >= -10 * epsilon), value)
 
@@ -508,6 +519,7 @@ def _log_gamma_ratio(a: Array, b: Array) -> Array:
         return series * inverse
 
     difference = remainder(b) - remainder(a + b)
+    # log Γ(x) = (x − ½) log x − x + ½ log 2π + remainder(x), at b less at a + b.
     return a - (b - 0.5) * jnp.log1p(_quotient(a, b)) - a * _log(a + b) + difference
 
 

@@ -103,9 +103,12 @@ class _Root(NamedTuple):
 def _root(covariance: Float[Array, " d"] | Float[Array, "d d"]) -> _Root:
     finite = jnp.isfinite(covariance).all()
     if covariance.ndim == 1:
+        # The root has no finite derivative at a variance of zero, which is reported as singular
+        # instead.
         factor = jnp.sqrt(jnp.where(covariance > 0, covariance, 1))
         return _Root(factor, finite & jnp.all(covariance >= 0), jnp.any(covariance == 0))
     scale = _correlation_scale(covariance)
+    # In units of standard deviations, so that no feature's scale decides.
     asymmetry = jnp.abs(covariance - covariance.T) / (scale[:, None] * scale)
     factor = cholesky(covariance)
     failed = ~jnp.isfinite(factor).all()
@@ -115,6 +118,7 @@ def _root(covariance: Float[Array, " d"] | Float[Array, "d d"]) -> _Root:
         lambda carry: (carry[0], _is_semidefinite(carry[0])),
         (jax.lax.stop_gradient(covariance), ~failed),
     )
+    # With the identity for a failed factor all that follows is finite, until `finish` decides.
     one = jnp.eye(covariance.shape[0], dtype=covariance.dtype)
     valid = finite & semidefinite & jnp.all(asymmetry <= LARGEST_ASYMMETRY)
     return _Root(jnp.where(failed, one, factor), valid, failed)
@@ -172,6 +176,7 @@ def _in_own_units(p: Normal, q: Normal) -> tuple[Normal, Normal]:
         return p, q
     variances = known[0] if known[0].ndim == 1 else np.diagonal(known[0])
     usable = (variances > 0) & np.isfinite(variances)
+    # A division by a power of two is exact.
     unit = 2.0 ** np.round(np.log2(np.where(usable, variances, 1).astype(float)) / 2)
 
     def rescaled(g: Normal) -> Normal:
@@ -192,6 +197,7 @@ def _whiten(p: Normal, q: Normal) -> _Whitened:
         check_full_precision("a full covariance", p_covariance)
     p_root, q_root = _root(p_covariance), _root(q_covariance)
     valid = p_root.valid & q_root.valid & jnp.isfinite(jnp.stack([p_mean, q_mean])).all()
+    # A large offset that both means share cancels in the first parts. The rests keep its digits.
     shift = (p_mean - q_mean) + (p_rest - q_rest)
     if p_covariance.ndim == q_covariance.ndim == 1:
         # Two features without variance are alike if their means are.
@@ -205,6 +211,7 @@ def _whiten(p: Normal, q: Normal) -> _Whitened:
     return _Whitened(
         solve_triangular(q_factor, p_factor),
         solve_triangular(q_factor, shift),
+        # Whether two singular Gaussians share their support is not decided here.
         valid & ~(p_root.singular & q_root.singular),
         p_root.singular | q_root.singular,
     )
@@ -301,12 +308,14 @@ def _renyi(whitened: _Whitened, alpha: ArrayLike) -> Float[Array, ""]:
         excess = jnp.expm1(whitened.log_variances)
         (logs, squares), definite = _pivot(excess, shift, complement)
         logs, squares, definite = jnp.sum(logs), jnp.sum(squares), jnp.all(definite)
+        # The determinants enter as log det(I + cX)/c − log det(I + X).
         determinants = logs - jnp.sum(whitened.log_variances)
     else:
         excess = factor @ factor.T - jnp.eye(shift.size, dtype=factor.dtype)
         far = jnp.max(jnp.abs(excess)) > _NEAR
         logs, squares, deficit, definite = _eliminated(excess, shift, complement, ~far)
         determinants = jnp.where(far, logs - jnp.sum(whitened.log_variances), deficit)
+    # Unless C is positive definite the integral of p^α q^{1−α} diverges.
     value = (determinants + alpha * squares) / 2
     return whitened.finish(nan_unless(alpha >= 0, jnp.where(definite, value, jnp.inf)))
 
@@ -336,8 +345,10 @@ def _eliminated(
         later = jnp.arange(size) > row
         column = jnp.where(later & positive, excess[:, row], 0)
         own_column = jnp.where(later & near, own[:, row], 0)
+        # With pivot 1 + cx and column v below it, what is left is I + c(X − (c/pivot) vvᵀ).
         taken = complement / pivot * jnp.outer(column, column)
         own_taken = jnp.outer(own_column, own_column) / (1 + own_excess)
+        # The difference of first order is in `gap`, and both logarithms are taken without it.
         curvature = (log - excess[row, row]) - (jnp.log1p(own_excess) - own_excess)
         return (
             excess - taken,
@@ -456,7 +467,9 @@ def js_bounds(p: Normal, q: Normal) -> Interval:
 def _js_bounds(p: Normal, q: Normal) -> Interval:
     distance = _bhattacharyya(p, q)
     divergences = jnp.stack([_kl_between(p, q), _kl_between(q, p)])
+    # 1 − B² by expm1, which keeps its digits where p and q are close.
     of_coefficient = entropy_deficit(-jnp.expm1(-2 * jnp.maximum(distance, 0)))
+    # ½ log(2/(1 + e^{−KL})) of both directions, as −½ log(½ + ½ e^{−KL}).
     of_divergences = -jnp.mean(log_mixture(-divergences, 0.5))
     return Interval(
         -jnp.expm1(-distance) * jnp.log(jnp.asarray(2, distance.dtype)),
@@ -511,6 +524,7 @@ def plug_in_kl(
     _, x, y = centered_samples(x=x, y=y)
     check_full_precision("x", x)
     (n, d), m = x.shape, y.shape[0]
+    # The mean of an inverse Wishart matrix exists for m > d + 2.
     least = d + 3 if debias else d + 1
     for name, size, needed in (("x", n, d + 1), ("y", m, least)):
         if size < needed:
@@ -543,6 +557,7 @@ def _plug_in_kl(
     value = _kl(whitened)
     if debias:
         trace, square = jnp.sum(factor**2), jnp.sum(shift**2)
+        # The factor a of the docstring enters by its inverse, 1 − shrink.
         shrink = (d + 1) / (m - 1)
         logs = _log_det_bias(m - 1, d) - _log_det_bias(n - 1, d)
         terms = shrink * (trace + square) + (1 - shrink) * trace / n + d / m + logs
@@ -554,7 +569,9 @@ def _plug_in_kl(
     at_x = (jnp.sum(x_white**2, 0) - jnp.sum(own**2, 0)) / 2 + shift @ x_white
     spread = jnp.sum((factor.T @ y_white) ** 2, 0) + (shift @ y_white) ** 2
     at_y = (jnp.sum(y_white**2, 0) - spread) / 2 - shift @ y_white
+    # The samples are independent, so that the variances of their mean influences add up.
     std_error = jnp.sqrt(jnp.var(at_x) / n + jnp.var(at_y) / m)
+    # A singular sample covariance has no logarithm of its determinant.
     value = jnp.where(_singular(p.covariance) | _singular(q.covariance), jnp.nan, value)
     return normal_estimate(
         value, std_error + 0 * value, 1 / (1 / n + 1 / m), confidence_level=confidence_level
@@ -564,6 +581,7 @@ def _plug_in_kl(
 def _singular(covariance: Float[Array, "d d"]) -> Bool[Array, ""]:
     """Whether some feature is, up to rounding, a linear function of those before it."""
     scale = jnp.sqrt(jnp.diag(covariance))
+    # The share of each feature's variance that the features before it do not explain.
     pivots = jnp.diag(cholesky(covariance / (scale[:, None] * scale)))
     return ~(jnp.min(pivots**2) > 10 * scale.size * jnp.finfo(covariance.dtype).eps)
 
@@ -692,6 +710,7 @@ def kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
 def _kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
     first, second = as_floats(first, second)
     upper_1, upper_2 = (remainder_root(2 * value, -1) for value in (first, second))
+    # The roots are known by their logarithms, log w₁ and log w₀.
     inverse_w0 = jnp.exp(-remainder_root(2 * second, 0))
     means = jnp.sqrt(2 * first) + jnp.sqrt(2 * second * inverse_w0)
     product = jnp.expm1(upper_1) * jnp.expm1(upper_2)

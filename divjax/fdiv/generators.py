@@ -63,6 +63,7 @@ def _compiled_method(method: Callable[..., T], arguments: list[str]) -> Callable
 
     @functools.wraps(method)
     def called(self: Any, *args: Any, **kwargs: Any) -> T:
+        # A class that is no pytree is a leaf itself, which compiled functions cannot take.
         if jax.tree_util.all_leaves([self]):
             raise ValueError(
                 f"{type(self).__name__} must be a pytree: decorate the class with divjax.pytree."
@@ -132,6 +133,7 @@ class Divergence:
         under_p = where_weighted(self.under_p(u_p), weights_p)
         under_q = where_weighted(self.under_q(u_q), weights_q)
         mean = weighted_mean(under_p, weights_p) + weighted_mean(under_q, weights_q)
+        # By the chain rule the influences on the sum are multiplied by the slope of `finish`.
         value, slope = jax.jvp(self.finish, (mean,), (jnp.ones_like(mean),))
         return PlugIn(value, slope * under_p, slope * under_q)
 
@@ -156,6 +158,7 @@ class Divergence:
         u_p, u_q = as_floats(u_p, u_q)
         limit = 0.9 * jnp.log(jnp.finfo(u_p.dtype).max)
         u_p, u_q = jnp.clip(u_p, -limit, limit), jnp.clip(u_q, -limit, limit)
+        # Integrands act on each log ratio alone: one tangent of ones gives all derivatives.
         at_p, slope_p = jax.jvp(self.dual_under_p, (u_p,), (jnp.ones_like(u_p),))
         at_q, slope_q = jax.jvp(self.dual_under_q, (u_q,), (jnp.ones_like(u_q),))
         mean = weighted_mean(at_p, weights_p) + weighted_mean(at_q, weights_q)
@@ -208,6 +211,7 @@ class Generator(Divergence):
         (u,) = as_floats(u)
         limit = 0.9 * jnp.log(jnp.finfo(u.dtype).max)
         u, ones = jnp.clip(u, -limit, limit), jnp.ones_like(u)
+        # Forward over forward: both derivatives of an elementwise function in one pass.
         slope = lambda v: jax.jvp(self.f, (v,), (ones,))
         (value, first), (_, second) = jax.jvp(slope, (u,), (ones,))
         return u, value, first, second
@@ -258,6 +262,7 @@ class Generator(Divergence):
         (t,) = as_floats(t)
         infinity = jnp.full_like(t, jnp.inf)
         supremum = self.derivative(infinity)
+        # 0 = f'(1) is in the domain of every f*.
         inside = jnp.where(t < supremum, t, 0)
         start = jax.lax.stop_gradient(_inverse_derivative(self, inside))
         # Where f has a kink the maximiser stays at it: the step there would be a long one.
@@ -266,7 +271,9 @@ class Generator(Divergence):
         step = step * jnp.exp(start)
         tolerance = jnp.sqrt(jnp.finfo(t.dtype).eps) * (1 + jnp.abs(start))
         u = start + jnp.where(jnp.abs(step) < tolerance, step, 0)
+        # r(t − f'(r)) − (f(r) − r f'(r)) = rt − f(r) at r = e^u, where the first term is small.
         value = times_exp(inside - self.derivative(u), u) - self.dual_under_q(u)
+        # At t = f'(∞) the supremum is the limit of r f'(r) − f(r).
         edge = jnp.where(t == supremum, -self.dual_under_q(infinity), infinity)
         # Comparisons with nan (in t, or a parameter's in the supremum) are false.
         return nan_where_nan(jnp.where(t < supremum, value, edge), t, supremum)
@@ -298,6 +305,7 @@ def _inverse_derivative(generator: Generator, t: Array) -> Array:
         below = generator.derivative(middle) < t
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
+    # 64 halvings of the range exhaust the digits of float64.
     low, high = jax.lax.fori_loop(0, 64, halve, (-limit, limit))
     return (low + high) / 2
 
@@ -437,6 +445,7 @@ class Mixture(Generator):
         return nan_unless((jnp.asarray(alpha) >= 0) & (jnp.asarray(alpha) < 1), alpha)
 
     def _log_ratio(self, u: ArrayLike) -> Array:
+        # log(p/m) = −log(α + (1 − α) e^{−u}), which needs no e^u.
         return -log_mixture(jnp.negative(u), jnp.subtract(1, self._share))
 
     def f(self, u: ArrayLike) -> Array:

@@ -119,6 +119,7 @@ def _edges(
 ) -> Float[Array, "d bins+1"]:
     """The edges of bins that hold the rows that are used."""
     finite = jnp.all(jnp.isfinite(columns) | ~used[:, None], axis=0)
+    # NaN marks the rows that are not used. NaN in other rows shows in `finite`.
     columns = jnp.where(used[:, None], columns, jnp.nan)
     if spacing == "uniform":
         ends = jnp.nanmin(columns, axis=0), jnp.nanmax(columns, axis=0)
@@ -184,6 +185,7 @@ def _bounds(name: str, edges: Any, ndim: int, columns: Any) -> Any:
         with np.errstate(invalid="ignore"):  # of infinite ends
             ascending = _ascend(numbers, jnp.finfo(bounds.dtype).eps).all(axis=1)
         inner = np.isfinite(numbers[:, 1:-1]).all(axis=1)
+        # Edges that hold NaN pass: their counts will be NaN.
         if not (np.isnan(numbers).any(axis=1) | (ascending & inner)).all():
             raise ValueError(
                 f"{name} must ascend, and be finite but for the outermost; they do not."
@@ -233,6 +235,7 @@ def _counts(columns: Any, bounds: Any, mass: Array | None, dtype: Any) -> Float[
     )
     columns = columns[0].T, columns[1].T
     n = columns[0].shape[1]
+    # Integers count exactly beyond 2²⁴ rows.
     mass = jnp.ones(n, jnp.int32) if mass is None else jnp.asarray(mass, dtype)
     return _count_columns(columns, bounds, mass, dtype)
 
@@ -247,9 +250,12 @@ def _count_columns(
     def count(column: _TwoParts, bounds: _TwoParts) -> Array:
         below = _num_at_or_below(bounds, column)
         outside = (below == 0) | _less((bounds[0][-1], bounds[1][-1]), column)
+        # A point on the last edge belongs to the last bin.
         index = jnp.clip(below - 1, 0, num_bins - 1)
         sums = jnp.zeros((n // _BLOCK_ROWS + 1, num_bins), mass.dtype)
+        # Points outside have a clipped index, and add no mass there.
         sums = sums.at[block, index].add(jnp.where(outside, 0, mass))
+        # A NaN lies in no bin and would otherwise go unnoticed.
         missing = jnp.any(jnp.isnan(column[0]) & (mass != 0)) | jnp.isnan(bounds[0]).any()
         ascending = _ascend(bounds[0], jnp.finfo(bounds[0].dtype).eps).all()
         valid = ~missing & ascending & jnp.isfinite(bounds[0][1:-1]).all() & jnp.all(mass >= 0)
@@ -277,6 +283,7 @@ def _num_at_or_below(bounds: _TwoParts, points: _TwoParts) -> Int[Array, " n"]:
         first, last = ends
         middle = jnp.minimum((first + last) // 2, size - 1)
         at_middle = bounds[0][middle], bounds[1][middle]
+        # A bisection that has ended stays where it is; NaN is above no bound.
         reached = (first < last) & ~_less(points, at_middle) & ~jnp.isnan(points[0])
         return jnp.where(reached, middle + 1, first), jnp.where(reached, last, middle)
 
@@ -374,6 +381,7 @@ def _bias(
     variances = squares_p, squares_q
     for argument, variance in enumerate(variances):
         hessian = jax.hessian(plug_in, argnums=argument)(counts_p, counts_q, smoothing)
+        # The variances alone: the part N Nᵀ/n of the covariance adds nothing.
         total = total + 0.5 * jnp.dot(variance, jnp.diagonal(hessian))
     return total
 
@@ -479,9 +487,11 @@ def _sums(
     if parts is None:
         bounds = _edges(jnp.concatenate(samples), jnp.concatenate(used), num_bins, spacing)
         parts = [(sample, bounds) for sample in samples]
+    # Half precision cannot hold counts.
     dtype = jnp.promote_types(samples[0].dtype, jnp.float32)
 
     def count(power: Callable[[Array], Array]) -> list[Array]:
+        # Σw gives the counts, and Σw² estimates their variances.
         return [
             _counts(*part, None if mass is None else power(mass), dtype)
             for part, mass in zip(parts, masses, strict=True)

@@ -134,6 +134,8 @@ def kl_lower_bound_from_js(js: ArrayLike) -> Array:
 def _kl_lower_bound_from_js(js: ArrayLike) -> Array:
     (js,) = as_arrays(js=js)
     small, large = (js > 0) & (js < _LOG_2 / 2), (js >= _LOG_2 / 2) & (js < _LOG_2)
+    # JS itself has the digits where it is small, and the gap log 2 − JS where it is large. Each
+    # branch gets a harmless argument outside of its range.
     near = _kl_from_js(jnp.where(small, js, 0.1))
     far = _kl_from_gap(_LOG_2 - jnp.where(large, js, 0.5))
     outside = jnp.where(js <= 0, 0, jnp.where(jnp.isnan(js), js, jnp.inf))
@@ -169,6 +171,7 @@ def _kl_lower_bound_from_cross_entropy(cross_entropy: ArrayLike) -> Array:
     (gap,) = as_arrays(cross_entropy=cross_entropy)
     inside = (gap > 0) & (gap < _LOG_2)
     bound = _kl_from_gap(jnp.where(inside, gap, 0.5))
+    # From log 2 on nothing is implied. At 0, or what rounds to it, JS is log 2.
     outside = jnp.where(gap <= 0, jnp.inf, jnp.where(jnp.isnan(gap), gap, 0))
     return jnp.where(inside, bound, outside)
 
@@ -198,6 +201,7 @@ def kl_lower_bound_from_tv(tv: ArrayLike) -> Array:
 @jax.jit
 def _kl_lower_bound_from_tv(tv: ArrayLike) -> Array:
     tv = _clamped(0, 1, tv)
+    # 1 − TV² = (1 − TV)(1 + TV), of which the factors' logarithms have no cancellation.
     return jnp.maximum(2 * tv * tv, -jnp.log1p(-tv) - jnp.log1p(tv))
 
 
@@ -351,6 +355,7 @@ def _tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Interval:
 def _one_minus_power(x: Array, exponent: ArrayLike) -> Array:
     """1 − (1 − x)^exponent on [0, 1], exact for small x and with a finite derivative at 1."""
     small = x < 0.5
+    # Each branch gets a harmless argument where the other is used, or its derivative would be NaN.
     near, far = jnp.where(small, x, 0), jnp.where(small, 1, 1 - x)
     positive = far > 0
     power = jnp.where(positive, jnp.power(jnp.where(positive, far, 1), exponent), 0 * far)
@@ -404,5 +409,6 @@ def tv_lower_bound_from_auc(auc: ArrayLike) -> Array:
 @jax.jit
 def _tv_lower_bound_from_auc(auc: ArrayLike) -> Array:
     auc = _clamped(0, 1, auc)
+    # With e = |2 AUC − 1| the bound is 1 − √(1 − e) = e/(1 + √(1 − e)), without cancellation.
     excess = jnp.abs(2 * auc - 1)
     return excess / (1 + safe_sqrt(1 - excess))

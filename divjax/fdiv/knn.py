@@ -106,6 +106,7 @@ def _neighbors(x: Float[Array, "n d"], y: Float[Array, "m d"] | None, count: int
         if own:
             is_own = index == own_index[:, None]
             usable, zero = usable & ~is_own, zero & ~is_own
+        # Coinciding points come first. The row itself and points without a distance come last.
         keys = jnp.where(usable, logs, jnp.where(zero, -jnp.inf, jnp.inf))
         order = jnp.argsort(jax.lax.stop_gradient(keys), axis=1)[:, :count]
         ordered = (jnp.where(usable, logs, 0), usable, zero, index)
@@ -165,6 +166,7 @@ def _is_lost(
     unit = jnp.max(jnp.abs(original)) / jnp.max(jnp.abs(x))
     last = jnp.where(found.usable[:, -1], found.log_distances[:, -1], -jnp.inf)
     squared = jnp.square(jnp.exp(last) / unit)
+    # Negated, so that NaN counts as lost.
     return jnp.any(~(squared > 64 * jnp.finfo(x.dtype).eps * norms))
 
 
@@ -280,6 +282,7 @@ def _support(*steps: Float[Array, "_ d"], others: tuple[Float[Array, "_ d"], ...
             return matmul(step.T, step) / step.shape[0]
 
         each = jnp.stack([moments(step) for step in (*steps, *others)])
+        # In each sample and in all of them: if ranks differ, so do the supports.
         spectra = eigh(jnp.concatenate([each, jnp.sum(each, axis=0, keepdims=True)]))[0]
         floor = 30 * d * jnp.finfo(dtype).eps * spectra[:, -1:]
         ranks = jnp.sum(spectra > floor, axis=1)
@@ -302,7 +305,9 @@ def _neighbor_weights(k: int, exponents: list[float]) -> np.ndarray:
         for e in [0.0, *exponents]
     ]
     rows = np.array(powers)
+    # Ratios of Gamma functions grow with e: rows of one size keep the equations well conditioned.
     rows /= rows.mean(axis=1, keepdims=True)
+    # Of all solutions least squares gives the one of minimum norm.
     return np.linalg.lstsq(rows, np.eye(len(rows))[0], rcond=None)[0]
 
 
@@ -332,6 +337,7 @@ def _estimate(
     """The mean of the valid log-ratios, with the jackknife's error and half of the correction's."""
     few = math.floor(_COPIES * valid.shape[0])
     copied = jnp.sum(zero) > few
+    # Coinciding rows are left out once they are too many for chance: no density has copies.
     valid = valid & ~(copied & zero)
     used = jnp.sum(valid)
     value = nan_unless(used > 0, _mean(log_ratios, valid))
@@ -468,16 +474,21 @@ def _knn_kl(
     if d == 1:
         x, y = _refuse_derivative(x), _refuse_derivative(y)
     near_x, near_y = _neighbors(x, None, k + 1), _neighbors(x, y, k + 1)
+    # Steps to the k-th neighbours show which features vary at that scale, and in how many
+    # directions.
     to_x, to_y = x[near_x.index[:, k - 1]] - x, y[near_y.index[:, k - 1]] - x
     support = _support(to_x, to_y, others=(_short_steps(y),))
 
     table = _weights_by_dimension(k, d, bias_order, extra=2)
     weights = jnp.asarray(table, x.dtype)[support.dimension - 1]
+    # A neighbour without weight in any dimension may be unusable.
     used = np.flatnonzero(np.any(table != 0, axis=0))
     dimension = support.dimension.astype(x.dtype)
     among_x = _log_volumes(near_x, n, weights, dimension, used)
     among_y = _log_volumes(near_y, m, weights, dimension, used)
 
+    # NaN if the samples differ in their discrete features or in dimension: distances then compare
+    # unlike volumes.
     constant = math.log(m / (n - 1)) + nan_unless(
         support.same & jnp.isfinite(x).all() & jnp.isfinite(y).all(), jnp.zeros((), x.dtype)
     )
@@ -486,6 +497,7 @@ def _knn_kl(
     valid, zero = among_x.valid & among_y.valid, among_x.zero | among_y.zero
     # Leaving out x_i takes away its own term and lowers those that it is a neighbour of.
     from_x = jnp.where(valid, log_ratios, _mean(log_ratios, valid)) + among_x.influence
+    # Sums over the n terms: as pseudo-values of m rows they scale by m/n.
     from_y = among_y.influence * (m / n)
     return _estimate(log_ratios, plain, (from_x, from_y), valid, zero, support, confidence_level)
 
@@ -546,9 +558,11 @@ def _knn_entropy(
     used = np.flatnonzero(weights)
     among = _log_volumes(near, n, jnp.asarray(weights, x.dtype), jnp.asarray(d, x.dtype), used)
     log_volume = 0.5 * d * math.log(math.pi) - math.lgamma(0.5 * d + 1)
+    # E log P(ball) = ψ(j) − ψ(n) for the j-th among n − 1 others, whatever the density.
     ranks = digamma(jnp.arange(1, k + 1, dtype=x.dtype))
     constant = log_volume + digamma(jnp.asarray(n, x.dtype))
     constant = constant + nan_unless(jnp.isfinite(x).all(), jnp.zeros((), x.dtype))
+    # On a set of lower dimension there is no density, and the entropy is −∞.
     constant = constant + jnp.where(support.flat, -jnp.inf, 0)
     log_ratios = among.values + constant - ranks @ jnp.asarray(weights, x.dtype)
     plain = among.plain + constant - jnp.mean(ranks) if bias_order else log_ratios

@@ -51,6 +51,8 @@ def _along(*terms: tuple[Any, Callable[[], Array]]) -> Any:
 
 def _remainder_ratio(x: Array) -> Array:
     """(e^x − 1 − x)/x², ½ at 0."""
+    # The closed form cancels near 0, where the series converges. Each gets a harmless argument
+    # where the other is used.
     small = jnp.abs(x) < 1
     near, far = jnp.where(small, x, 0), jnp.where(small, 1, x)
     series = jnp.zeros_like(x)
@@ -122,6 +124,7 @@ def expm1_over(u: ArrayLike, c: ArrayLike) -> Array:
     """
     u, c = jnp.broadcast_arrays(*as_floats(u, c))
     finite = jnp.isfinite(u)
+    # For infinite u the integral is −1/c if e^{cs} decays towards u, and infinite otherwise.
     converges = c * jnp.sign(u) < 0
     limit = jnp.where(converges, -1 / jnp.where(converges, c, 1), u)
     return jnp.where(finite, _expm1_over(jnp.where(finite, u, 0), c), nan_where_nan(limit, c))
@@ -130,6 +133,7 @@ def expm1_over(u: ArrayLike, c: ArrayLike) -> Array:
 @jax.custom_jvp
 def _log1p_over(t: Array, c: Array) -> Array:
     x = c * t
+    # For small x = ct as t log(1 + x)/x, whose limit at c = 0 is t.
     large = jnp.abs(x) > 1
     near = jnp.where(large | (x == 0), 1, x)
     ratio = jnp.where(x == 0, t, t * (jnp.log1p(near) / near))
@@ -220,6 +224,7 @@ def power_remainder(u: ArrayLike, alpha: ArrayLike) -> Array:
     """
     u, alpha = jnp.broadcast_arrays(*as_floats(u, alpha))
     finite = jnp.isfinite(u)
+    # At r = 0 the value is 1/α for α > 0. All other infinite u give infinity.
     at_zero = (u < 0) & (alpha > 0)
     limit = jnp.where(at_zero, 1 / jnp.where(at_zero, alpha, 1), jnp.abs(u))
     value = _power_remainder(jnp.where(finite, u, 0), alpha)
@@ -321,6 +326,7 @@ def remainder_root(value: ArrayLike, branch: int) -> Array:
 
 def _newton_root(value: Array, start: Array) -> Array:
     def step(_, delta):
+        # At the double root δ = 0 slope and numerator vanish together.
         slope = jnp.expm1(delta)
         return delta - (_exp_remainder(delta) - value) / jnp.where(slope == 0, 1, slope)
 
@@ -410,6 +416,7 @@ def _lambert_0(z: Array) -> Array:
     log = jnp.log1p(regular)
     start = log * (1 - jnp.log1p(log) / (2 + log))
     root = jax.lax.fori_loop(0, 5, halley, start)
+    # Near the branch point −1/e Halley's denominator vanishes. There δ = log(−w) is solved for.
     at_branch = -jnp.exp(_lower_root(_log_gap(jnp.where(near, z, -0.3))))
     return jnp.where(near, at_branch, jnp.where(jnp.isposinf(z), z, root))
 

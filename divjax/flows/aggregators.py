@@ -73,6 +73,8 @@ def unit_gram(velocities: Any, weights: Any) -> Float[Array, "k k"]:
     """
     (velocities,) = as_arrays(velocities=within_range(checked_fields(velocities)))
     weights = checked_masses(weights, velocities.shape[1], velocities.dtype)
+    # The largest √a_i |v_k(x_i)| is the unit. Particles of mass zero may hold anything, and fields
+    # that vanish or overflow keep the unit 1.
     fixed, masses = jax.lax.stop_gradient((velocities, weights))
     lengths = jnp.sqrt(masses)[:, None] * jnp.abs(fixed)
     size = jnp.max(jnp.where((masses > 0)[:, None], lengths, 0))
@@ -84,6 +86,7 @@ def _products(
     velocities: Float[Array, "k n d"], weights: Float[Array, " n"]
 ) -> Float[Array, "k k"]:
     rows = drop_dead(weights, jnp.swapaxes(velocities, 0, 1))
+    # Q = Σ_i a_i V_iV_iᵀ with V_i "k d". Fields that nearly cancel lose their digits in TF32.
     weighted = rows * weights[:, None, None]
     return jnp.einsum("nkd,njd->kj", weighted, rows, precision="highest")
 
@@ -171,8 +174,11 @@ class ProjectedStep:
         """The weights after one more step."""
         check_scalar(step_size=self.step_size)
         check_positive_values(step_size=self.step_size)
+        # The state's dtype: a step size of a wider type would change that of a scan's carry.
         step_size = jnp.asarray(self.step_size, state.dtype)
         step_size = nan_unless(step_size > 0, step_size)
+        # Not `unit_gram`: β is in units of one over a squared velocity, so the fields' scale
+        # counts.
         products = gram(velocities, weights)
         step = matmul(products.astype(state.dtype), state)
         moved = project_simplex(state - step_size * step)
@@ -225,6 +231,7 @@ class FixedWeights(_Stateless):
         size = velocities.shape[0]
         if self.weights is None:
             return jnp.full(size, 1 / size, velocities.dtype), state
+        # Traced weights cannot be validated eagerly in `init`: those off the simplex give NaN.
         given = jnp.asarray(self.weights, velocities.dtype)
         on_simplex = jnp.all(given >= 0) & (jnp.abs(jnp.sum(given) - 1) <= 1e-2)
         return nan_unless(on_simplex, given), state
@@ -263,19 +270,25 @@ class PCGrad(_Stateless):
 @jax.jit
 def _mean_of_projected(key: Key[Array, ""], products: Float[Array, "k k"]) -> Float[Array, " k"]:
     """Each field's coefficient in the mean of the fields that have lost what opposes another."""
+    # Projected fields stay in the span of the v_k, so K coefficients stand for each of them, and
+    # all inner products are entries of Q "k k".
     size = products.shape[0]
     norms = jnp.diagonal(products)
     own = jnp.arange(size)
+    # Row k is the order in which the k-th field meets all fields, itself included.
     orders = jax.vmap(lambda k: jax.random.permutation(k, size))(jax.random.split(key, size))
 
     def visit(coefficients: Array, other: Array) -> tuple[Array, None]:
         # Row k holds the coefficients of the k-th projected field, which meets field other[k].
         inner = jnp.sum(coefficients * products[other], axis=1)
         conflicts = (inner < 0) & (other != own) & (norms[other] > 0)
+        # v_j is the original field, as in algorithm 1, not what its own projections left of it.
         removed = jnp.where(conflicts, -inner / jnp.where(conflicts, norms[other], 1), 0)
         return coefficients.at[own, other].add(removed), None
 
+    # All K fields are projected at once, each off another one. They start as themselves.
     projected, _ = jax.lax.scan(visit, jnp.eye(size, dtype=products.dtype), orders.T)
+    # Comparisons with NaN are False: an invalid Q would look like fields without conflicts.
     return nan_unless(jnp.isfinite(products).all(), projected.mean(axis=0))
 
 
@@ -324,11 +337,14 @@ class CAGrad(_Stateless):
         """The coefficients of the fields in d."""
         check_scalar(c=self.c)
         check_nonnegative_values(c=self.c)
+        # The coefficients do not depend on a common factor of the fields, and `_multiplier` expects
+        # the longest to have length one. The factor is therefore a constant to differentiation.
         products = unit_gram(velocities, weights)
         size = products.shape[0]
         largest = jnp.max(jnp.diagonal(products))
         products = products / jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
         c = jnp.asarray(self.c, products.dtype)
+        # d = Σ_k (1/K + μ w_k) v_k. A NaN of a traced c that is negative passes through μ.
         mu = _multiplier(products, nan_unless(c >= 0, c))
         coefficients = 1 / size + mu * _shortest_shifted(products, mu)
         return nan_unless(jnp.isfinite(products).all(), coefficients), state
@@ -336,6 +352,8 @@ class CAGrad(_Stateless):
 
 def _shortest_shifted(products: Float[Array, "k k"], mu: Float[Array, ""]) -> Float[Array, " k"]:
     """The weights of the shortest convex combination of v̄ + μ v_k."""
+    # ⟨v̄ + μv_k, v̄ + μv_j⟩ = μ²Q_kj + μ(⟨v̄,v_k⟩ + ⟨v̄,v_j⟩) + ‖v̄‖², and ⟨v̄,v_k⟩ is a row mean
+    # of Q.
     to_mean = products.mean(axis=1)
     cross = mu * (to_mean[:, None] + to_mean[None, :])
     return min_norm_weights(mu**2 * products + cross + to_mean.mean())
@@ -351,6 +369,7 @@ def _multiplier(products: Float[Array, "k k"], c: Float[Array, ""]) -> Float[Arr
     """
 
     def excess(mu: Array, products: Array, c: Array) -> Array:
+        # ‖d − v̄‖ − c‖v̄‖, with ‖d − v̄‖ = μ‖Σ_k w_k v_k‖ and ‖v̄‖² the mean of Q.
         w = _shortest_shifted(products, mu)
         squared = jnp.sum(w * jnp.matmul(products, w, precision="highest"))
         # Rounding may leave a vanishing combination a negative square.
@@ -360,19 +379,25 @@ def _multiplier(products: Float[Array, "k k"], c: Float[Array, ""]) -> Float[Arr
     # The root is found without being differentiated; one Newton step at it then carries the
     # derivative of the implicit function.
     fixed, fixed_c = jax.lax.stop_gradient((products, c))
+    # From a combination of length one to one of length √ε, whose square wᵀQw is rounding.
     least = fixed_c * jnp.sqrt(jnp.maximum(fixed.mean(), 0))
     most = least / jnp.sqrt(jnp.finfo(products.dtype).eps)
 
     def narrow(bracket: tuple[Array, Array, Array, Array], _: None):
         low, high, mu = bracket[:3]
+        # The end on the root's other side stays, so the bracket holds the root whatever Newton
+        # does.
         value, slope = jax.jvp(lambda mu: excess(mu, fixed, fixed_c), (mu,), (jnp.ones_like(mu),))
         low, high = jnp.where(value <= 0, mu, low), jnp.where(value <= 0, high, mu)
         newton = mu - value / jnp.where(slope > 0, slope, 1)
+        # Newton's step where it stays inside. Otherwise bisection on a logarithmic scale, as the
+        # bracket spans orders of magnitude.
         inside = (slope > 0) & (newton > low) & (newton < high)
         return (low, high, jnp.where(inside, newton, jnp.sqrt(low * high)), slope), None
 
     start = (least, most, least, jnp.zeros_like(least))
     (_, _, mu, slope), _ = jax.lax.scan(narrow, start, length=_NEWTON_STEPS)
+    # At the bracket's upper end μ is a cap rather than a root, and has no implicit derivative.
     regular = (slope > 0) & (mu <= 0.9 * most)
     step = excess(mu, products, c) / jnp.where(regular, slope, 1)
     return jnp.where(regular, mu - step, mu)

@@ -85,6 +85,7 @@ def squared_norm(
     )
     check_shape("objective_weights", objective_weights, velocities.shape[0])
     weights = _masses(weights, velocities, 1)
+    # Near Pareto stationarity the fields cancel, and their sum must keep its digits.
     combined = jnp.tensordot(objective_weights, velocities, 1, precision="highest")
     return weighted_sum(weights, jnp.sum(combined**2, axis=1))
 
@@ -159,6 +160,7 @@ def kernel_stein_discrepancy(
         Liu, Lee, Jordan 2016; Chwialkowski, Strathmann, Gretton 2016; Gorham, Mackey 2017, for the
         inverse multiquadric kernel.
     """
+    # Centered rows keep the digits of distances. Scores need the points themselves.
     _, x = centered_samples({"particles": weights}, particles=particles)
     (particles,) = as_samples(particles=particles)
     check_scalar_output("log_prob", log_prob, particles[0])
@@ -173,15 +175,19 @@ def kernel_stein_discrepancy(
     # Particles without weight may hold anything: others stand in for them, at weight zero.
     x, particles = living_rows(x, weights), living_rows(particles, weights)
     kernel, _ = kernel.resolve(x, kernel.init(x))
+    # s "n d", and the n × n matrices ‖x_i − x_j‖², k and ψ.
     scores = jax.vmap(jax.grad(log_prob))(particles)
     squared = squared_distances(x)
     value, slope = kernel.radial(squared)
+    # The middle term by products is n × n rather than n × n × d. Products cancel beside an offset,
+    # hence centered rows.
     centered = x - common_center(x)
     along = jnp.sum(centered * scores, axis=1)
     cross = matmul(centered, scores.T)  # x_i · s_j
     turn = cross + cross.T - along[:, None] - along  # (x_i − x_j)·(s_j − s_i)
     products = matmul(scores, scores.T)
     stein = value * products + slope * turn + kernel.stein_trace(squared, scores.shape[1])
+    # For the U-statistic Σ_{i≠j} a_i a_j = 1 − Σ_i a_i² is what the remaining masses sum to.
     masses = weights[:, None] * weights
     if debias:
         masses = jnp.fill_diagonal(masses, 0, inplace=False)
@@ -226,14 +232,17 @@ def _num_distinct(
     particles: Float[Array, "n d"], alive: Bool[Array, " n"], known: Bool[Array, ""]
 ) -> Int[Array, ""]:
     n, d = particles.shape
+    # Dead particles may hold NaN, which must reach neither the tolerance nor a comparison.
     x = living_rows(particles, alive)
     index = jnp.arange(n)
     tolerance = coincidence_distance(x, float(jnp.finfo(x.dtype).eps))
 
     def coincides_with_earlier(rows: Float[Array, "b d"], row: Int[Array, " b"]) -> Array:
+        # One feature at a time: a block of pairs is held, never times d.
         def agree(feature: Array, so_far: Array) -> Array:
             return so_far & (jnp.abs(rows[:, feature, None] - x[:, feature]) <= tolerance)
 
+        # Of each group that coincides, only the living particle of least index is no repetition.
         earlier = (index < row[:, None]) & alive
         return jnp.any(jax.lax.fori_loop(0, d, agree, earlier), axis=1)
 
@@ -267,12 +276,15 @@ def relative_spread(
     """
     rows = _spread_rows(particles, samples, weights)
     weights = _masses(weights, rows.x)
+    # Squares of coordinates far from zero would cancel in a variance: each side's center leaves
+    # first.
     x = drop_dead(weights, rows.x - common_center(rows.x, weights > 0))
     y = rows.y - common_center(rows.y)
     # In units of the target's largest deviation, so that squares neither over- nor underflow.
     largest = jnp.max(jnp.abs(y))
     unit = jnp.where(largest == 0, 1, largest)
     x, y = x / unit, y / unit
+    # The center that left is not weighted, so the weighted mean is not zero yet.
     variance = weighted_sum(weights, jnp.sum((x - weighted_sum(weights, x)) ** 2, axis=1))
     return flagged_value(jnp.sqrt(variance / jnp.mean(jnp.sum(y**2, axis=1))), rows)
 
@@ -280,10 +292,12 @@ def relative_spread(
 def _spread_rows(particles: Any, samples: Any, weights: Any) -> TargetRows:
     """Particles and samples as rows, those that NumPy holds about centers of their own."""
     tables = as_table("particles", particles), as_table("samples", samples)
+    # Only a matrix of particles with more digits than JAX holds gains from centers of their own.
     if not all(hasattr(table, "shape") and jnp.ndim(table) == 2 for table in tables):
         return target_rows(tables[1], as_particles(tables[0]))
     if not loses_digits(tables[0]):
         return target_rows(tables[1], as_particles(tables[0]))
+    # Standard deviations do not depend on the origin: each side has its own, near its rows.
     _, x = centered_samples({"particles": weights}, particles=particles)
     _, y = centered_samples(samples=samples)
     check_same_features(y, x, ("samples", "particles"))
@@ -350,6 +364,7 @@ class Diagnostics:
         if self.samples is not None:
             spread = relative_spread(state.particles, self.samples, weights)
         if log_prob is not None:
+            # The discrepancy passes rows, log_prob takes a particle in the structure of the flow's.
             of_row = lambda row: log_prob(jax.tree.map(lambda leaf: leaf[0], unravel(row[None])))
             discrepancy = kernel_stein_discrepancy(x, of_row, self.kernel, weights)
         return ParticleDiagnostics(distinct_particles(x, weights), spread, discrepancy)
@@ -384,6 +399,8 @@ def hypervolume(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> F
         )
     if not 1 <= points.shape[1] <= 4:
         raise ValueError(f"points must have 1 to 4 objectives; got {points.shape[1]}.")
+    # A volume is invariant to translations, and a point moved to the reference's level in one
+    # coordinate spans none.
     points, reference = without_offset(points=points, reference=reference)
     points, reference = as_arrays(points=points, reference=reference)
     return _dominated(jnp.minimum(points, reference), reference)
@@ -395,11 +412,14 @@ def _dominated(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> Fl
     # Between two consecutive heights the slice is that of the points below, one dimension fewer.
     points = points[jnp.argsort(points[:, -1])]
     heights = jnp.append(points[1:, -1], reference[-1]) - points[:, -1]
+    # A two-dimensional slice is a segment from the least first coordinate so far.
     if points.shape[1] == 2:
         return jnp.sum(heights * (reference[0] - jax.lax.cummin(points[:, 0])))
     index = jnp.arange(points.shape[0])
 
     def slice_volume(last: Array) -> Float[Array, ""]:
+        # Points above the slice are moved to the reference, where they span no volume: shapes stay
+        # static.
         present = jnp.where((index <= last)[:, None], points[:, :-1], reference[:-1])
         return _dominated(present, reference[:-1])
 

@@ -99,14 +99,19 @@ def accelerated(
         # A schedule may end at zero. The root of a negative step is NaN.
         eta = step_size(state.count) if callable(step_size) else valid(step_size)
         root = jnp.sqrt(eta)
+        # Σ_i ⟨v_i, g_i⟩ > 0: the momentum points uphill, hence it has passed the minimum along its
+        # path.
         uphill = jnp.asarray(optax.tree.vdot(state.momentum, updates)) > 0
         kept = jnp.where(uphill, 0.0, 1.0) if restart else jnp.ones(())
+        # n counts from 1, at which (n−1)/(n+2) is zero: the step after a restart is plain descent.
         since_restart = (state.since_restart * kept).astype(jnp.int32) + 1
         if strong_convexity is None:
             factor = (since_restart - 1) / (since_restart + 2)
         else:
             ratio = jnp.sqrt(valid(strong_convexity) * eta)
             factor = (1 - ratio) / (1 + ratio)
+        # Semi-implicit Euler: v first, then x by the new v. A step size of a wider type must not
+        # change the parameters' dtype.
         momentum = jax.tree.map(
             lambda v, g: (kept * factor * v - root * g).astype(v.dtype), state.momentum, updates
         )
@@ -185,13 +190,16 @@ class ParticleWeights:
         (x,) = as_samples(x=x)
         weights = checked_masses(weights, x.shape[0], x.dtype)
         check_shape("potential", potential, x.shape[0])
+        # Bandwidth rules do not weigh rows, so living particles stand in for the dead ones.
         kernel, state = self.kernel.resolve(living_rows(x, weights), state)
+        # ρ(x_i) = Σ_j a_j k(x_i, x_j), without the gradient sums, of which zero columns are asked.
         mass = weights[:, None]
         density, _ = kernel_sums(kernel, x, None, mass, mass[:, :0])
         # A massless particle stays massless; far from all others it has density 0 as well.
         alive = weights != 0
         log_of_alive = lambda values: jnp.log(jnp.where(alive, values, 1))
         variation = drop_dead(weights, potential) + entropy * log_of_alive(density[:, 0])
+        # a_i exp(−η U_i), normalised. The softmax removes any constant from U and cannot overflow.
         step_size = nan_unless(jnp.asarray(self.step_size) > 0, self.step_size)
         logits = jnp.where(alive, log_of_alive(weights) - step_size * variation, -jnp.inf)
         return jax.nn.softmax(logits), state

@@ -95,6 +95,8 @@ class FDivergence:
         rows = target_rows(self.samples, particles)
         check_full_precision("particles", rows.x)
         init_key, fit_key = jax.random.split(key)
+        # Each side has half of the mass in the moments, however many rows it has. They stay fixed
+        # along the flow: the carried network expects its inputs where they were.
         x, y = jax.lax.stop_gradient((rows.x, rows.y))
         halves = [jnp.full(rows.shape[0], 0.5 / rows.shape[0], x.dtype) for rows in (x, y)]
         mean, scale = mean_and_scale(jnp.concatenate([x, y]), jnp.concatenate(halves))
@@ -112,15 +114,19 @@ class FDivergence:
         _, unravel = ravel_particles(particles)
         rows = target_rows(self.samples, particles)
         x, y = drop_dead(weights, rows.x), rows.y
+        # Refined before it is used: the particles have moved since the last fit.
         state = self._refine(key, x, y, weights, state, self.num_fit_steps)
         # Derivatives are those at a fixed network.
         state = jax.lax.stop_gradient(state)
 
+        # δF/δq = f(r) − r f'(r). Each row's potential depends on that row alone, so that the
+        # pull-back of ones holds all rows' gradients.
         def potential(x):
             return self.generator.dual_under_q(self._log_ratio(state, x))
 
         value, pullback = jax.vjp(potential, x)
         (gradient,) = pullback(jnp.ones_like(value))
+        # The plug-in divergence takes log ratios of both sides, each with weights that sum to one.
         uniform = jnp.full(y.shape[0], 1 / y.shape[0], x.dtype)
         # Far away the ratio of a dead particle overflows, which zero times would not take out.
         of_x = jnp.where(weights == 0, 0, self._log_ratio(state, x))
@@ -140,8 +146,10 @@ class FDivergence:
         check_scalar(noise=self.noise)
         if num_steps == 0:
             return state
+        # `fit` raises if it is differentiated. To the network the particles are data.
         x, y, weights = jax.lax.stop_gradient((x, y, weights))
         z_x, z_y = ((rows - state.mean) / state.scale for rows in (x, y))
+        # The samples' share of a batch. The loss gives both sides equal mass, whatever their sizes.
         half = min(-(-self.ratio.batch_size // 2), y.shape[0])
         uniform = jnp.full(half, 1 / half, x.dtype)
         noise = jnp.asarray(self.noise, x.dtype)
@@ -149,7 +157,9 @@ class FDivergence:
 
         def loss(key: Key[Array, ""], params: PyTree[Array]) -> Float[Array, ""]:
             index_key, key_x, key_y = jax.random.split(key, 3)
+            # With replacement: distinct rows would take a permutation of all samples at every step.
             index = jax.random.choice(index_key, z_y.shape[0], (half,), replace=True)
+            # Fresh noise at every step keeps the network from telling single particles apart.
             noisy_x = z_x + noise * jax.random.normal(key_x, z_x.shape, x.dtype)
             noise_y = jax.random.normal(key_y, (half, z_y.shape[1]), x.dtype)
             rows = jnp.concatenate([z_y[index] + noise * noise_y, noisy_x])
@@ -157,6 +167,8 @@ class FDivergence:
             return cross_entropy(u[:half], u[half:], uniform, weights)
 
         optimizer = self._optimizer(x.dtype)
+        # Adam's moments are carried along: from zero, its first updates would be as large as the
+        # rate.
         trained = fit(
             key, loss, state.params, optimizer, num_steps=num_steps, optimizer_state=state.optimizer
         )

@@ -35,7 +35,9 @@ def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
     """
     given = as_numbers("weights", weights)
     masses = as_weights("weights", given, n, dtype)
+    # Weights may have been rounded by their own dtype, by that of the particles, or by both.
     tolerance = max(_rounding_of_sum(n, held) for held in (given.dtype, masses.dtype))
+    # Traced weights cannot be validated eagerly. Half precision would round their sum itself.
     if isinstance(given, Tracer):
         total = jnp.sum(masses, dtype=jnp.promote_types(masses.dtype, jnp.float32))
         return nan_unless(are_weights(masses) & (jnp.abs(total - 1) <= tolerance), masses)
@@ -47,6 +49,8 @@ def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
 
 def _rounding_of_sum(n: int, dtype: Any) -> float:
     """How far from one a sum of n masses may be that were rounded to the dtype."""
+    # Relative roundings do not grow with n, but absolute ones do: below the normal numbers each
+    # mass may be off by a gap.
     held = jnp.finfo(dtype)
     gap = float(held.smallest_subnormal)
     return max(_SUM_TOLERANCE, _SUM_ULPS * float(held.eps), n * gap)
@@ -70,6 +74,7 @@ def checked_step(
     (x,) = as_samples(x=x)
     check_shape("gradients", gradients, "k", x.shape[0], "d")
     gradients = jnp.asarray(owned(gradients))
+    # A user's integer gradients, such as zeros, follow the features' dtype.
     if not jnp.issubdtype(gradients.dtype, jnp.floating):
         gradients = gradients.astype(x.dtype)
     return x, checked_masses(weights, x.shape[0], x.dtype), gradients

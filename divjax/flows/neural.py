@@ -105,6 +105,7 @@ class NeuralScore:
         params = init_network(self._network, network_key, x.shape[1], x.dtype)
         state = _State(params, self._optimizer().init(params))
         weights = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
+        # A flow's particles have equal masses at the start.
         z, _, _ = _whiten(x, weights)
         return self._fit(fit_key, z, weights, state, self.num_init_steps)
 
@@ -118,6 +119,7 @@ class NeuralScore:
     ) -> tuple[Float[Array, "k n d"], Float[Array, "n p"], Any]:
         """The drifts −g, the repulsion −∇log q, and the refined network."""
         x, weights, gradients = checked_step(x, weights, gradients)
+        # In whitened coordinates the reference r is N(0, I), so the score is ∇T(z) − z.
         z, factor, variance = _whiten(x, weights)
         state = self._fit(key, z, weights, state, self.num_fit_steps)
         score = self._score(state.params, z)
@@ -145,25 +147,33 @@ class NeuralScore:
     def _fit(self, key, z, weights, state, num_steps: int) -> _State:
         if num_steps == 0:
             return state
+        # `fit` raises if it is differentiated. To the critic the particles are data.
         z, weights = jax.lax.stop_gradient((z, weights))
         sigma = jnp.asarray(self.noise, z.dtype)
         sigma = nan_unless(sigma > 0, sigma)
 
         def loss(key: Key[Array, ""], params: PyTree[Array]) -> Float[Array, ""]:
+            # Fresh noise at every step smooths q. Without it the score tends to that of point
+            # masses.
             noise_key, extra_key = jax.random.split(key)
             noise = jax.random.normal(noise_key, z.shape, z.dtype)
             noisy = z + sigma * noise
             extra = jax.random.normal(extra_key, z.shape, z.dtype)
+            # log E_r[e^T] − E_q[T], with as many draws from r = N(0, I) as there are particles.
             if self.loss == "dual":
                 normalizer = jax.nn.logsumexp(self._critic(params, extra)) - jnp.log(z.shape[0])
                 return normalizer - weighted_sum(weights, self._critic(params, noisy))
+            # σ times the residual s − (−ξ/σ), which stays bounded for small σ.
             if self.loss == "denoising":
                 residual = sigma * self._score(params, noisy) + noise
                 return weighted_sum(weights, jnp.sum(residual**2, axis=1))
+            # E[ξᵀ ∇s ξ] = tr ∇s for ξ of N(0, I): one directional derivative instead of p.
             score, slope = jax.jvp(lambda points: self._score(params, points), (noisy,), (extra,))
             sliced = jnp.sum(extra * slope, axis=1) + 0.5 * jnp.sum(score**2, axis=1)
             return weighted_sum(weights, sliced)
 
+        # Adam's moments are carried along: from zero, its first updates would be as large as the
+        # rate.
         trained = fit(
             key,
             loss,
@@ -187,12 +197,15 @@ def _whiten(
     centered = x - common_center(x, weights > 0)
     # Dead particles may hold anything; they are evaluated, but train nothing.
     centered = drop_dead(weights, centered)
+    # The center that left is not weighted, so the weighted mean is not zero yet.
     centered = centered - weighted_sum(weights, centered)
     variance = weighted_sum(weights, centered**2)
     variance = jnp.where(variance == 0, 1, variance)
+    # With unit variances the shrinkage below does not depend on the features' units.
     scaled = centered / jnp.sqrt(variance)
     shrinkage = p / (n * n + p)
     products = matmul((scaled * weights[:, None]).T, scaled)
     correlation = (1 - shrinkage) * products + shrinkage * jnp.eye(p, dtype=x.dtype)
+    # z = L⁻¹ diag(variance)^(−½) (x − m), a row each.
     factor = linalg.cholesky(correlation)
     return linalg.solve_triangular(factor, scaled.T).T, factor, variance

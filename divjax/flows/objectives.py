@@ -42,8 +42,11 @@ def _expected_energy(
 
     particles = as_particles(particles)
     weights = masses_of(particles, weights)
+    # Checked for one particle: an error from within `vmap` would not name the argument.
     particle = jax.tree.map(lambda leaf: leaf[0], particles)
     check_scalar_output(name, energy, key, particle)
+    # E is linear in q, so δE/δq is the function itself. All particles share the key: with a
+    # minibatch of its own for each, E would be no functional of q.
     potential, gradient = jax.vmap(jax.value_and_grad(energy, argnums=1), (None, 0))(key, particles)
     return Variation(weighted_sum(weights, potential), potential, gradient)
 
@@ -102,6 +105,7 @@ class KL:
         self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
     ) -> tuple[Variation, Any]:
         """The variation of E_q[−log π]."""
+        # Value, potential and gradient are linear in the energy, hence all change sign.
         log_prob = _expected_energy(
             "log_prob", self.log_prob, self.stochastic, key, particles, weights
         )
@@ -154,6 +158,7 @@ class Potential:
         variation = _expected_energy(
             "energy", self.energy, self.stochastic, key, particles, weights
         )
+        # Python numbers are checked when the objective is made, traced ones give NaN.
         if isinstance(self.entropy, (int, float)):
             return variation, state
         check_scalar(entropy=self.entropy)
@@ -195,6 +200,7 @@ class Interaction:
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
         """The resolved kernel."""
+        # The state is the kernel: with a bandwidth that follows the particles, F would change.
         x, _ = ravel_particles(as_particles(particles))
         return self.kernel.resolve(x, self.kernel.init(x))[0]
 
@@ -205,9 +211,11 @@ class Interaction:
         particles = as_particles(particles)
         x, unravel = ravel_particles(particles)
         weights = masses_of(particles, weights)
+        # Σ_j a_j k(x_i, x_j) and its gradient in x_i. By the symmetry of k the factor ½ cancels.
         mass = weights[:, None]
         potential, gradient = kernel_sums(state, x, None, mass, mass)
         potential = potential[:, 0]
+        # E(q) = ½ Σ_ij a_i a_j k(x_i, x_j), half of the mean of its first variation.
         value = 0.5 * weighted_sum(weights, potential)
         return Variation(value, potential, unravel(gradient[:, 0])), state
 
@@ -262,6 +270,7 @@ class MMD:
         y = target_rows(self.samples, particles).y
         kernel, _ = self.kernel.resolve(y, self.kernel.init(y))
         uniform = jnp.full((y.shape[0], 1), 1 / y.shape[0], y.dtype)
+        # E k(y, y′) with the terms i = j, as in the V-statistic. No gradient sums: zero columns.
         row_means, _ = kernel_sums(kernel, y, None, uniform, uniform[:, :0])
         return kernel, jnp.mean(row_means)
 
@@ -273,12 +282,15 @@ class MMD:
         particles = as_particles(particles)
         _, unravel = ravel_particles(particles)
         weights = masses_of(particles, weights)
+        # A common origin for both sides: the kernel sees differences alone.
         rows = target_rows(self.samples, particles)
         x, y = rows.x, rows.y
         mass, uniform = weights[:, None], jnp.full((y.shape[0], 1), 1 / y.shape[0], y.dtype)
+        # The witness "n", and its gradient "n d", which is the Wasserstein gradient of F.
         to_self, self_gradient = kernel_sums(kernel, x, None, mass, mass)
         to_samples, samples_gradient = kernel_sums(kernel, x, y, uniform, uniform)
         witness = (to_self - to_samples)[:, 0]
+        # E k(x, x′) − 2 E k(x, y) + E k(y, y′): the witness has one of the two cross terms.
         value = 0.5 * (weighted_sum(weights, witness - to_samples[:, 0]) + self_term)
         gradient = unravel((self_gradient - samples_gradient)[:, 0])
         return Variation(flagged_value(value, rows), witness, gradient), state

@@ -43,6 +43,7 @@ def _check_inputs(
     method = ("init", "__call__")
     check_provides("velocity", velocity, method, "a velocity such as flows.SVGD()")
     check_provides("aggregator", aggregator, method, "an aggregator such as flows.MinNorm()")
+    # Attributes alone do not show that a call fits: another signature would fail inside the scan.
     check_arguments("velocity", velocity, "key", "x", "weights", "gradients", "state")
     check_arguments("aggregator", aggregator, "key", "velocities", "weights", "state")
     hint = "an optax transformation such as optax.adam(0.1)"
@@ -82,6 +83,8 @@ def _check_continues(state: FlowState, fresh: FlowState) -> None:
             f"objectives must be {len(state.objectives)}, as in the state that is continued; "
             f"got {len(fresh.objectives)}."
         )
+    # A scan's carry keeps its structure. With other settings it would fail there, without naming
+    # the part that differs.
     for name in FlowState._fields:
         if jax.tree.structure(getattr(state, name)) != jax.tree.structure(getattr(fresh, name)):
             raise ValueError(f"{name} must be as in the run whose state is continued.")
@@ -93,6 +96,8 @@ def _featurise(
     """What the kernel compares, and the pull-back of a covector field there to the particles."""
     if features is None:
         return ravel_particles(particles)[0], lambda field: field
+    # Scores of features become scores of particles by the chain rule,
+    # ∇_z log q(φ(z)) = Jᵀ∇log q(φ). All particles share the key, hence the features' minibatch.
     x, pull_back = jax.vjp(lambda p: jax.vmap(features, (None, 0))(key, p), particles)
     if x.ndim != 2:
         raise ValueError(
@@ -109,6 +114,7 @@ def _shared_mask(shared: PyTree[bool], particles: PyTree[Array]) -> Bool[Array, 
             "shared must have the structure of particles, a boolean a leaf; "
             f"got {jax.tree.structure(shared)} for {jax.tree.structure(particles)}."
         )
+    # Flags are raveled like particles, so that columns correspond. All rows are equal.
     filled = jax.tree.map(lambda leaf, flag: jnp.full(leaf.shape, flag), particles, shared)
     return ravel_particles(filled)[0][0].astype(bool)
 
@@ -138,7 +144,9 @@ def init(
     particles = as_particles(particles)
     _check_inputs(key, particles, objectives, velocity, aggregator, optimizer)
     n = num_particles(particles)
+    # Objectives and features share a key, as in every step: they draw the same minibatch.
     objective_key, velocity_key = jax.random.split(jax.random.fold_in(key, _INIT))
+    # Velocity and reaction compare features, hence their bandwidths start from those.
     x, _ = _featurise(features, objective_key, particles)
     return FlowState(
         particles=particles,
@@ -195,10 +203,12 @@ def fields(
         raise ValueError(
             f"objectives must be {len(state.objectives)}, as in the state; got {len(objectives)}."
         )
+    # Keys depend on the run's key and the step's number alone: these are the next step's fields.
     objective_key, velocity_key, *_ = _split_keys(key, state.step)
     particles, masses = state.particles, state.particle_weights
     flat, _ = ravel_particles(particles)
 
+    # Each energy's first variation. Stochastic objectives share the key, hence the minibatch.
     variations, objective_states = [], []
     for index, (objective, carried) in enumerate(zip(objectives, state.objectives, strict=True)):
         variation, carried = objective(objective_key, particles, masses, carried)
@@ -210,6 +220,7 @@ def fields(
         objective_states.append(carried)
     gradients = jnp.stack([v.gradient for v in variations])
 
+    # One call serves all K objectives: drifts "k n d", and one repulsion "n p" over the features.
     if features is not None and getattr(velocity, "diffuses", False):
         raise ValueError(
             f"features serve kernels and networks; {type(velocity).__name__} has neither."
@@ -256,6 +267,8 @@ def step(
     found = fields(key, state, objectives, velocity=velocity, features=features)
     velocities = found.velocities
 
+    # Leaves of one objective alone would change the fields' inner products, although no objectives
+    # compete there.
     mask = None if shared is None else _shared_mask(shared, particles)
     compared = velocities if mask is None else jnp.where(mask, velocities, 0)
     weights, aggregator_state = aggregator(aggregator_key, compared, masses, state.aggregator)
@@ -277,8 +290,12 @@ def step(
         updates, optimizer_state = optimizer.update(descent, state.optimizer, particles)
         if getattr(velocity, "diffuses", False):
             updates = _diffuse(noise_key, updates, descent, optimizer, state, entropy)
+    # Masses follow the potentials before the move, so that one evaluation serves both halves of the
+    # splitting.
     reaction_state = state.reaction
     if reaction is not None:
+        # A dead particle's potential may be infinite, which an objective's weight of zero makes
+        # NaN.
         potential = jnp.dot(weights, drop_dead(masses, found.potentials.T).T)
         masses, reaction_state = reaction(
             found.features, masses, potential, entropy, state.reaction
@@ -297,10 +314,14 @@ def step(
         finite=state.finite & jnp.isfinite(found.values).all(),
         resolved=_any_moved(particles, moved, updates),
     )
+    # A step that is not finite would spoil the state for good: it is flagged and not taken. Dead
+    # particles may hold anything.
     living = drop_dead(state.particle_weights, ravel_particles(moved)[0])
     sound = jnp.isfinite(living).all() & jnp.isfinite(masses).all()
     kept = select(sound, taken, state)
+    # Σ_i a_i ‖v(x_i)‖² at the particles and masses before the step.
     norm = weighted_sum(state.particle_weights, jnp.sum(direction**2, axis=1))
+    # The step's number advances in any case: the next step then draws other random numbers.
     return (
         kept._replace(step=state.step + 1, finite=taken.finite & sound),
         StepInfo(found.values, weights, norm),
@@ -314,6 +335,7 @@ def _any_moved(
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
     # What holds NaN, without weight, does not move.
     moved = jnp.stack([jnp.any((one != other) & (one == one)) for one, other in pairs])
+    # Updates that are exactly zero are stationary, not lost to rounding.
     still = jnp.stack([jnp.all(update == 0) for update in jax.tree.leaves(updates)])
     return moved.any() | still.all()
 
@@ -327,12 +349,15 @@ def _diffuse(
     entropy: Float[Array, ""],
 ) -> PyTree[Array]:
     """Updates plus noise √(2τP) ξ, P the optimizer's own step size, coordinate by coordinate."""
+    # The tangent of ones gives the row sums of −P: its diagonal, if the optimizer acts on each
+    # coordinate alone.
     _, response = jax.jvp(
         lambda gradient: optimizer.update(gradient, state.optimizer, state.particles)[0],
         (descent,),
         (jax.tree.map(jnp.ones_like, descent),),
     )
     keys = optax.tree.split_key_like(key, updates)
+    # An update that rises with the gradient has no step size: no noise there, instead of NaN.
     return jax.tree.map(
         lambda update, slope, k: (
             update
@@ -443,6 +468,7 @@ def run(
     # A state is continued only by a flow of the same structure; anything else starts a new one.
     if isinstance(particles, FlowState):
         state = particles
+        # The fresh state is needed for its structure alone, so nothing is computed.
         _check_continues(state, jax.eval_shape(start, state.particles))
     else:
         state = start(particles)
@@ -463,6 +489,7 @@ def run(
     # The history holds a stretch's first step: recorded steps alone cost memory and `observe`.
     def record(length: int):
         def body(state: FlowState, _: None) -> tuple[FlowState, History]:
+            # Before the step: an entry belongs to the state at which its fields were computed.
             observed = None if observe is None else observe(state)
             later, info = advance(state)
             if length > 1:

@@ -142,7 +142,9 @@ class FlowResult(NamedTuple):
     check = Outcome.check
 
     def __repr__(self) -> str:
+        # The state prints itself, in a few characters instead of all its fields.
         fields = summary(self._replace(state=())).removesuffix("state=())")
+        # Under `vmap` each run has a status of its own, and no single name fits.
         several = isinstance(self.finite, Tracer) or jnp.ndim(self.finite)
         status = "" if several else f"{Status(int(self.status)).name}, "
         return fields.replace("(", f"({status}", 1) + f"state={self.state})"

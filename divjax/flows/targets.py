@@ -25,6 +25,7 @@ def as_table(name: str, value: Any) -> Any:
     """
     if not _is_table(value):
         return value
+    # For its errors alone, which name the argument.
     as_samples(**{name: value})
     if not hasattr(value, "to_numpy"):
         return np.asarray(value, float)
@@ -94,14 +95,19 @@ def target_rows(samples: PyTree[Array], particles: PyTree[Array]) -> TargetRows:
         return TargetRows(x, y, jnp.ones((), bool))
     center, y = centered_samples(samples=samples)
     check_same_features(y, x, ("samples", "particles"))
+    # The center in two parts: the second is what rounding to the dtype took from the first.
     origin, rest = center.high, center.low
+    # JAX's samples of a wider type lose their offset before they are narrowed.
     if jnp.finfo(y.dtype).bits > jnp.finfo(x.dtype).bits:
         origin = common_center(y).astype(x.dtype)
         y, rest = y - origin.astype(y.dtype), jnp.zeros_like(origin)
     y = y.astype(x.dtype)
+    # At the origin the particles' grid has the width ε |origin|. Coarser than the samples' spread,
+    # it leaves the particles nowhere to go. NaN counts as resolved, and is flagged elsewhere.
     spread = jnp.max(jnp.abs(y - common_center(y)), initial=0)
     size = jnp.max(jnp.abs(origin.astype(x.dtype)))
     resolved = (spread == 0) | ~(eps * size > spread / 2)
+    # The high part first: near it the difference is exact, and the low part then still counts.
     return TargetRows((x - origin.astype(x.dtype)) - rest.astype(x.dtype), y, resolved)
 
 

@@ -86,11 +86,14 @@ class SlicedWasserstein:
         rows = target_rows(self.samples, particles)
         x = _dead_within_reach(rows.x, rows.y, weights)
 
+        # ∂F/∂a_i is the mean of the potentials at x_i, which is the first variation. The step's key
+        # draws the directions, so that all objectives of a step have the same.
         def cost(x, weights):
             options: Any = {"p": self.p, "num_projections": self.num_projections}
             return sliced_wasserstein(key, x, rows.y, weights, **options)
 
         value, (slope, potential) = jax.value_and_grad(cost, (0, 1))(x, weights)
+        # ∂F/∂x_i = a_i ∇δF/δq(x_i): without the mass this is the Wasserstein gradient.
         gradient = slope / jnp.where(weights > 0, weights, 1)[:, None]
         # Neither an order out of range nor a sample that is no number shows in every derivative.
         is_number = ~(jnp.isnan(rows.y).any() | jnp.isnan(x).any())
@@ -110,6 +113,8 @@ def _dead_within_reach(
     center = common_center(y)
     alive = (weights != 0)[:, None]
     distance = jnp.abs(x - center)
+    # Living particles and samples lie within the reach of the center. The comparison is False for
+    # NaN, which is replaced too.
     reach = jnp.max(jnp.where(alive, distance, 0)) + jnp.max(jnp.abs(y - center))
     return jnp.where(alive | (distance <= 8 * reach), x, center)
 
@@ -176,6 +181,7 @@ class SinkhornDivergence:
         x, _ = ravel_particles(particles)
         check_matrix(particles=x)
         uniform = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
+        # Solved once from scratch, so that every step of the flow starts near its solution.
         return self._solve(particles, uniform, None).potentials
 
     def __call__(
@@ -185,13 +191,18 @@ class SinkhornDivergence:
         particles = as_particles(particles)
         weights = masses_of(particles, weights)
         x, unravel = ravel_particles(particles)
+        # A warm start: particles move little in a step, and so do the potentials.
         result = self._solve(particles, weights, state)
 
+        # The solver's potentials are closed over, hence constants: the derivative is that of their
+        # extension to any point, not one through the iterations. Each row's depends on that row
+        # alone, so the gradient of the sum holds all rows' gradients.
         def first_variation(x):
             potential = result.xy.potential(x) - result.xx.potential(x)
             return jnp.sum(potential), potential
 
         gradient, potential = jax.grad(first_variation, has_aux=True)(x)
+        # Potentials that have not converged have a wrong value, which must not pass for a descent.
         value = jnp.where(result.converged, result.value, jnp.nan)
         return Variation(value, potential, unravel(gradient)), result.potentials
 

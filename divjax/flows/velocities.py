@@ -59,6 +59,7 @@ class _WithKernel:
 
 def _per_density(field: Float[Array, "n c"], density: Float[Array, "n 1"]) -> Float[Array, "n c"]:
     """The ratio field / ρ; 0 for a massless particle so far from all others that ρ is 0."""
+    # Both branches of a `where` are differentiated: 0/0 must not arise in the one not taken.
     unseen = density <= jnp.finfo(density.dtype).tiny
     return jnp.where(unseen, 0, field / jnp.where(unseen, 1, density))
 
@@ -105,6 +106,8 @@ class SVGD(_WithKernel):
         """The K smoothed drifts and the common repulsion."""
         x, weights, gradients = checked_step(x, weights, gradients)
         kernel, state = self._resolve(x, weights, state)
+        # All K fields are k·d columns of one product with the kernel matrix. A dead particle's
+        # gradient may be infinite, and zero times infinity would reach every other particle.
         k, n, d = gradients.shape
         by_particle = drop_dead(weights, jnp.moveaxis(gradients, 0, 1).reshape(n, k * d))
         columns = by_particle * weights[:, None]
@@ -152,6 +155,7 @@ class GFSD(_WithKernel):
         """The drifts −g and the repulsion −∇log ρ."""
         x, weights, gradients = checked_step(x, weights, gradients)
         kernel, state = self._resolve(x, weights, state)
+        # ρ_i and ∇ρ_i: the masses are the coefficients of both, in one pass over the pairs.
         density, gradient = kernel_sums(kernel, x, None, weights[:, None], weights[:, None])
         return -gradients, -_per_density(gradient[:, 0], density), state
 
@@ -200,10 +204,13 @@ class Blob(_WithKernel):
         """The drifts −g and the smoothed entropy's repulsion."""
         x, weights, gradients = checked_step(x, weights, gradients)
         kernel, state = self._resolve(x, weights, state)
+        # Two passes over the pairs: the coefficients a_j/ρ_j of the second need the first's ρ. Each
+        # asks for zero columns of the sums that it does without.
         mass = weights[:, None]
         density, _ = kernel_sums(kernel, x, None, mass, mass[:, :0])
         share = drop_dead(weights, _per_density(mass, density))
         coefficients = jnp.concatenate([mass, share], axis=1)
+        # ∇ρ_i in the first column, Σ_j (a_j/ρ_j) ∇_{x_i} k(x_i, x_j) in the second.
         _, both = kernel_sums(kernel, x, None, mass[:, :0], coefficients)
         return -gradients, -(_per_density(both[:, 0], density) + both[:, 1]), state
 
@@ -270,10 +277,12 @@ class GFSF(_WithKernel):
         check_scalar(regularization=self.regularization)
         check_positive_values(regularization=self.regularization)
         regularization = jnp.asarray(self.regularization, x.dtype)
+        # With a_j = 1/n the system is (K + λI)/n, the ridge of the equal-weight formula.
         ridge = nan_unless(regularization > 0, regularization / n)
         factor = linalg.cholesky(system + ridge * jnp.eye(n, dtype=x.dtype))
         # Σ_j a_j ∇_{x_j} k = −gradient, so the identity reads K D s = gradient.
         solution = linalg.cho_solve(factor, root * drop_dead(weights, gradient[:, 0]))
+        # The system's unknown is D^½ s, which is zero for a massless particle.
         score = solution / jnp.where(root > 0, root, 1)
         return -gradients, -score, state
 

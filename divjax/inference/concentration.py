@@ -105,8 +105,10 @@ def _checked(sample: Bounded, confidence_level: ArrayLike, *, upper_bound: bool)
     check_below(lower, upper, True if mask is None else mask)
     check_probability(confidence_level=confidence_level)
     origin = 0.0
+    # NumPy's numbers are moved to the end of their interval in float64, before float32 rounds them.
     if not any(isinstance(number, jax.Array) for number in (values, lower, upper)):
         ends = np.asarray(upper if upper_bound else lower)
+        # Ends of rows that do not count may be anything.
         if ends.ndim and mask is not None and not isinstance(mask, Tracer):
             ends = ends[np.asarray(mask)]
         finite = ends[np.isfinite(ends)]
@@ -166,6 +168,7 @@ def _moments(sample: _Sample) -> _Moments:
     # Of values with ends of their own all lie between the outermost.
     lower, upper = jnp.min(lower), jnp.max(upper)
     width, size = upper - lower, jnp.sum(mask)
+    # In units of the interval, as the square of a small width may underflow.
     shares = (values - lower) / jnp.where(width > 0, width, 1)
     mean = jnp.sum(mask * shares) / jnp.maximum(size, 1)
     variance = jnp.sum(mask * jnp.square(shares - mean)) / jnp.maximum(size - 1, 1)
@@ -251,12 +254,14 @@ def _sum_of_means(
     """`sum_of_means_lower_bound` after its checks, or the upper bound."""
     moments = [_moments(_arrays(draw, upper_bound=upper_bound)) for draw in draws]
     confidence_level = jnp.asarray(confidence_level, moments[0].mean.dtype)
+    # L = log(2/δ): two events share the error probability.
     log_term = math.log(2) - jnp.log1p(-confidence_level)
     # In units of the widest interval.
     unit = jnp.stack([m.width for m in moments]).max()
     widths = [m.width / jnp.where(unit > 0, unit, 1) for m in moments]
     sizes = [jnp.maximum(m.size, 1) for m in moments]
     each = list(zip(moments, widths, sizes, strict=True))
+    # W, a and c of the docstring.
     spread = sum(width**2 * m.variance / size for m, width, size in each)
     a = jnp.stack([w**2 / jnp.maximum(m.size * (m.size - 1), 1) for m, w, _ in each]).max()
     c = jnp.stack([width / size for _, width, size in each]).max()
@@ -265,6 +270,7 @@ def _sum_of_means(
     radius = safe_sqrt(2 * log_term * spread + log_term**2 * a) + log_term * (safe_sqrt(a) + c / 3)
     least = jnp.sum(jnp.stack([m.lower for m in moments]))
     excess = jnp.sum(jnp.stack([width * m.mean for m, width, _ in each])) - radius
+    # A single row has no variance: then only the lower ends are certain.
     enough = jnp.stack([m.size > 1 for m in moments]).all()
     bound = least + unit * jnp.where(enough, jnp.maximum(excess, 0), 0)
     bound = _at(-origin if upper_bound else origin, bound, least)
@@ -420,6 +426,7 @@ def _betting(
     least = jnp.min(lower)
     width = jnp.max(upper) - least
     x, ends = jnp.clip((x - least) / width, 0, 1), (lower - least) / width
+    # By Ville's inequality a mean is refuted once its capital reaches 1/δ.
     target = -jnp.log1p(-confidence_level)
     bets = _bets(x, rows, target)
     root = _largest_refuted(*jax.tree.map(jax.lax.stop_gradient, (x, ends, bets, rows, target)))
@@ -467,8 +474,10 @@ def betting_upper_bound(
 def _bets(x: Float[Array, " n"], rows: Float[Array, " n"], target: Array) -> Float[Array, " n"]:
     """√(2 log(1/δ)/(n σ̂²)), with σ̂² from the values before each: what the stake may know."""
     size = jnp.cumsum(rows)
+    # A prior value of ½ with variance ¼ makes the first bets finite.
     mean = (0.5 + jnp.cumsum(rows * x)) / (size + 1)
     squares = rows * jnp.square(x - mean)
+    # Less the value itself: if bets depended on it the capital would be no supermartingale.
     earlier = 0.25 + jnp.cumsum(squares) - squares
     variance = earlier / (size - rows + 1)
     return jnp.sqrt(2 * target / (jnp.maximum(size[-1], 1) * variance))
@@ -481,12 +490,15 @@ def _log_capital(m: Array, x: Array, ends: Array, bets: Array, rows: Array) -> A
     stakes = jnp.where(
         loss > 0, jnp.minimum(bets, LARGEST_STAKE / jnp.where(loss > 0, loss, 1)), bets
     )
+    # Ville's inequality holds for the whole path, of which the largest capital counts.
     return jnp.max(jnp.cumsum(rows * jnp.log1p(stakes * (x - m))))
 
 
 def _largest_refuted(x: Array, ends: Array, bets: Array, rows: Array, target: Array) -> Array:
     """The largest m whose capital reached the target, up to a rounding; 0 if none did."""
     start = (jnp.zeros_like(target), jnp.ones_like(target), x, ends, bets, rows, target)
+    # A halving for each bit of the mantissa. The lower end is 0, or its capital has reached the
+    # target.
     return jax.lax.fori_loop(0, jnp.finfo(x.dtype).nmant + 2, _halve, start)[0]
 
 

@@ -61,6 +61,7 @@ def _logit_interval(
     value, std_error, upper = as_arrays(value=value, std_error=std_error, upper=upper)
     plain = normal_interval(value, std_error, confidence_level)
     upper = nan_unless(upper > 0, upper)
+    # Only values inside have a logit. The ends get the plain interval, cut to the range.
     inside = (value > 0) & (value < upper)
     v = jnp.where(inside, value, upper / 2)
     margin = normal_quantile(confidence_level, value.dtype) * std_error * upper / (v * (upper - v))

@@ -94,6 +94,7 @@ def _collect_groups(
 ) -> _Groups:
     rows = groups.shape[0]
     counts = jnp.ones(rows, bool) if counts is None else counts
+    # The size is static, so that groups can be counted under jit: as many entries as rows.
     of_row = jnp.unique(groups, size=rows, return_inverse=True)[1]
     row_in_x = jnp.arange(rows) < num_x
     row_stratum = jnp.zeros(rows, of_row.dtype) if strata is None else number_labels(strata)
@@ -103,6 +104,7 @@ def _collect_groups(
         .max(jnp.where(counts, values.astype(of_row.dtype), 0))
     )
     in_x, stratum = largest(row_in_x) > 0, largest(row_stratum)
+    # A group with rows of both samples or of several strata cannot be exchanged as one.
     same = (row_in_x == in_x[of_row]) & (row_stratum == stratum[of_row])
     size = jnp.zeros(rows, of_row.dtype).at[of_row].add(counts.astype(of_row.dtype))
     return _Groups(of_row, in_x, size, stratum, (same | ~counts).all())
@@ -203,11 +205,13 @@ def permutation_test(
     of_group = None if groups is None else pool_labels("groups", groups, n, m)
     _check_groups(of_group, n)
     dtype = jnp.result_type(x, y)
+    # Traced at each call: a statistic of one's own may refer to what has changed since.
     traced = as_traced(statistic, *(jax.ShapeDtypeStruct(rows.shape, dtype) for rows in (x, y)))
     counts = {"num_permutations": num_permutations, "batch_size": batch_size}
     test = _permute(key, traced, x, y, of_stratum, of_group, **counts)
     if not (x_rounded or y_rounded):
         return test
+    # The test is exact for the rounded rows, which are not those that were given.
     return test._replace(status=jnp.maximum(test.status, Status.FLOATING_POINT_RESOLUTION))
 
 
@@ -232,9 +236,12 @@ def _permute(
         return statistic(rows[:num_x], rows[num_x:])
 
     keys = jax.random.split(own_key(key), num_permutations)
+    # One relabelling after the other, or a batch of them: memory is bounded.
     (null,) = as_floats(jax.lax.map(permuted, keys, batch_size=batch_size))
     observed = jnp.asarray(statistic(pooled[:num_x], pooled[num_x:]), null.dtype)
     valid = True if of_group is None else _collect_groups(of_group, of_stratum, num_x).valid
+    # A relabelling that changes nothing may round differently. Within the tolerance it is a tie,
+    # which counts against the observed statistic.
     return _test(observed, null, 100 * jnp.finfo(null.dtype).eps * jnp.abs(observed), valid)
 
 
@@ -406,6 +413,7 @@ def _permute_labels(
         values, center = jnp.sign(pooled) / 4, 0.5
     mean = jnp.sum(jnp.where(counted, values, 0)) / num_rows
     values = jnp.where(counted, values - mean, 0)
+    # A NaN counts whichever sample its row falls to.
     values = jnp.where(jnp.isnan(jnp.where(counted, pooled, 0)).any(), jnp.nan, values)
 
     in_x, valid = jnp.arange(n + m) < n, True
@@ -419,6 +427,7 @@ def _permute_labels(
         shuffle = lambda key: found.in_x[_permutation(key, n + m, strata_of_groups)][found.of_row]
 
     def statistic(in_x: Bool[Array, " rows"]) -> Array:
+        # Groups of different sizes trade places, and with them the sizes of the samples change.
         num_x = jnp.sum(in_x & counted).astype(values.dtype)
         return (1 / num_x + 1 / (num_rows - num_x)) * jnp.sum(jnp.where(in_x, values, 0))
 
@@ -429,4 +438,5 @@ def _permute_labels(
     unit = 1 / num_x + 1 / (num_rows - num_x)
     tolerance = 8 * jnp.finfo(values.dtype).eps * jnp.sum(jnp.abs(values)) * unit
     test = _test(statistic(in_x), null, tolerance, valid)
+    # The centre is added last, as sums with it would round ties apart.
     return test._replace(statistic=center + test.statistic, null=center + test.null)

@@ -50,6 +50,7 @@ def _weighted(scores: _Scores) -> tuple[Array, Array, Array, Array]:
     numbers, weights = [], []
     for sample, weight in ((scores.x, scores.a), (scores.y, scores.b)):
         weight = jnp.ones_like(sample) if weight is None else weight
+        # Rows without weight may hold anything; NaN would pass through a weight of zero.
         numbers.append(jnp.where((weight == 0) & jnp.isnan(sample), 0, sample))
         weights.append(weight)
     x, y, a, b = as_floats(*numbers, *weights)
@@ -69,6 +70,7 @@ def keep_order(**scores: Any) -> tuple[Any, ...]:
     numbers = [as_numbers(name, array, exact=True) for name, array in scores.items()]
     if any(isinstance(array, Tracer) for array in numbers) or not loses_digits(*numbers):
         return tuple(numbers)
+    # Places serve as well as scores for what depends on the order alone.
     pooled = np.concatenate([np.ravel(array) for array in numbers])
     places = np.unique(pooled, return_inverse=True)[1].reshape(-1)
     places = np.where(np.isnan(pooled), np.nan, places)
@@ -88,6 +90,7 @@ def _share_below(x: Float[Array, " n"], y: Float[Array, " m"], b: Float[Array, "
     """For each x the weight of the y below it, and half of that of the y equal to it."""
     order = jnp.argsort(y)
     sorted_y = y[order]
+    # From 0 on, so that the index that a search returns is that of the weight before it.
     below = jnp.concatenate([jnp.zeros_like(b[:1]), jnp.cumsum(b[order])])
     left, right = (jnp.searchsorted(sorted_y, x, side=side) for side in ("left", "right"))
     return (below[left] + below[right]) / 2
@@ -97,6 +100,7 @@ def _mean_and_variance(values: Array, weights: Array) -> tuple[Array, Array]:
     """The weighted mean, and an estimate of its variance; unbiased for equal weights."""
     mean = jnp.sum(weights * values)
     squared = jnp.square(weights)
+    # Σw²(v − v̄)²/(1 − Σw²), which is s²/n for equal weights.
     variance = jnp.sum(squared * jnp.square(values - mean)) / (1 - jnp.sum(squared))
     return mean, variance
 
@@ -150,6 +154,7 @@ def auc(
         Mann, Whitney 1947; DeLong, DeLong, Clarke-Pearson 1988, eq. 4–7.
     """
     check_probability(confidence_level=confidence_level)
+    # The AUC depends on the order alone, which must survive the rounding to JAX's dtype.
     x, y = keep_order(x=x, y=y)
     scores = _checked(x, y, a, b)
     return _auc(scores, *as_leaves(confidence_level=confidence_level))
@@ -158,9 +163,11 @@ def auc(
 @jax.jit
 def _auc(scores: _Scores, confidence_level: ArrayLike) -> Estimate:
     x, y, a, b = _weighted(scores)
+    # The AUC is the mean of either sample's placements, and its variance has a part from each.
     value, variance_x = _mean_and_variance(_share_below(x, y, b), a)
     _, variance_y = _mean_and_variance(_share_below(y, x, a), b)
     value = jnp.where(jnp.isnan(x).any() | jnp.isnan(y).any(), jnp.nan, value)
+    # Zero times the value makes the error NaN where the value is.
     return _share_estimate(
         value, safe_sqrt(variance_x + variance_y) + 0 * value, a, b, confidence_level
     )
@@ -206,6 +213,7 @@ def accuracy(
     check_probability(confidence_level=confidence_level)
     check_scalar(threshold=threshold)
     (threshold,) = as_leaves(threshold=threshold)
+    # Scores that float32 would round to the threshold have a side in float64.
     x, threshold_x = beside(as_numbers("x", x, exact=True), threshold)
     y, threshold_y = beside(as_numbers("y", y, exact=True), threshold)
     scores = _checked(x, y, a, b)
@@ -229,9 +237,11 @@ def _accuracy(
     scores: _Scores, threshold_x: ArrayLike, threshold_y: ArrayLike, confidence_level: ArrayLike
 ) -> Estimate:
     x, y, a, b = _weighted(scores)
+    # 1, ½ or 0: a score at the threshold is half right.
     right_x, right_y = (1 + jnp.sign(x - threshold_x)) / 2, (1 - jnp.sign(y - threshold_y)) / 2
     share_x, variance_x = _mean_and_variance(right_x, a)
     share_y, variance_y = _mean_and_variance(right_y, b)
+    # Half the sum of two independent shares.
     std_error = safe_sqrt(variance_x + variance_y) / 2
     return _share_estimate((share_x + share_y) / 2, std_error, a, b, confidence_level)
 
@@ -253,5 +263,6 @@ def _midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
     (values,) = as_floats(values)
     ranked = ~jnp.isnan(values)
     ordered = jnp.sort(values)
+    # Equal values take the ranks left + 1, …, right, whose mean is (left + right + 1)/2.
     left, right = (jnp.searchsorted(ordered, values, side=side) for side in ("left", "right"))
     return nan_unless(ranked, (left + right + 1).astype(values.dtype) / 2)

@@ -55,6 +55,7 @@ class _Rescaled(NamedTuple):
 
 
 def _rescale(x: Float[Array, "n d"]) -> _Rescaled:
+    # A bandwidth is a constant to differentiation. Half precision holds no squares.
     wide = jax.lax.stop_gradient(x).astype(at_least_single(x.dtype))
     deviations = wide - common_center(wide)
     largest = jnp.max(jnp.abs(deviations))
@@ -62,11 +63,13 @@ def _rescale(x: Float[Array, "n d"]) -> _Rescaled:
     # Equal up to the rounding of the dtype that the particles are given in.
     eps = float(jnp.finfo(x.dtype).eps)
     apart, _ = in_units_of(largest, coincidence_distance(wide, eps))
+    # Rows of which each coordinate differs by at most `apart` are no farther apart than this.
     return _Rescaled(scaled, unit, x.shape[1] * jnp.square(apart))
 
 
 def _mean_squared(x: Float[Array, "n d"]) -> Float[Array, ""]:
     """The mean of ‖x_i − x_j‖² over pairs i ≠ j is 2/(n−1) Σ_i ‖x_i − x̄‖², for centred rows."""
+    # A single row has no pairs, and the mean 0.
     return 2 * jnp.sum(x**2) / max(x.shape[0] - 1, 1)
 
 
@@ -139,6 +142,7 @@ class Median:
         """The logarithm of the median's first guess, and its expected change."""
         (x,) = centered_samples(x=x)[1:]
         rescaled = _rescale(x)
+        # The mean of the squared distances is mostly of the order of their median, and costs O(nd).
         squared = _mean_squared(rescaled.x)
         log_guess = jnp.log(jnp.where(squared > 0, squared, 1)) + 2 * jnp.log(rescaled.unit)
         return log_guess, jnp.zeros_like(log_guess)
@@ -148,6 +152,8 @@ class Median:
         (x,) = centered_samples(x=x)[1:]
         if x.shape[0] == 1:
             return jnp.ones((), x.dtype), state
+        # The state is in the particles' own units, as the unit of rescaling changes from step to
+        # step. Extrapolated on a logarithmic scale the guess stays positive.
         last, change = state
         rescaled = _rescale(x)
         log_unit = 2 * jnp.log(rescaled.unit)
@@ -155,6 +161,8 @@ class Median:
         median = median_squared_distance(
             rescaled.x, guess, self.tolerance, coincident=rescaled.coincident
         )
+        # The median is zero if half of the pairs coincide. The state then waits for one that is
+        # not.
         found = median > 0
         log_median = jnp.where(found, jnp.log(jnp.where(found, median, 1)) + log_unit, last)
         squared = jnp.where(found, median, _mean_squared(rescaled.x))
@@ -200,6 +208,7 @@ class MultiScale:
         """The bandwidths, of shape (s,)."""
         (x,) = centered_samples(x=x)[1:]
         bandwidth, state = self.rule(x, state)
+        # Stored scales may be JAX's placeholders, hence values are checked only here.
         for scale in self.scales:
             check_positive_values(scales=scale)
         return jnp.stack([jnp.asarray(scale, x.dtype) for scale in self.scales]) * bandwidth, state

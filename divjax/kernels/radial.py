@@ -66,6 +66,7 @@ def check_kernel(kernel: Any) -> None:
 def check_smoother(kernel: Kernel) -> None:
     """Raise `ValueError` for an object that cannot smooth a field or a density."""
     check_kernel(kernel)
+    # With −‖x − y‖ a smoothed density is negative, and a smoothed velocity points uphill.
     if not getattr(kernel, "positive_definite", True):
         raise ValueError(
             f"kernel must be positive definite to smooth with; got {type(kernel).__name__}, "
@@ -86,6 +87,7 @@ class _WithBandwidth:
 
     def init(self, x: Float[Array, "n d"]) -> Any:
         """The bandwidth rule's state."""
+        # For its errors alone.
         as_samples(x=x)
         if self.bandwidth is None or isinstance(self.bandwidth, (str, type)):
             raise ValueError(
@@ -96,6 +98,7 @@ class _WithBandwidth:
 
     def resolve(self, x: Float[Array, "n d"], state: Any) -> tuple[Self, Any]:
         """The kernel with its bandwidth at x, and the rule's next state."""
+        # Stored bandwidths may be JAX's placeholders, hence values are checked only here.
         if not isinstance(self.bandwidth, BandwidthRule):
             check_positive_values(bandwidth=self.bandwidth)
             return self, state
@@ -120,10 +123,13 @@ class _WithBandwidth:
             raise ValueError(
                 "bandwidth is a rule: call `kernel.at(x)` for the kernel at its value."
             )
+        # σ² must be finite, and squared distances down to ε σ², which change the value by a
+        # rounding, normal numbers.
         limits = jnp.finfo(jnp.promote_types(dtype, jnp.float32))
         least, greatest = (float(limits.tiny / limits.eps) ** 0.5, float(limits.max) ** 0.5)
 
         def at(sigma: Any) -> Any:
+            # The limits are out of float16's range, in which they would be zero and infinity.
             wide = jnp.asarray(sigma, jnp.promote_types(jnp.result_type(sigma), jnp.float32))
             return function(nan_unless((wide >= least) & (wide <= greatest), sigma))
 
@@ -153,6 +159,7 @@ class _WithBandwidth:
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
         """The kernel matrix; a rule is evaluated at x, which must then be the only sample."""
         x, y = _as_points(x, y)
+        # A rule asked at x and again at y would give two kernels, whose values are not comparable.
         if y is not None and isinstance(self.bandwidth, BandwidthRule):
             raise ValueError(
                 "bandwidth is a rule, whose values at x and at y differ: fix it for all terms by "
@@ -181,11 +188,13 @@ class Gaussian(_WithBandwidth):
     @property
     def log_slope(self) -> ArrayLike | None:
         """−1/σ² for a single σ: values and gradients then share one matrix product."""
+        # With several scales the mean slope is no multiple of the mean value.
         if isinstance(self.bandwidth, BandwidthRule) or jnp.ndim(self.bandwidth):
             return None
         return -1 / jnp.square(nan_unless(jnp.asarray(self.bandwidth) > 0, self.bandwidth))
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
+        # ∇_x k = −(k/σ²) (x − y).
         value = jnp.exp(squared * (-0.5 / jnp.square(sigma)))
         return value, value * (-1 / jnp.square(sigma))
 
@@ -235,6 +244,7 @@ class InverseMultiquadric(_WithBandwidth):
         return nan_unless(jnp.asarray(self.exponent) > 0, self.exponent)
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
+        # ∇_x k = −(2β/σ²) (1 + u)^(−β−1) (x − y) with u = r²/σ².
         exponent = self._valid_exponent()
         base = 1 + squared / jnp.square(sigma)
         value = jnp.power(base, jnp.negative(exponent))
@@ -244,6 +254,7 @@ class InverseMultiquadric(_WithBandwidth):
         """Σ_i ∂²k/∂x_i∂y_i = 2β/σ² [d − 2(β+1) u/(1+u)] (1+u)^(−β−1), with u = r²/σ²."""
 
         def trace(sigma: ArrayLike) -> _Block:
+            # The slope is −(2β/σ²) (1 + u)^(−β−1), up to its sign the factor of the bracket.
             scaled = squared / jnp.square(sigma)
             bracket = dim - 2 * jnp.add(self._valid_exponent(), 1) * scaled / (1 + scaled)
             return -bracket * self._radial(squared, sigma)[1]
@@ -253,6 +264,7 @@ class InverseMultiquadric(_WithBandwidth):
 
 def _distance_and_reciprocal(squared: _Block) -> tuple[_Block, _Block]:
     """The distance and its reciprocal, both zero with zero gradient where points coincide."""
+    # Both branches of a `where` are differentiated: 1/0 must not arise in the one not taken.
     distance = safe_sqrt(squared)
     coincide = distance == 0
     return distance, jnp.where(coincide, 0, 1 / jnp.where(coincide, 1, distance))
@@ -279,6 +291,7 @@ class Laplace(_WithBandwidth):
     """
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
+        # ∇_x k = −(k/σ) (x − y)/r, where coincident points have no direction to be pushed in.
         distance, reciprocal = _distance_and_reciprocal(squared)
         value = jnp.exp(-distance / sigma)
         return value, -value * reciprocal / sigma
@@ -323,6 +336,7 @@ class Energy:
 
     def radial(self, squared: _Block) -> tuple[_Block, _Block]:
         """Values −r and slopes −1/r."""
+        # ∇_x k = −(x − y)/r, where coincident points have no direction to be pushed in.
         distance, reciprocal = _distance_and_reciprocal(squared)
         return -distance, -reciprocal
 

@@ -57,6 +57,7 @@ def kernel_sums(
         >>> sums[:, 0].round(3).tolist(), gradients[:, 0, 0].round(3).tolist()
         ([1.607, 1.607], [0.607, -0.607])
     """
+    # Kernels see differences alone: NumPy's float64 loses a common offset before it is rounded.
     if y is None:
         (x,) = centered_samples(x=x)[1:]
     else:
@@ -72,10 +73,12 @@ def kernel_sums(
     x, others = x - center, sources - center
     in_range = jnp.sum(others**2, axis=1, keepdims=True) < jnp.finfo(x.dtype).max / 16
     others = jnp.where(used[:, None] | in_range, others, 0)
+    # The columns that ψ is multiplied by: C "m g", and the moments C∘y "m gd".
     (m, g), d = gradient_weights.shape, x.shape[1]
     moments = (gradient_weights[:, :, None] * others[:, None, :]).reshape(m, g * d)
     slopes = jnp.concatenate([gradient_weights, moments], axis=1)
 
+    # The second computation gives values only, and must close over nothing that has derivatives.
     fixed = jax.lax.stop_gradient((kernel, values, gradient_weights, others))
 
     def again(rows: Float[Array, "b d"], squared: Float[Array, "b m"]) -> tuple[Array, Array]:
@@ -85,20 +88,24 @@ def kernel_sums(
         of_feature = lambda column: matmul(
             slope * (column[0][:, None] - column[1]), gradient_weights
         )
+        # Differences of one feature at a time, "b m": never times d.
         gradients = jax.lax.map(of_feature, (rows.T, others.T))
         return matmul(value, values), jnp.moveaxis(gradients, 0, 2)
 
     def contract(rows: Float[Array, "b d"], squared: Float[Array, "b m"]) -> tuple[Array, Array]:
         value, slope = kernel.radial(squared)
+        # If ψ = λk for one number λ, values and slopes share the matrix, hence one product.
         if kernel.log_slope is None:
             sums, sloped = matmul(value, values), matmul(slope, slopes)
         else:
             product = matmul(value, jnp.concatenate([values, slopes], axis=1))
             sums, sloped = product[:, : values.shape[1]], product[:, values.shape[1] :]
             sloped = sloped * kernel.log_slope
+        # x_i (ψC)_i − (ψ[C∘y])_i, of shape "b g d".
         total, moment = sloped[:, :g], sloped[:, g:].reshape(rows.shape[0], g, d)
         return sums, rows[:, None, :] * total[:, :, None] - moment
 
+    # Points without a part are zeroed: one far away would ask for the second pass in vain.
     needed = _feels_rounding(fixed[0], jnp.where(used[:, None], fixed[-1], 0))
     return reduce_centered_pairs(x, others, contract, same=y is None, again=again, needed=needed)
 
@@ -108,6 +115,8 @@ def _feels_rounding(kernel: Kernel, sources: Float[Array, "m d"]) -> Bool[Array,
 
     It changes them nowhere more. That of a kernel which is singular there always does.
     """
+    # Coincident points appear about this far apart, squared. Values and slopes (rows) at distance
+    # zero and there (columns) show what that changes.
     rounding = 4 * jnp.finfo(sources.dtype).eps * jnp.max(jnp.sum(sources**2, axis=1))
     ends = jnp.stack([jnp.zeros_like(rounding), rounding])[None]
     of_ends = jnp.concatenate(kernel.radial(ends))

@@ -64,6 +64,7 @@ def _transport_cost(
     epsilon = jnp.asarray(epsilon, costs.dtype)
     kernel = -costs / epsilon
 
+    # Potentials in units of ε: P_ij = exp(f_i + g_j − C_ij/ε).
     def iteration(f, _):
         g = log_b - jax.nn.logsumexp(f[:, None] + kernel, axis=0)
         return log_a - jax.nn.logsumexp(g + kernel, axis=1), g
@@ -125,6 +126,8 @@ def class_similarity(
         raise ValueError(f"features must not be empty; got shape {numbers.shape}.")
     if numbers.shape[2] < 2:
         raise ValueError(f"features must have at least two features; got {numbers.shape[2]}.")
+    # A constant added to all features of a sample leaves with its mean: in float64, if NumPy holds
+    # it.
     return _class_similarity(*without_offset(_means_over_features, features=features))
 
 
@@ -137,12 +140,14 @@ def _class_similarity(
     features: Float[Array, "classes samples features"],
 ) -> Float[Array, "classes classes"]:
     centered = _centered_classes(features)
+    # ‖X_iᵀ X_j‖² from products "samples samples", one class i against all at a time.
     product = functools.partial(jnp.einsum, "su,ctu->cst", precision="highest")
     alignments = jax.lax.map(lambda x: jnp.sum(product(x, centered) ** 2, (1, 2)), centered)
     own = jnp.diagonal(alignments)
     # Classes without any variation over features are like none but themselves.
     scale = jnp.sqrt(jnp.where(own > 0, own, 1))
     similarity = alignments / scale[:, None] / scale
+    # A class is like itself by definition, which rounding leaves slightly off. NaN stays NaN.
     return jnp.where(jnp.eye(len(own), dtype=bool), jnp.where(jnp.isnan(own), own, 1), similarity)
 
 
@@ -190,6 +195,7 @@ def class_costs(
     (similarity,) = as_leaves(similarity=similarity)
     check_matrix(similarity=similarity)
     check_shape("similarity", similarity, *[similarity.shape[0]] * 2)
+    # Traced similarities cannot be validated eagerly: those above 1 become NaN in `_class_costs`.
     if not isinstance(similarity, Tracer) and (_excess(np.asarray(similarity)) > 0).any():
         raise ValueError(f"similarity must be at most 1; got {np.asarray(similarity).max():g}.")
     check_scalar(sharpness=sharpness)
@@ -207,6 +213,7 @@ def _excess(similarity: Any) -> Any:
 def _class_costs(
     similarity: Float[Array, "classes classes"], sharpness: ArrayLike
 ) -> Float[Array, "classes classes"]:
+    # Above 1 the cost would be negative. expm1 keeps the digits of the costs of similar classes.
     similarity = jnp.where(_excess(similarity) > 0, jnp.nan, similarity)
     sharpness = jnp.asarray(sharpness, similarity.dtype)
     return -jnp.expm1(nan_unless(sharpness > 0, sharpness) * (similarity - 1))
@@ -260,6 +267,7 @@ def wkd_logits(
     """
     student, teacher = _as_logits(student, teacher)
     b, c = student.shape
+    # Transport needs at least two classes besides the target.
     if c < 3:
         raise ValueError(f"student must have at least three classes; got {c}.")
     labels = as_indices("labels", labels)
@@ -291,16 +299,21 @@ def _wkd_logits(
     costs, weight = _nonnegative(costs, student.dtype), _nonnegative(weight, student.dtype)
 
     def one(student, teacher, label):
+        # The indices of all classes but y, equally many whatever y is.
         others = jnp.arange(c - 1)
         others = jnp.where(others >= label.astype(others.dtype), others + 1, others)
+        # Both sides are normalised without y, whose probability the cross-entropy matches.
         log_a, log_b = (
             jax.nn.log_softmax(_temper(z[others], temperature)) for z in (student, teacher)
         )
         between = costs[others[:, None], others]
         moved = _transport_cost(between, log_a, log_b, epsilon, num_iterations)
+        # The target's cross-entropy is over all classes, and at temperature 1.
         target = -jax.nn.softmax(teacher)[label] * jax.nn.log_softmax(student)[label]
+        # Indexing wraps or clamps a label out of range, and would give another class's loss.
         return jnp.where((label >= 0) & (label < c), target + weight * moved, jnp.nan)
 
+    # A few matrices (c − 1) × (c − 1) for each sample.
     losses = map_row_blocks(jax.vmap(one), 4 * (c - 1) ** 2, student, teacher, labels)
     return jnp.mean(losses)
 
@@ -382,6 +395,7 @@ def _wkd_features(
     covariance: str,
     grid: int,
 ) -> Float[Array, ""]:
+    # A hyper-parameter of a wider type must not change that of the features.
     dtype = jnp.result_type(student, teacher)
     student, teacher = jnp.asarray(student, dtype), jnp.asarray(teacher, dtype)
     mean_weight, floor = _nonnegative(mean_weight, dtype), jnp.asarray(floor, dtype)
@@ -390,6 +404,8 @@ def _wkd_features(
         raise ValueError(f"student must have at least two positions; got {student.shape[1]}.")
 
     def moments(features):
+        # Variances over n − 1. The floor keeps them positive: the root of 0 has no finite
+        # derivative.
         mean = jnp.mean(features, axis=0)
         centered, count = features - mean, features.shape[0] - 1
         if covariance == "diagonal":
@@ -401,6 +417,8 @@ def _wkd_features(
         # About one point near both, so that a common offset costs no digits.
         center = common_center(teacher)
         (mean_s, cov_s), (mean_t, cov_t) = moments(student - center), moments(teacher - center)
+        # The distance of Gaussians with equal means is the covariances' part, which γ does not
+        # weigh.
         spread = gaussian_wasserstein(jnp.zeros_like(mean_s), cov_s, jnp.zeros_like(mean_t), cov_t)
         return mean_weight * jnp.sum((mean_s - mean_t) ** 2) + spread
 
@@ -467,6 +485,7 @@ def _sinkhorn_distillation(
     num_iterations: int,
 ) -> Float[Array, ""]:
     p, q = (jax.nn.softmax(_temper(z, temperature)) for z in (student, teacher))
+    # Sums of one for rows and columns, hence a total mass of b rather than one.
     log_ones = jnp.zeros_like(p[:, 0])
     # Transposed, as columns are to come last.
     costs = PNorm(1.0).matrix(q, p)
@@ -480,6 +499,7 @@ def _as_logits(student: Any, teacher: Any) -> tuple[Float[Array, "b c"], Float[A
     shape, of_teacher = (z.shape for z in as_samples(student=student, teacher=teacher))
     if of_teacher != shape:
         raise ValueError(f"teacher must have shape {shape}; got shape {of_teacher}.")
+    # A constant added to a row of logits changes no softmax: in float64, if NumPy holds it.
     (student,) = without_offset(_row_maxima, student=student)
     (teacher,) = without_offset(_row_maxima, teacher=teacher)
     student, teacher = as_samples(student=student, teacher=teacher)
@@ -501,5 +521,6 @@ def _cells(
     b, h, w, _ = features.shape
     if h % grid or w % grid:
         raise ValueError(f"grid must divide height and width, {h} and {w}; got {grid}.")
+    # The axes are image, cell row, row in it, cell column, column in it, channel.
     cells = features.reshape(b, grid, h // grid, grid, w // grid, channels)
     return cells.transpose(0, 1, 3, 2, 4, 5).reshape(b * grid**2, -1, channels)

@@ -85,6 +85,8 @@ def _sum_over_features(
     term = jax.checkpoint(term)
     if x.shape[1] <= _UNROLL_UP_TO:
         return functools.reduce(add, (term(x[:, k, None] - y[:, k]) for k in range(x.shape[1])))
+    # A scan carries one n × m matrix, and its program does not grow with d. Without the checkpoint
+    # reverse mode would keep the differences of every feature.
     pair = jax.checkpoint(lambda column, other: term(column[:, None] - other))
     zero = jnp.zeros((x.shape[0], y.shape[0]), jnp.result_type(x, y))
     total, _ = jax.lax.scan(lambda sum, columns: (add(sum, pair(*columns)), None), zero, (x.T, y.T))
@@ -105,6 +107,8 @@ def _squared(x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     x, y = _displaced(x=x, y=y)
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         return _sum_over_features(jnp.square, x, y)
+    # |x|² + |y|² − 2⟨x, y⟩ cancels what both points have in common, which is taken out first. The
+    # distance does not depend on the centre: there is no gradient.
     center = jax.lax.stop_gradient(jnp.mean(y, axis=0))
     x, y = x - center, y - center
     # Twice the rows rather than twice the product: one pass less over n × m, as in its derivative.
@@ -120,6 +124,7 @@ def rounded_relative_to(
 ) -> Float[Array, "n m"]:
     """The size that the rounding of costs is relative to: their own, or that of their summands."""
     if isinstance(cost, SqEuclidean) and x.shape[1] > _DIFFERENCES_UP_TO:
+        # A cost by the product is a difference of these squares, and has their rounding.
         center = jnp.mean(y, axis=0)
         return jnp.sum((x - center) ** 2, axis=1)[:, None] + jnp.sum((y - center) ** 2, axis=1)
     return jnp.abs(costs)
@@ -184,6 +189,8 @@ def checked_cost(cost: Any, point: Float[Array, " d"]) -> Any:
     traced = as_traced(cost, point, point)
     if not any(hasattr(cost, name) for name in _STRUCTURE):
         return traced
+    # Traced numbers in the closure that are no leaves would leak from their trace. The function
+    # with its closure made explicit is right then, though it has lost `h` and `matrix`.
     leaves = {id(leaf) for leaf in jax.tree.leaves(cost)}
     hidden = [c for c in traced.closed_over if isinstance(c, Tracer) and id(c) not in leaves]
     return traced if hidden else as_pytree(cost)
@@ -357,6 +364,7 @@ class PNorm(_TranslationInvariant):
         """From sums over features, in units of a pair's largest difference."""
         check_scalar(p=self.p)
         p = nan_unless(_is_order(self.p), self.p)
+        # The unit cancels in the result, so that its gradient may be stopped.
         unit = _unit_of(_sum_over_features(jnp.abs, x, y, jnp.maximum))
         powers = _sum_over_features(lambda z: safe_power(jnp.abs(z) / unit, p), x, y)
         return unit * safe_power(powers, 1 / p)
@@ -407,6 +415,7 @@ class PNormPower(_TranslationInvariant):
 def _directions(x: _Points) -> _Points:
     """Rows of length one; a row of zeros stays."""
     x = x / _unit_of(jnp.max(jnp.abs(x), axis=1, keepdims=True))
+    # In units of the largest feature the square neither over- nor underflows.
     squared = jnp.sum(x**2, axis=1, keepdims=True)
     return x / jnp.where(squared > 0, safe_sqrt(squared), 1)
 
@@ -443,6 +452,7 @@ class SphereGeodesic(_OfMatrix):
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
         x, y = map(_directions, _floating(x=x, y=y))
+        # Unit vectors at an angle θ are 2 sin(θ/2) apart, and x from −y 2 cos(θ/2).
         apart = safe_sqrt(_sum_over_features(jnp.square, x, y))
         return 2 * jnp.arctan2(apart, safe_sqrt(_sum_over_features(jnp.square, x, -y)))
 
@@ -479,6 +489,7 @@ def as_cost(cost: Any) -> Any:
     theirs: Any = sys.modules.get("ott.geometry.costs")  # who has such a cost has imported it
     if theirs is None or not isinstance(cost, theirs.CostFn):
         return cost
+    # The exact type: a subclass may have another formula.
     if type(cost) is theirs.SqEuclidean:
         return SqEuclidean()
     if type(cost) is theirs.Euclidean:

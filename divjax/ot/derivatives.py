@@ -61,6 +61,8 @@ def with_implicit_derivatives(
 def _implicit_jvp(primals: Any, tangents: Any) -> Any:
     problem, f, g = primals
     f, g = with_implicit_derivatives(problem, f, g)  # for derivatives of this derivative
+    # R, S and the change of the masses' ratio are partial derivatives in the problem: potentials
+    # are held fixed.
     _, row_change = jax.jvp(lambda p: soft_transform(p, f, g), (problem,), (tangents[0],))
     _, column_change = jax.jvp(
         lambda p: soft_transform(p.transposed, g, f), (problem,), (tangents[0],)
@@ -94,6 +96,8 @@ def _solve(
     their df and dg follow from the others'.
     """
     a, b = problem.a, problem.b
+    # The plan is never formed: it is E between the weights. P1 = a · rows, and
+    # q = Pᵀ1 = b · columns is `mass`.
     (kappa_a, kappa_b), (right, left) = problem.damping, problem.products(f, g)
     rows, columns = right(b), left(a)
     mass = b * columns
@@ -101,22 +105,31 @@ def _solve(
     gather = lambda df: left(a * df)
 
     def matvec(dg):
+        # Constants go to (1 − κ_a κ_b) q, almost zero if ρ ≫ ε: the second term keeps the matrix
+        # away from singular.
         result = mass * dg - kappa_a * kappa_b * b * gather(average(dg))
         return result + mass * ((mass @ dg) / jnp.sum(mass))
 
+    # q (S − κ_b Q̃ R), in which q Q̃ is Pᵀ.
     target = mass * column_change - kappa_b * b * gather(row_change)
+    # One over q, for a preconditioner by the diagonal. Zero keeps columns without mass out of all
+    # search directions. The solution does not depend on it: its gradient is stopped.
     weight = jnp.where(mass > 0, 1 / jnp.where(mass > 0, mass, 1), 0)
     weight = jax.lax.stop_gradient(weight)
+    # The solution is differentiated by another solve; the loop of conjugate gradients has no
+    # reverse mode.
     dg = jax.lax.custom_linear_solve(
         matvec,
         target,
         lambda apply, vector: _conjugate_gradients(apply, vector, weight),
         symmetric=True,
     )
+    # What the added term did to the constant is undone, and the masses decide on it.
     dg = dg - (mass @ dg) / jnp.sum(mass)
     df = row_change - kappa_a * average(dg)
     constant = _constant(problem, f, g, df, dg, mass_change)
     df, dg = df - kappa_a * constant, dg + constant
+    # The second equation once more, which columns without mass have not met yet.
     return df, column_change - kappa_b * gather(df) / columns
 
 
@@ -131,6 +144,7 @@ def _constant(
     slopes = jax.grad(lambda f, g: _log_mass_ratio(problem, f, g), (0, 1))(f, g)
     row_inverse, column_inverse = problem.inverse_penalties
     total = problem.damping[0] * row_inverse + column_inverse
+    # The equation is solved for c. With both marginals exact there is no slope, and c is zero.
     change = mass_change + slopes[0] @ df + slopes[1] @ dg
     return jnp.where(total > 0, -change / jnp.where(total > 0, total, 1), 0)
 
@@ -138,6 +152,7 @@ def _constant(
 def _conjugate_gradients(apply: Any, target: Float[Array, " m"], weight: Float[Array, " m"]) -> Any:
     """Conjugate gradients preconditioned by a diagonal; stops at rounding, is finite always."""
     eps = jnp.finfo(target.dtype).eps
+    # Without rounding as many steps as unknowns would do.
     max_steps = min(10 * target.shape[0] + 20, 3000)
 
     def body(state):
@@ -152,6 +167,7 @@ def _conjugate_gradients(apply: Any, target: Float[Array, " m"], weight: Float[A
         beta = after / jnp.where(energy > 0, energy, 1)
         return x, residual, weight * residual + beta * direction, after, sound, step + 1
 
+    # Squared norms of the preconditioned residual, which is to fall to a few roundings.
     energy = target @ (weight * target)
     goal = energy * (4 * eps) ** 2
 
@@ -174,6 +190,8 @@ def envelope_value(
 def _envelope_jvp(primals: Any, tangents: Any) -> Any:
     problem, f, g, _ = primals
     f, g = gauge(problem, *with_implicit_derivatives(problem, f, g))
+    # A partial derivative at fixed potentials. They have their own rule, by which the derivative of
+    # this derivative is right.
     _, change = jax.jvp(lambda p: dual_objective(p, f, g), (problem,), (tangents[0],))
     return envelope_value(*primals), change
 
@@ -189,6 +207,7 @@ def rows_potential(
 
 @rows_potential.defjvp
 def _rows_potential_jvp(primals: Any, tangents: Any) -> Any:
+    # Without `if_needed`, whose loop has no reverse mode.
     def evaluate(problem: Problem, rows: Array, f: Array, g: Array) -> Array:
         other = soft_minimum(problem, rows, g)
         return jnp.where(problem.a > 0, f, jnp.where(jnp.isfinite(other), other, 0))

@@ -134,15 +134,21 @@ def sinkhorn_divergence(
         "tolerance": tolerance,
         "annealing": annealing,
     }
+    # Both potentials of a self problem are one.
     start = (None,) * 3 if init is None else (init[:2], (init[2],) * 2, (init[3],) * 2)
 
     def to_itself(points: Any, weights: Array, side: int, start: Any, after: SinkhornResult) -> Any:
+        # A self term has the ε of the problem between x and y, also if that is relative to its
+        # costs, and the penalty of its own side on both.
         penalty = problem.penalties[side]
         options = problem.epsilon, cost, (penalty, penalty), block_size
+        # Uniform weights may be traced by now; that none is zero is known from the first problem.
         own = formulate_self(points, weights, *options, vanishing=formulation.replaced[side])
         # After the problem before: simultaneously the matrices of all three would be held.
         pairs, previous = own.problem.pairs, jax.lax.stop_gradient(after.error)
         assert isinstance(pairs, PointPairs)
+        # The barrier orders the work; as the error's gradient is stopped, no derivative goes back
+        # through it.
         points, _ = jax.lax.optimization_barrier((pairs.x, previous))
         pairs = PointPairs(points, points, pairs.cost)
         own = dataclasses.replace(own, problem=dataclasses.replace(own.problem, pairs=pairs))

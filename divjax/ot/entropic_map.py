@@ -208,6 +208,7 @@ class EntropicMap:
         x, y, a, b = samples
         options: Any = {"cost": self.cost, "tolerance": self.tolerance}
         options["max_iterations"] = self.max_iterations
+        # All ε are shares of this unit, which a shift between the samples leaves as it is.
         unit = mean_cost_within(self.cost, x, y, a, b)
 
         # Blocks of rows; of each side's weights every block has its own share.
@@ -216,11 +217,15 @@ class EntropicMap:
         tests = jax.tree.map(lambda v: thinned(v, _FEW_ROWS), held_out)
 
         def problem(block: WeightedSamples, epsilon: Array) -> SinkhornResult:
+            # The share of all mass that a block has is its weight in the mean of the maps, not in
+            # its problem.
             weights = normalised(block.a), normalised(block.b)
             return sinkhorn(block.x, block.y, *weights, epsilon=epsilon, **options)
 
         def score(epsilons: tuple[Array, Array]) -> Array:
             epsilon, own = epsilons
+            # One block stands for all, which are random parts of equal size. Neither the rows that
+            # are mapped nor their targets have been seen by it.
             first = jax.tree.map(lambda v: v[0], blocks)
             images = _images(problem(first, epsilon), first.y, tests.x)
             weights = normalised(tests.a), normalised(tests.b)
@@ -234,13 +239,16 @@ class EntropicMap:
         epsilons = unit * nan_unless(valid, shares)
         # The numbers are traced: samples that are not finite are flagged rather than refused.
         own = jnp.broadcast_to(unit * self.score_epsilon, epsilons.shape)
+        # One ε after another: under vmap all would iterate until the smallest has converged.
         scores = jax.lax.map(score, (epsilons, own))
+        # If no score is finite the first ε is taken, and the status says so.
         best = jnp.argmin(jnp.where(jnp.isfinite(scores), scores, jnp.inf))
         chosen = epsilons[best]
         ends = jnp.nanmin(epsilons), jnp.nanmax(epsilons)
         at_edge = (ends[0] < ends[1]) & ((chosen == ends[0]) | (chosen == ends[1]))
 
         # Every block's map with it.
+        # Blocks are solved one after another, so that memory is that of one.
         each = jnp.broadcast_to(chosen, count)
         results = jax.lax.map(lambda args: problem(*args), (blocks, each))
         mass = jnp.ones(count, unit.dtype) if blocks.a is None else jnp.sum(blocks.a, axis=1)
@@ -260,6 +268,8 @@ def _images(
     """The images of points under a problem's entropic map, also where they lie far away."""
     problem = result.problem
     cost: Any = problem.pairs.cost  # pyright: ignore[reportAttributeAccessIssue]
+    # Other costs need the potential's gradient. Under the squared distance the map is a mean of
+    # targets, which is accurate at any distance.
     if not isinstance(cost, SqEuclidean):
         return result.transport(z)
     images = lambda z: barycentric_images(z, targets, result.g, problem.b, problem.epsilon)

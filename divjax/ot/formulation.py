@@ -59,6 +59,8 @@ class ShiftedCenter:
 
     def difference(self, other: "ShiftedCenter") -> Float[Array, " d"]:
         """This centre relative to another."""
+        # The large parts are subtracted from each other before the small ones, which they would
+        # round away, are added.
         high, low = self.point.high - other.point.high, self.point.low - other.point.low
         return high + (low + (self.mean - other.mean))
 
@@ -178,6 +180,7 @@ def formulate(
             )
         (cost,) = as_samples(cost=cost)
         penalties = _penalties(marginal_penalty, cost.dtype)
+        # Only exact marginals have to agree on the mass.
         n, m = cost.shape
         a, b, vanishing = _weights(a, b, n, m, cost.dtype, penalties == (None, None))
         return _of_matrix(cost, a, b, epsilon, penalties, block_size, vanishing)
@@ -193,17 +196,22 @@ def formulate(
     quadratic = getattr(cost, "quadratic", False)
     cost = _typed_cost(cost, typed_x)
     if not getattr(cost, "translation_invariant", False):
+        # Other costs depend on where points lie.
         sides = typed_x, typed_y, a, b
         return _of_points(*sides, epsilon, cost, penalties, block_size, vanishing, None, None)
     # Samples of one problem share a centre, unless linear terms can take up the difference.
     shift = None
     if penalties == (None, None) and quadratic:
+        # Costs are as small as they can be. What this changes is linear in x' and y': exact
+        # marginals make it a constant, relaxed ones would not.
         x, center_x = _centered_sample(x, a, dtype, vanishing[0])
         y, center_y = _centered_sample(y, b, dtype, vanishing[1])
         shift = center_x.difference(center_y)
     else:
         point, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
         means = _weighted_mean(x, a, vanishing[0]), _weighted_mean(y, b, vanishing[1])
+        # Halfway between the means. A translation of both samples changes no cost: there is no
+        # gradient.
         mean = jax.lax.stop_gradient((means[0] + means[1]) / 2)
         center_x = center_y = ShiftedCenter(point, mean)
         x, y = x - mean, y - mean
@@ -232,6 +240,8 @@ def formulate_self(
     vanishing = seen[0] if vanishing is None else vanishing
     cost, centers = _typed_cost(cost, typed), None
     if getattr(cost, "translation_invariant", False):
+        # Both sides have one mean, so that nothing linear is left, whatever the cost and the
+        # penalties.
         typed, center = _centered_sample(x, a, typed.dtype, vanishing)
         centers = center, center
     sides, both = (typed, typed, a, a), (vanishing, vanishing)
@@ -242,6 +252,8 @@ def _centered_sample(x: Any, a: Array, dtype: Any, vanishing: bool) -> tuple[Arr
     """A sample relative to its own weighted mean."""
     point, x = centered_samples({"x": a}, x=x)
     x = x.astype(dtype)
+    # What is subtracted here is added back in closed form: no result depends on it, and gradients
+    # need not pass through it.
     mean = jax.lax.stop_gradient(_weighted_mean(x, a, vanishing))
     return x - mean, ShiftedCenter(point, mean)
 
@@ -286,6 +298,7 @@ def _of_matrix(
     if row_of is not None:
         columns = jnp.where(a_matched > 0, matrix.T, matrix[row_of][:, None])
         solved = jnp.where((a_matched > 0)[:, None], solved, solved[row_of])
+    # Potentials are evaluated at the rows as they were given, as far as these are finite.
     rows = _with_finite(rows, a, row_of, infinite)
     columns = _with_finite(columns, b, column_of, infinite)
     sides = a_matched, b_matched, epsilon, penalties, block_size
@@ -310,9 +323,11 @@ def _of_points(
 
     `shift` is how much further apart they were, if each has been centred by its own mean.
     """
+    # Both sides of a self problem remain one array.
     own = x is y and a is b
     slope = offset = None
     if shift is not None:
+        # With the centres δ is a constant, and c(x, y) less h(x' − y') is linear in x' and y'.
         slope, offset = jax.lax.stop_gradient((jax.grad(cost.h)(shift), cost.h(shift)))
     # Costs of the library are finite. A function may forbid pairs, which takes a pass to find out.
     a_matched, b_matched = a, b
@@ -320,6 +335,7 @@ def _of_points(
         a_matched, b_matched = _matched_by(cost, x, y, a, b, penalties, block_size)
     replaced = vanishing[0] or a_matched is not a, vanishing[1] or b_matched is not b
     row_of, column_of = _representatives(replaced, a_matched, b_matched)
+    # A row without weight may be NaN, which its weight, zero, would not remove from sums.
     solved_x = x if row_of is None else jnp.where((a_matched > 0)[:, None], x, x[row_of])
     solved_y = y if column_of is None else jnp.where((b_matched > 0)[:, None], y, y[column_of])
     pairs = PointPairs(solved_x, solved_x if own else solved_y, cost)
@@ -341,6 +357,7 @@ def _problem(
 ) -> Problem:
     """The problem, with ε from the costs if it is relative to them."""
     rows = _block_rows(*pairs.shape, block_size)
+    # A relative ε is found from the costs of the same problem, in which 1 stands for it.
     one = jnp.ones((), a.dtype)
     if isinstance(epsilon, Relative):
         epsilon = resolved_epsilon(epsilon, Problem(pairs, a, b, one, penalties, rows))
@@ -363,6 +380,7 @@ def _formulation(
     sides = (a, problem.a, problem.penalties[0]), (b, problem.b, problem.penalties[1])
     for weights, matched, penalty in sides:
         if penalty is not None and matched is not weights:
+            # A row that sends nothing pays ρ KL(0‖a_i) = ρ a_i.
             mass = jnp.sum(weights - matched)
             # Of no mass an infinite penalty asks nothing.
             unmatched += jnp.where((mass == 0) & jnp.isinf(penalty), 0, penalty) * mass
@@ -370,6 +388,7 @@ def _formulation(
         # ε KL(P‖a⊗b) counts the mass of a⊗b that the smaller problem does not have.
         products = jnp.sum(a) * jnp.sum(b) - jnp.sum(problem.a) * jnp.sum(problem.b)
         unmatched += problem.epsilon * products
+    # Traced arguments cannot be validated eagerly: the solver's result is NaN if they are invalid.
     valid = (problem.epsilon > 0) & jnp.all(a >= 0) & jnp.all(b >= 0)
     valid &= (jnp.sum(a) > 0) & (jnp.sum(b) > 0)
     for penalty in problem.penalties:
@@ -401,6 +420,7 @@ def _with_finite(rows: Array, weights: Array, heaviest: Array | None, infinite: 
     if heaviest is None:
         return rows
     sound = ~jnp.isnan(rows) if infinite else jnp.isfinite(rows)
+    # A row with weight stays whatever it holds, so that its NaN reaches the value.
     keep = (weights > 0) | jnp.all(sound, axis=1)
     return jnp.where(keep[:, None], rows, rows[heaviest])
 
@@ -410,6 +430,7 @@ def _weighted_mean(x: Float[Array, "n d"], weights: Array, vanishing: bool) -> F
     total = jnp.sum(weights)
     share = weights / jnp.where(total > 0, total, 1)
     if vanishing:
+        # Zero times what such a row holds may be NaN.
         x = jnp.where((weights > 0)[:, None], x, 0)
     return jnp.sum(share[:, None] * x, axis=0)
 
@@ -425,6 +446,8 @@ def _matched_by(
     """`_matched` of both sides for a function of two points."""
     rows = _block_rows(x.shape[0], y.shape[0], block_size)
     one = jnp.ones((), a.dtype)
+    # A pass over blocks of costs, of which only whether they are infinite matters: ε is not used,
+    # and nothing has a derivative.
     pairs = jax.lax.stop_gradient(PointPairs(x, y, cost))
     problem = Problem(pairs, a, b, one, penalties, rows)
 
@@ -454,6 +477,7 @@ def _penalties(marginal_penalty: Any, dtype: Any) -> tuple[Any, Any]:
         if penalty is not None:
             check_scalar(marginal_penalty=penalty)
             check_positive_values(marginal_penalty=penalty)
+    # A traced ρ may be infinite too, but that is not known while tracing: it stays a number.
     exact = lambda rho: rho is None or (not isinstance(rho, Tracer) and bool(np.isinf(rho)))
     return tuple(None if exact(rho) else jnp.asarray(rho, dtype) for rho in pair)  # pyright: ignore
 
@@ -466,10 +490,12 @@ def _weights(
     b = None if b is None else as_weights("b", b, m, dtype)
     concrete = [w for w in (a, b) if w is not None and not isinstance(w, Tracer)]
     if balanced and len(concrete) == 2:
+        # Summed in double precision, as sums of many float32 weights differ by their rounding.
         sums = [float(np.asarray(w, np.float64).sum()) for w in concrete]
         rounding = float(jnp.finfo(dtype).eps)
         if abs(sums[0] - sums[1]) > max(1e-4, 4 * rounding) * max(sums):
             raise ValueError(f"a and b must have the same sum; got {sums[0]} and {sums[1]}.")
+    # Equal weights take the mass of the side that is given, so that a balanced problem has a plan.
     given = a if a is not None else b
     mass = jnp.ones((), dtype) if given is None else jnp.sum(given)
     uniform = lambda size: jnp.full(size, mass / size, dtype)

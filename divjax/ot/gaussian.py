@@ -45,6 +45,8 @@ def _transpose(matrix: Float[Array, "d e"]) -> Float[Array, "e d"]:
 def _eigenvalues_and_vectors(matrix: Float[Array, "d d"]) -> tuple[Array, Array]:
     """Those of a positive semi-definite matrix, zero within rounding, nan if it is indefinite."""
     values, vectors = linalg.eigh((matrix + _transpose(matrix)) / 2)
+    # Within rounding of zero an eigenvalue's sign means nothing. Below that the matrix is
+    # indefinite, and its root does not exist.
     rounding = values.size * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.abs(values))
     values = jnp.where(jnp.abs(values) <= rounding, 0, values)
     return jnp.where(values < 0, jnp.nan, values), vectors
@@ -58,6 +60,8 @@ def _eigenvalues_and_vectors(matrix: Float[Array, "d d"]) -> tuple[Array, Array]
 def _lyapunov(root: Float[Array, "d d"], right: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """The Y with X Y + Y X = C for a semi-definite X; zero where X vanishes on both sides."""
     values, vectors = _eigenvalues_and_vectors(root)
+    # In X's eigenbasis the equation is (λ_i + λ_j) Y_ij = C_ij. Sums of eigenvalues have no pole
+    # where two are equal, as differences would.
     sums = values[:, None] + values
     rotated = _transpose(vectors) @ right @ vectors
     solution = jnp.where(sums == 0, 0, rotated / jnp.where(sums == 0, 1, sums))
@@ -67,6 +71,7 @@ def _lyapunov(root: Float[Array, "d d"], right: Float[Array, "d d"]) -> Float[Ar
 @_lyapunov.defjvp
 def _(primals, tangents):
     (root, right), (d_root, d_right) = primals, tangents
+    # X dY + dY X = dC − dX Y − Y dX, the equation differentiated.
     solution = _lyapunov(root, right)
     return solution, _lyapunov(root, d_right - d_root @ solution - solution @ d_root)
 
@@ -80,6 +85,7 @@ def matrix_root(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
 
 @matrix_root.defjvp
 def _(primals, tangents):
+    # X² = M gives X dX + dX X = dM.
     root = matrix_root(*primals)
     return root, _lyapunov(root, *tangents)
 
@@ -95,6 +101,8 @@ def _pseudo_inverse(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
 @_pseudo_inverse.defjvp
 def _(primals, tangents):
     (matrix,), (change,) = primals, tangents
+    # −M⁺ dM M⁺ is the part within M's range; the rest turns the range itself, and needs the
+    # projector I − M M⁺ on what is outside of it.
     inverse = _pseudo_inverse(matrix)
     outside = jnp.eye(matrix.shape[0], dtype=matrix.dtype) - matrix @ inverse
     across = inverse @ inverse @ change @ outside
@@ -106,6 +114,8 @@ def _aligned(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> tuple[Array, Arr
     s_factor, t_factor = (
         vectors * jnp.sqrt(values) for values, vectors in map(_eigenvalues_and_vectors, (s, t))
     )
+    # L U and K V are the factors of S and T that are nearest to each other. A singular value is as
+    # exact as the factors are large, however small it is.
     left, fidelities, right = linalg.svd(_transpose(s_factor) @ t_factor)
     scale = jnp.linalg.norm(s_factor) * jnp.linalg.norm(t_factor)
     rounding = fidelities.size * jnp.finfo(s.dtype).eps * scale
@@ -121,6 +131,7 @@ def singular_fidelities(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float
 @jax.custom_jvp
 def _transport(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """A = T^½ (T^½ S T^½)^{+½} T^½, the matrix of the optimal map from S to T."""
+    # K V Σ⁺ Vᵀ Kᵀ of the module's docstring.
     _, factor, fidelities = _aligned(s, t)
     inverse = jnp.where(fidelities == 0, 0, 1 / jnp.where(fidelities == 0, 1, fidelities))
     return (factor * inverse) @ _transpose(factor)
@@ -128,6 +139,8 @@ def _transport(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float[Array, "
 
 @_transport.defjvp
 def _(primals, tangents):
+    # The singular value decomposition has no derivative at equal singular values. The same matrix
+    # by roots has one, from rules that are closed under differentiation.
     def by_roots(s: Array, t: Array) -> Array:
         root = matrix_root(t)
         return root @ _pseudo_inverse(matrix_root(root @ s @ root)) @ root
@@ -145,6 +158,7 @@ def _squared_bures(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float[Arra
 @_squared_bures.defjvp
 def _(primals, tangents):
     (s, t), (ds, dt) = primals, tangents
+    # The gradient in S is I − A, and in T that of the map back.
     change = jnp.trace(ds) - jnp.sum(_transport(s, t) * ds)
     change += jnp.trace(dt) - jnp.sum(_transport(t, s) * dt)
     return _squared_bures(s, t), change
@@ -153,6 +167,7 @@ def _(primals, tangents):
 def _stretch(s: Array, t: Array) -> Array:
     """√(t/s), zero where s or t is: `_transport` of variances."""
     s_root, t_root = safe_sqrt(s), safe_sqrt(t)
+    # 0 · √t rather than 0, so that a variance that is NaN stays so.
     is_zero = s_root == 0
     return jnp.where(is_zero, 0 * t_root, t_root / jnp.where(is_zero, 1, s_root))
 
@@ -166,6 +181,8 @@ def _squared_difference(s: Array, t: Array) -> Array:
 @_squared_difference.defjvp
 def _(primals, tangents):
     (s, t), (ds, dt) = primals, tangents
+    # As for the squared Bures distance: 1 − √(t/s), with a quotient of zero at s = 0, towards which
+    # the slope is −∞.
     change = (1 - _stretch(s, t)) * ds + (1 - _stretch(t, s)) * dt
     return _squared_difference(s, t), change
 
@@ -179,6 +196,8 @@ def _symmetric(name: str, cov: Any) -> Array:
     if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
         return cov
     check_full_precision(name, cov)
+    # Relative to the largest entry, whose rounding in a product of factors the smaller ones may
+    # share.
     rounding = float(jnp.finfo(cov.dtype).eps) ** 0.5
     if not isinstance(cov, Tracer):
         matrix = np.asarray(cov, np.float64)
@@ -190,6 +209,7 @@ def _symmetric(name: str, cov: Any) -> Array:
                 "those across the diagonal."
             )
         return cov
+    # Traced arguments cannot be validated eagerly.
     apart = jnp.max(jnp.abs(cov - _transpose(cov)), axis=(-2, -1), keepdims=True)
     size = jnp.max(jnp.abs(cov), axis=(-2, -1), keepdims=True)
     return nan_unless(~(apart > rounding * size), cov)
@@ -234,10 +254,14 @@ def paired_gaussians(mean_p: Any, cov_p: Any, mean_q: Any, cov_q: Any) -> Gaussi
     dtype = jnp.result_type(float, mean_p, cov_p, mean_q, cov_q)
     if jnp.ndim(cov_p) + jnp.ndim(cov_q) > 2:
         check_full_precision("covariances of shape (d, d)", jnp.zeros(0, dtype))
+    # The distance depends on the means' difference alone: a common offset of float64 leaves before
+    # they are rounded.
     center, *means = centered_samples(mean_p=mean_p[None], mean_q=mean_q[None])
     mean_p, mean_q = (mean[0].astype(dtype) for mean in means)
     cov_p, cov_q = (jnp.asarray(cov, dtype) for cov in (cov_p, cov_q))
     cov_p, cov_q = _symmetric("cov_p", cov_p), _symmetric("cov_q", cov_q)
+    # A full covariance need not commute with a diagonal one, for which the closed form of variances
+    # does not hold.
     if cov_p.ndim != cov_q.ndim:
         cov_p, cov_q = (jnp.diag(cov) if cov.ndim == 1 else cov for cov in (cov_p, cov_q))
     return GaussianPair(mean_p, cov_p, mean_q, cov_q, center)
@@ -314,6 +338,7 @@ class AffineMap(NamedTuple):
             raise ValueError(f"x must have {self.source.size} features; got shape {jnp.shape(x)}.")
         if self.rests is None:
             return self.target + self._linear(x - self.source)
+        # Points that are NumPy's float64 are centred before they are rounded.
         source, target = map(Center, (self.source, self.target), self.rests)
         rows = x if hasattr(x, "dtype") else np.asarray(x)
         centered = source.subtract(rows.reshape(-1, self.source.size))
@@ -473,6 +498,8 @@ def _barycenter(
     means, covs = (jax.vmap(_unless_padding)(weights, v) for v in (means, covs))
 
     if covs.ndim == 2:
+        # Diagonal covariances commute: the deviations' weighted mean is the fixed point, and no
+        # step is needed.
         stretch = lambda s: weights @ jax.vmap(lambda t: _stretch(s, t))(covs)
         s = (weights @ safe_sqrt(covs)) ** 2
         # A variance that is zero everywhere has no map, and needs none.
@@ -485,13 +512,16 @@ def _barycenter(
             return jnp.tensordot(weights, each, 1)
 
         def step(s: Float[Array, "d d"], _: None) -> tuple[Float[Array, "d d"], None]:
+            # A product is symmetric up to rounding only, and the next step takes a covariance.
             mean_map = maps(s)
             s = mean_map @ s @ mean_map
             return (s + _transpose(s)) / 2, None
 
+        # The mean covariance has full rank if one with weight has, as the fixed point needs.
         s, _ = jax.lax.scan(step, jnp.tensordot(weights, covs, 1), length=num_steps)
         residual = jnp.linalg.norm(maps(s) - jnp.eye(d, dtype=dtype)) / d**0.5
         steps = num_steps
+    # A report on the steps, and no part of what is differentiated.
     residual = jax.lax.stop_gradient(residual)
     mean = weights @ means
     finite = jnp.isfinite(mean).all() & jnp.isfinite(s).all()

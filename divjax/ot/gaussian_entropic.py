@@ -49,6 +49,8 @@ def _slope(s: Array, t: Array, epsilon: Array) -> Array:
     """G, elementwise for variances."""
     if s.ndim == 1:
         return t / (epsilon / 4 + jnp.sqrt(epsilon**2 / 16 + s * t))
+    # G as in the module's docstring: what is inverted is at least ε/2, also where S or T is
+    # singular.
     identity = jnp.eye(s.shape[0], dtype=s.dtype)
     factor = matrix_root(t)
     middle = matrix_root(epsilon**2 / 16 * identity + factor @ s @ factor)
@@ -70,6 +72,8 @@ def _covariance_part(s: Array, t: Array, epsilon: Array) -> Float[Array, ""]:
     zero = jnp.zeros(s.shape[0], s.dtype)
     sigma, excess = _excess(s, t, epsilon)
     total = 2 * sigma + jnp.sqrt(4 * sigma**2 + epsilon**2 / 4) + epsilon / 2
+    # (2 σ + ε/2)² − (4 σ² + ε²/4) = 2 σ ε makes a quotient of a difference of roots that cancels
+    # for a small ε.
     gain = 2 * sigma * epsilon / jnp.where(total == 0, 1, total)  # 2 σ − e
     entropy = epsilon / 2 * jnp.log1p(excess / epsilon)
     return gaussian_wasserstein(zero, s, zero, t) + jnp.sum(gain + entropy)
@@ -80,6 +84,7 @@ def _(primals, tangents):
     """By the envelope theorem: the potentials are x·(I − G)x up to linear terms, and KL."""
     (s, t, epsilon), (ds, dt, d_epsilon) = primals, tangents
     one = jnp.ones_like(s) if s.ndim == 1 else jnp.eye(s.shape[0], dtype=s.dtype)
+    # The value's derivative in ε is the divergence that it multiplies.
     change = jnp.sum((one - _slope(s, t, epsilon)) * ds)
     change += jnp.sum((one - _slope(t, s, epsilon)) * dt)
     change += d_epsilon * _information(s, t, epsilon)
@@ -92,6 +97,7 @@ def _information(s: Array, t: Array, epsilon: Array) -> Float[Array, ""]:
     if s.ndim == 1:
         return jnp.sum(jnp.log1p(2 / epsilon * slope * s)) / 2
     identity = jnp.eye(s.shape[0], dtype=s.dtype)
+    # By a determinant: singular values have no derivative where two are equal.
     root = matrix_root(s)
     factor = linalg.cholesky(identity + 2 / epsilon * root @ slope @ root)
     return jnp.sum(jnp.log(jnp.diagonal(factor)))
@@ -146,10 +152,12 @@ def gaussian_entropic(
     pair = paired_gaussians(mean_p, cov_p, mean_q, cov_q)
     s, t = pair.cov_p, pair.cov_q
     epsilon = jnp.asarray(epsilon, s.dtype)
+    # Traced arguments cannot be validated eagerly.
     epsilon = nan_unless(epsilon > 0, epsilon)
     value = _covariance_part(s, t, epsilon)
     if debias:
         value -= (_covariance_part(s, s, epsilon) + _covariance_part(t, t, epsilon)) / 2
     slope = _slope(s, t, epsilon)
+    # Every plan pays for the means' distance; the self terms have none.
     value += pair.squared_shift
     return GaussianEntropicResult(value, pair.map_by(slope), epsilon / 2 * slope)

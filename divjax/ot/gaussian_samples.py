@@ -72,13 +72,16 @@ def gaussian_map_from_samples(
     else:
         check_scalar(shrinkage=shrinkage)
         check_unit_interval(shrinkage=shrinkage)
+    # Each sample about its own median: what the shift between them does to the map is known.
     samples, origins = weighted_samples(x, y, a, b, apart=True)
     # In units of either sample: fourth powers of small or large numbers are none.
     x, unit_p = in_units_of(jnp.max(jnp.abs(samples.x)), samples.x)
     y, unit_q = in_units_of(jnp.max(jnp.abs(samples.y)), samples.y)
     mean_p, cov_p = _moments(x, samples.a, shrinkage)
     mean_q, cov_q = _moments(y, samples.b, shrinkage)
+    # A takes deviations in the unit of x to ones in the unit of y.
     matrix = gaussian_map(mean_p, cov_p, mean_q, cov_q).matrix * (unit_q / unit_p)
+    # In two parts, as a mean far from zero would be rounded in one.
     source = origins.source.moved(mean_p * unit_p)
     target = origins.target.moved(mean_q * unit_q)
     return AffineMap(matrix, source.high, target.high, (source.low, target.low))
@@ -103,6 +106,7 @@ def _moments(
         alpha = jnp.asarray(shrinkage, rows.dtype)
         alpha = nan_unless((alpha >= 0) & (alpha <= 1), alpha)
     d = rows.shape[1]
+    # The multiple of the identity with the covariance's own trace, which no shrinkage changes.
     level = jnp.trace(covariance) / d
     return mean, (1 - alpha) * covariance + alpha * level * jnp.eye(d, dtype=rows.dtype)
 
@@ -118,6 +122,7 @@ def weighted_moments(
     """
     weights = uniform_weights(rows) if weights is None else weights
     mean = weights @ rows
+    # Σ w x xᵀ − x̄ x̄ᵀ would cancel where the mean is far from zero.
     centered = rows - mean
     covariance = matmul((weights[:, None] * centered).T, centered)
     return mean, covariance / (1 - jnp.sum(weights**2))
@@ -136,6 +141,7 @@ def ledoit_wolf(
         weights: non-negative, of sum one; equal ones by default.
     """
     weights = uniform_weights(rows) if weights is None else weights
+    # S without the correction that makes it unbiased, as in the paper.
     centered = rows - weights @ rows
     covariance = matmul((weights[:, None] * centered).T, centered)
     d = rows.shape[1]
@@ -145,5 +151,6 @@ def ledoit_wolf(
     fourth = jnp.sum(centered**2, axis=1) ** 2
     cross = jnp.sum(matmul(centered, covariance) * centered, axis=1)
     variance = jnp.sum(weights**2 * (fourth - 2 * cross + jnp.sum(covariance**2)))
+    # At most one, where the multiple of the identity is all that is left.
     share = jnp.minimum(variance, distance) / jnp.where(distance == 0, 1, distance)
     return jnp.where(distance == 0, 0 * distance, share)

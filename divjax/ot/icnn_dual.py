@@ -157,6 +157,8 @@ class DualFit(Outcome):
 
     def value(self, params: PyTree[Array], centered: Float[Array, "k d"]) -> Float[Array, " k"]:
         """The potential less ⟨mean of y, ·⟩, with these parameters, of rows less their mean."""
+        # The network's input is of size one whatever the samples' unit. s² g(z/s) is convex as g
+        # is, and its gradient has the unit of the rows.
         output = apply_network(self.build, params["convex"], centered / self.scale)
         check_shape("the network's output", output, centered.shape[0], 1)
         quadratic = jnp.sum((centered @ params["factor"].T) ** 2, axis=1) / 2
@@ -168,6 +170,7 @@ class DualFit(Outcome):
 
     def guess(self, params: PyTree[Array], y: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """Where x̂(y) is looked for first: by the Gaussian map's inverse, and a network."""
+        # Between Gaussians x̂ is A⁻¹y, and there is nothing to learn.
         white = y @ self.inverse_matrix
         correction = apply_network(self.build_start, params["start"], white / self.scale)
         return white + self.scale * correction
@@ -180,18 +183,23 @@ class DualFit(Outcome):
         Steps along A⁻¹∇φ, as long as the last one's curvature asks for (Barzilai, Borwein 1988);
         one that does not lower φ enough is not taken, and a third of it is tried next.
         """
+        # By the envelope theorem V needs no derivative of x̂.
         params, y = jax.lax.stop_gradient((params, y))
 
         def evaluate(x: Array) -> tuple[Array, Array]:
+            # Rows do not mix: one pullback of ones gives the gradient of each.
             value, pullback = jax.vjp(lambda x: self.value(params, x), x)
             return value - jnp.sum(x * y, axis=1), pullback(jnp.ones_like(value))[0] - y
 
         def step(_, carry: Any) -> Any:
             x, value, gradient, size = carry
+            # A is the Hessian between Gaussians, for which a step of size one ends the search.
             direction = gradient @ self.inverse_matrix
             slope = jnp.sum(gradient * direction, axis=1)
             moved = x - size[:, None] * direction
             new_value, new_gradient = evaluate(moved)
+            # Armijo's condition, with room for φ's rounding, which near the minimum is all that is
+            # left of a decrease.
             enough = new_value <= value - _ARMIJO * size * slope + rounding * jnp.abs(value)
             change = jnp.sum(direction * (gradient - new_gradient), axis=1)
             # ⟨s, A s⟩/⟨s, Δ∇φ⟩ for s = −size · A⁻¹∇φ, within bounds.
@@ -331,6 +339,7 @@ class ICNNDual:
 
         def objective(params: Any, rows: WeightedSamples, num_steps: int) -> tuple[Array, Array]:
             """V, by whose derivative f moves; and x̂."""
+            # f*(y) = ⟨x̂, y⟩ − f(x̂), differentiated at a fixed x̂.
             found = jax.lax.stop_gradient(dual.search(params, rows.y, num_steps))
             conjugate = jnp.sum(found * rows.y, axis=1) - dual.value(params, found)
             potential = dual.value(params, rows.x)
@@ -343,12 +352,14 @@ class ICNNDual:
                     jax.random.split(key), (x, y), (train.a, train.b), strict=True
                 )
             )
+            # Rows are drawn by their weights, and count equally once they are drawn.
             batch = WeightedSamples(x[i], y[j])
             value, found = objective(params, batch, self.num_inner_steps)
             missed = jnp.mean(((dual.guess(params, y[j]) - found) / dual.scale) ** 2)
             # Of the second term only the guess has a derivative, and V none in it.
             return value + missed - jax.lax.stop_gradient(missed)
 
+        # Checks winsorise as training does; what is reported is of the rows as they are.
         held_x, held_y = _without_outliers(held)
         checked = held._replace(x=held_x, y=held_y)
         validate = lambda params: objective(params, checked, dual.num_search_steps)[0]
@@ -369,6 +380,8 @@ class ICNNDual:
         shift = dual.source - dual.target
         between = mean_over_rows(held.x, held.a) - mean_over_rows(held.y, held.b)
         squared_distance = centered_distance + shift @ (shift + 2 * between)
+        # At a maximum ∇f(x̂) = y: the residual tests the search. The misfit tests the map, whose
+        # image may be wrong although x̂ was found.
         missed = square(dual.gradient(params, found) - held.y, held.b)
         residual = jnp.sqrt(missed / square(held.y, held.b))
         misfit = _misfit(dual.gradient(params, held.x), held)
@@ -405,9 +418,11 @@ class ICNNDual:
         values, vectors = linalg.eigh(gaussian.matrix)
         # What the samples do not vary in has no A; f is kept strictly convex there.
         values = jnp.maximum(values, 1e-3 * jnp.max(values) + jnp.finfo(dtype).tiny)
+        # Outliers do not set the network's unit.
         deviations = (winsorised(x, train.a) - gaussian.source) ** 2
         spread = jnp.sqrt(jnp.mean(mean_over_rows(deviations, train.a)))
         build = BuildICNN(self.hidden) if self.network is None else self.network
+        # f starts at the quadratic whose gradient is the Gaussians' map: Hessian A, factor A^½.
         params = {
             "linear": jnp.zeros(d, dtype),
             "factor": (vectors * jnp.sqrt(values)) @ vectors.T,
@@ -442,6 +457,7 @@ def _misfit(images: Float[Array, "n d"], held: WeightedSamples) -> Float[Array, 
     def distance(image: Float[Array, " n"], target: Float[Array, " m"]) -> Array:
         values = jnp.concatenate([image, target])
         order = jnp.argsort(values)
+        # The difference of the two distribution functions, at each value in order.
         gap = jnp.cumsum(jnp.concatenate([a, -b])[order])
         # Among equal values only the last has all of their mass.
         last = jnp.append(values[order][1:] > values[order][:-1], True)
@@ -450,6 +466,7 @@ def _misfit(images: Float[Array, "n d"], held: WeightedSamples) -> Float[Array, 
     distances = jax.vmap(distance, (1, 1))(images, held.y)
     # P(D > c √(1/n + 1/m)) ≈ 2 exp(−2c²), with effective sizes for weights.
     critical = jnp.sqrt(math.log(2 * d / _MISFIT_LEVEL) / 2 * (jnp.sum(a**2) + jnp.sum(b**2)))
+    # NaN is sorted to the end, and would count as no more than a large number.
     return nan_unless(jnp.isfinite(images).all(), jnp.max(distances) / critical)
 
 
@@ -468,6 +485,8 @@ def _least_distance(held: WeightedSamples, shift: Float[Array, " d"]) -> Float[A
     for (rows, weights), mean in zip(sides, means, strict=True):
         weights = uniform_weights(rows) if weights is None else weights
         variance = mean_over_rows(jnp.sum((rows - mean) ** 2, axis=1), weights)
+        # Σ w² is one over the effective size: the noise is a squared standard error of the means'
+        # gap.
         variances, noise = variances + variance, noise + jnp.sum(weights**2) * variance
     gap = jnp.sqrt(jnp.sum((means[0] - means[1] + shift) ** 2))
     return jnp.maximum(gap - 3 * jnp.sqrt(noise), 0) ** 2 - 0.1 * variances

@@ -21,6 +21,8 @@ def _cost_class() -> type:
     """What makes a cost of ott-jax of one of this package."""
     from ott.geometry import costs as theirs
 
+    # On demand, as its base is ott-jax's; cached, as another class is another pytree, with which
+    # all that is compiled would be compiled again.
     @jax.tree_util.register_pytree_node_class
     class Cost(theirs.CostFn):
         """c(x, y), or c(y, x) if swapped."""
@@ -33,6 +35,7 @@ def _cost_class() -> type:
             return self.cost(y, x) if self.swapped else self.cost(x, y)
 
         def twist_operator(self, vec: Array, dual_vec: Array, variable: bool) -> Array:
+            # T(x) = x − ∇h*(∇f(x)); from y's side the cost is h(−z), and both signs change.
             conjugate = costs.grad_conjugate(self.cost)
             if bool(variable) == self.swapped:  # vec is the first argument of h(x − y)
                 return vec - conjugate(dual_vec)
@@ -94,6 +97,7 @@ def potentials_from_ott(output: Any) -> tuple[Float[Array, " n"], Float[Array, "
             f"output must be ott-jax's SinkhornOutput, with its problem; got "
             f"{type(output).__name__}."
         )
+    # Theirs are of a plan without the factor a_i b_j. A weight of zero has no logarithm.
     epsilon = problem.geom.epsilon
     f, g = (
         jnp.where(weights > 0, potential - epsilon * jnp.log(weights), 0)

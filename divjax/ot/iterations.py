@@ -87,6 +87,8 @@ def _log_row_sums(
 
     def block(costs, f):
         exponent = (f[:, None] + g - costs) / problem.epsilon
+        # Less its maximum no row overflows. A row of −∞ alone has no maximum to subtract: −∞ less
+        # itself would be NaN.
         largest = jnp.max(exponent, axis=1)
         largest = jnp.where(jnp.isfinite(largest), largest, 0)
         return largest + jnp.log(jnp.sum(jnp.exp(exponent - largest[:, None]), axis=1))
@@ -127,6 +129,8 @@ class _Iteration:
         rho = self.problem.penalties[side]
         if rho is None:
             return -sums
+        # The damped transform κ (f − ε log Σ) less the base f, in units of ε. As κ − 1 = −κ ε/ρ, no
+        # difference is taken for the factor of f.
         kappa = self.problem.damping[side]
         return -kappa * sums - kappa / rho * base
 
@@ -155,8 +159,12 @@ class _Iteration:
             problem.inverse_penalties[side],
             problem.inverse_penalties[1 - side],
         )
+        # The logarithm of the formula's ratio of masses. The own side's is that of f̂, before it is
+        # relaxed.
         own = log_tilted_mass(weights[side], base + problem.epsilon * target, inverse)
         ratio = own - log_tilted_mass(weights[1 - side], other, inverse_other)
+        # κ/ρ_a, and its sum with 1/ρ_b. Traced penalties that are infinite make both zero: no
+        # constant is better than another then, and none is added.
         slope = problem.damping[side] * inverse
         total = inverse_other + slope
         return -slope * ratio / jnp.where(total > 0, total, 1)
@@ -171,6 +179,8 @@ class _Iteration:
         if self.problem.balanced or self.symmetric:
             return s
         t = optimal_shift(self.problem, *self.potentials(state, s)) / self.problem.epsilon
+        # K(b v) is multiplied by v's factor, Kᵀ(a u) by u's: the sums move with the other side's
+        # scaling, and the plan stays.
         return _LogScalings(s.log_u + t, s.log_v - t, s.log_rows - t, s.log_columns + t)
 
     def relax(self, scaling: Array, target: Array, omega: ArrayLike) -> Array:
@@ -192,10 +202,15 @@ class _Iteration:
         """By two products with K; by one in the symmetric case, where f and g move half-way."""
         a, b, kernel = self.problem.a, self.problem.b, state.kernel
         if self.symmetric:
+            # A constant that is added to f comes back with its sign changed from a full step, which
+            # would oscillate for ever. Half of a step removes it.
             log_u = self.relax_rows(state, s, s.log_rows, s.log_v, 0.5)
             rows = jnp.log(kernel @ (a * jnp.exp(log_u)))
             return _LogScalings(log_u, log_u, rows, rows)
         log_v = self.relax_columns(state, s, omega)
+        # Columns were updated by the sums that the last iteration left. The two products below are
+        # at the new v and the new u: they also show this plan's marginals, which the error is made
+        # of.
         rows = jnp.log(kernel @ (b * jnp.exp(log_v)))
         log_u = self.relax_rows(state, s, rows, log_v, omega)
         columns = jnp.log((a * jnp.exp(log_u)) @ kernel)
@@ -207,6 +222,7 @@ class _Iteration:
         epsilon, b = problem.epsilon, problem.b
         if self.symmetric:
             log_u = self.relax_rows(state, s, s.log_rows, s.log_v, 0.5)
+            # Sums at the latest potentials hold u already, as a factor of a row.
             latest = state.f + epsilon * log_u
             rows = jnp.log(problem.row_sums(latest, latest, b)) - log_u
             return _LogScalings(log_u, log_u, rows, rows)
@@ -216,6 +232,8 @@ class _Iteration:
         def block(sums, rows):
             pairs, a, f, log_u = rows
             kernel = problem.exponentials(problem.pairs.block(pairs), f + epsilon * log_u, g)
+            # The block is at the old u. For the columns it is multiplied by what the new u exceeds
+            # it by, so that its exponentials are computed once for both halves.
             log_sums = jnp.log(kernel @ b) - log_u
             new = self.relax(log_u, self.target(0, f, log_sums), omega)
             return sums + (a * jnp.exp(new - log_u)) @ kernel, (new, log_sums)
@@ -225,6 +243,7 @@ class _Iteration:
         # The correction, one number for all rows, is known once all blocks are.
         target = self.target(0, state.f, log_sums)
         shift = omega * self.correction(0, state.f, target, g)
+        # The sums hold v as a factor, and u without the shift, which all of them have in common.
         columns = jnp.log(sums) - log_v + shift
         return self.recentered(state, _LogScalings(log_u + shift, log_v, log_sums, columns))
 
@@ -237,6 +256,8 @@ class _Iteration:
             rows = _log_row_sums(problem, latest, latest) - log_u
             return _LogScalings(log_u, log_u, rows, rows)
         log_v = self.relax_columns(state, s, omega)
+        # The halves of `scaled`, with sums at whole potentials: there is no K that could have
+        # underflowed, and no scaling that could overflow.
         f, g = state.f + problem.epsilon * s.log_u, state.g + problem.epsilon * log_v
         rows = _log_row_sums(problem, f, g) - s.log_u
         log_u = self.relax_rows(state, s, rows, log_v, omega)
@@ -280,6 +301,8 @@ class _Iteration:
 
     def adapt(self, state: _State, rate: Array, lost: Array) -> _State:
         """The next ω, or a step back."""
+        # Far from the end the error's rate is not yet that of the slowest direction, by which ω is
+        # chosen; in a chunk that was done again it is that of plain iterations.
         near = state.error <= _NEAR * jnp.sum(self.problem.b)
         latest = self.latest(state.f, state.g, state.scalings, state.error)
         pace, worse = adapt(state.pace, latest, rate, near & ~lost)
@@ -292,6 +315,8 @@ class _Iteration:
             rho = self.problem.penalties[index]
             potential = base + self.problem.epsilon * scaling
             wanted = 1 if rho is None else jnp.exp(-potential / rho)
+            # P1 = a u K(b v), from scalings that are at hand: the error takes no pass over pairs. A
+            # row of weight zero may have sums that are not finite, of which zero times is NaN.
             off = jnp.abs(jnp.exp(scaling + sums) - wanted)
             return jnp.sum(jnp.where(weights > 0, weights * off, 0))
 
@@ -338,6 +363,8 @@ def _anneal(
         if symmetric:
             f = (f + stage.damping[1] * (g - stage.epsilon * _log_row_sums(stage, g, f))) / 2
             return f, f, count + 1
+        # Each potential is the other's soft transform plus its best constant. No K is kept, as the
+        # next ε could not use it.
         correction = _Iteration(stage, symmetric, None).correction
         g = stage.damping[1] * (g - stage.epsilon * _log_row_sums(stage.transposed, g, f))
         g = g + stage.epsilon * correction(1, g, jnp.zeros_like(g), f)
@@ -381,6 +408,7 @@ def iterate(
     numbers = tolerance, annealing, over_relaxation
     tolerance, annealing, over_relaxation = jax.lax.stop_gradient(numbers)
     if problem.dense:
+        # Costs of points are computed once, and read by all later passes.
         pairs = MatrixPairs(problem.pairs.block(problem.pairs.rows))
         problem = dataclasses.replace(problem, pairs=pairs)
     f, g = (
@@ -402,6 +430,7 @@ def iterate(
         """The scalings become part of the potentials, and of K."""
         s = state.scalings
         f, g = state.f + problem.epsilon * s.log_u, state.g + problem.epsilon * s.log_v
+        # The new K has u and v as factors of its rows and columns, and so have its sums.
         none = jnp.zeros_like(s.log_u), jnp.zeros_like(s.log_v)
         scalings = _LogScalings(*none, s.log_rows + s.log_u, s.log_columns + s.log_v)
         return state._replace(f=f, g=g, scalings=scalings, kernel=kernel(f, g))
@@ -428,6 +457,7 @@ def iterate(
                 errors = errors.at[state.num_iterations + count].set(error)
             return s, count + 1, error, errors
 
+        # From an infinite error no tolerance stops a chunk before its first iteration.
         first = s, jnp.zeros_like(steps), jnp.asarray(jnp.inf, dtype), errors
         s, taken, _, errors = jax.lax.while_loop(unfinished, body, first)
         return s, taken, errors
@@ -438,6 +468,10 @@ def iterate(
         steps = jnp.minimum(steps, max_iterations - state.num_iterations)
         before = state.scalings
         s, taken, errors = run(fast, state, before, state.errors, steps, state.pace.omega)
+        # A chunk is lost if a number is not finite or, where K is held, if the scalings have grown
+        # so far that entries of K they belong to may have underflowed. It is done again from its
+        # beginning, in the log domain and without over-relaxation. Blocks are at the latest
+        # potentials.
         size = lambda s: jnp.maximum(jnp.max(jnp.abs(s.log_u)), jnp.max(jnp.abs(s.log_v)))
         finite = jnp.isfinite(size(s)) & jnp.isfinite(jnp.sum(s.log_rows) + jnp.sum(s.log_columns))
         lost = ~finite | (size(s) > too_far) if problem.dense else ~finite
@@ -455,6 +489,7 @@ def iterate(
             errors=errors,
         )
         if over_relaxation is None and not symmetric:
+            # The error's mean factor an iteration.
             rate = (error / old) ** (1 / jnp.maximum(taken, 1).astype(dtype))
             state = iteration.adapt(state, rate, lost)
         if not problem.dense:
@@ -475,9 +510,12 @@ def iterate(
     state = _State(f, g, scalings, matrix, far, pace, count, errors)
     state = jax.lax.while_loop(unfinished, chunk, state)
     if over_relaxation is None and not symmetric:
+        # With an adaptive ω the last chunk need not be the best.
         state = iteration.step_back(state, state.pace.best.error < state.error)
     s = state.scalings
     f, g = iteration.potentials(state, s)
+    # ΣP − Σa Σb as a mean over columns of differences that are small at the optimum; a difference
+    # of the two totals would be rounded. Columns without weight may be infinite.
     columns = jnp.exp(s.log_v + s.log_columns) - jnp.sum(problem.a)
     excess = problem.b @ jnp.where(problem.b > 0, columns, 0)
     return Solution(f, g, state.error, excess, state.num_iterations, state.errors)

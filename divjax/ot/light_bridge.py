@@ -74,6 +74,8 @@ def _about_the_means(x: Any, y: Any, a: Any, b: Any) -> tuple[_Ends, Array, Arra
     for name, (_, rows) in zip(("x", "y"), centers_and_rows, strict=True):
         check_full_precision(name, rows)
     dtype = jnp.result_type(*(rows for _, rows in centers_and_rows))
+    # A shift of either end adds a constant velocity to the bridge and nothing else: the origins
+    # take it.
     ends, origins = [], []
     for (center, rows), (name, weights) in zip(centers_and_rows, (("a", a), ("b", b)), strict=True):
         rows = jax.lax.stop_gradient(jnp.asarray(rows, dtype))
@@ -216,6 +218,8 @@ class LightSchrodingerBridge:
         few = _some_rows(row_keys[0], ends[0]), _some_rows(row_keys[1], ends[1])
         warm = jnp.maximum(_WARMEST * size, epsilon)
         cooling = epsilon * (warm / epsilon) ** jnp.linspace(1, 0, self.num_steps, dtype=dtype)
+        # 2/(i + 2) is one at first, so that the zero moments from which averages start have no part
+        # in them.
         sizes = jnp.maximum(2 / (jnp.arange(self.num_steps, dtype=dtype) + 2), _LAST_STEP_SIZE)
         v = self._start(cluster_key, few, warm, variance_floor)
         unassigned = jnp.zeros((1, self.num_potentials), dtype)
@@ -225,6 +229,7 @@ class LightSchrodingerBridge:
         # At ε itself on all of them, and the best of all steps.
         steady = jnp.full_like(cooling, epsilon), jnp.full_like(sizes, _LAST_STEP_SIZE)
         descent = self._descend(start.last, start.averages, ends, *steady, variance_floor)
+        # A loss is found before its step: the parameters after the last one are still to be judged.
         v, _, last, _ = self._balanced(descent.last, ends, epsilon)
         v = select(last < descent.lowest, v, descent.best)
         v, _, loss, imbalance = self._balanced(v, ends, epsilon)
@@ -239,6 +244,7 @@ class LightSchrodingerBridge:
     ) -> tuple[mixture.Potential, tuple[Array, Array], Array, Array]:
         """Weights for which both ends agree on masses; responsibilities; the loss before."""
         (start, end), columns = samples, v.means.size
+        # By blocks, as an intermediate has k × d numbers a row.
         terms = map_row_blocks(lambda y: mixture.log_terms(v, y, epsilon), columns, end.x)
         of_normalizer = lambda x: mixture.normalizer_log_terms(v, x, epsilon)
         normalizer_terms = map_row_blocks(of_normalizer, columns, start.x)
@@ -246,6 +252,7 @@ class LightSchrodingerBridge:
             side.mean(jax.nn.logsumexp(each, 1))
             for side, each in ((start, normalizer_terms), (end, terms))
         ]
+        # ρ_k(y) and w_k(x) of the class's docstring. The weights change until both have one mean.
         ends = jax.nn.softmax(terms, axis=1)
         mass = end.mean(ends)
         change = mixture.balance(normalizer_terms, mass, _BALANCE_STEPS, start.shares)
@@ -265,6 +272,7 @@ class LightSchrodingerBridge:
     ) -> _Descent:
         """A step of EM at each ε, the averages moved by its size."""
         full = self.covariance == "full"
+        # As a share of the mass, for the end that has fewer rows.
         least_mass = _LEAST_ROWS / jnp.minimum(*(side.effective_size for side in samples))
 
         def step(carry: Any, inputs: tuple[Array, Array, Array]) -> Any:
@@ -303,6 +311,7 @@ class LightSchrodingerBridge:
         scales = scales if self.covariance == "diagonal" else jax.vmap(jnp.diag)(scales)
         v = mixture.Potential(jnp.zeros_like(centers[:, 0]), centers, scales)
         n = end.x.shape[0]
+        # Each gets one row more, as no weight has a mass of zero.
         target = (n * end.mean(members) + 1) / (n + self.num_potentials)
         terms = mixture.normalizer_log_terms(v, start.x, epsilon)
         return v._replace(log_weights=mixture.balance(terms, target, 30, start.shares))

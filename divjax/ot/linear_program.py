@@ -97,6 +97,8 @@ def exact(
     References:
         Peyré, Cuturi 2019, proposition 2.4: duality. Bonneel et al. 2011: the network simplex.
     """
+    # No ε is used. What is wanted is the centring of points, and copies in place of rows without
+    # weight.
     formulation = formulate(x, y, a, b, 1.0, cost, None, None)
     problem = formulation.problem
     costs = problem.pairs.block(problem.pairs.rows)
@@ -106,6 +108,8 @@ def exact(
     plan, f, g, status = _solve_on_host(*arguments)
     f, g = jax.lax.stop_gradient(gauge(problem, f, g))
     f, g = _at_all_rows(formulation, problem, f, g)
+    # Pairs without mass are left out twice: an infinite cost times zero is NaN, and so would be its
+    # derivative.
     paid = jnp.sum(jnp.where(plan > 0, plan * jnp.where(plan > 0, costs, 0), 0))
     price = lambda weights, potential: (
         jnp.where(jnp.isfinite(potential), potential, 0)
@@ -120,6 +124,7 @@ def exact(
     solved = (status == Status.CONVERGED) | infeasible
     valid = formulation.valid
     value = nan_unless(valid & solved, value)
+    # The program is solved exactly, but for the costs that rounding has left.
     if isinstance(problem.pairs, PointPairs):
         lost = squares_are_lost(problem.pairs.x, problem.pairs.y)
         lost = jnp.where(lost, Status.FLOATING_POINT_RESOLUTION, Status.CONVERGED)
@@ -134,6 +139,7 @@ def _at_all_rows(
     """Potentials that are the other's c-transform also at rows that have no weight."""
 
     def transform(problem: Problem, rows: Array, own: Array, other: Array) -> Array:
+        # A column without weight bounds no potential.
         costs = jnp.where(problem.b > 0, problem.pairs.block(rows) - other, jnp.inf)
         return jnp.where(problem.a > 0, own, jnp.min(costs, axis=1))
 
@@ -218,6 +224,8 @@ def _by_assignment(costs: np.ndarray, mass: float) -> Program:
     _, partner = scipy.optimize.linear_sum_assignment(costs)
     rows = np.arange(n)
     matched = costs[rows, partner]
+    # The edge from k to i has the length C_{i σ(k)} − C_{k σ(k)}, and f is the length of the
+    # shortest path to a row. Without negative cycles as many rounds as rows find it.
     lengths = costs[:, partner] - matched
     f = np.zeros(n)
     for _ in range(n):  # Bellman, Ford
@@ -226,6 +234,7 @@ def _by_assignment(costs: np.ndarray, mass: float) -> Program:
             break
         f = shorter
     g = np.empty(n)
+    # Equality where mass is moved.
     g[partner] = matched - f
     plan = np.zeros((n, n))
     plan[rows, partner] = mass / n
@@ -243,6 +252,8 @@ def _by_network_simplex(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Prog
 def _by_highs(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
     """SciPy's solver; the variables are the pairs of finite cost."""
     n, m = costs.shape
+    # A pair of infinite cost is no variable. Each other one is in one row's constraint, and in one
+    # column's.
     rows, columns = np.nonzero(np.isfinite(costs))
     pairs, ones = np.arange(len(rows)), np.ones(len(rows))
     marginals = scipy.sparse.vstack(
@@ -260,5 +271,6 @@ def _by_highs(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
         return _no_plan(costs, Status.MAX_ITERATIONS)
     plan = np.zeros((n, m))
     plan[rows, columns] = found.x
+    # The constraints' multipliers, rows first.
     potentials = found.eqlin.marginals
     return Program(plan, potentials[:n], potentials[n:], Status.CONVERGED)

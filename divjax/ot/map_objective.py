@@ -93,6 +93,7 @@ class MapObjective:
         value = terms.divergence
         if self.gap_kind is not None:
             value = value + self.gap_weight * terms.gap
+        # Divergence and gap are costs; the asymmetry has no unit.
         value = value / self.unit
         if self.symmetry_weight is not None:
             value = value + self.symmetry_weight * terms.asymmetry
@@ -107,6 +108,8 @@ class MapObjective:
             return map_fit.image(params, x, started, _for_each(batch.context, x))
 
         images = carried(batch.x, batch.started)
+        # ½ OT(T(x), T(x)) of the divergence. Between two batches it has no zero distances of rows
+        # to themselves, which would favour maps with too little spread.
         if batch.other is None:
             spread = self._to_itself(images, self.epsilon, batch.a)
         else:
@@ -114,6 +117,7 @@ class MapObjective:
             spread = self._between(images, others, self.epsilon, batch.a, batch.other_a)
         across, gap = self._across_and_gap(batch, images, spread)
         converged = across.converged & spread.converged & gap.converged
+        # ½ OT(y, y) is left to `constants`.
         asymmetry = self._asymmetry(key, map_fit, params, batch)
         return MapTerms(across.value - spread.value / 2, gap.value, asymmetry, converged)
 
@@ -128,6 +132,7 @@ class MapObjective:
             of_y = self._to_itself(batch.y, self.epsilon, batch.b)
         else:
             of_y = self._between(batch.y, other, self.epsilon, batch.b, other_b)
+        # ½ OT(x, x) is a part of the debiased gap alone.
         of_x = _nothing(of_y.value)
         if self.gap_kind == "debiased":
             of_x = self._to_itself(batch.x, self._epsilon_of_gap, batch.a)
@@ -146,14 +151,18 @@ class MapObjective:
             across = self._between(*fitted)
             return across, _nothing(across.value)
         if self.gap_kind != "debiased":
+            # Gaps of other kinds share no problem with the divergence.
             options = self._solver | {"epsilon": epsilon, "kind": self.gap_kind}
             gap = monge_gap(x, images, a, **options)
             return self._between(*fitted), _Cost(gap.value, gap.converged)
         # `monge_gap` would solve OT(T(x), T(x)) once more.
+        # The divergence's self term is the gap's as well if it is of the same rows and the same ε.
         own = spread
         if batch.other is not None or self.gap_epsilon is not None:
             own = self._to_itself(images, epsilon, a)
         across, transport = self._two(fitted, (x, images, epsilon, a, a))
+        # What the map pays, less OT(x, T(x)) with both of its self terms, of which `constants` adds
+        # OT(x, x).
         displacement = mean_over_rows(paired_costs(self.cost, x, images), a)
         value = displacement - transport.value + own.value / 2
         return across, _Cost(value, transport.converged & own.converged)
@@ -190,6 +199,9 @@ class MapObjective:
         if self.symmetry_weight is None:
             return jnp.zeros((), x.dtype)
         context = _for_each(batch.context, x)
+        # J without a unit: the input's scale here, the output's below. Rows do not mix, so that one
+        # derivative along v, forwards and backwards, gives J v and Jᵀ v of each row; J itself is
+        # never formed.
         field = lambda x: map_fit.change(params, x, context) * map_fit.input_scale[0]
         v = jax.random.rademacher(key, x.shape, x.dtype)
         _, forwards = jax.jvp(field, (x,), (v,))

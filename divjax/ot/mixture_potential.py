@@ -58,6 +58,7 @@ def normalizer_log_terms(
 ) -> Float[Array, "n k"]:
     """The logarithms of the terms of c(x)."""
     if v.scales.ndim == 2:
+        # One product, where a full S_k takes n × k × d numbers.
         squares = x**2 @ v.scales.T
     else:
         squares = jnp.sum(times_rows(v.scales, x) * x[:, None], axis=2)
@@ -72,6 +73,7 @@ def log_terms(v: Potential, y: Float[Array, "m d"], epsilon: Array) -> Float[Arr
         squares = jnp.sum(centered**2 / v.scales, axis=2)
         log_det = jnp.sum(jnp.log(v.scales), axis=1)
     else:
+        # |L⁻¹ (y − r)|² with S = L Lᵀ. L is inverted once a component, and used for all rows.
         factors = linalg.cholesky(v.scales)
         inverse = jax.vmap(lambda f: _solve_lower(f, jnp.eye(d, dtype=f.dtype)))(factors)
         squares = jnp.sum(jnp.einsum("nkj,kij->nki", centered, inverse) ** 2, axis=2)
@@ -87,6 +89,7 @@ def velocities(
     v: Potential, x: Float[Array, "n d"], t: Array, epsilon: Array
 ) -> tuple[Float[Array, "n k"], Float[Array, "n k d"]]:
     """The log w_k(x, t) and the b_k(x, t)."""
+    # (S_k − I) x + r_k, of which B_k makes b_k.
     right = times_rows(v.scales, x) - x[:, None] + v.means
     if v.scales.ndim == 2:
         mixed = 1 - t + t * v.scales
@@ -96,10 +99,12 @@ def velocities(
         identity = jnp.eye(x.shape[1], dtype=x.dtype)
         factors = linalg.cholesky((1 - t) * identity + t * v.scales)
         inverse = jax.vmap(lambda f: _solve_lower(f, identity))(factors)
+        # B = L⁻ᵀ L⁻¹, symmetric as the products with rows take it.
         inverse = jnp.einsum("kji,kjl->kil", inverse, inverse)
         along = jnp.einsum("nkj,kji->nki", right, inverse)
         pulls = _times(inverse, v.means)
         log_det = 2 * jnp.sum(jnp.log(_diagonal(factors)), axis=1)
+    # x·b_k + x·B_k r_k − t r_k·B_k r_k; log det B_k is minus that of what was inverted.
     exponents = jnp.sum(x[:, None] * along, axis=2) + x @ pulls.T
     exponents = (exponents - t * jnp.sum(v.means * pulls, axis=1)) / (2 * epsilon)
     return v.log_weights - log_det / 2 + exponents, along
@@ -114,8 +119,11 @@ class Moments(NamedTuple):
 
     def central(self) -> tuple[Float[Array, "k d"], Array]:
         """The mean and the covariance of each component."""
+        # A component without mass has moments of zero, whose quotients stay finite.
         mass = jnp.maximum(self.mass, jnp.finfo(self.mass.dtype).tiny)
         mean = self.first / mass[:, None]
+        # The difference may be rounded below zero. Of matrices `gaussian_scales` clips the
+        # eigenvalues.
         if self.second.ndim == 2:
             return mean, jnp.maximum(self.second / mass[:, None] - mean**2, 0)
         return mean, self.second / mass[:, None, None] - mean[:, :, None] * mean[:, None]
@@ -138,6 +146,7 @@ def moments_of(
     shares = jnp.ones_like(z[:, 0]) / z.shape[0] if shares is None else shares
     weights = responsibilities * shares[:, None]
     if full:
+        # One component at a time: together they would hold n × k × d numbers.
         second = jax.lax.map(lambda w: (z * w[:, None]).T @ z, weights.T)
     else:
         second = weights.T @ z**2
@@ -153,6 +162,8 @@ def gaussian_scales(cov0: Array, cov1: Array, epsilon: Array) -> Array:
     slope = lambda product: 1 / (epsilon / 2 + jnp.sqrt(epsilon**2 / 4 + jnp.maximum(product, 0)))
     if cov0.ndim == 2:
         return cov1 * slope(cov0 * cov1)
+    # L from C₁'s eigenvectors, and Lᵀ C₀ L diagonalised, of which the inverse is then a number for
+    # each eigenvalue.
     values, vectors = linalg.eigh(cov1)
     factor = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]
     products, rotation = linalg.eigh(jnp.swapaxes(factor, 1, 2) @ cov0 @ factor)
@@ -182,6 +193,7 @@ def balance(
     """
     k = target.shape[0]
     rows = jnp.ones_like(log_terms[:, 0]) / log_terms.shape[0] if shares is None else shares
+    # A constant that is added to all changes nothing: without a ridge the Hessian is singular.
     ridge = 1e-4 / k * jnp.eye(k, dtype=target.dtype)
 
     def at(changes: Array) -> tuple[Array, Array, Array]:
@@ -190,6 +202,7 @@ def balance(
         log_sums = jax.nn.logsumexp(raised, axis=1)
         responsibilities = jnp.exp(raised - log_sums[:, None])
         mass = rows @ responsibilities
+        # E w wᵀ, of the negative Hessian diag(E w) − E w wᵀ.
         second = (responsibilities * rows[:, None]).T @ responsibilities
         slope = jnp.diag(mass) - second + ridge
         return target @ changes - rows @ log_sums, target - mass, slope
@@ -222,23 +235,29 @@ def clusters(
         shares: the rows' weights, of sum one; equal ones by default.
     """
     weights = jnp.ones_like(y[:, 0]) if shares is None else shares * y.shape[0]
+    # Squared distances "c m" by one product, which rounding may leave below zero.
     squares = jnp.sum(y**2, axis=1)
     to = lambda c: jnp.maximum(squares - 2 * c @ y.T + jnp.sum(c**2, axis=1)[:, None], 0)
 
     def seed(nearest: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
         # A distance of zero everywhere leaves any row.
         logits = jnp.log(nearest + jnp.finfo(y.dtype).tiny) + safe_log(weights)
+        # k-means++ with several trials: a row is drawn in proportion to its squared distance from
+        # the centres so far, and the trial that lowers the sum most becomes the next.
         trials = y[jax.random.categorical(key, logits, shape=(_START_TRIALS,))]
         distances = jnp.minimum(nearest, to(trials))
         best = jnp.argmin(distances @ weights)
         return distances[best], trials[best]
 
+    # Before the first centre all rows are equally far; of the root of the largest number sums are
+    # finite.
     start = jnp.full(y.shape[0], jnp.finfo(y.dtype).max ** 0.5, y.dtype)
     _, centers = jax.lax.scan(seed, start, jax.random.split(key, k))
     nearest = lambda centers: jax.nn.one_hot(jnp.argmin(to(centers), axis=0), k, dtype=y.dtype)
 
     def refine(_: Any, centers: Array) -> Array:
         members = nearest(centers) * weights[:, None]
+        # A centre that has lost all of its rows stays.
         counts = jnp.sum(members, axis=0)[:, None]
         return jnp.where(counts > 0, members.T @ y / jnp.where(counts > 0, counts, 1), centers)
 
@@ -262,6 +281,7 @@ def m_step(
     (mean0, cov0), (mean1, cov1) = (moments.central() for moments in averages)
     cov1 = cov1 + (variance_floor if cov1.ndim == 2 else jnp.diag(variance_floor))
     scales = gaussian_scales(cov0, cov1, epsilon)
+    # E ρ Y = r E w + S E w X, solved for r.
     means = mean1 - _times(scales, mean0)
     alive = (jnp.minimum(averages[0].mass, averages[1].mass) > least_mass)[:, None]
     means = jnp.where(alive, means, v.means)
@@ -270,5 +290,6 @@ def m_step(
     def at_own_start(scales: Array, means: Array) -> Array:
         return jnp.sum((_times(scales, mean0) / 2 + means) * mean0, axis=1) / epsilon
 
+    # What the exponent at the component's own start changes by, its weight takes back.
     kept = at_own_start(v.scales, v.means) - at_own_start(scales, means)
     return Potential(v.log_weights + kept, means, scales)

@@ -121,6 +121,8 @@ def monge_gap(
     options: Any = {"kind": kind, "max_iterations": max_iterations, "tolerance": tolerance}
     if not callable(images):
         return _gap_between(x, images, a, epsilon, cost, **options)
+    # A function T takes points as they are: they cannot be centred first, and what they lose far
+    # from zero is flagged.
     (x,) = as_samples(x=x)
     y = images(x)
     gap = _gap_between(x, y, a, epsilon, cost, **options)
@@ -134,6 +136,7 @@ def _are_rounded(x: Array, y: Any, a: Any) -> Bool[Array, ""]:
     sizes, spreads = [], []
     for rows in as_samples(x=x, y=y):
         rows = jnp.where(used[:, None], rows, 0)
+        # Rounding is relative to the distance from zero, what it spoils to the spread.
         sizes.append(jnp.max(jnp.abs(rows)))
         deviation = jnp.where(used[:, None], rows - common_center(rows, used), 0)
         spreads.append(jnp.max(jnp.abs(deviation)))
@@ -156,11 +159,13 @@ def _gap_between(
     if kind == "debiased":
         divergence = sinkhorn_divergence(x, images, a, a, epsilon=epsilon, cost=cost, **settings)
         result, status = divergence.xy, divergence.status
+        # Self terms are centred by their own mean: there is no shift in them to leave out.
         transport = result.centered_value - (divergence.xx.value + divergence.yy.value) / 2
     else:
         result = sinkhorn(x, images, a, a, epsilon=epsilon, cost=cost, **settings)
         problem, status = result.problem, result.status
         entropic = kind == "entropic"
+        # What OT_ε exceeds the estimate by, over ε: 2 H(a), or KL(P‖a⊗a), which leaves ⟨P, C⟩.
         entropy = 2 * jnp.sum(entr(problem.a)) if entropic else _plan_divergence(result)
         mass = jnp.sum(problem.a)
         # KL of measures that are no probabilities; and entropies of shares of the mass.

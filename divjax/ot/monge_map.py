@@ -172,6 +172,7 @@ class MongeMap:
         counts = {"num_steps": self.num_steps, "num_checks": self.num_checks}
         counts |= {"batch_size": self.batch_size, "max_iterations": self.max_iterations}
         check_count(1, **counts)
+        # Both take ∇h*: without one this raises.
         if self.structured or self.start == "entropic":
             grad_conjugate(self.cost)
         squared = isinstance(self.cost, SqEuclidean)
@@ -219,9 +220,11 @@ class MongeMap:
         check_number(learning_rate=self.learning_rate, tolerance=self.tolerance)
         check_scalar(gap_epsilon=self.gap_epsilon, symmetry_weight=self.symmetry_weight)
         samples, origins = _problems(x, y, a, b, context)
+        # What a function closes over becomes leaves, which may be traced.
         cost = checked_cost(self.cost, samples.x[0, 0])
         method = refuse_derivatives(dataclasses.replace(self, cost=cost), _NO_DERIVATIVE)
         found = method._fit(key, samples, context, optimizer=optimizer)
+        # What was fitted is relative to the origins, which the map subtracts and adds.
         return dataclasses.replace(found, origins=origins)
 
     @functools.partial(jax.jit, static_argnames="optimizer")
@@ -241,6 +244,7 @@ class MongeMap:
         # The unit of costs, the start, and the network in units of the samples.
         pooled = _pooled(train)
         mean_cost = mean_cost_within(self.cost, *pooled)
+        # Held-out rows choose the start, as they later choose the parameters.
         starts = started_maps(self.start, self.cost, self.epsilon, pooled, _pooled(held))
         start = nearest(starts, held)
         map_fit = self._map(init_key, start, mean_cost, pooled, context)
@@ -249,6 +253,7 @@ class MongeMap:
         if self.structured and not isinstance(self.cost, SqEuclidean):
             # At F = 0 the slope of ∇h* may be infinite, with which no step would be taken.
             params = _jittered(jitter_key, params)
+        # The start is not trained: its images are computed once.
         images, held_images = (jax.lax.map(start, rows) for rows in (x, held.x))
 
         # Two batches with rows in common would not be independent.
@@ -259,6 +264,8 @@ class MongeMap:
             which_key, x_key, y_key, direction_key = jax.random.split(key, 4)
             which = jax.random.randint(which_key, (), 0, x.shape[0])
             of_problem = lambda weights: None if weights is None else weights[which]
+            # Rows are drawn by their weights, and count equally once they are drawn. Both batches
+            # are parts of one draw, in which rows of equal weight are distinct.
             rows = batch_of_rows(x_key, x.shape[1], batches * size, of_problem(train.a))
             mapped = [(x[which, each], images[which, each]) for each in rows.reshape(batches, size)]
             batch = MapBatch(
@@ -272,6 +279,7 @@ class MongeMap:
 
         problems = held, held_images, context
 
+        # What no map changes is solved once, rather than at every check.
         def constant(problem: Any) -> MapTerms:
             return objective.constants(*self._held_out_batch(*problem))
 
@@ -281,10 +289,13 @@ class MongeMap:
             """The terms of held-out rows, means over problems."""
 
             def one(problem: Any) -> MapTerms:
+                # One key for all checks: the asymmetry's directions are the same, and parameters
+                # alone differ.
                 batch, *_ = self._held_out_batch(*problem)
                 return objective.terms(held_out_key, map_fit, params, batch)
 
             terms = jax.lax.map(one, problems)
+            # With the constants these are S and M themselves, as they are reported.
             means = jax.tree.map(lambda one, two: jnp.mean(one + two), terms, constants)
             return means._replace(converged=jnp.all(terms.converged & constants.converged))
 
@@ -297,6 +308,7 @@ class MongeMap:
             validate=lambda params: objective.value(evaluate(params)),
             num_checks=self.num_checks,
         )
+        # The best check's parameters, which may be the start's own.
         terms = evaluate(trained.params)
         finite = trained.finite & jnp.isfinite(terms.divergence) & jnp.isfinite(terms.gap)
         return dataclasses.replace(
@@ -317,6 +329,7 @@ class MongeMap:
     def _valid(self, optimizer: optax.GradientTransformation | None) -> Array:
         """Whether traced numbers are in range."""
         positive = [self.epsilon, self.gap_epsilon, self.tolerance]
+        # An optimizer that is given has a learning rate of its own.
         if optimizer is None:
             positive.append(self.learning_rate)
         ranges = [jnp.asarray(number) > 0 for number in positive if number is not None]
@@ -333,6 +346,7 @@ class MongeMap:
             return MapBatch(x, images, y, context, None, a, b), None, None
         # Of an odd number the halves share a row.
         first, second = slice(len(x) - len(x) // 2), slice(len(x) // 2, None)
+        # Validation is by the objective of training, with self terms between independent rows.
         half = lambda weights, rows: None if weights is None else normalised(weights[rows])
         y_first, y_second = slice(len(y) - len(y) // 2), slice(len(y) // 2, None)
         batch = MapBatch(
@@ -359,6 +373,8 @@ class MongeMap:
         x = pooled.x
         d = x.shape[1]
         build = BuildMLP(self.hidden, d) if self.network is None else self.network
+        # The network sees numbers of size one, and moves rows by about as much as the start is off
+        # by.
         center, input_scale = _standard(x, pooled.a, context)
         return MapFit(
             params=init_network(build, key, center.shape[0], x.dtype),
@@ -377,12 +393,16 @@ class MongeMap:
         """How far the start's images and y are apart, row by row; as ∇h if structured."""
         x, y, a, b = pooled
         rows = min(x.shape[0], y.shape[0], _FEW)
+        # The pairs are no partners, which is enough for a size. Each counts as its rows' weights
+        # do.
         apart = start(x[:rows]) - y[:rows]
         if self.structured:
+            # The network adds to F, which is a ∇h of displacements.
             apart = jax.vmap(jax.grad(self.cost.h))(apart)
         weights = jnp.ones(rows, x.dtype)
         for given in (a, b):
             weights = weights if given is None else weights * given[:rows]
+        # Pairs that lie far apart count as ten medians, so that a few do not set the unit.
         size = jnp.sqrt(cut_mean(jnp.mean(apart**2, axis=1), weights / jnp.sum(weights)))
         return jnp.where(size > 0, size, 1)
 
@@ -408,6 +428,7 @@ def _problems(x: Any, y: Any, a: Any, b: Any, context: Any) -> tuple[WeightedSam
     """The samples "g n d" of g problems, with weights "g n"; one problem without a context."""
     if context is None:
         samples, origins = weighted_samples(x, y, a, b)
+        # One problem has the leading axis, too.
         return jax.tree.map(lambda v: v[None], samples), origins
     check_shape("context", context, "g", "c")
     check_matrix(context=context)
@@ -420,10 +441,12 @@ def _problems(x: Any, y: Any, a: Any, b: Any, context: Any) -> tuple[WeightedSam
         if weights is not None:
             check_shape(name, weights, g, rows.shape[1])
             check_weights(name, weights)
+    # All problems share one dtype and one origin, as they share the network.
     flat = lambda v: None if v is None else v.reshape(-1, *v.shape[2:])
     samples, origins = weighted_samples(*(flat(v) for v in (x, y, a, b)))
     each = lambda v: None if v is None else v.reshape(g, -1, *v.shape[1:])
     x, y, a, b = (each(v) for v in samples)
+    # Within a problem weights sum to one: its share of all mass plays no part.
     of_problems = lambda w: None if w is None else jax.vmap(normalised)(w)
     return WeightedSamples(x, y, of_problems(a), of_problems(b)), origins
 
@@ -447,6 +470,8 @@ def _standard(
     scale = jnp.full_like(scale, jnp.where(spread > 0, spread, 1))
     if context is None:
         return center, scale
+    # The context's features have units of their own, unlike those of the rows, which the cost
+    # compares.
     context = context.astype(x.dtype)
     own = mean_and_scale(context, jnp.ones_like(context[:, 0]))
     return jnp.concatenate([center, own[0]]), jnp.concatenate([scale, own[1]])
@@ -456,6 +481,7 @@ def _jittered(key: Key[Array, ""], params: PyTree[Array]) -> PyTree[Array]:
     """The parameters with a little noise."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
+    # Enough for F to differ from zero, and small beside a perceptron's usual weights.
     noisy = [
         leaf + 0.01 * jax.random.normal(key, leaf.shape, leaf.dtype)
         for key, leaf in zip(keys, leaves, strict=True)

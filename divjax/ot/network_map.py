@@ -83,6 +83,7 @@ class MapFit(Outcome):
         Raises:
             ValueError: if shapes do not fit, or a context is missing or too much.
         """
+        # NumPy's float64 is centred before it is rounded.
         points = as_numbers("z", z, exact=self.origins is not None)
         check_shape("z", points, "k", self.num_features)
         z = points if self.origins is None else self.origins.source.subtract(points)
@@ -100,6 +101,7 @@ class MapFit(Outcome):
     def _images(
         self, z: Float[Array, "k d"], context: Float[Array, "k c"] | None
     ) -> Float[Array, "k d"]:
+        # Images are relative to the target's origin, as the rows were to the source's.
         images = self.image(self.params, z, self.start(z), context)
         return images if self.origins is None else self.origins.target.add(images)
 
@@ -114,6 +116,7 @@ class MapFit(Outcome):
         change = self.change(params, z, context)
         if not self.structured:
             return started + change
+        # The start's F is ∇h of its displacement, as ∇h* is the inverse of ∇h.
         gradient = jax.vmap(jax.grad(self.cost.h))(z - started)
         return z - self.cost.grad_conjugate(gradient + change)
 
@@ -122,6 +125,7 @@ class MapFit(Outcome):
     ) -> Float[Array, "k d"]:
         """What the network adds, in its unit."""
         rows = z if context is None else jnp.concatenate([z, context.astype(z.dtype)], axis=1)
+        # The network takes and gives numbers of size one, whatever the samples' units.
         output = apply_network(self.build, params, (rows - self.center) / self.input_scale)
         check_shape("the network's output", output, *z.shape)
         return self.output_scale * output

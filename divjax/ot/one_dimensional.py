@@ -53,6 +53,7 @@ def as_values(
         check_shape(name, vector, "n")
         if 0 in vector.shape:
             raise ValueError(f"{name} must not be empty; got shape {vector.shape}.")
+        # Centring takes matrices, of which a line is one feature.
         columns[name] = vector[:, None]
     center, *values = centered_samples(weights, **columns)
     return center, [column[:, 0] for column in values]
@@ -133,6 +134,7 @@ def staircase(line: Line) -> Staircase:
     x, y, a, b = line
     (n,), (m,) = x.shape, y.shape
     x_order, y_order = jnp.argsort(x), jnp.argsort(y)
+    # The n − 1 and the m − 1 levels at which one of the quantile functions jumps.
     levels = jnp.concatenate(
         [
             _levels(None if a is None else a[x_order], n, x.dtype),
@@ -144,6 +146,7 @@ def staircase(line: Line) -> Staircase:
     # ones have needs no search, and no rounding of a level leads beyond the last value.
     of_x = jnp.append(0, jnp.cumsum(order < n - 1))
     of_y = jnp.arange(n + m - 1) - of_x
+    # Between two levels both functions are constant: a row meets a row, with that much mass.
     widths = jnp.diff(levels[order], prepend=jnp.zeros(1, x.dtype), append=jnp.ones(1, x.dtype))
     rows, columns = x_order[of_x], y_order[of_y]
     # Cumulative sums are rounded: what a row of weight zero gets is exactly zero, with the
@@ -159,6 +162,7 @@ def distance_power(difference: Array, p: ArrayLike) -> Array:
     """|difference|^p with a zero derivative at zero; nan where the difference is."""
     if isinstance(p, (int, float)) and p == 2:
         return jnp.square(difference)
+    # With its sign held fixed the derivative at zero is zero, and NaN stays NaN.
     distance = difference * jax.lax.stop_gradient(jnp.sign(difference))
     if isinstance(p, (int, float)) and p in (1, float("inf")):
         return distance
@@ -195,6 +199,7 @@ def line_cost(line: Line, p: ArrayLike) -> Float[Array, ""]:
 def _cost_between_quantiles(line: Line, p: ArrayLike) -> Float[Array, ""]:
     x, y, a, b = line
     if a is None and b is None and x.shape == y.shape:
+        # Equally many equal weights need no merge: the k-th smallest meets the k-th smallest.
         powers = distance_power(jnp.sort(x) - jnp.sort(y), p)
         return jnp.max(powers) if is_infinite(p) else jnp.mean(powers)
     rows, columns, masses = staircase(line)
@@ -337,6 +342,8 @@ class LineTransportResult(Outcome):
         """Of points relative to the centre."""
         order = jnp.argsort(self.x)
         sorted_x, n = self.x[order], order.size
+        # A row's image is the mean of its targets, the quotient of moment and mass, which equal
+        # rows add up.
         mass = jax.ops.segment_sum(self.masses, self.rows, n)[order]
         moment = jax.ops.segment_sum(self.masses * self.y[self.columns], self.rows, n)[order]
         # A row without mass takes the place of the one before it.
@@ -348,7 +355,9 @@ class LineTransportResult(Outcome):
         used = total > 0
         points = jnp.where(used, jax.ops.segment_max(positions, group, n), jnp.inf)
         images = jax.ops.segment_sum(moment, group, n) / jnp.where(used, total, 1)
+        # Up to infinity the image is the last one, so that interpolation meets no NaN.
         images = jnp.where(used, images, images[group[-1]])
+        # Outside of the sample slope one: what lies beyond an end lies as far beyond its image.
         inside = jnp.clip(z, positions[0], positions[-1])
         return jnp.interp(inside, points, images) + (z - inside)
 
@@ -420,6 +429,8 @@ def _transport(line: Line, center: Center, *, p: ArrayLike, dtype: Any) -> LineT
 def line_potentials(line: Line, path: Staircase, p: ArrayLike) -> tuple[Array, Array]:
     """Potentials with f ⊕ g ≤ c, and equality all along the path; f is zero at its start."""
     costs = distance_power(line.x[path.rows] - line.y[path.columns], p)
+    # From an entry of the path to the next either the row or the column changes. Its potential
+    # takes what the cost changes by, so that f_i + g_j = c_ij on the whole path.
     step = jnp.diff(costs, prepend=costs[:1])
     row_moves = jnp.diff(path.rows, prepend=path.rows[:1]) != 0
     f = jnp.cumsum(jnp.where(row_moves, step, 0))

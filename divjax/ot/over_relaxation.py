@@ -82,15 +82,20 @@ def adapt(
         sound: whether the rate tells of the end: the error is small, and nothing was done again.
     """
     better = latest.error < pace.best.error
+    # Only a chunk that began with the present ω, and over-relaxed, can show that it is too large.
     judged = pace.settled & (pace.omega > 1)
     stalled = jnp.where(better, 0, pace.stalled + judged.astype(pace.stalled.dtype))
     worse = judged & (~(latest.error <= _WORSE * pace.best.error) | (stalled > _PATIENCE))
+    # The room above 1 shrinks quickly after a failure, and grows back slowly while there is none.
     room = pace.largest - 1
     more = jnp.where(pace.settled, _MORE_ROOM * room, room)
     room = jnp.where(worse, _LESS_ROOM * room, more)
     largest = 1 + jnp.minimum(room, _LARGEST_OMEGA - 1)
+    # A rate belongs to the ω that the chunk was begun with: in between ω stays.
     omega = jnp.minimum(next_omega(rate, pace.omega), largest)
     omega = jnp.where(pace.settled, omega, pace.omega)
+    # Plain iterations converge from anywhere. They follow a failure, and go on until the rate is
+    # that of the end.
     rest = jnp.where(worse, pace.next_rest, jnp.maximum(pace.rest - 1, 0))
     omega = jnp.where(worse | ~sound | (rest > 0), 1, omega)
     next_pace = Pace(
@@ -112,6 +117,7 @@ def next_omega(rate: Float[Array, ""], omega: Float[Array, ""]) -> Float[Array, 
     (rate + ω − 1)² = rate ω² η for the slowest direction (Young 1971, theorem 5.2.2), where
     rate ≥ ω − 1; and ω = 2/(1 + √(1 − η)).
     """
+    # No rate at ω is below ω − 1 in theory; early iterations and rounding may show one.
     rate = jnp.clip(jnp.where(jnp.isfinite(rate), rate, 0), jnp.maximum(omega - 1, 1e-6), 1)
     eta = jnp.clip(((rate + omega - 1) / omega) ** 2 / rate, 0, 1)
     return 2 / (1 + jnp.sqrt(1 - eta))

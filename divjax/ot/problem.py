@@ -59,6 +59,7 @@ class PointPairs:
 
     def block(self, rows: Float[Array, "k d"]) -> Float[Array, "k m"]:
         """The costs of some rows."""
+        # The cost need not be symmetric.
         if self.swapped:
             return cost_matrix(self.cost, self.y, rows).T
         return cost_matrix(self.cost, rows, self.y)
@@ -150,6 +151,7 @@ class Problem:
     @property
     def damping(self) -> tuple[Array, Array]:
         """κ = ρ/(ρ + ε) of both sides, with which a potential is κ times its soft transform."""
+        # 1/(1 + ε/ρ) rather than ρ/(ρ + ε), which is NaN for an infinite ρ.
         one = jnp.ones_like(self.epsilon)
         sides = (one if rho is None else 1 / (1 + self.epsilon / rho) for rho in self.penalties)
         return tuple(sides)  # pyright: ignore[reportReturnType]
@@ -185,6 +187,7 @@ class Problem:
         """(f ⊕ g − C)/ε of some rows, with finite derivatives where C is infinite."""
         if not self.infinite:
             return (f[:, None] + g - costs) / self.epsilon
+        # Replaced before the division: the derivative in ε would be 0 · ∞.
         forbidden = costs == jnp.inf
         exponent = (f[:, None] + g - jnp.where(forbidden, 0, costs)) / self.epsilon
         return jnp.where(forbidden, -jnp.inf, exponent)
@@ -236,6 +239,8 @@ def soft_minimum(problem: Problem, rows: Array, g: Float[Array, " m"]) -> Float[
         possible = (problem.b > 0) & (costs != jnp.inf)
         exponent = (g - jnp.where(possible, costs, 0)) / problem.epsilon
         exponent = jnp.where(possible, exponent + log_weights, -jnp.inf)
+        # A row of which no pair is possible has no maximum: zeros stand in for it, and its minimum
+        # is +∞.
         some = jnp.any(possible, axis=1)
         logs = jax.nn.logsumexp(jnp.where(some[:, None], exponent, 0), axis=1)
         return jnp.where(some, -problem.damping[0] * problem.epsilon * logs, jnp.inf)
@@ -250,6 +255,7 @@ def has_lone_row(problem: Problem) -> Bool[Array, ""]:
     If both marginals are exact there is no plan then.
     """
     smallest = lambda problem: problem.map_rows(lambda costs: jnp.min(costs, axis=1))
+    # A minimum is +∞ only if all costs are, and NaN if one is, which no comparison passes.
     ends = jnp.concatenate([smallest(problem), smallest(problem.transposed)])
     return jnp.any(jnp.isposinf(ends)) & jnp.all(ends > -jnp.inf)
 
@@ -258,6 +264,8 @@ def conjugate(potential: Float[Array, " n"], penalty: ArrayLike | None) -> Float
     """−φ*(−f): what a unit of mass adds to the dual: f, or ρ (1 − exp(−f/ρ)), f if ρ = ∞."""
     if penalty is None:
         return potential
+    # A traced ρ may be infinite: it is replaced first, as 0 · ∞ is NaN. expm1 keeps f's digits if ρ
+    # ≫ f.
     infinite = jnp.isinf(penalty)
     finite = jnp.where(infinite, 1, penalty)
     return jnp.where(infinite, potential, -jnp.expm1(-potential / finite) * finite)
@@ -270,6 +278,8 @@ def log_tilted_mass(
     exponent = potential * inverse_penalty
     # The result does not depend on it, and so its derivative need not either.
     lowest = jax.lax.stop_gradient(jnp.min(jnp.where(weights > 0, exponent, jnp.inf)))
+    # Relative to the lowest exponent nothing overflows. log1p and expm1 keep the differences
+    # between rows, which ρ ≫ f makes as small as rounding of the mass.
     change = jnp.sum(jnp.where(weights > 0, weights * jnp.expm1(lowest - exponent), 0))
     mass = jnp.sum(weights)
     return jnp.log(mass) + jnp.log1p(change / mass) - lowest
@@ -289,6 +299,7 @@ def optimal_shift(
     References:
         Séjourné, Vialard, Peyré 2022, proposition 2.
     """
+    # In 1/ρ the formula holds for ρ = ∞ too: 1/(1/ρ_a + 1/ρ_b) is its first factor.
     row_inverse, column_inverse = problem.inverse_penalties
     rows = log_tilted_mass(problem.a, f, row_inverse)
     columns = log_tilted_mass(problem.b, g, column_inverse)
@@ -319,5 +330,6 @@ def dual_objective(
     a, b = problem.a, problem.b
     linear = a @ conjugate(f, problem.penalties[0]) + b @ conjugate(g, problem.penalties[1])
     if excess is None:
+        # A difference in each row: of the totals, equal at the optimum, it would be rounded.
         excess = a @ (problem.row_sums(f, g, b) - jnp.sum(b))
     return linear - problem.epsilon * excess

@@ -43,6 +43,7 @@ def _sampled_row_error(problem: Problem, f: Array, g: Array) -> Float[Array, ""]
     wanted = 1 if rho is None else jnp.exp(-f[rows] / rho)
     weights = problem.a[rows]
     off = jnp.sum(jnp.where(weights > 0, weights * jnp.abs(sums - wanted), 0))
+    # The rows looked at stand for all, by their share of the mass.
     share = jnp.sum(weights) / jnp.sum(problem.a)
     return off / jnp.where(share > 0, share, 1)
 
@@ -55,6 +56,7 @@ def cost_error(problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]) -
     problem = jax.lax.stop_gradient(problem)
     rows, costs = _some_rows(problem)
     kernel = jnp.exp((f[rows, None] + g - costs) / problem.epsilon)
+    # An error of u R in a cost changes exp(−C/ε) by a share of u R/ε.
     relative_to = problem.pairs.rounded_relative_to(problem.pairs.rows[rows], costs)
     mass = problem.a[rows, None] * problem.b * kernel
     moved = jnp.sum(jnp.where(mass > 0, mass * relative_to, 0))
@@ -104,6 +106,7 @@ def refined_where_large(
 
     def refined(carry: tuple) -> tuple:
         f, g, _, _ = carry
+        # An iteration as any other, with eᵗ − 1 in place of eᵗ throughout.
         g = transform(problem.transposed, g, f)
         f = transform(problem, f, g)
         excess = problem.a @ sums(problem, f, g, jnp.zeros_like(problem.epsilon))

@@ -108,6 +108,7 @@ def marginal_penalty_from_tau(tau: ArrayLike, epsilon: ArrayLike) -> Array:
         raise ValueError(f"tau must be a number in (0, 1]; got {tau}.")
     check_positive(epsilon=epsilon)
     tau = jnp.asarray(tau)
+    # Replaced before the quotient, which has a pole at τ = 1.
     exact = tau == 1
     rho = jnp.where(exact, jnp.inf, epsilon * tau / jnp.where(exact, 1, 1 - tau))
     return nan_unless((tau > 0) & (tau <= 1) & (jnp.asarray(epsilon) > 0), rho)
@@ -128,6 +129,7 @@ def _moment(problem: Problem, of: str) -> Float[Array, ""]:
 
     def average(function: Any) -> Array:
         def sums(costs: Array) -> tuple[Array, Array]:
+            # Pairs that an infinite cost forbids count neither in the sum nor in its mass.
             finite = ~jnp.isinf(costs)
             values = jnp.where(finite, function(jnp.where(finite, costs, 0)), 0)
             return jnp.sum(values * b, axis=1), jnp.sum(jnp.where(finite, b, 0), axis=1)
@@ -135,6 +137,7 @@ def _moment(problem: Problem, of: str) -> Float[Array, ""]:
         total, mass = problem.map_rows(sums)
         return a @ total / (a @ mass)
 
+    # By two passes: E C² − (E C)² would cancel where costs vary little.
     mean = average(lambda costs: costs)
     if of == "mean":
         return mean
@@ -146,6 +149,7 @@ def _median_cost(problem: Problem) -> Float[Array, ""]:
     rows, columns = (_evenly_spread(size) for size in problem.pairs.shape)
     costs = problem.pairs.block(problem.pairs.rows[rows])[:, columns].ravel()
     weights = (problem.a[rows, None] * problem.b[columns]).ravel()
+    # Infinite costs forbid pairs, which then have no weight.
     weights = jnp.where(jnp.isinf(costs), 0, weights)
     order = jnp.argsort(costs)
     cumulated = jnp.cumsum(weights[order])

@@ -64,6 +64,7 @@ class ConditionalPlan(NamedTuple):
         """The mean and the covariance of each mixture."""
         weights = jnp.exp(self.log_weights)
         mean = jnp.einsum("nk,nki->ni", weights, self.means)
+        # The law of total covariance: within the components, and between their means.
         apart = self.means - mean[:, None]
         within = self.covariances
         within = within if within.ndim == 3 else jax.vmap(jnp.diag)(within)
@@ -119,6 +120,7 @@ class SchrodingerBridge(Outcome):
 
     @property
     def _potential(self) -> mixture.Potential:
+        # A negative variance would pass unseen through c(x), which has no root of it.
         variances = self.scales
         if variances.ndim == 3:
             variances = jnp.diagonal(variances, axis1=1, axis2=2)
@@ -133,6 +135,7 @@ class SchrodingerBridge(Outcome):
     def _center(self, t: Any) -> Center:
         """The origin at time t."""
         zero = jnp.zeros((2, self.means.shape[1]), self.means.dtype)
+        # From o₀ to o₁ in a straight line, along which a bridge between shifted ends is shifted.
         between = lambda ends: (1 - t) * ends[0] + t * ends[1]
         origins = zero if self.origins is None else self.origins
         return Center(between(origins), between(zero if self.rests is None else self.rests))
@@ -142,6 +145,7 @@ class SchrodingerBridge(Outcome):
         return self._center(t).subtract(x)
 
     def _by_blocks(self, function: Any, *rows: Array) -> Any:
+        # An intermediate has k × d numbers a row.
         return map_row_blocks(function, self.means.size, *rows)
 
     def _check(self, **points: Any) -> None:
@@ -165,6 +169,8 @@ class SchrodingerBridge(Outcome):
     @jax.jit
     @jax.default_matmul_precision("highest")
     def _log_potential(self, y: Float[Array, "n d"]) -> Float[Array, " n"]:
+        # A sum over components, in the log domain as terms leave the range of numbers for a small
+        # ε.
         terms = lambda y: mixture.log_terms(self._potential, y, self._epsilon)
         return self._by_blocks(lambda y: jax.nn.logsumexp(terms(y), axis=1), y)
 
@@ -192,11 +198,13 @@ class SchrodingerBridge(Outcome):
         """
         self._check(x0=x0)
         plan = self._relative_plan(self._relative(x0, 0))
+        # Weights and covariances do not depend on the origin of the ends.
         return plan._replace(means=self._center(1).add(plan.means))
 
     def _relative_plan(self, x: Float[Array, "n d"]) -> ConditionalPlan:
         """The plan between states relative to the origins."""
         v = self._potential
+        # π(·|x) is a mixture of N(r_k + S_k x, ε S_k), with the terms of c(x) as weights.
         log_weights = jax.nn.log_softmax(mixture.normalizer_log_terms(v, x, self._epsilon), axis=1)
         means = mixture.times_rows(v.scales, x) + v.means
         return ConditionalPlan(log_weights, means, self._epsilon * v.scales)
@@ -217,11 +225,14 @@ class SchrodingerBridge(Outcome):
     def _sample(self, key: Key[Array, ""], x: Float[Array, "n d"]) -> Float[Array, "n d"]:
         choice_key, noise_key = jax.random.split(key)
         k = self.log_weights.shape[0]
+        # Drawn for all rows at once, so that draws do not depend on the blocks' size.
         gumbel = jax.random.gumbel(choice_key, (x.shape[0], k), x.dtype)
         noise = jax.random.normal(noise_key, x.shape, x.dtype)
 
         def draw(x: Array, gumbel: Array, noise: Array) -> Array:
             log_weights, means, covariances = self._relative_plan(x)
+            # The largest of log weights with Gumbel noise is a draw from them. As a product with a
+            # constant the choice passes the end's derivative on.
             chosen = jax.nn.one_hot(jnp.argmax(log_weights + gumbel, axis=1), k, dtype=x.dtype)
             if covariances.ndim == 2:
                 ends = means + jnp.sqrt(covariances) * noise[:, None]
@@ -250,6 +261,7 @@ class SchrodingerBridge(Outcome):
         t = _time(t, x0.dtype)
         check_shape("t", t, *((x0.shape[0],) if t.ndim else ()))
         t = t.reshape(-1, 1)
+        # Between fixed ends Brownian motion is normal about their chord, with variance t (1 − t) ε.
         noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
         # At the ends the deviation is zero, and has a derivative of zero.
         deviation = safe_sqrt(t * (1 - t) * self._epsilon)
@@ -275,6 +287,8 @@ class SchrodingerBridge(Outcome):
             log_weights, velocities = mixture.velocities(self._potential, x, t, self._epsilon)
             return jnp.einsum("nk,nki->ni", jax.nn.softmax(log_weights, axis=1), velocities)
 
+        # Velocities are relative to the origin, which moves by o₁ − o₀ in unit time. Large parts
+        # are subtracted first.
         ends = self._center(0), self._center(1)
         shift = (ends[1].high - ends[0].high) + (ends[1].low - ends[0].low)
         return self._by_blocks(mean_velocity, x) + shift

@@ -157,6 +157,7 @@ class SinkhornResult(Outcome):
         problem, f, g = self.problem, self.centered_f, self.centered_g
         if transpose:
             problem, f, g = problem.transposed, g, f
+        # Weights have a trailing axis for the columns of a matrix v.
         along = (slice(None),) + (None,) * (v.ndim - 1)
         return problem.a[along] * problem.row_sums(f, g, problem.b[along] * v)
 
@@ -192,6 +193,8 @@ class SinkhornResult(Outcome):
             >>> float(sinkhorn(x, x + 2, epsilon=0.05).plan_entropy)  # one to one: log 2
             0.693
         """
+        # log P_ij = log a_i + (exponent + log b_j), of which the first term needs the rows' sums
+        # only. A row without weight has no mass, whatever its logarithm.
         logs = self._plan_sum(lambda c, exponent, log_b: exponent + log_b)
         rows = self.apply(jnp.ones_like(self.g))
         a = self.problem.a
@@ -249,6 +252,8 @@ class SinkhornResult(Outcome):
     ) -> tuple[Int[Array, " num_pairs"], Int[Array, " num_pairs"]]:
         row_key, column_key = jax.random.split(key)
         problem, pairs = self.problem, self.problem.pairs
+        # A row from the first marginal, then a column from that row of the plan: no more than a
+        # block of the plan is held.
         masses, _ = self.marginals()
         i = _inverse_cdf(masses, jax.random.uniform(row_key, (num_pairs,), masses.dtype))
 
@@ -256,6 +261,7 @@ class SinkhornResult(Outcome):
             kernel = problem.exponentials(pairs.block(rows), f, self.centered_g)
             return _inverse_cdf(problem.b * kernel, u)
 
+        # Drawn for all rows at once, so that the pairs do not depend on the blocks' size.
         u = jax.random.uniform(column_key, (num_pairs,), masses.dtype)
         size = num_pairs if problem.dense else problem.block_rows
         rows = pairs.rows[i], self.centered_f[i], u
@@ -276,6 +282,8 @@ class SinkhornResult(Outcome):
         problem = self.problem
 
         def block(rows: Array) -> Array:
+            # f_i is common to a row: it does not move the maximum, and of a row of weight zero it
+            # is not needed.
             exponent = (self.centered_g - problem.pairs.block(rows)) / problem.epsilon
             exponent = exponent + jnp.log(jnp.where(problem.b > 0, problem.b, 1))
             return jnp.argmax(jnp.where(problem.b > 0, exponent, -jnp.inf), axis=1)
@@ -366,10 +374,13 @@ class SinkhornResult(Outcome):
 
 def _inverse_cdf(masses: Float[Array, "... m"], u: Float[Array, " k"]) -> Int[Array, " k"]:
     """Indices with probabilities in proportion to masses, from uniform numbers in [0, 1)."""
+    # An index has no derivative.
     masses = jax.lax.stop_gradient(masses)
     cumulated = jnp.cumsum(masses, axis=-1)
     total = cumulated[..., -1]
+    # Below the total, as rounding of u · total would lead beyond the last index.
     goal = jnp.minimum(u * total, jnp.nextafter(total, jnp.zeros_like(total)))
+    # Each number has a row of masses of its own there; a search takes one for all.
     if masses.ndim > 1:
         return jnp.argmax((cumulated > goal[:, None]) & (masses > 0), axis=1)
     index = jnp.searchsorted(cumulated, goal, side="right")
@@ -517,6 +528,7 @@ def _solve(
 ) -> SinkhornResult:
     """`solve` after its checks."""
     problem = formulation.problem
+    # Tolerances are shares of this mass. Between relaxed marginals the two sums may differ.
     mass = (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
 
     # 1. Iterate. How the optimum is found is not differentiated.
@@ -530,11 +542,15 @@ def _solve(
         symmetric=symmetric,
         record_errors=record_errors,
     )
+    # At a large ε the iterations' logarithms of almost one have lost the potentials' last digits,
+    # and the value would lose them too.
     f, g, excess = refined_where_large(problem, solution.f, solution.g, solution.excess)
+    # Balanced potentials are unique up to a constant, which the iterations leave arbitrary.
     f, g = jax.lax.stop_gradient(gauge(problem, f, g))
 
     # 2. The value, by the envelope theorem, and the potentials, by the implicit function theorem.
     centered_value = envelope_value(problem, f, g, excess) + formulation.unmatched
+    # It adds zero, and derivatives in weights that are zero.
     centered_value += _weightless(formulation, f, g)
     centered_f, centered_g = _normalized(formulation, *with_implicit_derivatives(problem, f, g))
     if problem.infinite:
@@ -559,6 +575,7 @@ def _solve(
     sampled = sampled_error(problem, f, g, symmetric=symmetric)
     moved = cost_error(problem, f, g)
     done = solution.error <= enough
+    # An error of the stored potentials is rounding's only if the iterations' own is small.
     resolved = (moved <= bound) & ((sampled <= bound) | ~done)
     if not symmetric:  # a sample may be far closer to itself than what it is compared with
         resolved &= ~costs_are_lost(problem)
@@ -590,6 +607,8 @@ def _normalized(formulation: Formulation, f: Array, g: Array) -> tuple[Array, Ar
     """Balanced potentials of centred points for which those asked for have ⟨a, f⟩ = ⟨b, g⟩."""
     if formulation.slope is None:
         return gauge(formulation.problem, f, g)
+    # The gauge is that of the potentials asked for, which hold the linear terms α and β as well;
+    # the constant moves the centred ones alike.
     pairs = cast(PointPairs, formulation.problem.pairs)
     full_f = f + formulation.linear_terms(pairs.x)
     full_g = g + formulation.transposed.linear_terms(pairs.y)
@@ -602,6 +621,8 @@ def _at_all_rows(formulation: Formulation, f: Array, g: Array) -> tuple[Array, A
     """The potentials asked for, also of rows that have no weight."""
     problem = formulation.problem
     rows_f, rows_g = f, g
+    # A replaced row has its copy's potential so far, and is evaluated at its own point. Uniform
+    # weights are never zero, and skip this.
     if formulation.may_replace_rows:
         rows_f = rows_potential(problem, formulation.rows, f, g)
     if formulation.transposed.may_replace_rows:
@@ -616,6 +637,8 @@ def _weightless(formulation: Formulation, f: Array, g: Array) -> Array | float:
         if not side.may_replace_rows:
             continue
         problem = side.problem
+        # The value's derivative in a weight is the price of mass at its row. Of a replaced row the
+        # problem gives the price at the copy: the difference of the two is what is missing.
         price = lambda potential, problem=problem: mass_price(
             potential, problem.penalties[0], problem.damping[0]
         )
@@ -639,6 +662,7 @@ def start_of(formulation: Formulation, init: Any) -> tuple[Array, Array] | None:
     check_shape("init[0]", f, n)
     check_shape("init[1]", g, m)
     f, g = jnp.asarray(f, problem.a.dtype), jnp.asarray(g, problem.b.dtype)
+    # A start is for the points as they were given; the problem is one of centred points.
     f, g = formulation.reduced(f, g)
     # Those of rows without weight play no part, and may be anything.
     f = jnp.where(problem.a > 0, f, f[jnp.argmax(problem.a)])

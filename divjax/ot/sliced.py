@@ -59,6 +59,7 @@ def _mean(z: Float[Array, "n d"], weights: Float[Array, " n"] | None) -> Float[A
     if weights is None:
         return jnp.mean(z, axis=0)
     share = (weights / jnp.sum(weights))[:, None]
+    # Zero times what a row without weight holds may be NaN.
     return jnp.sum(jnp.where(share > 0, share * z, 0), axis=0)
 
 
@@ -68,6 +69,7 @@ def _costs(
 ) -> Float[Array, " k"]:
     """W_p^p along each direction."""
     x, y, a, b = samples
+    # One product for all directions, at full precision: costs are of differences of projections.
     project = lambda z: jnp.matmul(directions, z.T, precision="highest")
     return jax.vmap(lambda u, v: line_cost(Line(u, v, a, b), p))(project(x), project(y))
 
@@ -79,6 +81,7 @@ def _own_directions(directions: Any, x: Float[Array, "n d"]) -> Float[Array, "k 
 
 
 def _unit(v: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    # A zero vector stays, such as the slope between equal samples.
     norm = jnp.linalg.norm(v, axis=-1, keepdims=True)
     return v / jnp.where(norm == 0, 1, norm)
 
@@ -185,6 +188,7 @@ def sliced_wasserstein(
         key = own_key(key)
         assert key is not None
         check_count(1, num_projections=num_projections)
+        # Normal vectors are uniform in direction.
         shape = (num_projections, samples.x.shape[1])
         directions = _unit(jax.random.normal(key, shape, dtype).astype(samples.x.dtype))
     elif key is not None:
@@ -196,8 +200,10 @@ def sliced_wasserstein(
     if weights is None:
         value = jnp.mean(costs)
     else:
+        # A direction without weight may have a cost that is not finite.
         used = weights != 0
         value = jnp.sum(jnp.where(used, weights * costs, 0)) / jnp.sum(weights)
+        # Traced arguments cannot be validated eagerly.
         value = nan_unless(jnp.min(weights) >= 0, value)
     return (rooted(value, p) if root else value).astype(dtype)
 
@@ -287,15 +293,21 @@ def _max_sliced(
     root: bool,
 ) -> MaxSlicedResult:
     """`max_sliced_wasserstein` after its checks, in the samples' precision."""
+    # The search is not differentiated: at a maximum the value's derivative is that along the fixed
+    # direction.
     fixed = jax.lax.stop_gradient(samples)
     climb = jax.value_and_grad(lambda direction: _costs(fixed, direction[None], p=p)[0])
 
     def ascend(direction: Float[Array, " d"]) -> tuple[Array, Array]:
         def step(carry: Any, _: None) -> tuple[Any, None]:
             direction, value, slope, size = carry
+            # The length of the slope has the cost's unit. Without it a step is the same whatever
+            # the unit.
             trial = _unit(direction + size * _unit(slope))
             trial_value, trial_slope = climb(trial)
             rises = trial_value > value
+            # A trial is evaluated with its slope, from which the next step starts if it is taken:
+            # one evaluation a step.
             kept = (direction, value, slope, size / 2)
             moved = (trial, trial_value, trial_slope, size * 2)
             return select(rises, moved, kept), None
@@ -304,11 +316,14 @@ def _max_sliced(
         (direction, value, *_), _ = jax.lax.scan(step, start, length=num_steps)
         return direction, value
 
+    # A shift shows most along the difference of the means. Equal means have none, and a random
+    # direction is used.
     gap = _mean(fixed.x, fixed.a) - _mean(fixed.y, fixed.b)
     starts = jax.random.normal(key, (num_starts, gap.size), dtype).astype(gap.dtype)
     starts = starts.at[0].set(jnp.where(jnp.any(gap != 0), gap, starts[0]))
     directions, values = jax.lax.stop_gradient(jax.vmap(ascend)(_unit(starts)))
     best = directions[jnp.argmax(values)]
+    # Again, with gradients in samples and weights.
     value = _costs(samples, best[None], p=p)[0]
     if root:
         value, values = rooted(value, p), rooted(values, p)

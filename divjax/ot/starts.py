@@ -45,6 +45,7 @@ class ChosenMap:
 
     def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """The images by the chosen map."""
+        # Bound by a default, as a closure over the loop's variable would find its last map in all.
         branches = [lambda z, of=each: of(z) for each in self.maps]
         return jax.lax.switch(self.index, branches, z)
 
@@ -65,6 +66,7 @@ def started_maps(
     if name == "entropic" or (name == "auto" and _has_conjugate(cost)):
         samples = [((z.x, z.y), (z.a, z.b)) for z in (train, held_out)]
         (rows, weights), (held_rows, held_weights) = samples
+        # Its ε is judged at the ε of the divergence that is going to be minimised.
         method = EntropicMap(cost, score_epsilon=epsilon)
         maps.append(method.fit_split(rows, held_rows, weights, held_weights))
     return tuple(maps)
@@ -105,6 +107,8 @@ def _energy(
     x: Float[Array, "n d"], y: Float[Array, "m d"], a: Array | None, b: Array | None
 ) -> Float[Array, ""]:
     """2 E|X − Y| − E|X − X′|, the energy distance without what only y decides."""
+    # Pairs of a row with itself, a share Σ a² of all, have distance zero: without them the mean
+    # over pairs is unbiased.
     a, b = (uniform_weights(z) if w is None else w for z, w in ((x, a), (y, b)))
     across, within = (cost_matrix(Euclidean(), x, z) for z in (y, x))
     return 2 * a @ across @ b - a @ within @ a / (1 - jnp.sum(a**2))

@@ -128,6 +128,7 @@ def unbalanced_1d(
     check_count(1, max_iterations=max_iterations)
     check_scalar(tolerance=tolerance, p=p)
     check_positive(tolerance=tolerance)
+    # Neither marginal is exact here: without a penalty there is no dual of this form.
     pair = marginal_penalty if isinstance(marginal_penalty, tuple) else (marginal_penalty,) * 2
     if len(pair) != 2 or any(rho is None for rho in pair):
         raise ValueError(f"marginal_penalty must be one or two numbers; got {marginal_penalty!r}.")
@@ -161,6 +162,7 @@ def _unbalanced(
         ordered, fixed_penalties, jax.lax.stop_gradient(p), max_iterations, tolerance
     )
     rows, columns = orders[0][path.rows], orders[1][path.columns]
+    # In the order in which rows were given, like the path.
     f = jnp.zeros_like(fixed.x).at[orders[0]].set(found.f)
     g = jnp.zeros_like(fixed.y).at[orders[1]].set(found.g)
 
@@ -180,6 +182,7 @@ def _problem(x: Any, y: Any, a: Any, b: Any, pair: tuple) -> tuple[Line, tuple[A
     _, (x, y) = as_values({"x": a, "y": b}, x=x, y=y)
     dtype = jnp.result_type(x, y)
     work = single_precision(dtype)
+    # Weights count by their mass here, so that equal ones need one: each side has mass one.
     uniform = lambda z: jnp.full(z.shape[0], 1 / z.shape[0], work)
     a = uniform(x) if a is None else given_weights("a", a, x.shape[0], work)
     b = uniform(y) if b is None else given_weights("b", b, y.shape[0], work)
@@ -214,6 +217,7 @@ def _frank_wolfe(
     assert line.a is not None
     assert line.b is not None
     log_a, log_b = jnp.log(line.a), jnp.log(line.b)  # −∞ without weight
+    # ρ_a times this is the factor in the best shift, as in `optimal_shift`.
     share = rho_b / (rho_a + rho_b)
 
     def log_masses(potentials: _Potentials) -> tuple[Array, Array]:
@@ -227,11 +231,15 @@ def _frank_wolfe(
 
     def linear_problem(potentials: _Potentials) -> tuple[_Potentials, Any, Array]:
         """The vertex that is best for the dual's slope, its plan, and what it promises to gain."""
+        # The dual's slopes are a e^{−f/ρ_a} and b e^{−g/ρ_b}. Feasible potentials that are best for
+        # them are those of balanced transport between the two.
         marginals = [jnp.exp(logs) for logs in log_masses(potentials)]
         balanced = Line(line.x, line.y, marginals[0], marginals[1])
         path = staircase(balanced)
         vertex = _Potentials(*line_potentials(balanced, path, p))
+        # A staircase has mass one. Both marginals have one mass, as potentials are translated.
         path = path._replace(masses=path.masses * jnp.sum(marginals[0]))
+        # ⟨slope, vertex − potentials⟩: a concave function exceeds its value by no more.
         gain = sum(
             jnp.sum(_weighted(w, new - old))
             for w, new, old in zip(marginals, vertex, potentials, strict=True)
@@ -243,12 +251,16 @@ def _frank_wolfe(
 
         def rises(length: Array) -> Array:
             moved = jax.tree.map(lambda z, d: z + length * d, potentials, direction)
+            # At the best constant both marginals have one mass, and the constant itself no slope:
+            # the sign of the slope is that of the direction's two means under the normalised
+            # marginals.
             of_x, of_y = (jax.nn.softmax(logs) for logs in log_masses(moved))
             slopes = _weighted(of_x, direction.f), _weighted(of_y, direction.g)
             return jnp.sum(slopes[0]) + jnp.sum(slopes[1]) > 0
 
         def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bracket
+            # The dual is concave: its slope along the direction falls, and has at most one zero.
             middle = (low + high) / 2
             up = rises(middle)
             return jnp.where(up, middle, low), jnp.where(up, high, middle)

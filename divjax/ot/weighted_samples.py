@@ -91,6 +91,7 @@ def weighted_samples(
     samples = WeightedSamples(without_padding(x, a), without_padding(y, b), a, b)
     if not apart:
         return samples, Origins(source, target)
+    # A centre holds only what float64 needs: most of the shift may still be there.
     x, source = _about_the_median(samples.x, a, source)
     y, target = _about_the_median(samples.y, b, target)
     return WeightedSamples(x, y, a, b), Origins(source, target)
@@ -118,6 +119,7 @@ def shares(name: str, weights: Any, rows: Float[Array, "n d"]) -> Float[Array, "
         # Any unit, also one that the samples' dtype lacks.
         known = np.asarray(weights, np.float64)
         weights = known / known.max()
+        # A split needs a row with weight on either side.
         if np.count_nonzero(weights) < 2:
             raise ValueError(f"{name} must give at least 2 rows weight; got 1.")
     weights = jax.lax.stop_gradient(as_weights(name, weights, rows.shape[0], rows.dtype))
@@ -128,6 +130,7 @@ def squares_are_lost(*samples: Float[Array, "n d"]) -> Bool[Array, ""]:
     """Whether a sample is not one point, but spread so little that squares have no digits."""
     dtype = jnp.finfo(samples[0].dtype)
     spreads = jnp.stack([jnp.max(jnp.ptp(rows, axis=0)) for rows in samples])
+    # Squares below tiny/eps have last digits that are subnormal.
     return jnp.any((spreads > 0) & (spreads < float(dtype.tiny / dtype.eps) ** 0.5))
 
 
@@ -137,6 +140,7 @@ def without_padding(rows: Float[Array, "n d"], weights: Float[Array, " n"] | Non
     All are NaN if one with weight is not finite: batches and blocks may never draw it.
     """
     if weights is not None:
+        # The heaviest row is certain to have weight.
         rows = jnp.where((weights == 0)[:, None], rows[jnp.argmax(weights)], rows)
     return nan_unless(jnp.isfinite(rows).all(), rows)
 
@@ -170,11 +174,15 @@ def batch_of_rows(
     if weights is None:
         return row_batch(key, num_rows, size)
     start_key, within_key, order_key = jax.random.split(key, 3)
+    # One position in each of `size` equal stretches of the mass, all turned by one random angle:
+    # each position is equally likely, and means over a batch vary less than with independent draws.
     within = jax.random.uniform(within_key, (size,), weights.dtype)
     positions = (jnp.arange(size, dtype=within.dtype) + within) / size + jax.random.uniform(
         start_key, (), within.dtype
     )
     cumulative = jnp.cumsum(weights)
+    # Positions rise: without a permutation parts of a batch would be parts of the sample. Rounding
+    # may lead beyond the last row.
     rows = jnp.searchsorted(cumulative / cumulative[-1], positions % 1, side="right")
     return jax.random.permutation(order_key, jnp.minimum(rows, num_rows - 1))
 

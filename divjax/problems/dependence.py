@@ -48,6 +48,7 @@ def gaussian_dependence(covariance: Any, x_dim: int) -> Task:
     if not (whole and 0 < x_dim < d):
         raise ValueError(f"x_dim must be in 1 … {d - 1}; got {x_dim}.")
     own = np.arange(d) < x_dim
+    # The product of the marginals keeps both blocks and has no covariance between x and y.
     product = np.where(own[:, None] == own, covariance, 0)
     return gaussian_pair(np.zeros(d), covariance, np.zeros(d), product, x_dim=x_dim)
 
@@ -167,17 +168,21 @@ def _student_t_divergences(x: float, y: float, half: float) -> tuple[float, floa
     )
     if not 1e-8 <= half <= 1e12:
         raise refusal
+    # Second differences cancel for a large ν. As integrals of second derivatives they do not.
     constant = _second_difference(lambda z: scipy.special.polygamma(1, z), x, y, half)
     kl = _second_difference(_information_curvature, x, y, half)
     corner = _steps(1.0, 8.0)
     of_b = np.concatenate([_around(y, half), corner])
     log_a, weights = _gauss(np.concatenate([_around(x, half), corner]))
     mass_a = _mass(log_a, weights, x, half)
+    # Nodes without mass would only cost time.
     log_a, mass_a = log_a[mass_a > 1e-22], mass_a[mass_a > 1e-22]
     sums = np.zeros(4)
+    # A few rows of the grid over a and b at a time, which bounds its memory.
     for rows in np.array_split(np.arange(log_a.size), 1 + log_a.size // 64):
         a = log_a[rows, None]
         edges = np.broadcast_to(of_b, (rows.size, of_b.size))
+        # Panels around both laws of b: that under q, and that under p, which moves with a.
         b, weights = _gauss(np.concatenate([edges, _softplus(a) + _around(y, half + x)], axis=1))
         with np.errstate(divide="ignore"):  # of masses that underflow
             log_q = np.log(_mass(b, weights, y, half)) + np.log(mass_a[rows, None])
@@ -185,6 +190,7 @@ def _student_t_divergences(x: float, y: float, half: float) -> tuple[float, floa
         u = constant - y * _softplus(a) - x * _softplus(b) + (half + x + y) * both
         p, q = np.exp(log_q + u), np.exp(log_q)
         middle = _js_integrand(np.abs(u) / 2)
+        # The mass of p, I, the reverse KL, and JS as the mean of its integrand under ½(p + q).
         sums += [p.sum(), (p * u).sum(), -(q * u).sum(), ((p + q) * middle).sum() / 2]
     total, forward, reverse_kl, js = sums.tolist()
     # The mass of p and I are known apart.
@@ -203,9 +209,11 @@ def _second_difference(function: Callable[[float], Any], x: float, y: float, sta
 
     def integrand(log: float) -> float:
         t = start * math.expm1(log)
+        # The integrand depends on s + t alone: its line in the rectangle has this length.
         length = max(min(t, x, y, x + y - t), 0)
         return length * float(function(start + t)) * (start + t)
 
+    # The length has kinks, between which the integrand is smooth.
     kinks = [math.log1p(t / start) for t in (0, min(x, y), max(x, y), x + y)]
     pieces = (ends for ends in itertools.pairwise(kinks) if ends[0] < ends[1])
     options = {"epsabs": 0, "epsrel": 1e-12, "limit": 500}
@@ -216,6 +224,7 @@ def _information_curvature(z: float) -> float:
     """The second derivative −ψ'(z) − zψ''(z) of log Γ(z) − zψ(z), which cancels for a large z."""
     if z < 20:
         return float(-scipy.special.polygamma(1, z) - z * scipy.special.polygamma(2, z))
+    # The asymptotic series in 1/z, whose terms do not cancel.
     inverse = 1 / z
     series = 0.0
     for coefficient in (-4 / 15, 1 / 7, -2 / 15, 1 / 3):

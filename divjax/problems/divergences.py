@@ -224,6 +224,8 @@ def gaussian_pair(
         # NumPy's log1p of complex numbers loses the digits of small ones.
         log_size = np.log1p(2 * more.real + np.abs(more) ** 2) / 2
         log_mixed = log_size + 1j * np.arctan2(more.imag, 1 + more.real)
+        # ½ [(1 − s) log λ − log v − s(1 − s) μ²/v] with v = 1 + (1 − s)(λ − 1), over all
+        # directions.
         powers = (1 - s) * logs - log_mixed - s * (1 - s) * shift**2 / (1 + more)
         return np.sum(powers) / 2
 
@@ -233,6 +235,7 @@ def gaussian_pair(
         _normal(mean_q, factor_q),
         log_ratio,
         float(np.sum(_exp_remainder(logs) + shift**2) / 2),
+        # KL(q‖p), for which variances are 1/λ_i and means μ_i/√λ_i.
         float(np.sum(_exp_remainder(-logs) + (shift / roots) ** 2) / 2),
         _js(log_coefficient),
         x_dim,
@@ -241,6 +244,7 @@ def gaussian_pair(
 
 def _exp_remainder(x: np.ndarray) -> np.ndarray:
     """e^x − 1 − x, with the digits of small ones."""
+    # The closed form cancels below 1e-2, where six terms of the series are exact to rounding.
     series = 1 / 2 + x / 6 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7))))
     return np.where(np.abs(x) < 1e-2, x**2 * series, np.expm1(x) - x)
 
@@ -290,6 +294,7 @@ def correlated_gaussians(d: int, kl: float) -> Task:
     kl = known_number("kl", kl, 0)
     if d % 2:
         raise ValueError(f"d must be even; got {d}.")
+    # 1 − ρ² = e^{−4 kl/d}, by expm1 so that a small divergence keeps its digits.
     rho = math.sqrt(-math.expm1(-4 * kl / d))
     covariance = np.kron([[1, rho], [rho, 1]], np.eye(d // 2))
     return gaussian_pair(np.zeros(d), covariance, np.zeros(d), np.eye(d), x_dim=d // 2)
@@ -330,12 +335,14 @@ def random_gaussians(seed: int, d: int = 10) -> Task:
     """
     check_count(1, d=d)
     check_count(0, seed=seed)
+    # Only the legacy generator reproduces the published draws.
     rng = np.random.RandomState(seed)
     covariances = []
     for _ in range(2):
         root = np.eye(d)
         root[~np.eye(d, dtype=bool)] = rng.choice([0.03, 0.05, 0.07], size=d * (d - 1))
         covariances.append(root @ root.T)
+    # A published uniform number is made of the lower 24 bits of a word.
     bits = np.random.RandomState(seed).randint(0, 2**32, d, dtype=np.uint32)
     mean = (bits % 2**24) / 2**24
     return gaussian_pair(mean, covariances[0], np.zeros(d), covariances[1])
@@ -390,11 +397,13 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
             f"points must be at least {needed:.0f} for a smallest standard deviation of "
             f"{smallest:.3g}; got {points}."
         )
+    # The density vanishes at the ends of the box, so that all nodes have one weight.
     cell = math.prod(axis[1] - axis[0] for axis in axes)
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, d)
     log_p, log_q = (_log_density(law, grid) for law in laws)
     u = log_p - log_q
     mass_p, mass_q = np.exp(log_p) * cell, np.exp(log_q) * cell
+    # E_p log(1 + e^{−u}) + E_q log(1 + e^u), half of which is log 2 − JS.
     gap = mass_p @ np.logaddexp(0, -u) + mass_q @ np.logaddexp(0, u)
 
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -429,6 +438,7 @@ def _log_density(law: tuple[np.ndarray, ...], grid: np.ndarray) -> np.ndarray:
     for weight, mean, covariance in zip(*law, strict=True):
         white = np.linalg.solve(np.linalg.cholesky(covariance), (grid - mean).T)
         constant = np.linalg.slogdet(2 * np.pi * covariance)[1]
+        # A component of weight zero has −∞, which adds nothing below.
         with np.errstate(divide="ignore"):
             terms.append(np.log(weight) - (np.sum(white**2, axis=0) + constant) / 2)
     return np.logaddexp.reduce(terms, axis=0)
@@ -501,6 +511,7 @@ def lattice(d: int, spacing: float = 0.125) -> Task:
     """
     check_count(1, d=d)
     spacing = known_number("spacing", spacing, 0, above=True)
+    # Multiples of a power of two are exact, so that draws of p are recognised.
     if math.frexp(spacing)[0] != 0.5:
         raise ValueError(f"spacing must be a power of two; got {spacing}.")
     nearest = lambda z: jnp.round(z[:, 0] / spacing) * spacing
@@ -514,6 +525,7 @@ def lattice(d: int, spacing: float = 0.125) -> Task:
 
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
         check_points(z, d)
+        # The lattice has probability one under p and zero under q.
         return jnp.where(z[:, 0] == nearest(z), jnp.inf, -jnp.inf).astype(z.dtype)
 
     return Task(d, sample_p, sample_q, log_ratio, math.inf, math.inf, math.log(2))

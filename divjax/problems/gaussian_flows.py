@@ -101,6 +101,8 @@ def fokker_planck_moments(times: Float[Array, " t"], initial: Moments, target: M
 
     def at(time: Array) -> Moments:
         time = nan_unless(time >= 0, time)
+        # Along the target's axes the process decays at the rates 1/variance. Functions of S are
+        # formed from its eigenvalues.
         decay = (axes * jnp.exp(-time / variances)) @ axes.T
         gained = (axes * -jnp.expm1(-time / variances)) @ axes.T
         spread = (axes * (-variances * jnp.expm1(-2 * time / variances))) @ axes.T
@@ -168,6 +170,7 @@ def multi_objective_moments(
 
     def slope(time: Array, moments: Moments) -> Moments:
         matrix, shift, _ = field(moments)
+        # The field M(x − μ) + c gives μ' = c and Σ' = MΣ + ΣMᵀ.
         half = matrix @ moments.covariance
         return Moments(shift, half + half.T)
 
@@ -229,11 +232,13 @@ def accelerated_moments(
 
     def moments(position: Float[Array, "d+1 d"]) -> Moments:
         mean, transposed = position[0], position[1:]
+        # Σ = AΣ₀Aᵀ from the transpose of A.
         return Moments(mean, transposed.T @ initial.covariance @ transposed)
 
     def slope(time: Array, motion: tuple[Array, Array]) -> tuple[Array, Array]:
         position, velocity = motion
         matrix, shift, _ = field(moments(position))
+        # The field moves μ by c and A by MA, whose transpose is AᵀMᵀ.
         force = jnp.concatenate([shift[None], position[1:] @ matrix.T])
         if strong_convexity is None:
             # From rest x' = t x''(0) + …, so that at 0 the damping is 3 x''(0), and x'' = force/4.
@@ -271,6 +276,7 @@ def _as_arrays(
     tree = (times, initial, targets)
     dtype = jnp.result_type(float, *jax.tree.leaves(tree))
     times, (mean, covariance), targets = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+    # Traced covariances cannot raise: an invalid one gives NaN.
     valid, each = _is_covariance(covariance), jax.vmap(_is_covariance)(targets.covariance)
     return (
         times,
@@ -291,6 +297,7 @@ def _is_covariance(matrix: Float[Array, "d d"]) -> Bool[Array, ""]:
     """Whether the matrix is symmetric and positive semidefinite up to rounding."""
     matrix = jax.lax.stop_gradient(matrix)
     size = jnp.max(jnp.abs(matrix))
+    # Eigenvalues are known to a small multiple of d · eps times the largest entry.
     rounding = 8 * matrix.shape[0] * jnp.finfo(matrix.dtype).eps * size
     symmetric = jnp.max(jnp.abs(matrix - matrix.T)) <= rounding
     return symmetric & (jnp.min(eigh(matrix)[0]) >= -rounding)
@@ -308,6 +315,7 @@ def _forwards(times: Any) -> Any:
         return times
     times = times.astype(jnp.result_type(float, times))
     forwards = (jnp.diff(times, prepend=0) >= 0) & jnp.isfinite(times)
+    # From the first wrong time on all are NaN, as the integration passes through it.
     return nan_unless(jnp.cumsum(~forwards) == 0, times)
 
 
@@ -325,6 +333,7 @@ def _min_norm_field(
     def field(moments: Moments) -> tuple[Array, Array, Array]:
         matrices = inv(moments.covariance + smoothing) - precisions
         shifts = jnp.einsum("kij,kj->ki", precisions, targets.mean - moments.mean)
+        # Q_kl = E⟨v_k, v_l⟩ = tr(M_k Σ M_lᵀ) + ⟨c_k, c_l⟩.
         products = jnp.einsum("kij,lij->kl", matrices @ moments.covariance, matrices)
         weights = min_norm_weights(products + shifts @ shifts.T)
         return jnp.tensordot(weights, matrices, 1), weights @ shifts, weights
@@ -337,9 +346,12 @@ def _moment_flow(
 ) -> MomentFlow:
     """The solution with its weights, and how far half as many steps are from it."""
     check_count(2, num_substeps=num_substeps)
+    # At fourth order half as many steps have about 16 times the error: the difference is an upper
+    # estimate of the finer solution's.
     fine, coarse = solve(num_substeps), solve(num_substeps // 2)
     rows = lambda moments: jnp.concatenate([moments.mean[:, None], moments.covariance], axis=1)
     difference = jnp.abs(rows(fine) - rows(coarse)).max(axis=(1, 2))
+    # Relative to the largest entry, so that units do not matter.
     error = difference / jnp.abs(rows(fine)).max(axis=(1, 2))
     return MomentFlow(*fine, weights=jax.vmap(field)(fine)[2], error=error)
 

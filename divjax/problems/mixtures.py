@@ -93,6 +93,8 @@ class GaussianMixture:
                     check_symmetric("covariances", matrix)
         check_simplex("weights", leaves["weights"])
         weights, means, covariances = as_arrays(**leaves)
+        # Traced arguments cannot raise: the weights of an invalid mixture are NaN, and so is its
+        # density.
         valid = jnp.all(weights >= 0) & (jnp.abs(jnp.sum(weights) - 1) <= 1e-3)
         if covariances.ndim < 2:
             valid = valid & jnp.all(covariances > 0)
@@ -108,6 +110,7 @@ class GaussianMixture:
         if x.shape != (dim,):
             raise ValueError(f"x must be one point of shape ({dim},); got shape {x.shape}.")
         offsets = x - means
+        # Isotropic components need no factorisation.
         if covariances.ndim < 2:
             variances = jnp.broadcast_to(covariances, weights.shape)
             solved, log_det = offsets / variances[:, None], dim * jnp.log(variances)
@@ -161,6 +164,7 @@ class GaussianMixture:
         """Σ_c w_c [Σ_c + (μ_c − μ)(μ_c − μ)ᵀ]."""
         weights, means, covariances = self._law()
         offsets = means - weights @ means
+        # The law of total covariance: between the components' means, and within the components.
         between = jnp.einsum("c,ci,cj->ij", weights, offsets, offsets)
         if covariances.ndim < 2:
             variance = jnp.dot(weights, jnp.broadcast_to(covariances, weights.shape))
@@ -178,6 +182,7 @@ def _are_definite(matrices: Float[Array, "*c d d"]) -> Bool[Array, "*c"]:
     """Whether each is symmetric and positive definite."""
     matrices = jax.lax.stop_gradient(matrices)
     variances = jnp.diagonal(matrices, axis1=-2, axis2=-1)
+    # Asymmetry in units of standard deviations, so that no feature's scale decides.
     scale = jnp.sqrt(jnp.where(variances > 0, variances, 1))
     difference = jnp.abs(matrices - jnp.swapaxes(matrices, -1, -2))
     symmetric = difference <= LARGEST_ASYMMETRY * scale[..., :, None] * scale[..., None, :]

@@ -109,27 +109,34 @@ def js_lower_bound(
     confidence_level = jnp.asarray(confidence_level, dtype)
     delta = nan_unless((confidence_level > 0) & (confidence_level < 1), 1 - confidence_level)
     first = num_first_folds(num_folds)
+    # A union bound: half of δ is for the sequence, the other half is shared by the folds. Two folds
+    # have no sequence and spend all of δ.
     share = 2 if first else 1
     by_fold_delta = delta / (share * num_folds)
 
     # Which pair each row belongs to: the samples need not be of one size.
     count_p, count_q = (_counts(part.fold, num_folds) for part in held_out)
     pairs = jnp.minimum(count_p, count_q)
+    # A static bound on the pairs of a fold: its share of the smaller sample, with room for
+    # rounding.
     size = min(-(-part.fold.shape[0] // num_folds) for part in held_out) + 1
     slots = [
         _slots(part, count, pairs) for part, count in zip(held_out, (count_p, count_q), strict=True)
     ]
+    # The places of a fold beyond its own number of pairs are padding, "folds size".
     mask = jnp.arange(size) < pairs[:, None]
 
     # How each model's log ratios are best used, by its validation rows.
     num_pairs, deltas = pairs, jnp.full(num_folds, by_fold_delta)
     if first:
+        # The last entry is the model of the first folds, which bets on all pairs of the later ones.
         num_pairs = jnp.append(pairs, jnp.sum(pairs[first:]))
         deltas = jnp.append(deltas, delta / 2)
     transform = _best_transform(scores, num_pairs, -jnp.log(deltas), clip)
 
     def pair_values(u_p, u_q, model_of):
         """Each fold's pairs of gains, where `model_of` maps a fold to its model."""
+        # A pair is worth ½ gain(u_p) + ½ gain(−u_q), whose mean is at most JS for any u.
         gains_p, gains_q = (
             _pair_means(
                 transform.gain(sign * u, model_of[part.fold]), part.fold, slot, (num_folds, size)
@@ -140,6 +147,7 @@ def js_lower_bound(
 
     folds = jnp.arange(num_folds)
     by_fold = pair_values(held_out[0].log_ratio, held_out[1].log_ratio, folds)
+    # The clip bounds the terms, by ends that are fixed before the betting rows are seen.
     lower, upper = _gain(-transform.clip, jnp.inf), _gain(transform.clip, jnp.inf)
 
     def bet(values, lower, upper, mask):
@@ -147,16 +155,19 @@ def js_lower_bound(
             values, lower, upper, confidence_level=1 - by_fold_delta, mask=mask
         )
 
+    # The bounds of all folds hold together, so that the largest of them holds too.
     bound = jnp.max(jax.vmap(bet)(by_fold, lower[:num_folds], upper[:num_folds], mask))
     if first:
         # The last fold's own model has been fitted to all that came before.
         model_of = jnp.where(folds == num_folds - 1, folds, num_folds)
         values = pair_values(scores.first_p, scores.first_q, model_of).at[-1].set(by_fold[-1])
+        # A value is bounded by the clip of the model that bets on it.
         ends = (jnp.repeat(end[model_of[first:]], size) for end in (lower, upper))
         in_sequence = betting_lower_bound(
             values[first:].ravel(), *ends, confidence_level=1 - delta / 2, mask=mask[first:].ravel()
         )
         bound = jnp.maximum(bound, in_sequence)
+    # JS is never negative: 0 is a bound at any confidence. NaN passes through.
     return jnp.maximum(bound, 0)
 
 
@@ -179,6 +190,7 @@ def _slots(
     part: HeldOut, count: Int[Array, " folds"], pairs: Int[Array, " folds"]
 ) -> Int[Array, " n"]:
     """Which of its fold's pairs each row belongs to; the larger sample's are shared out."""
+    # The ranks of a fold are consecutive: less its start they count from 0.
     start = jnp.cumsum(count) - count
     return (part.rank - start[part.fold]) % jnp.maximum(pairs[part.fold], 1)
 
@@ -215,16 +227,21 @@ def _best_transform(
     def predicted(u_p, u_q, weights_p, weights_q, n, log_term, slope, clip):
         mean, variance = jnp.zeros((), dtype), jnp.zeros((), dtype)
         for u, weights in ((u_p, weights_p), (-u_q, weights_q)):
+            # Padding may hold NaN, which a weight of zero does not remove.
             gains = jnp.where(weights > 0, _gain(slope * u, clip), 0)
             own = jnp.dot(weights, gains)
+            # The rows of a pair are independent: half the sum of two gains has a quarter of the sum
+            # of their variances.
             mean += own / 2
             variance += jnp.dot(weights, (gains - own) ** 2) / 4
         # Of all but constant gains the variance is underestimated by few rows.
         variance = jnp.maximum(variance, 1e-4)
+        # The stake of the docstring, up to the largest that a value at the lower end allows.
         most = LARGEST_STAKE / (mean - _gain(-clip, jnp.inf))
         stake = jnp.minimum(jnp.sqrt(2 * log_term / (n * variance)), most)
         return mean - log_term / (n * stake) - stake * variance / 2
 
+    # The grid is the inner axis and models are the outer one: "models grid".
     over_grid = jax.vmap(predicted, (None,) * 6 + (0, 0))
     bounds = jax.vmap(over_grid, (0,) * 6 + (None, None))(
         *scores[2:], jnp.maximum(num_pairs, 1).astype(dtype), log_term, slopes, clips

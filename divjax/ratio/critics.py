@@ -48,6 +48,7 @@ class Critic:
     __repr__ = summary
 
     def _standard(self, z: Float[ArrayLike, "b d"]) -> Float[Array, "b d"]:
+        # The centre is subtracted before NumPy's float64 becomes float32.
         z = as_samples(z=z)[0] if self.center is None else self.center.subtract(z)
         return Standardizer(self.shift, self.scale, self.lower, self.upper).squash(z)
 
@@ -102,10 +103,12 @@ class Critic:
         """
         rows = jnp.arange(z.shape[0])[:, None]
         following = (rows + jnp.arange(1, num_negatives + 1)) % z.shape[0]
+        # All b² scores are one product of matrices, from which the wanted ones are picked.
         if self.network == "separable":
             g, h = self._encode(self._standard(z))
             scores = g @ h.T
             return jnp.diagonal(scores), jnp.take_along_axis(scores, following, axis=1)
+        # A joint network sees the b true pairs and the b·k false ones as one batch.
         x = jnp.broadcast_to(rows, following.shape)
         mixed = jnp.concatenate([z[x, : self.x_features], z[following, self.x_features :]], axis=-1)
         everything = self(jnp.concatenate([z, mixed.reshape(-1, z.shape[1])]))
@@ -137,6 +140,7 @@ def split_scores(
             f"scores must be a square matrix of at least two rows; got shape {scores.shape}."
         )
     rows = jnp.arange(scores.shape[0])
+    # Column i + j modulo b for j = 1, …, b − 1 leaves out the diagonal of row i alone.
     columns = (rows[:, None] + rows[None, 1:]) % scores.shape[0]
     return jnp.diagonal(scores), jnp.take_along_axis(scores, columns, axis=1)
 
@@ -168,4 +172,5 @@ def derangement(key: Key[Array, ""], n: int) -> Int[Array, " n"]:
     check_key(key)
     check_count(2, n=n)
     order = jax.random.permutation(key, n)
+    # Each element goes to its successor in a random circle, which is never itself for n ≥ 2.
     return jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))

@@ -141,20 +141,26 @@ def cross_fit(
     """
     keys = jax.random.split(key, plan.num_repeats)
     rows = Rows(p, q, weights_p, weights_q)
+    # The heads are fitted without derivatives: at their optimum the divergence does not move with
+    # them to first order.
     fixed = jax.lax.stop_gradient(rows)
     splits = jax.vmap(lambda key: _shuffle(key, fixed.weights, groups))(keys)
     members, train, validation, sequential = _fit_members(keys, fixed, splits, head, plan)
 
+    # Scores are differentiable in the rows, which is why they take `rows` and not `fixed`.
     score = lambda members, split: _score_held_out(rows, members, split, head, plan)
     raw, held_out, test = jax.vmap(score)(members, splits)
+    # `HeldOut` has no derivatives, so that calibrations are constants like the heads.
     calibrate = lambda held_out: _calibrate_folds(held_out, fixed.weights, plan)
     calibrations = jax.vmap(calibrate)(held_out)
+    # Every split scores each row once. Their mean has less of the variance of the fits.
     log_ratios = for_each(
         lambda u, fold: jnp.mean(jax.vmap(_calibrated)(u, fold, calibrations), axis=0),
         [(u, each.fold) for u, each in zip(raw, held_out, strict=True)],
     )
 
     members = jax.lax.stop_gradient(members._replace(calibration=calibrations))
+    # Tests and certificates use one split: given its models the scores of a fold are independent.
     first = jax.tree.map(lambda leaf: leaf[0], held_out)
     # Any member's standardisation will do.
     member = jax.tree.map(lambda leaf: leaf[0, 0], members)
@@ -201,6 +207,7 @@ def _fit_members(
         # Rows that the head remembers are scored without themselves, or the gap between training
         # and test would be that of copying.
         params = head.fit(jax.random.fold_in(key, stream), data)
+        # The gap between these losses and those of the tested rows measures overfitting.
         held = data.validation
         of_train = training_log_ratios(head, params, data.train)
         of_held = log_ratios(head, params, held.p, held.q)
@@ -215,6 +222,8 @@ def _fit_members(
     tested = np.stack([fold, fold + 1])
     first = num_first_folds(num_folds)
     if first:
+        # The extra task tests all folds from `first` on, and so is fitted to the earlier ones
+        # alone.
         repeat, fold = np.append(repeat, 0), np.append(fold, num_folds)
         tested = np.append(tested, [[first], [num_folds]], axis=1)
     tasks = (
@@ -232,11 +241,14 @@ def _fit_members(
         fitted = jax.lax.map(fit_member, tasks, batch_size=together)
 
     def by_fold(leaf):
+        # The extra task is no member of the ensemble.
         return leaf[: num_repeats * num_folds].reshape(num_repeats, num_folds, *leaf.shape[1:])
 
     members, (train, validation) = jax.tree.map(by_fold, fitted[:2])
     last = jax.tree.map(lambda leaf: leaf[-1], fitted[0])
+    # Only the scores of rows that this model has not seen are used.
     first_scores = log_ratios(head, last.params, *(_inputs(last, head, x) for x in rows[:2]))
+    # The first split's models, in the order of their folds, and then the extra one.
     models = np.append(np.arange(num_folds), [-1] * bool(first)).astype(int)
     sequential = SequentialScores(*first_scores, *(leaf[models] for leaf in fitted[2]))
     return members, train, validation, sequential
@@ -255,6 +267,8 @@ def _score_held_out(
         part = _parts(split, rows, (fold, fold + 1), plan)[0]
         p, q, *weights = part.of(*rows[:2])
         u_p, u_q = log_ratios(head, member.params, *(_inputs(member, head, x) for x in (p, q)))
+        # Back to the places of the rows. Padding repeats the index of a row in use: `add` leaves
+        # that row as it is, `set` would not.
         spread = [
             jnp.zeros(x.shape[0], u.dtype).at[index].add(jnp.where(weight > 0, u, 0))
             for x, index, weight, u in (
@@ -265,6 +279,7 @@ def _score_held_out(
         return spread, cross_entropy(u_p, u_q, *weights)
 
     each, losses = jax.vmap(test)(members, jnp.arange(plan.num_folds))
+    # A row with weight is tested by one member, so that the sum over folds is its log ratio.
     raw = [jnp.sum(u, axis=0) for u in each]
     folds = for_each(
         lambda places, weights: places.fold_of(weights, plan.num_folds),
@@ -284,6 +299,8 @@ def _calibrate_folds(
 
     def calibrate(fold):
         u_p, u_q = (each.log_ratio for each in held_out)
+        # The rows of the fold have no part in its calibration, or its log ratios would not be out
+        # of fold.
         others_p, others_q = (
             _normalize(jnp.where(each.fold == fold, 0, weight))
             for each, weight in zip(held_out, weights, strict=True)
@@ -338,6 +355,8 @@ class _Places(NamedTuple):
 
     def fold_of(self, weights: Float[Array, " n"], num_folds: int) -> Int[Array, " n"]:
         """The fold that tests each row; −1 for rows without weight."""
+        # Place r has its centre at (r + ½)/count and so lies in fold ⌊K (r + ½)/count⌋. Integers
+        # cannot round it into another fold.
         fold = (2 * self.rank + 1) * num_folds // (2 * jnp.maximum(self.count, 1))
         return jnp.where(weights > 0, fold, -1)
 
@@ -355,13 +374,16 @@ def _shuffle(
         return of_p, of_q
     n, size = weights[0].shape[0], groups.shape[0]
     used = jnp.concatenate(weights) > 0
+    # 1 for rows of p, 2 for those of q, 0 for rows without weight.
     row_kind = jnp.where(jnp.arange(size) < n, 1, 2) * used
     of_p, of_q = (jnp.zeros(size, bool).at[groups].max(row_kind == kind) for kind in (1, 2))
+    # 1 and 2 for groups of one sample alone, 3 for those of both, 0 for unused numbers.
     kind = of_p + 2 * of_q
     # Kind by kind in random order, entries without rows first.
     order = jnp.lexsort((jax.random.uniform(key, (size,)), kind))
     place = jnp.zeros(size, order.dtype).at[order].set(jnp.arange(size, dtype=order.dtype))
     counts = jnp.zeros(4, order.dtype).at[kind].add(1)
+    # Places are counted from 0 within each kind, and a row takes the place of its group.
     rank = place - (jnp.cumsum(counts) - counts)[kind]
     rank, count = rank[groups], counts[kind][groups]
     return _Places(None, rank[:n], count[:n]), _Places(None, rank[n:], count[n:])
@@ -415,10 +437,14 @@ def _split(
     if places.order is None:
         # All rows in each part: how many a group has is known only at run time.
         after = (places.rank - start) % jnp.maximum(used, 1)
+        # Ranks behind the tested stretch, which wrap around at the end: the tested ones are
+        # negative.
         outside = after - (stop - start)
         masks = outside < 0, outside >= held, (outside >= 0) & (outside < held)
         return [(jnp.arange(n), _normalize(jnp.where(mask, weights, 0))) for mask in masks]
 
+    # Without groups each part is a stretch of the order, of a size that is known up to rounding:
+    # gathered rows take less time and memory than masks of all of them.
     order, rest = places.order, 1 - 1 / num_folds
 
     def part(first, count, share):
@@ -443,6 +469,8 @@ def _normalize(weights: Float[Array, " n"]) -> Float[Array, " n"]:
 def _standardizer(train: Rows, head: Head, tie_counts: bool) -> Member:
     """A member whose inputs are standardised by the training rows, both samples alike."""
     x, weights = jnp.concatenate(train[:2]), jnp.concatenate(train.weights)
+    # Sorted, so that ties are counted by binary search; rows without weight are padding behind all
+    # values.
     values = jnp.sort(jnp.where(weights > 0, x.T, jnp.inf), axis=1) if tie_counts else None
     samples = zip(train[:2], train.weights, strict=True)
     standardizer = robust_standardizer(*samples, keep_tails=is_parametric(head))
@@ -491,6 +519,7 @@ def _features(
 
     def count(own, column):
         left, right = (jnp.searchsorted(own, column, side=side) for side in ("left", "right"))
+        # A training row is found among its own ties.
         return right - left - trained
 
     counts = jax.vmap(count, in_axes=(0, 1), out_axes=1)(values, x)
@@ -511,9 +540,13 @@ def _calibrate(
     identity = jnp.array([0.0, 1.0], u_p.dtype)
     if kind == "none":
         return identity
+    # A temperature has no intercept: its feature is zero, and so stays its coefficient.
     used = jnp.array([1.0 if kind == "platt" else 0.0, 1.0], u_p.dtype)
     phi_p, phi_q = (jnp.stack([jnp.ones_like(u), u], axis=1) * used for u in (u_p, u_q))
     weights = weights_p, weights_q
     penalty = jnp.full(2, CALIBRATION_PRIOR / num_rows(weights_p, weights_q), u_p.dtype)
+    # With u as offset the unknowns are the change from the identity, which the prior holds near
+    # zero.
     change = newton_logistic(phi_p, phi_q, *weights, penalty, u_p, u_q)
+    # Newton's method has no finite answer for infinite log ratios, which then stay uncalibrated.
     return identity + jnp.where(jnp.isfinite(change).all(), change, 0)

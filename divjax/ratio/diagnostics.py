@@ -121,6 +121,7 @@ def ties(
     not_nan_q = ~jnp.isnan(q).any(axis=0, where=used_q[:, None])
     valid = not_nan_p & not_nan_q & known_p & known_q
 
+    # Lattices show in the values as they are held, copies in the precision that both samples share.
     exact, common = _shares_as_held(p, q, *_ranks(x, y), used_p, used_q)
     lattice, _ = _excess(exact.columns, valid)
     _, copied = _excess(common.columns, valid)
@@ -167,8 +168,10 @@ def _ranks(x: Any, y: Any) -> tuple[_Ranks, _Ranks]:
     """Each feature's values by their ranks, of the samples of which NumPy holds more digits."""
     held = [as_numbers(name, sample, exact=True) for name, sample in (("x", x), ("y", y))]
     wide = [loses_digits(sample) for sample in held]
+    # JAX's dtype holds every digit: values can be compared as they are.
     if not any(wide):
         return None, None
+    # Equal values get equal ranks in one numbering of both samples, and JAX holds ranks exactly.
     rows = np.concatenate([sample for sample, has in zip(held, wide, strict=True) if has])
     ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in rows.T], axis=1)
     ranks = ranks.astype(np.int32)
@@ -193,6 +196,7 @@ def _shares_as_held(
     if ranks_p is None and ranks_q is None:
         found = _found(p, q, used_p, used_q)
         return found, found
+    # A sample without ranks is replaced by zeros, whose shares are not used below.
     exact = _found(_or_zeros(ranks_p, p), _or_zeros(ranks_q, q), used_p, used_q)
     if ranks_p is not None and ranks_q is not None:
         return exact, exact
@@ -220,6 +224,7 @@ def _shares_of_column(
 ) -> _Shares:
     """Of equal values."""
     used = jnp.concatenate([used_p, used_q])
+    # Used rows come first, with equal values next to each other.
     order = jnp.lexsort((column, ~used))
     values = column[order]
     return _shares(values[1:] == values[:-1], order, used_p, used_q)
@@ -237,8 +242,11 @@ def _shares_of_rows(
     bits = jax.lax.bitcast_convert_type(x if whole else x + 0.0, jnp.uint32).reshape(
         x.shape[0], -1
     )  # −0 is 0
+    # A linear hash modulo 2³². Odd factors are invertible: one word that changes always changes the
+    # hash.
     odd = np.random.default_rng(0).integers(0, 2**31, bits.shape[1], np.uint32) * 2 + 1
     code = jnp.sum(bits * jnp.asarray(odd), axis=1, dtype=jnp.uint32)
+    # A halved hash leaves the top bit free, which puts unused rows last.
     order = jnp.argsort(code // 2 + jnp.where(used, jnp.uint32(0), jnp.uint32(2**31)))
     x = x[order]
     return _shares((x[1:] == x[:-1]).all(axis=1), order, used_p, used_q)
@@ -251,13 +259,16 @@ def _shares(
     used_q: Bool[Array, " m"],
 ) -> _Shares:
     """The shares, from which of the rows in order equal the one before."""
+    # Which of the ordered rows are used rows of p, and which of q: "2 n+m".
     own = jnp.zeros((2, order.size), bool).at[0, : used_p.size].set(used_p)
     own = own.at[1, used_p.size :].set(used_q)[:, order]
     used = own.any(axis=0)
+    # A group is a run of equal used rows. An unused row is a group of its own.
     group = jnp.cumsum(jnp.append(False, ~(same & used[1:] & used[:-1])))
     counts = jnp.zeros(own.shape, int).at[:, group].add(own.astype(int))[:, group]
 
     def share(of: int, among: int, least: int) -> Float[Array, ""]:
+        # A row finds itself in its own sample, where `least` is therefore 2.
         return jnp.sum(own[of] & (counts[among] >= least)) / jnp.sum(own[of])
 
     return _Shares(share(0, 0, 2), share(1, 1, 2), share(0, 1, 1), share(1, 0, 1))

@@ -183,6 +183,7 @@ class ClassifierRatio(_CrossFitted):
                     f"head must be a head or one of {sorted(HEADS)}; got {self.head!r}."
                 )
             kind, network = HEADS[self.head], Network(hidden=tuple(self.hidden))
+            # Only the heads that train a network take `hidden`.
             options = {Auto: (network,), Network: (network.hidden,)}.get(kind, ())
             object.__setattr__(self, "head", kind(*options))
 
@@ -267,6 +268,7 @@ def _check_and_fit(key: Any, x: Any, y: Any, a: Any, b: Any, groups: Any, method
     key = own_key(key)
     if y is None:  # most often the key is missing, which the check above says
         raise ValueError("y is missing: fit takes a key, x and y.")
+    # NumPy's float64 is centred before it becomes float32, or an offset would take its digits.
     center, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
     check_full_precision("x", x)
     check_provides("head", method.head, ("fit", "__call__"), "a ratio head")
@@ -281,6 +283,7 @@ def _check_and_fit(key: Any, x: Any, y: Any, a: Any, b: Any, groups: Any, method
         if not isinstance(weight, Tracer):  # any scale, also one that the samples' dtype lacks
             weight = np.asarray(weight, np.float64)
             weight = weight / weight.max()
+        # Traced weights cannot be counted here: `_fit` returns NaN if they leave too few rows.
         count = num_rows if isinstance(weight, Tracer) else np.count_nonzero(weight)
         if count // method.pack < 2 * method.num_folds:
             units = "rows" if method.pack == 1 else f"packs of {method.pack}"
@@ -303,6 +306,7 @@ def _check_and_fit(key: Any, x: Any, y: Any, a: Any, b: Any, groups: Any, method
     n, m = len(x), len(y)
     rows, groups = _padded(rows, groups, padded_size(n), padded_size(m))
     fit = _fit(key, *rows, groups, method)
+    # Packs without weight come last, and go with the padding.
     return dataclasses.replace(fit.resized(n // method.pack, m // method.pack), center=center)
 
 
@@ -341,6 +345,7 @@ def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
     if groups is None:
         of_samples, counts = None, [jnp.sum(w > 0) // method.pack for w in (weights_p, weights_q)]
     else:
+        # Numbers from 0 on, by which arrays of groups are indexed.
         groups = number_labels(groups)
         of_samples = groups[: p.shape[0]], groups[p.shape[0] :]
         counts = [
@@ -350,13 +355,16 @@ def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
     # What is invalid is NaN from here on, so that no estimate of it is a number.
     samples = zip((p, q), (weights_p, weights_q), enough, strict=True)
     p, q = for_each(_valid_sample, samples)
+    # Ties are those of single rows: packs of rows hardly ever repeat.
     repeated = ties(p, q, weights_p, weights_q)
+    # At most one each, so that the products of a pack cannot overflow.
     weights_p, weights_q = weights_p / jnp.max(weights_p), weights_q / jnp.max(weights_q)
     # Packs are rows of their own; from here on a row is whatever is classified.
     if method.pack > 1:
         pack_p, pack_q = jax.random.split(pack_key)
         p, weights_p = _pack(pack_p, p, weights_p, method.pack)
         q, weights_q = _pack(pack_q, q, weights_q, method.pack)
+    # Sums of one make both samples weigh the same, whatever their sizes.
     weights_p, weights_q = weights_p / jnp.sum(weights_p), weights_q / jnp.sum(weights_q)
     plan = CrossFitting(
         method.num_folds,
@@ -403,12 +411,14 @@ def _valid_sample(
     It is invalid if it is too small, if a weight is negative, or if a row with weight holds NaN or
     infinity: a member that has not seen that row would report a finite number.
     """
+    # Padding is zeroed before the check, as it may hold anything.
     x = jnp.where(weights[:, None] > 0, x, 0)
     return nan_unless(enough & (weights >= 0).all() & jnp.isfinite(x).all(), x)
 
 
 def _num_groups(groups: Int[Array, " n"], weights: Float[Array, " n"]) -> Int[Array, ""]:
     """How many groups hold a row with weight."""
+    # Rows without weight share the label −1, which is not counted.
     used = jnp.where(weights > 0, groups, -1)
     return jnp.sum(jnp.unique(used, size=used.shape[0] + 1, fill_value=-1) >= 0)
 
@@ -418,9 +428,11 @@ def _pack(
 ) -> tuple[Float[Array, "packs size*d"], Float[Array, " packs"]]:
     """Rows in random tuples, those without weight last; what is left over goes."""
     used = weights > 0
+    # Uniform numbers are below 1: rows without weight come last, and are packed with each other.
     order = jnp.argsort(jnp.where(used, jax.random.uniform(key, used.shape), 2.0))
     packs = x.shape[0] // size
     order = order[: packs * size].reshape(packs, size)
+    # Independent rows: the importance weight of a tuple is the product of its rows' weights.
     return x[order].reshape(packs, -1), jnp.prod(weights[order], axis=1)
 
 

@@ -122,6 +122,8 @@ class RatioFit:
         if self.members.values is not None:
             features //= 2  # each is followed by its count of ties
         check_shape("x", x, "b", features)
+        # Padded to few sizes, batches of many sizes share a compiled program. Traced rows belong to
+        # the caller's program.
         if not can_be_padded((x, self)):
             return _log_ratio(self.members, self.head, x)
         num_rows = len(x)
@@ -254,6 +256,7 @@ class RatioFit:
         """
         held_out = self.held_out_p, self.held_out_q
         scores_p, scores_q = (jax.lax.stop_gradient(part.log_ratio) for part in held_out)
+        # One fold has one model, given which its rows' labels are exchangeable if p = q.
         first_p, first_q = (part.fold == 0 for part in held_out)
         return score_permutation_test(
             key,
@@ -343,6 +346,8 @@ class RatioFit:
 
         One program serves the fits of all heads, and of samples of about one size.
         """
+        # Without these the structure of the pytree, and so the compiled program, does not depend on
+        # the head.
         fit = dataclasses.replace(self, head=None, members=None, center=None)
         if fit.log_ratio_p.ndim > 1 or not can_be_padded(fit):
             return fit
@@ -392,6 +397,7 @@ def _resize(
     samples: tuple[_SampleRows, _SampleRows], sizes: tuple[int, int]
 ) -> tuple[_SampleRows, ...]:
     def resized(rows: _SampleRows, size: int) -> _SampleRows:
+        # The padding must have the structure of the rows, whose groups may be None.
         padding = _PADDING if rows.group is not None else _PADDING._replace(group=None)
         return jax.tree.map(lambda leaf, fill: pad_rows(leaf, size, fill), rows, padding)
 
@@ -406,8 +412,11 @@ _log_ratio = jax.jit(ensemble_log_ratio)
 def _divergence(fit: RatioFit, generator: Divergence, confidence_level: Any, base: Any) -> Estimate:
     samples = fit.log_ratio_p, fit.log_ratio_q
     weights = fit.weights_p, fit.weights_q
+    # Value and errors are computed without derivatives. `_first_order` adds those of the value.
     fixed = jax.lax.stop_gradient(samples)
     value, *influences = generator.plug_in(*fixed, *weights)
+    # To first order the error of the value is a sum of terms of mean zero, one for each row: its
+    # influence, centred in its sample.
     terms = [
         weight * (total - weighted_mean(total, weight))
         for weight, total in zip(
@@ -416,9 +425,12 @@ def _divergence(fit: RatioFit, generator: Divergence, confidence_level: Any, bas
     ]
     variance = _variance_of_sum(terms, fit.groups)
     diagnostics = _diagnostics(fit)
+    # The excess cross-entropy ε is a share of the gap, or what a probe has gained, if that is more.
+    # It moves the divergence by 4h(1)·ε, and u = 0 is the ratio 1.
     gap = jnp.maximum(diagnostics.generalization_gap, 0)
     missed = jnp.where(fit.misfit.significant, fit.misfit.gain, 0)
     shape = 4 * generator.h(jnp.zeros_like(gap)) * jnp.maximum(EXCESS_SHARE * gap, missed)
+    # The error of the ratio's scale counts up to as much as all the others together.
     scale = jnp.minimum(_normalization_error(fixed, weights, generator) ** 2, variance + shape**2)
     std_error = jnp.sqrt(variance + shape**2 + scale)
 
@@ -438,6 +450,7 @@ def _divergence(fit: RatioFit, generator: Divergence, confidence_level: Any, bas
     lower = jnp.minimum(jnp.where(bound[1] > lower, bound[1], lower), value)
     upper = jnp.where(upper < value, value, upper)
 
+    # The term is zero: it only carries the derivatives.
     value = value + _first_order(fit, generator, samples)
     value, std_error, lower, upper = (
         in_base(number, base) for number in (value, std_error, lower, upper)
@@ -471,13 +484,17 @@ def _certificate(fit: RatioFit, generator: Divergence, confidences: Array) -> Ar
     if not isinstance(generator, (JensenShannon, KL, ReverseKL)):
         return jnp.full_like(confidences, -jnp.inf)
     js = jax.vmap(lambda confidence_level: _certified_js(fit, confidence_level, None))(confidences)
+    # Either KL is at least Ξ(JS), and Ξ increases: a bound on JS gives one on both.
     bound = js if isinstance(generator, JensenShannon) else _kl_from_js(js)
+    # A bound of 0 carries no information and NaN is no bound: −∞ leaves the estimate as it is.
     return jnp.where(js > 0, bound, -jnp.inf)
 
 
 def _variance_of_sum(terms: list[Array], groups: Any) -> Float[Array, ""]:
     """Of independent terms of mean zero; of groups of them, which depend on each other within."""
     if groups is not None:
+        # Rows of one group, of both samples, are added before they are squared: so their
+        # covariances count.
         totals = jnp.zeros(sum(len(term) for term in terms), terms[0].dtype)
         for term, of in zip(terms, groups, strict=True):
             totals = totals.at[of].add(term)
@@ -504,8 +521,10 @@ def _certified_js(
 ) -> Float[Array, ""]:
     held_out, sequential = jax.lax.stop_gradient(((fit.held_out_p, fit.held_out_q), fit.sequential))
     bound = js_lower_bound(held_out, sequential, fit.test.shape[1], confidence_level, clip)
+    # Rows of one group are no independent draws, which betting requires.
     if fit.groups is not None:
         return jnp.full_like(bound, jnp.nan)
+    # Betting counts each row once. Equal weights may differ by their rounding.
     equal = [
         jnp.max(w) <= jnp.min(jnp.where(w > 0, w, jnp.inf)) * (1 + 1e-4)
         for w in (fit.weights_p, fit.weights_q)
@@ -517,6 +536,7 @@ def _certified_js(
 def _diagnostics(fit: RatioFit) -> Diagnostics:
     u_p, u_q = jax.lax.stop_gradient((fit.log_ratio_p, fit.log_ratio_q))
     weights_p, weights_q = fit.weights_p, fit.weights_q
+    # Ratios in units of the largest one, as e^u may overflow.
     largest = jnp.max(jnp.where(weights_q > 0, u_q, -jnp.inf))
     ratio = weights_q * jnp.exp(jnp.where(weights_q > 0, u_q - largest, -jnp.inf))
     rows = jnp.where(weights_p > 0, u_p, 0), jnp.where(weights_q > 0, u_q, 0)
@@ -539,7 +559,9 @@ def _first_order(fit: RatioFit, generator: Divergence, samples: Any) -> Float[Ar
     weights = fit.weights_p, fit.weights_q
     u_p, u_q = jax.lax.stop_gradient(samples)
     slopes = generator.sensitivities(u_p, u_q, *weights)
+    # An infinite slope times a zero tangent would be NaN.
     largest = jnp.finfo(fit.log_ratio_p.dtype).max
+    # Σ w·slope·(u − stop_gradient(u)) is zero, and its derivative that of the variational form.
     of_p, of_q = (
         jnp.dot(weight * jnp.clip(slope, -largest, largest), _tangent(u))
         for weight, slope, u in zip(weights, slopes, samples, strict=True)
@@ -566,8 +588,10 @@ def _recalibrated(fit: RatioFit, generator: Divergence, influences: Any, samples
         moved_p, moved_q = (change[0] + (1 + change[1]) * u for u in samples)
         return generator.plug_in(moved_p, moved_q, weights_p, weights_q).value
 
+    # The gradient of the divergence in (a, b) at the identity.
     slope = jax.grad(value)(jnp.zeros(2, u_p.dtype))
     phi_p, phi_q = (jnp.stack([jnp.ones_like(u), u], axis=1) for u in samples)
+    # The probability v of the wrong label gives the score, ½φv, and the curvature, ½φφᵀv(1 − v).
     wrong_p, wrong_q = jax.nn.sigmoid(-u_p), jax.nn.sigmoid(u_q)
     curvature_p = weights_p * wrong_p * (1 - wrong_p) / 2
     curvature_q = weights_q * wrong_q * (1 - wrong_q) / 2
@@ -576,6 +600,7 @@ def _recalibrated(fit: RatioFit, generator: Divergence, influences: Any, samples
     # coefficients without one, so that a stronger one would understate their errors.
     prior = jnp.eye(2, dtype=u_p.dtype) / num_rows(weights_p, weights_q)
     direction = linalg.solve(hessian + prior, slope)
+    # The scores of p and of q have opposite signs.
     influence_p, influence_q = influences
     return (
         influence_p + (phi_p @ direction) * wrong_p / 2,

@@ -123,12 +123,15 @@ class Average:
             limit = _limit(u_p, u_q, held.weights, largest)
             u_p, u_q = (jnp.clip(u, -limit, limit) for u in (u_p, u_q))
             loss = cross_entropy(u_p, u_q, *held.weights)
+            # A head that predicts NaN gets no weight and does not spoil the others.
             return limit, jnp.where(jnp.isnan(loss), jnp.inf, loss)
 
         fitted = zip(self.heads, params, strict=True)
         each = for_each(limit_and_loss, [log_ratios(*pair, held.p, held.q) for pair in fitted])
         limits, losses = map(jnp.stack, zip(*each, strict=True))
+        # Likelihoods of the validation rows, exp(−rows · cross-entropy), normalised.
         weights = jax.nn.softmax(-num_rows(*held.weights) * losses)
+        # A hyper-parameter that is NaN is an error of the user, which a weight of zero would hide.
         return params, nan_unless(~_any_nan(self.heads), weights), limits
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -172,15 +175,19 @@ def _limit(
 
     def gain(limit):
         def mean_and_variance(u, weight):
+            # The gain is over the outermost limit, which holds in any case.
             u = jnp.where(weight > 0, jnp.clip(u, -largest, largest), 0)
             less = jax.nn.softplus(-u) - jax.nn.softplus(-jnp.clip(u, -limit, limit))
+            # With weights that sum to one the mean has the variance Σw²(x − x̄)²/(1 − Σw²).
             mean, squares = jnp.dot(weight, less), weight**2
             return mean, squares @ (less - mean) ** 2 / (1 - jnp.sum(squares))
 
+        # Under q the log ratio has the other sign, so that one formula serves both samples.
         each = for_each(mean_and_variance, zip((u_p, -u_q), weights, strict=True))
         mean, variance = (sum(parts) for parts in zip(*each, strict=True))
         return jnp.where(mean > 2 * jnp.sqrt(variance), mean / 2, 0)
 
+    # The last entry is the outermost limit, over which it gains nothing.
     limits = jnp.append(jnp.minimum(jnp.asarray(_LIMITS, largest.dtype), largest), largest)
     gains = jax.vmap(gain)(limits).at[-1].set(0)
     best = jnp.argmax(gains)
@@ -220,6 +227,7 @@ class Tuned:
             params = head.fit(key, fold)
             return (head, params), validation_loss(head, params, fold)
 
+        # All settings train together, from one key: only the setting differs between them.
         (settings, params), losses = jax.vmap(one)(self.head)
         best, params = jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], (settings, params))
         # An invalid setting is an error of the user's, not one that others are better than.
@@ -296,6 +304,7 @@ class GaussianDiscriminant:
 
         def log_density(mean, whitener):
             white = jnp.matmul(z - mean, whitener.T, precision="highest")
+            # log det C = −2 Σ log W_ii. The constant with 2π cancels in the difference.
             return jnp.sum(jnp.log(jnp.diag(whitener))) - jnp.sum(white**2, axis=1) / 2
 
         p, q = params
@@ -307,6 +316,7 @@ def _gaussian(
 ) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
     """The mean, and the lower-triangular W with W C Wᵀ = 1 for the shrunk covariance C."""
     d, dtype = x.shape[1], x.dtype
+    # Padding may hold NaN, which a weight of zero does not remove.
     x = jnp.where(weights[:, None] > 0, x, 0)
     mean = weights @ x
     centered = jnp.sqrt(weights)[:, None] * (x - mean)
@@ -318,12 +328,14 @@ def _gaussian(
     # that the answer stays a number.
     variance = jnp.maximum(variance, 1e-6)
     scale = jnp.sqrt(variance)
+    # Correlations are shrunk rather than covariances, as features may differ in variance.
     correlation = (1 - shrinkage) * covariance / (scale[:, None] * scale)
     correlation = (
         correlation
         - jnp.diag(jnp.diag(correlation))
         + jnp.eye(d, dtype=dtype) * (1 + d * jnp.finfo(dtype).eps * 10)
     )
+    # C = S L Lᵀ S with S = diag(scale), so that W = L⁻¹ S⁻¹.
     factor = linalg.cholesky(correlation)
     whitener = linalg.solve_triangular(factor, jnp.diag(1 / scale))
     return mean, whitener
@@ -397,9 +409,12 @@ class Network:
         start_key, init_key, fit_key = jax.random.split(key, 3)
         start = self.start.fit(start_key, fold)
         p, q, *weights = fold.train
+        # The start is a fixed offset of the logits. Training rows that it remembers are scored
+        # without themselves, or the network would learn to trust it too much.
         offset_p, offset_q = training_log_ratios(self.start, start, fold.train)
         held = jnp.concatenate(fold.validation[:2])
         fixed = self.start(start, held)
+        # Equally many rows of p and of q leave no prior shift log(n/m) in the logits.
         half = -(-self.batch_size // 2)
         draw = row_sampler(*weights)
         # One sign a row: a slice for each sample would be padded again in the gradient.
@@ -409,12 +424,15 @@ class Network:
             i, j = draw(key, half)
             logits = self.apply(params, jnp.concatenate([p[i], q[j]]))[:, 0]
             logits = logits + jnp.concatenate([offset_p[i], offset_q[j]])
+            # Rows are drawn in proportion to their weights: the plain mean is the balanced
+            # cross-entropy.
             return jnp.mean(jax.nn.softplus(-sign * logits))
 
         def validate(params):
             u = fixed + self.apply(params, held)[:, 0]
             u_p, u_q = jnp.split(u, [fold.validation.p.shape[0]])
             value = cross_entropy(u_p, u_q, *fold.validation.weights)
+            # Infinity is never the best loss, while comparisons with NaN are always false.
             return jnp.where(jnp.isnan(value), jnp.inf, value)
 
         params = self.init(init_key, p.shape[1], p.dtype)
@@ -481,6 +499,7 @@ def row_sampler(*weights: Float[Array, " n"]) -> Callable[[Key[Array, ""], int],
     cumulative = for_each(jnp.cumsum, [(weight,) for weight in weights])
 
     def of_sample(mass: Float[Array, " n"], level: Float[Array, " count"]) -> Int[Array, " count"]:
+        # Rounding may put a level beyond all of the mass.
         return jnp.minimum(jnp.searchsorted(mass, level * mass[-1]), mass.shape[0] - 1)
 
     def draw(key: Key[Array, ""], count: int) -> list[Array]:

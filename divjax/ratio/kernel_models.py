@@ -77,6 +77,7 @@ def median_distance(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Floa
     total = jnp.sum(weights)
 
     def share(matrix: Float[Array, "n n"]) -> Float[Array, ""]:
+        # The mean of the matrix over two independent draws of rows, wᵀMw/(Σw)².
         return jnp.dot(weights, jnp.matmul(matrix, weights, precision="highest")) / total**2
 
     def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -85,9 +86,11 @@ def median_distance(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Floa
         enough = share((squared <= middle).astype(x.dtype)) >= 0.5
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
+    # Rows without weight must not widen the bracket, which fixes the precision.
     both = (weights[:, None] > 0) & (weights > 0)
     largest = jnp.max(jnp.where(both, squared, 0))
     low, high = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(largest), largest))
+    # The lower end stays at 0 if half of the pairs coincide. The mean square stands in.
     chosen = jnp.where(low > 0, high, share(squared))
     return jnp.where(chosen > 0, jnp.sqrt(jnp.where(chosen > 0, chosen, 1)), 1)
 
@@ -127,6 +130,7 @@ def draw_basis(
     p = jnp.where(weights_p[:, None] > 0, p, 0)
     q = jnp.where(weights_q[:, None] > 0, q, 0)
     centers = p[index]
+    # Bandwidths are given in this unit, so that they do not depend on the features' scale.
     unit = median_distance(centers, active.astype(p.dtype))
     bandwidths = grid(bandwidth, p.dtype)
     bandwidths = nan_unless((bandwidths > 0).all(), bandwidths)
@@ -166,4 +170,5 @@ def log_ratio(
     # r ≤ exp(log_cap) means r_α ≤ 1 / (α + (1−α) exp(−log_cap)), which is below 1/α.
     highest = -jnp.log(alpha + (1 - alpha) * jnp.exp(-params.log_cap))
     log_relative = jnp.minimum(log_relative, highest)
+    # The formula of the docstring in logarithms. The cap keeps α r_α below one.
     return jnp.log1p(-alpha) + log_relative - jnp.log1p(-alpha * jnp.exp(log_relative))

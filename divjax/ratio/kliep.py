@@ -73,7 +73,9 @@ def _responses(
     likelihoods: Float[Array, "n l"], masses: Float[Array, " n"], weights: Float[Array, " l"]
 ) -> tuple[Float[Array, " n"], Float[Array, " l"]]:
     """√a_i/(Aπ)_i, and Aᵀ(a/Aπ): one minus the gradient."""
+    # A mixture may underflow to zero at a row.
     inverse = 1 / jnp.maximum(_matmul(likelihoods, weights), jnp.finfo(weights.dtype).tiny)
+    # The root has no finite derivative at a mass of zero, and enters the Hessian alone.
     return jnp.sqrt(_stop(masses)) * inverse, _matmul(masses * inverse, likelihoods)
 
 
@@ -90,10 +92,13 @@ def _newton_step(
     weights, slacks = point
     root, image = _responses(likelihoods, masses, weights)
     scale = jnp.sqrt(weights / slacks)
+    # The Hessian is BᵀB with rows √a_i A_i/(Aπ)_i. Its derivatives do not count: at the solution
+    # they are multiplied by a step of zero.
     root = _stop(likelihoods * root[:, None] * scale)
     identity = jnp.eye(weights.shape[0], dtype=weights.dtype)
     factor = linalg.cholesky(identity + _matmul(root.T, root))
     change = scale * linalg.cho_solve(factor, scale * (target / weights - 1 + image))
+    # πs = target to first order: Δs = (target − sΔπ)/π − s.
     return _Point(change, (target - slacks * change) / weights - slacks)
 
 
@@ -108,19 +113,23 @@ def _interior_point(
         """Of the step, at most one, that stays short of the first zero."""
         falls = changes < 0
         longest = jnp.min(jnp.where(falls, -values / jnp.where(falls, changes, -1), jnp.inf))
+        # Short of the boundary both weights and slacks stay positive.
         return jnp.minimum(0.95 * longest, 1)
 
     def step(_: Any, state: tuple[_Point, Array]) -> tuple[_Point, Array]:
         point, last = state
         # After a step that the boundary cut short, first back towards the centre.
         share = jnp.clip(jnp.square(1 - last), 0.05, 0.8)
+        # The next πs is a share of the present mean, which falls to zero along the central path.
         target = jnp.maximum(share * jnp.mean(point.weights * point.slacks), lowest)
         change = _newton_step(likelihoods, masses, point, target)
+        # Weights and slacks each go as far as their own boundary allows.
         lengths = jax.tree.map(length, point, change)
         moved = jax.tree.map(lambda v, size, dv: v + size * dv, point, lengths, change)
         return moved, jnp.minimum(*lengths)
 
     uniform = jnp.full(size, 1 / size, dtype)
+    # The slacks are the gradient 1 − Aᵀ(a/Aπ), which may be negative at the uniform mixture.
     slacks = jnp.maximum(1 - _responses(likelihoods, masses, uniform)[1], 0.1)
     start = _Point(uniform, slacks), jnp.zeros((), dtype)
     return jax.lax.fori_loop(0, num_steps, step, start)[0]
@@ -135,6 +144,7 @@ def _with_derivative(
     # At the solution the step is zero and only its derivative counts; elsewhere it may not leave.
     weights = jnp.where(jnp.abs(_stop(change)) <= 0.5 * weights, weights + change, weights)
     weights = weights / jnp.sum(weights)
+    # Lindsay's bound: this logarithm is zero at the maximum, where no Aᵀ(a/Aπ) exceeds one.
     largest = jnp.max(_stop(_responses(likelihoods, masses, weights)[1]))
     return weights, jnp.maximum(jnp.log(largest), 0)
 
@@ -146,6 +156,7 @@ def _mixture(
     scale = -0.5 / jnp.square(bandwidth)
     log_means = jax.nn.logsumexp(basis.squared_q * scale, 0, b=masses_q[:, None])
     logs = jnp.where(basis.active, basis.squared_p * scale - log_means, -jnp.inf)
+    # A factor of a row adds a constant to the log likelihood: the largest kernel becomes one.
     return jnp.exp(logs - _stop(jnp.max(logs, axis=1, keepdims=True))), log_means
 
 
@@ -226,10 +237,12 @@ class KLIEPHead:
         check_scalar(floor=self.floor)
         basis = draw_basis(key, fold, self.num_centers, self.bandwidth)
 
+        # The choice of a bandwidth has no derivative, and neither have the steps to its solution.
         scores, points = _stop(self._candidates(*_stop((basis, fold))))
         best = jnp.argmax(jnp.where(jnp.isfinite(scores), scores, -jnp.inf))
         bandwidth = basis.bandwidths[best]
         masses_p, masses_q = fold.train.weights
+        # The mixture of the chosen bandwidth once more, with derivatives in the rows.
         likelihoods, log_means = _mixture(basis, masses_q, bandwidth)
         point = jax.tree.map(lambda leaf: leaf[best], points)
         weights, gap = _with_derivative(likelihoods, masses_p, point)
@@ -239,6 +252,7 @@ class KLIEPHead:
         """The validation score and the solution for each bandwidth."""
         masses_p, masses_q = fold.train.weights
         p, q, *weights = fold.validation
+        # Padding may hold NaN, which kernels would pass on.
         p, q = (
             jnp.where(weight[:, None] > 0, x, 0) for x, weight in zip((p, q), weights, strict=True)
         )
@@ -249,9 +263,11 @@ class KLIEPHead:
             params = _mixture_model(
                 basis, masses_q, bandwidth, point.weights, log_means, jnp.zeros_like(bandwidth)
             )
+            # The constraint E_q[r̂] = 1 holds on the training rows; here it is part of the score.
             log_mean = jax.nn.logsumexp(self(params, q), b=weights[1])
             return jnp.dot(weights[0], self(params, p)) - log_mean, point
 
+        # One bandwidth after the other needs the memory of one.
         return jax.lax.map(candidate, basis.bandwidths)
 
     def __call__(self, params: KernelRatio, z: Float[Array, "b d"]) -> Float[Array, " b"]:

@@ -114,6 +114,7 @@ class BoundFit(NamedTuple):
         groups = self.u_p.shape[0]
         if groups < 2:
             raise ValueError("num_groups must be at least 2 for a standard error; got 1.")
+        # g groups leave g − 1 degrees of freedom.
         quantile = float(scipy.special.stdtrit(groups - 1, 0.5 + confidence_level / 2))
         # A function of one's own may refer to what changes between calls: it is not compiled in.
         ours = isinstance(read_out, (str, Generator))
@@ -132,12 +133,15 @@ def _jackknife(
     groups = groups_p.shape[0]
     u_p, u_q = _ungrouped(groups_p, groups_q)
     value = read_out(u_p, u_q)
+    # Row g holds all groups except for g, "g g-1".
     others = (jnp.arange(groups)[:, None] + jnp.arange(1, groups)) % groups
     without = jax.lax.map(
         lambda kept: read_out(*_ungrouped(groups_p[kept], groups_q[kept])), others
     )
+    # The jackknife's variance (g − 1)/g Σ_g (v_{−g} − v̄)², with v_{−g} the value without group g.
     std_error = jnp.sqrt((groups - 1) * jnp.mean(jnp.square(without - jnp.mean(without))))
     half = quantile * std_error
+    # Sums of e^T in log space, as a critic may be beyond the range of exp.
     log_sum = jax.nn.logsumexp(u_q)
     diagnostics = BoundDiagnostics(
         mean_ratio=jnp.exp(log_sum - math.log(u_q.size)),
@@ -248,6 +252,7 @@ class DivergenceBound:
         center, x, y = self._centered(x, y)
         self._check(x, y)
         fitted = _fit(key, x, y, self)
+        # The critic will be given rows as they are, not centred ones.
         return fitted._replace(critic=dataclasses.replace(fitted.critic, center=center))
 
     def _fit(self, key: Key[Array, ""], x: Array, y: Array) -> BoundFit:
@@ -275,6 +280,7 @@ class DivergenceBound:
 
         def validate(params: Any) -> Float[Array, ""]:
             values = self._evaluate(critic.replace(params[0]), *validation)
+            # All groups at once: the bias of a bound depends on the size of its sample.
             return -self._value(*_ungrouped(*values))
 
         trained = self._train(fit_key, critic, draw, self._start(critic), validate)
@@ -333,6 +339,7 @@ class DivergenceBound:
         start = self.init(init_key, sample) if start is None else start
         trained = self._train(fit_key, critic, sample, start)
         critic = critic.replace(trained.params[0])
+        # Fresh batches, one for each group, take the place of held-out rows.
         u_p, u_q = jax.lax.map(
             lambda key: self._values(critic, *sample(key)),
             jax.random.split(held_out_key, self.num_groups),
@@ -344,6 +351,7 @@ class DivergenceBound:
         """The centre of a critic's rows, and both samples without it, of one dtype."""
         if not self._paired:
             return centered_samples(x=x, y=y)
+        # x and y are columns of one row, each with a centre of its own.
         (of_x, x), (of_y, y) = centered_samples(x=x), centered_samples(y=y)
         dtype = jnp.result_type(x, y)
         high, low = map(jnp.append, (of_x.high, of_x.low), (of_y.high, of_y.low))
@@ -354,6 +362,7 @@ class DivergenceBound:
         x, y = jax.eval_shape(sample, jax.random.key(0))
         self._check(x, y)
         ones = jnp.ones(jax.eval_shape(self._joined, x, y).shape[1], x.dtype)
+        # Mean 0, scale 1 and infinite limits leave every row as it is.
         limit = jnp.full_like(ones, jnp.inf)
         return self._critic(x.shape[1], Standardizer(0 * ones, ones, -limit, limit))
 
@@ -368,6 +377,7 @@ class DivergenceBound:
 
     def _parts(self, name: str, rows: Array) -> tuple[Array, Array, Array]:
         """Rows to train on, and groups "g n d" to validate on and to hold out."""
+        # A fifth of the rows validates and a fifth is held out, each in groups of one size.
         size = rows.shape[0] // 5 // self.num_groups
         if size < 2:
             raise ValueError(
@@ -480,6 +490,8 @@ class MutualInformationBound(DivergenceBound):
             check_count(1, num_negatives=self.num_negatives)
 
     def _values(self, critic: Critic, x: Array, y: Array) -> tuple[Array, Array]:
+        # Groups larger than a batch use as many false pairs as a batch does: their number is part
+        # of the bound.
         most = min(self.batch_size, x.shape[0]) - 1
         wanted = most if self.num_negatives is None else min(self.num_negatives, x.shape[0] - 1)
         return critic.at_pairs(self._joined(x, y), wanted)

@@ -100,13 +100,17 @@ def leave_one_out_score(
     def left_out(features: Array, mass: Array, mixture_mass: Array) -> Array:
         """r₋ at each row."""
         inverse = linalg.cho_solve(factor, features.T).T
+        # ψᵀ(H + λI)⁻¹ψ and ψᵀ(H + λI)⁻¹(h − aψ), the two products of the rank-one change.
         leverage = jnp.sum(features * inverse, axis=1)
         without = _matmul(features, theta) - mass * leverage
         change = mixture_mass * without / jnp.maximum(1 - mixture_mass * leverage, epsilon) - mass
+        # Both samples are normalised without the row.
         scale = (1 - mixture_mass) / jnp.maximum(1 - mass, epsilon)
+        # θ₋ differs between rows: "n l", clipped like the fit.
         parameters = jnp.maximum(theta + change[:, None] * inverse, 0)
         return scale * jnp.sum(features * parameters, axis=1)
 
+    # (a, c) is (a, αa) for a row of p and (0, (1−α)b) for one of q.
     at_p = left_out(features_p, weights_p, relative * weights_p)
     at_q = left_out(features_q, jnp.zeros_like(weights_q), (1 - relative) * weights_q)
     squares = relative * jnp.dot(weights_p, at_p**2) + (1 - relative) * jnp.dot(weights_q, at_q**2)
@@ -200,26 +204,32 @@ class LeastSquaresHead:
         ridges, alpha = grid(self.ridge, dtype), jnp.asarray(self.relative, dtype)
         masses = fold.train.weights
 
+        # The choice of bandwidth and ridge is a constant: no derivative goes through the grid.
         fixed, fixed_masses, fixed_alpha, fixed_ridges = _stop((basis, masses, alpha, ridges))
 
         def scores(bandwidth: Float[Array, ""]) -> Float[Array, " r"]:
             args = (*_features(fixed, bandwidth), *fixed_masses, fixed_alpha)
             return jax.vmap(lambda ridge: leave_one_out_score(*args, ridge))(fixed_ridges)
 
+        # One bandwidth after the other bounds the memory; its ridges share the kernels. "g r".
         table = jax.lax.map(scores, fixed.bandwidths)
+        # A failed factorisation gives NaN, which must not be chosen.
         best = jnp.argmin(jnp.where(jnp.isfinite(table), table, jnp.inf))
         row, column = jnp.unravel_index(best, table.shape)
         bandwidth = basis.bandwidths[row]
 
+        # The chosen model once more, with derivatives in the rows and weights.
         of_p, of_q = _features(basis, bandwidth)
         theta = _normal_equations(of_p, of_q, *masses, alpha, ridges[column])[2]
         theta = jnp.where(basis.active, jnp.maximum(theta, 0), 0)
+        # E_m[r̂] over the mixture m, one for the true ratio, must not vanish as a divisor.
         mean_p, mean_q = (
             jnp.dot(mass, _matmul(of, theta)) for mass, of in zip(masses, (of_p, of_q), strict=True)
         )
         mean = jnp.maximum(alpha * mean_p + (1 - alpha) * mean_q, jnp.finfo(dtype).tiny)
         log_weights = safe_log(theta) - jnp.log(mean)
         log_weights = nan_unless((ridges > 0).all(), log_weights)
+        # A linear system is solved exactly: the gap is zero.
         zero = jnp.zeros((), dtype)
         return KernelRatio(
             basis.centers, log_weights, bandwidth, log_cap(fold.train.weights_q), zero

@@ -43,6 +43,7 @@ class _Logistic:
         ridges = jnp.ravel(jnp.asarray(self.ridge, phi_p.dtype))
         # The first feature is the constant, which needs no prior to speak of.
         free = jnp.ones(phi_p.shape[1], phi_p.dtype).at[0].set(1e-3)
+        # The prior's precision is in rows while the loss is a mean over rows: hence the division.
         coefficients = jax.vmap(
             lambda ridge: newton_logistic(phi_p, phi_q, *weights, ridge * free)
         )(ridges / num_rows(*weights))
@@ -121,6 +122,7 @@ class RandomFourier(_Logistic):
         frequency_key, phase_key = jax.random.split(key)
         d, dtype = fold.train.p.shape[1], fold.train.p.dtype
         bandwidth = jnp.asarray(self.bandwidth, dtype)
+        # Distances between standardised rows grow as √d, and the bandwidth with them.
         scale = nan_unless(bandwidth > 0, bandwidth) * math.sqrt(d)
         frequencies = jax.random.normal(frequency_key, (d, self.num_features), dtype) / scale
         phases = jax.random.uniform(phase_key, (self.num_features,), dtype, maxval=2 * np.pi)
@@ -149,6 +151,8 @@ def newton_logistic(
     First derivatives, in both modes, are those of the minimiser by the implicit function theorem.
     """
     phi = jnp.concatenate([phi_p, phi_q])
+    # One problem for both samples: rows of q enter by −u, and halved weights that sum to one make
+    # the loss balanced.
     sign = jnp.concatenate([jnp.ones_like(weights_p), -jnp.ones_like(weights_q)])
     weights = jnp.concatenate([weights_p, weights_q]) / 2
     # A row without weight must not enter, whatever it holds.
@@ -198,12 +202,14 @@ def _minimizer(max_steps: int, problem: _Problem) -> Float[Array, " m"]:
         c, _, count = carry
         logit, gradient = problem.offset + problem.phi @ c, problem.gradient(c)
         direction = cho_solve(problem.factor(c), gradient)
+        # gᵀH⁻¹g is twice the fall that the quadratic model predicts, and the convergence measure.
         decrement, moved = jnp.dot(gradient, direction), problem.phi @ direction
         current = problem.loss(logit, c)
 
         def too_long(length):
             """Where the loss does not fall by a quarter of its slope; down to no step at all."""
             fall = current - problem.loss(logit - length * moved, c - length * direction)
+            # Armijo's condition, up to the rounding of the loss.
             enough = fall >= length * decrement / 4 - 4 * eps * current
             return ~enough & (length > 0)
 
@@ -212,12 +218,14 @@ def _minimizer(max_steps: int, problem: _Problem) -> Float[Array, " m"]:
             length > 1e-6, length * jnp.where(length > 0.1, 0.5, 0.1), 0
         )
         length = jax.lax.while_loop(too_long, shorter, jnp.ones((), dtype))
+        # Without a step that lowers the loss c stays, even if the direction is not finite.
         return jnp.where(length > 0, c - length * direction, c), decrement, count + 1
 
     def unfinished(carry):
         _, decrement, count = carry
         return (decrement > 100 * eps) & (count < max_steps)
 
+    # No decrement is known before the first step: infinity lets the loop begin.
     start = jnp.zeros(m, dtype), jnp.asarray(jnp.inf, dtype), 0
     return jax.lax.while_loop(unfinished, step, start)[0]
 
@@ -226,5 +234,6 @@ def _minimizer(max_steps: int, problem: _Problem) -> Float[Array, " m"]:
 def _(max_steps: int, primals: tuple[_Problem], tangents: tuple[_Problem]) -> tuple[Array, Array]:
     """The minimiser moves by −H⁻¹ times what its gradient changes by."""
     c = _minimizer(max_steps, *primals)
+    # The condition gradient(c) = 0, differentiated in the problem at fixed c.
     change = jax.jvp(lambda problem: problem.gradient(c), primals, tangents)[1]
     return c, -cho_solve(primals[0].factor(c), change)

@@ -86,6 +86,7 @@ def project_box_slab(
     def mean(shift: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.dot(masses, jnp.clip(v - shift, 0, bound))
 
+    # The constraint is slack if the clipped v has its mean in the slab already.
     here = mean(jnp.zeros((), v.dtype))
     target = jnp.clip(here, 1 - tolerance, 1 + tolerance)
 
@@ -95,12 +96,14 @@ def project_box_slab(
         above = mean(middle) > target
         return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
+    # Over this bracket the mean falls from B to 0.
     low, high = jax.lax.fori_loop(0, 30, halve, (jnp.min(v) - bound, jnp.max(v)))
     shift = 0.5 * (low + high)
     # On the entries between the bounds the mean is linear in the shift.
     slope = jnp.dot(masses, ((v > shift) & (v < shift + bound)).astype(v.dtype))
     exact = shift + (mean(shift) - target) / jnp.where(slope > 0, slope, 1)
     shift = jnp.where(slope > 0, jnp.clip(exact, low, high), shift)
+    # No shift at all in the slack case, however close bisection comes to zero.
     return jnp.clip(v - jnp.where(here == target, 0, shift), 0, bound)
 
 
@@ -117,6 +120,7 @@ def _least_linear(
     order = jnp.argsort(slopes)
     slopes, most = slopes[order], bound * masses[order]
     before = jnp.cumsum(most) - most
+    # A row takes what the budget leaves after the rows before it, up to its own bound.
     budget = jnp.where(slopes < 0, 1 + tolerance, 1 - tolerance)
     return jnp.dot(slopes, jnp.clip(budget - before, 0, most))
 
@@ -234,17 +238,22 @@ class KernelMeanMatching:
 
         no_gradient = jnp.zeros((p.shape[0], 0), p.dtype)
         mean_p = lambda z: kernel_sums(kernel, z, p, a[:, None], no_gradient)[0][:, 0]
+        # ⟨k(y_j, ·), μ_p⟩ and ‖μ_p‖² with μ_p = Σ_i a_i k(x_i, ·).
         target, self_term = mean_p(q), jnp.dot(a, mean_p(p))
         gram = kernel(q)
+        # By the envelope theorem the optimal weights are constants in the derivative of mmd.
         weights = _stop(_match(_stop(gram), _stop(target), b, bound, tolerance, self.num_steps))
 
         masses = b * weights
+        # With masses m = bw and the target t, Km − t is the gradient of ½ mmd² in the inner product
+        # of b, and mmd² = mᵀKm − 2mᵀt + ‖μ_p‖².
         witness = _matmul(gram, masses) - target
         squared = jnp.dot(masses, witness - target) + self_term
         # Rounding may leave less than zero.
         mmd = safe_sqrt(jnp.maximum(squared, 0))
 
         slopes = _stop(witness)
+        # max_v ⟨∇, w − v⟩ over the feasible v bounds the distance from the minimum, by convexity.
         gap = jnp.dot(masses, slopes) - _least_linear(slopes, b, bound, tolerance)
         rounding = 8 * jnp.finfo(q.dtype).eps * bound
         feasible = jnp.abs(jnp.sum(masses) - 1) <= tolerance + rounding
@@ -288,6 +297,8 @@ def _match(
     curvature = jnp.max(jnp.where(masses > 0, _matmul(gram, masses), 0))
 
     def step(_: Any, s: _Step) -> _Step:
+        # Nesterov's momentum. Images under K are linear in the weights and extrapolated likewise,
+        # which saves a product.
         momentum = s.age / (s.age + 3)
         ahead = s.weights + momentum * (s.weights - s.last)
         image = s.image + momentum * (s.image - s.last_image)

@@ -100,6 +100,7 @@ def misfit(
         jnp.split(groups, np.cumsum(sizes)[:-1]),
         strict=True,
     )
+    # Padding may hold NaN: features and log ratios of rows without weight are zeroed.
     samples = [
         _Scored(
             jnp.where((weight > 0)[:, None], x, 0),
@@ -114,6 +115,7 @@ def misfit(
     pooled = lambda samples: jax.tree.map(lambda *parts: jnp.concatenate(parts), *samples)
     smooth = _gain_of_cosines(pooled(samples), num_folds)
     local = _agreement_of_neighbors(pooled([_some_rows(sample) for sample in samples]), sum(sizes))
+    # The larger ratio of gain to standard error, without a division by an error of zero.
     more_sure = local.gain * smooth.std_error > smooth.gain * local.std_error
     return jax.tree.map(lambda *gains: jnp.where(more_sure, *gains), local, smooth)
 
@@ -127,7 +129,9 @@ def _gain_of_cosines(rows: _Scored, num_folds: int) -> Misfit:
     x, sign, u, weight, fold, group = rows
     phi = jnp.where((weight > 0)[:, None], _cosines(x), 0)
     wrong = rows.wrong
+    # Minus the first and the second derivative of the balanced cross-entropy in u.
     residual, curvature = weight * sign * wrong, weight * wrong * (1 - wrong)
+    # Σw² is the share of a single row: so the precision of the prior is in rows.
     ridge = _RIDGE * jnp.eye(phi.shape[1], dtype=phi.dtype) * jnp.sum(weight**2)
 
     def losses_at(rows, u):
@@ -147,8 +151,10 @@ def _gain_of_cosines(rows: _Scored, num_folds: int) -> Misfit:
         moved = u + lengths[jnp.argmin(losses)] * change
         return jnp.where(others, 0, jax.nn.softplus(-sign * u) - jax.nn.softplus(-sign * moved))
 
+    # Each row has a gain in its own fold alone.
     each = jnp.sum(jax.lax.map(gains, jnp.arange(num_folds)), axis=0)
     means = [2 * jnp.sum(jnp.where(own, weight * each, 0)) for own in (sign > 0, sign < 0)]
+    # The samples were drawn separately, so that each is centred at its own mean.
     deviations = weight * (each - jnp.where(sign > 0, *means))
     return Misfit((means[0] + means[1]) / 2, _error_of_sum(deviations, group, len(u)))
 
@@ -178,6 +184,7 @@ def _agreement_of_neighbors(rows: _Scored, num_groups: int) -> Misfit:
 
     def mean_of_neighbors(z, of_group, of_fold):
         squares = squared_distances(z, x)
+        # Given the model, rows are independent within a fold, except for those of one group.
         strangers = (fold != of_fold[:, None]) | (group == of_group[:, None]) | (weight <= 0)
         nearest, which = jax.lax.top_k(-jnp.where(strangers, jnp.inf, squares), count)
         mass = jnp.where(jnp.isfinite(nearest), weight[which], 0)
@@ -198,6 +205,7 @@ def _some_rows(rows: _Scored) -> _Scored:
     chosen = jax.lax.top_k(jnp.where(rows.weight > 0, order, -1), _MAX_ROWS)[1]
     rows = jax.tree.map(lambda leaf: leaf[chosen], rows)
     total = jnp.sum(rows.weight)
+    # The weights of either sample sum to one half again.
     return rows._replace(weight=rows.weight / jnp.where(total > 0, 2 * total, 1))
 
 

@@ -91,6 +91,7 @@ class Neighbors:
         p, q, *weights = fold.validation
         u = self._log_ratios(references, jnp.concatenate([p, q]))
         u_p, u_q = jnp.split(u, [p.shape[0]])
+        # The k are columns of u, and each column has a loss.
         losses = jax.vmap(lambda u_p, u_q: cross_entropy(u_p, u_q, *weights), 1)(u_p, u_q)
         return references, jnp.argmin(losses)
 
@@ -112,6 +113,7 @@ class Neighbors:
         """At most `max_rows` of each sample, without those that have no weight."""
 
         def drawn(key, x, weight):
+            # Uniform numbers are not negative: rows without weight come last.
             order = jnp.where(weight > 0, jax.random.uniform(key, weight.shape), -1)
             index = jax.lax.top_k(order, min(self.max_rows, weight.shape[0]))[1]
             mass = weight[index]
@@ -120,6 +122,7 @@ class Neighbors:
         samples = zip(jax.random.split(key), rows[:2], rows.weights, strict=True)
         (of_p, p, mass_p), (of_q, q, mass_q) = for_each(drawn, samples)
         prior = jnp.asarray(self.prior, mass_p.dtype)
+        # The mass of one row, in the mean of both samples: c rows become a mass.
         one_row = (1 / num_rows(mass_p) + 1 / num_rows(mass_q)) / 2
         return _References(
             x=jnp.concatenate([p, q]),
@@ -137,12 +140,14 @@ class Neighbors:
     ) -> Float[Array, "b choices"]:
         """The log ratio by each number of neighbours, of which the row itself is none."""
         x, index, mass_p, mass_q, prior = references
+        # −1 is the index of no reference, so that none is left out.
         own = jnp.full(z.shape[0], -1) if own is None else own
         usable = mass_p + mass_q > 0
         counts = [min(k, x.shape[0] - 1) for k in self.num_neighbors]
         most = jnp.sum(usable) - 1
 
         def of_rows(z, own):
+            # References without weight may hold NaN.
             squares = squared_distances(z, jnp.where(usable[:, None], x, 0))
             excluded = ~usable | (index == own[:, None])
             nearest, which = jax.lax.top_k(-jnp.where(excluded, jnp.inf, squares), max(counts))
@@ -157,9 +162,11 @@ class Neighbors:
                 inside = jnp.isfinite(nearest) & (jnp.arange(max(counts)) <= last)
                 weight = jnp.where(inside, 1 - share, 0)
                 a, b = (jnp.sum(weight * mass, axis=1) for mass in masses)
+                # The prior keeps both logarithms finite where a sample has no neighbours.
                 return jnp.log(a + prior) - jnp.log(b + prior)
 
             return jax.vmap(of_count, out_axes=1)(jnp.asarray(counts))
 
+        # Blocks of rows bound the memory of the distances to all references.
         u = map_row_blocks(of_rows, x.shape[0], z, own)
         return nan_unless(jnp.isfinite(z).all(axis=1)[:, None], u)

@@ -72,6 +72,7 @@ class Telescoping:
             both = jnp.concatenate([above, below], axis=1)
             outputs = network.apply(params, both.reshape(-1, both.shape[-1]), self.num_bridges)
             outputs = outputs.reshape(*both.shape[:2], self.num_bridges)
+            # Bridge k is corrected by output k, at its own rows alone.
             own = jnp.diagonal(outputs, axis1=0, axis2=2).T
             return own[:, : above.shape[1]], own[:, above.shape[1] :]
 
@@ -133,10 +134,13 @@ class Telescoping:
             for_p = jax.random.permutation(shuffle_p, of_q)[:n]
             for_q = jax.random.permutation(shuffle_q, of_p)[:m]
             marks = self._waymarks(jnp.concatenate([p, p[for_q]]), jnp.concatenate([q[for_p], q]))
+            # The first n pairs are of rows of p, the other m of rows of q. Only the former are p
+            # itself and only the latter q.
             first, last = (
                 jnp.pad(w, side) for w, side in zip(weights, ((0, m), (n, 0)), strict=True)
             )
             between = [(first + last) / 2] * (self.num_bridges - 1)
+            # Bridge k lies between waymarks k and k + 1, hence the shifted slices.
             mass = jnp.stack([first, *between, last])
             return Rows(marks[:-1], marks[1:], mass[:-1], mass[1:])
 

@@ -128,6 +128,7 @@ def log_ratios(
     """The log ratios of several samples, evaluated together: compiled once for all of them."""
     ends = np.cumsum([len(sample) for sample in samples])
     u = head(params, jnp.concatenate(samples))
+    # A column "n 1" would broadcast against the weights without an error.
     check_shape("the log ratio by head", u, ends[-1])
     return jnp.split(u, ends[:-1])
 
@@ -181,6 +182,7 @@ def validation_loss(
     rows = fold.validation
     u_p, u_q = log_ratios(head, params, rows.p, rows.q)
     value = cross_entropy(u_p, u_q, *rows.weights)
+    # Infinity is never the best of several losses, while comparisons with NaN are always false.
     return jnp.where(jnp.isnan(value), jnp.inf, value)
 
 

@@ -83,6 +83,8 @@ def _bounded(u_p: Array, u_q: Array) -> tuple[Array, Array]:
 
     A clipped critic is a critic, so what it gives is a lower bound as before.
     """
+    # Squares of e^T are then below the 0.8th power of the largest number, which leaves room for
+    # sums.
     limit = 0.4 * math.log(float(jnp.finfo(jnp.result_type(u_p, u_q)).max))
     return jnp.clip(u_p, -limit, limit), jnp.clip(u_q, -limit, limit)
 
@@ -115,6 +117,7 @@ def donsker_varadhan(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float
         Donsker, Varadhan 1983; Belghazi et al. 2018, theorem 1.
     """
     _values(u_p, u_q)
+    # A constant cancels: it is taken off in float64, before float32 would spend its digits on it.
     u_p, u_q = _values(*without_offset(np.max, u_p=u_p, u_q=u_q))
     return jnp.mean(u_p) - _log_mean_exp(u_q)
 
@@ -335,6 +338,7 @@ def _less_row_maxima(u_p: Any, u_q: Any) -> tuple[Array, Array]:
     """Critic values, of NumPy's the differences within a row that float32 would round away."""
     if _values(u_p, u_q)[1].ndim == 1:  # one row serves all
         return _values(*without_offset(np.max, u_p=u_p, u_q=u_q))
+    # InfoNCE does not change if a constant is added to all values of one row.
     column = as_numbers("u_p", u_p, exact=True)[:, None]
     maxima = functools.partial(np.max, axis=1, keepdims=True)
     column, u_q = without_offset(maxima, u_p=column, u_q=u_q)
@@ -368,6 +372,7 @@ def info_nce(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, 
         van den Oord, Li, Vinyals 2018, eq. 4; Poole et al. 2019, section 2.3.
     """
     u_p, u_q = _less_row_maxima(u_p, u_q)
+    # The sample of p is one of k + 1 candidates, in the first column.
     rows = jnp.concatenate([u_p[:, None], _rows(u_p, u_q)], axis=1)
     return jnp.mean(u_p - jax.nn.logsumexp(rows, axis=1)) + math.log(rows.shape[1])
 
@@ -423,8 +428,11 @@ def interpolated_nce(
     after = jax.lax.cumlogsumexp(u_q[:, 1:], axis=1, reverse=True)
     after = jnp.pad(after, ((0, 0), (0, 1)), constant_values=-jnp.inf)
     with_p = jnp.logaddexp(before, after) - log_k
+    # The logarithm of m over all k samples of q, for the second term.
     under_q = jax.nn.logsumexp(u_q, axis=1, keepdims=True) - log_k
+    # log a = log(α m + (1 − α) e^b), taken relative to the baseline so that nothing overflows.
     log_denominator = lambda mean: log_mixture(mean - baseline, alpha) + baseline
+    # The mean over the k samples, each left out in turn.
     joint = jnp.mean(u_p[:, None] - log_denominator(with_p))
     return 1 + joint - jnp.mean(jnp.exp(under_q - log_denominator(under_q)))
 
@@ -482,14 +490,19 @@ class MINE:
         """The value, with the gradient above, and the new state, with none."""
         check_scalar(rate=self.rate)
         stop = jax.lax.stop_gradient
+        # The value is Donsker and Varadhan's: only its gradient is replaced.
         value, log_mean = stop((donsker_varadhan(u_p, u_q), _log_mean_exp(u_q)))
         rate = jnp.asarray(self.rate, state.weight.dtype)
         rate = nan_unless((rate > 0) & (rate <= 1), rate)
         weight = (1 - rate) * state.weight + rate
+        # The earlier batches have the share (1 − rate)·weight of the new weight. It starts at 0,
+        # which makes the first batches count in full.
         log_normalizer = log_mean + log_mixture(
             state.log_normalizer - log_mean, (1 - rate) * state.weight / weight
         )
         new = stop(MINEState(log_normalizer, weight))
+        # At a fixed N, E_p[T] − E_q[e^T]/N has the gradient of the docstring. Less its own value it
+        # is zero.
         slope = jnp.mean(u_p) - jnp.mean(jnp.exp(u_q - new.log_normalizer))
         return nan_unless(~jnp.isnan(rate), value) + slope - stop(slope), new
 
@@ -530,6 +543,7 @@ def as_bound(bound: Any) -> Any:
         bound = BOUNDS[bound]
     if isinstance(bound, Generator):
         return jax.tree_util.Partial(f_dual, generator=bound)
+    # JAX's `Partial` is a pytree, whose arguments may be traced.
     if isinstance(bound, functools.partial) and not isinstance(bound, jax.tree_util.Partial):
         return jax.tree_util.Partial(bound.func, *bound.args, **bound.keywords)
     # JAX's placeholders pass: a bare object, or None.
