@@ -124,7 +124,7 @@ def _solve(
         lambda apply, vector: _conjugate_gradients(apply, vector, weight),
         symmetric=True,
     )
-    # What the added term did to the constant is undone, and the masses decide on it.
+    # The added term's effect on the constant is undone; the masses decide on it.
     dg = dg - (mass @ dg) / jnp.sum(mass)
     df = row_change - kappa_a * average(dg)
     constant = _constant(problem, f, g, df, dg, mass_change)

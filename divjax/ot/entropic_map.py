@@ -239,7 +239,7 @@ class EntropicMap:
         epsilons = unit * nan_unless(valid, shares)
         # The numbers are traced: samples that are not finite are flagged rather than refused.
         own = jnp.broadcast_to(unit * self.score_epsilon, epsilons.shape)
-        # One ε after another: under vmap all would iterate until the smallest has converged.
+        # One ε after another: under vmap all would iterate until the slowest has converged.
         scores = jax.lax.map(score, (epsilons, own))
         # If no score is finite the first ε is taken, and the status says so.
         best = jnp.argmin(jnp.where(jnp.isfinite(scores), scores, jnp.inf))

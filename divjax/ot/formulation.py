@@ -202,8 +202,8 @@ def formulate(
     # Samples of one problem share a centre, unless linear terms can take up the difference.
     shift = None
     if penalties == (None, None) and quadratic:
-        # Costs are as small as they can be. What this changes is linear in x' and y': exact
-        # marginals make it a constant, relaxed ones would not.
+        # Costs are as small as they can be. The change is linear in x' and y': exact marginals make
+        # it a constant, relaxed ones would not.
         x, center_x = _centered_sample(x, a, dtype, vanishing[0])
         y, center_y = _centered_sample(y, b, dtype, vanishing[1])
         shift = center_x.difference(center_y)
@@ -252,8 +252,8 @@ def _centered_sample(x: Any, a: Array, dtype: Any, vanishing: bool) -> tuple[Arr
     """A sample relative to its own weighted mean."""
     point, x = centered_samples({"x": a}, x=x)
     x = x.astype(dtype)
-    # What is subtracted here is added back in closed form: no result depends on it, and gradients
-    # need not pass through it.
+    # The mean is added back in closed form: no result depends on it, and gradients need not pass
+    # through it.
     mean = jax.lax.stop_gradient(_weighted_mean(x, a, vanishing))
     return x - mean, ShiftedCenter(point, mean)
 

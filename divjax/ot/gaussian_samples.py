@@ -72,7 +72,7 @@ def gaussian_map_from_samples(
     else:
         check_scalar(shrinkage=shrinkage)
         check_unit_interval(shrinkage=shrinkage)
-    # Each sample about its own median: what the shift between them does to the map is known.
+    # Each sample about its own median: the map depends on their shift in a known way.
     samples, origins = weighted_samples(x, y, a, b, apart=True)
     # In units of either sample: fourth powers of small or large numbers are none.
     x, unit_p = in_units_of(jnp.max(jnp.abs(samples.x)), samples.x)

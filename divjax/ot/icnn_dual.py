@@ -359,7 +359,7 @@ class ICNNDual:
             # Of the second term only the guess has a derivative, and V none in it.
             return value + missed - jax.lax.stop_gradient(missed)
 
-        # Checks winsorise as training does; what is reported is of the rows as they are.
+        # Checks winsorise as training does; reported numbers are of the rows as they are.
         held_x, held_y = _without_outliers(held)
         checked = held._replace(x=held_x, y=held_y)
         validate = lambda params: objective(params, checked, dual.num_search_steps)[0]

@@ -514,8 +514,8 @@ def iterate(
         state = iteration.step_back(state, state.pace.best.error < state.error)
     s = state.scalings
     f, g = iteration.potentials(state, s)
-    # ΣP − Σa Σb as a mean over columns of differences that are small at the optimum; a difference
-    # of the two totals would be rounded. Columns without weight may be infinite.
+    # ΣP − Σa Σb as a sum of differences, each small between balanced probabilities: that of the two
+    # totals would be rounded. Columns without weight may be infinite.
     columns = jnp.exp(s.log_v + s.log_columns) - jnp.sum(problem.a)
     excess = problem.b @ jnp.where(problem.b > 0, columns, 0)
     return Solution(f, g, state.error, excess, state.num_iterations, state.errors)

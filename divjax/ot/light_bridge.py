@@ -252,7 +252,7 @@ class LightSchrodingerBridge:
             side.mean(jax.nn.logsumexp(each, 1))
             for side, each in ((start, normalizer_terms), (end, terms))
         ]
-        # ρ_k(y) and w_k(x) of the class's docstring. The weights change until both have one mean.
+        # ρ_k(y) and w_k(x) of the class's docstring. The weights change until E w_k = E ρ_k.
         ends = jax.nn.softmax(terms, axis=1)
         mass = end.mean(ends)
         change = mixture.balance(normalizer_terms, mass, _BALANCE_STEPS, start.shares)

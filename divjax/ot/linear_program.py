@@ -97,8 +97,7 @@ def exact(
     References:
         Peyré, Cuturi 2019, proposition 2.4: duality. Bonneel et al. 2011: the network simplex.
     """
-    # No ε is used. What is wanted is the centring of points, and copies in place of rows without
-    # weight.
+    # No ε is used: the formulation centres points, and replaces rows without weight by copies.
     formulation = formulate(x, y, a, b, 1.0, cost, None, None)
     problem = formulation.problem
     costs = problem.pairs.block(problem.pairs.rows)

@@ -161,8 +161,7 @@ class MapObjective:
         if batch.other is not None or self.gap_epsilon is not None:
             own = self._to_itself(images, epsilon, a)
         across, transport = self._two(fitted, (x, images, epsilon, a, a))
-        # What the map pays, less OT(x, T(x)) with both of its self terms, of which `constants` adds
-        # OT(x, x).
+        # The displacement less the divergence of x and T(x), of which `constants` adds ½ OT(x, x).
         displacement = mean_over_rows(paired_costs(self.cost, x, images), a)
         value = displacement - transport.value + own.value / 2
         return across, _Cost(value, transport.converged & own.converged)

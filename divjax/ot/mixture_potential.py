@@ -89,7 +89,7 @@ def velocities(
     v: Potential, x: Float[Array, "n d"], t: Array, epsilon: Array
 ) -> tuple[Float[Array, "n k"], Float[Array, "n k d"]]:
     """The log w_k(x, t) and the b_k(x, t)."""
-    # (S_k − I) x + r_k, of which B_k makes b_k.
+    # The right-hand side of b_k = B_k ((S_k − I) x + r_k).
     right = times_rows(v.scales, x) - x[:, None] + v.means
     if v.scales.ndim == 2:
         mixed = 1 - t + t * v.scales
@@ -99,7 +99,7 @@ def velocities(
         identity = jnp.eye(x.shape[1], dtype=x.dtype)
         factors = linalg.cholesky((1 - t) * identity + t * v.scales)
         inverse = jax.vmap(lambda f: _solve_lower(f, identity))(factors)
-        # B = L⁻ᵀ L⁻¹, symmetric as the products with rows take it.
+        # B_k = L⁻ᵀ L⁻¹, the inverse of L Lᵀ.
         inverse = jnp.einsum("kji,kjl->kil", inverse, inverse)
         along = jnp.einsum("nkj,kji->nki", right, inverse)
         pulls = _times(inverse, v.means)
@@ -249,8 +249,7 @@ def clusters(
         best = jnp.argmin(distances @ weights)
         return distances[best], trials[best]
 
-    # Before the first centre all rows are equally far; of the root of the largest number sums are
-    # finite.
+    # Before the first centre all rows are equally far, by a number of which sums are finite.
     start = jnp.full(y.shape[0], jnp.finfo(y.dtype).max ** 0.5, y.dtype)
     _, centers = jax.lax.scan(seed, start, jax.random.split(key, k))
     nearest = lambda centers: jax.nn.one_hot(jnp.argmin(to(centers), axis=0), k, dtype=y.dtype)
@@ -290,6 +289,6 @@ def m_step(
     def at_own_start(scales: Array, means: Array) -> Array:
         return jnp.sum((_times(scales, mean0) / 2 + means) * mean0, axis=1) / epsilon
 
-    # What the exponent at the component's own start changes by, its weight takes back.
+    # The weight takes back the change of the exponent at the component's own start.
     kept = at_own_start(v.scales, v.means) - at_own_start(scales, means)
     return Potential(v.log_weights + kept, means, scales)

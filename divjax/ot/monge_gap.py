@@ -121,7 +121,7 @@ def monge_gap(
     options: Any = {"kind": kind, "max_iterations": max_iterations, "tolerance": tolerance}
     if not callable(images):
         return _gap_between(x, images, a, epsilon, cost, **options)
-    # A function T takes points as they are: they cannot be centred first, and what they lose far
+    # A function T takes points as they are: they cannot be centred first, and their rounding far
     # from zero is flagged.
     (x,) = as_samples(x=x)
     y = images(x)
@@ -136,7 +136,7 @@ def _are_rounded(x: Array, y: Any, a: Any) -> Bool[Array, ""]:
     sizes, spreads = [], []
     for rows in as_samples(x=x, y=y):
         rows = jnp.where(used[:, None], rows, 0)
-        # Rounding is relative to the distance from zero, what it spoils to the spread.
+        # Rounding is relative to the distance from zero; it matters relative to the spread.
         sizes.append(jnp.max(jnp.abs(rows)))
         deviation = jnp.where(used[:, None], rows - common_center(rows, used), 0)
         spreads.append(jnp.max(jnp.abs(deviation)))
@@ -165,7 +165,7 @@ def _gap_between(
         result = sinkhorn(x, images, a, a, epsilon=epsilon, cost=cost, **settings)
         problem, status = result.problem, result.status
         entropic = kind == "entropic"
-        # What OT_ε exceeds the estimate by, over ε: 2 H(a), or KL(P‖a⊗a), which leaves ⟨P, C⟩.
+        # OT_ε less ε times this is the estimate: 2 H(a) for the entropic one, KL(P‖a⊗a) for ⟨P, C⟩.
         entropy = 2 * jnp.sum(entr(problem.a)) if entropic else _plan_divergence(result)
         mass = jnp.sum(problem.a)
         # KL of measures that are no probabilities; and entropies of shares of the mass.

@@ -220,11 +220,11 @@ class MongeMap:
         check_number(learning_rate=self.learning_rate, tolerance=self.tolerance)
         check_scalar(gap_epsilon=self.gap_epsilon, symmetry_weight=self.symmetry_weight)
         samples, origins = _problems(x, y, a, b, context)
-        # What a function closes over becomes leaves, which may be traced.
+        # Arrays that a function closes over become leaves, which may be traced.
         cost = checked_cost(self.cost, samples.x[0, 0])
         method = refuse_derivatives(dataclasses.replace(self, cost=cost), _NO_DERIVATIVE)
         found = method._fit(key, samples, context, optimizer=optimizer)
-        # What was fitted is relative to the origins, which the map subtracts and adds.
+        # The fit is relative to the origins, which the map subtracts and adds.
         return dataclasses.replace(found, origins=origins)
 
     @functools.partial(jax.jit, static_argnames="optimizer")
@@ -279,7 +279,7 @@ class MongeMap:
 
         problems = held, held_images, context
 
-        # What no map changes is solved once, rather than at every check.
+        # No map changes these terms: they are solved once, rather than at every check.
         def constant(problem: Any) -> MapTerms:
             return objective.constants(*self._held_out_batch(*problem))
 
@@ -373,8 +373,7 @@ class MongeMap:
         x = pooled.x
         d = x.shape[1]
         build = BuildMLP(self.hidden, d) if self.network is None else self.network
-        # The network sees numbers of size one, and moves rows by about as much as the start is off
-        # by.
+        # The network sees numbers of size one, and its output is in units of the start's error.
         center, input_scale = _standard(x, pooled.a, context)
         return MapFit(
             params=init_network(build, key, center.shape[0], x.dtype),
@@ -393,8 +392,8 @@ class MongeMap:
         """How far the start's images and y are apart, row by row; as ∇h if structured."""
         x, y, a, b = pooled
         rows = min(x.shape[0], y.shape[0], _FEW)
-        # The pairs are no partners, which is enough for a size. Each counts as its rows' weights
-        # do.
+        # The rows are unpaired, which is enough for a size; a pair's weight is the product of
+        # theirs.
         apart = start(x[:rows]) - y[:rows]
         if self.structured:
             # The network adds to F, which is a ∇h of displacements.

@@ -264,8 +264,8 @@ def conjugate(potential: Float[Array, " n"], penalty: ArrayLike | None) -> Float
     """−φ*(−f): what a unit of mass adds to the dual: f, or ρ (1 − exp(−f/ρ)), f if ρ = ∞."""
     if penalty is None:
         return potential
-    # A traced ρ may be infinite: it is replaced first, as 0 · ∞ is NaN. expm1 keeps f's digits if ρ
-    # ≫ f.
+    # A traced ρ may be infinite: it is replaced first, as 0 · ∞ is NaN. expm1 keeps f's digits for
+    # a large ρ.
     infinite = jnp.isinf(penalty)
     finite = jnp.where(infinite, 1, penalty)
     return jnp.where(infinite, potential, -jnp.expm1(-potential / finite) * finite)
@@ -330,6 +330,7 @@ def dual_objective(
     a, b = problem.a, problem.b
     linear = a @ conjugate(f, problem.penalties[0]) + b @ conjugate(g, problem.penalties[1])
     if excess is None:
-        # A difference in each row: of the totals, equal at the optimum, it would be rounded.
+        # A sum of differences, each small between balanced probabilities: that of the two totals
+        # would be rounded.
         excess = a @ (problem.row_sums(f, g, b) - jnp.sum(b))
     return linear - problem.epsilon * excess

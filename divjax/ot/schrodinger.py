@@ -120,7 +120,7 @@ class SchrodingerBridge(Outcome):
 
     @property
     def _potential(self) -> mixture.Potential:
-        # A negative variance would pass unseen through c(x), which has no root of it.
+        # A negative variance would pass unseen through c(x), which takes no root of it.
         variances = self.scales
         if variances.ndim == 3:
             variances = jnp.diagonal(variances, axis1=1, axis2=2)
@@ -169,8 +169,7 @@ class SchrodingerBridge(Outcome):
     @jax.jit
     @jax.default_matmul_precision("highest")
     def _log_potential(self, y: Float[Array, "n d"]) -> Float[Array, " n"]:
-        # A sum over components, in the log domain as terms leave the range of numbers for a small
-        # ε.
+        # By log-sum-exp, as single terms leave the range of numbers for a small ε.
         terms = lambda y: mixture.log_terms(self._potential, y, self._epsilon)
         return self._by_blocks(lambda y: jax.nn.logsumexp(terms(y), axis=1), y)
 

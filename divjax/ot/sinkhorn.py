@@ -638,7 +638,7 @@ def _weightless(formulation: Formulation, f: Array, g: Array) -> Array | float:
             continue
         problem = side.problem
         # The value's derivative in a weight is the price of mass at its row. Of a replaced row the
-        # problem gives the price at the copy: the difference of the two is what is missing.
+        # problem gives the price at the copy: their difference is missing.
         price = lambda potential, problem=problem: mass_price(
             potential, problem.penalties[0], problem.damping[0]
         )

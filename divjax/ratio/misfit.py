@@ -129,7 +129,7 @@ def _gain_of_cosines(rows: _Scored, num_folds: int) -> Misfit:
     x, sign, u, weight, fold, group = rows
     phi = jnp.where((weight > 0)[:, None], _cosines(x), 0)
     wrong = rows.wrong
-    # Minus the first and the second derivative of the balanced cross-entropy in u.
+    # Minus the first derivative of the balanced cross-entropy in u, and its second one.
     residual, curvature = weight * sign * wrong, weight * wrong * (1 - wrong)
     # Σw² is the share of a single row: so the precision of the prior is in rows.
     ridge = _RIDGE * jnp.eye(phi.shape[1], dtype=phi.dtype) * jnp.sum(weight**2)
