@@ -22,6 +22,7 @@ from divjax.fdiv.generators import (
     PlugIn,
     check_share,
     compiled,
+    shares,
     where_weighted,
 )
 from divjax.fdiv.special import (
@@ -506,6 +507,10 @@ class Renyi(Divergence):
         weights_q: Float[Array, " m"] | None = None,
     ) -> PlugIn:
         """The divergence and its influences, by log-sum-exp where the integral is far from one."""
+        weights_p, weights_q = (
+            shares("weights_p", weights_p, u_p),
+            shares("weights_q", weights_q, u_q),
+        )
         u_p, u_q = where_weighted(u_p, weights_p), where_weighted(u_q, weights_q)
         alpha, u_p, u_q = as_floats(self._order, u_p, u_q)
         order = alpha - 1

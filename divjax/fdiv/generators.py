@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.arguments import as_leaves
-from divjax.core.checks import check_positive
+from divjax.core.checks import check_positive, check_shape
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.fdiv.special import as_floats, log_mixture, nan_where_nan, times_exp
@@ -119,7 +119,8 @@ class Divergence:
     ) -> PlugIn:
         """The divergence from the log ratios of samples of p and of q, with its influences.
 
-        Weights sum to one; equal ones by default. A sample without weight does not enter.
+        Weights sum to one (NaN otherwise); equal ones by default. A sample without weight does not
+        enter.
 
         Example:
             >>> from divjax.fdiv import KL
@@ -130,6 +131,10 @@ class Divergence:
         for name, u in (("u_p", u_p), ("u_q", u_q)):
             if jnp.size(u) == 0:
                 raise ValueError(f"{name} must hold at least one log ratio; got shape {u.shape}.")
+        weights_p, weights_q = (
+            shares("weights_p", weights_p, u_p),
+            shares("weights_q", weights_q, u_q),
+        )
         under_p = where_weighted(self.under_p(u_p), weights_p)
         under_q = where_weighted(self.under_q(u_q), weights_q)
         mean = weighted_mean(under_p, weights_p) + weighted_mean(under_q, weights_q)
@@ -164,6 +169,21 @@ class Divergence:
         mean = weighted_mean(at_p, weights_p) + weighted_mean(at_q, weights_q)
         slope = jax.jvp(self.finish, (mean,), (jnp.ones_like(mean),))[1]
         return slope * slope_p, slope * slope_q
+
+
+# How far from one the sum of weights may be, or as many of the dtype's epsilon.
+_SUM_TOLERANCE, _SUM_ULPS = 1e-3, 4
+
+
+def shares(name: str, weights: Any, u: Array) -> Any:
+    """Weights of the rows of u, NaN unless they sum to one; None stays."""
+    if weights is None:
+        return None
+    check_shape(name, weights, *jnp.shape(u))
+    # Half precision would round the sum itself.
+    total = jnp.sum(weights, dtype=jnp.promote_types(weights.dtype, jnp.float32))
+    tolerance = max(_SUM_TOLERANCE, _SUM_ULPS * float(jnp.finfo(weights.dtype).eps))
+    return nan_unless(jnp.abs(total - 1) <= tolerance, weights)
 
 
 def weighted_mean(values: Float[Array, " n"], weights: Float[Array, " n"] | None) -> Array:

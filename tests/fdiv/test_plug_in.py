@@ -168,3 +168,19 @@ def test_sensitivities_far_apart(dtype):
         np.testing.assert_allclose(slopes(fdiv.ReverseKL(), u, -u)[1], -1)
         # At α = 3 the integral is a mean under p alone.
         np.testing.assert_allclose(slopes(fdiv.Renyi(3.0), u, -u)[0].mean(), 3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("generator", [fdiv.KL(), fdiv.Renyi(2.0), fdiv.JensenShannon()])
+def test_plug_in_weights_sum_to_one(generator):
+    u = jnp.log(jnp.array([2.0, 0.5]))
+    p, q = jnp.array([2.0, 1.0]) / 3, jnp.array([1.0, 2.0]) / 3
+    expected = {"KL": np.log(2) / 3, "Renyi": np.log(1.5)}.get(type(generator).__name__)
+    value = generator.plug_in(u, u, p, q).value
+    if expected is not None:  # Σ p log(p/q) and log Σ p²/q
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for wrong in ((2 * p, 2 * q), (p, 1e3 * q), (0 * p, q), (p, 0 * q)):
+        assert jnp.isnan(generator.plug_in(u, u, *wrong).value)
+    with pytest.raises(ValueError, match="weights_p"):
+        generator.plug_in(u, u, jnp.ones(1), q)
+    with pytest.raises(ValueError, match="weights_q"):
+        generator.plug_in(u, u, p, jnp.ones(3) / 3)
