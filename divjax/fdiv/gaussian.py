@@ -155,14 +155,14 @@ def _checked(p: Normal, q: Normal) -> tuple[Normal, Normal]:
             f"p and q must have the same dimension; got {jnp.shape(p[0])[0]} and "
             f"{jnp.shape(q[0])[0]}."
         )
+    check_symmetric("the covariance of p", p.covariance)
+    check_symmetric("the covariance of q", q.covariance)
     p, q = _in_own_units(p, q)
     dtype = jnp.result_type(float, *p, *q)
     p, q = (
         g._replace(mean=two_parts(g.mean, dtype)) if isinstance(g.mean, np.ndarray) else g
         for g in (p, q)
     )
-    check_symmetric("the covariance of p", p.covariance)
-    check_symmetric("the covariance of q", q.covariance)
     return p, q
 
 
@@ -180,9 +180,10 @@ def _in_own_units(p: Normal, q: Normal) -> tuple[Normal, Normal]:
     unit = 2.0 ** np.round(np.log2(np.where(usable, variances, 1).astype(float)) / 2)
 
     def rescaled(g: Normal) -> Normal:
-        covariance = g.covariance / unit
-        covariance = covariance / (unit if covariance.ndim == 1 else unit[:, None])
-        return Normal(g.mean / unit, covariance)
+        own = unit.astype(g.covariance.dtype)
+        covariance = g.covariance / own
+        covariance = covariance / (own if covariance.ndim == 1 else own[:, None])
+        return Normal(g.mean / unit.astype(g.mean.dtype), covariance)
 
     return rescaled(p), rescaled(q)
 

@@ -233,7 +233,7 @@ def _num_distinct(
 ) -> Int[Array, ""]:
     n, d = particles.shape
     # Dead particles may hold NaN, which must reach neither the tolerance nor a comparison.
-    x = living_rows(particles, alive)
+    x = living_rows(particles, alive.astype(particles.dtype))
     index = jnp.arange(n)
     tolerance = coincidence_distance(x, float(jnp.finfo(x.dtype).eps))
 

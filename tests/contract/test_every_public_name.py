@@ -57,6 +57,7 @@ WITHOUT_A_ROW = {
     },
     "gives integers": {"flows.distinct_particles", "ratio.derangement", "ratio.heads.row_sampler"},
     "looks a name up": {"ratio.variational.as_bound"},
+    "takes what another library returns": {"ot.potentials_from_ott"},
 }
 
 
