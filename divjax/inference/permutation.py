@@ -1,6 +1,6 @@
-"""Permutation tests: is a statistic larger than if the two samples were one?
+"""Permutation tests of whether a statistic is larger than for exchangeable samples.
 
-Under the null hypothesis, that all rows are exchangeable, the observed statistic and N of
+Under the null hypothesis, that all rows are exchangeable, the observed statistic and those of N
 relabelled samples are exchangeable too, so that p = (1 + #{null ≥ observed})/(1 + N) is at most α
 with a probability of at most α, at every sample size.
 """
@@ -32,17 +32,17 @@ KINDS = ("mean", "auc", "accuracy")
 
 
 class PermutationTest(NamedTuple):
-    """A statistic and how it compares with those of relabelled samples.
+    """A statistic and its comparison with those of relabelled samples.
 
     Attributes:
-        statistic: the observed one.
-        p_value: (1 + #{null ≥ statistic})/(1 + N), at least 1/(1 + N); ties, up to rounding, count
-            as ≥, and so does a NaN of the null. NaN if the statistic is, or if it is infinite and
-            one of the null is not finite: then infinite data may be what made it so. An infinite
-            statistic among finite ones (a divergence of disjoint supports) counts as it is.
+        statistic: the observed statistic.
+        p_value: (1 + #{null ≥ statistic})/(1 + N), at least 1/(1 + N). Ties, up to rounding, count
+            as ≥, and so does a NaN in `null`. It is NaN if the statistic is, or if the statistic is
+            infinite and an entry of `null` is not finite, as infinite data may then be the cause.
+            An infinite statistic among finite ones (a divergence of disjoint supports) is valid.
         null: the statistic of each permutation.
-        status: a `Status`: `NOT_FINITE` if the p-value or one of the null is NaN, `INVALID_INPUT`
-            if traced groups have rows in both samples.
+        status: a `Status`: `NOT_FINITE` if the p-value or an entry of `null` is NaN,
+            `INVALID_INPUT` if traced groups have rows in both samples.
     """
 
     statistic: Float[Array, ""]
@@ -62,7 +62,7 @@ def _check_counts(num_permutations: int, batch_size: int | None) -> None:
 def _permutation(
     key: Key[Array, ""], size: int, strata: Int[Array, " size"] | None
 ) -> Int[Array, " size"]:
-    """A uniformly random order of the rows, among those that move none into another stratum."""
+    """A uniformly random order of the rows, among those that keep each row in its stratum."""
     order = jax.random.permutation(key, size)
     if strata is None:
         return order
@@ -72,13 +72,13 @@ def _permutation(
 
 
 class _Groups(NamedTuple):
-    """Groups of rows that are exchanged as one; as many entries as rows, unused ones last.
+    """Groups of rows that are exchanged as one: one entry per row, unused entries last.
 
     Attributes:
-        of_row: each row's group.
+        of_row: the group of each row.
         in_x: whether a group's rows are rows of x.
-        size: how many rows that count a group has; 0 for an entry that is no group.
-        stratum: each group's.
+        size: the number of rows of a group that count, 0 for an unused entry.
+        stratum: the stratum of each group.
         valid: whether every group lies in one sample and in one stratum.
     """
 
@@ -125,9 +125,9 @@ def _check_groups(groups: Array | None, num_x: int) -> None:
 def _test(
     observed: Array, null: Array, tolerance: Array, valid: Bool[ArrayLike, ""] = True
 ) -> PermutationTest:
-    # Of an infinite statistic nothing is rounding; it says something beside finite ones alone.
+    # An infinite statistic has no rounding error, and is meaningful among finite ones alone.
     tolerance = jnp.where(jnp.isinf(observed), 0, tolerance)
-    below = jnp.sum(null < observed - tolerance)  # never true of NaN
+    below = jnp.sum(null < observed - tolerance)  # false for NaN
     size = null.shape[0]
     p_value = (1 + size - below).astype(null.dtype) / (1 + size)
     known = jnp.isfinite(observed) | (jnp.isinf(observed) & jnp.isfinite(null).all())
@@ -148,36 +148,36 @@ def permutation_test(
     strata: tuple[Int[ArrayLike, " n"], Int[ArrayLike, " m"]] | None = None,
     groups: tuple[Int[ArrayLike, " n"], Int[ArrayLike, " m"]] | None = None,
 ) -> PermutationTest:
-    """A two-sample permutation test with any statistic: exact, whatever it is and the sample sizes.
+    """An exact two-sample permutation test, for any statistic and any sample sizes.
 
-    Rows are exchanged between the samples and the statistic computed anew. A statistic that learns
-    (a classifier's accuracy) must learn anew too, so it is part of the function; where scores are
-    given, `score_permutation_test` is much faster.
+    Rows are exchanged between the samples and the statistic is recomputed. A statistic that learns
+    (a classifier's accuracy) must be refitted too, so learning is part of the function. For given
+    scores `score_permutation_test` is much faster.
 
     Args:
         key: a typed key.
         statistic: `(x, y) -> scalar`, larger the more the samples differ.
         x: rows of the first sample, of shape (n, …): an array, a list or a frame of numbers.
         y: rows of the second, of shape (m, …).
-        num_permutations: N. A level α takes at least 1/α − 1.
-        batch_size: permutations at a time, by vmap; one by one by default. Memory is that of so
-            many copies of the data and of the statistic.
-        strata: labels of the rows of x and of y (sites, batches, days): rows are exchanged within
+        num_permutations: N, at least 1/α − 1 for a level α.
+        batch_size: the number of permutations at a time under vmap, one by default. Memory is that
+            of one copy of the data and of the statistic for each of them.
+        strata: labels of the rows of x and of y (sites, batches, days). Rows are exchanged within
             their stratum only, for rows that are exchangeable only there.
-        groups: labels of the rows of x and of y (subjects, documents), each in one of the samples
-            alone: rows of a group depend on each other and are exchanged as one. Groups of one size
-            trade places, since a statistic takes samples of given sizes; where sizes differ a lot,
-            `score_permutation_test` exchanges them all.
+        groups: labels of the rows of x and of y (subjects, documents), each in only one of the
+            samples. Rows of a group depend on each other and are exchanged as one. Only groups of
+            one size trade places, since a statistic takes samples of given sizes. If sizes differ a
+            lot, `score_permutation_test` exchanges them all.
 
     Returns:
         A `PermutationTest`. Its p-value has the standard error √(p(1 − p)/N) over keys. It is one
-        where nothing can trade places, as with groups of different sizes in x and y. The rows are
-        not centred: the status says where NumPy's numbers lose a thousandth of their spread on the
-        way to JAX's dtype.
+        if no rows can trade places, as with groups of different sizes in x and y. The rows are not
+        centred, and the status reports if NumPy's numbers lose a thousandth of their spread in the
+        conversion to JAX's dtype.
 
     Raises:
-        ValueError: if there are no rows, rows of x and y differ in shape, the statistic is no
-            function or no floating-point scalar, or a count is not positive.
+        ValueError: if there are no rows, rows of x and y differ in shape, the statistic is not a
+            function or not a floating-point scalar, or a count is not positive.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -205,13 +205,13 @@ def permutation_test(
     of_group = None if groups is None else pool_labels("groups", groups, n, m)
     _check_groups(of_group, n)
     dtype = jnp.result_type(x, y)
-    # Traced at each call: a statistic of one's own may refer to what has changed since.
+    # Traced at each call: a user's statistic may refer to something that has changed since.
     traced = as_traced(statistic, *(jax.ShapeDtypeStruct(rows.shape, dtype) for rows in (x, y)))
     counts = {"num_permutations": num_permutations, "batch_size": batch_size}
     test = _permute(key, traced, x, y, of_stratum, of_group, **counts)
     if not (x_rounded or y_rounded):
         return test
-    # The test is exact for the rounded rows, which are not those that were given.
+    # The test is exact for the rounded rows, which differ from the given ones.
     return test._replace(status=jnp.maximum(test.status, Status.FLOATING_POINT_RESOLUTION))
 
 
@@ -245,14 +245,14 @@ def _permute(
     return _test(observed, null, 100 * jnp.finfo(null.dtype).eps * jnp.abs(observed), valid)
 
 
-# Rounding of NumPy's numbers on their way to JAX, in spreads of the sample.
+# The largest rounding of NumPy's numbers in JAX's dtype, as a share of the sample's spread.
 _LARGEST_ROUNDING = 1e-3
 
 
 def _as_rows(name: str, sample: Any) -> tuple[Array, bool]:
-    """Numbers with a leading axis of rows, and whether NumPy's lost digits that matter.
+    """Numbers with a leading axis of rows, and whether the conversion rounds NumPy's too much.
 
-    They are not centred, since a statistic may depend on places.
+    They are not centred, since a statistic may depend on their location.
     """
     if hasattr(sample, "columns"):
         sample = as_numbers(name, sample)
@@ -287,7 +287,7 @@ def _row_permutation(
     found = _collect_groups(groups, strata, num_x)
     # Groups of one stratum and one size trade places.
     alike = found.stratum * (num_rows + 1) + found.size.astype(found.stratum.dtype)
-    # The rows of a group in a row, where its first is, and each row's place in its group.
+    # The rows of each group in sequence, the index of its first, and each row's place in its group.
     by_group = jnp.argsort(found.of_row, stable=True)
     first = jnp.cumsum(found.size) - found.size
     place = jnp.zeros_like(first).at[by_group].set(jnp.arange(num_rows, dtype=first.dtype))
@@ -312,36 +312,36 @@ def score_permutation_test(
     groups: tuple[Int[ArrayLike, " n"], Int[ArrayLike, " m"]] | None = None,
     masks: tuple[Bool[Array, " n"], Bool[Array, " m"]] | None = None,
 ) -> PermutationTest:
-    """Are the scores of x larger than those of y? A one-sided test that only permutes labels.
+    """A one-sided test, by permuted labels, of whether the scores of x exceed those of y.
 
-    The statistic is a sum over x of a function of the pooled scores, computed once: each
-    permutation then costs no more than its own draw. Compiles itself.
+    The statistic is a sum over x of a function of the pooled scores, computed once. Each
+    permutation then costs no more than its own draw. The function compiles itself.
 
     It is exact for scores that are a fixed function of the rows, or one learned on other data. It
     is not for cross-fitted scores: relabelling the rows of one fold would have changed the function
-    that scored the other folds. `permutation_test` with the whole fit as its statistic is exact
-    then, as is a test on the scores of one held-out fold.
+    that scored the other folds. In that case `permutation_test` with the whole fit as its statistic
+    is exact, as is a test on the scores of one held-out fold.
 
     Args:
         key: a typed key.
         x: scores of samples of p, which are high where p is likely (logits, log ratios).
         y: scores of samples of q.
-        kind: "mean", the difference of the means; "auc", P(X > Y) + ½ P(X = Y), the Mann–Whitney
-            test; or "accuracy", the balanced accuracy of the scores' signs, zeros counting half.
-        num_permutations: N. A level α takes at least 1/α − 1.
-        batch_size: permutations at a time, by vmap; one by one by default.
+        kind: "mean", the difference of the means, "auc", P(X > Y) + ½ P(X = Y), the Mann–Whitney
+            test, or "accuracy", the balanced accuracy of the scores' signs, zeros counting half.
+        num_permutations: N, at least 1/α − 1 for a level α.
+        batch_size: the number of permutations at a time under vmap, one by default.
         strata: labels of the rows of x and of y: rows are exchanged within a stratum only.
-        groups: labels of the rows of x and of y, each in one of the samples alone: rows of a group
-            (a subject, a document) depend on each other and are exchanged as one. As many groups
-            as x has, of any size, then make a sample.
-        masks: which rows of x and of y count; they must not depend on the scores.
+        groups: labels of the rows of x and of y, each in only one of the samples. Rows of a group
+            (a subject, a document) depend on each other and are exchanged as one. A relabelled
+            sample then has the same number of groups as x, of any size.
+        masks: which rows of x and of y count. They must not depend on the scores.
 
     Returns:
         A `PermutationTest`, its statistics on the scale of the kind.
 
     Raises:
-        ValueError: if the scores are not vectors, the kind is none of the three, or a count is not
-            positive.
+        ValueError: if the scores are not vectors, the kind is not one of the three, or a count is
+            not positive.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -357,8 +357,8 @@ def score_permutation_test(
     if kind not in KINDS:
         raise ValueError(f'kind must be "mean", "auc" or "accuracy"; got {kind!r}.')
     vector_leaves(x=x, y=y)
-    # What the statistic depends on, before NumPy's numbers are rounded: differences, the order or
-    # the signs.
+    # The quantities on which the statistic depends, before NumPy's numbers are rounded:
+    # differences, the order or the signs.
     pair = {"x": as_numbers("x", x, exact=True), "y": as_numbers("y", y, exact=True)}
     if kind == "mean":
         columns = {name: part[:, None] for name, part in pair.items()}
@@ -373,6 +373,8 @@ def score_permutation_test(
     of_stratum = None if strata is None else pool_labels("strata", strata, n, m)
     of_group = None if groups is None else pool_labels("groups", groups, n, m)
     counts = None if masks is None else pool_labels("masks", masks, n, m)
+    if counts is not None and counts.dtype != bool:
+        raise ValueError("masks must hold booleans.")
     _check_groups(of_group, n)
     return _permute_labels(
         key, x, y, of_stratum, of_group, counts, kind, num_permutations, batch_size
@@ -394,7 +396,7 @@ def _permute_labels(
     n, m = len(x), len(y)
     pooled = jnp.concatenate(as_floats(x, y))
     counted = jnp.ones(n + m, bool) if counts is None else counts
-    # Rows that do not count stay in their places, behind all others, with nothing to add.
+    # Rows that do not count stay in their places, behind all others, and contribute zero.
     if counts is not None:
         pooled = jnp.where(counted, pooled, jnp.inf)
         if groups is None:
@@ -422,7 +424,7 @@ def _permute_labels(
     else:
         found = _collect_groups(groups, strata, n, counted)
         valid = found.valid
-        # Entries that are no group are a stratum of their own.
+        # Unused entries are a stratum of their own.
         strata_of_groups = jnp.where(found.size > 0, found.stratum, n + m)
         shuffle = lambda key: found.in_x[_permutation(key, n + m, strata_of_groups)][found.of_row]
 
@@ -433,10 +435,10 @@ def _permute_labels(
 
     keys = jax.random.split(own_key(key), num_permutations)
     null = jax.lax.map(lambda key: statistic(shuffle(key)), keys, batch_size=batch_size)
-    # Rounding of a sum of all values.
+    # The rounding of a sum of all values.
     num_x = jnp.sum(in_x & counted).astype(values.dtype)
     unit = 1 / num_x + 1 / (num_rows - num_x)
     tolerance = 8 * jnp.finfo(values.dtype).eps * jnp.sum(jnp.abs(values)) * unit
     test = _test(statistic(in_x), null, tolerance, valid)
-    # The centre is added last, as sums with it would round ties apart.
+    # The centre is added last, as the rounding of sums with it would break ties.
     return test._replace(statistic=center + test.statistic, null=center + test.null)

@@ -4,9 +4,9 @@ For the squared Euclidean cost the optimal map is ∇f for the convex f that min
 
     V(f) = E f(X) + E f*(Y),    f*(y) = max_x ⟨x, y⟩ − f(x),
 
-and E|X − T(X)|² = E|X|² + E|Y|² − 2 min V. Where the maximum is at x̂(y), the derivative of f*(y)
-in the parameters of f is that of −f(x̂): x̂ is found, not learned, so that V is minimised and no
-game is played. A network learns where to start looking.
+and E|X − T(X)|² = E|X|² + E|Y|² − 2 min V. If the maximum is at x̂(y), the derivative of f*(y) in
+the parameters of f is that of −f(x̂). x̂ is computed rather than learned, so V is minimised without
+a min-max problem. A network learns its initial guess.
 """
 
 import dataclasses
@@ -52,9 +52,9 @@ from divjax.ot.weighted_samples import (
 
 __all__ = ["DualFit", "ICNNDual"]
 
-# What an inner step must reach of the decrease that its slope promises.
+# The fraction of the decrease predicted by the slope that an inner step must achieve.
 _ARMIJO = 0.1
-# A fit with a larger residual has not found x̂; the level of the test for its misfit.
+# A fit with a larger residual has not found x̂; then the level of the misfit test.
 _LARGEST_RESIDUAL, _MISFIT_LEVEL = 0.1, 1e-3
 
 _NO_DERIVATIVE = (
@@ -67,29 +67,29 @@ _NO_DERIVATIVE = (
 class DualFit(Outcome):
     """A convex potential f, its gradient for a map, and its conjugate's for the inverse.
 
-    f(x) = ⟨b, x⟩ + ½ |L (x − m)|² + s² g((x − m)/s) with g convex.
+    f(x) = s ⟨b, x⟩ + ½ |L (x − m)|² + s² g((x − m)/s) with g convex.
 
     Attributes:
-        params: L, b and g's; and those of the network that x̂(y) is started at.
+        params: L, b and the parameters of g, and those of the network that predicts x̂(y).
         source: m, the mean of x.
         target: the mean of y.
         scale: s.
         inverse_matrix: A⁻¹ of the Gaussian map's A.
         build: builds g.
-        build_start: builds the other.
-        num_search_steps: of the search for x̂, where it is to be exact.
-        losses: the dual objective V of each step's batch, relative to the means, as the next.
+        build_start: builds the network that predicts x̂(y).
+        num_search_steps: search steps for x̂ in evaluation.
+        losses: the dual objective V of each step's batch, relative to the means, like `validation`.
         validation: V of the held-out rows, before the first step and at each check.
-        squared_distance: E|X|² + E|Y|² − 2V of the held-out rows, and what the means add.
-        residual: ‖∇f(x̂(y)) − y‖ over ‖y − E Y‖, roots of mean squares over held-out rows; if it is
-            not small, x̂ was not found there, V is too small, and the map not to be trusted.
+        squared_distance: E|X|² + E|Y|² − 2V of the held-out rows, including the means' distance.
+        residual: ‖∇f(x̂(y)) − y‖ over ‖y − E Y‖, root mean squares over held-out rows. If it is not
+            small, the search for x̂ failed, V is too small, and the map is unreliable.
         misfit: the largest Kolmogorov–Smirnov distance, over the features, between images of
-            held-out rows and held-out targets, as a share of the critical value at 10⁻³ (of
+            held-out rows and held-out targets, as a share of the critical value at 10⁻³ (for
             independent samples of their effective sizes, with Bonferroni's correction).
         status: `Status.CONVERGED` unless the fit is not finite or has failed: a residual above a
             tenth, a misfit above one, or a squared distance below that of the means by more than
             a tenth of the variances, which is worse than the best translation.
-        origins: points of both spaces, to float64's precision, that all of this is relative to.
+        origins: the origins of all fields, one per space, to float64's precision.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -139,7 +139,7 @@ class DualFit(Outcome):
         return images if self.origins is None else self.origins.target.add(images)
 
     def inverse(self, y: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        """The inverse map ∇f*(y) = x̂(y), a constant to differentiation."""
+        """The inverse map ∇f*(y) = x̂(y), with stopped gradients."""
         return self._inverse(self._relative(y, "target"))
 
     @jax.jit
@@ -156,21 +156,22 @@ class DualFit(Outcome):
         return points if self.origins is None else getattr(self.origins, side).subtract(points)
 
     def value(self, params: PyTree[Array], centered: Float[Array, "k d"]) -> Float[Array, " k"]:
-        """The potential less ⟨mean of y, ·⟩, with these parameters, of rows less their mean."""
-        # The network's input is of size one whatever the samples' unit. s² g(z/s) is convex as g
+        """The potential less ⟨mean of y, ·⟩, with these parameters, at centred rows."""
+        # The network's input is of size one in any unit of the samples. s² g(z/s) is convex as g
         # is, and its gradient has the unit of the rows.
         output = apply_network(self.build, params["convex"], centered / self.scale)
         check_shape("the network's output", output, centered.shape[0], 1)
         quadratic = jnp.sum((centered @ params["factor"].T) ** 2, axis=1) / 2
-        return centered @ params["linear"] + quadratic + self.scale**2 * output[:, 0]
+        linear = self.scale * (centered @ params["linear"])
+        return linear + quadratic + self.scale**2 * output[:, 0]
 
     def gradient(self, params: PyTree[Array], centered: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """∇f less the mean of y."""
         return jax.grad(lambda rows: jnp.sum(self.value(params, rows)))(centered)
 
     def guess(self, params: PyTree[Array], y: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        """Where x̂(y) is looked for first: by the Gaussian map's inverse, and a network."""
-        # Between Gaussians x̂ is A⁻¹y, and there is nothing to learn.
+        """The initial x̂(y): the Gaussian map's inverse plus a network."""
+        # Between Gaussians x̂ is A⁻¹y, and the network has nothing to learn.
         white = y @ self.inverse_matrix
         correction = apply_network(self.build_start, params["start"], white / self.scale)
         return white + self.scale * correction
@@ -178,10 +179,10 @@ class DualFit(Outcome):
     def search(
         self, params: PyTree[Array], y: Float[Array, "k d"], num_steps: int
     ) -> Float[Array, "k d"]:
-        """x̂(y): the least of φ(x) = f(x) − ⟨x, y⟩, each row by itself; all relative to the means.
+        """x̂(y), the minimum of φ(x) = f(x) − ⟨x, y⟩, for each row, all relative to the means.
 
-        Steps along A⁻¹∇φ, as long as the last one's curvature asks for (Barzilai, Borwein 1988);
-        one that does not lower φ enough is not taken, and a third of it is tried next.
+        Steps follow A⁻¹∇φ with the Barzilai–Borwein length (Barzilai, Borwein 1988). A step that
+        does not lower φ enough is rejected, and a third of it is tried next.
         """
         # By the envelope theorem V needs no derivative of x̂.
         params, y = jax.lax.stop_gradient((params, y))
@@ -193,13 +194,12 @@ class DualFit(Outcome):
 
         def step(_, carry: Any) -> Any:
             x, value, gradient, size = carry
-            # A is the Hessian between Gaussians, for which a step of size one ends the search.
+            # A is the Hessian between Gaussians, for which one step of size one is exact.
             direction = gradient @ self.inverse_matrix
             slope = jnp.sum(gradient * direction, axis=1)
             moved = x - size[:, None] * direction
             new_value, new_gradient = evaluate(moved)
-            # Armijo's condition, with room for φ's rounding, which near the minimum is all that is
-            # left of a decrease.
+            # Armijo's condition, with a margin for φ's rounding, which dominates near the minimum.
             enough = new_value <= value - _ARMIJO * size * slope + rounding * jnp.abs(value)
             change = jnp.sum(direction * (gradient - new_gradient), axis=1)
             # ⟨s, A s⟩/⟨s, Δ∇φ⟩ for s = −size · A⁻¹∇φ, within bounds.
@@ -212,7 +212,7 @@ class DualFit(Outcome):
 
         rounding = 4 * jnp.finfo(y.dtype).eps
         first = self.guess(params, y)
-        # The network may be wrong where it has not been; the Gaussian map's inverse is not far off.
+        # The network may be wrong away from its data; the Gaussian map's inverse is never far off.
         plain = y @ self.inverse_matrix
         values = [evaluate(x)[0] for x in (first, plain)]
         x = jnp.where((values[0] <= values[1])[:, None], first, plain)
@@ -224,24 +224,24 @@ class DualFit(Outcome):
 class ICNNDual:
     """The optimal map for the squared Euclidean cost as the gradient of an input-convex network.
 
-    What is minimised over convex f is E f(X) + E f*(Y), by minibatches. f is a quadratic that
-    starts at the optimal one between the samples' Gaussians, plus an input-convex network that
-    starts small. The conjugate is found by `num_inner_steps` steps from a guess that a network
-    learns along the way; in evaluation by four times as many. While fitting, features of at most a
-    hundredth of the mass count as no more than ten standard deviations from their median.
+    E f(X) + E f*(Y) is minimised over convex f by minibatches. f is a quadratic, initially optimal
+    between the samples' Gaussians, plus an input-convex network that is initially small. The
+    conjugate takes `num_inner_steps` steps from a guess by a jointly trained network, and four
+    times as many in evaluation. While fitting, outlying values of at most a hundredth of the mass
+    per feature are cut at ten standard deviations from the median.
 
-    A step costs `num_inner_steps` + 5 gradients of f at a batch; memory is that of one.
+    A step costs `num_inner_steps` + 5 gradients of f on a batch, with the memory of one.
 
     Attributes:
         hidden: widths of the default network.
         network: `(in_features, rngs) -> nnx.Module`, from rows "b d" to "b 1", convex in them; it
             is compiled in, as by `jax.jit`.
         start_hidden: widths of the perceptron that guesses x̂(y).
-        learning_rate: Adam's, the first of a cosine schedule that ends at a hundredth of it.
+        learning_rate: Adam's initial rate, with a cosine schedule that ends at a hundredth of it.
         num_steps: optimizer steps, rounded up to a multiple of `num_checks`.
-        num_inner_steps: of the search for x̂.
-        batch_size: rows of x, and of y, a step; fewer where there are fewer.
-        num_checks: how often the held-out rows are consulted; at most once a step.
+        num_inner_steps: search steps for x̂.
+        batch_size: rows of x, and of y, per step, fewer if there are fewer.
+        num_checks: the number of evaluations on held-out rows, at most one per step.
 
     Raises:
         ValueError: if a number is out of range.
@@ -288,30 +288,30 @@ class ICNNDual:
         *,
         optimizer: optax.GradientTransformation | None = None,
     ) -> DualFit:
-        """Fit f; the map is its gradient.
+        """Fit f, whose gradient is the map.
 
         A fifth of the rows of each side, at most 1024, is held out.
 
         Args:
-            key: for the split, the networks and the batches.
-            x: samples of the distribution that is mapped.
-            y: samples of the one it is mapped to, unpaired with x.
-            a: weights of x, non-negative, in any unit; equal ones by default. Batches draw rows in
-                proportion to them. Rows of weight zero may hold anything.
+            key: the key for the split, the networks and the batches.
+            x: samples of the source distribution.
+            y: samples of the target distribution, unpaired with x.
+            a: weights of x, non-negative, with any sum, uniform by default. Batches draw rows in
+                proportion to them. Rows of weight zero are padding.
             b: weights of y.
-            optimizer: in place of Adam with the cosine schedule.
+            optimizer: replaces Adam with the cosine schedule.
 
         Returns:
-            The fit; its gradients in the samples are stopped.
+            The fit, with stopped gradients in the samples.
 
         Raises:
-            ValueError: if shapes do not fit or a sample has fewer than two rows; or if the fit is
-                differentiated in a number of the method.
+            ValueError: if shapes do not fit or a sample has fewer than two rows, or if the fit is
+                differentiated with respect to a numeric attribute of the method.
         """
         key = own_key(key)
         check_number(learning_rate=self.learning_rate)
         method = refuse_derivatives(self, _NO_DERIVATIVE)
-        # The distance of the means is part of the dual: one origin for both sides.
+        # The distance of the means is part of the dual, so both sides have the same origin.
         samples, origins = weighted_samples(x, y, a, b)
         found = method._fit(key, samples, optimizer=optimizer)
         return dataclasses.replace(found, origins=origins)
@@ -329,16 +329,16 @@ class ICNNDual:
         split_key, convex_key, start_key, fit_key = jax.random.split(key, 4)
         train, held = split(split_key, samples)
         dual, params = self._start(convex_key, start_key, train)
-        # Far from zero, the dual's terms would cancel but for their rounding.
+        # Far from zero, the dual's terms would cancel up to rounding.
         train, held = (
             rows._replace(x=rows.x - dual.source, y=rows.y - dual.target) for rows in (train, held)
         )
-        # A row far from all others would rule both sums of the dual.
+        # A single distant row would dominate both sums of the dual.
         x, y = _without_outliers(train)
         size = min(self.batch_size, x.shape[0], y.shape[0])
 
         def objective(params: Any, rows: WeightedSamples, num_steps: int) -> tuple[Array, Array]:
-            """V, by whose derivative f moves; and x̂."""
+            """V, whose derivative trains f, and x̂."""
             # f*(y) = ⟨x̂, y⟩ − f(x̂), differentiated at a fixed x̂.
             found = jax.lax.stop_gradient(dual.search(params, rows.y, num_steps))
             conjugate = jnp.sum(found * rows.y, axis=1) - dual.value(params, found)
@@ -352,14 +352,15 @@ class ICNNDual:
                     jax.random.split(key), (x, y), (train.a, train.b), strict=True
                 )
             )
-            # Rows are drawn by their weights, and count equally once they are drawn.
+            # Rows are drawn by their weights, and have equal weight in a batch.
             batch = WeightedSamples(x[i], y[j])
             value, found = objective(params, batch, self.num_inner_steps)
             missed = jnp.mean(((dual.guess(params, y[j]) - found) / dual.scale) ** 2)
-            # Of the second term only the guess has a derivative, and V none in it.
-            return value + missed - jax.lax.stop_gradient(missed)
+            # The second term has derivatives only in the guess, and V has no derivative in it. Both
+            # are without a unit, so that the optimizer's numbers do not depend on that of the rows.
+            return value / dual.scale / dual.scale + missed - jax.lax.stop_gradient(missed)
 
-        # Checks winsorise as training does; reported numbers are of the rows as they are.
+        # Checks winsorise as training does; reported numbers use the original rows.
         held_x, held_y = _without_outliers(held)
         checked = held._replace(x=held_x, y=held_y)
         validate = lambda params: objective(params, checked, dual.num_search_steps)[0]
@@ -381,21 +382,21 @@ class ICNNDual:
         between = mean_over_rows(held.x, held.a) - mean_over_rows(held.y, held.b)
         squared_distance = centered_distance + shift @ (shift + 2 * between)
         # At a maximum ∇f(x̂) = y: the residual tests the search. The misfit tests the map, whose
-        # image may be wrong although x̂ was found.
+        # image may be wrong although x̂ is correct.
         missed = square(dual.gradient(params, found) - held.y, held.b)
         residual = jnp.sqrt(missed / square(held.y, held.b))
         misfit = _misfit(dual.gradient(params, held.x), held)
         finite = trained.finite & jnp.isfinite(value) & jnp.isfinite(residual)
         failed = (residual > _LARGEST_RESIDUAL) | (misfit > 1)
-        # Far apart, both distances are rounded.
+        # At a large shift both distances have rounding errors.
         rounding = 16 * jnp.finfo(x.dtype).eps
         failed |= squared_distance < (1 - rounding) * jnp.maximum(_least_distance(held, shift), 0)
-        # Of a learning rate that is out of range the start is what is left.
+        # A learning rate out of range leaves the initial parameters.
         valid = optimizer is not None or jnp.asarray(self.learning_rate) > 0
         return dataclasses.replace(
             dual,
             params=params,
-            losses=trained.losses,
+            losses=dual.scale * (dual.scale * trained.losses),
             validation=trained.validation,
             squared_distance=squared_distance,
             residual=residual,
@@ -411,12 +412,12 @@ class ICNNDual:
     def _start(
         self, convex_key: Key[Array, ""], start_key: Key[Array, ""], train: WeightedSamples
     ) -> tuple[DualFit, PyTree[Array]]:
-        """The fit before it starts: at the optimal quadratic between the Gaussians."""
+        """The initial fit: the optimal quadratic between the Gaussians."""
         x, dtype = train.x, train.x.dtype
         d = x.shape[1]
         gaussian = gaussian_start(train)
         values, vectors = linalg.eigh(gaussian.matrix)
-        # What the samples do not vary in has no A; f is kept strictly convex there.
+        # A is undefined in directions without variance; f is kept strictly convex there.
         values = jnp.maximum(values, 1e-3 * jnp.max(values) + jnp.finfo(dtype).tiny)
         # Outliers do not set the network's unit.
         deviations = (winsorised(x, train.a) - gaussian.source) ** 2
@@ -443,7 +444,7 @@ class ICNNDual:
 
 
 def _without_outliers(samples: WeightedSamples) -> tuple[Array, Array]:
-    """Both sides' rows, those of at most a hundredth of the mass winsorised."""
+    """Both sides' rows, with at most a hundredth of the mass winsorised."""
     x, y, a, b = samples
     return winsorised(x, a, level=0.99), winsorised(y, b, level=0.99)
 
@@ -459,25 +460,25 @@ def _misfit(images: Float[Array, "n d"], held: WeightedSamples) -> Float[Array, 
         order = jnp.argsort(values)
         # The difference of the two distribution functions, at each value in order.
         gap = jnp.cumsum(jnp.concatenate([a, -b])[order])
-        # Among equal values only the last has all of their mass.
+        # Among equal values only the last has their total mass.
         last = jnp.append(values[order][1:] > values[order][:-1], True)
         return jnp.max(jnp.where(last, jnp.abs(gap), 0))
 
     distances = jax.vmap(distance, (1, 1))(images, held.y)
     # P(D > c √(1/n + 1/m)) ≈ 2 exp(−2c²), with effective sizes for weights.
     critical = jnp.sqrt(math.log(2 * d / _MISFIT_LEVEL) / 2 * (jnp.sum(a**2) + jnp.sum(b**2)))
-    # NaN is sorted to the end, and would count as no more than a large number.
+    # NaN sorts last, and would count like a large number.
     return nan_unless(jnp.isfinite(images).all(), jnp.max(distances) / critical)
 
 
 def _least_distance(held: WeightedSamples, shift: Float[Array, " d"]) -> Float[Array, ""]:
-    """The least squared distance that is credible: that of the means, less what is noise.
+    """The least credible squared distance: that of the means, less a margin for noise.
 
     The samples are relative to two points, the first of which is `shift` from the second.
 
-    V of any convex f bounds the true one from above: a fit below the best translation's value is
-    worse than that one. Allowed for are three standard errors of the means, and a tenth of the
-    samples' variances.
+    V of any convex f bounds the true one from above, so a fit below the best translation's value is
+    worse than that translation. The margin is three standard errors of the means, plus a tenth of
+    the samples' variances.
     """
     sides = (held.x, held.a), (held.y, held.b)
     means = [mean_over_rows(rows, weights) for rows, weights in sides]
@@ -485,8 +486,8 @@ def _least_distance(held: WeightedSamples, shift: Float[Array, " d"]) -> Float[A
     for (rows, weights), mean in zip(sides, means, strict=True):
         weights = uniform_weights(rows) if weights is None else weights
         variance = mean_over_rows(jnp.sum((rows - mean) ** 2, axis=1), weights)
-        # Σ w² is one over the effective size: the noise is a squared standard error of the means'
-        # gap.
+        # Σ w² is one over the effective size: the noise is the squared standard error of the
+        # difference of means.
         variances, noise = variances + variance, noise + jnp.sum(weights**2) * variance
     gap = jnp.sqrt(jnp.sum((means[0] - means[1] + shift) ** 2))
     return jnp.maximum(gap - 3 * jnp.sqrt(noise), 0) ** 2 - 0.1 * variances

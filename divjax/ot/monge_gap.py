@@ -1,8 +1,8 @@
-"""The Monge gap: how much more a map pays than the cheapest transport to where it arrives.
+"""The Monge gap: the cost of a map in excess of the cheapest transport to its images.
 
-Three estimates of one number. With n samples all replace the transport cost W(x, T(x)) by an
-entropic one, and they differ in what the entropy leaves behind. H is the weights' entropy, log n
-for uniform ones, and M the gap of the samples themselves, zero for the best assignment:
+There are three estimates. With n samples all replace the transport cost W(x, T(x)) by an entropic
+one, and they differ in the bias from the entropy. H is the weights' entropy, log n for uniform
+weights, and M the gap of the samples themselves, zero for the best assignment:
 
     entropic   M + εH ≤ gap ≤ M + 2εH      never below zero, never zero
     primal     M − εH ≤ gap ≤ M            below zero for the best map
@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
@@ -20,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from divjax.core.checks import check_callable, check_choice
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree
-from divjax.core.samples import as_samples
+from divjax.core.samples import as_numbers, as_samples, as_weights
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean, paired_costs
 from divjax.ot.divergence import sinkhorn_divergence
@@ -31,18 +32,18 @@ __all__ = ["KINDS", "MongeGapResult", "monge_gap"]
 
 KINDS = ("debiased", "entropic", "primal")
 
-# Rounding of what a map takes and gives, in spreads of the samples.
+# The largest rounding of a map's inputs and outputs, in spreads of the samples.
 _LARGEST_ROUNDING = 1e-2
 
 
 @pytree
 class MongeGapResult(Outcome):
-    """A Monge gap and the two costs it is the difference of.
+    """A Monge gap, and the two costs whose difference it is.
 
     Attributes:
         value: displacement − transport, in units of the cost.
-        displacement: Σ_i a_i c(x_i, T(x_i)), what the map pays.
-        transport: the estimate of what the cheapest transport pays.
+        displacement: Σ_i a_i c(x_i, T(x_i)), the cost of the map.
+        transport: the estimated cost of the cheapest transport.
         status: the gravest `Status` of the entropic problems.
     """
 
@@ -71,35 +72,37 @@ def monge_gap(
     With P the entropic plan between x and its images y, and OT_ε = ⟨P, C⟩ + ε KL(P‖a⊗a) its value,
     the cost of transport W is estimated, by kind, as
 
-        entropic   ⟨P, C⟩ − ε H(P) = OT_ε(x, y) − 2εH(a); of mass m it is m times that of a/m
+        entropic   ⟨P, C⟩ − ε H(P) = OT_ε(x, y) − 2εH(a)
         primal     ⟨P, C⟩
         debiased   OT_ε(x, y) − ½ OT_ε(x, x) − ½ OT_ε(y, y), the Sinkhorn divergence
 
-    The first is off by ε H(a) to 2ε H(a); as a penalty it also rewards maps whose image has a plan
-    of less entropy. The last is exactly zero for translations under the squared Euclidean cost, and
-    differs from the true gap of smooth densities by O(ε²): between Gaussians in one dimension it is
-    a little above zero for the optimal map. Of samples it is within ±ε H(a) of the true gap for
-    costs that are zero at equal points: below zero where ε is large and the map is not optimal
-    between its few samples.
+    for weights that sum to one. For weights of mass m, the gap is m times that of a/m.
 
-    The derivative is that at the optimum. For the entropic and the debiased kind no derivative of
-    the plan enters; the primal one takes it by conjugate gradients.
+    The entropic kind has a bias of ε H(a) to 2ε H(a), and as a penalty also rewards maps whose
+    image has a plan of less entropy. The debiased kind is exactly zero for translations under the
+    squared Euclidean cost, and differs from the true gap of smooth densities by O(ε²): between
+    Gaussians in one dimension it is a little above zero for the optimal map. For samples it is
+    within ±ε H(a) of the true gap if the cost is zero at equal points. It is negative if ε is large
+    and the map is not optimal between its few samples.
+
+    The derivative is taken at the optimum. For the entropic and the debiased kind it does not
+    involve the derivative of the plan, which the primal kind computes by conjugate gradients.
 
     Args:
         x: samples.
-        images: a row for each row of x; or T itself, a function of all rows at once.
-        a: weights of the rows; uniform by default.
+        images: the images, one per row of x; or T itself, a function of all rows at once.
+        a: weights of the rows, uniform by default.
         epsilon: ε > 0 of the entropic transport, in units of the cost.
         cost: a cost of `divjax.ot`, or any function of two points.
         kind: "debiased", "entropic" or "primal".
-        max_iterations: of each of Sinkhorn's problems.
-        tolerance: of each of Sinkhorn's problems.
+        max_iterations: the limit for each Sinkhorn problem.
+        tolerance: the tolerance of each Sinkhorn problem.
 
     Returns:
-        A `MongeGapResult`, the value first, differentiable in whatever T depends on. A function T
-        sees the samples in their dtype, float32 as a rule: where it, or its images, lie so far from
-        zero that they are rounded by more than a hundredth of their spread, the status says so.
-        Memory is that of `sinkhorn` for n × n.
+        A `MongeGapResult`, the value first, differentiable in all arrays that T uses. A function T
+        gets the samples in their dtype, usually float32. If samples or images are so far from zero
+        that rounding exceeds a hundredth of their spread, the status reports it. Memory is that of
+        `sinkhorn` for n × n.
 
     Raises:
         ValueError: for an unknown kind, wrong shapes, or numbers out of range.
@@ -121,8 +124,8 @@ def monge_gap(
     options: Any = {"kind": kind, "max_iterations": max_iterations, "tolerance": tolerance}
     if not callable(images):
         return _gap_between(x, images, a, epsilon, cost, **options)
-    # A function T takes points as they are: they cannot be centred first, and their rounding far
-    # from zero is flagged.
+    # A function T takes points in their original coordinates: they cannot be centred first, and
+    # their rounding far from zero is flagged.
     (x,) = as_samples(x=x)
     y = images(x)
     gap = _gap_between(x, y, a, epsilon, cost, **options)
@@ -131,12 +134,12 @@ def monge_gap(
 
 
 def _are_rounded(x: Array, y: Any, a: Any) -> Bool[Array, ""]:
-    """Whether rows that count are rounded by more than a share of the wider sample's spread."""
+    """Whether the rounding of rows with weight exceeds a share of the wider sample's spread."""
     used = jnp.ones(len(x), bool) if a is None else jnp.asarray(a) > 0
     sizes, spreads = [], []
     for rows in as_samples(x=x, y=y):
         rows = jnp.where(used[:, None], rows, 0)
-        # Rounding is relative to the distance from zero; it matters relative to the spread.
+        # Rounding is relative to the distance from zero, and matters relative to the spread.
         sizes.append(jnp.max(jnp.abs(rows)))
         deviation = jnp.where(used[:, None], rows - common_center(rows, used), 0)
         spreads.append(jnp.max(jnp.abs(deviation)))
@@ -147,19 +150,21 @@ def _are_rounded(x: Array, y: Any, a: Any) -> Bool[Array, ""]:
 def _gap_between(
     x: Any, images: Any, a: Any, epsilon: Any, cost: Any, *, kind: str, **settings: Any
 ) -> MongeGapResult:
-    """The gap of the map that takes row i of x to row i of its images."""
+    """The gap of the map from row i of x to row i of its images."""
     check_choice(KINDS, kind=kind)
     rows, image_rows = as_samples(x=x, images=images)
     if len(rows) != len(image_rows):
         sizes = f"{len(image_rows)} and {len(rows)}"
         raise ValueError(f"images must have a row for each row of x; got {sizes}.")
     check_callable(cost=cost)
+    # Costs are linear in the mass, entropies are not.
+    a, mass = _shares_and_mass(a, rows)
 
-    # 1. The cost of transport, between centred samples: without what a shift costs.
+    # 1. The cost of transport between centred samples, without the cost of the shift.
     if kind == "debiased":
         divergence = sinkhorn_divergence(x, images, a, a, epsilon=epsilon, cost=cost, **settings)
         result, status = divergence.xy, divergence.status
-        # Self terms are centred by their own mean: there is no shift in them to leave out.
+        # Self terms are centred by their own mean and contain no shift.
         transport = result.centered_value - (divergence.xx.value + divergence.yy.value) / 2
     else:
         result = sinkhorn(x, images, a, a, epsilon=epsilon, cost=cost, **settings)
@@ -167,25 +172,35 @@ def _gap_between(
         entropic = kind == "entropic"
         # OT_ε less ε times this is the estimate: 2 H(a) for the entropic one, KL(P‖a⊗a) for ⟨P, C⟩.
         entropy = 2 * jnp.sum(entr(problem.a)) if entropic else _plan_divergence(result)
-        mass = jnp.sum(problem.a)
-        # KL of measures that are no probabilities; and entropies of shares of the mass.
-        entropy += mass**2 - mass + (mass * jnp.log(mass) if entropic else 0)
         transport = result.centered_value - problem.epsilon * entropy
 
-    # 2. What the map pays, likewise, so that far samples do not cancel. Both pay for the shift.
+    # 2. The cost of the map, likewise without the shift, which avoids cancellation at far samples.
     pairs, weights = result.problem.pairs, result.problem.a
     assert isinstance(pairs, PointPairs)
     costs = paired_costs(pairs.cost, pairs.x, pairs.y)
     displacement = weights @ costs
     shift_cost = result.formulation.shift_cost
     value = displacement - transport
-    return MongeGapResult(value, displacement + shift_cost, transport + shift_cost, status)
+    numbers = value, displacement + shift_cost, transport + shift_cost
+    return MongeGapResult(*(mass * number for number in numbers), status)
+
+
+def _shares_and_mass(a: Any, rows: Float[Array, "n d"]) -> tuple[Any, Any]:
+    """Weights that sum to one, and their sum, in NumPy's precision if it holds them."""
+    if a is None:
+        return None, 1.0
+    given = as_numbers("a", a)
+    as_weights("a", given, len(rows), rows.dtype)  # which checks them
+    mass = given.sum()
+    # Traced weights may be invalid, and a negative sum would make them positive.
+    shares = given / (jnp.where(mass > 0, mass, 1) if isinstance(given, jax.Array) else mass)
+    return shares, jnp.asarray(mass, rows.dtype)
 
 
 def _plan_divergence(result: SinkhornResult) -> Float[Array, ""]:
-    """Σ P log(P/a⊗b) = Σ P (f ⊕ g − C)/ε, by blocks where the problem is.
+    """Σ P log(P/a⊗b) = Σ P (f ⊕ g − C)/ε, blockwise if the problem is.
 
-    What the marginals miss is multiplied by a logarithm here, in ⟨P, C⟩ by a cost.
+    Errors of the marginals are multiplied by a logarithm here, in ⟨P, C⟩ by a cost.
     """
     problem = result.problem
 

@@ -40,10 +40,10 @@ from divjax.ot.schedules import Annealing, Relative
 
 __all__ = ["SinkhornResult", "sinkhorn", "solve", "start_of"]
 
-# The L1 error, as a share of the mass, up to which a fixed number of iterations has converged.
+# The largest L1 error, as a share of the mass, with which a fixed number of iterations converges.
 FIXED_TOLERANCE = 1e-3
-# With rounding, the error may be as many times the tolerance, and as large a share of the
-# mass beyond: what single precision leaves at a tight tolerance is no failure of the iterations.
+# With rounding, the error may be this multiple of the tolerance, plus this share of the mass: the
+# errors of single precision at a tight tolerance are not a failure of the iterations.
 ROUNDING_MARGIN, ROUNDING_FLOOR = 2, 5e-5
 
 
@@ -51,33 +51,32 @@ ROUNDING_MARGIN, ROUNDING_FLOOR = 2, 5e-5
 class SinkhornResult(Outcome):
     """The value, the potentials and the plan of an entropic transport problem.
 
-    The plan is P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε); it is computed where it is asked for.
-    Value, potentials and whatever follows from them are differentiable to any order, forwards and
-    backwards, with respect to points, weights, ε and the cost's parameters: derivatives are those
-    at the optimum, so they are as good as the iterations have converged. (Second derivatives in
-    both the weight and the point of a row of weight zero are left out.)
+    The plan is P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε), computed on demand. Value, potentials and
+    all quantities derived from them are differentiable to any order, forwards and backwards, with
+    respect to points, weights, ε and the cost's parameters. Derivatives are those at the optimum,
+    so they are as accurate as the iterations have converged. (Second derivatives in both the weight
+    and the point of a row of weight zero are omitted.)
 
     Attributes:
         value: the dual objective at f and g: a lower bound on the problem's value, with an error
-            quadratic in that of the potentials; infinite where a row that is to be met exactly has
-            infinite costs alone.
-        f: the potential of x, with ⟨a, f⟩ = ⟨b, g⟩ if balanced; where a_i = 0 it is the soft
-            transform of g, −ε log Σ_j b_j exp((g_j − C_ij)/ε), infinite for a row of infinite
-            costs.
+            quadratic in that of the potentials. It is infinite if a row with exact marginal has
+            only infinite costs.
+        f: the potential of x, with ⟨a, f⟩ = ⟨b, g⟩ if balanced. If a_i = 0 it is the soft transform
+            of g, −ε log Σ_j b_j exp((g_j − C_ij)/ε), infinite for a row of infinite costs.
         g: the potential of y.
-        error: the L1 distance of the plan's marginals from a and b, of both sides together; of
-            relaxed marginals from a exp(−f/ρ) and b exp(−g/ρ), which they are at the optimum. If
-            rounding of f and g makes it larger, that, estimated from 64 rows and columns.
+        error: the L1 distance of the plan's marginals from a and b, both sides together, or for
+            relaxed marginals from a exp(−f/ρ) and b exp(−g/ρ), their values at the optimum. If
+            rounding of f and g makes it larger, the larger one, estimated from 64 rows and columns.
         num_iterations: the iterations made, annealing included.
         status: `Status.CONVERGED` if the iterations' error is at most tolerance × mass (without a
             tolerance, 1e-3 × mass), and rounding of costs and potentials moves the plan by no more
             than about twice that; `FLOATING_POINT_RESOLUTION` if rounding moves it by more.
-        errors: the error after each iteration, NaN for those that were not made or anneal ε; None
-            unless it was asked for.
-        formulation: what was solved, and how potentials, plan and value follow from it.
+        errors: the error after each iteration, NaN for iterations not made or of annealing, None
+            unless requested.
+        formulation: the solved problem, and its relation to the given one.
         centered_f: the potential of the rows of `problem`, from which methods compute.
         centered_g: likewise.
-        centered_value: the value without what a shift of quadratic costs adds.
+        centered_value: the value without the contribution of a shift of quadratic costs.
     """
 
     value: Float[Array, ""]
@@ -94,7 +93,7 @@ class SinkhornResult(Outcome):
 
     @property
     def problem(self) -> Problem:
-        """The problem that was solved, of centred points: weights, ε, penalties, costs."""
+        """The solved problem, of centred points: weights, ε, penalties, costs."""
         return self.formulation.problem
 
     @property
@@ -124,12 +123,13 @@ class SinkhornResult(Outcome):
 
     @jax.jit
     def plan(self) -> Float[Array, "n m"]:
-        """The plan P, materialised also if the problem was solved blockwise: O(n m) numbers."""
+        """The plan P, materialised even if the problem was solved blockwise: O(n m) numbers."""
         problem = self.problem
         kernel = problem.map_rows(
             lambda c, f: problem.exponentials(c, f, self.centered_g), self.centered_f
         )
-        return problem.a[:, None] * problem.b * kernel
+        # In this order: a product of two small weights would underflow.
+        return problem.a[:, None] * (problem.b * kernel)
 
     @jax.jit
     def marginals(self) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
@@ -138,14 +138,14 @@ class SinkhornResult(Outcome):
         return self.apply(ones[1]), self.apply(ones[0], transpose=True)
 
     def apply(self, v: Float[Array, "m ..."], *, transpose: bool = False) -> Float[Array, "n ..."]:
-        """P v, without the plan if the problem is blockwise; Pᵀ v with `transpose`.
+        """P v, without forming the plan if the problem is blockwise; Pᵀ v with `transpose`.
 
         Args:
             v: a vector, or a matrix of vectors as columns.
             transpose: whether the plan's columns are summed over instead.
 
         Raises:
-            ValueError: if v's length is not the plan's.
+            ValueError: if v's length does not match the plan.
         """
         v, size = jnp.asarray(owned(v)), self.f.shape[0] if transpose else self.g.shape[0]
         if v.ndim not in (1, 2) or v.shape[0] != size:
@@ -164,7 +164,7 @@ class SinkhornResult(Outcome):
     @property
     @jax.jit
     def transport_cost(self) -> Float[Array, ""]:
-        """⟨P, C⟩, what the plan pays without entropy; blockwise if the problem is.
+        """⟨P, C⟩, the cost of the plan without entropy, blockwise if the problem is.
 
         Example:
             >>> import jax.numpy as jnp
@@ -172,12 +172,12 @@ class SinkhornResult(Outcome):
             >>> float(sinkhorn(x, x + 2, epsilon=0.05).transport_cost)
             4.000
         """
-        # Where a pair is forbidden its cost, infinite, is not paid.
+        # A forbidden pair has no mass, and its infinite cost is excluded.
         paid = self._plan_sum(lambda c, exponent, log_b: jnp.where(c == jnp.inf, 0, c))
         formulation = self.formulation
         if formulation.slope is None:
             return paid
-        # What centring took out of the costs is linear: the marginals pay for it.
+        # Centring removed linear terms from the costs: the marginals restore them.
         pairs, (rows, columns) = cast(PointPairs, self.problem.pairs), self.marginals()
         paid += rows @ formulation.linear_terms(pairs.x)
         return paid + columns @ formulation.transposed.linear_terms(pairs.y)
@@ -185,7 +185,7 @@ class SinkhornResult(Outcome):
     @property
     @jax.jit
     def plan_entropy(self) -> Float[Array, ""]:
-        """H(P) = −Σ_ij P_ij log P_ij; blockwise if the problem is.
+        """H(P) = −Σ_ij P_ij log P_ij, blockwise if the problem is.
 
         Example:
             >>> import jax.numpy as jnp
@@ -193,8 +193,8 @@ class SinkhornResult(Outcome):
             >>> float(sinkhorn(x, x + 2, epsilon=0.05).plan_entropy)  # one to one: log 2
             0.693
         """
-        # log P_ij = log a_i + (exponent + log b_j), of which the first term needs the rows' sums
-        # only. A row without weight has no mass, whatever its logarithm.
+        # log P_ij = log a_i + (exponent + log b_j), where the first term requires only the rows'
+        # sums. A row of weight zero has no mass, and its logarithm is ignored.
         logs = self._plan_sum(lambda c, exponent, log_b: exponent + log_b)
         rows = self.apply(jnp.ones_like(self.g))
         a = self.problem.a
@@ -208,7 +208,7 @@ class SinkhornResult(Outcome):
         def block(costs: Array, f: Array) -> Array:
             exponent = problem.exponents(costs, f, self.centered_g)
             share = b * problem.exponentials(costs, f, self.centered_g)
-            # A pair without mass counts nothing, whatever its cost or logarithm.
+            # A pair without mass is excluded, as its cost or logarithm may be infinite.
             counted = share > 0
             exponent = jnp.where(counted, exponent, 0)
             terms = function(jnp.where(counted, costs, 0), exponent, log_b)
@@ -222,15 +222,15 @@ class SinkhornResult(Outcome):
         """Independent pairs (i, j) with probability P_ij/ΣP, such as minibatches of flow matching.
 
         Args:
-            key: for the draws.
-            num_pairs: how many.
+            key: the key for the draws.
+            num_pairs: the number of pairs.
 
         Returns:
-            The rows of x and the rows of y, zeros of a plan that is NaN. Memory is that of a block
-            of pairs × m.
+            The rows of x and the rows of y, zeros for a NaN plan. Memory is that of a block of
+            pairs × m.
 
         Raises:
-            ValueError: if `key` is no key, or `num_pairs` no positive integer.
+            ValueError: if `key` is not a key, or `num_pairs` is not a positive integer.
 
         Example:
             >>> import jax, jax.numpy as jnp
@@ -252,8 +252,8 @@ class SinkhornResult(Outcome):
     ) -> tuple[Int[Array, " num_pairs"], Int[Array, " num_pairs"]]:
         row_key, column_key = jax.random.split(key)
         problem, pairs = self.problem, self.problem.pairs
-        # A row from the first marginal, then a column from that row of the plan: no more than a
-        # block of the plan is held.
+        # A row from the first marginal, then a column from that row of the plan: at most a block of
+        # the plan is materialised.
         masses, _ = self.marginals()
         i = _inverse_cdf(masses, jax.random.uniform(row_key, (num_pairs,), masses.dtype))
 
@@ -261,7 +261,7 @@ class SinkhornResult(Outcome):
             kernel = problem.exponentials(pairs.block(rows), f, self.centered_g)
             return _inverse_cdf(problem.b * kernel, u)
 
-        # Drawn for all rows at once, so that the pairs do not depend on the blocks' size.
+        # Drawn for all rows at once, so that the pairs do not depend on the block size.
         u = jax.random.uniform(column_key, (num_pairs,), masses.dtype)
         size = num_pairs if problem.dense else problem.block_rows
         rows = pairs.rows[i], self.centered_f[i], u
@@ -269,9 +269,9 @@ class SinkhornResult(Outcome):
 
     @jax.jit
     def assignment(self) -> Int[Array, " n"]:
-        """The most likely partner of each row, argmax_j P_ij; no permutation in general.
+        """The most likely partner of each row, argmax_j P_ij, in general not a permutation.
 
-        A row of weight zero gets the partner it would have; NaN potentials give 0.
+        A row of weight zero gets its conditional partner; NaN potentials give 0.
 
         Example:
             >>> import jax.numpy as jnp
@@ -282,8 +282,8 @@ class SinkhornResult(Outcome):
         problem = self.problem
 
         def block(rows: Array) -> Array:
-            # f_i is common to a row: it does not move the maximum, and of a row of weight zero it
-            # is not needed.
+            # f_i is common to a row: it does not change the maximum, and is unavailable for a row
+            # of weight zero.
             exponent = (self.centered_g - problem.pairs.block(rows)) / problem.epsilon
             exponent = exponent + jnp.log(jnp.where(problem.b > 0, problem.b, 1))
             return jnp.argmax(jnp.where(problem.b > 0, exponent, -jnp.inf), axis=1)
@@ -295,9 +295,9 @@ class SinkhornResult(Outcome):
     def potential(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
         """The potential f_ε of x's side, also away from x: −ε log Σ_j b_j exp((g_j − c(z, y_j))/ε).
 
-        For a relaxed marginal it is ρ/(ρ + ε) times that. At x it equals f at the optimum; between
-        exact marginals its gradient at x_i is that of the value divided by a_i. That of y's side is
-        `transposed.potential`.
+        For a relaxed marginal it is ρ/(ρ + ε) times that. At x it equals f at the optimum. Between
+        exact marginals its gradient at x_i is that of the value divided by a_i. The potential of
+        y's side is `transposed.potential`.
 
         Args:
             z: points.
@@ -315,13 +315,13 @@ class SinkhornResult(Outcome):
         """The entropic map from x's side to y's, z − ∇h*(∇f_ε(z)), also away from x.
 
         For the squared Euclidean cost it is the mean of y under P(·|z), the barycentric projection.
-        That from y to x is `transposed.transport`.
+        The map from y to x is `transposed.transport`.
 
         Args:
             z: points.
 
         Raises:
-            ValueError: for a cost whose ∇h* is not known, a cost matrix, or points of another
+            ValueError: for a cost with unknown ∇h*, a cost matrix, or points of another
                 dimension.
 
         References:
@@ -333,7 +333,7 @@ class SinkhornResult(Outcome):
     def _transport(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
         pairs = cast(PointPairs, self.problem.pairs)
         conjugate = costs.grad_conjugate(pairs.cost)
-        # A relaxed marginal damps the potential, but not the plan of which the map is the mean.
+        # A relaxed marginal damps the potential, but not the plan that the map is the mean of.
         undamped = lambda z: (
             soft_minimum(self.problem, z, self.centered_g) / self.problem.damping[0]
         )
@@ -345,8 +345,8 @@ class SinkhornResult(Outcome):
     def to_ott(self) -> Any:
         """The potentials as ott-jax's `DualPotentials`, functions of one point each, and the cost.
 
-        Its `transport` is this result's, both ways; its own tools, such as plots, take it from
-        there. `potentials_from_ott` goes the other way.
+        Its `transport` is that of this result, both ways, and ott-jax's own tools, such as plots,
+        accept it. `potentials_from_ott` is the converse.
 
         Raises:
             ValueError: for a cost matrix.
@@ -374,17 +374,17 @@ class SinkhornResult(Outcome):
 
 def _inverse_cdf(masses: Float[Array, "... m"], u: Float[Array, " k"]) -> Int[Array, " k"]:
     """Indices with probabilities in proportion to masses, from uniform numbers in [0, 1)."""
-    # An index has no derivative.
+    # Indices are not differentiable.
     masses = jax.lax.stop_gradient(masses)
     cumulated = jnp.cumsum(masses, axis=-1)
     total = cumulated[..., -1]
     # Below the total, as rounding of u · total would lead beyond the last index.
     goal = jnp.minimum(u * total, jnp.nextafter(total, jnp.zeros_like(total)))
-    # Each number has a row of masses of its own there; a search takes one for all.
+    # With 2-D masses each number has its own row; otherwise one search serves all numbers.
     if masses.ndim > 1:
         return jnp.argmax((cumulated > goal[:, None]) & (masses > 0), axis=1)
     index = jnp.searchsorted(cumulated, goal, side="right")
-    # Rounding may let sums rise at an index without mass: the one before it that has some.
+    # Rounding may let sums rise at an index without mass: the preceding index with mass is taken.
     with_mass = jax.lax.cummax(jnp.where(masses > 0, jnp.arange(masses.size), 0))
     return with_mass[jnp.minimum(index, masses.size - 1)]
 
@@ -408,49 +408,49 @@ def sinkhorn(
 ) -> SinkhornResult:
     """Entropic optimal transport, min_P ⟨P, C⟩ + ε KL(P‖a⊗b), balanced or unbalanced.
 
-    Over plans with P1 = a and Pᵀ1 = b; with `marginal_penalty`, over all P ≥ 0, with
-    ρ_a KL(P1‖a) + ρ_b KL(Pᵀ1‖b) added instead. KL(p‖q) = Σ p log(p/q) − Σ p + Σ q.
+    P ranges over plans with P1 = a and Pᵀ1 = b. With `marginal_penalty` it ranges over all P ≥ 0,
+    and ρ_a KL(P1‖a) + ρ_b KL(Pᵀ1‖b) is added. KL(p‖q) = Σ p log(p/q) − Σ p + Σ q.
 
-    Iterations are matrix–vector products with the kernel at the potentials found so far,
-    over-relaxed; they go back to the log domain where numbers leave their range.
-    Under `jax.vmap` every problem iterates until the slowest has converged; a fixed count, or on a
-    CPU `jax.lax.map`, is faster. Memory is 2 n m numbers when dense, O(n + m) by blocks.
+    Iterations are over-relaxed matrix–vector products with the kernel at the current potentials.
+    They return to the log domain if numbers leave their range. Under `jax.vmap` every problem
+    iterates until the slowest has converged: a fixed count, or on a CPU `jax.lax.map`, is faster.
+    Memory is 2 n m numbers when dense, O(n + m) when blockwise.
 
     Args:
         x: samples, or None with a cost matrix.
         y: samples, or None with a cost matrix.
-        a: weights of x, non-negative; uniform by default, of b's total mass (1 without b). Rows of
-            weight zero may hold anything.
-        b: weights of y. Balanced, of the same sum as a.
-        epsilon: ε > 0, in units of the cost; or `Relative` to the costs.
+        a: weights of x, non-negative; by default uniform with b's total mass (1 without b). Rows of
+            weight zero are padding.
+        b: weights of y, in a balanced problem with the same sum as a.
+        epsilon: ε > 0, in units of the cost, or `Relative` to the costs.
         cost: a cost of `divjax.ot` or of ott-jax, any function of two points, or a matrix of costs.
-            An infinite cost forbids a pair. A row with only such stays unmatched if its marginal is
-            relaxed; otherwise there is no plan: the value is infinite, and flagged by
-            `Status.NOT_FINITE`. Where rows have finite costs, but together too few columns to go
-            to, the iterations do not converge.
+            An infinite cost forbids a pair. A row with only such costs stays unmatched if its
+            marginal is relaxed. Otherwise there is no plan: the value is infinite, and flagged by
+            `Status.NOT_FINITE`. If rows have finite costs, but together too few columns, the
+            iterations do not converge.
         max_iterations: the largest number of iterations.
         tolerance: stop at an L1 error of the marginals, of both together, of tolerance × mass; None
             for exactly `max_iterations` iterations.
         marginal_penalty: ρ > 0, in units of the cost, of both marginals; or (ρ_a, ρ_b). None or
-            infinity for one that is met exactly.
-        init: potentials (f, g) to start from, such as those of a neighbouring problem. Not used if
-            they are not finite, or so large that they are rounded by more than ε.
-        annealing: solve along a decreasing sequence of ε first; helps where ε is far below the mean
-            cost.
-        over_relaxation: a fixed ω in (0, 2), 1 for plain iterations; None finds ω and is plain
-            again where the error grows.
-        block_size: rows of costs held at a time, for both sides; n and m, or more, for all of
-            them. By default all where they are at most 2²⁵ (2²⁸ on an accelerator).
+            infinity for an exact marginal.
+        init: potentials (f, g) to start from, such as those of a similar problem. Ignored if they
+            are not finite, or so large that they are rounded by more than ε.
+        annealing: solve along a decreasing sequence of ε first, which helps if ε is far below the
+            mean cost.
+        over_relaxation: a fixed ω in (0, 2), 1 for plain iterations; None for an adaptive ω, which
+            returns to plain iterations if the error grows.
+        block_size: rows of costs in memory at a time, for both sides (n and m, or more, for all).
+            By default all if there are at most 2²⁵ costs (2²⁸ on an accelerator).
         record_errors: whether the result holds the error after every iteration.
 
     Returns:
         A `SinkhornResult`, the value first.
 
     Raises:
-        ValueError: for wrong shapes, empty samples, and, where their values are known while
-            tracing, negative or not finite weights, weights of unequal sums, and numbers out of
-            range. NaN in a row that has weight gives NaN and `Status.NOT_FINITE`, traced numbers
-            out of range NaN and `Status.INVALID_INPUT`.
+        ValueError: for wrong shapes, empty samples, and, if their values are known at trace time,
+            negative or non-finite weights, weights of unequal sums, and numbers out of range. NaN
+            in a row with weight gives NaN and `Status.NOT_FINITE`; traced numbers out of range give
+            NaN and `Status.INVALID_INPUT`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -492,7 +492,7 @@ def solve(
     symmetric: bool = False,
     record_errors: bool = False,
 ) -> SinkhornResult:
-    """The result of a problem; a tolerance is a share of the mass, `init` of centred points."""
+    """The result of a problem, with tolerance a share of the mass, and `init` of centred points."""
     check_count(1, max_iterations=max_iterations)
     check_scalar(tolerance=tolerance, over_relaxation=over_relaxation)
     check_positive(tolerance=tolerance, over_relaxation=over_relaxation)
@@ -528,10 +528,10 @@ def _solve(
 ) -> SinkhornResult:
     """`solve` after its checks."""
     problem = formulation.problem
-    # Tolerances are shares of this mass. Between relaxed marginals the two sums may differ.
+    # Tolerances are shares of this mass. With relaxed marginals the two sums may differ.
     mass = (jnp.sum(problem.a) + jnp.sum(problem.b)) / 2
 
-    # 1. Iterate. How the optimum is found is not differentiated.
+    # 1. Iterate, with stopped gradients.
     solution = iterate(
         problem,
         init,
@@ -543,21 +543,21 @@ def _solve(
         record_errors=record_errors,
     )
     # At a large ε the iterations' logarithms of almost one have lost the potentials' last digits,
-    # and the value would lose them too.
+    # and so would the value.
     f, g, excess = refined_where_large(problem, solution.f, solution.g, solution.excess)
     # Balanced potentials are unique up to a constant, which the iterations leave arbitrary.
     f, g = jax.lax.stop_gradient(gauge(problem, f, g))
 
     # 2. The value, by the envelope theorem, and the potentials, by the implicit function theorem.
     centered_value = envelope_value(problem, f, g, excess) + formulation.unmatched
-    # It adds zero, and derivatives in weights that are zero.
+    # Adds zero, to correct derivatives in weights that are zero.
     centered_value += _weightless(formulation, f, g)
     centered_f, centered_g = _normalized(formulation, *with_implicit_derivatives(problem, f, g))
     if problem.infinite:
         centered_value = _infinite_without_a_plan(problem, centered_value)
 
-    # 3. What traced arguments and rounding leave of it. The error of the iterations is that of
-    # exact potentials and costs: what is stored is rounded.
+    # 3. Validity of traced arguments, and rounding. The iteration error excludes the rounding error
+    # of the stored potentials and costs.
     valid = formulation.valid
     if annealing is not None:
         valid &= annealing.valid
@@ -575,9 +575,9 @@ def _solve(
     sampled = sampled_error(problem, f, g, symmetric=symmetric)
     moved = cost_error(problem, f, g)
     done = solution.error <= enough
-    # An error of the stored potentials is rounding's only if the iterations' own is small.
+    # An error of the stored potentials is due to rounding only if the iteration error is small.
     resolved = (moved <= bound) & ((sampled <= bound) | ~done)
-    if not symmetric:  # a sample may be far closer to itself than what it is compared with
+    if not symmetric:  # a sample may be far closer to itself than to the other
         resolved &= ~costs_are_lost(problem)
     status = status_of(converged=done, resolved=resolved, finite=jnp.isfinite(value), valid=valid)
     return SinkhornResult(
@@ -596,19 +596,19 @@ def _solve(
 
 
 def _infinite_without_a_plan(problem: Problem, value: Array) -> Array:
-    """+∞ in place of NaN where a row or a column with mass has infinite costs alone."""
-    # Looked at only where there is no number.
+    """+∞ in place of NaN if a row or a column with mass has only infinite costs."""
+    # Tested only if the value is not finite.
     problem, given = jax.lax.stop_gradient((problem, value))
     lone = if_needed(jnp.isnan(given), lambda _: has_lone_row(problem), jnp.array(False))
     return jnp.where(lone, jnp.inf, value)
 
 
 def _normalized(formulation: Formulation, f: Array, g: Array) -> tuple[Array, Array]:
-    """Balanced potentials of centred points for which those asked for have ⟨a, f⟩ = ⟨b, g⟩."""
+    """Balanced centred potentials, shifted so that the final ones have ⟨a, f⟩ = ⟨b, g⟩."""
     if formulation.slope is None:
         return gauge(formulation.problem, f, g)
-    # The gauge is that of the potentials asked for, which hold the linear terms α and β as well;
-    # the constant moves the centred ones alike.
+    # The normalisation is of the final potentials, which include the linear terms α and β; the
+    # constant shifts the centred ones equally.
     pairs = cast(PointPairs, formulation.problem.pairs)
     full_f = f + formulation.linear_terms(pairs.x)
     full_g = g + formulation.transposed.linear_terms(pairs.y)
@@ -618,10 +618,10 @@ def _normalized(formulation: Formulation, f: Array, g: Array) -> tuple[Array, Ar
 
 
 def _at_all_rows(formulation: Formulation, f: Array, g: Array) -> tuple[Array, Array]:
-    """The potentials asked for, also of rows that have no weight."""
+    """The final potentials, also at rows of weight zero."""
     problem = formulation.problem
     rows_f, rows_g = f, g
-    # A replaced row has its copy's potential so far, and is evaluated at its own point. Uniform
+    # A replaced row still has its copy's potential, and is evaluated at its own point. Uniform
     # weights are never zero, and skip this.
     if formulation.may_replace_rows:
         rows_f = rows_potential(problem, formulation.rows, f, g)
@@ -631,14 +631,14 @@ def _at_all_rows(formulation: Formulation, f: Array, g: Array) -> tuple[Array, A
 
 
 def _weightless(formulation: Formulation, f: Array, g: Array) -> Array | float:
-    """Zero; by its derivatives the value's are right in weights that are zero."""
+    """Zero, with derivatives that correct those of the value in weights that are zero."""
     total: Array | float = 0.0
     for side, u, v in ((formulation, f, g), (formulation.transposed, g, f)):
         if not side.may_replace_rows:
             continue
         problem = side.problem
-        # The value's derivative in a weight is the price of mass at its row. Of a replaced row the
-        # problem gives the price at the copy: their difference is missing.
+        # The value's derivative in a weight is the price of mass at its row. For a replaced row the
+        # problem gives the price at the copy; the difference is added here.
         price = lambda potential, problem=problem: mass_price(
             potential, problem.penalties[0], problem.damping[0]
         )
@@ -651,7 +651,7 @@ def _weightless(formulation: Formulation, f: Array, g: Array) -> Array | float:
 
 
 def start_of(formulation: Formulation, init: Any) -> tuple[Array, Array] | None:
-    """The potentials to start from, checked, of centred points."""
+    """The initial potentials, checked, for centred points."""
     problem = formulation.problem
     n, m = problem.pairs.shape
     if init is None:
@@ -662,9 +662,9 @@ def start_of(formulation: Formulation, init: Any) -> tuple[Array, Array] | None:
     check_shape("init[0]", f, n)
     check_shape("init[1]", g, m)
     f, g = jnp.asarray(f, problem.a.dtype), jnp.asarray(g, problem.b.dtype)
-    # A start is for the points as they were given; the problem is one of centred points.
+    # The given potentials are for the original points, the problem is one of centred points.
     f, g = formulation.reduced(f, g)
-    # Those of rows without weight play no part, and may be anything.
+    # Potentials of rows of weight zero have no effect, and may hold any value.
     f = jnp.where(problem.a > 0, f, f[jnp.argmax(problem.a)])
     g = jnp.where(problem.b > 0, g, g[jnp.argmax(problem.b)])
     return gauge(problem, f, g)

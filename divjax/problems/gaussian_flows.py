@@ -1,15 +1,14 @@
 """Gaussians that stay Gaussian: mean and covariance along Wasserstein gradient flows.
 
 Towards Gaussian targets N(m_k, S_k), the flow of KL divergences started at a Gaussian moves every
-particle by one affine map. Each objective pulls with the field, affine in x − μ,
+particle by one affine map. Each objective contributes the field, affine in x − μ,
 
     v_k(x) = M_k (x − μ) + c_k,   M_k = R − S_k⁻¹,   c_k = S_k⁻¹ (m_k − μ),
 
-where −R (x − μ) is the score of N(μ, Σ) as the flow sees it: R = Σ⁻¹, or R = (Σ + h² I)⁻¹ where the
-particles' density is smoothed by a Gaussian kernel of bandwidth h (GFSD with infinitely many
-particles). Hence ordinary differential equations for μ and Σ. Towards one target without momentum
-their solution is explicit (`fokker_planck_moments`); the others are integrated, with an error
-estimate.
+where −R (x − μ) is the score of N(μ, Σ) in the flow: R = Σ⁻¹, or R = (Σ + h² I)⁻¹ if the particles'
+density is smoothed by a Gaussian kernel of bandwidth h (GFSD with infinitely many particles). This
+gives ordinary differential equations for μ and Σ. Towards one target without momentum their
+solution is explicit (`fokker_planck_moments`). The others are integrated, with an error estimate.
 """
 
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from divjax.core.arguments import as_leaves
 from divjax.core.checks import check_count, check_nonnegative, check_positive, check_scalar
 from divjax.core.linalg import cho_solve, cholesky, eigh, inv
 from divjax.core.numerics import nan_unless
+from divjax.core.samples import Center, centered_samples
 from divjax.core.simplex import min_norm_weights
 
 __all__ = [
@@ -48,10 +48,10 @@ class MomentFlow(NamedTuple):
 
     Attributes:
         mean, covariance: the moments.
-        weights: the objectives' weights there.
-        error: how far half as many integration steps come out, the largest difference in any
-            moment relative to the largest moment. More than a few times the dtype's rounding says
-            that `num_substeps` is too small; a diverged integration has a huge one, or NaN.
+        weights: the objectives' weights at these times.
+        error: the largest difference in any moment from half as many integration steps, relative to
+            the largest moment. More than a few times the dtype's rounding means that `num_substeps`
+            is too small. A diverged integration has a huge error, or NaN.
     """
 
     mean: Float[Array, "t d"]
@@ -64,7 +64,7 @@ class MomentFlow(NamedTuple):
 def fokker_planck_moments(times: Float[Array, " t"], initial: Moments, target: Moments) -> Moments:
     """The Wasserstein gradient flow of KL(q‖N(m, S)) from N(μ₀, Σ₀), in closed form.
 
-    It is the law of the Ornstein–Uhlenbeck process dx = −S⁻¹(x − m) dt + √2 dW:
+    It is the distribution of the Ornstein–Uhlenbeck process dx = −S⁻¹(x − m) dt + √2 dW:
 
         μ(t) = m + e^{−S⁻¹t} (μ₀ − m),   Σ(t) = S + e^{−S⁻¹t} (Σ₀ − S) e^{−S⁻¹t},
 
@@ -72,12 +72,12 @@ def fokker_planck_moments(times: Float[Array, " t"], initial: Moments, target: M
     e^{−S⁻¹t} Σ₀ e^{−S⁻¹t} + S (I − e^{−2S⁻¹t}), in which nothing cancels, however wide the target.
 
     Args:
-        times: t, from the start at 0; nan below.
+        times: t, from the start at 0, nan below.
         initial: μ₀ "d" and Σ₀ "d d".
         target: m "d" and S "d d".
 
     Returns:
-        Mean "t d" and covariance "t d d"; nan unless S is positive definite and Σ₀ positive
+        Mean "t d" and covariance "t d d", nan unless S is positive definite and Σ₀ positive
         semidefinite.
 
     Raises:
@@ -94,7 +94,7 @@ def fokker_planck_moments(times: Float[Array, " t"], initial: Moments, target: M
         Jordan, Kinderlehrer, Otto 1998, the flow; Risken 1989, chapter 6, its Gaussian solution.
     """
     single = Moments(*(jnp.asarray(leaf)[None] for leaf in _leaves("target", target)))
-    times, initial, (means, covariances) = _as_arrays(times, initial, single)
+    origin, times, initial, (means, covariances) = _as_arrays(times, initial, single)
     mean = means[0]
     variances, axes = eigh(covariances[0])
     variances = nan_unless(variances > 0, variances)
@@ -111,11 +111,11 @@ def fokker_planck_moments(times: Float[Array, " t"], initial: Moments, target: M
             decay @ initial.covariance @ decay.T + spread,
         )
 
-    return jax.vmap(at)(times)
+    return origin.add(jax.vmap(at)(times))
 
 
 def _precision(covariance: Float[Array, "*k d d"]) -> Float[Array, "*k d d"]:
-    """The inverse of a positive definite matrix; nan for any other."""
+    """The inverse of a positive definite matrix, nan for any other matrix."""
     one = jnp.broadcast_to(jnp.eye(covariance.shape[-1], dtype=covariance.dtype), covariance.shape)
     return cho_solve(cholesky(covariance), one)
 
@@ -130,16 +130,16 @@ def multi_objective_moments(
 ) -> MomentFlow:
     """The min-norm Wasserstein flow of K divergences KL(q‖N(m_k, S_k)) from N(μ₀, Σ₀).
 
-    With the fields of the module's head, and weights w that minimise wᵀQw on the simplex,
+    With the fields of the module docstring, and weights w that minimise wᵀQw on the simplex,
 
         μ' = Σ_k w_k c_k,   Σ' = MΣ + ΣMᵀ,   M = Σ_k w_k M_k,
         Q_kj = E_q⟨v_k, v_j⟩ = tr(M_k Σ M_jᵀ) + ⟨c_k, c_j⟩.
 
-    For K = 1 and no bandwidth it is the Fokker–Planck equation; with a bandwidth h > 0 it stops
-    where S⁻¹ = (Σ + h² I)⁻¹, that is Σ = S − h² I: how much smoothing narrows the particles.
+    For K = 1 and no bandwidth it is the Fokker–Planck equation. With a bandwidth h > 0 it stops at
+    S⁻¹ = (Σ + h² I)⁻¹, that is Σ = S − h² I: smoothing narrows the particles by this much.
 
     Args:
-        times: increasing from 0 on; nan from where traced ones do not.
+        times: increasing from 0 on. If traced times do not, results are nan from there on.
         initial: μ₀ "d" and Σ₀ "d d".
         targets: m "k d" and S "k d d".
         bandwidth: h of the Gaussian kernel exp(−r²/2h²) that smooths q in its score.
@@ -148,8 +148,8 @@ def multi_objective_moments(
             changes the right-hand side has a kink, and the order is two.
 
     Returns:
-        Mean "t d", covariance "t d d", weights "t k", and an estimate of the integration's error;
-        nan for matrices that are no covariances.
+        Mean "t d", covariance "t d d", weights "t k", and an estimate of the integration's error,
+        all nan for invalid covariances.
 
     Raises:
         ValueError: if the shapes do not fit, times do not increase, or `num_substeps` is below two.
@@ -165,7 +165,7 @@ def multi_objective_moments(
     References:
         MWGraD, arXiv 2505.18765, the flow; Liu et al. 2019, section 3, the smoothed score.
     """
-    times, initial, targets = _as_arrays(_forwards(times), initial, targets)
+    origin, times, initial, targets = _as_arrays(_forwards(times), initial, targets)
     field = _min_norm_field(targets, bandwidth)
 
     def slope(time: Array, moments: Moments) -> Moments:
@@ -174,7 +174,8 @@ def multi_objective_moments(
         half = matrix @ moments.covariance
         return Moments(shift, half + half.T)
 
-    return _moment_flow(lambda steps: _integrate(slope, initial, times, steps), field, num_substeps)
+    solve = lambda steps: _integrate(slope, initial, times, steps)
+    return origin.add(_moment_flow(solve, field, num_substeps))
 
 
 @jax.default_matmul_precision("highest")
@@ -193,21 +194,21 @@ def accelerated_moments(
 
         μ'' = −α_t μ' + Σ_k w_k c_k,   A'' = −α_t A' + M A,   A(0) = I.
 
-    It is what `flows.accelerated(η, strong_convexity, restart=False)` tends to as η → 0, its n-th
-    step being at t = n√η.
+    It is the limit of `flows.accelerated(η, strong_convexity, restart=False)` as η → 0, whose n-th
+    step is at t = n√η.
 
     Args:
-        times: increasing from 0 on; nan from where traced ones do not.
+        times: increasing from 0 on. If traced times do not, results are nan from there on.
         initial: μ₀ "d" and Σ₀ "d d".
         targets: m "k d" and S "k d d".
-        strong_convexity: β, for damping α = 2√β; None for α_t = 3/t.
+        strong_convexity: β, for damping α = 2√β, or None for α_t = 3/t.
         bandwidth: h of the Gaussian kernel exp(−r²/2h²) that smooths q in its score.
         num_substeps: Runge–Kutta steps of order four between successive times, at least two. Each
             should stay well below the smallest standard deviation of the targets and of q.
 
     Returns:
-        Mean "t d", covariance "t d d", weights "t k", and an estimate of the integration's error;
-        nan for matrices that are no covariances.
+        Mean "t d", covariance "t d d", weights "t k", and an estimate of the integration's error,
+        all nan for invalid covariances.
 
     Raises:
         ValueError: if the shapes do not fit, times do not increase, `num_substeps` is below two, or
@@ -224,7 +225,7 @@ def accelerated_moments(
     References:
         A-MWGraD, arXiv 2601.19220, the flow; Su, Boyd, Candès 2016, eq. 3, the damping 3/t.
     """
-    times, initial, targets = _as_arrays(_forwards(times), initial, targets)
+    origin, times, initial, targets = _as_arrays(_forwards(times), initial, targets)
     if strong_convexity is not None:
         check_scalar(strong_convexity=strong_convexity)
         check_positive(strong_convexity=strong_convexity)
@@ -245,7 +246,8 @@ def accelerated_moments(
             started = time > 0
             drag = jnp.where(started, 3 * velocity / jnp.where(started, time, 1), 0.75 * force)
         else:
-            drag = 2 * jnp.sqrt(jnp.asarray(strong_convexity, times.dtype)) * velocity
+            convexity = jnp.asarray(strong_convexity, times.dtype)
+            drag = 2 * jnp.sqrt(nan_unless(convexity > 0, convexity)) * velocity
         return velocity, force - drag
 
     # The rows of `position` are μ and Aᵀ: one array to integrate.
@@ -255,13 +257,13 @@ def accelerated_moments(
         positions, _ = _integrate(slope, (start, jnp.zeros_like(start)), times, steps)
         return jax.vmap(moments)(positions)
 
-    return _moment_flow(solve, field, num_substeps)
+    return origin.add(_moment_flow(solve, field, num_substeps))
 
 
 def _as_arrays(
     times: Array, initial: Moments, targets: Moments
-) -> tuple[Float[Array, " t"], Moments, Moments]:
-    """All of one dtype, once their shapes fit."""
+) -> tuple["_Origin", Float[Array, " t"], Moments, Moments]:
+    """All of one dtype, once their shapes fit, with means relative to the initial one."""
     initial, targets = _leaves("initial", initial), _leaves("targets", targets)
     shapes = [jnp.shape(leaf) for leaf in (*initial, *targets)]
     k, d = shapes[2][0] if shapes[2] else 0, shapes[0][-1] if shapes[0] else 0
@@ -273,20 +275,35 @@ def _as_arrays(
     (times,) = as_leaves(times=times)
     if jnp.ndim(times) != 1:
         raise ValueError(f"times must be a vector; got shape {jnp.shape(times)}.")
-    tree = (times, initial, targets)
+    center, first, means = centered_samples(
+        **{"initial.mean": initial.mean[None], "targets.mean": targets.mean}
+    )
+    tree = (times, first[0], initial.covariance, means, targets.covariance)
     dtype = jnp.result_type(float, *jax.tree.leaves(tree))
-    times, (mean, covariance), targets = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
+    times, mean, covariance, means, covariances = (jnp.asarray(leaf, dtype) for leaf in tree)
     # Traced covariances cannot raise: an invalid one gives NaN.
-    valid, each = _is_covariance(covariance), jax.vmap(_is_covariance)(targets.covariance)
+    valid, each = _is_covariance(covariance), jax.vmap(_is_covariance)(covariances)
     return (
+        _Origin(center, mean),
         times,
-        Moments(nan_unless(valid, mean), nan_unless(valid, covariance)),
-        Moments(targets.mean, nan_unless(each[:, None, None], targets.covariance)),
+        Moments(nan_unless(valid, jnp.zeros_like(mean)), nan_unless(valid, covariance)),
+        Moments(means - mean, nan_unless(each[:, None, None], covariances)),
     )
 
 
+class _Origin(NamedTuple):
+    """The initial mean, far from which nothing is computed: a flow moves along with its targets."""
+
+    center: Center
+    mean: Float[Array, " d"]
+
+    def add(self, flow: Any) -> Any:
+        """Moments with their means in the original coordinates."""
+        return flow._replace(mean=self.center.add(flow.mean + self.mean))
+
+
 def _leaves(name: str, moments: Any) -> Moments:
-    """Moments as numbers, whatever holds them."""
+    """Moments as arrays, from any form that holds numbers."""
     if not isinstance(moments, Moments):
         raise ValueError(f"{name} must be one `Moments`; got {type(moments).__name__}.")
     given = {f"{name}.{field}": value for field, value in moments._asdict().items()}
@@ -297,14 +314,14 @@ def _is_covariance(matrix: Float[Array, "d d"]) -> Bool[Array, ""]:
     """Whether the matrix is symmetric and positive semidefinite up to rounding."""
     matrix = jax.lax.stop_gradient(matrix)
     size = jnp.max(jnp.abs(matrix))
-    # Eigenvalues are known to a small multiple of d · eps times the largest entry.
+    # Eigenvalues are accurate to a small multiple of d · eps times the largest entry.
     rounding = 8 * matrix.shape[0] * jnp.finfo(matrix.dtype).eps * size
     symmetric = jnp.max(jnp.abs(matrix - matrix.T)) <= rounding
     return symmetric & (jnp.min(eigh(matrix)[0]) >= -rounding)
 
 
 def _forwards(times: Any) -> Any:
-    """Times; NaN from where traced ones are negative, go backwards or are not finite."""
+    """Times, NaN from the first traced one that is negative, goes backwards or is not finite."""
     (times,) = as_leaves(times=times)
     if jnp.ndim(times) != 1:
         return times  # for which there are words below
@@ -327,7 +344,7 @@ def _min_norm_field(
     check_nonnegative(bandwidth=bandwidth)
     precisions = _precision(targets.covariance)
     bandwidth = jnp.asarray(bandwidth, precisions.dtype)
-    bandwidth = nan_unless(bandwidth >= 0, bandwidth)
+    bandwidth = nan_unless((bandwidth >= 0) & jnp.isfinite(bandwidth), bandwidth)
     smoothing = jnp.square(bandwidth) * jnp.eye(targets.mean.shape[1], dtype=precisions.dtype)
 
     def field(moments: Moments) -> tuple[Array, Array, Array]:
@@ -344,10 +361,10 @@ def _min_norm_field(
 def _moment_flow(
     solve: Callable[[int], Moments], field: Callable[[Moments], Any], num_substeps: int
 ) -> MomentFlow:
-    """The solution with its weights, and how far half as many steps are from it."""
+    """The solution with its weights, and its difference from one with half as many steps."""
     check_count(2, num_substeps=num_substeps)
-    # At fourth order half as many steps have about 16 times the error: the difference is an upper
-    # estimate of the finer solution's.
+    # At fourth order half as many steps have about 16 times the error, so the difference is an
+    # upper estimate of the finer solution's error.
     fine, coarse = solve(num_substeps), solve(num_substeps // 2)
     rows = lambda moments: jnp.concatenate([moments.mean[:, None], moments.covariance], axis=1)
     difference = jnp.abs(rows(fine) - rows(coarse)).max(axis=(1, 2))

@@ -317,3 +317,11 @@ def test_masked_rows_do_not_count(kind):
     spread = float(jnp.std(alone.null))
     assert abs(float(jnp.mean(masked.null) - jnp.mean(alone.null))) < 4 * spread / np.sqrt(500)
     assert abs(float(jnp.std(masked.null)) / spread - 1) < 4 / np.sqrt(1000)
+
+
+def test_masks_are_booleans():
+    scores, masks = jnp.arange(4.0), (np.array([0, 1, 1, 2]), np.ones(4, int))
+    with pytest.raises(ValueError, match="masks must hold booleans"):
+        score_permutation_test(KEY, scores, scores, masks=masks)
+    with pytest.raises(ValueError, match="masks must hold booleans"):
+        jax.jit(lambda masks: score_permutation_test(KEY, scores, scores, masks=masks))(masks)

@@ -156,3 +156,19 @@ def test_a_learning_rate_has_no_derivative():
     run = lambda rate: quick(learning_rate=rate).fit(KEY, x, y)(x).sum()
     with pytest.raises(ValueError, match="no derivative in its learning rate"):
         jax.eval_shape(jax.grad(run), 0.1)
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1e8])
+def test_the_unit_of_the_samples_does_not_matter(unit):
+    """Squared distances scale by its square, images by itself, to what training amplifies."""
+    rng = np.random.default_rng(0)
+    x, signs = rng.normal(size=(200, 1)), np.sign(rng.normal(size=(200, 1)))
+    y = 2 * signs + 1 + 0.2 * rng.normal(size=(200, 1))
+    counts = {"num_steps": 30, "num_inner_steps": 4, "num_checks": 3}
+    method = ICNNDual((8,), start_hidden=(4,), **counts)
+    one, other = (method.fit(jax.random.key(0), s * x, s * y) for s in (1.0, unit))
+    assert int(one.status) == int(other.status)
+    np.testing.assert_allclose(other.squared_distance / unit**2, one.squared_distance, rtol=1e-2)
+    np.testing.assert_allclose(other.validation / unit**2, one.validation, rtol=1e-2)
+    np.testing.assert_allclose(other.losses / unit**2, one.losses, rtol=1e-2)
+    np.testing.assert_allclose(other(unit * x) / unit, one(x), atol=2e-2)

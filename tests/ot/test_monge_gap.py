@@ -222,3 +222,14 @@ def test_a_function_of_points_that_float32_rounds_is_flagged():
     weights = np.r_[np.zeros(3), np.ones(57)] / 57
     x[:3] = 1e9
     assert monge_gap(x, turn(0.0), weights, epsilon=0.1).converged
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mass", [1e-30, 1e7, 1e10])
+def test_the_gap_is_linear_in_the_mass(kind, mass):
+    x = np.random.default_rng(0).normal(size=(12, 2))
+    gap = lambda a: monge_gap(x, x[::-1], a, epsilon=0.01, kind=kind)
+    one, heavy = gap(np.full(12, 1 / 12)), gap(np.full(12, mass / 12))
+    assert int(heavy.status) == int(one.status)
+    np.testing.assert_allclose(heavy.value / mass, one.value, rtol=1e-4)
+    np.testing.assert_allclose(heavy.transport / mass, one.transport, rtol=1e-3, atol=1e-4)

@@ -187,3 +187,10 @@ def test_strict_promotion_is_respected():
             assert ot.sinkhorn(x, y, epsilon=0.5, **settings).converged
         divergence = lambda x: ot.sinkhorn_divergence(x, y, epsilon=0.5).value
         assert jnp.isfinite(jax.grad(divergence)(x)).all()
+
+
+def test_the_plan_of_little_mass():
+    mass = 1e-25
+    weights = np.full(30, mass / 30)
+    plan = ot.sinkhorn(X, X + 1, weights, weights, epsilon=1.0).plan()
+    np.testing.assert_allclose(np.sum(plan) / mass, 1, rtol=1e-3)

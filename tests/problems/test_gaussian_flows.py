@@ -269,3 +269,31 @@ def test_invalid_flows_give_nan():
     assert jnp.isnan(several(jnp.array([0.5]), INITIAL, target, -0.4).mean).all()
     with pytest.raises(ValueError, match="bandwidth must not be negative"):
         problems.multi_objective_moments(TIMES, INITIAL, target, -0.4)
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e8])
+@pytest.mark.parametrize("solve", ["multi_objective_moments", "accelerated_moments"])
+def test_flows_move_along_with_their_targets(solve, offset):
+    def flow(offset):
+        initial = Moments(np.array([0.1, -0.1]) + offset, np.array([[0.7, 0.1], [0.1, 0.5]]))
+        means = np.array([[1.0, 0.0], [-1.0, 0.5]]) + offset
+        targets = Moments(means, np.stack([np.eye(2), 2 * np.eye(2)]))
+        return getattr(problems, solve)(np.array([0.5, 1.0]), initial, targets)
+
+    near, far = flow(0.0), flow(offset)
+    np.testing.assert_allclose(far.covariance, near.covariance, rtol=1e-5)
+    np.testing.assert_allclose(far.weights, near.weights, rtol=1e-4)
+    rounding = np.spacing(np.float32(offset))
+    np.testing.assert_allclose(far.mean - np.float32(offset), near.mean, atol=rounding)
+
+
+def test_settings_out_of_range_are_nan_traced_or_not():
+    initial, targets = Moments(np.zeros(1), np.eye(1)), Moments(np.ones((1, 1)), np.eye(1)[None])
+    times = np.array([1.0])
+    accelerated = lambda c: problems.accelerated_moments(
+        times, initial, targets, strong_convexity=c
+    )
+    smoothed = lambda h: problems.multi_objective_moments(times, initial, targets, bandwidth=h)
+    for function, value in ((accelerated, 0.0), (accelerated, -1.0), (smoothed, np.inf)):
+        for call in (function, jax.jit(function)):
+            assert np.isnan(call(jnp.float32(value)).mean).all()
