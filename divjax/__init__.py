@@ -1,10 +1,10 @@
-"""Divergences from samples, and flows of particles that make several of them fall, in JAX.
+"""Divergences from samples, and flows of particles that decrease several of them, in JAX.
 
 Rooms: `ratio` (density ratios and divergences from samples), `fdiv` (f-divergences: generators,
 closed forms, estimates, inequalities), `ot` (optimal transport), `losses` (distillation), `flows`
-(move particles until functionals of their distribution fall), `kernels`, `inference` (tests,
-intervals and bounds), and `problems` (targets whose answers are known). `pytree` and `static` make
-methods of your own; `Estimate`, `Interval` and `Status` are what results are made of.
+(particles that decrease functionals of their distribution), `kernels`, `inference` (tests,
+intervals and bounds), and `problems` (targets with known answers). `pytree` and `static` define
+methods of your own. `Estimate`, `Interval` and `Status` are the parts of results.
 """
 
 from divjax import fdiv, flows, inference, kernels, losses, ot, problems, ratio

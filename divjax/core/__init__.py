@@ -1,1 +1,1 @@
-"""What every room stands on: pytrees, networks, pairwise reductions, training, checks."""
+"""The base of all rooms: pytrees, networks, pairwise reductions, training, checks."""

@@ -1,7 +1,7 @@
-"""What public functions hand to the programs that they compile.
+"""Arguments that public functions pass to the programs that they compile.
 
-A public function is a door and a computation. The door is plain Python: it refuses what cannot be,
-and sees NumPy's numbers before JAX rounds them. The computation, compiled as one program, turns
+A public function is a plain Python front end and a computation. The front end validates arguments,
+and receives NumPy's numbers before JAX rounds them. The computation, compiled as one program, turns
 them into arrays: outside of it each conversion would be a program of its own.
 """
 
@@ -18,11 +18,11 @@ def as_leaves(**numbers: Any) -> tuple[Any, ...]:
     """Numbers as arguments of a compiled function, in which `as_arrays` makes arrays of them.
 
     Args:
-        **numbers: by the names that messages shall use: what `as_arrays` takes.
+        **numbers: any inputs of `as_arrays`, by the names used in error messages.
 
     Returns:
-        JAX arrays as they are, Python's numbers as its floats (traced, with a weak type), NumPy
-        arrays of anything else, floating-point.
+        JAX arrays unchanged, Python's numbers as floats (traced, with a weak type), anything else
+        as floating-point NumPy arrays.
 
     Raises:
         ValueError: if one does not hold real numbers.
@@ -39,7 +39,7 @@ def as_leaves(**numbers: Any) -> tuple[Any, ...]:
 
 
 def as_optional_leaf(**number: Any) -> Any:
-    """The one number as a leaf; None, which is no leaf, if it is not given.
+    """The one number as a leaf, or None, which is no leaf, if it is not given.
 
     Example:
         >>> as_optional_leaf(base=2), as_optional_leaf(base=None)
@@ -53,7 +53,7 @@ def vector_leaves(**vectors: Any) -> tuple[Any, ...]:
     """`as_leaves` of non-empty vectors.
 
     Raises:
-        ValueError: if one is no non-empty vector of real numbers.
+        ValueError: unless each is a non-empty vector of real numbers.
 
     Example:
         >>> vector_leaves(scores=[1, 2])

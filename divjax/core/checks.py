@@ -1,4 +1,4 @@
-"""Shape and value checks at trace time: what is wrong, in one sentence that names the argument."""
+"""Shape and value checks at trace time, with one-sentence errors that name the argument."""
 
 import functools
 import inspect
@@ -59,9 +59,9 @@ def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
 
 
 def check_positive(**values: Any) -> None:
-    """Raise `ValueError` for a Python number that is not positive; arrays and tracers pass.
+    """Raise `ValueError` for a Python number that is not positive, but pass arrays and tracers.
 
-    Of a sequence every entry is looked at.
+    Every entry of a sequence is checked.
 
     Example:
         >>> check_positive(bandwidth=1.0, epsilon=(0.1, 1.0))
@@ -74,7 +74,7 @@ def check_positive(**values: Any) -> None:
 def check_positive_values(**values: Any) -> None:
     """Raise `ValueError` for concrete numbers or arrays that are not positive; tracers pass.
 
-    For where a hyper-parameter is used. Where it is stored, JAX may put a gradient in its place.
+    To be called when a hyper-parameter is used. JAX may replace a stored one by a gradient.
     """
     for name, value in values.items():
         if not isinstance(value, Tracer) and not (np.asarray(value) > 0).all():
@@ -103,7 +103,7 @@ def check_at_least(least: float, **values: Any) -> None:
 
 
 def check_below(lower: Any, upper: Any, rows: Any = True) -> None:
-    """Raise `ValueError` for concrete ends of an interval, or of those rows, not in order."""
+    """Raise `ValueError` for concrete interval ends, in the given rows, that are not in order."""
     if any(isinstance(value, Tracer) for value in (lower, upper, rows)):
         return
     if not ((np.asarray(lower) < np.asarray(upper)) | ~np.asarray(rows)).all():
@@ -113,16 +113,16 @@ def check_below(lower: Any, upper: Any, rows: Any = True) -> None:
 
 
 def check_nonnegative(**values: Any) -> None:
-    """Raise `ValueError` for a Python number that is negative; arrays and tracers pass."""
+    """Raise `ValueError` for a Python number that is negative, but pass arrays and tracers."""
     for name, value in _numbers(values):
         if not value >= 0:
             raise ValueError(f"{name} must not be negative; got {value}.")
 
 
 def check_scalar(**values: Any) -> None:
-    """Raise `ValueError` for what is not one real number; None passes.
+    """Raise `ValueError` unless each value is one real number; None passes.
 
-    For where a hyper-parameter is used. Where it is stored it may be an array, of many at once.
+    To be called when a hyper-parameter is used. A stored one may be an array of several values.
 
     Example:
         >>> check_scalar(tolerance=1e-3, epsilon=jnp.array(0.1), bandwidth=None)
@@ -130,7 +130,7 @@ def check_scalar(**values: Any) -> None:
     for name, value in values.items():
         if value is None or isinstance(value, (int, float)):
             continue
-        # By dtype rather than by conversion: tracers have one, text and lists have none.
+        # By dtype rather than by conversion: tracers have a dtype, text and lists do not.
         dtype = getattr(value, "dtype", None)
         real = dtype is not None and (
             jnp.issubdtype(dtype, jnp.floating)
@@ -142,7 +142,7 @@ def check_scalar(**values: Any) -> None:
 
 
 def check_number(**values: Any) -> None:
-    """Raise `ValueError` for what is not one real number, None among it."""
+    """Raise `ValueError` unless each value is one real number, also for None."""
     for name, value in values.items():
         if value is None:
             raise ValueError(f"{name} must be one real number; got None.")
@@ -150,19 +150,19 @@ def check_number(**values: Any) -> None:
 
 
 def check_flag(**values: Any) -> None:
-    """Raise `ValueError` for what is neither True nor False."""
+    """Raise `ValueError` unless each value is True or False."""
     for name, value in values.items():
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be True or False; got {value!r}.")
 
 
 def known_number(name: str, value: Any, least: float = -math.inf, *, above: bool = False) -> float:
-    """A finite number as Python's; `ValueError` for anything else, and for what is out of range.
+    """Convert a finite number in range to a Python float, or raise `ValueError`.
 
     Args:
-        name: as messages shall call it.
-        value: a number of Python, NumPy or JAX; not one that is traced.
-        least: the smallest that is allowed.
+        name: the argument's name in messages.
+        value: a concrete number of Python, NumPy or JAX.
+        least: the smallest value allowed.
         above: whether `least` itself is out of range.
 
     Example:
@@ -182,41 +182,41 @@ def known_number(name: str, value: Any, least: float = -math.inf, *, above: bool
 
 
 def check_count(least: int, **values: Any) -> None:
-    """Raise `ValueError` for what is not an integer of at least `least`.
+    """Raise `ValueError` unless each value is an integer of at least `least`.
 
     Example:
         >>> check_count(2, num_folds=5)
     """
     for name, value in values.items():
-        # To Python True is an integer, the number one.
+        # In Python True is an integer, the number one.
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if not whole or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
 
 
 def check_probability(**values: Any) -> None:
-    """Raise `ValueError` for what is not one number, or a Python number outside of (0, 1)."""
+    """Raise `ValueError` unless each value is one number, and in (0, 1) if a Python number."""
     check_scalar(**values)
     for name, value in values.items():
         if not isinstance(value, (int, float)):
             continue
         if not 0 < value < 1:
             raise ValueError(f"{name} must be a number in (0, 1); got {value}.")
-        # A level such as 1 − 10⁻⁹ is 1 in float32, where the normal quantile is infinite.
+        # A level such as 1 − 10⁻⁹ is 1 in float32, at which the normal quantile is infinite.
         rounded = np.asarray(value, jax.dtypes.canonicalize_dtype(float))
         if not 0 < rounded < 1:
             raise ValueError(f"{name} must not round to {rounded} in {rounded.dtype}; got {value}.")
 
 
 def check_order(p: Any, *, above_one: bool = False) -> None:
-    """Raise `ValueError` for an order that is a Python number, but not finite and at least 1."""
+    """Raise `ValueError` for a Python number as order that is not finite or below 1."""
     if isinstance(p, (int, float)) and not (1 <= p < float("inf") and (p > 1 or not above_one)):
         range_of_p = "above 1" if above_one else "of at least 1"
         raise ValueError(f"p must be a finite number {range_of_p}; got {p}.")
 
 
 def check_base(base: Any) -> None:
-    """Raise `ValueError` for a concrete base of a logarithm that is no number in (1, ∞)."""
+    """Raise `ValueError` for a concrete base of a logarithm that is not a number in (1, ∞)."""
     if base is None or isinstance(base, Tracer):
         return
     number = np.asarray(base)
@@ -237,7 +237,7 @@ def check_unit_interval(**values: Any) -> None:
 
 
 def check_widths(**values: Any) -> None:
-    """Raise `ValueError` for what is not a sequence of positive integers."""
+    """Raise `ValueError` unless each value is a sequence of positive integers."""
     for name, widths in values.items():
         if not isinstance(widths, (tuple, list)):
             raise ValueError(f"{name} must be a tuple of widths; got {widths!r}.")
@@ -249,7 +249,7 @@ def check_weights(name: str, weights: Any) -> None:
     """Raise `ValueError` for concrete weights that are negative, not finite, or all zero."""
     if isinstance(weights, Tracer):
         return
-    # In float64, where a sum of large weights of half precision is not infinite.
+    # In float64, in which a sum of large weights of half precision is not infinite.
     values = np.asarray(weights, np.float64)
     if not values.size:
         raise ValueError(f"{name} must not be empty; got shape {values.shape}.")
@@ -262,7 +262,7 @@ def check_weights(name: str, weights: Any) -> None:
 
 def check_simplex(name: str, weights: Any) -> None:
     """Raise `ValueError` for concrete numbers that are negative or do not sum to one."""
-    # A sequence may hold tracers beside numbers, and is concrete only if all of them are.
+    # A sequence may hold both tracers and numbers, and is concrete only if all of them are.
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(weights)):
         return
     values = np.asarray(weights, np.float64)
@@ -270,7 +270,7 @@ def check_simplex(name: str, weights: Any) -> None:
         raise ValueError(f"{name} must be non-negative and sum to one; got {values.tolist()}.")
 
 
-# Of the scale √(C_ii C_jj), beyond which C_ij − C_ji is no rounding.
+# Relative to the scale √(C_ii C_jj). A larger C_ij − C_ji cannot be rounding.
 LARGEST_ASYMMETRY = 3e-4
 
 
@@ -279,9 +279,9 @@ def check_symmetric(name: str, covariance: Any) -> None:
     if jnp.ndim(covariance) != 2 or isinstance(covariance, Tracer):
         return
     matrix = np.asarray(covariance, np.float64)
-    # Relative to √(C_ii C_jj), so that features of different units are judged alike.
+    # Relative to √(C_ii C_jj), so that the test does not depend on the features' units.
     scale = np.sqrt(np.where(np.diagonal(matrix) > 0, np.diagonal(matrix), 1))
-    with np.errstate(invalid="ignore"):  # of infinities, which give nan
+    with np.errstate(invalid="ignore"):  # infinities give NaN
         difference = np.abs(matrix - matrix.T)
         asymmetric = difference / np.outer(scale, scale) > LARGEST_ASYMMETRY
     if asymmetric.any():
@@ -292,14 +292,14 @@ def check_symmetric(name: str, covariance: Any) -> None:
 
 
 def check_callable(**functions: Any) -> None:
-    """Raise `ValueError` for what cannot be called."""
+    """Raise `ValueError` unless each value is callable."""
     for name, function in functions.items():
         if not callable(function):
             raise ValueError(f"{name} must be a function; got {type(function).__name__}.")
 
 
 def check_choice(choices: tuple[Any, ...], **values: Any) -> None:
-    """Raise `ValueError` for a value that is none of the choices.
+    """Raise `ValueError` for a value that is not one of the choices.
 
     Example:
         >>> check_choice(("diagonal", "full"), covariance="full")
@@ -320,7 +320,7 @@ def check_key(key: Any) -> None:
 
 
 def key_first(function: F) -> F:
-    """The function, which names a forgotten key rather than the argument that is then missing.
+    """The function, with an error for a forgotten key instead of one for a missing argument.
 
     Example:
         >>> @key_first
@@ -340,8 +340,9 @@ def key_first(function: F) -> F:
 
 
 def _described(value: Any) -> str:
-    """Numbers and text as they are, an array by its shape: messages never hold data."""
-    # Only one number is printed by value. A tracer has none, and an array may be large or private.
+    """Numbers and text by value, an array by its shape: messages never contain data."""
+    # Only one number is printed by value. A tracer has no value, and an array may be large or
+    # private.
     held = isinstance(value, (jax.Array, np.ndarray, np.generic)) and not isinstance(value, Tracer)
     if held and not value.shape and jnp.issubdtype(value.dtype, np.number):
         return f"{np.asarray(value).item():.6g}"
@@ -363,7 +364,7 @@ def check_provides(name: str, value: Any, attributes: tuple[str, ...], hint: str
 
 
 def check_arguments(name: str, function: Any, *arguments: str) -> None:
-    """Raise `ValueError` for a function that cannot be called with so many arguments in a row.
+    """Raise `ValueError` unless the function can be called with these positional arguments.
 
     Example:
         >>> check_arguments("log_prob", lambda x: 0.0, "particle")
@@ -374,7 +375,7 @@ def check_arguments(name: str, function: Any, *arguments: str) -> None:
     except (TypeError, ValueError):  # compiled functions may have none
         return
     try:
-        # Names stand for the arguments: nothing is called.
+        # The names are bound in place of the arguments: nothing is called.
         signature.bind(*arguments)
     except TypeError:
         called = ", ".join(arguments)
@@ -382,7 +383,7 @@ def check_arguments(name: str, function: Any, *arguments: str) -> None:
 
 
 def check_full_precision(name: str, array: Any) -> None:
-    """Raise `ValueError` for half precision, in which there are no matrix factorisations."""
+    """Raise `ValueError` for half precision, for which there are no matrix factorisations."""
     if jnp.finfo(array.dtype).bits < 32:
         raise ValueError(f"{name} must be float32 or float64 here; got {array.dtype}.")
 
@@ -393,7 +394,7 @@ def _check_array(name: str, array: Any) -> None:
 
 
 def check_matrix(**arrays: Any) -> None:
-    """Raise `ValueError` unless each array is a non-empty matrix of real samples, a row each."""
+    """Raise `ValueError` unless each array is a non-empty real matrix, one row per sample."""
     for name, array in arrays.items():
         _check_array(name, array)
         if jnp.ndim(array) != 2 or 0 in jnp.shape(array):
@@ -406,7 +407,7 @@ def check_matrix(**arrays: Any) -> None:
 
 
 def check_shape(name: str, array: Any, *sizes: int | str) -> None:
-    """Raise `ValueError` unless the array has this shape; a name stands for any size.
+    """Raise `ValueError` unless the array has this shape; a name matches any size.
 
     Example:
         >>> check_shape("velocities", jnp.zeros((2, 5, 3)), "k", 5, "d")
@@ -422,7 +423,7 @@ def check_shape(name: str, array: Any, *sizes: int | str) -> None:
 
 
 def check_same_features(x: Array, y: Array, names: tuple[str, str] = ("x", "y")) -> None:
-    """Raise `ValueError` unless two sample matrices have equally many columns."""
+    """Raise `ValueError` unless two sample matrices have the same number of columns."""
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             f"{names[0]} and {names[1]} must have the same number of features; "
@@ -431,9 +432,9 @@ def check_same_features(x: Array, y: Array, names: tuple[str, str] = ("x", "y"))
 
 
 def check_scalar_output(name: str, function: Any, *args: Any) -> None:
-    """Raise `ValueError` unless `function(*args)` is a real scalar; nothing is computed."""
+    """Raise `ValueError` unless `function(*args)` is a real scalar, without computing it."""
     check_callable(**{name: function})
-    # Traced in the abstract: user functions may be expensive. The output may be any pytree.
+    # Traced abstractly, as user functions may be expensive. The output may be any pytree.
     output = jax.eval_shape(function, *args)
     if not hasattr(output, "shape") or output.shape != ():
         shape = getattr(output, "shape", jax.tree.map(jnp.shape, output))

@@ -1,4 +1,4 @@
-"""What has no useful derivative says so."""
+"""An error for values without a useful derivative."""
 
 from typing import TypeVar
 
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 def refuse_derivatives(tree: T, message: str) -> T:
-    """The tree, which raises `ValueError` when differentiated with respect to what it depends on.
+    """The tree, which raises `ValueError` when differentiated with respect to its inputs.
 
-    For what has no useful derivative, or none that is finite: silence would be a wrong number.
+    For values without a useful or finite derivative: without the error it would be silently wrong.
 
     Example:
         >>> import jax
@@ -25,7 +25,7 @@ def refuse_derivatives(tree: T, message: str) -> T:
         x is a constant.
     """
 
-    # Symbolic zeros tell inputs that are differentiated from those that are merely carried along:
+    # Symbolic zeros distinguish differentiated inputs from those that are merely carried along:
     # only the former raise.
     @jax.custom_jvp
     def identity(tree):

@@ -15,7 +15,7 @@ def own_key(key: Key[Array, ""] | None) -> Key[Array, ""]:
     """The key, checked, for draws that the caller's own keys do not repeat.
 
     `jax.random.split(key)[i]` is `jax.random.fold_in(key, i)`. If a sample was drawn by the latter,
-    and a fit of it splits the same key, then the numbers that drew the rows would also deal them
+    and a fit of it splits the same key, then the numbers that drew the rows would also assign them
     to folds, and sort them.
 
     Raises:

@@ -16,21 +16,21 @@ __all__ = ["as_indices", "number_labels", "pool_labels"]
 def as_indices(name: str, indices: Any) -> Any:
     """Indices of classes, as arrays of integers.
 
-    Those that JAX's integers do not hold, and would wrap round, become -1, which is no class.
+    Those beyond the range of JAX's integers, which would wrap around, become -1, which is no class.
 
     Args:
-        name: of the argument, for the message.
+        name: the argument's name, for the message.
         indices: integers of any shape.
 
     Raises:
-        ValueError: if they are no integers.
+        ValueError: if they are not integers.
 
     Example:
         >>> as_indices("labels", [2, 2**32 + 1]).tolist()
         [2, -1]
     """
     if not isinstance(indices, jax.Array):
-        as_numbers(name, indices)  # refuses what is none
+        as_numbers(name, indices)  # raises if they are not numbers
         indices = owned(np.asarray(indices))
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f"{name} must be integers; got {indices.dtype}.")
@@ -43,10 +43,10 @@ def as_indices(name: str, indices: Any) -> Any:
 
 
 def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
-    """Labels of all rows of two samples, those of x first; concrete ones of any kind are numbered.
+    """Labels of all rows of two samples, those of x first. Concrete ones are numbered.
 
     Args:
-        name: of the argument, for the message.
+        name: the argument's name, for the message.
         labels: a pair of vectors: integers, booleans or, unless traced, text.
         size_x: the number of rows of x.
         size_y: the number of rows of y.
@@ -65,7 +65,7 @@ def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
         raise ValueError(
             f"{name} must be two vectors, of shapes ({size_x},) and ({size_y},); got {got}."
         )
-    # Traced labels cannot be sorted in NumPy. They must be numbers that JAX holds already.
+    # Traced labels cannot be sorted in NumPy. They must already be numbers within JAX's range.
     if any(isinstance(part, Tracer) for part in labels):
         return jnp.concatenate([_held(name, part) for part in labels])
     pooled = np.concatenate([np.asarray(part) for part in labels])
@@ -81,14 +81,14 @@ def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
 
 
 def _held(name: str, labels: Any) -> Array:
-    """Labels beside traced ones, which cannot be numbered with them."""
+    """Labels used together with traced ones, which cannot be numbered with them."""
     if not isinstance(labels, jax.Array) and (as_indices(name, labels) != labels).any():
         raise ValueError(f"{name} must be labels that JAX's integers hold where some are traced.")
     return jnp.asarray(labels)
 
 
 def number_labels(labels: Array) -> Int[Array, " rows"]:
-    """Labels as integers from 0, equal where the labels are.
+    """Labels as integers from 0, equal if the labels are equal.
 
     Example:
         >>> number_labels(jnp.array([7, 3, 7])).tolist()

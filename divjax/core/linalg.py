@@ -1,12 +1,12 @@
-"""Factorisations and solves of dense matrices: the one place through which all of them go.
+"""Factorisations and solves of dense matrices, used by the whole package.
 
-On a CPU, jaxlib 0.10.0 to 0.11.0 deadlocks as soon as as many *batched* LAPACK calls run at once as
-XLA has worker threads: every worker waits for tasks that it gave to the pool it belongs to. There,
-and there alone, the matrices of a batch are factorised one after the other, whether the batch is a
-leading axis or a `vmap`, also a user's over a whole fit. Later versions and accelerators run the
-batched kernels of `jax.numpy.linalg`.
+On a CPU, jaxlib 0.10.0 to 0.11.0 deadlocks as soon as the number of *batched* LAPACK calls that run
+at once reaches that of XLA's worker threads: every worker waits for tasks that it gave to the pool
+it belongs to. There, and only there, the matrices of a batch are factorised one after the other,
+whether the batch is a leading axis or a `vmap`, also a user's over a whole fit. Later versions and
+accelerators run the batched kernels of `jax.numpy.linalg`.
 
-All functions take leading batch axes, and differentiate in both modes to any order (but for `svd`,
+All functions take leading batch axes, and differentiate in both modes to any order (except `svd`,
 which is not differentiated).
 """
 
@@ -26,7 +26,7 @@ __all__ = ["cho_solve", "cholesky", "eigh", "inv", "solve", "solve_triangular", 
 
 
 def _deadlocks(version: str) -> bool:
-    """Whether concurrent batched LAPACK calls of this jaxlib may wait for each other for ever."""
+    """Whether concurrent batched LAPACK calls of this jaxlib may deadlock."""
     release = tuple(int(part) for part in version.split(".")[:3])
     return (0, 10, 0) <= release < (0, 11, 1)
 
@@ -38,12 +38,11 @@ def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function of matrices, whose `vmap` is a loop on a CPU and a batch elsewhere."""
     mapped = custom_vmap(function)
 
-    # A user's `vmap` would turn LAPACK calls into batched ones. This rule decides what it does
-    # instead.
+    # A user's `vmap` would turn LAPACK calls into batched ones. This rule replaces them.
     @mapped.def_vmap
     def _(axis_size: int, in_batched: list[bool], *args: Array) -> tuple[Any, Any]:
         def loop(*args: Array) -> Any:
-            # What is not batched is closed over; the map is over a tuple of the others.
+            # Unbatched arguments are closed over. The map is over a tuple of the others.
             batched = tuple(arg for arg, is_in in zip(args, in_batched, strict=True) if is_in)
 
             # The matrices of one lane. Through `mapped` again, as an outer `vmap` needs the same
@@ -94,7 +93,7 @@ def _batched_svd(
     return left, values, right
 
 
-# The same, one matrix after the other. Reverse mode cannot go through a custom `vmap`, so each has
+# The same, one matrix after the other. Reverse mode does not support a custom `vmap`, so each has
 # a derivative of its own: a linear solve's is one more solve.
 
 _each_solve = _one_by_one(_batched_solve)
@@ -106,7 +105,7 @@ _each_svd = _one_by_one(_batched_svd)
 
 
 def _linear_solve(matrix: Array, b: Array, solve: Any, solve_transposed: Any) -> Array:
-    """The solution, with the derivatives of the system that it solves."""
+    """The solution, with the derivatives of the linear system."""
     # Differentiated as A x = b: ẋ = A⁻¹(ḃ − Ȧx), and the transpose is a solve with Aᵀ.
     return jax.lax.custom_linear_solve(
         lambda x: matmul(matrix, x),
@@ -160,7 +159,7 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
     values, vectors = _sequential_eigh(matrix)
     inner = matmul(vectors.T, matmul((change + change.T) / 2, vectors))
     same = jnp.eye(values.shape[0], dtype=values.dtype)
-    # The added identity keeps the diagonal, which the factor before takes out, from being 0/0.
+    # The added identity keeps the diagonal, where the first factor is zero, from being 0/0.
     mixing = (1 - same) * inner / (values - values[:, None] + same)
     return (values, vectors), (jnp.diag(inner), matmul(vectors, mixing))
 
@@ -205,7 +204,7 @@ def cholesky(matrix: Float[Array, "*b n n"]) -> Float[Array, "*b n n"]:
 def solve_triangular(
     factor: Float[Array, "*b n n"], b: Float[Array, "*b n k"], *, transposed: bool = False
 ) -> Float[Array, "*b n k"]:
-    """L⁻¹ b, or L⁻ᵀ b, of a lower-triangular L; b may be one vector.
+    """L⁻¹ b, or L⁻ᵀ b, for a lower-triangular L. b may be one vector.
 
     Example:
         >>> import jax.numpy as jnp
@@ -216,7 +215,7 @@ def solve_triangular(
 
 
 def cho_solve(factor: Float[Array, "*b n n"], b: Float[Array, "*b n k"]) -> Float[Array, "*b n k"]:
-    """(L Lᵀ)⁻¹ b of the factor L that `cholesky` gives; b may be one vector.
+    """(L Lᵀ)⁻¹ b for the factor L from `cholesky`. b may be one vector.
 
     Example:
         >>> import jax.numpy as jnp
@@ -227,7 +226,7 @@ def cho_solve(factor: Float[Array, "*b n n"], b: Float[Array, "*b n k"]) -> Floa
 
 
 def solve(matrix: Float[Array, "*b n n"], b: Float[Array, "*b n k"]) -> Float[Array, "*b n k"]:
-    """The x with matrix · x = b, by LU decomposition; b may be one vector.
+    """The x with matrix · x = b, by LU decomposition. b may be one vector.
 
     Example:
         >>> import jax.numpy as jnp
@@ -264,7 +263,7 @@ def eigh(matrix: Float[Array, "*b n n"]) -> tuple[Float[Array, "*b n"], Float[Ar
 def svd(
     matrix: Float[Array, "*b n m"],
 ) -> tuple[Float[Array, "*b n r"], Float[Array, "*b r"], Float[Array, "*b r m"]]:
-    """U, the singular values downwards, and Vᵀ with U diag(s) Vᵀ the matrix; not differentiated.
+    """U, the singular values, descending, and Vᵀ with U diag(s) Vᵀ the matrix; not differentiated.
 
     Example:
         >>> import jax.numpy as jnp

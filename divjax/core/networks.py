@@ -58,12 +58,12 @@ class BuildMLP:
 
 
 class ICNN(nnx.Module):
-    """An input-convex network, z ↦ ⟨w, h(z)⟩ of one number a row, small at the start.
+    """An input-convex network, z ↦ ⟨w, h(z)⟩ with one output per row, small at the start.
 
     h₀ = σ(A₀ z + (B₀ z)² + b₀) and h_k = σ(W_k h_{k−1} + A_k z + (B_k z)² + b_k) with W_k, w ≥ 0
-    and the softplus σ, which is convex and increasing: so is each h_k convex in z, and smooth. It
-    starts with bends in all directions and places, for z of about unit size: from a smooth start
-    training hardly ever makes them.
+    and the softplus σ, which is convex and increasing. Hence each h_k is convex in z, and smooth.
+    At initialisation it bends in all directions and places, for z of about unit size: from a smooth
+    start training hardly ever creates bends.
 
     References:
         Amos, Xu, Kolter 2017, proposition 1. Korotin et al. 2019: quadratic inputs.
@@ -71,7 +71,7 @@ class ICNN(nnx.Module):
 
     def __init__(self, in_features: int, hidden: Sequence[int], rngs: nnx.Rngs):
         # Divided by √d: entries have the same spread in any dimension. Biases of unit size place
-        # the bends where z lies.
+        # the bends within the range of z.
         steep, flat = (nnx.initializers.normal(size / in_features**0.5) for size in (2.0, 0.5))
         bias = nnx.initializers.normal(1.0)
         self.skips = nnx.List(
@@ -123,7 +123,7 @@ def init_network(
     network: Network, key: Key[Array, ""], in_features: int, dtype: Any
 ) -> PyTree[Array]:
     """The network's parameters, in the given dtype, as a pytree of arrays."""
-    # `nnx` draws in float32, and half or double precision is converted after the draw.
+    # `nnx` draws in float32. Half or double precision is converted after the draw.
     state = nnx.state(network(in_features, nnx.Rngs(key)), nnx.Param)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), nnx.to_pure_dict(state))
 
@@ -132,7 +132,7 @@ def apply_network(
     network: Network, params: PyTree[Array], x: Float[Array, "b d"]
 ) -> Float[Array, "b ..."]:
     """The network with these parameters, on a batch. Its structure is rebuilt while tracing."""
-    # The structure alone: no parameters are drawn, so this seed is never used.
+    # Only the structure: no parameters are drawn, so this seed is never used.
     model = nnx.eval_shape(lambda: network(x.shape[-1], nnx.Rngs(0)))
     graph, state = nnx.split(model, nnx.Param)
     nnx.replace_by_pure_dict(state, params)

@@ -1,7 +1,7 @@
-"""Elementary functions that stay right at the edge of their domain, and choices without a branch.
+"""Elementary functions that are correct at the edge of their domain, and branchless choices.
 
-The guard `where(x > 0, f(x), 0)` makes a zero of NaN and of what is out of range. These functions
-let both through as NaN, take the limit at zero, and have finite derivatives there.
+The guard `where(x > 0, f(x), 0)` turns NaN and values out of range into zero. These functions
+propagate both as NaN, take the limit at zero, and have finite derivatives there.
 """
 
 from collections.abc import Callable
@@ -28,13 +28,13 @@ __all__ = [
 
 T = TypeVar("T")
 
-# Distances and log-densities cancel: TF32 or bfloat16 products, an accelerator's default, would
-# leave three digits.
+# Distances and log-densities suffer cancellation: TF32 or bfloat16 products, an accelerator's
+# default, would leave three digits.
 matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def nan_unless(condition: ArrayLike, value: ArrayLike) -> Array:
-    """The value if the condition holds, otherwise NaN: the answer to invalid traced arguments.
+    """The value if the condition holds, otherwise NaN, as for invalid traced arguments.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,9 +45,9 @@ def nan_unless(condition: ArrayLike, value: ArrayLike) -> Array:
 
 
 def safe_sqrt(x: Array) -> Array:
-    """√x with derivative 0 at 0; NaN for NaN and negative numbers.
+    """√x with derivative 0 at 0, and NaN for NaN and negative numbers.
 
-    The derivative of a distance at coincident points, and of a deviation that vanishes.
+    For distances at coincident points, and deviations that vanish.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -56,14 +56,14 @@ def safe_sqrt(x: Array) -> Array:
         >>> float(jax.grad(safe_sqrt)(0.0))
         0.0
     """
-    # Zero alone is replaced, so that NaN and negative numbers reach the root. Subnormal numbers
-    # are zero where the processor flushes them.
+    # Only zero is replaced, so that NaN and negative numbers reach the root. Subnormal numbers are
+    # zero if the processor flushes them.
     is_zero = x == 0
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
 
 
 def safe_power(base: Array, exponent: ArrayLike) -> Array:
-    """base^exponent for base ≥ 0, with derivatives 0 at base 0; NaN for NaN and negative bases.
+    """base^exponent for base ≥ 0, derivatives 0 at base 0, and NaN for NaN and negative bases.
 
     0^exponent is 0 for a positive exponent, 1 for exponent 0 and infinite for a negative one.
 
@@ -77,7 +77,7 @@ def safe_power(base: Array, exponent: ArrayLike) -> Array:
     base = jnp.asarray(base)
     exponent = jnp.asarray(exponent, base.dtype)
     is_zero = base == 0
-    # `**` alone has values at negative bases for whole exponents, and 1 for NaN to the power of 0.
+    # `**` has values at negative bases for integer exponents, and 1 for NaN to the power of 0.
     power = jnp.where(base >= 0, jnp.where(is_zero, 1, base) ** exponent, jnp.nan)
     at_zero = jnp.where(exponent > 0, 0, jnp.where(exponent == 0, 1, jnp.inf))
     at_zero = jnp.where(jnp.isnan(exponent), jnp.nan, at_zero).astype(power.dtype)
@@ -85,9 +85,9 @@ def safe_power(base: Array, exponent: ArrayLike) -> Array:
 
 
 def safe_log(x: Array) -> Array:
-    """The logarithm, −∞ at 0 with derivative 0 there; NaN for NaN and negative numbers.
+    """The logarithm, −∞ at 0 with derivative 0 there, and NaN for NaN and negative numbers.
 
-    The logarithm of a weight, whose derivative is only wanted where the weight is not zero.
+    For logarithms of weights, whose derivative is only needed at nonzero weights.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -102,7 +102,7 @@ def safe_log(x: Array) -> Array:
 
 
 def xlogy(x: Array, y: Array) -> Array:
-    """The product x log y, 0 where x is 0 whatever y is, with finite derivatives there.
+    """The product x log y, 0 if x is 0 for any y, even NaN, with finite derivatives there.
 
     Example:
         >>> import jax.numpy as jnp
@@ -117,8 +117,9 @@ def xlogy(x: Array, y: Array) -> Array:
 def if_needed(condition: Bool[Array, ""], function: Callable[[T], T], operand: T) -> T:
     """`function(operand)` if the condition holds, otherwise the operand.
 
-    A loop of at most one step. Under `vmap`, `lax.cond` evaluates both sides in every lane; this
-    evaluates the function only if some lane asks for it. Not differentiable in reverse mode.
+    A loop of at most one step. Under `vmap`, `lax.cond` evaluates both sides in every lane. This
+    evaluates the function only if the condition holds in some lane. Not differentiable in reverse
+    mode.
 
     Example:
         >>> import jax.numpy as jnp
@@ -135,10 +136,10 @@ def if_needed(condition: Bool[Array, ""], function: Callable[[T], T], operand: T
 
 
 def in_base(value: Array, base: ArrayLike | None) -> Array:
-    """Nats in units of log(base), or as they are; NaN for a traced base that is not in (1, ∞).
+    """Nats in units of log(base), or unchanged; NaN for a traced base that is not in (1, ∞).
 
     Raises:
-        ValueError: if a concrete base is out of this range, or no number.
+        ValueError: if a concrete base is out of this range or not a number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -157,8 +158,8 @@ def in_units_of(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """The numbers in units of the power of two at or below `size`, and that unit.
 
-    By two products: the reciprocal of a size above 8.5e37, which a division becomes, is subnormal
-    in float32 and flushed to zero.
+    By two products: division becomes a product with the reciprocal, which for a size above 8.5e37
+    is subnormal in float32 and flushed to zero.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Samples padded to a few sizes, so that one of another size compiles no large program again."""
+"""Samples padded to a few sizes, so that a new size does not recompile a large program."""
 
 import functools
 from typing import Any
@@ -14,7 +14,7 @@ SMALLEST = 64
 
 
 def padded_size(num_rows: int) -> int:
-    """The least of 64, 80, 96, 112, 128, 160, … (four sizes an octave) that holds these rows.
+    """The least of 64, 80, 96, 112, 128, 160, … (four sizes per octave) that holds these rows.
 
     Example:
         >>> [padded_size(n) for n in (3, 900, 1000, 10_000)]
@@ -27,7 +27,7 @@ def padded_size(num_rows: int) -> int:
 
 
 def can_be_padded(tree: Any) -> bool:
-    """Whether no leaf is traced, where shapes are a user's own, or lies on several devices."""
+    """Whether no leaf is traced (shapes are then a user's own) or lies on several devices."""
     leaves = jax.tree.leaves(tree)
     # Padding an array on several devices would have to choose a new sharding.
     return not any(
@@ -39,7 +39,7 @@ def can_be_padded(tree: Any) -> bool:
 def pad_rows(
     rows: Shaped[Array, "n ..."], num_rows: int, fill: float = 0
 ) -> Shaped[Array, "num_rows ..."]:
-    """The rows, followed by as many of the value `fill` as are missing; or the first of them."""
+    """The first `num_rows` rows, padded with the value `fill` if there are fewer."""
     missing = num_rows - rows.shape[0]
     if missing <= 0:
         return rows[:num_rows]

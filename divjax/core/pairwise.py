@@ -1,7 +1,7 @@
-"""Reductions over all pairs of two samples: never n × m × d, dense while small, by blocks beyond.
+"""Reductions over all pairs of two samples: never n × m × d, dense if small, otherwise blockwise.
 
-A block of rows is as large as stays in a CPU's cache (or fills an accelerator), so that blocked is
-not slower than dense, and memory grows with n + m only.
+A block of rows is as large as fits a CPU's cache (or fills an accelerator), so that blockwise is
+not slower than dense, and memory grows only with n + m.
 """
 
 import functools
@@ -27,28 +27,28 @@ __all__ = [
     "squared_distances",
 ]
 
-# Entries of an n × m matrix held at a time. 2²⁰ floats stay in a CPU's cache; an accelerator wants
-# few, large blocks, and 2²⁶ float32 entries are 256 MiB.
+# Entries of an n × m matrix that are materialised at a time. 2²⁰ floats fit a CPU's cache. An
+# accelerator needs few, large blocks, and 2²⁶ float32 entries are 256 MiB.
 BLOCK_ENTRIES_CPU = 2**20
 BLOCK_ENTRIES_ACCELERATOR = 2**26
 
 # Up to this many features squared distances are sums of squared differences, which is as fast as a
-# matrix product and loses no digits; beyond it they are |x|² + |y|² − 2⟨x, y⟩ of centred points,
-# and computed again by differences, a few features a pass, where a pair has lost its digits.
+# matrix product and does not cancel. Beyond it they are |x|² + |y|² − 2⟨x, y⟩ of centred points,
+# and computed again by differences, a few features per pass, if a pair has suffered cancellation.
 _DIFFERENCES_UP_TO = 8
 _FEATURES_A_PASS = 8
 
-# A squared distance below so many times epsilon of the points' own squares has fewer than three
-# digits left. Half precision, which has no more than that, is content with two.
+# A squared distance below this multiple of epsilon times the points' own squares has fewer than
+# three correct digits. Half precision, which has no more than that, requires only two.
 _LOST_ULPS, _LOST_AT_MOST = 1024, 2**-6
 
-# Coordinates that differ by at most so many times epsilon, relative to their size, are equal: a few
-# units in the last place, as rounding leaves them in particles that follow the same law.
+# Coordinates that differ by at most this multiple of epsilon, relative to their size, are equal: a
+# few units in the last place, the rounding error of particles that follow the same dynamics.
 _COINCIDENT_ULPS = 4
 
 
 def at_least_single(dtype: Any) -> Any:
-    """The dtype, float32 for half precision, which holds neither squares nor counts of pairs."""
+    """The dtype, or float32 for half precision, too narrow for squares and counts of pairs."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
@@ -59,13 +59,12 @@ def common_center(
 
     The deviations from one of the rows are averaged, so that the mean of equal rows is that row
     exactly. Without the barrier XLA may compute the mean once in every fusion that subtracts it,
-    each with its own rounding: beside a large offset two samples would be centred apart. What is
-    centred for accuracy is invariant to translations, hence the center is a constant to
-    differentiation.
+    each with its own rounding: at a large offset two samples would get different centers. Centered
+    computations are invariant to translations, hence gradients are stopped at the center.
 
     Args:
         x: rows.
-        used: which rows count; the others may hold anything. All by default.
+        used: which rows count, by default all. The others may hold any value.
 
     Example:
         >>> import jax.numpy as jnp
@@ -85,10 +84,9 @@ def common_center(
 
 
 def living_rows(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array, "n d"]:
-    """The rows with those of weight zero replaced by rows that have weight, each in turn.
+    """The rows, with those of weight zero replaced by rows of nonzero weight, each in turn.
 
-    For statistics that do not weigh their rows, such as bandwidths: rows without weight may hold
-    anything.
+    For statistics that ignore weights, such as bandwidths: rows of weight zero may hold any value.
 
     Example:
         >>> import jax.numpy as jnp
@@ -97,7 +95,8 @@ def living_rows(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Ar
         [1.0, 1.0, 2.0]
     """
     alive = weights > 0
-    # Indices of living rows first. The j-th dead row takes the j-th of them, modulo their number.
+    # Indices of weighted rows first. The j-th zero-weight row takes the j-th of them, modulo their
+    # number.
     order = jnp.argsort(~alive, stable=True)
     substitutes = order[(jnp.cumsum(~alive) - 1) % jnp.maximum(jnp.sum(alive), 1)]
     return x[jnp.where(alive, jnp.arange(x.shape[0]), substitutes)]
@@ -110,12 +109,12 @@ def squared_distances(
 
     Args:
         x: samples.
-        y: samples, or None for x itself; the diagonal is then exactly zero.
+        y: samples, or None for x itself, with a diagonal of exactly zero.
 
     Returns:
         The matrix of squared distances, non-negative, exact to rounding of itself or, with more
-        than 8 features, to three digits at least: clusters that lie far apart keep the distances
-        within each. Points nearer than the root of the smallest number (10⁻¹⁹ in float32) are at
+        than 8 features, to three digits at least: distances within clusters that lie far apart stay
+        accurate. Points nearer than the root of the smallest number (10⁻¹⁹ in float32) are at
         distance zero.
 
     Raises:
@@ -128,7 +127,7 @@ def squared_distances(
     """
     check_matrix(x=x)
     if y is None:
-        # Products would leave rounding on the diagonal, whose root is far from zero.
+        # Products would leave rounding errors on the diagonal, whose root is far from zero.
         (x,), rows = _centered(x), jnp.arange(x.shape[0])
         return _resolved_distances(x, x, rows[:, None] == rows)
     check_matrix(y=y)
@@ -140,7 +139,7 @@ def squared_distances(
 def _centered(y: Float[Array, "m d"], *others: Float[Array, "n d"]) -> tuple[Array, ...]:
     """All samples relative to the center of the first, if they are to be multiplied.
 
-    Differences, which few features take, are exact without.
+    Differences, used for few features, are exact without centering.
     """
     if y.shape[1] <= _DIFFERENCES_UP_TO:
         return y, *others
@@ -151,9 +150,9 @@ def _centered(y: Float[Array, "m d"], *others: Float[Array, "n d"]) -> tuple[Arr
 def _distances(
     x: Float[Array, "n d"], y: Float[Array, "m d"], same: Bool[Array, "n m"] | None = None
 ) -> Float[Array, "n m"]:
-    """Squared distances of rows about a common origin near them; zero where `same` holds.
+    """Squared distances of rows about a common origin near them, zero where `same` holds.
 
-    With more than 8 features to rounding of the rows' squares: see `_is_lost`.
+    With more than 8 features they are exact to rounding of the rows' squares: see `_is_lost`.
     """
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         # A sum of n × m terms, one for each feature, which the compiler fuses.
@@ -164,12 +163,12 @@ def _distances(
 
 
 def _products(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """Squared distances by a matrix product, negative where they are rounding."""
+    """Squared distances by a matrix product, which rounding may make negative."""
     return _norms(x, y) - 2 * matmul(x, y.T)
 
 
 def _norms(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """Each pair's |x|² + |y|², what the rounding of a product is relative to."""
+    """Each pair's |x|² + |y|², the scale of a product's rounding error."""
     return jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)
 
 
@@ -179,10 +178,10 @@ def _is_lost(
     y: Float[Array, "m d"],
     same: Bool[Array, "n m"] | None,
 ) -> Bool[Array, ""]:
-    """Whether a distance by products, of points that are not the same, is little but rounding."""
+    """Whether a distance by products, of distinct points, is mostly rounding error."""
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         return jnp.array(False)
-    # The product's rounding is about ε (|x|² + |y|²): distances near it have few digits.
+    # The product's rounding error is about ε (|x|² + |y|²): distances near it are inaccurate.
     threshold = min(_LOST_ULPS * float(jnp.finfo(x.dtype).eps), _LOST_AT_MOST)
     lost = distances < threshold * _norms(x, y)
     return jnp.any(lost if same is None else lost & ~same)
@@ -190,7 +189,7 @@ def _is_lost(
 
 def _differences(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Squared distances by differences, each exact to rounding of itself."""
-    # Zero features fill the last pass, and add nothing.
+    # The last pass is padded with zero features, which add nothing.
     padding = -x.shape[1] % _FEATURES_A_PASS
     by_passes = lambda rows: jnp.pad(rows, ((0, 0), (0, padding))).T.reshape(
         -1, _FEATURES_A_PASS, rows.shape[0]
@@ -207,7 +206,7 @@ def _differences(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array,
 def _resolved_distances(
     x: Float[Array, "n d"], y: Float[Array, "m d"], same: Bool[Array, "n m"] | None = None
 ) -> Float[Array, "n m"]:
-    """As `_distances`, by differences where products have lost a distance."""
+    """As `_distances`, by differences if products have lost a distance to cancellation."""
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         return _distances(x, y, same)
     products = _products(x, y)
@@ -222,7 +221,7 @@ def _resolved_distances(
 
 @jax.custom_jvp
 def _with_slopes_of(rounded: Any, values: Any) -> Any:
-    """The values, with the derivatives of what they are better values of."""
+    """The values, with the derivatives of their rounded counterparts."""
     return values
 
 
@@ -232,10 +231,10 @@ def _slopes(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, A
 
 
 def _block_rows(num_rows: int, num_columns: int) -> int:
-    """Rows a block, so that blocks are of equal size and within the budget."""
+    """Rows per block, so that blocks are of equal size and within the budget."""
     cpu = jax.default_backend() == "cpu"
     budget = BLOCK_ENTRIES_CPU if cpu else BLOCK_ENTRIES_ACCELERATOR
-    # On a CPU a little over the budget is still faster whole than split.
+    # On a CPU a matrix slightly over the budget is still faster dense than split.
     if num_rows * num_columns <= 1.5 * budget:
         return num_rows
     num_blocks = math.ceil(num_rows / max(1, budget // num_columns))
@@ -245,15 +244,15 @@ def _block_rows(num_rows: int, num_columns: int) -> int:
 def map_row_blocks(
     function: Callable[..., Any], num_columns: int, *rows: Array, block_rows: int | None = None
 ) -> Any:
-    """`function(*rows)`, evaluated on blocks of rows where the n × m intermediate would be large.
+    """`function(*rows)`, evaluated blockwise if the n × m intermediate would be large.
 
     Args:
         function: maps arrays with a common leading axis to a pytree of arrays with that leading
-            axis, holding an intermediate of `num_columns` entries a row.
+            axis, with an intermediate of `num_columns` entries per row.
         num_columns: m.
-        *rows: arrays with leading axis n. Blocks are padded with zeros, and what they yield is
-        dropped.
-        block_rows: rows a block; by default as many as fit the budget.
+        *rows: arrays with leading axis n. Blocks are padded with zeros, and their outputs are
+            dropped.
+        block_rows: rows per block, by default the most that fit the budget.
 
     Returns:
         The pytree for all rows. In reverse mode each block is recomputed, so that no n × m array is
@@ -283,7 +282,7 @@ def pair_distances_by_rows(
     reduce: Callable[[Float[Array, "b m"]], Any],
     block_rows: int | None = None,
 ) -> Any:
-    """`reduce(squared_distances(x, y))` for a `reduce` that acts on rows, blocked where large."""
+    """`reduce(squared_distances(x, y))` for a `reduce` that acts on rows, blockwise if large."""
     same = y is None
     if y is None:
         (x,) = _centered(x)
@@ -306,22 +305,22 @@ def reduce_centered_pairs(
 ) -> Any:
     """As `pair_distances_by_rows`, for rows that are centered already.
 
-    Where products have lost a distance, `again` takes the place of `reduce`, but for derivatives,
-    which stay those of `reduce` at the distances that have been rounded.
+    If products have lost a distance to cancellation, `again` replaces `reduce`. Derivatives remain
+    those of `reduce` at the rounded distances.
 
     Args:
         x: rows.
         y: rows about the same origin.
         reduce: acts on a block of rows and its squared distances.
         same: whether x_i is y_i, at distance exactly zero.
-        again: what `reduce` computes, of distances that are exact. What it closes over must have
-            no derivatives. Without it, distances stay as they are.
-        needed: whether to look for distances that are lost, which takes a pass over the pairs.
-        block_rows: rows a block.
+        again: the same computation as `reduce`, for exact distances. Values that it closes over
+            must have no derivatives. Without it, distances are not recomputed.
+        needed: whether to look for inaccurate distances, which takes a pass over the pairs.
+        block_rows: rows per block.
     """
 
     def block(rows: Float[Array, "b d"], index: Array) -> Any:
-        # Not held for later: a mask of all pairs.
+        # A function, to avoid storing a mask of all pairs.
         diagonal = lambda: index[:, None] == jnp.arange(y.shape[0]) if same else None
         result = reduce(rows, _distances(rows, y, diagonal()))
         if again is None or y.shape[1] <= _DIFFERENCES_UP_TO:
@@ -336,8 +335,8 @@ def reduce_centered_pairs(
             return exactly(fixed, distances if mask is None else jnp.where(mask, 0, distances))
 
         def if_lost(plain: Any) -> Any:
-            # Computed again, only where they are looked at: closed over by the loop, they would be
-            # held.
+            # Computed again, only if they are checked: closed over by the loop, they would stay in
+            # memory.
             products = _distances(fixed, fixed_y)
             return if_needed(_is_lost(products, fixed, fixed_y, diagonal()), by_differences, plain)
 
@@ -351,9 +350,9 @@ def fractions_below(
 ) -> Float[Array, " t"]:
     """The fractions of pairs i ≠ j with ‖x_i − x_j‖² below 1 to 4 positive thresholds, in one pass.
 
-    The rows are centered, as `_distances` takes them. By differences, distances are exact.
+    The rows are centered, as for `_distances`. By differences, distances are exact.
 
-    The comparisons of an entry are packed into the bytes of one integer and summed down
+    The comparisons of an entry are packed into the bytes of one integer and summed over
     columns of at most 255 rows, so that a pass costs little more than one comparison.
     """
     n = x.shape[0]
@@ -365,7 +364,7 @@ def fractions_below(
             distances = jnp.where(diagonal, 0, _differences(rows, x))
         else:
             distances = _distances(rows, x, diagonal)
-        real = (index < n)[:, None]  # nothing is below −1: padding counts nowhere
+        real = (index < n)[:, None]  # no distance is below −1, so padding is not counted
         # A column of at most 255 rows cannot carry from one byte into the next.
         packed = sum(
             (distances < jnp.where(real, threshold, -1)).astype(jnp.uint32) << (8 * byte)
@@ -384,21 +383,21 @@ def fractions_below(
         lambda args: block(*args), (padded.reshape(num_blocks, size, x.shape[1]), index)
     )
     # A particle is at distance zero of itself, below every positive threshold. In half precision
-    # neither the counts nor n(n − 1) would fit; the latter exceeds 32 bits, hence the float.
+    # neither the counts nor n(n − 1) would fit. The latter exceeds 32 bits, hence the float.
     below = jnp.sum(counts.astype(at_least_single(x.dtype)), axis=0) - n
     return below / float(n * (n - 1))
 
 
 def coincidence_distance(x: Float[Array, "n d"], eps: float) -> Float[Array, ""]:
-    """How far coordinates of two rows of x may differ if the rows are to coincide.
+    """The largest difference between coordinates of two rows of x that coincide.
 
-    Equal particles that follow the same law end up a few units in the last place apart: 4 eps s
-    with s the median over rows of max_k |x_ik|. It is the size of a cluster that holds most rows,
-    whatever the others hold.
+    Equal particles that follow the same dynamics end up a few units in the last place apart. It is
+    4 eps s with s the median over rows of max_k |x_ik|, the size of a cluster that contains most
+    rows, independent of the others.
 
     Args:
         x: rows.
-        eps: of the dtype in which they were given.
+        eps: the epsilon of the dtype in which they were given.
     """
     return _COINCIDENT_ULPS * eps * jnp.median(jnp.max(jnp.abs(x), axis=1))
 
@@ -412,16 +411,16 @@ def median_squared_distance(
 ) -> Float[Array, ""]:
     """The lower median of ‖x_i − x_j‖² over pairs i < j, without sorting them.
 
-    Passes that count the pairs below four thresholds narrow a bracket around the median; a guess
-    within `tolerance` of the answer makes one pass enough. The bracket's ends are verified by
-    counts, so whatever the guess, the relative error is at most `tolerance` (plus the rounding of
-    float32 ranks beyond 2²⁴ pairs, and of `squared_distances`). Zero if at least half of the pairs
+    Passes that count the pairs below four thresholds narrow a bracket around the median. With a
+    guess within `tolerance` of the answer one pass is enough. The bracket's ends are verified by
+    counts, so for any guess the relative error is at most `tolerance` (plus the rounding of float32
+    ranks beyond 2²⁴ pairs, and of `squared_distances`). Zero if at least half of the pairs
     coincide.
 
     Args:
         x: at least two samples.
-        guess: a positive number; the nearer the answer, the fewer passes.
-        tolerance: relative.
+        guess: a positive number. A guess nearer the answer needs fewer passes.
+        tolerance: the relative tolerance.
         coincident: the squared distance up to which a pair coincides.
     """
     x = x.astype(at_least_single(x.dtype))
@@ -430,7 +429,7 @@ def median_squared_distance(
     median = _median(centered, guess, tolerance, coincident, by_differences=False)
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         return median
-    # Counts by products are right unless the median itself is of the size of their rounding.
+    # Counts by products are correct unless the median is of the size of their rounding error.
     radius = jnp.max(jnp.sum(centered**2, axis=1))
     lost = median <= _LOST_ULPS * jnp.finfo(x.dtype).eps * 2 * radius
     again = lambda _: _median(centered, guess, tolerance, coincident, by_differences=True)
@@ -447,7 +446,7 @@ def _median(
 ) -> Float[Array, ""]:
     """As `median_squared_distance`, of centered rows and by one kind of distances."""
     half_width = tolerance / 2
-    # d² is at most 4 max‖x‖². Below `floor` it is rounding of the coordinates.
+    # d² is at most 4 max‖x‖². Below `floor` it is rounding error of the coordinates.
     highest = 5 * jnp.max(jnp.sum(centered**2, axis=1))
     eps = jnp.finfo(centered.dtype).eps
     floor = jnp.maximum(jnp.maximum(highest * eps**2, coincident), jnp.finfo(centered.dtype).tiny)
@@ -457,7 +456,7 @@ def _median(
         low, high, below_low, below_high = bracket
         inside = tuple(jnp.clip(t, low, high) for t in thresholds)
         fractions = fractions_below(centered, inside, by_differences=by_differences)
-        # The lower median is below a threshold just if at least half of the pairs are. Each
+        # The lower median is below a threshold if and only if at least half of the pairs are. Each
         # threshold moves the end on its own side, so counts verify both ends.
         for threshold, fraction in zip(inside, fractions, strict=True):
             rises = (fraction < 0.5) & (threshold > low)
@@ -476,8 +475,9 @@ def _median(
     def body(carry):
         bracket, passes = carry
         low, high, below_low, below_high = bracket
-        # Where the fraction would reach a half if it rose evenly, and half-way points on both sides
-        # in case it does not: the bracket at least halves, on a logarithmic scale, every pass.
+        # The point at which the fraction would reach a half if it rose evenly, and half-way points
+        # on both sides in case it does not: every pass at least halves the bracket, on a
+        # logarithmic scale.
         share = (0.5 - below_low) / jnp.maximum(below_high - below_low, eps)
         middle = jnp.sqrt(low) * jnp.sqrt(high)
         even = jnp.where(high < 4 * low, low + share * (high - low), middle)
@@ -502,5 +502,5 @@ def _median(
         ),
     )
     (low, high, *_), _ = jax.lax.while_loop(unresolved, body, (start, 1))
-    # A bracket that has shrunk onto the floor holds pairs that coincide up to rounding.
+    # A bracket that has shrunk onto the floor contains pairs that coincide up to rounding.
     return jnp.where(low > floor, (low + high) / 2, 0)

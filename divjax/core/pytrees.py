@@ -1,4 +1,4 @@
-"""The one way divjax makes a method object: a frozen dataclass that is a JAX pytree."""
+"""Method objects of divjax: frozen dataclasses that are JAX pytrees."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ def static(**kwargs: Any) -> Any:
 def for_each(function: Callable[..., T], samples: Iterable[Sequence[Any]]) -> list[T]:
     """`[function(*sample) for sample in samples]`, in one program if they have the same shapes.
 
-    Half the compilation where two samples are treated alike.
+    Halves the compilation if two samples are treated alike.
 
     Example:
         >>> import jax.numpy as jnp
@@ -67,7 +67,7 @@ def _shape_and_dtype(leaf: Any) -> tuple[Any, ...]:
 
 
 def select(condition: Bool[Array, ""], new: T, old: T) -> T:
-    """`new` where the condition holds, else `old`, leaf by leaf.
+    """`new` if the condition holds, otherwise `old`, leaf by leaf.
 
     Example:
         >>> import jax.numpy as jnp
@@ -82,10 +82,11 @@ def pytree(cls: type[T]) -> type[T]:
     """Turn a class into a frozen dataclass registered as a JAX pytree.
 
     Every field is a leaf (or a subtree), so hyper-parameters vmap, differentiate, stack and never
-    recompile; a field declared with `static()` is part of the tree's structure instead.
+    recompile. A field declared with `static()` is part of the tree's structure instead.
 
     JAX rebuilds the object, running `__post_init__`, whenever it unflattens, with tracers or
-    placeholders for leaves: validate there only what `isinstance(value, (int, float))` holds for.
+    placeholders for leaves. Validate there only values for which `isinstance(value, (int, float))`
+    holds.
 
     Example:
         >>> @pytree
@@ -105,7 +106,7 @@ def pytree(cls: type[T]) -> type[T]:
     no_text = [field.name for field in fields if field.name in data and not _admits_text(field)]
     initialize = cls.__init__
 
-    # Text is refused in a user's call alone: JAX rebuilds objects by `initialize`, from any leaves.
+    # Text raises only in a user's call: JAX rebuilds objects by `initialize`, from any leaves.
     @functools.wraps(initialize)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
         initialize(self, *args, **kwargs)
@@ -129,14 +130,14 @@ def pytree(cls: type[T]) -> type[T]:
         initialize(method, **dict(named))
         return method
 
-    # Not `register_dataclass`: to it trees of two classes are equal if their fields are (jax
+    # Not `register_dataclass`: it treats trees of two classes as equal if their fields are (jax
     # 0.10.2), and jit may run the code that it compiled for the other.
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
 
 
 def _admits_text(field: dataclasses.Field[Any]) -> bool:
-    """Whether the annotation names `str`, or does not say."""
+    """Whether the annotation names `str` or `Any`."""
     return {str, Any} & {field.type, *typing.get_args(field.type)} != set()
 
 
@@ -152,7 +153,7 @@ def as_pytree(function: Callable[..., Any]) -> Any:
 
     A plain function is static. A bound method of a pytree object (`mixture.log_prob`) keeps the
     object's arrays as leaves, so one compilation serves all mixtures of a shape. An object that is
-    a pytree already, or anything that is not callable (JAX's placeholders), is returned as it is.
+    already a pytree, or anything that is not callable (JAX's placeholders), is returned unchanged.
     """
     if not callable(function) or not jax.tree_util.all_leaves([function]):
         return function
@@ -165,8 +166,8 @@ def as_pytree(function: Callable[..., Any]) -> Any:
 class _Code:
     """A function's primitive operations, equal to those of any function that does the same.
 
-    What an operation holds is compared by itself: a callback, or a derivative of one's own, equals
-    no other. (The text of a jaxpr would not do, which leaves such functions out.)
+    Parameters of an operation are compared as objects: a callback or a custom derivative equals no
+    other. (The text of a jaxpr would not do, as it omits such functions.)
     """
 
     def __init__(self, jaxpr: Any):
@@ -180,7 +181,7 @@ class _Code:
 
 
 class _Itself:
-    """Equal to nothing but what holds the same object."""
+    """Equal only to a wrapper of the same object."""
 
     def __init__(self, held: Any):
         self.held = held
@@ -234,11 +235,11 @@ def _operations(jaxpr: Any) -> Hashable:
 
 @pytree
 class TracedFunction:
-    """A function of arrays of given shapes: what it closes over are leaves, its code is structure.
+    """A function of arrays of given shapes, with closed-over arrays as leaves, code as structure.
 
     Attributes:
         closed_over: the arrays.
-        code: what is done with them.
+        code: the operations on them.
     """
 
     closed_over: tuple[Any, ...]
@@ -256,10 +257,10 @@ class TracedFunction:
 
 
 def as_traced(function: Callable[..., Any], *args: Any) -> TracedFunction:
-    """A function of arrays like these, of one array's value, as a pytree.
+    """A function of arrays like these, returning one array, as a pytree.
 
-    Traced anew at every call of this: two functions that do the same are one program to `jax.jit`,
-    and one function that does something else, because what it refers to has changed, is another.
+    It is traced again at every call. For `jax.jit`, two functions with the same operations are one
+    program, and one function whose operations have changed with the values it refers to is another.
 
     Example:
         >>> import jax
@@ -271,7 +272,7 @@ def as_traced(function: Callable[..., Any], *args: Any) -> TracedFunction:
         >>> float(jax.jit(lambda function: function(jnp.array(2.0)))(cube(3)))
         8.0
     """
-    # Of a function that it has seen, JAX remembers what it did then.
+    # JAX caches the trace of a function, hence a new lambda.
     closed = jax.make_jaxpr(lambda *args: function(*args))(*args)
     return TracedFunction(tuple(closed.consts), _Code(closed.jaxpr))
 
@@ -295,7 +296,7 @@ def num_particles(particles: PyTree[Array]) -> int:
 def ravel_particles(
     particles: PyTree[Array],
 ) -> tuple[Float[Array, "n d"], Callable[[Float[Array, "n d"]], PyTree[Array]]]:
-    """Particles as one matrix, a row each, and the function that turns such a matrix back.
+    """Particles as one matrix, one row each, and the inverse function of such a matrix.
 
     Args:
         particles: an array of shape (n, d), or any pytree whose leaves share a leading axis n.
@@ -306,7 +307,7 @@ def ravel_particles(
     if isinstance(particles, jax.Array) and particles.ndim == 2:
         return particles, lambda x: x
     num_particles(particles)
-    # The structure of one particle is that of all, so one unraveling serves every row.
+    # All particles have the structure of one, so one unraveling serves every row.
     unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], particles))[1]
     matrix = jax.vmap(lambda particle: ravel_pytree(particle)[0])(particles)
     return matrix, jax.vmap(unravel)

@@ -1,9 +1,9 @@
-"""What researchers hold, as floating-point arrays; a large offset leaves in double precision.
+"""Numeric inputs as floating-point arrays, with a large offset subtracted in double precision.
 
-Arrays, NumPy arrays, lists and pandas frames of numbers are samples; integers and booleans become
-floating-point numbers. Vectors and other arrays are held in the same ways, and in series. NumPy's
-float64 loses its signal on the way to float32 if the samples lie far from zero, and so do integers
-on the way to float64: such samples are centred first.
+Arrays, NumPy arrays, lists and pandas frames of numbers are samples. Integers and booleans become
+floating-point numbers. Vectors and other arrays have the same types, or are series. NumPy's float64
+loses its signal in the conversion to float32 if the samples lie far from zero, and so do integers
+in the conversion to float64: such samples are centred first.
 """
 
 import re
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def owned(array: Any) -> Any:
-    """The array, or a copy of NumPy's.
+    """The array, copied if it is NumPy's.
 
     JAX may read NumPy's memory after the call has returned, when its owner has written to it.
     """
@@ -43,17 +43,17 @@ def owned(array: Any) -> Any:
 
 
 def as_numbers(name: str, values: Any, *, exact: bool = False) -> Any:
-    """A JAX array as it is, a NumPy array of anything else; floating-point, of any shape.
+    """A JAX array unchanged, anything else as a NumPy array, floating-point and of any shape.
 
-    JAX's integers that the default float would round are NumPy's, unless they are traced.
+    Integers of JAX that its default float would round become NumPy's, unless they are traced.
 
     Args:
-        name: that messages shall use.
-        values: what researchers hold.
+        name: the argument's name in messages.
+        values: an array, list, frame or series of numbers, or a number.
         exact: whether integers that float64 would merge become NumPy's extended precision.
 
     Raises:
-        ValueError: if they are not real numbers; it says how to convert them.
+        ValueError: if they are not real numbers. The message explains how to convert them.
 
     Example:
         >>> as_numbers("log_p", [1, 2])
@@ -68,15 +68,15 @@ def as_numbers(name: str, values: Any, *, exact: bool = False) -> Any:
         return array if exact or not _is_extended(array) else array.astype(float)
     if not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)):
         raise ValueError(f"{name} must hold real numbers; got {dtype}.{_CONVERT}")
-    # Integers beyond 2⁵³ keep all their digits until an offset has been taken away.
+    # Integers beyond 2⁵³ stay exact until an offset has been subtracted.
     return array.astype(np.longdouble if exact and _is_beyond_double(array) else float)
 
 
 def as_arrays(**arrays: Any) -> tuple[Array, ...]:
-    """Numbers of any shapes as floating-point arrays of one dtype, which Python numbers follow.
+    """Numbers of any shape as floating-point arrays of one dtype, not widened by Python numbers.
 
     Args:
-        **arrays: by the names that messages shall use: what `as_samples` takes, series, numbers.
+        **arrays: any inputs of `as_samples`, series or numbers, by their names in messages.
 
     Raises:
         ValueError: if one does not hold real numbers.
@@ -99,7 +99,7 @@ def as_vectors(**vectors: Any) -> tuple[Array, ...]:
     """`as_arrays` of non-empty vectors.
 
     Raises:
-        ValueError: if one is no non-empty vector of real numbers.
+        ValueError: unless each is a non-empty vector of real numbers.
 
     Example:
         >>> [values.tolist() for values in as_vectors(scores_x=[1, 2], scores_y=np.ones(1))]
@@ -113,11 +113,11 @@ def as_vectors(**vectors: Any) -> tuple[Array, ...]:
 
 
 def as_weights(name: str, weights: Any, num_rows: int, dtype: Any) -> Float[Array, " n"]:
-    """Weights of rows in their dtype. What is traced is returned as it is: see `are_weights`.
+    """Weights of rows in their dtype. Traced ones are returned unchecked: see `are_weights`.
 
     Raises:
         ValueError: for another number of them, and for known ones that are negative, not finite,
-            zero throughout, or all of them out of the dtype's range.
+            all zero, or all out of the dtype's range.
 
     Example:
         >>> as_weights("a", [1, 3], 2, jnp.float32).tolist()
@@ -127,10 +127,10 @@ def as_weights(name: str, weights: Any, num_rows: int, dtype: Any) -> Float[Arra
     check_shape(name, weights, num_rows)
     check_weights(name, weights)
     dtype = jax.dtypes.canonicalize_dtype(dtype if jnp.issubdtype(dtype, jnp.floating) else float)
-    # Weights that all vanish or overflow in the dtype would be 0/0 or ∞/∞ when they are normalised.
+    # Weights that all vanish or overflow in the dtype would give 0/0 or ∞/∞ when normalised.
     if not isinstance(weights, Tracer):
         largest, held = float(np.asarray(weights, np.float64).max()), jnp.finfo(dtype)
-        # Half precision is computed in single, which has its smallest numbers.
+        # Half precision is computed in single precision, which has its smallest numbers.
         least = held.tiny if held.bits >= 32 else held.smallest_subnormal
         if not float(least) <= largest <= float(held.max):
             raise ValueError(f"{name} must be within the range of {dtype}; got up to {largest:g}.")
@@ -141,14 +141,14 @@ def as_samples(**samples: Any) -> tuple[Array, ...]:
     """The samples of one call as floating-point matrices of one dtype, in the order given.
 
     Args:
-        **samples: by the names that messages shall use: JAX or NumPy arrays, nested lists, or
-            pandas frames, each of shape (samples, features).
+        **samples: JAX or NumPy arrays, nested lists, or pandas frames, each of shape (samples,
+            features), by their names in messages.
 
     Returns:
-        Arrays of their common dtype; integers and booleans count as the default float.
+        Arrays of their common dtype. Integers and booleans count as the default float.
 
     Raises:
-        ValueError: if one is not a non-empty matrix of real numbers (the message says how to
+        ValueError: if one is not a non-empty matrix of real numbers (the message explains how to
             convert it), or the numbers of features differ.
 
     Example:
@@ -163,11 +163,11 @@ def as_samples(**samples: Any) -> tuple[Array, ...]:
 
 @pytree
 class Center:
-    """A point of the samples' space, kept to float64's precision by two numbers a feature.
+    """A point of the samples' space, in float64's precision by two numbers per feature.
 
     Attributes:
         high: the point, rounded to the samples' dtype.
-        low: what the rounding left over.
+        low: the rounding error.
 
     Example:
         >>> x = np.array([[1e8 + 0.25], [1e8 + 0.75]])  # float32 cannot tell these two
@@ -180,13 +180,13 @@ class Center:
     low: Float[Array, " d"]
 
     def subtract(self, x: Any) -> Float[Array, "n d"]:
-        """The points relative to the centre; NumPy's float64 without loss."""
+        """The points relative to the centre, without loss for NumPy's float64."""
         (x,) = _checked({"x": x}).values()
         if x.shape[1] != self.high.shape[-1]:
             raise ValueError(f"x must have {self.high.shape[-1]} features; got {x.shape[1]}.")
         dtype = jnp.result_type(_dtype_of(x), self.high)
-        # NumPy's digits exceed those of the dtype: the difference is taken in extended precision,
-        # and only then rounded.
+        # NumPy's precision exceeds that of the dtype: the difference is taken in extended
+        # precision, and only then rounded.
         if _is_wider(x, dtype) and not isinstance(self.high, Tracer):
             high, low = (np.asarray(part, np.longdouble) for part in (self.high, self.low))
             with np.errstate(invalid="ignore", over="ignore"):
@@ -197,32 +197,32 @@ class Center:
         return (high - self.high) + (low - self.low)
 
     def moved(self, by: Float[Array, " d"]) -> "Center":
-        """The centre moved by a vector, with what rounding leaves over."""
-        # The low part takes over what rounding the sum has lost.
+        """The centre moved by a vector, with the rounding error in its low part."""
+        # The low part compensates the rounding error of the sum.
         high = self.high + by
         return Center(high, self.low + (by - (high - self.high)))
 
     def add(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
-        """Points relative to the centre, where they belong; rounded to their dtype."""
+        """The points with the centre added back, rounded to their dtype."""
         return (x + self.low) + self.high
 
 
 def centered_samples(weights: dict[str, Any] | None = None, **samples: Any) -> tuple[Any, ...]:
     """One centre for all samples, and the samples relative to it.
 
-    The centre is the median of each feature, over all samples, where NumPy float64 (a list or a
-    frame of numbers is) would be rounded to float32, or integers beyond 2⁵³ to either; otherwise it
-    is zero, since nothing can be gained.
+    The centre is the median of each feature, over all samples, if NumPy float64 (such as a list or
+    a frame of numbers) would be rounded to float32, or integers beyond 2⁵³ to either. Otherwise it
+    is zero, since centering gains nothing.
 
     Args:
-        weights: of samples, by their names: rows of weight zero may hold anything.
+        weights: the samples' weights, by their names. Rows of weight zero may hold any value.
         **samples: as for `as_samples`.
 
     Returns:
         The `Center`, then the samples' arrays of one dtype in the order given.
 
     Raises:
-        ValueError: as `as_samples` does.
+        ValueError: as `as_samples`.
 
     Example:
         >>> center, x, y = centered_samples(x=np.array([[1e8 + 1.0]]), y=np.array([[1e8 + 3.0]]))
@@ -231,7 +231,7 @@ def centered_samples(weights: dict[str, Any] | None = None, **samples: Any) -> t
     """
     checked = _checked(samples)
     dtype = _common_dtype(checked)
-    # Only samples that would lose digits place the center: for the others nothing can be gained.
+    # Only samples that would lose precision determine the center: the others gain nothing.
     double = [
         _rows_with_weight(sample, (weights or {}).get(name))
         for name, sample in checked.items()
@@ -241,19 +241,19 @@ def centered_samples(weights: dict[str, Any] | None = None, **samples: Any) -> t
     point = np.zeros(num_features, np.longdouble if any(map(_is_extended, double)) else float)
     if double:
         rows = np.concatenate(double)
-        # A median withstands outliers. A feature without a finite value has no center to find.
+        # A median is robust to outliers. A feature without a finite value has no center.
         finite = np.where(np.isfinite(rows), rows, np.nan)
         some = np.isfinite(rows).any(axis=0)
         point[some] = np.nanmedian(finite[:, some], axis=0)
     center = Center(*two_parts(point, dtype))
-    # Around zero samples are returned as they are, bit for bit.
+    # With a center of zero, samples are returned unchanged, bit for bit.
     if not point.any():
         return center, *(_rounded(sample, dtype) for sample in checked.values())
     return center, *(center.subtract(sample) for sample in checked.values())
 
 
 def loses_digits(*arrays: Any) -> bool:
-    """Whether NumPy holds more digits of one of the numbers than their common dtype would.
+    """Whether the common dtype would reduce the precision of any of NumPy's numbers.
 
     Example:
         >>> loses_digits(np.ones(2)), loses_digits(jnp.ones(2))
@@ -271,16 +271,16 @@ def first_row(array: np.ndarray) -> np.ndarray:
 def without_offset(
     point: Callable[[np.ndarray], np.ndarray] = first_row, **arrays: Any
 ) -> tuple[Any, ...]:
-    """Numbers of which differences alone matter, less a point of theirs that JAX would round away.
+    """Numbers of which only differences matter, less a common point that JAX would round away.
 
     Args:
-        point: from the first array of which NumPy holds more digits than the common dtype would,
-            in float64: what to subtract from all, to be broadcast against them, by default its
-            first row. Where it is not finite nothing is subtracted.
-        **arrays: by the names that messages shall use: what `as_numbers` takes.
+        point: a function of the first array whose precision in NumPy exceeds the common dtype's,
+            in float64. It returns the point to subtract from all, to be broadcast against them, by
+            default its first row. Non-finite entries are not subtracted.
+        **arrays: any inputs of `as_numbers`, by their names in messages.
 
     Returns:
-        The arrays in the order given, as they are where no digits are at stake.
+        The arrays in the order given, unchanged if no precision is at stake.
 
     Example:
         >>> (logits,) = without_offset(np.max, logits=[1e9, 1e9 + 0.5])
@@ -289,14 +289,14 @@ def without_offset(
     """
     numbers = {name: as_numbers(name, array, exact=True) for name, array in arrays.items()}
     dtype = _common_dtype(numbers)
-    # The point comes from the first array with digits to lose, and leaves all arrays alike, so that
-    # differences between them stay.
+    # The point comes from the first array with precision to lose, and is subtracted from all
+    # arrays, so that differences between them stay.
     wide = next((array for array in numbers.values() if _is_wider(array, dtype)), None)
     if wide is None:
         return tuple(numbers.values())
     with np.errstate(invalid="ignore", over="ignore"):
         known = point(wide)
-        # A number of the dtype, which JAX's arrays lose without rounding too.
+        # A number of the dtype, so that it is subtracted from JAX's arrays without rounding too.
         known = np.asarray(known).astype(dtype).astype(wide.dtype)
         known = np.where(np.isfinite(known), known, 0)
         return tuple(_less(array, known) for array in numbers.values())
@@ -309,7 +309,7 @@ def _less(array: Any, point: np.ndarray) -> Any:
 
 
 def _rows_with_weight(sample: np.ndarray, weights: Any) -> np.ndarray:
-    """The rows that count, where the weights are known; whether they are weights is seen later."""
+    """The rows of nonzero weight if the weights are known. Weights are validated later."""
     if weights is None or isinstance(weights, Tracer):
         return sample
     # Invalid weights are reported by their own check, with the argument's name.
@@ -320,9 +320,9 @@ def _rows_with_weight(sample: np.ndarray, weights: Any) -> np.ndarray:
 
 
 def two_parts(x: Any, dtype: Any) -> tuple[Array, Array]:
-    """The numbers rounded to the dtype, and what the rounding left over of NumPy's float64.
+    """The numbers rounded to the dtype, and the rounding error of NumPy's float64.
 
-    Compared one after the other they order numbers that the dtype cannot tell apart.
+    Compared lexicographically they order numbers that are equal in the dtype.
 
     Example:
         >>> high, low = two_parts(np.array([1e9 + 0.5, 1e9 + 1.5]), jnp.float32)
@@ -333,15 +333,15 @@ def two_parts(x: Any, dtype: Any) -> tuple[Array, Array]:
         high = _rounded(x, dtype)
         return high, jnp.zeros_like(high)
     with np.errstate(invalid="ignore", over="ignore"):
-        # The rest is exact, as its digits are among those of x. Beyond the dtype's range there is
-        # none.
+        # The remainder is exact, as its digits are among those of x. Beyond the dtype's range it is
+        # zero.
         rounded = x.astype(dtype)
         rest = np.where(np.isfinite(rounded), x - rounded.astype(x.dtype), 0)
     return jnp.asarray(rounded), _rounded(rest, dtype)
 
 
 def _rounded(x: Any, dtype: Any) -> Array:
-    """As an array of JAX, which knows no extended precision."""
+    """As an array of JAX, which has no extended precision."""
     return jnp.asarray(x.astype(dtype) if _is_extended(x) else x, dtype)
 
 
@@ -351,13 +351,13 @@ def _is_extended(x: Any) -> bool:
 
 
 def _is_wider(x: Any, dtype: Any) -> bool:
-    """Whether the dtype would lose digits that NumPy holds."""
+    """Whether the dtype would reduce the precision of NumPy's numbers."""
     double = isinstance(x, np.ndarray) and x.dtype == np.float64 and jnp.finfo(dtype).bits < 64
     return double or _is_extended(x)
 
 
 def _checked(samples: dict[str, Any]) -> dict[str, Any]:
-    """Each sample as an array of real numbers, matrices of equally many features."""
+    """Each sample as an array of real numbers, matrices with the same number of features."""
     converted = {name: as_numbers(name, sample, exact=True) for name, sample in samples.items()}
     for name, sample in converted.items():
         if sample.ndim == 1 and sample.size:
@@ -365,7 +365,7 @@ def _checked(samples: dict[str, Any]) -> dict[str, Any]:
                 f"{name} must be a matrix of shape (samples, features); got shape {sample.shape}. "
                 f"Samples of one feature are {name}[:, None]."
             )
-        # JAX's dtype rules, which the check applies, know no extended precision.
+        # JAX's dtype rules, which the check applies, lack extended precision.
         check_matrix(**{name: sample.astype(float) if _is_extended(sample) else sample})
     (first, one), *others = converted.items()
     for name, other in others:
@@ -378,13 +378,13 @@ def _common_dtype(samples: dict[str, Any]) -> Any:
 
 
 def _dtype_of(sample: Any) -> Any:
-    """Its dtype in JAX: float64 only where that is enabled."""
+    """Its dtype in JAX: float64 only if that is enabled."""
     dtype = np.dtype(float) if _is_extended(sample) else sample.dtype
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
 def _rounds(array: Any) -> bool:
-    """Whether these are known integers of JAX that its default float may not hold."""
+    """Whether these are known integers of JAX that its default float may round."""
     if isinstance(array, np.ndarray) or not jnp.issubdtype(array.dtype, jnp.integer):
         return False
     digits = jnp.finfo(jax.dtypes.canonicalize_dtype(float)).nmant
@@ -412,11 +412,11 @@ def _as_array(name: str, sample: Any) -> Any:
     if hasattr(sample, "toarray"):
         raise ValueError(f"{name} must be dense; got a sparse matrix. Pass {name}.toarray().")
     parts = jax.tree.leaves(sample) if isinstance(sample, (list, tuple)) else ()
-    # Traced numbers are no NumPy array's.
+    # Traced numbers cannot be in a NumPy array.
     of_arrays = any(isinstance(part, jax.Array) for part in parts)
     try:
         array = jnp.asarray(sample) if of_arrays else np.asarray(sample)
-    except (TypeError, ValueError):  # their own messages for rows of different lengths
+    except (TypeError, ValueError):  # raised for rows of different lengths
         raise ValueError(f"{name} must have rows of equal lengths.") from None
     if array.dtype.kind in "OUSM" or array.dtype.kind == "m":
         kind = type(sample).__name__ if array.ndim == 0 else f"entries of type {array.dtype.name}"
@@ -424,12 +424,12 @@ def _as_array(name: str, sample: Any) -> Any:
     return array
 
 
-# pandas' names of numeric columns, whoever stores them.
+# pandas' names of numeric columns, for every storage backend.
 _NUMERIC = re.compile(r"(u?int\d+|float\d*|double|halffloat|bool(ean)?)(\[.*\])?")
 
 
 def _frame_as_numpy(name: str, frame: Any) -> np.ndarray:
-    """A frame's numbers; missing ones are NaN."""
+    """A frame's numbers, with NaN for missing ones."""
     others = [
         str(column)
         for column, dtype in zip(frame.columns, list(frame.dtypes), strict=True)
@@ -457,7 +457,7 @@ def _frame_as_numpy(name: str, frame: Any) -> np.ndarray:
 
 
 def _series_as_numpy(name: str, series: Any) -> np.ndarray:
-    """A series' numbers; missing ones are NaN."""
+    """A series' numbers, with NaN for missing ones."""
     if not _NUMERIC.fullmatch(str(series.dtype).lower()):
         raise ValueError(
             f"{name} must hold real numbers; got a series of {series.dtype}.{_CONVERT}"
@@ -468,5 +468,5 @@ def _series_as_numpy(name: str, series: Any) -> np.ndarray:
 def _to_numpy(table: Any) -> np.ndarray:
     try:
         return table.to_numpy(dtype=float, na_value=np.nan)
-    except TypeError:  # of another library than pandas
+    except TypeError:  # a table of another library than pandas
         return np.asarray(table.to_numpy(), float)

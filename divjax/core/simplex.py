@@ -1,7 +1,7 @@
-"""Two problems on the probability simplex: the shortest convex combination, and projection.
+"""The minimum-norm convex combination of vectors, and projection on the probability simplex.
 
 Both are exact. K is the number of objectives, and they run inside every step of a flow, so they are
-a few fused operations an iteration, without a call to LAPACK.
+a few fused operations per iteration, without a call to LAPACK.
 """
 
 from typing import Any, NamedTuple
@@ -22,33 +22,33 @@ __all__ = [
     "within_range",
 ]
 
-# In units of the dtype's epsilon, for a matrix of unit diagonal: what is added to the diagonal of
-# the matrix that is eliminated (not of the one that is solved), and the gradient that counts as 0.
+# In units of the dtype's epsilon, for a matrix of unit diagonal: the ridge on the diagonal of the
+# eliminated matrix (not of the one that is solved), and the largest gradient that counts as 0.
 _RIDGE = 4
 _TOLERANCE = 2
 
 
 def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
-    """The weights of the shortest convex combination of K vectors, from their Gram matrix.
+    """The weights of the minimum-norm convex combination of K vectors, from their Gram matrix.
 
     w* = argmin_{w ≥ 0, Σ_k w_k = 1} wᵀQw,   Q_kj = ⟨v_k, v_j⟩.
 
     Two vectors have a closed form. For more it is Wolfe's active-set algorithm: the vector that
     most shortens the combination joins its support, and a weight that would turn negative leaves.
-    Each such change costs O(K²), and about as many are needed as the support has members.
+    Each such change costs O(K²), and their number is about the size of the support.
 
-    Of several minimisers (duplicate vectors) it returns one whose support is affinely independent;
-    for Q = 0, uniform weights. Multiplying Q by a positive number changes nothing.
+    Of several minimisers (duplicate vectors) it returns one whose support is affinely independent.
+    For Q = 0 the weights are uniform. Multiplying Q by a positive number changes nothing.
 
     Args:
         gram: Q, symmetric and positive semidefinite up to rounding.
 
     Returns:
-        w*: wᵀQw ≤ (Qw)_k, with equality where w_k > 0, up to a few roundings of the largest
-        diagonal entry. NaN if Q holds a value that is not finite, is not symmetric, or has |Q_kj| >
-        √(Q_kk Q_jj), beyond half of its digits. Its derivative is that of the
-        minimiser on a fixed support, which is exact unless the support is about to change. For K ≥
-        3 reverse mode goes to first order only; `jax.jacfwd` of it gives second derivatives.
+        w*, with wᵀQw ≤ (Qw)_k and equality if w_k > 0, up to a few roundings of the largest
+        diagonal entry. NaN if Q holds a non-finite value, is not symmetric, or has
+        |Q_kj| > √(Q_kk Q_jj), beyond half of its digits. Its derivative is that of the minimiser on
+        a fixed support, which is exact unless the support is about to change. For K ≥ 3 reverse
+        mode is first-order only; `jax.jacfwd` of it gives second derivatives.
 
     Raises:
         ValueError: if `gram` is not a non-empty square matrix of real numbers.
@@ -69,9 +69,9 @@ def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
 
 
 def within_range(array: Any) -> Any:
-    """NumPy's numbers in units of the power of two above their largest; JAX's as they are.
+    """NumPy's numbers in units of the power of two above their largest; JAX's unchanged.
 
-    For functions that no common factor changes. Beyond float32's range the numbers would be
+    For functions that are invariant to a common factor. Beyond float32's range the numbers would be
     rounded to zero or infinity.
 
     Example:
@@ -91,9 +91,9 @@ def _min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
 
 
 def _is_gram(gram: Float[Array, "k k"]) -> Bool[Array, ""]:
-    """Whether the matrix is finite, symmetric, and no inner product exceeds that of the lengths.
+    """Whether the matrix is finite, symmetric, and satisfies the Cauchy–Schwarz inequality.
 
-    Up to half of the digits: rows may be sums over many particles.
+    Up to half of the digits, as rows may be sums over many particles.
     """
     gram, _ = in_units_of(_size(gram), jax.lax.stop_gradient(gram))
     diagonal = jnp.diagonal(gram)
@@ -106,7 +106,7 @@ def _is_gram(gram: Float[Array, "k k"]) -> Bool[Array, ""]:
 
 
 def _two_weights(gram: Float[Array, "2 2"]) -> Float[Array, " 2"]:
-    """Where the line through two points comes closest to the origin, held between the points."""
+    """The point closest to the origin on the line through two points, clipped to the segment."""
     gram, _ = in_units_of(_size(gram), gram)
     # w_1 = ⟨v_2, v_2 − v_1⟩ / ‖v_1 − v_2‖², and the two excesses sum to the denominator.
     excess = jnp.diagonal(gram)[::-1] - 0.5 * (gram[0, 1] + gram[1, 0])
@@ -138,7 +138,7 @@ def _weights_jvp(
 
 
 def _size(gram: Float[Array, "k k"]) -> Float[Array, ""]:
-    """The largest diagonal entry, 1 where that is not positive."""
+    """The largest diagonal entry, or 1 if that is not positive."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.diagonal(gram)))
     return jnp.where(largest > 0, largest, 1)
 
@@ -151,13 +151,13 @@ class _Search(NamedTuple):
     """Non-negative least squares, min_{z ≥ 0} ½ zᵀMz − bᵀz, between two changes of its support.
 
     Attributes:
-        table: M swept on the support; minus the inverse of M there.
-        support: where z may be positive.
+        table: M swept on the support, minus the inverse of M there.
+        support: the indices at which z may be positive.
         point: z.
         pivot: the next index to join or to leave.
         leaves: whether it leaves.
         solved: whether z is the solution.
-        count: of changes so far.
+        count: the number of changes so far.
     """
 
     table: Float[Array, "k k"]
@@ -173,25 +173,25 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
     """The weights, and the inverse on their support of Q plus a constant, in units of `_size`.
 
     On the simplex a constant γ added to all of Q adds γ to wᵀQw. It makes Q invertible on every
-    affinely independent support, even where the shortest combination is zero, and the constraint
+    affinely independent support, even if the minimum-norm combination is zero, and the constraint
     Σ_k w_k = 1 a mere normalisation: w ∝ z = argmin_{z ≥ 0} ½ zᵀ(Q + γ11ᵀ)z − 1ᵀz.
     """
     size = gram.shape[0]
     epsilon = jnp.finfo(gram.dtype).eps
     largest = jnp.max(jnp.diagonal(gram))
-    # First, as sums of entries near the largest number overflow.
+    # Done first, as sums of entries near the largest number overflow.
     gram, _ = in_units_of(_size(gram), gram)
     gram = 0.5 * (gram + gram.T)
     diagonal = jnp.diagonal(gram)
-    # The shortest combination is no longer than the shortest vector: γ on its scale keeps the
-    # digits of small vectors beside large ones. A unit diagonal makes tolerances free of scale.
+    # The minimum-norm combination is no longer than the shortest vector: γ on its scale keeps small
+    # vectors accurate next to large ones. A unit diagonal makes tolerances free of scale.
     constant = jnp.maximum(jnp.min(diagonal), epsilon**2)
     unit = jax.lax.rsqrt(diagonal + constant)
     matrix = (gram + constant) * unit[:, None] * unit[None, :]
     side = unit / jnp.max(unit)
-    # Rounding may leave the matrix slightly indefinite, hence a ridge; a nearly dependent pivot
-    # swept in and out leaves errors in the table. Both affect how fast a point is corrected, not
-    # what it is corrected to: residuals are taken from the matrix itself.
+    # Rounding may leave the matrix slightly indefinite, hence a ridge. A nearly dependent pivot
+    # swept in and out leaves errors in the table. Both affect only how fast a point is corrected,
+    # not the limit: residuals are computed from the matrix itself.
     unswept = matrix + _RIDGE * epsilon * jnp.eye(size, dtype=gram.dtype)
 
     def correct(point: Array, table: Array, free: Array) -> Array:
@@ -211,8 +211,8 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
         point = jnp.maximum(point + jnp.min(ratio) * (target - point), 0)
 
         # An entry that would turn negative leaves. Otherwise the index of steepest descent joins,
-        # unless its pivot shows linear dependence on the support. Without either the point is
-        # optimal.
+        # unless its pivot indicates linear dependence on the support. If there is neither, the
+        # point is optimal.
         pivots = jnp.diagonal(table)
         descent = side - _matvec(matrix, point) - _TOLERANCE * epsilon * (side + point.sum())
         joins = jnp.where(~support & (pivots > epsilon), descent, 0)
@@ -240,7 +240,7 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
             count=jnp.zeros((), jnp.int32),
         ),
     )
-    # One step of refinement takes out the table's rounding, if it stays non-negative.
+    # One step of refinement removes the table's rounding error, if it stays non-negative.
     corrected = correct(end.point, end.table, end.support)
     point = jnp.where(jnp.all(corrected >= 0), corrected, end.point) * unit
     # Back from the unit diagonal, and normalised: w ∝ z. For Q = 0 all points are equally short.
@@ -252,7 +252,7 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
 def _sweep(
     table: Float[Array, "k k"], pivot: Int[Array, ""], undo: Bool[Array, ""]
 ) -> Float[Array, "k k"]:
-    """Goodnight's symmetric sweep: solve row `pivot` for its variable and substitute; or undo it.
+    """Goodnight's symmetric sweep: solve row `pivot` for its variable and substitute, or undo it.
 
     Sweeping M on S leaves −M_SS⁻¹ at SS, M_SS⁻¹M_SN at SN, and the Schur complement at NN.
     """
@@ -271,13 +271,13 @@ def _sweep(
 def project_simplex(v: Float[Array, " k"]) -> Float[Array, " k"]:
     """The point of the probability simplex closest to v: max(v − θ, 0), θ such that it sums to one.
 
-    With v sorted downwards, θ = max_j (v_1 + … + v_j − 1)/j.
+    With v in descending order, θ = max_j (v_1 + … + v_j − 1)/j.
 
     Args:
         v: any vector.
 
     Returns:
-        Non-negative weights that sum to one; NaN if v holds NaN.
+        Non-negative weights that sum to one, or NaN if v holds NaN.
 
     Raises:
         ValueError: if `v` is not a non-empty vector.
@@ -292,7 +292,7 @@ def project_simplex(v: Float[Array, " k"]) -> Float[Array, " k"]:
     """
     as_vectors(v=v)
     (v,) = as_vectors(v=without_offset(np.max, v=v)[0])
-    # Adding a constant to v moves θ alone: beside the largest entry the others keep their digits.
+    # Adding a constant to v changes only θ: relative to the largest entry the others stay accurate.
     v = v - jax.lax.stop_gradient(jnp.max(v))
     counts = jnp.arange(1, v.shape[0] + 1, dtype=v.dtype)
     threshold = jnp.max((jnp.cumsum(jnp.sort(v, descending=True)) - 1) / counts)
@@ -300,7 +300,7 @@ def project_simplex(v: Float[Array, " k"]) -> Float[Array, " k"]:
 
 
 def are_weights(weights: Float[Array, " n"]) -> Bool[Array, ""]:
-    """Whether weights that are traced are finite, non-negative and not all zero.
+    """Whether traced weights are finite, non-negative and not all zero.
 
     Example:
         >>> import jax.numpy as jnp
@@ -311,7 +311,7 @@ def are_weights(weights: Float[Array, " n"]) -> Bool[Array, ""]:
 
 
 def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:
-    """(Σ a)² / Σ a²: how many equal weights are worth as much; nan for a negative weight.
+    """(Σ a)² / Σ a², the equivalent number of equal weights; NaN for a negative weight.
 
     Multiplying the weights by a positive number changes nothing.
 
@@ -327,7 +327,7 @@ def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:
         Kong, Liu, Wong 1994, section 4.1.
     """
     (weights,) = as_vectors(weights=within_range(as_numbers("weights", weights)))
-    # In units of the largest first, which keeps tiny weights from underflowing when squared.
+    # In units of the largest first, to avoid underflow of squares of tiny weights.
     scaled, _ = in_units_of(jnp.max(weights), weights)
     scaled = nan_unless(jnp.all(weights >= 0), scaled)
     return jnp.sum(scaled) ** 2 / jnp.sum(scaled**2)

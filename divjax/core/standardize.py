@@ -1,4 +1,4 @@
-"""Each feature's location and scale, and the map that no single row can spoil.
+"""Each feature's location and scale, and a standardisation that is robust to single rows.
 
 `mean_and_scale` are the moments. `robust_standardizer` gives those of winsorised samples, and the
 limits beyond which a `Standardizer` compresses a feature (or clips it).
@@ -15,33 +15,33 @@ from divjax.core.pytrees import for_each
 
 __all__ = ["Standardizer", "mean_and_scale", "robust_standardizer"]
 
-# Limits lie this many spreads from the median: one row in two million of a Gaussian is beyond.
+# Limits lie this many spreads from the median: one row in two million of a Gaussian lies beyond.
 LIMIT = 5.0
 
-# Quantiles that the spread of a tail is read from. The interquartile range alone withstands a
-# quarter of bad rows; the outer levels follow skewed and heavy tails, and withstand one in a
+# Quantiles from which the spread of a tail is computed. The interquartile range alone is robust to
+# a quarter of bad rows. The outer levels follow skewed and heavy tails, and are robust to one in a
 # hundred.
 QUARTILE = (0.25,)
 TAIL = (0.25, 0.1, 0.03, 0.01)
 
-# A feature's rare values set its spread if at least this share of the rows has them.
+# A feature's rare values determine its spread if at least this share of the rows has them.
 RARE = 0.01
 
 # Fewer rows than this have no limits.
 FEW_ROWS = 4
 
-# Quantiles are those of at most so many rows, evenly spread over all.
+# Quantiles are computed from at most this many rows, evenly spread over all.
 QUANTILE_ROWS = 8192
 
 
 def mean_and_scale(
     x: Float[Array, "n d"], weights: Float[Array, " n"]
 ) -> tuple[Float[Array, " d"], Float[Array, " d"]]:
-    """Each feature's weighted mean and standard deviation; 1 where that is 0 up to rounding.
+    """Each feature's weighted mean and standard deviation, 1 if that is 0 up to rounding.
 
     Args:
-        x: rows; those without weight may hold anything.
-        weights: of any sum, not all zero.
+        x: rows, of which those of weight zero may hold any value.
+        weights: weights of any sum, not all zero.
 
     Returns:
         The mean and the scale, with which (x − mean)/scale is exactly 0 for a constant feature.
@@ -54,8 +54,8 @@ def mean_and_scale(
     """
     used = (weights > 0)[:, None]
     share = weights / jnp.sum(weights)
-    # Deviations from a value of the feature itself, and in units of the largest: what is constant
-    # is so exactly, and squares are neither too large nor too small.
+    # Deviations from a value of the feature itself, and in units of the largest: constant features
+    # are exactly so, and squares are neither too large nor too small.
     origin = jnp.max(jnp.where(used, x, -jnp.inf), axis=0)
     deviation = jnp.where(used, x - origin, 0)
     shift = share @ deviation
@@ -68,16 +68,16 @@ def mean_and_scale(
 
 
 class Standardizer(NamedTuple):
-    """Features in units of their spread, z = (x − mean)/scale, which outliers cannot blow up.
+    """Features in units of their spread, z = (x − mean)/scale, robust to outliers.
 
-    Between the limits all three maps agree: a model that is affine-invariant (linear, quadratic,
-    Gaussian) is there what it would be without limits. An infinite or NaN value becomes NaN.
+    Between the limits all three maps agree: there an affine-invariant model (linear, quadratic,
+    Gaussian) is the same as without limits. An infinite or NaN value becomes NaN.
 
     Attributes:
-        mean: of each feature.
-        scale: of each feature, positive.
-        lower: the limit below, as a value of z.
-        upper: the limit above.
+        mean: the mean of each feature.
+        scale: the scale of each feature, positive.
+        lower: the lower limit of z.
+        upper: the upper limit of z.
     """
 
     mean: Float[Array, " d"]
@@ -86,21 +86,21 @@ class Standardizer(NamedTuple):
     upper: Float[ArrayLike, " d"]
 
     def affine(self, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
-        """The z itself, however large."""
+        """The unbounded z."""
         largest = jnp.finfo(x.dtype).max
         z = jnp.clip((x - self.mean) / self.scale, -largest, largest)
         return jnp.where(jnp.isfinite(x), z, jnp.nan)
 
     def clip(self, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
-        """The winsorised z: moved to the limit that it is beyond."""
+        """The winsorised z, clipped to the limits."""
         return jnp.clip(self.affine(x), self.lower, self.upper)
 
     def squash(self, x: Float[Array, "b d"]) -> Float[Array, "b d"]:
-        """The z, and beyond the limits limit ± log(1 + log(1 + distance)).
+        """The z, beyond a limit replaced by limit ± log(1 + log(1 + distance)).
 
-        Strictly increasing with a continuous derivative, so that f-divergences and mutual
-        information are those of x. Every float32 is within five units of a limit, and values that
-        differ by a thousandth of themselves stay distinct.
+        Strictly increasing with a continuous derivative, so f-divergences and mutual information
+        are those of x. Every float32 is within five units of a limit, and values with a relative
+        difference of a thousandth stay distinct.
         """
         z = self.affine(x)
         beyond = lambda distance: jnp.log1p(jnp.log1p(jnp.maximum(distance, 0)))
@@ -111,24 +111,24 @@ class Standardizer(NamedTuple):
 def robust_standardizer(
     *samples: tuple[Float[Array, "n d"], Float[Array, " n"]], keep_tails: bool = False
 ) -> Standardizer:
-    """The standardizer of samples that weigh the same, whatever a few of their rows hold.
+    """The standardizer of samples of equal total weight, robust to a few of their rows.
 
-    Each sample has limits of its own, five spreads from its median, and is winsorised there;
-    `mean_and_scale` of all winsorised samples together are the standardizer's. Without outliers
-    those are the plain moments. The spread is a Gaussian's with the same interquartile range, at
-    least the median deviation of the rows that deviate at all: zero-inflated and binary features
-    have one too. A standardizer's limits enclose those of all samples: a sample much wider than, or
-    far from, the other is no outlier.
+    Each sample has limits of its own, five spreads from its median, and is winsorised there. The
+    standardizer uses `mean_and_scale` of all winsorised samples together, the plain moments if
+    there are no outliers. The spread is a Gaussian's with the same interquartile range, at least
+    the median deviation of the rows that deviate at all, so zero-inflated and binary features have
+    one too. A standardizer's limits enclose those of all samples: a sample much wider than, or far
+    from, the other is not an outlier.
 
     Args:
-        samples: pairs of rows and weights; rows without weight may hold anything.
+        samples: pairs of rows and weights; rows of weight zero may hold any value.
         keep_tails: whether the limits follow the samples' outer quantiles too, to 1 % on either
-            side. Then skewed distributions lie inside, and a share of 1 % of bad rows is withstood
+            side. Then skewed distributions lie inside, and the limits are robust to 1 % of bad rows
             instead of 25 %.
 
     Returns:
-        The standardizer. Constant to differentiation; O(d n log n) up to 8192 rows, whose evenly
-        spaced subset larger samples' quantiles are read from.
+        The standardizer, at which gradients are stopped. O(d n log n) up to 8192 rows; for larger
+        samples, quantiles are those of an evenly spaced subset of that size.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -170,7 +170,7 @@ def robust_standardizer(
 
 
 class _Quantiles(NamedTuple):
-    """A sample's median, how far its limits are from it, and its rare values' deviation."""
+    """A sample's median, the distances of its limits from it, and its rare values' deviation."""
 
     median: Float[Array, " d"]
     below: Float[Array, " d"]
@@ -182,7 +182,7 @@ def _quantiles(
     x: Float[Array, "n d"], weights: Float[Array, " n"], levels: Sequence[float]
 ) -> _Quantiles:
     if x.shape[0] > QUANTILE_ROWS:
-        # Evenly spread over the rows with weight.
+        # Evenly spread over the rows of nonzero weight.
         by_use = jnp.argsort(weights <= 0, stable=True)
         share = jnp.arange(QUANTILE_ROWS, dtype=x.dtype) / QUANTILE_ROWS
         num_used = jnp.sum(weights > 0).astype(x.dtype)
@@ -206,7 +206,7 @@ def _quantiles(
         rare = _weighted_quantiles(deviation, deviates, half)[0]
         return low, median, high, jnp.where(share > 0, rare, 0), share
 
-    # Rows without weight repeat one that has some: their values need not be finite.
+    # Zero-weight rows are replaced by a row of nonzero weight: their values may not be finite.
     column = jnp.where(used[:, None], x, x[jnp.argmax(used)])
     low, median, high, rare, share = jax.vmap(of_feature, 1, -1)(column)
     floor = jnp.where(share >= jnp.maximum(least, RARE), rare, 0)
@@ -214,7 +214,7 @@ def _quantiles(
     below, above = (median - low) / gaussian, (high - median) / gaussian
     floor = jnp.maximum(floor, (below[0] + above[0]) / 2)
     below, above = (LIMIT * jnp.maximum(jnp.max(side, axis=0), floor) for side in (below, above))
-    # The quartiles of so few rows tell no outlier.
+    # The quartiles of so few rows cannot indicate an outlier.
     few = least * FEW_ROWS > 1.5
     below, above = (jnp.where(few, jnp.inf, side) for side in (below, above))
     return _Quantiles(median, below, above, rare)
@@ -223,7 +223,7 @@ def _quantiles(
 def _weighted_quantiles(
     values: Float[Array, " n"], weights: Float[Array, " n"], levels: Float[Array, " k"]
 ) -> Float[Array, " k"]:
-    """The least values that at least these shares of the weight do not exceed."""
+    """The least values such that at least these shares of the weight do not exceed them."""
     order = jnp.argsort(values)
     mass = jnp.cumsum(weights[order])
     index = jnp.searchsorted(mass, levels * mass[-1])

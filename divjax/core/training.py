@@ -1,4 +1,4 @@
-"""The one training loop of every learned estimator: a scan over optimizer steps; batches for it."""
+"""The training loop of every learned estimator, a scan over optimizer steps, and its batches."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,19 +23,20 @@ __all__ = [
 ]
 
 
-# A fifth of the rows is held out, at most as many.
+# A fifth of the rows is held out, but at most this many.
 HELD_OUT_ROWS = 1024
 
 
 class Training(NamedTuple):
-    """Parameters with the optimizer's state, and how the fit went.
+    """Parameters with the optimizer's state, and the history of the fit.
 
     Attributes:
-        params: the parameters after the last step; with validation, those of the best check.
-        optimizer_state: the optax state after the last step; without validation, hand both to `fit`
-            again to continue.
+        params: the parameters after the last step or, with validation, of the best check.
+        optimizer_state: the optax state after the last step. Without validation, `fit` can continue
+            from both.
         losses: the loss before each step.
-        validation: the validation loss at each check, the first before any step; empty without.
+        validation: the validation loss at each check, the first before any step; empty without
+            validation.
         finite: whether every loss and the parameters are finite.
     """
 
@@ -60,15 +61,15 @@ def fit(
     """Minimise a stochastic loss by `num_steps` steps of an optax optimizer, in one scan.
 
     Args:
-        key: split into one key a step.
+        key: split into one key per step.
         loss: `(key, params) -> scalar`.
-        params: where to start.
+        params: the initial parameters.
         optimizer: any optax transformation.
-        num_steps: the number of steps; with validation, rounded up to a multiple of the checks.
-        optimizer_state: from an earlier fit that this one continues; fresh by default.
-        validate: `params -> scalar`. The parameters that make it least are carried along and
-            returned; those at the start are among them, and what is not finite never wins.
-        num_checks: how often it is evaluated, besides at the start; at most once a step.
+        num_steps: the number of steps, with validation rounded up to a multiple of the checks.
+        optimizer_state: the state of an earlier fit to continue, by default a fresh one.
+        validate: `params -> scalar`. The parameters with the least value are carried along and
+            returned. The initial ones are among them, and non-finite values never win.
+        num_checks: the number of evaluations after the initial one, at most one per step.
 
     Returns:
         A `Training`. Vmap `fit` over keys or numbers to train several at once.
@@ -112,7 +113,7 @@ def fit(
             best = select(better, moving[0], best)
             return (moving, best, jnp.where(better, value, least)), (losses, value)
 
-        # The start is a candidate: a fit that only gets worse returns it.
+        # The initial parameters are a candidate: a fit that only gets worse returns them.
         start = validate(params)
         carry = (params, state), params, jnp.where(jnp.isfinite(start), start, jnp.inf)
         ((_, state), params, _), (losses, values) = jax.lax.scan(block, carry, keys)
@@ -131,10 +132,10 @@ def adam_with_cosine(
 ) -> optax.GradientTransformation:
     """Adam, with decoupled weight decay, on a cosine schedule that ends at a hundredth.
 
-    `optax.adamw` would take a schedule too, but one that depends on the learning rate as a number:
-    here it may be traced.
+    `optax.adamw` accepts a schedule too, but one that depends on the learning rate as a number.
+    Here it may be traced.
     """
-    # The decay joins after the moments, hence it is decoupled from them, and before the schedule,
+    # The decay is added after the moments, hence decoupled from them, and before the schedule,
     # which scales both.
     return optax.chain(
         optax.scale_by_adam(),
@@ -147,10 +148,10 @@ def adam_with_cosine(
 def training_samples(
     x: Float[Array, "n d"], y: Float[Array, "m d"]
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
-    """Two samples of at least two rows, of one dtype, and constants to differentiation.
+    """Two samples of at least two rows each, of one dtype, with gradients stopped.
 
     Raises:
-        ValueError: if they are anything else.
+        ValueError: if they are invalid.
     """
     check_matrix(x=x, y=y)
     check_same_features(x, y)
@@ -168,20 +169,20 @@ def hold_out(
 ) -> tuple[Int[Array, " k"], Int[Array, " h"]]:
     """Indices in random order: of the rows to train on, and of a fifth, at most 1024, to hold out.
 
-    Rows with weight are held out in the same proportion as all, and at least one of them.
+    Weighted rows are held out in the same proportion as all, and at least one of them.
     """
     order = jax.random.permutation(key, num_rows)
     size = max(1, min(HELD_OUT_ROWS, num_rows // 5))
     if weights is None:
         return order[size:], order[:size]
-    # Rows without weight come last. Held out are the first rows of either kind.
+    # Zero-weight rows come last. The first rows of either kind are held out.
     order = order[jnp.argsort(weights[order] == 0, stable=True)]
     used = jnp.sum(weights != 0)
-    # The weighted rows' share of the held-out rows, at least one on either side: neither loss is
-    # defined without weight.
+    # The weighted rows' share of the held-out rows, at least one on either side: both losses are
+    # undefined without weight.
     share = size * used.astype(float) / num_rows
     first = jnp.clip(jnp.round(share).astype(used.dtype), 1, used - 1)
-    # Sizes are static, the number of weighted rows is not: rows without weight fill both parts up.
+    # Sizes are static, the number of weighted rows is not: zero-weight rows fill up both parts.
     held, train = jnp.arange(size), jnp.arange(num_rows - size)
     held = jnp.where(held < first, held, used + held - first)
     train = jnp.where(train < used - first, first + train, size + train)
@@ -189,9 +190,9 @@ def hold_out(
 
 
 def row_batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:
-    """Distinct rows in random order, each equally likely: one of each stretch of a circle.
+    """Distinct rows in random order, each equally likely: stratified with a random offset.
 
-    Without the cost of permuting all of the rows at every step.
+    It avoids the cost of permuting all rows at every step.
     """
     start_key, within_key, order_key = jax.random.split(key, 3)
     stretches = jnp.asarray([i * num_rows // size for i in range(size)])
@@ -203,7 +204,7 @@ def row_batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:
 
 
 def thinned(rows: Float[Array, "n d"], most: int) -> Float[Array, "k d"]:
-    """At most so many rows, evenly spread over all."""
+    """At most `most` rows, evenly spread over all."""
     # Indices are known at trace time, in integers of Python, which do not overflow.
     n = rows.shape[0]
     return rows if n <= most else rows[jnp.asarray([i * n // most for i in range(most)])]

@@ -1,4 +1,4 @@
-"""What estimators and solvers return: estimates, intervals, the status of a run, short printing."""
+"""Results of estimators and solvers: estimates, intervals, the status of a run, short printing."""
 
 import dataclasses
 import enum
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Status(enum.IntEnum):
-    """How a run ended; in results an integer array, since it may be traced.
+    """How a run ended. Results hold it as an integer array, since it may be traced.
 
     Example:
         >>> Status(1).sentence
@@ -68,11 +68,11 @@ def status_of(
     finite: Bool[ArrayLike, ""] = True,
     valid: Bool[ArrayLike, ""] = True,
 ) -> Int[Array, ""]:
-    """The gravest status that applies.
+    """The most severe status that applies.
 
     Args:
         converged: whether the tolerance was met.
-        resolved: whether floating-point resolution allows the accuracy asked for.
+        resolved: whether floating-point resolution allows the requested accuracy.
         finite: whether all values that count are finite.
         valid: whether all arguments are in range.
 
@@ -80,7 +80,7 @@ def status_of(
         >>> int(status_of(converged=False, finite=False)) == Status.NOT_FINITE
         True
     """
-    # From the least grave to the gravest: each overrides those before it.
+    # From the least to the most severe: each overrides those before it.
     status = jnp.where(converged, Status.CONVERGED, Status.MAX_ITERATIONS)
     status = jnp.where(resolved, status, Status.FLOATING_POINT_RESOLUTION)
     status = jnp.where(finite, status, Status.NOT_FINITE)
@@ -88,7 +88,7 @@ def status_of(
 
 
 def check_status(status: Int[ArrayLike, "..."]) -> None:
-    """Raise `RuntimeError` with the sentence of the gravest status that is not `CONVERGED`.
+    """Raise `RuntimeError` with the sentence of the most severe status that is not `CONVERGED`.
 
     Traced statuses pass.
 
@@ -97,14 +97,14 @@ def check_status(status: Int[ArrayLike, "..."]) -> None:
     """
     if isinstance(status, Tracer):
         return
-    # Statuses are numbered by gravity, so the maximum is the gravest of a batch.
+    # Statuses are numbered by severity, so the maximum is the most severe of a batch.
     gravest = Status(int(np.max(np.asarray(status))))
     if gravest != Status.CONVERGED:
         raise RuntimeError(f"{gravest.sentence} ({gravest.name}).")
 
 
 class Outcome:
-    """What all results with a `status` offer; a base of frozen dataclass pytrees."""
+    """The interface of all results with a `status`, a base of frozen dataclass pytrees."""
 
     status: Any
 
@@ -115,7 +115,7 @@ class Outcome:
 
     @property
     def finite(self) -> Bool[Array, "..."]:
-        """Whether nothing was invalid and all numbers that count are finite."""
+        """Whether all arguments were valid and all numbers that count are finite."""
         return jnp.asarray(self.status) < Status.NOT_FINITE
 
     def check(self) -> Self:
@@ -131,7 +131,7 @@ class Outcome:
 
 
 def summary(self: Any) -> str:
-    """A result in a line or two: numbers as they are, arrays by shape; for use as `__repr__`.
+    """A result in a line or two, with arrays by shape, for use as `__repr__`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -151,7 +151,7 @@ def summary(self: Any) -> str:
 
 
 def _short(name: str, value: Any) -> str:
-    """One field: a number, an array's dtype and shape, or how many leaves there are."""
+    """One field: a number, an array's dtype and shape, or the number of leaves."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         # Arrays are never printed, and tracers have no value to print.
         if value.shape or isinstance(value, (Tracer, jax.ShapeDtypeStruct)):
@@ -180,14 +180,14 @@ class Interval(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """An estimated number, how far it may be off, and what speaks against it.
+    """An estimated number, its uncertainty, and diagnostics.
 
     Attributes:
-        value: the estimate, never clipped to where the truth must lie.
+        value: the estimate, never clipped to the range of the true value.
         std_error: its standard error.
-        interval: the confidence interval, at the level that was asked for.
-        effective_sample_size: of how many equally weighted samples it is worth; the estimator says
-            of which.
+        interval: the confidence interval, at the requested level.
+        effective_sample_size: the equivalent number of equally weighted samples; see the estimator
+            for which samples.
         diagnostics: a NamedTuple of the estimator's own, or `()`.
     """
 
@@ -210,9 +210,9 @@ class Estimate(NamedTuple):
 
 
 def normal_quantile(confidence_level: ArrayLike, dtype: Any) -> Array:
-    """The z for which a normal variable lies in ±z with this probability, NaN outside of (0, 1)."""
+    """The z such that a normal variable lies in ±z with this probability, NaN outside of (0, 1)."""
     check_probability(confidence_level=confidence_level)
-    # The quantile function takes no half precision.
+    # The quantile function does not support half precision.
     level = jnp.asarray(confidence_level, jnp.promote_types(dtype, jnp.float32))
     # The lower quantile's negative: (1 + level)/2 would round to one long before the level does.
     quantile = -ndtri((1 - level) / 2)
@@ -229,14 +229,14 @@ def normal_interval(
     Args:
         value: the estimate, of any shape.
         std_error: its standard error.
-        confidence_level: the probability that the interval is to cover the truth.
+        confidence_level: the nominal probability that the interval covers the true value.
 
     Returns:
         The interval.
 
     Raises:
         ValueError: if the level is not one number, or a Python number outside of (0, 1), or a
-            concrete standard error is negative. Traced ones that are make the interval NaN.
+            concrete standard error is negative. Such traced ones make the interval NaN.
 
     Example:
         >>> [float(end) for end in normal_interval(1.0, 0.1)]
@@ -262,7 +262,7 @@ def normal_estimate(
     diagnostics: Any = (),
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
-    """An estimate with the interval of one that is nearly normal."""
+    """An estimate with the interval of a nearly normal one."""
     size = jnp.asarray(effective_sample_size, value.dtype)
     interval = normal_interval(value, std_error, confidence_level)
     return Estimate(value, std_error, interval, size, diagnostics)

@@ -1,9 +1,9 @@
-"""f-divergences: what they are, what they are in closed form, and what they imply for each other.
+"""f-divergences: generators, closed forms, estimators from samples, and inequalities.
 
-The generators (`KL`, `JensenShannon`, …) say what a divergence is, as functions of the log ratio.
-`categorical`, `gaussian` and `exponential_family` hold closed forms, `histogram` and `knn_kl`
-estimate from samples without a model, and `inequalities` carries bounds from one divergence to
-another.
+The generators (`KL`, `JensenShannon`, …) define divergences as functions of the log ratio.
+`categorical`, `gaussian` and `exponential_family` provide closed forms, `histogram` and `knn_kl`
+estimate from samples without a model, and `inequalities` turns bounds on one divergence into bounds
+on another.
 """
 
 from divjax.fdiv import categorical, exponential_family, gaussian, histogram, inequalities

@@ -1,13 +1,12 @@
 """Divergences between discrete distributions, over one axis and batched over the others.
 
-A distribution is an array of probabilities that sum to one, or `Logits`, or `Weights` (counts or
-other weights to normalise, smoothing, a mask), or `Labels` (classes by their index), and every
-function takes any of them for any argument: each turns into log-probabilities in one place, and all
-that follows happens in log space.
+A distribution is an array of probabilities that sum to one, or `Logits`, `Weights` (counts or other
+weights to normalise, smoothing, a mask) or `Labels` (class indices). Every function takes any of
+them for any argument. All are converted to log-probabilities in one place, and all computations are
+in log space.
 
-0 log 0 = 0. A class that q excludes and p does not makes KL(p‖q) infinite, which is the truth;
-gradients are finite even there (those of the finite terms). A distribution without any class has no
-divergence: nan.
+0 log 0 = 0. KL(p‖q) is exactly infinite if q excludes a class that p does not. Gradients (those of
+the finite terms) are finite even then. The divergence is nan if a distribution has no class.
 """
 
 import functools
@@ -77,8 +76,8 @@ def _relative_entropy(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch"
 def _relative_entropy_terms(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch c"]:
     """The terms p log(p/q) − p + q, at least zero, whose sum is KL.
 
-    With p and q normalised it is the same sum, but rounding in log(p/q) enters it multiplied by
-    q − p instead of p: near equality the result keeps its digits where Σ p log(p/q) has none.
+    With p and q normalised it is the same sum, but rounding in log(p/q) is multiplied by q − p
+    instead of p: near equality the result is accurate, whereas Σ p log(p/q) suffers cancellation.
     """
     in_p, safe_p, p = present_classes(log_p)
     in_q, safe_q, q = present_classes(log_q)
@@ -93,8 +92,8 @@ def _relative_entropy_terms(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*
 def _log_mixture(weights: Float[Array, " k"], logs: tuple[LogProbs, ...]) -> LogProbs:
     """The logarithm of Σ_k w_k p_k, with finite gradients at zero weights and excluded classes."""
     stacked = jnp.stack(jnp.broadcast_arrays(*logs))
-    # In units of the largest term with a weight: one without any, however much denser, must not
-    # make the others underflow. Its weight times anything finite is zero.
+    # In units of the largest term of non-zero weight: a term of weight zero, however much denser,
+    # must not make the others underflow. Its weight times anything finite is zero.
     used = weights.reshape(-1, *(1,) * (stacked.ndim - 1)) != 0
     log_weights = jnp.log(jnp.where(used, weights.reshape(used.shape), 1))
     top = jnp.max(jnp.where(used, stacked + log_weights, -jnp.inf), axis=0)
@@ -111,21 +110,22 @@ def kl(
 ) -> Float[Array, "*batch"]:
     """The Kullback–Leibler divergence KL(p‖q) = Σ_i p_i log(p_i / q_i).
 
-    Summed as Σ_i [p_i log(p_i/q_i) − p_i + q_i], so that it is at least zero and keeps its digits
-    near p = q, in float32 too.
+    Summed as Σ_i [p_i log(p_i/q_i) − p_i + q_i], so that it is at least zero and accurate near
+    p = q, in float32 too.
 
     Args:
         p: probabilities that sum to one, `Logits`, `Weights` or `Labels`.
-        q: likewise; the axes that are not the classes' broadcast.
-        axis: of the classes, the same in both.
-        base: of the logarithm: 2 for bits; nats by default.
+        q: likewise. The axes other than that of classes broadcast.
+        axis: the axis of classes, the same in both.
+        base: the base of the logarithm: 2 for bits, nats by default.
 
     Returns:
-        The divergence, without the axis of classes; +inf where q excludes a class that p does not.
+        The divergence, without the axis of classes. It is +inf where q excludes a class that p does
+        not.
 
     Raises:
         ValueError: if the numbers of classes differ, the other axes do not broadcast, concrete
-            probabilities do not sum to one, or the base is no number above 1.
+            probabilities do not sum to one, or the base is not a number above 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -145,16 +145,16 @@ def generalized_kl(
 ) -> Float[Array, "*batch"]:
     """KL between measures of any mass, Σ_i [p_i log(p_i/q_i) − p_i + q_i] ≥ 0, in nats.
 
-    Zero only for p = q; `kl` where both have mass one. What unbalanced transport pays for marginals
-    that do not match.
+    Zero only for p = q, and equal to `kl` if both have mass one. Unbalanced transport uses it to
+    penalise marginals that do not match.
 
     Args:
         p: non-negative masses, not normalised.
-        q: likewise; the other axes broadcast.
-        axis: of the classes, the same in both.
+        q: likewise. The other axes broadcast.
+        axis: the axis of classes, the same in both.
 
     Returns:
-        The divergence, without the axis of classes; +inf where q_i = 0 < p_i, nan where a traced
+        The divergence, without the axis of classes: +inf where q_i = 0 < p_i, nan where a traced
         mass is negative.
 
     Raises:
@@ -203,22 +203,22 @@ def renyi(
 ) -> Float[Array, "*batch"]:
     """The Rényi divergence log(Σ_i p_i^α q_i^{1−α})/(α − 1), smooth in α with KL(p‖q) at α = 1.
 
-    Of order 0 it is −log q(p > 0), which depends on the supports alone.
+    At order 0 it is −log q(p > 0), which depends on the supports alone.
 
     Args:
         p: probabilities that sum to one, `Logits`, `Weights` or `Labels`.
-        q: likewise; the axes that are not the classes' broadcast.
-        alpha: the order α ≥ 0, finite; a scalar.
-        axis: of the classes, the same in both.
-        base: of the logarithm: 2 for bits; nats by default.
+        q: likewise. The axes other than that of classes broadcast.
+        alpha: the order α ≥ 0, a finite scalar.
+        axis: the axis of classes, the same in both.
+        base: the base of the logarithm: 2 for bits, nats by default.
 
     Returns:
-        The divergence, without the axis of classes; +inf where the supports are disjoint, and for
+        The divergence, without the axis of classes: +inf where the supports are disjoint, and for
         α ≥ 1 where q excludes a class that p does not. nan for a negative array α.
 
     Raises:
-        ValueError: if alpha is a Python number that is negative or infinite, the base no number
-            above 1, or shapes do not fit.
+        ValueError: if alpha is a Python number that is negative or infinite, the base is not a
+            number above 1, or shapes do not fit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -244,11 +244,12 @@ def _renyi(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array, "
     both = in_p & in_q
     log_ratio = jnp.where(both, safe_p - safe_q, 0)
 
-    # Σ p^α q^{1−α}, in which a class of one distribution alone has no term.
+    # Σ p^α q^{1−α}, to which a class of only one distribution contributes no term.
     powers = jnp.where(both, safe_q + order * log_ratio, -jnp.inf)
     far = _log_sum_exp(powers) / jnp.where(order == 1, 1, order - 1)
-    # If the integral is near one its logarithm cancels: from Σ q f_α(p/q) instead, terms at least
-    # zero with f_α of `fdiv.Alpha`. Of p/q and q/p the smaller, as q f_α(p/q) = p f_{1−α}(q/p).
+    # If the integral is near one its logarithm cancels. It is then computed from Σ q f_α(p/q), with
+    # terms of at least zero and f_α of `fdiv.Alpha`, at the smaller of p/q and q/p, as
+    # q f_α(p/q) = p f_{1−α}(q/p).
     use_near = (order > 0) & ((order == 1) | (jnp.abs(far * (order - 1)) < 1))
     near_ratio = jnp.where(use_near[..., None], log_ratio, 0)
     falls = near_ratio <= 0
@@ -265,13 +266,13 @@ def _renyi(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array, "
     # From order 1 on p must lie in the support of q. At any order the supports must meet.
     infinite = (order >= 1) & jnp.any(in_p & ~in_q, axis=-1)
     value = jnp.where(infinite | ~jnp.any(both, axis=-1), jnp.inf, value)
-    # The comparisons above are false for NaN, which has to show.
+    # The comparisons above are false for NaN, which must propagate.
     value = jnp.where(jnp.isnan(order) | jnp.isnan(log_p + log_q).any(-1), jnp.nan, value)
     return nan_unless(have_classes(log_p, log_q), value)
 
 
 def _log_sum_exp(x: LogProbs) -> Float[Array, "*batch"]:
-    """Of the last axis; −inf, with zero derivatives, where all of it is."""
+    """Log-sum-exp over the last axis: −inf, with zero derivatives, if all entries are −inf."""
     exists = jnp.any(x != -jnp.inf, axis=-1)
     return jnp.where(
         exists, jax.nn.logsumexp(jnp.where(exists[..., None], x, 0), axis=-1), -jnp.inf
@@ -294,20 +295,20 @@ def reverse_kl(
 def kl_map(
     p: Distribution, q: Distribution, *, axis: int = -1, base: ArrayLike | None = None
 ) -> Float[Array, "*batch c"]:
-    """Where a divergence comes from: p_i log(p_i / q_i) for each class; they sum to KL(p‖q).
+    """The contribution p_i log(p_i / q_i) of each class to KL(p‖q), which is their sum.
 
     Args:
         p: probabilities that sum to one, `Logits`, `Weights` or `Labels`.
-        q: likewise; the axes that are not the classes' broadcast.
-        axis: of the classes, the same in both.
-        base: of the logarithm: 2 for bits; nats by default.
+        q: likewise. The axes other than that of classes broadcast.
+        axis: the axis of classes, the same in both.
+        base: the base of the logarithm: 2 for bits, nats by default.
 
     Returns:
         The terms, negative where p_i < q_i, +inf where q_i = 0 < p_i.
 
     Raises:
         ValueError: if the numbers of classes differ, the other axes do not broadcast, or the base
-            is no number above 1.
+            is not a number above 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -336,14 +337,14 @@ def skew_kl(
 ) -> Float[Array, "*batch"]:
     """The skew divergence KL(p ‖ αp + (1 − α)q), finite for α > 0 whatever the supports.
 
-    At most −log α. α = 0 is `kl`; the other orientation is `skew_kl(q, p, alpha)`.
+    At most −log α. At α = 0 it is `kl`. The other orientation is `skew_kl(q, p, alpha)`.
 
     Args:
         p: probabilities that sum to one, `Logits`, `Weights` or `Labels`.
-        q: likewise; the axes that are not the classes' broadcast.
-        alpha: the share of p in the mixture, in [0, 1): a scalar; nan for an array outside of it.
-        axis: of the classes, the same in both.
-        base: of the logarithm: 2 for bits; nats by default.
+        q: likewise. The axes other than that of classes broadcast.
+        alpha: the share of p in the mixture, a scalar in [0, 1). An array outside of it gives nan.
+        axis: the axis of classes, the same in both.
+        base: the base of the logarithm: 2 for bits, nats by default.
 
     Raises:
         ValueError: if alpha is a Python number outside [0, 1), or shapes do not fit.
@@ -378,24 +379,24 @@ def jensen_shannon(
 ) -> Float[Array, "*batch"]:
     """The Jensen–Shannon divergence of two or more distributions, Σ_k w_k KL(p_k ‖ Σ_j w_j p_j).
 
-    It is the mutual information between a class and which distribution it was drawn from: finite
-    whatever the supports, at most −Σ w_k log w_k (log 2 for two of equal weight). Its root is a
-    metric for two of equal weight.
+    It is the mutual information between a class and the index of the distribution it was drawn
+    from. Finite whatever the supports, at most −Σ w_k log w_k (log 2 for two of equal weight). Its
+    square root is a metric for two of equal weight.
 
     Args:
-        *distributions: K ≥ 2 of: probabilities that sum to one, `Logits`, `Weights`, `Labels`; the
-            axes that are not the classes' broadcast.
-        weights: non-negative mixture weights "k", normalised; equal by default. Traced ones that
-            are negative or all zero give nan.
-        base: of the logarithm: 2 for bits; nats by default.
-        axis: of the classes, the same in all.
+        *distributions: K ≥ 2 distributions, each given as probabilities that sum to one, `Logits`,
+            `Weights` or `Labels`. The axes other than that of classes broadcast.
+        weights: non-negative mixture weights "k", normalised (equal by default). Traced weights
+            that are negative or all zero give nan.
+        base: the base of the logarithm: 2 for bits, nats by default.
+        axis: the axis of classes, the same in all.
 
     Returns:
         The divergence in nats, or in units of log(base), without the axis of classes.
 
     Raises:
-        ValueError: if there are fewer than two, weights are not one each, the base is a Python
-            number that is not above 1, or shapes do not fit.
+        ValueError: if there are fewer than two distributions, the number of weights differs from
+            theirs, the base is a Python number that is not above 1, or shapes do not fit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -426,7 +427,7 @@ def _jensen_shannon(*logs_and_weights: Any) -> Float[Array, "*batch"]:
     divergences = jnp.stack(
         jnp.broadcast_arrays(*(_relative_entropy(log, mixture) for log in logs))
     )
-    # A distribution of no weight may lie outside of the mixture's support: 0 · inf.
+    # A distribution of weight zero may lie outside of the mixture's support: 0 · inf.
     column = shares.reshape(count, *(1,) * (divergences.ndim - 1))
     outside = (column == 0) & (divergences == jnp.inf)
     return jnp.sum(column * jnp.where(outside, 0, divergences), axis=0)
@@ -435,7 +436,7 @@ def _jensen_shannon(*logs_and_weights: Any) -> Float[Array, "*batch"]:
 def total_variation(p: Distribution, q: Distribution, *, axis: int = -1) -> Float[Array, "*batch"]:
     """The total variation distance ½ Σ_i |p_i − q_i|, in [0, 1].
 
-    Not differentiable where p_i = q_i; that term's gradient is taken as zero.
+    Not differentiable where p_i = q_i: the gradient of that term is taken as zero.
 
     Example:
         >>> import jax.numpy as jnp
@@ -473,9 +474,9 @@ def _squared_hellinger(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch
 def cross_entropy(
     p: Distribution, q: Distribution, *, axis: int = -1, base: ArrayLike | None = None
 ) -> Float[Array, "*batch"]:
-    """The cross-entropy −Σ_i p_i log q_i; +inf where q excludes a class that p does not.
+    """The cross-entropy −Σ_i p_i log q_i, +inf where q excludes a class that p does not.
 
-    In nats, or in units of log(base). Of `Labels` it is the usual classification loss.
+    In nats, or in units of log(base). For `Labels` it is the usual classification loss.
 
     Example:
         >>> import jax.numpy as jnp
@@ -513,15 +514,16 @@ def _entropy(log_p: LogProbs) -> Float[Array, "*batch"]:
 def pairwise(
     divergence: Callable[[Any, Any], Float[Array, "*batch"]], ps: Distribution, qs: Distribution
 ) -> Float[Array, "n m"]:
-    """The matrix of a divergence between all of one family and all of another.
+    """The matrix of a divergence between each of n distributions and each of m others.
 
     Args:
-        divergence: any of this module's functions of two distributions.
+        divergence: any function of two distributions in this module.
         ps: n distributions "n c".
         qs: m distributions "m c".
 
     Returns:
-        `divergence(ps[i], qs[j])`. Dense while n × m × c is small, by blocks of rows beyond.
+        `divergence(ps[i], qs[j])`. Materialised if n × m × c is small, computed by blocks of rows
+        otherwise.
 
     Raises:
         ValueError: if an argument is not a matrix, or the numbers of classes differ.

@@ -1,7 +1,8 @@
-"""Discrete distributions in the forms that hold them, as log-probabilities.
+"""Discrete distributions in several forms, converted to log-probabilities.
 
-Each form turns into log-probabilities here, in one place; divergences are functions of those. A
-form is checked where NumPy's numbers are still at hand, and becomes an argument of one program.
+Each form is converted to log-probabilities here, in one place, and divergences are functions of
+these. A form is checked while NumPy's numbers are still available, and becomes an argument of one
+compiled function.
 """
 
 import functools
@@ -50,13 +51,14 @@ class Logits:
     """A categorical distribution by its logits, p = softmax(values / temperature).
 
     Attributes:
-        values: logits "... c"; −inf excludes a class.
-        temperature: divides the logits. Distillation's factor T² on the loss is the caller's.
-        mask: which classes exist, broadcast against `values`; the others (a padded vocabulary) are
-            excluded and the rest renormalised. All exist by default.
+        values: logits "... c", in which −inf excludes a class.
+        temperature: the divisor of the logits. The factor T² of a distillation loss is up to the
+            caller.
+        mask: which classes exist, broadcast against `values` (all by default). Others, such as a
+            padded vocabulary, are excluded and the rest is renormalised.
 
     Raises:
-        ValueError: if the temperature is a Python number that is not positive; an array that is not
+        ValueError: if the temperature is a Python number that is not positive. An array that is not
             positive makes every result nan.
 
     Example:
@@ -82,12 +84,12 @@ class Weights:
 
     Attributes:
         values: non-negative numbers "... c".
-        smoothing: added to each class that exists: 1 is Laplace's rule, ½ Jeffreys' prior; keeps
-            the KL to an empirical distribution finite.
-        mask: which classes exist, broadcast against `values`; all by default.
+        smoothing: the amount added to each class that exists: 1 is Laplace's rule, ½ Jeffreys'
+            prior. It keeps the KL to an empirical distribution finite.
+        mask: which classes exist, broadcast against `values` (all by default).
 
     Raises:
-        ValueError: if the smoothing is a negative Python number; a negative array makes every
+        ValueError: if the smoothing is a negative Python number. A negative array makes every
             result nan.
 
     Example:
@@ -109,12 +111,12 @@ class Labels:
     """Categorical distributions with all mass on one class each, given by its index.
 
     Attributes:
-        values: integers "..." from 0 to num_classes − 1; others are a distribution without any
-            class, whose divergences are nan.
-        num_classes: c, static.
+        values: integers "..." from 0 to num_classes − 1. Other integers stand for a distribution
+            without any class, whose divergences are nan.
+        num_classes: the number of classes c, static.
 
     Raises:
-        ValueError: if num_classes is no positive integer.
+        ValueError: if num_classes is not a positive integer.
 
     Example:
         >>> from divjax.fdiv.categorical import cross_entropy
@@ -141,16 +143,16 @@ def log_probs(distribution: Distribution, *, axis: int = -1) -> LogProbs:
 
     Args:
         distribution: probabilities that sum to one, `Logits`, `Weights` (normalised), or `Labels`.
-        axis: of the classes.
+        axis: the axis of classes.
 
     Returns:
         Log-probabilities of the same shape, all −inf where no class exists. Gradients are finite,
-        and zero with respect to what is excluded. Traced probabilities that are negative or do not
+        and zero with respect to excluded classes. Traced probabilities that are negative or do not
         sum to one give nan.
 
     Raises:
-        ValueError: if there is no axis of classes, or it is empty, or concrete probabilities are
-            negative or do not sum to one.
+        ValueError: if there is no axis of classes, this axis is empty, or concrete probabilities
+            are negative or do not sum to one.
 
     Example:
         >>> import jax.numpy as jnp
@@ -162,7 +164,7 @@ def log_probs(distribution: Distribution, *, axis: int = -1) -> LogProbs:
 
 @pytree
 class _Probabilities:
-    """Probabilities, and whether it is known that they sum to one."""
+    """Probabilities, with a flag that is true if they were verified to sum to one."""
 
     values: ArrayLike
     known: bool = static()
@@ -184,13 +186,14 @@ def checked_distribution(name: str, distribution: Distribution, axis: int) -> Gi
             f"{name} must have a non-empty axis {axis} of classes; got shape {values.shape}."
         )
     if is_array:
-        # Only concrete arrays can be known to be probabilities here.
+        # Only concrete arrays can be verified to be probabilities here.
         return _Probabilities(values, known=_are_probabilities(name, values, axis))
     mask = _mask(name, distribution.mask, values.shape)
     if isinstance(distribution, Logits):
         check_scalar(temperature=distribution.temperature)
         (temperature,) = as_leaves(temperature=distribution.temperature)
-        # Softmax does not change, and small differences of large logits keep their digits.
+        # The shift leaves the softmax unchanged, and small differences of large logits stay
+        # accurate.
         return Logits(_shifted(values, mask, axis), temperature, mask)
     check_scalar(smoothing=distribution.smoothing)
     (smoothing,) = as_leaves(smoothing=distribution.smoothing)
@@ -205,14 +208,14 @@ def evaluate(
     *parameters: Any,
     per_class: bool = False,
 ) -> Array:
-    """`function(*log_probs, *parameters)` as one program, once its arguments are checked.
+    """`function(*log_probs, *parameters)` as one compiled function, after checking the arguments.
 
     Args:
-        function: of log-probabilities with the classes last; one of this module's own.
-        distributions: by the names that messages shall use.
-        axis: of the classes.
-        base: of the logarithm.
-        *parameters: leaves.
+        function: a function of log-probabilities with the classes last, defined in this package.
+        distributions: the distributions by the names used in error messages.
+        axis: the axis of classes.
+        base: the base of the logarithm.
+        *parameters: further array arguments of `function`.
         per_class: whether the value keeps the axis of classes.
     """
     check_base(base)
@@ -253,7 +256,7 @@ def log_probs_of(given: Given, axis: int) -> LogProbs:
         exists = jnp.moveaxis(mask, axis, -1)
     if isinstance(given, Logits):
         exists = exists & (values != -jnp.inf)
-        # What does not exist is replaced before any arithmetic, or 0 · inf enters the gradient.
+        # Excluded entries are replaced before any arithmetic, to avoid 0 · inf in the gradient.
         temperature = jnp.asarray(given.temperature, values.dtype)
         logits = jnp.where(exists, values, 0) / nan_unless(temperature > 0, temperature)
     else:
@@ -263,7 +266,7 @@ def log_probs_of(given: Given, axis: int) -> LogProbs:
             values = nan_unless(values >= 0, values) + nan_unless(smoothing >= 0, smoothing)
         exists = exists & (values != 0)
         logits = jnp.log(jnp.where(exists, values, 1))
-    # Where nothing exists the sum runs over everything, lest it be log 0.
+    # If no class exists the sum runs over all of them, to avoid log 0.
     summed = exists | ~jnp.any(exists, axis=-1, keepdims=True)
     # Shifted first: the sum's logarithm is then small, and so is its rounding.
     top = jnp.max(logits, axis=-1, keepdims=True, where=summed, initial=-jnp.inf)
@@ -273,7 +276,7 @@ def log_probs_of(given: Given, axis: int) -> LogProbs:
 
 
 def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Any:
-    """Which classes exist, to be broadcast to the values' shape; None for all."""
+    """The mask of existing classes, to be broadcast to the values' shape, or None for all."""
     if mask is None:
         return None
     mask = mask if isinstance(mask, jax.Array) else owned(np.asarray(mask))
@@ -290,7 +293,7 @@ def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _shifted(logits: Any, mask: Any, axis: int) -> Any:
-    """Logits relative to their largest, before NumPy's float64 is rounded to float32."""
+    """Logits minus their maximum, before NumPy's float64 is rounded to float32."""
     if not isinstance(logits, np.ndarray) or isinstance(mask, jax.Array):
         return logits
     # Excluded classes and infinite entries must not decide the shift.
@@ -302,15 +305,15 @@ def _shifted(logits: Any, mask: Any, axis: int) -> Any:
 
 
 def _are_probabilities(name: str, values: Any, axis: int) -> bool:
-    """Whether they are known and probabilities; `ValueError` if they are known and are not.
+    """Whether concrete values are probabilities: `ValueError` if not, False for traced values.
 
-    NaN entries pass: they show in the result.
+    NaN entries pass and make the result NaN.
     """
     if isinstance(values, Tracer):
         return False
     numbers = np.asarray(values, np.float64)
     sums = numbers.sum(axis=axis)
-    # Comparisons with NaN are false, so that it passes.
+    # Comparisons with NaN are false, so that NaN passes.
     wrong = (np.abs(sums - 1) > _tolerance(values)) | (numbers < 0).any(axis=axis)
     if wrong.any():
         raise ValueError(
@@ -330,7 +333,7 @@ def _sum_to_one(values: LogProbs) -> Bool[Array, "*batch 1"]:
 
 
 def _tolerance(values: Any) -> float:
-    """How far from one sums may be: rounded, as published tables are, and of half precision."""
+    """The tolerance on sums to one, for rounded published tables and for half precision."""
     dtype = jax.dtypes.canonicalize_dtype(values.dtype)
     return max(1e-4, float(jnp.finfo(dtype).eps) ** 0.5)
 
@@ -352,7 +355,7 @@ def _aligned(given: Sequence[Given], axis: int) -> tuple[LogProbs, ...]:
 
 
 def check_alike(logs: Sequence[Any]) -> None:
-    """Raise `ValueError` unless the classes are as many and the other axes broadcast."""
+    """Raise `ValueError` unless the numbers of classes agree and the other axes broadcast."""
     shapes = [log.shape for log in logs]
     try:
         jnp.broadcast_shapes(*shapes)
@@ -368,19 +371,19 @@ def check_alike(logs: Sequence[Any]) -> None:
 
 
 def present_classes(log_p: LogProbs) -> tuple[Bool[Array, "*batch c"], LogProbs, LogProbs]:
-    """Which classes exist (nan counts, so that it shows), safe log-probabilities, probabilities."""
+    """A mask of the classes (true at nan), safe log-probabilities, and probabilities."""
     exists = log_p != -jnp.inf
-    # Replaced before any arithmetic: 0 · ∞ would make gradients NaN.
+    # Replaced before any arithmetic, as 0 · ∞ would make gradients NaN.
     safe = jnp.where(exists, log_p, 0)
     return exists, safe, jnp.where(exists, jnp.exp(safe), 0)
 
 
 def sum_over_classes(terms: Float[Array, "*batch c"], *logs: LogProbs) -> Float[Array, "*batch"]:
-    """The sum over classes; nan where one of the distributions has none."""
+    """The sum over classes, or nan where one of the distributions has no class."""
     return nan_unless(have_classes(*logs), terms.sum(-1))
 
 
 def have_classes(*logs: LogProbs) -> Bool[Array, "*batch"]:
-    """Whether each distribution has a class at all."""
+    """Whether each distribution has at least one class."""
     exists = [jnp.any(log != -jnp.inf, axis=-1) for log in logs]
     return jnp.all(jnp.stack(jnp.broadcast_arrays(*exists)), axis=0)

@@ -1,7 +1,7 @@
 """The divergences of the literature: the power family, mixtures, total variation, Rényi.
 
-Conventions, all in nats with p first: f is in the standard form f(1) = f'(1) = 0, and the scale is
-the one a divergence's docstring states.
+All divergences are in nats with p first. f is in the standard form f(1) = f'(1) = 0, and each
+divergence's docstring states its scale.
 """
 
 import math
@@ -69,7 +69,7 @@ class _Power(Generator):
 
     def _power(self, u: ArrayLike, exponent: ArrayLike) -> Array:
         x = jnp.multiply(u, exponent)
-        # r⁰ is 1 at infinite u too, where the product is NaN.
+        # r⁰ is 1 even for infinite u, for which the product is NaN.
         return self.scale * jnp.exp(jnp.where(jnp.equal(exponent, 0) & jnp.isinf(u), 0, x))
 
     def h(self, u: ArrayLike) -> Array:
@@ -85,11 +85,11 @@ class _Power(Generator):
         return -self.scale * expm1_over(u, self.alpha)
 
     def under_p(self, u: ArrayLike) -> Array:
-        """f'(r)/α for α ≥ 1, nothing for α ≤ 0, a smooth share of it between."""
+        """f'(r)/α for α ≥ 1, zero for α ≤ 0, a smooth share of it between."""
         return _shared(self.alpha, self.derivative, u)
 
     def under_q(self, u: ArrayLike) -> Array:
-        """(f − r f')/(1 − α) for α ≤ 0, nothing for α ≥ 1, a smooth share of it between."""
+        """(f − r f')/(1 − α) for α ≤ 0, zero for α ≥ 1, a smooth share of it between."""
         return _shared(1 - self.alpha, self.dual_under_q, u)
 
     def conjugate(self, t: ArrayLike) -> Array:
@@ -107,17 +107,18 @@ class _Power(Generator):
 def _share(alpha: Array) -> Array:
     """w(α)/α, with w rising from 0 at α ≤ 0 to 1 at α ≥ 1.
 
-    As D = E_p[T]/α = E_q[S]/(1 − α) in the power family, any w splits it. Under p the variance is
-    finite whatever p and q for ½ ≤ α ≤ 1, under q for 0 ≤ α ≤ ½, and at α = ½ the mean of both is
-    symmetric: the quintic step that joins these keeps integrands continuously differentiable in α.
+    As D = E_p[T]/α = E_q[S]/(1 − α) in the power family, any w splits it. Whatever p and q, the
+    variance is finite under p for ½ ≤ α ≤ 1 and under q for 0 ≤ α ≤ ½, and at α = ½ the mean of
+    both is symmetric. The quintic step that joins these keeps integrands continuously
+    differentiable in α.
     """
-    # The smoothstep w = 10α³ − 15α⁴ + 6α⁵, over α: with two continuous derivatives at 0 and 1.
+    # The smoothstep w = 10α³ − 15α⁴ + 6α⁵, divided by α: two continuous derivatives at 0 and 1.
     step = alpha**2 * (6 * alpha**2 - 15 * alpha + 10)
     return jnp.where(alpha > 1, 1 / jnp.where(alpha > 1, alpha, 1), jnp.where(alpha < 0, 0, step))
 
 
 def _shared(alpha: ArrayLike, integrand: Callable[[ArrayLike], Array], u: ArrayLike) -> Array:
-    """The share of an integrand; one without any is not looked at, as it may overflow."""
+    """The share of an integrand, not evaluated at u for a share of zero: it may overflow."""
     alpha, u = as_floats(alpha, u)
     share = _share(alpha)
     used = share > 0
@@ -137,8 +138,8 @@ class Alpha(_Power):
     """The power (alpha) divergence D = (∫ p^α q^{1−α} − 1)/(α(α − 1)), smooth in α.
 
     KL(p‖q) at α = 1, KL(q‖p) at α = 0, 4 times the squared Hellinger distance at ½, half of
-    ∫(p − q)²/q at 2; r² f''(r) = r^α. Amari's parameter is 2α − 1. The integrands are under p for
-    α ≥ 1, under q for α ≤ 0, and joined smoothly between, where their variance is finite.
+    ∫(p − q)²/q at 2. r² f''(r) = r^α, and Amari's parameter is 2α − 1. The integrands are under p
+    for α ≥ 1, under q for α ≤ 0, and joined smoothly between, where their variance is finite.
 
     Attributes:
         alpha: any real number.
@@ -164,10 +165,10 @@ class Alpha(_Power):
 class CressieRead(_Power):
     """The power divergence of Cressie and Read, E_p[(p/q)^λ − 1]/(λ(λ + 1)): `Alpha(λ + 1)`.
 
-    Their test statistic is 2n times it; λ = ⅔ is their recommendation.
+    Their test statistic is 2n times this divergence, and they recommend λ = ⅔.
 
     Attributes:
-        power: λ.
+        power: the power λ.
 
     Raises:
         ValueError: if the power is a Python number that is not finite.
@@ -187,7 +188,7 @@ class CressieRead(_Power):
 
     @property
     def alpha(self) -> Any:
-        """λ + 1."""
+        """The order α = λ + 1 of `Alpha`."""
         return jnp.add(self.power, 1)
 
 
@@ -309,7 +310,7 @@ class Jeffreys(Generator):
 class TotalVariation(Generator):
     """The total variation ½ ∫|p − q|, f(r) = ½|r − 1|, at most 1.
 
-    f' jumps by one at r = 1; it is taken as 0 there, and r² f'' as 0 everywhere.
+    f' jumps by one at r = 1 and is taken as 0 there. r² f'' is taken as 0 everywhere.
 
     Example:
         >>> float(TotalVariation().under_p(0.3)), float(TotalVariation().under_q(0.3))
@@ -347,7 +348,7 @@ class TotalVariation(Generator):
 class JensenShannon(Generator):
     """The Jensen–Shannon divergence ½ KL(p‖m) + ½ KL(q‖m) with m = (p + q)/2, at most log 2 nats.
 
-    f(r) = ½ r log r − ½ (1 + r) log((1 + r)/2). Half of the generator that f-GAN and f-distill use.
+    f(r) = ½ r log r − ½ (1 + r) log((1 + r)/2), half of the generator of f-GAN and f-distill.
 
     Example:
         >>> float(JensenShannon().under_p(jnp.inf)), float(JensenShannon().under_q(-jnp.inf))
@@ -358,10 +359,10 @@ class JensenShannon(Generator):
     """
 
     def f(self, u: ArrayLike) -> Array:
-        """The value, as a sum of two positive terms of KL's."""
+        """The generator at r = e^u, as a sum of two positive values of KL's."""
         log_mean = log_mixture(u, 0.5)
-        # log(p/m) and log(q/m): JS = ½ E_m[f(p/m) + f(q/m)] with the f of KL, and m/q makes it a
-        # mean under q.
+        # log(p/m) and log(q/m): JS = ½ E_m[f(p/m) + f(q/m)] with the f of KL. The factor m/q turns
+        # it into a mean under q.
         to_p, to_q = -log_mixture(jnp.negative(u), 0.5), -log_mean
         halves = power_remainder(to_p, 1.0) + power_remainder(to_q, 1.0)
         return times_exp(halves / 2, log_mean)
@@ -390,7 +391,7 @@ class JensenShannon(Generator):
 class SkewKL(Mixture):
     """The skew divergence KL(p‖αp + (1 − α)q), at most −log α nats.
 
-    The second argument is mixed: α is the share of p in it, so that α = 0 is KL(p‖q).
+    α is the share of p in the second argument, so that α = 0 is KL(p‖q).
 
     Attributes:
         alpha: α in [0, 1).
@@ -418,9 +419,9 @@ class SkewKL(Mixture):
 class SoftenedReverseKL(Mixture):
     """The softened reverse KL, 2 KL(m‖p) with m = (p + q)/2.
 
-    f(r) = (1 + r) log((1 + r)/(2r)) + r − 1, with r² f''(r) = 1/(1 + r): the reverse KL's 1 where p
-    has less mass than q, bounded variance where it has more. The scale is that of f-distill;
-    Shannon's is twice it.
+    f(r) = (1 + r) log((1 + r)/(2r)) + r − 1, with r² f''(r) = 1/(1 + r). This approaches the
+    reverse KL's 1 where p has less mass than q, and bounds the variance where p has more. The scale
+    is that of f-distill. Shannon's is twice it.
 
     Example:
         >>> float(SoftenedReverseKL().h(0.0)), float(SoftenedReverseKL().under_p(0.0))
@@ -434,7 +435,7 @@ class SoftenedReverseKL(Mixture):
 
 
 def _log_power(u: Array, exponent: Array) -> Array:
-    """Log r^α under q: −∞ at a point without mass under p, even for α = 0."""
+    """The logarithm of r^α under q: −∞ at a point without mass under p, even for α = 0."""
     empty = u == -jnp.inf
     return jnp.where(empty, -jnp.inf, exponent * jnp.where(empty, 0, u))
 
@@ -444,11 +445,11 @@ def _log_power(u: Array, exponent: Array) -> Array:
 class Renyi(Divergence):
     """The Rényi divergence log(∫ p^α q^{1−α})/(α − 1) in nats, smooth in α with KL(p‖q) at α = 1.
 
-    A function of `Alpha`'s mean, whose integrands it shares: log(1 + α(α − 1) D_α)/(α − 1). At
-    α = 0 it is −log q(p > 0), which depends on the supports alone.
+    It is log(1 + α(α − 1) D_α)/(α − 1), a function of the mean of `Alpha`'s integrands. At α = 0 it
+    is −log q(p > 0), which depends on the supports alone.
 
     Attributes:
-        alpha: α ≥ 0; a negative array entry gives nan.
+        alpha: the order α ≥ 0. A negative array entry gives nan.
 
     Raises:
         ValueError: if alpha is a Python number that is negative or not finite.
@@ -476,23 +477,23 @@ class Renyi(Divergence):
         return nan_unless(jnp.greater_equal(self.alpha, 0), self.alpha)
 
     def under_p(self, u: ArrayLike) -> Array:
-        """That of `Alpha`."""
+        """The integrand of `Alpha` under p."""
         return Alpha(self._order).under_p(u)
 
     def under_q(self, u: ArrayLike) -> Array:
-        """That of `Alpha`."""
+        """The integrand of `Alpha` under q."""
         return Alpha(self._order).under_q(u)
 
     def dual_under_p(self, u: ArrayLike) -> Array:
-        """That of `Alpha`."""
+        """The dual integrand of `Alpha` under p."""
         return Alpha(self._order).dual_under_p(u)
 
     def dual_under_q(self, u: ArrayLike) -> Array:
-        """That of `Alpha`."""
+        """The dual integrand of `Alpha` under q."""
         return Alpha(self._order).dual_under_q(u)
 
     def h(self, u: ArrayLike) -> Array:
-        """α r^α, r² f'' where the divergence is small: it is α D_α to second order."""
+        """The weight α r^α, which is r² f'' for a small divergence: to second order it is α D_α."""
         return jnp.multiply(self._order, Alpha(self._order).h(u))
 
     def finish(self, mean: ArrayLike) -> Array:
@@ -506,7 +507,7 @@ class Renyi(Divergence):
         weights_p: Float[Array, " n"] | None = None,
         weights_q: Float[Array, " m"] | None = None,
     ) -> PlugIn:
-        """The divergence and its influences, by log-sum-exp where the integral is far from one."""
+        """The divergence and its influences, by log-sum-exp if the integral is far from one."""
         weights_p, weights_q = (
             shares("weights_p", weights_p, u_p),
             shares("weights_q", weights_q, u_q),
@@ -516,7 +517,7 @@ class Renyi(Divergence):
         order = alpha - 1
         powers = order * u_p, _log_power(u_q, alpha)
         weights, log_integral = self._log_integral(powers, (weights_p, weights_q))
-        # At α = 0 the integral counts the samples of q where p has mass; `Alpha`'s mean, the
+        # At α = 0 the integral counts the samples of q where p has mass. `Alpha`'s mean, the
         # reverse KL, is infinite if one of them is missing.
         near = (jnp.abs(log_integral) < 1) & (alpha > 0)
         # The unused branch gets log ratios of zero, so that neither its values nor its slopes
@@ -525,7 +526,7 @@ class Renyi(Divergence):
             jnp.where(near, u_p, 0), jnp.where(near, u_q, 0), weights_p, weights_q
         )
         scale = 1 / jnp.where(near, 1, order)
-        # The influences of log I are the shares of its terms, e^{x − log I}, here over α − 1.
+        # The influences of log I are the shares of its terms, e^{x − log I}, here divided by α − 1.
         far = PlugIn(
             scale * log_integral,
             *(
@@ -553,14 +554,14 @@ class Renyi(Divergence):
         return at_p, -at_q
 
     def _log_integral(self, powers: Any, weights: Any) -> tuple[Array, Array]:
-        """Log ∫ p^α q^{1−α}, and the shares of its means under p and under q in it.
+        """The logarithm of ∫ p^α q^{1−α}, and the shares in it of its means under p and under q.
 
-        They are those of `Alpha`'s integrands.
+        The shares are those of `Alpha`'s integrands.
         """
         share_p = jnp.asarray(self._order, powers[0].dtype)
         share_p = share_p * _share(share_p)
         shares = jnp.stack([share_p, 1 - share_p])
-        # The integral is a mean under p and one under q, which the shares combine.
+        # The integral is a mean under p and one under q, combined by the shares.
         logs = jnp.stack(
             [
                 jax.nn.logsumexp(x) - jnp.log(x.size)

@@ -1,8 +1,8 @@
 """Divergences within an exponential family, from its log-partition function alone.
 
-A family p_η(x) = h(x) exp(⟨η, T(x)⟩ − A(η)) is given by the convex A: KL is its Bregman divergence,
-Rényi's and Bhattacharyya's divergences are its Jensen gaps. A may be any JAX function, so a family
-that is not in the table below needs one line.
+A family p_η(x) = h(x) exp(⟨η, T(x)⟩ − A(η)) is given by the convex function A: KL is its Bregman
+divergence, and Rényi's and Bhattacharyya's divergences are its Jensen gaps. A may be any JAX
+function, so a family that is missing from the table below needs one line.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ LogPartition: TypeAlias = Callable[[_Natural], Float[Array, ""]]
 def _checked(
     log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural
 ) -> tuple[LogPartition, _Natural, _Natural]:
-    """All as arguments of a compiled function, the parameters vectors of one length."""
+    """All as arguments of a compiled function, with parameters of one length."""
     etas = as_leaves(eta_p=eta_p, eta_q=eta_q)
     shapes = [jnp.shape(eta) for eta in etas]
     if shapes[0] != shapes[1] or len(shapes[0]) != 1:
@@ -54,7 +54,7 @@ def _checked(
         )
     eta = jax.ShapeDtypeStruct(shapes[0], jnp.result_type(float, *etas))
     check_scalar_output("log_partition", log_partition, eta)
-    # A `Family` is structure; of a function all that it refers to may have changed.
+    # A `Family` is static. Any other function may refer to something that has changed.
     if jax.tree_util.all_leaves([log_partition]):
         log_partition = as_traced(log_partition, eta)
     return log_partition, *etas
@@ -68,21 +68,21 @@ def _within(log_partition: LogPartition, *etas: _Natural) -> Bool[Array, ""]:
 def kl(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> Float[Array, ""]:
     """KL(p‖q) = A(η_q) − A(η_p) − ⟨η_q − η_p, ∇A(η_p)⟩: the Bregman divergence of A, q first.
 
-    That difference cancels where the parameters are close or large. There it is integrated from
+    The difference suffers cancellation for close or large parameters. It is then an integral of
     second derivatives of A between them, all of one sign.
 
     Args:
-        log_partition: the family's A, a convex function "d" -> "" (a `Family`, or one's own).
+        log_partition: the family's A, a convex function "d" -> "" (a `Family` or any other).
         eta_p: natural parameters "d" of p.
-        eta_q: natural parameters "d" of q; vmap for batches.
+        eta_q: natural parameters "d" of q. Use vmap for batches.
 
     Returns:
-        The divergence in nats; +inf where A(η_q) is, nan where A(η_p) is not finite, where it would
-        be negative (A is not convex), or where rounding leaves fewer than two digits (float64, or
-        centred data, have them).
+        The divergence in nats: +inf if A(η_q) is, nan if A(η_p) is not finite, the result would be
+        negative (A is not convex), or fewer than two digits are accurate (in which case float64 or
+        centred data help).
 
     Raises:
-        ValueError: if the parameters are not vectors of one length, or A is no scalar.
+        ValueError: if the parameters are not vectors of one length, or A is not a scalar.
 
     Example:
         >>> p, q = POISSON.natural(2.0), POISSON.natural(1.0)
@@ -115,14 +115,14 @@ def jeffreys(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> F
     Args:
         log_partition: the family's A, a convex function "d" -> "".
         eta_p: natural parameters "d" of p.
-        eta_q: natural parameters "d" of q; vmap for batches.
+        eta_q: natural parameters "d" of q. Use vmap for batches.
 
     Returns:
-        The divergence in nats, the sum of both directions (not their mean); nan where A is not
-        finite at both, or rounding leaves fewer than two digits.
+        The divergence in nats, the sum of both directions (not their mean), or nan if A is not
+        finite at both or fewer than two digits are accurate.
 
     Raises:
-        ValueError: if the parameters are not vectors of one length, or A is no scalar.
+        ValueError: if the parameters are not vectors of one length, or A is not a scalar.
 
     Example:
         >>> p, q = POISSON.natural(2.0), POISSON.natural(1.0)
@@ -138,7 +138,7 @@ def _jeffreys(log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural) -> 
     gradient = jax.grad(log_partition)
     at_p, at_q = gradient(eta_p), gradient(eta_q)
     towards_q = eta_q - eta_p
-    # Of the direct formula: each product rounds in proportion to its size.
+    # The rounding of the direct formula: each product rounds in proportion to its size.
     rounding = jnp.dot(jnp.abs(towards_q), jnp.abs(at_p) + jnp.abs(at_q))
     # ∇A(η_q) − ∇A(η_p) is ∇²A integrated along the line.
     line = _Line(log_partition, eta_p, towards_q)
@@ -166,14 +166,14 @@ def bhattacharyya(
     Args:
         log_partition: the family's A, a convex function "d" -> "".
         eta_p: natural parameters "d" of p.
-        eta_q: natural parameters "d" of q; vmap for batches.
+        eta_q: natural parameters "d" of q. Use vmap for batches.
 
     Returns:
-        The distance in nats; nan where A is not finite at both, or rounding leaves fewer than two
-        digits.
+        The distance in nats, or nan if A is not finite at both or fewer than two digits are
+        accurate.
 
     Raises:
-        ValueError: if the parameters are not vectors of one length, or A is no scalar.
+        ValueError: if the parameters are not vectors of one length, or A is not a scalar.
 
     Example:
         >>> p, q = POISSON.natural(4.0), POISSON.natural(1.0)
@@ -205,26 +205,25 @@ def renyi(
 ) -> Float[Array, ""]:
     """Rényi's divergence log ∫ p^α q^(1−α) / (α − 1), a Jensen gap of A divided by 1 − α.
 
-    At α = 1 it is KL(p‖q), and smooth in α there: near it, where the quotient cancels, the gap is
-    an integral of slopes of A along the line from η_p towards η_q, and where that cancels too, of
-    second derivatives.
+    At α = 1 it is KL(p‖q), and it is smooth in α there. Near α = 1, where the quotient cancels, the
+    gap is an integral of slopes of A along the line from η_p towards η_q. If this cancels too, it
+    is an integral of second derivatives.
 
     Args:
         log_partition: the family's A, a convex function "d" -> "".
         eta_p: natural parameters "d" of p.
-        eta_q: natural parameters "d" of q; vmap for batches.
-        alpha: the order α ≥ 0; nan for a negative array. Of order 0 the divergence is 0, as all
+        eta_q: natural parameters "d" of q. Use vmap for batches.
+        alpha: the order α ≥ 0. A negative array gives nan. At order 0 the divergence is 0, as all
             members of a family have one support.
 
     Returns:
-        The divergence in nats; nan where A is not finite at both, or rounding leaves fewer than two
-        digits. For α > 1 it is +inf where
-        αη_p + (1 − α)η_q leaves the family, provided that A is +inf outside of its domain, as that
-        of a `Family` is.
+        The divergence in nats, or nan if A is not finite at both or fewer than two digits are
+        accurate. For α > 1 it is +inf if αη_p + (1 − α)η_q leaves the family, provided that A is
+        +inf outside of its domain, as for a `Family`.
 
     Raises:
         ValueError: if alpha is a negative Python number, the parameters are not vectors of one
-            length, or A is no scalar.
+            length, or A is not a scalar.
 
     Example:
         >>> p, q = POISSON.natural(4.0), POISSON.natural(1.0)
@@ -246,8 +245,8 @@ def _renyi(
     eta_p, eta_q = as_floats(eta_p, eta_q)
     order = jnp.asarray(alpha, eta_p.dtype)
     order = nan_unless(order >= 0, order)
-    # Near order 1 gap and divisor vanish together. There slopes of A are averaged instead, and the
-    # quotient is taken at a harmless order.
+    # Near order 1 the gap and the divisor vanish together. Slopes of A are averaged there instead,
+    # and the quotient is taken at a harmless order.
     near = jnp.abs(order - 1) < _NEAR_ONE
     apart = jnp.where(near, 0.5, order)
     quotient = _jensen_gap(log_partition, eta_p, eta_q, apart) / (1 - apart)
@@ -263,8 +262,8 @@ def _renyi(
     return nan_unless(_within(log_partition, eta_p, eta_q) & (order >= 0), value)
 
 
-# Within this of order 1 four Gauss–Legendre nodes integrate slopes of A to rounding: they are of
-# order eight in the distance from 1.
+# Within this distance of order 1 four Gauss–Legendre nodes integrate slopes of A to rounding. Their
+# error is of order eight in that distance.
 _NEAR_ONE = 0.05
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(4)
 
@@ -274,7 +273,7 @@ def _slope_gap(
 ) -> Float[Array, ""]:
     """A(η_q) − A(η_p) − ∫₀¹ ⟨∇A(η_p + t·step·δ), δ⟩ dt with δ = η_q − η_p: Rényi's at α = 1 − step.
 
-    KL at step 0. +∞ where the line's end is outside of the family.
+    This is KL at step 0, and +∞ if the end of the line is outside of the family.
     """
     towards_q = eta_q - eta_p
 
@@ -288,11 +287,11 @@ def _slope_gap(
     return jnp.where(end == jnp.inf, jnp.inf, value)
 
 
-# How many nodes integrate second derivatives, and how many tell the error of that.
+# Gauss–Legendre rules for second derivatives, and a coarser one for the error.
 _RULES = [np.polynomial.legendre.leggauss(count) for count in (16, 8)]
-# Directions that differ from the line's in the signs of their coordinates.
+# The number of directions that differ from the line's in the signs of their coordinates.
 _NUM_SIGNS = 16
-# Roundings of the terms of a sum, and how much of a value they may be.
+# Rounding units per term of a sum, and the largest share of a value that they may reach.
 _ROUNDINGS = 4
 _LARGEST_ERROR = 0.01
 
@@ -321,13 +320,13 @@ class _Line(NamedTuple):
     def integral(self, *parts: tuple[Array, Array, Callable, Callable]) -> _WithError:
         """Σ ∫₀¹ weight(u) φ''(place(u)) du, and its error in units of epsilon.
 
-        The places go up to 1. Where ∫ φ'' over them is not the difference of the slopes φ' at their
-        ends the error is infinite: second derivatives underflow before these do, since JAX's of a
-        quotient contain the divisor to the power −2.
+        The places go up to 1. If ∫ φ'' over them is not the difference of the slopes φ' at their
+        ends, the error is infinite: second derivatives underflow before slopes, since JAX's
+        derivatives of a quotient contain the divisor to the power −2.
 
         Args:
-            *parts: (a place whose rounding is looked at, the length between the places' ends, the
-                places, the weights).
+            *parts: tuples of a place whose rounding is examined, the length between the places'
+                ends, the places, and the weights.
         """
         dtype = self.start.dtype
         nodes, of_rule, shares = [], [], []
@@ -338,23 +337,23 @@ class _Line(NamedTuple):
                 nodes.append(place(u))
                 shares.append(mean * jnp.stack([weight(u), jnp.broadcast_to(length, u.shape)]))
                 of_rule += [rule] * len(roots)
-        # Terms δ_i A_ij δ_j that cancel do not with other signs: their mean is Σ δ_i² A_ii.
+        # Terms δ_i A_ij δ_j that cancel do not cancel with other signs: their mean is Σ δ_i² A_ii.
         signs = _signs(self.start)
         probed = jnp.stack([jnp.zeros((), dtype), jnp.ones((), dtype), *(p[0] for p in parts)])
         probes = jnp.tile(signs, (len(probed), 1))
-        # All in one, as what takes long to compile is the curvature.
+        # All in one call, as the curvature takes long to compile.
         curvatures = jax.vmap(self.curvature)(
             jnp.concatenate([*nodes, jnp.repeat(probed, len(signs))]),
             jnp.concatenate([jnp.ones_like(signs, shape=(len(of_rule), signs.shape[1])), probes]),
         )
         count = len(of_rule)
         terms, all_of_it = jnp.concatenate(shares, axis=1) * curvatures[:count]
-        # The error of the quadrature is what the two rules differ by.
+        # The error of the quadrature is the difference of the two rules.
         fine, coarse = (jnp.sum(terms[np.array(of_rule) == rule]) for rule in range(2))
         size = jnp.abs(curvatures[count:]).reshape(len(probed), len(signs)).mean(axis=1).max()
         epsilon = _ROUNDINGS * jnp.finfo(dtype).eps
         error = size + jnp.abs(fine - coarse) / epsilon
-        # The integral of φ'' must be the change of φ', or the nodes have missed where A bends.
+        # The integral of φ'' must be the change of φ'. Otherwise the nodes have missed a bend of A.
         rise = jnp.sum(all_of_it[np.array(of_rule) == 0])
         length = sum(length for _, length, _, _ in parts)
         change, rounding = self._change_of_slope(1 - length, 1)
@@ -369,15 +368,15 @@ class _Line(NamedTuple):
         return jnp.sum(after - before), jnp.sum(jnp.abs(before) + jnp.abs(after))
 
     def roundings(self, *places: ArrayLike) -> Float[Array, " places"]:
-        """The errors of A at points of the line, together: each copy of A is compiled."""
+        """The errors of A at points of the line, computed together: each copy of A is compiled."""
         dtype = self.start.dtype
         return jax.vmap(self._rounding)(jnp.stack([jnp.asarray(t, dtype) for t in places]))
 
     def _rounding(self, t: Float[Array, ""]) -> Float[Array, ""]:
         """The error of A at a point of the line, in units of epsilon.
 
-        Its own rounding, its argument's, and what arguments a few roundings away show of terms that
-        cancel within A.
+        The sum of its own rounding, that of its argument, and its noise at arguments a few
+        roundings away, which exposes terms that cancel within A.
         """
         eta = jax.lax.stop_gradient(self.point(t))
         value, slope = jax.value_and_grad(self.log_partition)(eta)
@@ -412,30 +411,30 @@ def _gap_by_curvature(line: _Line, order: ArrayLike) -> _WithError:
 
 
 def _sharper(one: _WithError, other: _WithError) -> Float[Array, ""]:
-    """The value whose error is smaller; nan where that leaves fewer than two digits.
+    """The value whose error is smaller, nan if this leaves fewer than two digits.
 
-    Errors are in units of epsilon; zero may be off by a few epsilon. Values are at least zero, or A
-    is not convex: nan.
+    Errors are in units of epsilon, and zero may be off by a few epsilon. A value below zero gives
+    nan, as A is then not convex.
     """
     (value_one, error_one), (value_other, error_other) = one, other
     first = (error_one <= error_other) | ~jnp.isfinite(value_other + error_other)
     value = jnp.where(first, value_one, value_other)
     error = jax.lax.stop_gradient(jnp.where(first, error_one, error_other))
     epsilon = _ROUNDINGS * jnp.finfo(value.dtype).eps
-    # The absolute term is for values near zero, which have no digits to ask for.
+    # The absolute term is for values near zero, which have no relative accuracy.
     known = epsilon * error <= _LARGEST_ERROR * jnp.abs(value) + 10 * epsilon
     return nan_unless(known & (value >= -10 * epsilon), value)
 
 
 @pytree
 class Family:
-    """A named exponential family; itself callable as its log-partition function.
+    """A named exponential family, callable as its log-partition function.
 
     Attributes:
-        natural: ordinary parameters -> natural parameters "d"; vmap for batches.
-        log_partition: A on its domain.
-        signs: the domain: +1, −1 or 0 for each natural parameter (or one for all) that must be
-            positive, negative, or is any real number. A is +inf elsewhere.
+        natural: the map from ordinary to natural parameters "d". Use vmap for batches.
+        log_partition: the function A on its domain.
+        signs: the domain: +1 for each natural parameter that must be positive, −1 for negative, 0
+            for any real number, or one sign for all. A is +inf elsewhere.
 
     Example:
         >>> EXPONENTIAL.natural(2.0).tolist()  # by rate
@@ -448,7 +447,7 @@ class Family:
 
     @jax.jit
     def __call__(self, eta: _Natural) -> Float[Array, ""]:
-        """A(η); +inf, with gradient zero, outside of the domain."""
+        """The value A(η), +inf (with gradient zero) outside of the domain."""
         if len(self.signs) not in (1, eta.shape[-1]):
             raise ValueError(
                 f"eta must hold the {len(self.signs)} natural parameters of the family; "
@@ -456,8 +455,8 @@ class Family:
             )
         signs = jnp.broadcast_to(jnp.asarray(self.signs, eta.dtype), eta.shape)
         inside = ~jnp.any((signs != 0) & (signs * eta <= 0))
-        # Replaced by a point of the domain (the signs are one) before A sees it, or gradients there
-        # are nan.
+        # Invalid parameters are replaced by a point of the domain (the signs are one) before A is
+        # evaluated, to avoid nan gradients.
         return jnp.where(inside, self.log_partition(jnp.where(inside, eta, signs)), jnp.inf)
 
 
@@ -466,14 +465,14 @@ def _vector(*parameters: ArrayLike) -> _Natural:
     return jnp.stack([jnp.asarray(parameter, dtype) for parameter in parameters])
 
 
-# Of Stirling's series for log Γ, which from here on leaves nothing of float64.
+# Stirling's series for log Γ, exact to float64 rounding from this argument on.
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
 _STIRLING_FROM = 12
 
 
 @jax.custom_jvp
 def _quotient(x: Array, y: Array) -> Array:
-    """x/y, whose derivatives underflow no sooner than they must: JAX's divide by y²."""
+    """The quotient x/y with derivatives that underflow as late as possible: JAX's divide by y²."""
     return x / y
 
 
@@ -503,13 +502,13 @@ def _log_beta(eta: _Natural) -> Float[Array, ""]:
     a, b = jnp.where(own < before, own, before), jnp.where(own < before, before, own)
     large = b >= _STIRLING_FROM
     near, far = jnp.where(large, 1, b), jnp.where(large, b, _STIRLING_FROM)
-    # In one call: its derivatives take long to compile.
+    # In one call, as its derivatives take long to compile.
     of_a, of_b, of_sum = gammaln(jnp.stack([a, near, a + near]))
     return jnp.sum(of_a + jnp.where(large, _log_gamma_ratio(a, far), of_b - of_sum))
 
 
 def _log_gamma_ratio(a: Array, b: Array) -> Array:
-    """Log Γ(b)/Γ(a + b) for large b, where the difference of both absorbs a small a."""
+    """Log Γ(b)/Γ(a + b) for large b, where the difference of both logarithms absorbs a small a."""
 
     def remainder(x: Array) -> Array:
         inverse = 1 / x
@@ -519,12 +518,12 @@ def _log_gamma_ratio(a: Array, b: Array) -> Array:
         return series * inverse
 
     difference = remainder(b) - remainder(a + b)
-    # log Γ(x) = (x − ½) log x − x + ½ log 2π + remainder(x), at b less at a + b.
+    # log Γ(x) = (x − ½) log x − x + ½ log 2π + remainder(x), at b minus at a + b.
     return a - (b - 0.5) * jnp.log1p(_quotient(a, b)) - a * _log(a + b) + difference
 
 
 def _of_normal(mean: ArrayLike, scale: ArrayLike) -> _Natural:
-    """The natural parameters; nan for a scale that is not positive, or squared out of range."""
+    """The natural parameters, nan for a scale that is not positive, or squared out of range."""
     mean, scale = as_floats(mean, scale)
     square = jnp.square(scale)
     precision = 1 / square

@@ -1,15 +1,15 @@
 """Divergences between Gaussians in closed form, their plug-in estimate, and KL's reversal.
 
 A Gaussian is a `Normal`, or any pair of a mean "d" and a covariance: "d" for the variances of a
-diagonal one, "d d" for a full one. Everything is a function of M = L_q⁻¹ L_p and
+diagonal one, "d d" for a full one. All results are functions of M = L_q⁻¹ L_p and
 z = L_q⁻¹ (m_p − m_q), with Cholesky factors L of the covariances.
 
 A singular covariance puts all mass on a subspace. If one of the two is singular the Gaussians are
 mutually singular: KL, Rényi's divergence and the Bhattacharyya distance are +∞, the squared
-Hellinger distance 1 and the Jensen–Shannon divergence log 2. If both are, variances are compared
-feature by feature and two full matrices give nan, as rounding would decide whether their subspaces
-agree. An indefinite covariance, a NaN or an infinity gives nan; so does an asymmetric covariance if
-it is traced, and a `ValueError` otherwise.
+Hellinger distance 1 and the Jensen–Shannon divergence log 2. If both are singular, variances are
+compared feature by feature, and two full matrices give nan, as rounding would decide whether their
+subspaces agree. An indefinite covariance, a NaN or an infinity gives nan. An asymmetric covariance
+gives nan if it is traced, and a `ValueError` otherwise.
 """
 
 import functools
@@ -60,7 +60,7 @@ __all__ = [
 
 
 class Normal(NamedTuple):
-    """A Gaussian N(mean, covariance); a vector as covariance holds the variances."""
+    """A Gaussian N(mean, covariance), in which a vector as covariance holds the variances."""
 
     mean: Float[Array, " d"]
     covariance: Float[Array, " d"] | Float[Array, "d d"]
@@ -70,10 +70,10 @@ class _Whitened(NamedTuple):
     """p in the coordinates where q is standard: the factor M of its covariance, its mean z.
 
     Attributes:
-        factor: M.
-        shift: z.
-        valid: whether both are Gaussians, and the formulas know what they are to each other.
-        apart: whether one of them is singular with respect to the other.
+        factor: the factor M.
+        shift: the shift z.
+        valid: whether both are Gaussians whose relation the formulas can decide.
+        apart: whether they are mutually singular.
     """
 
     factor: Float[Array, " d"] | Float[Array, "d d"]
@@ -93,7 +93,7 @@ class _Whitened(NamedTuple):
 
 
 class _Root(NamedTuple):
-    """A covariance's Cholesky factor, or that of 1 in its place, and what the covariance is."""
+    """A covariance's Cholesky factor, or that of 1 in its place, with flags for both cases."""
 
     factor: Float[Array, " d"] | Float[Array, "d d"]
     valid: Bool[Array, ""]
@@ -118,14 +118,14 @@ def _root(covariance: Float[Array, " d"] | Float[Array, "d d"]) -> _Root:
         lambda carry: (carry[0], _is_semidefinite(carry[0])),
         (jax.lax.stop_gradient(covariance), ~failed),
     )
-    # With the identity for a failed factor all that follows is finite, until `finish` decides.
+    # With the identity for a failed factor all later values are finite, until `finish` decides.
     one = jnp.eye(covariance.shape[0], dtype=covariance.dtype)
     valid = finite & semidefinite & jnp.all(asymmetry <= LARGEST_ASYMMETRY)
     return _Root(jnp.where(failed, one, factor), valid, failed)
 
 
 def _correlation_scale(covariance: Float[Array, "d d"]) -> Float[Array, " d"]:
-    """The features' standard deviations; 1 for a variance that is not positive."""
+    """The features' standard deviations, 1 for a variance that is not positive."""
     variances = jax.lax.stop_gradient(jnp.diagonal(covariance))
     return jnp.sqrt(jnp.where(variances > 0, variances, 1))
 
@@ -139,7 +139,7 @@ def _is_semidefinite(covariance: Float[Array, "d d"]) -> Bool[Array, ""]:
 
 def _checked(p: Normal, q: Normal) -> tuple[Normal, Normal]:
     """Both as arguments of a compiled function, NumPy's means in two parts."""
-    # Named tuples or not, of whatever holds numbers.
+    # Any pairs of array-likes, named tuples or not.
     p, q = (
         Normal(*(as_numbers(name, part) for part in given)) for name, given in (("p", p), ("q", q))
     )
@@ -167,9 +167,9 @@ def _checked(p: Normal, q: Normal) -> tuple[Normal, Normal]:
 
 
 def _in_own_units(p: Normal, q: Normal) -> tuple[Normal, Normal]:
-    """Both with features in powers of two near a known covariance's standard deviations.
+    """Both rescaled by powers of two near a concrete covariance's standard deviations.
 
-    Divergences do not change, and NumPy's smallest variances are none of JAX's.
+    Divergences do not change. NumPy's smallest variances may not be representable in JAX's dtype.
     """
     known = [g.covariance for g in (q, p) if isinstance(g.covariance, np.ndarray)]
     if not known:
@@ -198,10 +198,10 @@ def _whiten(p: Normal, q: Normal) -> _Whitened:
         check_full_precision("a full covariance", p_covariance)
     p_root, q_root = _root(p_covariance), _root(q_covariance)
     valid = p_root.valid & q_root.valid & jnp.isfinite(jnp.stack([p_mean, q_mean])).all()
-    # A large offset that both means share cancels in the first parts. The rests keep its digits.
+    # A large offset shared by both means cancels in the first parts. The rests keep it accurate.
     shift = (p_mean - q_mean) + (p_rest - q_rest)
     if p_covariance.ndim == q_covariance.ndim == 1:
-        # Two features without variance are alike if their means are.
+        # Two features of variance zero agree if their means do.
         one_has_none = (p_covariance == 0) != (q_covariance == 0)
         both_have_none = (p_covariance == 0) & (q_covariance == 0)
         apart = jnp.any(one_has_none | (both_have_none & (shift != 0)))
@@ -235,15 +235,15 @@ def _kl(whitened: _Whitened) -> Float[Array, ""]:
 def kl(p: Normal, q: Normal) -> Float[Array, ""]:
     """KL(p‖q) = ½ [tr(C_q⁻¹ C_p) − d + log(det C_q/det C_p) + (m_p − m_q)ᵀ C_q⁻¹ (m_p − m_q)].
 
-    As ½ [Σ_i (M_ii² − 1 − log M_ii²) + Σ_{i>j} M_ij² + |z|²], a sum of non-negative terms, so that
-    small divergences keep their digits and none is negative.
+    Computed as ½ [Σ_i (M_ii² − 1 − log M_ii²) + Σ_{i>j} M_ij² + |z|²], a sum of non-negative terms,
+    so that small divergences are accurate and never negative.
 
     Args:
         p: mean "d", and covariance "d" or "d d".
-        q: the same, of the same dimension.
+        q: mean and covariance of the same dimension.
 
     Returns:
-        The divergence in nats; +∞ if one covariance is singular.
+        The divergence in nats, +∞ if one covariance is singular.
 
     Raises:
         ValueError: if the shapes do not fit, or a concrete covariance is not symmetric.
@@ -263,16 +263,16 @@ def kl(p: Normal, q: Normal) -> Float[Array, ""]:
 def renyi(p: Normal, q: Normal, alpha: ArrayLike) -> Float[Array, ""]:
     """The Rényi divergence, ½ α δᵀ C⁻¹ δ − log(det C/(det C_p^{1−α} det C_q^α))/(2(α − 1)).
 
-    With δ = m_p − m_q and C = αC_q + (1 − α)C_p. Smooth in α, with KL(p‖q) at α = 1.
+    Here δ = m_p − m_q and C = αC_q + (1 − α)C_p. Smooth in α, with KL(p‖q) at α = 1.
 
     Args:
         p: mean "d", and covariance "d" or "d d".
-        q: the same, of the same dimension.
-        alpha: α ≥ 0; nan for a negative array.
+        q: mean and covariance of the same dimension.
+        alpha: the order α ≥ 0. A negative array gives nan.
 
     Returns:
-        The divergence in nats; +∞ where C is not positive definite, which can be for α > 1, or if
-        one covariance is singular. 0 for α = 0 otherwise, as both have mass everywhere.
+        The divergence in nats, +∞ if C is not positive definite, which is possible for α > 1, or if
+        one covariance is singular. Otherwise 0 for α = 0, as both have mass everywhere.
 
     Raises:
         ValueError: if the shapes do not fit, a concrete covariance is not symmetric, or alpha is a
@@ -321,8 +321,8 @@ def _renyi(whitened: _Whitened, alpha: ArrayLike) -> Float[Array, ""]:
     return whitened.finish(nan_unless(alpha >= 0, jnp.where(definite, value, jnp.inf)))
 
 
-# Of X, up to which log det(I + cX)/c and log det(I + X) agree so far that their difference is
-# summed up pivot by pivot.
+# The largest size of X at which log det(I + cX)/c and log det(I + X) nearly agree, so that their
+# difference is summed pivot by pivot.
 _NEAR = 0.1
 
 
@@ -331,8 +331,9 @@ def _eliminated(
 ) -> tuple[Array, Array, Array, Array]:
     """Log det(I + cX)/c, zᵀ(I + cX)⁻¹z, log det(I + cX)/c − log det(I + X), whether I + cX > 0.
 
-    The third, of second order in X, is for small X alone: of what is eliminated from I + X beside
-    I + cX the difference is carried along, so that X's rounding, of first order, cancels.
+    The third, of second order in X, is for small X alone. The difference between the parts
+    eliminated from I + X and from I + cX is carried along, so that X's rounding, of first order,
+    cancels.
     """
     size = shift.size
     zero = jnp.zeros((), excess.dtype)
@@ -340,16 +341,16 @@ def _eliminated(
     def eliminate(row: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         excess, own, gap, shift, logs, squares, deficit, definite = carry
         (log, square), positive = _pivot(excess[row, row], shift[row], complement)
-        # Once a pivot is not positive nothing that follows means anything, or may be NaN.
+        # After a pivot that is not positive, later values are meaningless and must not become NaN.
         pivot = jnp.where(positive, 1 + complement * excess[row, row], 1)
         own_excess = jnp.where(near, own[row, row], 0)
         later = jnp.arange(size) > row
         column = jnp.where(later & positive, excess[:, row], 0)
         own_column = jnp.where(later & near, own[:, row], 0)
-        # With pivot 1 + cx and column v below it, what is left is I + c(X − (c/pivot) vvᵀ).
+        # With pivot 1 + cx and column v below it, the remaining matrix is I + c(X − (c/pivot) vvᵀ).
         taken = complement / pivot * jnp.outer(column, column)
         own_taken = jnp.outer(own_column, own_column) / (1 + own_excess)
-        # The difference of first order is in `gap`, and both logarithms are taken without it.
+        # The difference of first order is in `gap`, and is left out of both logarithms.
         curvature = (log - excess[row, row]) - (jnp.log1p(own_excess) - own_excess)
         return (
             excess - taken,
@@ -368,7 +369,7 @@ def _eliminated(
 
 
 def _pivot(excess: Array, shift: Array, complement: Array) -> tuple[tuple[Array, Array], Array]:
-    """log(1 + cx)/c and z²/(1 + cx) at a pivot, and whether that is positive."""
+    """log(1 + cx)/c and z²/(1 + cx) at a pivot, and whether the pivot is positive."""
     positive = 1 + complement * excess > 0
     safe = jnp.where(positive, excess, 0)
     return (log1p_over(safe, complement), shift**2 / (1 + complement * safe)), positive
@@ -379,7 +380,7 @@ def bhattacharyya(p: Normal, q: Normal) -> Float[Array, ""]:
 
     Args:
         p: mean "d", and covariance "d" or "d d".
-        q: the same, of the same dimension.
+        q: mean and covariance of the same dimension.
 
     Returns:
         The distance in nats.
@@ -410,7 +411,7 @@ def squared_hellinger(p: Normal, q: Normal) -> Float[Array, ""]:
 
     Args:
         p: mean "d", and covariance "d" or "d d".
-        q: the same, of the same dimension.
+        q: mean and covariance of the same dimension.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -437,14 +438,14 @@ def js_bounds(p: Normal, q: Normal) -> Interval:
         (1 − B) log 2 ≤ JS ≤ min(log 2 − h(½ − ½√(1 − B²)),
                                  ½ log(2/(1 + e^{−KL(p‖q)})) + ½ log(2/(1 + e^{−KL(q‖p)}))).
 
-    The posterior's entropy, as a function of s = 2√(η(1 − η)), is convex and at most s log 2, with
-    mean s of B: hence the lower and the first upper bound, the best that B gives. Jensen's
-    inequality on log(½ + ½ e^{−u}), convex in the log ratio u, is the second; both are below log 2
-    and the second below a quarter of Jeffreys' divergence.
+    The posterior's entropy, as a function of s = 2√(η(1 − η)), is convex and at most s log 2, and
+    the mean of s is B. This gives the lower and the first upper bound, the best that B implies.
+    Jensen's inequality on log(½ + ½ e^{−u}), convex in the log ratio u, gives the second. Both are
+    below log 2, and the second is below a quarter of Jeffreys' divergence.
 
     Args:
         p: mean "d", and covariance "d" or "d d".
-        q: the same, of the same dimension.
+        q: mean and covariance of the same dimension.
 
     Returns:
         Both bounds in nats.
@@ -468,7 +469,7 @@ def js_bounds(p: Normal, q: Normal) -> Interval:
 def _js_bounds(p: Normal, q: Normal) -> Interval:
     distance = _bhattacharyya(p, q)
     divergences = jnp.stack([_kl_between(p, q), _kl_between(q, p)])
-    # 1 − B² by expm1, which keeps its digits where p and q are close.
+    # 1 − B² by expm1, which is accurate if p and q are close.
     of_coefficient = entropy_deficit(-jnp.expm1(-2 * jnp.maximum(distance, 0)))
     # ½ log(2/(1 + e^{−KL})) of both directions, as −½ log(½ + ½ e^{−KL}).
     of_divergences = -jnp.mean(log_mixture(-divergences, 0.5))
@@ -485,7 +486,7 @@ def plug_in_kl(
     debias: bool = True,
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
-    """KL between the Gaussians fitted to two samples, without bias if both are Gaussian.
+    """KL between the Gaussians fitted to two samples, unbiased if both are Gaussian.
 
     The fitted covariances S are the unbiased ones. By the moments of Wishart matrices, with
     ν = m − 1, a = ν/(ν − d − 1) and κ(ν) = E log(det S/det C) = Σ_{i<d} ψ((ν − i)/2) + d log(2/ν),
@@ -493,20 +494,20 @@ def plug_in_kl(
 
         KL + ½ [(a − 1)(T + δᵀC_y⁻¹δ) + a T/n + a d/m + κ(m − 1) − κ(n − 1)],  T = tr(C_y⁻¹ C_x),
 
-    where t and Q are T and δᵀC_y⁻¹δ of the samples. The correction makes each term unbiased; the
+    where t and Q are T and δᵀC_y⁻¹δ of the samples. The correction makes each term unbiased. The
     corrected value can be negative.
 
     Args:
-        x: samples of p; n > d.
-        y: samples of q; m > d, or m > d + 2 with the correction.
-        debias: whether the bias is removed.
-        confidence_level: of the confidence interval.
+        x: samples of p, n > d.
+        y: samples of q, m > d, or m > d + 2 with the correction.
+        debias: whether to remove the bias.
+        confidence_level: the level of the confidence interval.
 
     Returns:
-        The estimate in nats; its effective sample size is 1/(1/n + 1/m). The standard error is the
-        root mean square of the samples' influences, whatever their distribution. Where p = q the
-        true ones vanish and those of the fits do not: on average the standard error is then √2
-        times the spread, which is √(d(d + 3))/2 · (1/n + 1/m) for Gaussians. Both are nan where a
+        The estimate in nats, with the effective sample size 1/(1/n + 1/m). The standard error is
+        the root mean square of the samples' influences, whatever their distribution. If p = q the
+        true influences vanish and those of the fits do not: on average the standard error is then
+        √2 times the spread, which is √(d(d + 3))/2 · (1/n + 1/m) for Gaussians. Both are nan if a
         sample's covariance is singular: a feature is constant, or a linear function of others.
 
     Raises:
@@ -563,14 +564,14 @@ def _plug_in_kl(
         logs = _log_det_bias(m - 1, d) - _log_det_bias(n - 1, d)
         terms = shrink * (trace + square) + (1 - shrink) * trace / n + d / m + logs
         value = value - terms / 2
-    # Influences: the log ratio at x; at y its like with e^u expanded to second order.
+    # Influences: the log ratio at x, and at y its analogue with e^u expanded to second order.
     q_factor = cholesky(q.covariance)
     x_white, y_white = (solve_triangular(q_factor, s.T) for s in (x_centered, y_centered))
     own = solve_triangular(factor, x_white)
     at_x = (jnp.sum(x_white**2, 0) - jnp.sum(own**2, 0)) / 2 + shift @ x_white
     spread = jnp.sum((factor.T @ y_white) ** 2, 0) + (shift @ y_white) ** 2
     at_y = (jnp.sum(y_white**2, 0) - spread) / 2 - shift @ y_white
-    # The samples are independent, so that the variances of their mean influences add up.
+    # The samples are independent, so the variances of their mean influences add up.
     std_error = jnp.sqrt(jnp.var(at_x) / n + jnp.var(at_y) / m)
     # A singular sample covariance has no logarithm of its determinant.
     value = jnp.where(_singular(p.covariance) | _singular(q.covariance), jnp.nan, value)
@@ -588,7 +589,7 @@ def _singular(covariance: Float[Array, "d d"]) -> Bool[Array, ""]:
 
 
 def _log_det_bias(freedom: int, d: int) -> float:
-    """E log det S − log det C of a sample covariance with that many degrees of freedom."""
+    """E log det S − log det C of a sample covariance with this many degrees of freedom."""
     return sum(
         float(scipy.special.digamma((freedom - i) / 2)) - math.log(freedom / 2) for i in range(d)
     )
@@ -604,7 +605,8 @@ def reverse_kl_supremum(epsilon: ArrayLike) -> Array:
         epsilon: ε ≥ 0 in nats, of any shape.
 
     Returns:
-        The supremum in nats, attained; nan for an array entry below 0. Its derivative is 1/w.
+        The supremum in nats, which is attained, or nan for an array entry below 0. Its derivative
+        is 1/w.
 
     Raises:
         ValueError: if epsilon is a negative Python number.
@@ -629,7 +631,8 @@ def reverse_kl_infimum(minimum: ArrayLike) -> Array:
         minimum: M ≥ 0 in nats, of any shape.
 
     Returns:
-        The infimum in nats, attained; nan for an array entry below 0. Its derivative is 1/w.
+        The infimum in nats, which is attained, or nan for an array entry below 0. Its derivative is
+        1/w.
 
     Raises:
         ValueError: if the minimum is a negative Python number.
@@ -682,16 +685,16 @@ def kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
     """A bound on KL(N₁‖N₃) of Gaussians with KL(N₁‖N₂) ≤ ε₁ and KL(N₂‖N₃) ≤ ε₂.
 
     ε₁ + ε₂ + ½ [(w₁(ε₁) − 1)(w₁(ε₂) − 1) + w₁(ε₂) (√(2ε₁) + √(2ε₂/w₀(ε₂)))²] with the roots
-    w₀(ε) ≤ 1 ≤ w₁(ε) of w − 1 − log w = 2ε. In any dimension; not tight: at ε₁ = ε₂ = 0.1 it is
-    1.54, and the largest KL(N₁‖N₃) known 0.50.
+    w₀(ε) ≤ 1 ≤ w₁(ε) of w − 1 − log w = 2ε. The bound holds in any dimension and is not tight: at
+    ε₁ = ε₂ = 0.1 it is 1.54, and the largest known KL(N₁‖N₃) is 0.50.
 
     Args:
         first: ε₁ ≥ 0 in nats, of any shape.
         second: ε₂ ≥ 0 in nats, of any shape.
 
     Returns:
-        The bound in nats; nan for an array entry below 0. Its derivatives at 0, which are infinite,
-        are not finite.
+        The bound in nats, or nan for an array entry below 0. Its derivatives at 0, which are
+        infinite, are not finite.
 
     Raises:
         ValueError: if an argument is a negative Python number.
@@ -711,7 +714,7 @@ def kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
 def _kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
     first, second = as_floats(first, second)
     upper_1, upper_2 = (remainder_root(2 * value, -1) for value in (first, second))
-    # The roots are known by their logarithms, log w₁ and log w₀.
+    # The roots are given by their logarithms, log w₁ and log w₀.
     inverse_w0 = jnp.exp(-remainder_root(2 * second, 0))
     means = jnp.sqrt(2 * first) + jnp.sqrt(2 * second * inverse_w0)
     product = jnp.expm1(upper_1) * jnp.expm1(upper_2)

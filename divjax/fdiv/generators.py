@@ -1,14 +1,15 @@
 """f-divergences by their generators, as functions of the log ratio u = log(p/q).
 
-D_f(p‖q) = E_q[f(p/q)] with f convex. A multiple of r − 1 added to f changes no divergence; all
-generators here are in the standard form f(1) = f'(1) = 0, so that f ≥ 0. Two facts carry the rest:
+D_f(p‖q) = E_q[f(p/q)] with f convex. A multiple of r − 1 added to f changes no divergence. All
+generators here are in the standard form f(1) = f'(1) = 0, so that f ≥ 0. Two facts are used
+throughout:
 
-- f(r) = r T + S with T = f'(r) and S = f(r) − r f'(r), hence D = E_p[T] + E_q[S], where a wrong
-  ratio in T and S errs to second order only, and downwards (Nguyen, Wainwright, Jordan 2010).
-- dT = e^{−u} h du and dS = −h du with h = r² f''(r): a generator is its h.
+- f(r) = r T + S with T = f'(r) and S = f(r) − r f'(r), hence D = E_p[T] + E_q[S]. A wrong ratio in
+  T and S lowers this sum, to second order only (Nguyen, Wainwright, Jordan 2010).
+- dT = e^{−u} h du and dS = −h du with h = r² f''(r): h determines the generator.
 
-Most divergences are the power family `Alpha`, h = c·r^α, or one of it between p and the mixture
-αp + (1 − α)q; generators also add up, scale and reverse.
+Most divergences are in the power family `Alpha`, h = c·r^α, or are members of it between p and the
+mixture αp + (1 − α)q. Generators can also be added, scaled and reversed.
 """
 
 import functools
@@ -35,10 +36,10 @@ class PlugIn(NamedTuple):
     """A divergence at given log ratios of samples.
 
     Attributes:
-        value: the divergence, in nats where it has a logarithm.
-        influence_p: each sample's first-order effect on it, up to a constant: with equal weights
+        value: the divergence, in nats if it has a logarithm.
+        influence_p: each sample's first-order effect on it, up to a constant. With equal weights
             the squared standard error of `value` is var(influence_p)/n + var(influence_q)/m.
-        influence_q: the same for the samples of q.
+        influence_q: each sample's first-order effect, for the samples of q.
     """
 
     value: Float[Array, ""]
@@ -47,7 +48,7 @@ class PlugIn(NamedTuple):
 
 
 def compiled(cls: type[T]) -> type[T]:
-    """Make each public method of arrays, of a class of pytrees, one program."""
+    """Compile each public method of arrays, in a class of pytrees."""
     for name, method in list(vars(cls).items()):
         if name.startswith("_") or not inspect.isfunction(method):
             continue
@@ -58,12 +59,12 @@ def compiled(cls: type[T]) -> type[T]:
 
 
 def _compiled_method(method: Callable[..., T], arguments: list[str]) -> Callable[..., T]:
-    """The method as one program, with a door that takes what researchers hold."""
+    """The compiled method, which accepts arrays in any form that researchers hold."""
     program = jax.jit(method)
 
     @functools.wraps(method)
     def called(self: Any, *args: Any, **kwargs: Any) -> T:
-        # A class that is no pytree is a leaf itself, which compiled functions cannot take.
+        # A class that is not a pytree is itself a leaf, which compiled functions cannot take.
         if jax.tree_util.all_leaves([self]):
             raise ValueError(
                 f"{type(self).__name__} must be a pytree: decorate the class with divjax.pytree."
@@ -81,9 +82,9 @@ def _as_leaf(name: str, value: Any) -> Any:
 
 @compiled
 class Divergence:
-    """What an estimator needs: D(p‖q) = finish(E_p[under_p(u)] + E_q[under_q(u)])."""
+    """A divergence of the form D(p‖q) = finish(E_p[under_p(u)] + E_q[under_q(u)])."""
 
-    # NumPy numbers on the left of an operator leave it to the methods of generators.
+    # NumPy numbers on the left of an operator defer to the methods of generators.
     __array_ufunc__ = None
 
     def under_p(self, u: ArrayLike) -> Array:
@@ -95,7 +96,7 @@ class Divergence:
         raise NotImplementedError
 
     def h(self, u: ArrayLike) -> Array:
-        """The curvature r² f''(r), which weighs the squared error of a log ratio."""
+        """The curvature r² f''(r), which weights the squared error of a log ratio."""
         raise NotImplementedError
 
     def finish(self, mean: ArrayLike) -> Array:
@@ -103,11 +104,11 @@ class Divergence:
         return as_floats(mean)[0]
 
     def dual_under_p(self, u: ArrayLike) -> Array:
-        """The integrand under p that errs to second order where the ratio errs to first."""
+        """The integrand under p whose error is of second order in that of the ratio."""
         raise NotImplementedError
 
     def dual_under_q(self, u: ArrayLike) -> Array:
-        """Its counterpart under q."""
+        """The integrand under q whose error is of second order in that of the ratio."""
         raise NotImplementedError
 
     def plug_in(
@@ -119,8 +120,8 @@ class Divergence:
     ) -> PlugIn:
         """The divergence from the log ratios of samples of p and of q, with its influences.
 
-        Weights sum to one (NaN otherwise); equal ones by default. A sample without weight does not
-        enter.
+        Weights sum to one (otherwise the result is NaN), and are equal by default. Samples of
+        weight zero are ignored.
 
         Example:
             >>> from divjax.fdiv import KL
@@ -149,10 +150,10 @@ class Divergence:
         weights_p: Float[Array, " n"] | None = None,
         weights_q: Float[Array, " m"] | None = None,
     ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-        """How fast the variational form moves with each log ratio, for a unit of its weight.
+        """The derivatives of the variational form in each log ratio, per unit of its weight.
 
-        Its derivatives, finite also where the samples lie far apart: past 0.9 of the logarithm of
-        the dtype's largest number an integrand goes on as a straight line.
+        They are finite even if the samples lie far apart: beyond 0.9 of the logarithm of the
+        dtype's largest number an integrand is continued as a straight line.
 
         Example:
             >>> from divjax.fdiv import KL
@@ -171,12 +172,12 @@ class Divergence:
         return slope * slope_p, slope * slope_q
 
 
-# How far from one the sum of weights may be, or as many of the dtype's epsilon.
+# The tolerance on the sum of weights: absolute, or in units of the dtype's epsilon if larger.
 _SUM_TOLERANCE, _SUM_ULPS = 1e-3, 4
 
 
 def shares(name: str, weights: Any, u: Array) -> Any:
-    """Weights of the rows of u, NaN unless they sum to one; None stays."""
+    """Weights of the rows of u, NaN unless they sum to one, or None if None is given."""
     if weights is None:
         return None
     check_shape(name, weights, *jnp.shape(u))
@@ -194,7 +195,7 @@ def weighted_mean(values: Float[Array, " n"], weights: Float[Array, " n"] | None
 
 
 def where_weighted(values: Float[Array, " n"], weights: Float[Array, " n"] | None) -> Array:
-    """The values; 0 at a weight of zero, where they may be anything, nan at a negative one."""
+    """The values, replaced by 0 at a weight of zero (padding) and by nan at a negative one."""
     if weights is None:
         return values
     return jnp.where(weights > 0, values, jnp.where(weights == 0, 0, jnp.nan))
@@ -202,12 +203,12 @@ def where_weighted(values: Float[Array, " n"], weights: Float[Array, " n"] | Non
 
 @compiled
 class Generator(Divergence):
-    """The generator of an f-divergence. A subclass needs only `f`; autodiff gives the rest.
+    """The generator of an f-divergence: a subclass needs only `f`, and autodiff gives the rest.
 
-    It is a pytree, and its methods are compiled as by `jax.jit`: numbers that may change are fields
-    of it; a global that `f` refers to is read once.
+    It is a pytree whose methods are compiled as by `jax.jit`: numbers that may change are fields of
+    it, and a global that `f` refers to is read once.
 
-    Methods take u = log r of any shape, elementwise. Defaults take |u| for at most 0.9 of the
+    Methods take u = log r of any shape, elementwise. Default methods clip |u| to 0.9 of the
     logarithm of the dtype's largest number, 80 in float32. `g + h`, `c * g` and `g.reverse()` are
     generators too.
 
@@ -223,11 +224,11 @@ class Generator(Divergence):
     """
 
     def f(self, u: ArrayLike) -> Array:
-        """The generator at r = e^u, at least its value and slope at 1, which are 0."""
+        """The generator at r = e^u, with value and slope 0 at r = 1."""
         raise NotImplementedError
 
     def _slopes(self, u: ArrayLike) -> tuple[Array, Array, Array, Array]:
-        """Finite u, and there f, df/du and d²f/du²."""
+        """Clipped u, and f, df/du and d²f/du² at it."""
         (u,) = as_floats(u)
         limit = 0.9 * jnp.log(jnp.finfo(u.dtype).max)
         u, ones = jnp.clip(u, -limit, limit), jnp.ones_like(u)
@@ -237,47 +238,47 @@ class Generator(Divergence):
         return u, value, first, second
 
     def derivative(self, u: ArrayLike) -> Array:
-        """f'(e^u)."""
+        """The derivative f'(e^u)."""
         u, _, first, _ = self._slopes(u)
         return times_exp(first, -u)
 
     def h(self, u: ArrayLike) -> Array:
-        """r² f''(r): how much the ratio at u weighs in the divergence's gradient."""
+        """The weight r² f''(r) of the ratio at u in the divergence's gradient."""
         _, _, first, second = self._slopes(u)
         return second - first
 
     def second_derivative(self, u: ArrayLike) -> Array:
-        """f''(e^u)."""
+        """The second derivative f''(e^u)."""
         (u,) = as_floats(u)
         return times_exp(self.h(u), -2 * u)
 
     def dual_under_p(self, u: ArrayLike) -> Array:
-        """f'(r), the critic of the variational bound E_p[T] − E_q[f*(T)]."""
+        """The critic f'(r) of the variational bound E_p[T] − E_q[f*(T)]."""
         return self.derivative(u)
 
     def dual_under_q(self, u: ArrayLike) -> Array:
-        """f(r) − r f'(r) = −f*(f'(r)), what the critic f'(r) contributes under q."""
+        """The contribution f(r) − r f'(r) = −f*(f'(r)) of the critic f'(r) under q."""
         _, value, first, _ = self._slopes(u)
         return value - first
 
     def under_p(self, u: ArrayLike) -> Array:
-        """The integrand under p; by default the variational one."""
+        """The integrand under p, by default the variational one."""
         return self.dual_under_p(u)
 
     def under_q(self, u: ArrayLike) -> Array:
-        """The integrand under q; by default the variational one."""
+        """The integrand under q, by default the variational one."""
         return self.dual_under_q(u)
 
     @property
     def conjugate_supremum(self) -> Array:
-        """f'(∞), beyond which f* is infinite."""
+        """The slope f'(∞), beyond which f* is infinite."""
         return self.derivative(jnp.inf)
 
     def conjugate(self, t: ArrayLike) -> Array:
         """f*(t) = sup_r (rt − f(r)), +∞ beyond `conjugate_supremum`.
 
-        By default the maximiser comes from bisection and one differentiable Newton step; first and
-        second derivatives are exact.
+        By default the maximiser comes from bisection and one differentiable Newton step, so that
+        first and second derivatives are exact.
         """
         (t,) = as_floats(t)
         infinity = jnp.full_like(t, jnp.inf)
@@ -285,7 +286,7 @@ class Generator(Divergence):
         # 0 = f'(1) is in the domain of every f*.
         inside = jnp.where(t < supremum, t, 0)
         start = jax.lax.stop_gradient(_inverse_derivative(self, inside))
-        # Where f has a kink the maximiser stays at it: the step there would be a long one.
+        # If f has a kink the maximiser stays at it, where the step would be long.
         excess, curvature = inside - self.derivative(start), self.h(start)
         step = jnp.where(curvature > 0, excess / jnp.where(curvature > 0, curvature, 1), 0)
         step = step * jnp.exp(start)
@@ -295,7 +296,7 @@ class Generator(Divergence):
         value = times_exp(inside - self.derivative(u), u) - self.dual_under_q(u)
         # At t = f'(∞) the supremum is the limit of r f'(r) − f(r).
         edge = jnp.where(t == supremum, -self.dual_under_q(infinity), infinity)
-        # Comparisons with nan (in t, or a parameter's in the supremum) are false.
+        # Comparisons with nan (in t, or in the supremum through a parameter) are false.
         return nan_where_nan(jnp.where(t < supremum, value, edge), t, supremum)
 
     def reverse(self) -> "Generator":
@@ -314,8 +315,9 @@ class Generator(Divergence):
 
 
 def _inverse_derivative(generator: Generator, t: Array) -> Array:
-    """The u with f'(e^u) = t, by bisection; the ends of the representable range beyond it."""
-    # Derivatives belong to the Newton step that follows; unrolled ones would be those of branches.
+    """The u with f'(e^u) = t, by bisection, clipped to the representable range."""
+    # Derivatives come from the Newton step that follows. Those of the bisection would be those of
+    # branches.
     generator, t = jax.lax.stop_gradient((generator, t))
     limit = jnp.full_like(t, 0.9 * jnp.log(jnp.finfo(t.dtype).max))
 
@@ -333,7 +335,7 @@ def _inverse_derivative(generator: Generator, t: Array) -> Array:
 @compiled
 @pytree
 class Combination(Generator):
-    """A sum Σ c_i f_i of generators with positive factors; what `+` and `*` make.
+    """A sum Σ c_i f_i of generators with positive factors, the result of `+` and `*`.
 
     Attributes:
         generators: the f_i.
@@ -365,7 +367,7 @@ class Combination(Generator):
 
     @property
     def _factors(self) -> tuple[ArrayLike, ...]:
-        """The factors, nan for an array's entry that is not positive."""
+        """The factors, nan for array entries that are not positive."""
         return tuple(
             c if isinstance(c, (int, float)) else nan_unless(jnp.greater(c, 0), c)
             for c in self.factors
@@ -400,7 +402,7 @@ class Combination(Generator):
         return self._sum("under_q", u)
 
     def conjugate(self, t: ArrayLike) -> Array:
-        """That of a single term is c f*(t/c); of several, the general method's."""
+        """The conjugate: c f*(t/c) for a single term, the general method for several terms."""
         pairs = list(zip(self.generators, self._factors, strict=True))
         if len(pairs) > 1:
             return super().conjugate(t)
@@ -414,7 +416,7 @@ class Reversed(Generator):
     """The generator r f(1/r) of D(q‖p), both integrands exchanged and taken at −u.
 
     Attributes:
-        generator: f.
+        generator: the generator f.
 
     Example:
         >>> from divjax.fdiv import KL, ReverseKL
@@ -451,14 +453,14 @@ class Reversed(Generator):
 
 @compiled
 class Mixture(Generator):
-    """D_f(p‖m) with m = αp + (1 − α)q; v = log(p/m) stands for u."""
+    """The divergence D_f(p‖m) with m = αp + (1 − α)q, in terms of v = log(p/m)."""
 
     generator: Any
     alpha: Any
 
     @property
     def _share(self) -> Any:
-        """α; nan for an array's entry outside [0, 1)."""
+        """The share α, nan for array entries outside [0, 1)."""
         alpha = self.alpha
         if isinstance(alpha, (int, float)):
             return alpha
@@ -474,11 +476,11 @@ class Mixture(Generator):
 
     def _share_of(self, integrand: Callable[[Array], Array], v: Array) -> Array:
         """α times an integrand under m at v, 0 at α = 0 even if the integrand overflows."""
-        # α > 0 keeps v below −log α. At α = 0 the argument is clipped: 0 times an infinite value,
-        # or an infinite slope, would be nan.
+        # α > 0 keeps v below −log α. At α = 0 the argument is clipped, as 0 times an infinite value
+        # or slope would be nan.
         limit = 0.9 * jnp.log(jnp.finfo(v.dtype).max) / 2
         at = integrand(jnp.where(jnp.equal(self._share, 0), jnp.clip(v, -limit, limit), v))
-        # Finite, as the infinities of T and S have opposite signs.
+        # Clipped to finite numbers, as the infinities of T and S have opposite signs.
         largest = jnp.finfo(at.dtype).max
         return self._share * jnp.clip(at, -largest, largest)
 
@@ -504,12 +506,12 @@ class Mixture(Generator):
         return (1 - self._share) * self.generator.dual_under_q(self._log_ratio(u))
 
     def under_p(self, u: ArrayLike) -> Array:
-        """The integrand under p, and α of that under m."""
+        """The integrand under p, plus α times that under m."""
         v = self._log_ratio(u)
         return self.generator.under_p(v) + self._share_of(self.generator.under_q, v)
 
     def under_q(self, u: ArrayLike) -> Array:
-        """1 − α of the integrand under m."""
+        """The integrand under m times 1 − α."""
         return (1 - self._share) * self.generator.under_q(self._log_ratio(u))
 
 
@@ -518,8 +520,8 @@ class Mixed(Mixture):
     """The divergence from a mixture, D_f(p‖αp + (1 − α)q), for any generator f.
 
     Attributes:
-        generator: f.
-        alpha: α in [0, 1), the share of p in the second argument.
+        generator: the generator f.
+        alpha: the share α in [0, 1) of p in the second argument.
 
     Raises:
         ValueError: if alpha is a Python number outside [0, 1).
@@ -542,7 +544,7 @@ class Mixed(Mixture):
 
 
 def check_generator(generator: Any) -> None:
-    """Raise `ValueError` for a divergence that is none by a generator, such as Rényi's."""
+    """Raise `ValueError` for a divergence without a generator, such as Rényi's."""
     if isinstance(generator, Divergence) and not isinstance(generator, Generator):
         raise ValueError(
             f"generator must be that of an f-divergence; got {type(generator).__name__}."

@@ -31,10 +31,10 @@ from divjax.fdiv.special import as_floats
 
 __all__ = ["bias", "counts", "divergence", "edges"]
 
-# Rows whose weights are summed before they are added to others'.
+# The number of rows whose weights are summed before they are added to others'.
 _BLOCK_ROWS = 4096
 
-# Of an edge, as a share of the width of all bins.
+# The largest rounding of an edge, as a share of the width of all bins.
 _LARGEST_ROUNDING = 0.01
 
 CategoricalDivergence = Callable[[Any, Any], Float[Array, "*batch"]]
@@ -59,20 +59,20 @@ def edges(
 
     Args:
         x: samples, a vector or a matrix.
-        y: samples with as many columns.
-        num_bins: a static integer.
-        spacing: "quantile": bins of equal share of both samples pooled, which one far value does
-            not move; ties make some of them empty, which is harmless without smoothing. "uniform":
-            bins of equal width between the extremes, where one far value puts all others into one
-            bin.
+        y: samples with the same number of columns.
+        num_bins: the number of bins, a static integer.
+        spacing: "quantile" for bins of equal share of both samples pooled, which one far value does
+            not move. Ties make some of them empty, which is harmless without smoothing. "uniform"
+            for bins of equal width between the extremes, of which one far value leaves a single bin
+            for all others.
 
     Returns:
-        Ascending edges "bins+1" of one column, "d bins+1" of several; nan for a column with a value
-        that is not finite, or so far from zero, in NumPy's float64, that the edges' dtype cannot
-        resolve its width (`divergence` can).
+        Ascending edges "bins+1" of one column, "d bins+1" of several. They are nan for a column
+        with a value that is not finite, or so far from zero, in NumPy's float64, that the edges'
+        dtype cannot resolve its width (`divergence` can).
 
     Raises:
-        ValueError: if shapes do not fit, num_bins is no positive integer, or the spacing is
+        ValueError: if shapes do not fit, num_bins is not a positive integer, or the spacing is
             neither.
 
     Example:
@@ -105,7 +105,7 @@ def _joint_edges(
     columns = jnp.concatenate(samples)
     centered = _edges(columns, jnp.ones(columns.shape[0], bool), num_bins, spacing)
     result = center.add(centered.T).T
-    # Where the centre is what most digits are spent on.
+    # Columns whose centre is so large that the edges' dtype cannot resolve their width.
     width = centered[:, -1:] - centered[:, :1]
     lost = jnp.any(
         jnp.abs(result - centered) * jnp.finfo(result.dtype).eps > _LARGEST_ROUNDING * width, axis=1
@@ -117,9 +117,9 @@ def _joint_edges(
 def _edges(
     columns: Float[Array, "n d"], used: Bool[Array, " n"], num_bins: int, spacing: str
 ) -> Float[Array, "d bins+1"]:
-    """The edges of bins that hold the rows that are used."""
+    """The edges of bins that hold the used rows."""
     finite = jnp.all(jnp.isfinite(columns) | ~used[:, None], axis=0)
-    # NaN marks the rows that are not used. NaN in other rows shows in `finite`.
+    # NaN marks unused rows. NaN in other rows is detected by `finite`.
     columns = jnp.where(used[:, None], columns, jnp.nan)
     if spacing == "uniform":
         ends = jnp.nanmin(columns, axis=0), jnp.nanmax(columns, axis=0)
@@ -127,7 +127,7 @@ def _edges(
     else:
         shares = jnp.linspace(0, 1, num_bins + 1, dtype=columns.dtype)
         result = jnp.nanquantile(columns, shares, axis=0).T
-    # Interpolation between equal values may fall by a rounding.
+    # Interpolation between equal values may decrease by a rounding.
     return nan_unless(finite[:, None], jax.lax.cummax(result, axis=1))
 
 
@@ -136,18 +136,18 @@ def counts(
     edges: Float[Array, "*d bins+1"],
     weights: Float[Array, " n"] | None = None,
 ) -> Float[Array, "*d bins"]:
-    """How many points of each column fall into each bin, or how much weight.
+    """The number of points of each column in each bin, or their weight.
 
-    Bins hold their left edge, the last also its right one; points outside of all count nowhere, and
-    nan in a column makes its counts nan, unless its weight is zero. Points are counted in integers,
-    and weights summed by blocks of rows, so that large counts do not saturate.
+    Bins hold their left edge, the last also its right one. Points outside of all bins are not
+    counted, and nan in a column makes its counts nan, unless its weight is zero. Points are counted
+    in integers, and weights summed by blocks of rows, so that large counts do not saturate.
 
     Args:
         x: samples, a vector or a matrix.
-        edges: ascending, "bins+1" for a vector and "d bins+1" for a matrix; the outermost may be
-            infinite. Compared with the samples in NumPy's float64 where both are.
-        weights: non-negative, one a sample; differentiable. All one by default; traced ones that
-            are negative make all counts nan, as do traced edges that do not ascend.
+        edges: ascending edges, "bins+1" for a vector and "d bins+1" for a matrix. The outermost may
+            be infinite. Compared with the samples in NumPy's float64 if both are.
+        weights: non-negative weights, one per sample, differentiable. All one by default. Traced
+            weights that are negative make all counts nan, as do traced edges that do not ascend.
 
     Returns:
         Counts "bins" or "d bins" of the dtype of x, at least float32.
@@ -171,7 +171,7 @@ def counts(
 
 
 def _bounds(name: str, edges: Any, ndim: int, columns: Any) -> Any:
-    """Edges as a matrix, a row for each column; concrete ones ascend, or hold nan."""
+    """Edges as a matrix, one row per column: concrete ones must ascend, or hold nan."""
     given = as_numbers(name, edges)
     bounds = given[None] if ndim == 1 else given
     if bounds.ndim != 2 or bounds.shape[0] != columns.shape[1] or bounds.shape[1] < 2:
@@ -194,7 +194,7 @@ def _bounds(name: str, edges: Any, ndim: int, columns: Any) -> Any:
 
 
 def _mass(name: str, weights: Any, num_rows: int) -> Any:
-    """Weights as an argument of a compiled function, None where each row counts once."""
+    """Weights as an argument of a compiled function, None if each row counts once."""
     mass = as_optional_leaf(**{name: weights})
     if mass is None:
         return None
@@ -209,7 +209,7 @@ _TwoParts: TypeAlias = tuple[Array, Array]
 
 
 def _in_parts(columns: Any, bounds: Any) -> tuple[Any, Any]:
-    """NumPy's numbers as their rounding and its rest, JAX's as they are."""
+    """NumPy's numbers split into a rounded part and its remainder, JAX's unchanged."""
     dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(columns, bounds))
     columns, bounds = (
         two_parts(part, dtype) if isinstance(part, np.ndarray) else part
@@ -244,7 +244,7 @@ def _count_columns(
     columns: _TwoParts, bounds: _TwoParts, mass: Array, dtype: Any
 ) -> Float[Array, "d bins"]:
     n, num_bins = columns[0].shape[1], bounds[0].shape[1] - 1
-    # One float that is added to 2²⁴ ones is lost; sums of blocks, added up, keep their digits.
+    # One float added to 2²⁴ ones is lost. Sums of blocks, added up, stay accurate.
     block = jnp.arange(n) // _BLOCK_ROWS
 
     def count(column: _TwoParts, bounds: _TwoParts) -> Array:
@@ -265,25 +265,25 @@ def _count_columns(
 
 
 def _ascend(numbers: Any, eps: Any) -> Any:
-    """Where a number is not below the one before it, by more than a few roundings."""
+    """Whether each number is at least the one before it, up to a few roundings."""
     before, after = numbers[..., :-1], numbers[..., 1:]
     return (after >= before) | (after >= before - 8 * eps * abs(before))
 
 
 def _less(a: _TwoParts, b: _TwoParts) -> Bool[Array, "..."]:
-    """Whether a < b, of numbers as their rounding and its rest."""
+    """Whether a < b, for numbers split into a rounded part and its remainder."""
     return (a[0] < b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
 
 
 def _num_at_or_below(bounds: _TwoParts, points: _TwoParts) -> Int[Array, " n"]:
-    """How many of the ascending bounds are not above each point, by bisection."""
+    """The number of ascending bounds at or below each point, by bisection."""
     size = bounds[0].shape[0]
 
     def halve(_, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         first, last = ends
         middle = jnp.minimum((first + last) // 2, size - 1)
         at_middle = bounds[0][middle], bounds[1][middle]
-        # A bisection that has ended stays where it is; NaN is above no bound.
+        # A finished bisection does not move. NaN is above no bound.
         reached = (first < last) & ~_less(points, at_middle) & ~jnp.isnan(points[0])
         return jnp.where(reached, middle + 1, first), jnp.where(reached, last, middle)
 
@@ -303,26 +303,26 @@ def bias(
     """The first-order bias of a plug-in divergence from counts, ½ Σ_i (V_i ∂²D/∂N_i² + …).
 
     The second-order term of D(N_p, N_q) around the expected counts, with their covariance
-    diag(V) − N Nᵀ/n; D does not change when all counts are scaled, so the second part is lost. For
-    KL without smoothing this is (B − 1)/(2n) + (Σ_i p_i/q_i − 1)/(2m), with B the bins that p
-    occupies: the first part is Miller's and Madow's.
+    diag(V) − N Nᵀ/n. D does not change if all counts are scaled, so the second part vanishes. For
+    KL without smoothing the bias is (B − 1)/(2n) + (Σ_i p_i/q_i − 1)/(2m), with B the number of
+    bins that p occupies: the first part is Miller's and Madow's.
 
-    Good where occupied bins hold several points each; smoothing adds an error of higher order. Zero
-    for the total variation, which is not twice differentiable. Memory O(bins²).
+    Accurate if occupied bins hold several points each. Smoothing adds an error of higher order.
+    Zero for the total variation, which is not twice differentiable. Memory O(bins²).
 
     Args:
         divergence: a function of two distributions of `divjax.fdiv.categorical`.
-        counts_p: counts or sums of weights "bins"; vmap for several columns.
+        counts_p: counts or sums of weights "bins". Use vmap for several columns.
         counts_q: likewise.
-        squares_p: V, sums of squared weights "bins"; the counts by default.
+        squares_p: V, the sums of squared weights "bins", the counts by default.
         squares_q: likewise.
-        smoothing: what is added to the counts.
+        smoothing: the number added to each count.
 
     Returns:
         The expected excess of the plug-in estimate, to subtract from it.
 
     Raises:
-        ValueError: if these are not vectors of one length.
+        ValueError: if these arrays are not vectors of one length.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -355,7 +355,7 @@ def bias(
 def _plug_in(
     divergence: CategoricalDivergence, shape: tuple[int, ...], dtype: Any, smoothing: ArrayLike
 ) -> TracedFunction:
-    """The divergence as a function `(counts_p, counts_q, smoothing)`, traced anew at each call."""
+    """The divergence as a function `(counts_p, counts_q, smoothing)`, traced at each call."""
     check_scalar(smoothing=smoothing)
     check_nonnegative(smoothing=smoothing)
     counts, number = (jax.ShapeDtypeStruct(size, dtype) for size in (shape, ()))
@@ -381,7 +381,7 @@ def _bias(
     variances = squares_p, squares_q
     for argument, variance in enumerate(variances):
         hessian = jax.hessian(plug_in, argnums=argument)(counts_p, counts_q, smoothing)
-        # The variances alone: the part N Nᵀ/n of the covariance adds nothing.
+        # Only the variances contribute: the part N Nᵀ/n of the covariance adds zero.
         total = total + 0.5 * jnp.dot(variance, jnp.diagonal(hessian))
     return total
 
@@ -401,31 +401,33 @@ def divergence(
 ) -> Float[Array, "*d"]:
     """A divergence between two samples by their histograms on shared bins, one for each column.
 
-    Bias: positive from sampling, about (bins − 1)/(2n) + (bins − 1)/(2m) for KL near p = q and a
-    quarter of it for the Jensen–Shannon divergence, which `debias` subtracts to first order;
-    negative from merging points into bins, and from smoothing. Not differentiable in the points
-    (counts are steps), but in the weights.
+    The bias is positive from sampling, about (bins − 1)/(2n) + (bins − 1)/(2m) for KL near p = q
+    and a quarter of it for the Jensen–Shannon divergence, which `debias` subtracts to first order.
+    It is negative from merging points into bins, and from smoothing. Not differentiable in the
+    points (counts are steps), but in the weights.
 
     Args:
-        divergence: of `divjax.fdiv.categorical`, say `categorical.jensen_shannon`, or any function
-            of two distributions; `lambda p, q: jensen_shannon(p, q, base=2)` for options.
+        divergence: a function in `divjax.fdiv.categorical`, such as `categorical.jensen_shannon`,
+            or any function of two distributions: `lambda p, q: jensen_shannon(p, q, base=2)` for
+            options.
         x: samples of p, a vector or a matrix, whose columns are compared one by one.
-        y: samples of q with as many columns.
-        num_bins: a static integer.
+        y: samples of q with the same number of columns.
+        num_bins: the number of bins, a static integer.
         spacing: "quantile" or "uniform", see `edges`.
-        bins: ascending edges to use instead: "bins+1", or "d bins+1" for a matrix. Points outside
+        bins: ascending edges to use instead, "bins+1", or "d bins+1" for a matrix. Points outside
             of them are left out.
-        a: non-negative, one a sample; a row of weight zero may hold anything.
-        b: likewise.
-        smoothing: added to each count. Without, KL is +inf where a bin holds points of x alone.
-        debias: whether to subtract `bias`; the result may then be negative.
+        a: non-negative weights of x, one per sample. Rows of weight zero are padding.
+        b: non-negative weights of y, likewise.
+        smoothing: the number added to each count. Without it, KL is +inf if a bin holds points of x
+            alone.
+        debias: whether to subtract `bias`, in which case the result may be negative.
 
     Returns:
-        In nats (or the divergence's unit): a scalar for vectors, "d" for matrices; nan where no
-        point of a sample is inside the bins, or a value is not finite.
+        The divergence in nats (or its own unit): a scalar for vectors, "d" for matrices. It is nan
+        where no point of a sample is inside the bins, or a value is not finite.
 
     Raises:
-        ValueError: if shapes do not fit, or an option is none of those it takes.
+        ValueError: if shapes do not fit, or an option is not one of those listed.
 
     Example:
         >>> import jax.numpy as jnp
@@ -442,7 +444,7 @@ def divergence(
         "x": _mass("a", a, columns["x"].shape[0]),
         "y": _mass("b", b, columns["y"].shape[0]),
     }
-    # Bins of their own are those of the centred samples, in which no digit is lost to an offset.
+    # Bins found here are those of the centred samples, which lose no accuracy to an offset.
     _, *samples = centered_samples(masses, **columns)
     parts = None
     if bins is None:
@@ -453,7 +455,7 @@ def divergence(
     sums, squares, finite = _sums(
         samples, list(masses.values()), parts, num_bins=num_bins, spacing=spacing
     )
-    # The divergence sees concrete counts, as a function of one's own may want to.
+    # The divergence is called with concrete counts, as a user's function may require.
     values = divergence(*(Weights(counts, smoothing) for counts in sums))
     excess = None
     if debias:
@@ -474,11 +476,11 @@ def _sums(
     """The mass of both samples in each bin, the sums of its squares, and which columns are finite.
 
     Args:
-        samples: centred.
-        masses: of the rows; None where each counts once.
-        parts: columns and given bounds, in two parts each; None for bins of the samples' own.
-        num_bins: of these.
-        spacing: likewise.
+        samples: the centred samples.
+        masses: the weights of the rows, None if each counts once.
+        parts: columns and given bounds, in two parts each, or None to find bins from the samples.
+        num_bins: the number of bins to find.
+        spacing: the spacing of bins to find.
     """
     used = [
         jnp.ones(sample.shape[0], bool) if mass is None else mass != 0
@@ -497,7 +499,7 @@ def _sums(
             for part, mass in zip(parts, masses, strict=True)
         ]
 
-    # Given bins leave infinite values out without a trace.
+    # Given bins would silently leave infinite values out.
     finite = [
         jnp.all(jnp.isfinite(sample) | ~rows[:, None], axis=0)
         for sample, rows in zip(samples, used, strict=True)
@@ -521,6 +523,6 @@ def _flagged(
     *,
     is_vector: bool,
 ) -> Float[Array, "*d"]:
-    """The plug-in values, less their own expected excess; nan where a sample is not finite."""
+    """The plug-in values minus their expected excess, nan where a sample is not finite."""
     values = nan_unless(finite, values if excess is None else values - excess)
     return values[0] if is_vector else values

@@ -1,4 +1,4 @@
-"""Sharp inequalities between divergences: what one of them says about another.
+"""Sharp inequalities between divergences: bounds on one that follow from another.
 
 All are theorems for any pair p, q, in nats, with TV = ½∫|p − q| and squared Hellinger distance
 1 − ∫√(pq).
@@ -40,7 +40,7 @@ _LOG_2 = math.log(2)
 
 
 def _between(low: float, high: float, **values: Any) -> Any:
-    """The one value as a compiled function takes it; `ValueError` for a Python number outside."""
+    """The value as an argument of a compiled function; `ValueError` for a Python number outside."""
     ((name, value),) = values.items()
     if isinstance(value, (int, float)) and not low <= value <= high:
         raise ValueError(f"{name} must be a number in [{low:g}, {high:g}]; got {value}.")
@@ -50,7 +50,7 @@ def _between(low: float, high: float, **values: Any) -> Any:
 def _clamped(low: float, high: float, value: ArrayLike) -> Array:
     """The value as an array, nan outside of [low, high].
 
-    What sums of rounded numbers leave just outside becomes the range's end.
+    Values just outside, from sums of rounded numbers, are moved to the end of the range.
     """
     (value,) = as_arrays(value=value)
     rounding = 64 * jnp.finfo(value.dtype).eps
@@ -62,14 +62,15 @@ def _clamped(low: float, high: float, value: ArrayLike) -> Array:
 def _log_gap(y: Array) -> tuple[Array, Array]:
     """The logarithm of g and its derivative, g(y) = ½[(1 + e^{−y}) log(1 + e^{−y}) + y e^{−y}]."""
     x = jnp.exp(-y)
-    # g = ½ e^{−y} (terms + y), so that no e^{−y} that underflows is in the logarithm.
+    # g = ½ e^{−y} (terms + y) keeps an underflowing e^{−y} out of the logarithm.
     terms = log1p_over(jnp.ones_like(y), x) + jnp.log1p(x)
     return jnp.log((terms + y) / 2) - y, -jax.nn.softplus(y) / (terms + y)
 
 
 @jax.custom_jvp
 def _kl_from_gap(gap: Array) -> Array:
-    # log g is concave and decreasing: Newton's iteration falls to the root, from the first step on.
+    # log g is concave and decreasing: Newton's iteration descends to the root from the first step
+    # on.
     target = jnp.log(gap)
 
     def step(_, y):
@@ -87,7 +88,7 @@ def _(primals, tangents):
 
 @jax.custom_jvp
 def _kl_from_js(js: Array) -> Array:
-    # JS(y) = log 2 − g(y), without the difference, is concave: Newton's iteration rises to it.
+    # JS(y) = log 2 − g(y), without the difference, is concave: Newton's iteration ascends to it.
     def step(_, y):
         log_mean = log_mixture(-y, 0.5)
         decay = jnp.exp(-y)
@@ -106,13 +107,14 @@ def _(primals, tangents):
 def kl_lower_bound_from_js(js: ArrayLike) -> Array:
     """The largest lower bound on KL(p‖q), and on KL(q‖p), that Jensen–Shannon implies.
 
-    The root y of log 2 − JS = g(y) = ½[(1 + e^{−y}) log(1 + e^{−y}) + y e^{−y}]: Bernoulli(1) as p
-    and Bernoulli(e^{−y}) as q attain it. Increasing and convex in JS with slope 2/log 2 at 0: a
-    lower bound on JS gives one on KL, as log 2 minus a classifier's balanced cross-entropy does.
+    The root y of log 2 − JS = g(y) = ½[(1 + e^{−y}) log(1 + e^{−y}) + y e^{−y}], attained by
+    Bernoulli(1) as p and Bernoulli(e^{−y}) as q. It is increasing and convex in JS, with the slope
+    2/log 2 at 0: a lower bound on JS, such as log 2 minus a classifier's balanced cross-entropy,
+    gives one on KL.
 
     Args:
-        js: JS in nats, of any shape. Beyond a KL of 16, log 2 − JS has no digits left in float32;
-            `kl_lower_bound_from_cross_entropy` takes that difference itself.
+        js: JS in nats, of any shape. Beyond a KL of 16, log 2 − JS cancels completely in float32,
+            and `kl_lower_bound_from_cross_entropy` takes that difference itself.
 
     Returns:
         The bound in nats: 0 for JS ≤ 0, +∞ for JS ≥ log 2. Its derivative is the implicit one.
@@ -134,8 +136,8 @@ def kl_lower_bound_from_js(js: ArrayLike) -> Array:
 def _kl_lower_bound_from_js(js: ArrayLike) -> Array:
     (js,) = as_arrays(js=js)
     small, large = (js > 0) & (js < _LOG_2 / 2), (js >= _LOG_2 / 2) & (js < _LOG_2)
-    # JS itself has the digits where it is small, and the gap log 2 − JS where it is large. Each
-    # branch gets a harmless argument outside of its range.
+    # JS itself is accurate if it is small, and the gap log 2 − JS if it is large. Each branch gets
+    # a harmless argument outside of its range.
     near = _kl_from_js(jnp.where(small, js, 0.1))
     far = _kl_from_gap(_LOG_2 - jnp.where(large, js, 0.5))
     outside = jnp.where(js <= 0, 0, jnp.where(jnp.isnan(js), js, jnp.inf))
@@ -143,12 +145,12 @@ def _kl_lower_bound_from_js(js: ArrayLike) -> Array:
 
 
 def kl_lower_bound_from_cross_entropy(cross_entropy: ArrayLike) -> Array:
-    """`kl_lower_bound_from_js` of log 2 less a balanced classifier's cross-entropy.
+    """The bound `kl_lower_bound_from_js` at log 2 minus a balanced classifier's cross-entropy.
 
     That difference is a lower bound on JS, and the bound increases in JS.
 
     Args:
-        cross_entropy: in nats, of any shape.
+        cross_entropy: the cross-entropy in nats, of any shape.
 
     Returns:
         The bound in nats: 0 from log 2 on, +∞ for a cross-entropy ≤ 0.
@@ -171,7 +173,7 @@ def _kl_lower_bound_from_cross_entropy(cross_entropy: ArrayLike) -> Array:
     (gap,) = as_arrays(cross_entropy=cross_entropy)
     inside = (gap > 0) & (gap < _LOG_2)
     bound = _kl_from_gap(jnp.where(inside, gap, 0.5))
-    # From log 2 on nothing is implied. At 0, or what rounds to it, JS is log 2.
+    # From log 2 on the bound is zero. At 0, or numbers that round to it, JS is log 2.
     outside = jnp.where(gap <= 0, jnp.inf, jnp.where(jnp.isnan(gap), gap, 0))
     return jnp.where(inside, bound, outside)
 
@@ -180,7 +182,7 @@ def kl_lower_bound_from_tv(tv: ArrayLike) -> Array:
     """KL ≥ max(2 TV², −log(1 − TV²)): Pinsker's bound, and Bretagnolle and Huber's near TV = 1.
 
     Args:
-        tv: the total variation in [0, 1], of any shape; a lower bound on it serves as well.
+        tv: the total variation in [0, 1] or a lower bound on it, of any shape.
 
     Returns:
         The bound on KL in either direction, in nats.
@@ -201,7 +203,7 @@ def kl_lower_bound_from_tv(tv: ArrayLike) -> Array:
 @jax.jit
 def _kl_lower_bound_from_tv(tv: ArrayLike) -> Array:
     tv = _clamped(0, 1, tv)
-    # 1 − TV² = (1 − TV)(1 + TV), of which the factors' logarithms have no cancellation.
+    # The logarithms of the factors of 1 − TV² = (1 − TV)(1 + TV) suffer no cancellation.
     return jnp.maximum(2 * tv * tv, -jnp.log1p(-tv) - jnp.log1p(tv))
 
 
@@ -209,7 +211,7 @@ def tv_upper_bound_from_kl(kl: ArrayLike) -> Array:
     """TV ≤ min(√(KL/2), √(1 − e^{−KL})): Pinsker's bound, and Bretagnolle and Huber's beyond 1.59.
 
     Args:
-        kl: KL(p‖q) ≥ 0 or KL(q‖p) in nats, of any shape; an upper bound serves as well.
+        kl: KL(p‖q) ≥ 0 or KL(q‖p) in nats, or an upper bound on it, of any shape.
 
     Returns:
         The bound, below 1. Its derivative at 0, which is infinite, is taken as 0.
@@ -236,7 +238,8 @@ def _tv_upper_bound_from_kl(kl: ArrayLike) -> Array:
 def js_bounds_from_tv(tv: ArrayLike) -> Interval:
     """Sandwich log 2 − h((1 − TV)/2) ≤ JS ≤ TV log 2, with h the binary entropy in nats.
 
-    Below: p and q on two points, exchanged. Above: p and q that are equal or apart everywhere.
+    The lower bound is attained on two points whose probabilities p and q exchange, the upper bound
+    if p and q are equal or disjoint everywhere.
 
     Args:
         tv: the total variation in [0, 1], of any shape.
@@ -319,16 +322,16 @@ def _tv_bounds_from_hellinger(squared: ArrayLike) -> Interval:
 def tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Interval:
     """max(TV, 1 − (1 − TV²)^{m/2}) ≤ TV(p^m, q^m) ≤ 1 − (1 − TV)^m, for m independent samples.
 
-    The lower bound is Le Cam's with 1 − H² of the product, (∫√(pq))^m ≤ (1 − TV²)^{m/2}; the upper
-    one is attained where p and q are equal or apart everywhere.
+    The lower bound is Le Cam's with 1 − H² of the product, (∫√(pq))^m ≤ (1 − TV²)^{m/2}. The upper
+    bound is attained if p and q are equal or disjoint everywhere.
 
     Args:
         tv: the total variation of p and q in [0, 1], of any shape.
         num_samples: m, the number of samples packed into one.
 
     Raises:
-        ValueError: if `tv` is a Python number outside [0, 1], or concrete `num_samples` are not
-            at least 1. Traced ones that are not give NaN.
+        ValueError: if `tv` is a Python number outside [0, 1], or concrete `num_samples` are not at
+            least 1. Traced `num_samples` that are not give NaN.
 
     Example:
         >>> [round(float(bound), 4) for bound in tv_bounds_of_product(0.2, 4)]
@@ -355,7 +358,7 @@ def _tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Interval:
 def _one_minus_power(x: Array, exponent: ArrayLike) -> Array:
     """1 − (1 − x)^exponent on [0, 1], exact for small x and with a finite derivative at 1."""
     small = x < 0.5
-    # Each branch gets a harmless argument where the other is used, or its derivative would be NaN.
+    # The unused branch gets a harmless argument, as its derivative would otherwise be NaN.
     near, far = jnp.where(small, x, 0), jnp.where(small, 1, 1 - x)
     positive = far > 0
     power = jnp.where(positive, jnp.power(jnp.where(positive, far, 1), exponent), 0 * far)
@@ -364,12 +367,12 @@ def _one_minus_power(x: Array, exponent: ArrayLike) -> Array:
 
 
 def auc_upper_bound_from_tv(tv: ArrayLike) -> Array:
-    """AUC ≤ ½ + TV − TV²/2 for any score that tells p from q.
+    """AUC ≤ ½ + TV − TV²/2 for any score that discriminates p from q.
 
     The curve of true against false positives rises at most TV above the diagonal, and to 1.
 
     Args:
-        tv: the total variation in [0, 1], of any shape; an upper bound on it serves as well.
+        tv: the total variation in [0, 1] or an upper bound on it, of any shape.
 
     Raises:
         ValueError: if `tv` is a Python number outside [0, 1].
@@ -388,10 +391,10 @@ def _auc_upper_bound_from_tv(tv: ArrayLike) -> Array:
 
 
 def tv_lower_bound_from_auc(auc: ArrayLike) -> Array:
-    """TV ≥ 1 − √(2 (1 − AUC)), what `auc_upper_bound_from_tv` says of the total variation.
+    """TV ≥ 1 − √(2 (1 − AUC)), the inverse of `auc_upper_bound_from_tv`.
 
     Args:
-        auc: the area under the curve in [0, 1], of any shape; a score below ½ counts reversed.
+        auc: the area under the curve in [0, 1], of any shape. Below ½ the score counts reversed.
 
     Returns:
         The bound. Its derivative at AUC = 1, which is infinite, is taken as 0.

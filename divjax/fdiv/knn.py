@@ -2,12 +2,12 @@
 
 The distance from x to its j-th neighbour among n points is a local density estimate:
 E log P(ball) = ψ(j) − ψ(n + 1), whatever the density. Neighbours are searched in blocks of rows,
-never n × m at once, and their distances then computed anew from the points, exact to rounding and
+never n × m at once. Their distances are then recomputed from the points, exact to rounding and
 differentiable: no derivative passes through the search.
 
-The volume of a ball grows like r^D, where D is the dimension of what the samples lie on: the number
-of features, less those that are constant or discrete (neighbours share their value) and those that
-depend linearly on others.
+The volume of a ball grows like r^D, where D is the dimension of the set on which the samples lie:
+the number of features, minus those that are constant or discrete (neighbours share their value) and
+those that depend linearly on others.
 """
 
 import functools
@@ -29,30 +29,30 @@ from divjax.core.types import Estimate, normal_estimate, summary
 
 __all__ = ["NeighborDiagnostics", "knn_entropy", "knn_kl"]
 
-# Candidates beyond the neighbours asked for: the search compares rounded distances, and the exact
-# ones may order the last few differently.
+# Extra candidates per row: the search compares rounded distances, and the exact ones may order the
+# last few differently.
 _SPARE = 4
 
-# The share of rows with a coinciding neighbour up to which that is chance (rounding to float32
-# makes a few in one dimension), and of neighbours that agree in a feature up to which it is
-# continuous. Beyond one minus the latter the feature is discrete.
+# The share of rows with a coinciding neighbour that is attributed to chance (rounding to float32
+# makes a few in one dimension), and the share of neighbours that agree in a feature up to which it
+# is continuous. Beyond one minus the latter the feature is discrete.
 _COPIES, _TIES = 0.01, 0.05
 
 
 class NeighborDiagnostics(NamedTuple):
-    """What may be wrong with an estimate from nearest neighbours.
+    """Diagnostics of an estimate from nearest neighbours.
 
     Attributes:
-        log_ratios: log p(x_i)/q(x_i) for each x_i (for the entropy, −log p(x_i)); nan where the
-            row is left out.
+        log_ratios: log p(x_i)/q(x_i) for each x_i (for the entropy, −log p(x_i)), nan if the row is
+            left out.
         zero_distances: the number of x_i that coincide with one of their neighbours up to the k-th:
-            copied rows, a lattice. If they are more than one in a hundred they are left out of the
-            value, which is then no estimate of a divergence between densities.
-        dimension: of what the samples lie on, D: the features less those that are constant,
-            discrete, or a linear function of others.
+            copied or quantised rows. If they exceed one in a hundred they are left out of the
+            value, which then does not estimate a divergence between densities.
+        dimension: the dimension D of the set on which the samples lie: the number of features minus
+            those that are constant, discrete, or a linear function of others.
         ties: the largest share of neighbours that agree in a feature, over the features that are
-            not discrete throughout: of a continuous feature 0.
-        finite: whether every log-ratio is finite, and there is an interval.
+            not discrete throughout. For a continuous feature it is 0.
+        finite: whether every log-ratio is finite, and the interval is defined.
     """
 
     log_ratios: Float[Array, " n"]
@@ -68,10 +68,10 @@ class _Neighbors(NamedTuple):
     """The nearest points, in order.
 
     Attributes:
-        log_distances: log distance to each; 0 where it is not usable.
+        log_distances: the log distance to each point, 0 if it is not usable.
         usable: whether the distance is positive and finite.
         zero: whether it is zero.
-        index: which points they are.
+        index: the indices of the points.
     """
 
     log_distances: Float[Array, "n count"]
@@ -81,14 +81,15 @@ class _Neighbors(NamedTuple):
 
 
 def _neighbors(x: Float[Array, "n d"], y: Float[Array, "m d"] | None, count: int) -> _Neighbors:
-    """The nearest points of y to each x; for y = None, among the other x."""
+    """The nearest points to each x among y, or among the other x for y = None."""
     columns = x if y is None else y
     own = y is None
     candidates = min(count + own + _SPARE, columns.shape[0])
 
     def nearest(squared: Float[Array, "b m"]) -> Int[Array, "b candidates"]:
-        # float32 ranks are enough for candidates, and a top_k of float64 is 100 times slower. In
-        # units of the row's smallest, lest one far point make zeros of all the others' squares.
+        # float32 ranks suffice for candidates, and a top_k of float64 is 100 times slower. In units
+        # of the row's smallest, to keep one far point from turning all the others' squares into
+        # zeros.
         if squared.dtype != jnp.float32:
             smallest = jnp.min(jnp.where(squared > 0, squared, jnp.inf), axis=1, keepdims=True)
             squared = squared / jnp.where(jnp.isfinite(smallest), smallest, 1)
@@ -118,7 +119,7 @@ def _neighbors(x: Float[Array, "n d"], y: Float[Array, "m d"] | None, count: int
         exact, candidates * x.shape[1], x, jnp.arange(x.shape[0]), index
     )
     if x.shape[1] > _DIFFERENCES_UP_TO:
-        # There the search takes products of matrices, whose rounding is that of the points' norms.
+        # There the search uses products of matrices, whose rounding is that of the points' norms.
         found = jax.lax.stop_gradient(measure(index))
         lost = _is_lost(searched_x, searched_y, found, x)
         again = lambda _: _search_by_differences(searched_x, searched_y, nearest)
@@ -126,17 +127,17 @@ def _neighbors(x: Float[Array, "n d"], y: Float[Array, "m d"] | None, count: int
     return measure(index)
 
 
-# As `divjax.core.pairwise` has it.
+# The limit of `divjax.core.pairwise`.
 _DIFFERENCES_UP_TO = 8
 
 
 def _search_units(
     x: Float[Array, "n d"], y: Float[Array, "m d"] | None
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"] | None]:
-    """The samples without derivatives, in units of their typical extent.
+    """The samples with gradients stopped, in units of their typical extent.
 
-    Divided by a power of two, which rounds nothing: squares of ordinary distances then neither
-    overflow nor vanish, whatever the units and however far single points are.
+    Division by a power of two is exact. Squares of ordinary distances then neither overflow nor
+    underflow, whatever the units and however far single points are.
     """
     samples = jax.lax.stop_gradient((x,) if y is None else (x, y))
     center = jnp.median(samples[0], axis=0)
@@ -157,7 +158,7 @@ def _is_lost(
     found: _Neighbors,
     original: Float[Array, "n d"],
 ) -> Bool[Array, ""]:
-    """Whether a distance that was found is rounding beside the points' norms."""
+    """Whether a distance that was found is within the rounding of the points' norms."""
     columns = x if y is None else y
     center = jnp.mean(columns, axis=0)
     norms = jnp.sum(jnp.square(x - center), axis=1)
@@ -173,7 +174,7 @@ def _is_lost(
 def _search_by_differences(
     x: Float[Array, "n d"], y: Float[Array, "m d"] | None, nearest
 ) -> Int[Array, "n c"]:
-    """The candidates by sums of squared differences, slower than products and exact to rounding."""
+    """The candidates by sums of squared differences, slower than products but exact to rounding."""
     columns = x if y is None else y
 
     def block(rows: Float[Array, "b d"]) -> Int[Array, "b c"]:
@@ -188,13 +189,13 @@ def _search_by_differences(
 
 
 class _LogVolumes(NamedTuple):
-    """D Σ_j w_j log(distance to the j-th neighbour), and what it depends on.
+    """The sums D Σ_j w_j log(distance to the j-th neighbour), their sensitivities and validity.
 
     Attributes:
-        values: for each x.
-        plain: the same with equal weights.
-        influence: for each neighbour, how much Σ_i values_i rises when it is left out.
-        valid: whether all distances with a weight are positive and finite.
+        values: the sum for each x.
+        plain: the sum for each x with equal weights.
+        influence: for each neighbour, the increase of Σ_i values_i if it is left out.
+        valid: whether all distances of non-zero weight are positive and finite.
         zero: whether a distance up to the k-th is zero.
     """
 
@@ -212,11 +213,11 @@ def _log_volumes(
     dimension: Float[Array, ""],
     used: np.ndarray,
 ) -> _LogVolumes:
-    """Of `neighbors` among `size` points, one more than there are weights."""
+    """The sums over `neighbors` among `size` points, one neighbour more than weights."""
     k = weights.shape[0]
     logs = dimension * neighbors.log_distances
-    # Without the neighbour of rank r, those of ranks j ≥ r are the (j + 1)-th. One more than is
-    # used takes the place of one that is left out.
+    # Without the neighbour of rank r, the (j + 1)-th neighbour takes each rank j ≥ r. One more
+    # neighbour than is used takes the place of the one that is left out.
     steps = logs[:, 1:] - logs[:, :-1]
     from_rank = jnp.tril(jnp.broadcast_to(weights[:, None], (k, k)))
     rises = jax.lax.stop_gradient(matmul(steps, from_rank))
@@ -230,13 +231,13 @@ def _log_volumes(
 
 
 class _Support(NamedTuple):
-    """What the samples lie on, as neighbours show it.
+    """The set on which the samples lie, as inferred from neighbours.
 
     Attributes:
         dimension: D, at least 1.
         ties: the largest share of neighbours that agree in a feature that is not discrete.
         known: whether every feature is either continuous or discrete.
-        same: whether D is the same for all that is compared, and for all of it together.
+        same: whether D is the same for all sets that are compared, and for all of them together.
         flat: whether D is below the number of features.
     """
 
@@ -248,27 +249,27 @@ class _Support(NamedTuple):
 
 
 def _short_steps(y: Float[Array, "m d"]) -> Float[Array, "m d"]:
-    """A step from each row to the nearest of eight others: within a cluster, if there are any."""
+    """A step from each row to the nearest of eight others: within a cluster, if clusters exist."""
     steps = jnp.stack([jnp.roll(y, shift, axis=0) - y for shift in range(1, min(9, len(y)))])
     shortest = jnp.argmin(jnp.max(jnp.abs(steps), axis=2), axis=0)
     return jnp.take_along_axis(steps, shortest[None, :, None], axis=0)[0]
 
 
 def _support(*steps: Float[Array, "_ d"], others: tuple[Float[Array, "_ d"], ...] = ()) -> _Support:
-    """From steps to neighbours, and others within a sample whose neighbours are not known."""
+    """The support from steps to neighbours, and others within a sample of unknown neighbours."""
     steps, others = jax.lax.stop_gradient((steps, others))
     d, dtype = steps[0].shape[1], steps[0].dtype
 
-    # A feature in which neighbours agree has no extent at their distance: one level of it is all
-    # that a ball holds, and the shares of levels enter through the counts.
+    # A feature in which neighbours agree has no extent at their distance: a ball contains only one
+    # of its levels, and the shares of levels enter through the counts.
     agree = jnp.stack([jnp.mean((step == 0).astype(dtype), axis=0) for step in steps])
     discrete_in_each = agree >= 1 - _TIES
     discrete = jnp.all(discrete_in_each, axis=0)
     same = jnp.all(discrete_in_each == discrete)
     ties = jnp.max(jnp.where(discrete, 0, agree))
 
-    # Features that depend on others: the rank of the steps' second moments. Steps of unit length,
-    # in units of each feature's median, so that no far row decides it.
+    # Features that depend on others: the rank of the steps' second moments. Steps have unit length,
+    # in units of each feature's median, so that no far row decides the rank.
     dimension = jnp.sum(~discrete)
     if min(step.shape[0] for step in (*steps, *others)) >= 2 * d > 2:
         medians = [jnp.median(jnp.abs(step), axis=0) for step in steps]
@@ -296,7 +297,7 @@ def _neighbor_weights(k: int, exponents: list[float]) -> np.ndarray:
     """The smallest w "k" with Σ_j w_j = 1 and Σ_j w_j Γ(j + e)/Γ(j) = 0 for each exponent e.
 
     A term of the bias of log distance to the j-th neighbour is proportional to that ratio, the
-    expectation of (P(ball) n)^e. Without exponents all weight is the k-th neighbour's.
+    expectation of (P(ball) n)^e. Without exponents all weight is on the k-th neighbour.
     """
     if not exponents:
         return np.eye(k)[-1]
@@ -307,7 +308,7 @@ def _neighbor_weights(k: int, exponents: list[float]) -> np.ndarray:
     rows = np.array(powers)
     # Ratios of Gamma functions grow with e: rows of one size keep the equations well conditioned.
     rows /= rows.mean(axis=1, keepdims=True)
-    # Of all solutions least squares gives the one of minimum norm.
+    # Least squares gives the solution of minimum norm.
     return np.linalg.lstsq(rows, np.eye(len(rows))[0], rcond=None)[0]
 
 
@@ -320,7 +321,7 @@ def _weights_by_dimension(k: int, d: int, bias_order: int, extra: int) -> np.nda
 
 
 def _mean(values: Float[Array, " n"], valid: Bool[Array, " n"]) -> Float[Array, ""]:
-    """The mean of the valid ones, 0 where there are none."""
+    """The mean of the valid values, 0 if there are no valid ones."""
     count = jnp.sum(valid.astype(values.dtype))
     return jnp.sum(jnp.where(valid, values, 0)) / jnp.maximum(count, 1)
 
@@ -334,15 +335,15 @@ def _estimate(
     support: _Support,
     confidence_level: ArrayLike,
 ) -> Estimate:
-    """The mean of the valid log-ratios, with the jackknife's error and half of the correction's."""
+    """The mean of the valid log-ratios, with errors from the jackknife and the bias correction."""
     few = math.floor(_COPIES * valid.shape[0])
     copied = jnp.sum(zero) > few
-    # Coinciding rows are left out once they are too many for chance: no density has copies.
+    # Coinciding rows are left out if they are too many for chance: densities have no copies.
     valid = valid & ~(copied & zero)
     used = jnp.sum(valid)
     value = nan_unless(used > 0, _mean(log_ratios, valid))
 
-    # The correction says how large the bias was, not how much of it is left.
+    # The correction estimates how large the bias was, not how much of it is left.
     correction = jax.lax.stop_gradient(_mean(log_ratios, valid) - _mean(plain, valid))
     variance = sum(jnp.var(values, ddof=1) / values.shape[0] for values in pseudo_values)
     variance = jax.lax.stop_gradient(variance) + jnp.square(correction / 2)
@@ -398,47 +399,48 @@ def knn_kl(
 
     (D/n) Σ_i Σ_j w_j log(ν_j(i) / ρ_j(i)) + log(m / (n − 1)), where ρ_j(i) is the distance from x_i
     to its j-th neighbour among the other x, ν_j(i) that to its j-th neighbour in y, and D the
-    dimension of what the samples lie on, d for densities.
+    dimension of the set on which the samples lie, d for densities.
 
-    The bias of each rank comes from how much the densities change within a ball, above all in their
+    The bias of each rank comes from the change of the densities within a ball, above all in their
     tails, where it falls like (j/m)^(2/(D + 2)). The weights w, over the ranks 1 … k, sum to one
     and cancel terms of the bias of orders 2l/(D + 2), l = 1 … `bias_order`. With `bias_order=0` all
-    weight is the k-th neighbour's: the estimator of Wang, Kulkarni and Verdú, whose bias between
+    weight is on the k-th neighbour: the estimator of Wang, Kulkarni and Verdú, whose bias between
     Gaussians, n = 2000, is two to three times its standard error in one to three dimensions (and
     −25 % of one nat in ten dimensions with 5 000 points each).
 
-    May be negative; never clipped. Invariant to a common shift, rotation or scale, not to the units
-    of single columns. Constant columns, and copies or sums of others, change nothing; a discrete
-    column enters by how often its levels are.
+    The value may be negative and is never clipped. It is invariant to a common shift, rotation or
+    scale, not to the units of single columns. Constant columns, and copies or sums of others, have
+    no effect. A discrete column enters through the frequencies of its levels.
 
-    Time O(n (n + m) d); memory O((n + m) d + n k), plus one block of the budget of
-    `divjax.core.pairwise`. Differentiable in x and y where neighbours are distinct, but not in one
+    Time O(n (n + m) d), memory O((n + m) d + n k) plus one block of the budget of
+    `divjax.core.pairwise`. Differentiable in x and y if neighbours are distinct, but not in one
     dimension: the noise of the derivative is of order n^(1/d − 1/2), which grows for d = 1, stays
-    for d = 2 and falls beyond.
+    constant for d = 2 and falls beyond.
 
     Args:
         x: samples of p.
         y: samples of q.
-        k: how many neighbours, a static integer, 1 ≤ k ≤ min(n − 2, m − 1).
-        bias_order: L, static, below k and best small: 1; 2 with k of 20 or more.
-        confidence_level: of the confidence interval.
+        k: the number of neighbours, a static integer, 1 ≤ k ≤ min(n − 2, m − 1).
+        bias_order: L, static, below k and best small: 1, or 2 with k of 20 or more.
+        confidence_level: the level of the confidence interval.
 
     Returns:
-        An `Estimate` in nats, its value the mean of the log-ratios, with `NeighborDiagnostics`; the
-        effective sample size is their number. The variance is the jackknife's over both samples,
-        exact for leaving out each point in turn and on the cautious side (Efron–Stein); half of
-        what the weights have changed, against equal ones, is added to it in quadrature for the bias
-        that is left. With `bias_order=0` the interval speaks of variance alone.
+        An `Estimate` in nats, whose value is the mean of the log-ratios, with
+        `NeighborDiagnostics`. The effective sample size is their number. The variance is the
+        jackknife's over both samples, exact for leaving out each point in turn and conservative
+        (Efron–Stein). Half of the change that the weights make, against equal ones, is added to it
+        in quadrature for the remaining bias. With `bias_order=0` the interval covers variance
+        alone.
 
-        The standard error and the interval are nan where they are not known: more than one row in a
-        hundred coincides with a neighbour (copied rows, in one sample or between both; they are
+        The standard error and the interval are nan if they are unknown: more than one row in a
+        hundred coincides with a neighbour (copied rows, in one sample or between both, which are
         left out of the value), or a column is neither continuous nor discrete at the neighbours'
-        distance. The value is nan, too, where the samples lie on sets of different dimension or
-        side by side (the truth is then infinite), or hold a value that is not finite.
+        distance. The value is nan, too, if the samples lie on sets of different dimension or on
+        separate sets (the true divergence is then infinite), or hold a value that is not finite.
 
     Raises:
-        ValueError: if x or y is not a non-empty matrix, their features differ in number, k or
-            bias_order is out of range, or it is differentiated in one dimension.
+        ValueError: if x or y is not a non-empty matrix, their numbers of features differ, k or
+            bias_order is out of range, or the estimate is differentiated in one dimension.
 
     Example:
         >>> import jax
@@ -474,14 +476,14 @@ def _knn_kl(
     if d == 1:
         x, y = _refuse_derivative(x), _refuse_derivative(y)
     near_x, near_y = _neighbors(x, None, k + 1), _neighbors(x, y, k + 1)
-    # Steps to the k-th neighbours show which features vary at that scale, and in how many
+    # The steps to the k-th neighbours determine which features vary at that scale, and in how many
     # directions.
     to_x, to_y = x[near_x.index[:, k - 1]] - x, y[near_y.index[:, k - 1]] - x
     support = _support(to_x, to_y, others=(_short_steps(y),))
 
     table = _weights_by_dimension(k, d, bias_order, extra=2)
     weights = jnp.asarray(table, x.dtype)[support.dimension - 1]
-    # A neighbour without weight in any dimension may be unusable.
+    # A neighbour of weight zero in every dimension may be unusable.
     used = np.flatnonzero(np.any(table != 0, axis=0))
     dimension = support.dimension.astype(x.dtype)
     among_x = _log_volumes(near_x, n, weights, dimension, used)
@@ -495,7 +497,7 @@ def _knn_kl(
     log_ratios = among_y.values - among_x.values + constant
     plain = among_y.plain - among_x.plain + constant if bias_order else log_ratios
     valid, zero = among_x.valid & among_y.valid, among_x.zero | among_y.zero
-    # Leaving out x_i takes away its own term and lowers those that it is a neighbour of.
+    # Leaving out x_i removes its own term and lowers those of which it is a neighbour.
     from_x = jnp.where(valid, log_ratios, _mean(log_ratios, valid)) + among_x.influence
     # Sums over the n terms: as pseudo-values of m rows they scale by m/n.
     from_y = among_y.influence * (m / n)
@@ -507,24 +509,25 @@ def knn_entropy(
 ) -> Estimate:
     """The differential entropy −∫ p log p from samples, by distances to k-th neighbours.
 
-    (d/n) Σ_i log ρ_k(i) + log V_d + ψ(n) − ψ(k), where V_d is the unit ball's volume; with
-    `bias_order` L ≥ 1 the logarithm is a weighted sum over the neighbours 1 … k, with the weights
-    that cancel the first L terms of the bias, of orders n^(−2l/d).
+    (d/n) Σ_i log ρ_k(i) + log V_d + ψ(n) − ψ(k), where V_d is the unit ball's volume. With
+    `bias_order` L ≥ 1 the logarithm is a weighted sum over the neighbours 1 … k, whose weights
+    cancel the first L terms of the bias, of orders n^(−2l/d).
 
     Args:
         x: samples of p.
-        k: which neighbour, a static integer, 1 ≤ k ≤ n − 2.
-        bias_order: how many terms of the bias to cancel, static, below k.
-        confidence_level: of the confidence interval.
+        k: the rank of the neighbour, a static integer, 1 ≤ k ≤ n − 2.
+        bias_order: the number of terms of the bias to cancel, static, below k.
+        confidence_level: the level of the confidence interval.
 
     Returns:
-        An `Estimate` in nats, its value the mean of the log-ratios, with `NeighborDiagnostics`; the
-        effective sample size is their number. −∞ where the samples lie on a set of lower dimension
-        (a column is constant, discrete, or a linear function of others). The standard error is the
-        jackknife's over the sample, exact for leaving out each point in turn; on the cautious side
-        (Efron–Stein). Half of what the weights have changed, against equal ones, is added to it in
-        quadrature; without `bias_order` it speaks of variance alone, and not of the bias, which
-        dominates from about five dimensions on. nan as for `knn_kl`.
+        An `Estimate` in nats, whose value is the mean of the log-ratios, with
+        `NeighborDiagnostics`. The effective sample size is their number. The value is −∞ if the
+        samples lie on a set of lower dimension (a column is constant, discrete, or a linear
+        function of others). The standard error is the jackknife's over the sample, exact for
+        leaving out each point in turn and conservative (Efron–Stein). Half of the change that the
+        weights make, against equal ones, is added to it in quadrature. Without `bias_order` it
+        covers variance alone, and not the bias, which dominates from about five dimensions on. nan
+        as for `knn_kl`.
 
     Raises:
         ValueError: if x is not a non-empty matrix, or k or bias_order is out of range.

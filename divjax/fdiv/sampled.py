@@ -24,36 +24,36 @@ def _checked(
         raise ValueError(
             f"log_p and log_q must have the same shape; got {shapes[0]} and {shapes[1]}."
         )
-    # Estimates depend on the difference of the two.
+    # Estimates depend on the difference of the two log-probabilities alone.
     return without_offset(lambda log: log, log_p=log_p, log_q=log_q)
 
 
 def sampled_kl(
     log_p: Float[Array, "..."], log_q: Float[Array, "..."], estimator: str = "k3"
 ) -> Float[Array, "..."]:
-    """KL(p‖q) from samples x ~ p: one estimate a sample, whose mean over samples is the divergence.
+    """KL(p‖q) from samples x ~ p: one estimate per sample, whose mean estimates the divergence.
 
     With r = q(x)/p(x):
 
-    - "k1": −log r; unbiased, of either sign.
-    - "k2": ½ (log r)²; at least zero and biased, by third order in p − q.
-    - "k3": (r − 1) − log r; unbiased where q has no mass outside of p's support, at least zero, and
-      of low variance for p near q; r has heavy tails where q ≫ p.
+    - "k1": −log r, unbiased, of either sign.
+    - "k2": ½ (log r)², at least zero and biased, by third order in p − q.
+    - "k3": (r − 1) − log r, unbiased if q has no mass outside of p's support, at least zero, and of
+      low variance for p near q. r has heavy tails where q ≫ p.
 
     A *value*: do not differentiate it. For samples of the p that is being learned, the expected
     gradients with respect to p are 0 for k1, ∇KL(p‖q) for k2, and ∇KL(q‖p), the other direction,
-    for k3. `sampled_kl_surrogate` has the right gradient whichever the estimator.
+    for k3. `sampled_kl_surrogate` has the right gradient for every estimator.
 
     Args:
-        log_p: log-probabilities that p gives to its samples, of any shape.
-        log_q: those that q gives to the same samples.
+        log_p: log-probabilities under p of its samples, of any shape.
+        log_q: log-probabilities of the same samples under q.
         estimator: "k1", "k2" or "k3".
 
     Returns:
-        Estimates in nats, one a sample: average them over samples (padding left out).
+        Estimates in nats, one per sample: average them over samples, without padding.
 
     Raises:
-        ValueError: if the estimator is none of the three, or shapes differ.
+        ValueError: if the estimator is not one of the three, or shapes differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -84,23 +84,23 @@ def sampled_kl_surrogate(
 ) -> Float[Array, "..."]:
     """`sampled_kl` as a loss: the same value, with the unbiased gradient of KL(p‖q).
 
-    For x ~ p, ∇_p KL(p‖q) = E[log(p/q) ∇log p] (the score function's; k2 has it too) and
-    ∇_q KL(p‖q) = −E[∇log q]. The value's own derivative is dropped for these two.
+    For x ~ p, ∇_p KL(p‖q) = E[log(p/q) ∇log p] (the score-function gradient, which k2 also has) and
+    ∇_q KL(p‖q) = −E[∇log q]. The value's own derivative is replaced by these two.
 
-    Unbiased for samples drawn from p as it is. Where x is a sequence, give the log-probabilities of
-    whole sequences: summed over tokens, a loss of per-token estimates leaves out how a token
-    changes the divergence of those after it.
+    Unbiased for samples drawn from the current p. If x is a sequence, give the log-probabilities of
+    whole sequences: a loss of per-token estimates, summed over tokens, leaves out how a token
+    changes the divergence of later tokens.
 
     Args:
-        log_p: log-probabilities that p gives to its samples, of any shape.
-        log_q: those that q gives to the same samples.
-        estimator: of the value: "k1", "k2" or "k3".
+        log_p: log-probabilities under p of its samples, of any shape.
+        log_q: log-probabilities of the same samples under q.
+        estimator: the estimator of the value: "k1", "k2" or "k3".
 
     Returns:
-        Estimates in nats, one a sample: average them over samples.
+        Estimates in nats, one per sample: average them over samples.
 
     Raises:
-        ValueError: if the estimator is none of the three, or shapes differ.
+        ValueError: if the estimator is not one of the three, or shapes differ.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -120,6 +120,6 @@ def _surrogate(log_p: ArrayLike, log_q: ArrayLike, estimator: str) -> Float[Arra
     log_p, log_q = as_arrays(log_p=log_p, log_q=log_q)
     stop = jax.lax.stop_gradient
     value = stop(_sampled_kl(log_p, log_q, estimator))
-    # Terms that are zero, and whose derivatives are those above.
+    # These terms are zero, and their derivatives are those above.
     score = stop(log_p - log_q) * (log_p - stop(log_p))
     return value + score - (log_q - stop(log_q))

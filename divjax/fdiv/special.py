@@ -1,4 +1,4 @@
-"""The special functions divergences are made of, each smooth where its textbook form cancels."""
+"""Special functions of the divergences, each smooth where its textbook form cancels."""
 
 import math
 from collections.abc import Callable
@@ -20,39 +20,39 @@ __all__ = [
     "remainder_root",
 ]
 
-# Terms of a power series about 0 that leave nothing of float64 for arguments up to 1.
+# Terms of a power series about 0 that suffice for float64 accuracy for arguments up to 1.
 _TERMS = 18
 _INVERSE_FACTORIALS = [1 / math.factorial(k + 2) for k in range(_TERMS)]
 
 
 def as_floats(*values: ArrayLike) -> tuple[Array, ...]:
-    """The values as floating-point arrays of their common dtype, which Python numbers follow."""
+    """The values as floating-point arrays of their common dtype, which Python numbers adopt."""
     dtype = jnp.result_type(float, *values)
     return tuple(jnp.asarray(value, dtype) for value in values)
 
 
 def times_exp(value: Array, x: Array) -> Array:
-    """`value · e^x`, which overflows (or underflows) only where the product does."""
+    """`value · e^x`, which overflows (or underflows) only if the product does."""
     half = jnp.exp(x / 2)
     return value * half * half
 
 
 def nan_where_nan(value: ArrayLike, *inputs: ArrayLike) -> Array:
-    """The value; nan where an input is nan, which comparisons in its branches do not show."""
+    """The value, nan where an input is nan: comparisons in its branches do not propagate it."""
     for x in inputs:
         value = jnp.where(jnp.isnan(x), jnp.nan, value)
     return jnp.asarray(value)
 
 
 def _along(*terms: tuple[Any, Callable[[], Array]]) -> Any:
-    """Σ tangent · slope() over the tangents that are not zero as a matter of structure."""
+    """Σ tangent · slope() over the tangents that are not symbolic zeros."""
     return sum(t * slope() for t, slope in terms if not isinstance(t, SymbolicZero))
 
 
 def _remainder_ratio(x: Array) -> Array:
-    """(e^x − 1 − x)/x², ½ at 0."""
-    # The closed form cancels near 0, where the series converges. Each gets a harmless argument
-    # where the other is used.
+    """The ratio (e^x − 1 − x)/x², ½ at 0."""
+    # The closed form cancels near 0, where the series converges. The unused one of the two gets a
+    # harmless argument.
     small = jnp.abs(x) < 1
     near, far = jnp.where(small, x, 0), jnp.where(small, 1, x)
     series = jnp.zeros_like(x)
@@ -91,7 +91,8 @@ def exp_remainder(x: ArrayLike) -> Array:
 @jax.custom_jvp
 def _expm1_over(u: Array, c: Array) -> Array:
     x = c * u
-    # Three ranges: x = 0, where the ratio is its limit; x so large that only the quotient may fit.
+    # Three ranges: x = 0, where the ratio is its limit, small x, and large x, for which only the
+    # quotient may be finite.
     large = x > 1
     near, far = jnp.where(large | (x == 0), 1, x), jnp.where(large, x, 1)
     quotient = times_exp(u / far * -jnp.expm1(-far), far)
@@ -116,7 +117,7 @@ _expm1_over.defjvp(_expm1_over_jvp, symbolic_zeros=True)
 
 
 def expm1_over(u: ArrayLike, c: ArrayLike) -> Array:
-    """(e^{cu} − 1)/c = ∫₀ᵘ e^{cs} ds, smooth in c with the limit u at c = 0; u may be infinite.
+    """(e^{cu} − 1)/c = ∫₀ᵘ e^{cs} ds, smooth in c with the limit u at c = 0, for u = ±∞ too.
 
     Example:
         >>> float(expm1_over(2.0, 0.0)), float(expm1_over(jnp.inf, -0.5))
@@ -133,7 +134,7 @@ def expm1_over(u: ArrayLike, c: ArrayLike) -> Array:
 @jax.custom_jvp
 def _log1p_over(t: Array, c: Array) -> Array:
     x = c * t
-    # For small x = ct as t log(1 + x)/x, whose limit at c = 0 is t.
+    # For small x = ct it is t log(1 + x)/x, whose limit at c = 0 is t.
     large = jnp.abs(x) > 1
     near = jnp.where(large | (x == 0), 1, x)
     ratio = jnp.where(x == 0, t, t * (jnp.log1p(near) / near))
@@ -152,7 +153,7 @@ _log1p_over.defjvp(_log1p_over_jvp, symbolic_zeros=True)
 
 
 def log1p_over(t: ArrayLike, c: ArrayLike) -> Array:
-    """log(1 + ct)/c, the inverse of `expm1_over` in its first argument; smooth at c = 0.
+    """log(1 + ct)/c, the inverse of `expm1_over` in its first argument, smooth at c = 0.
 
     Example:
         >>> float(log1p_over(3.0, 0.0)), float(log1p_over(3.0, 1.0))
@@ -164,8 +165,8 @@ def log1p_over(t: ArrayLike, c: ArrayLike) -> Array:
 def _power_remainder_value(u: Array, alpha: Array) -> Array:
     """u² exp[0, u, αu], the second divided difference of the exponential."""
     v = alpha * u
-    # The nodes 0, u, αu in order. Each formula is analytic across ties, so that selecting (where
-    # minima and maxima would average) keeps derivatives of all orders.
+    # The nodes 0, u, αu in order. Each formula is analytic across ties, so that selecting (unlike
+    # minima and maxima, which average) keeps derivatives of all orders.
     larger, smaller = jnp.where(v > u, v, u), jnp.where(v > u, u, v)
     high = jnp.where(larger > 0, larger, 0)
     middle = jnp.where(larger > 0, jnp.where(smaller > 0, smaller, 0), larger)
@@ -178,7 +179,8 @@ def _power_remainder_value(u: Array, alpha: Array) -> Array:
         power = power * y
         homogeneous = x * homogeneous + power
         series = series + homogeneous * _INVERSE_FACTORIALS[k]
-    # Nodes apart: the difference of two first divided differences over the spread, e^high outside.
+    # Nodes apart: the difference of two first divided differences over the spread, e^high factored
+    # out.
     high, middle, low = (
         jnp.where(narrow, n, node) for n, node in ((1, high), (0, middle), (0, low))
     )
@@ -198,7 +200,7 @@ def _power_remainder_jvp(primals, tangents):
     (u, alpha), (du, dalpha) = primals, tangents
 
     def along_u():
-        # (e^{αu} − e^u)/(α − 1), the larger exponential outside.
+        # (e^{αu} − e^u)/(α − 1), with the larger exponential factored out.
         v = alpha * u
         larger, gap = jnp.where(v > u, v, u), jnp.where(v > u, u - v, v - u)
         return times_exp(u * _expm1_over(jnp.ones_like(u), gap), larger)
@@ -215,8 +217,8 @@ _power_remainder.defjvp(_power_remainder_jvp, symbolic_zeros=True)
 def power_remainder(u: ArrayLike, alpha: ArrayLike) -> Array:
     """(r^α − 1 − α(r − 1))/(α(α − 1)) ≥ 0 at r = e^u, smooth in α through 0 and 1.
 
-    It is u² times the divided difference exp[0, u, αu]; r log r − r + 1 at α = 1, r − 1 − log r at
-    α = 0. Infinite u give the limits.
+    It is u² times the divided difference exp[0, u, αu], with the values r log r − r + 1 at α = 1
+    and r − 1 − log r at α = 0. Infinite u give the limits.
 
     Example:
         >>> float(power_remainder(1.0, 1.0)), float(power_remainder(-jnp.inf, 0.5))
@@ -243,13 +245,14 @@ def _log_mixture(x: Array, weight: Array) -> Array:
 
 def _log_mixture_jvp(primals, tangents):
     (x, weight), (dx, dweight) = primals, tangents
-    # Numerator and denominator by the larger of 1 and e^x; no |x|, whose kink has a derivative.
+    # Numerator and denominator divided by the larger of 1 and e^x, without |x|, whose kink has a
+    # derivative.
     positive = x > 0
     negative = jnp.where(positive, -x, x)
     decay, drift = jnp.exp(negative), jnp.expm1(negative)
     one, other = jnp.where(positive, 1, decay), jnp.where(positive, decay, 1)
     total = weight * one + (1 - weight) * other
-    # At a weight of 0 or 1, far away, the only term underflows: the ratio is then the weight.
+    # At a weight of 0 or 1, far from x = 0, the only term underflows: the ratio is then the weight.
     lost = total == 0
     safe = jnp.where(lost, jnp.finfo(x.dtype).tiny, total)
     along_x = lambda: jnp.where(lost, weight, weight * one / safe)
@@ -271,17 +274,18 @@ def log_mixture(x: ArrayLike, weight: ArrayLike) -> Array:
 
 
 def entropy_deficit(squared: ArrayLike) -> Array:
-    """The deficit log 2 − h((1 − x)/2) of binary entropy (nats) at x² = `squared`; smooth at 0.
+    """The deficit log 2 − h((1 − x)/2) of binary entropy (nats) at x² = `squared`, smooth at 0.
 
     Args:
-        squared: x² in [0, 1]; NaN for others.
+        squared: x² in [0, 1], with NaN outside.
 
     Example:
         >>> float(entropy_deficit(0.0)), float(entropy_deficit(1.0))
         (0.0, 0.6931)
     """
     (squared,) = as_floats(squared)
-    # The series Σ x^{2k}/(2k(2k − 1)) where the closed form cancels and its root has no derivative.
+    # The series Σ x^{2k}/(2k(2k − 1)) is used where the closed form cancels and its root has no
+    # derivative.
     small = (squared >= 0) & (squared < 1e-2)
     near = jnp.where(small, squared, 0)
     series = jnp.zeros_like(near)
@@ -303,15 +307,16 @@ def _check_branch(branch: int) -> None:
 def remainder_root(value: ArrayLike, branch: int) -> Array:
     """The root δ of e^δ − 1 − δ = value: δ ≤ 0 on branch 0, δ ≥ 0 on branch −1.
 
-    W_k(−e^{−(1 + value)}) = −e^δ, so that δ is what Lambert's function computes at a positive
-    `value`, without the cancellation that costs it half of its digits as `value` → 0.
+    W_k(−e^{−(1 + value)}) = −e^δ: this is Lambert's function at a positive `value`, without the
+    cancellation that costs it half of its digits as `value` → 0.
 
     Args:
-        value: v ≥ 0; NaN below.
+        value: v ≥ 0, with NaN below.
         branch: 0 or −1.
 
     Returns:
-        δ, by Newton's iteration; its derivative is the implicit one, 1/(e^δ − 1), infinite at 0.
+        The root δ, by Newton's iteration. Its derivative is the implicit one, 1/(e^δ − 1), infinite
+        at 0.
 
     Raises:
         ValueError: if the branch is neither 0 nor −1.
@@ -363,10 +368,10 @@ def lambert_w(z: ArrayLike, branch: int = 0) -> Array:
     """Lambert's W: the real root of w e^w = z, by Halley's iteration.
 
     Near the branch point −1/e, and on branch −1, the iteration runs on δ = log(−w) instead
-    (`remainder_root`), where the equation keeps its digits.
+    (`remainder_root`), for which the equation stays accurate.
 
     Args:
-        z: at least −1/e, and below 0 on branch −1; NaN elsewhere.
+        z: at least −1/e, and below 0 on branch −1, with NaN elsewhere.
         branch: 0 for w ≥ −1, −1 for w ≤ −1.
 
     Returns:
@@ -387,9 +392,9 @@ def lambert_w(z: ArrayLike, branch: int = 0) -> Array:
 
 
 def _log_gap(z: Array) -> Array:
-    """−1 − log(−z), zero at z = −1/e and exact around it; NaN outside of [−1/e, 0)."""
-    # 1/e as two numbers of the dtype, so that 1 + e·z has no cancellation of rounded terms. The
-    # second is added after the product, as compilers merge sums with two constants.
+    """The gap −1 − log(−z), zero at z = −1/e and exact around it, NaN outside of [−1/e, 0)."""
+    # 1/e is split into two numbers of the dtype, so that 1 + e·z has no cancellation of rounded
+    # terms. The second is added after the product, as compilers merge sums with two constants.
     head = jnp.asarray(math.exp(-1), z.dtype)
     tail = {4: -9.149756e-09, 8: -1.2428753672788363e-17}.get(z.dtype.itemsize, 0.0)
     above = (z + head) * math.e + tail * math.e
@@ -416,7 +421,8 @@ def _lambert_0(z: Array) -> Array:
     log = jnp.log1p(regular)
     start = log * (1 - jnp.log1p(log) / (2 + log))
     root = jax.lax.fori_loop(0, 5, halley, start)
-    # Near the branch point −1/e Halley's denominator vanishes. There δ = log(−w) is solved for.
+    # Near the branch point −1/e Halley's denominator vanishes, so the iteration solves for
+    # δ = log(−w).
     at_branch = -jnp.exp(_lower_root(_log_gap(jnp.where(near, z, -0.3))))
     return jnp.where(near, at_branch, jnp.where(jnp.isposinf(z), z, root))
 

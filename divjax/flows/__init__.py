@@ -1,8 +1,8 @@
 """Wasserstein gradient flows of one or several functionals, by interacting particles.
 
-Four nouns, none of which inherits from another: an *objective* (what should fall), a *velocity*
-(how the fall is estimated from particles), an *aggregator* (how several falls are weighed), and an
-optax *optimizer* (how the step is taken). `run` composes them.
+Four nouns, none of which inherits from another: an *objective* (the functional to decrease), a
+*velocity* (how its gradient flow is estimated from particles), an *aggregator* (the weights of
+several velocities), and an optax *optimizer* (how the step is taken). `run` composes them.
 """
 
 from divjax.core.simplex import effective_sample_size, min_norm_weights, project_simplex

@@ -1,7 +1,7 @@
 """Aggregators: how the K velocity fields of the objectives become one.
 
-All see the fields through their Gram matrix alone, in the Hilbert space L²(q) of the particles'
-distribution q = Σ_i a_i δ_{x_i}, so their cost beyond that matrix does not depend on n or d.
+All depend on the fields through their Gram matrix alone, in the Hilbert space L²(q) of the
+particles' distribution q = Σ_i a_i δ_{x_i}, so their cost beyond it is independent of n and d.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ _NEWTON_STEPS = 16
 
 
 def checked_fields(velocities: Any) -> Any:
-    """K fields at some particles, by `as_numbers`; raise `ValueError` unless they are."""
+    """K fields at some particles, by `as_numbers`; raise `ValueError` if they are invalid."""
     velocities = as_numbers("velocities", velocities)
     check_shape("velocities", velocities, "k", "n", "d")
     if 0 in velocities.shape:
@@ -49,11 +49,11 @@ def gram(velocities: Float[Array, "k n d"], weights: Float[Array, " n"]) -> Floa
         weights: a, the particles' weights, summing to one.
 
     Returns:
-        Q; wᵀQw is the squared norm of Σ_k w_k v_k.
+        Q. The squared norm of Σ_k w_k v_k is wᵀQw.
 
     Raises:
         ValueError: if the shapes do not fit, or known weights are negative, not finite, or do not
-            sum to one. Traced ones give NaN.
+            sum to one. Invalid traced weights give NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,10 +66,10 @@ def gram(velocities: Float[Array, "k n d"], weights: Float[Array, " n"]) -> Floa
 
 
 def unit_gram(velocities: Any, weights: Any) -> Float[Array, "k k"]:
-    """`gram` of the fields in units of the power of two at their size, whose squares keep in range.
+    """`gram` of the fields divided by the power of two at their size, whose squares stay in range.
 
-    For what a common factor of the fields does not change; the size is a constant to
-    differentiation.
+    For functions that are invariant to a common factor of the fields. Gradients are stopped at the
+    size.
     """
     (velocities,) = as_arrays(velocities=within_range(checked_fields(velocities)))
     weights = checked_masses(weights, velocities.shape[1], velocities.dtype)
@@ -86,27 +86,27 @@ def _products(
     velocities: Float[Array, "k n d"], weights: Float[Array, " n"]
 ) -> Float[Array, "k k"]:
     rows = drop_dead(weights, jnp.swapaxes(velocities, 0, 1))
-    # Q = Σ_i a_i V_iV_iᵀ with V_i "k d". Fields that nearly cancel lose their digits in TF32.
+    # Q = Σ_i a_i V_iV_iᵀ with V_i "k d". Fields that nearly cancel are inaccurate in TF32.
     weighted = rows * weights[:, None, None]
     return jnp.einsum("nkd,njd->kj", weighted, rows, precision="highest")
 
 
 class _Stateless:
-    """What aggregators that remember nothing share."""
+    """The `init` of aggregators without state."""
 
     def init(self, num_objectives: int) -> Any:
-        """Nothing is carried from step to step."""
+        """The empty state."""
         return ()
 
 
 @pytree
 class MinNorm(_Stateless):
-    """The shortest convex combination of the fields: no objective rises along it.
+    """The minimum-norm convex combination of the fields: no objective increases along it.
 
     w = argmin_{w in the simplex} ‖Σ_k w_k v_k‖². The combination v satisfies ⟨v, v_k⟩ ≥ ‖v‖² for
-    every k: where the v_k are the Wasserstein gradients, each objective falls along v to first
-    order, at a rate of at least ‖v‖², and v vanishes only where q is Pareto stationary. SVGD's
-    fields are gradients in the kernel's norm, not in this one of L²(q).
+    every k: if the v_k are the Wasserstein gradients, each objective decreases along v to first
+    order, at a rate of at least ‖v‖², and v vanishes only if q is Pareto stationary. SVGD's fields
+    are gradients in the kernel's norm, not in this one of L²(q).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -131,11 +131,11 @@ class MinNorm(_Stateless):
 
 @pytree
 class ProjectedStep:
-    """One projected gradient step a call towards the shortest combination, from the last weights.
+    """One projected gradient step per call, from the last weights towards the minimum norm.
 
-    w ← Π(w − β Qw), Π the projection on the simplex; Qw is the gradient of ½‖Σ_k w_k v_k‖². With
-    β < 2/λ_max(Q) and a Gram matrix Q that stands still it converges to `MinNorm`. The weights
-    begin uniform, and are those after the step.
+    w ← Π(w − β Qw), Π the projection on the simplex. Qw is the gradient of ½‖Σ_k w_k v_k‖². With
+    β < 2/λ_max(Q) and a constant Gram matrix Q it converges to `MinNorm`. The weights begin
+    uniform. A call returns those after its step.
 
     Attributes:
         step_size: β > 0, in units of one over a squared velocity.
@@ -187,15 +187,15 @@ class ProjectedStep:
 
 @pytree
 class FixedWeights(_Stateless):
-    """The same weights at every step: linear scalarisation, a flow of Σ_k w_k F_k.
+    """Constant weights: linear scalarisation, a flow of Σ_k w_k F_k.
 
     Attributes:
         weights: K non-negative numbers that sum to one, or None for 1/K each.
 
     Raises:
-        ValueError: in `init`, if `weights` are not one an objective, or, given as concrete numbers,
-            do not lie on the simplex. Traced ones that are negative or whose sum is off by more
-            than a hundredth are NaN.
+        ValueError: in `init`, if `weights` are not one per objective or are concrete numbers off
+            the simplex. Traced ones give NaN if negative or if their sum is off by more than a
+            hundredth.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -208,7 +208,7 @@ class FixedWeights(_Stateless):
     weights: ArrayLike | Sequence[float] | None = None
 
     def init(self, num_objectives: int) -> Any:
-        """Nothing is carried; the weights are checked."""
+        """The empty state; checks the weights."""
         if self.weights is None:
             return ()
         shape = jnp.asarray(self.weights).shape
@@ -226,7 +226,7 @@ class FixedWeights(_Stateless):
         weights: Float[Array, " n"],
         state: Any,
     ) -> tuple[Float[Array, " k"], Any]:
-        """The weights, whatever the fields."""
+        """The weights, independent of the fields."""
         (velocities,) = as_arrays(velocities=checked_fields(velocities))
         size = velocities.shape[0]
         if self.weights is None:
@@ -239,12 +239,12 @@ class FixedWeights(_Stateless):
 
 @pytree
 class PCGrad(_Stateless):
-    """Gradient surgery: every field loses what opposes another, then the mean is taken.
+    """Gradient surgery: projects away conflicting components of the fields, then averages them.
 
-    For each k, u starts as v_k and visits the other fields in random order; where ⟨u, v_j⟩ < 0 it
-    is projected off v_j: u ← u − (⟨u, v_j⟩ / ‖v_j‖²) v_j. The result is the mean of the K fields u:
-    uniform weights where no two fields conflict (the published sum, over K). Its coefficients are
-    non-negative, and sum to more than one where there is a conflict.
+    For each k, u starts as v_k and visits the other fields in random order; if ⟨u, v_j⟩ < 0 it is
+    projected off v_j: u ← u − (⟨u, v_j⟩ / ‖v_j‖²) v_j. The result is the mean of the K fields u
+    (the published sum, divided by K): uniform weights if no two fields conflict. Its coefficients
+    are non-negative, and sum to more than one if there is a conflict.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -269,7 +269,7 @@ class PCGrad(_Stateless):
 
 @jax.jit
 def _mean_of_projected(key: Key[Array, ""], products: Float[Array, "k k"]) -> Float[Array, " k"]:
-    """Each field's coefficient in the mean of the fields that have lost what opposes another."""
+    """Each field's coefficient in the mean of the projected fields."""
     # Projected fields stay in the span of the v_k, so K coefficients stand for each of them, and
     # all inner products are entries of Q "k k".
     size = products.shape[0]
@@ -282,11 +282,11 @@ def _mean_of_projected(key: Key[Array, ""], products: Float[Array, "k k"]) -> Fl
         # Row k holds the coefficients of the k-th projected field, which meets field other[k].
         inner = jnp.sum(coefficients * products[other], axis=1)
         conflicts = (inner < 0) & (other != own) & (norms[other] > 0)
-        # v_j is the original field, as in algorithm 1, not what its own projections left of it.
+        # v_j is the original field, as in algorithm 1, not its own projection.
         removed = jnp.where(conflicts, -inner / jnp.where(conflicts, norms[other], 1), 0)
         return coefficients.at[own, other].add(removed), None
 
-    # All K fields are projected at once, each off another one. They start as themselves.
+    # All K fields are projected at once, each off another one, from the identity.
     projected, _ = jax.lax.scan(visit, jnp.eye(size, dtype=products.dtype), orders.T)
     # Comparisons with NaN are False: an invalid Q would look like fields without conflicts.
     return nan_unless(jnp.isfinite(products).all(), projected.mean(axis=0))
@@ -298,14 +298,14 @@ class CAGrad(_Stateless):
 
     d = argmax_d min_k ⟨v_k, d⟩ subject to ‖d − v̄‖ ≤ c ‖v̄‖, v̄ the mean field. By duality
     d = v̄ + μ Σ_k w_k v_k with w on the simplex, so the coefficients are 1/K + μ w_k and sum to
-    1 + μ. For a given μ, d is the shortest convex combination of the fields v̄ + μ v_k; μ is then
-    found, by Newton's method in a bracket, such that ‖d − v̄‖ = c ‖v̄‖. c = 0 is the mean field,
+    1 + μ. For a given μ, d is the minimum-norm convex combination of the fields v̄ + μ v_k; then μ
+    is found, by Newton's method in a bracket, such that ‖d − v̄‖ = c ‖v̄‖. c = 0 is the mean field,
     and c → ∞ has the direction of `MinNorm`. The published code divides d by 1 + c²; here the step
     size is left to the optimizer.
 
     Attributes:
-        c: the radius around the mean field, relative to its length; c < 1 keeps the fixed points of
-            the mean field.
+        c: the radius around the mean field, relative to its length. With c < 1 the fixed points of
+            the mean field remain.
 
     Raises:
         ValueError: if `c` is a negative Python number.
@@ -338,20 +338,20 @@ class CAGrad(_Stateless):
         check_scalar(c=self.c)
         check_nonnegative_values(c=self.c)
         # The coefficients do not depend on a common factor of the fields, and `_multiplier` expects
-        # the longest to have length one. The factor is therefore a constant to differentiation.
+        # the longest to have length one. Gradients are therefore stopped at the factor.
         products = unit_gram(velocities, weights)
         size = products.shape[0]
         largest = jnp.max(jnp.diagonal(products))
         products = products / jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
         c = jnp.asarray(self.c, products.dtype)
-        # d = Σ_k (1/K + μ w_k) v_k. A NaN of a traced c that is negative passes through μ.
+        # d = Σ_k (1/K + μ w_k) v_k. The NaN of a negative traced c propagates through μ.
         mu = _multiplier(products, nan_unless(c >= 0, c))
         coefficients = 1 / size + mu * _shortest_shifted(products, mu)
         return nan_unless(jnp.isfinite(products).all(), coefficients), state
 
 
 def _shortest_shifted(products: Float[Array, "k k"], mu: Float[Array, ""]) -> Float[Array, " k"]:
-    """The weights of the shortest convex combination of v̄ + μ v_k."""
+    """The weights of the minimum-norm convex combination of v̄ + μ v_k."""
     # ⟨v̄ + μv_k, v̄ + μv_j⟩ = μ²Q_kj + μ(⟨v̄,v_k⟩ + ⟨v̄,v_j⟩) + ‖v̄‖², and ⟨v̄,v_k⟩ is a row mean
     # of Q.
     to_mean = products.mean(axis=1)
@@ -363,7 +363,7 @@ def _shortest_shifted(products: Float[Array, "k k"], mu: Float[Array, ""]) -> Fl
 def _multiplier(products: Float[Array, "k k"], c: Float[Array, ""]) -> Float[Array, ""]:
     """The μ of `CAGrad`, for fields of which the longest has length one.
 
-    ‖d − v̄‖ increases with μ. No combination is longer than one, so μ is at least c‖v̄‖. Where the
+    ‖d − v̄‖ increases with μ. No combination is longer than one, so μ is at least c‖v̄‖. If the
     combination vanishes so fast that d stays inside the ball for every μ, it is the largest that
     rounding allows.
     """
@@ -372,11 +372,11 @@ def _multiplier(products: Float[Array, "k k"], c: Float[Array, ""]) -> Float[Arr
         # ‖d − v̄‖ − c‖v̄‖, with ‖d − v̄‖ = μ‖Σ_k w_k v_k‖ and ‖v̄‖² the mean of Q.
         w = _shortest_shifted(products, mu)
         squared = jnp.sum(w * jnp.matmul(products, w, precision="highest"))
-        # Rounding may leave a vanishing combination a negative square.
+        # Rounding may make the square of a vanishing combination negative.
         length = safe_sqrt(jnp.maximum(squared, 0))
         return mu * length - c * safe_sqrt(jnp.maximum(products.mean(), 0))
 
-    # The root is found without being differentiated; one Newton step at it then carries the
+    # The root is found without being differentiated. One Newton step at it then carries the
     # derivative of the implicit function.
     fixed, fixed_c = jax.lax.stop_gradient((products, c))
     # From a combination of length one to one of length √ε, whose square wᵀQw is rounding.
@@ -385,12 +385,12 @@ def _multiplier(products: Float[Array, "k k"], c: Float[Array, ""]) -> Float[Arr
 
     def narrow(bracket: tuple[Array, Array, Array, Array], _: None):
         low, high, mu = bracket[:3]
-        # The end on the root's other side stays, so the bracket holds the root whatever Newton
-        # does.
+        # The end on the root's other side stays, so the bracket contains the root even if Newton's
+        # step is poor.
         value, slope = jax.jvp(lambda mu: excess(mu, fixed, fixed_c), (mu,), (jnp.ones_like(mu),))
         low, high = jnp.where(value <= 0, mu, low), jnp.where(value <= 0, high, mu)
         newton = mu - value / jnp.where(slope > 0, slope, 1)
-        # Newton's step where it stays inside. Otherwise bisection on a logarithmic scale, as the
+        # Newton's step if it stays inside. Otherwise bisection on a logarithmic scale, as the
         # bracket spans orders of magnitude.
         inside = (slope > 0) & (newton > low) & (newton < high)
         return (low, high, jnp.where(inside, newton, jnp.sqrt(low * high)), slope), None

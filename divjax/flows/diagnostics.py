@@ -1,4 +1,4 @@
-"""How far a flow has come: the combined velocity, Stein discrepancy, spread, hypervolume."""
+"""Progress of a flow: norm of the combined velocity, Stein discrepancy, spread, hypervolume."""
 
 import dataclasses
 from collections.abc import Callable
@@ -67,12 +67,12 @@ def squared_norm(
 
     Args:
         velocities: the K fields, such as `flows.fields(...).velocities`.
-        objective_weights: w.
+        objective_weights: w, one per field.
         weights: the particles' masses a, summing to one; equal by default.
 
     Raises:
         ValueError: if the shapes do not fit, an array does not hold real numbers, or known masses
-            are none. Traced ones give NaN.
+            are invalid. Invalid traced ones give NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -85,7 +85,7 @@ def squared_norm(
     )
     check_shape("objective_weights", objective_weights, velocities.shape[0])
     weights = _masses(weights, velocities, 1)
-    # Near Pareto stationarity the fields cancel, and their sum must keep its digits.
+    # Near Pareto stationarity the fields cancel, and their sum must stay accurate.
     combined = jnp.tensordot(objective_weights, velocities, 1, precision="highest")
     return weighted_sum(weights, jnp.sum(combined**2, axis=1))
 
@@ -93,10 +93,10 @@ def squared_norm(
 def pareto_residual(
     velocities: Float[Array, "k n d"], weights: Float[Array, " n"] | None = None
 ) -> Float[Array, ""]:
-    """Min over the simplex of Σ_i a_i ‖Σ_k w_k v_k(x_i)‖²: zero just at Pareto stationarity.
+    """Min over the simplex of Σ_i a_i ‖Σ_k w_k v_k(x_i)‖²: zero exactly at Pareto stationarity.
 
-    Whatever weights a flow used, this is what the best ones would have left. The fields are what
-    `flows.fields(...).velocities` gives.
+    The squared norm under the best weights, independent of those that a flow used. The fields are
+    `flows.fields(...).velocities`.
 
     Raises:
         ValueError: as `squared_norm`.
@@ -110,7 +110,7 @@ def pareto_residual(
     velocities = checked_fields(velocities)
     n = velocities.shape[1]
     masses: Any = np.full(n, 1 / n) if weights is None else weights
-    # From the fields rather than from wᵀQw, whose digits cancel where the residual is small.
+    # From the fields rather than from wᵀQw, which suffers cancellation if the residual is small.
     return squared_norm(velocities, min_norm_weights(unit_gram(velocities, masses)), masses)
 
 
@@ -127,14 +127,14 @@ def kernel_stein_discrepancy(
 
         u(x, y) = k s(x)·s(y) + ψ (x − y)·[s(y) − s(x)] + Σ_l ∂²k/∂x_l∂y_l.
 
-    Needs π up to a constant only. As it stands, the V-statistic, it is exact for the empirical
-    measure, hence never negative up to rounding, and biased upwards by O(1/n) as an estimate for
-    the distribution the particles are drawn from. Without the terms i = j, divided by 1 − Σ_i a_i²,
-    it is unbiased for independent particles, the U-statistic, and may be negative. O(n²) memory.
+    Needs π up to a constant only. The default V-statistic is exact for the empirical measure, hence
+    never negative up to rounding, and biased upwards by O(1/n) as an estimate for the distribution
+    that the particles are drawn from. Without the terms i = j, divided by 1 − Σ_i a_i², it is the
+    U-statistic, unbiased for independent particles and possibly negative. O(n²) memory.
 
     Args:
-        particles: samples. The kernel sees their differences, those of NumPy's float64 before JAX
-            rounds them; the scores s are those at the rounded points.
+        particles: samples. Kernel values use their differences, in float64 for NumPy's float64
+            before JAX rounds them. The scores s are evaluated at the rounded points.
         log_prob: takes one particle and returns log π up to a constant.
         kernel: `Gaussian` or `InverseMultiquadric`; a bandwidth rule is evaluated at the particles.
         weights: the particles' masses, summing to one; equal by default.
@@ -144,9 +144,9 @@ def kernel_stein_discrepancy(
         KSD², not its root.
 
     Raises:
-        ValueError: if `particles` is no matrix, `log_prob` no scalar, the kernel one without the
-            mixed second derivative at coincident points, a single particle is to be unbiased, or
-            known masses are none. Traced ones give NaN.
+        ValueError: if `particles` is not a matrix, `log_prob` not a scalar, the kernel has no mixed
+            second derivative at coincident points, `debias` is set for a single particle, or known
+            masses are invalid. Invalid traced ones give NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -160,7 +160,7 @@ def kernel_stein_discrepancy(
         Liu, Lee, Jordan 2016; Chwialkowski, Strathmann, Gretton 2016; Gorham, Mackey 2017, for the
         inverse multiquadric kernel.
     """
-    # Centered rows keep the digits of distances. Scores need the points themselves.
+    # Centered rows keep distances accurate. Scores need the points themselves.
     _, x = centered_samples({"particles": weights}, particles=particles)
     (particles,) = as_samples(particles=particles)
     check_scalar_output("log_prob", log_prob, particles[0])
@@ -172,22 +172,22 @@ def kernel_stein_discrepancy(
     if debias and particles.shape[0] == 1:
         raise ValueError("particles must be at least two to be unbiased; got 1.")
     weights = _masses(weights, particles)
-    # Particles without weight may hold anything: others stand in for them, at weight zero.
+    # Particles of weight zero may hold any value: others replace them, at weight zero.
     x, particles = living_rows(x, weights), living_rows(particles, weights)
     kernel, _ = kernel.resolve(x, kernel.init(x))
     # s "n d", and the n × n matrices ‖x_i − x_j‖², k and ψ.
     scores = jax.vmap(jax.grad(log_prob))(particles)
     squared = squared_distances(x)
     value, slope = kernel.radial(squared)
-    # The middle term by products is n × n rather than n × n × d. Products cancel beside an offset,
-    # hence centered rows.
+    # The middle term by products is n × n rather than n × n × d. With an offset products suffer
+    # cancellation, hence centered rows.
     centered = x - common_center(x)
     along = jnp.sum(centered * scores, axis=1)
     cross = matmul(centered, scores.T)  # x_i · s_j
     turn = cross + cross.T - along[:, None] - along  # (x_i − x_j)·(s_j − s_i)
     products = matmul(scores, scores.T)
     stein = value * products + slope * turn + kernel.stein_trace(squared, scores.shape[1])
-    # For the U-statistic Σ_{i≠j} a_i a_j = 1 − Σ_i a_i² is what the remaining masses sum to.
+    # For the U-statistic the remaining masses sum to Σ_{i≠j} a_i a_j = 1 − Σ_i a_i².
     masses = weights[:, None] * weights
     if debias:
         masses = jnp.fill_diagonal(masses, 0, inplace=False)
@@ -198,22 +198,22 @@ def kernel_stein_discrepancy(
 def distinct_particles(
     particles: Float[Array, "n d"], weights: Float[Array, " n"] | None = None
 ) -> Int[Array, ""]:
-    """How many particles are left when those that coincide count once.
+    """The number of distinct particles: those that coincide count once.
 
     Particles coincide if all their coordinates agree up to rounding, a few units in the last place
-    of the particles' size; they move together for ever under every velocity but `Langevin`. O(n²)
-    time for each feature, blockwise memory.
+    of the particles' size. Under every velocity except `Langevin` they then stay together.
+    O(n²) time for each feature, blockwise memory.
 
     Args:
         particles: the particles.
-        weights: their masses, summing to one; particles of mass zero do not count. All count by
+        weights: their masses, summing to one. Particles of mass zero do not count. All count by
             default.
 
     Returns:
-        The count; −1, as an integer cannot be NaN, for traced masses that are none.
+        The count, or −1 for invalid traced masses, as an integer cannot be NaN.
 
     Raises:
-        ValueError: if `particles` is no matrix of numbers, or known masses are none.
+        ValueError: if `particles` is not a matrix of numbers, or known masses are invalid.
 
     Example:
         >>> import jax.numpy as jnp
@@ -222,7 +222,7 @@ def distinct_particles(
     """
     _, particles = centered_samples({"particles": weights}, particles=particles)
     masses = _masses(weights, particles)
-    # Masses that the particles' dtype rounds to zero count.
+    # Masses that round to zero in the particles' dtype count.
     alive = masses > 0 if weights is None else jnp.asarray(as_numbers("weights", weights) > 0)
     return _num_distinct(particles, alive, ~jnp.isnan(masses).any())
 
@@ -232,17 +232,17 @@ def _num_distinct(
     particles: Float[Array, "n d"], alive: Bool[Array, " n"], known: Bool[Array, ""]
 ) -> Int[Array, ""]:
     n, d = particles.shape
-    # Dead particles may hold NaN, which must reach neither the tolerance nor a comparison.
+    # Zero-weight particles may hold NaN, which must not reach the tolerance or a comparison.
     x = living_rows(particles, alive.astype(particles.dtype))
     index = jnp.arange(n)
     tolerance = coincidence_distance(x, float(jnp.finfo(x.dtype).eps))
 
     def coincides_with_earlier(rows: Float[Array, "b d"], row: Int[Array, " b"]) -> Array:
-        # One feature at a time: a block of pairs is held, never times d.
+        # One feature at a time: memory for a block of pairs, not times d.
         def agree(feature: Array, so_far: Array) -> Array:
             return so_far & (jnp.abs(rows[:, feature, None] - x[:, feature]) <= tolerance)
 
-        # Of each group that coincides, only the living particle of least index is no repetition.
+        # Of each coincident group, only the weighted particle of least index is not a repetition.
         earlier = (index < row[:, None]) & alive
         return jnp.any(jax.lax.fori_loop(0, d, agree, earlier), axis=1)
 
@@ -257,8 +257,8 @@ def relative_spread(
 ) -> Float[Array, ""]:
     """The particles' standard deviation relative to the target's, √(tr Cov(q) / tr Cov(p)).
 
-    Below one where particles collapse, as SVGD's do in many dimensions and MMD's without noise.
-    NaN where JAX's particles have too few digits to tell the samples apart.
+    Below one if particles collapse, as SVGD's do in many dimensions and MMD's without noise. NaN if
+    the particles' precision in JAX is too low to distinguish the samples.
 
     Args:
         particles: the particles. NumPy's float64 is centered in float64, as are the samples.
@@ -267,7 +267,7 @@ def relative_spread(
 
     Raises:
         ValueError: if samples and particles differ in their number of features, or known masses
-            are none. Traced ones give NaN.
+            are invalid. Invalid traced ones give NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -276,7 +276,7 @@ def relative_spread(
     """
     rows = _spread_rows(particles, samples, weights)
     weights = _masses(weights, rows.x)
-    # Squares of coordinates far from zero would cancel in a variance: each side's center leaves
+    # Squares of coordinates far from zero would cancel in a variance, so each side is centered
     # first.
     x = drop_dead(weights, rows.x - common_center(rows.x, weights > 0))
     y = rows.y - common_center(rows.y)
@@ -284,15 +284,15 @@ def relative_spread(
     largest = jnp.max(jnp.abs(y))
     unit = jnp.where(largest == 0, 1, largest)
     x, y = x / unit, y / unit
-    # The center that left is not weighted, so the weighted mean is not zero yet.
+    # The subtracted center is not weighted, so the weighted mean is not zero yet.
     variance = weighted_sum(weights, jnp.sum((x - weighted_sum(weights, x)) ** 2, axis=1))
     return flagged_value(jnp.sqrt(variance / jnp.mean(jnp.sum(y**2, axis=1))), rows)
 
 
 def _spread_rows(particles: Any, samples: Any, weights: Any) -> TargetRows:
-    """Particles and samples as rows, those that NumPy holds about centers of their own."""
+    """Particles and samples as rows, NumPy's about centers of their own."""
     tables = as_table("particles", particles), as_table("samples", samples)
-    # Only a matrix of particles with more digits than JAX holds gains from centers of their own.
+    # Only a matrix of particles of higher precision than JAX's gains from centers of its own.
     if not all(hasattr(table, "shape") and jnp.ndim(table) == 2 for table in tables):
         return target_rows(tables[1], as_particles(tables[0]))
     if not loses_digits(tables[0]):
@@ -306,7 +306,7 @@ def _spread_rows(particles: Any, samples: Any, weights: Any) -> TargetRows:
 
 
 class ParticleDiagnostics(NamedTuple):
-    """What `Diagnostics` saw; None for what it was not asked for.
+    """The values that `Diagnostics` records, None for those not asked for.
 
     Attributes:
         distinct: `distinct_particles`.
@@ -323,14 +323,14 @@ class ParticleDiagnostics(NamedTuple):
 
 @pytree
 class Diagnostics:
-    """What to record along a flow beside its history: `flows.run(..., observe=Diagnostics(...))`.
+    """The statistics to record along a flow: `flows.run(..., observe=Diagnostics(...))`.
 
     Attributes:
         samples: draws from a target, for `relative_spread`; not recorded if None.
         log_prob: a target's log-density up to a constant, of one particle, for
             `kernel_stein_discrepancy`; not recorded if None.
-        kernel: of the Stein discrepancy. A bandwidth rule is evaluated at each step's particles:
-            give a number to compare steps.
+        kernel: the kernel of the Stein discrepancy. A bandwidth rule is evaluated at each step's
+            particles; give a number to compare steps.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -377,8 +377,8 @@ def hypervolume(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> F
     O(n^(K−1) log n) time. Points that do not dominate the reference add nothing.
 
     Args:
-        points: objective values, a row a point.
-        reference: what is dominated by everything of interest.
+        points: objective values, one row per point.
+        reference: a point that all points of interest dominate.
 
     Raises:
         ValueError: if there are no points, K is 0 or above 4, or the shapes do not fit.
@@ -400,7 +400,7 @@ def hypervolume(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> F
     if not 1 <= points.shape[1] <= 4:
         raise ValueError(f"points must have 1 to 4 objectives; got {points.shape[1]}.")
     # A volume is invariant to translations, and a point moved to the reference's level in one
-    # coordinate spans none.
+    # coordinate dominates zero volume.
     points, reference = without_offset(points=points, reference=reference)
     points, reference = as_arrays(points=points, reference=reference)
     return _dominated(jnp.minimum(points, reference), reference)
@@ -418,8 +418,8 @@ def _dominated(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> Fl
     index = jnp.arange(points.shape[0])
 
     def slice_volume(last: Array) -> Float[Array, ""]:
-        # Points above the slice are moved to the reference, where they span no volume: shapes stay
-        # static.
+        # Points above the slice are moved to the reference, where they dominate zero volume, so
+        # that shapes stay static.
         present = jnp.where((index <= last)[:, None], points[:, :-1], reference[:-1])
         return _dominated(present, reference[:-1])
 

@@ -1,4 +1,4 @@
-"""Dynamics beside optax: accelerated flows with restart, and particles that carry mass."""
+"""Dynamics in addition to optax: accelerated flows with restart, and particles that carry mass."""
 
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ __all__ = ["AcceleratedState", "ParticleWeights", "accelerated"]
 
 
 class AcceleratedState(NamedTuple):
-    """The momentum, the number of steps since it last restarted, and of all steps."""
+    """The momentum, the number of steps since its last restart, and the total number of steps."""
 
     momentum: optax.Updates
     since_restart: Int[Array, ""]
@@ -39,9 +39,9 @@ def accelerated(
 
         v ← γ_n v − √η g(x),   x ← x + √η v,
 
-    where the factor γ_n is (n−1)/(n+2), or (1−√(βη))/(1+√(βη)). The gradient is taken where the
-    particles are, as in the heavy-ball method, with Nesterov's factors. In a flow g = −Σ_k w_k v_k,
-    so momentum acts on the combined velocity.
+    where the factor γ_n is (n−1)/(n+2), or (1−√(βη))/(1+√(βη)). The gradient is taken at the
+    particles, as in the heavy-ball method, with Nesterov's factors. In a flow g = −Σ_k w_k v_k, so
+    momentum acts on the combined velocity.
 
     Two things differ from the published scheme. The position moves with the *new* momentum: moving
     it with the old one, as published, is explicit Euler's method on an oscillator, which adds
@@ -52,14 +52,14 @@ def accelerated(
     Args:
         step_size: η > 0, or an optax schedule of it.
         strong_convexity: β > 0, or None for the friction 3/t.
-        restart: whether momentum that points uphill is dropped.
+        restart: whether momentum that points uphill is reset.
 
     Returns:
-        An optax transformation, usable wherever one is.
+        An optax transformation.
 
     Raises:
         ValueError: if `step_size` or `strong_convexity` is a number or an array that is not
-            positive. A traced one makes the step NaN.
+            positive. A traced one then makes the step NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -190,12 +190,12 @@ class ParticleWeights:
         (x,) = as_samples(x=x)
         weights = checked_masses(weights, x.shape[0], x.dtype)
         check_shape("potential", potential, x.shape[0])
-        # Bandwidth rules do not weigh rows, so living particles stand in for the dead ones.
+        # Bandwidth rules ignore weights, so weighted particles replace the zero-weight ones.
         kernel, state = self.kernel.resolve(living_rows(x, weights), state)
-        # ρ(x_i) = Σ_j a_j k(x_i, x_j), without the gradient sums, of which zero columns are asked.
+        # ρ(x_i) = Σ_j a_j k(x_i, x_j). With zero columns the gradient sums cost nothing.
         mass = weights[:, None]
         density, _ = kernel_sums(kernel, x, None, mass, mass[:, :0])
-        # A massless particle stays massless; far from all others it has density 0 as well.
+        # A zero-weight particle stays so. Far from all others it has density 0 as well.
         alive = weights != 0
         log_of_alive = lambda values: jnp.log(jnp.where(alive, values, 1))
         variation = drop_dead(weights, potential) + entropy * log_of_alive(density[:, 0])

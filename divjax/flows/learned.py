@@ -35,26 +35,25 @@ class FDivergence:
     """The f-divergence F(q) = D_f(p‖q) = E_q[f(p/q)] to samples of p, with no entropy.
 
     Its first variation is f(r) − r f'(r) at r = p/q, whose gradient is −h(r) ∇log r with
-    h(r) = r² f''(r). A network learns log r by telling samples from particles and is refined at
-    every step. With `ReverseKL` F is KL(q‖p), the functional that `KL` descends for a known
+    h(r) = r² f''(r). A network learns log r by classifying samples against particles and is refined
+    at every step. With `ReverseKL` F is KL(q‖p), the functional that `KL` descends for a known
     density: the particles then follow ∇log p − ∇log q, and no other velocity has to supply an
     entropy.
 
-    The particles are few and a network can tell them apart. Both sides are therefore seen with
-    noise, z + σξ, which leaves the minimiser q = p where it is. The recorded value is the plug-in
-    divergence at the particles, from the network that was fitted to them: biased upwards by the
-    fit, downwards by the noise.
+    The particles are few, so a network can overfit them. Noise is therefore added to both sides,
+    z + σξ, which keeps the minimiser q = p. The recorded value is the plug-in divergence at the
+    particles, from the network fitted to them: biased upwards by the fit, downwards by the noise.
 
     Attributes:
         samples: draws from p, of shape (m, d) (an array, a list or a frame of numbers), or a pytree
-            like the particles. NumPy's float64 is centered in float64; where the particles' dtype
-            cannot tell the samples apart, the value is NaN.
+            like the particles. NumPy's float64 is centered in float64. If the particles' dtype
+            cannot distinguish the samples, the value is NaN.
         generator: a generator of `divjax.fdiv`.
-        ratio: the network, its learning rate, weight decay and batch size: each step takes all
+        ratio: the network, its learning rate, weight decay and batch size. Each step takes all
             particles and half a batch of samples. Its numbers of steps and checks and its start are
             not used.
         noise: σ ≥ 0, in units of the features' standard deviations.
-        num_fit_steps: steps of AdamW for a step of the flow.
+        num_fit_steps: steps of AdamW per step of the flow.
         num_init_steps: steps of AdamW before the first.
 
     Raises:
@@ -95,8 +94,8 @@ class FDivergence:
         rows = target_rows(self.samples, particles)
         check_full_precision("particles", rows.x)
         init_key, fit_key = jax.random.split(key)
-        # Each side has half of the mass in the moments, however many rows it has. They stay fixed
-        # along the flow: the carried network expects its inputs where they were.
+        # Each side has half of the mass in the moments, independent of its number of rows. They
+        # stay fixed along the flow, as the carried network expects inputs standardised by them.
         x, y = jax.lax.stop_gradient((rows.x, rows.y))
         halves = [jnp.full(rows.shape[0], 0.5 / rows.shape[0], x.dtype) for rows in (x, y)]
         mean, scale = mean_and_scale(jnp.concatenate([x, y]), jnp.concatenate(halves))
@@ -116,11 +115,11 @@ class FDivergence:
         x, y = drop_dead(weights, rows.x), rows.y
         # Refined before it is used: the particles have moved since the last fit.
         state = self._refine(key, x, y, weights, state, self.num_fit_steps)
-        # Derivatives are those at a fixed network.
+        # Derivatives are taken at a fixed network.
         state = jax.lax.stop_gradient(state)
 
-        # δF/δq = f(r) − r f'(r). Each row's potential depends on that row alone, so that the
-        # pull-back of ones holds all rows' gradients.
+        # δF/δq = f(r) − r f'(r). Each row's potential depends on that row alone, so the pull-back
+        # of ones holds all rows' gradients.
         def potential(x):
             return self.generator.dual_under_q(self._log_ratio(state, x))
 
@@ -128,7 +127,7 @@ class FDivergence:
         (gradient,) = pullback(jnp.ones_like(value))
         # The plug-in divergence takes log ratios of both sides, each with weights that sum to one.
         uniform = jnp.full(y.shape[0], 1 / y.shape[0], x.dtype)
-        # Far away the ratio of a dead particle overflows, which zero times would not take out.
+        # Far away the ratio of a zero-weight particle overflows, and zero times infinity is NaN.
         of_x = jnp.where(weights == 0, 0, self._log_ratio(state, x))
         log_ratios = self._log_ratio(state, y), of_x
         divergence = self.generator.plug_in(*log_ratios, uniform, weights).value
@@ -146,7 +145,7 @@ class FDivergence:
         check_scalar(noise=self.noise)
         if num_steps == 0:
             return state
-        # `fit` raises if it is differentiated. To the network the particles are data.
+        # `fit` raises if it is differentiated, so gradients are stopped at the particles.
         x, y, weights = jax.lax.stop_gradient((x, y, weights))
         z_x, z_y = ((rows - state.mean) / state.scale for rows in (x, y))
         # The samples' share of a batch. The loss gives both sides equal mass, whatever their sizes.
@@ -159,7 +158,7 @@ class FDivergence:
             index_key, key_x, key_y = jax.random.split(key, 3)
             # With replacement: distinct rows would take a permutation of all samples at every step.
             index = jax.random.choice(index_key, z_y.shape[0], (half,), replace=True)
-            # Fresh noise at every step keeps the network from telling single particles apart.
+            # Fresh noise at every step keeps the network from overfitting single particles.
             noisy_x = z_x + noise * jax.random.normal(key_x, z_x.shape, x.dtype)
             noise_y = jax.random.normal(key_y, (half, z_y.shape[1]), x.dtype)
             rows = jnp.concatenate([z_y[index] + noise * noise_y, noisy_x])

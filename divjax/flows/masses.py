@@ -1,4 +1,4 @@
-"""Weighted particles, of which those without weight may hold anything."""
+"""Weighted particles, of which those of weight zero may hold any value."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ from divjax.core.simplex import are_weights
 
 __all__ = ["checked_masses", "checked_step", "drop_dead", "masses_of", "weighted_sum"]
 
-# How far the sum of masses may be from one, beside the roundings of half precision: in units of
-# the dtype's epsilon, and the gaps between its smallest numbers.
+# Tolerance on the sum of masses, in addition to the roundings of half precision: in units of the
+# dtype's epsilon, and the gaps between its smallest numbers.
 _SUM_TOLERANCE = 1e-3
 _SUM_ULPS = 4
 
 
 def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
-    """The masses of n particles in their dtype; NaN where they are traced and no masses.
+    """The masses of n particles in their dtype; NaN if they are traced and invalid.
 
     Raises:
         ValueError: for another shape, and for known weights that are negative, not finite, or do
@@ -48,7 +48,7 @@ def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
 
 
 def _rounding_of_sum(n: int, dtype: Any) -> float:
-    """How far from one a sum of n masses may be that were rounded to the dtype."""
+    """Bound on the rounding error of a sum of n masses stored in the dtype."""
     # Relative roundings do not grow with n, but absolute ones do: below the normal numbers each
     # mass may be off by a gap.
     held = jnp.finfo(dtype)
@@ -65,11 +65,11 @@ def masses_of(particles: PyTree[Array], weights: Any) -> Float[Array, " n"]:
 def checked_step(
     x: Any, weights: Any, gradients: Any
 ) -> tuple[Float[Array, "n p"], Float[Array, " n"], Float[Array, "k n d"]]:
-    """What a velocity is called with: features, masses and gradients as floating-point arrays.
+    """The arguments of a velocity: features, masses and gradients as floating-point arrays.
 
     Raises:
-        ValueError: if the features are no matrix of numbers, the gradients none at these particles,
-            or as `checked_masses`.
+        ValueError: if the features are not a matrix of numbers, the gradients do not fit these
+            particles, or as `checked_masses`.
     """
     (x,) = as_samples(x=x)
     check_shape("gradients", gradients, "k", x.shape[0], "d")
@@ -81,7 +81,7 @@ def checked_step(
 
 
 def drop_dead(weights: Float[Array, " n"], rows: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-    """The rows, with zeros for what is not finite in rows of weight zero.
+    """The rows, with non-finite entries of zero-weight rows replaced by zero.
 
     Sums weighted by `weights` then never multiply 0 by infinity, while their derivatives in the
     weights stay those of the rows, also at weight zero.
@@ -96,5 +96,5 @@ def drop_dead(weights: Float[Array, " n"], rows: Float[Array, "n ..."]) -> Float
 
 
 def weighted_sum(weights: Float[Array, " n"], values: Float[Array, "n ..."]) -> Float[Array, "..."]:
-    """Σ_i a_i values_i; values without weight do not count, whatever they are."""
+    """Σ_i a_i values_i; values of weight zero do not count, even if they are not finite."""
     return matmul(weights, drop_dead(weights, values))

@@ -40,27 +40,27 @@ class NeuralScore:
     """The score of q from a critic against the Gaussian of the same mean and covariance.
 
     With r = N(m, C) fitted to the particles, log q = T + log r + const for the critic T that
-    attains the Donsker–Varadhan dual KL(q‖r) = max_T E_q[T] − log E_r[e^T]; hence
+    attains the Donsker–Varadhan dual KL(q‖r) = max_T E_q[T] − log E_r[e^T]. Hence
 
         v_k = −g_k − τ_k ∇log q,   ∇log q = ∇T − C⁻¹(x − m).
 
-    The network sees whitened particles z = L⁻¹(x − m), C = LLᵀ, and its output starts at zero, so
-    the estimate is exact for Gaussian q before any training. One fit a step serves all K
-    objectives; parameters and optimizer state are carried to the next step.
+    The network takes whitened particles z = L⁻¹(x − m), C = LLᵀ, and its output starts at zero, so
+    the estimate is exact for Gaussian q before any training. One fit per step serves all K
+    objectives. Parameters and optimizer state are carried to the next step.
 
-    The particles are few and a critic can tell them apart: without noise its score tends to that of
-    a sum of point masses. Each fit therefore sees z + σξ, and estimates the score of the smoothed
+    The particles are few, so a critic can overfit them: without noise its score tends to that of a
+    sum of point masses. Each fit therefore uses z + σξ, and estimates the score of the smoothed
     distribution: at stationarity a Gaussian's variance is the target's divided by 1 + σ².
 
     Attributes:
-        loss: "dual", the above; "sliced", sliced score matching of s = ∇T − z, with fresh
+        loss: "dual", the dual above; "sliced", sliced score matching of s = ∇T − z, with fresh
             directions each step; "denoising", the regression of s(z + σξ) on −ξ/σ. All learn T.
         noise: σ > 0, in units of the particles' standard deviation.
-        learning_rate: Adam's.
+        learning_rate: Adam's learning rate.
         hidden: widths of the default network.
         network: `(in_features, rngs) -> nnx.Module`, from a batch "b d" to "b 1"; by default an
             MLP.
-        num_fit_steps: steps of Adam for a step of the flow.
+        num_fit_steps: steps of Adam per step of the flow.
         num_init_steps: steps of Adam before the first.
 
     Raises:
@@ -147,7 +147,7 @@ class NeuralScore:
     def _fit(self, key, z, weights, state, num_steps: int) -> _State:
         if num_steps == 0:
             return state
-        # `fit` raises if it is differentiated. To the critic the particles are data.
+        # `fit` raises if it is differentiated, so gradients are stopped at the particles.
         z, weights = jax.lax.stop_gradient((z, weights))
         sigma = jnp.asarray(self.noise, z.dtype)
         sigma = nan_unless(sigma > 0, sigma)
@@ -159,7 +159,7 @@ class NeuralScore:
             noise = jax.random.normal(noise_key, z.shape, z.dtype)
             noisy = z + sigma * noise
             extra = jax.random.normal(extra_key, z.shape, z.dtype)
-            # log E_r[e^T] − E_q[T], with as many draws from r = N(0, I) as there are particles.
+            # log E_r[e^T] − E_q[T], with n draws from r = N(0, I), one per particle.
             if self.loss == "dual":
                 normalizer = jax.nn.logsumexp(self._critic(params, extra)) - jnp.log(z.shape[0])
                 return normalizer - weighted_sum(weights, self._critic(params, noisy))
@@ -190,14 +190,14 @@ def _whiten(
 ) -> tuple[Float[Array, "n p"], Float[Array, "p p"], Float[Array, " p"]]:
     """Whitened particles, the Cholesky factor of their correlations, and their variances.
 
-    Correlations are shrunk towards none by p / (n² + p), so that the factor exists for few
+    Correlations are shrunk towards zero by p / (n² + p), so that the factor exists for few
     particles.
     """
     n, p = x.shape
     centered = x - common_center(x, weights > 0)
-    # Dead particles may hold anything; they are evaluated, but train nothing.
+    # Zero-weight particles may hold any value. They are evaluated, but do not affect training.
     centered = drop_dead(weights, centered)
-    # The center that left is not weighted, so the weighted mean is not zero yet.
+    # The subtracted center is not weighted, so the weighted mean is not zero yet.
     centered = centered - weighted_sum(weights, centered)
     variance = weighted_sum(weights, centered**2)
     variance = jnp.where(variance == 0, 1, variance)
@@ -206,6 +206,6 @@ def _whiten(
     shrinkage = p / (n * n + p)
     products = matmul((scaled * weights[:, None]).T, scaled)
     correlation = (1 - shrinkage) * products + shrinkage * jnp.eye(p, dtype=x.dtype)
-    # z = L⁻¹ diag(variance)^(−½) (x − m), a row each.
+    # z = L⁻¹ diag(variance)^(−½) (x − m), one row per particle.
     factor = linalg.cholesky(correlation)
     return linalg.solve_triangular(factor, scaled.T).T, factor, variance

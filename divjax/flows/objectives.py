@@ -46,7 +46,7 @@ def _expected_energy(
     particle = jax.tree.map(lambda leaf: leaf[0], particles)
     check_scalar_output(name, energy, key, particle)
     # E is linear in q, so δE/δq is the function itself. All particles share the key: with a
-    # minibatch of its own for each, E would be no functional of q.
+    # separate minibatch for each particle, E would not be a functional of q.
     potential, gradient = jax.vmap(jax.value_and_grad(energy, argnums=1), (None, 0))(key, particles)
     return Variation(weighted_sum(weights, potential), potential, gradient)
 
@@ -64,11 +64,11 @@ class KL:
 
     F(q) = ∫ q log q − E_q[log π(x)]: the energy is −log π, the entropy's weight is 1. The value
     recorded along a flow is the energy E_q[−log π], the part that particles determine without a
-    density estimate; it differs from KL(q‖π) by the negative entropy of q and by log Z.
+    density estimate. It differs from KL(q‖π) by the negative entropy of q and by log Z.
 
     Attributes:
         log_prob: log π up to a constant. Takes one particle, of shape (d,) or a pytree, and returns
-            a scalar; `(key, particle) -> scalar` where `stochastic`. The arrays of a bound method
+            a scalar; `(key, particle) -> scalar` if `stochastic`. The arrays of a bound method
             (`mixture.log_prob`) are leaves.
         stochastic: whether `log_prob` draws a minibatch from a key. All objectives of a step get
             the same key, hence the same draw if they draw alike.
@@ -98,7 +98,7 @@ class KL:
     entropy = 1.0
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> tuple[()]:
-        """No state."""
+        """The empty state."""
         return ()
 
     def __call__(
@@ -118,15 +118,15 @@ class Potential:
 
     Attributes:
         energy: takes one particle, of shape (d,) or a pytree, and returns a scalar;
-            `(key, particle) -> scalar` where `stochastic`.
+            `(key, particle) -> scalar` if `stochastic`.
         stochastic: whether `energy` draws a minibatch from a key.
-        entropy: τ ≥ 0 adds τ ∫ q log q, tempering the flow: τ = 0 (the default) optimizes each
+        entropy: τ ≥ 0 adds τ ∫ q log q, tempering the flow. τ = 0 (the default) optimizes each
             particle, τ = 1 samples from exp(−energy).
 
     Raises:
         ValueError: if `energy` is not a function, or, in a flow, does not take a particle or return
-            a real scalar; if `entropy` is a negative Python number. A traced one makes the
-            variation NaN.
+            a real scalar, or if `entropy` is a negative Python number. A negative traced one makes
+            the variation NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -148,7 +148,7 @@ class Potential:
         check_nonnegative(entropy=self.entropy)
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> tuple[()]:
-        """No state."""
+        """The empty state."""
         return ()
 
     def __call__(
@@ -170,7 +170,7 @@ class Potential:
 class Interaction:
     """The interaction energy F(q) = ½ ∬ k(x, y) dq(x) dq(y), with no entropy.
 
-    Minimising it with a positive definite kernel spreads particles out; its first variation is
+    Minimising it with a positive definite kernel spreads particles out. Its first variation is
     ∫ k(x, y) dq(y). Memory is O(n²) up to the budget of `divjax.core.pairwise`, blocked beyond it.
 
     Attributes:
@@ -227,18 +227,18 @@ class MMD:
     ½ MMD²(q, p) = ½ E k(x, x′) − E k(x, y) + ½ E k(y, y′) for x, x′ ~ q and y, y′ ~ p. The first
     variation is the witness function ∫ k(·, x) dq(x) − ∫ k(·, y) dp(y). With `kernels.Energy()` F
     is half the energy distance's square, E‖x−y‖ − ½E‖x−x′‖ − ½E‖y−y′‖, which needs no bandwidth and
-    keeps its pull from afar. The recorded value is the V-statistic (a biased estimate, at least
-    zero up to rounding, exact for the two empirical measures).
+    attracts particles from far away. The recorded value is the V-statistic (a biased estimate, at
+    least zero up to rounding, exact for the two empirical measures).
 
     Attributes:
         samples: draws y from p, of shape (m, d) (an array, a list or a frame of numbers), or a
-            pytree like the particles. NumPy's float64 is centered in float64; where the particles'
-            dtype cannot tell the samples apart, the value is NaN.
+            pytree like the particles. NumPy's float64 is centered in float64. If the particles'
+            dtype cannot distinguish the samples, the value is NaN.
         kernel: a kernel of `divjax.kernels`. A bandwidth rule is evaluated once, on the samples, so
             that F stays one functional along the flow.
 
     Raises:
-        ValueError: if the kernel is none, the samples are no matrix of numbers, or samples and
+        ValueError: if the kernel is invalid, the samples not a matrix of numbers, or samples and
             particles differ in their number of features.
 
     Example:
@@ -266,7 +266,7 @@ class MMD:
         check_kernel(self.kernel)
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
-        """The resolved kernel and the samples' self-term, neither of which changes along a flow."""
+        """The resolved kernel and the samples' self-term, both constant along a flow."""
         y = target_rows(self.samples, particles).y
         kernel, _ = self.kernel.resolve(y, self.kernel.init(y))
         uniform = jnp.full((y.shape[0], 1), 1 / y.shape[0], y.dtype)
@@ -282,7 +282,7 @@ class MMD:
         particles = as_particles(particles)
         _, unravel = ravel_particles(particles)
         weights = masses_of(particles, weights)
-        # A common origin for both sides: the kernel sees differences alone.
+        # A common origin for both sides: the kernel depends on differences alone.
         rows = target_rows(self.samples, particles)
         x, y = rows.x, rows.y
         mass, uniform = weights[:, None], jnp.full((y.shape[0], 1), 1 / y.shape[0], y.dtype)

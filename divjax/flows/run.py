@@ -26,7 +26,7 @@ from divjax.flows.types import Aggregator, Objective, Velocity
 
 __all__ = ["fields", "init", "run", "step"]
 
-# Steps fold their number into the key; initialisation folds a number that no step reaches.
+# Steps fold their number into the key. Initialisation folds a number that no step reaches.
 _INIT = 2**32 - 1
 
 
@@ -38,7 +38,7 @@ def _check_inputs(
     aggregator: Aggregator,
     optimizer: optax.GradientTransformation,
 ) -> None:
-    # The nouns: a class in place of its instance is what is passed most often by mistake.
+    # The nouns: the most frequent mistake is to pass a class in place of its instance.
     check_key(key)
     method = ("init", "__call__")
     check_provides("velocity", velocity, method, "a velocity such as flows.SVGD()")
@@ -61,7 +61,7 @@ def _check_inputs(
         check_arguments(f"objectives[{index}].init", objective.init, "key", "particles")
         arguments = ("key", "particles", "weights", "state")
         check_arguments(f"objectives[{index}]", objective, *arguments)
-    # The particles: one array has rows, whatever else is a pytree whose leaves share an axis.
+    # The particles: one array has rows, anything else is a pytree whose leaves share an axis.
     if hasattr(particles, "shape") and len(particles.shape) != 2:
         raise ValueError(
             "particles given as one array must have shape (n, d); "
@@ -77,7 +77,7 @@ def _check_inputs(
 
 
 def _check_continues(state: FlowState, fresh: FlowState) -> None:
-    """Raise `ValueError` unless the state is one that the arguments would have begun with."""
+    """Raise `ValueError` unless the state has the structure that the arguments would start with."""
     if len(state.objectives) != len(fresh.objectives):
         raise ValueError(
             f"objectives must be {len(state.objectives)}, as in the state that is continued; "
@@ -93,7 +93,7 @@ def _check_continues(state: FlowState, fresh: FlowState) -> None:
 def _featurise(
     features: Callable[..., Array] | None, key: Key[Array, ""], particles: PyTree[Array]
 ) -> tuple[Float[Array, "n p"], Callable[[Float[Array, "n p"]], Float[Array, "n d"]]]:
-    """What the kernel compares, and the pull-back of a covector field there to the particles."""
+    """The kernel's inputs, and the pull-back of a covector field there to the particles."""
     if features is None:
         return ravel_particles(particles)[0], lambda field: field
     # Scores of features become scores of particles by the chain rule,
@@ -133,10 +133,10 @@ def init(
 ) -> FlowState:
     """The state of a flow before its first step.
 
-    Args: as `run`, which also checks `shared` and what objectives and aggregator return.
+    Args: as `run`, which also checks `shared` and the values that objectives and aggregator return.
 
     Returns:
-        The state to hand to `step`.
+        The initial state for `step`.
 
     Raises:
         ValueError: as `run`.
@@ -146,7 +146,7 @@ def init(
     n = num_particles(particles)
     # Objectives and features share a key, as in every step: they draw the same minibatch.
     objective_key, velocity_key = jax.random.split(jax.random.fold_in(key, _INIT))
-    # Velocity and reaction compare features, hence their bandwidths start from those.
+    # Velocity and reaction compare features, so their bandwidths are initialised from those.
     x, _ = _featurise(features, objective_key, particles)
     return FlowState(
         particles=particles,
@@ -176,9 +176,9 @@ def fields(
     velocity: Velocity,
     features: Callable[..., Array] | None = None,
 ) -> Fields:
-    """The K velocity fields that the next step would weigh, without taking it.
+    """The K velocity fields of the next step, without taking it.
 
-    Their `velocities` are what `squared_norm`, `pareto_residual` and `gram` take.
+    Their `velocities` are the input of `squared_norm`, `pareto_residual` and `gram`.
 
     Args: as `run`; `key` is the run's key.
 
@@ -186,8 +186,8 @@ def fields(
         The `Fields` at the state's particles.
 
     Raises:
-        ValueError: if objectives do not fit the state, or what they or the velocity return has a
-            wrong shape.
+        ValueError: if objectives do not fit the state, or a value that they or the velocity return
+            has a wrong shape.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -259,7 +259,7 @@ def step(
     Args: as `run`; `key` is the run's key, into which the step's number is folded here.
 
     Returns:
-        The next state, and what was seen at the current one.
+        The next state, and the `StepInfo` of the current one.
     """
     _, _, aggregator_key, noise_key = _split_keys(key, state.step)
     particles, masses = state.particles, state.particle_weights
@@ -274,13 +274,13 @@ def step(
     weights, aggregator_state = aggregator(aggregator_key, compared, masses, state.aggregator)
     check_shape("aggregator's weights", weights, len(objectives))
     entropy = jnp.dot(weights, found.entropies)
-    # Where the fields nearly cancel, their sum must keep its digits.
+    # If the fields nearly cancel, their sum must stay accurate.
     direction = jnp.tensordot(weights, velocities, 1, precision="highest")
     if mask is not None:
-        # An objective's own leaves get no gradient from the others: there is nothing to trade off.
+        # An objective's own leaves get no gradient from the others, hence there is no trade-off.
         direction = jnp.where(mask, direction, found.drift.sum(0) + entropy * found.repulsion)
-    # A hyper-parameter given as an array of a wider type must not change the particles'. Particles
-    # without weight stand still: they may hold anything, and what they do must not reach the
+    # A hyper-parameter given as an array of a wider type must not change the particles' dtype.
+    # Zero-weight particles do not move: they may hold any value, which must not reach the
     # optimizer's sums over all particles.
     direction = jnp.where((masses == 0)[:, None], 0, direction).astype(flat.dtype)
 
@@ -294,8 +294,8 @@ def step(
     # splitting.
     reaction_state = state.reaction
     if reaction is not None:
-        # A dead particle's potential may be infinite, which an objective's weight of zero makes
-        # NaN.
+        # A zero-weight particle's potential may be infinite, and an objective's weight of zero
+        # would make it NaN.
         potential = jnp.dot(weights, drop_dead(masses, found.potentials.T).T)
         masses, reaction_state = reaction(
             found.features, masses, potential, entropy, state.reaction
@@ -314,14 +314,14 @@ def step(
         finite=state.finite & jnp.isfinite(found.values).all(),
         resolved=_any_moved(particles, moved, updates),
     )
-    # A step that is not finite would spoil the state for good: it is flagged and not taken. Dead
-    # particles may hold anything.
+    # A non-finite step would spoil the state for good: it is flagged and not taken. Zero-weight
+    # particles may hold any value.
     living = drop_dead(state.particle_weights, ravel_particles(moved)[0])
     sound = jnp.isfinite(living).all() & jnp.isfinite(masses).all()
     kept = select(sound, taken, state)
     # Σ_i a_i ‖v(x_i)‖² at the particles and masses before the step.
     norm = weighted_sum(state.particle_weights, jnp.sum(direction**2, axis=1))
-    # The step's number advances in any case: the next step then draws other random numbers.
+    # The step's number always advances, so the next step draws other random numbers.
     return (
         kept._replace(step=state.step + 1, finite=taken.finite & sound),
         StepInfo(found.values, weights, norm),
@@ -331,9 +331,9 @@ def step(
 def _any_moved(
     before: PyTree[Array], after: PyTree[Array], updates: PyTree[Array]
 ) -> Bool[Array, ""]:
-    """Whether a particle moved, or none was to."""
+    """Whether a particle moved, or all updates are zero."""
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    # What holds NaN, without weight, does not move.
+    # NaN entries, of zero-weight particles, do not count as moved.
     moved = jnp.stack([jnp.any((one != other) & (one == one)) for one, other in pairs])
     # Updates that are exactly zero are stationary, not lost to rounding.
     still = jnp.stack([jnp.all(update == 0) for update in jax.tree.leaves(updates)])
@@ -357,7 +357,7 @@ def _diffuse(
         (jax.tree.map(jnp.ones_like, descent),),
     )
     keys = optax.tree.split_key_like(key, updates)
-    # An update that rises with the gradient has no step size: no noise there, instead of NaN.
+    # An update that increases with the gradient has no step size: no noise there, instead of NaN.
     return jax.tree.map(
         lambda update, slope, k: (
             update
@@ -386,17 +386,17 @@ def run(
     reaction: ParticleWeights | None = None,
     observe: Callable[[FlowState], Any] | None = None,
 ) -> FlowResult:
-    """Move particles so that K functionals of their distribution fall together.
+    """Move particles so that K functionals of their distribution decrease jointly.
 
     Each step computes the K velocity fields v_k = −∇(δF_k/δq), weighs them with the aggregator, and
     moves the particles along Σ_k w_k v_k with the optimizer. With `MinNorm` the combined field is
-    the shortest in their convex hull: along it no objective rises to first order, and it vanishes
-    just at Pareto stationary distributions. That holds as far as the fields are the Wasserstein
-    gradients themselves (GFSD, Blob, GFSF, NeuralScore: up to their estimate of the score). SVGD's
-    fields are smoothed by the kernel, and an energy may rise a little along their shortest
-    combination; Langevin's lack the entropy.
+    the minimum-norm element of their convex hull: along it no objective increases to first order,
+    and it vanishes exactly at Pareto stationary distributions. That holds as far as the fields are
+    the Wasserstein gradients themselves (GFSD, Blob, GFSF, NeuralScore: up to their estimate of the
+    score). SVGD's fields are smoothed by the kernel, and an energy may increase a little along
+    their minimum-norm combination. Langevin's lack the entropy.
 
-    It is a `lax.scan` over `step` and compiles nothing itself: wrap it in `jax.jit`, and in
+    It is a `lax.scan` over `step` and compiles nothing itself. Wrap it in `jax.jit`, and in
     `jax.vmap` over keys or over any number inside velocity, kernel or optimizer to sweep them in
     one compilation.
 
@@ -405,35 +405,35 @@ def run(
             same key is the longer run.
         particles: an array (n, d), or a list or frame of numbers; a pytree whose leaves share a
             leading axis n (objectives then take one such particle as a pytree); or the `state` of
-            an earlier result, to continue it. Particles of weight zero stand still and may hold
-            anything.
+            an earlier result, to continue it. Particles of weight zero do not move and may hold any
+            value.
         objectives: K ≥ 1 objectives.
-        velocity: how fields are estimated from particles: `SVGD`, `Blob`, `NeuralScore`, ….
-        aggregator: how the K fields are weighed.
-        optimizer: an optax transformation; it is given −Σ_k w_k v_k as the gradient of the
+        velocity: the estimator of fields from particles: `SVGD`, `Blob`, `NeuralScore`, ….
+        aggregator: the rule that weighs the K fields.
+        optimizer: an optax transformation. It is given −Σ_k w_k v_k as the gradient of the
             particles.
         num_steps: the number of steps.
         record_every: steps 0, r, 2r, … are recorded.
         features: maps `(key, particle)` to a vector that the kernel compares instead of the
             particle itself (function-space kernels). Gets the objectives' key. The entropy is then
             that of the features' distribution, and its field is pulled back to the particles. With
-            `SVGD`, whose repulsion is no gradient of an entropy, this is an approximation: the
+            `SVGD`, whose repulsion is not the gradient of an entropy, this is an approximation: the
             exact one would pull each term back at the other particle.
-        shared: for particles with leaves that belong to one objective alone (a task's own head): a
+        shared: for particles with leaves that belong to one objective alone (a task's own head), a
             pytree of booleans like the particles. The aggregator compares and weighs only leaves
-            marked True; the others follow the sum of all drifts, of which just their own
+            marked True. The others follow the sum of all drifts, of which just their own
             objective's is not zero there, and Σ_k w_k τ_k times the repulsion.
         reaction: the Fisher–Rao step on the particles' masses, or None for equal masses.
-        observe: maps the state to anything worth recording beside the history (`lambda s:
+        observe: maps the state to anything to be recorded in the history (`lambda s:
             s.particles`).
 
     Returns:
         A `FlowResult`.
 
     Raises:
-        ValueError: if particles, objectives, features, shared, or what an objective, the velocity
-            or the aggregator returns has a wrong shape or type, or `num_steps` or `record_every` is
-            out of range. Values that are not finite are flagged in the result.
+        ValueError: if particles, objectives, features, shared, or a value that an objective, the
+            velocity or the aggregator returns has a wrong shape or type, or `num_steps` or
+            `record_every` is out of range. Non-finite values are flagged in the result.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -465,7 +465,7 @@ def run(
             reaction=reaction,
         )
 
-    # A state is continued only by a flow of the same structure; anything else starts a new one.
+    # A state can only be continued by a flow of the same structure; anything else starts a new one.
     if isinstance(particles, FlowState):
         state = particles
         # The fresh state is needed for its structure alone, so nothing is computed.
@@ -486,7 +486,7 @@ def run(
             reaction=reaction,
         )
 
-    # The history holds a stretch's first step: recorded steps alone cost memory and `observe`.
+    # The history holds a stretch's first step: only recorded steps cost memory and `observe`.
     def record(length: int):
         def body(state: FlowState, _: None) -> tuple[FlowState, History]:
             # Before the step: an entry belongs to the state at which its fields were computed.
@@ -498,7 +498,7 @@ def run(
 
         return body
 
-    # Whole stretches are one scan; the rest is a shorter one, as a scan's steps are all alike.
+    # Whole stretches are one scan. The rest is a shorter one, as a scan's steps are all alike.
     whole, rest = divmod(num_steps, record_every)
     state, history = jax.lax.scan(record(record_every), state, length=whole)
     if rest:

@@ -1,4 +1,4 @@
-"""What a flow carries from step to step, what a step sees, and what a run returns."""
+"""The state of a flow, the record of a step, and the result of a run."""
 
 from typing import Any, NamedTuple
 
@@ -13,20 +13,20 @@ __all__ = ["Fields", "FlowResult", "FlowState", "History", "StepInfo"]
 
 
 class FlowState(NamedTuple):
-    """Everything a flow carries from one step to the next; a pytree of arrays.
+    """The state that a flow carries from one step to the next, a pytree of arrays.
 
     Attributes:
-        particles: as given to `init`.
+        particles: the particles, as given to `init`.
         particle_weights: the particles' masses, summing to one.
-        objectives: a state for each objective.
+        objectives: the states of the objectives, one each.
         velocity: the velocity's state (a bandwidth, a network).
         aggregator: the aggregator's state.
         optimizer: the optax state.
         reaction: the state of the step on the masses.
-        step: the number of steps, those not taken included.
+        step: the number of steps, including those not taken.
         finite: whether every objective value and every step so far was finite.
-        resolved: whether the last step moved a particle: updates that are not zero may be too small
-            for the particles' dtype.
+        resolved: whether the last step moved a particle: nonzero updates may be too small for the
+            particles' dtype.
     """
 
     particles: PyTree[Array]
@@ -46,14 +46,14 @@ class FlowState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a step saw at the particles it started from.
+    """The values and weights of a step at the particles that it started from.
 
     Attributes:
         values: the K energies E_k(q).
         weights: the K objective weights.
         squared_norm: the *squared* norm Σ_i a_i ‖v(x_i)‖² of the field v that moves the particles,
-            Σ_k w_k v_k (and on leaves that are not shared the objectives' own). Zero where the
-            estimated field vanishes, hence a measure of convergence for one velocity and no scale
+            Σ_k w_k v_k (and the objectives' own field on leaves that are not shared). Zero if the
+            estimated field vanishes, hence a measure of convergence for one velocity, but no scale
             to compare two on: SVGD's field is smoothed, Langevin's lacks the entropy.
     """
 
@@ -65,15 +65,15 @@ class StepInfo(NamedTuple):
 
 
 class Fields(NamedTuple):
-    """The K velocity fields at a state's particles, and what they are made of.
+    """The K velocity fields at a state's particles, and their parts.
 
     Attributes:
         values: the K energies E_k(q).
         potentials: their first variations δE_k/δq(x_i).
-        entropies: τ_k.
+        entropies: the entropies' weights τ_k.
         drift: the energies' part of each field.
         repulsion: the entropy's part, common to all up to the factor τ_k.
-        features: what kernels compare, the particles themselves by default.
+        features: the kernels' inputs, by default the particles themselves.
         objectives, velocity: the next states of both.
     """
 
@@ -97,9 +97,8 @@ class Fields(NamedTuple):
 class History(NamedTuple):
     """`StepInfo` at the recorded steps, stacked.
 
-    Entry t, and what `observe` made of the state, belong to the state after `step[t]` steps, before
-    the next one. The end of a run is thus not among them; `run` continued from it by one step
-    records it.
+    Entry t, and the output of `observe`, belong to the state after `step[t]` steps, before the next
+    one. The end of a run is thus not among them; `run` continued from it by one step records it.
     """
 
     step: Int[Array, " t"]
@@ -112,15 +111,15 @@ class History(NamedTuple):
 
 
 class FlowResult(NamedTuple):
-    """Where a flow ended, whether it can be trusted, and how it got there.
+    """The final state of a flow, whether it can be trusted, and its history.
 
     Attributes:
         particles: the final particles.
         particle_weights: their masses, equal unless the run was given a `reaction`.
         finite: False if any energy, update or mass was not finite. A step that would have made
-            particles or masses not finite was not taken: they are as before it, with all states.
+            particles or masses non-finite was not taken: they are as before it, with all states.
         history: the recorded steps.
-        state: the complete final state; hand it to `run` to continue.
+        state: the complete final state, from which `run` can continue.
     """
 
     particles: PyTree[Array]
@@ -133,9 +132,9 @@ class FlowResult(NamedTuple):
     def status(self) -> Int[Array, ""]:
         """A `Status` of the steps, not of the flow's stationarity.
 
-        NOT_FINITE unless `finite`; FLOATING_POINT_RESOLUTION if the last step's updates were too
-        small to move any particle; otherwise CONVERGED: all steps were taken. How near the flow is
-        to stationary `history.squared_norm` and `pareto_residual` tell.
+        NOT_FINITE unless `finite`, FLOATING_POINT_RESOLUTION if the last step's updates were too
+        small to move any particle, otherwise CONVERGED: all steps were taken. For the distance from
+        stationarity see `history.squared_norm` and `pareto_residual`.
         """
         return status_of(converged=True, resolved=self.state.resolved, finite=self.finite)
 

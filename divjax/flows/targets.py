@@ -1,4 +1,4 @@
-"""Samples of a target beside the particles: converted, checked, and about one center."""
+"""Samples of a target and particles: converted, checked, and about one center."""
 
 from typing import Any, NamedTuple
 
@@ -20,8 +20,7 @@ def as_table(name: str, value: Any) -> Any:
     """Lists and frames of numbers as one NumPy array; arrays and pytrees of arrays unchanged.
 
     Raises:
-        ValueError: for text, and for what looks like a table and is none; the message says how to
-            convert it.
+        ValueError: for text, and for an invalid table. The message explains how to convert it.
     """
     if not _is_table(value):
         return value
@@ -40,7 +39,7 @@ def as_particles(particles: Any) -> PyTree[Array]:
     particles = as_table("particles", particles)
     if not hasattr(particles, "shape"):
         return jax.tree.map(_as_floats, particles)
-    # What is no matrix, or empty, is refused with words of its own.
+    # Other shapes and empty arrays are rejected later, with error messages of their own.
     is_matrix = jnp.ndim(particles) == 2 and 0 not in jnp.shape(particles)
     return as_samples(particles=particles)[0] if is_matrix else particles
 
@@ -66,7 +65,7 @@ class TargetRows(NamedTuple):
     Attributes:
         x: the particles.
         y: the samples.
-        resolved: whether the particles' dtype can tell the samples apart where they lie.
+        resolved: whether the particles' dtype can distinguish the samples at their location.
     """
 
     x: Float[Array, "n d"]
@@ -75,15 +74,15 @@ class TargetRows(NamedTuple):
 
 
 def target_rows(samples: PyTree[Array], particles: PyTree[Array]) -> TargetRows:
-    """Both as rows, the center of wider samples taken away in their own precision.
+    """Both as rows, with the center of wider samples subtracted in their own precision.
 
-    A discrepancy that is invariant to translations is then that of the samples as they were given
-    to the particles as they are. Particles in float32 at an offset of 10⁸ lie on a grid of 8,
-    though: nothing brings them nearer to the target. `resolved` tells.
+    A translation-invariant discrepancy then compares the original samples with the particles as
+    they are. But particles in float32 at an offset of 10⁸ lie on a grid of 8, and cannot come
+    nearer to the target. `resolved` is then False.
 
     Raises:
         ValueError: if samples and particles differ in their number of features, or an array of
-            samples is no non-empty matrix.
+            samples is not a non-empty matrix.
     """
     particles = as_particles(particles)
     num_particles(particles)
@@ -95,15 +94,15 @@ def target_rows(samples: PyTree[Array], particles: PyTree[Array]) -> TargetRows:
         return TargetRows(x, y, jnp.ones((), bool))
     center, y = centered_samples(samples=samples)
     check_same_features(y, x, ("samples", "particles"))
-    # The center in two parts: the second is what rounding to the dtype took from the first.
+    # The center in two parts: the second is the rounding error of the first in the dtype.
     origin, rest = center.high, center.low
     # JAX's samples of a wider type lose their offset before they are narrowed.
     if jnp.finfo(y.dtype).bits > jnp.finfo(x.dtype).bits:
         origin = common_center(y).astype(x.dtype)
         y, rest = y - origin.astype(y.dtype), jnp.zeros_like(origin)
     y = y.astype(x.dtype)
-    # At the origin the particles' grid has the width ε |origin|. Coarser than the samples' spread,
-    # it leaves the particles nowhere to go. NaN counts as resolved, and is flagged elsewhere.
+    # At the origin the particles' grid has the width ε |origin|. If it is coarser than the samples'
+    # spread, particles cannot move. NaN counts as resolved, and is flagged elsewhere.
     spread = jnp.max(jnp.abs(y - common_center(y)), initial=0)
     size = jnp.max(jnp.abs(origin.astype(x.dtype)))
     resolved = (spread == 0) | ~(eps * size > spread / 2)
@@ -112,5 +111,5 @@ def target_rows(samples: PyTree[Array], particles: PyTree[Array]) -> TargetRows:
 
 
 def flagged_value(value: Float[Array, ""], rows: TargetRows) -> Float[Array, ""]:
-    """The value, NaN where the particles' dtype cannot resolve the target."""
+    """The value, or NaN if the particles' dtype cannot resolve the target."""
     return nan_unless(rows.resolved, value)

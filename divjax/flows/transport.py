@@ -33,14 +33,14 @@ class SlicedWasserstein:
 
     The mean over random directions θ of the cost on the line, W_p^p(θᵀq, θᵀp). The first variation
     is the mean of the directions' Kantorovich potentials, and for p = 2 its gradient at x is the
-    mean of 2θ(θᵀx − T_θ(θᵀx)) with the monotone maps T_θ. Each step draws its directions anew, the
-    same for all objectives of the step. A particle without weight stays where it is.
+    mean of 2θ(θᵀx − T_θ(θᵀx)) with the monotone maps T_θ. Each step draws new directions, the same
+    for all objectives of the step. A particle of weight zero does not move.
 
     Attributes:
         samples: draws from p, of shape (m, d) (an array, a list or a frame of numbers), or a pytree
-            like the particles. NumPy's float64 is centered in float64; where the particles' dtype
-            cannot tell the samples apart, the value is NaN.
-        num_projections: how many directions a step draws.
+            like the particles. NumPy's float64 is centered in float64. If the particles' dtype
+            cannot distinguish the samples, the value is NaN.
+        num_projections: the number of directions drawn per step.
         p: the order, at least 1.
 
     Raises:
@@ -72,7 +72,7 @@ class SlicedWasserstein:
         check_order(self.p)
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> tuple[()]:
-        """No state."""
+        """The empty state; checks the samples."""
         target_rows(self.samples, particles)
         return ()
 
@@ -87,7 +87,7 @@ class SlicedWasserstein:
         x = _dead_within_reach(rows.x, rows.y, weights)
 
         # ∂F/∂a_i is the mean of the potentials at x_i, which is the first variation. The step's key
-        # draws the directions, so that all objectives of a step have the same.
+        # draws the directions, so all objectives of a step share them.
         def cost(x, weights):
             options: Any = {"p": self.p, "num_projections": self.num_projections}
             return sliced_wasserstein(key, x, rows.y, weights, **options)
@@ -95,7 +95,7 @@ class SlicedWasserstein:
         value, (slope, potential) = jax.value_and_grad(cost, (0, 1))(x, weights)
         # ∂F/∂x_i = a_i ∇δF/δq(x_i): without the mass this is the Wasserstein gradient.
         gradient = slope / jnp.where(weights > 0, weights, 1)[:, None]
-        # Neither an order out of range nor a sample that is no number shows in every derivative.
+        # Some derivatives would be finite for an order out of range or NaN in the samples.
         is_number = ~(jnp.isnan(rows.y).any() | jnp.isnan(x).any())
         value = nan_unless(is_number, value)
         gradient = nan_unless(~jnp.isnan(value), gradient)
@@ -105,15 +105,15 @@ class SlicedWasserstein:
 def _dead_within_reach(
     x: Float[Array, "n d"], y: Float[Array, "m d"], weights: Float[Array, " n"]
 ) -> Float[Array, "n d"]:
-    """The particles; dead ones far from all others, or not finite, go to the samples' center.
+    """The particles, with zero-weight ones that are far away or not finite moved to y's center.
 
-    They may hold anything, but weights that cumulate to one round, and what is left times a power
-    of their distance would count.
+    They may hold any value, but the cumulative weights round near one, and the rounding error times
+    a power of their distance would count.
     """
     center = common_center(y)
     alive = (weights != 0)[:, None]
     distance = jnp.abs(x - center)
-    # Living particles and samples lie within the reach of the center. The comparison is False for
+    # Weighted particles and samples lie within the reach of the center. The comparison is False for
     # NaN, which is replaced too.
     reach = jnp.max(jnp.where(alive, distance, 0)) + jnp.max(jnp.abs(y - center))
     return jnp.where(alive | (distance <= 8 * reach), x, center)
@@ -130,20 +130,20 @@ def _rows_of_samples(samples: PyTree[Array], particles: PyTree[Array]) -> Float[
 class SinkhornDivergence:
     """The Sinkhorn divergence to samples, F(q) = S_ε(q, p), with no entropy.
 
-    S_ε(q, p) = OT_ε(q, p) − ½ OT_ε(q, q) − ½ OT_ε(p, p), zero where both agree. The first variation
-    is f_{qp} − f_{qq}, the potential from q to p less that from q to itself, and is evaluated as a
-    function, so that it has a gradient also at particles without weight. Each step starts at the
+    S_ε(q, p) = OT_ε(q, p) − ½ OT_ε(q, q) − ½ OT_ε(p, p), zero if q = p. The first variation is
+    f_{qp} − f_{qq}, the potential from q to p less that from q to itself. It is evaluated as a
+    function, so that it has a gradient also at particles of weight zero. Each step starts from the
     last one's potentials.
 
-    Where a step's problems have not converged, its value is nan, so that no descent goes on in
-    silence; the gradient is that of the potentials found.
+    If a step's problems have not converged, its value is NaN, to avoid a silent failure. The
+    gradient is that of the potentials found.
 
     Attributes:
         samples: draws from p, of shape (m, d), or a pytree like the particles.
         epsilon: ε > 0, in units of the cost.
         cost: a symmetric cost of `divjax.ot`, or a function of two points.
-        tolerance: of the marginals' L1 error.
-        max_iterations: of each of the three problems, a step.
+        tolerance: the tolerance on the marginals' L1 error.
+        max_iterations: the maximum for each of the three problems, per step.
 
     Raises:
         ValueError: if a number is out of range, or samples and particles differ in their number of
@@ -202,7 +202,7 @@ class SinkhornDivergence:
             return jnp.sum(potential), potential
 
         gradient, potential = jax.grad(first_variation, has_aux=True)(x)
-        # Potentials that have not converged have a wrong value, which must not pass for a descent.
+        # Potentials that have not converged give a wrong value, which must not pass as valid.
         value = jnp.where(result.converged, result.value, jnp.nan)
         return Variation(value, potential, unravel(gradient)), result.potentials
 

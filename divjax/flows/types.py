@@ -1,9 +1,9 @@
 """The four nouns of a multi-objective Wasserstein flow, as protocols.
 
 A flow minimises K functionals F_k(q) = E_k(q) + τ_k ∫ q log q over distributions q, represented by
-weighted particles Σ_i a_i δ_{x_i}. An *objective* knows E_k and τ_k; a *velocity* turns the K
-energy gradients into K velocity fields, supplying the entropy's part; an *aggregator* weighs the K
-fields; an *optimizer* (any optax transformation) takes the step.
+weighted particles Σ_i a_i δ_{x_i}. An *objective* defines E_k and τ_k. A *velocity* turns the K
+energy gradients into K velocity fields, supplying the entropy's part. An *aggregator* weighs the K
+fields. An *optimizer* (any optax transformation) takes the step.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -18,7 +18,7 @@ class Variation(NamedTuple):
 
     Attributes:
         value: E(q), a scalar.
-        potential: δE/δq(x_i), one number a particle, up to a constant common to all of them.
+        potential: δE/δq(x_i), one number per particle, up to a constant common to all of them.
         gradient: ∇δE/δq(x_i), the Wasserstein gradient, with the structure of the particles.
     """
 
@@ -51,7 +51,7 @@ class Objective(Protocol):
 
 
 class Velocity(Protocol):
-    """How energy gradients become velocity fields, and how the entropy's own field is estimated.
+    """Maps energy gradients to velocity fields, and estimates the entropy's own field.
 
     The field of objective k is `drift[k] + τ_k · repulsion`: one repulsion, one kernel matrix and
     one bandwidth serve all K objectives. A velocity may instead leave the entropy to noise, as
@@ -75,7 +75,7 @@ class Velocity(Protocol):
 
         Args:
             key: for velocities that draw random numbers.
-            x: what the kernel compares: the particles as rows, or their features (then p ≠ d).
+            x: the kernel's inputs: the particles as rows, or their features (then p ≠ d).
             weights: the particles' weights, summing to one.
             gradients: the K energy gradients at the particles.
             state: from `init` or the previous step.

@@ -1,7 +1,7 @@
-"""Velocities from one kernel: SVGD, Blob, GFSD, GFSF; and Langevin, whose entropy is noise.
+"""Velocities from one kernel (SVGD, Blob, GFSD, GFSF), and Langevin, whose entropy is noise.
 
-All estimate the same thing, the velocity field v = −∇(δE/δq) − τ ∇log q of F(q) = E(q) + τ ∫ q log
-q, from particles, and differ in what stands for ∇log q. Writing K for the kernel matrix, a for the
+All estimate the velocity field v = −∇(δE/δq) − τ ∇log q of F(q) = E(q) + τ ∫ q log q from
+particles, and differ in the term that replaces ∇log q. Write K for the kernel matrix, a for the
 particles' weights, ρ = K a for the smoothed density:
 
     SVGD   −K(a∘g) + τ Σ_j a_j ∇_{x_j} k(x_i, x_j)      the whole field smoothed by the kernel
@@ -39,7 +39,7 @@ _Step = tuple[Float[Array, "k n d"], Float[Array, "n p"], Any]
 
 @pytree
 class _WithKernel:
-    """What the kernel velocities share: the kernel, and its bandwidth rule's state."""
+    """The common part of the kernel velocities: the kernel, and its bandwidth rule's state."""
 
     kernel: Kernel = dataclasses.field(default_factory=lambda: Gaussian(bandwidth=Median()))
 
@@ -53,12 +53,12 @@ class _WithKernel:
     def _resolve(
         self, x: Float[Array, "n p"], weights: Float[Array, " n"], state: Any
     ) -> tuple[Kernel, Any]:
-        """The kernel at the particles that have weight, and the rule's next state."""
+        """The kernel at the particles of nonzero weight, and the rule's next state."""
         return self.kernel.resolve(living_rows(x, weights), state)
 
 
 def _per_density(field: Float[Array, "n c"], density: Float[Array, "n 1"]) -> Float[Array, "n c"]:
-    """The ratio field / ρ; 0 for a massless particle so far from all others that ρ is 0."""
+    """The ratio field / ρ; 0 for a zero-weight particle so far from all others that ρ is 0."""
     # Both branches of a `where` are differentiated: 0/0 must not arise in the one not taken.
     unseen = density <= jnp.finfo(density.dtype).tiny
     return jnp.where(unseen, 0, field / jnp.where(unseen, 1, density))
@@ -72,7 +72,7 @@ class SVGD(_WithKernel):
     gradient.
 
     The fixed points of a finite system are not samples of the target but a deterministic
-    quadrature of it; variances shrink when d grows at fixed n. All K objectives share one matrix
+    quadrature of it. Variances shrink when d grows at fixed n. All K objectives share one matrix
     product with K: O(n² (Kd + d)) time and O(n²) memory up to the budget of `divjax.core.pairwise`.
 
     Attributes:
@@ -80,7 +80,7 @@ class SVGD(_WithKernel):
             rule.
 
     Raises:
-        ValueError: if the kernel is not positive definite: `Energy` would climb.
+        ValueError: if the kernel is not positive definite: `Energy` would ascend.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -106,8 +106,8 @@ class SVGD(_WithKernel):
         """The K smoothed drifts and the common repulsion."""
         x, weights, gradients = checked_step(x, weights, gradients)
         kernel, state = self._resolve(x, weights, state)
-        # All K fields are k·d columns of one product with the kernel matrix. A dead particle's
-        # gradient may be infinite, and zero times infinity would reach every other particle.
+        # All K fields are k·d columns of one product with the kernel matrix. A zero-weight
+        # particle's gradient may be infinite, and zero times infinity would reach all others.
         k, n, d = gradients.shape
         by_particle = drop_dead(weights, jnp.moveaxis(gradients, 0, 1).reshape(n, k * d))
         columns = by_particle * weights[:, None]
@@ -164,14 +164,13 @@ class GFSD(_WithKernel):
 class Blob(_WithKernel):
     """The blob method: the exact gradient of the entropy of the smoothed density.
 
-    Replacing ∫ q log q by ∫ q log(k∗q) makes the entropy finite on particles; its gradient has two
+    Replacing ∫ q log q by ∫ q log(k∗q) makes the entropy finite on particles. Its gradient has two
     terms,
 
-        v_k(x_i) = −g_k(x_i) − τ_k [ Σ_j a_j ∇_{x_i} k(x_i, x_j) / ρ_i + Σ_j (a_j / ρ_j) ∇_{x_i}
-        k(x_i, x_j) ],
+        v_k(x_i) = −g_k(x_i) − τ_k Σ_j a_j (1/ρ_i + 1/ρ_j) ∇_{x_i} k(x_i, x_j),
 
-    of which GFSD keeps the first. The flow therefore descends a functional of the particles, and
-    converges where GFSD may circle.
+    of which GFSD keeps the first, with 1/ρ_i. The flow therefore descends a functional of the
+    particles, and converges in cases in which GFSD may circle.
 
     Attributes:
         kernel: a positive definite kernel of `divjax.kernels`, by default Gaussian with the median
@@ -205,7 +204,7 @@ class Blob(_WithKernel):
         x, weights, gradients = checked_step(x, weights, gradients)
         kernel, state = self._resolve(x, weights, state)
         # Two passes over the pairs: the coefficients a_j/ρ_j of the second need the first's ρ. Each
-        # asks for zero columns of the sums that it does without.
+        # requests zero columns of the sums that it does not need.
         mass = weights[:, None]
         density, _ = kernel_sums(kernel, x, None, mass, mass[:, :0])
         share = drop_dead(weights, _per_density(mass, density))
@@ -225,7 +224,7 @@ class GFSF(_WithKernel):
 
     Attributes:
         kernel: a positive definite kernel of `divjax.kernels`.
-        regularization: λ > 0; as λ grows the estimate tends to SVGD's unnormalised repulsion over
+        regularization: λ > 0. As λ grows the estimate tends to SVGD's unnormalised repulsion over
             λ.
 
     Raises:
@@ -269,8 +268,8 @@ class GFSF(_WithKernel):
         kernel, state = self._resolve(x, weights, state)
         n = x.shape[0]
         _, gradient = kernel_sums(kernel, x, None, weights[:, None][:, :0], weights[:, None])
-        # With D = diag(a), D^½ K D^½ is symmetric whatever the weights, and a particle of zero
-        # weight drops out of the system instead of making it singular.
+        # With D = diag(a), D^½ K D^½ is symmetric for all weights, and a particle of zero weight
+        # drops out of the system instead of making it singular.
         root = safe_sqrt(weights)[:, None]
         values, _ = kernel.radial(squared_distances(living_rows(x, weights)))
         system = root * values * root.T
@@ -282,27 +281,27 @@ class GFSF(_WithKernel):
         factor = linalg.cholesky(system + ridge * jnp.eye(n, dtype=x.dtype))
         # Σ_j a_j ∇_{x_j} k = −gradient, so the identity reads K D s = gradient.
         solution = linalg.cho_solve(factor, root * drop_dead(weights, gradient[:, 0]))
-        # The system's unknown is D^½ s, which is zero for a massless particle.
+        # The system's unknown is D^½ s, which is zero for a zero-weight particle.
         score = solution / jnp.where(root > 0, root, 1)
         return -gradients, -score, state
 
 
 @pytree
 class Langevin:
-    """Langevin dynamics: the entropy's field is noise of the right temperature.
+    """Langevin dynamics: noise of the right temperature replaces the entropy's field.
 
-    dX = −Σ_k w_k ∇E_k(X) dt + √(2 Σ_k w_k τ_k) dB. The velocity is the drift alone; `flows.step`
+    dX = −Σ_k w_k ∇E_k(X) dt + √(2 Σ_k w_k τ_k) dB. The velocity is the drift alone. `flows.step`
     adds the noise √(2 τ P) ξ *after* the optimizer, where P = −∂update/∂gradient is the step size
-    that the optimizer applies to each coordinate (the learning rate of gradient descent, schedules
-    and per-leaf rates included). Noise sent through an adaptive optimizer would come out at another
+    that the optimizer applies to each coordinate (the learning rate of gradient descent, including
+    schedules and per-leaf rates). Noise passed through an adaptive optimizer would have another
     temperature.
 
-    Exact, up to discretisation, where the optimizer's update is −P g with a diagonal P that does
-    not depend on the current g: gradient descent, with any schedule and rates of its own for each
-    leaf. With anything else (momentum, `accelerated`, RMSProp, Adam, clipping, signs) particles
-    still descend and are stirred, but the temperature is wrong, in either direction, and the
-    result is no sample of the target. Weights of objectives are computed from the energies'
-    gradients alone, since the score of q is never estimated.
+    Exact, up to discretisation, if the optimizer's update is −P g with a diagonal P that does not
+    depend on the current g: gradient descent, with any schedule and per-leaf rates. With any other
+    optimizer (momentum, `accelerated`, RMSProp, Adam, clipping, signs) particles still descend and
+    diffuse, but the temperature is wrong, in either direction, and the result is not a sample of
+    the target. Weights of objectives are computed from the energies' gradients alone, since the
+    score of q is never estimated.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -318,7 +317,7 @@ class Langevin:
     diffuses = True
 
     def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> tuple[()]:
-        """No state."""
+        """The empty state; checks the particles."""
         check_matrix(x=x)
         return ()
 
@@ -330,6 +329,6 @@ class Langevin:
         gradients: Float[Array, "k n d"],
         state: Any,
     ) -> _Step:
-        """The drifts −g; no repulsion."""
+        """The drifts −g and a repulsion of zero."""
         x, weights, gradients = checked_step(x, weights, gradients)
         return -gradients, jnp.zeros_like(x), state

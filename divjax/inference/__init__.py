@@ -1,4 +1,4 @@
-"""What a finite sample says: confidence bounds, intervals, permutation tests, AUC, accuracy."""
+"""Inference from finite samples: confidence bounds, intervals, permutation tests, AUC, accuracy."""
 
 from divjax.inference.concentration import (
     Bounded,

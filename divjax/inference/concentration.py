@@ -1,7 +1,7 @@
 """Confidence bounds on means of bounded values that hold at every sample size.
 
-No normal approximation is in them: the probability that a bound is wrong is at most 1 − confidence
-for any distribution on the interval, however skewed, and for samples of two values already.
+No normal approximation is used: the probability that a bound is wrong is at most 1 − confidence for
+any distribution on the interval, however skewed, even for samples of two values.
 """
 
 import functools
@@ -29,10 +29,10 @@ __all__ = [
     "sum_of_means_lower_bound",
 ]
 
-# The largest share of the capital that is staked on one value (Waudby-Smith and Ramdas, c).
+# The largest share of the capital staked on one value (Waudby-Smith and Ramdas, c).
 LARGEST_STAKE = 0.75
 
-# The rounding of an interval's ends, as a share of its width.
+# The largest rounding of an interval's ends, as a share of its width.
 _LARGEST_SLACK = 0.05
 
 
@@ -41,9 +41,9 @@ class Bounded(NamedTuple):
 
     Attributes:
         values: the draws, of shape (n,).
-        lower: what no value can be below. Not the sample's minimum, nor anything learned from it.
-        upper: what no value can be above.
-        mask: which rows count, of shape (n,); all by default. It must not depend on the values.
+        lower: the least possible value. Neither the sample's minimum nor anything learned from it.
+        upper: the largest possible value.
+        mask: which rows count, of shape (n,), all by default. It must not depend on the values.
     """
 
     values: Float[Array, " n"]
@@ -53,9 +53,9 @@ class Bounded(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """Of one sample: how many rows count, and mean and variance as it lies in its interval.
+    """Moments of one sample: the number of rows that count, their mean and their variance.
 
-    Those are of (X − lower)/width, so that no square of a small unit is rounded away.
+    Mean and variance are of (X − lower)/width, so that no square of a small unit is rounded away.
     """
 
     size: Array
@@ -71,11 +71,11 @@ class _Draws(NamedTuple):
 
     Attributes:
         values: the draws, relative to the origin.
-        lower: likewise.
-        upper: likewise.
-        mask: None if all count.
-        origin: the end of the interval that the bound starts from, where the values are NumPy's and
-            may lie far from zero; otherwise zero.
+        lower: the lower ends, relative to the origin.
+        upper: the upper ends, relative to the origin.
+        mask: which rows count, None if all do.
+        origin: the end of the interval from which the bound starts, if the values are NumPy's and
+            may lie far from zero. It is zero otherwise.
     """
 
     values: Any
@@ -86,7 +86,7 @@ class _Draws(NamedTuple):
 
 
 def _checked(sample: Bounded, confidence_level: ArrayLike, *, upper_bound: bool) -> _Draws:
-    """The draws of a sample whose interval and mask are right."""
+    """The draws of a sample, after checks of its interval and mask."""
     mask: Any = sample.mask
     (values,) = vector_leaves(values=sample.values)
     shape = jnp.shape(values)
@@ -108,7 +108,7 @@ def _checked(sample: Bounded, confidence_level: ArrayLike, *, upper_bound: bool)
     # NumPy's numbers are moved to the end of their interval in float64, before float32 rounds them.
     if not any(isinstance(number, jax.Array) for number in (values, lower, upper)):
         ends = np.asarray(upper if upper_bound else lower)
-        # Ends of rows that do not count may be anything.
+        # Ends of rows that do not count are arbitrary.
         if ends.ndim and mask is not None and not isinstance(mask, Tracer):
             ends = ends[np.asarray(mask)]
         finite = ends[np.isfinite(ends)]
@@ -120,7 +120,7 @@ def _checked(sample: Bounded, confidence_level: ArrayLike, *, upper_bound: bool)
 
 
 class _Sample(NamedTuple):
-    """Draws as arrays: relative to their origin, those that do not count at the lower end."""
+    """Draws as arrays relative to their origin, with rows that do not count at the lower end."""
 
     origin: Any
     values: Float[Array, " n"]
@@ -132,14 +132,14 @@ class _Sample(NamedTuple):
 def _arrays(draws: _Draws, *, upper_bound: bool) -> _Sample:
     """The draws, or those of −X, whose lower bound is minus the upper one of X."""
     values, lower, upper = as_arrays(values=draws.values, lower=draws.lower, upper=draws.upper)
-    # Half precision holds the values, but neither sums of them nor their place in the interval.
+    # Half precision holds the values, but neither their sums nor their place in the interval.
     work = jnp.promote_types(values.dtype, jnp.float32)
     values, lower, upper = (number.astype(work) for number in (values, lower, upper))
     origin = draws.origin
     if upper_bound:
         values, lower, upper, origin = -values, -upper, -lower, -origin
     valid = jnp.ones(values.shape, bool) if draws.mask is None else draws.mask
-    # Rows that do not count have ends that do not.
+    # The ends of rows that do not count are ignored.
     some = jnp.any(valid)
     if lower.ndim:
         least = jnp.min(lower, where=valid, initial=jnp.inf)
@@ -151,9 +151,9 @@ def _arrays(draws: _Draws, *, upper_bound: bool) -> _Sample:
 
 
 def _legal(sample: _Sample) -> Bool[Array, ""]:
-    """Whether all values are within the interval, up to its ends' rounding; false for NaN.
+    """Whether all values lie in the interval, up to the rounding of its ends, false for NaN.
 
-    And whether that rounding, and the answer's at its origin, leave anything of the interval.
+    And whether that rounding, and the answer's at its origin, leave the interval resolved.
     """
     origin, values, lower, upper, _ = sample
     unit = 8 * jnp.finfo(values.dtype).eps
@@ -165,7 +165,7 @@ def _legal(sample: _Sample) -> Bool[Array, ""]:
 
 def _moments(sample: _Sample) -> _Moments:
     _, values, lower, upper, mask = sample
-    # Of values with ends of their own all lie between the outermost.
+    # Values with ends of their own all lie between the outermost ends.
     lower, upper = jnp.min(lower), jnp.max(upper)
     width, size = upper - lower, jnp.sum(mask)
     # In units of the interval, as the square of a small width may underflow.
@@ -193,23 +193,24 @@ def sum_of_means_lower_bound(
         Σ X̄_k − √(2LW + L²a) − L√a − cL/3,
         W = Σ V_k/n_k,   a = max R_k²/(n_k(n_k − 1)),   c = max R_k/n_k,   δ = 1 − confidence.
 
-    Two events of probability δ/2 each are all that can go wrong. By Bennett's inequality for the
-    independent terms X_ki/n_k the sum of means exceeds its expectation by √(2LE[W]) + cL/3. And W
-    is self-bounding: replacing one value lowers it by at most R_k²/n_k², and the squares of these
-    decreases sum to at most aW, so that E[W] − W > t has a probability below exp(−t²/(2aE[W])),
-    whence √E[W] ≤ √(L a/2) + √(W + L a/2). All samples share the two events: no δ is split
-    between them, and the deviations of different samples partly cancel.
+    Only two events of probability δ/2 each can make the bound fail. In one the sum of means exceeds
+    its expectation by √(2LE[W]) + cL/3 (Bennett's inequality for the independent terms X_ki/n_k).
+    The other concerns W, which is self-bounding: replacing one value lowers it by at most
+    R_k²/n_k², and the squares of these decreases sum to at most aW, so that E[W] − W > t has a
+    probability below exp(−t²/(2aE[W])), hence √E[W] ≤ √(L a/2) + √(W + L a/2). All samples share
+    the two events: δ is not split between them, and the deviations of different samples partly
+    cancel.
 
     For one sample it is never below theorem 4 of Maurer and Pontil, whose last term is
-    7RL/(3(n − 1)); its own is 4RL/(3n) where the variance dominates.
+    7RL/(3(n − 1)), against 4RL/(3n) here if the variance dominates.
 
     Args:
-        *samples: a `Bounded` for each distribution, independent of each other, of any sizes.
+        *samples: one `Bounded` per distribution, independent of each other, of any sizes.
         confidence_level: the least probability that the bound holds.
 
     Returns:
-        The bound, at least Σ lower_k, which it is where a sample has fewer than two rows; NaN where
-        a value that counts lies outside of its interval or is NaN, an interval is lost in the
+        The bound, at least Σ lower_k, to which it is equal if a sample has fewer than two rows. It
+        is NaN if a value that counts is NaN or outside of its interval, an interval is lost in the
         rounding of its ends, or a traced confidence lies outside of (0, 1).
 
     Raises:
@@ -239,7 +240,7 @@ def sum_of_means_lower_bound(
 
 
 def _origin(draws: tuple[_Draws, ...]) -> float:
-    """Of the sum, added up in Python's precision."""
+    """The origin of the sum, added up in Python's precision."""
     return sum(draw.origin for draw in draws)
 
 
@@ -265,12 +266,11 @@ def _sum_of_means(
     spread = sum(width**2 * m.variance / size for m, width, size in each)
     a = jnp.stack([w**2 / jnp.maximum(m.size * (m.size - 1), 1) for m, w, _ in each]).max()
     c = jnp.stack([width / size for _, width, size in each]).max()
-    # No root of zero: where the values are constant a is still positive, and so are derivatives
-    # finite.
+    # No root of zero: if the values are constant a is still positive, so derivatives are finite.
     radius = safe_sqrt(2 * log_term * spread + log_term**2 * a) + log_term * (safe_sqrt(a) + c / 3)
     least = jnp.sum(jnp.stack([m.lower for m in moments]))
     excess = jnp.sum(jnp.stack([width * m.mean for m, width, _ in each])) - radius
-    # A single row has no variance: then only the lower ends are certain.
+    # A single row has no variance, so only the lower ends are certain.
     enough = jnp.stack([m.size > 1 for m in moments]).all()
     bound = least + unit * jnp.where(enough, jnp.maximum(excess, 0), 0)
     bound = _at(-origin if upper_bound else origin, bound, least)
@@ -293,21 +293,22 @@ def empirical_bernstein_lower_bound(
 ) -> Float[Array, ""]:
     """A lower confidence bound on the mean of values in [lower, upper], from mean and variance.
 
-    `sum_of_means_lower_bound` of one sample: X̄ − √(2LV/n) − O(L/n), L = log(2/(1 − confidence)),
-    with the sample's variance V in place of the interval's width in Hoeffding's bound.
+    It is `sum_of_means_lower_bound` of one sample: X̄ − √(2LV/n) − O(L/n) with
+    L = log(2/(1 − confidence)). The sample's variance V replaces the interval's width of
+    Hoeffding's bound.
 
     Args:
         values: independent draws of one distribution.
-        lower: what no value can be below.
-        upper: what no value can be above.
+        lower: the least possible value.
+        upper: the largest possible value.
         confidence_level: the least probability that the bound holds.
-        mask: which rows count; it must not depend on the values.
+        mask: which rows count. It must not depend on the values.
 
     Returns:
-        The bound, at least `lower`; NaN where a value that counts is outside of the interval.
+        The bound, at least `lower`, or NaN if a value that counts is outside of the interval.
 
     Raises:
-        ValueError: as `sum_of_means_lower_bound`.
+        ValueError: as for `sum_of_means_lower_bound`.
 
     Example:
         >>> import jax
@@ -331,20 +332,20 @@ def empirical_bernstein_upper_bound(
     confidence_level: ArrayLike = 0.95,
     mask: Bool[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
-    """An upper confidence bound: minus the lower one of −values.
+    """An upper confidence bound on the mean: minus the lower bound of −values.
 
     Args:
         values: independent draws of one distribution.
-        lower: what no value can be below.
-        upper: what no value can be above.
+        lower: the least possible value.
+        upper: the largest possible value.
         confidence_level: the least probability that the bound holds.
-        mask: which rows count; it must not depend on the values.
+        mask: which rows count. It must not depend on the values.
 
     Returns:
-        The bound, at most `upper`; NaN where a value that counts is outside of the interval.
+        The bound, at most `upper`, or NaN if a value that counts is outside of the interval.
 
     Raises:
-        ValueError: as `sum_of_means_lower_bound`.
+        ValueError: as for `sum_of_means_lower_bound`.
 
     Example:
         >>> import jax
@@ -368,36 +369,35 @@ def betting_lower_bound(
 ) -> Float[Array, ""]:
     """A lower confidence bound on the mean of values in [lower, upper], by betting against it.
 
-    For values on [0, 1], a gambler who holds that the mean exceeds m has the capital
+    For values on [0, 1], a gambler who bets that the mean exceeds m has the capital
 
         K_t(m) = Π_{i≤t} [1 + min(λ_i, c/m)(X_i − m)],   λ_i = √(2 log(1/δ)/(n σ̂²_{i−1})),
 
-    with c = ¾ and the variance σ̂²_{i−1} of the values before the i-th (and a prior value's). If
+    with c = ¾ and the variance σ̂²_{i−1} of the values before the i-th (and of a prior value). If
     the mean is at most m this is a non-negative supermartingale from 1, and reaches 1/δ with a
     probability of at most δ = 1 − confidence (Ville's inequality). The bound is the largest m at
-    which it does. Every factor falls in m, so that a bisection finds it, and what is returned is
-    the end at which the capital was reached.
+    which it does. Every factor decreases in m, so a bisection finds it and returns the end at which
+    the capital was reached.
 
-    Mostly tighter than the empirical Bernstein bound, in small samples and for skewed values by a
-    lot; several passes over the data instead of one. It depends on the order of the values, which
-    must not depend on them.
+    It is mostly tighter than the empirical Bernstein bound, by a lot in small samples and for
+    skewed values, at the cost of several passes over the data. It depends on the order of the
+    values, which must not depend on them.
 
     Args:
         values: independent draws of one distribution, or more generally values whose means, each
             given all earlier values, are at most the number that is bounded.
-        lower: what no value can be below; one number, or one for each value.
-        upper: what no value can be above, likewise.
+        lower: the least possible value, one number or one per value.
+        upper: the largest possible value, likewise.
         confidence_level: the least probability that the bound holds.
-        mask: which rows count; it must not depend on the values.
+        mask: which rows count. It must not depend on the values.
 
     Returns:
-        The bound, at least the least `lower`; NaN where a value that counts is outside of its
-        interval, that is lost in the rounding of its ends, or a traced confidence is outside of
-        (0, 1). Its derivative is that of the m which
-        solves max_t K_t(m) = 1/δ.
+        The bound, at least the least `lower`. It is NaN if a value that counts is outside of its
+        interval, an interval is lost in the rounding of its ends, or a traced confidence is outside
+        of (0, 1). Its derivative is that of the m which solves max_t K_t(m) = 1/δ.
 
     Raises:
-        ValueError: as `sum_of_means_lower_bound`.
+        ValueError: as for `sum_of_means_lower_bound`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -422,7 +422,7 @@ def _betting(
     origin, x, lower, upper, rows = sample
     confidence_level = jnp.asarray(confidence_level, x.dtype)
     legal = _legal(sample) & (confidence_level > 0) & (confidence_level < 1)
-    # One unit for all values, whose own ends may lie within.
+    # One unit for all values, even if their own ends lie within the outermost.
     least = jnp.min(lower)
     width = jnp.max(upper) - least
     x, ends = jnp.clip((x - least) / width, 0, 1), (lower - least) / width
@@ -430,7 +430,7 @@ def _betting(
     target = -jnp.log1p(-confidence_level)
     bets = _bets(x, rows, target)
     root = _largest_refuted(*jax.tree.map(jax.lax.stop_gradient, (x, ends, bets, rows, target)))
-    # One of Newton's steps from the solution, of length zero, has the solution's derivative.
+    # One Newton step from the solution, of length zero, has the solution's derivative.
     capital, slope = jax.value_and_grad(_log_capital)(root, x, ends, bets, rows)
     change = (capital - target) / jnp.where(root > 0, jax.lax.stop_gradient(slope), 1)
     root = root - jnp.where(root > 0, change - jax.lax.stop_gradient(change), 0)
@@ -446,20 +446,20 @@ def betting_upper_bound(
     confidence_level: ArrayLike = 0.95,
     mask: Bool[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
-    """An upper confidence bound by betting: minus the lower one of −values.
+    """An upper confidence bound on the mean by betting: minus the lower bound of −values.
 
     Args:
         values: independent draws of one distribution.
-        lower: what no value can be below.
-        upper: what no value can be above.
+        lower: the least possible value.
+        upper: the largest possible value.
         confidence_level: the least probability that the bound holds.
-        mask: which rows count; it must not depend on the values.
+        mask: which rows count. It must not depend on the values.
 
     Returns:
-        The bound, at most `upper`; NaN where a value that counts is outside of the interval.
+        The bound, at most `upper`, or NaN if a value that counts is outside of the interval.
 
     Raises:
-        ValueError: as `sum_of_means_lower_bound`.
+        ValueError: as for `sum_of_means_lower_bound`.
 
     Example:
         >>> import jax
@@ -472,32 +472,32 @@ def betting_upper_bound(
 
 
 def _bets(x: Float[Array, " n"], rows: Float[Array, " n"], target: Array) -> Float[Array, " n"]:
-    """√(2 log(1/δ)/(n σ̂²)), with σ̂² from the values before each: what the stake may know."""
+    """The bets √(2 log(1/δ)/(n σ̂²)), with σ̂² from the values before each, as validity requires."""
     size = jnp.cumsum(rows)
     # A prior value of ½ with variance ¼ makes the first bets finite.
     mean = (0.5 + jnp.cumsum(rows * x)) / (size + 1)
     squares = rows * jnp.square(x - mean)
-    # Less the value itself: if bets depended on it the capital would be no supermartingale.
+    # Minus the value itself: if bets depended on it the capital would not be a supermartingale.
     earlier = 0.25 + jnp.cumsum(squares) - squares
     variance = earlier / (size - rows + 1)
     return jnp.sqrt(2 * target / (jnp.maximum(size[-1], 1) * variance))
 
 
 def _log_capital(m: Array, x: Array, ends: Array, bets: Array, rows: Array) -> Array:
-    """The logarithm of the largest capital that betting against a mean of at most m ever gave."""
-    # A value at its lower end costs at most this share; none is lost where m is below that end.
+    """The logarithm of the largest capital reached by betting against a mean of at most m."""
+    # A value at its lower end costs at most this share. There is no loss if m is below that end.
     loss = m - ends
     stakes = jnp.where(
         loss > 0, jnp.minimum(bets, LARGEST_STAKE / jnp.where(loss > 0, loss, 1)), bets
     )
-    # Ville's inequality holds for the whole path, of which the largest capital counts.
+    # Ville's inequality holds for the whole path, so the largest capital counts.
     return jnp.max(jnp.cumsum(rows * jnp.log1p(stakes * (x - m))))
 
 
 def _largest_refuted(x: Array, ends: Array, bets: Array, rows: Array, target: Array) -> Array:
-    """The largest m whose capital reached the target, up to a rounding; 0 if none did."""
+    """The largest m whose capital reached the target, up to a rounding, 0 without any such m."""
     start = (jnp.zeros_like(target), jnp.ones_like(target), x, ends, bets, rows, target)
-    # A halving for each bit of the mantissa. The lower end is 0, or its capital has reached the
+    # One halving per bit of the mantissa. The lower end is 0, or its capital has reached the
     # target.
     return jax.lax.fori_loop(0, jnp.finfo(x.dtype).nmant + 2, _halve, start)[0]
 

@@ -1,4 +1,4 @@
-"""Confidence intervals of estimates that are nearly normal, as such or after a logit."""
+"""Confidence intervals of estimates that are nearly normal, directly or after a logit."""
 
 import jax
 import jax.numpy as jnp
@@ -20,25 +20,25 @@ def logit_interval(
     *,
     upper: ArrayLike = 1.0,
 ) -> Interval:
-    """An interval inside of (0, upper): the normal one of log(v/(upper − v)), carried back.
+    """An interval inside of (0, upper): the normal one of log(v/(upper − v)), mapped back.
 
-    By the delta method the logit has the standard error std_error · upper/(v (upper − v)). For
-    shares, the AUC, and the Jensen–Shannon divergence with upper = log 2.
+    By the delta method the logit has the standard error std_error · upper/(v (upper − v)). Suited
+    to shares, the AUC, and the Jensen–Shannon divergence with upper = log 2.
 
     Args:
         value: the estimate v, of any shape.
         std_error: its standard error.
-        confidence_level: the probability that the interval is to cover the truth.
-        upper: the largest value there can be; the least is 0.
+        confidence_level: the intended probability that the interval covers the truth.
+        upper: the largest possible value. The least is 0.
 
     Returns:
-        The interval's ends. At or beyond 0 and `upper`, where there is no logit, those of the
-        normal interval, cut off there.
+        The interval's ends. At or beyond 0 and `upper`, where the logit does not exist, they are
+        those of the normal interval, clipped to the range.
 
     Raises:
         ValueError: if the level is not one number, or a Python number outside of (0, 1), or a
-            concrete standard error is negative, or a concrete `upper` not positive. Traced ones
-            that are make the interval NaN.
+            concrete standard error is negative, or a concrete `upper` not positive. Invalid traced
+            arguments make the interval NaN.
 
     Example:
         >>> [round(float(end), 3) for end in logit_interval(0.98, 0.015)]
@@ -61,7 +61,7 @@ def _logit_interval(
     value, std_error, upper = as_arrays(value=value, std_error=std_error, upper=upper)
     plain = normal_interval(value, std_error, confidence_level)
     upper = nan_unless(upper > 0, upper)
-    # Only values inside have a logit. The ends get the plain interval, cut to the range.
+    # Only values inside have a logit. The ends get the plain interval, clipped to the range.
     inside = (value > 0) & (value < upper)
     v = jnp.where(inside, value, upper / 2)
     margin = normal_quantile(confidence_level, value.dtype) * std_error * upper / (v * (upper - v))
@@ -70,7 +70,7 @@ def _logit_interval(
     shrink = jnp.exp(-margin)
     low, high = upper * odds * shrink / (1 + odds * shrink), upper * odds / (odds + shrink)
     lower, higher = (jnp.clip(end, 0, upper) for end in plain)
-    # What is NaN in the plain interval is no number here either.
+    # NaN in the plain interval stays NaN.
     low, high = (nan_unless(plain.lower <= plain.upper, end) for end in (low, high))
     lower, higher = (nan_unless(upper > 0, end) for end in (lower, higher))
     return Interval(jnp.where(inside, low, lower), jnp.where(inside, high, higher))

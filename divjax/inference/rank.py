@@ -1,4 +1,4 @@
-"""How well scores tell two samples apart: AUC and accuracy, with their standard errors."""
+"""AUC and accuracy of scores that discriminate between two samples, with standard errors."""
 
 from typing import Any, NamedTuple
 
@@ -46,11 +46,11 @@ def _checked(x: Any, y: Any, a: Any, b: Any) -> _Scores:
 
 
 def _weighted(scores: _Scores) -> tuple[Array, Array, Array, Array]:
-    """Scores, and weights that sum to one, NaN if invalid; of weight zero, NaN is no score."""
+    """Scores, with NaN replaced at weight zero, and weights that sum to one, NaN if invalid."""
     numbers, weights = [], []
     for sample, weight in ((scores.x, scores.a), (scores.y, scores.b)):
         weight = jnp.ones_like(sample) if weight is None else weight
-        # Rows without weight may hold anything; NaN would pass through a weight of zero.
+        # Rows of weight zero are padding. NaN would pass through a weight of zero.
         numbers.append(jnp.where((weight == 0) & jnp.isnan(sample), 0, sample))
         weights.append(weight)
     x, y, a, b = as_floats(*numbers, *weights)
@@ -58,10 +58,10 @@ def _weighted(scores: _Scores) -> tuple[Array, Array, Array, Array]:
 
 
 def keep_order(**scores: Any) -> tuple[Any, ...]:
-    """The scores, or numbers in their order where a rounding to JAX's dtype would tie some.
+    """The scores, or their ranks if rounding to JAX's dtype would create ties.
 
-    Those are NumPy's float64 (a list or a series of numbers is) and large integers: their places
-    among the pooled distinct scores, NaN where they are.
+    Ranks replace NumPy's float64 (which includes lists and series of numbers) and large integers.
+    They are places among the pooled distinct scores, NaN for NaN.
 
     Example:
         >>> [places.tolist() for places in keep_order(x=[1e9, 1e9 + 1], y=[1e9 - 1])]
@@ -70,7 +70,7 @@ def keep_order(**scores: Any) -> tuple[Any, ...]:
     numbers = [as_numbers(name, array, exact=True) for name, array in scores.items()]
     if any(isinstance(array, Tracer) for array in numbers) or not loses_digits(*numbers):
         return tuple(numbers)
-    # Places serve as well as scores for what depends on the order alone.
+    # Ranks are sufficient for a quantity that depends on the order alone.
     pooled = np.concatenate([np.ravel(array) for array in numbers])
     places = np.unique(pooled, return_inverse=True)[1].reshape(-1)
     places = np.where(np.isnan(pooled), np.nan, places)
@@ -80,24 +80,24 @@ def keep_order(**scores: Any) -> tuple[Any, ...]:
 
 
 def _normalized(weights: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Weights that sum to one; NaN if one of them is negative or not finite, or all are zero."""
+    """Weights that sum to one, NaN if one of them is negative or not finite, or all are zero."""
     total = jnp.sum(weights)
     valid = (weights >= 0).all() & jnp.isfinite(total) & (total > 0)
     return nan_unless(valid, weights / jnp.where(valid, total, 1))
 
 
 def _share_below(x: Float[Array, " n"], y: Float[Array, " m"], b: Float[Array, " m"]) -> Array:
-    """For each x the weight of the y below it, and half of that of the y equal to it."""
+    """For each x the weight of the y below it, plus half of that of the y equal to it."""
     order = jnp.argsort(y)
     sorted_y = y[order]
-    # From 0 on, so that the index that a search returns is that of the weight before it.
+    # Starts from 0, so that the index that a search returns is that of the weight before it.
     below = jnp.concatenate([jnp.zeros_like(b[:1]), jnp.cumsum(b[order])])
     left, right = (jnp.searchsorted(sorted_y, x, side=side) for side in ("left", "right"))
     return (below[left] + below[right]) / 2
 
 
 def _mean_and_variance(values: Array, weights: Array) -> tuple[Array, Array]:
-    """The weighted mean, and an estimate of its variance; unbiased for equal weights."""
+    """The weighted mean and an estimate of its variance, unbiased for equal weights."""
     mean = jnp.sum(weights * values)
     squared = jnp.square(weights)
     # Σw²(v − v̄)²/(1 − Σw²), which is s²/n for equal weights.
@@ -108,7 +108,7 @@ def _mean_and_variance(values: Array, weights: Array) -> tuple[Array, Array]:
 def _share_estimate(
     value: Array, std_error: Array, a: Array, b: Array, confidence_level: ArrayLike
 ) -> Estimate:
-    """An estimate of a number in [0, 1]; its sample size is that of both samples together."""
+    """An estimate of a number in [0, 1], whose sample size is that of both samples together."""
     size = effective_sample_size(a) + effective_sample_size(b)
     return Estimate(value, std_error, logit_interval(value, std_error, confidence_level), size, ())
 
@@ -125,25 +125,25 @@ def auc(
 
     With the placements F(x_i), the share of y below x_i, and G(y_j), the share of x above y_j (ties
     count half in both), the AUC is the mean of either, and its variance is estimated by
-    var F(x_i)/n + var G(y_j)/m. In O((n + m) log(n + m)); no n × m matrix.
+    var F(x_i)/n + var G(y_j)/m. Time O((n + m) log(n + m)), without an n × m matrix.
 
     Args:
         x: scores of samples of p, which are high where p is likely.
         y: scores of samples of q.
-        a: not negative, of any sum; uniform by default. Rows of weight zero are absent, in
-            the standard error too.
-        b: the same for y.
-        confidence_level: of the confidence interval, that of the logit carried back.
+        a: non-negative weights of x, of any sum, uniform by default. Rows of weight zero are
+            absent, in the standard error too.
+        b: non-negative weights of y, likewise.
+        confidence_level: the level of the confidence interval, mapped back from the logit's.
 
     Returns:
-        The AUC and its standard error; the latter is NaN where a sample has but one row with a
-        weight, both where a score is NaN. A standard error of zero for perfectly separated scores
-        does not mean certainty. Differentiable in the weights; in the scores it is piecewise
-        constant.
+        The AUC and its standard error. The latter is NaN if a sample has only one row of non-zero
+        weight, and both are NaN if a score is. A standard error of zero for perfectly separated
+        scores does not mean certainty. Differentiable in the weights, piecewise constant in the
+        scores.
 
     Raises:
         ValueError: if an argument is not a non-empty vector, or weights have another shape, are
-            negative or all zero. Traced ones that are make the result NaN.
+            negative or all zero. Invalid traced weights make the result NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -167,7 +167,7 @@ def _auc(scores: _Scores, confidence_level: ArrayLike) -> Estimate:
     value, variance_x = _mean_and_variance(_share_below(x, y, b), a)
     _, variance_y = _mean_and_variance(_share_below(y, x, a), b)
     value = jnp.where(jnp.isnan(x).any() | jnp.isnan(y).any(), jnp.nan, value)
-    # Zero times the value makes the error NaN where the value is.
+    # Zero times the value makes the error NaN if the value is.
     return _share_estimate(
         value, safe_sqrt(variance_x + variance_y) + 0 * value, a, b, confidence_level
     )
@@ -184,26 +184,26 @@ def accuracy(
 ) -> Estimate:
     """The balanced accuracy ½ P(X > t) + ½ P(Y < t) of a threshold t, with its binomial error.
 
-    Both samples count as halves, whatever their sizes, as a log ratio is free of them too. Its
-    variance is ¼ [a(1 − a)/(n − 1) + b(1 − b)/(m − 1)] with the samples' shares a and b (a score
-    that equals t counts half).
-    Twice the balanced accuracy less one is a lower bound on the total variation, in expectation.
+    Both samples count as halves, whatever their sizes, as a log ratio does not depend on them
+    either. The variance is ¼ [a(1 − a)/(n − 1) + b(1 − b)/(m − 1)] with the samples' shares a and b
+    (a score equal to t counts half). Twice the balanced accuracy minus one is a lower bound on the
+    total variation, in expectation.
 
     Args:
         x: scores of samples of p, which are high where p is likely.
         y: scores of samples of q.
-        a: not negative, of any sum; uniform by default.
-        b: the same for y.
-        threshold: t; 0 for log ratios and logits.
-        confidence_level: of the confidence interval, that of the logit carried back.
+        a: non-negative weights of x, of any sum, uniform by default.
+        b: non-negative weights of y, likewise.
+        threshold: t, which is 0 for log ratios and logits.
+        confidence_level: the level of the confidence interval, mapped back from the logit's.
 
     Returns:
-        The accuracy and its standard error; the latter is NaN where a sample has but one row with a
-        weight, both where a score is NaN.
+        The accuracy and its standard error. The latter is NaN if a sample has only one row of
+        non-zero weight, and both are NaN if a score is.
 
     Raises:
         ValueError: if an argument is not a non-empty vector, or weights have another shape, are
-            negative or all zero. Traced ones that are make the result NaN.
+            negative or all zero. Invalid traced weights make the result NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -213,7 +213,7 @@ def accuracy(
     check_probability(confidence_level=confidence_level)
     check_scalar(threshold=threshold)
     (threshold,) = as_leaves(threshold=threshold)
-    # Scores that float32 would round to the threshold have a side in float64.
+    # Scores that float32 would round to the threshold have a definite side in float64.
     x, threshold_x = beside(as_numbers("x", x, exact=True), threshold)
     y, threshold_y = beside(as_numbers("y", y, exact=True), threshold)
     scores = _checked(x, y, a, b)
@@ -223,9 +223,9 @@ def accuracy(
 
 
 def beside(scores: Any, threshold: Any) -> tuple[Any, Any]:
-    """On which side of the threshold NumPy's scores are, before float32 rounds them; and zero.
+    """The sides of the threshold of NumPy's scores, before float32 rounds them, and zero.
 
-    Of JAX's, and for a threshold that is traced, both as they are.
+    JAX's scores, and scores with a traced threshold, are returned unchanged with the threshold.
     """
     if isinstance(scores, jax.Array) or isinstance(threshold, Tracer):
         return scores, threshold
@@ -247,7 +247,7 @@ def _accuracy(
 
 
 def midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Ranks from 1 to n; equal values share the mean of theirs. NaN has none, and is the last.
+    """Ranks from 1 to n, with the mean rank for equal values. NaN is last and has the rank NaN.
 
     Example:
         >>> import jax.numpy as jnp

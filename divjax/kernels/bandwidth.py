@@ -1,8 +1,8 @@
-"""Bandwidth rules: how far apart the particles are, as a length for a kernel.
+"""Bandwidth rules: the distance between particles, as a length for a kernel.
 
-A rule is a pytree; a kernel given one asks it anew at every step. `init(x)` makes its state, and
+A rule is a pytree, which a kernel evaluates at every step. `init(x)` makes its state, and
 `rule(x, state)` returns the bandwidth and the next state, so that a rule may start from its last
-answer. Bandwidths are constants to differentiation.
+result. Gradients are stopped at bandwidths.
 """
 
 import math
@@ -45,7 +45,7 @@ class _Rescaled(NamedTuple):
 
     Attributes:
         x: the rows, at least in single precision.
-        unit: what they were divided by.
+        unit: the unit they were divided by.
         coincident: the squared distance, in that unit, up to which rows coincide.
     """
 
@@ -55,15 +55,15 @@ class _Rescaled(NamedTuple):
 
 
 def _rescale(x: Float[Array, "n d"]) -> _Rescaled:
-    # A bandwidth is a constant to differentiation. Half precision holds no squares.
+    # Gradients are stopped at bandwidths. Squares would be out of half precision's range.
     wide = jax.lax.stop_gradient(x).astype(at_least_single(x.dtype))
     deviations = wide - common_center(wide)
     largest = jnp.max(jnp.abs(deviations))
     scaled, unit = in_units_of(largest, deviations)
-    # Equal up to the rounding of the dtype that the particles are given in.
+    # Equal up to rounding in the dtype in which the particles are given.
     eps = float(jnp.finfo(x.dtype).eps)
     apart, _ = in_units_of(largest, coincidence_distance(wide, eps))
-    # Rows of which each coordinate differs by at most `apart` are no farther apart than this.
+    # Rows whose coordinates differ by at most `apart` are no farther apart than this.
     return _Rescaled(scaled, unit, x.shape[1] * jnp.square(apart))
 
 
@@ -74,7 +74,7 @@ def _mean_squared(x: Float[Array, "n d"]) -> Float[Array, ""]:
 
 
 def _bandwidth(squared: Float[Array, ""], rescaled: _Rescaled, dtype: Any) -> Float[Array, ""]:
-    """σ with σ² = d² / (2 log(n+1)), and 1 where all particles coincide; NaN stays NaN."""
+    """σ with σ² = d² / (2 log(n+1)), or 1 if all particles coincide; NaN stays NaN."""
     length = jnp.sqrt(squared / (2 * math.log(rescaled.x.shape[0] + 1.0))) * rescaled.unit
     return jnp.where(squared <= rescaled.coincident, 1, length).astype(dtype)
 
@@ -84,7 +84,7 @@ class Mean:
     """σ² = mean_{i≠j} ‖x_i − x_j‖² / (2 log(n+1)), in O(nd) from the first two moments.
 
     Sensitive to outliers, unlike `Median`. Particles that coincide up to rounding, a few units in
-    the last place of their coordinates (or a single one), give σ = 1.
+    the last place of their coordinates, give σ = 1, as does a single one.
 
     Example:
         >>> import jax.numpy as jnp
@@ -95,7 +95,7 @@ class Mean:
     """
 
     def init(self, x: Float[Array, "n d"]) -> tuple[()]:
-        """No state."""
+        """The empty state; checks the particles."""
         as_samples(x=x)
         return ()
 
@@ -110,17 +110,18 @@ class Mean:
 class Median:
     """The median heuristic, σ² = median_{i<j} ‖x_i − x_j‖² / (2 log(n+1)).
 
-    With this σ the kernel's values at a particle sum to about one beside its own. The median is
-    the lower one, found by counting passes over the pairs rather than by sorting n² numbers; each
-    pass costs about a quarter of an SVGD step, and along a flow, started from the last two answers,
-    one pass mostly suffices. Where half of the pairs coincide up to rounding `Mean` takes over.
+    With this σ the kernel's values at a particle sum to about one in addition to its own. The
+    median is the lower one, found by counting passes over the pairs rather than by sorting n²
+    numbers. Each pass costs about a quarter of an SVGD step, and along a flow, started from the
+    last two results, one pass mostly suffices. If half of the pairs coincide up to rounding `Mean`
+    is used.
 
     Attributes:
-        tolerance: the relative error allowed in the median of the squared distances; half of it in
+        tolerance: the relative error allowed in the median of the squared distances, half of it in
             σ.
 
     Raises:
-        ValueError: if `tolerance` is no positive number.
+        ValueError: if `tolerance` is not a positive number.
 
     Example:
         >>> import jax.numpy as jnp
@@ -133,7 +134,7 @@ class Median:
         Liu, Wang 2016, section 5.
     """
 
-    tolerance: float = static(default=2e-3)  # how a number is found, not which: no leaf
+    tolerance: float = static(default=2e-3)  # a numerical setting: static
 
     def __post_init__(self):
         known_number("tolerance", self.tolerance, 0, above=True)
@@ -161,13 +162,12 @@ class Median:
         median = median_squared_distance(
             rescaled.x, guess, self.tolerance, coincident=rescaled.coincident
         )
-        # The median is zero if half of the pairs coincide. The state then waits for one that is
-        # not.
+        # The median is zero if half of the pairs coincide. The state then stays until it is not.
         found = median > 0
         log_median = jnp.where(found, jnp.log(jnp.where(found, median, 1)) + log_unit, last)
         squared = jnp.where(found, median, _mean_squared(rescaled.x))
-        # The first change is from a guess: extrapolating from it would be no better than standing
-        # still.
+        # The first change is from a guess: extrapolating from it would be no better than no
+        # extrapolation.
         small = jnp.abs(log_median - last) < 0.1
         state = (log_median, jnp.where(small, log_median - last, 0))
         return _bandwidth(squared, rescaled, x.dtype), state
@@ -178,8 +178,8 @@ class MultiScale:
     """Several bandwidths at once: scales times another rule's. The kernel is their mean.
 
     Attributes:
-        scales: factors.
-        rule: the rule they multiply.
+        scales: the factors.
+        rule: the rule whose bandwidth they multiply.
 
     Example:
         >>> import jax.numpy as jnp

@@ -36,12 +36,12 @@ class Kernel(Protocol):
 
     @property
     def positive_definite(self) -> bool:
-        """Whether k is positive with positive definite matrices: what smoothing takes."""
+        """Whether k is positive with positive definite matrices, as smoothing requires."""
         ...
 
     @property
     def log_slope(self) -> ArrayLike | None:
-        """The ratio slope / value where that is one number for all pairs, else None."""
+        """The ratio slope / value if it is one number for all pairs, otherwise None."""
         ...
 
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
@@ -58,7 +58,7 @@ def _as_points(x: Any, y: Any) -> tuple[Float[Array, "n d"], Float[Array, "m d"]
 
 
 def check_kernel(kernel: Any) -> None:
-    """Raise `ValueError` for an object that is no kernel, such as a function of two points."""
+    """Raise `ValueError` for an object that is not a kernel, such as a function of two points."""
     methods = ("init", "resolve", "radial")
     check_provides("kernel", kernel, methods, "a kernel such as kernels.Gaussian()")
 
@@ -76,7 +76,7 @@ def check_smoother(kernel: Kernel) -> None:
 
 @pytree
 class _WithBandwidth:
-    """What kernels with a length share: a number, several, or a rule."""
+    """The common part of kernels with a length: a number, several, or a rule."""
 
     bandwidth: ArrayLike | BandwidthRule = dataclasses.field(default_factory=Median)
 
@@ -87,7 +87,7 @@ class _WithBandwidth:
 
     def init(self, x: Float[Array, "n d"]) -> Any:
         """The bandwidth rule's state."""
-        # For its errors alone.
+        # Only for its errors.
         as_samples(x=x)
         if self.bandwidth is None or isinstance(self.bandwidth, (str, type)):
             raise ValueError(
@@ -107,7 +107,7 @@ class _WithBandwidth:
 
     @property
     def log_slope(self) -> ArrayLike | None:
-        """None: the slope is no multiple of the value."""
+        """None: the slope is not a multiple of the value."""
         return None
 
     def radial(self, squared: _Block) -> tuple[_Block, _Block]:
@@ -117,14 +117,14 @@ class _WithBandwidth:
     def _mean_over_scales(self, function: Any, dtype: Any) -> Any:
         """The mean of `function(σ)` over the scales; NaN for a traced σ that is not positive.
 
-        And for one whose square, or the squares of distances that matter to it, the dtype lacks.
+        Also NaN if σ² or the squared distances relevant to σ are out of the dtype's range.
         """
         if isinstance(self.bandwidth, BandwidthRule):
             raise ValueError(
                 "bandwidth is a rule: call `kernel.at(x)` for the kernel at its value."
             )
         # σ² must be finite, and squared distances down to ε σ², which change the value by a
-        # rounding, normal numbers.
+        # rounding error, normal numbers.
         limits = jnp.finfo(jnp.promote_types(dtype, jnp.float32))
         least, greatest = (float(limits.tiny / limits.eps) ** 0.5, float(limits.max) ** 0.5)
 
@@ -159,7 +159,7 @@ class _WithBandwidth:
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
         """The kernel matrix; a rule is evaluated at x, which must then be the only sample."""
         x, y = _as_points(x, y)
-        # A rule asked at x and again at y would give two kernels, whose values are not comparable.
+        # A rule evaluated at x and again at y would give two kernels, with incomparable values.
         if y is not None and isinstance(self.bandwidth, BandwidthRule):
             raise ValueError(
                 "bandwidth is a rule, whose values at x and at y differ: fix it for all terms by "
@@ -174,7 +174,7 @@ class Gaussian(_WithBandwidth):
 
     Attributes:
         bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule. In
-            float32 from 10⁻¹⁵ to 10¹⁹, since distances are squared; beyond, k is NaN.
+            float32 from 10⁻¹⁵ to 10¹⁹, since distances are squared, and otherwise k is NaN.
 
     Raises:
         ValueError: if the bandwidth is a Python number that is not positive.
@@ -188,7 +188,7 @@ class Gaussian(_WithBandwidth):
     @property
     def log_slope(self) -> ArrayLike | None:
         """−1/σ² for a single σ: values and gradients then share one matrix product."""
-        # With several scales the mean slope is no multiple of the mean value.
+        # With several scales the mean slope is not a multiple of the mean value.
         if isinstance(self.bandwidth, BandwidthRule) or jnp.ndim(self.bandwidth):
             return None
         return -1 / jnp.square(nan_unless(jnp.asarray(self.bandwidth) > 0, self.bandwidth))
@@ -214,8 +214,8 @@ class InverseMultiquadric(_WithBandwidth):
 
     Attributes:
         bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule. In
-            float32 from 10⁻¹⁵ to 10¹⁹, since distances are squared; beyond, k is NaN.
-        exponent: β > 0; for 0 < β < 1 the kernel Stein discrepancy controls convergence.
+            float32 from 10⁻¹⁵ to 10¹⁹, since distances are squared, and otherwise k is NaN.
+        exponent: β > 0. For 0 < β < 1 the kernel Stein discrepancy controls convergence.
 
     Raises:
         ValueError: if bandwidth or exponent is a Python number that is not positive.
@@ -263,7 +263,7 @@ class InverseMultiquadric(_WithBandwidth):
 
 
 def _distance_and_reciprocal(squared: _Block) -> tuple[_Block, _Block]:
-    """The distance and its reciprocal, both zero with zero gradient where points coincide."""
+    """The distance and its reciprocal, both zero with zero gradient at coincident points."""
     # Both branches of a `where` are differentiated: 1/0 must not arise in the one not taken.
     distance = safe_sqrt(squared)
     coincide = distance == 0
@@ -274,12 +274,12 @@ def _distance_and_reciprocal(squared: _Block) -> tuple[_Block, _Block]:
 class Laplace(_WithBandwidth):
     """The Laplace kernel, k(x, y) = exp(−‖x − y‖/σ).
 
-    Not differentiable where points coincide; the gradient there is taken as zero. Points nearer
-    than the root of the smallest number (10⁻¹⁹ in float32) count as coincident.
+    Not differentiable at coincident points, where the gradient is taken as zero. Points nearer than
+    the root of the smallest number (10⁻¹⁹ in float32) count as coincident.
 
     Attributes:
         bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule. In
-            float32 from 10⁻¹⁵ to 10¹⁹, since distances are squared; beyond, k is NaN.
+            float32 from 10⁻¹⁵ to 10¹⁹, since distances are squared, and otherwise k is NaN.
 
     Raises:
         ValueError: if the bandwidth is a Python number that is not positive.
@@ -291,7 +291,7 @@ class Laplace(_WithBandwidth):
     """
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
-        # ∇_x k = −(k/σ) (x − y)/r, where coincident points have no direction to be pushed in.
+        # ∇_x k = −(k/σ) (x − y)/r, taken as zero at coincident points, which have no direction.
         distance, reciprocal = _distance_and_reciprocal(squared)
         value = jnp.exp(-distance / sigma)
         return value, -value * reciprocal / sigma
@@ -301,7 +301,7 @@ class Laplace(_WithBandwidth):
 class Energy:
     """The energy kernel, k(x, y) = −‖x − y‖: conditionally positive definite, without a bandwidth.
 
-    Its MMD is the energy distance. Not differentiable where points coincide; the gradient there is
+    Its MMD is the energy distance. Not differentiable at coincident points, where the gradient is
     taken as zero. Points nearer than the root of the smallest number (10⁻¹⁹ in float32) count as
     coincident.
 
@@ -317,7 +317,7 @@ class Energy:
     positive_definite = False
 
     def init(self, x: Float[Array, "n d"]) -> tuple[()]:
-        """No state."""
+        """The empty state; checks the points."""
         as_samples(x=x)
         return ()
 
@@ -331,12 +331,12 @@ class Energy:
 
     @property
     def log_slope(self) -> None:
-        """None: the slope is no multiple of the value."""
+        """None: the slope is not a multiple of the value."""
         return None
 
     def radial(self, squared: _Block) -> tuple[_Block, _Block]:
         """Values −r and slopes −1/r."""
-        # ∇_x k = −(x − y)/r, where coincident points have no direction to be pushed in.
+        # ∇_x k = −(x − y)/r, taken as zero at coincident points, which have no direction.
         distance, reciprocal = _distance_and_reciprocal(squared)
         return -distance, -reciprocal
 

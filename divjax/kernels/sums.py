@@ -1,4 +1,4 @@
-"""Weighted sums of a kernel and of its gradient, as velocities and discrepancies need them."""
+"""Weighted sums of a kernel and of its gradient, for velocities and discrepancies."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from divjax.kernels.radial import Kernel
 
 __all__ = ["kernel_sums"]
 
-# The relative change of a kernel by its distances' rounding that is let pass.
+# The tolerated relative change of a kernel by the rounding of its distances.
 _TOLERATED = 1e-3
 
 
@@ -27,27 +27,27 @@ def kernel_sums(
 
     With ∇_x k = ψ · (x − y) the gradient sums are x_i (ψ C)_i − (ψ [C∘y])_i: products of an n × m
     matrix with narrow ones, never n × m × d. For a kernel whose slope is a multiple of its value
-    (Gaussian) one matrix product does everything. Large n × m goes by blocks of rows.
+    (Gaussian) one matrix product computes both. Large n × m is computed blockwise.
 
-    Where clusters lie so far apart, in more than 8 features, that products lose the distances
-    within them, both sums are computed again from differences, feature by feature. Derivatives of
-    the sums still go through the products.
+    If clusters lie so far apart, in more than 8 features, that products lose the distances within
+    them, both sums are computed again from differences, feature by feature. Derivatives of the sums
+    still use the products.
 
-    Points y_j whose coefficients are all zero have no part in the sums and may hold anything.
+    Points y_j whose coefficients are all zero are ignored and may hold any value.
 
     Args:
         kernel: a kernel whose bandwidth is a number.
-        x: where to evaluate.
+        x: the evaluation points.
         y: the other points, or None for x itself.
-        values: weights of the kernel, a column a sum.
-        gradient_weights: weights C of the gradient, a column a sum.
+        values: weights of the kernel, one column per sum.
+        gradient_weights: weights C of the gradient, one column per sum.
 
     Returns:
         The sums "n c" and the gradient sums "n g d".
 
     Raises:
         ValueError: if x or y is not a non-empty matrix, their numbers of features differ, or the
-            coefficients do not have a row for each y_j.
+            coefficients do not have one row per y_j.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,7 +57,8 @@ def kernel_sums(
         >>> sums[:, 0].round(3).tolist(), gradients[:, 0, 0].round(3).tolist()
         ([1.607, 1.607], [0.607, -0.607])
     """
-    # Kernels see differences alone: NumPy's float64 loses a common offset before it is rounded.
+    # Kernels depend only on differences: a common offset of NumPy's float64 is subtracted before
+    # rounding.
     if y is None:
         (x,) = centered_samples(x=x)[1:]
     else:
@@ -65,9 +66,9 @@ def kernel_sums(
     sources = x if y is None else y
     check_shape("values", values, sources.shape[0], "c")
     check_shape("gradient_weights", gradient_weights, sources.shape[0], "g")
-    # Sums and moments are taken about the center of the points that count. One without a part in
-    # the sums stays where it is (derivatives in its coefficients are right), unless its distances
-    # would overflow.
+    # Sums and moments are taken about the center of the points that count. An ignored point stays
+    # where it is (derivatives in its coefficients are correct), unless its distances would
+    # overflow.
     used = jnp.any(values != 0, axis=1) | jnp.any(gradient_weights != 0, axis=1)
     center = common_center(sources, used)
     x, others = x - center, sources - center
@@ -78,7 +79,7 @@ def kernel_sums(
     moments = (gradient_weights[:, :, None] * others[:, None, :]).reshape(m, g * d)
     slopes = jnp.concatenate([gradient_weights, moments], axis=1)
 
-    # The second computation gives values only, and must close over nothing that has derivatives.
+    # The second computation gives values only, and must close over no value with derivatives.
     fixed = jax.lax.stop_gradient((kernel, values, gradient_weights, others))
 
     def again(rows: Float[Array, "b d"], squared: Float[Array, "b m"]) -> tuple[Array, Array]:
@@ -105,7 +106,7 @@ def kernel_sums(
         total, moment = sloped[:, :g], sloped[:, g:].reshape(rows.shape[0], g, d)
         return sums, rows[:, None, :] * total[:, :, None] - moment
 
-    # Points without a part are zeroed: one far away would ask for the second pass in vain.
+    # Ignored points are zeroed: one far away would trigger a needless second pass.
     needed = _feels_rounding(fixed[0], jnp.where(used[:, None], fixed[-1], 0))
     return reduce_centered_pairs(x, others, contract, same=y is None, again=again, needed=needed)
 
@@ -113,10 +114,10 @@ def kernel_sums(
 def _feels_rounding(kernel: Kernel, sources: Float[Array, "m d"]) -> Bool[Array, ""]:
     """Whether the rounding of |x|² + |y|² changes values or slopes between coincident points.
 
-    It changes them nowhere more. That of a kernel which is singular there always does.
+    The change is largest there. A kernel that is singular there always changes.
     """
-    # Coincident points appear about this far apart, squared. Values and slopes (rows) at distance
-    # zero and there (columns) show what that changes.
+    # Coincident points appear at about this squared distance. Values and slopes (rows) at distance
+    # zero and there (columns) give the change.
     rounding = 4 * jnp.finfo(sources.dtype).eps * jnp.max(jnp.sum(sources**2, axis=1))
     ends = jnp.stack([jnp.zeros_like(rounding), rounding])[None]
     of_ends = jnp.concatenate(kernel.radial(ends))

@@ -1,4 +1,4 @@
-"""Training losses made of divergences: distillation."""
+"""Training losses from divergences: distillation."""
 
 from divjax.losses.distillation import (
     class_costs,

@@ -1,8 +1,8 @@
-"""Distillation on transport: the cost of moving a student's predictions or features to a teacher's.
+"""Distillation by transport: the cost of moving a student's predictions or features to a teacher's.
 
-Losses of one batch, the student first. They are differentiable in all arguments: where a teacher is
-trained along, stop its gradient. A task's own loss, such as the labels' cross-entropy, is added by
-the caller.
+Losses of one batch, the student first. They are differentiable in all arguments: if a teacher is
+trained too, stop its gradient. The caller adds the task's own loss, such as the labels'
+cross-entropy.
 """
 
 import functools
@@ -54,13 +54,13 @@ def _transport_cost(
     epsilon: ArrayLike,
     num_iterations: int,
 ) -> Float[Array, ""]:
-    """⟨P, C⟩ after so many Sinkhorn iterations, columns before rows, in the log domain.
+    """⟨P, C⟩ after `num_iterations` Sinkhorn iterations, columns before rows, in the log domain.
 
-    NaN for a traced ε that is not positive, and where rounding of costs and potentials leaves less
+    NaN for a traced ε that is not positive, and if rounding of costs and potentials leaves less
     than about half of the plan's digits. Differentiated through the iterations: ten of them need
-    not converge, and the losses here are defined by what ten of them give.
+    not converge, and the losses here are defined by the result of ten.
     """
-    # A hyper-parameter of a wider type must not change that of the potentials.
+    # A hyper-parameter of a wider type must not change the potentials' dtype.
     epsilon = jnp.asarray(epsilon, costs.dtype)
     kernel = -costs / epsilon
 
@@ -71,8 +71,8 @@ def _transport_cost(
 
     f, g = jax.lax.scan(iteration, jnp.zeros_like(log_a), length=num_iterations)
     plan = jnp.exp(f[:, None] + g[-1] + kernel)
-    # The rows' sums, met last, show what the potentials' rounding did; the costs' own, a share
-    # u C/ε of the plan, they do not show.
+    # The rows' sums, normalised last, reveal the rounding error of the potentials, but not that of
+    # the costs, a share u C/ε of the plan.
     fixed, a, unit = _stop(plan), jnp.exp(_stop(log_a)), jnp.finfo(costs.dtype).eps / 2
     moved = jnp.sum(jnp.abs(jnp.sum(fixed, axis=1) - a)) + unit * jnp.sum(fixed * costs) / epsilon
     resolved = moved <= _LOST_DIGITS * math.sqrt(unit) * jnp.sum(a)
@@ -94,16 +94,16 @@ def _nonnegative(number: ArrayLike, dtype: Any) -> Float[Array, ""]:
 def class_similarity(
     features: Float[Array, "classes samples features"],
 ) -> Float[Array, "classes classes"]:
-    """How alike classes are to a teacher: the linear CKA of their features.
+    """Similarity of classes according to a teacher: the linear CKA of their features.
 
     CKA(X_i, X_j) = ‖X_iᵀ X_j‖² / (‖X_iᵀ X_i‖ ‖X_jᵀ X_j‖), in Frobenius norms, for the features
-    X_i "features samples" of a class, of which each sample's mean over features is taken away. The
-    Gram matrices X_i X_iᵀ that are aligned compare features, so that no sample of one class is
-    paired with one of another.
+    X_i "features samples" of a class, with each sample's mean over features subtracted. The Gram
+    matrices X_i X_iᵀ that are aligned compare features, so samples of different classes are
+    unpaired.
 
     Args:
-        features: of a teacher's last layer, equally many samples of each class, at least two
-            features.
+        features: features of a teacher's last layer, with the same number of samples of each class,
+            and at least two features.
 
     Returns:
         Similarities in [0, 1], ones on the diagonal. Memory is O(classes · samples²).
@@ -126,8 +126,8 @@ def class_similarity(
         raise ValueError(f"features must not be empty; got shape {numbers.shape}.")
     if numbers.shape[2] < 2:
         raise ValueError(f"features must have at least two features; got {numbers.shape[2]}.")
-    # A constant added to all features of a sample leaves with its mean: in float64, if NumPy holds
-    # it.
+    # A constant added to all features of a sample is subtracted with its mean, in float64 for
+    # NumPy's.
     return _class_similarity(*without_offset(_means_over_features, features=features))
 
 
@@ -144,20 +144,20 @@ def _class_similarity(
     product = functools.partial(jnp.einsum, "su,ctu->cst", precision="highest")
     alignments = jax.lax.map(lambda x: jnp.sum(product(x, centered) ** 2, (1, 2)), centered)
     own = jnp.diagonal(alignments)
-    # Classes without any variation over features are like none but themselves.
+    # Classes without any variation over features are similar only to themselves.
     scale = jnp.sqrt(jnp.where(own > 0, own, 1))
     similarity = alignments / scale[:, None] / scale
-    # A class is like itself by definition, which rounding leaves slightly off. NaN stays NaN.
+    # A class has similarity 1 to itself, up to rounding, which is removed. NaN stays NaN.
     return jnp.where(jnp.eye(len(own), dtype=bool), jnp.where(jnp.isnan(own), own, 1), similarity)
 
 
 def _centered_classes(
     features: Float[Array, "classes samples features"],
 ) -> Float[Array, "classes samples features"]:
-    """Each sample without its mean over features, in units of its class's largest deviation.
+    """Each sample less its mean over features, in units of its class's largest deviation.
 
     The units cancel in a class's similarity, whose fourth powers would overflow at 1e10 and vanish
-    at 1e-10. A class whose deviations are rounding has none.
+    at 1e-10. A class whose deviations are rounding error is set to zero.
     """
 
     def in_units(x: Array, negligible: ArrayLike) -> Array:
@@ -176,13 +176,13 @@ def class_costs(
     """Costs between classes, C_ij = 1 − exp(−κ (1 − s_ij)).
 
     Args:
-        similarity: at most 1: `class_similarity`, or the cosine similarity of a last layer's
-            weights.
-        sharpness: κ > 0; the paper takes 1, and 2 for a pair of networks far apart.
+        similarity: similarities of at most 1: `class_similarity`, or the cosine similarity of a
+            last layer's weights.
+        sharpness: κ > 0. The paper takes 1, and 2 for a pair of very different networks.
 
     Raises:
         ValueError: if the matrix is not square, holds concrete numbers above 1, or κ is not
-            positive. Traced numbers out of range give nan.
+            positive. Traced numbers out of range give NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -204,7 +204,7 @@ def class_costs(
 
 
 def _excess(similarity: Any) -> Any:
-    """What is above 1, by more than the rounding of a cosine."""
+    """The excess over 1, beyond the rounding of a cosine."""
     dtype = jax.dtypes.canonicalize_dtype(similarity.dtype)
     return similarity - 1 - 16 * float(jnp.finfo(dtype).eps)
 
@@ -213,7 +213,7 @@ def _excess(similarity: Any) -> Any:
 def _class_costs(
     similarity: Float[Array, "classes classes"], sharpness: ArrayLike
 ) -> Float[Array, "classes classes"]:
-    # Above 1 the cost would be negative. expm1 keeps the digits of the costs of similar classes.
+    # Above 1 the cost would be negative. expm1 keeps the costs of similar classes accurate.
     similarity = jnp.where(_excess(similarity) > 0, jnp.nan, similarity)
     sharpness = jnp.asarray(sharpness, similarity.dtype)
     return -jnp.expm1(nan_unless(sharpness > 0, sharpness) * (similarity - 1))
@@ -234,21 +234,22 @@ def wkd_logits(
 
     −p_T(y) log p_S(y) + λ ⟨P, C⟩: the cross-entropy of the target class y, at temperature 1, and
     the entropic transport cost between the probabilities of the other classes, softmax(z/τ) over
-    all but y. Unlike KL it knows which classes are near each other.
+    all but y. Unlike KL it depends on the distances between classes.
 
     Args:
-        student: logits, at least three classes.
+        student: logits, with at least three classes.
         teacher: logits.
-        labels: y, integers; one out of range makes the loss nan.
+        labels: y, integers. One out of range makes the loss NaN.
         costs: C between classes, non-negative: `class_costs`.
         weight: λ, 30 for ImageNet and 200 to 600 for CIFAR-100 in the paper.
         temperature: τ, 2 for ImageNet and 6 to 8 for CIFAR-100.
-        epsilon: of the transport, in the unit of C; far below it rounding hides the
-            plan, and the loss is NaN.
-        num_iterations: of Sinkhorn; the cost is that after so many, and differentiated as such.
+        epsilon: the regularisation of the transport, in the unit of C. Far below it rounding
+            dominates the plan, and the loss is NaN.
+        num_iterations: the number of Sinkhorn iterations, after which the cost is evaluated and
+            through which it is differentiated.
 
     Returns:
-        The loss. A sample holds (c − 1)² numbers, in blocks of samples where that is much.
+        The loss. Each sample uses (c − 1)² numbers of memory, blockwise over samples if large.
 
     Raises:
         ValueError: for wrong shapes or a number out of range.
@@ -299,7 +300,7 @@ def _wkd_logits(
     costs, weight = _nonnegative(costs, student.dtype), _nonnegative(weight, student.dtype)
 
     def one(student, teacher, label):
-        # The indices of all classes but y, equally many whatever y is.
+        # The indices of all classes except y, of the same number for any y.
         others = jnp.arange(c - 1)
         others = jnp.where(others >= label.astype(others.dtype), others + 1, others)
         # Both sides are normalised without y, whose probability the cross-entropy matches.
@@ -329,23 +330,23 @@ def wkd_features(
 ) -> Float[Array, ""]:
     """WKD-F, the feature loss of Wasserstein knowledge distillation, mean over the batch.
 
-    Each image's features, one vector a position, are summed up as a Gaussian (of n positions, with
-    variances over n − 1), and the squared Wasserstein distance between student's and teacher's is
-    γ‖m_S − m_T‖² plus, for diagonal ones, ‖σ_S − σ_T‖², for full ones the squared Bures distance of
-    the covariances. γ = 1 is the distance itself.
+    Each image's features, one vector per position, are summarised by a Gaussian (of n positions,
+    with variances over n − 1). The squared Wasserstein distance between student's and teacher's is
+    γ‖m_S − m_T‖² plus ‖σ_S − σ_T‖² for diagonal covariances, or their squared Bures distance for
+    full ones. γ = 1 is the distance itself.
 
     Args:
-        student: features of an intermediate layer, already projected to the teacher's channels; at
-            least two positions.
+        student: features of an intermediate layer, already projected to the teacher's channels,
+            with at least two positions.
         teacher: likewise, of the same shape.
         covariance: "diagonal" or "full".
-        mean_weight: γ; 2 for ImageNet and 4 for CIFAR-100 in the paper, which then weighs the loss
+        mean_weight: γ, 2 for ImageNet and 4 for CIFAR-100 in the paper, which then weighs the loss
             by .02 and .08.
-        grid: images "b h w channels" are cut into grid × grid cells, a Gaussian each.
-        floor: added to all variances.
+        grid: images "b h w channels" are cut into grid × grid cells, with one Gaussian each.
+        floor: a constant added to all variances.
 
     Returns:
-        The loss, mean also over cells. Full covariances take O(channels³) a cell.
+        The loss, mean also over cells. Full covariances take O(channels³) per cell.
 
     Raises:
         ValueError: for wrong shapes, an unknown covariance, a grid that does not divide h and w, or
@@ -367,7 +368,7 @@ def wkd_features(
         raise ValueError(f"student must not be empty; got shape {shape}.")
     if of_teacher != shape:
         raise ValueError(f"teacher must have shape {shape}; got shape {of_teacher}.")
-    # A common offset of an image's features changes no distance.
+    # A common offset of an image's features does not change the distance.
     teacher, student = without_offset(_means_over_positions, teacher=teacher, student=student)
     check_choice(("diagonal", "full"), covariance=covariance)
     check_scalar(mean_weight=mean_weight, floor=floor)
@@ -395,7 +396,7 @@ def _wkd_features(
     covariance: str,
     grid: int,
 ) -> Float[Array, ""]:
-    # A hyper-parameter of a wider type must not change that of the features.
+    # A hyper-parameter of a wider type must not change the features' dtype.
     dtype = jnp.result_type(student, teacher)
     student, teacher = jnp.asarray(student, dtype), jnp.asarray(teacher, dtype)
     mean_weight, floor = _nonnegative(mean_weight, dtype), jnp.asarray(floor, dtype)
@@ -414,7 +415,7 @@ def _wkd_features(
         return mean, scatter + floor * jnp.eye(scatter.shape[0], dtype=scatter.dtype)
 
     def one(student, teacher):
-        # About one point near both, so that a common offset costs no digits.
+        # About one point near both, so that a common offset does not reduce accuracy.
         center = common_center(teacher)
         (mean_s, cov_s), (mean_t, cov_t) = moments(student - center), moments(teacher - center)
         # The distance of Gaussians with equal means is the covariances' part, which γ does not
@@ -436,18 +437,18 @@ def sinkhorn_distillation(
 ) -> Float[Array, ""]:
     """SinKD: the transport cost between a batch of student's and of teacher's predictions.
 
-    λ ⟨P, C⟩ with C_ij = ‖p_S(x_i) − p_T(x_j)‖₁ of predictions softmax(z/τ), and P from exp(−C/ε)
-    by alternating normalisation of rows and columns to sums of one: the batches are compared as
+    λ ⟨P, C⟩ with C_ij = ‖p_S(x_i) − p_T(x_j)‖₁ for predictions softmax(z/τ), and P from exp(−C/ε)
+    by alternating normalisation of rows and columns to sums of one. The batches are compared as
     sets, and the total mass is b.
 
     Args:
         student: logits.
         teacher: logits.
-        weight: λ; in the paper's code this factor is inside the loss, and a further .8 outside.
+        weight: λ. In the paper's code this factor is inside the loss, and a further .8 outside.
         temperature: τ.
-        epsilon: ε, in units of probability; far below it rounding hides the
-            plan, and the loss is NaN.
-        num_iterations: of rows and columns each, columns last; differentiated as such.
+        epsilon: ε, in units of probability. Far below it rounding dominates the plan, and the loss
+            is NaN.
+        num_iterations: the number for rows and columns each, columns last; differentiated through.
 
     Returns:
         The loss. Memory is O(b²).
@@ -487,7 +488,7 @@ def _sinkhorn_distillation(
     p, q = (jax.nn.softmax(_temper(z, temperature)) for z in (student, teacher))
     # Sums of one for rows and columns, hence a total mass of b rather than one.
     log_ones = jnp.zeros_like(p[:, 0])
-    # Transposed, as columns are to come last.
+    # Transposed, as columns are normalised last.
     costs = PNorm(1.0).matrix(q, p)
     cost = _transport_cost(costs, log_ones, log_ones, epsilon, num_iterations)
     is_number = ~(jnp.isnan(p).any() | jnp.isnan(q).any())
@@ -495,11 +496,12 @@ def _sinkhorn_distillation(
 
 
 def _as_logits(student: Any, teacher: Any) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
-    """Logits as floating-point matrices of one shape and dtype; NumPy's are moved to zero."""
+    """Logits as floating-point matrices of one shape and dtype, NumPy's less their row maxima."""
     shape, of_teacher = (z.shape for z in as_samples(student=student, teacher=teacher))
     if of_teacher != shape:
         raise ValueError(f"teacher must have shape {shape}; got shape {of_teacher}.")
-    # A constant added to a row of logits changes no softmax: in float64, if NumPy holds it.
+    # A constant added to a row of logits does not change its softmax: subtracted in float64 for
+    # NumPy's.
     (student,) = without_offset(_row_maxima, student=student)
     (teacher,) = without_offset(_row_maxima, teacher=teacher)
     student, teacher = as_samples(student=student, teacher=teacher)

@@ -1,14 +1,14 @@
-"""Optimal transport: what it costs to move one distribution onto another, and how.
+"""Optimal transport: costs, plans, maps and processes from one distribution to another.
 
-| what is asked | what to call |
+| Purpose | Function or class |
 |---|---|
 | an entropic cost, its plan and its map, sweeps over ε, gradients of all of them | `sinkhorn` |
-| … where marginals need not be met, or ε is far below the mean cost | its `marginal_penalty` (`marginal_penalty_from_tau`), its `annealing` by `Annealing` |
-| … with an ε that is a share of the costs | `Relative` |
-| a divergence of two samples, zero where they agree, for a loss | `sinkhorn_divergence` |
+| … with relaxed marginals, or ε far below the mean cost | `marginal_penalty` (`marginal_penalty_from_tau`), `annealing` by `Annealing` |
+| … with ε relative to the costs | `Relative` |
+| a divergence of two samples, zero if they agree, for a loss | `sinkhorn_divergence` |
 | the exact cost and plan of moderately many rows, in any dimension | `exact` |
 | exact, on the line; with plan, map and potentials; with relaxed marginals | `wasserstein_1d`; `transport_1d`; `unbalanced_1d` |
-| over random or the worst directions, or given ones | `sliced_wasserstein`, `max_sliced_wasserstein`, `projected_wasserstein` |
+| … along random, worst-case or given directions | `sliced_wasserstein`, `max_sliced_wasserstein`, `projected_wasserstein` |
 | between Gaussians: distance, map, barycenter; entropic | `gaussian_wasserstein`, `gaussian_map`, `gaussian_barycenter`; `gaussian_entropic` |
 | a map in closed form, or nearly so | `gaussian_map_from_samples`, `EntropicMap` |
 | the cheapest map as a network, also for a family of problems | `MongeMap` |
@@ -20,11 +20,11 @@
 **Powers, not roots:** `wasserstein_1d` and the sliced costs return W_p^p unless `root=True`,
 `gaussian_wasserstein` the squared distance.
 
-Not here, as ott-jax does it well: low-rank Sinkhorn (`ott.solvers.linear.sinkhorn_lr`), distances
-between spaces (`ott.solvers.quadratic.gromov_wasserstein`), barycenters of samples
+Left to ott-jax: low-rank Sinkhorn (`ott.solvers.linear.sinkhorn_lr`), distances between spaces
+(`ott.solvers.quadratic.gromov_wasserstein`), barycenters of samples
 (`ott.solvers.linear.continuous_barycenter`), soft sorting (`ott.tools.soft_sort`), progressive maps
-(`ott.tools.progot`), and semi-discrete transport. Its costs are taken here as they are,
-`SinkhornResult.to_ott` gives its potentials, and `potentials_from_ott` starts from them.
+(`ott.tools.progot`), and semi-discrete transport. Its costs are accepted unchanged,
+`SinkhornResult.to_ott` exports the potentials, and `potentials_from_ott` imports them as a start.
 """
 
 from divjax.ot.costs import (

@@ -18,15 +18,14 @@ def barycentric_images(
 ) -> Float[Array, "k d"]:
     """The means of y under the plan at z, with weights ∝ b_j exp((g_j − |z − y_j|²)/ε).
 
-    Without the |z|² that all have in common the exponents are (g_j − |y_j|² + 2 z·y_j)/ε. Far
-    from the samples |z|² would round away the differences that decide, and with them the
-    derivative.
+    Without the common term |z|², the exponents are (g_j − |y_j|² + 2 z·y_j)/ε. Far from the
+    samples, |z|² would round away the differences between them, and with those the derivative.
 
     Args:
         z: points.
         y: targets.
-        g: their potential.
-        b: their weights; those of zero play no part.
+        g: the potential of y.
+        b: the weights of y, zero for rows to ignore.
         epsilon: ε.
 
     References:

@@ -1,12 +1,12 @@
 """Ground costs c(x, y): pytrees called on two points, with a matrix that is never n × m × d.
 
-Any callable `(x "d", y "d") -> scalar` is a cost. One may also provide
+Any callable `(x "d", y "d") -> scalar` is a cost. A cost may also provide
 
     matrix(x "n d", y "m d") -> "n m"   in closed form, rather than pair by pair
-    translation_invariant               true where c(x, y) = h(x − y): points are centred
-    quadratic                           true where h is: samples are centred one by one
-    h(z "d") -> scalar                  that h
-    grad_conjugate(w "... d")           ∇h*, which a transport map takes: T(x) = x − ∇h*(∇f(x))
+    translation_invariant               true if c(x, y) = h(x − y): points are centred
+    quadratic                           true if h is quadratic: samples are centred separately
+    h(z "d") -> scalar                  the cost of a displacement
+    grad_conjugate(w "... d")           ∇h*, needed by transport maps: T(x) = x − ∇h*(∇f(x))
 """
 
 import functools
@@ -45,9 +45,9 @@ __all__ = [
 _Points = Float[Array, "n d"]
 _Point = Float[Array, " d"]
 
-# Up to this many features the sum over them is written out; beyond, it is a loop.
+# Up to this many features the sum over them is unrolled; beyond, it is a loop.
 _UNROLL_UP_TO = 16
-# Up to this many, squared distances are sums of squared differences, which loses no digits.
+# Up to this many features, squared distances are sums of squared differences, without cancellation.
 _DIFFERENCES_UP_TO = 8
 
 
@@ -68,7 +68,7 @@ def _floating(**points: ArrayLike) -> list[Array]:
 
 
 def _displaced(x: ArrayLike, y: ArrayLike) -> list[Array]:
-    """`_floating` of what is subtracted: an offset of NumPy's numbers does not round them."""
+    """`_floating` of points to be subtracted, keeping the precision of NumPy's far float64."""
     _floating(x=x, y=y)
     x, y = without_offset(x=x, y=y)
     return _floating(x=x, y=y)
@@ -80,13 +80,13 @@ def _sum_over_features(
     y: Float[Array, "m d"],
     add: Callable[[Array, Array], Array] = jnp.add,
 ) -> Float[Array, "n m"]:
-    """Σ_k term(x_ik − y_jk); differences are computed again in reverse mode rather than held."""
+    """Σ_k term(x_ik − y_jk), with differences recomputed in reverse mode."""
     x, y = _displaced(x=x, y=y)
     term = jax.checkpoint(term)
     if x.shape[1] <= _UNROLL_UP_TO:
         return functools.reduce(add, (term(x[:, k, None] - y[:, k]) for k in range(x.shape[1])))
-    # A scan carries one n × m matrix, and its program does not grow with d. Without the checkpoint
-    # reverse mode would keep the differences of every feature.
+    # A scan carries one n × m matrix, and its program does not grow with d. The checkpoint avoids
+    # storing the differences of every feature for reverse mode.
     pair = jax.checkpoint(lambda column, other: term(column[:, None] - other))
     zero = jnp.zeros((x.shape[0], y.shape[0]), jnp.result_type(x, y))
     total, _ = jax.lax.scan(lambda sum, columns: (add(sum, pair(*columns)), None), zero, (x.T, y.T))
@@ -94,21 +94,21 @@ def _sum_over_features(
 
 
 def _unit_of(largest: Array) -> Array:
-    """What to measure in, so that powers neither over- nor underflow; no derivative."""
+    """A unit in which powers neither over- nor underflow, with stopped gradient."""
     usable = (largest > 0) & jnp.isfinite(largest)
     return jax.lax.stop_gradient(jnp.where(usable, largest, 1))
 
 
 def _squared(x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """Squared distances whose derivatives are right wherever points coincide.
+    """Squared distances with correct derivatives at coincident points.
 
-    `core.pairwise.squared_distances` clips at zero, where a derivative would be halved.
+    `core.pairwise.squared_distances` clips at zero, which would halve a derivative there.
     """
     x, y = _displaced(x=x, y=y)
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         return _sum_over_features(jnp.square, x, y)
-    # |x|² + |y|² − 2⟨x, y⟩ cancels what both points have in common, which is taken out first. The
-    # distance does not depend on the centre: there is no gradient.
+    # |x|² + |y|² − 2⟨x, y⟩ suffers cancellation from a common offset, which is subtracted first.
+    # The distance does not depend on the centre, so its gradient is stopped.
     center = jax.lax.stop_gradient(jnp.mean(y, axis=0))
     x, y = x - center, y - center
     # Twice the rows rather than twice the product: one pass less over n × m, as in its derivative.
@@ -122,9 +122,9 @@ def _squared(x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
 def rounded_relative_to(
     cost: Any, x: _Points, y: Float[Array, "m d"], costs: Float[Array, "n m"]
 ) -> Float[Array, "n m"]:
-    """The size that the rounding of costs is relative to: their own, or that of their summands."""
+    """The size that rounding of the costs is relative to: theirs, or that of their summands."""
     if isinstance(cost, SqEuclidean) and x.shape[1] > _DIFFERENCES_UP_TO:
-        # A cost by the product is a difference of these squares, and has their rounding.
+        # A cost from the matrix product is a difference of these squares, and has their rounding.
         center = jnp.mean(y, axis=0)
         return jnp.sum((x - center) ** 2, axis=1)[:, None] + jnp.sum((y - center) ** 2, axis=1)
     return jnp.abs(costs)
@@ -133,11 +133,11 @@ def rounded_relative_to(
 def cost_matrix(
     cost: Callable[..., Array], x: Float[Array, "n d"], y: Float[Array, "m d"]
 ) -> Float[Array, "n m"]:
-    """All costs c(x_i, y_j): by the cost's own `matrix` where it has one, else pair by pair.
+    """All costs c(x_i, y_j), from the cost's own `matrix` if it has one, otherwise pair by pair.
 
     Args:
-        cost: a cost of this module, or any `(x "d", y "d") -> scalar`. One without `matrix` may
-            hold n × m × d inside.
+        cost: a cost of this module, or any `(x "d", y "d") -> scalar`. A cost without `matrix` may
+            need n × m × d memory.
         x: samples.
         y: samples.
 
@@ -145,7 +145,7 @@ def cost_matrix(
         The matrix.
 
     Raises:
-        ValueError: if a sample is not a non-empty matrix, or the features differ in number.
+        ValueError: if a sample is not a non-empty matrix, or the numbers of features differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -167,17 +167,17 @@ def cost_matrix(
 
 
 def checked_cost(cost: Any, point: Float[Array, " d"]) -> Any:
-    """A cost as a pytree: what a function of two points is bound to, or closes over, are leaves.
+    """A cost as a pytree whose leaves include the arguments a function is bound to or closes over.
 
-    A cost of the library, or one with its attributes (`h`, `matrix`, …), stays what it is unless it
-    closes over traced numbers that are none of its leaves.
+    A cost of the library, or one with its attributes (`h`, `matrix`, …), is returned unchanged
+    unless it closes over traced values that are not among its leaves.
 
     Args:
         cost: a cost, or a function of two points.
-        point: like those it is for.
+        point: an example of the points that it takes.
 
     Raises:
-        ValueError: if it is a class, no function, or gives no floating-point scalar.
+        ValueError: if it is a class, not a function, or does not return a floating-point scalar.
     """
     check_callable(cost=cost)
     if isinstance(cost, type):
@@ -189,14 +189,14 @@ def checked_cost(cost: Any, point: Float[Array, " d"]) -> Any:
     traced = as_traced(cost, point, point)
     if not any(hasattr(cost, name) for name in _STRUCTURE):
         return traced
-    # Traced numbers in the closure that are no leaves would leak from their trace. The function
-    # with its closure made explicit is right then, though it has lost `h` and `matrix`.
+    # Traced values in the closure that are not leaves would leak from their trace. The function
+    # with its closure made explicit is correct, although it loses `h` and `matrix`.
     leaves = {id(leaf) for leaf in jax.tree.leaves(cost)}
     hidden = [c for c in traced.closed_over if isinstance(c, Tracer) and id(c) not in leaves]
     return traced if hidden else as_pytree(cost)
 
 
-# What makes more of a cost than a function of two points.
+# The attributes that a cost may have in addition to being callable.
 _STRUCTURE = ("h", "matrix", "quadratic", "translation_invariant")
 
 
@@ -233,7 +233,7 @@ class _TranslationInvariant(_OfMatrix):
 
     @property
     def quadratic(self) -> bool:
-        """Whether h is a quadratic form, as far as is known while tracing."""
+        """Whether h is a quadratic form, as far as can be decided at trace time."""
         return False
 
     def h(self, z: _Point) -> Float[Array, ""]:
@@ -255,11 +255,11 @@ class SqEuclidean(_TranslationInvariant):
 
     @property
     def quadratic(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """With more than 8 features to rounding of the largest ‖x − ȳ‖², maybe just below 0."""
+        """For more than 8 features, accurate to rounding of the largest ‖x − ȳ‖², maybe below 0."""
         return _squared(x, y)
 
     def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
@@ -269,9 +269,9 @@ class SqEuclidean(_TranslationInvariant):
 
 @pytree
 class Euclidean(_TranslationInvariant):
-    """The Euclidean distance, c(x, y) = ‖x − y‖; its derivative where points coincide is zero.
+    """The Euclidean distance, c(x, y) = ‖x − y‖, with zero derivative at coincident points.
 
-    Points nearer than the root of the smallest number (10⁻¹⁹ in float32) count as coincident.
+    Points closer than the root of the smallest number (10⁻¹⁹ in float32) count as coincident.
 
     Example:
         >>> import jax.numpy as jnp
@@ -280,12 +280,12 @@ class Euclidean(_TranslationInvariant):
     """
 
     def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-        """From sums of squared differences, which keeps small distances."""
+        """From sums of squared differences, which are accurate for small distances."""
         return safe_sqrt(_sum_over_features(jnp.square, x, y))
 
 
 def _is_order(p: ArrayLike, *, above_one: bool = False) -> Array:
-    """Whether an exponent that may be traced is finite and at least one, or above it."""
+    """Whether an exponent, possibly traced, is finite and at least one, or above it."""
     p = jnp.asarray(p)
     return jnp.isfinite(p) & ((p > 1) if above_one else (p >= 1))
 
@@ -320,7 +320,7 @@ class EuclideanPower(_TranslationInvariant):
 
     @property
     def quadratic(self) -> bool:
-        """Whether p is known to be 2."""
+        """Whether p is 2 and not traced."""
         check_scalar(p=self.p)
         return not isinstance(self.p, Tracer) and bool(np.asarray(self.p) == 2)
 
@@ -364,7 +364,7 @@ class PNorm(_TranslationInvariant):
         """From sums over features, in units of a pair's largest difference."""
         check_scalar(p=self.p)
         p = nan_unless(_is_order(self.p), self.p)
-        # The unit cancels in the result, so that its gradient may be stopped.
+        # The unit cancels in the result, so its gradient may be stopped.
         unit = _unit_of(_sum_over_features(jnp.abs, x, y, jnp.maximum))
         powers = _sum_over_features(lambda z: safe_power(jnp.abs(z) / unit, p), x, y)
         return unit * safe_power(powers, 1 / p)
@@ -395,7 +395,7 @@ class PNormPower(_TranslationInvariant):
 
     @property
     def quadratic(self) -> bool:
-        """Whether p is known to be 2."""
+        """Whether p is 2 and not traced."""
         check_scalar(p=self.p)
         return not isinstance(self.p, Tracer) and bool(np.asarray(self.p) == 2)
 
@@ -413,7 +413,7 @@ class PNormPower(_TranslationInvariant):
 
 
 def _directions(x: _Points) -> _Points:
-    """Rows of length one; a row of zeros stays."""
+    """Rows normalised to length one, except rows of zeros."""
     x = x / _unit_of(jnp.max(jnp.abs(x), axis=1, keepdims=True))
     # In units of the largest feature the square neither over- nor underflows.
     squared = jnp.sum(x**2, axis=1, keepdims=True)
@@ -422,7 +422,7 @@ def _directions(x: _Points) -> _Points:
 
 @pytree
 class Cosine(_OfMatrix):
-    """One minus the cosine of the angle, c(x, y) = 1 − ⟨x, y⟩ / (‖x‖ ‖y‖); 1 for a zero vector.
+    """One minus the cosine of the angle, c(x, y) = 1 − ⟨x, y⟩ / (‖x‖ ‖y‖), 1 for a zero vector.
 
     Example:
         >>> import jax.numpy as jnp
@@ -440,8 +440,8 @@ class Cosine(_OfMatrix):
 class SphereGeodesic(_OfMatrix):
     """The geodesic distance on the unit sphere, c(x, y) = arccos⟨x/‖x‖, y/‖y‖⟩, in radians.
 
-    As 2 atan(‖x − y‖ / ‖x + y‖) of unit vectors, which keeps small angles in single precision. The
-    derivative where points coincide or are antipodal is zero.
+    Computed as 2 atan(‖x − y‖ / ‖x + y‖) of unit vectors, which is accurate for small angles in
+    single precision. The derivative at coincident or antipodal points is zero.
 
     Example:
         >>> import jax.numpy as jnp
@@ -479,14 +479,14 @@ class _OfOtt:
 
 
 def as_cost(cost: Any) -> Any:
-    """A cost of ott-jax as one of this package; anything else as it is.
+    """A cost of ott-jax as one of this package, any other cost unchanged.
 
     Example:
         >>> from ott.geometry import costs as theirs
         >>> as_cost(theirs.SqEuclidean())
         SqEuclidean()
     """
-    theirs: Any = sys.modules.get("ott.geometry.costs")  # who has such a cost has imported it
+    theirs: Any = sys.modules.get("ott.geometry.costs")  # such a cost requires its import
     if theirs is None or not isinstance(cost, theirs.CostFn):
         return cost
     # The exact type: a subclass may have another formula.
@@ -500,7 +500,7 @@ def as_cost(cost: Any) -> Any:
 
 
 def grad_conjugate(cost: Any) -> Callable[[Array], Array]:
-    """The cost's ∇h*, or `ValueError` where it has none."""
+    """The cost's ∇h*, or `ValueError` if it is missing."""
     cost = as_cost(cost)
     if not (hasattr(cost, "h") and hasattr(cost, "grad_conjugate")):
         raise ValueError(

@@ -2,8 +2,8 @@
 
 The value's first derivative is the partial derivative of the dual objective at the optimum: no
 derivative of the potentials enters. Potentials are differentiated by the implicit function theorem.
-The rule for the value sees potentials through the rule for potentials, so that a Hessian is right
-while a gradient solves nothing.
+The rule for the value calls the rule for potentials, so that Hessians are correct although a
+gradient requires no linear solve.
 """
 
 from typing import Any
@@ -88,16 +88,15 @@ def _solve(
 ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
     """The pair (df, dg) with df + κ_a Q dg = R and dg + κ_b Q̃ df = S.
 
-    Without df and times the columns' masses q = Pᵀ1 this is (diag q − κ_a κ_b Pᵀ diag(P1)⁻¹ P) dg
-    = q (S − κ_b Q̃ R), symmetric. Constants are mapped to (1 − κ_a κ_b) q, and vectors of q-mean
-    zero to vectors that sum to zero. If ρ ≫ ε, the constant in dg would be lost in rounding: a term
-    that is q on constants and zero on vectors of q-mean zero is added, which changes that constant
-    alone, and `_constant` takes it from the masses. Rows and columns without weight take no part;
-    their df and dg follow from the others'.
+    Eliminating df and multiplying by the column masses q = Pᵀ1 gives the symmetric system
+    (diag q − κ_a κ_b Pᵀ diag(P1)⁻¹ P) dg = q (S − κ_b Q̃ R). Its matrix maps constants to
+    (1 − κ_a κ_b) q, and vectors of q-mean zero to vectors that sum to zero. If ρ ≫ ε, rounding
+    would destroy the constant in dg. A term that is q on constants and zero on vectors of q-mean
+    zero is therefore added. It changes only that constant, which `_constant` recomputes from the
+    masses. Rows and columns of weight zero are excluded: their df and dg follow from the others'.
     """
     a, b = problem.a, problem.b
-    # The plan is never formed: it is E between the weights. P1 = a · rows, and
-    # q = Pᵀ1 = b · columns is `mass`.
+    # The plan is never formed: it is E times both weights. P1 = a · rows, and
     (kappa_a, kappa_b), (right, left) = problem.damping, problem.products(f, g)
     rows, columns = right(b), left(a)
     mass = b * columns
@@ -112,8 +111,8 @@ def _solve(
 
     # q (S − κ_b Q̃ R), in which q Q̃ is Pᵀ.
     target = mass * column_change - kappa_b * b * gather(row_change)
-    # One over q, for a preconditioner by the diagonal. Zero keeps columns without mass out of all
-    # search directions. The solution does not depend on it: its gradient is stopped.
+    # 1/q, the diagonal preconditioner. Zeros keep columns without mass out of all search
+    # directions. The solution does not depend on it, so its gradient is stopped.
     weight = jnp.where(mass > 0, 1 / jnp.where(mass > 0, mass, 1), 0)
     weight = jax.lax.stop_gradient(weight)
     # The solution is differentiated by another solve; the loop of conjugate gradients has no
@@ -124,12 +123,12 @@ def _solve(
         lambda apply, vector: _conjugate_gradients(apply, vector, weight),
         symmetric=True,
     )
-    # The added term's effect on the constant is undone; the masses decide on it.
+    # The constant, which the added term changed, is recomputed from the masses.
     dg = dg - (mass @ dg) / jnp.sum(mass)
     df = row_change - kappa_a * average(dg)
     constant = _constant(problem, f, g, df, dg, mass_change)
     df, dg = df - kappa_a * constant, dg + constant
-    # The second equation once more, which columns without mass have not met yet.
+    # The second equation once more, for columns without mass, which the solve excluded.
     return df, column_change - kappa_b * gather(df) / columns
 
 
@@ -150,16 +149,16 @@ def _constant(
 
 
 def _conjugate_gradients(apply: Any, target: Float[Array, " m"], weight: Float[Array, " m"]) -> Any:
-    """Conjugate gradients preconditioned by a diagonal; stops at rounding, is finite always."""
+    """Conjugate gradients with a diagonal preconditioner, always finite, stopped at rounding."""
     eps = jnp.finfo(target.dtype).eps
-    # Without rounding as many steps as unknowns would do.
+    # In exact arithmetic as many steps as unknowns suffice.
     max_steps = min(10 * target.shape[0] + 20, 3000)
 
     def body(state):
         x, residual, direction, energy, _, step = state
         image = apply(direction)
         curvature = direction @ image
-        # Rounding may make a singular matrix indefinite: what has been found is kept then.
+        # Rounding may make a singular matrix indefinite: the last iterate is kept then.
         sound = curvature > 0
         alpha = jnp.where(sound, energy / jnp.where(sound, curvature, 1), 0)
         x, residual = x + alpha * direction, residual - alpha * image
@@ -167,7 +166,7 @@ def _conjugate_gradients(apply: Any, target: Float[Array, " m"], weight: Float[A
         beta = after / jnp.where(energy > 0, energy, 1)
         return x, residual, weight * residual + beta * direction, after, sound, step + 1
 
-    # Squared norms of the preconditioned residual, which is to fall to a few roundings.
+    # Squared norms of the preconditioned residual, with a target of a few roundings.
     energy = target @ (weight * target)
     goal = energy * (4 * eps) ** 2
 
@@ -190,8 +189,8 @@ def envelope_value(
 def _envelope_jvp(primals: Any, tangents: Any) -> Any:
     problem, f, g, _ = primals
     f, g = gauge(problem, *with_implicit_derivatives(problem, f, g))
-    # A partial derivative at fixed potentials. They have their own rule, by which the derivative of
-    # this derivative is right.
+    # The partial derivative at fixed potentials, which have their own rule: this makes second
+    # derivatives correct.
     _, change = jax.jvp(lambda p: dual_objective(p, f, g), (problem,), (tangents[0],))
     return envelope_value(*primals), change
 
@@ -200,7 +199,7 @@ def _envelope_jvp(primals: Any, tangents: Any) -> Any:
 def rows_potential(
     problem: Problem, rows: Array, f: Float[Array, " n"], g: Float[Array, " m"]
 ) -> Float[Array, " n"]:
-    """f, and where the problem has no weight the soft transform of g at the row that was given."""
+    """f, and for rows of weight zero the soft transform of g at the original row."""
     evaluate = lambda f: jnp.where(problem.a > 0, f, soft_minimum(problem, rows, g))
     return if_needed(jnp.any(problem.a == 0), evaluate, f)
 
@@ -217,9 +216,9 @@ def _rows_potential_jvp(primals: Any, tangents: Any) -> Any:
 
 @jax.custom_jvp
 def weightless(weights: Float[Array, " n"], difference: Float[Array, " n"]) -> Float[Array, ""]:
-    """Zero, whose derivative in a weight that is zero is the difference.
+    """Zero, with `difference` as its derivative in weights that are zero.
 
-    By it the value's derivative in the weight of a row that was replaced is that of the row itself.
+    It corrects the value's derivative in the weight of a replaced row to that of the row itself.
     """
     return jnp.zeros((), weights.dtype)
 
@@ -234,5 +233,5 @@ def _weightless_jvp(primals: Any, tangents: Any) -> Any:
 def mass_price(
     potential: Float[Array, " n"], penalty: Any, kappa: Float[Array, ""]
 ) -> Float[Array, " n"]:
-    """What the value rises by a unit of mass, up to a constant: f, or (ρ + ε)(1 − exp(−f/ρ))."""
+    """The value's change per unit of mass, up to a constant: f, or (ρ + ε)(1 − exp(−f/ρ))."""
     return conjugate(potential, penalty) / kappa

@@ -26,14 +26,14 @@ __all__ = [
 
 @pytree
 class SinkhornDivergenceResult(Outcome):
-    """The divergence, how its three problems ended, and their results.
+    """The divergence, its status, and the results of its three problems.
 
     Attributes:
         value: S(a, b).
         status: the gravest of the three problems' `Status`.
-        xy: from x to y.
-        xx: from x to itself.
-        yy: from y to itself.
+        xy: the result from x to y.
+        xx: the result from x to itself.
+        yy: the result from y to itself.
     """
 
     value: Float[Array, ""]
@@ -44,7 +44,7 @@ class SinkhornDivergenceResult(Outcome):
 
     @property
     def potentials(self) -> tuple[Array, Array, Array, Array]:
-        """Those of x and y, of x to itself and of y to itself: a start for a similar problem."""
+        """The potentials of x and y, of x to itself and of y to itself, as `init` takes them."""
         return self.xy.f, self.xy.g, self.xx.f, self.yy.f
 
 
@@ -80,34 +80,34 @@ def sinkhorn_divergence(
 ) -> SinkhornDivergenceResult:
     """The Sinkhorn divergence S = OT(a, b) − ½ OT(a, a) − ½ OT(b, b) + ε/2 (Σa − Σb)².
 
-    OT is the value of `sinkhorn`. S is zero where both measures agree; for costs with a positive
+    OT is the value of `sinkhorn`. S is zero if both measures agree. For costs with a positive
     kernel exp(−c/ε), such as the squared Euclidean one, it is otherwise positive and convex in each
-    measure. From ε = 0 to ∞ it goes from the transport cost to (squared Euclidean) the squared
-    distance of the means. The self terms are solved by averaged symmetric updates.
+    measure. From ε = 0 to ∞ it interpolates between the transport cost and (squared Euclidean) the
+    squared distance of the means. The self terms are solved by averaged symmetric updates.
 
-    Where iterations stop early, the value's error is quadratic in the potentials', and the value is
-    kept; the status says whether they have converged. Where rounding moves a plan by more than the
-    tolerance, as at an ε far below the costs, no number of iterations helps, and the value is NaN,
-    so that a loss of it is no number. For fixed ε the bias from n samples is O(1/n). Memory as in
-    `sinkhorn`: the three problems are solved one after another.
+    If iterations stop early, the value's error is quadratic in that of the potentials, and the
+    value is kept. The status tells whether they converged. If rounding moves a plan by more than
+    the tolerance, as at an ε far below the costs, further iterations do not help, and the value is
+    NaN. For fixed ε the bias from n samples is O(1/n). Memory is that of `sinkhorn`: the three
+    problems are solved sequentially.
 
     Args:
         x: samples.
         y: samples.
-        a: weights of x; uniform by default.
+        a: weights of x, uniform by default.
         b: weights of y.
-        epsilon: ε > 0, in units of the cost; or `Relative` to the costs between x and y.
+        epsilon: ε > 0, in units of the cost, or `Relative` to the costs between x and y.
         cost: a symmetric cost of `divjax.ot`, or a function of two points.
-        max_iterations: of each problem, at most; without tolerance exactly.
-        tolerance: of the marginals' L1 error, as a share of the mass; or None.
-        marginal_penalty: ρ, or (ρ_a, ρ_b): relaxed marginals.
+        max_iterations: the limit for each problem, without tolerance the exact number.
+        tolerance: on the marginals' L1 error, as a share of the mass, or None.
+        marginal_penalty: ρ, or (ρ_a, ρ_b), for relaxed marginals.
         init: the `potentials` of another result of these shapes, to start from.
-        annealing: a decreasing sequence of ε before.
-        block_size: rows of costs held at a time.
+        annealing: a decreasing sequence of ε to begin with.
+        block_size: rows of costs in memory at a time.
 
     Returns:
-        A `SinkhornDivergenceResult`. Its value is differentiable like `sinkhorn`'s, and NaN where
-        the status is `FLOATING_POINT_RESOLUTION` or graver.
+        A `SinkhornDivergenceResult`. Its value is differentiable like that of `sinkhorn`, and NaN
+        if the status is `FLOATING_POINT_RESOLUTION` or graver.
 
     Raises:
         ValueError: as `sinkhorn`.
@@ -134,21 +134,20 @@ def sinkhorn_divergence(
         "tolerance": tolerance,
         "annealing": annealing,
     }
-    # Both potentials of a self problem are one.
+    # Both potentials of a self problem are equal.
     start = (None,) * 3 if init is None else (init[:2], (init[2],) * 2, (init[3],) * 2)
 
     def to_itself(points: Any, weights: Array, side: int, start: Any, after: SinkhornResult) -> Any:
-        # A self term has the ε of the problem between x and y, also if that is relative to its
-        # costs, and the penalty of its own side on both.
+        # A self term takes ε from the problem between x and y, also if it is relative to the costs
+        # there, and the penalty of its own side for both marginals.
         penalty = problem.penalties[side]
         options = problem.epsilon, cost, (penalty, penalty), block_size
-        # Uniform weights may be traced by now; that none is zero is known from the first problem.
+        # Uniform weights may be traced by now; the first problem recorded that none is zero.
         own = formulate_self(points, weights, *options, vanishing=formulation.replaced[side])
-        # After the problem before: simultaneously the matrices of all three would be held.
+        # After the previous problem: run simultaneously, all three would need their matrices.
         pairs, previous = own.problem.pairs, jax.lax.stop_gradient(after.error)
         assert isinstance(pairs, PointPairs)
-        # The barrier orders the work; as the error's gradient is stopped, no derivative goes back
-        # through it.
+        # The barrier orders the work. The error's gradient is stopped, so no derivative passes.
         points, _ = jax.lax.optimization_barrier((pairs.x, previous))
         pairs = PointPairs(points, points, pairs.cost)
         own = dataclasses.replace(own, problem=dataclasses.replace(own.problem, pairs=pairs))
@@ -157,8 +156,8 @@ def sinkhorn_divergence(
     xy = solve(formulation, start_of(formulation, start[0]), **settings)
     xx = to_itself(x, formulation.a, 0, start[1], xy)
     yy = to_itself(y, formulation.b, 1, start[2], xx)
-    # The plans' masses differ where marginals are relaxed; without this the divergence of a from
-    # itself scaled would not be what it is for ε → ∞.
+    # With relaxed marginals the plans' masses differ. Without this term the divergence of a from a
+    # rescaled a would have the wrong limit for ε → ∞.
     masses = jnp.sum(formulation.a) - jnp.sum(formulation.b)
     value = xy.value - (xx.value + yy.value) / 2 + problem.epsilon / 2 * masses**2
     status = jnp.maximum(xy.status, jnp.maximum(xx.status, yy.status))

@@ -1,8 +1,8 @@
-"""The entropic map: where Sinkhorn's plan sends a point on average, also points not seen.
+"""The entropic map: the mean target of a point under Sinkhorn's plan, also at new points.
 
-For c(x, y) = h(x − y) and the potential f of the entropic problem, T(z) = z − ∇h*(∇f(z)); under the
-squared Euclidean cost it is the mean of the targets, weighted by the plan at z. One number is to be
-chosen, ε: too large shrinks the image, too small leaves the noise of the sample. Held-out rows do.
+For c(x, y) = h(x − y) and the potential f of the entropic problem, T(z) = z − ∇h*(∇f(z)). Under the
+squared Euclidean cost it is the mean of the targets, weighted by the plan at z. Its only parameter
+is ε: a large ε shrinks the image, a small one keeps the sampling noise. Held-out rows select it.
 """
 
 from typing import Any
@@ -41,22 +41,22 @@ from divjax.ot.weighted_samples import (
 
 __all__ = ["EntropicFit", "EntropicMap"]
 
-# Rows that choose ε, at most.
+# The limit on rows that select ε.
 _FEW_ROWS = 1024
 
 
 @pytree
 class EntropicFit(Outcome):
-    """The mean of the entropic maps of blocks of rows, a function of rows.
+    """The mean of the blocks' entropic maps, a function of rows.
 
     Attributes:
-        results: of the blocks' problems, stacked; relative to the origins.
+        results: the results of the blocks' problems, stacked, relative to the origins.
         targets: the blocks' rows of y, likewise.
-        epsilon: the ε that was chosen, in units of the cost.
-        scores: the Sinkhorn divergence between images of held-out rows and held-out targets, for
-            each ε that was tried.
-        status: `Status.CONVERGED` if every block's problem has, and the chosen score is finite.
-        at_edge: whether the chosen ε is the smallest or the largest of several: a better one may
+        epsilon: the selected ε, in units of the cost.
+        scores: the Sinkhorn divergence between images of held-out rows and held-out targets, one
+            per candidate ε.
+        status: `Status.CONVERGED` if every block's problem has, and the selected score is finite.
+        at_edge: whether the selected ε is the smallest or the largest of several: a better one may
             lie beyond.
         origins: points of both spaces that samples are relative to.
         block_weights: the blocks' weights in the mean.
@@ -72,13 +72,13 @@ class EntropicFit(Outcome):
     block_weights: Float[Array, " blocks"]
 
     def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        """T(z), a block's images at a time.
+        """T(z), computed block by block.
 
         Args:
-            z: points, a row each.
+            z: points, one per row.
 
         Raises:
-            ValueError: if they have another number of features than the samples.
+            ValueError: if z and the samples differ in the number of features.
         """
         points = as_numbers("z", z, exact=True)
         check_shape("z", points, "k", self.targets.shape[-1])
@@ -95,28 +95,28 @@ class EntropicFit(Outcome):
 class EntropicMap:
     """An optimal map without a network: entropic maps of blocks of rows, averaged.
 
-    T(z) = z − ∇h*(∇f(z)) for each block of `block_size` rows of both samples, and their mean: under
-    the squared Euclidean cost each is the gradient of a convex function, and so is the mean. Of the
-    larger sample only as many rows as there are blocks of are used.
+    T(z) = z − ∇h*(∇f(z)) for each block of `block_size` rows of both samples, and their mean. Under
+    the squared Euclidean cost each is the gradient of a convex function, and so is the mean. Both
+    samples give equally many blocks, so part of the larger sample may be unused.
 
-    ε is that of `epsilons` whose images of held-out rows are nearest to held-out targets in
-    Sinkhorn divergence; they are shares of the mean cost within the samples, ½ E c(X, X′) +
+    The selected ε is the candidate whose images of held-out rows are nearest to held-out targets in
+    Sinkhorn divergence. Candidates are shares of the mean cost within the samples, ½ E c(X, X′) +
     ½ E c(Y, Y′) with costs beyond ten times the median cut, so that neither a shift of one sample
     nor a few outliers change them. The map is biased towards less spread, by O(ε) for smooth
-    densities; a point costs `block_size` × d numbers for each block. Memory is that of `sinkhorn`
+    densities. A point costs `block_size` × d numbers for each block. Memory is that of `sinkhorn`
     for one block.
 
     Attributes:
-        cost: one whose ∇h* is known: `SqEuclidean`, `EuclideanPower`, `PNormPower`.
-        epsilons: that are tried, as shares of the mean cost within the samples.
-        score_epsilon: ε of the divergence that chooses, likewise.
-        block_size: rows of each side in a problem, at most.
-        max_iterations: of each of Sinkhorn's problems.
-        tolerance: of each of Sinkhorn's problems.
+        cost: a cost with known ∇h*: `SqEuclidean`, `EuclideanPower`, `PNormPower`.
+        epsilons: the candidates, as shares of the mean cost within the samples.
+        score_epsilon: ε of the selecting divergence, likewise.
+        block_size: the largest number of rows of each side in a problem.
+        max_iterations: the limit for each Sinkhorn problem.
+        tolerance: the tolerance of each Sinkhorn problem.
 
     Raises:
         ValueError: if a number is out of range, or the cost has no ∇h*. A traced ε that is not
-            positive is never chosen.
+            positive is never selected.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -151,16 +151,16 @@ class EntropicMap:
         a: Float[Array, " n"] | None = None,
         b: Float[Array, " m"] | None = None,
     ) -> EntropicFit:
-        """Solve the problems, with the ε that held-out rows choose.
+        """Solve the problems, with ε selected by held-out rows.
 
         A fifth of the rows of each side, at most 1024, is held out.
 
         Args:
-            key: for the split.
-            x: samples of the distribution that is mapped.
-            y: samples of the one it is mapped to, unpaired with x.
-            a: weights of x, non-negative, in any unit; equal ones by default. Rows of weight zero
-                may hold anything.
+            key: the key for the split.
+            x: samples of the source distribution.
+            y: samples of the target distribution, unpaired with x.
+            a: weights of x, non-negative, with any sum, uniform by default. Rows of weight zero
+                are padding.
             b: weights of y.
 
         Returns:
@@ -182,13 +182,13 @@ class EntropicMap:
         train_weights: tuple[Any, Any] = (None, None),
         held_out_weights: tuple[Any, Any] = (None, None),
     ) -> EntropicFit:
-        """`fit` where the rows that choose ε are given.
+        """`fit` with given rows for selecting ε.
 
         Args:
             train: rows of x and of y, in random order.
-            held_out: further ones.
-            train_weights: of the rows of x and of y.
-            held_out_weights: likewise.
+            held_out: further rows of x and of y.
+            train_weights: the weights of the training rows of x and of y.
+            held_out_weights: the weights of the held-out rows.
         """
         self._check_numbers()
         apart = isinstance(self.cost, SqEuclidean)
@@ -208,24 +208,24 @@ class EntropicMap:
         x, y, a, b = samples
         options: Any = {"cost": self.cost, "tolerance": self.tolerance}
         options["max_iterations"] = self.max_iterations
-        # All ε are shares of this unit, which a shift between the samples leaves as it is.
+        # All ε are shares of this unit, which is invariant to a shift between the samples.
         unit = mean_cost_within(self.cost, x, y, a, b)
 
-        # Blocks of rows; of each side's weights every block has its own share.
+        # Each block has a share of each side's weights.
         count = -(-min(len(x), len(y)) // self.block_size)
         blocks = jax.tree.map(lambda v: _blocks(v, count, self.block_size), samples)
         tests = jax.tree.map(lambda v: thinned(v, _FEW_ROWS), held_out)
 
         def problem(block: WeightedSamples, epsilon: Array) -> SinkhornResult:
-            # The share of all mass that a block has is its weight in the mean of the maps, not in
-            # its problem.
+            # A block's share of the mass is its weight in the mean of the maps. Within its problem
+            # weights are normalised.
             weights = normalised(block.a), normalised(block.b)
             return sinkhorn(block.x, block.y, *weights, epsilon=epsilon, **options)
 
         def score(epsilons: tuple[Array, Array]) -> Array:
             epsilon, own = epsilons
-            # One block stands for all, which are random parts of equal size. Neither the rows that
-            # are mapped nor their targets have been seen by it.
+            # One block represents all, which are random parts of equal size. Neither the rows that
+            # are mapped nor their targets are part of it.
             first = jax.tree.map(lambda v: v[0], blocks)
             images = _images(problem(first, epsilon), first.y, tests.x)
             weights = normalised(tests.a), normalised(tests.b)
@@ -237,18 +237,17 @@ class EntropicMap:
             raise ValueError(f"epsilons must be one or more numbers; got shape {shares.shape}.")
         valid = shares > 0
         epsilons = unit * nan_unless(valid, shares)
-        # The numbers are traced: samples that are not finite are flagged rather than refused.
+        # The numbers are traced: samples that are not finite are flagged instead of raising.
         own = jnp.broadcast_to(unit * self.score_epsilon, epsilons.shape)
-        # One ε after another: under vmap all would iterate until the slowest has converged.
+        # Sequentially: under vmap all ε would iterate until the slowest has converged.
         scores = jax.lax.map(score, (epsilons, own))
-        # If no score is finite the first ε is taken, and the status says so.
+        # If no score is finite, the first ε is taken and the status reports it.
         best = jnp.argmin(jnp.where(jnp.isfinite(scores), scores, jnp.inf))
         chosen = epsilons[best]
         ends = jnp.nanmin(epsilons), jnp.nanmax(epsilons)
         at_edge = (ends[0] < ends[1]) & ((chosen == ends[0]) | (chosen == ends[1]))
 
-        # Every block's map with it.
-        # Blocks are solved one after another, so that memory is that of one.
+        # The maps of all blocks at this ε, solved sequentially so that memory is that of one.
         each = jnp.broadcast_to(chosen, count)
         results = jax.lax.map(lambda args: problem(*args), (blocks, each))
         mass = jnp.ones(count, unit.dtype) if blocks.a is None else jnp.sum(blocks.a, axis=1)
@@ -265,7 +264,7 @@ class EntropicMap:
 def _images(
     result: SinkhornResult, targets: Float[Array, "m d"], z: Float[Array, "k d"]
 ) -> Float[Array, "k d"]:
-    """The images of points under a problem's entropic map, also where they lie far away."""
+    """The images of points under a problem's entropic map, also far from the samples."""
     problem = result.problem
     cost: Any = problem.pairs.cost  # pyright: ignore[reportAttributeAccessIssue]
     # Other costs need the potential's gradient. Under the squared distance the map is a mean of
@@ -277,6 +276,6 @@ def _images(
 
 
 def _blocks(rows: Float[Array, "n ..."], count: int, most: int) -> Array:
-    """As many blocks of equal size, of at most so many rows."""
+    """`count` blocks of equal size, at most `most` rows each."""
     size = min(len(rows) // count, most)
     return rows[: count * size].reshape(count, size, *rows.shape[1:])

@@ -1,15 +1,15 @@
 """From samples, weights and costs to the problem that is solved, and back.
 
-Three things would spoil the numbers of a problem solved as it is given. They are taken out of it
-here, and what that changes is put back in closed form:
+Three properties of the given problem would harm accuracy. They are removed here, and their effect
+is restored in closed form:
 
     offsets         costs h(x − y) are of centred points. For a quadratic h and exact marginals each
                     sample is centred by its own mean: with δ the difference of the means,
                     c(x, y) = h(x' − y') + α(x') + β(y'), and α and β go into the potentials.
-    weight zero     rows without weight may hold anything. They are replaced by a copy of a row that
-                    counts, and their potentials are evaluated at the rows themselves.
-    infinite costs  a row with relaxed marginal that no finite cost connects to the other side stays
-                    unmatched: it has weight zero here, and a cost of its own.
+    weight zero     rows of weight zero are padding. They are replaced by a copy of a row with
+                    weight, and their potentials are evaluated at the rows themselves.
+    infinite costs  a row with relaxed marginal and infinite costs only stays unmatched: it has
+                    weight zero here, and a separate cost.
 """
 
 from typing import Any, Self
@@ -37,14 +37,14 @@ __all__ = ["Formulation", "formulate", "formulate_self"]
 # Pairs up to which the matrices of costs and of the plan are materialised: 128 MiB each in float32.
 DENSE_PAIRS_CPU = 2**25
 DENSE_PAIRS_ACCELERATOR = 2**28
-# Pairs in a block otherwise.
+# Pairs per block otherwise.
 BLOCK_PAIRS_CPU = 2**20
 BLOCK_PAIRS_ACCELERATOR = 2**26
 
 
 @pytree
 class ShiftedCenter:
-    """What a sample is centred by: a point in double precision, and the mean of the rest."""
+    """The centre of a sample: a point in double precision, plus the mean of the remainder."""
 
     point: Center
     mean: Float[Array, " d"]
@@ -54,36 +54,36 @@ class ShiftedCenter:
         return self.point.subtract(z) - self.mean
 
     def add(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        """Points where they belong."""
+        """Points in the original coordinates."""
         return self.point.add(z + self.mean)
 
     def difference(self, other: "ShiftedCenter") -> Float[Array, " d"]:
         """This centre relative to another."""
-        # The large parts are subtracted from each other before the small ones, which they would
-        # round away, are added.
+        # The large parts are subtracted from each other first, to avoid rounding the small ones.
         high, low = self.point.high - other.point.high, self.point.low - other.point.low
         return high + (low + (self.mean - other.mean))
 
 
 @pytree
 class Formulation:
-    """The problem that is solved, and how it is related to the one that was asked for.
+    """The problem that is solved, and its relation to the given one.
 
     Attributes:
-        problem: of centred points; rows of weight zero, and unmatched ones, are copies of others.
+        problem: the problem of centred points; rows that are unmatched or have weight zero are
+            copies of others.
         a: the weights of x.
         b: the weights of y.
-        rows: the centred points of x, or the rows of the cost matrix, as they were given; where
-            they have no weight and are not finite, copies of others.
+        rows: the centred points of x, or the rows of the cost matrix, as given, except that rows of
+            weight zero that are not finite are copies of others.
         columns: likewise of y.
-        centers: what x and y were shifted by, or None: each a number that double precision needs,
-            and the mean of what that leaves.
-        slope: ∇h(δ) of a quadratic cost whose samples were centred one by one, or None.
+        centers: the centres of x and y, or None. Each is a point in double precision, plus the mean
+            of the remainder.
+        slope: ∇h(δ) of a quadratic cost with samples centred separately, or None.
         offset: h(δ).
-        unmatched: the cost of the mass that stays unmatched.
+        unmatched: the cost of unmatched mass.
         valid: whether traced weights, ε and penalties are in range.
-        replaced: whether rows, and columns, of weight zero are possible. Uniform weights have none,
-            traced ones may.
+        replaced: whether rows, and columns, of weight zero are possible: false for uniform weights,
+            true for traced ones.
     """
 
     problem: Problem
@@ -127,7 +127,7 @@ class Formulation:
         return self.centers[0].subtract(z)
 
     def uncentered(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        """Points relative to x's centre where they belong."""
+        """Points relative to x's centre, in the original coordinates."""
         return z if self.centers is None else self.centers[0].add(z)
 
     def linear_terms(self, centered: Float[Array, "k d"]) -> Array | float:
@@ -137,20 +137,20 @@ class Formulation:
         return centered @ self.slope + self.offset / 2
 
     def restored(self, f: Array, g: Array) -> tuple[Array, Array]:
-        """Potentials of the problem that was asked for."""
+        """Potentials of the given problem."""
         if self.slope is None:
             return f, g
         return f + self.linear_terms(self.rows), g + self.transposed.linear_terms(self.columns)
 
     def reduced(self, f: Array, g: Array) -> tuple[Array, Array]:
-        """Potentials of the problem that is solved; the inverse of `restored`."""
+        """Potentials of the problem that is solved, the inverse of `restored`."""
         if self.slope is None:
             return f, g
         return f - self.linear_terms(self.rows), g - self.transposed.linear_terms(self.columns)
 
     @property
     def shift_cost(self) -> Array | float:
-        """⟨a, α⟩ + ⟨b, β⟩, by which the value asked for exceeds that of the problem solved."""
+        """⟨a, α⟩ + ⟨b, β⟩, the given problem's value minus that of the solved one."""
         if self.slope is None:
             return 0.0
         pairs = self.problem.pairs
@@ -180,38 +180,38 @@ def formulate(
             )
         (cost,) = as_samples(cost=cost)
         penalties = _penalties(marginal_penalty, cost.dtype)
-        # Only exact marginals have to agree on the mass.
+        # Only exact marginals need equal masses.
         n, m = cost.shape
         a, b, vanishing = _weights(a, b, n, m, cost.dtype, penalties == (None, None))
         return _of_matrix(cost, a, b, epsilon, penalties, block_size, vanishing)
     cost = costs.as_cost(cost)
     check_callable(cost=cost)
-    # Their dtype and sizes; NumPy's double precision is still wanted below.
+    # These give dtype and sizes; NumPy's double precision is still needed below.
     typed_x, typed_y = as_samples(x=x, y=y)
     dtype = typed_x.dtype
     penalties = _penalties(marginal_penalty, dtype)
     sizes = len(typed_x), len(typed_y)
     a, b, vanishing = _weights(a, b, *sizes, dtype, penalties == (None, None))
-    # Before its leaves are arrays, which are traced under `jit`.
+    # Read before the cost's leaves become arrays, which are traced under `jit`.
     quadratic = getattr(cost, "quadratic", False)
     cost = _typed_cost(cost, typed_x)
     if not getattr(cost, "translation_invariant", False):
-        # Other costs depend on where points lie.
+        # Other costs depend on absolute positions.
         sides = typed_x, typed_y, a, b
         return _of_points(*sides, epsilon, cost, penalties, block_size, vanishing, None, None)
-    # Samples of one problem share a centre, unless linear terms can take up the difference.
+    # The samples share a centre, unless linear terms can absorb the difference.
     shift = None
     if penalties == (None, None) and quadratic:
-        # Costs are as small as they can be. The change is linear in x' and y': exact marginals make
-        # it a constant, relaxed ones would not.
+        # This minimises the costs. The change is linear in x' and y': constant for exact marginals,
+        # but not for relaxed ones.
         x, center_x = _centered_sample(x, a, dtype, vanishing[0])
         y, center_y = _centered_sample(y, b, dtype, vanishing[1])
         shift = center_x.difference(center_y)
     else:
         point, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
         means = _weighted_mean(x, a, vanishing[0]), _weighted_mean(y, b, vanishing[1])
-        # Halfway between the means. A translation of both samples changes no cost: there is no
-        # gradient.
+        # The midpoint of the means. A translation of both samples changes no cost, so its gradient
+        # is stopped.
         mean = jax.lax.stop_gradient((means[0] + means[1]) / 2)
         center_x = center_y = ShiftedCenter(point, mean)
         x, y = x - mean, y - mean
@@ -228,9 +228,9 @@ def formulate_self(
     block_size: Any,
     vanishing: bool | None = None,
 ) -> Formulation:
-    """The problem of a sample with itself, both sides one array; ε has been checked.
+    """The problem of a sample with itself, both sides one array, with ε already checked.
 
-    `vanishing` is whether weights may be zero, if it is known better than by looking.
+    `vanishing` overrides the test for weights of zero.
     """
     cost = costs.as_cost(cost)
     check_callable(cost=cost)
@@ -240,8 +240,7 @@ def formulate_self(
     vanishing = seen[0] if vanishing is None else vanishing
     cost, centers = _typed_cost(cost, typed), None
     if getattr(cost, "translation_invariant", False):
-        # Both sides have one mean, so that nothing linear is left, whatever the cost and the
-        # penalties.
+        # Both sides have the same mean: linear terms vanish for every cost and penalty.
         typed, center = _centered_sample(x, a, typed.dtype, vanishing)
         centers = center, center
     sides, both = (typed, typed, a, a), (vanishing, vanishing)
@@ -252,14 +251,14 @@ def _centered_sample(x: Any, a: Array, dtype: Any, vanishing: bool) -> tuple[Arr
     """A sample relative to its own weighted mean."""
     point, x = centered_samples({"x": a}, x=x)
     x = x.astype(dtype)
-    # The mean is added back in closed form: no result depends on it, and gradients need not pass
-    # through it.
+    # The mean is added back in closed form, so results do not depend on it and its gradient is
+    # stopped.
     mean = jax.lax.stop_gradient(_weighted_mean(x, a, vanishing))
     return x - mean, ShiftedCenter(point, mean)
 
 
 def check_epsilon(epsilon: Any) -> None:
-    """Raise `ValueError` unless ε is one number, positive if known, or relative to the costs."""
+    """Raise `ValueError` unless ε is `Relative` or one number, positive if concrete."""
     if isinstance(epsilon, Relative):
         return
     numeric = isinstance(epsilon, (int, float)) or hasattr(epsilon, "dtype")
@@ -280,15 +279,15 @@ def _of_matrix(
     vanishing: tuple[bool, bool],
 ) -> Formulation:
     """The problem of a given matrix of costs."""
-    # Which rows and columns can be matched at all: a pass over the matrix, if it has infinities.
+    # Finding rows and columns without finite costs takes a pass over the matrix.
     a_matched, b_matched, infinite = a, b, False
     if isinstance(matrix, Tracer) or np.isinf(np.asarray(matrix)).any():
         infinite = True
         finite = matrix != jnp.inf  # NaN counts as a cost, so that it reaches the value
         a_matched = _matched(a, jnp.any(finite & (b > 0), axis=1), penalties[0])
         b_matched = _matched(b, jnp.any(finite & (a > 0)[:, None], axis=0), penalties[1])
-    # Rows and columns without weight are replaced by the heaviest, in the matrix that is solved
-    # everywhere, in the matrices of the potentials where they count and are not finite.
+    # Rows and columns without weight are replaced by the heaviest: all of them in the matrix that
+    # is solved, only the non-finite ones in the matrices for potentials.
     replaced = vanishing[0] or a_matched is not a, vanishing[1] or b_matched is not b
     row_of, column_of = _representatives(replaced, a_matched, b_matched)
     solved, rows, columns = matrix, matrix, matrix.T
@@ -298,7 +297,7 @@ def _of_matrix(
     if row_of is not None:
         columns = jnp.where(a_matched > 0, matrix.T, matrix[row_of][:, None])
         solved = jnp.where((a_matched > 0)[:, None], solved, solved[row_of])
-    # Potentials are evaluated at the rows as they were given, as far as these are finite.
+    # Potentials are evaluated at the original rows if these are finite.
     rows = _with_finite(rows, a, row_of, infinite)
     columns = _with_finite(columns, b, column_of, infinite)
     sides = a_matched, b_matched, epsilon, penalties, block_size
@@ -319,23 +318,23 @@ def _of_points(
     centers: tuple[ShiftedCenter, ShiftedCenter] | None,
     shift: Array | None,
 ) -> Formulation:
-    """The problem of two centred samples, of which x and y may be one array.
+    """The problem of two centred samples, where x and y may be the same array.
 
-    `shift` is how much further apart they were, if each has been centred by its own mean.
+    `shift` is the difference of the centres if each sample has its own.
     """
     # Both sides of a self problem remain one array.
     own = x is y and a is b
     slope = offset = None
     if shift is not None:
-        # With the centres δ is a constant, and c(x, y) less h(x' − y') is linear in x' and y'.
+        # With stopped centres δ is constant, and c(x, y) − h(x' − y') is linear in x' and y'.
         slope, offset = jax.lax.stop_gradient((jax.grad(cost.h)(shift), cost.h(shift)))
-    # Costs of the library are finite. A function may forbid pairs, which takes a pass to find out.
+    # Costs of the library are finite. A function may forbid pairs, which requires a pass to detect.
     a_matched, b_matched = a, b
     if not hasattr(cost, "matrix") and penalties != (None, None):
         a_matched, b_matched = _matched_by(cost, x, y, a, b, penalties, block_size)
     replaced = vanishing[0] or a_matched is not a, vanishing[1] or b_matched is not b
     row_of, column_of = _representatives(replaced, a_matched, b_matched)
-    # A row without weight may be NaN, which its weight, zero, would not remove from sums.
+    # A row of weight zero may be NaN, which multiplication by zero would not remove from sums.
     solved_x = x if row_of is None else jnp.where((a_matched > 0)[:, None], x, x[row_of])
     solved_y = y if column_of is None else jnp.where((b_matched > 0)[:, None], y, y[column_of])
     pairs = PointPairs(solved_x, solved_x if own else solved_y, cost)
@@ -357,7 +356,7 @@ def _problem(
 ) -> Problem:
     """The problem, with ε from the costs if it is relative to them."""
     rows = _block_rows(*pairs.shape, block_size)
-    # A relative ε is found from the costs of the same problem, in which 1 stands for it.
+    # A relative ε is computed from the costs of the same problem, with 1 as a placeholder.
     one = jnp.ones((), a.dtype)
     if isinstance(epsilon, Relative):
         epsilon = resolved_epsilon(epsilon, Problem(pairs, a, b, one, penalties, rows))
@@ -375,17 +374,17 @@ def _formulation(
     offset: Any,
     replaced: tuple[bool, bool],
 ) -> Formulation:
-    """Adds what unmatched mass costs, and whether traced numbers are in range."""
+    """Adds the cost of unmatched mass, and whether traced numbers are in range."""
     unmatched = jnp.zeros((), a.dtype)
     sides = (a, problem.a, problem.penalties[0]), (b, problem.b, problem.penalties[1])
     for weights, matched, penalty in sides:
         if penalty is not None and matched is not weights:
-            # A row that sends nothing pays ρ KL(0‖a_i) = ρ a_i.
+            # A row that sends no mass costs ρ KL(0‖a_i) = ρ a_i.
             mass = jnp.sum(weights - matched)
-            # Of no mass an infinite penalty asks nothing.
+            # An infinite penalty on zero mass is zero.
             unmatched += jnp.where((mass == 0) & jnp.isinf(penalty), 0, penalty) * mass
     if problem.a is not a or problem.b is not b:
-        # ε KL(P‖a⊗b) counts the mass of a⊗b that the smaller problem does not have.
+        # ε KL(P‖a⊗b) includes the mass of a⊗b that is missing from the smaller problem.
         products = jnp.sum(a) * jnp.sum(b) - jnp.sum(problem.a) * jnp.sum(problem.b)
         unmatched += problem.epsilon * products
     # Traced arguments cannot be validated eagerly: the solver's result is NaN if they are invalid.
@@ -398,7 +397,7 @@ def _formulation(
 
 
 def _may_vanish(weights: Any) -> bool:
-    """Whether a weight may be zero: if one is, or if they are traced. Uniform ones are not."""
+    """Whether a weight may be zero: if one is, or if they are traced. Uniform ones are positive."""
     if weights is None:
         return False
     return isinstance(weights, Tracer) or not bool((np.asarray(weights) > 0).all())
@@ -407,7 +406,7 @@ def _may_vanish(weights: Any) -> bool:
 def _representatives(
     replaced: tuple[bool, bool], a: Array, b: Array
 ) -> tuple[Array | None, Array | None]:
-    """The rows that stand in for those without weight, the heaviest; None if all have weight."""
+    """The indices of the heaviest row and column, which replace padding, None without padding."""
     row, column = (
         jnp.argmax(weights) if some else None
         for some, weights in zip(replaced, (a, b), strict=True)
@@ -416,27 +415,27 @@ def _representatives(
 
 
 def _with_finite(rows: Array, weights: Array, heaviest: Array | None, infinite: bool = False):
-    """Rows of which those without weight are finite; infinite costs have a meaning."""
+    """The rows, with non-finite ones of weight zero replaced, except infinite costs if allowed."""
     if heaviest is None:
         return rows
     sound = ~jnp.isnan(rows) if infinite else jnp.isfinite(rows)
-    # A row with weight stays whatever it holds, so that its NaN reaches the value.
+    # A row with weight is kept unconditionally, so that its NaN reaches the value.
     keep = (weights > 0) | jnp.all(sound, axis=1)
     return jnp.where(keep[:, None], rows, rows[heaviest])
 
 
 def _weighted_mean(x: Float[Array, "n d"], weights: Array, vanishing: bool) -> Float[Array, " d"]:
-    """The mean of the rows that have weight."""
+    """The weighted mean, ignoring rows of weight zero."""
     total = jnp.sum(weights)
     share = weights / jnp.where(total > 0, total, 1)
     if vanishing:
-        # Zero times what such a row holds may be NaN.
+        # A row of weight zero may be NaN, and so would be its product with zero.
         x = jnp.where((weights > 0)[:, None], x, 0)
     return jnp.sum(share[:, None] * x, axis=0)
 
 
 def _matched(weights: Array, connected: Bool[Array, " n"], penalty: Any) -> Array:
-    """Weights that are zero where no finite cost leads to the other side and none has to."""
+    """Weights with zeros for rows that have no finite cost and a relaxed marginal."""
     return weights if penalty is None else jnp.where(connected, weights, 0)
 
 
@@ -446,8 +445,8 @@ def _matched_by(
     """`_matched` of both sides for a function of two points."""
     rows = _block_rows(x.shape[0], y.shape[0], block_size)
     one = jnp.ones((), a.dtype)
-    # A pass over blocks of costs, of which only whether they are infinite matters: ε is not used,
-    # and nothing has a derivative.
+    # A pass over blocks of costs that only tests for infinity: ε is not used, and gradients are
+    # stopped.
     pairs = jax.lax.stop_gradient(PointPairs(x, y, cost))
     problem = Problem(pairs, a, b, one, penalties, rows)
 
@@ -469,7 +468,7 @@ def _typed_cost(cost: Any, x: Float[Array, "n d"]) -> Any:
 
 
 def _penalties(marginal_penalty: Any, dtype: Any) -> tuple[Any, Any]:
-    """(ρ_a, ρ_b), None for a marginal that is met exactly."""
+    """(ρ_a, ρ_b), None for an exact marginal."""
     pair = marginal_penalty if isinstance(marginal_penalty, tuple) else (marginal_penalty,) * 2
     if len(pair) != 2:
         raise ValueError(f"marginal_penalty must be one or two numbers; got {len(pair)}.")
@@ -477,7 +476,7 @@ def _penalties(marginal_penalty: Any, dtype: Any) -> tuple[Any, Any]:
         if penalty is not None:
             check_scalar(marginal_penalty=penalty)
             check_positive_values(marginal_penalty=penalty)
-    # A traced ρ may be infinite too, but that is not known while tracing: it stays a number.
+    # A traced ρ may be infinite too, which cannot be tested at trace time: it stays a number.
     exact = lambda rho: rho is None or (not isinstance(rho, Tracer) and bool(np.isinf(rho)))
     return tuple(None if exact(rho) else jnp.asarray(rho, dtype) for rho in pair)  # pyright: ignore
 
@@ -485,7 +484,7 @@ def _penalties(marginal_penalty: Any, dtype: Any) -> tuple[Any, Any]:
 def _weights(
     a: Any, b: Any, n: int, m: int, dtype: Any, balanced: bool
 ) -> tuple[Array, Array, tuple[bool, bool]]:
-    """Both weights, uniform if not given, of the other's mass; and whether any may be zero."""
+    """Both weights, by default uniform with the other's mass, and whether any may be zero."""
     a = None if a is None else as_weights("a", a, n, dtype)
     b = None if b is None else as_weights("b", b, m, dtype)
     concrete = [w for w in (a, b) if w is not None and not isinstance(w, Tracer)]
@@ -495,7 +494,7 @@ def _weights(
         rounding = float(jnp.finfo(dtype).eps)
         if abs(sums[0] - sums[1]) > max(1e-4, 4 * rounding) * max(sums):
             raise ValueError(f"a and b must have the same sum; got {sums[0]} and {sums[1]}.")
-    # Equal weights take the mass of the side that is given, so that a balanced problem has a plan.
+    # Uniform weights take the mass of the given side, so that a balanced problem has a plan.
     given = a if a is not None else b
     mass = jnp.ones((), dtype) if given is None else jnp.sum(given)
     uniform = lambda size: jnp.full(size, mass / size, dtype)
@@ -504,7 +503,7 @@ def _weights(
 
 
 def _block_rows(n: int, m: int, block_size: int | None) -> int:
-    """Rows held at a time; as many as there are where all fit."""
+    """Rows per block, all of them if they fit."""
     if block_size is not None:
         check_count(1, block_size=block_size)
         return block_size

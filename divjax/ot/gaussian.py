@@ -2,12 +2,12 @@
 
 A Gaussian is a mean "d" and a covariance: "d" for the variances of a diagonal one, "d d" for a full
 one, which may be singular. An eigenvalue within d machine epsilons of the largest from zero counts
-as zero; one more negative than that makes the result nan. A full covariance must be symmetric up to
-the root of machine epsilon: one that is not raises, or if traced makes the result nan.
+as zero, and a more negative one makes the result nan. A full covariance must be symmetric up to the
+root of machine epsilon. Otherwise a concrete one raises, and a traced one makes the result nan.
 
-With covariances S and T, and factors S = L Lᵀ and T = K Kᵀ, everything is in the singular value
-decomposition Lᵀ K = U Σ Vᵀ: the fidelity tr (S^½ T S^½)^½ = tr Σ, the squared distance
-‖L U − K V‖², and the map A = K V Σ⁺ Vᵀ Kᵀ, for which A S A = T wherever S has full rank.
+With covariances S and T, and factors S = L Lᵀ and T = K Kᵀ, all results follow from the singular
+value decomposition Lᵀ K = U Σ Vᵀ: the fidelity tr (S^½ T S^½)^½ = tr Σ, the squared distance
+‖L U − K V‖², and the map A = K V Σ⁺ Vᵀ Kᵀ, for which A S A = T if S has full rank.
 """
 
 import functools
@@ -43,25 +43,25 @@ def _transpose(matrix: Float[Array, "d e"]) -> Float[Array, "e d"]:
 
 
 def _eigenvalues_and_vectors(matrix: Float[Array, "d d"]) -> tuple[Array, Array]:
-    """Those of a positive semi-definite matrix, zero within rounding, nan if it is indefinite."""
+    """The eigendecomposition, with rounding near zero removed, nan for an indefinite matrix."""
     values, vectors = linalg.eigh((matrix + _transpose(matrix)) / 2)
-    # Within rounding of zero an eigenvalue's sign means nothing. Below that the matrix is
-    # indefinite, and its root does not exist.
+    # The sign of an eigenvalue within rounding of zero is meaningless. With a more negative one the
+    # matrix is indefinite, and has no root.
     rounding = values.size * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.abs(values))
     values = jnp.where(jnp.abs(values) <= rounding, 0, values)
     return jnp.where(values < 0, jnp.nan, values), vectors
 
 
-# The next three are closed under differentiation: each one's rule is made of themselves, so that
-# derivatives of every order exist where an eigendecomposition's have a pole, at equal eigenvalues.
+# The next three are closed under differentiation: the rule of each consists of the three, so that
+# derivatives of every order exist. An eigendecomposition's have a pole at equal eigenvalues.
 
 
 @jax.custom_jvp
 def _lyapunov(root: Float[Array, "d d"], right: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """The Y with X Y + Y X = C for a semi-definite X; zero where X vanishes on both sides."""
+    """The Y with X Y + Y X = C for a semi-definite X, zero where X vanishes on both sides."""
     values, vectors = _eigenvalues_and_vectors(root)
     # In X's eigenbasis the equation is (λ_i + λ_j) Y_ij = C_ij. Sums of eigenvalues have no pole
-    # where two are equal, as differences would.
+    # at equal ones, unlike differences.
     sums = values[:, None] + values
     rotated = _transpose(vectors) @ right @ vectors
     solution = jnp.where(sums == 0, 0, rotated / jnp.where(sums == 0, 1, sums))
@@ -78,7 +78,7 @@ def _(primals, tangents):
 
 @jax.custom_jvp
 def matrix_root(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """The semi-definite square root; its derivative is along paths of constant rank."""
+    """The semi-definite square root, differentiated along paths of constant rank."""
     values, vectors = _eigenvalues_and_vectors(matrix)
     return (vectors * jnp.sqrt(values)) @ _transpose(vectors)
 
@@ -92,7 +92,7 @@ def _(primals, tangents):
 
 @jax.custom_jvp
 def _pseudo_inverse(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """That of a semi-definite matrix; its derivative is along paths of constant rank."""
+    """The pseudo-inverse of a semi-definite matrix, differentiated along paths of constant rank."""
     values, vectors = _eigenvalues_and_vectors(matrix)
     inverse = jnp.where(values == 0, 0, 1 / jnp.where(values == 0, 1, values))
     return (vectors * inverse) @ _transpose(vectors)
@@ -101,8 +101,8 @@ def _pseudo_inverse(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
 @_pseudo_inverse.defjvp
 def _(primals, tangents):
     (matrix,), (change,) = primals, tangents
-    # −M⁺ dM M⁺ is the part within M's range; the rest turns the range itself, and needs the
-    # projector I − M M⁺ on what is outside of it.
+    # −M⁺ dM M⁺ is the part within M's range. The rest rotates the range, and contains the projector
+    # I − M M⁺ onto its complement.
     inverse = _pseudo_inverse(matrix)
     outside = jnp.eye(matrix.shape[0], dtype=matrix.dtype) - matrix @ inverse
     across = inverse @ inverse @ change @ outside
@@ -114,8 +114,8 @@ def _aligned(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> tuple[Array, Arr
     s_factor, t_factor = (
         vectors * jnp.sqrt(values) for values, vectors in map(_eigenvalues_and_vectors, (s, t))
     )
-    # L U and K V are the factors of S and T that are nearest to each other. A singular value is as
-    # exact as the factors are large, however small it is.
+    # L U and K V are the factors of S and T that are nearest to each other. The absolute error of a
+    # singular value is relative to the size of the factors.
     left, fidelities, right = linalg.svd(_transpose(s_factor) @ t_factor)
     scale = jnp.linalg.norm(s_factor) * jnp.linalg.norm(t_factor)
     rounding = fidelities.size * jnp.finfo(s.dtype).eps * scale
@@ -140,7 +140,7 @@ def _transport(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float[Array, "
 @_transport.defjvp
 def _(primals, tangents):
     # The singular value decomposition has no derivative at equal singular values. The same matrix
-    # by roots has one, from rules that are closed under differentiation.
+    # from roots has one, by rules that are closed under differentiation.
     def by_roots(s: Array, t: Array) -> Array:
         root = matrix_root(t)
         return root @ _pseudo_inverse(matrix_root(root @ s @ root)) @ root
@@ -150,7 +150,7 @@ def _(primals, tangents):
 
 @jax.custom_jvp
 def _squared_bures(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float[Array, ""]:
-    """The squared Bures distance as a sum of squares, which keeps small distances' digits."""
+    """The squared Bures distance as a sum of squares, which is accurate for small distances."""
     s_factor, t_factor, _ = _aligned(s, t)
     return jnp.sum((s_factor - t_factor) ** 2)
 
@@ -158,16 +158,16 @@ def _squared_bures(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float[Arra
 @_squared_bures.defjvp
 def _(primals, tangents):
     (s, t), (ds, dt) = primals, tangents
-    # The gradient in S is I − A, and in T that of the map back.
+    # The gradient in S is I − A, and in T likewise with the inverse map.
     change = jnp.trace(ds) - jnp.sum(_transport(s, t) * ds)
     change += jnp.trace(dt) - jnp.sum(_transport(t, s) * dt)
     return _squared_bures(s, t), change
 
 
 def _stretch(s: Array, t: Array) -> Array:
-    """√(t/s), zero where s or t is: `_transport` of variances."""
+    """√(t/s), zero if s or t is: `_transport` of variances."""
     s_root, t_root = safe_sqrt(s), safe_sqrt(t)
-    # 0 · √t rather than 0, so that a variance that is NaN stays so.
+    # 0 · √t rather than 0, so that NaN variances propagate.
     is_zero = s_root == 0
     return jnp.where(is_zero, 0 * t_root, t_root / jnp.where(is_zero, 1, s_root))
 
@@ -181,23 +181,23 @@ def _squared_difference(s: Array, t: Array) -> Array:
 @_squared_difference.defjvp
 def _(primals, tangents):
     (s, t), (ds, dt) = primals, tangents
-    # As for the squared Bures distance: 1 − √(t/s), with a quotient of zero at s = 0, towards which
-    # the slope is −∞.
+    # As for the squared Bures distance: 1 − √(t/s), with a quotient of zero at s = 0, where the
+    # true slope is −∞.
     change = (1 - _stretch(s, t)) * ds + (1 - _stretch(t, s)) * dt
     return _squared_difference(s, t), change
 
 
 def _symmetric(name: str, cov: Any) -> Array:
-    """A covariance; nan if it is traced and not symmetric, `ValueError` if it is concrete.
+    """A covariance; if not symmetric, nan for a traced one and `ValueError` for a concrete one.
 
-    Matrix products leave an asymmetry of some roundings.
+    Matrix products leave an asymmetry of a few roundings.
     """
     cov = jnp.asarray(cov)
     if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
         return cov
     check_full_precision(name, cov)
-    # Relative to the largest entry, whose rounding in a product of factors the smaller ones may
-    # share.
+    # Relative to the largest entry, which sets the rounding error of the smaller ones in a product
+    # of factors.
     rounding = float(jnp.finfo(cov.dtype).eps) ** 0.5
     if not isinstance(cov, Tracer):
         matrix = np.asarray(cov, np.float64)
@@ -236,7 +236,7 @@ class GaussianPair(NamedTuple):
 
 
 def paired_gaussians(mean_p: Any, cov_p: Any, mean_q: Any, cov_q: Any) -> GaussianPair:
-    """The arguments as floating-point arrays; NumPy's float64 means leave their offset first."""
+    """The arguments as floating-point arrays, with float64 means from NumPy centred first."""
     given = {"mean_p": mean_p, "cov_p": cov_p, "mean_q": mean_q, "cov_q": cov_q}
     mean_p, cov_p, mean_q, cov_q = (as_numbers(name, array) for name, array in given.items())
     for name, mean, cov in (("p", mean_p, cov_p), ("q", mean_q, cov_q)):
@@ -254,14 +254,14 @@ def paired_gaussians(mean_p: Any, cov_p: Any, mean_q: Any, cov_q: Any) -> Gaussi
     dtype = jnp.result_type(float, mean_p, cov_p, mean_q, cov_q)
     if jnp.ndim(cov_p) + jnp.ndim(cov_q) > 2:
         check_full_precision("covariances of shape (d, d)", jnp.zeros(0, dtype))
-    # The distance depends on the means' difference alone: a common offset of float64 leaves before
-    # they are rounded.
+    # The distance depends only on the means' difference: a common offset of float64 is removed
+    # before rounding.
     center, *means = centered_samples(mean_p=mean_p[None], mean_q=mean_q[None])
     mean_p, mean_q = (mean[0].astype(dtype) for mean in means)
     cov_p, cov_q = (jnp.asarray(cov, dtype) for cov in (cov_p, cov_q))
     cov_p, cov_q = _symmetric("cov_p", cov_p), _symmetric("cov_q", cov_q)
-    # A full covariance need not commute with a diagonal one, for which the closed form of variances
-    # does not hold.
+    # A full covariance need not commute with a diagonal one, so the closed form for variances does
+    # not apply.
     if cov_p.ndim != cov_q.ndim:
         cov_p, cov_q = (jnp.diag(cov) if cov.ndim == 1 else cov for cov in (cov_p, cov_q))
     return GaussianPair(mean_p, cov_p, mean_q, cov_q, center)
@@ -277,21 +277,22 @@ def gaussian_wasserstein(
     """The squared 2-Wasserstein distance ‖m_p − m_q‖² + tr S + tr T − 2 tr (S^½ T S^½)^½.
 
     The second part is the squared Bures distance of the covariances S and T, computed as a sum of
-    squares. Of any two measures with these moments it is the least possible squared distance.
+    squares. The sum is the least squared distance between any two measures with these moments.
 
-    Its gradient in S is I − A with the optimal map's matrix A = T^½ (T^½ S T^½)^{+½} T^½ (and the
-    like in T). At a singular S the pseudo-inverse makes that finite, and the derivative exact along
-    every path of covariances that keeps its rank: differentiating through a factor L of S = L Lᵀ is
-    exact. What is left out is the slope −∞ towards a higher rank, where T has variance and S none.
+    Its gradient in S is I − A with the optimal map's matrix A = T^½ (T^½ S T^½)^{+½} T^½, and
+    likewise in T. At a singular S the pseudo-inverse makes that finite, and the derivative exact
+    along every path of covariances with constant rank, as when differentiating through a factor L
+    of S = L Lᵀ. It omits the slope −∞ towards a higher rank, in directions in which T has variance
+    and S has zero.
 
     Args:
         mean_p: m_p.
-        cov_p: S, the variances "d" or the covariance "d d"; may be singular.
+        cov_p: S, the variances "d" or the covariance "d d", possibly singular.
         mean_q: m_q.
         cov_q: T, likewise.
 
     Returns:
-        The squared distance, in the squared unit of the space; nan if a covariance is indefinite.
+        The squared distance, in squared units of the space, nan if a covariance is indefinite.
 
     Raises:
         ValueError: if the shapes do not fit, a covariance is not symmetric, or a full one is in
@@ -318,10 +319,10 @@ class AffineMap(NamedTuple):
     """The map x ↦ target + A (x − source).
 
     Attributes:
-        matrix: A, symmetric; its diagonal where that is all.
-        source: the mean that is mapped.
-        target: the mean it is mapped to.
-        rests: what the means' rounding left over, of NumPy's float64 that lie far from zero.
+        matrix: A, symmetric, or its diagonal "d" if A is diagonal.
+        source: the mean of the source.
+        target: the mean of the target.
+        rests: the rounding errors of the means, for float64 from NumPy far from zero.
     """
 
     matrix: Float[Array, " d"] | Float[Array, "d d"]
@@ -338,7 +339,7 @@ class AffineMap(NamedTuple):
             raise ValueError(f"x must have {self.source.size} features; got shape {jnp.shape(x)}.")
         if self.rests is None:
             return self.target + self._linear(x - self.source)
-        # Points that are NumPy's float64 are centred before they are rounded.
+        # Float64 points from NumPy are centred before rounding.
         source, target = map(Center, (self.source, self.target), self.rests)
         rows = x if hasattr(x, "dtype") else np.asarray(x)
         centered = source.subtract(rows.reshape(-1, self.source.size))
@@ -359,9 +360,9 @@ def gaussian_map(
 ) -> AffineMap:
     """The optimal map between Gaussians, x ↦ m_q + A (x − m_p), A = T^½ (T^½ S T^½)^{−½} T^½.
 
-    A is the one semi-definite matrix with A S A = T, the gradient of a convex function as Brenier's
-    theorem demands. Where S is singular the pseudo-inverse is taken; if T has variance that S has
-    not, no map carries the one to the other, and A S A is the part of T that can be reached.
+    A is the unique semi-definite matrix with A S A = T, the gradient of a convex function as
+    Brenier's theorem requires. For singular S the pseudo-inverse is used. If T has variance in a
+    direction in which S has zero, no map exists, and A S A is the part of T that can be reached.
 
     Args:
         mean_p: m_p.
@@ -390,18 +391,19 @@ def gaussian_map(
 
 
 def _unless_padding(weight: Float[Array, ""], value: Array) -> Array:
-    """The mean or covariance, replaced by zero if it is not finite and has no weight."""
+    """The mean or covariance, replaced by zero if it has weight zero and is not finite."""
     return jnp.where((weight == 0) & ~jnp.isfinite(value).all(), 0, value)
 
 
 class GaussianBarycenter(NamedTuple):
-    """The Gaussian with the least weighted sum of squared distances to given ones.
+    """The Gaussian with the least weighted sum of squared distances to the given ones.
 
     Attributes:
         mean: its mean, the weighted mean of means.
-        covariance: its covariance, of the kind given.
-        residual: ‖Σ_k w_k A_k − I‖ / √d, of the maps A_k to the given ones: zero at the barycenter.
-        num_steps: how many fixed-point steps were taken.
+        covariance: its covariance, full or diagonal as the given ones.
+        residual: ‖Σ_k w_k A_k − I‖ / √d, with the maps A_k to the given ones: zero at the
+            barycenter.
+        num_steps: the number of fixed-point steps taken.
         status: `Status.CONVERGED` if the residual is within the tolerance, and all numbers finite.
     """
 
@@ -431,21 +433,21 @@ def gaussian_barycenter(
     """The 2-Wasserstein barycenter of Gaussians, by the fixed point S ← A S A, A = Σ_k w_k A_k.
 
     A_k is the matrix of the optimal map from S to the k-th covariance. Each step lowers the sum of
-    squared distances, and if one covariance has full rank the fixed point is the barycenter. Where
-    all are diagonal (or commute) it is closed: the standard deviations' weighted mean.
+    squared distances, and if one covariance has full rank the fixed point is the barycenter. If all
+    are diagonal (or commute) it has a closed form, the weighted mean of standard deviations.
 
-    The number of steps is fixed, so that the whole vmaps and differentiates (through the steps,
-    whose derivatives converge with them).
+    The number of steps is fixed, so the function can be vmapped and differentiated (through the
+    steps, whose derivatives converge with them).
 
     Args:
-        means: a row each.
+        means: the means, one per row.
         covs: the variances or the covariances.
-        weights: non-negative, in any unit; equal ones by default.
-        num_steps: fixed-point steps; a dozen do for well-conditioned covariances.
+        weights: non-negative, with any sum, uniform by default.
+        num_steps: fixed-point steps, of which a dozen suffice for well-conditioned covariances.
         tolerance: the largest residual that counts as converged.
 
     Returns:
-        A `GaussianBarycenter`. Where all covariances are singular its residual may stay above zero.
+        A `GaussianBarycenter`. If all covariances are singular its residual may stay above zero.
 
     Raises:
         ValueError: if the shapes do not fit, a covariance is not symmetric, or weights are negative
@@ -490,7 +492,7 @@ def _barycenter(
     tolerance: ArrayLike,
     num_steps: int,
 ) -> GaussianBarycenter:
-    """The barycenter of symmetric covariances, with weights in any unit."""
+    """The barycenter of symmetric covariances, with weights of any sum."""
     d, dtype = means.shape[1], means.dtype
     valid = (jnp.min(weights) >= 0) & (jnp.sum(weights) > 0)
     weights = nan_unless(valid, weights) / jnp.sum(weights)
@@ -498,11 +500,11 @@ def _barycenter(
     means, covs = (jax.vmap(_unless_padding)(weights, v) for v in (means, covs))
 
     if covs.ndim == 2:
-        # Diagonal covariances commute: the deviations' weighted mean is the fixed point, and no
-        # step is needed.
+        # Diagonal covariances commute: the weighted mean of the deviations is the fixed point,
+        # without steps.
         stretch = lambda s: weights @ jax.vmap(lambda t: _stretch(s, t))(covs)
         s = (weights @ safe_sqrt(covs)) ** 2
-        # A variance that is zero everywhere has no map, and needs none.
+        # A variance that is zero in all covariances has no map, and needs no map.
         residual = jnp.linalg.norm(jnp.where(s > 0, stretch(s) - 1, 0)) / d**0.5
         steps = 0
     else:
@@ -512,16 +514,16 @@ def _barycenter(
             return jnp.tensordot(weights, each, 1)
 
         def step(s: Float[Array, "d d"], _: None) -> tuple[Float[Array, "d d"], None]:
-            # A product is symmetric up to rounding only, and the next step takes a covariance.
+            # A product is symmetric only up to rounding, and the next step takes a covariance.
             mean_map = maps(s)
             s = mean_map @ s @ mean_map
             return (s + _transpose(s)) / 2, None
 
-        # The mean covariance has full rank if one with weight has, as the fixed point needs.
+        # The mean covariance has full rank if one with weight does, as the fixed point requires.
         s, _ = jax.lax.scan(step, jnp.tensordot(weights, covs, 1), length=num_steps)
         residual = jnp.linalg.norm(maps(s) - jnp.eye(d, dtype=dtype)) / d**0.5
         steps = num_steps
-    # A report on the steps, and no part of what is differentiated.
+    # The residual is diagnostic, so its gradient is stopped.
     residual = jax.lax.stop_gradient(residual)
     mean = weights @ means
     finite = jnp.isfinite(mean).all() & jnp.isfinite(s).all()

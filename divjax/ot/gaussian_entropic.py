@@ -35,9 +35,9 @@ class GaussianEntropicResult(NamedTuple):
 
     Attributes:
         value: min ⟨P, C⟩ + ε KL(P‖p ⊗ q).
-        transport: x ↦ E[y | x], the entropic map, a function of rows; the gradient of a convex
+        transport: x ↦ E[y | x], the entropic map, a function of rows, the gradient of a convex
             function, with less spread than the optimal map.
-        covariance: of y given x, (ε/2) G: the same for all x.
+        covariance: the covariance of y given x, (ε/2) G, the same for all x.
     """
 
     value: Float[Array, ""]
@@ -49,8 +49,7 @@ def _slope(s: Array, t: Array, epsilon: Array) -> Array:
     """G, elementwise for variances."""
     if s.ndim == 1:
         return t / (epsilon / 4 + jnp.sqrt(epsilon**2 / 16 + s * t))
-    # G as in the module's docstring: what is inverted is at least ε/2, also where S or T is
-    # singular.
+    # G as in the module's docstring: the inverted matrix is at least ε/2, also for singular S or T.
     identity = jnp.eye(s.shape[0], dtype=s.dtype)
     factor = matrix_root(t)
     middle = matrix_root(epsilon**2 / 16 * identity + factor @ s @ factor)
@@ -65,15 +64,15 @@ def _excess(s: Array, t: Array, epsilon: Array) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def _covariance_part(s: Array, t: Array, epsilon: Array) -> Float[Array, ""]:
-    """Tr S + tr T − Σ e_i + (ε/2) Σ log(1 + e_i/ε), as terms that are all non-negative.
+    """Tr S + tr T − Σ e_i + (ε/2) Σ log(1 + e_i/ε), with all terms non-negative.
 
-    The squared Bures distance tr S + tr T − 2 Σ σ_i comes as a sum of squares.
+    The squared Bures distance tr S + tr T − 2 Σ σ_i is computed as a sum of squares.
     """
     zero = jnp.zeros(s.shape[0], s.dtype)
     sigma, excess = _excess(s, t, epsilon)
     total = 2 * sigma + jnp.sqrt(4 * sigma**2 + epsilon**2 / 4) + epsilon / 2
-    # (2 σ + ε/2)² − (4 σ² + ε²/4) = 2 σ ε makes a quotient of a difference of roots that cancels
-    # for a small ε.
+    # (2 σ + ε/2)² − (4 σ² + ε²/4) = 2 σ ε turns a difference of roots, which cancels for small ε,
+    # into a quotient.
     gain = 2 * sigma * epsilon / jnp.where(total == 0, 1, total)  # 2 σ − e
     entropy = epsilon / 2 * jnp.log1p(excess / epsilon)
     return gaussian_wasserstein(zero, s, zero, t) + jnp.sum(gain + entropy)
@@ -115,23 +114,23 @@ def gaussian_entropic(
 ) -> GaussianEntropicResult:
     """Entropic transport between Gaussians, min ⟨P, C⟩ + ε KL(P‖p ⊗ q) with C = |x − y|², exact.
 
-    What `sinkhorn` with the squared Euclidean cost and the same ε tends to for many samples. The
+    The limit of `sinkhorn` with the squared Euclidean cost and the same ε for many samples. The
     value grows with ε from the squared 2-Wasserstein distance to the mean cost between independent
     draws, |m_p − m_q|² + tr S + tr T. Debiased it is the Sinkhorn divergence, OT(p, q) less half of
     OT(p, p) and of OT(q, q), zero between equal Gaussians.
 
-    Differentiable in everything, at singular covariances too: the gradient in S is I − G.
+    Differentiable in all arguments, also at singular covariances: the gradient in S is I − G.
 
     Args:
         mean_p: m_p.
-        cov_p: S, the variances "d" or the covariance "d d"; may be singular.
+        cov_p: S, the variances "d" or the covariance "d d", possibly singular.
         mean_q: m_q.
         cov_q: T, likewise.
         epsilon: ε > 0, in units of the cost.
-        debias: whether the value is the Sinkhorn divergence's; the plan is that of OT(p, q).
+        debias: whether the value is the Sinkhorn divergence; the plan is always that of OT(p, q).
 
     Returns:
-        A `GaussianEntropicResult`, the value first; nan if a covariance is indefinite, or ε is
+        A `GaussianEntropicResult`, the value first, nan if a covariance is indefinite, or ε is
         traced and not positive.
 
     Raises:
@@ -158,6 +157,6 @@ def gaussian_entropic(
     if debias:
         value -= (_covariance_part(s, s, epsilon) + _covariance_part(t, t, epsilon)) / 2
     slope = _slope(s, t, epsilon)
-    # Every plan pays for the means' distance; the self terms have none.
+    # The squared distance of the means adds to OT(p, q); in the self terms it is zero.
     value += pair.squared_shift
     return GaussianEntropicResult(value, pair.map_by(slope), epsilon / 2 * slope)

@@ -1,8 +1,8 @@
-"""The optimal map between the Gaussians of two samples, with covariances shrunk where rows are few.
+"""The optimal map between the Gaussians of two samples, with shrinkage for few rows.
 
-Of n rows in d dimensions the sample covariance has eigenvalues that spread far more than the true
-ones once n is not far above d, and the optimal map, which takes their inverse roots, is useless.
-A convex combination with a multiple of the identity mends that.
+The eigenvalues of a sample covariance of n rows in d dimensions spread far more than the true ones
+unless n is far above d, which makes the optimal map, built from inverse roots, useless. A convex
+combination with a multiple of the identity corrects this.
 """
 
 from typing import Any
@@ -33,17 +33,17 @@ def gaussian_map_from_samples(
 ) -> AffineMap:
     """The optimal map between the Gaussians with the samples' means and covariances.
 
-    Of all maps between distributions that are each other's affine images, such as Gaussians, it is
-    the optimal one; of others it is the affine map that gives x the mean and the covariance of y.
+    It is optimal between distributions that are affine images of each other, such as Gaussians.
+    Between other distributions it is the affine map that gives x the mean and the covariance of y.
 
-    With shrinkage α a covariance S counts as (1 − α) S + α (tr S/d) I. "ledoit-wolf" takes for each
-    sample the α that minimises the expected squared error, estimated from the sample: of the order
-    of d/n, so that it is of no effect for many rows, and near one if d is above n.
+    Shrinkage α replaces a covariance S by (1 − α) S + α (tr S/d) I. "ledoit-wolf" takes for each
+    sample the α that minimises the expected squared error, estimated from the sample. It is of the
+    order of d/n: negligible for many rows, and near one if d is above n.
 
     Args:
-        x: samples of the distribution that is mapped.
-        y: samples of the one it is mapped to, unpaired with x.
-        a: weights of x, non-negative, in any unit; equal ones by default.
+        x: samples of the source distribution.
+        y: samples of the target distribution, unpaired with x.
+        a: weights of x, non-negative, with any sum, uniform by default.
         b: weights of y.
         shrinkage: α in [0, 1], or "ledoit-wolf".
 
@@ -52,7 +52,7 @@ def gaussian_map_from_samples(
 
     Raises:
         ValueError: if shapes do not fit, a sample has fewer than two rows, or the shrinkage is out
-            of range; a traced one that is gives nan.
+            of range. A traced shrinkage out of range gives nan.
 
     Example:
         >>> import jax.numpy as jnp
@@ -74,21 +74,21 @@ def gaussian_map_from_samples(
         check_unit_interval(shrinkage=shrinkage)
     # Each sample about its own median: the map depends on their shift in a known way.
     samples, origins = weighted_samples(x, y, a, b, apart=True)
-    # In units of either sample: fourth powers of small or large numbers are none.
+    # Scaled by the size of each sample: fourth powers of small or large numbers leave their range.
     x, unit_p = in_units_of(jnp.max(jnp.abs(samples.x)), samples.x)
     y, unit_q = in_units_of(jnp.max(jnp.abs(samples.y)), samples.y)
     mean_p, cov_p = _moments(x, samples.a, shrinkage)
     mean_q, cov_q = _moments(y, samples.b, shrinkage)
-    # A takes deviations in the unit of x to ones in the unit of y.
+    # A maps deviations in the unit of x to deviations in the unit of y.
     matrix = gaussian_map(mean_p, cov_p, mean_q, cov_q).matrix * (unit_q / unit_p)
-    # In two parts, as a mean far from zero would be rounded in one.
+    # In two parts, as a single number would round a mean far from zero.
     source = origins.source.moved(mean_p * unit_p)
     target = origins.target.moved(mean_q * unit_q)
     return AffineMap(matrix, source.high, target.high, (source.low, target.low))
 
 
 def gaussian_start(samples: WeightedSamples) -> AffineMap:
-    """The map that a learned one starts from: outliers winsorised, covariances shrunk."""
+    """The initial map of a learned one: outliers winsorised, covariances shrunk."""
     x, y, a, b = samples
     return gaussian_map_from_samples(
         winsorised(x, a), winsorised(y, b), a, b, shrinkage="ledoit-wolf"
@@ -106,7 +106,7 @@ def _moments(
         alpha = jnp.asarray(shrinkage, rows.dtype)
         alpha = nan_unless((alpha >= 0) & (alpha <= 1), alpha)
     d = rows.shape[1]
-    # The multiple of the identity with the covariance's own trace, which no shrinkage changes.
+    # The multiple of the identity with the covariance's trace, which shrinkage preserves.
     level = jnp.trace(covariance) / d
     return mean, (1 - alpha) * covariance + alpha * level * jnp.eye(d, dtype=rows.dtype)
 
@@ -118,11 +118,11 @@ def weighted_moments(
 
     Args:
         rows: samples.
-        weights: non-negative, of sum one; equal ones by default.
+        weights: non-negative, with sum one, uniform by default.
     """
     weights = uniform_weights(rows) if weights is None else weights
     mean = weights @ rows
-    # Σ w x xᵀ − x̄ x̄ᵀ would cancel where the mean is far from zero.
+    # Σ w x xᵀ − x̄ x̄ᵀ would suffer cancellation if the mean is far from zero.
     centered = rows - mean
     covariance = matmul((weights[:, None] * centered).T, centered)
     return mean, covariance / (1 - jnp.sum(weights**2))
@@ -134,23 +134,23 @@ def ledoit_wolf(
     """The α for which (1 − α) S + α (tr S/d) I is nearest to the true covariance on average.
 
     α = min(β, δ)/δ with δ = ‖S − (tr S/d) I‖² and β = Σ w_i² ‖x_i x_iᵀ − S‖², the variance of S,
-    for centred rows x_i; zero where δ is.
+    for centred rows x_i, zero if δ is zero.
 
     Args:
         rows: samples.
-        weights: non-negative, of sum one; equal ones by default.
+        weights: non-negative, with sum one, uniform by default.
     """
     weights = uniform_weights(rows) if weights is None else weights
-    # S without the correction that makes it unbiased, as in the paper.
+    # S without the bias correction, as in the paper.
     centered = rows - weights @ rows
     covariance = matmul((weights[:, None] * centered).T, centered)
     d = rows.shape[1]
     level = jnp.trace(covariance) / d
     distance = jnp.sum((covariance - level * jnp.eye(d, dtype=rows.dtype)) ** 2)
-    # Σ w_i² ‖x_i x_iᵀ − S‖², of which the terms are |x_i|⁴ − 2 x_iᵀ S x_i + ‖S‖².
+    # Σ w_i² ‖x_i x_iᵀ − S‖², with the terms |x_i|⁴ − 2 x_iᵀ S x_i + ‖S‖².
     fourth = jnp.sum(centered**2, axis=1) ** 2
     cross = jnp.sum(matmul(centered, covariance) * centered, axis=1)
     variance = jnp.sum(weights**2 * (fourth - 2 * cross + jnp.sum(covariance**2)))
-    # At most one, where the multiple of the identity is all that is left.
+    # At most one, for the multiple of the identity alone.
     share = jnp.minimum(variance, distance) / jnp.where(distance == 0, 1, distance)
     return jnp.where(distance == 0, 0 * distance, share)

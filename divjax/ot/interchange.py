@@ -1,4 +1,4 @@
-"""To and from ott-jax, which is imported where it is asked for."""
+"""Conversion to and from ott-jax, which is imported on demand."""
 
 import functools
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,11 @@ __all__ = ["potentials_from_ott", "potentials_to_ott"]
 
 @functools.cache
 def _cost_class() -> type:
-    """What makes a cost of ott-jax of one of this package."""
+    """The class that wraps a cost of this package as one of ott-jax."""
     from ott.geometry import costs as theirs
 
-    # On demand, as its base is ott-jax's; cached, as another class is another pytree, with which
-    # all that is compiled would be compiled again.
+    # On demand, as its base class is ott-jax's. Cached, as a new class would be a new pytree type,
+    # which requires recompilation.
     @jax.tree_util.register_pytree_node_class
     class Cost(theirs.CostFn):
         """c(x, y), or c(y, x) if swapped."""
@@ -67,18 +67,18 @@ def potentials_to_ott(result: "SinkhornResult") -> Any:
 
 
 def potentials_from_ott(output: Any) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-    """The potentials (f, g) of a `SinkhornOutput` of ott-jax, as `sinkhorn` takes them: `init`.
+    """The potentials (f, g) of a `SinkhornOutput` of ott-jax, in the form of `sinkhorn`'s `init`.
 
-    ott-jax's absorb the weights, P_ij = exp((f_i + g_j − C_ij)/ε), these do not.
+    Those of ott-jax absorb the weights, P_ij = exp((f_i + g_j − C_ij)/ε), the result does not.
 
     Args:
-        output: what `ott.solvers.linear.sinkhorn.Sinkhorn` returns.
+        output: the result of `ott.solvers.linear.sinkhorn.Sinkhorn`.
 
     Returns:
-        f − ε log a and g − ε log b, zero where a weight is.
+        f − ε log a and g − ε log b, zero for rows of weight zero.
 
     Raises:
-        ValueError: if it is no such output.
+        ValueError: if it is not such an output.
 
     Example:
         >>> import jax
@@ -97,7 +97,7 @@ def potentials_from_ott(output: Any) -> tuple[Float[Array, " n"], Float[Array, "
             f"output must be ott-jax's SinkhornOutput, with its problem; got "
             f"{type(output).__name__}."
         )
-    # Theirs are of a plan without the factor a_i b_j. A weight of zero has no logarithm.
+    # ott-jax's plan lacks the factor a_i b_j. A weight of zero has no logarithm.
     epsilon = problem.geom.epsilon
     f, g = (
         jnp.where(weights > 0, potential - epsilon * jnp.log(weights), 0)

@@ -1,4 +1,4 @@
-"""How a Light Schrödinger bridge is fitted to two samples: EM with closed-form updates.
+"""Fitting a Light Schrödinger bridge to two samples: EM with closed-form updates.
 
 The formulas are those of `divjax.ot.schrodinger`.
 """
@@ -34,16 +34,16 @@ from divjax.ot.weighted_samples import (
 
 __all__ = ["LightSchrodingerBridge"]
 
-# Rows that the start is found by, and the first ε there as a share of the data's scale.
+# The limit on rows for the start, and the initial ε there as a share of the data's scale.
 _START_ROWS, _WARMEST = 2**14, 0.5
-# Newton's steps for the weights in a step of the fit, and its size in the averaged moments.
+# Newton's steps for the weights per step of the fit, and the step size of the averaged moments.
 _BALANCE_STEPS, _LAST_STEP_SIZE = 16, 0.25
 # A component with fewer rows of either end is not changed.
 _LEAST_ROWS = 4
 
 
 class _End(NamedTuple):
-    """Rows at one end, and their weights of sum one; None for equal ones."""
+    """Rows at one end, and their weights with sum one, None if uniform."""
 
     x: Float[Array, "n d"]
     shares: Float[Array, " n"] | None
@@ -54,7 +54,7 @@ class _End(NamedTuple):
 
     @property
     def effective_size(self) -> Array:
-        """How many equally weighted rows these are worth, 1/Σ w²."""
+        """The effective sample size, 1/Σ w²."""
         if self.shares is None:
             return jnp.asarray(self.x.shape[0], self.x.dtype)
         return 1 / jnp.sum(self.shares**2)
@@ -65,7 +65,7 @@ _Averages = tuple[mixture.Moments, mixture.Moments]
 
 
 def _about_the_means(x: Any, y: Any, a: Any, b: Any) -> tuple[_Ends, Array, Array]:
-    """Each sample less its mean, with its weights; the means, and what their rounding left over."""
+    """Each sample less its mean, with its weights, and the means with their rounding errors."""
     centers_and_rows = [
         centered_samples({name: weights}, **{name: rows})
         for name, rows, weights in (("x", x, a), ("y", y, b))
@@ -74,8 +74,7 @@ def _about_the_means(x: Any, y: Any, a: Any, b: Any) -> tuple[_Ends, Array, Arra
     for name, (_, rows) in zip(("x", "y"), centers_and_rows, strict=True):
         check_full_precision(name, rows)
     dtype = jnp.result_type(*(rows for _, rows in centers_and_rows))
-    # A shift of either end adds a constant velocity to the bridge and nothing else: the origins
-    # take it.
+    # A shift of either end only adds a constant velocity to the bridge: the origins absorb it.
     ends, origins = [], []
     for (center, rows), (name, weights) in zip(centers_and_rows, (("a", a), ("b", b)), strict=True):
         rows = jax.lax.stop_gradient(jnp.asarray(rows, dtype))
@@ -99,7 +98,7 @@ class _Descent(NamedTuple):
 
 
 def _some_rows(key: Key[Array, ""], end: _End) -> _End:
-    """All rows or, of many, some at random."""
+    """All rows, or a random subsample if there are many."""
     n = end.x.shape[0]
     if n <= _START_ROWS:
         return end
@@ -111,35 +110,35 @@ def _some_rows(key: Key[Array, ""], end: _End) -> _End:
 class LightSchrodingerBridge:
     """The Light Schrödinger bridge between two samples: v is a mixture of `num_potentials`.
 
-    What is minimised over the mixtures is E log c(X₀) − E log v(X₁), which is the divergence
-    KL(π*‖π) from the true plan's to the mixture's, up to a constant. Its stationary points are
-    matched moments: with responsibilities w_k(x), the normalised terms of c, and ρ_k(y), of v,
+    The objective, minimised over the mixtures, is E log c(X₀) − E log v(X₁), which is the
+    divergence KL(π*‖π) from the true plan to the mixture's, up to a constant. Its stationary points
+    match moments: with responsibilities w_k(x), the normalised terms of c, and ρ_k(y), those of v,
 
         E w_k = E ρ_k,    E ρ_k Y = r_k E w_k + S_k E w_k X,    S_k C₀ S_k + ε S_k = C₁,
 
-    C₀ and C₁ being the covariances of X and Y under them: each component is the closed-form bridge
-    between two Gaussians. The fit is EM, as for a mixture: responsibilities; moments, averaged over
-    steps, so that the two ends, which answer each other, do not overshoot; closed-form updates; and
-    Newton's steps for the weights a_k, which are the duals of a transport problem and make the
-    masses agree. All rows count in each step, by blocks where there are many, and a dozen steps do
-    what stochastic gradients take thousands for.
+    where C₀ and C₁ are the covariances of X and Y under them: each component is the closed-form
+    bridge between two Gaussians. As for a mixture the fit is EM. Each step computes
+    responsibilities, moments, closed-form updates, and Newton's steps for the weights a_k, which
+    are the duals of a transport problem and make the masses agree. Moments are averaged over steps,
+    as the two ends depend on each other and would overshoot. Each step uses all rows, blockwise if
+    there are many, and a dozen steps replace thousands of stochastic gradients.
 
-    The start comes from clusters of y and as many steps again, on at most 16 384 rows of each
-    sample drawn at random, in which ε comes down from half the data's scale: started at a small ε,
-    where responsibilities are all or nothing, a few components would take all of the mass.
+    The fit starts from clusters of y, with `num_steps` annealing steps on at most 16 384 rows of
+    each sample, drawn at random. There ε decreases from half the data's scale: started at a small
+    ε, with responsibilities near zero or one, a few components would take all of the mass.
 
     There may be several minima: with fewer potentials than the target has clusters, or for small ε,
-    compare the last of `losses` over a few keys (vmap `fit`). The fit is a constant to
-    differentiation in the samples, and differentiable in ε and the ridge, through all of its steps.
+    compare the last of `losses` over a few keys (vmap `fit`). Gradients of the fit in the samples
+    are stopped; it is differentiable in ε and the ridge, through all of its steps.
     Time is O(num_steps (n + m) k d), times d for full covariances; memory is O((n + m)(k + d)).
 
     Attributes:
         num_potentials: k.
-        epsilon: ε > 0, in the squared unit of the data.
+        epsilon: ε > 0, in squared units of the data.
         covariance: "diagonal" or "full" S_k.
-        num_steps: of the fit, and of the cooling before it.
-        ridge: added to the variance of each feature of the target, as a share of itself: what keeps
-            a component with few rows from collapsing onto them.
+        num_steps: the number of steps of the fit, and of the annealing before it.
+        ridge: added to the variance of each feature of the target, as a share of it: it keeps a
+            component with few rows from collapsing onto them.
 
     Raises:
         ValueError: if a number is out of range or the covariance's kind is unknown.
@@ -181,15 +180,15 @@ class LightSchrodingerBridge:
         """The bridge from the distribution of x to that of y.
 
         Args:
-            key: for the start.
+            key: the key for the start.
             x: samples at time 0.
             y: samples at time 1, unpaired with x.
-            a: weights of x, non-negative, in any unit; equal ones by default. Rows of weight zero
-                may hold anything.
+            a: weights of x, non-negative, with any sum, uniform by default. Rows of weight zero
+                are padding.
             b: weights of y.
 
         Raises:
-            ValueError: if a sample is not a non-empty matrix, the features differ in number, or
+            ValueError: if a sample is not a non-empty matrix, the numbers of features differ, or
                 weights do not fit.
         """
         key = own_key(key)
@@ -204,32 +203,31 @@ class LightSchrodingerBridge:
         """`fit` of samples less their means, after its checks."""
         dtype = ends[0].x.dtype
         epsilon, ridge = (jnp.asarray(v, dtype) for v in (self.epsilon, self.ridge))
-        # The mean square of each feature, of which the ridge is a share, and of all.
+        # The mean square of each feature, to which the ridge is relative, and of all.
         squares = [end.mean(end.x**2) for end in ends]
         size = jnp.sqrt(jnp.mean(squares[0]) * jnp.mean(squares[1]))
         least = jnp.finfo(dtype).tiny ** 0.5
         variance_floor = ridge * squares[1] + least
-        # A target so small that its variance is lost in that floor.
+        # A target whose variance is too small is below that floor.
         resolved = jnp.all((squares[1] == 0) | (squares[1] > 1e3 * least))
 
-        # At a falling ε on some of the rows: both ends answer each other, and steps at full length
-        # may overshoot for small ε.
+        # Annealing of ε on some of the rows: both ends depend on each other, and full steps may
+        # overshoot for small ε.
         cluster_key, *row_keys = jax.random.split(key, 3)
         few = _some_rows(row_keys[0], ends[0]), _some_rows(row_keys[1], ends[1])
         warm = jnp.maximum(_WARMEST * size, epsilon)
         cooling = epsilon * (warm / epsilon) ** jnp.linspace(1, 0, self.num_steps, dtype=dtype)
-        # 2/(i + 2) is one at first, so that the zero moments from which averages start have no part
-        # in them.
+        # 2/(i + 2) is one at first, so that the initial zero moments are not part of the averages.
         sizes = jnp.maximum(2 / (jnp.arange(self.num_steps, dtype=dtype) + 2), _LAST_STEP_SIZE)
         v = self._start(cluster_key, few, warm, variance_floor)
         unassigned = jnp.zeros((1, self.num_potentials), dtype)
         zero = mixture.moments_of(ends[0].x[:1], unassigned, self.covariance == "full")
         start = self._descend(v, (zero, zero), few, cooling, sizes, variance_floor)
 
-        # At ε itself on all of them, and the best of all steps.
+        # At ε itself on all rows, keeping the best of all steps.
         steady = jnp.full_like(cooling, epsilon), jnp.full_like(sizes, _LAST_STEP_SIZE)
         descent = self._descend(start.last, start.averages, ends, *steady, variance_floor)
-        # A loss is found before its step: the parameters after the last one are still to be judged.
+        # A loss is computed before its step: the last parameters still need one.
         v, _, last, _ = self._balanced(descent.last, ends, epsilon)
         v = select(last < descent.lowest, v, descent.best)
         v, _, loss, imbalance = self._balanced(v, ends, epsilon)
@@ -242,9 +240,9 @@ class LightSchrodingerBridge:
     def _balanced(
         self, v: mixture.Potential, samples: _Ends, epsilon: Array
     ) -> tuple[mixture.Potential, tuple[Array, Array], Array, Array]:
-        """Weights for which both ends agree on masses; responsibilities; the loss before."""
+        """Weights for which both ends agree on masses, responsibilities, and the previous loss."""
         (start, end), columns = samples, v.means.size
-        # By blocks, as an intermediate has k × d numbers a row.
+        # Blockwise, as an intermediate has k × d numbers per row.
         terms = map_row_blocks(lambda y: mixture.log_terms(v, y, epsilon), columns, end.x)
         of_normalizer = lambda x: mixture.normalizer_log_terms(v, x, epsilon)
         normalizer_terms = map_row_blocks(of_normalizer, columns, start.x)
@@ -270,17 +268,17 @@ class LightSchrodingerBridge:
         step_sizes: Array,
         variance_floor: Array,
     ) -> _Descent:
-        """A step of EM at each ε, the averages moved by its size."""
+        """One step of EM per ε, with `sizes` as step sizes of the averages."""
         full = self.covariance == "full"
-        # As a share of the mass, for the end that has fewer rows.
+        # As a share of the mass, for the end with fewer rows.
         least_mass = _LEAST_ROWS / jnp.minimum(*(side.effective_size for side in samples))
 
         def step(carry: Any, inputs: tuple[Array, Array, Array]) -> Any:
             epsilon, before, size = inputs
             v, averages, best, lowest = carry
-            # The ε log a_k are what changes little with ε.
+            # The ε log a_k vary little with ε.
             v = v._replace(log_weights=v.log_weights * (before / epsilon))
-            # Steps are not certain to descend: the best parameters so far are carried along.
+            # Steps may increase the loss: the best parameters so far are kept.
             v, responsibilities, loss, _ = self._balanced(v, samples, epsilon)
             better = loss < lowest
             best = select(better, v, best)
@@ -302,7 +300,7 @@ class LightSchrodingerBridge:
     def _start(
         self, key: Key[Array, ""], samples: _Ends, epsilon: Array, variance_floor: Array
     ) -> mixture.Potential:
-        """Clusters of y, each with the Gaussian bridge from all of x for its scale."""
+        """Clusters of y, each with the Gaussian bridge from all of x as its scale."""
         start, end = samples
         centers, members = mixture.clusters(key, end.x, self.num_potentials, end.shares)
         within = end.mean((end.x - members @ centers) ** 2) + variance_floor
@@ -311,7 +309,7 @@ class LightSchrodingerBridge:
         scales = scales if self.covariance == "diagonal" else jax.vmap(jnp.diag)(scales)
         v = mixture.Potential(jnp.zeros_like(centers[:, 0]), centers, scales)
         n = end.x.shape[0]
-        # Each gets one row more, as no weight has a mass of zero.
+        # One row is added to each, to avoid zero target masses, which no weights attain.
         target = (n * end.mean(members) + 1) / (n + self.num_potentials)
         terms = mixture.normalizer_log_terms(v, start.x, epsilon)
         return v._replace(log_weights=mixture.balance(terms, target, 30, start.shares))

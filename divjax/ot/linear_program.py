@@ -1,8 +1,8 @@
 """Exact optimal transport in any dimension, a linear program for a maintained solver.
 
-The program is solved on the host, in double precision, through a callback: by an assignment if both
-sides have equally many equally weighted rows, otherwise by POT's network simplex where POT is
-installed, and by SciPy's HiGHS where it is not, or where costs are infinite.
+The program is solved on the host, in double precision, through a callback. An assignment solves it
+if both sides have equally many rows of equal weight. Otherwise POT's network simplex is used if POT
+is installed, and SciPy's HiGHS if it is not, or if costs are infinite.
 """
 
 import importlib
@@ -27,9 +27,9 @@ from divjax.ot.weighted_samples import squares_are_lost
 
 __all__ = ["ExactResult", "exact"]
 
-# Weights that differ by less, relative to their mean, are equal: what float32 sums leave.
+# Weights that differ by less, relative to their mean, are equal: the rounding of float32 sums.
 _EQUAL = 1e-6
-# Masses that differ by a larger share have no plan.
+# If masses differ by a larger share, no plan exists.
 _SAME_MASS = 1e-4
 _MAX_PIVOTS = 10_000_000
 
@@ -39,8 +39,8 @@ class ExactResult(Outcome):
     """The value of optimal transport, an optimal plan and optimal potentials.
 
     Attributes:
-        value: min_P ⟨P, C⟩; infinite if every plan uses a pair of infinite cost.
-        plan: an optimal plan; several may be.
+        value: min_P ⟨P, C⟩, infinite if every plan uses a pair of infinite cost.
+        plan: an optimal plan, possibly one of several.
         f: the potential of x, f_i + g_j ≤ C_ij with equality where P_ij > 0, and ⟨a, f⟩ = ⟨b, g⟩.
         g: the potential of y.
         status: how the linear program ended.
@@ -63,21 +63,21 @@ def exact(
 ) -> ExactResult:
     """Optimal transport without regularisation, min_P ⟨P, C⟩ over P ≥ 0 with P1 = a and Pᵀ1 = b.
 
-    It may be jitted, and under `vmap` solves one problem after another. Gradients are those of the
+    It can be jitted, and under `vmap` solves problems sequentially. Gradients follow from the
     envelope theorem: Σ_ij P_ij ∂C_ij in points and the cost's parameters, f and g in the weights.
-    They are exact where plan and potentials are unique, which is almost everywhere.
+    They are exact if plan and potentials are unique, which is almost everywhere.
 
-    Memory is O(n m); a hundred rows take milliseconds, a thousand with POT or equal weights below a
-    second, without either a minute.
+    Memory is O(n m). A hundred rows take milliseconds, a thousand less than a second with POT or
+    equal weights, and a minute otherwise.
 
     Args:
         x: samples, or None with a cost matrix.
         y: samples, or None with a cost matrix.
         a: weights of x, non-negative; uniform by default, of b's total mass (1 without b). Rows of
-            weight zero may hold anything.
+            weight zero are padding.
         b: weights of y, of the same sum as a.
-        cost: a cost of `divjax.ot`, any function of two points, or a matrix of costs; infinite
-            costs forbid pairs.
+        cost: a cost of `divjax.ot`, any function of two points, or a matrix of costs; an infinite
+            cost forbids a pair.
 
     Returns:
         An `ExactResult`, the value first.
@@ -97,17 +97,17 @@ def exact(
     References:
         Peyré, Cuturi 2019, proposition 2.4: duality. Bonneel et al. 2011: the network simplex.
     """
-    # No ε is used: the formulation centres points, and replaces rows without weight by copies.
+    # ε is not used: the formulation centres points, and replaces rows without weight by copies.
     formulation = formulate(x, y, a, b, 1.0, cost, None, None)
     problem = formulation.problem
     costs = problem.pairs.block(problem.pairs.rows)
 
-    # The program is solved for constants; its value is differentiated at the optimum.
+    # Gradients through the program are stopped; its value is differentiated at the optimum.
     arguments = jax.lax.stop_gradient((costs, problem.a, problem.b))
     plan, f, g, status = _solve_on_host(*arguments)
     f, g = jax.lax.stop_gradient(gauge(problem, f, g))
     f, g = _at_all_rows(formulation, problem, f, g)
-    # Pairs without mass are left out twice: an infinite cost times zero is NaN, and so would be its
+    # Pairs without mass are excluded twice: an infinite cost times zero is NaN, and so would be its
     # derivative.
     paid = jnp.sum(jnp.where(plan > 0, plan * jnp.where(plan > 0, costs, 0), 0))
     price = lambda weights, potential: (
@@ -116,14 +116,14 @@ def exact(
     )
     value = paid + price(formulation.a, f) + price(formulation.b, g) + formulation.shift_cost
 
-    # An infeasible program has an infinite value; invalid input has none.
+    # An infeasible program has an infinite value, invalid input a NaN.
     invalid_costs = jnp.any(jnp.isnan(arguments[0]) | (arguments[0] == -jnp.inf))
     infeasible = (status == Status.NOT_FINITE) & ~invalid_costs
     value = jnp.where(infeasible, jnp.inf, value)
     solved = (status == Status.CONVERGED) | infeasible
     valid = formulation.valid
     value = nan_unless(valid & solved, value)
-    # The program is solved exactly, but for the costs that rounding has left.
+    # The program is solved exactly, except for the rounding of the costs.
     if isinstance(problem.pairs, PointPairs):
         lost = squares_are_lost(problem.pairs.x, problem.pairs.y)
         lost = jnp.where(lost, Status.FLOATING_POINT_RESOLUTION, Status.CONVERGED)
@@ -135,10 +135,10 @@ def exact(
 def _at_all_rows(
     formulation: Formulation, problem: Problem, f: Array, g: Array
 ) -> tuple[Array, Array]:
-    """Potentials that are the other's c-transform also at rows that have no weight."""
+    """Potentials extended by the c-transform to rows of weight zero."""
 
     def transform(problem: Problem, rows: Array, own: Array, other: Array) -> Array:
-        # A column without weight bounds no potential.
+        # A column without weight constrains no potential.
         costs = jnp.where(problem.b > 0, problem.pairs.block(rows) - other, jnp.inf)
         return jnp.where(problem.a > 0, own, jnp.min(costs, axis=1))
 
@@ -168,7 +168,7 @@ def _solve_on_host(costs: Array, a: Array, b: Array) -> tuple[Array, Array, Arra
 
 
 class Program(NamedTuple):
-    """A solved program: an optimal plan, optimal potentials, and how it ended."""
+    """A solved program: an optimal plan, optimal potentials, and a status."""
 
     plan: np.ndarray
     f: np.ndarray
@@ -177,7 +177,7 @@ class Program(NamedTuple):
 
 
 def solve_program(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
-    """An optimal plan and potentials in NumPy, whatever the units of costs and masses."""
+    """An optimal plan and potentials in NumPy, for any units of costs and masses."""
     mass_a, mass_b = a.sum(), b.sum()
     finite = np.isfinite(costs)
     if not (np.isfinite(mass_a) and np.isfinite(mass_b)) or (costs[~finite] != np.inf).any():
@@ -188,8 +188,8 @@ def solve_program(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
         return _no_plan(costs, Status.INVALID_INPUT)
     if not finite[a > 0].any():
         return _no_plan(costs, Status.NOT_FINITE)
-    # Solvers have tolerances of their own: they get costs of size one and a mass of one. Neither
-    # rows without mass nor a few large costs, which forbid pairs, decide on that size.
+    # Solvers have absolute tolerances: costs are scaled to size one, and so is the mass. The scale
+    # ignores rows without mass and a few large costs, which forbid pairs.
     sizes = np.abs(costs[finite & (a[:, None] > 0) & (b > 0)])
     unit = np.median(sizes[sizes > 0]) if sizes.any() else 1.0
     found = _solve_scaled(costs / unit, a / mass_a, b / mass_b)
@@ -197,7 +197,7 @@ def solve_program(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
 
 
 def _solve_scaled(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
-    """The solver that suits the program."""
+    """Choose the solver for the program."""
     if not np.isfinite(costs).all():
         return _by_highs(costs, a, b)
     equal = len(a) == len(b) and max(np.ptp(a), np.ptp(b)) <= _EQUAL / len(a)
@@ -216,15 +216,15 @@ def _no_plan(costs: np.ndarray, status: Status) -> Program:
 def _by_assignment(costs: np.ndarray, mass: float) -> Program:
     """Equal weights: a permutation, and potentials as lengths of shortest paths.
 
-    f_i − f_k ≤ C_{i σ(k)} − C_{k σ(k)} says that g_{σ(k)} = C_{k σ(k)} − f_k is feasible, and has a
-    solution as no cycle of exchanges lowers the cost of an optimal assignment.
+    f_i − f_k ≤ C_{i σ(k)} − C_{k σ(k)} states that g_{σ(k)} = C_{k σ(k)} − f_k is feasible. It has
+    a solution because no cycle of exchanges lowers the cost of an optimal assignment.
     """
     n = len(costs)
     _, partner = scipy.optimize.linear_sum_assignment(costs)
     rows = np.arange(n)
     matched = costs[rows, partner]
     # The edge from k to i has the length C_{i σ(k)} − C_{k σ(k)}, and f is the length of the
-    # shortest path to a row. Without negative cycles as many rounds as rows find it.
+    # shortest path to a row. Without negative cycles n rounds suffice for n rows.
     lengths = costs[:, partner] - matched
     f = np.zeros(n)
     for _ in range(n):  # Bellman, Ford
@@ -233,7 +233,7 @@ def _by_assignment(costs: np.ndarray, mass: float) -> Program:
             break
         f = shorter
     g = np.empty(n)
-    # Equality where mass is moved.
+    # Equality on pairs with mass.
     g[partner] = matched - f
     plan = np.zeros((n, n))
     plan[rows, partner] = mass / n
@@ -249,10 +249,10 @@ def _by_network_simplex(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Prog
 
 
 def _by_highs(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
-    """SciPy's solver; the variables are the pairs of finite cost."""
+    """SciPy's solver, with the pairs of finite cost as variables."""
     n, m = costs.shape
-    # A pair of infinite cost is no variable. Each other one is in one row's constraint, and in one
-    # column's.
+    # Pairs of infinite cost have no variable. Every other pair is in one row constraint and one
+    # column constraint.
     rows, columns = np.nonzero(np.isfinite(costs))
     pairs, ones = np.arange(len(rows)), np.ones(len(rows))
     marginals = scipy.sparse.vstack(

@@ -1,7 +1,7 @@
-"""What a map network minimises: how badly it fits, and how much more than need be it pays.
+"""The objective of a map network: how well it fits, and the excess of its cost.
 
-Each term leaves out what no map changes, x and y to themselves, which `constants` adds where the
-number itself is wanted.
+Terms omit OT(x, x) and OT(y, y), which do not depend on the map. `constants` adds them to report
+the complete values.
 """
 
 from typing import Any, NamedTuple
@@ -25,15 +25,15 @@ class MapBatch(NamedTuple):
     """Rows of both distributions.
 
     Attributes:
-        x: rows that are mapped.
-        started: the start's images of them.
-        y: rows of the distribution they are mapped to.
-        context: of the problem they belong to.
-        other: further rows that are mapped and the start's images of them, for self terms of
-            independent batches; None for self terms of x alone.
-        a: weights of x, of sum one; equal ones by default.
-        b: those of y.
-        other_a: those of the further rows.
+        x: rows of the source distribution.
+        started: their images under the initial map.
+        y: rows of the target distribution.
+        context: the context of the problem that the rows belong to.
+        other: further rows of the source and their images under the initial map, for self terms of
+            independent batches, None for self terms of x alone.
+        a: weights of x, with sum one, uniform by default.
+        b: the weights of y.
+        other_a: the weights of the further rows.
     """
 
     x: Float[Array, "b d"]
@@ -56,7 +56,7 @@ class MapTerms(NamedTuple):
 
 
 class _Cost(NamedTuple):
-    """What transport costs, and whether that is known to the tolerance."""
+    """A transport cost, and whether it is accurate to the tolerance."""
 
     value: Float[Array, ""]
     converged: Bool[Array, ""]
@@ -69,13 +69,13 @@ class MapObjective:
     Attributes:
         cost: a symmetric cost.
         unit: u.
-        epsilon: of the divergence, in units of the cost.
-        gap_epsilon: of the gap, likewise; None for the same.
+        epsilon: ε of the divergence, in units of the cost.
+        gap_epsilon: ε of the gap, likewise, None for the same.
         gap_weight: λ.
-        symmetry_weight: w, or None for no such term.
-        gap_kind: of `monge_gap`, or None for no gap.
-        max_iterations: of each of Sinkhorn's problems.
-        tolerance: of each of Sinkhorn's problems.
+        symmetry_weight: w, or None to omit the term.
+        gap_kind: the kind of `monge_gap`, or None for no gap.
+        max_iterations: the limit for each Sinkhorn problem.
+        tolerance: the tolerance of each Sinkhorn problem.
     """
 
     cost: Any
@@ -93,7 +93,7 @@ class MapObjective:
         value = terms.divergence
         if self.gap_kind is not None:
             value = value + self.gap_weight * terms.gap
-        # Divergence and gap are costs; the asymmetry has no unit.
+        # Divergence and gap are costs; the asymmetry is dimensionless.
         value = value / self.unit
         if self.symmetry_weight is not None:
             value = value + self.symmetry_weight * terms.asymmetry
@@ -102,14 +102,14 @@ class MapObjective:
     def terms(
         self, key: Key[Array, ""], map_fit: MapFit, params: PyTree[Array], batch: MapBatch
     ) -> MapTerms:
-        """The terms of a batch, without what no map changes; the key is for the asymmetry."""
+        """The terms of a batch, without those independent of the map; the key is for asymmetry."""
 
         def carried(x: Array, started: Array) -> Array:
             return map_fit.image(params, x, started, _for_each(batch.context, x))
 
         images = carried(batch.x, batch.started)
-        # ½ OT(T(x), T(x)) of the divergence. Between two batches it has no zero distances of rows
-        # to themselves, which would favour maps with too little spread.
+        # ½ OT(T(x), T(x)) of the divergence. Between two batches it excludes the zero distances of
+        # rows to themselves, which would favour maps with too little spread.
         if batch.other is None:
             spread = self._to_itself(images, self.epsilon, batch.a)
         else:
@@ -127,12 +127,12 @@ class MapObjective:
         other: Float[Array, "k d"] | None = None,
         other_b: Float[Array, " k"] | None = None,
     ) -> MapTerms:
-        """What `terms` leaves out, where `other` are further rows of y if self terms have them."""
+        """The terms omitted by `terms`; `other` are further rows of y if self terms have them."""
         if other is None:
             of_y = self._to_itself(batch.y, self.epsilon, batch.b)
         else:
             of_y = self._between(batch.y, other, self.epsilon, batch.b, other_b)
-        # ½ OT(x, x) is a part of the debiased gap alone.
+        # ½ OT(x, x) is part of the debiased gap only.
         of_x = _nothing(of_y.value)
         if self.gap_kind == "debiased":
             of_x = self._to_itself(batch.x, self._epsilon_of_gap, batch.a)
@@ -151,17 +151,17 @@ class MapObjective:
             across = self._between(*fitted)
             return across, _nothing(across.value)
         if self.gap_kind != "debiased":
-            # Gaps of other kinds share no problem with the divergence.
+            # Gaps of other kinds have no problem in common with the divergence.
             options = self._solver | {"epsilon": epsilon, "kind": self.gap_kind}
             gap = monge_gap(x, images, a, **options)
             return self._between(*fitted), _Cost(gap.value, gap.converged)
-        # `monge_gap` would solve OT(T(x), T(x)) once more.
-        # The divergence's self term is the gap's as well if it is of the same rows and the same ε.
+        # `monge_gap` would solve OT(T(x), T(x)) again. The divergence's self term is reused for the
+        # gap if rows and ε are the same.
         own = spread
         if batch.other is not None or self.gap_epsilon is not None:
             own = self._to_itself(images, epsilon, a)
         across, transport = self._two(fitted, (x, images, epsilon, a, a))
-        # The displacement less the divergence of x and T(x), of which `constants` adds ½ OT(x, x).
+        # The displacement less the divergence of x and T(x), without ½ OT(x, x) of `constants`.
         displacement = mean_over_rows(paired_costs(self.cost, x, images), a)
         value = displacement - transport.value + own.value / 2
         return across, _Cost(value, transport.converged & own.converged)
@@ -182,10 +182,10 @@ class MapObjective:
         return _Cost(result.value, result.converged)
 
     def _two(self, first: tuple, second: tuple) -> tuple[_Cost, _Cost]:
-        """Two problems `(x, y, epsilon, a, b)`."""
+        """Solve two problems `(x, y, epsilon, a, b)`."""
         if jax.tree.map(jnp.shape, first) != jax.tree.map(jnp.shape, second):
             return self._between(*first), self._between(*second)
-        # One program for both takes half as long to compile, and no longer to run.
+        # One program for both takes half the compilation time, and the same run time.
         both = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
         values, converged = jax.lax.map(lambda problem: self._between(*problem), both)
         return _Cost(values[0], converged[0]), _Cost(values[1], converged[1])
@@ -193,14 +193,14 @@ class MapObjective:
     def _asymmetry(
         self, key: Key[Array, ""], map_fit: MapFit, params: PyTree[Array], batch: MapBatch
     ) -> Float[Array, ""]:
-        """E‖J − Jᵀ‖²/d, from one direction v of random signs a row: E_v |(J − Jᵀ) v|²."""
+        """E‖J − Jᵀ‖²/d, from one direction v of random signs per row: E_v |(J − Jᵀ) v|²."""
         x = batch.x
         if self.symmetry_weight is None:
             return jnp.zeros((), x.dtype)
         context = _for_each(batch.context, x)
-        # J without a unit: the input's scale here, the output's below. Rows do not mix, so that one
-        # derivative along v, forwards and backwards, gives J v and Jᵀ v of each row; J itself is
-        # never formed.
+        # J is made dimensionless by the input's scale here and the output's below. Rows do not mix,
+        # so one derivative along v, forwards and backwards, gives J v and Jᵀ v of each row without
+        # forming J.
         field = lambda x: map_fit.change(params, x, context) * map_fit.input_scale[0]
         v = jax.random.rademacher(key, x.shape, x.dtype)
         _, forwards = jax.jvp(field, (x,), (v,))
@@ -215,5 +215,5 @@ def _nothing(like: Array) -> _Cost:
 
 
 def _for_each(context: Float[Array, " c"] | None, x: Float[Array, "b d"]) -> Any:
-    """The context, a row for each of x."""
+    """The context, repeated for each row of x."""
     return None if context is None else jnp.broadcast_to(context, (x.shape[0], *context.shape))

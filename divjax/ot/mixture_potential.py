@@ -1,4 +1,4 @@
-"""Mixtures as Schrödinger potentials: their terms, and how they are fitted by matching moments.
+"""Mixtures as Schrödinger potentials: their terms, and their fit by matching moments.
 
 The formulas are those of `divjax.ot.schrodinger`. A potential is v = Σ_k a_k N(r_k, ε S_k).
 """
@@ -27,12 +27,12 @@ __all__ = [
     "velocities",
 ]
 
-# Centres tried for each component, and rounds.
+# Candidate centres for each component, and Lloyd rounds.
 _START_TRIALS, _START_ROUNDS = 12, 20
 
 
 class Potential(NamedTuple):
-    """v: log a_k "k", r_k "k d", and S_k, "k d" where they are diagonal and "k d d" else."""
+    """v: log a_k "k", r_k "k d", and S_k, "k d" if diagonal and "k d d" otherwise."""
 
     log_weights: Float[Array, " k"]
     means: Float[Array, "k d"]
@@ -58,7 +58,7 @@ def normalizer_log_terms(
 ) -> Float[Array, "n k"]:
     """The logarithms of the terms of c(x)."""
     if v.scales.ndim == 2:
-        # One product, where a full S_k takes n × k × d numbers.
+        # One product; a full S_k takes n × k × d numbers.
         squares = x**2 @ v.scales.T
     else:
         squares = jnp.sum(times_rows(v.scales, x) * x[:, None], axis=2)
@@ -73,7 +73,7 @@ def log_terms(v: Potential, y: Float[Array, "m d"], epsilon: Array) -> Float[Arr
         squares = jnp.sum(centered**2 / v.scales, axis=2)
         log_det = jnp.sum(jnp.log(v.scales), axis=1)
     else:
-        # |L⁻¹ (y − r)|² with S = L Lᵀ. L is inverted once a component, and used for all rows.
+        # |L⁻¹ (y − r)|² with S = L Lᵀ. L is inverted once per component, for all rows.
         factors = linalg.cholesky(v.scales)
         inverse = jax.vmap(lambda f: _solve_lower(f, jnp.eye(d, dtype=f.dtype)))(factors)
         squares = jnp.sum(jnp.einsum("nkj,kij->nki", centered, inverse) ** 2, axis=2)
@@ -104,7 +104,7 @@ def velocities(
         along = jnp.einsum("nkj,kji->nki", right, inverse)
         pulls = _times(inverse, v.means)
         log_det = 2 * jnp.sum(jnp.log(_diagonal(factors)), axis=1)
-    # x·b_k + x·B_k r_k − t r_k·B_k r_k; log det B_k is minus that of what was inverted.
+    # x·b_k + x·B_k r_k − t r_k·B_k r_k; log det B_k is minus that of the inverted matrix.
     exponents = jnp.sum(x[:, None] * along, axis=2) + x @ pulls.T
     exponents = (exponents - t * jnp.sum(v.means * pulls, axis=1)) / (2 * epsilon)
     return v.log_weights - log_det / 2 + exponents, along
@@ -119,10 +119,10 @@ class Moments(NamedTuple):
 
     def central(self) -> tuple[Float[Array, "k d"], Array]:
         """The mean and the covariance of each component."""
-        # A component without mass has moments of zero, whose quotients stay finite.
+        # A component without mass has zero moments; this keeps their quotients finite.
         mass = jnp.maximum(self.mass, jnp.finfo(self.mass.dtype).tiny)
         mean = self.first / mass[:, None]
-        # The difference may be rounded below zero. Of matrices `gaussian_scales` clips the
+        # The difference may be rounded below zero. For matrices `gaussian_scales` clips the
         # eigenvalues.
         if self.second.ndim == 2:
             return mean, jnp.maximum(self.second / mass[:, None] - mean**2, 0)
@@ -135,18 +135,18 @@ def moments_of(
     full: bool,
     shares: Float[Array, " n"] | None = None,
 ) -> Moments:
-    """The moments of rows under each component's responsibilities for them.
+    """The moments of rows under each component's responsibilities.
 
     Args:
         z: rows.
-        responsibilities: of each component for each row.
+        responsibilities: the responsibility of each component for each row.
         full: whether second moments are matrices.
-        shares: the rows' weights, of sum one; equal ones by default.
+        shares: the rows' weights, with sum one, uniform by default.
     """
     shares = jnp.ones_like(z[:, 0]) / z.shape[0] if shares is None else shares
     weights = responsibilities * shares[:, None]
     if full:
-        # One component at a time: together they would hold n × k × d numbers.
+        # One component at a time: simultaneously they would take n × k × d numbers.
         second = jax.lax.map(lambda w: (z * w[:, None]).T @ z, weights.T)
     else:
         second = weights.T @ z**2
@@ -156,14 +156,14 @@ def moments_of(
 def gaussian_scales(cov0: Array, cov1: Array, epsilon: Array) -> Array:
     """The S ≻ 0 with S C₀ S + ε S = C₁: the bridge between Gaussians of these covariances.
 
-    With C₁ = L Lᵀ it is L (ε/2 I + (ε²/4 I + Lᵀ C₀ L)^½)⁻¹ Lᵀ: nothing is inverted but what ε or
-    C₀ makes positive, and nothing cancels.
+    With C₁ = L Lᵀ it is L (ε/2 I + (ε²/4 I + Lᵀ C₀ L)^½)⁻¹ Lᵀ: only positive matrices are inverted,
+    and there is no cancellation.
     """
     slope = lambda product: 1 / (epsilon / 2 + jnp.sqrt(epsilon**2 / 4 + jnp.maximum(product, 0)))
     if cov0.ndim == 2:
         return cov1 * slope(cov0 * cov1)
-    # L from C₁'s eigenvectors, and Lᵀ C₀ L diagonalised, of which the inverse is then a number for
-    # each eigenvalue.
+    # L from C₁'s eigenvectors, and Lᵀ C₀ L diagonalised, which reduces the inverse to one number
+    # per eigenvalue.
     values, vectors = linalg.eigh(cov1)
     factor = vectors * jnp.sqrt(jnp.maximum(values, 0))[:, None]
     products, rotation = linalg.eigh(jnp.swapaxes(factor, 1, 2) @ cov0 @ factor)
@@ -180,20 +180,20 @@ def balance(
 ) -> Float[Array, " k"]:
     """The changes of log weights that give components their target mass.
 
-    They maximise the concave ⟨target, c⟩ − E logsumexp(log_terms + c), by Newton's steps. Where
-    assignments are hard a step knows little but its sign: its length is bounded, by a quarter of
-    the terms' spread at first, and by less after a step that made things worse, which is undone.
-    The changes' mean, which no responsibility depends on, is zero.
+    They maximise the concave ⟨target, c⟩ − E logsumexp(log_terms + c), by Newton's steps. With hard
+    assignments only the sign of a step is reliable. Its length is therefore bounded, by a quarter
+    of the terms' spread at first, and by less after a step that made things worse, which is undone.
+    The mean of the changes, on which no responsibility depends, is zero.
 
     Args:
-        log_terms: of each component at each row.
-        target: the masses wanted.
+        log_terms: the log term of each component at each row.
+        target: the target masses.
         num_steps: Newton's steps.
-        shares: the rows' weights, of sum one; equal ones by default.
+        shares: the rows' weights, with sum one, uniform by default.
     """
     k = target.shape[0]
     rows = jnp.ones_like(log_terms[:, 0]) / log_terms.shape[0] if shares is None else shares
-    # A constant that is added to all changes nothing: without a ridge the Hessian is singular.
+    # Adding a constant to all has no effect: without a ridge the Hessian is singular.
     ridge = 1e-4 / k * jnp.eye(k, dtype=target.dtype)
 
     def at(changes: Array) -> tuple[Array, Array, Array]:
@@ -202,7 +202,7 @@ def balance(
         log_sums = jax.nn.logsumexp(raised, axis=1)
         responsibilities = jnp.exp(raised - log_sums[:, None])
         mass = rows @ responsibilities
-        # E w wᵀ, of the negative Hessian diag(E w) − E w wᵀ.
+        # E w wᵀ, for the negative Hessian diag(E w) − E w wᵀ.
         second = (responsibilities * rows[:, None]).T @ responsibilities
         slope = jnp.diag(mass) - second + ridge
         return target @ changes - rows @ log_sums, target - mass, slope
@@ -213,7 +213,7 @@ def balance(
         move = jnp.clip(linalg.solve(slope, gap), -bound, bound)
         candidate = changes + move - jnp.mean(move)
         new = at(candidate)
-        # Near the maximum the value is rounded, and the gap decides.
+        # Near the maximum rounding dominates the value, and the mass gap decides.
         better = (new[0] > value) | (jnp.sum(jnp.abs(new[1])) < jnp.sum(jnp.abs(gap)))
         chosen = select(better, (candidate, new), (changes, found))
         return *chosen, jnp.where(better, 1.5, 0.3) * bound
@@ -226,37 +226,37 @@ def balance(
 def clusters(
     key: Key[Array, ""], y: Float[Array, "m d"], k: int, shares: Float[Array, " m"] | None = None
 ) -> tuple[Array, Array]:
-    """The k centres of y that greedy seeding and Lloyd's rounds find; each row's, one-hot.
+    """The k centres of y by greedy seeding and Lloyd's rounds, and each row's centre, one-hot.
 
     Args:
-        key: for the seeds.
+        key: the key for the seeds.
         y: rows.
         k: the number of centres.
-        shares: the rows' weights, of sum one; equal ones by default.
+        shares: the rows' weights, with sum one, uniform by default.
     """
     weights = jnp.ones_like(y[:, 0]) if shares is None else shares * y.shape[0]
-    # Squared distances "c m" by one product, which rounding may leave below zero.
+    # Squared distances "c m" by one product; rounding may make them negative.
     squares = jnp.sum(y**2, axis=1)
     to = lambda c: jnp.maximum(squares - 2 * c @ y.T + jnp.sum(c**2, axis=1)[:, None], 0)
 
     def seed(nearest: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
-        # A distance of zero everywhere leaves any row.
+        # If all distances are zero any row may be drawn.
         logits = jnp.log(nearest + jnp.finfo(y.dtype).tiny) + safe_log(weights)
         # k-means++ with several trials: a row is drawn in proportion to its squared distance from
-        # the centres so far, and the trial that lowers the sum most becomes the next.
+        # the previous centres, and the trial that lowers the sum most becomes the next.
         trials = y[jax.random.categorical(key, logits, shape=(_START_TRIALS,))]
         distances = jnp.minimum(nearest, to(trials))
         best = jnp.argmin(distances @ weights)
         return distances[best], trials[best]
 
-    # Before the first centre all rows are equally far, by a number of which sums are finite.
+    # Before the first centre all rows have the same distance, large but with a finite sum.
     start = jnp.full(y.shape[0], jnp.finfo(y.dtype).max ** 0.5, y.dtype)
     _, centers = jax.lax.scan(seed, start, jax.random.split(key, k))
     nearest = lambda centers: jax.nn.one_hot(jnp.argmin(to(centers), axis=0), k, dtype=y.dtype)
 
     def refine(_: Any, centers: Array) -> Array:
         members = nearest(centers) * weights[:, None]
-        # A centre that has lost all of its rows stays.
+        # A centre that has lost all of its rows is unchanged.
         counts = jnp.sum(members, axis=0)[:, None]
         return jnp.where(counts > 0, members.T @ y / jnp.where(counts > 0, counts, 1), centers)
 
@@ -271,11 +271,11 @@ def m_step(
     variance_floor: Float[Array, " d"],
     least_mass: ArrayLike,
 ) -> Potential:
-    """Each component made the Gaussian bridge between its parts of both ends.
+    """Update each component to the Gaussian bridge between its parts of both ends.
 
-    Its weight is such that its term at its own mean start stays what it was. One whose mass at
-    either end is below `least_mass` stays as it is: from the variances of a few rows it could get a
-    scale with which it takes all others' rows.
+    Its weight keeps its term at its mean start unchanged. A component with a mass below
+    `least_mass` at either end is not updated: the variances of a few rows could give it a scale
+    with which it takes all others' rows.
     """
     (mean0, cov0), (mean1, cov1) = (moments.central() for moments in averages)
     cov1 = cov1 + (variance_floor if cov1.ndim == 2 else jnp.diag(variance_floor))
@@ -289,6 +289,6 @@ def m_step(
     def at_own_start(scales: Array, means: Array) -> Array:
         return jnp.sum((_times(scales, mean0) / 2 + means) * mean0, axis=1) / epsilon
 
-    # The weight takes back the change of the exponent at the component's own start.
+    # The weight compensates the change of the exponent at the component's own start.
     kept = at_own_start(v.scales, v.means) - at_own_start(scales, means)
     return Potential(v.log_weights + kept, means, scales)

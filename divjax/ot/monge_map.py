@@ -1,13 +1,13 @@
-"""Transport maps by a network: an image that fits, and no more paid for it than need be.
+"""Transport maps by a network, fitted to the target distribution at the least cost.
 
-A map T that carries the law of x to that of y need not be the cheapest one. Here T minimises
+A map T from the distribution of x to that of y need not be the cheapest one. Here T minimises
 
     S_ε(T(x), y) / c̄  +  λ M(T) / c̄  +  w E ‖J − Jᵀ‖² / d,
 
-the Sinkhorn divergence between where rows arrive and where they should, the Monge gap, which is
-zero for optimal maps alone, and, where asked for, what keeps the Jacobian J symmetric as that of a
-gradient is. The first two are in units of the mean cost c̄ within the samples, which does not
-depend on how far apart they are.
+the Sinkhorn divergence between images and targets, the Monge gap, which is zero only for optimal
+maps, and optionally a penalty that keeps the Jacobian J symmetric, like that of a gradient. The
+first two are in units of the mean cost c̄ within the samples, which does not depend on the distance
+between them.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ from divjax.ot.weighted_samples import (
 
 __all__ = ["MongeMap"]
 
-# Rows of each side that the output's unit is from, at most.
+# The limit on rows of each side that determine the output's unit.
 _FEW = 1024
 
 _NO_DERIVATIVE = (
@@ -70,62 +70,61 @@ _NO_DERIVATIVE = (
 
 @pytree
 class MongeMap:
-    """The map from the law of x to that of y that costs least, as a network.
+    """The cheapest map from the distribution of x to that of y, as a network.
 
     T minimises S_ε(T(x), y)/c̄ + λ M(T)/c̄ + w E‖J − Jᵀ‖²/d over minibatches: the debiased Sinkhorn
-    divergence, λ times the Monge gap, w times the asymmetry of the Jacobian; c̄ is the mean cost
+    divergence, λ times the Monge gap, w times the asymmetry of the Jacobian. c̄ is the mean cost
     within the samples, ½ E c(X, X′) + ½ E c(Y, Y′) with costs beyond ten times the median cut,
-    which neither a shift of one sample nor a few outliers change. The network is added to a start
-    in closed form; the parameters kept are those of the check with the least objective on held-out
-    rows, and the start itself is one of them.
+    so that neither a shift of one sample nor a few outliers change it. The network is added to an
+    initial map in closed form. The parameters with the least objective on held-out rows are
+    returned, with those of the initial map among the candidates.
 
-    With b rows the divergence is biased: its self terms hold the zero distances of rows to
-    themselves, so that it is least at a map with too little spread, in many dimensions far from the
-    exact one; held-out rows do not show it. `independent_batches` takes the self term between two
-    batches, OT(T(x), T(x′)), as the energy distance does. Its derivative at the exact map is zero
-    in expectation whatever b, at the price of another Sinkhorn problem a step and of more noise.
+    With b rows the divergence is biased: its self terms contain the zero distances of rows to
+    themselves, so its minimum is a map with too little spread, in many dimensions far from the
+    exact one, and held-out rows do not reveal it. `independent_batches` takes the self term between
+    two batches, OT(T(x), T(x′)), as in the energy distance. Its derivative at the exact map is zero
+    in expectation for every b, at the price of another Sinkhorn problem per step and of more noise.
 
-    Structured, T = id − ∇h*∘F for a cost h(x − y) with h strictly convex, and the network is added
-    to the start's F: for the optimal map F is the gradient of a potential.
+    A structured map is T = id − ∇h*∘F for a cost h(x − y) with h strictly convex. The network is
+    added to the initial map's F: for the optimal map F is the gradient of a potential.
 
-    A step solves four Sinkhorn problems of b × b, two of which the Monge gap adds; with self terms
-    of one batch three, and a fourth where the gap's ε is another. `fit` compiles itself.
-    The fit is a constant to differentiation; the map is differentiable in its points and its own
-    arrays.
+    A step solves four Sinkhorn problems of b × b, two of which belong to the Monge gap. With self
+    terms of one batch it solves three, and a fourth if the gap has its own ε. `fit` is jitted.
+    Gradients of the fit are stopped; the map is differentiable in its points and its own arrays.
 
     Attributes:
         cost: a symmetric cost of `divjax.ot`, or a function of two points.
         epsilon: ε > 0 of the divergence, as a share of c̄.
-        gap_epsilon: that of the Monge gap, a share of c̄ too; None for the same.
+        gap_epsilon: ε of the Monge gap, a share of c̄ too, None for the same.
         gap_weight: λ ≥ 0.
-        symmetry_weight: w ≥ 0, or None for no such term. It takes a structured map, or the squared
-            Euclidean cost: of other costs no optimal map's J is symmetric. J is that of F in its
-            unit, estimated with one random direction a row.
+        symmetry_weight: w ≥ 0, or None to omit the term. It requires a structured map or the
+            squared Euclidean cost, as for other costs an optimal map's J is not symmetric. J is
+            that of F in its unit, estimated with one random direction per row.
         gap_kind: the kind of Monge gap, "debiased", "entropic" or "primal", as in `monge_gap`; None
             for a map that only fits.
         start: "identity"; "gaussian", the optimal map between Gaussians with the samples' moments
-            (under the squared Euclidean cost), in which outliers count as ten standard deviations
-            away and covariances are shrunk after Ledoit and Wolf; "entropic", that of
-            `EntropicMap`, with its ε chosen by the held-out rows, a map that keeps the training
-            rows; or "auto", the one of those that the cost allows whose images of held-out rows
-            have the least energy distance from held-out y.
+            (under the squared Euclidean cost), with outliers cut at ten standard deviations and
+            covariances shrunk after Ledoit and Wolf; "entropic", that of `EntropicMap`, which
+            stores the training rows, with ε selected by the held-out rows; or "auto", of those that
+            the cost allows the one whose images of held-out rows have the least energy distance
+            from held-out y.
         structured: whether T = id − ∇h*∘F.
-        independent_batches: whether the divergence's self terms are of two batches without a row
-            in common; the gap's never are, whose samples are paired.
+        independent_batches: whether the divergence's self terms are between two batches without a
+            row in common. Those of the gap, whose samples are paired, never are.
         hidden: widths of the default network, a perceptron.
         network: `(in_features, rngs) -> nnx.Module`, from rows "b d" (with a context "b d+c") to
-            "b d"; compiled in, as by `jax.jit`. Its output had better start at zero.
-        learning_rate: Adam's, the first of a cosine schedule that ends at a hundredth of it.
+            "b d", compiled in as by `jax.jit`. Its initial output should be zero.
+        learning_rate: Adam's initial rate, with a cosine schedule that ends at a hundredth of it.
         num_steps: optimizer steps, rounded up to a multiple of `num_checks`.
-        batch_size: rows of x, and of y, a step; fewer where there are fewer, at most half of the
+        batch_size: rows of x, and of y, per step; fewer if there are fewer, at most half of the
             rows of x if batches are independent.
-        num_checks: how often the held-out rows are consulted; at most once a step.
-        max_iterations: of each of Sinkhorn's problems.
-        tolerance: of each of Sinkhorn's problems.
+        num_checks: the number of evaluations on held-out rows, at most one per step.
+        max_iterations: the limit for each Sinkhorn problem.
+        tolerance: the tolerance of each Sinkhorn problem.
 
     Raises:
-        ValueError: if a name is unknown, a number out of range, or the cost has no ∇h* that the
-            structure or the entropic start need.
+        ValueError: if a name is unknown, a number out of range, or the cost lacks the ∇h* that the
+            structure or the entropic start requires.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -172,7 +171,7 @@ class MongeMap:
         counts = {"num_steps": self.num_steps, "num_checks": self.num_checks}
         counts |= {"batch_size": self.batch_size, "max_iterations": self.max_iterations}
         check_count(1, **counts)
-        # Both take ∇h*: without one this raises.
+        # Both require ∇h*: without one this raises.
         if self.structured or self.start == "entropic":
             grad_conjugate(self.cost)
         squared = isinstance(self.cost, SqEuclidean)
@@ -199,28 +198,28 @@ class MongeMap:
         one of the g problems, and the start and c̄ are those of all rows together.
 
         Args:
-            key: for the split, the network and the batches.
-            x: samples of the distribution that is mapped.
-            y: samples of the one it is mapped to, unpaired with x.
-            context: a vector for each problem, which the network gets beside each row.
-            a: weights of x, non-negative, in any unit; equal ones by default. Batches draw rows in
-                proportion to them. Rows of weight zero may hold anything.
+            key: the key for the split, the network and the batches.
+            x: samples of the source distribution.
+            y: samples of the target distribution, unpaired with x.
+            context: one vector per problem, which is appended to the network's input rows.
+            a: weights of x, non-negative, with any sum, uniform by default. Batches draw rows in
+                proportion to them. Rows of weight zero are padding.
             b: weights of y.
-            optimizer: in place of Adam with the cosine schedule.
+            optimizer: replaces Adam with the cosine schedule.
 
         Returns:
             The map, a function of rows.
 
         Raises:
-            ValueError: if shapes do not fit or a sample has fewer than two rows; or if the fit is
-                differentiated in a number of the method.
+            ValueError: if shapes do not fit or a sample has fewer than two rows, or if the fit is
+                differentiated with respect to a numeric attribute of the method.
         """
         key = own_key(key)
         check_number(epsilon=self.epsilon, gap_weight=self.gap_weight)
         check_number(learning_rate=self.learning_rate, tolerance=self.tolerance)
         check_scalar(gap_epsilon=self.gap_epsilon, symmetry_weight=self.symmetry_weight)
         samples, origins = _problems(x, y, a, b, context)
-        # Arrays that a function closes over become leaves, which may be traced.
+        # Arrays in a function's closure become leaves, which may be traced.
         cost = checked_cost(self.cost, samples.x[0, 0])
         method = refuse_derivatives(dataclasses.replace(self, cost=cost), _NO_DERIVATIVE)
         found = method._fit(key, samples, context, optimizer=optimizer)
@@ -244,14 +243,14 @@ class MongeMap:
         # The unit of costs, the start, and the network in units of the samples.
         pooled = _pooled(train)
         mean_cost = mean_cost_within(self.cost, *pooled)
-        # Held-out rows choose the start, as they later choose the parameters.
+        # Held-out rows select the start, and later the parameters.
         starts = started_maps(self.start, self.cost, self.epsilon, pooled, _pooled(held))
         start = nearest(starts, held)
         map_fit = self._map(init_key, start, mean_cost, pooled, context)
         objective = self._objective(mean_cost)
         params = map_fit.params
         if self.structured and not isinstance(self.cost, SqEuclidean):
-            # At F = 0 the slope of ∇h* may be infinite, with which no step would be taken.
+            # At F = 0 the slope of ∇h* may be infinite, which would rule out any step.
             params = _jittered(jitter_key, params)
         # The start is not trained: its images are computed once.
         images, held_images = (jax.lax.map(start, rows) for rows in (x, held.x))
@@ -264,8 +263,8 @@ class MongeMap:
             which_key, x_key, y_key, direction_key = jax.random.split(key, 4)
             which = jax.random.randint(which_key, (), 0, x.shape[0])
             of_problem = lambda weights: None if weights is None else weights[which]
-            # Rows are drawn by their weights, and count equally once they are drawn. Both batches
-            # are parts of one draw, in which rows of equal weight are distinct.
+            # Rows are drawn by their weights, and have equal weight in a batch. Both batches are
+            # parts of one draw, in which rows of equal weight are distinct.
             rows = batch_of_rows(x_key, x.shape[1], batches * size, of_problem(train.a))
             mapped = [(x[which, each], images[which, each]) for each in rows.reshape(batches, size)]
             batch = MapBatch(
@@ -279,23 +278,23 @@ class MongeMap:
 
         problems = held, held_images, context
 
-        # No map changes these terms: they are solved once, rather than at every check.
+        # These terms do not depend on the map: they are solved once, rather than at every check.
         def constant(problem: Any) -> MapTerms:
             return objective.constants(*self._held_out_batch(*problem))
 
         constants = jax.lax.map(constant, problems)
 
         def evaluate(params: PyTree[Array]) -> MapTerms:
-            """The terms of held-out rows, means over problems."""
+            """The terms of held-out rows, averaged over problems."""
 
             def one(problem: Any) -> MapTerms:
-                # One key for all checks: the asymmetry's directions are the same, and parameters
-                # alone differ.
+                # One key for all checks: the asymmetry's directions are the same, so that only the
+                # parameters differ.
                 batch, *_ = self._held_out_batch(*problem)
                 return objective.terms(held_out_key, map_fit, params, batch)
 
             terms = jax.lax.map(one, problems)
-            # With the constants these are S and M themselves, as they are reported.
+            # With the constants these are the complete S and M, as reported.
             means = jax.tree.map(lambda one, two: jnp.mean(one + two), terms, constants)
             return means._replace(converged=jnp.all(terms.converged & constants.converged))
 
@@ -308,7 +307,7 @@ class MongeMap:
             validate=lambda params: objective.value(evaluate(params)),
             num_checks=self.num_checks,
         )
-        # The best check's parameters, which may be the start's own.
+        # The best check's parameters, possibly those of the start.
         terms = evaluate(trained.params)
         finite = trained.finite & jnp.isfinite(terms.divergence) & jnp.isfinite(terms.gap)
         return dataclasses.replace(
@@ -329,7 +328,7 @@ class MongeMap:
     def _valid(self, optimizer: optax.GradientTransformation | None) -> Array:
         """Whether traced numbers are in range."""
         positive = [self.epsilon, self.gap_epsilon, self.tolerance]
-        # An optimizer that is given has a learning rate of its own.
+        # A given optimizer has its own learning rate.
         if optimizer is None:
             positive.append(self.learning_rate)
         ranges = [jnp.asarray(number) > 0 for number in positive if number is not None]
@@ -340,13 +339,13 @@ class MongeMap:
     def _held_out_batch(
         self, held: WeightedSamples, images: Array, context: Array | None
     ) -> tuple[MapBatch, Array | None, Array | None]:
-        """One problem's held-out rows; with independent batches halves of them, and y's other."""
+        """One problem's held-out rows; for independent batches halves, and y's other half."""
         x, y, a, b = held
         if not self.independent_batches:
             return MapBatch(x, images, y, context, None, a, b), None, None
-        # Of an odd number the halves share a row.
+        # For an odd number the halves share a row.
         first, second = slice(len(x) - len(x) // 2), slice(len(x) // 2, None)
-        # Validation is by the objective of training, with self terms between independent rows.
+        # Validation uses the objective of training, with self terms between independent rows.
         half = lambda weights, rows: None if weights is None else normalised(weights[rows])
         y_first, y_second = slice(len(y) - len(y) // 2), slice(len(y) // 2, None)
         batch = MapBatch(
@@ -369,11 +368,11 @@ class MongeMap:
         pooled: WeightedSamples,
         context: Any,
     ) -> MapFit:
-        """The map before the first step, its network in units of the samples."""
+        """The initial map, with its network in units of the samples."""
         x = pooled.x
         d = x.shape[1]
         build = BuildMLP(self.hidden, d) if self.network is None else self.network
-        # The network sees numbers of size one, and its output is in units of the start's error.
+        # The network takes inputs of size one, and its output is in units of the start's error.
         center, input_scale = _standard(x, pooled.a, context)
         return MapFit(
             params=init_network(build, key, center.shape[0], x.dtype),
@@ -389,11 +388,11 @@ class MongeMap:
         )
 
     def _output_scale(self, start: Any, pooled: WeightedSamples) -> Array:
-        """How far the start's images and y are apart, row by row; as ∇h if structured."""
+        """The distance between the start's images and y, row by row, as ∇h if structured."""
         x, y, a, b = pooled
         rows = min(x.shape[0], y.shape[0], _FEW)
-        # The rows are unpaired, which is enough for a size; a pair's weight is the product of
-        # theirs.
+        # The rows are unpaired, which suffices for a scale; a pair's weight is the product of the
+        # rows' weights.
         apart = start(x[:rows]) - y[:rows]
         if self.structured:
             # The network adds to F, which is a ∇h of displacements.
@@ -401,12 +400,12 @@ class MongeMap:
         weights = jnp.ones(rows, x.dtype)
         for given in (a, b):
             weights = weights if given is None else weights * given[:rows]
-        # Pairs that lie far apart count as ten medians, so that a few do not set the unit.
+        # Distances are cut at ten medians, so that outliers do not set the unit.
         size = jnp.sqrt(cut_mean(jnp.mean(apart**2, axis=1), weights / jnp.sum(weights)))
         return jnp.where(size > 0, size, 1)
 
     def _objective(self, mean_cost: Array) -> MapObjective:
-        """Its numbers in units of the cost, of 1 where samples are points or not finite."""
+        """The objective in units of the cost, or 1 if samples are constant or not finite."""
         has_unit = (mean_cost > 0) & jnp.isfinite(mean_cost)
         mean_cost = jnp.where(has_unit, mean_cost, 1)
         gap_epsilon = None if self.gap_epsilon is None else mean_cost * self.gap_epsilon
@@ -424,10 +423,10 @@ class MongeMap:
 
 
 def _problems(x: Any, y: Any, a: Any, b: Any, context: Any) -> tuple[WeightedSamples, Origins]:
-    """The samples "g n d" of g problems, with weights "g n"; one problem without a context."""
+    """The samples "g n d" of g problems, with weights "g n", with g = 1 without a context."""
     if context is None:
         samples, origins = weighted_samples(x, y, a, b)
-        # One problem has the leading axis, too.
+        # A single problem has the leading axis, too.
         return jax.tree.map(lambda v: v[None], samples), origins
     check_shape("context", context, "g", "c")
     check_matrix(context=context)
@@ -445,13 +444,13 @@ def _problems(x: Any, y: Any, a: Any, b: Any, context: Any) -> tuple[WeightedSam
     samples, origins = weighted_samples(*(flat(v) for v in (x, y, a, b)))
     each = lambda v: None if v is None else v.reshape(g, -1, *v.shape[1:])
     x, y, a, b = (each(v) for v in samples)
-    # Within a problem weights sum to one: its share of all mass plays no part.
+    # Within a problem weights sum to one: its share of the total mass has no effect.
     of_problems = lambda w: None if w is None else jax.vmap(normalised)(w)
     return WeightedSamples(x, y, of_problems(a), of_problems(b)), origins
 
 
 def _pooled(samples: WeightedSamples) -> WeightedSamples:
-    """The rows of all problems, so that every stretch of them has as many of each."""
+    """The rows of all problems, interleaved so that every stretch has equally many of each."""
     flat = lambda v: jnp.swapaxes(v, 0, 1).reshape(-1, *v.shape[2:])
     pooled = jax.tree.map(flat, samples)
     return pooled._replace(a=normalised(pooled.a), b=normalised(pooled.b))
@@ -460,16 +459,16 @@ def _pooled(samples: WeightedSamples) -> WeightedSamples:
 def _standard(
     x: Float[Array, "n d"], weights: Float[Array, " n"] | None, context: Any
 ) -> tuple[Array, Array]:
-    """Centre and scale of the network's input, from rows of which none is far from the others."""
+    """Centre and scale of the network's input, from rows without outliers."""
     weights = uniform_weights(x) if weights is None else weights
     x = winsorised(x, weights)
     center, scale = mean_and_scale(x, weights)
-    # A constant feature's scale is 1 whatever the unit.
+    # A constant feature has scale 1 in any unit.
     spread = jnp.sqrt(jnp.mean(weights @ (x - center) ** 2))
     scale = jnp.full_like(scale, jnp.where(spread > 0, spread, 1))
     if context is None:
         return center, scale
-    # The context's features have units of their own, unlike those of the rows, which the cost
+    # Each feature of the context has its own unit, unlike the features of rows, which the cost
     # compares.
     context = context.astype(x.dtype)
     own = mean_and_scale(context, jnp.ones_like(context[:, 0]))
@@ -480,7 +479,7 @@ def _jittered(key: Key[Array, ""], params: PyTree[Array]) -> PyTree[Array]:
     """The parameters with a little noise."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    # Enough for F to differ from zero, and small beside a perceptron's usual weights.
+    # Enough for F to differ from zero, and small relative to a perceptron's usual weights.
     noisy = [
         leaf + 0.01 * jax.random.normal(key, leaf.shape, leaf.dtype)
         for key, leaf in zip(keys, leaves, strict=True)

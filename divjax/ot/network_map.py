@@ -1,4 +1,4 @@
-"""A transport map that is a start and what a network adds to it."""
+"""A transport map that is the sum of an initial map and a network."""
 
 from typing import Any
 
@@ -18,29 +18,28 @@ __all__ = ["MapFit"]
 
 @pytree
 class MapFit(Outcome):
-    """A transport map, a function of rows whether or not it was fitted to them.
+    """A transport map, a function of rows, also of new ones.
 
     Attributes:
-        params: of the network.
-        start: the map it started from, itself a function of rows.
-        center: what is subtracted from the network's input.
-        input_scale: what that is divided by: one number for all features of the rows, as the cost
-            compares them in their units; one for each of the context's.
+        params: the parameters of the network.
+        start: the initial map, itself a function of rows.
+        center: the centre subtracted from the network's input.
+        input_scale: the scale of the network's input: one number for all features of the rows, as
+            the cost compares them in their units, and one per feature of the context.
         output_scale: the unit of the network's output.
-        mean_cost: c̄, the mean cost within the samples, what ε, losses and validation are shares
-            of.
+        mean_cost: c̄, the mean cost within the samples, the unit of ε, losses and validation.
         cost: the cost.
         build: builds the network.
         num_features: d.
         structured: whether the network's output is a ∇h rather than a displacement.
-        losses: the objective of each step's batch, without the terms that no map changes.
+        losses: the objective of each step's batch, without the terms independent of the map.
         validation: the objective of the held-out rows, before the first step and at each check.
         divergence: S of the held-out rows, in units of the cost.
-        gap: the Monge gap of the held-out rows, likewise; zero where none was asked for.
-        status: `Status.CONVERGED` if Sinkhorn's problems of the held-out rows met the tolerance,
+        gap: the Monge gap of the held-out rows, likewise, zero if it was not part of the objective.
+        status: `Status.CONVERGED` if the Sinkhorn problems of the held-out rows met the tolerance,
             and losses, parameters, divergence and gap are finite.
         origins: points that the rows of both sides, and the start's, are relative to; None for
-            zero. It is zero unless the fit got NumPy's float64.
+            zero. They are zero unless the fit got float64 from NumPy.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -77,13 +76,13 @@ class MapFit(Outcome):
         """T(z).
 
         Args:
-            z: points, a row each.
-            context: of a map fitted with one: a vector for all rows, or one for each.
+            z: points, one per row.
+            context: for a map fitted with one, a vector for all rows, or one for each.
 
         Raises:
-            ValueError: if shapes do not fit, or a context is missing or too much.
+            ValueError: if shapes do not fit, or a context is missing or unexpected.
         """
-        # NumPy's float64 is centred before it is rounded.
+        # Float64 from NumPy is centred before rounding.
         points = as_numbers("z", z, exact=self.origins is not None)
         check_shape("z", points, "k", self.num_features)
         z = points if self.origins is None else self.origins.source.subtract(points)
@@ -112,7 +111,7 @@ class MapFit(Outcome):
         started: Float[Array, "k d"],
         context: Float[Array, "k c"] | None,
     ) -> Float[Array, "k d"]:
-        """T(z) with these parameters, where the start's images are known."""
+        """T(z) with these parameters, given the start's images."""
         change = self.change(params, z, context)
         if not self.structured:
             return started + change
@@ -123,9 +122,9 @@ class MapFit(Outcome):
     def change(
         self, params: PyTree[Array], z: Float[Array, "k d"], context: Float[Array, "k c"] | None
     ) -> Float[Array, "k d"]:
-        """What the network adds, in its unit."""
+        """The network's contribution, in its unit."""
         rows = z if context is None else jnp.concatenate([z, context.astype(z.dtype)], axis=1)
-        # The network takes and gives numbers of size one, whatever the samples' units.
+        # The network's inputs and outputs have size one in any unit of the samples.
         output = apply_network(self.build, params, (rows - self.center) / self.input_scale)
         check_shape("the network's output", output, *z.shape)
         return self.output_scale * output

@@ -1,10 +1,10 @@
 """Transport on the line in closed form: the cost, the plan, the map and the potentials.
 
-The quantile functions of two samples are steps. Merged, their jumps cut (0, 1) into at most
-n + m − 1 intervals, in each of which one row of x meets one row of y: the optimal plan for every
-cost |x − y|^p with p ≥ 1. Costs are returned as W_p^p, the p-th power of the distance: the power
-has finite gradients where two measures agree, and is what the solvers of transport return.
-`root=True` gives the distance itself.
+The quantile functions of two samples are steps. Merged, their jumps divide (0, 1) into at most
+n + m − 1 intervals, each with one row of x and one row of y: the optimal plan for every cost
+|x − y|^p with p ≥ 1. Costs are returned as W_p^p, the p-th power of the distance. The power has
+finite gradients if two measures agree, and is the usual result of transport solvers. `root=True`
+gives the distance itself.
 """
 
 import functools
@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 
 class Staircase(NamedTuple):
-    """Which row of x meets which of y in each interval of the merged quantile levels."""
+    """The row of x and the row of y in each interval of the merged quantile levels."""
 
     rows: Int[Array, " k"]
     columns: Int[Array, " k"]
@@ -53,19 +53,19 @@ def as_values(
         check_shape(name, vector, "n")
         if 0 in vector.shape:
             raise ValueError(f"{name} must not be empty; got shape {vector.shape}.")
-        # Centring takes matrices, of which a line is one feature.
+        # Centring takes matrices: a line is one feature.
         columns[name] = vector[:, None]
     center, *values = centered_samples(weights, **columns)
     return center, [column[:, 0] for column in values]
 
 
 def compiled_for_order(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compiles a `function(…, p)`: a Python number p is structure, with which 1, 2 and ∞ are known.
+    """Compiles a `function(…, p)` with a Python number p as static, to distinguish 1, 2 and ∞.
 
     Any other order is a leaf.
 
     Args:
-        *static: the names of further arguments that are structure.
+        *static: the names of further static arguments.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,12 +95,12 @@ def given_weights(name: str, weights: Any, size: int, dtype: Any) -> Float[Array
 
 
 def single_precision(dtype: Any) -> Any:
-    """The dtype, at least float32: sums over many rows leave the range of half precision."""
+    """The dtype, at least float32: sums over many rows overflow half precision."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def without_padding(x: Float[Array, "n ..."], weights: Float[Array, " n"] | None) -> Array:
-    """The rows, those of weight zero that are not finite replaced: they are padding."""
+    """The rows, with those of weight zero replaced if they are not finite: they are padding."""
     if weights is None:
         return x
     weights = weights.reshape(-1, *(1,) * (x.ndim - 1))
@@ -123,14 +123,14 @@ def _levels(weights: Float[Array, " n"] | None, size: int, dtype: Any) -> Float[
         return jnp.arange(1, size, dtype=dtype) / size
     cumulative = jnp.cumsum(weights)
     levels = cumulative[:-1] / cumulative[-1]
-    # Equal weights are none: their rounded sums would leave mass between rows that coincide.
+    # Equal weights count as None: their rounded sums would leave mass between coinciding levels.
     even = jnp.arange(1, size, dtype=dtype) / size
     equal = jnp.all(weights == weights[0])
     return levels + jax.lax.stop_gradient(jnp.where(equal, even - levels, 0))
 
 
 def staircase(line: Line) -> Staircase:
-    """The optimal plan, an interval of quantile levels an entry, in increasing order."""
+    """The optimal plan, with one entry per interval of quantile levels, in increasing order."""
     x, y, a, b = line
     (n,), (m,) = x.shape, y.shape
     x_order, y_order = jnp.argsort(x), jnp.argsort(y)
@@ -142,15 +142,15 @@ def staircase(line: Line) -> Staircase:
         ]
     )
     order = jnp.argsort(levels)
-    # At each level one of the two quantile functions goes on to its next value: counting which
-    # ones have needs no search, and no rounding of a level leads beyond the last value.
+    # At each level one of the two quantile functions jumps to its next value. Counting the jumps
+    # replaces a search, and rounding of a level cannot lead beyond the last value.
     of_x = jnp.append(0, jnp.cumsum(order < n - 1))
     of_y = jnp.arange(n + m - 1) - of_x
-    # Between two levels both functions are constant: a row meets a row, with that much mass.
+    # Between two levels both functions are constant: one row meets one row, with that mass.
     widths = jnp.diff(levels[order], prepend=jnp.zeros(1, x.dtype), append=jnp.ones(1, x.dtype))
     rows, columns = x_order[of_x], y_order[of_y]
-    # Cumulative sums are rounded: what a row of weight zero gets is exactly zero, with the
-    # derivative that it has.
+    # Cumulative sums are rounded: the mass of a row of weight zero is set to exactly zero, with its
+    # derivative kept.
     empty = jnp.zeros(n + m - 1, bool)
     empty = empty if a is None else empty | (a[rows] == 0)
     empty = empty if b is None else empty | (b[columns] == 0)
@@ -159,10 +159,10 @@ def staircase(line: Line) -> Staircase:
 
 
 def distance_power(difference: Array, p: ArrayLike) -> Array:
-    """|difference|^p with a zero derivative at zero; nan where the difference is."""
+    """|difference|^p with a zero derivative at zero, nan if the difference is nan."""
     if isinstance(p, (int, float)) and p == 2:
         return jnp.square(difference)
-    # With its sign held fixed the derivative at zero is zero, and NaN stays NaN.
+    # With its sign held fixed the derivative at zero is zero, and NaN propagates.
     distance = difference * jax.lax.stop_gradient(jnp.sign(difference))
     if isinstance(p, (int, float)) and p in (1, float("inf")):
         return distance
@@ -179,7 +179,7 @@ def rooted(value: Float[Array, ""], p: ArrayLike) -> Float[Array, ""]:
 
 
 def is_valid(line: Line, p: ArrayLike) -> Bool[Array, ""]:
-    """Whether order and weights are in range, where they are only known at run time."""
+    """Whether order and weights are in range, for traced values."""
     check_scalar(p=p)
     valid = jnp.asarray(p) >= 1
     if not is_infinite(p):
@@ -192,30 +192,30 @@ def is_valid(line: Line, p: ArrayLike) -> Bool[Array, ""]:
 
 
 def line_cost(line: Line, p: ArrayLike) -> Float[Array, ""]:
-    """W_p^p, or W_∞; nan where the order or a weight is out of range."""
+    """W_p^p, or W_∞, nan if the order or a weight is out of range."""
     return nan_unless(is_valid(line, p), _cost_between_quantiles(line, p))
 
 
 def _cost_between_quantiles(line: Line, p: ArrayLike) -> Float[Array, ""]:
     x, y, a, b = line
     if a is None and b is None and x.shape == y.shape:
-        # Equally many equal weights need no merge: the k-th smallest meets the k-th smallest.
+        # Equal numbers of uniform weights need no merge: the k-th smallest values are paired.
         powers = distance_power(jnp.sort(x) - jnp.sort(y), p)
         return jnp.max(powers) if is_infinite(p) else jnp.mean(powers)
     rows, columns, masses = staircase(line)
     difference = x[rows] - y[columns]
     if is_infinite(p):
-        # What rounding leaves of coinciding levels carries no mass.
+        # Intervals between levels that coincide up to rounding carry no mass.
         rounding = 4 * jnp.finfo(x.dtype).eps * math.log2(x.size + y.size)
         return jnp.max(jnp.where(masses > rounding, distance_power(difference, p), 0))
-    # Far rows of weight zero may have a power that is not finite: zero times it is zero.
+    # Far rows of weight zero may have an infinite power, which times zero must be zero.
     lost = (masses == 0) & ~jnp.isfinite(distance_power(difference, p))
     powers = distance_power(jnp.where(lost, 0, difference), p)
     return jnp.dot(masses, powers, precision="highest")
 
 
 def check_line_order(p: ArrayLike) -> None:
-    """Raise `ValueError` for a Python number below 1; ∞ passes."""
+    """Raise `ValueError` for a Python number below 1, not for ∞."""
     if not is_infinite(p):
         check_order(p)
 
@@ -231,35 +231,35 @@ def wasserstein_1d(
 ) -> Float[Array, ""]:
     """The transport cost W_p^p = ∫₀¹ |F_x⁻¹(u) − F_y⁻¹(u)|^p du of two samples on the line, exact.
 
-    The quantile functions are steps: the integral is a sum over the at most n + m − 1 intervals
+    The quantile functions are steps, so the integral is a sum over the at most n + m − 1 intervals
     between their merged jumps. The power W_p^p is returned, not its root, unless `root` is true.
-    For p = ∞ it is W_∞, the largest |F_x⁻¹(u) − F_y⁻¹(u)|, which is a root already.
+    For p = ∞ the result is W_∞, the largest |F_x⁻¹(u) − F_y⁻¹(u)|, which is already a root.
 
-    Differentiable in everything. In the samples: almost everywhere, with a derivative of zero for a
-    pair that is matched at distance zero; among duplicates the matching is one of several. In the
-    weights, which are normalised: everywhere but where two cumulative weights coincide, also at
-    zero weights (of W_∞ the derivative in the weights is zero). The derivative of the root is zero
-    where the cost is.
+    Differentiable in all arguments. In the samples: almost everywhere, with a derivative of zero
+    for a pair at distance zero. Among duplicates the matching is one of several. In the weights,
+    which are normalised: everywhere except where two cumulative weights coincide, also at zero
+    weights (for W_∞ the derivative in the weights is zero). The derivative of the root is zero if
+    the cost is.
 
     Time O((n + m) log(n + m)), memory O(n + m). Half precision is computed in float32.
 
     Args:
-        x: samples of p; integers are taken as floats.
+        x: samples of p, with integers taken as floats.
         y: samples of q.
-        a: weights of x, non-negative, in any unit; equal ones by default. Rows of weight zero may
-            hold anything.
+        a: weights of x, non-negative, with any sum, uniform by default. Rows of weight zero are
+            padding.
         b: weights of y.
         p: the order, at least 1; the Python number ∞ for W_∞.
-        root: whether the distance W_p is returned instead of its power.
+        root: whether to return the distance W_p instead of its power.
 
     Returns:
-        The cost in the samples' unit to the power p, or with `root` in their unit; nan if a row
-        with weight is.
+        The cost in the samples' unit to the power p, or with `root` in their unit, nan if a row
+        with weight is nan.
 
     Raises:
         ValueError: if a sample is not a non-empty vector of numbers, weights do not fit, are
-            negative or zero throughout, or p is a Python number below 1. The cost is nan if they
-            are traced and out of range.
+            negative or all zero, or p is a Python number below 1. The cost is nan if they are
+            traced and out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -291,17 +291,17 @@ class LineTransportResult(Outcome):
 
     Attributes:
         value: W_p^p.
-        f: the Kantorovich potential of x: f_i + g_j ≤ |x_i − y_j|^p, with equality where mass is
-            moved, and ⟨a, f⟩ = ⟨b, g⟩ = ½ W_p^p. It is the derivative of the value in the weights
+        f: the Kantorovich potential of x: f_i + g_j ≤ |x_i − y_j|^p, with equality on pairs with
+            mass, and ⟨a, f⟩ = ⟨b, g⟩ = ½ W_p^p. It is the derivative of the value in the weights
             of x, up to a constant.
-        g: that of y.
-        rows: the plan's entries, from left to right: which row of x,
-        columns: which row of y,
-        masses: and how much of the mass 1; some may be zero.
-        center: a point of the line; NumPy's float64 lies relative to it.
+        g: the potential of y.
+        rows: the indices into x of the plan's entries, from left to right.
+        columns: the indices into y of the plan's entries.
+        masses: the masses of the plan's entries, with sum 1, some possibly zero.
+        center: a point of the line that float64 from NumPy is taken relative to.
         x: the samples, less the centre.
         y: likewise.
-        status: `Status.CONVERGED`, or what is wrong with the input.
+        status: `Status.CONVERGED`, or the problem with the input.
     """
 
     value: Float[Array, ""]
@@ -324,8 +324,8 @@ class LineTransportResult(Outcome):
     def transport(self, z: Float[Array, " k"]) -> Float[Array, " k"]:
         """The increasing map from x to y, at any points.
 
-        At a row of x it is the mean of the rows of y that its mass goes to, those of equal rows
-        together. Between rows it is linear, and beyond the first and the last a translation.
+        At a row of x it is the mean of the rows of y that its mass is mapped to, with equal rows
+        combined. Between rows it is linear, and beyond the first and the last a translation.
 
         Args:
             z: points.
@@ -339,25 +339,25 @@ class LineTransportResult(Outcome):
 
     @jax.jit
     def _transport(self, z: Float[Array, " k"]) -> Float[Array, " k"]:
-        """Of points relative to the centre."""
+        """`transport` of points relative to the centre."""
         order = jnp.argsort(self.x)
         sorted_x, n = self.x[order], order.size
-        # A row's image is the mean of its targets, the quotient of moment and mass, which equal
-        # rows add up.
+        # A row's image is the mean of its targets, the quotient of moment and mass, both summed
+        # over equal rows.
         mass = jax.ops.segment_sum(self.masses, self.rows, n)[order]
         moment = jax.ops.segment_sum(self.masses * self.y[self.columns], self.rows, n)[order]
-        # A row without mass takes the place of the one before it.
+        # A row without mass is replaced by the one before it.
         held = jax.lax.cummax(jnp.where(mass > 0, sorted_x, -jnp.inf))
         positions = jnp.maximum(held, jnp.min(jnp.where(mass > 0, sorted_x, jnp.inf)))
-        # Equal rows are one point; the places left over lie at infinity.
+        # Equal rows are merged into one point; unused positions are at infinity.
         group = jnp.append(0, jnp.cumsum(positions[1:] > positions[:-1]))
         total = jax.ops.segment_sum(mass, group, n)
         used = total > 0
         points = jnp.where(used, jax.ops.segment_max(positions, group, n), jnp.inf)
         images = jax.ops.segment_sum(moment, group, n) / jnp.where(used, total, 1)
-        # Up to infinity the image is the last one, so that interpolation meets no NaN.
+        # Unused images are copies of the last one, so that interpolation avoids NaN.
         images = jnp.where(used, images, images[group[-1]])
-        # Outside of the sample slope one: what lies beyond an end lies as far beyond its image.
+        # Outside of the sample the slope is one: distances beyond an end are preserved.
         inside = jnp.clip(z, positions[0], positions[-1])
         return jnp.interp(inside, points, images) + (z - inside)
 
@@ -372,22 +372,22 @@ def transport_1d(
 ) -> LineTransportResult:
     """Optimal transport on the line: cost, plan, increasing map and Kantorovich potentials, exact.
 
-    The plan is the one that `wasserstein_1d` integrates over, optimal for all p ≥ 1 at once. The
-    potentials follow its entries from left to right: along a row f stays and g takes up what the
-    cost changes by, along a column the other way round. That the costs satisfy the Monge condition
-    makes them feasible for all other pairs.
+    The plan is that of `wasserstein_1d`, optimal for all p ≥ 1 simultaneously. The potentials
+    follow its entries from left to right: along a row f is constant and g changes with the cost,
+    along a column vice versa. The Monge condition of the costs makes them feasible for all other
+    pairs.
 
     Time O((n + m) log(n + m)), memory O(n + m).
 
     Args:
-        x: samples of p; integers are taken as floats.
+        x: samples of p, with integers taken as floats.
         y: samples of q.
-        a: weights of x, non-negative, in any unit; equal ones by default.
+        a: weights of x, non-negative, with any sum, uniform by default.
         b: weights of y.
         p: the order, finite and at least 1.
 
     Returns:
-        A `LineTransportResult`, the value first; value and potentials are nan if a traced order or
+        A `LineTransportResult`, the value first. Value and potentials are nan if a traced order or
         weight is out of range.
 
     Raises:
@@ -416,7 +416,7 @@ def _transport(line: Line, center: Center, *, p: ArrayLike, dtype: Any) -> LineT
     rows, columns, masses = path = staircase(line)
     value, valid = line_cost(line, p), is_valid(line, p)
     f, g = line_potentials(line, path, p)
-    # Both halves of the value: the potentials are unique up to a shift.
+    # The two halves of the value are equal: the potentials are unique up to a shift.
     share = lambda weights, z: jnp.ones_like(z) / z.size if weights is None else weights
     weighted = lambda weights, z: jnp.sum(weights * z) / jnp.sum(weights)
     shift = (weighted(share(line.b, y), g) - weighted(share(line.a, x), f)) / 2
@@ -427,15 +427,15 @@ def _transport(line: Line, center: Center, *, p: ArrayLike, dtype: Any) -> LineT
 
 
 def line_potentials(line: Line, path: Staircase, p: ArrayLike) -> tuple[Array, Array]:
-    """Potentials with f ⊕ g ≤ c, and equality all along the path; f is zero at its start."""
+    """Potentials with f ⊕ g ≤ c, and equality all along the path, with f zero at its start."""
     costs = distance_power(line.x[path.rows] - line.y[path.columns], p)
-    # From an entry of the path to the next either the row or the column changes. Its potential
-    # takes what the cost changes by, so that f_i + g_j = c_ij on the whole path.
+    # From one entry of the path to the next, either the row or the column changes. Its potential
+    # changes with the cost, so that f_i + g_j = c_ij on the whole path.
     step = jnp.diff(costs, prepend=costs[:1])
     row_moves = jnp.diff(path.rows, prepend=path.rows[:1]) != 0
     f = jnp.cumsum(jnp.where(row_moves, step, 0))
     g = costs[0] + jnp.cumsum(jnp.where(row_moves, 0, step))
-    # Along a row f does not change: whichever entry is written last, it is the same.
+    # Along a row f is constant, so the order of writes does not matter.
     return jnp.zeros_like(line.x).at[path.rows].set(f), jnp.zeros_like(line.y).at[path.columns].set(
         g
     )

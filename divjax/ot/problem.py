@@ -1,4 +1,4 @@
-"""An entropic transport problem, and its reductions over all pairs, dense or by blocks of rows.
+"""An entropic transport problem, and its reductions over all pairs, dense or blockwise.
 
 Throughout, P_ij = a_i b_j E_ij with E = exp((f ⊕ g − C)/ε).
 """
@@ -28,14 +28,14 @@ __all__ = [
     "soft_transform",
 ]
 
-# E is at most 1/min(a, b) where both weights count. Where neither does, it may be anything: it is
-# cut here, so that weight · E is zero rather than 0 · ∞.
+# E is at most 1/min(a, b) if both weights are positive. If neither is, E is arbitrary: it is cut
+# here, so that weight · E is zero rather than 0 · ∞.
 LARGEST_EXPONENT = 70.0
 
 
 @pytree
 class PointPairs:
-    """Costs of all pairs of two samples, computed where they are needed."""
+    """Costs of all pairs of two samples, computed on demand."""
 
     x: Float[Array, "n d"]
     y: Float[Array, "m d"]
@@ -44,7 +44,7 @@ class PointPairs:
 
     @property
     def rows(self) -> Float[Array, "n d"]:
-        """What a block of rows is cut from."""
+        """The array that blocks of rows are taken from."""
         return self.x
 
     @property
@@ -54,7 +54,7 @@ class PointPairs:
 
     @property
     def transposed(self) -> "PointPairs":
-        """The pairs with their sides exchanged; the cost's arguments keep their order."""
+        """The pairs with their sides exchanged, but not the cost's arguments."""
         return PointPairs(self.y, self.x, self.cost, not self.swapped)
 
     def block(self, rows: Float[Array, "k d"]) -> Float[Array, "k m"]:
@@ -79,7 +79,7 @@ class MatrixPairs:
 
     @property
     def rows(self) -> Float[Array, "n m"]:
-        """What a block of rows is cut from."""
+        """The array that blocks of rows are taken from."""
         return self.matrix
 
     @property
@@ -108,12 +108,12 @@ class Problem:
     """min_P ⟨P, C⟩ + ε KL(P‖a⊗b) + ρ_a KL(P1‖a) + ρ_b KL(Pᵀ1‖b).
 
     Attributes:
-        pairs: where C comes from.
+        pairs: the source of C.
         a: weights of the rows.
         b: weights of the columns.
         epsilon: ε.
-        penalties: (ρ_a, ρ_b), each None, or infinite, for a marginal that is met exactly.
-        block_rows: rows of C held at a time.
+        penalties: (ρ_a, ρ_b), each None, or infinite, for an exact marginal.
+        block_rows: rows of C in memory at a time.
         infinite: whether costs may be infinite: such pairs are never matched.
     """
 
@@ -134,23 +134,23 @@ class Problem:
 
     @property
     def dense(self) -> bool:
-        """Whether n × m is held whole."""
+        """Whether an n × m matrix is materialised."""
         return self.block_rows >= max(self.pairs.shape)
 
     @property
     def balanced(self) -> bool:
-        """Whether both marginals are met exactly, so that potentials are unique up to a shift."""
+        """Whether both marginals are exact, so that potentials are unique up to a shift."""
         return self.penalties == (None, None)
 
     @property
     def has_free_constant(self) -> bool | Bool[Array, ""]:
-        """Whether potentials are unique up to a constant only: no ρ, or infinite traced ones."""
+        """Whether potentials are unique only up to a constant: no ρ, or infinite traced ones."""
         sides = [rho is None or jnp.isinf(rho) for rho in self.penalties]
         return self.balanced or sides[0] & sides[1]
 
     @property
     def damping(self) -> tuple[Array, Array]:
-        """κ = ρ/(ρ + ε) of both sides, with which a potential is κ times its soft transform."""
+        """κ = ρ/(ρ + ε) of both sides: a potential is κ times its soft transform."""
         # 1/(1 + ε/ρ) rather than ρ/(ρ + ε), which is NaN for an infinite ρ.
         one = jnp.ones_like(self.epsilon)
         sides = (one if rho is None else 1 / (1 + self.epsilon / rho) for rho in self.penalties)
@@ -158,13 +158,13 @@ class Problem:
 
     @property
     def inverse_penalties(self) -> tuple[Array, Array]:
-        """1/ρ of both sides, zero for a marginal that is met exactly."""
+        """1/ρ of both sides, zero for an exact marginal."""
         zero, one = jnp.zeros_like(self.epsilon), jnp.ones_like(self.epsilon)
         sides = (zero if rho is None else one / rho for rho in self.penalties)
         return tuple(sides)  # pyright: ignore[reportReturnType]
 
     def map_rows(self, function: Callable[..., Any], *vectors: Array) -> Any:
-        """`function(costs "k m", *vectors "k")` of blocks of rows, in reverse mode recomputed."""
+        """`function(costs "k m", *vectors "k")` of blocks of rows, recomputed in reverse mode."""
 
         def block(rows, *vectors):
             return function(self.pairs.block(rows), *vectors)
@@ -184,7 +184,7 @@ class Problem:
     def exponents(
         self, costs: Float[Array, "k m"], f: Float[Array, " k"], g: Float[Array, " m"]
     ) -> Float[Array, "k m"]:
-        """(f ⊕ g − C)/ε of some rows, with finite derivatives where C is infinite."""
+        """(f ⊕ g − C)/ε of some rows, with finite derivatives at infinite costs."""
         if not self.infinite:
             return (f[:, None] + g - costs) / self.epsilon
         # Replaced before the division: the derivative in ε would be 0 · ∞.
@@ -199,7 +199,7 @@ class Problem:
 
         def block(costs, f):
             kernel = self.exponentials(costs, f, g)
-            # A sum is one pass in which the exponentials are not stored; a product stores them.
+            # A sum is one pass without storing the exponentials; a product stores them.
             return kernel @ values if values.ndim > 1 else jnp.sum(kernel * values, axis=1)
 
         return self.map_rows(block, f)
@@ -207,7 +207,7 @@ class Problem:
     def products(
         self, f: Float[Array, " n"], g: Float[Array, " m"]
     ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-        """The maps v ↦ E v and u ↦ Eᵀ u, for many vectors: E is computed once if it may be held."""
+        """The maps v ↦ E v and u ↦ Eᵀ u, for many vectors: E is computed once if it fits."""
         if self.dense:
             kernel = self.exponentials(self.pairs.block(self.pairs.rows), f, g)
             return (lambda v: kernel @ v), (lambda u: u @ kernel)
@@ -217,7 +217,7 @@ class Problem:
 def soft_transform(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
 ) -> Float[Array, " n"]:
-    """−κ_a ε log Σ_j b_j exp((g_j − C_ij)/ε), the row potential that is best for g.
+    """−κ_a ε log Σ_j b_j exp((g_j − C_ij)/ε), the optimal row potential for g.
 
     f, a constant near the result, only keeps the sum near one.
     """
@@ -229,18 +229,17 @@ def soft_transform(
 def soft_minimum(problem: Problem, rows: Array, g: Float[Array, " m"]) -> Float[Array, " k"]:
     """−κ_a ε log Σ_j b_j exp((g_j − c_ij)/ε) at any rows: points, or rows of a cost matrix.
 
-    In the log domain, whatever its size; +∞ where all costs are.
+    In the log domain, stable for sums of any size, +∞ if all costs are.
     """
     log_weights = safe_log(problem.b)
 
     def block(rows: Array) -> Array:
         costs = problem.pairs.block(rows)
-        # Costs are replaced before they are divided by ε: a derivative would be 0 · ∞.
+        # Costs are replaced before division by ε: a derivative would be 0 · ∞.
         possible = (problem.b > 0) & (costs != jnp.inf)
         exponent = (g - jnp.where(possible, costs, 0)) / problem.epsilon
         exponent = jnp.where(possible, exponent + log_weights, -jnp.inf)
-        # A row of which no pair is possible has no maximum: zeros stand in for it, and its minimum
-        # is +∞.
+        # A row without possible pairs has no maximum: zeros replace it, and its minimum is +∞.
         some = jnp.any(possible, axis=1)
         logs = jax.nn.logsumexp(jnp.where(some[:, None], exponent, 0), axis=1)
         return jnp.where(some, -problem.damping[0] * problem.epsilon * logs, jnp.inf)
@@ -250,21 +249,21 @@ def soft_minimum(problem: Problem, rows: Array, g: Float[Array, " m"]) -> Float[
 
 
 def has_lone_row(problem: Problem) -> Bool[Array, ""]:
-    """Whether all costs of a row or of a column are infinite, and none is NaN or −∞.
+    """Whether all costs of a row or of a column are infinite, without NaN or −∞.
 
-    If both marginals are exact there is no plan then.
+    Then there is no plan if both marginals are exact.
     """
     smallest = lambda problem: problem.map_rows(lambda costs: jnp.min(costs, axis=1))
-    # A minimum is +∞ only if all costs are, and NaN if one is, which no comparison passes.
+    # A minimum is +∞ only if all costs are, and NaN if one is, which fails every comparison.
     ends = jnp.concatenate([smallest(problem), smallest(problem.transposed)])
     return jnp.any(jnp.isposinf(ends)) & jnp.all(ends > -jnp.inf)
 
 
 def conjugate(potential: Float[Array, " n"], penalty: ArrayLike | None) -> Float[Array, " n"]:
-    """−φ*(−f): what a unit of mass adds to the dual: f, or ρ (1 − exp(−f/ρ)), f if ρ = ∞."""
+    """−φ*(−f), a unit mass's contribution to the dual: f, or ρ (1 − exp(−f/ρ)), f if ρ = ∞."""
     if penalty is None:
         return potential
-    # A traced ρ may be infinite: it is replaced first, as 0 · ∞ is NaN. expm1 keeps f's digits for
+    # A traced ρ may be infinite: it is replaced first, as 0 · ∞ is NaN. expm1 keeps f accurate for
     # a large ρ.
     infinite = jnp.isinf(penalty)
     finite = jnp.where(infinite, 1, penalty)
@@ -274,12 +273,12 @@ def conjugate(potential: Float[Array, " n"], penalty: ArrayLike | None) -> Float
 def log_tilted_mass(
     weights: Float[Array, " n"], potential: Float[Array, " n"], inverse_penalty: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """Log ⟨a, exp(−f/ρ)⟩, the mass that a marginal has at the optimum; accurate also if ρ ≫ f."""
+    """Log ⟨a, exp(−f/ρ)⟩, the mass that a marginal has at the optimum, accurate also if ρ ≫ f."""
     exponent = potential * inverse_penalty
-    # The result does not depend on it, and so its derivative need not either.
+    # The result does not depend on it, so its gradient is stopped.
     lowest = jax.lax.stop_gradient(jnp.min(jnp.where(weights > 0, exponent, jnp.inf)))
-    # Relative to the lowest exponent nothing overflows. log1p and expm1 keep the differences
-    # between rows, which ρ ≫ f makes as small as rounding of the mass.
+    # Relative to the lowest exponent there is no overflow. log1p and expm1 preserve the differences
+    # between rows, which for ρ ≫ f are as small as the rounding of the mass.
     change = jnp.sum(jnp.where(weights > 0, weights * jnp.expm1(lowest - exponent), 0))
     mass = jnp.sum(weights)
     return jnp.log(mass) + jnp.log1p(change / mass) - lowest
@@ -288,9 +287,10 @@ def log_tilted_mass(
 def optimal_shift(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
 ) -> Float[Array, ""]:
-    """The t that maximises the dual objective at (f + t, g − t), which have the same plan.
+    """The t that maximises the dual objective at (f + t, g − t), with the same plan.
 
-    There both relaxed marginals have one mass, ⟨a, exp(−(f + t)/ρ_a)⟩ = ⟨b, exp(−(g − t)/ρ_b)⟩, so
+    At this t both relaxed marginals have the same mass,
+    ⟨a, exp(−(f + t)/ρ_a)⟩ = ⟨b, exp(−(g − t)/ρ_b)⟩, so
 
         t = ρ_a ρ_b / (ρ_a + ρ_b) · log(⟨a, exp(−f/ρ_a)⟩ / ⟨b, exp(−g/ρ_b)⟩),
 
@@ -299,7 +299,7 @@ def optimal_shift(
     References:
         Séjourné, Vialard, Peyré 2022, proposition 2.
     """
-    # In 1/ρ the formula holds for ρ = ∞ too: 1/(1/ρ_a + 1/ρ_b) is its first factor.
+    # In terms of 1/ρ the formula includes ρ = ∞: 1/(1/ρ_a + 1/ρ_b) is its first factor.
     row_inverse, column_inverse = problem.inverse_penalties
     rows = log_tilted_mass(problem.a, f, row_inverse)
     columns = log_tilted_mass(problem.b, g, column_inverse)
@@ -310,7 +310,7 @@ def optimal_shift(
 def recentered(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
 ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-    """(f + t, g − t) by the optimal shift; balanced potentials stay."""
+    """(f + t, g − t) with the optimal shift, zero for balanced potentials."""
     if problem.balanced:
         return f, g
     t = optimal_shift(problem, f, g)
@@ -325,12 +325,12 @@ def dual_objective(
 ) -> Float[Array, ""]:
     """⟨a, −φ*(−f)⟩ + ⟨b, −φ*(−g)⟩ − ε Σ_ij a_i b_j (E_ij − 1), a lower bound on the value.
 
-    The last sum, the excess, may be given where it is known.
+    The last sum, the mass defect, may be given as `excess`.
     """
     a, b = problem.a, problem.b
     linear = a @ conjugate(f, problem.penalties[0]) + b @ conjugate(g, problem.penalties[1])
     if excess is None:
-        # A sum of differences, each small between balanced probabilities: that of the two totals
-        # would be rounded.
+        # A sum of differences, each small between balanced probabilities: a difference of the two
+        # totals would lose them to rounding.
         excess = a @ (problem.row_sums(f, g, b) - jnp.sum(b))
     return linear - problem.epsilon * excess

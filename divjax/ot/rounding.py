@@ -1,11 +1,11 @@
-"""What rounding does to costs and potentials, where ε is far below the costs or far above them.
+"""Rounding errors of costs and potentials, for ε far below the costs or far above them.
 
-A potential is stored with an error of its size times the unit roundoff u. Far above ε/u, the plan
-exp((f ⊕ g − C)/ε) of stored potentials is not the one that was iterated: `sampled_error` looks.
-The costs' own rounding changes the plan too, by a share u C_ij/ε of P_ij; its marginals do not show
-that, so `cost_error` adds it up.
-Where ε is far above the costs, the potential −ε log Σ_j b_j exp((g_j − C_ij)/ε), a logarithm of
-almost one, has an error of ε u: `refined_where_large` takes it from the sum's difference from one.
+A potential is stored with an error of its size times the unit roundoff u. If it is far above ε/u,
+the plan exp((f ⊕ g − C)/ε) of stored potentials differs from the iterated one: `sampled_error`
+measures this. The costs' own rounding changes P_ij by a share u C_ij/ε, which the marginals do not
+reveal, so `cost_error` adds it up.
+If ε is far above the costs, the potential −ε log Σ_j b_j exp((g_j − C_ij)/ε), a logarithm of almost
+one, has an error of ε u: `refined_where_large` computes it from the sum's difference from one.
 """
 
 import jax
@@ -16,12 +16,12 @@ from divjax.ot.problem import Problem
 
 __all__ = ["cost_error", "costs_are_lost", "refined_where_large", "sampled_error"]
 
-# Rows that are looked at.
+# The number of sampled rows.
 _ROWS = 64
-# In multiples of the largest potential: an ε from which on logarithms of almost one are taken.
+# ε, as a multiple of the largest potential, from which logarithms are of almost one.
 _LARGE = 30.0
-# ε u², what the rounding of the weights' sums makes of the value, as a share of the largest cost
-# from which on the costs are lost in it.
+# The error ε u² of the value from rounding of the weights' sums, as a share of the largest cost,
+# from which costs fall below floating-point resolution.
 _LOST = 1e-3
 
 
@@ -36,22 +36,22 @@ def sampled_error(
 
 def _sampled_row_error(problem: Problem, f: Array, g: Array) -> Float[Array, ""]:
     rows, costs = _some_rows(problem)
-    # Not cut at the largest exponent: what is wrong is to be seen.
+    # Not cut at the largest exponent, to expose errors.
     kernel = jnp.exp((f[rows, None] + g - costs) / problem.epsilon)
     sums = jnp.sum(jnp.where(problem.b > 0, kernel * problem.b, 0), axis=1)
     rho = problem.penalties[0]
     wanted = 1 if rho is None else jnp.exp(-f[rows] / rho)
     weights = problem.a[rows]
     off = jnp.sum(jnp.where(weights > 0, weights * jnp.abs(sums - wanted), 0))
-    # The rows looked at stand for all, by their share of the mass.
+    # The sampled rows represent all rows, by their share of the mass.
     share = jnp.sum(weights) / jnp.sum(problem.a)
     return off / jnp.where(share > 0, share, 1)
 
 
 def cost_error(problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]) -> Float[Array, ""]:
-    """U Σ_ij P_ij R_ij/ε, how far rounding of the costs may move the plan in L1, from 64 rows.
+    """U Σ_ij P_ij R_ij/ε, the plan's possible L1 error from rounding of the costs, from 64 rows.
 
-    R_ij is what a cost is rounded relative to: itself, or what it is a difference of.
+    R_ij is the size that a cost's rounding is relative to: the cost itself, or its summands.
     """
     problem = jax.lax.stop_gradient(problem)
     rows, costs = _some_rows(problem)
@@ -66,7 +66,7 @@ def cost_error(problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]) -
 
 
 def costs_are_lost(problem: Problem) -> Bool[Array, ""]:
-    """Whether ε is so large that the rounding of the weights' sums hides the costs."""
+    """Whether ε is so large that costs fall below the rounding of the weights' sums."""
     _, costs = _some_rows(jax.lax.stop_gradient(problem))
     costs = jnp.where(jnp.isinf(costs), 0, costs)
     largest, rounding = jnp.max(jnp.abs(costs)), problem.epsilon * jnp.finfo(costs.dtype).eps ** 2
@@ -74,7 +74,7 @@ def costs_are_lost(problem: Problem) -> Bool[Array, ""]:
 
 
 def _some_rows(problem: Problem) -> tuple[Int[Array, " k"], Float[Array, "k m"]]:
-    """Which rows are looked at, and their costs."""
+    """The indices of the sampled rows, and their costs."""
     n = problem.pairs.shape[0]
     rows = jnp.asarray([i * n // _ROWS for i in range(_ROWS)]) if n > _ROWS else jnp.arange(n)
     return rows, problem.pairs.block(problem.pairs.rows[rows])
@@ -83,14 +83,14 @@ def _some_rows(problem: Problem) -> tuple[Int[Array, " k"], Float[Array, "k m"]]
 def refined_where_large(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"], excess: Float[Array, ""]
 ) -> tuple[Float[Array, " n"], Float[Array, " m"], Float[Array, ""]]:
-    """The potentials and ΣP − Σa Σb; where ε is large, after one more iteration without rounding.
+    """The potentials and ΣP − Σa Σb, for a large ε after one more iteration without rounding.
 
     With t = (f ⊕ g − C)/ε + log Σb, the soft transform of g is κ (f − ε log1p Σ_j b_j (eᵗ − 1)/Σb).
     """
     problem = jax.lax.stop_gradient(problem)
 
     def sums(problem: Problem, f: Array, g: Array, shift: Array) -> Array:
-        """Σ_j b_j (exp(t_ij) − 1), where t has the shift added."""
+        """Σ_j b_j (exp(t_ij) − 1), with the shift added to t."""
 
         def block(costs: Array, f: Array) -> Array:
             exponent = (f[:, None] + g - costs) / problem.epsilon + shift
@@ -106,14 +106,14 @@ def refined_where_large(
 
     def refined(carry: tuple) -> tuple:
         f, g, _, _ = carry
-        # An iteration as any other, with eᵗ − 1 in place of eᵗ throughout.
+        # An ordinary iteration, with eᵗ − 1 in place of eᵗ throughout.
         g = transform(problem.transposed, g, f)
         f = transform(problem, f, g)
         excess = problem.a @ sums(problem, f, g, jnp.zeros_like(problem.epsilon))
         return f, g, excess, jnp.array(False)
 
     large = problem.epsilon > _LARGE * jnp.maximum(jnp.max(jnp.abs(f)), jnp.max(jnp.abs(g)))
-    # A loop, as under vmap a branch would always be taken.
+    # A loop, as under vmap both sides of a branch are computed.
     carry = f, g, excess, large
     f, g, excess, _ = jax.lax.while_loop(lambda carry: carry[3], refined, carry)
     return f, g, excess

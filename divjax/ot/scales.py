@@ -1,4 +1,4 @@
-"""Units of samples and of their costs, which neither a shift nor a few outliers change."""
+"""Units of samples and of their costs, invariant to a shift and robust to a few outliers."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from divjax.ot.costs import paired_costs
 
 __all__ = ["cut_mean", "mean_cost_within", "weighted_quantile", "winsorised"]
 
-# Rows of each sample and partners of each row that are looked at, at most.
+# The limits on rows of each sample, and on partners of each row.
 _ROWS, _PARTNERS = 1024, 32
-# Costs count as no more than so many times their median.
+# Costs are cut at this multiple of their median.
 _CUT = 10.0
-# How far a winsorised feature may lie from its median: ten standard deviations of a normal one.
+# The largest deviation of a winsorised feature from its median, in normal standard deviations.
 _FAR_DEVIATIONS = 10.0
 
 
@@ -29,21 +29,20 @@ def mean_cost_within(
 ) -> Float[Array, ""]:
     """½ E c(X, X′) + ½ E c(Y, Y′) of independent pairs, large costs cut.
 
-    Under the squared Euclidean cost E c(X, X′) = 2 tr Cov X, so that this is the mean cost between
-    the samples once their means agree: the squared shift, which no choice of ε has to do with, is
-    not in it. Costs beyond ten times a sample's median count as that, so that a few outliers do
-    not set the unit.
+    Under the squared Euclidean cost E c(X, X′) = 2 tr Cov X, so this is the mean cost between the
+    samples with equal means: it excludes the squared shift, which is irrelevant to the choice of ε.
+    Costs are cut at ten times a sample's median, so that a few outliers do not set the unit.
 
     Args:
         cost: a symmetric cost, zero between equal points.
         x: samples.
         y: samples.
-        a: weights of x; uniform by default.
+        a: weights of x, uniform by default.
         b: weights of y.
 
     Returns:
-        The mean, positive: of constant samples the mean cost between them or, where that is zero
-        too, 1. It is nan where a cost is.
+        The mean, positive: for constant samples the mean cost between them, or 1 if that is zero
+        too. It is nan if a cost is.
     """
     within = (_mean_of_pairs(cost, x, a) + _mean_of_pairs(cost, y, b)) / 2
     rows = min(len(x), len(y))
@@ -59,7 +58,7 @@ def _mean_of_pairs(cost: Any, rows: Array, weights: Array | None) -> Float[Array
     n = len(rows)
     if n == 1:
         return jnp.zeros((), rows.dtype)
-    # Row i beside row i + k, for strides k evenly spread over all of them.
+    # Row i is paired with row i + k, for strides k evenly spread over all of them.
     count = min(n - 1, _PARTNERS)
     strides = jnp.asarray([1 + i * (n - 1) // count for i in range(count)])
     beside = lambda k: (
@@ -71,13 +70,13 @@ def _mean_of_pairs(cost: Any, rows: Array, weights: Array | None) -> Float[Array
 
 
 def cut_mean(values: Float[Array, " n"], weights: Float[Array, " n"]) -> Float[Array, ""]:
-    """The mean of non-negative numbers, of which those beyond ten medians count as that.
+    """The mean of non-negative numbers, cut at ten medians.
 
     Args:
         values: numbers.
-        weights: of sum one.
+        weights: weights with sum one.
     """
-    # More than half of them may be zero: then none is large.
+    # If the median is zero, no number is cut.
     median = weighted_quantile(values, weights, 0.5)
     cut = jnp.where(median > 0, _CUT * median, jnp.inf)
     return jnp.sum(jnp.where(weights == 0, 0, weights * jnp.minimum(values, cut)))
@@ -86,11 +85,11 @@ def cut_mean(values: Float[Array, " n"], weights: Float[Array, " n"]) -> Float[A
 def weighted_quantile(
     values: Float[Array, " n"], weights: Float[Array, " n"], level: float
 ) -> Float[Array, ""]:
-    """The least value that as much weight as the level's share does not exceed.
+    """The least value at which the cumulative weight reaches the level.
 
     Args:
         values: numbers.
-        weights: of sum one.
+        weights: weights with sum one.
         level: between 0 and 1.
     """
     order = jnp.argsort(values)
@@ -100,17 +99,18 @@ def weighted_quantile(
 def winsorised(
     rows: Float[Array, "n d"], weights: Float[Array, " n"] | None = None, *, level: float = 0.9
 ) -> Float[Array, "n d"]:
-    """The rows, with features that lie very far from their median moved to where that begins.
+    """The rows, with features far from their median moved to the largest deviation allowed.
 
-    Of normal features that is ten standard deviations, in units of a quantile of the deviations
-    from the median; nothing is moved in a feature for which that quantile is zero.
+    For normal features that is ten standard deviations, measured by a quantile of the deviations
+    from the median. A feature for which that quantile is zero is unchanged.
 
     Args:
         rows: samples.
-        weights: of sum one; equal ones by default.
-        level: of the quantile: what has more than 1 − level of the mass is no outlier.
+        weights: weights with sum one, uniform by default.
+        level: the level of the quantile; values with more than 1 − level of the mass are not
+            outliers.
     """
-    # The standard deviations in a normal variable's quantile.
+    # The quantile of a normal variable, in standard deviations.
     deviations = float(scipy.stats.norm.ppf((1 + level) / 2))
     weights = jnp.full(len(rows), 1 / len(rows), rows.dtype) if weights is None else weights
 

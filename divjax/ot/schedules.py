@@ -1,4 +1,4 @@
-"""Numbers relative to a problem's costs: ε itself, and the decreasing sequence that ends there."""
+"""Numbers relative to a problem's costs: ε, and the decreasing sequence that ends at ε."""
 
 from typing import Any
 
@@ -13,22 +13,22 @@ from divjax.ot.problem import Problem
 
 __all__ = ["Annealing", "Relative", "largest_cost", "marginal_penalty_from_tau", "resolved_epsilon"]
 
-# Rows of each sample that the median cost is of, at most.
+# The limit on rows of each sample for the median cost.
 _MEDIAN_ROWS = 256
 
 
 @pytree
 class Relative:
-    """An ε that is a share of the costs: `sinkhorn(x, y, epsilon=Relative(0.05, of="std"))`.
+    """An ε relative to the costs: `sinkhorn(x, y, epsilon=Relative(0.05, of="std"))`.
 
     ε = share · s(C), with s the mean, the standard deviation or the median of C_ij under a⊗b. The
-    costs are those of the problem as it is solved: for the squared Euclidean cost and exact
-    marginals each sample is centred, as a shift changes neither plan nor potentials beyond linear
-    terms. Gradients take ε as a constant.
+    costs are those of the solved problem: for the squared Euclidean cost and exact marginals each
+    sample is centred, as a shift changes neither plan nor potentials beyond linear terms. The
+    gradient of ε is stopped.
 
     Attributes:
         share: a positive number.
-        of: "std", "median" (of the pairs of at most 256 rows of each sample) or "mean".
+        of: "std", "median" (over pairs of at most 256 rows of each sample) or "mean".
 
     Raises:
         ValueError: if `share` is a Python number that is not positive, or `of` is unknown.
@@ -52,14 +52,14 @@ class Relative:
 
 @pytree
 class Annealing:
-    """A decreasing sequence of ε that ends at the problem's: one iteration each.
+    """A decreasing sequence of ε that ends at the problem's, with one iteration each.
 
-    ε_k = max(ε, ε_0 · decay^k). At small ε an iteration moves the potentials by a few ε only;
-    annealing saves those iterations.
+    ε_k = max(ε, ε_0 · decay^k). At small ε an iteration moves the potentials by only a few ε.
+    Annealing saves those iterations.
 
     Attributes:
-        start: ε_0 in multiples of the problem's ε; None for the largest finite cost.
-        decay: the factor from one to the next, in (0, 1).
+        start: ε_0 as a multiple of the problem's ε, None for the largest finite cost.
+        decay: the ratio of successive ε, in (0, 1).
 
     Raises:
         ValueError: if `start` or `decay` is a Python number out of range.
@@ -86,16 +86,16 @@ class Annealing:
 
 
 def marginal_penalty_from_tau(tau: ArrayLike, epsilon: ArrayLike) -> Array:
-    """The ρ of `marginal_penalty` for a τ = ρ/(ρ + ε), as ott-jax parametrises relaxed marginals.
+    """The ρ of `marginal_penalty` for τ = ρ/(ρ + ε), ott-jax's parameter of relaxed marginals.
 
         ρ = ε τ/(1 − τ)
 
     Args:
-        tau: in (0, 1]; 1 for a marginal that is met exactly, ρ = ∞.
+        tau: in (0, 1]; 1 for an exact marginal, ρ = ∞.
         epsilon: ε > 0.
 
     Returns:
-        ρ; NaN for a traced τ or ε out of range.
+        ρ, NaN for a traced τ or ε out of range.
 
     Raises:
         ValueError: if τ is a Python number outside of (0, 1].
@@ -115,7 +115,7 @@ def marginal_penalty_from_tau(tau: ArrayLike, epsilon: ArrayLike) -> Array:
 
 
 def resolved_epsilon(epsilon: Relative, problem: Problem) -> Float[Array, ""]:
-    """The number that a relative ε is for a problem, whose own ε is not looked at."""
+    """The value of a relative ε for a problem, ignoring the problem's own ε."""
     check_scalar(share=epsilon.share)
     problem = jax.lax.stop_gradient(problem)
     share = jax.lax.stop_gradient(jnp.asarray(epsilon.share, problem.a.dtype))
@@ -129,7 +129,7 @@ def _moment(problem: Problem, of: str) -> Float[Array, ""]:
 
     def average(function: Any) -> Array:
         def sums(costs: Array) -> tuple[Array, Array]:
-            # Pairs that an infinite cost forbids count neither in the sum nor in its mass.
+            # Pairs forbidden by an infinite cost count neither in the sum nor in its mass.
             finite = ~jnp.isinf(costs)
             values = jnp.where(finite, function(jnp.where(finite, costs, 0)), 0)
             return jnp.sum(values * b, axis=1), jnp.sum(jnp.where(finite, b, 0), axis=1)
@@ -137,7 +137,7 @@ def _moment(problem: Problem, of: str) -> Float[Array, ""]:
         total, mass = problem.map_rows(sums)
         return a @ total / (a @ mass)
 
-    # By two passes: E C² − (E C)² would cancel where costs vary little.
+    # In two passes: E C² − (E C)² would suffer cancellation if costs vary little.
     mean = average(lambda costs: costs)
     if of == "mean":
         return mean
@@ -149,12 +149,12 @@ def _median_cost(problem: Problem) -> Float[Array, ""]:
     rows, columns = (_evenly_spread(size) for size in problem.pairs.shape)
     costs = problem.pairs.block(problem.pairs.rows[rows])[:, columns].ravel()
     weights = (problem.a[rows, None] * problem.b[columns]).ravel()
-    # Infinite costs forbid pairs, which then have no weight.
+    # Pairs forbidden by infinite costs have weight zero.
     weights = jnp.where(jnp.isinf(costs), 0, weights)
     order = jnp.argsort(costs)
     cumulated = jnp.cumsum(weights[order])
     median = costs[order][jnp.argmax(cumulated >= cumulated[-1] / 2)]
-    # A cost that is NaN is sorted to the end.
+    # A NaN cost is sorted to the end.
     return nan_unless(~jnp.any(jnp.isnan(costs) & (weights > 0)), median)
 
 

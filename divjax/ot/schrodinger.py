@@ -1,13 +1,13 @@
-"""The Light Schrödinger bridge: a bridge between two samples whose every part is in closed form.
+"""The Light Schrödinger bridge: a bridge between two samples with all quantities in closed form.
 
-Among the processes with given laws at times 0 and 1, the Schrödinger bridge is the nearest, in
-Kullback–Leibler divergence, to Brownian motion of variance ε. Its coupling of the two ends is
+Among the processes with given distributions at times 0 and 1, the Schrödinger bridge is nearest to
+Brownian motion of variance ε in Kullback–Leibler divergence. Its coupling of the two ends is
 entropic transport with the cost ½|x − y|², and is π(y|x) = exp(x·y/ε) v(y)/c(x) for one positive v.
-Take for v a mixture Σ_k a_k N(r_k, ε S_k). Then the normalizer is
+For v a mixture Σ_k a_k N(r_k, ε S_k), the normalizer is
 
     c(x) = Σ_k a_k exp((xᵀ S_k x + 2 r_kᵀ x)/(2ε)),
 
-π(·|x) is the mixture of N(r_k + S_k x, ε S_k) with the terms of c(x) for weights, and the drift is
+π(·|x) is the mixture of N(r_k + S_k x, ε S_k) with the terms of c(x) as weights, and the drift is
 a mixture too: with B_k = ((1 − t) I + t S_k)⁻¹, b_k(x, t) = B_k ((S_k − I) x + r_k) and
 
     log w_k(x, t) = log a_k + ½ log det B_k + (x·b_k + x·B_k r_k − t r_k·B_k r_k)/(2ε),
@@ -42,18 +42,18 @@ __all__ = ["ConditionalPlan", "SchrodingerBridge"]
 
 
 def _time(t: Any, dtype: Any) -> Array:
-    """Times; not a number where a traced one is outside of [0, 1]."""
+    """Times, NaN for a traced time outside of [0, 1]."""
     t = jnp.asarray(owned(t), dtype)
     return jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
 
 
 class ConditionalPlan(NamedTuple):
-    """Where mass goes from each x: a mixture of Gaussians, the same covariances for all x.
+    """The distribution of the end given x: a mixture of Gaussians with covariances shared by all x.
 
     Attributes:
-        log_weights: normalised, a row an x.
-        means: of the components.
-        covariances: ε S_k, the variances where they are diagonal.
+        log_weights: normalised log weights, one row per x.
+        means: the means of the components.
+        covariances: ε S_k, the variances "k d" if they are diagonal.
     """
 
     log_weights: Float[Array, "n k"]
@@ -74,27 +74,27 @@ class ConditionalPlan(NamedTuple):
 
 @pytree
 class SchrodingerBridge(Outcome):
-    """A bridge given by its potential; what `LightSchrodingerBridge` fits.
+    """A bridge given by its potential, the result of `LightSchrodingerBridge.fit`.
 
-    Both ends are described relative to an origin each, o₀ and o₁, which changes nothing about the
-    bridge but a constant velocity: π(y|x) = exp((x − o₀)·(y − o₁)/ε) v(y)/c(x).
+    Each end is described relative to an origin, o₀ or o₁, which only adds a constant velocity to
+    the bridge: π(y|x) = exp((x − o₀)·(y − o₁)/ε) v(y)/c(x).
 
-    All methods are differentiable in x and t and in the bridge's own arrays; rows go by blocks
-    where n × k × d is large.
+    All methods are differentiable in x and t and in the bridge's own arrays. They work blockwise
+    if n × k × d is large.
 
     Attributes:
-        epsilon: ε, the variance that Brownian motion gathers from time 0 to 1.
+        epsilon: ε, the variance of the Brownian motion from time 0 to 1.
         log_weights: log a_k.
         means: r_k, relative to o₁.
-        scales: S_k, "k d" where they are diagonal and "k d d" else; with a negative variance all
+        scales: S_k, "k d" if they are diagonal and "k d d" otherwise. With a negative variance all
             methods give nan.
         origins: o₀ and o₁.
-        losses: the objective before each step and, last, that of the bridge, the best of all; none
-            for a bridge made by hand.
-        imbalance: the total variation between the components' masses seen from either end, zero
+        losses: the objective before each step and, last, that of the bridge, the best of all, empty
+            for a bridge that was not fitted.
+        imbalance: the total variation between the components' masses computed from either end, zero
             at a stationary point of the objective.
-        status: `Status.CONVERGED`, or what is wrong with the fit.
-        rests: what the origins' rounding left over, of NumPy's float64 that lie far from zero.
+        status: `Status.CONVERGED`, or the reason for the fit's failure.
+        rests: the rounding errors of the origins, for float64 from NumPy far from zero.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -120,7 +120,7 @@ class SchrodingerBridge(Outcome):
 
     @property
     def _potential(self) -> mixture.Potential:
-        # A negative variance would pass unseen through c(x), which takes no root of it.
+        # A negative variance would go undetected in c(x), which takes no root of it.
         variances = self.scales
         if variances.ndim == 3:
             variances = jnp.diagonal(variances, axis1=1, axis2=2)
@@ -135,7 +135,7 @@ class SchrodingerBridge(Outcome):
     def _center(self, t: Any) -> Center:
         """The origin at time t."""
         zero = jnp.zeros((2, self.means.shape[1]), self.means.dtype)
-        # From o₀ to o₁ in a straight line, along which a bridge between shifted ends is shifted.
+        # A straight line from o₀ to o₁, along which a bridge between shifted ends is shifted.
         between = lambda ends: (1 - t) * ends[0] + t * ends[1]
         origins = zero if self.origins is None else self.origins
         return Center(between(origins), between(zero if self.rests is None else self.rests))
@@ -145,7 +145,7 @@ class SchrodingerBridge(Outcome):
         return self._center(t).subtract(x)
 
     def _by_blocks(self, function: Any, *rows: Array) -> Any:
-        # An intermediate has k × d numbers a row.
+        # An intermediate has k × d numbers per row.
         return map_row_blocks(function, self.means.size, *rows)
 
     def _check(self, **points: Any) -> None:
@@ -161,7 +161,7 @@ class SchrodingerBridge(Outcome):
         """The log v at the rows of x1.
 
         Args:
-            x1: ends.
+            x1: points at time 1.
         """
         self._check(x1=x1)
         return self._log_potential(self._relative(x1, 1))
@@ -177,7 +177,7 @@ class SchrodingerBridge(Outcome):
         """The log c at the rows of x0.
 
         Args:
-            x0: starts.
+            x0: points at time 0.
         """
         self._check(x0=x0)
         return self._log_normalizer(self._relative(x0, 0))
@@ -190,10 +190,10 @@ class SchrodingerBridge(Outcome):
 
     @jax.default_matmul_precision("highest")
     def conditional_plan(self, x0: Float[Array, "n d"]) -> ConditionalPlan:
-        """The distribution of the end given the start, for each row of x0; memory O(n k d).
+        """The distribution of the end given the start, for each row of x0, in O(n k d) memory.
 
         Args:
-            x0: starts.
+            x0: points at time 0.
         """
         self._check(x0=x0)
         plan = self._relative_plan(self._relative(x0, 0))
@@ -209,11 +209,11 @@ class SchrodingerBridge(Outcome):
         return ConditionalPlan(log_weights, means, self._epsilon * v.scales)
 
     def sample(self, key: Key[Array, ""], x0: Float[Array, "n d"]) -> Float[Array, "n d"]:
-        """An end for each start, drawn from the plan; the component's draw has no gradient.
+        """An end for each start, drawn from the plan, without a gradient of the component's draw.
 
         Args:
-            key: for the draws.
-            x0: starts.
+            key: the key for the draws.
+            x0: points at time 0.
         """
         key = own_key(key)
         self._check(x0=x0)
@@ -224,14 +224,14 @@ class SchrodingerBridge(Outcome):
     def _sample(self, key: Key[Array, ""], x: Float[Array, "n d"]) -> Float[Array, "n d"]:
         choice_key, noise_key = jax.random.split(key)
         k = self.log_weights.shape[0]
-        # Drawn for all rows at once, so that draws do not depend on the blocks' size.
+        # Drawn for all rows at once, so that draws do not depend on the block size.
         gumbel = jax.random.gumbel(choice_key, (x.shape[0], k), x.dtype)
         noise = jax.random.normal(noise_key, x.shape, x.dtype)
 
         def draw(x: Array, gumbel: Array, noise: Array) -> Array:
             log_weights, means, covariances = self._relative_plan(x)
-            # The largest of log weights with Gumbel noise is a draw from them. As a product with a
-            # constant the choice passes the end's derivative on.
+            # The argmax of log weights with Gumbel noise is a draw from them. As a product with a
+            # constant the choice passes on the derivative of the end.
             chosen = jax.nn.one_hot(jnp.argmax(log_weights + gumbel, axis=1), k, dtype=x.dtype)
             if covariances.ndim == 2:
                 ends = means + jnp.sqrt(covariances) * noise[:, None]
@@ -248,8 +248,8 @@ class SchrodingerBridge(Outcome):
         """A state at time t for each start, exactly: a Brownian bridge to an end from the plan.
 
         Args:
-            key: for ends and bridges.
-            x0: starts.
+            key: the key for ends and bridges.
+            x0: points at time 0.
             t: times in [0, 1], one for all or one for each row.
         """
         key = own_key(key)
@@ -267,7 +267,7 @@ class SchrodingerBridge(Outcome):
         return t * x1 + (1 - t) * x0 + deviation * noise
 
     def drift(self, x: Float[Array, "n d"], t: Float[ArrayLike, ""]) -> Float[Array, "n d"]:
-        """g(x, t), with which dX = g(X, t) dt + √ε dW runs from one distribution to the other.
+        """The drift g(x, t), so that dX = g(X, t) dt + √ε dW maps one distribution to the other.
 
         Args:
             x: states.
@@ -286,8 +286,8 @@ class SchrodingerBridge(Outcome):
             log_weights, velocities = mixture.velocities(self._potential, x, t, self._epsilon)
             return jnp.einsum("nk,nki->ni", jax.nn.softmax(log_weights, axis=1), velocities)
 
-        # Velocities are relative to the origin, which moves by o₁ − o₀ in unit time. Large parts
-        # are subtracted first.
+        # Velocities are relative to the origin, which moves by o₁ − o₀ in unit time. The large
+        # parts are subtracted first.
         ends = self._center(0), self._center(1)
         shift = (ends[1].high - ends[0].high) + (ends[1].low - ends[0].low)
         return self._by_blocks(mean_velocity, x) + shift
@@ -297,12 +297,13 @@ class SchrodingerBridge(Outcome):
     ) -> Float[Array, "steps+1 n d"]:
         """Paths of dX = g(X, t) dt + √ε dW from x0 to time 1, by Euler and Maruyama.
 
-        The error of the law at time 1 is O(1/num_steps); `sample` and `sample_at` have none.
+        The error of the distribution at time 1 is O(1/num_steps); `sample` and `sample_at` are
+        exact.
 
         Args:
-            key: for the noise.
-            x0: starts.
-            num_steps: of size 1/num_steps.
+            key: the key for the noise.
+            x0: points at time 0.
+            num_steps: the number of steps, of size 1/num_steps.
 
         Returns:
             The states at times 0, 1/num_steps, …, 1, the first of them x0.

@@ -50,7 +50,7 @@ def _arguments(x: Any, y: Any, a: Any, b: Any, p: ArrayLike) -> tuple[_Samples, 
     work = single_precision(dtype)
     a, b = given_weights("a", a, x.shape[0], work), given_weights("b", b, y.shape[0], work)
     x, y = without_padding(x.astype(work), a), without_padding(y.astype(work), b)
-    # Projections of far points lose digits; rows of weight zero may be anywhere.
+    # Projections of far points lose precision; rows of weight zero may be anywhere.
     origin = jax.lax.stop_gradient(_mean(y, b))
     return _Samples(x - origin, y - origin, a, b), dtype
 
@@ -59,7 +59,7 @@ def _mean(z: Float[Array, "n d"], weights: Float[Array, " n"] | None) -> Float[A
     if weights is None:
         return jnp.mean(z, axis=0)
     share = (weights / jnp.sum(weights))[:, None]
-    # Zero times what a row without weight holds may be NaN.
+    # A row of weight zero may be NaN, and so would be its product with zero.
     return jnp.sum(jnp.where(share > 0, share * z, 0), axis=0)
 
 
@@ -81,7 +81,7 @@ def _own_directions(directions: Any, x: Float[Array, "n d"]) -> Float[Array, "k 
 
 
 def _unit(v: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    # A zero vector stays, such as the slope between equal samples.
+    # A zero vector, such as the slope between equal samples, is unchanged.
     norm = jnp.linalg.norm(v, axis=-1, keepdims=True)
     return v / jnp.where(norm == 0, 1, norm)
 
@@ -101,11 +101,11 @@ def projected_wasserstein(
     largest over all of them. Differentiable in the directions too.
 
     Args:
-        directions: θ, a row each; they need not have length one.
+        directions: θ, one per row, of any length.
         x: samples of p.
         y: samples of q.
-        a: weights of x, non-negative, in any unit; equal ones by default. Rows of weight zero may
-            hold anything.
+        a: weights of x, non-negative, with any sum, uniform by default. Rows of weight zero are
+            padding.
         b: weights of y.
         p: the order, at least 1.
 
@@ -113,8 +113,8 @@ def projected_wasserstein(
         The costs, in the unit of θᵀx to the power p.
 
     Raises:
-        ValueError: if a matrix is empty or not one, the features differ in number, weights do not
-            fit, or p is out of range.
+        ValueError: if an argument is not a non-empty matrix, the numbers of features differ,
+            weights do not fit, or p is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -146,31 +146,31 @@ def sliced_wasserstein(
     """The sliced cost SW_p^p, the mean of `wasserstein_1d` over random directions.
 
     SW_p^p = E_θ W_p^p(θᵀx, θᵀy) with θ uniform on the sphere. The mean over drawn directions is an
-    unbiased estimate of that of the two samples, with a variance that falls as 1/num_projections;
-    the same key gives the same directions. `projected_wasserstein` gives the cost along each.
+    unbiased estimate of SW_p^p for the two samples, with a variance ∝ 1/num_projections. The
+    same key gives the same directions. `projected_wasserstein` gives the cost along each.
 
     Time O(L (n + m)(d + log(n + m))) and memory O(L (n + m)) for L directions.
 
     Args:
-        key: for the directions; None with directions of your own.
+        key: the key for the directions, None if `directions` are given.
         x: samples of p.
         y: samples of q.
-        a: weights of x, non-negative, in any unit; equal ones by default. Rows of weight zero may
-            hold anything.
+        a: weights of x, non-negative, with any sum, uniform by default. Rows of weight zero are
+            padding.
         b: weights of y.
         p: the order, at least 1.
-        num_projections: how many directions are drawn.
-        directions: θ, a row each, in place of drawn ones; they need not have length one.
-        direction_weights: the directions' weights in the mean, non-negative, in any unit; equal
-            ones by default.
-        root: whether SW_p is returned, the root of the mean.
+        num_projections: the number of directions drawn.
+        directions: θ, one per row, of any length, in place of drawn ones.
+        direction_weights: the directions' weights in the mean, non-negative, with any sum,
+            uniform by default.
+        root: whether to return SW_p, the root of the mean.
 
     Returns:
         The cost, in the samples' unit to the power p, or with `root` in their unit.
 
     Raises:
-        ValueError: if a sample is not a non-empty matrix, the features differ in number, weights do
-            not fit, or a number is out of range.
+        ValueError: if a sample is not a non-empty matrix, the numbers of features differ, weights
+            do not fit, or a number is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -200,7 +200,7 @@ def sliced_wasserstein(
     if weights is None:
         value = jnp.mean(costs)
     else:
-        # A direction without weight may have a cost that is not finite.
+        # A direction of weight zero may have an infinite cost.
         used = weights != 0
         value = jnp.sum(jnp.where(used, weights * costs, 0)) / jnp.sum(weights)
         # Traced arguments cannot be validated eagerly.
@@ -209,12 +209,12 @@ def sliced_wasserstein(
 
 
 class MaxSlicedResult(NamedTuple):
-    """The largest cost that a search over directions found.
+    """The largest cost found by a search over directions.
 
     Attributes:
         value: the cost W_p^p along `direction`: a lower bound on the supremum.
-        direction: the unit vector; its sign means nothing.
-        values: the cost each start ended at. That several agree on the largest speaks for it.
+        direction: the unit vector, with arbitrary sign.
+        values: the final cost of each start. Agreement of several on the largest supports it.
     """
 
     value: Float[Array, ""]
@@ -236,32 +236,32 @@ def max_sliced_wasserstein(
 ) -> MaxSlicedResult:
     """The max-sliced cost max_θ W_p^p(θᵀx, θᵀy) over unit vectors θ, by ascent from several starts.
 
-    A step goes to (θ + s g)/‖θ + s g‖ with the unit gradient g; s doubles after a step that rises
-    and halves, without moving, after one that would not, so no start ever falls. The first start is
-    the difference of the means, the others are random. The cost is not concave in θ, and a local
-    maximum is all that is certain: `values` shows how many starts agree.
+    A step goes to (θ + s g)/‖θ + s g‖ with the unit gradient g. s doubles after a step that
+    increases the cost. Any other step is rejected and s is halved, so the cost never decreases. The
+    first start is the difference of the means, the others are random. The cost is not concave in θ,
+    and only a local maximum is guaranteed: `values` shows how many starts agree.
 
-    The value's gradient in samples and weights is that along the fixed direction, as the envelope
-    theorem has it; its gradient is stopped.
+    The value's gradient in samples and weights is that along the fixed direction, by the envelope
+    theorem. The direction's gradient is stopped.
 
     Args:
-        key: for the starts.
+        key: the key for the starts.
         x: samples of p.
         y: samples of q.
-        a: weights of x, non-negative, in any unit; equal ones by default. Rows of weight zero may
-            hold anything.
+        a: weights of x, non-negative, with any sum, uniform by default. Rows of weight zero are
+            padding.
         b: weights of y.
         p: the order, at least 1.
-        num_starts: how many ascents, run simultaneously.
-        num_steps: of each.
-        root: whether W_p along the direction is returned for the value, and for `values`.
+        num_starts: the number of ascents, run simultaneously.
+        num_steps: the number of steps of each ascent.
+        root: whether `value` and `values` are W_p rather than W_p^p.
 
     Returns:
-        A `MaxSlicedResult`; its value is in the samples' unit to the power p.
+        A `MaxSlicedResult`, with its value in the samples' unit to the power p.
 
     Raises:
-        ValueError: if a sample is not a non-empty matrix, the features differ in number, weights do
-            not fit, or a number is out of range.
+        ValueError: if a sample is not a non-empty matrix, the numbers of features differ, weights
+            do not fit, or a number is out of range.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -293,21 +293,21 @@ def _max_sliced(
     root: bool,
 ) -> MaxSlicedResult:
     """`max_sliced_wasserstein` after its checks, in the samples' precision."""
-    # The search is not differentiated: at a maximum the value's derivative is that along the fixed
-    # direction.
+    # Gradients through the search are stopped: at a maximum the value's derivative is that along
+    # the fixed direction.
     fixed = jax.lax.stop_gradient(samples)
     climb = jax.value_and_grad(lambda direction: _costs(fixed, direction[None], p=p)[0])
 
     def ascend(direction: Float[Array, " d"]) -> tuple[Array, Array]:
         def step(carry: Any, _: None) -> tuple[Any, None]:
             direction, value, slope, size = carry
-            # The length of the slope has the cost's unit. Without it a step is the same whatever
-            # the unit.
+            # The length of the slope has the cost's unit. Normalised, a step is independent of the
+            # unit.
             trial = _unit(direction + size * _unit(slope))
             trial_value, trial_slope = climb(trial)
             rises = trial_value > value
-            # A trial is evaluated with its slope, from which the next step starts if it is taken:
-            # one evaluation a step.
+            # The cost and slope of a trial are computed together, and the next step starts from
+            # them if the trial is accepted: one evaluation per step.
             kept = (direction, value, slope, size / 2)
             moved = (trial, trial_value, trial_slope, size * 2)
             return select(rises, moved, kept), None
@@ -316,8 +316,8 @@ def _max_sliced(
         (direction, value, *_), _ = jax.lax.scan(step, start, length=num_steps)
         return direction, value
 
-    # A shift shows most along the difference of the means. Equal means have none, and a random
-    # direction is used.
+    # A shift is largest along the difference of the means. Equal means have a zero difference, and
+    # a random direction is used.
     gap = _mean(fixed.x, fixed.a) - _mean(fixed.y, fixed.b)
     starts = jax.random.normal(key, (num_starts, gap.size), dtype).astype(gap.dtype)
     starts = starts.at[0].set(jnp.where(jnp.any(gap != 0), gap, starts[0]))

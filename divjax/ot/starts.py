@@ -1,4 +1,4 @@
-"""Maps in closed form that a network is added to, and which of them held-out rows prefer."""
+"""Initial maps in closed form for a network to correct, and their selection by held-out rows."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ class ChosenMap:
 
     Attributes:
         maps: all of them, functions of rows.
-        index: which one it is.
+        index: the index of the chosen one.
 
     Example:
         >>> import jax.numpy as jnp
@@ -45,7 +45,7 @@ class ChosenMap:
 
     def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
         """The images by the chosen map."""
-        # Bound by a default, as a closure over the loop's variable would find its last map in all.
+        # Bound by a default, as a closure over the loop variable would use its last value in all.
         branches = [lambda z, of=each: of(z) for each in self.maps]
         return jax.lax.switch(self.index, branches, z)
 
@@ -55,8 +55,8 @@ def started_maps(
 ) -> tuple[Any, ...]:
     """The start of this name, or for "auto" all that the cost allows.
 
-    The Gaussian one is optimal for no cost but the squared distance; the entropic one takes a cost
-    whose ∇h* is known, and chooses its ε by the held-out rows.
+    The Gaussian start is optimal only for the squared distance. The entropic one requires a cost
+    with known ∇h*, and its ε is selected by the held-out rows.
     """
     maps = []
     if name in ("auto", "identity"):
@@ -66,7 +66,7 @@ def started_maps(
     if name == "entropic" or (name == "auto" and _has_conjugate(cost)):
         samples = [((z.x, z.y), (z.a, z.b)) for z in (train, held_out)]
         (rows, weights), (held_rows, held_weights) = samples
-        # Its ε is judged at the ε of the divergence that is going to be minimised.
+        # Its ε is scored at the ε of the divergence to be minimised.
         method = EntropicMap(cost, score_epsilon=epsilon)
         maps.append(method.fit_split(rows, held_rows, weights, held_weights))
     return tuple(maps)
@@ -83,9 +83,9 @@ def _has_conjugate(cost: Any) -> bool:
 def nearest(maps: tuple[Any, ...], held_out: WeightedSamples) -> Any:
     """The map whose images of held-out rows have the least energy distance from held-out y.
 
-    Over problems "g k d" the mean counts. Entropic divergences of so few rows are no judge: with
-    self terms of the same rows they prefer too little spread, with those of halves they are noisy.
-    Where an energy distance is not finite the map is not chosen.
+    The distance is averaged over problems "g k d". Entropic divergences of so few rows are
+    unsuitable: with self terms of the same rows they prefer too little spread, with those of halves
+    they are noisy. A map with a non-finite energy distance is not chosen.
 
     References:
         Székely, Rizzo 2013: the energy distance, here its unbiased estimate.
@@ -97,7 +97,7 @@ def nearest(maps: tuple[Any, ...], held_out: WeightedSamples) -> Any:
         of_problem = lambda problem: _energy(*problem)
         return jnp.mean(jax.lax.map(of_problem, (images, *held_out[1:])))
 
-    # One after the other: a program for one holds for all.
+    # Sequentially: one program serves all problems.
     images = jnp.stack([jax.lax.map(each, held_out.x) for each in maps])
     distances = jax.lax.map(distance, images)
     return ChosenMap(maps, jnp.argmin(jnp.where(jnp.isfinite(distances), distances, jnp.inf)))
@@ -106,7 +106,7 @@ def nearest(maps: tuple[Any, ...], held_out: WeightedSamples) -> Any:
 def _energy(
     x: Float[Array, "n d"], y: Float[Array, "m d"], a: Array | None, b: Array | None
 ) -> Float[Array, ""]:
-    """2 E|X − Y| − E|X − X′|, the energy distance without what only y decides."""
+    """2 E|X − Y| − E|X − X′|, the energy distance without the term that depends only on y."""
     # Pairs of a row with itself, a share Σ a² of all, have distance zero: without them the mean
     # over pairs is unbiased.
     a, b = (uniform_weights(z) if w is None else w for z, w in ((x, a), (y, b)))

@@ -1,8 +1,8 @@
 """Unbalanced transport on the line: mass may be created and destroyed, at a price.
 
 The dual is a concave function of potentials with f ⊕ g ≤ c. Linearised at (f, g), it is balanced
-transport between a e^{−f/ρ_a} and b e^{−g/ρ_b}, which on the line is solved exactly: a Frank–Wolfe
-method, whose gap bounds the error from both sides.
+transport between a e^{−f/ρ_a} and b e^{−g/ρ_b}, which has an exact solution on the line. This gives
+a Frank–Wolfe method, whose gap bounds the error from both sides.
 """
 
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ from divjax.ot.one_dimensional import (
 
 __all__ = ["UnbalancedLineResult", "unbalanced_1d"]
 
-# Bisections of a step's length.
+# Bisections for a step's length.
 _BISECTIONS = 24
 
 
@@ -51,12 +51,12 @@ class UnbalancedLineResult(Outcome):
 
     Attributes:
         value: the dual objective, a lower bound on the problem's value.
-        gap: the plan's own objective less that: the value is too small by no more.
+        gap: the plan's own objective less the value, an upper bound on the value's error.
         f: the potential of x; the plan's first marginal is a exp(−f/ρ_a).
-        g: that of y.
-        rows: the plan's entries, from left to right: which row of x,
-        columns: which row of y,
-        masses: and how much mass; some may be zero.
+        g: the potential of y.
+        rows: the indices into x of the plan's entries, from left to right.
+        columns: the indices into y of the plan's entries.
+        masses: the masses of the plan's entries, some possibly zero.
         num_iterations: the steps taken.
         status: `Status.CONVERGED` if the gap is at most tolerance × value.
     """
@@ -92,18 +92,19 @@ def unbalanced_1d(
     """Unbalanced transport on the line, min_P ⟨P, C⟩ + ρ_a KL(P1‖a) + ρ_b KL(Pᵀ1‖b).
 
     C_ij = |x_i − y_j|^p, and KL(p‖q) = Σ p log(p/q) − Σ p + Σ q: `sinkhorn` with the same penalty
-    and ε → 0. By Frank–Wolfe steps on the dual with exact line searches, after each of which both
-    potentials are shifted to the best constant, which makes the masses of the linear problem equal.
+    and ε → 0. The method takes Frank–Wolfe steps on the dual with exact line searches. After each
+    step both potentials are shifted to the best constant, which makes the masses of the linear
+    problem equal.
 
     The value is differentiable in samples, weights and penalties, by the envelope theorem; the
-    other fields have no derivatives. Time is O((n + m) log(n + m)) a step, memory O(n + m).
+    gradients of other fields are stopped. Time is O((n + m) log(n + m)) per step, memory O(n + m).
 
     Args:
-        x: samples of p; integers are taken as floats.
+        x: samples of p, with integers taken as floats.
         y: samples of q.
-        a: weights of x, non-negative; their sum counts. 1/n each by default.
+        a: weights of x, non-negative, not normalised, 1/n each by default.
         b: weights of y.
-        marginal_penalty: ρ > 0, in units of the cost, of both marginals; or (ρ_a, ρ_b).
+        marginal_penalty: ρ > 0, in units of the cost, of both marginals, or (ρ_a, ρ_b).
         p: the order, finite and at least 1.
         max_iterations: the largest number of steps.
         tolerance: the gap that counts as converged, as a share of the value.
@@ -112,8 +113,8 @@ def unbalanced_1d(
         An `UnbalancedLineResult`, the value first.
 
     Raises:
-        ValueError: as `wasserstein_1d`, or if a penalty or the tolerance is not positive. The value
-            is nan if they are traced and out of range.
+        ValueError: as `wasserstein_1d`, or if a penalty or the tolerance is not positive. If they
+            are traced and out of range, the value is nan.
 
     Example:
         >>> import jax.numpy as jnp
@@ -128,7 +129,7 @@ def unbalanced_1d(
     check_count(1, max_iterations=max_iterations)
     check_scalar(tolerance=tolerance, p=p)
     check_positive(tolerance=tolerance)
-    # Neither marginal is exact here: without a penalty there is no dual of this form.
+    # Both marginals are relaxed here: without a penalty there is no dual of this form.
     pair = marginal_penalty if isinstance(marginal_penalty, tuple) else (marginal_penalty,) * 2
     if len(pair) != 2 or any(rho is None for rho in pair):
         raise ValueError(f"marginal_penalty must be one or two numbers; got {marginal_penalty!r}.")
@@ -154,7 +155,7 @@ def _unbalanced(
     positive = (penalties[0] > 0) & (penalties[1] > 0)
     valid = is_valid(line, p) & positive & (jnp.asarray(tolerance) > 0)
 
-    # In increasing order, in which the linear problems' own sorting has nothing to do.
+    # In increasing order, so that the linear problems' own sorting is trivial.
     fixed, fixed_penalties = jax.lax.stop_gradient((line, penalties))
     orders = jnp.argsort(fixed.x), jnp.argsort(fixed.y)
     ordered = _reordered(fixed, *orders)
@@ -162,11 +163,11 @@ def _unbalanced(
         ordered, fixed_penalties, jax.lax.stop_gradient(p), max_iterations, tolerance
     )
     rows, columns = orders[0][path.rows], orders[1][path.columns]
-    # In the order in which rows were given, like the path.
+    # In the original order of the rows, like the path.
     f = jnp.zeros_like(fixed.x).at[orders[0]].set(found.f)
     g = jnp.zeros_like(fixed.y).at[orders[1]].set(found.g)
 
-    # The envelope theorem: potentials are fixed in the dual, the plan in what costs change by.
+    # The envelope theorem: potentials are fixed in the dual, and the plan in the change of costs.
     costs = distance_power(line.x[rows] - line.y[columns], p)
     moved = jnp.where(path.masses > 0, path.masses * (costs - jax.lax.stop_gradient(costs)), 0)
     value = _dual(_Potentials(f, g), line, penalties) + jnp.sum(moved)
@@ -182,7 +183,7 @@ def _problem(x: Any, y: Any, a: Any, b: Any, pair: tuple) -> tuple[Line, tuple[A
     _, (x, y) = as_values({"x": a, "y": b}, x=x, y=y)
     dtype = jnp.result_type(x, y)
     work = single_precision(dtype)
-    # Weights count by their mass here, so that equal ones need one: each side has mass one.
+    # Weights are not normalised here, so uniform ones need a mass: one on each side.
     uniform = lambda z: jnp.full(z.shape[0], 1 / z.shape[0], work)
     a = uniform(x) if a is None else given_weights("a", a, x.shape[0], work)
     b = uniform(y) if b is None else given_weights("b", b, y.shape[0], work)
@@ -224,22 +225,22 @@ def _frank_wolfe(
         return log_a - potentials.f / rho_a, log_b - potentials.g / rho_b
 
     def translated(potentials: _Potentials) -> _Potentials:
-        """With the constant that is best, at which both marginals have one mass."""
+        """Potentials with the best constant, at which both marginals have the same mass."""
         of_x, of_y = (jax.nn.logsumexp(logs) for logs in log_masses(potentials))
         shift = rho_a * share * (of_x - of_y)
         return _Potentials(potentials.f + shift, potentials.g - shift)
 
     def linear_problem(potentials: _Potentials) -> tuple[_Potentials, Any, Array]:
-        """The vertex that is best for the dual's slope, its plan, and what it promises to gain."""
-        # The dual's slopes are a e^{−f/ρ_a} and b e^{−g/ρ_b}. Feasible potentials that are best for
-        # them are those of balanced transport between the two.
+        """The best vertex for the dual's slope, its plan, and the predicted gain."""
+        # The dual's slopes are a e^{−f/ρ_a} and b e^{−g/ρ_b}. The best feasible potentials for them
+        # are those of balanced transport between the two.
         marginals = [jnp.exp(logs) for logs in log_masses(potentials)]
         balanced = Line(line.x, line.y, marginals[0], marginals[1])
         path = staircase(balanced)
         vertex = _Potentials(*line_potentials(balanced, path, p))
-        # A staircase has mass one. Both marginals have one mass, as potentials are translated.
+        # A staircase has mass one. Both marginals have equal mass, as potentials are translated.
         path = path._replace(masses=path.masses * jnp.sum(marginals[0]))
-        # ⟨slope, vertex − potentials⟩: a concave function exceeds its value by no more.
+        # ⟨slope, vertex − potentials⟩, which bounds the gain of a concave function.
         gain = sum(
             jnp.sum(_weighted(w, new - old))
             for w, new, old in zip(marginals, vertex, potentials, strict=True)
@@ -247,20 +248,20 @@ def _frank_wolfe(
         return vertex, path, jnp.asarray(gain)
 
     def step_length(potentials: _Potentials, direction: _Potentials) -> Array:
-        """Where the dual, at its best constants, stops rising between 0 and 1."""
+        """The step in [0, 1] that maximises the dual at its best constants."""
 
         def rises(length: Array) -> Array:
             moved = jax.tree.map(lambda z, d: z + length * d, potentials, direction)
-            # At the best constant both marginals have one mass, and the constant itself no slope:
-            # the sign of the slope is that of the direction's two means under the normalised
-            # marginals.
+            # At the best constant both marginals have the same mass, and the slope in the constant
+            # is zero. The sign of the slope is then that of the direction's two means under the
+            # normalised marginals.
             of_x, of_y = (jax.nn.softmax(logs) for logs in log_masses(moved))
             slopes = _weighted(of_x, direction.f), _weighted(of_y, direction.g)
             return jnp.sum(slopes[0]) + jnp.sum(slopes[1]) > 0
 
         def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bracket
-            # The dual is concave: its slope along the direction falls, and has at most one zero.
+            # The dual is concave: its slope along the direction decreases, with at most one zero.
             middle = (low + high) / 2
             up = rises(middle)
             return jnp.where(up, middle, low), jnp.where(up, high, middle)
@@ -282,7 +283,7 @@ def _frank_wolfe(
         moved = translated(moved)
         return moved, *linear_problem(moved), steps + 1
 
-    # From zero, until the promised gain, which bounds the distance to the maximum, is small.
+    # From zero, until the predicted gain, which bounds the distance to the maximum, is small.
     start = translated(_Potentials(jnp.zeros_like(line.x), jnp.zeros_like(line.y)))
     carry = start, *linear_problem(start), jnp.zeros((), jnp.int32)
     potentials, _, path, gap, steps = jax.lax.while_loop(unfinished, step, carry)

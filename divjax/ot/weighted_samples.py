@@ -1,4 +1,4 @@
-"""Weighted samples of what learns a map: checks, padding, splits and batches."""
+"""Weighted samples for learned maps: checks, padding, splits and batches."""
 
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class WeightedSamples(NamedTuple):
-    """Rows of both distributions, and their weights of sum one; None for equal ones."""
+    """Rows of both distributions, and their weights with sum one, None if uniform."""
 
     x: Float[Array, "n d"]
     y: Float[Array, "m d"]
@@ -42,13 +42,13 @@ def uniform_weights(rows: Float[Array, "n d"]) -> Float[Array, " n"]:
 
 @pytree
 class Origins:
-    """A point of each space, to float64's precision, that samples are taken relative to."""
+    """One origin per space, to float64's precision, that samples are taken relative to."""
 
     source: Center
     target: Center
 
     def relative(self, x: Any, y: Any, a: Any = None, b: Any = None) -> WeightedSamples:
-        """Further samples relative to them, with their weights."""
+        """Further samples relative to the origins, with their weights."""
         x, y = (
             jax.lax.stop_gradient(origin.subtract(rows))
             for origin, rows in ((self.source, x), (self.target, y))
@@ -62,20 +62,19 @@ def weighted_samples(
 ) -> tuple[WeightedSamples, Origins]:
     """Two samples of at least two rows, in one dtype, relative to origins, and the origins.
 
-    Rows of weight zero may hold anything: the heaviest row takes their place. Gradients are
-    stopped.
+    Rows of weight zero are padding: the heaviest row replaces them. Gradients are stopped.
 
     Args:
         x: samples.
         y: samples.
-        a: weights of x, in any unit; equal ones by default.
+        a: weights of x, with any sum, uniform by default.
         b: weights of y.
-        apart: whether each sample has an origin of its own, its median: for what depends on the
-            samples' shift in a way that is known. Otherwise both have one, which is zero unless
-            NumPy's float64 would be rounded.
+        apart: whether each sample has an origin of its own, its median, for results that depend on
+            the samples' shift in a known way. Otherwise both have the same origin, which is zero
+            unless float64 from NumPy would be rounded.
 
     Raises:
-        ValueError: if samples or weights are anything else.
+        ValueError: if samples or weights are invalid.
     """
     for name, rows in (("x", x), ("y", y)):
         # Before half precision is promoted to the other sample's.
@@ -91,7 +90,7 @@ def weighted_samples(
     samples = WeightedSamples(without_padding(x, a), without_padding(y, b), a, b)
     if not apart:
         return samples, Origins(source, target)
-    # A centre holds only what float64 needs: most of the shift may still be there.
+    # The centre only covers float64's precision: most of the shift may remain.
     x, source = _about_the_median(samples.x, a, source)
     y, target = _about_the_median(samples.y, b, target)
     return WeightedSamples(x, y, a, b), Origins(source, target)
@@ -102,24 +101,24 @@ def _about_the_median(
 ) -> tuple[Array, Center]:
     """The rows less their median, and the centre that includes it."""
     weights = uniform_weights(rows) if weights is None else weights
-    # Rounded to the centre's resolution, so that what is subtracted is what is added back.
+    # Rounded to the centre's resolution, so that subtraction and addition are exact inverses.
     median = jax.vmap(lambda feature: weighted_quantile(feature, weights, 0.5), 1)(rows)
     moved = center.moved(median)
     return rows - (moved.high - center.high), Center(moved.high, center.low)
 
 
 def shares(name: str, weights: Any, rows: Float[Array, "n d"]) -> Float[Array, " n"] | None:
-    """Weights, checked and normalised; nan if they are traced and out of range."""
+    """Weights, checked and normalised, nan if they are traced and out of range."""
     if weights is None:
         return None
     weights = as_numbers(name, weights)
     if not isinstance(weights, Tracer):
         check_shape(name, weights, rows.shape[0])
         check_weights(name, weights)
-        # Any unit, also one that the samples' dtype lacks.
+        # Weights of any sum, also one that is out of range of the samples' dtype.
         known = np.asarray(weights, np.float64)
         weights = known / known.max()
-        # A split needs a row with weight on either side.
+        # A split requires a row with weight on either side.
         if np.count_nonzero(weights) < 2:
             raise ValueError(f"{name} must give at least 2 rows weight; got 1.")
     weights = jax.lax.stop_gradient(as_weights(name, weights, rows.shape[0], rows.dtype))
@@ -127,7 +126,7 @@ def shares(name: str, weights: Any, rows: Float[Array, "n d"]) -> Float[Array, "
 
 
 def squares_are_lost(*samples: Float[Array, "n d"]) -> Bool[Array, ""]:
-    """Whether a sample is not one point, but spread so little that squares have no digits."""
+    """Whether a sample is not constant, but its spread is so small that squares underflow."""
     dtype = jnp.finfo(samples[0].dtype)
     spreads = jnp.stack([jnp.max(jnp.ptp(rows, axis=0)) for rows in samples])
     # Squares below tiny/eps have last digits that are subnormal.
@@ -135,18 +134,18 @@ def squares_are_lost(*samples: Float[Array, "n d"]) -> Bool[Array, ""]:
 
 
 def without_padding(rows: Float[Array, "n d"], weights: Float[Array, " n"] | None) -> Array:
-    """The rows, with the heaviest in the place of those of weight zero.
+    """The rows, with those of weight zero replaced by the heaviest.
 
-    All are NaN if one with weight is not finite: batches and blocks may never draw it.
+    All are NaN if a row with weight is not finite, as batches and blocks may never draw it.
     """
     if weights is not None:
-        # The heaviest row is certain to have weight.
+        # The heaviest row always has weight.
         rows = jnp.where((weights == 0)[:, None], rows[jnp.argmax(weights)], rows)
     return nan_unless(jnp.isfinite(rows).all(), rows)
 
 
 def split(key: Key[Array, ""], samples: WeightedSamples) -> tuple[WeightedSamples, WeightedSamples]:
-    """The rows to train on, in random order, and those held out; their weights of sum one again."""
+    """The training rows, in random order, and the held-out rows, with renormalised weights."""
     x_key, y_key = jax.random.split(key)
     of_x = hold_out(x_key, samples.x.shape[0], samples.a)
     of_y = hold_out(y_key, samples.y.shape[0], samples.b)
@@ -160,29 +159,29 @@ def split(key: Key[Array, ""], samples: WeightedSamples) -> tuple[WeightedSample
 
 
 def normalised(weights: Float[Array, " n"] | None) -> Float[Array, " n"] | None:
-    """Weights of sum one."""
+    """Weights with sum one."""
     return None if weights is None else weights / jnp.sum(weights)
 
 
 def batch_of_rows(
     key: Key[Array, ""], num_rows: int, size: int, weights: Float[Array, " n"] | None
 ) -> Int[Array, " size"]:
-    """Rows in random order, each as likely as its weight, one from each stretch of the mass.
+    """Rows in random order, drawn in proportion to weight, one from each stretch of the mass.
 
-    Of equal weights the rows are distinct; one that holds more than a stretch comes repeatedly.
+    With equal weights the rows are distinct. A row with more than a stretch is repeated.
     """
     if weights is None:
         return row_batch(key, num_rows, size)
     start_key, within_key, order_key = jax.random.split(key, 3)
-    # One position in each of `size` equal stretches of the mass, all turned by one random angle:
-    # each position is equally likely, and means over a batch vary less than with independent draws.
+    # One position in each of `size` equal stretches of the mass, with a common random offset: each
+    # position is equally likely, and means over a batch vary less than with independent draws.
     within = jax.random.uniform(within_key, (size,), weights.dtype)
     positions = (jnp.arange(size, dtype=within.dtype) + within) / size + jax.random.uniform(
         start_key, (), within.dtype
     )
     cumulative = jnp.cumsum(weights)
-    # Positions rise: without a permutation parts of a batch would be parts of the sample. Rounding
-    # may lead beyond the last row.
+    # Positions increase: without a permutation parts of a batch would be parts of the sample.
+    # Rounding may lead beyond the last row.
     rows = jnp.searchsorted(cumulative / cumulative[-1], positions % 1, side="right")
     return jax.random.permutation(order_key, jnp.minimum(rows, num_rows - 1))
 

@@ -1,4 +1,4 @@
-"""Targets and flows whose answers are known, exactly or to a stated error: the truth of tests."""
+"""Targets and flows with known answers, exact or to a stated error, as ground truth for tests."""
 
 from divjax.problems.dependence import (
     additive_uniform,

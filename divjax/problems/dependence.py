@@ -1,7 +1,7 @@
 """Tasks of mutual information: p the joint distribution of x and y, q the product of marginals.
 
-The published benchmark's forty tasks are these, and images of these under invertible maps of x and
-of y, which change no divergence: `Task.transformed`.
+The published benchmark's forty tasks are these and their images under invertible maps of x and of
+y, which change no divergence: `Task.transformed`.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def gaussian_dependence(covariance: Any, x_dim: int) -> Task:
 
     Args:
         covariance: C of shape (d, d), x's features first.
-        x_dim: how many of them are x's.
+        x_dim: the number of these features that are x's.
 
     Raises:
         ValueError: if the covariance is not positive definite or x or y would be empty.
@@ -65,7 +65,7 @@ def binormal(correlation: float = 0.75) -> Task:
 
 
 def dense_gaussian(x_dim: int, y_dim: int, correlation: float = 0.5) -> Task:
-    """Standard normals, every two of which have the same correlation.
+    """Standard normals with the same correlation between every two of them.
 
     Example:
         >>> round(dense_gaussian(25, 25).kl, 5)
@@ -99,24 +99,24 @@ def two_pairs(x_dim: int, y_dim: int, correlation: float = 0.8) -> Task:
 
 
 def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
-    """Uncorrelated and dependent: (x, y) multivariate t of this freedom ν and identity dispersion.
+    """Uncorrelated but dependent (x, y), multivariate t of freedom ν and identity dispersion.
 
     With d = m + n and h(k) = ψ((ν + k)/2) for the dimensions,
 
         I = log[Γ((ν+d)/2) Γ(ν/2)/(Γ((ν+m)/2) Γ((ν+n)/2))]
             + ((ν+m)/2)(h(m) − h(0)) + ((ν+n)/2)(h(n) − h(0)) − ((ν+d)/2)(h(d) − h(0)).
 
-    evaluated as an integral of trigamma functions, in which nothing cancels for a large ν. The log
-    ratio depends on |x|² and |y|² alone; the other divergences are integrals over the logarithms of
-    these, by Gauss's rule on panels around the bulk of both laws.
+    It is evaluated as an integral of trigamma functions, in which nothing cancels for a large ν.
+    The log ratio depends on |x|² and |y|² alone. The other divergences are integrals over the
+    logarithms of these, by Gauss's rule on panels around the bulk of both distributions.
 
     Args:
         x_dim: m, the number of x's features.
-        y_dim: n, the number of y's.
-        freedom: ν; 1 is the Cauchy distribution.
+        y_dim: n, the number of y's features.
+        freedom: ν, where 1 is the Cauchy distribution.
 
     Raises:
-        ValueError: if double precision cannot hold the divergences of this freedom: of few
+        ValueError: if double precision cannot hold the divergences of this freedom: with few
             features, below about 1e-6 and above about 1e10.
 
     Example:
@@ -130,12 +130,12 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
     check_count(1, x_dim=x_dim, y_dim=y_dim)
     freedom = known_number("freedom", freedom, 0, above=True)
     d, half = x_dim + y_dim, freedom / 2
-    # Python numbers, which promote nothing.
+    # Python numbers, which do not promote dtypes.
     constant, kl, reverse_kl, js = _student_t_divergences(x_dim / 2, y_dim / 2, half)
     power = half + d / 2
 
     # The density ratio and the samplers: a normal vector over the root of a mean of squares, which
-    # x and y share under p and draw for themselves under q.
+    # x and y share under p and draw independently under q.
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
         check_points(z, d)
         squares = jnp.square(z / math.sqrt(freedom))
@@ -157,10 +157,10 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
 
 
 def _student_t_divergences(x: float, y: float, half: float) -> tuple[float, float, float, float]:
-    """The log ratio's constant, I, reverse KL and JS; x = m/2, y = n/2, half = ν/2.
+    """The log ratio's constant, I, reverse KL and JS, with x = m/2, y = n/2 and half = ν/2.
 
-    Under both laws a = |x|²/ν is a ratio of Gamma variables of shapes x and ν/2. So is b = |y|²/ν,
-    of y and ν/2 under q, and b/(1 + a) of y and ν/2 + x under p.
+    Under both distributions a = |x|²/ν is a ratio of Gamma variables of shapes x and ν/2. So is
+    b = |y|²/ν, with shapes y and ν/2 under q, and b/(1 + a) with shapes y and ν/2 + x under p.
     """
     refusal = ValueError(
         "freedom must be one whose divergences double precision can hold; "
@@ -182,9 +182,9 @@ def _student_t_divergences(x: float, y: float, half: float) -> tuple[float, floa
     for rows in np.array_split(np.arange(log_a.size), 1 + log_a.size // 64):
         a = log_a[rows, None]
         edges = np.broadcast_to(of_b, (rows.size, of_b.size))
-        # Panels around both laws of b: that under q, and that under p, which moves with a.
+        # Panels around both distributions of b: that under q, and that under p, which moves with a.
         b, weights = _gauss(np.concatenate([edges, _softplus(a) + _around(y, half + x)], axis=1))
-        with np.errstate(divide="ignore"):  # of masses that underflow
+        with np.errstate(divide="ignore"):  # masses that underflow
             log_q = np.log(_mass(b, weights, y, half)) + np.log(mass_a[rows, None])
         both = _softplus(a + b - np.logaddexp(0, np.logaddexp(a, b)))
         u = constant - y * _softplus(a) - x * _softplus(b) + (half + x + y) * both
@@ -193,7 +193,7 @@ def _student_t_divergences(x: float, y: float, half: float) -> tuple[float, floa
         # The mass of p, I, the reverse KL, and JS as the mean of its integrand under ½(p + q).
         sums += [p.sum(), (p * u).sum(), -(q * u).sum(), ((p + q) * middle).sum() / 2]
     total, forward, reverse_kl, js = sums.tolist()
-    # The mass of p and I are known apart.
+    # The mass of p and I are known from other formulas.
     fits = abs(total - 1) <= 1e-6 and abs(forward - kl) <= 1e-5 * kl
     if not (fits and reverse_kl > 0 and 0 < js < math.log(2)):
         raise refusal
@@ -258,7 +258,7 @@ def _gauss(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mass(log: np.ndarray, weights: np.ndarray, shape: float, other: float) -> np.ndarray:
-    """The probability at each node of a ratio's logarithm, one in all."""
+    """The probability at each node of a ratio's logarithm, with sum one."""
     mode = np.log(shape) - np.log(other)
     fall = (shape + other) * (_softplus(log) - _softplus(mode))
     mass = weights * np.exp(shape * (log - mode) - fall)
@@ -266,7 +266,7 @@ def _mass(log: np.ndarray, weights: np.ndarray, shape: float, other: float) -> n
 
 
 def _js_integrand(v: np.ndarray) -> np.ndarray:
-    """Of v = |u|/2, v tanh v − log cosh v: its mean over p and q is JS, and none is negative."""
+    """The integrand v tanh v − log cosh v ≥ 0 of v = |u|/2, whose mean over p and q is JS."""
     small = np.minimum(v, 1)
     near = small * np.tanh(small) - np.log1p(np.sinh(small) ** 2) / 2
     far = math.log(2) - 2 * v * scipy.special.expit(-2 * v) - np.log1p(np.exp(-2 * v))
@@ -276,9 +276,9 @@ def _js_integrand(v: np.ndarray) -> np.ndarray:
 def additive_uniform(epsilon: float) -> Task:
     """Uniform x on (0, 1), and y = x + noise uniform on (−ε, ε).
 
-    I = ε − log 2ε for ε ≤ ½ and 1/(4ε) above. The joint distribution lives on a band where the log
-    ratio is −log ℓ(y), ℓ(y) the length of the x that go with y; off it it is −∞, so that the
-    reverse divergence is infinite.
+    I = ε − log 2ε for ε ≤ ½ and 1/(4ε) above. The joint distribution lies on a band where the log
+    ratio is −log ℓ(y), with ℓ(y) the length of the x compatible with y. Off the band it is −∞, so
+    that the reverse divergence is infinite.
 
     Args:
         epsilon: ε > 0.

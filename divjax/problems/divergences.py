@@ -10,7 +10,7 @@ and the bracket is an inverse Fourier transform: ∫ e^{su} log(1 + e^{−u}) du
 
     log 2 − JS = ∫₀^∞ Re m(½ + it) · ½ / ((¼ + t²) cosh πt) dt.
 
-The integrand is smooth and falls like e^{−πt}; for Gaussians m is a product over the directions
+The integrand is smooth and falls like e^{−πt}. For Gaussians m is a product over the directions
 that whiten q and diagonalise p.
 """
 
@@ -52,13 +52,13 @@ class Task:
     Attributes:
         dim: the number of features d.
         sample_p: `(key, n) -> "n d"`, independent draws of p.
-        sample_q: the same of q.
-        log_ratio: `"b d" -> "b"`, log p(x)/q(x); ±∞ where one of the densities is zero.
+        sample_q: independent draws of q, likewise.
+        log_ratio: `"b d" -> "b"`, log p(x)/q(x), which is ±∞ where one of the densities is zero.
         kl: KL(p‖q).
         reverse_kl: KL(q‖p).
         js: the Jensen–Shannon divergence.
-        x_dim: where the task is one of mutual information, how many of the features are x's: p is
-            then their joint distribution with y, q the product of marginals and `kl` I(x; y).
+        x_dim: the number of x's features in a task of mutual information: p is then their joint
+            distribution with y, q the product of marginals and `kl` I(x; y).
     """
 
     dim: int
@@ -77,7 +77,7 @@ class Task:
     def sample(
         self, key: Key[Array, ""], n: int, m: int | None = None
     ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
-        """Draws of p and of q, n of each unless m says otherwise."""
+        """The pair of n draws of p and m draws of q, with m = n by default."""
         check_draw(key, n)
         key_p, key_q = jax.random.split(key)
         return self.sample_p(key_p, n), self.sample_q(key_q, n if m is None else m)
@@ -85,14 +85,14 @@ class Task:
     def sample_pairs(
         self, key: Key[Array, ""], n: int
     ) -> tuple[Float[Array, "n dx"], Float[Array, "n dy"]]:
-        """Draws (x, y) of the joint distribution, of a task of mutual information."""
+        """Draws (x, y) of the joint distribution, in a task of mutual information."""
         if self.x_dim is None:
             raise ValueError("sample_pairs is for tasks of mutual information, with an x_dim.")
         joint = self.sample_p(key, n)
         return joint[:, : self.x_dim], joint[:, self.x_dim :]
 
     def transformed(self, forward: Callable[..., Any], inverse: Callable[..., Any]) -> "Task":
-        """The task seen through an invertible map of rows: the same divergences."""
+        """The task under an invertible map of rows, which preserves the divergences."""
         return Task(
             self.dim,
             lambda key, n: forward(self.sample_p(key, n)),
@@ -114,7 +114,7 @@ def _checked_sampler(sample: Sampler) -> Sampler:
 
 
 def check_points(z: Any, dim: int) -> None:
-    """Raise `ValueError` unless z is a matrix of points with so many features."""
+    """Raise `ValueError` unless z is a matrix of points with `dim` features."""
     check_matrix(z=z)
     check_shape("z", z, "n", dim)
 
@@ -122,7 +122,8 @@ def check_points(z: Any, dim: int) -> None:
 def _js(log_coefficient: Callable[[complex], complex]) -> float:
     """JS in nats from log m(s) at s = ½ + it, by the integral of the module.
 
-    As that of 1 − Re m, since m = 1 gives log 2: so a small divergence keeps its digits.
+    It is computed as the integral of 1 − Re m, since m = 1 gives log 2, so that a small divergence
+    is accurate.
     """
 
     def integrand(t: float) -> float:
@@ -147,7 +148,7 @@ def _normal(mean: np.ndarray, factor: np.ndarray) -> Sampler:
 
 
 def finite_array(name: str, value: Any) -> np.ndarray:
-    """Finite numbers in double precision; `ValueError` for anything else."""
+    """Finite numbers in double precision, or a `ValueError` for anything else."""
     try:
         array = np.asarray(value, np.float64)
     except (TypeError, ValueError):
@@ -168,11 +169,11 @@ def gaussian_pair(
         m(s) = Π λ_i^{(1−s)/2} c_i^{−½} exp(−½ s(1 − s) μ_i²/c_i),   c_i = s + (1 − s) λ_i.
 
     Args:
-        mean_p: of shape (d,).
-        covariance_p: of shape (d, d), positive definite.
-        mean_q: of shape (d,).
-        covariance_q: of shape (d, d), positive definite.
-        x_dim: of a task of mutual information, the number of x's features.
+        mean_p: the mean of p, of shape (d,).
+        covariance_p: the covariance of p, of shape (d, d), positive definite.
+        mean_q: the mean of q, of shape (d,).
+        covariance_q: the covariance of q, of shape (d, d), positive definite.
+        x_dim: the number of x's features, for a task of mutual information.
 
     Raises:
         ValueError: if the shapes do not fit or a covariance is not positive definite.
@@ -194,7 +195,7 @@ def gaussian_pair(
     shapes = [a.shape for a in (mean_p, covariance_p, mean_q, covariance_q)]
     if d == 0 or shapes != [(d,), (d, d)] * 2:
         raise ValueError(f"means must have shape (d,) and covariances (d, d); got {shapes}.")
-    # Cholesky's algorithm reads one triangle: symmetry is checked apart.
+    # Cholesky's algorithm reads one triangle, so symmetry is checked separately.
     try:
         factor_p, factor_q = np.linalg.cholesky(covariance_p), np.linalg.cholesky(covariance_q)
     except np.linalg.LinAlgError:
@@ -218,10 +219,10 @@ def gaussian_pair(
         squares = jnp.square(white) - jnp.square((white - mean) / scale)
         return jnp.sum(squares / 2 - jnp.log(scale), axis=1)
 
-    # log E_q[e^{su}], from which on the line Re s = ½ the Jensen–Shannon divergence follows.
+    # log E_q[e^{su}], which on the line Re s = ½ gives the Jensen–Shannon divergence.
     def log_coefficient(s: complex) -> complex:
         more = (1 - s) * np.expm1(logs)
-        # NumPy's log1p of complex numbers loses the digits of small ones.
+        # NumPy's log1p of complex numbers is inaccurate for small ones.
         log_size = np.log1p(2 * more.real + np.abs(more) ** 2) / 2
         log_mixed = log_size + 1j * np.arctan2(more.imag, 1 + more.real)
         # ½ [(1 − s) log λ − log v − s(1 − s) μ²/v] with v = 1 + (1 − s)(λ − 1), over all
@@ -243,7 +244,7 @@ def gaussian_pair(
 
 
 def _exp_remainder(x: np.ndarray) -> np.ndarray:
-    """e^x − 1 − x, with the digits of small ones."""
+    """The remainder e^x − 1 − x, accurate for small x."""
     # The closed form cancels below 1e-2, where six terms of the series are exact to rounding.
     series = 1 / 2 + x / 6 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7))))
     return np.where(np.abs(x) < 1e-2, x**2 * series, np.expm1(x) - x)
@@ -276,8 +277,8 @@ def gaussian_scale(d: int, scale: float) -> Task:
 def correlated_gaussians(d: int, kl: float) -> Task:
     """Gaussian p of d/2 correlated pairs and q = N(0, I), KL(p‖q) = −(d/4) log(1 − ρ²) = kl.
 
-    The pairs are the features i and i + d/2, so that it is a task of mutual information with
-    `x_dim` = d/2 as well.
+    The pairs are the features i and i + d/2, so that it is also a task of mutual information with
+    `x_dim` = d/2.
 
     Args:
         d: the number of features of x and y together, even.
@@ -294,7 +295,7 @@ def correlated_gaussians(d: int, kl: float) -> Task:
     kl = known_number("kl", kl, 0)
     if d % 2:
         raise ValueError(f"d must be even; got {d}.")
-    # 1 − ρ² = e^{−4 kl/d}, by expm1 so that a small divergence keeps its digits.
+    # 1 − ρ² = e^{−4 kl/d}, by expm1 so that a small divergence is accurate.
     rho = math.sqrt(-math.expm1(-4 * kl / d))
     covariance = np.kron([[1, rho], [rho, 1]], np.eye(d // 2))
     return gaussian_pair(np.zeros(d), covariance, np.zeros(d), np.eye(d), x_dim=d // 2)
@@ -316,14 +317,14 @@ def chasm(a: float, d: int = 4) -> Task:
 
 
 def random_gaussians(seed: int, d: int = 10) -> Task:
-    """Two Gaussians of random covariances CCᵀ, other ones for each seed.
+    """Two Gaussians of random covariances CCᵀ, different for each seed.
 
     C has ones on its diagonal and .03, .05 or .07 elsewhere, drawn for p and then for q. The mean
     of p is uniform on the unit cube, that of q zero. These are the published draws: two Mersenne
-    twisters start from one seed, one for covariances and one, 24 bits a number, for means.
+    twisters start from one seed, one for covariances and one, with 24 bits per number, for means.
 
     Args:
-        seed: what both generators start from.
+        seed: the seed of both generators.
         d: the number of features.
 
     Example:
@@ -351,17 +352,18 @@ def random_gaussians(seed: int, d: int = 10) -> Task:
 def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Task:
     """Two Gaussian mixtures of one or two features, their divergences by quadrature.
 
-    The trapezoidal rule on a box that reaches nine standard deviations beyond every mean; its error
-    falls exponentially in the number of points, once their distance is below the smallest standard
-    deviation of any component, in any direction.
+    Uses the trapezoidal rule on a box that extends nine standard deviations beyond every mean. Its
+    error decreases exponentially in the number of points, once their distance is below the smallest
+    standard deviation of any component, in any direction.
 
     Args:
-        p: a mixture; fit scikit-learn's, say, and take its weights_, means_ and covariances_.
-        q: the other one.
-        points: of the rule, in each direction.
+        p: a mixture, for example of the weights_, means_ and covariances_ of one that was fitted by
+            scikit-learn.
+        q: the other mixture.
+        points: the number of points of the rule, in each direction.
 
     Raises:
-        ValueError: if the mixtures differ in their features or have more than two, one is no
+        ValueError: if the mixtures differ in their features or have more than two, one is not a
             mixture, or the points are farther apart than the smallest standard deviation.
 
     Example:
@@ -438,7 +440,7 @@ def _log_density(law: tuple[np.ndarray, ...], grid: np.ndarray) -> np.ndarray:
     for weight, mean, covariance in zip(*law, strict=True):
         white = np.linalg.solve(np.linalg.cholesky(covariance), (grid - mean).T)
         constant = np.linalg.slogdet(2 * np.pi * covariance)[1]
-        # A component of weight zero has −∞, which adds nothing below.
+        # A component of weight zero has −∞, which contributes zero below.
         with np.errstate(divide="ignore"):
             terms.append(np.log(weight) - (np.sum(white**2, axis=0) + constant) / 2)
     return np.logaddexp.reduce(terms, axis=0)
@@ -470,10 +472,10 @@ def fitted_mixture(
     """Mixture .7 N((1, 1), C) + .3 N((−1, −1), C), C = [[1, .2], [.2, 1]], and a q fitted to it.
 
     Args:
-        key: of the draws that q is fitted to.
-        num_rows: how many draws of p those are.
+        key: the key of the draws to which q is fitted.
+        num_rows: the number of these draws of p.
         fit: `"n 2" -> mixture`. Published: scikit-learn's `GaussianMixture(2, random_state=23)`,
-            of 10, 20, …, 150 draws.
+            fitted to 10, 20, …, 150 draws.
         points: as for `mixtures`.
 
     Example:
@@ -497,13 +499,13 @@ def fitted_mixture(
 def lattice(d: int, spacing: float = 0.125) -> Task:
     """Gaussian q = N(0, I), and p the same with its first feature rounded to a lattice.
 
-    No two distributions are farther apart, nor harder to tell so by a smooth function: KL is
-    infinite in both directions and JS is log 2. What tables with integer columns are to a
+    No two distributions are farther apart, nor harder to discriminate by a smooth function: KL is
+    infinite in both directions and JS is log 2. It models tables with integer columns against a
     continuous generator.
 
     Args:
         d: the number of features.
-        spacing: of the lattice; a power of two, so that rounding is exact.
+        spacing: the spacing of the lattice, a power of two, so that rounding is exact.
 
     Example:
         >>> lattice(3).kl

@@ -1,4 +1,4 @@
-"""Gaussian mixtures with exact densities, scores, moments and samplers; two published toys."""
+"""Gaussian mixtures with exact densities, scores, moments and samplers, and two published toys."""
 
 import math
 from typing import Any
@@ -39,20 +39,20 @@ class GaussianMixture:
     """The mixture Σ_c w_c N(μ_c, Σ_c).
 
     Attributes:
-        weights: non-negative, summing to one, of shape (c,).
-        means: of shape (c, d).
-        covariances: a scalar variance or a (d, d) matrix for all components, or one of their own
-            for each: (c,) variances or (c, d, d) matrices.
+        weights: the weights of the components, non-negative, summing to one, of shape (c,).
+        means: the means of the components, of shape (c, d).
+        covariances: a scalar variance or a (d, d) matrix for all components, or one per component:
+            (c,) variances or (c, d, d) matrices.
 
-    Matrices that are not positive definite, traced ones that are not symmetric, traced variances
-    that are not positive and traced weights that are negative or do not sum to one give nan:
-    densities, draws and moments alike.
+    Densities, draws and moments are nan for matrices that are not positive definite, traced
+    matrices that are not symmetric, traced variances that are not positive, and traced weights that
+    are negative or do not sum to one.
 
     Raises:
         ValueError: on use, if the shapes do not fit, concrete weights are negative or do not sum to
             one, a concrete variance is not positive, a concrete matrix is not symmetric, matrices
-            are in half precision, something does not hold real numbers, or what draws are asked for
-            is no key and no count.
+            are in half precision, an argument does not hold real numbers, or the key or the number
+            of draws is invalid.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,9 +66,9 @@ class GaussianMixture:
     covariances: ArrayLike
 
     def _law(self) -> tuple[Float[Array, " c"], Float[Array, "c d"], Array]:
-        """All three as arrays of one dtype, weights nan where there is no mixture; or raises.
+        """All three as arrays of one dtype after checks, weights nan for invalid traced mixtures.
 
-        Not on construction: JAX builds such trees of gradients, too.
+        Not checked on construction, as JAX also builds such trees of gradients.
         """
         given = {"weights": self.weights, "means": self.means, "covariances": self.covariances}
         leaves = dict(zip(given, as_leaves(**given), strict=True))
@@ -122,8 +122,8 @@ class GaussianMixture:
         squared = jnp.sum(offsets * solved, axis=-1)
         constant = dim * math.log(2 * math.pi)
         log_densities = -0.5 * (squared + log_det + constant)
-        # Not through log w_c, which has no derivative at zero. An absent component may be far
-        # denser than the unit; its weight times anything finite is zero.
+        # log w_c is avoided, as it has no derivative at zero. An absent component may be far denser
+        # than the unit, but its weight times anything finite is zero.
         unit = jax.lax.stop_gradient(jnp.max(jnp.where(weights > 0, log_densities, -jnp.inf)))
         unit = jnp.where(jnp.isfinite(unit), unit, 0)
         highest = 0.5 * math.log(jnp.finfo(log_densities.dtype).max)
@@ -146,7 +146,7 @@ class GaussianMixture:
         weights, means, covariances = self._law()
         component_key, noise_key = jax.random.split(key)
         components = jax.random.categorical(component_key, jnp.log(weights), shape=(n,))
-        # A component that was drawn has a weight, unless all of them are nan.
+        # A component that was drawn has a positive weight, unless all weights are nan.
         means = means + 0 * weights[:, None]
         noise = jax.random.normal(noise_key, (n, means.shape[1]), means.dtype)
         if covariances.ndim < 2:
@@ -192,11 +192,11 @@ def _are_definite(matrices: Float[Array, "*c d d"]) -> Bool[Array, "*c"]:
 def two_component_targets() -> tuple[GaussianMixture, ...]:
     """Four targets .7 N(μ₁, I) + .3 N(μ₂, I), μ₁ in a corner of its own and μ₂ near the origin.
 
-    The setting they come with: 50 particles from N(0, I), the Gaussian kernel of bandwidth 1, step
-    sizes .001, .005 and .01, 1000 iterations, and the exact min-norm weights.
+    Published setting: 50 particles from N(0, I), the Gaussian kernel of bandwidth 1, step sizes
+    .001, .005 and .01, 1000 iterations, and the exact min-norm weights.
 
-    `three_component_targets` is another problem, though both are known as MWGraD's toy: it has
-    three components a target, which share two of them, a variance of ½ and other weights.
+    `three_component_targets` is a different problem, though both are known as MWGraD's toy: it has
+    three components per target, two of which the targets share, a variance of ½ and other weights.
 
     References:
         A-MWGraD, arXiv 2601.19220, section 4.1.
@@ -215,14 +215,14 @@ def two_component_targets() -> tuple[GaussianMixture, ...]:
 def three_component_targets(key: Key[Array, ""] | None = None) -> tuple[GaussianMixture, ...]:
     """Four targets .2 N(corner) + .7 N((−2, 0)) + .1 N((2, 0)), covariances ½ I, corners (±4, ±4).
 
-    The setting they come with: 50 particles from N(0, 25 I) clipped to ±10, Adam with a learning
-    rate of .03, 1501 iterations. All four share two modes and differ in the corner.
+    Published setting: 50 particles from N(0, 25 I) clipped to ±10, Adam with a learning rate of
+    .03, 1501 iterations. All four share two modes and differ in the corner.
 
     The published code draws the jitter of some means twice and of others never, and holds the
-    objectives' weights at ¼; neither is part of the problem here.
+    objectives' weights at ¼. Neither is part of the problem here.
 
     Args:
-        key: where given, every mean is moved by .3 N(0, I), once.
+        key: if given, every mean is moved by .3 N(0, I), once.
 
     References:
         The toy in the code of MWGraD, arXiv 2505.18765.

@@ -1,8 +1,8 @@
 """Density ratios from samples, and the divergences that follow from them.
 
-`ClassifierRatio().fit(key, p, q)` tells how different two samples are. `heads` holds the models it
-can be built from, `variational` the bounds by critics, `KernelMeanMatching` weights that make one
-sample look like the other.
+`ClassifierRatio().fit(key, p, q)` estimates the divergences between two samples. `heads` holds the
+models it can be built from, `variational` the bounds by critics. `KernelMeanMatching` weights one
+sample to match the other.
 """
 
 from divjax.ratio import heads, variational

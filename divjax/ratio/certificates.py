@@ -1,18 +1,18 @@
 """Lower confidence bounds on the Jensen–Shannon divergence that hold for any distributions.
 
-For any function u, ½E_p[log 2 − log(1 + e^{−u})] + ½E_q[log 2 − log(1 + e^u)] ≤ JS(p, q). Rows that
-a model has not seen, in pairs of one row of p and one of q, are therefore bounded terms whose mean,
-given all that came before, is at most JS; betting against a mean of at most m refutes every m that
-is too small. Two kinds of bets share the error probability δ = 1 − confidence:
+For any function u, ½E_p[log 2 − log(1 + e^{−u})] + ½E_q[log 2 − log(1 + e^u)] ≤ JS(p, q). Held-out
+rows, in pairs of one row of p and one of q, therefore give bounded terms whose conditional mean
+given the past is at most JS. Betting against a mean of at most m refutes every m that is too small.
+Two kinds of bets share the error probability δ = 1 − confidence:
 
-- **by folds**: each fold's pairs by the model fitted to the other folds, at δ/2K each;
-- **in sequence**, at δ/2: a model fitted to the first half of the folds bets on the folds that
-  follow, and the model of the last fold, which all earlier rows have trained, on the last one. The
-  capital runs through more than half of all pairs, where the models of the other folds have seen
-  each other's rows and their capitals must not be multiplied.
+- **by folds**: the model fitted to the other folds bets on each fold's pairs, at δ/2K per fold;
+- **in sequence**, at δ/2: a model fitted to the first half of the folds bets on the later folds,
+  except the last one, which is left to its own model, fitted to all earlier rows. The capital runs
+  through more than half of all pairs. The capitals of the other folds must not be multiplied, since
+  their models have been fitted to each other's rows.
 
-Each model's log ratios are scaled and clipped as suits its validation rows, which neither train it
-nor are bet on.
+The scale and the clip of each model's log ratios are chosen on its validation rows, which neither
+train the model nor are bet on.
 """
 
 import math
@@ -30,19 +30,19 @@ from divjax.ratio.types import num_rows
 
 __all__ = ["HeldOut", "SequentialScores", "js_lower_bound", "num_first_folds"]
 
-# Factors and limits of a log ratio, of which the validation rows choose. A factor below 1 lowers
-# the terms' mean to second order and their standard deviation to first.
+# Scale factors and clips of a log ratio, chosen on the validation rows. A factor below 1 lowers the
+# terms' mean to second order and their standard deviation to first.
 _SLOPES = (0.5, 0.7, 0.85, 1.0)
 _CLIPS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 class HeldOut(NamedTuple):
-    """One split's rows, each with what the head that has not seen it says, before calibration.
+    """The held-out log ratios of one split, before calibration.
 
     Attributes:
-        log_ratio: for each row.
-        fold: the fold of each row; −1 for rows without weight.
-        rank: the place of each row in the random order that the folds cut.
+        log_ratio: the log ratio of each row, by the head that was not fitted to it.
+        fold: the fold of each row, −1 for rows of weight zero.
+        rank: the position of each row in the random order that is cut into folds.
     """
 
     log_ratio: Float[Array, " n"]
@@ -51,17 +51,17 @@ class HeldOut(NamedTuple):
 
 
 class SequentialScores(NamedTuple):
-    """What certificates need beside the held-out log ratios, of the first split.
+    """The first split's scores that certificates need in addition to the held-out log ratios.
 
     Attributes:
-        first_p: log ratios of the samples of p by the model fitted to the first folds alone; of
-            fewer than three folds the last fold's own.
-        first_q: the same for q.
-        validation_p: each fold's model's log ratios at its validation rows of p, then the first
-            folds' model's.
-        validation_q: the same for q.
-        weights_p: of these rows; each model's sum to one.
-        weights_q: the same for q.
+        first_p: log ratios of the samples of p by the model fitted to the first folds alone; with
+            fewer than three folds, by the last fold's own model.
+        first_q: log ratios of the samples of q by that model.
+        validation_p: log ratios of each fold's model at its validation rows of p, followed by those
+            of the first folds' model.
+        validation_q: log ratios at the validation rows of q, likewise.
+        weights_p: weights of the validation rows of p, summing to one for each model.
+        weights_q: weights of the validation rows of q, likewise.
     """
 
     first_p: Float[Array, " n"]
@@ -73,18 +73,18 @@ class SequentialScores(NamedTuple):
 
 
 class _Transform(NamedTuple):
-    """How each model's log ratios are scaled and clipped."""
+    """The scale and the clip of each model's log ratios."""
 
     slope: Float[Array, " models"]
     clip: Float[Array, " models"]
 
     def gain(self, u: Float[Array, "..."], model: Int[Array, "..."]) -> Float[Array, "..."]:
-        """Log 2 − log(1 + e^{−u}) of the log ratios u by these models."""
+        """Log 2 − log(1 + e^{−u}) for the log ratios u of these models."""
         return _gain(self.slope[model] * u, self.clip[model])
 
 
 def num_first_folds(num_folds: int) -> int:
-    """How many folds train the first model of the sequence; 0 where it has no use."""
+    """The number of folds that train the first model of the sequence; 0 if it is not used."""
     return num_folds // 2 if num_folds > 2 else 0
 
 
@@ -99,10 +99,10 @@ def js_lower_bound(
 
     Args:
         held_out: the first split's rows of p and of q.
-        scores: of the same split.
+        scores: the further scores of the same split.
         num_folds: K.
-        confidence_level: the least probability that the bound holds.
-        clip: the largest log ratio that counts; by default the validation rows choose.
+        confidence_level: the minimum coverage probability of the bound.
+        clip: the largest absolute log ratio, chosen on the validation rows by default.
     """
     check_scalar(confidence_level=confidence_level, clip=clip)
     dtype = held_out[0].log_ratio.dtype
@@ -110,23 +110,23 @@ def js_lower_bound(
     delta = nan_unless((confidence_level > 0) & (confidence_level < 1), 1 - confidence_level)
     first = num_first_folds(num_folds)
     # A union bound: half of δ is for the sequence, the other half is shared by the folds. Two folds
-    # have no sequence and spend all of δ.
+    # have no sequence and use all of δ.
     share = 2 if first else 1
     by_fold_delta = delta / (share * num_folds)
 
-    # Which pair each row belongs to: the samples need not be of one size.
+    # The pair that each row belongs to: the sample sizes may differ.
     count_p, count_q = (_counts(part.fold, num_folds) for part in held_out)
     pairs = jnp.minimum(count_p, count_q)
-    # A static bound on the pairs of a fold: its share of the smaller sample, with room for
-    # rounding.
+    # A static bound on the number of pairs of a fold: its share of the smaller sample, with room
+    # for rounding.
     size = min(-(-part.fold.shape[0] // num_folds) for part in held_out) + 1
     slots = [
         _slots(part, count, pairs) for part, count in zip(held_out, (count_p, count_q), strict=True)
     ]
-    # The places of a fold beyond its own number of pairs are padding, "folds size".
+    # Entries beyond a fold's own number of pairs are padding, "folds size".
     mask = jnp.arange(size) < pairs[:, None]
 
-    # How each model's log ratios are best used, by its validation rows.
+    # The best scale and clip for each model, chosen on its validation rows.
     num_pairs, deltas = pairs, jnp.full(num_folds, by_fold_delta)
     if first:
         # The last entry is the model of the first folds, which bets on all pairs of the later ones.
@@ -136,7 +136,7 @@ def js_lower_bound(
 
     def pair_values(u_p, u_q, model_of):
         """Each fold's pairs of gains, where `model_of` maps a fold to its model."""
-        # A pair is worth ½ gain(u_p) + ½ gain(−u_q), whose mean is at most JS for any u.
+        # The value of a pair is ½ gain(u_p) + ½ gain(−u_q), whose mean is at most JS for any u.
         gains_p, gains_q = (
             _pair_means(
                 transform.gain(sign * u, model_of[part.fold]), part.fold, slot, (num_folds, size)
@@ -147,7 +147,7 @@ def js_lower_bound(
 
     folds = jnp.arange(num_folds)
     by_fold = pair_values(held_out[0].log_ratio, held_out[1].log_ratio, folds)
-    # The clip bounds the terms, by ends that are fixed before the betting rows are seen.
+    # The clip bounds the terms. Its limits are fixed before the betting rows are used.
     lower, upper = _gain(-transform.clip, jnp.inf), _gain(transform.clip, jnp.inf)
 
     def bet(values, lower, upper, mask):
@@ -155,10 +155,10 @@ def js_lower_bound(
             values, lower, upper, confidence_level=1 - by_fold_delta, mask=mask
         )
 
-    # The bounds of all folds hold together, so that the largest of them holds too.
+    # The bounds of all folds hold simultaneously, hence so does the largest of them.
     bound = jnp.max(jax.vmap(bet)(by_fold, lower[:num_folds], upper[:num_folds], mask))
     if first:
-        # The last fold's own model has been fitted to all that came before.
+        # The last fold's own model has been fitted to all earlier rows.
         model_of = jnp.where(folds == num_folds - 1, folds, num_folds)
         values = pair_values(scores.first_p, scores.first_q, model_of).at[-1].set(by_fold[-1])
         # A value is bounded by the clip of the model that bets on it.
@@ -167,30 +167,30 @@ def js_lower_bound(
             values[first:].ravel(), *ends, confidence_level=1 - delta / 2, mask=mask[first:].ravel()
         )
         bound = jnp.maximum(bound, in_sequence)
-    # JS is never negative: 0 is a bound at any confidence. NaN passes through.
+    # JS is never negative: 0 is a bound at any confidence. NaN is propagated.
     return jnp.maximum(bound, 0)
 
 
 def _gain(u: ArrayLike, clip: ArrayLike) -> Array:
-    """By how much the loss of a row with the clipped log ratio u is below log 2."""
+    """The decrease of a row's loss below log 2, at the clipped log ratio u."""
     return math.log(2) - jax.nn.softplus(-jnp.clip(u, jnp.negative(clip), clip))
 
 
 def _counts(fold: Int[Array, " n"], num_folds: int) -> Int[Array, " folds"]:
-    """How many rows each fold has."""
+    """The number of rows in each fold."""
     return jnp.zeros(num_folds, fold.dtype).at[_or_none(fold, num_folds)].add(1, mode="drop")
 
 
 def _or_none(fold: Int[Array, " n"], num_folds: int) -> Int[Array, " n"]:
-    """An index out of range where there is no fold."""
+    """The fold of each row, out of range for rows without one."""
     return jnp.where(fold >= 0, fold, num_folds)
 
 
 def _slots(
     part: HeldOut, count: Int[Array, " folds"], pairs: Int[Array, " folds"]
 ) -> Int[Array, " n"]:
-    """Which of its fold's pairs each row belongs to; the larger sample's are shared out."""
-    # The ranks of a fold are consecutive: less its start they count from 0.
+    """The pair of its fold that each row belongs to, cyclically for the larger sample."""
+    # The ranks of a fold are consecutive: relative to its start they count from 0.
     start = jnp.cumsum(count) - count
     return (part.rank - start[part.fold]) % jnp.maximum(pairs[part.fold], 1)
 
@@ -201,7 +201,7 @@ def _pair_means(
     slot: Int[Array, " n"],
     shape: tuple[int, int],
 ) -> Float[Array, "folds size"]:
-    """The mean gain of each pair's rows of one sample."""
+    """The mean gain over each pair's rows of one sample."""
     place = _or_none(fold, shape[0]), slot
     total, count = (
         jnp.zeros(shape, gains.dtype).at[place].add(term, mode="drop") for term in (gains, 1.0)
@@ -215,10 +215,10 @@ def _best_transform(
     log_term: Float[Array, " models"],
     clip: float | None,
 ) -> _Transform:
-    """For each model the slope and the clip whose bound the validation rows predict to be largest.
+    """For each model the slope and the clip of the largest bound predicted from validation rows.
 
     A stake of λ on n pairs of mean μ and variance v refutes up to about μ − L/(nλ) − λv/2 with
-    L = log(1/δ); the best λ = √(2L/(nv)) is limited by what may be lost, μ − lower.
+    L = log(1/δ). The best λ = √(2L/(nv)) is limited by the largest possible loss, μ − lower.
     """
     dtype = scores.first_p.dtype
     grid = np.meshgrid(_SLOPES, _CLIPS if clip is None else (clip,))
@@ -234,7 +234,7 @@ def _best_transform(
             # of their variances.
             mean += own / 2
             variance += jnp.dot(weights, (gains - own) ** 2) / 4
-        # Of all but constant gains the variance is underestimated by few rows.
+        # A few rows underestimate the variance of gains that are nearly constant.
         variance = jnp.maximum(variance, 1e-4)
         # The stake of the docstring, up to the largest that a value at the lower end allows.
         most = LARGEST_STAKE / (mean - _gain(-clip, jnp.inf))
@@ -247,7 +247,7 @@ def _best_transform(
         *scores[2:], jnp.maximum(num_pairs, 1).astype(dtype), log_term, slopes, clips
     )
     best = jnp.argmax(bounds, axis=1)
-    # Too few rows to choose by.
+    # With too few validation rows for a choice, the usual setting is taken.
     few = jax.vmap(num_rows)(scores.weights_p, scores.weights_q) < 20
     usual = int(np.argmin(np.abs(grid[0] - 0.85) + np.abs(grid[1] - 1.5)))
     best = jnp.where(few, usual, best)

@@ -1,4 +1,4 @@
-"""Critics: learned log ratios, and false pairs to learn those of pairs from."""
+"""Critics: learned log ratios, and the false pairs that train them for mutual information."""
 
 import dataclasses
 from typing import Any
@@ -20,19 +20,19 @@ __all__ = ["Critic", "derangement", "split_scores"]
 
 @pytree
 class Critic:
-    """A learned guess of the log ratio log p/q, for rows z; for pairs z = [x, y].
+    """A learned estimate of the log ratio log p/q, for rows z; for pairs z = [x, y].
 
     Attributes:
-        params: of the network, or of the encoders of x and of y.
-        shift: subtracted from each column of z.
-        scale: what it is then divided by.
-        network: "joint" for a perceptron on z, "separable" for T = ⟨g(x), h(y)⟩, or what builds a
-            network on z.
+        params: parameters of the network, or of the encoders of x and of y.
+        shift: the location subtracted from each column of z.
+        scale: the divisor of each shifted column.
+        network: "joint" for a perceptron on z, "separable" for T = ⟨g(x), h(y)⟩, or a function that
+            builds a network on z.
         hidden: widths of the perceptron, or of both encoders.
-        x_features: how many columns of z are x.
-        lower: limits in the standardised columns beyond which the critic sees compressed values.
-        upper: the same above. See `Standardizer.squash`.
-        center: what is subtracted from z first, to the precision of NumPy's float64.
+        x_features: the number of columns of z that are x.
+        lower: lower limits of the standardised columns, beyond which values are compressed.
+        upper: upper limits, likewise. See `Standardizer.squash`.
+        center: the centre subtracted from z first, to the precision of NumPy's float64.
     """
 
     params: PyTree[Array]
@@ -54,7 +54,7 @@ class Critic:
 
     def _encoder(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:
         encoder = MLP(in_features, self.hidden, self.hidden[-1], rngs)
-        # T = ⟨g, h⟩ starts at zero by g alone; with both at zero it would have no gradient.
+        # T = ⟨g, h⟩ starts at zero through g alone. With both at zero it would have no gradient.
         encoder.head = nnx.Linear(self.hidden[-1], self.hidden[-1], rngs=rngs)
         return encoder
 
@@ -97,18 +97,18 @@ class Critic:
     def at_pairs(
         self, z: Float[Array, "b d"], num_negatives: int
     ) -> tuple[Float[Array, " b"], Float[Array, "b k"]]:
-        """The log ratio at pairs, and with the y of the k rows that follow in place of their own.
+        """The log ratio at pairs, and at each x with the y of each of the k following rows.
 
-        Rows follow each other in a circle: each of the k ways is a derangement.
+        Rows follow each other cyclically, so that each of the k shifts is a derangement.
         """
         rows = jnp.arange(z.shape[0])[:, None]
         following = (rows + jnp.arange(1, num_negatives + 1)) % z.shape[0]
-        # All b² scores are one product of matrices, from which the wanted ones are picked.
+        # All b² scores are one matrix product, from which the required ones are selected.
         if self.network == "separable":
             g, h = self._encode(self._standard(z))
             scores = g @ h.T
             return jnp.diagonal(scores), jnp.take_along_axis(scores, following, axis=1)
-        # A joint network sees the b true pairs and the b·k false ones as one batch.
+        # A joint network evaluates the b true pairs and the b·k false ones as one batch.
         x = jnp.broadcast_to(rows, following.shape)
         mixed = jnp.concatenate([z[x, : self.x_features], z[following, self.x_features :]], axis=-1)
         everything = self(jnp.concatenate([z, mixed.reshape(-1, z.shape[1])]))
@@ -121,7 +121,7 @@ def split_scores(
     """Critic values at true pairs and at false ones, from the matrix T(x_i, y_j).
 
     Args:
-        scores: a row for each x, a column for each y; pair i on the diagonal.
+        scores: critic values, one row per x and one column per y, with pair i on the diagonal.
 
     Returns:
         The diagonal, and the rest of each row.
@@ -148,18 +148,18 @@ def split_scores(
 def derangement(key: Key[Array, ""], n: int) -> Int[Array, " n"]:
     """A uniformly random cycle through all of 0, …, n − 1: a permutation without fixed points.
 
-    Pairing x_i with y_σ(i) turns true pairs into pairs from the product of the marginals. A
-    permutation would keep one true pair on average, and so cap what a critic can learn.
+    Pairing x_i with y_σ(i) turns true pairs into pairs from the product of the marginals. A random
+    permutation would keep one true pair on average, which limits the critic.
 
     Args:
         key: one typed key.
-        n: at least 2.
+        n: the length, at least 2.
 
     Returns:
         σ, with σ(i) ≠ i for every i, as are σ², …, σ^{n−1}.
 
     Raises:
-        ValueError: if the key is none, or n not an integer of at least 2.
+        ValueError: if the key is invalid, or n is not an integer of at least 2.
 
     Example:
         >>> sigma = derangement(jax.random.key(0), 5)
@@ -172,5 +172,5 @@ def derangement(key: Key[Array, ""], n: int) -> Int[Array, " n"]:
     check_key(key)
     check_count(2, n=n)
     order = jax.random.permutation(key, n)
-    # Each element goes to its successor in a random circle, which is never itself for n ≥ 2.
+    # Each element is mapped to its successor in a random cycle, never to itself for n ≥ 2.
     return jnp.zeros_like(order).at[order].set(jnp.roll(order, -1))

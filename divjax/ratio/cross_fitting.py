@@ -1,8 +1,8 @@
-"""Cross-fitting: the one frame around every head.
+"""Cross-fitting: the wrapper around every head.
 
 Each repeat splits the rows into folds at random. For each fold a head is fitted to the other rows,
-standardised on its training rows and stopped or chosen by its validation rows, and is then
-evaluated on the fold, which it has not seen. All folds and repeats are fitted under one `vmap`.
+with standardisation on its training rows and early stopping or model selection on its validation
+rows, and is then evaluated on the held-out fold. All folds and repeats are fitted under one `vmap`.
 """
 
 import math
@@ -46,20 +46,20 @@ __all__ = [
 CALIBRATIONS = ("none", "temperature", "platt")
 
 # The precision of the Gaussian prior around 0 and 1 on intercept and slope of a calibration, in
-# rows: a log ratio is trusted to about a third unless the rows say otherwise.
+# rows: a prior standard deviation of about a third.
 CALIBRATION_PRIOR = 10.0
 
-# Fits run side by side while their inputs together hold no more numbers than this.
+# Fits run simultaneously while their inputs together hold no more numbers than this.
 _BUDGET = 2**26
 
 
 class Member(NamedTuple):
-    """One fitted head with what its inputs and its output go through.
+    """One fitted head with the transforms of its inputs and of its output.
 
     Attributes:
-        standardizer: each feature's location, scale and limits, by the training rows.
+        standardizer: each feature's location, scale and limits, from the training rows.
         values: each feature's training values, sorted and padded by infinity, if ties are counted.
-        params: the head's.
+        params: the head's parameters.
         calibration: the intercept and the slope of the calibrated log ratio.
     """
 
@@ -70,29 +70,29 @@ class Member(NamedTuple):
 
     @property
     def mean(self) -> Float[Array, " d"]:
-        """The training rows' mean of each feature, outliers moved to the limits."""
+        """The training rows' mean of each feature, with outliers clipped to the limits."""
         return self.standardizer.mean
 
     @property
     def scale(self) -> Float[Array, " d"]:
-        """Their standard deviation, 1 where it is 0."""
+        """The training rows' standard deviation of each feature, with 0 replaced by 1."""
         return self.standardizer.scale
 
 
 class CrossFit(NamedTuple):
-    """All members, with leading axes (repeat, fold), and what they say of the rows.
+    """All members, with leading axes (repeat, fold), and their scores of the rows.
 
     Attributes:
         members: the fitted heads.
-        log_ratio_p: out of fold, averaged over the repeats.
-        log_ratio_q: the same for q.
-        held_out_p: the first split's.
-        held_out_q: the same for q.
+        log_ratio_p: out-of-fold log ratios of the samples of p, averaged over the repeats.
+        log_ratio_q: out-of-fold log ratios of the samples of q, likewise.
+        held_out_p: the first split's held-out log ratios of the samples of p.
+        held_out_q: the first split's held-out log ratios of the samples of q.
         sequential: the first split's further scores, for certificates.
         train: the training rows' balanced cross-entropy for each member.
-        validation: the same for the validation rows.
-        test: the same for the fold itself, before calibration.
-        misfit: what a probe gains over the log ratios.
+        validation: the validation rows' balanced cross-entropy.
+        test: the balanced cross-entropy of the fold itself, before calibration.
+        misfit: the gain of a probe over the log ratios.
     """
 
     members: Member
@@ -108,14 +108,14 @@ class CrossFit(NamedTuple):
 
 
 class CrossFitting(NamedTuple):
-    """How rows are split and what is done with the folds; static numbers.
+    """The static settings of splits, calibration and features.
 
     Attributes:
         num_folds: K.
-        num_repeats: splits.
-        validation_share: of the rows outside of a fold.
+        num_repeats: the number of splits.
+        validation_share: the share of the rows outside of a fold that are validation rows.
         calibration: one of `CALIBRATIONS`.
-        tie_counts: whether features are joined by their counts of ties.
+        tie_counts: whether counts of ties are appended to the features.
     """
 
     num_folds: int
@@ -135,32 +135,32 @@ def cross_fit(
     plan: CrossFitting,
     groups: Int[Array, " n+m"] | None = None,
 ) -> CrossFit:
-    """Fit a head out of fold; log ratios are differentiable in the rows, the heads held fixed.
+    """Fit a head out of fold; log ratios are differentiable in the rows with the heads held fixed.
 
-    Rows of one group, numbered over both samples, are in one fold and play one part.
+    Rows of one group, numbered over both samples, share a fold and a role.
     """
     keys = jax.random.split(key, plan.num_repeats)
     rows = Rows(p, q, weights_p, weights_q)
-    # The heads are fitted without derivatives: at their optimum the divergence does not move with
+    # The heads are fitted without derivatives: at their optimum the divergence does not depend on
     # them to first order.
     fixed = jax.lax.stop_gradient(rows)
     splits = jax.vmap(lambda key: _shuffle(key, fixed.weights, groups))(keys)
     members, train, validation, sequential = _fit_members(keys, fixed, splits, head, plan)
 
-    # Scores are differentiable in the rows, which is why they take `rows` and not `fixed`.
+    # Scores are differentiable in the rows, hence `rows` and not `fixed`.
     score = lambda members, split: _score_held_out(rows, members, split, head, plan)
     raw, held_out, test = jax.vmap(score)(members, splits)
-    # `HeldOut` has no derivatives, so that calibrations are constants like the heads.
+    # Gradients are stopped in `HeldOut`, so that calibrations are constants like the heads.
     calibrate = lambda held_out: _calibrate_folds(held_out, fixed.weights, plan)
     calibrations = jax.vmap(calibrate)(held_out)
-    # Every split scores each row once. Their mean has less of the variance of the fits.
+    # Every split scores each row once. The mean over splits reduces the variance of the fits.
     log_ratios = for_each(
         lambda u, fold: jnp.mean(jax.vmap(_calibrated)(u, fold, calibrations), axis=0),
         [(u, each.fold) for u, each in zip(raw, held_out, strict=True)],
     )
 
     members = jax.lax.stop_gradient(members._replace(calibration=calibrations))
-    # Tests and certificates use one split: given its models the scores of a fold are independent.
+    # Tests and certificates use one split: given its models, the scores of a fold are independent.
     first = jax.tree.map(lambda leaf: leaf[0], held_out)
     # Any member's standardisation will do.
     member = jax.tree.map(lambda leaf: leaf[0, 0], members)
@@ -189,14 +189,14 @@ def cross_fit(
 def _fit_members(
     keys: Key[Array, " repeats"], rows: Rows, splits: Any, head: Head, plan: CrossFitting
 ) -> tuple[Member, Array, Array, SequentialScores]:
-    """The heads of all repeats and folds, with the losses of what trained and validated them.
+    """The heads of all repeats and folds, with their training and validation losses.
 
-    One more head is fitted to the first split's first folds alone; it is kept by its scores.
+    One more head is fitted to the first split's first folds alone. Only its scores are kept.
     """
     num_repeats, num_folds = plan.num_repeats, plan.num_folds
 
     def fit_member(task):
-        # Standardised by the training rows alone: what is held out has no say in it.
+        # Standardised by the training rows alone: held-out rows must have no influence.
         key, split, stream, tested = task
         _, train, validation = (part.of(*rows[:2]) for part in _parts(split, rows, tested, plan))
         member = _standardizer(train, head, plan.tie_counts)
@@ -204,8 +204,8 @@ def _fit_members(
             _standardize(member, head, train, trained=True),
             _standardize(member, head, validation, trained=False),
         )
-        # Rows that the head remembers are scored without themselves, or the gap between training
-        # and test would be that of copying.
+        # An instance-based head scores its training rows leave-one-out. Otherwise the gap between
+        # training and test would measure copying.
         params = head.fit(jax.random.fold_in(key, stream), data)
         # The gap between these losses and those of the tested rows measures overfitting.
         held = data.validation
@@ -217,13 +217,12 @@ def _fit_members(
         ]
         return member._replace(params=params), losses, (*of_held, *held.weights)
 
-    # A task for each repeat and fold, and last the one for the folds before `first`.
+    # One task per repeat and fold, followed by the task for the folds before `first`.
     repeat, fold = np.divmod(np.arange(num_repeats * num_folds), num_folds)
     tested = np.stack([fold, fold + 1])
     first = num_first_folds(num_folds)
     if first:
-        # The extra task tests all folds from `first` on, and so is fitted to the earlier ones
-        # alone.
+        # The extra task tests all folds from `first` on, hence is fitted to the earlier ones alone.
         repeat, fold = np.append(repeat, 0), np.append(fold, num_folds)
         tested = np.append(tested, [[first], [num_folds]], axis=1)
     tasks = (
@@ -232,7 +231,7 @@ def _fit_members(
         jnp.asarray(fold),
         tuple(map(jnp.asarray, tested)),
     )
-    # All at once while memory allows: vmapped fits share their loops.
+    # All simultaneously if memory allows: vmapped fits share their loops.
     size = (rows.p.shape[0] + rows.q.shape[0]) * (rows.p.shape[1] + 64)
     together = max(1, _BUDGET // size)
     if together >= len(repeat):
@@ -241,14 +240,14 @@ def _fit_members(
         fitted = jax.lax.map(fit_member, tasks, batch_size=together)
 
     def by_fold(leaf):
-        # The extra task is no member of the ensemble.
+        # The extra task is not a member of the ensemble.
         return leaf[: num_repeats * num_folds].reshape(num_repeats, num_folds, *leaf.shape[1:])
 
     members, (train, validation) = jax.tree.map(by_fold, fitted[:2])
     last = jax.tree.map(lambda leaf: leaf[-1], fitted[0])
-    # Only the scores of rows that this model has not seen are used.
+    # Only the scores of rows held out from this model are used.
     first_scores = log_ratios(head, last.params, *(_inputs(last, head, x) for x in rows[:2]))
-    # The first split's models, in the order of their folds, and then the extra one.
+    # The first split's models, in the order of their folds, followed by the extra one.
     models = np.append(np.arange(num_folds), [-1] * bool(first)).astype(int)
     sequential = SequentialScores(*first_scores, *(leaf[models] for leaf in fitted[2]))
     return members, train, validation, sequential
@@ -257,18 +256,19 @@ def _fit_members(
 def _score_held_out(
     rows: Rows, members: Member, split: Any, head: Head, plan: CrossFitting
 ) -> tuple[list[Array], list[HeldOut], Array]:
-    """Each row's log ratio by the member of one repeat that has not seen it, before calibration.
+    """Each row's held-out log ratio in one repeat, before calibration.
 
-    Differentiable in the rows, then as `HeldOut` without derivatives; and each fold's loss.
+    Returned differentiable in the rows, then as `HeldOut` with stopped gradients, then each fold's
+    loss.
     """
 
     def test(member, fold):
-        """The fold's log ratios at their rows, zero at the others, and its cross-entropy."""
+        """The fold's log ratios in place, zero at all other rows, and its cross-entropy."""
         part = _parts(split, rows, (fold, fold + 1), plan)[0]
         p, q, *weights = part.of(*rows[:2])
         u_p, u_q = log_ratios(head, member.params, *(_inputs(member, head, x) for x in (p, q)))
-        # Back to the places of the rows. Padding repeats the index of a row in use: `add` leaves
-        # that row as it is, `set` would not.
+        # Scattered back to the order of the rows. Padding repeats the index of a row in use: `add`
+        # leaves that row unchanged, `set` would not.
         spread = [
             jnp.zeros(x.shape[0], u.dtype).at[index].add(jnp.where(weight > 0, u, 0))
             for x, index, weight, u in (
@@ -279,7 +279,7 @@ def _score_held_out(
         return spread, cross_entropy(u_p, u_q, *weights)
 
     each, losses = jax.vmap(test)(members, jnp.arange(plan.num_folds))
-    # A row with weight is tested by one member, so that the sum over folds is its log ratio.
+    # A row of positive weight is tested by one member, so that the sum over folds is its log ratio.
     raw = [jnp.sum(u, axis=0) for u in each]
     folds = for_each(
         lambda places, weights: places.fold_of(weights, plan.num_folds),
@@ -295,11 +295,11 @@ def _score_held_out(
 def _calibrate_folds(
     held_out: list[HeldOut], weights: tuple[Array, Array], plan: CrossFitting
 ) -> Float[Array, "folds 2"]:
-    """Intercept and slope for each fold's log ratios, by the rows of the other folds."""
+    """Intercept and slope for each fold's log ratios, fitted to the rows of the other folds."""
 
     def calibrate(fold):
         u_p, u_q = (each.log_ratio for each in held_out)
-        # The rows of the fold have no part in its calibration, or its log ratios would not be out
+        # The rows of the fold are excluded from its calibration, so that its log ratios remain out
         # of fold.
         others_p, others_q = (
             _normalize(jnp.where(each.fold == fold, 0, weight))
@@ -328,7 +328,7 @@ def ensemble_log_ratio(members: Member, head: Head, x: Float[Array, "b d"]) -> F
 
 
 class _Part(NamedTuple):
-    """Which rows of p and of q play a part, and their weights, which sum to one."""
+    """Indices of the rows of p and of q in one role, and their weights, which sum to one."""
 
     p: Int[Array, " a"]
     q: Int[Array, " b"]
@@ -340,13 +340,13 @@ class _Part(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """The random places of one sample's rows, of which each fold is an equal stretch.
+    """The random order of one sample's rows, of which each fold is an equal contiguous part.
 
     Attributes:
-        order: the rows by their places, those without weight last; None for groups, whose rows
+        order: row indices in this order, those of weight zero last; None for groups, whose rows
             share a place.
         rank: each row's place.
-        count: how many places there are; for groups, of the row's kind (see `_shuffle`).
+        count: the number of places, for groups those of the row's kind (see `_shuffle`).
     """
 
     order: Int[Array, " n"] | None
@@ -354,9 +354,9 @@ class _Places(NamedTuple):
     count: Int[Array, " n"]
 
     def fold_of(self, weights: Float[Array, " n"], num_folds: int) -> Int[Array, " n"]:
-        """The fold that tests each row; −1 for rows without weight."""
-        # Place r has its centre at (r + ½)/count and so lies in fold ⌊K (r + ½)/count⌋. Integers
-        # cannot round it into another fold.
+        """The fold that tests each row; −1 for rows of weight zero."""
+        # Place r has its centre at (r + ½)/count and so lies in fold ⌊K (r + ½)/count⌋. Integer
+        # arithmetic avoids rounding into another fold.
         fold = (2 * self.rank + 1) * num_folds // (2 * jnp.maximum(self.count, 1))
         return jnp.where(weights > 0, fold, -1)
 
@@ -366,15 +366,15 @@ def _shuffle(
 ) -> tuple[_Places, _Places]:
     """Random places for the rows of both samples.
 
-    Groups are of three kinds, with rows of p alone, of q alone, and of both. Each kind is spread
-    evenly over the folds, so that every fold has its share of both samples.
+    Groups are of three kinds, with rows of p alone, of q alone, and of both. Each kind is
+    distributed evenly over the folds, so that every fold has its share of both samples.
     """
     if groups is None:
         of_p, of_q = for_each(_shuffle_rows, zip(jax.random.split(key), weights, strict=True))
         return of_p, of_q
     n, size = weights[0].shape[0], groups.shape[0]
     used = jnp.concatenate(weights) > 0
-    # 1 for rows of p, 2 for those of q, 0 for rows without weight.
+    # 1 for rows of p, 2 for those of q, 0 for rows of weight zero.
     row_kind = jnp.where(jnp.arange(size) < n, 1, 2) * used
     of_p, of_q = (jnp.zeros(size, bool).at[groups].max(row_kind == kind) for kind in (1, 2))
     # 1 and 2 for groups of one sample alone, 3 for those of both, 0 for unused numbers.
@@ -402,7 +402,7 @@ def _parts(
     tested: tuple[Int[Array, ""], Int[Array, ""]],
     plan: CrossFitting,
 ) -> list[_Part]:
-    """The rows of both samples that test, train and validate a member; see `_split`."""
+    """The test, training and validation rows of both samples for one member; see `_split`."""
     of_p, of_q = for_each(
         lambda places, weights: _split(places, weights, tested, plan),
         zip(split, jax.lax.stop_gradient(rows.weights), strict=True),
@@ -416,39 +416,38 @@ def _split(
     tested: tuple[Int[Array, ""], Int[Array, ""]],
     plan: CrossFitting,
 ) -> list[tuple[Int[Array, " size"], Float[Array, " size"]]]:
-    """The rows of one sample that test, train and validate: indices and weights.
+    """The test, training and validation rows of one sample: indices and weights.
 
-    In the random order the validation rows follow the tested folds, those from the first of
-    `tested` up to (without) its second, and the training rows follow them. Of several tested folds
+    In the random order the tested folds, from the first of `tested` up to but excluding its second,
+    are followed by the validation rows and these by the training rows. If several folds are tested,
     only the first rows are returned.
     """
     num_folds, validation_share = plan.num_folds, plan.validation_share
     n = weights.shape[0]
-    # Of a sample without groups the same for all rows.
+    # Without groups the count is the same for all rows.
     used = places.count if places.order is None else places.count[0]
-    # The ranks to which `fold_of` gives these folds.
+    # The ranks that `fold_of` assigns to these folds.
     start, stop = ((2 * k * used + num_folds - 1) // (2 * num_folds) for k in tested)
     others = used - (stop - start)
-    # A row at least to either part, however small or large the share.
+    # At least one row for each part at any share.
     share = jnp.round(validation_share * others.astype(weights.dtype)).astype(others.dtype)
     held = jnp.clip(share, 1, others - 1)
     held = jnp.maximum(held, 0)
 
     if places.order is None:
-        # All rows in each part: how many a group has is known only at run time.
+        # All rows in each part: the sizes of groups are known only at run time.
         after = (places.rank - start) % jnp.maximum(used, 1)
-        # Ranks behind the tested stretch, which wrap around at the end: the tested ones are
-        # negative.
+        # Ranks relative to the end of the tested part, cyclically: tested rows are negative.
         outside = after - (stop - start)
         masks = outside < 0, outside >= held, (outside >= 0) & (outside < held)
         return [(jnp.arange(n), _normalize(jnp.where(mask, weights, 0))) for mask in masks]
 
-    # Without groups each part is a stretch of the order, of a size that is known up to rounding:
+    # Without groups each part is contiguous in the order, of a size that is known up to rounding:
     # gathered rows take less time and memory than masks of all of them.
     order, rest = places.order, 1 - 1 / num_folds
 
     def part(first, count, share):
-        # As many rows as if all had weight; the first fills the rest, without weight.
+        # The size for a sample without zero weights. The first row, at weight zero, is the padding.
         size = min(n, math.ceil(share * n) + 2)
         offset = jnp.arange(size)
         index = order[(first + jnp.where(offset < count, offset, 0)) % used]
@@ -467,9 +466,9 @@ def _normalize(weights: Float[Array, " n"]) -> Float[Array, " n"]:
 
 
 def _standardizer(train: Rows, head: Head, tie_counts: bool) -> Member:
-    """A member whose inputs are standardised by the training rows, both samples alike."""
+    """A member whose inputs are standardised by the training rows of both samples together."""
     x, weights = jnp.concatenate(train[:2]), jnp.concatenate(train.weights)
-    # Sorted, so that ties are counted by binary search; rows without weight are padding behind all
+    # Sorted, so that ties are counted by binary search. Rows of weight zero are padding after all
     # values.
     values = jnp.sort(jnp.where(weights > 0, x.T, jnp.inf), axis=1) if tie_counts else None
     samples = zip(train[:2], train.weights, strict=True)
@@ -497,9 +496,10 @@ def _inputs(
     trained: bool = False,
     extrapolate: bool = False,
 ) -> Float[Array, "b p"]:
-    """What a head sees of rows: standardised features that no single row can spoil.
+    """The inputs of a head: standardised features, robust to any single row.
 
-    A parametric head sees the samples' rows winsorised and, to extrapolate, any others as they are.
+    For a parametric head the samples' rows are winsorised and, to extrapolate, any others are
+    unchanged.
     """
     features = _features(member.values, x, trained)
     if not is_parametric(head):
@@ -510,16 +510,16 @@ def _inputs(
 def _features(
     values: Float[Array, "d rows"] | None, x: Float[Array, "b d"], trained: bool = False
 ) -> Float[Array, "b p"]:
-    """The inputs and, given the training values, log(1 + the number of each one's ties).
+    """The inputs and, given the training values, log(1 + the number of ties) of each input.
 
-    Ties are the training rows with exactly this value, a training row itself not counted.
+    Ties are the training rows with exactly this value, excluding the row itself.
     """
     if values is None:
         return x
 
     def count(own, column):
         left, right = (jnp.searchsorted(own, column, side=side) for side in ("left", "right"))
-        # A training row is found among its own ties.
+        # A training row is itself among its ties.
         return right - left - trained
 
     counts = jax.vmap(count, in_axes=(0, 1), out_axes=1)(values, x)
@@ -535,18 +535,18 @@ def _calibrate(
 ) -> Float[Array, " 2"]:
     """The intercept a and slope b of the log ratio a + b·u that fits these rows best.
 
-    The prior decides where the rows do not, as when p and q hardly overlap.
+    The prior dominates if the rows are uninformative, as when p and q hardly overlap.
     """
     identity = jnp.array([0.0, 1.0], u_p.dtype)
     if kind == "none":
         return identity
-    # A temperature has no intercept: its feature is zero, and so stays its coefficient.
+    # A temperature has no intercept: its feature is zero, hence its coefficient stays zero.
     used = jnp.array([1.0 if kind == "platt" else 0.0, 1.0], u_p.dtype)
     phi_p, phi_q = (jnp.stack([jnp.ones_like(u), u], axis=1) * used for u in (u_p, u_q))
     weights = weights_p, weights_q
     penalty = jnp.full(2, CALIBRATION_PRIOR / num_rows(weights_p, weights_q), u_p.dtype)
-    # With u as offset the unknowns are the change from the identity, which the prior holds near
+    # With u as offset the unknowns are the change from the identity, which the prior keeps near
     # zero.
     change = newton_logistic(phi_p, phi_q, *weights, penalty, u_p, u_q)
-    # Newton's method has no finite answer for infinite log ratios, which then stay uncalibrated.
+    # For infinite log ratios Newton's method has no finite result, and they stay uncalibrated.
     return identity + jnp.where(jnp.isfinite(change).all(), change, 0)

@@ -1,4 +1,4 @@
-"""What may be wrong with a density ratio estimated from samples."""
+"""Diagnostics of a density ratio estimated from samples."""
 
 from typing import Any, NamedTuple
 
@@ -16,22 +16,22 @@ __all__ = ["Diagnostics", "Ties", "ties"]
 
 
 class Ties(NamedTuple):
-    """Exact repetitions, which no density has.
+    """Exact duplicates, which have probability zero under a density.
 
     Attributes:
-        duplicates_p: the share of p's rows that another row of p equals.
-        duplicates_q: the share of q's rows that another row of q equals.
-        shared_p: the share of p's rows that a row of q equals: copies, if q is a model of p.
-        shared_q: the share of q's rows that a row of p equals.
-        lattice: for each feature, by how much the share of one sample's rows whose value its other
-            rows hold exceeds the share of the other sample's rows that hold such a value. For
+        duplicates_p: the share of p's rows that equal another row of p.
+        duplicates_q: the share of q's rows that equal another row of q.
+        shared_p: the share of p's rows that equal a row of q: copies, if q is a model of p.
+        shared_q: the share of q's rows that equal a row of p.
+        lattice: for each feature, the excess of the share of one sample's rows whose value occurs
+            in its other rows over the share of the other sample's rows with such a value. For
             independent samples a lower bound, up to sampling error, on the total variation: near 1
-            where one sample's values are quantised and the other's are not, or otherwise.
-        copied: for each feature, by how much one sample's values are those of the other's rows more
-            often than the other's own values repeat. Of independent samples that is no more than
-            what the total variation allows; near 1 where values are unique within each sample and
-            taken from one to the other, as by copied rows or a shared identifier. Copies say
-            nothing about quantised values: `lattice` is 0 for a sample and itself.
+            if one sample's values are quantised and the other's are not, or differently.
+        copied: for each feature, the excess of the share of one sample's rows whose value occurs in
+            the other sample over the share of the other's own values that repeat. For independent
+            samples it is bounded by the total variation. It is near 1 if values are unique within
+            each sample and taken from one to the other, as by copied rows or a shared identifier.
+            Copies are no evidence of quantised values: `lattice` is 0 for a sample and itself.
     """
 
     duplicates_p: Float[Array, ""]
@@ -45,25 +45,26 @@ class Ties(NamedTuple):
 
 
 class Diagnostics(NamedTuple):
-    """What may be wrong with a fitted ratio, by its out-of-fold log ratios.
+    """Diagnostics of a fitted ratio, from its out-of-fold log ratios.
 
     Attributes:
         mean_ratio: E_q[p/q], which is 1 for the true ratio.
-        effective_sample_size: how many samples of q, weighted by the ratio, stand for p:
-            (Σr)²/Σr². Where it is small, what weighs by the ratio rests on few samples.
-        cross_entropy: the balanced cross-entropy in nats; log 2 less it is a lower bound on JS in
+        effective_sample_size: the effective number of samples of q, weighted by the ratio to p:
+            (Σr)²/Σr². If it is small, weighted means rest on few samples.
+        cross_entropy: the balanced cross-entropy in nats. Log 2 minus it is a lower bound on JS in
             expectation.
-        generalization_gap: what it exceeds the training rows' by, before calibration: a large one
-            says that the heads have learned their rows by heart.
+        generalization_gap: the excess of the cross-entropy over that of the training rows, before
+            calibration. A large gap indicates overfitting.
         max_log_ratio: the largest absolute log ratio.
         beyond_log_n: whether the estimated KL(p‖q) exceeds the logarithm of the number of samples
-            of q: the number then rests on the model's shape. No lower bound of high confidence that
-            holds for all distributions exceeds that logarithm by much (McAllester, Stratos 2020).
-        ties: exact repetitions.
-        too_simple: whether held-out rows show that the log ratio misses something, by more than
-            three standard errors: random cosines fitted to the residuals of other folds lower the
-            cross-entropy, or the residuals of neighbours agree. The estimate is then too low, for
-            Jensen–Shannon by the gain at least.
+            of q. The estimate then rests on the model's shape. No lower bound of high confidence
+            that holds for all distributions exceeds that logarithm by much (McAllester, Stratos
+            2020).
+        ties: exact duplicates.
+        too_simple: whether held-out rows show an underfitted log ratio, by more than three standard
+            errors: random cosines fitted to the residuals of other folds lower the cross-entropy,
+            or the residuals of neighbours agree. The estimate is then too low, for Jensen–Shannon
+            by the gain at least.
         finite: whether every log ratio is finite.
     """
 
@@ -86,15 +87,15 @@ def ties(
     a: Float[Array, " n"] | None = None,
     b: Float[Array, " m"] | None = None,
 ) -> Ties:
-    """How often values repeat, within and between two samples, in O(d n log n).
+    """Shares of duplicate values, within and between two samples, in O(d n log n).
 
-    Values are equal if they are in the precision in which they are held: NumPy's float64 and its
-    integers before JAX rounds them, and those of two samples in the coarser precision of both.
+    Values are compared in their stored precision: NumPy's float64 and its integers before JAX
+    rounds them, and those of two samples in the coarser precision of both.
 
     Args:
         x: samples of p.
         y: samples of q.
-        a: weights of x; a row without weight does not count.
+        a: weights of x. Rows of weight zero are ignored.
         b: weights of y.
 
     Returns:
@@ -102,7 +103,8 @@ def ties(
 
     Raises:
         ValueError: if a sample is not a matrix of numbers, the features differ, or given weights
-            are of another length, negative, not finite or zero throughout. Traced ones give NaN.
+            are of another length, negative, not finite or all zero. For such traced weights the
+            result is NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -116,12 +118,12 @@ def ties(
     used_p, known_p = _used("a", a, p.shape[0])
     used_q, known_q = _used("b", b, q.shape[0])
 
-    # NaN equals nothing, and so would go for a value of a density.
+    # NaN is unequal to every value, and so would pass for a value of a density.
     not_nan_p = ~jnp.isnan(p).any(axis=0, where=used_p[:, None])
     not_nan_q = ~jnp.isnan(q).any(axis=0, where=used_q[:, None])
     valid = not_nan_p & not_nan_q & known_p & known_q
 
-    # Lattices show in the values as they are held, copies in the precision that both samples share.
+    # Lattices are detected in the stored precision, copies in the precision common to both samples.
     exact, common = _shares_as_held(p, q, *_ranks(x, y), used_p, used_q)
     lattice, _ = _excess(exact.columns, valid)
     _, copied = _excess(common.columns, valid)
@@ -130,7 +132,7 @@ def ties(
 
 
 def _used(name: str, weights: Any, size: int) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
-    """Which rows have a weight, and whether the weights are some."""
+    """Which rows have positive weight, and whether the weights are valid."""
     if weights is None:
         return jnp.ones(size, bool), jnp.ones((), bool)
     weights = as_weights(name, weights, size, float)
@@ -138,7 +140,7 @@ def _used(name: str, weights: Any, size: int) -> tuple[Bool[Array, " n"], Bool[A
 
 
 class _Shares(NamedTuple):
-    """Of the used rows of one sample, the shares that equal another one of either sample."""
+    """The shares of the used rows of one sample that equal another one of either sample."""
 
     of_p_in_p: Float[Array, ""]
     of_q_in_q: Float[Array, ""]
@@ -147,14 +149,14 @@ class _Shares(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Shares of each feature, and those of rows."""
+    """The shares of duplicates for each feature, and for whole rows."""
 
     columns: _Shares
     rows: _Shares
 
 
 def _excess(shares: _Shares, valid: Bool[Array, " d"]) -> tuple[Float[Array, " d"], ...]:
-    """How much more often the samples hold their own values than each other's; how much less."""
+    """The excess of the samples' own duplicates over shared values, and the reverse excess."""
     own = jnp.stack([shares.of_p_in_p, shares.of_q_in_q])
     others = jnp.stack([shares.of_q_in_p, shares.of_p_in_q])
     more = nan_unless(valid, own - others)
@@ -165,13 +167,13 @@ _Ranks = Int[np.ndarray, "rows d"] | None
 
 
 def _ranks(x: Any, y: Any) -> tuple[_Ranks, _Ranks]:
-    """Each feature's values by their ranks, of the samples of which NumPy holds more digits."""
+    """Ranks of each feature's values, for samples that NumPy stores with more digits than JAX."""
     held = [as_numbers(name, sample, exact=True) for name, sample in (("x", x), ("y", y))]
     wide = [loses_digits(sample) for sample in held]
-    # JAX's dtype holds every digit: values can be compared as they are.
+    # JAX's dtype represents every digit: values can be compared directly.
     if not any(wide):
         return None, None
-    # Equal values get equal ranks in one numbering of both samples, and JAX holds ranks exactly.
+    # Equal values get equal ranks in one numbering of both samples. JAX represents ranks exactly.
     rows = np.concatenate([sample for sample, has in zip(held, wide, strict=True) if has])
     ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in rows.T], axis=1)
     ranks = ranks.astype(np.int32)
@@ -188,10 +190,10 @@ def _shares_as_held(
     used_p: Bool[Array, " n"],
     used_q: Bool[Array, " m"],
 ) -> tuple[_Found, _Found]:
-    """What is equal as it is held, and in the dtype of p and q.
+    """Shares of equal values in the stored precision, and in the dtype of p and q.
 
-    Both are the same unless just one sample has ranks: its own repetitions are then those of its
-    ranks, and what the samples have in common is what the dtype cannot tell apart.
+    The two agree unless just one sample has ranks. Its own duplicates are then those of its ranks,
+    and shared values are those that are equal in the dtype.
     """
     if ranks_p is None and ranks_q is None:
         found = _found(p, q, used_p, used_q)
@@ -222,7 +224,7 @@ def _found(p: Array, q: Array, used_p: Bool[Array, " n"], used_q: Bool[Array, " 
 def _shares_of_column(
     column: Float[Array, " n+m"], used_p: Bool[Array, " n"], used_q: Bool[Array, " m"]
 ) -> _Shares:
-    """Of equal values."""
+    """The shares of equal values of one feature."""
     used = jnp.concatenate([used_p, used_q])
     # Used rows come first, with equal values next to each other.
     order = jnp.lexsort((column, ~used))
@@ -236,13 +238,13 @@ def _shares_of_rows(
     used_p: Bool[Array, " n"],
     used_q: Bool[Array, " m"],
 ) -> _Shares:
-    """Of equal rows: next to each other once sorted by a hash of their bits, compared exactly."""
+    """The shares of equal rows, made adjacent by sorting a hash of their bits, compared exactly."""
     x, used = jnp.concatenate([p, q]), jnp.concatenate([used_p, used_q])
     whole = jnp.issubdtype(x.dtype, jnp.integer)
     bits = jax.lax.bitcast_convert_type(x if whole else x + 0.0, jnp.uint32).reshape(
         x.shape[0], -1
     )  # −0 is 0
-    # A linear hash modulo 2³². Odd factors are invertible: one word that changes always changes the
+    # A linear hash modulo 2³². Odd factors are invertible: a change of one word always changes the
     # hash.
     odd = np.random.default_rng(0).integers(0, 2**31, bits.shape[1], np.uint32) * 2 + 1
     code = jnp.sum(bits * jnp.asarray(odd), axis=1, dtype=jnp.uint32)
@@ -258,8 +260,8 @@ def _shares(
     used_p: Bool[Array, " n"],
     used_q: Bool[Array, " m"],
 ) -> _Shares:
-    """The shares, from which of the rows in order equal the one before."""
-    # Which of the ordered rows are used rows of p, and which of q: "2 n+m".
+    """The shares of duplicates, given whether each ordered row equals the one before."""
+    # Masks of the used rows of p and of q, in order: "2 n+m".
     own = jnp.zeros((2, order.size), bool).at[0, : used_p.size].set(used_p)
     own = own.at[1, used_p.size :].set(used_q)[:, order]
     used = own.any(axis=0)
@@ -268,7 +270,7 @@ def _shares(
     counts = jnp.zeros(own.shape, int).at[:, group].add(own.astype(int))[:, group]
 
     def share(of: int, among: int, least: int) -> Float[Array, ""]:
-        # A row finds itself in its own sample, where `least` is therefore 2.
+        # A row is counted in its own sample, for which `least` is therefore 2.
         return jnp.sum(own[of] & (counts[among] >= least)) / jnp.sum(own[of])
 
     return _Shares(share(0, 0, 2), share(1, 1, 2), share(0, 1, 1), share(1, 0, 1))

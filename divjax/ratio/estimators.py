@@ -1,6 +1,6 @@
-"""The estimators of a density ratio: one frame, cross-fitting, and the heads that it fits.
+"""The estimators of a density ratio: cross-fitting around different heads.
 
-`ClassifierRatio` is the one to start with; the others are the same frame around another head.
+`ClassifierRatio` is the default choice. The others are the same wrapper around another head.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ HEADS = {
 
 @pytree
 class _CrossFitted:
-    """What all estimators of a ratio share: the fields of the frame, and `fit`."""
+    """The base class of all ratio estimators: the fields of cross-fitting, and `fit`."""
 
     head: Any
     num_folds: int = static(default=5)
@@ -104,27 +104,26 @@ class _CrossFitted:
         """Fit the ratio of p to q. Compiles itself.
 
         Args:
-            key: splits rows, initialises and trains networks.
-            x: samples of p, at least two a fold (of packs): an array, a list or a frame of numbers.
-                NumPy's float64 is centred before it becomes float32.
-            y: samples of q, likewise; required.
-            a: non-negative importance weights of any scale; equal by default. Errors are
-                those of (Σw)²/Σw² equal rows: a row of weight 2 is not two rows. A row of weight
-                zero is no part of the sample, whatever it holds: so ragged samples can be padded.
-            b: the same for y.
+            key: a key for splitting rows and for initialising and training networks.
+            x: samples of p, at least two rows (or packs) per fold: an array, a list or a frame of
+                numbers. NumPy's float64 is centred before it becomes float32.
+            y: samples of q, likewise. Required.
+            a: non-negative importance weights of x, of any scale, equal by default. Errors are
+                those of (Σw)²/Σw² equal rows: a row of weight 2 is not two rows. Rows of weight
+                zero are ignored, so that ragged samples can be padded with arbitrary rows.
+            b: importance weights of y, likewise.
             groups: labels of the rows of x and of y (subjects, documents, copies), for rows that
-                depend on each other: rows of one label are in one fold and play one part, in both
-                samples alike, and `two_sample_test` exchanges them as one. At least two groups a
-                fold in either sample.
+                depend on each other. Rows of one label, in both samples, share a fold and a role,
+                and `two_sample_test` exchanges them as one. At least two groups per fold in either
+                sample.
 
         Returns:
             A `RatioFit`. Memory is O(folds · repeats · (n + m) · features of the head).
 
         Raises:
-            ValueError: if shapes do not fit, a sample is too small, or concrete weights are
-                negative. Traced weights that are negative, or leave fewer than two rows a fold,
-                make every estimate and p-value NaN, and so does NaN or infinity in a row with
-                weight.
+            ValueError: if shapes do not match, a sample is too small, or concrete weights are
+                negative. Every estimate and p-value is NaN if traced weights are negative or leave
+                fewer than two rows per fold, or if a row of positive weight holds NaN or infinity.
         """
         return _check_and_fit(key, x, y, a, b, groups, self)
 
@@ -133,27 +132,27 @@ class _CrossFitted:
 class ClassifierRatio(_CrossFitted):
     """The log ratio log p/q as the logit of a classifier, cross-fitted.
 
-    The balanced cross-entropy ½E_p[log(1 + e^{−u})] + ½E_q[log(1 + e^u)] is least at u = log p/q.
+    The balanced cross-entropy ½E_p[log(1 + e^{−u})] + ½E_q[log(1 + e^u)] is minimal at u = log p/q.
     The rows are split into folds, and each fold's log ratios come from a classifier fitted to the
-    others; all folds and repeats train together. Both samples weigh the same whatever their sizes,
-    so that no prior shift log(n/m) is left to correct.
+    others. All folds and repeats are trained simultaneously. Both samples have equal total weight
+    at any sample sizes, so that no prior shift log(n/m) needs correction.
 
     Attributes:
         head: a model of the log ratio (`divjax.ratio.heads`), or the name of one: "auto", "linear",
             "quadratic", "gaussian", "fourier", "mlp".
-        hidden: widths of the network, where `head` is a name.
-        num_folds: K ≥ 2; each model is fitted to a share 1 − 1/K of the rows.
-        num_repeats: splits, over which out-of-fold log ratios are averaged. The variance of the
-            fits falls, and with it the excess cross-entropy that Jensen–Shannon lacks: a few
-            repeats pay where a sample has hundreds of rows.
-        validation_share: the share of those rows that stop or choose the model instead of training
-            it; static, since it decides shapes.
-        calibration: "none", "temperature" (a slope) or "platt" (intercept and slope): maps each
-            fold's log ratios by what fits the other folds' best.
+        hidden: widths of the network, if `head` is a name.
+        num_folds: K ≥ 2. Each model is fitted to a share 1 − 1/K of the rows.
+        num_repeats: the number of splits over which out-of-fold log ratios are averaged. Repeats
+            reduce the variance of the fits, and with it the excess cross-entropy by which the
+            Jensen–Shannon estimate is too low. A few repeats help for samples of hundreds of rows.
+        validation_share: the share of those rows that is used for early stopping or model selection
+            instead of training. It is static, since it determines shapes.
+        calibration: "none", "temperature" (a slope) or "platt" (intercept and slope), the map of
+            each fold's log ratios that is fitted to the other folds.
         tie_counts: whether each feature is joined by log(1 + the number of training rows with
-            exactly its value). Smooth models cannot see a lattice; with it they can.
-        pack: rows of the classifier are tuples of this many samples, so that D(p^k‖q^k) is
-            estimated: small differences add up, as KL(p^k‖q^k) = k KL(p‖q).
+            exactly its value), which lets smooth models detect quantised values.
+        pack: the number k of samples in each row of the classifier, which then estimates
+            D(p^k‖q^k). Small differences add up, as KL(p^k‖q^k) = k KL(p‖q).
 
     Raises:
         ValueError: if an attribute is out of range or unknown.
@@ -190,16 +189,17 @@ class ClassifierRatio(_CrossFitted):
 
 @pytree
 class TelescopingRatio(_CrossFitted):
-    """The log ratio across a chasm, as a sum over bridges, cross-fitted.
+    """The log ratio in the large-KL regime, as a sum of intermediate log ratios, cross-fitted.
 
-    For KL beyond the ten nats or so that a single classifier can tell. What it reports there rests
-    on the shape of the bridges' models: `diagnostics.beyond_log_n` says so.
+    It is intended for KL beyond the roughly ten nats that a single classifier can estimate. There
+    the estimate rests on the shape of the intermediate models, as `diagnostics.beyond_log_n`
+    reports.
 
     Attributes:
-        head: the bridges.
-        calibration: "none" by default: across a chasm hardly a row tells the sum's slope. "platt"
-            repairs bridges that fit badly where p and q overlap. The other attributes are those of
-            `ClassifierRatio`.
+        head: the model of the intermediate log ratios.
+        calibration: "none" by default, since in the large-KL regime hardly any row informs the
+            slope of the sum. "platt" corrects poorly fitted intermediate ratios if p and q overlap.
+            The other attributes are those of `ClassifierRatio`.
 
     Example:
         >>> import jax
@@ -221,8 +221,8 @@ class TelescopingRatio(_CrossFitted):
 class LeastSquaresRatio(_CrossFitted):
     """The ratio by kernel least squares (uLSIF, and relative: RuLSIF), cross-fitted.
 
-    Bandwidth and ridge are chosen by the analytic leave-one-out error; nothing is trained, and no
-    rows are needed to validate: `validation_share` keeps one a fold by default.
+    Bandwidth and ridge are chosen by the analytic leave-one-out error. No training and no
+    validation rows are required: `validation_share` reserves one per fold by default.
 
     Attributes:
         head: the kernel model. The other attributes are those of `ClassifierRatio`.
@@ -244,7 +244,7 @@ class LeastSquaresRatio(_CrossFitted):
 
 @pytree
 class KLIEP(_CrossFitted):
-    """The ratio r whose r·q is nearest to p in KL, a mixture of kernels, cross-fitted.
+    """The ratio r that minimises KL(p‖r·q), a mixture of kernels, cross-fitted.
 
     Attributes:
         head: the kernel model. The other attributes are those of `ClassifierRatio`.
@@ -266,9 +266,9 @@ class KLIEP(_CrossFitted):
 def _check_and_fit(key: Any, x: Any, y: Any, a: Any, b: Any, groups: Any, method: Any) -> RatioFit:
     """Check the samples, then cross-fit, compiled."""
     key = own_key(key)
-    if y is None:  # most often the key is missing, which the check above says
+    if y is None:  # most often the key is missing, which the check above reports
         raise ValueError("y is missing: fit takes a key, x and y.")
-    # NumPy's float64 is centred before it becomes float32, or an offset would take its digits.
+    # NumPy's float64 is centred before it becomes float32, where an offset would cost accuracy.
     center, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
     check_full_precision("x", x)
     check_provides("head", method.head, ("fit", "__call__"), "a ratio head")
@@ -280,7 +280,7 @@ def _check_and_fit(key: Any, x: Any, y: Any, a: Any, b: Any, groups: Any, method
         weight = as_numbers(of_rows, weight)
         check_shape(of_rows, weight, num_rows)
         check_weights(of_rows, weight)
-        if not isinstance(weight, Tracer):  # any scale, also one that the samples' dtype lacks
+        if not isinstance(weight, Tracer):  # any scale, even beyond the range of the samples' dtype
             weight = np.asarray(weight, np.float64)
             weight = weight / weight.max()
         # Traced weights cannot be counted here: `_fit` returns NaN if they leave too few rows.
@@ -302,17 +302,17 @@ def _check_and_fit(key: Any, x: Any, y: Any, a: Any, b: Any, groups: Any, method
     rows = x, y, *weights
     if not can_be_padded((rows, groups)):
         return dataclasses.replace(_fit(key, *rows, groups, method), center=center)
-    # So that a sample of another size compiles no training program: only what pads and cuts.
+    # Samples of other sizes then share the training program and compile only padding and slicing.
     n, m = len(x), len(y)
     rows, groups = _padded(rows, groups, padded_size(n), padded_size(m))
     fit = _fit(key, *rows, groups, method)
-    # Packs without weight come last, and go with the padding.
+    # Packs of weight zero come last, and are removed with the padding.
     return dataclasses.replace(fit.resized(n // method.pack, m // method.pack), center=center)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _padded(rows: tuple[Array, ...], groups: Array | None, num_p: int, num_q: int) -> Any:
-    """Rows of weight zero at the end of both samples; their groups are another's."""
+    """Rows of weight zero appended to both samples, with group labels of existing groups."""
     sizes = num_p, num_q, num_p, num_q
     padded = tuple(pad_rows(x, size) for x, size in zip(rows, sizes, strict=True))
     if groups is not None:
@@ -341,30 +341,30 @@ def _check_groups(groups: Any, n: int, m: int, method: Any) -> Array:
 @jax.jit
 def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
     pack_key, fit_key = jax.random.split(key)
-    # Each sample needs two units a fold: rows, packs of rows, or groups.
+    # Each sample needs two units per fold: rows, packs of rows, or groups.
     if groups is None:
         of_samples, counts = None, [jnp.sum(w > 0) // method.pack for w in (weights_p, weights_q)]
     else:
-        # Numbers from 0 on, by which arrays of groups are indexed.
+        # Consecutive numbers from 0, which index arrays of groups.
         groups = number_labels(groups)
         of_samples = groups[: p.shape[0]], groups[p.shape[0] :]
         counts = [
             _num_groups(*each) for each in zip(of_samples, (weights_p, weights_q), strict=True)
         ]
     enough = [count >= 2 * method.num_folds for count in counts]
-    # What is invalid is NaN from here on, so that no estimate of it is a number.
+    # Invalid samples are NaN from here on, and so are all their estimates.
     samples = zip((p, q), (weights_p, weights_q), enough, strict=True)
     p, q = for_each(_valid_sample, samples)
-    # Ties are those of single rows: packs of rows hardly ever repeat.
+    # Ties are counted for single rows: packs of rows hardly ever repeat.
     repeated = ties(p, q, weights_p, weights_q)
-    # At most one each, so that the products of a pack cannot overflow.
+    # Weights of at most one, so that the products of a pack cannot overflow.
     weights_p, weights_q = weights_p / jnp.max(weights_p), weights_q / jnp.max(weights_q)
-    # Packs are rows of their own; from here on a row is whatever is classified.
+    # From here on a row is the unit that is classified: a single row or a pack.
     if method.pack > 1:
         pack_p, pack_q = jax.random.split(pack_key)
         p, weights_p = _pack(pack_p, p, weights_p, method.pack)
         q, weights_q = _pack(pack_q, q, weights_q, method.pack)
-    # Sums of one make both samples weigh the same, whatever their sizes.
+    # Normalisation to sums of one gives both samples equal weight at any sizes.
     weights_p, weights_q = weights_p / jnp.sum(weights_p), weights_q / jnp.sum(weights_q)
     plan = CrossFitting(
         method.num_folds,
@@ -406,19 +406,19 @@ def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
 def _valid_sample(
     x: Float[Array, "n d"], weights: Float[Array, " n"], enough: Bool[Array, ""]
 ) -> Float[Array, "n d"]:
-    """The sample, 0 in rows of weight zero (they are padding), and NaN throughout if it is invalid.
+    """The sample, with padding (rows of weight zero) set to 0, and NaN throughout if it is invalid.
 
-    It is invalid if it is too small, if a weight is negative, or if a row with weight holds NaN or
-    infinity: a member that has not seen that row would report a finite number.
+    It is invalid if it is too small, if a weight is negative, or if a row of positive weight holds
+    NaN or infinity: members not fitted to that row would report a finite number.
     """
-    # Padding is zeroed before the check, as it may hold anything.
+    # Padding has arbitrary content and is zeroed before the check.
     x = jnp.where(weights[:, None] > 0, x, 0)
     return nan_unless(enough & (weights >= 0).all() & jnp.isfinite(x).all(), x)
 
 
 def _num_groups(groups: Int[Array, " n"], weights: Float[Array, " n"]) -> Int[Array, ""]:
-    """How many groups hold a row with weight."""
-    # Rows without weight share the label −1, which is not counted.
+    """The number of groups with a row of positive weight."""
+    # Rows of weight zero share the label −1, which is not counted.
     used = jnp.where(weights > 0, groups, -1)
     return jnp.sum(jnp.unique(used, size=used.shape[0] + 1, fill_value=-1) >= 0)
 
@@ -426,9 +426,9 @@ def _num_groups(groups: Int[Array, " n"], weights: Float[Array, " n"]) -> Int[Ar
 def _pack(
     key: Key[Array, ""], x: Float[Array, "n d"], weights: Float[Array, " n"], size: int
 ) -> tuple[Float[Array, "packs size*d"], Float[Array, " packs"]]:
-    """Rows in random tuples, those without weight last; what is left over goes."""
+    """Rows in random tuples, those of weight zero last; an incomplete last tuple is dropped."""
     used = weights > 0
-    # Uniform numbers are below 1: rows without weight come last, and are packed with each other.
+    # Uniform numbers are below 1: rows of weight zero come last, and are packed with each other.
     order = jnp.argsort(jnp.where(used, jax.random.uniform(key, used.shape), 2.0))
     packs = x.shape[0] // size
     order = order[: packs * size].reshape(packs, size)

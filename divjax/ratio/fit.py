@@ -1,4 +1,4 @@
-"""A fitted density ratio, and the divergences that it estimates."""
+"""A fitted density ratio, and the divergences estimated from it."""
 
 import dataclasses
 import functools
@@ -36,38 +36,38 @@ from divjax.ratio.types import cross_entropy, num_rows
 
 __all__ = ["RatioFit"]
 
-# Of the generalization gap, what the standard errors of divergences count as excess cross-entropy.
+# The share of the generalization gap that standard errors of divergences count as excess
+# cross-entropy.
 EXCESS_SHARE = 0.75
 
 
 @pytree
 class RatioFit:
-    """The log ratio of p to q, fitted to samples, and what follows from it.
+    """The log ratio of p to q, fitted to samples, and the estimates that follow from it.
 
-    Divergences, AUC and accuracy are of `log_ratio_p` and `log_ratio_q`, each sample's log ratio by
-    models that have not seen it. They, and so every divergence, are differentiable in the samples
-    with the models held at their optimum. Certified bounds and the two-sample test are of the first
-    split's uncalibrated log ratios, `held_out_p` and `held_out_q`. With `pack` = k all numbers are
-    those of p^k and q^k.
+    Divergences, AUC and accuracy use `log_ratio_p` and `log_ratio_q`, each sample's out-of-fold log
+    ratio. These, and hence every divergence, are differentiable in the samples with the models held
+    at their optimum. Certified bounds and the two-sample test use the first split's uncalibrated
+    log ratios, `held_out_p` and `held_out_q`. With `pack` = k all numbers refer to p^k and q^k.
 
     Attributes:
         log_ratio_p: log p/q at each sample of p, out of fold, averaged over repeats.
-        log_ratio_q: the same for the samples of q.
-        weights_p: the samples' weights, summing to one.
-        weights_q: the same for q.
-        held_out_p: the first split's log ratios before calibration, and the rows' folds.
-        held_out_q: the same for q.
+        log_ratio_q: log p/q at each sample of q, likewise.
+        weights_p: weights of the samples of p, summing to one.
+        weights_q: weights of the samples of q, summing to one.
+        held_out_p: the first split's log ratios before calibration, and the folds of p's rows.
+        held_out_q: log ratios and folds of q's rows, likewise.
         sequential: the first split's further scores, for certified bounds.
         train: the training rows' balanced cross-entropy for each repeat and fold, in nats.
-        validation: the same for the validation rows, which stopped or chose the model.
-        test: the same for the fold itself.
-        misfit: the excess cross-entropy of the log ratios, as far as probes of another shape see.
-        ties: exact repetitions in the samples.
+        validation: the cross-entropy of the rows used for early stopping or model selection.
+        test: the cross-entropy of the fold itself.
+        misfit: the excess cross-entropy of the log ratios that probes of another shape detect.
+        ties: exact duplicates in the samples.
         head: the model.
         members: the fitted parameters, with leading axes (repeat, fold).
         groups: the numbers of the groups of p's rows and of q's, if there are any.
-        center: what was subtracted from the samples before the fit.
-        pack: how many samples make one row.
+        center: the centre subtracted from the samples before the fit.
+        pack: the number of samples in one row.
 
     Example:
         >>> import jax
@@ -102,7 +102,7 @@ class RatioFit:
     pack: int = static(default=1)
 
     def log_ratio(self, x: Float[Array, "b d"]) -> Float[Array, " b"]:
-        """Log p(x)/q(x), the mean of all models; for rows that were not among the samples.
+        """Log p(x)/q(x), the mean of all models, for rows outside the samples.
 
         Args:
             x: rows like the samples; with `pack` = k, of shape (b, k, d).
@@ -111,7 +111,7 @@ class RatioFit:
             The log ratio of each row (of each pack).
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: if the shape does not match.
         """
         if self.pack > 1:
             check_shape("x", x, "b", self.pack, "d")
@@ -122,8 +122,8 @@ class RatioFit:
         if self.members.values is not None:
             features //= 2  # each is followed by its count of ties
         check_shape("x", x, "b", features)
-        # Padded to few sizes, batches of many sizes share a compiled program. Traced rows belong to
-        # the caller's program.
+        # Padded to few sizes, batches of many sizes share a compiled program. Traced rows are part
+        # of the caller's program.
         if not can_be_padded((x, self)):
             return _log_ratio(self.members, self.head, x)
         num_rows = len(x)
@@ -156,33 +156,33 @@ class RatioFit:
         E_p[f'(r)] + E_q[f(r) − r f'(r)] with the models fixed, by the envelope theorem the
         gradient of the divergence itself.
 
-        The standard error adds up these errors: that of the mean; that of the log ratio's intercept
-        and slope, counted as estimated from the same samples; for KL, that of the ratio's scale,
-        log E_q[r], which is 0 for the true ratio (for the reverse KL log E_p[1/r]), up to as much
-        as all others; and that of overfitting. If the head
-        contains log p/q, the classifier's excess cross-entropy ε is in expectation between half of
-        the `generalization_gap`, what maximum likelihood costs, and all of it; three quarters are
+        The standard error combines the error of the mean, the error of the log ratio's intercept
+        and slope (taken as estimated from the same samples), for KL the error of the ratio's scale,
+        log E_q[r], which is 0 for the true ratio (for the reverse KL log E_p[1/r]) and counts at
+        most as much as all others, and the error of overfitting. If the head contains log p/q, the
+        classifier's excess cross-entropy ε is in expectation between half of the
+        `generalization_gap`, the cost of maximum likelihood, and all of it. Three quarters are
         counted. Another divergence of nearby p and q changes by 4h(1)·ε, with h = r² f''. A head
-        too simple for log p/q, or trained too briefly, adds a bias that no error here counts;
-        beyond log n (`diagnostics.beyond_log_n`) nothing in the samples speaks against it.
+        too simple for log p/q, or trained too briefly, adds a bias that is not included in these
+        errors. Beyond log n (`diagnostics.beyond_log_n`) the samples contain no evidence of it.
 
-        The interval is a normal one, except for Jensen–Shannon. Out of fold that is log 2 less a
-        cross-entropy, which the excess can only raise: below the value the interval has the first
-        two errors, above it the two and all of the gap, up to log 2. If a probe of another shape
-        finds held-out structure that the head has missed (`diagnostics.too_simple`), what it gains
-        is added above.
+        The interval is a normal one, except for Jensen–Shannon. The out-of-fold value of the latter
+        is log 2 minus a cross-entropy, which the excess can only raise: below the value the
+        interval includes the first two errors, above it the two and all of the gap, up to log 2. If
+        a probe of another shape finds held-out structure that the head has missed
+        (`diagnostics.too_simple`), its gain is added above.
 
-        `certified_js` (for KL, `certified_kl`) holds whatever the head. Its 95 % bound is the least
-        that the value can be, and the lower end of an interval of level 1 − α is at least its bound
-        of confidence 1 − α/2. Rows in groups or of unequal weights have no certificate.
+        `certified_js` (for KL, `certified_kl`) holds for any head. The value is at least its 95 %
+        bound, and the lower end of an interval of level 1 − α is at least its bound of confidence
+        1 − α/2. There is no certificate for rows in groups or of unequal weights.
 
         Args:
             generator: a divergence of `divjax.fdiv`.
-            confidence_level: of the two-sided confidence interval.
-            base: the unit is the logarithm of this number; nats by default.
+            confidence_level: the level of the two-sided confidence interval.
+            base: the base of the logarithm that sets the unit, nats by default.
 
         Returns:
-            An `Estimate`; its `effective_sample_size` is that of q's samples weighted to p, its
+            An `Estimate`. Its `effective_sample_size` is that of q's samples weighted to p, its
             diagnostics are `diagnostics`.
 
         Raises:
@@ -207,18 +207,18 @@ class RatioFit:
     def js(self, *, confidence_level: ArrayLike = 0.95, base: ArrayLike | None = None) -> Estimate:
         """The Jensen–Shannon divergence, in nats unless a base is given. See `divergence`.
 
-        In expectation a lower bound on the truth, whatever the model: exactly so without
-        calibration, which sees a fold's rows only through the models of other folds. Hence its
-        interval reaches further up than down: lower ≤ value ≤ upper ≤ log 2.
+        In expectation it is a lower bound on the true value for any model: exactly so without
+        calibration, which depends on a fold's rows only through the models of other folds. Hence
+        its interval reaches further up than down: lower ≤ value ≤ upper ≤ log 2.
         """
         return self.divergence(JensenShannon(), confidence_level=confidence_level, base=base)
 
     def auc(self, *, confidence_level: ArrayLike = 0.95) -> Estimate:
-        """The area under the ROC curve of the log ratio, ½ where p and q cannot be told apart.
+        """The area under the ROC curve of the log ratio, ½ if p and q are indistinguishable.
 
         The interval takes the models as given. Near p = q that is too narrow (a nominal 95 %
-        covered 88 of 100 samples of 400 rows): what one fold's rows teach the models, the others'
-        pay for. Whether p = q is for `two_sample_test` to say.
+        covered 88 of 100 samples of 400 rows), since scores of different folds are negatively
+        correlated. To test whether p = q, use `two_sample_test`.
         """
         check_probability(confidence_level=confidence_level)
         return _of_scores(self.scores(), auc, confidence_level)
@@ -233,22 +233,22 @@ class RatioFit:
     ) -> PermutationTest:
         """The classifier two-sample test: is p = q? Exact at every sample size.
 
-        The rows of the first split's first fold, a share 1/K of all, scored by the model that was
-        fitted to the others. Under p = q their labels are exchangeable. Two folds give it most
-        power, since half the rows are then scored. Weights are ignored, but for rows without any.
-        If the fit has groups, they are exchanged as one.
+        The rows of the first split's first fold, a share 1/K of all, are scored by the model that
+        was fitted to the others. Under p = q their labels are exchangeable. Two folds give the
+        largest power, since half the rows are then scored. Weights are ignored, except for rows of
+        weight zero. Rows of one group are exchanged as one.
 
         Args:
-            key: draws the permutations.
+            key: a key for the permutations.
             kind: "auc", "accuracy" of the log ratio's sign, or "mean", the difference of the mean
                 log ratios.
-            num_permutations: the smallest p-value is 1/(1 + this).
+            num_permutations: the number of permutations N. The smallest p-value is 1/(1 + N).
 
         Returns:
             A `PermutationTest`.
 
         Raises:
-            ValueError: if `kind` is unknown or `num_permutations` not positive.
+            ValueError: if `kind` is unknown or `num_permutations` is not positive.
 
         References:
             Lopez-Paz, Oquab 2017; Kim, Ramdas, Singh, Wasserman 2021, section 3: the permutation
@@ -256,7 +256,7 @@ class RatioFit:
         """
         held_out = self.held_out_p, self.held_out_q
         scores_p, scores_q = (jax.lax.stop_gradient(part.log_ratio) for part in held_out)
-        # One fold has one model, given which its rows' labels are exchangeable if p = q.
+        # One fold has one model. Given that model, its rows' labels are exchangeable if p = q.
         first_p, first_q = (part.fold == 0 for part in held_out)
         return score_permutation_test(
             key,
@@ -276,26 +276,26 @@ class RatioFit:
         clip: float | None = None,
         base: ArrayLike | None = None,
     ) -> Float[Array, ""]:
-        """A lower confidence bound on JS(p, q), whatever p, q and the model.
+        """A lower confidence bound on JS(p, q), for any p, q and model.
 
-        For any function u, ½E_p[log 2 − log(1 + e^{−u})] + ½E_q[log 2 − log(1 + e^u)] ≤ JS. Rows
-        that a model has not seen give bounded terms for it, a pair of one row of p and one of q at
-        a time, and betting against their mean holds at every sample size. A model fitted to the
-        first half of the folds, followed by that of the last fold, bets on all folds that come
-        after, with a capital that runs through; each fold's own model bets on the fold. These share
-        the error probability, one half for the former and 1/2K for each fold, and the largest bound
-        is returned. With two folds there are only the latter.
+        For any function u, ½E_p[log 2 − log(1 + e^{−u})] + ½E_q[log 2 − log(1 + e^u)] ≤ JS.
+        Held-out rows give bounded terms, one per pair of a row of p and a row of q, and betting
+        against their mean is valid at every sample size. A model fitted to the first half of the
+        folds, followed by that of the last fold, bets on all later folds with one running capital.
+        Each fold's own model bets on the fold. These share the error probability, one half for the
+        former and 1/2K for each fold, and the largest bound is returned. With two folds only the
+        latter are used.
 
-        Rows must be independent draws: the bound is NaN for rows in groups, and where the weights
-        of the rows that count are not equal.
+        Rows must be independent draws: the bound is NaN for rows in groups, and if the positive
+        weights of a sample are unequal.
 
         Args:
-            confidence_level: of the one-sided bound.
-            clip: the largest log ratio that counts; by default each model's validation rows choose.
-            base: the unit is the logarithm of this number; nats by default.
+            confidence_level: the level of the one-sided bound.
+            clip: the largest absolute log ratio, chosen on each model's validation rows by default.
+            base: the base of the logarithm that sets the unit, nats by default.
 
         Returns:
-            The bound; 0 says nothing. NaN where a traced confidence is not in (0, 1).
+            The bound. 0 is uninformative. NaN if a traced confidence is not in (0, 1).
 
         Raises:
             ValueError: if a number is out of range.
@@ -317,17 +317,18 @@ class RatioFit:
         clip: float | None = None,
         base: ArrayLike | None = None,
     ) -> Float[Array, ""]:
-        """A number that KL(p‖q) and KL(q‖p) exceed with the given probability.
+        """A lower confidence bound on both KL(p‖q) and KL(q‖p).
 
-        `certified_js` through the sharp inequality KL ≥ Ξ(JS), `fdiv.kl_lower_bound_from_js`.
+        It is `certified_js` mapped by the sharp inequality KL ≥ Ξ(JS),
+        `fdiv.kl_lower_bound_from_js`.
 
         Args:
-            confidence_level: of the one-sided bound.
-            clip: the largest log ratio that counts; by default each model's validation rows choose.
-            base: the unit is the logarithm of this number; nats by default.
+            confidence_level: the level of the one-sided bound.
+            clip: the largest absolute log ratio, chosen on each model's validation rows by default.
+            base: the base of the logarithm that sets the unit, nats by default.
 
         Returns:
-            The bound; 0 where that on JS is not positive.
+            The bound, 0 if the bound on JS is not positive.
 
         Raises:
             ValueError: if a number is out of range.
@@ -338,23 +339,23 @@ class RatioFit:
 
     @property
     def diagnostics(self) -> Diagnostics:
-        """What may be wrong with the ratio."""
+        """Diagnostics of the ratio."""
         return _diagnostics(self.scores())
 
     def scores(self) -> "RatioFit":
-        """The fit without its models, with rows of weight zero up to a `padded_size`.
+        """The fit without its models, padded with rows of weight zero to a `padded_size`.
 
-        One program serves the fits of all heads, and of samples of about one size.
+        Fits of all heads, and of samples of similar size, then share one compiled program.
         """
-        # Without these the structure of the pytree, and so the compiled program, does not depend on
-        # the head.
+        # Without these the structure of the pytree, and hence the compiled program, does not depend
+        # on the head.
         fit = dataclasses.replace(self, head=None, members=None, center=None)
         if fit.log_ratio_p.ndim > 1 or not can_be_padded(fit):
             return fit
         return fit.resized(padded_size(len(fit.log_ratio_p)), padded_size(len(fit.log_ratio_q)))
 
     def resized(self, num_p: int, num_q: int) -> "RatioFit":
-        """The fit with so many rows of either sample: the first ones, or all and some padding."""
+        """The fit with these numbers of rows: the first ones, or all of them and padding."""
         of_p, of_q = _resize(_rows_of_samples(self), (num_p, num_q))
         return dataclasses.replace(
             self,
@@ -370,7 +371,7 @@ class RatioFit:
 
 
 class _SampleRows(NamedTuple):
-    """All that a fit holds of each row of one sample."""
+    """The fields of a fit that have one entry per row of one sample."""
 
     log_ratio: Float[Array, " n"]
     weights: Float[Array, " n"]
@@ -379,7 +380,7 @@ class _SampleRows(NamedTuple):
     group: Int[Array, " n"] | None
 
 
-# A row without weight, in no fold.
+# A row of weight zero, in no fold.
 _PADDING = _SampleRows(0, 0, HeldOut(0, -1, 0), 0, 0)  # pyright: ignore[reportArgumentType]
 
 
@@ -404,7 +405,7 @@ def _resize(
     return tuple(resized(rows, size) for rows, size in zip(samples, sizes, strict=True))
 
 
-# What a user asks of a fit one by one is compiled: dozens of small operations each.
+# Each query of a fit consists of dozens of small operations, and is therefore compiled.
 _log_ratio = jax.jit(ensemble_log_ratio)
 
 
@@ -415,8 +416,8 @@ def _divergence(fit: RatioFit, generator: Divergence, confidence_level: Any, bas
     # Value and errors are computed without derivatives. `_first_order` adds those of the value.
     fixed = jax.lax.stop_gradient(samples)
     value, *influences = generator.plug_in(*fixed, *weights)
-    # To first order the error of the value is a sum of terms of mean zero, one for each row: its
-    # influence, centred in its sample.
+    # To first order the error of the value is a sum of terms of mean zero, one per row: its
+    # influence, centred within its sample.
     terms = [
         weight * (total - weighted_mean(total, weight))
         for weight, total in zip(
@@ -425,32 +426,32 @@ def _divergence(fit: RatioFit, generator: Divergence, confidence_level: Any, bas
     ]
     variance = _variance_of_sum(terms, fit.groups)
     diagnostics = _diagnostics(fit)
-    # The excess cross-entropy ε is a share of the gap, or what a probe has gained, if that is more.
-    # It moves the divergence by 4h(1)·ε, and u = 0 is the ratio 1.
+    # The excess cross-entropy ε is a share of the gap, or the gain of a probe if that is larger. It
+    # changes the divergence by 4h(1)·ε, and u = 0 is the ratio 1.
     gap = jnp.maximum(diagnostics.generalization_gap, 0)
     missed = jnp.where(fit.misfit.significant, fit.misfit.gain, 0)
     shape = 4 * generator.h(jnp.zeros_like(gap)) * jnp.maximum(EXCESS_SHARE * gap, missed)
-    # The error of the ratio's scale counts up to as much as all the others together.
+    # The error of the ratio's scale counts at most as much as all others together.
     scale = jnp.minimum(_normalization_error(fixed, weights, generator) ** 2, variance + shape**2)
     std_error = jnp.sqrt(variance + shape**2 + scale)
 
-    # Overfitting can only lower an out-of-fold Jensen–Shannon divergence: no share of the gap
-    # belongs below it, and all of it, up to the training rows' own divergence, above.
+    # Overfitting can only lower an out-of-fold Jensen–Shannon divergence: no share of the gap is
+    # added below it, and all of it, up to the training rows' own divergence, above.
     js = isinstance(generator, JensenShannon)
     lower, upper = normal_interval(value, jnp.sqrt(variance) if js else std_error, confidence_level)
     if js:
         upper = jnp.minimum(upper + gap + missed, math.log(2))
 
-    # The certificate holds whatever the head, at α/2 as the lower end does.
+    # The certificate holds for any head, at α/2 like the lower end.
     bound = _certificate(
         fit, generator, jnp.asarray([0.95, (1 + confidence_level) / 2], value.dtype)
     )
-    # Computed once: as part of two fusions it might be rounded differently in each.
+    # Computed once: as part of two fusions it could be rounded differently in each.
     value = jax.lax.optimization_barrier(jnp.where(bound[0] > value, bound[0], value))
     lower = jnp.minimum(jnp.where(bound[1] > lower, bound[1], lower), value)
     upper = jnp.where(upper < value, value, upper)
 
-    # The term is zero: it only carries the derivatives.
+    # The term is zero and only contributes the derivatives.
     value = value + _first_order(fit, generator, samples)
     value, std_error, lower, upper = (
         in_base(number, base) for number in (value, std_error, lower, upper)
@@ -465,10 +466,10 @@ def _divergence(fit: RatioFit, generator: Divergence, confidence_level: Any, bas
 
 
 def _normalization_error(samples: Any, weights: Any, generator: Divergence) -> Array:
-    """By how much a divergence would change if its ratio were scaled to be one in the mean.
+    """The change of a divergence if its ratio were scaled to a mean of one.
 
-    Log E_q[r] for KL and log E_p[1/r] for the reverse; divergences of bounded integrands do not ask
-    for the tails where the ratio is too large or too small.
+    Log E_q[r] for KL and log E_p[1/r] for the reverse KL. Divergences of bounded integrands do not
+    depend on the tails where the ratio is too large or too small.
     """
     if isinstance(generator, KL):
         u, weight = samples[1], weights[1]
@@ -480,7 +481,7 @@ def _normalization_error(samples: Any, weights: Any, generator: Divergence) -> A
 
 
 def _certificate(fit: RatioFit, generator: Divergence, confidences: Array) -> Array:
-    """Lower confidence bounds on the divergence; −∞ where there is none."""
+    """Lower confidence bounds on the divergence; −∞ if there is no bound."""
     if not isinstance(generator, (JensenShannon, KL, ReverseKL)):
         return jnp.full_like(confidences, -jnp.inf)
     js = jax.vmap(lambda confidence_level: _certified_js(fit, confidence_level, None))(confidences)
@@ -491,10 +492,10 @@ def _certificate(fit: RatioFit, generator: Divergence, confidences: Array) -> Ar
 
 
 def _variance_of_sum(terms: list[Array], groups: Any) -> Float[Array, ""]:
-    """Of independent terms of mean zero; of groups of them, which depend on each other within."""
+    """The variance of a sum of independent terms, or groups of terms, of mean zero."""
     if groups is not None:
-        # Rows of one group, of both samples, are added before they are squared: so their
-        # covariances count.
+        # Rows of one group, of both samples, are added before they are squared, to include their
+        # covariances.
         totals = jnp.zeros(sum(len(term) for term in terms), terms[0].dtype)
         for term, of in zip(terms, groups, strict=True):
             totals = totals.at[of].add(term)
@@ -521,7 +522,7 @@ def _certified_js(
 ) -> Float[Array, ""]:
     held_out, sequential = jax.lax.stop_gradient(((fit.held_out_p, fit.held_out_q), fit.sequential))
     bound = js_lower_bound(held_out, sequential, fit.test.shape[1], confidence_level, clip)
-    # Rows of one group are no independent draws, which betting requires.
+    # Betting requires independent draws, which rows of one group are not.
     if fit.groups is not None:
         return jnp.full_like(bound, jnp.nan)
     # Betting counts each row once. Equal weights may differ by their rounding.
@@ -561,7 +562,7 @@ def _first_order(fit: RatioFit, generator: Divergence, samples: Any) -> Float[Ar
     slopes = generator.sensitivities(u_p, u_q, *weights)
     # An infinite slope times a zero tangent would be NaN.
     largest = jnp.finfo(fit.log_ratio_p.dtype).max
-    # Σ w·slope·(u − stop_gradient(u)) is zero, and its derivative that of the variational form.
+    # Σ w·slope·(u − stop_gradient(u)) is zero, with the derivative of the variational form.
     of_p, of_q = (
         jnp.dot(weight * jnp.clip(slope, -largest, largest), _tangent(u))
         for weight, slope, u in zip(weights, slopes, samples, strict=True)
@@ -570,16 +571,16 @@ def _first_order(fit: RatioFit, generator: Divergence, samples: Any) -> Float[Ar
 
 
 def _tangent(u: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Zeros, with the derivative of u where it is finite."""
+    """Zeros, with the derivative of u at its finite entries."""
     finite = jnp.isfinite(u)
     return jnp.where(finite, u - jax.lax.stop_gradient(u), 0)
 
 
 def _recalibrated(fit: RatioFit, generator: Divergence, influences: Any, samples: Any) -> Any:
-    """Influences with those of the intercept a and slope b in a + b·u added.
+    """The influences, including those of the intercept a and slope b in a + b·u.
 
-    (a, b) minimises the balanced cross-entropy of these very rows; to first order it moves by
-    H⁻¹ times the score, and the divergence by its gradient times that.
+    (a, b) minimises the balanced cross-entropy of the same rows. To first order it changes by H⁻¹
+    times the score, and the divergence by its gradient times that.
     """
     u_p, u_q = samples
     weights_p, weights_q = fit.weights_p, fit.weights_q
@@ -596,8 +597,8 @@ def _recalibrated(fit: RatioFit, generator: Divergence, influences: Any, samples
     curvature_p = weights_p * wrong_p * (1 - wrong_p) / 2
     curvature_q = weights_q * wrong_q * (1 - wrong_q) / 2
     hessian = (phi_p.T * curvature_p) @ phi_p + (phi_q.T * curvature_q) @ phi_q
-    # A row's worth of a prior, for where the samples hardly overlap. The heads have fitted both
-    # coefficients without one, so that a stronger one would understate their errors.
+    # A prior of the weight of one row, for samples that hardly overlap. The heads have fitted both
+    # coefficients without a prior, so that a stronger one would understate their errors.
     prior = jnp.eye(2, dtype=u_p.dtype) / num_rows(weights_p, weights_q)
     direction = linalg.solve(hessian + prior, slope)
     # The scores of p and of q have opposite signs.

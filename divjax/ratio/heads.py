@@ -1,9 +1,9 @@
 """Heads: models of the log ratio that are fitted to one fold as classifiers of p against q.
 
-All but `Neighbors`, which counts rows, minimise the balanced cross-entropy, whose minimiser over
-all functions is log p/q and whose least value is log 2 − JS. Convex ones go to convergence;
-`Network` stops where the validation rows say; `Average` and `Tuned` weigh and choose by the
-validation rows. They compose: a network may start at the average of several convex fits.
+All except `Neighbors`, which counts rows, minimise the balanced cross-entropy, whose minimiser over
+all functions is log p/q and whose minimum is log 2 − JS. Convex heads are fitted to convergence.
+`Network` uses the validation rows for early stopping, `Average` for its weights, and `Tuned` for
+model selection. Heads compose: a network may start at the average of several convex fits.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 
-# A quadratic fit takes O(d⁶) for its Newton steps; beyond this the Gaussian discriminant stands in.
+# The Newton steps of a quadratic fit take O(d⁶). Beyond this the Gaussian discriminant replaces it.
 MAX_QUADRATIC_FEATURES = 24
 
 
@@ -68,33 +68,33 @@ class Zero:
     parametric = True
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[()]:
-        """Nothing to fit."""
+        """An empty tuple, as there are no parameters."""
         return ()
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        """0, and NaN for rows that hold NaN."""
+        """Zeros, with NaN for rows that hold NaN."""
         return nan_unless(~jnp.isnan(z).any(axis=1), jnp.zeros_like(z[:, 0]))
 
 
 @pytree
 class Average:
-    """The mean of several heads' log ratios, by how well each predicts the validation rows.
+    """The mean of several heads' log ratios, weighted by their likelihoods of the validation rows.
 
     The weights are proportional to the validation rows' likelihoods, exp(−rows · cross-entropy):
-    what predicts clearly worse has no part in it, and what predicts alike has an equal one. Heads
-    that predict alike may still disagree where only one of the samples is, which the likelihood
-    cannot see and KL weighs most; their mean is safer there than any choice.
+    clearly worse heads get negligible weight, and equally good heads equal weights. Equally good
+    heads may still disagree in regions covered by only one sample, to which the likelihood is
+    insensitive and KL most sensitive. Their mean is safer there than any choice.
 
     Each log ratio is clipped at three times the logarithm of the number of training rows, far
-    beyond what so many rows can support, or earlier if that predicts the validation rows better by
-    two standard errors: a model that is right on most rows, and on some sure of the opposite, would
-    otherwise spoil the mean.
+    beyond the values that this many rows can support, or earlier if that predicts the validation
+    rows better by two standard errors. A model that is right on most rows, and confidently wrong on
+    some, would otherwise distort the mean.
 
     Attributes:
-        heads: at least one.
+        heads: the heads, at least one.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if `heads` is empty.
 
     References:
         Yao, Vehtari, Simpson, Gelman 2018, section 3.4: weights by held-out likelihood.
@@ -108,7 +108,7 @@ class Average:
 
     @property
     def parametric(self) -> bool:
-        """Whether all heads are."""
+        """Whether all heads are parametric."""
         return all(is_parametric(head) for head in self.heads)
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[tuple[Any, ...], Array, Array]:
@@ -123,7 +123,7 @@ class Average:
             limit = _limit(u_p, u_q, held.weights, largest)
             u_p, u_q = (jnp.clip(u, -limit, limit) for u in (u_p, u_q))
             loss = cross_entropy(u_p, u_q, *held.weights)
-            # A head that predicts NaN gets no weight and does not spoil the others.
+            # A head that predicts NaN gets weight zero and does not affect the others.
             return limit, jnp.where(jnp.isnan(loss), jnp.inf, loss)
 
         fitted = zip(self.heads, params, strict=True)
@@ -131,7 +131,7 @@ class Average:
         limits, losses = map(jnp.stack, zip(*each, strict=True))
         # Likelihoods of the validation rows, exp(−rows · cross-entropy), normalised.
         weights = jax.nn.softmax(-num_rows(*held.weights) * losses)
-        # A hyper-parameter that is NaN is an error of the user, which a weight of zero would hide.
+        # A NaN hyper-parameter is a user error, which a weight of zero would hide.
         return params, nan_unless(~_any_nan(self.heads), weights), limits
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -141,7 +141,7 @@ class Average:
         return _clipped_mean(values, weights, limits)
 
     def leave_one_out(self, params: Any, rows: Rows) -> list[Array]:
-        """The weighted means at the training rows, each by models that may leave it out."""
+        """The weighted means at the training rows, leave-one-out for instance-based heads."""
         each, weights, limits = params
         heads = zip(self.heads, each, strict=True)
         values = zip(*(training_log_ratios(head, p, rows) for head, p in heads), strict=True)
@@ -154,11 +154,11 @@ def _clipped_mean(
     limits: Float[Array, " heads"],
 ) -> Float[Array, " b"]:
     clipped = jnp.clip(jnp.stack(values), -limits[:, None], limits[:, None])
-    # A head without weight may be anything, infinite too.
+    # A head of weight zero may have any values, including infinite ones.
     return weights @ jnp.where(weights[:, None] > 0, clipped, 0)
 
 
-# Log ratios at which those of an average may be clipped.
+# Candidate limits at which the log ratios of an average are clipped.
 _LIMITS = (2.0, 3.0, 4.0, 6.0, 9.0, 13.0)
 
 
@@ -168,26 +168,27 @@ def _limit(
     weights: tuple[Float[Array, " n"], Float[Array, " m"]],
     largest: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """The log ratio at which to clip: of those that surely lower the loss the one that does most.
+    """The clipping limit of the largest significant decrease of the loss.
 
-    A gain is sure if it exceeds two of its standard errors, row by row; a few rows are not enough.
+    A gain is significant if it exceeds two of its standard errors over rows. Gains on only a few
+    rows are not.
     """
 
     def gain(limit):
         def mean_and_variance(u, weight):
-            # The gain is over the outermost limit, which holds in any case.
+            # The gain is relative to the outermost limit, which always applies.
             u = jnp.where(weight > 0, jnp.clip(u, -largest, largest), 0)
             less = jax.nn.softplus(-u) - jax.nn.softplus(-jnp.clip(u, -limit, limit))
             # With weights that sum to one the mean has the variance Σw²(x − x̄)²/(1 − Σw²).
             mean, squares = jnp.dot(weight, less), weight**2
             return mean, squares @ (less - mean) ** 2 / (1 - jnp.sum(squares))
 
-        # Under q the log ratio has the other sign, so that one formula serves both samples.
+        # Under q the sign of the log ratio is reversed, so that one formula serves both samples.
         each = for_each(mean_and_variance, zip((u_p, -u_q), weights, strict=True))
         mean, variance = (sum(parts) for parts in zip(*each, strict=True))
         return jnp.where(mean > 2 * jnp.sqrt(variance), mean / 2, 0)
 
-    # The last entry is the outermost limit, over which it gains nothing.
+    # The last entry is the outermost limit, whose gain is zero by definition.
     limits = jnp.append(jnp.minimum(jnp.asarray(_LIMITS, largest.dtype), largest), largest)
     gains = jax.vmap(gain)(limits).at[-1].set(0)
     best = jnp.argmax(gains)
@@ -196,10 +197,10 @@ def _limit(
 
 @pytree
 class Tuned:
-    """Of one head over a grid of its numbers, the setting that the validation rows prefer.
+    """One head over a grid of hyper-parameters, with the setting selected on the validation rows.
 
     Attributes:
-        head: a head whose leaves share one leading axis, the grid's, trained together.
+        head: a head whose leaves share one leading axis, the grid's, trained simultaneously.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -217,7 +218,7 @@ class Tuned:
 
     @property
     def parametric(self) -> bool:
-        """Whether the head is."""
+        """Whether the head is parametric."""
         return is_parametric(self.head)
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
@@ -227,10 +228,10 @@ class Tuned:
             params = head.fit(key, fold)
             return (head, params), validation_loss(head, params, fold)
 
-        # All settings train together, from one key: only the setting differs between them.
+        # All settings are trained simultaneously, from one key, so that only the setting differs.
         (settings, params), losses = jax.vmap(one)(self.head)
         best, params = jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], (settings, params))
-        # An invalid setting is an error of the user's, not one that others are better than.
+        # An invalid setting is a user error and must not merely lose against the others.
         valid = ~_any_nan(self.head)
         return best, jax.tree.map(lambda leaf: jnp.where(valid, leaf, _invalid(leaf)), params)
 
@@ -246,7 +247,7 @@ class Tuned:
 
 
 def _any_nan(heads: Any) -> Bool[Array, ""]:
-    """Whether a hyper-parameter is NaN. A head without likelihood has no part in an average."""
+    """Whether a hyper-parameter is NaN."""
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(heads)]
     numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return functools.reduce(
@@ -255,7 +256,7 @@ def _any_nan(heads: Any) -> Bool[Array, ""]:
 
 
 def _invalid(leaf: Array) -> Array:
-    """NaN, of which only floating-point parameters have one."""
+    """NaN for floating-point parameters; others are unchanged."""
     floating = jnp.issubdtype(leaf.dtype, jnp.floating)
     return jnp.full_like(leaf, jnp.nan) if floating else leaf
 
@@ -264,12 +265,12 @@ def _invalid(leaf: Array) -> Array:
 class GaussianDiscriminant:
     """The log ratio of two fitted Gaussians (quadratic discriminant analysis), in closed form.
 
-    Right only for Gaussians, where it is efficient, also where the samples do not overlap and no
-    classifier can be fitted. Correlations are shrunk towards none.
+    It is correct only for Gaussians. For these it is efficient, even if the samples do not overlap
+    and no classifier can be fitted. Correlations are shrunk towards zero.
 
     Attributes:
-        shrinkage: shares in [0, 1] of no correlation; several are a grid, the best by the
-            validation rows.
+        shrinkage: shrinkage intensities in [0, 1], 1 for zero correlation. Several form a grid, the
+            best selected on the validation rows.
 
     References:
         Schäfer, Strimmer 2005: shrinkage towards the diagonal of unequal variances.
@@ -320,12 +321,12 @@ def _gaussian(
     x = jnp.where(weights[:, None] > 0, x, 0)
     mean = weights @ x
     centered = jnp.sqrt(weights)[:, None] * (x - mean)
-    # Σw² of the mass is lost to the mean, 1/n of it for equal weights.
+    # Estimating the mean reduces the variance by the share Σw², 1/n for equal weights.
     covariance = jnp.matmul(centered.T, centered, precision="highest")
     covariance = covariance / jnp.maximum(1 - jnp.sum(weights**2), 0.5)
     variance = jnp.diag(covariance)
-    # A feature that is constant in one sample alone says everything; its variance is floored so
-    # that the answer stays a number.
+    # A feature that is constant in one sample alone separates the samples perfectly. A floor on its
+    # variance keeps the log ratio finite.
     variance = jnp.maximum(variance, 1e-6)
     scale = jnp.sqrt(variance)
     # Correlations are shrunk rather than covariances, as features may differ in variance.
@@ -343,24 +344,24 @@ def _gaussian(
 
 @pytree
 class Network:
-    """A neural log ratio, trained by AdamW and stopped where the validation rows say.
+    """A neural log ratio, trained by AdamW with early stopping on the validation rows.
 
     The network's output starts at zero and is added to the log ratio of `start`, which is fitted
-    first: a network has to learn only what the simpler model misses, and where it finds nothing the
-    simpler model is what remains. Batches hold equally many rows of p and of q, drawn in proportion
-    to their weights.
+    first. The network has to learn only the residual of the simpler model, which is returned
+    unchanged if validation does not improve. Batches hold equally many rows of p and of q, drawn in
+    proportion to their weights.
 
     Attributes:
         hidden: widths of the default network, an MLP.
         network: `(in_features, rngs) -> nnx.Module`, from a batch "b d" to "b 1"; by default the
-            MLP. Its `nnx.Param`s are its only state: layers that draw numbers or count batches
-            (dropout, batch norm) have no place in a log ratio and raise.
-        learning_rate: the first of a cosine schedule that ends at a hundredth of it.
-        weight_decay: AdamW's.
-        num_steps: steps.
-        batch_size: rows of p and q together.
-        num_checks: how often the validation rows are consulted; at most once a step.
-        start: the head it starts from.
+            MLP. Its `nnx.Param`s are its only state: layers with random numbers or batch statistics
+            (dropout, batch norm) are not supported in a log ratio and raise.
+        learning_rate: the initial rate of a cosine schedule that ends at a hundredth of it.
+        weight_decay: the weight decay of AdamW.
+        num_steps: the number of training steps.
+        batch_size: the number of rows of p and q together.
+        num_checks: the number of evaluations on the validation rows, at most one per step.
+        start: the head whose log ratio is the initial value.
 
     Raises:
         ValueError: if a number is out of range.
@@ -409,15 +410,15 @@ class Network:
         start_key, init_key, fit_key = jax.random.split(key, 3)
         start = self.start.fit(start_key, fold)
         p, q, *weights = fold.train
-        # The start is a fixed offset of the logits. Training rows that it remembers are scored
-        # without themselves, or the network would learn to trust it too much.
+        # The start is a fixed offset of the logits. An instance-based start scores its training
+        # rows leave-one-out, since the network would otherwise rely on it too much.
         offset_p, offset_q = training_log_ratios(self.start, start, fold.train)
         held = jnp.concatenate(fold.validation[:2])
         fixed = self.start(start, held)
         # Equally many rows of p and of q leave no prior shift log(n/m) in the logits.
         half = -(-self.batch_size // 2)
         draw = row_sampler(*weights)
-        # One sign a row: a slice for each sample would be padded again in the gradient.
+        # One sign per row: a slice for each sample would be padded again in the gradient.
         sign = jnp.repeat(jnp.array([1, -1], p.dtype), half, total_repeat_length=2 * half)
 
         def loss(key, params):
@@ -444,7 +445,7 @@ class Network:
         return self.start(start, z) + self.apply(own, z)[:, 0]
 
     def leave_one_out(self, params: Any, rows: Rows) -> list[Array]:
-        """The log ratios at the training rows, the start's by what remains without each."""
+        """The log ratios at the training rows, with the start's leave-one-out."""
         start, own = params
         of_start = jnp.concatenate(training_log_ratios(self.start, start, rows))
         u = of_start + self.apply(own, jnp.concatenate(rows[:2]))[:, 0]
@@ -467,7 +468,7 @@ class Network:
     def train(
         self, key: Key[Array, ""], loss: Any, params: PyTree[Array], validate: Any
     ) -> PyTree[Array]:
-        """The parameters after training on `(key, params) -> loss`, where validation is best.
+        """The parameters of best validation in training on `(key, params) -> loss`.
 
         NaN if traced numbers are out of range: the parameters at the start would be finite.
         """
@@ -494,12 +495,12 @@ class Network:
 def row_sampler(*weights: Float[Array, " n"]) -> Callable[[Key[Array, ""], int], list[Array]]:
     """`(key, count) -> indices` for each vector of weights, in proportion to them.
 
-    One row from each of `count` equal quantiles, in order, so that a batch is spread evenly.
+    Stratified: one row is drawn from each of `count` equal quantiles, in order.
     """
     cumulative = for_each(jnp.cumsum, [(weight,) for weight in weights])
 
     def of_sample(mass: Float[Array, " n"], level: Float[Array, " count"]) -> Int[Array, " count"]:
-        # Rounding may put a level beyond all of the mass.
+        # Rounding may put a level beyond the total mass.
         return jnp.minimum(jnp.searchsorted(mass, level * mass[-1]), mass.shape[0] - 1)
 
     def draw(key: Key[Array, ""], count: int) -> list[Array]:
@@ -511,15 +512,15 @@ def row_sampler(*weights: Float[Array, " n"]) -> Callable[[Key[Array, ""], int],
 
 
 def convex_heads(in_features: int) -> Average:
-    """The convex log ratios together: linear, Gaussian and, up to 24 features, quadratic."""
+    """The average of the convex heads: linear, Gaussian and, up to 24 features, quadratic."""
     heads: tuple[Any, ...] = (Linear(), GaussianDiscriminant())
     if in_features <= MAX_QUADRATIC_FEATURES:
         heads = (*heads, Quadratic())
     return Average(heads)
 
 
-# How much stronger the weight decay of the default's second network is: that of 5000 rows of a
-# table with 59 columns has a cross-entropy of .593 with it and of .605 without.
+# The factor on the weight decay of the default's second network. On 5000 rows of a table with 59
+# columns its cross-entropy is .593 with this factor and .605 without.
 _STRONG_DECAY = 300.0
 
 
@@ -528,21 +529,21 @@ class Auto:
     """The default: an average of two networks and of nearest neighbours, which fail differently.
 
     One network starts at the convex fits (the linear, the Gaussian discriminant, and up to 24
-    features the quadratic) and can be steep where the rows ask for it; it overfits tables of many
-    columns. The other has its own `start` and 300 times the weight decay. Neighbours see bands and
-    edges that both miss, in few dimensions. What has which weight, and whether a network adds
-    anything, the validation rows say.
+    features the quadratic) and can fit steep log ratios, but overfits tables of many columns. The
+    other has its own `start` and 300 times the weight decay. In few dimensions neighbours detect
+    bands and edges that both miss. The weights, and whether a network improves on its start, are
+    determined on the validation rows.
 
     Attributes:
-        network: what is trained.
+        network: the settings of the networks.
     """
 
     network: Network = Network()
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> Any:
-        """The parameters of the networks, of all they may start from, and of the neighbours."""
+        """The parameters of the networks, of their starts, and of the neighbours."""
         params, weights, limits = self._resolve(fold.train.p.shape[1]).fit(key, fold)
-        # The neighbours would go on alone.
+        # Without this the average would reduce to the neighbours.
         return params, nan_unless(self.network.is_valid(weights.dtype), weights), limits
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
@@ -550,7 +551,7 @@ class Auto:
         return self._resolve(z.shape[1])(params, z)
 
     def leave_one_out(self, params: Any, rows: Rows) -> Sequence[Array]:
-        """The averaged log ratios at the training rows, which are no neighbours of themselves."""
+        """The averaged log ratios at the training rows, excluding each from its neighbours."""
         return self._resolve(rows.p.shape[1]).leave_one_out(params, rows)
 
     def _resolve(self, in_features: int) -> Average:

@@ -1,8 +1,8 @@
 """Density ratios as non-negative combinations of Gaussian kernels: the model and its centres.
 
-`LeastSquaresHead` and `KLIEPHead` are heads of the cross-fitting frame: `fit(key, fold)` learns
-from the weighted rows of a fold, and calling the head gives log p/q. They differ in what they
-minimise and in how the bandwidth is chosen; the rest, here, is the same.
+`LeastSquaresHead` and `KLIEPHead` are heads for cross-fitting: `fit(key, fold)` learns from the
+weighted rows of a fold, and calling the head gives log p/q. They differ in their objective and in
+the selection of the bandwidth. This module holds the parts in common.
 """
 
 from collections.abc import Sequence
@@ -33,12 +33,12 @@ class KernelRatio(NamedTuple):
 
     Attributes:
         centers: c_l, rows of p.
-        log_weights: −∞ where a centre is not used.
-        bandwidth: σ, as chosen.
+        log_weights: the log weights, −∞ for unused centres.
+        bandwidth: the selected σ.
         log_cap: the logarithm of the effective number of training rows of q, 1/Σ_j b_j² in its
-            weights b. A sample of that size tells no larger ratios apart.
-        gap: how far at most the training objective, in nats, is from its optimum; zero where it is
-            solved in closed form.
+            weights b. A sample of that size cannot resolve larger ratios.
+        gap: an upper bound, in nats, on the distance of the training objective from its optimum,
+            zero if it is solved in closed form.
     """
 
     centers: Float[Array, "l d"]
@@ -62,9 +62,9 @@ def median_distance(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Floa
     """The median distance between two independent draws from weighted rows.
 
     The lower median, by bisection on ‖x_i − x_j‖² rather than by sorting, to 2⁻⁴⁰ of the largest.
-    Rows without weight do not matter, and a weight is as good as that many equal rows. Where at
-    least half of the pairs coincide it is the root mean square distance instead, and 1 where all
-    do. A constant to differentiation. Memory O(n²).
+    Rows of weight zero are ignored, and a weight is equivalent to that many equal rows. If at least
+    half of the pairs coincide it is the root mean square distance instead, and 1 if all do.
+    Gradients are stopped. Memory O(n²).
 
     Example:
         >>> import jax.numpy as jnp
@@ -86,11 +86,11 @@ def median_distance(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Floa
         enough = share((squared <= middle).astype(x.dtype)) >= 0.5
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    # Rows without weight must not widen the bracket, which fixes the precision.
+    # Rows of weight zero must not widen the bracket, which determines the precision.
     both = (weights[:, None] > 0) & (weights > 0)
     largest = jnp.max(jnp.where(both, squared, 0))
     low, high = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(largest), largest))
-    # The lower end stays at 0 if half of the pairs coincide. The mean square stands in.
+    # The lower end stays at 0 if half of the pairs coincide. The mean square is used instead.
     chosen = jnp.where(low > 0, high, share(squared))
     return jnp.where(chosen > 0, jnp.sqrt(jnp.where(chosen > 0, chosen, 1)), 1)
 
@@ -115,8 +115,8 @@ def draw_basis(
 ) -> Basis:
     """Centres drawn without replacement from the training rows of p, in proportion to their weight.
 
-    The largest of log w_i + Gumbel noise are such a draw; rows without weight come last, and are
-    centres in name only where there are not enough others.
+    The largest values of log w_i + Gumbel noise are such a draw. Rows of weight zero come last, and
+    are inactive centres if there are too few others.
     """
     check_key(key)
     p, q, weights_p, weights_q = fold.train
@@ -126,7 +126,7 @@ def draw_basis(
     noise = jax.random.gumbel(key, weights.shape, weights.dtype)
     index = jax.lax.top_k(jnp.log(weights) + noise, size)[1]
     active = weights[index] > 0
-    # What a row without weight holds must not matter, even if it is not a number.
+    # The content of rows of weight zero must have no effect, even if it is NaN.
     p = jnp.where(weights_p[:, None] > 0, p, 0)
     q = jnp.where(weights_q[:, None] > 0, q, 0)
     centers = p[index]
@@ -144,7 +144,7 @@ def draw_basis(
 
 
 def log_cap(weights: Float[Array, " m"]) -> Float[Array, ""]:
-    """The largest log ratio: of the number of equal rows that these weights are worth."""
+    """The largest log ratio: the logarithm of the effective number of rows of these weights."""
     return -jnp.log(jnp.sum(jnp.square(weights)))
 
 
@@ -162,7 +162,7 @@ def log_ratio(
     def evaluate(rows: Float[Array, "b d"]) -> Float[Array, " b"]:
         scaled = squared_distances(rows, params.centers) * (-0.5 / jnp.square(params.bandwidth))
         terms = params.log_weights + scaled
-        # The floor is a term like the others: finite even where every kernel vanishes.
+        # The floor is a term like the others and keeps the sum positive where all kernels vanish.
         floors = jnp.broadcast_to(log_floor, (rows.shape[0], 1))
         return jax.nn.logsumexp(jnp.concatenate([terms, floors], axis=1), axis=1)
 

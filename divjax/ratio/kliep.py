@@ -1,4 +1,4 @@
-"""KLIEP: the density ratio of largest likelihood, as the weights of a mixture."""
+"""KLIEP: the maximum-likelihood density ratio, through the weights of a mixture."""
 
 import functools
 from collections.abc import Sequence
@@ -33,20 +33,21 @@ def maximize_mixture(
 ) -> tuple[Float[Array, " l"], Float[Array, ""]]:
     """The weights of a mixture, argmax_{π ≥ 0, Σπ = 1} Σ_i a_i log Σ_l π_l A_il.
 
-    By homogeneity the simplex may be left out of min_{π ≥ 0} Σ_l π_l − Σ_i a_i log(Aπ)_i: its
-    solution sums to Σ_i a_i = 1. A primal-dual interior-point method solves that with a Newton
-    system of size l a step, and converges superlinearly where expectation–maximisation needs
-    thousands of steps. First derivatives are those of one Newton step at the solution, which are
-    the solution's; there are no second ones. Time O(nl² + l³) a step, memory O(nl).
+    By homogeneity the simplex may be dropped from min_{π ≥ 0} Σ_l π_l − Σ_i a_i log(Aπ)_i: its
+    solution sums to Σ_i a_i = 1. A primal-dual interior-point method solves that with one Newton
+    system of size l per step. It converges superlinearly, while expectation–maximisation needs
+    thousands of steps. First derivatives are those of one Newton step at the solution, which equal
+    those of the solution. Second derivatives are not supported. Time O(nl² + l³) per step, memory
+    O(nl).
 
     Args:
-        likelihoods: A, non-negative; each row may have a scale of its own.
-        masses: a, non-negative, sum to one.
-        num_steps: Newton steps, static.
+        likelihoods: A, non-negative. Each row may have its own scale.
+        masses: a, non-negative, summing to one.
+        num_steps: the number of Newton steps, static.
 
     Returns:
-        π, and a bound on how far the objective is below its maximum: log max_l Σ_i a_i A_il/(Aπ)_i,
-        by concavity of the logarithm.
+        π, and an upper bound on the distance of the objective from its maximum,
+        log max_l Σ_i a_i A_il/(Aπ)_i, by concavity of the logarithm.
 
     Example:
         >>> import jax.numpy as jnp
@@ -72,10 +73,10 @@ class _Point(NamedTuple):
 def _responses(
     likelihoods: Float[Array, "n l"], masses: Float[Array, " n"], weights: Float[Array, " l"]
 ) -> tuple[Float[Array, " n"], Float[Array, " l"]]:
-    """√a_i/(Aπ)_i, and Aᵀ(a/Aπ): one minus the gradient."""
+    """√a_i/(Aπ)_i, and Aᵀ(a/Aπ), which is one minus the gradient."""
     # A mixture may underflow to zero at a row.
     inverse = 1 / jnp.maximum(_matmul(likelihoods, weights), jnp.finfo(weights.dtype).tiny)
-    # The root has no finite derivative at a mass of zero, and enters the Hessian alone.
+    # The root has no finite derivative at a mass of zero, and is used in the Hessian alone.
     return jnp.sqrt(_stop(masses)) * inverse, _matmul(masses * inverse, likelihoods)
 
 
@@ -92,8 +93,8 @@ def _newton_step(
     weights, slacks = point
     root, image = _responses(likelihoods, masses, weights)
     scale = jnp.sqrt(weights / slacks)
-    # The Hessian is BᵀB with rows √a_i A_i/(Aπ)_i. Its derivatives do not count: at the solution
-    # they are multiplied by a step of zero.
+    # The Hessian is BᵀB with rows √a_i A_i/(Aπ)_i. Its gradients are stopped: at the solution they
+    # are multiplied by a step of zero.
     root = _stop(likelihoods * root[:, None] * scale)
     identity = jnp.eye(weights.shape[0], dtype=weights.dtype)
     factor = linalg.cholesky(identity + _matmul(root.T, root))
@@ -110,7 +111,7 @@ def _interior_point(
     lowest = 4 * jnp.finfo(dtype).eps
 
     def length(values: Array, changes: Array) -> Array:
-        """Of the step, at most one, that stays short of the first zero."""
+        """The step length, at most one, that stays short of the first zero."""
         falls = changes < 0
         longest = jnp.min(jnp.where(falls, -values / jnp.where(falls, changes, -1), jnp.inf))
         # Short of the boundary both weights and slacks stay positive.
@@ -118,9 +119,9 @@ def _interior_point(
 
     def step(_: Any, state: tuple[_Point, Array]) -> tuple[_Point, Array]:
         point, last = state
-        # After a step that the boundary cut short, first back towards the centre.
+        # A step shortened by the boundary is followed by a step back towards the centre.
         share = jnp.clip(jnp.square(1 - last), 0.05, 0.8)
-        # The next πs is a share of the present mean, which falls to zero along the central path.
+        # The next πs is a share of the current mean, which decreases to zero on the central path.
         target = jnp.maximum(share * jnp.mean(point.weights * point.slacks), lowest)
         change = _newton_step(likelihoods, masses, point, target)
         # Weights and slacks each go as far as their own boundary allows.
@@ -141,7 +142,8 @@ def _with_derivative(
     """The mixture's weights at a solution, as a function of A and a, and the certificate."""
     weights, slacks = point = jax.tree.map(_stop, point)
     change = _newton_step(likelihoods, masses, point, weights * slacks).weights
-    # At the solution the step is zero and only its derivative counts; elsewhere it may not leave.
+    # At the solution the step is zero and only its derivative matters. Elsewhere it must not leave
+    # the feasible set.
     weights = jnp.where(jnp.abs(_stop(change)) <= 0.5 * weights, weights + change, weights)
     weights = weights / jnp.sum(weights)
     # Lindsay's bound: this logarithm is zero at the maximum, where no Aᵀ(a/Aπ) exceeds one.
@@ -152,11 +154,11 @@ def _with_derivative(
 def _mixture(
     basis: Basis, masses_q: Float[Array, " m"], bandwidth: Float[Array, ""]
 ) -> tuple[Float[Array, "n l"], Float[Array, " l"]]:
-    """KLIEP's mixture: k(x_i, c_l)/E_q[k(y, c_l)], each row over its largest, and log E_q[…]."""
+    """KLIEP's mixture k(x_i, c_l)/E_q[k(y, c_l)], scaled to row maxima of one, and log E_q[…]."""
     scale = -0.5 / jnp.square(bandwidth)
     log_means = jax.nn.logsumexp(basis.squared_q * scale, 0, b=masses_q[:, None])
     logs = jnp.where(basis.active, basis.squared_p * scale - log_means, -jnp.inf)
-    # A factor of a row adds a constant to the log likelihood: the largest kernel becomes one.
+    # A factor on a row only adds a constant to the log likelihood: the row maximum is set to one.
     return jnp.exp(logs - _stop(jnp.max(logs, axis=1, keepdims=True))), log_means
 
 
@@ -176,29 +178,30 @@ def _mixture_model(
 class KLIEPHead:
     """The Kullback–Leibler importance estimation procedure, KLIEP.
 
-    max_{θ ≥ 0} E_p[log r(x)] subject to E_q[r(y)] = 1, r(z) = Σ_l θ_l k(z, c_l): the r q nearest to
-    p in KL(p‖rq). With θ_l = π_l / E_q[k(y, c_l)] it is the likelihood of the mixture of the
-    densities k(·, c_l)/E_q[k(y, c_l)] with weights π, maximised by `maximize_mixture`. All in log
-    space: kernels that vanish on all of q do not divide by zero.
+    max_{θ ≥ 0} E_p[log r(x)] subject to E_q[r(y)] = 1, r(z) = Σ_l θ_l k(z, c_l). The solution
+    minimises KL(p‖rq). With θ_l = π_l / E_q[k(y, c_l)] the objective is the likelihood of the
+    mixture of the densities k(·, c_l)/E_q[k(y, c_l)] with weights π, maximised by
+    `maximize_mixture`. Working in log space avoids division by zero for kernels that vanish on all
+    of q.
 
-    The bandwidth is that of the largest E_p[log r̂] − log E_q[r̂] over the validation rows. The
-    second term holds the constraint there too; without it a small bandwidth, whose kernels are
-    concentrated between the training rows of q, would win by an r̂ of a mean far above one.
+    The bandwidth maximises E_p[log r̂] − log E_q[r̂] over the validation rows. The second term
+    enforces the constraint there too. Without it the criterion would select a small bandwidth with
+    kernels concentrated between the training rows of q and an r̂ of mean far above one.
 
     The log ratio is that of r̂ + `floor`, and at most log of the effective number of training rows
-    of q: far from all data it is log `floor`, with finite gradients everywhere.
+    of q. Far from all data it is log `floor`, and gradients are finite everywhere.
 
-    Memory O((n + m) `num_centers`). Differentiable in the rows, the weights and the chosen leaves;
-    the choice itself and the unit of the bandwidths are constants.
+    Memory O((n + m) `num_centers`). Differentiable in the rows, the weights and the selected
+    leaves. Gradients of the selection itself and of the unit of the bandwidths are stopped.
 
     Attributes:
-        bandwidth: σ in units of the centres' median distance; one or several to choose from.
-        floor: added to r̂.
-        num_centers: kernels, at most; all training rows of p where there are fewer.
-        num_steps: of the interior-point method; `KernelRatio.gap` tells whether they were enough.
+        bandwidth: σ in units of the centres' median distance, one value or several candidates.
+        floor: the constant added to r̂.
+        num_centers: the maximum number of kernels, or all training rows of p if there are fewer.
+        num_steps: the number of interior-point steps. `KernelRatio.gap` shows if they suffice.
 
     Raises:
-        ValueError: if a Python number is not positive, or a count not a positive integer.
+        ValueError: if a Python number is not positive, or a count is not a positive integer.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -231,18 +234,18 @@ class KLIEPHead:
         """The model of the fold's training rows, with the bandwidth best for its validation rows.
 
         Args:
-            key: draws the centres.
-            fold: the rows.
+            key: a key for drawing the centres.
+            fold: the training and validation rows.
         """
         check_scalar(floor=self.floor)
         basis = draw_basis(key, fold, self.num_centers, self.bandwidth)
 
-        # The choice of a bandwidth has no derivative, and neither have the steps to its solution.
+        # Gradients are stopped in the selection of the bandwidth and in the solver's steps.
         scores, points = _stop(self._candidates(*_stop((basis, fold))))
         best = jnp.argmax(jnp.where(jnp.isfinite(scores), scores, -jnp.inf))
         bandwidth = basis.bandwidths[best]
         masses_p, masses_q = fold.train.weights
-        # The mixture of the chosen bandwidth once more, with derivatives in the rows.
+        # The mixture of the selected bandwidth again, with derivatives in the rows.
         likelihoods, log_means = _mixture(basis, masses_q, bandwidth)
         point = jax.tree.map(lambda leaf: leaf[best], points)
         weights, gap = _with_derivative(likelihoods, masses_p, point)
@@ -252,7 +255,7 @@ class KLIEPHead:
         """The validation score and the solution for each bandwidth."""
         masses_p, masses_q = fold.train.weights
         p, q, *weights = fold.validation
-        # Padding may hold NaN, which kernels would pass on.
+        # Padding may hold NaN, which kernels would propagate.
         p, q = (
             jnp.where(weight[:, None] > 0, x, 0) for x, weight in zip((p, q), weights, strict=True)
         )
@@ -267,7 +270,7 @@ class KLIEPHead:
             log_mean = jax.nn.logsumexp(self(params, q), b=weights[1])
             return jnp.dot(weights[0], self(params, p)) - log_mean, point
 
-        # One bandwidth after the other needs the memory of one.
+        # Sequential evaluation needs the memory of one bandwidth.
         return jax.lax.map(candidate, basis.bandwidths)
 
     def __call__(self, params: KernelRatio, z: Float[Array, "b d"]) -> Float[Array, " b"]:

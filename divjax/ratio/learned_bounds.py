@@ -1,7 +1,7 @@
 """Variational bounds whose critic is a network, trained on samples or on a stream of them.
 
-Nothing is reported on the rows that trained the critic: they would give log 2 for any
-Jensen–Shannon divergence, and no bound.
+Bounds are never evaluated on the critic's training rows, where an overfitted critic gives log 2 for
+any Jensen–Shannon divergence, which is not a bound.
 """
 
 import dataclasses
@@ -48,14 +48,14 @@ Sampler = Callable[[Key[Array, ""]], tuple[Float[Array, "b d"], Float[Array, "c 
 
 
 class BoundDiagnostics(NamedTuple):
-    """What tells whether an estimate can be trusted.
+    """Diagnostics of the reliability of an estimate.
 
     Attributes:
         mean_ratio: the mean of e^T under q, one for the true log ratio.
-        cross_entropy: the balanced one, log 2 where the critic tells nothing.
+        cross_entropy: the balanced cross-entropy, log 2 for an uninformative critic.
         beyond_log_n: whether the value exceeds the logarithm of the number of samples of q (of
             pairs, for mutual information), beyond which no lower bound from samples is reliable.
-        finite: whether training, held-out values and the estimate are.
+        finite: whether training, held-out values and the estimate are finite.
     """
 
     mean_ratio: Float[Array, ""]
@@ -69,11 +69,12 @@ class BoundFit(NamedTuple):
 
     Attributes:
         critic: log p/q, a function of rows.
-        u_p: its values at held-out samples of p, in g groups that share no row, clipped to the
-            range of those at the validation rows (not for a stream).
-        u_q: at held-out samples of q; for mutual information, k false pairs for each row of u_p.
-        values: of the bound it was trained by: on the validation rows, before the first step and at
-            each check; of a stream, on the batch of each step.
+        u_p: the critic's values at held-out samples of p, in g disjoint groups, clipped to the
+            range of its values at the validation rows (not for a stream).
+        u_q: its values at held-out samples of q; for mutual information, at k false pairs for each
+            row of u_p.
+        values: values of the training bound on the validation rows, before the first step and at
+            each check; for a stream, on the batch of each step.
         finite: whether training stayed finite.
         training: parameters and the optimizer's state, from which `stream` continues.
     """
@@ -88,27 +89,28 @@ class BoundFit(NamedTuple):
     __repr__ = summary
 
     def value(self, read_out: Any = "dv") -> Float[Array, ""]:
-        """A bound's value at all the held-out samples; see `estimate`."""
+        """A bound's value at all held-out samples; see `estimate`."""
         return as_bound(read_out)(*_ungrouped(self.u_p, self.u_q))
 
     def estimate(self, read_out: Any = "dv", confidence_level: float = 0.95) -> Estimate:
-        """A bound's value on held-out samples, whichever bound trained the critic.
+        """A bound's value on held-out samples, independent of the bound that trained the critic.
 
         Standard error and interval are those of the jackknife over groups, with Student's quantile.
-        They hold for the expectation of the read-out at *this* critic: a lower bound of the
-        divergence, for those that are. Where e^T has heavy tails under q (a small
-        `effective_sample_size`) neither value nor error of "dv" and "nwj" mean anything.
+        They hold for the expectation of the read-out at *this* critic, which for lower bounds is a
+        lower bound of the divergence. If e^T has heavy tails under q (a small
+        `effective_sample_size`) both value and error of "dv" and "nwj" are meaningless.
 
         Args:
             read_out: a name ("dv", "nwj", "js", "kl_from_js", "infonce", "smile", "log_ratio"), a
                 generator of `divjax.fdiv`, or any function of (u_p "n", u_q "m" or "n k").
-            confidence_level: of the interval.
+            confidence_level: the level of the interval.
 
         Returns:
-            The estimate in nats; `effective_sample_size` is that of the weights e^T under q.
+            The estimate in nats. Its `effective_sample_size` is that of the weights e^T under q.
 
         Raises:
-            ValueError: for an unknown name, a level outside of (0, 1), or a single group.
+            ValueError: if the name is unknown, the level is outside of (0, 1), or there is only one
+                group.
         """
         check_probability(confidence_level=confidence_level)
         groups = self.u_p.shape[0]
@@ -116,7 +118,7 @@ class BoundFit(NamedTuple):
             raise ValueError("num_groups must be at least 2 for a standard error; got 1.")
         # g groups leave g − 1 degrees of freedom.
         quantile = float(scipy.special.stdtrit(groups - 1, 0.5 + confidence_level / 2))
-        # A function of one's own may refer to what changes between calls: it is not compiled in.
+        # A user's function may depend on mutable state, hence it is not compiled.
         ours = isinstance(read_out, (str, Generator))
         estimate = _compiled_jackknife if ours else _jackknife
         return estimate(as_bound(read_out), self.u_p, self.u_q, self.finite, quantile)
@@ -129,7 +131,7 @@ def _jackknife(
     finite: Bool[Array, ""],
     quantile: ArrayLike,
 ) -> Estimate:
-    """A bound's value at all held-out samples, with the error of leaving out each group in turn."""
+    """A bound's value at all held-out samples, with its leave-one-group-out jackknife error."""
     groups = groups_p.shape[0]
     u_p, u_q = _ungrouped(groups_p, groups_q)
     value = read_out(u_p, u_q)
@@ -141,7 +143,7 @@ def _jackknife(
     # The jackknife's variance (g − 1)/g Σ_g (v_{−g} − v̄)², with v_{−g} the value without group g.
     std_error = jnp.sqrt((groups - 1) * jnp.mean(jnp.square(without - jnp.mean(without))))
     half = quantile * std_error
-    # Sums of e^T in log space, as a critic may be beyond the range of exp.
+    # Sums of e^T in log space, as critic values may be beyond the range of exp.
     log_sum = jax.nn.logsumexp(u_q)
     diagnostics = BoundDiagnostics(
         mean_ratio=jnp.exp(log_sum - math.log(u_q.size)),
@@ -162,13 +164,13 @@ def _ungrouped(u_p: Array, u_q: Array) -> tuple[Array, Array]:
 
 @pytree
 class DivergenceBound:
-    """A lower bound of D(p‖q) from samples of both, by a network as critic.
+    """A lower bound of D(p‖q) from samples of both, with a network as critic.
 
-    The network is trained by the gradient of one bound and read out by any, on samples it has never
-    seen. A fifth of the rows is held out for that, and another fifth chooses, of all checks, the
-    parameters that are kept. Columns are standardised by the rows that train, robustly: values far
-    outside of a sample are compressed by a monotone map, which changes no f-divergence and no
-    mutual information. Samples with NaN or infinity give NaN, and `finite` is false.
+    The network is trained by the gradient of one bound and read out by any, on held-out samples. A
+    fifth of the rows is held out for that, and another fifth is used to select the parameters among
+    all checks. Columns are standardised robustly by the training rows: values far outside of a
+    sample are compressed by a monotone map, under which f-divergences and mutual information are
+    invariant. Samples with NaN or infinity give NaN, and `finite` is false.
 
     Attributes:
         train: the bound to be maximised: a name ("js", "dv", "nwj", "infonce"), a generator of
@@ -176,15 +178,16 @@ class DivergenceBound:
         network: "joint" for a multilayer perceptron, or `(in_features, rngs) -> nnx.Module`, from
             rows "b d" to "b 1".
         hidden: widths of the perceptron.
-        learning_rate: Adam's.
-        batch_size: rows of p, and of q, a step; fewer where there are fewer.
-        num_steps: steps of Adam.
-        num_checks: how often the validation rows are consulted; `num_steps` is rounded up to a
-            multiple of it. The critic before the first step is among those to choose from.
-        num_groups: of held-out rows, for the standard error; of a stream, batches held out.
+        learning_rate: the learning rate of Adam.
+        batch_size: the number of rows of p, and of q, per step; fewer if a sample is smaller.
+        num_steps: the number of steps of Adam.
+        num_checks: the number of evaluations on the validation rows; `num_steps` is rounded up to a
+            multiple of it. The critic before the first step is among the candidates.
+        num_groups: the number of groups of held-out rows, for the standard error; for a stream, the
+            number of held-out batches.
 
     Raises:
-        ValueError: if a name is unknown or a number out of range.
+        ValueError: if a name is unknown or a number is out of range.
 
     Example:
         >>> p, q = jax.random.normal(jax.random.key(0), (2, 400, 1)) + jnp.array([[[1.0]], [[0.0]]])
@@ -230,41 +233,41 @@ class DivergenceBound:
         x: Float[ArrayLike, "n d"],
         y: Float[ArrayLike, "m e"] | None = None,
     ) -> BoundFit:
-        """Train on samples, choose on others, and evaluate on the rest.
+        """Train on some rows, select the critic on others, and evaluate on the rest.
 
         Args:
             key: one typed key.
-            x: samples of p, a row each: an array, a list or a frame of numbers. NumPy's float64 is
+            x: samples of p, one per row: an array, a list or a frame of numbers. NumPy's float64 is
                 centred before it becomes float32.
-            y: samples of q; for mutual information, the rows that belong to those of `x`. Required.
+            y: samples of q; for mutual information, the rows paired with those of `x`. Required.
 
         Returns:
-            The fit. Compiles itself; vmap it over keys, samples, learning rates. Differentiated in
-            the samples, its critic is a constant.
+            The fit. Compiles itself; vmap it over keys, samples, learning rates. Derivatives in the
+            samples hold the critic fixed.
 
         Raises:
-            ValueError: if shapes do not fit, or rows are too few to be split.
+            ValueError: if shapes do not match, or rows are too few to be split.
         """
         key = own_key(key)
-        if y is None:  # most often the key is missing, which the check above says
+        if y is None:  # most often the key is missing, which the check above reports
             raise ValueError("y is missing: fit takes a key, x and y.")
         check_scalar(learning_rate=self.learning_rate)
         center, x, y = self._centered(x, y)
         self._check(x, y)
         fitted = _fit(key, x, y, self)
-        # The critic will be given rows as they are, not centred ones.
+        # The critic will be called on the original rows, not on centred ones.
         return fitted._replace(critic=dataclasses.replace(fitted.critic, center=center))
 
     def _fit(self, key: Key[Array, ""], x: Array, y: Array) -> BoundFit:
         split_key, init_key, fit_key = jax.random.split(key, 3)
-        # A row that is not finite may be in one part alone, of which the others would say nothing.
+        # A non-finite row may be in one part alone, and the other parts would not show it.
         x, y = (jnp.where(jnp.isfinite(rows).all(), rows, jnp.nan) for rows in (x, y))
         # Pairs stay together: one key for both.
         keys = (split_key, split_key) if self._paired else tuple(jax.random.split(split_key))
         samples = [jax.random.permutation(k, rows) for k, rows in zip(keys, (x, y), strict=True)]
         parts = [self._parts(name, rows) for name, rows in zip("xy", samples, strict=True)]
         training, validation, held_out = zip(*parts, strict=True)
-        # Derivatives are those of the held-out values at a critic that is what it is.
+        # Only the held-out values are differentiated, with the critic held fixed.
         training, validation = jax.lax.stop_gradient((training, validation))
         columns = (self._joined(*training),) if self._paired else training
         standardizer = robust_standardizer(*((rows, jnp.ones_like(rows[:, 0])) for rows in columns))
@@ -280,28 +283,28 @@ class DivergenceBound:
 
         def validate(params: Any) -> Float[Array, ""]:
             values = self._evaluate(critic.replace(params[0]), *validation)
-            # All groups at once: the bias of a bound depends on the size of its sample.
+            # All groups pooled: the bias of a bound depends on its sample size.
             return -self._value(*_ungrouped(*values))
 
         trained = self._train(fit_key, critic, draw, self._start(critic), validate)
         critic = critic.replace(trained.params[0])
         state = trained.params, trained.optimizer_state
-        # A row far from all that trained may have any value: clipped to those of the validation
-        # rows, its critic remains a critic, and the bound a bound.
+        # Values far from the training rows are arbitrary. Clipping to the range at the validation
+        # rows gives another critic, hence still a bound.
         known = jnp.concatenate([u.ravel() for u in self._evaluate(critic, *validation)])
         limits = jnp.min(known), jnp.max(known)
         u_p, u_q = (jnp.clip(u, *limits) for u in self._evaluate(critic, *held_out))
-        # Invalid traced numbers, or a bound without a value, would leave the critic untrained.
+        # With invalid traced numbers or no finite validation value the critic would be untrained.
         valid = (jnp.asarray(self.learning_rate) > 0) & jnp.isfinite(trained.validation).any()
         u_p, u_q = nan_unless(valid, u_p), nan_unless(valid, u_q)
         return BoundFit(critic, u_p, u_q, -trained.validation, trained.finite, state)
 
     def init(self, key: Key[Array, ""], sample: Sampler) -> PyTree[Array]:
-        """An untrained critic, and its optimizer's and bound's states, from which `stream` starts.
+        """An untrained critic with the states of optimizer and bound, from which `stream` starts.
 
         Args:
             key: one typed key.
-            sample: as for `stream`.
+            sample: the sampler, as for `stream`.
         """
         key = own_key(key)
         return self._start(self._unscaled(sample).init(key))
@@ -309,21 +312,21 @@ class DivergenceBound:
     def stream(
         self, key: Key[Array, ""], sample: Sampler, start: PyTree[Array] | None = None
     ) -> BoundFit:
-        """Train on batches that are drawn anew at each step; evaluate on `num_groups` more.
+        """Train on fresh batches at each step, and evaluate on `num_groups` more.
 
-        Nothing is standardised, and the parameters of the last step are kept.
+        Samples are not standardised, and the parameters of the last step are kept.
 
         Args:
             key: one typed key.
-            sample: `(key) -> (x "b d", y "b e")`; its batches decide the batch size.
-            start: the `training` of an earlier stream that this one continues, or what `init` gives
-                (the default): it can be the carry of a scan.
+            sample: `(key) -> (x "b d", y "b e")`; its batches determine the batch size.
+            start: the `training` of an earlier stream that this one continues, or the result of
+                `init` (the default). It can be the carry of a scan.
 
         Returns:
             The fit.
 
         Raises:
-            ValueError: if shapes do not fit.
+            ValueError: if shapes do not match.
 
         Example:
             >>> def sample(key):
@@ -339,7 +342,7 @@ class DivergenceBound:
         start = self.init(init_key, sample) if start is None else start
         trained = self._train(fit_key, critic, sample, start)
         critic = critic.replace(trained.params[0])
-        # Fresh batches, one for each group, take the place of held-out rows.
+        # Fresh batches, one per group, replace held-out rows.
         u_p, u_q = jax.lax.map(
             lambda key: self._values(critic, *sample(key)),
             jax.random.split(held_out_key, self.num_groups),
@@ -348,10 +351,10 @@ class DivergenceBound:
         return BoundFit(critic, u_p, u_q, -trained.losses, trained.finite, state)
 
     def _centered(self, x: Any, y: Any) -> tuple[Any, ...]:
-        """The centre of a critic's rows, and both samples without it, of one dtype."""
+        """The centre of a critic's rows, and both centred samples in a common dtype."""
         if not self._paired:
             return centered_samples(x=x, y=y)
-        # x and y are columns of one row, each with a centre of its own.
+        # x and y are columns of one row, each with its own centre.
         (of_x, x), (of_y, y) = centered_samples(x=x), centered_samples(y=y)
         dtype = jnp.result_type(x, y)
         high, low = map(jnp.append, (of_x.high, of_x.low), (of_y.high, of_y.low))
@@ -362,7 +365,7 @@ class DivergenceBound:
         x, y = jax.eval_shape(sample, jax.random.key(0))
         self._check(x, y)
         ones = jnp.ones(jax.eval_shape(self._joined, x, y).shape[1], x.dtype)
-        # Mean 0, scale 1 and infinite limits leave every row as it is.
+        # Mean 0, scale 1 and infinite limits leave every row unchanged.
         limit = jnp.full_like(ones, jnp.inf)
         return self._critic(x.shape[1], Standardizer(0 * ones, ones, -limit, limit))
 
@@ -377,7 +380,7 @@ class DivergenceBound:
 
     def _parts(self, name: str, rows: Array) -> tuple[Array, Array, Array]:
         """Rows to train on, and groups "g n d" to validate on and to hold out."""
-        # A fifth of the rows validates and a fifth is held out, each in groups of one size.
+        # A fifth of the rows is for validation and a fifth is held out, in groups of equal size.
         size = rows.shape[0] // 5 // self.num_groups
         if size < 2:
             raise ValueError(
@@ -398,14 +401,14 @@ class DivergenceBound:
         return critic(x), critic(y)
 
     def _evaluate(self, critic: Critic, x: Array, y: Array) -> tuple[Array, Array]:
-        """The values of groups, one group after the other."""
+        """The values of all groups, evaluated sequentially."""
         return jax.lax.map(lambda group: self._values(critic, *group), (x, y))
 
     def _bound_state(self, dtype: Any) -> Any:
         return self.train.init(dtype) if hasattr(self.train, "init") else ()
 
     def _value(self, u_p: Array, u_q: Array) -> Array:
-        """The value of the bound to be maximised, of which a state changes only the gradient."""
+        """The value of the bound to be maximised. A state affects only its gradient."""
         if hasattr(self.train, "init"):
             return self.train(u_p, u_q, self.train.init(u_p.dtype))[0]
         return self.train(u_p, u_q)
@@ -425,8 +428,8 @@ class DivergenceBound:
             if not hasattr(self.train, "init"):
                 return -self.train(u_p, u_q)
             value, new = self.train(u_p, u_q, jax.lax.stop_gradient(bound_state))
-            # Training moves along gradients alone. These terms are zero, with the gradient
-            # old − new: a step of unit length makes the old state the new one.
+            # Training updates by gradients alone. These terms are zero, with the gradient
+            # old − new: a step of unit length replaces the old state by the new one.
             change = lambda old, new: jnp.sum((old - jax.lax.stop_gradient(old)) * (old - new))
             update = jax.tree.map(change, bound_state, new)
             return -value + sum(jax.tree.leaves(update))
@@ -453,18 +456,18 @@ def _fit(key: Key[Array, ""], x: Array, y: Array, bound: DivergenceBound) -> Bou
 class MutualInformationBound(DivergenceBound):
     """A lower bound of the mutual information I(x; y), KL(p(x, y)‖p(x)p(y)), from pairs.
 
-    `DivergenceBound` with pairs as samples of p, and with the rows of a batch paired otherwise as
-    samples of q: by one derangement or more, never by a permutation that may keep a pair.
+    `DivergenceBound` with pairs as samples of p, and with re-paired rows of a batch as samples of
+    q: by one derangement or more, never by a permutation that may keep a pair.
 
     Attributes:
-        network: "joint" for a multilayer perceptron of [x, y]; "separable" for ⟨g(x), h(y)⟩, whose
-            values at all pairs of a batch cost little more than those at the true ones; or
+        network: "joint" for a multilayer perceptron of [x, y], "separable" for ⟨g(x), h(y)⟩, whose
+            values at all pairs of a batch cost little more than those at the true ones, or
             `(in_features, rngs) -> nnx.Module`, from rows [x, y] to "b 1".
-        num_negatives: k, false pairs for each true one, at most (and by default) all the others of
-            the batch; 1 is f-DIME's derangement.
+        num_negatives: the number k of false pairs for each true one, at most (and by default) all
+            others of the batch; 1 is f-DIME's derangement.
 
     Raises:
-        ValueError: if a name is unknown or a number out of range.
+        ValueError: if a name is unknown or a number is out of range.
 
     Example:
         >>> x, noise = jax.random.normal(jax.random.key(0), (2, 600, 1))
@@ -490,8 +493,8 @@ class MutualInformationBound(DivergenceBound):
             check_count(1, num_negatives=self.num_negatives)
 
     def _values(self, critic: Critic, x: Array, y: Array) -> tuple[Array, Array]:
-        # Groups larger than a batch use as many false pairs as a batch does: their number is part
-        # of the bound.
+        # Groups larger than a batch use the number of false pairs of a batch, which is part of the
+        # bound.
         most = min(self.batch_size, x.shape[0]) - 1
         wanted = most if self.num_negatives is None else min(self.num_negatives, x.shape[0] - 1)
         return critic.at_pairs(self._joined(x, y), wanted)

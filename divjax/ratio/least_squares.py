@@ -26,7 +26,8 @@ from divjax.ratio.types import Fold
 __all__ = ["LeastSquaresHead", "leave_one_out_score"]
 
 _stop = jax.lax.stop_gradient
-# Normal equations and responses are sums of thousands of terms, which faster formats round away.
+# Normal equations and responses are sums of thousands of terms, for which lower matmul precision
+# would be inaccurate.
 _matmul = functools.partial(jnp.matmul, precision="highest")
 
 
@@ -38,7 +39,7 @@ def _normal_equations(
     relative: ArrayLike,
     ridge: ArrayLike,
 ) -> tuple[Any, Float[Array, " l"], Float[Array, " l"]]:
-    """The Cholesky factor of H + λI, then h, and θ = (H + λI)⁻¹ h."""
+    """The Cholesky factor of H + λI, the response h, and θ = (H + λI)⁻¹ h."""
 
     def second_moment(features: Array, weights: Array) -> Array:
         return _matmul((features * weights[:, None]).T, features)
@@ -48,7 +49,7 @@ def _normal_equations(
         second_moment(features_q, weights_q),
     )
     matrix = relative * moment_p + (1 - relative) * moment_q
-    # Below the rounding of H a ridge would not make it definite.
+    # A ridge below the rounding error of H would not make it positive definite.
     lowest = 4 * jnp.finfo(matrix.dtype).eps * _stop(jnp.trace(matrix))
     identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
     factor = linalg.cholesky(jnp.asarray(matrix + jnp.maximum(ridge, lowest) * identity))
@@ -68,25 +69,25 @@ def leave_one_out_score(
 
     ½ E_m[r₋(z)²] − E_p[r₋(x)], m = αp + (1−α)q, where r₋ at a row is the model fitted without it.
     Without the row ψ of mass a in p, and c in the mixture (c = αa for a row of p; a = 0 and
-    c = (1−α)b for one of q), both samples are normalised anew and the ridge keeps its strength
-    beside what is left, so that
+    c = (1−α)b for one of q), both samples are renormalised and the ridge keeps its strength
+    relative to the remaining rows, so that
 
         θ₋ = (1−c)/(1−a) (H − cψψᵀ + λI)⁻¹ (h − aψ),
 
-    a rank-one change, by Sherman and Morrison, of (H + λI)⁻¹. Negative entries of θ₋ are set to
-    zero, as in the fit. Any weights; a row of weight zero has no part in it. Time O((n + m) l²),
-    memory O((n + m) l).
+    a rank-one update of (H + λI)⁻¹ by the Sherman–Morrison formula. Negative entries of θ₋ are set
+    to zero, as in the fit. Weights are arbitrary, and rows of weight zero are ignored. Time
+    O((n + m) l²), memory O((n + m) l).
 
     Args:
         features_p: ψ(x_i), the kernels at the rows of p.
-        features_q: ψ(y_j).
-        weights_p: sum to one.
-        weights_q: sum to one.
+        features_q: ψ(y_j), the kernels at the rows of q.
+        weights_p: weights of the rows of p, summing to one.
+        weights_q: weights of the rows of q, summing to one.
         relative: α.
         ridge: λ.
 
     Returns:
-        The score, lower is better; at the true ratio −½ E_m[r_α²] = −½(1 + χ²(p‖m)).
+        The score (lower is better), at the true ratio −½ E_m[r_α²] = −½(1 + χ²(p‖m)).
 
     References:
         Kanamori, Hido, Sugiyama 2009, section 4.2, for pairs of rows of equal weight and α = 0.
@@ -100,11 +101,11 @@ def leave_one_out_score(
     def left_out(features: Array, mass: Array, mixture_mass: Array) -> Array:
         """r₋ at each row."""
         inverse = linalg.cho_solve(factor, features.T).T
-        # ψᵀ(H + λI)⁻¹ψ and ψᵀ(H + λI)⁻¹(h − aψ), the two products of the rank-one change.
+        # ψᵀ(H + λI)⁻¹ψ and ψᵀ(H + λI)⁻¹(h − aψ), the two products of the rank-one update.
         leverage = jnp.sum(features * inverse, axis=1)
         without = _matmul(features, theta) - mass * leverage
         change = mixture_mass * without / jnp.maximum(1 - mixture_mass * leverage, epsilon) - mass
-        # Both samples are normalised without the row.
+        # Both samples are renormalised without the row.
         scale = (1 - mixture_mass) / jnp.maximum(1 - mass, epsilon)
         # θ₋ differs between rows: "n l", clipped like the fit.
         parameters = jnp.maximum(theta + change[:, None] * inverse, 0)
@@ -131,34 +132,35 @@ class LeastSquaresHead:
     """Least-squares importance fitting: uLSIF, and with `relative` > 0 its relative form RuLSIF.
 
     The model Σ_l θ_l k(z, c_l) of r_α = p / (αp + (1−α)q) minimises
-    ½ E_m[(r − r_α)²] + ½λ‖θ‖², m = αp + (1−α)q: one linear system,
-    θ = (H + λI)⁻¹ h with H = E_m[ψψᵀ], h = E_p[ψ]. Bandwidth and ridge are those of the lowest
-    leave-one-out error over the whole grid, which costs one factorisation a cell and no refit; the
-    validation rows are not used.
+    ½ E_m[(r − r_α)²] + ½λ‖θ‖², m = αp + (1−α)q. This is one linear system,
+    θ = (H + λI)⁻¹ h with H = E_m[ψψᵀ], h = E_p[ψ]. Bandwidth and ridge minimise the leave-one-out
+    error over the whole grid, which costs one factorisation per cell and no refit. The validation
+    rows are not used.
 
-    Negative θ_l are set to zero, and the rest divided by E_m[r̂], for the ratio's mean is known to
-    be one. Clipping θ rather than r̂ leaves a positive mixture of kernels: its logarithm falls off
-    smoothly where a clipped r̂ would have no logarithm at all. `KLIEPHead`, which keeps θ ≥ 0 while
-    it fits, affords larger bandwidths and is the more accurate of the two for smooth ratios.
+    Negative θ_l are set to zero, and the others divided by E_m[r̂], since the ratio's mean is known
+    to be one. Clipping θ rather than r̂ leaves a positive mixture of kernels: its logarithm
+    decreases smoothly where that of a clipped r̂ would be undefined. `KLIEPHead`, which keeps θ ≥ 0
+    during the fit, permits larger bandwidths and is the more accurate of the two for smooth ratios.
 
     The log ratio is that of r̂ + `floor`, and at most log of the effective number of training rows
-    of q: far from all data it is log `floor`, with finite gradients everywhere. Sensible up to
-    about five features; kernels cannot describe a ratio in many.
+    of q. Far from all data it is log `floor`, and gradients are finite everywhere. The method is
+    recommended for up to about five features; kernels cannot describe a ratio in many.
 
     Memory O((n + m) `num_centers`), times the number of ridges. Differentiable in the rows, the
-    weights and the chosen leaves; the choice itself and the unit of the bandwidths are constants.
+    weights and the selected leaves. Gradients of the selection itself and of the unit of the
+    bandwidths are stopped.
 
     Attributes:
-        bandwidth: σ in units of the centres' median distance; one or several to choose from.
-        ridge: λ; one or several.
+        bandwidth: σ in units of the centres' median distance, one value or several candidates.
+        ridge: λ, one value or several candidates.
         relative: α, 0 ≤ α < 1. With α > 0 the target is bounded by 1/α, easier to learn and less
             exact where p ≫ q.
-        floor: added to r̂ (to the relative one, where α > 0).
-        num_centers: kernels, at most; all training rows of p where there are fewer.
+        floor: the constant added to r̂ (to the relative r̂ if α > 0).
+        num_centers: the maximum number of kernels, or all training rows of p if there are fewer.
 
     Raises:
-        ValueError: if a Python number is not positive, `relative` not in [0, 1), or `num_centers`
-            not a positive integer.
+        ValueError: if a Python number is not positive, `relative` is not in [0, 1), or
+            `num_centers` is not a positive integer.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -195,8 +197,8 @@ class LeastSquaresHead:
         """The model of the fold's training rows.
 
         Args:
-            key: draws the centres.
-            fold: the rows; its validation rows are not used.
+            key: a key for drawing the centres.
+            fold: the training rows. Validation rows are not used.
         """
         check_scalar(relative=self.relative, floor=self.floor)
         basis = draw_basis(key, fold, self.num_centers, self.bandwidth)
@@ -204,25 +206,25 @@ class LeastSquaresHead:
         ridges, alpha = grid(self.ridge, dtype), jnp.asarray(self.relative, dtype)
         masses = fold.train.weights
 
-        # The choice of bandwidth and ridge is a constant: no derivative goes through the grid.
+        # Gradients are stopped in the selection of bandwidth and ridge.
         fixed, fixed_masses, fixed_alpha, fixed_ridges = _stop((basis, masses, alpha, ridges))
 
         def scores(bandwidth: Float[Array, ""]) -> Float[Array, " r"]:
             args = (*_features(fixed, bandwidth), *fixed_masses, fixed_alpha)
             return jax.vmap(lambda ridge: leave_one_out_score(*args, ridge))(fixed_ridges)
 
-        # One bandwidth after the other bounds the memory; its ridges share the kernels. "g r".
+        # Sequential bandwidths bound the memory, and their ridges share the kernels. "g r".
         table = jax.lax.map(scores, fixed.bandwidths)
-        # A failed factorisation gives NaN, which must not be chosen.
+        # A failed factorisation gives NaN, which must not be selected.
         best = jnp.argmin(jnp.where(jnp.isfinite(table), table, jnp.inf))
         row, column = jnp.unravel_index(best, table.shape)
         bandwidth = basis.bandwidths[row]
 
-        # The chosen model once more, with derivatives in the rows and weights.
+        # The selected model again, with derivatives in the rows and weights.
         of_p, of_q = _features(basis, bandwidth)
         theta = _normal_equations(of_p, of_q, *masses, alpha, ridges[column])[2]
         theta = jnp.where(basis.active, jnp.maximum(theta, 0), 0)
-        # E_m[r̂] over the mixture m, one for the true ratio, must not vanish as a divisor.
+        # E_m[r̂] over the mixture m, one for the true ratio, is a divisor and must not vanish.
         mean_p, mean_q = (
             jnp.dot(mass, _matmul(of, theta)) for mass, of in zip(masses, (of_p, of_q), strict=True)
         )

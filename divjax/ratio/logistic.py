@@ -35,15 +35,15 @@ class _Logistic:
         raise NotImplementedError
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Float[Array, " m"]]:
-        """The basis, and the coefficients under the ridge that the validation rows prefer."""
+        """The basis, and the coefficients of the ridge selected on the validation rows."""
         check_fold(fold)
         basis = self._basis(key, fold)
         weights = fold.train.weights
         phi_p, phi_q = (self._features(basis, z) for z in (fold.train.p, fold.train.q))
         ridges = jnp.ravel(jnp.asarray(self.ridge, phi_p.dtype))
-        # The first feature is the constant, which needs no prior to speak of.
+        # The first feature is the constant, whose prior is negligible.
         free = jnp.ones(phi_p.shape[1], phi_p.dtype).at[0].set(1e-3)
-        # The prior's precision is in rows while the loss is a mean over rows: hence the division.
+        # The prior's precision is in rows, while the loss is a mean over rows: hence the division.
         coefficients = jax.vmap(
             lambda ridge: newton_logistic(phi_p, phi_q, *weights, ridge * free)
         )(ridges / num_rows(*weights))
@@ -62,7 +62,7 @@ class Linear(_Logistic):
 
     Attributes:
         ridge: ρ ≥ 0, the precision of a Gaussian prior on each coefficient of a standardised
-            feature; several are a grid, the best by the validation rows.
+            feature. Several form a grid, the best selected on the validation rows.
 
     Raises:
         ValueError: if a ridge is a negative Python number.
@@ -101,8 +101,8 @@ class RandomFourier(_Logistic):
     kernel machine.
 
     Attributes:
-        num_features: m.
-        bandwidth: the kernel's, in standard deviations of a feature times √d.
+        num_features: the number m of random cosines.
+        bandwidth: the kernel bandwidth, in standard deviations of a feature times √d.
         ridge: as in `Linear`.
 
     References:
@@ -148,14 +148,14 @@ def newton_logistic(
     """The minimiser c of the balanced cross-entropy of offset + φc, plus ½ Σ penalty·c².
 
     Newton's method with a line search over step lengths, until the decrement is within rounding.
-    First derivatives, in both modes, are those of the minimiser by the implicit function theorem.
+    First derivatives of the minimiser, in both modes, follow from the implicit function theorem.
     """
     phi = jnp.concatenate([phi_p, phi_q])
     # One problem for both samples: rows of q enter by −u, and halved weights that sum to one make
     # the loss balanced.
     sign = jnp.concatenate([jnp.ones_like(weights_p), -jnp.ones_like(weights_q)])
     weights = jnp.concatenate([weights_p, weights_q]) / 2
-    # A row without weight must not enter, whatever it holds.
+    # Rows of weight zero must have no effect, whatever their content.
     used = weights > 0
     phi = jnp.where(used[:, None], phi, 0)
     offsets = zip((offset_p, offset_q), (weights_p, weights_q), strict=True)
@@ -188,7 +188,8 @@ class _Problem(NamedTuple):
         wrong = jax.nn.sigmoid(-self.sign * (self.offset + self.phi @ c))
         curvature = self.weights * wrong * (1 - wrong)
         hessian = jnp.matmul(self.phi.T * curvature, self.phi, precision="highest")
-        # More than rounding: the factor lives for separable samples and dependent features too.
+        # The floor exceeds rounding, so that the factor exists even for separable samples and
+        # dependent features.
         floor = 2 * jnp.finfo(c.dtype).eps * (jnp.trace(hessian) + 1e-6)
         return cholesky(hessian + jnp.diag(self.penalty + floor))
 
@@ -202,23 +203,23 @@ def _minimizer(max_steps: int, problem: _Problem) -> Float[Array, " m"]:
         c, _, count = carry
         logit, gradient = problem.offset + problem.phi @ c, problem.gradient(c)
         direction = cho_solve(problem.factor(c), gradient)
-        # gᵀH⁻¹g is twice the fall that the quadratic model predicts, and the convergence measure.
+        # gᵀH⁻¹g is twice the decrease predicted by the quadratic model, and measures convergence.
         decrement, moved = jnp.dot(gradient, direction), problem.phi @ direction
         current = problem.loss(logit, c)
 
         def too_long(length):
-            """Where the loss does not fall by a quarter of its slope; down to no step at all."""
+            """Whether a positive step lowers the loss by less than a quarter of its slope."""
             fall = current - problem.loss(logit - length * moved, c - length * direction)
             # Armijo's condition, up to the rounding of the loss.
             enough = fall >= length * decrement / 4 - 4 * eps * current
             return ~enough & (length > 0)
 
-        # The shortest are for offsets that are surely wrong, where the curvature tells nothing.
+        # The shortest steps are for confidently wrong offsets, with uninformative curvature.
         shorter = lambda length: jnp.where(
             length > 1e-6, length * jnp.where(length > 0.1, 0.5, 0.1), 0
         )
         length = jax.lax.while_loop(too_long, shorter, jnp.ones((), dtype))
-        # Without a step that lowers the loss c stays, even if the direction is not finite.
+        # If no step lowers the loss, c is unchanged, even if the direction is not finite.
         return jnp.where(length > 0, c - length * direction, c), decrement, count + 1
 
     def unfinished(carry):
@@ -232,7 +233,7 @@ def _minimizer(max_steps: int, problem: _Problem) -> Float[Array, " m"]:
 
 @_minimizer.defjvp
 def _(max_steps: int, primals: tuple[_Problem], tangents: tuple[_Problem]) -> tuple[Array, Array]:
-    """The minimiser moves by −H⁻¹ times what its gradient changes by."""
+    """The minimiser changes by −H⁻¹ times the change of the gradient at a fixed c."""
     c = _minimizer(max_steps, *primals)
     # The condition gradient(c) = 0, differentiated in the problem at fixed c.
     change = jax.jvp(lambda problem: problem.gradient(c), primals, tangents)[1]

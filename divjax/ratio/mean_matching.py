@@ -36,12 +36,11 @@ class MatchedWeights(NamedTuple):
     """Weights of one sample that match another's kernel mean.
 
     Attributes:
-        weights: w_j, an estimate of p/q at the rows of q; zero where a row has no weight of its
-            own.
-        mmd: the maximum mean discrepancy that is left, ‖Σ_j b_j w_j k(y_j, ·) − Σ_i a_i k(x_i, ·)‖.
+        weights: w_j, an estimate of p/q at the rows of q, zero for rows of weight zero in b.
+        mmd: the remaining maximum mean discrepancy, ‖Σ_j b_j w_j k(y_j, ·) − Σ_i a_i k(x_i, ·)‖.
         effective_sample_size: (Σ_j b_j w_j)² / Σ_j (b_j w_j)².
-        gap: how far at most ½ mmd² is above its minimum over the feasible weights.
-        converged: whether `gap` is within the accuracy asked for, and the constraints hold.
+        gap: an upper bound on the excess of ½ mmd² over its minimum over the feasible weights.
+        converged: whether `gap` is within the requested accuracy, and the constraints hold.
     """
 
     weights: Float[Array, " m"]
@@ -54,7 +53,7 @@ class MatchedWeights(NamedTuple):
 
 
 def _masses(name: str, weights: Any, x: Float[Array, "n d"]) -> Float[Array, " n"]:
-    """Weights that sum to one; uniform ones by default."""
+    """Weights normalised to a sum of one; uniform by default."""
     if weights is None:
         return jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
     weights = as_weights(name, weights, x.shape[0], x.dtype)
@@ -66,14 +65,14 @@ def project_box_slab(
 ) -> Float[Array, " m"]:
     """The nearest w to v with 0 ≤ w ≤ B and |Σ_j b_j w_j − 1| ≤ ε.
 
-    Nearest in Σ_j b_j (w_j − v_j)². The solution is clip(v − ν, 0, B): ν = 0 if its mean is within
-    the slab, else that with its mean at the nearer end, found by bisection and made exact on the
-    entries strictly between the bounds.
+    The distance is Σ_j b_j (w_j − v_j)². The solution is clip(v − ν, 0, B), with ν = 0 if its mean
+    is within the slab. Otherwise ν puts the mean at the nearer end, found by bisection and made
+    exact on the entries strictly between the bounds.
 
     Args:
         v: any vector.
-        masses: b, non-negative, sum to one.
-        bound: B, at least 1 − ε: else no w is feasible, and the answer is B everywhere.
+        masses: b, non-negative, summing to one.
+        bound: B, at least 1 − ε; otherwise no w is feasible, and the result is B everywhere.
         tolerance: ε ≥ 0.
 
     Example:
@@ -86,7 +85,7 @@ def project_box_slab(
     def mean(shift: Float[Array, ""]) -> Float[Array, ""]:
         return jnp.dot(masses, jnp.clip(v - shift, 0, bound))
 
-    # The constraint is slack if the clipped v has its mean in the slab already.
+    # The constraint is slack if the mean of the clipped v is already in the slab.
     here = mean(jnp.zeros((), v.dtype))
     target = jnp.clip(here, 1 - tolerance, 1 + tolerance)
 
@@ -96,14 +95,14 @@ def project_box_slab(
         above = mean(middle) > target
         return jnp.where(above, middle, low), jnp.where(above, high, middle)
 
-    # Over this bracket the mean falls from B to 0.
+    # Over this bracket the mean decreases from B to 0.
     low, high = jax.lax.fori_loop(0, 30, halve, (jnp.min(v) - bound, jnp.max(v)))
     shift = 0.5 * (low + high)
     # On the entries between the bounds the mean is linear in the shift.
     slope = jnp.dot(masses, ((v > shift) & (v < shift + bound)).astype(v.dtype))
     exact = shift + (mean(shift) - target) / jnp.where(slope > 0, slope, 1)
     shift = jnp.where(slope > 0, jnp.clip(exact, low, high), shift)
-    # No shift at all in the slack case, however close bisection comes to zero.
+    # In the slack case the shift is exactly zero, not the approximate zero of bisection.
     return jnp.clip(v - jnp.where(here == target, 0, shift), 0, bound)
 
 
@@ -113,46 +112,46 @@ def _least_linear(
     bound: Float[Array, ""],
     tolerance: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """The least Σ_j b_j g_j v_j over the feasible v: fill the lowest slopes first.
+    """The minimum of Σ_j b_j g_j v_j over the feasible v, filling the lowest slopes first.
 
-    Up to a mean of 1 − ε whatever the slopes, up to 1 + ε while they are negative.
+    The mean is filled up to 1 − ε for any slopes, and up to 1 + ε while they are negative.
     """
     order = jnp.argsort(slopes)
     slopes, most = slopes[order], bound * masses[order]
     before = jnp.cumsum(most) - most
-    # A row takes what the budget leaves after the rows before it, up to its own bound.
+    # A row takes the budget that remains after the earlier rows, up to its own bound.
     budget = jnp.where(slopes < 0, 1 + tolerance, 1 - tolerance)
     return jnp.dot(slopes, jnp.clip(budget - before, 0, most))
 
 
 @pytree
 class KernelMeanMatching:
-    """Kernel mean matching: weights on the rows of q under which they look like p.
+    """Kernel mean matching: weights on the rows of q that match the kernel mean of p.
 
     min_w ½ ‖Σ_j b_j w_j k(y_j, ·) − Σ_i a_i k(x_i, ·)‖²  s.t. 0 ≤ w_j ≤ B, |Σ_j b_j w_j − 1| ≤ ε,
 
     with the Gaussian kernel and the rows' own weights a and b (uniform by default): a convex
-    quadratic programme, solved by accelerated projected gradients with restarts. That its minimum
-    is reached is certified by the largest first-order decrease that the constraints allow, an upper
-    bound on the distance from it.
+    quadratic programme, solved by accelerated projected gradients with restarts. Convergence is
+    certified by the largest first-order decrease that the constraints allow, an upper bound on the
+    distance from the minimum.
 
-    The weights are those of the given rows alone; for a ratio at other points use a ratio
+    The weights are defined at the given rows alone. For a ratio at other points use a ratio
     estimator. The problem is ill-posed: a few hundred steps bring the discrepancy below sampling
-    noise, and the rest of the way to the minimum fits that noise with weights that grow more and
-    more uneven. A `bound` near the largest ratio expected keeps them tame.
+    noise, and further steps fit that noise with increasingly uneven weights. A `bound` near the
+    largest expected ratio prevents this.
 
-    The weights are constants to differentiation; `mmd` is differentiable in the rows of both
-    samples, by the envelope theorem. Time O(m² `num_steps` + nm + n²); memory O(m²).
+    Gradients of the weights are stopped, and `mmd` is differentiable in the rows of both samples,
+    by the envelope theorem. Time O(m² `num_steps` + nm + n²), memory O(m²).
 
     Attributes:
         bandwidth: σ, a number in the units of the data; or None for the median distance between
             rows of q, with features robustly standardised, so that neither the units of a feature
-            nor a few outliers decide which rows are near each other.
+            nor a few outliers dominate the distances.
         bound: B ≥ 1, the largest weight.
-        tolerance: ε, how far the mean weight may be from one.
-        accuracy: the largest `gap` that counts as converged; the kernel is one at distance zero,
-            and of n rows ½ mmd² is known to about 1/n.
-        num_steps: of the projected gradient method.
+        tolerance: ε, the largest deviation of the mean weight from one.
+        accuracy: the largest `gap` that counts as converged. The kernel is one at distance zero,
+            and n rows determine ½ mmd² to about 1/n.
+        num_steps: the number of projected gradient steps.
 
     Raises:
         ValueError: if a Python number is out of range.
@@ -193,22 +192,22 @@ class KernelMeanMatching:
         """The weights of the rows of y. Compiles itself.
 
         Args:
-            key: nothing is drawn; every estimator's `fit` takes one.
+            key: a key, unused; it is in the signature of every estimator's `fit`.
             x: samples of p.
-            y: samples of q, to be weighted; required.
-            a: weights of x, in any unit; zero for a row that is not there.
-            b: weights of y; the matched weights multiply them.
+            y: samples of q, to be weighted. Required.
+            a: weights of x, of any scale. Rows of weight zero are padding.
+            b: weights of y, which are multiplied by the matched weights.
 
         Returns:
             The `MatchedWeights`.
 
         Raises:
             ValueError: if x or y is not a non-empty matrix of numbers, their features differ in
-                number, or given weights are of the wrong length, negative or zero throughout; or
-                if `mmd` is differentiated in b.
+                number, given weights are of the wrong length, negative or all zero, or `mmd` is
+                differentiated in b.
         """
         check_key(key)
-        if y is None:  # most often the key is missing, which the check above says
+        if y is None:  # most often the key is missing, which the check above reports
             raise ValueError("y is missing: fit takes a key, x and y.")
         check_scalar(bandwidth=self.bandwidth, bound=self.bound)
         check_scalar(tolerance=self.tolerance, accuracy=self.accuracy)
@@ -225,7 +224,7 @@ class KernelMeanMatching:
         if self.bandwidth is None:
             standardizer = robust_standardizer((p, a), (q, b))
             p, q = standardizer.squash(p), standardizer.squash(q)
-        # Kernels of infinite rows vanish: without this they would be rows like any others.
+        # Kernels of infinite rows vanish: without this such rows would pass as valid.
         p, q = (jnp.where(jnp.isfinite(x), x, jnp.nan) for x in (p, q))
         sigma = median_distance(q, b) if self.bandwidth is None else self.bandwidth
         sigma, bound, tolerance, accuracy = (
@@ -249,7 +248,7 @@ class KernelMeanMatching:
         # of b, and mmd² = mᵀKm − 2mᵀt + ‖μ_p‖².
         witness = _matmul(gram, masses) - target
         squared = jnp.dot(masses, witness - target) + self_term
-        # Rounding may leave less than zero.
+        # Rounding may give a negative number.
         mmd = safe_sqrt(jnp.maximum(squared, 0))
 
         slopes = _stop(witness)
@@ -272,7 +271,7 @@ def _fit(method: KernelMeanMatching, p: Array, q: Array, a: Array, b: Array) -> 
 
 
 class _Step(NamedTuple):
-    """Weights before and after a step, their images under K diag(b), and the momentum's age."""
+    """Weights after and before a step, their images under K diag(b), and the momentum's age."""
 
     weights: Float[Array, " m"]
     last: Float[Array, " m"]
@@ -289,10 +288,10 @@ def _match(
     tolerance: Float[Array, ""],
     num_steps: int,
 ) -> Float[Array, " m"]:
-    """The quadratic programme, in the inner product Σ_j b_j u_j v_j.
+    """The solution of the quadratic programme, in the inner product Σ_j b_j u_j v_j.
 
-    There the gradient is the witness function itself, rows of little weight converge like the
-    others, and the operator K diag(b) is bounded by its largest row sum.
+    In this inner product the gradient is the witness function itself, rows of small weight converge
+    like the others, and the operator K diag(b) is bounded by its largest row sum.
     """
     curvature = jnp.max(jnp.where(masses > 0, _matmul(gram, masses), 0))
 
@@ -303,7 +302,7 @@ def _match(
         ahead = s.weights + momentum * (s.weights - s.last)
         image = s.image + momentum * (s.image - s.last_image)
         moved = project_box_slab(ahead - (image - target) / curvature, masses, bound, tolerance)
-        # Momentum that points uphill is given up.
+        # Momentum that points uphill is reset.
         uphill = jnp.dot(masses, (ahead - moved) * (moved - s.weights)) > 0
         age = jnp.where(uphill, 0, s.age + 1)
         return _Step(moved, s.weights, _matmul(gram, masses * moved), s.image, age)

@@ -1,7 +1,7 @@
-"""The log ratio by the samples' shares of a row's neighbourhood.
+"""The log ratio from the samples' shares of a row's neighbourhood.
 
-Nearest neighbours follow densities that are bounded, broken or banded, where a smooth model would
-need many more rows, and fail in many dimensions, where it would not.
+Nearest neighbours adapt to bounded, discontinuous or banded densities, for which a smooth model
+needs many more rows. They fail in many dimensions, in which a smooth model does not.
 """
 
 from typing import NamedTuple
@@ -20,14 +20,14 @@ __all__ = ["Neighbors"]
 
 
 class _References(NamedTuple):
-    """The training rows among which neighbours are sought, of p and then of q.
+    """The training rows that are searched for neighbours, of p and then of q.
 
     Attributes:
         x: the rows.
-        index: which of the training rows they are, those of q counted after all of p.
-        mass_p: of the rows of p, 0 for those of q; sums to one.
-        mass_q: of the rows of q.
-        prior: added to either mass of a neighbourhood.
+        index: their indices among the training rows, those of q counted after all of p.
+        mass_p: masses of the rows of p, 0 for those of q, summing to one.
+        mass_q: masses of the rows of q, likewise.
+        prior: the prior mass added to either mass of a neighbourhood.
     """
 
     x: Float[Array, "r d"]
@@ -41,15 +41,15 @@ class _References(NamedTuple):
 class Neighbors:
     """u(z) = log (A(z) + c)/(B(z) + c), A and B the masses of p and q among z's neighbours.
 
-    A neighbour at distance r counts with Epanechnikov's weight 1 − (r/r_k)², where r_k is the
-    distance of the k-th, so that u is continuous and has a derivative. A row is no neighbour of
-    itself: training rows are scored by the others.
+    A neighbour at distance r has Epanechnikov's weight 1 − (r/r_k)², where r_k is the distance of
+    the k-th, so that u is continuous and has a derivative. A row is not a neighbour of itself:
+    training rows are scored by the others.
 
     Attributes:
-        num_neighbors: numbers of neighbours k ≥ 2, of which the validation rows choose.
-        prior: c in rows: the mass that is added on either side; it bounds |u| by about log(k/c).
-        max_rows: neighbours are sought among at most so many rows of each sample, drawn at random,
-            which bounds the cost of a row.
+        num_neighbors: candidate numbers of neighbours k ≥ 2, selected on the validation rows.
+        prior: c, the mass added on either side, in rows; it bounds |u| by about log(k/c).
+        max_rows: the maximum number of rows of each sample, drawn at random, that are searched for
+            neighbours, which bounds the cost per row.
 
     Raises:
         ValueError: if a number is out of range.
@@ -85,35 +85,35 @@ class Neighbors:
         check_positive(prior=self.prior)
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[_References, Int[Array, ""]]:
-        """The rows among which neighbours are sought, and which k predicts the others best."""
+        """The rows searched for neighbours, and the index of the best k on the validation rows."""
         check_fold(fold)
         references = self._references(key, fold.train)
         p, q, *weights = fold.validation
         u = self._log_ratios(references, jnp.concatenate([p, q]))
         u_p, u_q = jnp.split(u, [p.shape[0]])
-        # The k are columns of u, and each column has a loss.
+        # Each k is a column of u and has one loss.
         losses = jax.vmap(lambda u_p, u_q: cross_entropy(u_p, u_q, *weights), 1)(u_p, u_q)
         return references, jnp.argmin(losses)
 
     def __call__(self, params: tuple[_References, Array], z: Float[Array, "b d"]) -> Array:
-        """The log ratio at rows that the head was not fitted to."""
+        """The log ratio at rows outside the training rows."""
         references, choice = params
         return self._log_ratios(references, z)[:, choice]
 
     def leave_one_out(
         self, params: tuple[_References, Array], rows: Rows
     ) -> list[Float[Array, " n"]]:
-        """The log ratios at the training rows, each by the neighbours besides itself."""
+        """The log ratios at the training rows, excluding each from its neighbours."""
         references, choice = params
         both = jnp.concatenate(rows[:2])
         u = self._log_ratios(references, both, jnp.arange(both.shape[0]))[:, choice]
         return jnp.split(u, [rows.p.shape[0]])
 
     def _references(self, key: Key[Array, ""], rows: Rows) -> _References:
-        """At most `max_rows` of each sample, without those that have no weight."""
+        """At most `max_rows` rows of each sample, those of positive weight first."""
 
         def drawn(key, x, weight):
-            # Uniform numbers are not negative: rows without weight come last.
+            # Uniform numbers are not negative: rows of weight zero come last.
             order = jnp.where(weight > 0, jax.random.uniform(key, weight.shape), -1)
             index = jax.lax.top_k(order, min(self.max_rows, weight.shape[0]))[1]
             mass = weight[index]
@@ -122,7 +122,7 @@ class Neighbors:
         samples = zip(jax.random.split(key), rows[:2], rows.weights, strict=True)
         (of_p, p, mass_p), (of_q, q, mass_q) = for_each(drawn, samples)
         prior = jnp.asarray(self.prior, mass_p.dtype)
-        # The mass of one row, in the mean of both samples: c rows become a mass.
+        # The mass of one row, averaged over both samples, converts c from rows to a mass.
         one_row = (1 / num_rows(mass_p) + 1 / num_rows(mass_q)) / 2
         return _References(
             x=jnp.concatenate([p, q]),
@@ -138,24 +138,24 @@ class Neighbors:
         z: Float[Array, "b d"],
         own: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b choices"]:
-        """The log ratio by each number of neighbours, of which the row itself is none."""
+        """The log ratio for each number of neighbours, excluding the row itself."""
         x, index, mass_p, mass_q, prior = references
-        # −1 is the index of no reference, so that none is left out.
+        # No reference has the index −1, hence no row is excluded.
         own = jnp.full(z.shape[0], -1) if own is None else own
         usable = mass_p + mass_q > 0
         counts = [min(k, x.shape[0] - 1) for k in self.num_neighbors]
         most = jnp.sum(usable) - 1
 
         def of_rows(z, own):
-            # References without weight may hold NaN.
+            # References of weight zero may hold NaN.
             squares = squared_distances(z, jnp.where(usable[:, None], x, 0))
             excluded = ~usable | (index == own[:, None])
             nearest, which = jax.lax.top_k(-jnp.where(excluded, jnp.inf, squares), max(counts))
             nearest, masses = -nearest, (mass_p[which], mass_q[which])
 
             def of_count(k):
-                # Of fewer rows the last is the limit. Rows that coincide with z count in full if k
-                # of them do.
+                # With fewer than k rows the last one is the limit. Rows that coincide with z have
+                # full weight if there are k of them.
                 last = jnp.clip(jnp.minimum(k, most) - 1, 0)
                 limit = jnp.take(nearest, last[None], axis=1)
                 share = nearest / jnp.where(limit > 0, limit, 1)

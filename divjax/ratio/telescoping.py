@@ -1,4 +1,4 @@
-"""Density ratios across a chasm: a sum of easy log ratios between neighbouring waymarks."""
+"""Density ratios in the large-KL regime: sums of log ratios between neighbouring waymarks."""
 
 from typing import Any
 
@@ -17,20 +17,21 @@ __all__ = ["Telescoping"]
 
 @pytree
 class Telescoping:
-    """The log ratio as a sum over bridges, log p/q = Σ_k log p_k/p_{k+1}.
+    """The log ratio as a sum of intermediate log ratios, log p/q = Σ_k log p_k/p_{k+1}.
 
     Waymark p_k is the distribution of cos θ_k x + sin θ_k y for independent x ~ p and y ~ q, with
-    equal angles from θ_0 = 0 to θ_m = π/2. With enough bridges neighbours overlap, where a
-    classifier of p against q itself tells nothing apart beyond about log n nats.
+    equally spaced angles from θ_0 = 0 to θ_m = π/2. With enough waymarks neighbours overlap, while
+    a classifier of p against q itself cannot resolve more than about log n nats.
 
-    Each bridge starts from a simple log ratio of its own. A network with one output a bridge, all
-    trained together on one trunk, adds what these miss.
+    Each intermediate ratio starts from its own simple log ratio. A network with one output per
+    ratio, all trained jointly on one trunk, adds the residuals.
 
     Attributes:
-        num_bridges: m; a nat or two for each is comfortable.
-        start: the head that each bridge starts from; by default the likelihood-weighted average of
-            the convex ones.
-        network: how the trunk is built and trained, from a batch "b d" to "b m"; None for none.
+        num_bridges: the number m of intermediate ratios; one or two nats per ratio are suitable.
+        start: the head that each ratio starts from; by default the likelihood-weighted average of
+            the convex heads.
+        network: architecture and training of the trunk, from a batch "b d" to "b m"; None to omit
+            it.
 
     References:
         Rhodes, Xu, Gutmann 2020, eq. 5–8: the sum, waymarks by linear combination, joint training.
@@ -45,40 +46,40 @@ class Telescoping:
 
     @property
     def parametric(self) -> bool:
-        """Whether the bridges start from parametric heads, as by default they do."""
+        """Whether the intermediate ratios start from parametric heads, as by default."""
         return self.start is None or is_parametric(self.start)
 
     @jax.jit
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Any]:
-        """All bridges' starts, and the network."""
+        """The parameters of the starts of all intermediate ratios, and of the network."""
         check_fold(fold)
         pair_key, start_key, init_key, fit_key = jax.random.split(key, 4)
         p, q, *weights = fold.train
-        # Convex starts, all bridges at once: each knows its own pair of neighbouring waymarks.
+        # The starts, all simultaneously, each fitted to its own pair of neighbouring waymarks.
         start = self._start(p.shape[1])
         bridges = self._bridges(pair_key, fold)
         keys = jax.random.split(start_key, self.num_bridges)
         starts = jax.vmap(start.fit)(keys, bridges)
         if self.network is None:
             return starts, None
-        # One network with an output a bridge learns what the starts miss, from fresh pairs a step.
+        # One network with an output per ratio learns the residuals, from fresh pairs at each step.
         network, half = self.network, -(-self.network.batch_size // 2)
         uniform = jnp.full(half, 1 / half, p.dtype)
         draw = row_sampler(*weights)
         of_start = jax.vmap(start)
 
         def each(params, above, below):
-            """Each bridge's correction at rows of both its ends, "m b d"."""
+            """Each ratio's correction at rows of its two waymarks, "m b d"."""
             both = jnp.concatenate([above, below], axis=1)
             outputs = network.apply(params, both.reshape(-1, both.shape[-1]), self.num_bridges)
             outputs = outputs.reshape(*both.shape[:2], self.num_bridges)
-            # Bridge k is corrected by output k, at its own rows alone.
+            # Ratio k is corrected by output k, at its own rows alone.
             own = jnp.diagonal(outputs, axis1=0, axis2=2).T
             return own[:, : above.shape[1]], own[:, above.shape[1] :]
 
         def loss(key, params):
             i, j = draw(key, half)
-            # Any row of p goes with any of q; both come sorted by quantile.
+            # Both index vectors are sorted by quantile. A permutation pairs them independently.
             j = jax.random.permutation(jax.random.fold_in(key, 1), j)
             marks = self._waymarks(p[i], q[j])
             own_p, own_q = each(params, marks[:-1], marks[1:])
@@ -86,7 +87,7 @@ class Telescoping:
             u_q = own_q + of_start(starts, marks[1:])
             return jnp.mean(jax.vmap(cross_entropy, (0, 0, None, None))(u_p, u_q, uniform, uniform))
 
-        # Stopped where the bridges' own validation pairs say.
+        # Early stopping on the intermediate ratios' own validation pairs.
         held = bridges.validation
         offset_p, offset_q = of_start(starts, held.p), of_start(starts, held.q)
 
@@ -100,7 +101,7 @@ class Telescoping:
         return starts, network.train(fit_key, loss, params, validate)
 
     def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        """The sum of all bridges' log ratios."""
+        """The sum of all intermediate log ratios."""
         starts, own = params
         start = self._start(z.shape[1])
         total = jnp.sum(jax.vmap(lambda s: start(s, z))(starts), axis=0)
@@ -119,10 +120,11 @@ class Telescoping:
         return cos * x + sin * y
 
     def _bridges(self, key: Key[Array, ""], fold: Fold) -> Fold:
-        """A fold for each bridge.
+        """A fold for each intermediate ratio.
 
-        Each row of p is paired with a random one of q that plays the same part, and each of q with
-        one of p. Between the ends all pairs count; p itself is the pairs of its rows, q of its own.
+        Each row of p is paired with a random row of q of the same role, and each row of q with one
+        of p. Waymarks between the ends use all pairs. The end p uses the pairs of its own rows, and
+        so does the end q.
         """
 
         def part(key, rows):
@@ -130,17 +132,17 @@ class Telescoping:
             n, m = p.shape[0], q.shape[0]
             of_p, of_q = row_sampler(*weights)(key, max(n, m))
             shuffle_p, shuffle_q = jax.random.split(jax.random.fold_in(key, 1))
-            # Partners in random order: those of the n rows of p are rows of q, and conversely.
+            # Partners in random order: the n rows of p are paired with rows of q, and conversely.
             for_p = jax.random.permutation(shuffle_p, of_q)[:n]
             for_q = jax.random.permutation(shuffle_q, of_p)[:m]
             marks = self._waymarks(jnp.concatenate([p, p[for_q]]), jnp.concatenate([q[for_p], q]))
-            # The first n pairs are of rows of p, the other m of rows of q. Only the former are p
-            # itself and only the latter q.
+            # The first n pairs belong to rows of p, the other m to rows of q. The end p has weight
+            # on the former only, the end q on the latter only.
             first, last = (
                 jnp.pad(w, side) for w, side in zip(weights, ((0, m), (n, 0)), strict=True)
             )
             between = [(first + last) / 2] * (self.num_bridges - 1)
-            # Bridge k lies between waymarks k and k + 1, hence the shifted slices.
+            # Ratio k lies between waymarks k and k + 1, hence the shifted slices.
             mass = jnp.stack([first, *between, last])
             return Rows(marks[:-1], marks[1:], mass[:-1], mass[1:])
 

@@ -1,4 +1,4 @@
-"""What a ratio model is: a head that is fitted to one fold and evaluated anywhere."""
+"""The protocol of ratio models: a head is fitted to one fold and evaluated anywhere."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -36,14 +36,14 @@ __all__ = [
 class Rows(NamedTuple):
     """Samples of p and q with their weights.
 
-    Each vector of weights sums to one, which makes both samples weigh the same however many rows
-    they have. A row of weight zero is only there to fill the shape, and may hold anything.
+    Each vector of weights sums to one, so that both samples have equal weight at any sample sizes.
+    Rows of weight zero are padding of arbitrary content.
 
     Attributes:
         p: samples of p.
         q: samples of q.
-        weights_p: of the samples of p.
-        weights_q: of the samples of q.
+        weights_p: weights of the samples of p.
+        weights_q: weights of the samples of q.
     """
 
     p: Float[Array, "n d"]
@@ -53,16 +53,16 @@ class Rows(NamedTuple):
 
     @property
     def weights(self) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-        """Of both samples."""
+        """The weights of both samples."""
         return self.weights_p, self.weights_q
 
 
 class Fold(NamedTuple):
-    """What one head is fitted to, standardised; of one shape for all folds.
+    """The standardised rows that one head is fitted to, of the same shape for all folds.
 
     Attributes:
-        train: the rows to fit.
-        validation: the rows that stop or choose the model.
+        train: the training rows.
+        validation: the rows for early stopping or model selection.
     """
 
     train: Rows
@@ -73,7 +73,7 @@ class Fold(NamedTuple):
 class Head(Protocol):
     """A model of the log ratio u(z) = log p(z)/q(z): a pytree that vmaps over folds.
 
-    What it sees are standardised features. One whose family must be exact in the features
+    Its inputs are standardised features. A head whose family must be exact in the features
     themselves, such as a linear one, is `Parametric` too.
     """
 
@@ -88,18 +88,18 @@ class Head(Protocol):
 
 @runtime_checkable
 class Parametric(Protocol):
-    """What a head may declare: that its family must stay exact, as that of two Gaussians.
+    """An optional declaration that the head's family must stay exact, as for two Gaussians.
 
     Attributes:
-        parametric: whether features reach the head by affine maps alone. Rows far outside of the
-            samples are then moved to the samples' limits for a fit and its estimates, while
-            elsewhere the log ratio extrapolates. Heads that declare nothing see features that are
-            compressed beyond the limits.
+        parametric: whether only affine maps are applied to the head's features. Outlying rows of
+            the samples are then clipped to the samples' limits for the fit and its estimates, while
+            the log ratio extrapolates at other rows. Heads without this declaration are given
+            features that are compressed beyond the limits.
     """
 
     @property
     def parametric(self) -> bool:
-        """Whether its features come by affine maps alone."""
+        """Whether only affine maps are applied to its features."""
         ...
 
 
@@ -110,13 +110,13 @@ def is_parametric(head: Any) -> bool:
 
 @runtime_checkable
 class InstanceBased(Protocol):
-    """What a head may declare: that it remembers its training rows, and can leave one out.
+    """An optional declaration that a head stores its training rows and can leave one out.
 
-    Their losses would otherwise be those of rows that vote for themselves.
+    Otherwise each training row would contribute to its own log ratio.
     """
 
     def leave_one_out(self, params: Any, rows: Rows) -> Sequence[Float[Array, " n"]]:
-        """The log ratios at the training rows, each by what the others say."""
+        """The leave-one-out log ratios at the training rows."""
         ...
 
 
@@ -125,7 +125,7 @@ def log_ratios(
     params: Any,
     *samples: Float[Array, "n d"],
 ) -> list[Float[Array, " n"]]:
-    """The log ratios of several samples, evaluated together: compiled once for all of them."""
+    """The log ratios of several samples, evaluated as one batch and hence compiled once."""
     ends = np.cumsum([len(sample) for sample in samples])
     u = head(params, jnp.concatenate(samples))
     # A column "n 1" would broadcast against the weights without an error.
@@ -134,7 +134,7 @@ def log_ratios(
 
 
 def training_log_ratios(head: Head, params: Any, rows: Rows) -> Sequence[Float[Array, " n"]]:
-    """The log ratios at the rows a head was fitted to, by the other rows if it remembers them."""
+    """The log ratios at a head's training rows, leave-one-out if it is `InstanceBased`."""
     if isinstance(head, InstanceBased):
         return head.leave_one_out(params, rows)
     return log_ratios(head, params, rows.p, rows.q)
@@ -158,8 +158,8 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """The balanced cross-entropy ½E_p[log(1 + e^{−u})] + ½E_q[log(1 + e^u)], in nats.
 
-    Its least value over all u is log 2 − JS(p, q), at the log ratio. It keeps its digits near 0,
-    where JS is near log 2. Weights sum to one; uniform by default.
+    Its minimum over all u is log 2 − JS(p, q), at the log ratio. It is accurate near 0, where JS is
+    near log 2. Weights sum to one and are uniform by default.
     """
 
     def mean(losses, weights):
@@ -178,7 +178,7 @@ def validation_loss(
     params: PyTree[Array],
     fold: Fold,
 ) -> Float[Array, ""]:
-    """The cross-entropy of the validation rows; infinite where it is not a number."""
+    """The cross-entropy of the validation rows; infinite if it is NaN."""
     rows = fold.validation
     u_p, u_q = log_ratios(head, params, rows.p, rows.q)
     value = cross_entropy(u_p, u_q, *rows.weights)
@@ -187,5 +187,5 @@ def validation_loss(
 
 
 def num_rows(*weights: Float[Array, " n"]) -> Float[Array, ""]:
-    """How many equally weighted rows these samples together are worth."""
+    """The effective number of rows of these samples together."""
     return jnp.sum(jnp.stack([effective_sample_size(weight) for weight in weights]))

@@ -1,17 +1,17 @@
 """Variational lower bounds of divergences, as functions of a critic's values.
 
-A critic T is a guess of the log ratio u = log p/q. Every bound here takes its values at samples of
-p and at samples of q,
+A critic T is an estimate of the log ratio u = log p/q. Every bound here takes its values at samples
+of p and at samples of q,
 
-    u_p "n"  and  u_q "m"  or, a row of samples of q for each one of p,  u_q "n k",
+    u_p "n"  and  u_q "m"  or, with one row of samples of q per sample of p,  u_q "n k",
 
-and returns nats. The bounds on KL, and `f_dual` on its divergence, attain it at T = log p/q
-(InfoNCE and its kin for k → ∞); `kl_from_js` attains Ξ(JS) there, `conjugate_dual` at T = f'(p/q).
-`smile` and `mean_log_ratio` are read-outs of a trained critic and no bounds. For
-the mutual information of pairs, p is their joint distribution and q the product of its marginals:
-`critics.split_scores` reads both from the matrix T(x_i, y_j). One function trains a critic, by its
-gradient, and any other may read it out: SMILE and f-DIME are read-outs of a critic that was trained
-by a bound on an f-divergence.
+and returns nats. The bounds on KL, and `f_dual` on its divergence, are tight at T = log p/q
+(InfoNCE and its variants for k → ∞). There `kl_from_js` attains Ξ(JS), and `conjugate_dual` is
+tight at T = f'(p/q). `smile` and `mean_log_ratio` are read-outs of a trained critic, not bounds.
+For the mutual information of pairs, p is their joint distribution and q the product of its
+marginals: `critics.split_scores` extracts both from the matrix T(x_i, y_j). A critic may be trained
+by the gradient of one function and read out by another: SMILE and f-DIME are read-outs of a critic
+that was trained by a bound on an f-divergence.
 """
 
 import functools
@@ -63,7 +63,7 @@ Bound = Callable[[Float[Array, " n"], Float[Array, "..."]], Float[Array, ""]]
 
 
 def _values(u_p: Any, u_q: Any, symbol: str = "u") -> tuple[Array, Array]:
-    """A critic's values, checked."""
+    """Check a critic's values and return them as arrays."""
     of_p, of_q = f"{symbol}_p", f"{symbol}_q"
     u_p, u_q = jnp.asarray(as_numbers(of_p, u_p)), jnp.asarray(as_numbers(of_q, u_q))
     for name, values, shapes in ((of_p, u_p, "(n,)"), (of_q, u_q, "(m,) or (n, k)")):
@@ -79,12 +79,11 @@ def _values(u_p: Any, u_q: Any, symbol: str = "u") -> tuple[Array, Array]:
 
 
 def _bounded(u_p: Array, u_q: Array) -> tuple[Array, Array]:
-    """Critic values whose squared exponentials, and sums of them, the dtype still holds.
+    """Critic values clipped so that squared exponentials, and sums of them, do not overflow.
 
-    A clipped critic is a critic, so what it gives is a lower bound as before.
+    A clipped critic is another critic, so that its value is still a lower bound.
     """
-    # Squares of e^T are then below the 0.8th power of the largest number, which leaves room for
-    # sums.
+    # Squares of e^T are then below the 0.8th power of the largest number, with headroom for sums.
     limit = 0.4 * math.log(float(jnp.finfo(jnp.result_type(u_p, u_q)).max))
     return jnp.clip(u_p, -limit, limit), jnp.clip(u_q, -limit, limit)
 
@@ -94,10 +93,11 @@ def _log_mean_exp(u: Array) -> Array:
 
 
 def donsker_varadhan(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
-    """KL(p‖q) ≥ E_p[T] − log E_q[e^T], which a constant added to T does not change.
+    """KL(p‖q) ≥ E_p[T] − log E_q[e^T], invariant under a constant added to T.
 
-    The mean stands inside of the logarithm: from samples the value is biased upwards, by about
-    var(e^T)/(2m) for normalised T, and by as much as T allows where e^T has heavy tails.
+    The mean is inside the logarithm: from samples the value is biased upwards, by about
+    var(e^T)/(2m) for normalised T. The bias is limited only by the range of T if e^T has heavy
+    tails.
 
     Args:
         u_p: critic values at samples of p.
@@ -107,7 +107,7 @@ def donsker_varadhan(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float
         The value in nats.
 
     Raises:
-        ValueError: if the values are empty, no real numbers, or not of these shapes.
+        ValueError: if the values are empty, not real, or not of these shapes.
 
     Example:
         >>> float(donsker_varadhan(jnp.array([2.0]), jnp.array([1.0, 1.0])))
@@ -117,7 +117,7 @@ def donsker_varadhan(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float
         Donsker, Varadhan 1983; Belghazi et al. 2018, theorem 1.
     """
     _values(u_p, u_q)
-    # A constant cancels: it is taken off in float64, before float32 would spend its digits on it.
+    # A constant cancels: it is subtracted in float64, since it would cost accuracy in float32.
     u_p, u_q = _values(*without_offset(np.max, u_p=u_p, u_q=u_q))
     return jnp.mean(u_p) - _log_mean_exp(u_q)
 
@@ -127,8 +127,8 @@ def smile(
 ) -> Float[Array, ""]:
     """Donsker and Varadhan's value with e^T clipped under q: E_p[T] − log E_q[clip(e^T, e^±τ)].
 
-    Less variance for bias of either sign: no lower bound. Its own gradient is of little use; train
-    by `jensen_shannon`, as the authors do.
+    Clipping reduces variance at the cost of bias of either sign: the value is not a lower bound.
+    Its own gradient is of little use. Train by `jensen_shannon`, as the authors do.
 
     Args:
         u_p: critic values at samples of p.
@@ -139,7 +139,7 @@ def smile(
         The value in nats.
 
     Raises:
-        ValueError: if the values do not fit or `clip` is a Python number that is not positive.
+        ValueError: if the values are invalid or `clip` is a Python number that is not positive.
 
     Example:
         >>> float(smile(jnp.array([2.0]), jnp.array([9.0, 9.0]), clip=1.0))
@@ -159,18 +159,18 @@ def smile(
 def mean_log_ratio(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
     """KL(p‖q) as E_p[T], for a T that is normalised by its training: f-DIME's read-out.
 
-    No bound: it has the smallest variance of all, and the whole error of T. f-DIME trains by
-    `f_dual` on false pairs from a `derangement`; by `jensen_shannon` it is GAN-DIME.
+    It is not a bound: it has the smallest variance of all, and the full error of T. f-DIME trains
+    by `f_dual` on false pairs from a `derangement`. Trained by `jensen_shannon` it is GAN-DIME.
 
     Args:
         u_p: critic values at samples of p.
-        u_q: critic values at samples of q; not used.
+        u_q: critic values at samples of q, not used.
 
     Returns:
         The value in nats.
 
     Raises:
-        ValueError: if the values are empty, no real numbers, or not of these shapes.
+        ValueError: if the values are empty, not real, or not of these shapes.
 
     Example:
         >>> float(mean_log_ratio(jnp.array([2.0, 4.0]), jnp.array([1.0])))
@@ -193,13 +193,13 @@ def f_dual(
     Args:
         u_p: critic values at samples of p.
         u_q: critic values at samples of q, a vector or a matrix.
-        generator: f, of `divjax.fdiv`.
+        generator: the generator f, of `divjax.fdiv`.
 
     Returns:
-        The value in nats, where the divergence has a logarithm.
+        The value, in nats if the divergence has a logarithm.
 
     Raises:
-        ValueError: if the values are empty, no real numbers, or not of these shapes.
+        ValueError: if the values are empty, not real, or not of these shapes.
 
     Example:
         >>> from divjax import fdiv
@@ -222,14 +222,14 @@ def conjugate_dual(
 
     Args:
         t_p: V at samples of p.
-        t_q: V at samples of q, a vector or a matrix; at most `generator.conjugate_supremum`.
-        generator: f, of `divjax.fdiv`.
+        t_q: V at samples of q, a vector or a matrix, at most `generator.conjugate_supremum`.
+        generator: the generator f, of `divjax.fdiv`.
 
     Returns:
-        The value in nats, where the divergence has a logarithm; −∞ for V beyond the supremum.
+        The value, in nats if the divergence has a logarithm, −∞ for V beyond the supremum.
 
     Raises:
-        ValueError: if the values are empty, no real numbers, or not of these shapes.
+        ValueError: if the values are empty, not real, or not of these shapes.
 
     Example:
         >>> from divjax import fdiv
@@ -248,9 +248,9 @@ def conjugate_dual(
 def nwj(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
     """KL(p‖q) ≥ 1 + E_p[T] − E_q[e^T]: the KL's `f_dual`, called NWJ, f-GAN KL or MINE-f.
 
-    Unbiased. Its critic is the literature's (E_p[T'] − E_q[e^{T' − 1}]) less one. The variance is
-    at least (e^KL − 1)/m even at the best critic.
-    Values beyond ±35 (±284 in float64) count as ±35: a clipped critic is a critic.
+    Unbiased. Its critic is that of the literature (E_p[T'] − E_q[e^{T' − 1}]) minus one. The
+    variance is at least (e^KL − 1)/m even at the best critic. Values are clipped to ±35 (±284 in
+    float64), which preserves the bound.
 
     Args:
         u_p: critic values at samples of p.
@@ -260,7 +260,7 @@ def nwj(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
         The value in nats.
 
     Raises:
-        ValueError: if the values are empty, no real numbers, or not of these shapes.
+        ValueError: if the values are empty, not real, or not of these shapes.
 
     Example:
         >>> float(nwj(jnp.array([2.0]), jnp.array([0.0, 0.0])))
@@ -274,19 +274,19 @@ def nwj(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
 
 
 def jensen_shannon(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
-    """JS(p‖q) ≥ log 2 − balanced cross-entropy: `f_dual` of Jensen–Shannon. The way to train.
+    """JS(p‖q) ≥ log 2 − balanced cross-entropy: its `f_dual`, recommended for training.
 
-    Unbiased, with values and slopes that are bounded whatever p and q.
+    Unbiased, with values and slopes that are bounded for any p and q.
 
     Args:
         u_p: critic values at samples of p.
         u_q: critic values at samples of q, a vector or a matrix.
 
     Returns:
-        The value in nats: a bound on JS, at most log 2, and not on KL (`kl_from_js` is).
+        The value in nats: a bound on JS, at most log 2, not on KL (`kl_from_js` bounds KL).
 
     Raises:
-        ValueError: if the values are empty, no real numbers, or not of these shapes.
+        ValueError: if the values are empty, not real, or not of these shapes.
 
     Example:
         >>> float(jensen_shannon(jnp.array([30.0]), jnp.array([-30.0])))
@@ -302,19 +302,20 @@ def jensen_shannon(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[A
 def kl_from_js(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
     """KL(p‖q) ≥ Ξ(log 2 − balanced cross-entropy), the largest bound that Jensen–Shannon implies.
 
-    A read-out, not to train by: where the critic tells nothing, its gradient is zero. Ξ is convex:
-    from samples the value is biased upwards, by half of Ξ'' times the cross-entropy's variance.
-    Even the best critic leaves a gap to KL, unless p and q are those of `kl_lower_bound_from_js`.
+    It is for reading out, not for training: the gradient is zero at an uninformative critic. Ξ is
+    convex: from samples the value is biased upwards, by half of Ξ'' times the cross-entropy's
+    variance. Even the best critic leaves a gap to KL, unless p and q are those of
+    `kl_lower_bound_from_js`.
 
     Args:
         u_p: critic values at samples of p.
         u_q: critic values at samples of q, a vector or a matrix.
 
     Returns:
-        The value in nats, at least 0; +∞ where the cross-entropy rounds to 0.
+        The value in nats, at least 0, or +∞ if the cross-entropy rounds to 0.
 
     Raises:
-        ValueError: if the values are empty, no real numbers, or not of these shapes.
+        ValueError: if the values are empty, not real, or not of these shapes.
 
     Example:
         >>> u_p, u_q = jnp.array([2.0, 3.0]), jnp.array([-3.0, -2.0])
@@ -329,16 +330,16 @@ def kl_from_js(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array
 
 
 def _rows(u_p: Array, u_q: Array) -> Array:
-    """A row of values at samples of q for each value at p; one row may serve all."""
+    """One row of values at samples of q per value at p; a vector is broadcast to all rows."""
     u_p, u_q = _values(u_p, u_q)
     return jnp.broadcast_to(u_q, (u_p.shape[0], u_q.shape[-1]))
 
 
 def _less_row_maxima(u_p: Any, u_q: Any) -> tuple[Array, Array]:
-    """Critic values, of NumPy's the differences within a row that float32 would round away."""
-    if _values(u_p, u_q)[1].ndim == 1:  # one row serves all
+    """Critic values minus row maxima, in NumPy's float64 to keep differences lost in float32."""
+    if _values(u_p, u_q)[1].ndim == 1:  # one row for all
         return _values(*without_offset(np.max, u_p=u_p, u_q=u_q))
-    # InfoNCE does not change if a constant is added to all values of one row.
+    # InfoNCE is invariant under a constant added to all values of one row.
     column = as_numbers("u_p", u_p, exact=True)[:, None]
     maxima = functools.partial(np.max, axis=1, keepdims=True)
     column, u_q = without_offset(maxima, u_p=column, u_q=u_q)
@@ -348,19 +349,20 @@ def _less_row_maxima(u_p: Any, u_q: Any) -> tuple[Array, Array]:
 def info_nce(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
     """KL(p‖q) ≥ E[T(z) − log 1/(k+1) (e^{T(z)} + Σ_j e^{T(z_j)})], z ~ p and k samples z_j ~ q.
 
-    The log-likelihood of finding the one of p among k + 1, and log(k + 1), which it never exceeds.
-    Of small variance, and biased downwards: a lower bound in expectation, whatever n and k.
+    It is the log-likelihood of identifying the sample of p among k + 1, plus log(k + 1), which it
+    never exceeds. Its variance is small and its bias downwards: it is a lower bound in expectation,
+    for any n and k.
 
     Args:
         u_p: critic values at samples of p.
-        u_q: for each of them, a row of k critic values at samples of q; a vector is the row of all.
+        u_q: one row of k critic values at samples of q per value of u_p, or one vector for all.
 
     Returns:
-        The value in nats. For pairs, a function of the row's own variable (of x, in `split_scores`)
-        added to T changes nothing. Memory is n·k.
+        The value in nats. For pairs, it is invariant under a function of the row's own variable (of
+        x, in `split_scores`) added to T. Memory is n·k.
 
     Raises:
-        ValueError: if the values are empty, no real numbers, or not of these shapes.
+        ValueError: if the values are empty, not real, or not of these shapes.
 
     Example:
         >>> from divjax.ratio.critics import split_scores
@@ -386,21 +388,21 @@ def interpolated_nce(
     """Between NWJ (α = 0) and InfoNCE (α = 1): I_α = 1 + E[log e^T/a] − E[e^T/a], a lower bound.
 
     a = α m + (1 − α) e^b, with m the mean of e^T over k samples: for the first term the one of p
-    and k − 1 of q (each of the k left out in turn), for the second all k of q. More of m: less
-    variance, and a cap that comes down from ∞ to log k; it is about log(k/α).
-    Values beyond ±35 (±284 in float64) count as ±35: a clipped critic is a critic.
+    and k − 1 of q (each of the k left out in turn), for the second all k of q. A larger α reduces
+    the variance, and lowers the upper limit of about log(k/α) from ∞ to log k. Values are clipped
+    to ±35 (±284 in float64), which preserves the bound.
 
     Args:
         u_p: critic values at samples of p.
-        u_q: for each of them, a row of k critic values at samples of q; a vector is the row of all.
+        u_q: one row of k critic values at samples of q per value of u_p, or one vector for all.
         alpha: α in [0, 1].
-        log_baseline: b, a number or one for each row, learned or not.
+        log_baseline: b, one number or one per row, learned or not.
 
     Returns:
         The value in nats, unbiased as an estimate of the bound. Memory is n·k.
 
     Raises:
-        ValueError: if the values are empty, no real numbers, or not of these shapes, or alpha is a
+        ValueError: if the values are empty, not real, or not of these shapes, or alpha is a
             Python number outside of [0, 1].
 
     Example:
@@ -441,8 +443,8 @@ class MINEState(NamedTuple):
     """The moving average of E_q[e^T].
 
     Attributes:
-        log_normalizer: its logarithm.
-        weight: of the batches so far, from 0 to 1.
+        log_normalizer: the logarithm of the average.
+        weight: the total weight of the batches so far, from 0 to 1.
     """
 
     log_normalizer: Float[Array, ""]
@@ -453,13 +455,13 @@ class MINEState(NamedTuple):
 class MINE:
     """Donsker and Varadhan's value with a gradient whose normaliser is averaged over batches.
 
-    ∇ = E_p[∇T] − E_q[e^T ∇T]/N, where N is an exponential moving average of E_q[e^T], the current
-    batch included: in Donsker and Varadhan's own gradient N is the batch's mean, and the ratio of
+    ∇ = E_p[∇T] − E_q[e^T ∇T]/N, where N is an exponential moving average of E_q[e^T], including the
+    current batch. In Donsker and Varadhan's own gradient N is the batch's mean, and the ratio of
     two means from one batch is biased.
 
     Attributes:
-        rate: weight of the current batch in (0, 1]; 1 is `donsker_varadhan`. The first batches are
-            averaged as if there had been none before them.
+        rate: the weight of the current batch in (0, 1]; 1 is `donsker_varadhan`. The average over
+            the first batches is normalised by their total weight.
 
     Raises:
         ValueError: if the rate is a Python number outside of (0, 1].
@@ -481,28 +483,28 @@ class MINE:
             raise ValueError(f"rate must be a number in (0, 1]; got {self.rate}.")
 
     def init(self, dtype: Any) -> MINEState:
-        """No batch seen."""
+        """The state before the first batch."""
         return MINEState(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
     def __call__(
         self, u_p: Float[Array, " n"], u_q: Float[Array, "..."], state: MINEState
     ) -> tuple[Float[Array, ""], MINEState]:
-        """The value, with the gradient above, and the new state, with none."""
+        """The value, with the gradient above, and the new state, with stopped gradients."""
         check_scalar(rate=self.rate)
         stop = jax.lax.stop_gradient
-        # The value is Donsker and Varadhan's: only its gradient is replaced.
+        # The value is that of Donsker and Varadhan. Only its gradient is replaced.
         value, log_mean = stop((donsker_varadhan(u_p, u_q), _log_mean_exp(u_q)))
         rate = jnp.asarray(self.rate, state.weight.dtype)
         rate = nan_unless((rate > 0) & (rate <= 1), rate)
         weight = (1 - rate) * state.weight + rate
-        # The earlier batches have the share (1 − rate)·weight of the new weight. It starts at 0,
-        # which makes the first batches count in full.
+        # The earlier batches have the share (1 − rate)·weight of the new weight. It starts at 0, so
+        # that the first batches have full weight.
         log_normalizer = log_mean + log_mixture(
             state.log_normalizer - log_mean, (1 - rate) * state.weight / weight
         )
         new = stop(MINEState(log_normalizer, weight))
-        # At a fixed N, E_p[T] − E_q[e^T]/N has the gradient of the docstring. Less its own value it
-        # is zero.
+        # At a fixed N, E_p[T] − E_q[e^T]/N has the gradient of the docstring. Minus its own value
+        # it is zero.
         slope = jnp.mean(u_p) - jnp.mean(jnp.exp(u_q - new.log_normalizer))
         return nan_unless(~jnp.isnan(rate), value) + slope - stop(slope), new
 
@@ -517,12 +519,12 @@ BOUNDS: dict[str, Bound] = {
     "log_ratio": mean_log_ratio,
 }
 
-# Of these, what a critic can be trained by from any start.
+# The bounds that can train a critic from any initialisation.
 TRAINABLE = ("js", "dv", "nwj", "infonce")
 
 
 def as_bound(bound: Any) -> Any:
-    """A bound by its name in `BOUNDS`, by its generator (`f_dual`), or as it is, as a pytree.
+    """A bound by its name in `BOUNDS`, by its generator (`f_dual`), or unchanged, as a pytree.
 
     Args:
         bound: a name, a generator of `divjax.fdiv`, or any function of u_p and u_q.
@@ -531,7 +533,7 @@ def as_bound(bound: Any) -> Any:
         A function of u_p and u_q that is a pytree.
 
     Raises:
-        ValueError: for a name that is none, and for what cannot be called.
+        ValueError: if the name is unknown, or the bound is not callable.
 
     Example:
         >>> float(as_bound("dv")(jnp.array([2.0]), jnp.array([1.0, 1.0])))
