@@ -181,8 +181,12 @@ def _gap_between(
     displacement = weights @ costs
     shift_cost = result.formulation.shift_cost
     value = displacement - transport
-    numbers = value, displacement + shift_cost, transport + shift_cost
-    return MongeGapResult(*(mass * number for number in numbers), status)
+    return MongeGapResult(
+        mass * value,
+        mass * (displacement + shift_cost),
+        mass * (transport + shift_cost),
+        status,
+    )
 
 
 def _shares_and_mass(a: Any, rows: Float[Array, "n d"]) -> tuple[Any, Any]:

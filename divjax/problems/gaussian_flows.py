@@ -275,9 +275,8 @@ def _as_arrays(
     (times,) = as_leaves(times=times)
     if jnp.ndim(times) != 1:
         raise ValueError(f"times must be a vector; got shape {jnp.shape(times)}.")
-    center, first, means = centered_samples(
-        **{"initial.mean": initial.mean[None], "targets.mean": targets.mean}
-    )
+    samples: dict[str, Any] = {"initial.mean": initial.mean[None], "targets.mean": targets.mean}
+    center, first, means = centered_samples(None, **samples)
     tree = (times, first[0], initial.covariance, means, targets.covariance)
     dtype = jnp.result_type(float, *jax.tree.leaves(tree))
     times, mean, covariance, means, covariances = (jnp.asarray(leaf, dtype) for leaf in tree)
