@@ -112,7 +112,7 @@ def test_planar_pairs():
     assert [len(rows) for rows in job.planar_pair("moons", 50, 0)] == [50, 50]
 
 
-@pytest.mark.slow  # compilation of some ten fits
+@pytest.mark.exhaustive  # five minutes of compilation
 def test_planar_and_protein_tables(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     tables = [
