@@ -19,6 +19,8 @@ __all__ = [
     "effective_sample_size",
     "min_norm_weights",
     "project_simplex",
+    "sum_to_one",
+    "sum_tolerance",
     "within_range",
 ]
 
@@ -308,6 +310,38 @@ def are_weights(weights: Float[Array, " n"]) -> Bool[Array, ""]:
         [True, False, False]
     """
     return jnp.all((weights >= 0) & jnp.isfinite(weights)) & jnp.any(weights > 0)
+
+
+# How far from one the sum of shares may be, or by how many of the dtype's epsilon.
+_SUM_TOLERANCE, _SUM_ULPS = 1e-3, 4
+
+
+def sum_tolerance(n: int, dtype: Any) -> float:
+    """How far from one the sum of n shares stored in the dtype may be.
+
+    Example:
+        >>> sum_tolerance(10, jnp.float32), sum_tolerance(10, jnp.float16)
+        (0.001, 0.0039)
+    """
+    # Relative roundings do not grow with n, but absolute ones do: below the normal numbers each
+    # share may be off by a gap.
+    held = jnp.finfo(dtype)
+    gap = float(held.smallest_subnormal)
+    return max(_SUM_TOLERANCE, _SUM_ULPS * float(held.eps), n * gap)
+
+
+def sum_to_one(shares: Float[Array, " n"], tolerance: float | None = None) -> Bool[Array, ""]:
+    """Whether traced shares sum to one, by default within `sum_tolerance`.
+
+    Example:
+        >>> bool(sum_to_one(jnp.full(3, 1 / 3))), bool(sum_to_one(jnp.ones(3)))
+        (True, False)
+    """
+    if tolerance is None:
+        tolerance = sum_tolerance(shares.size, shares.dtype)
+    # Half precision would round the sum itself.
+    total = jnp.sum(shares, dtype=jnp.promote_types(shares.dtype, jnp.float32))
+    return jnp.abs(total - 1) <= tolerance
 
 
 def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:

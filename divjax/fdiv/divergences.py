@@ -22,7 +22,7 @@ from divjax.fdiv.generators import (
     PlugIn,
     check_share,
     compiled,
-    shares,
+    normalized,
     where_weighted,
 )
 from divjax.fdiv.special import (
@@ -509,8 +509,8 @@ class Renyi(Divergence):
     ) -> PlugIn:
         """The divergence and its influences, by log-sum-exp if the integral is far from one."""
         weights_p, weights_q = (
-            shares("weights_p", weights_p, u_p),
-            shares("weights_q", weights_q, u_q),
+            normalized("weights_p", weights_p, u_p),
+            normalized("weights_q", weights_q, u_q),
         )
         u_p, u_q = where_weighted(u_p, weights_p), where_weighted(u_q, weights_q)
         alpha, u_p, u_q = as_floats(self._order, u_p, u_q)

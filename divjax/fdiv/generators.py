@@ -25,6 +25,7 @@ from divjax.core.arguments import as_leaves
 from divjax.core.checks import check_positive, check_shape
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
+from divjax.core.simplex import sum_to_one
 from divjax.fdiv.special import as_floats, log_mixture, nan_where_nan, times_exp
 
 T = TypeVar("T")
@@ -133,8 +134,8 @@ class Divergence:
             if jnp.size(u) == 0:
                 raise ValueError(f"{name} must hold at least one log ratio; got shape {u.shape}.")
         weights_p, weights_q = (
-            shares("weights_p", weights_p, u_p),
-            shares("weights_q", weights_q, u_q),
+            normalized("weights_p", weights_p, u_p),
+            normalized("weights_q", weights_q, u_q),
         )
         under_p = where_weighted(self.under_p(u_p), weights_p)
         under_q = where_weighted(self.under_q(u_q), weights_q)
@@ -172,19 +173,12 @@ class Divergence:
         return slope * slope_p, slope * slope_q
 
 
-# The tolerance on the sum of weights: absolute, or in units of the dtype's epsilon if larger.
-_SUM_TOLERANCE, _SUM_ULPS = 1e-3, 4
-
-
-def shares(name: str, weights: Any, u: Array) -> Any:
+def normalized(name: str, weights: Any, u: Array) -> Any:
     """Weights of the rows of u, NaN unless they sum to one, or None if None is given."""
     if weights is None:
         return None
     check_shape(name, weights, *jnp.shape(u))
-    # Half precision would round the sum itself.
-    total = jnp.sum(weights, dtype=jnp.promote_types(weights.dtype, jnp.float32))
-    tolerance = max(_SUM_TOLERANCE, _SUM_ULPS * float(jnp.finfo(weights.dtype).eps))
-    return nan_unless(jnp.abs(total - 1) <= tolerance, weights)
+    return nan_unless(sum_to_one(weights), weights)
 
 
 def weighted_mean(values: Float[Array, " n"], weights: Float[Array, " n"] | None) -> Array:

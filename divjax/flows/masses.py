@@ -12,14 +12,9 @@ from divjax.core.checks import check_shape
 from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pytrees import num_particles
 from divjax.core.samples import as_numbers, as_samples, as_weights, owned
-from divjax.core.simplex import are_weights
+from divjax.core.simplex import are_weights, sum_to_one, sum_tolerance
 
 __all__ = ["checked_masses", "checked_step", "drop_dead", "masses_of", "weighted_sum"]
-
-# Tolerance on the sum of masses, in addition to the roundings of half precision: in units of the
-# dtype's epsilon, and the gaps between its smallest numbers.
-_SUM_TOLERANCE = 1e-3
-_SUM_ULPS = 4
 
 
 def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
@@ -36,24 +31,14 @@ def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
     given = as_numbers("weights", weights)
     masses = as_weights("weights", given, n, dtype)
     # Weights may have been rounded by their own dtype, by that of the particles, or by both.
-    tolerance = max(_rounding_of_sum(n, held) for held in (given.dtype, masses.dtype))
+    tolerance = max(sum_tolerance(n, held) for held in (given.dtype, masses.dtype))
     # Traced weights cannot be validated eagerly. Half precision would round their sum itself.
     if isinstance(given, Tracer):
-        total = jnp.sum(masses, dtype=jnp.promote_types(masses.dtype, jnp.float32))
-        return nan_unless(are_weights(masses) & (jnp.abs(total - 1) <= tolerance), masses)
+        return nan_unless(are_weights(masses) & sum_to_one(masses, tolerance), masses)
     total = np.asarray(given, float).sum()
     if abs(total - 1) > tolerance:
         raise ValueError(f"weights must sum to one; they sum to {total:.6g}.")
     return masses
-
-
-def _rounding_of_sum(n: int, dtype: Any) -> float:
-    """Bound on the rounding error of a sum of n masses stored in the dtype."""
-    # Relative roundings do not grow with n, but absolute ones do: below the normal numbers each
-    # mass may be off by a gap.
-    held = jnp.finfo(dtype)
-    gap = float(held.smallest_subnormal)
-    return max(_SUM_TOLERANCE, _SUM_ULPS * float(held.eps), n * gap)
 
 
 def masses_of(particles: PyTree[Array], weights: Any) -> Float[Array, " n"]:
