@@ -146,10 +146,10 @@ METHODS: dict[str, Callable[..., Estimates]] = {
     "classifier": _of_fit("classifier (auto)", ratio.ClassifierRatio()),
     "telescoping": _of_fit(
         "telescoping",
-        ratio.TelescopingRatio(ratio.Telescoping(4, network=heads.Network(num_steps=300))),
+        ratio.TelescopingRatio(heads.Telescoping(4, network=heads.Network(num_steps=300))),
     ),
     "least_squares": _of_fit("uLSIF", ratio.LeastSquaresRatio()),
-    "kliep": _of_fit("KLIEP", ratio.KLIEP()),
+    "kliep": _of_fit("KLIEP", ratio.KLIEPRatio()),
     "critic": _critic,
 }
 
@@ -249,7 +249,7 @@ def short_rows(results: dict[tuple[str, int, str], dict], settings: Settings) ->
 def correlated_methods() -> dict[str, Any]:
     """What `correlated` compares."""
     start = heads.Average((heads.Linear(5.0), heads.GaussianDiscriminant(0.0)))
-    bridges = ratio.Telescoping(4, start=start, network=heads.Network(num_steps=300))
+    bridges = heads.Telescoping(4, start=start, network=heads.Network(num_steps=300))
     return {
         "network": ratio.ClassifierRatio("mlp", num_folds=2),
         "Gaussian discriminant": ratio.ClassifierRatio("gaussian", num_folds=2),
@@ -259,7 +259,7 @@ def correlated_methods() -> dict[str, Any]:
 
 def bridges_methods(kl: float) -> dict[str, Any]:
     """What `bridges` compares; a bridge for 1.25 nats."""
-    bridges = ratio.Telescoping(round(kl / 1.25), start=heads.Quadratic(), network=None)
+    bridges = heads.Telescoping(round(kl / 1.25), start=heads.Quadratic(), network=None)
     return {
         "quadratic": ratio.ClassifierRatio(heads.Quadratic(), num_folds=2),
         "quadratic bridges": ratio.TelescopingRatio(bridges, num_folds=2),

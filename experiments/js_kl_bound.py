@@ -35,8 +35,9 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from divjax.fdiv import kl_lower_bound_from_cross_entropy
-from divjax.ratio.learned_bounds import MutualInformationBound
-from divjax.ratio.variational import MINE, as_bound
+from divjax.ratio import MutualInformationBound
+from divjax.ratio.bounds import MINE
+from divjax.ratio.bounds.variational import as_bound
 from experiments import common
 
 

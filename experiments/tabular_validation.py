@@ -234,7 +234,9 @@ def run_known_truths(run: common.Run, settings: Settings) -> None:
         estimators: dict[str, Any] = {"classifier": settings.estimator}
         if study == "chasm":
             network = None if settings.quick else ratio.heads.Network()
-            estimators["telescoping"] = ratio.TelescopingRatio(ratio.Telescoping(network=network))
+            estimators["telescoping"] = ratio.TelescopingRatio(
+                ratio.heads.Telescoping(network=network)
+            )
         if study == "imbalance" and not settings.quick:
             repeated = dataclasses.replace(settings.estimator, num_repeats=5)
             estimators["classifier, 5 repeats"] = repeated

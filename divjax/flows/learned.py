@@ -18,7 +18,7 @@ from divjax.flows.masses import drop_dead, masses_of
 from divjax.flows.targets import as_particles, as_table, flagged_value, target_rows
 from divjax.flows.types import Variation
 from divjax.ratio.heads import Network
-from divjax.ratio.types import cross_entropy
+from divjax.ratio.protocols import cross_entropy
 
 __all__ = ["FDivergence"]
 

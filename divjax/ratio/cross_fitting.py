@@ -20,9 +20,9 @@ from divjax.core.standardize import (
     robust_standardizer,
 )
 from divjax.ratio.certificates import HeldOut, SequentialScores, num_first_folds
-from divjax.ratio.logistic import newton_logistic
+from divjax.ratio.heads.logistic import newton_logistic
 from divjax.ratio.misfit import Misfit, misfit
-from divjax.ratio.types import (
+from divjax.ratio.protocols import (
     Fold,
     Head,
     Rows,

@@ -36,21 +36,21 @@ from divjax.ratio.cross_fitting import CALIBRATIONS, CrossFitting, cross_fit
 from divjax.ratio.diagnostics import ties
 from divjax.ratio.fit import RatioFit
 from divjax.ratio.heads import (
+    KLIEP,
     Auto,
     GaussianDiscriminant,
+    LeastSquares,
     Linear,
     Network,
     Quadratic,
     RandomFourier,
+    Telescoping,
 )
-from divjax.ratio.kliep import KLIEPHead
-from divjax.ratio.least_squares import LeastSquaresHead
-from divjax.ratio.telescoping import Telescoping
 
 __all__ = [
     "HEADS",
-    "KLIEP",
     "ClassifierRatio",
+    "KLIEPRatio",
     "LeastSquaresRatio",
     "TelescopingRatio",
     "classifier_js",
@@ -238,12 +238,12 @@ class LeastSquaresRatio(_CrossFitted):
         Kanamori, Hido, Sugiyama 2009; Yamada et al. 2013: the relative ratio.
     """
 
-    head: Any = LeastSquaresHead()
+    head: Any = LeastSquares()
     validation_share: float = static(default=1e-6)
 
 
 @pytree
-class KLIEP(_CrossFitted):
+class KLIEPRatio(_CrossFitted):
     """The ratio r that minimises KL(p‖r·q), a mixture of kernels, cross-fitted.
 
     Attributes:
@@ -252,7 +252,7 @@ class KLIEP(_CrossFitted):
     Example:
         >>> import jax
         >>> p, q = jax.random.normal(jax.random.key(0), (2, 400, 1))
-        >>> estimate = KLIEP().fit(jax.random.key(1), p + 1, q).kl()  # the truth is ½
+        >>> estimate = KLIEPRatio().fit(jax.random.key(1), p + 1, q).kl()  # the truth is ½
         >>> abs(float(estimate.value) - 0.5) < 3 * float(estimate.std_error)
         True
 
@@ -260,7 +260,7 @@ class KLIEP(_CrossFitted):
         Sugiyama et al. 2008.
     """
 
-    head: Any = KLIEPHead()
+    head: Any = KLIEP()
 
 
 def _check_and_fit(key: Any, x: Any, y: Any, a: Any, b: Any, groups: Any, method: Any) -> RatioFit:

@@ -32,7 +32,7 @@ from divjax.ratio.certificates import HeldOut, SequentialScores, js_lower_bound
 from divjax.ratio.cross_fitting import Member, ensemble_log_ratio
 from divjax.ratio.diagnostics import Diagnostics, Ties
 from divjax.ratio.misfit import Misfit
-from divjax.ratio.types import cross_entropy, num_rows
+from divjax.ratio.protocols import cross_entropy, num_rows
 
 __all__ = ["RatioFit"]
 

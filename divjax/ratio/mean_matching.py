@@ -24,7 +24,7 @@ from divjax.core.standardize import robust_standardizer
 from divjax.core.types import summary
 from divjax.kernels.radial import Gaussian
 from divjax.kernels.sums import kernel_sums
-from divjax.ratio.kernel_models import median_distance
+from divjax.ratio.heads.kernel_models import median_distance
 
 __all__ = ["KernelMeanMatching", "MatchedWeights", "project_box_slab"]
 

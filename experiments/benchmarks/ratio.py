@@ -12,7 +12,7 @@ from sklearn.neural_network import MLPClassifier
 from divjax import problems
 from divjax.ratio import ClassifierRatio
 from divjax.ratio.heads import Network
-from divjax.ratio.types import Fold, Rows
+from divjax.ratio.protocols import Fold, Rows
 from experiments.benchmarks.measure import alone, seconds
 
 NUM_FOLDS, NUM_SEEDS = 5, 5

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from divjax import fdiv, ratio
-from divjax.ratio import heads, variational
+from divjax.ratio import bounds, heads
 from tests.contract.edges import Edges
 from tests.contract.promises import KEY, Row, of_samples, of_scores, samples
 
@@ -113,27 +113,24 @@ ROWS = {
     "ratio.heads.Auto": Row(
         heads.Auto(NETWORK), _head, "random", smooth=False, slow=True, positive=(0,)
     ),
-    "ratio.heads.convex_heads": Row(
-        heads.convex_heads(2), _head, "equivariant", smooth=False, slow=True, weighted=True
-    ),
-    "ratio.Telescoping": Row(
-        ratio.Telescoping(2, heads.Linear(0.5), NETWORK),
+    "ratio.heads.Telescoping": Row(
+        heads.Telescoping(2, heads.Linear(0.5), NETWORK),
         _head,
         "random",
         smooth=False,
         slow=True,
         positive=(0, 1, 2),
     ),
-    "ratio.LeastSquaresHead": Row(
-        ratio.LeastSquaresHead((0.5,), (0.1,), 0.2),
+    "ratio.heads.LeastSquares": Row(
+        heads.LeastSquares((0.5,), (0.1,), 0.2),
         _head,
         "random",
         smooth=False,
         slow=True,
         positive=(0, 1, 2, 3),
     ),
-    "ratio.KLIEPHead": Row(
-        ratio.KLIEPHead((0.5,)), _head, "random", smooth=False, slow=True, positive=(0, 1)
+    "ratio.heads.KLIEP": Row(
+        heads.KLIEP((0.5,)), _head, "random", smooth=False, slow=True, positive=(0, 1)
     ),
     "ratio.ClassifierRatio": Row(
         ratio.ClassifierRatio(heads.Linear(0.5), num_folds=2),
@@ -152,7 +149,7 @@ ROWS = {
         (), _classifier(ratio.classifier_js), "random", False, slow=True, sampled=True
     ),
     "ratio.TelescopingRatio": Row(
-        ratio.TelescopingRatio(ratio.Telescoping(2, heads.Linear(0.5), None), num_folds=2),
+        ratio.TelescopingRatio(heads.Telescoping(2, heads.Linear(0.5), None), num_folds=2),
         _estimator,
         "random",
         smooth=False,
@@ -162,7 +159,7 @@ ROWS = {
         positive=(0,),
     ),
     "ratio.LeastSquaresRatio": Row(
-        ratio.LeastSquaresRatio(ratio.LeastSquaresHead((0.5,), (0.1,)), num_folds=2),
+        ratio.LeastSquaresRatio(heads.LeastSquares((0.5,), (0.1,)), num_folds=2),
         _estimator,
         "random",
         smooth=False,
@@ -171,8 +168,8 @@ ROWS = {
         sampled=True,
         positive=(0, 1, 2, 3),
     ),
-    "ratio.KLIEP": Row(
-        ratio.KLIEP(ratio.KLIEPHead((0.5,)), num_folds=2),
+    "ratio.KLIEPRatio": Row(
+        ratio.KLIEPRatio(heads.KLIEP((0.5,)), num_folds=2),
         _estimator,
         "random",
         smooth=False,
@@ -199,7 +196,7 @@ ROWS = {
     ),
     "ratio.MutualInformationBound": Row(
         ratio.MutualInformationBound(
-            variational.MINE(0.1), hidden=(4,), num_steps=2, num_checks=1, num_groups=2
+            bounds.MINE(0.1), hidden=(4,), num_steps=2, num_checks=1, num_groups=2
         ),
         _mutual_information,
         "random",
@@ -208,71 +205,71 @@ ROWS = {
         sampled=True,
         positive=(0, 1),
     ),
-    "ratio.split_scores": Row(
+    "ratio.bounds.split_scores": Row(
         (),
         lambda m, key, x, w: jnp.stack(
-            [part.reshape(len(x), -1).sum(1) for part in ratio.split_scores(x @ x.T)], axis=1
+            [part.reshape(len(x), -1).sum(1) for part in ratio.bounds.split_scores(x @ x.T)], axis=1
         ),
         "equivariant",
     ),
     **{
-        f"ratio.variational.{bound.__name__}": Row(
+        f"ratio.bounds.{bound.__name__}": Row(
             (),
             of_scores(lambda m, p, q, w, bound=bound: bound(p, q)),
             sampled=True,
             infinite="a critic may be certain",
         )
         for bound in (
-            variational.mean_log_ratio,
-            variational.donsker_varadhan,
-            variational.nwj,
-            variational.jensen_shannon,
+            bounds.mean_log_ratio,
+            bounds.donsker_varadhan,
+            bounds.nwj,
+            bounds.jensen_shannon,
         )
     },
-    "ratio.variational.conjugate_dual": Row(
+    "ratio.bounds.conjugate_dual": Row(
         fdiv.Alpha(0.6),
-        of_scores(lambda m, p, q, w: variational.conjugate_dual(jnp.tanh(p), jnp.tanh(q), m)),
+        of_scores(lambda m, p, q, w: bounds.conjugate_dual(jnp.tanh(p), jnp.tanh(q), m)),
         sampled=True,
         infinite="the hyperbolic tangent is bounded",
     ),
-    "ratio.variational.smile": Row(
+    "ratio.bounds.smile": Row(
         2.0,
-        of_scores(lambda m, p, q, w: variational.smile(p, q, m)),
+        of_scores(lambda m, p, q, w: bounds.smile(p, q, m)),
         "invariant",
         sampled=True,
         positive=(0,),
         infinite="critic values are clipped",
     ),
-    "ratio.variational.f_dual": Row(
+    "ratio.bounds.f_dual": Row(
         fdiv.Alpha(0.6),
-        of_scores(lambda m, p, q, w: variational.f_dual(p, q, m)),
+        of_scores(lambda m, p, q, w: bounds.f_dual(p, q, m)),
         "invariant",
         sampled=True,
         infinite="critic values are clipped",
     ),
-    "ratio.variational.kl_from_js": Row(
+    "ratio.bounds.kl_from_js": Row(
         (),
-        of_scores(lambda m, p, q, w: variational.kl_from_js(p, q)),
+        of_scores(lambda m, p, q, w: bounds.kl_from_js(p, q)),
         "invariant",
         sampled=True,
         infinite="a critic may be certain",
     ),
-    "ratio.variational.info_nce": Row(
+    "ratio.bounds.info_nce": Row(
         (),
-        of_scores(lambda m, p, q, w: variational.info_nce(p, q)),
+        of_scores(lambda m, p, q, w: bounds.info_nce(p, q)),
         "invariant",
         sampled=True,
         infinite="a critic may be certain",
     ),
-    "ratio.variational.interpolated_nce": Row(
+    "ratio.bounds.interpolated_nce": Row(
         (0.6, 0.2),
-        of_scores(lambda m, p, q, w: variational.interpolated_nce(p, q, *m)),
+        of_scores(lambda m, p, q, w: bounds.interpolated_nce(p, q, *m)),
         sampled=True,
         positive=(0,),
         infinite="critic values are clipped",
     ),
-    "ratio.variational.MINE": Row(
-        variational.MINE(0.3),
+    "ratio.bounds.MINE": Row(
+        bounds.MINE(0.3),
         of_scores(lambda m, p, q, w: m(p, q, m.init(p.dtype))[0]),
         smooth=False,
         sampled=True,

@@ -9,7 +9,7 @@ import pytest
 from divjax import inference, losses, ot, ratio
 from divjax.core.pytrees import pytree, static
 from divjax.core.types import Status
-from divjax.ratio import variational
+from divjax.ratio import bounds
 
 KEY = jax.random.key(0)
 X = np.array([[0.0, 0.0], [1.0, 2.0], [2.0, 1.0]])
@@ -156,7 +156,7 @@ REFUSED = {
     "no layer": (lambda: ot.ICNNDual(hidden=()), "hidden must hold at least one width"),
     "structured": (lambda: ot.MongeMap(structured="yes"), "structured must be True or False"),
     "batches": (lambda: ot.MongeMap(independent_batches=3), "independent_batches must be True"),
-    "generator": (lambda: variational.f_dual(SHORT, SHORT, 3), "generator must be a generator"),
+    "generator": (lambda: bounds.f_dual(SHORT, SHORT, 3), "generator must be a generator"),
     "bounded": (
         lambda: inference.sum_of_means_lower_bound(np.ones(5)),
         r"samples must be of Bounded\(values, lower, upper\); got ndarray",
@@ -186,8 +186,8 @@ def test_a_read_out_that_refers_to_what_has_changed():
 
 
 def test_lists_and_series_of_critic_values():
-    assert variational.donsker_varadhan([2.0], [1.0, 1.0]) == 1
-    assert variational.donsker_varadhan(pd.Series([2]), pd.Series([1.0, 1.0])) == 1
+    assert bounds.donsker_varadhan([2.0], [1.0, 1.0]) == 1
+    assert bounds.donsker_varadhan(pd.Series([2]), pd.Series([1.0, 1.0])) == 1
     assert jnp.isnan(jax.jit(ot.marginal_penalty_from_tau)(0.5, -0.1))
 
 

@@ -101,11 +101,13 @@ CASES = {
         slow=True,
     ),
     "ratio.LeastSquaresRatio": Case(
-        _fit(ratio.LeastSquaresRatio(ratio.LeastSquaresHead((0.5,), (0.1,)), num_folds=2)),
+        _fit(ratio.LeastSquaresRatio(heads.LeastSquares((0.5,), (0.1,)), num_folds=2)),
         _js,
         degree=0,
     ),
-    "ratio.KLIEP": Case(_fit(ratio.KLIEP(ratio.KLIEPHead((0.5,)), num_folds=2)), _js, degree=0),
+    "ratio.KLIEPRatio": Case(
+        _fit(ratio.KLIEPRatio(heads.KLIEP((0.5,)), num_folds=2)), _js, degree=0
+    ),
     "ratio.KernelMeanMatching": Case(
         lambda x, y: ratio.KernelMeanMatching(num_steps=50).fit(KEY, x, y),
         lambda fit: fit.weights,

@@ -14,7 +14,7 @@ from divjax.core.simplex import project_simplex
 from divjax.fdiv import categorical
 from divjax.inference.rank import midranks
 from divjax.kernels import kernel_sums
-from divjax.ratio import variational
+from divjax.ratio import bounds
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -65,13 +65,11 @@ OF_DIFFERENCES = {
         )
     },
     "fdiv.sampled_kl": lambda far: fdiv.sampled_kl(U_P - FAR * far, U_Q - FAR * far),
-    "ratio.variational.donsker_varadhan": lambda far: variational.donsker_varadhan(
+    "ratio.bounds.donsker_varadhan": lambda far: bounds.donsker_varadhan(
         U_P + FAR * far, U_Q + FAR * far
     ),
-    "ratio.variational.info_nce(one row)": lambda far: variational.info_nce(
-        U_P + FAR * far, U_Q + FAR * far
-    ),
-    "ratio.variational.info_nce": lambda far: variational.info_nce(
+    "ratio.bounds.info_nce(one row)": lambda far: bounds.info_nce(U_P + FAR * far, U_Q + FAR * far),
+    "ratio.bounds.info_nce": lambda far: bounds.info_nce(
         U_P + FAR * far * U_P, U_ROWS + FAR * far * U_P[:, None]
     ),
     "losses.wkd_logits": lambda far: losses.wkd_logits(

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from divjax import flows, kernels, losses, ot, problems, ratio
-from divjax.ratio import variational
-from divjax.ratio.least_squares import LeastSquaresHead
+from divjax.ratio import bounds
+from divjax.ratio.heads.least_squares import LeastSquares
 
 KEY = jax.random.key(0)
 X, Y = jax.random.normal(KEY, (2, 12, 2))
@@ -83,15 +83,13 @@ CALLS = {
     ("wkd_features", "mean_weight"): lambda v: losses.wkd_features(X[None], Y[None], mean_weight=v),
     ("wkd_features", "floor"): lambda v: losses.wkd_features(X[None], Y[None], floor=v),
     ("KernelMeanMatching", "bound"): lambda v: ratio.KernelMeanMatching(bound=1 + v).fit(KEY, X, Y),
-    ("LeastSquaresHead", "relative"): lambda v: ratio.ClassifierRatio(
-        LeastSquaresHead(relative=v)
-    ).fit(KEY, X, Y),
-    ("MINE", "rate"): lambda v: variational.MINE(v)(
-        X[:, 0], Y[:, 0], variational.MINE().init(X.dtype)
+    ("LeastSquares", "relative"): lambda v: ratio.ClassifierRatio(LeastSquares(relative=v)).fit(
+        KEY, X, Y
     ),
-    ("smile", "clip"): lambda v: variational.smile(X[:, 0], Y[:, 0], v),
-    ("interpolated_nce", "alpha"): lambda v: variational.interpolated_nce(X[:, 0], Y[:, :1], v),
-    ("interpolated_nce", "log_baseline"): lambda v: variational.interpolated_nce(
+    ("MINE", "rate"): lambda v: bounds.MINE(v)(X[:, 0], Y[:, 0], bounds.MINE().init(X.dtype)),
+    ("smile", "clip"): lambda v: bounds.smile(X[:, 0], Y[:, 0], v),
+    ("interpolated_nce", "alpha"): lambda v: bounds.interpolated_nce(X[:, 0], Y[:, :1], v),
+    ("interpolated_nce", "log_baseline"): lambda v: bounds.interpolated_nce(
         X[:, 0], Y[:, :1], 0.5, v
     ),
     ("GFSF", "regularization"): lambda v: moved(flows.GFSF(regularization=v)),

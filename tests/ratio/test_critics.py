@@ -9,7 +9,7 @@ from divjax import ratio
 
 @pytest.mark.parametrize("scores", [[[1, 2], [3, 4]], np.array([[1, 2], [3, 4]], np.int8)])
 def test_lists_and_integers_are_scores(scores):
-    u_p, u_q = ratio.split_scores(scores)
+    u_p, u_q = ratio.bounds.split_scores(scores)
     assert (u_p.tolist(), u_q.tolist()) == ([1.0, 4.0], [[2.0], [3.0]])
     assert u_p.dtype == jnp.float32
 
@@ -17,4 +17,4 @@ def test_lists_and_integers_are_scores(scores):
 @pytest.mark.parametrize("scores", ["text", 1.0, [], [[1.0]], np.ones(4), jnp.ones((2, 2)) * 1j])
 def test_what_is_no_matrix_of_scores_is_named(scores):
     with pytest.raises(ValueError, match=r"^scores must"):
-        ratio.split_scores(scores)
+        ratio.bounds.split_scores(scores)

@@ -15,8 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from divjax.core.pytrees import pytree, static
 from divjax.ratio import ClassifierRatio, Fold, Head, Rows
 from divjax.ratio import heads as h
-from divjax.ratio.logistic import newton_logistic
-from divjax.ratio.types import cross_entropy, num_rows, validation_loss
+from divjax.ratio.heads.combinations import MAX_QUADRATIC_FEATURES, convex_heads
+from divjax.ratio.heads.logistic import newton_logistic
+from divjax.ratio.heads.network import row_sampler
+from divjax.ratio.protocols import cross_entropy, num_rows, validation_loss
 
 
 def make_fold(seed, n, m, d, *, shift=0.7, masked=0, weighted=True):
@@ -422,7 +424,7 @@ def test_a_network_keeps_its_start_where_validation_rows_say_so():
 
 def test_rows_are_drawn_in_proportion_to_their_weights():
     weights = jnp.array([0.0, 0.5, 0.0, 0.3, 0.2])
-    i, j = h.row_sampler(weights, weights[::-1])(jax.random.key(0), 1000)
+    i, j = row_sampler(weights, weights[::-1])(jax.random.key(0), 1000)
     # One a quantile: counts are right up to one at either end.
     for index, expected in ((i, weights), (j, weights[::-1])):
         counts = np.bincount(index, minlength=5)
@@ -431,12 +433,12 @@ def test_rows_are_drawn_in_proportion_to_their_weights():
 
 
 def test_auto_leaves_out_what_is_too_costly():
-    assert [type(head).__name__ for head in h.convex_heads(3).heads] == [
+    assert [type(head).__name__ for head in convex_heads(3).heads] == [
         "Linear",
         "GaussianDiscriminant",
         "Quadratic",
     ]
-    wide = h.convex_heads(h.MAX_QUADRATIC_FEATURES + 1)
+    wide = convex_heads(MAX_QUADRATIC_FEATURES + 1)
     assert not any(isinstance(head, h.Quadratic) for head in wide.heads)
 
 

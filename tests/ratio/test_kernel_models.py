@@ -11,9 +11,9 @@ from scipy.spatial.distance import cdist
 from scipy.stats import chisquare
 
 from divjax.ratio import Fold, Rows
-from divjax.ratio.kernel_models import KernelRatio, median_distance
-from divjax.ratio.kliep import KLIEPHead
-from divjax.ratio.least_squares import LeastSquaresHead, leave_one_out_score
+from divjax.ratio.heads.kernel_models import KernelRatio, median_distance
+from divjax.ratio.heads.kliep import KLIEP
+from divjax.ratio.heads.least_squares import LeastSquares, leave_one_out_score
 
 KEY = jax.random.key(0)
 
@@ -50,9 +50,9 @@ def gaussians(n, d=1, shift=0.5, seed=0):
 # One structure of leaves for all tests, so that they share compiled code; two equal candidates are
 # no choice, and small changes of the data then change the fit a little.
 HEADS = {
-    "uLSIF": LeastSquaresHead((0.5, 0.5), (0.1, 0.1), 0.0, num_centers=40),
-    "RuLSIF": LeastSquaresHead((0.5, 0.5), (0.1, 0.1), 0.3, num_centers=40),
-    "KLIEP": KLIEPHead((0.5, 0.5), num_centers=40),
+    "uLSIF": LeastSquares((0.5, 0.5), (0.1, 0.1), 0.0, num_centers=40),
+    "RuLSIF": LeastSquares((0.5, 0.5), (0.1, 0.1), 0.3, num_centers=40),
+    "KLIEP": KLIEP((0.5, 0.5), num_centers=40),
 }
 every = pytest.mark.parametrize("name", HEADS)
 ROWS = 24
@@ -216,10 +216,10 @@ def test_kliep_solves_its_problem_and_chooses_by_validation_without_the_masked_r
 @pytest.mark.parametrize(
     ("head", "d"),
     [
-        (LeastSquaresHead(), 1),
-        (KLIEPHead(), 1),
-        pytest.param(LeastSquaresHead(relative=0.1), 5, marks=pytest.mark.exhaustive),
-        pytest.param(KLIEPHead(), 5, marks=pytest.mark.exhaustive),
+        (LeastSquares(), 1),
+        (KLIEP(), 1),
+        pytest.param(LeastSquares(relative=0.1), 5, marks=pytest.mark.exhaustive),
+        pytest.param(KLIEP(), 5, marks=pytest.mark.exhaustive),
     ],
 )
 def test_the_log_ratio_of_shifted_gaussians(head, d):
@@ -267,7 +267,7 @@ def test_centers_are_drawn_by_weight():
     p, q, _, _ = gaussians(5)
     weights = jnp.array([0.0, 0.1, 0.2, 0.3, 0.4])
     fold = replaced(split(p, q), weights_p=weights)
-    head = LeastSquaresHead(1.0, 0.1, num_centers=1)
+    head = LeastSquares(1.0, 0.1, num_centers=1)
     centers = jax.jit(jax.vmap(lambda key: head.fit(key, fold).centers))(
         jax.random.split(KEY, 2000)
     )
@@ -287,11 +287,11 @@ def test_the_relative_ratio_is_converted_capped_and_floored():
         jnp.log(50.0),
         jnp.zeros(()),
     )
-    head = LeastSquaresHead(relative=0.4)
+    head = LeastSquares(relative=0.4)
     z = jnp.array([[0.0], [100.0], [200.0], [50.0]])
     expected = [0.6 * 0.5 / 0.8, 0.6 * 1.5 / 0.4, 50.0, 0.6e-6]  # 4 is above 1/α
     np.testing.assert_allclose(head(params, z), np.log(expected), rtol=1e-4)
-    np.testing.assert_allclose(KLIEPHead()(params, z), np.log([0.5, 1.5, 4.0, 1e-6]), rtol=1e-5)
+    np.testing.assert_allclose(KLIEP()(params, z), np.log([0.5, 1.5, 4.0, 1e-6]), rtol=1e-5)
 
 
 def test_the_median_distance_is_that_of_sorting():
@@ -398,18 +398,18 @@ def test_values_and_gradients_are_finite_at_extremes(name):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: LeastSquaresHead(bandwidth=0.0), "bandwidth must be a positive number; got 0.0"),
-        (lambda: LeastSquaresHead(ridge=(0.1, -1.0)), "ridge must be a positive number; got -1.0"),
-        (lambda: LeastSquaresHead(ridge=()), r"ridge must hold at least one number; got \(\)"),
-        (lambda: LeastSquaresHead(relative=1.0), "relative must be below one; got 1.0"),
-        (lambda: LeastSquaresHead(relative=-0.1), "relative must not be negative; got -0.1"),
-        (lambda: LeastSquaresHead(floor=0), "floor must be a positive number; got 0"),
+        (lambda: LeastSquares(bandwidth=0.0), "bandwidth must be a positive number; got 0.0"),
+        (lambda: LeastSquares(ridge=(0.1, -1.0)), "ridge must be a positive number; got -1.0"),
+        (lambda: LeastSquares(ridge=()), r"ridge must hold at least one number; got \(\)"),
+        (lambda: LeastSquares(relative=1.0), "relative must be below one; got 1.0"),
+        (lambda: LeastSquares(relative=-0.1), "relative must not be negative; got -0.1"),
+        (lambda: LeastSquares(floor=0), "floor must be a positive number; got 0"),
         (
-            lambda: LeastSquaresHead(num_centers=0),
+            lambda: LeastSquares(num_centers=0),
             "num_centers must be an integer of at least 1; got 0",
         ),
-        (lambda: KLIEPHead(bandwidth=[1.0, 0.0]), "bandwidth must be a positive number; got 0.0"),
-        (lambda: KLIEPHead(num_steps=2.5), "num_steps must be an integer of at least 1; got 2.5"),
+        (lambda: KLIEP(bandwidth=[1.0, 0.0]), "bandwidth must be a positive number; got 0.0"),
+        (lambda: KLIEP(num_steps=2.5), "num_steps must be an integer of at least 1; got 2.5"),
     ],
 )
 def test_errors_of_heads_name_the_argument(call, message):

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
-from divjax.ratio.kliep import maximize_mixture
+from divjax.ratio.heads.kliep import maximize_mixture
 
 solve_mixtures = jax.jit(maximize_mixture, static_argnums=2)
 

@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 from divjax import problems
 from divjax.ratio import ClassifierRatio, Fold, Rows
 from divjax.ratio.heads import Auto, Average, Linear, Neighbors, Network, Tuned, Zero
-from divjax.ratio.types import training_log_ratios
+from divjax.ratio.protocols import training_log_ratios
 
 KEY = jax.random.key(5)
 fit = jax.jit(lambda head, fold: head.fit(KEY, fold))

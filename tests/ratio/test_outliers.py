@@ -19,9 +19,9 @@ RATIOS = {
     "quadratic": ratio.ClassifierRatio(h.Quadratic(0.5), **MEMBERS),
     "gaussian": ratio.ClassifierRatio(h.GaussianDiscriminant(0.0), **MEMBERS),
     "fourier": ratio.ClassifierRatio(h.RandomFourier(50, ridge=0.5), **MEMBERS),
-    "telescoping": ratio.TelescopingRatio(ratio.Telescoping(2, network=None), **MEMBERS),
-    "least squares": ratio.LeastSquaresRatio(ratio.LeastSquaresHead((0.7, 1.4), (0.1,)), **MEMBERS),
-    "kliep": ratio.KLIEP(ratio.KLIEPHead((0.7, 1.4)), **MEMBERS),
+    "telescoping": ratio.TelescopingRatio(h.Telescoping(2, network=None), **MEMBERS),
+    "least squares": ratio.LeastSquaresRatio(h.LeastSquares((0.7, 1.4), (0.1,)), **MEMBERS),
+    "kliep": ratio.KLIEPRatio(h.KLIEP((0.7, 1.4)), **MEMBERS),
     "mlp": ratio.ClassifierRatio("mlp", **MEMBERS),
     "auto": ratio.ClassifierRatio(**MEMBERS),
 }

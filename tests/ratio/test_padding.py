@@ -62,7 +62,7 @@ def test_padding_changes_no_number(method):
         pack = 2
     estimator = ratio.ClassifierRatio(head, num_folds=2, pack=pack)
     if method == "kliep":
-        estimator = ratio.KLIEP(num_folds=2)
+        estimator = ratio.KLIEPRatio(num_folds=2)
 
     def numbers(p, q):
         fit = estimator.fit(KEY, p, q, groups=groups)

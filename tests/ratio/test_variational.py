@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divjax import fdiv
-from divjax.ratio import variational as v
-from divjax.ratio.critics import derangement, split_scores
+from divjax.ratio import bounds as v
+from divjax.ratio.bounds import derangement, split_scores
+from divjax.ratio.bounds.variational import as_bound
 
 LOG_2 = np.log(2)
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(80)
@@ -352,7 +353,7 @@ def test_extreme_critics_jit_vmap_and_dtypes(name):
         (lambda: split_scores(jnp.zeros((2, 3))), "scores must be a square"),
         (lambda: derangement(jax.random.key(0), 1), "n must be an integer"),
         (lambda: v.MINE(rate=0.0), "rate must be"),
-        (lambda: v.as_bound("mine"), "a bound must be one of"),
+        (lambda: as_bound("mine"), "a bound must be one of"),
     ],
 )
 def test_mistakes_are_named(call, message):
@@ -362,9 +363,9 @@ def test_mistakes_are_named(call, message):
 
 def test_bounds_by_name_generator_and_partial():
     u_p, u_q = critic_values(8, 5, 6)
-    hellinger = v.as_bound(fdiv.SquaredHellinger())(u_p, u_q)
+    hellinger = as_bound(fdiv.SquaredHellinger())(u_p, u_q)
     assert hellinger == v.f_dual(u_p, u_q, fdiv.SquaredHellinger())
-    clip = v.as_bound(jax.tree_util.Partial(v.smile, clip=jnp.asarray(0.5)))
+    clip = as_bound(jax.tree_util.Partial(v.smile, clip=jnp.asarray(0.5)))
     assert len(jax.tree.leaves(clip)) == 1
     np.testing.assert_array_equal(clip(u_p, u_q), v.smile(u_p, u_q, 0.5))
 
@@ -372,4 +373,4 @@ def test_bounds_by_name_generator_and_partial():
 @pytest.mark.parametrize("bound", [3, 1.5, (1, 2), jnp.ones(2)])
 def test_what_cannot_be_called_is_no_bound(bound):
     with pytest.raises(ValueError, match="bound must be a function"):
-        v.as_bound(bound)
+        as_bound(bound)

@@ -12,7 +12,7 @@ from divjax.core import linalg
 from divjax.core.checks import check_count, check_scalar
 from divjax.core.numerics import safe_log
 from divjax.core.pytrees import pytree, static
-from divjax.ratio.kernel_models import (
+from divjax.ratio.heads.kernel_models import (
     Basis,
     KernelRatio,
     check_grid,
@@ -20,9 +20,9 @@ from divjax.ratio.kernel_models import (
     log_cap,
     log_ratio,
 )
-from divjax.ratio.types import Fold
+from divjax.ratio.protocols import Fold
 
-__all__ = ["KLIEPHead", "maximize_mixture"]
+__all__ = ["KLIEP", "maximize_mixture"]
 
 _stop = jax.lax.stop_gradient
 _matmul = functools.partial(jnp.matmul, precision="highest")
@@ -175,7 +175,7 @@ def _mixture_model(
 
 
 @pytree
-class KLIEPHead:
+class KLIEP:
     """The Kullback–Leibler importance estimation procedure, KLIEP.
 
     max_{θ ≥ 0} E_p[log r(x)] subject to E_q[r(y)] = 1, r(z) = Σ_l θ_l k(z, c_l). The solution
@@ -210,7 +210,7 @@ class KLIEPHead:
         >>> mass = jnp.full(100, 1 / 100)
         >>> train = Rows(x[:100] + 0.5, y[:100] - 0.5, mass, mass)
         >>> validation = Rows(x[100:] + 0.5, y[100:] - 0.5, mass, mass)
-        >>> head = KLIEPHead()
+        >>> head = KLIEP()
         >>> params = jax.jit(head.fit)(jax.random.key(1), Fold(train, validation))
         >>> z = jnp.linspace(-1, 1, 5)[:, None]
         >>> bool(jnp.mean(jnp.abs(head(params, z) - z[:, 0])) < 0.3)  # the true log ratio is z

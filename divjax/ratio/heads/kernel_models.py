@@ -1,6 +1,6 @@
 """Density ratios as non-negative combinations of Gaussian kernels: the model and its centres.
 
-`LeastSquaresHead` and `KLIEPHead` are heads for cross-fitting: `fit(key, fold)` learns from the
+`LeastSquares` and `KLIEP` are heads for cross-fitting: `fit(key, fold)` learns from the
 weighted rows of a fold, and calling the head gives log p/q. They differ in their objective and in
 the selection of the bandwidth. This module holds the parts in common.
 """
@@ -21,7 +21,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
-from divjax.ratio.types import Fold, check_fold
+from divjax.ratio.protocols import Fold, check_fold
 
 __all__ = ["KernelRatio", "median_distance"]
 

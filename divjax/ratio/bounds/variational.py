@@ -39,7 +39,7 @@ from divjax.fdiv.divergences import KL
 from divjax.fdiv.generators import Generator
 from divjax.fdiv.inequalities import kl_lower_bound_from_cross_entropy
 from divjax.fdiv.special import log_mixture
-from divjax.ratio.types import cross_entropy
+from divjax.ratio.protocols import cross_entropy
 
 __all__ = [
     "BOUNDS",
@@ -365,7 +365,7 @@ def info_nce(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, 
         ValueError: if the values are empty, not real, or not of these shapes.
 
     Example:
-        >>> from divjax.ratio.critics import split_scores
+        >>> from divjax.ratio.bounds.critics import split_scores
         >>> u_p, u_q = split_scores(1e3 * jnp.eye(4))
         >>> float(info_nce(u_p, u_q)), float(jnp.log(4.0))
         (1.3863, 1.3863)

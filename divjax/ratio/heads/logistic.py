@@ -13,7 +13,7 @@ from divjax.core.checks import check_count, check_nonnegative, check_positive
 from divjax.core.linalg import cho_solve, cholesky
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
-from divjax.ratio.types import Fold, check_fold, num_rows, validation_loss
+from divjax.ratio.protocols import Fold, check_fold, num_rows, validation_loss
 
 __all__ = ["Linear", "Quadratic", "RandomFourier", "newton_logistic"]
 

@@ -33,9 +33,9 @@ from divjax.core.standardize import Standardizer, robust_standardizer
 from divjax.core.training import fit, row_batch
 from divjax.core.types import Estimate, Interval, summary
 from divjax.fdiv.generators import Generator
-from divjax.ratio.critics import Critic
-from divjax.ratio.types import cross_entropy
-from divjax.ratio.variational import TRAINABLE, as_bound
+from divjax.ratio.bounds.critics import Critic
+from divjax.ratio.bounds.variational import TRAINABLE, as_bound
+from divjax.ratio.protocols import cross_entropy
 
 __all__ = [
     "BoundDiagnostics",

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Key
 
 from divjax.core.checks import check_count
 from divjax.core.pytrees import pytree, static
-from divjax.ratio.heads import Network, convex_heads, row_sampler
-from divjax.ratio.types import Fold, Head, Rows, check_fold, cross_entropy, is_parametric
+from divjax.ratio.heads.combinations import convex_heads
+from divjax.ratio.heads.network import Network, row_sampler
+from divjax.ratio.protocols import Fold, Head, Rows, check_fold, cross_entropy, is_parametric
 
 __all__ = ["Telescoping"]
 

@@ -12,7 +12,7 @@ from divjax.core import linalg
 from divjax.core.checks import check_count, check_nonnegative, check_scalar
 from divjax.core.numerics import nan_unless, safe_log
 from divjax.core.pytrees import pytree, static
-from divjax.ratio.kernel_models import (
+from divjax.ratio.heads.kernel_models import (
     Basis,
     KernelRatio,
     check_grid,
@@ -21,9 +21,9 @@ from divjax.ratio.kernel_models import (
     log_cap,
     log_ratio,
 )
-from divjax.ratio.types import Fold
+from divjax.ratio.protocols import Fold
 
-__all__ = ["LeastSquaresHead", "leave_one_out_score"]
+__all__ = ["LeastSquares", "leave_one_out_score"]
 
 _stop = jax.lax.stop_gradient
 # Normal equations and responses are sums of thousands of terms, for which lower matmul precision
@@ -128,7 +128,7 @@ def _features(
 
 
 @pytree
-class LeastSquaresHead:
+class LeastSquares:
     """Least-squares importance fitting: uLSIF, and with `relative` > 0 its relative form RuLSIF.
 
     The model Σ_l θ_l k(z, c_l) of r_α = p / (αp + (1−α)q) minimises
@@ -139,7 +139,7 @@ class LeastSquaresHead:
 
     Negative θ_l are set to zero, and the others divided by E_m[r̂], since the ratio's mean is known
     to be one. Clipping θ rather than r̂ leaves a positive mixture of kernels: its logarithm
-    decreases smoothly where that of a clipped r̂ would be undefined. `KLIEPHead`, which keeps θ ≥ 0
+    decreases smoothly where that of a clipped r̂ would be undefined. `KLIEP`, which keeps θ ≥ 0
     during the fit, permits larger bandwidths and is the more accurate of the two for smooth ratios.
 
     The log ratio is that of r̂ + `floor`, and at most log of the effective number of training rows
@@ -168,7 +168,7 @@ class LeastSquaresHead:
         >>> x, y = jax.random.normal(jax.random.key(0), (2, 200, 1))
         >>> mass = jnp.full(200, 1 / 200)
         >>> rows = Rows(x + 0.5, y - 0.5, mass, mass)
-        >>> head = LeastSquaresHead()
+        >>> head = LeastSquares()
         >>> params = jax.jit(head.fit)(jax.random.key(1), Fold(rows, rows))
         >>> z = jnp.linspace(-1, 1, 5)[:, None]
         >>> bool(jnp.mean(jnp.abs(head(params, z) - z[:, 0])) < 0.3)  # the true log ratio is z

@@ -14,7 +14,7 @@ from divjax.core.checks import check_count, check_positive
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
 from divjax.core.pytrees import for_each, pytree, static
-from divjax.ratio.types import Fold, Rows, check_fold, cross_entropy, num_rows
+from divjax.ratio.protocols import Fold, Rows, check_fold, cross_entropy, num_rows
 
 __all__ = ["Neighbors"]
 

@@ -1,0 +1,43 @@
+"""Variational bounds of divergences by critics, and critics of pairs.
+
+The functions take a critic's values. `DivergenceBound` and `MutualInformationBound` of
+`divjax.ratio` train one.
+"""
+
+from divjax.ratio.bounds.critics import Critic, derangement, split_scores
+from divjax.ratio.bounds.variational import (
+    BOUNDS,
+    MINE,
+    Bound,
+    MINEState,
+    conjugate_dual,
+    donsker_varadhan,
+    f_dual,
+    info_nce,
+    interpolated_nce,
+    jensen_shannon,
+    kl_from_js,
+    mean_log_ratio,
+    nwj,
+    smile,
+)
+
+__all__ = [
+    "BOUNDS",
+    "MINE",
+    "Bound",
+    "Critic",
+    "MINEState",
+    "conjugate_dual",
+    "derangement",
+    "donsker_varadhan",
+    "f_dual",
+    "info_nce",
+    "interpolated_nce",
+    "jensen_shannon",
+    "kl_from_js",
+    "mean_log_ratio",
+    "nwj",
+    "smile",
+    "split_scores",
+]

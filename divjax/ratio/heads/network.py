@@ -1,0 +1,193 @@
+"""A network as the log ratio, trained with early stopping."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
+
+from divjax.core import networks, training
+from divjax.core.checks import (
+    check_callable,
+    check_count,
+    check_nonnegative,
+    check_positive,
+    check_shape,
+    check_widths,
+)
+from divjax.core.numerics import nan_unless
+from divjax.core.pytrees import for_each, pytree, static
+from divjax.ratio.heads.closed_form import Zero
+from divjax.ratio.protocols import Fold, Rows, check_fold, cross_entropy, training_log_ratios
+
+__all__ = ["Network", "row_sampler"]
+
+
+@pytree
+class Network:
+    """A neural log ratio, trained by AdamW with early stopping on the validation rows.
+
+    The network's output starts at zero and is added to the log ratio of `start`, which is fitted
+    first. The network has to learn only the residual of the simpler model, which is returned
+    unchanged if validation does not improve. Batches hold equally many rows of p and of q, drawn in
+    proportion to their weights.
+
+    Attributes:
+        hidden: widths of the default network, an MLP.
+        network: `(in_features, rngs) -> nnx.Module`, from a batch "b d" to "b 1"; by default the
+            MLP. Its `nnx.Param`s are its only state: layers with random numbers or batch statistics
+            (dropout, batch norm) are not supported in a log ratio and raise.
+        learning_rate: the initial rate of a cosine schedule that ends at a hundredth of it.
+        weight_decay: the weight decay of AdamW.
+        num_steps: the number of training steps.
+        batch_size: the number of rows of p and q together.
+        num_checks: the number of evaluations on the validation rows, at most one per step.
+        start: the head whose log ratio is the initial value.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from divjax.ratio import Fold, Rows
+        >>> from flax import nnx
+        >>> def build(in_features, rngs):  # not a lambda in a loop: each would compile anew
+        ...     return nnx.Linear(in_features, 1, rngs=rngs)
+        >>> head = Network(network=build, num_steps=50, learning_rate=0.1)
+        >>> p, q = jax.random.normal(jax.random.key(0), (2, 100, 1))
+        >>> even = jnp.full(100, 1 / 100)
+        >>> rows = Rows(p + 1, q - 1, even, even)
+        >>> params = jax.jit(head.fit)(jax.random.key(1), Fold(rows, rows))
+        >>> low, high = head(params, jnp.array([[-1.0], [1.0]]))
+        >>> bool(low < 0 < high)
+        True
+
+    References:
+        Loshchilov, Hutter 2019: AdamW.
+    """
+
+    hidden: tuple[int, ...] = static(default=(32, 32))
+    network: networks.Network | None = static(default=None)
+    learning_rate: ArrayLike = 5e-3
+    weight_decay: ArrayLike = 1e-2
+    num_steps: int = static(default=600)
+    batch_size: int = static(default=256)
+    num_checks: int = static(default=25)
+    start: Any = Zero()
+
+    def __post_init__(self):
+        check_widths(hidden=self.hidden)
+        if self.network is not None:
+            check_callable(network=self.network)
+        check_positive(learning_rate=self.learning_rate)
+        counts = {"num_steps": self.num_steps, "batch_size": self.batch_size}
+        check_count(1, **counts, num_checks=self.num_checks)
+        check_nonnegative(weight_decay=self.weight_decay)
+
+    @jax.jit
+    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, PyTree[Array]]:
+        """The parameters of the start and of the network."""
+        check_fold(fold)
+        start_key, init_key, fit_key = jax.random.split(key, 3)
+        start = self.start.fit(start_key, fold)
+        p, q, *weights = fold.train
+        # The start is a fixed offset of the logits. An instance-based start scores its training
+        # rows leave-one-out, since the network would otherwise rely on it too much.
+        offset_p, offset_q = training_log_ratios(self.start, start, fold.train)
+        held = jnp.concatenate(fold.validation[:2])
+        fixed = self.start(start, held)
+        # Equally many rows of p and of q leave no prior shift log(n/m) in the logits.
+        half = -(-self.batch_size // 2)
+        draw = row_sampler(*weights)
+        # One sign per row: a slice for each sample would be padded again in the gradient.
+        sign = jnp.repeat(jnp.array([1, -1], p.dtype), half, total_repeat_length=2 * half)
+
+        def loss(key, params):
+            i, j = draw(key, half)
+            logits = self.apply(params, jnp.concatenate([p[i], q[j]]))[:, 0]
+            logits = logits + jnp.concatenate([offset_p[i], offset_q[j]])
+            # Rows are drawn in proportion to their weights: the plain mean is the balanced
+            # cross-entropy.
+            return jnp.mean(jax.nn.softplus(-sign * logits))
+
+        def validate(params):
+            u = fixed + self.apply(params, held)[:, 0]
+            u_p, u_q = jnp.split(u, [fold.validation.p.shape[0]])
+            value = cross_entropy(u_p, u_q, *fold.validation.weights)
+            # Infinity is never the best loss, while comparisons with NaN are always false.
+            return jnp.where(jnp.isnan(value), jnp.inf, value)
+
+        params = self.init(init_key, p.shape[1], p.dtype)
+        return start, self.train(fit_key, loss, params, validate)
+
+    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        """The start's log ratio and the network's correction."""
+        start, own = params
+        return self.start(start, z) + self.apply(own, z)[:, 0]
+
+    def leave_one_out(self, params: Any, rows: Rows) -> list[Array]:
+        """The log ratios at the training rows, with the start's leave-one-out."""
+        start, own = params
+        of_start = jnp.concatenate(training_log_ratios(self.start, start, rows))
+        u = of_start + self.apply(own, jnp.concatenate(rows[:2]))[:, 0]
+        return jnp.split(u, [rows.p.shape[0]])
+
+    def init(
+        self, key: Key[Array, ""], in_features: int, dtype: Any, num_outputs: int = 1
+    ) -> PyTree[Array]:
+        """Fresh parameters of the network."""
+        return networks.init_network(self._build(num_outputs), key, in_features, dtype)
+
+    def apply(
+        self, params: Any, z: Float[Array, "b d"], num_outputs: int = 1
+    ) -> Float[Array, "b k"]:
+        """The network's own output."""
+        output = networks.apply_network(self._build(num_outputs), params, z)
+        check_shape("the network's output", output, z.shape[0], num_outputs)
+        return output
+
+    def train(
+        self, key: Key[Array, ""], loss: Any, params: PyTree[Array], validate: Any
+    ) -> PyTree[Array]:
+        """The parameters of best validation in training on `(key, params) -> loss`.
+
+        NaN if traced numbers are out of range: the parameters at the start would be finite.
+        """
+        dtype = jax.tree.leaves(params)[0].dtype
+        optimizer = training.adam_with_cosine(
+            self.learning_rate, self.num_steps, dtype, self.weight_decay
+        )
+        steps = {"num_steps": self.num_steps, "num_checks": self.num_checks}
+        trained = training.fit(key, loss, params, optimizer, validate=validate, **steps).params
+        valid = self.is_valid(dtype)
+        return jax.tree.map(lambda leaf: nan_unless(valid, leaf), trained)
+
+    def is_valid(self, dtype: Any) -> Bool[Array, ""]:
+        """Whether the numbers, which may be traced, are in range."""
+        rate, decay = (jnp.asarray(v, dtype) for v in (self.learning_rate, self.weight_decay))
+        return (rate > 0) & (decay >= 0)
+
+    def _build(self, num_outputs: int) -> networks.Network:
+        if self.network is not None:
+            return self.network
+        return networks.BuildMLP(self.hidden, num_outputs)
+
+
+def row_sampler(*weights: Float[Array, " n"]) -> Callable[[Key[Array, ""], int], list[Array]]:
+    """`(key, count) -> indices` for each vector of weights, in proportion to them.
+
+    Stratified: one row is drawn from each of `count` equal quantiles, in order.
+    """
+    cumulative = for_each(jnp.cumsum, [(weight,) for weight in weights])
+
+    def of_sample(mass: Float[Array, " n"], level: Float[Array, " count"]) -> Int[Array, " count"]:
+        # Rounding may put a level beyond the total mass.
+        return jnp.minimum(jnp.searchsorted(mass, level * mass[-1]), mass.shape[0] - 1)
+
+    def draw(key: Key[Array, ""], count: int) -> list[Array]:
+        uniform = jax.random.uniform(key, (len(weights), count), weights[0].dtype)
+        quantiles = (jnp.arange(count, dtype=uniform.dtype) + uniform) / count
+        return for_each(of_sample, zip(cumulative, quantiles, strict=True))
+
+    return draw
