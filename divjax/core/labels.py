@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 
 from divjax.core.samples import as_numbers, owned
 
-__all__ = ["as_indices", "number_labels", "pool_labels"]
+__all__ = ["as_indices", "number_labels", "number_pairs", "pool_labels"]
 
 
 def as_indices(name: str, indices: Any) -> Any:
@@ -95,3 +95,17 @@ def number_labels(labels: Array) -> Int[Array, " rows"]:
         [1, 0, 1]
     """
     return jnp.unique(labels, size=labels.shape[0], return_inverse=True)[1].reshape(-1)
+
+
+def number_pairs(first: Int[Array, " rows"], second: Int[Array, " rows"]) -> Int[Array, " rows"]:
+    """Pairs of labels as integers from 0, equal if both labels are equal.
+
+    Example:
+        >>> number_pairs(jnp.array([1, 0, 1]), jnp.array([2, 2, 2])).tolist()
+        [1, 0, 1]
+    """
+    # Sorted and counted: a product of two labels may leave the range of JAX's integers.
+    order = jnp.lexsort((second, first))
+    changes = (jnp.diff(first[order]) != 0) | (jnp.diff(second[order]) != 0)
+    numbers = jnp.concatenate([jnp.zeros_like(order[:1]), jnp.cumsum(changes).astype(order.dtype)])
+    return jnp.zeros_like(order).at[order].set(numbers)

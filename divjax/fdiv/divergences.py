@@ -72,7 +72,7 @@ class _Power(Generator):
         # r⁰ is 1 even for infinite u, for which the product is NaN.
         return self.scale * jnp.exp(jnp.where(jnp.equal(exponent, 0) & jnp.isinf(u), 0, x))
 
-    def h(self, u: ArrayLike) -> Array:
+    def curvature(self, u: ArrayLike) -> Array:
         """The weight c r^α."""
         return self._power(u, self.alpha)
 
@@ -80,17 +80,17 @@ class _Power(Generator):
         """The curvature c r^{α−2}."""
         return self._power(u, self.alpha - 2)
 
-    def dual_under_q(self, u: ArrayLike) -> Array:
+    def dual_integrand_q(self, u: ArrayLike) -> Array:
         """The term c (1 − r^α)/α."""
         return -self.scale * expm1_over(u, self.alpha)
 
-    def under_p(self, u: ArrayLike) -> Array:
+    def integrand_p(self, u: ArrayLike) -> Array:
         """f'(r)/α for α ≥ 1, zero for α ≤ 0, a smooth share of it between."""
         return _shared(self.alpha, self.derivative, u)
 
-    def under_q(self, u: ArrayLike) -> Array:
+    def integrand_q(self, u: ArrayLike) -> Array:
         """(f − r f')/(1 − α) for α ≤ 0, zero for α ≥ 1, a smooth share of it between."""
-        return _shared(1 - self.alpha, self.dual_under_q, u)
+        return _shared(1 - self.alpha, self.dual_integrand_q, u)
 
     def conjugate(self, t: ArrayLike) -> Array:
         """The conjugate c ((1 + (α−1)t/c)^{α/(α−1)} − 1)/α, smooth in α."""
@@ -197,7 +197,7 @@ class KL(_Power):
     """The Kullback–Leibler divergence KL(p‖q) = E_p[log(p/q)], f(r) = r log r − r + 1.
 
     Example:
-        >>> float(KL().under_p(1.5)), float(KL().under_q(1.5)), float(KL().conjugate(1.0))
+        >>> float(KL().integrand_p(1.5)), float(KL().integrand_q(1.5)), float(KL().conjugate(1.0))
         (1.5, 0.0, 1.7183)
 
     References:
@@ -212,7 +212,7 @@ class ReverseKL(_Power):
     """The reverse divergence KL(q‖p) = −E_q[log(p/q)], f(r) = r − 1 − log r.
 
     Example:
-        >>> float(ReverseKL().under_p(1.5)), float(ReverseKL().under_q(1.5))
+        >>> float(ReverseKL().integrand_p(1.5)), float(ReverseKL().integrand_q(1.5))
         (0.0, -1.5)
 
     References:
@@ -242,7 +242,7 @@ class ChiSquared(_Power):
     """Pearson's χ²(p‖q) = ∫(p − q)²/q = E_p[p/q] − 1, f(r) = (r − 1)².
 
     Example:
-        >>> float(ChiSquared().f(jnp.log(3.0))), float(ChiSquared().under_p(jnp.log(3.0)))
+        >>> float(ChiSquared().f(jnp.log(3.0))), float(ChiSquared().integrand_p(jnp.log(3.0)))
         (4.0, 2.0)
 
     References:
@@ -257,7 +257,7 @@ class NeymanChiSquared(_Power):
     """Neyman's χ²(q‖p) = ∫(p − q)²/p = E_q[q/p] − 1, f(r) = (r − 1)²/r.
 
     Example:
-        >>> float(NeymanChiSquared().f(-jnp.log(3.0))), float(NeymanChiSquared().under_q(0.0))
+        >>> float(NeymanChiSquared().f(-jnp.log(3.0))), float(NeymanChiSquared().integrand_q(0.0))
         (1.3333, 0.0)
 
     References:
@@ -273,7 +273,7 @@ class Jeffreys(Generator):
     """Jeffreys' divergence KL(p‖q) + KL(q‖p), f(r) = (r − 1) log r.
 
     Example:
-        >>> float(Jeffreys().under_p(1.5)), float(Jeffreys().under_q(1.5))
+        >>> float(Jeffreys().integrand_p(1.5)), float(Jeffreys().integrand_q(1.5))
         (1.5, -1.5)
 
     References:
@@ -288,19 +288,19 @@ class Jeffreys(Generator):
         """The critic log r + 1 − 1/r."""
         return jnp.subtract(u, jnp.expm1(jnp.negative(u)))
 
-    def h(self, u: ArrayLike) -> Array:
+    def curvature(self, u: ArrayLike) -> Array:
         """1 + r."""
         return 1 + jnp.exp(u)
 
-    def dual_under_q(self, u: ArrayLike) -> Array:
+    def dual_integrand_q(self, u: ArrayLike) -> Array:
         """1 − r − log r."""
         return -jnp.expm1(u) - u
 
-    def under_p(self, u: ArrayLike) -> Array:
+    def integrand_p(self, u: ArrayLike) -> Array:
         """The log ratio."""
         return as_floats(u)[0]
 
-    def under_q(self, u: ArrayLike) -> Array:
+    def integrand_q(self, u: ArrayLike) -> Array:
         """Minus the log ratio."""
         return -as_floats(u)[0]
 
@@ -313,7 +313,7 @@ class TotalVariation(Generator):
     f' jumps by one at r = 1 and is taken as 0 there. r² f'' is taken as 0 everywhere.
 
     Example:
-        >>> float(TotalVariation().under_p(0.3)), float(TotalVariation().under_q(0.3))
+        >>> float(TotalVariation().integrand_p(0.3)), float(TotalVariation().integrand_q(0.3))
         (0.5, -0.5)
 
     References:
@@ -328,12 +328,12 @@ class TotalVariation(Generator):
         """½ sign(u)."""
         return jnp.sign(as_floats(u)[0]) / 2
 
-    def h(self, u: ArrayLike) -> Array:
+    def curvature(self, u: ArrayLike) -> Array:
         """0."""
         (u,) = as_floats(u)
         return nan_where_nan(jnp.zeros_like(u), u)
 
-    def dual_under_q(self, u: ArrayLike) -> Array:
+    def dual_integrand_q(self, u: ArrayLike) -> Array:
         """−½ sign(u)."""
         return -self.derivative(u)
 
@@ -351,7 +351,8 @@ class JensenShannon(Generator):
     f(r) = ½ r log r − ½ (1 + r) log((1 + r)/2), half of the generator of f-GAN and f-distill.
 
     Example:
-        >>> float(JensenShannon().under_p(jnp.inf)), float(JensenShannon().under_q(-jnp.inf))
+        >>> js = JensenShannon()
+        >>> float(js.integrand_p(jnp.inf)), float(js.integrand_q(-jnp.inf))
         (0.3466, 0.3466)
 
     References:
@@ -371,11 +372,11 @@ class JensenShannon(Generator):
         """½ log(2r/(1 + r))."""
         return -log_mixture(jnp.negative(u), 0.5) / 2
 
-    def h(self, u: ArrayLike) -> Array:
+    def curvature(self, u: ArrayLike) -> Array:
         """½ r/(1 + r)."""
         return jax.nn.sigmoid(as_floats(u)[0]) / 2
 
-    def dual_under_q(self, u: ArrayLike) -> Array:
+    def dual_integrand_q(self, u: ArrayLike) -> Array:
         """½ log(2/(1 + r))."""
         return -log_mixture(u, 0.5) / 2
 
@@ -400,7 +401,7 @@ class SkewKL(Mixture):
         ValueError: if alpha is a Python number outside [0, 1).
 
     Example:
-        >>> float(SkewKL(0.1).under_p(jnp.inf)), float(SkewKL(0.1).under_q(0.0))
+        >>> float(SkewKL(0.1).integrand_p(jnp.inf)), float(SkewKL(0.1).integrand_q(0.0))
         (2.3026, 0.0)
 
     References:
@@ -424,7 +425,7 @@ class SoftenedReverseKL(Mixture):
     is that of f-distill. Shannon's is twice it.
 
     Example:
-        >>> float(SoftenedReverseKL().h(0.0)), float(SoftenedReverseKL().under_p(0.0))
+        >>> float(SoftenedReverseKL().curvature(0.0)), float(SoftenedReverseKL().integrand_p(0.0))
         (0.5, 0.0)
 
     References:
@@ -476,27 +477,27 @@ class Renyi(Divergence):
             return self.alpha
         return nan_unless(jnp.greater_equal(self.alpha, 0), self.alpha)
 
-    def under_p(self, u: ArrayLike) -> Array:
+    def integrand_p(self, u: ArrayLike) -> Array:
         """The integrand of `Alpha` under p."""
-        return Alpha(self._order).under_p(u)
+        return Alpha(self._order).integrand_p(u)
 
-    def under_q(self, u: ArrayLike) -> Array:
+    def integrand_q(self, u: ArrayLike) -> Array:
         """The integrand of `Alpha` under q."""
-        return Alpha(self._order).under_q(u)
+        return Alpha(self._order).integrand_q(u)
 
-    def dual_under_p(self, u: ArrayLike) -> Array:
+    def dual_integrand_p(self, u: ArrayLike) -> Array:
         """The dual integrand of `Alpha` under p."""
-        return Alpha(self._order).dual_under_p(u)
+        return Alpha(self._order).dual_integrand_p(u)
 
-    def dual_under_q(self, u: ArrayLike) -> Array:
+    def dual_integrand_q(self, u: ArrayLike) -> Array:
         """The dual integrand of `Alpha` under q."""
-        return Alpha(self._order).dual_under_q(u)
+        return Alpha(self._order).dual_integrand_q(u)
 
-    def h(self, u: ArrayLike) -> Array:
+    def curvature(self, u: ArrayLike) -> Array:
         """The weight α r^α, which is r² f'' for a small divergence: to second order it is α D_α."""
-        return jnp.multiply(self._order, Alpha(self._order).h(u))
+        return jnp.multiply(self._order, Alpha(self._order).curvature(u))
 
-    def finish(self, mean: ArrayLike) -> Array:
+    def transform(self, mean: ArrayLike) -> Array:
         """log(1 + α(α − 1)·mean)/(α − 1)."""
         return log1p_over(jnp.multiply(self._order, mean), jnp.subtract(self._order, 1))
 
@@ -504,27 +505,25 @@ class Renyi(Divergence):
         self,
         u_p: Float[Array, " n"],
         u_q: Float[Array, " m"],
-        weights_p: Float[Array, " n"] | None = None,
-        weights_q: Float[Array, " m"] | None = None,
+        a: Float[Array, " n"] | None = None,
+        b: Float[Array, " m"] | None = None,
     ) -> PlugIn:
         """The divergence and its influences, by log-sum-exp if the integral is far from one."""
-        weights_p, weights_q = (
-            normalized("weights_p", weights_p, u_p),
-            normalized("weights_q", weights_q, u_q),
+        a, b = (
+            normalized("a", a, u_p),
+            normalized("b", b, u_q),
         )
-        u_p, u_q = where_weighted(u_p, weights_p), where_weighted(u_q, weights_q)
+        u_p, u_q = where_weighted(u_p, a), where_weighted(u_q, b)
         alpha, u_p, u_q = as_floats(self._order, u_p, u_q)
         order = alpha - 1
         powers = order * u_p, _log_power(u_q, alpha)
-        weights, log_integral = self._log_integral(powers, (weights_p, weights_q))
+        weights, log_integral = self._log_integral(powers, (a, b))
         # At α = 0 the integral counts the samples of q where p has mass. `Alpha`'s mean, the
         # reverse KL, is infinite if one of them is missing.
         near = (jnp.abs(log_integral) < 1) & (alpha > 0)
         # The unused branch gets log ratios of zero, so that neither its values nor its slopes
         # overflow.
-        direct = super().plug_in(
-            jnp.where(near, u_p, 0), jnp.where(near, u_q, 0), weights_p, weights_q
-        )
+        direct = super().plug_in(jnp.where(near, u_p, 0), jnp.where(near, u_q, 0), a, b)
         scale = 1 / jnp.where(near, 1, order)
         # The influences of log I are the shares of its terms, e^{x − log I}, here divided by α − 1.
         far = PlugIn(
@@ -534,7 +533,7 @@ class Renyi(Divergence):
                     scale * weight * jnp.exp(jnp.where(near | (weight == 0), 0, x - log_integral)),
                     own,
                 )
-                for weight, x, own in zip(weights, powers, (weights_p, weights_q), strict=True)
+                for weight, x, own in zip(weights, powers, (a, b), strict=True)
             ),
         )
         return select(near, direct, far)
@@ -543,13 +542,13 @@ class Renyi(Divergence):
         self,
         u_p: Float[Array, " n"],
         u_q: Float[Array, " m"],
-        weights_p: Float[Array, " n"] | None = None,
-        weights_q: Float[Array, " m"] | None = None,
+        a: Float[Array, " n"] | None = None,
+        b: Float[Array, " m"] | None = None,
     ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         """The derivatives α r^{α−1}/I and −α r^α/I, with the integral I by log-sum-exp."""
         alpha, u_p, u_q = as_floats(self._order, u_p, u_q)
         powers = (alpha - 1) * u_p, _log_power(u_q, alpha)
-        _, log_integral = self._log_integral(powers, (weights_p, weights_q))
+        _, log_integral = self._log_integral(powers, (a, b))
         at_p, at_q = (alpha * jnp.exp(power - log_integral) for power in powers)
         return at_p, -at_q
 

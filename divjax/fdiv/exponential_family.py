@@ -245,49 +245,42 @@ def _renyi(
     eta_p, eta_q = as_floats(eta_p, eta_q)
     order = jnp.asarray(alpha, eta_p.dtype)
     order = nan_unless(order >= 0, order)
-    # Near order 1 the gap and the divisor vanish together. Slopes of A are averaged there instead,
-    # and the quotient is taken at a harmless order.
-    near = jnp.abs(order - 1) < _NEAR_ONE
-    apart = jnp.where(near, 0.5, order)
-    quotient = _jensen_gap(log_partition, eta_p, eta_q, apart) / (1 - apart)
-    slopes = _slope_gap(log_partition, eta_p, eta_q, jnp.where(near, 1 - order, 0))
-    direct = jnp.where(near, slopes, quotient)
     line = _Line(log_partition, eta_p, eta_q - eta_p)
-    at_p, at_q, between = line.roundings(0, 1, 1 - jnp.where(near, order, apart))
-    rounding = at_p * jnp.where(near, 1, apart) + at_q + between
-    # A divisor |1 − α| below one magnifies the rounding of A.
-    rounding = rounding / jnp.where(near, 1, jnp.minimum(jnp.abs(1 - apart), 1))
+    at_p, at_q, between = line.roundings(0, 1, 1 - order)
+    epsilon = _ROUNDINGS * jnp.finfo(eta_p.dtype).eps
+
+    # The gap and its divisor vanish together at order 1, where the divisor magnifies the rounding
+    # of A. Averages of slopes have no divisor, but an error of quadrature where A bends.
+    divisor = jnp.abs(1 - order)
+    magnified = (at_p * order + at_q + between) / jnp.clip(divisor, epsilon, 1)
+    fixed = _Line(*jax.lax.stop_gradient(line))
+    fine, coarse = (fixed.mean_slope(jax.lax.stop_gradient(1 - order), rule) for rule in _RULES)
+    averaged = at_p + at_q + between + jnp.abs(fine) + jnp.abs(fine - coarse) / epsilon
+    # Decided before the values are computed, so that the derivatives of the other form do not
+    # count. They overflow at order 1.
+    by_slopes = (divisor < epsilon) | (averaged < magnified)
+    apart = jnp.where(by_slopes, 0.5, order)
+    quotient = _jensen_gap(log_partition, eta_p, eta_q, apart) / (1 - apart)
+    slopes = _slope_gap(line, eta_q, jnp.where(by_slopes, 1 - order, 0))
+    direct = jnp.where(by_slopes, slopes, quotient)
+
+    rounding = jnp.where(by_slopes, averaged, magnified)
     value = _sharper((direct, rounding), _gap_by_curvature(line, order))
     value = jnp.where(direct == jnp.inf, jnp.inf, value)
     return nan_unless(_within(log_partition, eta_p, eta_q) & (order >= 0), value)
 
 
-# Within this distance of order 1 four Gauss–Legendre nodes integrate slopes of A to rounding. Their
-# error is of order eight in that distance.
-_NEAR_ONE = 0.05
-_NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(4)
-
-
-def _slope_gap(
-    log_partition: LogPartition, eta_p: _Natural, eta_q: _Natural, step: Array
-) -> Float[Array, ""]:
-    """A(η_q) − A(η_p) − ∫₀¹ ⟨∇A(η_p + t·step·δ), δ⟩ dt with δ = η_q − η_p: Rényi's at α = 1 − step.
+def _slope_gap(line: "_Line", eta_q: _Natural, step: Array) -> Float[Array, ""]:
+    """A(η_q) − A(η_p) − ∫₀¹ φ'(t·step) dt, Rényi's divergence at order 1 − step.
 
     This is KL at step 0, and +∞ if the end of the line is outside of the family.
     """
-    towards_q = eta_q - eta_p
-
-    def slope(share: Array) -> Array:
-        return jax.jvp(log_partition, (eta_p + share * step * towards_q,), (towards_q,))[1]
-
-    shares = jnp.asarray((_NODES + 1) / 2, eta_p.dtype)
-    mean = jnp.asarray(_NODE_WEIGHTS / 2, eta_p.dtype) @ jax.vmap(slope)(shares)
-    value = log_partition(eta_q) - log_partition(eta_p) - mean
-    end = log_partition(eta_p + step * towards_q)
-    return jnp.where(end == jnp.inf, jnp.inf, value)
+    rise = line.log_partition(eta_q) - line.log_partition(line.start)
+    end = line.log_partition(line.point(step))
+    return jnp.where(end == jnp.inf, jnp.inf, rise - line.mean_slope(step, _RULES[0]))
 
 
-# Gauss–Legendre rules for second derivatives, and a coarser one for the error.
+# Gauss–Legendre rules along the line, and a coarser one for the error.
 _RULES = [np.polynomial.legendre.leggauss(count) for count in (16, 8)]
 # The number of directions that differ from the line's in the signs of their coordinates.
 _NUM_SIGNS = 16
@@ -307,6 +300,16 @@ class _Line(NamedTuple):
 
     def point(self, t: ArrayLike) -> _Natural:
         return self.start + t * self.direction
+
+    def mean_slope(self, end: Array, rule: tuple[np.ndarray, np.ndarray]) -> Float[Array, ""]:
+        """The average of φ' from 0 to an end of the line, by a Gauss–Legendre rule."""
+        roots, weights = rule
+        shares = jnp.asarray((roots + 1) / 2, self.start.dtype)
+
+        def slope(share: Array) -> Array:
+            return jax.jvp(self.log_partition, (self.point(share * end),), (self.direction,))[1]
+
+        return jnp.asarray(weights / 2, self.start.dtype) @ jax.vmap(slope)(shares)
 
     def curvature(self, t: Array, signs: _Natural) -> Float[Array, ""]:
         """φ''(t), or the second derivative of A in the direction with other signs."""

@@ -83,32 +83,32 @@ def _as_leaf(name: str, value: Any) -> Any:
 
 @compiled
 class Divergence:
-    """A divergence of the form D(p‖q) = finish(E_p[under_p(u)] + E_q[under_q(u)])."""
+    """A divergence of the form D(p‖q) = transform(E_p[integrand_p(u)] + E_q[integrand_q(u)])."""
 
     # NumPy numbers on the left of an operator defer to the methods of generators.
     __array_ufunc__ = None
 
-    def under_p(self, u: ArrayLike) -> Array:
+    def integrand_p(self, u: ArrayLike) -> Array:
         """The integrand under p."""
         raise NotImplementedError
 
-    def under_q(self, u: ArrayLike) -> Array:
+    def integrand_q(self, u: ArrayLike) -> Array:
         """The integrand under q."""
         raise NotImplementedError
 
-    def h(self, u: ArrayLike) -> Array:
+    def curvature(self, u: ArrayLike) -> Array:
         """The curvature r² f''(r), which weights the squared error of a log ratio."""
         raise NotImplementedError
 
-    def finish(self, mean: ArrayLike) -> Array:
+    def transform(self, mean: ArrayLike) -> Array:
         """The divergence from the sum of both means: the identity for f-divergences."""
         return as_floats(mean)[0]
 
-    def dual_under_p(self, u: ArrayLike) -> Array:
+    def dual_integrand_p(self, u: ArrayLike) -> Array:
         """The integrand under p whose error is of second order in that of the ratio."""
         raise NotImplementedError
 
-    def dual_under_q(self, u: ArrayLike) -> Array:
+    def dual_integrand_q(self, u: ArrayLike) -> Array:
         """The integrand under q whose error is of second order in that of the ratio."""
         raise NotImplementedError
 
@@ -116,8 +116,8 @@ class Divergence:
         self,
         u_p: Float[Array, " n"],
         u_q: Float[Array, " m"],
-        weights_p: Float[Array, " n"] | None = None,
-        weights_q: Float[Array, " m"] | None = None,
+        a: Float[Array, " n"] | None = None,
+        b: Float[Array, " m"] | None = None,
     ) -> PlugIn:
         """The divergence from the log ratios of samples of p and of q, with its influences.
 
@@ -133,23 +133,23 @@ class Divergence:
         for name, u in (("u_p", u_p), ("u_q", u_q)):
             if jnp.size(u) == 0:
                 raise ValueError(f"{name} must hold at least one log ratio; got shape {u.shape}.")
-        weights_p, weights_q = (
-            normalized("weights_p", weights_p, u_p),
-            normalized("weights_q", weights_q, u_q),
+        a, b = (
+            normalized("a", a, u_p),
+            normalized("b", b, u_q),
         )
-        under_p = where_weighted(self.under_p(u_p), weights_p)
-        under_q = where_weighted(self.under_q(u_q), weights_q)
-        mean = weighted_mean(under_p, weights_p) + weighted_mean(under_q, weights_q)
-        # By the chain rule the influences on the sum are multiplied by the slope of `finish`.
-        value, slope = jax.jvp(self.finish, (mean,), (jnp.ones_like(mean),))
-        return PlugIn(value, slope * under_p, slope * under_q)
+        integrand_p = where_weighted(self.integrand_p(u_p), a)
+        integrand_q = where_weighted(self.integrand_q(u_q), b)
+        mean = weighted_mean(integrand_p, a) + weighted_mean(integrand_q, b)
+        # By the chain rule the influences on the sum are multiplied by the slope of `transform`.
+        value, slope = jax.jvp(self.transform, (mean,), (jnp.ones_like(mean),))
+        return PlugIn(value, slope * integrand_p, slope * integrand_q)
 
     def sensitivities(
         self,
         u_p: Float[Array, " n"],
         u_q: Float[Array, " m"],
-        weights_p: Float[Array, " n"] | None = None,
-        weights_q: Float[Array, " m"] | None = None,
+        a: Float[Array, " n"] | None = None,
+        b: Float[Array, " m"] | None = None,
     ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         """The derivatives of the variational form in each log ratio, per unit of its weight.
 
@@ -166,10 +166,10 @@ class Divergence:
         limit = 0.9 * jnp.log(jnp.finfo(u_p.dtype).max)
         u_p, u_q = jnp.clip(u_p, -limit, limit), jnp.clip(u_q, -limit, limit)
         # Integrands act on each log ratio alone: one tangent of ones gives all derivatives.
-        at_p, slope_p = jax.jvp(self.dual_under_p, (u_p,), (jnp.ones_like(u_p),))
-        at_q, slope_q = jax.jvp(self.dual_under_q, (u_q,), (jnp.ones_like(u_q),))
-        mean = weighted_mean(at_p, weights_p) + weighted_mean(at_q, weights_q)
-        slope = jax.jvp(self.finish, (mean,), (jnp.ones_like(mean),))[1]
+        at_p, slope_p = jax.jvp(self.dual_integrand_p, (u_p,), (jnp.ones_like(u_p),))
+        at_q, slope_q = jax.jvp(self.dual_integrand_q, (u_q,), (jnp.ones_like(u_q),))
+        mean = weighted_mean(at_p, a) + weighted_mean(at_q, b)
+        slope = jax.jvp(self.transform, (mean,), (jnp.ones_like(mean),))[1]
         return slope * slope_p, slope * slope_q
 
 
@@ -213,7 +213,7 @@ class Generator(Divergence):
         ...     def f(self, u):
         ...         return jnp.exp(u) * u**2  # E_p[log² (p/q)], where it is convex
         >>> own = ExponentialDivergence()
-        >>> float(own.derivative(1.0)), float(own.h(0.0)), float(own.conjugate(3.0))
+        >>> float(own.derivative(1.0)), float(own.curvature(0.0)), float(own.conjugate(3.0))
         (3.0, 2.0, 5.4366)
     """
 
@@ -236,7 +236,7 @@ class Generator(Divergence):
         u, _, first, _ = self._slopes(u)
         return times_exp(first, -u)
 
-    def h(self, u: ArrayLike) -> Array:
+    def curvature(self, u: ArrayLike) -> Array:
         """The weight r² f''(r) of the ratio at u in the divergence's gradient."""
         _, _, first, second = self._slopes(u)
         return second - first
@@ -244,24 +244,24 @@ class Generator(Divergence):
     def second_derivative(self, u: ArrayLike) -> Array:
         """The second derivative f''(e^u)."""
         (u,) = as_floats(u)
-        return times_exp(self.h(u), -2 * u)
+        return times_exp(self.curvature(u), -2 * u)
 
-    def dual_under_p(self, u: ArrayLike) -> Array:
+    def dual_integrand_p(self, u: ArrayLike) -> Array:
         """The critic f'(r) of the variational bound E_p[T] − E_q[f*(T)]."""
         return self.derivative(u)
 
-    def dual_under_q(self, u: ArrayLike) -> Array:
+    def dual_integrand_q(self, u: ArrayLike) -> Array:
         """The contribution f(r) − r f'(r) = −f*(f'(r)) of the critic f'(r) under q."""
         _, value, first, _ = self._slopes(u)
         return value - first
 
-    def under_p(self, u: ArrayLike) -> Array:
+    def integrand_p(self, u: ArrayLike) -> Array:
         """The integrand under p, by default the variational one."""
-        return self.dual_under_p(u)
+        return self.dual_integrand_p(u)
 
-    def under_q(self, u: ArrayLike) -> Array:
+    def integrand_q(self, u: ArrayLike) -> Array:
         """The integrand under q, by default the variational one."""
-        return self.dual_under_q(u)
+        return self.dual_integrand_q(u)
 
     @property
     def conjugate_supremum(self) -> Array:
@@ -281,15 +281,15 @@ class Generator(Divergence):
         inside = jnp.where(t < supremum, t, 0)
         start = jax.lax.stop_gradient(_inverse_derivative(self, inside))
         # If f has a kink the maximiser stays at it, where the step would be long.
-        excess, curvature = inside - self.derivative(start), self.h(start)
-        step = jnp.where(curvature > 0, excess / jnp.where(curvature > 0, curvature, 1), 0)
+        excess, slope = inside - self.derivative(start), self.curvature(start)
+        step = jnp.where(slope > 0, excess / jnp.where(slope > 0, slope, 1), 0)
         step = step * jnp.exp(start)
         tolerance = jnp.sqrt(jnp.finfo(t.dtype).eps) * (1 + jnp.abs(start))
         u = start + jnp.where(jnp.abs(step) < tolerance, step, 0)
         # r(t − f'(r)) − (f(r) − r f'(r)) = rt − f(r) at r = e^u, where the first term is small.
-        value = times_exp(inside - self.derivative(u), u) - self.dual_under_q(u)
+        value = times_exp(inside - self.derivative(u), u) - self.dual_integrand_q(u)
         # At t = f'(∞) the supremum is the limit of r f'(r) − f(r).
-        edge = jnp.where(t == supremum, -self.dual_under_q(infinity), infinity)
+        edge = jnp.where(t == supremum, -self.dual_integrand_q(infinity), infinity)
         # Comparisons with nan (in t, or in the supremum through a parameter) are false.
         return nan_where_nan(jnp.where(t < supremum, value, edge), t, supremum)
 
@@ -341,7 +341,7 @@ class Combination(Generator):
     Example:
         >>> from divjax.fdiv import KL, ReverseKL
         >>> generator = 0.5 * KL() + 0.5 * ReverseKL()
-        >>> float(generator.under_p(2.0)), float(generator.under_q(2.0))
+        >>> float(generator.integrand_p(2.0)), float(generator.integrand_q(2.0))
         (1.0, -1.0)
     """
 
@@ -375,25 +375,25 @@ class Combination(Generator):
         """Σ c_i f_i'(e^u)."""
         return self._sum("derivative", u)
 
-    def h(self, u: ArrayLike) -> Array:
+    def curvature(self, u: ArrayLike) -> Array:
         """Σ c_i h_i(u)."""
-        return self._sum("h", u)
+        return self._sum("curvature", u)
 
     def second_derivative(self, u: ArrayLike) -> Array:
         """Σ c_i f_i''(e^u)."""
         return self._sum("second_derivative", u)
 
-    def dual_under_q(self, u: ArrayLike) -> Array:
+    def dual_integrand_q(self, u: ArrayLike) -> Array:
         """Σ c_i (f_i − r f_i')."""
-        return self._sum("dual_under_q", u)
+        return self._sum("dual_integrand_q", u)
 
-    def under_p(self, u: ArrayLike) -> Array:
+    def integrand_p(self, u: ArrayLike) -> Array:
         """The sum of the integrands under p."""
-        return self._sum("under_p", u)
+        return self._sum("integrand_p", u)
 
-    def under_q(self, u: ArrayLike) -> Array:
+    def integrand_q(self, u: ArrayLike) -> Array:
         """The sum of the integrands under q."""
-        return self._sum("under_q", u)
+        return self._sum("integrand_q", u)
 
     def conjugate(self, t: ArrayLike) -> Array:
         """The conjugate: c f*(t/c) for a single term, the general method for several terms."""
@@ -414,7 +414,7 @@ class Reversed(Generator):
 
     Example:
         >>> from divjax.fdiv import KL, ReverseKL
-        >>> float(Reversed(KL()).under_q(2.0)), float(ReverseKL().under_q(2.0))
+        >>> float(Reversed(KL()).integrand_q(2.0)), float(ReverseKL().integrand_q(2.0))
         (-2.0, -2.0)
     """
 
@@ -426,23 +426,23 @@ class Reversed(Generator):
 
     def derivative(self, u: ArrayLike) -> Array:
         """f(1/r) − f'(1/r)/r."""
-        return self.generator.dual_under_q(jnp.negative(u))
+        return self.generator.dual_integrand_q(jnp.negative(u))
 
-    def h(self, u: ArrayLike) -> Array:
+    def curvature(self, u: ArrayLike) -> Array:
         """The generator's weight at −u, times r."""
-        return times_exp(self.generator.h(jnp.negative(u)), jnp.asarray(u))
+        return times_exp(self.generator.curvature(jnp.negative(u)), jnp.asarray(u))
 
-    def dual_under_q(self, u: ArrayLike) -> Array:
+    def dual_integrand_q(self, u: ArrayLike) -> Array:
         """f'(1/r)."""
         return self.generator.derivative(jnp.negative(u))
 
-    def under_p(self, u: ArrayLike) -> Array:
+    def integrand_p(self, u: ArrayLike) -> Array:
         """The generator's integrand under q, at −u."""
-        return self.generator.under_q(jnp.negative(u))
+        return self.generator.integrand_q(jnp.negative(u))
 
-    def under_q(self, u: ArrayLike) -> Array:
+    def integrand_q(self, u: ArrayLike) -> Array:
         """The generator's integrand under p, at −u."""
-        return self.generator.under_p(jnp.negative(u))
+        return self.generator.integrand_p(jnp.negative(u))
 
 
 @compiled
@@ -481,12 +481,12 @@ class Mixture(Generator):
     def derivative(self, u: ArrayLike) -> Array:
         """T(v) + α S(v)."""
         v = self._log_ratio(u)
-        return self.generator.derivative(v) + self._share_of(self.generator.dual_under_q, v)
+        return self.generator.derivative(v) + self._share_of(self.generator.dual_integrand_q, v)
 
-    def h(self, u: ArrayLike) -> Array:
+    def curvature(self, u: ArrayLike) -> Array:
         """The generator's weight at v, times (1 − α)²/(αr + 1 − α)."""
         weight = jnp.square(jnp.subtract(1, self._share))
-        at_ratio = self.generator.h(self._log_ratio(u))
+        at_ratio = self.generator.curvature(self._log_ratio(u))
         return weight * times_exp(at_ratio, -log_mixture(u, self._share))
 
     def second_derivative(self, u: ArrayLike) -> Array:
@@ -495,18 +495,18 @@ class Mixture(Generator):
         curvature = self.generator.second_derivative(self._log_ratio(u))
         return weight * times_exp(curvature, -3 * log_mixture(u, self._share))
 
-    def dual_under_q(self, u: ArrayLike) -> Array:
+    def dual_integrand_q(self, u: ArrayLike) -> Array:
         """(1 − α) S(v)."""
-        return (1 - self._share) * self.generator.dual_under_q(self._log_ratio(u))
+        return (1 - self._share) * self.generator.dual_integrand_q(self._log_ratio(u))
 
-    def under_p(self, u: ArrayLike) -> Array:
+    def integrand_p(self, u: ArrayLike) -> Array:
         """The integrand under p, plus α times that under m."""
         v = self._log_ratio(u)
-        return self.generator.under_p(v) + self._share_of(self.generator.under_q, v)
+        return self.generator.integrand_p(v) + self._share_of(self.generator.integrand_q, v)
 
-    def under_q(self, u: ArrayLike) -> Array:
+    def integrand_q(self, u: ArrayLike) -> Array:
         """The integrand under m times 1 − α."""
-        return (1 - self._share) * self.generator.under_q(self._log_ratio(u))
+        return (1 - self._share) * self.generator.integrand_q(self._log_ratio(u))
 
 
 @pytree
@@ -522,7 +522,7 @@ class Mixed(Mixture):
 
     Example:
         >>> from divjax.fdiv import ChiSquared
-        >>> float(Mixed(ChiSquared(), 0.5).under_p(jnp.inf))  # p/m is at most 2
+        >>> float(Mixed(ChiSquared(), 0.5).integrand_p(jnp.inf))  # p/m is at most 2
         1.0
 
     References:

@@ -31,6 +31,20 @@ def as_floats(*values: ArrayLike) -> tuple[Array, ...]:
     return tuple(jnp.asarray(value, dtype) for value in values)
 
 
+def as_singles(*values: ArrayLike) -> tuple[Array, ...]:
+    """`as_floats`, with half precision as float32, for ranks and sums over many rows.
+
+    bfloat16 has no integers beyond 256, and float16 none beyond 65504.
+
+    Example:
+        >>> as_singles(jnp.ones(2, jnp.bfloat16))[0].dtype.name
+        'float32'
+    """
+    values = as_floats(*values)
+    dtype = jnp.promote_types(values[0].dtype, jnp.float32)
+    return tuple(value.astype(dtype) for value in values)
+
+
 def times_exp(value: Array, x: Array) -> Array:
     """`value · e^x`, which overflows (or underflows) only if the product does."""
     half = jnp.exp(x / 2)

@@ -121,7 +121,7 @@ class FDivergence:
         # δF/δq = f(r) − r f'(r). Each row's potential depends on that row alone, so the pull-back
         # of ones holds all rows' gradients.
         def potential(x):
-            return self.generator.dual_under_q(self._log_ratio(state, x))
+            return self.generator.dual_integrand_q(self._log_ratio(state, x))
 
         value, pullback = jax.vjp(potential, x)
         (gradient,) = pullback(jnp.ones_like(value))

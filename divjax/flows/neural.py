@@ -22,6 +22,7 @@ from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, static
+from divjax.core.simplex import effective_sample_size
 from divjax.core.training import fit
 from divjax.flows.masses import checked_step, drop_dead, weighted_sum
 
@@ -45,7 +46,8 @@ class NeuralScore:
         v_k = −g_k − τ_k ∇log q,   ∇log q = ∇T − C⁻¹(x − m).
 
     The network takes whitened particles z = L⁻¹(x − m), C = LLᵀ, and its output starts at zero, so
-    the estimate is exact for Gaussian q before any training. One fit per step serves all K
+    the estimate is exact for Gaussian q before any training, up to the shrinkage of C's
+    correlations by p/(n² + p) for n particles of p features. One fit per step serves all K
     objectives. Parameters and optimizer state are carried to the next step.
 
     The particles are few, so a critic can overfit them: without noise its score tends to that of a
@@ -190,10 +192,12 @@ def _whiten(
 ) -> tuple[Float[Array, "n p"], Float[Array, "p p"], Float[Array, " p"]]:
     """Whitened particles, the Cholesky factor of their correlations, and their variances.
 
-    Correlations are shrunk towards zero by p / (n² + p), so that the factor exists for few
-    particles.
+    Correlations are shrunk towards zero by p / (n² + p), n the particles' effective number, so that
+    the factor exists for few particles.
     """
-    n, p = x.shape
+    p = x.shape[1]
+    # Zero-weight particles are padding, and do not count.
+    n = effective_sample_size(weights)
     centered = x - common_center(x, weights > 0)
     # Zero-weight particles may hold any value. They are evaluated, but do not affect training.
     centered = drop_dead(weights, centered)

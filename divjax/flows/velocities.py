@@ -219,8 +219,8 @@ class GFSF(_WithKernel):
     """Gradient flow with smoothed test functions: the score that solves Stein's identity.
 
     The score estimate s satisfies Σ_j a_j [k(x_i, x_j) s_j + ∇_{x_j} k(x_i, x_j)] = 0 at every
-    particle, with a ridge: for equal weights s = −(K + λI)⁻¹ Σ_j ∇_{x_j} k(·, x_j). A dense solve,
-    of cubic time and quadratic memory in n, hence for n up to a few thousand.
+    particle, with the ridge λ Σ_j a_j²: for equal weights s = −(K + λI)⁻¹ Σ_j ∇_{x_j} k(·, x_j). A
+    dense solve, of cubic time and quadratic memory in n, hence for n up to a few thousand.
 
     Attributes:
         kernel: a positive definite kernel of `divjax.kernels`.
@@ -276,8 +276,9 @@ class GFSF(_WithKernel):
         check_scalar(regularization=self.regularization)
         check_positive_values(regularization=self.regularization)
         regularization = jnp.asarray(self.regularization, x.dtype)
-        # With a_j = 1/n the system is (K + λI)/n, the ridge of the equal-weight formula.
-        ridge = nan_unless(regularization > 0, regularization / n)
+        # With a_j = 1/n the system is (K + λI)/n, the ridge of the equal-weight formula. Σ a² does
+        # not count zero-weight particles, as n would.
+        ridge = nan_unless(regularization > 0, regularization * jnp.sum(weights**2))
         factor = linalg.cholesky(system + ridge * jnp.eye(n, dtype=x.dtype))
         # Σ_j a_j ∇_{x_j} k = −gradient, so the identity reads K D s = gradient.
         solution = linalg.cho_solve(factor, root * drop_dead(weights, gradient[:, 0]))

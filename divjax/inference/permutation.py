@@ -18,12 +18,12 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 from divjax.core.arguments import vector_leaves
 from divjax.core.checks import check_count, check_key, check_scalar_output
 from divjax.core.keys import own_key
-from divjax.core.labels import number_labels, pool_labels
+from divjax.core.labels import number_labels, number_pairs, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_traced
 from divjax.core.samples import as_numbers, centered_samples, owned
 from divjax.core.types import Status, status_of, summary
-from divjax.fdiv.special import as_floats
+from divjax.fdiv.special import as_singles
 from divjax.inference.rank import beside, keep_order, midranks
 
 __all__ = ["PermutationTest", "permutation_test", "score_permutation_test"]
@@ -237,12 +237,14 @@ def _permute(
 
     keys = jax.random.split(own_key(key), num_permutations)
     # One relabelling after the other, or a batch of them: memory is bounded.
-    (null,) = as_floats(jax.lax.map(permuted, keys, batch_size=batch_size))
+    found = jax.lax.map(permuted, keys, batch_size=batch_size)
+    (null,) = as_singles(found)
     observed = jnp.asarray(statistic(pooled[:num_x], pooled[num_x:]), null.dtype)
     valid = True if of_group is None else _collect_groups(of_group, of_stratum, num_x).valid
     # A relabelling that changes nothing may round differently. Within the tolerance it is a tie,
     # which counts against the observed statistic.
-    return _test(observed, null, 100 * jnp.finfo(null.dtype).eps * jnp.abs(observed), valid)
+    rounding = max(100 * jnp.finfo(null.dtype).eps, 2 * jnp.finfo(found.dtype).eps)
+    return _test(observed, null, rounding * jnp.abs(observed), valid)
 
 
 # The largest rounding of NumPy's numbers in JAX's dtype, as a share of the sample's spread.
@@ -266,6 +268,9 @@ def _as_rows(name: str, sample: Any) -> tuple[Array, bool]:
     if sample.ndim == 0 or sample.size == 0:
         raise ValueError(f"{name} must have at least one row; got shape {sample.shape}.")
     rows = jnp.asarray(sample)
+    # A statistic sums over rows, which half precision cannot.
+    if jnp.issubdtype(rows.dtype, jnp.floating):
+        rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
     return rows, isinstance(sample, np.ndarray) and _is_rounded(sample, np.asarray(rows))
 
 
@@ -286,7 +291,7 @@ def _row_permutation(
         return lambda key: _permutation(key, num_rows, strata)
     found = _collect_groups(groups, strata, num_x)
     # Groups of one stratum and one size trade places.
-    alike = found.stratum * (num_rows + 1) + found.size.astype(found.stratum.dtype)
+    alike = number_pairs(found.stratum, found.size)
     # The rows of each group in sequence, the index of its first, and each row's place in its group.
     by_group = jnp.argsort(found.of_row, stable=True)
     first = jnp.cumsum(found.size) - found.size
@@ -394,7 +399,7 @@ def _permute_labels(
     batch_size: int | None,
 ) -> PermutationTest:
     n, m = len(x), len(y)
-    pooled = jnp.concatenate(as_floats(x, y))
+    pooled = jnp.concatenate(as_singles(x, y))
     counted = jnp.ones(n + m, bool) if counts is None else counts
     # Rows that do not count stay in their places, behind all others, and contribute zero.
     if counts is not None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.arguments import as_leaves, as_optional_leaf, vector_leaves
 from divjax.core.checks import check_probability, check_scalar, check_weights
@@ -14,7 +14,7 @@ from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.samples import as_numbers, loses_digits
 from divjax.core.simplex import effective_sample_size
 from divjax.core.types import Estimate
-from divjax.fdiv.special import as_floats
+from divjax.fdiv.special import as_singles
 from divjax.inference.intervals import logit_interval
 
 __all__ = ["accuracy", "auc", "midranks"]
@@ -53,7 +53,7 @@ def _weighted(scores: _Scores) -> tuple[Array, Array, Array, Array]:
         # Rows of weight zero are padding. NaN would pass through a weight of zero.
         numbers.append(jnp.where((weight == 0) & jnp.isnan(sample), 0, sample))
         weights.append(weight)
-    x, y, a, b = as_floats(*numbers, *weights)
+    x, y, a, b = as_singles(*numbers, *weights)
     return x, y, _normalized(a), _normalized(b)
 
 
@@ -67,6 +67,8 @@ def keep_order(**scores: Any) -> tuple[Any, ...]:
         >>> [places.tolist() for places in keep_order(x=[1e9, 1e9 + 1], y=[1e9 - 1])]
         [[1.0, 2.0], [0.0]]
     """
+    if _are_traced_integers(*scores.values()):
+        return _integer_ranks(*scores.values())
     numbers = [as_numbers(name, array, exact=True) for name, array in scores.items()]
     if any(isinstance(array, Tracer) for array in numbers) or not loses_digits(*numbers):
         return tuple(numbers)
@@ -77,6 +79,19 @@ def keep_order(**scores: Any) -> tuple[Any, ...]:
     ends = np.cumsum([array.size for array in numbers])[:-1]
     parts = np.split(places, ends)
     return tuple(part.reshape(array.shape) for part, array in zip(parts, numbers, strict=True))
+
+
+def _are_traced_integers(*scores: Any) -> bool:
+    integers = all(
+        isinstance(part, jax.Array) and jnp.issubdtype(part.dtype, jnp.integer) for part in scores
+    )
+    return integers and any(isinstance(part, Tracer) for part in scores)
+
+
+def _integer_ranks(*scores: Int[Array, "..."]) -> tuple[Array, ...]:
+    """The number of pooled scores below each, as rounding of JAX's integers would create ties."""
+    pooled = jnp.sort(jnp.concatenate([jnp.ravel(part) for part in scores]))
+    return tuple(jnp.searchsorted(pooled, part).astype(float) for part in scores)
 
 
 def _normalized(weights: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -260,7 +275,7 @@ def midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
 
 @jax.jit
 def _midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
-    (values,) = as_floats(values)
+    (values,) = as_singles(values)
     ranked = ~jnp.isnan(values)
     ordered = jnp.sort(values)
     # Equal values take the ranks left + 1, …, right, whose mean is (left + right + 1)/2.

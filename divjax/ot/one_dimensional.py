@@ -418,7 +418,8 @@ def _transport(line: Line, center: Center, *, p: ArrayLike, dtype: Any) -> LineT
     f, g = line_potentials(line, path, p)
     # The two halves of the value are equal: the potentials are unique up to a shift.
     share = lambda weights, z: jnp.ones_like(z) / z.size if weights is None else weights
-    weighted = lambda weights, z: jnp.sum(weights * z) / jnp.sum(weights)
+    # Shares first: masses times costs may leave the dtype's range.
+    weighted = lambda weights, z: jnp.sum(weights / jnp.sum(weights) * z)
     shift = (weighted(share(line.b, y), g) - weighted(share(line.a, x), f)) / 2
     status = status_of(converged=True, finite=jnp.isfinite(value), valid=valid)
     numbers = (value, *(nan_unless(valid, v) for v in (f + shift, g - shift)), masses)

@@ -115,14 +115,14 @@ class CrossFitting(NamedTuple):
         num_repeats: the number of splits.
         validation_share: the share of the rows outside of a fold that are validation rows.
         calibration: one of `CALIBRATIONS`.
-        tie_counts: whether counts of ties are appended to the features.
+        count_duplicates: whether counts of ties are appended to the features.
     """
 
     num_folds: int
     num_repeats: int
     validation_share: float
     calibration: str
-    tie_counts: bool
+    count_duplicates: bool
 
 
 def cross_fit(
@@ -199,7 +199,7 @@ def _fit_members(
         # Standardised by the training rows alone: held-out rows must have no influence.
         key, split, stream, tested = task
         _, train, validation = (part.of(*rows[:2]) for part in _parts(split, rows, tested, plan))
-        member = _standardizer(train, head, plan.tie_counts)
+        member = _standardizer(train, head, plan.count_duplicates)
         data = Fold(
             _standardize(member, head, train, trained=True),
             _standardize(member, head, validation, trained=False),
@@ -210,7 +210,7 @@ def _fit_members(
         # The gap between these losses and those of the tested rows measures overfitting.
         held = data.validation
         of_train = training_log_ratios(head, params, data.train)
-        of_held = log_ratios(head, params, held.p, held.q)
+        of_held = log_ratios(head, params, held.x, held.y)
         losses = [
             cross_entropy(u_p, u_q, *part.weights)
             for (u_p, u_q), part in ((of_train, data.train), (of_held, held))
@@ -232,7 +232,7 @@ def _fit_members(
         tuple(map(jnp.asarray, tested)),
     )
     # All simultaneously if memory allows: vmapped fits share their loops.
-    size = (rows.p.shape[0] + rows.q.shape[0]) * (rows.p.shape[1] + 64)
+    size = (rows.x.shape[0] + rows.y.shape[0]) * (rows.x.shape[1] + 64)
     together = max(1, _BUDGET // size)
     if together >= len(repeat):
         fitted = jax.vmap(fit_member)(tasks)
@@ -272,8 +272,8 @@ def _score_held_out(
         spread = [
             jnp.zeros(x.shape[0], u.dtype).at[index].add(jnp.where(weight > 0, u, 0))
             for x, index, weight, u in (
-                (rows.p, part.p, part.weights_p, u_p),
-                (rows.q, part.q, part.weights_q, u_q),
+                (rows.x, part.x, part.a, u_p),
+                (rows.y, part.y, part.b, u_q),
             )
         ]
         return spread, cross_entropy(u_p, u_q, *weights)
@@ -328,15 +328,15 @@ def ensemble_log_ratio(members: Member, head: Head, x: Float[Array, "b d"]) -> F
 
 
 class _Part(NamedTuple):
-    """Indices of the rows of p and of q in one role, and their weights, which sum to one."""
+    """Indices of the rows of x and of y in one role, and their weights, which sum to one."""
 
-    p: Int[Array, " a"]
-    q: Int[Array, " b"]
-    weights_p: Float[Array, " a"]
-    weights_q: Float[Array, " b"]
+    x: Int[Array, " i"]
+    y: Int[Array, " j"]
+    a: Float[Array, " i"]
+    b: Float[Array, " j"]
 
-    def of(self, p: Float[Array, "n d"], q: Float[Array, "m d"]) -> Rows:
-        return Rows(p[self.p], q[self.q], self.weights_p, self.weights_q)
+    def of(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Rows:
+        return Rows(x[self.x], y[self.y], self.a, self.b)
 
 
 class _Places(NamedTuple):
@@ -465,12 +465,12 @@ def _normalize(weights: Float[Array, " n"]) -> Float[Array, " n"]:
     return weights / jnp.where(total > 0, total, 1)
 
 
-def _standardizer(train: Rows, head: Head, tie_counts: bool) -> Member:
+def _standardizer(train: Rows, head: Head, count_duplicates: bool) -> Member:
     """A member whose inputs are standardised by the training rows of both samples together."""
     x, weights = jnp.concatenate(train[:2]), jnp.concatenate(train.weights)
     # Sorted, so that ties are counted by binary search. Rows of weight zero are padding after all
     # values.
-    values = jnp.sort(jnp.where(weights > 0, x.T, jnp.inf), axis=1) if tie_counts else None
+    values = jnp.sort(jnp.where(weights > 0, x.T, jnp.inf), axis=1) if count_duplicates else None
     samples = zip(train[:2], train.weights, strict=True)
     standardizer = robust_standardizer(*samples, keep_tails=is_parametric(head))
     if values is not None:
@@ -484,8 +484,8 @@ def _standardizer(train: Rows, head: Head, tie_counts: bool) -> Member:
 
 
 def _standardize(member: Member, head: Head, rows: Rows, *, trained: bool) -> Rows:
-    p, q = (_inputs(member, head, x, trained=trained) for x in rows[:2])
-    return rows._replace(p=p, q=q)
+    x = _inputs(member, head, rows.x, trained=trained)
+    return rows._replace(x=x, y=_inputs(member, head, rows.y, trained=trained))
 
 
 def _inputs(

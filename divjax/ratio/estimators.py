@@ -76,14 +76,14 @@ class _CrossFitted:
     num_repeats: int = static(default=1)
     validation_share: float = static(default=0.2)
     calibration: str = static(default="platt")
-    tie_counts: bool = static(default=False)
-    pack: int = static(default=1)
+    count_duplicates: bool = static(default=False)
+    pack_size: int = static(default=1)
 
     def __post_init__(self):
         check_count(2, num_folds=self.num_folds)
-        check_count(1, num_repeats=self.num_repeats, pack=self.pack)
+        check_count(1, num_repeats=self.num_repeats, pack_size=self.pack_size)
         check_choice(CALIBRATIONS, calibration=self.calibration)
-        check_flag(tie_counts=self.tie_counts)
+        check_flag(count_duplicates=self.count_duplicates)
         if not isinstance(self.validation_share, float):
             raise ValueError(
                 "validation_share decides the shapes of a fit and must be a Python float; got "
@@ -149,9 +149,9 @@ class ClassifierRatio(_CrossFitted):
             instead of training. It is static, since it determines shapes.
         calibration: "none", "temperature" (a slope) or "platt" (intercept and slope), the map of
             each fold's log ratios that is fitted to the other folds.
-        tie_counts: whether each feature is joined by log(1 + the number of training rows with
+        count_duplicates: whether each feature is joined by log(1 + the number of training rows with
             exactly its value), which lets smooth models detect quantised values.
-        pack: the number k of samples in each row of the classifier, which then estimates
+        pack_size: the number k of samples in each row of the classifier, which then estimates
             D(p^k‖q^k). Small differences add up, as KL(p^k‖q^k) = k KL(p‖q).
 
     Raises:
@@ -285,11 +285,11 @@ def _check_and_fit(key: Any, x: Any, y: Any, a: Any, b: Any, groups: Any, method
             weight = weight / weight.max()
         # Traced weights cannot be counted here: `_fit` returns NaN if they leave too few rows.
         count = num_rows if isinstance(weight, Tracer) else np.count_nonzero(weight)
-        if count // method.pack < 2 * method.num_folds:
-            units = "rows" if method.pack == 1 else f"packs of {method.pack}"
+        if count // method.pack_size < 2 * method.num_folds:
+            units = "rows" if method.pack_size == 1 else f"packs of {method.pack_size}"
             raise ValueError(
                 f"{name} must hold at least two {units} with weight a fold, "
-                f"{2 * method.num_folds} in all; got {count // method.pack}."
+                f"{2 * method.num_folds} in all; got {count // method.pack_size}."
             )
         weights.append(jnp.asarray(weight, x.dtype))
     method = refuse_derivatives(
@@ -307,7 +307,9 @@ def _check_and_fit(key: Any, x: Any, y: Any, a: Any, b: Any, groups: Any, method
     rows, groups = _padded(rows, groups, padded_size(n), padded_size(m))
     fit = _fit(key, *rows, groups, method)
     # Packs of weight zero come last, and are removed with the padding.
-    return dataclasses.replace(fit.resized(n // method.pack, m // method.pack), center=center)
+    return dataclasses.replace(
+        fit.resized(n // method.pack_size, m // method.pack_size), center=center
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
@@ -324,8 +326,8 @@ def _padded(rows: tuple[Array, ...], groups: Array | None, num_p: int, num_q: in
 
 def _check_groups(groups: Any, n: int, m: int, method: Any) -> Array:
     """The groups' labels in one vector."""
-    if method.pack > 1:
-        raise ValueError(f"groups are of single rows: pack must be 1; got {method.pack}.")
+    if method.pack_size > 1:
+        raise ValueError(f"groups are of single rows: pack_size must be 1; got {method.pack_size}.")
     labels, least = pool_labels("groups", groups, n, m), 2 * method.num_folds
     if not isinstance(labels, Tracer):
         for name, part in (("x", labels[:n]), ("y", labels[n:])):
@@ -343,7 +345,10 @@ def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
     pack_key, fit_key = jax.random.split(key)
     # Each sample needs two units per fold: rows, packs of rows, or groups.
     if groups is None:
-        of_samples, counts = None, [jnp.sum(w > 0) // method.pack for w in (weights_p, weights_q)]
+        of_samples, counts = (
+            None,
+            [jnp.sum(w > 0) // method.pack_size for w in (weights_p, weights_q)],
+        )
     else:
         # Consecutive numbers from 0, which index arrays of groups.
         groups = number_labels(groups)
@@ -360,10 +365,10 @@ def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
     # Weights of at most one, so that the products of a pack cannot overflow.
     weights_p, weights_q = weights_p / jnp.max(weights_p), weights_q / jnp.max(weights_q)
     # From here on a row is the unit that is classified: a single row or a pack.
-    if method.pack > 1:
+    if method.pack_size > 1:
         pack_p, pack_q = jax.random.split(pack_key)
-        p, weights_p = _pack(pack_p, p, weights_p, method.pack)
-        q, weights_q = _pack(pack_q, q, weights_q, method.pack)
+        p, weights_p = _pack(pack_p, p, weights_p, method.pack_size)
+        q, weights_q = _pack(pack_q, q, weights_q, method.pack_size)
     # Normalisation to sums of one gives both samples equal weight at any sizes.
     weights_p, weights_q = weights_p / jnp.sum(weights_p), weights_q / jnp.sum(weights_q)
     plan = CrossFitting(
@@ -371,7 +376,7 @@ def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
         method.num_repeats,
         method.validation_share,
         method.calibration,
-        method.tie_counts,
+        method.count_duplicates,
     )
     fitted = cross_fit(
         fit_key,
@@ -399,7 +404,7 @@ def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
         head=method.head,
         members=fitted.members,
         groups=of_samples,
-        pack=method.pack,
+        pack_size=method.pack_size,
     )
 
 

@@ -48,7 +48,7 @@ class RatioFit:
     Divergences, AUC and accuracy use `log_ratio_p` and `log_ratio_q`, each sample's out-of-fold log
     ratio. These, and hence every divergence, are differentiable in the samples with the models held
     at their optimum. Certified bounds and the two-sample test use the first split's uncalibrated
-    log ratios, `held_out_p` and `held_out_q`. With `pack` = k all numbers refer to p^k and q^k.
+    log ratios, `held_out_p` and `held_out_q`. With `pack_size` = k all numbers are of p^k and q^k.
 
     Attributes:
         log_ratio_p: log p/q at each sample of p, out of fold, averaged over repeats.
@@ -67,7 +67,7 @@ class RatioFit:
         members: the fitted parameters, with leading axes (repeat, fold).
         groups: the numbers of the groups of p's rows and of q's, if there are any.
         center: the centre subtracted from the samples before the fit.
-        pack: the number of samples in one row.
+        pack_size: the number of samples in one row.
 
     Example:
         >>> import jax
@@ -99,13 +99,13 @@ class RatioFit:
     members: Member
     groups: tuple[Int[Array, " n"], Int[Array, " m"]] | None = None
     center: Center | None = None
-    pack: int = static(default=1)
+    pack_size: int = static(default=1)
 
     def log_ratio(self, x: Float[Array, "b d"]) -> Float[Array, " b"]:
         """Log p(x)/q(x), the mean of all models, for rows outside the samples.
 
         Args:
-            x: rows like the samples; with `pack` = k, of shape (b, k, d).
+            x: rows like the samples; with `pack_size` = k, of shape (b, k, d).
 
         Returns:
             The log ratio of each row (of each pack).
@@ -113,11 +113,11 @@ class RatioFit:
         Raises:
             ValueError: if the shape does not match.
         """
-        if self.pack > 1:
-            check_shape("x", x, "b", self.pack, "d")
+        if self.pack_size > 1:
+            check_shape("x", x, "b", self.pack_size, "d")
             x = x.reshape(-1, x.shape[2])
         x = as_samples(x=x)[0] if self.center is None else self.center.subtract(x)
-        x = x.reshape(-1, self.pack * x.shape[1])
+        x = x.reshape(-1, self.pack_size * x.shape[1])
         features = self.members.mean.shape[-1]
         if self.members.values is not None:
             features //= 2  # each is followed by its count of ties
@@ -430,7 +430,7 @@ def _divergence(fit: RatioFit, generator: Divergence, confidence_level: Any, bas
     # changes the divergence by 4h(1)·ε, and u = 0 is the ratio 1.
     gap = jnp.maximum(diagnostics.generalization_gap, 0)
     missed = jnp.where(fit.misfit.significant, fit.misfit.gain, 0)
-    shape = 4 * generator.h(jnp.zeros_like(gap)) * jnp.maximum(EXCESS_SHARE * gap, missed)
+    shape = 4 * generator.curvature(jnp.zeros_like(gap)) * jnp.maximum(EXCESS_SHARE * gap, missed)
     # The error of the ratio's scale counts at most as much as all others together.
     scale = jnp.minimum(_normalization_error(fixed, weights, generator) ** 2, variance + shape**2)
     std_error = jnp.sqrt(variance + shape**2 + scale)

@@ -40,21 +40,21 @@ class Rows(NamedTuple):
     Rows of weight zero are padding of arbitrary content.
 
     Attributes:
-        p: samples of p.
-        q: samples of q.
-        weights_p: weights of the samples of p.
-        weights_q: weights of the samples of q.
+        x: samples of p.
+        y: samples of q.
+        a: weights of x.
+        b: weights of y.
     """
 
-    p: Float[Array, "n d"]
-    q: Float[Array, "m d"]
-    weights_p: Float[Array, " n"]
-    weights_q: Float[Array, " m"]
+    x: Float[Array, "n d"]
+    y: Float[Array, "m d"]
+    a: Float[Array, " n"]
+    b: Float[Array, " m"]
 
     @property
     def weights(self) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         """The weights of both samples."""
-        return self.weights_p, self.weights_q
+        return self.a, self.b
 
 
 class Fold(NamedTuple):
@@ -137,17 +137,17 @@ def training_log_ratios(head: Head, params: Any, rows: Rows) -> Sequence[Float[A
     """The log ratios at a head's training rows, leave-one-out if it is `InstanceBased`."""
     if isinstance(head, InstanceBased):
         return head.leave_one_out(params, rows)
-    return log_ratios(head, params, rows.p, rows.q)
+    return log_ratios(head, params, rows.x, rows.y)
 
 
 def check_fold(fold: Fold) -> None:
     """Raise `ValueError` unless the training rows are two non-empty samples in full precision."""
-    p, q, *weights = fold.train
-    check_matrix(p=p, q=q)
-    check_same_features(p, q, ("p", "q"))
-    check_full_precision("p", p)
-    check_shape("weights_p", weights[0], p.shape[0])
-    check_shape("weights_q", weights[1], q.shape[0])
+    x, y, a, b = fold.train
+    check_matrix(x=x, y=y)
+    check_same_features(x, y, ("x", "y"))
+    check_full_precision("x", x)
+    check_shape("a", a, x.shape[0])
+    check_shape("b", b, y.shape[0])
 
 
 def cross_entropy(
@@ -180,7 +180,7 @@ def validation_loss(
 ) -> Float[Array, ""]:
     """The cross-entropy of the validation rows; infinite if it is NaN."""
     rows = fold.validation
-    u_p, u_q = log_ratios(head, params, rows.p, rows.q)
+    u_p, u_q = log_ratios(head, params, rows.x, rows.y)
     value = cross_entropy(u_p, u_q, *rows.weights)
     # Infinity is never the best of several losses, while comparisons with NaN are always false.
     return jnp.where(jnp.isnan(value), jnp.inf, value)

@@ -11,7 +11,7 @@ from tests.contract.promises import Row, of_samples, of_scores
 
 
 def _integrands(method, key, x, weights):
-    return jnp.stack([method.under_p(x[:, 0]), method.under_q(x[:, 1])], axis=1)
+    return jnp.stack([method.integrand_p(x[:, 0]), method.integrand_q(x[:, 1])], axis=1)
 
 
 def _plug_in(method, key, x, weights):

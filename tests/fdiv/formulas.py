@@ -118,10 +118,10 @@ METHODS = (
     "f",
     "derivative",
     "second_derivative",
-    "h",
-    "under_p",
-    "under_q",
-    "dual_under_q",
+    "curvature",
+    "integrand_p",
+    "integrand_q",
+    "dual_integrand_q",
 )
 
 
@@ -154,7 +154,7 @@ def compiled(function):
 def evaluate_jet(generator, u):
     ones = jnp.ones_like(u)
     jets = {m: jax.jvp(getattr(generator, m), (u,), (ones,)) for m in METHODS}
-    return {**jets, "dual_under_p": jets["derivative"]}
+    return {**jets, "dual_integrand_p": jets["derivative"]}
 
 
 def evaluate(generator, u):

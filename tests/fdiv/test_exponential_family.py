@@ -375,3 +375,36 @@ def test_a_normal_of_no_scale_is_nan(scale):
     p, q = ef.NORMAL.natural(0.0, scale), ef.NORMAL.natural(0.0, 1.0)
     for pair in ((p, q), (q, p)):
         assert jnp.isnan(ef.kl(ef.NORMAL, *pair))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("order", [0.955, 0.99, 0.999, 1 - 1e-5, 1.00005])
+@pytest.mark.parametrize("rate", [3.0, 100.0, 1e4, 1e8])
+def test_renyi_near_order_one_between_unlike_scales(rate, order, wide):
+    """log(αλ_p + (1 − α)λ_q) − α log λ_p − (1 − α) log λ_q, over 1 − α, in float64."""
+    mixed = order + (1 - order) * rate
+    expected = (np.log(mixed) - (1 - order) * np.log(rate)) / (1 - order) if mixed > 0 else np.inf
+    with jax.enable_x64(wide):
+        p, q = (ef.EXPONENTIAL.natural(v) for v in (1.0, rate))
+        found = ef.renyi(ef.EXPONENTIAL, p, q, order)
+    np.testing.assert_allclose(found, expected, rtol=1e-9 if wide else 1e-2)
+
+
+def test_the_derivative_of_renyi_between_unlike_scales():
+    formula = lambda a: (np.log(a + (1 - a) * 1e3) - (1 - a) * np.log(1e3)) / (1 - a)
+    expected = (formula(0.97 + 1e-6) - formula(0.97 - 1e-6)) / 2e-6
+    with jax.enable_x64(True):
+        p, q = (ef.EXPONENTIAL.natural(v) for v in (1.0, 1e3))
+        slope = jax.grad(lambda a: ef.renyi(ef.EXPONENTIAL, p, q, a))(0.97)
+    np.testing.assert_allclose(slope, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", [0.955, 0.99, 1.00005])
+def test_renyi_near_order_one_of_a_narrow_normal(order):
+    """log(σ_q/σ_p) + log(σ_q²/σ*²)/(2(α − 1)) with σ*² = (1 − α)σ_p² + ασ_q²."""
+    variance = (1 - order) + order * 1e-4
+    expected = np.log(1e-2) + np.log(1e-4 / variance) / (2 * (order - 1))
+    with jax.enable_x64(True):
+        p, q = ef.NORMAL.natural(0.0, 1.0), ef.NORMAL.natural(0.0, 1e-2)
+        found = ef.renyi(ef.NORMAL, p, q, order)
+    np.testing.assert_allclose(found, expected, rtol=1e-8)

@@ -49,15 +49,21 @@ def test_values_are_the_formulas_to_few_ulps(name, dtype):
     u = np.array([-80, -31.5, -8, -1.7, -0.9, -0.1, -1e-3, 1e-3, 0.1, 0.9, 1.7, 8, 31.5, 80], dtype)
     with jax.enable_x64(True):
         values = evaluate(ratios(generator, dtype), jnp.asarray(u))
-    expected = {"f": [], "derivative": [], "second_derivative": [], "h": [], "dual_under_q": []}
+    expected = {
+        "f": [],
+        "derivative": [],
+        "second_derivative": [],
+        "curvature": [],
+        "dual_integrand_q": [],
+    }
     with localcontext() as context:
         context.prec = 150
         for r in (Decimal(float(x)).exp() for x in u):
             expected["f"].append(float(f(r)))
             expected["derivative"].append(float(first(r)))
-            expected["h"].append(float(weight(r)))
+            expected["curvature"].append(float(weight(r)))
             expected["second_derivative"].append(float(weight(r) / r**2))
-            expected["dual_under_q"].append(float(f(r) - r * first(r)))
+            expected["dual_integrand_q"].append(float(f(r) - r * first(r)))
     with np.errstate(over="ignore"):
         for method, exact in expected.items():
             rounded = np.array(exact).astype(dtype)
@@ -94,8 +100,10 @@ def test_slopes_are_the_generators_own(name):
         generator = ratios(FORMULAS[name][0])
         values, gradients = evaluate(generator, u), slopes(generator, u)
         np.testing.assert_allclose(gradients["f"], jnp.exp(u) * values["derivative"], rtol=1e-12)
-        np.testing.assert_allclose(gradients["derivative"], jnp.exp(-u) * values["h"], rtol=1e-12)
-        np.testing.assert_allclose(gradients["dual_under_q"], -values["h"], rtol=1e-12)
+        np.testing.assert_allclose(
+            gradients["derivative"], jnp.exp(-u) * values["curvature"], rtol=1e-12
+        )
+        np.testing.assert_allclose(gradients["dual_integrand_q"], -values["curvature"], rtol=1e-12)
 
 
 @every
@@ -103,7 +111,7 @@ def test_generators_are_convex_and_vanish_at_one(name):
     with jax.enable_x64(True):
         u = jnp.linspace(-6, 6, 121)
         values = evaluate(ratios(FORMULAS[name][0]), jnp.append(u, 0.0))
-        for method in ("f", "derivative", "under_p", "under_q", "dual_under_q"):
+        for method in ("f", "derivative", "integrand_p", "integrand_q", "dual_integrand_q"):
             assert values[method][-1] == 0
         secant = jnp.diff(values["f"][:-1]) / jnp.diff(jnp.exp(u))
         slope = values["derivative"][:-1]
@@ -144,7 +152,7 @@ def test_both_pairs_of_integrands_integrate_to_the_divergence(name, kind):
         values = evaluate(ratios(FORMULAS[name][0]), jnp.asarray(p.logpdf(x) - q.logpdf(x)))
     definition = DEFINITIONS[name]
     expected = integrate(lambda x: definition(p.pdf(x) + 1e-300, q.pdf(x) + 1e-300), breaks)
-    for one, other in (("under_p", "under_q"), ("dual_under_p", "dual_under_q")):
+    for one, other in (("integrand_p", "integrand_q"), ("dual_integrand_p", "dual_integrand_q")):
         ours = np.sum(weight * (p.pdf(x) * values[one] + q.pdf(x) * values[other]))
         np.testing.assert_allclose(ours, expected, rtol=1e-7)
 
@@ -175,7 +183,7 @@ def test_conjugates_are_suprema(name):
             return
         np.testing.assert_allclose(slope, jnp.exp(u), rtol=1e-9)
         # Fenchel and Young: f + f* = r f' there, that is S = −f*(T).
-        np.testing.assert_allclose(star, -values["dual_under_q"], rtol=1e-10)
+        np.testing.assert_allclose(star, -values["dual_integrand_q"], rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -226,9 +234,9 @@ def test_reversing_exchanges_p_and_q(name):
         generator = ratios(FORMULAS[name][0])
         values, back = evaluate(generator.reverse(), u), evaluate(generator, -u)
         np.testing.assert_allclose(values["f"], jnp.exp(u) * back["f"], rtol=1e-13)
-        np.testing.assert_array_equal(values["under_p"], back["under_q"])
-        np.testing.assert_array_equal(values["dual_under_p"], back["dual_under_q"])
-        np.testing.assert_allclose(values["h"], jnp.exp(u) * back["h"], rtol=1e-13)
+        np.testing.assert_array_equal(values["integrand_p"], back["integrand_q"])
+        np.testing.assert_array_equal(values["dual_integrand_p"], back["dual_integrand_q"])
+        np.testing.assert_allclose(values["curvature"], jnp.exp(u) * back["curvature"], rtol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +257,7 @@ def test_relations_between_divergences(one, other):
     with jax.enable_x64(True):
         u, t = jnp.array([-4.0, -0.3, 0.1, 2.5]), jnp.array([-0.3, 0.1])
         ours, theirs = evaluate(one, u), evaluate(other, u)
-        for method in ("f", "derivative", "second_derivative", "h", "dual_under_q"):
+        for method in ("f", "derivative", "second_derivative", "curvature", "dual_integrand_q"):
             np.testing.assert_allclose(ours[method], theirs[method], rtol=1e-12, err_msg=method)
         for left, right in zip(conjugate(one, t), conjugate(other, t), strict=True):
             np.testing.assert_allclose(left, right, rtol=1e-10)
@@ -296,7 +304,7 @@ def test_infinite_ratios_give_the_limits(name, at_zero, T_at_zero, T_at_infinity
     for method, limits in (
         ("f", (at_zero, np.inf)),
         ("derivative", (T_at_zero, T_at_infinity)),
-        ("dual_under_q", (at_zero, S_at_infinity)),
+        ("dual_integrand_q", (at_zero, S_at_infinity)),
     ):
         np.testing.assert_allclose(values[method], limits, rtol=1e-6, err_msg=method)
 
@@ -311,7 +319,7 @@ def test_a_generator_of_ones_own_needs_only_f():
     with jax.enable_x64(True):
         u = jnp.array([-30.0, -2.0, 0.0, 0.3, 5.0])
         own, built_in = evaluate(OwnKL(), u), evaluate(fdiv.KL(), u)
-        for method in ("f", "derivative", "second_derivative", "h", "dual_under_q"):
+        for method in ("f", "derivative", "second_derivative", "curvature", "dual_integrand_q"):
             np.testing.assert_allclose(own[method], built_in[method], rtol=1e-9, atol=1e-15)
         t = jnp.array([-3.0, -1e-6, 0.0, 0.5, 4.0])
         for one, other in zip(conjugate(OwnKL(), t), conjugate(fdiv.KL(), t), strict=True):
@@ -322,7 +330,7 @@ def test_a_generator_of_ones_own_needs_only_f():
 
 @jax.jit
 def at(u):
-    methods = (*METHODS, "dual_under_p", "conjugate")
+    methods = (*METHODS, "dual_integrand_p", "conjugate")
     return {
         name: {method: getattr(generator, method)(u) for method in methods}
         for name, (generator, *_) in FORMULAS.items()
@@ -350,7 +358,14 @@ def with_parameter(a, u):
         name: {method: getattr(generator, method)(u) for method in methods}
         for name, generator in generators.items()
     }
-    methods = ("under_p", "under_q", "dual_under_p", "dual_under_q", "h", "finish")
+    methods = (
+        "integrand_p",
+        "integrand_q",
+        "dual_integrand_p",
+        "dual_integrand_q",
+        "curvature",
+        "transform",
+    )
     values["Renyi"] = {method: getattr(fdiv.Renyi(a), method)(u) for method in methods}
     values["Renyi"]["plug_in"] = fdiv.Renyi(a).plug_in(u, u).value
     return values
@@ -424,7 +439,7 @@ def test_python_parameters_do_not_promote(alpha):
             fdiv.SkewKL(0.5),
             fdiv.JensenShannon().reverse(),
         ):
-            yield [getattr(generator, method)(u) for method in (*METHODS, "conjugate", "finish")]
+            yield [getattr(generator, method)(u) for method in (*METHODS, "conjugate", "transform")]
 
     with jax.enable_x64(True):
         outputs = jax.eval_shape(lambda u: list(everything(u)), jnp.ones(5, jnp.float32))

@@ -233,3 +233,19 @@ def test_clusters_far_apart_have_the_velocities_of_float64(velocity):
     with jax.enable_x64(True):
         for single, double in zip(evaluate(jnp.float32), evaluate(jnp.float64), strict=True):
             np.testing.assert_allclose(single, double, atol=1e-3 * np.abs(double).max())
+
+
+@pytest.mark.parametrize("name", sorted(VELOCITIES))
+def test_padding_does_not_change_the_living(name):
+    """Rows of weight zero are absent, however many there are."""
+    velocity = VELOCITIES[name]
+    x = jnp.array([[-1.0], [1.0], [0.3]])
+    padded = jnp.concatenate([x, jnp.full((98, 1), 7.0)])
+    weights, state = jnp.full(3, 1 / 3), velocity.init(jax.random.key(0), x)
+    fields = [
+        velocity(jax.random.key(1), rows, masses, rows[None], state)[:2]
+        for rows, masses in ((x, weights), (padded, jnp.append(weights, jnp.zeros(98))))
+    ]
+    (drift, repulsion), (padded_drift, padded_repulsion) = fields
+    np.testing.assert_allclose(padded_drift[:, :3], drift, rtol=1e-5)
+    np.testing.assert_allclose(padded_repulsion[:3], repulsion, rtol=1e-4)

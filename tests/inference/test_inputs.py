@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 
 from divjax import inference
+from divjax.inference.rank import midranks
 
 BOUNDS = {
     name: getattr(inference, name)
@@ -201,3 +202,62 @@ def test_half_precision_holds_values_and_no_more(name, dtype):
     values = jnp.linspace(0.2, 0.8, 50)
     found = BOUNDS[name](values.astype(dtype), 0.0, 1.0)
     np.testing.assert_allclose(found, BOUNDS[name](values, 0.0, 1.0), atol=1e-2)
+
+
+def _tied(dtype):
+    """A thousand scores on a grid that bfloat16 holds exactly, shifted by a twentieth."""
+    places = (np.arange(1000) % 100) / 128
+    return jnp.asarray(places + 8 / 128, dtype), jnp.asarray(places, dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_ranks_and_sums_of_half_precision_scores(dtype):
+    """The same numbers in another dtype have the same AUC, errors and p-values."""
+    expected, found = _tied(jnp.float32), _tied(dtype)
+    np.testing.assert_array_equal(*(jnp.stack(v).astype(float) for v in (found, expected)))
+    for estimate in (inference.auc, inference.accuracy):
+        one, other = estimate(*found), estimate(*expected)
+        np.testing.assert_allclose(one[:2], other[:2], rtol=1e-6)
+        np.testing.assert_allclose(one.interval, other.interval, rtol=1e-6)
+        np.testing.assert_allclose(one.effective_sample_size, 2000, rtol=1e-6)
+    # Mann and Whitney's statistic in integers.
+    x, y = (np.asarray(v, np.float64) for v in expected)
+    wins = (x[:, None] > y).mean() + (x[:, None] == y).mean() / 2
+    np.testing.assert_allclose(inference.auc(*found).value, wins, rtol=1e-6)
+    np.testing.assert_array_equal(midranks(found[0]), scipy.stats.rankdata(np.asarray(expected[0])))
+    for kind in ("auc", "mean", "accuracy"):
+        run = lambda scores, kind=kind: inference.score_permutation_test(
+            jax.random.key(0), *scores, kind, num_permutations=99
+        )
+        assert run(found).p_value == run(expected).p_value
+    difference = lambda x, y: jnp.abs(x.mean() - y.mean())
+    run = lambda scores: inference.permutation_test(
+        jax.random.key(0), difference, *scores, num_permutations=99
+    )
+    assert run(found).p_value == run(expected).p_value <= 0.05
+
+
+def test_many_strata_of_groups_do_not_wrap():
+    """Values that are constant in each of 65 536 strata: no exchange changes the statistic."""
+    size = 131_071
+    order = np.concatenate([np.arange(0, size, 2), np.arange(1, size, 2)])
+    stratum = np.arange(size) // 2
+    values = jnp.asarray(stratum >= 32_768, jnp.float32)
+    x, y = order[:65_536], order[65_536:]
+    test = inference.permutation_test(
+        jax.random.key(0),
+        lambda x, y: jnp.abs(x[:65_535] - y).sum(),
+        values[x],
+        values[y],
+        num_permutations=2,
+        strata=(stratum[x], stratum[y]),
+        groups=(x, y),
+    )
+    np.testing.assert_array_equal(test.null, 0)
+
+
+def test_traced_integers_keep_their_order():
+    high, low = jnp.array([16_777_217] * 2), jnp.array([16_777_216] * 2)
+    area = lambda x, y: inference.auc(x, y).value
+    assert area(high, low) == jax.jit(area)(high, low) == 1
+    np.testing.assert_array_equal(jax.jit(midranks)(jnp.append(high, low)), [3.5, 3.5, 1.5, 1.5])

@@ -538,3 +538,13 @@ def test_an_infinite_order_is_a_python_number_or_nan(p):
     assert jnp.isnan(wasserstein_1d(x, x + 0.5, p=p))
     assert jnp.isnan(transport_1d(x, x + 0.5, p=p).value)
     assert jnp.isnan(unbalanced_1d(x, x + 0.5, p=p, marginal_penalty=1.0).value)
+
+
+def test_potentials_do_not_depend_on_the_total_mass():
+    """Weights of any sum: their product with costs near 1e33 must not overflow."""
+    x, y = np.float32([0, 1e8]), np.float32([2e8, 3e8])
+    unit = transport_1d(x, y, p=4)
+    heavy = transport_1d(x, y, np.float32([1e7, 1e7]), p=4)
+    assert jnp.isfinite(unit.f).all()
+    np.testing.assert_allclose(heavy.f, unit.f, rtol=1e-6)
+    np.testing.assert_allclose(heavy.g, unit.g, rtol=1e-6)

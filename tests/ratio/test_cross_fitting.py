@@ -393,7 +393,7 @@ def pack_of(fit):
     return fit.members.mean.shape[-1]
 
 
-packed = ClassifierRatio(head="linear", pack=2)
+packed = ClassifierRatio(head="linear", pack_size=2)
 
 
 def test_packs_of_two_double_kl_and_square_the_affinity():
@@ -431,7 +431,7 @@ def test_tie_counts_find_a_lattice(dtype):
         p = jnp.round(p, 1)
         key = jax.random.key(1)
         blind = fit_linear(key, p, q)
-        seeing = ClassifierRatio(head="linear", num_folds=3, tie_counts=True).fit(key, p, q)
+        seeing = ClassifierRatio(head="linear", num_folds=3, count_duplicates=True).fit(key, p, q)
         assert blind.js(base=2).value < 0.1
         assert seeing.js(base=2).value > 0.9
         assert blind.ties.lattice[0] > 0.9
@@ -443,7 +443,7 @@ def test_tie_counts_find_a_lattice(dtype):
 
 def test_counts_of_ties_are_those_of_the_training_rows():
     p, q = (jnp.round(x) for x in gaussians(21, 40, 30))
-    fit = spy(2, num_repeats=1, tie_counts=True).fit(jax.random.key(1), p, q)
+    fit = spy(2, num_repeats=1, count_duplicates=True).fit(jax.random.key(1), p, q)
     member = jax.tree.map(lambda leaf: np.asarray(leaf)[0, 0], fit.members)
 
     def seen(part):

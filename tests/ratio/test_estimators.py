@@ -111,7 +111,7 @@ def test_not_a_number_is_flagged_and_nothing_raises(samples):
     [
         {"num_folds": 1},
         {"num_repeats": 0},
-        {"pack": 0},
+        {"pack_size": 0},
         {"calibration": "isotonic"},
         {"validation_share": 0.0},
         {"validation_share": 1.0},
@@ -138,7 +138,10 @@ def test_numbers_that_are_none(samples):
     for call, message in (
         (lambda: ClassifierRatio(hidden=32), "hidden must be a tuple of widths; got 32"),
         (lambda: ClassifierRatio("mlp", hidden=(8, 0)), "hidden must be an integer of at least 1"),
-        (lambda: ClassifierRatio(tie_counts="yes"), "tie_counts must be True or False; got 'yes'"),
+        (
+            lambda: ClassifierRatio(count_duplicates="yes"),
+            "count_duplicates must be True or False; got 'yes'",
+        ),
         (lambda: ClassifierRatio(num_folds=2.5), "num_folds must be an integer of at least 2"),
         (
             lambda: fit.kl(confidence_level=95),
@@ -210,7 +213,7 @@ def test_packs_of_double_precision_far_from_zero():
     p, q = np.random.default_rng(0).normal(size=(2, 500, 2)) + 1e8
     shift = np.sqrt(2) * 0.75
     p[:, 0] += shift
-    packs = ClassifierRatio(head=h.Linear(0.5), num_folds=2, pack=2).fit(KEY, p, q)
+    packs = ClassifierRatio(head=h.Linear(0.5), num_folds=2, pack_size=2).fit(KEY, p, q)
     x = np.array([[[0.0, 0.0], [1.0, -0.5]]])
     np.testing.assert_allclose(packs.log_ratio(x + 1e8), shift * (1 - shift), atol=0.5)
 
@@ -219,7 +222,7 @@ def test_samples_too_small_for_their_folds(samples):
     p, q = samples
     refused("x must hold at least two rows", KEY, p[:9], q)
     refused("y must hold at least two rows", KEY, p, q[:9])
-    refused("packs of 3", KEY, p[:29], q, method=ClassifierRatio(head="linear", pack=3))
+    refused("packs of 3", KEY, p[:29], q, method=ClassifierRatio(head="linear", pack_size=3))
     # Rows without weight do not count.
     refused("x must", KEY, p, q, a=jnp.zeros(60).at[:9].set(1))
     fit = ClassifierRatio(head="linear").fit(KEY, p[:10], q[:10])

@@ -99,8 +99,8 @@ def test_groups_that_are_refused_or_flagged():
     ):
         with pytest.raises(ValueError, match=message):
             method.fit(KEY, p, q, groups=bad)
-    with pytest.raises(ValueError, match="groups are of single rows: pack must be 1; got 2"):
-        TelescopingRatio(pack=2).fit(KEY, p, q, groups=groups)
+    with pytest.raises(ValueError, match="groups are of single rows: pack_size must be 1; got 2"):
+        TelescopingRatio(pack_size=2).fit(KEY, p, q, groups=groups)
     traced = jax.jit(lambda of_p, of_q: method.fit(KEY, p, q, groups=(of_p, of_q)))
     assert jnp.isnan(traced(few, groups[1]).js().value)
     # In folds a group may have rows in both samples; they cannot be exchanged.

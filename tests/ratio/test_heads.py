@@ -44,7 +44,7 @@ def sklearn_log_ratio(phi_p, phi_q, fold, ridge):
 
     Ours has ½ Σ_i w_i loss_i for either sample, and ½ (ridge/rows) (10⁻³ c_0² + Σ c_j²).
     """
-    precision = ridge / effective_rows(fold.train.weights_p, fold.train.weights_q)
+    precision = ridge / effective_rows(fold.train.a, fold.train.b)
     x = np.concatenate([phi_p, phi_q])
     x = np.concatenate([np.full((len(x), 1), np.sqrt(1e3)), x], axis=1)
     y = np.concatenate([np.ones(len(phi_p)), np.zeros(len(phi_q))])
@@ -55,7 +55,7 @@ def sklearn_log_ratio(phi_p, phi_q, fold, ridge):
         max_iter=1000,
         solver="newton-cholesky",
     )
-    model.fit(x, y, sample_weight=np.concatenate([fold.train.weights_p, fold.train.weights_q]) / 2)
+    model.fit(x, y, sample_weight=np.concatenate([fold.train.a, fold.train.b]) / 2)
     return lambda phi: (
         np.concatenate([np.full((len(phi), 1), np.sqrt(1e3)), phi], 1) @ (model.coef_[0])
     )
@@ -70,10 +70,10 @@ def test_a_fit_is_differentiable_in_ridge_and_rows(head):
     """In both modes, by differences of refitted coefficients."""
     with jax.enable_x64(True):
         fold = make_fold(7, 30, 20, 2, masked=3)
-        direction = jnp.asarray(np.random.default_rng(8).normal(size=fold.train.p.shape))
+        direction = jnp.asarray(np.random.default_rng(8).normal(size=fold.train.x.shape))
 
         def loss(ridge, step):
-            rows = fold.train._replace(p=fold.train.p + step * direction)
+            rows = fold.train._replace(x=fold.train.x + step * direction)
             own = dataclasses.replace(head, ridge=ridge)
             params = own.fit(jax.random.key(0), Fold(rows, rows))
             return validation_loss(own, params, fold)
@@ -102,7 +102,7 @@ def test_what_has_no_derivative_refuses_with_a_sentence():
 
     def estimated(ridge):
         method = ClassifierRatio(h.Linear(ridge), num_folds=2)
-        return method.fit(jax.random.key(0), fold.train.p, fold.train.q).kl().value
+        return method.fit(jax.random.key(0), fold.train.x, fold.train.y).kl().value
 
     for function, message in ((trained, "trained by an optimizer"), (estimated, "head.fit")):
         for derivative in (jax.grad(function), jax.jit(jax.jacfwd(function))):
@@ -115,14 +115,14 @@ def test_what_has_no_derivative_refuses_with_a_sentence():
 def test_linear_is_penalised_logistic_regression(ridge, masked):
     with jax.enable_x64(True):
         fold = make_fold(0, 80, 60, 3, masked=masked)
-        expected = sklearn_log_ratio(fold.train.p, fold.train.q, fold, ridge)(
-            np.asarray(fold.train.q)
+        expected = sklearn_log_ratio(fold.train.x, fold.train.y, fold, ridge)(
+            np.asarray(fold.train.y)
         )
         params = (), fit_linear(fold, ridge)
-        np.testing.assert_allclose(h.Linear()(params, fold.train.q), expected, atol=1e-6)
+        np.testing.assert_allclose(h.Linear()(params, fold.train.y), expected, atol=1e-6)
         # What does not train is not looked at, whatever it holds.
-        masked_p = jnp.where(fold.train.weights_p[:, None] > 0, fold.train.p, jnp.inf)
-        same = fit_linear(fold._replace(train=fold.train._replace(p=masked_p)), ridge)
+        masked_p = jnp.where(fold.train.a[:, None] > 0, fold.train.x, jnp.inf)
+        same = fit_linear(fold._replace(train=fold.train._replace(x=masked_p)), ridge)
         np.testing.assert_allclose(same, params[1], atol=1e-12)
 
 
@@ -132,9 +132,9 @@ def test_quadratic_is_logistic_regression_on_monomials():
         monomials = lambda z: np.stack(
             [z[:, 0], z[:, 1], z[:, 0] ** 2, z[:, 0] * z[:, 1], z[:, 1] ** 2], axis=1
         )
-        p, q = np.asarray(fold.train.p), np.asarray(fold.train.q)
+        p, q = np.asarray(fold.train.x), np.asarray(fold.train.y)
         expected = sklearn_log_ratio(monomials(p), monomials(q), fold, 2.0)(monomials(q))
-        values = h.Quadratic()(((), fit_quadratic(fold, 2.0)), fold.train.q)
+        values = h.Quadratic()(((), fit_quadratic(fold, 2.0)), fold.train.y)
         np.testing.assert_allclose(values, expected, atol=1e-6)
 
 
@@ -145,7 +145,7 @@ def test_random_fourier_is_logistic_regression_on_cosines():
         head = h.RandomFourier(num_features=4000, bandwidth=0.7, ridge=1.0)
         (frequencies, phases), _ = head._basis(jax.random.key(3), fold), None
         phi = lambda z: np.asarray(head._features((frequencies, phases), jnp.asarray(z)))[:, 1:]
-        z = np.asarray(fold.train.p)[:20]
+        z = np.asarray(fold.train.x)[:20]
         squared = np.sum((z[:, None] - z) ** 2, axis=2)
         kernel = np.exp(-squared / (2 * 2 * 0.7**2))
         # A mean of 4000 terms, each of standard deviation at most 1.
@@ -153,16 +153,16 @@ def test_random_fourier_is_logistic_regression_on_cosines():
         small = h.RandomFourier(num_features=30, ridge=1.0)
         params = jax.jit(small.fit)(jax.random.key(4), fold)
         phi = lambda z: np.asarray(small._features(params[0], jnp.asarray(z)))[:, 1:]
-        p, q = np.asarray(fold.train.p), np.asarray(fold.train.q)
+        p, q = np.asarray(fold.train.x), np.asarray(fold.train.y)
         expected = sklearn_log_ratio(phi(p), phi(q), fold, 1.0)(phi(q))
-        np.testing.assert_allclose(small(params, fold.train.q), expected, atol=1e-6)
+        np.testing.assert_allclose(small(params, fold.train.y), expected, atol=1e-6)
 
 
 def test_repeated_rows_are_weights():
     with jax.enable_x64(True):
         fold = make_fold(3, 20, 30, 2, weighted=False)
         times_p, times_q = np.arange(20) % 4, np.arange(30) % 3
-        phi = [np.concatenate([np.ones((len(x), 1)), x], 1) for x in (fold.train.p, fold.train.q)]
+        phi = [np.concatenate([np.ones((len(x), 1)), x], 1) for x in (fold.train.x, fold.train.y)]
         repeated = [np.repeat(x, t, axis=0) for x, t in zip(phi, (times_p, times_q), strict=True)]
         newton = jax.jit(newton_logistic)
         penalty = jnp.array([1e-4, 0.01, 0.01])
@@ -190,7 +190,7 @@ def test_newton_is_stationary_with_offsets_and_on_hard_samples():
 def test_gaussian_discriminant_is_quadratic_discriminant_analysis():
     with jax.enable_x64(True):
         fold = make_fold(6, 70, 90, 3, weighted=False)
-        x = np.concatenate([fold.train.p, fold.train.q])
+        x = np.concatenate([fold.train.x, fold.train.y])
         y = np.concatenate([np.ones(70), np.zeros(90)])
         sklearn = QuadraticDiscriminantAnalysis(priors=[0.5, 0.5], store_covariance=True)
         # Its covariances divide by n or n − 1, by version, and ours by n − 1: rescale what it sees.
@@ -211,15 +211,15 @@ def test_shrunk_gaussians():
         head = h.GaussianDiscriminant(shrinkage=0.3)
         params = jax.jit(head.fit)(jax.random.key(0), fold)
         log_densities = []
-        for x, w in ((fold.train.p, fold.train.weights_p), (fold.train.q, fold.train.weights_q)):
+        for x, w in ((fold.train.x, fold.train.a), (fold.train.y, fold.train.b)):
             covariance = np.cov(np.asarray(x).T, aweights=np.asarray(w))
             covariance[0, 1] = covariance[1, 0] = 0.7 * covariance[0, 1]
             mean = np.average(x, axis=0, weights=w)
             log_densities.append(
-                scipy.stats.multivariate_normal(mean, covariance).logpdf(fold.train.q)
+                scipy.stats.multivariate_normal(mean, covariance).logpdf(fold.train.y)
             )
         expected = log_densities[0] - log_densities[1]
-        np.testing.assert_allclose(head(params, fold.train.q), expected, atol=1e-6)
+        np.testing.assert_allclose(head(params, fold.train.y), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [0.0, 3.0])
@@ -236,7 +236,7 @@ def test_the_ridge_is_the_one_that_the_validation_rows_prefer(shift):
         single = [fit_linear(fold, ridge) for ridge in ridges]
         predict = lambda c, x: h.Linear()(((), c), x)
         losses = [
-            float(cross_entropy(predict(c, fold.train.p), predict(c, fold.train.q), *weights[2:]))
+            float(cross_entropy(predict(c, fold.train.x), predict(c, fold.train.y), *weights[2:]))
             for c in single
         ]
         best = int(np.argmin(losses))
@@ -249,7 +249,7 @@ def test_the_ridge_is_the_one_that_the_validation_rows_prefer(shift):
         tuned = h.Tuned(h.Linear(jnp.asarray(ridges)))
         params = jax.jit(tuned.fit)(jax.random.key(0), fold)
         np.testing.assert_allclose(
-            tuned(params, fold.train.q), predict(single[best], fold.train.q), atol=1e-10
+            tuned(params, fold.train.y), predict(single[best], fold.train.y), atol=1e-10
         )
 
 
@@ -287,11 +287,11 @@ def test_average_weighs_by_held_out_likelihood():
         params = average.fit(jax.random.key(0), fold)
         np.testing.assert_allclose(params[1], [0.5, 0.5, 0], atol=1e-6)
         np.testing.assert_allclose(
-            average(params, fold.train.p), 0.9 * fold.train.p[:, 0], rtol=1e-5
+            average(params, fold.train.x), 0.9 * fold.train.x[:, 0], rtol=1e-5
         )
         # A twentieth of a slope apart, the weights are a likelihood ratio of 200 rows.
         near = h.Average((Constant(0.9), Constant(0.7)))
-        x, y = (np.asarray(z[:100, 0]) for z in (fold.train.p, fold.train.q))
+        x, y = (np.asarray(z[:100, 0]) for z in (fold.train.x, fold.train.y))
         likelihood = [
             np.sum(np.log(scipy.special.expit(s * x))) + np.sum(np.log(scipy.special.expit(-s * y)))
             for s in (0.9, 0.7)
@@ -308,7 +308,7 @@ def test_a_head_that_fails_has_no_part_in_the_average():
         params = average.fit(jax.random.key(0), fold)
         # Cut off, a log ratio of infinity is only a very bad one.
         np.testing.assert_allclose(params[1], [0, 1], atol=0 if jnp.isnan(bad) else 1e-4)
-        np.testing.assert_allclose(average(params, fold.train.p), fold.train.p[:, 0], rtol=2e-3)
+        np.testing.assert_allclose(average(params, fold.train.x), fold.train.x[:, 0], rtol=2e-3)
 
 
 @pytest.mark.parametrize(("wrong", "limit"), [(20, 3.0), (1, 3 * np.log(800))])
@@ -348,7 +348,7 @@ def test_convex_heads_stay_finite(head):
         (constant, even),
         (x + np.array([1e4, 0], np.float32)[:, None, None], even),
     ]
-    run = jax.jit(lambda fold: head(head.fit(jax.random.key(0), fold), fold.train.p))
+    run = jax.jit(lambda fold: head(head.fit(jax.random.key(0), fold), fold.train.x))
     for samples, weights in cases:
         values = run(Fold(*[Rows(*map(jnp.asarray, samples), weights, weights)] * 2))
         assert values.dtype == jnp.float32
@@ -357,7 +357,7 @@ def test_convex_heads_stay_finite(head):
 
 def test_zero_and_num_rows():
     fold = make_fold(13, 30, 40, 2, weighted=False)
-    assert (h.Zero()(h.Zero().fit(jax.random.key(0), fold), fold.train.p) == 0).all()
+    assert (h.Zero()(h.Zero().fit(jax.random.key(0), fold), fold.train.x) == 0).all()
     np.testing.assert_allclose(num_rows(jnp.full(30, 1 / 30), jnp.full(40, 1 / 40)), 70, rtol=1e-6)
 
 
@@ -403,14 +403,14 @@ def test_a_network_of_the_users_own_learns_and_starts_where_it_is_told():
     # The check before the first step is among those it chooses from.
     own, start = h.Network(network=Own, **SMALL), h.Linear(50.0)
     assert loss <= validation_loss(start, params[0], fold) + 0.05
-    assert own.apply(params[1], fold.train.p).shape == (200, 1)
+    assert own.apply(params[1], fold.train.x).shape == (200, 1)
 
 
 def test_a_network_keeps_its_start_where_validation_rows_say_so():
     """Validation rows with the labels exchanged: no step is better than none."""
     fold = make_fold(15, 100, 100, 1, shift=2.0, weighted=False)
     a, b = jnp.full(100, 1 / 100).astype(jnp.float32), jnp.full(100, 1 / 100).astype(jnp.float32)
-    p, q = fold.train.p.astype(jnp.float32), fold.train.q.astype(jnp.float32)
+    p, q = fold.train.x.astype(jnp.float32), fold.train.y.astype(jnp.float32)
     p, q = jnp.concatenate([p, q]), jnp.concatenate([q, p])
     none = jnp.zeros(100, jnp.float32)
     first, last = jnp.concatenate([a, none]), jnp.concatenate([none, b])

@@ -266,12 +266,12 @@ def test_a_weight_in_q_is_as_good_as_repetition(name):
 def test_centers_are_drawn_by_weight():
     p, q, _, _ = gaussians(5)
     weights = jnp.array([0.0, 0.1, 0.2, 0.3, 0.4])
-    fold = replaced(split(p, q), weights_p=weights)
+    fold = replaced(split(p, q), a=weights)
     head = LeastSquares(1.0, 0.1, num_centers=1)
     centers = jax.jit(jax.vmap(lambda key: head.fit(key, fold).centers))(
         jax.random.split(KEY, 2000)
     )
-    counts = [int((centers[:, 0, 0] == fold.train.p[i, 0]).sum()) for i in range(5)]
+    counts = [int((centers[:, 0, 0] == fold.train.x[i, 0]).sum()) for i in range(5)]
     assert counts[0] == 0
     assert sum(counts) == 2000
     assert chisquare(counts[1:], 2000 * np.asarray(weights[1:])).pvalue > 1e-3
@@ -321,7 +321,7 @@ def test_vmap_over_leaves_and_folds_equals_a_loop(name):
             for factor in (0.8, 1.3)
         ]
         stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-        z = folds[0].p
+        z = folds[0].x
         swept, _ = jax.vmap(fit_and_evaluate, (0, None, 0, None))(
             stack(heads), KEY, stack(folds), z
         )
@@ -335,7 +335,7 @@ def test_vmap_over_leaves_and_folds_equals_a_loop(name):
 def test_dtypes_are_kept(name, dtype):
     with jax.enable_x64(True):
         fold = split(*gaussians(12)[:2], dtype=dtype)
-        evaluate = lambda head: head(head.fit(KEY, fold), fold.train.p)
+        evaluate = lambda head: head(head.fit(KEY, fold), fold.train.x)
         params = jax.eval_shape(HEADS[name].fit, KEY, fold)
         assert {leaf.dtype for leaf in params} == {jnp.dtype(dtype)}
         assert jax.eval_shape(evaluate, HEADS[name]).dtype == dtype
@@ -355,13 +355,13 @@ def test_gradients_equal_differences(name):
 
         @jax.jit
         def value(q, z):
-            return probe @ head(head.fit(KEY, replaced(fold, q=q)), z)
+            return probe @ head(head.fit(KEY, replaced(fold, y=q)), z)
 
-        gradient = jax.jit(jax.grad(value, (0, 1)))(fold.train.q, fold.train.p)
+        gradient = jax.jit(jax.grad(value, (0, 1)))(fold.train.y, fold.train.x)
         direction = jnp.asarray(np.random.default_rng(10).normal(size=(2, 15, 2)))
         step = 1e-6
-        ahead = value(fold.train.q + step * direction[0], fold.train.p + step * direction[1])
-        behind = value(fold.train.q - step * direction[0], fold.train.p - step * direction[1])
+        ahead = value(fold.train.y + step * direction[0], fold.train.x + step * direction[1])
+        behind = value(fold.train.y - step * direction[0], fold.train.x - step * direction[1])
         expected = sum(jnp.sum(g * d) for g, d in zip(gradient, direction, strict=True))
         np.testing.assert_allclose((ahead - behind) / (2 * step), expected, rtol=1e-4)
 
@@ -385,11 +385,11 @@ def test_values_and_gradients_are_finite_at_extremes(name):
     @jax.value_and_grad
     def value(rows):
         p, q, z = rows
-        return jnp.sum(head(head.fit(KEY, replaced(fold, p=p, q=q)), z))
+        return jnp.sum(head(head.fit(KEY, replaced(fold, x=p, y=q)), z))
 
     far = jnp.array([[0.0, 0.0], [1e3, 0.0], [1e18, -1e18], [1e30, 0.0]])
     for change in EXTREMES.values():
-        result, gradients = value((*change(fold.train.p, fold.train.q), far))
+        result, gradients = value((*change(fold.train.x, fold.train.y), far))
         assert jnp.isfinite(result)
         for leaf in gradients:
             assert jnp.isfinite(leaf).all()
@@ -421,14 +421,14 @@ def test_errors_of_heads_name_the_argument(call, message):
 def test_errors_of_folds_name_the_argument(name):
     fold, head = split(*gaussians(6)[:2]), HEADS[name]
     for broken, message in [
-        (replaced(fold, p=fold.train.p[:0]), "p must be a non-empty matrix"),
-        (replaced(fold, q=fold.train.q[:, 0]), "q must be a non-empty matrix"),
-        (replaced(fold, q=jnp.ones((6, 2))), "p and q must have the same number of features"),
+        (replaced(fold, x=fold.train.x[:0]), "x must be a non-empty matrix"),
+        (replaced(fold, y=fold.train.y[:, 0]), "y must be a non-empty matrix"),
+        (replaced(fold, y=jnp.ones((6, 2))), "x and y must have the same number of features"),
         (
-            replaced(fold, weights_p=jnp.ones(5)),
-            r"weights_p must have shape \(6,\); got shape \(5,\)",
+            replaced(fold, a=jnp.ones(5)),
+            r"a must have shape \(6,\); got shape \(5,\)",
         ),
-        (replaced(fold, p=fold.train.p.astype(jnp.bfloat16)), "p must be float32 or float64"),
+        (replaced(fold, x=fold.train.x.astype(jnp.bfloat16)), "x must be float32 or float64"),
     ]:
         with pytest.raises(ValueError, match=message):
             head.fit(KEY, broken)

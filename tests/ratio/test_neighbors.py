@@ -51,7 +51,7 @@ def test_the_validation_rows_choose_k():
     for k in (4, 16, 60):
         u_p, u_q = (log_ratio(rows, z, k) for z in validation[:2])
         of_p, of_q = np.logaddexp(0, -u_p), np.logaddexp(0, u_q)
-        losses.append(of_p @ validation.weights_p + of_q @ validation.weights_q)
+        losses.append(of_p @ validation.a + of_q @ validation.b)
     assert choice == np.argmin(losses)
 
 
@@ -65,11 +65,9 @@ def test_training_rows_are_scored_by_the_others(wrap):
         a, b = rows.weights
         one_row = (np.sum(np.square(a)) + np.sum(np.square(b))) / 2
         for i in (0, 7):
-            others = rows._replace(
-                p=np.delete(rows.p, i, axis=0), weights_p=np.delete(rows.weights_p, i)
-            )
-            own = (np.sum(np.square(others.weights_p)) + np.sum(np.square(b))) / 2
-            expected = log_ratio(others, rows.p[i : i + 1], 6, one_row / own)
+            others = rows._replace(x=np.delete(rows.x, i, axis=0), a=np.delete(rows.a, i))
+            own = (np.sum(np.square(others.a)) + np.sum(np.square(b))) / 2
+            expected = log_ratio(others, rows.x[i : i + 1], 6, one_row / own)
             np.testing.assert_allclose(u_p[i], expected[0], rtol=1e-9)
 
 
@@ -84,7 +82,7 @@ def test_a_network_starts_at_the_neighbours_of_others():
     params = fit(short, Fold(rows, rows))
     for head, own in ((short, params), (Average((short, Zero())), None)):
         own = fit(head, Fold(rows, rows)) if own is None else own
-        left_out, seen = scores(head, own, rows)[0], evaluate(head, own, rows.p)
+        left_out, seen = scores(head, own, rows)[0], evaluate(head, own, rows.x)
         assert jnp.mean(left_out) < jnp.mean(seen)
     assert hasattr(Auto, "leave_one_out")
     assert not hasattr(Linear, "leave_one_out")

@@ -60,7 +60,7 @@ def test_padding_changes_no_number(method):
         groups = np.arange(n) // 2, np.arange(m) // 2 + 5
     if method == "pack":
         pack = 2
-    estimator = ratio.ClassifierRatio(head, num_folds=2, pack=pack)
+    estimator = ratio.ClassifierRatio(head, num_folds=2, pack_size=pack)
     if method == "kliep":
         estimator = ratio.KLIEPRatio(num_folds=2)
 

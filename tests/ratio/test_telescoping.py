@@ -10,7 +10,7 @@ import scipy.special
 import scipy.stats
 
 from divjax.problems import divergences
-from divjax.ratio import ClassifierRatio, Fold, Head, Rows, Telescoping, TelescopingRatio
+from divjax.ratio import ClassifierRatio, Fold, Head, Rows, TelescopingRatio
 from divjax.ratio import heads as h
 
 KEY = jax.random.key(0)
@@ -29,7 +29,7 @@ def fold_of(p, q, share=0.25):
 def test_waymarks():
     """Exact at both ends, and of one variance between."""
     x, y = jax.random.normal(KEY, (2, 5000, 1))
-    marks = Telescoping(num_bridges=4)._waymarks(x, y)
+    marks = h.Telescoping(num_bridges=4)._waymarks(x, y)
     np.testing.assert_array_equal(marks[0], x)
     np.testing.assert_array_equal(marks[-1], y)
     np.testing.assert_allclose(marks[2], (x + y) / np.sqrt(2), atol=1e-6)
@@ -41,21 +41,21 @@ def test_bridges_keep_parts_apart(n, m):
     """A waymark of training rows mixes training rows only; ends are the samples themselves."""
     p, q = jnp.arange(n) + 1.0, (jnp.arange(m) + 1.0) * 1000
     fold = fold_of(p[:, None], q[:, None])
-    bridges = jax.jit(Telescoping(num_bridges=2)._bridges)(KEY, fold)
+    bridges = jax.jit(h.Telescoping(num_bridges=2)._bridges)(KEY, fold)
     for part, rows in zip(bridges, fold, strict=True):
-        assert part.p.shape == (2, n + m, 1)
+        assert part.x.shape == (2, n + m, 1)
         for weights in part.weights:
             np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
-        ends = ((part.p[0], part.weights_p[0]), (part.q[1], part.weights_q[1]))
+        ends = ((part.x[0], part.a[0]), (part.y[1], part.b[1]))
         for (marks, weights), sample, own in zip(ends, rows[:2], rows.weights, strict=True):
             used = marks[np.asarray(weights) > 0, 0]
             np.testing.assert_allclose(
                 np.sort(used), np.sort(sample[np.asarray(own) > 0, 0]), rtol=1e-6
             )
-        middle = np.asarray(part.q[0, :, 0], np.float64) * np.sqrt(2)
+        middle = np.asarray(part.y[0, :, 0], np.float64) * np.sqrt(2)
         of_q = np.round(middle / 1000).astype(int)
         of_p = np.round(middle - 1000 * of_q).astype(int)
-        used = np.asarray(part.weights_q[0]) > 0
+        used = np.asarray(part.b[0]) > 0
         for index, weights in zip((of_p, of_q), rows.weights, strict=True):
             assert set(index[used]) <= set(1 + np.flatnonzero(np.asarray(weights) > 0))
 
@@ -65,7 +65,7 @@ def test_bridges_keep_parts_apart(n, m):
 def test_a_single_bridge_is_classification(head):
     p, q = jax.random.normal(KEY, (2, 50, 2))
     start = ClassifierRatio(head=head).head
-    single = TelescopingRatio(Telescoping(1, start, None), num_folds=2).fit(KEY, p + 1, q)
+    single = TelescopingRatio(h.Telescoping(1, start, None), num_folds=2).fit(KEY, p + 1, q)
     plain = ClassifierRatio(head=head, num_folds=2, calibration="none").fit(KEY, p + 1, q)
     np.testing.assert_allclose(single.log_ratio_p, plain.log_ratio_p, atol=5e-3)
     np.testing.assert_allclose(single.log_ratio_q, plain.log_ratio_q, atol=5e-3)
@@ -75,7 +75,7 @@ def test_each_bridge_is_the_ratio_of_its_waymarks():
     """Waymarks of N(μ, 1) and N(0, 1) are N(μ cos θ, 1): slopes are differences of their means."""
     shift, n = 3.0, 4000
     p, q = jax.random.normal(KEY, (2, n, 1))
-    head = Telescoping(3, h.Linear(1e-3), None)
+    head = h.Telescoping(3, h.Linear(1e-3), None)
     assert isinstance(head, Head)
     (_, coefficients), none = jax.jit(head.fit)(KEY, fold_of(p + shift, q))
     assert none is None
@@ -90,7 +90,7 @@ def test_each_bridge_is_the_ratio_of_its_waymarks():
 def chasm_error(a, n, **options):
     task = divergences.chasm(a)
     p, q = task.sample(jax.random.key(3), n)
-    estimate = TelescopingRatio(Telescoping(**options), num_folds=2).fit(KEY, p, q).kl()
+    estimate = TelescopingRatio(h.Telescoping(**options), num_folds=2).fit(KEY, p, q).kl()
     return float(estimate.value) / task.kl - 1, estimate
 
 
@@ -122,7 +122,7 @@ def test_the_networks_add_what_bridges_miss():
         p = jax.random.normal(key_p, (n, 1)) / 2
         p = p + 2 * jax.random.rademacher(key_s, (n, 1)).astype(p.dtype)
         q = jax.random.normal(key_q, (n, 1))
-        head = Telescoping(2, h.Linear(), network)
+        head = h.Telescoping(2, h.Linear(), network)
         return TelescopingRatio(head, num_folds=2).fit(key, p, q).kl().value
 
     keys = jax.random.split(KEY, 8)
@@ -138,11 +138,11 @@ def test_the_networks_add_what_bridges_miss():
 def test_gradients_across_a_chasm():
     """dKL/dμ = μ = 8."""
     p, q = jax.random.normal(KEY, (2, 500, 1))
-    method = TelescopingRatio(Telescoping(8, h.Linear(), None), num_folds=2)
+    method = TelescopingRatio(h.Telescoping(8, h.Linear(), None), num_folds=2)
     slope = jax.jit(jax.grad(lambda p: method.fit(KEY, p, q).kl().value))(p + 8)
     np.testing.assert_allclose(slope.sum(), 8, rtol=0.15)
 
 
 def test_no_bridges():
     with pytest.raises(ValueError, match="num_bridges"):
-        Telescoping(num_bridges=0)
+        h.Telescoping(num_bridges=0)

@@ -374,3 +374,12 @@ def test_bounds_by_name_generator_and_partial():
 def test_what_cannot_be_called_is_no_bound(bound):
     with pytest.raises(ValueError, match="bound must be a function"):
         as_bound(bound)
+
+
+@pytest.mark.parametrize("name", ["nwj", "info_nce", "interpolated_nce", "donsker_varadhan"])
+def test_half_precision_critics_are_those_of_single_precision(name):
+    """13.34 and −8.3 in float16, whose exponentials it does not hold."""
+    of_p, of_q = np.float16([13.34, 2.0]), np.float16([[-8.3, 0.1], [1.0, 2.0]])
+    bound = getattr(v, name)
+    expected = bound(of_p.astype(np.float32), of_q.astype(np.float32))
+    np.testing.assert_allclose(bound(of_p, of_q), expected, rtol=1e-6)

@@ -38,7 +38,7 @@ from divjax.core.samples import as_numbers, without_offset
 from divjax.fdiv.divergences import KL
 from divjax.fdiv.generators import Generator
 from divjax.fdiv.inequalities import kl_lower_bound_from_cross_entropy
-from divjax.fdiv.special import log_mixture
+from divjax.fdiv.special import as_singles, log_mixture
 from divjax.ratio.protocols import cross_entropy
 
 __all__ = [
@@ -75,7 +75,8 @@ def _values(u_p: Any, u_q: Any, symbol: str = "u") -> tuple[Array, Array]:
             f"{of_q} must have a row for each value of {of_p}; "
             f"got {u_q.shape[0]} rows and {u_p.shape[0]} values."
         )
-    return u_p, u_q
+    # Exponentials, and sums over many rows, leave the range of half precision.
+    return as_singles(u_p, u_q)
 
 
 def _bounded(u_p: Array, u_q: Array) -> tuple[Array, Array]:
@@ -211,8 +212,8 @@ def f_dual(
         Nguyen, Wainwright, Jordan 2010, lemma 1; Nowozin, Cseke, Tomioka 2016, eq. 4.
     """
     u_p, u_q = _bounded(*_values(u_p, u_q))
-    check_provides("generator", generator, ("dual_under_p", "dual_under_q"), "a generator")
-    return jnp.mean(generator.dual_under_p(u_p)) + jnp.mean(generator.dual_under_q(u_q))
+    check_provides("generator", generator, ("dual_integrand_p", "dual_integrand_q"), "a generator")
+    return jnp.mean(generator.dual_integrand_p(u_p)) + jnp.mean(generator.dual_integrand_q(u_q))
 
 
 def conjugate_dual(
@@ -431,12 +432,12 @@ def interpolated_nce(
     after = jnp.pad(after, ((0, 0), (0, 1)), constant_values=-jnp.inf)
     with_p = jnp.logaddexp(before, after) - log_k
     # The logarithm of m over all k samples of q, for the second term.
-    under_q = jax.nn.logsumexp(u_q, axis=1, keepdims=True) - log_k
+    integrand_q = jax.nn.logsumexp(u_q, axis=1, keepdims=True) - log_k
     # log a = log(α m + (1 − α) e^b), taken relative to the baseline so that nothing overflows.
     log_denominator = lambda mean: log_mixture(mean - baseline, alpha) + baseline
     # The mean over the k samples, each left out in turn.
     joint = jnp.mean(u_p[:, None] - log_denominator(with_p))
-    return 1 + joint - jnp.mean(jnp.exp(under_q - log_denominator(under_q)))
+    return 1 + joint - jnp.mean(jnp.exp(integrand_q - log_denominator(integrand_q)))
 
 
 class MINEState(NamedTuple):

@@ -84,7 +84,7 @@ class Average:
             return limit, jnp.where(jnp.isnan(loss), jnp.inf, loss)
 
         fitted = zip(self.heads, params, strict=True)
-        each = for_each(limit_and_loss, [log_ratios(*pair, held.p, held.q) for pair in fitted])
+        each = for_each(limit_and_loss, [log_ratios(*pair, held.x, held.y) for pair in fitted])
         limits, losses = map(jnp.stack, zip(*each, strict=True))
         # Likelihoods of the validation rows, exp(−rows · cross-entropy), normalised.
         weights = jax.nn.softmax(-num_rows(*held.weights) * losses)
@@ -249,7 +249,7 @@ class Auto:
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> Any:
         """The parameters of the networks, of their starts, and of the neighbours."""
-        params, weights, limits = self._resolve(fold.train.p.shape[1]).fit(key, fold)
+        params, weights, limits = self._resolve(fold.train.x.shape[1]).fit(key, fold)
         # Without this the average would reduce to the neighbours.
         return params, nan_unless(self.network.is_valid(weights.dtype), weights), limits
 
@@ -259,7 +259,7 @@ class Auto:
 
     def leave_one_out(self, params: Any, rows: Rows) -> Sequence[Array]:
         """The averaged log ratios at the training rows, excluding each from its neighbours."""
-        return self._resolve(rows.p.shape[1]).leave_one_out(params, rows)
+        return self._resolve(rows.x.shape[1]).leave_one_out(params, rows)
 
     def _resolve(self, in_features: int) -> Average:
         informed = dataclasses.replace(self.network, start=convex_heads(in_features))

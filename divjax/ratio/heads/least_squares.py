@@ -233,9 +233,7 @@ class LeastSquares:
         log_weights = nan_unless((ridges > 0).all(), log_weights)
         # A linear system is solved exactly: the gap is zero.
         zero = jnp.zeros((), dtype)
-        return KernelRatio(
-            basis.centers, log_weights, bandwidth, log_cap(fold.train.weights_q), zero
-        )
+        return KernelRatio(basis.centers, log_weights, bandwidth, log_cap(fold.train.b), zero)
 
     def __call__(self, params: KernelRatio, z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The log ratio log p/q at each row of z, in nats."""

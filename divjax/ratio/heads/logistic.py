@@ -39,7 +39,7 @@ class _Logistic:
         check_fold(fold)
         basis = self._basis(key, fold)
         weights = fold.train.weights
-        phi_p, phi_q = (self._features(basis, z) for z in (fold.train.p, fold.train.q))
+        phi_p, phi_q = (self._features(basis, z) for z in (fold.train.x, fold.train.y))
         ridges = jnp.ravel(jnp.asarray(self.ridge, phi_p.dtype))
         # The first feature is the constant, whose prior is negligible.
         free = jnp.ones(phi_p.shape[1], phi_p.dtype).at[0].set(1e-3)
@@ -120,7 +120,7 @@ class RandomFourier(_Logistic):
 
     def _basis(self, key: Key[Array, ""], fold: Fold) -> tuple[Array, Array]:
         frequency_key, phase_key = jax.random.split(key)
-        d, dtype = fold.train.p.shape[1], fold.train.p.dtype
+        d, dtype = fold.train.x.shape[1], fold.train.x.dtype
         bandwidth = jnp.asarray(self.bandwidth, dtype)
         # Distances between standardised rows grow as √d, and the bandwidth with them.
         scale = nan_unless(bandwidth > 0, bandwidth) * math.sqrt(d)

@@ -107,7 +107,7 @@ class Neighbors:
         references, choice = params
         both = jnp.concatenate(rows[:2])
         u = self._log_ratios(references, both, jnp.arange(both.shape[0]))[:, choice]
-        return jnp.split(u, [rows.p.shape[0]])
+        return jnp.split(u, [rows.x.shape[0]])
 
     def _references(self, key: Key[Array, ""], rows: Rows) -> _References:
         """At most `max_rows` rows of each sample, those of positive weight first."""
@@ -126,7 +126,7 @@ class Neighbors:
         one_row = (1 / num_rows(mass_p) + 1 / num_rows(mass_q)) / 2
         return _References(
             x=jnp.concatenate([p, q]),
-            index=jnp.concatenate([of_p, rows.p.shape[0] + of_q]),
+            index=jnp.concatenate([of_p, rows.x.shape[0] + of_q]),
             mass_p=jnp.concatenate([mass_p, jnp.zeros_like(mass_q)]),
             mass_q=jnp.concatenate([jnp.zeros_like(mass_p), mass_q]),
             prior=nan_unless(prior > 0, prior) * one_row,

@@ -113,7 +113,7 @@ class Network:
 
         def validate(params):
             u = fixed + self.apply(params, held)[:, 0]
-            u_p, u_q = jnp.split(u, [fold.validation.p.shape[0]])
+            u_p, u_q = jnp.split(u, [fold.validation.x.shape[0]])
             value = cross_entropy(u_p, u_q, *fold.validation.weights)
             # Infinity is never the best loss, while comparisons with NaN are always false.
             return jnp.where(jnp.isnan(value), jnp.inf, value)
@@ -131,7 +131,7 @@ class Network:
         start, own = params
         of_start = jnp.concatenate(training_log_ratios(self.start, start, rows))
         u = of_start + self.apply(own, jnp.concatenate(rows[:2]))[:, 0]
-        return jnp.split(u, [rows.p.shape[0]])
+        return jnp.split(u, [rows.x.shape[0]])
 
     def init(
         self, key: Key[Array, ""], in_features: int, dtype: Any, num_outputs: int = 1

@@ -90,10 +90,10 @@ class Telescoping:
 
         # Early stopping on the intermediate ratios' own validation pairs.
         held = bridges.validation
-        offset_p, offset_q = of_start(starts, held.p), of_start(starts, held.q)
+        offset_p, offset_q = of_start(starts, held.x), of_start(starts, held.y)
 
         def validate(params):
-            own_p, own_q = each(params, held.p, held.q)
+            own_p, own_q = each(params, held.x, held.y)
             losses = jax.vmap(cross_entropy)(own_p + offset_p, own_q + offset_q, *held.weights)
             value = jnp.mean(losses)
             return jnp.where(jnp.isnan(value), jnp.inf, value)
