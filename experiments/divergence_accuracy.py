@@ -36,7 +36,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from divjax import fdiv, problems, ratio
+from divjax import Estimate, fdiv, problems, ratio
 from divjax.ratio import heads
 from experiments import common
 
@@ -106,13 +106,18 @@ TASKS: dict[str, Callable[[int], problems.Task]] = {
 Estimates = dict[str, dict[str, Any]]
 
 
+def _numbers(estimate: Estimate) -> tuple[Any, ...]:
+    """The value, its standard error and the interval."""
+    return estimate.value, estimate.std_error, estimate.interval
+
+
 def _of_fit(name: str, method: Any) -> Callable[..., Estimates]:
     def estimate(key, p, q):
         fit = method.fit(key, p, q)
         return {
             name: {
-                "kl": fit.kl(confidence_level=LEVEL)[:3],
-                "js": fit.js(confidence_level=LEVEL)[:3],
+                "kl": _numbers(fit.kl(confidence_level=LEVEL)),
+                "js": _numbers(fit.js(confidence_level=LEVEL)),
             }
         }
 
@@ -120,21 +125,20 @@ def _of_fit(name: str, method: Any) -> Callable[..., Estimates]:
 
 
 def _neighbors(key, p, q) -> Estimates:
-    return {
-        f"kNN (k = {k})": {"kl": fdiv.knn_kl(p, q, k, bias_order=0, confidence_level=LEVEL)[:3]}
-        for k in (1, 5)
-    }
+    estimate = functools.partial(fdiv.knn_kl, bias_order=0, confidence_level=LEVEL)
+    return {f"kNN (k = {k})": {"kl": _numbers(estimate(p, q, k))} for k in (1, 5)}
 
 
 def _gaussian(key, p, q) -> Estimates:
-    return {"Gaussian plug-in": {"kl": fdiv.gaussian_plugin_kl(p, q, confidence_level=LEVEL)[:3]}}
+    estimate = fdiv.gaussian.plug_in_kl(p, q, confidence_level=LEVEL)
+    return {"Gaussian plug-in": {"kl": _numbers(estimate)}}
 
 
 def _critic(key, p, q) -> Estimates:
     """One critic, trained by Jensen–Shannon, and three bounds on KL read out of it."""
     fit = ratio.DivergenceBound(batch_size=256, hidden=(32, 32)).fit(key, p, q)
     read_outs = {"DV": "dv", "NWJ": "nwj", "Ξ(JS)": "kl_from_js"}
-    return {name: {"kl": fit.estimate(kind, LEVEL)[:3]} for name, kind in read_outs.items()}
+    return {name: {"kl": _numbers(fit.estimate(kind, LEVEL))} for name, kind in read_outs.items()}
 
 
 # Each method gives one estimator, or several that share their work.
@@ -273,7 +277,7 @@ def correlated(size: int, dim: int, kl: float, method: Any, seed: int) -> dict[s
     p, q = task.sample(jax.random.fold_in(key, 1), size)
     start = time.perf_counter()
     fit = method.fit(key, p, q)
-    value, error, interval, *_ = jax.block_until_ready(fit.kl(confidence_level=LEVEL))
+    value, error, interval = _numbers(jax.block_until_ready(fit.kl(confidence_level=LEVEL)))
     seconds = time.perf_counter() - start
     exact = float(jnp.mean(task.log_ratio(p)))
     return {"kl": [float(x) for x in (value, error, *interval)], "exact": exact, "fit": seconds}

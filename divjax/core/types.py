@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core.checks import check_no_negatives, check_probability
 from divjax.core.numerics import nan_unless
+from divjax.core.pytrees import pytree
 from divjax.core.samples import as_arrays
 
 __all__ = [
@@ -179,7 +180,8 @@ class Interval(NamedTuple):
     __repr__ = summary
 
 
-class Estimate(NamedTuple):
+@pytree
+class Estimate:
     """An estimated number, its uncertainty, and diagnostics.
 
     Attributes:
@@ -188,7 +190,7 @@ class Estimate(NamedTuple):
         interval: the confidence interval, at the requested level.
         effective_sample_size: the equivalent number of equally weighted samples; see the estimator
             for which samples.
-        diagnostics: a NamedTuple of the estimator's own, or `()`.
+        diagnostics: the estimator's own, or `()`.
     """
 
     value: Float[Array, ""]

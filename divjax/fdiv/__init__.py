@@ -22,7 +22,6 @@ from divjax.fdiv.divergences import (
     SquaredHellinger,
     TotalVariation,
 )
-from divjax.fdiv.gaussian import plug_in_kl as gaussian_plugin_kl
 from divjax.fdiv.generators import Combination, Divergence, Generator, Mixed, PlugIn, Reversed
 from divjax.fdiv.inequalities import (
     kl_lower_bound_from_cross_entropy,
@@ -55,7 +54,6 @@ __all__ = [
     "categorical",
     "exponential_family",
     "gaussian",
-    "gaussian_plugin_kl",
     "histogram",
     "inequalities",
     "kl_lower_bound_from_cross_entropy",

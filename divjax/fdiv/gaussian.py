@@ -516,8 +516,8 @@ def plug_in_kl(
     Example:
         >>> import jax
         >>> x, y = jax.random.normal(jax.random.key(0), (2, 500, 3))
-        >>> value, std_error, *_ = plug_in_kl(x + 1, y)  # the truth is 1.5
-        >>> abs(float(value) - 1.5) < 3 * float(std_error)
+        >>> estimate = plug_in_kl(x + 1, y)  # the truth is 1.5
+        >>> abs(float(estimate) - 1.5) < 3 * float(estimate.std_error)
         True
 
     References:

@@ -24,6 +24,7 @@ from divjax.core.checks import check_full_precision, check_probability
 from divjax.core.linalg import eigh
 from divjax.core.numerics import if_needed, matmul, nan_unless
 from divjax.core.pairwise import map_row_blocks, pair_distances_by_rows
+from divjax.core.pytrees import pytree
 from divjax.core.samples import centered_samples
 from divjax.core.types import Estimate, normal_estimate, summary
 
@@ -39,7 +40,8 @@ _SPARE = 4
 _COPIES, _TIES = 0.01, 0.05
 
 
-class NeighborDiagnostics(NamedTuple):
+@pytree
+class NeighborDiagnostics:
     """Diagnostics of an estimate from nearest neighbours.
 
     Attributes:

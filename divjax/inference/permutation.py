@@ -5,6 +5,7 @@ relabelled samples are exchangeable too, so that p = (1 + #{null ≥ observed})/
 with a probability of at most α, at every sample size.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,9 +21,9 @@ from divjax.core.checks import check_count, check_key, check_scalar_output
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, number_pairs, pool_labels
 from divjax.core.numerics import nan_unless
-from divjax.core.pytrees import as_traced
+from divjax.core.pytrees import as_traced, pytree
 from divjax.core.samples import as_numbers, centered_samples, owned
-from divjax.core.types import Status, status_of, summary
+from divjax.core.types import Outcome, Status, status_of
 from divjax.fdiv.special import as_singles
 from divjax.inference.rank import beside, keep_order, midranks
 
@@ -31,7 +32,8 @@ __all__ = ["PermutationTest", "permutation_test", "score_permutation_test"]
 KINDS = ("mean", "auc", "accuracy")
 
 
-class PermutationTest(NamedTuple):
+@pytree
+class PermutationTest(Outcome):
     """A statistic and its comparison with those of relabelled samples.
 
     Attributes:
@@ -49,8 +51,6 @@ class PermutationTest(NamedTuple):
     p_value: Float[Array, ""]
     null: Float[Array, " num_permutations"]
     status: Int[Array, ""]
-
-    __repr__ = summary
 
 
 def _check_counts(num_permutations: int, batch_size: int | None) -> None:
@@ -212,7 +212,8 @@ def permutation_test(
     if not (x_rounded or y_rounded):
         return test
     # The test is exact for the rounded rows, which differ from the given ones.
-    return test._replace(status=jnp.maximum(test.status, Status.FLOATING_POINT_RESOLUTION))
+    status = jnp.maximum(test.status, Status.FLOATING_POINT_RESOLUTION)
+    return dataclasses.replace(test, status=status)
 
 
 @functools.partial(jax.jit, static_argnames=("num_permutations", "batch_size"))
@@ -446,4 +447,4 @@ def _permute_labels(
     tolerance = 8 * jnp.finfo(values.dtype).eps * jnp.sum(jnp.abs(values)) * unit
     test = _test(statistic(in_x), null, tolerance, valid)
     # The centre is added last, as the rounding of sums with it would break ties.
-    return test._replace(statistic=center + test.statistic, null=center + test.null)
+    return dataclasses.replace(test, statistic=center + test.statistic, null=center + test.null)

@@ -52,9 +52,9 @@ def _transport_cost(
     log_a: Float[Array, " n"],
     log_b: Float[Array, " m"],
     epsilon: ArrayLike,
-    num_iterations: int,
+    num_steps: int,
 ) -> Float[Array, ""]:
-    """⟨P, C⟩ after `num_iterations` Sinkhorn iterations, columns before rows, in the log domain.
+    """⟨P, C⟩ after `num_steps` Sinkhorn iterations, columns before rows, in the log domain.
 
     NaN for a traced ε that is not positive, and if rounding of costs and potentials leaves less
     than about half of the plan's digits. Differentiated through the iterations: ten of them need
@@ -69,7 +69,7 @@ def _transport_cost(
         g = log_b - jax.nn.logsumexp(f[:, None] + kernel, axis=0)
         return log_a - jax.nn.logsumexp(g + kernel, axis=1), g
 
-    f, g = jax.lax.scan(iteration, jnp.zeros_like(log_a), length=num_iterations)
+    f, g = jax.lax.scan(iteration, jnp.zeros_like(log_a), length=num_steps)
     plan = jnp.exp(f[:, None] + g[-1] + kernel)
     # The rows' sums, normalised last, reveal the rounding error of the potentials, but not that of
     # the costs, a share u C/ε of the plan.
@@ -228,7 +228,7 @@ def wkd_logits(
     weight: ArrayLike = 30.0,
     temperature: ArrayLike = 2.0,
     epsilon: ArrayLike = 0.05,
-    num_iterations: int = 10,
+    num_steps: int = 10,
 ) -> Float[Array, ""]:
     """WKD-L, the logit loss of Wasserstein knowledge distillation, mean over the batch.
 
@@ -245,7 +245,7 @@ def wkd_logits(
         temperature: τ, 2 for ImageNet and 6 to 8 for CIFAR-100.
         epsilon: the regularisation of the transport, in the unit of C. Far below it rounding
             dominates the plan, and the loss is NaN.
-        num_iterations: the number of Sinkhorn iterations, after which the cost is evaluated and
+        num_steps: the number of Sinkhorn iterations, after which the cost is evaluated and
             through which it is differentiated.
 
     Returns:
@@ -279,12 +279,12 @@ def wkd_logits(
     check_scalar(weight=weight, temperature=temperature, epsilon=epsilon)
     check_nonnegative_values(weight=weight)
     check_positive_values(temperature=temperature, epsilon=epsilon)
-    check_count(1, num_iterations=num_iterations)
+    check_count(1, num_steps=num_steps)
     options = as_leaves(weight=weight, temperature=temperature, epsilon=epsilon)
-    return _wkd_logits(student, teacher, labels, costs, *options, num_iterations=num_iterations)
+    return _wkd_logits(student, teacher, labels, costs, *options, num_steps=num_steps)
 
 
-@functools.partial(jax.jit, static_argnames="num_iterations")
+@functools.partial(jax.jit, static_argnames="num_steps")
 def _wkd_logits(
     student: Float[Array, "b c"],
     teacher: Float[Array, "b c"],
@@ -294,7 +294,7 @@ def _wkd_logits(
     temperature: ArrayLike,
     epsilon: ArrayLike,
     *,
-    num_iterations: int,
+    num_steps: int,
 ) -> Float[Array, ""]:
     c = student.shape[1]
     costs, weight = _nonnegative(costs, student.dtype), _nonnegative(weight, student.dtype)
@@ -308,7 +308,7 @@ def _wkd_logits(
             jax.nn.log_softmax(_temper(z[others], temperature)) for z in (student, teacher)
         )
         between = costs[others[:, None], others]
-        moved = _transport_cost(between, log_a, log_b, epsilon, num_iterations)
+        moved = _transport_cost(between, log_a, log_b, epsilon, num_steps)
         # The target's cross-entropy is over all classes, and at temperature 1.
         target = -jax.nn.softmax(teacher)[label] * jax.nn.log_softmax(student)[label]
         # Indexing wraps or clamps a label out of range, and would give another class's loss.
@@ -433,7 +433,7 @@ def sinkhorn_distillation(
     weight: ArrayLike = 1e-3,
     temperature: ArrayLike = 2.0,
     epsilon: ArrayLike = 0.1,
-    num_iterations: int = 20,
+    num_steps: int = 20,
 ) -> Float[Array, ""]:
     """SinKD: the transport cost between a batch of student's and of teacher's predictions.
 
@@ -448,7 +448,7 @@ def sinkhorn_distillation(
         temperature: τ.
         epsilon: ε, in units of probability. Far below it rounding dominates the plan, and the loss
             is NaN.
-        num_iterations: the number for rows and columns each, columns last; differentiated through.
+        num_steps: the number for rows and columns each, columns last; differentiated through.
 
     Returns:
         The loss. Memory is O(b²).
@@ -470,12 +470,12 @@ def sinkhorn_distillation(
     check_scalar(weight=weight, temperature=temperature, epsilon=epsilon)
     check_nonnegative_values(weight=weight)
     check_positive_values(temperature=temperature, epsilon=epsilon)
-    check_count(1, num_iterations=num_iterations)
+    check_count(1, num_steps=num_steps)
     options = as_leaves(weight=weight, temperature=temperature, epsilon=epsilon)
-    return _sinkhorn_distillation(student, teacher, *options, num_iterations=num_iterations)
+    return _sinkhorn_distillation(student, teacher, *options, num_steps=num_steps)
 
 
-@functools.partial(jax.jit, static_argnames="num_iterations")
+@functools.partial(jax.jit, static_argnames="num_steps")
 def _sinkhorn_distillation(
     student: Float[Array, "b c"],
     teacher: Float[Array, "b c"],
@@ -483,14 +483,14 @@ def _sinkhorn_distillation(
     temperature: ArrayLike,
     epsilon: ArrayLike,
     *,
-    num_iterations: int,
+    num_steps: int,
 ) -> Float[Array, ""]:
     p, q = (jax.nn.softmax(_temper(z, temperature)) for z in (student, teacher))
     # Sums of one for rows and columns, hence a total mass of b rather than one.
     log_ones = jnp.zeros_like(p[:, 0])
     # Transposed, as columns are normalised last.
     costs = PNorm(1.0).matrix(q, p)
-    cost = _transport_cost(costs, log_ones, log_ones, epsilon, num_iterations)
+    cost = _transport_cost(costs, log_ones, log_ones, epsilon, num_steps)
     is_number = ~(jnp.isnan(p).any() | jnp.isnan(q).any())
     return nan_unless(is_number, _nonnegative(weight, p.dtype) * cost)
 

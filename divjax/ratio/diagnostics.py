@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import nan_unless
+from divjax.core.pytrees import pytree
 from divjax.core.samples import as_numbers, as_samples, as_weights, loses_digits
 from divjax.core.simplex import are_weights
 from divjax.core.types import summary
@@ -15,7 +16,8 @@ from divjax.core.types import summary
 __all__ = ["Diagnostics", "Ties", "ties"]
 
 
-class Ties(NamedTuple):
+@pytree
+class Ties:
     """Exact duplicates, which have probability zero under a density.
 
     Attributes:
@@ -44,7 +46,8 @@ class Ties(NamedTuple):
     __repr__ = summary
 
 
-class Diagnostics(NamedTuple):
+@pytree
+class Diagnostics:
     """Diagnostics of a fitted ratio, from its out-of-fold log ratios.
 
     Attributes:

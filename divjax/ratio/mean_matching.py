@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core.checks import (
     check_count,
@@ -21,7 +21,7 @@ from divjax.core.pytrees import pytree, static
 from divjax.core.samples import as_weights, centered_samples
 from divjax.core.simplex import effective_sample_size
 from divjax.core.standardize import robust_standardizer
-from divjax.core.types import summary
+from divjax.core.types import Outcome, status_of
 from divjax.kernels.radial import Gaussian
 from divjax.kernels.sums import kernel_sums
 from divjax.ratio.heads.kernel_models import median_distance
@@ -32,7 +32,8 @@ _stop = jax.lax.stop_gradient
 _matmul = functools.partial(jnp.matmul, precision="highest")
 
 
-class MatchedWeights(NamedTuple):
+@pytree
+class MatchedWeights(Outcome):
     """Weights of one sample that match another's kernel mean.
 
     Attributes:
@@ -40,16 +41,15 @@ class MatchedWeights(NamedTuple):
         mmd: the remaining maximum mean discrepancy, ‖Σ_j b_j w_j k(y_j, ·) − Σ_i a_i k(x_i, ·)‖.
         effective_sample_size: (Σ_j b_j w_j)² / Σ_j (b_j w_j)².
         gap: an upper bound on the excess of ½ mmd² over its minimum over the feasible weights.
-        converged: whether `gap` is within the requested accuracy, and the constraints hold.
+        status: `Status.CONVERGED` if `gap` is within the requested accuracy and the constraints
+            hold, `MAX_ITERATIONS` if not after all steps, `NOT_FINITE` for NaN in the samples.
     """
 
     weights: Float[Array, " m"]
     mmd: Float[Array, ""]
     effective_sample_size: Float[Array, ""]
     gap: Float[Array, ""]
-    converged: Bool[Array, ""]
-
-    __repr__ = summary
+    status: Int[Array, ""]
 
 
 def _masses(name: str, weights: Any, x: Float[Array, "n d"]) -> Float[Array, " n"]:
@@ -261,7 +261,7 @@ class KernelMeanMatching:
             mmd=mmd,
             effective_sample_size=effective_sample_size(masses),
             gap=jnp.maximum(gap, 0),
-            converged=(gap <= accuracy) & feasible,
+            status=status_of(converged=(gap <= accuracy) & feasible, finite=jnp.isfinite(gap)),
         )
 
 

@@ -124,9 +124,9 @@ ROWS = {
         positive=(0, 1),
     ),
     "fdiv.Renyi": Row(fdiv.Renyi(0.6), _plug_in, infinite=RATIO, positive=(0,), sampled=True),
-    "fdiv.gaussian_plugin_kl": Row(
+    "fdiv.gaussian.plug_in_kl": Row(
         (),
-        lambda m, k, x, w: fdiv.gaussian_plugin_kl(x, 2 * x[:, ::-1] + 1).value,
+        lambda m, k, x, w: fdiv.gaussian.plug_in_kl(x, 2 * x[:, ::-1] + 1).value,
         sampled=True,
     ),
     "fdiv.categorical.kl": Row(

@@ -23,7 +23,7 @@ def _wkd_logits(student, teacher, method):
     weight, temperature, epsilon, costs = method
     labels = jnp.argmax(teacher, axis=1)
     options = {"weight": weight, "temperature": temperature, "epsilon": epsilon}
-    return losses.wkd_logits(student, teacher, labels, costs, num_iterations=3, **options)
+    return losses.wkd_logits(student, teacher, labels, costs, num_steps=3, **options)
 
 
 def _sinkhorn_distillation(student, teacher, method):

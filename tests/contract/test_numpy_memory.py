@@ -38,7 +38,7 @@ def _flow(x, y):
 
 CASES = {
     "knn_kl": (lambda x, y: fdiv.knn_kl(x, y).value, X, Y),
-    "gaussian_plugin_kl": (lambda x, y: fdiv.gaussian_plugin_kl(x, y).value, X, Y),
+    "plug_in_kl": (lambda x, y: fdiv.gaussian.plug_in_kl(x, y).value, X, Y),
     "histogram": (lambda x, y: histogram.divergence(categorical.jensen_shannon, x, y), X, Y),
     "gaussian.kl": (
         lambda m, s: gaussian.kl(gaussian.Normal(m, s), gaussian.Normal(jnp.zeros(D), jnp.eye(D))),

@@ -87,7 +87,7 @@ def _moved(fit):
 
 CASES = {
     "fdiv.knn_kl": Case(fdiv.knn_kl, _value, degree=0),
-    "fdiv.gaussian_plugin_kl": Case(fdiv.gaussian_plugin_kl, _value, degree=0),
+    "fdiv.gaussian.plug_in_kl": Case(fdiv.gaussian.plug_in_kl, _value, degree=0),
     "fdiv.histogram.divergence": Case(
         lambda x, y: histogram.divergence(categorical.jensen_shannon, x, y), _itself, degree=0
     ),

@@ -217,7 +217,8 @@ def test_ranks_and_sums_of_half_precision_scores(dtype):
     np.testing.assert_array_equal(*(jnp.stack(v).astype(float) for v in (found, expected)))
     for estimate in (inference.auc, inference.accuracy):
         one, other = estimate(*found), estimate(*expected)
-        np.testing.assert_allclose(one[:2], other[:2], rtol=1e-6)
+        np.testing.assert_allclose(one.value, other.value, rtol=1e-6)
+        np.testing.assert_allclose(one.std_error, other.std_error, rtol=1e-6)
         np.testing.assert_allclose(one.interval, other.interval, rtol=1e-6)
         np.testing.assert_allclose(one.effective_sample_size, 2000, rtol=1e-6)
     # Mann and Whitney's statistic in integers.

@@ -18,21 +18,21 @@ def softmax(z):
     return weights / weights.sum(-1, keepdims=True)
 
 
-def plain_transport_cost(a, b, costs, epsilon, num_iterations):
+def plain_transport_cost(a, b, costs, epsilon, num_steps):
     """Sinkhorn's iterations in the plain domain, columns first."""
     kernel, u = np.exp(-costs / epsilon), np.ones(len(a))
-    for _ in range(num_iterations):
+    for _ in range(num_steps):
         v = b / (kernel.T @ u)
         u = a / (kernel @ v)
     return np.sum(u[:, None] * kernel * v * costs)
 
 
-def plain_wkd_logits(student, teacher, labels, costs, weight, temperature, epsilon, num_iterations):
+def plain_wkd_logits(student, teacher, labels, costs, weight, temperature, epsilon, num_steps):
     total = 0.0
     for s, t, y in zip(student, teacher, labels, strict=True):
         rest = np.delete(np.arange(len(s)), y)
         a, b = softmax(s[rest] / temperature), softmax(t[rest] / temperature)
-        moved = plain_transport_cost(a, b, costs[np.ix_(rest, rest)], epsilon, num_iterations)
+        moved = plain_transport_cost(a, b, costs[np.ix_(rest, rest)], epsilon, num_steps)
         total += -softmax(t)[y] * np.log(softmax(s)[y]) + weight * moved
     return total / len(student)
 
@@ -62,7 +62,7 @@ def test_between_two_classes_transport_is_total_variation_times_the_cost():
     student, teacher = jnp.array([[1.0, 0.3, -0.4]]), jnp.array([[0.5, -0.2, 0.9]])
     costs = jnp.array([[0.0, 0.5, 0.2], [0.5, 0.0, 0.7], [0.2, 0.7, 0.0]])
     loss = functools.partial(losses.wkd_logits, student, teacher, jnp.array([0]), costs)
-    moved = loss(weight=1.0, epsilon=0.01, num_iterations=200) - loss(weight=0.0)
+    moved = loss(weight=1.0, epsilon=0.01, num_steps=200) - loss(weight=0.0)
     p, q = (softmax(np.asarray(z[0, 1:]) / 2)[0] for z in (student, teacher))
     np.testing.assert_allclose(moved, abs(p - q) * 0.7, rtol=1e-4)
 
@@ -79,7 +79,7 @@ def test_wkd_logits_where_the_plain_domain_underflows(batch):
         jnp.asarray(labels[:1]),
         jnp.asarray(costs, jnp.float32),
     )
-    moved = loss(weight=1.0, epsilon=1e-3, num_iterations=3000) - loss(weight=0.0)
+    moved = loss(weight=1.0, epsilon=1e-3, num_steps=3000) - loss(weight=0.0)
     rest = np.delete(np.arange(5), labels[0])
     a, b = softmax(student[0, rest] / 2), softmax(teacher[0, rest] / 2)
     np.testing.assert_allclose(moved, ot.emd2(a, b, costs[np.ix_(rest, rest)]), atol=2e-3)
@@ -95,11 +95,11 @@ def test_a_block_of_samples_at_a_time_is_the_same(batch, monkeypatch):
     np.testing.assert_allclose(blocks, whole, rtol=1e-6)
 
 
-def plain_sinkhorn_distillation(student, teacher, num_iterations=20):
+def plain_sinkhorn_distillation(student, teacher, num_steps=20):
     p, q = softmax(student / 2), softmax(teacher / 2)
     costs = np.abs(p[:, None] - q).sum(-1)
     plan = np.exp(-costs / 0.1)
-    for _ in range(num_iterations):
+    for _ in range(num_steps):
         plan = plan / plan.sum(1, keepdims=True)
         plan = plan / plan.sum(0, keepdims=True)
     return 0.001 * np.sum(plan * costs)
@@ -116,7 +116,7 @@ def test_columns_come_last(batch):
     student, teacher = (jnp.asarray(z, jnp.float32) for z in batch[:2])
     expected, other = (plain_sinkhorn_distillation(*pair, 1) for pair in (batch[:2], batch[1::-1]))
     assert abs(other / expected - 1) > 1e-3
-    found = losses.sinkhorn_distillation(student, teacher, num_iterations=1)
+    found = losses.sinkhorn_distillation(student, teacher, num_steps=1)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -130,7 +130,7 @@ def test_sinkhorn_distillation_of_two_samples_in_closed_form():
     same = 1 / (1 + np.sqrt(ratio))
     expected = same * np.trace(costs) + (1 - same) * (costs[0, 1] + costs[1, 0])
     found = losses.sinkhorn_distillation(
-        student, teacher, weight=1.0, temperature=1.0, epsilon=0.3, num_iterations=100
+        student, teacher, weight=1.0, temperature=1.0, epsilon=0.3, num_steps=100
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -217,8 +217,8 @@ def test_what_is_refused(batch):
         ("weight", lambda: sinkd(student, teacher, weight=-1.0)),
         ("temperature", lambda: sinkd(student, teacher, temperature=0.0)),
         (
-            "num_iterations",
-            lambda: sinkd(student, teacher, num_iterations=0),
+            "num_steps",
+            lambda: sinkd(student, teacher, num_steps=0),
         ),
         (
             "student must be a matrix",
@@ -253,7 +253,7 @@ def test_numbers_of_logit_losses_out_of_range(batch, loss, name):
 
     def value(number):
         numbers = {**NUMBERS, name: number}
-        return getattr(losses, loss)(student, teacher, *rest, **numbers, num_iterations=2)
+        return getattr(losses, loss)(student, teacher, *rest, **numbers, num_steps=2)
 
     for wrong in (-1.0, np.nan):
         assert jnp.isnan(jax.jit(value)(wrong))

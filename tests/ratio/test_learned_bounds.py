@@ -169,9 +169,8 @@ def test_dtypes_are_the_samples():
             keys = jax.eval_shape(lambda: jax.random.key(0))
             fit = jax.eval_shape(bound.fit, keys, rows, rows)
             estimate = jax.eval_shape(BoundFit.estimate, fit)
-            assert {leaf.dtype for leaf in (*estimate[:2], *estimate[2], fit.u_p)} == {
-                jnp.dtype(dtype)
-            }
+            numbers = estimate.value, estimate.std_error, *estimate.interval, fit.u_p
+            assert {leaf.dtype for leaf in numbers} == {jnp.dtype(dtype)}
 
 
 def test_leaves_do_not_retrace():

@@ -7,7 +7,7 @@ any Jensen–Shannon divergence, which is not a bound.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,8 @@ __all__ = [
 Sampler = Callable[[Key[Array, ""]], tuple[Float[Array, "b d"], Float[Array, "c e"]]]
 
 
-class BoundDiagnostics(NamedTuple):
+@pytree
+class BoundDiagnostics:
     """Diagnostics of the reliability of an estimate.
 
     Attributes:
@@ -64,7 +65,8 @@ class BoundDiagnostics(NamedTuple):
     finite: Bool[Array, ""]
 
 
-class BoundFit(NamedTuple):
+@pytree
+class BoundFit:
     """A trained critic and its values at held-out samples.
 
     Attributes:
@@ -256,7 +258,7 @@ class DivergenceBound:
         self._check(x, y)
         fitted = _fit(key, x, y, self)
         # The critic will be called on the original rows, not on centred ones.
-        return fitted._replace(critic=dataclasses.replace(fitted.critic, center=center))
+        return dataclasses.replace(fitted, critic=dataclasses.replace(fitted.critic, center=center))
 
     def _fit(self, key: Key[Array, ""], x: Array, y: Array) -> BoundFit:
         split_key, init_key, fit_key = jax.random.split(key, 3)

@@ -76,7 +76,8 @@ def _values(u_p: Any, u_q: Any, symbol: str = "u") -> tuple[Array, Array]:
             f"got {u_q.shape[0]} rows and {u_p.shape[0]} values."
         )
     # Exponentials, and sums over many rows, leave the range of half precision.
-    return as_singles(u_p, u_q)
+    u_p, u_q = as_singles(u_p, u_q)
+    return u_p, u_q
 
 
 def _bounded(u_p: Array, u_q: Array) -> tuple[Array, Array]:
