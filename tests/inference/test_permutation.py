@@ -248,7 +248,8 @@ def test_dtypes_are_kept(dtype):
         x, y = jax.ShapeDtypeStruct((6,), dtype), jax.ShapeDtypeStruct((4,), dtype)
         general = lambda key, x, y: permutation_test(key, difference, x, y, num_permutations=7)
         for test in (general, *(lambda *args, k=k: jit_scores(*args, k) for k in STATISTICS)):
-            floats = jax.eval_shape(test, KEY, x, y)[:3]
+            found = jax.eval_shape(test, KEY, x, y)
+            floats = found.statistic, found.p_value, found.null
             assert {leaf.dtype for leaf in floats} == {jnp.dtype(dtype)}
 
 

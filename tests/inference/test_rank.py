@@ -57,7 +57,7 @@ def test_weighted_auc_is_scikit_learns_and_absent_rows_are_absent():
         kept = np.asarray(auc(x[a > 0], y[b > 0], a[a > 0], b[b > 0]))
         mask = np.asarray(auc(x, y, 1.0 * (a > 0), 1.0 * (b > 0)))
         without = np.asarray(auc(x[a > 0], y[b > 0]))
-        gradient = np.asarray(jax.jit(jax.grad(lambda a: auc(x, y, a, b).value))(a))
+        gradient = np.asarray(jax.jit(jax.grad(lambda a: auc(x, y, a, b)[0]))(a))
     labels, pooled = np.repeat([1, 0], [40, 50]), np.concatenate([x, y])
     expected = sklearn.metrics.roc_auc_score(labels, pooled, sample_weight=np.concatenate([a, b]))
     np.testing.assert_allclose(value, expected, rtol=1e-12)

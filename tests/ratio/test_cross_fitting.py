@@ -61,7 +61,7 @@ def parts_played(fit, sample, name):
     """The weights with which each row of a sample trained and validated, by `Spy`."""
 
     def of(rows):
-        x, weights = (np.asarray(getattr(rows, part)) for part in (name, f"weights_{name}"))
+        x, weights = map(np.asarray, (rows.x, rows.a) if name == "p" else (rows.y, rows.b))
         of_member = lambda standardizer: standardizer.squash(jnp.asarray(sample))
         inputs = np.asarray(jax.vmap(jax.vmap(of_member))(fit.members.standardizer))
         distances = np.linalg.norm(x[..., :, None, :] - inputs[..., None, :, :], axis=-1)

@@ -187,7 +187,7 @@ def test_weights_that_are_none_have_no_ties(side, weights):
     with pytest.raises(ValueError, match=rf"\b{side} must"):
         ties(x, x, **{side: weights})
     found = jax.jit(lambda w: ties(x, x, **{side: w}))(weights)
-    assert all(np.isnan(leaf).all() for leaf in found)
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(found))
 
 
 @pytest.mark.parametrize("shape", [(2,), (4,), (3, 1), ()])

@@ -30,7 +30,8 @@ def pairs(seed, n, rho, d=1):
 @pytest.fixture(scope="module")
 def fitted():
     """I = −½ log(1 − ρ²) = 0.5108 for ρ = 0.8."""
-    bound = MutualInformationBound(network="separable", **SMALL)
+    longer = SMALL | {"num_steps": 400, "learning_rate": 5e-3}
+    bound = MutualInformationBound(network="separable", **longer)
     return jax.jit(bound.fit)(jax.random.key(1), *pairs(0, 3000, 0.8))
 
 

@@ -38,7 +38,7 @@ def log_ratio(rows, z, k, prior=1.0):
 @pytest.mark.parametrize("d", [2, 10])
 def test_scikit_learn(d):
     with jax.enable_x64(True):
-        rows, validation, z = make_rows(60, 40, d), make_rows(20, 20, d, 1), make_rows(9, 1, d, 2).p
+        rows, validation, z = make_rows(60, 40, d), make_rows(20, 20, d, 1), make_rows(9, 1, d, 2).x
         head = Neighbors((7,), prior=0.5)
         u = evaluate(head, fit(head, Fold(rows, validation)), z)
         np.testing.assert_allclose(u, log_ratio(rows, z, 7, 0.5), rtol=1e-9, atol=1e-9)
