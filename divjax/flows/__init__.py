@@ -24,15 +24,15 @@ from divjax.flows.diagnostics import (
     relative_spread,
     squared_norm,
 )
-from divjax.flows.dynamics import AcceleratedState, ParticleWeights, accelerated
-from divjax.flows.learned import FDivergence
-from divjax.flows.neural import NeuralScore
-from divjax.flows.objectives import KL, MMD, Interaction, Potential
-from divjax.flows.run import fields, init, run, step
+from divjax.flows.flow import fields, init, run, step
+from divjax.flows.objectives.energies import KL, MMD, Interaction, Potential
+from divjax.flows.objectives.learned import FDivergence
+from divjax.flows.objectives.transport import SinkhornDivergence, SlicedWasserstein
+from divjax.flows.optimizers import AcceleratedState, ParticleWeights, accelerated
 from divjax.flows.state import Fields, FlowResult, FlowState, History, StepInfo
-from divjax.flows.transport import SinkhornDivergence, SlicedWasserstein
 from divjax.flows.types import Aggregator, Objective, Variation, Velocity
-from divjax.flows.velocities import GFSD, GFSF, SVGD, Blob, Langevin
+from divjax.flows.velocities.neural import NeuralScore
+from divjax.flows.velocities.smoothing import GFSD, GFSF, SVGD, Blob, Langevin
 
 __all__ = [
     "GFSD",

@@ -24,7 +24,7 @@ from divjax.core.numerics import in_units_of, matmul, nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree
 from divjax.core.samples import as_arrays, as_numbers
 from divjax.core.simplex import min_norm_weights, project_simplex, within_range
-from divjax.flows.masses import checked_masses, drop_dead
+from divjax.flows.mass import checked_masses, drop_dead
 
 __all__ = ["CAGrad", "FixedWeights", "MinNorm", "PCGrad", "ProjectedStep", "gram"]
 

@@ -30,8 +30,8 @@ from divjax.core.samples import (
 from divjax.core.simplex import min_norm_weights
 from divjax.core.types import summary
 from divjax.flows.aggregators import checked_fields, unit_gram
-from divjax.flows.masses import checked_masses, drop_dead, weighted_sum
-from divjax.flows.targets import (
+from divjax.flows.mass import checked_masses, drop_dead, weighted_sum
+from divjax.flows.objectives.targets import (
     TargetRows,
     as_particles,
     as_table,

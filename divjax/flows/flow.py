@@ -18,10 +18,10 @@ from divjax.core.checks import (
 )
 from divjax.core.pytrees import num_particles, ravel_particles, select
 from divjax.flows.aggregators import MinNorm
-from divjax.flows.dynamics import ParticleWeights
-from divjax.flows.masses import drop_dead, weighted_sum
+from divjax.flows.mass import drop_dead, weighted_sum
+from divjax.flows.objectives.targets import as_particles
+from divjax.flows.optimizers import ParticleWeights
 from divjax.flows.state import Fields, FlowResult, FlowState, History, StepInfo
-from divjax.flows.targets import as_particles
 from divjax.flows.types import Aggregator, Objective, Velocity
 
 __all__ = ["fields", "init", "run", "step"]

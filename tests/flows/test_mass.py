@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from divjax import flows, kernels
-from divjax.flows.masses import checked_masses
+from divjax.flows.mass import checked_masses
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (5, 2))

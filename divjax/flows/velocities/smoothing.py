@@ -27,7 +27,7 @@ from divjax.core.checks import (
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import living_rows, squared_distances
 from divjax.core.pytrees import pytree
-from divjax.flows.masses import checked_step, drop_dead
+from divjax.flows.mass import checked_step, drop_dead
 from divjax.kernels.bandwidth import Median
 from divjax.kernels.radial import Gaussian, Kernel, check_smoother
 from divjax.kernels.sums import kernel_sums

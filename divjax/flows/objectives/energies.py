@@ -16,8 +16,8 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles, static
-from divjax.flows.masses import masses_of, weighted_sum
-from divjax.flows.targets import as_particles, as_table, flagged_value, target_rows
+from divjax.flows.mass import masses_of, weighted_sum
+from divjax.flows.objectives.targets import as_particles, as_table, flagged_value, target_rows
 from divjax.flows.types import Variation
 from divjax.kernels.radial import Kernel, check_kernel
 from divjax.kernels.sums import kernel_sums

@@ -12,7 +12,7 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import living_rows
 from divjax.core.pytrees import pytree
 from divjax.core.samples import as_samples
-from divjax.flows.masses import checked_masses, drop_dead
+from divjax.flows.mass import checked_masses, drop_dead
 from divjax.kernels.radial import Kernel, check_smoother
 from divjax.kernels.sums import kernel_sums
 

@@ -23,7 +23,7 @@ from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import fit
-from divjax.flows.masses import checked_step, drop_dead, weighted_sum
+from divjax.flows.mass import checked_step, drop_dead, weighted_sum
 
 __all__ = ["NeuralScore"]
 

@@ -1,0 +1,1 @@
+"""Objectives: functionals of a distribution, by their first variation at the particles."""

@@ -1,0 +1,1 @@
+"""Velocities: estimates of the steepest descent of K objectives from the particles."""
