@@ -1,4 +1,7 @@
-"""Weighted particles, of which those of weight zero may hold any value."""
+"""Masses of particles: their checks, sums over them, and the Fisher–Rao step that moves mass.
+
+Particles of mass zero may hold any value, also NaN.
+"""
 
 from typing import Any
 
@@ -6,15 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from divjax.core.checks import check_shape
+from divjax.core.checks import check_positive, check_positive_values, check_scalar, check_shape
 from divjax.core.numerics import matmul, nan_unless
-from divjax.core.pytrees import num_particles
+from divjax.core.pairwise import living_rows
+from divjax.core.pytrees import num_particles, pytree
 from divjax.core.samples import as_numbers, as_samples, as_weights, owned
 from divjax.core.simplex import are_weights, sum_to_one, sum_tolerance
+from divjax.kernels.radial import Kernel, check_smoother
+from divjax.kernels.sums import kernel_sums
 
-__all__ = ["checked_masses", "checked_step", "drop_dead", "masses_of", "weighted_sum"]
+__all__ = [
+    "FisherRao",
+    "checked_masses",
+    "checked_step",
+    "drop_dead",
+    "masses_of",
+    "masses_or_equal",
+    "weighted_sum",
+]
 
 
 def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
@@ -39,6 +53,12 @@ def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
     if abs(total - 1) > tolerance:
         raise ValueError(f"weights must sum to one; they sum to {total:.6g}.")
     return masses
+
+
+def masses_or_equal(weights: Any, x: Array, axis: int = 0) -> Float[Array, " n"]:
+    """`checked_masses` of the particles along an axis, or equal ones if None are given."""
+    n, dtype = x.shape[axis], x.dtype
+    return checked_masses(jnp.full(n, 1 / n, dtype) if weights is None else weights, n, dtype)
 
 
 def masses_of(particles: PyTree[Array], weights: Any) -> Float[Array, " n"]:
@@ -83,3 +103,87 @@ def drop_dead(weights: Float[Array, " n"], rows: Float[Array, "n ..."]) -> Float
 def weighted_sum(weights: Float[Array, " n"], values: Float[Array, "n ..."]) -> Float[Array, "..."]:
     """Σ_i a_i values_i; values of weight zero do not count, even if they are not finite."""
     return matmul(weights, drop_dead(weights, values))
+
+
+@pytree
+class FisherRao:
+    """Birth and death in continuous form: the Fisher–Rao step on the particles' masses.
+
+    Transport moves particles but cannot move mass between separated modes. The Fisher–Rao flow
+    ȧ_i = −a_i (U_i − Σ_j a_j U_j) does: mass grows where the combined first variation
+
+        U_i = Σ_k w_k [δE_k/δq(x_i) + τ_k log ρ(x_i)],   ρ(x) = Σ_j a_j k(x, x_j),
+
+    is below its mean, and shrinks elsewhere. One step multiplies a_i by exp(−η U_i) and normalises.
+    Together with the transport step this is a splitting of the Wasserstein–Fisher–Rao flow. Weights
+    may degenerate: watch `effective_sample_size(result.particle_weights)`.
+
+    Attributes:
+        step_size: η > 0.
+        kernel: a positive kernel of `divjax.kernels`, for the density ρ.
+
+    Raises:
+        ValueError: if `step_size` is a Python number that is not positive, or the kernel is not
+            positive definite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.kernels import Gaussian
+        >>> step = FisherRao(step_size=1.0, kernel=Gaussian(bandwidth=1.0))
+        >>> x, weights = jnp.array([[0.0], [9.0]]), jnp.full(2, 0.5)
+        >>> potential = jnp.array([0.0, jnp.log(3.0)])  # the second particle's density is a third
+        >>> weights, _ = step(x, weights, potential, 0.0, ())
+        >>> weights.round(3).tolist()
+        [0.75, 0.25]
+
+    References:
+        Lu, Lu, Nolen 2019, eq. 1.4: birth–death and Langevin; Zhang et al. 2022 (DPVI), the
+        continuous adjustment of weights.
+    """
+
+    step_size: ArrayLike
+    kernel: Kernel
+
+    def __post_init__(self):
+        check_positive(step_size=self.step_size)
+        check_smoother(self.kernel)
+
+    def init(self, x: Float[Array, "n p"]) -> Any:
+        """The bandwidth rule's state."""
+        return self.kernel.init(x)
+
+    def __call__(
+        self,
+        x: Float[Array, "n p"],
+        weights: Float[Array, " n"],
+        potential: Float[Array, " n"],
+        entropy: ArrayLike | Float[Array, " n"],
+        state: Any,
+    ) -> tuple[Float[Array, " n"], Any]:
+        """The masses after one step, and the next state.
+
+        Args:
+            x: the particles, or their features.
+            weights: the current masses.
+            potential: Σ_k w_k δE_k/δq(x_i).
+            entropy: Σ_k w_k τ_k, one number or one per particle.
+            state: from `init` or the previous step.
+        """
+        check_scalar(step_size=self.step_size)
+        check_positive_values(step_size=self.step_size)
+        (x,) = as_samples(x=x)
+        weights = checked_masses(weights, x.shape[0], x.dtype)
+        check_shape("potential", potential, x.shape[0])
+        # Bandwidth rules ignore weights, so weighted particles replace the zero-weight ones.
+        kernel, state = self.kernel.resolve(living_rows(x, weights), state)
+        # ρ(x_i) = Σ_j a_j k(x_i, x_j). With zero columns the gradient sums cost nothing.
+        mass = weights[:, None]
+        density, _ = kernel_sums(kernel, x, None, mass, mass[:, :0])
+        # A zero-weight particle stays so. Far from all others it has density 0 as well.
+        alive = weights != 0
+        log_of_alive = lambda values: jnp.log(jnp.where(alive, values, 1))
+        variation = drop_dead(weights, potential) + entropy * log_of_alive(density[:, 0])
+        # a_i exp(−η U_i), normalised. The softmax removes any constant from U and cannot overflow.
+        step_size = nan_unless(jnp.asarray(self.step_size) > 0, self.step_size)
+        logits = jnp.where(alive, log_of_alive(weights) - step_size * variation, -jnp.inf)
+        return jax.nn.softmax(logits), state

@@ -89,6 +89,8 @@ class NeuralScore:
     num_fit_steps: int = static(default=5)
     num_init_steps: int = static(default=100)
 
+    diffuses = False
+
     def __post_init__(self):
         check_choice(tuple(LOSSES), loss=self.loss)
         check_widths(hidden=self.hidden)
