@@ -67,7 +67,7 @@ print(f"{norms.size} flows in one compilation: {sweep_seconds:.1f} s, compilatio
 # %% [markdown]
 # ## The loop
 #
-# The same experiments one by one. The usual loop compiles anew at every setting, since the settings
+# The same experiments one by one. The usual loop compiles again at every setting, as the settings
 # are constants of the compiled function; we time a few and scale up. The kinder loop compiles once
 # and takes them as arguments.
 

@@ -82,7 +82,7 @@ def kernel_stein_discrepancy(
     Example:
         >>> import jax.numpy as jnp
         >>> from divjax.kernels import Gaussian
-        >>> at_the_mode = jnp.zeros((1, 2))  # s = 0 there: what is left is the trace, d/σ²
+        >>> at_the_mode = jnp.zeros((1, 2))  # s = 0 there: the trace d/σ² remains
         >>> normal = lambda x: -0.5 * jnp.sum(x**2)
         >>> float(kernel_stein_discrepancy(at_the_mode, normal, Gaussian(bandwidth=1.0)))
         2.0

@@ -1,6 +1,7 @@
 """A flow: four nouns, held together by `init`, `fields`, `step` and `run`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,21 +10,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from divjax.core.checks import (
-    check_callable,
-    check_count,
-    check_nonnegative,
-    check_nonnegative_values,
-    check_provides,
-    check_scalar,
-    check_shape,
-    key_first,
-)
+from divjax.core.checks import check_shape, key_first
 from divjax.core.programs import Programs
 from divjax.core.pytrees import num_particles, ravel_particles
 from divjax.flows.aggregators import MinNorm
 from divjax.flows.fields import check_objective_weights, combine
-from divjax.flows.mass import FisherRao, drop_dead, weighted_sum
+from divjax.flows.mass import FisherRao, weighted_sum
 from divjax.flows.scan import record, report_progress, run_in_chunks
 from divjax.flows.state import FlowResult, FlowState, History, StepInfo
 from divjax.flows.step import (
@@ -35,6 +27,7 @@ from divjax.flows.step import (
     keep_if_finite,
     shared_columns,
     step_keys,
+    step_masses,
 )
 from divjax.flows.types import Aggregator, Fields, Objective, Velocity
 from divjax.flows.validation import (
@@ -42,6 +35,8 @@ from divjax.flows.validation import (
     check_continues,
     check_number_of_objectives,
     check_objectives,
+    check_optimizer_and_mass,
+    check_run,
     check_velocity,
     checked_particles,
 )
@@ -122,11 +117,7 @@ class Flow:
         object.__setattr__(self, "objectives", tuple(self.objectives))
         check_velocity(self.velocity, self.features)
         check_aggregator(self.aggregator)
-        hint = "an optax transformation such as optax.adam(0.1)"
-        check_provides("optimizer", self.optimizer, ("init", "update"), hint)
-        if self.mass is not None:
-            hint = "a step on the masses such as flows.FisherRao(0.1, kernel)"
-            check_provides("mass", self.mass, ("init", "__call__"), hint)
+        check_optimizer_and_mass(self.optimizer, self.mass)
 
     def __repr__(self) -> str:
         objectives = ", ".join(type(objective).__name__ for objective in self.objectives)
@@ -238,43 +229,21 @@ class Flow:
                 and a traced tolerance out of range, are flagged in the result.
             ImportError: if `progress` is True and tqdm is not installed.
         """
-        check_count(0, num_steps=num_steps)
-        check_count(1, record_every=record_every)
-        if observe is not None:
-            check_callable(observe=observe)
-        if tolerance is not None:
-            check_scalar(tolerance=tolerance)
-            check_nonnegative(tolerance=tolerance)
-            check_nonnegative_values(tolerance=tolerance)
+        check_run(num_steps, record_every, observe, tolerance)
         if progress is not False:
+            options: Any = {"record_every": record_every, "observe": observe}
             chunk = lambda state, length: self.run(
-                key,
-                state,
-                num_steps=length,
-                record_every=record_every,
-                observe=observe,
-                tolerance=tolerance,
+                key, state, num_steps=length, tolerance=tolerance, **options
             )
             with report_progress(progress, num_steps) as report:
                 start = particles if isinstance(particles, FlowState) else self.init(key, particles)
                 return run_in_chunks(chunk, start, num_steps, record_every, report)
-
-        def body(
-            key: Key[Array, ""], particles: PyTree[Array], tolerance: ArrayLike | None
-        ) -> FlowResult:
-            return record(
-                lambda state: self._step(key, state),
-                self._start(key, particles),
-                num_steps=num_steps,
-                record_every=record_every,
-                observe=observe,
-                tolerance=tolerance,
-            )
-
-        name = ("run", num_steps, record_every, observe)
         if not isinstance(particles, FlowState):
             particles = checked_particles(particles)
-        return self._programs.call(name, body, key, particles, tolerance)
+        # Numbers of steps select the operations, as static arguments. The tolerance does not.
+        static = int(num_steps), int(record_every), observe
+        run = functools.partial(self._run, *static)
+        return self._programs.call(("run", *static), run, key, particles, tolerance)
 
     def _init(self, key: Key[Array, ""], particles: PyTree[Array]) -> FlowState:
         n = num_particles(particles)
@@ -304,6 +273,24 @@ class Flow:
         # The fresh state is needed for its structure alone, so nothing is computed.
         check_continues(particles, jax.eval_shape(self._init, key, particles.particles))
         return particles
+
+    def _run(
+        self,
+        num_steps: int,
+        record_every: int,
+        observe: Callable[[FlowState], PyTree[Array]] | None,
+        key: Key[Array, ""],
+        particles: PyTree[Array] | FlowState,
+        tolerance: ArrayLike | None,
+    ) -> FlowResult:
+        return record(
+            lambda state: self._step(key, state),
+            self._start(key, particles),
+            num_steps=num_steps,
+            record_every=record_every,
+            observe=observe,
+            tolerance=tolerance,
+        )
 
     def _evaluate(self, key: Key[Array, ""], state: FlowState) -> Evaluation:
         """The fields at a state's particles, with all that a step needs of them."""
@@ -349,7 +336,7 @@ class Flow:
         # so that one evaluation serves both halves of the splitting.
         updates, optimizer_state = self._updates(key, state, direction, entropy)
         moved = optax.apply_updates(state.particles, updates)
-        later_masses, mass_state = self._masses(found, state, weights, entropy)
+        later_masses, mass_state = step_masses(self.mass, found, state, weights, entropy)
         taken = FlowState(
             particles=moved,
             particle_weights=later_masses,
@@ -411,21 +398,3 @@ class Flow:
                 first = lambda gradient: respond(gradient)[0]
                 updates = diffused(noise_key, updates, descent, first, entropy)
         return updates, optimizer_state
-
-    def _masses(
-        self,
-        found: Evaluation,
-        state: FlowState,
-        weights: Float[Array, "k ..."],
-        entropy: Float[Array, "..."],
-    ) -> tuple[Float[Array, " n"], Any]:
-        """The masses after the Fisher–Rao step, if there is one, and its next state."""
-        masses = state.particle_weights
-        if self.mass is None:
-            return masses, state.mass
-        # A zero-weight particle's potential may be infinite, and an objective's weight of zero
-        # would make it NaN.
-        potentials = drop_dead(masses, found.variations.potential.T).T
-        potential = combine(weights, potentials)
-        later, mass_state = self.mass(found.features, masses, potential, entropy, state.mass)
-        return later.astype(masses.dtype), mass_state

@@ -1,4 +1,4 @@
-"""The parts of a step: first variations, features, shared leaves, the move, and what is kept."""
+"""The parts of a step: keys, first variations, features, shared leaves, masses, finiteness."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_shape
 from divjax.core.pytrees import ravel_particles, select
-from divjax.flows.mass import drop_dead
+from divjax.flows.fields import combine
+from divjax.flows.mass import FisherRao, drop_dead
 from divjax.flows.state import FlowState
 from divjax.flows.types import Fields, Objective, Variation
 
@@ -22,6 +23,7 @@ __all__ = [
     "keep_if_finite",
     "shared_columns",
     "step_keys",
+    "step_masses",
 ]
 
 # Steps fold their number into the key. Initialisation folds a number that no step reaches.
@@ -117,6 +119,25 @@ def first_variations(
         gradient=jnp.stack([v.gradient for v in variations]),
     )
     return stacked, tuple(later)
+
+
+def step_masses(
+    mass: FisherRao | None,
+    found: Evaluation,
+    state: FlowState,
+    weights: Float[Array, "k ..."],
+    entropy: Float[Array, "..."],
+) -> tuple[Float[Array, " n"], Any]:
+    """The masses after the Fisher–Rao step, if there is one, and its next state."""
+    masses = state.particle_weights
+    if mass is None:
+        return masses, state.mass
+    # A zero-weight particle's potential may be infinite, and an objective's weight of zero would
+    # make it NaN.
+    potentials = drop_dead(masses, found.variations.potential.T).T
+    potential = combine(weights, potentials)
+    later, mass_state = mass(found.features, masses, potential, entropy, state.mass)
+    return later.astype(masses.dtype), mass_state
 
 
 def any_moved(

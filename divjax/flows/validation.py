@@ -9,10 +9,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+import optax
+from jaxtyping import Array, ArrayLike, PyTree
 
-from divjax.core.checks import check_arguments, check_callable, check_provides
+from divjax.core.checks import (
+    check_arguments,
+    check_callable,
+    check_count,
+    check_nonnegative,
+    check_nonnegative_values,
+    check_provides,
+    check_scalar,
+)
 from divjax.core.pytrees import num_particles
+from divjax.flows.mass import FisherRao
 from divjax.flows.objectives.targets import as_particles
 from divjax.flows.state import FlowState
 from divjax.flows.types import Aggregator, Objective, Velocity
@@ -22,6 +32,8 @@ __all__ = [
     "check_continues",
     "check_number_of_objectives",
     "check_objectives",
+    "check_optimizer_and_mass",
+    "check_run",
     "check_velocity",
     "checked_particles",
 ]
@@ -84,6 +96,34 @@ def check_aggregator(aggregator: Aggregator) -> None:
     check_provides("aggregator", aggregator, ("init", "__call__"), hint)
     check_arguments("aggregator.init", aggregator.init, "key", "num_objectives")
     check_arguments("aggregator", aggregator, "fields", "state")
+
+
+def check_optimizer_and_mass(
+    optimizer: optax.GradientTransformation, mass: FisherRao | None
+) -> None:
+    """Raise `ValueError` unless both have the methods that a step calls."""
+    hint = "an optax transformation such as optax.adam(0.1)"
+    check_provides("optimizer", optimizer, ("init", "update"), hint)
+    if mass is not None:
+        hint = "a step on the masses such as flows.FisherRao(0.1, kernel)"
+        check_provides("mass", mass, ("init", "__call__"), hint)
+
+
+def check_run(
+    num_steps: int,
+    record_every: int,
+    observe: Callable[[FlowState], PyTree[Array]] | None,
+    tolerance: ArrayLike | None,
+) -> None:
+    """Raise `ValueError` for an argument of a run that is out of range. A traced one passes."""
+    check_count(0, num_steps=num_steps)
+    check_count(1, record_every=record_every)
+    if observe is not None:
+        check_callable(observe=observe)
+    if tolerance is not None:
+        check_scalar(tolerance=tolerance)
+        check_nonnegative(tolerance=tolerance)
+        check_nonnegative_values(tolerance=tolerance)
 
 
 def check_number_of_objectives(state: FlowState, num_objectives: int) -> None:

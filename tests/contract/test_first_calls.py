@@ -116,3 +116,11 @@ def test_a_flow_compiles_once(name):
     COMPILED.clear()
     FLOW_CALLS[name](flow, OTHER, later)
     assert not COMPILED
+
+
+def test_numbers_of_steps_may_be_of_numpy():
+    flow = _flow()
+    flow.run(KEY, Z, num_steps=5)
+    COMPILED.clear()
+    flow.run(KEY, OTHER, num_steps=np.int64(5))
+    assert not COMPILED

@@ -1,4 +1,4 @@
-"""The scan of a flow: what it records, where it stops, and its progress."""
+"""The scan of a flow: its records, its stop at a tolerance, its progress."""
 
 import builtins
 

@@ -116,7 +116,7 @@ def test_objectives_do_not_see_each_other(cloud, name):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", VELOCITIES)
-def test_massless_and_coincident_particles_stay_finite(name):
+def test_zero_weight_and_coincident_particles_stay_finite(name):
     x = jnp.array([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [1e4, 0.0]])
     weights = jnp.array([0.5, 0.25, 0.25, 0.0])
 
@@ -167,7 +167,7 @@ def test_a_kernel_that_cannot_smooth_is_refused(velocity):
 
 
 @pytest.mark.parametrize("name", VELOCITIES)
-def test_a_massless_particle_leaves_derivatives_finite(name):
+def test_a_zero_weight_particle_leaves_derivatives_finite(name):
     x, gradients = jnp.array([[0.0], [1.0], [30.0]]), jnp.ones((1, 3, 1))
 
     def total(x, weights):
