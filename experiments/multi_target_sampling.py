@@ -115,12 +115,9 @@ def two_component(settings: Settings, velocity: Any, scheme: Callable) -> dict[s
 
     def run(step_size: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         start, noise = jax.random.split(key)
-        result = flows.run(
+        result = flows.Flow(targets, velocity=velocity, optimizer=scheme(step_size)).run(
             noise,
             jax.random.normal(start, (settings.num_particles, 2)),
-            targets,
-            velocity=velocity,
-            optimizer=scheme(step_size),
             num_steps=settings.num_steps + 1,
         )
         return {
@@ -146,14 +143,8 @@ def three_component(
     def run(key: jax.Array) -> dict[str, jax.Array]:
         start, noise = jax.random.split(key)
         particles = jnp.clip(5 * jax.random.normal(start, (settings.num_particles, 2)), -10, 10)
-        result = flows.run(
-            noise,
-            particles,
-            targets,
-            velocity=velocity,
-            optimizer=optimizer,
-            num_steps=3 * third + 1,
-            observe=lambda state: state.particles,
+        result = flows.Flow(targets, velocity=velocity, optimizer=optimizer).run(
+            noise, particles, num_steps=3 * third + 1, observe=lambda state: state.particles
         )
         history = result.history
         stein = jnp.stack(

@@ -8,7 +8,7 @@ A particle is a LeNet with a shared encoder and a head for each of the two tasks
 the tasks' losses on a common minibatch; the aggregator weighs their velocities on the encoder, and
 each head follows its own task. Kernels compare networks by their outputs on the minibatch, not by
 their weights (MOO-SVGD's by their losses), and the repulsion is pulled back through the network,
-which for SVGD is an approximation (see `flows.run`). A-MWGraD here is `flows.accelerated`,
+which for SVGD is an approximation (see `flows.Flow`). A-MWGraD here is `flows.accelerated`,
 semi-implicit and restarted, not the published explicit scheme. All seeds train at once.
 
 Networks train on train; step sizes and the repulsion's strength were chosen on validation with
@@ -181,20 +181,20 @@ class Problem(NamedTuple):
         return task(0), task(1)
 
 
-def flow_options(method: Method, problem: Problem, num_steps: int) -> dict[str, Any]:
-    """A method's arguments of `flows.run`."""
+def make_flow(method: Method, problem: Problem, num_steps: int, shared: PyTree[bool]) -> flows.Flow:
+    """A method's flow."""
     objectives: tuple[flows.Objective, ...] = problem.objectives(method.repulsion)
     if method.scalarize is not None:
         objectives = (Scalarized(objectives, problem.outputs, method.scalarize == "each"),)
-    return {
-        "objectives": objectives,
-        "velocity": method.velocity,
-        "aggregator": method.aggregator,
-        "optimizer": method.optimizer(
-            optax.cosine_decay_schedule(method.step_size, num_steps, alpha=0.05)
-        ),
-        "features": None if method.features is None else getattr(problem, method.features),
-    }
+    schedule = optax.cosine_decay_schedule(method.step_size, num_steps, alpha=0.05)
+    return flows.Flow(
+        objectives,
+        velocity=method.velocity,
+        aggregator=method.aggregator,
+        optimizer=method.optimizer(schedule),
+        features=None if method.features is None else getattr(problem, method.features),
+        shared=shared,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -238,31 +238,22 @@ def train(
     """Train all seeds of a method at once, an epoch a checkpoint."""
     problem = Problem(jax.tree.map(jnp.asarray, splits.train), settings)
     steps = max(1, splits.train.labels.shape[0] // settings.batch_size)
-    options = flow_options(method, problem, steps * settings.num_epochs)
-    objectives = options.pop("objectives")
     num_particles = settings.num_particles if method.ensemble else 1
     canvas = splits.train.images.shape[1]
+    shared = is_shared(init_particle(jax.random.key(0), canvas))
+    flow = make_flow(method, problem, steps * settings.num_epochs, shared)
     keys = jax.vmap(jax.random.key)(jnp.asarray(settings.seeds))
     validation = jax.tree.map(jnp.asarray, splits.validation)
 
     def start(key: Key[Array, ""]) -> flows.FlowState:
         particle_keys = jax.random.split(jax.random.fold_in(key, 1), num_particles)
         particles = jax.vmap(lambda k: init_particle(k, canvas))(particle_keys)
-        return flows.init(key, particles, objectives, **options)
+        return flow.init(key, particles)
 
     @jax.jit
     def epoch(state: flows.FlowState) -> tuple[flows.FlowState, dict[str, Array]]:
         def one(key: Key[Array, ""], state: flows.FlowState):
-            shared = is_shared(jax.tree.map(lambda leaf: leaf[0], state.particles))
-            result = flows.run(
-                key,
-                state,
-                objectives,
-                **options,
-                num_steps=steps,
-                record_every=steps,
-                shared=shared,
-            )
+            result = flow.run(key, state, num_steps=steps, record_every=steps)
             scores = calibration.metrics(
                 ensemble_probs(result.particles, validation.images), validation.labels
             )

@@ -48,26 +48,25 @@ objectives = (flows.KL(mixture.log_prob), flows.MMD(ring, kernels.Energy()))
 # %% [markdown]
 # ## 2. Run the flow
 #
-# The velocity says how steepest descent is estimated from particles, the aggregator how the two are
-# weighed, the optimizer how the step is taken. `observe` records whatever you like along the way.
-# We compile the whole run, as you would any JAX function.
+# The velocity estimates the steepest descent from the particles, the aggregator weighs the two, the
+# optimizer takes the step. `observe` records whatever you like along the way.
+# The first run compiles the flow. A second one, with other particles or another key, does not.
 
 # %%
 start = 0.5 * jax.random.normal(jax.random.key(2), (200, 2)) + jnp.array([0.0, 4.0])
-flow = jax.jit(
-    lambda particles: flows.run(
-        jax.random.key(0),
-        particles,
-        objectives,
-        velocity=flows.Blob(kernels.Gaussian(bandwidth=0.4)),
-        aggregator=flows.MinNorm(),
-        optimizer=optax.adam(0.03),
-        num_steps=600,
-        record_every=10,
-        observe=lambda state: state.particles,
-    )
+flow = flows.Flow(
+    objectives,
+    velocity=flows.Blob(kernels.Gaussian(bandwidth=0.4)),
+    aggregator=flows.MinNorm(),
+    optimizer=optax.adam(0.03),
 )
-result = flow(start)
+result = flow.run(
+    jax.random.key(0),
+    start,
+    num_steps=600,
+    record_every=10,
+    observe=lambda state: state.particles,
+)
 print("finite:", bool(result.finite))
 print("final squared gradient norm:", float(result.history.squared_norm[-1]))
 
@@ -140,12 +139,10 @@ class Line:
         return flows.Variation(weights @ potential, potential, gradient), state
 
 
-three = flows.run(
-    jax.random.key(0),
-    start,
+flow = flows.Flow(
     (*objectives, Line()),
     velocity=flows.Blob(kernels.Gaussian(bandwidth=0.4)),
     optimizer=optax.adam(0.03),
-    num_steps=100,
 )
+three = flow.run(jax.random.key(0), start, num_steps=100)
 print("three objectives, weights at the end:", np.round(np.asarray(three.history.weights[-1]), 2))

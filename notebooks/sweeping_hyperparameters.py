@@ -42,14 +42,13 @@ seeds = jnp.arange(4)
 # %%
 def experiment(learning_rate, bandwidth, seed):
     key = jax.random.key(seed)
-    return flows.run(
-        key,
-        jax.random.normal(jax.random.fold_in(key, 1), (30, 2)),
+    particles = jax.random.normal(jax.random.fold_in(key, 1), (30, 2))
+    flow = flows.Flow(
         targets,
         velocity=flows.Blob(kernels.Gaussian(bandwidth=bandwidth)),
         optimizer=optax.adam(learning_rate),
-        num_steps=200,
-    ).history.squared_norm[-1]
+    )
+    return flow.run(key, particles, num_steps=200).history.squared_norm[-1]
 
 
 # %% [markdown]
@@ -68,7 +67,7 @@ print(f"{norms.size} flows in one compilation: {sweep_seconds:.1f} s, compilatio
 # %% [markdown]
 # ## The loop
 #
-# The same experiments one by one. The usual loop compiles anew at every setting, since the settings
+# The same experiments one by one. The usual loop compiles again at every setting, as the settings
 # are constants of the compiled function; we time a few and scale up. The kinder loop compiles once
 # and takes them as arguments.
 

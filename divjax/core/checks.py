@@ -320,7 +320,7 @@ def check_key(key: Any) -> None:
 
 
 def key_first(function: F) -> F:
-    """The function, with an error for a forgotten key instead of one for a missing argument.
+    """The function or method, with an error for a forgotten key instead of a missing argument.
 
     Example:
         >>> @key_first
@@ -329,11 +329,13 @@ def key_first(function: F) -> F:
         Traceback (most recent call last):
         ValueError: key must be one typed key, such as jax.random.key(0); got (3, 2).
     """
+    # A method's key comes after the object.
+    position = int(next(iter(inspect.signature(function).parameters)) == "self")
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if args:
-            check_key(args[0])
+        if len(args) > position:
+            check_key(args[position])
         return function(*args, **kwargs)
 
     return cast(F, checked)

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 T = TypeVar("T")
 
 __all__ = [
+    "Itself",
     "TracedFunction",
     "as_pytree",
     "as_traced",
@@ -180,14 +181,14 @@ class _Code:
         return hash(self._operations)
 
 
-class _Itself:
+class Itself:
     """Equal only to a wrapper of the same object."""
 
     def __init__(self, held: Any):
         self.held = held
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and self.held is other.held
+        return isinstance(other, Itself) and self.held is other.held
 
     def __hash__(self) -> int:
         return id(self.held)
@@ -208,7 +209,7 @@ def _operations(jaxpr: Any) -> Hashable:
     def parameter(value: Any) -> Hashable:
         # Inner programs, such as those of loops, are compared in the same way as the outer one.
         if isinstance(value, ClosedJaxpr):
-            return _operations(value.jaxpr), tuple(map(_Itself, value.consts))
+            return _operations(value.jaxpr), tuple(map(Itself, value.consts))
         if isinstance(value, Jaxpr):
             return _operations(value)
         if isinstance(value, (tuple, list)):
@@ -217,7 +218,7 @@ def _operations(jaxpr: Any) -> Hashable:
         try:
             hash(value)
         except TypeError:
-            return _Itself(value)
+            return Itself(value)
         return value
 
     inputs = [atom(var) for var in (*jaxpr.constvars, *jaxpr.invars)]

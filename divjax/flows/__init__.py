@@ -2,37 +2,35 @@
 
 Four nouns, none of which inherits from another: an *objective* (the functional to decrease), a
 *velocity* (how its gradient flow is estimated from particles), an *aggregator* (the weights of
-several velocities), and an optax *optimizer* (how the step is taken). `run` composes them.
+several velocities), and an optax *optimizer* (how the step is taken). A `Flow` holds them and runs.
 """
 
 from divjax.core.simplex import effective_sample_size, min_norm_weights, project_simplex
-from divjax.flows.aggregators import (
-    CAGrad,
-    FixedWeights,
-    MinNorm,
-    PCGrad,
-    ProjectedStep,
-    gram,
-)
+from divjax.flows.aggregators import CAGrad, FixedWeights, MinNorm, PCGrad, ProjectedStep
 from divjax.flows.diagnostics import (
     Diagnostics,
     ParticleDiagnostics,
     distinct_particles,
-    hypervolume,
     kernel_stein_discrepancy,
-    pareto_residual,
     relative_spread,
-    squared_norm,
 )
-from divjax.flows.dynamics import AcceleratedState, ParticleWeights, accelerated
-from divjax.flows.learned import FDivergence
-from divjax.flows.neural import NeuralScore
-from divjax.flows.objectives import KL, MMD, Interaction, Potential
-from divjax.flows.run import fields, init, run, step
-from divjax.flows.state import Fields, FlowResult, FlowState, History, StepInfo
-from divjax.flows.transport import SinkhornDivergence, SlicedWasserstein
-from divjax.flows.types import Aggregator, Objective, Variation, Velocity
-from divjax.flows.velocities import GFSD, GFSF, SVGD, Blob, Langevin
+from divjax.flows.fields import gram
+from divjax.flows.flow import Flow
+from divjax.flows.mass import FisherRao
+from divjax.flows.objectives import (
+    KL,
+    MMD,
+    FDivergence,
+    Interaction,
+    Potential,
+    SinkhornDivergence,
+    SlicedWasserstein,
+)
+from divjax.flows.optimizers import AcceleratedState, accelerated
+from divjax.flows.pareto import hypervolume, pareto_residual, squared_norm
+from divjax.flows.state import FlowResult, FlowState, History, StepInfo
+from divjax.flows.types import Aggregator, Fields, Objective, Variation, Velocity
+from divjax.flows.velocities import GFSD, GFSF, SVGD, Blob, Langevin, NeuralScore
 
 __all__ = [
     "GFSD",
@@ -47,7 +45,9 @@ __all__ = [
     "Diagnostics",
     "FDivergence",
     "Fields",
+    "FisherRao",
     "FixedWeights",
+    "Flow",
     "FlowResult",
     "FlowState",
     "History",
@@ -58,7 +58,6 @@ __all__ = [
     "Objective",
     "PCGrad",
     "ParticleDiagnostics",
-    "ParticleWeights",
     "Potential",
     "ProjectedStep",
     "SinkhornDivergence",
@@ -69,16 +68,12 @@ __all__ = [
     "accelerated",
     "distinct_particles",
     "effective_sample_size",
-    "fields",
     "gram",
     "hypervolume",
-    "init",
     "kernel_stein_discrepancy",
     "min_norm_weights",
     "pareto_residual",
     "project_simplex",
     "relative_spread",
-    "run",
     "squared_norm",
-    "step",
 ]

@@ -1,4 +1,4 @@
-"""Aggregators: how the K velocity fields of the objectives become one.
+"""Aggregators: weights that make one velocity field of the objectives' K.
 
 All depend on the fields through their Gram matrix alone, in the Hilbert space L²(q) of the
 particles' distribution q = Σ_i a_i δ_{x_i}, so their cost beyond it is independent of n and d.
@@ -17,84 +17,25 @@ from divjax.core.checks import (
     check_positive,
     check_positive_values,
     check_scalar,
-    check_shape,
     check_simplex,
 )
-from divjax.core.numerics import in_units_of, matmul, nan_unless, safe_sqrt
+from divjax.core.numerics import matmul, nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree
-from divjax.core.samples import as_arrays, as_numbers
-from divjax.core.simplex import min_norm_weights, project_simplex, within_range
-from divjax.flows.masses import checked_masses, drop_dead
+from divjax.core.samples import as_arrays
+from divjax.core.simplex import min_norm_weights, project_simplex
+from divjax.flows.fields import checked_fields, gram, unit_gram
+from divjax.flows.types import Fields
 
-__all__ = ["CAGrad", "FixedWeights", "MinNorm", "PCGrad", "ProjectedStep", "gram"]
+__all__ = ["CAGrad", "FixedWeights", "MinNorm", "PCGrad", "ProjectedStep"]
 
 # Newton's method in a bracket has a root to rounding after 6 or so; the rest is for the bracket.
 _NEWTON_STEPS = 16
 
 
-def checked_fields(velocities: Any) -> Any:
-    """K fields at some particles, by `as_numbers`; raise `ValueError` if they are invalid."""
-    velocities = as_numbers("velocities", velocities)
-    check_shape("velocities", velocities, "k", "n", "d")
-    if 0 in velocities.shape:
-        raise ValueError(f"velocities must not be empty; got shape {velocities.shape}.")
-    return velocities
-
-
-def gram(velocities: Float[Array, "k n d"], weights: Float[Array, " n"]) -> Float[Array, "k k"]:
-    """The fields' inner products in L²(q): Q_kj = Σ_i a_i ⟨v_k(x_i), v_j(x_i)⟩.
-
-    Args:
-        velocities: the K fields at the n particles.
-        weights: a, the particles' weights, summing to one.
-
-    Returns:
-        Q. The squared norm of Σ_k w_k v_k is wᵀQw.
-
-    Raises:
-        ValueError: if the shapes do not fit, or known weights are negative, not finite, or do not
-            sum to one. Invalid traced weights give NaN.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> gram(jnp.array([[[1.0], [2.0]], [[0.0], [4.0]]]), jnp.full(2, 0.5)).tolist()
-        [[2.5, 4.0], [4.0, 8.0]]
-    """
-    (velocities,) = as_arrays(velocities=checked_fields(velocities))
-    weights = checked_masses(weights, velocities.shape[1], velocities.dtype)
-    return _products(velocities, weights)
-
-
-def unit_gram(velocities: Any, weights: Any) -> Float[Array, "k k"]:
-    """`gram` of the fields divided by the power of two at their size, whose squares stay in range.
-
-    For functions that are invariant to a common factor of the fields. Gradients are stopped at the
-    size.
-    """
-    (velocities,) = as_arrays(velocities=within_range(checked_fields(velocities)))
-    weights = checked_masses(weights, velocities.shape[1], velocities.dtype)
-    # The largest √a_i |v_k(x_i)| is the unit. Particles of mass zero may hold anything, and fields
-    # that vanish or overflow keep the unit 1.
-    fixed, masses = jax.lax.stop_gradient((velocities, weights))
-    lengths = jnp.sqrt(masses)[:, None] * jnp.abs(fixed)
-    size = jnp.max(jnp.where((masses > 0)[:, None], lengths, 0))
-    size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
-    return _products(in_units_of(size, velocities)[0], weights)
-
-
-def _products(
-    velocities: Float[Array, "k n d"], weights: Float[Array, " n"]
-) -> Float[Array, "k k"]:
-    rows = drop_dead(weights, jnp.swapaxes(velocities, 0, 1))
-    # Q = Σ_i a_i V_iV_iᵀ with V_i "k d". Fields that nearly cancel are inaccurate in TF32.
-    weighted = rows * weights[:, None, None]
-    return jnp.einsum("nkd,njd->kj", weighted, rows, precision="highest")
-
-
 class _Stateless:
     """The `init` of aggregators without state."""
 
-    def init(self, num_objectives: int) -> Any:
+    def init(self, key: Key[Array, ""], num_objectives: int) -> Any:
         """The empty state."""
         return ()
 
@@ -109,24 +50,19 @@ class MinNorm(_Stateless):
     are gradients in the kernel's norm, not in this one of L²(q).
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> velocities = jnp.array([[[1.0, 0.0]], [[0.0, 2.0]]])
-        >>> MinNorm()(jax.random.key(0), velocities, jnp.ones(1), ())[0]
+        >>> import jax.numpy as jnp
+        >>> from divjax.flows import Fields
+        >>> fields = Fields(jnp.array([[[1.0, 0.0]], [[0.0, 2.0]]]), masses=jnp.ones(1))
+        >>> MinNorm()(fields, ())[0]
         Array([0.8, 0.2], dtype=float32)
 
     References:
         Désidéri 2012, theorem 2.2; MWGraD, arXiv 2505.18765, for fields of particles.
     """
 
-    def __call__(
-        self,
-        key: Key[Array, ""],
-        velocities: Float[Array, "k n d"],
-        weights: Float[Array, " n"],
-        state: Any,
-    ) -> tuple[Float[Array, " k"], Any]:
+    def __call__(self, fields: Fields, state: Any) -> tuple[Float[Array, " k"], Any]:
         """The exact minimiser."""
-        return min_norm_weights(unit_gram(velocities, weights)), state
+        return min_norm_weights(unit_gram(fields.velocities, fields.masses)), state
 
 
 @pytree
@@ -145,9 +81,10 @@ class ProjectedStep:
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from divjax.flows import Fields
+        >>> fields = Fields(jnp.array([[[1.0, 0.0]], [[0.0, 2.0]]]), masses=jnp.ones(1))
         >>> aggregator = ProjectedStep(step_size=0.125)
-        >>> velocities = jnp.array([[[1.0, 0.0]], [[0.0, 2.0]]])
-        >>> w, _ = aggregator(jax.random.key(0), velocities, jnp.ones(1), aggregator.init(2))
+        >>> w, _ = aggregator(fields, aggregator.init(jax.random.key(0), 2))
         >>> w.tolist()  # on the way from (0.5, 0.5) to (0.8, 0.2)
         [0.59375, 0.40625]
 
@@ -160,16 +97,12 @@ class ProjectedStep:
     def __post_init__(self):
         check_positive(step_size=self.step_size)
 
-    def init(self, num_objectives: int) -> Float[Array, " k"]:
+    def init(self, key: Key[Array, ""], num_objectives: int) -> Float[Array, " k"]:
         """Uniform weights."""
         return jnp.full(num_objectives, 1 / num_objectives)
 
     def __call__(
-        self,
-        key: Key[Array, ""],
-        velocities: Float[Array, "k n d"],
-        weights: Float[Array, " n"],
-        state: Float[Array, " k"],
+        self, fields: Fields, state: Float[Array, " k"]
     ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
         """The weights after one more step."""
         check_scalar(step_size=self.step_size)
@@ -179,7 +112,7 @@ class ProjectedStep:
         step_size = nan_unless(step_size > 0, step_size)
         # Not `unit_gram`: β is in units of one over a squared velocity, so the fields' scale
         # counts.
-        products = gram(velocities, weights)
+        products = gram(fields.velocities, fields.masses)
         step = matmul(products.astype(state.dtype), state)
         moved = project_simplex(state - step_size * step)
         return moved.astype(products.dtype), moved
@@ -198,36 +131,30 @@ class FixedWeights(_Stateless):
             hundredth.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> aggregator, velocities = FixedWeights((0.25, 0.75)), jnp.ones((2, 5, 3))
-        >>> state = aggregator.init(2)
-        >>> aggregator(jax.random.key(0), velocities, jnp.full(5, 0.2), state)[0].tolist()
+        >>> import jax.numpy as jnp
+        >>> from divjax.flows import Fields
+        >>> fields = Fields(jnp.ones((2, 5, 3)), masses=jnp.full(5, 0.2))
+        >>> FixedWeights((0.25, 0.75))(fields, ())[0].tolist()
         [0.25, 0.75]
     """
 
     weights: ArrayLike | Sequence[float] | None = None
 
-    def init(self, num_objectives: int) -> Any:
+    def init(self, key: Key[Array, ""], num_objectives: int) -> Any:
         """The empty state; checks the weights."""
         if self.weights is None:
             return ()
         shape = jnp.asarray(self.weights).shape
         if shape != (num_objectives,):
             raise ValueError(
-                f"weights must be {num_objectives} numbers, one an objective; got shape {shape}."
+                f"weights must be {num_objectives} numbers, one per objective; got shape {shape}."
             )
         check_simplex("weights", self.weights)
         return ()
 
-    def __call__(
-        self,
-        key: Key[Array, ""],
-        velocities: Float[Array, "k n d"],
-        weights: Float[Array, " n"],
-        state: Any,
-    ) -> tuple[Float[Array, " k"], Any]:
+    def __call__(self, fields: Fields, state: Any) -> tuple[Float[Array, " k"], Any]:
         """The weights, independent of the fields."""
-        (velocities,) = as_arrays(velocities=checked_fields(velocities))
+        (velocities,) = as_arrays(velocities=checked_fields(fields.velocities))
         size = velocities.shape[0]
         if self.weights is None:
             return jnp.full(size, 1 / size, velocities.dtype), state
@@ -238,33 +165,36 @@ class FixedWeights(_Stateless):
 
 
 @pytree
-class PCGrad(_Stateless):
+class PCGrad:
     """Gradient surgery: projects away conflicting components of the fields, then averages them.
 
     For each k, u starts as v_k and visits the other fields in random order; if ⟨u, v_j⟩ < 0 it is
     projected off v_j: u ← u − (⟨u, v_j⟩ / ‖v_j‖²) v_j. The result is the mean of the K fields u
     (the published sum, divided by K): uniform weights if no two fields conflict. Its coefficients
-    are non-negative, and sum to more than one if there is a conflict.
+    are non-negative, and sum to more than one if there is a conflict. The state is a key, split at
+    each call for the orders.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> velocities = jnp.array([[[1.0, 0.0]], [[-1.0, 1.0]]])
-        >>> PCGrad()(jax.random.key(0), velocities, jnp.ones(1), ())[0].tolist()
+        >>> from divjax.flows import Fields
+        >>> fields = Fields(jnp.array([[[1.0, 0.0]], [[-1.0, 1.0]]]), masses=jnp.ones(1))
+        >>> PCGrad()(fields, jax.random.key(0))[0].tolist()
         [1.0, 0.75]
 
     References:
         Yu et al. 2020, algorithm 1.
     """
 
+    def init(self, key: Key[Array, ""], num_objectives: int) -> Key[Array, ""]:
+        """The key of all calls."""
+        return key
+
     def __call__(
-        self,
-        key: Key[Array, ""],
-        velocities: Float[Array, "k n d"],
-        weights: Float[Array, " n"],
-        state: Any,
-    ) -> tuple[Float[Array, " k"], Any]:
-        """The coefficients of the fields in the mean of the projected ones."""
-        return _mean_of_projected(key, unit_gram(velocities, weights)), state
+        self, fields: Fields, state: Key[Array, ""]
+    ) -> tuple[Float[Array, " k"], Key[Array, ""]]:
+        """The coefficients of the fields in the mean of the projected ones, and the next key."""
+        key, later = jax.random.split(state)
+        return _mean_of_projected(key, unit_gram(fields.velocities, fields.masses)), later
 
 
 @jax.jit
@@ -311,11 +241,12 @@ class CAGrad(_Stateless):
         ValueError: if `c` is a negative Python number.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> velocities = jnp.array([[[1.0, 0.0]], [[-0.5, 1.0]]])
-        >>> coefficients, _ = CAGrad(c=0.5)(jax.random.key(0), velocities, jnp.ones(1), ())
-        >>> direction = jnp.tensordot(coefficients, velocities, 1)
-        >>> bool(jnp.tensordot(velocities, direction, 2).min() > 0)  # the mean field has −0.0625
+        >>> import jax.numpy as jnp
+        >>> from divjax.flows import Fields
+        >>> fields = Fields(jnp.array([[[1.0, 0.0]], [[-0.5, 1.0]]]), masses=jnp.ones(1))
+        >>> coefficients, _ = CAGrad(c=0.5)(fields, ())
+        >>> products = jnp.tensordot(fields.velocities, fields.velocities, ((1, 2), (1, 2)))
+        >>> bool((products @ coefficients).min() > 0)  # the mean field has −0.0625
         True
 
     References:
@@ -327,19 +258,13 @@ class CAGrad(_Stateless):
     def __post_init__(self):
         check_nonnegative(c=self.c)
 
-    def __call__(
-        self,
-        key: Key[Array, ""],
-        velocities: Float[Array, "k n d"],
-        weights: Float[Array, " n"],
-        state: Any,
-    ) -> tuple[Float[Array, " k"], Any]:
+    def __call__(self, fields: Fields, state: Any) -> tuple[Float[Array, " k"], Any]:
         """The coefficients of the fields in d."""
         check_scalar(c=self.c)
         check_nonnegative_values(c=self.c)
         # The coefficients do not depend on a common factor of the fields, and `_multiplier` expects
         # the longest to have length one. Gradients are therefore stopped at the factor.
-        products = unit_gram(velocities, weights)
+        products = unit_gram(fields.velocities, fields.masses)
         size = products.shape[0]
         largest = jnp.max(jnp.diagonal(products))
         products = products / jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))

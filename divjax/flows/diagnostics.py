@@ -1,4 +1,4 @@
-"""Progress of a flow: norm of the combined velocity, Stein discrepancy, spread, hypervolume."""
+"""Progress of the particles: Stein discrepancy, spread, distinct particles."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from divjax.core.checks import check_same_features, check_scalar_output, check_shape
+from divjax.core.checks import check_same_features, check_scalar_output
 from divjax.core.numerics import matmul
 from divjax.core.pairwise import (
     coincidence_distance,
@@ -20,98 +19,30 @@ from divjax.core.pairwise import (
 )
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles
 from divjax.core.samples import (
-    as_arrays,
     as_numbers,
     as_samples,
     centered_samples,
     loses_digits,
-    without_offset,
 )
-from divjax.core.simplex import min_norm_weights
 from divjax.core.types import summary
-from divjax.flows.aggregators import checked_fields, unit_gram
-from divjax.flows.masses import checked_masses, drop_dead, weighted_sum
-from divjax.flows.targets import (
+from divjax.flows.mass import drop_dead, masses_or_equal, weighted_sum
+from divjax.flows.objectives.targets import (
     TargetRows,
     as_particles,
     as_table,
     flagged_value,
     target_rows,
 )
+from divjax.flows.state import FlowState
 from divjax.kernels.radial import Gaussian, InverseMultiquadric
 
 __all__ = [
     "Diagnostics",
     "ParticleDiagnostics",
     "distinct_particles",
-    "hypervolume",
     "kernel_stein_discrepancy",
-    "pareto_residual",
     "relative_spread",
-    "squared_norm",
 ]
-
-
-def _masses(weights: Any, x: Array, axis: int = 0) -> Float[Array, " n"]:
-    """The given masses, or equal ones, of the particles along an axis."""
-    n = x.shape[axis]
-    return checked_masses(jnp.full(n, 1 / n, x.dtype) if weights is None else weights, n, x.dtype)
-
-
-def squared_norm(
-    velocities: Float[Array, "k n d"],
-    objective_weights: Float[Array, " k"],
-    weights: Float[Array, " n"] | None = None,
-) -> Float[Array, ""]:
-    """The *squared* norm of the combined velocity in L²(q), Σ_i a_i ‖Σ_k w_k v_k(x_i)‖².
-
-    Args:
-        velocities: the K fields, such as `flows.fields(...).velocities`.
-        objective_weights: w, one per field.
-        weights: the particles' masses a, summing to one; equal by default.
-
-    Raises:
-        ValueError: if the shapes do not fit, an array does not hold real numbers, or known masses
-            are invalid. Invalid traced ones give NaN.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> fields = jnp.array([[[2.0, 0.0]], [[0.0, 2.0]]])
-        >>> float(squared_norm(fields, jnp.array([0.5, 0.5])))
-        2.0
-    """
-    velocities, objective_weights = as_arrays(
-        velocities=checked_fields(velocities), objective_weights=objective_weights
-    )
-    check_shape("objective_weights", objective_weights, velocities.shape[0])
-    weights = _masses(weights, velocities, 1)
-    # Near Pareto stationarity the fields cancel, and their sum must stay accurate.
-    combined = jnp.tensordot(objective_weights, velocities, 1, precision="highest")
-    return weighted_sum(weights, jnp.sum(combined**2, axis=1))
-
-
-def pareto_residual(
-    velocities: Float[Array, "k n d"], weights: Float[Array, " n"] | None = None
-) -> Float[Array, ""]:
-    """Min over the simplex of Σ_i a_i ‖Σ_k w_k v_k(x_i)‖²: zero exactly at Pareto stationarity.
-
-    The squared norm under the best weights, independent of those that a flow used. The fields are
-    `flows.fields(...).velocities`.
-
-    Raises:
-        ValueError: as `squared_norm`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> fields = jnp.array([[[2.0, 0.0]], [[-1.0, 0.0]]])
-        >>> float(pareto_residual(fields))
-        0.0
-    """
-    velocities = checked_fields(velocities)
-    n = velocities.shape[1]
-    masses: Any = np.full(n, 1 / n) if weights is None else weights
-    # From the fields rather than from wᵀQw, which suffers cancellation if the residual is small.
-    return squared_norm(velocities, min_norm_weights(unit_gram(velocities, masses)), masses)
 
 
 def kernel_stein_discrepancy(
@@ -151,7 +82,7 @@ def kernel_stein_discrepancy(
     Example:
         >>> import jax.numpy as jnp
         >>> from divjax.kernels import Gaussian
-        >>> at_the_mode = jnp.zeros((1, 2))  # s = 0 there: what is left is the trace, d/σ²
+        >>> at_the_mode = jnp.zeros((1, 2))  # s = 0 there: the trace d/σ² remains
         >>> normal = lambda x: -0.5 * jnp.sum(x**2)
         >>> float(kernel_stein_discrepancy(at_the_mode, normal, Gaussian(bandwidth=1.0)))
         2.0
@@ -171,7 +102,7 @@ def kernel_stein_discrepancy(
         )
     if debias and particles.shape[0] == 1:
         raise ValueError("particles must be at least two to be unbiased; got 1.")
-    weights = _masses(weights, particles)
+    weights = masses_or_equal(weights, particles)
     # Particles of weight zero may hold any value: others replace them, at weight zero.
     x, particles = living_rows(x, weights), living_rows(particles, weights)
     kernel, _ = kernel.resolve(x, kernel.init(x))
@@ -221,7 +152,7 @@ def distinct_particles(
         2
     """
     _, particles = centered_samples({"particles": weights}, particles=particles)
-    masses = _masses(weights, particles)
+    masses = masses_or_equal(weights, particles)
     # Masses that round to zero in the particles' dtype count.
     alive = masses > 0 if weights is None else jnp.asarray(as_numbers("weights", weights) > 0)
     return _num_distinct(particles, alive, ~jnp.isnan(masses).any())
@@ -275,7 +206,7 @@ def relative_spread(
         0.25
     """
     rows = _spread_rows(particles, samples, weights)
-    weights = _masses(weights, rows.x)
+    weights = masses_or_equal(weights, rows.x)
     # Squares of coordinates far from zero would cancel in a variance, so each side is centered
     # first.
     x = drop_dead(weights, rows.x - common_center(rows.x, weights > 0))
@@ -323,7 +254,7 @@ class ParticleDiagnostics(NamedTuple):
 
 @pytree
 class Diagnostics:
-    """The statistics to record along a flow: `flows.run(..., observe=Diagnostics(...))`.
+    """The statistics to record along a flow: `flow.run(..., observe=Diagnostics(...))`.
 
     Attributes:
         samples: draws from a target, for `relative_spread`; not recorded if None.
@@ -336,9 +267,10 @@ class Diagnostics:
         >>> import jax, jax.numpy as jnp, optax
         >>> from divjax import flows
         >>> target = flows.KL(lambda z: -0.5 * jnp.sum(z**2))
-        >>> result = flows.run(
-        ...     jax.random.key(0), 3 + jax.random.normal(jax.random.key(1), (20, 2)), (target,),
-        ...     velocity=flows.SVGD(), optimizer=optax.sgd(0.1), num_steps=20, record_every=10,
+        >>> flow = flows.Flow((target,), velocity=flows.SVGD(), optimizer=optax.sgd(0.1))
+        >>> result = flow.run(
+        ...     jax.random.key(0), 3 + jax.random.normal(jax.random.key(1), (20, 2)),
+        ...     num_steps=20, record_every=10,
         ...     observe=flows.Diagnostics(log_prob=lambda z: -0.5 * jnp.sum(z**2)))
         >>> seen = result.history.observed
         >>> seen.distinct.tolist(), bool(seen.stein_discrepancy[1] < seen.stein_discrepancy[0])
@@ -356,7 +288,7 @@ class Diagnostics:
         if self.log_prob is not None:
             object.__setattr__(self, "log_prob", as_pytree(self.log_prob))
 
-    def __call__(self, state: Any) -> ParticleDiagnostics:
+    def __call__(self, state: FlowState) -> ParticleDiagnostics:
         """The diagnostics at a flow's state."""
         x, unravel = ravel_particles(state.particles)
         weights = state.particle_weights
@@ -368,59 +300,3 @@ class Diagnostics:
             of_row = lambda row: log_prob(jax.tree.map(lambda leaf: leaf[0], unravel(row[None])))
             discrepancy = kernel_stein_discrepancy(x, of_row, self.kernel, weights)
         return ParticleDiagnostics(distinct_particles(x, weights), spread, discrepancy)
-
-
-def hypervolume(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> Float[Array, ""]:
-    """The volume that points dominate below a reference, for K ≤ 4 objectives to be minimised.
-
-    The measure of ∪_i {z : points_i ≤ z ≤ reference}. Exact, by slicing along the last objective:
-    O(n^(K−1) log n) time. Points that do not dominate the reference add nothing.
-
-    Args:
-        points: objective values, one row per point.
-        reference: a point that all points of interest dominate.
-
-    Raises:
-        ValueError: if there are no points, K is 0 or above 4, or the shapes do not fit.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> float(hypervolume(jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([2.0, 2.0])))
-        3.0
-
-    References:
-        Zitzler, Thiele 1998, section 3.
-    """
-    points, reference = as_numbers("points", points), as_numbers("reference", reference)
-    if points.ndim != 2 or points.shape[0] == 0 or reference.shape != points.shape[1:]:
-        raise ValueError(
-            "points and reference must have shapes (n, k), n > 0, and (k,); "
-            f"got {points.shape} and {reference.shape}."
-        )
-    if not 1 <= points.shape[1] <= 4:
-        raise ValueError(f"points must have 1 to 4 objectives; got {points.shape[1]}.")
-    # A volume is invariant to translations, and a point moved to the reference's level in one
-    # coordinate dominates zero volume.
-    points, reference = without_offset(points=points, reference=reference)
-    points, reference = as_arrays(points=points, reference=reference)
-    return _dominated(jnp.minimum(points, reference), reference)
-
-
-def _dominated(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> Float[Array, ""]:
-    if points.shape[1] == 1:
-        return reference[0] - jnp.min(points)
-    # Between two consecutive heights the slice is that of the points below, one dimension fewer.
-    points = points[jnp.argsort(points[:, -1])]
-    heights = jnp.append(points[1:, -1], reference[-1]) - points[:, -1]
-    # A two-dimensional slice is a segment from the least first coordinate so far.
-    if points.shape[1] == 2:
-        return jnp.sum(heights * (reference[0] - jax.lax.cummin(points[:, 0])))
-    index = jnp.arange(points.shape[0])
-
-    def slice_volume(last: Array) -> Float[Array, ""]:
-        # Points above the slice are moved to the reference, where they dominate zero volume, so
-        # that shapes stay static.
-        present = jnp.where((index <= last)[:, None], points[:, :-1], reference[:-1])
-        return _dominated(present, reference[:-1])
-
-    return jnp.sum(heights * jax.lax.map(slice_volume, index))

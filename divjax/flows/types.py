@@ -10,7 +10,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-__all__ = ["Aggregator", "Objective", "Variation", "Velocity"]
+from divjax.core.types import summary
+
+__all__ = ["Aggregator", "Fields", "Objective", "Variation", "Velocity"]
 
 
 class Variation(NamedTuple):
@@ -50,14 +52,21 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
 class Velocity(Protocol):
     """Maps energy gradients to velocity fields, and estimates the entropy's own field.
 
     The field of objective k is `drift[k] + τ_k · repulsion`: one repulsion, one kernel matrix and
-    one bandwidth serve all K objectives. A velocity may instead leave the entropy to noise, as
-    `Langevin` does: with the attribute `diffuses = True` its repulsion is zero, and a step adds
-    √(2τP) ξ after the optimizer.
+    one bandwidth serve all K objectives.
     """
+
+    @property
+    def diffuses(self) -> bool:
+        """Whether noise takes the entropy's part, as in `Langevin`.
+
+        The repulsion is then zero, and a step adds √(2τP) ξ after the optimizer, P its step size.
+        """
+        ...
 
     def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> Any:
         """The state carried from step to step (a bandwidth, a network), `()` if there is none."""
@@ -83,19 +92,41 @@ class Velocity(Protocol):
         ...
 
 
+class Fields(NamedTuple):
+    """The K velocity fields at the particles, with the values that aggregators may weigh them by.
+
+    A flow fills in all four. To call an aggregator on its own, the first two do for those that
+    depend on the fields alone, as all of this package do.
+
+    Attributes:
+        velocities: the fields v_k(x_i), raveled particles as rows. An aggregator gets them with
+            zeros at the leaves that are not shared.
+        masses: the particles' masses a_i, summing to one.
+        values: the K energies E_k(q).
+        potentials: their first variations δE_k/δq(x_i), each up to a constant.
+    """
+
+    velocities: Float[Array, "k n d"]
+    masses: Float[Array, " n"]
+    values: Float[Array, " k"] | None = None
+    potentials: Float[Array, "k n"] | None = None
+
+    __repr__ = summary
+
+
+@runtime_checkable
 class Aggregator(Protocol):
     """Weights over the K velocity fields."""
 
-    def init(self, num_objectives: int) -> Any:
-        """The state carried from step to step, `()` if there is none."""
+    def init(self, key: Key[Array, ""], num_objectives: int) -> Any:
+        """The state carried from step to step, `()` if there is none.
+
+        The key is for aggregators that draw random numbers, which then keep one in their state.
+        """
         ...
 
     def __call__(
-        self,
-        key: Key[Array, ""],
-        velocities: Float[Array, "k n d"],
-        weights: Float[Array, " n"],
-        state: Any,
-    ) -> tuple[Float[Array, " k"], Any]:
-        """The K weights, and the next state. `weights` are the particles', summing to one."""
+        self, fields: Fields, state: Any
+    ) -> tuple[Float[Array, " k"] | Float[Array, "k n"], Any]:
+        """The K weights, or K for each particle, and the next state."""
         ...

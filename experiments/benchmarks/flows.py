@@ -35,17 +35,15 @@ def our_run(
     kernel: kernels.Gaussian, num_objectives: int, num_steps: int, velocity: Any = flows.SVGD
 ):
     """A run of `num_steps` of ours on the first few targets, recording once."""
+    flow = flows.Flow(
+        tuple(flows.KL(target.log_prob) for target in TARGETS[:num_objectives]),
+        velocity=velocity(kernel),
+        optimizer=optax.adam(LEARNING_RATE),
+    )
 
     def final(x: jax.Array) -> jax.Array:
-        return flows.run(
-            jax.random.key(0),
-            x,
-            tuple(flows.KL(target.log_prob) for target in TARGETS[:num_objectives]),
-            velocity=velocity(kernel),
-            optimizer=optax.adam(LEARNING_RATE),
-            num_steps=num_steps,
-            record_every=num_steps,
-        ).particles
+        run = flow.run(jax.random.key(0), x, num_steps=num_steps, record_every=num_steps)
+        return run.particles
 
     return final
 
@@ -78,7 +76,7 @@ def step_costs(sizes: tuple[int, ...], budget: float) -> list[dict]:
         for name, kernel in (("fixed", FIXED), ("median", MEDIAN)):
             for velocity in (flows.SVGD, flows.Blob):
                 steps = max(10, int(budget * 2e8 / (n * n + 1e5)))
-                elapsed = seconds(jax.jit(our_run(kernel, 4, steps, velocity)), cloud(n), repeats=5)
+                elapsed = seconds(our_run(kernel, 4, steps, velocity), cloud(n), repeats=5)
                 row[f"{velocity.__name__} {name} ms"] = 1e3 * elapsed / steps
         rows.append(row)
     return rows
@@ -90,8 +88,7 @@ def objective_costs(n: int, budget: float) -> list[dict]:
     rows = []
     for name, kernel in (("fixed", FIXED), ("median", MEDIAN)):
         one, four = (
-            1e3 * seconds(jax.jit(our_run(kernel, k, steps)), cloud(n), repeats=9) / steps
-            for k in (1, 4)
+            1e3 * seconds(our_run(kernel, k, steps), cloud(n), repeats=9) / steps for k in (1, 4)
         )
         rows.append({"n": n, "bandwidth": name, "K=1 ms": one, "K=4 ms": four, "ratio": four / one})
     return rows
@@ -105,7 +102,7 @@ def against_blackjax(sizes: tuple[int, ...], budget: float) -> list[dict]:
     for n in sizes:
         ours_steps = max(10, int(budget * 2e8 / (n * n + 1e5)))
         peer_steps = max(1, ours_steps // 40) if n > 100 else ours_steps
-        ours = seconds(jax.jit(our_run(MEDIAN, 1, ours_steps)), cloud(n), repeats=5) / ours_steps
+        ours = seconds(our_run(MEDIAN, 1, ours_steps), cloud(n), repeats=5) / ours_steps
         peer = (
             seconds(jax.jit(blackjax_run(peer_steps)), cloud(n), repeats=3 if n <= 1000 else 2)
             / peer_steps
@@ -125,9 +122,8 @@ import jax, jax.numpy as jnp, optax
 from divjax import flows, kernels
 x = jax.random.normal(jax.random.key(0), ({n}, {d}))
 target = flows.KL(lambda z: -0.5 * jnp.sum((z - 1) ** 2))
-step = jax.jit(lambda x: flows.run(
-    jax.random.key(0), x, (target,), velocity=flows.SVGD(kernels.{name}),
-    optimizer=optax.sgd(0.1), num_steps=1))
+flow = flows.Flow((target,), velocity=flows.SVGD(kernels.{name}), optimizer=optax.sgd(0.1))
+step = lambda x: flow.run(jax.random.key(0), x, num_steps=1)
 """
         found = alone(
             setup, "result = jax.block_until_ready(step(x))", "finite=bool(result.finite)"
@@ -144,7 +140,7 @@ def dense_against_blocks(n: int, d: int) -> list[dict]:
         ends = []
         for entries in (n * n, n * n // 16):
             with mock.patch.object(pairwise, name_of_budget, entries):
-                ends.append(jax.jit(our_run(kernel, 4, 5))(x))
+                ends.append(our_run(kernel, 4, 5)(x))
         difference = jnp.max(jnp.abs(ends[0] - ends[1])) / jnp.max(jnp.abs(ends[0]))
         rows.append({"n": n, "d": d, "bandwidth": name, "difference": float(difference)})
     return rows

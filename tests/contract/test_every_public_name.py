@@ -34,8 +34,9 @@ ROOMS = {
 
 WITHOUT_A_ROW = {
     "what others have in common": {"fdiv.Divergence", "fdiv.Generator"},
-    "within flows.run": {"flows.init", "flows.step", "flows.accelerated"},
+    "within a flow": {"flows.accelerated"},
     "returned by a fit": {
+        "flows.FlowResult",
         "ot.DualFit",
         "ot.ExactResult",
         "ot.EntropicFit",

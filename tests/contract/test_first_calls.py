@@ -6,9 +6,10 @@ Operation by operation a first call compiles up to a hundred, which takes second
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from divjax import fdiv
+from divjax import fdiv, flows, kernels
 from divjax.fdiv import categorical, exponential_family, histogram
 from tests.contract import test_fdiv, test_inference, test_losses
 from tests.contract.promises import COMPILED, KEY, D, floats
@@ -73,3 +74,53 @@ def test_what_a_function_refers_to_may_change():
     scale = 2.0
     for call, value in zip(calls, before, strict=True):
         np.testing.assert_allclose(call(), 2 * value, rtol=1e-5)
+
+
+def _flow():
+    log_prob = lambda z: -0.5 * jnp.sum(z**2)
+    return flows.Flow(
+        (flows.KL(log_prob), flows.MMD(Z, kernels.Energy())),
+        velocity=flows.SVGD(kernels.Gaussian(bandwidth=1.0)),
+        aggregator=flows.PCGrad(),
+        optimizer=optax.adam(0.1),
+        mass=flows.FisherRao(0.1, kernels.Gaussian(bandwidth=1.0)),
+    )
+
+
+Z, OTHER = jnp.linspace(-1, 1, 14).reshape(7, 2), jnp.linspace(-1, 2, 14).reshape(7, 2)
+FLOW_CALLS = {
+    "init": lambda flow, x, state: flow.init(KEY, x),
+    "fields": lambda flow, x, state: flow.fields(KEY, state),
+    "step": lambda flow, x, state: flow.step(KEY, state),
+    "run": lambda flow, x, state: flow.run(KEY, x, num_steps=5, record_every=2),
+    "continued": lambda flow, x, state: flow.run(KEY, state, num_steps=5),
+    "tolerance": lambda flow, x, state: flow.run(KEY, x, num_steps=5, tolerance=0.1),
+    "observe": lambda flow, x, state: flow.run(KEY, x, num_steps=5, observe=_particles),
+}
+
+
+def _particles(state):
+    return state.particles
+
+
+@pytest.mark.parametrize("name", FLOW_CALLS)
+def test_a_flow_compiles_once(name):
+    """One program at a first call, besides those of conversions; none at a second one."""
+    flow = _flow()
+    state = flow.init(KEY, Z)
+    COMPILED.clear()
+    FLOW_CALLS[name](flow, Z, state)
+    assert len(COMPILED) <= (0 if name == "init" else 3)
+    flow.run(KEY, Z[:4], num_steps=5)  # other shapes in between
+    later = flow.init(jax.random.key(4), OTHER)
+    COMPILED.clear()
+    FLOW_CALLS[name](flow, OTHER, later)
+    assert not COMPILED
+
+
+def test_numbers_of_steps_may_be_of_numpy():
+    flow = _flow()
+    flow.run(KEY, Z, num_steps=5)
+    COMPILED.clear()
+    flow.run(KEY, OTHER, num_steps=np.int64(5))
+    assert not COMPILED

@@ -32,7 +32,9 @@ def _squared_shift(x, y):
 def _flow(x, y):
     objective = flows.MMD(y, kernels.Gaussian(1.0))
     optimizer = optax.sgd(0.1)
-    result = flows.run(KEY, x, [objective], velocity=flows.SVGD(), optimizer=optimizer, num_steps=3)
+    result = flows.Flow([objective], velocity=flows.SVGD(), optimizer=optimizer).run(
+        KEY, x, num_steps=3
+    )
     return result.particles
 
 
@@ -77,7 +79,7 @@ CASES = {
         ),
         *(X, Y),
     ),
-    "flows.run": (_flow, X, Y),
+    "flows.Flow": (_flow, X, Y),
 }
 
 

@@ -29,7 +29,7 @@ def moved(velocity):
 
 
 def weighed(aggregator):
-    return aggregator(KEY, FIELDS, MASSES, aggregator.init(2))
+    return aggregator(flows.Fields(FIELDS, MASSES), aggregator.init(KEY, 2))
 
 
 def varied(objective):
@@ -37,15 +37,12 @@ def varied(objective):
 
 
 def reacted(step):
-    return step.init(X), flows.run(
-        KEY,
-        X,
+    return step.init(X), flows.Flow(
         [flows.KL(lambda x: -jnp.sum(x**2))],
         velocity=flows.SVGD(),
         optimizer=optax.sgd(0.1),
-        reaction=step,
-        num_steps=1,
-    )
+        mass=step,
+    ).run(KEY, X, num_steps=1)
 
 
 CALLS = {
@@ -97,9 +94,7 @@ CALLS = {
     ("NeuralScore", "learning_rate"): lambda v: moved(flows.NeuralScore(learning_rate=v)),
     ("ProjectedStep", "step_size"): lambda v: weighed(flows.ProjectedStep(v)),
     ("CAGrad", "c"): lambda v: weighed(flows.CAGrad(v)),
-    ("ParticleWeights", "step_size"): lambda v: reacted(
-        flows.ParticleWeights(v, kernels.Gaussian(1.0))
-    ),
+    ("FisherRao", "step_size"): lambda v: reacted(flows.FisherRao(v, kernels.Gaussian(1.0))),
     ("Potential", "entropy"): lambda v: varied(flows.Potential(jnp.sum, entropy=v)),
     ("SlicedWasserstein", "p"): lambda v: varied(flows.SlicedWasserstein(Y, p=v)),
     ("SinkhornDivergence", "epsilon"): lambda v: varied(flows.SinkhornDivergence(Y, v)),

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from divjax import flows
 from experiments import data
 from experiments import multi_task_learning as job
 from experiments.lenet import init_particle, is_shared
@@ -66,14 +65,9 @@ def test_unknown_names_are_refused(settings):
 @pytest.mark.slow
 def test_every_method_steps(problem):
     for name, method in job.METHODS.items():
-        options = job.flow_options(method, problem, 2)
         n = 3 if method.ensemble else 1
         particles = jax.vmap(lambda k: init_particle(k, 12))(jax.random.split(jax.random.key(0), n))
         shared = is_shared(jax.tree.map(lambda leaf: leaf[0], particles))
-        objectives = options.pop("objectives")
-        result = jax.jit(
-            lambda p, objectives=objectives, options=options, shared=shared: flows.run(
-                jax.random.key(1), p, objectives, **options, shared=shared, num_steps=2
-            )
-        )(particles)
+        flow = job.make_flow(method, problem, 2, shared)
+        result = flow.run(jax.random.key(1), particles, num_steps=2)
         assert result.finite, name

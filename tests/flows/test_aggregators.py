@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from divjax.flows.aggregators import CAGrad, FixedWeights, MinNorm, PCGrad, ProjectedStep, gram
+from divjax.flows import CAGrad, Fields, FixedWeights, MinNorm, PCGrad, ProjectedStep, gram
 
 KEY = jax.random.key(0)
 
 
-def apply(aggregator, velocities, weights, key=KEY, state=()):
-    return aggregator(key, velocities, weights, state)[0]
+def apply(aggregator, velocities, weights, key=KEY):
+    state = aggregator.init(key, velocities.shape[0])
+    return aggregator(Fields(velocities, weights), state)[0]
 
 
 apply = jax.jit(apply)
@@ -48,16 +49,18 @@ def test_the_shortest_combination_descends_on_every_objective(size):
 def test_projected_steps_follow_their_formula_and_converge_to_the_shortest_combination():
     velocities, weights = example(2)
     aggregator = ProjectedStep(step_size=0.1)
-    state = aggregator.init(3)
+    state = aggregator.init(KEY, 3)
     np.testing.assert_allclose(state, np.full(3, 1 / 3), rtol=1e-6)
     x = as_vectors(velocities, weights)
     moved = 1 / 3 - 0.1 * x @ x.T @ np.full(3, 1 / 3)
-    first, second = aggregator(KEY, velocities, weights, state)
+    first, second = aggregator(Fields(velocities, weights), state)
     np.testing.assert_array_equal(first, second)
     np.testing.assert_allclose(first, moved + (1 - moved.sum()) / 3, rtol=1e-5)
 
     last, _ = jax.lax.scan(
-        lambda state, _: (aggregator(KEY, velocities, weights, state)[1], None), state, length=2000
+        lambda state, _: (aggregator(Fields(velocities, weights), state)[1], None),
+        state,
+        length=2000,
     )
     np.testing.assert_allclose(last, apply(MinNorm(), velocities, weights), atol=1e-4)
 
@@ -66,7 +69,7 @@ def test_a_carried_state_keeps_its_dtype():
     with jax.enable_x64(True):
         velocities, weights = example(2)
         aggregator = ProjectedStep(step_size=0.1)
-        w, state = aggregator(KEY, velocities, weights, aggregator.init(3))
+        w, state = aggregator(Fields(velocities, weights), aggregator.init(KEY, 3))
         assert (w.dtype, state.dtype) == (jnp.float32, jnp.float64)
 
 
@@ -75,22 +78,22 @@ def test_fixed_weights_are_what_they_were_given():
     np.testing.assert_allclose(apply(FixedWeights(), velocities, weights), [0.5, 0.5])
     for given in ((0.25, 0.75), [0.25, 0.75], np.array([0.25, 0.75]), jnp.array([0.25, 0.75])):
         aggregator = FixedWeights(given)
-        assert aggregator.init(2) == ()
+        assert aggregator.init(KEY, 2) == ()
         np.testing.assert_allclose(apply(aggregator, velocities, weights), [0.25, 0.75])
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.6), (-0.5, 1.5), jnp.array([jnp.nan, 1.0])])
 def test_fixed_weights_off_the_simplex_raise(weights):
     with pytest.raises(ValueError, match="weights must be non-negative and sum to one"):
-        FixedWeights(weights).init(2)
+        FixedWeights(weights).init(KEY, 2)
 
 
 def test_fixed_weights_of_the_wrong_length_raise_even_when_traced():
-    with pytest.raises(ValueError, match=r"weights must be 3 numbers, one an objective.*\(2,\)"):
-        FixedWeights((0.5, 0.5)).init(3)
+    with pytest.raises(ValueError, match=r"weights must be 3 numbers, one per objective.*\(2,\)"):
+        FixedWeights((0.5, 0.5)).init(KEY, 3)
     with pytest.raises(ValueError, match="weights must be 3 numbers"):
-        jax.eval_shape(lambda w: FixedWeights(w).init(3), jnp.ones(2))
-    jax.eval_shape(lambda w: FixedWeights(w).init(2), jnp.ones(2))
+        jax.eval_shape(lambda w: FixedWeights(w).init(KEY, 3), jnp.ones(2))
+    jax.eval_shape(lambda w: FixedWeights(w).init(KEY, 2), jnp.ones(2))
 
 
 def gradient_surgery(vectors, orders):
@@ -183,7 +186,7 @@ def test_the_conflict_averse_direction_in_double_precision():
     with jax.enable_x64(True):
         velocities, weights = example(7, 4, dtype=np.float64)
         x = as_vectors(velocities, weights)
-        coefficients = CAGrad(0.5)(KEY, velocities, weights, ())[0]
+        coefficients = CAGrad(0.5)(Fields(velocities, weights), ())[0]
         assert coefficients.dtype == jnp.float64
         np.testing.assert_allclose(coefficients @ x, conflict_averse(x, 0.5), atol=1e-5)
         length = np.linalg.norm(coefficients @ x - x.mean(0))
@@ -213,11 +216,11 @@ def test_the_conflict_averse_direction_at_its_limits():
 def test_gradients_equal_finite_differences(aggregator):
     with jax.enable_x64(True):
         velocities, weights = example(11, 3, dtype=np.float64)
-        state = aggregator.init(3)
+        state = aggregator.init(KEY, 3)
 
         @jax.jit
         def length(velocities):
-            w = aggregator(KEY, velocities, weights, state)[0]
+            w = aggregator(Fields(velocities, weights), state)[0]
             return jnp.dot(w, jnp.array([1.0, -2.0, 3.0]))
 
         direction = np.random.default_rng(0).normal(size=velocities.shape)
@@ -237,8 +240,8 @@ def test_gradients_equal_finite_differences(aggregator):
 def test_gradients_are_finite_at_zero_weights_and_vanishing_fields(aggregator):
     velocities, _ = example(12)
     velocities[2] = velocities[1]
-    state = aggregator.init(3)
-    gradient = jax.jit(jax.grad(lambda v, a: aggregator(KEY, v, a, state)[0][0], argnums=(0, 1)))
+    state = aggregator.init(KEY, 3)
+    gradient = jax.jit(jax.grad(lambda v, a: aggregator(Fields(v, a), state)[0][0], argnums=(0, 1)))
     for fields in (velocities, 0 * velocities):
         for part in gradient(fields, jnp.array([1.0, 0.0, 0.0, 0.0, 0.0])):
             assert jnp.isfinite(part).all()
@@ -296,7 +299,7 @@ def test_numbers_out_of_range(make, message):
 
     def weights(number):
         aggregator = make(number)
-        return aggregator(KEY, FIELDS, jnp.ones(1), aggregator.init(2))[0]
+        return aggregator(Fields(FIELDS, jnp.ones(1)), aggregator.init(KEY, 2))[0]
 
     with pytest.raises(ValueError, match=message):
         weights(jnp.array(-1.0))
@@ -305,14 +308,15 @@ def test_numbers_out_of_range(make, message):
 
 
 def test_fixed_weights_that_are_traced_sum_to_one():
-    weights = jax.jit(lambda w: FixedWeights(w)(KEY, FIELDS, jnp.ones(1), ())[0])
+    weights = jax.jit(lambda w: FixedWeights(w)(Fields(FIELDS, jnp.ones(1)), ())[0])
     assert jnp.isnan(weights(jnp.array([1.0, 1.0]))).all()
 
 
 @pytest.mark.parametrize("aggregator", [PCGrad(), CAGrad(), MinNorm()])
 def test_fields_that_are_no_numbers_have_no_weights(aggregator):
     fields = FIELDS.at[1, 0, 0].set(jnp.nan)
-    assert jnp.isnan(aggregator(KEY, fields, jnp.ones(1), ())[0]).all()
+    state = aggregator.init(KEY, 2)
+    assert jnp.isnan(aggregator(Fields(fields, jnp.ones(1)), state)[0]).all()
 
 
 @pytest.mark.parametrize("unit", [1e-25, 1e25])
@@ -331,7 +335,7 @@ def test_the_scale_of_the_fields_does_not_matter(aggregator, unit):
 def test_fields_of_doubles_beyond_the_range_of_float32():
     fields = 1e-50 * np.array([[[1.0, 0.0]], [[0.0, 2.0]]])
     for unit in (1, 1e100):
-        weights, _ = MinNorm()(KEY, unit * fields, jnp.ones(1), ())
+        weights, _ = MinNorm()(Fields(unit * fields, jnp.ones(1)), ())
         np.testing.assert_allclose(weights, [0.8, 0.2], rtol=1e-6)
 
 
@@ -348,9 +352,9 @@ def test_the_weights_of_the_shortest_combination_have_derivatives_at_small_field
     "aggregator", [PCGrad(), CAGrad(), MinNorm(), ProjectedStep(0.1), FixedWeights()]
 )
 def test_lists_are_fields(aggregator):
-    state = aggregator.init(2)
-    found = aggregator(KEY, [[[1, 0]], [[0, 2]]], [1.0], state)[0]
-    np.testing.assert_array_equal(found, aggregator(KEY, FIELDS, jnp.ones(1), state)[0])
+    state = aggregator.init(KEY, 2)
+    found = aggregator(Fields([[[1, 0]], [[0, 2]]], [1.0]), state)[0]
+    np.testing.assert_array_equal(found, aggregator(Fields(FIELDS, jnp.ones(1)), state)[0])
     for bad in ([1.0], "text", jnp.ones((2, 1, 1)) * 1j):
         with pytest.raises(ValueError, match=r"^velocities must"):
-            aggregator(KEY, bad, [1.0], state)
+            aggregator(Fields(bad, [1.0]), state)

@@ -1,39 +1,21 @@
-"""Diagnostics against brute force, Monte Carlo and known values."""
-
-import itertools
+"""Diagnostics of particles against brute force, Monte Carlo and known values."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
-from scipy.optimize import minimize
 
 from divjax import flows, kernels, problems
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (16, 2))
+PAIR = tuple(flows.KL(target.log_prob) for target in problems.two_component_targets()[:2])
 
 
 def normal(x):
     return -0.5 * jnp.sum(x**2)
-
-
-def test_grad_norm_and_pareto_residual_are_the_sums():
-    rng = np.random.default_rng(0)
-    v, w = rng.normal(size=(3, 6, 2)) + 1, np.array([0.2, 0.3, 0.5])
-    a = rng.uniform(size=6)
-    a /= a.sum()
-    norm = lambda w: sum(a[i] * np.sum((w @ v[:, i]) ** 2) for i in range(6))
-    np.testing.assert_allclose(
-        flows.squared_norm(jnp.asarray(v), jnp.asarray(w), jnp.asarray(a)), norm(w), rtol=1e-5
-    )
-    best = minimize(
-        norm,
-        np.full(3, 1 / 3),
-        bounds=[(0, 1)] * 3,
-        constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
-        options={"ftol": 1e-14},
-    ).fun
-    residual = flows.pareto_residual(jnp.asarray(v), jnp.asarray(a))
-    np.testing.assert_allclose(residual, best, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -112,48 +94,6 @@ def test_effective_sample_size():
     assert flows.effective_sample_size(1e-30 * weights) == pytest.approx(1 / 0.375)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4])
-def test_hypervolume_is_monte_carlos(k):
-    rng = np.random.default_rng(k)
-    points, reference = rng.uniform(size=(7, k)), np.full(k, 0.9)
-    volume = flows.hypervolume(jnp.asarray(points), jnp.asarray(reference))
-    z = rng.uniform(high=0.9, size=(200_000, k))
-    dominated = np.zeros(len(z), bool)
-    for point in points:
-        dominated |= (z >= point).all(1)
-    expected, scale = dominated.mean(), 0.9**k
-    error = scale * np.sqrt(expected * (1 - expected) / len(z))
-    assert abs(volume - scale * expected) <= 4 * error + 1e-6
-    order = rng.permutation(7)
-    np.testing.assert_allclose(
-        flows.hypervolume(jnp.asarray(points[order]), jnp.asarray(reference)), volume, rtol=1e-5
-    )
-
-
-@pytest.mark.parametrize("k", [2, 3, 4])
-def test_hypervolume_is_inclusion_and_exclusion(k):
-    """The boxes below the reference meet in the box of their largest corner; ties included."""
-    rng = np.random.default_rng(10 + k)
-    points = np.round(rng.uniform(high=1.3, size=(6, k)), 1)
-    points = np.concatenate([points, points[:1]])
-    corners = (
-        (len(chosen), np.max(points[list(chosen)], axis=0))
-        for size in range(1, 8)
-        for chosen in itertools.combinations(range(7), size)
-    )
-    volume = sum((-1) ** (size + 1) * np.prod(np.maximum(1 - c, 0)) for size, c in corners)
-    with jax.enable_x64(True):
-        found = jax.jit(flows.hypervolume)(jnp.asarray(points), jnp.ones(k))
-        np.testing.assert_allclose(found, volume, rtol=1e-12)
-
-
-def test_hypervolume_ignores_points_beyond_the_reference():
-    inside = jnp.array([[0.5, 0.5, 0.5]])
-    with_outside = jnp.concatenate([inside, jnp.array([[0.1, 0.1, 2.0]])])
-    for points in (inside, with_outside):
-        assert flows.hypervolume(points, jnp.ones(3)) == pytest.approx(0.125)
-
-
 def test_bad_shapes_are_named():
     with pytest.raises(ValueError, match="1 to 4 objectives; got 5"):
         flows.hypervolume(jnp.zeros((2, 5)), jnp.ones(5))
@@ -168,12 +108,6 @@ def test_bad_shapes_are_named():
         stein(jnp.ones((3, 2)), jnp.sin, kernel)
     with pytest.raises(ValueError, match="at least two to be unbiased"):
         stein(jnp.ones((1, 2)), normal, kernel, debias=True)
-
-
-def test_a_small_residual_keeps_its_digits():
-    """Fields (±1, ε) combine to (0, ε), whose square is lost in the rounding of 1."""
-    fields = jnp.array([[[1.0, 1e-5]], [[-1.0, 1e-5]]])
-    np.testing.assert_allclose(flows.pareto_residual(fields), 1e-10, rtol=1e-3)
 
 
 def test_wrong_shapes_are_refused_by_name():
@@ -235,18 +169,46 @@ def test_the_stein_discrepancy_of_doubles_far_away(offset):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_lists_are_fields_and_weights():
-    fields = [[[2.0, 0.0]], [[-1.0, 0.0]]]
-    assert flows.pareto_residual(fields) == 0
-    assert flows.squared_norm(fields, [0, 1], [1]) == 1
-    assert flows.squared_norm(np.array(fields, int), np.array([1, 0])) == 4
-    assert flows.effective_sample_size([0.5, 0.5]) == 2
+def test_diagnostics_are_recorded_on_request():
+    """Against NumPy, at the particles before each step."""
+    y = 3 * np.random.default_rng(0).normal(size=(50, 2))
+    log_prob = lambda z: -0.5 * jnp.sum(z**2)
+    x = X.at[3].set(X[0]).at[7].set(X[0])
+    observe = flows.Diagnostics(samples=y, log_prob=log_prob)
+    flow = flows.Flow(PAIR, velocity=flows.SVGD(), optimizer=optax.adam(0.05))
+    result = flow.run(KEY, x, num_steps=2, observe=observe)
+    seen = result.history.observed
+    assert seen.distinct[0] == 14
+    variance = lambda z: np.asarray(z).var(axis=0).sum()
+    np.testing.assert_allclose(seen.spread[0], np.sqrt(variance(x) / variance(y)), rtol=1e-5)
+    kernel = kernels.InverseMultiquadric(bandwidth=1.0)
+    expected = flows.kernel_stein_discrepancy(x, log_prob, kernel)
+    np.testing.assert_allclose(seen.stein_discrepancy[0], expected, rtol=1e-5)
+    nothing = flow.run(KEY, x, num_steps=1, observe=flows.Diagnostics()).history.observed
+    assert nothing.spread is None
+    assert nothing.stein_discrepancy is None
 
 
-@pytest.mark.parametrize(
-    "fields", [np.zeros((2, 0)), np.zeros((2, 0, 1)), np.ones(2), jnp.ones(2) * 1j, "text"], ids=str
-)
-def test_what_is_no_field_is_named(fields):
-    for function in (flows.pareto_residual, lambda v: flows.squared_norm(v, [1.0])):
-        with pytest.raises(ValueError, match=r"^velocities must"):
-            function(fields)
+def test_diagnostics_take_pytrees():
+    log_prob = lambda p: -0.5 * (p["a"] ** 2 + jnp.sum(p["b"] ** 2))
+    split = lambda z: {"a": z[:, 0], "b": z[:, 1:]}
+    observe = flows.Diagnostics(samples=split(2 * X), log_prob=log_prob)
+    flow = flows.Flow((flows.KL(log_prob),), velocity=flows.SVGD(), optimizer=optax.sgd(0.05))
+    seen = flow.run(KEY, split(X), num_steps=1, observe=observe).history.observed
+    np.testing.assert_allclose(seen.spread, 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("d", [1, 12])
+def test_distinct_particles_are_counted_up_to_rounding(d):
+    x = np.random.default_rng(1).normal(size=(9, d)).astype(np.float32) + 5
+    x[4] = np.nextafter(x[2], np.float32(9))
+    x[5] = x[2]
+    weights = np.full(9, 1 / 9).astype(np.float32)
+    count = jax.jit(flows.distinct_particles)
+    assert count(jnp.asarray(x), jnp.asarray(weights)) == 7
+    weights[0], weights[1] = 0, 2 / 9
+    x[0] = np.nan
+    assert count(jnp.asarray(x), jnp.asarray(weights)) == 6
+    # Not what is merely near: a thousandth of the spread.
+    x[5] = x[2] + 1e-3
+    assert count(jnp.asarray(x), jnp.asarray(weights)) == 7

@@ -20,6 +20,8 @@ N = 400
 class GaussianScore:
     """∇log q of the particles' own Gaussian: −C⁻¹(x − m)."""
 
+    diffuses = False
+
     def init(self, key, x):
         return ()
 
@@ -38,13 +40,8 @@ def run(x, objectives, optimizer, num_steps):
     """The final particles and the weights' history, as NumPy arrays of float64."""
     with jax.enable_x64(True):
         result = jax.jit(
-            lambda x: flows.run(
-                jax.random.key(0),
-                x,
-                objectives(),
-                velocity=GaussianScore(),
-                optimizer=optimizer,
-                num_steps=num_steps,
+            lambda x: flows.Flow(objectives(), velocity=GaussianScore(), optimizer=optimizer).run(
+                jax.random.key(0), x, num_steps=num_steps
             )
         )(jnp.asarray(x))
         return np.asarray(result.particles), np.asarray(result.history.weights)

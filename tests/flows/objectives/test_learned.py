@@ -108,15 +108,12 @@ def test_weights_are_the_particles(samples, particles):
 
 
 def run(key, particles, objective, num_steps, rate):
-    return flows.run(
-        key,
-        particles,
+    return flows.Flow(
         (objective,),
         velocity=flows.Langevin(),
         aggregator=flows.MinNorm(),
         optimizer=optax.sgd(rate),
-        num_steps=num_steps,
-    )
+    ).run(key, particles, num_steps=num_steps)
 
 
 def test_means_decay_as_those_of_gaussians_do(samples):
@@ -144,13 +141,8 @@ def test_particles_reach_samples(samples):
     x = jax.random.normal(KEY, (500, 1)) - 3
     objective = flows.FDivergence(samples, fdiv.ReverseKL(), SMALL, num_fit_steps=10)
     result = jax.jit(
-        lambda: flows.run(
-            KEY,
-            x,
-            (objective,),
-            velocity=flows.Langevin(),
-            optimizer=optax.adam(3e-2),
-            num_steps=300,
+        lambda: flows.Flow((objective,), velocity=flows.Langevin(), optimizer=optax.adam(3e-2)).run(
+            KEY, x, num_steps=300
         )
     )()
     assert abs(result.particles.mean() - samples.mean()) < 4 * np.sqrt(1 / 500)

@@ -71,15 +71,9 @@ def test_a_flow_reaches_a_gaussian():
     mean, variances = jnp.array([1.0, -1.0]), jnp.array([0.5, 2.0])
     log_prob = lambda z: -0.5 * jnp.sum((z - mean) ** 2 / variances)
     result = jax.jit(
-        lambda: flows.run(
-            KEY,
-            jax.random.normal(KEY, (200, 2)),
-            (flows.KL(log_prob),),
-            velocity=flows.NeuralScore(),
-            optimizer=optax.sgd(0.05),
-            num_steps=200,
-            record_every=200,
-        )
+        lambda: flows.Flow(
+            (flows.KL(log_prob),), velocity=flows.NeuralScore(), optimizer=optax.sgd(0.05)
+        ).run(KEY, jax.random.normal(KEY, (200, 2)), num_steps=200, record_every=200)
     )()
     np.testing.assert_allclose(result.particles.mean(0), mean, atol=0.1)
     # The noise shrinks variances by about its square, .04, relative to them.

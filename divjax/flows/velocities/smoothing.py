@@ -1,4 +1,4 @@
-"""Velocities from one kernel (SVGD, Blob, GFSD, GFSF), and Langevin, whose entropy is noise.
+"""Velocities from one kernel: SVGD, Blob, GFSD, GFSF.
 
 All estimate the velocity field v = −∇(δE/δq) − τ ∇log q of F(q) = E(q) + τ ∫ q log q from
 particles, and differ in the term that replaces ∇log q. Write K for the kernel matrix, a for the
@@ -19,7 +19,6 @@ from jaxtyping import Array, ArrayLike, Float, Key
 from divjax.core import linalg
 from divjax.core.checks import (
     check_full_precision,
-    check_matrix,
     check_positive,
     check_positive_values,
     check_scalar,
@@ -27,12 +26,12 @@ from divjax.core.checks import (
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import living_rows, squared_distances
 from divjax.core.pytrees import pytree
-from divjax.flows.masses import checked_step, drop_dead
+from divjax.flows.mass import checked_step, drop_dead
 from divjax.kernels.bandwidth import Median
 from divjax.kernels.radial import Gaussian, Kernel, check_smoother
 from divjax.kernels.sums import kernel_sums
 
-__all__ = ["GFSD", "GFSF", "SVGD", "Blob", "Langevin"]
+__all__ = ["GFSD", "GFSF", "SVGD", "Blob"]
 
 _Step = tuple[Float[Array, "k n d"], Float[Array, "n p"], Any]
 
@@ -42,6 +41,8 @@ class _WithKernel:
     """The common part of the kernel velocities: the kernel, and its bandwidth rule's state."""
 
     kernel: Kernel = dataclasses.field(default_factory=lambda: Gaussian(bandwidth=Median()))
+
+    diffuses = False
 
     def __post_init__(self):
         check_smoother(self.kernel)
@@ -285,51 +286,3 @@ class GFSF(_WithKernel):
         # The system's unknown is D^½ s, which is zero for a zero-weight particle.
         score = solution / jnp.where(root > 0, root, 1)
         return -gradients, -score, state
-
-
-@pytree
-class Langevin:
-    """Langevin dynamics: noise of the right temperature replaces the entropy's field.
-
-    dX = −Σ_k w_k ∇E_k(X) dt + √(2 Σ_k w_k τ_k) dB. The velocity is the drift alone. `flows.step`
-    adds the noise √(2 τ P) ξ *after* the optimizer, where P = −∂update/∂gradient is the step size
-    that the optimizer applies to each coordinate (the learning rate of gradient descent, including
-    schedules and per-leaf rates). Noise passed through an adaptive optimizer would have another
-    temperature.
-
-    Exact, up to discretisation, if the optimizer's update is −P g with a diagonal P that does not
-    depend on the current g: gradient descent, with any schedule and per-leaf rates. With any other
-    optimizer (momentum, `accelerated`, RMSProp, Adam, clipping, signs) particles still descend and
-    diffuse, but the temperature is wrong, in either direction, and the result is not a sample of
-    the target. Weights of objectives are computed from the energies' gradients alone, since the
-    score of q is never estimated.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> x, weights = jnp.zeros((1, 2)), jnp.ones(1)
-        >>> drift, repulsion, _ = Langevin()(jax.random.key(0), x, weights, jnp.ones((1, 1, 2)), ())
-        >>> drift.tolist(), repulsion.tolist()
-        ([[[-1.0, -1.0]]], [[0.0, 0.0]])
-
-    References:
-        Roberts, Tweedie 1996, eq. 2.
-    """
-
-    diffuses = True
-
-    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> tuple[()]:
-        """The empty state; checks the particles."""
-        check_matrix(x=x)
-        return ()
-
-    def __call__(
-        self,
-        key: Key[Array, ""],
-        x: Float[Array, "n p"],
-        weights: Float[Array, " n"],
-        gradients: Float[Array, "k n d"],
-        state: Any,
-    ) -> _Step:
-        """The drifts −g and a repulsion of zero."""
-        x, weights, gradients = checked_step(x, weights, gradients)
-        return -gradients, jnp.zeros_like(x), state

@@ -1,4 +1,4 @@
-"""Objectives: functionals of a distribution, by their first variation at the particles."""
+"""Energies in closed form: of a density, of a potential, of an interaction."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +16,13 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles, static
-from divjax.flows.masses import masses_of, weighted_sum
-from divjax.flows.targets import as_particles, as_table, flagged_value, target_rows
+from divjax.flows.mass import masses_of, weighted_sum
+from divjax.flows.objectives.targets import as_particles
 from divjax.flows.types import Variation
 from divjax.kernels.radial import Kernel, check_kernel
 from divjax.kernels.sums import kernel_sums
 
-__all__ = ["KL", "MMD", "Interaction", "Potential"]
+__all__ = ["KL", "Interaction", "Potential"]
 
 
 def _expected_energy(
@@ -218,79 +218,3 @@ class Interaction:
         # E(q) = ½ Σ_ij a_i a_j k(x_i, x_j), half of the mean of its first variation.
         value = 0.5 * weighted_sum(weights, potential)
         return Variation(value, potential, unravel(gradient[:, 0])), state
-
-
-@pytree
-class MMD:
-    """Half the squared maximum mean discrepancy to samples, F(q) = ½ MMD²(q, p), with no entropy.
-
-    ½ MMD²(q, p) = ½ E k(x, x′) − E k(x, y) + ½ E k(y, y′) for x, x′ ~ q and y, y′ ~ p. The first
-    variation is the witness function ∫ k(·, x) dq(x) − ∫ k(·, y) dp(y). With `kernels.Energy()` F
-    is half the energy distance's square, E‖x−y‖ − ½E‖x−x′‖ − ½E‖y−y′‖, which needs no bandwidth and
-    attracts particles from far away. The recorded value is the V-statistic (a biased estimate, at
-    least zero up to rounding, exact for the two empirical measures).
-
-    Attributes:
-        samples: draws y from p, of shape (m, d) (an array, a list or a frame of numbers), or a
-            pytree like the particles. NumPy's float64 is centered in float64. If the particles'
-            dtype cannot distinguish the samples, the value is NaN.
-        kernel: a kernel of `divjax.kernels`. A bandwidth rule is evaluated once, on the samples, so
-            that F stays one functional along the flow.
-
-    Raises:
-        ValueError: if the kernel is invalid, the samples not a matrix of numbers, or samples and
-            particles differ in their number of features.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from divjax.kernels import Energy
-        >>> objective = MMD(jnp.zeros((1, 1)), Energy())
-        >>> x = jnp.array([[2.0]])
-        >>> state = objective.init(jax.random.key(0), x)
-        >>> variation, _ = objective(jax.random.key(0), x, jnp.ones(1), state)
-        >>> float(variation.value), float(variation.gradient[0, 0])
-        (2.0, 1.0)
-
-    References:
-        Arbel, Korba, Salim, Gretton 2019, eq. 1–4: the MMD's Wasserstein gradient flow.
-        Székely, Rizzo 2013, eq. 2.1: the energy distance.
-    """
-
-    samples: PyTree[Array]
-    kernel: Kernel
-
-    entropy = 0.0
-
-    def __post_init__(self):
-        object.__setattr__(self, "samples", as_table("samples", self.samples))
-        check_kernel(self.kernel)
-
-    def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
-        """The resolved kernel and the samples' self-term, both constant along a flow."""
-        y = target_rows(self.samples, particles).y
-        kernel, _ = self.kernel.resolve(y, self.kernel.init(y))
-        uniform = jnp.full((y.shape[0], 1), 1 / y.shape[0], y.dtype)
-        # E k(y, y′) with the terms i = j, as in the V-statistic. No gradient sums: zero columns.
-        row_means, _ = kernel_sums(kernel, y, None, uniform, uniform[:, :0])
-        return kernel, jnp.mean(row_means)
-
-    def __call__(
-        self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
-    ) -> tuple[Variation, Any]:
-        """The variation of ½ MMD²."""
-        kernel, self_term = state
-        particles = as_particles(particles)
-        _, unravel = ravel_particles(particles)
-        weights = masses_of(particles, weights)
-        # A common origin for both sides: the kernel depends on differences alone.
-        rows = target_rows(self.samples, particles)
-        x, y = rows.x, rows.y
-        mass, uniform = weights[:, None], jnp.full((y.shape[0], 1), 1 / y.shape[0], y.dtype)
-        # The witness "n", and its gradient "n d", which is the Wasserstein gradient of F.
-        to_self, self_gradient = kernel_sums(kernel, x, None, mass, mass)
-        to_samples, samples_gradient = kernel_sums(kernel, x, y, uniform, uniform)
-        witness = (to_self - to_samples)[:, 0]
-        # E k(x, x′) − 2 E k(x, y) + E k(y, y′): the witness has one of the two cross terms.
-        value = 0.5 * (weighted_sum(weights, witness - to_samples[:, 0]) + self_term)
-        gradient = unravel((self_gradient - samples_gradient)[:, 0])
-        return Variation(flagged_value(value, rows), witness, gradient), state

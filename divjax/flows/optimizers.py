@@ -1,22 +1,16 @@
-"""Dynamics in addition to optax: accelerated flows with restart, and particles that carry mass."""
+"""Optimizers in addition to optax: Nesterov's accelerated flow with restart."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Int
 
-from divjax.core.checks import check_positive, check_positive_values, check_scalar, check_shape
+from divjax.core.checks import check_positive, check_positive_values, check_scalar
 from divjax.core.numerics import nan_unless
-from divjax.core.pairwise import living_rows
-from divjax.core.pytrees import pytree
-from divjax.core.samples import as_samples
-from divjax.flows.masses import checked_masses, drop_dead
-from divjax.kernels.radial import Kernel, check_smoother
-from divjax.kernels.sums import kernel_sums
 
-__all__ = ["AcceleratedState", "ParticleWeights", "accelerated"]
+__all__ = ["AcceleratedState", "accelerated"]
 
 
 class AcceleratedState(NamedTuple):
@@ -119,87 +113,3 @@ def accelerated(
         return step, AcceleratedState(momentum, since_restart, state.count + 1)
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
-
-
-@pytree
-class ParticleWeights:
-    """Birth and death in continuous form: the Fisher–Rao step on the particles' masses.
-
-    Transport moves particles but cannot move mass between separated modes. The Fisher–Rao flow
-    ȧ_i = −a_i (U_i − Σ_j a_j U_j) does: mass grows where the combined first variation
-
-        U_i = Σ_k w_k [δE_k/δq(x_i) + τ_k log ρ(x_i)],   ρ(x) = Σ_j a_j k(x, x_j),
-
-    is below its mean, and shrinks elsewhere. One step multiplies a_i by exp(−η U_i) and normalises.
-    Together with the transport step this is a splitting of the Wasserstein–Fisher–Rao flow. Weights
-    may degenerate: watch `effective_sample_size(result.particle_weights)`.
-
-    Attributes:
-        step_size: η > 0.
-        kernel: a positive kernel of `divjax.kernels`, for the density ρ.
-
-    Raises:
-        ValueError: if `step_size` is a Python number that is not positive, or the kernel is not
-            positive definite.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from divjax.kernels import Gaussian
-        >>> reaction = ParticleWeights(step_size=1.0, kernel=Gaussian(bandwidth=1.0))
-        >>> x, weights = jnp.array([[0.0], [9.0]]), jnp.full(2, 0.5)
-        >>> potential = jnp.array([0.0, jnp.log(3.0)])  # the second particle's density is a third
-        >>> weights, _ = reaction(x, weights, potential, 0.0, ())
-        >>> weights.round(3).tolist()
-        [0.75, 0.25]
-
-    References:
-        Lu, Lu, Nolen 2019, eq. 1.4: birth–death and Langevin; Zhang et al. 2022 (DPVI), the
-        continuous adjustment of weights.
-    """
-
-    step_size: ArrayLike
-    kernel: Kernel
-
-    def __post_init__(self):
-        check_positive(step_size=self.step_size)
-        check_smoother(self.kernel)
-
-    def init(self, x: Float[Array, "n p"]) -> Any:
-        """The bandwidth rule's state."""
-        return self.kernel.init(x)
-
-    def __call__(
-        self,
-        x: Float[Array, "n p"],
-        weights: Float[Array, " n"],
-        potential: Float[Array, " n"],
-        entropy: ArrayLike,
-        state: Any,
-    ) -> tuple[Float[Array, " n"], Any]:
-        """The masses after one step, and the next state.
-
-        Args:
-            x: the particles, or their features.
-            weights: the current masses.
-            potential: Σ_k w_k δE_k/δq(x_i).
-            entropy: Σ_k w_k τ_k.
-            state: from `init` or the previous step.
-        """
-        check_scalar(step_size=self.step_size)
-        check_positive_values(step_size=self.step_size)
-        (x,) = as_samples(x=x)
-        weights = checked_masses(weights, x.shape[0], x.dtype)
-        check_shape("potential", potential, x.shape[0])
-        # Bandwidth rules ignore weights, so weighted particles replace the zero-weight ones.
-        kernel, state = self.kernel.resolve(living_rows(x, weights), state)
-        # ρ(x_i) = Σ_j a_j k(x_i, x_j). With zero columns the gradient sums cost nothing.
-        mass = weights[:, None]
-        density, _ = kernel_sums(kernel, x, None, mass, mass[:, :0])
-        # A zero-weight particle stays so. Far from all others it has density 0 as well.
-        alive = weights != 0
-        log_of_alive = lambda values: jnp.log(jnp.where(alive, values, 1))
-        variation = drop_dead(weights, potential) + entropy * log_of_alive(density[:, 0])
-        # a_i exp(−η U_i), normalised. The softmax removes any constant from U and cannot overflow.
-        step_size = nan_unless(jnp.asarray(self.step_size) > 0, self.step_size)
-        logits = jnp.where(alive, log_of_alive(weights) - step_size * variation, -jnp.inf)
-        return jax.nn.softmax(logits), state

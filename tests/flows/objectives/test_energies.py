@@ -169,7 +169,9 @@ def test_samples_that_are_no_numbers_are_flagged(make):
     y = setup(9, seed=1)[0].at[3, 0].set(jnp.nan)
     velocity, optimizer = flows.Langevin(), optax.sgd(0.1)
     run = jax.jit(
-        lambda: flows.run(KEY, x, (make(y),), velocity=velocity, optimizer=optimizer, num_steps=2)
+        lambda: flows.Flow((make(y),), velocity=velocity, optimizer=optimizer).run(
+            KEY, x, num_steps=2
+        )
     )
     result = run()
     assert not result.finite

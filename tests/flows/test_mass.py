@@ -1,12 +1,13 @@
-"""Masses that are none, and integers: every part of a flow, called on its own."""
+"""Invalid masses in every part of a flow, called on its own; masses along the Fisher–Rao flow."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from divjax import flows, kernels
-from divjax.flows.masses import checked_masses
+from divjax import flows, kernels, problems
+from divjax.flows.mass import checked_masses
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (5, 2))
@@ -20,7 +21,7 @@ def of_velocity(velocity):
 
 
 def of_aggregator(aggregator):
-    return lambda x, weights: aggregator(KEY, FIELDS, weights, aggregator.init(3))[0]
+    return lambda x, weights: aggregator(flows.Fields(FIELDS, weights), aggregator.init(KEY, 3))[0]
 
 
 def of_objective(objective):
@@ -49,9 +50,7 @@ PARTS = {
     "SlicedWasserstein": of_objective(flows.SlicedWasserstein(X + 1, num_projections=4)),
     "SinkhornDivergence": of_objective(flows.SinkhornDivergence(X + 1, 1.0)),
     "FDivergence": of_objective(flows.FDivergence(X + 1, num_init_steps=0, num_fit_steps=0)),
-    "ParticleWeights": lambda x, weights: flows.ParticleWeights(0.1, KERNEL)(
-        x, weights, X[:, 0], 1.0, ()
-    )[0],
+    "FisherRao": lambda x, weights: flows.FisherRao(0.1, KERNEL)(x, weights, X[:, 0], 1.0, ())[0],
     "squared_norm": lambda x, weights: flows.squared_norm(FIELDS, jnp.full(3, 1 / 3), weights),
     "pareto_residual": lambda x, weights: flows.pareto_residual(FIELDS, weights),
     "kernel_stein_discrepancy": lambda x, weights: flows.kernel_stein_discrepancy(
@@ -115,3 +114,68 @@ def test_masses_that_are_rounded_sum_to_one(dtype, n):
     with pytest.raises(ValueError, match="weights must sum to one; they sum to"):
         checked_masses(double, n, jnp.float32)
     assert np.isnan(jax.jit(lambda a: checked_masses(a, n, dtype))(double)).all()
+
+
+def test_masses_follow_the_fisher_rao_flow():
+    """Under ȧ_i = −a_i (U_i − Ū) with fixed U, a_i(t) ∝ a_i(0) exp(−t U_i)."""
+    step = flows.FisherRao(step_size=0.3, kernel=kernels.Gaussian(bandwidth=1.0))
+    x, weights = jnp.zeros((4, 1)), jnp.array([0.1, 0.2, 0.3, 0.4])
+    potential = jnp.array([3.0, 0.0, -1.0, 2.0])
+    state = step.init(x)
+    for _ in range(5):
+        weights, state = step(x, weights, potential, 0.0, state)
+    expected = np.array([0.1, 0.2, 0.3, 0.4]) * np.exp(-1.5 * np.asarray(potential))
+    np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-5)
+
+
+def test_masses_find_the_mixture_that_transport_cannot():
+    """Two far modes of masses ¾ and ¼, particles split evenly: transport alone keeps the halves."""
+    target = problems.GaussianMixture(
+        weights=jnp.array([0.75, 0.25]),
+        means=jnp.array([[-8.0], [8.0]]),
+        covariances=jnp.asarray(0.5),
+    )
+    x = jnp.repeat(jnp.array([[-8.0], [8.0]]), 30, axis=0)
+    x = x + 0.5 * jax.random.normal(jax.random.key(0), x.shape)
+    kernel = kernels.Gaussian(bandwidth=0.3)
+
+    def mass_on_the_left(mass):
+        result = jax.jit(
+            lambda: flows.Flow(
+                (flows.KL(target.log_prob),),
+                velocity=flows.Blob(kernel),
+                optimizer=optax.sgd(0.05),
+                mass=mass,
+            ).run(jax.random.key(1), x, num_steps=300)
+        )()
+        assert result.finite
+        return jnp.sum(result.particle_weights * (result.particles[:, 0] < 0))
+
+    assert mass_on_the_left(None) == pytest.approx(0.5, abs=1e-5)
+    assert mass_on_the_left(flows.FisherRao(0.05, kernel)) == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_zero_weight_particle_stays_zero_weight():
+    step = flows.FisherRao(step_size=1.0, kernel=kernels.Gaussian(bandwidth=1.0))
+    x = jnp.array([[0.0], [1e6]])
+    weights, _ = step(x, jnp.array([1.0, 0.0]), jnp.zeros(2), 1.0, ())
+    np.testing.assert_array_equal(weights, [1.0, 0.0])
+
+
+def test_masses_have_finite_derivatives_at_a_zero_weight_far_particle():
+    step = flows.FisherRao(0.5, kernels.Gaussian(bandwidth=1.0))
+    x, weights = jnp.array([[0.0], [1.0], [100.0]]), jnp.array([0.5, 0.5, 0.0])
+    first = lambda x, weights: step(x, weights, x[:, 0], 1.0, ())[0][0]
+    for gradient in jax.grad(first, (0, 1))(x, weights):
+        assert jnp.isfinite(gradient).all()
+    with pytest.raises(ValueError, match="kernel must be positive definite"):
+        flows.FisherRao(0.5, kernels.Energy())
+
+
+def test_a_traced_step_size_of_masses_out_of_range():
+    x, masses = jnp.array([[0.0], [9.0]]), jnp.full(2, 0.5)
+    kernel = kernels.Gaussian(bandwidth=1.0)
+    react = lambda size: flows.FisherRao(size, kernel)(x, masses, x[:, 0], 0.0, ())[0]
+    assert jnp.isnan(jax.jit(react)(-1.0)).all()
+    with pytest.raises(ValueError, match="step_size must be positive"):
+        react(jnp.array(-1.0))

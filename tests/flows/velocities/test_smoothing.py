@@ -116,7 +116,7 @@ def test_objectives_do_not_see_each_other(cloud, name):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", VELOCITIES)
-def test_massless_and_coincident_particles_stay_finite(name):
+def test_zero_weight_and_coincident_particles_stay_finite(name):
     x = jnp.array([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [1e4, 0.0]])
     weights = jnp.array([0.5, 0.25, 0.25, 0.0])
 
@@ -145,14 +145,11 @@ def test_one_objective_is_blackjaxs_svgd():
         peer_step = jax.jit(peer.step)
         for _ in range(steps):
             state = peer_step(state)
-        ours = flows.run(
-            jax.random.key(1),
-            x,
+        ours = flows.Flow(
             (flows.KL(log_prob),),
             velocity=flows.SVGD(kernels.Gaussian(bandwidth=bandwidth)),
             optimizer=optax.adam(step_size),
-            num_steps=steps,
-        )
+        ).run(jax.random.key(1), x, num_steps=steps)
         np.testing.assert_allclose(ours.particles, state.particles, rtol=1e-9, atol=1e-12)
 
 
@@ -170,7 +167,7 @@ def test_a_kernel_that_cannot_smooth_is_refused(velocity):
 
 
 @pytest.mark.parametrize("name", VELOCITIES)
-def test_a_massless_particle_leaves_derivatives_finite(name):
+def test_a_zero_weight_particle_leaves_derivatives_finite(name):
     x, gradients = jnp.array([[0.0], [1.0], [30.0]]), jnp.ones((1, 3, 1))
 
     def total(x, weights):
@@ -188,14 +185,11 @@ def test_coincident_particles_descend_together(name, rule):
     start, step_size, num_steps = jnp.array([2.5, -0.3, 1.1]), 0.1, 40
     kernel = kernels.Gaussian(bandwidth=rule)
     result = jax.jit(
-        lambda: flows.run(
-            jax.random.key(0),
-            jnp.broadcast_to(start, (50, 3)),
+        lambda: flows.Flow(
             (flows.KL(lambda z: -0.5 * jnp.sum(z**2)),),
             velocity=getattr(flows, name)(kernel),
             optimizer=optax.sgd(step_size),
-            num_steps=num_steps,
-        )
+        ).run(jax.random.key(0), jnp.broadcast_to(start, (50, 3)), num_steps=num_steps)
     )()
     expected = np.broadcast_to((1 - step_size) ** num_steps * start, (50, 3))
     np.testing.assert_allclose(result.particles, expected, rtol=1e-4)

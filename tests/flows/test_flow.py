@@ -1,4 +1,4 @@
-"""The scan: what it records, how it resumes, what it refuses, and the laws its steps obey."""
+"""A flow: its steps obey known laws, it resumes, refuses bad input and flags what is not finite."""
 
 import dataclasses
 
@@ -19,8 +19,13 @@ PAIR = TARGETS[:2]
 OPTIONS = dict(velocity=flows.SVGD(kernels.Gaussian(bandwidth=1.0)), optimizer=optax.adam(0.05))
 
 
-def run(*args, **kwargs):
-    return jax.jit(lambda: flows.run(*args, **{**OPTIONS, **kwargs}))()
+OF_RUN = "num_steps", "record_every", "observe", "tolerance"
+
+
+def run(key, particles, objectives, **options):
+    options = OPTIONS | options
+    of_run = {name: options.pop(name) for name in OF_RUN if name in options}
+    return flows.Flow(objectives, **options).run(key, particles, **of_run)
 
 
 @pytest.fixture(scope="module")
@@ -35,29 +40,6 @@ def assert_equal(one, two):
         return jax.random.key_data(leaf) if is_key else leaf
 
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(data(a), data(b)), one, two)
-
-
-def test_history_is_recorded_before_each_step(recorded):
-    result = recorded
-    assert result.history.values.shape == result.history.weights.shape == (10, 4)
-    np.testing.assert_array_equal(result.history.step, np.arange(10))
-    np.testing.assert_array_equal(result.history.observed[0], X)
-    targets = problems.two_component_targets()
-    expected = jax.jit(lambda: [-jnp.mean(jax.vmap(target.log_prob)(X)) for target in targets])()
-    np.testing.assert_allclose(result.history.values[0], expected, rtol=1e-5)
-    np.testing.assert_allclose(np.asarray(result.history.weights).sum(1), 1, rtol=1e-5)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(("num_steps", "record_every"), [(10, 3), (9, 3), (2, 5), (0, 1)])
-def test_recording_less_often_changes_nothing_else(num_steps, record_every):
-    full = run(KEY, X, TARGETS, num_steps=num_steps)
-    sparse = run(KEY, X, TARGETS, num_steps=num_steps, record_every=record_every)
-    np.testing.assert_allclose(sparse.particles, full.particles, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(sparse.history.step, np.arange(0, num_steps, record_every))
-    np.testing.assert_allclose(
-        sparse.history.values, full.history.values[::record_every], rtol=1e-5
-    )
 
 
 @pytest.mark.parametrize(
@@ -77,10 +59,10 @@ def test_continuing_is_the_longer_run(velocity):
 
 
 def test_steps_by_hand_are_the_scan(recorded):
-    state = jax.jit(lambda: flows.init(KEY, X, TARGETS, **OPTIONS))()
-    advance = jax.jit(lambda state: flows.step(KEY, state, TARGETS, **OPTIONS))
+    flow = flows.Flow(TARGETS, **OPTIONS)
+    state = flow.init(KEY, X)
     for _ in range(4):
-        state, _ = advance(state)
+        state, _ = flow.step(KEY, state)
     np.testing.assert_allclose(state.particles, recorded.history.observed[4], rtol=1e-5, atol=1e-6)
 
 
@@ -125,46 +107,6 @@ def test_gfsd_follows_the_smoothed_gaussian_flow():
     np.testing.assert_allclose(np.cov(result.particles.T, bias=True).ravel(), end[2:], atol=0.06)
 
 
-def test_langevin_has_the_right_temperature():
-    """x ← (1 − η/s²)x + √(2η) ξ is autoregressive; its stationary variance is s² / (1 −
-    η/(2s²))."""
-    step_size, variance, n = 0.2, 0.7, 20_000
-    result = run(
-        KEY,
-        jnp.zeros((n, 1)),
-        (flows.KL(lambda z: -0.5 * jnp.sum(z**2) / variance),),
-        velocity=flows.Langevin(),
-        optimizer=optax.sgd(step_size),
-        num_steps=100,
-    )
-    expected = variance / (1 - step_size / (2 * variance))
-    standard_error = expected * np.sqrt(2 / n)
-    assert abs(result.particles.var() - expected) < 4 * standard_error
-    assert abs(result.particles.mean()) < 4 * np.sqrt(expected / n)
-
-
-def test_langevin_follows_schedules_and_rates_a_leaf():
-    """Noise of variance 2ητ with each leaf's own η, and none for an objective without entropy."""
-    optimizer = optax.partition(
-        {"slow": optax.sgd(1e-3), "fast": optax.sgd(lambda count: 0.1 / (1 + count))},
-        {"a": "slow", "b": "fast"},
-    )
-    particles = {"a": jnp.zeros(5000), "b": jnp.zeros(5000)}
-    flat = lambda p: 0.0 * (p["a"] + p["b"])
-    options = dict(velocity=flows.Langevin(), optimizer=optimizer, num_steps=2)
-    move = jax.jit(lambda objective: flows.run(KEY, particles, (objective,), **options).particles)
-    potential = flows.Potential(flat)
-    for objective, scale in (
-        (flows.KL(flat), 1.0),
-        (dataclasses.replace(potential, entropy=jnp.array(0.0)), 0.0),
-        (dataclasses.replace(potential, entropy=jnp.array(0.25)), 0.5),
-    ):
-        moved = jax.tree.map(np.asarray, move(objective))
-        for leaf, variance in (("a", 2 * 2e-3), ("b", 2 * 0.15)):
-            expected = scale**2 * variance
-            assert abs(moved[leaf].var() - expected) <= 4 * expected * np.sqrt(2 / 5000)
-
-
 def test_min_norm_flow_ends_between_the_targets():
     """For N(m_k, I) the Pareto set is {N(m, I): m in the hull of the m_k}; off it the flow moves
     on."""
@@ -193,11 +135,8 @@ def test_min_norm_is_never_longer_than_uniform():
     history = run(KEY, x, targets, **options, num_steps=150, observe=observe).history
     assert jnp.abs(history.weights - 0.25).max() > 0.2
 
-    @jax.jit
-    def uniform(x):
-        aggregator = flows.FixedWeights()
-        once = flows.run(KEY, x, targets, **options, aggregator=aggregator, num_steps=1)
-        return once.history.squared_norm[0]
+    even = flows.Flow(targets, **options, aggregator=flows.FixedWeights())
+    uniform = lambda x: even.run(KEY, x, num_steps=1).history.squared_norm[0]
 
     for step in (0, 20, 149):
         assert history.squared_norm[step] <= uniform(history.observed[step]) * (1 + 1e-5)
@@ -239,28 +178,22 @@ def test_features_make_the_entropy_that_of_their_distribution():
         return jnp.mean(jnp.log(jnp.mean(kernel(jax.vmap(lambda p: features(None, p))(x)), axis=1)))
 
     flat = (flows.Potential(lambda z: 0.0 * jnp.sum(z), entropy=1.0),)
-    options = dict(velocity=flows.Blob(kernel), features=features)
-
-    @jax.jit
-    def found_and_expected():
-        state = flows.init(KEY, X, flat, optimizer=optax.sgd(1.0), **options)
-        found = flows.fields(KEY, state, flat, **options).velocities[0]
-        return found, -len(X) * jax.grad(smoothed_entropy)(X)
-
-    np.testing.assert_allclose(*found_and_expected(), rtol=1e-3, atol=1e-4)
+    options = dict(velocity=flows.Blob(kernel), optimizer=optax.sgd(1.0), features=features)
+    flow = flows.Flow(flat, **options)
+    found = flow.fields(KEY, flow.init(KEY, X)).velocities[0]
+    expected = -len(X) * jax.jit(jax.grad(smoothed_entropy))(X)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_fields_are_what_the_next_step_weighs():
-    @jax.jit
-    def fields_and_step():
-        state = flows.init(KEY, X, TARGETS, **OPTIONS)
-        found = flows.fields(KEY, state, TARGETS, velocity=OPTIONS["velocity"])
-        _, info = flows.step(KEY, state, TARGETS, **OPTIONS)
-        return found, info, flows.squared_norm(found.velocities, info.weights)
-
-    found, info, norm = fields_and_step()
-    np.testing.assert_allclose(norm, info.squared_norm, rtol=1e-6)
-    np.testing.assert_array_equal(found.values, info.values)
+    flow = flows.Flow(TARGETS, **OPTIONS)
+    state = flow.init(KEY, X)
+    found = flow.fields(KEY, state)
+    _, info = flow.step(KEY, state)
+    norm = flows.squared_norm(found.velocities, info.weights, found.masses)
+    np.testing.assert_allclose(norm, info.squared_norm, rtol=1e-5)
+    np.testing.assert_allclose(found.values, info.values, rtol=1e-6)
+    assert found.potentials.shape == (4, 16)
 
 
 def test_own_leaves_follow_their_own_objective_at_full_weight():
@@ -306,14 +239,9 @@ def test_a_sweep_is_one_compilation_and_equals_the_loop():
 
     def final(learning_rate, bandwidth):
         traces.append(None)
-        return flows.run(
-            KEY,
-            X,
-            PAIR,
-            velocity=flows.SVGD(kernels.Gaussian(bandwidth=bandwidth)),
-            optimizer=optax.adam(learning_rate),
-            num_steps=5,
-        ).particles
+        velocity = flows.SVGD(kernels.Gaussian(bandwidth=bandwidth))
+        flow = flows.Flow(PAIR, velocity=velocity, optimizer=optax.adam(learning_rate))
+        return flow.run(KEY, X, num_steps=5).particles
 
     rates, bandwidths = jnp.array([0.01, 0.1]), jnp.array([0.5, 2.0])
     sweep = jax.jit(jax.vmap(final))
@@ -329,7 +257,7 @@ def test_a_sweep_is_one_compilation_and_equals_the_loop():
 def test_dtypes_are_kept(dtype):
     with jax.enable_x64(True):
         x, options = X.astype(dtype), {**OPTIONS, "optimizer": flows.accelerated(0.01)}
-        result = jax.eval_shape(lambda: flows.run(KEY, x, TARGETS, num_steps=2, **options))
+        result = jax.eval_shape(lambda: run(KEY, x, TARGETS, num_steps=2, **options))
         assert (
             result.particles.dtype
             == result.particle_weights.dtype
@@ -395,7 +323,7 @@ def test_bad_input_is_named(message):
     arguments = dict(particles=X, objectives=TARGETS, num_steps=1) | REFUSALS[message]
     particles, objectives = arguments.pop("particles"), arguments.pop("objectives")
     with pytest.raises(ValueError, match=message):
-        flows.run(KEY, particles, objectives, **{**OPTIONS, **arguments})
+        run(KEY, particles, objectives, **arguments)
 
 
 @pytest.mark.parametrize("field", ["value", "potential", "gradient"])
@@ -412,7 +340,7 @@ def test_what_an_objective_returns_is_checked(field):
 
 
 def test_only_a_fitting_state_is_continued():
-    state = jax.jit(lambda: flows.init(KEY, X, TARGETS, **OPTIONS))()
+    state = flows.Flow(TARGETS, **OPTIONS).init(KEY, X)
     with pytest.raises(ValueError, match=r"objectives must be 4, as in the state.*got 1"):
         run(KEY, state, TARGETS[:1], num_steps=1)
     with pytest.raises(ValueError, match="optimizer must be as in the run"):
@@ -433,7 +361,7 @@ def test_a_step_that_is_not_finite_is_not_taken():
         (objective,),
         optimizer=optax.adam(0.1),
         num_steps=30,
-        reaction=flows.ParticleWeights(0.1, kernels.Gaussian(bandwidth=1.0)),
+        mass=flows.FisherRao(0.1, kernels.Gaussian(bandwidth=1.0)),
         observe=lambda state: state.particles,
     )
     bad = np.isnan(np.asarray(result.history.values[:, 0]))
@@ -458,23 +386,22 @@ def test_a_wider_hyper_parameter_does_not_widen_the_particles():
     with jax.enable_x64(True):
         wide = kernels.Gaussian(bandwidth=jnp.array(1.0, jnp.float64))
         options = {**OPTIONS, "velocity": flows.SVGD(wide)}
-        reaction = flows.ParticleWeights(jnp.array(0.1, jnp.float64), wide)
-        result = jax.eval_shape(
-            lambda: flows.run(KEY, X, TARGETS, **options, reaction=reaction, num_steps=2)
-        )
+        mass = flows.FisherRao(jnp.array(0.1, jnp.float64), wide)
+        result = jax.eval_shape(lambda: run(KEY, X, TARGETS, **options, mass=mass, num_steps=2))
     assert result.particles.dtype == result.particle_weights.dtype == jnp.float32
 
 
 def test_a_forgotten_key_is_named():
-    for call in (flows.run, flows.init):
+    flow = flows.Flow(TARGETS, **OPTIONS)
+    for method in (flow.run, flow.init, flow.step, flow.fields):
         with pytest.raises(ValueError, match="key must be one typed key"):
-            call(X, TARGETS, **OPTIONS)
+            method(X)
 
 
 def test_particles_as_researchers_hold_them():
     pandas = pytest.importorskip("pandas")
     rows = [[0, 1], [2, -1], [3, 3]]
-    move = lambda x: flows.run(KEY, x, PAIR, num_steps=2, **OPTIONS).particles
+    move = lambda x: run(KEY, x, PAIR, num_steps=2).particles
     expected = move(jnp.array(rows, jnp.float32))
     for given in (rows, np.array(rows), pandas.DataFrame(rows)):
         np.testing.assert_allclose(move(given), expected, rtol=1e-6)
@@ -482,25 +409,27 @@ def test_particles_as_researchers_hold_them():
 
 @pytest.mark.parametrize("held", [np.nan, np.inf, 1e6])
 @pytest.mark.parametrize("velocity", [flows.SVGD, flows.Blob, flows.GFSF])
-def test_a_dead_particle_is_as_if_absent(velocity, held):
+def test_a_zero_weight_particle_is_as_if_absent(velocity, held):
     """Whatever it holds, to living ones, their optimizer and the history; it stands still."""
     kernel = kernels.Gaussian(bandwidth=1.0)
     options = dict(
         velocity=velocity(kernel),
         optimizer=flows.accelerated(0.05),
-        reaction=flows.ParticleWeights(0.01, kernel),
+        mass=flows.FisherRao(0.01, kernel),
     )
     if velocity is flows.GFSF:  # its ridge is a share of the number of particles
         options["velocity"] = flows.GFSF(kernel, regularization=1e-6)
 
-    @jax.jit
-    def flow(x, weights):
-        state = flows.init(KEY, X[: x.shape[0]], PAIR, **options)
-        state = state._replace(particles=x, particle_weights=weights)
-        return flows.run(KEY, state, PAIR, **options, num_steps=5)
+    flow = flows.Flow(PAIR, **options)
 
-    alone = flow(X[:7], jnp.full(7, 1 / 7))
-    beside = flow(X[:8].at[7].set(held), jnp.full(8, 1 / 7).at[7].set(0.0))
+    @jax.jit
+    def move(x, weights):
+        state = flow.init(KEY, X[: x.shape[0]])
+        state = state._replace(particles=x, particle_weights=weights)
+        return flow.run(KEY, state, num_steps=5)
+
+    alone = move(X[:7], jnp.full(7, 1 / 7))
+    beside = move(X[:8].at[7].set(held), jnp.full(8, 1 / 7).at[7].set(0.0))
     assert beside.finite
     np.testing.assert_allclose(beside.particles[:7], alone.particles, rtol=2e-4, atol=1e-5)
     np.testing.assert_array_equal(beside.particles[7], np.full(2, held, np.float32))
@@ -524,53 +453,220 @@ def test_the_status_says_what_went_wrong(recorded):
 
 def test_a_result_prints_in_short(recorded):
     text = repr(recorded)
-    assert text.startswith("FlowResult(CONVERGED, particles=float32[16,2]")
+    assert text.startswith("FlowResult(particles=float32[16,2]")
+    assert text.endswith("state=FlowState(step=10), status=CONVERGED)")
     assert len(text) < 400
     traced = []
-    jax.eval_shape(
-        lambda x: traced.append(repr(flows.run(KEY, x, PAIR, num_steps=1, **OPTIONS))), X
+    jax.eval_shape(lambda x: traced.append(repr(run(KEY, x, PAIR, num_steps=1))), X)
+    assert "status=int32[]" in traced[0]
+
+
+class Own:
+    """Weights by a function of the fields; the state counts the calls."""
+
+    def __init__(self, weigh):
+        self.weigh = weigh
+
+    def init(self, key, num_objectives):
+        return jnp.zeros((), jnp.int32)
+
+    def __call__(self, fields, state):
+        return self.weigh(fields), state + 1
+
+
+HEADS = {"a": X[:, 0], "one": X[:, 0], "two": X[:, 1]}
+OWN_LEAVES = (
+    flows.Potential(lambda p: (p["a"] - 1) ** 2 + p["one"] ** 2, entropy=0.4),
+    flows.KL(lambda p: -2 * (p["a"] + 1) ** 2 - p["two"] ** 2),
+)
+
+
+@pytest.mark.parametrize(
+    "velocity", [flows.GFSD(kernels.Gaussian(bandwidth=1.0)), flows.Langevin()]
+)
+def test_equal_weights_for_each_particle_are_one_weight_for_all(velocity):
+    one = jnp.array([0.3, 0.7])
+    shapes = {"k": one, "k n": jnp.broadcast_to(one[:, None], (2, 16))}
+    results = [
+        flows.Flow(
+            OWN_LEAVES,
+            velocity=velocity,
+            aggregator=Own(lambda fields, weights=weights: weights),
+            optimizer=optax.sgd(0.05),
+            shared={"a": True, "one": False, "two": False},
+            mass=flows.FisherRao(0.1, kernels.Gaussian(bandwidth=1.0)),
+        ).run(KEY, HEADS, num_steps=4, record_every=2)
+        for weights in shapes.values()
+    ]
+    for result, weights in zip(results, shapes.values(), strict=True):
+        np.testing.assert_array_equal(result.history.weights, np.stack([weights] * 2))
+        assert result.state.aggregator == 4
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, *(result.particles for result in results))
+    close(*(result.particle_weights for result in results))
+    close(*(result.history.squared_norm for result in results))
+
+
+def test_weights_for_each_particle_combine_particle_by_particle():
+    """Against NumPy: fields −(x − m_k), masses by exp(−η Σ_k w_ki U_k(x_i)) without entropy."""
+    means, rate, mass_rate = np.array([[2.0, 0.0], [-1.0, 1.0]]), 0.1, 0.3
+    objectives = [flows.Potential(lambda z, m=m: 0.5 * jnp.sum((z - m) ** 2)) for m in means]
+    # Each particle follows the objective whose potential is lower there.
+    nearest = lambda fields: (fields.potentials == fields.potentials.min(0)).astype(jnp.float32)
+    flow = flows.Flow(
+        objectives,
+        velocity=flows.Langevin(),
+        aggregator=Own(nearest),
+        optimizer=optax.sgd(rate),
+        mass=flows.FisherRao(mass_rate, kernels.Gaussian(bandwidth=1.0)),
     )
-    assert "FlowResult(particles=" in traced[0]
+    state, info = flow.step(KEY, flow.init(KEY, X))
+    x = np.asarray(X, np.float64)
+    potentials = 0.5 * np.sum((x - means[:, None]) ** 2, axis=2)
+    weights = potentials == potentials.min(0)
+    assert 0 < weights[0].sum() < 16
+    direction = np.einsum("kn,knd->nd", weights, means[:, None] - x)
+    np.testing.assert_array_equal(info.weights, weights)
+    np.testing.assert_allclose(state.particles, x + rate * direction, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(info.squared_norm, np.mean(np.sum(direction**2, 1)), rtol=1e-5)
+    masses = np.exp(-mass_rate * np.sum(weights * potentials, axis=0))
+    np.testing.assert_allclose(state.particle_weights, masses / masses.sum(), rtol=1e-5)
 
 
-def test_diagnostics_are_recorded_on_request():
-    """Against NumPy, at the particles before each step."""
-    y = 3 * np.random.default_rng(0).normal(size=(50, 2))
-    log_prob = lambda z: -0.5 * jnp.sum(z**2)
-    x = X.at[3].set(X[0]).at[7].set(X[0])
-    observe = flows.Diagnostics(samples=y, log_prob=log_prob)
-    result = run(KEY, x, PAIR, num_steps=2, observe=observe)
-    seen = result.history.observed
-    assert seen.distinct[0] == 14
-    variance = lambda z: np.asarray(z).var(axis=0).sum()
-    np.testing.assert_allclose(seen.spread[0], np.sqrt(variance(x) / variance(y)), rtol=1e-5)
-    kernel = kernels.InverseMultiquadric(bandwidth=1.0)
-    expected = flows.kernel_stein_discrepancy(x, log_prob, kernel)
-    np.testing.assert_allclose(seen.stein_discrepancy[0], expected, rtol=1e-5)
-    nothing = run(KEY, x, PAIR, num_steps=1, observe=flows.Diagnostics()).history.observed
-    assert nothing.spread is None
-    assert nothing.stein_discrepancy is None
+@pytest.mark.parametrize("shape", [(3,), (2, 15), (16, 2), ()])
+def test_weights_of_another_shape_are_named(shape):
+    message = r"weights must have shape \(2,\), or \(2, 16\) with weights for each particle; got"
+    with pytest.raises(ValueError, match=message):
+        run(KEY, X, PAIR, aggregator=Own(lambda fields: jnp.ones(shape)), num_steps=1)
 
 
-def test_diagnostics_take_pytrees():
-    log_prob = lambda p: -0.5 * (p["a"] ** 2 + jnp.sum(p["b"] ** 2))
-    split = lambda z: {"a": z[:, 0], "b": z[:, 1:]}
-    observe = flows.Diagnostics(samples=split(2 * X), log_prob=log_prob)
-    seen = run(KEY, split(X), (flows.KL(log_prob),), num_steps=1, observe=observe).history.observed
-    np.testing.assert_allclose(seen.spread, 0.5, rtol=1e-5)
+def test_an_aggregator_gets_all_four_fields_and_zeros_at_own_leaves():
+    seen = []
+    flow = flows.Flow(
+        OWN_LEAVES,
+        velocity=flows.GFSD(kernels.Gaussian(bandwidth=1.0)),
+        aggregator=Own(lambda fields: seen.append(fields) or jnp.ones(2) / 2),
+        optimizer=optax.sgd(0.05),
+        shared={"a": True, "one": False, "two": False},
+    )
+    state = flow.init(KEY, HEADS)
+    # Operation by operation, so that the aggregator sees numbers.
+    with jax.disable_jit():
+        flow._step(KEY, state)
+    whole = flow.fields(KEY, state)
+    np.testing.assert_array_equal(seen[0].velocities[..., 1:], 0)
+    np.testing.assert_allclose(seen[0].velocities[..., 0], whole.velocities[..., 0], rtol=1e-5)
+    assert np.abs(whole.velocities[..., 1:]).max() > 0.1
+    for name in ("masses", "values", "potentials"):
+        np.testing.assert_allclose(getattr(seen[0], name), getattr(whole, name), rtol=1e-5)
 
 
-@pytest.mark.parametrize("d", [1, 12])
-def test_distinct_particles_are_counted_up_to_rounding(d):
-    x = np.random.default_rng(1).normal(size=(9, d)).astype(np.float32) + 5
-    x[4] = np.nextafter(x[2], np.float32(9))
-    x[5] = x[2]
-    weights = np.full(9, 1 / 9).astype(np.float32)
-    count = jax.jit(flows.distinct_particles)
-    assert count(jnp.asarray(x), jnp.asarray(weights)) == 7
-    weights[0], weights[1] = 0, 2 / 9
-    x[0] = np.nan
-    assert count(jnp.asarray(x), jnp.asarray(weights)) == 6
-    # Not what is merely near: a thousandth of the spread.
-    x[5] = x[2] + 1e-3
-    assert count(jnp.asarray(x), jnp.asarray(weights)) == 7
+def test_gradient_surgery_is_reproducible_and_continues():
+    """Fields of which all four conflict somewhere: the orders matter, and follow the run's key."""
+    flow = flows.Flow(TARGETS, **OPTIONS, aggregator=flows.PCGrad())
+    whole, again = (flow.run(KEY, X, num_steps=8) for _ in range(2))
+    assert_equal(whole, again)
+    first = flow.run(KEY, X, num_steps=5)
+    assert_equal(flow.run(KEY, first.state, num_steps=3).state, whole.state)
+    other = flow.run(jax.random.key(5), X, num_steps=8)
+    assert np.abs(other.history.weights - whole.history.weights).max() > 1e-3
+    keys = jax.random.key_data(whole.state.aggregator), jax.random.key_data(first.state.aggregator)
+    assert (keys[0] != keys[1]).any()
+
+
+def squared_end(bandwidth):
+    """With the flow made inside: the key and the particles are known, the bandwidth is traced."""
+    velocity = flows.SVGD(kernels.Gaussian(bandwidth=bandwidth))
+    flow = flows.Flow(PAIR, velocity=velocity, optimizer=optax.sgd(0.1))
+    return jnp.mean(flow.run(KEY, X, num_steps=3).particles ** 2)
+
+
+def test_a_flow_made_under_vmap_is_the_loop():
+    bandwidths = jnp.array([0.3, 1.0, 3.0])
+    loop = [squared_end(bandwidth) for bandwidth in bandwidths]
+    assert np.ptp(loop) > 1e-3
+    np.testing.assert_allclose(jax.vmap(squared_end)(bandwidths), loop, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.vmap(squared_end))(bandwidths), loop, rtol=1e-5)
+
+
+def test_a_flow_made_under_grad_is_differentiated():
+    with jax.enable_x64(True):
+        slope = float(jax.grad(squared_end)(1.0))
+        step = 1e-3
+        difference = (squared_end(1 + step) - squared_end(1 - step)) / (2 * step)
+    assert abs(slope) > 1e-3
+    np.testing.assert_allclose(slope, difference, rtol=1e-2)
+
+
+def test_a_result_goes_through_jit_and_vmap():
+    flow = flows.Flow(PAIR, **OPTIONS)
+    alone = flow.run(KEY, X, num_steps=3)
+    jitted = jax.jit(lambda x: flow.run(KEY, x, num_steps=3))(X)
+    batched = jax.vmap(lambda x: flow.run(KEY, x, num_steps=3))(jnp.stack([X, X + 1]))
+    assert type(jitted) is type(batched) is flows.FlowResult
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    jax.tree.map(close, jitted, alone)
+    jax.tree.map(lambda a, b: close(a[0], b), batched, alone)
+    assert batched.status.shape == (2,)
+    assert "status=int32[2]" in repr(batched)
+
+
+def test_a_flow_is_an_object_and_its_results_are_pytrees():
+    flow, same = flows.Flow(PAIR, **OPTIONS), flows.Flow(PAIR, **OPTIONS)
+    assert flow != same
+    assert jax.tree_util.all_leaves([flow])
+    with pytest.raises(AttributeError):
+        flow.optimizer = optax.sgd(0.1)
+    slower = dataclasses.replace(flow, optimizer=optax.sgd(1e-3))
+    moved = lambda flow: np.abs(flow.run(KEY, X, num_steps=1).particles - X).max()
+    assert moved(slower) < 0.1 * moved(flow)
+
+
+def test_a_run_of_other_shapes_leaves_the_first():
+    flow = flows.Flow(PAIR, **OPTIONS)
+    before = flow.run(KEY, X, num_steps=2)
+    assert flow.run(KEY, X[:5], num_steps=2).particles.shape == (5, 2)
+    assert flow.run(KEY, X, num_steps=3).history.step.shape == (3,)
+    assert_equal(flow.run(KEY, X, num_steps=2), before)
+    with jax.enable_x64(True):
+        wide = flow.run(KEY, X.astype(jnp.float64), num_steps=2)
+        assert wide.particles.dtype == jnp.float64
+    np.testing.assert_allclose(wide.particles, before.particles, rtol=1e-4, atol=1e-5)
+
+
+def test_values_that_a_flow_refers_to_are_those_of_its_first_call():
+    center = jnp.zeros(2)
+    objective = flows.Potential(lambda z: jnp.sum((z - center) ** 2))
+    flow = flows.Flow((objective,), velocity=flows.Langevin(), optimizer=optax.sgd(0.1))
+    move = lambda flow: flow.run(KEY, X, num_steps=1).particles
+    before = move(flow)
+    center = jnp.ones(2)
+    np.testing.assert_array_equal(move(flow), before)
+    # −2 η (x − c): a flow made now refers to the new value.
+    np.testing.assert_allclose(move(dataclasses.replace(flow)), before + 0.2, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "part"),
+    [
+        (flows.Velocity, flows.Langevin()),
+        (flows.Velocity, flows.NeuralScore()),
+        (flows.Velocity, flows.SVGD()),
+        (flows.Aggregator, flows.PCGrad()),
+        (flows.Aggregator, Own(len)),
+        (flows.Objective, TARGETS[0]),
+    ],
+    ids=str,
+)
+def test_protocols_are_checked_at_run_time(protocol, part):
+    assert isinstance(part, protocol)
+    assert not isinstance(optax.sgd(0.1), protocol)
+
+
+def test_a_velocity_says_whether_it_diffuses():
+    class Silent:
+        init = flows.Langevin.init
+        __call__ = flows.Langevin.__call__
+
+    with pytest.raises(ValueError, match=r"velocity must be a velocity .* without diffuses"):
+        flows.Flow(PAIR, velocity=Silent(), optimizer=optax.sgd(0.1))

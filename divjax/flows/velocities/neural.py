@@ -24,7 +24,7 @@ from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, static
 from divjax.core.simplex import effective_sample_size
 from divjax.core.training import fit
-from divjax.flows.masses import checked_step, drop_dead, weighted_sum
+from divjax.flows.mass import checked_step, drop_dead, weighted_sum
 
 __all__ = ["NeuralScore"]
 
@@ -90,6 +90,8 @@ class NeuralScore:
     network: Network | None = static(default=None)
     num_fit_steps: int = static(default=5)
     num_init_steps: int = static(default=100)
+
+    diffuses = False
 
     def __post_init__(self):
         check_choice(tuple(LOSSES), loss=self.loss)

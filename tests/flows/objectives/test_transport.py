@@ -51,14 +51,11 @@ def test_particles_without_weight_stay():
 def test_a_flow_of_slices_ends_at_the_samples():
     y = jax.random.normal(KEY, (40, 2)) @ jnp.array([[1.0, 0.8], [0.0, 0.3]]) + 3
     x = jax.random.normal(jax.random.key(1), (40, 2))
-    result = flows.run(
-        KEY,
-        x,
+    result = flows.Flow(
         (flows.SlicedWasserstein(y, num_projections=32),),
-        velocity=flows.Blob(),  # without entropy the plain gradient
+        velocity=flows.Blob(),
         optimizer=optax.sgd(0.5),
-        num_steps=300,
-    )
+    ).run(KEY, x, num_steps=300)
     nearest = jnp.linalg.norm(result.particles[:, None] - y, axis=-1).min(axis=0)
     assert nearest.max() < 0.1
 
@@ -128,15 +125,12 @@ def test_one_flow_mixes_a_density_and_samples():
         flows.Potential(lambda z: jnp.sum(z**2)),
         flows.SinkhornDivergence(y, epsilon=0.5),
     )
-    result = flows.run(
-        KEY,
-        x,
+    result = flows.Flow(
         objectives,
         velocity=flows.Blob(),
         aggregator=flows.FixedWeights(jnp.array([0.5, 0.5])),
         optimizer=optax.sgd(0.2),
-        num_steps=60,
-    )
+    ).run(KEY, x, num_steps=60)
     # ½∇|x|² + ½∇S_ε = x + (x − T(x)) vanishes in the mean at half the samples' mean.
     np.testing.assert_allclose(result.particles.mean(axis=0), y.mean(axis=0) / 2, atol=0.02)
 

@@ -1,5 +1,4 @@
-"""Acceleration against its closed form and the published toy; masses against the Fisher–Rao
-flow."""
+"""Acceleration against its closed form and the published toy."""
 
 import jax
 import jax.numpy as jnp
@@ -81,9 +80,8 @@ def toy_squared_norms(velocity, optimizer, num_steps=1001, num_seeds=5):
 
     def run(key):
         x = jax.random.normal(jax.random.fold_in(key, 1), (50, 2))
-        return flows.run(
-            key, x, targets, velocity=velocity, optimizer=optimizer, num_steps=num_steps
-        ).history.squared_norm
+        flow = flows.Flow(targets, velocity=velocity, optimizer=optimizer)
+        return flow.run(key, x, num_steps=num_steps).history.squared_norm
 
     return jax.jit(jax.vmap(run))(jax.vmap(jax.random.key)(jnp.arange(num_seeds)))
 
@@ -106,65 +104,6 @@ def test_acceleration_reaches_the_published_toys_bars(velocity, eta, plain, fast
     assert norms[:, 700:].max() <= 10 * fast
 
 
-def test_masses_follow_the_fisher_rao_flow():
-    """Under ȧ_i = −a_i (U_i − Ū) with fixed U, a_i(t) ∝ a_i(0) exp(−t U_i)."""
-    reaction = flows.ParticleWeights(step_size=0.3, kernel=kernels.Gaussian(bandwidth=1.0))
-    x, weights = jnp.zeros((4, 1)), jnp.array([0.1, 0.2, 0.3, 0.4])
-    potential = jnp.array([3.0, 0.0, -1.0, 2.0])
-    state = reaction.init(x)
-    for _ in range(5):
-        weights, state = reaction(x, weights, potential, 0.0, state)
-    expected = np.array([0.1, 0.2, 0.3, 0.4]) * np.exp(-1.5 * np.asarray(potential))
-    np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-5)
-
-
-def test_masses_find_the_mixture_that_transport_cannot():
-    """Two far modes of masses ¾ and ¼, particles split evenly: transport alone keeps the halves."""
-    target = problems.GaussianMixture(
-        weights=jnp.array([0.75, 0.25]),
-        means=jnp.array([[-8.0], [8.0]]),
-        covariances=jnp.asarray(0.5),
-    )
-    x = jnp.repeat(jnp.array([[-8.0], [8.0]]), 30, axis=0)
-    x = x + 0.5 * jax.random.normal(jax.random.key(0), x.shape)
-    kernel = kernels.Gaussian(bandwidth=0.3)
-
-    def mass_on_the_left(reaction):
-        result = jax.jit(
-            lambda: flows.run(
-                jax.random.key(1),
-                x,
-                (flows.KL(target.log_prob),),
-                velocity=flows.Blob(kernel),
-                optimizer=optax.sgd(0.05),
-                num_steps=300,
-                reaction=reaction,
-            )
-        )()
-        assert result.finite
-        return jnp.sum(result.particle_weights * (result.particles[:, 0] < 0))
-
-    assert mass_on_the_left(None) == pytest.approx(0.5, abs=1e-5)
-    assert mass_on_the_left(flows.ParticleWeights(0.05, kernel)) == pytest.approx(0.75, abs=0.02)
-
-
-def test_a_massless_particle_stays_massless():
-    reaction = flows.ParticleWeights(step_size=1.0, kernel=kernels.Gaussian(bandwidth=1.0))
-    x = jnp.array([[0.0], [1e6]])
-    weights, _ = reaction(x, jnp.array([1.0, 0.0]), jnp.zeros(2), 1.0, ())
-    np.testing.assert_array_equal(weights, [1.0, 0.0])
-
-
-def test_masses_have_finite_derivatives_at_a_massless_far_particle():
-    reaction = flows.ParticleWeights(0.5, kernels.Gaussian(bandwidth=1.0))
-    x, weights = jnp.array([[0.0], [1.0], [100.0]]), jnp.array([0.5, 0.5, 0.0])
-    first = lambda x, weights: reaction(x, weights, x[:, 0], 1.0, ())[0][0]
-    for gradient in jax.grad(first, (0, 1))(x, weights):
-        assert jnp.isfinite(gradient).all()
-    with pytest.raises(ValueError, match="kernel must be positive definite"):
-        flows.ParticleWeights(0.5, kernels.Energy())
-
-
 @pytest.mark.parametrize("name", ["step_size", "strong_convexity"])
 def test_numbers_of_acceleration_out_of_range(name):
     x = jnp.ones(2)
@@ -184,12 +123,3 @@ def test_a_schedule_may_end_at_zero():
     x = iterate(optimizer, lambda x: x, jnp.ones(2), 4)
     assert jnp.isfinite(x).all()
     np.testing.assert_array_equal(x[3], x[2])
-
-
-def test_a_traced_step_size_of_masses_out_of_range():
-    x, masses = jnp.array([[0.0], [9.0]]), jnp.full(2, 0.5)
-    kernel = kernels.Gaussian(bandwidth=1.0)
-    react = lambda size: flows.ParticleWeights(size, kernel)(x, masses, x[:, 0], 0.0, ())[0]
-    assert jnp.isnan(jax.jit(react)(-1.0)).all()
-    with pytest.raises(ValueError, match="step_size must be positive"):
-        react(jnp.array(-1.0))

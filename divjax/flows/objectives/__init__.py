@@ -1,0 +1,16 @@
+"""Objectives: functionals of a distribution, by their first variation at the particles."""
+
+from divjax.flows.objectives.energies import KL, Interaction, Potential
+from divjax.flows.objectives.learned import FDivergence
+from divjax.flows.objectives.mmd import MMD
+from divjax.flows.objectives.transport import SinkhornDivergence, SlicedWasserstein
+
+__all__ = [
+    "KL",
+    "MMD",
+    "FDivergence",
+    "Interaction",
+    "Potential",
+    "SinkhornDivergence",
+    "SlicedWasserstein",
+]
