@@ -28,8 +28,8 @@ from divjax.flows.objectives import (
 )
 from divjax.flows.optimizers import AcceleratedState, accelerated
 from divjax.flows.pareto import hypervolume, pareto_residual, squared_norm
+from divjax.flows.protocols import Aggregator, Fields, Objective, Variation, Velocity
 from divjax.flows.state import FlowResult, FlowState, History, StepInfo
-from divjax.flows.types import Aggregator, Fields, Objective, Variation, Velocity
 from divjax.flows.velocities import GFSD, GFSF, SVGD, Blob, Langevin, NeuralScore
 
 __all__ = [

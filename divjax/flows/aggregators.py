@@ -24,7 +24,7 @@ from divjax.core.pytrees import pytree
 from divjax.core.samples import as_arrays
 from divjax.core.simplex import min_norm_weights, project_simplex
 from divjax.flows.fields import checked_fields, gram, unit_gram
-from divjax.flows.types import Fields
+from divjax.flows.protocols import Fields
 
 __all__ = ["CAGrad", "FixedWeights", "MinNorm", "PCGrad", "ProjectedStep"]
 

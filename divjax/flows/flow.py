@@ -16,6 +16,7 @@ from divjax.core.pytrees import num_particles, ravel_particles
 from divjax.flows.aggregators import MinNorm
 from divjax.flows.fields import check_objective_weights, combine
 from divjax.flows.mass import FisherRao, weighted_sum
+from divjax.flows.protocols import Aggregator, Fields, Objective, Velocity
 from divjax.flows.scan import record, report_progress, run_in_chunks
 from divjax.flows.state import FlowResult, FlowState, History, StepInfo
 from divjax.flows.step import (
@@ -29,7 +30,6 @@ from divjax.flows.step import (
     step_keys,
     step_masses,
 )
-from divjax.flows.types import Aggregator, Fields, Objective, Velocity
 from divjax.flows.validation import (
     check_aggregator,
     check_continues,

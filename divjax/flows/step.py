@@ -11,8 +11,8 @@ from divjax.core.checks import check_shape
 from divjax.core.pytrees import ravel_particles, select
 from divjax.flows.fields import combine
 from divjax.flows.mass import FisherRao, drop_dead
+from divjax.flows.protocols import Fields, Objective, Variation
 from divjax.flows.state import FlowState
-from divjax.flows.types import Fields, Objective, Variation
 
 __all__ = [
     "Evaluation",

@@ -24,8 +24,8 @@ from divjax.core.checks import (
 from divjax.core.pytrees import num_particles
 from divjax.flows.mass import FisherRao
 from divjax.flows.objectives.targets import as_particles
+from divjax.flows.protocols import Aggregator, Objective, Velocity
 from divjax.flows.state import FlowState
-from divjax.flows.types import Aggregator, Objective, Velocity
 
 __all__ = [
     "check_aggregator",

@@ -18,7 +18,7 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles, static
 from divjax.flows.mass import masses_of, weighted_sum
 from divjax.flows.objectives.targets import as_particles
-from divjax.flows.types import Variation
+from divjax.flows.protocols import Variation
 from divjax.kernels.radial import Kernel, check_kernel
 from divjax.kernels.sums import kernel_sums
 

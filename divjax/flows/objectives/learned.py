@@ -16,7 +16,7 @@ from divjax.fdiv.divergences import ReverseKL
 from divjax.fdiv.generators import Generator
 from divjax.flows.mass import drop_dead, masses_of
 from divjax.flows.objectives.targets import as_particles, as_table, flagged_value, target_rows
-from divjax.flows.types import Variation
+from divjax.flows.protocols import Variation
 from divjax.ratio.heads import Network
 from divjax.ratio.protocols import cross_entropy
 

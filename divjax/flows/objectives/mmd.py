@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from divjax.core.pytrees import pytree, ravel_particles
 from divjax.flows.mass import masses_of, weighted_sum
 from divjax.flows.objectives.targets import as_particles, as_table, flagged_value, target_rows
-from divjax.flows.types import Variation
+from divjax.flows.protocols import Variation
 from divjax.kernels.radial import Kernel, check_kernel
 from divjax.kernels.sums import kernel_sums
 

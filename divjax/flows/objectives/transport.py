@@ -19,7 +19,7 @@ from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.core.samples import as_samples
 from divjax.flows.mass import masses_of
 from divjax.flows.objectives.targets import as_particles, as_table, flagged_value, target_rows
-from divjax.flows.types import Variation
+from divjax.flows.protocols import Variation
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.divergence import SinkhornDivergenceResult, sinkhorn_divergence
 from divjax.ot.sliced import sliced_wasserstein
