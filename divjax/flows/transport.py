@@ -21,7 +21,7 @@ from divjax.flows.masses import masses_of
 from divjax.flows.targets import as_particles, as_table, flagged_value, target_rows
 from divjax.flows.types import Variation
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.divergence import SinkhornDivergenceResult, sinkhorn_divergence
+from divjax.ot.entropic.divergence import SinkhornDivergenceResult, sinkhorn_divergence
 from divjax.ot.sliced import sliced_wasserstein
 
 __all__ = ["SinkhornDivergence", "SlicedWasserstein"]

@@ -20,9 +20,9 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.derivatives import gauge
-from divjax.ot.formulation import Formulation, formulate
-from divjax.ot.problem import PointPairs, Problem
+from divjax.ot.entropic.derivatives import gauge
+from divjax.ot.entropic.formulation import Formulation, formulate
+from divjax.ot.entropic.problem import PointPairs, Problem
 from divjax.ot.weighted_samples import squares_are_lost
 
 __all__ = ["ExactResult", "exact"]

@@ -12,14 +12,14 @@ import scipy.optimize
 import scipy.stats
 import sklearn.covariance
 
+from divjax.ot.entropic.solver import sinkhorn
 from divjax.ot.gaussian import (
     gaussian_barycenter,
     gaussian_map,
     gaussian_wasserstein,
 )
 from divjax.ot.gaussian_entropic import gaussian_entropic
-from divjax.ot.gaussian_samples import gaussian_map_from_samples, ledoit_wolf
-from divjax.ot.sinkhorn import sinkhorn
+from divjax.ot.maps.gaussian_samples import gaussian_map_from_samples, ledoit_wolf
 
 D = 3
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -11,8 +11,8 @@ from ott.solvers import linear
 
 from divjax.core.types import Status
 from divjax.ot.costs import Euclidean, SphereGeodesic, SqEuclidean, cost_matrix
-from divjax.ot.monge_gap import KINDS, monge_gap
-from divjax.ot.sinkhorn import sinkhorn
+from divjax.ot.entropic.solver import sinkhorn
+from divjax.ot.maps.gap import KINDS, monge_gap
 
 SIZE = 40
 SLOW = pytest.mark.exhaustive  # compilation, a program a cost, a kind and a dtype

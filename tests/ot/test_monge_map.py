@@ -11,13 +11,13 @@ from flax import nnx
 
 from divjax.core.types import Status
 from divjax.ot.costs import Euclidean, EuclideanPower, PNormPower
-from divjax.ot.divergence import sinkhorn_divergence
+from divjax.ot.entropic.divergence import sinkhorn_divergence
 from divjax.ot.gaussian import gaussian_map
-from divjax.ot.map_objective import MapBatch
-from divjax.ot.monge_gap import monge_gap
-from divjax.ot.monge_map import MongeMap
-from divjax.ot.network_map import MapFit
-from divjax.ot.starts import IdentityMap
+from divjax.ot.maps.gap import monge_gap
+from divjax.ot.maps.map_objective import MapBatch
+from divjax.ot.maps.monge_map import MongeMap
+from divjax.ot.maps.network_map import MapFit
+from divjax.ot.maps.starts import IdentityMap
 
 SLOW = pytest.mark.exhaustive  # compilation, some ten seconds a fit
 KEY = jax.random.key(0)

@@ -24,9 +24,10 @@ from divjax.core.pytrees import pytree
 from divjax.core.samples import as_numbers, as_samples, as_weights
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean, paired_costs
-from divjax.ot.divergence import sinkhorn_divergence
-from divjax.ot.problem import PointPairs
-from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
+from divjax.ot.entropic.divergence import sinkhorn_divergence
+from divjax.ot.entropic.problem import PointPairs
+from divjax.ot.entropic.result import SinkhornResult
+from divjax.ot.entropic.solver import sinkhorn
 
 __all__ = ["KINDS", "MongeGapResult", "monge_gap"]
 

@@ -25,11 +25,12 @@ from divjax.core.pytrees import pytree, static
 from divjax.core.samples import as_numbers
 from divjax.core.training import thinned
 from divjax.core.types import Outcome, status_of
-from divjax.ot.barycentric import barycentric_images
 from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
-from divjax.ot.divergence import sinkhorn_divergence
+from divjax.ot.entropic.divergence import sinkhorn_divergence
+from divjax.ot.entropic.result import SinkhornResult
+from divjax.ot.entropic.solver import sinkhorn
+from divjax.ot.maps.barycentric import barycentric_images
 from divjax.ot.scales import mean_cost_within
-from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 from divjax.ot.weighted_samples import (
     Origins,
     WeightedSamples,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from divjax.core.numerics import if_needed
-from divjax.ot.problem import (
+from divjax.ot.entropic.problem import (
     Problem,
     conjugate,
     dual_objective,

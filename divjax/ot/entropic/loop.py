@@ -24,15 +24,15 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.numerics import if_needed
 from divjax.core.pytrees import select
-from divjax.ot.over_relaxation import Best, Pace, adapt, start_pace
-from divjax.ot.problem import (
+from divjax.ot.entropic.over_relaxation import Best, Pace, adapt, start_pace
+from divjax.ot.entropic.problem import (
     MatrixPairs,
     Problem,
     log_tilted_mass,
     optimal_shift,
     recentered,
 )
-from divjax.ot.schedules import Annealing, largest_cost
+from divjax.ot.entropic.schedules import Annealing, largest_cost
 
 __all__ = ["Solution", "iterate"]
 

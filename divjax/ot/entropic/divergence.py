@@ -12,10 +12,11 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.formulation import check_epsilon, formulate, formulate_self
-from divjax.ot.problem import PointPairs
-from divjax.ot.schedules import Annealing, Relative
-from divjax.ot.sinkhorn import SinkhornResult, solve, start_of
+from divjax.ot.entropic.formulation import check_epsilon, formulate, formulate_self
+from divjax.ot.entropic.problem import PointPairs
+from divjax.ot.entropic.result import SinkhornResult
+from divjax.ot.entropic.schedules import Annealing, Relative
+from divjax.ot.entropic.solver import solve, start_of
 
 __all__ = [
     "SinkhornDivergenceResult",

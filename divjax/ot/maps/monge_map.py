@@ -41,11 +41,11 @@ from divjax.core.standardize import mean_and_scale
 from divjax.core.training import adam_with_cosine, fit
 from divjax.core.types import status_of
 from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
-from divjax.ot.map_objective import MapBatch, MapObjective, MapTerms
-from divjax.ot.monge_gap import KINDS
-from divjax.ot.network_map import MapFit
+from divjax.ot.maps.gap import KINDS
+from divjax.ot.maps.map_objective import MapBatch, MapObjective, MapTerms
+from divjax.ot.maps.network_map import MapFit
+from divjax.ot.maps.starts import STARTS, nearest, started_maps
 from divjax.ot.scales import cut_mean, mean_cost_within, winsorised
-from divjax.ot.starts import STARTS, nearest, started_maps
 from divjax.ot.weighted_samples import (
     Origins,
     WeightedSamples,

@@ -37,7 +37,7 @@ from divjax.core.pytrees import pytree, static
 from divjax.core.samples import as_numbers
 from divjax.core.training import adam_with_cosine, fit
 from divjax.core.types import Outcome, Status, status_of
-from divjax.ot.gaussian_samples import gaussian_start
+from divjax.ot.maps.gaussian_samples import gaussian_start
 from divjax.ot.scales import winsorised
 from divjax.ot.weighted_samples import (
     Origins,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from divjax.ot.problem import Problem
+from divjax.ot.entropic.problem import Problem
 
 __all__ = ["cost_error", "costs_are_lost", "refined_where_large", "sampled_error"]
 

@@ -29,8 +29,8 @@ from divjax.core.checks import (
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Center, as_samples, as_weights, centered_samples
 from divjax.ot import costs
-from divjax.ot.problem import MatrixPairs, PointPairs, Problem
-from divjax.ot.schedules import Relative, resolved_epsilon
+from divjax.ot.entropic.problem import MatrixPairs, PointPairs, Problem
+from divjax.ot.entropic.schedules import Relative, resolved_epsilon
 
 __all__ = ["Formulation", "formulate", "formulate_self"]
 
