@@ -3,7 +3,8 @@
 | Purpose | Function or class |
 |---|---|
 | an entropic cost, its plan and its map, sweeps over ε, gradients of all of them | `sinkhorn` |
-| … with relaxed marginals, or ε far below the mean cost | `marginal_penalty` (`marginal_penalty_from_tau`), `annealing` by `Annealing` |
+| … its tolerance, limit, over-relaxation, block size, wherever such a problem is solved | `solver=Sinkhorn(...)` |
+| … with relaxed marginals; ε far below the mean cost | `marginal_penalty` (`marginal_penalty_from_tau`); `Sinkhorn(annealing=Annealing())` |
 | … with ε relative to the costs | `Relative` |
 | a divergence of two samples, zero if they agree, for a loss | `sinkhorn_divergence` |
 | the exact cost and plan of moderately many rows, in any dimension | `exact` |
@@ -44,6 +45,7 @@ from divjax.ot.entropic.divergence import (
     sinkhorn_divergence,
 )
 from divjax.ot.entropic.interchange import potentials_from_ott
+from divjax.ot.entropic.options import Sinkhorn
 from divjax.ot.entropic.result import SinkhornResult
 from divjax.ot.entropic.schedules import Annealing, Relative, marginal_penalty_from_tau
 from divjax.ot.entropic.solver import sinkhorn
@@ -95,6 +97,7 @@ __all__ = [
     "PNormPower",
     "Relative",
     "SchrodingerBridge",
+    "Sinkhorn",
     "SinkhornDivergenceResult",
     "SinkhornResult",
     "SphereGeodesic",

@@ -179,10 +179,10 @@ def _conjugate_gradients(apply: Any, target: Float[Array, " m"], weight: Float[A
 
 @jax.custom_jvp
 def envelope_value(
-    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"], excess: Float[Array, ""]
+    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"], mass_defect: Float[Array, ""]
 ) -> Float[Array, ""]:
     """The problem's value at its optimal potentials, as a function of the problem alone."""
-    return dual_objective(problem, f, g, excess)
+    return dual_objective(problem, f, g, mass_defect)
 
 
 @envelope_value.defjvp

@@ -24,6 +24,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.numerics import if_needed
 from divjax.core.pytrees import select
+from divjax.ot.entropic.options import Sinkhorn
 from divjax.ot.entropic.over_relaxation import Best, Pace, adapt, start_pace
 from divjax.ot.entropic.problem import (
     MatrixPairs,
@@ -54,7 +55,7 @@ class Solution(NamedTuple):
     f: Float[Array, " n"]
     g: Float[Array, " m"]
     error: Float[Array, ""]
-    excess: Float[Array, ""]
+    mass_defect: Float[Array, ""]
     num_iterations: Int[Array, ""]
     errors: Float[Array, " max_iterations"] | None
 
@@ -376,25 +377,17 @@ def _anneal(
 
 def iterate(
     problem: Problem,
-    init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
+    init: tuple[Float[Array, " n"], Float[Array, " m"]] | None,
+    solver: Sinkhorn,
     *,
-    max_iterations: int,
-    tolerance: ArrayLike | None,
-    annealing: Annealing | None = None,
-    over_relaxation: ArrayLike | None = None,
     symmetric: bool = False,
-    record_errors: bool = False,
 ) -> Solution:
     """Iterate to the tolerance, or for a fixed count.
 
     Args:
         problem: the problem, with stopped gradients.
         init: potentials to start from.
-        max_iterations: the limit, or without tolerance the exact number of iterations.
-        tolerance: on the marginals' L1 error, absolute.
-        annealing: the sequence of ε, whose iterations count.
-        over_relaxation: ω, or None for the adaptive one.
-        record_errors: whether the solution holds the error after every iteration.
+        solver: the options.
         symmetric: whether both sides are one sample: f = g, by averaged updates (Feydy et al. 2019,
             section 3.1), which converge in few iterations for a positive kernel exp(−c/ε).
 
@@ -404,8 +397,15 @@ def iterate(
     # Shared with other computations on the problem, common subexpressions would keep n × m numbers
     # in memory through all iterations.
     problem, init = jax.lax.optimization_barrier(jax.lax.stop_gradient((problem, init)))
-    numbers = tolerance, annealing, over_relaxation
-    tolerance, annealing, over_relaxation = jax.lax.stop_gradient(numbers)
+    solver = jax.lax.stop_gradient(solver)
+    max_iterations, annealing, over_relaxation = (
+        solver.max_iterations,
+        solver.annealing,
+        solver.over_relaxation,
+    )
+    tolerance = None
+    if solver.tolerance is not None:
+        tolerance = problem.mass * jnp.asarray(solver.tolerance, problem.mass.dtype)
     if problem.dense:
         # Costs of points are computed once, and read by all later passes.
         pairs = MatrixPairs(problem.pairs.block(problem.pairs.rows))
@@ -504,7 +504,7 @@ def iterate(
     matrix, far = kernel(f, g), jnp.asarray(jnp.inf, dtype)
     scalings = iteration.start(f, g, matrix)
     pace = start_pace(plain, iteration.latest(f, g, scalings, far))
-    errors = jnp.full(max_iterations, jnp.nan, dtype) if record_errors else None
+    errors = jnp.full(max_iterations, jnp.nan, dtype) if solver.record_errors else None
     state = _State(f, g, scalings, matrix, far, pace, count, errors)
     state = jax.lax.while_loop(unfinished, chunk, state)
     if over_relaxation is None and not symmetric:
@@ -515,5 +515,5 @@ def iterate(
     # ΣP − Σa Σb as a sum of differences, each small between balanced probabilities: a difference of
     # the two totals would lose them to rounding. Columns without weight may be infinite.
     columns = jnp.exp(s.log_v + s.log_columns) - jnp.sum(problem.a)
-    excess = problem.b @ jnp.where(problem.b > 0, columns, 0)
-    return Solution(f, g, state.error, excess, state.num_iterations, state.errors)
+    mass_defect = problem.b @ jnp.where(problem.b > 0, columns, 0)
+    return Solution(f, g, state.error, mass_defect, state.num_iterations, state.errors)

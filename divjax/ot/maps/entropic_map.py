@@ -27,6 +27,7 @@ from divjax.core.training import thinned
 from divjax.core.types import Outcome, status_of
 from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
 from divjax.ot.entropic.divergence import sinkhorn_divergence
+from divjax.ot.entropic.options import Sinkhorn, check_solver, check_solver_type
 from divjax.ot.entropic.result import SinkhornResult
 from divjax.ot.entropic.solver import sinkhorn
 from divjax.ot.maps.barycentric import barycentric_images
@@ -112,8 +113,8 @@ class EntropicMap:
         epsilons: the candidates, as shares of the mean cost within the samples.
         score_epsilon: ε of the selecting divergence, likewise.
         block_size: the largest number of rows of each side in a problem.
-        max_iterations: the limit for each Sinkhorn problem.
-        tolerance: the tolerance of each Sinkhorn problem.
+        solver: the options for each Sinkhorn problem. Its own `block_size` is the number of rows of
+            a block's costs in memory at a time.
 
     Raises:
         ValueError: if a number is out of range, or the cost has no ∇h*. A traced ε that is not
@@ -134,15 +135,14 @@ class EntropicMap:
     epsilons: tuple[ArrayLike, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
     score_epsilon: ArrayLike = 0.05
     block_size: int = static(default=4096)
-    max_iterations: int = static(default=300)
-    tolerance: ArrayLike = 1e-2
+    solver: Sinkhorn = Sinkhorn(tolerance=1e-2, max_iterations=300)
 
     def __post_init__(self):
         check_callable(cost=self.cost)
         grad_conjugate(self.cost)
         check_positive(epsilons=self.epsilons, score_epsilon=self.score_epsilon)
-        check_positive(tolerance=self.tolerance)
-        check_count(1, block_size=self.block_size, max_iterations=self.max_iterations)
+        check_count(1, block_size=self.block_size)
+        check_solver_type(self.solver)
 
     def fit(
         self,
@@ -198,7 +198,8 @@ class EntropicMap:
         return self._fit(samples, tests, origins)
 
     def _check_numbers(self) -> None:
-        check_number(score_epsilon=self.score_epsilon, tolerance=self.tolerance)
+        check_number(score_epsilon=self.score_epsilon)
+        check_solver(self.solver)
         for epsilon in self.epsilons if isinstance(self.epsilons, (tuple, list)) else ():
             check_number(epsilons=epsilon)
 
@@ -207,8 +208,7 @@ class EntropicMap:
         self, samples: WeightedSamples, held_out: WeightedSamples, origins: Origins
     ) -> EntropicFit:
         x, y, a, b = samples
-        options: Any = {"cost": self.cost, "tolerance": self.tolerance}
-        options["max_iterations"] = self.max_iterations
+        options: Any = {"cost": self.cost, "solver": self.solver}
         # All ε are shares of this unit, which is invariant to a shift between the samples.
         unit = mean_cost_within(self.cost, x, y, a, b)
 

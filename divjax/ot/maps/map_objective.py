@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 from divjax.core.pytrees import pytree, static
 from divjax.ot.costs import paired_costs
 from divjax.ot.entropic.divergence import self_transport
+from divjax.ot.entropic.options import Sinkhorn
 from divjax.ot.entropic.solver import sinkhorn
 from divjax.ot.maps.gap import monge_gap
 from divjax.ot.maps.network_map import MapFit
@@ -74,8 +75,7 @@ class MapObjective:
         gap_weight: λ.
         symmetry_weight: w, or None to omit the term.
         gap_kind: the kind of `monge_gap`, or None for no gap.
-        max_iterations: the limit for each Sinkhorn problem.
-        tolerance: the tolerance of each Sinkhorn problem.
+        solver: the options for each Sinkhorn problem.
     """
 
     cost: Any
@@ -85,8 +85,7 @@ class MapObjective:
     gap_weight: ArrayLike
     symmetry_weight: ArrayLike | None
     gap_kind: str | None = static()
-    max_iterations: int = static()
-    tolerance: ArrayLike
+    solver: Sinkhorn
 
     def value(self, terms: MapTerms) -> Float[Array, ""]:
         """The weighted sum."""
@@ -152,8 +151,7 @@ class MapObjective:
             return across, _nothing(across.value)
         if self.gap_kind != "debiased":
             # Gaps of other kinds have no problem in common with the divergence.
-            options = self._solver | {"epsilon": epsilon, "kind": self.gap_kind}
-            gap = monge_gap(x, images, a, **options)
+            gap = monge_gap(x, images, a, epsilon=epsilon, kind=self.gap_kind, **self._options)
             return self._between(*fitted), _Cost(gap.value, gap.converged)
         # `monge_gap` would solve OT(T(x), T(x)) again. The divergence's self term is reused for the
         # gap if rows and ε are the same.
@@ -167,18 +165,17 @@ class MapObjective:
         return across, _Cost(value, transport.converged & own.converged)
 
     @property
-    def _solver(self) -> dict[str, Any]:
-        iterations = {"max_iterations": self.max_iterations, "tolerance": self.tolerance}
-        return {"cost": self.cost} | iterations
+    def _options(self) -> dict[str, Any]:
+        return {"cost": self.cost, "solver": self.solver}
 
     def _between(
         self, x: Array, y: Array, epsilon: ArrayLike, a: Array | None, b: Array | None
     ) -> _Cost:
-        result = sinkhorn(x, y, a, b, epsilon=epsilon, **self._solver)
+        result = sinkhorn(x, y, a, b, epsilon=epsilon, **self._options)
         return _Cost(result.value, result.converged)
 
     def _to_itself(self, x: Array, epsilon: ArrayLike, a: Array | None) -> _Cost:
-        result = self_transport(x, a, epsilon=epsilon, **self._solver)
+        result = self_transport(x, a, epsilon=epsilon, **self._options)
         return _Cost(result.value, result.converged)
 
     def _two(self, first: tuple, second: tuple) -> tuple[_Cost, _Cost]:
