@@ -38,13 +38,13 @@ class Sinkhorn:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from divjax import ot
-        >>> x = jnp.array([[0.0], [1.0]])
+        >>> x, y = jnp.array([[0.0], [1.0]]), jnp.array([[0.0], [1.0], [5.0]])
         >>> precise = Sinkhorn(tolerance=1e-6, max_iterations=5000)
-        >>> float(ot.sinkhorn(x, x + 2, epsilon=0.05, solver=precise).value)
-        4.034
-        >>> solve = lambda t: ot.sinkhorn(x, x + 2, epsilon=5.0, solver=Sinkhorn(tolerance=t))
+        >>> bool(ot.sinkhorn(x, y, epsilon=1.0, solver=precise).converged)
+        True
+        >>> solve = lambda t: ot.sinkhorn(x, y, epsilon=1.0, solver=Sinkhorn(tolerance=t))
         >>> jax.vmap(solve)(jnp.array([1e-1, 1e-5])).num_iterations.tolist()
-        [2, 7]
+        [5, 12]
     """
 
     tolerance: ArrayLike | None = 1e-3
