@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from divjax import ot
-from divjax.ot import derivatives
+from divjax.ot.entropic import derivatives
 
 
 @pytest.fixture(autouse=True)

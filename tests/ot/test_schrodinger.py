@@ -15,7 +15,7 @@ import scipy.special
 import scipy.stats
 
 from divjax.core.types import Status
-from divjax.ot import mixture_potential
+from divjax.ot.bridges import mixture_potential
 from divjax.ot.bridges.light_bridge import LightSchrodingerBridge
 from divjax.ot.bridges.schrodinger import SchrodingerBridge
 

@@ -13,11 +13,12 @@ from divjax.core.pytrees import pytree
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.formulation import check_epsilon, formulate, formulate_self
+from divjax.ot.entropic.initial import given_potentials
 from divjax.ot.entropic.options import Sinkhorn, check_solver
 from divjax.ot.entropic.problem import PointPairs
 from divjax.ot.entropic.result import SinkhornResult
 from divjax.ot.entropic.schedules import Relative
-from divjax.ot.entropic.solver import solve, start_of
+from divjax.ot.entropic.solver import solve
 
 __all__ = [
     "SinkhornDivergenceResult",
@@ -143,9 +144,9 @@ def sinkhorn_divergence(
         points, _ = jax.lax.optimization_barrier((pairs.x, previous))
         pairs = PointPairs(points, points, pairs.cost)
         own = dataclasses.replace(own, problem=dataclasses.replace(own.problem, pairs=pairs))
-        return solve(own, start_of(own, start), solver, symmetric=True)
+        return solve(own, given_potentials(own, start), solver, symmetric=True)
 
-    xy = solve(formulation, start_of(formulation, start[0]), solver)
+    xy = solve(formulation, given_potentials(formulation, start[0]), solver)
     xx = to_itself(x, formulation.a, 0, start[1], xy)
     yy = to_itself(y, formulation.b, 1, start[2], xx)
     # With relaxed marginals the plans' masses differ. Without this term the divergence of a from a

@@ -2,23 +2,20 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_shape
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.entropic.derivatives import gauge
 from divjax.ot.entropic.finalize import finalize
 from divjax.ot.entropic.formulation import Formulation, formulate
+from divjax.ot.entropic.initial import given_potentials
 from divjax.ot.entropic.loop import iterate
 from divjax.ot.entropic.options import Sinkhorn, check_solver
 from divjax.ot.entropic.result import SinkhornResult
 from divjax.ot.entropic.schedules import Relative
 
-__all__ = ["sinkhorn", "solve", "start_of"]
+__all__ = ["sinkhorn", "solve"]
 
 
 def sinkhorn(
@@ -89,7 +86,7 @@ def sinkhorn(
     """
     check_solver(solver)
     formulation = formulate(x, y, a, b, epsilon, cost, marginal_penalty, solver.block_size)
-    return solve(formulation, start_of(formulation, init), solver)
+    return solve(formulation, given_potentials(formulation, init), solver)
 
 
 @functools.partial(jax.jit, static_argnames="symmetric")
@@ -106,23 +103,3 @@ def solve(
     """
     solution = iterate(formulation.problem, init, solver, symmetric=symmetric)
     return finalize(formulation, solver, solution, symmetric=symmetric)
-
-
-def start_of(formulation: Formulation, init: Any) -> tuple[Array, Array] | None:
-    """The initial potentials, checked, for centred points."""
-    problem = formulation.problem
-    n, m = problem.pairs.shape
-    if init is None:
-        return None
-    if not isinstance(init, tuple) or len(init) != 2:
-        raise ValueError(f"init must be a pair of potentials (f, g); got {type(init).__name__}.")
-    f, g = init
-    check_shape("init[0]", f, n)
-    check_shape("init[1]", g, m)
-    f, g = jnp.asarray(f, problem.a.dtype), jnp.asarray(g, problem.b.dtype)
-    # The given potentials are for the original points, the problem is one of centred points.
-    f, g = formulation.reduced(f, g)
-    # Potentials of rows of weight zero have no effect, and may hold any value.
-    f = jnp.where(problem.a > 0, f, f[jnp.argmax(problem.a)])
-    g = jnp.where(problem.b > 0, g, g[jnp.argmax(problem.b)])
-    return gauge(problem, f, g)
