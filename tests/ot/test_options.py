@@ -88,7 +88,7 @@ def test_one_solver_serves_all(call):
 @pytest.mark.parametrize(
     ("solver", "got"),
     [
-        (ot.Sinkhorn, "the class divjax's Sinkhorn itself"),
+        (ot.Sinkhorn, "the class Sinkhorn itself"),
         ({"tolerance": 1e-3}, "got dict"),
         (None, "got NoneType"),
         (ott_sinkhorn.Sinkhorn(), "got ott's Sinkhorn"),

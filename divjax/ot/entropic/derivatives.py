@@ -24,15 +24,15 @@ from divjax.ot.entropic.problem import (
 
 __all__ = [
     "envelope_value",
-    "gauge",
     "mass_price",
+    "normalized_potentials",
     "rows_potential",
     "weightless",
     "with_implicit_derivatives",
 ]
 
 
-def gauge(
+def normalized_potentials(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
 ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
     """Balanced potentials, unique up to f + s, g − s, with ⟨a, f⟩ = ⟨b, g⟩."""
@@ -188,7 +188,7 @@ def envelope_value(
 @envelope_value.defjvp
 def _envelope_jvp(primals: Any, tangents: Any) -> Any:
     problem, f, g, _ = primals
-    f, g = gauge(problem, *with_implicit_derivatives(problem, f, g))
+    f, g = normalized_potentials(problem, *with_implicit_derivatives(problem, f, g))
     # The partial derivative at fixed potentials, which have their own rule: this makes second
     # derivatives correct.
     _, change = jax.jvp(lambda p: dual_objective(p, f, g), (problem,), (tangents[0],))

@@ -12,7 +12,8 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.entropic.formulation import check_epsilon, formulate, formulate_self
+from divjax.ot.entropic.formulate import check_epsilon, formulate, formulate_self
+from divjax.ot.entropic.formulation import Formulation
 from divjax.ot.entropic.initial import given_potentials
 from divjax.ot.entropic.options import Sinkhorn, check_solver
 from divjax.ot.entropic.problem import PointPairs
@@ -130,25 +131,19 @@ def sinkhorn_divergence(
     # Both potentials of a self problem are equal.
     start = (None,) * 3 if init is None else (init[:2], (init[2],) * 2, (init[3],) * 2)
 
-    def to_itself(points: Any, weights: Array, side: int, start: Any, after: SinkhornResult) -> Any:
+    def self_term(side: int, points: Any, weights: Array, after: SinkhornResult) -> SinkhornResult:
         # A self term takes ε from the problem between x and y, also if it is relative to the costs
         # there, and the penalty of its own side for both marginals.
         penalty = problem.penalties[side]
         options = problem.epsilon, cost, (penalty, penalty), solver.block_size
         # Uniform weights may be traced by now; the first problem recorded that none is zero.
         own = formulate_self(points, weights, *options, vanishing=formulation.replaced[side])
-        # After the previous problem: run simultaneously, all three would need their matrices.
-        pairs, previous = own.problem.pairs, jax.lax.stop_gradient(after.error)
-        assert isinstance(pairs, PointPairs)
-        # The barrier orders the work. The error's gradient is stopped, so no derivative passes.
-        points, _ = jax.lax.optimization_barrier((pairs.x, previous))
-        pairs = PointPairs(points, points, pairs.cost)
-        own = dataclasses.replace(own, problem=dataclasses.replace(own.problem, pairs=pairs))
-        return solve(own, given_potentials(own, start), solver, symmetric=True)
+        own = _ordered_after(own, after)
+        return solve(own, given_potentials(own, start[1 + side]), solver, symmetric=True)
 
     xy = solve(formulation, given_potentials(formulation, start[0]), solver)
-    xx = to_itself(x, formulation.a, 0, start[1], xy)
-    yy = to_itself(y, formulation.b, 1, start[2], xx)
+    xx = self_term(0, x, formulation.a, xy)
+    yy = self_term(1, y, formulation.b, xx)
     # With relaxed marginals the plans' masses differ. Without this term the divergence of a from a
     # rescaled a would have the wrong limit for ε → ∞.
     masses = jnp.sum(formulation.a) - jnp.sum(formulation.b)
@@ -156,3 +151,17 @@ def sinkhorn_divergence(
     status = jnp.maximum(xy.status, jnp.maximum(xx.status, yy.status))
     value = nan_unless(status < Status.FLOATING_POINT_RESOLUTION, value)
     return SinkhornDivergenceResult(value, status, xy, xx, yy)
+
+
+def _ordered_after(formulation: Formulation, result: SinkhornResult) -> Formulation:
+    """The problem of a sample and itself, to be solved after another one.
+
+    XLA may run independent problems simultaneously, and all three would need their matrices in
+    memory. The barrier makes this problem's points wait for the other's result.
+    """
+    pairs = formulation.problem.pairs
+    assert isinstance(pairs, PointPairs)
+    # The error's gradient is stopped, so that no derivative passes from one problem to the other.
+    points, _ = jax.lax.optimization_barrier((pairs.x, jax.lax.stop_gradient(result.error)))
+    problem = dataclasses.replace(formulation.problem, pairs=PointPairs(points, points, pairs.cost))
+    return dataclasses.replace(formulation, problem=problem)

@@ -20,8 +20,8 @@ from divjax.core.numerics import if_needed, nan_unless
 from divjax.core.types import status_of
 from divjax.ot.entropic.derivatives import (
     envelope_value,
-    gauge,
     mass_price,
+    normalized_potentials,
     rows_potential,
     weightless,
     with_implicit_derivatives,
@@ -31,7 +31,7 @@ from divjax.ot.entropic.loop import Solution
 from divjax.ot.entropic.options import Sinkhorn
 from divjax.ot.entropic.precision import (
     cost_error,
-    costs_are_lost,
+    costs_are_unresolved,
     refined_where_large,
     sampled_error,
 )
@@ -73,7 +73,7 @@ def finalize(
     if not symmetric:
         # Not for a sample and itself, whose costs may be far below those between two samples: if
         # they are lost to rounding there, they do not count in the divergence either.
-        resolved &= ~costs_are_lost(formulation.problem)
+        resolved &= ~costs_are_unresolved(formulation.problem)
     return SinkhornResult(
         value=full_value,
         f=f_rows,
@@ -98,7 +98,7 @@ def _stored_potentials(problem: Problem, solution: Solution) -> _Stored:
     f, g, mass_defect = refined_where_large(problem, solution.f, solution.g, solution.mass_defect)
     # Balanced potentials are unique up to a constant, which the iterations leave arbitrary. It is
     # fixed after the refinement, which changes it.
-    f, g = jax.lax.stop_gradient(gauge(problem, f, g))
+    f, g = jax.lax.stop_gradient(normalized_potentials(problem, f, g))
     return _Stored(f, g, mass_defect)
 
 
@@ -149,7 +149,7 @@ def _infinite_without_a_plan(problem: Problem, value: Array) -> Array:
 def _normalized(formulation: Formulation, f: Array, g: Array) -> tuple[Array, Array]:
     """Balanced centred potentials, shifted so that the final ones have ⟨a, f⟩ = ⟨b, g⟩."""
     if formulation.slope is None:
-        return gauge(formulation.problem, f, g)
+        return normalized_potentials(formulation.problem, f, g)
     # The normalisation is of the final potentials, which include the linear terms α and β; the
     # constant shifts the centred ones equally.
     pairs = cast(PointPairs, formulation.problem.pairs)

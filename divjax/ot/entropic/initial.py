@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from divjax.core.checks import check_shape
 from divjax.core.numerics import if_needed
-from divjax.ot.entropic.derivatives import gauge
+from divjax.ot.entropic.derivatives import normalized_potentials
 from divjax.ot.entropic.formulation import Formulation
 from divjax.ot.entropic.problem import Problem, recentered
 from divjax.ot.entropic.schedules import Annealing, largest_cost
@@ -35,7 +35,7 @@ def given_potentials(formulation: Formulation, init: Any) -> tuple[Array, Array]
     # Potentials of rows of weight zero have no effect, and may hold any value.
     f = jnp.where(problem.a > 0, f, f[jnp.argmax(problem.a)])
     g = jnp.where(problem.b > 0, g, g[jnp.argmax(problem.b)])
-    return gauge(problem, f, g)
+    return normalized_potentials(problem, f, g)
 
 
 def initial_potentials(

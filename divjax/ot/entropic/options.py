@@ -9,7 +9,7 @@ from divjax.core.checks import check_count, check_flag, check_positive, check_sc
 from divjax.core.pytrees import pytree, static
 from divjax.ot.entropic.schedules import Annealing
 
-__all__ = ["Sinkhorn", "check_solver"]
+__all__ = ["Sinkhorn", "check_solver", "check_solver_type"]
 
 
 @pytree
@@ -107,15 +107,13 @@ def check_solver_type(solver: Any) -> None:
     """Raise `ValueError` for anything but a `Sinkhorn`, such as the class itself."""
     if isinstance(solver, Sinkhorn):
         return
-    kind = solver if isinstance(solver, type) else type(solver)
-    # Other libraries have a class of this name too.
-    name = kind.__qualname__ if kind.__module__ == "builtins" else _full_name(kind)
-    got = f"the class {name} itself" if isinstance(solver, type) else name
+    if isinstance(solver, type):
+        got = f"the class {solver.__qualname__} itself"
+    else:
+        # Other libraries have a class of this name too.
+        kind = type(solver)
+        package = "" if kind.__module__ == "builtins" else f"{kind.__module__.split('.')[0]}'s "
+        got = package + kind.__qualname__
     raise ValueError(
         f"solver must be an `ot.Sinkhorn`, such as ot.Sinkhorn(tolerance=1e-5); got {got}."
     )
-
-
-def _full_name(kind: type) -> str:
-    package = kind.__module__.split(".")[0]
-    return f"{package}'s {kind.__qualname__}"

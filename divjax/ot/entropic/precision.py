@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from divjax.ot.entropic.problem import Problem
 
-__all__ = ["cost_error", "costs_are_lost", "refined_where_large", "sampled_error"]
+__all__ = ["cost_error", "costs_are_unresolved", "refined_where_large", "sampled_error"]
 
 # The number of sampled rows.
 _ROWS = 64
@@ -65,7 +65,7 @@ def cost_error(problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]) -
     return unit / problem.epsilon * moved / jnp.where(share > 0, share, 1)
 
 
-def costs_are_lost(problem: Problem) -> Bool[Array, ""]:
+def costs_are_unresolved(problem: Problem) -> Bool[Array, ""]:
     """Whether ε is so large that costs fall below the rounding of the weights' sums."""
     _, costs = _some_rows(jax.lax.stop_gradient(problem))
     costs = jnp.where(jnp.isinf(costs), 0, costs)

@@ -8,7 +8,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.finalize import finalize
-from divjax.ot.entropic.formulation import Formulation, formulate
+from divjax.ot.entropic.formulate import formulate
+from divjax.ot.entropic.formulation import Formulation
 from divjax.ot.entropic.initial import given_potentials
 from divjax.ot.entropic.loop import iterate
 from divjax.ot.entropic.options import Sinkhorn, check_solver

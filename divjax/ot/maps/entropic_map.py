@@ -19,7 +19,7 @@ from divjax.core.checks import (
     check_shape,
 )
 from divjax.core.keys import own_key
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import matmul, nan_unless, safe_log
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import as_numbers
@@ -30,14 +30,13 @@ from divjax.ot.entropic.divergence import sinkhorn_divergence
 from divjax.ot.entropic.options import Sinkhorn, check_solver, check_solver_type
 from divjax.ot.entropic.result import SinkhornResult
 from divjax.ot.entropic.solver import sinkhorn
-from divjax.ot.maps.barycentric import barycentric_images
 from divjax.ot.scales import mean_cost_within
 from divjax.ot.weighted_samples import (
     Origins,
     WeightedSamples,
     normalised,
     split,
-    squares_are_lost,
+    squares_are_unresolved,
     weighted_samples,
 )
 
@@ -114,7 +113,7 @@ class EntropicMap:
         score_epsilon: ε of the selecting divergence, likewise.
         block_size: the largest number of rows of each side in a problem.
         solver: the options for each Sinkhorn problem. Its own `block_size` is the number of rows of
-            a block's costs in memory at a time.
+            a block's costs in memory at a time, and errors are recorded in the fit's `results`.
 
     Raises:
         ValueError: if a number is out of range, or the cost has no ∇h*. A traced ε that is not
@@ -254,7 +253,7 @@ class EntropicMap:
         mass = jnp.ones(count, unit.dtype) if blocks.a is None else jnp.sum(blocks.a, axis=1)
         status = status_of(
             converged=jnp.all(results.converged),
-            resolved=~squares_are_lost(x, y),
+            resolved=~squares_are_unresolved(x, y),
             finite=jnp.isfinite(scores[best]) & jnp.isfinite(results.value).all(),
             valid=jnp.any(valid),
         )
@@ -272,8 +271,35 @@ def _images(
     # targets, which is accurate at any distance.
     if not isinstance(cost, SqEuclidean):
         return result.transport(z)
-    images = lambda z: barycentric_images(z, targets, result.g, problem.b, problem.epsilon)
+    images = lambda z: _barycentric_images(z, targets, result.g, problem.b, problem.epsilon)
     return map_row_blocks(images, targets.shape[0], z)
+
+
+def _barycentric_images(
+    z: Float[Array, "k d"],
+    y: Float[Array, "m d"],
+    g: Float[Array, " m"],
+    b: Float[Array, " m"],
+    epsilon: Float[Array, ""],
+) -> Float[Array, "k d"]:
+    """The means of y under the plan at z, with weights ∝ b_j exp((g_j − |z − y_j|²)/ε).
+
+    Without the common term |z|², the exponents are (g_j − |y_j|² + 2 z·y_j)/ε. Far from the
+    samples, |z|² would round away the differences between them, and with those the derivative.
+
+    Args:
+        z: points.
+        y: targets.
+        g: the potential of y.
+        b: the weights of y, zero for rows to ignore.
+        epsilon: ε.
+
+    References:
+        Pooladian, Niles-Weed 2021, eq. 8.
+    """
+    exponents = (g - jnp.sum(y**2, axis=1) + 2 * matmul(z, y.T)) / epsilon
+    weights = jax.nn.softmax(exponents + safe_log(b), axis=1)
+    return matmul(weights, y)
 
 
 def _blocks(rows: Float[Array, "n ..."], count: int, most: int) -> Array:

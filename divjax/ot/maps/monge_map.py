@@ -53,7 +53,7 @@ from divjax.ot.weighted_samples import (
     batch_of_rows,
     normalised,
     split,
-    squares_are_lost,
+    squares_are_unresolved,
     uniform_weights,
     weighted_samples,
 )
@@ -320,7 +320,7 @@ class MongeMap:
             gap=terms.gap,
             status=status_of(
                 converged=terms.converged,
-                resolved=~squares_are_lost(pooled.x, pooled.y),
+                resolved=~squares_are_unresolved(pooled.x, pooled.y),
                 finite=finite,
                 valid=self._valid(optimizer),
             ),
