@@ -25,10 +25,16 @@ PLAN = pot.sinkhorn(
 )
 
 
-def solve(epsilon=0.5, marginal_penalty=None, **options):
-    solver = ot.Sinkhorn(**{"tolerance": 1e-5, "max_iterations": 5000} | options)
-    settings = dict(epsilon=epsilon, marginal_penalty=marginal_penalty, solver=solver)
-    return jax.jit(lambda x, y, a, b: ot.sinkhorn(x, y, a, b, **settings))
+SETTINGS = ("epsilon", "cost", "marginal_penalty")
+
+
+def solve(**settings):
+    """Both the problem's settings and the solver's options."""
+    options = {"tolerance": 1e-5, "max_iterations": 5000}
+    options |= {name: value for name, value in settings.items() if name not in SETTINGS}
+    problem = {"epsilon": 0.5} | {k: v for k, v in settings.items() if k in SETTINGS}
+    problem["solver"] = ot.Sinkhorn(**options)
+    return jax.jit(lambda x, y, a, b: ot.sinkhorn(x, y, a, b, **problem))
 
 
 @pytest.mark.parametrize("block_size", [None, 7])
