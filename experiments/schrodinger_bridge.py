@@ -32,9 +32,9 @@ import tyro
 from matplotlib.figure import Figure
 
 from divjax.core.pairwise import pair_distances_by_rows
+from divjax.ot.bridges.light_bridge import LightSchrodingerBridge
+from divjax.ot.bridges.schrodinger import SchrodingerBridge
 from divjax.ot.gaussian import gaussian_wasserstein
-from divjax.ot.light_bridge import LightSchrodingerBridge
-from divjax.ot.schrodinger import SchrodingerBridge
 from experiments import common, data
 
 PAPER_PLANS = {

@@ -3,7 +3,8 @@
 | Purpose | Function or class |
 |---|---|
 | an entropic cost, its plan and its map, sweeps over ε, gradients of all of them | `sinkhorn` |
-| … with relaxed marginals, or ε far below the mean cost | `marginal_penalty` (`marginal_penalty_from_tau`), `annealing` by `Annealing` |
+| … its tolerance, limit, over-relaxation, block size, wherever such a problem is solved | `solver=Sinkhorn(...)` |
+| … with relaxed marginals; ε far below the mean cost | `marginal_penalty` (`marginal_penalty_from_tau`); `Sinkhorn(annealing=Annealing())` |
 | … with ε relative to the costs | `Relative` |
 | a divergence of two samples, zero if they agree, for a loss | `sinkhorn_divergence` |
 | the exact cost and plan of moderately many rows, in any dimension | `exact` |
@@ -27,6 +28,8 @@ Left to ott-jax: low-rank Sinkhorn (`ott.solvers.linear.sinkhorn_lr`), distances
 `SinkhornResult.to_ott` exports the potentials, and `potentials_from_ott` imports them as a start.
 """
 
+from divjax.ot.bridges.light_bridge import LightSchrodingerBridge
+from divjax.ot.bridges.schrodinger import ConditionalPlan, SchrodingerBridge
 from divjax.ot.costs import (
     Cosine,
     Euclidean,
@@ -37,11 +40,15 @@ from divjax.ot.costs import (
     SqEuclidean,
     cost_matrix,
 )
-from divjax.ot.divergence import (
+from divjax.ot.entropic.divergence import (
     SinkhornDivergenceResult,
     sinkhorn_divergence,
 )
-from divjax.ot.entropic_map import EntropicFit, EntropicMap
+from divjax.ot.entropic.interchange import potentials_from_ott
+from divjax.ot.entropic.options import Sinkhorn
+from divjax.ot.entropic.result import SinkhornResult
+from divjax.ot.entropic.schedules import Annealing, Relative, marginal_penalty_from_tau
+from divjax.ot.entropic.solver import sinkhorn
 from divjax.ot.gaussian import (
     AffineMap,
     GaussianBarycenter,
@@ -50,18 +57,14 @@ from divjax.ot.gaussian import (
     gaussian_wasserstein,
 )
 from divjax.ot.gaussian_entropic import GaussianEntropicResult, gaussian_entropic
-from divjax.ot.gaussian_samples import gaussian_map_from_samples
-from divjax.ot.icnn_dual import DualFit, ICNNDual
-from divjax.ot.interchange import potentials_from_ott
-from divjax.ot.light_bridge import LightSchrodingerBridge
 from divjax.ot.linear_program import ExactResult, exact
-from divjax.ot.monge_gap import MongeGapResult, monge_gap
-from divjax.ot.monge_map import MongeMap
-from divjax.ot.network_map import MapFit
+from divjax.ot.maps.entropic_map import EntropicFit, EntropicMap
+from divjax.ot.maps.gap import MongeGapResult, monge_gap
+from divjax.ot.maps.gaussian_samples import gaussian_map_from_samples
+from divjax.ot.maps.icnn_dual import DualFit, ICNNDual
+from divjax.ot.maps.monge_map import MongeMap
+from divjax.ot.maps.network_map import MapFit
 from divjax.ot.one_dimensional import LineTransportResult, transport_1d, wasserstein_1d
-from divjax.ot.schedules import Annealing, Relative, marginal_penalty_from_tau
-from divjax.ot.schrodinger import ConditionalPlan, SchrodingerBridge
-from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 from divjax.ot.sliced import (
     MaxSlicedResult,
     max_sliced_wasserstein,
@@ -94,6 +97,7 @@ __all__ = [
     "PNormPower",
     "Relative",
     "SchrodingerBridge",
+    "Sinkhorn",
     "SinkhornDivergenceResult",
     "SinkhornResult",
     "SphereGeodesic",

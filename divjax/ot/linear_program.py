@@ -20,10 +20,11 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.derivatives import gauge
-from divjax.ot.formulation import Formulation, formulate
-from divjax.ot.problem import PointPairs, Problem
-from divjax.ot.weighted_samples import squares_are_lost
+from divjax.ot.entropic.derivatives import normalized_potentials
+from divjax.ot.entropic.formulate import formulate
+from divjax.ot.entropic.formulation import Formulation
+from divjax.ot.entropic.problem import PointPairs, Problem
+from divjax.ot.weighted_samples import squares_are_unresolved
 
 __all__ = ["ExactResult", "exact"]
 
@@ -105,7 +106,7 @@ def exact(
     # Gradients through the program are stopped; its value is differentiated at the optimum.
     arguments = jax.lax.stop_gradient((costs, problem.a, problem.b))
     plan, f, g, status = _solve_on_host(*arguments)
-    f, g = jax.lax.stop_gradient(gauge(problem, f, g))
+    f, g = jax.lax.stop_gradient(normalized_potentials(problem, f, g))
     f, g = _at_all_rows(formulation, problem, f, g)
     # Pairs without mass are excluded twice: an infinite cost times zero is NaN, and so would be its
     # derivative.
@@ -125,7 +126,7 @@ def exact(
     value = nan_unless(valid & solved, value)
     # The program is solved exactly, except for the rounding of the costs.
     if isinstance(problem.pairs, PointPairs):
-        lost = squares_are_lost(problem.pairs.x, problem.pairs.y)
+        lost = squares_are_unresolved(problem.pairs.x, problem.pairs.y)
         lost = jnp.where(lost, Status.FLOATING_POINT_RESOLUTION, Status.CONVERGED)
         status = jnp.maximum(status, lost)
     status = jnp.where(valid, status, Status.INVALID_INPUT)

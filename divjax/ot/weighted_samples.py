@@ -20,7 +20,7 @@ __all__ = [
     "WeightedSamples",
     "batch_of_rows",
     "split",
-    "squares_are_lost",
+    "squares_are_unresolved",
     "uniform_weights",
     "weighted_samples",
 ]
@@ -125,7 +125,7 @@ def shares(name: str, weights: Any, rows: Float[Array, "n d"]) -> Float[Array, "
     return nan_unless(jnp.min(weights) >= 0, weights) / jnp.sum(weights)
 
 
-def squares_are_lost(*samples: Float[Array, "n d"]) -> Bool[Array, ""]:
+def squares_are_unresolved(*samples: Float[Array, "n d"]) -> Bool[Array, ""]:
     """Whether a sample is not constant, but its spread is so small that squares underflow."""
     dtype = jnp.finfo(samples[0].dtype)
     spreads = jnp.stack([jnp.max(jnp.ptp(rows, axis=0)) for rows in samples])

@@ -78,8 +78,8 @@ def fixed(sizes: tuple[int, ...], d: int = 16) -> list[dict]:
     rows, count = [], 100
 
     def ours(x, y, epsilon, omega):
-        settings = {"max_iterations": count, "tolerance": None}
-        return ot.sinkhorn(x, y, epsilon=epsilon, over_relaxation=omega, **settings).value
+        solver = ot.Sinkhorn(tolerance=None, over_relaxation=omega, max_iterations=count)
+        return ot.sinkhorn(x, y, epsilon=epsilon, solver=solver).value
 
     def theirs(x, y, epsilon):
         return _ott(x, y, epsilon, min_iterations=count, max_iterations=count).reg_ot_cost
@@ -106,7 +106,8 @@ def to_tolerance(cases: list[tuple[int, int, float]], share: float = 0.01) -> li
 
     @jax.jit
     def ours(x, y, epsilon, tolerance):
-        return ot.sinkhorn(x, y, epsilon=epsilon, tolerance=tolerance, max_iterations=most)
+        solver = ot.Sinkhorn(tolerance, max_iterations=most)
+        return ot.sinkhorn(x, y, epsilon=epsilon, solver=solver)
 
     @jax.jit
     def theirs(x, y, epsilon, tolerance):
@@ -150,16 +151,16 @@ def many_small(count: int, n: int = 128, d: int = 16) -> list[dict]:
     x, y = (jnp.stack(z) for z in zip(*(clouds(n, d, s)[:2] for s in range(count)), strict=True))
     epsilon = 0.05 * clouds(n, d)[2]
     rows: list[dict] = []
-    cases: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+    cases: tuple[tuple[str, ot.Sinkhorn, dict[str, Any]], ...] = (
         (
             "100 iterations",
-            {"tolerance": None, "max_iterations": 100},
+            ot.Sinkhorn(tolerance=None, max_iterations=100),
             {"min_iterations": 100, "max_iterations": 100},
         ),
-        ("to 1e-3", {"tolerance": 1e-3}, {"threshold": 1e-3}),
+        ("to 1e-3", ot.Sinkhorn(tolerance=1e-3), {"threshold": 1e-3}),
     )
     for name, ours, theirs in cases:
-        one = lambda x, y, s=ours: ot.sinkhorn(x, y, epsilon=epsilon, **s).value
+        one = lambda x, y, s=ours: ot.sinkhorn(x, y, epsilon=epsilon, solver=s).value
         two = lambda x, y, s=theirs: _ott(x, y, epsilon, **s).reg_ot_cost
         mapped = jax.jit(lambda x, y, f=one: jax.lax.map(lambda pair: f(*pair), (x, y)))
         peers = {
@@ -197,8 +198,8 @@ def memory(n: int, d: int, num_iterations: int) -> list[dict]:
     found = alone(
         "import jax, jax.numpy as jnp; from divjax import ot\n"
         f"x = jax.random.normal(jax.random.key(0), ({n}, {d})); y = 0.5 + 1.2 * x[::-1]\n"
-        f"f = lambda x, y: ot.sinkhorn(x, y, epsilon={1.2 * d / 8}, tolerance=None, "
-        f"max_iterations={num_iterations}).value",
+        f"solver = ot.Sinkhorn(tolerance=None, max_iterations={num_iterations})\n"
+        f"f = lambda x, y: ot.sinkhorn(x, y, epsilon={1.2 * d / 8}, solver=solver).value",
         "value, _ = jax.block_until_ready(jax.jit(jax.value_and_grad(f, (0, 1)))(x, y))",
         "value=float(value)",
     )

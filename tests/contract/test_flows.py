@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from divjax import flows, kernels, problems
+from divjax import flows, kernels, ot, problems
 from divjax.core.types import Status
 from divjax.ratio import heads
 from tests.contract.edges import Edges
@@ -134,7 +134,7 @@ ROWS = {
         weighted=True,
     ),
     "flows.SinkhornDivergence": Row(
-        flows.SinkhornDivergence(samples(), epsilon=0.5, tolerance=1e-7),
+        flows.SinkhornDivergence(samples(), epsilon=0.5, solver=ot.Sinkhorn(tolerance=1e-7)),
         _objective,
         "equivariant",
         eager=False,

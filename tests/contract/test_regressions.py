@@ -70,7 +70,9 @@ class Scaled:
 )
 def test_a_pytree_that_closes_over_a_traced_number(cost):
     """The value is w ⟨P, C⟩ + ε KL: its derivative is ⟨P, C⟩."""
-    solve = lambda w: ot.sinkhorn(X, Y, epsilon=0.5, tolerance=1e-5, cost=cost(w))
+    solve = lambda w: ot.sinkhorn(
+        X, Y, epsilon=0.5, cost=cost(w), solver=ot.Sinkhorn(tolerance=1e-5)
+    )
     expected = solve(jnp.float32(1.0)).transport_cost
     for derivative in (
         jax.grad(lambda w: solve(w).value)(1.0),
@@ -212,8 +214,14 @@ def test_new_points_of_maps_in_whatever_holds_them():
     x = np.random.default_rng(0).normal(size=(30, 2))
     small = {"num_steps": 1, "num_checks": 1}
     methods = (
-        ot.EntropicMap(epsilons=(0.5,), max_iterations=20),
-        ot.MongeMap(start="identity", hidden=(2,), batch_size=4, max_iterations=5, **small),
+        ot.EntropicMap(epsilons=(0.5,), solver=ot.Sinkhorn(tolerance=1e-2, max_iterations=20)),
+        ot.MongeMap(
+            start="identity",
+            hidden=(2,),
+            batch_size=4,
+            solver=ot.Sinkhorn(tolerance=1e-2, max_iterations=5),
+            **small,
+        ),
         ot.ICNNDual((2,), start_hidden=(2,), num_inner_steps=1, batch_size=4, **small),
     )
     for method in methods:

@@ -77,7 +77,9 @@ def test_gaussian_maps_with_and_without_shrinkage(unit):
 def test_spreads_whose_squares_are_lost_are_flagged():
     tiny = (
         ot.exact(X * 1e-19, Y * 1e-19),
-        ot.EntropicMap(max_iterations=50).fit(KEY, X * 1e-20, Y * 1e-20),
+        ot.EntropicMap(solver=ot.Sinkhorn(tolerance=1e-2, max_iterations=50)).fit(
+            KEY, X * 1e-20, Y * 1e-20
+        ),
     )
     assert all(result.status == Status.FLOATING_POINT_RESOLUTION for result in tiny)
     # One point is not a small spread.
@@ -95,9 +97,11 @@ def test_a_statistic_of_rounded_rows_is_flagged():
 
 
 def test_weights_in_any_unit():
-    even = ot.EntropicMap(max_iterations=50).fit(KEY, X, Y)(X)
+    even = ot.EntropicMap(solver=ot.Sinkhorn(tolerance=1e-2, max_iterations=50)).fit(KEY, X, Y)(X)
     weights = np.full(len(X), 1e-40), np.full(len(Y), 1e300)
-    found = ot.EntropicMap(max_iterations=50).fit(KEY, X, Y, a=weights[0], b=weights[1])(X)
+    found = ot.EntropicMap(solver=ot.Sinkhorn(tolerance=1e-2, max_iterations=50)).fit(
+        KEY, X, Y, a=weights[0], b=weights[1]
+    )(X)
     np.testing.assert_allclose(found, even, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="a must give at least 2 rows weight"):
         ot.EntropicMap().fit(KEY, X, Y, a=np.eye(len(X))[0])

@@ -17,11 +17,16 @@ LOGITS, LABELS, COSTS = X[:, :1] + jnp.arange(3.0), jnp.arange(12) % 3, 1 - jnp.
 FIELDS, MASSES = jnp.stack([X, Y]), jnp.full(12, 1 / 12)
 GAUSSIAN = jnp.zeros(2), jnp.eye(2)
 START = problems.Moments(*GAUSSIAN)
+SOLVER = ot.Sinkhorn(max_iterations=3)
 TARGETS = problems.Moments(jnp.zeros((2, 2)), jnp.stack([jnp.eye(2)] * 2))
 
 
-def transport(**options):
-    return ot.sinkhorn(X, Y, **({"epsilon": 1.0, "max_iterations": 3} | options))
+def transport(**settings):
+    return ot.sinkhorn(X, Y, **({"epsilon": 1.0, "solver": SOLVER} | settings))
+
+
+def solved(**options):
+    return transport(solver=ot.Sinkhorn(**options, max_iterations=3))
 
 
 def moved(velocity):
@@ -48,14 +53,14 @@ def reacted(step):
 CALLS = {
     ("sinkhorn", "epsilon"): lambda v: transport(epsilon=v),
     ("Relative", "share"): lambda v: transport(epsilon=ot.Relative(v)),
-    ("sinkhorn", "tolerance"): lambda v: transport(tolerance=v),
-    ("sinkhorn", "over_relaxation"): lambda v: transport(over_relaxation=v),
+    ("Sinkhorn", "tolerance"): lambda v: solved(tolerance=v),
+    ("Sinkhorn", "over_relaxation"): lambda v: solved(over_relaxation=v),
     ("sinkhorn", "marginal_penalty"): lambda v: transport(marginal_penalty=v),
     ("sinkhorn of one", "marginal_penalty"): lambda v: transport(marginal_penalty=(v, None)),
-    ("Annealing", "start"): lambda v: transport(annealing=ot.Annealing(start=v)),
-    ("Annealing", "decay"): lambda v: transport(annealing=ot.Annealing(decay=v)),
+    ("Annealing", "start"): lambda v: solved(annealing=ot.Annealing(start=v)),
+    ("Annealing", "decay"): lambda v: solved(annealing=ot.Annealing(decay=v)),
     ("sinkhorn_divergence", "tolerance"): lambda v: ot.sinkhorn_divergence(
-        X, Y, epsilon=1.0, tolerance=v
+        X, Y, epsilon=1.0, solver=ot.Sinkhorn(tolerance=v)
     ),
     ("monge_gap", "epsilon"): lambda v: ot.monge_gap(X, jnp.sin, epsilon=v),
     ("gaussian_entropic", "epsilon"): lambda v: ot.gaussian_entropic(
@@ -129,11 +134,19 @@ for name in (
     "gap_weight",
     "symmetry_weight",
     "learning_rate",
-    "tolerance",
 ):
     CALLS["MongeMap", name] = lambda v, name=name: ot.MongeMap(**{name: v}, num_steps=1).fit(
         KEY, X, Y
     )
+
+
+for name, call in {
+    "monge_gap": lambda solver: ot.monge_gap(X, jnp.sin, epsilon=1.0, solver=solver),
+    "SinkhornDivergence": lambda solver: varied(flows.SinkhornDivergence(Y, 1.0, solver=solver)),
+    "EntropicMap": lambda solver: ot.EntropicMap(solver=solver).fit(KEY, X, Y),
+    "MongeMap": lambda solver: ot.MongeMap(solver=solver, num_steps=1).fit(KEY, X, Y),
+}.items():
+    CALLS[name, "tolerance"] = lambda v, call=call: call(ot.Sinkhorn(tolerance=v))
 
 
 @pytest.mark.parametrize("value", [np.array([0.5]), jnp.array([0.5, 0.6])], ids=["one", "two"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from divjax import ot
-from divjax.ot import derivatives
+from divjax.ot.entropic import derivatives
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +26,12 @@ def inputs(shift=0.5):
     return tuple(map(jnp.asarray, (x, y, rng.normal(size=N), rng.normal(size=M), 1.0)))
 
 
-def solve(parameters, epsilon, **settings):
+def solve(parameters, epsilon, block_size=None, **settings):
     x, y, a, b, factor = parameters
     a = jax.nn.softmax(a).at[5].set(0)
     a, b = a / jnp.sum(a), jax.nn.softmax(b)
-    settings = {"tolerance": 1e-13, "max_iterations": 20_000} | settings
-    return ot.sinkhorn(x, y, a, b, epsilon=epsilon * factor, **settings)
+    solver = ot.Sinkhorn(1e-13, max_iterations=20_000, block_size=block_size)
+    return ot.sinkhorn(x, y, a, b, epsilon=epsilon * factor, solver=solver, **settings)
 
 
 def directions(parameters):
@@ -128,10 +128,10 @@ def test_the_implicit_rule_is_dense_linear_algebra(share):
     a, b = jax.nn.softmax(a), jax.nn.softmax(b)
     epsilon = share * jnp.mean(costs)
     change = jnp.asarray(np.random.default_rng(4).normal(size=(N, M)))
-    settings = dict(
-        epsilon=epsilon, annealing=ot.Annealing(), max_iterations=20_000, tolerance=1e-12
-    )
-    plan = lambda costs: ot.sinkhorn(None, None, a, b, cost=costs, **settings).plan()
+    solver = ot.Sinkhorn(1e-12, ot.Annealing(), max_iterations=20_000)
+    plan = lambda costs: ot.sinkhorn(
+        None, None, a, b, epsilon=epsilon, cost=costs, solver=solver
+    ).plan()
     found, tangent = jax.jit(lambda costs: jax.jvp(plan, (costs,), (change,)))(costs)
     found = np.asarray(found)
     system = np.block([[np.diag(found.sum(1)), found], [found.T, np.diag(found.sum(0))]])

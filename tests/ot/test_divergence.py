@@ -17,7 +17,9 @@ def clouds(n=30, m=20, d=2, dtype=jnp.float32):
     return jnp.asarray(x, dtype), jnp.asarray(y, dtype)
 
 
-DIVERGENCE = jax.jit(lambda x, y, e: ot.sinkhorn_divergence(x, y, epsilon=e, tolerance=1e-5))
+DIVERGENCE = jax.jit(
+    lambda x, y, e: ot.sinkhorn_divergence(x, y, epsilon=e, solver=ot.Sinkhorn(tolerance=1e-5))
+)
 
 
 @pytest.mark.parametrize("epsilon", [0.3, 3.0])
@@ -35,7 +37,7 @@ def test_symmetric_updates_find_the_general_solution():
     x, _ = clouds()
     result = DIVERGENCE(x, x[:20], 0.3).xx
     np.testing.assert_array_equal(result.f, result.g)
-    general = ot.sinkhorn(x, x, epsilon=0.3, tolerance=1e-5)
+    general = ot.sinkhorn(x, x, epsilon=0.3, solver=ot.Sinkhorn(tolerance=1e-5))
     np.testing.assert_allclose(result.value, general.value, rtol=1e-5)
     np.testing.assert_allclose(result.f, general.f, atol=1e-3)
 
@@ -55,7 +57,7 @@ def test_gradients_are_slopes_and_vanish_where_both_agree(penalty):
         x, y = clouds(8, 6, dtype=jnp.float64)
         a = jnp.linspace(0, 1, 8) / 4
         b = jnp.full(6, 1 / 6)
-        settings = dict(epsilon=0.4, tolerance=1e-13, marginal_penalty=penalty)
+        settings = dict(epsilon=0.4, marginal_penalty=penalty, solver=ot.Sinkhorn(tolerance=1e-13))
         value = lambda x, y, a, b: ot.sinkhorn_divergence(x, y, a, b, **settings).value
         function = jax.jit(jax.value_and_grad(value))
         _, gradient = function(x, y, a, b)
@@ -84,10 +86,12 @@ def test_what_rounding_hides_is_nan_and_an_early_stop_keeps_its_value():
     x, y = clouds()
     x, y = 10 * x, 10 * y
     value = jax.jit(
-        lambda e, most: ot.sinkhorn_divergence(x, y, epsilon=e, max_iterations=most).value,
+        lambda e, most: (
+            ot.sinkhorn_divergence(x, y, epsilon=e, solver=ot.Sinkhorn(max_iterations=most)).value
+        ),
         static_argnums=1,
     )
     assert jnp.isnan(value(1e-10, 50))
-    result = ot.sinkhorn_divergence(x, y, epsilon=1.0, max_iterations=5)
+    result = ot.sinkhorn_divergence(x, y, epsilon=1.0, solver=ot.Sinkhorn(max_iterations=5))
     assert result.status == Status.MAX_ITERATIONS
     assert value(1.0, 5) == pytest.approx(float(result.value), rel=1e-5)

@@ -23,7 +23,9 @@ def test_images_match_the_mean_of_barycentric_projections_by_pot(num_blocks):
         x, y = (np.asarray(normal(seed, 60 * num_blocks), np.float64) for seed in (1, 2))
         y = 2 * y + 1
         method = ot.EntropicMap(
-            epsilons=(0.2,), block_size=60, tolerance=1e-10, max_iterations=10_000
+            epsilons=(0.2,),
+            block_size=60,
+            solver=ot.Sinkhorn(tolerance=1e-10, max_iterations=10_000),
         )
         found = jax.jit(method.fit_split)((x, y), (x[:10], y[:10]))
         weights, epsilon = np.full(60, 1 / 60), float(found.epsilon)
@@ -72,8 +74,7 @@ def test_the_map_is_the_gradient_of_a_convex_function():
         ({"epsilons": (0.1, 0.0)}, "epsilons must be a positive"),
         ({"score_epsilon": -1.0}, "score_epsilon must be a positive"),
         ({"block_size": 0}, "block_size"),
-        ({"max_iterations": 1.5}, "max_iterations"),
-        ({"tolerance": 0.0}, "tolerance"),
+        ({"solver": ot.Sinkhorn}, "solver must be an `ot.Sinkhorn`"),
     ],
 )
 def test_bad_settings_raise(options, message):
@@ -164,14 +165,16 @@ def test_far_away_the_map_is_constant():
 
 def test_weights_are_repetitions_and_padding_counts_nothing():
     x, y = normal(1, 200), 2 * normal(2, 150)
-    method = ot.EntropicMap(epsilons=(0.1,), tolerance=1e-5, max_iterations=2000)
+    method = ot.EntropicMap(
+        epsilons=(0.1,), solver=ot.Sinkhorn(tolerance=1e-5, max_iterations=2000)
+    )
     a = jnp.where(jnp.arange(200) < 60, 3.0, 1.0).at[100:].set(0.0)
     found = method.fit_split((x, y), (x[:9], y[:9]), (a, None))
     repeated = jnp.concatenate([x[:60]] * 3 + [x[60:100]])
     expected = method.fit_split((repeated, y), (x[:9], y[:9]))
     np.testing.assert_allclose(found.epsilon, expected.epsilon, rtol=0.3)
     same = dict(epsilon=found.epsilon)
-    plan = ot.sinkhorn(repeated, y, tolerance=1e-5, **same)
+    plan = ot.sinkhorn(repeated, y, solver=ot.Sinkhorn(tolerance=1e-5), **same)
     np.testing.assert_allclose(found(x[:20]), plan.transport(x[:20]), atol=0.01)
     # What rows of weight zero hold changes nothing.
     other = x.at[100:].set(jnp.nan)

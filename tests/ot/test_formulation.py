@@ -23,7 +23,7 @@ JUNK = [1e8, 1e9, np.nan, np.inf]
 
 @functools.cache
 def compiled(**settings):
-    settings = {"tolerance": 1e-5} | settings
+    settings = {"solver": ot.Sinkhorn(tolerance=1e-5)} | settings
     return jax.jit(lambda x, y, a, b, e: ot.sinkhorn(x, y, a, b, epsilon=e, **settings))
 
 
@@ -57,7 +57,9 @@ def test_rows_of_weight_zero_may_hold_anything(junk, penalty):
 def test_gradients_do_not_see_rows_of_weight_zero(junk):
     x, uniform = X.copy(), np.full(15, 1 / 15, np.float32)
     x[10:] = junk
-    value = lambda x, y, a, b: ot.sinkhorn(x, y, a, b, epsilon=0.3, tolerance=1e-5).value
+    value = lambda x, y, a, b: (
+        ot.sinkhorn(x, y, a, b, epsilon=0.3, solver=ot.Sinkhorn(tolerance=1e-5)).value
+    )
     gradient = jax.jit(jax.grad(value, (0, 1, 2)))
     found, alone = gradient(x, Y, HALF, uniform), gradient(X[:10], Y, HALF[:10], uniform)
     np.testing.assert_allclose(found[0][:10], alone[0], atol=1e-5)
@@ -71,7 +73,9 @@ def test_the_derivative_in_a_weight_of_zero_is_that_of_its_own_row():
     """The value's slope as mass moves to a row that had none, from POT's values."""
     with jax.enable_x64(True):
         uniform, a = np.full(15, 1 / 15), np.where(HALF > 0, 0.1, 0)
-        value = jax.jit(lambda a: ot.sinkhorn(X, Y, a, epsilon=0.3, tolerance=1e-12).value)
+        value = jax.jit(
+            lambda a: ot.sinkhorn(X, Y, a, epsilon=0.3, solver=ot.Sinkhorn(tolerance=1e-12)).value
+        )
         slope = jax.grad(value)(jnp.asarray(a))
 
     def truth(a):
@@ -116,10 +120,14 @@ def test_divergence_gap_and_flow_do_not_see_them_either(junk):
 def test_nan_in_a_row_that_counts_is_flagged(cost, value):
     x = X[:6].copy()
     x[1, 1] = value
-    found = jax.jit(lambda x: ot.sinkhorn(x, Y, epsilon=0.3, cost=cost, max_iterations=20))(x)
+    found = jax.jit(
+        lambda x: ot.sinkhorn(x, Y, epsilon=0.3, cost=cost, solver=ot.Sinkhorn(max_iterations=20))
+    )(x)
     assert jnp.isnan(found.value)
     assert found.status == Status.NOT_FINITE
-    both = ot.sinkhorn_divergence(x, Y, epsilon=0.3, cost=cost, max_iterations=20)
+    both = ot.sinkhorn_divergence(
+        x, Y, epsilon=0.3, cost=cost, solver=ot.Sinkhorn(max_iterations=20)
+    )
     assert not both.converged
 
 
@@ -131,7 +139,7 @@ def test_a_row_of_infinite_cost_may_go_unmatched_or_have_no_mass():
     costs = cdist(X[:6], Y[:5], "sqeuclidean").astype(np.float32)
     costs[2], a, b = np.inf, np.full(6, 1 / 6, np.float32), np.full(5, 1 / 5, np.float32)
     solve = lambda costs, a, **options: ot.sinkhorn(
-        None, None, a, b, epsilon=0.5, cost=costs, tolerance=1e-6, **options
+        None, None, a, b, epsilon=0.5, cost=costs, solver=ot.Sinkhorn(tolerance=1e-6), **options
     )
     kept = np.arange(6) != 2
     relaxed = solve(costs, a, marginal_penalty=2.0)
@@ -162,7 +170,8 @@ def test_where_a_row_has_nowhere_to_go_the_value_is_infinite(kind):
         return jnp.where(forbidden, jnp.inf, (x[0] - y[0]) ** 2)
 
     x, y = jnp.arange(6.0)[:, None], jnp.arange(5.0)[:, None]
-    options = {"epsilon": 0.5, "max_iterations": 30, "block_size": 2 if kind == "blocks" else None}
+    solver = ot.Sinkhorn(max_iterations=30, block_size=2 if kind == "blocks" else None)
+    options = {"epsilon": 0.5, "solver": solver}
 
     def solve(x, y, **more):
         if kind == "function":
@@ -220,7 +229,7 @@ def test_forbidden_pairs_have_no_mass_and_the_rest_is_pots_plan():
         uniform, uniform, np.where(forbidden, 1e4, costs), 0.5, method="sinkhorn_log", stopThr=1e-12
     )
     matrix = jnp.asarray(np.where(forbidden, np.inf, costs), jnp.float32)
-    found = ot.sinkhorn(None, None, epsilon=0.5, cost=matrix, tolerance=1e-6)
+    found = ot.sinkhorn(None, None, epsilon=0.5, cost=matrix, solver=ot.Sinkhorn(tolerance=1e-6))
     np.testing.assert_allclose(found.plan(), expected, atol=1e-5)
     paid = np.sum(np.where(forbidden, 0, expected * costs))
     np.testing.assert_allclose(found.transport_cost, paid, rtol=1e-4)
@@ -253,10 +262,14 @@ def test_what_a_shift_cannot_be_taken_out_of_is_flagged(options):
 
 def test_gradients_of_a_shifted_problem_are_those_of_double_precision():
     args = RNG.normal(size=(2, 12, 10))
-    value = lambda x, y: ot.sinkhorn(x, y, epsilon=1.0, tolerance=1e-6, max_iterations=3000).value
+    value = lambda x, y: (
+        ot.sinkhorn(
+            x, y, epsilon=1.0, solver=ot.Sinkhorn(tolerance=1e-6, max_iterations=3000)
+        ).value
+    )
     potentials = lambda x, y: jnp.sum(
         jnp.sin(jnp.arange(12.0))
-        * ot.sinkhorn(x, y, epsilon=1.0, tolerance=1e-6, max_iterations=3000).f
+        * ot.sinkhorn(x, y, epsilon=1.0, solver=ot.Sinkhorn(tolerance=1e-6, max_iterations=3000)).f
     )
     for function in (value, potentials):
         gradient = jax.jit(jax.grad(function, (0, 1)))

@@ -12,14 +12,15 @@ import scipy.optimize
 import scipy.stats
 import sklearn.covariance
 
+from divjax.ot.entropic.options import Sinkhorn
+from divjax.ot.entropic.solver import sinkhorn
 from divjax.ot.gaussian import (
     gaussian_barycenter,
     gaussian_map,
     gaussian_wasserstein,
 )
 from divjax.ot.gaussian_entropic import gaussian_entropic
-from divjax.ot.gaussian_samples import gaussian_map_from_samples, ledoit_wolf
-from divjax.ot.sinkhorn import sinkhorn
+from divjax.ot.maps.gaussian_samples import gaussian_map_from_samples, ledoit_wolf
 
 D = 3
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -372,7 +373,7 @@ def test_entropic_transport_is_what_sinkhorn_finds_on_a_grid():
     z = np.linspace(-8, 8, 400)[:, None]
     weights = lambda mean, sd: scipy.stats.norm.pdf(z[:, 0], mean, sd)
     a, b = (w / w.sum() for w in (weights(0.5, 1.0), weights(-0.7, 1.5)))
-    options = dict(epsilon=1.3, tolerance=1e-9, max_iterations=5000)
+    options = dict(epsilon=1.3, solver=Sinkhorn(tolerance=1e-9, max_iterations=5000))
     plan = jax.jit(lambda: sinkhorn(z, z, a, b, **options))()
     one = lambda value: np.array([value])
     found = gaussian_entropic(one(0.5), one(1.0), one(-0.7), one(2.25), epsilon=1.3)

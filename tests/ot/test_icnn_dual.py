@@ -9,7 +9,7 @@ from flax import nnx
 from divjax.core.networks import BuildICNN, apply_network, init_network
 from divjax.core.types import Status
 from divjax.ot.gaussian import gaussian_wasserstein
-from divjax.ot.icnn_dual import ICNNDual
+from divjax.ot.maps.icnn_dual import ICNNDual
 
 KEY = jax.random.key(0)
 fitted = jax.jit(lambda method, key, x, y: method.fit(key, x, y))

@@ -36,7 +36,9 @@ def _solved_by_ott(cost):
 @pytest.mark.parametrize("name", COSTS)
 def test_their_costs_are_costs(name):
     expected = _solved_by_ott(COSTS[name])
-    result = ot.sinkhorn(X, Y, A, B, epsilon=EPSILON, cost=COSTS[name], tolerance=1e-5)
+    result = ot.sinkhorn(
+        X, Y, A, B, epsilon=EPSILON, cost=COSTS[name], solver=ot.Sinkhorn(tolerance=1e-5)
+    )
     np.testing.assert_allclose(result.plan(), expected.matrix, rtol=2e-3, atol=1e-6)
     matrix = ot.cost_matrix(COSTS[name], X, Y)
     np.testing.assert_allclose(matrix, COSTS[name].all_pairs(X, Y), rtol=1e-5, atol=1e-5)
@@ -45,7 +47,9 @@ def test_their_costs_are_costs(name):
 @pytest.mark.parametrize("name", ["PNormP", "SqPNorm"])
 def test_their_displacement_costs_are_centred_and_give_a_map(name):
     cost = COSTS[name]
-    solve = lambda x, y: ot.sinkhorn(x, y, A, B, epsilon=EPSILON, cost=cost, tolerance=1e-5)
+    solve = lambda x, y: ot.sinkhorn(
+        x, y, A, B, epsilon=EPSILON, cost=cost, solver=ot.Sinkhorn(tolerance=1e-5)
+    )
     near, far = (solve(np.asarray(X, float) + o, np.asarray(Y, float) + o) for o in (0.0, 1e8))
     np.testing.assert_allclose(far.value, near.value, rtol=1e-5)
     moved = _solved_by_ott(cost).to_dual_potentials().transport(X)
@@ -56,7 +60,7 @@ def test_their_displacement_costs_are_centred_and_give_a_map(name):
     "cost", [ot.SqEuclidean(), ot.EuclideanPower(1.5), ot.PNormPower(1.5), COSTS["SqPNorm"]]
 )
 def test_potentials_go_there(cost):
-    result = ot.sinkhorn(X, Y, A, B, epsilon=EPSILON, cost=cost, tolerance=1e-5)
+    result = ot.sinkhorn(X, Y, A, B, epsilon=EPSILON, cost=cost, solver=ot.Sinkhorn(tolerance=1e-5))
     for ours, their in ((result, result.to_ott()), (result.transposed, result.transposed.to_ott())):
         of_x, of_y = (X, Y) if ours is result else (Y, X)
         np.testing.assert_allclose(their.transport(of_x), ours.transport(of_x), atol=1e-4)
@@ -72,7 +76,9 @@ def test_potentials_come_back_at_the_optimum():
     problem = linear_problem.LinearProblem(geometry, weights, B)
     output = ott_sinkhorn.Sinkhorn(threshold=1e-6, max_iterations=5000)(problem)
     start = ot.potentials_from_ott(output)
-    result = ot.sinkhorn(X, Y, weights, B, epsilon=EPSILON, init=start, tolerance=1e-4)
+    result = ot.sinkhorn(
+        X, Y, weights, B, epsilon=EPSILON, init=start, solver=ot.Sinkhorn(tolerance=1e-4)
+    )
     assert int(result.num_iterations) == 1
     np.testing.assert_allclose(result.value, output.reg_ot_cost, rtol=1e-4)
 

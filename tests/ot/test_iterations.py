@@ -20,11 +20,10 @@ def clouds(d, n=64):
     return jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
 
 
-def solve(over_relaxation, tolerance=1e-4, **settings):
-    settings = dict(tolerance=tolerance, max_iterations=20_000) | settings
-    return jax.jit(
-        lambda x, y, e: ot.sinkhorn(x, y, epsilon=e, over_relaxation=over_relaxation, **settings)
-    )
+def solve(over_relaxation, tolerance=1e-4, **options):
+    options = dict(max_iterations=20_000) | options
+    solver = ot.Sinkhorn(tolerance, over_relaxation=over_relaxation, **options)
+    return jax.jit(lambda x, y, e: ot.sinkhorn(x, y, epsilon=e, solver=solver))
 
 
 PLAIN, ADAPTIVE = solve(1.0), solve(None)
@@ -50,7 +49,13 @@ def test_over_relaxation_waits_while_potentials_travel():
     points = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
     epsilon = 1e-3 * float(jnp.mean(ot.cost_matrix(ot.SqEuclidean(), *points)))
     plain, adaptive = (
-        ot.sinkhorn(*points, a, b, epsilon=epsilon, max_iterations=20_000, over_relaxation=omega)
+        ot.sinkhorn(
+            *points,
+            a,
+            b,
+            epsilon=epsilon,
+            solver=ot.Sinkhorn(max_iterations=20_000, over_relaxation=omega),
+        )
         for omega in (1.0, None)
     )
     assert plain.converged
@@ -71,7 +76,9 @@ def test_a_wild_omega_is_never_a_wrong_answer():
 def test_points_so_far_apart_that_every_exponential_vanishes(block_size):
     """C/ε is about 25 000, with two clusters that mix within themselves alone."""
     x = jnp.array([[0.0], [1.0], [1000.0], [1001.0]])
-    result = ot.sinkhorn(x, x + 5000, epsilon=1e3, block_size=block_size, tolerance=1e-3)
+    result = ot.sinkhorn(
+        x, x + 5000, epsilon=1e3, solver=ot.Sinkhorn(block_size=block_size, tolerance=1e-3)
+    )
     assert result.converged
     # Each cluster's plan is uniform: 5000² + ½ on average, and KL(P‖a⊗b) = log 2.
     np.testing.assert_allclose(result.value, 5000.0**2 + 0.5 + 1e3 * np.log(2), rtol=1e-6)

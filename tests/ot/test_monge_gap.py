@@ -11,8 +11,9 @@ from ott.solvers import linear
 
 from divjax.core.types import Status
 from divjax.ot.costs import Euclidean, SphereGeodesic, SqEuclidean, cost_matrix
-from divjax.ot.monge_gap import KINDS, monge_gap
-from divjax.ot.sinkhorn import sinkhorn
+from divjax.ot.entropic.options import Sinkhorn
+from divjax.ot.entropic.solver import sinkhorn
+from divjax.ot.maps.gap import KINDS, monge_gap
 
 SIZE = 40
 SLOW = pytest.mark.exhaustive  # compilation, a program a cost, a kind and a dtype
@@ -42,7 +43,8 @@ def test_bounds_around_the_gap_of_the_samples(cost, relative):
     epsilon = relative * float(jnp.mean(cost_matrix(cost, x, y)))
     entropy = epsilon * np.log(SIZE)
     value = {
-        kind: gap(x, y, epsilon=epsilon, cost=cost, kind=kind, tolerance=1e-5) for kind in KINDS
+        kind: gap(x, y, epsilon=epsilon, cost=cost, kind=kind, solver=Sinkhorn(tolerance=1e-5))
+        for kind in KINDS
     }
     assert all(result.converged for result in value.values())
     value = {kind: float(result.value) for kind, result in value.items()}
@@ -89,7 +91,9 @@ def test_debiased_of_gaussians_in_one_dimension(epsilon):
         return s**2 + t**2 - 2 * c - epsilon / 2 * np.log(1 - (c / (s * t)) ** 2)
 
     truth = (t - s) ** 2 - entropic(s, t) + (entropic(s, s) + entropic(t, t)) / 2
-    found = gap(x, t / s * x, epsilon=epsilon, kind="debiased", tolerance=1e-5).value
+    found = gap(
+        x, t / s * x, epsilon=epsilon, kind="debiased", solver=Sinkhorn(tolerance=1e-5)
+    ).value
     assert 1e-3 < truth < epsilon**2
     np.testing.assert_allclose(found, truth, rtol=0.1)
 
@@ -107,7 +111,9 @@ def test_the_entropic_kind_matches_ott(epsilon, cost, theirs):
     geometry = pointcloud.PointCloud(x, y, cost_fn=theirs, epsilon=epsilon)
     output = linear.solve(geometry, threshold=1e-5)
     wanted = jnp.mean(jax.vmap(theirs)(x, y)) - output.ent_reg_cost
-    found = gap(x, y, epsilon=epsilon, cost=cost, kind="entropic", tolerance=1e-5).value
+    found = gap(
+        x, y, epsilon=epsilon, cost=cost, kind="entropic", solver=Sinkhorn(tolerance=1e-5)
+    ).value
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
@@ -135,7 +141,9 @@ def test_derivative_in_the_maps_parameters(kind):
         @jax.jit
         def value(matrix, epsilon):
             image = lambda x: x @ matrix + jnp.tanh(x)
-            return monge_gap(x, image, epsilon=epsilon, kind=kind, tolerance=1e-11).value
+            return monge_gap(
+                x, image, epsilon=epsilon, kind=kind, solver=Sinkhorn(tolerance=1e-11)
+            ).value
 
         matrix, epsilon = jnp.eye(2), 0.3
         by_matrix, by_epsilon = jax.jit(jax.grad(value, (0, 1)))(matrix, epsilon)
@@ -169,7 +177,7 @@ def test_many_epsilons_at_once():
 
 def test_not_converged_is_said():
     x, y = sample(0), sample(1)
-    assert not gap(x, y, epsilon=1e-3, tolerance=1e-9).converged
+    assert not gap(x, y, epsilon=1e-3, solver=Sinkhorn(tolerance=1e-9)).converged
     assert not gap(x.at[0, 0].set(jnp.nan), y, epsilon=0.1).converged
 
 
@@ -182,7 +190,7 @@ def test_not_converged_is_said():
         ({"y": sample(1, SIZE, 3)}, "same number of features"),
         ({"x": jnp.zeros((0, 2))}, "non-empty"),
         ({"cost": 3.0}, "cost must be a function"),
-        ({"max_iterations": 0}, "max_iterations"),
+        ({"solver": Sinkhorn}, "solver must be an `ot.Sinkhorn`"),
     ],
 )
 def test_bad_input_raises(change, message):
@@ -198,7 +206,7 @@ def test_kinds_for_weights_of_any_mass(mass):
     """Of P itself: ⟨P, C⟩, and ⟨P, C⟩ + ε Σ P log(P/m)."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(30, 2)), jnp.float32)
     y, a = x + 1, jnp.full(30, mass / 30)
-    options = {"epsilon": 0.1, "tolerance": 1e-5}
+    options = {"epsilon": 0.1, "solver": Sinkhorn(tolerance=1e-5)}
     plan = np.asarray(sinkhorn(x, y, a, a, **options).plan(), np.float64)
     paid = np.sum(plan * np.sum((np.asarray(x)[:, None] - np.asarray(y)) ** 2, -1))
     with_entropy = paid + 0.1 * np.sum(plan * np.log(plan / mass, where=plan > 0, out=0 * plan))

@@ -11,13 +11,14 @@ from flax import nnx
 
 from divjax.core.types import Status
 from divjax.ot.costs import Euclidean, EuclideanPower, PNormPower
-from divjax.ot.divergence import sinkhorn_divergence
+from divjax.ot.entropic.divergence import sinkhorn_divergence
+from divjax.ot.entropic.options import Sinkhorn
 from divjax.ot.gaussian import gaussian_map
-from divjax.ot.map_objective import MapBatch
-from divjax.ot.monge_gap import monge_gap
-from divjax.ot.monge_map import MongeMap
-from divjax.ot.network_map import MapFit
-from divjax.ot.starts import IdentityMap
+from divjax.ot.maps.gap import monge_gap
+from divjax.ot.maps.map_objective import MapBatch
+from divjax.ot.maps.monge_map import MongeMap
+from divjax.ot.maps.network_map import MapFit
+from divjax.ot.maps.starts import IdentityMap
 
 SLOW = pytest.mark.exhaustive  # compilation, some ten seconds a fit
 KEY = jax.random.key(0)
@@ -63,8 +64,8 @@ def test_the_start_is_what_carries_held_out_rows_nearest(law, index):
 def test_the_gap_turns_a_turned_gaussian_back():
     """Every rotation fits N(0, I); the identity alone is optimal, and a quarter turn has gap 2d."""
     x, y, z = normal(1, 1000), normal(2, 1000), normal(3)
-    options = {"num_steps": 100, "batch_size": 64, "num_checks": 5, "max_iterations": 50}
-    options |= {"independent_batches": False}
+    options = {"num_steps": 100, "batch_size": 64, "num_checks": 5, "independent_batches": False}
+    options["solver"] = Sinkhorn(1e-2, max_iterations=50)
     method = MongeMap(start="identity", network=Turned, learning_rate=0.05, **options)
     found = fitted(method, KEY, x, y)
     # In the network's unit a start at A − I is not quite the quarter turn; the first gap is large.
@@ -154,10 +155,15 @@ def test_the_objective_is_the_divergence_and_the_gap(options, sizes):
     """Values with what no map changes, derivatives without."""
     x, y = normal(1, sizes[0]), normal(2, sizes[1]) + 1
     options = {"independent_batches": False} | options
-    method = MongeMap(start="identity", epsilon=0.1, tolerance=1e-5, max_iterations=2000, **options)
+    method = MongeMap(
+        start="identity",
+        epsilon=0.1,
+        solver=Sinkhorn(tolerance=1e-5, max_iterations=2000),
+        **options,
+    )
     values, slopes, constants = jax.jit(lambda x, y: terms(method, x, y))(x, y)
     kind, share = options.get("gap_kind", "debiased"), options.get("gap_epsilon", 0.1)
-    settings = {"cost": method.cost, "tolerance": 1e-5}
+    settings = {"cost": method.cost, "solver": Sinkhorn(tolerance=1e-5)}
 
     def expected(params):
         images = x + x @ params["kernel"] + params["bias"]
@@ -260,7 +266,12 @@ def test_dtypes_are_kept_and_a_key_repeats():
 
 def test_points_of_another_dimension_raise():
     method = MongeMap(
-        start="identity", num_steps=1, num_checks=1, hidden=(2,), gap_kind=None, max_iterations=2
+        start="identity",
+        num_steps=1,
+        num_checks=1,
+        hidden=(2,),
+        gap_kind=None,
+        solver=Sinkhorn(tolerance=1e-2, max_iterations=2),
     )
     found = jax.eval_shape(method.fit, KEY, normal(0, 5), normal(1, 5))
     with pytest.raises(ValueError, match="z must have shape"):
@@ -283,7 +294,7 @@ def test_points_of_another_dimension_raise():
         ({"gap_weight": -1.0}, "gap_weight must not be negative"),
         ({"symmetry_weight": -1.0}, "symmetry_weight must not be negative"),
         ({"learning_rate": 0.0}, "learning_rate"),
-        ({"tolerance": 0.0}, "tolerance"),
+        ({"solver": Sinkhorn}, "solver must be an `ot.Sinkhorn`"),
         ({"hidden": 3}, "hidden must be a tuple"),
         ({"network": 3}, "network must be a function"),
         ({"num_steps": 0}, "num_steps"),
@@ -314,7 +325,8 @@ def test_bad_samples_raise(change, message):
         MongeMap().fit(**arguments)
 
 
-small = dict(num_steps=40, batch_size=64, hidden=(16,), num_checks=4, max_iterations=100)
+small = dict(num_steps=40, batch_size=64, hidden=(16,), num_checks=4)
+small["solver"] = Sinkhorn(1e-2, max_iterations=100)
 
 
 @pytest.mark.parametrize("change", ["none", "shift", "outlier"])
@@ -370,6 +382,12 @@ def test_numbers_of_the_method_have_no_derivatives():
 def test_a_sample_that_is_not_finite_is_flagged_without_a_compilation_around(value):
     """Its mean cost is no unit of ε, which was refused as if the caller had given it."""
     x, y = jax.random.normal(jax.random.key(0), (2, 10, 2))
-    method = MongeMap(start="identity", hidden=(4,), num_steps=1, num_checks=1, max_iterations=3)
+    method = MongeMap(
+        start="identity",
+        hidden=(4,),
+        num_steps=1,
+        num_checks=1,
+        solver=Sinkhorn(tolerance=1e-2, max_iterations=3),
+    )
     fit = method.fit(jax.random.key(1), x.at[2, 0].set(value), y)
     assert fit.status == Status.NOT_FINITE

@@ -21,11 +21,11 @@ B = np.full(9, 1 / 9, np.float32)
 
 
 @functools.cache
-def compiled(**settings):
-    settings = {"tolerance": 1e-4, "max_iterations": 20_000} | settings
+def compiled(**options):
+    solver = ot.Sinkhorn(**{"tolerance": 1e-4, "max_iterations": 20_000} | options)
     return jax.jit(
         lambda a, epsilon, rho: ot.sinkhorn(
-            X, Y, a, B, epsilon=epsilon, marginal_penalty=rho, **settings
+            X, Y, a, B, epsilon=epsilon, marginal_penalty=rho, solver=solver
         )
     )
 
@@ -58,7 +58,7 @@ def optimum(a, epsilon, rho_a, rho_b):
     return found.x[:n], -found.fun
 
 
-SETTINGS = {
+OPTIONS = {
     "adaptive": {},
     "plain": {"over_relaxation": 1.0},
     "over-relaxed": {"over_relaxation": 1.4},
@@ -67,14 +67,14 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("mass", [1.0, 1.2])
 @pytest.mark.parametrize(
     ("epsilon", "rho"), [(0.5, (1000.0, 1000.0)), (0.5, (1000.0, 3.0)), (1.0, (0.3, 0.3))]
 )
 def test_potentials_are_the_optimum_within_few_iterations(name, mass, epsilon, rho):
     a = np.full(12, mass / 12, np.float32)
-    result = compiled(**SETTINGS[name])(a, epsilon, rho)
+    result = compiled(**OPTIONS[name])(a, epsilon, rho)
     f, value = optimum(a, epsilon, *rho)
     assert result.converged
     assert result.num_iterations < 150
@@ -94,7 +94,9 @@ def test_weak_relaxation_takes_as_many_iterations_as_otts_recentred_updates(mass
         threshold=1e-4, max_iterations=5000, recenter_potentials=True, inner_iterations=1
     )
     theirs = jax.jit(solver)(problem)
-    ours = ot.sinkhorn(x, y, a, b, epsilon=0.1, marginal_penalty=1000.0, tolerance=1e-4)
+    ours = ot.sinkhorn(
+        x, y, a, b, epsilon=0.1, marginal_penalty=1000.0, solver=ot.Sinkhorn(tolerance=1e-4)
+    )
     assert ours.converged
     assert ours.num_iterations <= 1.5 * theirs.n_iters + 20
     # To the tolerance of both.
@@ -103,14 +105,13 @@ def test_weak_relaxation_takes_as_many_iterations_as_otts_recentred_updates(mass
 
 def test_an_infinite_penalty_is_an_exact_marginal():
     a = np.full(12, 1 / 12, np.float32)
-    balanced = ot.sinkhorn(X, Y, a, B, epsilon=0.5, tolerance=1e-5)
-    one = ot.sinkhorn(X, Y, a, B, epsilon=0.5, tolerance=1e-5, marginal_penalty=(None, 2.0))
     solve = compiled(tolerance=1e-5)
+    eager = lambda penalty: ot.sinkhorn(
+        X, Y, a, B, epsilon=0.5, marginal_penalty=penalty, solver=ot.Sinkhorn(tolerance=1e-5)
+    )
+    balanced, one = eager(None), eager((None, 2.0))
     for penalty, expected in (((np.inf, np.inf), balanced), ((np.inf, 2.0), one)):
-        for found in (
-            solve(a, 0.5, penalty),
-            ot.sinkhorn(X, Y, a, B, epsilon=0.5, tolerance=1e-5, marginal_penalty=penalty),
-        ):
+        for found in (solve(a, 0.5, penalty), eager(penalty)):
             assert found.converged
             np.testing.assert_allclose(found.value, expected.value, rtol=1e-5)
             np.testing.assert_allclose(found.f, expected.f, atol=1e-3)
@@ -135,7 +136,9 @@ def test_symmetric_problems_take_few_iterations_at_any_penalty():
         assert result.xx.num_iterations < 30
         np.testing.assert_allclose(
             result.xx.value,
-            ot.sinkhorn(X, X, epsilon=0.5, marginal_penalty=rho, tolerance=1e-5).value,
+            ot.sinkhorn(
+                X, X, epsilon=0.5, marginal_penalty=rho, solver=ot.Sinkhorn(tolerance=1e-5)
+            ).value,
             rtol=1e-3,
             atol=1e-5,
         )

@@ -15,9 +15,9 @@ import scipy.special
 import scipy.stats
 
 from divjax.core.types import Status
-from divjax.ot import mixture_potential
-from divjax.ot.light_bridge import LightSchrodingerBridge
-from divjax.ot.schrodinger import SchrodingerBridge
+from divjax.ot.bridges import mixture_potential
+from divjax.ot.bridges.light_bridge import LightSchrodingerBridge
+from divjax.ot.bridges.schrodinger import SchrodingerBridge
 
 KINDS = ("diagonal", "full")
 KEY = jax.random.key(0)

@@ -25,9 +25,16 @@ PLAN = pot.sinkhorn(
 )
 
 
+SETTINGS = ("epsilon", "cost", "marginal_penalty")
+
+
 def solve(**settings):
-    settings = {"tolerance": 1e-5, "max_iterations": 5000, "epsilon": 0.5} | settings
-    return jax.jit(lambda x, y, a, b: ot.sinkhorn(x, y, a, b, **settings))
+    """Both the problem's settings and the solver's options."""
+    options = {"tolerance": 1e-5, "max_iterations": 5000}
+    options |= {name: value for name, value in settings.items() if name not in SETTINGS}
+    problem = {"epsilon": 0.5} | {k: v for k, v in settings.items() if k in SETTINGS}
+    problem["solver"] = ot.Sinkhorn(**options)
+    return jax.jit(lambda x, y, a, b: ot.sinkhorn(x, y, a, b, **problem))
 
 
 @pytest.mark.parametrize("block_size", [None, 7])
@@ -90,7 +97,9 @@ def test_assignment_is_the_largest_entry():
 
 
 def test_errors_are_those_after_each_iteration():
-    result = ot.sinkhorn(X, Y, A, B, epsilon=0.5, tolerance=1e-4, record_errors=True)
+    result = ot.sinkhorn(
+        X, Y, A, B, epsilon=0.5, solver=ot.Sinkhorn(tolerance=1e-4, record_errors=True)
+    )
     count = int(result.num_iterations)
     assert result.errors.shape == (2000,)
     assert jnp.isfinite(result.errors[:count]).all()
@@ -103,11 +112,10 @@ def test_errors_are_those_after_each_iteration():
         A,
         B,
         epsilon=0.5,
-        tolerance=None,
-        max_iterations=12,
-        over_relaxation=1.0,
-        record_errors=True,
         init=(jnp.zeros(30), jnp.zeros(20)),
+        solver=ot.Sinkhorn(
+            tolerance=None, max_iterations=12, over_relaxation=1.0, record_errors=True
+        ),
     )
     a, b, kernel = A.astype(float), B.astype(float), np.exp(-COSTS / 0.5)
     u, expected = np.ones(30), []
@@ -147,12 +155,13 @@ def test_a_relative_epsilon_of_points_that_coincide_has_no_value():
 def test_annealing_starts_at_the_largest_cost():
     """Twelve random problems with ε at 1e-4 of the largest cost, most of which fail when cold."""
     cold, annealed = 0, 0
-    options = {"max_iterations": 1000, "tolerance": 1e-2}
     solve = jax.jit(
-        lambda x, y, e: (
-            ot.sinkhorn(x, y, epsilon=e, **options).converged,
-            ot.sinkhorn(x, y, epsilon=e, annealing=ot.Annealing(), **options).converged,
-        )
+        lambda x, y, e: [
+            ot.sinkhorn(
+                x, y, epsilon=e, solver=ot.Sinkhorn(1e-2, annealing, max_iterations=1000)
+            ).converged
+            for annealing in (None, ot.Annealing())
+        ]
     )
     for seed in range(6):
         x, y = np.random.default_rng(seed).uniform(size=(2, 40, 2)).astype(np.float32)
@@ -168,22 +177,30 @@ def test_results_print_in_a_line_and_check_themselves():
     assert "CONVERGED" in repr(result)
     assert result.check() is result
     with pytest.raises(RuntimeError, match="max_iterations was reached"):
-        ot.sinkhorn(X, Y, epsilon=0.01, max_iterations=1).check()
+        ot.sinkhorn(X, Y, epsilon=0.01, solver=ot.Sinkhorn(max_iterations=1)).check()
 
 
 def test_over_relaxation_and_tolerance_have_no_gradient():
     value = lambda omega, tolerance: (
-        ot.sinkhorn(X, Y, epsilon=0.5, over_relaxation=omega, tolerance=tolerance).value
+        ot.sinkhorn(
+            X, Y, epsilon=0.5, solver=ot.Sinkhorn(over_relaxation=omega, tolerance=tolerance)
+        ).value
     )
     assert jax.grad(value, (0, 1))(1.2, 1e-3) == (0, 0)
-    bad = jax.jit(lambda omega: ot.sinkhorn(X, Y, epsilon=0.5, over_relaxation=omega))(2.5)
+    bad = jax.jit(
+        lambda omega: ot.sinkhorn(X, Y, epsilon=0.5, solver=ot.Sinkhorn(over_relaxation=omega))
+    )(2.5)
     assert bad.status == Status.INVALID_INPUT
 
 
 def test_strict_promotion_is_respected():
     with jax.numpy_dtype_promotion("strict"):
         x, y = jnp.asarray(X), jnp.asarray(Y)
-        for settings in ({}, {"annealing": ot.Annealing()}, {"marginal_penalty": 1.0}):
+        for settings in (
+            {},
+            {"solver": ot.Sinkhorn(annealing=ot.Annealing())},
+            {"marginal_penalty": 1.0},
+        ):
             assert ot.sinkhorn(x, y, epsilon=0.5, **settings).converged
         divergence = lambda x: ot.sinkhorn_divergence(x, y, epsilon=0.5).value
         assert jnp.isfinite(jax.grad(divergence)(x)).all()

@@ -21,7 +21,8 @@ from divjax.flows.mass import masses_of
 from divjax.flows.objectives.targets import as_particles, as_table, flagged_value, target_rows
 from divjax.flows.protocols import Variation
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.divergence import SinkhornDivergenceResult, sinkhorn_divergence
+from divjax.ot.entropic.divergence import SinkhornDivergenceResult, sinkhorn_divergence
+from divjax.ot.entropic.options import Sinkhorn, check_solver, check_solver_type
 from divjax.ot.sliced import sliced_wasserstein
 
 __all__ = ["SinkhornDivergence", "SlicedWasserstein"]
@@ -142,8 +143,8 @@ class SinkhornDivergence:
         samples: draws from p, of shape (m, d), or a pytree like the particles.
         epsilon: ε > 0, in units of the cost.
         cost: a symmetric cost of `divjax.ot`, or a function of two points.
-        tolerance: the tolerance on the marginals' L1 error.
-        max_iterations: the maximum for each of the three problems, per step.
+        solver: the options for each of the three problems of a step, without `record_errors`, as a
+            variation holds no errors. Annealing would discard the last step's potentials.
 
     Raises:
         ValueError: if a number is out of range, or samples and particles differ in their number of
@@ -165,15 +166,14 @@ class SinkhornDivergence:
     samples: PyTree[Array]
     epsilon: ArrayLike
     cost: Any = SqEuclidean()
-    tolerance: ArrayLike = 1e-3
-    max_iterations: int = static(default=2000)
+    solver: Sinkhorn = Sinkhorn()
 
     entropy = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "samples", as_table("samples", self.samples))
-        check_positive(epsilon=self.epsilon, tolerance=self.tolerance)
-        check_count(1, max_iterations=self.max_iterations)
+        check_positive(epsilon=self.epsilon)
+        check_solver_type(self.solver)
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
         """The potentials at the start."""
@@ -207,6 +207,7 @@ class SinkhornDivergence:
         return Variation(value, potential, unravel(gradient)), result.potentials
 
     def _solve(self, particles, weights, init) -> SinkhornDivergenceResult:
+        check_solver(self.solver, records=False, result="a Variation")
         x, _ = ravel_particles(particles)
         return sinkhorn_divergence(
             x,
@@ -214,7 +215,6 @@ class SinkhornDivergence:
             weights,
             epsilon=self.epsilon,
             cost=self.cost,
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
+            solver=self.solver,
             init=init,
         )

@@ -65,7 +65,9 @@ def test_the_sinkhorn_divergence_of_a_shift():
     shift = jnp.array([1.0, -2.0])
     x = jax.random.normal(KEY, (12, 2))
     for epsilon in (0.1, 1.0, 10.0):
-        objective = flows.SinkhornDivergence(x + shift, epsilon=epsilon, tolerance=1e-5)
+        objective = flows.SinkhornDivergence(
+            x + shift, epsilon=epsilon, solver=ot.Sinkhorn(tolerance=1e-5)
+        )
         variation = evaluate(objective, x)
         np.testing.assert_allclose(variation.value, 5, rtol=1e-3)
         np.testing.assert_allclose(variation.gradient, np.tile(-2 * shift, (12, 1)), atol=2e-2)
@@ -76,9 +78,11 @@ def test_the_sinkhorn_divergence_is_varied_by_its_potentials():
     with jax.enable_x64(True):
         x, y = jax.random.normal(KEY, (2, 7, 2))
         weights = jax.nn.softmax(x[:, 0])
-        objective = flows.SinkhornDivergence(y, epsilon=0.3, tolerance=1e-10)
+        objective = flows.SinkhornDivergence(y, epsilon=0.3, solver=ot.Sinkhorn(tolerance=1e-10))
         variation = evaluate(objective, x, weights)
-        value = lambda x, a: ot.sinkhorn_divergence(x, y, a, epsilon=0.3, tolerance=1e-10).value
+        value = lambda x, a: (
+            ot.sinkhorn_divergence(x, y, a, epsilon=0.3, solver=ot.Sinkhorn(tolerance=1e-10)).value
+        )
         step = 1e-5
         for i, k in ((0, 0), (3, 1)):
             moved = [value(x.at[i, k].add(s), weights) for s in (step, -step)]
@@ -93,7 +97,7 @@ def test_the_sinkhorn_divergence_is_varied_by_its_potentials():
 
 def test_a_particle_without_weight_is_pulled_like_one_with():
     x, y = jax.random.normal(KEY, (2, 6, 2))
-    objective = flows.SinkhornDivergence(y, epsilon=0.5, tolerance=1e-5)
+    objective = flows.SinkhornDivergence(y, epsilon=0.5, solver=ot.Sinkhorn(tolerance=1e-5))
     few = evaluate(objective, x, jnp.array([0.25, 0.25, 0.25, 0.25, 0.0, 0.0]))
     assert jnp.isfinite(few.gradient).all()
     assert (jnp.abs(few.gradient[4:]).sum(axis=1) > 0.1).all()
@@ -113,7 +117,7 @@ def test_a_step_starts_at_the_last_potentials():
 
 def test_what_has_not_converged_has_no_value():
     x, y = jax.random.normal(KEY, (2, 20, 2))
-    objective = flows.SinkhornDivergence(y + 3, epsilon=1e-3, max_iterations=2)
+    objective = flows.SinkhornDivergence(y + 3, epsilon=1e-3, solver=ot.Sinkhorn(max_iterations=2))
     assert jnp.isnan(evaluate(objective, x).value)
 
 

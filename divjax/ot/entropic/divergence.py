@@ -12,10 +12,14 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.formulation import check_epsilon, formulate, formulate_self
-from divjax.ot.problem import PointPairs
-from divjax.ot.schedules import Annealing, Relative
-from divjax.ot.sinkhorn import SinkhornResult, solve, start_of
+from divjax.ot.entropic.formulate import check_epsilon, formulate, formulate_self
+from divjax.ot.entropic.formulation import Formulation
+from divjax.ot.entropic.initial import given_potentials
+from divjax.ot.entropic.options import Sinkhorn, check_solver
+from divjax.ot.entropic.problem import PointPairs
+from divjax.ot.entropic.result import SinkhornResult
+from divjax.ot.entropic.schedules import Relative
+from divjax.ot.entropic.solver import solve
 
 __all__ = [
     "SinkhornDivergenceResult",
@@ -54,13 +58,12 @@ def self_transport(
     *,
     epsilon: ArrayLike,
     cost: Callable[..., Array],
-    max_iterations: int,
-    tolerance: ArrayLike | None,
+    solver: Sinkhorn,
 ) -> SinkhornResult:
     """`sinkhorn(x, x, a, a)` by averaged symmetric updates, which take few iterations."""
     check_epsilon(epsilon)
-    formulation = formulate_self(x, a, epsilon, cost, None, None)
-    return solve(formulation, max_iterations=max_iterations, tolerance=tolerance, symmetric=True)
+    formulation = formulate_self(x, a, epsilon, cost, None, solver.block_size)
+    return solve(formulation, None, solver, symmetric=True)
 
 
 def sinkhorn_divergence(
@@ -71,12 +74,9 @@ def sinkhorn_divergence(
     *,
     epsilon: ArrayLike | Relative,
     cost: Callable[..., Array] = SqEuclidean(),
-    max_iterations: int = 2000,
-    tolerance: ArrayLike | None = 1e-3,
     marginal_penalty: ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None = None,
     init: tuple[Array, Array, Array, Array] | None = None,
-    annealing: Annealing | None = None,
-    block_size: int | None = None,
+    solver: Sinkhorn = Sinkhorn(),
 ) -> SinkhornDivergenceResult:
     """The Sinkhorn divergence S = OT(a, b) − ½ OT(a, a) − ½ OT(b, b) + ε/2 (Σa − Σb)².
 
@@ -98,12 +98,10 @@ def sinkhorn_divergence(
         b: weights of y.
         epsilon: ε > 0, in units of the cost, or `Relative` to the costs between x and y.
         cost: a symmetric cost of `divjax.ot`, or a function of two points.
-        max_iterations: the limit for each problem, without tolerance the exact number.
-        tolerance: on the marginals' L1 error, as a share of the mass, or None.
         marginal_penalty: ρ, or (ρ_a, ρ_b), for relaxed marginals.
         init: the `potentials` of another result of these shapes, to start from.
-        annealing: a decreasing sequence of ε to begin with.
-        block_size: rows of costs in memory at a time.
+        solver: the options for each of the three problems. The averaged updates of the self terms
+            have no over-relaxation: ω is that of the problem between x and y.
 
     Returns:
         A `SinkhornDivergenceResult`. Its value is differentiable like that of `sinkhorn`, and NaN
@@ -127,35 +125,25 @@ def sinkhorn_divergence(
         raise ValueError("cost must be a function of two points; a matrix has no self terms.")
     if init is not None and (not isinstance(init, tuple) or len(init) != 4):
         raise ValueError("init must be the four `potentials` of a `SinkhornDivergenceResult`.")
-    formulation = formulate(x, y, a, b, epsilon, cost, marginal_penalty, block_size)
+    check_solver(solver)
+    formulation = formulate(x, y, a, b, epsilon, cost, marginal_penalty, solver.block_size)
     problem = formulation.problem
-    settings: Any = {
-        "max_iterations": max_iterations,
-        "tolerance": tolerance,
-        "annealing": annealing,
-    }
     # Both potentials of a self problem are equal.
     start = (None,) * 3 if init is None else (init[:2], (init[2],) * 2, (init[3],) * 2)
 
-    def to_itself(points: Any, weights: Array, side: int, start: Any, after: SinkhornResult) -> Any:
+    def self_term(side: int, points: Any, weights: Array, after: SinkhornResult) -> SinkhornResult:
         # A self term takes ε from the problem between x and y, also if it is relative to the costs
         # there, and the penalty of its own side for both marginals.
         penalty = problem.penalties[side]
-        options = problem.epsilon, cost, (penalty, penalty), block_size
+        options = problem.epsilon, cost, (penalty, penalty), solver.block_size
         # Uniform weights may be traced by now; the first problem recorded that none is zero.
         own = formulate_self(points, weights, *options, vanishing=formulation.replaced[side])
-        # After the previous problem: run simultaneously, all three would need their matrices.
-        pairs, previous = own.problem.pairs, jax.lax.stop_gradient(after.error)
-        assert isinstance(pairs, PointPairs)
-        # The barrier orders the work. The error's gradient is stopped, so no derivative passes.
-        points, _ = jax.lax.optimization_barrier((pairs.x, previous))
-        pairs = PointPairs(points, points, pairs.cost)
-        own = dataclasses.replace(own, problem=dataclasses.replace(own.problem, pairs=pairs))
-        return solve(own, start_of(own, start), symmetric=True, **settings)
+        own = _ordered_after(own, after)
+        return solve(own, given_potentials(own, start[1 + side]), solver, symmetric=True)
 
-    xy = solve(formulation, start_of(formulation, start[0]), **settings)
-    xx = to_itself(x, formulation.a, 0, start[1], xy)
-    yy = to_itself(y, formulation.b, 1, start[2], xx)
+    xy = solve(formulation, given_potentials(formulation, start[0]), solver)
+    xx = self_term(0, x, formulation.a, xy)
+    yy = self_term(1, y, formulation.b, xx)
     # With relaxed marginals the plans' masses differ. Without this term the divergence of a from a
     # rescaled a would have the wrong limit for ε → ∞.
     masses = jnp.sum(formulation.a) - jnp.sum(formulation.b)
@@ -163,3 +151,17 @@ def sinkhorn_divergence(
     status = jnp.maximum(xy.status, jnp.maximum(xx.status, yy.status))
     value = nan_unless(status < Status.FLOATING_POINT_RESOLUTION, value)
     return SinkhornDivergenceResult(value, status, xy, xx, yy)
+
+
+def _ordered_after(formulation: Formulation, result: SinkhornResult) -> Formulation:
+    """The problem of a sample and itself, to be solved after another one.
+
+    XLA may run independent problems simultaneously, and all three would need their matrices in
+    memory. The barrier makes this problem's points wait for the other's result.
+    """
+    pairs = formulation.problem.pairs
+    assert isinstance(pairs, PointPairs)
+    # The error's gradient is stopped, so that no derivative passes from one problem to the other.
+    points, _ = jax.lax.optimization_barrier((pairs.x, jax.lax.stop_gradient(result.error)))
+    problem = dataclasses.replace(formulation.problem, pairs=PointPairs(points, points, pairs.cost))
+    return dataclasses.replace(formulation, problem=problem)

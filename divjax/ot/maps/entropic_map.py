@@ -19,23 +19,24 @@ from divjax.core.checks import (
     check_shape,
 )
 from divjax.core.keys import own_key
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import matmul, nan_unless, safe_log
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import as_numbers
 from divjax.core.training import thinned
 from divjax.core.types import Outcome, status_of
-from divjax.ot.barycentric import barycentric_images
 from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
-from divjax.ot.divergence import sinkhorn_divergence
+from divjax.ot.entropic.divergence import sinkhorn_divergence
+from divjax.ot.entropic.options import Sinkhorn, check_solver, check_solver_type
+from divjax.ot.entropic.result import SinkhornResult
+from divjax.ot.entropic.solver import sinkhorn
 from divjax.ot.scales import mean_cost_within
-from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
 from divjax.ot.weighted_samples import (
     Origins,
     WeightedSamples,
     normalised,
     split,
-    squares_are_lost,
+    squares_are_unresolved,
     weighted_samples,
 )
 
@@ -111,8 +112,8 @@ class EntropicMap:
         epsilons: the candidates, as shares of the mean cost within the samples.
         score_epsilon: ε of the selecting divergence, likewise.
         block_size: the largest number of rows of each side in a problem.
-        max_iterations: the limit for each Sinkhorn problem.
-        tolerance: the tolerance of each Sinkhorn problem.
+        solver: the options for each Sinkhorn problem. Its own `block_size` is the number of rows of
+            a block's costs in memory at a time, and errors are recorded in the fit's `results`.
 
     Raises:
         ValueError: if a number is out of range, or the cost has no ∇h*. A traced ε that is not
@@ -133,15 +134,14 @@ class EntropicMap:
     epsilons: tuple[ArrayLike, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
     score_epsilon: ArrayLike = 0.05
     block_size: int = static(default=4096)
-    max_iterations: int = static(default=300)
-    tolerance: ArrayLike = 1e-2
+    solver: Sinkhorn = Sinkhorn(tolerance=1e-2, max_iterations=300)
 
     def __post_init__(self):
         check_callable(cost=self.cost)
         grad_conjugate(self.cost)
         check_positive(epsilons=self.epsilons, score_epsilon=self.score_epsilon)
-        check_positive(tolerance=self.tolerance)
-        check_count(1, block_size=self.block_size, max_iterations=self.max_iterations)
+        check_count(1, block_size=self.block_size)
+        check_solver_type(self.solver)
 
     def fit(
         self,
@@ -197,7 +197,8 @@ class EntropicMap:
         return self._fit(samples, tests, origins)
 
     def _check_numbers(self) -> None:
-        check_number(score_epsilon=self.score_epsilon, tolerance=self.tolerance)
+        check_number(score_epsilon=self.score_epsilon)
+        check_solver(self.solver)
         for epsilon in self.epsilons if isinstance(self.epsilons, (tuple, list)) else ():
             check_number(epsilons=epsilon)
 
@@ -206,8 +207,7 @@ class EntropicMap:
         self, samples: WeightedSamples, held_out: WeightedSamples, origins: Origins
     ) -> EntropicFit:
         x, y, a, b = samples
-        options: Any = {"cost": self.cost, "tolerance": self.tolerance}
-        options["max_iterations"] = self.max_iterations
+        options: Any = {"cost": self.cost, "solver": self.solver}
         # All ε are shares of this unit, which is invariant to a shift between the samples.
         unit = mean_cost_within(self.cost, x, y, a, b)
 
@@ -253,7 +253,7 @@ class EntropicMap:
         mass = jnp.ones(count, unit.dtype) if blocks.a is None else jnp.sum(blocks.a, axis=1)
         status = status_of(
             converged=jnp.all(results.converged),
-            resolved=~squares_are_lost(x, y),
+            resolved=~squares_are_unresolved(x, y),
             finite=jnp.isfinite(scores[best]) & jnp.isfinite(results.value).all(),
             valid=jnp.any(valid),
         )
@@ -271,8 +271,35 @@ def _images(
     # targets, which is accurate at any distance.
     if not isinstance(cost, SqEuclidean):
         return result.transport(z)
-    images = lambda z: barycentric_images(z, targets, result.g, problem.b, problem.epsilon)
+    images = lambda z: _barycentric_images(z, targets, result.g, problem.b, problem.epsilon)
     return map_row_blocks(images, targets.shape[0], z)
+
+
+def _barycentric_images(
+    z: Float[Array, "k d"],
+    y: Float[Array, "m d"],
+    g: Float[Array, " m"],
+    b: Float[Array, " m"],
+    epsilon: Float[Array, ""],
+) -> Float[Array, "k d"]:
+    """The means of y under the plan at z, with weights ∝ b_j exp((g_j − |z − y_j|²)/ε).
+
+    Without the common term |z|², the exponents are (g_j − |y_j|² + 2 z·y_j)/ε. Far from the
+    samples, |z|² would round away the differences between them, and with those the derivative.
+
+    Args:
+        z: points.
+        y: targets.
+        g: the potential of y.
+        b: the weights of y, zero for rows to ignore.
+        epsilon: ε.
+
+    References:
+        Pooladian, Niles-Weed 2021, eq. 8.
+    """
+    exponents = (g - jnp.sum(y**2, axis=1) + 2 * matmul(z, y.T)) / epsilon
+    weights = jax.nn.softmax(exponents + safe_log(b), axis=1)
+    return matmul(weights, y)
 
 
 def _blocks(rows: Float[Array, "n ..."], count: int, most: int) -> Array:

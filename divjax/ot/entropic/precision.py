@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from divjax.ot.problem import Problem
+from divjax.ot.entropic.problem import Problem
 
-__all__ = ["cost_error", "costs_are_lost", "refined_where_large", "sampled_error"]
+__all__ = ["cost_error", "costs_are_unresolved", "refined_where_large", "sampled_error"]
 
 # The number of sampled rows.
 _ROWS = 64
@@ -65,7 +65,7 @@ def cost_error(problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]) -
     return unit / problem.epsilon * moved / jnp.where(share > 0, share, 1)
 
 
-def costs_are_lost(problem: Problem) -> Bool[Array, ""]:
+def costs_are_unresolved(problem: Problem) -> Bool[Array, ""]:
     """Whether ε is so large that costs fall below the rounding of the weights' sums."""
     _, costs = _some_rows(jax.lax.stop_gradient(problem))
     costs = jnp.where(jnp.isinf(costs), 0, costs)
@@ -81,7 +81,7 @@ def _some_rows(problem: Problem) -> tuple[Int[Array, " k"], Float[Array, "k m"]]
 
 
 def refined_where_large(
-    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"], excess: Float[Array, ""]
+    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"], mass_defect: Float[Array, ""]
 ) -> tuple[Float[Array, " n"], Float[Array, " m"], Float[Array, ""]]:
     """The potentials and ΣP − Σa Σb, for a large ε after one more iteration without rounding.
 
@@ -109,11 +109,11 @@ def refined_where_large(
         # An ordinary iteration, with eᵗ − 1 in place of eᵗ throughout.
         g = transform(problem.transposed, g, f)
         f = transform(problem, f, g)
-        excess = problem.a @ sums(problem, f, g, jnp.zeros_like(problem.epsilon))
-        return f, g, excess, jnp.array(False)
+        mass_defect = problem.a @ sums(problem, f, g, jnp.zeros_like(problem.epsilon))
+        return f, g, mass_defect, jnp.array(False)
 
     large = problem.epsilon > _LARGE * jnp.maximum(jnp.max(jnp.abs(f)), jnp.max(jnp.abs(g)))
     # A loop, as under vmap both sides of a branch are computed.
-    carry = f, g, excess, large
-    f, g, excess, _ = jax.lax.while_loop(lambda carry: carry[3], refined, carry)
-    return f, g, excess
+    carry = f, g, mass_defect, large
+    f, g, mass_defect, _ = jax.lax.while_loop(lambda carry: carry[3], refined, carry)
+    return f, g, mass_defect

@@ -133,6 +133,11 @@ class Problem:
         return type(self)(*sides, self.epsilon, penalties, self.block_rows, self.infinite)
 
     @property
+    def mass(self) -> Float[Array, ""]:
+        """The mean of both sides' masses, which tolerances are shares of. Relaxed, they differ."""
+        return (jnp.sum(self.a) + jnp.sum(self.b)) / 2
+
+    @property
     def dense(self) -> bool:
         """Whether an n × m matrix is materialised."""
         return self.block_rows >= max(self.pairs.shape)
@@ -321,16 +326,16 @@ def dual_objective(
     problem: Problem,
     f: Float[Array, " n"],
     g: Float[Array, " m"],
-    excess: Float[Array, ""] | None = None,
+    mass_defect: Float[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """⟨a, −φ*(−f)⟩ + ⟨b, −φ*(−g)⟩ − ε Σ_ij a_i b_j (E_ij − 1), a lower bound on the value.
 
-    The last sum, the mass defect, may be given as `excess`.
+    The last sum may be given as `mass_defect`.
     """
     a, b = problem.a, problem.b
     linear = a @ conjugate(f, problem.penalties[0]) + b @ conjugate(g, problem.penalties[1])
-    if excess is None:
+    if mass_defect is None:
         # A sum of differences, each small between balanced probabilities: a difference of the two
         # totals would lose them to rounding.
-        excess = a @ (problem.row_sums(f, g, b) - jnp.sum(b))
-    return linear - problem.epsilon * excess
+        mass_defect = a @ (problem.row_sums(f, g, b) - jnp.sum(b))
+    return linear - problem.epsilon * mass_defect

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from divjax.core.numerics import if_needed
-from divjax.ot.problem import (
+from divjax.ot.entropic.problem import (
     Problem,
     conjugate,
     dual_objective,
@@ -24,15 +24,15 @@ from divjax.ot.problem import (
 
 __all__ = [
     "envelope_value",
-    "gauge",
     "mass_price",
+    "normalized_potentials",
     "rows_potential",
     "weightless",
     "with_implicit_derivatives",
 ]
 
 
-def gauge(
+def normalized_potentials(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
 ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
     """Balanced potentials, unique up to f + s, g − s, with ⟨a, f⟩ = ⟨b, g⟩."""
@@ -179,16 +179,16 @@ def _conjugate_gradients(apply: Any, target: Float[Array, " m"], weight: Float[A
 
 @jax.custom_jvp
 def envelope_value(
-    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"], excess: Float[Array, ""]
+    problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"], mass_defect: Float[Array, ""]
 ) -> Float[Array, ""]:
     """The problem's value at its optimal potentials, as a function of the problem alone."""
-    return dual_objective(problem, f, g, excess)
+    return dual_objective(problem, f, g, mass_defect)
 
 
 @envelope_value.defjvp
 def _envelope_jvp(primals: Any, tangents: Any) -> Any:
     problem, f, g, _ = primals
-    f, g = gauge(problem, *with_implicit_derivatives(problem, f, g))
+    f, g = normalized_potentials(problem, *with_implicit_derivatives(problem, f, g))
     # The partial derivative at fixed potentials, which have their own rule: this makes second
     # derivatives correct.
     _, change = jax.jvp(lambda p: dual_objective(p, f, g), (problem,), (tangents[0],))

@@ -37,7 +37,7 @@ from divjax.core.pytrees import pytree, static
 from divjax.core.samples import as_numbers
 from divjax.core.training import adam_with_cosine, fit
 from divjax.core.types import Outcome, Status, status_of
-from divjax.ot.gaussian_samples import gaussian_start
+from divjax.ot.maps.gaussian_samples import gaussian_start
 from divjax.ot.scales import winsorised
 from divjax.ot.weighted_samples import (
     Origins,
@@ -45,7 +45,7 @@ from divjax.ot.weighted_samples import (
     batch_of_rows,
     mean_over_rows,
     split,
-    squares_are_lost,
+    squares_are_unresolved,
     uniform_weights,
     weighted_samples,
 )
@@ -403,7 +403,7 @@ class ICNNDual:
             misfit=misfit,
             status=status_of(
                 converged=~failed,
-                resolved=~squares_are_lost(train.x, train.y),
+                resolved=~squares_are_unresolved(train.x, train.y),
                 finite=finite,
                 valid=valid,
             ),

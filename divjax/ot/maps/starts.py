@@ -8,8 +8,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.pytrees import pytree
 from divjax.ot.costs import Euclidean, SqEuclidean, cost_matrix, grad_conjugate
-from divjax.ot.entropic_map import EntropicMap
-from divjax.ot.gaussian_samples import gaussian_start
+from divjax.ot.maps.entropic_map import EntropicMap
+from divjax.ot.maps.gaussian_samples import gaussian_start
 from divjax.ot.weighted_samples import WeightedSamples, uniform_weights
 
 __all__ = ["STARTS", "ChosenMap", "IdentityMap", "nearest", "started_maps"]

@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from divjax.core.checks import check_choice, check_positive, check_scalar
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
-from divjax.ot.problem import Problem
+from divjax.ot.entropic.problem import Problem
 
 __all__ = ["Annealing", "Relative", "largest_cost", "marginal_penalty_from_tau", "resolved_epsilon"]
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from divjax.ot import costs
-from divjax.ot.problem import PointPairs
+from divjax.ot.entropic.problem import PointPairs
 
 if TYPE_CHECKING:
-    from divjax.ot.sinkhorn import SinkhornResult
+    from divjax.ot.entropic.result import SinkhornResult
 
 __all__ = ["potentials_from_ott", "potentials_to_ott"]
 

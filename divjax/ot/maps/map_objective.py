@@ -12,10 +12,11 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core.pytrees import pytree, static
 from divjax.ot.costs import paired_costs
-from divjax.ot.divergence import self_transport
-from divjax.ot.monge_gap import monge_gap
-from divjax.ot.network_map import MapFit
-from divjax.ot.sinkhorn import sinkhorn
+from divjax.ot.entropic.divergence import self_transport
+from divjax.ot.entropic.options import Sinkhorn
+from divjax.ot.entropic.solver import sinkhorn
+from divjax.ot.maps.gap import monge_gap
+from divjax.ot.maps.network_map import MapFit
 from divjax.ot.weighted_samples import mean_over_rows
 
 __all__ = ["MapBatch", "MapObjective", "MapTerms"]
@@ -74,8 +75,7 @@ class MapObjective:
         gap_weight: λ.
         symmetry_weight: w, or None to omit the term.
         gap_kind: the kind of `monge_gap`, or None for no gap.
-        max_iterations: the limit for each Sinkhorn problem.
-        tolerance: the tolerance of each Sinkhorn problem.
+        solver: the options for each Sinkhorn problem.
     """
 
     cost: Any
@@ -85,8 +85,7 @@ class MapObjective:
     gap_weight: ArrayLike
     symmetry_weight: ArrayLike | None
     gap_kind: str | None = static()
-    max_iterations: int = static()
-    tolerance: ArrayLike
+    solver: Sinkhorn
 
     def value(self, terms: MapTerms) -> Float[Array, ""]:
         """The weighted sum."""
@@ -105,16 +104,16 @@ class MapObjective:
         """The terms of a batch, without those independent of the map; the key is for asymmetry."""
 
         def carried(x: Array, started: Array) -> Array:
-            return map_fit.image(params, x, started, _for_each(batch.context, x))
+            return map_fit.image(params, x, started, _broadcast_context(batch.context, x))
 
         images = carried(batch.x, batch.started)
         # ½ OT(T(x), T(x)) of the divergence. Between two batches it excludes the zero distances of
         # rows to themselves, which would favour maps with too little spread.
         if batch.other is None:
-            spread = self._to_itself(images, self.epsilon, batch.a)
+            spread = self._self_cost(images, self.epsilon, batch.a)
         else:
             others = carried(*batch.other)
-            spread = self._between(images, others, self.epsilon, batch.a, batch.other_a)
+            spread = self._transport_cost(images, others, self.epsilon, batch.a, batch.other_a)
         across, gap = self._across_and_gap(batch, images, spread)
         converged = across.converged & spread.converged & gap.converged
         # ½ OT(y, y) is left to `constants`.
@@ -129,13 +128,13 @@ class MapObjective:
     ) -> MapTerms:
         """The terms omitted by `terms`; `other` are further rows of y if self terms have them."""
         if other is None:
-            of_y = self._to_itself(batch.y, self.epsilon, batch.b)
+            of_y = self._self_cost(batch.y, self.epsilon, batch.b)
         else:
-            of_y = self._between(batch.y, other, self.epsilon, batch.b, other_b)
+            of_y = self._transport_cost(batch.y, other, self.epsilon, batch.b, other_b)
         # ½ OT(x, x) is part of the debiased gap only.
-        of_x = _nothing(of_y.value)
+        of_x = _zero_cost(of_y.value)
         if self.gap_kind == "debiased":
-            of_x = self._to_itself(batch.x, self._epsilon_of_gap, batch.a)
+            of_x = self._self_cost(batch.x, self._epsilon_of_gap, batch.a)
         converged = of_y.converged & of_x.converged
         return MapTerms(-of_y.value / 2, of_x.value / 2, jnp.zeros_like(of_y.value), converged)
 
@@ -148,46 +147,44 @@ class MapObjective:
         x, y, a, b, epsilon = batch.x, batch.y, batch.a, batch.b, self._epsilon_of_gap
         fitted = images, y, self.epsilon, a, b
         if self.gap_kind is None:
-            across = self._between(*fitted)
-            return across, _nothing(across.value)
+            across = self._transport_cost(*fitted)
+            return across, _zero_cost(across.value)
         if self.gap_kind != "debiased":
             # Gaps of other kinds have no problem in common with the divergence.
-            options = self._solver | {"epsilon": epsilon, "kind": self.gap_kind}
-            gap = monge_gap(x, images, a, **options)
-            return self._between(*fitted), _Cost(gap.value, gap.converged)
+            gap = monge_gap(x, images, a, epsilon=epsilon, kind=self.gap_kind, **self._options)
+            return self._transport_cost(*fitted), _Cost(gap.value, gap.converged)
         # `monge_gap` would solve OT(T(x), T(x)) again. The divergence's self term is reused for the
         # gap if rows and ε are the same.
         own = spread
         if batch.other is not None or self.gap_epsilon is not None:
-            own = self._to_itself(images, epsilon, a)
-        across, transport = self._two(fitted, (x, images, epsilon, a, a))
+            own = self._self_cost(images, epsilon, a)
+        across, transport = self._solve_pair(fitted, (x, images, epsilon, a, a))
         # The displacement less the divergence of x and T(x), without ½ OT(x, x) of `constants`.
         displacement = mean_over_rows(paired_costs(self.cost, x, images), a)
         value = displacement - transport.value + own.value / 2
         return across, _Cost(value, transport.converged & own.converged)
 
     @property
-    def _solver(self) -> dict[str, Any]:
-        iterations = {"max_iterations": self.max_iterations, "tolerance": self.tolerance}
-        return {"cost": self.cost} | iterations
+    def _options(self) -> dict[str, Any]:
+        return {"cost": self.cost, "solver": self.solver}
 
-    def _between(
+    def _transport_cost(
         self, x: Array, y: Array, epsilon: ArrayLike, a: Array | None, b: Array | None
     ) -> _Cost:
-        result = sinkhorn(x, y, a, b, epsilon=epsilon, **self._solver)
+        result = sinkhorn(x, y, a, b, epsilon=epsilon, **self._options)
         return _Cost(result.value, result.converged)
 
-    def _to_itself(self, x: Array, epsilon: ArrayLike, a: Array | None) -> _Cost:
-        result = self_transport(x, a, epsilon=epsilon, **self._solver)
+    def _self_cost(self, x: Array, epsilon: ArrayLike, a: Array | None) -> _Cost:
+        result = self_transport(x, a, epsilon=epsilon, **self._options)
         return _Cost(result.value, result.converged)
 
-    def _two(self, first: tuple, second: tuple) -> tuple[_Cost, _Cost]:
+    def _solve_pair(self, first: tuple, second: tuple) -> tuple[_Cost, _Cost]:
         """Solve two problems `(x, y, epsilon, a, b)`."""
         if jax.tree.map(jnp.shape, first) != jax.tree.map(jnp.shape, second):
-            return self._between(*first), self._between(*second)
+            return self._transport_cost(*first), self._transport_cost(*second)
         # One program for both takes half the compilation time, and the same run time.
         both = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
-        values, converged = jax.lax.map(lambda problem: self._between(*problem), both)
+        values, converged = jax.lax.map(lambda problem: self._transport_cost(*problem), both)
         return _Cost(values[0], converged[0]), _Cost(values[1], converged[1])
 
     def _asymmetry(
@@ -197,7 +194,7 @@ class MapObjective:
         x = batch.x
         if self.symmetry_weight is None:
             return jnp.zeros((), x.dtype)
-        context = _for_each(batch.context, x)
+        context = _broadcast_context(batch.context, x)
         # J is made dimensionless by the input's scale here and the output's below. Rows do not mix,
         # so one derivative along v, forwards and backwards, gives J v and Jᵀ v of each row without
         # forming J.
@@ -209,11 +206,11 @@ class MapObjective:
         return jnp.mean(mean_over_rows(squares, batch.a))
 
 
-def _nothing(like: Array) -> _Cost:
+def _zero_cost(like: Array) -> _Cost:
     """A cost of zero."""
     return _Cost(jnp.zeros_like(like), jnp.ones_like(like, bool))
 
 
-def _for_each(context: Float[Array, " c"] | None, x: Float[Array, "b d"]) -> Any:
+def _broadcast_context(context: Float[Array, " c"] | None, x: Float[Array, "b d"]) -> Any:
     """The context, repeated for each row of x."""
     return None if context is None else jnp.broadcast_to(context, (x.shape[0], *context.shape))

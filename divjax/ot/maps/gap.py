@@ -24,9 +24,11 @@ from divjax.core.pytrees import pytree
 from divjax.core.samples import as_numbers, as_samples, as_weights
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean, paired_costs
-from divjax.ot.divergence import sinkhorn_divergence
-from divjax.ot.problem import PointPairs
-from divjax.ot.sinkhorn import SinkhornResult, sinkhorn
+from divjax.ot.entropic.divergence import sinkhorn_divergence
+from divjax.ot.entropic.options import Sinkhorn, check_solver
+from divjax.ot.entropic.problem import PointPairs
+from divjax.ot.entropic.result import SinkhornResult
+from divjax.ot.entropic.solver import sinkhorn
 
 __all__ = ["KINDS", "MongeGapResult", "monge_gap"]
 
@@ -61,8 +63,7 @@ def monge_gap(
     epsilon: ArrayLike,
     cost: Callable[..., Array] = SqEuclidean(),
     kind: str = "debiased",
-    max_iterations: int = 2000,
-    tolerance: ArrayLike | None = 1e-3,
+    solver: Sinkhorn = Sinkhorn(),
 ) -> MongeGapResult:
     """How far a map is from an optimal one, Σ_i a_i c(x_i, T(x_i)) − W(x, T(x)).
 
@@ -95,8 +96,8 @@ def monge_gap(
         epsilon: ε > 0 of the entropic transport, in units of the cost.
         cost: a cost of `divjax.ot`, or any function of two points.
         kind: "debiased", "entropic" or "primal".
-        max_iterations: the limit for each Sinkhorn problem.
-        tolerance: the tolerance of each Sinkhorn problem.
+        solver: the options for each Sinkhorn problem, without `record_errors`, as the result holds
+            no errors. Averaged updates of self terms have no over-relaxation.
 
     Returns:
         A `MongeGapResult`, the value first, differentiable in all arrays that T uses. A function T
@@ -105,7 +106,8 @@ def monge_gap(
         `sinkhorn` for n × n.
 
     Raises:
-        ValueError: for an unknown kind, wrong shapes, or numbers out of range.
+        ValueError: for an unknown kind, wrong shapes, numbers out of range, or a solver that is not
+            a `Sinkhorn` or records errors.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -121,14 +123,14 @@ def monge_gap(
         eq. 3: the Sinkhorn divergence. Chizat, Roussillon, Léger, Vialard, Peyré 2020, theorem 1:
         it is O(ε²) from W.
     """
-    options: Any = {"kind": kind, "max_iterations": max_iterations, "tolerance": tolerance}
+    check_solver(solver, records=False, result="a MongeGapResult")
     if not callable(images):
-        return _gap_between(x, images, a, epsilon, cost, **options)
+        return _gap_between(x, images, a, epsilon, cost, kind, solver)
     # A function T takes points in their original coordinates: they cannot be centred first, and
     # their rounding far from zero is flagged.
     (x,) = as_samples(x=x)
     y = images(x)
-    gap = _gap_between(x, y, a, epsilon, cost, **options)
+    gap = _gap_between(x, y, a, epsilon, cost, kind, solver)
     lost = jnp.where(_are_rounded(x, y, a), Status.FLOATING_POINT_RESOLUTION, Status.CONVERGED)
     return dataclasses.replace(gap, status=jnp.maximum(gap.status, lost))
 
@@ -148,7 +150,7 @@ def _are_rounded(x: Array, y: Any, a: Any) -> Bool[Array, ""]:
 
 
 def _gap_between(
-    x: Any, images: Any, a: Any, epsilon: Any, cost: Any, *, kind: str, **settings: Any
+    x: Any, images: Any, a: Any, epsilon: Any, cost: Any, kind: str, solver: Sinkhorn
 ) -> MongeGapResult:
     """The gap of the map from row i of x to row i of its images."""
     check_choice(KINDS, kind=kind)
@@ -159,15 +161,16 @@ def _gap_between(
     check_callable(cost=cost)
     # Costs are linear in the mass, entropies are not.
     a, mass = _shares_and_mass(a, rows)
+    options: Any = {"epsilon": epsilon, "cost": cost, "solver": solver}
 
     # 1. The cost of transport between centred samples, without the cost of the shift.
     if kind == "debiased":
-        divergence = sinkhorn_divergence(x, images, a, a, epsilon=epsilon, cost=cost, **settings)
+        divergence = sinkhorn_divergence(x, images, a, a, **options)
         result, status = divergence.xy, divergence.status
         # Self terms are centred by their own mean and contain no shift.
         transport = result.centered_value - (divergence.xx.value + divergence.yy.value) / 2
     else:
-        result = sinkhorn(x, images, a, a, epsilon=epsilon, cost=cost, **settings)
+        result = sinkhorn(x, images, a, a, **options)
         problem, status = result.problem, result.status
         entropic = kind == "entropic"
         # OT_ε less ε times this is the estimate: 2 H(a) for the entropic one, KL(P‖a⊗a) for ⟨P, C⟩.

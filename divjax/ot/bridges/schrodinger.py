@@ -36,7 +36,7 @@ from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Center, as_numbers, as_samples, owned
 from divjax.core.types import Outcome, Status
-from divjax.ot import mixture_potential as mixture
+from divjax.ot.bridges import mixture_potential as mixture
 
 __all__ = ["ConditionalPlan", "SchrodingerBridge"]
 

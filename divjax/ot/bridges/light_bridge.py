@@ -23,8 +23,8 @@ from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, select, static
 from divjax.core.samples import centered_samples
 from divjax.core.types import status_of
-from divjax.ot import mixture_potential as mixture
-from divjax.ot.schrodinger import SchrodingerBridge
+from divjax.ot.bridges import mixture_potential as mixture
+from divjax.ot.bridges.schrodinger import SchrodingerBridge
 from divjax.ot.weighted_samples import (
     mean_over_rows,
     normalised,

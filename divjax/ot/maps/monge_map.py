@@ -41,18 +41,19 @@ from divjax.core.standardize import mean_and_scale
 from divjax.core.training import adam_with_cosine, fit
 from divjax.core.types import status_of
 from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
-from divjax.ot.map_objective import MapBatch, MapObjective, MapTerms
-from divjax.ot.monge_gap import KINDS
-from divjax.ot.network_map import MapFit
+from divjax.ot.entropic.options import Sinkhorn, check_solver, check_solver_type
+from divjax.ot.maps.gap import KINDS
+from divjax.ot.maps.map_objective import MapBatch, MapObjective, MapTerms
+from divjax.ot.maps.network_map import MapFit
+from divjax.ot.maps.starts import STARTS, nearest, started_maps
 from divjax.ot.scales import cut_mean, mean_cost_within, winsorised
-from divjax.ot.starts import STARTS, nearest, started_maps
 from divjax.ot.weighted_samples import (
     Origins,
     WeightedSamples,
     batch_of_rows,
     normalised,
     split,
-    squares_are_lost,
+    squares_are_unresolved,
     uniform_weights,
     weighted_samples,
 )
@@ -119,8 +120,8 @@ class MongeMap:
         batch_size: rows of x, and of y, per step; fewer if there are fewer, at most half of the
             rows of x if batches are independent.
         num_checks: the number of evaluations on held-out rows, at most one per step.
-        max_iterations: the limit for each Sinkhorn problem.
-        tolerance: the tolerance of each Sinkhorn problem.
+        solver: the options for each Sinkhorn problem of the objective, without `record_errors`, as
+            the fit holds no errors. An entropic start has those of `EntropicMap`.
 
     Raises:
         ValueError: if a name is unknown, a number out of range, or the cost lacks the ∇h* that the
@@ -154,8 +155,7 @@ class MongeMap:
     num_steps: int = static(default=2000)
     batch_size: int = static(default=512)
     num_checks: int = static(default=20)
-    max_iterations: int = static(default=200)
-    tolerance: ArrayLike = 1e-2
+    solver: Sinkhorn = Sinkhorn(tolerance=1e-2, max_iterations=200)
 
     def __post_init__(self):
         check_callable(cost=self.cost)
@@ -166,11 +166,11 @@ class MongeMap:
             check_callable(network=self.network)
         check_widths(hidden=self.hidden)
         check_positive(epsilon=self.epsilon, gap_epsilon=self.gap_epsilon)
-        check_positive(learning_rate=self.learning_rate, tolerance=self.tolerance)
+        check_positive(learning_rate=self.learning_rate)
+        check_solver_type(self.solver)
         check_nonnegative(gap_weight=self.gap_weight, symmetry_weight=self.symmetry_weight)
         counts = {"num_steps": self.num_steps, "num_checks": self.num_checks}
-        counts |= {"batch_size": self.batch_size, "max_iterations": self.max_iterations}
-        check_count(1, **counts)
+        check_count(1, **counts, batch_size=self.batch_size)
         # Both require ∇h*: without one this raises.
         if self.structured or self.start == "entropic":
             grad_conjugate(self.cost)
@@ -216,7 +216,8 @@ class MongeMap:
         """
         key = own_key(key)
         check_number(epsilon=self.epsilon, gap_weight=self.gap_weight)
-        check_number(learning_rate=self.learning_rate, tolerance=self.tolerance)
+        check_number(learning_rate=self.learning_rate)
+        check_solver(self.solver, records=False, result="a MapFit")
         check_scalar(gap_epsilon=self.gap_epsilon, symmetry_weight=self.symmetry_weight)
         samples, origins = _problems(x, y, a, b, context)
         # Arrays in a function's closure become leaves, which may be traced.
@@ -319,7 +320,7 @@ class MongeMap:
             gap=terms.gap,
             status=status_of(
                 converged=terms.converged,
-                resolved=~squares_are_lost(pooled.x, pooled.y),
+                resolved=~squares_are_unresolved(pooled.x, pooled.y),
                 finite=finite,
                 valid=self._valid(optimizer),
             ),
@@ -327,14 +328,14 @@ class MongeMap:
 
     def _valid(self, optimizer: optax.GradientTransformation | None) -> Array:
         """Whether traced numbers are in range."""
-        positive = [self.epsilon, self.gap_epsilon, self.tolerance]
+        positive = [self.epsilon, self.gap_epsilon]
         # A given optimizer has its own learning rate.
         if optimizer is None:
             positive.append(self.learning_rate)
         ranges = [jnp.asarray(number) > 0 for number in positive if number is not None]
         weights = self.gap_weight, self.symmetry_weight
         ranges += [jnp.asarray(weight) >= 0 for weight in weights if weight is not None]
-        return jnp.stack(ranges).all()
+        return jnp.stack(ranges).all() & self.solver.valid
 
     def _held_out_batch(
         self, held: WeightedSamples, images: Array, context: Array | None
@@ -417,8 +418,7 @@ class MongeMap:
             gap_weight=self.gap_weight,
             symmetry_weight=self.symmetry_weight,
             gap_kind=self.gap_kind,
-            max_iterations=self.max_iterations,
-            tolerance=self.tolerance,
+            solver=self.solver,
         )
 
 

@@ -1,0 +1,1 @@
+"""Schrödinger bridges: stochastic processes from one distribution to another."""

@@ -1,0 +1,1 @@
+"""Transport maps: entropic ones, between Gaussians, as networks, and the Monge gap of a map."""
