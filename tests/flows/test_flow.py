@@ -656,7 +656,7 @@ def test_values_that_a_flow_refers_to_are_those_of_its_first_call():
         (flows.Aggregator, Own(len)),
         (flows.Objective, TARGETS[0]),
     ],
-    ids=str,
+    ids=lambda held: getattr(held, "__name__", type(held).__name__),
 )
 def test_protocols_are_checked_at_run_time(protocol, part):
     assert isinstance(part, protocol)
