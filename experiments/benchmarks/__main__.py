@@ -7,16 +7,17 @@ from typing import Literal
 import tyro
 
 from experiments import common
-from experiments.benchmarks import flows, ratio, sinkhorn
+from experiments.benchmarks import compilation, flows, ratio, sinkhorn
 
-PARTS = {"flows": flows, "ratio": ratio, "sinkhorn": sinkhorn}
+PARTS = {"compilation": compilation, "flows": flows, "ratio": ratio, "sinkhorn": sinkhorn}
+Part = Literal["compilation", "flows", "ratio", "sinkhorn"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a run depends on."""
 
-    parts: tuple[Literal["flows", "ratio", "sinkhorn"], ...] = ("flows", "ratio", "sinkhorn")
+    parts: tuple[Part, ...] = ("compilation", "flows", "ratio", "sinkhorn")
     quick: bool = False
     """Small sizes, to see that everything runs; the ratios then mean nothing."""
 
