@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Int
+from jaxtyping import Array, Int
 
 from divjax.core.samples import Numbers, Unrounded, as_numbers, owned
 
@@ -42,7 +43,7 @@ def as_indices(name: str, indices: Numbers) -> Unrounded:
     return np.where(inside, indices.astype(held.dtype), held.dtype.type(-1))
 
 
-def pool_labels(name: str, labels: Sequence[ArrayLike], size_x: int, size_y: int) -> Array:
+def pool_labels(name: str, labels: Sequence[npt.ArrayLike], size_x: int, size_y: int) -> Array:
     """Labels of all rows of two samples, those of x first. Concrete ones are numbered.
 
     Args:
@@ -80,7 +81,7 @@ def pool_labels(name: str, labels: Sequence[ArrayLike], size_x: int, size_y: int
     return jnp.asarray(numbered)
 
 
-def _held(name: str, labels: ArrayLike) -> Array:
+def _held(name: str, labels: npt.ArrayLike) -> Array:
     """Labels used together with traced ones, which cannot be numbered with them."""
     if not isinstance(labels, jax.Array) and (as_indices(name, labels) != labels).any():
         raise ValueError(f"{name} must be labels that JAX's integers hold where some are traced.")
