@@ -187,6 +187,19 @@ def _with_unit_diagonal(
     return (gram + constant) * unit[:, None] * unit[None, :], unit
 
 
+def _first_search(table: Float[Array, "k k"], side: Float[Array, " k"]) -> _Search:
+    """The search at zero, which the index of steepest descent joins first."""
+    return _Search(
+        table,
+        support=jnp.zeros(side.shape, bool),
+        point=jnp.zeros_like(side),
+        pivot=jnp.argmax(side),
+        leaves=jnp.zeros((), bool),
+        solved=jnp.zeros((), bool),
+        count=jnp.zeros((), jnp.int32),
+    )
+
+
 def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
     """The weights, and the inverse on their support of Q plus a constant, in units of `_size`.
 
@@ -240,15 +253,7 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
     end = jax.lax.while_loop(
         lambda s: ~s.solved & (s.count < 16 * size),
         change_support,
-        _Search(
-            unswept,
-            support=jnp.zeros(size, bool),
-            point=jnp.zeros_like(side),
-            pivot=jnp.argmax(side),
-            leaves=jnp.zeros((), bool),
-            solved=jnp.zeros((), bool),
-            count=jnp.zeros((), jnp.int32),
-        ),
+        _first_search(unswept, side),
     )
     # One step of refinement removes the table's rounding error, if it stays non-negative.
     corrected = correct(end.point, end.table, end.support)

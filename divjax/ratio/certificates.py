@@ -115,15 +115,14 @@ def js_lower_bound(
     by_fold_delta = delta / (share * num_folds)
 
     pairing = _pairing(held_out, num_folds)
-    pairs, size = pairing.pairs, pairing.size
     # Entries beyond a fold's own number of pairs are padding, "folds size".
-    mask = jnp.arange(size) < pairs[:, None]
+    mask = jnp.arange(pairing.size) < pairing.pairs[:, None]
 
     # The best scale and clip for each model, chosen on its validation rows.
-    num_pairs, deltas = pairs, jnp.full(num_folds, by_fold_delta)
+    num_pairs, deltas = pairing.pairs, jnp.full(num_folds, by_fold_delta)
     if first:
         # The last entry is the model of the first folds, which bets on all pairs of the later ones.
-        num_pairs = jnp.append(pairs, jnp.sum(pairs[first:]))
+        num_pairs = jnp.append(num_pairs, jnp.sum(num_pairs[first:]))
         deltas = jnp.append(deltas, delta / 2)
     transform = _best_transform(scores, num_pairs, -jnp.log(deltas), clip)
 
@@ -150,8 +149,8 @@ def js_lower_bound(
         # A value is bounded by the clip of the model that bets on it.
         in_sequence = betting_lower_bound(
             values[first:].ravel(),
-            jnp.repeat(lower[model_of[first:]], size),
-            jnp.repeat(upper[model_of[first:]], size),
+            jnp.repeat(lower[model_of[first:]], pairing.size),
+            jnp.repeat(upper[model_of[first:]], pairing.size),
             confidence_level=1 - delta / 2,
             mask=mask[first:].ravel(),
         )

@@ -30,7 +30,7 @@ from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.padding import can_be_padded, pad_rows, padded_size
-from divjax.core.pytrees import for_each, pytree, static
+from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, as_numbers, centered_samples
 from divjax.core.types import Estimate
 from divjax.ratio.cross_fitting import CALIBRATIONS, CrossFitting, cross_fit
@@ -369,7 +369,13 @@ def _fit(
         # Consecutive numbers from 0, which index arrays of groups.
         groups = number_labels(groups)
         of_samples = groups[: p.shape[0]], groups[p.shape[0] :]
-    p, q = _valid_samples((p, q), (weights_p, weights_q), of_samples, method)
+    groups_p, groups_q = (None, None) if of_samples is None else of_samples
+    # Each sample needs two units per fold: rows, packs of rows, or groups.
+    least = 2 * method.num_folds
+    enough_p = _num_units(weights_p, groups_p, method.pack_size) >= least
+    enough_q = _num_units(weights_q, groups_q, method.pack_size) >= least
+    # Invalid samples are NaN from here on, and so are all their estimates.
+    p, q = _valid_sample(p, weights_p, enough_p), _valid_sample(q, weights_q, enough_q)
     # Ties are counted for single rows: packs of rows hardly ever repeat.
     repeated = ties(p, q, weights_p, weights_q)
     # Weights of at most one, so that the products of a pack cannot overflow.
@@ -409,22 +415,6 @@ def _fit(
     )
 
 
-def _valid_samples(
-    samples: tuple[Float[Array, "n d"], Float[Array, "m d"]],
-    weights: tuple[Float[Array, " n"], Float[Array, " m"]],
-    groups: tuple[Int[Array, " n"], Int[Array, " m"]] | None,
-    method: _CrossFitted,
-) -> list[Array]:
-    """Both samples, NaN from here on if they are invalid, and so all their estimates."""
-    # Each sample needs two units per fold: rows, packs of rows, or groups.
-    if groups is None:
-        counts = [jnp.sum(weight > 0) // method.pack_size for weight in weights]
-    else:
-        counts = [_num_groups(*each) for each in zip(groups, weights, strict=True)]
-    enough = [count >= 2 * method.num_folds for count in counts]
-    return for_each(_valid_sample, zip(samples, weights, enough, strict=True))
-
-
 def _valid_sample(
     x: Float[Array, "n d"], weights: Float[Array, " n"], enough: Bool[Array, ""]
 ) -> Float[Array, "n d"]:
@@ -436,6 +426,13 @@ def _valid_sample(
     # Padding has arbitrary content and is zeroed before the check.
     x = jnp.where(weights[:, None] > 0, x, 0)
     return nan_unless(enough & (weights >= 0).all() & jnp.isfinite(x).all(), x)
+
+
+def _num_units(
+    weights: Float[Array, " n"], groups: Int[Array, " n"] | None, pack_size: int
+) -> Int[Array, ""]:
+    """The number of rows, packs of rows or groups of positive weight."""
+    return jnp.sum(weights > 0) // pack_size if groups is None else _num_groups(groups, weights)
 
 
 def _num_groups(groups: Int[Array, " n"], weights: Float[Array, " n"]) -> Int[Array, ""]:
