@@ -5,16 +5,20 @@ and receives NumPy's numbers before JAX rounds them. The computation, compiled a
 them into arrays: outside of it each conversion would be a program of its own.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 
-from divjax.core.samples import as_numbers
+from divjax.core.samples import Numbers, as_numbers
 
-__all__ = ["as_leaves", "as_optional_leaf", "vector_leaves"]
+__all__ = ["Leaf", "as_leaves", "as_optional_leaf", "vector_leaves"]
+
+# An argument of a compiled function: an array of JAX or NumPy, or a Python number. The union of the
+# three could not be passed as an `Array`.
+Leaf: TypeAlias = Any
 
 
-def as_leaves(**numbers: Any) -> tuple[Any, ...]:
+def as_leaves(**numbers: Numbers) -> tuple[Leaf, ...]:
     """Numbers as arguments of a compiled function, in which `as_arrays` makes arrays of them.
 
     Args:
@@ -38,7 +42,7 @@ def as_leaves(**numbers: Any) -> tuple[Any, ...]:
     )
 
 
-def as_optional_leaf(**number: Any) -> Any:
+def as_optional_leaf(**number: Numbers) -> Leaf:
     """The one number as a leaf, or None, which is no leaf, if it is not given.
 
     Example:
@@ -49,7 +53,7 @@ def as_optional_leaf(**number: Any) -> Any:
     return None if value is None else as_leaves(**{name: value})[0]
 
 
-def vector_leaves(**vectors: Any) -> tuple[Any, ...]:
+def vector_leaves(**vectors: Numbers) -> tuple[Leaf, ...]:
     """`as_leaves` of non-empty vectors.
 
     Raises:

@@ -3,16 +3,17 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+T = TypeVar("T")
 
 __all__ = [
     "LARGEST_ASYMMETRY",
@@ -50,7 +51,7 @@ __all__ = [
 ]
 
 
-def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
+def _numbers(values: dict[str, object]) -> Iterator[tuple[str, int | float]]:
     """The Python numbers among values and in sequences of them, with their names."""
     for name, value in values.items():
         for entry in value if isinstance(value, (tuple, list)) else (value,):
@@ -58,7 +59,7 @@ def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
                 yield name, entry
 
 
-def check_positive(**values: Any) -> None:
+def check_positive(**values: object) -> None:
     """Raise `ValueError` for a Python number that is not positive, but pass arrays and tracers.
 
     Every entry of a sequence is checked.
@@ -71,7 +72,7 @@ def check_positive(**values: Any) -> None:
             raise ValueError(f"{name} must be a positive number; got {value}.")
 
 
-def check_positive_values(**values: Any) -> None:
+def check_positive_values(**values: object) -> None:
     """Raise `ValueError` for concrete numbers or arrays that are not positive; tracers pass.
 
     To be called when a hyper-parameter is used. JAX may replace a stored one by a gradient.
@@ -81,28 +82,28 @@ def check_positive_values(**values: Any) -> None:
             raise ValueError(f"{name} must be positive; got {value}.")
 
 
-def check_nonnegative_values(**values: Any) -> None:
+def check_nonnegative_values(**values: object) -> None:
     """Raise `ValueError` for concrete numbers or arrays that are negative or NaN; tracers pass."""
     for name, value in values.items():
         if not isinstance(value, Tracer) and not (np.asarray(value) >= 0).all():
             raise ValueError(f"{name} must not be negative; got {value}.")
 
 
-def check_no_negatives(**values: Any) -> None:
+def check_no_negatives(**values: object) -> None:
     """Raise `ValueError` for concrete numbers or arrays with a negative entry; NaN passes."""
     for name, value in values.items():
         if not isinstance(value, Tracer) and (np.asarray(value) < 0).any():
             raise ValueError(f"{name} must not be negative; got {_described(value)}.")
 
 
-def check_at_least(least: float, **values: Any) -> None:
+def check_at_least(least: float, **values: object) -> None:
     """Raise `ValueError` for concrete numbers or arrays with an entry below `least`, or NaN."""
     for name, value in values.items():
         if not isinstance(value, Tracer) and not (np.asarray(value) >= least).all():
             raise ValueError(f"{name} must be at least {least:g}; got {_described(value)}.")
 
 
-def check_below(lower: Any, upper: Any, rows: Any = True) -> None:
+def check_below(lower: ArrayLike, upper: ArrayLike, rows: ArrayLike = True) -> None:
     """Raise `ValueError` for concrete interval ends, in the given rows, that are not in order."""
     if any(isinstance(value, Tracer) for value in (lower, upper, rows)):
         return
@@ -112,14 +113,14 @@ def check_below(lower: Any, upper: Any, rows: Any = True) -> None:
         )
 
 
-def check_nonnegative(**values: Any) -> None:
+def check_nonnegative(**values: object) -> None:
     """Raise `ValueError` for a Python number that is negative, but pass arrays and tracers."""
     for name, value in _numbers(values):
         if not value >= 0:
             raise ValueError(f"{name} must not be negative; got {value}.")
 
 
-def check_scalar(**values: Any) -> None:
+def check_scalar(**values: ArrayLike | None) -> None:
     """Raise `ValueError` unless each value is one real number; None passes.
 
     To be called when a hyper-parameter is used. A stored one may be an array of several values.
@@ -141,7 +142,7 @@ def check_scalar(**values: Any) -> None:
             raise ValueError(f"{name} must be one real number; got {_described(value)}.")
 
 
-def check_number(**values: Any) -> None:
+def check_number(**values: ArrayLike | None) -> None:
     """Raise `ValueError` unless each value is one real number, also for None."""
     for name, value in values.items():
         if value is None:
@@ -149,14 +150,16 @@ def check_number(**values: Any) -> None:
     check_scalar(**values)
 
 
-def check_flag(**values: Any) -> None:
+def check_flag(**values: object) -> None:
     """Raise `ValueError` unless each value is True or False."""
     for name, value in values.items():
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be True or False; got {value!r}.")
 
 
-def known_number(name: str, value: Any, least: float = -math.inf, *, above: bool = False) -> float:
+def known_number(
+    name: str, value: ArrayLike | None, least: float = -math.inf, *, above: bool = False
+) -> float:
     """Convert a finite number in range to a Python float, or raise `ValueError`.
 
     Args:
@@ -172,7 +175,7 @@ def known_number(name: str, value: Any, least: float = -math.inf, *, above: bool
     if value is None or isinstance(value, Tracer):
         raise ValueError(f"{name} must be a number that is known; got {_described(value)}.")
     check_scalar(**{name: value})
-    number = float(value)
+    number = float(np.asarray(value))
     if not math.isfinite(number) or number < least or (above and number == least):
         least_of_all = (
             "" if least == -math.inf else f" {'above' if above else 'of at least'} {least}"
@@ -181,7 +184,7 @@ def known_number(name: str, value: Any, least: float = -math.inf, *, above: bool
     return number
 
 
-def check_count(least: int, **values: Any) -> None:
+def check_count(least: int, **values: object) -> None:
     """Raise `ValueError` unless each value is an integer of at least `least`.
 
     Example:
@@ -189,12 +192,12 @@ def check_count(least: int, **values: Any) -> None:
     """
     for name, value in values.items():
         # In Python True is an integer, the number one.
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or value < least:
+        whole = isinstance(value, (int, np.integer))
+        if not whole or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
 
 
-def check_probability(**values: Any) -> None:
+def check_probability(**values: ArrayLike | None) -> None:
     """Raise `ValueError` unless each value is one number, and in (0, 1) if a Python number."""
     check_scalar(**values)
     for name, value in values.items():
@@ -208,14 +211,14 @@ def check_probability(**values: Any) -> None:
             raise ValueError(f"{name} must not round to {rounded} in {rounded.dtype}; got {value}.")
 
 
-def check_order(p: Any, *, above_one: bool = False) -> None:
+def check_order(p: ArrayLike, *, above_one: bool = False) -> None:
     """Raise `ValueError` for a Python number as order that is not finite or below 1."""
     if isinstance(p, (int, float)) and not (1 <= p < float("inf") and (p > 1 or not above_one)):
         range_of_p = "above 1" if above_one else "of at least 1"
         raise ValueError(f"p must be a finite number {range_of_p}; got {p}.")
 
 
-def check_base(base: Any) -> None:
+def check_base(base: ArrayLike | None) -> None:
     """Raise `ValueError` for a concrete base of a logarithm that is not a number in (1, ∞)."""
     if base is None or isinstance(base, Tracer):
         return
@@ -227,7 +230,7 @@ def check_base(base: Any) -> None:
         )
 
 
-def check_unit_interval(**values: Any) -> None:
+def check_unit_interval(**values: object) -> None:
     """Raise `ValueError` for concrete numbers outside of [0, 1]; tracers pass."""
     for name, value in values.items():
         if not isinstance(value, Tracer):
@@ -236,7 +239,7 @@ def check_unit_interval(**values: Any) -> None:
                 raise ValueError(f"{name} must be in [0, 1]; got {numbers.tolist()}.")
 
 
-def check_widths(**values: Any) -> None:
+def check_widths(**values: object) -> None:
     """Raise `ValueError` unless each value is a sequence of positive integers."""
     for name, widths in values.items():
         if not isinstance(widths, (tuple, list)):
@@ -245,7 +248,7 @@ def check_widths(**values: Any) -> None:
             check_count(1, **{name: width})
 
 
-def check_weights(name: str, weights: Any) -> None:
+def check_weights(name: str, weights: ArrayLike) -> None:
     """Raise `ValueError` for concrete weights that are negative, not finite, or all zero."""
     if isinstance(weights, Tracer):
         return
@@ -260,7 +263,7 @@ def check_weights(name: str, weights: Any) -> None:
         )
 
 
-def check_simplex(name: str, weights: Any) -> None:
+def check_simplex(name: str, weights: ArrayLike | Sequence[ArrayLike]) -> None:
     """Raise `ValueError` for concrete numbers that are negative or do not sum to one."""
     # A sequence may hold both tracers and numbers, and is concrete only if all of them are.
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(weights)):
@@ -274,7 +277,7 @@ def check_simplex(name: str, weights: Any) -> None:
 LARGEST_ASYMMETRY = 3e-4
 
 
-def check_symmetric(name: str, covariance: Any) -> None:
+def check_symmetric(name: str, covariance: ArrayLike) -> None:
     """Raise `ValueError` for a concrete matrix that is not symmetric; vectors of variances pass."""
     if jnp.ndim(covariance) != 2 or isinstance(covariance, Tracer):
         return
@@ -291,14 +294,14 @@ def check_symmetric(name: str, covariance: Any) -> None:
         )
 
 
-def check_callable(**functions: Any) -> None:
+def check_callable(**functions: object) -> None:
     """Raise `ValueError` unless each value is callable."""
     for name, function in functions.items():
         if not callable(function):
             raise ValueError(f"{name} must be a function; got {type(function).__name__}.")
 
 
-def check_choice(choices: tuple[Any, ...], **values: Any) -> None:
+def check_choice(choices: tuple[object, ...], **values: object) -> None:
     """Raise `ValueError` for a value that is not one of the choices.
 
     Example:
@@ -310,16 +313,16 @@ def check_choice(choices: tuple[Any, ...], **values: Any) -> None:
             raise ValueError(f"{name} must be one of {known}; got {value!r}.")
 
 
-def check_key(key: Any) -> None:
+def check_key(key: object) -> None:
     """Raise `ValueError` for anything but one typed key."""
     # A legacy key is an array of integers, and a batch of keys has a shape.
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or key.shape:
-        got = repr(key) if dtype is None else f"{type(key).__name__} of shape {jnp.shape(key)}"
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", ())
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or shape:
+        got = repr(key) if dtype is None else f"{type(key).__name__} of shape {shape}"
         raise ValueError(f"key must be one typed key, such as jax.random.key(0); got {got}.")
 
 
-def key_first(function: F) -> F:
+def key_first(function: Callable[P, T]) -> Callable[P, T]:
     """The function or method, with an error for a forgotten key instead of a missing argument.
 
     Example:
@@ -333,29 +336,34 @@ def key_first(function: F) -> F:
     position = int(next(iter(inspect.signature(function).parameters)) == "self")
 
     @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> Any:
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
         if len(args) > position:
             check_key(args[position])
         return function(*args, **kwargs)
 
-    return cast(F, checked)
+    return checked
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     """Numbers and text by value, an array by its shape: messages never contain data."""
     # Only one number is printed by value. A tracer has no value, and an array may be large or
     # private.
-    held = isinstance(value, (jax.Array, np.ndarray, np.generic)) and not isinstance(value, Tracer)
-    if held and not value.shape and jnp.issubdtype(value.dtype, np.number):
+    if (
+        isinstance(value, (jax.Array, np.ndarray, np.generic))
+        and not isinstance(value, Tracer)
+        and not value.shape
+        and jnp.issubdtype(value.dtype, np.number)
+    ):
         return f"{np.asarray(value).item():.6g}"
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"an array {value.dtype}{list(value.shape)}"
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if dtype is not None and shape is not None:
+        return f"an array {dtype}{list(shape)}"
     if isinstance(value, (str, int, float, type(None))):
         return repr(value)
     return type(value).__name__
 
 
-def check_provides(name: str, value: Any, attributes: tuple[str, ...], hint: str) -> None:
+def check_provides(name: str, value: object, attributes: tuple[str, ...], hint: str) -> None:
     """Raise `ValueError` for an object without these attributes, or for a class in its place."""
     if isinstance(value, type):
         raise ValueError(f"{name} must be an instance; got the class {value.__name__} itself.")
@@ -365,7 +373,7 @@ def check_provides(name: str, value: Any, attributes: tuple[str, ...], hint: str
         raise ValueError(f"{name} must be {hint}; got {_described(value)}, without {without}.")
 
 
-def check_arguments(name: str, function: Any, *arguments: str) -> None:
+def check_arguments(name: str, function: Callable[..., object], *arguments: str) -> None:
     """Raise `ValueError` unless the function can be called with these positional arguments.
 
     Example:
@@ -384,18 +392,18 @@ def check_arguments(name: str, function: Any, *arguments: str) -> None:
         raise ValueError(f"{name} must take ({called}); it takes {signature}.") from None
 
 
-def check_full_precision(name: str, array: Any) -> None:
+def check_full_precision(name: str, array: Array) -> None:
     """Raise `ValueError` for half precision, for which there are no matrix factorisations."""
     if jnp.finfo(array.dtype).bits < 32:
         raise ValueError(f"{name} must be float32 or float64 here; got {array.dtype}.")
 
 
-def _check_array(name: str, array: Any) -> None:
+def _check_array(name: str, array: object) -> None:
     if not isinstance(array, (int, float)) and not hasattr(array, "dtype"):
         raise ValueError(f"{name} must be an array; got {type(array).__name__}.")
 
 
-def check_matrix(**arrays: Any) -> None:
+def check_matrix(**arrays: ArrayLike) -> None:
     """Raise `ValueError` unless each array is a non-empty real matrix, one row per sample."""
     for name, array in arrays.items():
         _check_array(name, array)
@@ -408,7 +416,7 @@ def check_matrix(**arrays: Any) -> None:
             raise ValueError(f"{name} must be floating-point; got {jnp.result_type(array)}.")
 
 
-def check_shape(name: str, array: Any, *sizes: int | str) -> None:
+def check_shape(name: str, array: ArrayLike, *sizes: int | str) -> None:
     """Raise `ValueError` unless the array has this shape; a name matches any size.
 
     Example:
@@ -433,7 +441,7 @@ def check_same_features(x: Array, y: Array, names: tuple[str, str] = ("x", "y"))
         )
 
 
-def check_scalar_output(name: str, function: Any, *args: Any) -> None:
+def check_scalar_output(name: str, function: Callable[..., object], *args: object) -> None:
     """Raise `ValueError` unless `function(*args)` is a real scalar, without computing it."""
     check_callable(**{name: function})
     # Traced abstractly, as user functions may be expensive. The output may be any pytree.

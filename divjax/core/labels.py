@@ -1,19 +1,20 @@
 """Labels of rows: groups, strata, masks."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
-from divjax.core.samples import as_numbers, owned
+from divjax.core.samples import Numbers, Unrounded, as_numbers, owned
 
 __all__ = ["as_indices", "number_labels", "number_pairs", "pool_labels"]
 
 
-def as_indices(name: str, indices: Any) -> Any:
+def as_indices(name: str, indices: Numbers) -> Unrounded:
     """Indices of classes, as arrays of integers.
 
     Those beyond the range of JAX's integers, which would wrap around, become -1, which is no class.
@@ -42,7 +43,7 @@ def as_indices(name: str, indices: Any) -> Any:
     return np.where(inside, indices.astype(held.dtype), held.dtype.type(-1))
 
 
-def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
+def pool_labels(name: str, labels: Sequence[npt.ArrayLike], size_x: int, size_y: int) -> Array:
     """Labels of all rows of two samples, those of x first. Concrete ones are numbered.
 
     Args:
@@ -80,7 +81,7 @@ def pool_labels(name: str, labels: Any, size_x: int, size_y: int) -> Array:
     return jnp.asarray(numbered)
 
 
-def _held(name: str, labels: Any) -> Array:
+def _held(name: str, labels: npt.ArrayLike) -> Array:
     """Labels used together with traced ones, which cannot be numbered with them."""
     if not isinstance(labels, jax.Array) and (as_indices(name, labels) != labels).any():
         raise ValueError(f"{name} must be labels that JAX's integers hold where some are traced.")

@@ -12,13 +12,13 @@ which is not differentiated).
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxlib import version as jaxlib_version
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from divjax.core.numerics import matmul
 
@@ -33,21 +33,26 @@ def _deadlocks(version: str) -> bool:
 
 ONE_BY_ONE = _deadlocks(jaxlib_version.__version__)
 
+# b ↦ A⁻¹ b for a matrix that is fixed.
+Solve: TypeAlias = Callable[[Array], Array]
 
-def _one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
+
+def _one_by_one(function: Callable[..., PyTree[Array]]) -> Callable[..., PyTree[Array]]:
     """The function of matrices, whose `vmap` is a loop on a CPU and a batch elsewhere."""
     mapped = custom_vmap(function)
 
     # A user's `vmap` would turn LAPACK calls into batched ones. This rule replaces them.
     @mapped.def_vmap
-    def _(axis_size: int, in_batched: list[bool], *args: Array) -> tuple[Any, Any]:
-        def loop(*args: Array) -> Any:
+    def _(
+        axis_size: int, in_batched: list[bool], *args: Array
+    ) -> tuple[PyTree[Array], PyTree[bool]]:
+        def loop(*args: Array) -> PyTree[Array]:
             # Unbatched arguments are closed over. The map is over a tuple of the others.
             batched = tuple(arg for arg, is_in in zip(args, in_batched, strict=True) if is_in)
 
             # The matrices of one lane. Through `mapped` again, as an outer `vmap` needs the same
             # rule.
-            def one(rows: tuple[Array, ...]) -> Any:
+            def one(rows: tuple[Array, ...]) -> PyTree[Array]:
                 left = iter(rows)
                 pairs = zip(args, in_batched, strict=True)
                 return mapped(*(next(left) if is_in else arg for arg, is_in in pairs))
@@ -104,7 +109,7 @@ _each_eigh = _one_by_one(_batched_eigh)
 _each_svd = _one_by_one(_batched_svd)
 
 
-def _linear_solve(matrix: Array, b: Array, solve: Any, solve_transposed: Any) -> Array:
+def _linear_solve(matrix: Array, b: Array, solve: Solve, solve_transposed: Solve) -> Array:
     """The solution, with the derivatives of the linear system."""
     # Differentiated as A x = b: ẋ = A⁻¹(ḃ − Ȧx), and the transpose is a solve with Aᵀ.
     return jax.lax.custom_linear_solve(
@@ -153,7 +158,9 @@ def _sequential_eigh(matrix: Array) -> tuple[Array, Array]:
 
 
 @_sequential_eigh.defjvp
-def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+def _(
+    primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """λ̇ = diag(Vᵀ Ȧ V) and V̇ = V (F ∘ Vᵀ Ȧ V) with F_ij = 1/(λ_j − λ_i) for i ≠ j."""
     (matrix,), (change,) = primals, tangents
     values, vectors = _sequential_eigh(matrix)

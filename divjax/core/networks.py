@@ -3,11 +3,11 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
 __all__ = [
@@ -72,7 +72,8 @@ class ICNN(nnx.Module):
     def __init__(self, in_features: int, hidden: Sequence[int], rngs: nnx.Rngs):
         # Divided by √d: entries have the same spread in any dimension. Biases of unit size place
         # the bends within the range of z.
-        steep, flat = (nnx.initializers.normal(size / in_features**0.5) for size in (2.0, 0.5))
+        root = in_features**0.5
+        steep, flat = nnx.initializers.normal(2.0 / root), nnx.initializers.normal(0.5 / root)
         bias = nnx.initializers.normal(1.0)
         self.skips = nnx.List(
             [
@@ -120,7 +121,7 @@ class BuildICNN:
 
 
 def init_network(
-    network: Network, key: Key[Array, ""], in_features: int, dtype: Any
+    network: Network, key: Key[Array, ""], in_features: int, dtype: DTypeLike
 ) -> PyTree[Array]:
     """The network's parameters, in the given dtype, as a pytree of arrays."""
     # `nnx` draws in float32. Half or double precision is converted after the draw.

@@ -1,12 +1,11 @@
 """Samples padded to a few sizes, so that a new size does not recompile a large program."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, PyTree, Shaped
 
 __all__ = ["can_be_padded", "pad_rows", "padded_size", "resize_rows"]
 
@@ -26,7 +25,7 @@ def padded_size(num_rows: int) -> int:
     return -(-num_rows // step) * step
 
 
-def can_be_padded(tree: Any) -> bool:
+def can_be_padded(tree: PyTree) -> bool:
     """Whether no leaf is traced (shapes are then a user's own) or lies on several devices."""
     leaves = jax.tree.leaves(tree)
     # Padding an array on several devices would have to choose a new sharding.
@@ -48,6 +47,6 @@ def pad_rows(
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def resize_rows(tree: Any, num_rows: int) -> Any:
+def resize_rows(tree: PyTree[Array], num_rows: int) -> PyTree[Array]:
     """`pad_rows` of every leaf, compiled."""
     return jax.tree.map(lambda leaf: pad_rows(leaf, num_rows), tree)

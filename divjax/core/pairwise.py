@@ -7,11 +7,12 @@ not slower than dense, and memory grows only with n + m.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from divjax.core.checks import check_matrix, check_same_features
 from divjax.core.numerics import if_needed, matmul
@@ -47,7 +48,7 @@ _LOST_ULPS, _LOST_AT_MOST = 1024, 2**-6
 _COINCIDENT_ULPS = 4
 
 
-def at_least_single(dtype: Any) -> Any:
+def at_least_single(dtype: np.dtype) -> np.dtype:
     """The dtype, or float32 for half precision, too narrow for squares and counts of pairs."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
@@ -220,13 +221,15 @@ def _resolved_distances(
 
 
 @jax.custom_jvp
-def _with_slopes_of(rounded: Any, values: Any) -> Any:
+def _with_slopes_of(rounded: PyTree[Array], values: PyTree[Array]) -> PyTree[Array]:
     """The values, with the derivatives of their rounded counterparts."""
     return values
 
 
 @_with_slopes_of.defjvp
-def _slopes(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+def _slopes(
+    primals: tuple[PyTree[Array], PyTree[Array]], tangents: tuple[PyTree[Array], PyTree[Array]]
+) -> tuple[PyTree[Array], PyTree[Array]]:
     return primals[1], tangents[0]
 
 
@@ -242,8 +245,11 @@ def _block_rows(num_rows: int, num_columns: int) -> int:
 
 
 def map_row_blocks(
-    function: Callable[..., Any], num_columns: int, *rows: Array, block_rows: int | None = None
-) -> Any:
+    function: Callable[..., PyTree[Array]],
+    num_columns: int,
+    *rows: Array,
+    block_rows: int | None = None,
+) -> PyTree[Array]:
     """`function(*rows)`, evaluated blockwise if the n × m intermediate would be large.
 
     Args:
@@ -279,9 +285,9 @@ def map_row_blocks(
 def pair_distances_by_rows(
     x: Float[Array, "n d"],
     y: Float[Array, "m d"] | None,
-    reduce: Callable[[Float[Array, "b m"]], Any],
+    reduce: Callable[[Float[Array, "b m"]], PyTree[Array]],
     block_rows: int | None = None,
-) -> Any:
+) -> PyTree[Array]:
     """`reduce(squared_distances(x, y))` for a `reduce` that acts on rows, blockwise if large."""
     same = y is None
     if y is None:
@@ -296,13 +302,13 @@ def pair_distances_by_rows(
 def reduce_centered_pairs(
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],
-    reduce: Callable[[Float[Array, "b d"], Float[Array, "b m"]], Any],
+    reduce: Callable[[Float[Array, "b d"], Float[Array, "b m"]], PyTree[Array]],
     *,
     same: bool,
-    again: Callable[[Float[Array, "b d"], Float[Array, "b m"]], Any] | None = None,
+    again: Callable[[Float[Array, "b d"], Float[Array, "b m"]], PyTree[Array]] | None = None,
     needed: Bool[Array, ""] | bool = True,
     block_rows: int | None = None,
-) -> Any:
+) -> PyTree[Array]:
     """As `pair_distances_by_rows`, for rows that are centered already.
 
     If products have lost a distance to cancellation, `again` replaces `reduce`. Derivatives remain
@@ -319,7 +325,7 @@ def reduce_centered_pairs(
         block_rows: rows per block.
     """
 
-    def block(rows: Float[Array, "b d"], index: Array) -> Any:
+    def block(rows: Float[Array, "b d"], index: Array) -> PyTree[Array]:
         # A function, to avoid storing a mask of all pairs.
         diagonal = lambda: index[:, None] == jnp.arange(y.shape[0]) if same else None
         result = reduce(rows, _distances(rows, y, diagonal()))
@@ -330,11 +336,11 @@ def reduce_centered_pairs(
         fixed, fixed_y, plain = jax.lax.stop_gradient((rows, y, result))
         exactly = again
 
-        def by_differences(_: Any) -> Any:
+        def by_differences(_: PyTree[Array]) -> PyTree[Array]:
             mask, distances = diagonal(), _differences(fixed, fixed_y)
             return exactly(fixed, distances if mask is None else jnp.where(mask, 0, distances))
 
-        def if_lost(plain: Any) -> Any:
+        def if_lost(plain: PyTree[Array]) -> PyTree[Array]:
             # Computed again, only if they are checked: closed over by the loop, they would stay in
             # memory.
             products = _distances(fixed, fixed_y)
@@ -436,6 +442,51 @@ def median_squared_distance(
     return if_needed(lost, again, median)
 
 
+class _Bracket(NamedTuple):
+    """An interval that holds the median, and the fractions of pairs below its ends."""
+
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+    below_low: Float[Array, ""]
+    below_high: Float[Array, ""]
+
+
+def _narrowed(
+    bracket: _Bracket,
+    centered: Float[Array, "n d"],
+    thresholds: Sequence[Float[Array, ""]],
+    *,
+    by_differences: bool,
+) -> _Bracket:
+    """The bracket between the neighbouring thresholds."""
+    low, high, below_low, below_high = bracket
+    inside = tuple(jnp.clip(t, low, high) for t in thresholds)
+    fractions = fractions_below(centered, inside, by_differences=by_differences)
+    # The lower median is below a threshold if and only if at least half of the pairs are. Each
+    # threshold moves the end on its own side, so counts verify both ends.
+    for threshold, fraction in zip(inside, fractions, strict=True):
+        rises = (fraction < 0.5) & (threshold > low)
+        falls = (fraction >= 0.5) & (threshold < high)
+        low, below_low = jnp.where(rises, threshold, low), jnp.where(rises, fraction, below_low)
+        high, below_high = jnp.where(falls, threshold, high), jnp.where(falls, fraction, below_high)
+    return _Bracket(low, high, below_low, below_high)
+
+
+def _thresholds_within(bracket: _Bracket, half_width: float) -> Sequence[Float[Array, ""]]:
+    """Two thresholds on either side of the likely median."""
+    low, high, below_low, below_high = bracket
+    # The point at which the fraction would reach a half if it rose evenly, and half-way points on
+    # both sides in case it does not: every pass at least halves the bracket, on a logarithmic
+    # scale.
+    share = (0.5 - below_low) / jnp.maximum(below_high - below_low, jnp.finfo(low.dtype).eps)
+    middle = jnp.sqrt(low) * jnp.sqrt(high)
+    even = jnp.where(high < 4 * low, low + share * (high - low), middle)
+    left, right = even * (1 - half_width * 0.9), even * (1 + half_width * 0.9)
+    lower = jnp.sqrt(low) * jnp.sqrt(jnp.maximum(left, low))
+    upper = jnp.sqrt(high) * jnp.sqrt(jnp.minimum(right, high))
+    return lower, left, right, upper
+
+
 def _median(
     centered: Float[Array, "n d"],
     guess: Float[Array, ""],
@@ -451,55 +502,24 @@ def _median(
     eps = jnp.finfo(centered.dtype).eps
     floor = jnp.maximum(jnp.maximum(highest * eps**2, coincident), jnp.finfo(centered.dtype).tiny)
 
-    def narrow(bracket, thresholds):
-        """The bracket between the neighbouring thresholds, with the fractions below its ends."""
-        low, high, below_low, below_high = bracket
-        inside = tuple(jnp.clip(t, low, high) for t in thresholds)
-        fractions = fractions_below(centered, inside, by_differences=by_differences)
-        # The lower median is below a threshold if and only if at least half of the pairs are. Each
-        # threshold moves the end on its own side, so counts verify both ends.
-        for threshold, fraction in zip(inside, fractions, strict=True):
-            rises = (fraction < 0.5) & (threshold > low)
-            falls = (fraction >= 0.5) & (threshold < high)
-            low, below_low = jnp.where(rises, threshold, low), jnp.where(rises, fraction, below_low)
-            high, below_high = (
-                jnp.where(falls, threshold, high),
-                jnp.where(falls, fraction, below_high),
-            )
-        return low, high, below_low, below_high
-
-    def unresolved(carry):
-        (low, high, *_), passes = carry
-        return (high > low * (1 + tolerance)) & (passes < 100)
-
-    def body(carry):
+    def unresolved(carry: tuple[_Bracket, int]) -> Bool[Array, ""]:
         bracket, passes = carry
-        low, high, below_low, below_high = bracket
-        # The point at which the fraction would reach a half if it rose evenly, and half-way points
-        # on both sides in case it does not: every pass at least halves the bracket, on a
-        # logarithmic scale.
-        share = (0.5 - below_low) / jnp.maximum(below_high - below_low, eps)
-        middle = jnp.sqrt(low) * jnp.sqrt(high)
-        even = jnp.where(high < 4 * low, low + share * (high - low), middle)
-        left, right = even * (1 - half_width * 0.9), even * (1 + half_width * 0.9)
-        lower = jnp.sqrt(low) * jnp.sqrt(jnp.maximum(left, low))
-        upper = jnp.sqrt(high) * jnp.sqrt(jnp.minimum(right, high))
-        return narrow(bracket, (lower, left, right, upper)), passes + 1
+        return (bracket.high > bracket.low * (1 + tolerance)) & (passes < 100)
+
+    def body(carry: tuple[_Bracket, int]) -> tuple[_Bracket, int]:
+        bracket, passes = carry
+        thresholds = _thresholds_within(bracket, half_width)
+        return _narrowed(bracket, centered, thresholds, by_differences=by_differences), passes + 1
 
     zero, one = jnp.zeros((), centered.dtype), jnp.ones((), centered.dtype)
     # The inner two enclose the guess within the tolerance: if it is right the loop ends at once.
     # The outer two catch a guess that is slightly off.
-    start = narrow(
-        (floor, highest, zero, one),
-        tuple(
-            guess * f
-            for f in (
-                1 - 16 * half_width,
-                1 - half_width * 0.9,
-                1 + half_width * 0.9,
-                1 + 16 * half_width,
-            )
-        ),
+    factors = 1 - 16 * half_width, 1 - half_width * 0.9, 1 + half_width * 0.9, 1 + 16 * half_width
+    start = _narrowed(
+        _Bracket(floor, highest, zero, one),
+        centered,
+        [guess * factor for factor in factors],
+        by_differences=by_differences,
     )
     (low, high, *_), _ = jax.lax.while_loop(unresolved, body, (start, 1))
     # A bracket that has shrunk onto the floor contains pairs that coincide up to rounding.

@@ -14,10 +14,11 @@ from jax.extend.core import (
     ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage]
     Jaxpr,
     Literal,
+    Var,
     jaxpr_as_fun,
 )
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ def static(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
-def for_each(function: Callable[..., T], samples: Iterable[Sequence[Any]]) -> list[T]:
+def for_each(function: Callable[..., T], samples: Iterable[Sequence[PyTree[Array]]]) -> list[T]:
     """`[function(*sample) for sample in samples]`, in one program if they have the same shapes.
 
     Halves the compilation if two samples are treated alike.
@@ -63,7 +64,7 @@ def for_each(function: Callable[..., T], samples: Iterable[Sequence[Any]]) -> li
     return [structure.unflatten(parts) for parts in zip(*leaves, strict=True)]
 
 
-def _shape_and_dtype(leaf: Any) -> tuple[Any, ...]:
+def _shape_and_dtype(leaf: ArrayLike) -> tuple[tuple[int, ...], np.dtype]:
     return jnp.shape(leaf), jnp.result_type(leaf)
 
 
@@ -109,22 +110,22 @@ def pytree(cls: type[T]) -> type[T]:
 
     # Text raises only in a user's call: JAX rebuilds objects by `initialize`, from any leaves.
     @functools.wraps(initialize)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+    def checked(self: T, *args: object, **kwargs: object) -> None:
         initialize(self, *args, **kwargs)
         for name in no_text:
             _refuse_text(name, getattr(self, name))
 
     cls.__init__ = checked  # pyright: ignore[reportAttributeAccessIssue]
 
-    def flatten(method: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def flatten(method: T) -> tuple[tuple[PyTree, ...], tuple[Hashable, ...]]:
         values = tuple(getattr(method, name) for name in data)
         return values, tuple(getattr(method, name) for name in structure)
 
-    def flatten_with_keys(method: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def flatten_with_keys(method: T) -> tuple[tuple[PyTree, ...], tuple[Hashable, ...]]:
         values, statics = flatten(method)
         return tuple(zip(keys, values, strict=True)), statics
 
-    def unflatten(statics: tuple[Any, ...], values: Any) -> T:
+    def unflatten(statics: tuple[Hashable, ...], values: Iterable[PyTree]) -> T:
         named = zip([*structure, *data], [*statics, *values], strict=True)
         method = object.__new__(cls)
         # Leaves of a tree may be anything, such as the labels of a partition.
@@ -142,14 +143,14 @@ def _admits_text(field: dataclasses.Field[Any]) -> bool:
     return {str, Any} & {field.type, *typing.get_args(field.type)} != set()
 
 
-def _refuse_text(name: str, value: Any) -> None:
+def _refuse_text(name: str, value: object) -> None:
     """Raise `ValueError` for a text, or a sequence with one."""
     for entry in value if isinstance(value, (tuple, list)) else (value,):
         if isinstance(entry, (str, bytes)):
             raise ValueError(f"{name} cannot be a text; got {entry!r}.")
 
 
-def as_pytree(function: Callable[..., Any]) -> Any:
+def as_pytree(function: T) -> T | jax.tree_util.Partial:
     """A callable as a pytree: arrays it is bound to become leaves, its code becomes structure.
 
     A plain function is static. A bound method of a pytree object (`mixture.log_prob`) keeps the
@@ -184,7 +185,7 @@ class _Code:
 class Itself:
     """Equal only to a wrapper of the same object."""
 
-    def __init__(self, held: Any):
+    def __init__(self, held: object):
         self.held = held
 
     def __eq__(self, other: object) -> bool:
@@ -194,19 +195,19 @@ class Itself:
         return id(self.held)
 
 
-def _operations(jaxpr: Any) -> Hashable:
+def _operations(jaxpr: Jaxpr) -> Hashable:
     """A jaxpr without the names of its variables, to be compared."""
     # Names of variables differ between traces, the order of their first appearance does not.
-    numbers: dict[Any, int] = {}
+    numbers: dict[Var, int] = {}
 
-    def atom(value: Any) -> Hashable:
+    def atom(value: Var | Literal) -> Hashable:
         if isinstance(value, Literal):
             # Compared by bytes: a NaN equals itself, and −0 differs from 0.
             number = np.asarray(value.val)
             return str(value.aval), number.dtype.name, number.tobytes()
         return numbers.setdefault(value, len(numbers)), str(value.aval)
 
-    def parameter(value: Any) -> Hashable:
+    def parameter(value: object) -> Hashable:
         # Inner programs, such as those of loops, are compared in the same way as the outer one.
         if isinstance(value, ClosedJaxpr):
             return _operations(value.jaxpr), tuple(map(Itself, value.consts))
@@ -243,7 +244,7 @@ class TracedFunction:
         code: the operations on them.
     """
 
-    closed_over: tuple[Any, ...]
+    closed_over: tuple[Array, ...]
     code: _Code = static()
 
     def __call__(self, *args: Array) -> Array:
@@ -257,7 +258,7 @@ class TracedFunction:
         return jaxpr_as_fun(ClosedJaxpr(jaxpr, arrays))(*args)[0]
 
 
-def as_traced(function: Callable[..., Any], *args: Any) -> TracedFunction:
+def as_traced(function: Callable[..., Array], *args: PyTree[Array]) -> TracedFunction:
     """A function of arrays like these, returning one array, as a pytree.
 
     It is traced again at every call. For `jax.jit`, two functions with the same operations are one

@@ -8,19 +8,24 @@ in the conversion to float64: such samples are centred first.
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from divjax.core.checks import check_matrix, check_same_features, check_shape, check_weights
 from divjax.core.pytrees import pytree
 
+T = TypeVar("T")
+
 __all__ = [
     "Center",
+    "Numbers",
+    "Unrounded",
     "as_arrays",
     "as_numbers",
     "as_samples",
@@ -33,8 +38,16 @@ __all__ = [
     "without_offset",
 ]
 
+# Anything that `as_numbers` takes: an array of JAX or NumPy, a number, nested lists of numbers, a
+# frame or a series. pandas is not a dependency, so the last two have no type here.
+Numbers: TypeAlias = Any
 
-def owned(array: Any) -> Any:
+# An array of JAX or, not yet rounded to one of JAX's dtypes, of NumPy. The union of both could not
+# be passed as an `Array`.
+Unrounded: TypeAlias = Any
+
+
+def owned(array: T) -> T:
     """The array, copied if it is NumPy's.
 
     JAX may read NumPy's memory after the call has returned, when its owner has written to it.
@@ -42,7 +55,7 @@ def owned(array: Any) -> Any:
     return array.copy() if isinstance(array, np.ndarray) else array
 
 
-def as_numbers(name: str, values: Any, *, exact: bool = False) -> Any:
+def as_numbers(name: str, values: Numbers, *, exact: bool = False) -> Unrounded:
     """A JAX array unchanged, anything else as a NumPy array, floating-point and of any shape.
 
     Integers of JAX that its default float would round become NumPy's, unless they are traced.
@@ -72,7 +85,7 @@ def as_numbers(name: str, values: Any, *, exact: bool = False) -> Any:
     return array.astype(np.longdouble if exact and _is_beyond_double(array) else float)
 
 
-def as_arrays(**arrays: Any) -> tuple[Array, ...]:
+def as_arrays(**arrays: Numbers) -> tuple[Array, ...]:
     """Numbers of any shape as floating-point arrays of one dtype, not widened by Python numbers.
 
     Args:
@@ -95,7 +108,7 @@ def as_arrays(**arrays: Any) -> tuple[Array, ...]:
     return tuple(jnp.asarray(values, dtype) for values in numbers.values())
 
 
-def as_vectors(**vectors: Any) -> tuple[Array, ...]:
+def as_vectors(**vectors: Numbers) -> tuple[Array, ...]:
     """`as_arrays` of non-empty vectors.
 
     Raises:
@@ -112,7 +125,7 @@ def as_vectors(**vectors: Any) -> tuple[Array, ...]:
     return converted
 
 
-def as_weights(name: str, weights: Any, num_rows: int, dtype: Any) -> Float[Array, " n"]:
+def as_weights(name: str, weights: Numbers, num_rows: int, dtype: DTypeLike) -> Float[Array, " n"]:
     """Weights of rows in their dtype. Traced ones are returned unchecked: see `are_weights`.
 
     Raises:
@@ -137,7 +150,7 @@ def as_weights(name: str, weights: Any, num_rows: int, dtype: Any) -> Float[Arra
     return jnp.asarray(weights, dtype)
 
 
-def as_samples(**samples: Any) -> tuple[Array, ...]:
+def as_samples(**samples: Numbers) -> tuple[Array, ...]:
     """The samples of one call as floating-point matrices of one dtype, in the order given.
 
     Args:
@@ -179,7 +192,7 @@ class Center:
     high: Float[Array, " d"]
     low: Float[Array, " d"]
 
-    def subtract(self, x: Any) -> Float[Array, "n d"]:
+    def subtract(self, x: Numbers) -> Float[Array, "n d"]:
         """The points relative to the centre, without loss for NumPy's float64."""
         (x,) = _checked({"x": x}).values()
         if x.shape[1] != self.high.shape[-1]:
@@ -188,7 +201,7 @@ class Center:
         # NumPy's precision exceeds that of the dtype: the difference is taken in extended
         # precision, and only then rounded.
         if _is_wider(x, dtype) and not isinstance(self.high, Tracer):
-            high, low = (np.asarray(part, np.longdouble) for part in (self.high, self.low))
+            high, low = np.asarray(self.high, np.longdouble), np.asarray(self.low, np.longdouble)
             with np.errstate(invalid="ignore", over="ignore"):
                 return jnp.asarray(((x - high) - low).astype(dtype))
         # In the dtype: near the center the high parts' difference is exact, and the low parts
@@ -207,7 +220,9 @@ class Center:
         return (x + self.low) + self.high
 
 
-def centered_samples(weights: dict[str, Any] | None = None, **samples: Any) -> tuple[Any, ...]:
+def centered_samples(
+    weights: dict[str, Numbers] | None = None, **samples: Numbers
+) -> tuple[Any, ...]:
     """One centre for all samples, and the samples relative to it.
 
     The centre is the median of each feature, over all samples, if NumPy float64 (such as a list or
@@ -252,7 +267,7 @@ def centered_samples(weights: dict[str, Any] | None = None, **samples: Any) -> t
     return center, *(center.subtract(sample) for sample in checked.values())
 
 
-def loses_digits(*arrays: Any) -> bool:
+def loses_digits(*arrays: Unrounded) -> bool:
     """Whether the common dtype would reduce the precision of any of NumPy's numbers.
 
     Example:
@@ -269,8 +284,8 @@ def first_row(array: np.ndarray) -> np.ndarray:
 
 
 def without_offset(
-    point: Callable[[np.ndarray], np.ndarray] = first_row, **arrays: Any
-) -> tuple[Any, ...]:
+    point: Callable[[np.ndarray], np.ndarray] = first_row, **arrays: Numbers
+) -> tuple[Unrounded, ...]:
     """Numbers of which only differences matter, less a common point that JAX would round away.
 
     Args:
@@ -302,13 +317,13 @@ def without_offset(
         return tuple(_less(array, known) for array in numbers.values())
 
 
-def _less(array: Any, point: np.ndarray) -> Any:
+def _less(array: Unrounded, point: np.ndarray) -> Unrounded:
     if isinstance(array, jax.Array):
         return array - jnp.asarray(point.astype(float), array.dtype)
     return (array - point).astype(float)
 
 
-def _rows_with_weight(sample: np.ndarray, weights: Any) -> np.ndarray:
+def _rows_with_weight(sample: np.ndarray, weights: Numbers) -> np.ndarray:
     """The rows of nonzero weight if the weights are known. Weights are validated later."""
     if weights is None or isinstance(weights, Tracer):
         return sample
@@ -319,7 +334,7 @@ def _rows_with_weight(sample: np.ndarray, weights: Any) -> np.ndarray:
     return sample[weights > 0]
 
 
-def two_parts(x: Any, dtype: Any) -> tuple[Array, Array]:
+def two_parts(x: Unrounded, dtype: DTypeLike) -> tuple[Array, Array]:
     """The numbers rounded to the dtype, and the rounding error of NumPy's float64.
 
     Compared lexicographically they order numbers that are equal in the dtype.
@@ -340,23 +355,23 @@ def two_parts(x: Any, dtype: Any) -> tuple[Array, Array]:
     return jnp.asarray(rounded), _rounded(rest, dtype)
 
 
-def _rounded(x: Any, dtype: Any) -> Array:
+def _rounded(x: Unrounded, dtype: DTypeLike) -> Array:
     """As an array of JAX, which has no extended precision."""
     return jnp.asarray(x.astype(dtype) if _is_extended(x) else x, dtype)
 
 
-def _is_extended(x: Any) -> bool:
+def _is_extended(x: Unrounded) -> bool:
     """Whether these were integers that float64 would merge."""
     return isinstance(x, np.ndarray) and x.dtype == np.longdouble and x.dtype != np.float64
 
 
-def _is_wider(x: Any, dtype: Any) -> bool:
+def _is_wider(x: Unrounded, dtype: DTypeLike) -> bool:
     """Whether the dtype would reduce the precision of NumPy's numbers."""
     double = isinstance(x, np.ndarray) and x.dtype == np.float64 and jnp.finfo(dtype).bits < 64
     return double or _is_extended(x)
 
 
-def _checked(samples: dict[str, Any]) -> dict[str, Any]:
+def _checked(samples: dict[str, Numbers]) -> dict[str, Unrounded]:
     """Each sample as an array of real numbers, matrices with the same number of features."""
     converted = {name: as_numbers(name, sample, exact=True) for name, sample in samples.items()}
     for name, sample in converted.items():
@@ -373,17 +388,17 @@ def _checked(samples: dict[str, Any]) -> dict[str, Any]:
     return converted
 
 
-def _common_dtype(samples: dict[str, Any]) -> Any:
+def _common_dtype(samples: dict[str, Unrounded]) -> np.dtype:
     return jnp.result_type(*(_dtype_of(sample) for sample in samples.values()))
 
 
-def _dtype_of(sample: Any) -> Any:
+def _dtype_of(sample: Unrounded) -> np.dtype:
     """Its dtype in JAX: float64 only if that is enabled."""
     dtype = np.dtype(float) if _is_extended(sample) else sample.dtype
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def _rounds(array: Any) -> bool:
+def _rounds(array: Unrounded) -> bool:
     """Whether these are known integers of JAX that its default float may round."""
     if isinstance(array, np.ndarray) or not jnp.issubdtype(array.dtype, jnp.integer):
         return False
@@ -393,7 +408,7 @@ def _rounds(array: Any) -> bool:
     return not (held or isinstance(array, Tracer)) and array.is_fully_addressable
 
 
-def _is_beyond_double(array: Any) -> bool:
+def _is_beyond_double(array: Unrounded) -> bool:
     """Whether NumPy integers are so large that float64 would merge some."""
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or not array.size:
         return False
@@ -403,7 +418,7 @@ def _is_beyond_double(array: Any) -> bool:
 _CONVERT = " Convert it first, such as numpy.asarray(values, float)."
 
 
-def _as_array(name: str, sample: Any) -> Any:
+def _as_array(name: str, sample: Numbers) -> Unrounded:
     # Frames and series are recognised by their methods, without importing their libraries.
     if hasattr(sample, "columns") and hasattr(sample, "to_numpy"):
         return _frame_as_numpy(name, sample)
@@ -428,7 +443,7 @@ def _as_array(name: str, sample: Any) -> Any:
 _NUMERIC = re.compile(r"(u?int\d+|float\d*|double|halffloat|bool(ean)?)(\[.*\])?")
 
 
-def _frame_as_numpy(name: str, frame: Any) -> np.ndarray:
+def _frame_as_numpy(name: str, frame: Numbers) -> np.ndarray:
     """A frame's numbers, with NaN for missing ones."""
     others = [
         str(column)
@@ -456,7 +471,7 @@ def _frame_as_numpy(name: str, frame: Any) -> np.ndarray:
     return _to_numpy(frame)
 
 
-def _series_as_numpy(name: str, series: Any) -> np.ndarray:
+def _series_as_numpy(name: str, series: Numbers) -> np.ndarray:
     """A series' numbers, with NaN for missing ones."""
     if not _NUMERIC.fullmatch(str(series.dtype).lower()):
         raise ValueError(
@@ -465,7 +480,7 @@ def _series_as_numpy(name: str, series: Any) -> np.ndarray:
     return _to_numpy(series)
 
 
-def _to_numpy(table: Any) -> np.ndarray:
+def _to_numpy(table: Numbers) -> np.ndarray:
     try:
         return table.to_numpy(dtype=float, na_value=np.nan)
     except TypeError:  # a table of another library than pandas

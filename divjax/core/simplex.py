@@ -4,15 +4,16 @@ Both are exact. K is the number of objectives, and they run inside every step of
 a few fused operations per iteration, without a call to LAPACK.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import in_units_of, nan_unless
-from divjax.core.samples import as_numbers, as_vectors, without_offset
+from divjax.core.samples import Unrounded, as_numbers, as_vectors, without_offset
 
 __all__ = [
     "are_weights",
@@ -70,7 +71,7 @@ def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
     return _min_norm_weights(within_range(gram))
 
 
-def within_range(array: Any) -> Any:
+def within_range(array: Unrounded) -> Unrounded:
     """NumPy's numbers in units of the power of two above their largest; JAX's unchanged.
 
     For functions that are invariant to a common factor. Beyond float32's range the numbers would be
@@ -171,6 +172,34 @@ class _Search(NamedTuple):
     count: Int[Array, ""]
 
 
+def _with_unit_diagonal(
+    gram: Float[Array, "k k"],
+) -> tuple[Float[Array, "k k"], Float[Array, " k"]]:
+    """Q + γ11ᵀ in units of `_size`, scaled to a unit diagonal, and the factor of each row."""
+    # Done first, as sums of entries near the largest number overflow.
+    gram, _ = in_units_of(_size(gram), gram)
+    gram = 0.5 * (gram + gram.T)
+    diagonal = jnp.diagonal(gram)
+    # The minimum-norm combination is no longer than the shortest vector: γ on its scale keeps small
+    # vectors accurate next to large ones. A unit diagonal makes tolerances free of scale.
+    constant = jnp.maximum(jnp.min(diagonal), jnp.finfo(gram.dtype).eps ** 2)
+    unit = jax.lax.rsqrt(diagonal + constant)
+    return (gram + constant) * unit[:, None] * unit[None, :], unit
+
+
+def _first_search(table: Float[Array, "k k"], side: Float[Array, " k"]) -> _Search:
+    """The search at zero, which the index of steepest descent joins first."""
+    return _Search(
+        table,
+        support=jnp.zeros(side.shape, bool),
+        point=jnp.zeros_like(side),
+        pivot=jnp.argmax(side),
+        leaves=jnp.zeros((), bool),
+        solved=jnp.zeros((), bool),
+        count=jnp.zeros((), jnp.int32),
+    )
+
+
 def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Array, "k k"]]:
     """The weights, and the inverse on their support of Q plus a constant, in units of `_size`.
 
@@ -181,15 +210,7 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
     size = gram.shape[0]
     epsilon = jnp.finfo(gram.dtype).eps
     largest = jnp.max(jnp.diagonal(gram))
-    # Done first, as sums of entries near the largest number overflow.
-    gram, _ = in_units_of(_size(gram), gram)
-    gram = 0.5 * (gram + gram.T)
-    diagonal = jnp.diagonal(gram)
-    # The minimum-norm combination is no longer than the shortest vector: γ on its scale keeps small
-    # vectors accurate next to large ones. A unit diagonal makes tolerances free of scale.
-    constant = jnp.maximum(jnp.min(diagonal), epsilon**2)
-    unit = jax.lax.rsqrt(diagonal + constant)
-    matrix = (gram + constant) * unit[:, None] * unit[None, :]
+    matrix, unit = _with_unit_diagonal(gram)
     side = unit / jnp.max(unit)
     # Rounding may leave the matrix slightly indefinite, hence a ridge. A nearly dependent pivot
     # swept in and out leaves errors in the table. Both affect only how fast a point is corrected,
@@ -232,15 +253,7 @@ def _active_set(gram: Float[Array, "k k"]) -> tuple[Float[Array, " k"], Float[Ar
     end = jax.lax.while_loop(
         lambda s: ~s.solved & (s.count < 16 * size),
         change_support,
-        _Search(
-            unswept,
-            support=jnp.zeros(size, bool),
-            point=jnp.zeros_like(side),
-            pivot=jnp.argmax(side),
-            leaves=jnp.zeros((), bool),
-            solved=jnp.zeros((), bool),
-            count=jnp.zeros((), jnp.int32),
-        ),
+        _first_search(unswept, side),
     )
     # One step of refinement removes the table's rounding error, if it stays non-negative.
     corrected = correct(end.point, end.table, end.support)
@@ -316,7 +329,7 @@ def are_weights(weights: Float[Array, " n"]) -> Bool[Array, ""]:
 _SUM_TOLERANCE, _SUM_ULPS = 1e-3, 4
 
 
-def sum_tolerance(n: int, dtype: Any) -> float:
+def sum_tolerance(n: int, dtype: DTypeLike) -> float:
     """How far from one the sum of n shares stored in the dtype may be.
 
     Example:

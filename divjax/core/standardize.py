@@ -164,9 +164,9 @@ def robust_standardizer(
     shares = [weights / jnp.sum(weights) / len(samples) for _, weights in samples]
     mean, scale = mean_and_scale(jnp.concatenate(rows), jnp.concatenate(shares))
     # The widest limits: one sample's bulk may lie beyond the other's.
-    lower, upper = (jnp.stack(ends) for ends in zip(*limits, strict=True))
-    lower = (jnp.min(lower, axis=0) - mean) / scale
-    return Standardizer(mean, scale, lower, (jnp.max(upper, axis=0) - mean) / scale)
+    lower = jnp.min(jnp.stack([low for low, _ in limits]), axis=0)
+    upper = jnp.max(jnp.stack([high for _, high in limits]), axis=0)
+    return Standardizer(mean, scale, (lower - mean) / scale, (upper - mean) / scale)
 
 
 class _Quantiles(NamedTuple):
@@ -213,11 +213,14 @@ def _quantiles(
     # Half of the interquartile range on both sides: one side alone may be a tie.
     below, above = (median - low) / gaussian, (high - median) / gaussian
     floor = jnp.maximum(floor, (below[0] + above[0]) / 2)
-    below, above = (LIMIT * jnp.maximum(jnp.max(side, axis=0), floor) for side in (below, above))
     # The quartiles of so few rows cannot indicate an outlier.
     few = least * FEW_ROWS > 1.5
-    below, above = (jnp.where(few, jnp.inf, side) for side in (below, above))
-    return _Quantiles(median, below, above, rare)
+
+    def limit(spreads: Float[Array, "k d"]) -> Float[Array, " d"]:
+        """The distance from the median beyond which a row is an outlier."""
+        return jnp.where(few, jnp.inf, LIMIT * jnp.maximum(jnp.max(spreads, axis=0), floor))
+
+    return _Quantiles(median, limit(below), limit(above), rare)
 
 
 def _weighted_quantiles(

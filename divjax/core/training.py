@@ -1,11 +1,12 @@
 """The training loop of every learned estimator, a scan over optimizer steps, and its batches."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_full_precision, check_matrix, check_same_features
@@ -49,13 +50,13 @@ class Training(NamedTuple):
 
 def fit(
     key: Key[Array, ""],
-    loss: Callable[[Key[Array, ""], Any], Float[Array, ""]],
+    loss: Callable[[Key[Array, ""], PyTree[Array]], Float[Array, ""]],
     params: PyTree[Array],
     optimizer: optax.GradientTransformation,
     *,
     num_steps: int,
     optimizer_state: optax.OptState | None = None,
-    validate: Callable[[Any], Float[Array, ""]] | None = None,
+    validate: Callable[[PyTree[Array]], Float[Array, ""]] | None = None,
     num_checks: int = 20,
 ) -> Training:
     """Minimise a stochastic loss by `num_steps` steps of an optax optimizer, in one scan.
@@ -128,7 +129,7 @@ def fit(
 
 
 def adam_with_cosine(
-    learning_rate: ArrayLike, num_steps: int, dtype: Any, weight_decay: ArrayLike = 0.0
+    learning_rate: ArrayLike, num_steps: int, dtype: DTypeLike, weight_decay: ArrayLike = 0.0
 ) -> optax.GradientTransformation:
     """Adam, with decoupled weight decay, on a cosine schedule that ends at a hundredth.
 
@@ -160,8 +161,8 @@ def training_samples(
         if rows.shape[0] < 2:
             raise ValueError(f"{name} must have at least 2 rows; got {rows.shape[0]}.")
     dtype = jnp.result_type(x, y)
-    x, y = (jax.lax.stop_gradient(jnp.asarray(rows, dtype)) for rows in (x, y))
-    return x, y
+    x, y = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+    return jax.lax.stop_gradient((x, y))
 
 
 def hold_out(

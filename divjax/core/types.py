@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.scipy.special import ndtri
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from divjax.core.checks import check_no_negatives, check_probability
 from divjax.core.numerics import nan_unless
@@ -107,7 +108,7 @@ def check_status(status: Int[ArrayLike, "..."]) -> None:
 class Outcome:
     """The interface of all results with a `status`, a base of frozen dataclass pytrees."""
 
-    status: Any
+    status: Int[ArrayLike, "..."]
 
     @property
     def converged(self) -> Bool[Array, "..."]:
@@ -137,8 +138,8 @@ def summary(self: Any) -> str:
     Example:
         >>> import jax.numpy as jnp
         >>> class Result(NamedTuple):
-        ...     value: Any
-        ...     potential: Any
+        ...     value: Array
+        ...     potential: Array
         ...     __repr__ = summary
         >>> Result(jnp.float32(0.5), jnp.zeros((3, 2)))
         Result(value=0.5, potential=float32[3,2])
@@ -151,15 +152,16 @@ def summary(self: Any) -> str:
     return f"{type(self).__name__}({shown})"
 
 
-def _short(name: str, value: Any) -> str:
+def _short(name: str, value: object) -> str:
     """One field: a number, an array's dtype and shape, or the number of leaves."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if dtype is not None and shape is not None:
         # Arrays are never printed, and tracers have no value to print.
-        if value.shape or isinstance(value, (Tracer, jax.ShapeDtypeStruct)):
-            return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+        if shape or isinstance(value, (Tracer, jax.ShapeDtypeStruct)):
+            return f"{dtype}[{','.join(map(str, shape))}]"
         if name == "status":
-            return Status(int(value)).name
-        return f"{np.asarray(value).item():.6g}" if value.dtype.kind == "f" else str(value)
+            return Status(np.asarray(value).item()).name
+        return f"{np.asarray(value).item():.6g}" if dtype.kind == "f" else str(value)
     if isinstance(value, (bool, int, float, str, type(None))):
         return repr(value)
     if type(value).__repr__ is summary or (isinstance(value, tuple) and not value):
@@ -197,7 +199,7 @@ class Estimate:
     std_error: Float[Array, ""]
     interval: Interval
     effective_sample_size: Float[Array, ""]
-    diagnostics: Any
+    diagnostics: PyTree
 
     def __float__(self) -> float:
         return float(self.value)
@@ -207,11 +209,12 @@ class Estimate:
         # Under `vmap` or `jit` there is no single number, or none yet.
         if any(isinstance(end, Tracer) or jnp.ndim(end) for end in ends):
             return summary(self)
-        value, std_error, lower, upper = map(float, ends)
-        return f"Estimate({value:.4g} ± {std_error:.2g}, interval [{lower:.4g}, {upper:.4g}])"
+        low, high = float(self.interval.lower), float(self.interval.upper)
+        value, std_error = float(self.value), float(self.std_error)
+        return f"Estimate({value:.4g} ± {std_error:.2g}, interval [{low:.4g}, {high:.4g}])"
 
 
-def normal_quantile(confidence_level: ArrayLike, dtype: Any) -> Array:
+def normal_quantile(confidence_level: ArrayLike, dtype: DTypeLike) -> Array:
     """The z such that a normal variable lies in ±z with this probability, NaN outside of (0, 1)."""
     check_probability(confidence_level=confidence_level)
     # The quantile function does not support half precision.
@@ -261,7 +264,7 @@ def normal_estimate(
     value: Float[Array, ""],
     std_error: Float[Array, ""],
     effective_sample_size: ArrayLike,
-    diagnostics: Any = (),
+    diagnostics: PyTree = (),
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """An estimate with the interval of a nearly normal one."""

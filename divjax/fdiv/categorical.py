@@ -12,13 +12,12 @@ the finite terms) are finite even then. The divergence is nan if a distribution 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.arguments import as_leaves, as_optional_leaf
 from divjax.core.checks import (
@@ -418,7 +417,7 @@ def jensen_shannon(
     return evaluate(_jensen_shannon, named, axis, base, shares)
 
 
-def _jensen_shannon(*logs_and_weights: Any) -> Float[Array, "*batch"]:
+def _jensen_shannon(*logs_and_weights: PyTree[Array]) -> Float[Array, "*batch"]:
     *logs, weights = logs_and_weights
     count, dtype = len(logs), jnp.result_type(*logs)
     shares = jnp.ones(count, dtype) if weights is None else jnp.asarray(weights, dtype)
@@ -512,7 +511,9 @@ def _entropy(log_p: LogProbs) -> Float[Array, "*batch"]:
 
 
 def pairwise(
-    divergence: Callable[[Any, Any], Float[Array, "*batch"]], ps: Distribution, qs: Distribution
+    divergence: Callable[[Logits, Logits], Float[Array, "*batch"]],
+    ps: Distribution,
+    qs: Distribution,
 ) -> Float[Array, "n m"]:
     """The matrix of a divergence between each of n distributions and each of m others.
 

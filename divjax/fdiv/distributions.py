@@ -7,7 +7,7 @@ compiled function.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from divjax.core.arguments import as_leaves, as_optional_leaf
+from divjax.core.arguments import Leaf, as_leaves, as_optional_leaf
 from divjax.core.checks import (
     check_base,
     check_count,
@@ -26,7 +26,7 @@ from divjax.core.checks import (
 from divjax.core.labels import as_indices
 from divjax.core.numerics import in_base, nan_unless
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import as_numbers, owned
+from divjax.core.samples import Unrounded, as_numbers, owned
 
 __all__ = [
     "Distribution",
@@ -205,7 +205,7 @@ def evaluate(
     distributions: dict[str, Distribution],
     axis: int,
     base: ArrayLike | None,
-    *parameters: Any,
+    *parameters: Leaf,
     per_class: bool = False,
 ) -> Array:
     """`function(*log_probs, *parameters)` as one compiled function, after checking the arguments.
@@ -228,7 +228,7 @@ def evaluate(
 def _computed(
     function: Callable[..., Array],
     given: tuple[Given, ...],
-    parameters: tuple[Any, ...],
+    parameters: tuple[Leaf, ...],
     base: ArrayLike | None,
     *,
     axis: int,
@@ -275,7 +275,7 @@ def log_probs_of(given: Given, axis: int) -> LogProbs:
     return nan_unless(valid, jnp.where(exists, shifted - jnp.log(total), -jnp.inf))
 
 
-def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Any:
+def _mask(name: str, mask: ArrayLike | None, shape: tuple[int, ...]) -> Unrounded | None:
     """The mask of existing classes, to be broadcast to the values' shape, or None for all."""
     if mask is None:
         return None
@@ -292,7 +292,7 @@ def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Any:
     return mask
 
 
-def _shifted(logits: Any, mask: Any, axis: int) -> Any:
+def _shifted(logits: Unrounded, mask: Unrounded | None, axis: int) -> Unrounded:
     """Logits minus their maximum, before NumPy's float64 is rounded to float32."""
     if not isinstance(logits, np.ndarray) or isinstance(mask, jax.Array):
         return logits
@@ -304,7 +304,7 @@ def _shifted(logits: Any, mask: Any, axis: int) -> Any:
     return logits - np.where(np.isfinite(top), top, 0)
 
 
-def _are_probabilities(name: str, values: Any, axis: int) -> bool:
+def _are_probabilities(name: str, values: Unrounded, axis: int) -> bool:
     """Whether concrete values are probabilities: `ValueError` if not, False for traced values.
 
     NaN entries pass and make the result NaN.
@@ -332,7 +332,7 @@ def _sum_to_one(values: LogProbs) -> Bool[Array, "*batch 1"]:
     return near & jnp.all(values >= 0, axis=-1, keepdims=True)
 
 
-def _tolerance(values: Any) -> float:
+def _tolerance(values: Unrounded) -> float:
     """The tolerance on sums to one, for rounded published tables and for half precision."""
     dtype = jax.dtypes.canonicalize_dtype(values.dtype)
     return max(1e-4, float(jnp.finfo(dtype).eps) ** 0.5)
@@ -354,7 +354,7 @@ def _aligned(given: Sequence[Given], axis: int) -> tuple[LogProbs, ...]:
     return logs
 
 
-def check_alike(logs: Sequence[Any]) -> None:
+def check_alike(logs: Sequence[Array | jax.ShapeDtypeStruct]) -> None:
     """Raise `ValueError` unless the numbers of classes agree and the other axes broadcast."""
     shapes = [log.shape for log in logs]
     try:

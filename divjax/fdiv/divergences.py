@@ -6,7 +6,6 @@ divergence's docstring states its scale.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +55,7 @@ __all__ = [
 class _Power(Generator):
     """c (r^α − 1 − α(r − 1))/(α(α − 1)), with h = c·r^α."""
 
-    alpha: Any
+    alpha: ArrayLike
     scale = 1.0
 
     def f(self, u: ArrayLike) -> Array:
@@ -126,7 +125,7 @@ def _shared(alpha: ArrayLike, integrand: Callable[[ArrayLike], Array], u: ArrayL
     return nan_where_nan(value, u, alpha)
 
 
-def _check_finite(**values: Any) -> None:
+def _check_finite(**values: object) -> None:
     """Raise `ValueError` for a Python number that is not finite."""
     for name, value in values.items():
         if isinstance(value, (int, float)) and not math.isfinite(value):
@@ -187,7 +186,7 @@ class CressieRead(_Power):
         _check_finite(power=self.power)
 
     @property
-    def alpha(self) -> Any:
+    def alpha(self) -> Array:
         """The order α = λ + 1 of `Alpha`."""
         return jnp.add(self.power, 1)
 
@@ -472,7 +471,7 @@ class Renyi(Divergence):
         _check_finite(alpha=self.alpha)
 
     @property
-    def _order(self) -> Any:
+    def _order(self) -> float | Array:
         if isinstance(self.alpha, (int, float)):
             return self.alpha
         return nan_unless(jnp.greater_equal(self.alpha, 0), self.alpha)
@@ -509,10 +508,7 @@ class Renyi(Divergence):
         b: Float[Array, " m"] | None = None,
     ) -> PlugIn:
         """The divergence and its influences, by log-sum-exp if the integral is far from one."""
-        a, b = (
-            normalized("a", a, u_p),
-            normalized("b", b, u_q),
-        )
+        a, b = normalized("a", a, u_p), normalized("b", b, u_q)
         u_p, u_q = where_weighted(u_p, a), where_weighted(u_q, b)
         alpha, u_p, u_q = as_floats(self._order, u_p, u_q)
         order = alpha - 1
@@ -549,10 +545,12 @@ class Renyi(Divergence):
         alpha, u_p, u_q = as_floats(self._order, u_p, u_q)
         powers = (alpha - 1) * u_p, _log_power(u_q, alpha)
         _, log_integral = self._log_integral(powers, (a, b))
-        at_p, at_q = (alpha * jnp.exp(power - log_integral) for power in powers)
-        return at_p, -at_q
+        of_term = lambda power: alpha * jnp.exp(power - log_integral)
+        return of_term(powers[0]), -of_term(powers[1])
 
-    def _log_integral(self, powers: Any, weights: Any) -> tuple[Array, Array]:
+    def _log_integral(
+        self, powers: tuple[Array, Array], weights: tuple[Array | None, Array | None]
+    ) -> tuple[Array, Array]:
         """The logarithm of ∫ p^α q^{1−α}, and the shares in it of its means under p and under q.
 
         The shares are those of `Alpha`'s integrands.

@@ -254,7 +254,9 @@ def _renyi(
     divisor = jnp.abs(1 - order)
     magnified = (at_p * order + at_q + between) / jnp.clip(divisor, epsilon, 1)
     fixed = _Line(*jax.lax.stop_gradient(line))
-    fine, coarse = (fixed.mean_slope(jax.lax.stop_gradient(1 - order), rule) for rule in _RULES)
+    fixed_step = jax.lax.stop_gradient(1 - order)
+    fine = fixed.mean_slope(fixed_step, _RULES[0])
+    coarse = fixed.mean_slope(fixed_step, _RULES[1])
     averaged = at_p + at_q + between + jnp.abs(fine) + jnp.abs(fine - coarse) / epsilon
     # Decided before the values are computed, so that the derivatives of the other form do not
     # count. They overflow at order 1.
@@ -352,12 +354,13 @@ class _Line(NamedTuple):
         count = len(of_rule)
         terms, all_of_it = jnp.concatenate(shares, axis=1) * curvatures[:count]
         # The error of the quadrature is the difference of the two rules.
-        fine, coarse = (jnp.sum(terms[np.array(of_rule) == rule]) for rule in range(2))
+        is_fine = np.array(of_rule) == 0
+        fine, coarse = jnp.sum(terms[is_fine]), jnp.sum(terms[~is_fine])
         size = jnp.abs(curvatures[count:]).reshape(len(probed), len(signs)).mean(axis=1).max()
         epsilon = _ROUNDINGS * jnp.finfo(dtype).eps
         error = size + jnp.abs(fine - coarse) / epsilon
         # The integral of φ'' must be the change of φ'. Otherwise the nodes have missed a bend of A.
-        rise = jnp.sum(all_of_it[np.array(of_rule) == 0])
+        rise = jnp.sum(all_of_it[is_fine])
         length = sum(length for _, length, _, _ in parts)
         change, rounding = self._change_of_slope(1 - length, 1)
         allowed = _LARGEST_ERROR * jnp.abs(change) + epsilon * (error + _ROUNDINGS * rounding)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy  # its parts are loaded where they are used
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.arguments import as_leaves
@@ -140,9 +141,8 @@ def _is_semidefinite(covariance: Float[Array, "d d"]) -> Bool[Array, ""]:
 def _checked(p: Normal, q: Normal) -> tuple[Normal, Normal]:
     """Both as arguments of a compiled function, NumPy's means in two parts."""
     # Any pairs of array-likes, named tuples or not.
-    p, q = (
-        Normal(*(as_numbers(name, part) for part in given)) for name, given in (("p", p), ("q", q))
-    )
+    p = Normal(*[as_numbers("p", part) for part in p])
+    q = Normal(*[as_numbers("q", part) for part in q])
     for name, (mean, covariance) in {"p": p, "q": q}.items():
         shape = jnp.shape(mean)
         if len(shape) != 1 or 0 in shape or jnp.shape(covariance) not in (shape, shape * 2):
@@ -159,11 +159,12 @@ def _checked(p: Normal, q: Normal) -> tuple[Normal, Normal]:
     check_symmetric("the covariance of q", q.covariance)
     p, q = _in_own_units(p, q)
     dtype = jnp.result_type(float, *p, *q)
-    p, q = (
-        g._replace(mean=two_parts(g.mean, dtype)) if isinstance(g.mean, np.ndarray) else g
-        for g in (p, q)
-    )
-    return p, q
+    return _mean_in_parts(p, dtype), _mean_in_parts(q, dtype)
+
+
+def _mean_in_parts(g: Normal, dtype: DTypeLike) -> Normal:
+    """The Gaussian with NumPy's mean split into a rounded part and its remainder."""
+    return g._replace(mean=two_parts(g.mean, dtype)) if isinstance(g.mean, np.ndarray) else g
 
 
 def _in_own_units(p: Normal, q: Normal) -> tuple[Normal, Normal]:
@@ -190,10 +191,9 @@ def _in_own_units(p: Normal, q: Normal) -> tuple[Normal, Normal]:
 
 def _whiten(p: Normal, q: Normal) -> _Whitened:
     dtype = jnp.result_type(float, *jax.tree.leaves((p, q)))
-    (p_mean, p_rest), (q_mean, q_rest) = (
-        g.mean if isinstance(g.mean, tuple) else two_parts(g.mean, dtype) for g in (p, q)
-    )
-    p_covariance, q_covariance = (jnp.asarray(g.covariance, dtype) for g in (p, q))
+    parts_of = lambda mean: mean if isinstance(mean, tuple) else two_parts(mean, dtype)
+    (p_mean, p_rest), (q_mean, q_rest) = parts_of(p.mean), parts_of(q.mean)
+    p_covariance, q_covariance = jnp.asarray(p.covariance, dtype), jnp.asarray(q.covariance, dtype)
     if max(p_covariance.ndim, q_covariance.ndim) > 1:
         check_full_precision("a full covariance", p_covariance)
     p_root, q_root = _root(p_covariance), _root(q_covariance)
@@ -206,9 +206,8 @@ def _whiten(p: Normal, q: Normal) -> _Whitened:
         both_have_none = (p_covariance == 0) & (q_covariance == 0)
         apart = jnp.any(one_has_none | (both_have_none & (shift != 0)))
         return _Whitened(p_root.factor / q_root.factor, shift / q_root.factor, valid, apart)
-    p_factor, q_factor = (
-        jnp.diag(root.factor) if root.factor.ndim == 1 else root.factor for root in (p_root, q_root)
-    )
+    as_matrix = lambda factor: jnp.diag(factor) if factor.ndim == 1 else factor
+    p_factor, q_factor = as_matrix(p_root.factor), as_matrix(q_root.factor)
     return _Whitened(
         solve_triangular(q_factor, p_factor),
         solve_triangular(q_factor, shift),
@@ -548,12 +547,11 @@ def _plug_in_kl(
 ) -> Estimate:
     """`plug_in_kl` after its checks."""
     (n, d), m = x.shape, y.shape[0]
-    means = [mean_and_scale(s, jnp.ones_like(s[:, 0]))[0] for s in (x, y)]
-    x_centered, y_centered = x - means[0], y - means[1]
-    p, q = (
-        Normal(mean, c.T @ c / (c.shape[0] - 1))
-        for mean, c in zip(means, (x_centered, y_centered), strict=True)
-    )
+    x_mean, _ = mean_and_scale(x, jnp.ones_like(x[:, 0]))
+    y_mean, _ = mean_and_scale(y, jnp.ones_like(y[:, 0]))
+    x_centered, y_centered = x - x_mean, y - y_mean
+    p = Normal(x_mean, x_centered.T @ x_centered / (n - 1))
+    q = Normal(y_mean, y_centered.T @ y_centered / (m - 1))
     whitened = _whiten(p, q)
     factor, shift = whitened.factor, whitened.shift
     value = _kl(whitened)
@@ -566,7 +564,8 @@ def _plug_in_kl(
         value = value - terms / 2
     # Influences: the log ratio at x, and at y its analogue with e^u expanded to second order.
     q_factor = cholesky(q.covariance)
-    x_white, y_white = (solve_triangular(q_factor, s.T) for s in (x_centered, y_centered))
+    x_white = solve_triangular(q_factor, x_centered.T)
+    y_white = solve_triangular(q_factor, y_centered.T)
     own = solve_triangular(factor, x_white)
     at_x = (jnp.sum(x_white**2, 0) - jnp.sum(own**2, 0)) / 2 + shift @ x_white
     spread = jnp.sum((factor.T @ y_white) ** 2, 0) + (shift @ y_white) ** 2
@@ -713,7 +712,7 @@ def kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
 @jax.jit
 def _kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
     first, second = as_floats(first, second)
-    upper_1, upper_2 = (remainder_root(2 * value, -1) for value in (first, second))
+    upper_1, upper_2 = remainder_root(2 * first, -1), remainder_root(2 * second, -1)
     # The roots are given by their logarithms, log w₁ and log w₀.
     inverse_w0 = jnp.exp(-remainder_root(2 * second, 0))
     means = jnp.sqrt(2 * first) + jnp.sqrt(2 * second * inverse_w0)

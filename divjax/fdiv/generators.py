@@ -15,16 +15,17 @@ mixture αp + (1 − α)q. Generators can also be added, scaled and reversed.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from divjax.core.arguments import as_leaves
+from divjax.core.arguments import Leaf, as_leaves
 from divjax.core.checks import check_positive, check_shape
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
+from divjax.core.samples import Numbers
 from divjax.core.simplex import sum_to_one
 from divjax.fdiv.special import as_floats, log_mixture, nan_where_nan, times_exp
 
@@ -64,7 +65,7 @@ def _compiled_method(method: Callable[..., T], arguments: list[str]) -> Callable
     program = jax.jit(method)
 
     @functools.wraps(method)
-    def called(self: Any, *args: Any, **kwargs: Any) -> T:
+    def called(self: PyTree, *args: Numbers, **kwargs: Numbers) -> T:
         # A class that is not a pytree is itself a leaf, which compiled functions cannot take.
         if jax.tree_util.all_leaves([self]):
             raise ValueError(
@@ -77,7 +78,7 @@ def _compiled_method(method: Callable[..., T], arguments: list[str]) -> Callable
     return called
 
 
-def _as_leaf(name: str, value: Any) -> Any:
+def _as_leaf(name: str, value: Numbers | None) -> Leaf:
     return value if value is None else as_leaves(**{name: value})[0]
 
 
@@ -133,10 +134,7 @@ class Divergence:
         for name, u in (("u_p", u_p), ("u_q", u_q)):
             if jnp.size(u) == 0:
                 raise ValueError(f"{name} must hold at least one log ratio; got shape {u.shape}.")
-        a, b = (
-            normalized("a", a, u_p),
-            normalized("b", b, u_q),
-        )
+        a, b = normalized("a", a, u_p), normalized("b", b, u_q)
         integrand_p = where_weighted(self.integrand_p(u_p), a)
         integrand_q = where_weighted(self.integrand_q(u_q), b)
         mean = weighted_mean(integrand_p, a) + weighted_mean(integrand_q, b)
@@ -173,7 +171,9 @@ class Divergence:
         return slope * slope_p, slope * slope_q
 
 
-def normalized(name: str, weights: Any, u: Array) -> Any:
+def normalized(
+    name: str, weights: Float[Array, " n"] | None, u: Float[Array, " n"]
+) -> Float[Array, " n"] | None:
     """Weights of the rows of u, NaN unless they sum to one, or None if None is given."""
     if weights is None:
         return None
@@ -449,11 +449,11 @@ class Reversed(Generator):
 class Mixture(Generator):
     """The divergence D_f(p‖m) with m = αp + (1 − α)q, in terms of v = log(p/m)."""
 
-    generator: Any
-    alpha: Any
+    generator: Generator
+    alpha: ArrayLike
 
     @property
-    def _share(self) -> Any:
+    def _share(self) -> float | Array:
         """The share α, nan for array entries outside [0, 1)."""
         alpha = self.alpha
         if isinstance(alpha, (int, float)):
@@ -537,7 +537,7 @@ class Mixed(Mixture):
         check_share(self.alpha)
 
 
-def check_generator(generator: Any) -> None:
+def check_generator(generator: object) -> None:
     """Raise `ValueError` for a divergence without a generator, such as Rényi's."""
     if isinstance(generator, Divergence) and not isinstance(generator, Generator):
         raise ValueError(
@@ -545,7 +545,7 @@ def check_generator(generator: Any) -> None:
         )
 
 
-def check_share(alpha: Any) -> None:
+def check_share(alpha: ArrayLike) -> None:
     """Raise `ValueError` for a Python number outside [0, 1)."""
     if isinstance(alpha, (int, float)) and not 0 <= alpha < 1:
         raise ValueError(f"alpha must be a number in [0, 1); got {alpha}.")

@@ -7,15 +7,16 @@ lower bound on that of the densities. Sampling error, in turn, has a positive bi
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from divjax.core.arguments import as_leaves, as_optional_leaf
+from divjax.core.arguments import Leaf, as_leaves, as_optional_leaf
 from divjax.core.checks import (
     check_count,
     check_matrix,
@@ -25,7 +26,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import TracedFunction, as_traced
-from divjax.core.samples import Center, as_numbers, centered_samples, two_parts
+from divjax.core.samples import Center, Numbers, Unrounded, as_numbers, centered_samples, two_parts
 from divjax.fdiv.categorical import Weights
 from divjax.fdiv.special import as_floats
 
@@ -37,10 +38,10 @@ _BLOCK_ROWS = 4096
 # The largest rounding of an edge, as a share of the width of all bins.
 _LARGEST_ROUNDING = 0.01
 
-CategoricalDivergence = Callable[[Any, Any], Float[Array, "*batch"]]
+CategoricalDivergence = Callable[[Weights, Weights], Float[Array, "*batch"]]
 
 
-def _columns(**samples: Any) -> dict[str, Any]:
+def _columns(**samples: Numbers) -> dict[str, Unrounded]:
     """Samples by their names, a vector as a matrix of one column."""
     numbers = {name: as_numbers(name, sample, exact=True) for name, sample in samples.items()}
     return {
@@ -170,7 +171,7 @@ def counts(
     return _counts_of_columns(*parts, mass, dtype=dtype, is_vector=np.ndim(x) == 1)
 
 
-def _bounds(name: str, edges: Any, ndim: int, columns: Any) -> Any:
+def _bounds(name: str, edges: Numbers, ndim: int, columns: Unrounded) -> Unrounded:
     """Edges as a matrix, one row per column: concrete ones must ascend, or hold nan."""
     given = as_numbers(name, edges)
     bounds = given[None] if ndim == 1 else given
@@ -193,7 +194,7 @@ def _bounds(name: str, edges: Any, ndim: int, columns: Any) -> Any:
     return bounds
 
 
-def _mass(name: str, weights: Any, num_rows: int) -> Any:
+def _mass(name: str, weights: Numbers | None, num_rows: int) -> Leaf:
     """Weights as an argument of a compiled function, None if each row counts once."""
     mass = as_optional_leaf(**{name: weights})
     if mass is None:
@@ -208,40 +209,45 @@ def _mass(name: str, weights: Any, num_rows: int) -> Any:
 _TwoParts: TypeAlias = tuple[Array, Array]
 
 
-def _in_parts(columns: Any, bounds: Any) -> tuple[Any, Any]:
+_Parts: TypeAlias = tuple[Array | _TwoParts, Array | _TwoParts]
+
+
+def _in_parts(columns: Unrounded, bounds: Unrounded) -> _Parts:
     """NumPy's numbers split into a rounded part and its remainder, JAX's unchanged."""
     dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(columns, bounds))
-    columns, bounds = (
-        two_parts(part, dtype) if isinstance(part, np.ndarray) else part
-        for part in (columns, bounds)
-    )
-    return columns, bounds
+    split = lambda part: two_parts(part, dtype) if isinstance(part, np.ndarray) else part
+    return split(columns), split(bounds)
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "is_vector"))
 def _counts_of_columns(
-    columns: Any, bounds: Any, mass: Array | None, *, dtype: Any, is_vector: bool
+    columns: Array | _TwoParts,
+    bounds: Array | _TwoParts,
+    mass: Array | None,
+    *,
+    dtype: DTypeLike,
+    is_vector: bool,
 ) -> Float[Array, "*d bins"]:
     """`counts` after its checks."""
     result = _counts(columns, bounds, mass, dtype)
     return result[0] if is_vector else result
 
 
-def _counts(columns: Any, bounds: Any, mass: Array | None, dtype: Any) -> Float[Array, "d bins"]:
+def _counts(
+    columns: Array | _TwoParts, bounds: Array | _TwoParts, mass: Array | None, dtype: DTypeLike
+) -> Float[Array, "d bins"]:
     """The sums of the rows' mass in the bins of each column."""
     common = jnp.result_type(*jax.tree.leaves((columns, bounds)))
-    columns, bounds = (
-        part if isinstance(part, tuple) else two_parts(part, common) for part in (columns, bounds)
-    )
-    columns = columns[0].T, columns[1].T
-    n = columns[0].shape[1]
+    split = lambda part: part if isinstance(part, tuple) else two_parts(part, common)
+    high, low = split(columns)
+    n = high.shape[0]
     # Integers count exactly beyond 2²⁴ rows.
     mass = jnp.ones(n, jnp.int32) if mass is None else jnp.asarray(mass, dtype)
-    return _count_columns(columns, bounds, mass, dtype)
+    return _count_columns((high.T, low.T), split(bounds), mass, dtype)
 
 
 def _count_columns(
-    columns: _TwoParts, bounds: _TwoParts, mass: Array, dtype: Any
+    columns: _TwoParts, bounds: _TwoParts, mass: Array, dtype: DTypeLike
 ) -> Float[Array, "d bins"]:
     n, num_bins = columns[0].shape[1], bounds[0].shape[1] - 1
     # One float added to 2²⁴ ones is lost. Sums of blocks, added up, stay accurate.
@@ -264,7 +270,7 @@ def _count_columns(
     return jax.vmap(count)(columns, bounds)
 
 
-def _ascend(numbers: Any, eps: Any) -> Any:
+def _ascend(numbers: Unrounded, eps: ArrayLike) -> Bool[Array, "... bins"]:
     """Whether each number is at least the one before it, up to a few roundings."""
     before, after = numbers[..., :-1], numbers[..., 1:]
     return (after >= before) | (after >= before - 8 * eps * abs(before))
@@ -353,12 +359,15 @@ def bias(
 
 
 def _plug_in(
-    divergence: CategoricalDivergence, shape: tuple[int, ...], dtype: Any, smoothing: ArrayLike
+    divergence: CategoricalDivergence,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    smoothing: ArrayLike,
 ) -> TracedFunction:
     """The divergence as a function `(counts_p, counts_q, smoothing)`, traced at each call."""
     check_scalar(smoothing=smoothing)
     check_nonnegative(smoothing=smoothing)
-    counts, number = (jax.ShapeDtypeStruct(size, dtype) for size in (shape, ()))
+    counts, number = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((), dtype)
     return as_traced(
         lambda p, q, smoothing: divergence(Weights(p, smoothing), Weights(q, smoothing)),
         *(counts, counts, number),
@@ -468,7 +477,7 @@ def divergence(
 def _sums(
     samples: list[Float[Array, "_ d"]],
     masses: list[Array | None],
-    parts: list[tuple[Any, Any]] | None,
+    parts: list[_Parts] | None,
     *,
     num_bins: int,
     spacing: str,

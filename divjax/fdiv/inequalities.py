@@ -5,13 +5,12 @@ All are theorems for any pair p, q, in nats, with TV = ½∫|p − q| and square
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from divjax.core.arguments import as_leaves
+from divjax.core.arguments import Leaf, as_leaves
 from divjax.core.checks import check_at_least
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.samples import as_arrays
@@ -39,7 +38,7 @@ __all__ = [
 _LOG_2 = math.log(2)
 
 
-def _between(low: float, high: float, **values: Any) -> Any:
+def _between(low: float, high: float, **values: ArrayLike) -> Leaf:
     """The value as an argument of a compiled function; `ValueError` for a Python number outside."""
     ((name, value),) = values.items()
     if isinstance(value, (int, float)) and not low <= value <= high:

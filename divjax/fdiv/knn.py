@@ -150,8 +150,8 @@ def _search_units(
     limit = jnp.finfo(typical.dtype).maxexp - 8
     exponent = jnp.clip(jnp.frexp(typical)[1], -limit, limit)
     factor = jnp.ldexp(jnp.ones_like(typical), -exponent)
-    x, *rest = (sample * factor for sample in samples)
-    return x, (rest[0] if rest else None)
+    scaled = [sample * factor for sample in samples]
+    return scaled[0], None if y is None else scaled[1]
 
 
 def _is_lost(

@@ -1,14 +1,13 @@
 """KL(p‖q) from log-probabilities of samples of p: values, and losses with the right gradient."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.arguments import as_leaves
-from divjax.core.samples import as_arrays, without_offset
+from divjax.core.samples import Unrounded, as_arrays, without_offset
 from divjax.fdiv.special import exp_remainder
 
 __all__ = ["sampled_kl", "sampled_kl_surrogate"]
@@ -16,7 +15,7 @@ __all__ = ["sampled_kl", "sampled_kl_surrogate"]
 
 def _checked(
     log_p: Float[ArrayLike, "..."], log_q: Float[ArrayLike, "..."], estimator: str
-) -> tuple[Any, ...]:
+) -> tuple[Unrounded, ...]:
     if estimator not in ("k1", "k2", "k3"):
         raise ValueError(f'estimator must be "k1", "k2" or "k3"; got {estimator!r}.')
     shapes = [jnp.shape(leaf) for leaf in as_leaves(log_p=log_p, log_q=log_q)]

@@ -58,7 +58,7 @@ def nan_where_nan(value: ArrayLike, *inputs: ArrayLike) -> Array:
     return jnp.asarray(value)
 
 
-def _along(*terms: tuple[Any, Callable[[], Array]]) -> Any:
+def _along(*terms: tuple[Array | SymbolicZero, Callable[[], Array]]) -> Any:
     """Σ tangent · slope() over the tangents that are not symbolic zeros."""
     return sum(t * slope() for t, slope in terms if not isinstance(t, SymbolicZero))
 
@@ -195,9 +195,8 @@ def _power_remainder_value(u: Array, alpha: Array) -> Array:
         series = series + homogeneous * _INVERSE_FACTORIALS[k]
     # Nodes apart: the difference of two first divided differences over the spread, e^high factored
     # out.
-    high, middle, low = (
-        jnp.where(narrow, n, node) for n, node in ((1, high), (0, middle), (0, low))
-    )
+    high = jnp.where(narrow, 1, high)
+    middle, low = jnp.where(narrow, 0, middle), jnp.where(narrow, 0, low)
     one = jnp.ones_like(u)
     bracket = _expm1_over(one, middle - high)
     bracket = bracket - jnp.exp(middle - high) * _expm1_over(one, low - middle)

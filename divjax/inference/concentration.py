@@ -6,7 +6,7 @@ any distribution on the interval, however skewed, even for samples of two values
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.arguments import as_leaves, vector_leaves
+from divjax.core.arguments import Leaf, as_leaves, vector_leaves
 from divjax.core.checks import check_below, check_probability
 from divjax.core.numerics import safe_sqrt
-from divjax.core.samples import as_arrays, owned
+from divjax.core.samples import Unrounded, as_arrays, owned
 
 __all__ = [
     "LARGEST_STAKE",
@@ -78,16 +78,16 @@ class _Draws(NamedTuple):
             may lie far from zero. It is zero otherwise.
     """
 
-    values: Any
-    lower: Any
-    upper: Any
-    mask: Any
-    origin: Any
+    values: Leaf
+    lower: Leaf
+    upper: Leaf
+    mask: Unrounded | None
+    origin: float
 
 
 def _checked(sample: Bounded, confidence_level: ArrayLike, *, upper_bound: bool) -> _Draws:
     """The draws of a sample, after checks of its interval and mask."""
-    mask: Any = sample.mask
+    mask = sample.mask
     (values,) = vector_leaves(values=sample.values)
     shape = jnp.shape(values)
     if mask is not None:
@@ -122,7 +122,7 @@ def _checked(sample: Bounded, confidence_level: ArrayLike, *, upper_bound: bool)
 class _Sample(NamedTuple):
     """Draws as arrays relative to their origin, with rows that do not count at the lower end."""
 
-    origin: Any
+    origin: Float[Array, ""] | float
     values: Float[Array, " n"]
     lower: Array
     upper: Array
@@ -134,7 +134,7 @@ def _arrays(draws: _Draws, *, upper_bound: bool) -> _Sample:
     values, lower, upper = as_arrays(values=draws.values, lower=draws.lower, upper=draws.upper)
     # Half precision holds the values, but neither their sums nor their place in the interval.
     work = jnp.promote_types(values.dtype, jnp.float32)
-    values, lower, upper = (number.astype(work) for number in (values, lower, upper))
+    values, lower, upper = values.astype(work), lower.astype(work), upper.astype(work)
     origin = draws.origin
     if upper_bound:
         values, lower, upper, origin = -values, -upper, -lower, -origin
@@ -175,7 +175,7 @@ def _moments(sample: _Sample) -> _Moments:
     return _Moments(size, mean, variance, width, lower, _legal(sample))
 
 
-def _at(origin: Any, bound: Array, least: Array) -> Array:
+def _at(origin: Float[Array, ""] | float, bound: Array, least: Array) -> Array:
     """The lower bound at its origin, rounded downwards there, but not below the lower end."""
     moved = origin + bound
     known = jax.lax.stop_gradient(moved)  # Some versions of JAX cannot differentiate nextafter.
@@ -247,7 +247,7 @@ def _origin(draws: tuple[_Draws, ...]) -> float:
 @functools.partial(jax.jit, static_argnames="upper_bound")
 def _sum_of_means(
     draws: tuple[_Draws, ...],
-    origin: Any,
+    origin: Float[Array, ""] | float,
     confidence_level: ArrayLike,
     *,
     upper_bound: bool = False,

@@ -69,8 +69,9 @@ def _logit_interval(
     # upper · sigmoid(log odds ± margin), each by the exponential that cannot overflow.
     shrink = jnp.exp(-margin)
     low, high = upper * odds * shrink / (1 + odds * shrink), upper * odds / (odds + shrink)
-    lower, higher = (jnp.clip(end, 0, upper) for end in plain)
+    lower, higher = jnp.clip(plain.lower, 0, upper), jnp.clip(plain.upper, 0, upper)
     # NaN in the plain interval stays NaN.
-    low, high = (nan_unless(plain.lower <= plain.upper, end) for end in (low, high))
-    lower, higher = (nan_unless(upper > 0, end) for end in (lower, higher))
+    ordered = plain.lower <= plain.upper
+    low, high = nan_unless(ordered, low), nan_unless(ordered, high)
+    lower, higher = nan_unless(upper > 0, lower), nan_unless(upper > 0, higher)
     return Interval(jnp.where(inside, low, lower), jnp.where(inside, high, higher))

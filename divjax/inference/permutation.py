@@ -8,7 +8,7 @@ with a probability of at most α, at every sample size.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, number_pairs, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_traced, pytree
-from divjax.core.samples import as_numbers, centered_samples, owned
+from divjax.core.samples import Numbers, as_numbers, centered_samples, owned
 from divjax.core.types import Outcome, Status, status_of
 from divjax.fdiv.special import as_singles
 from divjax.inference.rank import beside, keep_order, midranks
@@ -206,7 +206,8 @@ def permutation_test(
     _check_groups(of_group, n)
     dtype = jnp.result_type(x, y)
     # Traced at each call: a user's statistic may refer to something that has changed since.
-    traced = as_traced(statistic, *(jax.ShapeDtypeStruct(rows.shape, dtype) for rows in (x, y)))
+    like_x, like_y = jax.ShapeDtypeStruct(x.shape, dtype), jax.ShapeDtypeStruct(y.shape, dtype)
+    traced = as_traced(statistic, like_x, like_y)
     counts = {"num_permutations": num_permutations, "batch_size": batch_size}
     test = _permute(key, traced, x, y, of_stratum, of_group, **counts)
     if not (x_rounded or y_rounded):
@@ -252,7 +253,7 @@ def _permute(
 _LARGEST_ROUNDING = 1e-3
 
 
-def _as_rows(name: str, sample: Any) -> tuple[Array, bool]:
+def _as_rows(name: str, sample: Numbers) -> tuple[Array, bool]:
     """Numbers with a leading axis of rows, and whether the conversion rounds NumPy's too much.
 
     They are not centred, since a statistic may depend on their location.
@@ -365,14 +366,14 @@ def score_permutation_test(
     vector_leaves(x=x, y=y)
     # The quantities on which the statistic depends, before NumPy's numbers are rounded:
     # differences, the order or the signs.
-    pair = {"x": as_numbers("x", x, exact=True), "y": as_numbers("y", y, exact=True)}
+    x, y = as_numbers("x", x, exact=True), as_numbers("y", y, exact=True)
     if kind == "mean":
-        columns = {name: part[:, None] for name, part in pair.items()}
-        x, y = (part[:, 0] for part in centered_samples(**columns)[1:])
+        _, column_x, column_y = centered_samples(x=x[:, None], y=y[:, None])
+        x, y = column_x[:, 0], column_y[:, 0]
     elif kind == "auc":
-        x, y = keep_order(**pair)
+        x, y = keep_order(x=x, y=y)
     else:
-        x, y = (beside(part, 0.0)[0] for part in pair.values())
+        x, y = beside(x, 0.0)[0], beside(y, 0.0)[0]
     x, y = vector_leaves(x=x, y=y)
     _check_counts(num_permutations, batch_size)
     n, m = len(x), len(y)
@@ -387,14 +388,38 @@ def score_permutation_test(
     )
 
 
+def _centered_terms(
+    pooled: Float[Array, " rows"],
+    counted: Bool[Array, " rows"],
+    num_rows: Float[Array, ""],
+    kind: str,
+) -> tuple[Float[Array, " rows"], float]:
+    """The terms c of the statistic center + (1/n + 1/m) Σ_{i of x} c_i, and its center.
+
+    The terms have mean zero: the rounding of their small sum does not hide ties.
+    """
+    if kind == "mean":
+        values, center = pooled, 0.0
+    elif kind == "auc":
+        # AUC = (R − n(n + 1)/2)/(nm) with the ranks' sum R.
+        values, center = midranks(pooled) / num_rows, 0.5
+    else:
+        values, center = jnp.sign(pooled) / 4, 0.5
+    mean = jnp.sum(jnp.where(counted, values, 0)) / num_rows
+    values = jnp.where(counted, values - mean, 0)
+    # A NaN counts whichever sample its row falls to.
+    missing = jnp.isnan(jnp.where(counted, pooled, 0)).any()
+    return jnp.where(missing, jnp.nan, values), center
+
+
 @functools.partial(jax.jit, static_argnames=("kind", "num_permutations", "batch_size"))
 def _permute_labels(
-    key: Any,
-    x: Any,
-    y: Any,
-    strata: Any,
-    groups: Any,
-    counts: Any,
+    key: Key[Array, ""],
+    x: Float[Array, " n"],
+    y: Float[Array, " m"],
+    strata: Array | None,
+    groups: Array | None,
+    counts: Bool[Array, " rows"] | None,
     kind: str,
     num_permutations: int,
     batch_size: int | None,
@@ -409,21 +434,8 @@ def _permute_labels(
             strata = jnp.zeros(n + m, int) if strata is None else number_labels(strata)
             strata = jnp.where(counted, strata, n + m)
 
-    # Statistic = center + (1/n + 1/m) Σ_{i of x} c_i, with c of mean zero: a small sum, whose
-    # rounding does not hide ties.
     num_rows = jnp.sum(counted).astype(pooled.dtype)
-    if kind == "mean":
-        values, center = pooled, 0.0
-    elif kind == "auc":
-        # AUC = (R − n(n + 1)/2)/(nm) with the ranks' sum R.
-        values, center = midranks(pooled) / num_rows, 0.5
-    else:
-        values, center = jnp.sign(pooled) / 4, 0.5
-    mean = jnp.sum(jnp.where(counted, values, 0)) / num_rows
-    values = jnp.where(counted, values - mean, 0)
-    # A NaN counts whichever sample its row falls to.
-    values = jnp.where(jnp.isnan(jnp.where(counted, pooled, 0)).any(), jnp.nan, values)
-
+    values, center = _centered_terms(pooled, counted, num_rows, kind)
     in_x, valid = jnp.arange(n + m) < n, True
     if groups is None:
         shuffle = lambda key: in_x.at[_permutation(key, n + m, strata)].set(in_x)

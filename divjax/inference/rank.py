@@ -1,6 +1,6 @@
 """AUC and accuracy of scores that discriminate between two samples, with standard errors."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from divjax.core.arguments import as_leaves, as_optional_leaf, vector_leaves
+from divjax.core.arguments import Leaf, as_leaves, as_optional_leaf, vector_leaves
 from divjax.core.checks import check_probability, check_scalar, check_weights
 from divjax.core.numerics import nan_unless, safe_sqrt
-from divjax.core.samples import as_numbers, loses_digits
+from divjax.core.samples import Numbers, Unrounded, as_numbers, loses_digits
 from divjax.core.simplex import effective_sample_size
 from divjax.core.types import Estimate
 from divjax.fdiv.special import as_singles
@@ -23,13 +23,13 @@ __all__ = ["accuracy", "auc", "midranks"]
 class _Scores(NamedTuple):
     """Scores of two samples and their weights, None if they are equal."""
 
-    x: Any
-    y: Any
-    a: Any
-    b: Any
+    x: Leaf
+    y: Leaf
+    a: Leaf | None
+    b: Leaf | None
 
 
-def _checked(x: Any, y: Any, a: Any, b: Any) -> _Scores:
+def _checked(x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None) -> _Scores:
     """All as arguments of a compiled function."""
     scores = vector_leaves(x=x, y=y)
     weights = []
@@ -57,7 +57,7 @@ def _weighted(scores: _Scores) -> tuple[Array, Array, Array, Array]:
     return x, y, _normalized(a), _normalized(b)
 
 
-def keep_order(**scores: Any) -> tuple[Any, ...]:
+def keep_order(**scores: Numbers) -> tuple[Unrounded, ...]:
     """The scores, or their ranks if rounding to JAX's dtype would create ties.
 
     Ranks replace NumPy's float64 (which includes lists and series of numbers) and large integers.
@@ -81,7 +81,7 @@ def keep_order(**scores: Any) -> tuple[Any, ...]:
     return tuple(part.reshape(array.shape) for part, array in zip(parts, numbers, strict=True))
 
 
-def _are_traced_integers(*scores: Any) -> bool:
+def _are_traced_integers(*scores: Numbers) -> bool:
     integers = all(
         isinstance(part, jax.Array) and jnp.issubdtype(part.dtype, jnp.integer) for part in scores
     )
@@ -107,7 +107,8 @@ def _share_below(x: Float[Array, " n"], y: Float[Array, " m"], b: Float[Array, "
     sorted_y = y[order]
     # Starts from 0, so that the index that a search returns is that of the weight before it.
     below = jnp.concatenate([jnp.zeros_like(b[:1]), jnp.cumsum(b[order])])
-    left, right = (jnp.searchsorted(sorted_y, x, side=side) for side in ("left", "right"))
+    left = jnp.searchsorted(sorted_y, x, side="left")
+    right = jnp.searchsorted(sorted_y, x, side="right")
     return (below[left] + below[right]) / 2
 
 
@@ -237,7 +238,7 @@ def accuracy(
     )
 
 
-def beside(scores: Any, threshold: Any) -> tuple[Any, Any]:
+def beside(scores: Unrounded, threshold: Leaf) -> tuple[Unrounded, Leaf]:
     """The sides of the threshold of NumPy's scores, before float32 rounds them, and zero.
 
     JAX's scores, and scores with a traced threshold, are returned unchanged with the threshold.
@@ -279,5 +280,6 @@ def _midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
     ranked = ~jnp.isnan(values)
     ordered = jnp.sort(values)
     # Equal values take the ranks left + 1, …, right, whose mean is (left + right + 1)/2.
-    left, right = (jnp.searchsorted(ordered, values, side=side) for side in ("left", "right"))
+    left = jnp.searchsorted(ordered, values, side="left")
+    right = jnp.searchsorted(ordered, values, side="right")
     return nan_unless(ranked, (left + right + 1).astype(values.dtype) / 2)

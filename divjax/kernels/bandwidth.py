@@ -7,11 +7,12 @@ result. Gradients are stopped at bandwidths.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.checks import check_positive, check_positive_values, known_number
 from divjax.core.numerics import in_units_of
@@ -31,11 +32,13 @@ __all__ = ["BandwidthRule", "Mean", "Median", "MultiScale"]
 class BandwidthRule(Protocol):
     """A bandwidth computed from the particles."""
 
-    def init(self, x: Float[Array, "n d"]) -> Any:
+    def init(self, x: Float[Array, "n d"]) -> PyTree[Array]:
         """The state carried from one evaluation to the next."""
         ...
 
-    def __call__(self, x: Float[Array, "n d"], state: Any) -> tuple[Float[Array, "..."], Any]:
+    def __call__(
+        self, x: Float[Array, "n d"], state: PyTree[Array]
+    ) -> tuple[Float[Array, "..."], PyTree[Array]]:
         """The bandwidth, a scalar or a vector of scales, and the next state."""
         ...
 
@@ -73,7 +76,9 @@ def _mean_squared(x: Float[Array, "n d"]) -> Float[Array, ""]:
     return 2 * jnp.sum(x**2) / max(x.shape[0] - 1, 1)
 
 
-def _bandwidth(squared: Float[Array, ""], rescaled: _Rescaled, dtype: Any) -> Float[Array, ""]:
+def _bandwidth(
+    squared: Float[Array, ""], rescaled: _Rescaled, dtype: DTypeLike
+) -> Float[Array, ""]:
     """σ with σ² = d² / (2 log(n+1)), or 1 if all particles coincide; NaN stays NaN."""
     length = jnp.sqrt(squared / (2 * math.log(rescaled.x.shape[0] + 1.0))) * rescaled.unit
     return jnp.where(squared <= rescaled.coincident, 1, length).astype(dtype)
@@ -99,11 +104,17 @@ class Mean:
         as_samples(x=x)
         return ()
 
-    def __call__(self, x: Float[Array, "n d"], state: Any) -> tuple[Float[Array, ""], Any]:
+    def __call__(
+        self, x: Float[Array, "n d"], state: tuple[()]
+    ) -> tuple[Float[Array, ""], tuple[()]]:
         """The bandwidth."""
         (x,) = centered_samples(x=x)[1:]
         rescaled = _rescale(x)
         return _bandwidth(_mean_squared(rescaled.x), rescaled, x.dtype), state
+
+
+# The logarithm of the last median, and its change.
+_MedianState: TypeAlias = tuple[Float[Array, ""], Float[Array, ""]]
 
 
 @pytree
@@ -139,7 +150,7 @@ class Median:
     def __post_init__(self):
         known_number("tolerance", self.tolerance, 0, above=True)
 
-    def init(self, x: Float[Array, "n d"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def init(self, x: Float[Array, "n d"]) -> _MedianState:
         """The logarithm of the median's first guess, and its expected change."""
         (x,) = centered_samples(x=x)[1:]
         rescaled = _rescale(x)
@@ -148,7 +159,9 @@ class Median:
         log_guess = jnp.log(jnp.where(squared > 0, squared, 1)) + 2 * jnp.log(rescaled.unit)
         return log_guess, jnp.zeros_like(log_guess)
 
-    def __call__(self, x: Float[Array, "n d"], state: Any) -> tuple[Float[Array, ""], Any]:
+    def __call__(
+        self, x: Float[Array, "n d"], state: _MedianState
+    ) -> tuple[Float[Array, ""], _MedianState]:
         """The bandwidth, and the median and its last change on a logarithmic scale."""
         (x,) = centered_samples(x=x)[1:]
         if x.shape[0] == 1:
@@ -200,11 +213,13 @@ class MultiScale:
         if isinstance(self.scales, (list, tuple)) and not self.scales:
             raise ValueError("scales must hold at least one number; got none.")
 
-    def init(self, x: Float[Array, "n d"]) -> Any:
+    def init(self, x: Float[Array, "n d"]) -> PyTree[Array]:
         """The rule's state."""
         return self.rule.init(*centered_samples(x=x)[1:])
 
-    def __call__(self, x: Float[Array, "n d"], state: Any) -> tuple[Float[Array, " s"], Any]:
+    def __call__(
+        self, x: Float[Array, "n d"], state: PyTree[Array]
+    ) -> tuple[Float[Array, " s"], PyTree[Array]]:
         """The bandwidths, of shape (s,)."""
         (x,) = centered_samples(x=x)[1:]
         bandwidth, state = self.rule(x, state)

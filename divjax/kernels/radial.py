@@ -1,17 +1,19 @@
 """Radial kernels k(x, y) = κ(‖x − y‖), with closed-form derivatives."""
 
 import dataclasses
-from typing import Any, Protocol, Self
+from collections.abc import Callable
+from typing import Protocol, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.checks import check_positive, check_positive_values, check_provides, check_scalar
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import squared_distances
 from divjax.core.pytrees import pytree
-from divjax.core.samples import as_samples, centered_samples
+from divjax.core.samples import Numbers, as_samples, centered_samples
 from divjax.kernels.bandwidth import BandwidthRule, Median
 
 __all__ = ["Energy", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace"]
@@ -22,11 +24,13 @@ _Block = Float[Array, "n m"]
 class Kernel(Protocol):
     """A radial kernel. Derivatives are with respect to x, the first argument."""
 
-    def init(self, x: Float[Array, "n d"]) -> Any:
+    def init(self, x: Float[Array, "n d"]) -> PyTree[Array]:
         """The bandwidth rule's state, `()` for a kernel whose bandwidth is a number."""
         ...
 
-    def resolve(self, x: Float[Array, "n d"], state: Any) -> tuple["Kernel", Any]:
+    def resolve(
+        self, x: Float[Array, "n d"], state: PyTree[Array]
+    ) -> tuple["Kernel", PyTree[Array]]:
         """The kernel with its rule replaced by the bandwidth at x, and the next state."""
         ...
 
@@ -49,7 +53,9 @@ class Kernel(Protocol):
         ...
 
 
-def _as_points(x: Any, y: Any) -> tuple[Float[Array, "n d"], Float[Array, "m d"] | None]:
+def _as_points(
+    x: Numbers, y: Numbers | None
+) -> tuple[Float[Array, "n d"], Float[Array, "m d"] | None]:
     """Both as floating-point matrices of one dtype."""
     if y is None:
         return centered_samples(x=x)[1], None
@@ -57,7 +63,7 @@ def _as_points(x: Any, y: Any) -> tuple[Float[Array, "n d"], Float[Array, "m d"]
     return x, y
 
 
-def check_kernel(kernel: Any) -> None:
+def check_kernel(kernel: object) -> None:
     """Raise `ValueError` for an object that is not a kernel, such as a function of two points."""
     methods = ("init", "resolve", "radial")
     check_provides("kernel", kernel, methods, "a kernel such as kernels.Gaussian()")
@@ -85,7 +91,7 @@ class _WithBandwidth:
     def __post_init__(self):
         check_positive(bandwidth=self.bandwidth)
 
-    def init(self, x: Float[Array, "n d"]) -> Any:
+    def init(self, x: Float[Array, "n d"]) -> PyTree[Array]:
         """The bandwidth rule's state."""
         # Only for its errors.
         as_samples(x=x)
@@ -96,7 +102,7 @@ class _WithBandwidth:
             )
         return self.bandwidth.init(x) if isinstance(self.bandwidth, BandwidthRule) else ()
 
-    def resolve(self, x: Float[Array, "n d"], state: Any) -> tuple[Self, Any]:
+    def resolve(self, x: Float[Array, "n d"], state: PyTree[Array]) -> tuple[Self, PyTree[Array]]:
         """The kernel with its bandwidth at x, and the rule's next state."""
         # Stored bandwidths may be JAX's placeholders, hence values are checked only here.
         if not isinstance(self.bandwidth, BandwidthRule):
@@ -114,7 +120,9 @@ class _WithBandwidth:
         """Values and slopes, the mean over the scales."""
         return self._mean_over_scales(lambda sigma: self._radial(squared, sigma), squared.dtype)
 
-    def _mean_over_scales(self, function: Any, dtype: Any) -> Any:
+    def _mean_over_scales(
+        self, function: Callable[[ArrayLike], PyTree[Array]], dtype: DTypeLike
+    ) -> PyTree[Array]:
         """The mean of `function(σ)` over the scales; NaN for a traced σ that is not positive.
 
         Also NaN if σ² or the squared distances relevant to σ are out of the dtype's range.
@@ -128,7 +136,7 @@ class _WithBandwidth:
         limits = jnp.finfo(jnp.promote_types(dtype, jnp.float32))
         least, greatest = (float(limits.tiny / limits.eps) ** 0.5, float(limits.max) ** 0.5)
 
-        def at(sigma: Any) -> Any:
+        def at(sigma: ArrayLike) -> PyTree[Array]:
             # The limits are out of float16's range, in which they would be zero and infinity.
             wide = jnp.asarray(sigma, jnp.promote_types(jnp.result_type(sigma), jnp.float32))
             return function(nan_unless((wide >= least) & (wide <= greatest), sigma))
@@ -234,7 +242,7 @@ class InverseMultiquadric(_WithBandwidth):
     def __post_init__(self):
         check_positive(bandwidth=self.bandwidth, exponent=self.exponent)
 
-    def resolve(self, x: Float[Array, "n d"], state: Any) -> tuple[Self, Any]:
+    def resolve(self, x: Float[Array, "n d"], state: PyTree[Array]) -> tuple[Self, PyTree[Array]]:
         """The kernel with its bandwidth at x, and the rule's next state."""
         check_positive_values(exponent=self.exponent)
         return super().resolve(x, state)
@@ -321,7 +329,7 @@ class Energy:
         as_samples(x=x)
         return ()
 
-    def resolve(self, x: Float[Array, "n d"], state: Any) -> tuple[Self, Any]:
+    def resolve(self, x: Float[Array, "n d"], state: PyTree[Array]) -> tuple[Self, PyTree[Array]]:
         """The kernel itself."""
         return self, state
 

@@ -7,12 +7,12 @@ cross-entropy.
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.arguments import as_leaves
@@ -30,7 +30,7 @@ from divjax.core.checks import (
 from divjax.core.labels import as_indices
 from divjax.core.numerics import in_units_of, matmul, nan_unless
 from divjax.core.pairwise import common_center, map_row_blocks
-from divjax.core.samples import as_samples, without_offset
+from divjax.core.samples import Numbers, Unrounded, as_samples, without_offset
 from divjax.ot.costs import PNorm
 from divjax.ot.gaussian import gaussian_wasserstein
 
@@ -85,7 +85,7 @@ def _temper(logits: Float[Array, "b c"], temperature: ArrayLike) -> Float[Array,
     return logits / nan_unless(temperature > 0, temperature)
 
 
-def _nonnegative(number: ArrayLike, dtype: Any) -> Float[Array, ""]:
+def _nonnegative(number: ArrayLike, dtype: DTypeLike) -> Float[Array, ""]:
     """A hyper-parameter in the data's dtype; NaN if it is traced and negative."""
     number = jnp.asarray(number, dtype)
     return nan_unless(number >= 0, number)
@@ -203,7 +203,7 @@ def class_costs(
     return _class_costs(similarity, *as_leaves(sharpness=sharpness))
 
 
-def _excess(similarity: Any) -> Any:
+def _excess(similarity: Unrounded) -> Unrounded:
     """The excess over 1, beyond the rounding of a cosine."""
     dtype = jax.dtypes.canonicalize_dtype(similarity.dtype)
     return similarity - 1 - 16 * float(jnp.finfo(dtype).eps)
@@ -304,9 +304,8 @@ def _wkd_logits(
         others = jnp.arange(c - 1)
         others = jnp.where(others >= label.astype(others.dtype), others + 1, others)
         # Both sides are normalised without y, whose probability the cross-entropy matches.
-        log_a, log_b = (
-            jax.nn.log_softmax(_temper(z[others], temperature)) for z in (student, teacher)
-        )
+        without_label = lambda z: jax.nn.log_softmax(_temper(z[others], temperature))
+        log_a, log_b = without_label(student), without_label(teacher)
         between = costs[others[:, None], others]
         moved = _transport_cost(between, log_a, log_b, epsilon, num_steps)
         # The target's cross-entropy is over all classes, and at temperature 1.
@@ -361,13 +360,14 @@ def wkd_features(
     References:
         Lv et al. 2024, eq. 6–8 and their settings.
     """
-    shape, of_teacher = (jnp.shape(z) for z in as_leaves(student=student, teacher=teacher))
+    shapes = [jnp.shape(z) for z in as_leaves(student=student, teacher=teacher)]
+    shape = shapes[0]
     if len(shape) < 3:
         raise ValueError(f"student must have shape (b, ..., channels); got {shape}.")
     if 0 in shape:
         raise ValueError(f"student must not be empty; got shape {shape}.")
-    if of_teacher != shape:
-        raise ValueError(f"teacher must have shape {shape}; got shape {of_teacher}.")
+    if shapes[1] != shape:
+        raise ValueError(f"teacher must have shape {shape}; got shape {shapes[1]}.")
     # A common offset of an image's features does not change the distance.
     teacher, student = without_offset(_means_over_positions, teacher=teacher, student=student)
     check_choice(("diagonal", "full"), covariance=covariance)
@@ -400,7 +400,7 @@ def _wkd_features(
     dtype = jnp.result_type(student, teacher)
     student, teacher = jnp.asarray(student, dtype), jnp.asarray(teacher, dtype)
     mean_weight, floor = _nonnegative(mean_weight, dtype), jnp.asarray(floor, dtype)
-    student, teacher = (_cells(features, grid) for features in (student, teacher))
+    student, teacher = _cells(student, grid), _cells(teacher, grid)
     if student.shape[1] < 2:
         raise ValueError(f"student must have at least two positions; got {student.shape[1]}.")
 
@@ -485,7 +485,8 @@ def _sinkhorn_distillation(
     *,
     num_steps: int,
 ) -> Float[Array, ""]:
-    p, q = (jax.nn.softmax(_temper(z, temperature)) for z in (student, teacher))
+    p = jax.nn.softmax(_temper(student, temperature))
+    q = jax.nn.softmax(_temper(teacher, temperature))
     # Sums of one for rows and columns, hence a total mass of b rather than one.
     log_ones = jnp.zeros_like(p[:, 0])
     # Transposed, as columns are normalised last.
@@ -495,11 +496,13 @@ def _sinkhorn_distillation(
     return nan_unless(is_number, _nonnegative(weight, p.dtype) * cost)
 
 
-def _as_logits(student: Any, teacher: Any) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+def _as_logits(
+    student: Numbers, teacher: Numbers
+) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
     """Logits as floating-point matrices of one shape and dtype, NumPy's less their row maxima."""
-    shape, of_teacher = (z.shape for z in as_samples(student=student, teacher=teacher))
-    if of_teacher != shape:
-        raise ValueError(f"teacher must have shape {shape}; got shape {of_teacher}.")
+    shapes = [z.shape for z in as_samples(student=student, teacher=teacher)]
+    if shapes[1] != shapes[0]:
+        raise ValueError(f"teacher must have shape {shapes[0]}; got shape {shapes[1]}.")
     # A constant added to a row of logits does not change its softmax: subtracted in float64 for
     # NumPy's.
     (student,) = without_offset(_row_maxima, student=student)
@@ -508,7 +511,7 @@ def _as_logits(student: Any, teacher: Any) -> tuple[Float[Array, "b c"], Float[A
     return student, teacher
 
 
-def _row_maxima(z: np.ndarray) -> Any:
+def _row_maxima(z: np.ndarray) -> np.ndarray:
     return np.max(z, axis=-1, keepdims=True)
 
 

@@ -7,11 +7,11 @@ y, which change no divergence: `Task.transformed`.
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import scipy  # its parts are loaded where they are used
 from jaxtyping import Array, Float, Key
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-def gaussian_dependence(covariance: Any, x_dim: int) -> Task:
+def gaussian_dependence(covariance: npt.ArrayLike, x_dim: int) -> Task:
     """Jointly normal x and y of zero mean, I(x; y) = ½ log(det C_x det C_y/det C).
 
     Args:
@@ -204,7 +204,9 @@ def _softplus(x: np.ndarray) -> np.ndarray:
     return np.logaddexp(0, x)
 
 
-def _second_difference(function: Callable[[float], Any], x: float, y: float, start: float) -> float:
+def _second_difference(
+    function: Callable[[float], float], x: float, y: float, start: float
+) -> float:
     """∫₀ˣ ∫₀ʸ function(start + s + t) ds dt, over the logarithm of start + s + t."""
 
     def integrand(log: float) -> float:
@@ -292,7 +294,7 @@ def additive_uniform(epsilon: float) -> Task:
     """
     epsilon = known_number("epsilon", epsilon, 0, above=True)
 
-    def length(y: Any) -> Any:
+    def length(y: Array) -> Array:
         return jnp.minimum(y + epsilon, 1) - jnp.maximum(y - epsilon, 0)
 
     # Integrated over y by the length, which rises from 0 to its highest, stays there and falls.

@@ -17,13 +17,13 @@ that whiten q and diagonalise p.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import scipy  # its parts are loaded where they are used
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core.checks import check_count, check_matrix, check_shape, known_number
 from divjax.problems.mixtures import GaussianMixture, check_draw
@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 Sampler = Callable[[Key[Array, ""], int], Float[Array, "n d"]]
+RowMap = Callable[[Float[Array, "n d"]], Float[Array, "n d"]]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Task:
         joint = self.sample_p(key, n)
         return joint[:, : self.x_dim], joint[:, self.x_dim :]
 
-    def transformed(self, forward: Callable[..., Any], inverse: Callable[..., Any]) -> "Task":
+    def transformed(self, forward: RowMap, inverse: RowMap) -> "Task":
         """The task under an invertible map of rows, which preserves the divergences."""
         return Task(
             self.dim,
@@ -113,7 +114,7 @@ def _checked_sampler(sample: Sampler) -> Sampler:
     return checked
 
 
-def check_points(z: Any, dim: int) -> None:
+def check_points(z: ArrayLike, dim: int) -> None:
     """Raise `ValueError` unless z is a matrix of points with `dim` features."""
     check_matrix(z=z)
     check_shape("z", z, "n", dim)
@@ -147,7 +148,7 @@ def _normal(mean: np.ndarray, factor: np.ndarray) -> Sampler:
     return sample
 
 
-def finite_array(name: str, value: Any) -> np.ndarray:
+def finite_array(name: str, value: npt.ArrayLike) -> np.ndarray:
     """Finite numbers in double precision, or a `ValueError` for anything else."""
     try:
         array = np.asarray(value, np.float64)
@@ -159,7 +160,12 @@ def finite_array(name: str, value: Any) -> np.ndarray:
 
 
 def gaussian_pair(
-    mean_p: Any, covariance_p: Any, mean_q: Any, covariance_q: Any, *, x_dim: int | None = None
+    mean_p: npt.ArrayLike,
+    covariance_p: npt.ArrayLike,
+    mean_q: npt.ArrayLike,
+    covariance_q: npt.ArrayLike,
+    *,
+    x_dim: int | None = None,
 ) -> Task:
     """Two Gaussians, p = N(mean_p, covariance_p) and q = N(mean_q, covariance_q).
 
@@ -186,11 +192,10 @@ def gaussian_pair(
     References:
         Chernoff 1952, the coefficient; Gil, Alajaji, Linder 2013, table 2, for Gaussians.
     """
-    given = {"mean_p": mean_p, "covariance_p": covariance_p}
-    given |= {"mean_q": mean_q, "covariance_q": covariance_q}
-    mean_p, covariance_p, mean_q, covariance_q = (
-        finite_array(name, value) for name, value in given.items()
-    )
+    mean_p = finite_array("mean_p", mean_p)
+    covariance_p = finite_array("covariance_p", covariance_p)
+    mean_q = finite_array("mean_q", mean_q)
+    covariance_q = finite_array("covariance_q", covariance_q)
     d = mean_p.size
     shapes = [a.shape for a in (mean_p, covariance_p, mean_q, covariance_q)]
     if d == 0 or shapes != [(d,), (d, d)] * 2:
@@ -204,6 +209,18 @@ def gaussian_pair(
         scale = np.sqrt(np.diagonal(matrix))
         if (np.abs(matrix - matrix.T) > 1e-6 * np.outer(scale, scale)).any():
             raise ValueError(f"{name} must be symmetric; got {matrix.tolist()}.")
+    return _gaussian_pair(mean_p, factor_p, mean_q, factor_q, x_dim)
+
+
+def _gaussian_pair(
+    mean_p: np.ndarray,
+    factor_p: np.ndarray,
+    mean_q: np.ndarray,
+    factor_q: np.ndarray,
+    x_dim: int | None,
+) -> Task:
+    """`gaussian_pair` after its checks, with the covariances' Cholesky factors."""
+    d = mean_p.size
     # In these coordinates q is standard normal and p has independent features, so that every
     # divergence is a sum or a product over them.
     whitened = np.linalg.solve(factor_q, factor_p)
@@ -214,7 +231,8 @@ def gaussian_pair(
 
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
         check_points(z, d)
-        rows, scale, mean = (jnp.asarray(a, z.dtype) for a in (whitening, roots, shift))
+        rows, scale = jnp.asarray(whitening, z.dtype), jnp.asarray(roots, z.dtype)
+        mean = jnp.asarray(shift, z.dtype)
         white = jnp.matmul(z - jnp.asarray(mean_q, z.dtype), rows.T, precision="highest")
         squares = jnp.square(white) - jnp.square((white - mean) / scale)
         return jnp.sum(squares / 2 - jnp.log(scale), axis=1)
@@ -402,7 +420,7 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
     # The density vanishes at the ends of the box, so that all nodes have one weight.
     cell = math.prod(axis[1] - axis[0] for axis in axes)
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, d)
-    log_p, log_q = (_log_density(law, grid) for law in laws)
+    log_p, log_q = _log_density(laws[0], grid), _log_density(laws[1], grid)
     u = log_p - log_q
     mass_p, mass_q = np.exp(log_p) * cell, np.exp(log_q) * cell
     # E_p log(1 + e^{−u}) + E_q log(1 + e^u), half of which is log 2 − JS.
@@ -426,9 +444,8 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
 
 def _components(mixture: GaussianMixture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, means and full covariances."""
-    weights, means, covariances = (
-        np.asarray(a, np.float64) for a in (mixture.weights, mixture.means, mixture.covariances)
-    )
+    weights, means = np.asarray(mixture.weights, np.float64), np.asarray(mixture.means, np.float64)
+    covariances = np.asarray(mixture.covariances, np.float64)
     count, d = means.shape
     if covariances.ndim < 2:
         covariances = np.broadcast_to(covariances, count)[:, None, None] * np.eye(d)

@@ -12,7 +12,7 @@ solution is explicit (`fokker_planck_moments`). The others are integrated, with 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from divjax.core.arguments import as_leaves
 from divjax.core.checks import check_count, check_nonnegative, check_positive, check_scalar
 from divjax.core.linalg import cho_solve, cholesky, eigh, inv
 from divjax.core.numerics import nan_unless
-from divjax.core.samples import Center, centered_samples
+from divjax.core.samples import Center, Numbers, Unrounded, centered_samples
 from divjax.core.simplex import min_norm_weights
 
 __all__ = [
@@ -275,11 +275,12 @@ def _as_arrays(
     (times,) = as_leaves(times=times)
     if jnp.ndim(times) != 1:
         raise ValueError(f"times must be a vector; got shape {jnp.shape(times)}.")
-    samples: dict[str, Any] = {"initial.mean": initial.mean[None], "targets.mean": targets.mean}
+    samples: dict[str, Array] = {"initial.mean": initial.mean[None], "targets.mean": targets.mean}
     center, first, means = centered_samples(None, **samples)
     tree = (times, first[0], initial.covariance, means, targets.covariance)
     dtype = jnp.result_type(float, *jax.tree.leaves(tree))
-    times, mean, covariance, means, covariances = (jnp.asarray(leaf, dtype) for leaf in tree)
+    to_dtype = lambda leaf: jnp.asarray(leaf, dtype)
+    times, mean, covariance, means, covariances = jax.tree.map(to_dtype, tree)
     # Traced covariances cannot raise: an invalid one gives NaN.
     valid, each = _is_covariance(covariance), jax.vmap(_is_covariance)(covariances)
     return (
@@ -290,18 +291,21 @@ def _as_arrays(
     )
 
 
+Flow = TypeVar("Flow", Moments, MomentFlow)
+
+
 class _Origin(NamedTuple):
     """The initial mean, far from which nothing is computed: a flow moves along with its targets."""
 
     center: Center
     mean: Float[Array, " d"]
 
-    def add(self, flow: Any) -> Any:
+    def add(self, flow: Flow) -> Flow:
         """Moments with their means in the original coordinates."""
         return flow._replace(mean=self.center.add(flow.mean + self.mean))
 
 
-def _leaves(name: str, moments: Any) -> Moments:
+def _leaves(name: str, moments: object) -> Moments:
     """Moments as arrays, from any form that holds numbers."""
     if not isinstance(moments, Moments):
         raise ValueError(f"{name} must be one `Moments`; got {type(moments).__name__}.")
@@ -319,7 +323,7 @@ def _is_covariance(matrix: Float[Array, "d d"]) -> Bool[Array, ""]:
     return symmetric & (jnp.min(eigh(matrix)[0]) >= -rounding)
 
 
-def _forwards(times: Any) -> Any:
+def _forwards(times: Numbers) -> Unrounded:
     """Times, NaN from the first traced one that is negative, goes backwards or is not finite."""
     (times,) = as_leaves(times=times)
     if jnp.ndim(times) != 1:
@@ -358,7 +362,9 @@ def _min_norm_field(
 
 
 def _moment_flow(
-    solve: Callable[[int], Moments], field: Callable[[Moments], Any], num_substeps: int
+    solve: Callable[[int], Moments],
+    field: Callable[[Moments], tuple[Array, Array, Array]],
+    num_substeps: int,
 ) -> MomentFlow:
     """The solution with its weights, and its difference from one with half as many steps."""
     check_count(2, num_substeps=num_substeps)
@@ -372,19 +378,22 @@ def _moment_flow(
     return MomentFlow(*fine, weights=jax.vmap(field)(fine)[2], error=error)
 
 
+T = TypeVar("T")
+
+
 def _integrate(
-    slope: Callable[[Array, Any], Any], state: Any, times: Float[Array, " t"], num_substeps: int
-) -> Any:
+    slope: Callable[[Array, T], T], state: T, times: Float[Array, " t"], num_substeps: int
+) -> T:
     """The solution of state' = slope(time, state) at the times, started at 0, by Runge–Kutta 4."""
 
-    def add(state: Any, step: Array, direction: Any) -> Any:
+    def add(state: T, step: Array, direction: T) -> T:
         return jax.tree.map(lambda x, v: x + step * v, state, direction)
 
-    def advance(carry: tuple[Array, Any], end: Array) -> tuple[tuple[Array, Any], Any]:
+    def advance(carry: tuple[Array, T], end: Array) -> tuple[tuple[Array, T], T]:
         start, state = carry
         step = (end - start) / num_substeps
 
-        def substep(index: Array, state: Any) -> Any:
+        def substep(index: Array, state: T) -> T:
             time = start + index * step
             k1 = slope(time, state)
             k2 = slope(time + step / 2, add(state, step / 2, k1))

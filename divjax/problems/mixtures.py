@@ -1,7 +1,6 @@
 """Gaussian mixtures with exact densities, scores, moments and samplers, and two published toys."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ from divjax.core.samples import as_arrays
 __all__ = ["GaussianMixture", "three_component_targets", "two_component_targets"]
 
 
-def check_draw(key: Any, n: Any) -> None:
+def check_draw(key: object, n: object) -> None:
     """Raise `ValueError` unless these are a key and a number of draws."""
     check_key(key)
     check_count(0, n=n)
@@ -72,7 +71,8 @@ class GaussianMixture:
         """
         given = {"weights": self.weights, "means": self.means, "covariances": self.covariances}
         leaves = dict(zip(given, as_leaves(**given), strict=True))
-        weights, means, covariances = map(jnp.shape, leaves.values())
+        weights, means = jnp.shape(leaves["weights"]), jnp.shape(leaves["means"])
+        covariances = jnp.shape(leaves["covariances"])
         if len(means) != 2 or weights != means[:1]:
             raise ValueError(
                 f"weights and means must have shapes (c,) and (c, d); got {weights} and {means}."
@@ -105,7 +105,7 @@ class GaussianMixture:
     def _terms(self, x: Float[Array, " d"]) -> tuple[Array, Array, Array]:
         """Numbers proportional to w_c N(x; μ_c, Σ_c), their unit's log, and Σ_c⁻¹ (x − μ_c)."""
         weights, means, covariances = self._law()
-        (x,) = map(jnp.asarray, as_leaves(x=x))
+        x = jnp.asarray(as_leaves(x=x)[0])
         dim = means.shape[1]
         if x.shape != (dim,):
             raise ValueError(f"x must be one point of shape ({dim},); got shape {x.shape}.")

@@ -114,39 +114,21 @@ def js_lower_bound(
     share = 2 if first else 1
     by_fold_delta = delta / (share * num_folds)
 
-    # The pair that each row belongs to: the sample sizes may differ.
-    count_p, count_q = (_counts(part.fold, num_folds) for part in held_out)
-    pairs = jnp.minimum(count_p, count_q)
-    # A static bound on the number of pairs of a fold: its share of the smaller sample, with room
-    # for rounding.
-    size = min(-(-part.fold.shape[0] // num_folds) for part in held_out) + 1
-    slots = [
-        _slots(part, count, pairs) for part, count in zip(held_out, (count_p, count_q), strict=True)
-    ]
+    pairing = _pairing(held_out, num_folds)
     # Entries beyond a fold's own number of pairs are padding, "folds size".
-    mask = jnp.arange(size) < pairs[:, None]
+    mask = jnp.arange(pairing.size) < pairing.pairs[:, None]
 
     # The best scale and clip for each model, chosen on its validation rows.
-    num_pairs, deltas = pairs, jnp.full(num_folds, by_fold_delta)
+    num_pairs, deltas = pairing.pairs, jnp.full(num_folds, by_fold_delta)
     if first:
         # The last entry is the model of the first folds, which bets on all pairs of the later ones.
-        num_pairs = jnp.append(pairs, jnp.sum(pairs[first:]))
+        num_pairs = jnp.append(num_pairs, jnp.sum(num_pairs[first:]))
         deltas = jnp.append(deltas, delta / 2)
     transform = _best_transform(scores, num_pairs, -jnp.log(deltas), clip)
 
-    def pair_values(u_p, u_q, model_of):
-        """Each fold's pairs of gains, where `model_of` maps a fold to its model."""
-        # The value of a pair is ½ gain(u_p) + ½ gain(−u_q), whose mean is at most JS for any u.
-        gains_p, gains_q = (
-            _pair_means(
-                transform.gain(sign * u, model_of[part.fold]), part.fold, slot, (num_folds, size)
-            )
-            for u, sign, part, slot in zip((u_p, u_q), (1, -1), held_out, slots, strict=True)
-        )
-        return (gains_p + gains_q) / 2
-
     folds = jnp.arange(num_folds)
-    by_fold = pair_values(held_out[0].log_ratio, held_out[1].log_ratio, folds)
+    scores_p, scores_q = held_out[0].log_ratio, held_out[1].log_ratio
+    by_fold = _pair_values(pairing, held_out, transform, scores_p, scores_q, folds)
     # The clip bounds the terms. Its limits are fixed before the betting rows are used.
     lower, upper = _gain(-transform.clip, jnp.inf), _gain(transform.clip, jnp.inf)
 
@@ -160,11 +142,17 @@ def js_lower_bound(
     if first:
         # The last fold's own model has been fitted to all earlier rows.
         model_of = jnp.where(folds == num_folds - 1, folds, num_folds)
-        values = pair_values(scores.first_p, scores.first_q, model_of).at[-1].set(by_fold[-1])
+        values = _pair_values(
+            pairing, held_out, transform, scores.first_p, scores.first_q, model_of
+        )
+        values = values.at[-1].set(by_fold[-1])
         # A value is bounded by the clip of the model that bets on it.
-        ends = (jnp.repeat(end[model_of[first:]], size) for end in (lower, upper))
         in_sequence = betting_lower_bound(
-            values[first:].ravel(), *ends, confidence_level=1 - delta / 2, mask=mask[first:].ravel()
+            values[first:].ravel(),
+            jnp.repeat(lower[model_of[first:]], pairing.size),
+            jnp.repeat(upper[model_of[first:]], pairing.size),
+            confidence_level=1 - delta / 2,
+            mask=mask[first:].ravel(),
         )
         bound = jnp.maximum(bound, in_sequence)
     # JS is never negative: 0 is a bound at any confidence. NaN is propagated.
@@ -174,6 +162,51 @@ def js_lower_bound(
 def _gain(u: ArrayLike, clip: ArrayLike) -> Array:
     """The decrease of a row's loss below log 2, at the clipped log ratio u."""
     return math.log(2) - jax.nn.softplus(-jnp.clip(u, jnp.negative(clip), clip))
+
+
+class _Pairing(NamedTuple):
+    """Each fold's held-out rows in pairs, one row of p and one of q.
+
+    Attributes:
+        pairs: the number of pairs of each fold.
+        slot_p: the pair that each row of p belongs to.
+        slot_q: the pair that each row of q belongs to.
+        size: a static bound on the number of pairs of a fold.
+    """
+
+    pairs: Int[Array, " folds"]
+    slot_p: Int[Array, " n"]
+    slot_q: Int[Array, " m"]
+    size: int
+
+
+def _pairing(held_out: tuple[HeldOut, HeldOut], num_folds: int) -> _Pairing:
+    """The pairs of the held-out rows, in which the larger sample's pairs have several rows."""
+    part_p, part_q = held_out
+    count_p, count_q = _counts(part_p.fold, num_folds), _counts(part_q.fold, num_folds)
+    pairs = jnp.minimum(count_p, count_q)
+    # A fold's share of the smaller sample, with room for rounding.
+    size = min(-(-part.fold.shape[0] // num_folds) for part in held_out) + 1
+    return _Pairing(pairs, _slots(part_p, count_p, pairs), _slots(part_q, count_q, pairs), size)
+
+
+def _pair_values(
+    pairing: _Pairing,
+    held_out: tuple[HeldOut, HeldOut],
+    transform: _Transform,
+    u_p: Float[Array, " n"],
+    u_q: Float[Array, " m"],
+    model_of: Int[Array, " folds"],
+) -> Float[Array, "folds size"]:
+    """Each fold's pairs of gains, where `model_of` maps a fold to its model."""
+    part_p, part_q = held_out
+    shape = pairing.pairs.shape[0], pairing.size
+    # The value of a pair is ½ gain(u_p) + ½ gain(−u_q), whose mean is at most JS for any u.
+    gains_p = transform.gain(u_p, model_of[part_p.fold])
+    gains_q = transform.gain(-u_q, model_of[part_q.fold])
+    means_p = _pair_means(gains_p, part_p.fold, pairing.slot_p, shape)
+    means_q = _pair_means(gains_q, part_q.fold, pairing.slot_q, shape)
+    return (means_p + means_q) / 2
 
 
 def _counts(fold: Int[Array, " n"], num_folds: int) -> Int[Array, " folds"]:
@@ -203,9 +236,9 @@ def _pair_means(
 ) -> Float[Array, "folds size"]:
     """The mean gain over each pair's rows of one sample."""
     place = _or_none(fold, shape[0]), slot
-    total, count = (
-        jnp.zeros(shape, gains.dtype).at[place].add(term, mode="drop") for term in (gains, 1.0)
-    )
+    empty = jnp.zeros(shape, gains.dtype)
+    total = empty.at[place].add(gains, mode="drop")
+    count = empty.at[place].add(1.0, mode="drop")
     return total / jnp.maximum(count, 1)
 
 
@@ -221,8 +254,8 @@ def _best_transform(
     L = log(1/δ). The best λ = √(2L/(nv)) is limited by the largest possible loss, μ − lower.
     """
     dtype = scores.first_p.dtype
-    grid = np.meshgrid(_SLOPES, _CLIPS if clip is None else (clip,))
-    slopes, clips = (jnp.asarray(axis.ravel(), dtype) for axis in grid)
+    slope_grid, clip_grid = np.meshgrid(_SLOPES, _CLIPS if clip is None else (clip,))
+    slopes, clips = jnp.asarray(slope_grid.ravel(), dtype), jnp.asarray(clip_grid.ravel(), dtype)
 
     def predicted(u_p, u_q, weights_p, weights_q, n, log_term, slope, clip):
         mean, variance = jnp.zeros((), dtype), jnp.zeros((), dtype)
@@ -249,6 +282,6 @@ def _best_transform(
     best = jnp.argmax(bounds, axis=1)
     # With too few validation rows for a choice, the usual setting is taken.
     few = jax.vmap(num_rows)(scores.weights_p, scores.weights_q) < 20
-    usual = int(np.argmin(np.abs(grid[0] - 0.85) + np.abs(grid[1] - 1.5)))
+    usual = int(np.argmin(np.abs(slope_grid - 0.85) + np.abs(clip_grid - 1.5)))
     best = jnp.where(few, usual, best)
     return _Transform(slopes[best], clips[best])

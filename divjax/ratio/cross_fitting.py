@@ -6,7 +6,7 @@ rows, and is then evaluated on the held-out fold. All folds and repeats are fitt
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -186,8 +186,74 @@ def cross_fit(
     )
 
 
+class _Task(NamedTuple):
+    """The fit of one member.
+
+    Attributes:
+        key: the key of its repeat.
+        split: the places of the rows of both samples.
+        stream: a number that makes its key from that of the repeat.
+        tested: the first fold that it is tested on, and the one after the last.
+    """
+
+    key: Key[Array, ""]
+    split: "tuple[_Places, _Places]"
+    stream: Int[Array, ""]
+    tested: tuple[Int[Array, ""], Int[Array, ""]]
+
+
+def _tasks(
+    keys: Key[Array, " repeats"], splits: "tuple[_Places, _Places]", plan: CrossFitting
+) -> _Task:
+    """One task per repeat and fold, followed by the task for the folds before the first tested."""
+    num_folds = plan.num_folds
+    repeat, fold = np.divmod(np.arange(plan.num_repeats * num_folds), num_folds)
+    tested = np.stack([fold, fold + 1])
+    first = num_first_folds(num_folds)
+    if first:
+        # The extra task tests all folds from `first` on, hence is fitted to the earlier ones alone.
+        repeat, fold = np.append(repeat, 0), np.append(fold, num_folds)
+        tested = np.append(tested, [[first], [num_folds]], axis=1)
+    return _Task(
+        keys[repeat],
+        jax.tree.map(lambda leaf: leaf[repeat], splits),
+        jnp.asarray(fold),
+        (jnp.asarray(tested[0]), jnp.asarray(tested[1])),
+    )
+
+
+def _fit_member(
+    task: _Task, rows: Rows, head: Head, plan: CrossFitting
+) -> tuple[Member, list[Array], tuple[Array, ...]]:
+    """The member, its training and validation losses, and its scores of the validation rows."""
+    # Standardised by the training rows alone: held-out rows must have no influence.
+    _, train, validation = _parts(task.split, rows, task.tested, plan)
+    train, validation = train.of(rows.x, rows.y), validation.of(rows.x, rows.y)
+    member = _standardizer(train, head, plan.count_duplicates)
+    data = Fold(
+        _standardize(member, head, train, trained=True),
+        _standardize(member, head, validation, trained=False),
+    )
+    # An instance-based head scores its training rows leave-one-out. Otherwise the gap between
+    # training and test would measure copying.
+    params = head.fit(jax.random.fold_in(task.key, task.stream), data)
+    # The gap between these losses and those of the tested rows measures overfitting.
+    held = data.validation
+    of_train = training_log_ratios(head, params, data.train)
+    of_held = log_ratios(head, params, held.x, held.y)
+    losses = [
+        cross_entropy(u_p, u_q, *part.weights)
+        for (u_p, u_q), part in ((of_train, data.train), (of_held, held))
+    ]
+    return member._replace(params=params), losses, (*of_held, *held.weights)
+
+
 def _fit_members(
-    keys: Key[Array, " repeats"], rows: Rows, splits: Any, head: Head, plan: CrossFitting
+    keys: Key[Array, " repeats"],
+    rows: Rows,
+    splits: "tuple[_Places, _Places]",
+    head: Head,
+    plan: CrossFitting,
 ) -> tuple[Member, Array, Array, SequentialScores]:
     """The heads of all repeats and folds, with their training and validation losses.
 
@@ -195,46 +261,12 @@ def _fit_members(
     """
     num_repeats, num_folds = plan.num_repeats, plan.num_folds
 
-    def fit_member(task):
-        # Standardised by the training rows alone: held-out rows must have no influence.
-        key, split, stream, tested = task
-        _, train, validation = (part.of(*rows[:2]) for part in _parts(split, rows, tested, plan))
-        member = _standardizer(train, head, plan.count_duplicates)
-        data = Fold(
-            _standardize(member, head, train, trained=True),
-            _standardize(member, head, validation, trained=False),
-        )
-        # An instance-based head scores its training rows leave-one-out. Otherwise the gap between
-        # training and test would measure copying.
-        params = head.fit(jax.random.fold_in(key, stream), data)
-        # The gap between these losses and those of the tested rows measures overfitting.
-        held = data.validation
-        of_train = training_log_ratios(head, params, data.train)
-        of_held = log_ratios(head, params, held.x, held.y)
-        losses = [
-            cross_entropy(u_p, u_q, *part.weights)
-            for (u_p, u_q), part in ((of_train, data.train), (of_held, held))
-        ]
-        return member._replace(params=params), losses, (*of_held, *held.weights)
-
-    # One task per repeat and fold, followed by the task for the folds before `first`.
-    repeat, fold = np.divmod(np.arange(num_repeats * num_folds), num_folds)
-    tested = np.stack([fold, fold + 1])
-    first = num_first_folds(num_folds)
-    if first:
-        # The extra task tests all folds from `first` on, hence is fitted to the earlier ones alone.
-        repeat, fold = np.append(repeat, 0), np.append(fold, num_folds)
-        tested = np.append(tested, [[first], [num_folds]], axis=1)
-    tasks = (
-        keys[repeat],
-        jax.tree.map(lambda leaf: leaf[repeat], splits),
-        jnp.asarray(fold),
-        tuple(map(jnp.asarray, tested)),
-    )
+    tasks = _tasks(keys, splits, plan)
+    fit_member = lambda task: _fit_member(task, rows, head, plan)
     # All simultaneously if memory allows: vmapped fits share their loops.
     size = (rows.x.shape[0] + rows.y.shape[0]) * (rows.x.shape[1] + 64)
     together = max(1, _BUDGET // size)
-    if together >= len(repeat):
+    if together >= len(tasks.stream):
         fitted = jax.vmap(fit_member)(tasks)
     else:
         fitted = jax.lax.map(fit_member, tasks, batch_size=together)
@@ -248,13 +280,18 @@ def _fit_members(
     # Only the scores of rows held out from this model are used.
     first_scores = log_ratios(head, last.params, *(_inputs(last, head, x) for x in rows[:2]))
     # The first split's models, in the order of their folds, followed by the extra one.
-    models = np.append(np.arange(num_folds), [-1] * bool(first)).astype(int)
+    extra = [-1] if num_first_folds(num_folds) else []
+    models = np.append(np.arange(num_folds), extra).astype(int)
     sequential = SequentialScores(*first_scores, *(leaf[models] for leaf in fitted[2]))
     return members, train, validation, sequential
 
 
 def _score_held_out(
-    rows: Rows, members: Member, split: Any, head: Head, plan: CrossFitting
+    rows: Rows,
+    members: Member,
+    split: "tuple[_Places, _Places]",
+    head: Head,
+    plan: CrossFitting,
 ) -> tuple[list[Array], list[HeldOut], Array]:
     """Each row's held-out log ratio in one repeat, before calibration.
 
@@ -296,16 +333,15 @@ def _calibrate_folds(
     held_out: list[HeldOut], weights: tuple[Array, Array], plan: CrossFitting
 ) -> Float[Array, "folds 2"]:
     """Intercept and slope for each fold's log ratios, fitted to the rows of the other folds."""
+    of_p, of_q = held_out
+    weights_p, weights_q = weights
 
     def calibrate(fold):
-        u_p, u_q = (each.log_ratio for each in held_out)
         # The rows of the fold are excluded from its calibration, so that its log ratios remain out
         # of fold.
-        others_p, others_q = (
-            _normalize(jnp.where(each.fold == fold, 0, weight))
-            for each, weight in zip(held_out, weights, strict=True)
-        )
-        return _calibrate(u_p, u_q, others_p, others_q, plan.calibration)
+        others_p = _normalize(jnp.where(of_p.fold == fold, 0, weights_p))
+        others_q = _normalize(jnp.where(of_q.fold == fold, 0, weights_q))
+        return _calibrate(of_p.log_ratio, of_q.log_ratio, others_p, others_q, plan.calibration)
 
     return jax.vmap(calibrate)(jnp.arange(plan.num_folds))
 
@@ -376,7 +412,8 @@ def _shuffle(
     used = jnp.concatenate(weights) > 0
     # 1 for rows of p, 2 for those of q, 0 for rows of weight zero.
     row_kind = jnp.where(jnp.arange(size) < n, 1, 2) * used
-    of_p, of_q = (jnp.zeros(size, bool).at[groups].max(row_kind == kind) for kind in (1, 2))
+    of_p = jnp.zeros(size, bool).at[groups].max(row_kind == 1)
+    of_q = jnp.zeros(size, bool).at[groups].max(row_kind == 2)
     # 1 and 2 for groups of one sample alone, 3 for those of both, 0 for unused numbers.
     kind = of_p + 2 * of_q
     # Kind by kind in random order, entries without rows first.
@@ -427,7 +464,8 @@ def _split(
     # Without groups the count is the same for all rows.
     used = places.count if places.order is None else places.count[0]
     # The ranks that `fold_of` assigns to these folds.
-    start, stop = ((2 * k * used + num_folds - 1) // (2 * num_folds) for k in tested)
+    first_rank = lambda fold: (2 * fold * used + num_folds - 1) // (2 * num_folds)
+    start, stop = first_rank(tested[0]), first_rank(tested[1])
     others = used - (stop - start)
     # At least one row for each part at any share.
     share = jnp.round(validation_share * others.astype(weights.dtype)).astype(others.dtype)
@@ -518,7 +556,8 @@ def _features(
         return x
 
     def count(own, column):
-        left, right = (jnp.searchsorted(own, column, side=side) for side in ("left", "right"))
+        left = jnp.searchsorted(own, column, side="left")
+        right = jnp.searchsorted(own, column, side="right")
         # A training row is itself among its ties.
         return right - left - trained
 
@@ -542,7 +581,8 @@ def _calibrate(
         return identity
     # A temperature has no intercept: its feature is zero, hence its coefficient stays zero.
     used = jnp.array([1.0 if kind == "platt" else 0.0, 1.0], u_p.dtype)
-    phi_p, phi_q = (jnp.stack([jnp.ones_like(u), u], axis=1) * used for u in (u_p, u_q))
+    features = lambda u: jnp.stack([jnp.ones_like(u), u], axis=1) * used
+    phi_p, phi_q = features(u_p), features(u_q)
     weights = weights_p, weights_q
     penalty = jnp.full(2, CALIBRATION_PRIOR / num_rows(weights_p, weights_q), u_p.dtype)
     # With u as offset the unknowns are the change from the identity, which the prior keeps near

@@ -1,6 +1,6 @@
 """Diagnostics of a density ratio estimated from samples."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
-from divjax.core.samples import as_numbers, as_samples, as_weights, loses_digits
+from divjax.core.samples import Numbers, as_numbers, as_samples, as_weights, loses_digits
 from divjax.core.simplex import are_weights
 from divjax.core.types import summary
 
@@ -130,11 +130,13 @@ def ties(
     exact, common = _shares_as_held(p, q, *_ranks(x, y), used_p, used_q)
     lattice, _ = _excess(exact.columns, valid)
     _, copied = _excess(common.columns, valid)
-    shares = (nan_unless(valid.all(), part.astype(dtype)) for part in exact.rows)
+    shares = [nan_unless(valid.all(), part.astype(dtype)) for part in exact.rows]
     return Ties(*shares, lattice=lattice.astype(dtype), copied=copied.astype(dtype))
 
 
-def _used(name: str, weights: Any, size: int) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
+def _used(
+    name: str, weights: Numbers | None, size: int
+) -> tuple[Bool[Array, " n"], Bool[Array, ""]]:
     """Which rows have positive weight, and whether the weights are valid."""
     if weights is None:
         return jnp.ones(size, bool), jnp.ones((), bool)
@@ -169,7 +171,7 @@ def _excess(shares: _Shares, valid: Bool[Array, " d"]) -> tuple[Float[Array, " d
 _Ranks = Int[np.ndarray, "rows d"] | None
 
 
-def _ranks(x: Any, y: Any) -> tuple[_Ranks, _Ranks]:
+def _ranks(x: Numbers, y: Numbers) -> tuple[_Ranks, _Ranks]:
     """Ranks of each feature's values, for samples that NumPy stores with more digits than JAX."""
     held = [as_numbers(name, sample, exact=True) for name, sample in (("x", x), ("y", y))]
     wide = [loses_digits(sample) for sample in held]

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
@@ -29,8 +30,8 @@ from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.padding import can_be_padded, pad_rows, padded_size
-from divjax.core.pytrees import for_each, pytree, static
-from divjax.core.samples import as_numbers, centered_samples
+from divjax.core.pytrees import pytree, static
+from divjax.core.samples import Numbers, as_numbers, centered_samples
 from divjax.core.types import Estimate
 from divjax.ratio.cross_fitting import CALIBRATIONS, CrossFitting, cross_fit
 from divjax.ratio.diagnostics import ties
@@ -46,6 +47,7 @@ from divjax.ratio.heads import (
     RandomFourier,
     Telescoping,
 )
+from divjax.ratio.protocols import Head
 
 __all__ = [
     "HEADS",
@@ -71,7 +73,7 @@ HEADS = {
 class _CrossFitted:
     """The base class of all ratio estimators: the fields of cross-fitting, and `fit`."""
 
-    head: Any
+    head: Head
     num_folds: int = static(default=5)
     num_repeats: int = static(default=1)
     validation_share: float = static(default=0.2)
@@ -99,7 +101,7 @@ class _CrossFitted:
         a: Float[ArrayLike, " n"] | None = None,
         b: Float[ArrayLike, " m"] | None = None,
         *,
-        groups: tuple[Any, Any] | None = None,
+        groups: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     ) -> RatioFit:
         """Fit the ratio of p to q. Compiles itself.
 
@@ -170,7 +172,7 @@ class ClassifierRatio(_CrossFitted):
         2018: cross-fitting. Lin et al. 2018: packing.
     """
 
-    head: Any = "auto"
+    head: Head | str = "auto"
     hidden: tuple[int, ...] = static(default=(32, 32))
 
     def __post_init__(self):
@@ -263,7 +265,15 @@ class KLIEPRatio(_CrossFitted):
     head: Any = KLIEP()
 
 
-def _check_and_fit(key: Any, x: Any, y: Any, a: Any, b: Any, groups: Any, method: Any) -> RatioFit:
+def _check_and_fit(
+    key: Key[Array, ""],
+    x: Numbers,
+    y: Numbers,
+    a: Numbers | None,
+    b: Numbers | None,
+    groups: tuple[npt.ArrayLike, npt.ArrayLike] | None,
+    method: _CrossFitted,
+) -> RatioFit:
     """Check the samples, then cross-fit, compiled."""
     key = own_key(key)
     if y is None:  # most often the key is missing, which the check above reports
@@ -297,15 +307,14 @@ def _check_and_fit(key: Any, x: Any, y: Any, a: Any, b: Any, groups: Any, method
         "a fit's divergences are differentiated in the samples, with the models held at their "
         "optimum, not in the numbers of its head. Differentiate `head.fit` itself.",
     )
-    if groups is not None:
-        groups = _check_groups(groups, x.shape[0], y.shape[0], method)
+    labels = None if groups is None else _check_groups(groups, x.shape[0], y.shape[0], method)
     rows = x, y, *weights
-    if not can_be_padded((rows, groups)):
-        return dataclasses.replace(_fit(key, *rows, groups, method), center=center)
+    if not can_be_padded((rows, labels)):
+        return dataclasses.replace(_fit(key, *rows, labels, method), center=center)
     # Samples of other sizes then share the training program and compile only padding and slicing.
     n, m = len(x), len(y)
-    rows, groups = _padded(rows, groups, padded_size(n), padded_size(m))
-    fit = _fit(key, *rows, groups, method)
+    rows, labels = _padded(rows, labels, padded_size(n), padded_size(m))
+    fit = _fit(key, *rows, labels, method)
     # Packs of weight zero come last, and are removed with the padding.
     return dataclasses.replace(
         fit.resized(n // method.pack_size, m // method.pack_size), center=center
@@ -313,7 +322,9 @@ def _check_and_fit(key: Any, x: Any, y: Any, a: Any, b: Any, groups: Any, method
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _padded(rows: tuple[Array, ...], groups: Array | None, num_p: int, num_q: int) -> Any:
+def _padded(
+    rows: tuple[Array, ...], groups: Array | None, num_p: int, num_q: int
+) -> tuple[tuple[Array, ...], Array | None]:
     """Rows of weight zero appended to both samples, with group labels of existing groups."""
     sizes = num_p, num_q, num_p, num_q
     padded = tuple(pad_rows(x, size) for x, size in zip(rows, sizes, strict=True))
@@ -324,7 +335,9 @@ def _padded(rows: tuple[Array, ...], groups: Array | None, num_p: int, num_q: in
     return padded, groups
 
 
-def _check_groups(groups: Any, n: int, m: int, method: Any) -> Array:
+def _check_groups(
+    groups: tuple[npt.ArrayLike, npt.ArrayLike], n: int, m: int, method: _CrossFitted
+) -> Array:
     """The groups' labels in one vector."""
     if method.pack_size > 1:
         raise ValueError(f"groups are of single rows: pack_size must be 1; got {method.pack_size}.")
@@ -341,25 +354,28 @@ def _check_groups(groups: Any, n: int, m: int, method: Any) -> Array:
 
 
 @jax.jit
-def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
+def _fit(
+    key: Key[Array, ""],
+    p: Float[Array, "n d"],
+    q: Float[Array, "m d"],
+    weights_p: Float[Array, " n"],
+    weights_q: Float[Array, " m"],
+    groups: Array | None,
+    method: _CrossFitted,
+) -> RatioFit:
     pack_key, fit_key = jax.random.split(key)
-    # Each sample needs two units per fold: rows, packs of rows, or groups.
-    if groups is None:
-        of_samples, counts = (
-            None,
-            [jnp.sum(w > 0) // method.pack_size for w in (weights_p, weights_q)],
-        )
-    else:
+    of_samples = None
+    if groups is not None:
         # Consecutive numbers from 0, which index arrays of groups.
         groups = number_labels(groups)
         of_samples = groups[: p.shape[0]], groups[p.shape[0] :]
-        counts = [
-            _num_groups(*each) for each in zip(of_samples, (weights_p, weights_q), strict=True)
-        ]
-    enough = [count >= 2 * method.num_folds for count in counts]
+    groups_p, groups_q = (None, None) if of_samples is None else of_samples
+    # Each sample needs two units per fold: rows, packs of rows, or groups.
+    least = 2 * method.num_folds
+    enough_p = _num_units(weights_p, groups_p, method.pack_size) >= least
+    enough_q = _num_units(weights_q, groups_q, method.pack_size) >= least
     # Invalid samples are NaN from here on, and so are all their estimates.
-    samples = zip((p, q), (weights_p, weights_q), enough, strict=True)
-    p, q = for_each(_valid_sample, samples)
+    p, q = _valid_sample(p, weights_p, enough_p), _valid_sample(q, weights_q, enough_q)
     # Ties are counted for single rows: packs of rows hardly ever repeat.
     repeated = ties(p, q, weights_p, weights_q)
     # Weights of at most one, so that the products of a pack cannot overflow.
@@ -378,16 +394,7 @@ def _fit(key, p, q, weights_p, weights_q, groups, method) -> RatioFit:
         method.calibration,
         method.count_duplicates,
     )
-    fitted = cross_fit(
-        fit_key,
-        p,
-        q,
-        weights_p,
-        weights_q,
-        method.head,
-        plan,
-        groups,
-    )
+    fitted = cross_fit(fit_key, p, q, weights_p, weights_q, method.head, plan, groups)
     return RatioFit(
         log_ratio_p=fitted.log_ratio_p,
         log_ratio_q=fitted.log_ratio_q,
@@ -419,6 +426,13 @@ def _valid_sample(
     # Padding has arbitrary content and is zeroed before the check.
     x = jnp.where(weights[:, None] > 0, x, 0)
     return nan_unless(enough & (weights >= 0).all() & jnp.isfinite(x).all(), x)
+
+
+def _num_units(
+    weights: Float[Array, " n"], groups: Int[Array, " n"] | None, pack_size: int
+) -> Int[Array, ""]:
+    """The number of rows, packs of rows or groups of positive weight."""
+    return jnp.sum(weights > 0) // pack_size if groups is None else _num_groups(groups, weights)
 
 
 def _num_groups(groups: Int[Array, " n"], weights: Float[Array, " n"]) -> Int[Array, ""]:

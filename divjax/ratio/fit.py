@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from divjax.ratio.certificates import HeldOut, SequentialScores, js_lower_bound
 from divjax.ratio.cross_fitting import Member, ensemble_log_ratio
 from divjax.ratio.diagnostics import Diagnostics, Ties
 from divjax.ratio.misfit import Misfit
-from divjax.ratio.protocols import cross_entropy, num_rows
+from divjax.ratio.protocols import Head, cross_entropy, num_rows
 
 __all__ = ["RatioFit"]
 
@@ -95,7 +95,7 @@ class RatioFit:
     test: Float[Array, "repeats folds"]
     misfit: Misfit
     ties: Ties
-    head: Any
+    head: Head
     members: Member
     groups: tuple[Int[Array, " n"], Int[Array, " m"]] | None = None
     center: Center | None = None
@@ -255,17 +255,16 @@ class RatioFit:
             test on held-out rows.
         """
         held_out = self.held_out_p, self.held_out_q
-        scores_p, scores_q = (jax.lax.stop_gradient(part.log_ratio) for part in held_out)
-        # One fold has one model. Given that model, its rows' labels are exchangeable if p = q.
-        first_p, first_q = (part.fold == 0 for part in held_out)
+        of_p, of_q = jax.lax.stop_gradient(held_out)
         return score_permutation_test(
             key,
-            scores_p,
-            scores_q,
+            of_p.log_ratio,
+            of_q.log_ratio,
             kind,
             num_permutations=num_permutations,
             batch_size=16,
-            masks=(first_p, first_q),
+            # One fold has one model. Given that model, its rows' labels are exchangeable if p = q.
+            masks=(of_p.fold == 0, of_q.fold == 0),
             groups=self.groups,
         )
 
@@ -405,12 +404,17 @@ def _resize(
     return tuple(resized(rows, size) for rows, size in zip(samples, sizes, strict=True))
 
 
+# An array for the rows of p, and one for those of q.
+_Pair: TypeAlias = tuple[Float[Array, " n"], Float[Array, " m"]]
+
 # Each query of a fit consists of dozens of small operations, and is therefore compiled.
 _log_ratio = jax.jit(ensemble_log_ratio)
 
 
 @jax.jit
-def _divergence(fit: RatioFit, generator: Divergence, confidence_level: Any, base: Any) -> Estimate:
+def _divergence(
+    fit: RatioFit, generator: Divergence, confidence_level: ArrayLike, base: ArrayLike | None
+) -> Estimate:
     samples = fit.log_ratio_p, fit.log_ratio_q
     weights = fit.weights_p, fit.weights_q
     # Value and errors are computed without derivatives. `_first_order` adds those of the value.
@@ -453,19 +457,16 @@ def _divergence(fit: RatioFit, generator: Divergence, confidence_level: Any, bas
 
     # The term is zero and only contributes the derivatives.
     value = value + _first_order(fit, generator, samples)
-    value, std_error, lower, upper = (
-        in_base(number, base) for number in (value, std_error, lower, upper)
-    )
     return Estimate(
-        value,
-        std_error,
-        Interval(lower, upper),
+        in_base(value, base),
+        in_base(std_error, base),
+        Interval(in_base(lower, base), in_base(upper, base)),
         diagnostics.effective_sample_size,
         diagnostics,
     )
 
 
-def _normalization_error(samples: Any, weights: Any, generator: Divergence) -> Array:
+def _normalization_error(samples: _Pair, weights: _Pair, generator: Divergence) -> Array:
     """The change of a divergence if its ratio were scaled to a mean of one.
 
     Log E_q[r] for KL and log E_p[1/r] for the reverse KL. Divergences of bounded integrands do not
@@ -491,7 +492,9 @@ def _certificate(fit: RatioFit, generator: Divergence, confidences: Array) -> Ar
     return jnp.where(js > 0, bound, -jnp.inf)
 
 
-def _variance_of_sum(terms: list[Array], groups: Any) -> Float[Array, ""]:
+def _variance_of_sum(
+    terms: list[Array], groups: tuple[Int[Array, " n"], Int[Array, " m"]] | None
+) -> Float[Array, ""]:
     """The variance of a sum of independent terms, or groups of terms, of mean zero."""
     if groups is not None:
         # Rows of one group, of both samples, are added before they are squared, to include their
@@ -555,19 +558,16 @@ def _diagnostics(fit: RatioFit) -> Diagnostics:
     )
 
 
-def _first_order(fit: RatioFit, generator: Divergence, samples: Any) -> Float[Array, ""]:
+def _first_order(fit: RatioFit, generator: Divergence, samples: _Pair) -> Float[Array, ""]:
     """Zero, with the gradient of the variational form with respect to the log ratios."""
-    weights = fit.weights_p, fit.weights_q
     u_p, u_q = jax.lax.stop_gradient(samples)
-    slopes = generator.sensitivities(u_p, u_q, *weights)
+    slope_p, slope_q = generator.sensitivities(u_p, u_q, fit.weights_p, fit.weights_q)
     # An infinite slope times a zero tangent would be NaN.
     largest = jnp.finfo(fit.log_ratio_p.dtype).max
     # Σ w·slope·(u − stop_gradient(u)) is zero, with the derivative of the variational form.
-    of_p, of_q = (
-        jnp.dot(weight * jnp.clip(slope, -largest, largest), _tangent(u))
-        for weight, slope, u in zip(weights, slopes, samples, strict=True)
-    )
-    return of_p + of_q
+    finite_p, finite_q = jnp.clip(slope_p, -largest, largest), jnp.clip(slope_q, -largest, largest)
+    of_p = jnp.dot(fit.weights_p * finite_p, _tangent(samples[0]))
+    return of_p + jnp.dot(fit.weights_q * finite_q, _tangent(samples[1]))
 
 
 def _tangent(u: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -576,7 +576,9 @@ def _tangent(u: Float[Array, " n"]) -> Float[Array, " n"]:
     return jnp.where(finite, u - jax.lax.stop_gradient(u), 0)
 
 
-def _recalibrated(fit: RatioFit, generator: Divergence, influences: Any, samples: Any) -> Any:
+def _recalibrated(
+    fit: RatioFit, generator: Divergence, influences: Sequence[Array], samples: _Pair
+) -> _Pair:
     """The influences, including those of the intercept a and slope b in a + b·u.
 
     (a, b) minimises the balanced cross-entropy of the same rows. To first order it changes by H⁻¹
@@ -586,12 +588,13 @@ def _recalibrated(fit: RatioFit, generator: Divergence, influences: Any, samples
     weights_p, weights_q = fit.weights_p, fit.weights_q
 
     def value(change):
-        moved_p, moved_q = (change[0] + (1 + change[1]) * u for u in samples)
-        return generator.plug_in(moved_p, moved_q, weights_p, weights_q).value
+        moved = lambda u: change[0] + (1 + change[1]) * u
+        return generator.plug_in(moved(u_p), moved(u_q), weights_p, weights_q).value
 
     # The gradient of the divergence in (a, b) at the identity.
     slope = jax.grad(value)(jnp.zeros(2, u_p.dtype))
-    phi_p, phi_q = (jnp.stack([jnp.ones_like(u), u], axis=1) for u in samples)
+    features = lambda u: jnp.stack([jnp.ones_like(u), u], axis=1)
+    phi_p, phi_q = features(u_p), features(u_q)
     # The probability v of the wrong label gives the score, ½φv, and the curvature, ½φφᵀv(1 − v).
     wrong_p, wrong_q = jax.nn.sigmoid(-u_p), jax.nn.sigmoid(u_q)
     curvature_p = weights_p * wrong_p * (1 - wrong_p) / 2

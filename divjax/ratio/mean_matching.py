@@ -1,7 +1,7 @@
 """Kernel mean matching: weights under which one sample has the kernel mean of another."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from divjax.core.checks import (
 from divjax.core.differentiation import refuse_derivatives
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import as_weights, centered_samples
+from divjax.core.samples import Numbers, as_weights, centered_samples
 from divjax.core.simplex import effective_sample_size
 from divjax.core.standardize import robust_standardizer
 from divjax.core.types import Outcome, status_of
@@ -52,7 +52,7 @@ class MatchedWeights(Outcome):
     status: Int[Array, ""]
 
 
-def _masses(name: str, weights: Any, x: Float[Array, "n d"]) -> Float[Array, " n"]:
+def _masses(name: str, weights: Numbers | None, x: Float[Array, "n d"]) -> Float[Array, " n"]:
     """Weights normalised to a sum of one; uniform by default."""
     if weights is None:
         return jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
@@ -89,7 +89,7 @@ def project_box_slab(
     here = mean(jnp.zeros((), v.dtype))
     target = jnp.clip(here, 1 - tolerance, 1 + tolerance)
 
-    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Int[Array, ""], bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = 0.5 * (low + high)
         above = mean(middle) > target
@@ -225,12 +225,11 @@ class KernelMeanMatching:
             standardizer = robust_standardizer((p, a), (q, b))
             p, q = standardizer.squash(p), standardizer.squash(q)
         # Kernels of infinite rows vanish: without this such rows would pass as valid.
-        p, q = (jnp.where(jnp.isfinite(x), x, jnp.nan) for x in (p, q))
+        p, q = nan_unless(jnp.isfinite(p), p), nan_unless(jnp.isfinite(q), q)
         sigma = median_distance(q, b) if self.bandwidth is None else self.bandwidth
-        sigma, bound, tolerance, accuracy = (
-            jnp.asarray(number, q.dtype)
-            for number in (sigma, self.bound, self.tolerance, self.accuracy)
-        )
+        sigma, bound = jnp.asarray(sigma, q.dtype), jnp.asarray(self.bound, q.dtype)
+        tolerance = jnp.asarray(self.tolerance, q.dtype)
+        accuracy = jnp.asarray(self.accuracy, q.dtype)
         valid = (sigma > 0) & (bound >= 1) & (tolerance >= 0) & (accuracy > 0)
         valid = valid & (a >= 0).all() & (b >= 0).all()
         kernel = Gaussian(bandwidth=nan_unless(valid, sigma))
@@ -295,7 +294,7 @@ def _match(
     """
     curvature = jnp.max(jnp.where(masses > 0, _matmul(gram, masses), 0))
 
-    def step(_: Any, s: _Step) -> _Step:
+    def step(_: Int[Array, ""], s: _Step) -> _Step:
         # Nesterov's momentum. Images under K are linear in the weights and extrapolated likewise,
         # which saves a product.
         momentum = s.age / (s.age + 3)

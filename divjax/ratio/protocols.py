@@ -1,7 +1,7 @@
 """The protocol of ratio models: a head is fitted to one fold and evaluated anywhere."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ class Head(Protocol):
         """The fitted parameters, of the same structure and shapes for every fold."""
         ...
 
-    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The log ratio at each row."""
         ...
 
@@ -103,7 +103,7 @@ class Parametric(Protocol):
         ...
 
 
-def is_parametric(head: Any) -> bool:
+def is_parametric(head: object) -> bool:
     """Whether a head declares itself `Parametric`."""
     return isinstance(head, Parametric) and head.parametric
 
@@ -115,14 +115,14 @@ class InstanceBased(Protocol):
     Otherwise each training row would contribute to its own log ratio.
     """
 
-    def leave_one_out(self, params: Any, rows: Rows) -> Sequence[Float[Array, " n"]]:
+    def leave_one_out(self, params: PyTree[Array], rows: Rows) -> Sequence[Float[Array, " n"]]:
         """The leave-one-out log ratios at the training rows."""
         ...
 
 
 def log_ratios(
-    head: Callable[[Any, Float[Array, "b d"]], Float[Array, " b"]],
-    params: Any,
+    head: Callable[[PyTree[Array], Float[Array, "b d"]], Float[Array, " b"]],
+    params: PyTree[Array],
     *samples: Float[Array, "n d"],
 ) -> list[Float[Array, " n"]]:
     """The log ratios of several samples, evaluated as one batch and hence compiled once."""
@@ -133,7 +133,9 @@ def log_ratios(
     return jnp.split(u, ends[:-1])
 
 
-def training_log_ratios(head: Head, params: Any, rows: Rows) -> Sequence[Float[Array, " n"]]:
+def training_log_ratios(
+    head: Head, params: PyTree[Array], rows: Rows
+) -> Sequence[Float[Array, " n"]]:
     """The log ratios at a head's training rows, leave-one-out if it is `InstanceBased`."""
     if isinstance(head, InstanceBased):
         return head.leave_one_out(params, rows)
@@ -174,7 +176,7 @@ def cross_entropy(
 
 
 def validation_loss(
-    head: Callable[[Any, Float[Array, "b d"]], Float[Array, " b"]],
+    head: Callable[[PyTree[Array], Float[Array, "b d"]], Float[Array, " b"]],
     params: PyTree[Array],
     fold: Fold,
 ) -> Float[Array, ""]:

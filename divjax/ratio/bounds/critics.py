@@ -1,7 +1,7 @@
 """Critics: learned log ratios, and the false pairs that train them for mutual information."""
 
 import dataclasses
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ class Critic:
     params: PyTree[Array]
     shift: Float[Array, " d"]
     scale: Float[Array, " d"]
-    network: Any = static()
+    network: str | Network = static()
     hidden: tuple[int, ...] = static()
     x_features: int = static()
     lower: Float[ArrayLike, "..."] = -jnp.inf
@@ -66,7 +66,7 @@ class Critic:
 
     @property
     def _joint(self) -> Network:
-        return self._mlp if self.network == "joint" else self.network
+        return self._mlp if self.network == "joint" else cast(Network, self.network)
 
     def init(self, key: Key[Array, ""]) -> "Critic":
         """A copy with fresh parameters."""

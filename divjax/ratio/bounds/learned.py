@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import scipy  # its parts are loaded where they are used
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core.checks import (
@@ -26,15 +27,16 @@ from divjax.core.checks import (
     check_widths,
 )
 from divjax.core.keys import own_key
+from divjax.core.networks import Network
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import Center, centered_samples
+from divjax.core.samples import Center, Numbers, centered_samples
 from divjax.core.standardize import Standardizer, robust_standardizer
-from divjax.core.training import fit, row_batch
+from divjax.core.training import Training, fit, row_batch
 from divjax.core.types import Estimate, Interval, summary
 from divjax.fdiv.generators import Generator
 from divjax.ratio.bounds.critics import Critic
-from divjax.ratio.bounds.variational import TRAINABLE, as_bound
+from divjax.ratio.bounds.variational import TRAINABLE, Bound, as_bound
 from divjax.ratio.protocols import cross_entropy
 
 __all__ = [
@@ -90,11 +92,13 @@ class BoundFit:
 
     __repr__ = summary
 
-    def value(self, read_out: Any = "dv") -> Float[Array, ""]:
+    def value(self, read_out: Bound | Generator | str = "dv") -> Float[Array, ""]:
         """A bound's value at all held-out samples; see `estimate`."""
         return as_bound(read_out)(*_ungrouped(self.u_p, self.u_q))
 
-    def estimate(self, read_out: Any = "dv", confidence_level: float = 0.95) -> Estimate:
+    def estimate(
+        self, read_out: Bound | Generator | str = "dv", confidence_level: float = 0.95
+    ) -> Estimate:
         """A bound's value on held-out samples, independent of the bound that trained the critic.
 
         Standard error and interval are those of the jackknife over groups, with Student's quantile.
@@ -127,7 +131,7 @@ class BoundFit:
 
 
 def _jackknife(
-    read_out: Any,
+    read_out: Bound,
     groups_p: Float[Array, "g n"],
     groups_q: Float[Array, "g m *k"],
     finite: Bool[Array, ""],
@@ -203,7 +207,7 @@ class DivergenceBound:
     """
 
     train: Any = "js"
-    network: Any = static(default="joint")
+    network: str | Network = static(default="joint")
     hidden: tuple[int, ...] = static(default=(64, 64))
     learning_rate: ArrayLike = 1e-3
     batch_size: int = static(default=64)
@@ -263,7 +267,7 @@ class DivergenceBound:
     def _fit(self, key: Key[Array, ""], x: Array, y: Array) -> BoundFit:
         split_key, init_key, fit_key = jax.random.split(key, 3)
         # A non-finite row may be in one part alone, and the other parts would not show it.
-        x, y = (jnp.where(jnp.isfinite(rows).all(), rows, jnp.nan) for rows in (x, y))
+        x, y = nan_unless(jnp.isfinite(x).all(), x), nan_unless(jnp.isfinite(y).all(), y)
         # Pairs stay together: one key for both.
         keys = (split_key, split_key) if self._paired else tuple(jax.random.split(split_key))
         samples = [jax.random.permutation(k, rows) for k, rows in zip(keys, (x, y), strict=True)]
@@ -276,14 +280,13 @@ class DivergenceBound:
         critic = self._critic(x.shape[1], standardizer).init(init_key)
 
         def draw(key: Key[Array, ""]) -> tuple[Array, Array]:
-            keys = (key, key) if self._paired else tuple(jax.random.split(key))
-            size = min(self.batch_size, *(len(rows) for rows in training))
-            first, second = (
-                rows[row_batch(k, len(rows), size)] for k, rows in zip(keys, training, strict=True)
-            )
-            return first, second
+            key_x, key_y = (key, key) if self._paired else jax.random.split(key)
+            rows_x, rows_y = training
+            n, m = len(rows_x), len(rows_y)
+            size = min(self.batch_size, n, m)
+            return rows_x[row_batch(key_x, n, size)], rows_y[row_batch(key_y, m, size)]
 
-        def validate(params: Any) -> Float[Array, ""]:
+        def validate(params: PyTree[Array]) -> Float[Array, ""]:
             values = self._evaluate(critic.replace(params[0]), *validation)
             # All groups pooled: the bias of a bound depends on its sample size.
             return -self._value(*_ungrouped(*values))
@@ -295,7 +298,8 @@ class DivergenceBound:
         # rows gives another critic, hence still a bound.
         known = jnp.concatenate([u.ravel() for u in self._evaluate(critic, *validation)])
         limits = jnp.min(known), jnp.max(known)
-        u_p, u_q = (jnp.clip(u, *limits) for u in self._evaluate(critic, *held_out))
+        u_p, u_q = self._evaluate(critic, *held_out)
+        u_p, u_q = jnp.clip(u_p, *limits), jnp.clip(u_q, *limits)
         # With invalid traced numbers or no finite validation value the critic would be untrained.
         valid = (jnp.asarray(self.learning_rate) > 0) & jnp.isfinite(trained.validation).any()
         u_p, u_q = nan_unless(valid, u_p), nan_unless(valid, u_q)
@@ -352,15 +356,15 @@ class DivergenceBound:
         state = trained.params, trained.optimizer_state
         return BoundFit(critic, u_p, u_q, -trained.losses, trained.finite, state)
 
-    def _centered(self, x: Any, y: Any) -> tuple[Any, ...]:
+    def _centered(self, x: Numbers, y: Numbers) -> tuple[Center, Array, Array]:
         """The centre of a critic's rows, and both centred samples in a common dtype."""
         if not self._paired:
             return centered_samples(x=x, y=y)
         # x and y are columns of one row, each with its own centre.
         (of_x, x), (of_y, y) = centered_samples(x=x), centered_samples(y=y)
         dtype = jnp.result_type(x, y)
-        high, low = map(jnp.append, (of_x.high, of_x.low), (of_y.high, of_y.low))
-        return Center(high, low), jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+        center = Center(jnp.append(of_x.high, of_y.high), jnp.append(of_x.low, of_y.low))
+        return center, jnp.asarray(x, dtype), jnp.asarray(y, dtype)
 
     def _unscaled(self, sample: Sampler) -> Critic:
         """A critic without parameters for the sampler's columns."""
@@ -371,7 +375,7 @@ class DivergenceBound:
         limit = jnp.full_like(ones, jnp.inf)
         return self._critic(x.shape[1], Standardizer(0 * ones, ones, -limit, limit))
 
-    def _check(self, x: Any, y: Any) -> None:
+    def _check(self, x: Array, y: Array) -> None:
         check_matrix(x=x, y=y)
         check_full_precision("x", x)
         check_full_precision("y", y)
@@ -406,7 +410,7 @@ class DivergenceBound:
         """The values of all groups, evaluated sequentially."""
         return jax.lax.map(lambda group: self._values(critic, *group), (x, y))
 
-    def _bound_state(self, dtype: Any) -> Any:
+    def _bound_state(self, dtype: DTypeLike) -> PyTree[Array]:
         return self.train.init(dtype) if hasattr(self.train, "init") else ()
 
     def _value(self, u_p: Array, u_q: Array) -> Array:
@@ -419,12 +423,19 @@ class DivergenceBound:
         adam = optax.adam(jnp.asarray(self.learning_rate))
         return optax.partition({"critic": adam, "bound": optax.sgd(1.0)}, ("critic", "bound"))
 
-    def _start(self, critic: Critic) -> Any:
+    def _start(self, critic: Critic) -> PyTree[Array]:
         params = critic.params, self._bound_state(critic.shift.dtype)
         return params, self._optimizer().init(params)
 
-    def _train(self, key, critic: Critic, draw: Sampler, state: Any, validate: Any = None):
-        def loss(key: Key[Array, ""], params: Any) -> Float[Array, ""]:
+    def _train(
+        self,
+        key: Key[Array, ""],
+        critic: Critic,
+        draw: Sampler,
+        state: PyTree[Array],
+        validate: Callable[[PyTree[Array]], Float[Array, ""]] | None = None,
+    ) -> Training:
+        def loss(key: Key[Array, ""], params: PyTree[Array]) -> Float[Array, ""]:
             network, bound_state = params
             u_p, u_q = self._values(critic.replace(network), *draw(key))
             if not hasattr(self.train, "init"):

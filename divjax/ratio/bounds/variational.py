@@ -17,11 +17,12 @@ that was trained by a bound on an f-divergence.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import (
@@ -34,7 +35,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_pytree, pytree
-from divjax.core.samples import as_numbers, without_offset
+from divjax.core.samples import Numbers, as_numbers, without_offset
 from divjax.fdiv.divergences import KL
 from divjax.fdiv.generators import Generator
 from divjax.fdiv.inequalities import kl_lower_bound_from_cross_entropy
@@ -62,7 +63,7 @@ __all__ = [
 Bound = Callable[[Float[Array, " n"], Float[Array, "..."]], Float[Array, ""]]
 
 
-def _values(u_p: Any, u_q: Any, symbol: str = "u") -> tuple[Array, Array]:
+def _values(u_p: Numbers, u_q: Numbers, symbol: str = "u") -> tuple[Array, Array]:
     """Check a critic's values and return them as arrays."""
     of_p, of_q = f"{symbol}_p", f"{symbol}_q"
     u_p, u_q = jnp.asarray(as_numbers(of_p, u_p)), jnp.asarray(as_numbers(of_q, u_q))
@@ -337,7 +338,7 @@ def _rows(u_p: Array, u_q: Array) -> Array:
     return jnp.broadcast_to(u_q, (u_p.shape[0], u_q.shape[-1]))
 
 
-def _less_row_maxima(u_p: Any, u_q: Any) -> tuple[Array, Array]:
+def _less_row_maxima(u_p: Numbers, u_q: Numbers) -> tuple[Array, Array]:
     """Critic values minus row maxima, in NumPy's float64 to keep differences lost in float32."""
     if _values(u_p, u_q)[1].ndim == 1:  # one row for all
         return _values(*without_offset(np.max, u_p=u_p, u_q=u_q))
@@ -484,7 +485,7 @@ class MINE:
         if isinstance(self.rate, (int, float)) and not 0 < self.rate <= 1:
             raise ValueError(f"rate must be a number in (0, 1]; got {self.rate}.")
 
-    def init(self, dtype: Any) -> MINEState:
+    def init(self, dtype: DTypeLike) -> MINEState:
         """The state before the first batch."""
         return MINEState(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
@@ -525,7 +526,7 @@ BOUNDS: dict[str, Bound] = {
 TRAINABLE = ("js", "dv", "nwj", "infonce")
 
 
-def as_bound(bound: Any) -> Any:
+def as_bound(bound: Bound | Generator | str) -> Bound:
     """A bound by its name in `BOUNDS`, by its generator (`f_dual`), or unchanged, as a pytree.
 
     Args:

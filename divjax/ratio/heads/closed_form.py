@@ -1,10 +1,8 @@
 """Heads in closed form: the constant zero, and two fitted Gaussians."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core import linalg
 from divjax.core.checks import check_nonnegative
@@ -25,7 +23,7 @@ class Zero:
         """An empty tuple, as there are no parameters."""
         return ()
 
-    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: tuple[()], z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """Zeros, with NaN for rows that hold NaN."""
         return nan_unless(~jnp.isnan(z).any(axis=1), jnp.zeros_like(z[:, 0]))
 
@@ -54,7 +52,7 @@ class GaussianDiscriminant:
         if isinstance(self.shrinkage, (int, float)) and self.shrinkage > 1:
             raise ValueError(f"shrinkage must lie in [0, 1]; got {self.shrinkage}.")
 
-    def fit(self, key: Key[Array, ""], fold: Fold) -> Any:
+    def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
         """Both Gaussians' means and inverse Cholesky factors."""
         p, q, weights_p, weights_q = fold.train
         check_fold(fold)
@@ -69,7 +67,7 @@ class GaussianDiscriminant:
         valid = ((grid >= 0) & (grid <= 1)).all()
         return jax.tree.map(lambda leaf: nan_unless(valid, leaf[jnp.argmin(losses)]), params)
 
-    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The difference of the Gaussian log-densities."""
 
         def log_density(mean, whitener):

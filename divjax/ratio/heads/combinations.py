@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +67,9 @@ class Average:
         """Whether all heads are parametric."""
         return all(is_parametric(head) for head in self.heads)
 
-    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[tuple[Any, ...], Array, Array]:
+    def fit(
+        self, key: Key[Array, ""], fold: Fold
+    ) -> tuple[tuple[PyTree[Array], ...], Array, Array]:
         """All heads' parameters, their weights, and the log ratios at which they are clipped."""
         keys = jax.random.split(key, len(self.heads))
         params = tuple(head.fit(k, fold) for head, k in zip(self.heads, keys, strict=True))
@@ -78,26 +79,27 @@ class Average:
 
         def limit_and_loss(u_p, u_q):
             limit = _limit(u_p, u_q, held.weights, largest)
-            u_p, u_q = (jnp.clip(u, -limit, limit) for u in (u_p, u_q))
-            loss = cross_entropy(u_p, u_q, *held.weights)
+            clipped_p, clipped_q = jnp.clip(u_p, -limit, limit), jnp.clip(u_q, -limit, limit)
+            loss = cross_entropy(clipped_p, clipped_q, *held.weights)
             # A head that predicts NaN gets weight zero and does not affect the others.
             return limit, jnp.where(jnp.isnan(loss), jnp.inf, loss)
 
         fitted = zip(self.heads, params, strict=True)
         each = for_each(limit_and_loss, [log_ratios(*pair, held.x, held.y) for pair in fitted])
-        limits, losses = map(jnp.stack, zip(*each, strict=True))
+        limits = jnp.stack([limit for limit, _ in each])
+        losses = jnp.stack([loss for _, loss in each])
         # Likelihoods of the validation rows, exp(−rows · cross-entropy), normalised.
         weights = jax.nn.softmax(-num_rows(*held.weights) * losses)
         # A NaN hyper-parameter is a user error, which a weight of zero would hide.
         return params, nan_unless(~_any_nan(self.heads), weights), limits
 
-    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The weighted mean of the log ratios."""
         each, weights, limits = params
         values = [head(p, z) for head, p in zip(self.heads, each, strict=True)]
         return _clipped_mean(values, weights, limits)
 
-    def leave_one_out(self, params: Any, rows: Rows) -> list[Array]:
+    def leave_one_out(self, params: PyTree[Array], rows: Rows) -> list[Array]:
         """The weighted means at the training rows, leave-one-out for instance-based heads."""
         each, weights, limits = params
         heads = zip(self.heads, each, strict=True)
@@ -141,8 +143,8 @@ def _limit(
             return mean, squares @ (less - mean) ** 2 / (1 - jnp.sum(squares))
 
         # Under q the sign of the log ratio is reversed, so that one formula serves both samples.
-        each = for_each(mean_and_variance, zip((u_p, -u_q), weights, strict=True))
-        mean, variance = (sum(parts) for parts in zip(*each, strict=True))
+        of_p, of_q = for_each(mean_and_variance, zip((u_p, -u_q), weights, strict=True))
+        mean, variance = of_p[0] + of_q[0], of_p[1] + of_q[1]
         return jnp.where(mean > 2 * jnp.sqrt(variance), mean / 2, 0)
 
     # The last entry is the outermost limit, whose gain is zero by definition.
@@ -171,7 +173,7 @@ class Tuned:
         0.5
     """
 
-    head: Any
+    head: Head
 
     @property
     def parametric(self) -> bool:
@@ -192,18 +194,18 @@ class Tuned:
         valid = ~_any_nan(self.head)
         return best, jax.tree.map(lambda leaf: jnp.where(valid, leaf, _invalid(leaf)), params)
 
-    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The best setting's log ratio."""
         head, own = params
         return head(own, z)
 
-    def leave_one_out(self, params: Any, rows: Rows) -> Sequence[Array]:
+    def leave_one_out(self, params: PyTree[Array], rows: Rows) -> Sequence[Array]:
         """The best setting's log ratios at the training rows."""
         head, own = params
         return training_log_ratios(head, own, rows)
 
 
-def _any_nan(heads: Any) -> Bool[Array, ""]:
+def _any_nan(heads: PyTree) -> Bool[Array, ""]:
     """Whether a hyper-parameter is NaN."""
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(heads)]
     numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -220,7 +222,7 @@ def _invalid(leaf: Array) -> Array:
 
 def convex_heads(in_features: int) -> Average:
     """The average of the convex heads: linear, Gaussian and, up to 24 features, quadratic."""
-    heads: tuple[Any, ...] = (Linear(), GaussianDiscriminant())
+    heads: tuple[Head, ...] = (Linear(), GaussianDiscriminant())
     if in_features <= MAX_QUADRATIC_FEATURES:
         heads = (*heads, Quadratic())
     return Average(heads)
@@ -247,17 +249,17 @@ class Auto:
 
     network: Network = Network()
 
-    def fit(self, key: Key[Array, ""], fold: Fold) -> Any:
+    def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
         """The parameters of the networks, of their starts, and of the neighbours."""
         params, weights, limits = self._resolve(fold.train.x.shape[1]).fit(key, fold)
         # Without this the average would reduce to the neighbours.
         return params, nan_unless(self.network.is_valid(weights.dtype), weights), limits
 
-    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The averaged log ratio."""
         return self._resolve(z.shape[1])(params, z)
 
-    def leave_one_out(self, params: Any, rows: Rows) -> Sequence[Array]:
+    def leave_one_out(self, params: PyTree[Array], rows: Rows) -> Sequence[Array]:
         """The averaged log ratios at the training rows, excluding each from its neighbours."""
         return self._resolve(rows.x.shape[1]).leave_one_out(params, rows)
 

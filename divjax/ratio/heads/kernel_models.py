@@ -6,11 +6,12 @@ the selection of the bandwidth. This module holds the parts in common.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from divjax.core.checks import (
     check_key,
@@ -80,7 +81,7 @@ def median_distance(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Floa
         # The mean of the matrix over two independent draws of rows, wᵀMw/(Σw)².
         return jnp.dot(weights, jnp.matmul(matrix, weights, precision="highest")) / total**2
 
-    def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Int[Array, ""], bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = 0.5 * (low + high)
         enough = share((squared <= middle).astype(x.dtype)) >= 0.5
@@ -95,7 +96,7 @@ def median_distance(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Floa
     return jnp.where(chosen > 0, jnp.sqrt(jnp.where(chosen > 0, chosen, 1)), 1)
 
 
-def check_grid(**grids: Any) -> None:
+def check_grid(**grids: object) -> None:
     """Raise `ValueError` for an empty sequence, or Python numbers that are not positive."""
     check_positive(**grids)
     for name, values in grids.items():
@@ -103,7 +104,7 @@ def check_grid(**grids: Any) -> None:
             raise ValueError(f"{name} must hold at least one number; got {values!r}.")
 
 
-def grid(values: ArrayLike | Sequence[ArrayLike], dtype: Any) -> Float[Array, " g"]:
+def grid(values: ArrayLike | Sequence[ArrayLike], dtype: DTypeLike) -> Float[Array, " g"]:
     """A number, or several to choose from, as a vector."""
     if isinstance(values, (tuple, list)):
         return jnp.stack([jnp.asarray(value, dtype) for value in values])

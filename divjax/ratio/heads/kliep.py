@@ -2,11 +2,11 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core import linalg
 from divjax.core.checks import check_count, check_scalar
@@ -117,7 +117,7 @@ def _interior_point(
         # Short of the boundary both weights and slacks stay positive.
         return jnp.minimum(0.95 * longest, 1)
 
-    def step(_: Any, state: tuple[_Point, Array]) -> tuple[_Point, Array]:
+    def step(_: Int[Array, ""], state: tuple[_Point, Array]) -> tuple[_Point, Array]:
         point, last = state
         # A step shortened by the boundary is followed by a step back towards the centre.
         share = jnp.clip(jnp.square(1 - last), 0.05, 0.8)
@@ -256,9 +256,8 @@ class KLIEP:
         masses_p, masses_q = fold.train.weights
         p, q, *weights = fold.validation
         # Padding may hold NaN, which kernels would propagate.
-        p, q = (
-            jnp.where(weight[:, None] > 0, x, 0) for x, weight in zip((p, q), weights, strict=True)
-        )
+        p = jnp.where(weights[0][:, None] > 0, p, 0)
+        q = jnp.where(weights[1][:, None] > 0, q, 0)
 
         def candidate(bandwidth: Float[Array, ""]) -> tuple[Float[Array, ""], _Point]:
             likelihoods, log_means = _mixture(basis, masses_q, bandwidth)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,16 +37,14 @@ def _normal_equations(
     weights_q: Float[Array, " m"],
     relative: ArrayLike,
     ridge: ArrayLike,
-) -> tuple[Any, Float[Array, " l"], Float[Array, " l"]]:
+) -> tuple[Float[Array, "l l"], Float[Array, " l"], Float[Array, " l"]]:
     """The Cholesky factor of H + λI, the response h, and θ = (H + λI)⁻¹ h."""
 
     def second_moment(features: Array, weights: Array) -> Array:
         return _matmul((features * weights[:, None]).T, features)
 
-    moment_p, moment_q = (
-        second_moment(features_p, weights_p),
-        second_moment(features_q, weights_q),
-    )
+    moment_p = second_moment(features_p, weights_p)
+    moment_q = second_moment(features_q, weights_q)
     matrix = relative * moment_p + (1 - relative) * moment_q
     # A ridge below the rounding error of H would not make it positive definite.
     lowest = 4 * jnp.finfo(matrix.dtype).eps * _stop(jnp.trace(matrix))
@@ -225,9 +222,8 @@ class LeastSquares:
         theta = _normal_equations(of_p, of_q, *masses, alpha, ridges[column])[2]
         theta = jnp.where(basis.active, jnp.maximum(theta, 0), 0)
         # E_m[r̂] over the mixture m, one for the true ratio, is a divisor and must not vanish.
-        mean_p, mean_q = (
-            jnp.dot(mass, _matmul(of, theta)) for mass, of in zip(masses, (of_p, of_q), strict=True)
-        )
+        mean_p = jnp.dot(masses[0], _matmul(of_p, theta))
+        mean_q = jnp.dot(masses[1], _matmul(of_q, theta))
         mean = jnp.maximum(alpha * mean_p + (1 - alpha) * mean_q, jnp.finfo(dtype).tiny)
         log_weights = safe_log(theta) - jnp.log(mean)
         log_weights = nan_unless((ridges > 0).all(), log_weights)

@@ -2,12 +2,12 @@
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core.checks import check_count, check_nonnegative, check_positive
 from divjax.core.linalg import cho_solve, cholesky
@@ -21,25 +21,25 @@ __all__ = ["Linear", "Quadratic", "RandomFourier", "newton_logistic"]
 class _Logistic:
     """Ridge logistic regression on features, by Newton's method to convergence."""
 
-    ridge: Any
+    ridge: ArrayLike | tuple[float, ...]
 
     def __post_init__(self):
         check_nonnegative(ridge=self.ridge)
         if isinstance(self.ridge, tuple) and not self.ridge:
             raise ValueError("ridge must hold at least one number; got none.")
 
-    def _basis(self, key: Key[Array, ""], fold: Fold) -> Any:
+    def _basis(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
         return ()
 
-    def _features(self, basis: Any, z: Float[Array, "b d"]) -> Float[Array, "b m"]:
+    def _features(self, basis: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, "b m"]:
         raise NotImplementedError
 
-    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Float[Array, " m"]]:
+    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[PyTree[Array], Float[Array, " m"]]:
         """The basis, and the coefficients of the ridge selected on the validation rows."""
         check_fold(fold)
         basis = self._basis(key, fold)
         weights = fold.train.weights
-        phi_p, phi_q = (self._features(basis, z) for z in (fold.train.x, fold.train.y))
+        phi_p, phi_q = self._features(basis, fold.train.x), self._features(basis, fold.train.y)
         ridges = jnp.ravel(jnp.asarray(self.ridge, phi_p.dtype))
         # The first feature is the constant, whose prior is negligible.
         free = jnp.ones(phi_p.shape[1], phi_p.dtype).at[0].set(1e-3)
@@ -50,7 +50,7 @@ class _Logistic:
         losses = jax.vmap(lambda c: validation_loss(self, (basis, c), fold))(coefficients)
         return basis, nan_unless((ridges >= 0).all(), coefficients[jnp.argmin(losses)])
 
-    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The log ratio, linear in the features."""
         basis, coefficients = params
         return self._features(basis, z) @ coefficients
@@ -72,7 +72,7 @@ class Linear(_Logistic):
 
     parametric = True
 
-    def _features(self, basis: Any, z: Float[Array, "b d"]) -> Float[Array, "b m"]:
+    def _features(self, basis: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, "b m"]:
         return jnp.concatenate([jnp.ones_like(z[:, :1]), z], axis=1)
 
 
@@ -88,7 +88,7 @@ class Quadratic(_Logistic):
 
     parametric = True
 
-    def _features(self, basis: Any, z: Float[Array, "b d"]) -> Float[Array, "b m"]:
+    def _features(self, basis: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, "b m"]:
         rows, columns = np.triu_indices(z.shape[1])
         return jnp.concatenate([jnp.ones_like(z[:, :1]), z, z[:, rows] * z[:, columns]], axis=1)
 
@@ -128,7 +128,7 @@ class RandomFourier(_Logistic):
         phases = jax.random.uniform(phase_key, (self.num_features,), dtype, maxval=2 * np.pi)
         return frequencies, phases
 
-    def _features(self, basis: Any, z: Float[Array, "b d"]) -> Float[Array, "b m"]:
+    def _features(self, basis: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, "b m"]:
         frequencies, phases = basis
         cosines = jnp.cos(z @ frequencies + phases) * math.sqrt(2 / self.num_features)
         return jnp.concatenate([jnp.ones_like(z[:, :1]), cosines], axis=1)

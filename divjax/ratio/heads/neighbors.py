@@ -151,7 +151,7 @@ class Neighbors:
             squares = squared_distances(z, jnp.where(usable[:, None], x, 0))
             excluded = ~usable | (index == own[:, None])
             nearest, which = jax.lax.top_k(-jnp.where(excluded, jnp.inf, squares), max(counts))
-            nearest, masses = -nearest, (mass_p[which], mass_q[which])
+            nearest, near_p, near_q = -nearest, mass_p[which], mass_q[which]
 
             def of_count(k):
                 # With fewer than k rows the last one is the limit. Rows that coincide with z have
@@ -161,7 +161,7 @@ class Neighbors:
                 share = nearest / jnp.where(limit > 0, limit, 1)
                 inside = jnp.isfinite(nearest) & (jnp.arange(max(counts)) <= last)
                 weight = jnp.where(inside, 1 - share, 0)
-                a, b = (jnp.sum(weight * mass, axis=1) for mass in masses)
+                a, b = jnp.sum(weight * near_p, axis=1), jnp.sum(weight * near_q, axis=1)
                 # The prior keeps both logarithms finite where a sample has no neighbours.
                 return jnp.log(a + prior) - jnp.log(b + prior)
 

@@ -1,10 +1,10 @@
 """A network as the log ratio, trained with early stopping."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 
 from divjax.core import networks, training
@@ -19,7 +19,7 @@ from divjax.core.checks import (
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import for_each, pytree, static
 from divjax.ratio.heads.closed_form import Zero
-from divjax.ratio.protocols import Fold, Rows, check_fold, cross_entropy, training_log_ratios
+from divjax.ratio.protocols import Fold, Head, Rows, check_fold, cross_entropy, training_log_ratios
 
 __all__ = ["Network", "row_sampler"]
 
@@ -74,7 +74,7 @@ class Network:
     num_steps: int = static(default=600)
     batch_size: int = static(default=256)
     num_checks: int = static(default=25)
-    start: Any = Zero()
+    start: Head = Zero()
 
     def __post_init__(self):
         check_widths(hidden=self.hidden)
@@ -86,7 +86,7 @@ class Network:
         check_nonnegative(weight_decay=self.weight_decay)
 
     @jax.jit
-    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, PyTree[Array]]:
+    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[PyTree[Array], PyTree[Array]]:
         """The parameters of the start and of the network."""
         check_fold(fold)
         start_key, init_key, fit_key = jax.random.split(key, 3)
@@ -121,12 +121,12 @@ class Network:
         params = self.init(init_key, p.shape[1], p.dtype)
         return start, self.train(fit_key, loss, params, validate)
 
-    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The start's log ratio and the network's correction."""
         start, own = params
         return self.start(start, z) + self.apply(own, z)[:, 0]
 
-    def leave_one_out(self, params: Any, rows: Rows) -> list[Array]:
+    def leave_one_out(self, params: PyTree[Array], rows: Rows) -> list[Array]:
         """The log ratios at the training rows, with the start's leave-one-out."""
         start, own = params
         of_start = jnp.concatenate(training_log_ratios(self.start, start, rows))
@@ -134,13 +134,13 @@ class Network:
         return jnp.split(u, [rows.x.shape[0]])
 
     def init(
-        self, key: Key[Array, ""], in_features: int, dtype: Any, num_outputs: int = 1
+        self, key: Key[Array, ""], in_features: int, dtype: DTypeLike, num_outputs: int = 1
     ) -> PyTree[Array]:
         """Fresh parameters of the network."""
         return networks.init_network(self._build(num_outputs), key, in_features, dtype)
 
     def apply(
-        self, params: Any, z: Float[Array, "b d"], num_outputs: int = 1
+        self, params: PyTree[Array], z: Float[Array, "b d"], num_outputs: int = 1
     ) -> Float[Array, "b k"]:
         """The network's own output."""
         output = networks.apply_network(self._build(num_outputs), params, z)
@@ -148,7 +148,11 @@ class Network:
         return output
 
     def train(
-        self, key: Key[Array, ""], loss: Any, params: PyTree[Array], validate: Any
+        self,
+        key: Key[Array, ""],
+        loss: Callable[[Key[Array, ""], PyTree[Array]], Float[Array, ""]],
+        params: PyTree[Array],
+        validate: Callable[[PyTree[Array]], Float[Array, ""]],
     ) -> PyTree[Array]:
         """The parameters of best validation in training on `(key, params) -> loss`.
 
@@ -163,9 +167,9 @@ class Network:
         valid = self.is_valid(dtype)
         return jax.tree.map(lambda leaf: nan_unless(valid, leaf), trained)
 
-    def is_valid(self, dtype: Any) -> Bool[Array, ""]:
+    def is_valid(self, dtype: DTypeLike) -> Bool[Array, ""]:
         """Whether the numbers, which may be traced, are in range."""
-        rate, decay = (jnp.asarray(v, dtype) for v in (self.learning_rate, self.weight_decay))
+        rate, decay = jnp.asarray(self.learning_rate, dtype), jnp.asarray(self.weight_decay, dtype)
         return (rate > 0) & (decay >= 0)
 
     def _build(self, num_outputs: int) -> networks.Network:

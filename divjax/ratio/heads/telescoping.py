@@ -1,11 +1,9 @@
 """Density ratios in the large-KL regime: sums of log ratios between neighbouring waymarks."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from divjax.core.checks import check_count
 from divjax.core.pytrees import pytree, static
@@ -51,7 +49,7 @@ class Telescoping:
         return self.start is None or is_parametric(self.start)
 
     @jax.jit
-    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[Any, Any]:
+    def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[PyTree[Array], PyTree[Array] | None]:
         """The parameters of the starts of all intermediate ratios, and of the network."""
         check_fold(fold)
         pair_key, start_key, init_key, fit_key = jax.random.split(key, 4)
@@ -101,7 +99,7 @@ class Telescoping:
         params = network.init(init_key, p.shape[1], p.dtype, self.num_bridges)
         return starts, network.train(fit_key, loss, params, validate)
 
-    def __call__(self, params: Any, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
         """The sum of all intermediate log ratios."""
         starts, own = params
         start = self._start(z.shape[1])
@@ -115,7 +113,8 @@ class Telescoping:
 
     def _waymarks(self, x: Float[Array, "b d"], y: Float[Array, "b d"]) -> Float[Array, "k b d"]:
         angles = np.linspace(0, np.pi / 2, self.num_bridges + 1)
-        cos, sin = (jnp.asarray(f(angles), x.dtype)[:, None, None] for f in (np.cos, np.sin))
+        cos = jnp.asarray(np.cos(angles), x.dtype)[:, None, None]
+        sin = jnp.asarray(np.sin(angles), x.dtype)[:, None, None]
         # Exact at the ends.
         cos, sin = cos.at[-1].set(0), sin.at[0].set(0)
         return cos * x + sin * y
@@ -139,9 +138,7 @@ class Telescoping:
             marks = self._waymarks(jnp.concatenate([p, p[for_q]]), jnp.concatenate([q[for_p], q]))
             # The first n pairs belong to rows of p, the other m to rows of q. The end p has weight
             # on the former only, the end q on the latter only.
-            first, last = (
-                jnp.pad(w, side) for w, side in zip(weights, ((0, m), (n, 0)), strict=True)
-            )
+            first, last = jnp.pad(weights[0], (0, m)), jnp.pad(weights[1], (n, 0))
             between = [(first + last) / 2] * (self.num_bridges - 1)
             # Ratio k lies between waymarks k and k + 1, hence the shifted slices.
             mass = jnp.stack([first, *between, last])
