@@ -35,7 +35,13 @@ ROOMS = {
 WITHOUT_A_ROW = {
     "what others have in common": {"fdiv.Divergence", "fdiv.Generator"},
     "within a flow": {"flows.accelerated"},
-    "returned by a fit": {
+    "returned by others": {
+        "fdiv.NeighborDiagnostics",
+        "inference.PermutationTest",
+        "ratio.BoundFit",
+        "ratio.Diagnostics",
+        "ratio.MatchedWeights",
+        "ratio.Ties",
         "flows.FlowResult",
         "ot.DualFit",
         "ot.ExactResult",
