@@ -16,6 +16,7 @@ import scipy  # its parts are loaded where they are used
 from jaxtyping import Array, Float, Key
 
 from divjax.core.checks import check_count, known_number
+from divjax.core.normal import Normal
 from divjax.problems.divergences import Task, check_points, finite_array, gaussian_pair
 
 __all__ = [
@@ -48,9 +49,11 @@ def gaussian_dependence(covariance: Any, x_dim: int) -> Task:
     if not (whole and 0 < x_dim < d):
         raise ValueError(f"x_dim must be in 1 … {d - 1}; got {x_dim}.")
     own = np.arange(d) < x_dim
+    zero: Any = np.zeros(d)
     # The product of the marginals keeps both blocks and has no covariance between x and y.
-    product = np.where(own[:, None] == own, covariance, 0)
-    return gaussian_pair(np.zeros(d), covariance, np.zeros(d), product, x_dim=x_dim)
+    product: Any = np.where(own[:, None] == own, covariance, 0)
+    p, q = Normal(zero, covariance), Normal(zero, product)
+    return gaussian_pair(p, q, x_dim=x_dim)
 
 
 def binormal(correlation: float = 0.75) -> Task:
