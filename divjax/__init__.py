@@ -4,10 +4,12 @@ Rooms: `ratio` (density ratios and divergences from samples), `fdiv` (f-divergen
 closed forms, estimates, inequalities), `ot` (optimal transport), `losses` (distillation), `flows`
 (particles that decrease functionals of their distribution), `kernels`, `inference` (tests,
 intervals and bounds), and `problems` (targets with known answers). `pytree` and `static` define
-methods of your own. `Estimate`, `Interval` and `Status` are the parts of results.
+methods of your own. `Estimate`, `Interval` and `Status` are the parts of results, and `Normal` is a
+Gaussian wherever one is an argument.
 """
 
 from divjax import fdiv, flows, inference, kernels, losses, ot, problems, ratio
+from divjax.core.normal import Normal
 from divjax.core.pytrees import pytree, static
 from divjax.core.types import Estimate, Interval, Status
 from divjax.flows import SVGD, Blob, MinNorm, accelerated
@@ -23,6 +25,7 @@ __all__ = [
     "Estimate",
     "Interval",
     "MinNorm",
+    "Normal",
     "Status",
     "__version__",
     "accelerated",

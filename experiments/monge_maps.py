@@ -38,7 +38,7 @@ import tyro
 from scipy.optimize import linear_sum_assignment
 from sklearn.datasets import make_moons, make_s_curve
 
-from divjax import ot
+from divjax import Normal, ot
 from divjax.core.pairwise import squared_distances
 from experiments import common, monge_figures, transport_data
 
@@ -178,7 +178,9 @@ def gaussians(settings: Settings, dimension: int, seed: int) -> dict[str, Any]:
     x = mean_x + normal(keys[1], settings.gaussian_rows) @ factor_x
     y = mean_y + normal(keys[2], settings.gaussian_rows) @ factor_y
     tests = mean_x + normal(keys[3], settings.num_tests) @ factor_x
-    truth = ot.gaussian_map(mean_x, factor_x @ factor_x, mean_y, factor_y @ factor_y)(tests)
+    truth = ot.gaussian_map(
+        Normal(mean_x, factor_x @ factor_x), Normal(mean_y, factor_y @ factor_y)
+    )(tests)
     result = {}
     rates = {"gaussian": settings.started_learning_rate, "identity": settings.learning_rate}
     for start, learning_rate in rates.items():

@@ -31,6 +31,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
+from divjax import Normal
 from divjax.core.pairwise import pair_distances_by_rows
 from divjax.ot.bridges.light_bridge import LightSchrodingerBridge
 from divjax.ot.bridges.schrodinger import SchrodingerBridge
@@ -107,12 +108,13 @@ def known_bridge(key: jax.Array, dimension: int, epsilon: float) -> SchrodingerB
 
 def conditional_uvp(found: Any, truth: Any, x: jax.Array, variance: jax.Array) -> jax.Array:
     """100 BW²(π̂(·|x), π(·|x)) / Var P1 for each row of x."""
+
+    def plan_at(bridge: Any, row: jax.Array) -> Normal:
+        means, covariances = bridge.conditional_plan(row[None]).moments()
+        return Normal(means[0], covariances[0])
+
     distances = jax.lax.map(
-        lambda row: gaussian_wasserstein(
-            *(moment[0] for moment in found.conditional_plan(row[None]).moments()),
-            *(moment[0] for moment in truth.conditional_plan(row[None]).moments()),
-        ),
-        x,
+        lambda row: gaussian_wasserstein(plan_at(found, row), plan_at(truth, row)), x
     )
     return 100 * distances / variance
 

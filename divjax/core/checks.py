@@ -16,7 +16,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 __all__ = [
-    "LARGEST_ASYMMETRY",
     "check_arguments",
     "check_at_least",
     "check_base",
@@ -42,7 +41,6 @@ __all__ = [
     "check_scalar_output",
     "check_shape",
     "check_simplex",
-    "check_symmetric",
     "check_unit_interval",
     "check_weights",
     "check_widths",
@@ -271,27 +269,6 @@ def check_simplex(name: str, weights: ArrayLike | Sequence[ArrayLike]) -> None:
     values = np.asarray(weights, np.float64)
     if not ((values >= 0).all() and abs(values.sum() - 1) <= 1e-5):
         raise ValueError(f"{name} must be non-negative and sum to one; got {values.tolist()}.")
-
-
-# Relative to the scale √(C_ii C_jj). A larger C_ij − C_ji cannot be rounding.
-LARGEST_ASYMMETRY = 3e-4
-
-
-def check_symmetric(name: str, covariance: ArrayLike) -> None:
-    """Raise `ValueError` for a concrete matrix that is not symmetric; vectors of variances pass."""
-    if jnp.ndim(covariance) != 2 or isinstance(covariance, Tracer):
-        return
-    matrix = np.asarray(covariance, np.float64)
-    # Relative to √(C_ii C_jj), so that the test does not depend on the features' units.
-    scale = np.sqrt(np.where(np.diagonal(matrix) > 0, np.diagonal(matrix), 1))
-    with np.errstate(invalid="ignore"):  # infinities give NaN
-        difference = np.abs(matrix - matrix.T)
-        asymmetric = difference / np.outer(scale, scale) > LARGEST_ASYMMETRY
-    if asymmetric.any():
-        raise ValueError(
-            f"{name} must be symmetric; got entries that differ by "
-            f"{difference[asymmetric].max():.3g} across the diagonal."
-        )
 
 
 def check_callable(**functions: object) -> None:

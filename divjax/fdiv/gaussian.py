@@ -1,7 +1,7 @@
 """Divergences between Gaussians in closed form, their plug-in estimate, and KL's reversal.
 
-A Gaussian is a `Normal`, or any pair of a mean "d" and a covariance: "d" for the variances of a
-diagonal one, "d d" for a full one. All results are functions of M = L_q⁻¹ L_p and
+A Gaussian is a `divjax.Normal`, or any pair of a mean "d" and a covariance: "d" for the variances
+of a diagonal one, "d d" for a full one. All results are functions of M = L_q⁻¹ L_p and
 z = L_q⁻¹ (m_p − m_q), with Cholesky factors L of the covariances.
 
 A singular covariance puts all mass on a subspace. If one of the two is singular the Gaussians are
@@ -14,7 +14,7 @@ gives nan if it is traced, and a `ValueError` otherwise.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +25,15 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.arguments import as_leaves
 from divjax.core.checks import (
-    LARGEST_ASYMMETRY,
     check_full_precision,
     check_nonnegative,
     check_probability,
     check_scalar,
-    check_symmetric,
 )
 from divjax.core.linalg import cholesky, eigh, solve_triangular
+from divjax.core.normal import Normal, are_symmetric, normal_pair
 from divjax.core.numerics import if_needed, nan_unless
-from divjax.core.samples import as_numbers, centered_samples, two_parts
+from divjax.core.samples import centered_samples, two_parts
 from divjax.core.standardize import mean_and_scale
 from divjax.core.types import Estimate, Interval, normal_estimate
 from divjax.fdiv.special import (
@@ -47,7 +46,6 @@ from divjax.fdiv.special import (
 )
 
 __all__ = [
-    "Normal",
     "bhattacharyya",
     "js_bounds",
     "kl",
@@ -58,13 +56,6 @@ __all__ = [
     "reverse_kl_supremum",
     "squared_hellinger",
 ]
-
-
-class Normal(NamedTuple):
-    """A Gaussian N(mean, covariance), in which a vector as covariance holds the variances."""
-
-    mean: Float[Array, " d"]
-    covariance: Float[Array, " d"] | Float[Array, "d d"]
 
 
 class _Whitened(NamedTuple):
@@ -108,9 +99,6 @@ def _root(covariance: Float[Array, " d"] | Float[Array, "d d"]) -> _Root:
         # instead.
         factor = jnp.sqrt(jnp.where(covariance > 0, covariance, 1))
         return _Root(factor, finite & jnp.all(covariance >= 0), jnp.any(covariance == 0))
-    scale = _correlation_scale(covariance)
-    # In units of standard deviations, so that no feature's scale decides.
-    asymmetry = jnp.abs(covariance - covariance.T) / (scale[:, None] * scale)
     factor = cholesky(covariance)
     failed = ~jnp.isfinite(factor).all()
     # Cholesky's algorithm fails for singular and indefinite matrices alike.
@@ -121,7 +109,7 @@ def _root(covariance: Float[Array, " d"] | Float[Array, "d d"]) -> _Root:
     )
     # With the identity for a failed factor all later values are finite, until `finish` decides.
     one = jnp.eye(covariance.shape[0], dtype=covariance.dtype)
-    valid = finite & semidefinite & jnp.all(asymmetry <= LARGEST_ASYMMETRY)
+    valid = finite & semidefinite & are_symmetric(covariance)
     return _Root(jnp.where(failed, one, factor), valid, failed)
 
 
@@ -138,25 +126,9 @@ def _is_semidefinite(covariance: Float[Array, "d d"]) -> Bool[Array, ""]:
     return smallest >= -10 * scale.size * jnp.finfo(covariance.dtype).eps
 
 
-def _checked(p: Normal, q: Normal) -> tuple[Normal, Normal]:
+def _arguments(p: Any, q: Any) -> tuple[Normal, Normal]:
     """Both as arguments of a compiled function, NumPy's means in two parts."""
-    # Any pairs of array-likes, named tuples or not.
-    p = Normal(*[as_numbers("p", part) for part in p])
-    q = Normal(*[as_numbers("q", part) for part in q])
-    for name, (mean, covariance) in {"p": p, "q": q}.items():
-        shape = jnp.shape(mean)
-        if len(shape) != 1 or 0 in shape or jnp.shape(covariance) not in (shape, shape * 2):
-            raise ValueError(
-                f"{name} must be a mean (d,) with variances (d,) or a covariance (d, d); "
-                f"got shapes {shape} and {jnp.shape(covariance)}."
-            )
-    if jnp.shape(p[0]) != jnp.shape(q[0]):
-        raise ValueError(
-            f"p and q must have the same dimension; got {jnp.shape(p[0])[0]} and "
-            f"{jnp.shape(q[0])[0]}."
-        )
-    check_symmetric("the covariance of p", p.covariance)
-    check_symmetric("the covariance of q", q.covariance)
+    p, q = normal_pair(p, q)
     p, q = _in_own_units(p, q)
     dtype = jnp.result_type(float, *p, *q)
     return _mean_in_parts(p, dtype), _mean_in_parts(q, dtype)
@@ -194,8 +166,6 @@ def _whiten(p: Normal, q: Normal) -> _Whitened:
     parts_of = lambda mean: mean if isinstance(mean, tuple) else two_parts(mean, dtype)
     (p_mean, p_rest), (q_mean, q_rest) = parts_of(p.mean), parts_of(q.mean)
     p_covariance, q_covariance = jnp.asarray(p.covariance, dtype), jnp.asarray(q.covariance, dtype)
-    if max(p_covariance.ndim, q_covariance.ndim) > 1:
-        check_full_precision("a full covariance", p_covariance)
     p_root, q_root = _root(p_covariance), _root(q_covariance)
     valid = p_root.valid & q_root.valid & jnp.isfinite(jnp.stack([p_mean, q_mean])).all()
     # A large offset shared by both means cancels in the first parts. The rests keep it accurate.
@@ -249,6 +219,7 @@ def kl(p: Normal, q: Normal) -> Float[Array, ""]:
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from divjax import Normal
         >>> p, q = Normal(jnp.ones(2), jnp.ones(2)), Normal(jnp.zeros(2), 2 * jnp.eye(2))
         >>> float(kl(p, q))  # ½ (2·½ − 2 + 2 log 2 + 1)
         0.6931
@@ -256,7 +227,7 @@ def kl(p: Normal, q: Normal) -> Float[Array, ""]:
     References:
         Kullback 1959, chapter 9.
     """
-    return _kl_between(*_checked(p, q))
+    return _kl_between(*_arguments(p, q))
 
 
 def renyi(p: Normal, q: Normal, alpha: ArrayLike) -> Float[Array, ""]:
@@ -279,6 +250,7 @@ def renyi(p: Normal, q: Normal, alpha: ArrayLike) -> Float[Array, ""]:
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from divjax import Normal
         >>> p, q = (Normal(mean * jnp.ones(1), jnp.ones(1)) for mean in (2.0, 0.0))
         >>> float(renyi(p, q, 0.5)), float(renyi(p, q, 1.0))
         (1.0, 2.0)
@@ -288,7 +260,7 @@ def renyi(p: Normal, q: Normal, alpha: ArrayLike) -> Float[Array, ""]:
     """
     check_scalar(alpha=alpha)
     check_nonnegative(alpha=alpha)
-    return _renyi_between(*_checked(p, q), *as_leaves(alpha=alpha))
+    return _renyi_between(*_arguments(p, q), *as_leaves(alpha=alpha))
 
 
 @jax.jit
@@ -389,6 +361,7 @@ def bhattacharyya(p: Normal, q: Normal) -> Float[Array, ""]:
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from divjax import Normal
         >>> p, q = (Normal(mean * jnp.ones(1), jnp.ones(1)) for mean in (2.0, 0.0))
         >>> float(bhattacharyya(p, q))
         0.5
@@ -396,7 +369,7 @@ def bhattacharyya(p: Normal, q: Normal) -> Float[Array, ""]:
     References:
         Kailath 1967.
     """
-    return _bhattacharyya(*_checked(p, q))
+    return _bhattacharyya(*_arguments(p, q))
 
 
 @jax.jit
@@ -417,11 +390,12 @@ def squared_hellinger(p: Normal, q: Normal) -> Float[Array, ""]:
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from divjax import Normal
         >>> p, q = (Normal(mean * jnp.ones(1), jnp.ones(1)) for mean in (2.0, 0.0))
         >>> float(squared_hellinger(p, q))  # 1 − e^{−½}
         0.3935
     """
-    return _squared_hellinger(*_checked(p, q))
+    return _squared_hellinger(*_arguments(p, q))
 
 
 @jax.jit
@@ -454,6 +428,7 @@ def js_bounds(p: Normal, q: Normal) -> Interval:
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from divjax import Normal
         >>> p, q = (Normal(mean * jnp.ones(1), jnp.ones(1)) for mean in (2.0, 0.0))
         >>> [round(float(bound), 3) for bound in js_bounds(p, q)]  # JS is 0.337
         [0.273, 0.363]
@@ -461,7 +436,7 @@ def js_bounds(p: Normal, q: Normal) -> Interval:
     References:
         Lin 1991, theorems 2 and 8; Crooks 2008, Jensen's inequality.
     """
-    return _js_bounds(*_checked(p, q))
+    return _js_bounds(*_arguments(p, q))
 
 
 @jax.jit

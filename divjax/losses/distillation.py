@@ -28,6 +28,7 @@ from divjax.core.checks import (
     check_shape,
 )
 from divjax.core.labels import as_indices
+from divjax.core.normal import Normal
 from divjax.core.numerics import in_units_of, matmul, nan_unless
 from divjax.core.pairwise import common_center, map_row_blocks
 from divjax.core.samples import Numbers, Unrounded, as_samples, without_offset
@@ -404,24 +405,24 @@ def _wkd_features(
     if student.shape[1] < 2:
         raise ValueError(f"student must have at least two positions; got {student.shape[1]}.")
 
-    def moments(features):
+    def fitted(features):
         # Variances over n − 1. The floor keeps them positive: the root of 0 has no finite
         # derivative.
         mean = jnp.mean(features, axis=0)
         centered, count = features - mean, features.shape[0] - 1
         if covariance == "diagonal":
-            return mean, jnp.sum(centered**2, axis=0) / count + floor
+            return Normal(mean, jnp.sum(centered**2, axis=0) / count + floor)
         scatter = matmul(centered.T, centered) / count
-        return mean, scatter + floor * jnp.eye(scatter.shape[0], dtype=scatter.dtype)
+        return Normal(mean, scatter + floor * jnp.eye(scatter.shape[0], dtype=scatter.dtype))
 
     def one(student, teacher):
         # About one point near both, so that a common offset does not reduce accuracy.
         center = common_center(teacher)
-        (mean_s, cov_s), (mean_t, cov_t) = moments(student - center), moments(teacher - center)
+        of_student, of_teacher = fitted(student - center), fitted(teacher - center)
         # The distance of Gaussians with equal means is the covariances' part, which γ does not
         # weigh.
-        spread = gaussian_wasserstein(jnp.zeros_like(mean_s), cov_s, jnp.zeros_like(mean_t), cov_t)
-        return mean_weight * jnp.sum((mean_s - mean_t) ** 2) + spread
+        spread = gaussian_wasserstein(of_student._replace(mean=of_teacher.mean), of_teacher)
+        return mean_weight * jnp.sum((of_student.mean - of_teacher.mean) ** 2) + spread
 
     return nan_unless(floor > 0, jnp.mean(jax.vmap(one)(student, teacher)))
 

@@ -10,7 +10,7 @@
 | the exact cost and plan of moderately many rows, in any dimension | `exact` |
 | exact, on the line; with plan, map and potentials; with relaxed marginals | `wasserstein_1d`; `transport_1d`; `unbalanced_1d` |
 | … along random, worst-case or given directions | `sliced_wasserstein`, `max_sliced_wasserstein`, `projected_wasserstein` |
-| between Gaussians: distance, map, barycenter; entropic | `gaussian_wasserstein`, `gaussian_map`, `gaussian_barycenter`; `gaussian_entropic` |
+| between Gaussians (`divjax.Normal`): distance, map, barycenter; entropic | `gaussian_wasserstein`, `gaussian_map`, `gaussian_barycenter`; `gaussian_entropic` |
 | a map in closed form, or nearly so | `gaussian_map_from_samples`, `EntropicMap` |
 | the cheapest map as a network, also for a family of problems | `MongeMap` |
 | … under the squared distance, as the gradient of a convex network | `ICNNDual` |

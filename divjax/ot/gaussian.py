@@ -1,9 +1,10 @@
 """Transport between Gaussians in closed form: the distance, the map, and the barycenter.
 
-A Gaussian is a mean "d" and a covariance: "d" for the variances of a diagonal one, "d d" for a full
-one, which may be singular. An eigenvalue within d machine epsilons of the largest from zero counts
-as zero, and a more negative one makes the result nan. A full covariance must be symmetric up to the
-root of machine epsilon. Otherwise a concrete one raises, and a traced one makes the result nan.
+A Gaussian is a `divjax.Normal`, or any pair of a mean "d" and a covariance: "d" for the variances
+of a diagonal one, "d d" for a full one, which may be singular. An eigenvalue within d machine
+epsilons of the largest from zero counts as zero, and a more negative one makes the result nan. A
+full covariance must be symmetric, up to 3e-4 in units of the features' standard deviations.
+Otherwise a concrete one raises, and a traced one makes the result nan.
 
 With covariances S and T, and factors S = L Lᵀ and T = K Kᵀ, all results follow from the singular
 value decomposition Lᵀ K = U Σ Vᵀ: the fidelity tr (S^½ T S^½)^½ = tr Σ, the squared distance
@@ -11,12 +12,12 @@ value decomposition Lᵀ K = U Σ Vᵀ: the fidelity tr (S^½ T S^½)^½ = tr Σ
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core import linalg
@@ -25,8 +26,16 @@ from divjax.core.checks import (
     check_full_precision,
     check_scalar,
 )
+from divjax.core.normal import (
+    Normal,
+    full_covariance,
+    normal_pair,
+    stacked_normals,
+    symmetric_or_nan,
+)
 from divjax.core.numerics import matmul, nan_unless, safe_sqrt
-from divjax.core.samples import Center, as_numbers, as_weights, centered_samples
+from divjax.core.pytrees import pytree
+from divjax.core.samples import Center, as_weights, centered_samples
 from divjax.core.types import Outcome, status_of, summary
 
 __all__ = [
@@ -187,93 +196,56 @@ def _(primals, tangents):
     return _squared_difference(s, t), change
 
 
-def _symmetric(name: str, cov: Any) -> Array:
-    """A covariance; if not symmetric, nan for a traced one and `ValueError` for a concrete one.
-
-    Matrix products leave an asymmetry of a few roundings.
-    """
-    cov = jnp.asarray(cov)
-    if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
-        return cov
-    check_full_precision(name, cov)
-    # Relative to the largest entry, which sets the rounding error of the smaller ones in a product
-    # of factors.
-    rounding = float(jnp.finfo(cov.dtype).eps) ** 0.5
-    if not isinstance(cov, Tracer):
-        matrix = np.asarray(cov, np.float64)
-        with np.errstate(invalid="ignore"):  # of infinite entries
-            apart = np.abs(matrix - np.swapaxes(matrix, -1, -2))
-        if (apart > rounding * np.abs(matrix).max()).any():
-            raise ValueError(
-                f"{name} must be symmetric; got entries that differ by {apart.max():.3g} from "
-                "those across the diagonal."
-            )
-        return cov
-    # Traced arguments cannot be validated eagerly.
-    apart = jnp.max(jnp.abs(cov - _transpose(cov)), axis=(-2, -1), keepdims=True)
-    size = jnp.max(jnp.abs(cov), axis=(-2, -1), keepdims=True)
-    return nan_unless(~(apart > rounding * size), cov)
+def squared_bures(s: Array, t: Array) -> Float[Array, ""]:
+    """The squared Bures distance of two covariances of one kind, variances or matrices."""
+    return jnp.sum(_squared_difference(s, t)) if s.ndim == 1 else _squared_bures(s, t)
 
 
 class GaussianPair(NamedTuple):
     """Two Gaussians in one dtype, with covariances of one kind, and means relative to a centre."""
 
-    mean_p: Float[Array, " d"]
-    cov_p: Float[Array, " d"] | Float[Array, "d d"]
-    mean_q: Float[Array, " d"]
-    cov_q: Float[Array, " d"] | Float[Array, "d d"]
+    p: Normal
+    q: Normal
     center: Center
 
     @property
     def squared_shift(self) -> Float[Array, ""]:
         """|m_p − m_q|²."""
-        return jnp.sum((self.mean_p - self.mean_q) ** 2)
+        return jnp.sum((self.p.mean - self.q.mean) ** 2)
 
     def map_by(self, matrix: Array) -> "AffineMap":
         """The map from p to q with this matrix."""
-        source, target = (self.center.moved(mean) for mean in (self.mean_p, self.mean_q))
+        source, target = self.center.moved(self.p.mean), self.center.moved(self.q.mean)
         return AffineMap(matrix, source.high, target.high, (source.low, target.low))
 
 
-def paired_gaussians(mean_p: Any, cov_p: Any, mean_q: Any, cov_q: Any) -> GaussianPair:
+def paired_gaussians(p: Any, q: Any) -> GaussianPair:
     """The arguments as floating-point arrays, with float64 means from NumPy centred first."""
-    given = {"mean_p": mean_p, "cov_p": cov_p, "mean_q": mean_q, "cov_q": cov_q}
-    mean_p, cov_p, mean_q, cov_q = (as_numbers(name, array) for name, array in given.items())
-    for name, mean, cov in (("p", mean_p, cov_p), ("q", mean_q, cov_q)):
-        shape = jnp.shape(mean)
-        if len(shape) != 1 or 0 in shape or jnp.shape(cov) not in (shape, shape * 2):
-            raise ValueError(
-                f"mean_{name} must have shape (d,) and cov_{name} (d,) or (d, d); "
-                f"got {shape} and {jnp.shape(cov)}."
-            )
-    if jnp.shape(mean_p) != jnp.shape(mean_q):
-        raise ValueError(
-            f"mean_p and mean_q must have the same dimension; got {jnp.shape(mean_p)[0]} and "
-            f"{jnp.shape(mean_q)[0]}."
-        )
-    dtype = jnp.result_type(float, mean_p, cov_p, mean_q, cov_q)
-    if jnp.ndim(cov_p) + jnp.ndim(cov_q) > 2:
-        check_full_precision("covariances of shape (d, d)", jnp.zeros(0, dtype))
-    # The distance depends only on the means' difference: a common offset of float64 is removed
-    # before rounding.
-    center, *means = centered_samples(mean_p=mean_p[None], mean_q=mean_q[None])
-    mean_p, mean_q = (mean[0].astype(dtype) for mean in means)
-    cov_p, cov_q = (jnp.asarray(cov, dtype) for cov in (cov_p, cov_q))
-    cov_p, cov_q = _symmetric("cov_p", cov_p), _symmetric("cov_q", cov_q)
+    p, q = normal_pair(p, q)
+    dtype = jnp.result_type(float, *p, *q)
     # A full covariance need not commute with a diagonal one, so the closed form for variances does
     # not apply.
-    if cov_p.ndim != cov_q.ndim:
-        cov_p, cov_q = (jnp.diag(cov) if cov.ndim == 1 else cov for cov in (cov_p, cov_q))
-    return GaussianPair(mean_p, cov_p, mean_q, cov_q, center)
+    if jnp.ndim(p.covariance) != jnp.ndim(q.covariance):
+        p = p._replace(covariance=full_covariance(p))
+        q = q._replace(covariance=full_covariance(q))
+    # The distance depends only on the means' difference: a common offset of float64 is removed
+    # before rounding.
+    center, mean_p, mean_q = centered_samples(p=p.mean[None], q=q.mean[None])
+    return GaussianPair(
+        Normal(mean_p[0].astype(dtype), _covariance_as(dtype, p.covariance)),
+        Normal(mean_q[0].astype(dtype), _covariance_as(dtype, q.covariance)),
+        center,
+    )
+
+
+def _covariance_as(dtype: Any, covariance: Any) -> Array:
+    """In this dtype, NaN for a traced matrix that is not symmetric."""
+    covariance = jnp.asarray(covariance, dtype)
+    return covariance if covariance.ndim == 1 else symmetric_or_nan(covariance)
 
 
 @jax.default_matmul_precision("highest")
-def gaussian_wasserstein(
-    mean_p: Float[Array, " d"],
-    cov_p: Float[Array, " d"] | Float[Array, "d d"],
-    mean_q: Float[Array, " d"],
-    cov_q: Float[Array, " d"] | Float[Array, "d d"],
-) -> Float[Array, ""]:
+def gaussian_wasserstein(p: Normal, q: Normal) -> Float[Array, ""]:
     """The squared 2-Wasserstein distance ‖m_p − m_q‖² + tr S + tr T − 2 tr (S^½ T S^½)^½.
 
     The second part is the squared Bures distance of the covariances S and T, computed as a sum of
@@ -286,10 +258,8 @@ def gaussian_wasserstein(
     and S has zero.
 
     Args:
-        mean_p: m_p.
-        cov_p: S, the variances "d" or the covariance "d d", possibly singular.
-        mean_q: m_q.
-        cov_q: T, likewise.
+        p: m_p "d", and S by its variances "d" or as a matrix "d d", possibly singular.
+        q: m_q and T, likewise.
 
     Returns:
         The squared distance, in squared units of the space, nan if a covariance is indefinite.
@@ -300,22 +270,23 @@ def gaussian_wasserstein(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> zero, line = jnp.zeros(2), jnp.array([[4.0, 0.0], [0.0, 0.0]])
-        >>> float(gaussian_wasserstein(zero, line, zero + 1, jnp.ones(2)))  # 2 + (2 − 1)² + 1²
+        >>> from divjax import Normal
+        >>> line = Normal(jnp.zeros(2), jnp.array([[4.0, 0.0], [0.0, 0.0]]))
+        >>> q = Normal(jnp.ones(2), jnp.ones(2))
+        >>> float(gaussian_wasserstein(line, q))  # 2 + (2 − 1)² + 1²
         4.0
-        >>> jax.grad(gaussian_wasserstein, 1)(zero, line, zero, jnp.ones(2)).tolist()
+        >>> jax.grad(gaussian_wasserstein)(line, q).covariance.tolist()
         [[0.5, 0.0], [0.0, 1.0]]
 
     References:
         Dowson, Landau 1982, eq. 16. Takatsu 2011, proposition 2.2: the map.
     """
-    pair = paired_gaussians(mean_p, cov_p, mean_q, cov_q)
-    s, t = pair.cov_p, pair.cov_q
-    bures = jnp.sum(_squared_difference(s, t)) if s.ndim == 1 else _squared_bures(s, t)
-    return pair.squared_shift + bures
+    pair = paired_gaussians(p, q)
+    return pair.squared_shift + squared_bures(pair.p.covariance, pair.q.covariance)
 
 
-class AffineMap(NamedTuple):
+@pytree
+class AffineMap:
     """The map x ↦ target + A (x − source).
 
     Attributes:
@@ -352,12 +323,7 @@ class AffineMap(NamedTuple):
 
 
 @jax.default_matmul_precision("highest")
-def gaussian_map(
-    mean_p: Float[Array, " d"],
-    cov_p: Float[Array, " d"] | Float[Array, "d d"],
-    mean_q: Float[Array, " d"],
-    cov_q: Float[Array, " d"] | Float[Array, "d d"],
-) -> AffineMap:
+def gaussian_map(p: Normal, q: Normal) -> AffineMap:
     """The optimal map between Gaussians, x ↦ m_q + A (x − m_p), A = T^½ (T^½ S T^½)^{−½} T^½.
 
     A is the unique semi-definite matrix with A S A = T, the gradient of a convex function as
@@ -365,10 +331,8 @@ def gaussian_map(
     direction in which S has zero, no map exists, and A S A is the part of T that can be reached.
 
     Args:
-        mean_p: m_p.
-        cov_p: S, the variances "d" or the covariance "d d".
-        mean_q: m_q.
-        cov_q: T, likewise.
+        p: m_p "d", and S by its variances "d" or as a matrix "d d".
+        q: m_q and T, likewise.
 
     Returns:
         The map, a function of rows.
@@ -378,15 +342,17 @@ def gaussian_map(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> to_q = gaussian_map(jnp.zeros(2), jnp.ones(2), jnp.ones(2), jnp.array([4.0, 9.0]))
+        >>> from divjax import Normal
+        >>> p, q = Normal(jnp.zeros(2), jnp.ones(2)), Normal(jnp.ones(2), jnp.array([4.0, 9.0]))
+        >>> to_q = gaussian_map(p, q)
         >>> to_q(jnp.array([[1.0, 1.0]])).tolist()
         [[3.0, 4.0]]
 
     References:
         Takatsu 2011, proposition 2.2.
     """
-    pair = paired_gaussians(mean_p, cov_p, mean_q, cov_q)
-    s, t = pair.cov_p, pair.cov_q
+    pair = paired_gaussians(p, q)
+    s, t = pair.p.covariance, pair.q.covariance
     return pair.map_by(_stretch(s, t) if s.ndim == 1 else _transport(s, t))
 
 
@@ -395,7 +361,8 @@ def _unless_padding(weight: Float[Array, ""], value: Array) -> Array:
     return jnp.where((weight == 0) & ~jnp.isfinite(value).all(), 0, value)
 
 
-class GaussianBarycenter(NamedTuple):
+@pytree
+class GaussianBarycenter(Outcome):
     """The Gaussian with the least weighted sum of squared distances to the given ones.
 
     Attributes:
@@ -413,18 +380,10 @@ class GaussianBarycenter(NamedTuple):
     num_steps: Int[Array, ""]
     status: Int[Array, ""]
 
-    def __repr__(self) -> str:
-        return summary(self)
-
-    converged = Outcome.converged
-
-    check = Outcome.check
-
 
 @jax.default_matmul_precision("highest")
 def gaussian_barycenter(
-    means: Float[Array, "k d"],
-    covs: Float[Array, "k d"] | Float[Array, "k d d"],
+    normals: Normal | Sequence[Normal],
     weights: Float[Array, " k"] | None = None,
     *,
     num_steps: int = 32,
@@ -440,8 +399,8 @@ def gaussian_barycenter(
     steps, whose derivatives converge with them).
 
     Args:
-        means: the means, one per row.
-        covs: the variances or the covariances.
+        normals: the Gaussians, one `Normal` of means "k d" and covariances "k d" or "k d d", or a
+            list of `Normal`s. If one of a list has a full covariance, so has the barycenter.
         weights: non-negative, with any sum, uniform by default.
         num_steps: fixed-point steps, of which a dozen suffice for well-conditioned covariances.
         tolerance: the largest residual that counts as converged.
@@ -455,39 +414,35 @@ def gaussian_barycenter(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> covs = jnp.array([[[1.0, 0.0], [0.0, 4.0]], [[9.0, 0.0], [0.0, 4.0]]])
-        >>> found = gaussian_barycenter(jnp.array([[0.0, 0.0], [2.0, 0.0]]), covs)
+        >>> from divjax import Normal
+        >>> p = Normal(jnp.array([0.0, 0.0]), jnp.array([[1.0, 0.0], [0.0, 4.0]]))
+        >>> q = Normal(jnp.array([2.0, 0.0]), jnp.array([[9.0, 0.0], [0.0, 4.0]]))
+        >>> found = gaussian_barycenter([p, q])
         >>> found.mean.tolist(), found.covariance.round(3).tolist(), bool(found.converged)
         ([1.0, 0.0], [[4.0, 0.0], [0.0, 4.0]], True)
 
     References:
         Álvarez-Esteban, del Barrio, Cuesta-Albertos, Matrán 2016, eq. 19 and theorem 4.2.
     """
-    means, covs = as_numbers("means", means), as_numbers("covs", covs)
-    shape = jnp.shape(means)
-    if len(shape) != 2 or 0 in shape or jnp.shape(covs) not in (shape, (*shape, shape[1])):
-        raise ValueError(
-            "means must have shape (k, d) and covs (k, d) or (k, d, d); "
-            f"got {shape} and {jnp.shape(covs)}."
-        )
+    means, covariances = stacked_normals("normals", normals)
     check_count(1, num_steps=num_steps)
     check_scalar(tolerance=tolerance)
-    k = shape[0]
+    k = means.shape[0]
     if weights is None:
         weights = jnp.ones(k)
-    dtype = jnp.result_type(float, means, covs)
-    means, covs = jnp.asarray(means, dtype), jnp.asarray(covs, dtype)
+    dtype = jnp.result_type(float, means, covariances)
+    means, covariances = jnp.asarray(means, dtype), jnp.asarray(covariances, dtype)
     weights = as_weights("weights", weights, k, dtype)
-    if covs.ndim == 3:
-        check_full_precision("covs of shape (k, d, d)", covs)
-        covs = _symmetric("covs", covs)
-    return _barycenter(means, covs, weights, tolerance, num_steps)
+    if covariances.ndim == 3:
+        check_full_precision("a full covariance", covariances)
+        covariances = symmetric_or_nan(covariances)
+    return _barycenter(means, covariances, weights, tolerance, num_steps)
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")
 def _barycenter(
     means: Float[Array, "k d"],
-    covs: Float[Array, "k d"] | Float[Array, "k d d"],
+    covariances: Float[Array, "k d"] | Float[Array, "k d d"],
     weights: Float[Array, " k"],
     tolerance: ArrayLike,
     num_steps: int,
@@ -497,20 +452,20 @@ def _barycenter(
     valid = (jnp.min(weights) >= 0) & (jnp.sum(weights) > 0)
     weights = nan_unless(valid, weights) / jnp.sum(weights)
     # Gaussians of weight zero are padding.
-    means, covs = (jax.vmap(_unless_padding)(weights, v) for v in (means, covs))
+    means, covariances = (jax.vmap(_unless_padding)(weights, v) for v in (means, covariances))
 
-    if covs.ndim == 2:
+    if covariances.ndim == 2:
         # Diagonal covariances commute: the weighted mean of the deviations is the fixed point,
         # without steps.
-        stretch = lambda s: weights @ jax.vmap(lambda t: _stretch(s, t))(covs)
-        s = (weights @ safe_sqrt(covs)) ** 2
+        stretch = lambda s: weights @ jax.vmap(lambda t: _stretch(s, t))(covariances)
+        s = (weights @ safe_sqrt(covariances)) ** 2
         # A variance that is zero in all covariances has no map, and needs no map.
         residual = jnp.linalg.norm(jnp.where(s > 0, stretch(s) - 1, 0)) / d**0.5
         steps = 0
     else:
 
         def maps(s: Float[Array, "d d"]) -> Float[Array, "d d"]:
-            each = jax.vmap(lambda t: _transport(s, t))(covs)
+            each = jax.vmap(lambda t: _transport(s, t))(covariances)
             return jnp.tensordot(weights, each, 1)
 
         def step(s: Float[Array, "d d"], _: None) -> tuple[Float[Array, "d d"], None]:
@@ -520,7 +475,7 @@ def _barycenter(
             return (s + _transpose(s)) / 2, None
 
         # The mean covariance has full rank if one with weight does, as the fixed point requires.
-        s, _ = jax.lax.scan(step, jnp.tensordot(weights, covs, 1), length=num_steps)
+        s, _ = jax.lax.scan(step, jnp.tensordot(weights, covariances, 1), length=num_steps)
         residual = jnp.linalg.norm(maps(s) - jnp.eye(d, dtype=dtype)) / d**0.5
         steps = num_steps
     # The residual is diagnostic, so its gradient is stopped.

@@ -10,27 +10,29 @@ and with σ_i the singular values of S^½ T^½ and e_i = (4 σ_i² + ε²/4)^½ 
     |m_p − m_q|² + tr S + tr T − Σ_i e_i + (ε/2) Σ_i log(1 + e_i/ε).
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core import linalg
 from divjax.core.checks import check_positive_values, check_scalar
+from divjax.core.normal import Normal
 from divjax.core.numerics import nan_unless, safe_sqrt
+from divjax.core.pytrees import pytree
+from divjax.core.types import summary
 from divjax.ot.gaussian import (
     AffineMap,
-    gaussian_wasserstein,
     matrix_root,
     paired_gaussians,
     singular_fidelities,
+    squared_bures,
 )
 
 __all__ = ["GaussianEntropicResult", "gaussian_entropic"]
 
 
-class GaussianEntropicResult(NamedTuple):
+@pytree
+class GaussianEntropicResult:
     """The value and the plan of entropic transport between two Gaussians.
 
     Attributes:
@@ -43,6 +45,9 @@ class GaussianEntropicResult(NamedTuple):
     value: Float[Array, ""]
     transport: AffineMap
     covariance: Float[Array, " d"] | Float[Array, "d d"]
+
+    def __repr__(self) -> str:
+        return summary(self)
 
 
 def _slope(s: Array, t: Array, epsilon: Array) -> Array:
@@ -68,14 +73,13 @@ def _covariance_part(s: Array, t: Array, epsilon: Array) -> Float[Array, ""]:
 
     The squared Bures distance tr S + tr T − 2 Σ σ_i is computed as a sum of squares.
     """
-    zero = jnp.zeros(s.shape[0], s.dtype)
     sigma, excess = _excess(s, t, epsilon)
     total = 2 * sigma + jnp.sqrt(4 * sigma**2 + epsilon**2 / 4) + epsilon / 2
     # (2 σ + ε/2)² − (4 σ² + ε²/4) = 2 σ ε turns a difference of roots, which cancels for small ε,
     # into a quotient.
     gain = 2 * sigma * epsilon / jnp.where(total == 0, 1, total)  # 2 σ − e
     entropy = epsilon / 2 * jnp.log1p(excess / epsilon)
-    return gaussian_wasserstein(zero, s, zero, t) + jnp.sum(gain + entropy)
+    return squared_bures(s, t) + jnp.sum(gain + entropy)
 
 
 @_covariance_part.defjvp
@@ -104,13 +108,7 @@ def _information(s: Array, t: Array, epsilon: Array) -> Float[Array, ""]:
 
 @jax.default_matmul_precision("highest")
 def gaussian_entropic(
-    mean_p: Float[Array, " d"],
-    cov_p: Float[Array, " d"] | Float[Array, "d d"],
-    mean_q: Float[Array, " d"],
-    cov_q: Float[Array, " d"] | Float[Array, "d d"],
-    *,
-    epsilon: ArrayLike,
-    debias: bool = False,
+    p: Normal, q: Normal, *, epsilon: ArrayLike, debias: bool = False
 ) -> GaussianEntropicResult:
     """Entropic transport between Gaussians, min ⟨P, C⟩ + ε KL(P‖p ⊗ q) with C = |x − y|², exact.
 
@@ -122,10 +120,8 @@ def gaussian_entropic(
     Differentiable in all arguments, also at singular covariances: the gradient in S is I − G.
 
     Args:
-        mean_p: m_p.
-        cov_p: S, the variances "d" or the covariance "d d", possibly singular.
-        mean_q: m_q.
-        cov_q: T, likewise.
+        p: m_p "d", and S by its variances "d" or as a matrix "d d", possibly singular.
+        q: m_q and T, likewise.
         epsilon: ε > 0, in units of the cost.
         debias: whether the value is the Sinkhorn divergence; the plan is always that of OT(p, q).
 
@@ -138,8 +134,9 @@ def gaussian_entropic(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> one = jnp.ones(1)
-        >>> found = gaussian_entropic(0 * one, one, one, one, epsilon=1.0)
+        >>> from divjax import Normal
+        >>> p, q = Normal(jnp.zeros(1), jnp.ones(1)), Normal(jnp.ones(1), jnp.ones(1))
+        >>> found = gaussian_entropic(p, q, epsilon=1.0)
         >>> float(found.value), found.transport(jnp.array([[2.0]])).round(3).tolist()
         (1.909, [[2.562]])
 
@@ -148,8 +145,8 @@ def gaussian_entropic(
     """
     check_scalar(epsilon=epsilon)
     check_positive_values(epsilon=epsilon)
-    pair = paired_gaussians(mean_p, cov_p, mean_q, cov_q)
-    s, t = pair.cov_p, pair.cov_q
+    pair = paired_gaussians(p, q)
+    s, t = pair.p.covariance, pair.q.covariance
     epsilon = jnp.asarray(epsilon, s.dtype)
     # Traced arguments cannot be validated eagerly.
     epsilon = nan_unless(epsilon > 0, epsilon)

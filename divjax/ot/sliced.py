@@ -13,8 +13,9 @@ from divjax.core.checks import (
 )
 from divjax.core.keys import own_key
 from divjax.core.numerics import nan_unless
-from divjax.core.pytrees import select
+from divjax.core.pytrees import pytree, select
 from divjax.core.samples import as_samples, centered_samples
+from divjax.core.types import summary
 from divjax.ot.one_dimensional import (
     Line,
     compiled_for_order,
@@ -208,7 +209,8 @@ def sliced_wasserstein(
     return (rooted(value, p) if root else value).astype(dtype)
 
 
-class MaxSlicedResult(NamedTuple):
+@pytree
+class MaxSlicedResult:
     """The largest cost found by a search over directions.
 
     Attributes:
@@ -220,6 +222,9 @@ class MaxSlicedResult(NamedTuple):
     value: Float[Array, ""]
     direction: Float[Array, " d"]
     values: Float[Array, " starts"]
+
+    def __repr__(self) -> str:
+        return summary(self)
 
 
 def max_sliced_wasserstein(

@@ -23,7 +23,6 @@ from divjax.problems.divergences import (
 )
 from divjax.problems.gaussian_flows import (
     MomentFlow,
-    Moments,
     accelerated_moments,
     fokker_planck_moments,
     multi_objective_moments,
@@ -37,7 +36,6 @@ from divjax.problems.mixtures import (
 __all__ = [
     "GaussianMixture",
     "MomentFlow",
-    "Moments",
     "Task",
     "accelerated_moments",
     "additive_uniform",

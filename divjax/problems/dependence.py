@@ -16,6 +16,8 @@ import scipy  # its parts are loaded where they are used
 from jaxtyping import Array, Float, Key
 
 from divjax.core.checks import check_count, known_number
+from divjax.core.normal import Normal
+from divjax.core.samples import Unrounded
 from divjax.problems.divergences import Task, check_points, finite_array, gaussian_pair
 
 __all__ = [
@@ -42,15 +44,17 @@ def gaussian_dependence(covariance: npt.ArrayLike, x_dim: int) -> Task:
         >>> round(gaussian_dependence([[1.0, 0.75], [0.75, 1.0]], 1).kl, 5)
         0.41334
     """
-    covariance = finite_array("covariance", covariance)
-    d = covariance.shape[0] if covariance.ndim else 0
+    joint: Unrounded = finite_array("covariance", covariance)
+    d = joint.shape[0] if joint.ndim else 0
     whole = isinstance(x_dim, (int, np.integer)) and not isinstance(x_dim, bool)
     if not (whole and 0 < x_dim < d):
         raise ValueError(f"x_dim must be in 1 … {d - 1}; got {x_dim}.")
     own = np.arange(d) < x_dim
+    zero: Unrounded = np.zeros(d)
     # The product of the marginals keeps both blocks and has no covariance between x and y.
-    product = np.where(own[:, None] == own, covariance, 0)
-    return gaussian_pair(np.zeros(d), covariance, np.zeros(d), product, x_dim=x_dim)
+    product: Unrounded = np.where(own[:, None] == own, joint, 0)
+    p, q = Normal(zero, joint), Normal(zero, product)
+    return gaussian_pair(p, q, x_dim=x_dim)
 
 
 def binormal(correlation: float = 0.75) -> Task:

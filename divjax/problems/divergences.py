@@ -26,6 +26,8 @@ import scipy  # its parts are loaded where they are used
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core.checks import check_count, check_matrix, check_shape, known_number
+from divjax.core.normal import Normal, full_covariance, normal_pair
+from divjax.core.samples import Unrounded
 from divjax.problems.mixtures import GaussianMixture, check_draw
 
 __all__ = [
@@ -159,15 +161,8 @@ def finite_array(name: str, value: npt.ArrayLike) -> np.ndarray:
     return array
 
 
-def gaussian_pair(
-    mean_p: npt.ArrayLike,
-    covariance_p: npt.ArrayLike,
-    mean_q: npt.ArrayLike,
-    covariance_q: npt.ArrayLike,
-    *,
-    x_dim: int | None = None,
-) -> Task:
-    """Two Gaussians, p = N(mean_p, covariance_p) and q = N(mean_q, covariance_q).
+def gaussian_pair(p: Normal, q: Normal, *, x_dim: int | None = None) -> Task:
+    """Two Gaussians p and q.
 
     Everything follows from the directions that whiten q and diagonalise p, with p's means μ_i and
     variances λ_i in them: KL = ½ Σ (λ_i − 1 − log λ_i + μ_i²), and
@@ -175,40 +170,29 @@ def gaussian_pair(
         m(s) = Π λ_i^{(1−s)/2} c_i^{−½} exp(−½ s(1 − s) μ_i²/c_i),   c_i = s + (1 − s) λ_i.
 
     Args:
-        mean_p: the mean of p, of shape (d,).
-        covariance_p: the covariance of p, of shape (d, d), positive definite.
-        mean_q: the mean of q, of shape (d,).
-        covariance_q: the covariance of q, of shape (d, d), positive definite.
+        p: mean "d", and covariance "d" or "d d", positive definite.
+        q: mean and covariance of the same dimension.
         x_dim: the number of x's features, for a task of mutual information.
 
     Raises:
         ValueError: if the shapes do not fit or a covariance is not positive definite.
 
     Example:
-        >>> task = gaussian_pair([1.0], [[1.0]], [0.0], [[1.0]])
+        >>> from divjax import Normal
+        >>> task = gaussian_pair(Normal([1.0], [1.0]), Normal([0.0], [1.0]))
         >>> round(task.kl, 4), round(task.js, 4)
         (0.5, 0.1114)
 
     References:
         Chernoff 1952, the coefficient; Gil, Alajaji, Linder 2013, table 2, for Gaussians.
     """
-    mean_p = finite_array("mean_p", mean_p)
-    covariance_p = finite_array("covariance_p", covariance_p)
-    mean_q = finite_array("mean_q", mean_q)
-    covariance_q = finite_array("covariance_q", covariance_q)
-    d = mean_p.size
-    shapes = [a.shape for a in (mean_p, covariance_p, mean_q, covariance_q)]
-    if d == 0 or shapes != [(d,), (d, d)] * 2:
-        raise ValueError(f"means must have shape (d,) and covariances (d, d); got {shapes}.")
-    # Cholesky's algorithm reads one triangle, so symmetry is checked separately.
+    p, q = normal_pair(p, q)
+    mean_p, covariance_p = _finite("p", p)
+    mean_q, covariance_q = _finite("q", q)
     try:
         factor_p, factor_q = np.linalg.cholesky(covariance_p), np.linalg.cholesky(covariance_q)
     except np.linalg.LinAlgError:
         raise ValueError("covariances must be positive definite; got one that is not.") from None
-    for name, matrix in (("covariance_p", covariance_p), ("covariance_q", covariance_q)):
-        scale = np.sqrt(np.diagonal(matrix))
-        if (np.abs(matrix - matrix.T) > 1e-6 * np.outer(scale, scale)).any():
-            raise ValueError(f"{name} must be symmetric; got {matrix.tolist()}.")
     return _gaussian_pair(mean_p, factor_p, mean_q, factor_q, x_dim)
 
 
@@ -261,11 +245,28 @@ def _gaussian_pair(
     )
 
 
+def _finite(name: str, normal: Normal) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the exactly symmetric covariance in double precision."""
+    mean = finite_array(f"the mean of {name}", normal.mean)
+    covariance = finite_array(f"the covariance of {name}", full_covariance(normal))
+    # Cholesky's algorithm reads one triangle, which may differ from the other by rounding.
+    return mean, (covariance + covariance.T) / 2
+
+
 def _exp_remainder(x: np.ndarray) -> np.ndarray:
     """The remainder e^x − 1 − x, accurate for small x."""
     # The closed form cancels below 1e-2, where six terms of the series are exact to rounding.
     series = 1 / 2 + x / 6 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7))))
     return np.where(np.abs(x) < 1e-2, x**2 * series, np.expm1(x) - x)
+
+
+def _gaussian(mean: Unrounded, covariance: Unrounded) -> Normal:
+    """A Gaussian in NumPy's double precision."""
+    return Normal(mean, covariance)
+
+
+def _standard(d: int) -> Normal:
+    return _gaussian(np.zeros(d), np.ones(d))
 
 
 def gaussian_shift(d: int, kl: float) -> Task:
@@ -277,7 +278,7 @@ def gaussian_shift(d: int, kl: float) -> Task:
     """
     check_count(1, d=d)
     kl = known_number("kl", kl, 0)
-    return gaussian_pair(np.full(d, math.sqrt(2 * kl / d)), np.eye(d), np.zeros(d), np.eye(d))
+    return gaussian_pair(_gaussian(np.full(d, math.sqrt(2 * kl / d)), np.ones(d)), _standard(d))
 
 
 def gaussian_scale(d: int, scale: float) -> Task:
@@ -289,7 +290,7 @@ def gaussian_scale(d: int, scale: float) -> Task:
     """
     check_count(1, d=d)
     scale = known_number("scale", scale, 0, above=True)
-    return gaussian_pair(np.zeros(d), scale**2 * np.eye(d), np.zeros(d), np.eye(d))
+    return gaussian_pair(_gaussian(np.zeros(d), np.full(d, scale**2)), _standard(d))
 
 
 def correlated_gaussians(d: int, kl: float) -> Task:
@@ -316,7 +317,7 @@ def correlated_gaussians(d: int, kl: float) -> Task:
     # 1 − ρ² = e^{−4 kl/d}, by expm1 so that a small divergence is accurate.
     rho = math.sqrt(-math.expm1(-4 * kl / d))
     covariance = np.kron([[1, rho], [rho, 1]], np.eye(d // 2))
-    return gaussian_pair(np.zeros(d), covariance, np.zeros(d), np.eye(d), x_dim=d // 2)
+    return gaussian_pair(_gaussian(np.zeros(d), covariance), _standard(d), x_dim=d // 2)
 
 
 def chasm(a: float, d: int = 4) -> Task:
@@ -331,7 +332,7 @@ def chasm(a: float, d: int = 4) -> Task:
     """
     check_count(1, d=d)
     a = known_number("a", a)
-    return gaussian_pair(np.zeros(d), np.eye(d), np.full(d, a), np.eye(d))
+    return gaussian_pair(_standard(d), _gaussian(np.full(d, a), np.ones(d)))
 
 
 def random_gaussians(seed: int, d: int = 10) -> Task:
@@ -364,7 +365,7 @@ def random_gaussians(seed: int, d: int = 10) -> Task:
     # A published uniform number is made of the lower 24 bits of a word.
     bits = np.random.RandomState(seed).randint(0, 2**32, d, dtype=np.uint32)
     mean = (bits % 2**24) / 2**24
-    return gaussian_pair(mean, covariances[0], np.zeros(d), covariances[1])
+    return gaussian_pair(_gaussian(mean, covariances[0]), _gaussian(np.zeros(d), covariances[1]))
 
 
 def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Task:

@@ -11,7 +11,7 @@ gives ordinary differential equations for μ and Σ. Towards one target without 
 solution is explicit (`fokker_planck_moments`). The others are integrated, with an error estimate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -23,27 +23,30 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from divjax.core.arguments import as_leaves
 from divjax.core.checks import check_count, check_nonnegative, check_positive, check_scalar
 from divjax.core.linalg import cho_solve, cholesky, eigh, inv
+from divjax.core.normal import (
+    Normal,
+    are_symmetric,
+    as_normal,
+    check_same_dimension,
+    full_covariance,
+    stacked_normals,
+)
 from divjax.core.numerics import nan_unless
+from divjax.core.pytrees import pytree
 from divjax.core.samples import Center, Numbers, Unrounded, centered_samples
 from divjax.core.simplex import min_norm_weights
+from divjax.core.types import summary
 
 __all__ = [
     "MomentFlow",
-    "Moments",
     "accelerated_moments",
     "fokker_planck_moments",
     "multi_objective_moments",
 ]
 
 
-class Moments(NamedTuple):
-    """The mean and the covariance of a Gaussian, or of several along a leading axis."""
-
-    mean: Float[Array, "*batch d"]
-    covariance: Float[Array, "*batch d d"]
-
-
-class MomentFlow(NamedTuple):
+@pytree
+class MomentFlow:
     """A Gaussian flow at the requested times: its moments, and the objectives' min-norm weights.
 
     Attributes:
@@ -59,9 +62,12 @@ class MomentFlow(NamedTuple):
     weights: Float[Array, "t k"]
     error: Float[Array, " t"]
 
+    def __repr__(self) -> str:
+        return summary(self)
+
 
 @jax.default_matmul_precision("highest")
-def fokker_planck_moments(times: Float[Array, " t"], initial: Moments, target: Moments) -> Moments:
+def fokker_planck_moments(times: Float[Array, " t"], initial: Normal, target: Normal) -> Normal:
     """The Wasserstein gradient flow of KL(q‖N(m, S)) from N(μ₀, Σ₀), in closed form.
 
     It is the distribution of the Ornstein–Uhlenbeck process dx = −S⁻¹(x − m) dt + √2 dW:
@@ -73,45 +79,49 @@ def fokker_planck_moments(times: Float[Array, " t"], initial: Moments, target: M
 
     Args:
         times: t, from the start at 0, nan below.
-        initial: μ₀ "d" and Σ₀ "d d".
-        target: m "d" and S "d d".
+        initial: μ₀ "d", and Σ₀ by its variances "d" or as a matrix "d d".
+        target: m and S, likewise.
 
     Returns:
-        Mean "t d" and covariance "t d d", nan unless S is positive definite and Σ₀ positive
-        semidefinite.
+        A `Normal` of mean "t d" and covariance "t d d", nan unless S is positive definite and Σ₀
+        positive semidefinite.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit, or a concrete covariance is not symmetric.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> wide = Moments(jnp.array([2.0]), jnp.array([[4.0]]))
-        >>> standard = Moments(jnp.zeros(1), jnp.eye(1))
+        >>> from divjax import Normal
+        >>> wide = Normal(jnp.array([2.0]), jnp.array([[4.0]]))
+        >>> standard = Normal(jnp.zeros(1), jnp.eye(1))
         >>> fokker_planck_moments(jnp.log(jnp.array([2.0])), wide, standard)  # e^{−t} = ½
-        Moments(mean=Array([[1.]], dtype=float32), covariance=Array([[[1.75]]], dtype=float32))
+        Normal(mean=Array([[1.]], dtype=float32), covariance=Array([[[1.75]]], dtype=float32))
 
     References:
         Jordan, Kinderlehrer, Otto 1998, the flow; Risken 1989, chapter 6, its Gaussian solution.
     """
-    single = Moments(*(jnp.asarray(leaf)[None] for leaf in _leaves("target", target)))
+    initial, target = as_normal("initial", initial), as_normal("target", target)
+    check_same_dimension(initial=initial, target=target)
+    single = Normal(target.mean[None], full_covariance(target)[None])
     origin, times, initial, (means, covariances) = _as_arrays(times, initial, single)
     mean = means[0]
     variances, axes = eigh(covariances[0])
     variances = nan_unless(variances > 0, variances)
 
-    def at(time: Array) -> Moments:
+    def at(time: Array) -> Normal:
         time = nan_unless(time >= 0, time)
         # Along the target's axes the process decays at the rates 1/variance. Functions of S are
         # formed from its eigenvalues.
         decay = (axes * jnp.exp(-time / variances)) @ axes.T
         gained = (axes * -jnp.expm1(-time / variances)) @ axes.T
         spread = (axes * (-variances * jnp.expm1(-2 * time / variances))) @ axes.T
-        return Moments(
+        return Normal(
             decay @ initial.mean + gained @ mean,
             decay @ initial.covariance @ decay.T + spread,
         )
 
-    return origin.add(jax.vmap(at)(times))
+    moments = jax.vmap(at)(times)
+    return Normal(origin.add(moments.mean), moments.covariance)
 
 
 def _precision(covariance: Float[Array, "*k d d"]) -> Float[Array, "*k d d"]:
@@ -123,8 +133,8 @@ def _precision(covariance: Float[Array, "*k d d"]) -> Float[Array, "*k d d"]:
 @jax.default_matmul_precision("highest")
 def multi_objective_moments(
     times: Float[Array, " t"],
-    initial: Moments,
-    targets: Moments,
+    initial: Normal,
+    targets: Normal | Sequence[Normal],
     bandwidth: ArrayLike = 0.0,
     num_substeps: int = 64,
 ) -> MomentFlow:
@@ -140,8 +150,8 @@ def multi_objective_moments(
 
     Args:
         times: increasing from 0 on. If traced times do not, results are nan from there on.
-        initial: μ₀ "d" and Σ₀ "d d".
-        targets: m "k d" and S "k d d".
+        initial: μ₀ "d", and Σ₀ by its variances "d" or as a matrix "d d".
+        targets: one `Normal` of m "k d" and S "k d" or "k d d", or a list of `Normal`s.
         bandwidth: h of the Gaussian kernel exp(−r²/2h²) that smooths q in its score.
         num_substeps: Runge–Kutta steps of order four between successive times, at least two. Each
             should stay well below the smallest variance of the targets. Where the support of w
@@ -152,12 +162,14 @@ def multi_objective_moments(
         all nan for invalid covariances.
 
     Raises:
-        ValueError: if the shapes do not fit, times do not increase, or `num_substeps` is below two.
+        ValueError: if the shapes do not fit, a concrete covariance is not symmetric, times do not
+            increase, or `num_substeps` is below two.
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> initial = Moments(jnp.array([0.0, 3.0]), jnp.eye(2))
-        >>> targets = Moments(jnp.array([[-1.0, 0.0], [1.0, 0.0]]), jnp.stack([jnp.eye(2)] * 2))
+        >>> from divjax import Normal
+        >>> initial = Normal(jnp.array([0.0, 3.0]), jnp.eye(2))
+        >>> targets = [Normal(jnp.array([mean, 0.0]), jnp.eye(2)) for mean in (-1.0, 1.0)]
         >>> flow = jax.jit(multi_objective_moments)(jnp.array([10.0]), initial, targets)
         >>> abs(flow.mean).round(2).tolist(), flow.weights.tolist()  # between the two targets
         ([[0.0, 0.0]], [[0.5, 0.5]])
@@ -165,24 +177,24 @@ def multi_objective_moments(
     References:
         MWGraD, arXiv 2505.18765, the flow; Liu et al. 2019, section 3, the smoothed score.
     """
-    origin, times, initial, targets = _as_arrays(_forwards(times), initial, targets)
+    origin, times, initial, targets = _as_arrays(_forwards(times), *_checked(initial, targets))
     field = _min_norm_field(targets, bandwidth)
 
-    def slope(time: Array, moments: Moments) -> Moments:
+    def slope(time: Array, moments: Normal) -> Normal:
         matrix, shift, _ = field(moments)
         # The field M(x − μ) + c gives μ' = c and Σ' = MΣ + ΣMᵀ.
         half = matrix @ moments.covariance
-        return Moments(shift, half + half.T)
+        return Normal(shift, half + half.T)
 
     solve = lambda steps: _integrate(slope, initial, times, steps)
-    return origin.add(_moment_flow(solve, field, num_substeps))
+    return _moment_flow(origin, solve, field, num_substeps)
 
 
 @jax.default_matmul_precision("highest")
 def accelerated_moments(
     times: Float[Array, " t"],
-    initial: Moments,
-    targets: Moments,
+    initial: Normal,
+    targets: Normal | Sequence[Normal],
     strong_convexity: ArrayLike | None = None,
     bandwidth: ArrayLike = 0.0,
     num_substeps: int = 64,
@@ -199,8 +211,8 @@ def accelerated_moments(
 
     Args:
         times: increasing from 0 on. If traced times do not, results are nan from there on.
-        initial: μ₀ "d" and Σ₀ "d d".
-        targets: m "k d" and S "k d d".
+        initial: μ₀ "d", and Σ₀ by its variances "d" or as a matrix "d d".
+        targets: one `Normal` of m "k d" and S "k d" or "k d d", or a list of `Normal`s.
         strong_convexity: β, for damping α = 2√β, or None for α_t = 3/t.
         bandwidth: h of the Gaussian kernel exp(−r²/2h²) that smooths q in its score.
         num_substeps: Runge–Kutta steps of order four between successive times, at least two. Each
@@ -211,13 +223,14 @@ def accelerated_moments(
         all nan for invalid covariances.
 
     Raises:
-        ValueError: if the shapes do not fit, times do not increase, `num_substeps` is below two, or
-            `strong_convexity` is a Python number that is not positive.
+        ValueError: if the shapes do not fit, a concrete covariance is not symmetric, times do not
+            increase, `num_substeps` is below two, or `strong_convexity` is a Python number that is
+            not positive.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> initial = Moments(jnp.ones(1), jnp.eye(1))
-        >>> targets = Moments(jnp.zeros((1, 1)), jnp.eye(1)[None])
+        >>> from divjax import Normal
+        >>> initial, targets = Normal(jnp.ones(1), jnp.ones(1)), [Normal(jnp.zeros(1), jnp.ones(1))]
         >>> flow = accelerated_moments(jnp.array([2.0]), initial, targets, strong_convexity=1.0)
         >>> flow.mean.round(3).tolist()  # critical damping: (1 + t) e^{−t}
         [[0.406]]
@@ -225,16 +238,16 @@ def accelerated_moments(
     References:
         A-MWGraD, arXiv 2601.19220, the flow; Su, Boyd, Candès 2016, eq. 3, the damping 3/t.
     """
-    origin, times, initial, targets = _as_arrays(_forwards(times), initial, targets)
+    origin, times, initial, targets = _as_arrays(_forwards(times), *_checked(initial, targets))
     if strong_convexity is not None:
         check_scalar(strong_convexity=strong_convexity)
         check_positive(strong_convexity=strong_convexity)
     field = _min_norm_field(targets, bandwidth)
 
-    def moments(position: Float[Array, "d+1 d"]) -> Moments:
+    def moments(position: Float[Array, "d+1 d"]) -> Normal:
         mean, transposed = position[0], position[1:]
         # Σ = AΣ₀Aᵀ from the transpose of A.
-        return Moments(mean, transposed.T @ initial.covariance @ transposed)
+        return Normal(mean, transposed.T @ initial.covariance @ transposed)
 
     def slope(time: Array, motion: tuple[Array, Array]) -> tuple[Array, Array]:
         position, velocity = motion
@@ -253,45 +266,40 @@ def accelerated_moments(
     # The rows of `position` are μ and Aᵀ: one array to integrate.
     start = jnp.concatenate([initial.mean[None], jnp.eye(initial.mean.size, dtype=times.dtype)])
 
-    def solve(steps: int) -> Moments:
+    def solve(steps: int) -> Normal:
         positions, _ = _integrate(slope, (start, jnp.zeros_like(start)), times, steps)
         return jax.vmap(moments)(positions)
 
-    return origin.add(_moment_flow(solve, field, num_substeps))
+    return _moment_flow(origin, solve, field, num_substeps)
+
+
+def _checked(initial: Normal, targets: Normal | Sequence[Normal]) -> tuple[Normal, Normal]:
+    """The initial Gaussian and the stacked targets, of one dimension."""
+    initial, targets = as_normal("initial", initial), stacked_normals("targets", targets)
+    check_same_dimension(initial=initial, targets=targets)
+    return initial, targets
 
 
 def _as_arrays(
-    times: Array, initial: Moments, targets: Moments
-) -> tuple["_Origin", Float[Array, " t"], Moments, Moments]:
-    """All of one dtype, once their shapes fit, with means relative to the initial one."""
-    initial, targets = _leaves("initial", initial), _leaves("targets", targets)
-    shapes = [jnp.shape(leaf) for leaf in (*initial, *targets)]
-    k, d = shapes[2][0] if shapes[2] else 0, shapes[0][-1] if shapes[0] else 0
-    if shapes != [(d,), (d, d), (k, d), (k, d, d)] or k * d == 0:
-        raise ValueError(
-            "a Gaussian needs a mean (d,) and a covariance (d, d), targets one more leading axis; "
-            f"got {shapes[:2]} for the initial Gaussian and {shapes[2:]} for the targets."
-        )
+    times: Array, initial: Normal, targets: Normal
+) -> tuple["_Origin", Float[Array, " t"], Normal, Normal]:
+    """All of one dtype, with full covariances, and with means relative to the initial one."""
     (times,) = as_leaves(times=times)
     if jnp.ndim(times) != 1:
         raise ValueError(f"times must be a vector; got shape {jnp.shape(times)}.")
-    samples: dict[str, Array] = {"initial.mean": initial.mean[None], "targets.mean": targets.mean}
-    center, first, means = centered_samples(None, **samples)
-    tree = (times, first[0], initial.covariance, means, targets.covariance)
-    dtype = jnp.result_type(float, *jax.tree.leaves(tree))
-    to_dtype = lambda leaf: jnp.asarray(leaf, dtype)
-    times, mean, covariance, means, covariances = jax.tree.map(to_dtype, tree)
+    center, first, means = centered_samples(initial=initial.mean[None], targets=targets.mean)
+    given = (times, first[0], full_covariance(initial), means, full_covariance(targets))
+    dtype = jnp.result_type(float, *given)
+    times, mean, covariance, means, covariances = [jnp.asarray(array, dtype) for array in given]
     # Traced covariances cannot raise: an invalid one gives NaN.
     valid, each = _is_covariance(covariance), jax.vmap(_is_covariance)(covariances)
+    covariance, covariances = _symmetrised(covariance), _symmetrised(covariances)
     return (
         _Origin(center, mean),
         times,
-        Moments(nan_unless(valid, jnp.zeros_like(mean)), nan_unless(valid, covariance)),
-        Moments(means - mean, nan_unless(each[:, None, None], covariances)),
+        Normal(nan_unless(valid, jnp.zeros_like(mean)), nan_unless(valid, covariance)),
+        Normal(means - mean, nan_unless(each[:, None, None], covariances)),
     )
-
-
-Flow = TypeVar("Flow", Moments, MomentFlow)
 
 
 class _Origin(NamedTuple):
@@ -300,27 +308,22 @@ class _Origin(NamedTuple):
     center: Center
     mean: Float[Array, " d"]
 
-    def add(self, flow: Flow) -> Flow:
-        """Moments with their means in the original coordinates."""
-        return flow._replace(mean=self.center.add(flow.mean + self.mean))
-
-
-def _leaves(name: str, moments: object) -> Moments:
-    """Moments as arrays, from any form that holds numbers."""
-    if not isinstance(moments, Moments):
-        raise ValueError(f"{name} must be one `Moments`; got {type(moments).__name__}.")
-    given = {f"{name}.{field}": value for field, value in moments._asdict().items()}
-    return Moments(*as_leaves(**given))
+    def add(self, means: Float[Array, "t d"]) -> Float[Array, "t d"]:
+        """The means in the original coordinates."""
+        return self.center.add(means + self.mean)
 
 
 def _is_covariance(matrix: Float[Array, "d d"]) -> Bool[Array, ""]:
     """Whether the matrix is symmetric and positive semidefinite up to rounding."""
     matrix = jax.lax.stop_gradient(matrix)
-    size = jnp.max(jnp.abs(matrix))
     # Eigenvalues are accurate to a small multiple of d · eps times the largest entry.
+    size = jnp.max(jnp.abs(matrix))
     rounding = 8 * matrix.shape[0] * jnp.finfo(matrix.dtype).eps * size
-    symmetric = jnp.max(jnp.abs(matrix - matrix.T)) <= rounding
-    return symmetric & (jnp.min(eigh(matrix)[0]) >= -rounding)
+    return are_symmetric(matrix) & (jnp.min(eigh(_symmetrised(matrix))[0]) >= -rounding)
+
+
+def _symmetrised(matrices: Float[Array, "*k d d"]) -> Float[Array, "*k d d"]:
+    return (matrices + jnp.swapaxes(matrices, -1, -2)) / 2
 
 
 def _forwards(times: Numbers) -> Unrounded:
@@ -340,8 +343,8 @@ def _forwards(times: Numbers) -> Unrounded:
 
 
 def _min_norm_field(
-    targets: Moments, bandwidth: ArrayLike
-) -> Callable[[Moments], tuple[Float[Array, "d d"], Float[Array, " d"], Float[Array, " k"]]]:
+    targets: Normal, bandwidth: ArrayLike
+) -> Callable[[Normal], tuple[Float[Array, "d d"], Float[Array, " d"], Float[Array, " k"]]]:
     """The combined field's M and c, and the weights, at given moments."""
     check_scalar(bandwidth=bandwidth)
     check_nonnegative(bandwidth=bandwidth)
@@ -350,7 +353,7 @@ def _min_norm_field(
     bandwidth = nan_unless((bandwidth >= 0) & jnp.isfinite(bandwidth), bandwidth)
     smoothing = jnp.square(bandwidth) * jnp.eye(targets.mean.shape[1], dtype=precisions.dtype)
 
-    def field(moments: Moments) -> tuple[Array, Array, Array]:
+    def field(moments: Normal) -> tuple[Array, Array, Array]:
         matrices = inv(moments.covariance + smoothing) - precisions
         shifts = jnp.einsum("kij,kj->ki", precisions, targets.mean - moments.mean)
         # Q_kl = E⟨v_k, v_l⟩ = tr(M_k Σ M_lᵀ) + ⟨c_k, c_l⟩.
@@ -362,8 +365,9 @@ def _min_norm_field(
 
 
 def _moment_flow(
-    solve: Callable[[int], Moments],
-    field: Callable[[Moments], tuple[Array, Array, Array]],
+    origin: _Origin,
+    solve: Callable[[int], Normal],
+    field: Callable[[Normal], tuple[Array, Array, Array]],
     num_substeps: int,
 ) -> MomentFlow:
     """The solution with its weights, and its difference from one with half as many steps."""
@@ -375,7 +379,8 @@ def _moment_flow(
     difference = jnp.abs(rows(fine) - rows(coarse)).max(axis=(1, 2))
     # Relative to the largest entry, so that units do not matter.
     error = difference / jnp.abs(rows(fine)).max(axis=(1, 2))
-    return MomentFlow(*fine, weights=jax.vmap(field)(fine)[2], error=error)
+    weights = jax.vmap(field)(fine)[2]
+    return MomentFlow(origin.add(fine.mean), fine.covariance, weights, error)
 
 
 T = TypeVar("T")

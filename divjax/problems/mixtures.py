@@ -4,22 +4,19 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from divjax.core.arguments import as_leaves
 from divjax.core.checks import (
-    LARGEST_ASYMMETRY,
     check_count,
     check_full_precision,
     check_key,
     check_positive,
     check_positive_values,
     check_simplex,
-    check_symmetric,
 )
 from divjax.core.linalg import cho_solve, cholesky
+from divjax.core.normal import are_symmetric, check_symmetric
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import as_arrays
@@ -88,9 +85,7 @@ class GaussianMixture:
             check_positive_values(covariances=known)
         else:
             check_full_precision("covariances", known)
-            if not isinstance(known, Tracer):
-                for matrix in np.asarray(known).reshape(-1, *covariances[-2:]):
-                    check_symmetric("covariances", matrix)
+            check_symmetric("covariances", known)
         check_simplex("weights", leaves["weights"])
         weights, means, covariances = as_arrays(**leaves)
         # Traced arguments cannot raise: the weights of an invalid mixture are NaN, and so is its
@@ -181,12 +176,8 @@ def _factors(means: Float[Array, "c d"], covariances: Array) -> Float[Array, "c 
 def _are_definite(matrices: Float[Array, "*c d d"]) -> Bool[Array, "*c"]:
     """Whether each is symmetric and positive definite."""
     matrices = jax.lax.stop_gradient(matrices)
-    variances = jnp.diagonal(matrices, axis1=-2, axis2=-1)
-    # Asymmetry in units of standard deviations, so that no feature's scale decides.
-    scale = jnp.sqrt(jnp.where(variances > 0, variances, 1))
-    difference = jnp.abs(matrices - jnp.swapaxes(matrices, -1, -2))
-    symmetric = difference <= LARGEST_ASYMMETRY * scale[..., :, None] * scale[..., None, :]
-    return jnp.all(symmetric & jnp.isfinite(cholesky(matrices)), axis=(-2, -1))
+    finite = jnp.isfinite(cholesky(matrices)).all(axis=(-2, -1))
+    return are_symmetric(matrices) & finite
 
 
 def two_component_targets() -> tuple[GaussianMixture, ...]:

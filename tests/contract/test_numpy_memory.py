@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from divjax import fdiv, flows, inference, kernels, ot, ratio
+from divjax import Normal, fdiv, flows, inference, kernels, ot, ratio
 from divjax.fdiv import categorical, gaussian, histogram
 from divjax.ratio import heads
 
@@ -43,7 +43,7 @@ CASES = {
     "plug_in_kl": (lambda x, y: fdiv.gaussian.plug_in_kl(x, y).value, X, Y),
     "histogram": (lambda x, y: histogram.divergence(categorical.jensen_shannon, x, y), X, Y),
     "gaussian.kl": (
-        lambda m, s: gaussian.kl(gaussian.Normal(m, s), gaussian.Normal(jnp.zeros(D), jnp.eye(D))),
+        lambda m, s: gaussian.kl(Normal(m, s), Normal(jnp.zeros(D), jnp.eye(D))),
         MEAN,
         COVARIANCE,
     ),

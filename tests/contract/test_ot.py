@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from divjax import ot
+from divjax import Normal, ot
 from divjax.core.numerics import nan_unless
 from divjax.core.types import Status
 from tests.contract.edges import Edges
@@ -63,7 +63,7 @@ def _gaussians(x, weights):
     centered = x - weights @ x
     covariance = (weights[:, None] * centered).T @ centered + 0.1 * jnp.eye(2, dtype=x.dtype)
     other = jnp.array([0.3, -0.2], x.dtype), jnp.array([[1.5, 0.2], [0.2, 0.8]], x.dtype)
-    return weights @ x, covariance, *other
+    return Normal(weights @ x, covariance), Normal(*other)
 
 
 def _fitted_map(method, key, x, weights):
@@ -82,9 +82,7 @@ def _light_drift(method, key, x, weights):
 
 
 def _barycenter(method, key, x, weights):
-    mean, covariance, other_mean, other = _gaussians(x, weights)
-    means, covariances = jnp.stack([mean, other_mean]), jnp.stack([covariance, other])
-    found = ot.gaussian_barycenter(means, covariances, method)
+    found = ot.gaussian_barycenter(_gaussians(x, weights), method)
     return jnp.concatenate([found.mean[None], found.covariance])
 
 

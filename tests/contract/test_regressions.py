@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from divjax import inference, losses, ot, ratio
+from divjax import Normal, inference, losses, ot, ratio
 from divjax.core.pytrees import pytree, static
 from divjax.core.types import Status
 from divjax.ratio import bounds
@@ -84,10 +84,11 @@ def test_a_pytree_that_closes_over_a_traced_number(cost):
 
 def test_gaussians_far_from_zero_in_double_precision():
     far, eye = np.full(2, 1e8), np.eye(2)
-    assert ot.gaussian_wasserstein(far, eye, far + 1, eye) == 2
-    near = ot.gaussian_entropic(0 * far, eye, 0 * far + 1, eye, epsilon=0.1).value
-    assert ot.gaussian_entropic(far, eye, far + 1, eye, epsilon=0.1).value == near
-    moved = ot.gaussian_map(far, eye, far + 1, 4 * eye)
+    p, q = Normal(far, eye), Normal(far + 1, eye)
+    assert ot.gaussian_wasserstein(p, q) == 2
+    near = ot.gaussian_entropic(Normal(0 * far, eye), Normal(0 * far + 1, eye), epsilon=0.1).value
+    assert ot.gaussian_entropic(p, q, epsilon=0.1).value == near
+    moved = ot.gaussian_map(p, Normal(far + 1, 4 * eye))
     np.testing.assert_array_equal(moved(far[None] + 1), far[None].astype(np.float32) + 3)
 
 
@@ -129,16 +130,16 @@ REFUSED = {
         "a must have shape",
     ),
     "complex covariance": (
-        lambda: ot.gaussian_wasserstein(np.zeros(2), 1j * np.eye(2), np.zeros(2), np.eye(2)),
-        "cov_p must hold real numbers",
+        lambda: ot.gaussian_wasserstein((np.zeros(2), 1j * np.eye(2)), (np.zeros(2), np.eye(2))),
+        "the covariance of p must hold real numbers",
     ),
     "complex mean": (
-        lambda: ot.gaussian_map(np.array([1j, 0]), np.eye(2), np.zeros(2), np.eye(2)),
-        "mean_p must hold real numbers",
+        lambda: ot.gaussian_map((np.array([1j, 0]), np.eye(2)), (np.zeros(2), np.eye(2))),
+        "the mean of p must hold real numbers",
     ),
     "complex barycenter": (
-        lambda: ot.gaussian_barycenter(np.zeros((2, 1)), 1j * np.ones((2, 1, 1))),
-        "covs must hold real numbers",
+        lambda: ot.gaussian_barycenter(Normal(np.zeros((2, 1)), 1j * np.ones((2, 1, 1)))),
+        "the covariance of normals must hold real numbers",
     ),
     "no ε": (lambda: ot.MongeMap(epsilon=None).fit(KEY, LONG, LONG), "epsilon must be one real"),
     "no weight": (lambda: ot.MongeMap(gap_weight=None).fit(KEY, LONG, LONG), "gap_weight must"),

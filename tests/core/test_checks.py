@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from divjax import flows, kernels, losses, ot, problems, ratio
+from divjax import Normal, flows, kernels, losses, ot, problems, ratio
 from divjax.ratio import bounds
 from divjax.ratio.heads.least_squares import LeastSquares
 
@@ -16,9 +16,9 @@ LINE = X[:, 0], Y[:, 0]
 LOGITS, LABELS, COSTS = X[:, :1] + jnp.arange(3.0), jnp.arange(12) % 3, 1 - jnp.eye(3)
 FIELDS, MASSES = jnp.stack([X, Y]), jnp.full(12, 1 / 12)
 GAUSSIAN = jnp.zeros(2), jnp.eye(2)
-START = problems.Moments(*GAUSSIAN)
+START = Normal(*GAUSSIAN)
 SOLVER = ot.Sinkhorn(max_iterations=3)
-TARGETS = problems.Moments(jnp.zeros((2, 2)), jnp.stack([jnp.eye(2)] * 2))
+TARGETS = Normal(jnp.zeros((2, 2)), jnp.stack([jnp.eye(2)] * 2))
 
 
 def transport(**settings):
@@ -63,15 +63,11 @@ CALLS = {
         X, Y, epsilon=1.0, solver=ot.Sinkhorn(tolerance=v)
     ),
     ("monge_gap", "epsilon"): lambda v: ot.monge_gap(X, jnp.sin, epsilon=v),
-    ("gaussian_entropic", "epsilon"): lambda v: ot.gaussian_entropic(
-        *GAUSSIAN, *GAUSSIAN, epsilon=v
-    ),
+    ("gaussian_entropic", "epsilon"): lambda v: ot.gaussian_entropic(GAUSSIAN, GAUSSIAN, epsilon=v),
     ("gaussian_map_from_samples", "shrinkage"): lambda v: ot.gaussian_map_from_samples(
         X, Y, shrinkage=v
     ),
-    ("gaussian_barycenter", "tolerance"): lambda v: ot.gaussian_barycenter(
-        jnp.zeros((2, 2)), jnp.stack([jnp.eye(2)] * 2), tolerance=v
-    ),
+    ("gaussian_barycenter", "tolerance"): lambda v: ot.gaussian_barycenter(TARGETS, tolerance=v),
     ("wasserstein_1d", "p"): lambda v: ot.wasserstein_1d(*LINE, p=v),
     ("transport_1d", "p"): lambda v: ot.transport_1d(*LINE, p=v),
     ("unbalanced_1d", "p"): lambda v: ot.unbalanced_1d(*LINE, marginal_penalty=1.0, p=v),

@@ -11,8 +11,8 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 
+from divjax import Normal
 from divjax.fdiv import gaussian, inequalities
-from divjax.fdiv.gaussian import Normal
 
 # Many programs, each run a few times: what takes time is LLVM.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -69,7 +69,7 @@ def test_what_is_no_array_of_numbers_is_named(name, kind):
         "sampled_kl_surrogate": ("log_p", "log_q"),
         "exponential_family.kl": ("eta_p", "eta_q"),
         "categorical.entropy": ("p", "p"),
-        "gaussian.kl": ("p", "p"),
+        "gaussian.kl": ("the mean of p", "the covariance of p"),
     }.get(name, ("p", "q"))
     for argument, pair in zip(own, ((value, Q), (P, value)), strict=True):
         with pytest.raises(ValueError, match=f"^{argument} must .*{words}"):

@@ -12,6 +12,7 @@ import scipy.optimize
 import scipy.stats
 import sklearn.covariance
 
+from divjax import Normal
 from divjax.ot.entropic.options import Sinkhorn
 from divjax.ot.entropic.solver import sinkhorn
 from divjax.ot.gaussian import (
@@ -25,7 +26,7 @@ from divjax.ot.maps.gaussian_samples import gaussian_map_from_samples, ledoit_wo
 D = 3
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 distance = jit(gaussian_wasserstein)
-gradient = jit(jax.grad(gaussian_wasserstein, argnums=(0, 1, 2, 3)))
+gradient = jit(jax.grad(gaussian_wasserstein, argnums=(0, 1)))
 transport = jit(gaussian_map)
 barycenter = jit(functools.partial(gaussian_barycenter, num_steps=60))
 
@@ -39,32 +40,33 @@ def double_precision():
 def normal(seed, rank=D, d=D):
     rng = np.random.default_rng(seed)
     factor = rng.normal(size=(d, rank)) / np.sqrt(d)
-    return rng.normal(size=d), factor @ factor.T + 0.1 * np.eye(d) * (rank == d)
+    return Normal(rng.normal(size=d), factor @ factor.T + 0.1 * np.eye(d) * (rank == d))
 
 
 def test_the_distance_matches_pot_and_the_textbook():
     p, q = normal(0), normal(1)
     np.testing.assert_allclose(
-        distance(*p, *q),
+        distance(p, q),
         float(ot.gaussian.bures_wasserstein_distance(p[0], q[0], p[1], q[1])) ** 2,
         rtol=1e-10,
     )
     root = scipy.linalg.sqrtm(p[1])
     cross = np.trace(scipy.linalg.sqrtm(root @ q[1] @ root))
     expected = np.sum((p[0] - q[0]) ** 2) + np.trace(p[1] + q[1]) - 2 * cross
-    np.testing.assert_allclose(distance(*p, *q), expected, rtol=1e-10)
+    np.testing.assert_allclose(distance(p, q), expected, rtol=1e-10)
 
 
 def test_diagonal_covariances_match_full_ones():
     (mean, p), (other, q) = normal(0), normal(1)
     p, q = np.diag(p), np.diag(q)
-    expected = distance(mean, np.diag(p), other, np.diag(q))
-    np.testing.assert_allclose(distance(mean, p, other, q), expected, rtol=1e-12)
-    np.testing.assert_allclose(distance(mean, np.diag(p), other, q), expected, rtol=1e-12)
-    slopes, full = gradient(mean, p, other, q), gradient(mean, np.diag(p), other, np.diag(q))
+    few, many = (Normal(mean, p), Normal(other, q)), ((mean, np.diag(p)), (other, np.diag(q)))
+    expected = distance(*many)
+    np.testing.assert_allclose(distance(*few), expected, rtol=1e-12)
+    np.testing.assert_allclose(distance(many[0], few[1]), expected, rtol=1e-12)
+    slopes, full = jax.tree.leaves(gradient(*few)), jax.tree.leaves(gradient(*many))
     for one, two in zip(slopes, full, strict=True):
         np.testing.assert_allclose(one, two if two.ndim == 1 else np.diag(two), rtol=1e-9)
-    matrix = transport(mean, p, other, q).matrix
+    matrix = transport(*few).matrix
     np.testing.assert_allclose(matrix, np.sqrt(q / p), rtol=1e-12)
 
 
@@ -74,7 +76,7 @@ def test_gradients_are_differences_along_paths_of_constant_rank(rank_p, rank_q):
     rng = np.random.default_rng(4)
     left, right = rng.normal(size=(D, rank_p)), rng.normal(size=(D, rank_q))
     zero = np.zeros(D)
-    of_factors = lambda l, r: gaussian_wasserstein(zero, l @ l.T, zero, r @ r.T)
+    of_factors = lambda l, r: gaussian_wasserstein((zero, l @ l.T), (zero, r @ r.T))
     slopes = jit(jax.grad(of_factors, argnums=(0, 1)))(left, right)
     for position, slope in enumerate(slopes):
         direction = rng.normal(size=slope.shape)
@@ -94,13 +96,14 @@ def test_gradients_are_differences_along_paths_of_constant_rank(rank_p, rank_q):
 
 def test_where_both_are_the_same_singular_covariance_the_gradient_is_off_their_range():
     """S + δE at T = S moves by δ tr E off the range of S, and by O(δ²) within it."""
-    mean, cov = normal(2, rank=2)
-    slope = gradient(mean, cov, mean, cov)[1]
+    p = normal(2, rank=2)
+    mean, cov = p
+    slope = gradient(p, p)[0].covariance
     basis = scipy.linalg.orth(cov, rcond=1e-8)
     np.testing.assert_allclose(slope, np.eye(D) - basis @ basis.T, atol=1e-6)
-    assert distance(mean, cov, mean, cov) < 1e-15
+    assert distance(p, p) < 1e-15
     outside = np.eye(D) - basis @ basis.T
-    np.testing.assert_allclose(distance(mean, cov + 1e-3 * outside, mean, cov), 1e-3, rtol=1e-6)
+    np.testing.assert_allclose(distance(Normal(mean, cov + 1e-3 * outside), p), 1e-3, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
@@ -109,15 +112,12 @@ def test_gradients_are_finite_at_every_singular_pair(dtype):
     nothing, ball, ones = np.zeros((D, D)), np.eye(D), np.ones((D, D))
     for s in (line, nothing, ones, ball, 1e-30 * ball, 1e20 * line):
         for t in (other, line, nothing, ones, ball):
-            slopes = gradient(*(jnp.asarray(v, dtype) for v in (zero, s, zero + 1, t)))
-            assert all(jnp.isfinite(slope).all() for slope in slopes)
-            diagonal = [jnp.asarray(np.diag(v), dtype) for v in (s, t)]
-            slopes = gradient(
-                jnp.asarray(zero, dtype), diagonal[0], jnp.ones(D, dtype), diagonal[1]
-            )
-            assert all(jnp.isfinite(slope).all() for slope in slopes)
+            for form in (np.asarray, np.diag):
+                pair = Normal(zero, form(s)), Normal(zero + 1, form(t))
+                slopes = gradient(*jax.tree.map(lambda v: jnp.asarray(v, dtype), pair))
+                assert all(jnp.isfinite(slope).all() for slope in jax.tree.leaves(slopes))
     # Orthogonal ranges: nothing to gain within them, B² = tr S + tr T.
-    np.testing.assert_allclose(distance(zero, line, zero, other), 3, rtol=1e-12)
+    np.testing.assert_allclose(distance((zero, line), (zero, other)), 3, rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
@@ -126,7 +126,7 @@ def test_small_distances_keep_their_digits(dtype):
     mean, cov = (jnp.asarray(v, dtype) for v in normal(3))
     scale = 1 + 2.0**-9
     expected = 2.0**-18 * float(jnp.trace(cov))
-    value = distance(mean, scale**2 * cov, mean, cov)
+    value = distance(Normal(mean, scale**2 * cov), Normal(mean, cov))
     assert value.dtype == dtype
     # Roundings of a few units, in differences of 2⁻⁹ that are squared.
     np.testing.assert_allclose(value, expected, rtol=10 * 2 * 2**9 * float(jnp.finfo(dtype).eps))
@@ -138,7 +138,7 @@ def test_curvature_at_equality_is_the_lyapunov_form():
     rng = np.random.default_rng(0)
     change = rng.normal(size=(D, D))
     change = change + change.T
-    along = lambda s: gaussian_wasserstein(mean, cov + s * change, mean, cov)
+    along = lambda s: gaussian_wasserstein(Normal(mean, cov + s * change), (mean, cov))
     curvature = jit(jax.grad(jax.grad(along)))(0.0)
     solution = scipy.linalg.solve_sylvester(cov, cov, change)
     np.testing.assert_allclose(curvature / 2, np.trace(solution @ cov @ solution), rtol=1e-8)
@@ -151,26 +151,28 @@ def test_second_derivatives_are_differences_of_the_first():
     rng = np.random.default_rng(1)
     change = rng.normal(size=(2, D, D))
     change = change + np.swapaxes(change, 1, 2)
-    path = lambda s: (p[0], p[1] + s * change[0], q[0], q[1] + s * change[1])
+    path = lambda s: tuple(
+        Normal(g.mean, g.covariance + s * c) for g, c in zip((p, q), change, strict=True)
+    )
     second = jit(jax.grad(jax.grad(lambda s: gaussian_wasserstein(*path(s)))))(0.0)
 
     def slope(s):
-        _, ds, _, dt = gradient(*path(s))
-        return np.sum(ds * change[0]) + np.sum(dt * change[1])
+        slopes = gradient(*path(s))
+        return sum(np.sum(g.covariance * c) for g, c in zip(slopes, change, strict=True))
 
     np.testing.assert_allclose(second, (slope(1e-5) - slope(-1e-5)) / 2e-5, rtol=1e-6)
 
 
 def test_indefinite_covariances_are_flagged():
     mean, bad = np.zeros(2), np.array([[1.0, 2.0], [2.0, 1.0]])
-    assert jnp.isnan(distance(mean, bad, mean, np.eye(2)))
-    assert jnp.isnan(distance(mean, np.eye(2), mean, bad))
-    assert jnp.isnan(distance(mean, np.array([1.0, -1.0]), mean, np.ones(2)))
+    assert jnp.isnan(distance((mean, bad), (mean, np.eye(2))))
+    assert jnp.isnan(distance((mean, np.eye(2)), (mean, bad)))
+    assert jnp.isnan(distance((mean, np.array([1.0, -1.0])), (mean, np.ones(2))))
 
 
 def test_the_map_matches_pot_and_carries_the_one_to_the_other():
     p, q = normal(0), normal(1)
-    to_q = transport(*p, *q)
+    to_q = transport(p, q)
     matrix, offset = ot.gaussian.bures_wasserstein_mapping(p[0], q[0], p[1], q[1])
     np.testing.assert_allclose(to_q.matrix, matrix, rtol=1e-8)
     np.testing.assert_allclose(to_q(np.zeros(D)), np.ravel(offset), rtol=1e-8)
@@ -179,18 +181,18 @@ def test_the_map_matches_pot_and_carries_the_one_to_the_other():
     # Optimal: the cost of moving is the distance.
     left = np.eye(D) - to_q.matrix
     moved = np.trace(left @ p[1] @ left) + np.sum((p[0] - q[0]) ** 2)
-    np.testing.assert_allclose(moved, distance(*p, *q), rtol=1e-9)
+    np.testing.assert_allclose(moved, distance(p, q), rtol=1e-9)
 
 
 def gaussians(k=4, d=D):
     drawn = [normal(10 + i, d=d) for i in range(k)]
-    return np.stack([m for m, _ in drawn]), np.stack([c for _, c in drawn])
+    return Normal(np.stack([m for m, _ in drawn]), np.stack([c for _, c in drawn]))
 
 
 def test_the_barycenter_matches_pot_and_its_maps_average_to_the_identity():
     means, covs = gaussians()
     weights = np.array([0.1, 0.2, 0.3, 0.4])
-    found = barycenter(means, covs, 5 * weights)
+    found = barycenter((means, covs), 5 * weights)
     mean, cov = ot.gaussian.bures_wasserstein_barycenter(
         means, covs, weights, num_iter=2000, eps=1e-12
     )
@@ -198,18 +200,19 @@ def test_the_barycenter_matches_pot_and_its_maps_average_to_the_identity():
     np.testing.assert_allclose(found.covariance, cov, rtol=1e-7)
     assert found.converged
     assert found.residual < 1e-8
-    few = gaussian_barycenter(means, covs, weights, num_steps=1)
+    few = gaussian_barycenter((means, covs), weights, num_steps=1)
     assert not few.converged
     assert few.num_steps == 1
 
 
 def test_the_barycenter_is_where_the_sum_of_distances_is_least():
     means, covs = gaussians()
-    found = barycenter(means, covs)
+    found = barycenter((means, covs))
     total = jit(
         jax.grad(
             lambda s: sum(
-                gaussian_wasserstein(found.mean, s, m, c) for m, c in zip(means, covs, strict=True)
+                gaussian_wasserstein((found.mean, s), target)
+                for target in zip(means, covs, strict=True)
             )
         )
     )
@@ -221,9 +224,9 @@ def test_diagonal_barycenters_average_standard_deviations():
     variances = np.stack([np.diag(c) for c in covs])
     variances[:, 0] = 0
     weights = np.array([0.5, 0.25, 0.25])
-    found = gaussian_barycenter(means, variances, weights)
+    found = gaussian_barycenter(Normal(means, variances), weights)
     np.testing.assert_allclose(found.covariance, (weights @ np.sqrt(variances)) ** 2, rtol=1e-12)
-    full = barycenter(means, np.stack([np.diag(v) for v in variances + 0.1]), weights)
+    full = barycenter((means, np.stack([np.diag(v) for v in variances + 0.1])), weights)
     np.testing.assert_allclose(
         full.covariance, np.diag((weights @ np.sqrt(variances + 0.1)) ** 2), atol=1e-9
     )
@@ -233,7 +236,7 @@ def test_diagonal_barycenters_average_standard_deviations():
 
 def test_barycenters_differentiate_and_vmap():
     means, covs = gaussians(2, d=2)
-    trace = lambda w: jnp.trace(gaussian_barycenter(means, covs, w, num_steps=25).covariance)
+    trace = lambda w: jnp.trace(gaussian_barycenter((means, covs), w, num_steps=25).covariance)
     run, weights = jit(trace), np.array([0.3, 0.7])
     slope = jit(jax.grad(trace))(weights)
     step = np.array([1e-5, -1e-5])
@@ -241,7 +244,7 @@ def test_barycenters_differentiate_and_vmap():
         slope @ step, (run(weights + step) - run(weights - step)) / 2, rtol=1e-5
     )
     # Two Gaussians: the barycenter is on the geodesic, (1 − t) I + t A applied to the first.
-    matrix = gaussian_map(means[0], covs[0], means[1], covs[1]).matrix
+    matrix = gaussian_map((means[0], covs[0]), (means[1], covs[1])).matrix
     for t in (0.3, 0.7):
         middle = (1 - t) * np.eye(2) + t * matrix
         expected = middle @ covs[0] @ middle
@@ -250,39 +253,54 @@ def test_barycenters_differentiate_and_vmap():
     np.testing.assert_allclose(both[1], run(weights), rtol=1e-10)
 
 
+def several(*normals):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *normals)
+
+
+def skewed(p):
+    return p._replace(covariance=p.covariance.at[0, 1].set(1))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, c: gaussian_wasserstein(m, c[:1], m, c), r"cov_p \(d,\) or \(d, d\)"),
-        (lambda m, c: gaussian_wasserstein(m, c, m[None], c), "mean_q must have shape"),
-        (lambda m, c: gaussian_map(m, c, m[:1], c[:1, :1]), "the same dimension; got 2 and 1"),
-        (lambda m, c: gaussian_barycenter(m, c), "means must have shape"),
-        (lambda m, c: gaussian_barycenter(m[None], c[None], -jnp.ones(1)), "weights must be"),
-        (lambda m, c: gaussian_barycenter(m[None], c[None], num_steps=0), "num_steps must be"),
-        (lambda m, c: gaussian_wasserstein(m, c.at[0, 1].set(1), m, c), "cov_p must be symmetric"),
-        (lambda m, c: gaussian_map(m, c, m, c.at[0, 1].set(1)), "cov_q must be symmetric"),
         (
-            lambda m, c: gaussian_barycenter(m[None], c[None].at[0, 0, 1].set(1)),
-            "covs must be symmetric",
+            lambda p: gaussian_wasserstein((p.mean, p.covariance[:1]), p),
+            r"p must be a mean \(d,\) with variances \(d,\) or a covariance \(d, d\); got shapes",
+        ),
+        (lambda p: gaussian_wasserstein(p, (p.mean[None], p.covariance)), "q must be a mean"),
+        (lambda p: gaussian_wasserstein(p, p.mean[:1]), "q must be a Normal, or a pair of a mean"),
+        (
+            lambda p: gaussian_map(p, (p.mean[:1], p.covariance[:1, :1])),
+            "p and q must have the same dimension; got 2 and 1",
+        ),
+        (lambda p: gaussian_barycenter(p), "normals must be means"),
+        (lambda p: gaussian_barycenter(several(p), -jnp.ones(1)), "weights must be"),
+        (lambda p: gaussian_barycenter(several(p), num_steps=0), "num_steps must be"),
+        (lambda p: gaussian_wasserstein(skewed(p), p), "the covariance of p must be symmetric"),
+        (lambda p: gaussian_map(p, skewed(p)), "the covariance of q must be symmetric"),
+        (
+            lambda p: gaussian_barycenter(several(skewed(p))),
+            "the covariance of normals must be symmetric",
         ),
         (
-            lambda m, c: gaussian_wasserstein(*(v.astype(jnp.bfloat16) for v in (m, c, m, c))),
+            lambda p: gaussian_wasserstein(*[jax.tree.map(lambda v: v.astype("bfloat16"), p)] * 2),
             "must be float32 or float64",
         ),
-        (lambda m, c: gaussian_entropic(m, c, m, c, epsilon=0.0), "epsilon must be positive"),
+        (lambda p: gaussian_entropic(p, p, epsilon=0.0), "epsilon must be positive"),
         (
-            lambda m, c: gaussian_map_from_samples(c, c, shrinkage=2.0),
+            lambda p: gaussian_map_from_samples(p.covariance, p.covariance, shrinkage=2.0),
             "shrinkage must be in",
         ),
         (
-            lambda m, c: gaussian_map_from_samples(c, c, shrinkage="oas"),
+            lambda p: gaussian_map_from_samples(p.covariance, p.covariance, shrinkage="oas"),
             'or "ledoit-wolf"',
         ),
     ],
 )
 def test_bad_input_raises(call, message):
     with pytest.raises(ValueError, match=message):
-        call(jnp.zeros(2), jnp.eye(2))
+        call(Normal(jnp.zeros(2), jnp.eye(2)))
 
 
 def test_the_map_of_samples_finds_an_affine_one_and_fits_moments_otherwise():
@@ -308,11 +326,11 @@ def test_bad_samples_raise():
 
 def test_a_barycenter_that_is_not_a_number_has_not_converged():
     means, variances = np.ones((2, D)), np.ones((2, D))
-    assert gaussian_barycenter(means, variances).converged
-    assert not gaussian_barycenter(means * np.nan, variances).converged
-    assert not gaussian_barycenter(means, -variances).converged
+    assert gaussian_barycenter(Normal(means, variances)).converged
+    assert not gaussian_barycenter(Normal(means * np.nan, variances)).converged
+    assert not gaussian_barycenter(Normal(means, -variances)).converged
     with pytest.raises(ValueError, match="x must have 3 features"):
-        gaussian_map(means[0], variances[0], means[1], variances[1])(jnp.ones((4, 2)))
+        gaussian_map((means[0], variances[0]), (means[1], variances[1]))(jnp.ones((4, 2)))
 
 
 def test_what_is_not_a_number_or_traced_out_of_range_is_flagged():
@@ -320,14 +338,14 @@ def test_what_is_not_a_number_or_traced_out_of_range_is_flagged():
     bad = ones.copy()
     bad[1] = np.nan
     for s, t in ((bad, ones), (ones, bad)):
-        assert jnp.isnan(distance(mean, s, mean, t))
-        assert jnp.isnan(distance(mean, np.diag(s), mean, np.diag(t)))
-        assert jnp.isnan(transport(mean, s, mean, t).matrix).any()
-        assert not gaussian_barycenter(np.stack([mean] * 2), np.stack([s, t])).converged
+        assert jnp.isnan(distance((mean, s), (mean, t)))
+        assert jnp.isnan(distance((mean, np.diag(s)), (mean, np.diag(t))))
+        assert jnp.isnan(transport((mean, s), (mean, t)).matrix).any()
+        assert not gaussian_barycenter([Normal(mean, s), Normal(mean, t)]).converged
     skew = np.eye(D) + np.triu(np.ones((D, D)), 1)
-    assert jnp.isnan(distance(mean, skew, mean, np.eye(D)))
+    assert jnp.isnan(distance((mean, skew), (mean, np.eye(D))))
     covs = np.stack([np.eye(D)] * 2)
-    run = jax.jit(lambda w, c: gaussian_barycenter(np.zeros((2, D)), c, w))
+    run = jax.jit(lambda w, c: gaussian_barycenter((np.zeros((2, D)), c), w))
     found = run(np.array([-1.0, 2.0]), covs)
     assert not found.converged
     assert jnp.isnan(found.covariance).all()
@@ -344,7 +362,7 @@ def test_entropic_transport_is_the_best_gaussian_coupling(diagonal, epsilon):
     (mean, s), (other, t) = normal(0), normal(1)
     if diagonal:
         s, t = np.diag(np.diag(s)), np.diag(np.diag(t))
-    found = gaussian_entropic(mean, s, other, t, epsilon=epsilon)
+    found = gaussian_entropic((mean, s), (other, t), epsilon=epsilon)
 
     def objective(flat):
         cross = flat.reshape(D, D)
@@ -363,7 +381,7 @@ def test_entropic_transport_is_the_best_gaussian_coupling(diagonal, epsilon):
     assert best.fun >= found.value - 1e-9
     np.testing.assert_allclose(found.covariance, t - slope @ s @ slope, atol=1e-10)
     if diagonal:
-        few = gaussian_entropic(mean, np.diag(s), other, np.diag(t), epsilon=epsilon)
+        few = gaussian_entropic((mean, np.diag(s)), (other, np.diag(t)), epsilon=epsilon)
         np.testing.assert_allclose(few.value, found.value, rtol=1e-10)
         np.testing.assert_allclose(np.diag(few.transport.matrix), slope, atol=1e-10)
 
@@ -376,19 +394,20 @@ def test_entropic_transport_is_what_sinkhorn_finds_on_a_grid():
     options = dict(epsilon=1.3, solver=Sinkhorn(tolerance=1e-9, max_iterations=5000))
     plan = jax.jit(lambda: sinkhorn(z, z, a, b, **options))()
     one = lambda value: np.array([value])
-    found = gaussian_entropic(one(0.5), one(1.0), one(-0.7), one(2.25), epsilon=1.3)
+    p, q = Normal(one(0.5), one(1.0)), Normal(one(-0.7), one(2.25))
+    found = gaussian_entropic(p, q, epsilon=1.3)
     np.testing.assert_allclose(found.value, plan.value, rtol=1e-5)
     rows = np.array([[-1.0], [0.2], [2.0]])
     np.testing.assert_allclose(found.transport(rows), plan.transport(rows), atol=1e-4)
     own = [jax.jit(lambda w: sinkhorn(z, z, w, w, **options).value)(w) for w in (a, b)]
-    debiased = gaussian_entropic(one(0.5), one(1.0), one(-0.7), one(2.25), epsilon=1.3, debias=True)
+    debiased = gaussian_entropic(p, q, epsilon=1.3, debias=True)
     np.testing.assert_allclose(debiased.value, plan.value - sum(own) / 2, rtol=1e-4)
 
 
 def test_entropic_transport_has_its_limits_and_derivatives():
     (mean, s), (other, t) = normal(0), normal(1)
-    run = jax.jit(lambda s, t, e: gaussian_entropic(mean, s, other, t, epsilon=e).value)
-    np.testing.assert_allclose(run(s, t, 1e-9), distance(mean, s, other, t), rtol=1e-6)
+    run = jax.jit(lambda s, t, e: gaussian_entropic((mean, s), (other, t), epsilon=e).value)
+    np.testing.assert_allclose(run(s, t, 1e-9), distance((mean, s), (other, t)), rtol=1e-6)
     independent = np.trace(s + t) + np.sum((mean - other) ** 2)
     np.testing.assert_allclose(run(s, t, 1e9), independent, rtol=1e-6)
     slopes = jax.jit(jax.grad(run, argnums=(0, 1, 2)))(s, t, 0.4)
@@ -447,7 +466,7 @@ def test_weights_of_samples_are_repetitions_and_offsets_keep_the_signal():
     repeated = np.concatenate([x[:10]] * 3 + [x[10:30]])
     found = gaussian_map_from_samples(padded, y, a)
     mean, cov = repeated.mean(0), np.cov(repeated.T, bias=True) / (1 - np.sum((a / 50) ** 2))
-    expected = gaussian_map(mean, cov, y.mean(0), np.cov(y.T))
+    expected = gaussian_map((mean, cov), (y.mean(0), np.cov(y.T)))
     np.testing.assert_allclose(found.matrix, expected.matrix, rtol=1e-8)
     np.testing.assert_allclose(found(x[:3]), expected(x[:3]), rtol=1e-8)
     plain = gaussian_map_from_samples(x, y)

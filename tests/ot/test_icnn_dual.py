@@ -56,7 +56,7 @@ def test_it_starts_near_the_gaussian_map_and_its_distance():
     x, y = normal(1, 4000), normal(2, 4000) * scale + 3
     method = ICNNDual(num_steps=1, num_checks=1, hidden=(8,), start_hidden=(8,))
     found = fitted(method, KEY, x, y)
-    truth = gaussian_wasserstein(jnp.zeros(2), jnp.ones(2), 3 + jnp.zeros(2), scale**2)
+    truth = gaussian_wasserstein((jnp.zeros(2), jnp.ones(2)), (jnp.full(2, 3.0), scale**2))
     # Means of 800 held-out squares of size 20.
     np.testing.assert_allclose(found.squared_distance, truth, rtol=0.1)
     error = found(normal(3)) - (normal(3) * scale + 3)

@@ -92,7 +92,7 @@ def test_from_the_gaussian_start_gaussians_stay_right():
     x, y, z = normal(1, 1000), normal(2, 1000) @ factor.T + mean, normal(3)
     method = MongeMap(start="gaussian", num_steps=20, batch_size=64, hidden=(16,), num_checks=4)
     found = fitted(method, KEY, x, y)
-    truth = gaussian_map(jnp.zeros(2), jnp.eye(2), mean, factor @ factor.T)
+    truth = gaussian_map((jnp.zeros(2), jnp.eye(2)), (mean, factor @ factor.T))
     error = lambda images: jnp.mean(jnp.sum((images - truth(z)) ** 2, 1))
     # Moments of 800 rows: some d²/n of a variance of 2.9.
     assert error(found(z)) < 0.01 * 2.9

@@ -10,6 +10,7 @@ import scipy.integrate
 import scipy.special
 from scipy.stats import multivariate_normal, norm
 
+from divjax import Normal
 from divjax.fdiv import gaussian
 from divjax.problems import GaussianMixture
 from divjax.problems import dependence as dep
@@ -20,7 +21,9 @@ KEY = jax.random.key(0)
 MEANS, VARIANCES = np.array([[0.3, -0.2], [0.0, 0.5]]), np.array([[1.0, 0.4], [0.4, 0.7]])
 
 TASKS = {
-    "pair": lambda: div.gaussian_pair(MEANS[0], VARIANCES, MEANS[1], 1.5 * VARIANCES[::-1, ::-1]),
+    "pair": lambda: div.gaussian_pair(
+        Normal(MEANS[0], VARIANCES), Normal(MEANS[1], 1.5 * VARIANCES[::-1, ::-1])
+    ),
     "shift": lambda: div.gaussian_shift(10, 1.0),
     "scale": lambda: div.gaussian_scale(1, 0.1),
     "correlated": lambda: div.correlated_gaussians(20, 5.0),
@@ -72,7 +75,7 @@ def test_the_draws_have_the_divergences(name):
         (lambda: div.random_gaussians(4), 1.4195),
         (lambda: div.correlated_gaussians(320, 80.0), 80),
         (lambda: div.gaussian_scale(1, 1e-6), 13.3155),
-        (lambda: div.gaussian_pair([-1], [[0.08**2]], [2], [[0.15**2]]), 200.27),
+        (lambda: div.gaussian_pair(([-1], [[0.08**2]]), ([2], [0.15**2])), 200.27),
         (lambda: dep.binormal(0.75), 0.41334),
         (lambda: dep.dense_gaussian(2, 2), 0.29389),
         (lambda: dep.dense_gaussian(3, 3), 0.41334),
@@ -128,9 +131,9 @@ def js_1d(p, q, low=-60, high=60):
     ("shift", "scale"), [(0.0, 1.0), (1.0, 1.0), (0.3, 2.0), (-1.0, 0.2), (8.0, 1.0), (0.0, 0.01)]
 )
 def test_js_of_gaussians_is_the_integral_over_x(shift, scale):
-    task = div.gaussian_pair([shift], [[scale**2]], [0.0], [[1.0]])
+    task = div.gaussian_pair(([shift], [[scale**2]]), ([0.0], [[1.0]]))
     np.testing.assert_allclose(task.js, js_1d(norm(shift, scale), norm()), rtol=1e-7, atol=1e-12)
-    other = div.gaussian_pair([0.0], [[1.0]], [shift], [[scale**2]])
+    other = div.gaussian_pair(([0.0], [[1.0]]), ([shift], [[scale**2]]))
     np.testing.assert_allclose(other.js, task.js, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose((other.kl, other.reverse_kl), (task.reverse_kl, task.kl), rtol=1e-10)
 
@@ -157,14 +160,14 @@ def test_js_in_two_dimensions_is_that_of_a_grid():
         js = (kl(log_p, middle) + kl(log_q, middle)) / 2
         return kl(log_p, log_q), kl(log_q, log_p), js
 
-    task = div.gaussian_pair(p.mean, p.cov, q.mean, q.cov)
+    task = div.gaussian_pair((p.mean, p.cov), (q.mean, q.cov))
     found = task.kl, task.reverse_kl, task.js
     np.testing.assert_allclose(found, divergences(p.logpdf(grid), q.logpdf(grid)), rtol=1e-7)
     z = np.array([[0.1, 2.0], [-1.0, 0.0]])
     with jax.enable_x64(True):
         ratios = np.asarray(task.log_ratio(jnp.asarray(z)))
         pair = (jnp.asarray(p.mean), jnp.asarray(p.cov)), (jnp.asarray(q.mean), jnp.asarray(q.cov))
-        theirs = np.asarray(gaussian.kl(*(gaussian.Normal(*law) for law in pair)))
+        theirs = np.asarray(gaussian.kl(*(Normal(*law) for law in pair)))
         mixture = GaussianMixture(
             jnp.array([0.3, 0.7]),
             jnp.array([r.mean, p.mean]),
@@ -247,8 +250,8 @@ def test_points_of_another_dimension_are_refused(name):
     ("call", "message"),
     [
         (
-            lambda: div.gaussian_pair([0, 0], [[1, 0.5], [0, 1]], [0, 0], np.eye(2)),
-            "covariance_p must be symmetric",
+            lambda: div.gaussian_pair(([0, 0], [[1, 0.5], [0, 1]]), ([0, 0], np.eye(2))),
+            "the covariance of p must be symmetric",
         ),
         (lambda: div.lattice(3).log_ratio(jnp.zeros((4, 2))), "z must have shape .n, 3"),
         (
@@ -257,8 +260,11 @@ def test_points_of_another_dimension_are_refused(name):
             ),
             "weights must be non-negative and sum to one",
         ),
-        (lambda: div.gaussian_pair([0.0], [[1.0]], [0.0, 1.0], [[1.0]]), "means must have shape"),
-        (lambda: div.gaussian_pair([0.0], [[-1.0]], [0.0], [[1.0]]), "must be positive definite"),
+        (lambda: div.gaussian_pair(([0.0], [[1.0]]), ([0.0, 1.0], [[1.0]])), "q must be a mean"),
+        (
+            lambda: div.gaussian_pair(([0.0], [[-1.0]]), ([0.0], [[1.0]])),
+            "must be positive definite",
+        ),
         (lambda: div.gaussian_shift(0, 1.0), "d must be an integer of at least 1; got 0"),
         (lambda: div.gaussian_shift(1, -1.0), "kl must be a finite number of at least 0; got -1.0"),
         (lambda: div.gaussian_scale(2, 0.0), "scale must be a finite number above 0; got 0.0"),
@@ -373,8 +379,8 @@ def test_a_wide_band_is_far_from_the_product_at_its_ends_alone(epsilon):
 
 
 def test_asymmetry_is_seen_between_features_of_other_scales():
-    with pytest.raises(ValueError, match="covariance_p must be symmetric"):
-        div.gaussian_pair(np.zeros(2), [[1e6, 0.9], [0, 1]], np.zeros(2), np.eye(2))
+    with pytest.raises(ValueError, match="the covariance of p must be symmetric"):
+        div.gaussian_pair((np.zeros(2), [[1e6, 0.9], [0, 1]]), (np.zeros(2), np.eye(2)))
 
 
 def test_points_too_far_apart_are_refused():

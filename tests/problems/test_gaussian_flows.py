@@ -10,12 +10,11 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
 from scipy.special import j1
 
-from divjax import problems
-from divjax.problems import Moments
+from divjax import Normal, problems
 
 TIMES = np.array([0.0, 0.3, 0.7, 1.5, 4.0])
-INITIAL = Moments(np.array([1.5, -1.0]), np.array([[1.4, 0.8], [0.8, 0.9]]))
-TARGETS = Moments(
+INITIAL = Normal(np.array([1.5, -1.0]), np.array([[1.4, 0.8], [0.8, 0.9]]))
+TARGETS = Normal(
     np.array([[2.0, 0.0], [-1.0, 1.0], [0.5, -2.0]]),
     np.array([[[1.0, 0.0], [0.0, 0.4]], [[0.7, 0.3], [0.3, 1.5]], [[2.0, -0.5], [-0.5, 0.6]]]),
 )
@@ -29,7 +28,7 @@ def double_precision():
 
 
 def first(k):
-    return Moments(TARGETS.mean[:k], TARGETS.covariance[:k])
+    return Normal(TARGETS.mean[:k], TARGETS.covariance[:k])
 
 
 @functools.cache
@@ -101,14 +100,14 @@ def test_fokker_planck_is_its_equation_for_matrices_that_do_not_commute():
 
     start = np.concatenate([INITIAL.mean, INITIAL.covariance.ravel()])
     exact = solve_ivp(slope, (0, TIMES[-1]), start, t_eval=TIMES, rtol=1e-10, atol=1e-12).y.T
-    flow = problems.fokker_planck_moments(TIMES, INITIAL, Moments(mean, covariance))
+    flow = problems.fokker_planck_moments(TIMES, INITIAL, Normal(mean, covariance))
     np.testing.assert_allclose(flow.mean, exact[:, :2], atol=1e-8)
     np.testing.assert_allclose(flow.covariance.reshape(-1, 4), exact[:, 2:], atol=1e-8)
 
 
 def test_one_objective_is_fokker_planck():
     flow = compiled(problems.multi_objective_moments)(TIMES, INITIAL, first(1))
-    target = Moments(TARGETS.mean[0], TARGETS.covariance[0])
+    target = Normal(TARGETS.mean[0], TARGETS.covariance[0])
     exact = problems.fokker_planck_moments(TIMES, INITIAL, target)
     np.testing.assert_allclose(flow.mean, exact.mean, atol=1e-6)
     np.testing.assert_allclose(flow.covariance, exact.covariance, atol=1e-6)
@@ -125,7 +124,7 @@ def test_several_objectives_follow_interacting_particles(k, bandwidth):
     np.testing.assert_allclose(flow.mean, mean, atol=2e-5)
     np.testing.assert_allclose(flow.covariance, covariance, atol=2e-5)
     for weights, *moments in zip(flow.weights, mean, covariance, strict=True):
-        now = fields(cloud(Moments(*moments)), *moments, first(k), bandwidth)
+        now = fields(cloud(Normal(*moments)), *moments, first(k), bandwidth)
         np.testing.assert_allclose(weights, min_norm(now), atol=1e-3)
     assert np.ptp(flow.weights[:, 0]) > 0.02  # the weights do move
 
@@ -134,7 +133,7 @@ def test_the_combined_flow_ends_pareto_stationary():
     flow = compiled(problems.multi_objective_moments)(
         np.array([60.0]), INITIAL, first(2), 0.0, 2000
     )
-    moments = Moments(np.asarray(flow.mean[0]), np.asarray(flow.covariance[0]))
+    moments = Normal(np.asarray(flow.mean[0]), np.asarray(flow.covariance[0]))
     now = fields(cloud(moments), *moments, first(2), 0.0)
     assert np.abs(now).max() > 0.1  # neither objective is at its own optimum
     assert np.abs(np.tensordot(flow.weights[0], now, 1)).max() < 1e-6
@@ -163,8 +162,8 @@ def test_acceleration_follows_interacting_particles(bandwidth):
 def test_vanishing_damping_is_a_bessel_function():
     """x'' + 3x'/t + px = 0 from rest: x = 2 J₁(√p t) / (√p t) x(0)."""
     precision = 2.5
-    one = Moments(np.array([3.0]), np.array([[1.2]]))
-    target = Moments(np.zeros((1, 1)), np.array([[[1 / precision]]]))
+    one = Normal(np.array([3.0]), np.array([[1.2]]))
+    target = Normal(np.zeros((1, 1)), np.array([[[1 / precision]]]))
     flow = compiled(problems.accelerated_moments)(TIMES, one, target, num_substeps=200)
     phase = np.sqrt(precision) * TIMES[1:]
     np.testing.assert_allclose(flow.mean[0], one.mean, rtol=1e-12)
@@ -189,9 +188,9 @@ def test_vanishing_damping_is_a_bessel_function():
 @pytest.mark.exhaustive
 def test_too_few_steps_are_seen_in_the_error():
     """Towards a narrow target the moments are known; the estimate is not below the real error."""
-    target = Moments(np.zeros((1, 1)), np.array([[[0.2]]]))
-    one = Moments(np.array([3.0]), np.array([[1.2]]))
-    exact = problems.fokker_planck_moments(TIMES, one, Moments(*(leaf[0] for leaf in target)))
+    target = Normal(np.zeros((1, 1)), np.array([[[0.2]]]))
+    one = Normal(np.array([3.0]), np.array([[1.2]]))
+    exact = problems.fokker_planck_moments(TIMES, one, Normal(*(leaf[0] for leaf in target)))
     for substeps in (2, 8, 32, 128):
         flow = compiled(problems.multi_objective_moments)(TIMES, one, target, num_substeps=substeps)
         scale = np.maximum(np.abs(flow.mean), flow.covariance[:, 0]).max(1)
@@ -228,10 +227,10 @@ def test_dtypes_are_kept(dtype):
 
 
 def test_bad_input_is_named():
-    one = Moments(TARGETS.mean[0], TARGETS.covariance[0])
-    with pytest.raises(ValueError, match="targets one more leading axis"):
+    one = Normal(TARGETS.mean[0], TARGETS.covariance[0])
+    with pytest.raises(ValueError, match=r"targets must be means \(k, d\)"):
         problems.multi_objective_moments(TIMES, INITIAL, one)
-    with pytest.raises(ValueError, match="a Gaussian needs a mean"):
+    with pytest.raises(ValueError, match=r"target must be a mean \(d,\)"):
         problems.fokker_planck_moments(TIMES, INITIAL, first(2))
     with pytest.raises(ValueError, match="times must be a vector"):
         problems.fokker_planck_moments(jnp.asarray(1.0), INITIAL, one)
@@ -244,8 +243,8 @@ def test_bad_input_is_named():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_towards_a_wide_target_particles_diffuse(dtype):
     """For a target of variance 1e8, Brownian motion: Σ₀ + 2t, where S − S e^{−2t/S} cancels."""
-    initial = Moments(jnp.array([1.0, -1.0], dtype), jnp.array([[2.0, 0.5], [0.5, 1.0]], dtype))
-    target = Moments(jnp.array([1e8, 0.0], dtype), 1e8 * jnp.eye(2, dtype=dtype))
+    initial = Normal(jnp.array([1.0, -1.0], dtype), jnp.array([[2.0, 0.5], [0.5, 1.0]], dtype))
+    target = Normal(jnp.array([1e8, 0.0], dtype), 1e8 * jnp.eye(2, dtype=dtype))
     times = jnp.array([0.5, 3.0, 1e10], dtype)
     mean, covariance = problems.fokker_planck_moments(times, initial, target)
     assert covariance.dtype == dtype
@@ -258,13 +257,13 @@ def test_towards_a_wide_target_particles_diffuse(dtype):
 
 def test_invalid_flows_give_nan():
     target = first(1)
-    one = Moments(target.mean[0], target.covariance[0])
+    one = Normal(target.mean[0], target.covariance[0])
     flow = jax.jit(problems.fokker_planck_moments)
     assert jnp.isnan(flow(jnp.array([-0.1]), INITIAL, one).mean).all()
-    indefinite = Moments(one.mean, np.array([[1.0, 2.0], [2.0, 1.0]]))
+    indefinite = Normal(one.mean, np.array([[1.0, 2.0], [2.0, 1.0]]))
     assert jnp.isnan(flow(jnp.array([0.5]), INITIAL, indefinite).covariance).all()
     several = compiled(problems.multi_objective_moments)
-    targets = Moments(TARGETS.mean[:1], indefinite.covariance[None])
+    targets = Normal(TARGETS.mean[:1], indefinite.covariance[None])
     assert jnp.isnan(several(jnp.array([0.5]), INITIAL, targets).mean).all()
     assert jnp.isnan(several(jnp.array([0.5]), INITIAL, target, -0.4).mean).all()
     with pytest.raises(ValueError, match="bandwidth must not be negative"):
@@ -275,9 +274,9 @@ def test_invalid_flows_give_nan():
 @pytest.mark.parametrize("solve", ["multi_objective_moments", "accelerated_moments"])
 def test_flows_move_along_with_their_targets(solve, offset):
     def flow(offset):
-        initial = Moments(np.array([0.1, -0.1]) + offset, np.array([[0.7, 0.1], [0.1, 0.5]]))
+        initial = Normal(np.array([0.1, -0.1]) + offset, np.array([[0.7, 0.1], [0.1, 0.5]]))
         means = np.array([[1.0, 0.0], [-1.0, 0.5]]) + offset
-        targets = Moments(means, np.stack([np.eye(2), 2 * np.eye(2)]))
+        targets = Normal(means, np.stack([np.eye(2), 2 * np.eye(2)]))
         return getattr(problems, solve)(np.array([0.5, 1.0]), initial, targets)
 
     near, far = flow(0.0), flow(offset)
@@ -288,7 +287,7 @@ def test_flows_move_along_with_their_targets(solve, offset):
 
 
 def test_settings_out_of_range_are_nan_traced_or_not():
-    initial, targets = Moments(np.zeros(1), np.eye(1)), Moments(np.ones((1, 1)), np.eye(1)[None])
+    initial, targets = Normal(np.zeros(1), np.eye(1)), Normal(np.ones((1, 1)), np.eye(1)[None])
     times = np.array([1.0])
     accelerated = lambda c: problems.accelerated_moments(
         times, initial, targets, strong_convexity=c

@@ -61,7 +61,7 @@ class _End(NamedTuple):
 
 
 _Ends = tuple[_End, _End]
-_Averages = tuple[mixture.Moments, mixture.Moments]
+_Averages = tuple[mixture.ComponentMoments, mixture.ComponentMoments]
 
 
 def _about_the_means(x: Any, y: Any, a: Any, b: Any) -> tuple[_Ends, Array, Array]:
@@ -221,7 +221,7 @@ class LightSchrodingerBridge:
         sizes = jnp.maximum(2 / (jnp.arange(self.num_steps, dtype=dtype) + 2), _LAST_STEP_SIZE)
         v = self._start(cluster_key, few, warm, variance_floor)
         unassigned = jnp.zeros((1, self.num_potentials), dtype)
-        zero = mixture.moments_of(ends[0].x[:1], unassigned, self.covariance == "full")
+        zero = mixture.component_moments(ends[0].x[:1], unassigned, self.covariance == "full")
         start = self._descend(v, (zero, zero), few, cooling, sizes, variance_floor)
 
         # At ε itself on all rows, keeping the best of all steps.
@@ -283,7 +283,7 @@ class LightSchrodingerBridge:
             better = loss < lowest
             best = select(better, v, best)
             new = tuple(
-                mixture.moments_of(side.x, weights, full, side.shares)
+                mixture.component_moments(side.x, weights, full, side.shares)
                 for side, weights in zip(samples, responsibilities, strict=True)
             )
             averages = jax.tree.map(lambda old, new: old + size * (new - old), averages, new)

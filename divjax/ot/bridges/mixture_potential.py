@@ -14,14 +14,14 @@ from divjax.core.numerics import safe_log
 from divjax.core.pytrees import select
 
 __all__ = [
-    "Moments",
+    "ComponentMoments",
     "Potential",
     "balance",
     "clusters",
+    "component_moments",
     "gaussian_scales",
     "log_terms",
     "m_step",
-    "moments_of",
     "normalizer_log_terms",
     "times_rows",
     "velocities",
@@ -110,7 +110,7 @@ def velocities(
     return v.log_weights - log_det / 2 + exponents, along
 
 
-class Moments(NamedTuple):
+class ComponentMoments(NamedTuple):
     """Σ_i w_ik (1, z_i, z_i z_iᵀ) / n, for each component."""
 
     mass: Float[Array, " k"]
@@ -129,12 +129,12 @@ class Moments(NamedTuple):
         return mean, self.second / mass[:, None, None] - mean[:, :, None] * mean[:, None]
 
 
-def moments_of(
+def component_moments(
     z: Float[Array, "n d"],
     responsibilities: Float[Array, "n k"],
     full: bool,
     shares: Float[Array, " n"] | None = None,
-) -> Moments:
+) -> ComponentMoments:
     """The moments of rows under each component's responsibilities.
 
     Args:
@@ -150,7 +150,7 @@ def moments_of(
         second = jax.lax.map(lambda w: (z * w[:, None]).T @ z, weights.T)
     else:
         second = weights.T @ z**2
-    return Moments(jnp.sum(weights, axis=0), weights.T @ z, second)
+    return ComponentMoments(jnp.sum(weights, axis=0), weights.T @ z, second)
 
 
 def gaussian_scales(cov0: Array, cov1: Array, epsilon: Array) -> Array:
@@ -266,7 +266,7 @@ def clusters(
 
 def m_step(
     v: Potential,
-    averages: tuple[Moments, Moments],
+    averages: tuple[ComponentMoments, ComponentMoments],
     epsilon: Array,
     variance_floor: Float[Array, " d"],
     least_mass: ArrayLike,

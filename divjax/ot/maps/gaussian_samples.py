@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_scalar, check_unit_interval
+from divjax.core.normal import Normal
 from divjax.core.numerics import in_units_of, matmul, nan_unless
 from divjax.ot.gaussian import AffineMap, gaussian_map
 from divjax.ot.scales import winsorised
@@ -77,13 +78,12 @@ def gaussian_map_from_samples(
     # Scaled by the size of each sample: fourth powers of small or large numbers leave their range.
     x, unit_p = in_units_of(jnp.max(jnp.abs(samples.x)), samples.x)
     y, unit_q = in_units_of(jnp.max(jnp.abs(samples.y)), samples.y)
-    mean_p, cov_p = _moments(x, samples.a, shrinkage)
-    mean_q, cov_q = _moments(y, samples.b, shrinkage)
+    p, q = _fitted(x, samples.a, shrinkage), _fitted(y, samples.b, shrinkage)
     # A maps deviations in the unit of x to deviations in the unit of y.
-    matrix = gaussian_map(mean_p, cov_p, mean_q, cov_q).matrix * (unit_q / unit_p)
+    matrix = gaussian_map(p, q).matrix * (unit_q / unit_p)
     # In two parts, as a single number would round a mean far from zero.
-    source = origins.source.moved(mean_p * unit_p)
-    target = origins.target.moved(mean_q * unit_q)
+    source = origins.source.moved(p.mean * unit_p)
+    target = origins.target.moved(q.mean * unit_q)
     return AffineMap(matrix, source.high, target.high, (source.low, target.low))
 
 
@@ -95,10 +95,10 @@ def gaussian_start(samples: WeightedSamples) -> AffineMap:
     )
 
 
-def _moments(
+def _fitted(
     rows: Float[Array, "n d"], weights: Float[Array, " n"] | None, shrinkage: Any
-) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
-    """The mean, and the covariance with the shrinkage."""
+) -> Normal:
+    """The Gaussian with the sample's mean, and its covariance after the shrinkage."""
     mean, covariance = weighted_moments(rows, weights)
     if isinstance(shrinkage, str):
         alpha = ledoit_wolf(rows, weights)
@@ -108,12 +108,13 @@ def _moments(
     d = rows.shape[1]
     # The multiple of the identity with the covariance's trace, which shrinkage preserves.
     level = jnp.trace(covariance) / d
-    return mean, (1 - alpha) * covariance + alpha * level * jnp.eye(d, dtype=rows.dtype)
+    identity = jnp.eye(d, dtype=rows.dtype)
+    return Normal(mean, (1 - alpha) * covariance + alpha * level * identity)
 
 
 def weighted_moments(
     rows: Float[Array, "n d"], weights: Float[Array, " n"] | None = None
-) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+) -> Normal:
     """The mean and the unbiased covariance, Σ w_i (x_i − x̄)(x_i − x̄)ᵀ / (1 − Σ w_i²).
 
     Args:
@@ -125,7 +126,7 @@ def weighted_moments(
     # Σ w x xᵀ − x̄ x̄ᵀ would suffer cancellation if the mean is far from zero.
     centered = rows - mean
     covariance = matmul((weights[:, None] * centered).T, centered)
-    return mean, covariance / (1 - jnp.sum(weights**2))
+    return Normal(mean, covariance / (1 - jnp.sum(weights**2)))
 
 
 def ledoit_wolf(
