@@ -31,6 +31,7 @@ def refuse_derivatives(tree: T, message: str) -> T:
     def identity(tree):
         return tree
 
+    # Raised when the rule is traced, hence under jit too.
     def rule(primals, tangents):
         if any(not isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(tangents)):
             raise ValueError(message)

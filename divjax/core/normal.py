@@ -121,8 +121,10 @@ def stacked_normals(name: str, normals: Any) -> Normal:
         >>> stacked_normals("normals", line).covariance.tolist()
         [[[1.0]], [[9.0]]]
     """
+    # A list of Gaussians, each with a type of its own, cannot be mistaken.
     if _is_sequence_of_normals(normals):
         return _stack(name, normals)
+    # A pair of lists can: of means and covariances, or of two Gaussians.
     mean, covariance = _two_parts(name, normals, _SEVERAL)
     are_arrays = hasattr(mean, "shape") and hasattr(covariance, "shape")
     if not (are_arrays or isinstance(normals, Normal)):

@@ -191,12 +191,14 @@ def _is_lost(
 def _differences(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Squared distances by differences, each exact to rounding of itself."""
     # The last pass is padded with zero features, which add nothing.
+    # Padding with equal zeros adds nothing to a difference.
     padding = -x.shape[1] % _FEATURES_A_PASS
     by_passes = lambda rows: jnp.pad(rows, ((0, 0), (0, padding))).T.reshape(
         -1, _FEATURES_A_PASS, rows.shape[0]
     )
 
     def add(total: Array, columns: tuple[Array, Array]) -> tuple[Array, None]:
+        # Several features a pass: each pass reads and writes the n × m sums once.
         squares = (jnp.square(u[:, None] - v) for u, v in zip(*columns, strict=True))
         return total + functools.reduce(jnp.add, squares), None
 

@@ -99,14 +99,17 @@ class Programs:
         """
         if is_traced(*args):
             return function(*args)
+        # A program is valid for arguments of these shapes, under these settings of JAX.
         leaves, structure = jax.tree.flatten(args)
         leaves = [owned(leaf) for leaf in leaves]
         key = _comparable(name), structure, tuple(map(jax.typeof, leaves)), _settings()
         program = self._held.get(key)
         if program is None:
             program = _Program(function, structure.unflatten(leaves))
+            # Tracers are of one transformation alone, and a program with them of one call.
             if not program.refers_to_tracers:
                 self._held[key] = program
+            # A dictionary is in order of insertion: the first entry is the oldest.
             if len(self._held) > _MOST_PROGRAMS:
                 self._held.pop(next(iter(self._held)))
         return program(leaves)

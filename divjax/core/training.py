@@ -160,6 +160,7 @@ def training_samples(
         check_full_precision(name, rows)
         if rows.shape[0] < 2:
             raise ValueError(f"{name} must have at least 2 rows; got {rows.shape[0]}.")
+    # Training is not differentiated: `fit` raises if it is.
     dtype = jnp.result_type(x, y)
     x, y = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
     return jax.lax.stop_gradient((x, y))

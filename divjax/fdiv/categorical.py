@@ -413,6 +413,7 @@ def jensen_shannon(
     if shares is not None:
         check_shape("weights", shares, len(distributions))
         check_weights("weights", shares)
+    # Names for messages, as the distributions have no argument of their own.
     named = {f"distributions[{index}]": each for index, each in enumerate(distributions)}
     return evaluate(_jensen_shannon, named, axis, base, shares)
 

@@ -280,6 +280,7 @@ def _mask(name: str, mask: ArrayLike | None, shape: tuple[int, ...]) -> Unrounde
     if mask is None:
         return None
     mask = mask if isinstance(mask, jax.Array) else owned(np.asarray(mask))
+    # The mask may broadcast to the distribution, which must not broadcast to the mask.
     try:
         fits = np.broadcast_shapes(mask.shape, shape) == shape and mask.dtype.kind in "biuf"
     except ValueError:

@@ -347,6 +347,7 @@ def bias(
         squares_p=counts_p if squares_p is None else squares_p,
         squares_q=counts_q if squares_q is None else squares_q,
     )
+    # The first vector sets the number of bins of all.
     check_shape("counts_p", counts_p, "bins")
     for name, given in {
         "counts_q": counts_q,

@@ -142,11 +142,14 @@ def _search_units(
     underflow, whatever the units and however far single points are.
     """
     samples = jax.lax.stop_gradient((x,) if y is None else (x, y))
+    # Medians: one outlier must not set the unit in which all others are compared.
     center = jnp.median(samples[0], axis=0)
     extents = [jnp.max(jnp.abs(sample - center), axis=1) for sample in samples]
     typical = jnp.max(jnp.stack([jnp.median(extent) for extent in extents]))
     largest = jnp.max(jnp.stack([jnp.max(extent) for extent in extents]))
+    # More than half of the rows may coincide.
     typical = jnp.where(typical > 0, typical, largest)
+    # A power of two, so that scaling rounds nothing, whose inverse is in range.
     limit = jnp.finfo(typical.dtype).maxexp - 8
     exponent = jnp.clip(jnp.frexp(typical)[1], -limit, limit)
     factor = jnp.ldexp(jnp.ones_like(typical), -exponent)
@@ -179,6 +182,7 @@ def _search_by_differences(
     """The candidates by sums of squared differences, slower than products but exact to rounding."""
     columns = x if y is None else y
 
+    # Feature by feature: a block of all differences would be d times as large.
     def block(rows: Float[Array, "b d"]) -> Int[Array, "b c"]:
         def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
             row, column = pair

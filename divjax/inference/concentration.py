@@ -235,6 +235,7 @@ def sum_of_means_lower_bound(
             raise ValueError(
                 f"samples must be of Bounded(values, lower, upper); got {type(sample).__name__}."
             )
+    # The sum's origin is that of all samples together, since their bounds add.
     draws = tuple(_checked(sample, confidence_level, upper_bound=False) for sample in samples)
     return _sum_of_means(draws, _origin(draws), *as_leaves(confidence_level=confidence_level))
 

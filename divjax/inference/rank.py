@@ -32,6 +32,7 @@ class _Scores(NamedTuple):
 def _checked(x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None) -> _Scores:
     """All as arguments of a compiled function."""
     scores = vector_leaves(x=x, y=y)
+    # Equal weights stay None, which is another program than that of any weights.
     weights = []
     for name, weight, of, sample in zip("ab", (a, b), "xy", scores, strict=True):
         leaf = as_optional_leaf(**{name: weight})

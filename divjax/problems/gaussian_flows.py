@@ -394,11 +394,13 @@ def _integrate(
     def add(state: T, step: Array, direction: T) -> T:
         return jax.tree.map(lambda x, v: x + step * v, state, direction)
 
+    # From each time to the next, with equal steps in between.
     def advance(carry: tuple[Array, T], end: Array) -> tuple[tuple[Array, T], T]:
         start, state = carry
         step = (end - start) / num_substeps
 
         def substep(index: Array, state: T) -> T:
+            # The classical Runge–Kutta method of order four.
             time = start + index * step
             k1 = slope(time, state)
             k2 = slope(time + step / 2, add(state, step / 2, k1))

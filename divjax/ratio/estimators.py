@@ -342,6 +342,7 @@ def _check_groups(
     if method.pack_size > 1:
         raise ValueError(f"groups are of single rows: pack_size must be 1; got {method.pack_size}.")
     labels, least = pool_labels("groups", groups, n, m), 2 * method.num_folds
+    # Traced labels cannot be counted here: too few of them give NaN.
     if not isinstance(labels, Tracer):
         for name, part in (("x", labels[:n]), ("y", labels[n:])):
             count = len(np.unique(np.asarray(part)))

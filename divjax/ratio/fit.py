@@ -355,6 +355,7 @@ class RatioFit:
 
     def resized(self, num_p: int, num_q: int) -> "RatioFit":
         """The fit with these numbers of rows: the first ones, or all of them and padding."""
+        # One program for all fields, whose rows are in the same order.
         of_p, of_q = _resize(_rows_of_samples(self), (num_p, num_q))
         return dataclasses.replace(
             self,

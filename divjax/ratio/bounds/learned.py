@@ -221,6 +221,7 @@ class DivergenceBound:
     def __post_init__(self):
         if isinstance(self.train, str) and self.train not in TRAINABLE:
             raise ValueError(f"train must be one of {', '.join(TRAINABLE)}; got {self.train!r}.")
+        # A name becomes the function it stands for, so that the rest knows functions alone.
         object.__setattr__(self, "train", as_bound(self.train))
         if isinstance(self.network, str) and self.network not in self._networks:
             raise ValueError(

@@ -63,6 +63,7 @@ class GaussianDiscriminant:
             params = tuple(_gaussian(x, weights, shrinkage) for x, weights in samples)
             return params, validation_loss(self, params, fold)
 
+        # The whole grid at once. An invalid entry is a user's error, even if another one is best.
         params, losses = jax.vmap(one)(grid)
         valid = ((grid >= 0) & (grid <= 1)).all()
         return jax.tree.map(lambda leaf: nan_unless(valid, leaf[jnp.argmin(losses)]), params)
