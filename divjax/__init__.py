@@ -16,7 +16,7 @@ from divjax.flows import SVGD, Blob, MinNorm, accelerated
 from divjax.ot import sinkhorn, sinkhorn_divergence
 from divjax.ratio import ClassifierRatio, classifier_js, classifier_kl
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "SVGD",
