@@ -32,6 +32,7 @@ __all__ = [
     "as_vectors",
     "as_weights",
     "centered_samples",
+    "check_distinguishable",
     "loses_digits",
     "owned",
     "two_parts",
@@ -276,6 +277,37 @@ def loses_digits(*arrays: Unrounded) -> bool:
     """
     dtype = jnp.result_type(*map(_dtype_of, arrays))
     return any(_is_wider(array, dtype) for array in arrays)
+
+
+# The largest rounding of a column in JAX's dtype, as a share of its spread.
+_LARGEST_ROUNDING = 1e-3
+
+
+def check_distinguishable(name: str, rows: Numbers) -> None:
+    """Raise `ValueError` for NumPy's rows whose differences JAX's dtype would round away.
+
+    For rows that are not centred, since functions of them may depend on their location.
+
+    Example:
+        >>> check_distinguishable("particles", [[1e8], [1e8 + 1]])
+        Traceback (most recent call last):
+        ValueError: particles must differ in float32 too; subtract their offset, or enable float64.
+    """
+    given = as_numbers(name, rows)
+    if isinstance(given, jax.Array) or not given.ndim or not given.size:
+        return
+    dtype = _dtype_of(given)
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(given) & np.isfinite(given.astype(dtype))
+        rounding = np.where(finite, np.abs(given - given.astype(dtype)), 0).max(axis=0)
+        spread = np.where(finite, given, -np.inf).max(axis=0) - np.where(finite, given, np.inf).min(
+            axis=0
+        )
+    # A column of equal numbers has no differences to lose.
+    if ((spread > 0) & (rounding > _LARGEST_ROUNDING * spread)).any():
+        raise ValueError(
+            f"{name} must differ in {dtype} too; subtract their offset, or enable float64."
+        )
 
 
 def first_row(array: np.ndarray) -> np.ndarray:

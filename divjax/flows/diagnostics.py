@@ -30,7 +30,7 @@ from divjax.flows.objectives.targets import (
     TargetRows,
     as_particles,
     as_table,
-    flagged_value,
+    flagged,
     target_rows,
 )
 from divjax.flows.state import FlowState
@@ -217,7 +217,7 @@ def relative_spread(
     x, y = x / unit, y / unit
     # The subtracted center is not weighted, so the weighted mean is not zero yet.
     variance = weighted_sum(weights, jnp.sum((x - weighted_sum(weights, x)) ** 2, axis=1))
-    return flagged_value(jnp.sqrt(variance / jnp.mean(jnp.sum(y**2, axis=1))), rows)
+    return flagged(jnp.sqrt(variance / jnp.mean(jnp.sum(y**2, axis=1))), rows)
 
 
 def _spread_rows(particles: Any, samples: Any, weights: Any) -> TargetRows:

@@ -15,7 +15,13 @@ from divjax.core.checks import check_positive, check_positive_values, check_scal
 from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pairwise import living_rows
 from divjax.core.pytrees import num_particles, pytree
-from divjax.core.samples import as_numbers, as_samples, as_weights, owned
+from divjax.core.samples import (
+    as_numbers,
+    as_samples,
+    as_weights,
+    check_distinguishable,
+    owned,
+)
 from divjax.core.simplex import are_weights, sum_to_one, sum_tolerance
 from divjax.kernels.radial import Kernel, check_smoother
 from divjax.kernels.sums import kernel_sums
@@ -76,6 +82,7 @@ def checked_step(
         ValueError: if the features are not a matrix of numbers, the gradients do not fit these
             particles, or as `checked_masses`.
     """
+    check_distinguishable("x", x)
     (x,) = as_samples(x=x)
     check_shape("gradients", gradients, "k", x.shape[0], "d")
     gradients = jnp.asarray(owned(gradients))
@@ -171,6 +178,7 @@ class FisherRao:
         """
         check_scalar(step_size=self.step_size)
         check_positive_values(step_size=self.step_size)
+        check_distinguishable("x", x)
         (x,) = as_samples(x=x)
         weights = checked_masses(weights, x.shape[0], x.dtype)
         check_shape("potential", potential, x.shape[0])

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_shape
@@ -92,6 +93,9 @@ def shared_columns(shared: PyTree[bool], particles: PyTree[Array]) -> Bool[Array
             "shared must have the structure of particles, a boolean a leaf; "
             f"got {jax.tree.structure(shared)} for {jax.tree.structure(particles)}."
         )
+    for flag in jax.tree.leaves(shared):
+        if not isinstance(flag, (bool, np.bool_)):
+            raise ValueError(f"shared must hold booleans; got {type(flag).__name__}.")
     # Flags are raveled like particles, so that columns correspond. All rows are equal.
     filled = jax.tree.map(lambda leaf, flag: jnp.full(leaf.shape, flag), particles, shared)
     return ravel_particles(filled)[0][0].astype(bool)

@@ -634,6 +634,16 @@ def test_a_run_of_other_shapes_leaves_the_first():
     np.testing.assert_allclose(wide.particles, before.particles, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("flag", [2, "yes", None])
+def test_shared_holds_booleans(flag):
+    flow = flows.Flow(
+        TARGETS, velocity=flows.SVGD(), optimizer=optax.sgd(0.1), shared={"a": True, "b": flag}
+    )
+    message = "shared must" if flag is None else "shared must hold booleans"
+    with pytest.raises(ValueError, match=message):
+        flow.init(KEY, {"a": X, "b": X})
+
+
 def test_values_that_a_flow_refers_to_are_those_of_its_first_call():
     center = jnp.zeros(2)
     objective = flows.Potential(lambda z: jnp.sum((z - center) ** 2))

@@ -179,3 +179,28 @@ def test_a_traced_step_size_of_masses_out_of_range():
     assert jnp.isnan(jax.jit(react)(-1.0)).all()
     with pytest.raises(ValueError, match="step_size must be positive"):
         react(jnp.array(-1.0))
+
+
+@pytest.mark.parametrize("far", [1e6, 1e8])
+def test_particles_that_float32_merges_are_refused(far):
+    """Nothing in a flow centres them, as a density depends on where they are."""
+    x, weights = np.random.default_rng(0).normal(size=(8, 2)), np.full(8, 1 / 8)
+    kernel, key, gradients = kernels.Gaussian(1.0), jax.random.key(0), np.zeros((1, 8, 2))
+    flow = flows.Flow(
+        (flows.KL(lambda z: -jnp.sum((z - far) ** 2)),),
+        velocity=flows.SVGD(kernel),
+        optimizer=optax.sgd(0.1),
+    )
+    velocity, mass = flows.GFSF(kernel), flows.FisherRao(0.1, kernel)
+    calls = (
+        lambda x: flow.run(key, x, num_steps=1),
+        lambda x: velocity(key, x, weights, gradients, ()),
+        lambda x: mass(x, weights, np.zeros(8), 1.0, ()),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="must differ in float32 too"):
+            call(x + far)
+        # Equal particles have no differences to lose.
+        call(np.full((8, 2), far + 0.3))
+        with jax.enable_x64(True):
+            call(x + far)

@@ -469,3 +469,18 @@ def test_a_fit_is_differentiable_in_epsilon_and_the_ridge(mode):
         (total(0.3, 1e-3 + 1e-7) - total(0.3, 1e-3 - 1e-7)) / 2e-7,
     )
     np.testing.assert_allclose(slopes, steps, rtol=1e-5)
+
+
+def test_the_ridge_is_relative_in_small_units():
+    """Lengths by 10⁻⁷ and ε by its square: the same bridge."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(150, 2)).astype(np.float32)
+    y = (2 * rng.normal(size=(150, 2)) + 3).astype(np.float32)
+
+    def moved(unit):
+        bridge = LightSchrodingerBridge(3, epsilon=0.5 * unit**2, num_steps=10)
+        rows = np.float32(unit)
+        found = bridge.fit(KEY, rows * x, rows * y)
+        return found.sample(KEY, rows * x[:5]) / rows
+
+    np.testing.assert_allclose(moved(1e-7), moved(1.0), rtol=1e-4)

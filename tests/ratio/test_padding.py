@@ -7,7 +7,7 @@ import pytest
 
 from divjax import ratio
 from divjax.core.padding import padded_size
-from divjax.ratio.heads import Neighbors
+from divjax.ratio.heads import Neighbors, Telescoping
 
 KEY = jax.random.key(0)
 P, Q = np.asarray(jax.random.normal(jax.random.key(1), (2, 400, 2)), np.float32)
@@ -49,7 +49,9 @@ def test_a_sample_of_another_size_compiles_no_training_program():
     assert len(COMPILED) <= 12, COMPILED
 
 
-@pytest.mark.parametrize("method", ["linear", "neighbors", "kliep", "groups", "pack"])
+@pytest.mark.parametrize(
+    "method", ["linear", "neighbors", "kliep", "groups", "pack", "telescoping"]
+)
 def test_padding_changes_no_number(method):
     """Traced rows are not padded."""
     n, m = 45, 70
@@ -63,6 +65,8 @@ def test_padding_changes_no_number(method):
     estimator = ratio.ClassifierRatio(head, num_folds=2, pack_size=pack)
     if method == "kliep":
         estimator = ratio.KLIEPRatio(num_folds=2)
+    if method == "telescoping":
+        estimator = ratio.TelescopingRatio(Telescoping(2, network=None), num_folds=2)
 
     def numbers(p, q):
         fit = estimator.fit(KEY, p, q, groups=groups)

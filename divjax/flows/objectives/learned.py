@@ -15,7 +15,7 @@ from divjax.core.training import fit
 from divjax.fdiv.divergences import ReverseKL
 from divjax.fdiv.generators import Generator
 from divjax.flows.mass import drop_dead, masses_of
-from divjax.flows.objectives.targets import as_particles, as_table, flagged_value, target_rows
+from divjax.flows.objectives.targets import as_particles, as_table, flagged, target_rows
 from divjax.flows.protocols import Variation
 from divjax.ratio.heads import Network
 from divjax.ratio.protocols import cross_entropy
@@ -131,7 +131,7 @@ class FDivergence:
         of_x = jnp.where(weights == 0, 0, self._log_ratio(state, x))
         log_ratios = self._log_ratio(state, y), of_x
         divergence = self.generator.plug_in(*log_ratios, uniform, weights).value
-        return Variation(flagged_value(divergence, rows), value, unravel(gradient)), state
+        return flagged(Variation(divergence, value, unravel(gradient)), rows), state
 
     def _log_ratio(self, state: _State, x: Float[Array, "b d"]) -> Float[Array, " b"]:
         return self.ratio.apply(state.params, (x - state.mean) / state.scale)[:, 0]

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from divjax.core.pytrees import pytree, ravel_particles
 from divjax.flows.mass import masses_of, weighted_sum
-from divjax.flows.objectives.targets import as_particles, as_table, flagged_value, target_rows
+from divjax.flows.objectives.targets import as_particles, as_table, flagged, target_rows
 from divjax.flows.protocols import Variation
 from divjax.kernels.radial import Kernel, check_kernel
 from divjax.kernels.sums import kernel_sums
@@ -88,4 +88,4 @@ class MMD:
         # E k(x, x′) − 2 E k(x, y) + E k(y, y′): the witness has one of the two cross terms.
         value = 0.5 * (weighted_sum(weights, witness - to_samples[:, 0]) + self_term)
         gradient = unravel((self_gradient - samples_gradient)[:, 0])
-        return Variation(flagged_value(value, rows), witness, gradient), state
+        return flagged(Variation(value, witness, gradient), rows), state

@@ -1,6 +1,6 @@
 """Samples of a target and particles: converted, checked, and about one center."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,16 @@ from divjax.core.checks import check_same_features
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import num_particles, ravel_particles
-from divjax.core.samples import as_numbers, as_samples, centered_samples
+from divjax.core.samples import (
+    as_numbers,
+    as_samples,
+    centered_samples,
+    check_distinguishable,
+)
 
-__all__ = ["TargetRows", "as_particles", "as_table", "flagged_value", "target_rows"]
+T = TypeVar("T")
+
+__all__ = ["TargetRows", "as_particles", "as_table", "flagged", "target_rows"]
 
 
 def as_table(name: str, value: Any) -> Any:
@@ -37,6 +44,8 @@ def as_table(name: str, value: Any) -> Any:
 def as_particles(particles: Any) -> PyTree[Array]:
     """Particles as JAX arrays, integers as floating-point numbers."""
     particles = as_table("particles", particles)
+    for leaf in jax.tree.leaves(particles):
+        check_distinguishable("particles", leaf)
     if not hasattr(particles, "shape"):
         return jax.tree.map(_as_floats, particles)
     # Other shapes and empty arrays are rejected later, with error messages of their own.
@@ -110,6 +119,6 @@ def target_rows(samples: PyTree[Array], particles: PyTree[Array]) -> TargetRows:
     return TargetRows((x - origin.astype(x.dtype)) - rest.astype(x.dtype), y, resolved)
 
 
-def flagged_value(value: Float[Array, ""], rows: TargetRows) -> Float[Array, ""]:
-    """The value, or NaN if the particles' dtype cannot resolve the target."""
-    return nan_unless(rows.resolved, value)
+def flagged(tree: T, rows: TargetRows) -> T:
+    """Numbers that depend on the rows, NaN if the particles' dtype cannot resolve the target."""
+    return jax.tree.map(lambda leaf: nan_unless(rows.resolved, leaf), tree)

@@ -18,7 +18,7 @@ from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.core.samples import as_samples
 from divjax.flows.mass import masses_of
-from divjax.flows.objectives.targets import as_particles, as_table, flagged_value, target_rows
+from divjax.flows.objectives.targets import as_particles, as_table, flagged, target_rows
 from divjax.flows.protocols import Variation
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.divergence import SinkhornDivergenceResult, sinkhorn_divergence
@@ -100,7 +100,7 @@ class SlicedWasserstein:
         is_number = ~(jnp.isnan(rows.y).any() | jnp.isnan(x).any())
         value = nan_unless(is_number, value)
         gradient = nan_unless(~jnp.isnan(value), gradient)
-        return Variation(flagged_value(value, rows), potential, unravel(gradient)), state
+        return flagged(Variation(value, potential, unravel(gradient)), rows), state
 
 
 def _dead_within_reach(
@@ -204,7 +204,8 @@ class SinkhornDivergence:
         gradient, potential = jax.grad(first_variation, has_aux=True)(x)
         # Potentials that have not converged give a wrong value, which must not pass as valid.
         value = jnp.where(result.converged, result.value, jnp.nan)
-        return Variation(value, potential, unravel(gradient)), result.potentials
+        variation = Variation(value, potential, unravel(gradient))
+        return flagged(variation, target_rows(self.samples, particles)), result.potentials
 
     def _solve(self, particles, weights, init) -> SinkhornDivergenceResult:
         check_solver(self.solver, records=False, result="a Variation")

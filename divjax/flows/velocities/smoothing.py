@@ -266,6 +266,7 @@ class GFSF(_WithKernel):
     ) -> _Step:
         """The drifts −g and the repulsion −s."""
         x, weights, gradients = checked_step(x, weights, gradients)
+        check_full_precision("x", x)
         kernel, state = self._resolve(x, weights, state)
         n = x.shape[0]
         _, gradient = kernel_sums(kernel, x, None, weights[:, None][:, :0], weights[:, None])

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_count
 from divjax.core.pytrees import pytree, static
@@ -130,11 +130,9 @@ class Telescoping:
         def part(key, rows):
             p, q, *weights = rows
             n, m = p.shape[0], q.shape[0]
-            of_p, of_q = row_sampler(*weights)(key, max(n, m))
-            shuffle_p, shuffle_q = jax.random.split(jax.random.fold_in(key, 1))
-            # Partners in random order: the n rows of p are paired with rows of q, and conversely.
-            for_p = jax.random.permutation(shuffle_p, of_q)[:n]
-            for_q = jax.random.permutation(shuffle_q, of_p)[:m]
+            key_p, key_q = jax.random.split(key)
+            for_p = _partners(key_p, weights[0], weights[1])
+            for_q = _partners(key_q, weights[1], weights[0])
             marks = self._waymarks(jnp.concatenate([p, p[for_q]]), jnp.concatenate([q[for_p], q]))
             # The first n pairs belong to rows of p, the other m to rows of q. The end p has weight
             # on the former only, the end q on the latter only.
@@ -146,3 +144,23 @@ class Telescoping:
 
         keys = jax.random.split(key)
         return Fold(*(part(key, rows) for key, rows in zip(keys, fold, strict=True)))
+
+
+def _partners(
+    key: Key[Array, ""], weights: Float[Array, " n"], others: Float[Array, " m"]
+) -> Int[Array, " n"]:
+    """For each row a row of the other sample, by its weight: strata in random order.
+
+    Rows of weight zero at the end of either sample change no other row's partner.
+    """
+    # Numbers of each row's own, whatever the number of rows.
+    each = jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(key, row), (2,)))
+    order, within = each(jnp.arange(weights.shape[0])).T.astype(weights.dtype)
+    # The place of a row in a random order of those that have weight is its stratum.
+    alive = weights > 0
+    sequence = jnp.argsort(jnp.where(alive, order, jnp.inf))
+    place = jnp.zeros_like(sequence).at[sequence].set(jnp.arange(sequence.size))
+    level = (place + within) / jnp.maximum(jnp.sum(alive), 1)
+    mass = jnp.cumsum(others)
+    # Rounding may put a level beyond the total mass, and padding of this sample has no stratum.
+    return jnp.minimum(jnp.searchsorted(mass, level * mass[-1]), mass.shape[0] - 1)

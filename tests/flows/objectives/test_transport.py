@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from divjax import flows, ot
+from divjax import flows, kernels, ot
 
 KEY = jax.random.key(0)
 
@@ -166,3 +166,17 @@ def test_a_particle_at_a_sample_stays_beside_others_that_move():
     objective = flows.SlicedWasserstein(y, num_projections=3, p=1)
     np.testing.assert_allclose(evaluate(objective, x).gradient[:, 0], [1, 0, -1], rtol=1e-6)
     np.testing.assert_array_equal(evaluate(objective, x).gradient[1], 0)
+
+
+def test_a_target_that_the_particles_cannot_resolve_is_flagged():
+    """At 10⁸ float32 particles lie on a grid of 8."""
+    samples = 1e8 + np.random.default_rng(0).normal(size=(5, 2))
+    x = jnp.asarray(samples[:4], jnp.float32)
+    for objective in (
+        flows.SinkhornDivergence(samples, epsilon=0.5),
+        flows.SlicedWasserstein(samples),
+        flows.MMD(samples, kernels.Gaussian(1.0)),
+    ):
+        state = objective.init(jax.random.key(0), x)
+        variation, _ = objective(jax.random.key(1), x, jnp.full(4, 0.25), state)
+        assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(variation))
