@@ -120,9 +120,9 @@ def _(primals, tangents):
 
 def _aligned(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> tuple[Array, Array, Array]:
     """L U, K V and Σ, with singular values that are zero up to rounding exactly so."""
-    s_factor, t_factor = (
-        vectors * jnp.sqrt(values) for values, vectors in map(_eigenvalues_and_vectors, (s, t))
-    )
+    s_values, s_vectors = _eigenvalues_and_vectors(s)
+    t_values, t_vectors = _eigenvalues_and_vectors(t)
+    s_factor, t_factor = s_vectors * jnp.sqrt(s_values), t_vectors * jnp.sqrt(t_values)
     # L U and K V are the factors of S and T that are nearest to each other. The absolute error of a
     # singular value is relative to the size of the factors.
     left, fidelities, right = linalg.svd(_transpose(s_factor) @ t_factor)
@@ -452,7 +452,8 @@ def _barycenter(
     valid = (jnp.min(weights) >= 0) & (jnp.sum(weights) > 0)
     weights = nan_unless(valid, weights) / jnp.sum(weights)
     # Gaussians of weight zero are padding.
-    means, covariances = (jax.vmap(_unless_padding)(weights, v) for v in (means, covariances))
+    without_padding = jax.vmap(_unless_padding)
+    means, covariances = without_padding(weights, means), without_padding(weights, covariances)
 
     if covariances.ndim == 2:
         # Diagonal covariances commute: the weighted mean of the deviations is the fixed point,

@@ -422,8 +422,9 @@ def _transport(line: Line, center: Center, *, p: ArrayLike, dtype: Any) -> LineT
     weighted = lambda weights, z: jnp.sum(weights / jnp.sum(weights) * z)
     shift = (weighted(share(line.b, y), g) - weighted(share(line.a, x), f)) / 2
     status = status_of(converged=True, finite=jnp.isfinite(value), valid=valid)
-    numbers = (value, *(nan_unless(valid, v) for v in (f + shift, g - shift)), masses)
-    value, f, g, masses = (v.astype(dtype) for v in numbers)
+    f = nan_unless(valid, f + shift).astype(dtype)
+    g = nan_unless(valid, g - shift).astype(dtype)
+    value, masses = value.astype(dtype), masses.astype(dtype)
     return LineTransportResult(value, f, g, rows, columns, masses, center, x, y, status)
 
 

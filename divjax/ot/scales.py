@@ -65,8 +65,9 @@ def _mean_of_pairs(cost: Any, rows: Array, weights: Array | None) -> Float[Array
         paired_costs(cost, rows, jnp.roll(rows, -k, axis=0)),
         weights * jnp.roll(weights, -k),
     )
-    costs, shares = (v.ravel() for v in jax.lax.map(beside, strides))
-    return cut_mean(costs, shares / jnp.sum(shares))
+    costs, products = jax.lax.map(beside, strides)
+    shares = products.ravel()
+    return cut_mean(costs.ravel(), shares / jnp.sum(shares))
 
 
 def cut_mean(values: Float[Array, " n"], weights: Float[Array, " n"]) -> Float[Array, ""]:

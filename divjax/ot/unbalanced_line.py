@@ -174,7 +174,8 @@ def _unbalanced(
     value = nan_unless(valid, value)
     close = gap <= tolerance * jnp.abs(value)
     status = status_of(converged=close, finite=jnp.isfinite(value), valid=valid)
-    value, gap, f, g, masses = (v.astype(dtype) for v in (value, gap, f, g, path.masses))
+    value, gap = value.astype(dtype), gap.astype(dtype)
+    f, g, masses = f.astype(dtype), g.astype(dtype), path.masses.astype(dtype)
     return UnbalancedLineResult(value, gap, f, g, rows, columns, masses, steps, status)
 
 
@@ -226,8 +227,8 @@ def _frank_wolfe(
 
     def translated(potentials: _Potentials) -> _Potentials:
         """Potentials with the best constant, at which both marginals have the same mass."""
-        of_x, of_y = (jax.nn.logsumexp(logs) for logs in log_masses(potentials))
-        shift = rho_a * share * (of_x - of_y)
+        log_x, log_y = log_masses(potentials)
+        shift = rho_a * share * (jax.nn.logsumexp(log_x) - jax.nn.logsumexp(log_y))
         return _Potentials(potentials.f + shift, potentials.g - shift)
 
     def linear_problem(potentials: _Potentials) -> tuple[_Potentials, Any, Array]:
@@ -255,9 +256,10 @@ def _frank_wolfe(
             # At the best constant both marginals have the same mass, and the slope in the constant
             # is zero. The sign of the slope is then that of the direction's two means under the
             # normalised marginals.
-            of_x, of_y = (jax.nn.softmax(logs) for logs in log_masses(moved))
-            slopes = _weighted(of_x, direction.f), _weighted(of_y, direction.g)
-            return jnp.sum(slopes[0]) + jnp.sum(slopes[1]) > 0
+            log_x, log_y = log_masses(moved)
+            of_x = _weighted(jax.nn.softmax(log_x), direction.f)
+            of_y = _weighted(jax.nn.softmax(log_y), direction.g)
+            return jnp.sum(of_x) + jnp.sum(of_y) > 0
 
         def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bracket

@@ -49,10 +49,8 @@ class Origins:
 
     def relative(self, x: Any, y: Any, a: Any = None, b: Any = None) -> WeightedSamples:
         """Further samples relative to the origins, with their weights."""
-        x, y = (
-            jax.lax.stop_gradient(origin.subtract(rows))
-            for origin, rows in ((self.source, x), (self.target, y))
-        )
+        x = jax.lax.stop_gradient(self.source.subtract(x))
+        y = jax.lax.stop_gradient(self.target.subtract(y))
         a, b = shares("a", a, x), shares("b", b, y)
         return WeightedSamples(without_padding(x, a), without_padding(y, b), a, b)
 

@@ -137,9 +137,8 @@ class FDivergence:
         return self.ratio.apply(state.params, (x - state.mean) / state.scale)[:, 0]
 
     def _optimizer(self, dtype: Any) -> optax.GradientTransformation:
-        rates = self.ratio.learning_rate, self.ratio.weight_decay
-        rate, decay = (jnp.asarray(number, dtype) for number in rates)
-        return optax.adamw(rate, weight_decay=decay)
+        rate = jnp.asarray(self.ratio.learning_rate, dtype)
+        return optax.adamw(rate, weight_decay=jnp.asarray(self.ratio.weight_decay, dtype))
 
     def _refine(self, key, x, y, weights, state: _State, num_steps: int) -> _State:
         check_scalar(noise=self.noise)
@@ -147,7 +146,7 @@ class FDivergence:
             return state
         # `fit` raises if it is differentiated, so gradients are stopped at the particles.
         x, y, weights = jax.lax.stop_gradient((x, y, weights))
-        z_x, z_y = ((rows - state.mean) / state.scale for rows in (x, y))
+        z_x, z_y = (x - state.mean) / state.scale, (y - state.mean) / state.scale
         # The samples' share of a batch. The loss gives both sides equal mass, whatever their sizes.
         half = min(-(-self.ratio.batch_size // 2), y.shape[0])
         uniform = jnp.full(half, 1 / half, x.dtype)

@@ -83,7 +83,8 @@ def _about_the_means(x: Any, y: Any, a: Any, b: Any) -> tuple[_Ends, Array, Arra
         mean = end.mean(end.x)
         ends.append(end._replace(x=end.x - mean))
         origins.append(center.moved(mean))
-    highs, lows = (jnp.stack([getattr(o, part) for o in origins]) for part in ("high", "low"))
+    highs = jnp.stack([origin.high for origin in origins])
+    lows = jnp.stack([origin.low for origin in origins])
     return (ends[0], ends[1]), highs, lows
 
 
@@ -202,7 +203,7 @@ class LightSchrodingerBridge:
     ) -> SchrodingerBridge:
         """`fit` of samples less their means, after its checks."""
         dtype = ends[0].x.dtype
-        epsilon, ridge = (jnp.asarray(v, dtype) for v in (self.epsilon, self.ridge))
+        epsilon, ridge = jnp.asarray(self.epsilon, dtype), jnp.asarray(self.ridge, dtype)
         # The mean square of each feature, to which the ridge is relative, and of all.
         squares = [end.mean(end.x**2) for end in ends]
         size = jnp.sqrt(jnp.mean(squares[0]) * jnp.mean(squares[1]))

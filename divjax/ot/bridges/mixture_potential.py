@@ -277,7 +277,8 @@ def m_step(
     `least_mass` at either end is not updated: the variances of a few rows could give it a scale
     with which it takes all others' rows.
     """
-    (mean0, cov0), (mean1, cov1) = (moments.central() for moments in averages)
+    mean0, cov0 = averages[0].central()
+    mean1, cov1 = averages[1].central()
     cov1 = cov1 + (variance_floor if cov1.ndim == 2 else jnp.diag(variance_floor))
     scales = gaussian_scales(cov0, cov1, epsilon)
     # E ρ Y = r E w + S E w X, solved for r.

@@ -290,10 +290,8 @@ def _representatives(
     replaced: tuple[bool, bool], a: Array, b: Array
 ) -> tuple[Array | None, Array | None]:
     """The indices of the heaviest row and column, which replace padding, None without padding."""
-    row, column = (
-        jnp.argmax(weights) if some else None
-        for some, weights in zip(replaced, (a, b), strict=True)
-    )
+    row = jnp.argmax(a) if replaced[0] else None
+    column = jnp.argmax(b) if replaced[1] else None
     return row, column
 
 

@@ -99,8 +99,8 @@ def potentials_from_ott(output: Any) -> tuple[Float[Array, " n"], Float[Array, "
         )
     # ott-jax's plan lacks the factor a_i b_j. A weight of zero has no logarithm.
     epsilon = problem.geom.epsilon
-    f, g = (
-        jnp.where(weights > 0, potential - epsilon * jnp.log(weights), 0)
-        for potential, weights in zip(output.potentials, (problem.a, problem.b), strict=True)
+    f, g = output.potentials
+    return (
+        jnp.where(problem.a > 0, f - epsilon * jnp.log(problem.a), 0),
+        jnp.where(problem.b > 0, g - epsilon * jnp.log(problem.b), 0),
     )
-    return f, g

@@ -146,7 +146,8 @@ def _moment(problem: Problem, of: str) -> Float[Array, ""]:
 
 def _median_cost(problem: Problem) -> Float[Array, ""]:
     """The weighted median of the finite costs of evenly spread rows of both samples."""
-    rows, columns = (_evenly_spread(size) for size in problem.pairs.shape)
+    n, m = problem.pairs.shape
+    rows, columns = _evenly_spread(n), _evenly_spread(m)
     costs = problem.pairs.block(problem.pairs.rows[rows])[:, columns].ravel()
     weights = (problem.a[rows, None] * problem.b[columns]).ravel()
     # Pairs forbidden by infinite costs have weight zero.

@@ -330,9 +330,8 @@ class ICNNDual:
         train, held = split(split_key, samples)
         dual, params = self._start(convex_key, start_key, train)
         # Far from zero, the dual's terms would cancel up to rounding.
-        train, held = (
-            rows._replace(x=rows.x - dual.source, y=rows.y - dual.target) for rows in (train, held)
-        )
+        less = lambda rows: rows._replace(x=rows.x - dual.source, y=rows.y - dual.target)
+        train, held = less(train), less(held)
         # A single distant row would dominate both sums of the dual.
         x, y = _without_outliers(train)
         size = min(self.batch_size, x.shape[0], y.shape[0])
@@ -346,12 +345,9 @@ class ICNNDual:
             return mean_over_rows(potential, rows.a) + mean_over_rows(conjugate, rows.b), found
 
         def loss(key: Key[Array, ""], params: Any) -> Float[Array, ""]:
-            i, j = (
-                batch_of_rows(k, len(rows), size, weights)
-                for k, rows, weights in zip(
-                    jax.random.split(key), (x, y), (train.a, train.b), strict=True
-                )
-            )
+            x_key, y_key = jax.random.split(key)
+            i = batch_of_rows(x_key, len(x), size, train.a)
+            j = batch_of_rows(y_key, len(y), size, train.b)
             # Rows are drawn by their weights, and have equal weight in a batch.
             batch = WeightedSamples(x[i], y[j])
             value, found = objective(params, batch, self.num_inner_steps)

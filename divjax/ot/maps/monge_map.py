@@ -254,7 +254,7 @@ class MongeMap:
             # At F = 0 the slope of ∇h* may be infinite, which would rule out any step.
             params = _jittered(jitter_key, params)
         # The start is not trained: its images are computed once.
-        images, held_images = (jax.lax.map(start, rows) for rows in (x, held.x))
+        images, held_images = jax.lax.map(start, x), jax.lax.map(start, held.x)
 
         # Two batches with rows in common would not be independent.
         batches = 2 if self.independent_batches and x.shape[1] > 1 else 1
@@ -442,11 +442,10 @@ def _problems(x: Any, y: Any, a: Any, b: Any, context: Any) -> tuple[WeightedSam
     # All problems share one dtype and one origin, as they share the network.
     flat = lambda v: None if v is None else v.reshape(-1, *v.shape[2:])
     samples, origins = weighted_samples(*(flat(v) for v in (x, y, a, b)))
-    each = lambda v: None if v is None else v.reshape(g, -1, *v.shape[1:])
-    x, y, a, b = (each(v) for v in samples)
+    samples = jax.tree.map(lambda v: v.reshape(g, -1, *v.shape[1:]), samples)
     # Within a problem weights sum to one: its share of the total mass has no effect.
     of_problems = lambda w: None if w is None else jax.vmap(normalised)(w)
-    return WeightedSamples(x, y, of_problems(a), of_problems(b)), origins
+    return samples._replace(a=of_problems(samples.a), b=of_problems(samples.b)), origins
 
 
 def _pooled(samples: WeightedSamples) -> WeightedSamples:

@@ -109,6 +109,7 @@ def _energy(
     """2 E|X − Y| − E|X − X′|, the energy distance without the term that depends only on y."""
     # Pairs of a row with itself, a share Σ a² of all, have distance zero: without them the mean
     # over pairs is unbiased.
-    a, b = (uniform_weights(z) if w is None else w for z, w in ((x, a), (y, b)))
-    across, within = (cost_matrix(Euclidean(), x, z) for z in (y, x))
+    a = uniform_weights(x) if a is None else a
+    b = uniform_weights(y) if b is None else b
+    across, within = cost_matrix(Euclidean(), x, y), cost_matrix(Euclidean(), x, x)
     return 2 * a @ across @ b - a @ within @ a / (1 - jnp.sum(a**2))
