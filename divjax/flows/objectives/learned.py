@@ -1,10 +1,11 @@
 """A learned objective: an f-divergence to samples, by a classifier that follows the particles."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core.checks import check_count, check_full_precision, check_nonnegative, check_scalar
@@ -105,8 +106,12 @@ class FDivergence:
         return self._refine(fit_key, x, y, weights, state, self.num_init_steps)
 
     def __call__(
-        self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
-    ) -> tuple[Variation, Any]:
+        self,
+        key: Key[Array, ""],
+        particles: PyTree[Array],
+        weights: Float[Array, " n"],
+        state: PyTree,
+    ) -> tuple[Variation, PyTree]:
         """The variation of D_f(p‖q), and the refined network."""
         particles = as_particles(particles)
         weights = masses_of(particles, weights)
@@ -136,7 +141,7 @@ class FDivergence:
     def _log_ratio(self, state: _State, x: Float[Array, "b d"]) -> Float[Array, " b"]:
         return self.ratio.apply(state.params, (x - state.mean) / state.scale)[:, 0]
 
-    def _optimizer(self, dtype: Any) -> optax.GradientTransformation:
+    def _optimizer(self, dtype: DTypeLike) -> optax.GradientTransformation:
         rate = jnp.asarray(self.ratio.learning_rate, dtype)
         return optax.adamw(rate, weight_decay=jnp.asarray(self.ratio.weight_decay, dtype))
 
