@@ -5,10 +5,11 @@ transport between a e^{−f/ρ_a} and b e^{−g/ρ_b}, which has an exact soluti
 a Frank–Wolfe method, whose gap bounds the error from both sides.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.checks import (
@@ -20,9 +21,11 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
+from divjax.core.samples import Numbers
 from divjax.core.types import Outcome, status_of
 from divjax.ot.one_dimensional import (
     Line,
+    Staircase,
     as_values,
     compiled_for_order,
     distance_power,
@@ -149,7 +152,7 @@ def _unbalanced(
     *,
     p: ArrayLike,
     max_iterations: int,
-    dtype: Any,
+    dtype: DTypeLike,
 ) -> UnbalancedLineResult:
     """`unbalanced_1d` after its checks."""
     positive = (penalties[0] > 0) & (penalties[1] > 0)
@@ -179,7 +182,9 @@ def _unbalanced(
     return UnbalancedLineResult(value, gap, f, g, rows, columns, masses, steps, status)
 
 
-def _problem(x: Any, y: Any, a: Any, b: Any, pair: tuple) -> tuple[Line, tuple[Array, Array], Any]:
+def _problem(
+    x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None, pair: tuple[ArrayLike, ArrayLike]
+) -> tuple[Line, tuple[Array, Array], jnp.dtype]:
     """The samples with weights, the penalties, and the dtype of the result."""
     _, (x, y) = as_values({"x": a, "y": b}, x=x, y=y)
     dtype = jnp.result_type(x, y)
@@ -206,14 +211,18 @@ def _dual(potentials: _Potentials, line: Line, penalties: tuple[Array, Array]) -
     return sum(rho * jnp.sum(_weighted(w, -jnp.expm1(-f / rho))) for w, f, rho in sides)  # pyright: ignore
 
 
-def _weighted(weights: Any, values: Array) -> Array:
+def _weighted(weights: Array, values: Array) -> Array:
     """Products in which a weight of zero counts as zero."""
     return jnp.where(weights == 0, 0, weights * values)
 
 
 def _frank_wolfe(
-    line: Line, penalties: tuple[Array, Array], p: ArrayLike, max_iterations: int, tolerance: Any
-) -> tuple[_Potentials, Any, Array, Array]:
+    line: Line,
+    penalties: tuple[Array, Array],
+    p: ArrayLike,
+    max_iterations: int,
+    tolerance: ArrayLike,
+) -> tuple[_Potentials, Staircase, Array, Array]:
     """Potentials, the plan of the last linear problem, its gap, and the number of steps."""
     rho_a, rho_b = penalties
     assert line.a is not None
@@ -231,7 +240,7 @@ def _frank_wolfe(
         shift = rho_a * share * (jax.nn.logsumexp(log_x) - jax.nn.logsumexp(log_y))
         return _Potentials(potentials.f + shift, potentials.g - shift)
 
-    def linear_problem(potentials: _Potentials) -> tuple[_Potentials, Any, Array]:
+    def linear_problem(potentials: _Potentials) -> tuple[_Potentials, Staircase, Array]:
         """The best vertex for the dual's slope, its plan, and the predicted gain."""
         # The dual's slopes are a e^{−f/ρ_a} and b e^{−g/ρ_b}. The best feasible potentials for them
         # are those of balanced transport between the two.
@@ -261,7 +270,7 @@ def _frank_wolfe(
             of_y = _weighted(jax.nn.softmax(log_y), direction.g)
             return jnp.sum(of_x) + jnp.sum(of_y) > 0
 
-        def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        def halve(_: Int[Array, ""], bracket: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bracket
             # The dual is concave: its slope along the direction decreases, with at most one zero.
             middle = (low + high) / 2
