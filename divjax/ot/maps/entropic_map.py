@@ -22,7 +22,7 @@ from divjax.core.keys import own_key
 from divjax.core.numerics import matmul, nan_unless, safe_log
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import Numbers, as_numbers
+from divjax.core.samples import as_numbers
 from divjax.core.training import thinned
 from divjax.core.types import Outcome, status_of
 from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
@@ -180,8 +180,11 @@ class EntropicMap:
         self,
         train: tuple[Float[Array, "n d"], Float[Array, "m d"]],
         held_out: tuple[Float[Array, "k d"], Float[Array, "l d"]],
-        train_weights: tuple[Numbers | None, Numbers | None] = (None, None),
-        held_out_weights: tuple[Numbers | None, Numbers | None] = (None, None),
+        train_weights: tuple[Float[Array, " n"] | None, Float[Array, " m"] | None] = (None, None),
+        held_out_weights: tuple[Float[Array, " k"] | None, Float[Array, " l"] | None] = (
+            None,
+            None,
+        ),
     ) -> EntropicFit:
         """`fit` with given rows for selecting ε.
 

@@ -332,8 +332,8 @@ class ICNNDual:
         train, held = split(split_key, samples)
         dual, params = self._start(convex_key, start_key, train)
         # Far from zero, the dual's terms would cancel up to rounding.
-        less = lambda rows: rows._replace(x=rows.x - dual.source, y=rows.y - dual.target)
-        train, held = less(train), less(held)
+        centered = lambda rows: rows._replace(x=rows.x - dual.source, y=rows.y - dual.target)
+        train, held = centered(train), centered(held)
         # A single distant row would dominate both sums of the dual.
         x, y = _without_outliers(train)
         size = min(self.batch_size, x.shape[0], y.shape[0])
