@@ -5,11 +5,10 @@ particles' distribution q = Σ_i a_i δ_{x_i}, so their cost beyond it is indepe
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core.checks import (
     check_nonnegative,
@@ -35,7 +34,7 @@ _NEWTON_STEPS = 16
 class _Stateless:
     """The `init` of aggregators without state."""
 
-    def init(self, key: Key[Array, ""], num_objectives: int) -> Any:
+    def init(self, key: Key[Array, ""], num_objectives: int) -> tuple[()]:
         """The empty state."""
         return ()
 
@@ -60,7 +59,7 @@ class MinNorm(_Stateless):
         Désidéri 2012, theorem 2.2; MWGraD, arXiv 2505.18765, for fields of particles.
     """
 
-    def __call__(self, fields: Fields, state: Any) -> tuple[Float[Array, " k"], Any]:
+    def __call__(self, fields: Fields, state: PyTree) -> tuple[Float[Array, " k"], PyTree]:
         """The exact minimiser."""
         return min_norm_weights(unit_gram(fields.velocities, fields.masses)), state
 
@@ -140,7 +139,7 @@ class FixedWeights(_Stateless):
 
     weights: ArrayLike | Sequence[float] | None = None
 
-    def init(self, key: Key[Array, ""], num_objectives: int) -> Any:
+    def init(self, key: Key[Array, ""], num_objectives: int) -> tuple[()]:
         """The empty state; checks the weights."""
         if self.weights is None:
             return ()
@@ -152,7 +151,7 @@ class FixedWeights(_Stateless):
         check_simplex("weights", self.weights)
         return ()
 
-    def __call__(self, fields: Fields, state: Any) -> tuple[Float[Array, " k"], Any]:
+    def __call__(self, fields: Fields, state: PyTree) -> tuple[Float[Array, " k"], PyTree]:
         """The weights, independent of the fields."""
         (velocities,) = as_arrays(velocities=checked_fields(fields.velocities))
         size = velocities.shape[0]
@@ -258,7 +257,7 @@ class CAGrad(_Stateless):
     def __post_init__(self):
         check_nonnegative(c=self.c)
 
-    def __call__(self, fields: Fields, state: Any) -> tuple[Float[Array, " k"], Any]:
+    def __call__(self, fields: Fields, state: PyTree) -> tuple[Float[Array, " k"], PyTree]:
         """The coefficients of the fields in d."""
         check_scalar(c=self.c)
         check_nonnegative_values(c=self.c)

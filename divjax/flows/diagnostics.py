@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,7 @@ from divjax.core.pairwise import (
     squared_distances,
 )
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles
-from divjax.core.samples import (
-    as_numbers,
-    as_samples,
-    centered_samples,
-    loses_digits,
-)
+from divjax.core.samples import Numbers, as_numbers, as_samples, centered_samples, loses_digits
 from divjax.core.types import summary
 from divjax.flows.mass import drop_dead, masses_or_equal, weighted_sum
 from divjax.flows.objectives.targets import (
@@ -220,7 +215,9 @@ def relative_spread(
     return flagged(jnp.sqrt(variance / jnp.mean(jnp.sum(y**2, axis=1))), rows)
 
 
-def _spread_rows(particles: Any, samples: Any, weights: Any) -> TargetRows:
+def _spread_rows(
+    particles: Numbers | PyTree[Numbers], samples: Numbers | PyTree[Array], weights: Numbers
+) -> TargetRows:
     """Particles and samples as rows, NumPy's about centers of their own."""
     tables = as_table("particles", particles), as_table("samples", samples)
     # Only a matrix of particles of higher precision than JAX's gains from centers of its own.

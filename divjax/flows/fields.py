@@ -1,21 +1,19 @@
 """K fields at the particles: their inner products in L²(q), and their weighted sum."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_shape
 from divjax.core.numerics import in_units_of
-from divjax.core.samples import as_arrays, as_numbers
+from divjax.core.samples import Numbers, Unrounded, as_arrays, as_numbers
 from divjax.core.simplex import within_range
 from divjax.flows.mass import checked_masses, drop_dead
 
 __all__ = ["check_objective_weights", "checked_fields", "combine", "gram", "unit_gram"]
 
 
-def checked_fields(velocities: Any) -> Any:
+def checked_fields(velocities: Numbers) -> Unrounded:
     """K fields at some particles, by `as_numbers`; raise `ValueError` if they are invalid."""
     velocities = as_numbers("velocities", velocities)
     check_shape("velocities", velocities, "k", "n", "d")
@@ -48,7 +46,7 @@ def gram(velocities: Float[Array, "k n d"], weights: Float[Array, " n"]) -> Floa
     return _products(velocities, weights)
 
 
-def unit_gram(velocities: Any, weights: Any) -> Float[Array, "k k"]:
+def unit_gram(velocities: Numbers, weights: Numbers) -> Float[Array, "k k"]:
     """`gram` of the fields divided by the power of two at their size, whose squares stay in range.
 
     For functions that are invariant to a common factor of the fields. Gradients are stopped at the
@@ -74,7 +72,7 @@ def _products(
     return jnp.einsum("nkd,njd->kj", weighted, rows, precision="highest")
 
 
-def check_objective_weights(name: str, weights: Any, num_objectives: int, n: int) -> None:
+def check_objective_weights(name: str, weights: ArrayLike, num_objectives: int, n: int) -> None:
     """Raise `ValueError` unless there are K weights, or K for each of the n particles."""
     if jnp.shape(weights) not in ((num_objectives,), (num_objectives, n)):
         raise ValueError(

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -231,9 +230,13 @@ class Flow:
         """
         check_run(num_steps, record_every, observe, tolerance)
         if progress is not False:
-            options: Any = {"record_every": record_every, "observe": observe}
             chunk = lambda state, length: self.run(
-                key, state, num_steps=length, tolerance=tolerance, **options
+                key,
+                state,
+                num_steps=length,
+                record_every=record_every,
+                observe=observe,
+                tolerance=tolerance,
             )
             with report_progress(progress, num_steps) as report:
                 start = particles if isinstance(particles, FlowState) else self.init(key, particles)
@@ -355,7 +358,7 @@ class Flow:
 
     def _direction(
         self, found: Evaluation, state: FlowState
-    ) -> tuple[Float[Array, "n d"], Float[Array, "k ..."], Any]:
+    ) -> tuple[Float[Array, "n d"], Float[Array, "k ..."], PyTree]:
         """The combined field, the weights that combine it, and the aggregator's next state."""
         fields, masses = found.fields, state.particle_weights
         mask = None if self.shared is None else shared_columns(self.shared, state.particles)

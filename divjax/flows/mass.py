@@ -3,12 +3,11 @@
 Particles of mass zero may hold any value, also NaN.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.checks import check_positive, check_positive_values, check_scalar, check_shape
@@ -16,6 +15,7 @@ from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pairwise import living_rows
 from divjax.core.pytrees import num_particles, pytree
 from divjax.core.samples import (
+    Numbers,
     as_numbers,
     as_samples,
     as_weights,
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
+def checked_masses(weights: Numbers, n: int, dtype: DTypeLike) -> Float[Array, " n"]:
     """The masses of n particles in their dtype; NaN if they are traced and invalid.
 
     Raises:
@@ -61,20 +61,20 @@ def checked_masses(weights: Any, n: int, dtype: Any) -> Float[Array, " n"]:
     return masses
 
 
-def masses_or_equal(weights: Any, x: Array, axis: int = 0) -> Float[Array, " n"]:
+def masses_or_equal(weights: Numbers | None, x: Array, axis: int = 0) -> Float[Array, " n"]:
     """`checked_masses` of the particles along an axis, or equal ones if None are given."""
     n, dtype = x.shape[axis], x.dtype
     return checked_masses(jnp.full(n, 1 / n, dtype) if weights is None else weights, n, dtype)
 
 
-def masses_of(particles: PyTree[Array], weights: Any) -> Float[Array, " n"]:
+def masses_of(particles: PyTree[Array], weights: Numbers) -> Float[Array, " n"]:
     """`checked_masses` of particles that are a pytree of floating-point arrays."""
     dtype = jnp.result_type(*jax.tree.leaves(particles))
     return checked_masses(weights, num_particles(particles), dtype)
 
 
 def checked_step(
-    x: Any, weights: Any, gradients: Any
+    x: Numbers, weights: Numbers, gradients: Array
 ) -> tuple[Float[Array, "n p"], Float[Array, " n"], Float[Array, "k n d"]]:
     """The arguments of a velocity: features, masses and gradients as floating-point arrays.
 
@@ -155,7 +155,7 @@ class FisherRao:
         check_positive(step_size=self.step_size)
         check_smoother(self.kernel)
 
-    def init(self, x: Float[Array, "n p"]) -> Any:
+    def init(self, x: Float[Array, "n p"]) -> PyTree:
         """The bandwidth rule's state."""
         return self.kernel.init(x)
 
@@ -165,8 +165,8 @@ class FisherRao:
         weights: Float[Array, " n"],
         potential: Float[Array, " n"],
         entropy: ArrayLike | Float[Array, " n"],
-        state: Any,
-    ) -> tuple[Float[Array, " n"], Any]:
+        state: PyTree,
+    ) -> tuple[Float[Array, " n"], PyTree]:
         """The masses after one step, and the next state.
 
         Args:

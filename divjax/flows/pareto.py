@@ -1,13 +1,11 @@
 """Progress of several objectives: the norm of the combined field, and the dominated volume."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from divjax.core.samples import as_arrays, as_numbers, without_offset
+from divjax.core.samples import Unrounded, as_arrays, as_numbers, without_offset
 from divjax.core.simplex import min_norm_weights
 from divjax.flows.fields import check_objective_weights, checked_fields, combine, unit_gram
 from divjax.flows.mass import masses_or_equal, weighted_sum
@@ -65,7 +63,7 @@ def pareto_residual(
     """
     velocities = checked_fields(velocities)
     n = velocities.shape[1]
-    masses: Any = np.full(n, 1 / n) if weights is None else weights
+    masses: Unrounded = np.full(n, 1 / n) if weights is None else weights
     # From the fields rather than from wᵀQw, which suffers cancellation if the residual is small.
     return squared_norm(velocities, min_norm_weights(unit_gram(velocities, masses)), masses)
 

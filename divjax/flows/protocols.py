@@ -6,7 +6,7 @@ energy gradients into K velocity fields, supplying the entropy's part. An *aggre
 fields. An *optimizer* (any optax transformation) takes the step.
 """
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
@@ -41,13 +41,17 @@ class Objective(Protocol):
         """τ, the weight of the negative entropy: 1 for a KL divergence, 0 for a pure energy."""
         ...
 
-    def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
+    def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> PyTree:
         """The state carried from step to step (such as a critic), `()` if there is none."""
         ...
 
     def __call__(
-        self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
-    ) -> tuple[Variation, Any]:
+        self,
+        key: Key[Array, ""],
+        particles: PyTree[Array],
+        weights: Float[Array, " n"],
+        state: PyTree,
+    ) -> tuple[Variation, PyTree]:
         """The energy's first variation at the particles, and the next state."""
         ...
 
@@ -68,7 +72,7 @@ class Velocity(Protocol):
         """
         ...
 
-    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> Any:
+    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> PyTree:
         """The state carried from step to step (a bandwidth, a network), `()` if there is none."""
         ...
 
@@ -78,8 +82,8 @@ class Velocity(Protocol):
         x: Float[Array, "n p"],
         weights: Float[Array, " n"],
         gradients: Float[Array, "k n d"],
-        state: Any,
-    ) -> tuple[Float[Array, "k n d"], Float[Array, "n p"], Any]:
+        state: PyTree,
+    ) -> tuple[Float[Array, "k n d"], Float[Array, "n p"], PyTree]:
         """The K drifts, the repulsion, and the next state.
 
         Args:
@@ -118,7 +122,7 @@ class Fields(NamedTuple):
 class Aggregator(Protocol):
     """Weights over the K velocity fields."""
 
-    def init(self, key: Key[Array, ""], num_objectives: int) -> Any:
+    def init(self, key: Key[Array, ""], num_objectives: int) -> PyTree:
         """The state carried from step to step, `()` if there is none.
 
         The key is for aggregators that draw random numbers, which then keep one in their state.
@@ -126,7 +130,7 @@ class Aggregator(Protocol):
         ...
 
     def __call__(
-        self, fields: Fields, state: Any
-    ) -> tuple[Float[Array, " k"] | Float[Array, "k n"], Any]:
+        self, fields: Fields, state: PyTree
+    ) -> tuple[Float[Array, " k"] | Float[Array, "k n"], PyTree]:
         """The K weights, or K for each particle, and the next state."""
         ...

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from divjax.core.programs import is_traced
 from divjax.core.pytrees import select
 from divjax.core.types import status_of
 from divjax.flows.state import FlowResult, FlowState, History, StepInfo
+
+T = TypeVar("T")
 
 __all__ = ["record", "report_progress", "run_in_chunks"]
 
@@ -63,11 +65,11 @@ def record(
 
 
 def _scan_stretches(
-    stretch: Callable[[int], Callable[[Any, None], tuple[Any, History]]],
-    carry: Any,
+    stretch: Callable[[int], Callable[[T, None], tuple[T, History]]],
+    carry: T,
     num_steps: int,
     record_every: int,
-) -> tuple[Any, History]:
+) -> tuple[T, History]:
     """Scan whole stretches of `record_every` steps, then a shorter one for the rest.
 
     The history holds a stretch's first step: only recorded steps cost memory and `observe`.

@@ -1,7 +1,7 @@
 """The state of a flow, the record of its steps, and the result of a run."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import optax
 from jax.core import Tracer
@@ -32,11 +32,11 @@ class FlowState(NamedTuple):
 
     particles: PyTree[Array]
     particle_weights: Float[Array, " n"]
-    objectives: tuple[Any, ...]
-    velocity: Any
-    aggregator: Any
+    objectives: tuple[PyTree, ...]
+    velocity: PyTree
+    aggregator: PyTree
     optimizer: optax.OptState
-    mass: Any
+    mass: PyTree
     step: Int[Array, ""]
     finite: Bool[Array, ""]
     resolved: Bool[Array, ""]
@@ -77,7 +77,7 @@ class History(NamedTuple):
     values: Float[Array, "t k"]
     weights: Float[Array, "t k"] | Float[Array, "t k n"]
     squared_norm: Float[Array, " t"]
-    observed: Any
+    observed: PyTree
 
     __repr__ = summary
 

@@ -1,7 +1,7 @@
 """The parts of a step: keys, first variations, features, shared leaves, masses, finiteness."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +51,8 @@ class Evaluation(NamedTuple):
     drift: Float[Array, "k n d"]
     repulsion: Float[Array, "n d"]
     features: Float[Array, "n p"]
-    objectives: tuple[Any, ...]
-    velocity: Any
+    objectives: tuple[PyTree, ...]
+    velocity: PyTree
 
 
 def initial_keys(key: Key[Array, ""]) -> Key[Array, "3"]:
@@ -103,7 +103,7 @@ def shared_columns(shared: PyTree[bool], particles: PyTree[Array]) -> Bool[Array
 
 def first_variations(
     objectives: Sequence[Objective], key: Key[Array, ""], state: FlowState
-) -> tuple[Variation, tuple[Any, ...]]:
+) -> tuple[Variation, tuple[PyTree, ...]]:
     """The K energies' first variations, stacked and raveled, and the objectives' next states."""
     particles, masses = state.particles, state.particle_weights
     n, d = ravel_particles(particles)[0].shape
@@ -131,7 +131,7 @@ def step_masses(
     state: FlowState,
     weights: Float[Array, "k ..."],
     entropy: Float[Array, "..."],
-) -> tuple[Float[Array, " n"], Any]:
+) -> tuple[Float[Array, " n"], PyTree]:
     """The masses after the Fisher–Rao step, if there is one, and its next state."""
     masses = state.particle_weights
     if mass is None:

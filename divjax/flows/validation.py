@@ -5,7 +5,6 @@ fail inside the scan.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from divjax.core.checks import (
     check_scalar,
 )
 from divjax.core.pytrees import num_particles
+from divjax.core.samples import Numbers
 from divjax.flows.mass import FisherRao
 from divjax.flows.objectives.targets import as_particles
 from divjax.flows.protocols import Aggregator, Objective, Velocity
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-def checked_particles(particles: Any) -> PyTree[Array]:
+def checked_particles(particles: Numbers | PyTree[Numbers]) -> PyTree[Array]:
     """Particles as JAX arrays of floating-point numbers.
 
     One array has rows, anything else is a pytree whose leaves share an axis.

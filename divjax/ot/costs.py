@@ -120,7 +120,7 @@ def _squared(x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
 
 
 def rounded_relative_to(
-    cost: Any, x: _Points, y: Float[Array, "m d"], costs: Float[Array, "n m"]
+    cost: Callable[..., Array], x: _Points, y: Float[Array, "m d"], costs: Float[Array, "n m"]
 ) -> Float[Array, "n m"]:
     """The size that rounding of the costs is relative to: theirs, or that of their summands."""
     if isinstance(cost, SqEuclidean) and x.shape[1] > _DIFFERENCES_UP_TO:
@@ -166,7 +166,7 @@ def cost_matrix(
     return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(x, y)
 
 
-def checked_cost(cost: Any, point: Float[Array, " d"]) -> Any:
+def checked_cost(cost: Callable[..., Array], point: Float[Array, " d"]) -> Callable[..., Array]:
     """A cost as a pytree whose leaves include the arguments a function is bound to or closes over.
 
     A cost of the library, or one with its attributes (`h`, `matrix`, …), is returned unchanged
@@ -478,7 +478,7 @@ class _OfOtt:
         return jnp.vectorize(jax.grad(self.cost.h_legendre), signature="(d)->(d)")(w)
 
 
-def as_cost(cost: Any) -> Any:
+def as_cost(cost: Callable[..., Array]) -> Callable[..., Array]:
     """A cost of ott-jax as one of this package, any other cost unchanged.
 
     Example:
@@ -499,7 +499,7 @@ def as_cost(cost: Any) -> Any:
     return _OfOtt(cost) if isinstance(cost, theirs.TICost) else cost
 
 
-def grad_conjugate(cost: Any) -> Callable[[Array], Array]:
+def grad_conjugate(cost: Callable[..., Array]) -> Callable[[Array], Array]:
     """The cost's ∇h*, or `ValueError` if it is missing."""
     cost = as_cost(cost)
     if not (hasattr(cost, "h") and hasattr(cost, "grad_conjugate")):

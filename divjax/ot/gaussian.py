@@ -13,11 +13,12 @@ value decomposition Lᵀ K = U Σ Vᵀ: the fidelity tr (S^½ T S^½)^½ = tr Σ
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core import linalg
@@ -35,7 +36,7 @@ from divjax.core.normal import (
 )
 from divjax.core.numerics import matmul, nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Center, as_weights, centered_samples
+from divjax.core.samples import Center, Unrounded, as_weights, centered_samples
 from divjax.core.types import Outcome, status_of, summary
 
 __all__ = [
@@ -120,9 +121,9 @@ def _(primals, tangents):
 
 def _aligned(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> tuple[Array, Array, Array]:
     """L U, K V and Σ, with singular values that are zero up to rounding exactly so."""
-    s_factor, t_factor = (
-        vectors * jnp.sqrt(values) for values, vectors in map(_eigenvalues_and_vectors, (s, t))
-    )
+    s_values, s_vectors = _eigenvalues_and_vectors(s)
+    t_values, t_vectors = _eigenvalues_and_vectors(t)
+    s_factor, t_factor = s_vectors * jnp.sqrt(s_values), t_vectors * jnp.sqrt(t_values)
     # L U and K V are the factors of S and T that are nearest to each other. The absolute error of a
     # singular value is relative to the size of the factors.
     left, fidelities, right = linalg.svd(_transpose(s_factor) @ t_factor)
@@ -219,7 +220,7 @@ class GaussianPair(NamedTuple):
         return AffineMap(matrix, source.high, target.high, (source.low, target.low))
 
 
-def paired_gaussians(p: Any, q: Any) -> GaussianPair:
+def paired_gaussians(p: Normal, q: Normal) -> GaussianPair:
     """The arguments as floating-point arrays, with float64 means from NumPy centred first."""
     p, q = normal_pair(p, q)
     dtype = jnp.result_type(float, *p, *q)
@@ -238,7 +239,7 @@ def paired_gaussians(p: Any, q: Any) -> GaussianPair:
     )
 
 
-def _covariance_as(dtype: Any, covariance: Any) -> Array:
+def _covariance_as(dtype: DTypeLike, covariance: Unrounded) -> Array:
     """In this dtype, NaN for a traced matrix that is not symmetric."""
     covariance = jnp.asarray(covariance, dtype)
     return covariance if covariance.ndim == 1 else symmetric_or_nan(covariance)
@@ -452,7 +453,8 @@ def _barycenter(
     valid = (jnp.min(weights) >= 0) & (jnp.sum(weights) > 0)
     weights = nan_unless(valid, weights) / jnp.sum(weights)
     # Gaussians of weight zero are padding.
-    means, covariances = (jax.vmap(_unless_padding)(weights, v) for v in (means, covariances))
+    without_padding = jax.vmap(_unless_padding)
+    means, covariances = without_padding(weights, means), without_padding(weights, covariances)
 
     if covariances.ndim == 2:
         # Diagonal covariances commute: the weighted mean of the deviations is the fixed point,

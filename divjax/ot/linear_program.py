@@ -8,7 +8,7 @@ is installed, and SciPy's HiGHS if it is not, or if costs are infinite.
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +160,7 @@ def _solve_on_host(costs: Array, a: Array, b: Array) -> tuple[Array, Array, Arra
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, costs.dtype)
     outputs = shape(n, m), shape(n), shape(m), jax.ShapeDtypeStruct((), jnp.int32)
 
-    def solve(costs: Any, a: Any, b: Any) -> tuple:
+    def solve(costs: Array, a: Array, b: Array) -> tuple[np.ndarray, ...]:
         found = solve_program(*(np.asarray(array, np.float64) for array in (costs, a, b)))
         potentials = (np.asarray(array, outputs[0].dtype) for array in found[:3])
         return *potentials, np.asarray(found.status, np.int32)

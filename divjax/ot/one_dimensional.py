@@ -10,18 +10,21 @@ gives the distance itself.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from divjax.core.checks import check_order, check_scalar, check_shape
 from divjax.core.numerics import nan_unless, safe_power, safe_sqrt
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Center, as_weights, centered_samples
+from divjax.core.samples import Center, Numbers, as_weights, centered_samples
 from divjax.core.types import Outcome, status_of
+
+T = TypeVar("T")
 
 __all__ = ["LineTransportResult", "transport_1d", "wasserstein_1d"]
 
@@ -44,7 +47,7 @@ class Staircase(NamedTuple):
 
 
 def as_values(
-    weights: dict[str, Any] | None = None, **samples: Any
+    weights: dict[str, Numbers] | None = None, **samples: Numbers
 ) -> tuple[Center, list[Float[Array, " n"]]]:
     """Non-empty vectors of numbers as floating-point arrays, relative to a centre."""
     columns = {}
@@ -59,7 +62,7 @@ def as_values(
     return center, [column[:, 0] for column in values]
 
 
-def compiled_for_order(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def compiled_for_order(*static: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Compiles a `function(…, p)` with a Python number p as static, to distinguish 1, 2 and ∞.
 
     Any other order is a leaf.
@@ -68,12 +71,12 @@ def compiled_for_order(*static: str) -> Callable[[Callable[..., Any]], Callable[
         *static: the names of further static arguments.
     """
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Callable[..., T]) -> Callable[..., T]:
         of_number = jax.jit(function, static_argnames=("p", *static))
         of_array = jax.jit(function, static_argnames=static)
 
         @functools.wraps(function)
-        def call(*args: Any, p: ArrayLike, **options: Any) -> Any:
+        def call(*args: PyTree, p: ArrayLike, **options: PyTree) -> T:
             compiled = of_number if isinstance(p, (int, float)) else of_array
             return compiled(*args, p=p, **options)
 
@@ -87,14 +90,16 @@ def is_infinite(p: ArrayLike) -> bool:
     return isinstance(p, (int, float)) and p == float("inf")
 
 
-def given_weights(name: str, weights: Any, size: int, dtype: Any) -> Float[Array, " n"] | None:
+def given_weights(
+    name: str, weights: Numbers | None, size: int, dtype: DTypeLike
+) -> Float[Array, " n"] | None:
     """Weights, checked, in the samples' dtype."""
     if weights is None:
         return None
     return as_weights(name, weights, size, dtype)
 
 
-def single_precision(dtype: Any) -> Any:
+def single_precision(dtype: DTypeLike) -> jnp.dtype:
     """The dtype, at least float32: sums over many rows overflow half precision."""
     return jnp.promote_types(dtype, jnp.float32)
 
@@ -107,7 +112,9 @@ def without_padding(x: Float[Array, "n ..."], weights: Float[Array, " n"] | None
     return jnp.where((weights == 0) & ~jnp.isfinite(x), 0, x)
 
 
-def _arguments(x: Any, y: Any, a: Any, b: Any) -> tuple[Line, Any, Center]:
+def _arguments(
+    x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None
+) -> tuple[Line, jnp.dtype, Center]:
     """The samples in at least single precision, the dtype of the result, and their centre."""
     center, (x, y) = as_values({"x": a, "y": b}, x=x, y=y)
     dtype = jnp.result_type(x, y)
@@ -117,7 +124,9 @@ def _arguments(x: Any, y: Any, a: Any, b: Any) -> tuple[Line, Any, Center]:
     return Line(x, y, a, b), dtype, center
 
 
-def _levels(weights: Float[Array, " n"] | None, size: int, dtype: Any) -> Float[Array, " n-1"]:
+def _levels(
+    weights: Float[Array, " n"] | None, size: int, dtype: DTypeLike
+) -> Float[Array, " n-1"]:
     """The quantile function's jumps strictly inside of (0, 1)."""
     if weights is None:
         return jnp.arange(1, size, dtype=dtype) / size
@@ -410,7 +419,9 @@ def transport_1d(
 
 
 @compiled_for_order("dtype")
-def _transport(line: Line, center: Center, *, p: ArrayLike, dtype: Any) -> LineTransportResult:
+def _transport(
+    line: Line, center: Center, *, p: ArrayLike, dtype: DTypeLike
+) -> LineTransportResult:
     """`transport_1d` after its checks."""
     x, y = line.x, line.y
     rows, columns, masses = path = staircase(line)
@@ -422,8 +433,9 @@ def _transport(line: Line, center: Center, *, p: ArrayLike, dtype: Any) -> LineT
     weighted = lambda weights, z: jnp.sum(weights / jnp.sum(weights) * z)
     shift = (weighted(share(line.b, y), g) - weighted(share(line.a, x), f)) / 2
     status = status_of(converged=True, finite=jnp.isfinite(value), valid=valid)
-    numbers = (value, *(nan_unless(valid, v) for v in (f + shift, g - shift)), masses)
-    value, f, g, masses = (v.astype(dtype) for v in numbers)
+    f = nan_unless(valid, f + shift).astype(dtype)
+    g = nan_unless(valid, g - shift).astype(dtype)
+    value, masses = value.astype(dtype), masses.astype(dtype)
     return LineTransportResult(value, f, g, rows, columns, masses, center, x, y, status)
 
 

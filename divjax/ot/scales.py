@@ -1,6 +1,6 @@
 """Units of samples and of their costs, invariant to a shift and robust to a few outliers."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ _FAR_DEVIATIONS = 10.0
 
 
 def mean_cost_within(
-    cost: Any,
+    cost: Callable[..., Array],
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],
     a: Float[Array, " n"] | None = None,
@@ -51,7 +51,9 @@ def mean_cost_within(
     return jnp.where(within == 0, between, within)
 
 
-def _mean_of_pairs(cost: Any, rows: Array, weights: Array | None) -> Float[Array, ""]:
+def _mean_of_pairs(
+    cost: Callable[..., Array], rows: Array, weights: Array | None
+) -> Float[Array, ""]:
     """The mean cost between a row and others, winsorised."""
     weights = jnp.ones(len(rows), rows.dtype) if weights is None else weights
     rows, weights = thinned(rows, _ROWS), thinned(weights, _ROWS)
@@ -65,8 +67,9 @@ def _mean_of_pairs(cost: Any, rows: Array, weights: Array | None) -> Float[Array
         paired_costs(cost, rows, jnp.roll(rows, -k, axis=0)),
         weights * jnp.roll(weights, -k),
     )
-    costs, shares = (v.ravel() for v in jax.lax.map(beside, strides))
-    return cut_mean(costs, shares / jnp.sum(shares))
+    costs, products = jax.lax.map(beside, strides)
+    shares = products.ravel()
+    return cut_mean(costs.ravel(), shares / jnp.sum(shares))
 
 
 def cut_mean(values: Float[Array, " n"], weights: Float[Array, " n"]) -> Float[Array, ""]:

@@ -1,9 +1,10 @@
 """Sliced and max-sliced transport: costs on the line, along directions."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core.checks import (
@@ -14,7 +15,7 @@ from divjax.core.checks import (
 from divjax.core.keys import own_key
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, select
-from divjax.core.samples import as_samples, centered_samples
+from divjax.core.samples import Numbers, as_samples, centered_samples
 from divjax.core.types import summary
 from divjax.ot.one_dimensional import (
     Line,
@@ -43,7 +44,13 @@ class _Samples(NamedTuple):
     b: Float[Array, " m"] | None
 
 
-def _arguments(x: Any, y: Any, a: Any, b: Any, p: ArrayLike) -> tuple[_Samples, Any]:
+# A direction, its cost, the cost's slope, and the size of the next step.
+_Ascent = tuple[Array, Array, Array, Array]
+
+
+def _arguments(
+    x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None, p: ArrayLike
+) -> tuple[_Samples, jnp.dtype]:
     """The samples, checked and in at least single precision, and the dtype of the result."""
     check_order(p)
     _, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
@@ -75,7 +82,7 @@ def _costs(
     return jax.vmap(lambda u, v: line_cost(Line(u, v, a, b), p))(project(x), project(y))
 
 
-def _own_directions(directions: Any, x: Float[Array, "n d"]) -> Float[Array, "k d"]:
+def _own_directions(directions: Numbers, x: Float[Array, "n d"]) -> Float[Array, "k d"]:
     (directions,) = as_samples(directions=directions)
     check_same_features(directions, x, ("directions", "x"))
     return directions.astype(x.dtype)
@@ -292,7 +299,7 @@ def _max_sliced(
     samples: _Samples,
     *,
     p: ArrayLike,
-    dtype: Any,
+    dtype: DTypeLike,
     num_starts: int,
     num_steps: int,
     root: bool,
@@ -304,7 +311,7 @@ def _max_sliced(
     climb = jax.value_and_grad(lambda direction: _costs(fixed, direction[None], p=p)[0])
 
     def ascend(direction: Float[Array, " d"]) -> tuple[Array, Array]:
-        def step(carry: Any, _: None) -> tuple[Any, None]:
+        def step(carry: _Ascent, _: None) -> tuple[_Ascent, None]:
             direction, value, slope, size = carry
             # The length of the slope has the cost's unit. Normalised, a step is independent of the
             # unit.

@@ -5,10 +5,11 @@ transport between a e^{−f/ρ_a} and b e^{−g/ρ_b}, which has an exact soluti
 a Frank–Wolfe method, whose gap bounds the error from both sides.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.checks import (
@@ -20,9 +21,11 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
+from divjax.core.samples import Numbers
 from divjax.core.types import Outcome, status_of
 from divjax.ot.one_dimensional import (
     Line,
+    Staircase,
     as_values,
     compiled_for_order,
     distance_power,
@@ -149,7 +152,7 @@ def _unbalanced(
     *,
     p: ArrayLike,
     max_iterations: int,
-    dtype: Any,
+    dtype: DTypeLike,
 ) -> UnbalancedLineResult:
     """`unbalanced_1d` after its checks."""
     positive = (penalties[0] > 0) & (penalties[1] > 0)
@@ -174,11 +177,14 @@ def _unbalanced(
     value = nan_unless(valid, value)
     close = gap <= tolerance * jnp.abs(value)
     status = status_of(converged=close, finite=jnp.isfinite(value), valid=valid)
-    value, gap, f, g, masses = (v.astype(dtype) for v in (value, gap, f, g, path.masses))
+    value, gap = value.astype(dtype), gap.astype(dtype)
+    f, g, masses = f.astype(dtype), g.astype(dtype), path.masses.astype(dtype)
     return UnbalancedLineResult(value, gap, f, g, rows, columns, masses, steps, status)
 
 
-def _problem(x: Any, y: Any, a: Any, b: Any, pair: tuple) -> tuple[Line, tuple[Array, Array], Any]:
+def _problem(
+    x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None, pair: tuple[ArrayLike, ArrayLike]
+) -> tuple[Line, tuple[Array, Array], jnp.dtype]:
     """The samples with weights, the penalties, and the dtype of the result."""
     _, (x, y) = as_values({"x": a, "y": b}, x=x, y=y)
     dtype = jnp.result_type(x, y)
@@ -205,14 +211,18 @@ def _dual(potentials: _Potentials, line: Line, penalties: tuple[Array, Array]) -
     return sum(rho * jnp.sum(_weighted(w, -jnp.expm1(-f / rho))) for w, f, rho in sides)  # pyright: ignore
 
 
-def _weighted(weights: Any, values: Array) -> Array:
+def _weighted(weights: Array, values: Array) -> Array:
     """Products in which a weight of zero counts as zero."""
     return jnp.where(weights == 0, 0, weights * values)
 
 
 def _frank_wolfe(
-    line: Line, penalties: tuple[Array, Array], p: ArrayLike, max_iterations: int, tolerance: Any
-) -> tuple[_Potentials, Any, Array, Array]:
+    line: Line,
+    penalties: tuple[Array, Array],
+    p: ArrayLike,
+    max_iterations: int,
+    tolerance: ArrayLike,
+) -> tuple[_Potentials, Staircase, Array, Array]:
     """Potentials, the plan of the last linear problem, its gap, and the number of steps."""
     rho_a, rho_b = penalties
     assert line.a is not None
@@ -226,11 +236,11 @@ def _frank_wolfe(
 
     def translated(potentials: _Potentials) -> _Potentials:
         """Potentials with the best constant, at which both marginals have the same mass."""
-        of_x, of_y = (jax.nn.logsumexp(logs) for logs in log_masses(potentials))
-        shift = rho_a * share * (of_x - of_y)
+        log_x, log_y = log_masses(potentials)
+        shift = rho_a * share * (jax.nn.logsumexp(log_x) - jax.nn.logsumexp(log_y))
         return _Potentials(potentials.f + shift, potentials.g - shift)
 
-    def linear_problem(potentials: _Potentials) -> tuple[_Potentials, Any, Array]:
+    def linear_problem(potentials: _Potentials) -> tuple[_Potentials, Staircase, Array]:
         """The best vertex for the dual's slope, its plan, and the predicted gain."""
         # The dual's slopes are a e^{−f/ρ_a} and b e^{−g/ρ_b}. The best feasible potentials for them
         # are those of balanced transport between the two.
@@ -255,11 +265,12 @@ def _frank_wolfe(
             # At the best constant both marginals have the same mass, and the slope in the constant
             # is zero. The sign of the slope is then that of the direction's two means under the
             # normalised marginals.
-            of_x, of_y = (jax.nn.softmax(logs) for logs in log_masses(moved))
-            slopes = _weighted(of_x, direction.f), _weighted(of_y, direction.g)
-            return jnp.sum(slopes[0]) + jnp.sum(slopes[1]) > 0
+            log_x, log_y = log_masses(moved)
+            of_x = _weighted(jax.nn.softmax(log_x), direction.f)
+            of_y = _weighted(jax.nn.softmax(log_y), direction.g)
+            return jnp.sum(of_x) + jnp.sum(of_y) > 0
 
-        def halve(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        def halve(_: Int[Array, ""], bracket: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bracket
             # The dual is concave: its slope along the direction decreases, with at most one zero.
             middle = (low + high) / 2

@@ -1,6 +1,6 @@
 """Weighted samples for learned maps: checks, padding, splits and batches."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from divjax.core.checks import check_full_precision, check_shape, check_weights
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Center, as_numbers, as_weights, centered_samples
+from divjax.core.samples import Center, Numbers, as_numbers, as_weights, centered_samples
 from divjax.core.training import hold_out, row_batch, training_samples
 from divjax.ot.scales import weighted_quantile
 
@@ -47,18 +47,23 @@ class Origins:
     source: Center
     target: Center
 
-    def relative(self, x: Any, y: Any, a: Any = None, b: Any = None) -> WeightedSamples:
+    def relative(
+        self, x: Numbers, y: Numbers, a: Numbers | None = None, b: Numbers | None = None
+    ) -> WeightedSamples:
         """Further samples relative to the origins, with their weights."""
-        x, y = (
-            jax.lax.stop_gradient(origin.subtract(rows))
-            for origin, rows in ((self.source, x), (self.target, y))
-        )
+        x = jax.lax.stop_gradient(self.source.subtract(x))
+        y = jax.lax.stop_gradient(self.target.subtract(y))
         a, b = shares("a", a, x), shares("b", b, y)
         return WeightedSamples(without_padding(x, a), without_padding(y, b), a, b)
 
 
 def weighted_samples(
-    x: Any, y: Any, a: Any = None, b: Any = None, *, apart: bool = False
+    x: Numbers,
+    y: Numbers,
+    a: Numbers | None = None,
+    b: Numbers | None = None,
+    *,
+    apart: bool = False,
 ) -> tuple[WeightedSamples, Origins]:
     """Two samples of at least two rows, in one dtype, relative to origins, and the origins.
 
@@ -107,22 +112,24 @@ def _about_the_median(
     return rows - (moved.high - center.high), Center(moved.high, center.low)
 
 
-def shares(name: str, weights: Any, rows: Float[Array, "n d"]) -> Float[Array, " n"] | None:
+def shares(
+    name: str, weights: Numbers | None, rows: Float[Array, "n d"]
+) -> Float[Array, " n"] | None:
     """Weights, checked and normalised, nan if they are traced and out of range."""
     if weights is None:
         return None
-    weights = as_numbers(name, weights)
-    if not isinstance(weights, Tracer):
-        check_shape(name, weights, rows.shape[0])
-        check_weights(name, weights)
+    given = as_numbers(name, weights)
+    if not isinstance(given, Tracer):
+        check_shape(name, given, rows.shape[0])
+        check_weights(name, given)
         # Weights of any sum, also one that is out of range of the samples' dtype.
-        known = np.asarray(weights, np.float64)
-        weights = known / known.max()
+        known = np.asarray(given, np.float64)
+        given = known / known.max()
         # A split requires a row with weight on either side.
-        if np.count_nonzero(weights) < 2:
+        if np.count_nonzero(given) < 2:
             raise ValueError(f"{name} must give at least 2 rows weight; got 1.")
-    weights = jax.lax.stop_gradient(as_weights(name, weights, rows.shape[0], rows.dtype))
-    return nan_unless(jnp.min(weights) >= 0, weights) / jnp.sum(weights)
+    masses = jax.lax.stop_gradient(as_weights(name, given, rows.shape[0], rows.dtype))
+    return nan_unless(jnp.min(masses) >= 0, masses) / jnp.sum(masses)
 
 
 def squares_are_unresolved(*samples: Float[Array, "n d"]) -> Bool[Array, ""]:

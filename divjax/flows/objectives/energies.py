@@ -1,7 +1,6 @@
 """Energies in closed form: of a density, of a potential, of an interaction."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +50,7 @@ def _expected_energy(
     return Variation(weighted_sum(weights, potential), potential, gradient)
 
 
-def _as_function(name: str, function: Any) -> Any:
+def _as_function(name: str, function: Callable[..., Array]) -> Callable[..., Array]:
     """A callable as a pytree. JAX's placeholders pass: a bare object, None, an axis."""
     if type(function) not in (object, type(None), bool, int):
         check_callable(**{name: function})
@@ -102,8 +101,12 @@ class KL:
         return ()
 
     def __call__(
-        self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
-    ) -> tuple[Variation, Any]:
+        self,
+        key: Key[Array, ""],
+        particles: PyTree[Array],
+        weights: Float[Array, " n"],
+        state: PyTree,
+    ) -> tuple[Variation, PyTree]:
         """The variation of E_q[−log π]."""
         # Value, potential and gradient are linear in the energy, hence all change sign.
         log_prob = _expected_energy(
@@ -152,8 +155,12 @@ class Potential:
         return ()
 
     def __call__(
-        self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
-    ) -> tuple[Variation, Any]:
+        self,
+        key: Key[Array, ""],
+        particles: PyTree[Array],
+        weights: Float[Array, " n"],
+        state: PyTree,
+    ) -> tuple[Variation, PyTree]:
         """The variation of E_q[energy]."""
         variation = _expected_energy(
             "energy", self.energy, self.stochastic, key, particles, weights
@@ -198,15 +205,19 @@ class Interaction:
     def __post_init__(self):
         check_kernel(self.kernel)
 
-    def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
+    def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Kernel:
         """The resolved kernel."""
         # The state is the kernel: with a bandwidth that follows the particles, F would change.
         x, _ = ravel_particles(as_particles(particles))
         return self.kernel.resolve(x, self.kernel.init(x))[0]
 
     def __call__(
-        self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
-    ) -> tuple[Variation, Any]:
+        self,
+        key: Key[Array, ""],
+        particles: PyTree[Array],
+        weights: Float[Array, " n"],
+        state: PyTree,
+    ) -> tuple[Variation, PyTree]:
         """The variation of ½ ∬ k dq dq."""
         particles = as_particles(particles)
         x, unravel = ravel_particles(particles)

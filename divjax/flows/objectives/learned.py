@@ -1,10 +1,11 @@
 """A learned objective: an f-divergence to samples, by a classifier that follows the particles."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core.checks import check_count, check_full_precision, check_nonnegative, check_scalar
@@ -105,8 +106,12 @@ class FDivergence:
         return self._refine(fit_key, x, y, weights, state, self.num_init_steps)
 
     def __call__(
-        self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
-    ) -> tuple[Variation, Any]:
+        self,
+        key: Key[Array, ""],
+        particles: PyTree[Array],
+        weights: Float[Array, " n"],
+        state: PyTree,
+    ) -> tuple[Variation, PyTree]:
         """The variation of D_f(p‖q), and the refined network."""
         particles = as_particles(particles)
         weights = masses_of(particles, weights)
@@ -136,10 +141,9 @@ class FDivergence:
     def _log_ratio(self, state: _State, x: Float[Array, "b d"]) -> Float[Array, " b"]:
         return self.ratio.apply(state.params, (x - state.mean) / state.scale)[:, 0]
 
-    def _optimizer(self, dtype: Any) -> optax.GradientTransformation:
-        rates = self.ratio.learning_rate, self.ratio.weight_decay
-        rate, decay = (jnp.asarray(number, dtype) for number in rates)
-        return optax.adamw(rate, weight_decay=decay)
+    def _optimizer(self, dtype: DTypeLike) -> optax.GradientTransformation:
+        rate = jnp.asarray(self.ratio.learning_rate, dtype)
+        return optax.adamw(rate, weight_decay=jnp.asarray(self.ratio.weight_decay, dtype))
 
     def _refine(self, key, x, y, weights, state: _State, num_steps: int) -> _State:
         check_scalar(noise=self.noise)
@@ -147,7 +151,7 @@ class FDivergence:
             return state
         # `fit` raises if it is differentiated, so gradients are stopped at the particles.
         x, y, weights = jax.lax.stop_gradient((x, y, weights))
-        z_x, z_y = ((rows - state.mean) / state.scale for rows in (x, y))
+        z_x, z_y = (x - state.mean) / state.scale, (y - state.mean) / state.scale
         # The samples' share of a batch. The loss gives both sides equal mass, whatever their sizes.
         half = min(-(-self.ratio.batch_size // 2), y.shape[0])
         uniform = jnp.full(half, 1 / half, x.dtype)

@@ -1,7 +1,5 @@
 """The maximum mean discrepancy to samples as an objective."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -60,7 +58,7 @@ class MMD:
         object.__setattr__(self, "samples", as_table("samples", self.samples))
         check_kernel(self.kernel)
 
-    def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
+    def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> tuple[Kernel, Array]:
         """The resolved kernel and the samples' self-term, both constant along a flow."""
         y = target_rows(self.samples, particles).y
         kernel, _ = self.kernel.resolve(y, self.kernel.init(y))
@@ -70,8 +68,12 @@ class MMD:
         return kernel, jnp.mean(row_means)
 
     def __call__(
-        self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
-    ) -> tuple[Variation, Any]:
+        self,
+        key: Key[Array, ""],
+        particles: PyTree[Array],
+        weights: Float[Array, " n"],
+        state: PyTree,
+    ) -> tuple[Variation, PyTree]:
         """The variation of ½ MMD²."""
         kernel, self_term = state
         particles = as_particles(particles)

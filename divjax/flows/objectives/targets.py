@@ -1,6 +1,6 @@
 """Samples of a target and particles: converted, checked, and about one center."""
 
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import num_particles, ravel_particles
 from divjax.core.samples import (
+    Numbers,
+    Unrounded,
     as_numbers,
     as_samples,
     centered_samples,
@@ -23,7 +25,7 @@ T = TypeVar("T")
 __all__ = ["TargetRows", "as_particles", "as_table", "flagged", "target_rows"]
 
 
-def as_table(name: str, value: Any) -> Any:
+def as_table(name: str, value: Numbers | PyTree[Array]) -> Unrounded | PyTree[Array]:
     """Lists and frames of numbers as one NumPy array; arrays and pytrees of arrays unchanged.
 
     Raises:
@@ -41,7 +43,7 @@ def as_table(name: str, value: Any) -> Any:
         return np.asarray(value.to_numpy(), float)
 
 
-def as_particles(particles: Any) -> PyTree[Array]:
+def as_particles(particles: Numbers | PyTree[Numbers]) -> PyTree[Array]:
     """Particles as JAX arrays, integers as floating-point numbers."""
     particles = as_table("particles", particles)
     for leaf in jax.tree.leaves(particles):
@@ -53,11 +55,11 @@ def as_particles(particles: Any) -> PyTree[Array]:
     return as_samples(particles=particles)[0] if is_matrix else particles
 
 
-def _as_floats(leaf: Any) -> Array:
+def _as_floats(leaf: Numbers) -> Array:
     return jnp.asarray(as_numbers("particles", leaf))
 
 
-def _is_table(value: Any) -> bool:
+def _is_table(value: object) -> bool:
     """Whether the value is text, a frame, or a list of numbers rather than of arrays."""
     if isinstance(value, (str, bytes)) or hasattr(value, "to_numpy"):
         return True

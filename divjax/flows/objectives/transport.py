@@ -78,8 +78,12 @@ class SlicedWasserstein:
         return ()
 
     def __call__(
-        self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
-    ) -> tuple[Variation, Any]:
+        self,
+        key: Key[Array, ""],
+        particles: PyTree[Array],
+        weights: Float[Array, " n"],
+        state: PyTree,
+    ) -> tuple[Variation, PyTree]:
         """The variation of SW_p^p."""
         particles = as_particles(particles)
         weights = masses_of(particles, weights)
@@ -90,8 +94,9 @@ class SlicedWasserstein:
         # ∂F/∂a_i is the mean of the potentials at x_i, which is the first variation. The step's key
         # draws the directions, so all objectives of a step share them.
         def cost(x, weights):
-            options: Any = {"p": self.p, "num_projections": self.num_projections}
-            return sliced_wasserstein(key, x, rows.y, weights, **options)
+            return sliced_wasserstein(
+                key, x, rows.y, weights, p=self.p, num_projections=self.num_projections
+            )
 
         value, (slope, potential) = jax.value_and_grad(cost, (0, 1))(x, weights)
         # ∂F/∂x_i = a_i ∇δF/δq(x_i): without the mass this is the Wasserstein gradient.
@@ -175,7 +180,7 @@ class SinkhornDivergence:
         check_positive(epsilon=self.epsilon)
         check_solver_type(self.solver)
 
-    def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> Any:
+    def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> tuple[Array, ...]:
         """The potentials at the start."""
         particles = as_particles(particles)
         x, _ = ravel_particles(particles)
@@ -185,8 +190,12 @@ class SinkhornDivergence:
         return self._solve(particles, uniform, None).potentials
 
     def __call__(
-        self, key: Key[Array, ""], particles: PyTree[Array], weights: Float[Array, " n"], state: Any
-    ) -> tuple[Variation, Any]:
+        self,
+        key: Key[Array, ""],
+        particles: PyTree[Array],
+        weights: Float[Array, " n"],
+        state: PyTree,
+    ) -> tuple[Variation, PyTree]:
         """The variation of S_ε."""
         particles = as_particles(particles)
         weights = masses_of(particles, weights)

@@ -1,7 +1,6 @@
 """Langevin dynamics: noise after the optimizer in place of an estimate of the score."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +55,8 @@ class Langevin:
         x: Float[Array, "n p"],
         weights: Float[Array, " n"],
         gradients: Float[Array, "k n d"],
-        state: Any,
-    ) -> tuple[Float[Array, "k n d"], Float[Array, "n p"], Any]:
+        state: PyTree,
+    ) -> tuple[Float[Array, "k n d"], Float[Array, "n p"], PyTree]:
         """The drifts −g and a repulsion of zero."""
         x, weights, gradients = checked_step(x, weights, gradients)
         return -gradients, jnp.zeros_like(x), state

@@ -1,10 +1,11 @@
 """A learned velocity: the particles' score by a small network, refined at every step."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core import linalg
@@ -119,8 +120,8 @@ class NeuralScore:
         x: Float[Array, "n p"],
         weights: Float[Array, " n"],
         gradients: Float[Array, "k n d"],
-        state: Any,
-    ) -> tuple[Float[Array, "k n d"], Float[Array, "n p"], Any]:
+        state: PyTree,
+    ) -> tuple[Float[Array, "k n d"], Float[Array, "n p"], PyTree]:
         """The drifts −g, the repulsion −∇log q, and the refined network."""
         x, weights, gradients = checked_step(x, weights, gradients)
         # In whitened coordinates the reference r is N(0, I), so the score is ∇T(z) − z.
@@ -131,7 +132,7 @@ class NeuralScore:
         score = linalg.solve_triangular(factor, score.T, transposed=True).T
         return -gradients, -score / jnp.sqrt(variance), state
 
-    def _network(self, in_features: int, rngs: Any) -> Any:
+    def _network(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:
         if self.network is not None:
             return self.network(in_features, rngs)
         return MLP(in_features, self.hidden, 1, rngs)

@@ -11,10 +11,9 @@ particles' weights, ρ = K a for the smoothed density:
 """
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core import linalg
 from divjax.core.checks import (
@@ -33,7 +32,7 @@ from divjax.kernels.sums import kernel_sums
 
 __all__ = ["GFSD", "GFSF", "SVGD", "Blob"]
 
-_Step = tuple[Float[Array, "k n d"], Float[Array, "n p"], Any]
+_Step = tuple[Float[Array, "k n d"], Float[Array, "n p"], PyTree]
 
 
 @pytree
@@ -47,13 +46,13 @@ class _WithKernel:
     def __post_init__(self):
         check_smoother(self.kernel)
 
-    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> Any:
+    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> PyTree:
         """The bandwidth rule's state."""
         return self.kernel.init(x)
 
     def _resolve(
-        self, x: Float[Array, "n p"], weights: Float[Array, " n"], state: Any
-    ) -> tuple[Kernel, Any]:
+        self, x: Float[Array, "n p"], weights: Float[Array, " n"], state: PyTree
+    ) -> tuple[Kernel, PyTree]:
         """The kernel at the particles of nonzero weight, and the rule's next state."""
         return self.kernel.resolve(living_rows(x, weights), state)
 
@@ -102,7 +101,7 @@ class SVGD(_WithKernel):
         x: Float[Array, "n p"],
         weights: Float[Array, " n"],
         gradients: Float[Array, "k n d"],
-        state: Any,
+        state: PyTree,
     ) -> _Step:
         """The K smoothed drifts and the common repulsion."""
         x, weights, gradients = checked_step(x, weights, gradients)
@@ -151,7 +150,7 @@ class GFSD(_WithKernel):
         x: Float[Array, "n p"],
         weights: Float[Array, " n"],
         gradients: Float[Array, "k n d"],
-        state: Any,
+        state: PyTree,
     ) -> _Step:
         """The drifts −g and the repulsion −∇log ρ."""
         x, weights, gradients = checked_step(x, weights, gradients)
@@ -199,7 +198,7 @@ class Blob(_WithKernel):
         x: Float[Array, "n p"],
         weights: Float[Array, " n"],
         gradients: Float[Array, "k n d"],
-        state: Any,
+        state: PyTree,
     ) -> _Step:
         """The drifts −g and the smoothed entropy's repulsion."""
         x, weights, gradients = checked_step(x, weights, gradients)
@@ -251,7 +250,7 @@ class GFSF(_WithKernel):
         super().__post_init__()
         check_positive(regularization=self.regularization)
 
-    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> Any:
+    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> PyTree:
         """The bandwidth rule's state."""
         check_full_precision("particles", x)
         return super().init(key, x)
@@ -262,7 +261,7 @@ class GFSF(_WithKernel):
         x: Float[Array, "n p"],
         weights: Float[Array, " n"],
         gradients: Float[Array, "k n d"],
-        state: Any,
+        state: PyTree,
     ) -> _Step:
         """The drifts −g and the repulsion −s."""
         x, weights, gradients = checked_step(x, weights, gradients)

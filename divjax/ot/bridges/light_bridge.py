@@ -3,7 +3,7 @@
 The formulas are those of `divjax.ot.schrodinger`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from divjax.core.checks import (
 from divjax.core.keys import own_key
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, select, static
-from divjax.core.samples import centered_samples
+from divjax.core.samples import Numbers, centered_samples
 from divjax.core.types import status_of
 from divjax.ot.bridges import mixture_potential as mixture
 from divjax.ot.bridges.schrodinger import SchrodingerBridge
@@ -62,9 +62,13 @@ class _End(NamedTuple):
 
 _Ends = tuple[_End, _End]
 _Averages = tuple[mixture.ComponentMoments, mixture.ComponentMoments]
+# The last parameters and moments, the best parameters, and their loss.
+_Carry = tuple[mixture.Potential, _Averages, mixture.Potential, Array]
 
 
-def _about_the_means(x: Any, y: Any, a: Any, b: Any) -> tuple[_Ends, Array, Array]:
+def _about_the_means(
+    x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None
+) -> tuple[_Ends, Array, Array]:
     """Each sample less its mean, with its weights, and the means with their rounding errors."""
     centers_and_rows = [
         centered_samples({name: weights}, **{name: rows})
@@ -83,7 +87,8 @@ def _about_the_means(x: Any, y: Any, a: Any, b: Any) -> tuple[_Ends, Array, Arra
         mean = end.mean(end.x)
         ends.append(end._replace(x=end.x - mean))
         origins.append(center.moved(mean))
-    highs, lows = (jnp.stack([getattr(o, part) for o in origins]) for part in ("high", "low"))
+    highs = jnp.stack([origin.high for origin in origins])
+    lows = jnp.stack([origin.low for origin in origins])
     return (ends[0], ends[1]), highs, lows
 
 
@@ -202,7 +207,7 @@ class LightSchrodingerBridge:
     ) -> SchrodingerBridge:
         """`fit` of samples less their means, after its checks."""
         dtype = ends[0].x.dtype
-        epsilon, ridge = (jnp.asarray(v, dtype) for v in (self.epsilon, self.ridge))
+        epsilon, ridge = jnp.asarray(self.epsilon, dtype), jnp.asarray(self.ridge, dtype)
         # The mean square of each feature, to which the ridge is relative, and of all.
         squares = [end.mean(end.x**2) for end in ends]
         size = jnp.sqrt(jnp.mean(squares[0]) * jnp.mean(squares[1]))
@@ -273,7 +278,7 @@ class LightSchrodingerBridge:
         # As a share of the mass, for the end with fewer rows.
         least_mass = _LEAST_ROWS / jnp.minimum(*(side.effective_size for side in samples))
 
-        def step(carry: Any, inputs: tuple[Array, Array, Array]) -> Any:
+        def step(carry: _Carry, inputs: tuple[Array, Array, Array]) -> tuple[_Carry, Array]:
             epsilon, before, size = inputs
             v, averages, best, lowest = carry
             # The ε log a_k vary little with ε.

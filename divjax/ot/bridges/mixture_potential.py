@@ -3,11 +3,11 @@
 The formulas are those of `divjax.ot.schrodinger`. A potential is v = Σ_k a_k N(r_k, ε S_k).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core import linalg
 from divjax.core.numerics import safe_log
@@ -37,6 +37,10 @@ class Potential(NamedTuple):
     log_weights: Float[Array, " k"]
     means: Float[Array, "k d"]
     scales: Float[Array, "k d"] | Float[Array, "k d d"]
+
+
+# The terms' changes, the objective with its derivatives there, and a bound on the next change.
+_Ascent = tuple[Array, tuple[Array, Array, Array], Array]
 
 
 def _times(matrices: Array, vectors: Float[Array, "k d"]) -> Float[Array, "k d"]:
@@ -207,7 +211,7 @@ def balance(
         slope = jnp.diag(mass) - second + ridge
         return target @ changes - rows @ log_sums, target - mass, slope
 
-    def step(_: Any, carry: Any) -> Any:
+    def step(_: Int[Array, ""], carry: _Ascent) -> _Ascent:
         changes, found, bound = carry
         value, gap, slope = found
         move = jnp.clip(linalg.solve(slope, gap), -bound, bound)
@@ -254,7 +258,7 @@ def clusters(
     _, centers = jax.lax.scan(seed, start, jax.random.split(key, k))
     nearest = lambda centers: jax.nn.one_hot(jnp.argmin(to(centers), axis=0), k, dtype=y.dtype)
 
-    def refine(_: Any, centers: Array) -> Array:
+    def refine(_: Int[Array, ""], centers: Array) -> Array:
         members = nearest(centers) * weights[:, None]
         # A centre that has lost all of its rows is unchanged.
         counts = jnp.sum(members, axis=0)[:, None]
@@ -277,7 +281,8 @@ def m_step(
     `least_mass` at either end is not updated: the variances of a few rows could give it a scale
     with which it takes all others' rows.
     """
-    (mean0, cov0), (mean1, cov1) = (moments.central() for moments in averages)
+    mean0, cov0 = averages[0].central()
+    mean1, cov1 = averages[1].central()
     cov1 = cov1 + (variance_floor if cov1.ndim == 2 else jnp.diag(variance_floor))
     scales = gaussian_scales(cov0, cov1, epsilon)
     # E ρ Y = r E w + S E w X, solved for r.

@@ -16,11 +16,13 @@ it is Σ_k softmax(log w)_k b_k, the expectation of (X₁ − x)/(1 − t) given
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from divjax.core import linalg
 from divjax.core.checks import (
@@ -34,14 +36,14 @@ from divjax.core.keys import own_key
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Center, as_numbers, as_samples, owned
+from divjax.core.samples import Center, Numbers, as_numbers, as_samples, owned
 from divjax.core.types import Outcome, Status
 from divjax.ot.bridges import mixture_potential as mixture
 
 __all__ = ["ConditionalPlan", "SchrodingerBridge"]
 
 
-def _time(t: Any, dtype: Any) -> Array:
+def _time(t: ArrayLike, dtype: DTypeLike) -> Array:
     """Times, NaN for a traced time outside of [0, 1]."""
     t = jnp.asarray(owned(t), dtype)
     return jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
@@ -132,7 +134,7 @@ class SchrodingerBridge(Outcome):
         epsilon = jnp.asarray(self.epsilon, self.means.dtype)
         return nan_unless(epsilon > 0, epsilon)
 
-    def _center(self, t: Any) -> Center:
+    def _center(self, t: ArrayLike) -> Center:
         """The origin at time t."""
         zero = jnp.zeros((2, self.means.shape[1]), self.means.dtype)
         # A straight line from o₀ to o₁, along which a bridge between shifted ends is shifted.
@@ -140,15 +142,15 @@ class SchrodingerBridge(Outcome):
         origins = zero if self.origins is None else self.origins
         return Center(between(origins), between(zero if self.rests is None else self.rests))
 
-    def _relative(self, x: Any, t: Any) -> Float[Array, "n d"]:
+    def _relative(self, x: Numbers, t: ArrayLike) -> Float[Array, "n d"]:
         """States at time t relative to the origin there."""
         return self._center(t).subtract(x)
 
-    def _by_blocks(self, function: Any, *rows: Array) -> Any:
+    def _by_blocks(self, function: Callable[..., PyTree[Array]], *rows: Array) -> PyTree[Array]:
         # An intermediate has k × d numbers per row.
         return map_row_blocks(function, self.means.size, *rows)
 
-    def _check(self, **points: Any) -> None:
+    def _check(self, **points: Numbers) -> None:
         k, d = self.means.shape
         check_shape("log_weights", self.log_weights, k)
         check_shape("scales", self.scales, k, *(d,) * (self.scales.ndim - 1))

@@ -6,11 +6,11 @@ The rule for the value calls the rule for potentials, so that Hessians are corre
 gradient requires no linear solve.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.numerics import if_needed
 from divjax.ot.entropic.problem import (
@@ -58,7 +58,9 @@ def with_implicit_derivatives(
 
 
 @with_implicit_derivatives.defjvp
-def _implicit_jvp(primals: Any, tangents: Any) -> Any:
+def _implicit_jvp(
+    primals: tuple[Problem, Array, Array], tangents: tuple[Problem, Array, Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     problem, f, g = primals
     f, g = with_implicit_derivatives(problem, f, g)  # for derivatives of this derivative
     # R, S and the change of the masses' ratio are partial derivatives in the problem: potentials
@@ -148,7 +150,9 @@ def _constant(
     return jnp.where(total > 0, -change / jnp.where(total > 0, total, 1), 0)
 
 
-def _conjugate_gradients(apply: Any, target: Float[Array, " m"], weight: Float[Array, " m"]) -> Any:
+def _conjugate_gradients(
+    apply: Callable[[Array], Array], target: Float[Array, " m"], weight: Float[Array, " m"]
+) -> Float[Array, " m"]:
     """Conjugate gradients with a diagonal preconditioner, always finite, stopped at rounding."""
     eps = jnp.finfo(target.dtype).eps
     # In exact arithmetic as many steps as unknowns suffice.
@@ -186,7 +190,9 @@ def envelope_value(
 
 
 @envelope_value.defjvp
-def _envelope_jvp(primals: Any, tangents: Any) -> Any:
+def _envelope_jvp(
+    primals: tuple[Problem, Array, Array, Array], tangents: tuple[Problem, Array, Array, Array]
+) -> tuple[Array, Array]:
     problem, f, g, _ = primals
     f, g = normalized_potentials(problem, *with_implicit_derivatives(problem, f, g))
     # The partial derivative at fixed potentials, which have their own rule: this makes second
@@ -205,7 +211,9 @@ def rows_potential(
 
 
 @rows_potential.defjvp
-def _rows_potential_jvp(primals: Any, tangents: Any) -> Any:
+def _rows_potential_jvp(
+    primals: tuple[Problem, Array, Array, Array], tangents: tuple[Problem, Array, Array, Array]
+) -> tuple[Array, Array]:
     # Without `if_needed`, whose loop has no reverse mode.
     def evaluate(problem: Problem, rows: Array, f: Array, g: Array) -> Array:
         other = soft_minimum(problem, rows, g)
@@ -224,14 +232,16 @@ def weightless(weights: Float[Array, " n"], difference: Float[Array, " n"]) -> F
 
 
 @weightless.defjvp
-def _weightless_jvp(primals: Any, tangents: Any) -> Any:
+def _weightless_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
     weights, difference = primals
     change = jnp.where(weights == 0, tangents[0], 0)
     return weightless(*primals), change @ jnp.where(jnp.isfinite(difference), difference, 0)
 
 
 def mass_price(
-    potential: Float[Array, " n"], penalty: Any, kappa: Float[Array, ""]
+    potential: Float[Array, " n"], penalty: ArrayLike | None, kappa: Float[Array, ""]
 ) -> Float[Array, " n"]:
     """The value's change per unit of mass, up to a constant: f, or (ρ + ε)(1 − exp(−f/ρ))."""
     return conjugate(potential, penalty) / kappa

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
+from divjax.core.samples import Numbers
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.formulate import check_epsilon, formulate, formulate_self
@@ -131,7 +131,9 @@ def sinkhorn_divergence(
     # Both potentials of a self problem are equal.
     start = (None,) * 3 if init is None else (init[:2], (init[2],) * 2, (init[3],) * 2)
 
-    def self_term(side: int, points: Any, weights: Array, after: SinkhornResult) -> SinkhornResult:
+    def self_term(
+        side: int, points: Numbers, weights: Array, after: SinkhornResult
+    ) -> SinkhornResult:
         # A self term takes ε from the problem between x and y, also if it is relative to the costs
         # there, and the penalty of its own side for both marginals.
         penalty = problem.penalties[side]

@@ -12,13 +12,14 @@ is restored in closed form:
                     weight zero here, and a separate cost.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import (
     check_callable,
@@ -26,7 +27,7 @@ from divjax.core.checks import (
     check_positive_values,
     check_scalar,
 )
-from divjax.core.samples import as_samples, as_weights, centered_samples
+from divjax.core.samples import Numbers, as_samples, as_weights, centered_samples
 from divjax.ot import costs
 from divjax.ot.entropic.formulation import Formulation, ShiftedCenter
 from divjax.ot.entropic.problem import MatrixPairs, PointPairs, Problem
@@ -41,16 +42,20 @@ DENSE_PAIRS_ACCELERATOR = 2**28
 BLOCK_PAIRS_CPU = 2**20
 BLOCK_PAIRS_ACCELERATOR = 2**26
 
+# ρ, or (ρ_a, ρ_b), None for an exact marginal: as given, and as arrays.
+_Penalty = ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None
+_Pair = tuple[Array | None, Array | None]
+
 
 def formulate(
-    x: Any,
-    y: Any,
-    a: Any,
-    b: Any,
-    epsilon: Any,
-    cost: Any,
-    marginal_penalty: Any,
-    block_size: Any,
+    x: Numbers,
+    y: Numbers,
+    a: Numbers | None,
+    b: Numbers | None,
+    epsilon: ArrayLike | Relative,
+    cost: Callable[..., Array] | Numbers,
+    marginal_penalty: _Penalty,
+    block_size: int | None,
 ) -> Formulation:
     """The problem of two samples or of a cost matrix, checked, in one dtype."""
     check_epsilon(epsilon)
@@ -104,11 +109,11 @@ def formulate(
 
 def formulate_self(
     x: Float[Array, "n d"],
-    a: Any,
-    epsilon: Any,
-    cost: Any,
-    penalty: Any,
-    block_size: Any,
+    a: Numbers | None,
+    epsilon: ArrayLike | Relative,
+    cost: Callable[..., Array],
+    penalty: _Penalty,
+    block_size: int | None,
     vanishing: bool | None = None,
 ) -> Formulation:
     """The problem of a sample with itself, both sides one array, with ε already checked.
@@ -130,7 +135,9 @@ def formulate_self(
     return _of_points(*sides, epsilon, cost, penalties, block_size, both, centers, None)
 
 
-def _centered_sample(x: Any, a: Array, dtype: Any, vanishing: bool) -> tuple[Array, ShiftedCenter]:
+def _centered_sample(
+    x: Numbers, a: Array, dtype: DTypeLike, vanishing: bool
+) -> tuple[Array, ShiftedCenter]:
     """A sample relative to its own weighted mean."""
     point, x = centered_samples({"x": a}, x=x)
     x = x.astype(dtype)
@@ -140,7 +147,7 @@ def _centered_sample(x: Any, a: Array, dtype: Any, vanishing: bool) -> tuple[Arr
     return x - mean, ShiftedCenter(point, mean)
 
 
-def check_epsilon(epsilon: Any) -> None:
+def check_epsilon(epsilon: ArrayLike | Relative) -> None:
     """Raise `ValueError` unless ε is `Relative` or one number, positive if concrete."""
     if isinstance(epsilon, Relative):
         return
@@ -156,9 +163,9 @@ def _of_matrix(
     matrix: Float[Array, "n m"],
     a: Array,
     b: Array,
-    epsilon: Any,
-    penalties: tuple[Any, Any],
-    block_size: Any,
+    epsilon: ArrayLike | Relative,
+    penalties: _Pair,
+    block_size: int | None,
     vanishing: tuple[bool, bool],
 ) -> Formulation:
     """The problem of a given matrix of costs."""
@@ -193,10 +200,10 @@ def _of_points(
     y: Float[Array, "m d"],
     a: Array,
     b: Array,
-    epsilon: Any,
-    cost: Any,
-    penalties: tuple[Any, Any],
-    block_size: Any,
+    epsilon: ArrayLike | Relative,
+    cost: Callable[..., Array],
+    penalties: _Pair,
+    block_size: int | None,
     vanishing: tuple[bool, bool],
     centers: tuple[ShiftedCenter, ShiftedCenter] | None,
     shift: Array | None,
@@ -232,9 +239,9 @@ def _problem(
     pairs: PointPairs | MatrixPairs,
     a: Array,
     b: Array,
-    epsilon: Any,
-    penalties: tuple[Any, Any],
-    block_size: Any,
+    epsilon: ArrayLike | Relative,
+    penalties: _Pair,
+    block_size: int | None,
     infinite: bool,
 ) -> Problem:
     """The problem, with ε from the costs if it is relative to them."""
@@ -250,11 +257,11 @@ def _formulation(
     problem: Problem,
     a: Array,
     b: Array,
-    rows: Any,
-    columns: Any,
-    centers: Any,
-    slope: Any,
-    offset: Any,
+    rows: Array,
+    columns: Array,
+    centers: tuple[ShiftedCenter, ShiftedCenter] | None,
+    slope: Array | None,
+    offset: Array | None,
     replaced: tuple[bool, bool],
 ) -> Formulation:
     """Adds the cost of unmatched mass, and whether traced numbers are in range."""
@@ -279,7 +286,7 @@ def _formulation(
     return Formulation(problem, a, b, rows, columns, *terms, replaced)
 
 
-def _may_vanish(weights: Any) -> bool:
+def _may_vanish(weights: Array | None) -> bool:
     """Whether a weight may be zero: if one is, or if they are traced. Uniform ones are positive."""
     if weights is None:
         return False
@@ -290,10 +297,8 @@ def _representatives(
     replaced: tuple[bool, bool], a: Array, b: Array
 ) -> tuple[Array | None, Array | None]:
     """The indices of the heaviest row and column, which replace padding, None without padding."""
-    row, column = (
-        jnp.argmax(weights) if some else None
-        for some, weights in zip(replaced, (a, b), strict=True)
-    )
+    row = jnp.argmax(a) if replaced[0] else None
+    column = jnp.argmax(b) if replaced[1] else None
     return row, column
 
 
@@ -317,13 +322,19 @@ def _weighted_mean(x: Float[Array, "n d"], weights: Array, vanishing: bool) -> F
     return jnp.sum(share[:, None] * x, axis=0)
 
 
-def _matched(weights: Array, connected: Bool[Array, " n"], penalty: Any) -> Array:
+def _matched(weights: Array, connected: Bool[Array, " n"], penalty: Array | None) -> Array:
     """Weights with zeros for rows that have no finite cost and a relaxed marginal."""
     return weights if penalty is None else jnp.where(connected, weights, 0)
 
 
 def _matched_by(
-    cost: Any, x: Array, y: Array, a: Array, b: Array, penalties: Any, block_size: Any
+    cost: Callable[..., Array],
+    x: Array,
+    y: Array,
+    a: Array,
+    b: Array,
+    penalties: _Pair,
+    block_size: int | None,
 ) -> tuple[Array, Array]:
     """`_matched` of both sides for a function of two points."""
     rows = _block_rows(x.shape[0], y.shape[0], block_size)
@@ -340,17 +351,17 @@ def _matched_by(
     return a_matched, _matched(b, connected(problem.transposed), penalties[1])
 
 
-def _typed_cost(cost: Any, x: Float[Array, "n d"]) -> Any:
+def _typed_cost(cost: Callable[..., Array], x: Float[Array, "n d"]) -> Callable[..., Array]:
     """A cost as a pytree whose floating-point leaves have the points' dtype."""
 
-    def typed(leaf: Any) -> Any:
+    def typed(leaf: ArrayLike) -> ArrayLike:
         floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
         return jnp.asarray(leaf, x.dtype) if floating else leaf
 
     return jax.tree.map(typed, costs.checked_cost(cost, x[0]))
 
 
-def _penalties(marginal_penalty: Any, dtype: Any) -> tuple[Any, Any]:
+def _penalties(marginal_penalty: _Penalty, dtype: DTypeLike) -> _Pair:
     """(ρ_a, ρ_b), None for an exact marginal."""
     pair = marginal_penalty if isinstance(marginal_penalty, tuple) else (marginal_penalty,) * 2
     if len(pair) != 2:
@@ -365,7 +376,7 @@ def _penalties(marginal_penalty: Any, dtype: Any) -> tuple[Any, Any]:
 
 
 def _weights(
-    a: Any, b: Any, n: int, m: int, dtype: Any, balanced: bool
+    a: Numbers | None, b: Numbers | None, n: int, m: int, dtype: DTypeLike, balanced: bool
 ) -> tuple[Array, Array, tuple[bool, bool]]:
     """Both weights, by default uniform with the other's mass, and whether any may be zero."""
     a = None if a is None else as_weights("a", a, n, dtype)

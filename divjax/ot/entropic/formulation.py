@@ -4,12 +4,12 @@
 weight zero, and rows of infinite costs. A `Formulation` restores their effect in closed form.
 """
 
-from typing import Any, Self
+from typing import Self
 
 from jaxtyping import Array, Bool, Float
 
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import Center, as_samples
+from divjax.core.samples import Center, Numbers, as_samples
 from divjax.ot.entropic.problem import PointPairs, Problem
 
 __all__ = ["Formulation", "ShiftedCenter"]
@@ -22,7 +22,7 @@ class ShiftedCenter:
     point: Center
     mean: Float[Array, " d"]
 
-    def subtract(self, z: Any) -> Float[Array, "k d"]:
+    def subtract(self, z: Numbers) -> Float[Array, "k d"]:
         """Points relative to the centre."""
         return self.point.subtract(z) - self.mean
 
@@ -93,7 +93,7 @@ class Formulation:
         """Whether rows of x may be replaced."""
         return self.replaced[0]
 
-    def centered(self, z: Any) -> Float[Array, "k d"]:
+    def centered(self, z: Numbers) -> Float[Array, "k d"]:
         """Points of x's side relative to its centre."""
         if self.centers is None:
             return as_samples(z=z)[0]

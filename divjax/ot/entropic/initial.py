@@ -1,7 +1,6 @@
 """The potentials that iterations start from: given ones, a cold start, and annealing."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,9 @@ from divjax.ot.entropic.updates import Updates, log_row_sums
 __all__ = ["annealed", "given_potentials", "initial_potentials"]
 
 
-def given_potentials(formulation: Formulation, init: Any) -> tuple[Array, Array] | None:
+def given_potentials(
+    formulation: Formulation, init: tuple[Array, ...] | None
+) -> tuple[Array, Array] | None:
     """The initial potentials, checked, for centred points."""
     problem = formulation.problem
     n, m = problem.pairs.shape

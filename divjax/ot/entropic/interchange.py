@@ -1,7 +1,8 @@
 """Conversion to and from ott-jax, which is imported on demand."""
 
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ from divjax.ot import costs
 from divjax.ot.entropic.problem import PointPairs
 
 if TYPE_CHECKING:
+    from ott.problems.linear.potentials import DualPotentials
+    from ott.solvers.linear.sinkhorn import SinkhornOutput
+
     from divjax.ot.entropic.result import SinkhornResult
 
 __all__ = ["potentials_from_ott", "potentials_to_ott"]
@@ -27,11 +31,11 @@ def _cost_class() -> type:
     class Cost(theirs.CostFn):
         """c(x, y), or c(y, x) if swapped."""
 
-        def __init__(self, cost: Any, swapped: bool):
+        def __init__(self, cost: Callable[..., Array], swapped: bool):
             super().__init__()
             self.cost, self.swapped = cost, swapped
 
-        def __call__(self, x: Array, y: Array) -> Any:
+        def __call__(self, x: Array, y: Array) -> Array:
             return self.cost(y, x) if self.swapped else self.cost(x, y)
 
         def twist_operator(self, vec: Array, dual_vec: Array, variable: bool) -> Array:
@@ -41,17 +45,17 @@ def _cost_class() -> type:
                 return vec - conjugate(dual_vec)
             return vec + conjugate(-dual_vec)
 
-        def tree_flatten(self) -> Any:
+        def tree_flatten(self) -> tuple[tuple[Callable[..., Array]], bool]:
             return (self.cost,), self.swapped
 
         @classmethod
-        def tree_unflatten(cls, aux_data: Any, children: Any) -> Any:
+        def tree_unflatten(cls, aux_data: bool, children: tuple[Callable[..., Array]]) -> Self:
             return cls(children[0], aux_data)
 
     return Cost
 
 
-def potentials_to_ott(result: "SinkhornResult") -> Any:
+def potentials_to_ott(result: "SinkhornResult") -> "DualPotentials":
     """`ott.problems.linear.potentials.DualPotentials` of a result: `SinkhornResult.to_ott`."""
     from ott.problems.linear import potentials
 
@@ -66,7 +70,7 @@ def potentials_to_ott(result: "SinkhornResult") -> Any:
     )
 
 
-def potentials_from_ott(output: Any) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+def potentials_from_ott(output: "SinkhornOutput") -> tuple[Float[Array, " n"], Float[Array, " m"]]:
     """The potentials (f, g) of a `SinkhornOutput` of ott-jax, in the form of `sinkhorn`'s `init`.
 
     Those of ott-jax absorb the weights, P_ij = exp((f_i + g_j − C_ij)/ε), the result does not.
@@ -99,8 +103,8 @@ def potentials_from_ott(output: Any) -> tuple[Float[Array, " n"], Float[Array, "
         )
     # ott-jax's plan lacks the factor a_i b_j. A weight of zero has no logarithm.
     epsilon = problem.geom.epsilon
-    f, g = (
-        jnp.where(weights > 0, potential - epsilon * jnp.log(weights), 0)
-        for potential, weights in zip(output.potentials, (problem.a, problem.b), strict=True)
+    f, g = output.potentials
+    return (
+        jnp.where(problem.a > 0, f - epsilon * jnp.log(problem.a), 0),
+        jnp.where(problem.b > 0, g - epsilon * jnp.log(problem.b), 0),
     )
-    return f, g

@@ -1,7 +1,5 @@
 """The options of the Sinkhorn solver, one object wherever an entropic problem is solved."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool
 
@@ -80,7 +78,7 @@ class Sinkhorn:
         return valid
 
 
-def check_solver(solver: Any, *, records: bool = True, result: str = "") -> None:
+def check_solver(solver: "Sinkhorn", *, records: bool = True, result: str = "") -> None:
     """Raise `ValueError` unless `solver` is a `Sinkhorn` whose options the caller can honour.
 
     To be called when the solver is used: a stored one may hold arrays of several values.
@@ -103,7 +101,7 @@ def check_solver(solver: Any, *, records: bool = True, result: str = "") -> None
         raise ValueError(f"solver must have record_errors=False: {result} holds no errors.")
 
 
-def check_solver_type(solver: Any) -> None:
+def check_solver_type(solver: object) -> None:
     """Raise `ValueError` for anything but a `Sinkhorn`, such as the class itself."""
     if isinstance(solver, Sinkhorn):
         return

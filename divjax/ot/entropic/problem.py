@@ -4,11 +4,11 @@ Throughout, P_ij = a_i b_j E_ij with E = exp((f ⊕ g − C)/ε).
 """
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from divjax.core.numerics import safe_log
 from divjax.core.pairwise import map_row_blocks
@@ -39,7 +39,7 @@ class PointPairs:
 
     x: Float[Array, "n d"]
     y: Float[Array, "m d"]
-    cost: Any
+    cost: Callable[..., Array]
     swapped: bool = static(default=False)
 
     @property
@@ -168,7 +168,7 @@ class Problem:
         sides = (zero if rho is None else one / rho for rho in self.penalties)
         return tuple(sides)  # pyright: ignore[reportReturnType]
 
-    def map_rows(self, function: Callable[..., Any], *vectors: Array) -> Any:
+    def map_rows(self, function: Callable[..., PyTree[Array]], *vectors: Array) -> PyTree[Array]:
         """`function(costs "k m", *vectors "k")` of blocks of rows, recomputed in reverse mode."""
 
         def block(rows, *vectors):

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,15 @@ from divjax.core.checks import check_count, check_same_features
 from divjax.core.keys import own_key
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
-from divjax.core.samples import as_samples, owned
+from divjax.core.samples import Numbers, as_samples, owned
 from divjax.core.types import Outcome
 from divjax.ot import costs
 from divjax.ot.entropic.formulation import Formulation
 from divjax.ot.entropic.interchange import potentials_to_ott
 from divjax.ot.entropic.problem import PointPairs, Problem, soft_minimum
+
+if TYPE_CHECKING:
+    from ott.problems.linear.potentials import DualPotentials
 
 __all__ = ["SinkhornResult"]
 
@@ -322,7 +325,7 @@ class SinkhornResult(Outcome):
         image = z + conjugate(-gradient) if pairs.swapped else z - conjugate(gradient)
         return self.formulation.transposed.uncentered(image)
 
-    def to_ott(self) -> Any:
+    def to_ott(self) -> "DualPotentials":
         """The potentials as ott-jax's `DualPotentials`, functions of one point each, and the cost.
 
         Its `transport` is that of this result, both ways, and ott-jax's own tools, such as plots,
@@ -343,7 +346,7 @@ class SinkhornResult(Outcome):
         """
         return potentials_to_ott(self)
 
-    def _centered(self, z: Any) -> Float[Array, "k d"]:
+    def _centered(self, z: Numbers) -> Float[Array, "k d"]:
         """Points relative to the centre of x, checked."""
         pairs = self.problem.pairs
         if not isinstance(pairs, PointPairs):

@@ -1,6 +1,6 @@
 """Numbers relative to a problem's costs: ε, and the decreasing sequence that ends at ε."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ def _moment(problem: Problem, of: str) -> Float[Array, ""]:
     """The mean or the standard deviation of the finite costs under a⊗b."""
     a, b = problem.a, problem.b
 
-    def average(function: Any) -> Array:
+    def average(function: Callable[[Array], Array]) -> Array:
         def sums(costs: Array) -> tuple[Array, Array]:
             # Pairs forbidden by an infinite cost count neither in the sum nor in its mass.
             finite = ~jnp.isinf(costs)
@@ -146,7 +146,8 @@ def _moment(problem: Problem, of: str) -> Float[Array, ""]:
 
 def _median_cost(problem: Problem) -> Float[Array, ""]:
     """The weighted median of the finite costs of evenly spread rows of both samples."""
-    rows, columns = (_evenly_spread(size) for size in problem.pairs.shape)
+    n, m = problem.pairs.shape
+    rows, columns = _evenly_spread(n), _evenly_spread(m)
     costs = problem.pairs.block(problem.pairs.rows[rows])[:, columns].ravel()
     weights = (problem.a[rows, None] * problem.b[columns]).ravel()
     # Pairs forbidden by infinite costs have weight zero.

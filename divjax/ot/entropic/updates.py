@@ -18,15 +18,17 @@ section 3.1).
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.numerics import if_needed
 from divjax.ot.entropic.over_relaxation import Iterate
 from divjax.ot.entropic.problem import Problem, log_tilted_mass, optimal_shift
+
+T = TypeVar("T")
 
 __all__ = ["Base", "LogScalings", "Updates", "log_row_sums"]
 
@@ -40,7 +42,7 @@ class Base(NamedTuple):
 
     f: Float[Array, " n"]
     g: Float[Array, " m"]
-    kernel: Any
+    kernel: PyTree[Array]
 
 
 class LogScalings(NamedTuple):
@@ -287,7 +289,12 @@ def log_row_sums(
     return problem.map_rows(block, f)
 
 
-def _scan_blocks(function: Any, carry: Any, rows: Any, size: int) -> Any:
+def _scan_blocks(
+    function: Callable[[T, PyTree[Array]], tuple[T, PyTree[Array]]],
+    carry: T,
+    rows: tuple[Array, ...],
+    size: int,
+) -> tuple[T, PyTree[Array]]:
     """A scan over blocks of rows, padded with zeros."""
     n = rows[0].shape[0]
     count = -(-n // size)

@@ -5,7 +5,7 @@ squared Euclidean cost it is the mean of the targets, weighted by the plan at z.
 is ε: a large ε shrinks the image, a small one keeps the sampling noise. Held-out rows select it.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from divjax.core.types import Outcome, status_of
 from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
 from divjax.ot.entropic.divergence import sinkhorn_divergence
 from divjax.ot.entropic.options import Sinkhorn, check_solver, check_solver_type
+from divjax.ot.entropic.problem import PointPairs
 from divjax.ot.entropic.result import SinkhornResult
 from divjax.ot.entropic.solver import sinkhorn
 from divjax.ot.scales import mean_cost_within
@@ -130,7 +131,7 @@ class EntropicMap:
         Pooladian, Niles-Weed 2021, section 3: the map of a sample's entropic plan.
     """
 
-    cost: Any = SqEuclidean()
+    cost: Callable[..., Array] = SqEuclidean()
     epsilons: tuple[ArrayLike, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
     score_epsilon: ArrayLike = 0.05
     block_size: int = static(default=4096)
@@ -179,8 +180,11 @@ class EntropicMap:
         self,
         train: tuple[Float[Array, "n d"], Float[Array, "m d"]],
         held_out: tuple[Float[Array, "k d"], Float[Array, "l d"]],
-        train_weights: tuple[Any, Any] = (None, None),
-        held_out_weights: tuple[Any, Any] = (None, None),
+        train_weights: tuple[Float[Array, " n"] | None, Float[Array, " m"] | None] = (None, None),
+        held_out_weights: tuple[Float[Array, " k"] | None, Float[Array, " l"] | None] = (
+            None,
+            None,
+        ),
     ) -> EntropicFit:
         """`fit` with given rows for selecting ε.
 
@@ -207,7 +211,6 @@ class EntropicMap:
         self, samples: WeightedSamples, held_out: WeightedSamples, origins: Origins
     ) -> EntropicFit:
         x, y, a, b = samples
-        options: Any = {"cost": self.cost, "solver": self.solver}
         # All ε are shares of this unit, which is invariant to a shift between the samples.
         unit = mean_cost_within(self.cost, x, y, a, b)
 
@@ -220,7 +223,9 @@ class EntropicMap:
             # A block's share of the mass is its weight in the mean of the maps. Within its problem
             # weights are normalised.
             weights = normalised(block.a), normalised(block.b)
-            return sinkhorn(block.x, block.y, *weights, epsilon=epsilon, **options)
+            return sinkhorn(
+                block.x, block.y, *weights, epsilon=epsilon, cost=self.cost, solver=self.solver
+            )
 
         def score(epsilons: tuple[Array, Array]) -> Array:
             epsilon, own = epsilons
@@ -229,7 +234,9 @@ class EntropicMap:
             first = jax.tree.map(lambda v: v[0], blocks)
             images = _images(problem(first, epsilon), first.y, tests.x)
             weights = normalised(tests.a), normalised(tests.b)
-            return sinkhorn_divergence(images, tests.y, *weights, epsilon=own, **options).value
+            return sinkhorn_divergence(
+                images, tests.y, *weights, epsilon=own, cost=self.cost, solver=self.solver
+            ).value
 
         # The ε whose images of held-out rows are best.
         shares = jnp.asarray(self.epsilons, unit.dtype)
@@ -266,10 +273,10 @@ def _images(
 ) -> Float[Array, "k d"]:
     """The images of points under a problem's entropic map, also far from the samples."""
     problem = result.problem
-    cost: Any = problem.pairs.cost  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(problem.pairs, PointPairs)
     # Other costs need the potential's gradient. Under the squared distance the map is a mean of
     # targets, which is accurate at any distance.
-    if not isinstance(cost, SqEuclidean):
+    if not isinstance(problem.pairs.cost, SqEuclidean):
         return result.transport(z)
     images = lambda z: _barycentric_images(z, targets, result.g, problem.b, problem.epsilon)
     return map_row_blocks(images, targets.shape[0], z)

@@ -11,7 +11,6 @@ weights, and M the gap of the samples themselves, zero for the best assignment:
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from divjax.core.checks import check_callable, check_choice
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree
-from divjax.core.samples import as_numbers, as_samples, as_weights
+from divjax.core.samples import Numbers, Unrounded, as_numbers, as_samples, as_weights
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean, paired_costs
 from divjax.ot.entropic.divergence import sinkhorn_divergence
@@ -135,7 +134,7 @@ def monge_gap(
     return dataclasses.replace(gap, status=jnp.maximum(gap.status, lost))
 
 
-def _are_rounded(x: Array, y: Any, a: Any) -> Bool[Array, ""]:
+def _are_rounded(x: Array, y: Array, a: Numbers | None) -> Bool[Array, ""]:
     """Whether the rounding of rows with weight exceeds a share of the wider sample's spread."""
     used = jnp.ones(len(x), bool) if a is None else jnp.asarray(a) > 0
     sizes, spreads = [], []
@@ -150,7 +149,13 @@ def _are_rounded(x: Array, y: Any, a: Any) -> Bool[Array, ""]:
 
 
 def _gap_between(
-    x: Any, images: Any, a: Any, epsilon: Any, cost: Any, kind: str, solver: Sinkhorn
+    x: Numbers,
+    images: Numbers,
+    a: Numbers | None,
+    epsilon: ArrayLike,
+    cost: Callable[..., Array],
+    kind: str,
+    solver: Sinkhorn,
 ) -> MongeGapResult:
     """The gap of the map from row i of x to row i of its images."""
     check_choice(KINDS, kind=kind)
@@ -161,16 +166,15 @@ def _gap_between(
     check_callable(cost=cost)
     # Costs are linear in the mass, entropies are not.
     a, mass = _shares_and_mass(a, rows)
-    options: Any = {"epsilon": epsilon, "cost": cost, "solver": solver}
 
     # 1. The cost of transport between centred samples, without the cost of the shift.
     if kind == "debiased":
-        divergence = sinkhorn_divergence(x, images, a, a, **options)
+        divergence = sinkhorn_divergence(x, images, a, a, epsilon=epsilon, cost=cost, solver=solver)
         result, status = divergence.xy, divergence.status
         # Self terms are centred by their own mean and contain no shift.
         transport = result.centered_value - (divergence.xx.value + divergence.yy.value) / 2
     else:
-        result = sinkhorn(x, images, a, a, **options)
+        result = sinkhorn(x, images, a, a, epsilon=epsilon, cost=cost, solver=solver)
         problem, status = result.problem, result.status
         entropic = kind == "entropic"
         # OT_ε less ε times this is the estimate: 2 H(a) for the entropic one, KL(P‖a⊗a) for ⟨P, C⟩.
@@ -192,7 +196,9 @@ def _gap_between(
     )
 
 
-def _shares_and_mass(a: Any, rows: Float[Array, "n d"]) -> tuple[Any, Any]:
+def _shares_and_mass(
+    a: Numbers | None, rows: Float[Array, "n d"]
+) -> tuple[Unrounded | None, Array | float]:
     """Weights that sum to one, and their sum, in NumPy's precision if it holds them."""
     if a is None:
         return None, 1.0

@@ -5,8 +5,6 @@ unless n is far above d, which makes the optimal map, built from inverse roots, 
 combination with a multiple of the identity corrects this.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
@@ -96,7 +94,7 @@ def gaussian_start(samples: WeightedSamples) -> AffineMap:
 
 
 def _fitted(
-    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None, shrinkage: Any
+    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None, shrinkage: ArrayLike | str
 ) -> Normal:
     """The Gaussian with the sample's mean, and its covariance after the shrinkage."""
     mean, covariance = weighted_moments(rows, weights)

@@ -12,7 +12,6 @@ a min-max problem. A network learns its initial guess.
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,7 @@ from divjax.core.keys import own_key
 from divjax.core.networks import BuildICNN, BuildMLP, Network, apply_network, init_network
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import as_numbers
+from divjax.core.samples import Numbers, as_numbers
 from divjax.core.training import adam_with_cosine, fit
 from divjax.core.types import Outcome, Status, status_of
 from divjax.ot.maps.gaussian_samples import gaussian_start
@@ -56,6 +55,9 @@ __all__ = ["DualFit", "ICNNDual"]
 _ARMIJO = 0.1
 # A fit with a larger residual has not found x̂; then the level of the misfit test.
 _LARGEST_RESIDUAL, _MISFIT_LEVEL = 0.1, 1e-3
+
+# Rows x, φ and its gradients there, and the sizes of the next step.
+_Descent = tuple[Array, Array, Array, Array]
 
 _NO_DERIVATIVE = (
     "a fitted dual has no derivative in its learning rate: it goes through hundreds of training "
@@ -148,7 +150,7 @@ class DualFit(Outcome):
         points = self.search(self.params, y - self.target, self.num_search_steps) + self.source
         return points if self.origins is None else self.origins.source.add(points)
 
-    def _relative(self, z: Any, side: str) -> Float[Array, "k d"]:
+    def _relative(self, z: Numbers, side: str) -> Float[Array, "k d"]:
         """Points of one side, checked, relative to its origin."""
         points = as_numbers("z", z, exact=self.origins is not None)
         check_shape("z", points, "k", self.source.shape[0])
@@ -192,7 +194,7 @@ class DualFit(Outcome):
             value, pullback = jax.vjp(lambda x: self.value(params, x), x)
             return value - jnp.sum(x * y, axis=1), pullback(jnp.ones_like(value))[0] - y
 
-        def step(_, carry: Any) -> Any:
+        def step(_: Int[Array, ""], carry: _Descent) -> _Descent:
             x, value, gradient, size = carry
             # A is the Hessian between Gaussians, for which one step of size one is exact.
             direction = gradient @ self.inverse_matrix
@@ -330,14 +332,15 @@ class ICNNDual:
         train, held = split(split_key, samples)
         dual, params = self._start(convex_key, start_key, train)
         # Far from zero, the dual's terms would cancel up to rounding.
-        train, held = (
-            rows._replace(x=rows.x - dual.source, y=rows.y - dual.target) for rows in (train, held)
-        )
+        centered = lambda rows: rows._replace(x=rows.x - dual.source, y=rows.y - dual.target)
+        train, held = centered(train), centered(held)
         # A single distant row would dominate both sums of the dual.
         x, y = _without_outliers(train)
         size = min(self.batch_size, x.shape[0], y.shape[0])
 
-        def objective(params: Any, rows: WeightedSamples, num_steps: int) -> tuple[Array, Array]:
+        def objective(
+            params: PyTree[Array], rows: WeightedSamples, num_steps: int
+        ) -> tuple[Array, Array]:
             """V, whose derivative trains f, and x̂."""
             # f*(y) = ⟨x̂, y⟩ − f(x̂), differentiated at a fixed x̂.
             found = jax.lax.stop_gradient(dual.search(params, rows.y, num_steps))
@@ -345,13 +348,10 @@ class ICNNDual:
             potential = dual.value(params, rows.x)
             return mean_over_rows(potential, rows.a) + mean_over_rows(conjugate, rows.b), found
 
-        def loss(key: Key[Array, ""], params: Any) -> Float[Array, ""]:
-            i, j = (
-                batch_of_rows(k, len(rows), size, weights)
-                for k, rows, weights in zip(
-                    jax.random.split(key), (x, y), (train.a, train.b), strict=True
-                )
-            )
+        def loss(key: Key[Array, ""], params: PyTree[Array]) -> Float[Array, ""]:
+            x_key, y_key = jax.random.split(key)
+            i = batch_of_rows(x_key, len(x), size, train.a)
+            j = batch_of_rows(y_key, len(y), size, train.b)
             # Rows are drawn by their weights, and have equal weight in a batch.
             batch = WeightedSamples(x[i], y[j])
             value, found = objective(params, batch, self.num_inner_steps)

@@ -4,7 +4,8 @@ Terms omit OT(x, x) and OT(y, y), which do not depend on the map. `constants` ad
 the complete values.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ class MapObjective:
         solver: the options for each Sinkhorn problem.
     """
 
-    cost: Any
+    cost: Callable[..., Array]
     unit: Float[Array, ""]
     epsilon: ArrayLike
     gap_epsilon: ArrayLike | None
@@ -151,7 +152,15 @@ class MapObjective:
             return across, _zero_cost(across.value)
         if self.gap_kind != "debiased":
             # Gaps of other kinds have no problem in common with the divergence.
-            gap = monge_gap(x, images, a, epsilon=epsilon, kind=self.gap_kind, **self._options)
+            gap = monge_gap(
+                x,
+                images,
+                a,
+                epsilon=epsilon,
+                cost=self.cost,
+                kind=self.gap_kind,
+                solver=self.solver,
+            )
             return self._transport_cost(*fitted), _Cost(gap.value, gap.converged)
         # `monge_gap` would solve OT(T(x), T(x)) again. The divergence's self term is reused for the
         # gap if rows and ε are the same.
@@ -164,18 +173,14 @@ class MapObjective:
         value = displacement - transport.value + own.value / 2
         return across, _Cost(value, transport.converged & own.converged)
 
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {"cost": self.cost, "solver": self.solver}
-
     def _transport_cost(
         self, x: Array, y: Array, epsilon: ArrayLike, a: Array | None, b: Array | None
     ) -> _Cost:
-        result = sinkhorn(x, y, a, b, epsilon=epsilon, **self._options)
+        result = sinkhorn(x, y, a, b, epsilon=epsilon, cost=self.cost, solver=self.solver)
         return _Cost(result.value, result.converged)
 
     def _self_cost(self, x: Array, epsilon: ArrayLike, a: Array | None) -> _Cost:
-        result = self_transport(x, a, epsilon=epsilon, **self._options)
+        result = self_transport(x, a, epsilon=epsilon, cost=self.cost, solver=self.solver)
         return _Cost(result.value, result.converged)
 
     def _solve_pair(self, first: tuple, second: tuple) -> tuple[_Cost, _Cost]:
@@ -211,6 +216,8 @@ def _zero_cost(like: Array) -> _Cost:
     return _Cost(jnp.zeros_like(like), jnp.ones_like(like, bool))
 
 
-def _broadcast_context(context: Float[Array, " c"] | None, x: Float[Array, "b d"]) -> Any:
+def _broadcast_context(
+    context: Float[Array, " c"] | None, x: Float[Array, "b d"]
+) -> Float[Array, "b c"] | None:
     """The context, repeated for each row of x."""
     return None if context is None else jnp.broadcast_to(context, (x.shape[0], *context.shape))

@@ -12,7 +12,7 @@ between them.
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from divjax.core.differentiation import refuse_derivatives
 from divjax.core.keys import own_key
 from divjax.core.networks import BuildMLP, Network, init_network
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import Numbers
 from divjax.core.standardize import mean_and_scale
 from divjax.core.training import adam_with_cosine, fit
 from divjax.core.types import status_of
@@ -62,6 +63,9 @@ __all__ = ["MongeMap"]
 
 # The limit on rows of each side that determine the output's unit.
 _FEW = 1024
+
+# A problem's held-out rows, the start's images of them, and the context.
+_HeldOut = tuple[WeightedSamples, Array, Array | None]
 
 _NO_DERIVATIVE = (
     "a fitted map has no derivatives in the numbers of its method: they go through hundreds of "
@@ -140,7 +144,7 @@ class MongeMap:
         Jacobian. Bunne, Krause, Cuturi 2022, section 3: Gaussian starts.
     """
 
-    cost: Any = SqEuclidean()
+    cost: Callable[..., Array] = SqEuclidean()
     epsilon: ArrayLike = 0.05
     gap_epsilon: ArrayLike | None = None
     gap_weight: ArrayLike = 1.0
@@ -254,7 +258,7 @@ class MongeMap:
             # At F = 0 the slope of ∇h* may be infinite, which would rule out any step.
             params = _jittered(jitter_key, params)
         # The start is not trained: its images are computed once.
-        images, held_images = (jax.lax.map(start, rows) for rows in (x, held.x))
+        images, held_images = jax.lax.map(start, x), jax.lax.map(start, held.x)
 
         # Two batches with rows in common would not be independent.
         batches = 2 if self.independent_batches and x.shape[1] > 1 else 1
@@ -280,7 +284,7 @@ class MongeMap:
         problems = held, held_images, context
 
         # These terms do not depend on the map: they are solved once, rather than at every check.
-        def constant(problem: Any) -> MapTerms:
+        def constant(problem: _HeldOut) -> MapTerms:
             return objective.constants(*self._held_out_batch(*problem))
 
         constants = jax.lax.map(constant, problems)
@@ -288,7 +292,7 @@ class MongeMap:
         def evaluate(params: PyTree[Array]) -> MapTerms:
             """The terms of held-out rows, averaged over problems."""
 
-            def one(problem: Any) -> MapTerms:
+            def one(problem: _HeldOut) -> MapTerms:
                 # One key for all checks: the asymmetry's directions are the same, so that only the
                 # parameters differ.
                 batch, *_ = self._held_out_batch(*problem)
@@ -364,10 +368,10 @@ class MongeMap:
     def _map(
         self,
         key: Key[Array, ""],
-        start: Any,
+        start: Callable[[Array], Array],
         mean_cost: Array,
         pooled: WeightedSamples,
-        context: Any,
+        context: Float[Array, "g c"] | None,
     ) -> MapFit:
         """The initial map, with its network in units of the samples."""
         x = pooled.x
@@ -388,7 +392,7 @@ class MongeMap:
             structured=self.structured,
         )
 
-    def _output_scale(self, start: Any, pooled: WeightedSamples) -> Array:
+    def _output_scale(self, start: Callable[[Array], Array], pooled: WeightedSamples) -> Array:
         """The distance between the start's images and y, row by row, as ∇h if structured."""
         x, y, a, b = pooled
         rows = min(x.shape[0], y.shape[0], _FEW)
@@ -422,7 +426,13 @@ class MongeMap:
         )
 
 
-def _problems(x: Any, y: Any, a: Any, b: Any, context: Any) -> tuple[WeightedSamples, Origins]:
+def _problems(
+    x: Numbers,
+    y: Numbers,
+    a: Numbers | None,
+    b: Numbers | None,
+    context: Float[Array, "g c"] | None,
+) -> tuple[WeightedSamples, Origins]:
     """The samples "g n d" of g problems, with weights "g n", with g = 1 without a context."""
     if context is None:
         samples, origins = weighted_samples(x, y, a, b)
@@ -442,11 +452,10 @@ def _problems(x: Any, y: Any, a: Any, b: Any, context: Any) -> tuple[WeightedSam
     # All problems share one dtype and one origin, as they share the network.
     flat = lambda v: None if v is None else v.reshape(-1, *v.shape[2:])
     samples, origins = weighted_samples(*(flat(v) for v in (x, y, a, b)))
-    each = lambda v: None if v is None else v.reshape(g, -1, *v.shape[1:])
-    x, y, a, b = (each(v) for v in samples)
+    samples = jax.tree.map(lambda v: v.reshape(g, -1, *v.shape[1:]), samples)
     # Within a problem weights sum to one: its share of the total mass has no effect.
     of_problems = lambda w: None if w is None else jax.vmap(normalised)(w)
-    return WeightedSamples(x, y, of_problems(a), of_problems(b)), origins
+    return samples._replace(a=of_problems(samples.a), b=of_problems(samples.b)), origins
 
 
 def _pooled(samples: WeightedSamples) -> WeightedSamples:
@@ -457,7 +466,7 @@ def _pooled(samples: WeightedSamples) -> WeightedSamples:
 
 
 def _standard(
-    x: Float[Array, "n d"], weights: Float[Array, " n"] | None, context: Any
+    x: Float[Array, "n d"], weights: Float[Array, " n"] | None, context: Float[Array, "g c"] | None
 ) -> tuple[Array, Array]:
     """Centre and scale of the network's input, from rows without outliers."""
     weights = uniform_weights(x) if weights is None else weights

@@ -1,6 +1,6 @@
 """A transport map that is the sum of an initial map and a network."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -52,12 +52,12 @@ class MapFit(Outcome):
     """
 
     params: PyTree[Array]
-    start: Any
+    start: Callable[..., Array]
     center: Float[Array, " d+c"]
     input_scale: Float[Array, " d+c"]
     output_scale: Float[Array, ""]
     mean_cost: Float[Array, ""]
-    cost: Any
+    cost: Callable[..., Array]
     build: Network = static()
     num_features: int = static()
     structured: bool = static(default=False)

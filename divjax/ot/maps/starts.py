@@ -1,6 +1,6 @@
 """Initial maps in closed form for a network to correct, and their selection by held-out rows."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ class ChosenMap:
         [[2.0, 2.0]]
     """
 
-    maps: tuple[Any, ...]
+    maps: tuple[Callable[..., Array], ...]
     index: Int[ArrayLike, ""]
 
     def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
@@ -51,8 +51,12 @@ class ChosenMap:
 
 
 def started_maps(
-    name: str, cost: Any, epsilon: ArrayLike, train: WeightedSamples, held_out: WeightedSamples
-) -> tuple[Any, ...]:
+    name: str,
+    cost: Callable[..., Array],
+    epsilon: ArrayLike,
+    train: WeightedSamples,
+    held_out: WeightedSamples,
+) -> tuple[Callable[[Array], Array], ...]:
     """The start of this name, or for "auto" all that the cost allows.
 
     The Gaussian start is optimal only for the squared distance. The entropic one requires a cost
@@ -72,7 +76,7 @@ def started_maps(
     return tuple(maps)
 
 
-def _has_conjugate(cost: Any) -> bool:
+def _has_conjugate(cost: Callable[..., Array]) -> bool:
     try:
         grad_conjugate(cost)
     except ValueError:
@@ -80,7 +84,9 @@ def _has_conjugate(cost: Any) -> bool:
     return True
 
 
-def nearest(maps: tuple[Any, ...], held_out: WeightedSamples) -> Any:
+def nearest(
+    maps: tuple[Callable[[Array], Array], ...], held_out: WeightedSamples
+) -> Callable[[Array], Array]:
     """The map whose images of held-out rows have the least energy distance from held-out y.
 
     The distance is averaged over problems "g k d". Entropic divergences of so few rows are
@@ -109,6 +115,7 @@ def _energy(
     """2 E|X − Y| − E|X − X′|, the energy distance without the term that depends only on y."""
     # Pairs of a row with itself, a share Σ a² of all, have distance zero: without them the mean
     # over pairs is unbiased.
-    a, b = (uniform_weights(z) if w is None else w for z, w in ((x, a), (y, b)))
-    across, within = (cost_matrix(Euclidean(), x, z) for z in (y, x))
+    a = uniform_weights(x) if a is None else a
+    b = uniform_weights(y) if b is None else b
+    across, within = cost_matrix(Euclidean(), x, y), cost_matrix(Euclidean(), x, x)
     return 2 * a @ across @ b - a @ within @ a / (1 - jnp.sum(a**2))
