@@ -491,6 +491,7 @@ def _frame_as_numpy(name: str, frame: Numbers) -> np.ndarray:
     columns = [frame[column].to_numpy() for column in frame.columns]
     if any(map(_is_beyond_double, columns)):
         whole = lambda column: column.dtype.kind in "iu"
+        # Extended precision holds both kinds.
         return np.stack(
             [
                 (column if whole(column) else _frame_as_numpy(name, frame[[label]])[:, 0]).astype(

@@ -143,6 +143,7 @@ class FixedWeights(_Stateless):
         """The empty state; checks the weights."""
         if self.weights is None:
             return ()
+        # The number of objectives is not known before.
         shape = jnp.asarray(self.weights).shape
         if shape != (num_objectives,):
             raise ValueError(

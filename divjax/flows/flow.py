@@ -229,6 +229,7 @@ class Flow:
             ImportError: if `progress` is True and tqdm is not installed.
         """
         check_run(num_steps, record_every, observe, tolerance)
+        # With progress, the same run in chunks, of which each continues the one before.
         if progress is not False:
             chunk = lambda state, length: self.run(
                 key,

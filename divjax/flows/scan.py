@@ -111,10 +111,12 @@ def _recorded_until(
         # The step that finds a small norm is not taken. Its values count all the same.
         return select(reached, state._replace(finite=later.finite), later), reached, info
 
+    # A branch, not a select: after the stop no step is computed.
     def rest(_: Array, carry: tuple[FlowState, Bool[Array, ""]]):
         move = lambda state, _: check_and_advance(state)[:2]
         return jax.lax.cond(carry[1], lambda *same: same, move, *carry)
 
+    # The first step of a stretch is the recorded one.
     def move(state: FlowState, _: Bool[Array, ""], last: History) -> Checked:
         observed = observe(state)
         later, reached, info = check_and_advance(state)
@@ -210,6 +212,7 @@ def report_progress(
         ValueError: if `progress` is neither a boolean nor a function.
         ImportError: if tqdm, which draws the bar, is not installed.
     """
+    # A function of the caller's own does the reporting.
     if callable(progress):
         call = progress
 
@@ -222,6 +225,7 @@ def report_progress(
         raise ValueError(
             f"progress must be True, False or a function; got {type(progress).__name__}."
         )
+    # Otherwise a bar, by a library that not every install has.
     try:
         from tqdm import tqdm
     except ImportError as error:
@@ -232,6 +236,7 @@ def report_progress(
     with tqdm(total=num_steps, unit="step") as bar:
 
         def report(history: History, length: int) -> None:
+            # A run of no steps has no last entry to show.
             if length:
                 values = " ".join(f"{float(value):.4g}" for value in history.values[-1])
                 norm = float(jnp.sqrt(history.squared_norm[-1]))

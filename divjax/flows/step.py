@@ -112,6 +112,7 @@ def first_variations(
     for index, (objective, carried) in enumerate(zip(objectives, state.objectives, strict=True)):
         variation, carried = objective(key, particles, masses, carried)
         gradient, _ = ravel_particles(variation.gradient)
+        # An objective of the caller's own may return anything. Another shape would broadcast.
         check_shape(f"objectives[{index}]'s value", variation.value)
         check_shape(f"objectives[{index}]'s potential", variation.potential, n)
         check_shape(f"objectives[{index}]'s gradient", gradient, n, d)

@@ -51,6 +51,7 @@ def checked_particles(particles: Numbers | PyTree[Numbers]) -> PyTree[Array]:
             f"got shape {particles.shape}. Particles of one feature are particles[:, None]; put "
             "other shapes in a pytree, such as a dictionary."
         )
+    # The leaves of a pytree share a leading axis, that of the particles.
     num_particles(particles)
     for leaf in jax.tree.leaves(particles):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
@@ -68,6 +69,7 @@ def check_objectives(objectives: Sequence[Objective]) -> None:
         )
     if len(objectives) == 0:
         raise ValueError("objectives must hold at least one objective; got none.")
+    # Both methods are called inside a scan, where an error would not name the objective.
     for index, objective in enumerate(objectives):
         name, hint = f"objectives[{index}]", "an objective such as flows.KL(log_prob)"
         check_provides(name, objective, ("entropy", "init", "__call__"), hint)
@@ -84,6 +86,7 @@ def check_velocity(velocity: Velocity, features: Callable[..., Array] | None) ->
     if features is None:
         return
     check_callable(features=features)
+    # Noise in the features' space has no pull-back to the particles.
     if velocity.diffuses:
         raise ValueError(
             f"features serve kernels and networks; {type(velocity).__name__} has neither."

@@ -376,6 +376,7 @@ def wkd_features(
     check_nonnegative_values(mean_weight=mean_weight)
     check_positive_values(floor=floor)
     check_count(1, grid=grid)
+    # Factorisations do not support half precision.
     if covariance == "full":
         check_full_precision("student", student)
         check_full_precision("teacher", teacher)

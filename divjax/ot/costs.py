@@ -57,6 +57,7 @@ def _floating(**points: ArrayLike) -> list[Array]:
     Differences of integers would overflow, and one feature would be broadcast to many.
     """
     arrays = [jnp.asarray(as_numbers(name, point)) for name, point in points.items()]
+    # A cost of two points would broadcast one feature against many.
     sizes = [array.shape[-1] if array.ndim else 0 for array in arrays]
     if len(set(sizes)) > 1:
         names = " and ".join(points)
@@ -508,6 +509,7 @@ def grad_conjugate(cost: Callable[..., Array]) -> Callable[[Array], Array]:
             "(SqEuclidean, EuclideanPower, PNormPower, or one with `h` and `grad_conjugate`); "
             f"got {type(cost).__name__}."
         )
+    # The conjugate's parameters are the cost's, and are differentiated through the tree.
     if jax.tree_util.all_leaves([cost]):
         raise ValueError(
             "a cost of one's own whose ∇h* is used must be a pytree: decorate the class "

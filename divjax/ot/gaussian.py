@@ -431,6 +431,7 @@ def gaussian_barycenter(
     k = means.shape[0]
     if weights is None:
         weights = jnp.ones(k)
+    # One dtype for all, so that NumPy's float64 does not widen JAX's arrays.
     dtype = jnp.result_type(float, means, covariances)
     means, covariances = jnp.asarray(means, dtype), jnp.asarray(covariances, dtype)
     weights = as_weights("weights", weights, k, dtype)

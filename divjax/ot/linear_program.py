@@ -160,6 +160,7 @@ def _solve_on_host(costs: Array, a: Array, b: Array) -> tuple[Array, Array, Arra
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, costs.dtype)
     outputs = shape(n, m), shape(n), shape(m), jax.ShapeDtypeStruct((), jnp.int32)
 
+    # In double precision on the host, whatever the arrays' dtype.
     def solve(costs: Array, a: Array, b: Array) -> tuple[np.ndarray, ...]:
         found = solve_program(*(np.asarray(array, np.float64) for array in (costs, a, b)))
         potentials = (np.asarray(array, outputs[0].dtype) for array in found[:3])

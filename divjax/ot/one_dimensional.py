@@ -72,6 +72,7 @@ def compiled_for_order(*static: str) -> Callable[[Callable[..., T]], Callable[..
     """
 
     def decorate(function: Callable[..., T]) -> Callable[..., T]:
+        # A Python number selects a closed form, hence a program of its own.
         of_number = jax.jit(function, static_argnames=("p", *static))
         of_array = jax.jit(function, static_argnames=static)
 
@@ -193,6 +194,7 @@ def is_valid(line: Line, p: ArrayLike) -> Bool[Array, ""]:
     valid = jnp.asarray(p) >= 1
     if not is_infinite(p):
         valid &= jnp.isfinite(jnp.asarray(p))
+    # Equal weights, which are None, are always valid.
     for weights in (line.a, line.b):
         if weights is not None:
             total = jnp.sum(weights)

@@ -114,6 +114,7 @@ def winsorised(
             outliers.
     """
     # The quantile of a normal variable, in standard deviations.
+    # The quantile's distance from the median in standard deviations of a Gaussian.
     deviations = float(scipy.stats.norm.ppf((1 + level) / 2))
     weights = jnp.full(len(rows), 1 / len(rows), rows.dtype) if weights is None else weights
 

@@ -153,6 +153,7 @@ def without_padding(rows: Float[Array, "n d"], weights: Float[Array, " n"] | Non
 
 def split(key: Key[Array, ""], samples: WeightedSamples) -> tuple[WeightedSamples, WeightedSamples]:
     """The training rows, in random order, and the held-out rows, with renormalised weights."""
+    # The samples are unpaired: each is split by a key of its own.
     x_key, y_key = jax.random.split(key)
     of_x = hold_out(x_key, samples.x.shape[0], samples.a)
     of_y = hold_out(y_key, samples.y.shape[0], samples.b)

@@ -544,6 +544,7 @@ def _diagnostics(fit: RatioFit) -> Diagnostics:
     # Ratios in units of the largest one, as e^u may overflow.
     largest = jnp.max(jnp.where(weights_q > 0, u_q, -jnp.inf))
     ratio = weights_q * jnp.exp(jnp.where(weights_q > 0, u_q - largest, -jnp.inf))
+    # Padding counts as log ratios of zero, which are finite and never the largest.
     rows = jnp.where(weights_p > 0, u_p, 0), jnp.where(weights_q > 0, u_q, 0)
     num_q = jnp.sum(weights_q > 0).astype(u_q.dtype)
     return Diagnostics(

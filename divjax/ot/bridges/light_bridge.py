@@ -79,6 +79,7 @@ def _about_the_means(
         check_full_precision(name, rows)
     dtype = jnp.result_type(*(rows for _, rows in centers_and_rows))
     # A shift of either end only adds a constant velocity to the bridge: the origins absorb it.
+    # Each end less its own mean, the origin in two parts for NumPy's float64.
     ends, origins = [], []
     for (center, rows), (name, weights) in zip(centers_and_rows, (("a", a), ("b", b)), strict=True):
         rows = jax.lax.stop_gradient(jnp.asarray(rows, dtype))

@@ -322,6 +322,7 @@ class SchrodingerBridge(Outcome):
     ) -> Float[Array, "steps+1 n d"]:
         size = 1 / num_steps
 
+        # Euler–Maruyama: the drift is constant over a step, the noise has the step's variance.
         def step(x: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
             key, t = inputs
             noise = jax.random.normal(key, x.shape, x.dtype)

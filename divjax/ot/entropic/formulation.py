@@ -80,6 +80,7 @@ class Formulation:
             self.a,
             self.columns,
             self.rows,
+            # Only translation-invariant quadratic costs have centres, and a linear term.
             None if self.centers is None else (self.centers[1], self.centers[0]),
             None if self.slope is None else -self.slope,
             self.offset,

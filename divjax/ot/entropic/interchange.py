@@ -57,11 +57,13 @@ def _cost_class() -> type:
 
 def potentials_to_ott(result: "SinkhornResult") -> "DualPotentials":
     """`ott.problems.linear.potentials.DualPotentials` of a result: `SinkhornResult.to_ott`."""
+    # Imported here, as most uses of this package do not need ott-jax.
     from ott.problems.linear import potentials
 
     pairs = result.problem.pairs
     if not isinstance(pairs, PointPairs):
         raise ValueError("to_ott needs a cost between points; this problem has a cost matrix.")
+    # Theirs are functions of one point, ours of rows.
     backward = result.transposed
     return potentials.DualPotentials(
         lambda x: result.potential(x[None])[0],

@@ -137,16 +137,19 @@ def iterate(
     # in memory through all iterations.
     problem, init = jax.lax.optimization_barrier(jax.lax.stop_gradient((problem, init)))
     solver = jax.lax.stop_gradient(solver)
+    # 1. The tolerance in units of mass, and all costs in memory if they fit.
     tolerance = None
     if solver.tolerance is not None:
         tolerance = problem.mass * jnp.asarray(solver.tolerance, problem.mass.dtype)
     problem = _with_costs_in_memory(problem)
+    # 2. Potentials to start from, by annealing if asked for.
     f, g = initial_potentials(problem, init, symmetric)
     count = jnp.asarray(0)
     if solver.annealing is not None:
         # One iteration is reserved for an error at the problem's own ε.
         most = solver.max_iterations - 1
         f, g, count = annealed(problem, solver.annealing, symmetric, f, g, most)
+    # 3. Chunks of iterations. Averaged updates are not over-relaxed.
     adaptive = solver.over_relaxation is None and not symmetric
     updates = Updates(problem, symmetric)
     run = _Run(updates, tolerance, solver.max_iterations, count, adaptive)
@@ -165,12 +168,15 @@ def _with_costs_in_memory(problem: Problem) -> Problem:
 
 def start(run: _Run, f: Array, g: Array, solver: Sinkhorn) -> SinkhornState:
     """The state before the first chunk."""
+    # Relaxed marginals have a best constant, which exact ones do not. One sample with itself has
+    # f = g, which a shift would break.
     if not run.updates.symmetric:
         f, g = recentered(run.problem, f, g)
     base, infinite = run.updates.base(f, g), jnp.asarray(jnp.inf, f.dtype)
     scalings = run.updates.start(base)
     omega = 1 if solver.over_relaxation is None else solver.over_relaxation
     first = run.updates.iterate(base, scalings, infinite)
+    # Of a fixed length: iterations not made stay NaN.
     errors = None
     if solver.record_errors:
         errors = jnp.full(run.max_iterations, jnp.nan, f.dtype)

@@ -54,6 +54,7 @@ class Sinkhorn:
 
     def __post_init__(self):
         check_positive(tolerance=self.tolerance, over_relaxation=self.over_relaxation)
+        # From ω = 2 on the iterations diverge.
         omega = self.over_relaxation
         if isinstance(omega, (int, float)) and not omega < 2:
             raise ValueError(f"over_relaxation must be a number in (0, 2); got {omega}.")
@@ -68,6 +69,7 @@ class Sinkhorn:
     def valid(self) -> Bool[Array, ""]:
         """Whether traced numbers are in range."""
         valid = jnp.array(True)
+        # An option that is None is not a number.
         if self.tolerance is not None:
             valid &= jnp.asarray(self.tolerance) > 0
         if self.annealing is not None:

@@ -81,6 +81,7 @@ def start_relaxation(omega: Float[Array, ""], first: Iterate) -> Relaxation:
     return Relaxation(
         omega=omega,
         max_omega=jnp.asarray(TUNING.max_omega, omega.dtype),
+        # The first chunk begins with its ω.
         warmed_up=jnp.array(True),
         stalled=zero,
         cooldown=zero,

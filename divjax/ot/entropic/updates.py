@@ -297,6 +297,7 @@ def _scan_blocks(
 ) -> tuple[T, PyTree[Array]]:
     """A scan over blocks of rows, padded with zeros."""
     n = rows[0].shape[0]
+    # A scan's blocks are of one size. The results of padding are cut off.
     count = -(-n // size)
 
     def cut(row):

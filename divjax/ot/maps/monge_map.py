@@ -178,6 +178,7 @@ class MongeMap:
         # Both require ∇h*: without one this raises.
         if self.structured or self.start == "entropic":
             grad_conjugate(self.cost)
+        # For other costs an optimal map has no symmetric Jacobian.
         squared = isinstance(self.cost, SqEuclidean)
         if self.symmetry_weight is not None and not (self.structured or squared):
             raise ValueError(
@@ -411,6 +412,7 @@ class MongeMap:
 
     def _objective(self, mean_cost: Array) -> MapObjective:
         """The objective in units of the cost, or 1 if samples are constant or not finite."""
+        # ε and the gap are in units of the mean cost, which coincident samples do not have.
         has_unit = (mean_cost > 0) & jnp.isfinite(mean_cost)
         mean_cost = jnp.where(has_unit, mean_cost, 1)
         gap_epsilon = None if self.gap_epsilon is None else mean_cost * self.gap_epsilon

@@ -87,6 +87,7 @@ class MapFit(Outcome):
         check_shape("z", points, "k", self.num_features)
         z = points if self.origins is None else self.origins.source.subtract(points)
         check_matrix(z=z)
+        # The network's inputs are the points' features and the context's.
         features = self.center.shape[0] - self.num_features
         if context is not None:
             rows = z.shape[:1] if jnp.ndim(context) == 2 else ()
