@@ -44,14 +44,14 @@ from divjax.core.types import status_of
 from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
 from divjax.ot.entropic.options import Sinkhorn, check_solver, check_solver_type
 from divjax.ot.maps.gap import KINDS
-from divjax.ot.maps.map_objective import MapBatch, MapObjective, MapTerms
+from divjax.ot.maps.map_objective import MapObjective
+from divjax.ot.maps.map_training import MapTrainer, held_out
 from divjax.ot.maps.network_map import MapFit
 from divjax.ot.maps.starts import STARTS, nearest, started_maps
 from divjax.ot.scales import cut_mean, mean_cost_within, winsorised
 from divjax.ot.weighted_samples import (
     Origins,
     WeightedSamples,
-    batch_of_rows,
     normalised,
     split,
     squares_are_unresolved,
@@ -63,9 +63,6 @@ __all__ = ["MongeMap"]
 
 # The limit on rows of each side that determine the output's unit.
 _FEW = 1024
-
-# A problem's held-out rows, the start's images of them, and the context.
-_HeldOut = tuple[WeightedSamples, Array, Array | None]
 
 _NO_DERIVATIVE = (
     "a fitted map has no derivatives in the numbers of its method: they go through hundreds of "
@@ -244,7 +241,6 @@ class MongeMap:
         """`fit` after its checks, relative to the samples' origins."""
         split_key, init_key, jitter_key, held_out_key, fit_key = jax.random.split(key, 5)
         train, held = jax.vmap(split, (None, 0))(split_key, samples)
-        x, y = train.x, train.y
 
         # The unit of costs, the start, and the network in units of the samples.
         pooled = _pooled(train)
@@ -253,68 +249,36 @@ class MongeMap:
         starts = started_maps(self.start, self.cost, self.epsilon, pooled, _pooled(held))
         start = nearest(starts, held)
         map_fit = self._map(init_key, start, mean_cost, pooled, context)
-        objective = self._objective(mean_cost)
         params = map_fit.params
         if self.structured and not isinstance(self.cost, SqEuclidean):
             # At F = 0 the slope of ∇h* may be infinite, which would rule out any step.
             params = _jittered(jitter_key, params)
         # The start is not trained: its images are computed once.
-        images, held_images = jax.lax.map(start, x), jax.lax.map(start, held.x)
-
-        # Two batches with rows in common would not be independent.
-        batches = 2 if self.independent_batches and x.shape[1] > 1 else 1
-        size = min(self.batch_size, x.shape[1] // batches, y.shape[1])
-
-        def loss(key: Key[Array, ""], params: PyTree[Array]) -> Float[Array, ""]:
-            which_key, x_key, y_key, direction_key = jax.random.split(key, 4)
-            which = jax.random.randint(which_key, (), 0, x.shape[0])
-            of_problem = lambda weights: None if weights is None else weights[which]
-            # Rows are drawn by their weights, and have equal weight in a batch. Both batches are
-            # parts of one draw, in which rows of equal weight are distinct.
-            rows = batch_of_rows(x_key, x.shape[1], batches * size, of_problem(train.a))
-            mapped = [(x[which, each], images[which, each]) for each in rows.reshape(batches, size)]
-            batch = MapBatch(
-                x=mapped[0][0],
-                started=mapped[0][1],
-                y=y[which, batch_of_rows(y_key, y.shape[1], size, of_problem(train.b))],
-                context=None if context is None else context[which],
-                other=mapped[1] if batches == 2 else None,
-            )
-            return objective.value(objective.terms(direction_key, map_fit, params, batch))
-
-        problems = held, held_images, context
-
+        trainer = MapTrainer(
+            objective=self._objective(mean_cost),
+            map_fit=map_fit,
+            train=train,
+            images=jax.lax.map(start, train.x),
+            context=context,
+            held=held_out(held, jax.lax.map(start, held.x), context, self.independent_batches),
+            held_out_key=held_out_key,
+            # Two batches with rows in common would not be independent.
+            num_batches=2 if self.independent_batches and train.x.shape[1] > 1 else 1,
+            batch_size=self.batch_size,
+        )
         # These terms do not depend on the map: they are solved once, rather than at every check.
-        def constant(problem: _HeldOut) -> MapTerms:
-            return objective.constants(*self._held_out_batch(*problem))
-
-        constants = jax.lax.map(constant, problems)
-
-        def evaluate(params: PyTree[Array]) -> MapTerms:
-            """The terms of held-out rows, averaged over problems."""
-
-            def one(problem: _HeldOut) -> MapTerms:
-                # One key for all checks: the asymmetry's directions are the same, so that only the
-                # parameters differ.
-                batch, *_ = self._held_out_batch(*problem)
-                return objective.terms(held_out_key, map_fit, params, batch)
-
-            terms = jax.lax.map(one, problems)
-            # With the constants these are the complete S and M, as reported.
-            means = jax.tree.map(lambda one, two: jnp.mean(one + two), terms, constants)
-            return means._replace(converged=jnp.all(terms.converged & constants.converged))
-
+        constants = trainer.constants()
         trained = fit(
             fit_key,
-            loss,
+            trainer.loss,
             params,
-            optimizer or adam_with_cosine(self.learning_rate, self.num_steps, x.dtype),
+            optimizer or adam_with_cosine(self.learning_rate, self.num_steps, train.x.dtype),
             num_steps=self.num_steps,
-            validate=lambda params: objective.value(evaluate(params)),
+            validate=lambda params: trainer.objective.value(trainer.validate(params, constants)),
             num_checks=self.num_checks,
         )
         # The best check's parameters, possibly those of the start.
-        terms = evaluate(trained.params)
+        terms = trainer.validate(trained.params, constants)
         finite = trained.finite & jnp.isfinite(terms.divergence) & jnp.isfinite(terms.gap)
         return dataclasses.replace(
             map_fit,
@@ -341,30 +305,6 @@ class MongeMap:
         weights = self.gap_weight, self.symmetry_weight
         ranges += [jnp.asarray(weight) >= 0 for weight in weights if weight is not None]
         return jnp.stack(ranges).all() & self.solver.valid
-
-    def _held_out_batch(
-        self, held: WeightedSamples, images: Array, context: Array | None
-    ) -> tuple[MapBatch, Array | None, Array | None]:
-        """One problem's held-out rows; for independent batches halves, and y's other half."""
-        x, y, a, b = held
-        if not self.independent_batches:
-            return MapBatch(x, images, y, context, None, a, b), None, None
-        # For an odd number the halves share a row.
-        first, second = slice(len(x) - len(x) // 2), slice(len(x) // 2, None)
-        # Validation uses the objective of training, with self terms between independent rows.
-        half = lambda weights, rows: None if weights is None else normalised(weights[rows])
-        y_first, y_second = slice(len(y) - len(y) // 2), slice(len(y) // 2, None)
-        batch = MapBatch(
-            x=x[first],
-            started=images[first],
-            y=y[y_first],
-            context=context,
-            other=(x[second], images[second]),
-            a=half(a, first),
-            b=half(b, y_first),
-            other_a=half(a, second),
-        )
-        return batch, y[y_second], half(b, y_second)
 
     def _map(
         self,
