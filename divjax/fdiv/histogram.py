@@ -126,10 +126,25 @@ def _edges(
         ends = jnp.nanmin(columns, axis=0), jnp.nanmax(columns, axis=0)
         result = jnp.linspace(*ends, num_bins + 1, axis=-1)
     else:
-        shares = jnp.linspace(0, 1, num_bins + 1, dtype=columns.dtype)
-        result = jnp.nanquantile(columns, shares, axis=0).T
+        result = _quantiles(columns, jnp.sum(used), num_bins).T
     # Interpolation between equal values may decrease by a rounding.
     return nan_unless(finite[:, None], jax.lax.cummax(result, axis=1))
+
+
+def _quantiles(
+    columns: Float[Array, "n d"], num_rows: Int[Array, ""], num_bins: int
+) -> Float[Array, "bins+1 d"]:
+    """The quantiles k/bins of the columns' first `num_rows` values in order, NaN last."""
+    ordered = jnp.sort(columns, axis=0)
+    # k (rows − 1)/bins in integers: a quantile that is a row's value is that value exactly. With
+    # rows − 1 = whole · bins + rest no product leaves the range of JAX's integers.
+    whole, rest = (num_rows - 1) // num_bins, (num_rows - 1) % num_bins
+    k = jnp.arange(num_bins + 1, dtype=rest.dtype)
+    below = k * whole + (k * rest) // num_bins
+    share = ((k * rest) % num_bins).astype(columns.dtype)[:, None] / num_bins
+    low, high = ordered[below], ordered[jnp.minimum(below + 1, columns.shape[0] - 1)]
+    # The row above the last one may be NaN.
+    return jnp.where(share > 0, low + share * (high - low), low)
 
 
 def counts(

@@ -136,7 +136,8 @@ def distinct_particles(
             default.
 
     Returns:
-        The count, or −1 for invalid traced masses, as an integer cannot be NaN.
+        The count, or −1 for invalid traced masses and for NaN in a particle that counts, as an
+        integer cannot be NaN.
 
     Raises:
         ValueError: if `particles` is not a matrix of numbers, or known masses are invalid.
@@ -158,6 +159,7 @@ def _num_distinct(
     particles: Float[Array, "n d"], alive: Bool[Array, " n"], known: Bool[Array, ""]
 ) -> Int[Array, ""]:
     n, d = particles.shape
+    known &= ~jnp.any(alive[:, None] & jnp.isnan(particles))
     # Zero-weight particles may hold NaN, which must not reach the tolerance or a comparison.
     x = living_rows(particles, alive.astype(particles.dtype))
     index = jnp.arange(n)

@@ -432,9 +432,12 @@ def _transport(
     # The two halves of the value are equal: the potentials are unique up to a shift.
     share = lambda weights, z: jnp.ones_like(z) / z.size if weights is None else weights
     # Shares first: masses times costs may leave the dtype's range.
-    weighted = lambda weights, z: jnp.sum(weights / jnp.sum(weights) * z)
+    part = lambda weights, z: jnp.where(weights > 0, weights / jnp.sum(weights) * z, 0)
+    weighted = lambda weights, z: jnp.sum(part(weights, z))
     shift = (weighted(share(line.b, y), g) - weighted(share(line.a, x), f)) / 2
-    status = status_of(converged=True, finite=jnp.isfinite(value), valid=valid)
+    # A cost of a row of weight zero may overflow on the path to the others.
+    finite = jnp.isfinite(value) & jnp.isfinite(shift)
+    status = status_of(converged=True, finite=finite, valid=valid)
     f = nan_unless(valid, f + shift).astype(dtype)
     g = nan_unless(valid, g - shift).astype(dtype)
     value, masses = value.astype(dtype), masses.astype(dtype)

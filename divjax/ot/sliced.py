@@ -155,7 +155,7 @@ def sliced_wasserstein(
 
     SW_p^p = E_θ W_p^p(θᵀx, θᵀy) with θ uniform on the sphere. The mean over drawn directions is an
     unbiased estimate of SW_p^p for the two samples, with a variance ∝ 1/num_projections. The
-    same key gives the same directions. `projected_wasserstein` gives the cost along each.
+    same key and dtype give the same directions. `projected_wasserstein` gives the cost along each.
 
     Time O(L (n + m)(d + log(n + m))) and memory O(L (n + m)) for L directions.
 

@@ -340,3 +340,20 @@ def test_series_and_lists():
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.ones((4, 2)))
+
+
+@pytest.mark.parametrize("num_bins", [3, 5, 7])
+def test_a_quantile_that_is_a_value_is_exact(num_bins):
+    """Every k-th of 45 + 1 ordered values: rounding of k/bins would put it into the bin below."""
+    values = jnp.asarray(np.random.default_rng(0).normal(size=9 * num_bins + 1), jnp.float32)
+    found = histogram.edges(values[:11], values[11:], num_bins=num_bins)
+    np.testing.assert_array_equal(found, np.sort(np.asarray(values))[::9])
+    with jax.enable_x64(True):
+        x = np.random.default_rng(1).normal(size=37)
+        expected = np.quantile(x, np.linspace(0, 1, num_bins + 1))
+        np.testing.assert_allclose(
+            histogram.edges(jnp.asarray(x[:9]), jnp.asarray(x[9:]), num_bins=num_bins),
+            expected,
+            rtol=1e-12,
+            atol=1e-14,
+        )

@@ -212,3 +212,10 @@ def test_distinct_particles_are_counted_up_to_rounding(d):
     # Not what is merely near: a thousandth of the spread.
     x[5] = x[2] + 1e-3
     assert count(jnp.asarray(x), jnp.asarray(weights)) == 7
+
+
+def test_a_particle_that_is_no_number_has_no_count():
+    x = jnp.arange(8.0).reshape(4, 2).at[1, 0].set(jnp.nan)
+    assert flows.distinct_particles(x) == -1
+    # Unless its mass is zero.
+    assert flows.distinct_particles(x, jnp.array([0.5, 0.0, 0.25, 0.25])) == 3

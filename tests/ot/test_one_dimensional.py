@@ -548,3 +548,14 @@ def test_potentials_do_not_depend_on_the_total_mass():
     assert jnp.isfinite(unit.f).all()
     np.testing.assert_allclose(heavy.f, unit.f, rtol=1e-6)
     np.testing.assert_allclose(heavy.g, unit.g, rtol=1e-6)
+
+
+def test_a_weightless_row_whose_cost_overflows():
+    x, y = np.random.default_rng(0).normal(size=(2, 20)).astype(np.float32)
+    weights = np.append(np.ones(20), 0).astype(np.float32)
+    plain = transport_1d(x, y)
+    right = transport_1d(np.append(x, np.float32(1e20)), y, weights)
+    np.testing.assert_allclose(right.f[:20], plain.f, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(right.g, plain.g, rtol=1e-4, atol=1e-5)
+    left = transport_1d(np.append(x, np.float32(-1e20)), y, weights)
+    assert left.status == Status.NOT_FINITE or jnp.isfinite(left.g).all()

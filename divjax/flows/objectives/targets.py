@@ -107,10 +107,13 @@ def target_rows(samples: PyTree[Array], particles: PyTree[Array]) -> TargetRows:
     check_same_features(y, x, ("samples", "particles"))
     # The center in two parts: the second is the rounding error of the first in the dtype.
     origin, rest = center.high, center.low
-    # JAX's samples of a wider type lose their offset before they are narrowed.
-    if jnp.finfo(y.dtype).bits > jnp.finfo(x.dtype).bits:
-        origin = common_center(y).astype(x.dtype)
-        y, rest = y - origin.astype(y.dtype), jnp.zeros_like(origin)
+    # Samples of a wider type lose what offset they have left before they are narrowed.
+    wide = y.dtype
+    if jnp.finfo(wide).bits > jnp.finfo(x.dtype).bits:
+        left = common_center(y)
+        whole = origin.astype(wide) + rest.astype(wide) + left
+        origin = whole.astype(x.dtype)
+        y, rest = y - left, whole - origin.astype(wide)
     y = y.astype(x.dtype)
     # At the origin the particles' grid has the width ε |origin|. If it is coarser than the samples'
     # spread, particles cannot move. NaN counts as resolved, and is flagged elsewhere.

@@ -53,7 +53,10 @@ class _WithKernel:
     def _resolve(
         self, x: Float[Array, "n p"], weights: Float[Array, " n"], state: PyTree
     ) -> tuple[Kernel, PyTree]:
-        """The kernel at the particles of nonzero weight, and the rule's next state."""
+        """The kernel at the particles of nonzero weight, and the rule's next state.
+
+        A rule takes no weights: copies of the others replace zero-weight particles, and count.
+        """
         return self.kernel.resolve(living_rows(x, weights), state)
 
 

@@ -180,3 +180,24 @@ def test_a_target_that_the_particles_cannot_resolve_is_flagged():
         state = objective.init(jax.random.key(0), x)
         variation, _ = objective(jax.random.key(1), x, jnp.full(4, 0.25), state)
         assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves(variation))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("kind", ["mmd", "sliced"])
+def test_half_precision_particles_see_where_the_samples_are(kind, dtype):
+    """NumPy's float64 beside them is the same target as the same numbers in float32."""
+    samples = np.random.default_rng(0).normal(5.0, 1.0, (50, 2)).astype(np.float16)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(20, 2)), dtype)
+    make = {
+        "mmd": lambda y: flows.MMD(y, kernels.Energy()),
+        "sliced": lambda y: flows.SlicedWasserstein(y, num_projections=64),
+    }[kind]
+
+    def value(y, x):
+        weights, objective = jnp.full(20, 1 / 20, x.dtype), make(y)
+        return float(objective(KEY, x, weights, objective.init(KEY, x))[0].value)
+
+    expected = value(jnp.asarray(samples, jnp.float32), x.astype(jnp.float32))
+    # Directions of slices depend on the dtype.
+    tolerance = 0.1 if kind == "mmd" else 0.2
+    np.testing.assert_allclose(value(samples.astype(float), x), expected, rtol=tolerance)
