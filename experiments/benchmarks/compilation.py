@@ -42,7 +42,7 @@ CALLS = {
     ),
     "monge_gap": "call = lambda x, y: ot.monge_gap(x, y, epsilon=1.0).value",
     "sliced_wasserstein": "call = lambda x, y: ot.sliced_wasserstein(key, x, y)",
-    "EntropicMap().fit": "call = lambda x, y: ot.EntropicMap().fit(key, x, y).transport(x)",
+    "EntropicMap().fit": "call = lambda x, y: ot.EntropicMap().fit(key, x, y)(x)",
     "LightSchrodingerBridge(5).fit": (
         "bridge = ot.LightSchrodingerBridge(5, epsilon=1.0)\n"
         "call = lambda x, y: bridge.fit(key, x, y).drift(x, 0.5)"

@@ -195,6 +195,16 @@ def _of_matrix(
     return _formulation(problem, a, b, rows, columns, None, None, None, replaced)
 
 
+@jax.jit
+def _slope_and_value(
+    cost: costs.SqEuclidean, shift: Float[Array, " d"]
+) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+    """∇h and h at the shift, constants to differentiation."""
+    # One program: operation by operation, the derivative takes longer than the iterations.
+    value, slope = jax.value_and_grad(cost.h)(shift)
+    return jax.lax.stop_gradient((slope, value))
+
+
 def _of_points(
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],
@@ -217,7 +227,7 @@ def _of_points(
     slope = offset = None
     if shift is not None:
         # With stopped centres δ is constant, and c(x, y) − h(x' − y') is linear in x' and y'.
-        slope, offset = jax.lax.stop_gradient((jax.grad(cost.h)(shift), cost.h(shift)))
+        slope, offset = _slope_and_value(cost, shift)
     # Costs of the library are finite. A function may forbid pairs, which requires a pass to detect.
     a_matched, b_matched = a, b
     if not hasattr(cost, "matrix") and penalties != (None, None):
