@@ -279,8 +279,27 @@ def loses_digits(*arrays: Unrounded) -> bool:
     return any(_is_wider(array, dtype) for array in arrays)
 
 
-# The largest rounding of a column in JAX's dtype, as a share of its spread.
-_LARGEST_ROUNDING = 1e-3
+# The largest rounding of NumPy's numbers in JAX's dtype, as a share of their spread.
+LARGEST_ROUNDING = 1e-3
+
+
+def rounding_and_spread(
+    given: np.ndarray, rounded: np.ndarray, axis: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The largest rounding of finite numbers, and their range, of all or along an axis.
+
+    Example:
+        >>> exact = np.array([1e8, 1e8 + 1])
+        >>> [float(number) for number in rounding_and_spread(exact, exact.astype(np.float32))]
+        [1.0, 1.0]
+    """
+    finite = np.isfinite(given) & np.isfinite(rounded)
+    # Numbers that are not finite are flagged elsewhere. Without others there is no spread.
+    exact = np.where(finite, given, 0).astype(float)
+    rounding = np.abs(exact - np.where(finite, rounded, 0).astype(float)).max(axis=axis)
+    largest = np.where(finite, exact, -np.inf).max(axis=axis)
+    smallest = np.where(finite, exact, np.inf).min(axis=axis)
+    return rounding, np.maximum(largest - smallest, 0)
 
 
 def check_distinguishable(name: str, rows: Numbers) -> None:
@@ -297,14 +316,10 @@ def check_distinguishable(name: str, rows: Numbers) -> None:
     if isinstance(given, jax.Array) or not given.ndim or not given.size:
         return
     dtype = _dtype_of(given)
-    with np.errstate(over="ignore", invalid="ignore"):
-        finite = np.isfinite(given) & np.isfinite(given.astype(dtype))
-        rounding = np.where(finite, np.abs(given - given.astype(dtype)), 0).max(axis=0)
-        spread = np.where(finite, given, -np.inf).max(axis=0) - np.where(finite, given, np.inf).min(
-            axis=0
-        )
+    with np.errstate(over="ignore"):
+        rounding, spread = rounding_and_spread(given, given.astype(dtype), axis=0)
     # A column of equal numbers has no differences to lose.
-    if ((spread > 0) & (rounding > _LARGEST_ROUNDING * spread)).any():
+    if ((spread > 0) & (rounding > LARGEST_ROUNDING * spread)).any():
         raise ValueError(
             f"{name} must differ in {dtype} too; subtract their offset, or enable float64."
         )

@@ -22,7 +22,14 @@ from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, number_pairs, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_traced, pytree
-from divjax.core.samples import Numbers, as_numbers, centered_samples, owned
+from divjax.core.samples import (
+    LARGEST_ROUNDING,
+    Numbers,
+    as_numbers,
+    centered_samples,
+    owned,
+    rounding_and_spread,
+)
 from divjax.core.types import Outcome, Status, status_of
 from divjax.fdiv.special import as_singles
 from divjax.inference.rank import beside, keep_order, midranks
@@ -249,10 +256,6 @@ def _permute(
     return _test(observed, null, rounding * jnp.abs(observed), valid)
 
 
-# The largest rounding of NumPy's numbers in JAX's dtype, as a share of the sample's spread.
-_LARGEST_ROUNDING = 1e-3
-
-
 def _as_rows(name: str, sample: Numbers) -> tuple[Array, bool]:
     """Numbers with a leading axis of rows, and whether the conversion rounds NumPy's too much.
 
@@ -278,11 +281,8 @@ def _as_rows(name: str, sample: Numbers) -> tuple[Array, bool]:
 
 def _is_rounded(given: np.ndarray, rows: np.ndarray) -> bool:
     """Whether finite numbers are off by more than a share of their spread."""
-    finite = np.isfinite(given) & np.isfinite(rows)
-    if not finite.any():
-        return False
-    exact, rounded = given[finite].astype(float), rows[finite].astype(float)
-    return bool(np.abs(exact - rounded).max() > _LARGEST_ROUNDING * np.ptp(exact))
+    rounding, spread = rounding_and_spread(given, rows)
+    return bool(rounding > LARGEST_ROUNDING * spread)
 
 
 def _row_permutation(

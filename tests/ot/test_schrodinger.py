@@ -376,7 +376,7 @@ def test_epsilon_is_a_leaf():
         (lambda x: bridge().sample_at(KEY, x, jnp.zeros(2)), r"t must have shape \(3,\)"),
         (lambda x: bridge().sde(KEY, x, 0), "num_steps must be an integer"),
         (lambda x: bridge().sample(0, x), "key must be one typed key"),
-        (lambda x: bridge().log_potential(x[0]), r"x1 must have shape \(n, 2\)"),
+        (lambda x: bridge().log_potential(x[0]), r"y must have shape \(n, 2\)"),
     ],
 )
 def test_bad_input_raises(call, message):

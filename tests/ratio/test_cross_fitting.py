@@ -424,7 +424,7 @@ def test_packs_leave_rows_without_weight_aside():
 @pytest.mark.parametrize(
     "dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.exhaustive)]
 )
-def test_tie_counts_find_a_lattice(dtype):
+def test_counts_of_duplicates_find_a_lattice(dtype):
     """A Gaussian rounded to tenths against itself: JS is a bit, and nothing else can see it."""
     with jax.enable_x64(dtype == jnp.float64):
         p, q = gaussians(20, 3000, 1500, d=2, shift=0.0, dtype=dtype)

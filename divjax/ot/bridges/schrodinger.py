@@ -159,14 +159,14 @@ class SchrodingerBridge(Outcome):
             check_shape(name, rows, "n", self.means.shape[1])
             check_matrix(**{name: rows})
 
-    def log_potential(self, x1: Float[Array, "n d"]) -> Float[Array, " n"]:
-        """The log v at the rows of x1.
+    def log_potential(self, y: Float[Array, "n d"]) -> Float[Array, " n"]:
+        """The log v at the rows of y.
 
         Args:
-            x1: points at time 1.
+            y: points at time 1.
         """
-        self._check(x1=x1)
-        return self._log_potential(self._relative(x1, 1))
+        self._check(y=y)
+        return self._log_potential(self._relative(y, 1))
 
     @jax.jit
     @jax.default_matmul_precision("highest")
@@ -175,14 +175,14 @@ class SchrodingerBridge(Outcome):
         terms = lambda y: mixture.log_terms(self._potential, y, self._epsilon)
         return self._by_blocks(lambda y: jax.nn.logsumexp(terms(y), axis=1), y)
 
-    def log_normalizer(self, x0: Float[Array, "n d"]) -> Float[Array, " n"]:
-        """The log c at the rows of x0.
+    def log_normalizer(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
+        """The log c at the rows of x.
 
         Args:
-            x0: points at time 0.
+            x: points at time 0.
         """
-        self._check(x0=x0)
-        return self._log_normalizer(self._relative(x0, 0))
+        self._check(x=x)
+        return self._log_normalizer(self._relative(x, 0))
 
     @jax.jit
     @jax.default_matmul_precision("highest")
@@ -191,14 +191,14 @@ class SchrodingerBridge(Outcome):
         return self._by_blocks(lambda x: jax.nn.logsumexp(terms(x), axis=1), x)
 
     @jax.default_matmul_precision("highest")
-    def conditional_plan(self, x0: Float[Array, "n d"]) -> ConditionalPlan:
-        """The distribution of the end given the start, for each row of x0, in O(n k d) memory.
+    def conditional_plan(self, x: Float[Array, "n d"]) -> ConditionalPlan:
+        """The distribution of the end given the start, for each row of x, in O(n k d) memory.
 
         Args:
-            x0: points at time 0.
+            x: points at time 0.
         """
-        self._check(x0=x0)
-        plan = self._relative_plan(self._relative(x0, 0))
+        self._check(x=x)
+        plan = self._relative_plan(self._relative(x, 0))
         # Weights and covariances do not depend on the origin of the ends.
         return plan._replace(means=self._center(1).add(plan.means))
 
@@ -210,16 +210,16 @@ class SchrodingerBridge(Outcome):
         means = mixture.times_rows(v.scales, x) + v.means
         return ConditionalPlan(log_weights, means, self._epsilon * v.scales)
 
-    def sample(self, key: Key[Array, ""], x0: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    def sample(self, key: Key[Array, ""], x: Float[Array, "n d"]) -> Float[Array, "n d"]:
         """An end for each start, drawn from the plan, without a gradient of the component's draw.
 
         Args:
             key: the key for the draws.
-            x0: points at time 0.
+            x: points at time 0.
         """
         key = own_key(key)
-        self._check(x0=x0)
-        return self._sample(key, self._relative(x0, 0))
+        self._check(x=x)
+        return self._sample(key, self._relative(x, 0))
 
     @jax.jit
     @jax.default_matmul_precision("highest")
@@ -245,28 +245,28 @@ class SchrodingerBridge(Outcome):
         return self._center(1).add(self._by_blocks(draw, x, gumbel, noise))
 
     def sample_at(
-        self, key: Key[Array, ""], x0: Float[Array, "n d"], t: Float[ArrayLike, "..."]
+        self, key: Key[Array, ""], x: Float[Array, "n d"], t: Float[ArrayLike, "..."]
     ) -> Float[Array, "n d"]:
         """A state at time t for each start, exactly: a Brownian bridge to an end from the plan.
 
         Args:
             key: the key for ends and bridges.
-            x0: points at time 0.
+            x: points at time 0.
             t: times in [0, 1], one for all or one for each row.
         """
         key = own_key(key)
         check_unit_interval(t=t)
         end_key, noise_key = jax.random.split(key)
-        x1 = self.sample(end_key, x0)
-        (x0,) = as_samples(x0=x0)
-        t = _time(t, x0.dtype)
-        check_shape("t", t, *((x0.shape[0],) if t.ndim else ()))
+        y = self.sample(end_key, x)
+        (x,) = as_samples(x=x)
+        t = _time(t, x.dtype)
+        check_shape("t", t, *((x.shape[0],) if t.ndim else ()))
         t = t.reshape(-1, 1)
         # Between fixed ends Brownian motion is normal about their chord, with variance t (1 − t) ε.
-        noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+        noise = jax.random.normal(noise_key, x.shape, x.dtype)
         # At the ends the deviation is zero, and has a derivative of zero.
         deviation = safe_sqrt(t * (1 - t) * self._epsilon)
-        return t * x1 + (1 - t) * x0 + deviation * noise
+        return t * y + (1 - t) * x + deviation * noise
 
     def drift(self, x: Float[Array, "n d"], t: Float[ArrayLike, ""]) -> Float[Array, "n d"]:
         """The drift g(x, t), so that dX = g(X, t) dt + √ε dW maps one distribution to the other.
@@ -295,30 +295,30 @@ class SchrodingerBridge(Outcome):
         return self._by_blocks(mean_velocity, x) + shift
 
     def sde(
-        self, key: Key[Array, ""], x0: Float[Array, "n d"], num_steps: int
+        self, key: Key[Array, ""], x: Float[Array, "n d"], num_steps: int
     ) -> Float[Array, "steps+1 n d"]:
-        """Paths of dX = g(X, t) dt + √ε dW from x0 to time 1, by Euler and Maruyama.
+        """Paths of dX = g(X, t) dt + √ε dW from x to time 1, by Euler and Maruyama.
 
         The error of the distribution at time 1 is O(1/num_steps); `sample` and `sample_at` are
         exact.
 
         Args:
             key: the key for the noise.
-            x0: points at time 0.
+            x: points at time 0.
             num_steps: the number of steps, of size 1/num_steps.
 
         Returns:
-            The states at times 0, 1/num_steps, …, 1, the first of them x0.
+            The states at times 0, 1/num_steps, …, 1, the first of them x.
         """
         key = own_key(key)
         check_count(1, num_steps=num_steps)
-        self._check(x0=x0)
-        (x0,) = as_samples(x0=x0)
-        return self._sde(key, x0, num_steps=num_steps)
+        self._check(x=x)
+        (x,) = as_samples(x=x)
+        return self._sde(key, x, num_steps=num_steps)
 
     @functools.partial(jax.jit, static_argnames="num_steps")
     def _sde(
-        self, key: Key[Array, ""], x0: Float[Array, "n d"], *, num_steps: int
+        self, key: Key[Array, ""], x: Float[Array, "n d"], *, num_steps: int
     ) -> Float[Array, "steps+1 n d"]:
         size = 1 / num_steps
 
@@ -329,6 +329,6 @@ class SchrodingerBridge(Outcome):
             x = x + size * self.drift(x, t) + jnp.sqrt(size * self._epsilon) * noise
             return x, x
 
-        times = jnp.arange(num_steps, dtype=x0.dtype) / num_steps
-        _, path = jax.lax.scan(step, x0, (jax.random.split(key, num_steps), times))
-        return jnp.concatenate([x0[None], path])
+        times = jnp.arange(num_steps, dtype=x.dtype) / num_steps
+        _, path = jax.lax.scan(step, x, (jax.random.split(key, num_steps), times))
+        return jnp.concatenate([x[None], path])
