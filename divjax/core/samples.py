@@ -254,13 +254,15 @@ def centered_samples(
         if _is_wider(sample, dtype)
     ]
     num_features = next(iter(checked.values())).shape[1]
+    if not double:
+        zero = jnp.zeros(num_features, dtype)
+        return Center(zero, zero), *(_rounded(sample, dtype) for sample in checked.values())
     point = np.zeros(num_features, np.longdouble if any(map(_is_extended, double)) else float)
-    if double:
-        rows = np.concatenate(double)
-        # A median is robust to outliers. A feature without a finite value has no center.
-        finite = np.where(np.isfinite(rows), rows, np.nan)
-        some = np.isfinite(rows).any(axis=0)
-        point[some] = np.nanmedian(finite[:, some], axis=0)
+    rows = np.concatenate(double)
+    # A median is robust to outliers. A feature without a finite value has no center.
+    finite = np.where(np.isfinite(rows), rows, np.nan)
+    some = np.isfinite(rows).any(axis=0)
+    point[some] = np.nanmedian(finite[:, some], axis=0)
     center = Center(*two_parts(point, dtype))
     # With a center of zero, samples are returned unchanged, bit for bit.
     if not point.any():
@@ -404,6 +406,8 @@ def two_parts(x: Unrounded, dtype: DTypeLike) -> tuple[Array, Array]:
 
 def _rounded(x: Unrounded, dtype: DTypeLike) -> Array:
     """As an array of JAX, which has no extended precision."""
+    if isinstance(x, jax.Array) and x.dtype == dtype and not jax.typeof(x).weak_type:
+        return x
     return jnp.asarray(x.astype(dtype) if _is_extended(x) else x, dtype)
 
 

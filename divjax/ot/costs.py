@@ -167,7 +167,9 @@ def cost_matrix(
     return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(x, y)
 
 
-def checked_cost(cost: Callable[..., Array], point: Float[Array, " d"]) -> Callable[..., Array]:
+def checked_cost(
+    cost: Callable[..., Array], samples: Float[Array, "... d"]
+) -> Callable[..., Array]:
     """A cost as a pytree whose leaves include the arguments a function is bound to or closes over.
 
     A cost of the library, or one with its attributes (`h`, `matrix`, …), is returned unchanged
@@ -175,7 +177,7 @@ def checked_cost(cost: Callable[..., Array], point: Float[Array, " d"]) -> Calla
 
     Args:
         cost: a cost, or a function of two points.
-        point: an example of the points that it takes.
+        samples: points that it takes; only their features and dtype matter.
 
     Raises:
         ValueError: if it is a class, not a function, or does not return a floating-point scalar.
@@ -184,9 +186,11 @@ def checked_cost(cost: Callable[..., Array], point: Float[Array, " d"]) -> Calla
     if isinstance(cost, type):
         raise ValueError(f"cost must be an instance; got the class {cost.__name__} itself.")
     cost = as_cost(cost)
-    check_scalar_output("cost", cost, point, point)
+    # The library's costs return a scalar, and refer to nothing but their leaves.
     if isinstance(cost, _OfMatrix):
         return cost
+    point = jax.ShapeDtypeStruct(samples.shape[-1:], samples.dtype)
+    check_scalar_output("cost", cost, point, point)
     traced = as_traced(cost, point, point)
     if not any(hasattr(cost, name) for name in _STRUCTURE):
         return traced

@@ -9,10 +9,16 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Numbers
+from divjax.core.samples import Center
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
-from divjax.ot.entropic.formulate import check_epsilon, formulate, formulate_self
+from divjax.ot.entropic.formulate import (
+    CheckedPoints,
+    center_alone,
+    check_points,
+    check_self,
+    formulate_points,
+)
 from divjax.ot.entropic.formulation import Formulation
 from divjax.ot.entropic.initial import given_potentials
 from divjax.ot.entropic.options import Sinkhorn, check_solver
@@ -61,9 +67,8 @@ def self_transport(
     solver: Sinkhorn,
 ) -> SinkhornResult:
     """`sinkhorn(x, x, a, a)` by averaged symmetric updates, which take few iterations."""
-    check_epsilon(epsilon)
-    formulation = formulate_self(x, a, epsilon, cost, None, solver.block_size)
-    return solve(formulation, None, solver, symmetric=True)
+    given = check_self(x, a, epsilon, cost, solver.block_size)
+    return solve(formulate_points(given), None, solver, symmetric=True)
 
 
 def sinkhorn_divergence(
@@ -126,26 +131,47 @@ def sinkhorn_divergence(
     if init is not None and (not isinstance(init, tuple) or len(init) != 4):
         raise ValueError("init must be the four `potentials` of a `SinkhornDivergenceResult`.")
     check_solver(solver)
-    formulation = formulate(x, y, a, b, epsilon, cost, marginal_penalty, solver.block_size)
+    given = check_points(x, y, a, b, epsilon, cost, marginal_penalty, solver.block_size)
+    alone = tuple(
+        center_alone(rows, weights, given.cost, given.samples[0].dtype)
+        for rows, weights in zip((x, y), given.weights, strict=True)
+    )
+    return _solve_three(given, alone, init, solver)
+
+
+@jax.jit
+def _solve_three(
+    given: CheckedPoints,
+    alone: tuple[tuple[tuple[Center] | None, Array], ...],
+    init: tuple[Array, ...] | None,
+    solver: Sinkhorn,
+) -> SinkhornDivergenceResult:
+    """The divergence, with each sample also centred for the problem with itself."""
+    formulation = formulate_points(given)
     problem = formulation.problem
     # Both potentials of a self problem are equal.
     start = (None,) * 3 if init is None else (init[:2], (init[2],) * 2, (init[3],) * 2)
 
-    def self_term(
-        side: int, points: Numbers, weights: Array, after: SinkhornResult
-    ) -> SinkhornResult:
+    def self_term(side: int, after: SinkhornResult) -> SinkhornResult:
+        points, sample = alone[side]
         # A self term takes ε from the problem between x and y, also if it is relative to the costs
         # there, and the penalty of its own side for both marginals.
-        penalty = problem.penalties[side]
-        options = problem.epsilon, cost, (penalty, penalty), solver.block_size
-        # Uniform weights may be traced by now; the first problem recorded that none is zero.
-        own = formulate_self(points, weights, *options, vanishing=formulation.replaced[side])
-        own = _ordered_after(own, after)
+        own = CheckedPoints(
+            samples=(sample,),
+            weights=((formulation.a, formulation.b)[side],),
+            points=points,
+            epsilon=problem.epsilon,
+            cost=given.cost,
+            penalties=(problem.penalties[side],) * 2,
+            block_size=given.block_size,
+            vanishing=(formulation.replaced[side],) * 2,
+        )
+        own = _ordered_after(formulate_points(own), after)
         return solve(own, given_potentials(own, start[1 + side]), solver, symmetric=True)
 
     xy = solve(formulation, given_potentials(formulation, start[0]), solver)
-    xx = self_term(0, x, formulation.a, xy)
-    yy = self_term(1, y, formulation.b, xx)
+    xx = self_term(0, xy)
+    yy = self_term(1, xx)
     # With relaxed marginals the plans' masses differ. Without this term the divergence of a from a
     # rescaled a would have the wrong limit for ε → ∞.
     masses = jnp.sum(formulation.a) - jnp.sum(formulation.b)

@@ -27,13 +27,21 @@ from divjax.core.checks import (
     check_positive_values,
     check_scalar,
 )
-from divjax.core.samples import Numbers, as_samples, as_weights, centered_samples
+from divjax.core.pytrees import pytree, static
+from divjax.core.samples import Center, Numbers, as_samples, as_weights, centered_samples
 from divjax.ot import costs
 from divjax.ot.entropic.formulation import Formulation, ShiftedCenter
 from divjax.ot.entropic.problem import MatrixPairs, PointPairs, Problem
 from divjax.ot.entropic.schedules import Relative, resolved_epsilon
 
-__all__ = ["check_epsilon", "formulate", "formulate_self"]
+__all__ = [
+    "CheckedPoints",
+    "center_alone",
+    "check_points",
+    "check_self",
+    "formulate",
+    "formulate_points",
+]
 
 # Pairs up to which the matrices of costs and of the plan are materialised: 128 MiB each in float32.
 DENSE_PAIRS_CPU = 2**25
@@ -47,6 +55,32 @@ _Penalty = ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None
 _Pair = tuple[Array | None, Array | None]
 
 
+@pytree
+class CheckedPoints:
+    """Two samples, or one with itself, and what belongs to them, checked and in one dtype.
+
+    Attributes:
+        samples: x and y, or one sample, less `points`.
+        weights: their weights, None for uniform ones.
+        points: which NumPy's precision requires to be subtracted: one of each sample, for a
+            quadratic cost and exact marginals, one of both, or None if costs depend on positions.
+        epsilon: ε, possibly relative to the costs.
+        cost: a pytree with leaves of the dtype.
+        penalties: ρ of both marginals.
+        block_size: rows of costs in memory, or None.
+        vanishing: whether weights of x, and of y, may be zero.
+    """
+
+    samples: tuple[Array, ...]
+    weights: tuple[Array | None, ...]
+    points: tuple[Center, ...] | None
+    epsilon: ArrayLike | Relative
+    cost: Callable[..., Array]
+    penalties: _Pair
+    block_size: int | None = static()
+    vanishing: tuple[bool, bool] = static()
+
+
 def formulate(
     x: Numbers,
     y: Numbers,
@@ -58,93 +92,96 @@ def formulate(
     block_size: int | None,
 ) -> Formulation:
     """The problem of two samples or of a cost matrix, checked, in one dtype."""
+    if not (hasattr(cost, "shape") or isinstance(cost, (list, tuple))):
+        return formulate_points(
+            check_points(x, y, a, b, epsilon, cost, marginal_penalty, block_size)
+        )
     check_epsilon(epsilon)
-    if hasattr(cost, "shape") or isinstance(cost, (list, tuple)):
-        if x is not None or y is not None:
-            raise ValueError("x and y must be None where cost is a matrix.")
-        if not isinstance(cost, (list, tuple)) and (len(cost.shape) != 2 or 0 in cost.shape):
-            raise ValueError(
-                f"cost must be a non-empty matrix of shape (n, m); got shape {cost.shape}."
-            )
-        (cost,) = as_samples(cost=cost)
-        penalties = _penalties(marginal_penalty, cost.dtype)
-        # Only exact marginals need equal masses.
-        n, m = cost.shape
-        a, b, vanishing = _weights(a, b, n, m, cost.dtype, penalties == (None, None))
-        return _of_matrix(cost, a, b, epsilon, penalties, block_size, vanishing)
+    if x is not None or y is not None:
+        raise ValueError("x and y must be None where cost is a matrix.")
+    if not isinstance(cost, (list, tuple)) and (len(cost.shape) != 2 or 0 in cost.shape):
+        raise ValueError(
+            f"cost must be a non-empty matrix of shape (n, m); got shape {cost.shape}."
+        )
+    (cost,) = as_samples(cost=cost)
+    penalties = _penalties(marginal_penalty, cost.dtype)
+    n, m = cost.shape
+    a, b, vanishing = _weights(a, b, n, m, cost.dtype, penalties)
+    a, b = _with_uniform((a, b), (n, m), cost.dtype)
+    return _of_matrix(cost, a, b, epsilon, penalties, block_size, vanishing)
+
+
+def check_points(
+    x: Numbers,
+    y: Numbers,
+    a: Numbers | None,
+    b: Numbers | None,
+    epsilon: ArrayLike | Relative,
+    cost: Callable[..., Array],
+    marginal_penalty: _Penalty,
+    block_size: int | None,
+) -> CheckedPoints:
+    """The arguments of a problem of two samples, checked. Only here is NumPy's precision known."""
+    check_epsilon(epsilon)
     cost = costs.as_cost(cost)
     check_callable(cost=cost)
-    # These give dtype and sizes; NumPy's double precision is still needed below.
     typed_x, typed_y = as_samples(x=x, y=y)
     dtype = typed_x.dtype
     penalties = _penalties(marginal_penalty, dtype)
-    sizes = len(typed_x), len(typed_y)
-    a, b, vanishing = _weights(a, b, *sizes, dtype, penalties == (None, None))
+    a, b, vanishing = _weights(a, b, len(typed_x), len(typed_y), dtype, penalties)
     # Read before the cost's leaves become arrays, which are traced under `jit`.
     quadratic = getattr(cost, "quadratic", False)
     cost = _typed_cost(cost, typed_x)
     if not getattr(cost, "translation_invariant", False):
         # Other costs depend on absolute positions.
-        sides = typed_x, typed_y, a, b
-        return _of_points(*sides, epsilon, cost, penalties, block_size, vanishing, None, None)
-    # The samples share a centre, unless linear terms can absorb the difference.
-    shift = None
-    if penalties == (None, None) and quadratic:
-        # This minimises the costs. The change is linear in x' and y': constant for exact marginals,
-        # but not for relaxed ones.
-        x, center_x = _centered_sample(x, a, dtype, vanishing[0])
-        y, center_y = _centered_sample(y, b, dtype, vanishing[1])
-        shift = center_x.difference(center_y)
+        x, y, points = typed_x, typed_y, None
+    elif penalties == (None, None) and quadratic:
+        # Centring each sample by itself minimises the costs. The change is linear in x' and y':
+        # constant for exact marginals, but not for relaxed ones.
+        (point_x, x), (point_y, y) = _centered(x, a, dtype), _centered(y, b, dtype)
+        points = point_x, point_y
     else:
         point, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
-        means = _weighted_mean(x, a, vanishing[0]), _weighted_mean(y, b, vanishing[1])
-        # The midpoint of the means. A translation of both samples changes no cost, so its gradient
-        # is stopped.
-        mean = jax.lax.stop_gradient((means[0] + means[1]) / 2)
-        center_x = center_y = ShiftedCenter(point, mean)
-        x, y = x - mean, y - mean
-    sides, centers = (x, y, a, b), (center_x, center_y)
-    return _of_points(*sides, epsilon, cost, penalties, block_size, vanishing, centers, shift)
+        points = (point,)
+    numbers = (x, y), (a, b), points, epsilon, cost, penalties
+    return CheckedPoints(*numbers, block_size=block_size, vanishing=vanishing)
 
 
-def formulate_self(
-    x: Float[Array, "n d"],
+def check_self(
+    x: Numbers,
     a: Numbers | None,
     epsilon: ArrayLike | Relative,
     cost: Callable[..., Array],
-    penalty: _Penalty,
     block_size: int | None,
-    vanishing: bool | None = None,
-) -> Formulation:
-    """The problem of a sample with itself, both sides one array, with ε already checked.
-
-    `vanishing` overrides the test for weights of zero.
-    """
+) -> CheckedPoints:
+    """The arguments of a balanced problem of a sample with itself, checked."""
+    check_epsilon(epsilon)
     cost = costs.as_cost(cost)
     check_callable(cost=cost)
     (typed,) = as_samples(x=x)
-    penalties = _penalties(penalty, typed.dtype)
-    a, _, seen = _weights(a, a, len(typed), len(typed), typed.dtype, False)
-    vanishing = seen[0] if vanishing is None else vanishing
-    cost, centers = _typed_cost(cost, typed), None
-    if getattr(cost, "translation_invariant", False):
-        # Both sides have the same mean: linear terms vanish for every cost and penalty.
-        typed, center = _centered_sample(x, a, typed.dtype, vanishing)
-        centers = center, center
-    sides, both = (typed, typed, a, a), (vanishing, vanishing)
-    return _of_points(*sides, epsilon, cost, penalties, block_size, both, centers, None)
+    a, _, (vanishing, _) = _weights(a, None, len(typed), len(typed), typed.dtype, (None, None))
+    cost = _typed_cost(cost, typed)
+    points, sample = center_alone(x, a, cost, typed.dtype)
+    numbers = (sample,), (a,), points, epsilon, cost, (None, None)
+    return CheckedPoints(*numbers, block_size=block_size, vanishing=(vanishing, vanishing))
 
 
-def _centered_sample(
-    x: Numbers, a: Array, dtype: DTypeLike, vanishing: bool
-) -> tuple[Array, ShiftedCenter]:
-    """A sample relative to its own weighted mean."""
+def center_alone(
+    x: Numbers, a: Array | None, cost: Callable[..., Array], dtype: DTypeLike
+) -> tuple[tuple[Center] | None, Array]:
+    """The point of a sample with itself, None if its costs depend on positions, and the sample."""
+    if not getattr(cost, "translation_invariant", False):
+        (typed,) = as_samples(x=x)
+        return None, typed.astype(dtype)
+    # Both sides have the same mean: linear terms vanish for every cost and penalty.
+    point, x = _centered(x, a, dtype)
+    return (point,), x
+
+
+def _centered(x: Numbers, a: Array | None, dtype: DTypeLike) -> tuple[Center, Array]:
+    """A point that NumPy's precision requires to be subtracted, and the sample less that point."""
     point, x = centered_samples({"x": a}, x=x)
-    x = x.astype(dtype)
-    # The mean is added back in closed form, so results do not depend on it and its gradient is
-    # stopped.
-    mean = jax.lax.stop_gradient(_weighted_mean(x, a, vanishing))
-    return x - mean, ShiftedCenter(point, mean)
+    return point, x.astype(dtype)
 
 
 def check_epsilon(epsilon: ArrayLike | Relative) -> None:
@@ -196,53 +233,68 @@ def _of_matrix(
 
 
 @jax.jit
-def _slope_and_value(
-    cost: costs.SqEuclidean, shift: Float[Array, " d"]
-) -> tuple[Float[Array, " d"], Float[Array, ""]]:
-    """∇h and h at the shift, constants to differentiation."""
-    # One program: operation by operation, the derivative takes longer than the iterations.
-    value, slope = jax.value_and_grad(cost.h)(shift)
-    return jax.lax.stop_gradient((slope, value))
+def formulate_points(given: CheckedPoints) -> Formulation:
+    """The problem of two samples, or of one with itself.
 
-
-def _of_points(
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    a: Array,
-    b: Array,
-    epsilon: ArrayLike | Relative,
-    cost: Callable[..., Array],
-    penalties: _Pair,
-    block_size: int | None,
-    vanishing: tuple[bool, bool],
-    centers: tuple[ShiftedCenter, ShiftedCenter] | None,
-    shift: Array | None,
-) -> Formulation:
-    """The problem of two centred samples, where x and y may be the same array.
-
-    `shift` is the difference of the centres if each sample has its own.
+    One program: operation by operation, it takes longer than many a problem's iterations.
     """
     # Both sides of a self problem remain one array.
-    own = x is y and a is b
+    own = len(given.samples) == 1
+    x, y = given.samples * 2 if own else given.samples
+    weights = given.weights * 2 if own else given.weights
+    a, b = _with_uniform(weights, (len(x), len(y)), x.dtype)
+    cost, penalties, vanishing = given.cost, given.penalties, given.vanishing
+    x, y, centers = _centered_by_means(x, y, a, b, given.points, vanishing, own)
     slope = offset = None
-    if shift is not None:
+    if centers is not None and given.points is not None and len(given.points) == 2:
         # With stopped centres δ is constant, and c(x, y) − h(x' − y') is linear in x' and y'.
-        slope, offset = _slope_and_value(cost, shift)
+        shift = centers[0].difference(centers[1])
+        offset, slope = jax.lax.stop_gradient(jax.value_and_grad(cost.h)(shift))
     # Costs of the library are finite. A function may forbid pairs, which requires a pass to detect.
     a_matched, b_matched = a, b
     if not hasattr(cost, "matrix") and penalties != (None, None):
-        a_matched, b_matched = _matched_by(cost, x, y, a, b, penalties, block_size)
+        a_matched, b_matched = _matched_by(cost, x, y, a, b, penalties, given.block_size)
     replaced = vanishing[0] or a_matched is not a, vanishing[1] or b_matched is not b
     row_of, column_of = _representatives(replaced, a_matched, b_matched)
     # A row of weight zero may be NaN, which multiplication by zero would not remove from sums.
     solved_x = x if row_of is None else jnp.where((a_matched > 0)[:, None], x, x[row_of])
     solved_y = y if column_of is None else jnp.where((b_matched > 0)[:, None], y, y[column_of])
     pairs = PointPairs(solved_x, solved_x if own else solved_y, cost)
-    sides = a_matched, b_matched, epsilon, penalties, block_size
+    sides = a_matched, b_matched, given.epsilon, penalties, given.block_size
     problem = _problem(pairs, *sides, not hasattr(cost, "matrix"))
     rows = _with_finite(x, a, row_of)
     columns = _with_finite(y, b, column_of)
     return _formulation(problem, a, b, rows, columns, centers, slope, offset, replaced)
+
+
+def _centered_by_means(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    a: Array,
+    b: Array,
+    points: tuple[Center, ...] | None,
+    vanishing: tuple[bool, bool],
+    own: bool,
+) -> tuple[Array, Array, tuple[ShiftedCenter, ShiftedCenter] | None]:
+    """The samples relative to their means, or to the midpoint of these, and the centres.
+
+    Results do not depend on the centres, whose effect is added back in closed form or is none, so
+    their gradient is stopped.
+    """
+    if points is None:
+        return x, y, None
+    mean_x = jax.lax.stop_gradient(_weighted_mean(x, a, vanishing[0]))
+    if own:
+        center = ShiftedCenter(points[0], mean_x)
+        x = x - mean_x
+        return x, x, (center, center)
+    mean_y = jax.lax.stop_gradient(_weighted_mean(y, b, vanishing[1]))
+    if len(points) == 1:
+        middle = (mean_x + mean_y) / 2
+        center = ShiftedCenter(points[0], middle)
+        return x - middle, y - middle, (center, center)
+    centers = ShiftedCenter(points[0], mean_x), ShiftedCenter(points[1], mean_y)
+    return x - mean_x, y - mean_y, centers
 
 
 def _problem(
@@ -368,7 +420,7 @@ def _typed_cost(cost: Callable[..., Array], x: Float[Array, "n d"]) -> Callable[
         floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
         return jnp.asarray(leaf, x.dtype) if floating else leaf
 
-    return jax.tree.map(typed, costs.checked_cost(cost, x[0]))
+    return jax.tree.map(typed, costs.checked_cost(cost, x))
 
 
 def _penalties(marginal_penalty: _Penalty, dtype: DTypeLike) -> _Pair:
@@ -386,24 +438,32 @@ def _penalties(marginal_penalty: _Penalty, dtype: DTypeLike) -> _Pair:
 
 
 def _weights(
-    a: Numbers | None, b: Numbers | None, n: int, m: int, dtype: DTypeLike, balanced: bool
-) -> tuple[Array, Array, tuple[bool, bool]]:
-    """Both weights, by default uniform with the other's mass, and whether any may be zero."""
+    a: Numbers | None, b: Numbers | None, n: int, m: int, dtype: DTypeLike, penalties: _Pair
+) -> tuple[Array | None, Array | None, tuple[bool, bool]]:
+    """The given weights, checked, and whether any may be zero."""
     a = None if a is None else as_weights("a", a, n, dtype)
     b = None if b is None else as_weights("b", b, m, dtype)
     concrete = [w for w in (a, b) if w is not None and not isinstance(w, Tracer)]
-    if balanced and len(concrete) == 2:
+    # Only exact marginals need equal masses.
+    if penalties == (None, None) and len(concrete) == 2:
         # Summed in double precision, as sums of many float32 weights differ by their rounding.
         sums = [float(np.asarray(w, np.float64).sum()) for w in concrete]
         rounding = float(jnp.finfo(dtype).eps)
         if abs(sums[0] - sums[1]) > max(1e-4, 4 * rounding) * max(sums):
             raise ValueError(f"a and b must have the same sum; got {sums[0]} and {sums[1]}.")
-    # Uniform weights take the mass of the given side, so that a balanced problem has a plan.
+    return a, b, (_may_vanish(a), _may_vanish(b))
+
+
+def _with_uniform(
+    weights: tuple[Array | None, ...], sizes: tuple[int, ...], dtype: DTypeLike
+) -> tuple[Array, Array]:
+    """Both weights, by default uniform with the other's mass, so that a balanced plan exists."""
+    a, b = weights
     given = a if a is not None else b
     mass = jnp.ones((), dtype) if given is None else jnp.sum(given)
+    n, m = sizes
     uniform = lambda size: jnp.full(size, mass / size, dtype)
-    vanishing = _may_vanish(a), _may_vanish(b)
-    return uniform(n) if a is None else a, uniform(m) if b is None else b, vanishing
+    return uniform(n) if a is None else a, uniform(m) if b is None else b
 
 
 def _block_rows(n: int, m: int, block_size: int | None) -> int:

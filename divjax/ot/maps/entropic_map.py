@@ -173,7 +173,7 @@ class EntropicMap:
         key = own_key(key)
         self._check_numbers()
         samples, origins = weighted_samples(x, y, a, b, apart=isinstance(self.cost, SqEuclidean))
-        checked_cost(self.cost, samples.x[0])
+        checked_cost(self.cost, samples.x)
         return self._fit(*split(key, samples), origins)
 
     def fit_split(

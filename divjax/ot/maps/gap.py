@@ -10,6 +10,7 @@ weights, and M the gap of the samples themselves, zero for the best assignment:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -23,7 +24,7 @@ from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, Unrounded, as_numbers, as_samples, as_weights
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean, paired_costs
-from divjax.ot.entropic.divergence import sinkhorn_divergence
+from divjax.ot.entropic.divergence import SinkhornDivergenceResult, sinkhorn_divergence
 from divjax.ot.entropic.options import Sinkhorn, check_solver
 from divjax.ot.entropic.problem import PointPairs
 from divjax.ot.entropic.result import SinkhornResult
@@ -166,17 +167,24 @@ def _gap_between(
     check_callable(cost=cost)
     # Costs are linear in the mass, entropies are not.
     a, mass = _shares_and_mass(a, rows)
+    solve = sinkhorn_divergence if kind == "debiased" else sinkhorn
+    solution = solve(x, images, a, a, epsilon=epsilon, cost=cost, solver=solver)
+    return _gap(solution, jnp.asarray(mass, rows.dtype), kind=kind)
 
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _gap(
+    solution: SinkhornResult | SinkhornDivergenceResult, mass: Array, *, kind: str
+) -> MongeGapResult:
+    """The gap from the solution between a sample and its images, times their mass."""
     # 1. The cost of transport between centred samples, without the cost of the shift.
-    if kind == "debiased":
-        divergence = sinkhorn_divergence(x, images, a, a, epsilon=epsilon, cost=cost, solver=solver)
-        result, status = divergence.xy, divergence.status
+    if isinstance(solution, SinkhornDivergenceResult):
+        result = solution.xy
         # Self terms are centred by their own mean and contain no shift.
-        transport = result.centered_value - (divergence.xx.value + divergence.yy.value) / 2
+        transport = result.centered_value - (solution.xx.value + solution.yy.value) / 2
     else:
-        result = sinkhorn(x, images, a, a, epsilon=epsilon, cost=cost, solver=solver)
-        problem, status = result.problem, result.status
-        entropic = kind == "entropic"
+        result, entropic = solution, kind == "entropic"
+        problem = result.problem
         # OT_ε less ε times this is the estimate: 2 H(a) for the entropic one, KL(P‖a⊗a) for ⟨P, C⟩.
         entropy = 2 * jnp.sum(entr(problem.a)) if entropic else _plan_divergence(result)
         transport = result.centered_value - problem.epsilon * entropy
@@ -192,7 +200,7 @@ def _gap_between(
         mass * value,
         mass * (displacement + shift_cost),
         mass * (transport + shift_cost),
-        status,
+        solution.status,
     )
 
 

@@ -223,7 +223,7 @@ class MongeMap:
         check_scalar(gap_epsilon=self.gap_epsilon, symmetry_weight=self.symmetry_weight)
         samples, origins = _problems(x, y, a, b, context)
         # Arrays in a function's closure become leaves, which may be traced.
-        cost = checked_cost(self.cost, samples.x[0, 0])
+        cost = checked_cost(self.cost, samples.x)
         method = refuse_derivatives(dataclasses.replace(self, cost=cost), _NO_DERIVATIVE)
         found = method._fit(key, samples, context, optimizer=optimizer)
         # The fit is relative to the origins, which the map subtracts and adds.
