@@ -1,7 +1,7 @@
 """The training loop of every learned estimator, a scan over optimizer steps, and its batches."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,9 @@ class Training(NamedTuple):
 
     Attributes:
         params: the parameters after the last step or, with validation, of the best check.
-        optimizer_state: the optax state after the last step. Without validation, `fit` can continue
-            from both.
+        optimizer_state: the optax state after the last step.
+        loss_state: the loss's own state after the last step, None without one. Without validation,
+            `fit` can continue from these three.
         losses: the loss before each step.
         validation: the validation loss at each check, the first before any step; empty without
             validation.
@@ -43,6 +44,7 @@ class Training(NamedTuple):
 
     params: PyTree[Array]
     optimizer_state: optax.OptState
+    loss_state: PyTree[Array]
     losses: Float[Array, " steps"]
     validation: Float[Array, " checks"]
     finite: Bool[Array, ""]
@@ -50,12 +52,13 @@ class Training(NamedTuple):
 
 def fit(
     key: Key[Array, ""],
-    loss: Callable[[Key[Array, ""], PyTree[Array]], Float[Array, ""]],
+    loss: Callable[..., Any],
     params: PyTree[Array],
     optimizer: optax.GradientTransformation,
     *,
     num_steps: int,
     optimizer_state: optax.OptState | None = None,
+    loss_state: PyTree[Array] | None = None,
     validate: Callable[[PyTree[Array]], Float[Array, ""]] | None = None,
     num_checks: int = 20,
 ) -> Training:
@@ -63,11 +66,12 @@ def fit(
 
     Args:
         key: split into one key per step.
-        loss: `(key, params) -> scalar`.
+        loss: `(key, params) -> scalar`, or with a state `(key, params, state) -> (scalar, state)`.
         params: the initial parameters.
         optimizer: any optax transformation.
         num_steps: the number of steps, with validation rounded up to a multiple of the checks.
         optimizer_state: the state of an earlier fit to continue, by default a fresh one.
+        loss_state: what the loss carries from step to step, such as a moving average, if anything.
         validate: `params -> scalar`. The parameters with the least value are carried along and
             returned. The initial ones are among them, and non-finite values never win.
         num_checks: the number of evaluations after the initial one, at most one per step.
@@ -87,18 +91,25 @@ def fit(
     """
     state = optimizer.init(params) if optimizer_state is None else optimizer_state
 
+    def with_state(key, params, loss_state):
+        if loss_state is None:
+            return loss(key, params), None
+        return loss(key, params, loss_state)
+
     def step(carry, key):
-        params, state = carry
-        value, gradient = jax.value_and_grad(loss, argnums=1)(key, params)
+        params, state, loss_state = carry
+        differentiated = jax.value_and_grad(with_state, argnums=1, has_aux=True)
+        (value, loss_state), gradient = differentiated(key, params, loss_state)
         # Optimizers count their steps by integers, and multiply by them.
         with jax.numpy_dtype_promotion("standard"):
             updates, state = optimizer.update(gradient, state, params)
             params = optax.apply_updates(params, updates)
-        return (params, state), value
+        return (params, state, loss_state), value
 
+    moving = params, state, loss_state
     if validate is None:
         keys = jax.random.split(key, num_steps)
-        (params, state), losses = jax.lax.scan(step, (params, state), keys)
+        (params, state, loss_state), losses = jax.lax.scan(step, moving, keys)
         validation = jnp.zeros(0, losses.dtype)
     else:
         num_checks = min(num_checks, num_steps)
@@ -116,12 +127,13 @@ def fit(
 
         # The initial parameters are a candidate: a fit that only gets worse returns them.
         start = validate(params)
-        carry = (params, state), params, jnp.where(jnp.isfinite(start), start, jnp.inf)
-        ((_, state), params, _), (losses, values) = jax.lax.scan(block, carry, keys)
+        carry = moving, params, jnp.where(jnp.isfinite(start), start, jnp.inf)
+        (moving, params, _), (losses, values) = jax.lax.scan(block, carry, keys)
+        _, state, loss_state = moving
         losses, validation = losses.ravel(), jnp.append(start, values)
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((params, losses))])
     return refuse_derivatives(
-        Training(params, state, losses, validation, finite.all()),
+        Training(params, state, loss_state, losses, validation, finite.all()),
         "what is trained by an optimizer is not differentiated with respect to its data and "
         "hyper-parameters: Adam's first step has no finite derivative. Stop the gradients of what "
         "training depends on, or compare values.",

@@ -168,7 +168,8 @@ def _whiten(p: Normal, q: Normal) -> _Whitened:
     p_covariance, q_covariance = jnp.asarray(p.covariance, dtype), jnp.asarray(q.covariance, dtype)
     p_root, q_root = _root(p_covariance), _root(q_covariance)
     valid = p_root.valid & q_root.valid & jnp.isfinite(jnp.stack([p_mean, q_mean])).all()
-    # A large offset shared by both means cancels in the first parts. The rests keep it accurate.
+    # A large offset shared by both means cancels in the first parts. Their rounding errors keep the
+    # difference accurate.
     shift = (p_mean - q_mean) + (p_rest - q_rest)
     if p_covariance.ndim == q_covariance.ndim == 1:
         # Two features of variance zero agree if their means do.

@@ -294,13 +294,13 @@ class AffineMap:
         matrix: A, symmetric, or its diagonal "d" if A is diagonal.
         source: the mean of the source.
         target: the mean of the target.
-        rests: the rounding errors of the means, for float64 from NumPy far from zero.
+        means_low: the rounding errors of the means, for float64 from NumPy far from zero.
     """
 
     matrix: Float[Array, " d"] | Float[Array, "d d"]
     source: Float[Array, " d"]
     target: Float[Array, " d"]
-    rests: tuple[Float[Array, " d"], Float[Array, " d"]] | None = None
+    means_low: tuple[Float[Array, " d"], Float[Array, " d"]] | None = None
 
     def __repr__(self) -> str:
         return summary(self)
@@ -309,10 +309,10 @@ class AffineMap:
         """The images of the rows of x."""
         if jnp.shape(x)[-1:] != self.source.shape:
             raise ValueError(f"x must have {self.source.size} features; got shape {jnp.shape(x)}.")
-        if self.rests is None:
+        if self.means_low is None:
             return self.target + self._linear(x - self.source)
         # Float64 points from NumPy are centred before rounding.
-        source, target = map(Center, (self.source, self.target), self.rests)
+        source, target = map(Center, (self.source, self.target), self.means_low)
         rows = x if hasattr(x, "dtype") else np.asarray(x)
         centered = source.subtract(rows.reshape(-1, self.source.size))
         return target.add(self._linear(centered)).reshape(rows.shape)

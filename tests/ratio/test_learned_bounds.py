@@ -154,7 +154,7 @@ def test_mine_averages_over_the_steps_of_a_stream():
     first = bound.stream(jax.random.key(0), sample)
     fit = bound.stream(jax.random.key(1), sample, first.training)
     u_q = np.asarray(fit.critic.at_pairs(jnp.concatenate([x, y], axis=1), 5)[1])
-    _, state = fit.training[0]
+    state = fit.training.bound
     np.testing.assert_allclose(state.log_normalizer, np.log(np.exp(u_q).mean()), rtol=1e-4)
     np.testing.assert_allclose(state.weight, 1 - 0.7**8, rtol=1e-5)
     assert fit.u_q.shape == (1, 6, 5)

@@ -35,7 +35,7 @@ from divjax.ot.weighted_samples import (
 __all__ = ["LightSchrodingerBridge"]
 
 # The limit on rows for the start, and the initial ε there as a share of the data's scale.
-_START_ROWS, _WARMEST = 2**14, 0.5
+_START_ROWS, _INITIAL_EPSILON = 2**14, 0.5
 # Newton's steps for the weights per step of the fit, and the step size of the averaged moments.
 _BALANCE_STEPS, _LAST_STEP_SIZE = 16, 0.25
 # A component with fewer rows of either end is not changed.
@@ -204,44 +204,61 @@ class LightSchrodingerBridge:
     @jax.jit
     @jax.default_matmul_precision("highest")
     def _fit(
-        self, key: Key[Array, ""], ends: _Ends, origins: Array, rests: Array
+        self, key: Key[Array, ""], ends: _Ends, origins: Array, origins_low: Array
     ) -> SchrodingerBridge:
         """`fit` of samples less their means, after its checks."""
         dtype = ends[0].x.dtype
         epsilon, ridge = jnp.asarray(self.epsilon, dtype), jnp.asarray(self.ridge, dtype)
-        # The mean square of each feature, to which the ridge is relative, and of all.
-        squares = [end.mean(end.x**2) for end in ends]
-        size = jnp.sqrt(jnp.mean(squares[0]) * jnp.mean(squares[1]))
+        # The mean square of each feature, to which the ridge is relative.
+        squares = ends[0].mean(ends[0].x ** 2), ends[1].mean(ends[1].x ** 2)
         least = jnp.finfo(dtype).tiny ** 0.5
         variance_floor = ridge * squares[1] + least
-        # A target whose variance is too small is below that floor.
+
+        scale = jnp.sqrt(jnp.mean(squares[0]) * jnp.mean(squares[1]))
+        start = self._anneal(key, ends, scale, epsilon, variance_floor)
+        v, losses, imbalance = self._refine(start, ends, epsilon, variance_floor)
+
+        # A target whose variance is too small is below the floor.
         resolved = jnp.all((squares[1] == 0) | (squares[1] > 1e3 * least))
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((v, losses))])
+        valid = (epsilon > 0) & (ridge >= 0)
+        status = status_of(converged=True, resolved=resolved, finite=finite.all(), valid=valid)
+        return SchrodingerBridge(epsilon, *v, origins, losses, imbalance, status, origins_low)
 
-        # Annealing of ε on some of the rows: both ends depend on each other, and full steps may
-        # overshoot for small ε.
+    def _anneal(
+        self, key: Key[Array, ""], ends: _Ends, scale: Array, epsilon: Array, variance_floor: Array
+    ) -> _Descent:
+        """From clusters of y, steps on some of the rows at an ε that decreases from the scale's.
+
+        Both ends depend on each other, and full steps may overshoot for small ε.
+        """
         cluster_key, *row_keys = jax.random.split(key, 3)
-        few = _some_rows(row_keys[0], ends[0]), _some_rows(row_keys[1], ends[1])
-        warm = jnp.maximum(_WARMEST * size, epsilon)
-        cooling = epsilon * (warm / epsilon) ** jnp.linspace(1, 0, self.num_steps, dtype=dtype)
+        subsample = _some_rows(row_keys[0], ends[0]), _some_rows(row_keys[1], ends[1])
+        initial_epsilon = jnp.maximum(_INITIAL_EPSILON * scale, epsilon)
+        fractions = jnp.linspace(1, 0, self.num_steps, dtype=epsilon.dtype)
+        epsilons = epsilon * (initial_epsilon / epsilon) ** fractions
         # 2/(i + 2) is one at first, so that the initial zero moments are not part of the averages.
-        sizes = jnp.maximum(2 / (jnp.arange(self.num_steps, dtype=dtype) + 2), _LAST_STEP_SIZE)
-        v = self._start(cluster_key, few, warm, variance_floor)
-        unassigned = jnp.zeros((1, self.num_potentials), dtype)
+        counts = jnp.arange(self.num_steps, dtype=epsilon.dtype)
+        step_sizes = jnp.maximum(2 / (counts + 2), _LAST_STEP_SIZE)
+        v = self._start(cluster_key, subsample, initial_epsilon, variance_floor)
+        unassigned = jnp.zeros((1, self.num_potentials), epsilon.dtype)
         zero = mixture.component_moments(ends[0].x[:1], unassigned, self.covariance == "full")
-        start = self._descend(v, (zero, zero), few, cooling, sizes, variance_floor)
+        return self._descend(v, (zero, zero), subsample, epsilons, step_sizes, variance_floor)
 
-        # At ε itself on all rows, keeping the best of all steps.
-        steady = jnp.full_like(cooling, epsilon), jnp.full_like(sizes, _LAST_STEP_SIZE)
-        descent = self._descend(start.last, start.averages, ends, *steady, variance_floor)
+    def _refine(
+        self, start: _Descent, ends: _Ends, epsilon: Array, variance_floor: Array
+    ) -> tuple[mixture.Potential, Array, Array]:
+        """Steps at ε itself on all rows: the best parameters, all losses, and the imbalance."""
+        epsilons = jnp.full(self.num_steps, epsilon)
+        step_sizes = jnp.full_like(epsilons, _LAST_STEP_SIZE)
+        descent = self._descend(
+            start.last, start.averages, ends, epsilons, step_sizes, variance_floor
+        )
         # A loss is computed before its step: the last parameters still need one.
         v, _, last, _ = self._balanced(descent.last, ends, epsilon)
         v = select(last < descent.lowest, v, descent.best)
         v, _, loss, imbalance = self._balanced(v, ends, epsilon)
-        losses = jnp.append(descent.losses, loss)
-        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((v, losses))])
-        valid = (epsilon > 0) & (ridge >= 0)
-        status = status_of(converged=True, resolved=resolved, finite=finite.all(), valid=valid)
-        return SchrodingerBridge(epsilon, *v, origins, losses, imbalance, status, rests)
+        return v, jnp.append(descent.losses, loss), imbalance
 
     def _balanced(
         self, v: mixture.Potential, samples: _Ends, epsilon: Array

@@ -96,7 +96,7 @@ class SchrodingerBridge(Outcome):
         imbalance: the total variation between the components' masses computed from either end, zero
             at a stationary point of the objective.
         status: `Status.CONVERGED`, or the reason for the fit's failure.
-        rests: the rounding errors of the origins, for float64 from NumPy far from zero.
+        origins_low: the rounding errors of the origins, for float64 from NumPy far from zero.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -115,7 +115,7 @@ class SchrodingerBridge(Outcome):
     losses: Float[Array, " steps+1"] | None = None
     imbalance: ArrayLike = 0.0
     status: Int[ArrayLike, ""] = int(Status.CONVERGED)
-    rests: Float[Array, "2 d"] | None = None
+    origins_low: Float[Array, "2 d"] | None = None
 
     def __post_init__(self):
         check_positive(epsilon=self.epsilon)
@@ -140,7 +140,9 @@ class SchrodingerBridge(Outcome):
         # A straight line from o₀ to o₁, along which a bridge between shifted ends is shifted.
         between = lambda ends: (1 - t) * ends[0] + t * ends[1]
         origins = zero if self.origins is None else self.origins
-        return Center(between(origins), between(zero if self.rests is None else self.rests))
+        return Center(
+            between(origins), between(zero if self.origins_low is None else self.origins_low)
+        )
 
     def _relative(self, x: Numbers, t: ArrayLike) -> Float[Array, "n d"]:
         """States at time t relative to the origin there."""

@@ -7,13 +7,12 @@ any Jensen–Shannon divergence, which is not a bound.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 import scipy  # its parts are loaded where they are used
-from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core.checks import (
@@ -45,6 +44,18 @@ __all__ = [
     "DivergenceBound",
     "MutualInformationBound",
 ]
+
+
+class TrainingState(NamedTuple):
+    """What training carries from step to step: parameters, states of the optimizer and the bound.
+
+    `bound` is None for a bound without a state.
+    """
+
+    params: PyTree[Array]
+    optimizer: optax.OptState
+    bound: PyTree[Array]
+
 
 Sampler = Callable[[Key[Array, ""]], tuple[Float[Array, "b d"], Float[Array, "c e"]]]
 
@@ -80,7 +91,7 @@ class BoundFit:
         values: values of the training bound on the validation rows, before the first step and at
             each check; for a stream, on the batch of each step.
         finite: whether training stayed finite.
-        training: parameters and the optimizer's state, from which `stream` continues.
+        training: parameters and the states of optimizer and bound, from which `stream` continues.
     """
 
     critic: Critic
@@ -88,7 +99,7 @@ class BoundFit:
     u_q: Float[Array, "g m *k"]
     values: Float[Array, " checks"]
     finite: Bool[Array, ""]
-    training: PyTree[Array]
+    training: "TrainingState"
 
     __repr__ = summary
 
@@ -288,13 +299,13 @@ class DivergenceBound:
             return rows_x[row_batch(key_x, n, size)], rows_y[row_batch(key_y, m, size)]
 
         def validate(params: PyTree[Array]) -> Float[Array, ""]:
-            values = self._evaluate(critic.replace(params[0]), *validation)
+            values = self._evaluate(critic.replace(params), *validation)
             # All groups pooled: the bias of a bound depends on its sample size.
             return -self._value(*_ungrouped(*values))
 
         trained = self._train(fit_key, critic, draw, self._start(critic), validate)
-        critic = critic.replace(trained.params[0])
-        state = trained.params, trained.optimizer_state
+        critic = critic.replace(trained.params)
+        state = TrainingState(trained.params, trained.optimizer_state, trained.loss_state)
         # Values far from the training rows are arbitrary. Clipping to the range at the validation
         # rows gives another critic, hence still a bound.
         known = jnp.concatenate([u.ravel() for u in self._evaluate(critic, *validation)])
@@ -306,7 +317,7 @@ class DivergenceBound:
         u_p, u_q = nan_unless(valid, u_p), nan_unless(valid, u_q)
         return BoundFit(critic, u_p, u_q, -trained.validation, trained.finite, state)
 
-    def init(self, key: Key[Array, ""], sample: Sampler) -> PyTree[Array]:
+    def init(self, key: Key[Array, ""], sample: Sampler) -> TrainingState:
         """An untrained critic with the states of optimizer and bound, from which `stream` starts.
 
         Args:
@@ -317,7 +328,7 @@ class DivergenceBound:
         return self._start(self._unscaled(sample).init(key))
 
     def stream(
-        self, key: Key[Array, ""], sample: Sampler, start: PyTree[Array] | None = None
+        self, key: Key[Array, ""], sample: Sampler, start: TrainingState | None = None
     ) -> BoundFit:
         """Train on fresh batches at each step, and evaluate on `num_groups` more.
 
@@ -348,13 +359,13 @@ class DivergenceBound:
         critic = self._unscaled(sample)
         start = self.init(init_key, sample) if start is None else start
         trained = self._train(fit_key, critic, sample, start)
-        critic = critic.replace(trained.params[0])
+        critic = critic.replace(trained.params)
         # Fresh batches, one per group, replace held-out rows.
         u_p, u_q = jax.lax.map(
             lambda key: self._values(critic, *sample(key)),
             jax.random.split(held_out_key, self.num_groups),
         )
-        state = trained.params, trained.optimizer_state
+        state = TrainingState(trained.params, trained.optimizer_state, trained.loss_state)
         return BoundFit(critic, u_p, u_q, -trained.losses, trained.finite, state)
 
     def _centered(self, x: Numbers, y: Numbers) -> tuple[Center, Array, Array]:
@@ -411,9 +422,6 @@ class DivergenceBound:
         """The values of all groups, evaluated sequentially."""
         return jax.lax.map(lambda group: self._values(critic, *group), (x, y))
 
-    def _bound_state(self, dtype: DTypeLike) -> PyTree[Array]:
-        return self.train.init(dtype) if hasattr(self.train, "init") else ()
-
     def _value(self, u_p: Array, u_q: Array) -> Array:
         """The value of the bound to be maximised. A state affects only its gradient."""
         if hasattr(self.train, "init"):
@@ -421,41 +429,35 @@ class DivergenceBound:
         return self.train(u_p, u_q)
 
     def _optimizer(self) -> optax.GradientTransformation:
-        adam = optax.adam(jnp.asarray(self.learning_rate))
-        return optax.partition({"critic": adam, "bound": optax.sgd(1.0)}, ("critic", "bound"))
+        return optax.adam(jnp.asarray(self.learning_rate))
 
-    def _start(self, critic: Critic) -> PyTree[Array]:
-        params = critic.params, self._bound_state(critic.shift.dtype)
-        return params, self._optimizer().init(params)
+    def _start(self, critic: Critic) -> TrainingState:
+        bound = self.train.init(critic.shift.dtype) if hasattr(self.train, "init") else None
+        return TrainingState(critic.params, self._optimizer().init(critic.params), bound)
 
     def _train(
         self,
         key: Key[Array, ""],
         critic: Critic,
         draw: Sampler,
-        state: PyTree[Array],
+        start: TrainingState,
         validate: Callable[[PyTree[Array]], Float[Array, ""]] | None = None,
     ) -> Training:
-        def loss(key: Key[Array, ""], params: PyTree[Array]) -> Float[Array, ""]:
-            network, bound_state = params
-            u_p, u_q = self._values(critic.replace(network), *draw(key))
-            if not hasattr(self.train, "init"):
-                return -self.train(u_p, u_q)
-            value, new = self.train(u_p, u_q, jax.lax.stop_gradient(bound_state))
-            # Training updates by gradients alone. These terms are zero, with the gradient
-            # old − new: a step of unit length replaces the old state by the new one.
-            change = lambda old, new: jnp.sum((old - jax.lax.stop_gradient(old)) * (old - new))
-            update = jax.tree.map(change, bound_state, new)
-            return -value + sum(jax.tree.leaves(update))
+        def loss(key: Key[Array, ""], params: PyTree[Array], *state: PyTree[Array]):
+            values = self._values(critic.replace(params), *draw(key))
+            if not state:
+                return -self.train(*values)
+            value, new = self.train(*values, *state)
+            return -value, new
 
-        params, optimizer_state = state
         return fit(
             key,
             loss,
-            params,
+            start.params,
             self._optimizer(),
             num_steps=self.num_steps,
-            optimizer_state=optimizer_state,
+            optimizer_state=start.optimizer,
+            loss_state=start.bound,
             validate=validate,
             num_checks=self.num_checks,
         )
