@@ -435,7 +435,6 @@ def _transport(
     part = lambda weights, z: jnp.where(weights > 0, weights / jnp.sum(weights) * z, 0)
     weighted = lambda weights, z: jnp.sum(part(weights, z))
     shift = (weighted(share(line.b, y), g) - weighted(share(line.a, x), f)) / 2
-    # A cost of a row of weight zero may overflow on the path to the others.
     finite = jnp.isfinite(value) & jnp.isfinite(shift)
     status = status_of(converged=True, finite=finite, valid=valid)
     f = nan_unless(valid, f + shift).astype(dtype)
@@ -445,15 +444,33 @@ def _transport(
 
 
 def line_potentials(line: Line, path: Staircase, p: ArrayLike) -> tuple[Array, Array]:
-    """Potentials with f ⊕ g ≤ c, and equality all along the path, with f zero at its start."""
+    """Potentials with f ⊕ g ≤ c, equality all along the path, and f zero at its median mass.
+
+    Those of rows of weight zero beyond all others may overflow, and change no others.
+    """
     costs = distance_power(line.x[path.rows] - line.y[path.columns], p)
     # From one entry of the path to the next, either the row or the column changes. Its potential
     # changes with the cost, so that f_i + g_j = c_ij on the whole path.
     step = jnp.diff(costs, prepend=costs[:1])
     row_moves = jnp.diff(path.rows, prepend=path.rows[:1]) != 0
-    f = jnp.cumsum(jnp.where(row_moves, step, 0))
-    g = costs[0] + jnp.cumsum(jnp.where(row_moves, 0, step))
+    cumulated = jnp.cumsum(path.masses)
+    middle = jnp.argmax(cumulated >= cumulated[-1] / 2)
+    f = _summed_from(middle, jnp.where(row_moves, step, 0))
+    g = costs[middle] + _summed_from(middle, jnp.where(row_moves, 0, step))
     # Along a row f is constant, so the order of writes does not matter.
     return jnp.zeros_like(line.x).at[path.rows].set(f), jnp.zeros_like(line.y).at[path.columns].set(
         g
     )
+
+
+def _summed_from(middle: Int[Array, ""], steps: Float[Array, " k"]) -> Float[Array, " k"]:
+    """The sum of the steps between one entry and each other, outwards from the one.
+
+    At the ends of the line may be outliers, in whose costs those of all others would be rounded
+    away.
+    """
+    after = jnp.arange(steps.size) > middle
+    forwards = jnp.cumsum(jnp.where(after, steps, 0))
+    # The step at an entry leads there from the one before it.
+    backwards = jnp.append(jnp.where(after, 0, steps)[1:], 0)
+    return forwards - jnp.cumsum(backwards[::-1])[::-1]

@@ -232,7 +232,9 @@ def _frank_wolfe(
     share = rho_b / (rho_a + rho_b)
 
     def log_masses(potentials: _Potentials) -> tuple[Array, Array]:
-        return log_a - potentials.f / rho_a, log_b - potentials.g / rho_b
+        # The potential of a row of weight zero may be infinite.
+        of_x = jnp.where(line.a == 0, -jnp.inf, log_a - potentials.f / rho_a)
+        return of_x, jnp.where(line.b == 0, -jnp.inf, log_b - potentials.g / rho_b)
 
     def translated(potentials: _Potentials) -> _Potentials:
         """Potentials with the best constant, at which both marginals have the same mass."""

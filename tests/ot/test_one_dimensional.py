@@ -559,3 +559,37 @@ def test_a_weightless_row_whose_cost_overflows():
     np.testing.assert_allclose(right.g, plain.g, rtol=1e-4, atol=1e-5)
     left = transport_1d(np.append(x, np.float32(-1e20)), y, weights)
     assert left.status == Status.NOT_FINITE or jnp.isfinite(left.g).all()
+
+
+@pytest.mark.parametrize("p", [1, 2, 3.0])
+@pytest.mark.parametrize("far", [-1e30, -1e20, -1e4, -100, 100, 1e20])
+def test_padding_at_either_end_of_the_line(far, p):
+    """Weightless rows to the left lead to the others: their costs must not be part of sums."""
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=30), generator.normal(size=25) + 1
+    padded, a, b = np.append(x, far), np.append(np.full(30, 1 / 30), 0), np.full(25, 1 / 25)
+    x, y, padded, a, b = (jnp.asarray(each, jnp.float32) for each in (x, y, padded, a, b))
+    for found, alone in (
+        (transport_1d(padded, y, a, b, p=p), transport_1d(x, y, p=p)),
+        (
+            unbalanced_1d(padded, y, a, b, marginal_penalty=1.0, p=p),
+            unbalanced_1d(x, y, marginal_penalty=1.0, p=p),
+        ),
+    ):
+        assert int(found.status) == Status.CONVERGED
+        np.testing.assert_allclose(found.value, alone.value, rtol=1e-5)
+        np.testing.assert_allclose(found.f[:-1], alone.f, atol=1e-5)
+        np.testing.assert_allclose(found.g, alone.g, atol=1e-5)
+
+
+def test_potentials_beside_an_outlier_keep_their_digits():
+    """A row of little weight far to the left: equality holds on the plan of all other rows."""
+    generator = np.random.default_rng(1)
+    x, y = generator.normal(size=30), generator.normal(size=30) + 1
+    x[0], a = -1e5, np.full(30, 1.0)
+    a[0] = 1e-6
+    found = transport_1d(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), jnp.asarray(a))
+    rows, columns = np.asarray(found.rows), np.asarray(found.columns)
+    near = (np.asarray(found.masses) > 0) & (x[rows] > -1e4)
+    sums = np.asarray(found.f, float)[rows] + np.asarray(found.g, float)[columns]
+    np.testing.assert_allclose(sums[near], ((x[rows] - y[columns]) ** 2)[near], atol=1e-4)
