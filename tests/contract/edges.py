@@ -13,8 +13,8 @@ import pytest
 
 from tests.contract.promises import KEY, WEIGHTS, D, N, Promises, X, assert_close, floats
 
-# A particle without weight may hold any of these.
-ANYTHING = {"nan": np.nan, "inf": np.inf, "far": 1e8}
+# A particle without weight may hold any of these: on the left as well, where sums begin on the line.
+ANYTHING = {"nan": np.nan, "inf": np.inf, "far": 1e8, "left": -1e4}
 
 
 class Edges(Promises):

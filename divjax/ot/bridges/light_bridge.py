@@ -331,7 +331,7 @@ class LightSchrodingerBridge:
         scales = jnp.broadcast_to(scale, centers.shape)
         scales = scales if self.covariance == "diagonal" else jax.vmap(jnp.diag)(scales)
         v = mixture.Potential(jnp.zeros_like(centers[:, 0]), centers, scales)
-        n = end.x.shape[0]
+        n = end.x.shape[0] if end.shares is None else jnp.sum(end.shares > 0)
         # One row is added to each, to avoid zero target masses, which no weights attain.
         target = (n * end.mean(members) + 1) / (n + self.num_potentials)
         terms = mixture.normalizer_log_terms(v, start.x, epsilon)
