@@ -20,6 +20,8 @@ __all__ = [
     "in_units_of",
     "matmul",
     "nan_unless",
+    "norm_and_direction",
+    "root_of_sum",
     "safe_log",
     "safe_power",
     "safe_sqrt",
@@ -60,6 +62,36 @@ def safe_sqrt(x: Array) -> Array:
     # zero if the processor flushes them.
     is_zero = x == 0
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
+
+
+def norm_and_direction(v: Float[Array, "... d"]) -> tuple[Float[Array, "... 1"], Array]:
+    """‖v‖ along the last axis and v/‖v‖, at any scale; a zero vector has a direction of zeros.
+
+    The squares are of the entries in units of the largest, and neither over- nor underflow.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> norm, direction = norm_and_direction(jnp.array([3e-30, 4e-30]))
+        >>> float(norm[0] * 1e30), direction.round(3).tolist()
+        (5.0, [0.6, 0.8])
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v), axis=-1, keepdims=True))
+    scaled, unit = in_units_of(largest, v)
+    norm = safe_sqrt(jnp.sum(jnp.square(scaled), axis=-1, keepdims=True))
+    return unit * norm, scaled / jnp.where(norm == 0, 1, norm)
+
+
+def root_of_sum(x: Array, squared: Array) -> Array:
+    """(x² + squared)^½ for x ≥ 0 and squared ≥ 0, also if x² is out of the dtype's range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(root_of_sum(jnp.array(3e30), jnp.array(0.0))) == 3e30
+        True
+    """
+    unit = jax.lax.stop_gradient(jnp.maximum(x, jnp.sqrt(squared)))
+    unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
+    return unit * safe_sqrt((x / unit) ** 2 + squared / unit / unit)
 
 
 def safe_power(base: Array, exponent: ArrayLike) -> Array:

@@ -143,6 +143,7 @@ def log_probs(distribution: Distribution, *, axis: int = -1) -> LogProbs:
 
     Args:
         distribution: probabilities that sum to one, `Logits`, `Weights` (normalised), or `Labels`.
+            JAX's numbers below the smallest normal one (1e-38 in float32) count as zero.
         axis: the axis of classes.
 
     Returns:
@@ -187,7 +188,8 @@ def checked_distribution(name: str, distribution: Distribution, axis: int) -> Gi
         )
     if is_array:
         # Only concrete arrays can be verified to be probabilities here.
-        return _Probabilities(values, known=_are_probabilities(name, values, axis))
+        known = _are_probabilities(name, values, axis)
+        return _as_logits(values, None, axis) or _Probabilities(values, known=known)
     mask = _mask(name, distribution.mask, values.shape)
     if isinstance(distribution, Logits):
         check_scalar(temperature=distribution.temperature)
@@ -197,7 +199,8 @@ def checked_distribution(name: str, distribution: Distribution, axis: int) -> Gi
         return Logits(_shifted(values, mask, axis), temperature, mask)
     check_scalar(smoothing=distribution.smoothing)
     (smoothing,) = as_leaves(smoothing=distribution.smoothing)
-    return Weights(values, smoothing, mask)
+    unsmoothed = isinstance(smoothing, float) and smoothing == 0
+    return (unsmoothed and _as_logits(values, mask, axis)) or Weights(values, smoothing, mask)
 
 
 def evaluate(
@@ -303,6 +306,17 @@ def _shifted(logits: Unrounded, mask: Unrounded | None, axis: int) -> Unrounded:
         counted = counted & mask.astype(bool)
     top = np.max(logits, axis=axis, keepdims=True, where=counted, initial=-np.inf)
     return logits - np.where(np.isfinite(top), top, 0)
+
+
+def _as_logits(values: Unrounded, mask: Unrounded | None, axis: int) -> Logits | None:
+    """Logits of NumPy's weights if JAX's dtype would round a small one to zero, otherwise None."""
+    if not isinstance(values, np.ndarray):
+        return None
+    smallest = jnp.finfo(jax.dtypes.canonicalize_dtype(values.dtype)).tiny
+    if not ((values > 0) & (values < smallest)).any() or (values < 0).any():
+        return None
+    with np.errstate(divide="ignore"):
+        return Logits(_shifted(np.log(values), mask, axis), 1.0, mask)
 
 
 def _are_probabilities(name: str, values: Unrounded, axis: int) -> bool:

@@ -53,14 +53,27 @@ class Kernel(Protocol):
         ...
 
 
-def _as_points(
+def as_points(
     x: Numbers, y: Numbers | None
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"] | None]:
-    """Both as floating-point matrices of one dtype."""
+    """Both as floating-point matrices of one dtype, with NaN for infinite coordinates.
+
+    Kernels depend only on differences: a common offset of NumPy's float64 is subtracted before
+    rounding.
+    """
     if y is None:
-        return centered_samples(x=x)[1], None
-    x, y = centered_samples(x=x, y=y)[1:]
+        return _nan_unless_finite(centered_samples(x=x)[1]), None
+    x, y = map(_nan_unless_finite, centered_samples(x=x, y=y)[1:])
     return x, y
+
+
+def _nan_unless_finite(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """The points, with NaN for infinite coordinates.
+
+    A kernel has limits at infinity, but none between two infinite points or for its slopes, and
+    distances from matrix products would be NaN or infinite by the signs of the other points.
+    """
+    return nan_unless(jnp.isfinite(x), x)
 
 
 def check_kernel(kernel: object) -> None:
@@ -166,7 +179,7 @@ class _WithBandwidth:
 
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
         """The kernel matrix; a rule is evaluated at x, which must then be the only sample."""
-        x, y = _as_points(x, y)
+        x, y = as_points(x, y)
         # A rule evaluated at x and again at y would give two kernels, with incomparable values.
         if y is not None and isinstance(self.bandwidth, BandwidthRule):
             raise ValueError(
@@ -350,4 +363,4 @@ class Energy:
 
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
         """The kernel matrix."""
-        return self.radial(squared_distances(*_as_points(x, y)))[0]
+        return self.radial(squared_distances(*as_points(x, y)))[0]

@@ -7,8 +7,7 @@ from jaxtyping import Array, Bool, Float
 from divjax.core.checks import check_shape
 from divjax.core.numerics import matmul
 from divjax.core.pairwise import common_center, reduce_centered_pairs
-from divjax.core.samples import centered_samples
-from divjax.kernels.radial import Kernel
+from divjax.kernels.radial import Kernel, as_points
 
 __all__ = ["kernel_sums"]
 
@@ -57,12 +56,7 @@ def kernel_sums(
         >>> sums[:, 0].round(3).tolist(), gradients[:, 0, 0].round(3).tolist()
         ([1.607, 1.607], [0.607, -0.607])
     """
-    # Kernels depend only on differences: a common offset of NumPy's float64 is subtracted before
-    # rounding.
-    if y is None:
-        (x,) = centered_samples(x=x)[1:]
-    else:
-        x, y = centered_samples(x=x, y=y)[1:]
+    x, y = as_points(x, y)
     sources = x if y is None else y
     check_shape("values", values, sources.shape[0], "c")
     check_shape("gradient_weights", gradient_weights, sources.shape[0], "g")

@@ -27,7 +27,13 @@ from divjax.core.checks import (
     check_scalar_output,
     check_shape,
 )
-from divjax.core.numerics import matmul, nan_unless, safe_power, safe_sqrt
+from divjax.core.numerics import (
+    matmul,
+    nan_unless,
+    norm_and_direction,
+    safe_power,
+    safe_sqrt,
+)
 from divjax.core.pytrees import as_pytree, as_traced, pytree
 from divjax.core.samples import as_numbers, as_samples, centered_samples, without_offset
 
@@ -338,10 +344,10 @@ class EuclideanPower(_TranslationInvariant):
     def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w) = ‖w‖^{q−2} w."""
         check_scalar(p=self.p)
-        norm = safe_sqrt(jnp.sum(w**2, axis=-1, keepdims=True))
-        w = nan_unless(_is_order(self.p, above_one=True), w)
+        norm, direction = norm_and_direction(w)
+        direction = nan_unless(_is_order(self.p, above_one=True), direction)
         # ‖w‖^{q−1} times the direction, with q − 1 = 1/(p − 1) > 0: zero at zero.
-        return w / jnp.where(norm == 0, 1, norm) * safe_power(norm, 1 / (self.p - 1))
+        return direction * safe_power(norm, 1 / (self.p - 1))
 
 
 @pytree
@@ -419,10 +425,7 @@ class PNormPower(_TranslationInvariant):
 
 def _directions(x: _Points) -> _Points:
     """Rows normalised to length one, except rows of zeros."""
-    x = x / _unit_of(jnp.max(jnp.abs(x), axis=1, keepdims=True))
-    # In units of the largest feature the square neither over- nor underflows.
-    squared = jnp.sum(x**2, axis=1, keepdims=True)
-    return x / jnp.where(squared > 0, safe_sqrt(squared), 1)
+    return norm_and_direction(x)[1]
 
 
 @pytree

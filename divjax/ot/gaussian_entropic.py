@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core import linalg
 from divjax.core.checks import check_positive_values, check_scalar
 from divjax.core.normal import Normal
-from divjax.core.numerics import nan_unless, safe_sqrt
+from divjax.core.numerics import nan_unless, root_of_sum, safe_sqrt
 from divjax.core.pytrees import pytree
 from divjax.core.types import summary
 from divjax.ot.gaussian import (
@@ -53,18 +53,22 @@ class GaussianEntropicResult:
 def _slope(s: Array, t: Array, epsilon: Array) -> Array:
     """G, elementwise for variances."""
     if s.ndim == 1:
-        return t / (epsilon / 4 + jnp.sqrt(epsilon**2 / 16 + s * t))
+        return t / (epsilon / 4 + root_of_sum(epsilon / 4, s * t))
     # G as in the module's docstring: the inverted matrix is at least ε/2, also for singular S or T.
     identity = jnp.eye(s.shape[0], dtype=s.dtype)
     factor = matrix_root(t)
-    middle = matrix_root(epsilon**2 / 16 * identity + factor @ s @ factor)
+    # In units in which ε² cannot overflow.
+    inner = factor @ s @ factor
+    unit = jax.lax.stop_gradient(jnp.maximum(epsilon, jnp.sqrt(jnp.max(jnp.abs(inner)))))
+    middle = unit * matrix_root((epsilon / unit) ** 2 / 16 * identity + inner / unit / unit)
     return factor @ linalg.solve(epsilon / 4 * identity + middle, factor)
 
 
 def _excess(s: Array, t: Array, epsilon: Array) -> tuple[Array, Array]:
     """The σ_i and the e_i = 4 σ_i²/((4 σ_i² + ε²/4)^½ + ε/2), without cancellation."""
     sigma = safe_sqrt(s) * safe_sqrt(t) if s.ndim == 1 else singular_fidelities(s, t)
-    return sigma, 4 * sigma**2 / (jnp.sqrt(4 * sigma**2 + epsilon**2 / 4) + epsilon / 2)
+    half = epsilon / 2
+    return sigma, 2 * sigma * (2 * sigma / (root_of_sum(half, 4 * sigma**2) + half))
 
 
 @jax.custom_jvp
@@ -74,10 +78,10 @@ def _covariance_part(s: Array, t: Array, epsilon: Array) -> Float[Array, ""]:
     The squared Bures distance tr S + tr T − 2 Σ σ_i is computed as a sum of squares.
     """
     sigma, excess = _excess(s, t, epsilon)
-    total = 2 * sigma + jnp.sqrt(4 * sigma**2 + epsilon**2 / 4) + epsilon / 2
+    total = 2 * sigma + root_of_sum(epsilon / 2, 4 * sigma**2) + epsilon / 2
     # (2 σ + ε/2)² − (4 σ² + ε²/4) = 2 σ ε turns a difference of roots, which cancels for small ε,
     # into a quotient.
-    gain = 2 * sigma * epsilon / jnp.where(total == 0, 1, total)  # 2 σ − e
+    gain = 2 * sigma * (epsilon / total)  # 2 σ − e
     entropy = epsilon / 2 * jnp.log1p(excess / epsilon)
     return squared_bures(s, t) + jnp.sum(gain + entropy)
 

@@ -159,13 +159,30 @@ def staircase(line: Line) -> Staircase:
     # Between two levels both functions are constant: one row meets one row, with that mass.
     widths = jnp.diff(levels[order], prepend=jnp.zeros(1, x.dtype), append=jnp.ones(1, x.dtype))
     rows, columns = x_order[of_x], y_order[of_y]
-    # Cumulative sums are rounded: the mass of a row of weight zero is set to exactly zero, with its
-    # derivative kept.
-    empty = jnp.zeros(n + m - 1, bool)
-    empty = empty if a is None else empty | (a[rows] == 0)
-    empty = empty if b is None else empty | (b[columns] == 0)
-    widths = jnp.where(empty, widths - jax.lax.stop_gradient(widths), widths)
-    return Staircase(rows, columns, widths)
+    # Cumulative sums are rounded. The rows' masses are corrected, with their derivatives kept.
+    masses = widths
+    if a is not None:
+        masses = _with_shares(masses, a[x_order], of_x)
+        masses = jnp.where(a[rows] == 0, 0, masses)
+    if b is not None:
+        masses = jnp.where(b[columns] == 0, 0, masses)
+    masses = widths + jax.lax.stop_gradient(masses - widths)
+    return Staircase(rows, columns, masses)
+
+
+def _with_shares(
+    masses: Float[Array, " k"], weights: Float[Array, " n"], of_x: Int[Array, " k"]
+) -> Float[Array, " k"]:
+    """The masses of a path's entries, scaled to each row's share of the weights.
+
+    A share below the rounding of the cumulative sums would have any mass of that size, or none. It
+    is then the mass of the row's first entry.
+    """
+    total = jax.ops.segment_sum(masses, of_x, weights.size, indices_are_sorted=True)
+    share = weights / jnp.sum(weights)
+    factor = jnp.where(total > 0, share / jnp.where(total > 0, total, 1), 0)
+    is_first = jnp.diff(of_x, prepend=-1) != 0
+    return jnp.where(is_first & (total == 0)[of_x], share[of_x], masses * factor[of_x])
 
 
 def distance_power(difference: Array, p: ArrayLike) -> Array:

@@ -13,7 +13,7 @@ from divjax.core.checks import (
     check_same_features,
 )
 from divjax.core.keys import own_key
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import nan_unless, norm_and_direction
 from divjax.core.pytrees import pytree, select
 from divjax.core.samples import Numbers, as_samples, centered_samples
 from divjax.core.types import summary
@@ -89,9 +89,8 @@ def _own_directions(directions: Numbers, x: Float[Array, "n d"]) -> Float[Array,
 
 
 def _unit(v: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    # A zero vector, such as the slope between equal samples, is unchanged.
-    norm = jnp.linalg.norm(v, axis=-1, keepdims=True)
-    return v / jnp.where(norm == 0, 1, norm)
+    # The slope between equal samples is zero, and so is its direction.
+    return norm_and_direction(v)[1]
 
 
 def projected_wasserstein(

@@ -212,8 +212,9 @@ def _dual(potentials: _Potentials, line: Line, penalties: tuple[Array, Array]) -
 
 
 def _weighted(weights: Array, values: Array) -> Array:
-    """Products in which a weight of zero counts as zero."""
-    return jnp.where(weights == 0, 0, weights * values)
+    """Products in which a weight of zero counts as zero, with its derivative if that is finite."""
+    lost = (weights == 0) & ~jnp.isfinite(values)
+    return weights * jnp.where(lost, 0, values)
 
 
 def _frank_wolfe(

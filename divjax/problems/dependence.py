@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 from divjax.core.checks import check_count, known_number
 from divjax.core.normal import Normal
 from divjax.core.samples import Unrounded
-from divjax.problems.divergences import Task, check_points, finite_array, gaussian_pair
+from divjax.problems.divergences import Task, finite_array, gaussian_pair, points_of
 
 __all__ = [
     "additive_uniform",
@@ -141,7 +141,7 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
     # The density ratio and the samplers: a normal vector over the root of a mean of squares, which
     # x and y share under p and draw independently under q.
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        check_points(z, d)
+        z = points_of(z, d)
         squares = jnp.square(z / math.sqrt(freedom))
         x, y = jnp.sum(squares[:, :x_dim], axis=1), jnp.sum(squares[:, x_dim:], axis=1)
         # log (1 + x)(1 + y)/(1 + x + y), whose parts are far larger for a large ν.
@@ -312,7 +312,7 @@ def additive_uniform(epsilon: float) -> Task:
     js = 2 * rising + abs(1 - 2 * epsilon) * integrand(highest)
 
     def log_ratio(z: Float[Array, "b 2"]) -> Float[Array, " b"]:
-        check_points(z, 2)
+        z = points_of(z, 2)
         x, y = z[:, 0], z[:, 1]
         # Draws of p at the band's edge may round to just outside of it.
         inside = jnp.abs(y - x) <= epsilon + 4 * jnp.finfo(z.dtype).eps * (1 + epsilon)

@@ -23,12 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import scipy  # its parts are loaded where they are used
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, Float, Key
 
-from divjax.core.checks import check_count, check_matrix, check_shape, known_number
+from divjax.core.checks import check_count, check_shape, known_number
 from divjax.core.normal import Normal, full_covariance, normal_pair
-from divjax.core.samples import Unrounded
-from divjax.problems.mixtures import GaussianMixture, check_draw
+from divjax.core.samples import Numbers, Unrounded, as_samples
+from divjax.problems.mixtures import GaussianMixture, check_draw, check_resolved
 
 __all__ = [
     "Task",
@@ -116,10 +116,11 @@ def _checked_sampler(sample: Sampler) -> Sampler:
     return checked
 
 
-def check_points(z: ArrayLike, dim: int) -> None:
-    """Raise `ValueError` unless z is a matrix of points with `dim` features."""
-    check_matrix(z=z)
-    check_shape("z", z, "n", dim)
+def points_of(z: Numbers, dim: int) -> Float[Array, "n d"]:
+    """A matrix of points with `dim` features, or a `ValueError`."""
+    (points,) = as_samples(z=z)
+    check_shape("z", points, "n", dim)
+    return points
 
 
 def _js(log_coefficient: Callable[[complex], complex]) -> float:
@@ -175,7 +176,8 @@ def gaussian_pair(p: Normal, q: Normal, *, x_dim: int | None = None) -> Task:
         x_dim: the number of x's features, for a task of mutual information.
 
     Raises:
-        ValueError: if the shapes do not fit or a covariance is not positive definite.
+        ValueError: if the shapes do not fit, a covariance is not positive definite, or a Gaussian
+            is more than about 10⁵ standard deviations from the origin in float32.
 
     Example:
         >>> from divjax import Normal
@@ -193,6 +195,8 @@ def gaussian_pair(p: Normal, q: Normal, *, x_dim: int | None = None) -> Task:
         factor_p, factor_q = np.linalg.cholesky(covariance_p), np.linalg.cholesky(covariance_q)
     except np.linalg.LinAlgError:
         raise ValueError("covariances must be positive definite; got one that is not.") from None
+    check_resolved("p", mean_p, np.sqrt(np.diagonal(covariance_p)))
+    check_resolved("q", mean_q, np.sqrt(np.diagonal(covariance_q)))
     return _gaussian_pair(mean_p, factor_p, mean_q, factor_q, x_dim)
 
 
@@ -214,7 +218,7 @@ def _gaussian_pair(
     shift = whitening @ (mean_p - mean_q)
 
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        check_points(z, d)
+        z = points_of(z, d)
         rows, scale = jnp.asarray(whitening, z.dtype), jnp.asarray(roots, z.dtype)
         mean = jnp.asarray(shift, z.dtype)
         white = jnp.matmul(z - jnp.asarray(mean_q, z.dtype), rows.T, precision="highest")
@@ -428,7 +432,7 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
     gap = mass_p @ np.logaddexp(0, -u) + mass_q @ np.logaddexp(0, u)
 
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        check_points(z, d)
+        z = points_of(z, d)
         one, other = jax.tree.map(lambda leaf: jnp.asarray(leaf, z.dtype), (p, q))
         return jax.vmap(lambda x: one.log_prob(x) - other.log_prob(x))(z)
 
@@ -544,7 +548,7 @@ def lattice(d: int, spacing: float = 0.125) -> Task:
         return z.at[:, 0].set(nearest(z))
 
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
-        check_points(z, d)
+        z = points_of(z, d)
         # The lattice has probability one under p and zero under q.
         return jnp.where(z[:, 0] == nearest(z), jnp.inf, -jnp.inf).astype(z.dtype)
 

@@ -1,9 +1,11 @@
 """Gaussian mixtures with exact densities, scores, moments and samplers, and two published toys."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from divjax.core.arguments import as_leaves
@@ -18,6 +20,7 @@ from divjax.core.checks import (
 from divjax.core.linalg import cho_solve, cholesky
 from divjax.core.normal import are_symmetric, check_symmetric
 from divjax.core.numerics import nan_unless
+from divjax.core.programs import is_traced
 from divjax.core.pytrees import pytree
 from divjax.core.samples import as_arrays
 
@@ -28,6 +31,31 @@ def check_draw(key: object, n: object) -> None:
     """Raise `ValueError` unless these are a key and a number of draws."""
     check_key(key)
     check_count(0, n=n)
+
+
+# The largest rounding of a location, in standard deviations: draws farther from the origin would be
+# few distinct numbers, and densities those of other points.
+_LARGEST_ROUNDING = 1e-2
+
+
+def _largest_distance() -> float:
+    """The largest distance from the origin, in standard deviations, of JAX's default float."""
+    eps = jnp.finfo(jax.dtypes.canonicalize_dtype(float)).eps
+    return 2 * _LARGEST_ROUNDING / float(eps)
+
+
+def is_resolved(means: Any, deviations: Any, module: Any = jnp) -> Any:
+    """Whether draws around the means keep their differences. NaN, reported elsewhere, counts so."""
+    return ~module.any(module.abs(means) > _largest_distance() * deviations)
+
+
+def check_resolved(name: str, means: Any, deviations: Any) -> None:
+    """Raise `ValueError` for Gaussians so far from the origin that float32 rounds their draws."""
+    if not is_resolved(means, deviations, np):
+        raise ValueError(
+            f"{name} must lie within {_largest_distance():.0e} standard deviations of the origin, "
+            "as draws are rounded; subtract a common offset, or enable float64."
+        )
 
 
 @pytree
@@ -42,13 +70,14 @@ class GaussianMixture:
 
     Densities, draws and moments are nan for matrices that are not positive definite, traced
     matrices that are not symmetric, traced variances that are not positive, and traced weights that
-    are negative or do not sum to one.
+    are negative or do not sum to one. So are they for traced means that are more than about 10⁵
+    standard deviations from the origin in float32, in which draws would be rounded.
 
     Raises:
-        ValueError: on use, if the shapes do not fit, concrete weights are negative or do not sum to
-            one, a concrete variance is not positive, a concrete matrix is not symmetric, matrices
-            are in half precision, an argument does not hold real numbers, or the key or the number
-            of draws is invalid.
+        ValueError: on use, if the shapes do not fit, known means are that far, concrete weights
+            are negative or do not sum to one, a concrete variance is not positive, a concrete
+            matrix is not symmetric, matrices are in half precision, an argument does not hold real
+            numbers, or the key or the number of draws is invalid.
 
     Example:
         >>> import jax.numpy as jnp
@@ -87,6 +116,10 @@ class GaussianMixture:
             check_full_precision("covariances", known)
             check_symmetric("covariances", known)
         check_simplex("weights", leaves["weights"])
+        if not is_traced(leaves):
+            used = np.asarray(leaves["weights"])[:, None] > 0
+            located = np.where(used, leaves["means"], 0)
+            check_resolved("means", located, _deviations(leaves["covariances"], np))
         weights, means, covariances = as_arrays(**leaves)
         # Traced arguments cannot raise: the weights of an invalid mixture are NaN, and so is its
         # density.
@@ -95,6 +128,8 @@ class GaussianMixture:
             valid = valid & jnp.all(covariances > 0)
         else:
             valid = valid & jnp.all(_are_definite(covariances))
+        located = jnp.where(weights[:, None] > 0, means, 0)
+        valid = valid & is_resolved(located, _deviations(covariances, jnp))
         return nan_unless(valid, weights), means, covariances
 
     def _terms(self, x: Float[Array, " d"]) -> tuple[Array, Array, Array]:
@@ -166,6 +201,13 @@ class GaussianMixture:
             return between + variance * jnp.eye(between.shape[0], dtype=between.dtype)
         each = jnp.broadcast_to(covariances, (*means.shape, means.shape[1]))
         return between + jnp.tensordot(weights, each, 1)
+
+
+def _deviations(covariances: Any, module: Any) -> Any:
+    """The standard deviations of the features, to be broadcast against the means."""
+    if jnp.ndim(covariances) < 2:
+        return module.sqrt(module.asarray(covariances))[..., None]
+    return module.sqrt(module.diagonal(covariances, axis1=-2, axis2=-1))
 
 
 def _factors(means: Float[Array, "c d"], covariances: Array) -> Float[Array, "c d d"]:

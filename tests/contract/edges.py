@@ -13,7 +13,7 @@ import pytest
 
 from tests.contract.promises import KEY, WEIGHTS, D, N, Promises, X, assert_close, floats
 
-# A particle without weight may hold any of these: on the left as well, where sums begin on the line.
+# A particle without weight may hold any of these, also on the left, where sums on the line begin.
 ANYTHING = {"nan": np.nan, "inf": np.inf, "far": 1e8, "left": -1e4}
 
 

@@ -599,3 +599,12 @@ def test_labels_of_any_integer_type(dtype):
     labels = categorical.Labels(np.array([0, 1, 7]).astype(dtype), 2)
     value = categorical.cross_entropy(labels, np.full((3, 2), 0.5))
     np.testing.assert_allclose(value, [np.log(2), np.log(2), np.nan], rtol=1e-6)
+
+
+def test_probabilities_that_float32_lacks_are_not_zero():
+    p, q = np.array([0.5, 0.5]), np.array([1 - 1e-50, 1e-50])
+    expected = np.sum(p * np.log(p / q))
+    np.testing.assert_allclose(categorical.kl(p, q), expected, rtol=1e-6)
+    np.testing.assert_allclose(categorical.kl(Weights(7 * p), Weights(3 * q)), expected, rtol=1e-6)
+    # Both classes of p have mass, where all of q's is.
+    assert abs(categorical.renyi(Weights(np.array([1, 1e-40])), p, 0.0)) < 1e-6

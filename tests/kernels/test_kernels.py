@@ -355,3 +355,28 @@ def test_bandwidths_in_a_list_are_scales():
             empty()
     with pytest.raises(ValueError, match="bandwidth"):
         kernels.Gaussian(bandwidth=None)(x)
+
+
+@pytest.mark.parametrize("dim", [2, 12])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        kernels.Gaussian(1.0),
+        kernels.Laplace(1.0),
+        kernels.InverseMultiquadric(1.0),
+        kernels.Energy(),
+    ],
+    ids=str,
+)
+def test_infinite_points_have_no_kernel(kernel, dim):
+    """Distances from products would be infinite or NaN by the signs of the other points."""
+    x = np.random.default_rng(0).normal(size=(4, dim)).astype(np.float32)
+    far = x.copy()
+    far[0, 0] = np.inf
+    values = np.asarray(kernel(jnp.asarray(far), jnp.asarray(x)))
+    assert np.isnan(values[0]).all()
+    assert np.isfinite(values[1:]).all()
+    one = jnp.ones((4, 1))
+    sums = np.asarray(kernels.kernel_sums(kernel, jnp.asarray(far), jnp.asarray(x), one, one)[0])
+    assert np.isnan(sums[0]).all()
+    assert np.isfinite(sums[1:]).all()

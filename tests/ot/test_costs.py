@@ -151,3 +151,12 @@ def test_angles_do_not_depend_on_lengths(scale):
     cosine = 7 / (5 * np.sqrt(2))
     np.testing.assert_allclose(ot.Cosine()(scale * x, y), 1 - cosine, rtol=1e-4)
     np.testing.assert_allclose(ot.SphereGeodesic()(scale * x, y), np.arccos(cosine), rtol=1e-4)
+
+
+@pytest.mark.parametrize("p", [1.5, 4.0])
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_the_conjugates_gradient_inverts_the_costs_in_any_unit(p, scale):
+    """∇h*(∇h(z)) = z."""
+    z = scale * jnp.array([0.3, -2.0])
+    for cost in (ot.EuclideanPower(p), ot.PNormPower(p)):
+        np.testing.assert_allclose(cost.grad_conjugate(jax.grad(cost.h)(z)), z, rtol=1e-4)

@@ -475,3 +475,15 @@ def test_weights_of_samples_are_repetitions_and_offsets_keep_the_signal():
         far = gaussian_map_from_samples(1e6 + x, y - 1e6)
         np.testing.assert_allclose(far.matrix, plain.matrix, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(far(1e6 + x) + 1e6, images, atol=0.1)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("epsilon", [2e19, 1e37])
+def test_entropic_transport_at_a_large_epsilon_is_between_independent_draws(epsilon, full):
+    """The limit |m_p − m_q|² + tr S + tr T; debiased |m_p − m_q|². ε² is not a float32."""
+    matrix = jnp.diag if full else jnp.asarray
+    p = Normal(jnp.zeros(2), matrix(jnp.array([1.0, 3.0])))
+    q = Normal(jnp.ones(2), matrix(jnp.array([2.0, 0.5])))
+    np.testing.assert_allclose(gaussian_entropic(p, q, epsilon=epsilon).value, 8.5, rtol=1e-5)
+    debiased = gaussian_entropic(p, q, epsilon=epsilon, debias=True).value
+    np.testing.assert_allclose(debiased, 2.0, rtol=1e-5)

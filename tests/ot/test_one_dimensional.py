@@ -593,3 +593,29 @@ def test_potentials_beside_an_outlier_keep_their_digits():
     near = (np.asarray(found.masses) > 0) & (x[rows] > -1e4)
     sums = np.asarray(found.f, float)[rows] + np.asarray(found.g, float)[columns]
     np.testing.assert_allclose(sums[near], ((x[rows] - y[columns]) ** 2)[near], atol=1e-4)
+
+
+def test_the_derivative_in_a_weight_of_zero_is_one_sided():
+    """Against the values at small weights, which are found anew."""
+    x, y, b = jnp.array([0.0, 1.0, 3.0]), jnp.array([0.2, 2.0]), jnp.array([0.6, 0.4])
+
+    def value(last):
+        a = jnp.array([0.5, 0.5, 0.0]).at[2].set(last)
+        return unbalanced_1d(x, y, a, b, marginal_penalty=1.0, tolerance=1e-6).value
+
+    difference = (value(0.02) - value(0.0)) / 0.02
+    np.testing.assert_allclose(jax.grad(value)(0.0), difference, rtol=0.05)
+
+
+@pytest.mark.parametrize(("p", "scale"), [(3, 1e-8), (3, 1e8), (4, 1e-6), (4, 1e8)])
+def test_the_ascent_does_not_depend_on_the_unit(p, scale):
+    """Of the same starts, in units in which the square of a slope leaves float32's range."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(200, 4))
+    y = generator.normal(size=(200, 4)) * [1, 1, 1, 3] @ scipy.stats.ortho_group.rvs(4, 1, 0)
+    best = lambda unit: (
+        max_sliced_wasserstein(
+            KEY, jnp.asarray(x * unit, jnp.float32), jnp.asarray(y * unit, jnp.float32), p=p
+        ).value
+    )
+    np.testing.assert_allclose(best(scale) / scale**p, best(1.0), rtol=1e-3)

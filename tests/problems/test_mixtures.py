@@ -247,3 +247,30 @@ def test_what_are_no_numbers_are_named(name, arguments):
         GaussianMixture(*arguments).mean()
     with pytest.raises(ValueError, match=r"^x must hold real numbers"):
         GaussianMixture([1.0], [[0.0, 0.0]], 1.0).log_prob([1j, 2.0])
+
+
+def test_draws_that_rounding_would_merge_are_refused():
+    """At 10⁸ standard deviations float32 has one number for eight of them."""
+    with jax.enable_x64(False):
+        far = np.array([[1e8], [1e8 + 3]])
+        mixture = GaussianMixture(np.array([0.5, 0.5]), far, 1.0)
+        for use in (
+            lambda: mixture.log_prob(far[0]),
+            lambda: mixture.sample(jax.random.key(0), 3),
+            mixture.covariance,
+            lambda: problems.gaussian_pair((far[0], [1.0]), (far[1], [1.0])),
+        ):
+            with pytest.raises(ValueError, match="standard deviations of the origin"):
+                use()
+        density = lambda means: GaussianMixture(jnp.ones(2) / 2, means, 1.0).log_prob(jnp.ones(1))
+        assert jnp.isnan(jax.jit(density)(jnp.asarray(far)))
+        # An absent component may be anywhere.
+        near = GaussianMixture(jnp.array([1.0, 0.0]), jnp.array([[0.0], [1e8]]), 1.0)
+        np.testing.assert_allclose(near.log_prob(jnp.zeros(1)), -np.log(2 * np.pi) / 2, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("points", [[[2.0]], np.array([[2.0]]), np.array([[2]])], ids=type)
+def test_log_ratios_take_any_numbers(points):
+    task = problems.gaussian_pair(([1.0], [1.0]), ([0.0], [1.0]))
+    np.testing.assert_allclose(task.log_ratio(points), [1.5], rtol=1e-6)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core import linalg
-from divjax.core.numerics import safe_log
+from divjax.core.numerics import root_of_sum, safe_log
 from divjax.core.pytrees import select
 
 __all__ = [
@@ -163,7 +163,8 @@ def gaussian_scales(cov0: Array, cov1: Array, epsilon: Array) -> Array:
     With C₁ = L Lᵀ it is L (ε/2 I + (ε²/4 I + Lᵀ C₀ L)^½)⁻¹ Lᵀ: only positive matrices are inverted,
     and there is no cancellation.
     """
-    slope = lambda product: 1 / (epsilon / 2 + jnp.sqrt(epsilon**2 / 4 + jnp.maximum(product, 0)))
+    half = epsilon / 2
+    slope = lambda product: 1 / (half + root_of_sum(half, jnp.maximum(product, 0)))
     if cov0.ndim == 2:
         return cov1 * slope(cov0 * cov1)
     # L from C₁'s eigenvectors, and Lᵀ C₀ L diagonalised, which reduces the inverse to one number

@@ -201,3 +201,14 @@ def test_half_precision_particles_see_where_the_samples_are(kind, dtype):
     # Directions of slices depend on the dtype.
     tolerance = 0.1 if kind == "mmd" else 0.2
     np.testing.assert_allclose(value(samples.astype(float), x), expected, rtol=tolerance)
+
+
+@pytest.mark.parametrize("mass", [1e-2, 1e-5, 1e-7, 1e-12])
+def test_the_gradient_of_a_particle_does_not_depend_on_its_mass(mass):
+    """The third of five particles is paired with the sample 9: 2 (3 − 9), at any mass."""
+    particles, samples = jnp.arange(5.0)[:, None], jnp.array([[5.0], [7.0], [9.0]])
+    masses = np.full(5, (1 - mass) / 4)
+    masses[3] = mass
+    objective = flows.SlicedWasserstein(samples, num_projections=1)
+    variation, _ = objective(jax.random.key(0), particles, jnp.asarray(masses, jnp.float32), ())
+    np.testing.assert_allclose(variation.gradient[3], -12, rtol=1e-5)
