@@ -195,6 +195,10 @@ def check_count(least: int, **values: object) -> None:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
 
 
+# The largest rounding of a probability, as a share of its distance from 0 or 1.
+_LARGEST_ROUNDING = 1e-2
+
+
 def check_probability(**values: ArrayLike | None) -> None:
     """Raise `ValueError` unless each value is one number, and in (0, 1) if a Python number."""
     check_scalar(**values)
@@ -203,9 +207,9 @@ def check_probability(**values: ArrayLike | None) -> None:
             continue
         if not 0 < value < 1:
             raise ValueError(f"{name} must be a number in (0, 1); got {value}.")
-        # A level such as 1 − 10⁻⁹ is 1 in float32, at which the normal quantile is infinite.
+        # A level such as 1 − 10⁻⁷ is another in float32, with another distance from 1 and quantile.
         rounded = np.asarray(value, jax.dtypes.canonicalize_dtype(float))
-        if not 0 < rounded < 1:
+        if not abs(float(rounded) - value) <= _LARGEST_ROUNDING * min(value, 1 - value):
             raise ValueError(f"{name} must not round to {rounded} in {rounded.dtype}; got {value}.")
 
 
@@ -369,7 +373,7 @@ def check_arguments(name: str, function: Callable[..., object], *arguments: str)
         raise ValueError(f"{name} must take ({called}); it takes {signature}.") from None
 
 
-def check_full_precision(name: str, array: Array) -> None:
+def check_full_precision(name: str, array: Array | np.ndarray) -> None:
     """Raise `ValueError` for half precision, for which there are no matrix factorisations."""
     if jnp.finfo(array.dtype).bits < 32:
         raise ValueError(f"{name} must be float32 or float64 here; got {array.dtype}.")
@@ -409,7 +413,9 @@ def check_shape(name: str, array: ArrayLike, *sizes: int | str) -> None:
         raise ValueError(f"{name} must have shape ({expected}); got shape {shape}.")
 
 
-def check_same_features(x: Array, y: Array, names: tuple[str, str] = ("x", "y")) -> None:
+def check_same_features(
+    x: Array | np.ndarray, y: Array | np.ndarray, names: tuple[str, str] = ("x", "y")
+) -> None:
     """Raise `ValueError` unless two sample matrices have the same number of columns."""
     if x.shape[1] != y.shape[1]:
         raise ValueError(

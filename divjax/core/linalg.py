@@ -209,8 +209,8 @@ def cholesky(matrix: Float[Array, "*b n n"]) -> Float[Array, "*b n n"]:
 
 
 def solve_triangular(
-    factor: Float[Array, "*b n n"], b: Float[Array, "*b n k"], *, transposed: bool = False
-) -> Float[Array, "*b n k"]:
+    factor: Float[Array, "*b n n"], b: Float[Array, "..."], *, transposed: bool = False
+) -> Float[Array, "..."]:
     """L⁻¹ b, or L⁻ᵀ b, for a lower-triangular L. b may be one vector.
 
     Example:
@@ -232,7 +232,7 @@ def cho_solve(factor: Float[Array, "*b n n"], b: Float[Array, "*b n k"]) -> Floa
     return solve_triangular(factor, solve_triangular(factor, b), transposed=True)
 
 
-def solve(matrix: Float[Array, "*b n n"], b: Float[Array, "*b n k"]) -> Float[Array, "*b n k"]:
+def solve(matrix: Float[Array, "*b n n"], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """The x with matrix · x = b, by LU decomposition. b may be one vector.
 
     Example:

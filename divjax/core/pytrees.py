@@ -258,7 +258,9 @@ class TracedFunction:
         return jaxpr_as_fun(ClosedJaxpr(jaxpr, arrays))(*args)[0]
 
 
-def as_traced(function: Callable[..., Array], *args: PyTree[Array]) -> TracedFunction:
+def as_traced(
+    function: Callable[..., Array], *args: PyTree[Array | jax.ShapeDtypeStruct]
+) -> TracedFunction:
     """A function of arrays like these, returning one array, as a pytree.
 
     It is traced again at every call. For `jax.jit`, two functions with the same operations are one

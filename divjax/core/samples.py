@@ -287,7 +287,7 @@ LARGEST_ROUNDING = 1e-3
 
 def rounding_and_spread(
     given: np.ndarray, rounded: np.ndarray, axis: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray | np.floating, np.ndarray | np.floating]:
     """The largest rounding of finite numbers, and their range, of all or along an axis.
 
     Example:

@@ -109,7 +109,7 @@ class Standardizer(NamedTuple):
 
 
 def robust_standardizer(
-    *samples: tuple[Float[Array, "n d"], Float[Array, " n"]], keep_tails: bool = False
+    *samples: tuple[Float[Array, "_ d"], Float[Array, " _"]], keep_tails: bool = False
 ) -> Standardizer:
     """The standardizer of samples of equal total weight, robust to a few of their rows.
 

@@ -159,7 +159,7 @@ def adam_with_cosine(
 
 
 def training_samples(
-    x: Float[Array, "n d"], y: Float[Array, "m d"]
+    x: Float[Array, "n d"], y: Float[Array, "m _"]
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
     """Two samples of at least two rows each, of one dtype, with gradients stopped.
 
@@ -217,7 +217,7 @@ def row_batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:
     return jax.random.permutation(order_key, (start + stretches + within) % num_rows)
 
 
-def thinned(rows: Float[Array, "n d"], most: int) -> Float[Array, "k d"]:
+def thinned(rows: Float[Array, "n ..."], most: int) -> Float[Array, "k ..."]:
     """At most `most` rows, evenly spread over all."""
     # Indices are known at trace time, in integers of Python, which do not overflow.
     n = rows.shape[0]

@@ -135,7 +135,7 @@ class Labels:
 
 Distribution: TypeAlias = ArrayLike | Logits | Weights | Labels
 
-LogProbs = Float[Array, "*batch c"]
+LogProbs = Float[Array, "*#batch c"]
 
 
 def log_probs(distribution: Distribution, *, axis: int = -1) -> LogProbs:

@@ -55,7 +55,7 @@ def edges(
     *,
     num_bins: int = 20,
     spacing: str = "quantile",
-) -> Float[Array, "*d bins+1"]:
+) -> Float[Array, "*d edges"]:
     """The edges of bins that hold both samples, for each column.
 
     Args:
@@ -68,7 +68,7 @@ def edges(
             for all others.
 
     Returns:
-        Ascending edges "bins+1" of one column, "d bins+1" of several. They are nan for a column
+        Ascending edges "bins+1" of one column, "d edges" of several. They are nan for a column
         with a value that is not finite, or so far from zero, in NumPy's float64, that the edges'
         dtype cannot resolve its width (`divergence` can).
 
@@ -101,7 +101,7 @@ def _joint_edges(
     num_bins: int,
     spacing: str,
     is_vector: bool,
-) -> Float[Array, "*d bins+1"]:
+) -> Float[Array, "*d edges"]:
     """`edges` after its checks."""
     columns = jnp.concatenate(samples)
     centered = _edges(columns, jnp.ones(columns.shape[0], bool), num_bins, spacing)
@@ -117,7 +117,7 @@ def _joint_edges(
 
 def _edges(
     columns: Float[Array, "n d"], used: Bool[Array, " n"], num_bins: int, spacing: str
-) -> Float[Array, "d bins+1"]:
+) -> Float[Array, "d edges"]:
     """The edges of bins that hold the used rows."""
     finite = jnp.all(jnp.isfinite(columns) | ~used[:, None], axis=0)
     # NaN marks unused rows. NaN in other rows is detected by `finite`.
@@ -133,7 +133,7 @@ def _edges(
 
 def _quantiles(
     columns: Float[Array, "n d"], num_rows: Int[Array, ""], num_bins: int
-) -> Float[Array, "bins+1 d"]:
+) -> Float[Array, "edges d"]:
     """The quantiles k/bins of the columns' first `num_rows` values in order, NaN last."""
     ordered = jnp.sort(columns, axis=0)
     # k (rows − 1)/bins in integers: a quantile that is a row's value is that value exactly. With
@@ -149,7 +149,7 @@ def _quantiles(
 
 def counts(
     x: Float[Array, " n *d"],
-    edges: Float[Array, "*d bins+1"],
+    edges: Float[Array, "*d edges"],
     weights: Float[Array, " n"] | None = None,
 ) -> Float[Array, "*d bins"]:
     """The number of points of each column in each bin, or their weight.
@@ -160,7 +160,7 @@ def counts(
 
     Args:
         x: samples, a vector or a matrix.
-        edges: ascending edges, "bins+1" for a vector and "d bins+1" for a matrix. The outermost may
+        edges: ascending edges, "bins+1" for a vector and "d edges" for a matrix. The outermost may
             be infinite. Compared with the samples in NumPy's float64 if both are.
         weights: non-negative weights, one per sample, differentiable. All one by default. Traced
             weights that are negative make all counts nan, as do traced edges that do not ascend.
@@ -199,7 +199,7 @@ def _bounds(name: str, edges: Numbers, ndim: int, columns: Unrounded) -> Unround
     if not isinstance(bounds, Tracer):
         numbers = np.asarray(bounds, np.float64)
         with np.errstate(invalid="ignore"):  # of infinite ends
-            ascending = _ascend(numbers, jnp.finfo(bounds.dtype).eps).all(axis=1)
+            ascending = _ascend(numbers, float(jnp.finfo(bounds.dtype).eps)).all(axis=1)
         inner = np.isfinite(numbers[:, 1:-1]).all(axis=1)
         # Edges that hold NaN pass: their counts will be NaN.
         if not (np.isnan(numbers).any(axis=1) | (ascending & inner)).all():
@@ -278,14 +278,14 @@ def _count_columns(
         sums = sums.at[block, index].add(jnp.where(outside, 0, mass))
         # A NaN lies in no bin and would otherwise go unnoticed.
         missing = jnp.any(jnp.isnan(column[0]) & (mass != 0)) | jnp.isnan(bounds[0]).any()
-        ascending = _ascend(bounds[0], jnp.finfo(bounds[0].dtype).eps).all()
+        ascending = _ascend(bounds[0], float(jnp.finfo(bounds[0].dtype).eps)).all()
         valid = ~missing & ascending & jnp.isfinite(bounds[0][1:-1]).all() & jnp.all(mass >= 0)
         return nan_unless(valid, sums.sum(axis=0, dtype=mass.dtype).astype(dtype))
 
     return jax.vmap(count)(columns, bounds)
 
 
-def _ascend(numbers: Unrounded, eps: ArrayLike) -> Bool[Array, "... bins"]:
+def _ascend(numbers: Unrounded, eps: float) -> Unrounded:
     """Whether each number is at least the one before it, up to a few roundings."""
     before, after = numbers[..., :-1], numbers[..., 1:]
     return (after >= before) | (after >= before - 8 * eps * abs(before))
@@ -418,7 +418,7 @@ def divergence(
     *,
     num_bins: int = 20,
     spacing: str = "quantile",
-    bins: Float[Array, "*d bins+1"] | None = None,
+    bins: Float[Array, "*d edges"] | None = None,
     a: Float[Array, " n"] | None = None,
     b: Float[Array, " m"] | None = None,
     smoothing: ArrayLike = 0.0,
@@ -439,7 +439,7 @@ def divergence(
         y: samples of q with the same number of columns.
         num_bins: the number of bins, a static integer.
         spacing: "quantile" or "uniform", see `edges`.
-        bins: ascending edges to use instead, "bins+1", or "d bins+1" for a matrix. Points outside
+        bins: ascending edges to use instead, "bins+1", or "d edges" for a matrix. Points outside
             of them are left out.
         a: non-negative weights of x, one per sample. Rows of weight zero are padding.
         b: non-negative weights of y, likewise.

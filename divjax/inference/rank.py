@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from divjax.core.arguments import Leaf, as_leaves, as_optional_leaf, vector_leaves
 from divjax.core.checks import check_probability, check_scalar, check_weights
@@ -263,7 +263,7 @@ def _accuracy(
     return _share_estimate((share_x + share_y) / 2, std_error, a, b, confidence_level)
 
 
-def midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
+def midranks(values: Shaped[Array | np.ndarray, " n"]) -> Float[Array, " n"]:
     """Ranks from 1 to n, with the mean rank for equal values. NaN is last and has the rank NaN.
 
     Example:

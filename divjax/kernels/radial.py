@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ __all__ = ["Energy", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace"]
 _Block = Float[Array, "n m"]
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """A radial kernel. Derivatives are with respect to x, the first argument."""
 

@@ -80,13 +80,13 @@ def _transport_cost(
     return nan_unless((epsilon > 0) & resolved, jnp.sum(plan * costs))
 
 
-def _temper(logits: Float[Array, "b c"], temperature: ArrayLike) -> Float[Array, "b c"]:
+def _temper(logits: Float[Array, "*b c"], temperature: ArrayLike) -> Float[Array, "*b c"]:
     """The logits over the temperature; NaN for a traced temperature that is not positive."""
     temperature = jnp.asarray(temperature, logits.dtype)
     return logits / nan_unless(temperature > 0, temperature)
 
 
-def _nonnegative(number: ArrayLike, dtype: DTypeLike) -> Float[Array, ""]:
+def _nonnegative(number: ArrayLike, dtype: DTypeLike) -> Float[Array, "..."]:
     """A hyper-parameter in the data's dtype; NaN if it is traced and negative."""
     number = jnp.asarray(number, dtype)
     return nan_unless(number >= 0, number)

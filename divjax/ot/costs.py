@@ -35,7 +35,7 @@ from divjax.core.numerics import (
     safe_sqrt,
 )
 from divjax.core.pytrees import as_pytree, as_traced, pytree
-from divjax.core.samples import as_numbers, as_samples, centered_samples, without_offset
+from divjax.core.samples import Unrounded, as_numbers, as_samples, centered_samples, without_offset
 
 __all__ = [
     "Cosine",
@@ -83,8 +83,8 @@ def _displaced(x: ArrayLike, y: ArrayLike) -> list[Array]:
 
 def _sum_over_features(
     term: Callable[[Array], Array],
-    x: _Points,
-    y: Float[Array, "m d"],
+    x: Unrounded,
+    y: Unrounded,
     add: Callable[[Array, Array], Array] = jnp.add,
 ) -> Float[Array, "n m"]:
     """Σ_k term(x_ik − y_jk), with differences recomputed in reverse mode."""
@@ -106,7 +106,7 @@ def _unit_of(largest: Array) -> Array:
     return jax.lax.stop_gradient(jnp.where(usable, largest, 1))
 
 
-def _squared(x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+def _squared(x: Unrounded, y: Unrounded) -> Float[Array, "n m"]:
     """Squared distances with correct derivatives at coincident points.
 
     `core.pairwise.squared_distances` clips at zero, which would halve a derivative there.

@@ -13,7 +13,7 @@ value decomposition Lᵀ K = U Σ Vᵀ: the fidelity tr (S^½ T S^½)^½ = tr Σ
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -220,7 +220,7 @@ class GaussianPair(NamedTuple):
         return AffineMap(matrix, source.high, target.high, (source.low, target.low))
 
 
-def paired_gaussians(p: Normal, q: Normal) -> GaussianPair:
+def paired_gaussians(p: Any, q: Any) -> GaussianPair:
     """The arguments as floating-point arrays, with float64 means from NumPy centred first."""
     p, q = normal_pair(p, q)
     dtype = jnp.result_type(float, *p, *q)

@@ -33,6 +33,13 @@ _EQUAL = 1e-6
 # If masses differ by a larger share, no plan exists.
 _SAME_MASS = 1e-4
 _MAX_PIVOTS = 10_000_000
+# HiGHS's smallest tolerances, for masses and costs of size one.
+_TOLERANCES = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
+# Its plan is refined until no plan is cheaper by more than the first share of the cost, and flagged
+# if another may be cheaper by more than the second.
+_REFINED_EXCESS, _LARGEST_EXCESS, _MAX_REFINEMENTS = 1e-9, 1e-6, 8
+# Larger reduced costs, in units of the excess, count as this: no cheaper plan pays much of them.
+_LARGEST = 1e7
 
 
 @pytree
@@ -251,7 +258,43 @@ def _by_network_simplex(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Prog
 
 
 def _by_highs(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
-    """SciPy's solver, with the pairs of finite cost as variables."""
+    """SciPy's solver, whose absolute tolerance is refined if costs are of unlike sizes.
+
+    Without a pair of negative reduced cost C − f − g no other plan is cheaper. The solver tolerates
+    small negative ones, of any size relative to the costs that matter, such as those within distant
+    clusters. The program with the reduced costs, in a unit of the size of what was tolerated, has
+    the same plans, and its potentials are corrections.
+    """
+    potentials, unit, excess = np.zeros(sum(costs.shape)), 1.0, np.inf
+    for _ in range(_MAX_REFINEMENTS):
+        reduced = _reduced(costs, potentials) / unit
+        found = _highs(np.where(np.isfinite(costs), np.minimum(reduced, _LARGEST), costs), a, b)
+        if found.status != Status.CONVERGED:
+            break
+        potentials = potentials + unit * np.append(found.f, found.g)
+        # No plan is cheaper by more than the reduced costs that are paid, and the most negative one
+        # times the mass.
+        reduced, paid = _reduced(costs, potentials), found.plan > 0
+        unit = found.plan[paid] @ reduced[paid] + max(-reduced.min(), 0)
+        size = found.plan[paid] @ np.abs(costs[paid])
+        if unit < excess * size or np.isinf(excess):
+            excess = unit / size if size > 0 else unit
+            best = found._replace(f=potentials[: len(a)], g=potentials[len(a) :])
+        if excess <= _REFINED_EXCESS or unit == 0:
+            return best
+    if np.isinf(excess):
+        return found
+    status = Status.CONVERGED if excess <= _LARGEST_EXCESS else Status.FLOATING_POINT_RESOLUTION
+    return best._replace(status=status)
+
+
+def _reduced(costs: np.ndarray, potentials: np.ndarray) -> np.ndarray:
+    """C − f − g."""
+    return costs - potentials[: len(costs), None] - potentials[len(costs) :]
+
+
+def _highs(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
+    """One call of the solver, with the pairs of finite cost as variables."""
     n, m = costs.shape
     # Pairs of infinite cost have no variable. Every other pair is in one row constraint and one
     # column constraint.
@@ -264,7 +307,11 @@ def _by_highs(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
         ]
     )
     found = scipy.optimize.linprog(
-        costs[rows, columns], A_eq=marginals, b_eq=np.concatenate([a, b]), method="highs-ds"
+        costs[rows, columns],
+        A_eq=marginals,
+        b_eq=np.concatenate([a, b]),
+        method="highs-ds",
+        options=_TOLERANCES,
     )
     if found.status == 2:  # infeasible
         return _no_plan(costs, Status.NOT_FINITE)

@@ -127,7 +127,7 @@ def _arguments(
 
 def _levels(
     weights: Float[Array, " n"] | None, size: int, dtype: DTypeLike
-) -> Float[Array, " n-1"]:
+) -> Float[Array, " levels"]:
     """The quantile function's jumps strictly inside of (0, 1)."""
     if weights is None:
         return jnp.arange(1, size, dtype=dtype) / size

@@ -132,7 +132,7 @@ def shares(
     return nan_unless(jnp.min(masses) >= 0, masses) / jnp.sum(masses)
 
 
-def squares_are_unresolved(*samples: Float[Array, "n d"]) -> Bool[Array, ""]:
+def squares_are_unresolved(*samples: Float[Array, "_ d"]) -> Bool[Array, ""]:
     """Whether a sample is not constant, but its spread is so small that squares underflow."""
     dtype = jnp.finfo(samples[0].dtype)
     spreads = jnp.stack([jnp.max(jnp.ptp(rows, axis=0)) for rows in samples])
@@ -140,7 +140,7 @@ def squares_are_unresolved(*samples: Float[Array, "n d"]) -> Bool[Array, ""]:
     return jnp.any((spreads > 0) & (spreads < float(dtype.tiny / dtype.eps) ** 0.5))
 
 
-def without_padding(rows: Float[Array, "n d"], weights: Float[Array, " n"] | None) -> Array:
+def without_padding(rows: Float[Array, "_ d"], weights: Float[Array, " n"] | None) -> Array:
     """The rows, with those of weight zero replaced by the heaviest.
 
     All are NaN if a row with weight is not finite, as batches and blocks may never draw it.

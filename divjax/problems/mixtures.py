@@ -46,7 +46,11 @@ def _largest_distance() -> float:
 
 def is_resolved(means: Any, deviations: Any, module: Any = jnp) -> Any:
     """Whether draws around the means keep their differences. NaN, reported elsewhere, counts so."""
-    return ~module.any(module.abs(means) > _largest_distance() * deviations)
+    # The limit is out of float16's range.
+    means, deviations = module.asarray(means), module.asarray(deviations)
+    wide = jnp.promote_types(jnp.result_type(means, deviations), jnp.float32)
+    limits = _largest_distance() * deviations.astype(wide)
+    return ~module.any(module.abs(means.astype(wide)) > limits)
 
 
 def check_resolved(name: str, means: Any, deviations: Any) -> None:

@@ -133,7 +133,7 @@ def cross_fit(
     weights_q: Float[Array, " m"],
     head: Head,
     plan: CrossFitting,
-    groups: Int[Array, " n+m"] | None = None,
+    groups: Int[Array, " rows"] | None = None,
 ) -> CrossFit:
     """Fit a head out of fold; log ratios are differentiable in the rows with the heads held fixed.
 
@@ -398,7 +398,7 @@ class _Places(NamedTuple):
 
 
 def _shuffle(
-    key: Key[Array, ""], weights: tuple[Array, Array], groups: Int[Array, " n+m"] | None
+    key: Key[Array, ""], weights: tuple[Array, Array], groups: Int[Array, " rows"] | None
 ) -> tuple[_Places, _Places]:
     """Random places for the rows of both samples.
 

@@ -227,7 +227,7 @@ def _found(p: Array, q: Array, used_p: Bool[Array, " n"], used_q: Bool[Array, " 
 
 
 def _shares_of_column(
-    column: Float[Array, " n+m"], used_p: Bool[Array, " n"], used_q: Bool[Array, " m"]
+    column: Float[Array, " rows"], used_p: Bool[Array, " n"], used_q: Bool[Array, " m"]
 ) -> _Shares:
     """The shares of equal values of one feature."""
     used = jnp.concatenate([used_p, used_q])
@@ -260,8 +260,8 @@ def _shares_of_rows(
 
 
 def _shares(
-    same: Bool[Array, " n+m-1"],
-    order: Int[Array, " n+m"],
+    same: Bool[Array, " neighbors"],
+    order: Int[Array, " rows"],
     used_p: Bool[Array, " n"],
     used_q: Bool[Array, " m"],
 ) -> _Shares:

@@ -72,7 +72,7 @@ def misfit(
     weights: Sequence[Float[Array, " n"]],
     folds: Sequence[Int[Array, " n"]],
     num_folds: int,
-    groups: Int[Array, " n+m"] | None = None,
+    groups: Int[Array, " rows"] | None = None,
 ) -> Misfit:
     """The excess cross-entropy detected by the more significant of two probes.
 

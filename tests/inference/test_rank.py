@@ -194,3 +194,12 @@ def test_traced_level_out_of_range(level):
 
 def test_nan_has_no_rank():
     np.testing.assert_array_equal(midranks(np.array([1.0, np.nan, 0.0])), [2.0, np.nan, 1.0])
+
+
+@pytest.mark.parametrize("level", [1 - 1e-6, 1 - 1e-7, 1 - 1e-9])
+def test_levels_that_float32_would_change_are_refused(level):
+    """1 − level would be off by 3 %, 20 % and 100 %, and so would be quantiles in the tail."""
+    with pytest.raises(ValueError, match="confidence_level must not round to"):
+        inference.normal_interval(0.0, 1.0, level)
+    upper = inference.normal_interval(0.0, 1.0, 1 - 1e-5).upper
+    np.testing.assert_allclose(upper, scipy.stats.norm.isf(0.5e-5), rtol=1e-3)

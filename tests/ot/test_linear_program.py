@@ -138,3 +138,29 @@ def test_assignments_match_scipys_cost():
     costs = cdist(x, y, "sqeuclidean")
     rows, columns = scipy.optimize.linear_sum_assignment(costs)
     np.testing.assert_allclose(ot.exact(x, y).value, costs[rows, columns].mean(), rtol=1e-5)
+
+
+def monotone_coupling_cost(x, y, a, b):
+    """The squared cost between quantile functions, with weights that are multiples of 1/1024."""
+    quantiles = [
+        np.repeat(z[order], np.round(1024 * w[order]).astype(int))
+        for z, w in ((x, a), (y, b))
+        for order in [np.argsort(z)]
+    ]
+    return np.mean((quantiles[0] - quantiles[1]) ** 2)
+
+
+@pytest.mark.parametrize("distance", [64, 4096, 2**20])
+def test_costs_within_distant_clusters_are_not_below_the_solvers_tolerance(distance):
+    """A forbidden pair that no optimal plan uses is a reason for SciPy's solver."""
+    generator = np.random.default_rng(0)
+    clusters = lambda: np.append(*(generator.integers(0, 64, (2, 8)) / 16 + [[0], [distance]]))
+    masses = lambda: np.append(*(generator.multinomial(504, np.ones(8) / 8, 2) + 1)) / 1024
+    x, y, a, b = clusters(), clusters(), masses(), masses()
+    costs = (x[:, None] - y) ** 2
+    costs[0, 8] = np.inf
+    found = room.solve_program(costs, a, b)
+    assert found.status == Status.CONVERGED
+    expected = monotone_coupling_cost(x, y, a, b)
+    np.testing.assert_allclose(np.sum(found.plan * np.where(found.plan > 0, costs, 0)), expected)
+    np.testing.assert_allclose(a @ found.f + b @ found.g, expected, rtol=1e-6)

@@ -84,7 +84,7 @@ class TargetRows(NamedTuple):
     resolved: Bool[Array, ""]
 
 
-def target_rows(samples: PyTree[Array], particles: PyTree[Array]) -> TargetRows:
+def target_rows(samples: PyTree[Numbers], particles: PyTree[Array]) -> TargetRows:
     """Both as rows, with the center of wider samples subtracted in their own precision.
 
     A translation-invariant discrepancy then compares the original samples with the particles as
