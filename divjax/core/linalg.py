@@ -221,7 +221,7 @@ def solve_triangular(
     return _solved(_upper if transposed else _lower, factor, b)
 
 
-def cho_solve(factor: Float[Array, "*b n n"], b: Float[Array, "*b n k"]) -> Float[Array, "*b n k"]:
+def cho_solve(factor: Float[Array, "*b n n"], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """(L Lᵀ)⁻¹ b for the factor L from `cholesky`. b may be one vector.
 
     Example:

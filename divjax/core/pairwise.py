@@ -137,7 +137,7 @@ def squared_distances(
     return _resolved_distances(x, y)
 
 
-def _centered(y: Float[Array, "m d"], *others: Float[Array, "n d"]) -> tuple[Array, ...]:
+def _centered(y: Float[Array, "m d"], *others: Float[Array, "_ d"]) -> tuple[Array, ...]:
     """All samples relative to the center of the first, if they are to be multiplied.
 
     Differences, used for few features, are exact without centering.

@@ -123,7 +123,7 @@ class InstanceBased(Protocol):
 def log_ratios(
     head: Callable[[PyTree[Array], Float[Array, "b d"]], Float[Array, " b"]],
     params: PyTree[Array],
-    *samples: Float[Array, "n d"],
+    *samples: Float[Array, "_ d"],
 ) -> list[Float[Array, " n"]]:
     """The log ratios of several samples, evaluated as one batch and hence compiled once."""
     ends = np.cumsum([len(sample) for sample in samples])
@@ -188,6 +188,6 @@ def validation_loss(
     return jnp.where(jnp.isnan(value), jnp.inf, value)
 
 
-def num_rows(*weights: Float[Array, " n"]) -> Float[Array, ""]:
+def num_rows(*weights: Float[Array, " _"]) -> Float[Array, ""]:
     """The effective number of rows of these samples together."""
     return jnp.sum(jnp.stack([effective_sample_size(weight) for weight in weights]))

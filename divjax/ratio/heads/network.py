@@ -178,7 +178,7 @@ class Network:
         return networks.BuildMLP(self.hidden, num_outputs)
 
 
-def row_sampler(*weights: Float[Array, " n"]) -> Callable[[Key[Array, ""], int], list[Array]]:
+def row_sampler(*weights: Float[Array, " _"]) -> Callable[[Key[Array, ""], int], list[Array]]:
     """`(key, count) -> indices` for each vector of weights, in proportion to them.
 
     Stratified: one row is drawn from each of `count` equal quantiles, in order.
