@@ -36,8 +36,10 @@ fast = flags="$(PLAIN_FLAGS)"; \
 	XLA_FLAGS="$(QUICK_FLAGS)" $(1) -c "import jax; jax.devices()" 2>/dev/null && flags="$(QUICK_FLAGS)"; \
 	XLA_FLAGS="$$flags" $(1) -m pytest -m "not slow and not exhaustive" -n 2 --dist loadfile
 
+# The contract suite runs with the annotations of the functions inside of the package checked.
 test-fast: $(VENV)/.test
-	$(call fast,$(BIN)/python)
+	$(call fast,$(BIN)/python) -p tests.typechecked tests/contract
+	$(call fast,$(BIN)/python) --ignore tests/contract
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m "slow and not exhaustive" -n 2 --dist worksteal

@@ -64,7 +64,7 @@ def for_each(function: Callable[..., T], samples: Iterable[Sequence[PyTree[Array
     return [structure.unflatten(parts) for parts in zip(*leaves, strict=True)]
 
 
-def _shape_and_dtype(leaf: ArrayLike) -> tuple[tuple[int, ...], np.dtype]:
+def _shape_and_dtype(leaf: ArrayLike) -> tuple[tuple[int, ...], Any]:
     return jnp.shape(leaf), jnp.result_type(leaf)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
@@ -227,7 +227,7 @@ def _found(p: Array, q: Array, used_p: Bool[Array, " n"], used_q: Bool[Array, " 
 
 
 def _shares_of_column(
-    column: Float[Array, " rows"], used_p: Bool[Array, " n"], used_q: Bool[Array, " m"]
+    column: Shaped[Array, " rows"], used_p: Bool[Array, " n"], used_q: Bool[Array, " m"]
 ) -> _Shares:
     """The shares of equal values of one feature."""
     used = jnp.concatenate([used_p, used_q])
