@@ -27,6 +27,7 @@ lint: $(VENV)/.test
 
 types: $(VENV)/.test
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright -p tests/pyright.json --pythonpath $(BIN)/python
 
 # These compile for most of their time: LLVM had better not optimise. Fusions through MLIR take
 # twice the time of those without, which only some versions of jaxlib have; an unknown flag aborts.

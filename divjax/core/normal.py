@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from divjax.core.checks import check_full_precision
 from divjax.core.numerics import nan_unless
-from divjax.core.samples import as_numbers
+from divjax.core.samples import Numbers, as_numbers
 
 __all__ = [
     "Normal",
@@ -51,8 +51,8 @@ class Normal(NamedTuple):
         4.0
     """
 
-    mean: Float[Array, "*batch d"]
-    covariance: Float[Array, "*batch d"] | Float[Array, "*batch d d"]
+    mean: Float[Numbers, "*batch d"]
+    covariance: Float[Numbers, "*batch d"] | Float[Numbers, "*batch d d"]
 
 
 def as_normal(name: str, normal: Any) -> Normal:

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import in_units_of, nan_unless
-from divjax.core.samples import Unrounded, as_numbers, as_vectors, without_offset
+from divjax.core.samples import Numbers, Unrounded, as_numbers, as_vectors, without_offset
 
 __all__ = [
     "are_weights",
@@ -31,7 +31,7 @@ _RIDGE = 4
 _TOLERANCE = 2
 
 
-def min_norm_weights(gram: Float[Array, "k k"]) -> Float[Array, " k"]:
+def min_norm_weights(gram: Float[Numbers, "k k"]) -> Float[Array, " k"]:
     """The weights of the minimum-norm convex combination of K vectors, from their Gram matrix.
 
     w* = argmin_{w ≥ 0, Σ_k w_k = 1} wᵀQw,   Q_kj = ⟨v_k, v_j⟩.
@@ -283,7 +283,7 @@ def _sweep(
     return jnp.where(row & column, -1 / values[pivot], swept)
 
 
-def project_simplex(v: Float[Array, " k"]) -> Float[Array, " k"]:
+def project_simplex(v: Float[Numbers, " k"]) -> Float[Array, " k"]:
     """The point of the probability simplex closest to v: max(v − θ, 0), θ such that it sums to one.
 
     With v in descending order, θ = max_j (v_1 + … + v_j − 1)/j.
@@ -357,7 +357,7 @@ def sum_to_one(shares: Float[Array, " n"], tolerance: float | None = None) -> Bo
     return jnp.abs(total - 1) <= tolerance
 
 
-def effective_sample_size(weights: Float[Array, " n"]) -> Float[Array, ""]:
+def effective_sample_size(weights: Float[Numbers, " n"]) -> Float[Array, ""]:
     """(Σ a)² / Σ a², the equivalent number of equal weights; NaN for a negative weight.
 
     Multiplying the weights by a positive number changes nothing.

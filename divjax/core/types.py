@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 from divjax.core.checks import check_no_negatives, check_probability
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
-from divjax.core.samples import as_arrays
+from divjax.core.samples import Numbers, as_arrays
 
 __all__ = [
     "Estimate",
@@ -225,8 +225,8 @@ def normal_quantile(confidence_level: ArrayLike, dtype: DTypeLike) -> Array:
 
 
 def normal_interval(
-    value: Float[ArrayLike, "..."],
-    std_error: Float[ArrayLike, "..."],
+    value: Float[Numbers, "..."],
+    std_error: Float[Numbers, "..."],
     confidence_level: ArrayLike = 0.95,
 ) -> Interval:
     """The two-sided interval value ± z · std_error, z the normal quantile of (1 + level)/2.

@@ -28,7 +28,7 @@ from divjax.core.checks import (
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import TracedFunction, as_traced
-from divjax.core.samples import as_arrays
+from divjax.core.samples import Numbers, as_arrays
 from divjax.fdiv.distributions import (
     Distribution,
     Given,
@@ -140,7 +140,7 @@ def kl(
 
 
 def generalized_kl(
-    p: Float[ArrayLike, "..."], q: Float[ArrayLike, "..."], *, axis: int = -1
+    p: Float[Numbers, "..."], q: Float[Numbers, "..."], *, axis: int = -1
 ) -> Float[Array, "*batch"]:
     """KL between measures of any mass, Σ_i [p_i log(p_i/q_i) − p_i + q_i] ≥ 0, in nats.
 
@@ -372,7 +372,7 @@ def _skew_kl(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array,
 
 def jensen_shannon(
     *distributions: Distribution,
-    weights: Float[ArrayLike, " k"] | None = None,
+    weights: Float[Numbers, " k"] | None = None,
     base: ArrayLike | None = None,
     axis: int = -1,
 ) -> Float[Array, "*batch"]:
@@ -512,7 +512,7 @@ def _entropy(log_p: LogProbs) -> Float[Array, "*batch"]:
 
 
 def pairwise(
-    divergence: Callable[[Logits, Logits], Float[Array, "*batch"]],
+    divergence: Callable[[Logits, Logits], Float[Numbers, "*batch"]],
     ps: Distribution,
     qs: Distribution,
 ) -> Float[Array, "n m"]:

@@ -26,7 +26,7 @@ from divjax.core.checks import (
 from divjax.core.labels import as_indices
 from divjax.core.numerics import in_base, nan_unless
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import Unrounded, as_numbers, owned
+from divjax.core.samples import Numbers, Unrounded, as_numbers, owned
 
 __all__ = [
     "Distribution",
@@ -68,9 +68,9 @@ class Logits:
         [0.5, 0.5, 0.0]
     """
 
-    values: Float[Array, "*batch c"]
+    values: Float[Numbers, "*batch c"]
     temperature: ArrayLike = 1.0
-    mask: Bool[Array, "*#batch c"] | None = None
+    mask: Bool[Numbers, "*#batch c"] | None = None
 
     def __post_init__(self):
         check_positive(temperature=self.temperature)
@@ -98,9 +98,9 @@ class Weights:
         [0.8, 0.2]
     """
 
-    values: ArrayLike
+    values: Numbers
     smoothing: ArrayLike = 0.0
-    mask: Bool[Array, "*#batch c"] | None = None
+    mask: Bool[Numbers, "*#batch c"] | None = None
 
     def __post_init__(self):
         check_nonnegative(smoothing=self.smoothing)
@@ -126,7 +126,7 @@ class Labels:
         [2.0, 1.0]
     """
 
-    values: Int[ArrayLike, "*batch"]
+    values: Int[Numbers, "*batch"]
     num_classes: int = static()
 
     def __post_init__(self):
@@ -167,7 +167,7 @@ def log_probs(distribution: Distribution, *, axis: int = -1) -> LogProbs:
 class _Probabilities:
     """Probabilities, with a flag that is true if they were verified to sum to one."""
 
-    values: ArrayLike
+    values: Numbers
     known: bool = static()
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.checks import check_nonnegative
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, select
+from divjax.core.samples import Numbers
 from divjax.fdiv.generators import (
     Divergence,
     Generator,
@@ -502,10 +503,10 @@ class Renyi(Divergence):
 
     def plug_in(
         self,
-        u_p: Float[Array, " n"],
-        u_q: Float[Array, " m"],
-        a: Float[Array, " n"] | None = None,
-        b: Float[Array, " m"] | None = None,
+        u_p: Float[Numbers, " n"],
+        u_q: Float[Numbers, " m"],
+        a: Float[Numbers, " n"] | None = None,
+        b: Float[Numbers, " m"] | None = None,
     ) -> PlugIn:
         """The divergence and its influences, by log-sum-exp if the integral is far from one."""
         a, b = normalized("a", a, u_p), normalized("b", b, u_q)
@@ -536,10 +537,10 @@ class Renyi(Divergence):
 
     def sensitivities(
         self,
-        u_p: Float[Array, " n"],
-        u_q: Float[Array, " m"],
-        a: Float[Array, " n"] | None = None,
-        b: Float[Array, " m"] | None = None,
+        u_p: Float[Numbers, " n"],
+        u_q: Float[Numbers, " m"],
+        a: Float[Numbers, " n"] | None = None,
+        b: Float[Numbers, " m"] | None = None,
     ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         """The derivatives α r^{α−1}/I and −α r^α/I, with the integral I by log-sum-exp."""
         alpha, u_p, u_q = as_floats(self._order, u_p, u_q)

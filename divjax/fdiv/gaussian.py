@@ -33,7 +33,7 @@ from divjax.core.checks import (
 from divjax.core.linalg import cholesky, eigh, solve_triangular
 from divjax.core.normal import Normal, are_symmetric, normal_pair
 from divjax.core.numerics import if_needed, nan_unless
-from divjax.core.samples import centered_samples, two_parts
+from divjax.core.samples import Numbers, centered_samples, two_parts
 from divjax.core.standardize import mean_and_scale
 from divjax.core.types import Estimate, Interval, normal_estimate
 from divjax.fdiv.special import (
@@ -455,8 +455,8 @@ def _js_bounds(p: Normal, q: Normal) -> Interval:
 
 
 def plug_in_kl(
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
+    x: Float[Numbers, "n d"],
+    y: Float[Numbers, "m d"],
     *,
     debias: bool = True,
     confidence_level: ArrayLike = 0.95,

@@ -115,10 +115,10 @@ class Divergence:
 
     def plug_in(
         self,
-        u_p: Float[Array, " n"],
-        u_q: Float[Array, " m"],
-        a: Float[Array, " n"] | None = None,
-        b: Float[Array, " m"] | None = None,
+        u_p: Float[Numbers, " n"],
+        u_q: Float[Numbers, " m"],
+        a: Float[Numbers, " n"] | None = None,
+        b: Float[Numbers, " m"] | None = None,
     ) -> PlugIn:
         """The divergence from the log ratios of samples of p and of q, with its influences.
 
@@ -144,10 +144,10 @@ class Divergence:
 
     def sensitivities(
         self,
-        u_p: Float[Array, " n"],
-        u_q: Float[Array, " m"],
-        a: Float[Array, " n"] | None = None,
-        b: Float[Array, " m"] | None = None,
+        u_p: Float[Numbers, " n"],
+        u_q: Float[Numbers, " m"],
+        a: Float[Numbers, " n"] | None = None,
+        b: Float[Numbers, " m"] | None = None,
     ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
         """The derivatives of the variational form in each log ratio, per unit of its weight.
 

@@ -50,8 +50,8 @@ def _columns(**samples: Numbers) -> dict[str, Unrounded]:
 
 
 def edges(
-    x: Float[Array, " n *d"],
-    y: Float[Array, " m *d"],
+    x: Float[Numbers, " n *d"],
+    y: Float[Numbers, " m *d"],
     *,
     num_bins: int = 20,
     spacing: str = "quantile",
@@ -148,9 +148,9 @@ def _quantiles(
 
 
 def counts(
-    x: Float[Array, " n *d"],
-    edges: Float[Array, "*d edges"],
-    weights: Float[Array, " n"] | None = None,
+    x: Float[Numbers, " n *d"],
+    edges: Float[Numbers, "*d edges"],
+    weights: Float[Numbers, " n"] | None = None,
 ) -> Float[Array, "*d bins"]:
     """The number of points of each column in each bin, or their weight.
 
@@ -314,11 +314,11 @@ def _num_at_or_below(bounds: _TwoParts, points: _TwoParts) -> Int[Array, " n"]:
 
 def bias(
     divergence: CategoricalDivergence,
-    counts_p: Float[Array, " bins"],
-    counts_q: Float[Array, " bins"],
+    counts_p: Float[Numbers, " bins"],
+    counts_q: Float[Numbers, " bins"],
     *,
-    squares_p: Float[Array, " bins"] | None = None,
-    squares_q: Float[Array, " bins"] | None = None,
+    squares_p: Float[Numbers, " bins"] | None = None,
+    squares_q: Float[Numbers, " bins"] | None = None,
     smoothing: ArrayLike = 0.0,
 ) -> Float[Array, ""]:
     """The first-order bias of a plug-in divergence from counts, ½ Σ_i (V_i ∂²D/∂N_i² + …).
@@ -413,14 +413,14 @@ def _bias(
 
 def divergence(
     divergence: CategoricalDivergence,
-    x: Float[Array, " n *d"],
-    y: Float[Array, " m *d"],
+    x: Float[Numbers, " n *d"],
+    y: Float[Numbers, " m *d"],
     *,
     num_bins: int = 20,
     spacing: str = "quantile",
-    bins: Float[Array, "*d edges"] | None = None,
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    bins: Float[Numbers, "*d edges"] | None = None,
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
     smoothing: ArrayLike = 0.0,
     debias: bool = False,
 ) -> Float[Array, "*d"]:

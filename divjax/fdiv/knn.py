@@ -25,7 +25,7 @@ from divjax.core.linalg import eigh
 from divjax.core.numerics import if_needed, matmul, nan_unless
 from divjax.core.pairwise import map_row_blocks, pair_distances_by_rows
 from divjax.core.pytrees import pytree
-from divjax.core.samples import centered_samples
+from divjax.core.samples import Numbers, centered_samples
 from divjax.core.types import Estimate, normal_estimate, summary
 
 __all__ = ["NeighborDiagnostics", "knn_entropy", "knn_kl"]
@@ -394,8 +394,8 @@ def _(primals, tangents):
 
 
 def knn_kl(
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
+    x: Float[Numbers, "n d"],
+    y: Float[Numbers, "m d"],
     k: int = 10,
     *,
     bias_order: int = 1,
@@ -511,7 +511,7 @@ def _knn_kl(
 
 
 def knn_entropy(
-    x: Float[Array, "n d"], k: int = 5, *, bias_order: int = 0, confidence_level: ArrayLike = 0.95
+    x: Float[Numbers, "n d"], k: int = 5, *, bias_order: int = 0, confidence_level: ArrayLike = 0.95
 ) -> Estimate:
     """The differential entropy −∫ p log p from samples, by distances to k-th neighbours.
 

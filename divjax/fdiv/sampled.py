@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.arguments import as_leaves
-from divjax.core.samples import Unrounded, as_arrays, without_offset
+from divjax.core.samples import Numbers, Unrounded, as_arrays, without_offset
 from divjax.fdiv.special import exp_remainder
 
 __all__ = ["sampled_kl", "sampled_kl_surrogate"]
@@ -28,7 +28,7 @@ def _checked(
 
 
 def sampled_kl(
-    log_p: Float[Array, "..."], log_q: Float[Array, "..."], estimator: str = "k3"
+    log_p: Float[Numbers, "..."], log_q: Float[Numbers, "..."], estimator: str = "k3"
 ) -> Float[Array, "..."]:
     """KL(p‖q) from samples x ~ p: one estimate per sample, whose mean estimates the divergence.
 
@@ -79,7 +79,7 @@ def _sampled_kl(log_p: ArrayLike, log_q: ArrayLike, estimator: str) -> Float[Arr
 
 
 def sampled_kl_surrogate(
-    log_p: Float[Array, "..."], log_q: Float[Array, "..."], estimator: str = "k3"
+    log_p: Float[Numbers, "..."], log_q: Float[Numbers, "..."], estimator: str = "k3"
 ) -> Float[Array, "..."]:
     """`sampled_kl` as a loss: the same value, with the unbiased gradient of KL(p‖q).
 

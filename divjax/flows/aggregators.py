@@ -20,7 +20,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import matmul, nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree
-from divjax.core.samples import as_arrays
+from divjax.core.samples import Numbers, as_arrays
 from divjax.core.simplex import min_norm_weights, project_simplex
 from divjax.flows.fields import checked_fields, gram, unit_gram
 from divjax.flows.protocols import Fields
@@ -101,7 +101,7 @@ class ProjectedStep:
         return jnp.full(num_objectives, 1 / num_objectives)
 
     def __call__(
-        self, fields: Fields, state: Float[Array, " k"]
+        self, fields: Fields, state: Float[Numbers, " k"]
     ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
         """The weights after one more step."""
         check_scalar(step_size=self.step_size)

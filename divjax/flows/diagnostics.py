@@ -41,10 +41,10 @@ __all__ = [
 
 
 def kernel_stein_discrepancy(
-    particles: Float[Array, "n d"],
+    particles: Float[Numbers, "n d"],
     log_prob: Callable[..., Array],
     kernel: Gaussian | InverseMultiquadric,
-    weights: Float[Array, " n"] | None = None,
+    weights: Float[Numbers, " n"] | None = None,
     debias: bool = False,
 ) -> Float[Array, ""]:
     """The squared kernel Stein discrepancy of weighted particles to a density.
@@ -122,7 +122,7 @@ def kernel_stein_discrepancy(
 
 
 def distinct_particles(
-    particles: Float[Array, "n d"], weights: Float[Array, " n"] | None = None
+    particles: Float[Numbers, "n d"], weights: Float[Numbers, " n"] | None = None
 ) -> Int[Array, ""]:
     """The number of distinct particles: those that coincide count once.
 
@@ -179,9 +179,9 @@ def _num_distinct(
 
 
 def relative_spread(
-    particles: Float[Array, "n d"],
-    samples: Float[Array, "m d"],
-    weights: Float[Array, " n"] | None = None,
+    particles: Float[Numbers, "n d"],
+    samples: Float[Numbers, "m d"],
+    weights: Float[Numbers, " n"] | None = None,
 ) -> Float[Array, ""]:
     """The particles' standard deviation relative to the target's, √(tr Cov(q) / tr Cov(p)).
 

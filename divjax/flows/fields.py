@@ -22,7 +22,7 @@ def checked_fields(velocities: Numbers) -> Unrounded:
     return velocities
 
 
-def gram(velocities: Float[Array, "k n d"], weights: Float[Array, " n"]) -> Float[Array, "k k"]:
+def gram(velocities: Float[Numbers, "k n d"], weights: Float[Numbers, " n"]) -> Float[Array, "k k"]:
     """The fields' inner products in L²(q): Q_kj = Σ_i a_i ⟨v_k(x_i), v_j(x_i)⟩.
 
     Args:

@@ -155,16 +155,16 @@ class FisherRao:
         check_positive(step_size=self.step_size)
         check_smoother(self.kernel)
 
-    def init(self, x: Float[Array, "n p"]) -> PyTree:
+    def init(self, x: Float[Numbers, "n p"]) -> PyTree:
         """The bandwidth rule's state."""
         return self.kernel.init(x)
 
     def __call__(
         self,
-        x: Float[Array, "n p"],
-        weights: Float[Array, " n"],
-        potential: Float[Array, " n"],
-        entropy: ArrayLike | Float[Array, " n"],
+        x: Float[Numbers, "n p"],
+        weights: Float[Numbers, " n"],
+        potential: Float[Numbers, " n"],
+        entropy: ArrayLike | Float[Numbers, " n"],
         state: PyTree,
     ) -> tuple[Float[Array, " n"], PyTree]:
         """The masses after one step, and the next state.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from divjax.core.samples import Unrounded, as_arrays, as_numbers, without_offset
+from divjax.core.samples import Numbers, Unrounded, as_arrays, as_numbers, without_offset
 from divjax.core.simplex import min_norm_weights
 from divjax.flows.fields import check_objective_weights, checked_fields, combine, unit_gram
 from divjax.flows.mass import masses_or_equal, weighted_sum
@@ -14,9 +14,9 @@ __all__ = ["hypervolume", "pareto_residual", "squared_norm"]
 
 
 def squared_norm(
-    velocities: Float[Array, "k n d"],
-    objective_weights: Float[Array, " k"] | Float[Array, "k n"],
-    weights: Float[Array, " n"] | None = None,
+    velocities: Float[Numbers, "k n d"],
+    objective_weights: Float[Numbers, " k"] | Float[Numbers, "k n"],
+    weights: Float[Numbers, " n"] | None = None,
 ) -> Float[Array, ""]:
     """The *squared* norm of the combined velocity in L²(q), Σ_i a_i ‖Σ_k w_k v_k(x_i)‖².
 
@@ -45,7 +45,7 @@ def squared_norm(
 
 
 def pareto_residual(
-    velocities: Float[Array, "k n d"], weights: Float[Array, " n"] | None = None
+    velocities: Float[Numbers, "k n d"], weights: Float[Numbers, " n"] | None = None
 ) -> Float[Array, ""]:
     """Min over the simplex of Σ_i a_i ‖Σ_k w_k v_k(x_i)‖²: zero exactly at Pareto stationarity.
 
@@ -68,7 +68,7 @@ def pareto_residual(
     return squared_norm(velocities, min_norm_weights(unit_gram(velocities, masses)), masses)
 
 
-def hypervolume(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> Float[Array, ""]:
+def hypervolume(points: Float[Numbers, "n k"], reference: Float[Numbers, " k"]) -> Float[Array, ""]:
     """The volume that points dominate below a reference, for K ≤ 4 objectives to be minimised.
 
     The measure of ∪_i {z : points_i ≤ z ≤ reference}. Exact, by slicing along the last objective:

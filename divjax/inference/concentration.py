@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from divjax.core.arguments import Leaf, as_leaves, vector_leaves
 from divjax.core.checks import check_below, check_probability
 from divjax.core.numerics import safe_sqrt
-from divjax.core.samples import Unrounded, as_arrays, owned
+from divjax.core.samples import Numbers, Unrounded, as_arrays, owned
 
 __all__ = [
     "LARGEST_STAKE",
@@ -46,10 +46,10 @@ class Bounded(NamedTuple):
         mask: which rows count, of shape (n,), all by default. It must not depend on the values.
     """
 
-    values: Float[Array, " n"]
+    values: Float[Numbers, " n"]
     lower: ArrayLike
     upper: ArrayLike
-    mask: Bool[Array, " n"] | None = None
+    mask: Bool[Numbers, " n"] | None = None
 
 
 class _Moments(NamedTuple):
@@ -123,7 +123,7 @@ class _Sample(NamedTuple):
     """Draws as arrays relative to their origin, with rows that do not count at the lower end."""
 
     origin: Float[Array, ""] | float
-    values: Float[Array, " n"]
+    values: Float[Numbers, " n"]
     lower: Array
     upper: Array
     mask: Float[Array, " n"]
@@ -285,12 +285,12 @@ def _sum_of_means(
 
 
 def empirical_bernstein_lower_bound(
-    values: Float[Array, " n"],
+    values: Float[Numbers, " n"],
     lower: ArrayLike,
     upper: ArrayLike,
     *,
     confidence_level: ArrayLike = 0.95,
-    mask: Bool[Array, " n"] | None = None,
+    mask: Bool[Numbers, " n"] | None = None,
 ) -> Float[Array, ""]:
     """A lower confidence bound on the mean of values in [lower, upper], from mean and variance.
 
@@ -326,12 +326,12 @@ def empirical_bernstein_lower_bound(
 
 
 def empirical_bernstein_upper_bound(
-    values: Float[Array, " n"],
+    values: Float[Numbers, " n"],
     lower: ArrayLike,
     upper: ArrayLike,
     *,
     confidence_level: ArrayLike = 0.95,
-    mask: Bool[Array, " n"] | None = None,
+    mask: Bool[Numbers, " n"] | None = None,
 ) -> Float[Array, ""]:
     """An upper confidence bound on the mean: minus the lower bound of −values.
 
@@ -361,12 +361,12 @@ def empirical_bernstein_upper_bound(
 
 
 def betting_lower_bound(
-    values: Float[Array, " n"],
+    values: Float[Numbers, " n"],
     lower: ArrayLike,
     upper: ArrayLike,
     *,
     confidence_level: ArrayLike = 0.95,
-    mask: Bool[Array, " n"] | None = None,
+    mask: Bool[Numbers, " n"] | None = None,
 ) -> Float[Array, ""]:
     """A lower confidence bound on the mean of values in [lower, upper], by betting against it.
 
@@ -440,12 +440,12 @@ def _betting(
 
 
 def betting_upper_bound(
-    values: Float[Array, " n"],
+    values: Float[Numbers, " n"],
     lower: ArrayLike,
     upper: ArrayLike,
     *,
     confidence_level: ArrayLike = 0.95,
-    mask: Bool[Array, " n"] | None = None,
+    mask: Bool[Numbers, " n"] | None = None,
 ) -> Float[Array, ""]:
     """An upper confidence bound on the mean by betting: minus the lower bound of −values.
 

@@ -7,15 +7,15 @@ from jaxtyping import ArrayLike, Float
 from divjax.core.arguments import as_leaves
 from divjax.core.checks import check_no_negatives, check_positive_values, check_probability
 from divjax.core.numerics import nan_unless
-from divjax.core.samples import as_arrays
+from divjax.core.samples import Numbers, as_arrays
 from divjax.core.types import Interval, normal_interval, normal_quantile
 
 __all__ = ["logit_interval", "normal_interval"]
 
 
 def logit_interval(
-    value: Float[ArrayLike, "..."],
-    std_error: Float[ArrayLike, "..."],
+    value: Float[Numbers, "..."],
+    std_error: Float[Numbers, "..."],
     confidence_level: ArrayLike = 0.95,
     *,
     upper: ArrayLike = 1.0,

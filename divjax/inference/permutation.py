@@ -146,14 +146,14 @@ def _test(
 
 def permutation_test(
     key: Key[Array, ""],
-    statistic: Callable[[Array, Array], Float[Array, ""]],
+    statistic: Callable[[Array, Array], Float[Numbers, ""]],
     x: Array,
     y: Array,
     *,
     num_permutations: int = 999,
     batch_size: int | None = None,
-    strata: tuple[Int[ArrayLike, " n"], Int[ArrayLike, " m"]] | None = None,
-    groups: tuple[Int[ArrayLike, " n"], Int[ArrayLike, " m"]] | None = None,
+    strata: tuple[Int[Numbers, " n"], Int[Numbers, " m"]] | None = None,
+    groups: tuple[Int[Numbers, " n"], Int[Numbers, " m"]] | None = None,
 ) -> PermutationTest:
     """An exact two-sample permutation test, for any statistic and any sample sizes.
 
@@ -309,15 +309,15 @@ def _row_permutation(
 
 def score_permutation_test(
     key: Key[Array, ""],
-    x: Float[Array, " n"],
-    y: Float[Array, " m"],
+    x: Float[Numbers, " n"],
+    y: Float[Numbers, " m"],
     kind: str = "auc",
     *,
     num_permutations: int = 999,
     batch_size: int | None = None,
-    strata: tuple[Int[ArrayLike, " n"], Int[ArrayLike, " m"]] | None = None,
-    groups: tuple[Int[ArrayLike, " n"], Int[ArrayLike, " m"]] | None = None,
-    masks: tuple[Bool[Array, " n"], Bool[Array, " m"]] | None = None,
+    strata: tuple[Int[Numbers, " n"], Int[Numbers, " m"]] | None = None,
+    groups: tuple[Int[Numbers, " n"], Int[Numbers, " m"]] | None = None,
+    masks: tuple[Bool[Numbers, " n"], Bool[Numbers, " m"]] | None = None,
 ) -> PermutationTest:
     """A one-sided test, by permuted labels, of whether the scores of x exceed those of y.
 

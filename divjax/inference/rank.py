@@ -131,10 +131,10 @@ def _share_estimate(
 
 
 def auc(
-    x: Float[Array, " n"],
-    y: Float[Array, " m"],
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    x: Float[Numbers, " n"],
+    y: Float[Numbers, " m"],
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
     *,
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
@@ -191,10 +191,10 @@ def _auc(scores: _Scores, confidence_level: ArrayLike) -> Estimate:
 
 
 def accuracy(
-    x: Float[Array, " n"],
-    y: Float[Array, " m"],
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    x: Float[Numbers, " n"],
+    y: Float[Numbers, " m"],
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
     *,
     threshold: ArrayLike = 0.0,
     confidence_level: ArrayLike = 0.95,

@@ -23,7 +23,7 @@ from divjax.core.pairwise import (
     median_squared_distance,
 )
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import as_samples, centered_samples
+from divjax.core.samples import Numbers, as_samples, centered_samples
 
 __all__ = ["BandwidthRule", "Mean", "Median", "MultiScale"]
 
@@ -99,13 +99,13 @@ class Mean:
         2.0
     """
 
-    def init(self, x: Float[Array, "n d"]) -> tuple[()]:
+    def init(self, x: Float[Numbers, "n d"]) -> tuple[()]:
         """The empty state; checks the particles."""
         as_samples(x=x)
         return ()
 
     def __call__(
-        self, x: Float[Array, "n d"], state: tuple[()]
+        self, x: Float[Numbers, "n d"], state: tuple[()]
     ) -> tuple[Float[Array, ""], tuple[()]]:
         """The bandwidth."""
         (x,) = centered_samples(x=x)[1:]
@@ -150,7 +150,7 @@ class Median:
     def __post_init__(self):
         known_number("tolerance", self.tolerance, 0, above=True)
 
-    def init(self, x: Float[Array, "n d"]) -> _MedianState:
+    def init(self, x: Float[Numbers, "n d"]) -> _MedianState:
         """The logarithm of the median's first guess, and its expected change."""
         (x,) = centered_samples(x=x)[1:]
         rescaled = _rescale(x)
@@ -160,7 +160,7 @@ class Median:
         return log_guess, jnp.zeros_like(log_guess)
 
     def __call__(
-        self, x: Float[Array, "n d"], state: _MedianState
+        self, x: Float[Numbers, "n d"], state: _MedianState
     ) -> tuple[Float[Array, ""], _MedianState]:
         """The bandwidth, and the median and its last change on a logarithmic scale."""
         (x,) = centered_samples(x=x)[1:]
@@ -213,12 +213,12 @@ class MultiScale:
         if isinstance(self.scales, (list, tuple)) and not self.scales:
             raise ValueError("scales must hold at least one number; got none.")
 
-    def init(self, x: Float[Array, "n d"]) -> PyTree[Array]:
+    def init(self, x: Float[Numbers, "n d"]) -> PyTree[Array]:
         """The rule's state."""
         return self.rule.init(*centered_samples(x=x)[1:])
 
     def __call__(
-        self, x: Float[Array, "n d"], state: PyTree[Array]
+        self, x: Float[Numbers, "n d"], state: PyTree[Array]
     ) -> tuple[Float[Array, " s"], PyTree[Array]]:
         """The bandwidths, of shape (s,)."""
         (x,) = centered_samples(x=x)[1:]

@@ -105,7 +105,7 @@ class _WithBandwidth:
     def __post_init__(self):
         check_positive(bandwidth=self.bandwidth)
 
-    def init(self, x: Float[Array, "n d"]) -> PyTree[Array]:
+    def init(self, x: Float[Numbers, "n d"]) -> PyTree[Array]:
         """The bandwidth rule's state."""
         # Only for its errors.
         as_samples(x=x)
@@ -116,7 +116,7 @@ class _WithBandwidth:
             )
         return self.bandwidth.init(x) if isinstance(self.bandwidth, BandwidthRule) else ()
 
-    def resolve(self, x: Float[Array, "n d"], state: PyTree[Array]) -> tuple[Self, PyTree[Array]]:
+    def resolve(self, x: Float[Numbers, "n d"], state: PyTree[Array]) -> tuple[Self, PyTree[Array]]:
         """The kernel with its bandwidth at x, and the rule's next state."""
         # Stored bandwidths may be JAX's placeholders, hence values are checked only here.
         if not isinstance(self.bandwidth, BandwidthRule):
@@ -162,7 +162,7 @@ class _WithBandwidth:
             raise ValueError("bandwidth must hold at least one number; got none.")
         return jax.tree.map(lambda *parts: sum(parts) / len(terms), *terms)
 
-    def at(self, x: Float[Array, "n d"]) -> Self:
+    def at(self, x: Float[Numbers, "n d"]) -> Self:
         """The kernel whose bandwidth is the rule's value at x, itself if it has no rule.
 
         One kernel for all terms of a discrepancy:
@@ -178,7 +178,7 @@ class _WithBandwidth:
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
         raise NotImplementedError
 
-    def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
+    def __call__(self, x: Float[Numbers, "n d"], y: Float[Numbers, "m d"] | None = None) -> _Block:
         """The kernel matrix; a rule is evaluated at x, which must then be the only sample."""
         x, y = as_points(x, y)
         # A rule evaluated at x and again at y would give two kernels, with incomparable values.
@@ -256,7 +256,7 @@ class InverseMultiquadric(_WithBandwidth):
     def __post_init__(self):
         check_positive(bandwidth=self.bandwidth, exponent=self.exponent)
 
-    def resolve(self, x: Float[Array, "n d"], state: PyTree[Array]) -> tuple[Self, PyTree[Array]]:
+    def resolve(self, x: Float[Numbers, "n d"], state: PyTree[Array]) -> tuple[Self, PyTree[Array]]:
         """The kernel with its bandwidth at x, and the rule's next state."""
         check_positive_values(exponent=self.exponent)
         return super().resolve(x, state)
@@ -338,16 +338,16 @@ class Energy:
 
     positive_definite = False
 
-    def init(self, x: Float[Array, "n d"]) -> tuple[()]:
+    def init(self, x: Float[Numbers, "n d"]) -> tuple[()]:
         """The empty state; checks the points."""
         as_samples(x=x)
         return ()
 
-    def resolve(self, x: Float[Array, "n d"], state: PyTree[Array]) -> tuple[Self, PyTree[Array]]:
+    def resolve(self, x: Float[Numbers, "n d"], state: PyTree[Array]) -> tuple[Self, PyTree[Array]]:
         """The kernel itself."""
         return self, state
 
-    def at(self, x: Float[Array, "n d"]) -> Self:
+    def at(self, x: Float[Numbers, "n d"]) -> Self:
         """The kernel itself."""
         return self
 
@@ -362,6 +362,6 @@ class Energy:
         distance, reciprocal = _distance_and_reciprocal(squared)
         return -distance, -reciprocal
 
-    def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
+    def __call__(self, x: Float[Numbers, "n d"], y: Float[Numbers, "m d"] | None = None) -> _Block:
         """The kernel matrix."""
         return self.radial(squared_distances(*as_points(x, y)))[0]

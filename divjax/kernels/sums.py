@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 from divjax.core.checks import check_shape
 from divjax.core.numerics import matmul
 from divjax.core.pairwise import common_center, reduce_centered_pairs
+from divjax.core.samples import Numbers
 from divjax.kernels.radial import Kernel, as_points
 
 __all__ = ["kernel_sums"]
@@ -17,10 +18,10 @@ _TOLERATED = 1e-3
 
 def kernel_sums(
     kernel: Kernel,
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"] | None,
-    values: Float[Array, "m c"],
-    gradient_weights: Float[Array, "m g"],
+    x: Float[Numbers, "n d"],
+    y: Float[Numbers, "m d"] | None,
+    values: Float[Numbers, "m c"],
+    gradient_weights: Float[Numbers, "m g"],
 ) -> tuple[Float[Array, "n c"], Float[Array, "n g d"]]:
     """Σ_j k(x_i, y_j) values_j and Σ_j weights_j ∇_{x_i} k(x_i, y_j), together.
 

@@ -93,7 +93,7 @@ def _nonnegative(number: ArrayLike, dtype: DTypeLike) -> Float[Array, "..."]:
 
 
 def class_similarity(
-    features: Float[Array, "classes samples features"],
+    features: Float[Numbers, "classes samples features"],
 ) -> Float[Array, "classes classes"]:
     """Similarity of classes according to a teacher: the linear CKA of their features.
 
@@ -172,7 +172,7 @@ def _centered_classes(
 
 
 def class_costs(
-    similarity: Float[Array, "classes classes"], *, sharpness: ArrayLike = 1.0
+    similarity: Float[Numbers, "classes classes"], *, sharpness: ArrayLike = 1.0
 ) -> Float[Array, "classes classes"]:
     """Costs between classes, C_ij = 1 − exp(−κ (1 − s_ij)).
 
@@ -221,10 +221,10 @@ def _class_costs(
 
 
 def wkd_logits(
-    student: Float[Array, "b c"],
-    teacher: Float[Array, "b c"],
-    labels: Int[Array, " b"],
-    costs: Float[Array, "c c"],
+    student: Float[Numbers, "b c"],
+    teacher: Float[Numbers, "b c"],
+    labels: Int[Numbers, " b"],
+    costs: Float[Numbers, "c c"],
     *,
     weight: ArrayLike = 30.0,
     temperature: ArrayLike = 2.0,
@@ -320,8 +320,8 @@ def _wkd_logits(
 
 
 def wkd_features(
-    student: Float[Array, "b ... channels"],
-    teacher: Float[Array, "b ... channels"],
+    student: Float[Numbers, "b ... channels"],
+    teacher: Float[Numbers, "b ... channels"],
     *,
     covariance: str = "diagonal",
     mean_weight: ArrayLike = 2.0,
@@ -429,8 +429,8 @@ def _wkd_features(
 
 
 def sinkhorn_distillation(
-    student: Float[Array, "b c"],
-    teacher: Float[Array, "b c"],
+    student: Float[Numbers, "b c"],
+    teacher: Float[Numbers, "b c"],
     *,
     weight: ArrayLike = 1e-3,
     temperature: ArrayLike = 2.0,

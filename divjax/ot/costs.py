@@ -35,7 +35,14 @@ from divjax.core.numerics import (
     safe_sqrt,
 )
 from divjax.core.pytrees import as_pytree, as_traced, pytree
-from divjax.core.samples import Unrounded, as_numbers, as_samples, centered_samples, without_offset
+from divjax.core.samples import (
+    Numbers,
+    Unrounded,
+    as_numbers,
+    as_samples,
+    centered_samples,
+    without_offset,
+)
 
 __all__ = [
     "Cosine",
@@ -138,7 +145,7 @@ def rounded_relative_to(
 
 
 def cost_matrix(
-    cost: Callable[..., Array], x: Float[Array, "n d"], y: Float[Array, "m d"]
+    cost: Callable[..., Array], x: Float[Numbers, "n d"], y: Float[Numbers, "m d"]
 ) -> Float[Array, "n m"]:
     """All costs c(x_i, y_j), from the cost's own `matrix` if it has one, otherwise pair by pair.
 
@@ -226,7 +233,7 @@ class _OfMatrix:
 
     translation_invariant = False
 
-    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         raise NotImplementedError
 
     def __call__(self, x: _Point, y: _Point) -> Float[Array, ""]:
@@ -269,11 +276,11 @@ class SqEuclidean(_TranslationInvariant):
         """True."""
         return True
 
-    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         """For more than 8 features, accurate to rounding of the largest ‖x − ȳ‖², maybe below 0."""
         return _squared(x, y)
 
-    def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    def grad_conjugate(self, w: Float[Numbers, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w) = w/2."""
         return w / 2
 
@@ -290,7 +297,7 @@ class Euclidean(_TranslationInvariant):
         5.0
     """
 
-    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         """From sums of squared differences, which are accurate for small distances."""
         return safe_sqrt(_sum_over_features(jnp.square, x, y))
 
@@ -335,13 +342,13 @@ class EuclideanPower(_TranslationInvariant):
         check_scalar(p=self.p)
         return not isinstance(self.p, Tracer) and bool(np.asarray(self.p) == 2)
 
-    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         """From sums of squared differences."""
         check_scalar(p=self.p)
         p = nan_unless(_is_order(self.p, above_one=True), self.p)
         return safe_power(_sum_over_features(jnp.square, x, y), p / 2) / p
 
-    def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    def grad_conjugate(self, w: Float[Numbers, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w) = ‖w‖^{q−2} w."""
         check_scalar(p=self.p)
         norm, direction = norm_and_direction(w)
@@ -371,7 +378,7 @@ class PNorm(_TranslationInvariant):
     def __post_init__(self):
         check_order(self.p)
 
-    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         """From sums over features, in units of a pair's largest difference."""
         check_scalar(p=self.p)
         p = nan_unless(_is_order(self.p), self.p)
@@ -410,13 +417,13 @@ class PNormPower(_TranslationInvariant):
         check_scalar(p=self.p)
         return not isinstance(self.p, Tracer) and bool(np.asarray(self.p) == 2)
 
-    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
         check_scalar(p=self.p)
         p = nan_unless(_is_order(self.p, above_one=True), self.p)
         return _sum_over_features(lambda z: safe_power(jnp.abs(z), p), x, y) / p
 
-    def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    def grad_conjugate(self, w: Float[Numbers, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w)_k = sign(w_k) |w_k|^{1/(p−1)}."""
         check_scalar(p=self.p)
         w = nan_unless(_is_order(self.p, above_one=True), w)
@@ -438,7 +445,7 @@ class Cosine(_OfMatrix):
         1.0
     """
 
-    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         """From one matrix product."""
         x, y = _floating(x=x, y=y)
         return 1 - matmul(_directions(x), _directions(y).T)
@@ -457,7 +464,7 @@ class SphereGeodesic(_OfMatrix):
         1.571
     """
 
-    def matrix(self, x: _Points, y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
         x, y = map(_directions, _floating(x=x, y=y))
         # Unit vectors at an angle θ are 2 sin(θ/2) apart, and x from −y 2 cos(θ/2).

@@ -36,7 +36,7 @@ from divjax.core.normal import (
 )
 from divjax.core.numerics import matmul, nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Center, Unrounded, as_weights, centered_samples
+from divjax.core.samples import Center, Numbers, Unrounded, as_weights, centered_samples
 from divjax.core.types import Outcome, status_of, summary
 
 __all__ = [
@@ -305,7 +305,7 @@ class AffineMap:
     def __repr__(self) -> str:
         return summary(self)
 
-    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    def __call__(self, x: Float[Numbers, "... d"]) -> Float[Array, "... d"]:
         """The images of the rows of x."""
         if jnp.shape(x)[-1:] != self.source.shape:
             raise ValueError(f"x must have {self.source.size} features; got shape {jnp.shape(x)}.")
@@ -385,7 +385,7 @@ class GaussianBarycenter(Outcome):
 @jax.default_matmul_precision("highest")
 def gaussian_barycenter(
     normals: Normal | Sequence[Normal],
-    weights: Float[Array, " k"] | None = None,
+    weights: Float[Numbers, " k"] | None = None,
     *,
     num_steps: int = 32,
     tolerance: ArrayLike = 1e-4,

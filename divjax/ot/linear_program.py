@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
+from divjax.core.samples import Numbers
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.derivatives import normalized_potentials
@@ -62,12 +63,12 @@ class ExactResult(Outcome):
 
 
 def exact(
-    x: Float[Array, "n d"] | None,
-    y: Float[Array, "m d"] | None,
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    x: Float[Numbers, "n d"] | None,
+    y: Float[Numbers, "m d"] | None,
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
     *,
-    cost: Callable[..., Array] | Float[Array, "n m"] = SqEuclidean(),
+    cost: Callable[..., Array] | Float[Numbers, "n m"] = SqEuclidean(),
 ) -> ExactResult:
     """Optimal transport without regularisation, min_P ⟨P, C⟩ over P ≥ 0 with P1 = a and Pᵀ1 = b.
 

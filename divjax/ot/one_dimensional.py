@@ -249,10 +249,10 @@ def check_line_order(p: ArrayLike) -> None:
 
 
 def wasserstein_1d(
-    x: Float[Array, " n"],
-    y: Float[Array, " m"],
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    x: Float[Numbers, " n"],
+    y: Float[Numbers, " m"],
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
     *,
     p: ArrayLike = 2,
     root: bool = False,
@@ -349,7 +349,7 @@ class LineTransportResult(Outcome):
         empty = jnp.zeros((self.x.shape[0], self.y.shape[0]), self.masses.dtype)
         return empty.at[self.rows, self.columns].add(self.masses)
 
-    def transport(self, z: Float[Array, " k"]) -> Float[Array, " k"]:
+    def transport(self, z: Float[Numbers, " k"]) -> Float[Array, " k"]:
         """The increasing map from x to y, at any points.
 
         At a row of x it is the mean of the rows of y that its mass is mapped to, with equal rows
@@ -391,10 +391,10 @@ class LineTransportResult(Outcome):
 
 
 def transport_1d(
-    x: Float[Array, " n"],
-    y: Float[Array, " m"],
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    x: Float[Numbers, " n"],
+    y: Float[Numbers, " m"],
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
     *,
     p: ArrayLike = 2,
 ) -> LineTransportResult:

@@ -94,11 +94,11 @@ def _unit(v: Float[Array, "... d"]) -> Float[Array, "... d"]:
 
 
 def projected_wasserstein(
-    directions: Float[Array, "k d"],
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    directions: Float[Numbers, "k d"],
+    x: Float[Numbers, "n d"],
+    y: Float[Numbers, "m d"],
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
     *,
     p: ArrayLike = 2,
 ) -> Float[Array, " k"]:
@@ -139,15 +139,15 @@ def projected_wasserstein(
 
 def sliced_wasserstein(
     key: Key[Array, ""] | None,
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    x: Float[Numbers, "n d"],
+    y: Float[Numbers, "m d"],
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
     *,
     p: ArrayLike = 2,
     num_projections: int = 128,
-    directions: Float[Array, "k d"] | None = None,
-    direction_weights: Float[Array, " k"] | None = None,
+    directions: Float[Numbers, "k d"] | None = None,
+    direction_weights: Float[Numbers, " k"] | None = None,
     root: bool = False,
 ) -> Float[Array, ""]:
     """The sliced cost SW_p^p, the mean of `wasserstein_1d` over random directions.
@@ -235,10 +235,10 @@ class MaxSlicedResult:
 
 def max_sliced_wasserstein(
     key: Key[Array, ""],
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    x: Float[Numbers, "n d"],
+    y: Float[Numbers, "m d"],
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
     *,
     p: ArrayLike = 2,
     num_starts: int = 8,

@@ -82,10 +82,10 @@ class UnbalancedLineResult(Outcome):
 
 
 def unbalanced_1d(
-    x: Float[Array, " n"],
-    y: Float[Array, " m"],
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    x: Float[Numbers, " n"],
+    y: Float[Numbers, " m"],
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
     *,
     marginal_penalty: ArrayLike | tuple[ArrayLike, ArrayLike],
     p: ArrayLike = 2,

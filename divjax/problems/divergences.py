@@ -487,7 +487,7 @@ def mixture_pair() -> Task:
 def fitted_mixture(
     key: Key[Array, ""],
     num_rows: int,
-    fit: Callable[[Float[Array, "n 2"]], GaussianMixture],
+    fit: Callable[[Float[Numbers, "n 2"]], GaussianMixture],
     *,
     points: int = 600,
 ) -> Task:

@@ -67,7 +67,7 @@ class MomentFlow:
 
 
 @jax.default_matmul_precision("highest")
-def fokker_planck_moments(times: Float[Array, " t"], initial: Normal, target: Normal) -> Normal:
+def fokker_planck_moments(times: Float[Numbers, " t"], initial: Normal, target: Normal) -> Normal:
     """The Wasserstein gradient flow of KL(q‖N(m, S)) from N(μ₀, Σ₀), in closed form.
 
     It is the distribution of the Ornstein–Uhlenbeck process dx = −S⁻¹(x − m) dt + √2 dW:
@@ -132,7 +132,7 @@ def _precision(covariance: Float[Array, "*k d d"]) -> Float[Array, "*k d d"]:
 
 @jax.default_matmul_precision("highest")
 def multi_objective_moments(
-    times: Float[Array, " t"],
+    times: Float[Numbers, " t"],
     initial: Normal,
     targets: Normal | Sequence[Normal],
     bandwidth: ArrayLike = 0.0,
@@ -192,7 +192,7 @@ def multi_objective_moments(
 
 @jax.default_matmul_precision("highest")
 def accelerated_moments(
-    times: Float[Array, " t"],
+    times: Float[Numbers, " t"],
     initial: Normal,
     targets: Normal | Sequence[Normal],
     strong_convexity: ArrayLike | None = None,

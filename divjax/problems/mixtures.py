@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from divjax.core.arguments import as_leaves
 from divjax.core.checks import (
@@ -22,7 +22,7 @@ from divjax.core.normal import are_symmetric, check_symmetric
 from divjax.core.numerics import nan_unless
 from divjax.core.programs import is_traced
 from divjax.core.pytrees import pytree
-from divjax.core.samples import as_arrays
+from divjax.core.samples import Numbers, as_arrays
 
 __all__ = ["GaussianMixture", "three_component_targets", "two_component_targets"]
 
@@ -90,9 +90,9 @@ class GaussianMixture:
         -1.838
     """
 
-    weights: Float[ArrayLike, " c"]
-    means: Float[ArrayLike, "c d"]
-    covariances: ArrayLike
+    weights: Float[Numbers, " c"]
+    means: Float[Numbers, "c d"]
+    covariances: Numbers
 
     def _law(self) -> tuple[Float[Array, " c"], Float[Array, "c d"], Array]:
         """All three as arrays of one dtype after checks, weights nan for invalid traced mixtures.
@@ -163,12 +163,12 @@ class GaussianMixture:
         highest = 0.5 * math.log(jnp.finfo(log_densities.dtype).max)
         return weights * jnp.exp(jnp.minimum(log_densities - unit, highest)), unit, solved
 
-    def log_prob(self, x: Float[Array, " d"]) -> Float[Array, ""]:
+    def log_prob(self, x: Float[Numbers, " d"]) -> Float[Array, ""]:
         """The normalised log-density at one point."""
         terms, unit, _ = self._terms(x)
         return unit + jnp.log(jnp.sum(terms))
 
-    def score(self, x: Float[Array, " d"]) -> Float[Array, " d"]:
+    def score(self, x: Float[Numbers, " d"]) -> Float[Array, " d"]:
         """∇ log density: the components' scores −Σ_c⁻¹ (x − μ_c), weighted by responsibility."""
         terms, _, solved = self._terms(x)
         # A sum rather than a product of matrices, which accelerators round to fewer digits.

@@ -85,10 +85,10 @@ class Diagnostics:
 
 
 def ties(
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    x: Float[Numbers, "n d"],
+    y: Float[Numbers, "m d"],
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
 ) -> Ties:
     """Shares of duplicate values, within and between two samples, in O(d n log n).
 

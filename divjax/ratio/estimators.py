@@ -96,10 +96,10 @@ class _CrossFitted:
     def fit(
         self,
         key: Key[Array, ""],
-        x: Float[ArrayLike, "n d"],
-        y: Float[ArrayLike, "m d"] | None = None,
-        a: Float[ArrayLike, " n"] | None = None,
-        b: Float[ArrayLike, " m"] | None = None,
+        x: Float[Numbers, "n d"],
+        y: Float[Numbers, "m d"] | None = None,
+        a: Float[Numbers, " n"] | None = None,
+        b: Float[Numbers, " m"] | None = None,
         *,
         groups: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     ) -> RatioFit:
@@ -458,8 +458,8 @@ def _pack(
 
 def classifier_kl(
     key: Key[Array, ""],
-    x: Float[ArrayLike, "n d"],
-    y: Float[ArrayLike, "m d"] | None = None,
+    x: Float[Numbers, "n d"],
+    y: Float[Numbers, "m d"] | None = None,
     **options: Any,
 ) -> Estimate:
     """KL(p‖q) in nats by a cross-fitted classifier: `ClassifierRatio(**options).fit(…).kl()`.
@@ -476,8 +476,8 @@ def classifier_kl(
 
 def classifier_js(
     key: Key[Array, ""],
-    x: Float[ArrayLike, "n d"],
-    y: Float[ArrayLike, "m d"] | None = None,
+    x: Float[Numbers, "n d"],
+    y: Float[Numbers, "m d"] | None = None,
     *,
     base: ArrayLike | None = None,
     **options: Any,

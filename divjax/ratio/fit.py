@@ -20,7 +20,7 @@ from divjax.core.checks import (
 from divjax.core.numerics import in_base
 from divjax.core.padding import can_be_padded, pad_rows, padded_size, resize_rows
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import Center, as_samples
+from divjax.core.samples import Center, Numbers, as_samples
 from divjax.core.simplex import effective_sample_size
 from divjax.core.types import Estimate, Interval, normal_interval, summary
 from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
@@ -101,7 +101,7 @@ class RatioFit:
     center: Center | None = None
     pack_size: int = static(default=1)
 
-    def log_ratio(self, x: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def log_ratio(self, x: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """Log p(x)/q(x), the mean of all models, for rows outside the samples.
 
         Args:

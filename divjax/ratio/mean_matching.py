@@ -184,10 +184,10 @@ class KernelMeanMatching:
     def fit(
         self,
         key: Key[Array, ""],
-        x: Float[ArrayLike, "n d"],
-        y: Float[ArrayLike, "m d"] | None = None,
-        a: Float[ArrayLike, " n"] | None = None,
-        b: Float[ArrayLike, " m"] | None = None,
+        x: Float[Numbers, "n d"],
+        y: Float[Numbers, "m d"] | None = None,
+        a: Float[Numbers, " n"] | None = None,
+        b: Float[Numbers, " m"] | None = None,
     ) -> MatchedWeights:
         """The weights of the rows of y. Compiles itself.
 

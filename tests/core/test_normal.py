@@ -195,7 +195,7 @@ def test_results_of_transport_are_trees_that_map_and_print():
         assert type(rebuilt) is type(result)
         assert repr(rebuilt).startswith(f"{type(result).__name__}(")
         with pytest.raises(AttributeError):
-            result.covariance = 0
+            result.covariance = 0  # pyright: ignore[reportAttributeAccessIssue]
     moved = jax.vmap(ot.gaussian_map, in_axes=(0, None))(stacked(p, Q), Q)
     rows = jnp.ones((2, 5, 2))
     np.testing.assert_allclose(

@@ -39,7 +39,7 @@ def test_fields_are_leaves_in_their_order_unless_static():
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(Scale())]
     assert paths == [".factor", ".shift"]
     stacked = jax.vmap(lambda factor: Scale(factor))(jnp.arange(3.0))
-    assert stacked.factor.shape == (3,)
+    assert stacked.factor.shape == (3,)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AttributeError):
         again.factor = 1.0
 

@@ -74,7 +74,7 @@ def test_clean_samples_have_plain_moments(scale, keep_tails):
 def test_outliers_move_moments_by_their_share(bad, keep_tails):
     x, y = gaussians()
     clean = fit(x, y, keep_tails=keep_tails)
-    x[:3, 0] = bad
+    x[:3, 0] = bad  # pyright: ignore[reportIndexIssue]
     found = fit(x, y, keep_tails=keep_tails)
     # Three rows of 400 at no more than ten deviations, in half of the mixture.
     assert abs(found.mean - clean.mean).max() < 10 * 3 / 800
@@ -88,7 +88,7 @@ def test_outliers_move_moments_by_their_share(bad, keep_tails):
 def test_codes_for_missing_values_leave_the_others_their_resolution(share):
     x, y = gaussians(1000, 900)
     coded = np.random.default_rng(1).uniform(size=(2, 1000)) < share
-    x[coded[0], 0], y[coded[1][:900], 0] = -9999, -9999
+    x[coded[0], 0], y[coded[1][:900], 0] = -9999, -9999  # pyright: ignore[reportIndexIssue]
     found = fit(x, y)
     assert found.scale[0] < 5
     z = np.asarray(found.squash(x))
@@ -136,7 +136,7 @@ def test_one_bad_row_of_a_constant_feature():
 
 def test_heavy_tails():
     rng = np.random.default_rng(4)
-    x, y = np.float32(rng.standard_cauchy((2, 5000, 1)))
+    x, y = np.float32(rng.standard_cauchy((2, 5000, 1)))  # pyright: ignore[reportGeneralTypeIssues]
     x += 1
     found = fit(x, y)
     assert abs(found.mean[0] - 0.5) < 0.5
@@ -163,7 +163,7 @@ def test_squash_is_increasing_smooth_and_stays_within_floats():
 def test_what_is_not_finite_is_nan_in_every_map(bad):
     x, y = gaussians()
     found, spoiled = fit(x, y), x.copy()
-    spoiled[5, 1] = bad
+    spoiled[5, 1] = bad  # pyright: ignore[reportIndexIssue]
     for seen in (found.squash(spoiled), found.clip(spoiled), found.affine(spoiled)):
         assert np.isnan(seen[5, 1])
         assert np.isnan(seen).sum() == 1

@@ -616,7 +616,7 @@ def test_a_flow_is_an_object_and_its_results_are_pytrees():
     assert flow != same
     assert jax.tree_util.all_leaves([flow])
     with pytest.raises(AttributeError):
-        flow.optimizer = optax.sgd(0.1)
+        flow.optimizer = optax.sgd(0.1)  # pyright: ignore[reportAttributeAccessIssue]
     slower = dataclasses.replace(flow, optimizer=optax.sgd(1e-3))
     moved = lambda flow: np.abs(flow.run(KEY, X, num_steps=1).particles - X).max()
     assert moved(slower) < 0.1 * moved(flow)

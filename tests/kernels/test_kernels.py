@@ -264,7 +264,7 @@ def test_one_bandwidth_serves_all_terms_of_a_discrepancy():
         kernel(x, y)
     fixed = kernel.at(y)
     sigma = fixed.bandwidth
-    np.testing.assert_allclose(fixed(x, y), np.exp(-(cdist(x, y) ** 2) / (2 * sigma**2)))
+    np.testing.assert_allclose(fixed(x, y), np.exp(-(cdist(x, y) ** 2) / (2 * sigma**2)))  # pyright: ignore[reportOperatorIssue]
     assert fixed.at(x).bandwidth == sigma
     assert kernels.Energy().at(x)(x, y).shape == (7, 9)
 
@@ -308,7 +308,7 @@ def test_clusters_far_apart_keep_the_distances_within_them(name, along):
 @pytest.mark.parametrize("share", [0.5, 0.8])
 def test_the_median_of_clusters_far_apart(share):
     x = np.float32(np.random.default_rng(0).normal(size=(100, 16)))
-    x[: int(100 * share)] += 1e5
+    x[: int(100 * share)] += 1e5  # pyright: ignore[reportIndexIssue]
     rule = kernels.Median()
     single = jnp.asarray(x, jnp.float32)
     squared = np.quantile(pdist(np.float64(x)) ** 2, 0.5, method="inverted_cdf")

@@ -110,7 +110,7 @@ def test_the_entropic_kind_matches_ott(epsilon, cost, theirs):
     x, y = sample(0), sample(1) ** 3
     geometry = pointcloud.PointCloud(x, y, cost_fn=theirs, epsilon=epsilon)
     output = linear.solve(geometry, threshold=1e-5)
-    wanted = jnp.mean(jax.vmap(theirs)(x, y)) - output.ent_reg_cost
+    wanted = jnp.mean(jax.vmap(theirs)(x, y)) - output.ent_reg_cost  # pyright: ignore[reportAttributeAccessIssue]
     found = gap(
         x, y, epsilon=epsilon, cost=cost, kind="entropic", solver=Sinkhorn(tolerance=1e-5)
     ).value

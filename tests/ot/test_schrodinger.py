@@ -198,7 +198,7 @@ def test_one_potential_is_the_bridge_between_gaussians(kind, epsilon):
     np.testing.assert_allclose(fitted.scales[0], expected, rtol=1e-6)
     mean = fitted.conditional_plan(x0).moments()[0].mean(0)
     np.testing.assert_allclose(mean, x1.mean(0), rtol=1e-9)
-    assert fitted.imbalance < 1e-12
+    assert fitted.imbalance < 1e-12  # pyright: ignore[reportOperatorIssue]
 
 
 def ends(kind="full", n=4000, seed=7, d=2):

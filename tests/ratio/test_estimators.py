@@ -25,8 +25,8 @@ def samples():
 def test_names_of_heads():
     for name, kind in HEADS.items():
         assert isinstance(ClassifierRatio(head=name).head, kind)
-    assert ClassifierRatio(head="mlp", hidden=(5,)).head.hidden == (5,)
-    assert ClassifierRatio(hidden=(5,)).head.network.hidden == (5,)
+    assert ClassifierRatio(head="mlp", hidden=(5,)).head.hidden == (5,)  # pyright: ignore[reportAttributeAccessIssue]
+    assert ClassifierRatio(hidden=(5,)).head.network.hidden == (5,)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_numbers_are_leaves_and_structure_is_not():

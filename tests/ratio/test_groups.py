@@ -83,7 +83,7 @@ def test_the_test_of_grouped_rows_has_its_level():
 
 def test_a_difference_of_subjects_is_found():
     p, q, groups = subjects(4)
-    p[:, 0] += 3
+    p[:, 0] += 3  # pyright: ignore[reportIndexIssue]
     fit = ClassifierRatio(h.Linear(0.5), num_folds=3).fit(KEY, p, q, groups=groups)
     assert fit.two_sample_test(KEY).p_value < 0.01
 

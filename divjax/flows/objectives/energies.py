@@ -15,6 +15,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles, static
+from divjax.core.samples import Numbers
 from divjax.flows.mass import masses_of, weighted_sum
 from divjax.flows.objectives.targets import as_particles
 from divjax.flows.protocols import Variation
@@ -104,7 +105,7 @@ class KL:
         self,
         key: Key[Array, ""],
         particles: PyTree[Array],
-        weights: Float[Array, " n"],
+        weights: Float[Numbers, " n"],
         state: PyTree,
     ) -> tuple[Variation, PyTree]:
         """The variation of E_q[−log π]."""
@@ -158,7 +159,7 @@ class Potential:
         self,
         key: Key[Array, ""],
         particles: PyTree[Array],
-        weights: Float[Array, " n"],
+        weights: Float[Numbers, " n"],
         state: PyTree,
     ) -> tuple[Variation, PyTree]:
         """The variation of E_q[energy]."""
@@ -215,7 +216,7 @@ class Interaction:
         self,
         key: Key[Array, ""],
         particles: PyTree[Array],
-        weights: Float[Array, " n"],
+        weights: Float[Numbers, " n"],
         state: PyTree,
     ) -> tuple[Variation, PyTree]:
         """The variation of ½ ∬ k dq dq."""

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 from divjax.core.checks import check_count, check_full_precision, check_nonnegative, check_scalar
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, ravel_particles, static
+from divjax.core.samples import Numbers
 from divjax.core.standardize import mean_and_scale
 from divjax.core.training import fit
 from divjax.fdiv.divergences import ReverseKL
@@ -109,7 +110,7 @@ class FDivergence:
         self,
         key: Key[Array, ""],
         particles: PyTree[Array],
-        weights: Float[Array, " n"],
+        weights: Float[Numbers, " n"],
         state: PyTree,
     ) -> tuple[Variation, PyTree]:
         """The variation of D_f(p‖q), and the refined network."""

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from divjax.core.pytrees import pytree, ravel_particles
+from divjax.core.samples import Numbers
 from divjax.flows.mass import masses_of, weighted_sum
 from divjax.flows.objectives.targets import as_particles, as_table, flagged, target_rows
 from divjax.flows.protocols import Variation
@@ -71,7 +72,7 @@ class MMD:
         self,
         key: Key[Array, ""],
         particles: PyTree[Array],
-        weights: Float[Array, " n"],
+        weights: Float[Numbers, " n"],
         state: PyTree,
     ) -> tuple[Variation, PyTree]:
         """The variation of ½ MMD²."""

@@ -16,7 +16,7 @@ from divjax.core.checks import (
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, ravel_particles, static
-from divjax.core.samples import as_samples
+from divjax.core.samples import Numbers, as_samples
 from divjax.flows.mass import masses_of
 from divjax.flows.objectives.targets import as_particles, as_table, flagged, target_rows
 from divjax.flows.protocols import Variation
@@ -81,7 +81,7 @@ class SlicedWasserstein:
         self,
         key: Key[Array, ""],
         particles: PyTree[Array],
-        weights: Float[Array, " n"],
+        weights: Float[Numbers, " n"],
         state: PyTree,
     ) -> tuple[Variation, PyTree]:
         """The variation of SW_p^p."""
@@ -193,7 +193,7 @@ class SinkhornDivergence:
         self,
         key: Key[Array, ""],
         particles: PyTree[Array],
-        weights: Float[Array, " n"],
+        weights: Float[Numbers, " n"],
         state: PyTree,
     ) -> tuple[Variation, PyTree]:
         """The variation of S_ε."""

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from divjax.core.checks import check_matrix
 from divjax.core.pytrees import pytree
+from divjax.core.samples import Numbers
 from divjax.flows.mass import checked_step
 
 __all__ = ["Langevin", "diffused"]
@@ -44,7 +45,7 @@ class Langevin:
 
     diffuses = True
 
-    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> tuple[()]:
+    def init(self, key: Key[Array, ""], x: Float[Numbers, "n p"]) -> tuple[()]:
         """The empty state; checks the particles."""
         check_matrix(x=x)
         return ()
@@ -52,9 +53,9 @@ class Langevin:
     def __call__(
         self,
         key: Key[Array, ""],
-        x: Float[Array, "n p"],
-        weights: Float[Array, " n"],
-        gradients: Float[Array, "k n d"],
+        x: Float[Numbers, "n p"],
+        weights: Float[Numbers, " n"],
+        gradients: Float[Numbers, "k n d"],
         state: PyTree,
     ) -> tuple[Float[Array, "k n d"], Float[Array, "n p"], PyTree]:
         """The drifts −g and a repulsion of zero."""

@@ -23,6 +23,7 @@ from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import Numbers
 from divjax.core.simplex import effective_sample_size
 from divjax.core.training import fit
 from divjax.flows.mass import checked_step, drop_dead, weighted_sum
@@ -102,7 +103,7 @@ class NeuralScore:
         check_positive(noise=self.noise, learning_rate=self.learning_rate)
         check_count(0, num_fit_steps=self.num_fit_steps, num_init_steps=self.num_init_steps)
 
-    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> _State:
+    def init(self, key: Key[Array, ""], x: Float[Numbers, "n p"]) -> _State:
         """The network, fitted to the initial particles."""
         check_matrix(x=x)
         check_full_precision("particles", x)
@@ -117,9 +118,9 @@ class NeuralScore:
     def __call__(
         self,
         key: Key[Array, ""],
-        x: Float[Array, "n p"],
-        weights: Float[Array, " n"],
-        gradients: Float[Array, "k n d"],
+        x: Float[Numbers, "n p"],
+        weights: Float[Numbers, " n"],
+        gradients: Float[Numbers, "k n d"],
         state: PyTree,
     ) -> tuple[Float[Array, "k n d"], Float[Array, "n p"], PyTree]:
         """The drifts −g, the repulsion −∇log q, and the refined network."""

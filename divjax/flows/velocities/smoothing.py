@@ -25,6 +25,7 @@ from divjax.core.checks import (
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import living_rows, squared_distances
 from divjax.core.pytrees import pytree
+from divjax.core.samples import Numbers
 from divjax.flows.mass import checked_step, drop_dead
 from divjax.kernels.bandwidth import Median
 from divjax.kernels.radial import Gaussian, Kernel, check_smoother
@@ -46,7 +47,7 @@ class _WithKernel:
     def __post_init__(self):
         check_smoother(self.kernel)
 
-    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> PyTree:
+    def init(self, key: Key[Array, ""], x: Float[Numbers, "n p"]) -> PyTree:
         """The bandwidth rule's state."""
         return self.kernel.init(x)
 
@@ -101,9 +102,9 @@ class SVGD(_WithKernel):
     def __call__(
         self,
         key: Key[Array, ""],
-        x: Float[Array, "n p"],
-        weights: Float[Array, " n"],
-        gradients: Float[Array, "k n d"],
+        x: Float[Numbers, "n p"],
+        weights: Float[Numbers, " n"],
+        gradients: Float[Numbers, "k n d"],
         state: PyTree,
     ) -> _Step:
         """The K smoothed drifts and the common repulsion."""
@@ -150,9 +151,9 @@ class GFSD(_WithKernel):
     def __call__(
         self,
         key: Key[Array, ""],
-        x: Float[Array, "n p"],
-        weights: Float[Array, " n"],
-        gradients: Float[Array, "k n d"],
+        x: Float[Numbers, "n p"],
+        weights: Float[Numbers, " n"],
+        gradients: Float[Numbers, "k n d"],
         state: PyTree,
     ) -> _Step:
         """The drifts −g and the repulsion −∇log ρ."""
@@ -198,9 +199,9 @@ class Blob(_WithKernel):
     def __call__(
         self,
         key: Key[Array, ""],
-        x: Float[Array, "n p"],
-        weights: Float[Array, " n"],
-        gradients: Float[Array, "k n d"],
+        x: Float[Numbers, "n p"],
+        weights: Float[Numbers, " n"],
+        gradients: Float[Numbers, "k n d"],
         state: PyTree,
     ) -> _Step:
         """The drifts −g and the smoothed entropy's repulsion."""
@@ -253,7 +254,7 @@ class GFSF(_WithKernel):
         super().__post_init__()
         check_positive(regularization=self.regularization)
 
-    def init(self, key: Key[Array, ""], x: Float[Array, "n p"]) -> PyTree:
+    def init(self, key: Key[Array, ""], x: Float[Numbers, "n p"]) -> PyTree:
         """The bandwidth rule's state."""
         check_full_precision("particles", x)
         return super().init(key, x)
@@ -261,9 +262,9 @@ class GFSF(_WithKernel):
     def __call__(
         self,
         key: Key[Array, ""],
-        x: Float[Array, "n p"],
-        weights: Float[Array, " n"],
-        gradients: Float[Array, "k n d"],
+        x: Float[Numbers, "n p"],
+        weights: Float[Numbers, " n"],
+        gradients: Float[Numbers, "k n d"],
         state: PyTree,
     ) -> _Step:
         """The drifts −g and the repulsion −s."""

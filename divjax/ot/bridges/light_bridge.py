@@ -178,10 +178,10 @@ class LightSchrodingerBridge:
     def fit(
         self,
         key: Key[Array, ""],
-        x: Float[Array, "n d"],
-        y: Float[Array, "m d"],
-        a: Float[Array, " n"] | None = None,
-        b: Float[Array, " m"] | None = None,
+        x: Float[Numbers, "n d"],
+        y: Float[Numbers, "m d"],
+        a: Float[Numbers, " n"] | None = None,
+        b: Float[Numbers, " m"] | None = None,
     ) -> SchrodingerBridge:
         """The bridge from the distribution of x to that of y.
 

@@ -161,7 +161,7 @@ class SchrodingerBridge(Outcome):
             check_shape(name, rows, "n", self.means.shape[1])
             check_matrix(**{name: rows})
 
-    def log_potential(self, y: Float[Array, "n d"]) -> Float[Array, " n"]:
+    def log_potential(self, y: Float[Numbers, "n d"]) -> Float[Array, " n"]:
         """The log v at the rows of y.
 
         Args:
@@ -177,7 +177,7 @@ class SchrodingerBridge(Outcome):
         terms = lambda y: mixture.log_terms(self._potential, y, self._epsilon)
         return self._by_blocks(lambda y: jax.nn.logsumexp(terms(y), axis=1), y)
 
-    def log_normalizer(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
+    def log_normalizer(self, x: Float[Numbers, "n d"]) -> Float[Array, " n"]:
         """The log c at the rows of x.
 
         Args:
@@ -193,7 +193,7 @@ class SchrodingerBridge(Outcome):
         return self._by_blocks(lambda x: jax.nn.logsumexp(terms(x), axis=1), x)
 
     @jax.default_matmul_precision("highest")
-    def conditional_plan(self, x: Float[Array, "n d"]) -> ConditionalPlan:
+    def conditional_plan(self, x: Float[Numbers, "n d"]) -> ConditionalPlan:
         """The distribution of the end given the start, for each row of x, in O(n k d) memory.
 
         Args:
@@ -212,7 +212,7 @@ class SchrodingerBridge(Outcome):
         means = mixture.times_rows(v.scales, x) + v.means
         return ConditionalPlan(log_weights, means, self._epsilon * v.scales)
 
-    def sample(self, key: Key[Array, ""], x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    def sample(self, key: Key[Array, ""], x: Float[Numbers, "n d"]) -> Float[Array, "n d"]:
         """An end for each start, drawn from the plan, without a gradient of the component's draw.
 
         Args:
@@ -247,7 +247,7 @@ class SchrodingerBridge(Outcome):
         return self._center(1).add(self._by_blocks(draw, x, gumbel, noise))
 
     def sample_at(
-        self, key: Key[Array, ""], x: Float[Array, "n d"], t: Float[ArrayLike, "..."]
+        self, key: Key[Array, ""], x: Float[Numbers, "n d"], t: Float[Numbers, "..."]
     ) -> Float[Array, "n d"]:
         """A state at time t for each start, exactly: a Brownian bridge to an end from the plan.
 
@@ -270,7 +270,7 @@ class SchrodingerBridge(Outcome):
         deviation = safe_sqrt(t * (1 - t) * self._epsilon)
         return t * y + (1 - t) * x + deviation * noise
 
-    def drift(self, x: Float[Array, "n d"], t: Float[ArrayLike, ""]) -> Float[Array, "n d"]:
+    def drift(self, x: Float[Numbers, "n d"], t: Float[Numbers, ""]) -> Float[Array, "n d"]:
         """The drift g(x, t), so that dX = g(X, t) dt + √ε dW maps one distribution to the other.
 
         Args:
@@ -297,7 +297,7 @@ class SchrodingerBridge(Outcome):
         return self._by_blocks(mean_velocity, x) + shift
 
     def sde(
-        self, key: Key[Array, ""], x: Float[Array, "n d"], num_steps: int
+        self, key: Key[Array, ""], x: Float[Numbers, "n d"], num_steps: int
     ) -> Float[Array, "steps+1 n d"]:
         """Paths of dX = g(X, t) dt + √ε dW from x to time 1, by Euler and Maruyama.
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Center
+from divjax.core.samples import Center, Numbers
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.formulate import (
@@ -72,10 +72,10 @@ def self_transport(
 
 
 def sinkhorn_divergence(
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    x: Float[Numbers, "n d"],
+    y: Float[Numbers, "m d"],
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
     *,
     epsilon: ArrayLike | Relative,
     cost: Callable[..., Array] = SqEuclidean(),

@@ -116,7 +116,9 @@ class SinkhornResult(Outcome):
         ones = jnp.ones_like(self.f), jnp.ones_like(self.g)
         return self.apply(ones[1]), self.apply(ones[0], transpose=True)
 
-    def apply(self, v: Float[Array, "m ..."], *, transpose: bool = False) -> Float[Array, "n ..."]:
+    def apply(
+        self, v: Float[Numbers, "m ..."], *, transpose: bool = False
+    ) -> Float[Array, "n ..."]:
         """P v, without forming the plan if the problem is blockwise; Pᵀ v with `transpose`.
 
         Args:
@@ -275,7 +277,7 @@ class SinkhornResult(Outcome):
         size = rows.shape[0] if problem.dense else problem.block_rows
         return map_row_blocks(block, problem.pairs.shape[1], rows, block_rows=size)
 
-    def potential(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
+    def potential(self, z: Float[Numbers, "k d"]) -> Float[Array, " k"]:
         """The potential f_ε of x's side, also away from x: −ε log Σ_j b_j exp((g_j − c(z, y_j))/ε).
 
         For a relaxed marginal it is ρ/(ρ + ε) times that. At x it equals f at the optimum. Between
@@ -294,7 +296,7 @@ class SinkhornResult(Outcome):
     def _potential(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
         return soft_minimum(self.problem, z, self.centered_g) + self.formulation.linear_terms(z)
 
-    def transport(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
+    def transport(self, z: Float[Numbers, "k d"]) -> Float[Array, "k d"]:
         """The entropic map from x's side to y's, z − ∇h*(∇f_ε(z)), also away from x.
 
         For the squared Euclidean cost it is the mean of y under P(·|z), the barycentric projection.

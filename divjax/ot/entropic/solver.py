@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core.samples import Numbers
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.finalize import finalize
 from divjax.ot.entropic.formulate import formulate
@@ -20,15 +21,15 @@ __all__ = ["sinkhorn", "solve"]
 
 
 def sinkhorn(
-    x: Float[Array, "n d"] | None,
-    y: Float[Array, "m d"] | None,
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    x: Float[Numbers, "n d"] | None,
+    y: Float[Numbers, "m d"] | None,
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
     *,
     epsilon: ArrayLike | Relative,
-    cost: Callable[..., Array] | Float[Array, "n m"] = SqEuclidean(),
+    cost: Callable[..., Array] | Float[Numbers, "n m"] = SqEuclidean(),
     marginal_penalty: ArrayLike | tuple[ArrayLike | None, ArrayLike | None] | None = None,
-    init: tuple[Float[Array, " n"], Float[Array, " m"]] | None = None,
+    init: tuple[Float[Numbers, " n"], Float[Numbers, " m"]] | None = None,
     solver: Sinkhorn = Sinkhorn(),
 ) -> SinkhornResult:
     """Entropic optimal transport, min_P ⟨P, C⟩ + ε KL(P‖a⊗b), balanced or unbalanced.

@@ -22,7 +22,7 @@ from divjax.core.keys import own_key
 from divjax.core.numerics import matmul, nan_unless, safe_log
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import as_numbers
+from divjax.core.samples import Numbers, as_numbers
 from divjax.core.training import thinned
 from divjax.core.types import Outcome, status_of
 from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
@@ -73,7 +73,7 @@ class EntropicFit(Outcome):
     origins: Origins
     block_weights: Float[Array, " blocks"]
 
-    def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
+    def __call__(self, z: Float[Numbers, "k d"]) -> Float[Array, "k d"]:
         """T(z), computed block by block.
 
         Args:
@@ -147,10 +147,10 @@ class EntropicMap:
     def fit(
         self,
         key: Key[Array, ""],
-        x: Float[Array, "n d"],
-        y: Float[Array, "m d"],
-        a: Float[Array, " n"] | None = None,
-        b: Float[Array, " m"] | None = None,
+        x: Float[Numbers, "n d"],
+        y: Float[Numbers, "m d"],
+        a: Float[Numbers, " n"] | None = None,
+        b: Float[Numbers, " m"] | None = None,
     ) -> EntropicFit:
         """Solve the problems, with ε selected by held-out rows.
 
@@ -178,10 +178,13 @@ class EntropicMap:
 
     def fit_split(
         self,
-        train: tuple[Float[Array, "n d"], Float[Array, "m d"]],
-        held_out: tuple[Float[Array, "k d"], Float[Array, "l d"]],
-        train_weights: tuple[Float[Array, " n"] | None, Float[Array, " m"] | None] = (None, None),
-        held_out_weights: tuple[Float[Array, " k"] | None, Float[Array, " l"] | None] = (
+        train: tuple[Float[Numbers, "n d"], Float[Numbers, "m d"]],
+        held_out: tuple[Float[Numbers, "k d"], Float[Numbers, "l d"]],
+        train_weights: tuple[Float[Numbers, " n"] | None, Float[Numbers, " m"] | None] = (
+            None,
+            None,
+        ),
+        held_out_weights: tuple[Float[Numbers, " k"] | None, Float[Numbers, " l"] | None] = (
             None,
             None,
         ),

@@ -56,9 +56,9 @@ class MongeGapResult(Outcome):
 
 
 def monge_gap(
-    x: Float[Array, "n d"],
-    images: Float[Array, "n d"] | Callable[[Array], Array],
-    a: Float[Array, " n"] | None = None,
+    x: Float[Numbers, "n d"],
+    images: Float[Numbers, "n d"] | Callable[[Array], Array],
+    a: Float[Numbers, " n"] | None = None,
     *,
     epsilon: ArrayLike,
     cost: Callable[..., Array] = SqEuclidean(),
@@ -135,7 +135,7 @@ def monge_gap(
     return dataclasses.replace(gap, status=jnp.maximum(gap.status, lost))
 
 
-def _are_rounded(x: Array, y: Array, a: Numbers | None) -> Bool[Array, ""]:
+def _are_rounded(x: Array, y: Numbers, a: Numbers | None) -> Bool[Array, ""]:
     """Whether the rounding of rows with weight exceeds a share of the wider sample's spread."""
     used = jnp.ones(len(x), bool) if a is None else jnp.asarray(a) > 0
     sizes, spreads = [], []

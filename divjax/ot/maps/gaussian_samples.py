@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.checks import check_scalar, check_unit_interval
 from divjax.core.normal import Normal
 from divjax.core.numerics import in_units_of, matmul, nan_unless
+from divjax.core.samples import Numbers
 from divjax.ot.gaussian import AffineMap, gaussian_map
 from divjax.ot.scales import winsorised
 from divjax.ot.weighted_samples import (
@@ -23,10 +24,10 @@ __all__ = ["gaussian_map_from_samples", "gaussian_start", "ledoit_wolf", "weight
 
 
 def gaussian_map_from_samples(
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    a: Float[Array, " n"] | None = None,
-    b: Float[Array, " m"] | None = None,
+    x: Float[Numbers, "n d"],
+    y: Float[Numbers, "m d"],
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
     *,
     shrinkage: ArrayLike | str = 0.0,
 ) -> AffineMap:

@@ -120,7 +120,7 @@ class DualFit(Outcome):
     status: Int[ArrayLike, ""] = int(Status.CONVERGED)
     origins: Origins | None = None
 
-    def potential(self, z: Float[Array, "k d"]) -> Float[Array, " k"]:
+    def potential(self, z: Float[Numbers, "k d"]) -> Float[Array, " k"]:
         """The potential at the rows of z, up to a constant."""
         return self._potential(self._relative(z, "source"))
 
@@ -130,7 +130,7 @@ class DualFit(Outcome):
         centered = z - self.source
         return self.value(self.params, centered) + centered @ self.target
 
-    def __call__(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
+    def __call__(self, z: Float[Numbers, "k d"]) -> Float[Array, "k d"]:
         """T(z) = ∇f(z)."""
         return self._image(self._relative(z, "source"))
 
@@ -140,7 +140,7 @@ class DualFit(Outcome):
         images = self.gradient(self.params, z - self.source) + self.target
         return images if self.origins is None else self.origins.target.add(images)
 
-    def inverse(self, y: Float[Array, "k d"]) -> Float[Array, "k d"]:
+    def inverse(self, y: Float[Numbers, "k d"]) -> Float[Array, "k d"]:
         """The inverse map ∇f*(y) = x̂(y), with stopped gradients."""
         return self._inverse(self._relative(y, "target"))
 
@@ -171,7 +171,7 @@ class DualFit(Outcome):
         """∇f less the mean of y."""
         return jax.grad(lambda rows: jnp.sum(self.value(params, rows)))(centered)
 
-    def guess(self, params: PyTree[Array], y: Float[Array, "k d"]) -> Float[Array, "k d"]:
+    def guess(self, params: PyTree[Array], y: Float[Numbers, "k d"]) -> Float[Array, "k d"]:
         """The initial x̂(y): the Gaussian map's inverse plus a network."""
         # Between Gaussians x̂ is A⁻¹y, and the network has nothing to learn.
         white = y @ self.inverse_matrix
@@ -179,7 +179,7 @@ class DualFit(Outcome):
         return white + self.scale * correction
 
     def search(
-        self, params: PyTree[Array], y: Float[Array, "k d"], num_steps: int
+        self, params: PyTree[Array], y: Float[Numbers, "k d"], num_steps: int
     ) -> Float[Array, "k d"]:
         """x̂(y), the minimum of φ(x) = f(x) − ⟨x, y⟩, for each row, all relative to the means.
 
@@ -283,10 +283,10 @@ class ICNNDual:
     def fit(
         self,
         key: Key[Array, ""],
-        x: Float[Array, "n d"],
-        y: Float[Array, "m d"],
-        a: Float[Array, " n"] | None = None,
-        b: Float[Array, " m"] | None = None,
+        x: Float[Numbers, "n d"],
+        y: Float[Numbers, "m d"],
+        a: Float[Numbers, " n"] | None = None,
+        b: Float[Numbers, " m"] | None = None,
         *,
         optimizer: optax.GradientTransformation | None = None,
     ) -> DualFit:

@@ -186,12 +186,12 @@ class MongeMap:
     def fit(
         self,
         key: Key[Array, ""],
-        x: Float[Array, "n d"] | Float[Array, "g n d"],
-        y: Float[Array, "m d"] | Float[Array, "g m d"],
-        context: Float[Array, "g c"] | None = None,
+        x: Float[Numbers, "n d"] | Float[Numbers, "g n d"],
+        y: Float[Numbers, "m d"] | Float[Numbers, "g m d"],
+        context: Float[Numbers, "g c"] | None = None,
         *,
-        a: Float[Array, " n"] | Float[Array, "g n"] | None = None,
-        b: Float[Array, " m"] | Float[Array, "g m"] | None = None,
+        a: Float[Numbers, " n"] | Float[Numbers, "g n"] | None = None,
+        b: Float[Numbers, " m"] | Float[Numbers, "g m"] | None = None,
         optimizer: optax.GradientTransformation | None = None,
     ) -> MapFit:
         """Fit the map, or with a context g maps that share one network.

@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from divjax.core.checks import check_matrix, check_shape
 from divjax.core.networks import Network, apply_network
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import as_numbers
+from divjax.core.samples import Numbers, as_numbers
 from divjax.core.types import Outcome, Status
 from divjax.ot.weighted_samples import Origins
 
@@ -70,8 +70,8 @@ class MapFit(Outcome):
 
     def __call__(
         self,
-        z: Float[Array, "k d"],
-        context: Float[Array, " c"] | Float[Array, "k c"] | None = None,
+        z: Float[Numbers, "k d"],
+        context: Float[Numbers, " c"] | Float[Numbers, "k c"] | None = None,
     ) -> Float[Array, "k d"]:
         """T(z).
 
@@ -108,9 +108,9 @@ class MapFit(Outcome):
     def image(
         self,
         params: PyTree[Array],
-        z: Float[Array, "k d"],
-        started: Float[Array, "k d"],
-        context: Float[Array, "k c"] | None,
+        z: Float[Numbers, "k d"],
+        started: Float[Numbers, "k d"],
+        context: Float[Numbers, "k c"] | None,
     ) -> Float[Array, "k d"]:
         """T(z) with these parameters, given the start's images."""
         change = self.change(params, z, context)
@@ -121,7 +121,7 @@ class MapFit(Outcome):
         return z - self.cost.grad_conjugate(gradient + change)
 
     def change(
-        self, params: PyTree[Array], z: Float[Array, "k d"], context: Float[Array, "k c"] | None
+        self, params: PyTree[Array], z: Float[Numbers, "k d"], context: Float[Numbers, "k c"] | None
     ) -> Float[Array, "k d"]:
         """The network's contribution, in its unit."""
         rows = z if context is None else jnp.concatenate([z, context.astype(z.dtype)], axis=1)

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 from divjax.core.checks import check_count, check_key
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import Center, as_arrays, as_samples
+from divjax.core.samples import Center, Numbers, as_arrays, as_samples
 from divjax.core.standardize import Standardizer
 from divjax.core.types import summary
 
@@ -82,7 +82,7 @@ class Critic:
         """A copy with these parameters."""
         return dataclasses.replace(self, params=params)
 
-    def __call__(self, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The log ratio at each row."""
         standard = self._standard(z)
         if self.network == "separable":
@@ -95,7 +95,7 @@ class Critic:
         return of_x, apply_network(self._encoder, self.params[1], y)
 
     def at_pairs(
-        self, z: Float[Array, "b d"], num_negatives: int
+        self, z: Float[Numbers, "b d"], num_negatives: int
     ) -> tuple[Float[Array, " b"], Float[Array, "b k"]]:
         """The log ratio at pairs, and at each x with the y of each of the k following rows.
 
@@ -116,7 +116,7 @@ class Critic:
 
 
 def split_scores(
-    scores: Float[Array, "b b"],
+    scores: Float[Numbers, "b b"],
 ) -> tuple[Float[Array, " b"], Float[Array, "b b-1"]]:
     """Critic values at true pairs and at false ones, from the matrix T(x_i, y_j).
 

@@ -248,8 +248,8 @@ class DivergenceBound:
     def fit(
         self,
         key: Key[Array, ""],
-        x: Float[ArrayLike, "n d"],
-        y: Float[ArrayLike, "m e"] | None = None,
+        x: Float[Numbers, "n d"],
+        y: Float[Numbers, "m e"] | None = None,
     ) -> BoundFit:
         """Train on some rows, select the critic on others, and evaluate on the rest.
 

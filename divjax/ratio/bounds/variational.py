@@ -95,7 +95,7 @@ def _log_mean_exp(u: Array) -> Array:
     return jax.nn.logsumexp(u) - math.log(u.size)
 
 
-def donsker_varadhan(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
+def donsker_varadhan(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Float[Array, ""]:
     """KL(p‖q) ≥ E_p[T] − log E_q[e^T], invariant under a constant added to T.
 
     The mean is inside the logarithm: from samples the value is biased upwards, by about
@@ -126,7 +126,7 @@ def donsker_varadhan(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float
 
 
 def smile(
-    u_p: Float[Array, " n"], u_q: Float[Array, "..."], clip: ArrayLike = 5.0
+    u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."], clip: ArrayLike = 5.0
 ) -> Float[Array, ""]:
     """Donsker and Varadhan's value with e^T clipped under q: E_p[T] − log E_q[clip(e^T, e^±τ)].
 
@@ -159,7 +159,7 @@ def smile(
     return donsker_varadhan(u_p, jnp.clip(u_q, -clip, clip))
 
 
-def mean_log_ratio(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
+def mean_log_ratio(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Float[Array, ""]:
     """KL(p‖q) as E_p[T], for a T that is normalised by its training: f-DIME's read-out.
 
     It is not a bound: it has the smallest variance of all, and the full error of T. f-DIME trains
@@ -187,7 +187,7 @@ def mean_log_ratio(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[A
 
 
 def f_dual(
-    u_p: Float[Array, " n"], u_q: Float[Array, "..."], generator: Generator
+    u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."], generator: Generator
 ) -> Float[Array, ""]:
     """D_f(p‖q) ≥ E_p[f'(e^T)] + E_q[f(e^T) − e^T f'(e^T)], unbiased, for any generator f.
 
@@ -219,7 +219,7 @@ def f_dual(
 
 
 def conjugate_dual(
-    t_p: Float[Array, " n"], t_q: Float[Array, "..."], generator: Generator
+    t_p: Float[Numbers, " n"], t_q: Float[Numbers, "..."], generator: Generator
 ) -> Float[Array, ""]:
     """D_f(p‖q) ≥ E_p[V] − E_q[f*(V)] for a critic V of f'(p/q), where `f_dual` takes log p/q.
 
@@ -248,7 +248,7 @@ def conjugate_dual(
     return jnp.mean(t_p) - jnp.mean(generator.conjugate(t_q))
 
 
-def nwj(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
+def nwj(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Float[Array, ""]:
     """KL(p‖q) ≥ 1 + E_p[T] − E_q[e^T]: the KL's `f_dual`, called NWJ, f-GAN KL or MINE-f.
 
     Unbiased. Its critic is that of the literature (E_p[T'] − E_q[e^{T' − 1}]) minus one. The
@@ -276,7 +276,7 @@ def nwj(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
     return f_dual(u_p, u_q, KL())
 
 
-def jensen_shannon(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
+def jensen_shannon(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Float[Array, ""]:
     """JS(p‖q) ≥ log 2 − balanced cross-entropy: its `f_dual`, recommended for training.
 
     Unbiased, with values and slopes that are bounded for any p and q.
@@ -302,7 +302,7 @@ def jensen_shannon(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[A
     return math.log(2) - cross_entropy(u_p, u_q)
 
 
-def kl_from_js(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
+def kl_from_js(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Float[Array, ""]:
     """KL(p‖q) ≥ Ξ(log 2 − balanced cross-entropy), the largest bound that Jensen–Shannon implies.
 
     It is for reading out, not for training: the gradient is zero at an uninformative critic. Ξ is
@@ -349,7 +349,7 @@ def _less_row_maxima(u_p: Numbers, u_q: Numbers) -> tuple[Array, Array]:
     return _values(column[:, 0], u_q)
 
 
-def info_nce(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, ""]:
+def info_nce(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Float[Array, ""]:
     """KL(p‖q) ≥ E[T(z) − log 1/(k+1) (e^{T(z)} + Σ_j e^{T(z_j)})], z ~ p and k samples z_j ~ q.
 
     It is the log-likelihood of identifying the sample of p among k + 1, plus log(k + 1), which it
@@ -383,8 +383,8 @@ def info_nce(u_p: Float[Array, " n"], u_q: Float[Array, "..."]) -> Float[Array, 
 
 
 def interpolated_nce(
-    u_p: Float[Array, " n"],
-    u_q: Float[Array, "..."],
+    u_p: Float[Numbers, " n"],
+    u_q: Float[Numbers, "..."],
     alpha: ArrayLike = 0.5,
     log_baseline: ArrayLike = 0.0,
 ) -> Float[Array, ""]:
@@ -490,7 +490,7 @@ class MINE:
         return MINEState(jnp.zeros((), dtype), jnp.zeros((), dtype))
 
     def __call__(
-        self, u_p: Float[Array, " n"], u_q: Float[Array, "..."], state: MINEState
+        self, u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."], state: MINEState
     ) -> tuple[Float[Array, ""], MINEState]:
         """The value, with the gradient above, and the new state, with stopped gradients."""
         check_scalar(rate=self.rate)

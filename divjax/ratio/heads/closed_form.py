@@ -8,6 +8,7 @@ from divjax.core import linalg
 from divjax.core.checks import check_nonnegative
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
+from divjax.core.samples import Numbers
 from divjax.ratio.protocols import Fold, check_fold, validation_loss
 
 __all__ = ["GaussianDiscriminant", "Zero"]
@@ -23,7 +24,7 @@ class Zero:
         """An empty tuple, as there are no parameters."""
         return ()
 
-    def __call__(self, params: tuple[()], z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: tuple[()], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """Zeros, with NaN for rows that hold NaN."""
         return nan_unless(~jnp.isnan(z).any(axis=1), jnp.zeros_like(z[:, 0]))
 
@@ -68,7 +69,7 @@ class GaussianDiscriminant:
         valid = ((grid >= 0) & (grid <= 1)).all()
         return jax.tree.map(lambda leaf: nan_unless(valid, leaf[jnp.argmin(losses)]), params)
 
-    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The difference of the Gaussian log-densities."""
 
         def log_density(mean, whitener):

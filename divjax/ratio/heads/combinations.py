@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import for_each, pytree
+from divjax.core.samples import Numbers
 from divjax.ratio.heads.closed_form import GaussianDiscriminant
 from divjax.ratio.heads.logistic import Linear, Quadratic
 from divjax.ratio.heads.neighbors import Neighbors
@@ -93,7 +94,7 @@ class Average:
         # A NaN hyper-parameter is a user error, which a weight of zero would hide.
         return params, nan_unless(~_any_nan(self.heads), weights), limits
 
-    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The weighted mean of the log ratios."""
         each, weights, limits = params
         values = [head(p, z) for head, p in zip(self.heads, each, strict=True)]
@@ -194,7 +195,7 @@ class Tuned:
         valid = ~_any_nan(self.head)
         return best, jax.tree.map(lambda leaf: jnp.where(valid, leaf, _invalid(leaf)), params)
 
-    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The best setting's log ratio."""
         head, own = params
         return head(own, z)
@@ -255,7 +256,7 @@ class Auto:
         # Without this the average would reduce to the neighbours.
         return params, nan_unless(self.network.is_valid(weights.dtype), weights), limits
 
-    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The averaged log ratio."""
         return self._resolve(z.shape[1])(params, z)
 

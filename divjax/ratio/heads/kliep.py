@@ -12,6 +12,7 @@ from divjax.core import linalg
 from divjax.core.checks import check_count, check_scalar
 from divjax.core.numerics import safe_log
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import Numbers
 from divjax.ratio.heads.kernel_models import (
     Basis,
     KernelRatio,
@@ -272,6 +273,6 @@ class KLIEP:
         # Sequential evaluation needs the memory of one bandwidth.
         return jax.lax.map(candidate, basis.bandwidths)
 
-    def __call__(self, params: KernelRatio, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: KernelRatio, z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The log ratio log p/q at each row of z, in nats."""
         return log_ratio(params, z, self.floor)

@@ -11,6 +11,7 @@ from divjax.core import linalg
 from divjax.core.checks import check_count, check_nonnegative, check_scalar
 from divjax.core.numerics import nan_unless, safe_log
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import Numbers
 from divjax.ratio.heads.kernel_models import (
     Basis,
     KernelRatio,
@@ -231,6 +232,6 @@ class LeastSquares:
         zero = jnp.zeros((), dtype)
         return KernelRatio(basis.centers, log_weights, bandwidth, log_cap(fold.train.b), zero)
 
-    def __call__(self, params: KernelRatio, z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: KernelRatio, z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The log ratio log p/q at each row of z, in nats."""
         return log_ratio(params, z, self.floor, self.relative)

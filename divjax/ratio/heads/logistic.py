@@ -13,6 +13,7 @@ from divjax.core.checks import check_count, check_nonnegative, check_positive
 from divjax.core.linalg import cho_solve, cholesky
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import Numbers
 from divjax.ratio.protocols import Fold, check_fold, num_rows, validation_loss
 
 __all__ = ["Linear", "Quadratic", "RandomFourier", "newton_logistic"]
@@ -50,7 +51,7 @@ class _Logistic:
         losses = jax.vmap(lambda c: validation_loss(self, (basis, c), fold))(coefficients)
         return basis, nan_unless((ridges >= 0).all(), coefficients[jnp.argmin(losses)])
 
-    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The log ratio, linear in the features."""
         basis, coefficients = params
         return self._features(basis, z) @ coefficients

@@ -14,6 +14,7 @@ from divjax.core.checks import check_count, check_positive
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
 from divjax.core.pytrees import for_each, pytree, static
+from divjax.core.samples import Numbers
 from divjax.ratio.protocols import Fold, Rows, check_fold, cross_entropy, num_rows
 
 __all__ = ["Neighbors"]
@@ -95,7 +96,7 @@ class Neighbors:
         losses = jax.vmap(lambda u_p, u_q: cross_entropy(u_p, u_q, *weights), 1)(u_p, u_q)
         return references, jnp.argmin(losses)
 
-    def __call__(self, params: tuple[_References, Array], z: Float[Array, "b d"]) -> Array:
+    def __call__(self, params: tuple[_References, Array], z: Float[Numbers, "b d"]) -> Array:
         """The log ratio at rows outside the training rows."""
         references, choice = params
         return self._log_ratios(references, z)[:, choice]

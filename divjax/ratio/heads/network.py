@@ -18,6 +18,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import for_each, pytree, static
+from divjax.core.samples import Numbers
 from divjax.ratio.heads.closed_form import Zero
 from divjax.ratio.protocols import Fold, Head, Rows, check_fold, cross_entropy, training_log_ratios
 
@@ -121,7 +122,7 @@ class Network:
         params = self.init(init_key, p.shape[1], p.dtype)
         return start, self.train(fit_key, loss, params, validate)
 
-    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The start's log ratio and the network's correction."""
         start, own = params
         return self.start(start, z) + self.apply(own, z)[:, 0]
@@ -140,7 +141,7 @@ class Network:
         return networks.init_network(self._build(num_outputs), key, in_features, dtype)
 
     def apply(
-        self, params: PyTree[Array], z: Float[Array, "b d"], num_outputs: int = 1
+        self, params: PyTree[Array], z: Float[Numbers, "b d"], num_outputs: int = 1
     ) -> Float[Array, "b k"]:
         """The network's own output."""
         output = networks.apply_network(self._build(num_outputs), params, z)
@@ -150,9 +151,9 @@ class Network:
     def train(
         self,
         key: Key[Array, ""],
-        loss: Callable[[Key[Array, ""], PyTree[Array]], Float[Array, ""]],
+        loss: Callable[[Key[Array, ""], PyTree[Array]], Float[Numbers, ""]],
         params: PyTree[Array],
-        validate: Callable[[PyTree[Array]], Float[Array, ""]],
+        validate: Callable[[PyTree[Array]], Float[Numbers, ""]],
     ) -> PyTree[Array]:
         """The parameters of best validation in training on `(key, params) -> loss`.
 

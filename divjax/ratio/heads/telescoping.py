@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_count
 from divjax.core.pytrees import pytree, static
+from divjax.core.samples import Numbers
 from divjax.ratio.heads.combinations import convex_heads
 from divjax.ratio.heads.network import Network, row_sampler
 from divjax.ratio.protocols import Fold, Head, Rows, check_fold, cross_entropy, is_parametric
@@ -99,7 +100,7 @@ class Telescoping:
         params = network.init(init_key, p.shape[1], p.dtype, self.num_bridges)
         return starts, network.train(fit_key, loss, params, validate)
 
-    def __call__(self, params: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, " b"]:
+    def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The sum of all intermediate log ratios."""
         starts, own = params
         start = self._start(z.shape[1])

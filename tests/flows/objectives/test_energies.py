@@ -189,7 +189,7 @@ def test_samples_as_researchers_hold_them():
 
 
 MISTAKES = {
-    "kernel must be a kernel": lambda y: flows.MMD(y, lambda a, b: -jnp.sum((a - b) ** 2)),
+    "kernel must be a kernel": lambda y: flows.MMD(y, lambda a, b: -jnp.sum((a - b) ** 2)),  # pyright: ignore[reportOperatorIssue]
     "kernel must be an instance; got the class Energy": lambda y: flows.MMD(y, kernels.Energy),
     "kernel must be a kernel such": lambda y: flows.Interaction("rbf"),
     "log_prob must be a function": lambda y: flows.KL(y),
