@@ -230,6 +230,10 @@ def check_base(base: ArrayLike | None) -> None:
         raise ValueError(
             f"base must be a number above 1, or None for nats; got {_described(base)}."
         )
+    # A base near 1 has another logarithm in float32.
+    rounded = number.astype(jax.dtypes.canonicalize_dtype(float))
+    if not abs(float(rounded) - float(number)) <= _LARGEST_ROUNDING * (float(number) - 1):
+        raise ValueError(f"base must not round to {rounded} in {rounded.dtype}; got {number}.")
 
 
 def check_unit_interval(**values: object) -> None:

@@ -10,11 +10,14 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_base
 
 __all__ = [
+    "at_least_single",
     "if_needed",
     "in_base",
     "in_units_of",
@@ -33,6 +36,19 @@ T = TypeVar("T")
 # Distances and log-densities suffer cancellation: TF32 or bfloat16 products, an accelerator's
 # default, would leave three digits.
 matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def at_least_single(dtype: DTypeLike) -> np.dtype:
+    """The dtype, float32 for half precision, in which sums over many rows overflow or saturate.
+
+    Example:
+        >>> at_least_single(jnp.float16).name, at_least_single(jnp.float64).name
+        ('float32', 'float64')
+    """
+    # Not by promotion, which is refused for float64 and float32 in JAX's strict mode.
+    dtype = np.dtype(dtype)
+    wide = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
+    return dtype if wide else np.dtype(np.float32)
 
 
 def nan_unless(condition: ArrayLike, value: ArrayLike) -> Array:

@@ -33,6 +33,7 @@ __all__ = [
     "as_weights",
     "centered_samples",
     "check_distinguishable",
+    "dtype_in_jax",
     "loses_digits",
     "owned",
     "two_parts",
@@ -198,7 +199,7 @@ class Center:
         (x,) = _checked({"x": x}).values()
         if x.shape[1] != self.high.shape[-1]:
             raise ValueError(f"x must have {self.high.shape[-1]} features; got {x.shape[1]}.")
-        dtype = jnp.result_type(_dtype_of(x), self.high)
+        dtype = jnp.result_type(dtype_in_jax(x), self.high)
         # NumPy's precision exceeds that of the dtype: the difference is taken in extended
         # precision, and only then rounded.
         if _is_wider(x, dtype) and not isinstance(self.high, Tracer):
@@ -277,7 +278,7 @@ def loses_digits(*arrays: Unrounded) -> bool:
         >>> loses_digits(np.ones(2)), loses_digits(jnp.ones(2))
         (True, False)
     """
-    dtype = jnp.result_type(*map(_dtype_of, arrays))
+    dtype = jnp.result_type(*map(dtype_in_jax, arrays))
     return any(_is_wider(array, dtype) for array in arrays)
 
 
@@ -317,7 +318,7 @@ def check_distinguishable(name: str, rows: Numbers) -> None:
     given = as_numbers(name, rows)
     if isinstance(given, jax.Array) or not given.ndim or not given.size:
         return
-    dtype = _dtype_of(given)
+    dtype = dtype_in_jax(given)
     with np.errstate(over="ignore"):
         rounding, spread = rounding_and_spread(given, given.astype(dtype), axis=0)
     # A column of equal numbers has no differences to lose.
@@ -440,10 +441,10 @@ def _checked(samples: dict[str, Numbers]) -> dict[str, Unrounded]:
 
 
 def _common_dtype(samples: dict[str, Unrounded]) -> np.dtype:
-    return jnp.result_type(*(_dtype_of(sample) for sample in samples.values()))
+    return jnp.result_type(*(dtype_in_jax(sample) for sample in samples.values()))
 
 
-def _dtype_of(sample: Unrounded) -> np.dtype:
+def dtype_in_jax(sample: Unrounded) -> np.dtype:
     """Its dtype in JAX: float64 only if that is enabled."""
     dtype = np.dtype(float) if _is_extended(sample) else sample.dtype
     return jax.dtypes.canonicalize_dtype(dtype)

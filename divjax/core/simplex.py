@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from divjax.core.numerics import in_units_of, nan_unless
+from divjax.core.numerics import at_least_single, in_units_of, nan_unless
 from divjax.core.samples import Numbers, Unrounded, as_numbers, as_vectors, without_offset
 
 __all__ = [
@@ -353,7 +353,7 @@ def sum_to_one(shares: Float[Array, " n"], tolerance: float | None = None) -> Bo
     if tolerance is None:
         tolerance = sum_tolerance(shares.size, shares.dtype)
     # Half precision would round the sum itself.
-    total = jnp.sum(shares, dtype=jnp.promote_types(shares.dtype, jnp.float32))
+    total = jnp.sum(shares, dtype=at_least_single(shares.dtype))
     return jnp.abs(total - 1) <= tolerance
 
 

@@ -19,7 +19,7 @@ __all__ = [
     "fit",
     "hold_out",
     "row_batch",
-    "thinned",
+    "spread_rows",
     "training_samples",
 ]
 
@@ -217,8 +217,16 @@ def row_batch(key: Key[Array, ""], num_rows: int, size: int) -> Array:
     return jax.random.permutation(order_key, (start + stretches + within) % num_rows)
 
 
-def thinned(rows: Float[Array, "n ..."], most: int) -> Float[Array, "k ..."]:
-    """At most `most` rows, evenly spread over all."""
-    # Indices are known at trace time, in integers of Python, which do not overflow.
-    n = rows.shape[0]
-    return rows if n <= most else rows[jnp.asarray([i * n // most for i in range(most)])]
+def spread_rows(weights: Float[Array, " n"], most: int) -> Int[Array, " k"]:
+    """At most `most` indices, evenly spread over the rows with weight, which come first.
+
+    Example:
+        >>> spread_rows(jnp.array([0.0, 1.0, 0.0, 1.0]), 3).tolist()
+        [1, 3, 0]
+    """
+    size = min(weights.size, most)
+    with_weight_first = jnp.argsort(weights == 0, stable=True)
+    used, position = jnp.sum(weights != 0), jnp.arange(size)
+    # position · used/size, in integers that do not overflow.
+    spread = position * (used // size) + (position * (used % size)) // size
+    return with_weight_first[jnp.where(used > size, spread, position)]

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from divjax.core.checks import check_no_negatives, check_probability
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, as_arrays
 
@@ -218,7 +218,7 @@ def normal_quantile(confidence_level: ArrayLike, dtype: DTypeLike) -> Array:
     """The z such that a normal variable lies in ±z with this probability, NaN outside of (0, 1)."""
     check_probability(confidence_level=confidence_level)
     # The quantile function does not support half precision.
-    level = jnp.asarray(confidence_level, jnp.promote_types(dtype, jnp.float32))
+    level = jnp.asarray(confidence_level, at_least_single(dtype))
     # The lower quantile's negative: (1 + level)/2 would round to one long before the level does.
     quantile = -ndtri((1 - level) / 2)
     return jnp.where((level > 0) & (level < 1), quantile, jnp.nan).astype(dtype)

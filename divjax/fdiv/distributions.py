@@ -24,7 +24,7 @@ from divjax.core.checks import (
     check_scalar,
 )
 from divjax.core.labels import as_indices
-from divjax.core.numerics import in_base, nan_unless
+from divjax.core.numerics import at_least_single, in_base, nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, Unrounded, as_numbers, owned
 
@@ -342,7 +342,7 @@ def _are_probabilities(name: str, values: Unrounded, axis: int) -> bool:
 def _sum_to_one(values: LogProbs) -> Bool[Array, "*batch 1"]:
     """Which rows are probabilities."""
     # Half precision would round the sum of many classes.
-    sums = jnp.sum(values, axis=-1, keepdims=True, dtype=jnp.promote_types(values, jnp.float32))
+    sums = jnp.sum(values, axis=-1, keepdims=True, dtype=at_least_single(values.dtype))
     near = jnp.abs(sums - 1) <= _tolerance(values)
     return near & jnp.all(values >= 0, axis=-1, keepdims=True)
 

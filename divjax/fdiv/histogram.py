@@ -24,9 +24,18 @@ from divjax.core.checks import (
     check_scalar,
     check_shape,
 )
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import TracedFunction, as_traced
-from divjax.core.samples import Center, Numbers, Unrounded, as_numbers, centered_samples, two_parts
+from divjax.core.samples import (
+    Center,
+    Numbers,
+    Unrounded,
+    as_numbers,
+    centered_samples,
+    dtype_in_jax,
+    loses_digits,
+    two_parts,
+)
 from divjax.fdiv.categorical import Weights
 from divjax.fdiv.special import as_floats
 
@@ -37,6 +46,9 @@ _BLOCK_ROWS = 4096
 
 # The largest rounding of an edge, as a share of the width of all bins.
 _LARGEST_ROUNDING = 0.01
+
+# A number in the dtype of the samples, and its rounding error.
+_TwoParts: TypeAlias = tuple[Array, Array]
 
 CategoricalDivergence = Callable[[Weights, Weights], Float[Array, "*batch"]]
 
@@ -82,9 +94,22 @@ def edges(
         [0.0, 1.0, 4.0]
     """
     _check_bins(num_bins, spacing)
-    center, *samples = centered_samples(**_columns(x=x, y=y))
-    is_vector = np.ndim(x) == 1
-    return _joint_edges(center, samples, num_bins=num_bins, spacing=spacing, is_vector=is_vector)
+    columns = _columns(x=x, y=y)
+    center, *samples = centered_samples(**columns)
+    options = {"num_bins": num_bins, "spacing": spacing, "is_vector": np.ndim(x) == 1}
+    return _joint_edges(center, samples, _extremes(**columns), **options)
+
+
+def _extremes(x: Unrounded, y: Unrounded) -> tuple[_TwoParts, _TwoParts] | None:
+    """The least and the greatest number of each column with their rounding errors, if any."""
+    if not loses_digits(x, y):
+        return None
+    dtype = jnp.result_type(dtype_in_jax(x), dtype_in_jax(y))
+    known = [columns for columns in (x, y) if isinstance(columns, np.ndarray)]
+    # JAX's numbers are edges' own kind. NumPy's are compared with their digits.
+    least = functools.reduce(np.minimum, [columns.min(axis=0) for columns in known])
+    greatest = functools.reduce(np.maximum, [columns.max(axis=0) for columns in known])
+    return two_parts(least, dtype), two_parts(greatest, dtype)
 
 
 def _check_bins(num_bins: int, spacing: str) -> None:
@@ -97,6 +122,7 @@ def _check_bins(num_bins: int, spacing: str) -> None:
 def _joint_edges(
     center: Center,
     samples: list[Float[Array, "_ d"]],
+    extremes: tuple[_TwoParts, _TwoParts] | None,
     *,
     num_bins: int,
     spacing: str,
@@ -112,6 +138,13 @@ def _joint_edges(
         jnp.abs(result - centered) * jnp.finfo(result.dtype).eps > _LARGEST_ROUNDING * width, axis=1
     )
     result = nan_unless(~lost[:, None] | (width == 0), result)
+    # NumPy's extremes may lie beyond their rounding. The bins then begin or end one number farther.
+    for side, (high, low), outwards in zip((0, -1), extremes or (), (-1, 1), strict=False):
+        beyond = (outwards * (high - result[:, side]) > 0) | (
+            (high == result[:, side]) & (outwards * low > 0)
+        )
+        farther = jnp.nextafter(result[:, side], jnp.asarray(outwards * jnp.inf, result.dtype))
+        result = result.at[:, side].set(jnp.where(beyond, farther, result[:, side]))
     return result[0] if is_vector else result
 
 
@@ -179,10 +212,11 @@ def counts(
     """
     columns = _columns(x=x)["x"]
     bounds = _bounds("edges", edges, np.ndim(x), columns)
-    check_matrix(x=columns)
     mass = _mass("weights", weights, columns.shape[0])
-    dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(columns.dtype), jnp.float32)
     parts = _in_parts(columns, bounds)
+    high = parts[0][0] if isinstance(parts[0], tuple) else parts[0]
+    check_matrix(x=high)
+    dtype = at_least_single(high.dtype)
     return _counts_of_columns(*parts, mass, dtype=dtype, is_vector=np.ndim(x) == 1)
 
 
@@ -221,15 +255,12 @@ def _mass(name: str, weights: Numbers | None, num_rows: int) -> Leaf:
     return mass
 
 
-_TwoParts: TypeAlias = tuple[Array, Array]
-
-
 _Parts: TypeAlias = tuple[Array | _TwoParts, Array | _TwoParts]
 
 
 def _in_parts(columns: Unrounded, bounds: Unrounded) -> _Parts:
     """NumPy's numbers split into a rounded part and its remainder, JAX's unchanged."""
-    dtype = jax.dtypes.canonicalize_dtype(jnp.result_type(columns, bounds))
+    dtype = jnp.result_type(dtype_in_jax(columns), dtype_in_jax(bounds))
     split = lambda part: two_parts(part, dtype) if isinstance(part, np.ndarray) else part
     return split(columns), split(bounds)
 
@@ -515,7 +546,7 @@ def _sums(
         bounds = _edges(jnp.concatenate(samples), jnp.concatenate(used), num_bins, spacing)
         parts = [(sample, bounds) for sample in samples]
     # Half precision cannot hold counts.
-    dtype = jnp.promote_types(samples[0].dtype, jnp.float32)
+    dtype = at_least_single(samples[0].dtype)
 
     def count(power: Callable[[Array], Array]) -> list[Array]:
         # Σw gives the counts, and Σw² estimates their variances.

@@ -107,7 +107,7 @@ def _neighbors(x: Float[Array, "n d"], y: Float[Array, "m d"] | None, count: int
         logs = jnp.log(unit) + 0.5 * jnp.log(jnp.where(usable, squared, 1))
         zero = jnp.all(difference == 0, axis=-1)
         if own:
-            is_own = index == own_index[:, None]
+            is_own = index == own_index[:, None].astype(index.dtype)
             usable, zero = usable & ~is_own, zero & ~is_own
         # Coinciding points come first. The row itself and points without a distance come last.
         keys = jnp.where(usable, logs, jnp.where(zero, -jnp.inf, jnp.inf))

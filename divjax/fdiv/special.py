@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike
 
+from divjax.core.numerics import at_least_single
+
 __all__ = [
     "entropy_deficit",
     "exp_remainder",
@@ -41,7 +43,7 @@ def as_singles(*values: ArrayLike) -> tuple[Array, ...]:
         'float32'
     """
     values = as_floats(*values)
-    dtype = jnp.promote_types(values[0].dtype, jnp.float32)
+    dtype = at_least_single(values[0].dtype)
     return tuple(value.astype(dtype) for value in values)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.arguments import Leaf, as_leaves, vector_leaves
 from divjax.core.checks import check_below, check_probability
-from divjax.core.numerics import safe_sqrt
+from divjax.core.numerics import at_least_single, safe_sqrt
 from divjax.core.samples import Numbers, Unrounded, as_arrays, owned
 
 __all__ = [
@@ -133,7 +133,7 @@ def _arrays(draws: _Draws, *, upper_bound: bool) -> _Sample:
     """The draws, or those of −X, whose lower bound is minus the upper one of X."""
     values, lower, upper = as_arrays(values=draws.values, lower=draws.lower, upper=draws.upper)
     # Half precision holds the values, but neither their sums nor their place in the interval.
-    work = jnp.promote_types(values.dtype, jnp.float32)
+    work = at_least_single(values.dtype)
     values, lower, upper = values.astype(work), lower.astype(work), upper.astype(work)
     origin = draws.origin
     if upper_bound:

@@ -20,7 +20,7 @@ from divjax.core.arguments import vector_leaves
 from divjax.core.checks import check_count, check_key, check_scalar_output
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, number_pairs, pool_labels
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import as_traced, pytree
 from divjax.core.samples import (
     LARGEST_ROUNDING,
@@ -275,7 +275,7 @@ def _as_rows(name: str, sample: Numbers) -> tuple[Array, bool]:
     rows = jnp.asarray(sample)
     # A statistic sums over rows, which half precision cannot.
     if jnp.issubdtype(rows.dtype, jnp.floating):
-        rows = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
+        rows = rows.astype(at_least_single(rows.dtype))
     return rows, isinstance(sample, np.ndarray) and _is_rounded(sample, np.asarray(rows))
 
 

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.checks import check_positive, check_positive_values, check_provides, check_scalar
-from divjax.core.numerics import nan_unless, safe_sqrt
+from divjax.core.numerics import at_least_single, nan_unless, safe_sqrt
 from divjax.core.pairwise import squared_distances
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, as_samples, centered_samples
@@ -147,12 +147,12 @@ class _WithBandwidth:
             )
         # σ² must be finite, and squared distances down to ε σ², which change the value by a
         # rounding error, normal numbers.
-        limits = jnp.finfo(jnp.promote_types(dtype, jnp.float32))
+        limits = jnp.finfo(at_least_single(dtype))
         least, greatest = (float(limits.tiny / limits.eps) ** 0.5, float(limits.max) ** 0.5)
 
         def at(sigma: ArrayLike) -> PyTree[Array]:
             # The limits are out of float16's range, in which they would be zero and infinity.
-            wide = jnp.asarray(sigma, jnp.promote_types(jnp.result_type(sigma), jnp.float32))
+            wide = jnp.asarray(sigma, at_least_single(jnp.result_type(sigma)))
             return function(nan_unless((wide >= least) & (wide <= greatest), sigma))
 
         if not isinstance(self.bandwidth, (list, tuple)) and jnp.ndim(self.bandwidth) == 0:

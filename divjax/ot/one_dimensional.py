@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from divjax.core.checks import check_order, check_scalar, check_shape
-from divjax.core.numerics import nan_unless, safe_power, safe_sqrt
+from divjax.core.numerics import at_least_single, nan_unless, safe_power, safe_sqrt
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Center, Numbers, as_weights, centered_samples
 from divjax.core.types import Outcome, status_of
@@ -100,11 +100,6 @@ def given_weights(
     return as_weights(name, weights, size, dtype)
 
 
-def single_precision(dtype: DTypeLike) -> jnp.dtype:
-    """The dtype, at least float32: sums over many rows overflow half precision."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
 def without_padding(x: Float[Array, "n ..."], weights: Float[Array, " n"] | None) -> Array:
     """The rows, with those of weight zero replaced if they are not finite: they are padding."""
     if weights is None:
@@ -119,7 +114,7 @@ def _arguments(
     """The samples in at least single precision, the dtype of the result, and their centre."""
     center, (x, y) = as_values({"x": a, "y": b}, x=x, y=y)
     dtype = jnp.result_type(x, y)
-    work = single_precision(dtype)
+    work = at_least_single(dtype)
     a, b = given_weights("a", a, x.shape[0], work), given_weights("b", b, y.shape[0], work)
     x, y = without_padding(x.astype(work), a), without_padding(y.astype(work), b)
     return Line(x, y, a, b), dtype, center

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import scipy  # its parts are loaded where they are used
 from jaxtyping import Array, Float
 
-from divjax.core.training import thinned
+from divjax.core.training import spread_rows
 from divjax.ot.costs import paired_costs
 
 __all__ = ["cut_mean", "mean_cost_within", "weighted_quantile", "winsorised"]
@@ -31,7 +31,8 @@ def mean_cost_within(
 
     Under the squared Euclidean cost E c(X, X′) = 2 tr Cov X, so this is the mean cost between the
     samples with equal means: it excludes the squared shift, which is irrelevant to the choice of ε.
-    Costs are cut at ten times a sample's median, so that a few outliers do not set the unit.
+    Costs are cut at ten times a sample's median, so that a few outliers do not set the unit. Means
+    are over at most 1024 rows of each sample and 32 partners of each row, evenly spread.
 
     Args:
         cost: a symmetric cost, zero between equal points.
@@ -44,32 +45,45 @@ def mean_cost_within(
         The mean, positive: for constant samples the mean cost between them, or 1 if that is zero
         too. It is nan if a cost is.
     """
+    (x, a), (y, b) = _some_rows(x, a), _some_rows(y, b)
     within = (_mean_of_pairs(cost, x, a) + _mean_of_pairs(cost, y, b)) / 2
     rows = min(len(x), len(y))
-    between = jnp.mean(paired_costs(cost, x[:rows], y[:rows]))
+    pairs = a[:rows] * b[:rows]
+    between = jnp.sum(pairs * paired_costs(cost, x[:rows], y[:rows])) / jnp.sum(pairs)
     between = jnp.where(between == 0, 1, between)
     return jnp.where(within == 0, between, within)
 
 
-def _mean_of_pairs(
-    cost: Callable[..., Array], rows: Array, weights: Array | None
-) -> Float[Array, ""]:
-    """The mean cost between a row and others, winsorised."""
+def _some_rows(rows: Array, weights: Array | None) -> tuple[Array, Array]:
+    """At most `_ROWS` rows, evenly spread over those with weight, which come first."""
     weights = jnp.ones(len(rows), rows.dtype) if weights is None else weights
-    rows, weights = thinned(rows, _ROWS), thinned(weights, _ROWS)
+    chosen = spread_rows(weights, _ROWS)
+    return rows[chosen], weights[chosen]
+
+
+def _mean_of_pairs(
+    cost: Callable[..., Array], rows: Float[Array, "n d"], weights: Float[Array, " n"]
+) -> Float[Array, ""]:
+    """The mean cost between a row and others, winsorised. Rows with weight come first."""
     n = len(rows)
     if n == 1:
         return jnp.zeros((), rows.dtype)
-    # Row i is paired with row i + k, for strides k evenly spread over all of them.
-    count = min(n - 1, _PARTNERS)
-    strides = jnp.asarray([1 + i * (n - 1) // count for i in range(count)])
-    beside = lambda k: (
-        paired_costs(cost, rows, jnp.roll(rows, -k, axis=0)),
-        weights * jnp.roll(weights, -k),
-    )
-    costs, products = jax.lax.map(beside, strides)
+    # Row i is paired with row i + k, for strides k evenly spread over all, among those with weight.
+    # Of few rows the same stride may come several times, and counts once.
+    used = jnp.maximum(jnp.sum(weights != 0), 1)
+    strides = 1 + jnp.arange(min(n - 1, _PARTNERS)) * (used - 1) // min(n - 1, _PARTNERS)
+    is_new = (jnp.diff(strides, prepend=0) != 0) & (strides < used)
+
+    def pairs(stride: tuple[Array, Array]) -> tuple[Array, Array]:
+        step, counts = stride
+        partners = (jnp.arange(n) + step) % used
+        return paired_costs(cost, rows, rows[partners]), weights * weights[partners] * counts
+
+    costs, products = jax.lax.map(pairs, (strides, is_new))
     shares = products.ravel()
-    return cut_mean(costs.ravel(), shares / jnp.sum(shares))
+    total = jnp.sum(shares)
+    # A single row with weight has no partner.
+    return cut_mean(costs.ravel(), shares / jnp.where(total > 0, total, 1))
 
 
 def cut_mean(values: Float[Array, " n"], weights: Float[Array, " n"]) -> Float[Array, ""]:

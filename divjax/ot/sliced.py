@@ -13,7 +13,7 @@ from divjax.core.checks import (
     check_same_features,
 )
 from divjax.core.keys import own_key
-from divjax.core.numerics import nan_unless, norm_and_direction
+from divjax.core.numerics import at_least_single, nan_unless, norm_and_direction
 from divjax.core.pytrees import pytree, select
 from divjax.core.samples import Numbers, as_samples, centered_samples
 from divjax.core.types import summary
@@ -23,7 +23,6 @@ from divjax.ot.one_dimensional import (
     given_weights,
     line_cost,
     rooted,
-    single_precision,
     without_padding,
 )
 
@@ -55,7 +54,7 @@ def _arguments(
     check_order(p)
     _, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
     dtype = jnp.result_type(x, y)
-    work = single_precision(dtype)
+    work = at_least_single(dtype)
     a, b = given_weights("a", a, x.shape[0], work), given_weights("b", b, y.shape[0], work)
     x, y = without_padding(x.astype(work), a), without_padding(y.astype(work), b)
     # Projections of far points lose precision; rows of weight zero may be anywhere.

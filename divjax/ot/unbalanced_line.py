@@ -19,7 +19,7 @@ from divjax.core.checks import (
     check_positive_values,
     check_scalar,
 )
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers
 from divjax.core.types import Outcome, status_of
@@ -32,7 +32,6 @@ from divjax.ot.one_dimensional import (
     given_weights,
     is_valid,
     line_potentials,
-    single_precision,
     staircase,
     without_padding,
 )
@@ -188,7 +187,7 @@ def _problem(
     """The samples with weights, the penalties, and the dtype of the result."""
     _, (x, y) = as_values({"x": a, "y": b}, x=x, y=y)
     dtype = jnp.result_type(x, y)
-    work = single_precision(dtype)
+    work = at_least_single(dtype)
     # Weights are not normalised here, so uniform ones need a mass: one on each side.
     uniform = lambda z: jnp.full(z.shape[0], 1 / z.shape[0], work)
     a = uniform(x) if a is None else given_weights("a", a, x.shape[0], work)

@@ -19,7 +19,7 @@ from divjax.core.checks import (
 )
 from divjax.core.linalg import cho_solve, cholesky
 from divjax.core.normal import are_symmetric, check_symmetric
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.programs import is_traced
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, as_arrays
@@ -48,7 +48,7 @@ def is_resolved(means: Any, deviations: Any, module: Any = jnp) -> Any:
     """Whether draws around the means keep their differences. NaN, reported elsewhere, counts so."""
     # The limit is out of float16's range.
     means, deviations = module.asarray(means), module.asarray(deviations)
-    wide = jnp.promote_types(jnp.result_type(means, deviations), jnp.float32)
+    wide = at_least_single(jnp.result_type(means, deviations))
     limits = _largest_distance() * deviations.astype(wide)
     return ~module.any(module.abs(means.astype(wide)) > limits)
 

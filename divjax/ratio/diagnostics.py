@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, as_numbers, as_samples, as_weights, loses_digits
 from divjax.core.simplex import are_weights
@@ -93,7 +93,8 @@ def ties(
     """Shares of duplicate values, within and between two samples, in O(d n log n).
 
     Values are compared in their stored precision: NumPy's float64 and its integers before JAX
-    rounds them, and those of two samples in the coarser precision of both.
+    rounds them, and those of two samples in the coarser precision of both. Subnormal numbers count
+    as zero.
 
     Args:
         x: samples of p.
@@ -243,20 +244,34 @@ def _shares_of_rows(
     used_p: Bool[Array, " n"],
     used_q: Bool[Array, " m"],
 ) -> _Shares:
-    """The shares of equal rows, made adjacent by sorting a hash of their bits, compared exactly."""
+    """The shares of equal rows, made adjacent by sorting hashes of their bits, compared exactly."""
     x, used = jnp.concatenate([p, q]), jnp.concatenate([used_p, used_q])
-    whole = jnp.issubdtype(x.dtype, jnp.integer)
-    bits = jax.lax.bitcast_convert_type(x if whole else x + 0.0, jnp.uint32).reshape(
-        x.shape[0], -1
-    )  # −0 is 0
-    # A linear hash modulo 2³². Odd factors are invertible: a change of one word always changes the
-    # hash.
-    odd = np.random.default_rng(0).integers(0, 2**31, bits.shape[1], np.uint32) * 2 + 1
-    code = jnp.sum(bits * jnp.asarray(odd), axis=1, dtype=jnp.uint32)
-    # A halved hash leaves the top bit free, which puts unused rows last.
-    order = jnp.argsort(code // 2 + jnp.where(used, jnp.uint32(0), jnp.uint32(2**31)))
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        x = x.astype(at_least_single(x.dtype)) + 0.0  # −0 is 0
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(x.shape[0], -1)
+    # Different rows of equal hashes could lie between equal ones. Two hashes of 32 bits make that
+    # unlikely for any number of rows. Unused rows come last.
+    order = jnp.lexsort((_hash(bits, 0), _hash(bits, 1), ~used))
     x = x[order]
     return _shares((x[1:] == x[:-1]).all(axis=1), order, used_p, used_q)
+
+
+def _hash(bits: UInt32[Array, "rows words"], seed: int) -> UInt32[Array, " rows"]:
+    """A hash of each row.
+
+    Words are mixed before they are added up. Numbers of few digits differ in their highest bits
+    alone, of which a linear function modulo 2³² would keep little.
+
+    References:
+        Appleby's MurmurHash3, the finalizer of 32 bits.
+    """
+    constants = np.random.default_rng(seed).integers(0, 2**32, bits.shape[1], np.uint32)
+    words = bits ^ jnp.asarray(constants)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        words = (words ^ (words >> shift)) * jnp.uint32(factor)
+    # The constants also make a word's contribution depend on its position.
+    mixed = (words ^ (words >> 16)) * jnp.asarray(constants | np.uint32(1))
+    return jnp.sum(mixed, axis=1, dtype=jnp.uint32)
 
 
 def _shares(

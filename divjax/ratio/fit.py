@@ -20,7 +20,7 @@ from divjax.core.checks import (
 from divjax.core.numerics import in_base
 from divjax.core.padding import can_be_padded, pad_rows, padded_size, resize_rows
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import Center, Numbers, as_samples
+from divjax.core.samples import Center, Numbers, as_numbers, as_samples
 from divjax.core.simplex import effective_sample_size
 from divjax.core.types import Estimate, Interval, normal_interval, summary
 from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
@@ -114,6 +114,7 @@ class RatioFit:
             ValueError: if the shape does not match.
         """
         if self.pack_size > 1:
+            x = as_numbers("x", x, exact=True)
             check_shape("x", x, "b", self.pack_size, "d")
             x = x.reshape(-1, x.shape[2])
         x = as_samples(x=x)[0] if self.center is None else self.center.subtract(x)

@@ -89,3 +89,26 @@ def test_bases():
     np.testing.assert_allclose(
         jax.grad(in_base, 1)(jnp.ones(()), 4.0), -0.25 / np.log(4) ** 2, rtol=1e-6
     )
+
+
+def test_double_precision_in_strict_mode():
+    """float64 and float32 have no common dtype there."""
+    from divjax import fdiv, inference, ratio
+
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        x = jax.random.normal(jax.random.key(0), (60, 2))
+        y = jax.random.normal(jax.random.key(1), (50, 2)) + 1
+        bounded = inference.Bounded(jnp.tanh(x[:, 0]), -1.0, 1.0)
+        found = (
+            ratio.bounds.donsker_varadhan(x[:, 0], y[:, 0]),
+            fdiv.knn_kl(x, y).value,
+            fdiv.histogram.divergence(fdiv.categorical.kl, x, y, smoothing=1.0),
+            inference.auc(x[:, 0], y[:, 0]).value,
+            inference.sum_of_means_lower_bound(bounded),
+        )
+    assert all(jnp.isfinite(number).all() for number in found)
+
+
+def test_bases_that_float32_would_change_are_refused():
+    with pytest.raises(ValueError, match="base must not round to"):
+        in_base(jnp.ones(()), 1.0000001)

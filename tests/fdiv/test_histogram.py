@@ -357,3 +357,23 @@ def test_a_quantile_that_is_a_value_is_exact(num_bins):
             rtol=1e-12,
             atol=1e-14,
         )
+
+
+@pytest.mark.parametrize("spacing", ["quantile", "uniform"])
+def test_bins_hold_the_extremes_of_numpys_numbers(spacing):
+    """Whose rounding may lie inside of the sample."""
+    for seed in range(20):
+        x = np.random.default_rng(seed).normal(size=300)
+        bounds = histogram.edges(x, x[:200], num_bins=4, spacing=spacing)
+        assert histogram.counts(x, bounds).sum() == 300
+
+
+@pytest.mark.parametrize("first", [np.int64(2**53), np.uint64(2**63)])
+def test_integers_that_float64_lacks_are_counted(first):
+    numbers = first + np.arange(8, dtype=first.dtype)
+    bounds = first + np.arange(0, 9, 2, dtype=first.dtype)
+    if first > 2**60:
+        # Edges that float64 merges.
+        bounds = first + 4096 * np.arange(0, 9, 2, dtype=first.dtype)
+        numbers = first + 4096 * np.arange(8, dtype=first.dtype)
+    np.testing.assert_array_equal(histogram.counts(numbers, bounds), [2, 2, 2, 2])

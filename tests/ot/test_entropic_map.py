@@ -193,3 +193,20 @@ def test_numpy_samples_keep_their_signal_at_an_offset():
     found = method.fit(KEY, 1e6 + x, y - 1e6)
     # float32 has steps of 1/16 there.
     np.testing.assert_allclose(found(1e6 + x) + 1e6, method.fit(KEY, x, y)(x), atol=0.1)
+
+
+@pytest.mark.parametrize("number", [3, 400])
+def test_padding_changes_neither_the_unit_nor_the_map(number):
+    """Before the rows of either side; ε is a share of the mean cost within those with weight."""
+    generator = np.random.default_rng(0)
+    parts = [generator.normal(size=(n, 2)).astype(np.float32) for n in (40, 30, 20, 15)]
+    padded = [np.concatenate([np.full((number, 2), 7, np.float32), part]) for part in parts]
+    weights = [np.append(np.zeros(number), np.ones(len(part))) for part in parts]
+    method = ot.EntropicMap(epsilons=(0.1, 1.0))
+    alone = method.fit_split(tuple(parts[:2]), tuple(parts[2:]))
+    found = method.fit_split(
+        tuple(padded[:2]), tuple(padded[2:]), tuple(weights[:2]), tuple(weights[2:])
+    )
+    np.testing.assert_allclose(found.epsilon, alone.epsilon, rtol=1e-4)
+    np.testing.assert_allclose(found.scores, alone.scores, rtol=1e-3)
+    np.testing.assert_allclose(found(parts[2]), alone(parts[2]), atol=1e-3)

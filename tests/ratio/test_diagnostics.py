@@ -1,5 +1,6 @@
 """Repetitions counted by brute force, and what a fit says against itself."""
 
+import collections
 import dataclasses
 
 import jax
@@ -227,3 +228,25 @@ def test_samples_of_two_precisions_meet_in_the_coarser():
     for found in (ties(near, wide + 1e8), ties(wide + 1e8, near)):
         assert (found.duplicates_p, found.duplicates_q, found.shared_p) == (0, 0, 0)
         assert (found.lattice[0], found.copied[0]) == (0, 0)
+
+
+TIED = {
+    "binary": lambda g: g.integers(0, 2, (300, 10)).astype(np.float32),
+    "ternary": lambda g: g.integers(0, 3, (5000, 12)).astype(np.float32),
+    "one-hot": lambda g: np.eye(50, dtype=np.float32)[g.integers(0, 50, 1000)],
+    "thirds": lambda g: (g.integers(0, 5, (300, 4)) / 3).astype(np.float32),
+    "half": lambda g: g.integers(0, 3, (300, 3)).astype(np.float16),
+    "integers": lambda g: g.integers(0, 3, (300, 5)),
+}
+
+
+@pytest.mark.parametrize("kind", TIED)
+def test_equal_rows_of_few_digits_are_found(kind):
+    """Against a count of rows: y is a permutation of x."""
+    generator = np.random.default_rng(0)
+    x = TIED[kind](generator)
+    counts = collections.Counter(map(bytes, x))
+    repeated = np.mean([counts[bytes(row)] > 1 for row in x])
+    found = ties(x, generator.permutation(x))
+    np.testing.assert_allclose(found.duplicates_p, repeated, rtol=1e-5)
+    np.testing.assert_allclose([found.shared_p, found.shared_q], 1.0)

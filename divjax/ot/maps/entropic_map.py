@@ -23,7 +23,7 @@ from divjax.core.numerics import matmul, nan_unless, safe_log
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, as_numbers
-from divjax.core.training import thinned
+from divjax.core.training import spread_rows
 from divjax.core.types import Outcome, status_of
 from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
 from divjax.ot.entropic.divergence import sinkhorn_divergence
@@ -112,7 +112,7 @@ class EntropicMap:
         cost: a cost with known ∇h*: `SqEuclidean`, `EuclideanPower`, `PNormPower`.
         epsilons: the candidates, as shares of the mean cost within the samples.
         score_epsilon: ε of the selecting divergence, likewise.
-        block_size: the largest number of rows of each side in a problem.
+        block_size: the largest number of rows of each side in a problem, padding included.
         solver: the options for each Sinkhorn problem. Its own `block_size` is the number of rows of
             a block's costs in memory at a time, and errors are recorded in the fit's `results`.
 
@@ -219,8 +219,9 @@ class EntropicMap:
 
         # Each block has a share of each side's weights.
         count = -(-min(len(x), len(y)) // self.block_size)
-        blocks = jax.tree.map(lambda v: _blocks(v, count, self.block_size), samples)
-        tests = jax.tree.map(lambda v: thinned(v, _FEW_ROWS), held_out)
+        mixed = _each_side(_mixed_with_padding, samples) if count > 1 else samples
+        blocks = jax.tree.map(lambda v: _blocks(v, count, self.block_size), mixed)
+        tests = _each_side(lambda weights: spread_rows(weights, _FEW_ROWS), held_out)
 
         def problem(block: WeightedSamples, epsilon: Array) -> SinkhornResult:
             # A block's share of the mass is its weight in the mean of the maps. Within its problem
@@ -310,6 +311,28 @@ def _barycentric_images(
     exponents = (g - jnp.sum(y**2, axis=1) + 2 * matmul(z, y.T)) / epsilon
     weights = jax.nn.softmax(exponents + safe_log(b), axis=1)
     return matmul(weights, y)
+
+
+def _each_side(
+    select: Callable[[Float[Array, " n"]], Int[Array, " k"]], samples: WeightedSamples
+) -> WeightedSamples:
+    """The rows of each side that are selected by its weights, in that order."""
+
+    def chosen(rows: Array, weights: Array | None) -> tuple[Array, Array | None]:
+        index = select(jnp.ones(len(rows)) if weights is None else weights)
+        return rows[index], None if weights is None else weights[index]
+
+    (x, a), (y, b) = chosen(samples.x, samples.a), chosen(samples.y, samples.b)
+    return WeightedSamples(x, y, a, b)
+
+
+def _mixed_with_padding(weights: Float[Array, " n"]) -> Int[Array, " n"]:
+    """An order in which rows of weight zero are evenly spread, so that no block has only these."""
+    padding = weights == 0
+    # A row's rank among its kind, as a share of these.
+    rank = jnp.where(padding, jnp.cumsum(padding), jnp.cumsum(~padding))
+    number = jnp.where(padding, jnp.sum(padding), jnp.sum(~padding))
+    return jnp.argsort(rank / number, stable=True)
 
 
 def _blocks(rows: Float[Array, "n ..."], count: int, most: int) -> Array:

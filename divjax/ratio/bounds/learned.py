@@ -105,7 +105,7 @@ class BoundFit:
 
     def value(self, read_out: Bound | Generator | str = "dv") -> Float[Array, ""]:
         """A bound's value at all held-out samples; see `estimate`."""
-        return as_bound(read_out)(*_ungrouped(self.u_p, self.u_q))
+        return _read_out(read_out)(*_ungrouped(self.u_p, self.u_q))
 
     def estimate(
         self, read_out: Bound | Generator | str = "dv", confidence_level: float = 0.95
@@ -138,7 +138,17 @@ class BoundFit:
         # A user's function may depend on mutable state, hence it is not compiled.
         ours = isinstance(read_out, (str, Generator))
         estimate = _compiled_jackknife if ours else _jackknife
-        return estimate(as_bound(read_out), self.u_p, self.u_q, self.finite, quantile)
+        return estimate(_read_out(read_out), self.u_p, self.u_q, self.finite, quantile)
+
+
+def _read_out(bound: Bound | Generator | str) -> Bound:
+    """A bound without a state, checked."""
+    if bound is None or isinstance(bound, type) or hasattr(bound, "init"):
+        raise ValueError(
+            "read_out must be a name, a generator such as fdiv.KL(), or a function of u_p and u_q; "
+            f"got {bound!r}."
+        )
+    return as_bound(bound)
 
 
 def _jackknife(
