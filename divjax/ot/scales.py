@@ -72,7 +72,7 @@ def _mean_of_pairs(
     # Of few rows the same stride may come several times, and counts once.
     used = jnp.maximum(jnp.sum(weights != 0), 1)
     strides = 1 + jnp.arange(min(n - 1, _PARTNERS)) * (used - 1) // min(n - 1, _PARTNERS)
-    is_new = (jnp.diff(strides, prepend=0) != 0) & (strides < used)
+    is_new = ((jnp.diff(strides, prepend=0) != 0) & (strides < used)).astype(weights.dtype)
 
     def pairs(stride: tuple[Array, Array]) -> tuple[Array, Array]:
         step, counts = stride
