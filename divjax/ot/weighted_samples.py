@@ -101,6 +101,7 @@ def weighted_samples(
     return WeightedSamples(x, y, a, b), Origins(source, target)
 
 
+@jax.jit
 def _about_the_median(
     rows: Float[Array, "n d"], weights: Float[Array, " n"] | None, center: Center
 ) -> tuple[Array, Center]:
@@ -140,6 +141,7 @@ def squares_are_unresolved(*samples: Float[Array, "_ d"]) -> Bool[Array, ""]:
     return jnp.any((spreads > 0) & (spreads < float(dtype.tiny / dtype.eps) ** 0.5))
 
 
+@jax.jit
 def without_padding(rows: Float[Array, "_ d"], weights: Float[Array, " n"] | None) -> Array:
     """The rows, with those of weight zero replaced by the heaviest.
 
@@ -151,6 +153,7 @@ def without_padding(rows: Float[Array, "_ d"], weights: Float[Array, " n"] | Non
     return nan_unless(jnp.isfinite(rows).all(), rows)
 
 
+@jax.jit
 def split(key: Key[Array, ""], samples: WeightedSamples) -> tuple[WeightedSamples, WeightedSamples]:
     """The training rows, in random order, and the held-out rows, with renormalised weights."""
     # The samples are unpaired: each is split by a key of its own.

@@ -22,6 +22,7 @@ jax.monitoring.register_event_duration_secs_listener(
 key = jax.random.key(0)
 x, y = jax.random.normal(key, (2, {n}, 3))
 y = jax.block_until_ready(y + 1)
+many = [jax.block_until_ready(z) for z in jax.random.normal(key, (2, {many}, 3))]
 
 def timed(function, *args):
     programs.clear()
@@ -61,17 +62,21 @@ CALLS = {
 }
 
 
-def calls(n: int, names: tuple[str, ...] = tuple(CALLS)) -> list[dict]:
-    """First and second calls at one size, and a first one at a tenth of the rows less."""
+def calls(n: int, many: int, names: tuple[str, ...] = tuple(CALLS)) -> list[dict]:
+    """First and second calls at one size, and a first one at a tenth of the rows less.
+
+    With many rows, beside them, the times of later calls from Python and of the caller's program.
+    """
     rows = []
     for name in names:
         found = alone(
-            _SETUP.format(n=n, define=CALLS[name]),
+            _SETUP.format(n=n, many=many, define=CALLS[name]),
             "first, second = timed(call, x, y), timed(call, x, y)\n"
-            "other = timed(call, x[n // 10:], y[n // 10:])\n"
-            "timed(compiled, x, y)\n"
-            "jitted = min(timed(compiled, x, y)[0] for _ in range(3))".replace("n //", f"{n} //"),
-            "first=first, second=second, other=other, jitted=jitted",
+            f"other = timed(call, x[{n} // 10:], y[{n} // 10:])\n"
+            "timed(call, *many), timed(compiled, *many)\n"
+            "eager = sorted(timed(call, *many)[0] for _ in range(5))[2]\n"
+            "jitted = sorted(timed(compiled, *many)[0] for _ in range(5))[2]",
+            "first=first, second=second, other=other, eager=eager, jitted=jitted",
         )
         (first, programs), (second, again) = found["first"], found["second"]
         rows.append(
@@ -81,7 +86,8 @@ def calls(n: int, names: tuple[str, ...] = tuple(CALLS)) -> list[dict]:
                 "programs": programs,
                 "second": second,
                 "programs again": again,
-                "under jit": found["jitted"],
+                f"at {many} rows": found["eager"],
+                f"at {many} under jit": found["jitted"],
                 "another n": found["other"][0],
                 "its programs": found["other"][1],
             }
@@ -105,4 +111,5 @@ def tables(quick: bool = False) -> Iterator[tuple[str, list[dict]]]:
         os.environ.pop(name, None)
     yield "seconds of imports", imports()
     names = ("sinkhorn",) if quick else tuple(CALLS)
-    yield "first and second calls from Python", calls(30 if quick else 300, names)
+    sizes = (30, 50) if quick else (300, 1000)
+    yield "first and second calls from Python", calls(*sizes, names)
