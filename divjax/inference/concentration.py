@@ -41,7 +41,7 @@ class Bounded(NamedTuple):
 
     Attributes:
         values: the draws, of shape (n,).
-        lower: the least possible value. Neither the sample's minimum nor anything learned from it.
+        lower: the least possible value, known in advance rather than learned from the sample.
         upper: the largest possible value.
         mask: which rows count, of shape (n,), all by default. It must not depend on the values.
     """
@@ -55,7 +55,7 @@ class Bounded(NamedTuple):
 class _Moments(NamedTuple):
     """Moments of one sample: the number of rows that count, their mean and their variance.
 
-    Mean and variance are of (X − lower)/width, so that no square of a small unit is rounded away.
+    Mean and variance are of (X − lower)/width, so that squares of small widths do not underflow.
     """
 
     size: Array
@@ -153,7 +153,7 @@ def _arrays(draws: _Draws, *, upper_bound: bool) -> _Sample:
 def _legal(sample: _Sample) -> Bool[Array, ""]:
     """Whether all values lie in the interval, up to the rounding of its ends, false for NaN.
 
-    And whether that rounding, and the answer's at its origin, leave the interval resolved.
+    Also false if that rounding, or the origin's, is too large a share of the width.
     """
     origin, values, lower, upper, _ = sample
     unit = 8 * jnp.finfo(values.dtype).eps
@@ -176,7 +176,7 @@ def _moments(sample: _Sample) -> _Moments:
 
 
 def _at(origin: Float[Array, ""] | float, bound: Array, least: Array) -> Array:
-    """The lower bound at its origin, rounded downwards there, but not below the lower end."""
+    """The lower bound plus its origin, rounded downwards, but not below the lower end."""
     moved = origin + bound
     known = jax.lax.stop_gradient(moved)  # Some versions of JAX cannot differentiate nextafter.
     rounding = jnp.nextafter(known, -jnp.inf) - known
@@ -193,8 +193,8 @@ def sum_of_means_lower_bound(
         Σ X̄_k − √(2LW + L²a) − L√a − cL/3,
         W = Σ V_k/n_k,   a = max R_k²/(n_k(n_k − 1)),   c = max R_k/n_k,   δ = 1 − confidence.
 
-    Only two events of probability δ/2 each can make the bound fail. In one the sum of means exceeds
-    its expectation by √(2LE[W]) + cL/3 (Bennett's inequality for the independent terms X_ki/n_k).
+    Only two events of probability δ/2 each can make the bound fail. In one, Σ X̄_k exceeds its
+    expectation by √(2LE[W]) + cL/3 (Bennett's inequality for the independent terms X_ki/n_k).
     The other concerns W, which is self-bounding: replacing one value lowers it by at most
     R_k²/n_k², and the squares of these decreases sum to at most aW, so that E[W] − W > t has a
     probability below exp(−t²/(2aE[W])), hence √E[W] ≤ √(L a/2) + √(W + L a/2). All samples share
@@ -235,7 +235,7 @@ def sum_of_means_lower_bound(
             raise ValueError(
                 f"samples must be of Bounded(values, lower, upper); got {type(sample).__name__}."
             )
-    # The sum's origin is that of all samples together, since their bounds add.
+    # The sum's origin is the sum of the samples' origins, as bounds add.
     draws = tuple(_checked(sample, confidence_level, upper_bound=False) for sample in samples)
     return _sum_of_means(draws, _origin(draws), *as_leaves(confidence_level=confidence_level))
 
@@ -375,14 +375,14 @@ def betting_lower_bound(
         K_t(m) = Π_{i≤t} [1 + min(λ_i, c/m)(X_i − m)],   λ_i = √(2 log(1/δ)/(n σ̂²_{i−1})),
 
     with c = ¾ and the variance σ̂²_{i−1} of the values before the i-th (and of a prior value). If
-    the mean is at most m this is a non-negative supermartingale from 1, and reaches 1/δ with a
-    probability of at most δ = 1 − confidence (Ville's inequality). The bound is the largest m at
+    the mean is at most m this is a non-negative supermartingale started at 1, and reaches 1/δ with
+    probability at most δ = 1 − confidence (Ville's inequality). The bound is the largest m at
     which it does. Every factor decreases in m, so a bisection finds it and returns the end at which
-    the capital was reached.
+    1/δ was reached.
 
-    It is mostly tighter than the empirical Bernstein bound, by a lot in small samples and for
-    skewed values, at the cost of several passes over the data. It depends on the order of the
-    values, which must not depend on them.
+    It is usually tighter than the empirical Bernstein bound, by a lot in small samples and for
+    skewed values, at the cost of several passes over the data. It depends on the values' order,
+    which must not be chosen from the values.
 
     Args:
         values: independent draws of one distribution, or more generally values whose means, each
@@ -486,7 +486,7 @@ def _bets(x: Float[Array, " n"], rows: Float[Array, " n"], target: Array) -> Flo
 
 def _log_capital(m: Array, x: Array, ends: Array, bets: Array, rows: Array) -> Array:
     """The logarithm of the largest capital reached by betting against a mean of at most m."""
-    # A value at its lower end costs at most this share. There is no loss if m is below that end.
+    # A value at its lower end loses at most `LARGEST_STAKE`, and nothing if m is below that end.
     loss = m - ends
     stakes = jnp.where(
         loss > 0, jnp.minimum(bets, LARGEST_STAKE / jnp.where(loss > 0, loss, 1)), bets
@@ -496,7 +496,7 @@ def _log_capital(m: Array, x: Array, ends: Array, bets: Array, rows: Array) -> A
 
 
 def _largest_refuted(x: Array, ends: Array, bets: Array, rows: Array, target: Array) -> Array:
-    """The largest m whose capital reached the target, up to a rounding, 0 without any such m."""
+    """The largest m whose capital reached the target, up to rounding, or 0 if there is none."""
     start = (jnp.zeros_like(target), jnp.ones_like(target), x, ends, bets, rows, target)
     # One halving per bit of the mantissa. The lower end is 0, or its capital has reached the
     # target.

@@ -32,8 +32,8 @@ def logit_interval(
         upper: the largest possible value. The least is 0.
 
     Returns:
-        The interval's ends. At or beyond 0 and `upper`, where the logit does not exist, they are
-        those of the normal interval, clipped to the range.
+        The interval's ends. For v at or beyond 0 or `upper`, which has no logit, they are those of
+        the normal interval, clipped to the range.
 
     Raises:
         ValueError: if the level is not one number, or a Python number outside of (0, 1), or a

@@ -167,10 +167,10 @@ def permutation_test(
         x: rows of the first sample, of shape (n, …): an array, a list or a frame of numbers.
         y: rows of the second, of shape (m, …).
         num_permutations: N, at least 1/α − 1 for a level α.
-        batch_size: the number of permutations at a time under vmap, one by default. Memory is that
-            of one copy of the data and of the statistic for each of them.
-        strata: labels of the rows of x and of y (sites, batches, days). Rows are exchanged within
-            their stratum only, for rows that are exchangeable only there.
+        batch_size: the number of permutations at a time under vmap, one by default. Each takes
+            the memory of a copy of the data and of the statistic.
+        strata: labels of the rows of x and of y (sites, batches, days). Rows are exchanged, and
+            need be exchangeable, only within their stratum.
         groups: labels of the rows of x and of y (subjects, documents), each in only one of the
             samples. Rows of a group depend on each other and are exchanged as one. Only groups of
             one size trade places, since a statistic takes samples of given sizes. If sizes differ a
@@ -257,7 +257,7 @@ def _permute(
 
 
 def _as_rows(name: str, sample: Numbers) -> tuple[Array, bool]:
-    """Numbers with a leading axis of rows, and whether the conversion rounds NumPy's too much.
+    """A sample with a leading axis of rows, and whether its conversion rounded it too much.
 
     They are not centred, since a statistic may depend on their location.
     """
@@ -322,10 +322,10 @@ def score_permutation_test(
     """A one-sided test, by permuted labels, of whether the scores of x exceed those of y.
 
     The statistic is a sum over x of a function of the pooled scores, computed once. Each
-    permutation then costs no more than its own draw. The function compiles itself.
+    permutation then costs little more than its own draw. The function is compiled.
 
-    It is exact for scores that are a fixed function of the rows, or one learned on other data. It
-    is not for cross-fitted scores: relabelling the rows of one fold would have changed the function
+    It is exact for scores that are a fixed function of the rows, or one learned on other data, but
+    not for cross-fitted scores: relabelling the rows of one fold would have changed the function
     that scored the other folds. In that case `permutation_test` with the whole fit as its statistic
     is exact, as is a test on the scores of one held-out fold.
 
@@ -340,7 +340,7 @@ def score_permutation_test(
         strata: labels of the rows of x and of y: rows are exchanged within a stratum only.
         groups: labels of the rows of x and of y, each in only one of the samples. Rows of a group
             (a subject, a document) depend on each other and are exchanged as one. A relabelled
-            sample then has the same number of groups as x, of any size.
+            x then has as many groups as x, whatever their sizes.
         masks: which rows of x and of y count. They must not depend on the scores.
 
     Returns:
@@ -364,8 +364,8 @@ def score_permutation_test(
     if kind not in KINDS:
         raise ValueError(f'kind must be "mean", "auc" or "accuracy"; got {kind!r}.')
     vector_leaves(x=x, y=y)
-    # The quantities on which the statistic depends, before NumPy's numbers are rounded:
-    # differences, the order or the signs.
+    # Differences, order or signs, whichever the statistic uses, are taken before NumPy's numbers
+    # are rounded.
     x, y = as_numbers("x", x, exact=True), as_numbers("y", y, exact=True)
     if kind == "mean":
         _, column_x, column_y = centered_samples(x=x[:, None], y=y[:, None])
@@ -407,7 +407,7 @@ def _centered_terms(
         values, center = jnp.sign(pooled) / 4, 0.5
     mean = jnp.sum(jnp.where(counted, values, 0)) / num_rows
     values = jnp.where(counted, values - mean, 0)
-    # A NaN counts whichever sample its row falls to.
+    # One NaN makes every term and statistic NaN.
     missing = jnp.isnan(jnp.where(counted, pooled, 0)).any()
     return jnp.where(missing, jnp.nan, values), center
 
@@ -427,7 +427,7 @@ def _permute_labels(
     n, m = len(x), len(y)
     pooled = jnp.concatenate(as_singles(x, y))
     counted = jnp.ones(n + m, bool) if counts is None else counts
-    # Rows that do not count stay in their places, behind all others, and contribute zero.
+    # Rows that do not count stay in their places, rank last, and contribute zero.
     if counts is not None:
         pooled = jnp.where(counted, pooled, jnp.inf)
         if groups is None:
@@ -447,7 +447,7 @@ def _permute_labels(
         shuffle = lambda key: found.in_x[_permutation(key, n + m, strata_of_groups)][found.of_row]
 
     def statistic(in_x: Bool[Array, " rows"]) -> Array:
-        # Groups of different sizes trade places, and with them the sizes of the samples change.
+        # Exchanging groups of different sizes changes the sizes of the samples.
         num_x = jnp.sum(in_x & counted).astype(values.dtype)
         return (1 / num_x + 1 / (num_rows - num_x)) * jnp.sum(jnp.where(in_x, values, 0))
 

@@ -32,7 +32,7 @@ class _Scores(NamedTuple):
 def _checked(x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None) -> _Scores:
     """All as arguments of a compiled function."""
     scores = vector_leaves(x=x, y=y)
-    # Equal weights stay None, which is another program than that of any weights.
+    # Equal weights stay None, for which a separate program is compiled.
     weights = []
     for name, weight, of, sample in zip("ab", (a, b), "xy", scores, strict=True):
         leaf = as_optional_leaf(**{name: weight})
@@ -150,7 +150,7 @@ def auc(
         a: non-negative weights of x, of any sum, uniform by default. Rows of weight zero are
             absent, in the standard error too.
         b: non-negative weights of y, likewise.
-        confidence_level: the level of the confidence interval, mapped back from the logit's.
+        confidence_level: the level of the interval, which is computed on the logit scale.
 
     Returns:
         The AUC and its standard error. The latter is NaN if a sample has only one row of non-zero
@@ -201,9 +201,9 @@ def accuracy(
 ) -> Estimate:
     """The balanced accuracy ½ P(X > t) + ½ P(Y < t) of a threshold t, with its binomial error.
 
-    Both samples count as halves, whatever their sizes, as a log ratio does not depend on them
-    either. The variance is ¼ [a(1 − a)/(n − 1) + b(1 − b)/(m − 1)] with the samples' shares a and b
-    (a score equal to t counts half). Twice the balanced accuracy minus one is a lower bound on the
+    Both samples weigh one half, as log ratios ignore their sizes. The variance is
+    ¼ [α(1 − α)/(n − 1) + β(1 − β)/(m − 1)] with the samples' shares α and β of correct scores (a
+    score equal to t counts half). Twice the balanced accuracy minus one is a lower bound on the
     total variation, in expectation.
 
     Args:
@@ -212,7 +212,7 @@ def accuracy(
         a: non-negative weights of x, of any sum, uniform by default.
         b: non-negative weights of y, likewise.
         threshold: t, which is 0 for log ratios and logits.
-        confidence_level: the level of the confidence interval, mapped back from the logit's.
+        confidence_level: the level of the interval, which is computed on the logit scale.
 
     Returns:
         The accuracy and its standard error. The latter is NaN if a sample has only one row of
@@ -240,7 +240,7 @@ def accuracy(
 
 
 def beside(scores: Unrounded, threshold: Leaf) -> tuple[Unrounded, Leaf]:
-    """The sides of the threshold of NumPy's scores, before float32 rounds them, and zero.
+    """The signs of NumPy's scores − threshold, taken before rounding, and threshold 0.
 
     JAX's scores, and scores with a traced threshold, are returned unchanged with the threshold.
     """

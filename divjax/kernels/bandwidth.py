@@ -1,4 +1,4 @@
-"""Bandwidth rules: the distance between particles, as a length for a kernel.
+"""Bandwidth rules: kernel length scales from distances between particles.
 
 A rule is a pytree, which a kernel evaluates at every step. `init(x)` makes its state, and
 `rule(x, state)` returns the bandwidth and the next state, so that a rule may start from its last
@@ -121,11 +121,10 @@ _MedianState: TypeAlias = tuple[Float[Array, ""], Float[Array, ""]]
 class Median:
     """The median heuristic, σ² = median_{i<j} ‖x_i − x_j‖² / (2 log(n+1)).
 
-    With this σ the kernel's values at a particle sum to about one in addition to its own. The
-    median is the lower one, found by counting passes over the pairs rather than by sorting n²
-    numbers. Each pass costs about a quarter of an SVGD step, and along a flow, started from the
-    last two results, one pass mostly suffices. If half of the pairs coincide up to rounding `Mean`
-    is used.
+    With this σ a particle's kernel values with all others sum to about one. The median is the
+    lower one, found by passes that count pairs, not by sorting n² numbers. Each pass costs about a
+    quarter of an SVGD step. Along a flow, where the search starts from the last two results, one
+    pass usually suffices. If half of the pairs coincide up to rounding, `Mean` is used.
 
     Attributes:
         tolerance: the relative error allowed in the median of the squared distances, half of it in
@@ -175,12 +174,11 @@ class Median:
         median = median_squared_distance(
             rescaled.x, guess, self.tolerance, coincident=rescaled.coincident
         )
-        # The median is zero if half of the pairs coincide. The state then stays until it is not.
+        # The median is zero if half of the pairs coincide. The state then keeps the last one.
         found = median > 0
         log_median = jnp.where(found, jnp.log(jnp.where(found, median, 1)) + log_unit, last)
         squared = jnp.where(found, median, _mean_squared(rescaled.x))
-        # The first change is from a guess: extrapolating from it would be no better than no
-        # extrapolation.
+        # A large change, such as the first, which is from a guess, is not extrapolated.
         small = jnp.abs(log_median - last) < 0.1
         state = (log_median, jnp.where(small, log_median - last, 0))
         return _bandwidth(squared, rescaled, x.dtype), state

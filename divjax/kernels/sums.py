@@ -111,8 +111,8 @@ def _feels_rounding(kernel: Kernel, sources: Float[Array, "m d"]) -> Bool[Array,
 
     The change is largest there. A kernel that is singular there always changes.
     """
-    # Coincident points appear at about this squared distance. Values and slopes (rows) at distance
-    # zero and there (columns) give the change.
+    # Rounding puts coincident points at about this squared distance. The change is from 0 to
+    # there (columns), in values and slopes (rows).
     rounding = 4 * jnp.finfo(sources.dtype).eps * jnp.max(jnp.sum(sources**2, axis=1))
     ends = jnp.stack([jnp.zeros_like(rounding), rounding])[None]
     of_ends = jnp.concatenate(kernel.radial(ends))

@@ -35,7 +35,7 @@ __all__ = [
 def normalized_potentials(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]
 ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
-    """Balanced potentials, unique up to f + s, g − s, with ⟨a, f⟩ = ⟨b, g⟩."""
+    """Potentials, if unique only up to a constant, with ⟨a, f⟩ = ⟨b, g⟩."""
     if problem.has_free_constant is False:
         return f, g
     a, b = problem.a, problem.b
@@ -98,7 +98,7 @@ def _solve(
     masses. Rows and columns of weight zero are excluded: their df and dg follow from the others'.
     """
     a, b = problem.a, problem.b
-    # The plan is never formed: it is E times both weights. P1 = a · rows, and
+    # The plan is never formed: P1 = a · rows, and Pᵀ1 = b · columns = mass.
     (kappa_a, kappa_b), (right, left) = problem.damping, problem.products(f, g)
     rows, columns = right(b), left(a)
     mass = b * columns

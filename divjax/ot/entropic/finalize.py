@@ -1,7 +1,7 @@
 """From the last iterate to the result: value, potentials, their derivatives, and the status.
 
-Iterations know neither derivatives, nor centring, nor rows of weight zero, nor whether traced
-arguments are in range. The steps here add them, in this order:
+Iterations ignore derivatives, centring, rows of weight zero, and whether traced arguments are in
+range. The steps here add them, in this order:
 
     stored potentials    made accurate at a large ε, normalised, with stopped gradients
     value, potentials    functions of the problem, by the envelope and the implicit function theorem
@@ -114,7 +114,7 @@ def _value(formulation: Formulation, stored: _Stored) -> Float[Array, ""]:
 def _potentials(formulation: Formulation, stored: _Stored) -> tuple[Array, Array]:
     """The centred problem's potentials, as functions of the problem, normalised."""
     f, g = with_implicit_derivatives(formulation.problem, stored.f, stored.g)
-    # Again: the stored ones are normalised as numbers, but this constant has derivatives.
+    # Normalised again, as this constant has derivatives, unlike that of the stored ones.
     return _normalized(formulation, f, g)
 
 

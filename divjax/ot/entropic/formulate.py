@@ -57,13 +57,13 @@ _Pair = tuple[Array | None, Array | None]
 
 @pytree
 class CheckedPoints:
-    """Two samples, or one with itself, and what belongs to them, checked and in one dtype.
+    """A problem's checked arguments in one dtype, for two samples or one with itself.
 
     Attributes:
         samples: x and y, or one sample, less `points`.
         weights: their weights, None for uniform ones.
-        points: which NumPy's precision requires to be subtracted: one of each sample, for a
-            quadratic cost and exact marginals, one of both, or None if costs depend on positions.
+        points: subtracted in NumPy's precision: one per sample for a quadratic cost and exact
+            marginals, otherwise one for both, or None if costs depend on positions.
         epsilon: ε, possibly relative to the costs.
         cost: a pytree with leaves of the dtype.
         penalties: ρ of both marginals.
@@ -169,7 +169,7 @@ def check_self(
 def center_alone(
     x: Numbers, a: Array | None, cost: Callable[..., Array], dtype: DTypeLike
 ) -> tuple[tuple[Center] | None, Array]:
-    """The point of a sample with itself, None if its costs depend on positions, and the sample."""
+    """The point subtracted from a sample, None if costs depend on positions, and the result."""
     if not getattr(cost, "translation_invariant", False):
         (typed,) = as_samples(x=x)
         return None, typed.astype(dtype)
@@ -179,7 +179,7 @@ def center_alone(
 
 
 def _centered(x: Numbers, a: Array | None, dtype: DTypeLike) -> tuple[Center, Array]:
-    """A point that NumPy's precision requires to be subtracted, and the sample less that point."""
+    """A point to subtract in NumPy's precision, and the sample less that point."""
     point, x = centered_samples({"x": a}, x=x)
     return point, x.astype(dtype)
 
@@ -236,7 +236,7 @@ def _of_matrix(
 def formulate_points(given: CheckedPoints) -> Formulation:
     """The problem of two samples, or of one with itself.
 
-    One program: operation by operation, it takes longer than many a problem's iterations.
+    Compiled as a whole: separate operations take longer than many a problem's iterations.
     """
     # Both sides of a self problem remain one array.
     own = len(given.samples) == 1

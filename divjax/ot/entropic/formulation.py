@@ -105,7 +105,7 @@ class Formulation:
         return z if self.centers is None else self.centers[0].add(z)
 
     def linear_terms(self, centered: Float[Array, "k d"]) -> Array | float:
-        """α at centred points of x's side: half of h(δ), and ⟨∇h(δ), x'⟩."""
+        """α at centred points of x's side: h(δ)/2 + ⟨∇h(δ), x'⟩."""
         if self.slope is None or self.offset is None:
             return 0.0
         return centered @ self.slope + self.offset / 2

@@ -75,7 +75,7 @@ def potentials_to_ott(result: "SinkhornResult") -> "DualPotentials":
 def potentials_from_ott(output: "SinkhornOutput") -> tuple[Float[Array, " n"], Float[Array, " m"]]:
     """The potentials (f, g) of a `SinkhornOutput` of ott-jax, in the form of `sinkhorn`'s `init`.
 
-    Those of ott-jax absorb the weights, P_ij = exp((f_i + g_j − C_ij)/ε), the result does not.
+    Those of ott-jax, unlike the result, absorb the weights: P_ij = exp((f_i + g_j − C_ij)/ε).
 
     Args:
         output: the result of `ott.solvers.linear.sinkhorn.Sinkhorn`.

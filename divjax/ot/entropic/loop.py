@@ -133,7 +133,7 @@ def iterate(
     Returns:
         The solution.
     """
-    # Shared with other computations on the problem, common subexpressions would keep n × m numbers
+    # Without the barrier, subexpressions shared with other computations would keep n × m numbers
     # in memory through all iterations.
     problem, init = jax.lax.optimization_barrier(jax.lax.stop_gradient((problem, init)))
     solver = jax.lax.stop_gradient(solver)
@@ -206,7 +206,7 @@ def iterate_chunk(run: _Run, state: SinkhornState) -> SinkhornState:
     # 2. ω of the next chunk, possibly with a return to earlier scalings.
     if run.adaptive:
         after = update_relaxation(run, state.error, after, chunk.num_iterations, lost)
-    # 3. K at the latest potentials. Blocks always are.
+    # 3. Absorption into K, which blocks do not need.
     if not run.problem.dense:
         return after
     far = _size(after.scalings) > _largest_size(after.error.dtype) / 2
@@ -260,7 +260,7 @@ def _largest_size(dtype: jnp.dtype) -> Float[Array, ""]:
 
 
 def _is_lost(problem: Problem, s: LogScalings) -> Bool[Array, ""]:
-    """Whether numbers are not finite or, for a materialised K, may be of underflowed entries."""
+    """Whether numbers are not finite, or may come from underflowed entries of a stored K."""
     size = _size(s)
     lost = ~(jnp.isfinite(size) & jnp.isfinite(jnp.sum(s.log_rows) + jnp.sum(s.log_columns)))
     # Blocks are at the latest potentials: nothing underflows as scalings grow.

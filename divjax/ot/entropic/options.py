@@ -12,20 +12,20 @@ __all__ = ["Sinkhorn", "check_solver", "check_solver_type"]
 
 @pytree
 class Sinkhorn:
-    """How a Sinkhorn problem is solved, the `solver` of all functions and methods that solve one.
+    """Options of the Sinkhorn solver, the `solver` argument wherever a problem is solved.
 
     The problem itself (samples, weights, ε, cost, marginal penalties) belongs to the caller.
     Numbers are leaves: they may be traced and stacked, and another value does not recompile.
 
     Attributes:
-        tolerance: stop at an L1 error of the marginals, of both together, of tolerance × mass; None
-            for exactly `max_iterations` iterations.
+        tolerance: stop once the marginals' L1 errors sum to at most tolerance × mass; None for
+            exactly `max_iterations` iterations.
         annealing: solve along a decreasing sequence of ε first, which helps if ε is far below the
             mean cost.
         over_relaxation: a fixed ω in (0, 2), 1 for plain iterations; None for an adaptive ω, which
             returns to plain iterations if the error grows.
         max_iterations: the largest number of iterations, annealing included.
-        block_size: rows of costs in memory at a time, for both sides (n and m, or more, for all).
+        block_size: rows of costs in memory at a time, for both sides (max(n, m) or more for all).
             By default all if there are at most 2²⁵ costs (2²⁸ on an accelerator).
         record_errors: whether a result holds the error after every iteration.
 

@@ -22,8 +22,8 @@ class Tuning(NamedTuple):
     Attributes:
         max_omega: the largest ω. Beyond it, iterations may diverge even if their rate suggests
             convergence.
-        shrinkage: the factor of the headroom, the largest ω allowed less 1, after a rollback.
-        growth: its factor after any other chunk that shows the effect of its ω.
+        shrinkage: multiplies the headroom, max_omega − 1 of the state, after a rollback.
+        growth: multiplies it after any other warmed-up chunk.
         tolerated_increase: ω is too large if the error is more than this multiple of the best one.
         patience: ω is too large if more than this number of chunks bring no improvement.
         first_cooldown: the plain chunks after the first rollback, doubled by every further one.
@@ -112,7 +112,7 @@ def adapt(
     # rate is asymptotic.
     cooldown = jnp.where(rollback, state.next_cooldown, jnp.maximum(state.cooldown - 1, 0))
     plain = rollback | ~asymptotic | (cooldown > 0)
-    # A rate belongs to the ω at the start of its chunk: ω is constant in between.
+    # Only the rate of a warmed-up chunk is that of its ω: otherwise ω is kept.
     omega = jnp.minimum(best_omega(rate, state.omega), max_omega)
     omega = jnp.where(plain, 1, jnp.where(state.warmed_up, omega, state.omega))
     return Relaxation(

@@ -49,7 +49,7 @@ def _sampled_row_error(problem: Problem, f: Array, g: Array) -> Float[Array, ""]
 
 
 def cost_error(problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]) -> Float[Array, ""]:
-    """U Σ_ij P_ij R_ij/ε, the plan's possible L1 error from rounding of the costs, from 64 rows.
+    """The plan's possible L1 error u Σ_ij P_ij R_ij/ε from rounding of the costs, from 64 rows.
 
     R_ij is the size that a cost's rounding is relative to: the cost itself, or its summands.
     """

@@ -134,7 +134,7 @@ class Problem:
 
     @property
     def mass(self) -> Float[Array, ""]:
-        """The mean of both sides' masses, which tolerances are shares of. Relaxed, they differ."""
+        """The mean of both sides' masses (unequal if relaxed), the unit of tolerances."""
         return (jnp.sum(self.a) + jnp.sum(self.b)) / 2
 
     @property

@@ -44,7 +44,7 @@ class SinkhornResult(Outcome):
         g: the potential of y.
         error: the L1 distance of the plan's marginals from a and b, both sides together, or for
             relaxed marginals from a exp(−f/ρ) and b exp(−g/ρ), their values at the optimum. If
-            rounding of f and g makes it larger, the larger one, estimated from 64 rows and columns.
+            larger, the distance for f and g as rounded, estimated from 64 rows and columns.
         num_iterations: the iterations made, annealing included.
         status: `Status.CONVERGED` if the iterations' error is at most tolerance × mass (without a
             tolerance, 1e-3 × mass), and rounding of costs and potentials moves the plan by no more
@@ -123,7 +123,7 @@ class SinkhornResult(Outcome):
 
         Args:
             v: a vector, or a matrix of vectors as columns.
-            transpose: whether the plan's columns are summed over instead.
+            transpose: whether to multiply by Pᵀ instead.
 
         Raises:
             ValueError: if v's length does not match the plan.
@@ -209,7 +209,7 @@ class SinkhornResult(Outcome):
             num_pairs: the number of pairs.
 
         Returns:
-            The rows of x and the rows of y, zeros for a NaN plan. Memory is that of a block of
+            The indices i of x and j of y, zeros for a NaN plan. Memory is that of a block of
             pairs × m.
 
         Raises:

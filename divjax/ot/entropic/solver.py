@@ -38,7 +38,7 @@ def sinkhorn(
     and ρ_a KL(P1‖a) + ρ_b KL(Pᵀ1‖b) is added. KL(p‖q) = Σ p log(p/q) − Σ p + Σ q.
 
     Iterations are over-relaxed matrix–vector products with the kernel at the current potentials.
-    They return to the log domain if numbers leave their range. Under `jax.vmap` every problem
+    They return to the log domain on overflow or underflow. Under `jax.vmap` every problem
     iterates until the slowest has converged: a fixed count, or on a CPU `jax.lax.map`, is faster.
     Memory is 2 n m numbers when dense, O(n + m) when blockwise.
 
@@ -52,7 +52,7 @@ def sinkhorn(
         cost: a cost of `divjax.ot` or of ott-jax, any function of two points, or a matrix of costs.
             An infinite cost forbids a pair. A row with only such costs stays unmatched if its
             marginal is relaxed. Otherwise there is no plan: the value is infinite, and flagged by
-            `Status.NOT_FINITE`. If rows have finite costs, but together too few columns, the
+            `Status.NOT_FINITE`. If rows share too few columns of finite cost for their mass,
             iterations do not converge.
         marginal_penalty: ρ > 0, in units of the cost, of both marginals; or (ρ_a, ρ_b). None or
             infinity for an exact marginal.
