@@ -35,6 +35,7 @@ __all__ = [
     "check_distinguishable",
     "dtype_in_jax",
     "loses_digits",
+    "native",
     "owned",
     "two_parts",
     "without_offset",
@@ -479,6 +480,10 @@ def _as_array(name: str, sample: Numbers) -> Unrounded:
     if hasattr(sample, "toarray"):
         raise ValueError(f"{name} must be dense; got a sparse matrix. Pass {name}.toarray().")
     parts = jax.tree.leaves(sample) if isinstance(sample, (list, tuple)) else ()
+    if isinstance(sample, np.ma.MaskedArray) and sample.dtype.kind in "fiub":
+        # Masked numbers are missing ones, as in a frame.
+        masked = np.ma.is_masked(sample)
+        sample = np.ma.filled(sample.astype(float), np.nan) if masked else sample.data
     # Traced numbers cannot be in a NumPy array.
     of_arrays = any(isinstance(part, jax.Array) for part in parts)
     try:
@@ -488,6 +493,13 @@ def _as_array(name: str, sample: Numbers) -> Unrounded:
     if array.dtype.kind in "OUSM" or array.dtype.kind == "m":
         kind = type(sample).__name__ if array.ndim == 0 else f"entries of type {array.dtype.name}"
         raise ValueError(f"{name} must hold real numbers; got {kind}.{_CONVERT}")
+    return native(array)
+
+
+def native(array: Unrounded) -> Unrounded:
+    """The array, NumPy's in the machine's byte order, which JAX requires."""
+    if isinstance(array, np.ndarray) and not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
     return array
 
 
@@ -500,7 +512,7 @@ def _frame_as_numpy(name: str, frame: Numbers) -> np.ndarray:
     others = [
         str(column)
         for column, dtype in zip(frame.columns, list(frame.dtypes), strict=True)
-        if not _NUMERIC.fullmatch(str(dtype).lower())
+        if not _NUMERIC.fullmatch(getattr(dtype, "name", str(dtype)).lower())
     ]
     if others:
         raise ValueError(
@@ -526,7 +538,7 @@ def _frame_as_numpy(name: str, frame: Numbers) -> np.ndarray:
 
 def _series_as_numpy(name: str, series: Numbers) -> np.ndarray:
     """A series' numbers, with NaN for missing ones."""
-    if not _NUMERIC.fullmatch(str(series.dtype).lower()):
+    if not _NUMERIC.fullmatch(getattr(series.dtype, "name", str(series.dtype)).lower()):
         raise ValueError(
             f"{name} must hold real numbers; got a series of {series.dtype}.{_CONVERT}"
         )

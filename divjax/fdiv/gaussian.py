@@ -482,8 +482,11 @@ def plug_in_kl(
         The estimate in nats, with the effective sample size 1/(1/n + 1/m). The standard error is
         the root mean square of the samples' influences, whatever their distribution. If p = q the
         true influences vanish and those of the fits do not: on average the standard error is then
-        √2 times the spread, which is √(d(d + 3))/2 · (1/n + 1/m) for Gaussians. Both are nan if a
-        sample's covariance is singular: a feature is constant, or a linear function of others.
+        √2 times the spread, which is √(d(d + 3))/2 · (1/n + 1/m) for Gaussians. The interval is the
+        normal one, which small samples' skewness leaves too low: for a KL of 1/8 in one dimension
+        95 % ones hold it in 87, 91, 93 and 94 % with 30, 100, 200 and 1000 rows of each. Both are
+        nan if a sample's covariance is singular: a feature is constant, or a linear function of
+        others.
 
     Raises:
         ValueError: if an argument is not a matrix, the features differ, or there are too few rows.

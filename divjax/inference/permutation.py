@@ -27,6 +27,7 @@ from divjax.core.samples import (
     Numbers,
     as_numbers,
     centered_samples,
+    native,
     owned,
     rounding_and_spread,
 )
@@ -264,7 +265,11 @@ def _as_rows(name: str, sample: Numbers) -> tuple[Array, bool]:
     if hasattr(sample, "columns"):
         sample = as_numbers(name, sample)
     elif not isinstance(sample, jax.Array):
-        sample = owned(np.asarray(sample))
+        if isinstance(sample, np.ma.MaskedArray):
+            sample = as_numbers(name, sample)
+        sample = native(owned(np.asarray(sample)))
+        # JAX has no extended precision.
+        sample = sample.astype(float) if sample.dtype == np.longdouble else sample
         if sample.dtype.kind not in "fiub" and not jnp.issubdtype(sample.dtype, jnp.floating):
             raise ValueError(
                 f"{name} must hold real numbers; got entries of type {sample.dtype.name}. "

@@ -8,8 +8,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from divjax.core.numerics import at_least_single, nan_unless
+from divjax.core.programs import is_traced
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Numbers, as_numbers, as_samples, as_weights, loses_digits
+from divjax.core.samples import (
+    Numbers,
+    as_numbers,
+    as_samples,
+    as_weights,
+    dtype_in_jax,
+    loses_digits,
+)
 from divjax.core.simplex import are_weights
 from divjax.core.types import summary
 
@@ -128,7 +136,8 @@ def ties(
     valid = not_nan_p & not_nan_q & known_p & known_q
 
     # Lattices are detected in the stored precision, copies in the precision common to both samples.
-    exact, common = _shares_as_held(p, q, *_ranks(x, y), used_p, used_q)
+    alike = _rounded_alike(p, q, x, y)
+    exact, common = _shares_as_held(p, q, *_ranks(x, y), alike, used_p, used_q)
     lattice, _ = _excess(exact.columns, valid)
     _, copied = _excess(common.columns, valid)
     shares = [nan_unless(valid.all(), part.astype(dtype)) for part in exact.rows]
@@ -169,11 +178,25 @@ def _excess(shares: _Shares, valid: Bool[Array, " d"]) -> tuple[Float[Array, " d
     return jnp.max(jnp.maximum(more, 0), axis=0), jnp.max(jnp.maximum(-more, 0), axis=0)
 
 
-_Ranks = Int[np.ndarray, "rows d"] | None
+_Ranks = Int[np.ndarray | Array, "rows d"] | None
+
+
+def _rounded_alike(p: Array, q: Array, x: Numbers, y: Numbers) -> tuple[Array, Array] | None:
+    """Both samples in the coarser precision, if one is in half precision and the other is not."""
+    held = [dtype_in_jax(as_numbers(name, sample)) for name, sample in (("x", x), ("y", y))]
+    if held[0] == held[1]:
+        return None
+    for dtype in held:
+        if jnp.finfo(dtype).bits < 32:
+            p, q = (sample.astype(dtype).astype(sample.dtype) for sample in (p, q))
+    return p, q
 
 
 def _ranks(x: Numbers, y: Numbers) -> tuple[_Ranks, _Ranks]:
     """Ranks of each feature's values, for samples that NumPy stores with more digits than JAX."""
+    # Traced integers of JAX cannot become NumPy's, and are compared as they are.
+    if is_traced(x, y) and all(_are_wide_integers(sample) for sample in (x, y)):
+        return (x, y) if x.dtype == y.dtype else (None, None)
     held = [as_numbers(name, sample, exact=True) for name, sample in (("x", x), ("y", y))]
     wide = [loses_digits(sample) for sample in held]
     # JAX's dtype represents every digit: values can be compared directly.
@@ -188,33 +211,44 @@ def _ranks(x: Numbers, y: Numbers) -> tuple[_Ranks, _Ranks]:
     return (ranks, None) if wide[0] else (None, ranks)
 
 
+def _are_wide_integers(sample: Numbers) -> bool:
+    """Whether these are integers of JAX that float32 may round."""
+    is_integer = isinstance(sample, jax.Array) and jnp.issubdtype(sample.dtype, jnp.integer)
+    return is_integer and sample.dtype.itemsize >= 4
+
+
 def _shares_as_held(
     p: Float[Array, "n d"],
     q: Float[Array, "m d"],
     ranks_p: _Ranks,
     ranks_q: _Ranks,
+    alike: tuple[Array, Array] | None,
     used_p: Bool[Array, " n"],
     used_q: Bool[Array, " m"],
 ) -> tuple[_Found, _Found]:
-    """Shares of equal values in the stored precision, and in the dtype of p and q.
+    """Shares of equal values in the stored precision, and in the coarser one of both samples.
 
-    The two agree unless just one sample has ranks. Its own duplicates are then those of its ranks,
-    and shared values are those that are equal in the dtype.
+    The two agree unless the precisions differ. A sample's own duplicates are then those in its
+    own, and shared values are those that are equal in the coarser one.
     """
+    common = _found(*(alike or (p, q)), used_p, used_q)
     if ranks_p is None and ranks_q is None:
-        found = _found(p, q, used_p, used_q)
-        return found, found
+        return _with_own(common, _found(p, q, used_p, used_q), "pq") if alike else common, common
     # A sample without ranks is replaced by zeros, whose shares are not used below.
     exact = _found(_or_zeros(ranks_p, p), _or_zeros(ranks_q, q), used_p, used_q)
     if ranks_p is not None and ranks_q is not None:
         return exact, exact
-    common = _found(p, q, used_p, used_q)
-    own = "of_p_in_p" if ranks_q is None else "of_q_in_q"
+    return _with_own(common, exact, "p" if ranks_q is None else "q"), common
+
+
+def _with_own(common: _Found, exact: _Found, samples: str) -> _Found:
+    """The common shares, with the own duplicates of these samples from the exact ones."""
+    own = [f"of_{sample}_in_{sample}" for sample in samples]
     mixed = [
-        shares._replace(**{own: getattr(of_ranks, own)})
-        for shares, of_ranks in zip(common, exact, strict=True)
+        shares._replace(**{name: getattr(others, name) for name in own})
+        for shares, others in zip(common, exact, strict=True)
     ]
-    return _Found(*mixed), common
+    return _Found(*mixed)
 
 
 def _or_zeros(ranks: _Ranks, x: Float[Array, "n d"]) -> Int[Array, "n d"]:

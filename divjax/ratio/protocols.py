@@ -14,6 +14,7 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
 )
+from divjax.core.numerics import at_least_single
 from divjax.core.pytrees import for_each
 from divjax.core.simplex import effective_sample_size
 
@@ -130,7 +131,10 @@ def log_ratios(
     u = head(params, jnp.concatenate(samples))
     # A column "n 1" would broadcast against the weights without an error.
     check_shape("the log ratio by head", u, ends[-1])
-    return jnp.split(u, ends[:-1])
+    if not jnp.issubdtype(u.dtype, jnp.floating):
+        raise ValueError(f"the log ratio by head must be floating-point; got {u.dtype}.")
+    # A head in half precision is scored like any other.
+    return jnp.split(u.astype(at_least_single(u.dtype)), ends[:-1])
 
 
 def training_log_ratios(

@@ -132,3 +132,17 @@ def test_distinct_integers_are_no_ties(kind):
     assert (ratio.ties(x, x).duplicates_p, ratio.ties(x, x).shared_p) == (0, 1)
     apart = histogram.divergence(categorical.jensen_shannon, x[:, 0], y[:, 0], num_bins=4)
     np.testing.assert_allclose(apart, np.log(2), rtol=1e-6)
+
+
+def test_masked_numbers_are_missing():
+    masked = np.ma.array([[1.0], [2.0]], mask=[[False], [True]])
+    np.testing.assert_array_equal(as_samples(x=masked)[0], [[1], [np.nan]])
+    np.testing.assert_array_equal(as_samples(x=np.ma.array([[1], [2]]))[0], [[1], [2]])
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", ">i4", "<f8"])
+def test_numbers_of_any_byte_order(dtype):
+    """As in files of FITS, netCDF or HDF5."""
+    given = np.array([[1.0, 2.0]], dtype)
+    np.testing.assert_array_equal(as_samples(x=given)[0], [[1, 2]])
+    np.testing.assert_array_equal(as_samples(x=pd.DataFrame(given))[0], [[1, 2]])

@@ -326,3 +326,12 @@ def test_masks_are_booleans():
         score_permutation_test(KEY, scores, scores, masks=masks)
     with pytest.raises(ValueError, match="masks must hold booleans"):
         jax.jit(lambda masks: score_permutation_test(KEY, scores, scores, masks=masks))(masks)
+
+
+@pytest.mark.parametrize("dtype", [np.longdouble, ">f8"])
+def test_rows_of_any_kind_of_float(dtype):
+    x, y = np.random.default_rng(0).normal(size=(2, 9))
+    test = lambda x, y: inference.permutation_test(
+        jax.random.key(0), lambda u, v: u.mean() - v.mean(), x, y, num_permutations=50
+    )
+    assert test(x.astype(dtype), y.astype(dtype)).p_value == test(x, y).p_value

@@ -250,3 +250,20 @@ def test_equal_rows_of_few_digits_are_found(kind):
     found = ties(x, generator.permutation(x))
     np.testing.assert_allclose(found.duplicates_p, repeated, rtol=1e-5)
     np.testing.assert_allclose([found.shared_p, found.shared_q], 1.0)
+
+
+@pytest.mark.parametrize("first", [2**24, 2**31 - 10])
+def test_traced_integers_are_no_ties(first):
+    """float32 holds every second integer from 2²⁴ on."""
+    x = jnp.arange(first, first + 6, dtype=jnp.int32)[:, None]
+    for found in (ties(x, x[:3] - 1000), jax.jit(ties)(x, x[:3] - 1000)):
+        assert found.duplicates_p == found.shared_p == found.shared_q == 0
+
+
+@pytest.mark.parametrize("half", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("wide", [np.float32, np.float64])
+def test_a_copy_in_half_precision_is_one(half, wide):
+    x = np.array([[0.1], [0.2], [0.3]], wide)
+    found = ties(x, jnp.asarray(x, half))
+    assert found.shared_p == found.shared_q == found.copied[0] == 1
+    assert found.duplicates_p == found.lattice[0] == 0

@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 
 from divjax.core import linalg
 from divjax.core.checks import (
@@ -55,6 +55,8 @@ __all__ = ["DualFit", "ICNNDual"]
 _ARMIJO = 0.1
 # A fit with a larger residual has not found x̂; then the level of the misfit test.
 _LARGEST_RESIDUAL, _MISFIT_LEVEL = 0.1, 1e-3
+# The largest rounding of rows about the common origin, in spreads.
+_LARGEST_ROUNDING = 0.3
 
 # Rows x, φ and its gradients there, and the sizes of the next step.
 _Descent = tuple[Array, Array, Array, Array]
@@ -334,6 +336,7 @@ class ICNNDual:
         # Far from zero, the dual's terms would cancel up to rounding.
         centered = lambda rows: rows._replace(x=rows.x - dual.source, y=rows.y - dual.target)
         train, held = centered(train), centered(held)
+        far = _are_rounded(dual.source, train.x) | _are_rounded(dual.target, train.y)
         # A single distant row would dominate both sums of the dual.
         x, y = _without_outliers(train)
         size = min(self.batch_size, x.shape[0], y.shape[0])
@@ -403,7 +406,7 @@ class ICNNDual:
             misfit=misfit,
             status=status_of(
                 converged=~failed,
-                resolved=~squares_are_unresolved(train.x, train.y),
+                resolved=~(squares_are_unresolved(train.x, train.y) | far),
                 finite=finite,
                 valid=valid,
             ),
@@ -441,6 +444,12 @@ class ICNNDual:
             num_search_steps=4 * self.num_inner_steps,
         )
         return dual, params
+
+
+def _are_rounded(mean: Float[Array, " d"], centered: Float[Array, "n d"]) -> Bool[Array, ""]:
+    """Whether the rounding of rows at this mean exceeds a share of their spread."""
+    spread = jnp.sqrt(jnp.mean(centered**2))
+    return jnp.finfo(mean.dtype).eps * jnp.max(jnp.abs(mean)) > _LARGEST_ROUNDING * spread
 
 
 def _without_outliers(samples: WeightedSamples) -> tuple[Array, Array]:

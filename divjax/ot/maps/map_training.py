@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from divjax.ot.maps.map_objective import MapBatch, MapObjective, MapTerms
@@ -105,12 +106,10 @@ def held_out(
     x, y, a, b = held
     if not independent:
         return HeldOut(MapBatch(x, images, y, context, None, a, b), None, None)
-    # For an odd number the halves share a row.
-    n, m = x.shape[1], y.shape[1]
-    first, second = slice(n - n // 2), slice(n // 2, None)
-    y_first, y_second = slice(m - m // 2), slice(m // 2, None)
+    first, second = _halves(x.shape[1], a)
+    y_first, y_second = _halves(y.shape[1], b)
 
-    def half(weights: Float[Array, "g n"] | None, rows: slice) -> Float[Array, "g k"] | None:
+    def half(weights: Float[Array, "g n"] | None, rows: np.ndarray) -> Float[Array, "g k"] | None:
         return None if weights is None else jax.vmap(normalised)(weights[:, rows])
 
     batch = MapBatch(
@@ -124,3 +123,11 @@ def held_out(
         other_a=half(a, second),
     )
     return HeldOut(batch, y[:, y_second], half(b, y_second))
+
+
+def _halves(n: int, weights: Float[Array, "g n"] | None) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of two halves, which for an odd number share one. Rows of weight zero come last."""
+    rows = np.arange(n)
+    if weights is None:
+        return rows[: n - n // 2], rows[n // 2 :]
+    return rows[::2], (rows + 1)[::2] % n

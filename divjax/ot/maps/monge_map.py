@@ -221,7 +221,10 @@ class MongeMap:
         check_number(learning_rate=self.learning_rate)
         check_solver(self.solver, records=False, result="a MapFit")
         check_scalar(gap_epsilon=self.gap_epsilon, symmetry_weight=self.symmetry_weight)
-        samples, origins = _problems(x, y, a, b, context)
+        # Under the squared distance a shift of either sample only shifts the map. The identity is
+        # that of the given coordinates.
+        apart = isinstance(self.cost, SqEuclidean) and self.start != "identity"
+        samples, origins = _problems(x, y, a, b, context, apart=apart)
         # Arrays in a function's closure become leaves, which may be traced.
         cost = checked_cost(self.cost, samples.x)
         method = refuse_derivatives(dataclasses.replace(self, cost=cost), _NO_DERIVATIVE)
@@ -374,10 +377,12 @@ def _problems(
     a: Numbers | None,
     b: Numbers | None,
     context: Float[Array, "g c"] | None,
+    *,
+    apart: bool,
 ) -> tuple[WeightedSamples, Origins]:
     """The samples "g n d" of g problems, with weights "g n", with g = 1 without a context."""
     if context is None:
-        samples, origins = weighted_samples(x, y, a, b)
+        samples, origins = weighted_samples(x, y, a, b, apart=apart)
         # A single problem has the leading axis, too.
         return jax.tree.map(lambda v: v[None], samples), origins
     check_shape("context", context, "g", "c")
@@ -393,7 +398,7 @@ def _problems(
             check_weights(name, weights)
     # All problems share one dtype and one origin, as they share the network.
     flat = lambda v: None if v is None else v.reshape(-1, *v.shape[2:])
-    samples, origins = weighted_samples(*(flat(v) for v in (x, y, a, b)))
+    samples, origins = weighted_samples(*(flat(v) for v in (x, y, a, b)), apart=apart)
     samples = jax.tree.map(lambda v: v.reshape(g, -1, *v.shape[1:]), samples)
     # Within a problem weights sum to one: its share of the total mass has no effect.
     of_problems = lambda w: None if w is None else jax.vmap(normalised)(w)

@@ -39,7 +39,8 @@ class MapFit(Outcome):
         status: `Status.CONVERGED` if the Sinkhorn problems of the held-out rows met the tolerance,
             and losses, parameters, divergence and gap are finite.
         origins: points that the rows of both sides, and the start's, are relative to; None for
-            zero. They are zero unless the fit got float64 from NumPy.
+            zero. Under the squared distance each is its sample's median, unless the start is the
+            identity. Otherwise they are zero, or differ from it for float64 from NumPy.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -82,11 +83,7 @@ class MapFit(Outcome):
         Raises:
             ValueError: if shapes do not fit, or a context is missing or unexpected.
         """
-        # Float64 from NumPy is centred before rounding.
-        points = as_numbers("z", z, exact=self.origins is not None)
-        check_shape("z", points, "k", self.num_features)
-        z = points if self.origins is None else self.origins.source.subtract(points)
-        check_matrix(z=z)
+        z = self._relative(z)
         # The network's inputs are the points' features and the context's.
         features = self.center.shape[0] - self.num_features
         if context is not None:
@@ -96,6 +93,23 @@ class MapFit(Outcome):
         elif features:
             raise ValueError(f"context must have {features} features; got none.")
         return self._images(z, context)
+
+    def started(self, z: Float[Numbers, "k d"]) -> Float[Array, "k d"]:
+        """The images of points under the start, the map before training.
+
+        Args:
+            z: points, one per row.
+        """
+        images = self.start(self._relative(z))
+        return images if self.origins is None else self.origins.target.add(images)
+
+    def _relative(self, z: Numbers) -> Float[Array, "k d"]:
+        """Points relative to the source's origin, float64 from NumPy centred before rounding."""
+        points = as_numbers("z", z, exact=self.origins is not None)
+        check_shape("z", points, "k", self.num_features)
+        z = points if self.origins is None else self.origins.source.subtract(points)
+        check_matrix(z=z)
+        return z
 
     @jax.jit
     def _images(
