@@ -74,4 +74,6 @@ def check_package() -> None:
                 setattr(module, name, replaced[id(value)])
 
 
-check_package()
+def pytest_configure() -> None:
+    """Called where this module is a plugin, not where it is imported."""
+    check_package()
