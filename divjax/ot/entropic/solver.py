@@ -52,8 +52,8 @@ def sinkhorn(
         cost: a cost of `divjax.ot` or of ott-jax, any function of two points, or a matrix of costs.
             An infinite cost forbids a pair. A row with only such costs stays unmatched if its
             marginal is relaxed. Otherwise, or if all costs are infinite, the value is infinite, and
-            flagged by `Status.NOT_FINITE`. If rows share too few columns of finite cost for their mass,
-            iterations do not converge.
+            flagged by `Status.NOT_FINITE`. If rows share too few columns of finite cost for their
+            mass, iterations do not converge.
         marginal_penalty: ρ > 0, in units of the cost, of both marginals; or (ρ_a, ρ_b). None or
             infinity for an exact marginal.
         init: potentials (f, g) to start from, such as those of a similar problem. Ignored if they
