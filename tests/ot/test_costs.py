@@ -157,6 +157,6 @@ def test_angles_do_not_depend_on_lengths(scale):
 @pytest.mark.parametrize("scale", [1e-8, 1e8])
 def test_the_conjugates_gradient_inverts_the_costs_in_any_unit(p, scale):
     """∇h*(∇h(z)) = z."""
-    z = scale * jnp.array([0.3, -2.0])
+    z = jnp.array([0.3 * scale, -2.0 * scale], jnp.float32)
     for cost in (ot.EuclideanPower(p), ot.PNormPower(p)):
         np.testing.assert_allclose(cost.grad_conjugate(jax.grad(cost.h)(z)), z, rtol=1e-4)
