@@ -80,6 +80,7 @@ def safe_sqrt(x: Array) -> Array:
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
 
 
+@jax.jit
 def norm_and_direction(v: Float[Array, "... d"]) -> tuple[Float[Array, "... 1"], Array]:
     """‖v‖ along the last axis and v/‖v‖, at any scale; a zero vector has a direction of zeros.
 
