@@ -172,3 +172,11 @@ def test_the_unit_of_the_samples_does_not_matter(unit):
     np.testing.assert_allclose(other.validation / unit**2, one.validation, rtol=1e-2)
     np.testing.assert_allclose(other.losses / unit**2, one.losses, rtol=1e-2)
     np.testing.assert_allclose(other(unit * x) / unit, one(x), atol=2e-2)
+
+
+def test_rows_that_the_common_origin_rounds_are_flagged():
+    """10⁸ spreads apart, float32 merges rows about any origin of both samples."""
+    x, y = np.random.default_rng(3).normal(size=(2, 60, 2))
+    method = ICNNDual(num_steps=2, batch_size=16, hidden=(4,))
+    found = method.fit(jax.random.key(1), x + 1e8, y)
+    assert int(found.status) >= Status.FLOATING_POINT_RESOLUTION

@@ -18,7 +18,7 @@ from divjax.ratio import heads as h
 from divjax.ratio.heads.combinations import MAX_QUADRATIC_FEATURES, convex_heads
 from divjax.ratio.heads.logistic import newton_logistic
 from divjax.ratio.heads.network import row_sampler
-from divjax.ratio.protocols import cross_entropy, num_rows, validation_loss
+from divjax.ratio.protocols import cross_entropy, log_ratios, num_rows, validation_loss
 
 
 def make_fold(seed, n, m, d, *, shift=0.7, masked=0, weighted=True):
@@ -466,3 +466,12 @@ def test_a_network_with_too_many_outputs():
     wide = h.Network(network=lambda d, rngs: nnx.Linear(d, 2, rngs=rngs), **SMALL)
     with pytest.raises(ValueError, match="output"):
         wide.fit(jax.random.key(0), fold)
+
+
+def test_a_heads_log_ratios_are_floating_point():
+    """Half precision counts as float32: optimizers of the calibration would mix the two."""
+    x, y = jnp.ones((3, 2)), jnp.zeros((2, 2))
+    half = log_ratios(lambda params, rows: rows[:, 0].astype(jnp.float16), None, x, y)
+    assert [u.dtype for u in half] == [jnp.float32, jnp.float32]
+    with pytest.raises(ValueError, match="log ratio by head must be floating-point; got int32"):
+        log_ratios(lambda params, rows: rows[:, 0].astype(jnp.int32), None, x, y)

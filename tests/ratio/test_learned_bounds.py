@@ -222,3 +222,12 @@ def test_a_critic_takes_lists():
     options = {"hidden": (4,), "num_steps": 2, "num_checks": 1, "batch_size": 4, "num_groups": 2}
     critic = DivergenceBound(**options).fit(jax.random.key(1), x, y).critic
     np.testing.assert_array_equal(critic(x[:3].tolist()), critic(x[:3]))
+
+
+@pytest.mark.parametrize("read_out", [None, MINE, MINE()])
+def test_what_is_no_read_out_is_refused(read_out):
+    rows = jnp.zeros((2, 3))
+    fit = BoundFit(None, rows, rows, jnp.zeros(1), jnp.array(True), None)
+    for use in (fit.estimate, fit.value):
+        with pytest.raises(ValueError, match="read_out must be a name"):
+            use(read_out)
