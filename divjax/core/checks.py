@@ -12,6 +12,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
+from divjax.core.rounding import LARGEST_ROUNDING
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -195,10 +197,6 @@ def check_count(least: int, **values: object) -> None:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}.")
 
 
-# The largest rounding of a probability, as a share of its distance from 0 or 1.
-_LARGEST_ROUNDING = 1e-2
-
-
 def check_probability(**values: ArrayLike | None) -> None:
     """Raise `ValueError` unless each value is one number, and in (0, 1) if a Python number."""
     check_scalar(**values)
@@ -209,7 +207,7 @@ def check_probability(**values: ArrayLike | None) -> None:
             raise ValueError(f"{name} must be a number in (0, 1); got {value}.")
         # A level such as 1 − 10⁻⁷ is another in float32, with another distance from 1 and quantile.
         rounded = np.asarray(value, jax.dtypes.canonicalize_dtype(float))
-        if not abs(float(rounded) - value) <= _LARGEST_ROUNDING * min(value, 1 - value):
+        if not abs(float(rounded) - value) <= LARGEST_ROUNDING * min(value, 1 - value):
             raise ValueError(f"{name} must not round to {rounded} in {rounded.dtype}; got {value}.")
 
 
@@ -232,7 +230,7 @@ def check_base(base: ArrayLike | None) -> None:
         )
     # A base near 1 has another logarithm in float32.
     rounded = number.astype(jax.dtypes.canonicalize_dtype(float))
-    if not abs(float(rounded) - float(number)) <= _LARGEST_ROUNDING * (float(number) - 1):
+    if not abs(float(rounded) - float(number)) <= LARGEST_ROUNDING * (float(number) - 1):
         raise ValueError(f"base must not round to {rounded} in {rounded.dtype}; got {number}.")
 
 

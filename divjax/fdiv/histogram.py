@@ -26,6 +26,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import TracedFunction, as_traced
+from divjax.core.rounding import is_rounded_away
 from divjax.core.samples import (
     Center,
     Numbers,
@@ -43,9 +44,6 @@ __all__ = ["bias", "counts", "divergence", "edges"]
 
 # The number of rows whose weights are summed before they are added to others'.
 _BLOCK_ROWS = 4096
-
-# The largest rounding of an edge, as a share of the width of all bins.
-_LARGEST_ROUNDING = 0.01
 
 # A number in the dtype of the samples, and its rounding error.
 _TwoParts: TypeAlias = tuple[Array, Array]
@@ -134,9 +132,7 @@ def _joint_edges(
     result = center.add(centered.T).T
     # Columns whose centre is so large that the edges' dtype cannot resolve their width.
     width = centered[:, -1:] - centered[:, :1]
-    lost = jnp.any(
-        jnp.abs(result - centered) * jnp.finfo(result.dtype).eps > _LARGEST_ROUNDING * width, axis=1
-    )
+    lost = is_rounded_away(jnp.abs(result - centered), width).any(axis=1)
     result = nan_unless(~lost[:, None] | (width == 0), result)
     # NumPy's extremes may lie beyond their rounding. The bins then begin or end one number farther.
     for side, (high, low), outwards in zip((0, -1), extremes or (), (-1, 1), strict=False):

@@ -22,6 +22,7 @@ from divjax.core.normal import are_symmetric, check_symmetric
 from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.programs import is_traced
 from divjax.core.pytrees import pytree
+from divjax.core.rounding import LARGEST_ROUNDING
 from divjax.core.samples import Numbers, as_arrays
 
 __all__ = ["GaussianMixture", "three_component_targets", "two_component_targets"]
@@ -33,15 +34,13 @@ def check_draw(key: object, n: object) -> None:
     check_count(0, n=n)
 
 
-# The largest rounding of a location, in standard deviations: draws farther from the origin would be
-# few distinct numbers, and densities those of other points.
-_LARGEST_ROUNDING = 1e-2
-
-
 def _largest_distance() -> float:
-    """The largest distance from the origin, in standard deviations, of JAX's default float."""
+    """The largest distance from the origin, in standard deviations, of JAX's default float.
+
+    Draws at a greater one would be few distinct numbers, and densities those of other points.
+    """
     eps = jnp.finfo(jax.dtypes.canonicalize_dtype(float)).eps
-    return 2 * _LARGEST_ROUNDING / float(eps)
+    return 2 * LARGEST_ROUNDING / float(eps)
 
 
 def is_resolved(means: Any, deviations: Any, module: Any = jnp) -> Any:

@@ -257,9 +257,9 @@ def _best_transform(
     slope_grid, clip_grid = np.meshgrid(_SLOPES, _CLIPS if clip is None else (clip,))
     slopes, clips = jnp.asarray(slope_grid.ravel(), dtype), jnp.asarray(clip_grid.ravel(), dtype)
 
-    def predicted(u_p, u_q, weights_p, weights_q, n, log_term, slope, clip):
+    def predicted(u_p, u_q, a, b, n, log_term, slope, clip):
         mean, variance = jnp.zeros((), dtype), jnp.zeros((), dtype)
-        for u, weights in ((u_p, weights_p), (-u_q, weights_q)):
+        for u, weights in ((u_p, a), (-u_q, b)):
             # Padding may hold NaN, which a weight of zero does not remove.
             gains = jnp.where(weights > 0, _gain(slope * u, clip), 0)
             own = jnp.dot(weights, gains)

@@ -127,10 +127,10 @@ class CrossFitting(NamedTuple):
 
 def cross_fit(
     key: Key[Array, ""],
-    p: Float[Array, "n d"],
-    q: Float[Array, "m d"],
-    weights_p: Float[Array, " n"],
-    weights_q: Float[Array, " m"],
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    a: Float[Array, " n"],
+    b: Float[Array, " m"],
     head: Head,
     plan: CrossFitting,
     groups: Int[Array, " rows"] | None = None,
@@ -140,7 +140,7 @@ def cross_fit(
     Rows of one group, numbered over both samples, share a fold and a role.
     """
     keys = jax.random.split(key, plan.num_repeats)
-    rows = Rows(p, q, weights_p, weights_q)
+    rows = Rows(x, y, a, b)
     # The heads are fitted without derivatives: at their optimum the divergence does not depend on
     # them to first order.
     fixed = jax.lax.stop_gradient(rows)
@@ -334,13 +334,13 @@ def _calibrate_folds(
 ) -> Float[Array, "folds 2"]:
     """Intercept and slope for each fold's log ratios, fitted to the rows of the other folds."""
     of_p, of_q = held_out
-    weights_p, weights_q = weights
+    a, b = weights
 
     def calibrate(fold):
         # The rows of the fold are excluded from its calibration, so that its log ratios remain out
         # of fold.
-        others_p = _normalize(jnp.where(of_p.fold == fold, 0, weights_p))
-        others_q = _normalize(jnp.where(of_q.fold == fold, 0, weights_q))
+        others_p = _normalize(jnp.where(of_p.fold == fold, 0, a))
+        others_q = _normalize(jnp.where(of_q.fold == fold, 0, b))
         return _calibrate(of_p.log_ratio, of_q.log_ratio, others_p, others_q, plan.calibration)
 
     return jax.vmap(calibrate)(jnp.arange(plan.num_folds))
@@ -568,8 +568,8 @@ def _features(
 def _calibrate(
     u_p: Float[Array, " n"],
     u_q: Float[Array, " m"],
-    weights_p: Float[Array, " n"],
-    weights_q: Float[Array, " m"],
+    a: Float[Array, " n"],
+    b: Float[Array, " m"],
     kind: str,
 ) -> Float[Array, " 2"]:
     """The intercept a and slope b of the log ratio a + b·u that fits these rows best.
@@ -583,8 +583,8 @@ def _calibrate(
     used = jnp.array([1.0 if kind == "platt" else 0.0, 1.0], u_p.dtype)
     features = lambda u: jnp.stack([jnp.ones_like(u), u], axis=1) * used
     phi_p, phi_q = features(u_p), features(u_q)
-    weights = weights_p, weights_q
-    penalty = jnp.full(2, CALIBRATION_PRIOR / num_rows(weights_p, weights_q), u_p.dtype)
+    weights = a, b
+    penalty = jnp.full(2, CALIBRATION_PRIOR / num_rows(a, b), u_p.dtype)
     # With u as offset the unknowns are the change from the identity, which the prior keeps near
     # zero.
     change = newton_logistic(phi_p, phi_q, *weights, penalty, u_p, u_q)

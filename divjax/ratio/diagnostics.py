@@ -125,19 +125,20 @@ def ties(
         >>> ties(x, y).lattice.round(1).tolist()
         [1.0, 0.0]
     """
-    p, q = as_samples(x=x, y=y)
-    dtype = p.dtype
-    used_p, known_p = _used("a", a, p.shape[0])
-    used_q, known_q = _used("b", b, q.shape[0])
+    given = x, y
+    x, y = as_samples(x=x, y=y)
+    dtype = x.dtype
+    used_p, known_p = _used("a", a, x.shape[0])
+    used_q, known_q = _used("b", b, y.shape[0])
 
     # NaN is unequal to every value, and so would pass for a value of a density.
-    not_nan_p = ~jnp.isnan(p).any(axis=0, where=used_p[:, None])
-    not_nan_q = ~jnp.isnan(q).any(axis=0, where=used_q[:, None])
+    not_nan_p = ~jnp.isnan(x).any(axis=0, where=used_p[:, None])
+    not_nan_q = ~jnp.isnan(y).any(axis=0, where=used_q[:, None])
     valid = not_nan_p & not_nan_q & known_p & known_q
 
     # Lattices are detected in the stored precision, copies in the precision common to both samples.
-    alike = _rounded_alike(p, q, x, y)
-    exact, common = _shares_as_held(p, q, *_ranks(x, y), alike, used_p, used_q)
+    alike = _rounded_alike(x, y, given)
+    exact, common = _shares_as_held(x, y, *_ranks(*given), alike, used_p, used_q)
     lattice, _ = _excess(exact.columns, valid)
     _, copied = _excess(common.columns, valid)
     shares = [nan_unless(valid.all(), part.astype(dtype)) for part in exact.rows]
@@ -181,15 +182,20 @@ def _excess(shares: _Shares, valid: Bool[Array, " d"]) -> tuple[Float[Array, " d
 _Ranks = Int[np.ndarray | Array, "rows d"] | None
 
 
-def _rounded_alike(p: Array, q: Array, x: Numbers, y: Numbers) -> tuple[Array, Array] | None:
+def _rounded_alike(
+    x: Array, y: Array, given: tuple[Numbers, Numbers]
+) -> tuple[Array, Array] | None:
     """Both samples in the coarser precision, if one is in half precision and the other is not."""
-    held = [dtype_in_jax(as_numbers(name, sample)) for name, sample in (("x", x), ("y", y))]
+    held = [
+        dtype_in_jax(as_numbers(name, sample))
+        for name, sample in zip(("x", "y"), given, strict=True)
+    ]
     if held[0] == held[1]:
         return None
     for dtype in held:
         if jnp.finfo(dtype).bits < 32:
-            p, q = (sample.astype(dtype).astype(sample.dtype) for sample in (p, q))
-    return p, q
+            x, y = (sample.astype(dtype).astype(sample.dtype) for sample in (x, y))
+    return x, y
 
 
 def _ranks(x: Numbers, y: Numbers) -> tuple[_Ranks, _Ranks]:
@@ -218,8 +224,8 @@ def _are_wide_integers(sample: Numbers) -> bool:
 
 
 def _shares_as_held(
-    p: Float[Array, "n d"],
-    q: Float[Array, "m d"],
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
     ranks_p: _Ranks,
     ranks_q: _Ranks,
     alike: tuple[Array, Array] | None,
@@ -231,11 +237,11 @@ def _shares_as_held(
     The two agree unless the precisions differ. A sample's own duplicates are then those in its
     own, and shared values are those that are equal in the coarser one.
     """
-    common = _found(*(alike or (p, q)), used_p, used_q)
+    common = _found(*(alike or (x, y)), used_p, used_q)
     if ranks_p is None and ranks_q is None:
-        return _with_own(common, _found(p, q, used_p, used_q), "pq") if alike else common, common
+        return _with_own(common, _found(x, y, used_p, used_q), "pq") if alike else common, common
     # A sample without ranks is replaced by zeros, whose shares are not used below.
-    exact = _found(_or_zeros(ranks_p, p), _or_zeros(ranks_q, q), used_p, used_q)
+    exact = _found(_or_zeros(ranks_p, x), _or_zeros(ranks_q, y), used_p, used_q)
     if ranks_p is not None and ranks_q is not None:
         return exact, exact
     return _with_own(common, exact, "p" if ranks_q is None else "q"), common
@@ -255,10 +261,10 @@ def _or_zeros(ranks: _Ranks, x: Float[Array, "n d"]) -> Int[Array, "n d"]:
     return jnp.zeros(x.shape, jnp.int32) if ranks is None else jnp.asarray(ranks)
 
 
-def _found(p: Array, q: Array, used_p: Bool[Array, " n"], used_q: Bool[Array, " m"]) -> _Found:
+def _found(x: Array, y: Array, used_p: Bool[Array, " n"], used_q: Bool[Array, " m"]) -> _Found:
     of_features = lambda column: _shares_of_column(column, used_p, used_q)
-    columns = jax.vmap(of_features, in_axes=1)(jnp.concatenate([p, q]))
-    return _Found(columns, _shares_of_rows(p, q, used_p, used_q))
+    columns = jax.vmap(of_features, in_axes=1)(jnp.concatenate([x, y]))
+    return _Found(columns, _shares_of_rows(x, y, used_p, used_q))
 
 
 def _shares_of_column(
@@ -273,21 +279,21 @@ def _shares_of_column(
 
 
 def _shares_of_rows(
-    p: Float[Array, "n d"],
-    q: Float[Array, "m d"],
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
     used_p: Bool[Array, " n"],
     used_q: Bool[Array, " m"],
 ) -> _Shares:
     """The shares of equal rows, made adjacent by sorting hashes of their bits, compared exactly."""
-    x, used = jnp.concatenate([p, q]), jnp.concatenate([used_p, used_q])
-    if not jnp.issubdtype(x.dtype, jnp.integer):
-        x = x.astype(at_least_single(x.dtype)) + 0.0  # −0 is 0
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32).reshape(x.shape[0], -1)
+    rows, used = jnp.concatenate([x, y]), jnp.concatenate([used_p, used_q])
+    if not jnp.issubdtype(rows.dtype, jnp.integer):
+        rows = rows.astype(at_least_single(rows.dtype)) + 0.0  # −0 is 0
+    bits = jax.lax.bitcast_convert_type(rows, jnp.uint32).reshape(rows.shape[0], -1)
     # Different rows of equal hashes could lie between equal ones. Two hashes of 32 bits make that
     # unlikely for any number of rows. Unused rows come last.
     order = jnp.lexsort((_hash(bits, 0), _hash(bits, 1), ~used))
-    x = x[order]
-    return _shares((x[1:] == x[:-1]).all(axis=1), order, used_p, used_q)
+    rows = rows[order]
+    return _shares((rows[1:] == rows[:-1]).all(axis=1), order, used_p, used_q)
 
 
 def _hash(bits: UInt32[Array, "rows words"], seed: int) -> UInt32[Array, " rows"]:

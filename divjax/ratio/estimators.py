@@ -357,10 +357,10 @@ def _check_groups(
 @jax.jit
 def _fit(
     key: Key[Array, ""],
-    p: Float[Array, "n d"],
-    q: Float[Array, "m d"],
-    weights_p: Float[Array, " n"],
-    weights_q: Float[Array, " m"],
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    a: Float[Array, " n"],
+    b: Float[Array, " m"],
     groups: Array | None,
     method: _CrossFitted,
 ) -> RatioFit:
@@ -369,25 +369,25 @@ def _fit(
     if groups is not None:
         # Consecutive numbers from 0, which index arrays of groups.
         groups = number_labels(groups)
-        of_samples = groups[: p.shape[0]], groups[p.shape[0] :]
+        of_samples = groups[: x.shape[0]], groups[x.shape[0] :]
     groups_p, groups_q = (None, None) if of_samples is None else of_samples
     # Each sample needs two units per fold: rows, packs of rows, or groups.
     least = 2 * method.num_folds
-    enough_p = _num_units(weights_p, groups_p, method.pack_size) >= least
-    enough_q = _num_units(weights_q, groups_q, method.pack_size) >= least
+    enough_p = _num_units(a, groups_p, method.pack_size) >= least
+    enough_q = _num_units(b, groups_q, method.pack_size) >= least
     # Invalid samples are NaN from here on, and so are all their estimates.
-    p, q = _valid_sample(p, weights_p, enough_p), _valid_sample(q, weights_q, enough_q)
+    x, y = _valid_sample(x, a, enough_p), _valid_sample(y, b, enough_q)
     # Ties are counted for single rows: packs of rows hardly ever repeat.
-    repeated = ties(p, q, weights_p, weights_q)
+    repeated = ties(x, y, a, b)
     # Weights of at most one, so that the products of a pack cannot overflow.
-    weights_p, weights_q = weights_p / jnp.max(weights_p), weights_q / jnp.max(weights_q)
+    a, b = a / jnp.max(a), b / jnp.max(b)
     # From here on a row is the unit that is classified: a single row or a pack.
     if method.pack_size > 1:
         pack_p, pack_q = jax.random.split(pack_key)
-        p, weights_p = _pack(pack_p, p, weights_p, method.pack_size)
-        q, weights_q = _pack(pack_q, q, weights_q, method.pack_size)
+        x, a = _pack(pack_p, x, a, method.pack_size)
+        y, b = _pack(pack_q, y, b, method.pack_size)
     # Normalisation to sums of one gives both samples equal weight at any sizes.
-    weights_p, weights_q = weights_p / jnp.sum(weights_p), weights_q / jnp.sum(weights_q)
+    a, b = a / jnp.sum(a), b / jnp.sum(b)
     plan = CrossFitting(
         method.num_folds,
         method.num_repeats,
@@ -395,12 +395,12 @@ def _fit(
         method.calibration,
         method.count_duplicates,
     )
-    fitted = cross_fit(fit_key, p, q, weights_p, weights_q, method.head, plan, groups)
+    fitted = cross_fit(fit_key, x, y, a, b, method.head, plan, groups)
     return RatioFit(
         log_ratio_p=fitted.log_ratio_p,
         log_ratio_q=fitted.log_ratio_q,
-        weights_p=weights_p,
-        weights_q=weights_q,
+        weights_p=a,
+        weights_q=b,
         held_out_p=fitted.held_out_p,
         held_out_q=fitted.held_out_q,
         sequential=fitted.sequential,

@@ -52,7 +52,7 @@ class MatchedWeights(Outcome):
     status: Int[Array, ""]
 
 
-def _masses(name: str, weights: Numbers | None, x: Float[Array, "n d"]) -> Float[Array, " n"]:
+def _masses(name: str, weights: Numbers | None, x: Float[Numbers, "n d"]) -> Float[Array, " n"]:
     """Weights normalised to a sum of one; uniform by default."""
     if weights is None:
         return jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
@@ -211,34 +211,34 @@ class KernelMeanMatching:
             raise ValueError("y is missing: fit takes a key, x and y.")
         check_scalar(bandwidth=self.bandwidth, bound=self.bound)
         check_scalar(tolerance=self.tolerance, accuracy=self.accuracy)
-        p, q = centered_samples({"x": a, "y": b}, x=x, y=y)[1:]
-        check_full_precision("x", p)
+        _, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
+        check_full_precision("x", x)
         of_q = refuse_derivatives(
-            _masses("b", b, q),
+            _masses("b", b, y),
             "matched weights are not differentiated in b, on which the constraints depend.",
         )
-        return _fit(self, p, q, _masses("a", a, p), of_q)
+        return _fit(self, x, y, _masses("a", a, x), of_q)
 
-    def _fit(self, p: Array, q: Array, a: Array, b: Array) -> MatchedWeights:
-        p, q = jnp.where(a[:, None] > 0, p, 0), jnp.where(b[:, None] > 0, q, 0)
+    def _fit(self, x: Array, y: Array, a: Array, b: Array) -> MatchedWeights:
+        x, y = jnp.where(a[:, None] > 0, x, 0), jnp.where(b[:, None] > 0, y, 0)
         if self.bandwidth is None:
-            standardizer = robust_standardizer((p, a), (q, b))
-            p, q = standardizer.squash(p), standardizer.squash(q)
+            standardizer = robust_standardizer((x, a), (y, b))
+            x, y = standardizer.squash(x), standardizer.squash(y)
         # Kernels of infinite rows vanish: without this such rows would pass as valid.
-        p, q = nan_unless(jnp.isfinite(p), p), nan_unless(jnp.isfinite(q), q)
-        sigma = median_distance(q, b) if self.bandwidth is None else self.bandwidth
-        sigma, bound = jnp.asarray(sigma, q.dtype), jnp.asarray(self.bound, q.dtype)
-        tolerance = jnp.asarray(self.tolerance, q.dtype)
-        accuracy = jnp.asarray(self.accuracy, q.dtype)
+        x, y = nan_unless(jnp.isfinite(x), x), nan_unless(jnp.isfinite(y), y)
+        sigma = median_distance(y, b) if self.bandwidth is None else self.bandwidth
+        sigma, bound = jnp.asarray(sigma, y.dtype), jnp.asarray(self.bound, y.dtype)
+        tolerance = jnp.asarray(self.tolerance, y.dtype)
+        accuracy = jnp.asarray(self.accuracy, y.dtype)
         valid = (sigma > 0) & (bound >= 1) & (tolerance >= 0) & (accuracy > 0)
         valid = valid & (a >= 0).all() & (b >= 0).all()
         kernel = Gaussian(bandwidth=nan_unless(valid, sigma))
 
-        no_gradient = jnp.zeros((p.shape[0], 0), p.dtype)
-        mean_p = lambda z: kernel_sums(kernel, z, p, a[:, None], no_gradient)[0][:, 0]
+        no_gradient = jnp.zeros((x.shape[0], 0), x.dtype)
+        mean_p = lambda z: kernel_sums(kernel, z, x, a[:, None], no_gradient)[0][:, 0]
         # ⟨k(y_j, ·), μ_p⟩ and ‖μ_p‖² with μ_p = Σ_i a_i k(x_i, ·).
-        target, self_term = mean_p(q), jnp.dot(a, mean_p(p))
-        gram = kernel(q)
+        target, self_term = mean_p(y), jnp.dot(a, mean_p(x))
+        gram = kernel(y)
         # By the envelope theorem the optimal weights are constants in the derivative of mmd.
         weights = _stop(_match(_stop(gram), _stop(target), b, bound, tolerance, self.num_steps))
 
@@ -253,7 +253,7 @@ class KernelMeanMatching:
         slopes = _stop(witness)
         # max_v ⟨∇, w − v⟩ over the feasible v bounds the distance from the minimum, by convexity.
         gap = jnp.dot(masses, slopes) - _least_linear(slopes, b, bound, tolerance)
-        rounding = 8 * jnp.finfo(q.dtype).eps * bound
+        rounding = 8 * jnp.finfo(y.dtype).eps * bound
         feasible = jnp.abs(jnp.sum(masses) - 1) <= tolerance + rounding
         return MatchedWeights(
             weights=jnp.where(b > 0, weights, 0),
@@ -265,8 +265,8 @@ class KernelMeanMatching:
 
 
 @jax.jit
-def _fit(method: KernelMeanMatching, p: Array, q: Array, a: Array, b: Array) -> MatchedWeights:
-    return method._fit(p, q, a, b)
+def _fit(method: KernelMeanMatching, x: Array, y: Array, a: Array, b: Array) -> MatchedWeights:
+    return method._fit(x, y, a, b)
 
 
 class _Step(NamedTuple):

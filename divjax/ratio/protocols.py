@@ -159,8 +159,8 @@ def check_fold(fold: Fold) -> None:
 def cross_entropy(
     log_ratio_p: Float[Array, " n"],
     log_ratio_q: Float[Array, "..."],
-    weights_p: Float[Array, " n"] | None = None,
-    weights_q: Float[Array, "..."] | None = None,
+    a: Float[Array, " n"] | None = None,
+    b: Float[Array, "..."] | None = None,
 ) -> Float[Array, ""]:
     """The balanced cross-entropy ½E_p[log(1 + e^{−u})] + ½E_q[log(1 + e^u)], in nats.
 
@@ -174,7 +174,7 @@ def cross_entropy(
         # A row of weight zero may have any loss.
         return jnp.sum(jnp.where(weights == 0, 0, weights * losses))
 
-    samples = (-log_ratio_p, weights_p), (log_ratio_q, weights_q)
+    samples = (-log_ratio_p, a), (log_ratio_q, b)
     under_p, under_q = for_each(lambda u, weights: mean(jax.nn.softplus(u), weights), samples)
     return (under_p + under_q) / 2
 

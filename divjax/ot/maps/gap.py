@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from divjax.core.checks import check_callable, check_choice
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree
+from divjax.core.rounding import is_rounded_away
 from divjax.core.samples import Numbers, Unrounded, as_numbers, as_samples, as_weights
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean, paired_costs
@@ -33,9 +34,6 @@ from divjax.ot.entropic.solver import sinkhorn
 __all__ = ["KINDS", "MongeGapResult", "monge_gap"]
 
 KINDS = ("debiased", "entropic", "primal")
-
-# The largest rounding of a map's inputs and outputs, in spreads of the samples.
-_LARGEST_ROUNDING = 1e-2
 
 
 @pytree
@@ -145,8 +143,7 @@ def _are_rounded(x: Array, y: Numbers, a: Numbers | None) -> Bool[Array, ""]:
         sizes.append(jnp.max(jnp.abs(rows)))
         deviation = jnp.where(used[:, None], rows - common_center(rows, used), 0)
         spreads.append(jnp.max(jnp.abs(deviation)))
-    unit = jnp.finfo(x.dtype).eps
-    return unit * jnp.maximum(*sizes) > _LARGEST_ROUNDING * jnp.maximum(*spreads)
+    return is_rounded_away(jnp.maximum(*sizes), jnp.maximum(*spreads))
 
 
 def _gap_between(

@@ -33,6 +33,7 @@ from divjax.core.keys import own_key
 from divjax.core.networks import BuildICNN, BuildMLP, Network, apply_network, init_network
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
+from divjax.core.rounding import is_rounded_away
 from divjax.core.samples import Numbers, as_numbers
 from divjax.core.training import adam_with_cosine, fit
 from divjax.core.types import Outcome, Status, status_of
@@ -449,7 +450,7 @@ class ICNNDual:
 def _are_rounded(mean: Float[Array, " d"], centered: Float[Array, "n d"]) -> Bool[Array, ""]:
     """Whether the rounding of rows at this mean exceeds a share of their spread."""
     spread = jnp.sqrt(jnp.mean(centered**2))
-    return jnp.finfo(mean.dtype).eps * jnp.max(jnp.abs(mean)) > _LARGEST_ROUNDING * spread
+    return is_rounded_away(jnp.max(jnp.abs(mean)), spread, _LARGEST_ROUNDING)
 
 
 def _without_outliers(samples: WeightedSamples) -> tuple[Array, Array]:

@@ -55,12 +55,12 @@ class GaussianDiscriminant:
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
         """Both Gaussians' means and inverse Cholesky factors."""
-        p, q, weights_p, weights_q = fold.train
+        x, y, a, b = fold.train
         check_fold(fold)
-        grid = jnp.ravel(jnp.asarray(self.shrinkage, p.dtype))
+        grid = jnp.ravel(jnp.asarray(self.shrinkage, x.dtype))
 
         def one(shrinkage):
-            samples = (p, weights_p), (q, weights_q)
+            samples = (x, a), (y, b)
             params = tuple(_gaussian(x, weights, shrinkage) for x, weights in samples)
             return params, validation_loss(self, params, fold)
 

@@ -120,26 +120,26 @@ def draw_basis(
     are inactive centres if there are too few others.
     """
     check_key(key)
-    p, q, weights_p, weights_q = fold.train
+    x, y, a, b = fold.train
     check_fold(fold)
-    weights = _stop(weights_p)
-    size = min(num_centers, p.shape[0])
+    weights = _stop(a)
+    size = min(num_centers, x.shape[0])
     noise = jax.random.gumbel(key, weights.shape, weights.dtype)
     index = jax.lax.top_k(jnp.log(weights) + noise, size)[1]
     active = weights[index] > 0
     # The content of rows of weight zero must have no effect, even if it is NaN.
-    p = jnp.where(weights_p[:, None] > 0, p, 0)
-    q = jnp.where(weights_q[:, None] > 0, q, 0)
-    centers = p[index]
+    x = jnp.where(a[:, None] > 0, x, 0)
+    y = jnp.where(b[:, None] > 0, y, 0)
+    centers = x[index]
     # Bandwidths are given in this unit, so that they do not depend on the features' scale.
-    unit = median_distance(centers, active.astype(p.dtype))
-    bandwidths = grid(bandwidth, p.dtype)
+    unit = median_distance(centers, active.astype(x.dtype))
+    bandwidths = grid(bandwidth, x.dtype)
     bandwidths = nan_unless((bandwidths > 0).all(), bandwidths)
     return Basis(
         centers,
         active,
-        squared_distances(p, centers),
-        squared_distances(q, centers),
+        squared_distances(x, centers),
+        squared_distances(y, centers),
         bandwidths * unit,
     )
 

@@ -255,10 +255,10 @@ class KLIEP:
     def _candidates(self, basis: Basis, fold: Fold) -> tuple[Float[Array, " g"], _Point]:
         """The validation score and the solution for each bandwidth."""
         masses_p, masses_q = fold.train.weights
-        p, q, *weights = fold.validation
+        x, y, *weights = fold.validation
         # Padding may hold NaN, which kernels would propagate.
-        p = jnp.where(weights[0][:, None] > 0, p, 0)
-        q = jnp.where(weights[1][:, None] > 0, q, 0)
+        x = jnp.where(weights[0][:, None] > 0, x, 0)
+        y = jnp.where(weights[1][:, None] > 0, y, 0)
 
         def candidate(bandwidth: Float[Array, ""]) -> tuple[Float[Array, ""], _Point]:
             likelihoods, log_means = _mixture(basis, masses_q, bandwidth)
@@ -267,8 +267,8 @@ class KLIEP:
                 basis, masses_q, bandwidth, point.weights, log_means, jnp.zeros_like(bandwidth)
             )
             # The constraint E_q[r̂] = 1 holds on the training rows; here it is part of the score.
-            log_mean = jax.nn.logsumexp(self(params, q), b=weights[1])
-            return jnp.dot(weights[0], self(params, p)) - log_mean, point
+            log_mean = jax.nn.logsumexp(self(params, y), b=weights[1])
+            return jnp.dot(weights[0], self(params, x)) - log_mean, point
 
         # Sequential evaluation needs the memory of one bandwidth.
         return jax.lax.map(candidate, basis.bandwidths)

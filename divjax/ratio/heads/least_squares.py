@@ -34,8 +34,8 @@ _matmul = functools.partial(jnp.matmul, precision="highest")
 def _normal_equations(
     features_p: Float[Array, "n l"],
     features_q: Float[Array, "m l"],
-    weights_p: Float[Array, " n"],
-    weights_q: Float[Array, " m"],
+    a: Float[Array, " n"],
+    b: Float[Array, " m"],
     relative: ArrayLike,
     ridge: ArrayLike,
 ) -> tuple[Float[Array, "l l"], Float[Array, " l"], Float[Array, " l"]]:
@@ -44,22 +44,22 @@ def _normal_equations(
     def second_moment(features: Array, weights: Array) -> Array:
         return _matmul((features * weights[:, None]).T, features)
 
-    moment_p = second_moment(features_p, weights_p)
-    moment_q = second_moment(features_q, weights_q)
+    moment_p = second_moment(features_p, a)
+    moment_q = second_moment(features_q, b)
     matrix = relative * moment_p + (1 - relative) * moment_q
     # A ridge below the rounding error of H would not make it positive definite.
     lowest = 4 * jnp.finfo(matrix.dtype).eps * _stop(jnp.trace(matrix))
     identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
     factor = linalg.cholesky(jnp.asarray(matrix + jnp.maximum(ridge, lowest) * identity))
-    response = _matmul(weights_p, features_p)
+    response = _matmul(a, features_p)
     return factor, response, linalg.cho_solve(factor, response)
 
 
 def leave_one_out_score(
     features_p: Float[Array, "n l"],
     features_q: Float[Array, "m l"],
-    weights_p: Float[Array, " n"],
-    weights_q: Float[Array, " m"],
+    a: Float[Array, " n"],
+    b: Float[Array, " m"],
     relative: ArrayLike,
     ridge: ArrayLike,
 ) -> Float[Array, ""]:
@@ -79,8 +79,8 @@ def leave_one_out_score(
     Args:
         features_p: ψ(x_i), the kernels at the rows of p.
         features_q: ψ(y_j), the kernels at the rows of q.
-        weights_p: weights of the rows of p, summing to one.
-        weights_q: weights of the rows of q, summing to one.
+        a: weights of the rows of p, summing to one.
+        b: weights of the rows of q, summing to one.
         relative: α.
         ridge: λ.
 
@@ -91,9 +91,7 @@ def leave_one_out_score(
         Kanamori, Hido, Sugiyama 2009, section 4.2, for pairs of rows of equal weight and α = 0.
     """
     relative = jnp.asarray(relative, features_p.dtype)
-    factor, _, theta = _normal_equations(
-        features_p, features_q, weights_p, weights_q, relative, ridge
-    )
+    factor, _, theta = _normal_equations(features_p, features_q, a, b, relative, ridge)
     epsilon = jnp.finfo(theta.dtype).eps
 
     def left_out(features: Array, mass: Array, mixture_mass: Array) -> Array:
@@ -110,10 +108,10 @@ def leave_one_out_score(
         return scale * jnp.sum(features * parameters, axis=1)
 
     # (a, c) is (a, αa) for a row of p and (0, (1−α)b) for one of q.
-    at_p = left_out(features_p, weights_p, relative * weights_p)
-    at_q = left_out(features_q, jnp.zeros_like(weights_q), (1 - relative) * weights_q)
-    squares = relative * jnp.dot(weights_p, at_p**2) + (1 - relative) * jnp.dot(weights_q, at_q**2)
-    return 0.5 * squares - jnp.dot(weights_p, at_p)
+    at_p = left_out(features_p, a, relative * a)
+    at_q = left_out(features_q, jnp.zeros_like(b), (1 - relative) * b)
+    squares = relative * jnp.dot(a, at_p**2) + (1 - relative) * jnp.dot(b, at_q**2)
+    return 0.5 * squares - jnp.dot(a, at_p)
 
 
 def _features(

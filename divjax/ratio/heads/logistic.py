@@ -139,8 +139,8 @@ class RandomFourier(_Logistic):
 def newton_logistic(
     phi_p: Float[Array, "n m"],
     phi_q: Float[Array, "k m"],
-    weights_p: Float[Array, " n"],
-    weights_q: Float[Array, " k"],
+    a: Float[Array, " n"],
+    b: Float[Array, " k"],
     penalty: Float[Array, " m"],
     offset_p: ArrayLike = 0.0,
     offset_q: ArrayLike = 0.0,
@@ -154,12 +154,12 @@ def newton_logistic(
     phi = jnp.concatenate([phi_p, phi_q])
     # One problem for both samples: rows of q enter by −u, and halved weights that sum to one make
     # the loss balanced.
-    sign = jnp.concatenate([jnp.ones_like(weights_p), -jnp.ones_like(weights_q)])
-    weights = jnp.concatenate([weights_p, weights_q]) / 2
+    sign = jnp.concatenate([jnp.ones_like(a), -jnp.ones_like(b)])
+    weights = jnp.concatenate([a, b]) / 2
     # Rows of weight zero must have no effect, whatever their content.
     used = weights > 0
     phi = jnp.where(used[:, None], phi, 0)
-    offsets = zip((offset_p, offset_q), (weights_p, weights_q), strict=True)
+    offsets = zip((offset_p, offset_q), (a, b), strict=True)
     offset = jnp.concatenate(
         [jnp.broadcast_to(jnp.asarray(o, w.dtype), w.shape) for o, w in offsets]
     )

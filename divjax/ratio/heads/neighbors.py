@@ -89,9 +89,9 @@ class Neighbors:
         """The rows searched for neighbours, and the index of the best k on the validation rows."""
         check_fold(fold)
         references = self._references(key, fold.train)
-        p, q, *weights = fold.validation
-        u = self._log_ratios(references, jnp.concatenate([p, q]))
-        u_p, u_q = jnp.split(u, [p.shape[0]])
+        x, y, *weights = fold.validation
+        u = self._log_ratios(references, jnp.concatenate([x, y]))
+        u_p, u_q = jnp.split(u, [x.shape[0]])
         # Each k is a column of u and has one loss.
         losses = jax.vmap(lambda u_p, u_q: cross_entropy(u_p, u_q, *weights), 1)(u_p, u_q)
         return references, jnp.argmin(losses)

@@ -92,7 +92,7 @@ class Network:
         check_fold(fold)
         start_key, init_key, fit_key = jax.random.split(key, 3)
         start = self.start.fit(start_key, fold)
-        p, q, *weights = fold.train
+        x, y, *weights = fold.train
         # The start is a fixed offset of the logits. An instance-based start scores its training
         # rows leave-one-out, since the network would otherwise rely on it too much.
         offset_p, offset_q = training_log_ratios(self.start, start, fold.train)
@@ -102,11 +102,11 @@ class Network:
         half = -(-self.batch_size // 2)
         draw = row_sampler(*weights)
         # One sign per row: a slice for each sample would be padded again in the gradient.
-        sign = jnp.repeat(jnp.array([1, -1], p.dtype), half, total_repeat_length=2 * half)
+        sign = jnp.repeat(jnp.array([1, -1], x.dtype), half, total_repeat_length=2 * half)
 
         def loss(key, params):
             i, j = draw(key, half)
-            logits = self.apply(params, jnp.concatenate([p[i], q[j]]))[:, 0]
+            logits = self.apply(params, jnp.concatenate([x[i], y[j]]))[:, 0]
             logits = logits + jnp.concatenate([offset_p[i], offset_q[j]])
             # Rows are drawn in proportion to their weights: the plain mean is the balanced
             # cross-entropy.
@@ -119,7 +119,7 @@ class Network:
             # Infinity is never the best loss, while comparisons with NaN are always false.
             return jnp.where(jnp.isnan(value), jnp.inf, value)
 
-        params = self.init(init_key, p.shape[1], p.dtype)
+        params = self.init(init_key, x.shape[1], x.dtype)
         return start, self.train(fit_key, loss, params, validate)
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:

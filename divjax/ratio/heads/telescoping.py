@@ -54,9 +54,9 @@ class Telescoping:
         """The parameters of the starts of all intermediate ratios, and of the network."""
         check_fold(fold)
         pair_key, start_key, init_key, fit_key = jax.random.split(key, 4)
-        p, q, *weights = fold.train
+        x, y, *weights = fold.train
         # The starts, all simultaneously, each fitted to its own pair of neighbouring waymarks.
-        start = self._start(p.shape[1])
+        start = self._start(x.shape[1])
         bridges = self._bridges(pair_key, fold)
         keys = jax.random.split(start_key, self.num_bridges)
         starts = jax.vmap(start.fit)(keys, bridges)
@@ -64,7 +64,7 @@ class Telescoping:
             return starts, None
         # One network with an output per ratio learns the residuals, from fresh pairs at each step.
         network, half = self.network, -(-self.network.batch_size // 2)
-        uniform = jnp.full(half, 1 / half, p.dtype)
+        uniform = jnp.full(half, 1 / half, x.dtype)
         draw = row_sampler(*weights)
         of_start = jax.vmap(start)
 
@@ -81,7 +81,7 @@ class Telescoping:
             i, j = draw(key, half)
             # Both index vectors are sorted by quantile. A permutation pairs them independently.
             j = jax.random.permutation(jax.random.fold_in(key, 1), j)
-            marks = self._waymarks(p[i], q[j])
+            marks = self._waymarks(x[i], y[j])
             own_p, own_q = each(params, marks[:-1], marks[1:])
             u_p = own_p + of_start(starts, marks[:-1])
             u_q = own_q + of_start(starts, marks[1:])
@@ -97,7 +97,7 @@ class Telescoping:
             value = jnp.mean(losses)
             return jnp.where(jnp.isnan(value), jnp.inf, value)
 
-        params = network.init(init_key, p.shape[1], p.dtype, self.num_bridges)
+        params = network.init(init_key, x.shape[1], x.dtype, self.num_bridges)
         return starts, network.train(fit_key, loss, params, validate)
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
@@ -129,12 +129,12 @@ class Telescoping:
         """
 
         def part(key, rows):
-            p, q, *weights = rows
-            n, m = p.shape[0], q.shape[0]
+            x, y, *weights = rows
+            n, m = x.shape[0], y.shape[0]
             key_p, key_q = jax.random.split(key)
             for_p = _partners(key_p, weights[0], weights[1])
             for_q = _partners(key_q, weights[1], weights[0])
-            marks = self._waymarks(jnp.concatenate([p, p[for_q]]), jnp.concatenate([q[for_p], q]))
+            marks = self._waymarks(jnp.concatenate([x, x[for_q]]), jnp.concatenate([y[for_p], y]))
             # The first n pairs belong to rows of p, the other m to rows of q. The end p has weight
             # on the former only, the end q on the latter only.
             first, last = jnp.pad(weights[0], (0, m)), jnp.pad(weights[1], (n, 0))
