@@ -32,6 +32,9 @@ def as_indices(name: str, indices: Numbers) -> Unrounded:
     """
     if not isinstance(indices, jax.Array):
         as_numbers(name, indices)  # raises if they are not numbers
+        # A masked label is missing: it is no class.
+        if isinstance(indices, np.ma.MaskedArray) and indices.dtype.kind in "iu":
+            indices = np.ma.filled(indices.astype(np.int64), -1)
         indices = owned(np.asarray(indices))
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f"{name} must be integers; got {indices.dtype}.")
@@ -70,7 +73,8 @@ def pool_labels(name: str, labels: Sequence[npt.ArrayLike], size_x: int, size_y:
     if any(isinstance(part, Tracer) for part in labels):
         return jnp.concatenate([_held(name, part) for part in labels])
     pooled = np.concatenate([np.asarray(part) for part in labels])
-    missing = pooled != pooled  # NaN alone
+    masked = np.concatenate([np.ma.getmaskarray(part) for part in labels])
+    missing = masked | (pooled != pooled)  # NaN alone is unequal to itself
     if pooled.dtype == object:
         missing |= np.array([label is None for label in pooled])
     if missing.any():

@@ -306,10 +306,11 @@ def rounding_and_spread(
     return rounding, np.maximum(largest - smallest, 0)
 
 
-def check_distinguishable(name: str, rows: Numbers) -> None:
+def check_distinguishable(name: str, rows: Numbers, weights: Numbers | None = None) -> None:
     """Raise `ValueError` for NumPy's rows whose differences JAX's dtype would round away.
 
-    For rows that are not centred, since functions of them may depend on their location.
+    For rows that are not centred, since functions of them may depend on their location. Rows of
+    weight zero may be anywhere.
 
     Example:
         >>> check_distinguishable("particles", [[1e8], [1e8 + 1]])
@@ -317,9 +318,11 @@ def check_distinguishable(name: str, rows: Numbers) -> None:
         ValueError: particles must differ in float32 too; subtract their offset, or enable float64.
     """
     given = as_numbers(name, rows)
-    if isinstance(given, jax.Array) or not given.ndim or not given.size:
+    if isinstance(given, jax.Array) or not given.ndim:
         return
-    dtype = dtype_in_jax(given)
+    given, dtype = _rows_with_weight(given, weights), dtype_in_jax(given)
+    if not given.size:
+        return
     with np.errstate(over="ignore"):
         rounding, spread = rounding_and_spread(given, given.astype(dtype), axis=0)
     # A column of equal numbers has no differences to lose.

@@ -322,7 +322,9 @@ class TotalVariation(Generator):
 
     def f(self, u: ArrayLike) -> Array:
         """½|e^u − 1|."""
-        return jnp.abs(jnp.expm1(u)) / 2
+        difference = jnp.expm1(u)
+        # With its sign held fixed the derivative at zero is zero, where that of `abs` is one.
+        return difference * jax.lax.stop_gradient(jnp.sign(difference)) / 2
 
     def derivative(self, u: ArrayLike) -> Array:
         """½ sign(u)."""

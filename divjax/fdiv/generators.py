@@ -135,8 +135,10 @@ class Divergence:
             if jnp.size(u) == 0:
                 raise ValueError(f"{name} must hold at least one log ratio; got shape {u.shape}.")
         a, b = normalized("a", a, u_p), normalized("b", b, u_q)
-        integrand_p = where_weighted(self.integrand_p(u_p), a)
-        integrand_q = where_weighted(self.integrand_q(u_q), b)
+        # Replaced before and after: derivatives at padding would be NaN, and integrands at zero
+        # need not be.
+        integrand_p = where_weighted(self.integrand_p(where_weighted(u_p, a)), a)
+        integrand_q = where_weighted(self.integrand_q(where_weighted(u_q, b)), b)
         mean = weighted_mean(integrand_p, a) + weighted_mean(integrand_q, b)
         # By the chain rule the influences on the sum are multiplied by the slope of `transform`.
         value, slope = jax.jvp(self.transform, (mean,), (jnp.ones_like(mean),))
@@ -161,6 +163,7 @@ class Divergence:
             (Array([1., 1.], dtype=float32), Array([-1., -0.], dtype=float32))
         """
         u_p, u_q = as_floats(u_p, u_q)
+        u_p, u_q = where_weighted(u_p, a), where_weighted(u_q, b)
         limit = 0.9 * jnp.log(jnp.finfo(u_p.dtype).max)
         u_p, u_q = jnp.clip(u_p, -limit, limit), jnp.clip(u_q, -limit, limit)
         # Integrands act on each log ratio alone: one tangent of ones gives all derivatives.
@@ -203,7 +206,9 @@ class Generator(Divergence):
     it, and a global that `f` refers to is read once.
 
     Methods take u = log r of any shape, elementwise. Default methods clip |u| to 0.9 of the
-    logarithm of the dtype's largest number, 80 in float32. `g + h`, `c * g` and `g.reverse()` are
+    logarithm of the dtype's largest number, 80 in float32. By default r² f'' is a difference of
+    derivatives in u, hence accurate to a rounding error of these, not of itself: override
+    `curvature` if its values far below them matter. `g + h`, `c * g` and `g.reverse()` are
     generators too.
 
     Example:
@@ -431,6 +436,10 @@ class Reversed(Generator):
     def curvature(self, u: ArrayLike) -> Array:
         """The generator's weight at −u, times r."""
         return times_exp(self.generator.curvature(jnp.negative(u)), jnp.asarray(u))
+
+    def second_derivative(self, u: ArrayLike) -> Array:
+        """The generator's weight at −u, divided by r."""
+        return times_exp(self.generator.curvature(jnp.negative(u)), jnp.negative(u))
 
     def dual_integrand_q(self, u: ArrayLike) -> Array:
         """f'(1/r)."""

@@ -20,7 +20,6 @@ from divjax.core.samples import (
     as_samples,
     as_weights,
     check_distinguishable,
-    owned,
 )
 from divjax.core.simplex import are_weights, sum_to_one, sum_tolerance
 from divjax.kernels.radial import Kernel, check_smoother
@@ -31,8 +30,8 @@ __all__ = [
     "checked_masses",
     "checked_step",
     "drop_dead",
-    "masses_of",
     "masses_or_equal",
+    "weighted_particles",
     "weighted_sum",
 ]
 
@@ -67,10 +66,17 @@ def masses_or_equal(weights: Numbers | None, x: Array, axis: int = 0) -> Float[A
     return checked_masses(jnp.full(n, 1 / n, dtype) if weights is None else weights, n, dtype)
 
 
-def masses_of(particles: PyTree[Array], weights: Numbers) -> Float[Array, " n"]:
-    """`checked_masses` of particles that are a pytree of floating-point arrays."""
+def weighted_particles(
+    particles: PyTree[Array], weights: Numbers
+) -> tuple[PyTree[Array], Float[Array, " n"]]:
+    """Particles that are a pytree of floating-point arrays, dead ones dropped, and their masses.
+
+    Raises:
+        ValueError: as `checked_masses`.
+    """
     dtype = jnp.result_type(*jax.tree.leaves(particles))
-    return checked_masses(weights, num_particles(particles), dtype)
+    masses = checked_masses(weights, num_particles(particles), dtype)
+    return jax.tree.map(lambda leaf: drop_dead(masses, leaf), particles), masses
 
 
 def checked_step(
@@ -85,25 +91,26 @@ def checked_step(
     check_distinguishable("x", x)
     (x,) = as_samples(x=x)
     check_shape("gradients", gradients, "k", x.shape[0], "d")
-    gradients = jnp.asarray(owned(gradients))
-    # A user's integer gradients, such as zeros, follow the features' dtype.
-    if not jnp.issubdtype(gradients.dtype, jnp.floating):
-        gradients = gradients.astype(x.dtype)
-    return x, checked_masses(weights, x.shape[0], x.dtype), gradients
+    gradients = jnp.asarray(as_numbers("gradients", gradients))
+    masses = checked_masses(weights, x.shape[0], x.dtype)
+    return drop_dead(masses, x), masses, gradients
 
 
-def drop_dead(weights: Float[Array, " n"], rows: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-    """The rows, with non-finite entries of zero-weight rows replaced by zero.
+def drop_dead(
+    weights: Float[Array, " n"], rows: Float[Array, "..."], axis: int = 0
+) -> Float[Array, "..."]:
+    """The rows, along an axis, with non-finite entries of zero-weight ones replaced by zero.
 
-    Sums weighted by `weights` then never multiply 0 by infinity, while their derivatives in the
-    weights stay those of the rows, also at weight zero.
+    Sums weighted by `weights`, and their derivatives, then never multiply 0 by infinity or NaN,
+    while derivatives in the weights stay those of the rows, also at weight zero.
 
     Example:
         >>> import jax.numpy as jnp
         >>> drop_dead(jnp.array([1.0, 0.0, 0.0]), jnp.array([jnp.nan, jnp.inf, 3.0])).tolist()
         [nan, 0.0, 3.0]
     """
-    alive = (weights != 0).reshape(-1, *[1] * (rows.ndim - 1))
+    others = [i for i in range(rows.ndim) if i != axis % rows.ndim]
+    alive = jnp.expand_dims(weights != 0, others)
     return jnp.where(alive | jnp.isfinite(rows), rows, 0)
 
 
@@ -181,6 +188,7 @@ class FisherRao:
         check_distinguishable("x", x)
         (x,) = as_samples(x=x)
         weights = checked_masses(weights, x.shape[0], x.dtype)
+        x = drop_dead(weights, x)
         check_shape("potential", potential, x.shape[0])
         # Bandwidth rules ignore weights, so weighted particles replace the zero-weight ones.
         kernel, state = self.kernel.resolve(living_rows(x, weights), state)

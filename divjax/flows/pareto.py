@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from divjax.core.samples import Numbers, Unrounded, as_arrays, as_numbers, without_offset
 from divjax.core.simplex import min_norm_weights
 from divjax.flows.fields import check_objective_weights, checked_fields, combine, unit_gram
-from divjax.flows.mass import masses_or_equal, weighted_sum
+from divjax.flows.mass import drop_dead, masses_or_equal, weighted_sum
 
 __all__ = ["hypervolume", "pareto_residual", "squared_norm"]
 
@@ -40,7 +40,8 @@ def squared_norm(
     )
     check_objective_weights("objective_weights", objective_weights, *velocities.shape[:2])
     weights = masses_or_equal(weights, velocities, axis=1)
-    combined = combine(objective_weights, velocities)
+    # Before they are combined, for derivatives in the objective weights.
+    combined = combine(objective_weights, drop_dead(weights, velocities, axis=1))
     return weighted_sum(weights, jnp.sum(combined**2, axis=1))
 
 

@@ -41,6 +41,7 @@ from divjax.core.samples import (
     as_numbers,
     as_samples,
     centered_samples,
+    check_distinguishable,
     without_offset,
 )
 
@@ -173,6 +174,8 @@ def cost_matrix(
     if getattr(cost, "translation_invariant", False):
         _, x, y = centered_samples(x=x, y=y)
     else:
+        check_distinguishable("x", x)
+        check_distinguishable("y", y)
         x, y = as_samples(x=x, y=y)
     if hasattr(cost, "matrix"):
         return cost.matrix(x, y)  # pyright: ignore[reportFunctionMemberAccess]

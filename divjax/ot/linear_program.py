@@ -31,7 +31,7 @@ __all__ = ["ExactResult", "exact"]
 
 # Weights that differ by less, relative to their mean, are equal: the rounding of float32 sums.
 _EQUAL = 1e-6
-# If masses differ by a larger share, no plan exists.
+# If masses in single precision differ by a larger share, no plan exists.
 _SAME_MASS = 1e-4
 _MAX_PIVOTS = 10_000_000
 # HiGHS's smallest tolerances, for masses and costs of size one.
@@ -170,7 +170,10 @@ def _solve_on_host(costs: Array, a: Array, b: Array) -> tuple[Array, Array, Arra
 
     # In double precision on the host, whatever the arrays' dtype.
     def solve(costs: Array, a: Array, b: Array) -> tuple[np.ndarray, ...]:
-        found = solve_program(*(np.asarray(array, np.float64) for array in (costs, a, b)))
+        wide = (np.asarray(array, np.float64) for array in (costs, a, b))
+        # Sums of weights are those of numbers in their own precision.
+        slack = max(_SAME_MASS, float(jnp.finfo(a.dtype).eps))
+        found = solve_program(*wide, same_mass=slack)
         potentials = (np.asarray(array, outputs[0].dtype) for array in found[:3])
         return *potentials, np.asarray(found.status, np.int32)
 
@@ -186,15 +189,20 @@ class Program(NamedTuple):
     status: Status
 
 
-def solve_program(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
-    """An optimal plan and potentials in NumPy, for any units of costs and masses."""
+def solve_program(
+    costs: np.ndarray, a: np.ndarray, b: np.ndarray, same_mass: float = _SAME_MASS
+) -> Program:
+    """An optimal plan and potentials in NumPy, for any units of costs and masses.
+
+    No plan exists if the masses differ by more than the share `same_mass`.
+    """
     mass_a, mass_b = a.sum(), b.sum()
     finite = np.isfinite(costs)
     if not (np.isfinite(mass_a) and np.isfinite(mass_b)) or (costs[~finite] != np.inf).any():
         return _no_plan(costs, Status.NOT_FINITE)
     if min(a.min(), b.min()) < 0 or not mass_a > 0:
         return _no_plan(costs, Status.INVALID_INPUT)
-    if not abs(mass_a - mass_b) <= _SAME_MASS * mass_a:
+    if not abs(mass_a - mass_b) <= same_mass * mass_a:
         return _no_plan(costs, Status.INVALID_INPUT)
     if not finite[a > 0].any():
         return _no_plan(costs, Status.NOT_FINITE)

@@ -14,14 +14,13 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from divjax.core.checks import check_order, check_scalar, check_shape
 from divjax.core.numerics import at_least_single, nan_unless, safe_power, safe_sqrt
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Center, Numbers, as_weights, centered_samples
+from divjax.core.samples import Center, Numbers, as_numbers, as_weights, centered_samples
 from divjax.core.types import Outcome, status_of
 
 T = TypeVar("T")
@@ -52,7 +51,7 @@ def as_values(
     """Non-empty vectors of numbers as floating-point arrays, relative to a centre."""
     columns = {}
     for name, given in samples.items():
-        vector = given if isinstance(given, jax.Array) else np.asarray(given)
+        vector = as_numbers(name, given, exact=True)
         check_shape(name, vector, "n")
         if 0 in vector.shape:
             raise ValueError(f"{name} must not be empty; got shape {vector.shape}.")
@@ -225,7 +224,7 @@ def _cost_between_quantiles(line: Line, p: ArrayLike) -> Float[Array, ""]:
         # Equal numbers of uniform weights need no merge: the k-th smallest values are paired.
         powers = distance_power(jnp.sort(x) - jnp.sort(y), p)
         return jnp.max(powers) if is_infinite(p) else jnp.mean(powers)
-    rows, columns, masses = staircase(line)
+    rows, columns, masses = path = staircase(line)
     difference = x[rows] - y[columns]
     if is_infinite(p):
         # Intervals between levels that coincide up to rounding carry no mass.
@@ -234,7 +233,35 @@ def _cost_between_quantiles(line: Line, p: ArrayLike) -> Float[Array, ""]:
     # Far rows of weight zero may have an infinite power, which times zero must be zero.
     lost = (masses == 0) & ~jnp.isfinite(distance_power(difference, p))
     powers = distance_power(jnp.where(lost, 0, difference), p)
+    potentials = [jnp.where(jnp.isfinite(z), z, 0) for z in line_potentials(line, path, p)]
+    shares = [None if w is None else w / jnp.sum(w) for w in (a, b)]
+    return _total(masses, powers, shares, potentials)
+
+
+@jax.custom_jvp
+def _total(
+    masses: Float[Array, " k"],
+    powers: Float[Array, " k"],
+    shares: list[Float[Array, " _"] | None],
+    potentials: list[Float[Array, " _"]],
+) -> Float[Array, ""]:
+    """The cost of a path, whose derivatives in the shares of the weights are the potentials.
+
+    Through the cumulative sums that give the masses, the costs of a far row of weight zero would
+    round away those of all others.
+    """
     return jnp.dot(masses, powers, precision="highest")
+
+
+@_total.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    masses, _, _, potentials = primals
+    _, of_powers, of_shares, _ = tangents
+    change = jnp.dot(masses, of_powers, precision="highest")
+    for slopes, of_share in zip(potentials, of_shares, strict=True):
+        if of_share is not None:
+            change = change + jnp.dot(of_share, slopes, precision="highest")
+    return _total(*primals), change
 
 
 def check_line_order(p: ArrayLike) -> None:

@@ -246,8 +246,10 @@ def _frank_wolfe(
         """The best vertex for the dual's slope, its plan, and the predicted gain."""
         # The dual's slopes are a e^{−f/ρ_a} and b e^{−g/ρ_b}. The best feasible potentials for them
         # are those of balanced transport between the two.
-        marginals = [jnp.exp(logs) for logs in log_masses(potentials)]
-        balanced = Line(line.x, line.y, marginals[0], marginals[1])
+        logs = log_masses(potentials)
+        marginals = [jnp.exp(of_rows) for of_rows in logs]
+        # In shares: all masses may be too small for the dtype.
+        balanced = Line(line.x, line.y, *(jax.nn.softmax(of_rows) for of_rows in logs))
         path = staircase(balanced)
         vertex = _Potentials(*line_potentials(balanced, path, p))
         # A staircase has mass one. Both marginals have equal mass, as potentials are translated.

@@ -287,7 +287,9 @@ def _shares_of_rows(
     """The shares of equal rows, made adjacent by sorting hashes of their bits, compared exactly."""
     rows, used = jnp.concatenate([x, y]), jnp.concatenate([used_p, used_q])
     if not jnp.issubdtype(rows.dtype, jnp.integer):
-        rows = rows.astype(at_least_single(rows.dtype)) + 0.0  # −0 is 0
+        rows = rows.astype(at_least_single(rows.dtype))
+        # −0 and 0 are equal and have different bits. Compilers drop an added zero.
+        rows = jnp.where(rows == 0, 0, rows)
     bits = jax.lax.bitcast_convert_type(rows, jnp.uint32).reshape(rows.shape[0], -1)
     # Different rows of equal hashes could lie between equal ones. Two hashes of 32 bits make that
     # unlikely for any number of rows. Unused rows come last.

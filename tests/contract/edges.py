@@ -14,7 +14,7 @@ import pytest
 from tests.contract.promises import KEY, WEIGHTS, D, N, Promises, X, assert_close, floats
 
 # A particle without weight may hold any of these, also on the left, where sums on the line begin.
-ANYTHING = {"nan": np.nan, "inf": np.inf, "far": 1e8, "left": -1e4}
+ANYTHING = {"nan": np.nan, "inf": np.inf, "far": 1e8, "left": -1e4, "huge": 1e18}
 
 
 class Edges(Promises):
@@ -57,6 +57,21 @@ class Edges(Promises):
             plain, changed = (np.delete(out, 2, axis=-2) for out in (plain, changed))
         assert np.isfinite(plain).all()
         assert_close(changed, plain)
+
+    @pytest.mark.parametrize("content", ANYTHING)
+    def test_particles_without_weight_change_no_gradient(self, name, content):
+        """In the other particles and in their weights."""
+        row = self.rows[name]
+        if not row.weighted:
+            pytest.skip("takes no weights of particles")
+        with jax.enable_x64(True):
+            weights, x = WEIGHTS.at[2].set(0) / (1 - WEIGHTS[2]), X.astype(jnp.float64)
+            plain = self.gradient(name, x, weights)[1:]
+            changed = self.gradient(name, x.at[2].set(ANYTHING[content]), weights)[1:]
+            for one, two in zip(changed, plain, strict=True):
+                one, two = (np.delete(gradient, 2, axis=0) for gradient in (one, two))
+                assert np.isfinite(two).all()
+                assert_close(one, two)
 
     def test_hyper_parameters_that_are_nan(self, name):
         """Each leaf in turn, given as an array under jit."""

@@ -96,17 +96,23 @@ class Promises:
 
         return FUNCTIONS.setdefault(name, jax.jit(counted))
 
-    def gradient(self, name, x):
-        """Of the output along a fixed direction, with its value, in double precision."""
-        method, evaluate, *_ = self.rows[name]
+    def gradient(self, name, x, weights=WEIGHTS):
+        """In x and in the weights, of the output along a fixed direction, which comes first.
+
+        In double precision, and without the outputs of particles of weight zero.
+        """
+        method, evaluate, output, *_ = self.rows[name]
         method = floats(method, jnp.float64)
 
         def projected(x, weights):
-            output = evaluate(method, KEY, x, weights)
-            return jnp.sum(jnp.cos(jnp.arange(output.size)) * output.ravel())
+            values = evaluate(method, KEY, x, weights)
+            if output == "equivariant":
+                values = jnp.where(weights[:, None] > 0, values, 0)
+            return jnp.sum(jnp.cos(jnp.arange(values.size)) * values.ravel())
 
-        function = GRADIENTS.setdefault(name, jax.jit(jax.value_and_grad(projected)))
-        return function(x, WEIGHTS.astype(jnp.float64))
+        compiled = jax.jit(jax.value_and_grad(projected, argnums=(0, 1)))
+        value, gradients = GRADIENTS.setdefault(name, compiled)(x, weights.astype(jnp.float64))
+        return value, *gradients
 
     def test_jit_equals_eager_and_a_new_leaf_does_not_retrace(self, name):
         method = floats(self.rows[name].method, jnp.float32)
@@ -166,13 +172,29 @@ class Promises:
     def test_gradients_are_finite_and_equal_differences(self, name):
         with jax.enable_x64(True):
             x = X.astype(jnp.float64)
-            _, gradient = self.gradient(name, x)
+            _, gradient, _ = self.gradient(name, x)
             assert jnp.isfinite(gradient).all()
             if not self.rows[name].smooth:
                 return
             direction = jnp.asarray(np.random.default_rng(1).normal(size=x.shape))
             step = 1e-5
             above, below = (self.gradient(name, x + s * direction)[0] for s in (step, -step))
+            slope = jnp.sum(gradient * direction)
+            np.testing.assert_allclose(slope, (above - below) / (2 * step), rtol=1e-5, atol=1e-7)
+
+    def test_gradients_in_the_weights_equal_differences(self, name):
+        row = self.rows[name]
+        if not row.weighted or not row.smooth:
+            pytest.skip("takes no weights of particles, or is not smooth")
+        with jax.enable_x64(True):
+            x, weights = X.astype(jnp.float64), WEIGHTS.astype(jnp.float64)
+            _, _, gradient = self.gradient(name, x)
+            direction = jnp.asarray(np.random.default_rng(1).normal(size=weights.shape))
+            direction = weights * (direction - jnp.dot(weights, direction))  # sums stay one
+            step = 1e-5
+            above, below = (
+                self.gradient(name, x, weights + s * direction)[0] for s in (step, -step)
+            )
             slope = jnp.sum(gradient * direction)
             np.testing.assert_allclose(slope, (above - below) / (2 * step), rtol=1e-5, atol=1e-7)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from divjax import Normal, inference, losses, ot, ratio
+from divjax import Normal, fdiv, inference, losses, ot, ratio
 from divjax.core.pytrees import pytree, static
 from divjax.core.types import Status
 from divjax.ratio import bounds
@@ -232,3 +232,120 @@ def test_new_points_of_maps_in_whatever_holds_them():
             np.testing.assert_allclose(found(points), expected, rtol=1e-6)
         with pytest.raises(ValueError, match="z must hold real numbers"):
             found([["a", "b"]])
+
+
+@pytest.mark.parametrize("fill", [1e6, -1e6, 1e18, 1e30])
+def test_slopes_in_the_weights_beside_far_padding(fill):
+    """Slopes of normalised weights: f_i − Σ a_j f_j, of the rows without the padding."""
+    x, y, a = jnp.array([0.0, 1.0, 2.0]), jnp.array([0.5, 3.0, 4.0]), jnp.array([1.0, 2.0, 1.5])
+    padded, weights = jnp.append(x, fill), jnp.append(a, 0)
+    costs = {
+        "line": lambda x, a: ot.wasserstein_1d(x, y, a),
+        "plan": lambda x, a: ot.transport_1d(x, y, a, p=1.5).value,
+        "sliced": lambda x, a: ot.sliced_wasserstein(
+            None, x[:, None], y[:, None], a, directions=jnp.array([[1.0]])
+        ),
+        "largest": lambda x, a: ot.max_sliced_wasserstein(KEY, x[:, None], y[:, None], a).value,
+    }
+    for name, cost in costs.items():
+        slope = lambda x, a, cost=cost: jax.grad(cost, argnums=1)(x, a)
+        expected = slope(x, a)
+        assert jnp.abs(expected).max() > 0.1
+        np.testing.assert_allclose(slope(padded, weights)[:3], expected, rtol=1e-4, err_msg=name)
+
+
+def test_masked_numbers_are_missing_ones():
+    masked = np.ma.masked_array([0.0, 2.0, 1e6], mask=[0, 0, 1])
+    y = np.array([1.0, 2.0, 5.0])
+    assert np.isnan(ot.wasserstein_1d(masked, y))
+    assert not ot.transport_1d(masked, y).finite
+    assert not ot.unbalanced_1d(masked, y, marginal_penalty=1.0).finite
+    plan = ot.sinkhorn(X, Y, epsilon=1.0)
+    assert np.isnan(plan.apply(masked)).all()
+    groups = np.ma.masked_array([0, 1, 1], mask=[0, 0, 1]), [2, 3, 4]
+    with pytest.raises(ValueError, match="groups must name every row"):
+        inference.permutation_test(KEY, lambda x, y: x.mean() - y.mean(), X, Y, groups=groups)
+    labels = np.ma.masked_array([0, 1], mask=[0, 1])
+    half = np.full((2, 2), 0.5)
+    value = fdiv.categorical.cross_entropy(fdiv.categorical.Labels(labels, 2), half)
+    np.testing.assert_allclose(value, [np.log(2), np.nan], rtol=1e-6)
+
+
+def test_zeros_of_either_sign_are_one_value_under_jit():
+    x = jnp.array([[-0.0, 1.0], [2.0, 3.0], [-0.0, 4.0]])
+    y = jnp.array([[0.0, 1.0], [5.0, 6.0], [0.0, 4.0]])
+    found = jax.jit(ratio.ties)(x, y)
+    np.testing.assert_allclose([found.shared_p, found.shared_q], 2 / 3, rtol=1e-6)
+
+
+def test_paths_of_a_bridge_far_from_zero():
+    """The same noise and the same drift, relative to the offset; float32 has sixteenths there."""
+    x, y = RNG.normal(size=(2, 100, 1))
+    paths = []
+    for offset in (0.0, 1e6):
+        bridge = ot.LightSchrodingerBridge(1, 0.5).fit(KEY, x + offset, y + offset + 3)
+        paths.append(np.asarray(bridge.sde(KEY, x + offset, 400), np.float64) - offset)
+    np.testing.assert_allclose(paths[1], paths[0], atol=0.2)
+
+
+def test_the_derivative_of_a_bridge_between_gaussians_in_epsilon():
+    """S = v₁/(ε/2 + √(ε²/4 + v₀v₁)) of one component."""
+    x, y = RNG.normal(size=(2, 100, 1)) * [[[1.0]], [[2.0]]]
+    fitted = lambda epsilon: ot.LightSchrodingerBridge(1, epsilon).fit(KEY, x, y).scales.sum()
+    v0, v1 = x.var(), y.var()
+    scale = lambda epsilon: v1 / (epsilon / 2 + np.sqrt(epsilon**2 / 4 + v0 * v1))
+    truth = (scale(0.501) - scale(0.499)) / 0.002
+    np.testing.assert_allclose(jax.grad(fitted)(0.5), truth, rtol=1e-3)
+
+
+def test_padding_does_not_change_an_entropic_gaps_slope():
+    x = jnp.array([[0.0], [1.0], [2.0]])
+    gap = lambda a, n: ot.monge_gap(x[:n], x[:n] ** 2, a, epsilon=0.5, kind="entropic").value
+    expected = jax.grad(gap)(jnp.array([1.0, 2.0]), 2)
+    found = jax.grad(gap)(jnp.array([1.0, 2.0, 0.0]), 3)
+    np.testing.assert_allclose(found[:2], expected, rtol=1e-4)
+
+
+def test_costs_of_positions_are_not_taken_at_rounded_points():
+    def cost(u, v):
+        return jnp.sum((u - v) ** 2)
+
+    calls = (
+        lambda x, y: ot.exact(x, y, cost=cost),
+        lambda x, y: ot.sinkhorn(x, y, epsilon=1.0, cost=cost),
+        lambda x, y: ot.sinkhorn_divergence(x, y, epsilon=1.0, cost=cost),
+        lambda x, y: ot.monge_gap(x, y, epsilon=1.0, cost=cost),
+        lambda x, y: ot.cost_matrix(cost, x, y),
+        lambda x, y: ot.MongeMap(cost, num_steps=1).fit(KEY, x, y),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="x must differ in float32 too"):
+            call(X + 1e8, Y + 1e8)
+    # A row without weight may be anywhere.
+    padded, weights = np.vstack([X, [[1e30, 1e30]]]), np.r_[np.full(3, 1 / 3), 0]
+    expected = ot.sinkhorn(X, Y, epsilon=1.0, cost=cost).value
+    found = ot.sinkhorn(padded, Y, weights, epsilon=1.0, cost=cost).value
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_exact_transport_in_half_precision(dtype):
+    """From quarters to thirds on the line, whose plan is that of the quantiles."""
+    x, y = jnp.array([0.0, 1.0, 2.0, 4.0]), jnp.array([1.0, 2.0, 5.0])
+    found = ot.exact(x[:, None].astype(dtype), y[:, None].astype(dtype))
+    levels = (np.arange(12) + 0.5) / 12  # every quantile of both
+    quantiles = [np.asarray(z)[(levels * len(z)).astype(int)] for z in (x, y)]
+    truth = np.mean((quantiles[0] - quantiles[1]) ** 2)
+    assert found.converged
+    np.testing.assert_allclose(found.value, truth, rtol=2e-2)
+
+
+def test_slopes_where_no_mass_is_worth_moving():
+    """At a distance of many penalties everything is unmatched, at ρ (Σa + Σb)."""
+    arguments = jnp.array([0.0, 0.5]), jnp.array([10.0]), jnp.array([0.5, 0.5]), jnp.array([1.0])
+    cost = lambda *z: ot.unbalanced_1d(*z, marginal_penalty=1e-3)
+    np.testing.assert_allclose(cost(*arguments).value, 2e-3, rtol=1e-5)
+    assert (cost(*arguments).plan() == 0).all()
+    slopes = jax.grad(lambda *z: cost(*z).value, (0, 1, 2, 3))(*arguments)
+    for found, expected in zip(slopes, (0.0, 0.0, 1e-3, 1e-3), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -469,3 +469,28 @@ def test_bad_parameters_are_named(make, message):
 def test_what_has_no_generator_is_none(make):
     with pytest.raises(ValueError, match="generator"):
         make(fdiv.Renyi(2.0))
+
+
+@every
+@pytest.mark.parametrize("fill", [np.nan, np.inf, -200.0, 1e30])
+def test_padding_has_no_slope_and_changes_none(name, fill):
+    generator = FORMULAS[name][0]
+    u, v, a = jnp.array([0.1, -0.3]), jnp.array([0.2, 0.1]), jnp.array([0.5, 0.5])
+    slopes = lambda u, v, a: jax.grad(
+        lambda u, v: generator.plug_in(u, v, a, a).value, argnums=(0, 1)
+    )(u, v)
+    padded = slopes(jnp.append(u, fill), jnp.append(v, fill), jnp.append(a, 0))
+    for found, expected in zip(padded, slopes(u, v, a), strict=True):
+        np.testing.assert_allclose(found, jnp.append(expected, 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("u", [-20.0, -46.0, -60.0])
+def test_curvatures_of_reversed_generators_do_not_underflow(u):
+    """r f(1/r) of SkewKL(α) has the second derivative ((1 − α)/α)² at r = 0."""
+    found = fdiv.SkewKL(0.3).reverse().second_derivative(u)
+    np.testing.assert_allclose(found, (0.7 / 0.3) ** 2, rtol=1e-4)
+
+
+def test_the_slope_of_the_total_variation_at_its_kink():
+    assert jax.grad(fdiv.TotalVariation().f)(0.0) == 0
+    np.testing.assert_allclose(jax.grad(fdiv.TotalVariation().f)(1.0), np.e / 2, rtol=1e-6)

@@ -16,7 +16,7 @@ from divjax.core.standardize import mean_and_scale
 from divjax.core.training import fit
 from divjax.fdiv.divergences import ReverseKL
 from divjax.fdiv.generators import Generator
-from divjax.flows.mass import drop_dead, masses_of
+from divjax.flows.mass import weighted_particles
 from divjax.flows.objectives.targets import as_particles, as_table, flagged, target_rows
 from divjax.flows.protocols import Variation
 from divjax.ratio.heads import Network
@@ -115,10 +115,10 @@ class FDivergence:
     ) -> tuple[Variation, PyTree]:
         """The variation of D_f(p‖q), and the refined network."""
         particles = as_particles(particles)
-        weights = masses_of(particles, weights)
+        particles, weights = weighted_particles(particles, weights)
         _, unravel = ravel_particles(particles)
         rows = target_rows(self.samples, particles)
-        x, y = drop_dead(weights, rows.x), rows.y
+        x, y = rows.x, rows.y
         # Refined before it is used: the particles have moved since the last fit.
         state = self._refine(key, x, y, weights, state, self.num_fit_steps)
         # Derivatives are taken at a fixed network.

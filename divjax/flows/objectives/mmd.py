@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from divjax.core.pytrees import pytree, ravel_particles
 from divjax.core.samples import Numbers
-from divjax.flows.mass import masses_of, weighted_sum
+from divjax.flows.mass import weighted_particles, weighted_sum
 from divjax.flows.objectives.targets import as_particles, as_table, flagged, target_rows
 from divjax.flows.protocols import Variation
 from divjax.kernels.radial import Kernel, check_kernel
@@ -78,8 +78,8 @@ class MMD:
         """The variation of ½ MMD²."""
         kernel, self_term = state
         particles = as_particles(particles)
+        particles, weights = weighted_particles(particles, weights)
         _, unravel = ravel_particles(particles)
-        weights = masses_of(particles, weights)
         # A common origin for both sides: the kernel depends on differences alone.
         rows = target_rows(self.samples, particles)
         x, y = rows.x, rows.y

@@ -17,7 +17,7 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.core.samples import Numbers, as_samples
-from divjax.flows.mass import masses_of
+from divjax.flows.mass import weighted_particles
 from divjax.flows.objectives.targets import as_particles, as_table, flagged, target_rows
 from divjax.flows.protocols import Variation
 from divjax.ot.costs import SqEuclidean
@@ -86,7 +86,7 @@ class SlicedWasserstein:
     ) -> tuple[Variation, PyTree]:
         """The variation of SW_p^p."""
         particles = as_particles(particles)
-        weights = masses_of(particles, weights)
+        particles, weights = weighted_particles(particles, weights)
         _, unravel = ravel_particles(particles)
         rows = target_rows(self.samples, particles)
         x = _dead_within_reach(rows.x, rows.y, weights)
@@ -198,7 +198,7 @@ class SinkhornDivergence:
     ) -> tuple[Variation, PyTree]:
         """The variation of S_ε."""
         particles = as_particles(particles)
-        weights = masses_of(particles, weights)
+        particles, weights = weighted_particles(particles, weights)
         x, unravel = ravel_particles(particles)
         # A warm start: particles move little in a step, and so do the potentials.
         result = self._solve(particles, weights, state)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core import linalg
-from divjax.core.numerics import root_of_sum, safe_log
+from divjax.core.numerics import root_of_sum, safe_log, safe_sqrt
 from divjax.core.pytrees import select
 
 __all__ = [
@@ -224,7 +224,9 @@ def balance(
         return *chosen, jnp.where(better, 1.5, 0.3) * bound
 
     start = jnp.zeros_like(target)
-    bound = jnp.maximum(jnp.mean(jnp.std(log_terms, axis=1)) / 4, 2)
+    # A single component has no spread, at which a root has no derivative.
+    spreads = safe_sqrt(jnp.var(log_terms, axis=1))
+    bound = jnp.maximum(jnp.mean(spreads) / 4, 2)
     return jax.lax.fori_loop(0, num_steps, step, (start, at(start), bound))[0]
 
 

@@ -286,15 +286,19 @@ class SchrodingerBridge(Outcome):
     @jax.jit
     @jax.default_matmul_precision("highest")
     def _drift(self, x: Float[Array, "n d"], t: Float[Array, ""]) -> Float[Array, "n d"]:
+        # The origin moves by o₁ − o₀ in unit time. The large parts are subtracted first.
+        ends = self._center(0), self._center(1)
+        shift = (ends[1].high - ends[0].high) + (ends[1].low - ends[0].low)
+        return self._relative_drift(x, t) + shift
+
+    def _relative_drift(self, x: Float[Array, "n d"], t: Float[Array, ""]) -> Float[Array, "n d"]:
+        """The velocity relative to the moving origin."""
+
         def mean_velocity(x: Array) -> Array:
             log_weights, velocities = mixture.velocities(self._potential, x, t, self._epsilon)
             return jnp.einsum("nk,nki->ni", jax.nn.softmax(log_weights, axis=1), velocities)
 
-        # Velocities are relative to the origin, which moves by o₁ − o₀ in unit time. The large
-        # parts are subtracted first.
-        ends = self._center(0), self._center(1)
-        shift = (ends[1].high - ends[0].high) + (ends[1].low - ends[0].low)
-        return self._by_blocks(mean_velocity, x) + shift
+        return self._by_blocks(mean_velocity, x)
 
     def sde(
         self, key: Key[Array, ""], x: Float[Numbers, "n d"], num_steps: int
@@ -315,22 +319,26 @@ class SchrodingerBridge(Outcome):
         key = own_key(key)
         check_count(1, num_steps=num_steps)
         self._check(x=x)
-        (x,) = as_samples(x=x)
-        return self._sde(key, x, num_steps=num_steps)
+        path = self._sde(key, self._relative(x, 0), num_steps=num_steps)
+        (start,) = as_samples(x=x)
+        return path.at[0].set(start)
 
     @functools.partial(jax.jit, static_argnames="num_steps")
+    @jax.default_matmul_precision("highest")
     def _sde(
         self, key: Key[Array, ""], x: Float[Array, "n d"], *, num_steps: int
     ) -> Float[Array, "steps+1 n d"]:
         size = 1 / num_steps
 
-        # Euler–Maruyama: the drift is constant over a step, the noise has the step's variance.
+        # Euler–Maruyama: the drift is constant over a step, the noise has the step's variance. The
+        # states are relative to the moving origin: far from zero each step would be rounded away.
         def step(x: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
             key, t = inputs
             noise = jax.random.normal(key, x.shape, x.dtype)
-            x = x + size * self.drift(x, t) + jnp.sqrt(size * self._epsilon) * noise
+            x = x + size * self._relative_drift(x, t) + jnp.sqrt(size * self._epsilon) * noise
             return x, x
 
-        times = jnp.arange(num_steps, dtype=x.dtype) / num_steps
-        _, path = jax.lax.scan(step, x, (jax.random.split(key, num_steps), times))
-        return jnp.concatenate([x[None], path])
+        times = jnp.arange(num_steps + 1, dtype=x.dtype) / num_steps
+        _, path = jax.lax.scan(step, x, (jax.random.split(key, num_steps), times[:-1]))
+        path = jnp.concatenate([x[None], path])
+        return jax.vmap(lambda t, x: self._center(t).add(x))(times, path)

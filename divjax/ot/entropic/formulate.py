@@ -28,7 +28,14 @@ from divjax.core.checks import (
     check_scalar,
 )
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import Center, Numbers, as_samples, as_weights, centered_samples
+from divjax.core.samples import (
+    Center,
+    Numbers,
+    as_samples,
+    as_weights,
+    centered_samples,
+    check_distinguishable,
+)
 from divjax.ot import costs
 from divjax.ot.entropic.formulation import Formulation, ShiftedCenter
 from divjax.ot.entropic.problem import MatrixPairs, PointPairs, Problem
@@ -134,6 +141,8 @@ def check_points(
     cost = _typed_cost(cost, typed_x)
     if not getattr(cost, "translation_invariant", False):
         # Other costs depend on absolute positions.
+        check_distinguishable("x", x, a)
+        check_distinguishable("y", y, b)
         x, y, points = typed_x, typed_y, None
     elif penalties == (None, None) and quadratic:
         # Centring each sample by itself minimises the costs. The change is linear in x' and y':
@@ -171,6 +180,7 @@ def center_alone(
 ) -> tuple[tuple[Center] | None, Array]:
     """The point subtracted from a sample, None if costs depend on positions, and the result."""
     if not getattr(cost, "translation_invariant", False):
+        check_distinguishable("x", x, a)
         (typed,) = as_samples(x=x)
         return None, typed.astype(dtype)
     # Both sides have the same mean: linear terms vanish for every cost and penalty.

@@ -12,7 +12,7 @@ from divjax.core.checks import check_count, check_same_features
 from divjax.core.keys import own_key
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Numbers, as_samples, owned
+from divjax.core.samples import Numbers, as_numbers, as_samples
 from divjax.core.types import Outcome
 from divjax.ot import costs
 from divjax.ot.entropic.formulation import Formulation
@@ -128,7 +128,7 @@ class SinkhornResult(Outcome):
         Raises:
             ValueError: if v's length does not match the plan.
         """
-        v, size = jnp.asarray(owned(v)), self.f.shape[0] if transpose else self.g.shape[0]
+        v, size = jnp.asarray(as_numbers("v", v)), self.f.shape[0] if transpose else self.g.shape[0]
         if v.ndim not in (1, 2) or v.shape[0] != size:
             raise ValueError(f"v must have {size} rows; got shape {v.shape}.")
         return self._apply(v, transpose=transpose)

@@ -37,7 +37,7 @@ from divjax.core.differentiation import refuse_derivatives
 from divjax.core.keys import own_key
 from divjax.core.networks import BuildMLP, Network, init_network
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import Numbers
+from divjax.core.samples import Numbers, as_numbers, check_distinguishable
 from divjax.core.standardize import mean_and_scale
 from divjax.core.training import adam_with_cosine, fit
 from divjax.core.types import status_of
@@ -224,6 +224,8 @@ class MongeMap:
         # Under the squared distance a shift of either sample only shifts the map. The identity is
         # that of the given coordinates.
         apart = isinstance(self.cost, SqEuclidean) and self.start != "identity"
+        if not getattr(self.cost, "translation_invariant", False):
+            x, y = _at_their_positions(x, a, "x", "a"), _at_their_positions(y, b, "y", "b")
         samples, origins = _problems(x, y, a, b, context, apart=apart)
         # Arrays in a function's closure become leaves, which may be traced.
         cost = checked_cost(self.cost, samples.x)
@@ -369,6 +371,17 @@ class MongeMap:
             gap_kind=self.gap_kind,
             solver=self.solver,
         )
+
+
+def _at_their_positions(
+    rows: Numbers, weights: Numbers | None, of_rows: str, of_weights: str
+) -> Array:
+    """Rows in JAX's dtype, not centred, for a cost that may depend on positions."""
+    given = as_numbers(of_rows, rows)
+    if given.ndim > 1:
+        weights = None if weights is None else as_numbers(of_weights, weights).ravel()
+        check_distinguishable(of_rows, given.reshape(-1, given.shape[-1]), weights)
+    return jnp.asarray(given)
 
 
 def _problems(
