@@ -5,6 +5,7 @@ with standardisation on its training rows and early stopping or model selection 
 rows, and is then evaluated on the held-out fold. All folds and repeats are fitted under one `vmap`.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -127,63 +128,132 @@ class CrossFitting(NamedTuple):
 
 def cross_fit(
     key: Key[Array, ""],
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    a: Float[Array, " n"],
-    b: Float[Array, " m"],
+    rows: Rows,
     head: Head,
     plan: CrossFitting,
     groups: Int[Array, " rows"] | None = None,
 ) -> CrossFit:
     """Fit a head out of fold; log ratios are differentiable in the rows with the heads held fixed.
 
-    Rows of one group, numbered over both samples, share a fold and a role.
+    Rows of one group, numbered over both samples, share a fold and a role. Only the program that
+    fits and scores depends on the head: all heads share those before and after it.
     """
+    keys, splits = _make_splits(key, rows.weights, groups, plan=plan)
+    fitted, scores = _fit_and_score(keys, rows, splits, head, plan=plan)
+    calibrated = _calibrate_and_probe(scores, rows.weights, groups, plan=plan)
+    return CrossFit(
+        members=fitted.members._replace(calibration=calibrated.calibrations),
+        log_ratio_p=calibrated.log_ratios[0],
+        log_ratio_q=calibrated.log_ratios[1],
+        held_out_p=calibrated.first[0],
+        held_out_q=calibrated.first[1],
+        sequential=fitted.sequential,
+        train=fitted.train,
+        validation=fitted.validation,
+        test=fitted.test,
+        misfit=calibrated.misfit,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _make_splits(
+    key: Key[Array, ""],
+    weights: tuple[Array, Array],
+    groups: Int[Array, " rows"] | None,
+    *,
+    plan: CrossFitting,
+) -> tuple[Key[Array, " repeats"], "tuple[_Places, _Places]"]:
+    """A key for each repeat, and its random order of the rows."""
     keys = jax.random.split(key, plan.num_repeats)
-    rows = Rows(x, y, a, b)
+    weights = jax.lax.stop_gradient(weights)
+    return keys, jax.vmap(lambda key: _shuffle(key, weights, groups))(keys)
+
+
+class _Fitted(NamedTuple):
+    """The fields of `CrossFit` that are found before the calibration."""
+
+    members: Member
+    sequential: SequentialScores
+    train: Float[Array, "repeats folds"]
+    validation: Float[Array, "repeats folds"]
+    test: Float[Array, "repeats folds"]
+
+
+class _Scores(NamedTuple):
+    """The scores of both samples, whose structure does not depend on the head.
+
+    Attributes:
+        log_ratios: out-of-fold log ratios, one row per repeat, differentiable.
+        held_out: the same with stopped gradients.
+        inputs: standardised features.
+    """
+
+    log_ratios: list[Float[Array, "repeats _"]]
+    held_out: list[HeldOut]
+    inputs: tuple[Float[Array, "n p"], Float[Array, "m p"]]
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _fit_and_score(
+    keys: Key[Array, " repeats"],
+    rows: Rows,
+    splits: "tuple[_Places, _Places]",
+    head: Head,
+    *,
+    plan: CrossFitting,
+) -> tuple[_Fitted, _Scores]:
     # The heads are fitted without derivatives: at their optimum the divergence does not depend on
     # them to first order.
     fixed = jax.lax.stop_gradient(rows)
-    splits = jax.vmap(lambda key: _shuffle(key, fixed.weights, groups))(keys)
     members, train, validation, sequential = _fit_members(keys, fixed, splits, head, plan)
-
     # Scores are differentiable in the rows, hence `rows` and not `fixed`.
     score = lambda members, split: _score_held_out(rows, members, split, head, plan)
-    raw, held_out, test = jax.vmap(score)(members, splits)
+    log_ratios, held_out, test = jax.vmap(score)(members, splits)
+    # For tests of the fit any member's standardisation will do.
+    member = jax.tree.map(lambda leaf: leaf[0, 0], members)
+    inputs = _inputs(member, head, fixed.x), _inputs(member, head, fixed.y)
+    fitted = _Fitted(members, sequential, train, validation, test)
+    fitted, inputs = jax.lax.stop_gradient((fitted, inputs))
+    return fitted, _Scores(log_ratios, held_out, inputs)
+
+
+class _Calibrated(NamedTuple):
+    """Calibrations "repeats folds 2", calibrated log ratios, the first split, and the misfit."""
+
+    calibrations: Float[Array, "repeats folds 2"]
+    log_ratios: list[Float[Array, " _"]]
+    first: list[HeldOut]
+    misfit: Misfit
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _calibrate_and_probe(
+    scores: _Scores,
+    weights: tuple[Array, Array],
+    groups: Int[Array, " rows"] | None,
+    *,
+    plan: CrossFitting,
+) -> _Calibrated:
+    weights, held_out = jax.lax.stop_gradient(weights), scores.held_out
     # Gradients are stopped in `HeldOut`, so that calibrations are constants like the heads.
-    calibrate = lambda held_out: _calibrate_folds(held_out, fixed.weights, plan)
+    calibrate = lambda held_out: _calibrate_folds(held_out, weights, plan)
     calibrations = jax.vmap(calibrate)(held_out)
     # Every split scores each row once. The mean over splits reduces the variance of the fits.
     log_ratios = for_each(
         lambda u, fold: jnp.mean(jax.vmap(_calibrated)(u, fold, calibrations), axis=0),
-        [(u, each.fold) for u, each in zip(raw, held_out, strict=True)],
+        [(u, each.fold) for u, each in zip(scores.log_ratios, held_out, strict=True)],
     )
-
-    members = jax.lax.stop_gradient(members._replace(calibration=calibrations))
     # Tests and certificates use one split: given its models, the scores of a fold are independent.
     first = jax.tree.map(lambda leaf: leaf[0], held_out)
-    # Any member's standardisation will do.
-    member = jax.tree.map(lambda leaf: leaf[0, 0], members)
     found = misfit(
-        tuple(_inputs(member, head, x) for x in fixed[:2]),
+        scores.inputs,
         jax.lax.stop_gradient(tuple(log_ratios)),
-        fixed.weights,
+        weights,
         tuple(each.fold for each in first),
         plan.num_folds,
         groups,
     )
-    return CrossFit(
-        members=members,
-        log_ratio_p=log_ratios[0],
-        log_ratio_q=log_ratios[1],
-        held_out_p=first[0],
-        held_out_q=first[1],
-        sequential=jax.lax.stop_gradient(sequential),
-        train=train,
-        validation=validation,
-        test=jax.lax.stop_gradient(test),
-        misfit=found,
-    )
+    return _Calibrated(jax.lax.stop_gradient(calibrations), log_ratios, first, found)
 
 
 class _Task(NamedTuple):

@@ -5,7 +5,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, as_numbers, centered_samples
 from divjax.core.types import Estimate
 from divjax.ratio.cross_fitting import CALIBRATIONS, CrossFitting, cross_fit
-from divjax.ratio.diagnostics import ties
+from divjax.ratio.diagnostics import Ties, ties
 from divjax.ratio.fit import RatioFit
 from divjax.ratio.heads import (
     KLIEP,
@@ -47,7 +47,7 @@ from divjax.ratio.heads import (
     RandomFourier,
     Telescoping,
 )
-from divjax.ratio.protocols import Head
+from divjax.ratio.protocols import Head, Rows
 
 __all__ = [
     "HEADS",
@@ -310,11 +310,11 @@ def _check_and_fit(
     labels = None if groups is None else _check_groups(groups, x.shape[0], y.shape[0], method)
     rows = x, y, *weights
     if not can_be_padded((rows, labels)):
-        return dataclasses.replace(_fit(key, *rows, labels, method), center=center)
+        return dataclasses.replace(_fit(key, rows, labels, method), center=center)
     # Samples of other sizes then share the training program and compile only padding and slicing.
     n, m = len(x), len(y)
     rows, labels = _padded(rows, labels, padded_size(n), padded_size(m))
-    fit = _fit(key, *rows, labels, method)
+    fit = _fit(key, rows, labels, method)
     # Packs of weight zero come last, and are removed with the padding.
     return dataclasses.replace(
         fit.resized(n // method.pack_size, m // method.pack_size), center=center
@@ -354,16 +354,35 @@ def _check_groups(
     return labels
 
 
-@jax.jit
-def _fit(
+class _Prepared(NamedTuple):
+    """What is cross-fitted, and what is known about it before.
+
+    Attributes:
+        key: the key for splits and heads.
+        rows: single rows or packs, NaN if a sample is invalid, with weights that sum to one.
+        groups: the numbers of the groups over both samples, and of each sample, or None.
+        ties: duplicates among the rows.
+    """
+
+    key: Key[Array, ""]
+    rows: Rows
+    groups: Int[Array, " rows"] | None
+    of_samples: tuple[Int[Array, " n"], Int[Array, " m"]] | None
+    ties: Ties
+
+
+@functools.partial(jax.jit, static_argnames=("num_folds", "pack_size"))
+def _prepare(
     key: Key[Array, ""],
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],
     a: Float[Array, " n"],
     b: Float[Array, " m"],
     groups: Array | None,
-    method: _CrossFitted,
-) -> RatioFit:
+    *,
+    num_folds: int,
+    pack_size: int,
+) -> _Prepared:
     pack_key, fit_key = jax.random.split(key)
     of_samples = None
     if groups is not None:
@@ -372,9 +391,9 @@ def _fit(
         of_samples = groups[: x.shape[0]], groups[x.shape[0] :]
     groups_p, groups_q = (None, None) if of_samples is None else of_samples
     # Each sample needs two units per fold: rows, packs of rows, or groups.
-    least = 2 * method.num_folds
-    enough_p = _num_units(a, groups_p, method.pack_size) >= least
-    enough_q = _num_units(b, groups_q, method.pack_size) >= least
+    least = 2 * num_folds
+    enough_p = _num_units(a, groups_p, pack_size) >= least
+    enough_q = _num_units(b, groups_q, pack_size) >= least
     # Invalid samples are NaN from here on, and so are all their estimates.
     x, y = _valid_sample(x, a, enough_p), _valid_sample(y, b, enough_q)
     # Ties are counted for single rows: packs of rows hardly ever repeat.
@@ -382,12 +401,24 @@ def _fit(
     # Weights of at most one, so that the products of a pack cannot overflow.
     a, b = a / jnp.max(a), b / jnp.max(b)
     # From here on a row is the unit that is classified: a single row or a pack.
-    if method.pack_size > 1:
+    if pack_size > 1:
         pack_p, pack_q = jax.random.split(pack_key)
-        x, a = _pack(pack_p, x, a, method.pack_size)
-        y, b = _pack(pack_q, y, b, method.pack_size)
+        x, a = _pack(pack_p, x, a, pack_size)
+        y, b = _pack(pack_q, y, b, pack_size)
     # Normalisation to sums of one gives both samples equal weight at any sizes.
-    a, b = a / jnp.sum(a), b / jnp.sum(b)
+    rows = Rows(x, y, a / jnp.sum(a), b / jnp.sum(b))
+    return _Prepared(fit_key, rows, groups, of_samples, repeated)
+
+
+def _fit(
+    key: Key[Array, ""],
+    rows: tuple[Array, Array, Array, Array],
+    groups: Array | None,
+    method: _CrossFitted,
+) -> RatioFit:
+    """The fit, as a few programs of which one depends on the head."""
+    sizes = {"num_folds": method.num_folds, "pack_size": method.pack_size}
+    prepared = _prepare(key, *rows, groups, **sizes)
     plan = CrossFitting(
         method.num_folds,
         method.num_repeats,
@@ -395,12 +426,12 @@ def _fit(
         method.calibration,
         method.count_duplicates,
     )
-    fitted = cross_fit(fit_key, x, y, a, b, method.head, plan, groups)
+    fitted = cross_fit(prepared.key, prepared.rows, method.head, plan, prepared.groups)
     return RatioFit(
         log_ratio_p=fitted.log_ratio_p,
         log_ratio_q=fitted.log_ratio_q,
-        weights_p=a,
-        weights_q=b,
+        weights_p=prepared.rows.a,
+        weights_q=prepared.rows.b,
         held_out_p=fitted.held_out_p,
         held_out_q=fitted.held_out_q,
         sequential=fitted.sequential,
@@ -408,10 +439,10 @@ def _fit(
         validation=fitted.validation,
         test=fitted.test,
         misfit=fitted.misfit,
-        ties=repeated,
+        ties=prepared.ties,
         head=method.head,
         members=fitted.members,
-        groups=of_samples,
+        groups=prepared.of_samples,
         pack_size=method.pack_size,
     )
 
