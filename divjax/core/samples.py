@@ -483,6 +483,8 @@ def _as_array(name: str, sample: Numbers) -> Unrounded:
     if hasattr(sample, "toarray"):
         raise ValueError(f"{name} must be dense; got a sparse matrix. Pass {name}.toarray().")
     parts = jax.tree.leaves(sample) if isinstance(sample, (list, tuple)) else ()
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+        sample = np.ma.array(sample)
     if isinstance(sample, np.ma.MaskedArray) and sample.dtype.kind in "fiub":
         # Masked numbers are missing ones, as in a frame.
         masked = np.ma.is_masked(sample)

@@ -123,7 +123,7 @@ class Divergence:
         """The divergence from the log ratios of samples of p and of q, with its influences.
 
         Weights sum to one (otherwise the result is NaN), and are equal by default. Samples of
-        weight zero are ignored.
+        weight zero are ignored: no derivative is taken in them or in their weights.
 
         Example:
             >>> from divjax.fdiv import KL

@@ -89,7 +89,8 @@ class Mean:
     """σ² = mean_{i≠j} ‖x_i − x_j‖² / (2 log(n+1)), in O(nd) from the first two moments.
 
     Sensitive to outliers, unlike `Median`. Particles that coincide up to rounding, a few units in
-    the last place of their coordinates, give σ = 1, as does a single one.
+    the last place of their coordinates, give σ = 1, as does a single one. Weights do not enter: in
+    a flow a particle of weight zero counts as a copy of a weighted one.
 
     Example:
         >>> import jax.numpy as jnp
@@ -124,7 +125,8 @@ class Median:
     With this σ a particle's kernel values with all others sum to about one. The median is the
     lower one, found by passes that count pairs, not by sorting n² numbers. Each pass costs about a
     quarter of an SVGD step. Along a flow, where the search starts from the last two results, one
-    pass usually suffices. If half of the pairs coincide up to rounding, `Mean` is used.
+    pass usually suffices. If half of the pairs coincide up to rounding, `Mean` is used. Weights do
+    not enter: in a flow a particle of weight zero counts as a copy of a weighted one.
 
     Attributes:
         tolerance: the relative error allowed in the median of the squared distances, half of it in

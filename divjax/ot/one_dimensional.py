@@ -234,6 +234,11 @@ def _cost_between_quantiles(line: Line, p: ArrayLike) -> Float[Array, ""]:
     lost = (masses == 0) & ~jnp.isfinite(distance_power(difference, p))
     powers = distance_power(jnp.where(lost, 0, difference), p)
     potentials = [jnp.where(jnp.isfinite(z), z, 0) for z in line_potentials(line, path, p)]
+    # Rounding would give the entries of far rows of weight zero a mass in second derivatives.
+    dead = jnp.zeros(masses.shape, bool)
+    for weights, of_entries in ((a, rows), (b, columns)):
+        dead |= False if weights is None else weights[of_entries] == 0
+    masses = jnp.where(dead, 0, masses)
     shares = [None if w is None else w / jnp.sum(w) for w in (a, b)]
     return _total(masses, powers, shares, potentials)
 
@@ -287,9 +292,9 @@ def wasserstein_1d(
 
     Differentiable in all arguments. In the samples: almost everywhere, with a derivative of zero
     for a pair at distance zero. Among duplicates the matching is one of several. In the weights,
-    which are normalised: everywhere except where two cumulative weights coincide, also at zero
-    weights (for W_∞ the derivative in the weights is zero). The derivative of the root is zero if
-    the cost is.
+    which are normalised: everywhere except where two cumulative weights coincide, to first order
+    also at zero weights (for W_∞ the derivative in the weights is zero). The derivative of the root
+    is zero if the cost is.
 
     Time O((n + m) log(n + m)), memory O(n + m). Half precision is computed in float32.
 

@@ -206,9 +206,11 @@ def sliced_wasserstein(
     if weights is None:
         value = jnp.mean(costs)
     else:
-        # A direction of weight zero may have an infinite cost.
-        used = weights != 0
-        value = jnp.sum(jnp.where(used, weights * costs, 0)) / jnp.sum(weights)
+        # A direction of weight zero may have an infinite cost. If its cost is finite, so is the
+        # derivative in its weight.
+        lost = (weights == 0) & ~jnp.isfinite(costs)
+        total = jnp.dot(weights, jnp.where(lost, 0, costs), precision="highest")
+        value = total / jnp.sum(weights)
         # Traced arguments cannot be validated eagerly.
         value = nan_unless(jnp.min(weights) >= 0, value)
     return (rooted(value, p) if root else value).astype(dtype)

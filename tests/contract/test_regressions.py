@@ -349,3 +349,34 @@ def test_slopes_where_no_mass_is_worth_moving():
     slopes = jax.grad(lambda *z: cost(*z).value, (0, 1, 2, 3))(*arguments)
     for found, expected in zip(slopes, (0.0, 0.0, 1e-3, 1e-3), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_slope_in_a_directions_zero_weight():
+    """Of a mean with weights: the direction's own cost less the mean."""
+    x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32) * 2
+    cost = lambda w: ot.sliced_wasserstein(None, x, y, directions=jnp.eye(2), direction_weights=w)
+    costs = ot.projected_wasserstein(jnp.eye(2), x, y)
+    found = jax.grad(cost)(jnp.array([1.0, 0.0]))
+    np.testing.assert_allclose(found, [0, costs[1] - costs[0]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("fill", [1e6, -1e6, 1e18])
+def test_second_derivatives_beside_far_padding(fill):
+    x, y = jnp.array([0.3, -1.2, 0.9]), jnp.array([0.1, 1.5, -0.4, 0.7])
+    a, b = jnp.array([0.5, 1.3, 0.8]), jnp.array([1.1, 0.6, 0.9, 1.7])
+
+    def mixed(x, a):
+        slope = jax.grad(lambda y, a: ot.wasserstein_1d(x, y, a, b, p=3))
+        return jax.jacfwd(slope, 1)(y, a)[:, :3]
+
+    expected = mixed(x, a)
+    assert jnp.abs(expected).max() > 1
+    np.testing.assert_allclose(mixed(jnp.append(x, fill), jnp.append(a, 0)), expected, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Warning. converting a masked element to nan")
+def test_lists_of_masked_rows():
+    rows = np.ma.array(X)
+    rows[2] = np.ma.masked
+    for given in (rows, list(rows), [list(row) for row in rows]):
+        assert np.isnan(ot.sinkhorn(given, Y, epsilon=1.0).value)

@@ -50,10 +50,12 @@ def sinkhorn(
         b: weights of y, in a balanced problem with the same sum as a.
         epsilon: ε > 0, in units of the cost, or `Relative` to the costs.
         cost: a cost of `divjax.ot` or of ott-jax, any function of two points, or a matrix of costs.
-            An infinite cost forbids a pair. A row with only such costs stays unmatched if its
-            marginal is relaxed. Otherwise, or if all costs are infinite, the value is infinite, and
-            flagged by `Status.NOT_FINITE`. If rows share too few columns of finite cost for their
-            mass, iterations do not converge.
+            A function is evaluated at the points in JAX's dtype: points from NumPy are refused if
+            this rounds them by more than a thousandth of their range. An infinite cost forbids a
+            pair. A row with only such costs stays unmatched if its marginal is relaxed. Otherwise,
+            or if all costs are infinite, the value is infinite, and flagged by
+            `Status.NOT_FINITE`. If rows share too few columns of finite cost for their mass,
+            iterations do not converge.
         marginal_penalty: ρ > 0, in units of the cost, of both marginals; or (ρ_a, ρ_b). None or
             infinity for an exact marginal.
         init: potentials (f, g) to start from, such as those of a similar problem. Ignored if they
