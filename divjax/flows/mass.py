@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from divjax.core.checks import check_positive, check_positive_values, check_scalar, check_shape
 from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pairwise import living_rows
-from divjax.core.pytrees import num_particles, pytree
+from divjax.core.pytrees import pytree
 from divjax.core.samples import (
     Numbers,
     as_numbers,
@@ -31,7 +31,6 @@ __all__ = [
     "checked_step",
     "drop_dead",
     "masses_or_equal",
-    "weighted_particles",
     "weighted_sum",
 ]
 
@@ -64,19 +63,6 @@ def masses_or_equal(weights: Numbers | None, x: Array, axis: int = 0) -> Float[A
     """`checked_masses` of the particles along an axis, or equal ones if None are given."""
     n, dtype = x.shape[axis], x.dtype
     return checked_masses(jnp.full(n, 1 / n, dtype) if weights is None else weights, n, dtype)
-
-
-def weighted_particles(
-    particles: PyTree[Array], weights: Numbers
-) -> tuple[PyTree[Array], Float[Array, " n"]]:
-    """Particles that are a pytree of floating-point arrays, dead ones dropped, and their masses.
-
-    Raises:
-        ValueError: as `checked_masses`.
-    """
-    dtype = jnp.result_type(*jax.tree.leaves(particles))
-    masses = checked_masses(weights, num_particles(particles), dtype)
-    return jax.tree.map(lambda leaf: drop_dead(masses, leaf), particles), masses
 
 
 def checked_step(

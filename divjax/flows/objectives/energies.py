@@ -16,8 +16,8 @@ from divjax.core.checks import (
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles, static
 from divjax.core.samples import Numbers
-from divjax.flows.mass import weighted_particles, weighted_sum
-from divjax.flows.objectives.targets import as_particles
+from divjax.flows.mass import weighted_sum
+from divjax.flows.objectives.targets import as_particles, weighted_particles
 from divjax.flows.protocols import Variation
 from divjax.kernels.radial import Kernel, check_kernel
 from divjax.kernels.sums import kernel_sums
@@ -40,7 +40,6 @@ def _expected_energy(
     def energy(key, particle):
         return function(key, particle) if stochastic else function(particle)
 
-    particles = as_particles(particles)
     particles, weights = weighted_particles(particles, weights)
     # Checked for one particle: an error from within `vmap` would not name the argument.
     particle = jax.tree.map(lambda leaf: leaf[0], particles)
@@ -220,7 +219,6 @@ class Interaction:
         state: PyTree,
     ) -> tuple[Variation, PyTree]:
         """The variation of ½ ∬ k dq dq."""
-        particles = as_particles(particles)
         particles, weights = weighted_particles(particles, weights)
         x, unravel = ravel_particles(particles)
         # Σ_j a_j k(x_i, x_j) and its gradient in x_i. By the symmetry of k the factor ½ cancels.

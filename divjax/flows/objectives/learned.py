@@ -16,8 +16,12 @@ from divjax.core.standardize import mean_and_scale
 from divjax.core.training import fit
 from divjax.fdiv.divergences import ReverseKL
 from divjax.fdiv.generators import Generator
-from divjax.flows.mass import weighted_particles
-from divjax.flows.objectives.targets import as_particles, as_table, flagged, target_rows
+from divjax.flows.objectives.targets import (
+    as_table,
+    flagged,
+    target_rows,
+    weighted_particles,
+)
 from divjax.flows.protocols import Variation
 from divjax.ratio.heads import Network
 from divjax.ratio.protocols import cross_entropy
@@ -114,7 +118,6 @@ class FDivergence:
         state: PyTree,
     ) -> tuple[Variation, PyTree]:
         """The variation of D_f(p‖q), and the refined network."""
-        particles = as_particles(particles)
         particles, weights = weighted_particles(particles, weights)
         _, unravel = ravel_particles(particles)
         rows = target_rows(self.samples, particles)

@@ -5,8 +5,13 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from divjax.core.pytrees import pytree, ravel_particles
 from divjax.core.samples import Numbers
-from divjax.flows.mass import weighted_particles, weighted_sum
-from divjax.flows.objectives.targets import as_particles, as_table, flagged, target_rows
+from divjax.flows.mass import weighted_sum
+from divjax.flows.objectives.targets import (
+    as_table,
+    flagged,
+    target_rows,
+    weighted_particles,
+)
 from divjax.flows.protocols import Variation
 from divjax.kernels.radial import Kernel, check_kernel
 from divjax.kernels.sums import kernel_sums
@@ -77,7 +82,6 @@ class MMD:
     ) -> tuple[Variation, PyTree]:
         """The variation of ½ MMD²."""
         kernel, self_term = state
-        particles = as_particles(particles)
         particles, weights = weighted_particles(particles, weights)
         _, unravel = ravel_particles(particles)
         # A common origin for both sides: the kernel depends on differences alone.

@@ -19,10 +19,18 @@ from divjax.core.samples import (
     centered_samples,
     check_distinguishable,
 )
+from divjax.flows.mass import checked_masses, drop_dead
 
 T = TypeVar("T")
 
-__all__ = ["TargetRows", "as_particles", "as_table", "flagged", "target_rows"]
+__all__ = [
+    "TargetRows",
+    "as_particles",
+    "as_table",
+    "flagged",
+    "target_rows",
+    "weighted_particles",
+]
 
 
 def as_table(name: str, value: Numbers | PyTree[Array]) -> Unrounded | PyTree[Array]:
@@ -36,7 +44,7 @@ def as_table(name: str, value: Numbers | PyTree[Array]) -> Unrounded | PyTree[Ar
     # For its errors alone, which name the argument.
     as_samples(**{name: value})
     if not hasattr(value, "to_numpy"):
-        return np.asarray(value, float)
+        return as_numbers(name, value)
     try:
         return value.to_numpy(dtype=float, na_value=np.nan)
     except TypeError:  # a frame of another library than pandas
@@ -53,6 +61,20 @@ def as_particles(particles: Numbers | PyTree[Numbers]) -> PyTree[Array]:
     # Other shapes and empty arrays are rejected later, with error messages of their own.
     is_matrix = jnp.ndim(particles) == 2 and 0 not in jnp.shape(particles)
     return as_samples(particles=particles)[0] if is_matrix else particles
+
+
+def weighted_particles(
+    particles: Numbers | PyTree[Numbers], weights: Numbers
+) -> tuple[PyTree[Array], Float[Array, " n"]]:
+    """`as_particles`, dead ones dropped, and their masses.
+
+    Raises:
+        ValueError: for invalid particles, and as `checked_masses`.
+    """
+    particles = as_particles(particles)
+    dtype = jnp.result_type(*jax.tree.leaves(particles))
+    masses = checked_masses(weights, num_particles(particles), dtype)
+    return jax.tree.map(lambda leaf: drop_dead(masses, leaf), particles), masses
 
 
 def _as_floats(leaf: Numbers) -> Array:

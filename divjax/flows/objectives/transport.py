@@ -17,8 +17,13 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.core.samples import Numbers, as_samples
-from divjax.flows.mass import weighted_particles
-from divjax.flows.objectives.targets import as_particles, as_table, flagged, target_rows
+from divjax.flows.objectives.targets import (
+    as_particles,
+    as_table,
+    flagged,
+    target_rows,
+    weighted_particles,
+)
 from divjax.flows.protocols import Variation
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.divergence import SinkhornDivergenceResult, sinkhorn_divergence
@@ -85,7 +90,6 @@ class SlicedWasserstein:
         state: PyTree,
     ) -> tuple[Variation, PyTree]:
         """The variation of SW_p^p."""
-        particles = as_particles(particles)
         particles, weights = weighted_particles(particles, weights)
         _, unravel = ravel_particles(particles)
         rows = target_rows(self.samples, particles)
@@ -197,7 +201,6 @@ class SinkhornDivergence:
         state: PyTree,
     ) -> tuple[Variation, PyTree]:
         """The variation of S_ε."""
-        particles = as_particles(particles)
         particles, weights = weighted_particles(particles, weights)
         x, unravel = ravel_particles(particles)
         # A warm start: particles move little in a step, and so do the potentials.
