@@ -10,7 +10,7 @@ LARGEST_ROUNDING = 1e-2
 
 
 def is_rounded_away(
-    size: Float[Array, "*s"], spread: Float[Array, "*s"], share: float = LARGEST_ROUNDING
+    size: Float[Array, "*#s"], spread: Float[Array, "*#s"], share: float = LARGEST_ROUNDING
 ) -> Bool[Array, "*s"]:
     """Whether numbers of this size are rounded by more than a share of their spread.
 
