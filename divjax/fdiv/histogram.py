@@ -72,10 +72,10 @@ def edges(
         x: samples, a vector or a matrix.
         y: samples with the same number of columns.
         num_bins: the number of bins, a static integer.
-        spacing: "quantile" for bins of equal share of both samples pooled, which one far value does
-            not move. Ties make some of them empty, which is harmless without smoothing. "uniform"
-            for bins of equal width between the extremes, of which one far value leaves a single bin
-            for all others.
+        spacing: "quantile" for bins of equally many rows of both samples pooled, which one far
+            value does not move. Ties make some of them empty, which is harmless without smoothing.
+            "uniform" for bins of equal width between the extremes, of which one far value leaves a
+            single bin for all others.
 
     Returns:
         Ascending edges "bins+1" of one column, "d edges" of several. They are nan for a column
@@ -468,7 +468,8 @@ def divergence(
         spacing: "quantile" or "uniform", see `edges`.
         bins: ascending edges to use instead, "bins+1", or "d edges" for a matrix. Points outside
             of them are left out.
-        a: non-negative weights of x, one per sample. Rows of weight zero are padding.
+        a: non-negative weights of x, one per sample. Rows of weight zero are padding. Others enter
+            the counts, but not the edges of quantile bins, which repeated rows would move.
         b: non-negative weights of y, likewise.
         smoothing: the number added to each count. Without it, KL is +inf if a bin holds points of x
             alone.

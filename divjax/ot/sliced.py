@@ -253,8 +253,11 @@ def max_sliced_wasserstein(
     first start is the difference of the means, the others are random. The cost is not concave in θ,
     and only a local maximum is guaranteed: `values` shows how many starts agree.
 
-    The value's gradient in samples and weights is that along the fixed direction, by the envelope
-    theorem. The direction's gradient is stopped.
+    The gradient in samples and weights is that of the cost along the fixed direction, whose own
+    gradient is stopped. By the envelope theorem it is the value's, if the plan there is unique. At
+    the largest direction two projections often coincide: the value's derivative is then that of a
+    mixture of the optimal plans, and the gradient of one of them, returned here, may miss a part of
+    it (up to half in the plane, for five of twelve samples of ten points).
 
     Args:
         key: the key for the starts.
