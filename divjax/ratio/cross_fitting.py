@@ -202,6 +202,7 @@ def _fit_and_score(
     *,
     plan: CrossFitting,
 ) -> tuple[_Fitted, _Scores]:
+    """The heads of all repeats and folds, and their scores of the rows that each did not see."""
     # The heads are fitted without derivatives: at their optimum the divergence does not depend on
     # them to first order.
     fixed = jax.lax.stop_gradient(rows)
@@ -234,6 +235,7 @@ def _calibrate_and_probe(
     *,
     plan: CrossFitting,
 ) -> _Calibrated:
+    """The scores calibrated out of fold, and what a probe gains over them."""
     weights, held_out = jax.lax.stop_gradient(weights), scores.held_out
     # Gradients are stopped in `HeldOut`, so that calibrations are constants like the heads.
     calibrate = lambda held_out: _calibrate_folds(held_out, weights, plan)
