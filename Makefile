@@ -26,8 +26,8 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.test
-	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pyright -p tests/pyright.json --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python & package=$$!; \
+	$(BIN)/pyright -p tests/pyright.json --pythonpath $(BIN)/python && wait $$package
 
 # These compile for most of their time: LLVM had better not optimise. Fusions through MLIR take
 # twice the time of those without, which only some versions of jaxlib have; an unknown flag aborts.
@@ -49,7 +49,7 @@ test-exhaustive: $(VENV)/.test  ## what takes minutes to compile
 	$(PYTEST) -m exhaustive -n 2 --dist loadfile
 
 run-notebooks: $(VENV)/.test
-	cd notebooks && for notebook in *.py; do echo "$$notebook" && PYTHONPATH=.. ../$(BIN)/python $$notebook || exit 1; done
+	cd notebooks && ls *.py | PYTHONPATH=.. xargs -P 2 -I notebook sh -c 'echo notebook && ../$(BIN)/python notebook'
 
 # What is quick of the contract; all of it takes as long as here (OLDEST_TESTS=tests/contract).
 OLDEST_TESTS ?= tests/core/test_linalg.py $(patsubst %,tests/contract/test_%.py,methods kernels inference numpy_memory)
