@@ -100,21 +100,21 @@ def cut_mean(values: Float[Array, " n"], weights: Float[Array, " n"]) -> Float[A
 
 
 def weighted_quantile(
-    values: Float[Array, " n"], weights: Float[Array, " n"], level: float
+    values: Float[Array, " n"], weights: Float[Array, " n"], share: float
 ) -> Float[Array, ""]:
-    """The least value at which the cumulative weight reaches the level.
+    """The least value at which the cumulative weight reaches the share.
 
     Args:
         values: numbers.
         weights: weights with sum one.
-        level: between 0 and 1.
+        share: between 0 and 1.
     """
     order = jnp.argsort(values)
-    return values[order][jnp.argmax(jnp.cumsum(weights[order]) >= level)]
+    return values[order][jnp.argmax(jnp.cumsum(weights[order]) >= share)]
 
 
 def winsorised(
-    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None = None, *, level: float = 0.9
+    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None = None, *, share: float = 0.9
 ) -> Float[Array, "n d"]:
     """The rows, with features far from their median moved to the largest deviation allowed.
 
@@ -124,17 +124,17 @@ def winsorised(
     Args:
         rows: samples.
         weights: weights with sum one, uniform by default.
-        level: the level of the quantile; values with more than 1 − level of the mass are not
+        share: the share of the quantile; values with more than 1 − share of the mass are not
             outliers.
     """
     # The quantile of a normal variable, in standard deviations.
     # The quantile's distance from the median in standard deviations of a Gaussian.
-    deviations = float(scipy.stats.norm.ppf((1 + level) / 2))
+    deviations = float(scipy.stats.norm.ppf((1 + share) / 2))
     weights = jnp.full(len(rows), 1 / len(rows), rows.dtype) if weights is None else weights
 
     def clipped(feature: Float[Array, " n"]) -> Float[Array, " n"]:
         median = weighted_quantile(feature, weights, 0.5)
-        quantile = weighted_quantile(jnp.abs(feature - median), weights, level)
+        quantile = weighted_quantile(jnp.abs(feature - median), weights, share)
         far = jnp.where(quantile > 0, _FAR_DEVIATIONS / deviations * quantile, jnp.inf)
         return jnp.clip(feature, median - far, median + far)
 

@@ -264,7 +264,8 @@ def max_sliced_wasserstein(
     theorem. At the largest direction projections often coincide, so that several plans are optimal
     there and each of them costs more along some nearby direction. The gradient is then that of the
     mixture of these plans of which θ is a stationary point, found from the gradients along
-    directions nearby (gradient sampling), with a relative error of about a thousandth.
+    directions nearby (gradient sampling): accurate to about a thousandth, or to the angle by which
+    the search has missed the direction if that is larger.
 
     Args:
         key: the key for the starts.

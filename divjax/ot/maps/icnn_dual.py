@@ -456,7 +456,7 @@ def _are_rounded(mean: Float[Array, " d"], centered: Float[Array, "n d"]) -> Boo
 def _without_outliers(samples: WeightedSamples) -> tuple[Array, Array]:
     """Both sides' rows, with at most a hundredth of the mass winsorised."""
     x, y, a, b = samples
-    return winsorised(x, a, level=0.99), winsorised(y, b, level=0.99)
+    return winsorised(x, a, share=0.99), winsorised(y, b, share=0.99)
 
 
 def _misfit(images: Float[Array, "n d"], held: WeightedSamples) -> Float[Array, ""]:

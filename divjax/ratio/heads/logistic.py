@@ -135,7 +135,7 @@ class RandomFourier(_Logistic):
         return jnp.concatenate([jnp.ones_like(z[:, :1]), cosines], axis=1)
 
 
-@partial(jax.jit, static_argnames="max_steps")
+@partial(jax.jit, static_argnames="max_iterations")
 def newton_logistic(
     phi_p: Float[Array, "n m"],
     phi_q: Float[Array, "k m"],
@@ -144,7 +144,7 @@ def newton_logistic(
     penalty: Float[Array, " m"],
     offset_p: ArrayLike = 0.0,
     offset_q: ArrayLike = 0.0,
-    max_steps: int = 30,
+    max_iterations: int = 30,
 ) -> Float[Array, " m"]:
     """The minimiser c of the balanced cross-entropy of offset + φc, plus ½ Σ penalty·c².
 
@@ -164,7 +164,7 @@ def newton_logistic(
         [jnp.broadcast_to(jnp.asarray(o, w.dtype), w.shape) for o, w in offsets]
     )
     offset = jnp.where(used, offset, 0)
-    return _minimizer(max_steps, _Problem(phi, sign, weights, penalty, offset))
+    return _minimizer(max_iterations, _Problem(phi, sign, weights, penalty, offset))
 
 
 class _Problem(NamedTuple):
@@ -196,7 +196,7 @@ class _Problem(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _minimizer(max_steps: int, problem: _Problem) -> Float[Array, " m"]:
+def _minimizer(max_iterations: int, problem: _Problem) -> Float[Array, " m"]:
     m, dtype = problem.phi.shape[1], problem.phi.dtype
     eps = jnp.finfo(dtype).eps
 
@@ -225,7 +225,7 @@ def _minimizer(max_steps: int, problem: _Problem) -> Float[Array, " m"]:
 
     def unfinished(carry):
         _, decrement, count = carry
-        return (decrement > 100 * eps) & (count < max_steps)
+        return (decrement > 100 * eps) & (count < max_iterations)
 
     # No decrement is known before the first step: infinity lets the loop begin.
     start = jnp.zeros(m, dtype), jnp.asarray(jnp.inf, dtype), 0
@@ -233,9 +233,11 @@ def _minimizer(max_steps: int, problem: _Problem) -> Float[Array, " m"]:
 
 
 @_minimizer.defjvp
-def _(max_steps: int, primals: tuple[_Problem], tangents: tuple[_Problem]) -> tuple[Array, Array]:
+def _(
+    max_iterations: int, primals: tuple[_Problem], tangents: tuple[_Problem]
+) -> tuple[Array, Array]:
     """The minimiser changes by −H⁻¹ times the change of the gradient at a fixed c."""
-    c = _minimizer(max_steps, *primals)
+    c = _minimizer(max_iterations, *primals)
     # The condition gradient(c) = 0, differentiated in the problem at fixed c.
     change = jax.jvp(lambda problem: problem.gradient(c), primals, tangents)[1]
     return c, -cho_solve(primals[0].factor(c), change)

@@ -186,9 +186,9 @@ def row_sampler(*weights: Float[Array, " _"]) -> Callable[[Key[Array, ""], int],
     """
     cumulative = for_each(jnp.cumsum, [(weight,) for weight in weights])
 
-    def of_sample(mass: Float[Array, " n"], level: Float[Array, " count"]) -> Int[Array, " count"]:
-        # Rounding may put a level beyond the total mass.
-        return jnp.minimum(jnp.searchsorted(mass, level * mass[-1]), mass.shape[0] - 1)
+    def of_sample(mass: Float[Array, " n"], share: Float[Array, " count"]) -> Int[Array, " count"]:
+        # Rounding may put a share beyond the total mass.
+        return jnp.minimum(jnp.searchsorted(mass, share * mass[-1]), mass.shape[0] - 1)
 
     def draw(key: Key[Array, ""], count: int) -> list[Array]:
         uniform = jax.random.uniform(key, (len(weights), count), weights[0].dtype)
