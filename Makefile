@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 export MPLBACKEND := Agg
 # What one test has compiled, the next need not.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.3
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 .PHONY: run test lint types test-fast test-slow test-exhaustive test-oldest run-notebooks notebooks benchmarks clean
 

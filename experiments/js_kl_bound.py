@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 from divjax.fdiv import kl_lower_bound_from_cross_entropy
 from divjax.ratio import MutualInformationBound
 from divjax.ratio.bounds import MINE
-from divjax.ratio.bounds.variational import as_bound
+from divjax.ratio.bounds.named_bounds import as_bound
 from experiments import common
 
 

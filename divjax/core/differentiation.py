@@ -1,11 +1,12 @@
-"""An error for values without a useful derivative."""
+"""Values with the derivatives of others, and an error for those without a useful derivative."""
 
 from typing import TypeVar
 
 import jax
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, PyTree
 
-__all__ = ["refuse_derivatives"]
+__all__ = ["refuse_derivatives", "with_slopes_of"]
 
 T = TypeVar("T")
 
@@ -39,3 +40,23 @@ def refuse_derivatives(tree: T, message: str) -> T:
 
     identity.defjvp(rule, symbolic_zeros=True)
     return identity(tree)
+
+
+@jax.custom_jvp
+def with_slopes_of(surrogate: PyTree[Array], values: PyTree[Array]) -> PyTree[Array]:
+    """The values, with the derivatives of a surrogate of the same structure and dtypes.
+
+    Example:
+        >>> import jax
+        >>> value, slope = jax.value_and_grad(lambda x: with_slopes_of(x**2, x))(3.0)
+        >>> float(value), float(slope)
+        (3.0, 6.0)
+    """
+    return values
+
+
+@with_slopes_of.defjvp
+def _slopes(
+    primals: tuple[PyTree[Array], PyTree[Array]], tangents: tuple[PyTree[Array], PyTree[Array]]
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    return primals[1], tangents[0]

@@ -6,25 +6,21 @@ not slower than dense, and memory grows only with n + m.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from divjax.core.checks import check_matrix, check_same_features
+from divjax.core.differentiation import with_slopes_of
 from divjax.core.numerics import if_needed, matmul
 
 __all__ = [
-    "at_least_single",
     "coincidence_distance",
     "common_center",
-    "fractions_below",
     "living_rows",
     "map_row_blocks",
-    "median_squared_distance",
     "squared_distances",
 ]
 
@@ -36,21 +32,16 @@ BLOCK_ENTRIES_ACCELERATOR = 2**26
 # Up to this many features squared distances are sums of squared differences, which is as fast as a
 # matrix product and does not cancel. Beyond it they are |x|² + |y|² − 2⟨x, y⟩ of centred points,
 # and computed again by differences, a few features per pass, if a pair has suffered cancellation.
-_DIFFERENCES_UP_TO = 8
+DIFFERENCES_UP_TO = 8
 _FEATURES_A_PASS = 8
 
 # A squared distance below this multiple of epsilon times the points' own squares has fewer than
 # three correct digits. Half precision, which has no more than that, requires only two.
-_LOST_ULPS, _LOST_AT_MOST = 1024, 2**-6
+LOST_ULPS, _LOST_AT_MOST = 1024, 2**-6
 
 # Coordinates that differ by at most this multiple of epsilon, relative to their size, are equal: a
 # few units in the last place, the rounding error of particles that follow the same dynamics.
 _COINCIDENT_ULPS = 4
-
-
-def at_least_single(dtype: np.dtype) -> np.dtype:
-    """The dtype, or float32 for half precision, too narrow for squares and counts of pairs."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def common_center(
@@ -142,20 +133,20 @@ def _centered(y: Float[Array, "m d"], *others: Float[Array, "_ d"]) -> tuple[Arr
 
     Differences, used for few features, are exact without centering.
     """
-    if y.shape[1] <= _DIFFERENCES_UP_TO:
+    if y.shape[1] <= DIFFERENCES_UP_TO:
         return y, *others
     center = common_center(y)
     return tuple(rows - center for rows in (y, *others))
 
 
-def _distances(
+def centered_distances(
     x: Float[Array, "n d"], y: Float[Array, "m d"], same: Bool[Array, "n m"] | None = None
 ) -> Float[Array, "n m"]:
     """Squared distances of rows about a common origin near them, zero where `same` holds.
 
     With more than 8 features they are exact to rounding of the rows' squares: see `_is_lost`.
     """
-    if x.shape[1] <= _DIFFERENCES_UP_TO:
+    if x.shape[1] <= DIFFERENCES_UP_TO:
         # A sum of n × m terms, one for each feature, which the compiler fuses.
         squares = (jnp.square(x[:, i, None] - y[:, i]) for i in range(x.shape[1]))
         return functools.reduce(jnp.add, squares)
@@ -180,15 +171,15 @@ def _is_lost(
     same: Bool[Array, "n m"] | None,
 ) -> Bool[Array, ""]:
     """Whether a distance by products, of distinct points, is mostly rounding error."""
-    if x.shape[1] <= _DIFFERENCES_UP_TO:
+    if x.shape[1] <= DIFFERENCES_UP_TO:
         return jnp.array(False)
     # The product's rounding error is about ε (|x|² + |y|²): distances near it are inaccurate.
-    threshold = min(_LOST_ULPS * float(jnp.finfo(x.dtype).eps), _LOST_AT_MOST)
+    threshold = min(LOST_ULPS * float(jnp.finfo(x.dtype).eps), _LOST_AT_MOST)
     lost = distances < threshold * _norms(x, y)
     return jnp.any(lost if same is None else lost & ~same)
 
 
-def _differences(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+def distances_by_differences(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Squared distances by differences, each exact to rounding of itself."""
     # The last pass is padded with zero features, which add nothing.
     # Padding with equal zeros adds nothing to a difference.
@@ -209,33 +200,20 @@ def _differences(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array,
 def _resolved_distances(
     x: Float[Array, "n d"], y: Float[Array, "m d"], same: Bool[Array, "n m"] | None = None
 ) -> Float[Array, "n m"]:
-    """As `_distances`, by differences if products have lost a distance to cancellation."""
-    if x.shape[1] <= _DIFFERENCES_UP_TO:
-        return _distances(x, y, same)
+    """As `centered_distances`, by differences if products have lost a distance to cancellation."""
+    if x.shape[1] <= DIFFERENCES_UP_TO:
+        return centered_distances(x, y, same)
     products = _products(x, y)
     # `if_needed` has no reverse mode: values are chosen among constants, and the derivatives are
     # those of the products.
     held, fixed_x, fixed_y = jax.lax.stop_gradient((products, x, y))
     lost = _is_lost(held, fixed_x, fixed_y, same)
-    again = lambda _: _differences(fixed_x, fixed_y)
-    distances = _with_slopes_of(products, if_needed(lost, again, jnp.maximum(held, 0)))
+    again = lambda _: distances_by_differences(fixed_x, fixed_y)
+    distances = with_slopes_of(products, if_needed(lost, again, jnp.maximum(held, 0)))
     return distances if same is None else jnp.where(same, 0, distances)
 
 
-@jax.custom_jvp
-def _with_slopes_of(rounded: PyTree[Array], values: PyTree[Array]) -> PyTree[Array]:
-    """The values, with the derivatives of their rounded counterparts."""
-    return values
-
-
-@_with_slopes_of.defjvp
-def _slopes(
-    primals: tuple[PyTree[Array], PyTree[Array]], tangents: tuple[PyTree[Array], PyTree[Array]]
-) -> tuple[PyTree[Array], PyTree[Array]]:
-    return primals[1], tangents[0]
-
-
-def _block_rows(num_rows: int, num_columns: int) -> int:
+def rows_per_block(num_rows: int, num_columns: int) -> int:
     """Rows per block, so that blocks are of equal size and within the budget."""
     cpu = jax.default_backend() == "cpu"
     budget = BLOCK_ENTRIES_CPU if cpu else BLOCK_ENTRIES_ACCELERATOR
@@ -267,7 +245,7 @@ def map_row_blocks(
         kept for the backward pass.
     """
     n = rows[0].shape[0]
-    size = _block_rows(n, num_columns) if block_rows is None else min(block_rows, n)
+    size = rows_per_block(n, num_columns) if block_rows is None else min(block_rows, n)
     if size == n:
         return function(*rows)
     # `lax.map` takes blocks of one size, so the last is padded.
@@ -330,8 +308,8 @@ def reduce_centered_pairs(
     def block(rows: Float[Array, "b d"], index: Array) -> PyTree[Array]:
         # A function, to avoid storing a mask of all pairs.
         diagonal = lambda: index[:, None] == jnp.arange(y.shape[0]) if same else None
-        result = reduce(rows, _distances(rows, y, diagonal()))
-        if again is None or y.shape[1] <= _DIFFERENCES_UP_TO:
+        result = reduce(rows, centered_distances(rows, y, diagonal()))
+        if again is None or y.shape[1] <= DIFFERENCES_UP_TO:
             return result
         # `if_needed` has no reverse mode: values are chosen among constants, and the derivatives
         # are those of `result`.
@@ -339,61 +317,18 @@ def reduce_centered_pairs(
         exactly = again
 
         def by_differences(_: PyTree[Array]) -> PyTree[Array]:
-            mask, distances = diagonal(), _differences(fixed, fixed_y)
+            mask, distances = diagonal(), distances_by_differences(fixed, fixed_y)
             return exactly(fixed, distances if mask is None else jnp.where(mask, 0, distances))
 
         def if_lost(plain: PyTree[Array]) -> PyTree[Array]:
             # Computed again, only if they are checked: closed over by the loop, they would stay in
             # memory.
-            products = _distances(fixed, fixed_y)
+            products = centered_distances(fixed, fixed_y)
             return if_needed(_is_lost(products, fixed, fixed_y, diagonal()), by_differences, plain)
 
-        return _with_slopes_of(result, if_needed(jnp.asarray(needed), if_lost, plain))
+        return with_slopes_of(result, if_needed(jnp.asarray(needed), if_lost, plain))
 
     return map_row_blocks(block, y.shape[0], x, jnp.arange(x.shape[0]), block_rows=block_rows)
-
-
-def fractions_below(
-    x: Float[Array, "n d"], thresholds: Sequence[ArrayLike], *, by_differences: bool = False
-) -> Float[Array, " t"]:
-    """The fractions of pairs i ≠ j with ‖x_i − x_j‖² below 1 to 4 positive thresholds, in one pass.
-
-    The rows are centered, as for `_distances`. By differences, distances are exact.
-
-    The comparisons of an entry are packed into the bytes of one integer and summed over
-    columns of at most 255 rows, so that a pass costs little more than one comparison.
-    """
-    n = x.shape[0]
-    size = min(_block_rows(n, n), 255)
-
-    def block(rows: Float[Array, "b d"], index: Array) -> Array:
-        diagonal = index[:, None] == jnp.arange(n)
-        if by_differences:
-            distances = jnp.where(diagonal, 0, _differences(rows, x))
-        else:
-            distances = _distances(rows, x, diagonal)
-        real = (index < n)[:, None]  # no distance is below −1, so padding is not counted
-        # A column of at most 255 rows cannot carry from one byte into the next.
-        packed = sum(
-            (distances < jnp.where(real, threshold, -1)).astype(jnp.uint32) << (8 * byte)
-            for byte, threshold in enumerate(thresholds)
-        )
-        columns = jnp.sum(packed, axis=0, dtype=jnp.uint32)
-        return jnp.stack(
-            [jnp.sum((columns >> (8 * byte)) & 255) for byte in range(len(thresholds))]
-        )
-
-    num_blocks = math.ceil(n / size)
-    padding = num_blocks * size - n
-    padded = jnp.pad(x, ((0, padding), (0, 0)))
-    index = jnp.arange(num_blocks * size).reshape(num_blocks, size)
-    counts = jax.lax.map(
-        lambda args: block(*args), (padded.reshape(num_blocks, size, x.shape[1]), index)
-    )
-    # A particle is at distance zero of itself, below every positive threshold. In half precision
-    # neither the counts nor n(n − 1) would fit. The latter exceeds 32 bits, hence the float.
-    below = jnp.sum(counts.astype(at_least_single(x.dtype)), axis=0) - n
-    return below / float(n * (n - 1))
 
 
 def coincidence_distance(x: Float[Array, "n d"], eps: float) -> Float[Array, ""]:
@@ -408,121 +343,3 @@ def coincidence_distance(x: Float[Array, "n d"], eps: float) -> Float[Array, ""]
         eps: the epsilon of the dtype in which they were given.
     """
     return _COINCIDENT_ULPS * eps * jnp.median(jnp.max(jnp.abs(x), axis=1))
-
-
-@functools.partial(jax.jit, static_argnames="tolerance")
-def median_squared_distance(
-    x: Float[Array, "n d"],
-    guess: Float[Array, ""],
-    tolerance: float,
-    coincident: ArrayLike = 0.0,
-) -> Float[Array, ""]:
-    """The lower median of ‖x_i − x_j‖² over pairs i < j, without sorting them.
-
-    Passes that count the pairs below four thresholds narrow a bracket around the median. With a
-    guess within `tolerance` of the answer one pass is enough. The bracket's ends are verified by
-    counts, so for any guess the relative error is at most `tolerance` (plus the rounding of float32
-    ranks beyond 2²⁴ pairs, and of `squared_distances`). Zero if at least half of the pairs
-    coincide.
-
-    Args:
-        x: at least two samples.
-        guess: a positive number. A guess nearer the answer needs fewer passes.
-        tolerance: the relative tolerance.
-        coincident: the squared distance up to which a pair coincides.
-    """
-    x = x.astype(at_least_single(x.dtype))
-    guess = jnp.asarray(guess, x.dtype)
-    centered = x - common_center(x)
-    median = _median(centered, guess, tolerance, coincident, by_differences=False)
-    if x.shape[1] <= _DIFFERENCES_UP_TO:
-        return median
-    # Counts by products are correct unless the median is of the size of their rounding error.
-    radius = jnp.max(jnp.sum(centered**2, axis=1))
-    lost = median <= _LOST_ULPS * jnp.finfo(x.dtype).eps * 2 * radius
-    again = lambda _: _median(centered, guess, tolerance, coincident, by_differences=True)
-    return if_needed(lost, again, median)
-
-
-class _Bracket(NamedTuple):
-    """An interval that holds the median, and the fractions of pairs below its ends."""
-
-    low: Float[Array, ""]
-    high: Float[Array, ""]
-    below_low: Float[Array, ""]
-    below_high: Float[Array, ""]
-
-
-def _narrowed(
-    bracket: _Bracket,
-    centered: Float[Array, "n d"],
-    thresholds: Sequence[Float[Array, ""]],
-    *,
-    by_differences: bool,
-) -> _Bracket:
-    """The bracket between the neighbouring thresholds."""
-    low, high, below_low, below_high = bracket
-    inside = tuple(jnp.clip(t, low, high) for t in thresholds)
-    fractions = fractions_below(centered, inside, by_differences=by_differences)
-    # The lower median is below a threshold if and only if at least half of the pairs are. Each
-    # threshold moves the end on its own side, so counts verify both ends.
-    for threshold, fraction in zip(inside, fractions, strict=True):
-        rises = (fraction < 0.5) & (threshold > low)
-        falls = (fraction >= 0.5) & (threshold < high)
-        low, below_low = jnp.where(rises, threshold, low), jnp.where(rises, fraction, below_low)
-        high, below_high = jnp.where(falls, threshold, high), jnp.where(falls, fraction, below_high)
-    return _Bracket(low, high, below_low, below_high)
-
-
-def _thresholds_within(bracket: _Bracket, half_width: float) -> Sequence[Float[Array, ""]]:
-    """Two thresholds on either side of the likely median."""
-    low, high, below_low, below_high = bracket
-    # The point at which the fraction would reach a half if it rose evenly, and half-way points on
-    # both sides in case it does not: every pass at least halves the bracket, on a logarithmic
-    # scale.
-    share = (0.5 - below_low) / jnp.maximum(below_high - below_low, jnp.finfo(low.dtype).eps)
-    middle = jnp.sqrt(low) * jnp.sqrt(high)
-    even = jnp.where(high < 4 * low, low + share * (high - low), middle)
-    left, right = even * (1 - half_width * 0.9), even * (1 + half_width * 0.9)
-    lower = jnp.sqrt(low) * jnp.sqrt(jnp.maximum(left, low))
-    upper = jnp.sqrt(high) * jnp.sqrt(jnp.minimum(right, high))
-    return lower, left, right, upper
-
-
-def _median(
-    centered: Float[Array, "n d"],
-    guess: Float[Array, ""],
-    tolerance: float,
-    coincident: ArrayLike,
-    *,
-    by_differences: bool,
-) -> Float[Array, ""]:
-    """As `median_squared_distance`, of centered rows and by one kind of distances."""
-    half_width = tolerance / 2
-    # d² is at most 4 max‖x‖². Below `floor` it is rounding error of the coordinates.
-    highest = 5 * jnp.max(jnp.sum(centered**2, axis=1))
-    eps = jnp.finfo(centered.dtype).eps
-    floor = jnp.maximum(jnp.maximum(highest * eps**2, coincident), jnp.finfo(centered.dtype).tiny)
-
-    def unresolved(carry: tuple[_Bracket, int]) -> Bool[Array, ""]:
-        bracket, passes = carry
-        return (bracket.high > bracket.low * (1 + tolerance)) & (passes < 100)
-
-    def body(carry: tuple[_Bracket, int]) -> tuple[_Bracket, int]:
-        bracket, passes = carry
-        thresholds = _thresholds_within(bracket, half_width)
-        return _narrowed(bracket, centered, thresholds, by_differences=by_differences), passes + 1
-
-    zero, one = jnp.zeros((), centered.dtype), jnp.ones((), centered.dtype)
-    # The inner two enclose the guess within the tolerance: if it is right the loop ends at once.
-    # The outer two catch a guess that is slightly off.
-    factors = 1 - 16 * half_width, 1 - half_width * 0.9, 1 + half_width * 0.9, 1 + 16 * half_width
-    start = _narrowed(
-        _Bracket(floor, highest, zero, one),
-        centered,
-        [guess * factor for factor in factors],
-        by_differences=by_differences,
-    )
-    (low, high, *_), _ = jax.lax.while_loop(unresolved, body, (start, 1))
-    # A bracket that has shrunk onto the floor contains pairs that coincide up to rounding.
-    return jnp.where(low > floor, (low + high) / 2, 0)

@@ -6,9 +6,8 @@ loses its signal in the conversion to float32 if the samples lie far from zero, 
 in the conversion to float64: such samples are centred first.
 """
 
-import re
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from divjax.core.checks import check_matrix, check_same_features, check_shape, check_weights
+from divjax.core.conversion import (
+    CONVERT_FIRST,
+    Numbers,
+    Unrounded,
+    is_beyond_double,
+    plain_array,
+)
 from divjax.core.pytrees import pytree
+from divjax.core.rounding import LARGEST_CONVERSION_ROUNDING, rounding_and_spread
 
 T = TypeVar("T")
 
@@ -35,19 +42,10 @@ __all__ = [
     "check_distinguishable",
     "dtype_in_jax",
     "loses_digits",
-    "native",
     "owned",
     "two_parts",
     "without_offset",
 ]
-
-# Anything that `as_numbers` takes: an array of JAX or NumPy, a number, nested lists of numbers, a
-# frame or a series. pandas is not a dependency, so the last two have no type here.
-Numbers: TypeAlias = Any
-
-# An array of JAX or, not yet rounded to one of JAX's dtypes, of NumPy. The union of both could not
-# be passed as an `Array`.
-Unrounded: TypeAlias = Any
 
 
 def owned(array: T) -> T:
@@ -75,7 +73,7 @@ def as_numbers(name: str, values: Numbers, *, exact: bool = False) -> Unrounded:
         >>> as_numbers("log_p", [1, 2])
         array([1., 2.])
     """
-    array = values if isinstance(values, jax.Array) else owned(_as_array(name, values))
+    array = values if isinstance(values, jax.Array) else owned(plain_array(name, values))
     # In NumPy large integers can lose an offset before they are rounded to JAX's default float.
     if _rounds(array):
         array = np.asarray(array)
@@ -83,9 +81,9 @@ def as_numbers(name: str, values: Numbers, *, exact: bool = False) -> Unrounded:
     if _is_extended(array) or jnp.issubdtype(dtype, jnp.floating):
         return array if exact or not _is_extended(array) else array.astype(float)
     if not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)):
-        raise ValueError(f"{name} must hold real numbers; got {dtype}.{_CONVERT}")
+        raise ValueError(f"{name} must hold real numbers; got {dtype}.{CONVERT_FIRST}")
     # Integers beyond 2⁵³ stay exact until an offset has been subtracted.
-    return array.astype(np.longdouble if exact and _is_beyond_double(array) else float)
+    return array.astype(np.longdouble if exact and is_beyond_double(array) else float)
 
 
 def as_arrays(**arrays: Numbers) -> tuple[Array, ...]:
@@ -283,29 +281,6 @@ def loses_digits(*arrays: Unrounded) -> bool:
     return any(_is_wider(array, dtype) for array in arrays)
 
 
-# The largest rounding of NumPy's numbers in JAX's dtype, as a share of their spread.
-LARGEST_ROUNDING = 1e-3
-
-
-def rounding_and_spread(
-    given: np.ndarray, rounded: np.ndarray, axis: int | None = None
-) -> tuple[np.ndarray | np.floating, np.ndarray | np.floating]:
-    """The largest rounding of finite numbers, and their range, of all or along an axis.
-
-    Example:
-        >>> exact = np.array([1e8, 1e8 + 1])
-        >>> [float(number) for number in rounding_and_spread(exact, exact.astype(np.float32))]
-        [1.0, 1.0]
-    """
-    finite = np.isfinite(given) & np.isfinite(rounded)
-    # Numbers that are not finite are flagged elsewhere. Without others there is no spread.
-    exact = np.where(finite, given, 0).astype(float)
-    rounding = np.abs(exact - np.where(finite, rounded, 0).astype(float)).max(axis=axis)
-    largest = np.where(finite, exact, -np.inf).max(axis=axis)
-    smallest = np.where(finite, exact, np.inf).min(axis=axis)
-    return rounding, np.maximum(largest - smallest, 0)
-
-
 def check_distinguishable(name: str, rows: Numbers, weights: Numbers | None = None) -> None:
     """Raise `ValueError` for NumPy's rows whose differences JAX's dtype would round away.
 
@@ -326,7 +301,7 @@ def check_distinguishable(name: str, rows: Numbers, weights: Numbers | None = No
     with np.errstate(over="ignore"):
         rounding, spread = rounding_and_spread(given, given.astype(dtype), axis=0)
     # A column of equal numbers has no differences to lose.
-    if ((spread > 0) & (rounding > LARGEST_ROUNDING * spread)).any():
+    if ((spread > 0) & (rounding > LARGEST_CONVERSION_ROUNDING * spread)).any():
         raise ValueError(
             f"{name} must differ in {dtype} too; subtract their offset, or enable float64."
         )
@@ -368,12 +343,13 @@ def without_offset(
         # A number of the dtype, so that it is subtracted from JAX's arrays without rounding too.
         known = np.asarray(known).astype(dtype).astype(wide.dtype)
         known = np.where(np.isfinite(known), known, 0)
-        return tuple(_less(array, known) for array in numbers.values())
+        return tuple(_less(array, known, dtype) for array in numbers.values())
 
 
-def _less(array: Unrounded, point: np.ndarray) -> Unrounded:
+def _less(array: Unrounded, point: np.ndarray, dtype: np.dtype) -> Unrounded:
     if isinstance(array, jax.Array):
-        return array - jnp.asarray(point.astype(float), array.dtype)
+        # Half precision, beside numbers that are not, would round the difference.
+        return array.astype(dtype) - jnp.asarray(point.astype(float), dtype)
     return (array - point).astype(float)
 
 
@@ -462,96 +438,3 @@ def _rounds(array: Unrounded) -> bool:
     held = 8 * array.dtype.itemsize <= digits
     # An array spread over several processes cannot be read into NumPy by one of them.
     return not (held or isinstance(array, Tracer)) and array.is_fully_addressable
-
-
-def _is_beyond_double(array: Unrounded) -> bool:
-    """Whether NumPy integers are so large that float64 would merge some."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or not array.size:
-        return False
-    return int(array.max()) > 2**53 or int(array.min()) < -(2**53)
-
-
-_CONVERT = " Convert it first, such as numpy.asarray(values, float)."
-
-
-def _as_array(name: str, sample: Numbers) -> Unrounded:
-    # Frames and series are recognised by their methods, without importing their libraries.
-    if hasattr(sample, "columns") and hasattr(sample, "to_numpy"):
-        return _frame_as_numpy(name, sample)
-    if hasattr(sample, "dtype") and hasattr(sample, "to_numpy"):
-        return _series_as_numpy(name, sample)
-    if hasattr(sample, "toarray"):
-        raise ValueError(f"{name} must be dense; got a sparse matrix. Pass {name}.toarray().")
-    parts = jax.tree.leaves(sample) if isinstance(sample, (list, tuple)) else ()
-    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
-        sample = np.ma.array(sample)
-    if isinstance(sample, np.ma.MaskedArray) and sample.dtype.kind in "fiub":
-        # Masked numbers are missing ones, as in a frame.
-        masked = np.ma.is_masked(sample)
-        sample = np.ma.filled(sample.astype(float), np.nan) if masked else sample.data
-    # Traced numbers cannot be in a NumPy array.
-    of_arrays = any(isinstance(part, jax.Array) for part in parts)
-    try:
-        array = jnp.asarray(sample) if of_arrays else np.asarray(sample)
-    except (TypeError, ValueError):  # raised for rows of different lengths
-        raise ValueError(f"{name} must have rows of equal lengths.") from None
-    if array.dtype.kind in "OUSM" or array.dtype.kind == "m":
-        kind = type(sample).__name__ if array.ndim == 0 else f"entries of type {array.dtype.name}"
-        raise ValueError(f"{name} must hold real numbers; got {kind}.{_CONVERT}")
-    return native(array)
-
-
-def native(array: Unrounded) -> Unrounded:
-    """The array, NumPy's in the machine's byte order, which JAX requires."""
-    if isinstance(array, np.ndarray) and not array.dtype.isnative:
-        return array.astype(array.dtype.newbyteorder("="))
-    return array
-
-
-# pandas' names of numeric columns, for every storage backend.
-_NUMERIC = re.compile(r"(u?int\d+|float\d*|double|halffloat|bool(ean)?)(\[.*\])?")
-
-
-def _frame_as_numpy(name: str, frame: Numbers) -> np.ndarray:
-    """A frame's numbers, with NaN for missing ones."""
-    others = [
-        str(column)
-        for column, dtype in zip(frame.columns, list(frame.dtypes), strict=True)
-        if not _NUMERIC.fullmatch(getattr(dtype, "name", str(dtype)).lower())
-    ]
-    if others:
-        raise ValueError(
-            f"{name} must hold numbers in all columns; these do not: {', '.join(others)}. "
-            "Encode or drop them."
-        )
-    # Columns of integers stay apart from the others: a common float64 would merge large ones.
-    columns = [frame[column].to_numpy() for column in frame.columns]
-    if any(map(_is_beyond_double, columns)):
-        whole = lambda column: column.dtype.kind in "iu"
-        # Extended precision holds both kinds.
-        return np.stack(
-            [
-                (column if whole(column) else _frame_as_numpy(name, frame[[label]])[:, 0]).astype(
-                    np.longdouble
-                )
-                for label, column in zip(frame.columns, columns, strict=True)
-            ],
-            axis=1,
-        )
-    return _to_numpy(frame)
-
-
-def _series_as_numpy(name: str, series: Numbers) -> np.ndarray:
-    """A series' numbers, with NaN for missing ones."""
-    if not _NUMERIC.fullmatch(getattr(series.dtype, "name", str(series.dtype)).lower()):
-        raise ValueError(
-            f"{name} must hold real numbers; got a series of {series.dtype}.{_CONVERT}"
-        )
-    return _to_numpy(series)
-
-
-def _to_numpy(table: Numbers) -> np.ndarray:
-    try:
-        return table.to_numpy(dtype=float, na_value=np.nan)
-    except TypeError:  # a table of another library than pandas
-        return np.asarray(table.to_numpy(), float)

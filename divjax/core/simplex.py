@@ -18,6 +18,7 @@ from divjax.core.samples import Numbers, Unrounded, as_numbers, as_vectors, with
 __all__ = [
     "are_weights",
     "effective_sample_size",
+    "mass_of_distinct_pairs",
     "min_norm_weights",
     "project_simplex",
     "sum_to_one",
@@ -378,3 +379,17 @@ def effective_sample_size(weights: Float[Numbers, " n"]) -> Float[Array, ""]:
     scaled, _ = in_units_of(jnp.max(weights), weights)
     scaled = nan_unless(jnp.all(weights >= 0), scaled)
     return jnp.sum(scaled) ** 2 / jnp.sum(scaled**2)
+
+
+def mass_of_distinct_pairs(weights: Float[Array, " n"]) -> Float[Array, ""]:
+    """Σ_{i≠j} w_i w_j of weights that sum to one, which is 1 − Σ w_i² without its cancellation.
+
+    Dividing by it makes a weighted variance unbiased.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(mass_of_distinct_pairs(jnp.array([1.0, 1e-8])))
+        2e-08
+    """
+    # Twice the sum over j < i.
+    return 2 * jnp.dot(weights[1:], jnp.cumsum(weights)[:-1], precision="highest")

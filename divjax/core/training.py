@@ -18,6 +18,7 @@ __all__ = [
     "adam_with_cosine",
     "fit",
     "hold_out",
+    "random_rows",
     "row_batch",
     "spread_rows",
     "training_samples",
@@ -230,3 +231,16 @@ def spread_rows(weights: Float[Array, " n"], most: int) -> Int[Array, " k"]:
     # position · used/size, in integers that do not overflow.
     spread = position * (used // size) + (position * (used % size)) // size
     return with_weight_first[jnp.where(used > size, spread, position)]
+
+
+def random_rows(key: Key[Array, ""], weights: Float[Array, " n"], most: int) -> Int[Array, " k"]:
+    """At most `most` distinct indices, drawn at random from the rows with weight, which come first.
+
+    Example:
+        >>> weights = jnp.array([0.0, 1.0, 0.0, 1.0])
+        >>> sorted(random_rows(jax.random.key(0), weights, 2).tolist())
+        [1, 3]
+    """
+    # Uniform numbers are not negative: rows of weight zero come last.
+    order = jnp.where(weights > 0, jax.random.uniform(key, weights.shape), -1)
+    return jax.lax.top_k(order, min(most, weights.size))[1]

@@ -411,6 +411,6 @@ def tv_lower_bound_from_auc(auc: ArrayLike) -> Array:
 @jax.jit
 def _tv_lower_bound_from_auc(auc: ArrayLike) -> Array:
     auc = _clamped(0, 1, auc)
-    # With e = |2 AUC − 1| the bound is 1 − √(1 − e) = e/(1 + √(1 − e)), without cancellation.
-    excess = jnp.abs(2 * auc - 1)
-    return excess / (1 + safe_sqrt(1 - excess))
+    # With m = 2 (1 − AUC) the bound is 1 − √m = (1 − m)/(1 + √m), without cancellation near m = 1.
+    miss = 2 * jnp.minimum(auc, 1 - auc)
+    return jnp.where(miss == 0, 1, (1 - miss) / (1 + safe_sqrt(miss)))

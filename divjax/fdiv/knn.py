@@ -1,13 +1,7 @@
 """Divergence and entropy from nearest-neighbour distances, without a model of the densities.
 
 The distance from x to its j-th neighbour among n points is a local density estimate:
-E log P(ball) = ψ(j) − ψ(n + 1), whatever the density. Neighbours are searched in blocks of rows,
-never n × m at once. Their distances are then recomputed from the points, exact to rounding and
-differentiable: no derivative passes through the search.
-
-The volume of a ball grows like r^D, where D is the dimension of the set on which the samples lie:
-the number of features, minus those that are constant or discrete (neighbours share their value) and
-those that depend linearly on others.
+E log P(ball) = ψ(j) − ψ(n + 1), whatever the density.
 """
 
 import functools
@@ -21,23 +15,18 @@ from jax.scipy.special import digamma
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core.checks import check_full_precision, check_probability
-from divjax.core.linalg import eigh
-from divjax.core.numerics import if_needed, matmul, nan_unless
-from divjax.core.pairwise import map_row_blocks, pair_distances_by_rows
+from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, centered_samples
 from divjax.core.types import Estimate, normal_estimate, summary
+from divjax.fdiv.neighbor_search import NearestPoints, nearest_points
+from divjax.fdiv.support_dimension import Support, short_steps, support_from_steps
 
 __all__ = ["NeighborDiagnostics", "knn_entropy", "knn_kl"]
 
-# Extra candidates per row: the search compares rounded distances, and the exact ones may order the
-# last few differently.
-_SPARE = 4
-
 # The share of rows with a coinciding neighbour that is attributed to chance (rounding to float32
-# makes a few in one dimension), and the share of neighbours that agree in a feature up to which it
-# is continuous. Beyond one minus the latter the feature is discrete.
-_COPIES, _TIES = 0.01, 0.05
+# makes a few in one dimension).
+_COPIES = 0.01
 
 
 @pytree
@@ -66,134 +55,6 @@ class NeighborDiagnostics:
     __repr__ = summary
 
 
-class _Neighbors(NamedTuple):
-    """The nearest points, in order.
-
-    Attributes:
-        log_distances: the log distance to each point, 0 if it is not usable.
-        usable: whether the distance is positive and finite.
-        zero: whether it is zero.
-        index: the indices of the points.
-    """
-
-    log_distances: Float[Array, "n count"]
-    usable: Bool[Array, "n count"]
-    zero: Bool[Array, "n count"]
-    index: Int[Array, "n count"]
-
-
-def _neighbors(x: Float[Array, "n d"], y: Float[Array, "m d"] | None, count: int) -> _Neighbors:
-    """The nearest points to each x among y, or among the other x for y = None."""
-    columns = x if y is None else y
-    own = y is None
-    candidates = min(count + own + _SPARE, columns.shape[0])
-
-    def nearest(squared: Float[Array, "b m"]) -> Int[Array, "b candidates"]:
-        # float32 ranks suffice for candidates, and a top_k of float64 is 100 times slower. In units
-        # of the row's smallest, to keep one far point from turning all the others' squares into
-        # zeros.
-        if squared.dtype != jnp.float32:
-            smallest = jnp.min(jnp.where(squared > 0, squared, jnp.inf), axis=1, keepdims=True)
-            squared = squared / jnp.where(jnp.isfinite(smallest), smallest, 1)
-        return jax.lax.top_k(-squared.astype(jnp.float32), candidates)[1]
-
-    def exact(row: Float[Array, "b d"], own_index: Int[Array, " b"], index: Int[Array, "b c"]):
-        difference = row[:, None] - columns[index]
-        # In units of the largest coordinate: squares neither overflow nor vanish.
-        unit = jax.lax.stop_gradient(jnp.max(jnp.abs(difference), axis=-1))
-        usable = (unit > 0) & (unit < jnp.inf)
-        unit = jnp.where(usable, unit, 1)
-        squared = jnp.sum(jnp.square(difference / unit[..., None]), axis=-1)
-        logs = jnp.log(unit) + 0.5 * jnp.log(jnp.where(usable, squared, 1))
-        zero = jnp.all(difference == 0, axis=-1)
-        if own:
-            is_own = index == own_index[:, None].astype(index.dtype)
-            usable, zero = usable & ~is_own, zero & ~is_own
-        # Coinciding points come first. The row itself and points without a distance come last.
-        keys = jnp.where(usable, logs, jnp.where(zero, -jnp.inf, jnp.inf))
-        order = jnp.argsort(jax.lax.stop_gradient(keys), axis=1)[:, :count]
-        ordered = (jnp.where(usable, logs, 0), usable, zero, index)
-        return _Neighbors(*(jnp.take_along_axis(leaf, order, axis=1) for leaf in ordered))
-
-    searched_x, searched_y = _search_units(x, y)
-    index = pair_distances_by_rows(searched_x, searched_y, nearest)
-    measure = lambda index: map_row_blocks(
-        exact, candidates * x.shape[1], x, jnp.arange(x.shape[0]), index
-    )
-    if x.shape[1] > _DIFFERENCES_UP_TO:
-        # There the search uses products of matrices, whose rounding is that of the points' norms.
-        found = jax.lax.stop_gradient(measure(index))
-        lost = _is_lost(searched_x, searched_y, found, x)
-        again = lambda _: _search_by_differences(searched_x, searched_y, nearest)
-        index = if_needed(lost, again, index)
-    return measure(index)
-
-
-# The limit of `divjax.core.pairwise`.
-_DIFFERENCES_UP_TO = 8
-
-
-def _search_units(
-    x: Float[Array, "n d"], y: Float[Array, "m d"] | None
-) -> tuple[Float[Array, "n d"], Float[Array, "m d"] | None]:
-    """The samples with gradients stopped, in units of their typical extent.
-
-    Division by a power of two is exact. Squares of ordinary distances then neither overflow nor
-    underflow, whatever the units and however far single points are.
-    """
-    samples = jax.lax.stop_gradient((x,) if y is None else (x, y))
-    # Medians: one outlier must not set the unit in which all others are compared.
-    center = jnp.median(samples[0], axis=0)
-    extents = [jnp.max(jnp.abs(sample - center), axis=1) for sample in samples]
-    typical = jnp.max(jnp.stack([jnp.median(extent) for extent in extents]))
-    largest = jnp.max(jnp.stack([jnp.max(extent) for extent in extents]))
-    # More than half of the rows may coincide.
-    typical = jnp.where(typical > 0, typical, largest)
-    # A power of two, so that scaling rounds nothing, whose inverse is in range.
-    limit = jnp.finfo(typical.dtype).maxexp - 8
-    exponent = jnp.clip(jnp.frexp(typical)[1], -limit, limit)
-    factor = jnp.ldexp(jnp.ones_like(typical), -exponent)
-    scaled = [sample * factor for sample in samples]
-    return scaled[0], None if y is None else scaled[1]
-
-
-def _is_lost(
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"] | None,
-    found: _Neighbors,
-    original: Float[Array, "n d"],
-) -> Bool[Array, ""]:
-    """Whether a distance that was found is within the rounding of the points' norms."""
-    columns = x if y is None else y
-    center = jnp.mean(columns, axis=0)
-    norms = jnp.sum(jnp.square(x - center), axis=1)
-    norms = norms + jnp.max(jnp.sum(jnp.square(columns - center), axis=1))
-    # The units cancel in a ratio of extents.
-    unit = jnp.max(jnp.abs(original)) / jnp.max(jnp.abs(x))
-    last = jnp.where(found.usable[:, -1], found.log_distances[:, -1], -jnp.inf)
-    squared = jnp.square(jnp.exp(last) / unit)
-    # Negated, so that NaN counts as lost.
-    return jnp.any(~(squared > 64 * jnp.finfo(x.dtype).eps * norms))
-
-
-def _search_by_differences(
-    x: Float[Array, "n d"], y: Float[Array, "m d"] | None, nearest
-) -> Int[Array, "n c"]:
-    """The candidates by sums of squared differences, slower than products but exact to rounding."""
-    columns = x if y is None else y
-
-    # Feature by feature: a block of all differences would be d times as large.
-    def block(rows: Float[Array, "b d"]) -> Int[Array, "b c"]:
-        def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-            row, column = pair
-            return total + jnp.square(row[:, None] - column), None
-
-        start = jnp.zeros((rows.shape[0], columns.shape[0]), rows.dtype)
-        return nearest(jax.lax.scan(add, start, (rows.T, columns.T))[0])
-
-    return map_row_blocks(block, columns.shape[0], x)
-
-
 class _LogVolumes(NamedTuple):
     """The sums D Σ_j w_j log(distance to the j-th neighbour), their sensitivities and validity.
 
@@ -213,7 +74,7 @@ class _LogVolumes(NamedTuple):
 
 
 def _log_volumes(
-    neighbors: _Neighbors,
+    neighbors: NearestPoints,
     size: int,
     weights: Float[Array, " k"],
     dimension: Float[Array, ""],
@@ -234,69 +95,6 @@ def _log_volumes(
         valid=jnp.all(neighbors.usable[:, used], axis=1),
         zero=jnp.any(neighbors.zero[:, :-1], axis=1),
     )
-
-
-class _Support(NamedTuple):
-    """The set on which the samples lie, as inferred from neighbours.
-
-    Attributes:
-        dimension: D, at least 1.
-        ties: the largest share of neighbours that agree in a feature that is not discrete.
-        known: whether every feature is either continuous or discrete.
-        same: whether D is the same for all sets that are compared, and for all of them together.
-        flat: whether D is below the number of features.
-    """
-
-    dimension: Int[Array, ""]
-    ties: Float[Array, ""]
-    known: Bool[Array, ""]
-    same: Bool[Array, ""]
-    flat: Bool[Array, ""]
-
-
-def _short_steps(y: Float[Array, "m d"]) -> Float[Array, "m d"]:
-    """A step from each row to the nearest of eight others: within a cluster, if clusters exist."""
-    steps = jnp.stack([jnp.roll(y, shift, axis=0) - y for shift in range(1, min(9, len(y)))])
-    shortest = jnp.argmin(jnp.max(jnp.abs(steps), axis=2), axis=0)
-    return jnp.take_along_axis(steps, shortest[None, :, None], axis=0)[0]
-
-
-def _support(*steps: Float[Array, "_ d"], others: tuple[Float[Array, "_ d"], ...] = ()) -> _Support:
-    """The support from steps to neighbours, and others within a sample of unknown neighbours."""
-    steps, others = jax.lax.stop_gradient((steps, others))
-    d, dtype = steps[0].shape[1], steps[0].dtype
-
-    # A feature in which neighbours agree has no extent at their distance: a ball contains only one
-    # of its levels, and the shares of levels enter through the counts.
-    agree = jnp.stack([jnp.mean((step == 0).astype(dtype), axis=0) for step in steps])
-    discrete_in_each = agree >= 1 - _TIES
-    discrete = jnp.all(discrete_in_each, axis=0)
-    same = jnp.all(discrete_in_each == discrete)
-    ties = jnp.max(jnp.where(discrete, 0, agree))
-
-    # Features that depend on others: the rank of the steps' second moments. Steps have unit length,
-    # in units of each feature's median, so that no far row decides the rank.
-    dimension = jnp.sum(~discrete)
-    if min(step.shape[0] for step in (*steps, *others)) >= 2 * d > 2:
-        medians = [jnp.median(jnp.abs(step), axis=0) for step in steps]
-        unit = jnp.max(jnp.stack(medians), axis=0)
-        factor = jnp.where(discrete | (unit == 0), 0, 1 / jnp.where(unit > 0, unit, 1))
-
-        def moments(step: Float[Array, "_ d"]) -> Float[Array, "d d"]:
-            step = step * factor
-            largest = jnp.max(jnp.abs(step), axis=1, keepdims=True)
-            step = step / jnp.where(largest > 0, largest, 1)
-            return matmul(step.T, step) / step.shape[0]
-
-        each = jnp.stack([moments(step) for step in (*steps, *others)])
-        # In each sample and in all of them: if ranks differ, so do the supports.
-        spectra = eigh(jnp.concatenate([each, jnp.sum(each, axis=0, keepdims=True)]))[0]
-        floor = 30 * d * jnp.finfo(dtype).eps * spectra[:, -1:]
-        ranks = jnp.sum(spectra > floor, axis=1)
-        dimension = ranks[-1]
-        same = same & jnp.all(ranks == dimension)
-    same = same & (dimension > 0)
-    return _Support(jnp.maximum(dimension, 1), ties, ties <= _TIES, same, dimension < d)
 
 
 def _neighbor_weights(k: int, exponents: list[float]) -> np.ndarray:
@@ -338,7 +136,7 @@ def _estimate(
     pseudo_values: tuple[Float[Array, "..."], ...],
     valid: Bool[Array, " n"],
     zero: Bool[Array, " n"],
-    support: _Support,
+    support: Support,
     confidence_level: ArrayLike,
 ) -> Estimate:
     """The mean of the valid log-ratios, with errors from the jackknife and the bias correction."""
@@ -481,11 +279,11 @@ def _knn_kl(
     (n, d), m = x.shape, y.shape[0]
     if d == 1:
         x, y = _refuse_derivative(x), _refuse_derivative(y)
-    near_x, near_y = _neighbors(x, None, k + 1), _neighbors(x, y, k + 1)
+    near_x, near_y = nearest_points(x, None, k + 1), nearest_points(x, y, k + 1)
     # The steps to the k-th neighbours determine which features vary at that scale, and in how many
     # directions.
     to_x, to_y = x[near_x.index[:, k - 1]] - x, y[near_y.index[:, k - 1]] - x
-    support = _support(to_x, to_y, others=(_short_steps(y),))
+    support = support_from_steps(to_x, to_y, others=(short_steps(y),))
 
     table = _weights_by_dimension(k, d, bias_order, extra=2)
     weights = jnp.asarray(table, x.dtype)[support.dimension - 1]
@@ -561,8 +359,8 @@ def _knn_entropy(
 ) -> Estimate:
     """`knn_entropy` after its checks."""
     n, d = x.shape
-    near = _neighbors(x, None, k + 1)
-    support = _support(x[near.index[:, k - 1]] - x)
+    near = nearest_points(x, None, k + 1)
+    support = support_from_steps(x[near.index[:, k - 1]] - x)
     weights = _neighbor_weights(k, [2 * l / d for l in range(1, bias_order + 1)])
     used = np.flatnonzero(weights)
     among = _log_volumes(near, n, jnp.asarray(weights, x.dtype), jnp.asarray(d, x.dtype), used)

@@ -19,6 +19,7 @@ from divjax.core.pairwise import (
 )
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles
 from divjax.core.samples import Numbers, as_numbers, as_samples, centered_samples, loses_digits
+from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.core.types import summary
 from divjax.flows.mass import drop_dead, masses_or_equal, weighted_sum
 from divjax.flows.objectives.targets import (
@@ -117,7 +118,7 @@ def kernel_stein_discrepancy(
     masses = weights[:, None] * weights
     if debias:
         masses = jnp.fill_diagonal(masses, 0, inplace=False)
-        masses = masses / (1 - jnp.sum(weights**2))
+        masses = masses / mass_of_distinct_pairs(weights)
     return jnp.sum(masses * stein)
 
 

@@ -18,8 +18,10 @@ from divjax.core.samples import (
     Numbers,
     as_numbers,
     as_samples,
+    as_vectors,
     as_weights,
     check_distinguishable,
+    without_offset,
 )
 from divjax.core.simplex import are_weights, sum_to_one, sum_tolerance
 from divjax.kernels.radial import Kernel, check_smoother
@@ -176,6 +178,7 @@ class FisherRao:
         weights = checked_masses(weights, x.shape[0], x.dtype)
         x = drop_dead(weights, x)
         check_shape("potential", potential, x.shape[0])
+        potential = _without_constant(potential, weights)
         # Bandwidth rules ignore weights, so weighted particles replace the zero-weight ones.
         kernel, state = self.kernel.resolve(living_rows(x, weights), state)
         # ρ(x_i) = Σ_j a_j k(x_i, x_j). With zero columns the gradient sums cost nothing.
@@ -185,7 +188,18 @@ class FisherRao:
         alive = weights != 0
         log_of_alive = lambda values: jnp.log(jnp.where(alive, values, 1))
         variation = drop_dead(weights, potential) + entropy * log_of_alive(density[:, 0])
-        # a_i exp(−η U_i), normalised. The softmax removes any constant from U and cannot overflow.
+        # a_i exp(−η U_i), normalised. The softmax cannot overflow.
         step_size = nan_unless(jnp.asarray(self.step_size) > 0, self.step_size)
         logits = jnp.where(alive, log_of_alive(weights) - step_size * variation, -jnp.inf)
         return jax.nn.softmax(logits), state
+
+
+def _without_constant(potential: Numbers, weights: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The potential less a constant, which the masses do not depend on and rounding would."""
+    known = not isinstance(weights, Tracer)
+    alive = np.asarray(weights) != 0 if known else np.ones(weights.shape, bool)
+
+    def largest(values: np.ndarray) -> np.ndarray:
+        return np.max(values, where=alive & np.isfinite(values), initial=-np.inf)
+
+    return as_vectors(potential=without_offset(largest, potential=potential)[0])[0]

@@ -18,19 +18,13 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from divjax.core.arguments import vector_leaves
 from divjax.core.checks import check_count, check_key, check_scalar_output
+from divjax.core.conversion import native
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, number_pairs, pool_labels
 from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import as_traced, pytree
-from divjax.core.samples import (
-    LARGEST_ROUNDING,
-    Numbers,
-    as_numbers,
-    centered_samples,
-    native,
-    owned,
-    rounding_and_spread,
-)
+from divjax.core.rounding import LARGEST_CONVERSION_ROUNDING, rounding_and_spread
+from divjax.core.samples import Numbers, as_numbers, centered_samples, owned
 from divjax.core.types import Outcome, Status, status_of
 from divjax.fdiv.special import as_singles
 from divjax.inference.rank import beside, keep_order, midranks
@@ -287,7 +281,7 @@ def _as_rows(name: str, sample: Numbers) -> tuple[Array, bool]:
 def _is_rounded(given: np.ndarray, rows: np.ndarray) -> bool:
     """Whether finite numbers are off by more than a share of their spread."""
     rounding, spread = rounding_and_spread(given, rows)
-    return bool(rounding > LARGEST_ROUNDING * spread)
+    return bool(rounding > LARGEST_CONVERSION_ROUNDING * spread)
 
 
 def _row_permutation(

@@ -12,7 +12,7 @@ from divjax.core.arguments import Leaf, as_leaves, as_optional_leaf, vector_leav
 from divjax.core.checks import check_probability, check_scalar, check_weights
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.samples import Numbers, Unrounded, as_numbers, loses_digits
-from divjax.core.simplex import effective_sample_size
+from divjax.core.simplex import effective_sample_size, mass_of_distinct_pairs
 from divjax.core.types import Estimate
 from divjax.fdiv.special import as_singles
 from divjax.inference.intervals import logit_interval
@@ -118,7 +118,7 @@ def _mean_and_variance(values: Array, weights: Array) -> tuple[Array, Array]:
     mean = jnp.sum(weights * values)
     squared = jnp.square(weights)
     # Σw²(v − v̄)²/(1 − Σw²), which is s²/n for equal weights.
-    variance = jnp.sum(squared * jnp.square(values - mean)) / (1 - jnp.sum(squared))
+    variance = jnp.sum(squared * jnp.square(values - mean)) / mass_of_distinct_pairs(weights)
     return mean, variance
 
 

@@ -15,13 +15,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.checks import check_positive, check_positive_values, known_number
+from divjax.core.distance_quantiles import at_least_single, median_squared_distance
 from divjax.core.numerics import in_units_of
-from divjax.core.pairwise import (
-    at_least_single,
-    coincidence_distance,
-    common_center,
-    median_squared_distance,
-)
+from divjax.core.pairwise import coincidence_distance, common_center
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, as_samples, centered_samples
 

@@ -38,7 +38,6 @@ from divjax.ot.costs import (
     PNormPower,
     SphereGeodesic,
     SqEuclidean,
-    cost_matrix,
 )
 from divjax.ot.entropic.divergence import (
     SinkhornDivergenceResult,
@@ -57,11 +56,13 @@ from divjax.ot.gaussian import (
     gaussian_wasserstein,
 )
 from divjax.ot.gaussian_entropic import GaussianEntropicResult, gaussian_entropic
+from divjax.ot.given_costs import cost_matrix
 from divjax.ot.linear_program import ExactResult, exact
+from divjax.ot.maps.convex_potential import DualFit
 from divjax.ot.maps.entropic_map import EntropicFit, EntropicMap
 from divjax.ot.maps.gap import MongeGapResult, monge_gap
 from divjax.ot.maps.gaussian_samples import gaussian_map_from_samples
-from divjax.ot.maps.icnn_dual import DualFit, ICNNDual
+from divjax.ot.maps.icnn_dual import ICNNDual
 from divjax.ot.maps.monge_map import MongeMap
 from divjax.ot.maps.network_map import MapFit
 from divjax.ot.one_dimensional import LineTransportResult, transport_1d, wasserstein_1d

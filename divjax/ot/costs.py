@@ -10,9 +10,7 @@ Any callable `(x "d", y "d") -> scalar` is a cost. A cost may also provide
 """
 
 import functools
-import sys
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +19,8 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import (
-    check_callable,
     check_order,
     check_scalar,
-    check_scalar_output,
     check_shape,
 )
 from divjax.core.numerics import (
@@ -34,14 +30,11 @@ from divjax.core.numerics import (
     safe_power,
     safe_sqrt,
 )
-from divjax.core.pytrees import as_pytree, as_traced, pytree
+from divjax.core.pytrees import pytree
 from divjax.core.samples import (
     Numbers,
     Unrounded,
     as_numbers,
-    as_samples,
-    centered_samples,
-    check_distinguishable,
     without_offset,
 )
 
@@ -53,7 +46,6 @@ __all__ = [
     "PNormPower",
     "SphereGeodesic",
     "SqEuclidean",
-    "cost_matrix",
 ]
 
 _Points = Float[Array, "n d"]
@@ -65,7 +57,7 @@ _UNROLL_UP_TO = 16
 _DIFFERENCES_UP_TO = 8
 
 
-def _floating(**points: ArrayLike) -> list[Array]:
+def floating(**points: ArrayLike) -> list[Array]:
     """Points or samples as floating-point arrays of one dtype and number of features.
 
     Differences of integers would overflow, and one feature would be broadcast to many.
@@ -82,11 +74,11 @@ def _floating(**points: ArrayLike) -> list[Array]:
     return [array.astype(dtype) for array in arrays]
 
 
-def _displaced(x: ArrayLike, y: ArrayLike) -> list[Array]:
-    """`_floating` of points to be subtracted, keeping the precision of NumPy's far float64."""
-    _floating(x=x, y=y)
+def displaced(x: ArrayLike, y: ArrayLike) -> list[Array]:
+    """`floating` of points to be subtracted, keeping the precision of NumPy's far float64."""
+    floating(x=x, y=y)
     x, y = without_offset(x=x, y=y)
-    return _floating(x=x, y=y)
+    return floating(x=x, y=y)
 
 
 def _sum_over_features(
@@ -96,7 +88,7 @@ def _sum_over_features(
     add: Callable[[Array, Array], Array] = jnp.add,
 ) -> Float[Array, "n m"]:
     """Σ_k term(x_ik − y_jk), with differences recomputed in reverse mode."""
-    x, y = _displaced(x=x, y=y)
+    x, y = displaced(x=x, y=y)
     term = jax.checkpoint(term)
     if x.shape[1] <= _UNROLL_UP_TO:
         return functools.reduce(add, (term(x[:, k, None] - y[:, k]) for k in range(x.shape[1])))
@@ -119,7 +111,7 @@ def _squared(x: Unrounded, y: Unrounded) -> Float[Array, "n m"]:
 
     `core.pairwise.squared_distances` clips at zero, which would halve a derivative there.
     """
-    x, y = _displaced(x=x, y=y)
+    x, y = displaced(x=x, y=y)
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         return _sum_over_features(jnp.square, x, y)
     # |x|² + |y|² − 2⟨x, y⟩ suffers cancellation from a common offset, which is subtracted first.
@@ -145,93 +137,7 @@ def rounded_relative_to(
     return jnp.abs(costs)
 
 
-def cost_matrix(
-    cost: Callable[..., Array], x: Float[Numbers, "n d"], y: Float[Numbers, "m d"]
-) -> Float[Array, "n m"]:
-    """All costs c(x_i, y_j), from the cost's own `matrix` if it has one, otherwise pair by pair.
-
-    Args:
-        cost: a cost of this module, or any `(x "d", y "d") -> scalar`. A cost without `matrix` may
-            need n × m × d memory.
-        x: samples.
-        y: samples.
-
-    Returns:
-        The matrix.
-
-    Raises:
-        ValueError: if a sample is not a non-empty matrix, or the numbers of features differ.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
-        >>> cost_matrix(Euclidean(), x, x).tolist()
-        [[0.0, 5.0], [5.0, 0.0]]
-        >>> cost_matrix(lambda x, y: jnp.sum(x * y), x, x).tolist()
-        [[0.0, 0.0], [0.0, 25.0]]
-    """
-    cost = as_cost(cost)
-    if getattr(cost, "translation_invariant", False):
-        _, x, y = centered_samples(x=x, y=y)
-    else:
-        check_distinguishable("x", x)
-        check_distinguishable("y", y)
-        x, y = as_samples(x=x, y=y)
-    if hasattr(cost, "matrix"):
-        return cost.matrix(x, y)  # pyright: ignore[reportFunctionMemberAccess]
-    check_callable(cost=cost)
-    return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(x, y)
-
-
-def checked_cost(
-    cost: Callable[..., Array], samples: Float[Array, "... d"]
-) -> Callable[..., Array]:
-    """A cost as a pytree whose leaves include the arguments a function is bound to or closes over.
-
-    A cost of the library, or one with its attributes (`h`, `matrix`, …), is returned unchanged
-    unless it closes over traced values that are not among its leaves.
-
-    Args:
-        cost: a cost, or a function of two points.
-        samples: points that it takes; only their features and dtype matter.
-
-    Raises:
-        ValueError: if it is a class, not a function, or does not return a floating-point scalar.
-    """
-    check_callable(cost=cost)
-    if isinstance(cost, type):
-        raise ValueError(f"cost must be an instance; got the class {cost.__name__} itself.")
-    cost = as_cost(cost)
-    # The library's costs return a scalar, and refer to nothing but their leaves.
-    if isinstance(cost, _OfMatrix):
-        return cost
-    point = jax.ShapeDtypeStruct(samples.shape[-1:], samples.dtype)
-    check_scalar_output("cost", cost, point, point)
-    traced = as_traced(cost, point, point)
-    if not any(hasattr(cost, name) for name in _STRUCTURE):
-        return traced
-    # Traced values in the closure that are not leaves would leak from their trace. The function
-    # with its closure made explicit is correct, although it loses `h` and `matrix`.
-    leaves = {id(leaf) for leaf in jax.tree.leaves(cost)}
-    hidden = [c for c in traced.closed_over if isinstance(c, Tracer) and id(c) not in leaves]
-    return traced if hidden else as_pytree(cost)
-
-
-# The attributes that a cost may have in addition to being callable.
-_STRUCTURE = ("h", "matrix", "quadratic", "translation_invariant")
-
-
-def paired_costs(
-    cost: Callable[..., Array], x: Float[Array, "n d"], y: Float[Array, "n d"]
-) -> Float[Array, " n"]:
-    """The n costs c(x_i, y_i)."""
-    if isinstance(cost, SqEuclidean):  # one pair at a time its matrix product is slow
-        return jnp.sum(jnp.square(jnp.subtract(*_displaced(x=x, y=y))), axis=1)
-    moves = getattr(cost, "translation_invariant", False)
-    return jax.vmap(cost)(*(_displaced if moves else _floating)(x=x, y=y))
-
-
-class _OfMatrix:
+class OfMatrix:
     """A pair's cost from the matrix of one pair."""
 
     translation_invariant = False
@@ -243,11 +149,11 @@ class _OfMatrix:
         """The cost of one pair."""
         for name, point in (("x", x), ("y", y)):
             check_shape(name, point, "d")
-        x, y = (_displaced if self.translation_invariant else _floating)(x=x, y=y)
+        x, y = (displaced if self.translation_invariant else floating)(x=x, y=y)
         return self.matrix(x[None], y[None])[0, 0]
 
 
-class _TranslationInvariant(_OfMatrix):
+class _TranslationInvariant(OfMatrix):
     """c(x, y) = h(x − y)."""
 
     translation_invariant = True
@@ -439,7 +345,7 @@ def _directions(x: _Points) -> _Points:
 
 
 @pytree
-class Cosine(_OfMatrix):
+class Cosine(OfMatrix):
     """One minus the cosine of the angle, c(x, y) = 1 − ⟨x, y⟩ / (‖x‖ ‖y‖), 1 for a zero vector.
 
     Example:
@@ -450,12 +356,12 @@ class Cosine(_OfMatrix):
 
     def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         """From one matrix product."""
-        x, y = _floating(x=x, y=y)
+        x, y = floating(x=x, y=y)
         return 1 - matmul(_directions(x), _directions(y).T)
 
 
 @pytree
-class SphereGeodesic(_OfMatrix):
+class SphereGeodesic(OfMatrix):
     """The geodesic distance on the unit sphere, c(x, y) = arccos⟨x/‖x‖, y/‖y‖⟩, in radians.
 
     Computed as 2 atan(‖x − y‖ / ‖x + y‖) of unit vectors, which is accurate for small angles in
@@ -469,67 +375,7 @@ class SphereGeodesic(_OfMatrix):
 
     def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
-        x, y = map(_directions, _floating(x=x, y=y))
+        x, y = map(_directions, floating(x=x, y=y))
         # Unit vectors at an angle θ are 2 sin(θ/2) apart, and x from −y 2 cos(θ/2).
         apart = safe_sqrt(_sum_over_features(jnp.square, x, y))
         return 2 * jnp.arctan2(apart, safe_sqrt(_sum_over_features(jnp.square, x, -y)))
-
-
-@pytree
-class _OfOtt:
-    """A cost h(x − y) of ott-jax."""
-
-    cost: Any
-
-    translation_invariant = True
-
-    def __call__(self, x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
-        """The cost of one pair."""
-        return self.cost(x, y)
-
-    def h(self, z: Float[Array, " d"]) -> Float[Array, ""]:
-        """The cost of a displacement."""
-        return self.cost.h(z)
-
-    def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """∇h*(w)."""
-        return jnp.vectorize(jax.grad(self.cost.h_legendre), signature="(d)->(d)")(w)
-
-
-def as_cost(cost: Callable[..., Array]) -> Callable[..., Array]:
-    """A cost of ott-jax as one of this package, any other cost unchanged.
-
-    Example:
-        >>> from ott.geometry import costs as theirs
-        >>> as_cost(theirs.SqEuclidean())
-        SqEuclidean()
-    """
-    theirs: Any = sys.modules.get("ott.geometry.costs")  # such a cost requires its import
-    if theirs is None or not isinstance(cost, theirs.CostFn):
-        return cost
-    # The exact type: a subclass may have another formula.
-    if type(cost) is theirs.SqEuclidean:
-        return SqEuclidean()
-    if type(cost) is theirs.Euclidean:
-        return Euclidean()
-    if type(cost) is theirs.PNormP and cost.p > 1:
-        return PNormPower(cost.p)
-    return _OfOtt(cost) if isinstance(cost, theirs.TICost) else cost
-
-
-def grad_conjugate(cost: Callable[..., Array]) -> Callable[[Array], Array]:
-    """The cost's ∇h*, or `ValueError` if it is missing."""
-    cost = as_cost(cost)
-    if not (hasattr(cost, "h") and hasattr(cost, "grad_conjugate")):
-        raise ValueError(
-            "a transport map in closed form takes a cost h(x − y) whose ∇h* is known "
-            "(SqEuclidean, EuclideanPower, PNormPower, or one with `h` and `grad_conjugate`); "
-            f"got {type(cost).__name__}."
-        )
-    # The conjugate's parameters are the cost's, and are differentiated through the tree.
-    if jax.tree_util.all_leaves([cost]):
-        raise ValueError(
-            "a cost of one's own whose ∇h* is used must be a pytree: decorate the class "
-            f"{type(cost).__name__} with `divjax.pytree`."
-        )
-    return cost.grad_conjugate

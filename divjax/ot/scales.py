@@ -8,7 +8,7 @@ import scipy  # its parts are loaded where they are used
 from jaxtyping import Array, Float
 
 from divjax.core.training import spread_rows
-from divjax.ot.costs import paired_costs
+from divjax.ot.given_costs import paired_costs
 
 __all__ = ["cut_mean", "mean_cost_within", "weighted_quantile", "winsorised"]
 

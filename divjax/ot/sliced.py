@@ -24,7 +24,7 @@ from divjax.core.pytrees import pytree, select
 from divjax.core.samples import Numbers, as_samples, centered_samples
 from divjax.core.simplex import min_norm_weights
 from divjax.core.types import summary
-from divjax.ot.one_dimensional import (
+from divjax.ot.quantile_coupling import (
     Line,
     compiled_for_order,
     given_weights,

@@ -23,7 +23,7 @@ from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers
 from divjax.core.types import Outcome, status_of
-from divjax.ot.one_dimensional import (
+from divjax.ot.quantile_coupling import (
     Line,
     Staircase,
     as_values,

@@ -8,30 +8,28 @@ from divjax.problems.dependence import (
     student_t,
     two_pairs,
 )
-from divjax.problems.divergences import (
-    Task,
-    chasm,
-    correlated_gaussians,
-    fitted_mixture,
-    gaussian_pair,
-    gaussian_scale,
-    gaussian_shift,
-    lattice,
-    mixture_pair,
-    mixtures,
-    random_gaussians,
-)
 from divjax.problems.gaussian_flows import (
     MomentFlow,
     accelerated_moments,
     fokker_planck_moments,
     multi_objective_moments,
 )
+from divjax.problems.gaussian_tasks import (
+    chasm,
+    correlated_gaussians,
+    gaussian_pair,
+    gaussian_scale,
+    gaussian_shift,
+    lattice,
+    random_gaussians,
+)
+from divjax.problems.mixture_tasks import fitted_mixture, mixture_pair, mixtures
 from divjax.problems.mixtures import (
     GaussianMixture,
     three_component_targets,
     two_component_targets,
 )
+from divjax.problems.task import Task
 
 __all__ = [
     "GaussianMixture",

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, Key
 from divjax.core.checks import check_count, known_number
 from divjax.core.normal import Normal
 from divjax.core.samples import Unrounded
-from divjax.problems.divergences import Task, finite_array, gaussian_pair, points_of
+from divjax.problems.gaussian_tasks import finite_array, gaussian_pair
+from divjax.problems.task import Task, points_of
 
 __all__ = [
     "additive_uniform",

@@ -6,7 +6,8 @@ weights one sample to match the other.
 """
 
 from divjax.ratio import bounds, heads
-from divjax.ratio.bounds.learned import BoundFit, DivergenceBound, MutualInformationBound
+from divjax.ratio.bounds.bound_fit import BoundFit
+from divjax.ratio.bounds.learned import DivergenceBound, MutualInformationBound
 from divjax.ratio.diagnostics import Diagnostics, Ties, ties
 from divjax.ratio.estimators import (
     ClassifierRatio,

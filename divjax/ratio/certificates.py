@@ -25,7 +25,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.checks import check_scalar
 from divjax.core.numerics import nan_unless
-from divjax.inference.concentration import LARGEST_STAKE, betting_lower_bound
+from divjax.inference.betting import LARGEST_STAKE, betting_lower_bound
 from divjax.ratio.protocols import num_rows
 
 __all__ = ["HeldOut", "SequentialScores", "js_lower_bound", "num_first_folds"]

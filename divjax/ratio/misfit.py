@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from divjax.core import linalg
 from divjax.core.pairwise import map_row_blocks, squared_distances
+from divjax.core.training import random_rows
 
 __all__ = ["Misfit", "misfit"]
 
@@ -201,8 +202,7 @@ def _some_rows(rows: _Scored) -> _Scored:
     """At most `_MAX_ROWS` rows of positive weight, the same for all samples of this size."""
     if rows.x.shape[0] <= _MAX_ROWS:
         return rows
-    order = jax.random.uniform(jax.random.key(0), rows.weight.shape)
-    chosen = jax.lax.top_k(jnp.where(rows.weight > 0, order, -1), _MAX_ROWS)[1]
+    chosen = random_rows(jax.random.key(0), rows.weight, _MAX_ROWS)
     rows = jax.tree.map(lambda leaf: leaf[chosen], rows)
     total = jnp.sum(rows.weight)
     # Renormalised: the weights of either sample sum to one half.

@@ -1,12 +1,13 @@
 """The protocol of ratio models: a head is fitted to one fold and evaluated anywhere."""
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from divjax.core.checks import (
     check_full_precision,
@@ -14,7 +15,7 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
 )
-from divjax.core.numerics import at_least_single
+from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import for_each
 from divjax.core.simplex import effective_sample_size
 
@@ -24,14 +25,17 @@ __all__ = [
     "InstanceBased",
     "Parametric",
     "Rows",
-    "check_fold",
+    "checked_fit",
     "cross_entropy",
     "is_parametric",
     "log_ratios",
     "num_rows",
     "training_log_ratios",
+    "valid_or_nan",
     "validation_loss",
 ]
+
+Fit = TypeVar("Fit", bound=Callable[..., PyTree[Array]])
 
 
 class Rows(NamedTuple):
@@ -146,14 +150,39 @@ def training_log_ratios(
     return log_ratios(head, params, rows.x, rows.y)
 
 
-def check_fold(fold: Fold) -> None:
-    """Raise `ValueError` unless the training rows are two non-empty samples in full precision."""
-    x, y, a, b = fold.train
-    check_matrix(x=x, y=y)
-    check_same_features(x, y, ("x", "y"))
-    check_full_precision("x", x)
-    check_shape("a", a, x.shape[0])
-    check_shape("b", b, y.shape[0])
+def checked_fit(fit: Fit) -> Fit:
+    """A head's `fit` with checks of its fold, for use as a decorator.
+
+    It raises `ValueError` unless the training rows are two non-empty samples in full precision. All
+    parameters are NaN if a row with weight is not finite: a solver that rejects its steps, or a
+    validation that rejects NaN, would return a finite model that was not fitted to that row.
+    """
+
+    @functools.wraps(fit)
+    def fit_checked(self: Head, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
+        x, y, a, b = fold.train
+        check_matrix(x=x, y=y)
+        check_same_features(x, y, ("x", "y"))
+        check_full_precision("x", x)
+        check_shape("a", a, x.shape[0])
+        check_shape("b", b, y.shape[0])
+        finite = _is_finite(fold.train) & _is_finite(fold.validation)
+        return valid_or_nan(finite, fit(self, key, fold))
+
+    return fit_checked  # pyright: ignore[reportReturnType]
+
+
+def _is_finite(rows: Rows) -> Bool[Array, ""]:
+    """Whether all rows with weight are."""
+    samples = (rows.x, rows.a), (rows.y, rows.b)
+    bad = [jnp.any(~jnp.isfinite(z) & (weights != 0)[:, None]) for z, weights in samples]
+    return ~(bad[0] | bad[1])
+
+
+def valid_or_nan(valid: Bool[Array, ""], params: PyTree[Array]) -> PyTree[Array]:
+    """The parameters, of which the floating-point ones are NaN if they are not valid."""
+    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.tree.map(lambda leaf: nan_unless(valid, leaf) if is_float(leaf) else leaf, params)
 
 
 def cross_entropy(

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist, pdist
 
 from divjax import kernels
-from divjax.core import pairwise
+from divjax.core import distance_quantiles, pairwise
 
-jit_median = jax.jit(pairwise.median_squared_distance, static_argnames="tolerance")
+jit_median = jax.jit(distance_quantiles.median_squared_distance, static_argnames="tolerance")
 
 
 def lower_median(x):
@@ -36,7 +36,7 @@ def test_squared_distances_are_scipys(d):
 def test_counts_are_numpys(d):
     x = np.random.default_rng(1).normal(size=(300, d)).astype(np.float32)
     thresholds = np.quantile(pdist(x) ** 2, [0.1, 0.4, 0.6, 0.99]).astype(np.float32) * 1.0001
-    fractions = jax.jit(pairwise.fractions_below)(jnp.asarray(x), tuple(thresholds))
+    fractions = jax.jit(distance_quantiles.fractions_below)(jnp.asarray(x), tuple(thresholds))
     expected = [(pdist(x.astype(np.float64)) ** 2 < t).mean() for t in thresholds]
     np.testing.assert_allclose(fractions, expected, atol=2e-5)
 

@@ -1,4 +1,5 @@
 import itertools
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from divjax.core import simplex
-from divjax.core.simplex import min_norm_weights, project_simplex
+from divjax.core.simplex import mass_of_distinct_pairs, min_norm_weights, project_simplex
 
 solve = jax.jit(min_norm_weights)
 solve_all = jax.jit(jax.vmap(min_norm_weights))
@@ -314,3 +315,14 @@ def test_gram_matrices_and_weights_in_other_forms():
     for bad in (np.ones((2, 2)), [], jnp.ones(2) * 1j, "text"):
         with pytest.raises(ValueError, match="weights must"):
             simplex.effective_sample_size(bad)
+
+
+def test_the_mass_of_distinct_pairs_keeps_its_digits():
+    """1 − Σ w², in exact arithmetic, for weights of which one is almost all."""
+    for tiny in (0.25, 1e-4, 1e-9):
+        weights = np.float32([1 - 2 * tiny, tiny, tiny])
+        exact = [Fraction(float(weight)) for weight in weights]
+        expected = float(2 * (exact[0] * exact[1] + exact[0] * exact[2] + exact[1] * exact[2]))
+        np.testing.assert_allclose(
+            mass_of_distinct_pairs(jnp.asarray(weights)), expected, rtol=1e-6
+        )

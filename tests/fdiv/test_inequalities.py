@@ -287,3 +287,14 @@ def test_python_numbers_do_not_promote():
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_small_areas_keep_their_digits():
+    """TV ≥ 1 − √(2 AUC) of a score that counts reversed, with the slope −1/√(2 AUC)."""
+    auc = np.float32([1e-8, 1e-7, 1e-6, 0.125])
+    exact = np.sqrt(2 * auc.astype(float))
+    value, slope = jax.vmap(jax.value_and_grad(inequalities.tv_lower_bound_from_auc))(auc)
+    np.testing.assert_allclose(1 - value.astype(float), exact, atol=1e-7)
+    np.testing.assert_allclose(slope, -1 / exact, rtol=1e-5)
+    assert (value <= 1 - exact + 1e-7).all()
+    assert jax.grad(inequalities.tv_lower_bound_from_auc)(1.0) == 0

@@ -204,3 +204,16 @@ def test_particles_that_float32_merges_are_refused(far):
         call(np.full((8, 2), far + 0.3))
         with jax.enable_x64(True):
             call(x + far)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5, 1e8])
+def test_a_constant_in_the_potential_changes_no_mass(offset):
+    """In NumPy's float64; equal particles have masses in proportion to exp(−U)."""
+    step = flows.FisherRao(step_size=1.0, kernel=kernels.Gaussian(bandwidth=1.0))
+    x, masses = np.zeros((4, 1)), np.array([1 / 3, 1 / 3, 1 / 3, 0.0])
+    potential = np.array([0.0, 1.0, 2.0, 0.0]) + offset
+    for dead in (1e30, np.nan):
+        potential[3] = dead
+        found, _ = step(x, masses, potential, 0.0, ())
+        expected = np.exp([-0.0, -1.0, -2.0]) / np.exp([-0.0, -1.0, -2.0]).sum()
+        np.testing.assert_allclose(found, [*expected, 0.0], rtol=1e-6)

@@ -490,3 +490,15 @@ def test_entropic_transport_at_a_large_epsilon_is_between_independent_draws(epsi
         debiased = gaussian_entropic(p, q, epsilon=epsilon, debias=True).value
     np.testing.assert_allclose(value, 8.5, rtol=1e-5)
     np.testing.assert_allclose(debiased, 2.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tiny", [1e-3, 1e-5, 1e-7, 1e-12])
+def test_the_map_of_samples_of_which_one_has_almost_all_weight(tiny):
+    """Var x = Σ w (x − x̄)²/Σ_{i≠j} w_i w_j, in float64."""
+    x, weights = np.arange(4.0)[:, None], np.array([1, tiny, tiny, tiny])
+    shares = weights / weights.sum()
+    pairs = sum(shares[i] * shares[j] for i in range(4) for j in range(4) if i != j)
+    variance = shares @ (x[:, 0] - shares @ x[:, 0]) ** 2 / pairs
+    expected = 2 * np.sqrt((5 / 3) / variance)
+    found = gaussian_map_from_samples(x, 2 * x + 5, weights).matrix
+    np.testing.assert_allclose(found, [[expected]], rtol=1e-4)

@@ -10,9 +10,10 @@ from ott.geometry import pointcloud
 from ott.solvers import linear
 
 from divjax.core.types import Status
-from divjax.ot.costs import Euclidean, SphereGeodesic, SqEuclidean, cost_matrix
+from divjax.ot.costs import Euclidean, SphereGeodesic, SqEuclidean
 from divjax.ot.entropic.options import Sinkhorn
 from divjax.ot.entropic.solver import sinkhorn
+from divjax.ot.given_costs import cost_matrix
 from divjax.ot.maps.gap import KINDS, monge_gap
 
 SIZE = 40

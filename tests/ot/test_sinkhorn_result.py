@@ -211,3 +211,35 @@ def test_the_plan_of_little_mass():
     weights = np.full(30, mass / 30)
     plan = ot.sinkhorn(X, X + 1, weights, weights, epsilon=1.0).plan()
     np.testing.assert_allclose(np.sum(plan) / mass, 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("padding", ["between", "before", "after"])
+def test_padding_of_many_rows_does_not_change_the_median_cost(padding):
+    """More rows than the rule reads, most of them without weight."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 256, 2))
+    x, y = x - x.mean(0), y - y.mean(0)  # the means are equal: nothing is centred away
+    costs = cdist(x, y, "sqeuclidean")
+    most = np.zeros((768, 2))
+    if padding == "between":
+        rows, weights = np.zeros((1024, 2)), np.zeros(1024)
+        rows[3::4], weights[3::4] = x, 1 / 256
+    else:
+        order = slice(None, None, 1 if padding == "after" else -1)
+        rows = np.concatenate([x, most][order])
+        weights = np.concatenate([np.full(256, 1 / 256), np.zeros(768)][order])
+    result = ot.sinkhorn(rows, y, weights, epsilon=ot.Relative(20.0, of="median"))
+    np.testing.assert_allclose(result.problem.epsilon, 20 * np.median(costs), rtol=1e-3)
+    swapped = ot.sinkhorn(y, rows, None, weights, epsilon=ot.Relative(20.0, of="median"))
+    np.testing.assert_allclose(swapped.problem.epsilon, 20 * np.median(costs), rtol=1e-3)
+
+
+def test_padding_does_not_hide_costs_that_are_unresolved():
+    """Checks of a few rows are of rows with weight."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 2)), rng.normal(size=(60, 2)) + 1
+    rows, weights = np.zeros((6400, 2)), np.zeros(6400)
+    rows[1::128], weights[1::128] = x, 1 / 50
+    for epsilon in (1e-6, 1.0, 1e14):
+        padded = ot.sinkhorn(rows, y, weights, epsilon=epsilon)
+        assert padded.status == ot.sinkhorn(x, y, epsilon=epsilon).status

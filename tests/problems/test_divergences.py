@@ -10,27 +10,26 @@ import scipy.integrate
 import scipy.special
 from scipy.stats import multivariate_normal, norm
 
-from divjax import Normal
+from divjax import Normal, problems
 from divjax.fdiv import gaussian
 from divjax.problems import GaussianMixture
 from divjax.problems import dependence as dep
-from divjax.problems import divergences as div
 
 LOG_2 = math.log(2)
 KEY = jax.random.key(0)
 MEANS, VARIANCES = np.array([[0.3, -0.2], [0.0, 0.5]]), np.array([[1.0, 0.4], [0.4, 0.7]])
 
 TASKS = {
-    "pair": lambda: div.gaussian_pair(
+    "pair": lambda: problems.gaussian_pair(
         Normal(MEANS[0], VARIANCES), Normal(MEANS[1], 1.5 * VARIANCES[::-1, ::-1])
     ),
-    "shift": lambda: div.gaussian_shift(10, 1.0),
-    "scale": lambda: div.gaussian_scale(1, 0.1),
-    "correlated": lambda: div.correlated_gaussians(20, 5.0),
-    "chasm": lambda: div.chasm(0.7),
-    "random": lambda: div.random_gaussians(0),
-    "mixture_pair": div.mixture_pair,
-    "fitted": lambda: div.fitted_mixture(
+    "shift": lambda: problems.gaussian_shift(10, 1.0),
+    "scale": lambda: problems.gaussian_scale(1, 0.1),
+    "correlated": lambda: problems.correlated_gaussians(20, 5.0),
+    "chasm": lambda: problems.chasm(0.7),
+    "random": lambda: problems.random_gaussians(0),
+    "mixture_pair": problems.mixture_pair,
+    "fitted": lambda: problems.fitted_mixture(
         KEY, 50, lambda x: GaussianMixture(jnp.ones(1), x.mean(0)[None], jnp.cov(x.T)[None])
     ),
     "binormal": dep.binormal,
@@ -68,14 +67,14 @@ def test_the_draws_have_the_divergences(name):
 @pytest.mark.parametrize(
     ("task", "kl"),
     [
-        (lambda: div.random_gaussians(0), 0.9682),
-        (lambda: div.random_gaussians(1), 0.9897),
-        (lambda: div.random_gaussians(2), 0.7799),
-        (lambda: div.random_gaussians(3), 1.0175),
-        (lambda: div.random_gaussians(4), 1.4195),
-        (lambda: div.correlated_gaussians(320, 80.0), 80),
-        (lambda: div.gaussian_scale(1, 1e-6), 13.3155),
-        (lambda: div.gaussian_pair(([-1], [[0.08**2]]), ([2], [0.15**2])), 200.27),
+        (lambda: problems.random_gaussians(0), 0.9682),
+        (lambda: problems.random_gaussians(1), 0.9897),
+        (lambda: problems.random_gaussians(2), 0.7799),
+        (lambda: problems.random_gaussians(3), 1.0175),
+        (lambda: problems.random_gaussians(4), 1.4195),
+        (lambda: problems.correlated_gaussians(320, 80.0), 80),
+        (lambda: problems.gaussian_scale(1, 1e-6), 13.3155),
+        (lambda: problems.gaussian_pair(([-1], [[0.08**2]]), ([2], [0.15**2])), 200.27),
         (lambda: dep.binormal(0.75), 0.41334),
         (lambda: dep.dense_gaussian(2, 2), 0.29389),
         (lambda: dep.dense_gaussian(3, 3), 0.41334),
@@ -103,7 +102,7 @@ def test_correlated_pairs_have_the_published_correlations(t):
     """20 + 20 features: 2, 4, …, 10 nats at ρ = .4258 … .7951."""
     nats, rhos = [2, 4, 6, 8, 10], [0.4258, 0.5742, 0.6717, 0.7421, 0.7951]
     for kl, rho in zip(nats, rhos, strict=True):
-        task = div.correlated_gaussians(40, float(kl))
+        task = problems.correlated_gaussians(40, float(kl))
         x, y = task.sample_pairs(KEY, 400)
         assert x.shape == y.shape == (400, 20)
         correlation = np.mean(np.asarray(x * y))
@@ -131,9 +130,9 @@ def js_1d(p, q, low=-60, high=60):
     ("shift", "scale"), [(0.0, 1.0), (1.0, 1.0), (0.3, 2.0), (-1.0, 0.2), (8.0, 1.0), (0.0, 0.01)]
 )
 def test_js_of_gaussians_is_the_integral_over_x(shift, scale):
-    task = div.gaussian_pair(([shift], [[scale**2]]), ([0.0], [[1.0]]))
+    task = problems.gaussian_pair(([shift], [[scale**2]]), ([0.0], [[1.0]]))
     np.testing.assert_allclose(task.js, js_1d(norm(shift, scale), norm()), rtol=1e-7, atol=1e-12)
-    other = div.gaussian_pair(([0.0], [[1.0]]), ([shift], [[scale**2]]))
+    other = problems.gaussian_pair(([0.0], [[1.0]]), ([shift], [[scale**2]]))
     np.testing.assert_allclose(other.js, task.js, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose((other.kl, other.reverse_kl), (task.reverse_kl, task.kl), rtol=1e-10)
 
@@ -142,7 +141,7 @@ def test_js_of_a_shift_is_one_dimensional():
     """Only the distance of the means matters, whatever the dimension."""
     for d, kl in ((1, 0.5), (10, 1.0), (50, 2.0)):
         truth = js_1d(norm(math.sqrt(2 * kl)), norm())
-        np.testing.assert_allclose(div.gaussian_shift(d, kl).js, truth, rtol=1e-8)
+        np.testing.assert_allclose(problems.gaussian_shift(d, kl).js, truth, rtol=1e-8)
 
 
 def test_js_in_two_dimensions_is_that_of_a_grid():
@@ -160,7 +159,7 @@ def test_js_in_two_dimensions_is_that_of_a_grid():
         js = (kl(log_p, middle) + kl(log_q, middle)) / 2
         return kl(log_p, log_q), kl(log_q, log_p), js
 
-    task = div.gaussian_pair((p.mean, p.cov), (q.mean, q.cov))
+    task = problems.gaussian_pair((p.mean, p.cov), (q.mean, q.cov))
     found = task.kl, task.reverse_kl, task.js
     np.testing.assert_allclose(found, divergences(p.logpdf(grid), q.logpdf(grid)), rtol=1e-7)
     z = np.array([[0.1, 2.0], [-1.0, 0.0]])
@@ -174,7 +173,7 @@ def test_js_in_two_dimensions_is_that_of_a_grid():
             jnp.stack([jnp.asarray(r.cov), jnp.asarray(p.cov)]),
         )
         single = GaussianMixture(jnp.ones(1), jnp.asarray(q.mean)[None], jnp.asarray(q.cov))
-        two = div.mixtures(mixture, single)
+        two = problems.mixtures(mixture, single)
     np.testing.assert_allclose(ratios, p.logpdf(z) - q.logpdf(z), rtol=1e-10)
     np.testing.assert_allclose(task.kl, theirs, rtol=1e-10)
     log_mixture = np.logaddexp(np.log(0.3) + r.logpdf(grid), np.log(0.7) + p.logpdf(grid))
@@ -183,7 +182,7 @@ def test_js_in_two_dimensions_is_that_of_a_grid():
 
 
 def test_the_published_mixture():
-    task = div.mixture_pair()
+    task = problems.mixture_pair()
     assert 2.828 < task.kl < 2.831
     assert abs(task.js / LOG_2 - 0.4221) < 1e-4
 
@@ -212,7 +211,7 @@ def test_other_divergences_of_the_student_and_the_band():
 
 
 def test_a_lattice_is_told_apart_at_once():
-    task = div.lattice(3, 0.25)
+    task = problems.lattice(3, 0.25)
     p, q = task.sample(KEY, 2000)
     assert (task.kl, task.reverse_kl, task.js) == (math.inf, math.inf, LOG_2)
     assert jnp.all(task.log_ratio(p) == jnp.inf)
@@ -250,34 +249,40 @@ def test_points_of_another_dimension_are_refused(name):
     ("call", "message"),
     [
         (
-            lambda: div.gaussian_pair(([0, 0], [[1, 0.5], [0, 1]]), ([0, 0], np.eye(2))),
+            lambda: problems.gaussian_pair(([0, 0], [[1, 0.5], [0, 1]]), ([0, 0], np.eye(2))),
             "the covariance of p must be symmetric",
         ),
-        (lambda: div.lattice(3).log_ratio(jnp.zeros((4, 2))), "z must have shape .n, 3"),
+        (lambda: problems.lattice(3).log_ratio(jnp.zeros((4, 2))), "z must have shape .n, 3"),
         (
-            lambda: div.mixtures(
+            lambda: problems.mixtures(
                 *2 * [GaussianMixture(jnp.array([-1.0, 2.0]), jnp.zeros((2, 1)), 1.0)]
             ),
             "weights must be non-negative and sum to one",
         ),
-        (lambda: div.gaussian_pair(([0.0], [[1.0]]), ([0.0, 1.0], [[1.0]])), "q must be a mean"),
         (
-            lambda: div.gaussian_pair(([0.0], [[-1.0]]), ([0.0], [[1.0]])),
+            lambda: problems.gaussian_pair(([0.0], [[1.0]]), ([0.0, 1.0], [[1.0]])),
+            "q must be a mean",
+        ),
+        (
+            lambda: problems.gaussian_pair(([0.0], [[-1.0]]), ([0.0], [[1.0]])),
             "must be positive definite",
         ),
-        (lambda: div.gaussian_shift(0, 1.0), "d must be an integer of at least 1; got 0"),
-        (lambda: div.gaussian_shift(1, -1.0), "kl must be a finite number of at least 0; got -1.0"),
-        (lambda: div.gaussian_scale(2, 0.0), "scale must be a finite number above 0; got 0.0"),
-        (lambda: div.correlated_gaussians(3, 1.0), "d must be even; got 3"),
-        (lambda: div.lattice(1, 0.1), "spacing must be a power of two; got 0.1"),
+        (lambda: problems.gaussian_shift(0, 1.0), "d must be an integer of at least 1; got 0"),
+        (
+            lambda: problems.gaussian_shift(1, -1.0),
+            "kl must be a finite number of at least 0; got -1.0",
+        ),
+        (lambda: problems.gaussian_scale(2, 0.0), "scale must be a finite number above 0; got 0.0"),
+        (lambda: problems.correlated_gaussians(3, 1.0), "d must be even; got 3"),
+        (lambda: problems.lattice(1, 0.1), "spacing must be a power of two; got 0.1"),
         (lambda: dep.gaussian_dependence(np.eye(2), 2), "x_dim must be in 1 … 1; got 2"),
         (lambda: dep.two_pairs(1, 5), "x_dim must be an integer of at least 2"),
         (lambda: dep.student_t(1, 1, 0.0), "freedom must be a finite number above 0; got 0.0"),
         (lambda: dep.additive_uniform(0.0), "epsilon must be a finite number above 0; got 0.0"),
-        (lambda: div.chasm(1.0).sample_pairs(KEY, 3), "tasks of mutual information"),
-        (lambda: div.chasm(1.0).log_ratio(jnp.zeros(4)), "z must be a matrix of shape"),
+        (lambda: problems.chasm(1.0).sample_pairs(KEY, 3), "tasks of mutual information"),
+        (lambda: problems.chasm(1.0).log_ratio(jnp.zeros(4)), "z must be a matrix of shape"),
         (
-            lambda: div.mixtures(*2 * [GaussianMixture(jnp.ones(1), jnp.zeros((1, 3)), 1.0)]),
+            lambda: problems.mixtures(*2 * [GaussianMixture(jnp.ones(1), jnp.zeros((1, 3)), 1.0)]),
             "p and q must be mixtures of one or two features",
         ),
     ],
@@ -366,7 +371,7 @@ def test_a_freedom_beyond_double_precision_is_refused(freedom):
 
 @pytest.mark.parametrize("kl", [1e-14, 1e-9, 1e-5])
 def test_close_gaussians_have_a_quarter_of_kl(kl):
-    for task in (div.gaussian_shift(3, kl), div.gaussian_scale(2, 1 + math.sqrt(kl / 2))):
+    for task in (problems.gaussian_shift(3, kl), problems.gaussian_scale(2, 1 + math.sqrt(kl / 2))):
         np.testing.assert_allclose((task.reverse_kl, 4 * task.js), task.kl, rtol=5 * math.sqrt(kl))
         np.testing.assert_allclose(task.kl, kl, rtol=5 * math.sqrt(kl) + 1e-6)
 
@@ -380,21 +385,21 @@ def test_a_wide_band_is_far_from_the_product_at_its_ends_alone(epsilon):
 
 def test_asymmetry_is_seen_between_features_of_other_scales():
     with pytest.raises(ValueError, match="the covariance of p must be symmetric"):
-        div.gaussian_pair((np.zeros(2), [[1e6, 0.9], [0, 1]]), (np.zeros(2), np.eye(2)))
+        problems.gaussian_pair((np.zeros(2), [[1e6, 0.9], [0, 1]]), (np.zeros(2), np.eye(2)))
 
 
 def test_points_too_far_apart_are_refused():
     """Between 600 points over 1018 standard deviations a mixture falls through."""
     one, far = (GaussianMixture([1.0], [[mean]], 1.0) for mean in (0.0, 1000.0))
     with pytest.raises(ValueError, match=r"^points must be at least 1019 .* got 600"):
-        div.mixtures(one, far)
-    np.testing.assert_allclose(div.mixtures(one, far, points=2000).kl, 5e5, rtol=1e-9)
+        problems.mixtures(one, far)
+    np.testing.assert_allclose(problems.mixtures(one, far, points=2000).kl, 5e5, rtol=1e-9)
     narrow = GaussianMixture([1.0], [[0.0]], 1e-4)
     with pytest.raises(ValueError, match=r"^points must be at least"):
-        div.mixtures(narrow, one)
+        problems.mixtures(narrow, one)
 
 
 def test_indefinite_covariances_are_no_mixture():
     bad = GaussianMixture([1.0], [[0.0, 0.0]], [[1.0, 2.0], [2.0, 1.0]])
     with pytest.raises(ValueError, match=r"^q must be a mixture"):
-        div.mixtures(GaussianMixture([1.0], [[0.0, 0.0]], 1.0), bad)
+        problems.mixtures(GaussianMixture([1.0], [[0.0, 0.0]], 1.0), bad)

@@ -8,8 +8,9 @@ import scipy.optimize
 
 from divjax import fdiv
 from divjax.core.pytrees import pytree
-from divjax.ratio import ClassifierRatio, cross_fitting
+from divjax.ratio import ClassifierRatio, cross_fitting, members
 from divjax.ratio import heads as h
+from divjax.ratio.calibration import CALIBRATION_PRIOR
 
 
 def gaussians(seed, n, m, d=1, shift=1.0, dtype=jnp.float32):
@@ -297,7 +298,7 @@ def test_calibration_is_penalised_logistic_regression_of_the_other_folds():
                 np.asarray(held.log_ratio)[np.asarray(held.fold) != fold]
                 for held in (fit.held_out_p, fit.held_out_q)
             )
-            prior = cross_fitting.CALIBRATION_PRIOR / (len(u_p) + len(u_q))
+            prior = CALIBRATION_PRIOR / (len(u_p) + len(u_q))
 
             def objective(c, u_p=u_p, u_q=u_q, prior=prior):
                 loss_p = np.logaddexp(0, -(c[0] + c[1] * u_p)).mean()
@@ -456,5 +457,5 @@ def test_counts_of_ties_are_those_of_the_training_rows():
     assert len(trained) > len(validated) > 0
     np.testing.assert_allclose(train_ties, np.log1p(count(trained) - 1), atol=1e-5)
     np.testing.assert_allclose(ties, np.log1p(count(validated)), atol=1e-5)
-    outside = cross_fitting._features(jnp.asarray(member.values), jnp.array([[100.0]]))
+    outside = members._features(jnp.asarray(member.values), jnp.array([[100.0]]))
     assert outside[0, 1] == 0

@@ -12,9 +12,8 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 
-from divjax import fdiv
+from divjax import fdiv, problems
 from divjax.core.pytrees import pytree
-from divjax.problems import divergences
 from divjax.ratio import ClassifierRatio
 from divjax.ratio import heads as h
 
@@ -240,9 +239,9 @@ def test_a_tenth_as_many_rows_of_q():
 
 
 TASKS = {
-    "shift": (divergences.gaussian_shift(10, 1.0), "linear"),
-    "near": (divergences.gaussian_shift(1, 0.1), "linear"),
-    "correlated": (divergences.correlated_gaussians(4, 0.5), "quadratic"),
+    "shift": (problems.gaussian_shift(10, 1.0), "linear"),
+    "near": (problems.gaussian_shift(1, 0.1), "linear"),
+    "correlated": (problems.correlated_gaussians(4, 0.5), "quadratic"),
 }
 
 
@@ -317,7 +316,7 @@ def test_traced_confidence_out_of_range(fitted, confidence):
 def test_certified_js_of_whole_fits(js, shift):
     """Of 200 fits at the defaults at most a twentieth exceed; at one apart half are beyond .074."""
     np.testing.assert_allclose(quadrature_js(shift), js, atol=5e-4)
-    task = divergences.gaussian_shift(3, shift**2 / 2)
+    task = problems.gaussian_shift(3, shift**2 / 2)
     bounds = repeat(task, "linear", 1000, 200, lambda fit: fit.certified_js())
     assert (bounds > quadrature_js(shift)).mean() <= 0.05
     if js > 0.1:

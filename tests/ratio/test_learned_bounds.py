@@ -11,13 +11,11 @@ from flax import nnx
 
 from divjax import fdiv
 from divjax.core.training import row_batch
+from divjax.ratio.bounds.bound_fit import BoundFit
 from divjax.ratio.bounds.critics import Critic
-from divjax.ratio.bounds.learned import (
-    BoundFit,
-    DivergenceBound,
-    MutualInformationBound,
-)
-from divjax.ratio.bounds.variational import MINE, as_bound
+from divjax.ratio.bounds.learned import DivergenceBound, MutualInformationBound
+from divjax.ratio.bounds.named_bounds import as_bound
+from divjax.ratio.bounds.variational import MINE
 
 SMALL = {"hidden": (16,), "learning_rate": 1e-2, "num_steps": 200, "num_checks": 4}
 

@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from divjax.problems import dependence, divergences
+from divjax import problems
+from divjax.problems import dependence
 from divjax.ratio import ClassifierRatio
 from divjax.ratio.misfit import misfit
 
 KEY = jax.random.key(8)
 N, FOLDS = 2000, 5
 TASKS = {
-    "shift": divergences.gaussian_shift(2, 0.5),
-    "correlated": divergences.correlated_gaussians(2, 0.5),
+    "shift": problems.gaussian_shift(2, 0.5),
+    "correlated": problems.correlated_gaussians(2, 0.5),
 }
 
 

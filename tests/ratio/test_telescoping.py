@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from divjax.problems import divergences
+from divjax import problems
 from divjax.ratio import ClassifierRatio, Fold, Head, Rows, TelescopingRatio
 from divjax.ratio import heads as h
 
@@ -88,7 +88,7 @@ def test_each_bridge_is_the_ratio_of_its_waymarks():
 
 
 def chasm_error(a, n, **options):
-    task = divergences.chasm(a)
+    task = problems.chasm(a)
     p, q = task.sample(jax.random.key(3), n)
     estimate = TelescopingRatio(h.Telescoping(**options), num_folds=2).fit(KEY, p, q).kl()
     return float(estimate.value) / task.kl - 1, estimate

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from divjax import fdiv
 from divjax.ratio import bounds as v
 from divjax.ratio.bounds import derangement, split_scores
-from divjax.ratio.bounds.variational import as_bound
+from divjax.ratio.bounds.named_bounds import as_bound
 
 LOG_2 = np.log(2)
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(80)
@@ -383,3 +383,45 @@ def test_half_precision_critics_are_those_of_single_precision(name):
     bound = getattr(v, name)
     expected = bound(of_p.astype(np.float32), of_q.astype(np.float32))
     np.testing.assert_allclose(bound(of_p, of_q), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6, 1e8])
+def test_a_constant_in_numpys_critic_changes_no_value(offset):
+    """E_p[T] − log E_q[e^T] of (0, 1, 2) and (0, ½, 1)."""
+    of_p, of_q = np.array([0.0, 1.0, 2.0]), np.array([0.0, 0.5, 1.0])
+    expected = of_p.mean() - np.log(np.exp(of_q).mean())
+    mine = v.MINE()
+    value, state = mine(of_p + offset, of_q + offset, mine.init(jnp.float32))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(state.log_normalizer, offset, rtol=1e-6, atol=1)
+    np.testing.assert_allclose(
+        v.donsker_varadhan(of_p + offset, of_q + offset), expected, rtol=1e-6
+    )
+
+
+def test_mine_keeps_its_value_beside_a_large_slope():
+    """The normaliser of earlier batches is e^{−12} of this one's."""
+    of_p, of_q = jnp.array([12.0, 13.0, 14.0]), jnp.array([12.0, 12.5, 13.0])
+    value, _ = v.MINE(1e-6)(of_p, of_q, v.MINEState(jnp.zeros(()), jnp.ones(())))
+    np.testing.assert_allclose(value, 1 - np.log(np.exp([0, 0.5, 1.0]).mean()), rtol=1e-5)
+
+
+def test_mine_of_half_precision_and_of_lists():
+    """Sums over more rows than float16 counts to: ∇ of −log E_q[e^T] sums to −1."""
+    mine, of_q = v.MINE(), jnp.full(70_000, 5.0, jnp.float16)
+    loss = lambda of_q: mine(jnp.zeros(3, jnp.float16), of_q, mine.init(jnp.float32))
+    (value, state), slope = jax.value_and_grad(loss, has_aux=True)(of_q)
+    np.testing.assert_allclose([value, state.log_normalizer], [-5, 5], rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(slope, float).sum(), -1, rtol=0.01)
+    value, _ = mine([1.0, 2.0], [1, 2], mine.init(jnp.float32))
+    np.testing.assert_allclose(value, 1.5 - np.log(np.exp([1, 2]).mean()), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["donsker_varadhan", "info_nce"])
+def test_integers_beside_half_precision_are_not_rounded_to_it(name):
+    bound, half = getattr(v, name), jnp.array([0.3], jnp.float16)
+    for other in (5000, 100_000):
+        expected = bound(half.astype(jnp.float32), jnp.array([other], jnp.float32))
+        np.testing.assert_allclose(bound(half, np.array([other])), expected, rtol=1e-7)
+    expected = bound(jnp.ones(1), half.astype(jnp.float32))
+    np.testing.assert_allclose(bound(jnp.ones(1, jnp.int32), half), expected, rtol=1e-6)

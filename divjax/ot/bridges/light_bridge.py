@@ -22,6 +22,7 @@ from divjax.core.keys import own_key
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, select, static
 from divjax.core.samples import Numbers, centered_samples
+from divjax.core.training import random_rows
 from divjax.core.types import status_of
 from divjax.ot.bridges import mixture_potential as mixture
 from divjax.ot.bridges.schrodinger import SchrodingerBridge
@@ -104,11 +105,12 @@ class _Descent(NamedTuple):
 
 
 def _some_rows(key: Key[Array, ""], end: _End) -> _End:
-    """All rows, or a random subsample if there are many."""
+    """All rows, or a random subsample of those with weight if there are many."""
     n = end.x.shape[0]
     if n <= _START_ROWS:
         return end
-    chosen = jax.random.choice(key, n, (_START_ROWS,), replace=False)
+    weights = jnp.ones(n, end.x.dtype) if end.shares is None else end.shares
+    chosen = random_rows(key, weights, _START_ROWS)
     return _End(end.x[chosen], normalised(None if end.shares is None else end.shares[chosen]))
 
 

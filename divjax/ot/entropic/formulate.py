@@ -36,7 +36,7 @@ from divjax.core.samples import (
     centered_samples,
     check_distinguishable,
 )
-from divjax.ot import costs
+from divjax.ot import given_costs
 from divjax.ot.entropic.formulation import Formulation, ShiftedCenter
 from divjax.ot.entropic.problem import MatrixPairs, PointPairs, Problem
 from divjax.ot.entropic.schedules import Relative, resolved_epsilon
@@ -130,7 +130,7 @@ def check_points(
 ) -> CheckedPoints:
     """The arguments of a problem of two samples, checked. Only here is NumPy's precision known."""
     check_epsilon(epsilon)
-    cost = costs.as_cost(cost)
+    cost = given_costs.as_cost(cost)
     check_callable(cost=cost)
     typed_x, typed_y = as_samples(x=x, y=y)
     dtype = typed_x.dtype
@@ -165,7 +165,7 @@ def check_self(
 ) -> CheckedPoints:
     """The arguments of a balanced problem of a sample with itself, checked."""
     check_epsilon(epsilon)
-    cost = costs.as_cost(cost)
+    cost = given_costs.as_cost(cost)
     check_callable(cost=cost)
     (typed,) = as_samples(x=x)
     a, _, (vanishing, _) = _weights(a, None, len(typed), len(typed), typed.dtype, (None, None))
@@ -430,7 +430,7 @@ def _typed_cost(cost: Callable[..., Array], x: Float[Array, "n d"]) -> Callable[
         floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
         return jnp.asarray(leaf, x.dtype) if floating else leaf
 
-    return jax.tree.map(typed, costs.checked_cost(cost, x))
+    return jax.tree.map(typed, given_costs.checked_cost(cost, x))
 
 
 def _penalties(marginal_penalty: _Penalty, dtype: DTypeLike) -> _Pair:

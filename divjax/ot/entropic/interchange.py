@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from divjax.ot import costs
+from divjax.ot import given_costs
 from divjax.ot.entropic.problem import PointPairs
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _cost_class() -> type:
 
         def twist_operator(self, vec: Array, dual_vec: Array, variable: bool) -> Array:
             # T(x) = x − ∇h*(∇f(x)); from y's side the cost is h(−z), and both signs change.
-            conjugate = costs.grad_conjugate(self.cost)
+            conjugate = given_costs.grad_conjugate(self.cost)
             if bool(variable) == self.swapped:  # vec is the first argument of h(x − y)
                 return vec - conjugate(dual_vec)
             return vec + conjugate(-dual_vec)

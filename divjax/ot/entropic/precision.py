@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from divjax.core.training import spread_rows
 from divjax.ot.entropic.problem import Problem
 
 __all__ = ["cost_error", "costs_are_unresolved", "refined_where_large", "sampled_error"]
@@ -74,9 +75,8 @@ def costs_are_unresolved(problem: Problem) -> Bool[Array, ""]:
 
 
 def _some_rows(problem: Problem) -> tuple[Int[Array, " k"], Float[Array, "k m"]]:
-    """The indices of the sampled rows, and their costs."""
-    n = problem.pairs.shape[0]
-    rows = jnp.asarray([i * n // _ROWS for i in range(_ROWS)]) if n > _ROWS else jnp.arange(n)
+    """The indices of some rows, evenly spread over those with mass, and their costs."""
+    rows = spread_rows(problem.a, _ROWS)
     return rows, problem.pairs.block(problem.pairs.rows[rows])
 
 

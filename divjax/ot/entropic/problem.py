@@ -13,7 +13,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from divjax.core.numerics import safe_log
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
-from divjax.ot.costs import cost_matrix, rounded_relative_to
+from divjax.ot.costs import rounded_relative_to
+from divjax.ot.given_costs import cost_matrix
 
 __all__ = [
     "MatrixPairs",

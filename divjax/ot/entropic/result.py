@@ -14,7 +14,7 @@ from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, as_numbers, as_samples
 from divjax.core.types import Outcome
-from divjax.ot import costs
+from divjax.ot import given_costs
 from divjax.ot.entropic.formulation import Formulation
 from divjax.ot.entropic.interchange import potentials_to_ott
 from divjax.ot.entropic.problem import PointPairs, Problem, soft_minimum
@@ -318,7 +318,7 @@ class SinkhornResult(Outcome):
     @jax.jit
     def _transport(self, z: Float[Array, "k d"]) -> Float[Array, "k d"]:
         pairs = cast(PointPairs, self.problem.pairs)
-        conjugate = costs.grad_conjugate(pairs.cost)
+        conjugate = given_costs.grad_conjugate(pairs.cost)
         # A relaxed marginal damps the potential, but not the plan that the map is the mean of.
         undamped = lambda z: (
             soft_minimum(self.problem, z, self.centered_g) / self.problem.damping[0]

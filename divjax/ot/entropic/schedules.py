@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from divjax.core.checks import check_choice, check_positive, check_scalar
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
+from divjax.core.training import spread_rows
 from divjax.ot.entropic.problem import Problem
 
 __all__ = ["Annealing", "Relative", "largest_cost", "marginal_penalty_from_tau", "resolved_epsilon"]
@@ -146,8 +147,7 @@ def _moment(problem: Problem, of: str) -> Float[Array, ""]:
 
 def _median_cost(problem: Problem) -> Float[Array, ""]:
     """The weighted median of the finite costs of evenly spread rows of both samples."""
-    n, m = problem.pairs.shape
-    rows, columns = _evenly_spread(n), _evenly_spread(m)
+    rows, columns = spread_rows(problem.a, _MEDIAN_ROWS), spread_rows(problem.b, _MEDIAN_ROWS)
     costs = problem.pairs.block(problem.pairs.rows[rows])[:, columns].ravel()
     weights = (problem.a[rows, None] * problem.b[columns]).ravel()
     # Pairs forbidden by infinite costs have weight zero.
@@ -157,12 +157,6 @@ def _median_cost(problem: Problem) -> Float[Array, ""]:
     median = costs[order][jnp.argmax(cumulated >= cumulated[-1] / 2)]
     # A NaN cost is sorted to the end.
     return nan_unless(~jnp.any(jnp.isnan(costs) & (weights > 0)), median)
-
-
-def _evenly_spread(size: int) -> Array:
-    if size <= _MEDIAN_ROWS:
-        return jnp.arange(size)
-    return jnp.asarray([i * size // _MEDIAN_ROWS for i in range(_MEDIAN_ROWS)])
 
 
 def largest_cost(problem: Problem) -> Float[Array, ""]:

@@ -25,12 +25,13 @@ from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, as_numbers
 from divjax.core.training import spread_rows
 from divjax.core.types import Outcome, status_of
-from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
+from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.divergence import sinkhorn_divergence
 from divjax.ot.entropic.options import Sinkhorn, check_solver, check_solver_type
 from divjax.ot.entropic.problem import PointPairs
 from divjax.ot.entropic.result import SinkhornResult
 from divjax.ot.entropic.solver import sinkhorn
+from divjax.ot.given_costs import checked_cost, grad_conjugate
 from divjax.ot.scales import mean_cost_within
 from divjax.ot.weighted_samples import (
     Origins,

@@ -24,12 +24,13 @@ from divjax.core.pytrees import pytree
 from divjax.core.rounding import is_rounded_away
 from divjax.core.samples import Numbers, Unrounded, as_numbers, as_samples, as_weights
 from divjax.core.types import Outcome, Status
-from divjax.ot.costs import SqEuclidean, paired_costs
+from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.divergence import SinkhornDivergenceResult, sinkhorn_divergence
 from divjax.ot.entropic.options import Sinkhorn, check_solver
 from divjax.ot.entropic.problem import PointPairs
 from divjax.ot.entropic.result import SinkhornResult
 from divjax.ot.entropic.solver import sinkhorn
+from divjax.ot.given_costs import paired_costs
 
 __all__ = ["KINDS", "MongeGapResult", "monge_gap"]
 

@@ -12,6 +12,7 @@ from divjax.core.checks import check_scalar, check_unit_interval
 from divjax.core.normal import Normal
 from divjax.core.numerics import in_units_of, matmul, nan_unless
 from divjax.core.samples import Numbers
+from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.ot.gaussian import AffineMap, gaussian_map
 from divjax.ot.scales import winsorised
 from divjax.ot.weighted_samples import (
@@ -127,7 +128,7 @@ def weighted_moments(
     # Σ w x xᵀ − x̄ x̄ᵀ would suffer cancellation if the mean is far from zero.
     centered = rows - mean
     covariance = matmul((weights[:, None] * centered).T, centered)
-    return Normal(mean, covariance / (1 - jnp.sum(weights**2)))
+    return Normal(mean, covariance / mass_of_distinct_pairs(weights))
 
 
 def ledoit_wolf(

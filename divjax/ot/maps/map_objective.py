@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core.pytrees import pytree, static
-from divjax.ot.costs import paired_costs
 from divjax.ot.entropic.divergence import self_transport
 from divjax.ot.entropic.options import Sinkhorn
 from divjax.ot.entropic.solver import sinkhorn
+from divjax.ot.given_costs import paired_costs
 from divjax.ot.maps.gap import monge_gap
 from divjax.ot.maps.network_map import MapFit
 from divjax.ot.weighted_samples import mean_over_rows

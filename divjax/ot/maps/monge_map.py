@@ -41,8 +41,9 @@ from divjax.core.samples import Numbers, as_numbers, check_distinguishable
 from divjax.core.standardize import mean_and_scale
 from divjax.core.training import adam_with_cosine, fit
 from divjax.core.types import status_of
-from divjax.ot.costs import SqEuclidean, checked_cost, grad_conjugate
+from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.options import Sinkhorn, check_solver, check_solver_type
+from divjax.ot.given_costs import checked_cost, grad_conjugate
 from divjax.ot.maps.gap import KINDS
 from divjax.ot.maps.map_objective import MapObjective
 from divjax.ot.maps.map_training import MapTrainer, held_out

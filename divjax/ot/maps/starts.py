@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.pytrees import pytree
-from divjax.ot.costs import Euclidean, SqEuclidean, cost_matrix, grad_conjugate
+from divjax.core.simplex import mass_of_distinct_pairs
+from divjax.ot.costs import Euclidean, SqEuclidean
+from divjax.ot.given_costs import cost_matrix, grad_conjugate
 from divjax.ot.maps.entropic_map import EntropicMap
 from divjax.ot.maps.gaussian_samples import gaussian_start
 from divjax.ot.weighted_samples import WeightedSamples, uniform_weights
@@ -118,4 +120,4 @@ def _energy(
     a = uniform_weights(x) if a is None else a
     b = uniform_weights(y) if b is None else b
     across, within = cost_matrix(Euclidean(), x, y), cost_matrix(Euclidean(), x, x)
-    return 2 * a @ across @ b - a @ within @ a / (1 - jnp.sum(a**2))
+    return 2 * a @ across @ b - a @ within @ a / mass_of_distinct_pairs(a)

@@ -4,17 +4,15 @@ The functions take a critic's values. `DivergenceBound` and `MutualInformationBo
 `divjax.ratio` train one.
 """
 
+from divjax.ratio.bounds.contrastive import info_nce, interpolated_nce
 from divjax.ratio.bounds.critics import Critic, derangement, split_scores
+from divjax.ratio.bounds.named_bounds import BOUNDS, Bound
 from divjax.ratio.bounds.variational import (
-    BOUNDS,
     MINE,
-    Bound,
     MINEState,
     conjugate_dual,
     donsker_varadhan,
     f_dual,
-    info_nce,
-    interpolated_nce,
     jensen_shannon,
     kl_from_js,
     mean_log_ratio,

@@ -5,18 +5,16 @@ of p and at samples of q,
 
     u_p "n"  and  u_q "m"  or, with one row of samples of q per sample of p,  u_q "n k",
 
-and returns nats. The bounds on KL, and `f_dual` on its divergence, are tight at T = log p/q
-(InfoNCE and its variants for k → ∞). There `kl_from_js` attains Ξ(JS), and `conjugate_dual` is
-tight at T = f'(p/q). `smile` and `mean_log_ratio` are read-outs of a trained critic, not bounds.
-For the mutual information of pairs, p is their joint distribution and q the product of its
-marginals: `critics.split_scores` extracts both from the matrix T(x_i, y_j). A critic may be trained
-by the gradient of one function and read out by another: SMILE and f-DIME are read-outs of a critic
-that was trained by a bound on an f-divergence.
+and returns nats. The bounds on KL, and `f_dual` on its divergence, are tight at T = log p/q. There
+`kl_from_js` attains Ξ(JS), and `conjugate_dual` is tight at T = f'(p/q). `smile` and
+`mean_log_ratio` are read-outs of a trained critic, not bounds. For the mutual information of pairs,
+p is their joint distribution and q the product of its marginals: `critics.split_scores` extracts
+both from the matrix T(x_i, y_j). A critic may be trained by the gradient of one function and read
+out by another: SMILE and f-DIME are read-outs of a critic that was trained by a bound on an
+f-divergence.
 """
 
-import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -25,16 +23,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import (
-    check_callable,
-    check_number,
-    check_positive,
-    check_provides,
-    check_scalar,
-    check_shape,
-)
+from divjax.core.checks import check_number, check_positive, check_provides, check_scalar
+from divjax.core.differentiation import with_slopes_of
 from divjax.core.numerics import nan_unless
-from divjax.core.pytrees import as_pytree, pytree
+from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, as_numbers, without_offset
 from divjax.fdiv.divergences import KL
 from divjax.fdiv.generators import Generator
@@ -43,16 +35,13 @@ from divjax.fdiv.special import as_singles, log_mixture
 from divjax.ratio.protocols import cross_entropy
 
 __all__ = [
-    "BOUNDS",
     "MINE",
-    "Bound",
     "MINEState",
-    "as_bound",
+    "bounded_values",
     "conjugate_dual",
+    "critic_values",
     "donsker_varadhan",
     "f_dual",
-    "info_nce",
-    "interpolated_nce",
     "jensen_shannon",
     "kl_from_js",
     "mean_log_ratio",
@@ -60,10 +49,8 @@ __all__ = [
     "smile",
 ]
 
-Bound = Callable[[Float[Array, " n"], Float[Array, "..."]], Float[Array, ""]]
 
-
-def _values(u_p: Numbers, u_q: Numbers, symbol: str = "u") -> tuple[Array, Array]:
+def critic_values(u_p: Numbers, u_q: Numbers, symbol: str = "u") -> tuple[Array, Array]:
     """Check a critic's values and return them as arrays."""
     of_p, of_q = f"{symbol}_p", f"{symbol}_q"
     u_p, u_q = jnp.asarray(as_numbers(of_p, u_p)), jnp.asarray(as_numbers(of_q, u_q))
@@ -81,7 +68,7 @@ def _values(u_p: Numbers, u_q: Numbers, symbol: str = "u") -> tuple[Array, Array
     return u_p, u_q
 
 
-def _bounded(u_p: Array, u_q: Array) -> tuple[Array, Array]:
+def bounded_values(u_p: Array, u_q: Array) -> tuple[Array, Array]:
     """Critic values clipped so that squared exponentials, and sums of them, do not overflow.
 
     A clipped critic is another critic, so that its value is still a lower bound.
@@ -119,9 +106,9 @@ def donsker_varadhan(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> F
     References:
         Donsker, Varadhan 1983; Belghazi et al. 2018, theorem 1.
     """
-    _values(u_p, u_q)
+    critic_values(u_p, u_q)
     # A constant cancels: it is subtracted in float64, since it would cost accuracy in float32.
-    u_p, u_q = _values(*without_offset(np.max, u_p=u_p, u_q=u_q))
+    u_p, u_q = critic_values(*without_offset(np.max, u_p=u_p, u_q=u_q))
     return jnp.mean(u_p) - _log_mean_exp(u_q)
 
 
@@ -153,7 +140,7 @@ def smile(
     """
     check_number(clip=clip)
     check_positive(clip=clip)
-    u_p, u_q = _values(u_p, u_q)
+    u_p, u_q = critic_values(u_p, u_q)
     clip = jnp.asarray(clip, u_q.dtype)
     clip = nan_unless(clip > 0, clip)
     return donsker_varadhan(u_p, jnp.clip(u_q, -clip, clip))
@@ -182,7 +169,7 @@ def mean_log_ratio(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Flo
     References:
         Letizia, Novello, Tonello 2024: f-DIME.
     """
-    u_p, u_q = _values(u_p, u_q)
+    u_p, u_q = critic_values(u_p, u_q)
     return jnp.mean(u_p)
 
 
@@ -213,7 +200,7 @@ def f_dual(
     References:
         Nguyen, Wainwright, Jordan 2010, lemma 1; Nowozin, Cseke, Tomioka 2016, eq. 4.
     """
-    u_p, u_q = _bounded(*_values(u_p, u_q))
+    u_p, u_q = bounded_values(*critic_values(u_p, u_q))
     check_provides("generator", generator, ("dual_integrand_p", "dual_integrand_q"), "a generator")
     return jnp.mean(generator.dual_integrand_p(u_p)) + jnp.mean(generator.dual_integrand_q(u_q))
 
@@ -243,7 +230,7 @@ def conjugate_dual(
     References:
         Nguyen, Wainwright, Jordan 2010, lemma 1.
     """
-    t_p, t_q = _values(t_p, t_q, "t")
+    t_p, t_q = critic_values(t_p, t_q, "t")
     check_provides("generator", generator, ("conjugate",), "a generator")
     return jnp.mean(t_p) - jnp.mean(generator.conjugate(t_q))
 
@@ -298,7 +285,7 @@ def jensen_shannon(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Flo
     References:
         Goodfellow et al. 2014, theorem 1; Nowozin, Cseke, Tomioka 2016, table 2.
     """
-    u_p, u_q = _values(u_p, u_q)
+    u_p, u_q = critic_values(u_p, u_q)
     return math.log(2) - cross_entropy(u_p, u_q)
 
 
@@ -328,118 +315,8 @@ def kl_from_js(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Float[A
     References:
         Dorent, Golland, Wells 2025, arXiv 2510.20644.
     """
-    u_p, u_q = _values(u_p, u_q)
+    u_p, u_q = critic_values(u_p, u_q)
     return kl_lower_bound_from_cross_entropy(cross_entropy(u_p, u_q))
-
-
-def _rows(u_p: Array, u_q: Array) -> Array:
-    """One row of values at samples of q per value at p; a vector is broadcast to all rows."""
-    u_p, u_q = _values(u_p, u_q)
-    return jnp.broadcast_to(u_q, (u_p.shape[0], u_q.shape[-1]))
-
-
-def _less_row_maxima(u_p: Numbers, u_q: Numbers) -> tuple[Array, Array]:
-    """Critic values minus row maxima, in NumPy's float64 to keep differences lost in float32."""
-    if _values(u_p, u_q)[1].ndim == 1:  # one row for all
-        return _values(*without_offset(np.max, u_p=u_p, u_q=u_q))
-    # InfoNCE is invariant under a constant added to all values of one row.
-    column = as_numbers("u_p", u_p, exact=True)[:, None]
-    maxima = functools.partial(np.max, axis=1, keepdims=True)
-    column, u_q = without_offset(maxima, u_p=column, u_q=u_q)
-    return _values(column[:, 0], u_q)
-
-
-def info_nce(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Float[Array, ""]:
-    """KL(p‖q) ≥ E[T(z) − log 1/(k+1) (e^{T(z)} + Σ_j e^{T(z_j)})], z ~ p and k samples z_j ~ q.
-
-    It is the log-likelihood of identifying the sample of p among k + 1, plus log(k + 1), which it
-    never exceeds. Its variance is small and its bias downwards: it is a lower bound in expectation,
-    for any n and k.
-
-    Args:
-        u_p: critic values at samples of p.
-        u_q: one row of k critic values at samples of q per value of u_p, or one vector for all.
-
-    Returns:
-        The value in nats. For pairs, it is invariant under a function of the row's own variable (of
-        x, in `split_scores`) added to T. Memory is n·k.
-
-    Raises:
-        ValueError: if the values are empty, not real, or not of these shapes.
-
-    Example:
-        >>> from divjax.ratio.bounds.critics import split_scores
-        >>> u_p, u_q = split_scores(1e3 * jnp.eye(4))
-        >>> float(info_nce(u_p, u_q)), float(jnp.log(4.0))
-        (1.3863, 1.3863)
-
-    References:
-        van den Oord, Li, Vinyals 2018, eq. 4; Poole et al. 2019, section 2.3.
-    """
-    u_p, u_q = _less_row_maxima(u_p, u_q)
-    # The sample of p is one of k + 1 candidates, in the first column.
-    rows = jnp.concatenate([u_p[:, None], _rows(u_p, u_q)], axis=1)
-    return jnp.mean(u_p - jax.nn.logsumexp(rows, axis=1)) + math.log(rows.shape[1])
-
-
-def interpolated_nce(
-    u_p: Float[Numbers, " n"],
-    u_q: Float[Numbers, "..."],
-    alpha: ArrayLike = 0.5,
-    log_baseline: ArrayLike = 0.0,
-) -> Float[Array, ""]:
-    """Between NWJ (α = 0) and InfoNCE (α = 1): I_α = 1 + E[log e^T/a] − E[e^T/a], a lower bound.
-
-    a = α m + (1 − α) e^b, with m the mean of e^T over k samples: for the first term the one of p
-    and k − 1 of q (each of the k left out in turn), for the second all k of q. A larger α reduces
-    the variance, and lowers the upper limit of about log(k/α) from ∞ to log k. Values are clipped
-    to ±35 (±284 in float64), which preserves the bound.
-
-    Args:
-        u_p: critic values at samples of p.
-        u_q: one row of k critic values at samples of q per value of u_p, or one vector for all.
-        alpha: α in [0, 1].
-        log_baseline: b, one number or one per row, learned or not.
-
-    Returns:
-        The value in nats, unbiased as an estimate of the bound. Memory is n·k.
-
-    Raises:
-        ValueError: if the values are empty, not real, or not of these shapes, or alpha is a
-            Python number outside of [0, 1].
-
-    Example:
-        >>> u_p, u_q = jnp.array([2.0, 2.0]), jnp.zeros((2, 3))
-        >>> float(interpolated_nce(u_p, u_q, alpha=0.0)), float(nwj(u_p, u_q))
-        (2.0, 2.0)
-
-    References:
-        Poole et al. 2019, section 2.4.
-    """
-    if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be a number in [0, 1]; got {alpha}.")
-    check_number(alpha=alpha)
-    u_p, u_q = _values(u_p, u_q)
-    if jnp.ndim(log_baseline):
-        check_shape("log_baseline", log_baseline, *u_p.shape)
-    alpha = jnp.asarray(alpha, u_p.dtype)
-    alpha = nan_unless((alpha >= 0) & (alpha <= 1), alpha)
-    u_q = _rows(u_p, u_q)
-    u_p, u_q = _bounded(u_p, u_q)
-    baseline = jnp.broadcast_to(jnp.asarray(log_baseline, u_p.dtype), u_p.shape)[:, None]
-    log_k = math.log(u_q.shape[1])
-    # Sums without one term from both sides of it, as a difference would cancel.
-    before = jax.lax.cumlogsumexp(jnp.concatenate([u_p[:, None], u_q[:, :-1]], axis=1), axis=1)
-    after = jax.lax.cumlogsumexp(u_q[:, 1:], axis=1, reverse=True)
-    after = jnp.pad(after, ((0, 0), (0, 1)), constant_values=-jnp.inf)
-    with_p = jnp.logaddexp(before, after) - log_k
-    # The logarithm of m over all k samples of q, for the second term.
-    integrand_q = jax.nn.logsumexp(u_q, axis=1, keepdims=True) - log_k
-    # log a = log(α m + (1 − α) e^b), taken relative to the baseline so that nothing overflows.
-    log_denominator = lambda mean: log_mixture(mean - baseline, alpha) + baseline
-    # The mean over the k samples, each left out in turn.
-    joint = jnp.mean(u_p[:, None] - log_denominator(with_p))
-    return 1 + joint - jnp.mean(jnp.exp(integrand_q - log_denominator(integrand_q)))
 
 
 class MINEState(NamedTuple):
@@ -496,7 +373,9 @@ class MINE:
         check_scalar(rate=self.rate)
         stop = jax.lax.stop_gradient
         # The value is that of Donsker and Varadhan. Only its gradient is replaced.
-        value, log_mean = stop((donsker_varadhan(u_p, u_q), _log_mean_exp(u_q)))
+        value = donsker_varadhan(u_p, u_q)
+        u_p, u_q = critic_values(u_p, u_q)
+        log_mean = stop(_log_mean_exp(u_q))
         rate = jnp.asarray(self.rate, state.weight.dtype)
         rate = nan_unless((rate > 0) & (rate <= 1), rate)
         weight = (1 - rate) * state.weight + rate
@@ -506,52 +385,6 @@ class MINE:
             state.log_normalizer - log_mean, (1 - rate) * state.weight / weight
         )
         new = stop(MINEState(log_normalizer, weight))
-        # At a fixed N, E_p[T] − E_q[e^T]/N has the gradient of the docstring. Minus its own value
-        # it is zero.
-        slope = jnp.mean(u_p) - jnp.mean(jnp.exp(u_q - new.log_normalizer))
-        return nan_unless(~jnp.isnan(rate), value) + slope - stop(slope), new
-
-
-BOUNDS: dict[str, Bound] = {
-    "dv": donsker_varadhan,
-    "nwj": nwj,
-    "js": jensen_shannon,
-    "kl_from_js": kl_from_js,
-    "infonce": info_nce,
-    "smile": smile,
-    "log_ratio": mean_log_ratio,
-}
-
-# The bounds that can train a critic from any initialisation.
-TRAINABLE = ("js", "dv", "nwj", "infonce")
-
-
-def as_bound(bound: Bound | Generator | str) -> Bound:
-    """A bound by its name in `BOUNDS`, by its generator (`f_dual`), or unchanged, as a pytree.
-
-    Args:
-        bound: a name, a generator of `divjax.fdiv`, or any function of u_p and u_q.
-
-    Returns:
-        A function of u_p and u_q that is a pytree.
-
-    Raises:
-        ValueError: if the name is unknown, or the bound is not callable.
-
-    Example:
-        >>> float(as_bound("dv")(jnp.array([2.0]), jnp.array([1.0, 1.0])))
-        1.0
-    """
-    if isinstance(bound, str):
-        if bound not in BOUNDS:
-            raise ValueError(f"a bound must be one of {', '.join(BOUNDS)}; got {bound!r}.")
-        bound = BOUNDS[bound]
-    if isinstance(bound, Generator):
-        return jax.tree_util.Partial(f_dual, generator=bound)
-    # JAX's `Partial` is a pytree, whose arguments may be traced.
-    if isinstance(bound, functools.partial) and not isinstance(bound, jax.tree_util.Partial):
-        return jax.tree_util.Partial(bound.func, *bound.args, **bound.keywords)
-    # JAX's placeholders pass: a bare object, or None.
-    if type(bound) not in (object, type(None)):
-        check_callable(bound=bound)
-    return as_pytree(bound)
+        # At a fixed N, E_p[T] − E_q[e^T]/N has the gradient of the docstring.
+        surrogate = jnp.mean(u_p) - jnp.mean(jnp.exp(u_q - new.log_normalizer))
+        return with_slopes_of(surrogate, nan_unless(~jnp.isnan(rate), value)), new

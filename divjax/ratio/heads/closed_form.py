@@ -9,7 +9,8 @@ from divjax.core.checks import check_nonnegative
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers
-from divjax.ratio.protocols import Fold, check_fold, validation_loss
+from divjax.core.simplex import mass_of_distinct_pairs
+from divjax.ratio.protocols import Fold, checked_fit, validation_loss
 
 __all__ = ["GaussianDiscriminant", "Zero"]
 
@@ -53,10 +54,10 @@ class GaussianDiscriminant:
         if isinstance(self.shrinkage, (int, float)) and self.shrinkage > 1:
             raise ValueError(f"shrinkage must lie in [0, 1]; got {self.shrinkage}.")
 
+    @checked_fit
     def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
         """Both Gaussians' means and inverse Cholesky factors."""
         x, y, a, b = fold.train
-        check_fold(fold)
         grid = jnp.ravel(jnp.asarray(self.shrinkage, x.dtype))
 
         def one(shrinkage):
@@ -92,7 +93,7 @@ def _gaussian(
     centered = jnp.sqrt(weights)[:, None] * (x - mean)
     # Estimating the mean reduces the variance by the share Σw², 1/n for equal weights.
     covariance = jnp.matmul(centered.T, centered, precision="highest")
-    covariance = covariance / jnp.maximum(1 - jnp.sum(weights**2), 0.5)
+    covariance = covariance / jnp.maximum(mass_of_distinct_pairs(weights), 0.5)
     variance = jnp.diag(covariance)
     # A feature that is constant in one sample alone separates the samples perfectly. A floor on its
     # variance keeps the log ratio finite.

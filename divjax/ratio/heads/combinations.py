@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import for_each, pytree
 from divjax.core.samples import Numbers
+from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.ratio.heads.closed_form import GaussianDiscriminant
 from divjax.ratio.heads.logistic import Linear, Quadratic
 from divjax.ratio.heads.neighbors import Neighbors
@@ -19,11 +20,13 @@ from divjax.ratio.protocols import (
     Fold,
     Head,
     Rows,
+    checked_fit,
     cross_entropy,
     is_parametric,
     log_ratios,
     num_rows,
     training_log_ratios,
+    valid_or_nan,
     validation_loss,
 )
 
@@ -68,6 +71,7 @@ class Average:
         """Whether all heads are parametric."""
         return all(is_parametric(head) for head in self.heads)
 
+    @checked_fit
     def fit(
         self, key: Key[Array, ""], fold: Fold
     ) -> tuple[tuple[PyTree[Array], ...], Array, Array]:
@@ -141,7 +145,7 @@ def _limit(
             less = jax.nn.softplus(-u) - jax.nn.softplus(-jnp.clip(u, -limit, limit))
             # With weights that sum to one the mean has the variance Σw²(x − x̄)²/(1 − Σw²).
             mean, squares = jnp.dot(weight, less), weight**2
-            return mean, squares @ (less - mean) ** 2 / (1 - jnp.sum(squares))
+            return mean, squares @ (less - mean) ** 2 / mass_of_distinct_pairs(weight)
 
         # Under q the sign of the log ratio is reversed, so that one formula serves both samples.
         of_p, of_q = for_each(mean_and_variance, zip((u_p, -u_q), weights, strict=True))
@@ -192,8 +196,7 @@ class Tuned:
         (settings, params), losses = jax.vmap(one)(self.head)
         best, params = jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], (settings, params))
         # An invalid setting is a user error and must not merely lose against the others.
-        valid = ~_any_nan(self.head)
-        return best, jax.tree.map(lambda leaf: jnp.where(valid, leaf, _invalid(leaf)), params)
+        return best, valid_or_nan(~_any_nan(self.head), params)
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The best setting's log ratio."""
@@ -213,12 +216,6 @@ def _any_nan(heads: PyTree) -> Bool[Array, ""]:
     return functools.reduce(
         jnp.logical_or, (jnp.isnan(leaf).any() for leaf in numbers), jnp.array(False)
     )
-
-
-def _invalid(leaf: Array) -> Array:
-    """NaN for floating-point parameters; others are unchanged."""
-    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-    return jnp.full_like(leaf, jnp.nan) if floating else leaf
 
 
 def convex_heads(in_features: int) -> Average:

@@ -22,7 +22,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
-from divjax.ratio.protocols import Fold, check_fold
+from divjax.ratio.protocols import Fold
 
 __all__ = ["KernelRatio", "median_distance"]
 
@@ -121,7 +121,6 @@ def draw_basis(
     """
     check_key(key)
     x, y, a, b = fold.train
-    check_fold(fold)
     weights = _stop(a)
     size = min(num_centers, x.shape[0])
     noise = jax.random.gumbel(key, weights.shape, weights.dtype)

@@ -15,7 +15,8 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
 from divjax.core.pytrees import for_each, pytree, static
 from divjax.core.samples import Numbers
-from divjax.ratio.protocols import Fold, Rows, check_fold, cross_entropy, num_rows
+from divjax.core.training import random_rows
+from divjax.ratio.protocols import Fold, Rows, checked_fit, cross_entropy, num_rows
 
 __all__ = ["Neighbors"]
 
@@ -85,9 +86,9 @@ class Neighbors:
         check_count(1, max_rows=self.max_rows)
         check_positive(prior=self.prior)
 
+    @checked_fit
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[_References, Int[Array, ""]]:
         """The rows searched for neighbours, and the index of the best k on the validation rows."""
-        check_fold(fold)
         references = self._references(key, fold.train)
         x, y, *weights = fold.validation
         u = self._log_ratios(references, jnp.concatenate([x, y]))
@@ -114,9 +115,7 @@ class Neighbors:
         """At most `max_rows` rows of each sample, those of positive weight first."""
 
         def drawn(key, x, weight):
-            # Uniform numbers are not negative: rows of weight zero come last.
-            order = jnp.where(weight > 0, jax.random.uniform(key, weight.shape), -1)
-            index = jax.lax.top_k(order, min(self.max_rows, weight.shape[0]))[1]
+            index = random_rows(key, weight, self.max_rows)
             mass = weight[index]
             return index, x[index], mass / jnp.sum(mass)
 

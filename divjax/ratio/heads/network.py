@@ -20,7 +20,7 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import for_each, pytree, static
 from divjax.core.samples import Numbers
 from divjax.ratio.heads.closed_form import Zero
-from divjax.ratio.protocols import Fold, Head, Rows, check_fold, cross_entropy, training_log_ratios
+from divjax.ratio.protocols import Fold, Head, Rows, checked_fit, cross_entropy, training_log_ratios
 
 __all__ = ["Network", "row_sampler"]
 
@@ -87,9 +87,9 @@ class Network:
         check_nonnegative(weight_decay=self.weight_decay)
 
     @jax.jit
+    @checked_fit
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[PyTree[Array], PyTree[Array]]:
         """The parameters of the start and of the network."""
-        check_fold(fold)
         start_key, init_key, fit_key = jax.random.split(key, 3)
         start = self.start.fit(start_key, fold)
         x, y, *weights = fold.train

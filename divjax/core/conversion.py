@@ -1,0 +1,114 @@
+"""Lists, frames, series and masked arrays of numbers as arrays of NumPy or JAX.
+
+Frames and series become floating-point, a frame in extended precision if float64 would merge its
+integers. Missing and masked numbers become NaN. Text, dates and sparse matrices are refused.
+"""
+
+import re
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["CONVERT_FIRST", "Numbers", "Unrounded", "is_beyond_double", "native", "plain_array"]
+
+# Anything that `as_numbers` takes: an array of JAX or NumPy, a number, nested lists of numbers, a
+# frame or a series. pandas is not a dependency, so the last two have no type here.
+Numbers: TypeAlias = Any
+
+# An array of JAX or, not yet rounded to one of JAX's dtypes, of NumPy. The union of both could not
+# be passed as an `Array`.
+Unrounded: TypeAlias = Any
+
+CONVERT_FIRST = " Convert it first, such as numpy.asarray(values, float)."
+
+# pandas' names of numeric columns, for every storage backend.
+_NUMERIC = re.compile(r"(u?int\d+|float\d*|double|halffloat|bool(ean)?)(\[.*\])?")
+
+
+def plain_array(name: str, sample: Numbers) -> Unrounded:
+    """An input of any kind as an array, in the machine's byte order."""
+    # Frames and series are recognised by their methods, without importing their libraries.
+    if hasattr(sample, "columns") and hasattr(sample, "to_numpy"):
+        return _frame_as_numpy(name, sample)
+    if hasattr(sample, "dtype") and hasattr(sample, "to_numpy"):
+        return _series_as_numpy(name, sample)
+    if hasattr(sample, "toarray"):
+        raise ValueError(f"{name} must be dense; got a sparse matrix. Pass {name}.toarray().")
+    parts = jax.tree.leaves(sample) if isinstance(sample, (list, tuple)) else ()
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+        sample = np.ma.array(sample)
+    if isinstance(sample, np.ma.MaskedArray) and sample.dtype.kind in "fiub":
+        # Masked numbers are missing ones, as in a frame.
+        masked = np.ma.is_masked(sample)
+        sample = np.ma.filled(sample.astype(float), np.nan) if masked else sample.data
+    # Traced numbers cannot be in a NumPy array.
+    of_arrays = any(isinstance(part, jax.Array) for part in parts)
+    try:
+        array = jnp.asarray(sample) if of_arrays else np.asarray(sample)
+    except (TypeError, ValueError):  # raised for rows of different lengths
+        raise ValueError(f"{name} must have rows of equal lengths.") from None
+    if array.dtype.kind in "OUSM" or array.dtype.kind == "m":
+        kind = type(sample).__name__ if array.ndim == 0 else f"entries of type {array.dtype.name}"
+        raise ValueError(f"{name} must hold real numbers; got {kind}.{CONVERT_FIRST}")
+    return native(array)
+
+
+def native(array: Unrounded) -> Unrounded:
+    """The array, NumPy's in the machine's byte order, which JAX requires."""
+    if isinstance(array, np.ndarray) and not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+def is_beyond_double(array: Unrounded) -> bool:
+    """Whether NumPy integers are so large that float64 would merge some."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or not array.size:
+        return False
+    return int(array.max()) > 2**53 or int(array.min()) < -(2**53)
+
+
+def _frame_as_numpy(name: str, frame: Numbers) -> np.ndarray:
+    """A frame's numbers, with NaN for missing ones."""
+    others = [
+        str(column)
+        for column, dtype in zip(frame.columns, list(frame.dtypes), strict=True)
+        if not _NUMERIC.fullmatch(getattr(dtype, "name", str(dtype)).lower())
+    ]
+    if others:
+        raise ValueError(
+            f"{name} must hold numbers in all columns; these do not: {', '.join(others)}. "
+            "Encode or drop them."
+        )
+    # Columns of integers stay apart from the others: a common float64 would merge large ones.
+    columns = [frame[column].to_numpy() for column in frame.columns]
+    if any(map(is_beyond_double, columns)):
+        whole = lambda column: column.dtype.kind in "iu"
+        # Extended precision holds both kinds.
+        return np.stack(
+            [
+                (column if whole(column) else _frame_as_numpy(name, frame[[label]])[:, 0]).astype(
+                    np.longdouble
+                )
+                for label, column in zip(frame.columns, columns, strict=True)
+            ],
+            axis=1,
+        )
+    return _to_numpy(frame)
+
+
+def _series_as_numpy(name: str, series: Numbers) -> np.ndarray:
+    """A series' numbers, with NaN for missing ones."""
+    if not _NUMERIC.fullmatch(getattr(series.dtype, "name", str(series.dtype)).lower()):
+        raise ValueError(
+            f"{name} must hold real numbers; got a series of {series.dtype}.{CONVERT_FIRST}"
+        )
+    return _to_numpy(series)
+
+
+def _to_numpy(table: Numbers) -> np.ndarray:
+    try:
+        return table.to_numpy(dtype=float, na_value=np.nan)
+    except TypeError:  # a table of another library than pandas
+        return np.asarray(table.to_numpy(), float)

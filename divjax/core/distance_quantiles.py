@@ -1,0 +1,189 @@
+"""Fractions of pairs below a distance, and the median distance, by counts instead of sorting."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from divjax.core.numerics import if_needed
+from divjax.core.pairwise import (
+    DIFFERENCES_UP_TO,
+    LOST_ULPS,
+    centered_distances,
+    common_center,
+    distances_by_differences,
+    rows_per_block,
+)
+
+__all__ = ["at_least_single", "fractions_below", "median_squared_distance"]
+
+
+def at_least_single(dtype: np.dtype) -> np.dtype:
+    """The dtype, or float32 for half precision, too narrow for squares and counts of pairs."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def fractions_below(
+    x: Float[Array, "n d"], thresholds: Sequence[ArrayLike], *, by_differences: bool = False
+) -> Float[Array, " t"]:
+    """The fractions of pairs i ≠ j with ‖x_i − x_j‖² below 1 to 4 positive thresholds, in one pass.
+
+    The rows are centered, as for `centered_distances`. By differences, distances are exact.
+
+    The comparisons of an entry are packed into the bytes of one integer and summed over
+    columns of at most 255 rows, so that a pass costs little more than one comparison.
+    """
+    n = x.shape[0]
+    size = min(rows_per_block(n, n), 255)
+
+    def block(rows: Float[Array, "b d"], index: Array) -> Array:
+        diagonal = index[:, None] == jnp.arange(n)
+        if by_differences:
+            distances = jnp.where(diagonal, 0, distances_by_differences(rows, x))
+        else:
+            distances = centered_distances(rows, x, diagonal)
+        real = (index < n)[:, None]  # no distance is below −1, so padding is not counted
+        # A column of at most 255 rows cannot carry from one byte into the next.
+        packed = sum(
+            (distances < jnp.where(real, threshold, -1)).astype(jnp.uint32) << (8 * byte)
+            for byte, threshold in enumerate(thresholds)
+        )
+        columns = jnp.sum(packed, axis=0, dtype=jnp.uint32)
+        return jnp.stack(
+            [jnp.sum((columns >> (8 * byte)) & 255) for byte in range(len(thresholds))]
+        )
+
+    num_blocks = math.ceil(n / size)
+    padding = num_blocks * size - n
+    padded = jnp.pad(x, ((0, padding), (0, 0)))
+    index = jnp.arange(num_blocks * size).reshape(num_blocks, size)
+    counts = jax.lax.map(
+        lambda args: block(*args), (padded.reshape(num_blocks, size, x.shape[1]), index)
+    )
+    # A particle is at distance zero of itself, below every positive threshold. In half precision
+    # neither the counts nor n(n − 1) would fit. The latter exceeds 32 bits, hence the float.
+    below = jnp.sum(counts.astype(at_least_single(x.dtype)), axis=0) - n
+    return below / float(n * (n - 1))
+
+
+@functools.partial(jax.jit, static_argnames="tolerance")
+def median_squared_distance(
+    x: Float[Array, "n d"],
+    guess: Float[Array, ""],
+    tolerance: float,
+    coincident: ArrayLike = 0.0,
+) -> Float[Array, ""]:
+    """The lower median of ‖x_i − x_j‖² over pairs i < j, without sorting them.
+
+    Passes that count the pairs below four thresholds narrow a bracket around the median. With a
+    guess within `tolerance` of the answer one pass is enough. The bracket's ends are verified by
+    counts, so for any guess the relative error is at most `tolerance` (plus the rounding of float32
+    ranks beyond 2²⁴ pairs, and of `squared_distances`). Zero if at least half of the pairs
+    coincide.
+
+    Args:
+        x: at least two samples.
+        guess: a positive number. A guess nearer the answer needs fewer passes.
+        tolerance: the relative tolerance.
+        coincident: the squared distance up to which a pair coincides.
+    """
+    x = x.astype(at_least_single(x.dtype))
+    guess = jnp.asarray(guess, x.dtype)
+    centered = x - common_center(x)
+    median = _median(centered, guess, tolerance, coincident, by_differences=False)
+    if x.shape[1] <= DIFFERENCES_UP_TO:
+        return median
+    # Counts by products are correct unless the median is of the size of their rounding error.
+    radius = jnp.max(jnp.sum(centered**2, axis=1))
+    lost = median <= LOST_ULPS * jnp.finfo(x.dtype).eps * 2 * radius
+    again = lambda _: _median(centered, guess, tolerance, coincident, by_differences=True)
+    return if_needed(lost, again, median)
+
+
+class _Bracket(NamedTuple):
+    """An interval that holds the median, and the fractions of pairs below its ends."""
+
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+    below_low: Float[Array, ""]
+    below_high: Float[Array, ""]
+
+
+def _narrowed(
+    bracket: _Bracket,
+    centered: Float[Array, "n d"],
+    thresholds: Sequence[Float[Array, ""]],
+    *,
+    by_differences: bool,
+) -> _Bracket:
+    """The bracket between the neighbouring thresholds."""
+    low, high, below_low, below_high = bracket
+    inside = tuple(jnp.clip(t, low, high) for t in thresholds)
+    fractions = fractions_below(centered, inside, by_differences=by_differences)
+    # The lower median is below a threshold if and only if at least half of the pairs are. Each
+    # threshold moves the end on its own side, so counts verify both ends.
+    for threshold, fraction in zip(inside, fractions, strict=True):
+        rises = (fraction < 0.5) & (threshold > low)
+        falls = (fraction >= 0.5) & (threshold < high)
+        low, below_low = jnp.where(rises, threshold, low), jnp.where(rises, fraction, below_low)
+        high, below_high = jnp.where(falls, threshold, high), jnp.where(falls, fraction, below_high)
+    return _Bracket(low, high, below_low, below_high)
+
+
+def _thresholds_within(bracket: _Bracket, half_width: float) -> Sequence[Float[Array, ""]]:
+    """Two thresholds on either side of the likely median."""
+    low, high, below_low, below_high = bracket
+    # The point at which the fraction would reach a half if it rose evenly, and half-way points on
+    # both sides in case it does not: every pass at least halves the bracket, on a logarithmic
+    # scale.
+    share = (0.5 - below_low) / jnp.maximum(below_high - below_low, jnp.finfo(low.dtype).eps)
+    middle = jnp.sqrt(low) * jnp.sqrt(high)
+    even = jnp.where(high < 4 * low, low + share * (high - low), middle)
+    left, right = even * (1 - half_width * 0.9), even * (1 + half_width * 0.9)
+    lower = jnp.sqrt(low) * jnp.sqrt(jnp.maximum(left, low))
+    upper = jnp.sqrt(high) * jnp.sqrt(jnp.minimum(right, high))
+    return lower, left, right, upper
+
+
+def _median(
+    centered: Float[Array, "n d"],
+    guess: Float[Array, ""],
+    tolerance: float,
+    coincident: ArrayLike,
+    *,
+    by_differences: bool,
+) -> Float[Array, ""]:
+    """As `median_squared_distance`, of centered rows and by one kind of distances."""
+    half_width = tolerance / 2
+    # d² is at most 4 max‖x‖². Below `floor` it is rounding error of the coordinates.
+    highest = 5 * jnp.max(jnp.sum(centered**2, axis=1))
+    eps = jnp.finfo(centered.dtype).eps
+    floor = jnp.maximum(jnp.maximum(highest * eps**2, coincident), jnp.finfo(centered.dtype).tiny)
+
+    def unresolved(carry: tuple[_Bracket, int]) -> Bool[Array, ""]:
+        bracket, passes = carry
+        return (bracket.high > bracket.low * (1 + tolerance)) & (passes < 100)
+
+    def body(carry: tuple[_Bracket, int]) -> tuple[_Bracket, int]:
+        bracket, passes = carry
+        thresholds = _thresholds_within(bracket, half_width)
+        return _narrowed(bracket, centered, thresholds, by_differences=by_differences), passes + 1
+
+    zero, one = jnp.zeros((), centered.dtype), jnp.ones((), centered.dtype)
+    # The inner two enclose the guess within the tolerance: if it is right the loop ends at once.
+    # The outer two catch a guess that is slightly off.
+    factors = 1 - 16 * half_width, 1 - half_width * 0.9, 1 + half_width * 0.9, 1 + 16 * half_width
+    start = _narrowed(
+        _Bracket(floor, highest, zero, one),
+        centered,
+        [guess * factor for factor in factors],
+        by_differences=by_differences,
+    )
+    (low, high, *_), _ = jax.lax.while_loop(unresolved, body, (start, 1))
+    # A bracket that has shrunk onto the floor contains pairs that coincide up to rounding.
+    return jnp.where(low > floor, (low + high) / 2, 0)

@@ -1,0 +1,139 @@
+"""KL between the Gaussians fitted to two samples, with its bias and standard error."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import scipy  # its parts are loaded where they are used
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from divjax.core.checks import check_full_precision, check_probability
+from divjax.core.linalg import cholesky, solve_triangular
+from divjax.core.normal import Normal
+from divjax.core.samples import Numbers, centered_samples
+from divjax.core.standardize import mean_and_scale
+from divjax.core.types import Estimate, normal_estimate
+from divjax.fdiv.gaussian.analytic import whitened_kl
+from divjax.fdiv.gaussian.whitening import whiten
+
+__all__ = ["plug_in_kl"]
+
+
+def plug_in_kl(
+    x: Float[Numbers, "n d"],
+    y: Float[Numbers, "m d"],
+    *,
+    debias: bool = True,
+    confidence_level: ArrayLike = 0.95,
+) -> Estimate:
+    """KL between the Gaussians fitted to two samples, unbiased if both are Gaussian.
+
+    The fitted covariances S are the unbiased ones. By the moments of Wishart matrices, with
+    ν = m − 1, a = ν/(ν − d − 1) and κ(ν) = E log(det S/det C) = Σ_{i<d} ψ((ν − i)/2) + d log(2/ν),
+    the plug-in value ½ [t + Q − d + log(det S_y/det S_x)] has the mean
+
+        KL + ½ [(a − 1)(T + δᵀC_y⁻¹δ) + a T/n + a d/m + κ(m − 1) − κ(n − 1)],  T = tr(C_y⁻¹ C_x),
+
+    where t and Q are T and δᵀC_y⁻¹δ of the samples. The correction makes each term unbiased. The
+    corrected value can be negative.
+
+    Args:
+        x: samples of p, n > d.
+        y: samples of q, m > d, or m > d + 2 with the correction.
+        debias: whether to remove the bias.
+        confidence_level: the level of the confidence interval.
+
+    Returns:
+        The estimate in nats, with the effective sample size 1/(1/n + 1/m). The standard error is
+        the root mean square of the samples' influences, whatever their distribution. If p = q the
+        true influences vanish and those of the fits do not: on average the standard error is then
+        √2 times the spread, which is √(d(d + 3))/2 · (1/n + 1/m) for Gaussians. The interval is the
+        normal one, which small samples' skewness leaves too low: for a KL of 1/8 in one dimension
+        95 % ones hold it in 87, 91, 92 and 94 % with 30, 100, 200 and 1000 rows of each. Both are
+        nan if a sample's covariance is singular: a feature is constant, or a linear function of
+        others.
+
+    Raises:
+        ValueError: if an argument is not a matrix, the features differ, or there are too few rows.
+
+    Example:
+        >>> import jax
+        >>> x, y = jax.random.normal(jax.random.key(0), (2, 500, 3))
+        >>> estimate = plug_in_kl(x + 1, y)  # the truth is 1.5
+        >>> abs(float(estimate) - 1.5) < 3 * float(estimate.std_error)
+        True
+
+    References:
+        Muirhead 1982, theorems 3.2.12 and 3.2.15: the moments.
+    """
+    _, x, y = centered_samples(x=x, y=y)
+    check_full_precision("x", x)
+    (n, d), m = x.shape, y.shape[0]
+    # The mean of an inverse Wishart matrix exists for m > d + 2.
+    least = d + 3 if debias else d + 1
+    for name, size, needed in (("x", n, d + 1), ("y", m, least)):
+        if size < needed:
+            raise ValueError(
+                f"{name} must have at least {needed} rows for {d} features; got {size}."
+            )
+    check_probability(confidence_level=confidence_level)
+    return _plug_in_kl(x, y, confidence_level, debias=debias)
+
+
+@functools.partial(jax.jit, static_argnames="debias")
+@jax.default_matmul_precision("highest")
+def _plug_in_kl(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    confidence_level: ArrayLike,
+    *,
+    debias: bool,
+) -> Estimate:
+    """`plug_in_kl` after its checks."""
+    (n, d), m = x.shape, y.shape[0]
+    x_mean, _ = mean_and_scale(x, jnp.ones_like(x[:, 0]))
+    y_mean, _ = mean_and_scale(y, jnp.ones_like(y[:, 0]))
+    x_centered, y_centered = x - x_mean, y - y_mean
+    p = Normal(x_mean, x_centered.T @ x_centered / (n - 1))
+    q = Normal(y_mean, y_centered.T @ y_centered / (m - 1))
+    whitened = whiten(p, q)
+    factor, shift = whitened.factor, whitened.shift
+    value = whitened_kl(whitened)
+    if debias:
+        trace, square = jnp.sum(factor**2), jnp.sum(shift**2)
+        # The factor a of the docstring enters by its inverse, 1 − shrink.
+        shrink = (d + 1) / (m - 1)
+        logs = _log_det_bias(m - 1, d) - _log_det_bias(n - 1, d)
+        terms = shrink * (trace + square) + (1 - shrink) * trace / n + d / m + logs
+        value = value - terms / 2
+    # Influences: the log ratio at x, and at y its analogue with e^u expanded to second order.
+    q_factor = cholesky(q.covariance)
+    x_white = solve_triangular(q_factor, x_centered.T)
+    y_white = solve_triangular(q_factor, y_centered.T)
+    own = solve_triangular(factor, x_white)
+    at_x = (jnp.sum(x_white**2, 0) - jnp.sum(own**2, 0)) / 2 + shift @ x_white
+    spread = jnp.sum((factor.T @ y_white) ** 2, 0) + (shift @ y_white) ** 2
+    at_y = (jnp.sum(y_white**2, 0) - spread) / 2 - shift @ y_white
+    # The samples are independent, so the variances of their mean influences add up.
+    std_error = jnp.sqrt(jnp.var(at_x) / n + jnp.var(at_y) / m)
+    # A singular sample covariance has no logarithm of its determinant.
+    value = jnp.where(_singular(p.covariance) | _singular(q.covariance), jnp.nan, value)
+    return normal_estimate(
+        value, std_error + 0 * value, 1 / (1 / n + 1 / m), confidence_level=confidence_level
+    )
+
+
+def _singular(covariance: Float[Array, "d d"]) -> Bool[Array, ""]:
+    """Whether some feature is, up to rounding, a linear function of those before it."""
+    scale = jnp.sqrt(jnp.diag(covariance))
+    # The share of each feature's variance that the features before it do not explain.
+    pivots = jnp.diag(cholesky(covariance / (scale[:, None] * scale)))
+    return ~(jnp.min(pivots**2) > 10 * scale.size * jnp.finfo(covariance.dtype).eps)
+
+
+def _log_det_bias(freedom: int, d: int) -> float:
+    """E log det S − log det C of a sample covariance with this many degrees of freedom."""
+    return sum(
+        float(scipy.special.digamma((freedom - i) / 2)) - math.log(freedom / 2) for i in range(d)
+    )

@@ -1,0 +1,150 @@
+"""The nearest points among many, and their exact distances.
+
+Neighbours are searched in blocks of rows, never n × m at once. Their distances are then recomputed
+from the points, exact to rounding and differentiable: no derivative passes through the search.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from divjax.core.numerics import if_needed
+from divjax.core.pairwise import map_row_blocks, pair_distances_by_rows
+
+__all__ = ["NearestPoints", "nearest_points"]
+
+# Extra candidates per row: the search compares rounded distances, and the exact ones may order the
+# last few differently.
+_SPARE = 4
+
+
+class NearestPoints(NamedTuple):
+    """The nearest points, in order.
+
+    Attributes:
+        log_distances: the log distance to each point, 0 if it is not usable.
+        usable: whether the distance is positive and finite.
+        zero: whether it is zero.
+        index: the indices of the points.
+    """
+
+    log_distances: Float[Array, "n count"]
+    usable: Bool[Array, "n count"]
+    zero: Bool[Array, "n count"]
+    index: Int[Array, "n count"]
+
+
+def nearest_points(
+    x: Float[Array, "n d"], y: Float[Array, "m d"] | None, count: int
+) -> NearestPoints:
+    """The nearest points to each x among y, or among the other x for y = None."""
+    columns = x if y is None else y
+    own = y is None
+    candidates = min(count + own + _SPARE, columns.shape[0])
+
+    def nearest(squared: Float[Array, "b m"]) -> Int[Array, "b candidates"]:
+        # float32 ranks suffice for candidates, and a top_k of float64 is 100 times slower. In units
+        # of the row's smallest, to keep one far point from turning all the others' squares into
+        # zeros.
+        if squared.dtype != jnp.float32:
+            smallest = jnp.min(jnp.where(squared > 0, squared, jnp.inf), axis=1, keepdims=True)
+            squared = squared / jnp.where(jnp.isfinite(smallest), smallest, 1)
+        return jax.lax.top_k(-squared.astype(jnp.float32), candidates)[1]
+
+    def exact(row: Float[Array, "b d"], own_index: Int[Array, " b"], index: Int[Array, "b c"]):
+        difference = row[:, None] - columns[index]
+        # In units of the largest coordinate: squares neither overflow nor vanish.
+        unit = jax.lax.stop_gradient(jnp.max(jnp.abs(difference), axis=-1))
+        usable = (unit > 0) & (unit < jnp.inf)
+        unit = jnp.where(usable, unit, 1)
+        squared = jnp.sum(jnp.square(difference / unit[..., None]), axis=-1)
+        logs = jnp.log(unit) + 0.5 * jnp.log(jnp.where(usable, squared, 1))
+        zero = jnp.all(difference == 0, axis=-1)
+        if own:
+            is_own = index == own_index[:, None].astype(index.dtype)
+            usable, zero = usable & ~is_own, zero & ~is_own
+        # Coinciding points come first. The row itself and points without a distance come last.
+        keys = jnp.where(usable, logs, jnp.where(zero, -jnp.inf, jnp.inf))
+        order = jnp.argsort(jax.lax.stop_gradient(keys), axis=1)[:, :count]
+        ordered = (jnp.where(usable, logs, 0), usable, zero, index)
+        return NearestPoints(*(jnp.take_along_axis(leaf, order, axis=1) for leaf in ordered))
+
+    searched_x, searched_y = _search_units(x, y)
+    index = pair_distances_by_rows(searched_x, searched_y, nearest)
+    measure = lambda index: map_row_blocks(
+        exact, candidates * x.shape[1], x, jnp.arange(x.shape[0]), index
+    )
+    if x.shape[1] > _DIFFERENCES_UP_TO:
+        # There the search uses products of matrices, whose rounding is that of the points' norms.
+        found = jax.lax.stop_gradient(measure(index))
+        lost = _is_lost(searched_x, searched_y, found, x)
+        again = lambda _: _search_by_differences(searched_x, searched_y, nearest)
+        index = if_needed(lost, again, index)
+    return measure(index)
+
+
+# The limit of `divjax.core.pairwise`.
+_DIFFERENCES_UP_TO = 8
+
+
+def _search_units(
+    x: Float[Array, "n d"], y: Float[Array, "m d"] | None
+) -> tuple[Float[Array, "n d"], Float[Array, "m d"] | None]:
+    """The samples with gradients stopped, in units of their typical extent.
+
+    Division by a power of two is exact. Squares of ordinary distances then neither overflow nor
+    underflow, whatever the units and however far single points are.
+    """
+    samples = jax.lax.stop_gradient((x,) if y is None else (x, y))
+    # Medians: one outlier must not set the unit in which all others are compared.
+    center = jnp.median(samples[0], axis=0)
+    extents = [jnp.max(jnp.abs(sample - center), axis=1) for sample in samples]
+    typical = jnp.max(jnp.stack([jnp.median(extent) for extent in extents]))
+    largest = jnp.max(jnp.stack([jnp.max(extent) for extent in extents]))
+    # More than half of the rows may coincide.
+    typical = jnp.where(typical > 0, typical, largest)
+    # A power of two, so that scaling rounds nothing, whose inverse is in range.
+    limit = jnp.finfo(typical.dtype).maxexp - 8
+    exponent = jnp.clip(jnp.frexp(typical)[1], -limit, limit)
+    factor = jnp.ldexp(jnp.ones_like(typical), -exponent)
+    scaled = [sample * factor for sample in samples]
+    return scaled[0], None if y is None else scaled[1]
+
+
+def _is_lost(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"] | None,
+    found: NearestPoints,
+    original: Float[Array, "n d"],
+) -> Bool[Array, ""]:
+    """Whether a distance that was found is within the rounding of the points' norms."""
+    columns = x if y is None else y
+    center = jnp.mean(columns, axis=0)
+    norms = jnp.sum(jnp.square(x - center), axis=1)
+    norms = norms + jnp.max(jnp.sum(jnp.square(columns - center), axis=1))
+    # The units cancel in a ratio of extents.
+    unit = jnp.max(jnp.abs(original)) / jnp.max(jnp.abs(x))
+    last = jnp.where(found.usable[:, -1], found.log_distances[:, -1], -jnp.inf)
+    squared = jnp.square(jnp.exp(last) / unit)
+    # Negated, so that NaN counts as lost.
+    return jnp.any(~(squared > 64 * jnp.finfo(x.dtype).eps * norms))
+
+
+def _search_by_differences(
+    x: Float[Array, "n d"], y: Float[Array, "m d"] | None, nearest
+) -> Int[Array, "n c"]:
+    """The candidates by sums of squared differences, slower than products but exact to rounding."""
+    columns = x if y is None else y
+
+    # Feature by feature: a block of all differences would be d times as large.
+    def block(rows: Float[Array, "b d"]) -> Int[Array, "b c"]:
+        def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+            row, column = pair
+            return total + jnp.square(row[:, None] - column), None
+
+        start = jnp.zeros((rows.shape[0], columns.shape[0]), rows.dtype)
+        return nearest(jax.lax.scan(add, start, (rows.T, columns.T))[0])
+
+    return map_row_blocks(block, columns.shape[0], x)

@@ -1,0 +1,86 @@
+"""The dimension of the set on which samples lie, from steps between neighbours.
+
+The volume of a ball grows like r^D, where D is the dimension of the set on which the samples lie:
+the number of features, minus those that are constant or discrete (neighbours share their value) and
+those that depend linearly on others.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from divjax.core.linalg import eigh
+from divjax.core.numerics import matmul
+
+__all__ = ["Support", "short_steps", "support_from_steps"]
+
+# The share of neighbours that agree in a feature up to which it is continuous. Beyond one minus it
+# the feature is discrete.
+_TIES = 0.05
+
+
+class Support(NamedTuple):
+    """The set on which the samples lie, as inferred from neighbours.
+
+    Attributes:
+        dimension: D, at least 1.
+        ties: the largest share of neighbours that agree in a feature that is not discrete.
+        known: whether every feature is either continuous or discrete.
+        same: whether D is the same for all sets that are compared, and for all of them together.
+        flat: whether D is below the number of features.
+    """
+
+    dimension: Int[Array, ""]
+    ties: Float[Array, ""]
+    known: Bool[Array, ""]
+    same: Bool[Array, ""]
+    flat: Bool[Array, ""]
+
+
+def short_steps(y: Float[Array, "m d"]) -> Float[Array, "m d"]:
+    """A step from each row to the nearest of eight others: within a cluster, if clusters exist."""
+    steps = jnp.stack([jnp.roll(y, shift, axis=0) - y for shift in range(1, min(9, len(y)))])
+    shortest = jnp.argmin(jnp.max(jnp.abs(steps), axis=2), axis=0)
+    return jnp.take_along_axis(steps, shortest[None, :, None], axis=0)[0]
+
+
+def support_from_steps(
+    *steps: Float[Array, "_ d"], others: tuple[Float[Array, "_ d"], ...] = ()
+) -> Support:
+    """The support from steps to neighbours, and others within a sample of unknown neighbours."""
+    steps, others = jax.lax.stop_gradient((steps, others))
+    d, dtype = steps[0].shape[1], steps[0].dtype
+
+    # A feature in which neighbours agree has no extent at their distance: a ball contains only one
+    # of its levels, and the shares of levels enter through the counts.
+    agree = jnp.stack([jnp.mean((step == 0).astype(dtype), axis=0) for step in steps])
+    discrete_in_each = agree >= 1 - _TIES
+    discrete = jnp.all(discrete_in_each, axis=0)
+    same = jnp.all(discrete_in_each == discrete)
+    ties = jnp.max(jnp.where(discrete, 0, agree))
+
+    # Features that depend on others: the rank of the steps' second moments. Steps have unit length,
+    # in units of each feature's median, so that no far row decides the rank.
+    dimension = jnp.sum(~discrete)
+    if min(step.shape[0] for step in (*steps, *others)) >= 2 * d > 2:
+        medians = [jnp.median(jnp.abs(step), axis=0) for step in steps]
+        unit = jnp.max(jnp.stack(medians), axis=0)
+        factor = jnp.where(discrete | (unit == 0), 0, 1 / jnp.where(unit > 0, unit, 1))
+
+        def moments(step: Float[Array, "_ d"]) -> Float[Array, "d d"]:
+            step = step * factor
+            largest = jnp.max(jnp.abs(step), axis=1, keepdims=True)
+            step = step / jnp.where(largest > 0, largest, 1)
+            return matmul(step.T, step) / step.shape[0]
+
+        each = jnp.stack([moments(step) for step in (*steps, *others)])
+        # In each sample and in all of them: if ranks differ, so do the supports.
+        spectra = eigh(jnp.concatenate([each, jnp.sum(each, axis=0, keepdims=True)]))[0]
+        floor = 30 * d * jnp.finfo(dtype).eps * spectra[:, -1:]
+        ranks = jnp.sum(spectra > floor, axis=1)
+        dimension = ranks[-1]
+        same = same & jnp.all(ranks == dimension)
+    same = same & (dimension > 0)
+    return Support(jnp.maximum(dimension, 1), ties, ties <= _TIES, same, dimension < d)

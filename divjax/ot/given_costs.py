@@ -1,0 +1,167 @@
+"""A cost as it is given: one of the library, one of ott-jax, or any function of two points.
+
+It is taken over from ott-jax, checked, evaluated for all pairs of two samples or row by row, and
+asked for ∇h*, whoever wrote it.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from divjax.core.checks import check_callable, check_scalar_output
+from divjax.core.pytrees import as_pytree, as_traced, pytree
+from divjax.core.samples import Numbers, as_samples, centered_samples, check_distinguishable
+from divjax.ot.costs import Euclidean, OfMatrix, PNormPower, SqEuclidean, displaced, floating
+
+__all__ = ["as_cost", "checked_cost", "cost_matrix", "grad_conjugate", "paired_costs"]
+
+
+def cost_matrix(
+    cost: Callable[..., Array], x: Float[Numbers, "n d"], y: Float[Numbers, "m d"]
+) -> Float[Array, "n m"]:
+    """All costs c(x_i, y_j), from the cost's own `matrix` if it has one, otherwise pair by pair.
+
+    Args:
+        cost: a cost of the library, or any `(x "d", y "d") -> scalar`. A cost without `matrix` may
+            need n × m × d memory.
+        x: samples.
+        y: samples.
+
+    Returns:
+        The matrix.
+
+    Raises:
+        ValueError: if a sample is not a non-empty matrix, or the numbers of features differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
+        >>> cost_matrix(Euclidean(), x, x).tolist()
+        [[0.0, 5.0], [5.0, 0.0]]
+        >>> cost_matrix(lambda x, y: jnp.sum(x * y), x, x).tolist()
+        [[0.0, 0.0], [0.0, 25.0]]
+    """
+    cost = as_cost(cost)
+    if getattr(cost, "translation_invariant", False):
+        _, x, y = centered_samples(x=x, y=y)
+    else:
+        check_distinguishable("x", x)
+        check_distinguishable("y", y)
+        x, y = as_samples(x=x, y=y)
+    if hasattr(cost, "matrix"):
+        return cost.matrix(x, y)  # pyright: ignore[reportFunctionMemberAccess]
+    check_callable(cost=cost)
+    return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(x, y)
+
+
+def checked_cost(
+    cost: Callable[..., Array], samples: Float[Array, "... d"]
+) -> Callable[..., Array]:
+    """A cost as a pytree whose leaves include the arguments a function is bound to or closes over.
+
+    A cost of the library, or one with its attributes (`h`, `matrix`, …), is returned unchanged
+    unless it closes over traced values that are not among its leaves.
+
+    Args:
+        cost: a cost, or a function of two points.
+        samples: points that it takes; only their features and dtype matter.
+
+    Raises:
+        ValueError: if it is a class, not a function, or does not return a floating-point scalar.
+    """
+    check_callable(cost=cost)
+    if isinstance(cost, type):
+        raise ValueError(f"cost must be an instance; got the class {cost.__name__} itself.")
+    cost = as_cost(cost)
+    # The library's costs return a scalar, and refer to nothing but their leaves.
+    if isinstance(cost, OfMatrix):
+        return cost
+    point = jax.ShapeDtypeStruct(samples.shape[-1:], samples.dtype)
+    check_scalar_output("cost", cost, point, point)
+    traced = as_traced(cost, point, point)
+    if not any(hasattr(cost, name) for name in _STRUCTURE):
+        return traced
+    # Traced values in the closure that are not leaves would leak from their trace. The function
+    # with its closure made explicit is correct, although it loses `h` and `matrix`.
+    leaves = {id(leaf) for leaf in jax.tree.leaves(cost)}
+    hidden = [c for c in traced.closed_over if isinstance(c, Tracer) and id(c) not in leaves]
+    return traced if hidden else as_pytree(cost)
+
+
+# The attributes that a cost may have in addition to being callable.
+_STRUCTURE = ("h", "matrix", "quadratic", "translation_invariant")
+
+
+def paired_costs(
+    cost: Callable[..., Array], x: Float[Array, "n d"], y: Float[Array, "n d"]
+) -> Float[Array, " n"]:
+    """The n costs c(x_i, y_i)."""
+    if isinstance(cost, SqEuclidean):  # one pair at a time its matrix product is slow
+        return jnp.sum(jnp.square(jnp.subtract(*displaced(x=x, y=y))), axis=1)
+    moves = getattr(cost, "translation_invariant", False)
+    return jax.vmap(cost)(*(displaced if moves else floating)(x=x, y=y))
+
+
+@pytree
+class _OfOtt:
+    """A cost h(x − y) of ott-jax."""
+
+    cost: Any
+
+    translation_invariant = True
+
+    def __call__(self, x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
+        """The cost of one pair."""
+        return self.cost(x, y)
+
+    def h(self, z: Float[Array, " d"]) -> Float[Array, ""]:
+        """The cost of a displacement."""
+        return self.cost.h(z)
+
+    def grad_conjugate(self, w: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """∇h*(w)."""
+        return jnp.vectorize(jax.grad(self.cost.h_legendre), signature="(d)->(d)")(w)
+
+
+def as_cost(cost: Callable[..., Array]) -> Callable[..., Array]:
+    """A cost of ott-jax as one of this package, any other cost unchanged.
+
+    Example:
+        >>> from ott.geometry import costs as theirs
+        >>> as_cost(theirs.SqEuclidean())
+        SqEuclidean()
+    """
+    theirs: Any = sys.modules.get("ott.geometry.costs")  # such a cost requires its import
+    if theirs is None or not isinstance(cost, theirs.CostFn):
+        return cost
+    # The exact type: a subclass may have another formula.
+    if type(cost) is theirs.SqEuclidean:
+        return SqEuclidean()
+    if type(cost) is theirs.Euclidean:
+        return Euclidean()
+    if type(cost) is theirs.PNormP and cost.p > 1:
+        return PNormPower(cost.p)
+    return _OfOtt(cost) if isinstance(cost, theirs.TICost) else cost
+
+
+def grad_conjugate(cost: Callable[..., Array]) -> Callable[[Array], Array]:
+    """The cost's ∇h*, or `ValueError` if it is missing."""
+    cost = as_cost(cost)
+    if not (hasattr(cost, "h") and hasattr(cost, "grad_conjugate")):
+        raise ValueError(
+            "a transport map in closed form takes a cost h(x − y) whose ∇h* is known "
+            "(SqEuclidean, EuclideanPower, PNormPower, or one with `h` and `grad_conjugate`); "
+            f"got {type(cost).__name__}."
+        )
+    # The conjugate's parameters are the cost's, and are differentiated through the tree.
+    if jax.tree_util.all_leaves([cost]):
+        raise ValueError(
+            "a cost of one's own whose ∇h* is used must be a pytree: decorate the class "
+            f"{type(cost).__name__} with `divjax.pytree`."
+        )
+    return cost.grad_conjugate

@@ -1,0 +1,300 @@
+"""Two samples on the line coupled by their quantiles: the staircase, its cost and potentials.
+
+The quantile functions of two samples are steps. Merged, their jumps divide (0, 1) into at most
+n + m − 1 intervals, each with one row of x and one row of y: the optimal plan for every cost
+|x − y|^p with p ≥ 1.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+
+from divjax.core.checks import check_scalar, check_shape
+from divjax.core.numerics import nan_unless, safe_power, safe_sqrt
+from divjax.core.samples import Center, Numbers, as_numbers, as_weights, centered_samples
+
+__all__ = [
+    "Line",
+    "Staircase",
+    "as_values",
+    "compiled_for_order",
+    "distance_power",
+    "given_weights",
+    "is_infinite",
+    "is_valid",
+    "line_cost",
+    "line_potentials",
+    "rooted",
+    "staircase",
+    "without_padding",
+]
+
+T = TypeVar("T")
+
+
+class Line(NamedTuple):
+    """Two samples on the line in one dtype, of at least single precision, and their weights."""
+
+    x: Float[Array, " n"]
+    y: Float[Array, " m"]
+    a: Float[Array, " n"] | None
+    b: Float[Array, " m"] | None
+
+
+class Staircase(NamedTuple):
+    """The row of x and the row of y in each interval of the merged quantile levels."""
+
+    rows: Int[Array, " k"]
+    columns: Int[Array, " k"]
+    masses: Float[Array, " k"]
+
+
+def as_values(
+    weights: dict[str, Numbers] | None = None, **samples: Numbers
+) -> tuple[Center, list[Float[Array, " n"]]]:
+    """Non-empty vectors of numbers as floating-point arrays, relative to a centre."""
+    columns = {}
+    for name, given in samples.items():
+        vector = as_numbers(name, given, exact=True)
+        check_shape(name, vector, "n")
+        if 0 in vector.shape:
+            raise ValueError(f"{name} must not be empty; got shape {vector.shape}.")
+        # Centring takes matrices: a line is one feature.
+        columns[name] = vector[:, None]
+    center, *values = centered_samples(weights, **columns)
+    return center, [column[:, 0] for column in values]
+
+
+def compiled_for_order(*static: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Compiles a `function(…, p)` with a Python number p as static, to distinguish 1, 2 and ∞.
+
+    Any other order is a leaf.
+
+    Args:
+        *static: the names of further static arguments.
+    """
+
+    def decorate(function: Callable[..., T]) -> Callable[..., T]:
+        # A Python number selects a closed form, hence a program of its own.
+        of_number = jax.jit(function, static_argnames=("p", *static))
+        of_array = jax.jit(function, static_argnames=static)
+
+        @functools.wraps(function)
+        def call(*args: PyTree, p: ArrayLike, **options: PyTree) -> T:
+            compiled = of_number if isinstance(p, (int, float)) else of_array
+            return compiled(*args, p=p, **options)
+
+        return call
+
+    return decorate
+
+
+def is_infinite(p: ArrayLike) -> bool:
+    """Whether the order is the Python number ∞."""
+    return isinstance(p, (int, float)) and p == float("inf")
+
+
+def given_weights(
+    name: str, weights: Numbers | None, size: int, dtype: DTypeLike
+) -> Float[Array, " n"] | None:
+    """Weights, checked, in the samples' dtype."""
+    if weights is None:
+        return None
+    return as_weights(name, weights, size, dtype)
+
+
+def without_padding(x: Float[Array, "n ..."], weights: Float[Array, " n"] | None) -> Array:
+    """The rows, with those of weight zero replaced if they are not finite: they are padding."""
+    if weights is None:
+        return x
+    weights = weights.reshape(-1, *(1,) * (x.ndim - 1))
+    return jnp.where((weights == 0) & ~jnp.isfinite(x), 0, x)
+
+
+def _levels(
+    weights: Float[Array, " n"] | None, size: int, dtype: DTypeLike
+) -> Float[Array, " levels"]:
+    """The quantile function's jumps strictly inside of (0, 1)."""
+    if weights is None:
+        return jnp.arange(1, size, dtype=dtype) / size
+    cumulative = jnp.cumsum(weights)
+    levels = cumulative[:-1] / cumulative[-1]
+    # Equal weights count as None: their rounded sums would leave mass between coinciding levels.
+    even = jnp.arange(1, size, dtype=dtype) / size
+    equal = jnp.all(weights == weights[0])
+    return levels + jax.lax.stop_gradient(jnp.where(equal, even - levels, 0))
+
+
+def staircase(line: Line) -> Staircase:
+    """The optimal plan, with one entry per interval of quantile levels, in increasing order."""
+    x, y, a, b = line
+    (n,), (m,) = x.shape, y.shape
+    x_order, y_order = jnp.argsort(x), jnp.argsort(y)
+    # The n − 1 and the m − 1 levels at which one of the quantile functions jumps.
+    levels = jnp.concatenate(
+        [
+            _levels(None if a is None else a[x_order], n, x.dtype),
+            _levels(None if b is None else b[y_order], m, x.dtype),
+        ]
+    )
+    order = jnp.argsort(levels)
+    # At each level one of the two quantile functions jumps to its next value. Counting the jumps
+    # replaces a search, and rounding of a level cannot lead beyond the last value.
+    of_x = jnp.append(0, jnp.cumsum(order < n - 1))
+    of_y = jnp.arange(n + m - 1) - of_x
+    # Between two levels both functions are constant: one row meets one row, with that mass.
+    widths = jnp.diff(levels[order], prepend=jnp.zeros(1, x.dtype), append=jnp.ones(1, x.dtype))
+    rows, columns = x_order[of_x], y_order[of_y]
+    # Cumulative sums are rounded. The rows' masses are corrected, with their derivatives kept.
+    masses = widths
+    if a is not None:
+        masses = _with_shares(masses, a[x_order], of_x)
+        masses = jnp.where(a[rows] == 0, 0, masses)
+    if b is not None:
+        masses = jnp.where(b[columns] == 0, 0, masses)
+    masses = widths + jax.lax.stop_gradient(masses - widths)
+    return Staircase(rows, columns, masses)
+
+
+def _with_shares(
+    masses: Float[Array, " k"], weights: Float[Array, " n"], of_x: Int[Array, " k"]
+) -> Float[Array, " k"]:
+    """The masses of a path's entries, scaled to each row's share of the weights.
+
+    A share below the rounding of the cumulative sums would have any mass of that size, or none. It
+    is then the mass of the row's first entry.
+    """
+    total = jax.ops.segment_sum(masses, of_x, weights.size, indices_are_sorted=True)
+    share = weights / jnp.sum(weights)
+    factor = jnp.where(total > 0, share / jnp.where(total > 0, total, 1), 0)
+    is_first = jnp.diff(of_x, prepend=-1) != 0
+    return jnp.where(is_first & (total == 0)[of_x], share[of_x], masses * factor[of_x])
+
+
+def distance_power(difference: Array, p: ArrayLike) -> Array:
+    """|difference|^p with a zero derivative at zero, nan if the difference is nan."""
+    if isinstance(p, (int, float)) and p == 2:
+        return jnp.square(difference)
+    # With its sign held fixed the derivative at zero is zero, and NaN propagates.
+    distance = difference * jax.lax.stop_gradient(jnp.sign(difference))
+    if isinstance(p, (int, float)) and p in (1, float("inf")):
+        return distance
+    return safe_power(distance, p)
+
+
+def rooted(value: Float[Array, ""], p: ArrayLike) -> Float[Array, ""]:
+    """W_p of W_p^p, with a zero derivative at zero."""
+    if isinstance(p, (int, float)) and p in (1, float("inf")):
+        return value
+    if isinstance(p, (int, float)) and p == 2:
+        return safe_sqrt(value)
+    return safe_power(value, 1 / jnp.asarray(p, value.dtype))
+
+
+def is_valid(line: Line, p: ArrayLike) -> Bool[Array, ""]:
+    """Whether order and weights are in range, for traced values."""
+    check_scalar(p=p)
+    valid = jnp.asarray(p) >= 1
+    if not is_infinite(p):
+        valid &= jnp.isfinite(jnp.asarray(p))
+    # Equal weights, which are None, are always valid.
+    for weights in (line.a, line.b):
+        if weights is not None:
+            total = jnp.sum(weights)
+            valid &= (jnp.min(weights) >= 0) & (total > 0) & jnp.isfinite(total)
+    return valid
+
+
+def line_cost(line: Line, p: ArrayLike) -> Float[Array, ""]:
+    """W_p^p, or W_∞, nan if the order or a weight is out of range."""
+    return nan_unless(is_valid(line, p), _cost_between_quantiles(line, p))
+
+
+def _cost_between_quantiles(line: Line, p: ArrayLike) -> Float[Array, ""]:
+    x, y, a, b = line
+    if a is None and b is None and x.shape == y.shape:
+        # Equal numbers of uniform weights need no merge: the k-th smallest values are paired.
+        powers = distance_power(jnp.sort(x) - jnp.sort(y), p)
+        return jnp.max(powers) if is_infinite(p) else jnp.mean(powers)
+    rows, columns, masses = path = staircase(line)
+    difference = x[rows] - y[columns]
+    if is_infinite(p):
+        # Intervals between levels that coincide up to rounding carry no mass.
+        rounding = 4 * jnp.finfo(x.dtype).eps * math.log2(x.size + y.size)
+        return jnp.max(jnp.where(masses > rounding, distance_power(difference, p), 0))
+    # Far rows of weight zero may have an infinite power, which times zero must be zero.
+    lost = (masses == 0) & ~jnp.isfinite(distance_power(difference, p))
+    powers = distance_power(jnp.where(lost, 0, difference), p)
+    potentials = [jnp.where(jnp.isfinite(z), z, 0) for z in line_potentials(line, path, p)]
+    # Rounding would give the entries of far rows of weight zero a mass in second derivatives.
+    dead = jnp.zeros(masses.shape, bool)
+    for weights, of_entries in ((a, rows), (b, columns)):
+        dead |= False if weights is None else weights[of_entries] == 0
+    masses = jnp.where(dead, 0, masses)
+    shares = [None if w is None else w / jnp.sum(w) for w in (a, b)]
+    return _total(masses, powers, shares, potentials)
+
+
+@jax.custom_jvp
+def _total(
+    masses: Float[Array, " k"],
+    powers: Float[Array, " k"],
+    shares: list[Float[Array, " _"] | None],
+    potentials: list[Float[Array, " _"]],
+) -> Float[Array, ""]:
+    """The cost of a path, whose derivatives in the shares of the weights are the potentials.
+
+    Through the cumulative sums that give the masses, the costs of a far row of weight zero would
+    round away those of all others.
+    """
+    return jnp.dot(masses, powers, precision="highest")
+
+
+@_total.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    masses, _, _, potentials = primals
+    _, of_powers, of_shares, _ = tangents
+    change = jnp.dot(masses, of_powers, precision="highest")
+    for slopes, of_share in zip(potentials, of_shares, strict=True):
+        if of_share is not None:
+            change = change + jnp.dot(of_share, slopes, precision="highest")
+    return _total(*primals), change
+
+
+def line_potentials(line: Line, path: Staircase, p: ArrayLike) -> tuple[Array, Array]:
+    """Potentials with f ⊕ g ≤ c, equality all along the path, and f zero at its median mass.
+
+    Those of rows of weight zero beyond all others may overflow, and change no others.
+    """
+    costs = distance_power(line.x[path.rows] - line.y[path.columns], p)
+    # From one entry of the path to the next, either the row or the column changes. Its potential
+    # changes with the cost, so that f_i + g_j = c_ij on the whole path.
+    step = jnp.diff(costs, prepend=costs[:1])
+    row_moves = jnp.diff(path.rows, prepend=path.rows[:1]) != 0
+    cumulated = jnp.cumsum(path.masses)
+    middle = jnp.argmax(cumulated >= cumulated[-1] / 2)
+    f = _summed_from(middle, jnp.where(row_moves, step, 0))
+    g = costs[middle] + _summed_from(middle, jnp.where(row_moves, 0, step))
+    # Along a row f is constant, so the order of writes does not matter.
+    return jnp.zeros_like(line.x).at[path.rows].set(f), jnp.zeros_like(line.y).at[path.columns].set(
+        g
+    )
+
+
+def _summed_from(middle: Int[Array, ""], steps: Float[Array, " k"]) -> Float[Array, " k"]:
+    """The sum of the steps between one entry and each other, outwards from the one.
+
+    At the ends of the line may be outliers, in whose costs those of all others would be rounded
+    away.
+    """
+    after = jnp.arange(steps.size) > middle
+    forwards = jnp.cumsum(jnp.where(after, steps, 0))
+    # The step at an entry leads there from the one before it.
+    backwards = jnp.append(jnp.where(after, 0, steps)[1:], 0)
+    return forwards - jnp.cumsum(backwards[::-1])[::-1]

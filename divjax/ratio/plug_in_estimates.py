@@ -1,0 +1,241 @@
+"""Plug-in estimates from out-of-fold log ratios: divergences, their errors and diagnostics.
+
+The error of a divergence is to first order a sum of influences, one per row.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from divjax.core import linalg
+from divjax.core.numerics import in_base
+from divjax.core.simplex import effective_sample_size
+from divjax.core.types import Estimate, Interval, normal_interval
+from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
+from divjax.fdiv.inequalities import kl_lower_bound_from_js
+from divjax.fdiv.integrands import Divergence, weighted_mean
+from divjax.ratio.certificates import js_lower_bound
+from divjax.ratio.diagnostics import Diagnostics
+from divjax.ratio.out_of_fold_scores import OutOfFoldScores
+from divjax.ratio.protocols import cross_entropy, num_rows
+
+__all__ = ["certified_js", "diagnose", "divergence_estimate", "kl_bound_from_js", "score_statistic"]
+
+# The share of the generalization gap that standard errors of divergences count as excess
+# cross-entropy.
+EXCESS_SHARE = 0.75
+
+# An array for the rows of p, and one for those of q.
+_Pair: TypeAlias = tuple[Float[Array, " n"], Float[Array, " m"]]
+
+
+@jax.jit
+def divergence_estimate(
+    fit: OutOfFoldScores, generator: Divergence, confidence_level: ArrayLike, base: ArrayLike | None
+) -> Estimate:
+    """A divergence with its error, interval and diagnostics; see `RatioFit.divergence`."""
+    samples = fit.log_ratio_p, fit.log_ratio_q
+    weights = fit.weights_p, fit.weights_q
+    # Value and errors are computed without derivatives. `_first_order` adds those of the value.
+    fixed = jax.lax.stop_gradient(samples)
+    value, *influences = generator.plug_in(*fixed, *weights)
+    # To first order the error of the value is a sum of terms of mean zero, one per row: its
+    # influence, centred within its sample.
+    terms = [
+        weight * (total - weighted_mean(total, weight))
+        for weight, total in zip(
+            weights, _recalibrated(fit, generator, influences, fixed), strict=True
+        )
+    ]
+    variance = _variance_of_sum(terms, fit.groups)
+    diagnostics = diagnose(fit)
+    # The excess cross-entropy ε is a share of the gap, or the gain of a probe if that is larger. It
+    # changes the divergence by 4h(1)·ε, and u = 0 is the ratio 1.
+    gap = jnp.maximum(diagnostics.generalization_gap, 0)
+    missed = jnp.where(fit.misfit.significant, fit.misfit.gain, 0)
+    shape = 4 * generator.curvature(jnp.zeros_like(gap)) * jnp.maximum(EXCESS_SHARE * gap, missed)
+    # The error of the ratio's scale counts at most as much as all others together.
+    scale = jnp.minimum(_normalization_error(fixed, weights, generator) ** 2, variance + shape**2)
+    std_error = jnp.sqrt(variance + shape**2 + scale)
+
+    # Overfitting can only lower an out-of-fold Jensen–Shannon divergence: no share of the gap is
+    # added below it, and all of it, up to the training rows' own divergence, above.
+    js = isinstance(generator, JensenShannon)
+    lower, upper = normal_interval(value, jnp.sqrt(variance) if js else std_error, confidence_level)
+    if js:
+        upper = jnp.minimum(upper + gap + missed, math.log(2))
+
+    # The certificate holds for any head, at α/2 like the lower end.
+    bound = _certificate(
+        fit, generator, jnp.asarray([0.95, (1 + confidence_level) / 2], value.dtype)
+    )
+    # Computed once: as part of two fusions it could be rounded differently in each.
+    value = jax.lax.optimization_barrier(jnp.where(bound[0] > value, bound[0], value))
+    lower = jnp.minimum(jnp.where(bound[1] > lower, bound[1], lower), value)
+    upper = jnp.where(upper < value, value, upper)
+
+    # The term is zero and only contributes the derivatives.
+    value = value + _first_order(fit, generator, samples)
+    return Estimate(
+        in_base(value, base),
+        in_base(std_error, base),
+        Interval(in_base(lower, base), in_base(upper, base)),
+        diagnostics.effective_sample_size,
+        diagnostics,
+    )
+
+
+def _normalization_error(samples: _Pair, weights: _Pair, generator: Divergence) -> Array:
+    """The change of a divergence if its ratio were scaled to a mean of one.
+
+    Log E_q[r] for KL and log E_p[1/r] for the reverse KL. Divergences of bounded integrands do not
+    depend on the tails where the ratio is too large or too small.
+    """
+    if isinstance(generator, KL):
+        u, weight = samples[1], weights[1]
+    elif isinstance(generator, ReverseKL):
+        u, weight = -samples[0], weights[0]
+    else:
+        return jnp.zeros_like(samples[0][0])
+    return jax.scipy.special.logsumexp(jnp.where(weight > 0, u, -jnp.inf), b=weight)
+
+
+def _certificate(fit: OutOfFoldScores, generator: Divergence, confidences: Array) -> Array:
+    """Lower confidence bounds on the divergence; −∞ if there is no bound."""
+    if not isinstance(generator, (JensenShannon, KL, ReverseKL)):
+        return jnp.full_like(confidences, -jnp.inf)
+    js = jax.vmap(lambda confidence_level: certified_js(fit, confidence_level, None))(confidences)
+    # Either KL is at least Ξ(JS), and Ξ increases: a bound on JS gives one on both.
+    bound = js if isinstance(generator, JensenShannon) else kl_bound_from_js(js)
+    # A bound of 0 carries no information and NaN is no bound: −∞ leaves the estimate as it is.
+    return jnp.where(js > 0, bound, -jnp.inf)
+
+
+def _variance_of_sum(
+    terms: list[Array], groups: tuple[Int[Array, " n"], Int[Array, " m"]] | None
+) -> Float[Array, ""]:
+    """The variance of a sum of independent terms, or groups of terms, of mean zero."""
+    if groups is not None:
+        # Rows of one group, of both samples, are added before they are squared, to include their
+        # covariances.
+        totals = jnp.zeros(sum(len(term) for term in terms), terms[0].dtype)
+        for term, of in zip(terms, groups, strict=True):
+            totals = totals.at[of].add(term)
+        terms = [totals]
+    return jnp.sum(jnp.stack([jnp.sum(term**2) for term in terms]))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def score_statistic(
+    fit: OutOfFoldScores, statistic: Callable[..., Estimate], confidence_level: ArrayLike
+) -> Estimate:
+    """A statistic of both samples' log ratios, held fixed: AUC or accuracy."""
+    samples = jax.lax.stop_gradient((fit.log_ratio_p, fit.log_ratio_q))
+    return statistic(*samples, fit.weights_p, fit.weights_q, confidence_level=confidence_level)
+
+
+@jax.jit
+def kl_bound_from_js(js: Float[Array, ""]) -> Float[Array, ""]:
+    """The lower bound on both KL that a lower bound on Jensen–Shannon implies."""
+    return kl_lower_bound_from_js(jnp.maximum(js, 0))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def certified_js(
+    fit: OutOfFoldScores, confidence_level: ArrayLike, clip: float | None
+) -> Float[Array, ""]:
+    """A lower confidence bound on Jensen–Shannon, NaN for grouped or unequally weighted rows."""
+    held_out, sequential = jax.lax.stop_gradient(((fit.held_out_p, fit.held_out_q), fit.sequential))
+    bound = js_lower_bound(held_out, sequential, fit.test.shape[1], confidence_level, clip)
+    # Betting requires independent draws, which rows of one group are not.
+    if fit.groups is not None:
+        return jnp.full_like(bound, jnp.nan)
+    # Betting counts each row once. Equal weights may differ by their rounding.
+    equal = [
+        jnp.max(w) <= jnp.min(jnp.where(w > 0, w, jnp.inf)) * (1 + 1e-4)
+        for w in (fit.weights_p, fit.weights_q)
+    ]
+    return jnp.where(equal[0] & equal[1], bound, jnp.nan)
+
+
+@jax.jit
+def diagnose(fit: OutOfFoldScores) -> Diagnostics:
+    """The diagnostics of a fit, from its out-of-fold log ratios."""
+    u_p, u_q = jax.lax.stop_gradient((fit.log_ratio_p, fit.log_ratio_q))
+    weights_p, weights_q = fit.weights_p, fit.weights_q
+    # Ratios in units of the largest one, as e^u may overflow.
+    largest = jnp.max(jnp.where(weights_q > 0, u_q, -jnp.inf))
+    ratio = weights_q * jnp.exp(jnp.where(weights_q > 0, u_q - largest, -jnp.inf))
+    # Padding counts as log ratios of zero, which are finite and never the largest.
+    rows = jnp.where(weights_p > 0, u_p, 0), jnp.where(weights_q > 0, u_q, 0)
+    num_q = jnp.sum(weights_q > 0).astype(u_q.dtype)
+    return Diagnostics(
+        mean_ratio=jnp.sum(ratio) * jnp.exp(largest),
+        effective_sample_size=effective_sample_size(ratio),
+        cross_entropy=cross_entropy(*rows, weights_p, weights_q),
+        generalization_gap=jnp.mean(fit.test - fit.train),
+        max_log_ratio=jnp.max(jnp.abs(jnp.concatenate(rows))),
+        beyond_log_n=weighted_mean(u_p, weights_p) > jnp.log(num_q),
+        ties=fit.ties,
+        too_simple=fit.misfit.significant,
+        finite=jnp.isfinite(jnp.concatenate(rows)).all(),
+    )
+
+
+def _first_order(fit: OutOfFoldScores, generator: Divergence, samples: _Pair) -> Float[Array, ""]:
+    """Zero, with the gradient of the variational form with respect to the log ratios."""
+    u_p, u_q = jax.lax.stop_gradient(samples)
+    slope_p, slope_q = generator.sensitivities(u_p, u_q, fit.weights_p, fit.weights_q)
+    # An infinite slope times a zero tangent would be NaN.
+    largest = jnp.finfo(fit.log_ratio_p.dtype).max
+    # Σ w·slope·(u − stop_gradient(u)) is zero, with the derivative of the variational form.
+    finite_p, finite_q = jnp.clip(slope_p, -largest, largest), jnp.clip(slope_q, -largest, largest)
+    of_p = jnp.dot(fit.weights_p * finite_p, _tangent(samples[0]))
+    return of_p + jnp.dot(fit.weights_q * finite_q, _tangent(samples[1]))
+
+
+def _tangent(u: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Zeros, with the derivative of u at its finite entries."""
+    finite = jnp.isfinite(u)
+    return jnp.where(finite, u - jax.lax.stop_gradient(u), 0)
+
+
+def _recalibrated(
+    fit: OutOfFoldScores, generator: Divergence, influences: Sequence[Array], samples: _Pair
+) -> _Pair:
+    """The influences, including those of the intercept a and slope b in a + b·u.
+
+    (a, b) minimises the balanced cross-entropy of the same rows. To first order it changes by H⁻¹
+    times the score, and the divergence by its gradient times that.
+    """
+    u_p, u_q = samples
+    weights_p, weights_q = fit.weights_p, fit.weights_q
+
+    def value(change):
+        moved = lambda u: change[0] + (1 + change[1]) * u
+        return generator.plug_in(moved(u_p), moved(u_q), weights_p, weights_q).value
+
+    # The gradient of the divergence in (a, b) at the identity.
+    slope = jax.grad(value)(jnp.zeros(2, u_p.dtype))
+    features = lambda u: jnp.stack([jnp.ones_like(u), u], axis=1)
+    phi_p, phi_q = features(u_p), features(u_q)
+    # The probability v of the wrong label gives the score, ½φv, and the curvature, ½φφᵀv(1 − v).
+    wrong_p, wrong_q = jax.nn.sigmoid(-u_p), jax.nn.sigmoid(u_q)
+    curvature_p = weights_p * wrong_p * (1 - wrong_p) / 2
+    curvature_q = weights_q * wrong_q * (1 - wrong_q) / 2
+    hessian = (phi_p.T * curvature_p) @ phi_p + (phi_q.T * curvature_q) @ phi_q
+    # A prior of the weight of one row, for samples that hardly overlap. The heads have fitted both
+    # coefficients without a prior, so that a stronger one would understate their errors.
+    prior = jnp.eye(2, dtype=u_p.dtype) / num_rows(weights_p, weights_q)
+    direction = linalg.solve(hessian + prior, slope)
+    # The scores of p and of q have opposite signs.
+    influence_p, influence_q = influences
+    return (
+        influence_p + (phi_p @ direction) * wrong_p / 2,
+        influence_q - (phi_q @ direction) * wrong_q / 2,
+    )
