@@ -1,8 +1,7 @@
 """The protocol of ratio models: a head is fitted to one fold and evaluated anywhere."""
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
 )
-from divjax.core.numerics import at_least_single, nan_unless
+from divjax.core.numerics import at_least_single
 from divjax.core.pytrees import for_each
 from divjax.core.simplex import effective_sample_size
 
@@ -25,17 +24,14 @@ __all__ = [
     "InstanceBased",
     "Parametric",
     "Rows",
-    "checked_fit",
+    "check_fold",
     "cross_entropy",
     "is_parametric",
     "log_ratios",
     "num_rows",
     "training_log_ratios",
-    "valid_or_nan",
     "validation_loss",
 ]
-
-Fit = TypeVar("Fit", bound=Callable[..., PyTree[Array]])
 
 
 class Rows(NamedTuple):
@@ -150,26 +146,22 @@ def training_log_ratios(
     return log_ratios(head, params, rows.x, rows.y)
 
 
-def checked_fit(fit: Fit) -> Fit:
-    """A head's `fit` with checks of its fold, for use as a decorator.
+def check_fold(fold: Fold) -> Bool[Array, ""]:
+    """Check the shapes of a fold, and return whether all its rows with weight are finite.
 
-    It raises `ValueError` unless the training rows are two non-empty samples in full precision. All
-    parameters are NaN if a row with weight is not finite: a solver that rejects its steps, or a
-    validation that rejects NaN, would return a finite model that was not fitted to that row.
+    If not, the parameters should be NaN: a solver that rejects its steps, or a selection that
+    rejects NaN, would return a finite model that was not fitted to those rows.
+
+    Raises:
+        ValueError: unless the training rows are two non-empty samples in full precision.
     """
-
-    @functools.wraps(fit)
-    def fit_checked(self: Head, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
-        x, y, a, b = fold.train
-        check_matrix(x=x, y=y)
-        check_same_features(x, y, ("x", "y"))
-        check_full_precision("x", x)
-        check_shape("a", a, x.shape[0])
-        check_shape("b", b, y.shape[0])
-        finite = _is_finite(fold.train) & _is_finite(fold.validation)
-        return valid_or_nan(finite, fit(self, key, fold))
-
-    return fit_checked  # pyright: ignore[reportReturnType]
+    x, y, a, b = fold.train
+    check_matrix(x=x, y=y)
+    check_same_features(x, y, ("x", "y"))
+    check_full_precision("x", x)
+    check_shape("a", a, x.shape[0])
+    check_shape("b", b, y.shape[0])
+    return _is_finite(fold.train) & _is_finite(fold.validation)
 
 
 def _is_finite(rows: Rows) -> Bool[Array, ""]:
@@ -177,12 +169,6 @@ def _is_finite(rows: Rows) -> Bool[Array, ""]:
     samples = (rows.x, rows.a), (rows.y, rows.b)
     bad = [jnp.any(~jnp.isfinite(z) & (weights != 0)[:, None]) for z, weights in samples]
     return ~(bad[0] | bad[1])
-
-
-def valid_or_nan(valid: Bool[Array, ""], params: PyTree[Array]) -> PyTree[Array]:
-    """The parameters, of which the floating-point ones are NaN if they are not valid."""
-    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
-    return jax.tree.map(lambda leaf: nan_unless(valid, leaf) if is_float(leaf) else leaf, params)
 
 
 def cross_entropy(

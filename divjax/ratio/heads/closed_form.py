@@ -10,7 +10,7 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers
 from divjax.core.simplex import mass_of_distinct_pairs
-from divjax.ratio.protocols import Fold, checked_fit, validation_loss
+from divjax.ratio.protocols import Fold, check_fold, validation_loss
 
 __all__ = ["GaussianDiscriminant", "Zero"]
 
@@ -54,10 +54,10 @@ class GaussianDiscriminant:
         if isinstance(self.shrinkage, (int, float)) and self.shrinkage > 1:
             raise ValueError(f"shrinkage must lie in [0, 1]; got {self.shrinkage}.")
 
-    @checked_fit
     def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
         """Both Gaussians' means and inverse Cholesky factors."""
         x, y, a, b = fold.train
+        finite = check_fold(fold)
         grid = jnp.ravel(jnp.asarray(self.shrinkage, x.dtype))
 
         def one(shrinkage):
@@ -67,7 +67,7 @@ class GaussianDiscriminant:
 
         # The whole grid at once. An invalid entry is a user's error, even if another one is best.
         params, losses = jax.vmap(one)(grid)
-        valid = ((grid >= 0) & (grid <= 1)).all()
+        valid = finite & ((grid >= 0) & (grid <= 1)).all()
         return jax.tree.map(lambda leaf: nan_unless(valid, leaf[jnp.argmin(losses)]), params)
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:

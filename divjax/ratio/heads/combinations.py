@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,17 @@ from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.ratio.heads.closed_form import GaussianDiscriminant
 from divjax.ratio.heads.logistic import Linear, Quadratic
 from divjax.ratio.heads.neighbors import Neighbors
-from divjax.ratio.heads.network import Network
+from divjax.ratio.heads.network import Network, fit_together
 from divjax.ratio.protocols import (
     Fold,
     Head,
     Rows,
-    checked_fit,
+    check_fold,
     cross_entropy,
     is_parametric,
     log_ratios,
     num_rows,
     training_log_ratios,
-    valid_or_nan,
     validation_loss,
 )
 
@@ -71,13 +70,13 @@ class Average:
         """Whether all heads are parametric."""
         return all(is_parametric(head) for head in self.heads)
 
-    @checked_fit
     def fit(
         self, key: Key[Array, ""], fold: Fold
     ) -> tuple[tuple[PyTree[Array], ...], Array, Array]:
         """All heads' parameters, their weights, and the log ratios at which they are clipped."""
+        valid = check_fold(fold)
         keys = jax.random.split(key, len(self.heads))
-        params = tuple(head.fit(k, fold) for head, k in zip(self.heads, keys, strict=True))
+        params = _fit_each(self.heads, keys, fold)
         largest = 3 * jnp.log(num_rows(*fold.train.weights))
 
         held = fold.validation
@@ -96,7 +95,7 @@ class Average:
         # Likelihoods of the validation rows, exp(−rows · cross-entropy), normalised.
         weights = jax.nn.softmax(-num_rows(*held.weights) * losses)
         # A NaN hyper-parameter is a user error, which a weight of zero would hide.
-        return params, nan_unless(~_any_nan(self.heads), weights), limits
+        return params, nan_unless(valid & ~_any_nan(self.heads), weights), limits
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The weighted mean of the log ratios."""
@@ -110,6 +109,25 @@ class Average:
         heads = zip(self.heads, each, strict=True)
         values = zip(*(training_log_ratios(head, p, rows) for head, p in heads), strict=True)
         return [_clipped_mean(of_sample, weights, limits) for of_sample in values]
+
+
+def _fit_each(
+    heads: Sequence[Head], keys: Key[Array, " heads"], fold: Fold
+) -> tuple[PyTree[Array], ...]:
+    """Each head's parameters. Networks of one architecture are compiled and trained together."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, head in enumerate(heads):
+        alike = head.architecture if isinstance(head, Network) else i
+        groups.setdefault(alike, []).append(i)
+    params = {}
+    for first, *others in groups.values():
+        if others:
+            members = [first, *others]
+            fitted = fit_together([heads[i] for i in members], [keys[i] for i in members], fold)
+            params.update(zip(members, fitted, strict=True))
+        else:
+            params[first] = heads[first].fit(keys[first], fold)
+    return tuple(params[i] for i in range(len(heads)))
 
 
 def _clipped_mean(
@@ -196,7 +214,7 @@ class Tuned:
         (settings, params), losses = jax.vmap(one)(self.head)
         best, params = jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], (settings, params))
         # An invalid setting is a user error and must not merely lose against the others.
-        return best, valid_or_nan(~_any_nan(self.head), params)
+        return best, _valid_or_nan(~_any_nan(self.head), params)
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The best setting's log ratio."""
@@ -216,6 +234,12 @@ def _any_nan(heads: PyTree) -> Bool[Array, ""]:
     return functools.reduce(
         jnp.logical_or, (jnp.isnan(leaf).any() for leaf in numbers), jnp.array(False)
     )
+
+
+def _valid_or_nan(valid: Bool[Array, ""], params: PyTree[Array]) -> PyTree[Array]:
+    """The parameters, of which the floating-point ones are NaN if they are not valid."""
+    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.tree.map(lambda leaf: nan_unless(valid, leaf) if is_float(leaf) else leaf, params)
 
 
 def convex_heads(in_features: int) -> Average:

@@ -22,7 +22,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
-from divjax.ratio.protocols import Fold
+from divjax.ratio.protocols import Fold, check_fold
 
 __all__ = ["KernelRatio", "median_distance"]
 
@@ -121,6 +121,7 @@ def draw_basis(
     """
     check_key(key)
     x, y, a, b = fold.train
+    valid = check_fold(fold)
     weights = _stop(a)
     size = min(num_centers, x.shape[0])
     noise = jax.random.gumbel(key, weights.shape, weights.dtype)
@@ -133,7 +134,7 @@ def draw_basis(
     # Bandwidths are given in this unit, so that they do not depend on the features' scale.
     unit = median_distance(centers, active.astype(x.dtype))
     bandwidths = grid(bandwidth, x.dtype)
-    bandwidths = nan_unless((bandwidths > 0).all(), bandwidths)
+    bandwidths = nan_unless(valid & (bandwidths > 0).all(), bandwidths)
     return Basis(
         centers,
         active,

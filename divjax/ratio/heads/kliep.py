@@ -21,7 +21,7 @@ from divjax.ratio.heads.kernel_models import (
     log_cap,
     log_ratio,
 )
-from divjax.ratio.protocols import Fold, checked_fit
+from divjax.ratio.protocols import Fold
 
 __all__ = ["KLIEP", "maximize_mixture"]
 
@@ -231,7 +231,6 @@ class KLIEP:
         check_count(1, num_centers=self.num_centers, num_steps=self.num_steps)
 
     @jax.jit
-    @checked_fit
     def fit(self, key: Key[Array, ""], fold: Fold) -> KernelRatio:
         """The model of the fold's training rows, with the bandwidth best for its validation rows.
 

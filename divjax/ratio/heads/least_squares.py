@@ -21,7 +21,7 @@ from divjax.ratio.heads.kernel_models import (
     log_cap,
     log_ratio,
 )
-from divjax.ratio.protocols import Fold, checked_fit
+from divjax.ratio.protocols import Fold
 
 __all__ = ["LeastSquares", "leave_one_out_score"]
 
@@ -189,7 +189,6 @@ class LeastSquares:
         check_count(1, num_centers=self.num_centers)
 
     @jax.jit
-    @checked_fit
     def fit(self, key: Key[Array, ""], fold: Fold) -> KernelRatio:
         """The model of the fold's training rows.
 

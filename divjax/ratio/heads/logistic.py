@@ -14,7 +14,7 @@ from divjax.core.linalg import cho_solve, cholesky
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers
-from divjax.ratio.protocols import Fold, checked_fit, num_rows, validation_loss
+from divjax.ratio.protocols import Fold, check_fold, num_rows, validation_loss
 
 __all__ = ["Linear", "Quadratic", "RandomFourier", "newton_logistic"]
 
@@ -35,9 +35,9 @@ class _Logistic:
     def _features(self, basis: PyTree[Array], z: Float[Array, "b d"]) -> Float[Array, "b m"]:
         raise NotImplementedError
 
-    @checked_fit
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[PyTree[Array], Float[Array, " m"]]:
         """The basis, and the coefficients of the ridge selected on the validation rows."""
+        valid = check_fold(fold)
         basis = self._basis(key, fold)
         weights = fold.train.weights
         phi_p, phi_q = self._features(basis, fold.train.x), self._features(basis, fold.train.y)
@@ -49,7 +49,7 @@ class _Logistic:
             lambda ridge: newton_logistic(phi_p, phi_q, *weights, ridge * free)
         )(ridges / num_rows(*weights))
         losses = jax.vmap(lambda c: validation_loss(self, (basis, c), fold))(coefficients)
-        return basis, nan_unless((ridges >= 0).all(), coefficients[jnp.argmin(losses)])
+        return basis, nan_unless(valid & (ridges >= 0).all(), coefficients[jnp.argmin(losses)])
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The log ratio, linear in the features."""

@@ -16,7 +16,7 @@ from divjax.core.pairwise import map_row_blocks, squared_distances
 from divjax.core.pytrees import for_each, pytree, static
 from divjax.core.samples import Numbers
 from divjax.core.training import random_rows
-from divjax.ratio.protocols import Fold, Rows, checked_fit, cross_entropy, num_rows
+from divjax.ratio.protocols import Fold, Rows, check_fold, cross_entropy, num_rows
 
 __all__ = ["Neighbors"]
 
@@ -86,15 +86,17 @@ class Neighbors:
         check_count(1, max_rows=self.max_rows)
         check_positive(prior=self.prior)
 
-    @checked_fit
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[_References, Int[Array, ""]]:
         """The rows searched for neighbours, and the index of the best k on the validation rows."""
+        valid = check_fold(fold)
         references = self._references(key, fold.train)
         x, y, *weights = fold.validation
         u = self._log_ratios(references, jnp.concatenate([x, y]))
         u_p, u_q = jnp.split(u, [x.shape[0]])
         # Each k is a column of u and has one loss.
         losses = jax.vmap(lambda u_p, u_q: cross_entropy(u_p, u_q, *weights), 1)(u_p, u_q)
+        # The prior is in every log ratio.
+        references = references._replace(prior=nan_unless(valid, references.prior))
         return references, jnp.argmin(losses)
 
     def __call__(self, params: tuple[_References, Array], z: Float[Numbers, "b d"]) -> Array:

@@ -10,7 +10,7 @@ from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers
 from divjax.ratio.heads.combinations import convex_heads
 from divjax.ratio.heads.network import Network, row_sampler
-from divjax.ratio.protocols import Fold, Head, Rows, checked_fit, cross_entropy, is_parametric
+from divjax.ratio.protocols import Fold, Head, Rows, check_fold, cross_entropy, is_parametric
 
 __all__ = ["Telescoping"]
 
@@ -50,9 +50,9 @@ class Telescoping:
         return self.start is None or is_parametric(self.start)
 
     @jax.jit
-    @checked_fit
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[PyTree[Array], PyTree[Array] | None]:
         """The parameters of the starts of all intermediate ratios, and of the network."""
+        check_fold(fold)
         pair_key, start_key, init_key, fit_key = jax.random.split(key, 4)
         x, y, *weights = fold.train
         # The starts, all simultaneously, each fitted to its own pair of neighbouring waymarks.
