@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.numerics import if_needed
+from divjax.core.numerics import at_least_single, if_needed
 from divjax.core.pairwise import (
     DIFFERENCES_UP_TO,
     LOST_ULPS,
@@ -20,12 +19,7 @@ from divjax.core.pairwise import (
     rows_per_block,
 )
 
-__all__ = ["at_least_single", "fractions_below", "median_squared_distance"]
-
-
-def at_least_single(dtype: np.dtype) -> np.dtype:
-    """The dtype, or float32 for half precision, too narrow for squares and counts of pairs."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+__all__ = ["fractions_below", "median_squared_distance"]
 
 
 def fractions_below(

@@ -188,7 +188,7 @@ def counts(
     Args:
         x: samples, a vector or a matrix.
         edges: ascending edges, "bins+1" for a vector and "d edges" for a matrix. The outermost may
-            be infinite. Compared with the samples in NumPy's float64 if both are.
+            be infinite. Compared with the samples in NumPy's precision if both are NumPy's.
         weights: non-negative weights, one per sample, differentiable. All one by default. Traced
             weights that are negative make all counts nan, as do traced edges that do not ascend.
 
@@ -216,7 +216,7 @@ def counts(
 
 def as_bounds(name: str, edges: Numbers, ndim: int, columns: Unrounded) -> Unrounded:
     """Edges as a matrix, one row per column: concrete ones must ascend, or hold nan."""
-    given = as_numbers(name, edges)
+    given = as_numbers(name, edges, exact=True)
     bounds = given[None] if ndim == 1 else given
     if bounds.ndim != 2 or bounds.shape[0] != columns.shape[1] or bounds.shape[1] < 2:
         shape = columns.shape[:1] if ndim == 1 else columns.shape
@@ -225,9 +225,9 @@ def as_bounds(name: str, edges: Numbers, ndim: int, columns: Unrounded) -> Unrou
             f"matrix; got shape {given.shape} for samples of shape {shape}."
         )
     if not isinstance(bounds, Tracer):
-        numbers = np.asarray(bounds, np.float64)
+        numbers = bounds if isinstance(bounds, np.ndarray) else np.asarray(bounds, np.float64)
         with np.errstate(invalid="ignore"):  # of infinite ends
-            ascending = _ascend(numbers, float(jnp.finfo(bounds.dtype).eps)).all(axis=1)
+            ascending = _ascend(numbers, float(jnp.finfo(dtype_in_jax(bounds)).eps)).all(axis=1)
         inner = np.isfinite(numbers[:, 1:-1]).all(axis=1)
         # Edges that hold NaN pass: their counts will be NaN.
         if not (np.isnan(numbers).any(axis=1) | (ascending & inner)).all():
@@ -253,10 +253,27 @@ Parts: TypeAlias = tuple[Array | _TwoParts, Array | _TwoParts]
 
 
 def in_parts(columns: Unrounded, bounds: Unrounded) -> Parts:
-    """NumPy's numbers split into a rounded part and its remainder, JAX's unchanged."""
+    """Points and edges that compare as given: NumPy's by their places, or as two numbers each.
+
+    JAX's are unchanged.
+    """
     dtype = jnp.result_type(dtype_in_jax(columns), dtype_in_jax(bounds))
+    if isinstance(columns, np.ndarray) and isinstance(bounds, np.ndarray):
+        each = zip(columns.T, bounds, strict=True)
+        points, ends = zip(*(_places(column, edges) for column, edges in each), strict=True)
+        return jnp.asarray(np.stack(points, axis=1), dtype), jnp.asarray(np.stack(ends), dtype)
     split = lambda part: two_parts(part, dtype) if isinstance(part, np.ndarray) else part
     return split(columns), split(bounds)
+
+
+def _places(column: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places of points among the edges: even for those on an edge, odd between two."""
+    # Edges may descend by a rounding, which a search must not see.
+    edges = np.maximum.accumulate(edges)
+    num_below = np.searchsorted(edges, column, side="right")
+    on_edge = (num_below > 0) & (edges[np.maximum(num_below - 1, 0)] == column)
+    places = np.where(np.isnan(column), np.nan, 2 * num_below - 1 - on_edge)
+    return places, np.where(np.isnan(edges), np.nan, 2.0 * np.arange(edges.size))
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "is_vector"))

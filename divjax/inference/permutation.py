@@ -365,14 +365,15 @@ def score_permutation_test(
     vector_leaves(x=x, y=y)
     # Differences, order or signs, whichever the statistic uses, are taken before NumPy's numbers
     # are rounded.
-    x, y = as_numbers("x", x, exact=True), as_numbers("y", y, exact=True)
-    if kind == "mean":
-        _, column_x, column_y = centered_samples(x=x[:, None], y=y[:, None])
-        x, y = column_x[:, 0], column_y[:, 0]
-    elif kind == "auc":
+    if kind == "auc":
         x, y = keep_order(x=x, y=y)
     else:
-        x, y = beside(x, 0.0)[0], beside(y, 0.0)[0]
+        x, y = as_numbers("x", x, exact=True), as_numbers("y", y, exact=True)
+        if kind == "mean":
+            _, column_x, column_y = centered_samples(x=x[:, None], y=y[:, None])
+            x, y = column_x[:, 0], column_y[:, 0]
+        else:
+            x, y = beside(x, np.zeros(()))[0], beside(y, np.zeros(()))[0]
     x, y = vector_leaves(x=x, y=y)
     _check_counts(num_permutations, batch_size)
     n, m = len(x), len(y)

@@ -229,8 +229,8 @@ def accuracy(
     """
     check_probability(confidence_level=confidence_level)
     check_scalar(threshold=threshold)
-    (threshold,) = as_leaves(threshold=threshold)
-    # Scores that float32 would round to the threshold have a definite side in float64.
+    # Scores that float32 would round to the threshold have a definite side in NumPy's precision.
+    threshold = as_numbers("threshold", threshold, exact=True)
     x, threshold_x = beside(as_numbers("x", x, exact=True), threshold)
     y, threshold_y = beside(as_numbers("y", y, exact=True), threshold)
     scores = _checked(x, y, a, b)
@@ -239,13 +239,13 @@ def accuracy(
     )
 
 
-def beside(scores: Unrounded, threshold: Leaf) -> tuple[Unrounded, Leaf]:
+def beside(scores: Unrounded, threshold: Unrounded) -> tuple[Unrounded, Leaf]:
     """The signs of NumPy's scores − threshold, taken before rounding, and threshold 0.
 
     JAX's scores, and scores with a traced threshold, are returned unchanged with the threshold.
     """
     if isinstance(scores, jax.Array) or isinstance(threshold, Tracer):
-        return scores, threshold
+        return scores, as_leaves(threshold=threshold)[0]
     return np.sign(scores - np.asarray(threshold)).astype(float), 0.0
 
 

@@ -15,8 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.checks import check_positive, check_positive_values, known_number
-from divjax.core.distance_quantiles import at_least_single, median_squared_distance
-from divjax.core.numerics import in_units_of
+from divjax.core.distance_quantiles import median_squared_distance
+from divjax.core.numerics import at_least_single, in_units_of
 from divjax.core.pairwise import coincidence_distance, common_center
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, as_samples, centered_samples

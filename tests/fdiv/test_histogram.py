@@ -377,3 +377,24 @@ def test_integers_that_float64_lacks_are_counted(first):
         bounds = first + 4096 * np.arange(0, 9, 2, dtype=first.dtype)
         numbers = first + 4096 * np.arange(8, dtype=first.dtype)
     np.testing.assert_array_equal(histogram.counts(numbers, bounds), [2, 2, 2, 2])
+
+
+FAR = {
+    "integers": (
+        1_700_000_000_000_000_000 + np.arange(8),
+        1_700_000_000_000_000_000 + np.arange(0, 9, 4),
+    ),
+    "float64": (1e16 + 2 * np.arange(8.0), 1e16 + 2 * np.arange(0.0, 9.0, 4.0)),
+    "near zero": (1e-40 * np.arange(8.0), 1e-40 * np.arange(0.0, 9.0, 4.0)),
+    "mixed": (np.r_[-1e30, 1e-30 * np.arange(1.0, 7.0), 1e30], np.r_[-np.inf, 3.5e-30, np.inf]),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_given_edges_are_compared_in_numpys_precision(name):
+    """Four of eight points in each of two bins."""
+    points, edges = FAR[name]
+    np.testing.assert_array_equal(histogram.counts(points, edges), [4, 4])
+    shifted = points[[4, 5, 6, 7, 4, 5, 6, 7]]
+    found = histogram.divergence(categorical.total_variation, points, shifted, bins=edges)
+    np.testing.assert_allclose(found, 0.5, rtol=1e-6)

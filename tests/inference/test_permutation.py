@@ -335,3 +335,13 @@ def test_rows_of_any_kind_of_float(dtype):
         jax.random.key(0), lambda u, v: u.mean() - v.mean(), x, y, num_permutations=50
     )
     assert test(x.astype(dtype), y.astype(dtype)).p_value == test(x, y).p_value
+
+
+def test_traced_integers_keep_their_order():
+    """Integers that float32 would merge, all of x above all of y."""
+    x, y = jnp.arange(2**30, 2**30 + 8), jnp.arange(2**30 - 8, 2**30)
+    test = lambda x, y: score_permutation_test(KEY, x, y, "auc", num_permutations=99)
+    for call in (test, jax.jit(test)):
+        found = call(x, y)
+        assert found.statistic == 1
+        assert found.p_value < 0.05

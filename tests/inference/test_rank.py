@@ -203,3 +203,12 @@ def test_levels_that_float32_would_change_are_refused(level):
         inference.normal_interval(0.0, 1.0, level)
     upper = inference.normal_interval(0.0, 1.0, 1 - 1e-5).upper
     np.testing.assert_allclose(upper, scipy.stats.norm.isf(0.5e-5), rtol=1e-3)
+
+
+def test_a_large_integer_threshold_is_compared_exactly():
+    """One score is the threshold, the other below it."""
+    t = 1_700_000_000_000_000_000
+    for threshold, expected in ((t + 100, 0.75), (t + 99, 1.0), (t + 101, 0.5)):
+        for given in (threshold, np.int64(threshold), np.array(threshold)):
+            found = inference.accuracy(np.array([t + 100]), np.array([t - 100]), threshold=given)
+            np.testing.assert_allclose(found.value, expected)

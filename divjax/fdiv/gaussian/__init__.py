@@ -13,7 +13,7 @@ gives nan if it is traced, and a `ValueError` otherwise.
 
 from divjax.fdiv.gaussian.analytic import bhattacharyya, js_bounds, kl, renyi, squared_hellinger
 from divjax.fdiv.gaussian.fitted_gaussians import plug_in_kl
-from divjax.fdiv.gaussian.reversal_and_triangle import (
+from divjax.fdiv.gaussian.kl_bounds import (
     kl_triangle_bound,
     reverse_kl_infimum,
     reverse_kl_supremum,

@@ -191,7 +191,7 @@ def center_alone(
 def _centered(x: Numbers, a: Array | None, dtype: DTypeLike) -> tuple[Center, Array]:
     """A point to subtract in NumPy's precision, and the sample less that point."""
     point, x = centered_samples({"x": a}, x=x)
-    return point, x.astype(dtype)
+    return point, x if x.dtype == dtype else x.astype(dtype)
 
 
 def check_epsilon(epsilon: ArrayLike | Relative) -> None:
