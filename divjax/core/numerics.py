@@ -80,6 +80,25 @@ def safe_sqrt(x: Array) -> Array:
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
 
 
+@jax.custom_jvp
+def quotient(x: ArrayLike, y: ArrayLike) -> Array:
+    """x/y with derivatives at any scale: JAX divides by y², which may leave the dtype's range.
+
+    Example:
+        >>> import jax
+        >>> jax.grad(quotient, 1)(3e20, 1e20) * 1e20, jax.grad(jax.lax.div, 1)(3e20, 1e20)
+        (Array(-3., dtype=float32, weak_type=True), Array(-0., dtype=float32, weak_type=True))
+    """
+    return x / y  # pyright: ignore[reportReturnType, reportOperatorIssue]
+
+
+@quotient.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (x, y), (dx, dy) = primals, tangents
+    ratio = quotient(x, y)
+    return ratio, quotient(dx, y) - ratio * quotient(dy, y)
+
+
 @jax.jit
 def norm_and_direction(v: Float[Array, "... d"]) -> tuple[Float[Array, "... 1"], Array]:
     """‖v‖ along the last axis and v/‖v‖, at any scale; a zero vector has a direction of zeros.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import nan_unless, quotient
 from divjax.core.pytrees import pytree, static
 from divjax.fdiv.special import as_floats
 
@@ -75,28 +75,15 @@ _STIRLING_FROM = 12
 
 
 @jax.custom_jvp
-def _quotient(x: Array, y: Array) -> Array:
-    """The quotient x/y with derivatives that underflow as late as possible: JAX's divide by y²."""
-    return x / y
-
-
-@_quotient.defjvp
-def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    (x, y), (dx, dy) = primals, tangents
-    ratio = _quotient(x, y)
-    return ratio, _quotient(dx, y) - ratio * _quotient(dy, y)
-
-
-@jax.custom_jvp
 def _log(x: Array) -> Array:
-    """The logarithm, with the derivatives of `_quotient`."""
+    """The logarithm, with the derivatives of `quotient`."""
     return jnp.log(x)
 
 
 @_log.defjvp
 def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
-    return _log(x), _quotient(dx, x)
+    return _log(x), quotient(dx, x)
 
 
 def _log_beta(eta: Natural) -> Float[Array, ""]:
@@ -123,7 +110,7 @@ def _log_gamma_ratio(a: Array, b: Array) -> Array:
 
     difference = remainder(b) - remainder(a + b)
     # log Γ(x) = (x − ½) log x − x + ½ log 2π + remainder(x), at b minus at a + b.
-    return a - (b - 0.5) * jnp.log1p(_quotient(a, b)) - a * _log(a + b) + difference
+    return a - (b - 0.5) * jnp.log1p(quotient(a, b)) - a * _log(a + b) + difference
 
 
 def _of_normal(mean: ArrayLike, scale: ArrayLike) -> Natural:
@@ -155,6 +142,6 @@ BETA = Family(jax.jit(_vector), _log_beta, signs=(1,))  # by its two shapes
 DIRICHLET = Family(jnp.asarray, _log_beta, signs=(1,))  # by its concentrations, a vector
 NORMAL = Family(  # by mean and standard deviation
     jax.jit(_of_normal),
-    lambda eta: -0.25 * eta[0] * _quotient(eta[0], eta[1]) - 0.5 * _log(-2 * eta[1]),
+    lambda eta: -0.25 * eta[0] * quotient(eta[0], eta[1]) - 0.5 * _log(-2 * eta[1]),
     signs=(0, -1),
 )

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.checks import check_positive, check_positive_values, check_provides, check_scalar
-from divjax.core.numerics import at_least_single, nan_unless, safe_sqrt
+from divjax.core.numerics import at_least_single, nan_unless, quotient, safe_sqrt
 from divjax.core.pairwise import squared_distances
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, as_samples, centered_samples
@@ -213,19 +213,23 @@ class Gaussian(_WithBandwidth):
         # With several scales the mean slope is not a multiple of the mean value.
         if isinstance(self.bandwidth, BandwidthRule) or jnp.ndim(self.bandwidth):
             return None
-        return -1 / jnp.square(nan_unless(jnp.asarray(self.bandwidth) > 0, self.bandwidth))
+        sigma = nan_unless(jnp.asarray(self.bandwidth) > 0, self.bandwidth)
+        return -jnp.square(quotient(1.0, sigma))
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
         # ∇_x k = −(k/σ²) (x − y).
-        value = jnp.exp(squared * (-0.5 / jnp.square(sigma)))
-        return value, value * (-1 / jnp.square(sigma))
+        # Not by 1/σ², whose derivative leaves the dtype's range long before it.
+        inverse = quotient(1.0, sigma)
+        value = jnp.exp(-0.5 * (squared * inverse * inverse))
+        return value, value * -jnp.square(inverse)
 
     def stein_trace(self, squared: _Block, dim: int) -> _Block:
         """Σ_i ∂²k/∂x_i∂y_i = (d/σ² − r²/σ⁴) k."""
 
         def trace(sigma: ArrayLike) -> _Block:
-            precision = 1 / jnp.square(sigma)
-            return (dim * precision - squared * precision**2) * self._radial(squared, sigma)[0]
+            inverse = quotient(1.0, sigma)
+            # The slope is −k/σ².
+            return (squared * inverse * inverse - dim) * self._radial(squared, sigma)[1]
 
         return self._mean_over_scales(trace, squared.dtype)
 
@@ -268,16 +272,18 @@ class InverseMultiquadric(_WithBandwidth):
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
         # ∇_x k = −(2β/σ²) (1 + u)^(−β−1) (x − y) with u = r²/σ².
         exponent = self._valid_exponent()
-        base = 1 + squared / jnp.square(sigma)
+        inverse = quotient(1.0, sigma)
+        base = 1 + squared * inverse * inverse
         value = jnp.power(base, jnp.negative(exponent))
-        return value, jnp.multiply(-2 * value / (base * jnp.square(sigma)), exponent)
+        return value, jnp.multiply(-2 * value / base * jnp.square(inverse), exponent)
 
     def stein_trace(self, squared: _Block, dim: int) -> _Block:
         """Σ_i ∂²k/∂x_i∂y_i = 2β/σ² [d − 2(β+1) u/(1+u)] (1+u)^(−β−1), with u = r²/σ²."""
 
         def trace(sigma: ArrayLike) -> _Block:
             # The slope is −(2β/σ²) (1 + u)^(−β−1), up to its sign the factor of the bracket.
-            scaled = squared / jnp.square(sigma)
+            inverse = quotient(1.0, sigma)
+            scaled = squared * inverse * inverse
             bracket = dim - 2 * jnp.add(self._valid_exponent(), 1) * scaled / (1 + scaled)
             return -bracket * self._radial(squared, sigma)[1]
 

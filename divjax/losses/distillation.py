@@ -27,7 +27,7 @@ from divjax.core.checks import (
 )
 from divjax.core.labels import as_indices
 from divjax.core.normal import Normal
-from divjax.core.numerics import matmul, nan_unless
+from divjax.core.numerics import matmul, nan_unless, quotient
 from divjax.core.pairwise import common_center, map_row_blocks
 from divjax.core.samples import Numbers, as_samples, without_offset
 from divjax.ot.costs import PNorm
@@ -55,7 +55,7 @@ def _transport_cost(
     """
     # A hyper-parameter of a wider type must not change the potentials' dtype.
     epsilon = jnp.asarray(epsilon, costs.dtype)
-    kernel = -costs / epsilon
+    kernel = -quotient(costs, epsilon)
 
     # Potentials in units of ε: P_ij = exp(f_i + g_j − C_ij/ε).
     def iteration(f, _):

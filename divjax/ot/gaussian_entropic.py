@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core import linalg
 from divjax.core.checks import check_positive_values, check_scalar
 from divjax.core.normal import Normal
-from divjax.core.numerics import nan_unless, root_of_sum, safe_sqrt
+from divjax.core.numerics import in_units_of, nan_unless, root_of_sum, safe_sqrt
 from divjax.core.pytrees import pytree
 from divjax.core.types import summary
 from divjax.ot.gaussian import (
@@ -154,10 +154,14 @@ def gaussian_entropic(
     epsilon = jnp.asarray(epsilon, s.dtype)
     # Traced arguments cannot be validated eagerly.
     epsilon = nan_unless(epsilon > 0, epsilon)
+    # All three are squares of lengths: in units of the largest their products stay in range.
+    largest = jnp.maximum(jnp.max(jnp.abs(s)), jnp.max(jnp.abs(t)))
+    largest = jax.lax.stop_gradient(jnp.maximum(largest, epsilon))
+    (s, unit), (t, _), (epsilon, _) = (in_units_of(largest, z) for z in (s, t, epsilon))
     value = _covariance_part(s, t, epsilon)
     if debias:
         value -= (_covariance_part(s, s, epsilon) + _covariance_part(t, t, epsilon)) / 2
     slope = _slope(s, t, epsilon)
     # The squared distance of the means adds to OT(p, q); in the self terms it is zero.
-    value += pair.squared_shift
-    return GaussianEntropicResult(value, pair.map_by(slope), epsilon / 2 * slope)
+    value = unit * value + pair.squared_shift
+    return GaussianEntropicResult(value, pair.map_by(slope), unit * (epsilon / 2 * slope))

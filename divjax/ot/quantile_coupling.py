@@ -270,21 +270,46 @@ def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 def line_potentials(line: Line, path: Staircase, p: ArrayLike) -> tuple[Array, Array]:
     """Potentials with f ⊕ g ≤ c, equality all along the path, and f zero at its median mass.
 
-    Those of rows of weight zero beyond all others may overflow, and change no others.
+    Those of rows of weight zero may overflow, and change no others.
     """
-    costs = distance_power(line.x[path.rows] - line.y[path.columns], p)
+    rows, columns, _ = path
+    # The path may lead through rows of weight zero from one that has weight to another.
+    x, y = _with_dead_moved(line.x, line.a), _with_dead_moved(line.y, line.b)
+    of_x, of_y = x[rows], y[columns]
+    costs = distance_power(of_x - of_y, p)
     # From one entry of the path to the next, either the row or the column changes. Its potential
-    # changes with the cost, so that f_i + g_j = c_ij on the whole path.
-    step = jnp.diff(costs, prepend=costs[:1])
-    row_moves = jnp.diff(path.rows, prepend=path.rows[:1]) != 0
+    # changes with the cost, so that f_i + g_j = c_ij on the whole path. The cost of an equal row
+    # may differ by a rounding, which many would add up.
+    moved = (jnp.diff(of_x, prepend=of_x[:1]) != 0) | (jnp.diff(of_y, prepend=of_y[:1]) != 0)
+    step = jnp.where(moved, jnp.diff(costs, prepend=costs[:1]), 0)
+    row_moves = jnp.diff(rows, prepend=rows[:1]) != 0
     cumulated = jnp.cumsum(path.masses)
     middle = jnp.argmax(cumulated >= cumulated[-1] / 2)
     f = _summed_from(middle, jnp.where(row_moves, step, 0))
     g = costs[middle] + _summed_from(middle, jnp.where(row_moves, 0, step))
     # Along a row f is constant, so the order of writes does not matter.
-    return jnp.zeros_like(line.x).at[path.rows].set(f), jnp.zeros_like(line.y).at[path.columns].set(
-        g
-    )
+    of_rows, of_columns = jnp.zeros_like(x).at[rows].set(f), jnp.zeros_like(y).at[columns].set(g)
+    # The largest potential that is feasible at the entries of a row of weight zero.
+    if line.a is not None:
+        slack = distance_power(line.x[rows] - of_y, p) - g
+        slack = jax.ops.segment_min(slack, rows, x.size)
+        of_rows = jnp.where(line.a == 0, slack, of_rows)
+    if line.b is not None:
+        slack = distance_power(of_x - line.y[columns], p) - f
+        slack = jax.ops.segment_min(slack, columns, y.size)
+        of_columns = jnp.where(line.b == 0, slack, of_columns)
+    return of_rows, of_columns
+
+
+def _with_dead_moved(z: Float[Array, " n"], weights: Float[Array, " n"] | None) -> Array:
+    """Positions of which those of weight zero are the last with weight before, or the first."""
+    if weights is None:
+        return z
+    order = jnp.argsort(z)
+    alive = weights[order] != 0
+    before = jax.lax.cummax(jnp.where(alive, jnp.arange(z.size), -1))
+    held = order[jnp.where(before < 0, jnp.argmax(alive), before)]
+    return jnp.zeros_like(z).at[order].set(z[held])
 
 
 def _summed_from(middle: Int[Array, ""], steps: Float[Array, " k"]) -> Float[Array, " k"]:

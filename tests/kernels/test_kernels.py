@@ -380,3 +380,26 @@ def test_infinite_points_have_no_kernel(kernel, dim):
     sums = np.asarray(kernels.kernel_sums(kernel, jnp.asarray(far), jnp.asarray(x), one, one)[0])
     assert np.isnan(sums[0]).all()
     assert np.isfinite(sums[1:]).all()
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e12, 1e-12])
+@pytest.mark.parametrize("make", [kernels.Gaussian, kernels.Laplace, kernels.InverseMultiquadric])
+def test_derivatives_in_the_bandwidth_do_not_depend_on_the_unit(make, unit):
+    """σ ∂k/∂σ and σ² Σ ∂²k/∂x∂y in closed form, for a distance of 1.3 σ."""
+    r = 1.3
+    slope, trace = {
+        kernels.Gaussian: (r**2 * np.exp(-(r**2) / 2), (3 - r**2) * np.exp(-(r**2) / 2)),
+        kernels.Laplace: (r * np.exp(-r), None),
+        kernels.InverseMultiquadric: (
+            r**2 * (1 + r**2) ** -1.5,
+            (3 - 3 * r**2 / (1 + r**2)) * (1 + r**2) ** -1.5,
+        ),
+    }[make]
+    x, y = jnp.zeros((1, 3)), jnp.float32(unit) * jnp.array([[r, 0.0, 0.0]])
+    sigma = jnp.float32(unit)
+    found = jax.grad(lambda sigma: make(bandwidth=sigma)(x, y)[0, 0])(sigma) * sigma
+    np.testing.assert_allclose(found, slope, rtol=1e-5)
+    if trace is not None:
+        squared = jnp.square(jnp.float32(unit) * jnp.float32(r)).reshape(1, 1)
+        found = make(bandwidth=sigma).stein_trace(squared, 3)[0, 0] * sigma * sigma
+        np.testing.assert_allclose(found, trace, rtol=1e-5)

@@ -158,3 +158,34 @@ def test_a_gradient_of_the_value_solves_nothing(monkeypatch):
     potential = lambda x: ot.sinkhorn(x, y, epsilon=0.1).f[0]
     jax.block_until_ready(jax.jit(jax.grad(potential))(x))
     assert calls
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e20, 1e-20])
+def test_derivatives_in_epsilon_and_penalties_do_not_depend_on_the_unit(unit):
+    """All are homogeneous in the costs; dV/dε = KL(P‖a⊗b) by a plan in float64."""
+    rng = np.random.default_rng(0)
+    costs, ends = rng.random((7, 5)), (np.full(7, 1 / 7), np.full(5, 1 / 5))
+    u, kernel = np.ones(7), np.exp(-costs / 0.4)
+    for _ in range(500):
+        v = 1 / (kernel.T @ (ends[0] * u))
+        u = 1 / (kernel @ (ends[1] * v))
+    density = u[:, None] * kernel * v
+    divergence = (np.outer(*ends) * density * np.log(density)).sum()
+    of = lambda epsilon, **relaxed: ot.sinkhorn(
+        None, None, cost=jnp.float32(costs) * jnp.float32(unit), epsilon=epsilon, **relaxed
+    )
+    epsilon = jnp.float32(0.4 * unit)
+    np.testing.assert_allclose(jax.grad(lambda e: of(e).value)(epsilon), divergence, rtol=1e-3)
+    # These have no closed form: they are differences, of steps relative to the unit.
+    relaxed = lambda e, rho: of(e, marginal_penalty=(rho, 2 * rho))
+    rho, step = jnp.float32(0.7 * unit), 1e-2
+
+    def numbers(e, rho):
+        balanced, other = of(e), relaxed(e, rho)
+        weighted = jnp.sum(balanced.f * jnp.arange(7)), jnp.sum(other.f)
+        return jnp.stack([balanced.transport_cost, other.value, *weighted])
+
+    found = jax.jit(jax.jacrev(numbers, (0, 1)))(epsilon, rho)
+    at = lambda i, j: np.asarray(numbers(epsilon * (1 + i * step), rho * (1 + j * step)), float)
+    differences = (at(1, 0) - at(-1, 0)) / epsilon, (at(0, 1) - at(0, -1)) / rho
+    np.testing.assert_allclose(found, np.array(differences) / (2 * step), rtol=0.01, atol=2e-3)

@@ -257,7 +257,8 @@ def test_a_shift_of_one_side_changes_the_plan_of_no_quadratic_cost(d, cost):
 def test_what_a_shift_cannot_be_taken_out_of_is_flagged(options):
     u, w = RNG.normal(size=(2, 64, 16)).astype(np.float32)
     found = jax.jit(lambda u: ot.sinkhorn(u, w, epsilon=0.1, **options))(u + np.float32(1e5))
-    assert found.status == Status.FLOATING_POINT_RESOLUTION
+    # Rounding may even carry the potentials out of range.
+    assert found.status in (Status.FLOATING_POINT_RESOLUTION, Status.NOT_FINITE)
 
 
 def test_gradients_of_a_shifted_problem_are_those_of_double_precision():

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -495,10 +496,29 @@ def test_entropic_transport_at_a_large_epsilon_is_between_independent_draws(epsi
 @pytest.mark.parametrize("tiny", [1e-3, 1e-5, 1e-7, 1e-12])
 def test_the_map_of_samples_of_which_one_has_almost_all_weight(tiny):
     """Var x = Σ w (x − x̄)²/Σ_{i≠j} w_i w_j, in float64."""
-    x, weights = np.arange(4.0)[:, None], np.array([1, tiny, tiny, tiny])
-    shares = weights / weights.sum()
-    pairs = sum(shares[i] * shares[j] for i in range(4) for j in range(4) if i != j)
-    variance = shares @ (x[:, 0] - shares @ x[:, 0]) ** 2 / pairs
-    expected = 2 * np.sqrt((5 / 3) / variance)
-    found = gaussian_map_from_samples(x, 2 * x + 5, weights).matrix
-    np.testing.assert_allclose(found, [[expected]], rtol=1e-4)
+    with jax.enable_x64(False):
+        x, weights = np.arange(4.0)[:, None], np.array([1, tiny, tiny, tiny])
+        shares = weights / weights.sum()
+        pairs = sum(shares[i] * shares[j] for i in range(4) for j in range(4) if i != j)
+        variance = shares @ (x[:, 0] - shares @ x[:, 0]) ** 2 / pairs
+        expected = 2 * np.sqrt((5 / 3) / variance)
+        found = gaussian_map_from_samples(x, 2 * x + 5, weights).matrix
+        np.testing.assert_allclose(found, [[expected]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("unit", [1e20, 1e-20, 1e30])
+def test_entropic_transport_does_not_depend_on_the_unit(unit):
+    """Value and covariance are squares of lengths, the map and dV/dε are not."""
+    with jax.enable_x64(False):
+
+        def entropic(unit, epsilon):
+            p = Normal(jnp.zeros(2), jnp.float32(unit) * jnp.array([1.0, 2.0]))
+            q = Normal(jnp.zeros(2), jnp.float32(unit) * jnp.array([[2.0, 0.3], [0.3, 1.0]]))
+            found = gaussian_entropic(p, q, epsilon=jnp.float32(unit) * epsilon)
+            return found.value / unit, (found.covariance / unit, found.transport.matrix)
+
+        slopes = jax.value_and_grad(entropic, 1, has_aux=True)
+        (value, parts), slope = slopes(unit, 1.5)
+        (expected, expected_parts), expected_slope = slopes(1.0, 1.5)
+        np.testing.assert_allclose([value, slope], [expected, expected_slope], rtol=1e-5)
+        chex.assert_trees_all_close(parts, expected_parts, rtol=1e-5, atol=1e-6)

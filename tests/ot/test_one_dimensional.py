@@ -619,3 +619,43 @@ def test_the_ascent_does_not_depend_on_the_unit(p, scale):
         ).value
     )
     np.testing.assert_allclose(best(scale) / scale**p, best(1.0), rtol=1e-3)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2])
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e30])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_path_through_padding_gives_no_other_row_its_cost(p, far, side):
+    """The level of a weight below rounding is that of the end, where the padding lies."""
+    with jax.enable_x64(False):
+        x, a = np.array([0.0, 1.0]), np.array([0.3, 0.7])
+        y, b = np.array([0.5, 3.0, 4.0]), np.array([1.0, 1.0, 1e-7])
+        # The path of exact levels is (0, .5), (1, .5), (1, 3), (1, 4).
+        c = np.abs(x[:, None] - y) ** p
+        f = np.array([0.0, c[1, 0] - c[0, 0]])
+        g = np.array([c[0, 0], c[1, 1] - f[1], c[1, 2] - f[1]])
+        rows, columns, masses = side * np.append(x, far), side * y, np.append(a, 0.0)
+        found = transport_1d(rows, columns, masses, b, p=p)
+        assert found.status == Status.CONVERGED
+        constant = found.f[0] - f[0]
+        np.testing.assert_allclose(found.f[:2] - constant, f, atol=1e-5)
+        np.testing.assert_allclose(found.g + constant, g, atol=1e-5)
+        slopes = jax.grad(lambda b: wasserstein_1d(rows, columns, masses, b, p=p))(jnp.asarray(b))
+        np.testing.assert_allclose(slopes, (g - b @ g / b.sum()) / b.sum(), atol=1e-5)
+
+
+def test_many_equal_rows_add_up_no_rounding():
+    """Padding by zeros within the data; by the optimality of a plan in float64."""
+    with jax.enable_x64(False):
+        rng = np.random.default_rng(7)
+        x, y = np.float32(rng.normal(size=60)), np.float32(rng.normal(size=50) + 0.5)
+        a, b = np.float32(rng.random(60)), np.float32(rng.random(50))
+        padded = (
+            np.append(x, np.zeros(20_000, np.float32)),
+            np.append(a, np.zeros(20_000, np.float32)),
+        )
+        found = transport_1d(padded[0], y, padded[1], b)
+        f, g = np.asarray(found.f, float)[:60], np.asarray(found.g, float)
+        costs = (x[:, None].astype(float) - y) ** 2
+        assert (f[:, None] + g <= costs + 2e-6).all()
+        value = a @ f / a.sum(dtype=float) + b @ g / b.sum(dtype=float)
+        np.testing.assert_allclose(value, found.value, atol=2e-6)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core import linalg
-from divjax.core.numerics import root_of_sum, safe_log, safe_sqrt
+from divjax.core.numerics import quotient, root_of_sum, safe_log, safe_sqrt
 from divjax.core.pytrees import select
 
 __all__ = [
@@ -66,7 +66,7 @@ def normalizer_log_terms(
         squares = x**2 @ v.scales.T
     else:
         squares = jnp.sum(times_rows(v.scales, x) * x[:, None], axis=2)
-    return v.log_weights + (squares / 2 + x @ v.means.T) / epsilon
+    return v.log_weights + quotient(squares / 2 + x @ v.means.T, epsilon)
 
 
 def log_terms(v: Potential, y: Float[Array, "m d"], epsilon: Array) -> Float[Array, "m k"]:
@@ -82,7 +82,8 @@ def log_terms(v: Potential, y: Float[Array, "m d"], epsilon: Array) -> Float[Arr
         inverse = jax.vmap(lambda f: _solve_lower(f, jnp.eye(d, dtype=f.dtype)))(factors)
         squares = jnp.sum(jnp.einsum("nkj,kij->nki", centered, inverse) ** 2, axis=2)
         log_det = 2 * jnp.sum(jnp.log(_diagonal(factors)), axis=1)
-    return v.log_weights - (squares / epsilon + log_det + d * jnp.log(2 * jnp.pi * epsilon)) / 2
+    squares = quotient(squares, epsilon)
+    return v.log_weights - (squares + log_det + d * jnp.log(2 * jnp.pi * epsilon)) / 2
 
 
 def _solve_lower(factor: Float[Array, "d d"], right: Array) -> Array:

@@ -75,9 +75,8 @@ def _implicit_jvp(
 
 def _log_mass_ratio(problem: Problem, f: Array, g: Array) -> Float[Array, ""]:
     """log(⟨a, exp(−f/ρ_a)⟩ / ⟨b, exp(−g/ρ_b)⟩), zero at the optimum: both are the plan's mass."""
-    row_inverse, column_inverse = problem.inverse_penalties
-    rows = log_tilted_mass(problem.a, f, row_inverse)
-    return rows - log_tilted_mass(problem.b, g, column_inverse)
+    rows = log_tilted_mass(problem.a, f, problem.penalties[0])
+    return rows - log_tilted_mass(problem.b, g, problem.penalties[1])
 
 
 def _solve(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
-from divjax.core.numerics import safe_log
+from divjax.core.numerics import quotient, safe_log
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
 from divjax.ot.costs import rounded_relative_to
@@ -159,8 +159,8 @@ class Problem:
         """κ = ρ/(ρ + ε) of both sides: a potential is κ times its soft transform."""
         # 1/(1 + ε/ρ) rather than ρ/(ρ + ε), which is NaN for an infinite ρ.
         one = jnp.ones_like(self.epsilon)
-        sides = (one if rho is None else 1 / (1 + self.epsilon / rho) for rho in self.penalties)
-        return tuple(sides)  # pyright: ignore[reportReturnType]
+        of_side = lambda rho: one if rho is None else 1 / (1 + quotient(self.epsilon, rho))
+        return tuple(map(of_side, self.penalties))  # pyright: ignore[reportReturnType]
 
     @property
     def inverse_penalties(self) -> tuple[Array, Array]:
@@ -192,10 +192,10 @@ class Problem:
     ) -> Float[Array, "k m"]:
         """(f ⊕ g − C)/ε of some rows, with finite derivatives at infinite costs."""
         if not self.infinite:
-            return (f[:, None] + g - costs) / self.epsilon
+            return quotient(f[:, None] + g - costs, self.epsilon)
         # Replaced before the division: the derivative in ε would be 0 · ∞.
         forbidden = costs == jnp.inf
-        exponent = (f[:, None] + g - jnp.where(forbidden, 0, costs)) / self.epsilon
+        exponent = quotient(f[:, None] + g - jnp.where(forbidden, 0, costs), self.epsilon)
         return jnp.where(forbidden, -jnp.inf, exponent)
 
     def row_sums(
@@ -243,7 +243,7 @@ def soft_minimum(problem: Problem, rows: Array, g: Float[Array, " m"]) -> Float[
         costs = problem.pairs.block(rows)
         # Costs are replaced before division by ε: a derivative would be 0 · ∞.
         possible = (problem.b > 0) & (costs != jnp.inf)
-        exponent = (g - jnp.where(possible, costs, 0)) / problem.epsilon
+        exponent = quotient(g - jnp.where(possible, costs, 0), problem.epsilon)
         exponent = jnp.where(possible, exponent + log_weights, -jnp.inf)
         # A row without possible pairs has no maximum: zeros replace it, and its minimum is +∞.
         some = jnp.any(possible, axis=1)
@@ -273,14 +273,16 @@ def conjugate(potential: Float[Array, " n"], penalty: ArrayLike | None) -> Float
     # a large ρ.
     infinite = jnp.isinf(penalty)
     finite = jnp.where(infinite, 1, penalty)
-    return jnp.where(infinite, potential, -jnp.expm1(-potential / finite) * finite)
+    return jnp.where(infinite, potential, -jnp.expm1(-quotient(potential, finite)) * finite)
 
 
 def log_tilted_mass(
-    weights: Float[Array, " n"], potential: Float[Array, " n"], inverse_penalty: Float[Array, ""]
+    weights: Float[Array, " n"], potential: Float[Array, " n"], penalty: ArrayLike | None
 ) -> Float[Array, ""]:
     """Log ⟨a, exp(−f/ρ)⟩, the mass that a marginal has at the optimum, accurate also if ρ ≫ f."""
-    exponent = potential * inverse_penalty
+    if penalty is None:
+        return jnp.log(jnp.sum(weights))
+    exponent = quotient(potential, penalty)
     # The result does not depend on it, so its gradient is stopped.
     lowest = jax.lax.stop_gradient(jnp.min(jnp.where(weights > 0, exponent, jnp.inf)))
     # Relative to the lowest exponent there is no overflow. log1p and expm1 preserve the differences
@@ -307,8 +309,8 @@ def optimal_shift(
     """
     # In terms of 1/ρ the formula includes ρ = ∞: 1/(1/ρ_a + 1/ρ_b) is its first factor.
     row_inverse, column_inverse = problem.inverse_penalties
-    rows = log_tilted_mass(problem.a, f, row_inverse)
-    columns = log_tilted_mass(problem.b, g, column_inverse)
+    rows = log_tilted_mass(problem.a, f, problem.penalties[0])
+    columns = log_tilted_mass(problem.b, g, problem.penalties[1])
     total = row_inverse + column_inverse
     return jnp.where(total > 0, (rows - columns) / jnp.where(total > 0, total, 1), 0)
 

@@ -32,9 +32,10 @@ class SinkhornResult(Outcome):
     The plan is P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε), computed on demand. Value, potentials and
     all quantities derived from them are differentiable to any order, forwards and backwards, with
     respect to points, weights, ε and the cost's parameters. Derivatives are those at the optimum,
-    so they are as accurate as the iterations have converged. (In a weight of zero
-    only the value has its derivative, without second ones. All else sees a row without weight as a
-    copy of the heaviest row, and has the derivative of that.)
+    so they are as accurate as the iterations have converged. Second ones in ε divide by ε², which
+    must be in the dtype's range. (In a weight of zero only the value has its derivative, without
+    second ones. All else sees a row without weight as a copy of the heaviest row, and has the
+    derivative of that.)
 
     Attributes:
         value: the dual objective at f and g: a lower bound on the problem's value, with an error

@@ -220,8 +220,9 @@ class Updates:
         )
         # The logarithm of the formula's ratio of masses. This side's mass is that of f̂, before
         # over-relaxation.
-        own = log_tilted_mass(weights[side], base + problem.epsilon * target, inverse)
-        ratio = own - log_tilted_mass(weights[1 - side], other, inverse_other)
+        penalty, penalty_other = problem.penalties[side], problem.penalties[1 - side]
+        own = log_tilted_mass(weights[side], base + problem.epsilon * target, penalty)
+        ratio = own - log_tilted_mass(weights[1 - side], other, penalty_other)
         # κ/ρ_a, and its sum with 1/ρ_b. Traced infinite penalties make both zero: all constants are
         # equally good, and none is added.
         slope = problem.damping[side] * inverse

@@ -19,7 +19,7 @@ from divjax.core.checks import (
     check_shape,
 )
 from divjax.core.keys import own_key
-from divjax.core.numerics import matmul, nan_unless, safe_log
+from divjax.core.numerics import matmul, nan_unless, quotient, safe_log
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, as_numbers
@@ -309,7 +309,7 @@ def _barycentric_images(
     References:
         Pooladian, Niles-Weed 2021, eq. 8.
     """
-    exponents = (g - jnp.sum(y**2, axis=1) + 2 * matmul(z, y.T)) / epsilon
+    exponents = quotient(g - jnp.sum(y**2, axis=1) + 2 * matmul(z, y.T), epsilon)
     weights = jax.nn.softmax(exponents + safe_log(b), axis=1)
     return matmul(weights, y)
 

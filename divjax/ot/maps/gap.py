@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core.checks import check_callable, check_choice
-from divjax.core.numerics import xlogy
+from divjax.core.numerics import quotient, xlogy
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree
 from divjax.core.rounding import is_rounded_away
@@ -225,7 +225,7 @@ def _plan_divergence(result: SinkhornResult) -> Float[Array, ""]:
     problem = result.problem
 
     def block(costs, f):
-        exponent = (f[:, None] + result.centered_g - costs) / problem.epsilon
+        exponent = quotient(f[:, None] + result.centered_g - costs, problem.epsilon)
         return (problem.exponentials(costs, f, result.centered_g) * exponent) @ problem.b
 
     return problem.a @ problem.map_rows(block, result.centered_f)
