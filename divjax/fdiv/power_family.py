@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.fdiv.generators import Generator
 from divjax.fdiv.integrands import compiled
@@ -34,13 +35,20 @@ class _Power(Generator):
     alpha: ArrayLike
     scale = 1.0
 
+    @property
+    def _order(self) -> ArrayLike:
+        """α, NaN for an infinite array: no integrand has its limit."""
+        if isinstance(self.alpha, (int, float)):
+            return self.alpha
+        return nan_unless(jnp.isfinite(self.alpha), self.alpha)
+
     def f(self, u: ArrayLike) -> Array:
         """The generator at r = e^u."""
-        return self.scale * power_remainder(u, self.alpha)
+        return self.scale * power_remainder(u, self._order)
 
     def derivative(self, u: ArrayLike) -> Array:
         """The critic c (r^{α−1} − 1)/(α − 1)."""
-        return self.scale * expm1_over(u, self.alpha - 1)
+        return self.scale * expm1_over(u, self._order - 1)
 
     def _power(self, u: ArrayLike, exponent: ArrayLike) -> Array:
         x = jnp.multiply(u, exponent)
@@ -49,27 +57,27 @@ class _Power(Generator):
 
     def curvature(self, u: ArrayLike) -> Array:
         """The weight c r^α."""
-        return self._power(u, self.alpha)
+        return self._power(u, self._order)
 
     def second_derivative(self, u: ArrayLike) -> Array:
         """The curvature c r^{α−2}."""
-        return self._power(u, self.alpha - 2)
+        return self._power(u, self._order - 2)
 
     def dual_integrand_q(self, u: ArrayLike) -> Array:
         """The term c (1 − r^α)/α."""
-        return -self.scale * expm1_over(u, self.alpha)
+        return -self.scale * expm1_over(u, self._order)
 
     def integrand_p(self, u: ArrayLike) -> Array:
         """f'(r)/α for α ≥ 1, zero for α ≤ 0, a smooth share of it between."""
-        return _shared(self.alpha, self.derivative, u)
+        return _shared(self._order, self.derivative, u)
 
     def integrand_q(self, u: ArrayLike) -> Array:
         """(f − r f')/(1 − α) for α ≤ 0, zero for α ≥ 1, a smooth share of it between."""
-        return _shared(1 - self.alpha, self.dual_integrand_q, u)
+        return _shared(1 - self._order, self.dual_integrand_q, u)
 
     def conjugate(self, t: ArrayLike) -> Array:
         """The conjugate c ((1 + (α−1)t/c)^{α/(α−1)} − 1)/α, smooth in α."""
-        t, alpha = jnp.broadcast_arrays(*as_floats(jnp.divide(t, self.scale), self.alpha))
+        t, alpha = jnp.broadcast_arrays(*as_floats(jnp.divide(t, self.scale), self._order))
         inside = (alpha - 1) * t > -1
         # The maximiser r = e^u solves c (r^{α−1} − 1)/(α − 1) = t.
         u = log1p_over(jnp.where(inside, t, 0), alpha - 1)
@@ -117,7 +125,7 @@ class Alpha(_Power):
     for α ≥ 1, under q for α ≤ 0, and joined smoothly between, where their variance is finite.
 
     Attributes:
-        alpha: any real number.
+        alpha: any real number. An infinite array gives NaN.
 
     Raises:
         ValueError: if alpha is a Python number that is not finite.

@@ -201,10 +201,10 @@ def accuracy(
 ) -> Estimate:
     """The balanced accuracy ½ P(X > t) + ½ P(Y < t) of a threshold t, with its binomial error.
 
-    Both samples weigh one half, as log ratios ignore their sizes. The variance is
-    ¼ [α(1 − α)/(n − 1) + β(1 − β)/(m − 1)] with the samples' shares α and β of correct scores (a
-    score equal to t counts half). Twice the balanced accuracy minus one is a lower bound on the
-    total variation, in expectation.
+    Both samples weigh one half, as log ratios ignore their sizes. The variance is ¼ (s²/n + r²/m)
+    with the samples' variances s² and r² of the scores' marks: 1 if correct, ½ if equal to t, and 0
+    otherwise. Without ties s²/n is α(1 − α)/(n − 1) for a share α of correct scores. Twice the
+    balanced accuracy minus one is a lower bound on the total variation, in expectation.
 
     Args:
         x: scores of samples of p, which are high where p is likely.

@@ -84,9 +84,9 @@ def _bandwidth(
 class Mean:
     """σ² = mean_{i≠j} ‖x_i − x_j‖² / (2 log(n+1)), in O(nd) from the first two moments.
 
-    Sensitive to outliers, unlike `Median`. Particles that coincide up to rounding, a few units in
-    the last place of their coordinates, give σ = 1, as does a single one. Weights do not enter: in
-    a flow a particle of weight zero counts as a copy of a weighted one.
+    Its gradient is stopped. Sensitive to outliers, unlike `Median`. Particles that coincide up to
+    rounding, a few units in the last place of their coordinates, give σ = 1, as does a single one.
+    Weights do not enter: in a flow a particle of weight zero counts as a copy of a weighted one.
 
     Example:
         >>> import jax.numpy as jnp
@@ -118,8 +118,8 @@ _MedianState: TypeAlias = tuple[Float[Array, ""], Float[Array, ""]]
 class Median:
     """The median heuristic, σ² = median_{i<j} ‖x_i − x_j‖² / (2 log(n+1)).
 
-    With this σ a particle's kernel values with all others sum to about one. The median is the
-    lower one, found by passes that count pairs, not by sorting n² numbers. Each pass costs about a
+    Its gradient is stopped. With this σ a particle's kernel values with all others sum to about
+    one. The median is the lower one, found by passes that count pairs, not by sorting n² numbers. Each pass costs about a
     quarter of an SVGD step. Along a flow, where the search starts from the last two results, one
     pass usually suffices. If half of the pairs coincide up to rounding, `Mean` is used. Weights do
     not enter: in a flow a particle of weight zero counts as a copy of a weighted one.

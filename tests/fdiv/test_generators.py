@@ -494,3 +494,15 @@ def test_curvatures_of_reversed_generators_do_not_underflow(u):
 def test_the_slope_of_the_total_variation_at_its_kink():
     assert jax.grad(fdiv.TotalVariation().f)(0.0) == 0
     np.testing.assert_allclose(jax.grad(fdiv.TotalVariation().f)(1.0), np.e / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [fdiv.Alpha, fdiv.CressieRead, fdiv.Renyi])
+@pytest.mark.parametrize("order", [np.inf, -np.inf, np.nan])
+def test_an_infinite_order_that_is_traced_has_no_value(make, order):
+    p, q = jnp.array([0.7, 0.3]), jnp.array([0.4, 0.6])
+    u = jnp.log(p / q)
+    value = jax.jit(lambda order: make(order).plug_in(u, u, p, q).value)
+    assert jnp.isnan(value(order))
+    assert jnp.isfinite(value(2.0))
+    with pytest.raises(ValueError, match=r"finite|negative|nan"):
+        make(order)
