@@ -119,10 +119,11 @@ class Median:
     """The median heuristic, σ² = median_{i<j} ‖x_i − x_j‖² / (2 log(n+1)).
 
     Its gradient is stopped. With this σ a particle's kernel values with all others sum to about
-    one. The median is the lower one, found by passes that count pairs, not by sorting n² numbers. Each pass costs about a
-    quarter of an SVGD step. Along a flow, where the search starts from the last two results, one
-    pass usually suffices. If half of the pairs coincide up to rounding, `Mean` is used. Weights do
-    not enter: in a flow a particle of weight zero counts as a copy of a weighted one.
+    one. The median is the lower one, found by passes that count pairs, not by sorting n² numbers.
+    Each pass costs about a quarter of an SVGD step. Along a flow, where the search starts from the
+    last two results, one pass usually suffices. If half of the pairs coincide up to rounding,
+    `Mean` is used. Weights do not enter: in a flow a particle of weight zero counts as a copy of a
+    weighted one.
 
     Attributes:
         tolerance: the relative error allowed in the median of the squared distances, half of it in

@@ -510,22 +510,3 @@ def test_a_row_with_weight_that_is_not_finite_leaves_no_model(head):
     train = fold.train._replace(x=fold.train.x.at[0].set(jnp.nan))
     held = fold.validation._replace(y=fold.validation.y.at[-1].set(jnp.inf))
     np.testing.assert_allclose(values(Fold(train, held)), values(fold), rtol=1e-6)
-
-
-def test_networks_of_an_average_are_trained_as_on_their_own():
-    """Of one architecture they share a program; their starts and numbers differ."""
-    fold = make_fold(1, 60, 50, 2)
-    short = h.Network(hidden=(4,), num_steps=20, num_checks=2)
-    heads = (
-        dataclasses.replace(short, start=h.Linear()),
-        h.Linear(),
-        dataclasses.replace(short, weight_decay=3.0, learning_rate=0.02),
-        dataclasses.replace(short, num_steps=10),
-    )
-    key = jax.random.key(3)
-    params, _, _ = jax.jit(h.Average(heads).fit)(key, fold)
-    for head, own, each in zip(heads, params, jax.random.split(key, len(heads)), strict=True):
-        alone = head.fit(each, fold)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), own, alone
-        )

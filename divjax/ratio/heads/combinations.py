@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.ratio.heads.closed_form import GaussianDiscriminant
 from divjax.ratio.heads.logistic import Linear, Quadratic
 from divjax.ratio.heads.neighbors import Neighbors
-from divjax.ratio.heads.network import Network, fit_together
+from divjax.ratio.heads.network import Network
 from divjax.ratio.protocols import (
     Fold,
     Head,
@@ -76,7 +76,7 @@ class Average:
         """All heads' parameters, their weights, and the log ratios at which they are clipped."""
         valid = check_fold(fold)
         keys = jax.random.split(key, len(self.heads))
-        params = _fit_each(self.heads, keys, fold)
+        params = tuple(head.fit(k, fold) for head, k in zip(self.heads, keys, strict=True))
         largest = 3 * jnp.log(num_rows(*fold.train.weights))
 
         held = fold.validation
@@ -109,25 +109,6 @@ class Average:
         heads = zip(self.heads, each, strict=True)
         values = zip(*(training_log_ratios(head, p, rows) for head, p in heads), strict=True)
         return [_clipped_mean(of_sample, weights, limits) for of_sample in values]
-
-
-def _fit_each(
-    heads: Sequence[Head], keys: Key[Array, " heads"], fold: Fold
-) -> tuple[PyTree[Array], ...]:
-    """Each head's parameters. Networks of one architecture are compiled and trained together."""
-    groups: dict[Hashable, list[int]] = {}
-    for i, head in enumerate(heads):
-        alike = head.architecture if isinstance(head, Network) else i
-        groups.setdefault(alike, []).append(i)
-    params = {}
-    for first, *others in groups.values():
-        if others:
-            members = [first, *others]
-            fitted = fit_together([heads[i] for i in members], [keys[i] for i in members], fold)
-            params.update(zip(members, fitted, strict=True))
-        else:
-            params[first] = heads[first].fit(keys[first], fold)
-    return tuple(params[i] for i in range(len(heads)))
 
 
 def _clipped_mean(

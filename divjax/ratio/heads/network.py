@@ -1,8 +1,6 @@
 """A network as the log ratio, trained with early stopping."""
 
-import dataclasses
-from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +22,7 @@ from divjax.core.samples import Numbers
 from divjax.ratio.heads.closed_form import Zero
 from divjax.ratio.protocols import Fold, Head, Rows, check_fold, cross_entropy, training_log_ratios
 
-__all__ = ["Network", "fit_together", "row_sampler"]
+__all__ = ["Network", "row_sampler"]
 
 
 @pytree
@@ -91,29 +89,15 @@ class Network:
     @jax.jit
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[PyTree[Array], PyTree[Array]]:
         """The parameters of the start and of the network."""
-        start, task = self._task(key, fold)
-        return start, self._fit(task, fold)
-
-    @property
-    def architecture(self) -> Hashable:
-        """All that is static but the start's: `fit_together` trains what has it in common."""
-        return jax.tree.structure(dataclasses.replace(self, start=Zero()))
-
-    def _task(self, key: Key[Array, ""], fold: Fold) -> tuple[PyTree[Array], "_Task"]:
-        """The parameters of the start, and what remains to be trained."""
         valid = check_fold(fold)
-        start_key, *keys = jax.random.split(key, 3)
+        start_key, init_key, fit_key = jax.random.split(key, 3)
         start = self.start.fit(start_key, fold)
+        x, y, *weights = fold.train
         # The start is a fixed offset of the logits. An instance-based start scores its training
         # rows leave-one-out, since the network would otherwise rely on it too much.
         offset_p, offset_q = training_log_ratios(self.start, start, fold.train)
-        held = self.start(start, jnp.concatenate(fold.validation[:2]))
-        return start, _Task(keys, offset_p, offset_q, held, valid)
-
-    def _fit(self, task: "_Task", fold: Fold) -> PyTree[Array]:
-        """The parameters of the network, by a task."""
-        x, y, *weights = fold.train
         held = jnp.concatenate(fold.validation[:2])
+        fixed = self.start(start, held)
         # Equally many rows of p and of q leave no prior shift log(n/m) in the logits.
         half = -(-self.batch_size // 2)
         draw = row_sampler(*weights)
@@ -123,21 +107,20 @@ class Network:
         def loss(key, params):
             i, j = draw(key, half)
             logits = self.apply(params, jnp.concatenate([x[i], y[j]]))[:, 0]
-            logits = logits + jnp.concatenate([task.offset_p[i], task.offset_q[j]])
+            logits = logits + jnp.concatenate([offset_p[i], offset_q[j]])
             # Rows are drawn in proportion to their weights: the plain mean is the balanced
             # cross-entropy.
             return jnp.mean(jax.nn.softplus(-sign * logits))
 
         def validate(params):
-            u = task.held + self.apply(params, held)[:, 0]
+            u = fixed + self.apply(params, held)[:, 0]
             u_p, u_q = jnp.split(u, [fold.validation.x.shape[0]])
             value = cross_entropy(u_p, u_q, *fold.validation.weights)
             # Infinity is never the best loss, while comparisons with NaN are always false.
             return jnp.where(jnp.isnan(value), jnp.inf, value)
 
-        init_key, fit_key = task.keys
         params = self.init(init_key, x.shape[1], x.dtype)
-        return self.train(fit_key, loss, params, validate, task.valid)
+        return start, self.train(fit_key, loss, params, validate, valid)
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The start's log ratio and the network's correction."""
@@ -195,42 +178,6 @@ class Network:
         if self.network is not None:
             return self.network
         return networks.BuildMLP(self.hidden, num_outputs)
-
-
-class _Task(NamedTuple):
-    """What the training of a network is given by its start.
-
-    Attributes:
-        keys: for the initial parameters, and for the training.
-        offset_p: the start's log ratios at the training rows of p.
-        offset_q: those at the training rows of q.
-        held: those at the validation rows of both.
-        valid: whether the rows are.
-    """
-
-    keys: list[Key[Array, ""]]
-    offset_p: Float[Array, " n"]
-    offset_q: Float[Array, " m"]
-    held: Float[Array, " k"]
-    valid: Bool[Array, ""]
-
-
-@jax.jit
-def fit_together(
-    heads: Sequence[Network], keys: Sequence[Key[Array, ""]], fold: Fold
-) -> list[tuple[PyTree[Array], PyTree[Array]]]:
-    """The parameters of networks of one architecture, trained as one batch by one program.
-
-    They may differ in their numbers and starts. Each is what its own `fit` would return.
-    """
-    prepared = [head._task(key, fold) for head, key in zip(heads, keys, strict=True)]
-    starts, tasks = zip(*prepared, strict=True)
-    # Without their starts they are of one structure, and can be stacked.
-    bare = [dataclasses.replace(head, start=Zero()) for head in heads]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(bare, tasks, strict=True))
-    trained = jax.vmap(lambda head, task: head._fit(task, fold))(*stacked)
-    own = lambda i: jax.tree.map(lambda leaf: leaf[i], trained)
-    return [(start, own(i)) for i, start in enumerate(starts)]
 
 
 def row_sampler(*weights: Float[Array, " _"]) -> Callable[[Key[Array, ""], int], list[Array]]:
