@@ -320,7 +320,7 @@ def test_gram_matrices_and_weights_in_other_forms():
 def test_the_mass_of_distinct_pairs_keeps_its_digits():
     """1 − Σ w², in exact arithmetic, for weights of which one is almost all."""
     for tiny in (0.25, 1e-4, 1e-9):
-        weights = np.float32([1 - 2 * tiny, tiny, tiny])
+        weights = np.array([1 - 2 * tiny, tiny, tiny], np.float32)
         exact = [Fraction(float(weight)) for weight in weights]
         expected = float(2 * (exact[0] * exact[1] + exact[0] * exact[2] + exact[1] * exact[2]))
         np.testing.assert_allclose(
