@@ -63,6 +63,10 @@ def renyi(
     return evaluate(_renyi, {"p": p, "q": q}, axis, base, *as_leaves(alpha=alpha))
 
 
+# Logarithms above that of the smallest normal number, from which products of it keep their digits.
+_SPARE = 7.0
+
+
 def _renyi(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array, "*batch"]:
     order = jnp.asarray(alpha, log_p.dtype)
     order = nan_unless((order >= 0) & (order < jnp.inf), order)
@@ -79,11 +83,17 @@ def _renyi(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array, "
     # terms of at least zero and f_α of `fdiv.Alpha`, at the smaller of p/q and q/p, as
     # q f_α(p/q) = p f_{1−α}(q/p).
     use_near = (order > 0) & ((order == 1) | (jnp.abs(far * (order - 1)) < 1))
-    near_ratio = jnp.where(use_near[..., None], log_ratio, 0)
+    # Where p underflows p f_{1−α}(q/p) is p^α q^{1−α}/(α(α − 1)), of which the power need not.
+    least = math.log(float(jnp.finfo(log_p.dtype).tiny)) + _SPARE
+    lost = both & (log_ratio > 0) & (safe_p < least)
+    above_one = jnp.where(order > 1, order, 2)
+    alone = jnp.exp(jnp.where(lost & use_near[..., None] & (order > 1), powers, -jnp.inf))
+    near_ratio = jnp.where(use_near[..., None] & ~lost, log_ratio, 0)
     falls = near_ratio <= 0
     smaller = jnp.where(falls, near_ratio, -near_ratio)
     remainder = power_remainder(smaller, jnp.where(falls, order, 1 - order))
-    terms = jnp.where(both, jnp.where(falls, q_values, p_values) * remainder, 0)
+    terms = jnp.where(both & ~lost, jnp.where(falls, q_values, p_values) * remainder, 0)
+    terms = terms + alone / (above_one * (above_one - 1))
     # q f_α(0) = q/α in classes that p excludes, p f_{1−α}(0) = p/(1 − α) in those that q excludes.
     terms = terms + jnp.where(in_q & ~in_p, q_values / jnp.where(order == 0, 1, order), 0)
     terms = terms + jnp.where(in_p & ~in_q, p_values / jnp.where(order < 1, 1 - order, 1), 0)

@@ -608,3 +608,19 @@ def test_probabilities_that_float32_lacks_are_not_zero():
     np.testing.assert_allclose(categorical.kl(Weights(7 * p), Weights(3 * q)), expected, rtol=1e-6)
     # Both classes of p have mass, where all of q's is.
     assert abs(categorical.renyi(Weights(np.array([1, 1e-40])), p, 0.0)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("of_p", "of_q", "order"),
+    [(-88.0, -263.4, 1.5), (-89.0, -177.0, 2.0), (-100.0, -199.0, 2.0), (-87.0, -520.5, 1.2)],
+)
+def test_renyi_where_a_probability_underflows(of_p, of_q, order):
+    """log(1 + p^α q^{1−α})/(α − 1), and its slope in the logit of p."""
+    logits = lambda z: categorical.Logits(jnp.stack([jnp.float32(0), z]))
+    value = lambda z: categorical.renyi(logits(z), logits(jnp.float32(of_q)), order)
+    exponent = order * of_p + (1 - order) * of_q
+    expected = np.logaddexp(0, exponent) / (order - 1)
+    np.testing.assert_allclose(value(jnp.float32(of_p)), expected, rtol=1e-4)
+    slope = order / (order - 1) / (1 + np.exp(-exponent))
+    np.testing.assert_allclose(jax.grad(value)(jnp.float32(of_p)), slope, rtol=1e-4)
+    assert categorical.renyi(logits(jnp.float32(-200)), logits(jnp.float32(-300)), order) < 1e-6
