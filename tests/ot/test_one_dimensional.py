@@ -11,7 +11,6 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divjax.core.keys import own_key
 from divjax.core.types import Status
 from divjax.ot.one_dimensional import transport_1d, wasserstein_1d
 from divjax.ot.sliced import max_sliced_wasserstein, projected_wasserstein, sliced_wasserstein
@@ -135,80 +134,6 @@ def test_float32_weights_of_many_rows_lose_no_mass():
     weights = jnp.full(n, 0.1, jnp.float32)
     x = jnp.linspace(0, 1, n, dtype=jnp.float32)
     np.testing.assert_allclose(wasserstein_1d(x, x[: n - 1] + 1, weights), 1, rtol=1e-4)
-
-
-@pytest.mark.parametrize("p", [1, 2])
-def test_sliced_is_the_mean_over_the_sphere(p):
-    """A shift: E|θᵀδ|^p is |δ|²/d for p = 2, and |δ|/2 in three dimensions for p = 1."""
-    x = samples(d=D)[0]
-    shift = np.array([1.0, -2.0, 2.0])
-    function = jax.jit(functools.partial(sliced_wasserstein, p=p, num_projections=4000))
-    expected = {1: 3 / 2, 2: 3.0}[p]
-    # |θ₁| is uniform on (0, 1) in three dimensions.
-    variance = {1: 9 / 12, 2: 81 * (1 / 5 - 1 / 9)}[p]
-    np.testing.assert_allclose(
-        function(KEY, x, x + shift), expected, atol=4 * np.sqrt(variance / 4000)
-    )
-
-
-def test_sliced_matches_pot_along_the_same_directions():
-    x, y, a, b = samples(d=D)
-    directions = jax.random.normal(own_key(KEY), (50, D))
-    directions = np.asarray(directions / jnp.linalg.norm(directions, axis=1, keepdims=True))
-    theirs = ot.sliced_wasserstein_distance(x, y, a, b, projections=directions.T) ** 2
-    np.testing.assert_allclose(sliced(KEY, x, y, a, b), theirs, rtol=1e-10)
-
-
-def test_in_one_dimension_slices_are_the_line():
-    x, y, a, b = samples()
-    for value in (
-        sliced(KEY, x[:, None], y[:, None], a, b),
-        highest(KEY, x[:, None], y[:, None], a, b).value,
-    ):
-        np.testing.assert_allclose(value, cost(x, y, a, b), rtol=1e-12)
-
-
-def test_max_sliced_matches_a_dense_grid_in_the_plane():
-    x, y, a, b = samples(5, d=2)
-    found = highest(KEY, x, y, a, b)
-    angles = np.linspace(0, np.pi, 20001)
-    grid = np.stack([np.cos(angles), np.sin(angles)])
-    best = np.max(jax.jit(jax.vmap(lambda t: wasserstein_1d(x @ t, y @ t, a, b)))(grid.T))
-    np.testing.assert_allclose(found.value, best, rtol=1e-7)
-    assert found.values.shape == (8,)
-    np.testing.assert_allclose(np.max(found.values), found.value, rtol=1e-12)
-    np.testing.assert_allclose(np.linalg.norm(found.direction), 1, rtol=1e-12)
-
-
-def test_max_sliced_of_scaled_samples_is_an_eigenvalue():
-    """From x to Bx with B ⪰ I commuting sorting: along a top axis of B, (b − 1)² θᵀ C θ."""
-    x = np.concatenate([np.eye(D), -np.eye(D)])
-    found = highest(KEY, x, x * np.array([1.0, 1.5, 4.0]))
-    # Each coordinate axis carries two points of six: (b − 1)² · 2/6.
-    np.testing.assert_allclose(found.value, 9 / 3, rtol=1e-6)
-    np.testing.assert_allclose(np.abs(found.direction), [0, 0, 1], atol=1e-3)
-
-
-def test_max_sliced_gradients_are_differences():
-    x, y, a, b = samples(6, d=D)
-    cost_at = lambda x, a: max_sliced_wasserstein(KEY, x, y, a, b, num_steps=60).value
-    value, gradient = jax.jit(cost_at), jax.jit(jax.grad(cost_at, argnums=(0, 1)))
-    rng = np.random.default_rng(0)
-    dx, da = rng.normal(size=x.shape), rng.normal(size=a.shape)
-    of_x, of_a = gradient(x, a)
-    step = 1e-5
-    differences = (value(x + step * dx, a) - value(x - step * dx, a)) / (2 * step)
-    np.testing.assert_allclose(np.sum(of_x * dx), differences, rtol=1e-4)
-    differences = (value(x, a + step * da) - value(x, a - step * da)) / (2 * step)
-    np.testing.assert_allclose(of_a @ da, differences, rtol=1e-4)
-
-
-def test_offsets_are_taken_off_before_projecting():
-    x, y, a, b = (jnp.asarray(v, jnp.float32) for v in samples(d=D))
-    for function in (sliced, lambda *args: highest(*args).value):
-        far = function(KEY, x + 1024, y + 1024, a, b)
-        np.testing.assert_allclose(far, function(KEY, x, y, a, b), rtol=2e-3)
-        assert far.dtype == jnp.float32
 
 
 def test_equal_samples_are_at_distance_zero_with_zero_gradients():
@@ -370,51 +295,6 @@ def test_roots_are_distances():
     np.testing.assert_array_equal(slope, 0)
 
 
-def test_directions_of_ones_own_match_pot_and_weigh():
-    x, y, a, b = samples(d=D)
-    directions = np.random.default_rng(1).normal(size=(6, D))
-    each = projected_wasserstein(directions, x, y, a, b, p=1.5)
-    expected = [programme(x @ t, y @ t, a, b, 1.5) for t in directions]
-    np.testing.assert_allclose(each, expected, rtol=1e-10)
-    weights = np.arange(6.0)
-    run = functools.partial(sliced_wasserstein, None, x, y, a, b, p=1.5, directions=directions)
-    np.testing.assert_allclose(run(), np.mean(expected), rtol=1e-10)
-    np.testing.assert_allclose(
-        run(direction_weights=weights), np.average(expected, weights=weights), rtol=1e-10
-    )
-    assert jnp.isnan(jax.jit(lambda w: run(direction_weights=w))(-weights))
-
-
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("p", [1, 1.5, 2])
-def test_plan_and_potentials_solve_the_programme(ties, p):
-    """Primal and dual feasible, of equal value: optimal."""
-    run = jax.jit(functools.partial(transport_1d, p=p))
-    for seed in range(5):
-        x, y, a, b = samples(seed, ties)
-        a[1] = 0
-        found = run(x, y, a, 2 * b)
-        plan, costs = found.plan(), np.abs(x[:, None] - y) ** p
-        np.testing.assert_allclose(plan.sum(1), a / a.sum(), atol=1e-12)
-        np.testing.assert_allclose(plan.sum(0), b, atol=1e-12)
-        assert (found.f[:, None] + found.g <= costs + 1e-12).all()
-        np.testing.assert_allclose(np.sum(plan * costs), found.value, rtol=1e-10, atol=1e-14)
-        np.testing.assert_allclose(a @ found.f / a.sum(), found.value / 2, atol=1e-12)
-        np.testing.assert_allclose(b @ found.g, found.value / 2, atol=1e-12)
-        np.testing.assert_allclose(
-            found.value, programme(x, y, a / a.sum(), b, p), rtol=1e-9, atol=1e-12
-        )
-        assert found.status == Status.CONVERGED
-        # The images of rows are the plan's barycentric projection, of equal rows together.
-        images = found.transport(x)
-        for value in np.unique(x[a > 0]):
-            rows = (x == value) & (a > 0)
-            mean = (plan[rows].sum(0) @ y) / plan[rows].sum()
-            np.testing.assert_allclose(images[rows], mean, atol=1e-9)
-        grid = np.linspace(-6, 6, 50)
-        assert (np.diff(found.transport(grid)) >= -1e-12).all()
-
-
 def test_a_map_on_the_line_is_the_optimal_one():
     """From a normal to its exponential, at new points."""
     rng = np.random.default_rng(0)
@@ -433,65 +313,6 @@ def test_bad_data_on_the_line_is_flagged():
     assert run(x.at[1].set(jnp.nan), x + 1) == Status.NOT_FINITE
     assert run(x, x - 1) == Status.INVALID_INPUT
     assert run(x, x) == Status.CONVERGED
-
-
-@pytest.mark.parametrize("penalty", [0.3, (2.0, 0.7), 100.0])
-def test_unbalanced_transport_on_the_line_matches_pot(penalty):
-    """POT's majorisation–minimisation on the whole cost matrix."""
-    x, y, a, b = samples(4)
-    a = 1.7 * a
-    found = jax.jit(functools.partial(unbalanced_1d, p=2, tolerance=1e-3))(
-        x, y, a, b, marginal_penalty=penalty
-    )
-    costs = (x[:, None] - y) ** 2
-    plan = ot.unbalanced.mm_unbalanced(
-        a, b, costs, penalty, div="kl", numItermax=200_000, stopThr=1e-14
-    )
-    pair = penalty if isinstance(penalty, tuple) else (penalty, penalty)
-    kl = lambda p, q: np.sum(scipy.special.xlogy(p, p / q) - p + q)
-    primal = lambda plan: (
-        np.sum(plan * costs) + pair[0] * kl(plan.sum(1), a) + pair[1] * kl(plan.sum(0), b)
-    )
-    assert found.converged
-    # A lower bound within the gap of its own plan's objective, and that is the least.
-    np.testing.assert_allclose(primal(np.asarray(found.plan())) - found.gap, found.value, rtol=1e-9)
-    least = primal(plan)
-    assert found.value <= least + 1e-9
-    assert least <= found.value + found.gap + 1e-9
-    assert found.gap <= 1e-3 * found.value
-
-
-def test_unbalanced_gradients_are_differences():
-    x, y, a, b = samples(2)
-    rng = np.random.default_rng(3)
-    run = lambda x, a, rho: (
-        unbalanced_1d(
-            x, y, a, b, marginal_penalty=(rho, 0.5), p=1.5, tolerance=1e-7, max_iterations=20_000
-        ).value
-    )
-    run, gradient = jax.jit(run), jax.jit(jax.grad(run, argnums=(0, 1, 2)))
-    direction = rng.normal(size=N), 0.05 * rng.normal(size=N), 0.3
-    slopes = gradient(x, a, 0.8)
-    step = 1e-4
-    for at, slope in enumerate(slopes):
-        along = lambda s, at=at: run(
-            *(v + s * direction[i] if i == at else v for i, v in enumerate((x, a, 0.8)))
-        )
-        moved = along(step), along(-step)
-        np.testing.assert_allclose(
-            np.sum(slope * direction[at]), (moved[0] - moved[1]) / (2 * step), rtol=1e-3, atol=1e-6
-        )
-
-
-def test_unbalanced_transport_flags_what_is_wrong():
-    x = jnp.arange(4.0)
-    run = jax.jit(
-        lambda x, rho: unbalanced_1d(x, x[:3] + 1, marginal_penalty=rho, max_iterations=2)
-    )
-    assert run(x.at[0].set(jnp.nan), 1.0).status == Status.NOT_FINITE
-    assert jnp.isnan(run(x, -1.0).value)
-    assert run(x, -1.0).status == Status.INVALID_INPUT
-    assert unbalanced_1d(x, x, marginal_penalty=1.0).value == 0
 
 
 def test_numpy_values_keep_their_signal_at_an_offset():
@@ -540,61 +361,6 @@ def test_an_infinite_order_is_a_python_number_or_nan(p):
     assert jnp.isnan(unbalanced_1d(x, x + 0.5, p=p, marginal_penalty=1.0).value)
 
 
-def test_potentials_do_not_depend_on_the_total_mass():
-    """Weights of any sum: their product with costs near 1e33 must not overflow."""
-    x, y = np.float32([0, 1e8]), np.float32([2e8, 3e8])
-    unit = transport_1d(x, y, p=4)
-    heavy = transport_1d(x, y, np.float32([1e7, 1e7]), p=4)
-    assert jnp.isfinite(unit.f).all()
-    np.testing.assert_allclose(heavy.f, unit.f, rtol=1e-6)
-    np.testing.assert_allclose(heavy.g, unit.g, rtol=1e-6)
-
-
-def test_a_weightless_row_whose_cost_overflows():
-    x, y = np.random.default_rng(0).normal(size=(2, 20)).astype(np.float32)
-    weights = np.append(np.ones(20), 0).astype(np.float32)
-    plain = transport_1d(x, y)
-    right = transport_1d(np.append(x, np.float32(1e20)), y, weights)
-    np.testing.assert_allclose(right.f[:20], plain.f, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(right.g, plain.g, rtol=1e-4, atol=1e-5)
-    left = transport_1d(np.append(x, np.float32(-1e20)), y, weights)
-    assert left.status == Status.NOT_FINITE or jnp.isfinite(left.g).all()
-
-
-@pytest.mark.parametrize("p", [1, 2, 3.0])
-@pytest.mark.parametrize("far", [-1e30, -1e20, -1e4, -100, 100, 1e20])
-def test_padding_at_either_end_of_the_line(far, p):
-    """Weightless rows to the left lead to the others: their costs must not be part of sums."""
-    generator = np.random.default_rng(0)
-    x, y = generator.normal(size=30), generator.normal(size=25) + 1
-    padded, a, b = np.append(x, far), np.append(np.full(30, 1 / 30), 0), np.full(25, 1 / 25)
-    x, y, padded, a, b = (jnp.asarray(each, jnp.float32) for each in (x, y, padded, a, b))
-    for found, alone in (
-        (transport_1d(padded, y, a, b, p=p), transport_1d(x, y, p=p)),
-        (
-            unbalanced_1d(padded, y, a, b, marginal_penalty=1.0, p=p),
-            unbalanced_1d(x, y, marginal_penalty=1.0, p=p),
-        ),
-    ):
-        assert int(found.status) == Status.CONVERGED
-        np.testing.assert_allclose(found.value, alone.value, rtol=1e-5)
-        np.testing.assert_allclose(found.f[:-1], alone.f, atol=1e-5)
-        np.testing.assert_allclose(found.g, alone.g, atol=1e-5)
-
-
-def test_potentials_beside_an_outlier_keep_their_digits():
-    """A row of little weight far to the left: equality holds on the plan of all other rows."""
-    generator = np.random.default_rng(1)
-    x, y = generator.normal(size=30), generator.normal(size=30) + 1
-    x[0], a = -1e5, np.full(30, 1.0)
-    a[0] = 1e-6
-    found = transport_1d(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), jnp.asarray(a))
-    rows, columns = np.asarray(found.rows), np.asarray(found.columns)
-    near = (np.asarray(found.masses) > 0) & (x[rows] > -1e4)
-    sums = np.asarray(found.f, float)[rows] + np.asarray(found.g, float)[columns]
-    np.testing.assert_allclose(sums[near], ((x[rows] - y[columns]) ** 2)[near], atol=1e-4)
-
-
 def test_the_derivative_in_a_weight_of_zero_is_one_sided():
     """Against the values at small weights, which are found anew."""
     x, y, b = jnp.array([0.0, 1.0, 3.0]), jnp.array([0.2, 2.0]), jnp.array([0.6, 0.4])
@@ -605,57 +371,3 @@ def test_the_derivative_in_a_weight_of_zero_is_one_sided():
 
     difference = (value(0.02) - value(0.0)) / 0.02
     np.testing.assert_allclose(jax.grad(value)(0.0), difference, rtol=0.05)
-
-
-@pytest.mark.parametrize(("p", "scale"), [(3, 1e-8), (3, 1e8), (4, 1e-6), (4, 1e8)])
-def test_the_ascent_does_not_depend_on_the_unit(p, scale):
-    """Of the same starts, in units in which the square of a slope leaves float32's range."""
-    generator = np.random.default_rng(0)
-    x = generator.normal(size=(200, 4))
-    y = generator.normal(size=(200, 4)) * [1, 1, 1, 3] @ scipy.stats.ortho_group.rvs(4, 1, 0)
-    best = lambda unit: (
-        max_sliced_wasserstein(
-            KEY, jnp.asarray(x * unit, jnp.float32), jnp.asarray(y * unit, jnp.float32), p=p
-        ).value
-    )
-    np.testing.assert_allclose(best(scale) / scale**p, best(1.0), rtol=1e-3)
-
-
-@pytest.mark.parametrize("p", [1, 1.5, 2])
-@pytest.mark.parametrize("far", [1e3, 1e6, 1e30])
-@pytest.mark.parametrize("side", [-1, 1])
-def test_a_path_through_padding_gives_no_other_row_its_cost(p, far, side):
-    """The level of a weight below rounding is that of the end, where the padding lies."""
-    with jax.enable_x64(False):
-        x, a = np.array([0.0, 1.0]), np.array([0.3, 0.7])
-        y, b = np.array([0.5, 3.0, 4.0]), np.array([1.0, 1.0, 1e-7])
-        # The path of exact levels is (0, .5), (1, .5), (1, 3), (1, 4).
-        c = np.abs(x[:, None] - y) ** p
-        f = np.array([0.0, c[1, 0] - c[0, 0]])
-        g = np.array([c[0, 0], c[1, 1] - f[1], c[1, 2] - f[1]])
-        rows, columns, masses = side * np.append(x, far), side * y, np.append(a, 0.0)
-        found = transport_1d(rows, columns, masses, b, p=p)
-        assert found.status == Status.CONVERGED
-        constant = found.f[0] - f[0]
-        np.testing.assert_allclose(found.f[:2] - constant, f, atol=1e-5)
-        np.testing.assert_allclose(found.g + constant, g, atol=1e-5)
-        slopes = jax.grad(lambda b: wasserstein_1d(rows, columns, masses, b, p=p))(jnp.asarray(b))
-        np.testing.assert_allclose(slopes, (g - b @ g / b.sum()) / b.sum(), atol=1e-5)
-
-
-def test_many_equal_rows_add_up_no_rounding():
-    """Padding by zeros within the data; by the optimality of a plan in float64."""
-    with jax.enable_x64(False):
-        rng = np.random.default_rng(7)
-        x, y = np.float32(rng.normal(size=60)), np.float32(rng.normal(size=50) + 0.5)
-        a, b = np.float32(rng.random(60)), np.float32(rng.random(50))
-        padded = (
-            np.append(x, np.zeros(20_000, np.float32)),
-            np.append(a, np.zeros(20_000, np.float32)),
-        )
-        found = transport_1d(padded[0], y, padded[1], b)
-        f, g = np.asarray(found.f, float)[:60], np.asarray(found.g, float)
-        costs = (x[:, None].astype(float) - y) ** 2
-        assert (f[:, None] + g <= costs + 2e-6).all()
-        value = a @ f / a.sum(dtype=float) + b @ g / b.sum(dtype=float)
-        np.testing.assert_allclose(value, found.value, atol=2e-6)
