@@ -61,7 +61,7 @@ class Settings:
     num_rows: int = 1_280_000
     """Of each end of a known plan: what ten thousand batches of 128 see."""
     instances: tuple[int, ...] = (0,)
-    num_potentials: int = 5
+    num_components: int = 5
     num_steps: int = 12
     num_starts: int = 1
     """Fits of a known plan, of which the one with the least objective counts."""
@@ -83,7 +83,7 @@ class Settings:
             raise SystemExit(f"studies must be among {', '.join(STUDIES)}; got {sorted(unknown)}.")
         common.check_seeds(self.seeds)
         common.check_seeds(self.instances, "instances")
-        numbers = ("dimensions", "epsilons", "num_rows", "num_potentials", "num_steps")
+        numbers = ("dimensions", "epsilons", "num_rows", "num_components", "num_steps")
         numbers += ("num_starts", "num_tests", "components", "cell_potentials", "cell_epsilon")
         numbers += ("cell_steps", "roll_epsilons", "roll_potentials")
         common.check_positive(**{name: getattr(self, name) for name in numbers})
@@ -137,7 +137,7 @@ def known_plan(settings: Settings, dimension: int, epsilon: float, seed: int) ->
     x0 = normal(keys[1], settings.num_rows)
     x1 = jax.jit(truth.sample)(keys[3], normal(keys[2], settings.num_rows))
     method = LightSchrodingerBridge(
-        settings.num_potentials, epsilon, "full", num_steps=settings.num_steps
+        settings.num_components, epsilon, "full", num_steps=settings.num_steps
     )
     starts = [jax.random.fold_in(keys[4], start) for start in range(settings.num_starts)]
     fits = [timed(method.fit, key, x0, x1) for key in starts]

@@ -143,7 +143,7 @@ def check_scalar(**values: ArrayLike | None) -> None:
 
 
 def check_number(**values: ArrayLike | None) -> None:
-    """Raise `ValueError` unless each value is one real number, also for None."""
+    """Raise `ValueError` unless each value is one real number; None is not."""
     for name, value in values.items():
         if value is None:
             raise ValueError(f"{name} must be one real number; got None.")
@@ -173,7 +173,7 @@ def known_number(
         0.5
     """
     if value is None or isinstance(value, Tracer):
-        raise ValueError(f"{name} must be a number that is known; got {_described(value)}.")
+        raise ValueError(f"{name} must be a concrete number; got {_described(value)}.")
     check_scalar(**{name: value})
     number = float(np.asarray(value))
     if not math.isfinite(number) or number < least or (above and number == least):

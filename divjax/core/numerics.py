@@ -21,6 +21,7 @@ __all__ = [
     "if_needed",
     "in_base",
     "in_units_of",
+    "inf_if_nan",
     "matmul",
     "nan_unless",
     "norm_and_direction",
@@ -60,6 +61,19 @@ def nan_unless(condition: ArrayLike, value: ArrayLike) -> Array:
         [1.0, nan]
     """
     return jnp.where(condition, value, jnp.nan)
+
+
+def inf_if_nan(loss: Float[Array, ""]) -> Float[Array, ""]:
+    """The loss, infinite if it is NaN: infinity is never the smallest of several.
+
+    Comparisons with NaN are always False, so that NaN might be kept as the best.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(inf_if_nan(jnp.array(jnp.nan)))
+        inf
+    """
+    return jnp.where(jnp.isnan(loss), jnp.inf, loss)
 
 
 def safe_sqrt(x: Array) -> Array:
@@ -118,7 +132,7 @@ def norm_and_direction(v: Float[Array, "... d"]) -> tuple[Float[Array, "... 1"],
 
 
 def root_of_sum(x: Array, squared: Array) -> Array:
-    """(x² + squared)^½ for x ≥ 0 and squared ≥ 0, also if x² is out of the dtype's range.
+    """(x² + squared)^½ for x ≥ 0 and squared ≥ 0, even if x² is out of the dtype's range.
 
     Example:
         >>> import jax.numpy as jnp

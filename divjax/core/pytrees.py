@@ -147,7 +147,7 @@ def _refuse_text(name: str, value: object) -> None:
     """Raise `ValueError` for a text, or a sequence with one."""
     for entry in value if isinstance(value, (tuple, list)) else (value,):
         if isinstance(entry, (str, bytes)):
-            raise ValueError(f"{name} cannot be a text; got {entry!r}.")
+            raise ValueError(f"{name} must not be a string; got {entry!r}.")
 
 
 def as_pytree(function: T) -> T | jax.tree_util.Partial:

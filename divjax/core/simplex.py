@@ -1,7 +1,7 @@
-"""The minimum-norm convex combination of vectors, and projection on the probability simplex.
+"""Weights: minimum-norm combinations, projection on the simplex, checks, padding.
 
-Both are exact. K is the number of objectives, and they run inside every step of a flow, so they are
-a few fused operations per iteration, without a call to LAPACK.
+The first two are exact. They run inside every step of a flow, for K objectives, so they are a few
+fused operations per iteration, without a call to LAPACK.
 """
 
 from typing import NamedTuple
@@ -18,11 +18,13 @@ from divjax.core.samples import Numbers, Unrounded, as_numbers, as_vectors, with
 __all__ = [
     "are_weights",
     "effective_sample_size",
+    "largest_mass_difference",
     "mass_of_distinct_pairs",
     "min_norm_weights",
     "project_simplex",
     "sum_to_one",
     "sum_tolerance",
+    "with_finite_padding",
     "within_range",
 ]
 
@@ -330,6 +332,27 @@ def are_weights(weights: Float[Array, " n"]) -> Bool[Array, ""]:
 _SUM_TOLERANCE, _SUM_ULPS = 1e-3, 4
 
 
+def with_finite_padding(
+    rows: Float[Array, "..."], weights: Float[Array, " n"] | None, axis: int = 0
+) -> Float[Array, "..."]:
+    """The rows, along an axis, with non-finite entries of those of weight zero replaced by zero.
+
+    Sums weighted by `weights`, and their derivatives, then never multiply 0 by infinity or NaN,
+    while derivatives in the weights stay those of the rows, also at weight zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> rows = jnp.array([jnp.nan, jnp.inf, 3.0])
+        >>> with_finite_padding(rows, jnp.array([1.0, 0.0, 0.0])).tolist()
+        [nan, 0.0, 3.0]
+    """
+    if weights is None:
+        return rows
+    others = [i for i in range(rows.ndim) if i != axis % rows.ndim]
+    counts = jnp.expand_dims(weights != 0, others)
+    return jnp.where(counts | jnp.isfinite(rows), rows, 0)
+
+
 def sum_tolerance(n: int, dtype: DTypeLike) -> float:
     """How far from one the sum of n shares stored in the dtype may be.
 
@@ -342,6 +365,16 @@ def sum_tolerance(n: int, dtype: DTypeLike) -> float:
     held = jnp.finfo(dtype)
     gap = float(held.smallest_subnormal)
     return max(_SUM_TOLERANCE, _SUM_ULPS * float(held.eps), n * gap)
+
+
+def largest_mass_difference(dtype: DTypeLike) -> float:
+    """How far two masses that count as equal may differ, as a share of the larger.
+
+    Example:
+        >>> largest_mass_difference(jnp.float32)
+        0.0001
+    """
+    return max(1e-4, 4 * float(jnp.finfo(dtype).eps))
 
 
 def sum_to_one(shares: Float[Array, " n"], tolerance: float | None = None) -> Bool[Array, ""]:

@@ -36,7 +36,7 @@ class Status(enum.IntEnum):
 
     Example:
         >>> Status(1).sentence
-        'max_iterations was reached before the tolerance'
+        'the run ended before it met its tolerance or passed its checks'
     """
 
     CONVERGED = 0
@@ -53,7 +53,7 @@ class Status(enum.IntEnum):
 
 _SENTENCES = {
     Status.CONVERGED: "the run converged",
-    Status.MAX_ITERATIONS: "max_iterations was reached before the tolerance",
+    Status.MAX_ITERATIONS: "the run ended before it met its tolerance or passed its checks",
     Status.FLOATING_POINT_RESOLUTION: (
         "the result is limited by floating-point resolution: centre or scale the input, "
         "or use float64"
@@ -100,9 +100,9 @@ def check_status(status: Int[ArrayLike, "..."]) -> None:
     if isinstance(status, Tracer):
         return
     # Statuses are numbered by severity, so the maximum is the most severe of a batch.
-    gravest = Status(int(np.max(np.asarray(status))))
-    if gravest != Status.CONVERGED:
-        raise RuntimeError(f"{gravest.sentence} ({gravest.name}).")
+    most_severe = Status(int(np.max(np.asarray(status))))
+    if most_severe != Status.CONVERGED:
+        raise RuntimeError(f"{most_severe.sentence} ({most_severe.name}).")
 
 
 class Outcome:

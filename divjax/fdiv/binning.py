@@ -4,6 +4,7 @@ Numbers in NumPy's float64 are compared with edges in two parts, a rounded one a
 """
 
 import functools
+import math
 from typing import TypeAlias
 
 import jax
@@ -41,8 +42,8 @@ __all__ = [
     "mass_in_bins",
 ]
 
-# The number of rows whose weights are summed before they are added to others'.
-_BLOCK_ROWS = 4096
+# The largest number of rows whose weights are summed before they are added to others'.
+_BLOCK_ROWS = 512
 
 # A number in the dtype of the samples, and its rounding error.
 _TwoParts: TypeAlias = tuple[Array, Array]
@@ -307,15 +308,16 @@ def _count_columns(
     columns: _TwoParts, bounds: _TwoParts, mass: Array, dtype: DTypeLike
 ) -> Float[Array, "d bins"]:
     n, num_bins = columns[0].shape[1], bounds[0].shape[1] - 1
-    # One float added to 2²⁴ ones is lost. Sums of blocks, added up, stay accurate.
-    block = jnp.arange(n) // _BLOCK_ROWS
+    # A float added to many rounds, and to 2²⁴ ones is lost. Sums of blocks, added up, are accurate.
+    block_rows = min(_BLOCK_ROWS, max(1, math.isqrt(n)))
+    block = jnp.arange(n) // block_rows
 
     def count(column: _TwoParts, bounds: _TwoParts) -> Array:
         below = _num_at_or_below(bounds, column)
         outside = (below == 0) | _less((bounds[0][-1], bounds[1][-1]), column)
         # A point on the last edge belongs to the last bin.
         index = jnp.clip(below - 1, 0, num_bins - 1)
-        sums = jnp.zeros((n // _BLOCK_ROWS + 1, num_bins), mass.dtype)
+        sums = jnp.zeros((n // block_rows + 1, num_bins), mass.dtype)
         # Points outside have a clipped index, and add no mass there.
         sums = sums.at[block, index].add(jnp.where(outside, 0, mass))
         # A NaN lies in no bin and would otherwise go unnoticed.

@@ -27,7 +27,7 @@ from divjax.flows.protocols import Fields
 
 __all__ = ["CAGrad", "FixedWeights", "MinNorm", "PCGrad", "ProjectedStep"]
 
-# Newton's method in a bracket has a root to rounding after 6 or so; the rest is for the bracket.
+# Newton's method reaches rounding in about 6 steps; the others allow for bisection steps before.
 _NEWTON_STEPS = 16
 
 
@@ -44,9 +44,9 @@ class MinNorm(_Stateless):
     """The minimum-norm convex combination of the fields: no objective increases along it.
 
     w = argmin_{w in the simplex} ‖Σ_k w_k v_k‖². The combination v satisfies ⟨v, v_k⟩ ≥ ‖v‖² for
-    every k: if the v_k are the Wasserstein gradients, each objective decreases along v to first
-    order, at a rate of at least ‖v‖², and v vanishes only if q is Pareto stationary. SVGD's fields
-    are gradients in the kernel's norm, not in this one of L²(q).
+    every k: if the v_k are the negative Wasserstein gradients, each objective decreases along v to
+    first order, at a rate of at least ‖v‖², and v vanishes only if q is Pareto stationary. SVGD's
+    fields are gradients in the kernel's norm, not in this one of L²(q).
 
     Example:
         >>> import jax.numpy as jnp

@@ -19,9 +19,9 @@ from divjax.core.pairwise import (
 )
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles
 from divjax.core.samples import Numbers, as_numbers, as_samples, centered_samples, loses_digits
-from divjax.core.simplex import mass_of_distinct_pairs
+from divjax.core.simplex import mass_of_distinct_pairs, with_finite_padding
 from divjax.core.types import summary
-from divjax.flows.mass import drop_dead, masses_or_equal, weighted_sum
+from divjax.flows.mass import masses_or_equal, weighted_sum
 from divjax.flows.objectives.targets import (
     TargetRows,
     as_particles,
@@ -72,8 +72,8 @@ def kernel_stein_discrepancy(
 
     Raises:
         ValueError: if `particles` is not a matrix, `log_prob` not a scalar, the kernel has no mixed
-            second derivative at coincident points, `debias` is set for a single particle, or known
-            masses are invalid. Invalid traced ones give NaN.
+            second derivative at coincident points, `debias` is set for a single particle, or
+            concrete masses are invalid. Invalid traced ones give NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -141,7 +141,7 @@ def distinct_particles(
         integer cannot be NaN.
 
     Raises:
-        ValueError: if `particles` is not a matrix of numbers, or known masses are invalid.
+        ValueError: if `particles` is not a matrix of numbers, or concrete masses are invalid.
 
     Example:
         >>> import jax.numpy as jnp
@@ -157,10 +157,10 @@ def distinct_particles(
 
 @jax.jit
 def _num_distinct(
-    particles: Float[Array, "n d"], alive: Bool[Array, " n"], known: Bool[Array, ""]
+    particles: Float[Array, "n d"], alive: Bool[Array, " n"], is_valid: Bool[Array, ""]
 ) -> Int[Array, ""]:
     n, d = particles.shape
-    known &= ~jnp.any(alive[:, None] & jnp.isnan(particles))
+    is_valid &= ~jnp.any(alive[:, None] & jnp.isnan(particles))
     # Zero-weight particles may hold NaN, which must not reach the tolerance or a comparison.
     x = living_rows(particles, alive.astype(particles.dtype))
     index = jnp.arange(n)
@@ -176,7 +176,7 @@ def _num_distinct(
         return jnp.any(jax.lax.fori_loop(0, d, agree, earlier), axis=1)
 
     repeated = map_row_blocks(coincides_with_earlier, n, x, index)
-    return jnp.where(known, jnp.sum(alive & ~repeated), -1)
+    return jnp.where(is_valid, jnp.sum(alive & ~repeated), -1)
 
 
 def relative_spread(
@@ -195,7 +195,7 @@ def relative_spread(
         weights: the particles' masses, summing to one; equal by default.
 
     Raises:
-        ValueError: if samples and particles differ in their number of features, or known masses
+        ValueError: if samples and particles differ in their number of features, or concrete masses
             are invalid. Invalid traced ones give NaN.
 
     Example:
@@ -207,7 +207,7 @@ def relative_spread(
     weights = masses_or_equal(weights, rows.x)
     # Squares of coordinates far from zero would cancel in a variance, so each side is centered
     # first.
-    x = drop_dead(weights, rows.x - common_center(rows.x, weights > 0))
+    x = with_finite_padding(rows.x - common_center(rows.x, weights > 0), weights)
     y = rows.y - common_center(rows.y)
     # In units of the target's largest deviation, so that squares neither over- nor underflow.
     largest = jnp.max(jnp.abs(y))
@@ -221,9 +221,9 @@ def relative_spread(
 def _spread_rows(
     particles: Numbers | PyTree[Numbers], samples: Numbers | PyTree[Array], weights: Numbers
 ) -> TargetRows:
-    """Particles and samples as rows, NumPy's about centers of their own."""
+    """Particles and samples as rows, each centred by itself if NumPy holds more digits than JAX."""
     tables = as_table("particles", particles), as_table("samples", samples)
-    # Only a matrix of particles of higher precision than JAX's gains from centers of its own.
+    # Separate centres help only a matrix of particles that NumPy holds with more digits than JAX.
     if not all(hasattr(table, "shape") and jnp.ndim(table) == 2 for table in tables):
         return target_rows(tables[1], as_particles(tables[0]))
     if not loses_digits(tables[0]):

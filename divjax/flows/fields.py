@@ -7,8 +7,8 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.checks import check_shape
 from divjax.core.numerics import in_units_of
 from divjax.core.samples import Numbers, Unrounded, as_arrays, as_numbers
-from divjax.core.simplex import within_range
-from divjax.flows.mass import checked_masses, drop_dead
+from divjax.core.simplex import with_finite_padding, within_range
+from divjax.flows.mass import checked_masses
 
 __all__ = ["check_objective_weights", "checked_fields", "combine", "gram", "unit_gram"]
 
@@ -33,8 +33,8 @@ def gram(velocities: Float[Numbers, "k n d"], weights: Float[Numbers, " n"]) -> 
         Q. The squared norm of Σ_k w_k v_k is wᵀQw.
 
     Raises:
-        ValueError: if the shapes do not fit, or known weights are negative, not finite, or do not
-            sum to one. Invalid traced weights give NaN.
+        ValueError: if the shapes do not fit, or concrete weights are negative, not finite, or do
+            not sum to one. Invalid traced weights give NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,7 +66,7 @@ def unit_gram(velocities: Numbers, weights: Numbers) -> Float[Array, "k k"]:
 def _products(
     velocities: Float[Array, "k n d"], weights: Float[Array, " n"]
 ) -> Float[Array, "k k"]:
-    rows = drop_dead(weights, jnp.swapaxes(velocities, 0, 1))
+    rows = with_finite_padding(jnp.swapaxes(velocities, 0, 1), weights)
     # Q = Σ_i a_i V_iV_iᵀ with V_i "k d". Fields that nearly cancel are inaccurate in TF32.
     weighted = rows * weights[:, None, None]
     return jnp.einsum("nkd,njd->kj", weighted, rows, precision="highest")

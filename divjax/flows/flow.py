@@ -52,9 +52,9 @@ class Flow:
     moves the particles along Σ_k w_k v_k with the optimizer. With `MinNorm` the combined field is
     the minimum-norm element of their convex hull: along it no objective increases to first order,
     and it vanishes exactly at Pareto stationary distributions. That holds as far as the fields are
-    the Wasserstein gradients themselves (GFSD, Blob, GFSF, NeuralScore: up to their estimate of the
-    score). SVGD's fields are smoothed by the kernel, and an energy may increase a little along
-    their minimum-norm combination. Langevin's lack the entropy.
+    the negative Wasserstein gradients themselves (GFSD, Blob, GFSF, NeuralScore: up to their
+    estimate of the score). SVGD's fields are smoothed by the kernel, and an energy may increase a
+    little along their minimum-norm combination. Langevin's lack the entropy.
 
     A flow holds its compiled programs: a second call of a method with equal shapes (and numbers of
     steps) compiles nothing. As under `jax.jit`, values that the objectives, features and `observe`
@@ -75,12 +75,12 @@ class Flow:
             exact one would pull each term back at the other particle.
         shared: for particles with leaves that belong to one objective alone (a task's own head), a
             pytree of booleans like the particles. The aggregator compares and weighs only leaves
-            marked True. The others follow the sum of all drifts, of which just their own
-            objective's is not zero there, and Σ_k w_k τ_k times the repulsion.
+            marked True. On the other leaves the field is the sum of all drifts, of which only the
+            leaf's own objective has a nonzero one, plus Σ_k w_k τ_k times the repulsion.
         mass: the Fisher–Rao step on the particles' masses, or None for equal masses.
 
     Raises:
-        ValueError: if one of them is not of its kind, or `features` are given to a velocity that
+        ValueError: if an attribute has the wrong type, or `features` are given to a velocity that
             has no kernel or network.
 
     Example:
@@ -202,12 +202,12 @@ class Flow:
 
         Args:
             key: a typed key. Step s uses `fold_in(key, s)`, so a run continued from its state with
-                the same key is the longer run.
+                the same key equals one longer run.
             particles: an array (n, d), or a list or frame of numbers; a pytree whose leaves share a
                 leading axis n (objectives then take one such particle as a pytree); or the `state`
                 of an earlier result, to continue it. Particles of weight zero do not move and may
                 hold any value.
-            num_steps: the number of steps, the largest one if there is a tolerance.
+            num_steps: the number of steps; with a tolerance, the maximum.
             record_every: steps 0, r, 2r, … are recorded.
             observe: maps the state to anything to be recorded in the history (`lambda s:
                 s.particles`). A new function is a new program: define it once.
@@ -330,22 +330,22 @@ class Flow:
         )
 
     def _step(self, key: Key[Array, ""], state: FlowState) -> tuple[FlowState, StepInfo]:
-        found = self._evaluate(key, state)
-        masses, values = state.particle_weights, found.variations.value
-        direction, weights, aggregator_state = self._direction(found, state)
+        evaluation = self._evaluate(key, state)
+        masses, values = state.particle_weights, evaluation.variations.value
+        direction, weights, aggregator_state = self._direction(evaluation, state)
         # Σ_k w_k τ_k, one number or one per particle.
-        entropy = jnp.dot(found.entropies, weights)
+        entropy = jnp.dot(evaluation.entropies, weights)
 
         # The optimizer moves the particles, and the masses follow the potentials before the move,
         # so that one evaluation serves both halves of the splitting.
         updates, optimizer_state = self._updates(key, state, direction, entropy)
         moved = optax.apply_updates(state.particles, updates)
-        later_masses, mass_state = step_masses(self.mass, found, state, weights, entropy)
-        taken = FlowState(
+        later_masses, mass_state = step_masses(self.mass, evaluation, state, weights, entropy)
+        proposed = FlowState(
             particles=moved,
             particle_weights=later_masses,
-            objectives=found.objectives,
-            velocity=found.velocity,
+            objectives=evaluation.objectives,
+            velocity=evaluation.velocity,
             aggregator=aggregator_state,
             optimizer=optimizer_state,
             mass=mass_state,
@@ -355,13 +355,13 @@ class Flow:
         )
         # Σ_i a_i ‖v(x_i)‖² at the particles and masses before the step.
         norm = weighted_sum(masses, jnp.sum(direction**2, axis=1))
-        return keep_if_finite(taken, state), StepInfo(values, weights, norm)
+        return keep_if_finite(proposed, state), StepInfo(values, weights, norm)
 
     def _direction(
-        self, found: Evaluation, state: FlowState
+        self, evaluation: Evaluation, state: FlowState
     ) -> tuple[Float[Array, "n d"], Float[Array, "k ..."], PyTree]:
         """The combined field, the weights that combine it, and the aggregator's next state."""
-        fields, masses = found.fields, state.particle_weights
+        fields, masses = evaluation.fields, state.particle_weights
         mask = None if self.shared is None else shared_columns(self.shared, state.particles)
         # Leaves of one objective alone would change the fields' inner products, although no
         # objectives compete there.
@@ -374,8 +374,8 @@ class Flow:
         if mask is not None:
             # An objective's own leaves get no gradient from the others, hence there is no
             # trade-off.
-            entropy = jnp.dot(found.entropies, weights)[..., None]
-            own = found.drift.sum(0) + entropy * found.repulsion
+            entropy = jnp.dot(evaluation.entropies, weights)[..., None]
+            own = evaluation.drift.sum(0) + entropy * evaluation.repulsion
             direction = jnp.where(mask, direction, own)
         # Zero-weight particles do not move: they may hold any value, which must not reach the
         # optimizer's sums over all particles. A hyper-parameter given as an array of a wider type

@@ -23,7 +23,7 @@ from divjax.core.samples import (
     check_distinguishable,
     without_offset,
 )
-from divjax.core.simplex import are_weights, sum_to_one, sum_tolerance
+from divjax.core.simplex import are_weights, sum_to_one, sum_tolerance, with_finite_padding
 from divjax.kernels.radial import Kernel, check_smoother
 from divjax.kernels.sums import kernel_sums
 
@@ -31,7 +31,6 @@ __all__ = [
     "FisherRao",
     "checked_masses",
     "checked_step",
-    "drop_dead",
     "masses_or_equal",
     "weighted_sum",
 ]
@@ -41,7 +40,7 @@ def checked_masses(weights: Numbers, n: int, dtype: DTypeLike) -> Float[Array, "
     """The masses of n particles in their dtype; NaN if they are traced and invalid.
 
     Raises:
-        ValueError: for another shape, and for known weights that are negative, not finite, or do
+        ValueError: for another shape, and for concrete weights that are negative, not finite, or do
             not sum to one within a thousandth (0.4% in float16, 3% in bfloat16).
 
     Example:
@@ -81,30 +80,12 @@ def checked_step(
     check_shape("gradients", gradients, "k", x.shape[0], "d")
     gradients = jnp.asarray(as_numbers("gradients", gradients))
     masses = checked_masses(weights, x.shape[0], x.dtype)
-    return drop_dead(masses, x), masses, gradients
-
-
-def drop_dead(
-    weights: Float[Array, " n"], rows: Float[Array, "..."], axis: int = 0
-) -> Float[Array, "..."]:
-    """The rows, along an axis, with non-finite entries of zero-weight ones replaced by zero.
-
-    Sums weighted by `weights`, and their derivatives, then never multiply 0 by infinity or NaN,
-    while derivatives in the weights stay those of the rows, also at weight zero.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> drop_dead(jnp.array([1.0, 0.0, 0.0]), jnp.array([jnp.nan, jnp.inf, 3.0])).tolist()
-        [nan, 0.0, 3.0]
-    """
-    others = [i for i in range(rows.ndim) if i != axis % rows.ndim]
-    alive = jnp.expand_dims(weights != 0, others)
-    return jnp.where(alive | jnp.isfinite(rows), rows, 0)
+    return with_finite_padding(x, masses), masses, gradients
 
 
 def weighted_sum(weights: Float[Array, " n"], values: Float[Array, "n ..."]) -> Float[Array, "..."]:
     """Σ_i a_i values_i; values of weight zero do not count, even if they are not finite."""
-    return matmul(weights, drop_dead(weights, values))
+    return matmul(weights, with_finite_padding(values, weights))
 
 
 @pytree
@@ -176,7 +157,7 @@ class FisherRao:
         check_distinguishable("x", x)
         (x,) = as_samples(x=x)
         weights = checked_masses(weights, x.shape[0], x.dtype)
-        x = drop_dead(weights, x)
+        x = with_finite_padding(x, weights)
         check_shape("potential", potential, x.shape[0])
         potential = _without_constant(potential, weights)
         # Bandwidth rules ignore weights, so weighted particles replace the zero-weight ones.
@@ -187,7 +168,7 @@ class FisherRao:
         # A zero-weight particle stays so. Far from all others it has density 0 as well.
         alive = weights != 0
         log_of_alive = lambda values: jnp.log(jnp.where(alive, values, 1))
-        variation = drop_dead(weights, potential) + entropy * log_of_alive(density[:, 0])
+        variation = with_finite_padding(potential, weights) + entropy * log_of_alive(density[:, 0])
         # a_i exp(−η U_i), normalised. The softmax cannot overflow.
         step_size = nan_unless(jnp.asarray(self.step_size) > 0, self.step_size)
         logits = jnp.where(alive, log_of_alive(weights) - step_size * variation, -jnp.inf)
@@ -195,7 +176,7 @@ class FisherRao:
 
 
 def _without_constant(potential: Numbers, weights: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The potential less a constant, which the masses do not depend on and rounding would."""
+    """The potential minus a constant, which cancels in the masses but would add rounding errors."""
     known = not isinstance(weights, Tracer)
     alive = np.asarray(weights) != 0 if known else np.ones(weights.shape, bool)
 

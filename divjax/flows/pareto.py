@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from divjax.core.samples import Numbers, Unrounded, as_arrays, as_numbers, without_offset
-from divjax.core.simplex import min_norm_weights
+from divjax.core.simplex import min_norm_weights, with_finite_padding
 from divjax.flows.fields import check_objective_weights, checked_fields, combine, unit_gram
-from divjax.flows.mass import drop_dead, masses_or_equal, weighted_sum
+from divjax.flows.mass import masses_or_equal, weighted_sum
 
 __all__ = ["hypervolume", "pareto_residual", "squared_norm"]
 
@@ -26,8 +26,8 @@ def squared_norm(
         weights: the particles' masses a, summing to one; equal by default.
 
     Raises:
-        ValueError: if the shapes do not fit, an array does not hold real numbers, or known masses
-            are invalid. Invalid traced ones give NaN.
+        ValueError: if the shapes do not fit, an array does not hold real numbers, or concrete
+            masses are invalid. Invalid traced ones give NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -41,7 +41,7 @@ def squared_norm(
     check_objective_weights("objective_weights", objective_weights, *velocities.shape[:2])
     weights = masses_or_equal(weights, velocities, axis=1)
     # Before they are combined, for derivatives in the objective weights.
-    combined = combine(objective_weights, drop_dead(weights, velocities, axis=1))
+    combined = combine(objective_weights, with_finite_padding(velocities, weights, axis=1))
     return weighted_sum(weights, jnp.sum(combined**2, axis=1))
 
 
@@ -51,7 +51,7 @@ def pareto_residual(
     """Min over the simplex of Σ_i a_i ‖Σ_k w_k v_k(x_i)‖²: zero exactly at Pareto stationarity.
 
     The squared norm under the best weights, independent of those that a flow used. The fields are
-    `flows.fields(...).velocities`.
+    those of `flow.fields(key, state).velocities`.
 
     Raises:
         ValueError: as `squared_norm`.

@@ -99,8 +99,8 @@ class Velocity(Protocol):
 class Fields(NamedTuple):
     """The K velocity fields at the particles, with the values that aggregators may weigh them by.
 
-    A flow fills in all four. To call an aggregator on its own, the first two do for those that
-    depend on the fields alone, as all of this package do.
+    A flow fills in all four. An aggregator that depends on the fields alone, as all in this package
+    do, can be called with the first two.
 
     Attributes:
         velocities: the fields v_k(x_i), raveled particles as rows. An aggregator gets them with

@@ -24,7 +24,7 @@ Observe = Callable[[FlowState], PyTree[Array]]
 # A state, whether the tolerance was reached there, and the last entry of the history.
 Checked = tuple[FlowState, Bool[Array, ""], History]
 
-# Often enough to watch, seldom enough that Python's part of the time does not count.
+# Enough reports to follow a run, few enough that Python's overhead is negligible.
 _NUM_CHUNKS = 20
 
 
@@ -42,7 +42,7 @@ def record(
     Args:
         advance: takes one step.
         state: the state to start from.
-        num_steps: the largest number of steps.
+        num_steps: the number of steps; with a tolerance, the maximum.
         record_every: the number of steps for one entry of the history.
         observe: maps a state to anything that the history records.
         tolerance: the norm of the combined field at which steps are no longer taken, or None.
@@ -74,7 +74,7 @@ def _scan_stretches(
 
     The history holds a stretch's first step: only recorded steps cost memory and `observe`.
     """
-    # A scan's steps are all alike, hence a second one for the rest.
+    # All iterations of a scan have the same length, so the remainder needs a second scan.
     whole, rest = divmod(num_steps, record_every)
     carry, history = jax.lax.scan(stretch(record_every), carry, length=whole)
     if rest:
@@ -206,7 +206,7 @@ def _joined(histories: list[History], num_entries: int) -> History:
 def report_progress(
     progress: bool | Callable[[History], object], num_steps: int
 ) -> Iterator[Callable[[History, int], None]]:
-    """A function for each chunk's history and number of steps, which draws a bar or calls one.
+    """A callback for each chunk's history and number of steps: a bar's, or the caller's function.
 
     Raises:
         ValueError: if `progress` is neither a boolean nor a function.

@@ -54,8 +54,8 @@ class StepInfo(NamedTuple):
         weights: the K objective weights, or K for each particle.
         squared_norm: the *squared* norm Σ_i a_i ‖v(x_i)‖² of the field v that moves the particles,
             Σ_k w_k v_k (and the objectives' own field on leaves that are not shared). Zero if the
-            estimated field vanishes, hence a measure of convergence for one velocity, but no scale
-            to compare two on: SVGD's field is smoothed, Langevin's lacks the entropy.
+            estimated field vanishes, hence a measure of convergence. It is not comparable between
+            velocities: SVGD's field is smoothed, Langevin's lacks the entropy.
     """
 
     values: Float[Array, " k"]
@@ -69,8 +69,8 @@ class History(NamedTuple):
     """`StepInfo` at the recorded steps, stacked.
 
     Entry t, and the output of `observe`, belong to the state after `step[t]` steps, before the next
-    one. The end of a run is thus not among them. Continuing the run by one step records it. Entries
-    after a stop at the tolerance repeat the last one before.
+    one. The state after all steps is therefore not recorded, except by a run that continues it.
+    After a stop at the tolerance, the remaining entries repeat the last recorded one.
     """
 
     step: Int[Array, " t"]
@@ -86,19 +86,20 @@ class History(NamedTuple):
 class FlowResult(Outcome):
     """The final state of a flow, its history, and whether both can be trusted.
 
-    `finite` is False if any energy, update or mass was not finite. A step that would have made
-    particles or masses non-finite was not taken: they are as before it, with all states.
+    `finite` is False if an energy, update or mass was not finite, or a traced tolerance is invalid.
+    A step that would have made particles or masses non-finite was not taken: they are as before it,
+    with all states.
 
     Attributes:
         particles: the final particles.
         particle_weights: their masses, equal unless the flow has a `mass` step.
         history: the recorded steps.
         state: the complete final state, from which `Flow.run` can continue.
-        status: a `Status`. NOT_FINITE unless all numbers were finite, FLOATING_POINT_RESOLUTION if
-            the last step's updates were too small to move any particle. Otherwise, with a tolerance
-            CONVERGED if it was reached and MAX_ITERATIONS if not, and without one CONVERGED: all
-            steps were taken, whatever the distance from stationarity (see `history.squared_norm`
-            and `pareto_residual`).
+        status: a `Status`. INVALID_INPUT for a traced tolerance that is negative or NaN, NOT_FINITE
+            if a number was not finite, FLOATING_POINT_RESOLUTION if the last step's updates were
+            too small to move any particle. Otherwise, with a tolerance CONVERGED if it was reached
+            and MAX_ITERATIONS if not, and without one CONVERGED: all steps were taken, whatever the
+            distance from stationarity (see `history.squared_norm` and `pareto_residual`).
     """
 
     particles: PyTree[Array]

@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_shape
 from divjax.core.pytrees import ravel_particles, select
+from divjax.core.simplex import with_finite_padding
 from divjax.flows.fields import combine
-from divjax.flows.mass import FisherRao, drop_dead
+from divjax.flows.mass import FisherRao
 from divjax.flows.protocols import Fields, Objective, Variation
 from divjax.flows.state import FlowState
 
@@ -64,7 +65,8 @@ def step_keys(
     key: Key[Array, ""], step: Int[Array, ""]
 ) -> tuple[Key[Array, ""], Key[Array, ""], Key[Array, ""]]:
     """A step's keys: objectives and features, the velocity, the noise."""
-    # The third of the four was the aggregators'. Without it, the noise would be another.
+    # The third key, once the aggregators', is unused. It is still split off, so that a seed gives
+    # the same noise as before.
     objectives, velocity, _, noise = jax.random.split(jax.random.fold_in(key, step), 4)
     return objectives, velocity, noise
 
@@ -90,7 +92,7 @@ def shared_columns(shared: PyTree[bool], particles: PyTree[Array]) -> Bool[Array
     """Which columns of the raveled particles belong to shared leaves."""
     if jax.tree.structure(shared) != jax.tree.structure(particles):
         raise ValueError(
-            "shared must have the structure of particles, a boolean a leaf; "
+            "shared must have the structure of particles, with one boolean per leaf; "
             f"got {jax.tree.structure(shared)} for {jax.tree.structure(particles)}."
         )
     for flag in jax.tree.leaves(shared):
@@ -128,7 +130,7 @@ def first_variations(
 
 def step_masses(
     mass: FisherRao | None,
-    found: Evaluation,
+    evaluation: Evaluation,
     state: FlowState,
     weights: Float[Array, "k ..."],
     entropy: Float[Array, "..."],
@@ -139,9 +141,9 @@ def step_masses(
         return masses, state.mass
     # A zero-weight particle's potential may be infinite, and an objective's weight of zero would
     # make it NaN.
-    potentials = drop_dead(masses, found.variations.potential.T).T
+    potentials = with_finite_padding(evaluation.variations.potential.T, masses).T
     potential = combine(weights, potentials)
-    later, mass_state = mass(found.features, masses, potential, entropy, state.mass)
+    later, mass_state = mass(evaluation.features, masses, potential, entropy, state.mass)
     return later.astype(masses.dtype), mass_state
 
 
@@ -157,14 +159,14 @@ def any_moved(
     return moved.any() | still.all()
 
 
-def keep_if_finite(taken: FlowState, before: FlowState) -> FlowState:
-    """The state after a step, or the one before if particles or masses are not finite any more.
+def keep_if_finite(proposed: FlowState, before: FlowState) -> FlowState:
+    """The proposed state, or the one before the step if its particles or masses are not finite.
 
     A non-finite step would spoil the state for good. It is flagged and not taken.
     """
     # Zero-weight particles may hold any value.
-    living = drop_dead(before.particle_weights, ravel_particles(taken.particles)[0])
-    sound = jnp.isfinite(living).all() & jnp.isfinite(taken.particle_weights).all()
-    kept = select(sound, taken, before)
+    living = with_finite_padding(ravel_particles(proposed.particles)[0], before.particle_weights)
+    sound = jnp.isfinite(living).all() & jnp.isfinite(proposed.particle_weights).all()
+    kept = select(sound, proposed, before)
     # The step's number always advances, so the next step draws other random numbers.
-    return kept._replace(step=before.step + 1, finite=taken.finite & sound)
+    return kept._replace(step=before.step + 1, finite=proposed.finite & sound)

@@ -1,7 +1,7 @@
 """Checks of a flow's parts, particles and states, before anything is computed.
 
-Attributes alone do not show that a call fits, so calls are checked by signature: another one would
-fail inside the scan.
+Having the attributes does not show that a call fits, so calls are checked by signature too: one
+with other arguments would fail inside the scan.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,7 +61,6 @@ def checked_particles(particles: Numbers | PyTree[Numbers]) -> PyTree[Array]:
 
 def check_objectives(objectives: Sequence[Objective]) -> None:
     """Raise `ValueError` unless these are objectives, at least one."""
-    # The most frequent mistake is to pass a class in place of its instance.
     if not isinstance(objectives, Sequence):
         raise ValueError(
             "objectives must be a sequence of objectives, such as (flows.KL(log_prob),); "
@@ -69,7 +68,8 @@ def check_objectives(objectives: Sequence[Objective]) -> None:
         )
     if len(objectives) == 0:
         raise ValueError("objectives must hold at least one objective; got none.")
-    # Both methods are called inside a scan, where an error would not name the objective.
+    # Both methods are called inside a scan, where an error would not name the objective. This also
+    # catches the most frequent mistake, a class in place of its instance.
     for index, objective in enumerate(objectives):
         name, hint = f"objectives[{index}]", "an objective such as flows.KL(log_prob)"
         check_provides(name, objective, ("entropy", "init", "__call__"), hint)
@@ -89,7 +89,7 @@ def check_velocity(velocity: Velocity, features: Callable[..., Array] | None) ->
     # Noise in the features' space has no pull-back to the particles.
     if velocity.diffuses:
         raise ValueError(
-            f"features serve kernels and networks; {type(velocity).__name__} has neither."
+            f"features must be None with {type(velocity).__name__}, which has no kernel or network."
         )
 
 
@@ -133,7 +133,7 @@ def check_number_of_objectives(state: FlowState, num_objectives: int) -> None:
     """Raise `ValueError` unless the state has one state per objective."""
     if len(state.objectives) != num_objectives:
         raise ValueError(
-            f"objectives must be {len(state.objectives)}, as in the state that is continued; "
+            f"objectives must number {len(state.objectives)}, as in the state that is continued; "
             f"got {num_objectives}."
         )
 

@@ -274,7 +274,8 @@ class InverseMultiquadric(_WithBandwidth):
         exponent = self._valid_exponent()
         inverse = quotient(1.0, sigma)
         base = 1 + squared * inverse * inverse
-        value = jnp.power(base, jnp.negative(exponent))
+        # At coincident points it is 1 to the power of anything, also of NaN.
+        value = nan_unless(~jnp.isnan(exponent), jnp.power(base, jnp.negative(exponent)))
         return value, jnp.multiply(-2 * value / base * jnp.square(inverse), exponent)
 
     def stein_trace(self, squared: _Block, dim: int) -> _Block:

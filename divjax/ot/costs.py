@@ -57,13 +57,12 @@ _UNROLL_UP_TO = 16
 _DIFFERENCES_UP_TO = 8
 
 
-def floating(**points: ArrayLike) -> list[Array]:
+def as_floating(**points: ArrayLike) -> list[Array]:
     """Points or samples as floating-point arrays of one dtype and number of features.
 
     Differences of integers would overflow, and one feature would be broadcast to many.
     """
     arrays = [jnp.asarray(as_numbers(name, point)) for name, point in points.items()]
-    # A cost of two points would broadcast one feature against many.
     sizes = [array.shape[-1] if array.ndim else 0 for array in arrays]
     if len(set(sizes)) > 1:
         names = " and ".join(points)
@@ -74,11 +73,12 @@ def floating(**points: ArrayLike) -> list[Array]:
     return [array.astype(dtype) for array in arrays]
 
 
-def displaced(x: ArrayLike, y: ArrayLike) -> list[Array]:
-    """`floating` of points to be subtracted, keeping the precision of NumPy's far float64."""
-    floating(x=x, y=y)
+def as_differences(x: ArrayLike, y: ArrayLike) -> list[Array]:
+    """`as_floating`, less a common offset that float32 would round away."""
+    # Only for its checks: the offset must be subtracted before rounding.
+    as_floating(x=x, y=y)
     x, y = without_offset(x=x, y=y)
-    return floating(x=x, y=y)
+    return as_floating(x=x, y=y)
 
 
 def _sum_over_features(
@@ -88,7 +88,7 @@ def _sum_over_features(
     add: Callable[[Array, Array], Array] = jnp.add,
 ) -> Float[Array, "n m"]:
     """Σ_k term(x_ik − y_jk), with differences recomputed in reverse mode."""
-    x, y = displaced(x=x, y=y)
+    x, y = as_differences(x=x, y=y)
     term = jax.checkpoint(term)
     if x.shape[1] <= _UNROLL_UP_TO:
         return functools.reduce(add, (term(x[:, k, None] - y[:, k]) for k in range(x.shape[1])))
@@ -111,14 +111,14 @@ def _squared(x: Unrounded, y: Unrounded) -> Float[Array, "n m"]:
 
     `core.pairwise.squared_distances` clips at zero, which would halve a derivative there.
     """
-    x, y = displaced(x=x, y=y)
+    x, y = as_differences(x=x, y=y)
     if x.shape[1] <= _DIFFERENCES_UP_TO:
         return _sum_over_features(jnp.square, x, y)
     # |x|² + |y|² − 2⟨x, y⟩ suffers cancellation from a common offset, which is subtracted first.
     # The distance does not depend on the centre, so its gradient is stopped.
     center = jax.lax.stop_gradient(jnp.mean(y, axis=0))
     x, y = x - center, y - center
-    # Twice the rows rather than twice the product: one pass less over n × m, as in its derivative.
+    # The rows are doubled, not the product, which saves a pass over n × m, also in reverse mode.
     # The barrier keeps XLA from writing the derivative's product in transposed order, on a CPU ten
     # times slower.
     columns = jax.lax.optimization_barrier(y.T)
@@ -126,10 +126,10 @@ def _squared(x: Unrounded, y: Unrounded) -> Float[Array, "n m"]:
     return jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - product
 
 
-def rounded_relative_to(
+def rounding_scale(
     cost: Callable[..., Array], x: _Points, y: Float[Array, "m d"], costs: Float[Array, "n m"]
 ) -> Float[Array, "n m"]:
-    """The size that rounding of the costs is relative to: theirs, or that of their summands."""
+    """The magnitude that sets a cost's rounding error: the cost itself, or its summands."""
     if isinstance(cost, SqEuclidean) and x.shape[1] > _DIFFERENCES_UP_TO:
         # A cost from the matrix product is a difference of these squares, and has their rounding.
         center = jnp.mean(y, axis=0)
@@ -137,8 +137,8 @@ def rounded_relative_to(
     return jnp.abs(costs)
 
 
-class OfMatrix:
-    """A pair's cost from the matrix of one pair."""
+class MatrixCost:
+    """A cost defined by its matrix: a single pair is a 1 × 1 matrix."""
 
     translation_invariant = False
 
@@ -149,11 +149,11 @@ class OfMatrix:
         """The cost of one pair."""
         for name, point in (("x", x), ("y", y)):
             check_shape(name, point, "d")
-        x, y = (displaced if self.translation_invariant else floating)(x=x, y=y)
+        x, y = (as_differences if self.translation_invariant else as_floating)(x=x, y=y)
         return self.matrix(x[None], y[None])[0, 0]
 
 
-class _TranslationInvariant(OfMatrix):
+class _TranslationInvariant(MatrixCost):
     """c(x, y) = h(x − y)."""
 
     translation_invariant = True
@@ -182,11 +182,11 @@ class SqEuclidean(_TranslationInvariant):
 
     @property
     def quadratic(self) -> bool:
-        """True."""
+        """Whether h is a quadratic form: always for this cost."""
         return True
 
     def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
-        """For more than 8 features, accurate to rounding of the largest ‖x − ȳ‖², maybe below 0."""
+        """With more than 8 features rounded relative to ‖x − ȳ‖², and possibly negative."""
         return _squared(x, y)
 
     def grad_conjugate(self, w: Float[Numbers, "... d"]) -> Float[Array, "... d"]:
@@ -345,7 +345,7 @@ def _directions(x: _Points) -> _Points:
 
 
 @pytree
-class Cosine(OfMatrix):
+class Cosine(MatrixCost):
     """One minus the cosine of the angle, c(x, y) = 1 − ⟨x, y⟩ / (‖x‖ ‖y‖), 1 for a zero vector.
 
     Example:
@@ -356,12 +356,12 @@ class Cosine(OfMatrix):
 
     def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         """From one matrix product."""
-        x, y = floating(x=x, y=y)
+        x, y = as_floating(x=x, y=y)
         return 1 - matmul(_directions(x), _directions(y).T)
 
 
 @pytree
-class SphereGeodesic(OfMatrix):
+class SphereGeodesic(MatrixCost):
     """The geodesic distance on the unit sphere, c(x, y) = arccos⟨x/‖x‖, y/‖y‖⟩, in radians.
 
     Computed as 2 atan(‖x − y‖ / ‖x + y‖) of unit vectors, which is accurate for small angles in
@@ -375,7 +375,7 @@ class SphereGeodesic(OfMatrix):
 
     def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
-        x, y = map(_directions, floating(x=x, y=y))
+        x, y = map(_directions, as_floating(x=x, y=y))
         # Unit vectors at an angle θ are 2 sin(θ/2) apart, and x from −y 2 cos(θ/2).
         apart = safe_sqrt(_sum_over_features(jnp.square, x, y))
         return 2 * jnp.arctan2(apart, safe_sqrt(_sum_over_features(jnp.square, x, -y)))

@@ -1,10 +1,10 @@
 """Transport between Gaussians in closed form: the distance, the map, and the barycenter.
 
 A Gaussian is a `divjax.Normal`, or any pair of a mean "d" and a covariance: "d" for the variances
-of a diagonal one, "d d" for a full one, which may be singular. An eigenvalue within d machine
-epsilons of the largest from zero counts as zero, and a more negative one makes the result nan. A
-full covariance must be symmetric, up to 3e-4 in units of the features' standard deviations.
-Otherwise a concrete one raises, and a traced one makes the result nan.
+of a diagonal one, "d d" for a full one, which may be singular. An eigenvalue counts as zero if its
+size is at most d machine epsilons of the largest; a more negative one makes the result NaN. A full
+covariance must be symmetric, up to 3e-4 in units of the features' standard deviations. Otherwise a
+concrete one raises, and a traced one makes the result NaN.
 
 With covariances S and T, and factors S = L Lᵀ and T = K Kᵀ, all results follow from the singular
 value decomposition Lᵀ K = U Σ Vᵀ: the fidelity tr (S^½ T S^½)^½ = tr Σ, the squared distance
@@ -62,8 +62,8 @@ def _eigenvalues_and_vectors(matrix: Float[Array, "d d"]) -> tuple[Array, Array]
     return jnp.where(values < 0, jnp.nan, values), vectors
 
 
-# The next three are closed under differentiation: the rule of each consists of the three, so that
-# derivatives of every order exist. An eigendecomposition's have a pole at equal eigenvalues.
+# The derivative rules of the next three functions use only these three, so derivatives of every
+# order exist. The derivatives of an eigendecomposition have poles at equal eigenvalues.
 
 
 @jax.custom_jvp
@@ -240,7 +240,7 @@ def paired_gaussians(p: Any, q: Any) -> GaussianPair:
 
 
 def _covariance_as(dtype: DTypeLike, covariance: Unrounded) -> Array:
-    """In this dtype, NaN for a traced matrix that is not symmetric."""
+    """The covariance in this dtype, NaN if it is traced and not symmetric."""
     covariance = jnp.asarray(covariance, dtype)
     return covariance if covariance.ndim == 1 else symmetric_or_nan(covariance)
 
@@ -327,9 +327,10 @@ class AffineMap:
 def gaussian_map(p: Normal, q: Normal) -> AffineMap:
     """The optimal map between Gaussians, x ↦ m_q + A (x − m_p), A = T^½ (T^½ S T^½)^{−½} T^½.
 
-    A is the unique semi-definite matrix with A S A = T, the gradient of a convex function as
-    Brenier's theorem requires. For singular S the pseudo-inverse is used. If T has variance in a
-    direction in which S has zero, no map exists, and A S A is the part of T that can be reached.
+    For S of full rank A is the unique semi-definite matrix with A S A = T. The map is the gradient
+    of a convex function, as Brenier's theorem requires. For singular S the pseudo-inverse is used.
+    If T has variance in a direction in which S has zero, no map exists, and A S A is the part of T
+    that can be reached.
 
     Args:
         p: m_p "d", and S by its variances "d" or as a matrix "d d".

@@ -36,9 +36,9 @@ class GaussianEntropicResult:
     """The value and the plan of entropic transport between two Gaussians.
 
     Attributes:
-        value: min ⟨P, C⟩ + ε KL(P‖p ⊗ q).
-        transport: x ↦ E[y | x], the entropic map, a function of rows, the gradient of a convex
-            function, with less spread than the optimal map.
+        value: min ⟨P, C⟩ + ε KL(P‖p ⊗ q), or with `debias` the Sinkhorn divergence.
+        transport: the entropic map x ↦ E[y | x] of rows, the gradient of a convex function. Its
+            images have less spread than those of the optimal map.
         covariance: the covariance of y given x, (ε/2) G, the same for all x.
     """
 
@@ -73,7 +73,7 @@ def _excess(s: Array, t: Array, epsilon: Array) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def _covariance_part(s: Array, t: Array, epsilon: Array) -> Float[Array, ""]:
-    """Tr S + tr T − Σ e_i + (ε/2) Σ log(1 + e_i/ε), with all terms non-negative.
+    """The sum tr S + tr T − Σ e_i + (ε/2) Σ log(1 + e_i/ε), by non-negative terms.
 
     The squared Bures distance tr S + tr T − 2 Σ σ_i is computed as a sum of squares.
     """
@@ -88,7 +88,7 @@ def _covariance_part(s: Array, t: Array, epsilon: Array) -> Float[Array, ""]:
 
 @_covariance_part.defjvp
 def _(primals, tangents):
-    """By the envelope theorem: the potentials are x·(I − G)x up to linear terms, and KL."""
+    """The envelope rule: I − G in S, from the potential x·(I − G)x, and KL(P‖p ⊗ q) in ε."""
     (s, t, epsilon), (ds, dt, d_epsilon) = primals, tangents
     one = jnp.ones_like(s) if s.ndim == 1 else jnp.eye(s.shape[0], dtype=s.dtype)
     # The value's derivative in ε is the divergence that it multiplies.
@@ -99,7 +99,7 @@ def _(primals, tangents):
 
 
 def _information(s: Array, t: Array, epsilon: Array) -> Float[Array, ""]:
-    """KL(P‖p ⊗ q) = ½ Σ log(1 + e_i/ε) = ½ log det(I + (2/ε) S^½ G S^½), to any derivative."""
+    """KL(P‖p ⊗ q) = ½ Σ log(1 + e_i/ε) = ½ log det(I + (2/ε) S^½ G S^½), with all derivatives."""
     slope = _slope(s, t, epsilon)
     if s.ndim == 1:
         return jnp.sum(jnp.log1p(2 / epsilon * slope * s)) / 2

@@ -1,7 +1,6 @@
-"""A cost as it is given: one of the library, one of ott-jax, or any function of two points.
+"""Costs as users pass them: of the library, of ott-jax, or any function of two points.
 
-It is taken over from ott-jax, checked, evaluated for all pairs of two samples or row by row, and
-asked for ∇h*, whoever wrote it.
+They are converted, checked, evaluated on all pairs or row by row, and their ∇h* is looked up.
 """
 
 import sys
@@ -16,7 +15,14 @@ from jaxtyping import Array, Float
 from divjax.core.checks import check_callable, check_scalar_output
 from divjax.core.pytrees import as_pytree, as_traced, pytree
 from divjax.core.samples import Numbers, as_samples, centered_samples, check_distinguishable
-from divjax.ot.costs import Euclidean, OfMatrix, PNormPower, SqEuclidean, displaced, floating
+from divjax.ot.costs import (
+    Euclidean,
+    MatrixCost,
+    PNormPower,
+    SqEuclidean,
+    as_differences,
+    as_floating,
+)
 
 __all__ = ["as_cost", "checked_cost", "cost_matrix", "grad_conjugate", "paired_costs"]
 
@@ -33,7 +39,7 @@ def cost_matrix(
         y: samples.
 
     Returns:
-        The matrix.
+        The matrix "n m" of c(x_i, y_j).
 
     Raises:
         ValueError: if a sample is not a non-empty matrix, or the numbers of features differ.
@@ -79,7 +85,7 @@ def checked_cost(
         raise ValueError(f"cost must be an instance; got the class {cost.__name__} itself.")
     cost = as_cost(cost)
     # The library's costs return a scalar, and refer to nothing but their leaves.
-    if isinstance(cost, OfMatrix):
+    if isinstance(cost, MatrixCost):
         return cost
     point = jax.ShapeDtypeStruct(samples.shape[-1:], samples.dtype)
     check_scalar_output("cost", cost, point, point)
@@ -102,13 +108,13 @@ def paired_costs(
 ) -> Float[Array, " n"]:
     """The n costs c(x_i, y_i)."""
     if isinstance(cost, SqEuclidean):  # one pair at a time its matrix product is slow
-        return jnp.sum(jnp.square(jnp.subtract(*displaced(x=x, y=y))), axis=1)
+        return jnp.sum(jnp.square(jnp.subtract(*as_differences(x=x, y=y))), axis=1)
     moves = getattr(cost, "translation_invariant", False)
-    return jax.vmap(cost)(*(displaced if moves else floating)(x=x, y=y))
+    return jax.vmap(cost)(*(as_differences if moves else as_floating)(x=x, y=y))
 
 
 @pytree
-class _OfOtt:
+class _OttCost:
     """A cost h(x − y) of ott-jax."""
 
     cost: Any
@@ -146,7 +152,7 @@ def as_cost(cost: Callable[..., Array]) -> Callable[..., Array]:
         return Euclidean()
     if type(cost) is theirs.PNormP and cost.p > 1:
         return PNormPower(cost.p)
-    return _OfOtt(cost) if isinstance(cost, theirs.TICost) else cost
+    return _OttCost(cost) if isinstance(cost, theirs.TICost) else cost
 
 
 def grad_conjugate(cost: Callable[..., Array]) -> Callable[[Array], Array]:
@@ -154,14 +160,14 @@ def grad_conjugate(cost: Callable[..., Array]) -> Callable[[Array], Array]:
     cost = as_cost(cost)
     if not (hasattr(cost, "h") and hasattr(cost, "grad_conjugate")):
         raise ValueError(
-            "a transport map in closed form takes a cost h(x − y) whose ∇h* is known "
+            "cost must be h(x − y) with a known ∇h* for a transport map in closed form "
             "(SqEuclidean, EuclideanPower, PNormPower, or one with `h` and `grad_conjugate`); "
             f"got {type(cost).__name__}."
         )
     # The conjugate's parameters are the cost's, and are differentiated through the tree.
     if jax.tree_util.all_leaves([cost]):
         raise ValueError(
-            "a cost of one's own whose ∇h* is used must be a pytree: decorate the class "
+            "cost must be a pytree for its ∇h* to be used: decorate the class "
             f"{type(cost).__name__} with `divjax.pytree`."
         )
     return cost.grad_conjugate

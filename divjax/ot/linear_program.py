@@ -1,4 +1,4 @@
-"""Exact optimal transport in any dimension, a linear program for a maintained solver.
+"""Exact optimal transport in any dimension, as a linear program solved by POT or SciPy.
 
 The program is solved on the host, in double precision, through a callback. An assignment solves it
 if both sides have equally many rows of equal weight. Otherwise POT's network simplex is used if POT
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers
+from divjax.core.simplex import largest_mass_difference
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.derivatives import normalized_potentials
@@ -31,15 +32,13 @@ __all__ = ["ExactResult", "exact"]
 
 # Weights that differ by less, relative to their mean, are equal: the rounding of float32 sums.
 _EQUAL = 1e-6
-# If masses in single precision differ by a larger share, no plan exists.
-_SAME_MASS = 1e-4
 _MAX_PIVOTS = 10_000_000
 # HiGHS's smallest tolerances, for masses and costs of size one.
 _TOLERANCES = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
 # Its plan is refined until no plan is cheaper by more than the first share of the cost, and flagged
 # if another may be cheaper by more than the second.
 _REFINED_EXCESS, _LARGEST_EXCESS, _MAX_REFINEMENTS = 1e-9, 1e-6, 8
-# Larger reduced costs, in units of the excess, count as this: no cheaper plan pays much of them.
+# Reduced costs are cut at this multiple of the excess: cheaper plans barely use such pairs.
 _LARGEST = 1e7
 
 
@@ -171,11 +170,9 @@ def _solve_on_host(costs: Array, a: Array, b: Array) -> tuple[Array, Array, Arra
     # In double precision on the host, whatever the arrays' dtype.
     def solve(costs: Array, a: Array, b: Array) -> tuple[np.ndarray, ...]:
         wide = (np.asarray(array, np.float64) for array in (costs, a, b))
-        # Sums of weights are those of numbers in their own precision.
-        slack = max(_SAME_MASS, float(jnp.finfo(a.dtype).eps))
-        found = solve_program(*wide, same_mass=slack)
-        potentials = (np.asarray(array, outputs[0].dtype) for array in found[:3])
-        return *potentials, np.asarray(found.status, np.int32)
+        found = solve_program(*wide, same_mass=largest_mass_difference(a.dtype))
+        arrays = (np.asarray(array, outputs[0].dtype) for array in found[:3])
+        return *arrays, np.asarray(found.status, np.int32)
 
     return jax.pure_callback(solve, outputs, costs, a, b, vmap_method="sequential")
 
@@ -190,7 +187,7 @@ class Program(NamedTuple):
 
 
 def solve_program(
-    costs: np.ndarray, a: np.ndarray, b: np.ndarray, same_mass: float = _SAME_MASS
+    costs: np.ndarray, a: np.ndarray, b: np.ndarray, same_mass: float = 1e-4
 ) -> Program:
     """An optimal plan and potentials in NumPy, for any units of costs and masses.
 
@@ -263,16 +260,16 @@ def _by_network_simplex(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Prog
     pot = importlib.import_module("ot")
     plan, log = pot.lp.emd(a, b, costs, numItermax=_MAX_PIVOTS, log=True, check_marginals=False)
     solved = log["result_code"] == 1
-    return Program(plan, log["u"], log["v"], Status(0 if solved else 1))
+    return Program(plan, log["u"], log["v"], Status.CONVERGED if solved else Status.MAX_ITERATIONS)
 
 
 def _by_highs(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
-    """SciPy's solver, whose absolute tolerance is refined if costs are of unlike sizes.
+    """SciPy's HiGHS, repeated on the reduced costs until its absolute tolerance is small enough.
 
-    Without a pair of negative reduced cost C − f − g no other plan is cheaper. The solver tolerates
-    small negative ones, of any size relative to the costs that matter, such as those within distant
-    clusters. The program with the reduced costs, in a unit of the size of what was tolerated, has
-    the same plans, and its potentials are corrections.
+    If no reduced cost C − f − g is negative, no plan is cheaper. HiGHS tolerates small negative
+    ones, which may be large relative to the smallest costs that matter, such as those within
+    distant clusters. The program with reduced costs has the same plans. In units of what was
+    tolerated it is solved again, and its potentials are added as corrections.
     """
     potentials, unit, excess = np.zeros(sum(costs.shape)), 1.0, np.inf
     for _ in range(_MAX_REFINEMENTS):

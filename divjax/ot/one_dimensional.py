@@ -13,6 +13,7 @@ from divjax.core.checks import check_order, check_shape
 from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Center, Numbers
+from divjax.core.simplex import with_finite_padding
 from divjax.core.types import Outcome, status_of
 from divjax.ot.quantile_coupling import (
     Line,
@@ -25,7 +26,6 @@ from divjax.ot.quantile_coupling import (
     line_potentials,
     rooted,
     staircase,
-    without_padding,
 )
 
 __all__ = ["LineTransportResult", "transport_1d", "wasserstein_1d"]
@@ -39,7 +39,7 @@ def _arguments(
     dtype = jnp.result_type(x, y)
     work = at_least_single(dtype)
     a, b = given_weights("a", a, x.shape[0], work), given_weights("b", b, y.shape[0], work)
-    x, y = without_padding(x.astype(work), a), without_padding(y.astype(work), b)
+    x, y = with_finite_padding(x.astype(work), a), with_finite_padding(y.astype(work), b)
     return Line(x, y, a, b), dtype, center
 
 
@@ -64,11 +64,11 @@ def wasserstein_1d(
     between their merged jumps. The power W_p^p is returned, not its root, unless `root` is true.
     For p = ∞ the result is W_∞, the largest |F_x⁻¹(u) − F_y⁻¹(u)|, which is already a root.
 
-    Differentiable in all arguments. In the samples: almost everywhere, with a derivative of zero
-    for a pair at distance zero. Among duplicates the matching is one of several. In the weights,
-    which are normalised: everywhere except where two cumulative weights coincide, to first order
-    also at zero weights (for W_∞ the derivative in the weights is zero). The derivative of the root
-    is zero if the cost is.
+    The cost is differentiable in the samples almost everywhere. At distance zero a pair's
+    derivative is zero, and among duplicates it is that of one of several matchings. In the weights,
+    which are normalised, it is differentiable unless two cumulative weights coincide. The first
+    derivative exists at zero weights too, and for W_∞ it is zero. The root's derivative at cost
+    zero is zero.
 
     Time O((n + m) log(n + m)), memory O(n + m). Half precision is computed in float32.
 
@@ -128,8 +128,8 @@ class LineTransportResult(Outcome):
         columns: the indices into y of the plan's entries.
         masses: the masses of the plan's entries, with sum 1, some possibly zero.
         center: a point of the line that float64 from NumPy is taken relative to.
-        x: the samples, less the centre.
-        y: likewise.
+        x: the samples of p, less the centre.
+        y: the samples of q, less the centre.
         status: `Status.CONVERGED`, or the problem with the input.
     """
 

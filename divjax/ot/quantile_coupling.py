@@ -32,7 +32,6 @@ __all__ = [
     "line_potentials",
     "rooted",
     "staircase",
-    "without_padding",
 ]
 
 T = TypeVar("T")
@@ -72,9 +71,9 @@ def as_values(
 
 
 def compiled_for_order(*static: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Compiles a `function(…, p)` with a Python number p as static, to distinguish 1, 2 and ∞.
+    """Compile a `function(…, p)`: an array p is a leaf, a Python number selects its own program.
 
-    Any other order is a leaf.
+    Numbers are static so that 1, 2 and ∞ get closed forms. Pass an array to vary p.
 
     Args:
         *static: the names of further static arguments.
@@ -107,14 +106,6 @@ def given_weights(
     if weights is None:
         return None
     return as_weights(name, weights, size, dtype)
-
-
-def without_padding(x: Float[Array, "n ..."], weights: Float[Array, " n"] | None) -> Array:
-    """The rows, with those of weight zero replaced if they are not finite: they are padding."""
-    if weights is None:
-        return x
-    weights = weights.reshape(-1, *(1,) * (x.ndim - 1))
-    return jnp.where((weights == 0) & ~jnp.isfinite(x), 0, x)
 
 
 def _levels(
@@ -167,8 +158,8 @@ def _with_shares(
 ) -> Float[Array, " k"]:
     """The masses of a path's entries, scaled to each row's share of the weights.
 
-    A share below the rounding of the cumulative sums would have any mass of that size, or none. It
-    is then the mass of the row's first entry.
+    Shares below the rounding of the cumulative sums are lost in their differences. If all entries
+    of a row have lost their mass, its first entry gets the row's share.
     """
     total = jax.ops.segment_sum(masses, of_x, weights.size, indices_are_sorted=True)
     share = weights / jnp.sum(weights)
@@ -250,8 +241,8 @@ def _total(
 ) -> Float[Array, ""]:
     """The cost of a path, whose derivatives in the shares of the weights are the potentials.
 
-    Through the cumulative sums that give the masses, the costs of a far row of weight zero would
-    round away those of all others.
+    Differentiated through the cumulative sums that give the masses, the cost of a far row of weight
+    zero would round away the costs of all other rows.
     """
     return jnp.dot(masses, powers, precision="highest")
 
@@ -268,18 +259,18 @@ def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 
 def line_potentials(line: Line, path: Staircase, p: ArrayLike) -> tuple[Array, Array]:
-    """Potentials with f ⊕ g ≤ c, equality all along the path, and f zero at its median mass.
+    """Potentials with f ⊕ g ≤ c, equal to c on the path, and f = 0 where half the mass is reached.
 
     Those of rows of weight zero may overflow, and change no others.
     """
     rows, columns, _ = path
     # The path may lead through rows of weight zero from one that has weight to another.
-    x, y = _with_dead_moved(line.x, line.a), _with_dead_moved(line.y, line.b)
+    x, y = _with_padding_moved(line.x, line.a), _with_padding_moved(line.y, line.b)
     of_x, of_y = x[rows], y[columns]
     costs = distance_power(of_x - of_y, p)
     # From one entry of the path to the next, either the row or the column changes. Its potential
-    # changes with the cost, so that f_i + g_j = c_ij on the whole path. The cost of an equal row
-    # may differ by a rounding, which many would add up.
+    # changes with the cost, so that f_i + g_j = c_ij on the whole path. Between equal rows the step
+    # is zero, as rounding errors would accumulate over many of them.
     moved = (jnp.diff(of_x, prepend=of_x[:1]) != 0) | (jnp.diff(of_y, prepend=of_y[:1]) != 0)
     step = jnp.where(moved, jnp.diff(costs, prepend=costs[:1]), 0)
     row_moves = jnp.diff(rows, prepend=rows[:1]) != 0
@@ -301,22 +292,24 @@ def line_potentials(line: Line, path: Staircase, p: ArrayLike) -> tuple[Array, A
     return of_rows, of_columns
 
 
-def _with_dead_moved(z: Float[Array, " n"], weights: Float[Array, " n"] | None) -> Array:
-    """Positions of which those of weight zero are the last with weight before, or the first."""
+def _with_padding_moved(z: Float[Array, " n"], weights: Float[Array, " n"] | None) -> Array:
+    """Positions, with each row of weight zero moved to the nearest row with weight before it.
+
+    Before the first row with weight, it is moved to that one.
+    """
     if weights is None:
         return z
     order = jnp.argsort(z)
     alive = weights[order] != 0
     before = jax.lax.cummax(jnp.where(alive, jnp.arange(z.size), -1))
-    held = order[jnp.where(before < 0, jnp.argmax(alive), before)]
-    return jnp.zeros_like(z).at[order].set(z[held])
+    nearest = order[jnp.where(before < 0, jnp.argmax(alive), before)]
+    return jnp.zeros_like(z).at[order].set(z[nearest])
 
 
 def _summed_from(middle: Int[Array, ""], steps: Float[Array, " k"]) -> Float[Array, " k"]:
-    """The sum of the steps between one entry and each other, outwards from the one.
+    """The sum of the steps between the middle entry and each other entry.
 
-    At the ends of the line may be outliers, in whose costs those of all others would be rounded
-    away.
+    A sum from one end would start at the outliers there, whose costs would round away all others.
     """
     after = jnp.arange(steps.size) > middle
     forwards = jnp.cumsum(jnp.where(after, steps, 0))

@@ -127,8 +127,7 @@ def winsorised(
         share: the share of the quantile; values with more than 1 − share of the mass are not
             outliers.
     """
-    # The quantile of a normal variable, in standard deviations.
-    # The quantile's distance from the median in standard deviations of a Gaussian.
+    # The quantile of |z| of a standard normal variable.
     deviations = float(scipy.stats.norm.ppf((1 + share) / 2))
     weights = jnp.full(len(rows), 1 / len(rows), rows.dtype) if weights is None else weights
 

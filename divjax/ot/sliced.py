@@ -22,7 +22,7 @@ from divjax.core.numerics import (
 )
 from divjax.core.pytrees import pytree, select
 from divjax.core.samples import Numbers, as_samples, centered_samples
-from divjax.core.simplex import min_norm_weights
+from divjax.core.simplex import min_norm_weights, with_finite_padding
 from divjax.core.types import summary
 from divjax.ot.quantile_coupling import (
     Line,
@@ -30,7 +30,6 @@ from divjax.ot.quantile_coupling import (
     given_weights,
     line_cost,
     rooted,
-    without_padding,
 )
 
 __all__ = [
@@ -63,7 +62,7 @@ def _arguments(
     dtype = jnp.result_type(x, y)
     work = at_least_single(dtype)
     a, b = given_weights("a", a, x.shape[0], work), given_weights("b", b, y.shape[0], work)
-    x, y = without_padding(x.astype(work), a), without_padding(y.astype(work), b)
+    x, y = with_finite_padding(x.astype(work), a), with_finite_padding(y.astype(work), b)
     # Projections of far points lose precision; rows of weight zero may be anywhere.
     origin = jax.lax.stop_gradient(_mean(y, b))
     return _Samples(x - origin, y - origin, a, b), dtype
@@ -199,13 +198,12 @@ def sliced_wasserstein(
     samples, dtype = _arguments(x, y, a, b, p)
     if directions is None:
         key = own_key(key)
-        assert key is not None
         check_count(1, num_projections=num_projections)
         # Normal vectors are uniform in direction.
         shape = (num_projections, samples.x.shape[1])
         directions = _unit(jax.random.normal(key, shape, dtype).astype(samples.x.dtype))
     elif key is not None:
-        raise ValueError("key must be None where directions are given.")
+        raise ValueError("key must be None if directions are given; got a key.")
     else:
         directions = _own_directions(directions, samples.x)
     costs = _costs(samples, directions, p=p)
@@ -228,9 +226,9 @@ class MaxSlicedResult:
     """The largest cost found by a search over directions.
 
     Attributes:
-        value: the cost W_p^p along `direction`: a lower bound on the supremum.
+        value: the cost along `direction`, W_p^p or with `root` W_p: a lower bound on the maximum.
         direction: the unit vector, with arbitrary sign.
-        values: the final cost of each start. Agreement of several on the largest supports it.
+        values: the final cost of each start. If several agree on the largest, it is more credible.
     """
 
     value: Float[Array, ""]
@@ -260,12 +258,11 @@ def max_sliced_wasserstein(
     first start is the difference of the means, the others are random. The cost is not concave in θ,
     and only a local maximum is guaranteed: `values` shows how many starts agree.
 
-    The value's gradient in samples and weights is that along the fixed direction, by the envelope
-    theorem. At the largest direction projections often coincide, so that several plans are optimal
-    there and each of them costs more along some nearby direction. The gradient is then that of the
-    mixture of these plans of which θ is a stationary point, found from the gradients along
-    directions nearby (gradient sampling): accurate to about a thousandth, or to the angle by which
-    the search has missed the direction if that is larger.
+    The value's gradient in samples and weights follows from the envelope theorem. At the maximising
+    direction projections often coincide, so that several plans are optimal, and the gradient is
+    that of the mixture of them for which θ is stationary. It is found from the gradients along
+    directions nearby (gradient sampling), and is accurate to about a thousandth, or to the angle
+    between the direction found and the maximum if that is larger.
 
     Args:
         key: the key for the starts.
@@ -316,8 +313,7 @@ def _max_sliced(
     root: bool,
 ) -> MaxSlicedResult:
     """`max_sliced_wasserstein` after its checks, in the samples' precision."""
-    # Gradients through the search are stopped: at a maximum the value's derivative is that along
-    # the fixed direction.
+    # The search has stopped gradients: `_change` adds the derivative at the maximum.
     fixed = jax.lax.stop_gradient(samples)
     climb = jax.value_and_grad(lambda direction: _costs(fixed, direction[None], p=p)[0])
 

@@ -22,6 +22,7 @@ from divjax.core.checks import (
 from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers
+from divjax.core.simplex import with_finite_padding
 from divjax.core.types import Outcome, status_of
 from divjax.ot.quantile_coupling import (
     Line,
@@ -33,7 +34,6 @@ from divjax.ot.quantile_coupling import (
     is_valid,
     line_potentials,
     staircase,
-    without_padding,
 )
 
 __all__ = ["UnbalancedLineResult", "unbalanced_1d"]
@@ -192,7 +192,7 @@ def _problem(
     uniform = lambda z: jnp.full(z.shape[0], 1 / z.shape[0], work)
     a = uniform(x) if a is None else given_weights("a", a, x.shape[0], work)
     b = uniform(y) if b is None else given_weights("b", b, y.shape[0], work)
-    x, y = without_padding(x.astype(work), a), without_padding(y.astype(work), b)
+    x, y = with_finite_padding(x.astype(work), a), with_finite_padding(y.astype(work), b)
     penalties = jnp.asarray(pair[0], work), jnp.asarray(pair[1], work)
     return Line(x, y, a, b), penalties, dtype
 

@@ -54,7 +54,7 @@ class Origins:
         x = jax.lax.stop_gradient(self.source.subtract(x))
         y = jax.lax.stop_gradient(self.target.subtract(y))
         a, b = shares("a", a, x), shares("b", b, y)
-        return WeightedSamples(without_padding(x, a), without_padding(y, b), a, b)
+        return WeightedSamples(finite_rows(x, a), finite_rows(y, b), a, b)
 
 
 def weighted_samples(
@@ -92,7 +92,7 @@ def weighted_samples(
         target = source
     x, y = training_samples(x, y)
     a, b = shares("a", a, x), shares("b", b, y)
-    samples = WeightedSamples(without_padding(x, a), without_padding(y, b), a, b)
+    samples = WeightedSamples(finite_rows(x, a), finite_rows(y, b), a, b)
     if not apart:
         return samples, Origins(source, target)
     # The centre only covers float64's precision: most of the shift may remain.
@@ -123,12 +123,12 @@ def shares(
     if not isinstance(given, Tracer):
         check_shape(name, given, rows.shape[0])
         check_weights(name, given)
-        # Weights of any sum, also one that is out of range of the samples' dtype.
-        known = np.asarray(given, np.float64)
-        given = known / known.max()
+        # In units of the largest: the sum may be out of the range of the samples' dtype.
+        given = np.asarray(given, np.float64)
+        given = given / given.max()
         # A split requires a row with weight on either side.
         if np.count_nonzero(given) < 2:
-            raise ValueError(f"{name} must give at least 2 rows weight; got 1.")
+            raise ValueError(f"{name} must be positive for at least 2 rows; got 1.")
     masses = jax.lax.stop_gradient(as_weights(name, given, rows.shape[0], rows.dtype))
     return nan_unless(jnp.min(masses) >= 0, masses) / jnp.sum(masses)
 
@@ -142,10 +142,10 @@ def squares_are_unresolved(*samples: Float[Array, "_ d"]) -> Bool[Array, ""]:
 
 
 @jax.jit
-def without_padding(rows: Float[Array, "_ d"], weights: Float[Array, " n"] | None) -> Array:
-    """The rows, with those of weight zero replaced by the heaviest.
+def finite_rows(rows: Float[Array, "_ d"], weights: Float[Array, " n"] | None) -> Array:
+    """The rows, with those of weight zero replaced by the heaviest; all NaN if one is not finite.
 
-    All are NaN if a row with weight is not finite, as batches and blocks may never draw it.
+    Batches and blocks might never draw a row that is not finite.
     """
     if weights is not None:
         # The heaviest row always has weight.
@@ -177,21 +177,21 @@ def normalised(weights: Float[Array, " n"] | None) -> Float[Array, " n"] | None:
 def batch_of_rows(
     key: Key[Array, ""], num_rows: int, size: int, weights: Float[Array, " n"] | None
 ) -> Int[Array, " size"]:
-    """Rows in random order, drawn in proportion to weight, one from each stretch of the mass.
+    """Rows in random order, by stratified sampling in proportion to their weights.
 
-    With equal weights the rows are distinct. A row with more than a stretch is repeated.
+    With equal weights the rows are distinct. A row heavier than a stratum may be repeated.
     """
     if weights is None:
         return row_batch(key, num_rows, size)
     start_key, within_key, order_key = jax.random.split(key, 3)
-    # One position in each of `size` equal stretches of the mass, with a common random offset: each
-    # position is equally likely, and means over a batch vary less than with independent draws.
+    # One position in each of `size` strata of equal mass, with a common random offset: each is
+    # equally likely, and means over a batch vary less than with independent draws.
     within = jax.random.uniform(within_key, (size,), weights.dtype)
     positions = (jnp.arange(size, dtype=within.dtype) + within) / size + jax.random.uniform(
         start_key, (), within.dtype
     )
     cumulative = jnp.cumsum(weights)
-    # Positions increase: without a permutation parts of a batch would be parts of the sample.
+    # Positions increase: the permutation makes every part of a batch a random part of the sample.
     # Rounding may lead beyond the last row.
     rows = jnp.searchsorted(cumulative / cumulative[-1], positions % 1, side="right")
     return jax.random.permutation(order_key, jnp.minimum(rows, num_rows - 1))

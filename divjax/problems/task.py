@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from divjax.core.checks import check_shape
+from divjax.core.numerics import nan_unless
 from divjax.core.samples import Numbers, as_samples
 from divjax.problems.mixtures import check_draw
 
@@ -14,6 +16,7 @@ __all__ = ["RowMap", "Sampler", "Task", "points_of"]
 
 Sampler = Callable[[Key[Array, ""], int], Float[Array, "n d"]]
 RowMap = Callable[[Float[Array, "n d"]], Float[Array, "n d"]]
+RowValue = Callable[[Float[Array, "n d"]], Float[Array, " n"]]
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Task:
     Attributes:
         dim: the number of features d.
         sample_p: `(key, n) -> "n d"`, independent draws of p.
-        sample_q: independent draws of q, likewise.
-        log_ratio: `"b d" -> "b"`, log p(x)/q(x), which is ±∞ where one of the densities is zero.
+        sample_q: the same of q.
+        log_ratio: `"b d" -> "b"`, log p(x)/q(x), ±∞ where one of the densities is zero, NaN at NaN.
         kl: KL(p‖q).
         reverse_kl: KL(q‖p).
         js: the Jensen–Shannon divergence.
@@ -35,7 +38,7 @@ class Task:
     dim: int
     sample_p: Sampler
     sample_q: Sampler
-    log_ratio: Callable[[Float[Array, "b d"]], Float[Array, " b"]]
+    log_ratio: RowValue
     kl: float
     reverse_kl: float
     js: float
@@ -44,6 +47,7 @@ class Task:
     def __post_init__(self):
         for name in ("sample_p", "sample_q"):
             object.__setattr__(self, name, _checked_sampler(getattr(self, name)))
+        object.__setattr__(self, "log_ratio", _checked_log_ratio(self.log_ratio, self.dim))
 
     def sample(
         self, key: Key[Array, ""], n: int, m: int | None = None
@@ -80,6 +84,15 @@ def _checked_sampler(sample: Sampler) -> Sampler:
     def checked(key: Key[Array, ""], n: int) -> Float[Array, "n d"]:
         check_draw(key, n)
         return sample(key, n)
+
+    return checked
+
+
+def _checked_log_ratio(log_ratio: RowValue, dim: int) -> RowValue:
+    def checked(z: Float[Array, "b d"]) -> Float[Array, " b"]:
+        z = points_of(z, dim)
+        # Where a density is zero decides a comparison, which NaN fails: it has no log ratio.
+        return nan_unless(~jnp.isnan(z).any(axis=1), log_ratio(z))
 
     return checked
 

@@ -60,7 +60,7 @@ def _calibrate(
     b: Float[Array, " m"],
     kind: str,
 ) -> Float[Array, " 2"]:
-    """The intercept a and slope b of the log ratio a + b·u that fits these rows best.
+    """The intercept α and slope β of the log ratio α + β·u that fits these rows best.
 
     The prior dominates if the rows are uninformative, as when p and q hardly overlap.
     """

@@ -1,11 +1,12 @@
 """Lower confidence bounds on the Jensen–Shannon divergence that hold for any distributions.
 
 For any function u, ½E_p[log 2 − log(1 + e^{−u})] + ½E_q[log 2 − log(1 + e^u)] ≤ JS(p, q). Held-out
-rows, in pairs of one row of p and one of q, therefore give bounded terms whose conditional mean
-given the past is at most JS. Betting against a mean of at most m refutes every m that is too small.
-Two kinds of bets share the error probability δ = 1 − confidence:
+rows, in pairs of one row of p and one of q (several rows of the larger sample are averaged),
+therefore give bounded terms whose conditional mean given the past is at most JS. Betting against a
+mean of at most m refutes every m that is too small. Two kinds of bets share the error probability
+δ = 1 − confidence:
 
-- **by folds**: the model fitted to the other folds bets on each fold's pairs, at δ/2K per fold;
+- **by folds**: the model fitted to the other folds bets on each fold's pairs, at δ/(2K) per fold;
 - **in sequence**, at δ/2: a model fitted to the first half of the folds bets on the later folds,
   except the last one, which is left to its own model, fitted to all earlier rows. The capital runs
   through more than half of all pairs. The capitals of the other folds must not be multiplied, since
@@ -165,7 +166,7 @@ def _gain(u: ArrayLike, clip: ArrayLike) -> Array:
 
 
 class _Pairing(NamedTuple):
-    """Each fold's held-out rows in pairs, one row of p and one of q.
+    """Each fold's held-out rows in pairs; each pair has one row of the smaller sample there.
 
     Attributes:
         pairs: the number of pairs of each fold.
@@ -181,7 +182,7 @@ class _Pairing(NamedTuple):
 
 
 def _pairing(held_out: tuple[HeldOut, HeldOut], num_folds: int) -> _Pairing:
-    """The pairs of the held-out rows, in which the larger sample's pairs have several rows."""
+    """The pairs of the held-out rows. The larger sample's rows are dealt to the pairs in turn."""
     part_p, part_q = held_out
     count_p, count_q = _counts(part_p.fold, num_folds), _counts(part_q.fold, num_folds)
     pairs = jnp.minimum(count_p, count_q)
@@ -211,10 +212,12 @@ def _pair_values(
 
 def _counts(fold: Int[Array, " n"], num_folds: int) -> Int[Array, " folds"]:
     """The number of rows in each fold."""
-    return jnp.zeros(num_folds, fold.dtype).at[_or_none(fold, num_folds)].add(1, mode="drop")
+    return (
+        jnp.zeros(num_folds, fold.dtype).at[_fold_or_sentinel(fold, num_folds)].add(1, mode="drop")
+    )
 
 
-def _or_none(fold: Int[Array, " n"], num_folds: int) -> Int[Array, " n"]:
+def _fold_or_sentinel(fold: Int[Array, " n"], num_folds: int) -> Int[Array, " n"]:
     """The fold of each row, out of range for rows without one."""
     return jnp.where(fold >= 0, fold, num_folds)
 
@@ -235,7 +238,7 @@ def _pair_means(
     shape: tuple[int, int],
 ) -> Float[Array, "folds size"]:
     """The mean gain over each pair's rows of one sample."""
-    place = _or_none(fold, shape[0]), slot
+    place = _fold_or_sentinel(fold, shape[0]), slot
     empty = jnp.zeros(shape, gains.dtype)
     total = empty.at[place].add(gains, mode="drop")
     count = empty.at[place].add(1.0, mode="drop")

@@ -239,14 +239,14 @@ def _fit_member(
     # training and test would measure copying.
     params = head.fit(jax.random.fold_in(task.key, task.stream), data)
     # The gap between these losses and those of the tested rows measures overfitting.
-    held = data.validation
+    validation = data.validation
     of_train = training_log_ratios(head, params, data.train)
-    of_held = log_ratios(head, params, held.x, held.y)
+    of_validation = log_ratios(head, params, validation.x, validation.y)
     losses = [
         cross_entropy(u_p, u_q, *part.weights)
-        for (u_p, u_q), part in ((of_train, data.train), (of_held, held))
+        for (u_p, u_q), part in ((of_train, data.train), (of_validation, validation))
     ]
-    return member._replace(params=params), losses, (*of_held, *held.weights)
+    return member._replace(params=params), losses, (*of_validation, *validation.weights)
 
 
 def _fit_members(
@@ -296,8 +296,8 @@ def _score_held_out(
 ) -> tuple[list[Array], list[HeldOut], Array]:
     """Each row's held-out log ratio in one repeat, before calibration.
 
-    Returned differentiable in the rows, then as `HeldOut` with stopped gradients, then each fold's
-    loss.
+    Returns the log ratios, differentiable in the rows; the same as `HeldOut`, with stopped
+    gradients; and each fold's loss.
     """
 
     def test(member, fold):

@@ -33,10 +33,11 @@ class Ties:
         duplicates_q: the share of q's rows that equal another row of q.
         shared_p: the share of p's rows that equal a row of q: copies, if q is a model of p.
         shared_q: the share of q's rows that equal a row of p.
-        lattice: for each feature, the excess of the share of one sample's rows whose value occurs
-            in its other rows over the share of the other sample's rows with such a value. For
-            independent samples a lower bound, up to sampling error, on the total variation: near 1
-            if one sample's values are quantised and the other's are not, or differently.
+        lattice: for each feature, the share of one sample's rows whose value another of its rows
+            has, minus the share of the other sample's rows with a value of the first; the larger of
+            both directions, at least 0. For independent samples it is a lower bound, up to sampling
+            error, on the total variation: near 1 if one sample is quantised and the other is not,
+            or differently.
         copied: for each feature, the excess of the share of one sample's rows whose value occurs in
             the other sample over the share of the other's own values that repeat. For independent
             samples it is bounded by the total variation. It is near 1 if values are unique within
@@ -128,13 +129,13 @@ def ties(
     given = x, y
     x, y = as_samples(x=x, y=y)
     dtype = x.dtype
-    used_p, known_p = _used("a", a, x.shape[0])
-    used_q, known_q = _used("b", b, y.shape[0])
+    used_p, valid_p = _used("a", a, x.shape[0])
+    used_q, valid_q = _used("b", b, y.shape[0])
 
     # NaN is unequal to every value, and so would pass for a value of a density.
     not_nan_p = ~jnp.isnan(x).any(axis=0, where=used_p[:, None])
     not_nan_q = ~jnp.isnan(y).any(axis=0, where=used_q[:, None])
-    valid = not_nan_p & not_nan_q & known_p & known_q
+    valid = not_nan_p & not_nan_q & valid_p & valid_q
 
     # Lattices are detected in the stored precision, copies in the precision common to both samples.
     alike = _rounded_alike(x, y, given)
@@ -156,7 +157,7 @@ def _used(
 
 
 class _Shares(NamedTuple):
-    """The shares of the used rows of one sample that equal another one of either sample."""
+    """The shares of one sample's used rows that equal another used row, by pair of samples."""
 
     of_p_in_p: Float[Array, ""]
     of_q_in_q: Float[Array, ""]
@@ -186,13 +187,13 @@ def _rounded_alike(
     x: Array, y: Array, given: tuple[Numbers, Numbers]
 ) -> tuple[Array, Array] | None:
     """Both samples in the coarser precision, if one is in half precision and the other is not."""
-    held = [
+    dtypes = [
         dtype_in_jax(as_numbers(name, sample))
         for name, sample in zip(("x", "y"), given, strict=True)
     ]
-    if held[0] == held[1]:
+    if dtypes[0] == dtypes[1]:
         return None
-    for dtype in held:
+    for dtype in dtypes:
         if jnp.finfo(dtype).bits < 32:
             x, y = (sample.astype(dtype).astype(sample.dtype) for sample in (x, y))
     return x, y
@@ -203,17 +204,17 @@ def _ranks(x: Numbers, y: Numbers) -> tuple[_Ranks, _Ranks]:
     # Traced integers of JAX cannot become NumPy's, and are compared as they are.
     if is_traced(x, y) and all(_are_wide_integers(sample) for sample in (x, y)):
         return (x, y) if x.dtype == y.dtype else (None, None)
-    held = [as_numbers(name, sample, exact=True) for name, sample in (("x", x), ("y", y))]
-    wide = [loses_digits(sample) for sample in held]
+    stored = [as_numbers(name, sample, exact=True) for name, sample in (("x", x), ("y", y))]
+    wide = [loses_digits(sample) for sample in stored]
     # JAX's dtype represents every digit: values can be compared directly.
     if not any(wide):
         return None, None
     # Equal values get equal ranks in one numbering of both samples. JAX represents ranks exactly.
-    rows = np.concatenate([sample for sample, has in zip(held, wide, strict=True) if has])
+    rows = np.concatenate([sample for sample, has in zip(stored, wide, strict=True) if has])
     ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in rows.T], axis=1)
     ranks = ranks.astype(np.int32)
     if all(wide):
-        return ranks[: len(held[0])], ranks[len(held[0]) :]
+        return ranks[: len(stored[0])], ranks[len(stored[0]) :]
     return (ranks, None) if wide[0] else (None, ranks)
 
 
@@ -234,8 +235,8 @@ def _shares_as_held(
 ) -> tuple[_Found, _Found]:
     """Shares of equal values in the stored precision, and in the coarser one of both samples.
 
-    The two agree unless the precisions differ. A sample's own duplicates are then those in its
-    own, and shared values are those that are equal in the coarser one.
+    The two agree unless the precisions differ. A sample's own duplicates are then counted in its
+    own precision, and shared values in the coarser one.
     """
     common = _found(*(alike or (x, y)), used_p, used_q)
     if ranks_p is None and ranks_q is None:

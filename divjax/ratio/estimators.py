@@ -87,7 +87,7 @@ class _CrossFitted:
         check_flag(count_duplicates=self.count_duplicates)
         if not isinstance(self.validation_share, float):
             raise ValueError(
-                "validation_share decides the shapes of a fit and must be a Python float; got "
+                "validation_share must be a Python float, since it determines shapes; got "
                 f"{self.validation_share!r}."
             )
         check_probability(validation_share=self.validation_share)
@@ -146,8 +146,8 @@ class ClassifierRatio(_CrossFitted):
         num_repeats: the number of splits over which out-of-fold log ratios are averaged. Repeats
             reduce the variance of the fits, and with it the excess cross-entropy by which the
             Jensen–Shannon estimate is too low. A few repeats help for samples of hundreds of rows.
-        validation_share: the share of those rows that is used for early stopping or model selection
-            instead of training. It is static, since it determines shapes.
+        validation_share: the share of the rows outside of the fold that is used for early stopping
+            or model selection instead of training. It is static, since it determines shapes.
         calibration: "none", "temperature" (a slope) or "platt" (intercept and slope), the map of
             each fold's log ratios that is fitted to the other folds.
         count_duplicates: whether each feature is joined by log(1 + the number of training rows with
@@ -196,16 +196,17 @@ class TelescopingRatio(_CrossFitted):
     the estimate rests on the shape of the intermediate models, as `diagnostics.beyond_log_n`
     reports.
 
+    The attributes not listed are those of `ClassifierRatio`, except `hidden`.
+
     Attributes:
         head: the model of the intermediate log ratios.
         calibration: "none" by default, since in the large-KL regime hardly any row informs the
             slope of the sum. "platt" corrects poorly fitted intermediate ratios if p and q overlap.
-            The other attributes are those of `ClassifierRatio`.
 
     Example:
         >>> import jax
         >>> p, q = jax.random.normal(jax.random.key(0), (2, 200, 1))
-        >>> method = TelescopingRatio(Telescoping(num_bridges=5, network=None))
+        >>> method = TelescopingRatio(Telescoping(num_ratios=5, network=None))
         >>> estimate = method.fit(jax.random.key(1), p + 6, q).kl()
         >>> 16 < float(estimate.value) < 20, bool(estimate.diagnostics.beyond_log_n)  # 18
         (True, True)
@@ -222,11 +223,13 @@ class TelescopingRatio(_CrossFitted):
 class LeastSquaresRatio(_CrossFitted):
     """The ratio by kernel least squares (uLSIF, and relative: RuLSIF), cross-fitted.
 
-    Bandwidth and ridge are chosen by the analytic leave-one-out error. No training and no
-    validation rows are required: `validation_share` reserves one per fold by default.
+    Bandwidth and ridge are chosen by the analytic leave-one-out error. Neither iterative training
+    nor validation rows are needed: by default `validation_share` reserves only one row of each
+    sample per fold. The attributes not listed are those of `ClassifierRatio`, except `hidden`.
 
     Attributes:
-        head: the kernel model. The other attributes are those of `ClassifierRatio`.
+        head: the kernel model.
+        validation_share: as in `ClassifierRatio`.
 
     Example:
         >>> import jax
@@ -247,8 +250,10 @@ class LeastSquaresRatio(_CrossFitted):
 class KLIEPRatio(_CrossFitted):
     """The ratio r that minimises KL(p‖r·q), a mixture of kernels, cross-fitted.
 
+    The attributes not listed are those of `ClassifierRatio`, except `hidden`.
+
     Attributes:
-        head: the kernel model. The other attributes are those of `ClassifierRatio`.
+        head: the kernel model.
 
     Example:
         >>> import jax
@@ -282,13 +287,13 @@ def _check_and_fit(
     check_full_precision("x", x)
     check_provides("head", method.head, ("fit", "__call__"), "a ratio head")
     weights = []
-    for name, rows, of_rows, weight in (("x", x, "a", a), ("y", y, "b", b)):
+    for name, rows, weight_name, weight in (("x", x, "a", a), ("y", y, "b", b)):
         num_rows = rows.shape[0]
         if weight is None:
             weight = np.ones(num_rows)
-        weight = as_numbers(of_rows, weight)
-        check_shape(of_rows, weight, num_rows)
-        check_weights(of_rows, weight)
+        weight = as_numbers(weight_name, weight)
+        check_shape(weight_name, weight, num_rows)
+        check_weights(weight_name, weight)
         if not isinstance(weight, Tracer):  # any scale, even beyond the range of the samples' dtype
             weight = np.asarray(weight, np.float64)
             weight = weight / weight.max()
@@ -297,14 +302,14 @@ def _check_and_fit(
         if count // method.pack_size < 2 * method.num_folds:
             units = "rows" if method.pack_size == 1 else f"packs of {method.pack_size}"
             raise ValueError(
-                f"{name} must hold at least two {units} with weight a fold, "
+                f"{name} must hold at least two {units} of nonzero weight per fold, "
                 f"{2 * method.num_folds} in all; got {count // method.pack_size}."
             )
         weights.append(jnp.asarray(weight, x.dtype))
     method = refuse_derivatives(
         method,
-        "a fit's divergences are differentiated in the samples, with the models held at their "
-        "optimum, not in the numbers of its head. Differentiate `head.fit` itself.",
+        "a fit's divergences are differentiable in the samples, with the models held fixed, not in "
+        "the numbers of its head. Differentiate `head.fit` itself.",
     )
     labels = None if groups is None else _check_groups(groups, x.shape[0], y.shape[0], method)
     rows = x, y, *weights
@@ -333,7 +338,7 @@ def _check_groups(
             count = len(np.unique(np.asarray(part)))
             if count < least:
                 raise ValueError(
-                    f"groups must hold at least two groups of {name} a fold, {least} in all; "
+                    f"groups must hold at least two groups of {name} per fold, {least} in all; "
                     f"got {count}."
                 )
     return labels

@@ -97,7 +97,7 @@ class RatioFit(OutOfFoldScores):
         x = x.reshape(-1, self.pack_size * x.shape[1])
         features = self.members.mean.shape[-1]
         if self.members.values is not None:
-            features //= 2  # each is followed by its count of ties
+            features //= 2  # the second half of the inputs are counts of ties
         check_shape("x", x, "b", features)
         # Padded to few sizes, batches of many sizes share a compiled program. Traced rows are part
         # of the caller's program.
@@ -133,25 +133,26 @@ class RatioFit(OutOfFoldScores):
         E_p[f'(r)] + E_q[f(r) − r f'(r)] with the models fixed, by the envelope theorem the
         gradient of the divergence itself.
 
-        The standard error combines the error of the mean, the error of the log ratio's intercept
-        and slope (taken as estimated from the same samples), for KL the error of the ratio's scale,
-        log E_q[r], which is 0 for the true ratio (for the reverse KL log E_p[1/r]) and counts at
-        most as much as all others, and the error of overfitting. If the head contains log p/q, the
-        classifier's excess cross-entropy ε is in expectation between half of the
-        `generalization_gap`, the cost of maximum likelihood, and all of it. Three quarters are
-        counted. Another divergence of nearby p and q changes by 4h(1)·ε, with h = r² f''. A head
-        too simple for log p/q, or trained too briefly, adds a bias that is not included in these
-        errors. Beyond log n (`diagnostics.beyond_log_n`) the samples contain no evidence of it.
+        The standard error combines four errors: that of the mean; that of the log ratio's intercept
+        and slope, taken as estimated from the same samples; that of the ratio's scale; and that of
+        overfitting. The scale's is log E_q[r] for KL and log E_p[1/r] for the reverse KL, both 0
+        for the true ratio, and counts at most as much as the other three together. Overfitting is
+        an excess cross-entropy ε. For a head that contains log p/q, ε is in expectation at least
+        half of the `generalization_gap` and at most all of it: three quarters are counted. For
+        nearby p and q, JS changes by ε and any divergence by 4h(1)·ε, with h = r² f''. If a probe
+        of another shape finds structure in the held-out rows that the head has missed
+        (`diagnostics.too_simple`), ε is the probe's gain wherever that is larger. Any further bias,
+        of a head that is too simple or trained too briefly, is not included. Beyond log n
+        (`diagnostics.beyond_log_n`) the samples contain no evidence of it.
 
         The interval is a normal one, except for Jensen–Shannon. The out-of-fold value of the latter
         is log 2 minus a cross-entropy, which the excess can only raise: below the value the
-        interval includes the first two errors, above it the two and all of the gap, up to log 2. If
-        a probe of another shape finds held-out structure that the head has missed
-        (`diagnostics.too_simple`), its gain is added above.
+        interval includes the first two errors, above it the two, all of the gap and the probe's
+        gain, up to log 2.
 
-        `certified_js` (for KL, `certified_kl`) holds for any head. The value is at least its 95 %
-        bound, and the lower end of an interval of level 1 − α is at least its bound of confidence
-        1 − α/2. There is no certificate for rows in groups or of unequal weights.
+        A value below the 95 % bound of `certified_js` (for either KL, `certified_kl`), which holds
+        for any head, is raised to it, and the lower end of an interval of level 1 − α to the bound
+        of confidence 1 − α/2. There is no certificate for rows in groups or of unequal weights.
 
         Args:
             generator: a divergence of `divjax.fdiv`.
@@ -184,9 +185,9 @@ class RatioFit(OutOfFoldScores):
     def js(self, *, confidence_level: ArrayLike = 0.95, base: ArrayLike | None = None) -> Estimate:
         """The Jensen–Shannon divergence, in nats unless a base is given. See `divergence`.
 
-        In expectation it is a lower bound on the true value for any model: exactly so without
-        calibration, which depends on a fold's rows only through the models of other folds. Hence
-        its interval reaches further up than down: lower ≤ value ≤ upper ≤ log 2.
+        In expectation it is a lower bound on the true value for any model. This is exact without
+        calibration. A fold's calibration depends on its own rows, though only through the models of
+        other folds. Hence the interval reaches further up than down: lower ≤ value ≤ upper ≤ log 2.
         """
         return self.divergence(JensenShannon(), confidence_level=confidence_level, base=base)
 
@@ -255,12 +256,12 @@ class RatioFit(OutOfFoldScores):
         """A lower confidence bound on JS(p, q), for any p, q and model.
 
         For any function u, ½E_p[log 2 − log(1 + e^{−u})] + ½E_q[log 2 − log(1 + e^u)] ≤ JS.
-        Held-out rows give bounded terms, one per pair of a row of p and a row of q, and betting
-        against their mean is valid at every sample size. A model fitted to the first half of the
-        folds, followed by that of the last fold, bets on all later folds with one running capital.
-        Each fold's own model bets on the fold. These share the error probability, one half for the
-        former and 1/2K for each fold, and the largest bound is returned. With two folds only the
-        latter are used.
+        Held-out rows give bounded terms, one per pair of rows of p and of q (several rows of the
+        larger sample are averaged), and betting against their mean is valid at every sample size. A
+        model fitted to the first half of the folds bets on the later folds with one running
+        capital; on the last fold, that fold's own model takes over. Each fold's own model also bets
+        on its fold alone. The sequence has half of the error probability, each fold 1/(2K) of it,
+        and the largest bound is returned. With two folds there is no sequence.
 
         Rows must be independent draws: the bound is NaN for rows in groups, and if the positive
         weights of a sample are unequal.

@@ -1,6 +1,5 @@
 """Kernel mean matching: weights under which one sample has the kernel mean of another."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from divjax.core.checks import (
     check_scalar,
 )
 from divjax.core.differentiation import refuse_derivatives
-from divjax.core.numerics import nan_unless, safe_sqrt
+from divjax.core.numerics import matmul, nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, as_weights, centered_samples
 from divjax.core.simplex import effective_sample_size
@@ -29,7 +28,6 @@ from divjax.ratio.heads.kernel_models import median_distance
 __all__ = ["KernelMeanMatching", "MatchedWeights", "project_box_slab"]
 
 _stop = jax.lax.stop_gradient
-_matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 @pytree
@@ -42,7 +40,8 @@ class MatchedWeights(Outcome):
         effective_sample_size: (Σ_j b_j w_j)² / Σ_j (b_j w_j)².
         gap: an upper bound on the excess of ½ mmd² over its minimum over the feasible weights.
         status: `Status.CONVERGED` if `gap` is within the requested accuracy and the constraints
-            hold, `MAX_ITERATIONS` if not after all steps, `NOT_FINITE` for NaN in the samples.
+            hold, `MAX_ITERATIONS` if one of these fails after all steps, `NOT_FINITE` for NaN in
+            the samples, `INVALID_INPUT` for traced numbers or weights out of range.
     """
 
     weights: Float[Array, " m"]
@@ -230,9 +229,11 @@ class KernelMeanMatching:
         sigma, bound = jnp.asarray(sigma, y.dtype), jnp.asarray(self.bound, y.dtype)
         tolerance = jnp.asarray(self.tolerance, y.dtype)
         accuracy = jnp.asarray(self.accuracy, y.dtype)
-        valid = (sigma > 0) & (bound >= 1) & (tolerance >= 0) & (accuracy > 0)
-        valid = valid & (a >= 0).all() & (b >= 0).all()
-        kernel = Gaussian(bandwidth=nan_unless(valid, sigma))
+        valid = (bound >= 1) & (tolerance >= 0) & (accuracy > 0) & (a >= 0).all() & (b >= 0).all()
+        if self.bandwidth is not None:
+            valid &= sigma > 0
+        # The median distance is NaN for NaN in the samples, and zero for constant ones.
+        kernel = Gaussian(bandwidth=nan_unless(valid & (sigma > 0), sigma))
 
         no_gradient = jnp.zeros((x.shape[0], 0), x.dtype)
         mean_p = lambda z: kernel_sums(kernel, z, x, a[:, None], no_gradient)[0][:, 0]
@@ -245,7 +246,7 @@ class KernelMeanMatching:
         masses = b * weights
         # With masses m = bw and the target t, Km − t is the gradient of ½ mmd² in the inner product
         # of b, and mmd² = mᵀKm − 2mᵀt + ‖μ_p‖².
-        witness = _matmul(gram, masses) - target
+        witness = matmul(gram, masses) - target
         squared = jnp.dot(masses, witness - target) + self_term
         # Rounding may give a negative number.
         mmd = safe_sqrt(jnp.maximum(squared, 0))
@@ -260,7 +261,9 @@ class KernelMeanMatching:
             mmd=mmd,
             effective_sample_size=effective_sample_size(masses),
             gap=jnp.maximum(gap, 0),
-            status=status_of(converged=(gap <= accuracy) & feasible, finite=jnp.isfinite(gap)),
+            status=status_of(
+                converged=(gap <= accuracy) & feasible, finite=jnp.isfinite(gap), valid=valid
+            ),
         )
 
 
@@ -292,7 +295,7 @@ def _match(
     In this inner product the gradient is the witness function itself, rows of small weight converge
     like the others, and the operator K diag(b) is bounded by its largest row sum.
     """
-    curvature = jnp.max(jnp.where(masses > 0, _matmul(gram, masses), 0))
+    curvature = jnp.max(jnp.where(masses > 0, matmul(gram, masses), 0))
 
     def step(_: Int[Array, ""], s: _Step) -> _Step:
         # Nesterov's momentum. Images under K are linear in the weights and extrapolated likewise,
@@ -304,9 +307,9 @@ def _match(
         # Momentum that points uphill is reset.
         uphill = jnp.dot(masses, (ahead - moved) * (moved - s.weights)) > 0
         age = jnp.where(uphill, 0, s.age + 1)
-        return _Step(moved, s.weights, _matmul(gram, masses * moved), s.image, age)
+        return _Step(moved, s.weights, matmul(gram, masses * moved), s.image, age)
 
     start = project_box_slab(jnp.ones_like(masses), masses, bound, tolerance)
-    image = _matmul(gram, masses * start)
+    image = matmul(gram, masses * start)
     state = _Step(start, start, image, image, jnp.zeros((), gram.dtype))
     return jax.lax.fori_loop(0, num_steps, step, state).weights

@@ -90,8 +90,9 @@ def head_inputs(
 ) -> Float[Array, "b p"]:
     """The inputs of a head: standardised features, robust to any single row.
 
-    For a parametric head the samples' rows are winsorised and, to extrapolate, any others are
-    unchanged.
+    A parametric head gets affine features: clipped to the limits for the samples' own rows,
+    unclipped with `extrapolate`. Any other head gets features that are compressed beyond the
+    limits.
     """
     features = _features(member.values, x, trained)
     if not is_parametric(head):

@@ -115,7 +115,7 @@ def misfit(
     ]
     pooled = lambda samples: jax.tree.map(lambda *parts: jnp.concatenate(parts), *samples)
     smooth = _gain_of_cosines(pooled(samples), num_folds)
-    local = _agreement_of_neighbors(pooled([_some_rows(sample) for sample in samples]), sum(sizes))
+    local = _agreement_of_neighbors(pooled([_subsample(sample) for sample in samples]), sum(sizes))
     # Selects the larger ratio of gain to standard error, without a division by an error of zero.
     more_sure = local.gain * smooth.std_error > smooth.gain * local.std_error
     return jax.tree.map(lambda *gains: jnp.where(more_sure, *gains), local, smooth)
@@ -135,8 +135,8 @@ def _gain_of_cosines(rows: _Scored, num_folds: int) -> Misfit:
     # Σw² is the share of a single row: hence the precision of the prior is in rows.
     ridge = _RIDGE * jnp.eye(phi.shape[1], dtype=phi.dtype) * jnp.sum(weight**2)
 
-    def losses_at(rows, u):
-        return jnp.where(rows, weight * jax.nn.softplus(-sign * u), 0)
+    def losses_at(mask, u):
+        return jnp.where(mask, weight * jax.nn.softplus(-sign * u), 0)
 
     def gains(k):
         others = fold != k
@@ -186,8 +186,8 @@ def _agreement_of_neighbors(rows: _Scored, num_groups: int) -> Misfit:
     def mean_of_neighbors(z, of_group, of_fold):
         squares = squared_distances(z, x)
         # Given the model, rows are independent within a fold, except for those of one group.
-        strangers = (fold != of_fold[:, None]) | (group == of_group[:, None]) | (weight <= 0)
-        nearest, which = jax.lax.top_k(-jnp.where(strangers, jnp.inf, squares), count)
+        excluded = (fold != of_fold[:, None]) | (group == of_group[:, None]) | (weight <= 0)
+        nearest, which = jax.lax.top_k(-jnp.where(excluded, jnp.inf, squares), count)
         mass = jnp.where(jnp.isfinite(nearest), weight[which], 0)
         total = jnp.sum(mass, axis=1)
         return jnp.sum(mass * residual[which], axis=1) / jnp.where(total > 0, total, 1)
@@ -198,7 +198,7 @@ def _agreement_of_neighbors(rows: _Scored, num_groups: int) -> Misfit:
     return Misfit(jnp.sum(terms), jnp.sqrt(2) * _error_of_sum(terms, group, num_groups))
 
 
-def _some_rows(rows: _Scored) -> _Scored:
+def _subsample(rows: _Scored) -> _Scored:
     """At most `_MAX_ROWS` rows of positive weight, the same for all samples of this size."""
     if rows.x.shape[0] <= _MAX_ROWS:
         return rows

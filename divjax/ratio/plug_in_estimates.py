@@ -58,10 +58,12 @@ def divergence_estimate(
     # changes the divergence by 4h(1)·ε, and u = 0 is the ratio 1.
     gap = jnp.maximum(diagnostics.generalization_gap, 0)
     missed = jnp.where(fit.misfit.significant, fit.misfit.gain, 0)
-    shape = 4 * generator.curvature(jnp.zeros_like(gap)) * jnp.maximum(EXCESS_SHARE * gap, missed)
+    excess = jnp.maximum(EXCESS_SHARE * gap, missed)
+    excess_error = 4 * generator.curvature(jnp.zeros_like(gap)) * excess
     # The error of the ratio's scale counts at most as much as all others together.
-    scale = jnp.minimum(_normalization_error(fixed, weights, generator) ** 2, variance + shape**2)
-    std_error = jnp.sqrt(variance + shape**2 + scale)
+    others = variance + excess_error**2
+    scale_variance = jnp.minimum(_normalization_error(fixed, weights, generator) ** 2, others)
+    std_error = jnp.sqrt(others + scale_variance)
 
     # Overfitting can only lower an out-of-fold Jensen–Shannon divergence: no share of the gap is
     # added below it, and all of it, up to the training rows' own divergence, above.
@@ -208,9 +210,9 @@ def _tangent(u: Float[Array, " n"]) -> Float[Array, " n"]:
 def _recalibrated(
     fit: OutOfFoldScores, generator: Divergence, influences: Sequence[Array], samples: _Pair
 ) -> _Pair:
-    """The influences, including those of the intercept a and slope b in a + b·u.
+    """The influences, including those of the intercept α and slope β in α + β·u.
 
-    (a, b) minimises the balanced cross-entropy of the same rows. To first order it changes by H⁻¹
+    (α, β) minimises the balanced cross-entropy of the same rows. To first order it changes by H⁻¹
     times the score, and the divergence by its gradient times that.
     """
     u_p, u_q = samples
@@ -220,7 +222,7 @@ def _recalibrated(
         moved = lambda u: change[0] + (1 + change[1]) * u
         return generator.plug_in(moved(u_p), moved(u_q), weights_p, weights_q).value
 
-    # The gradient of the divergence in (a, b) at the identity.
+    # The gradient of the divergence in (α, β) at the identity.
     slope = jax.grad(value)(jnp.zeros(2, u_p.dtype))
     features = lambda u: jnp.stack([jnp.ones_like(u), u], axis=1)
     phi_p, phi_q = features(u_p), features(u_q)

@@ -31,12 +31,13 @@ def pad_samples(
 
 
 class _Prepared(NamedTuple):
-    """What is cross-fitted, and what is known about it before.
+    """The samples to cross-fit, and the diagnostics that need no fit.
 
     Attributes:
         key: the key for splits and heads.
         rows: single rows or packs, NaN if a sample is invalid, with weights that sum to one.
-        groups: the numbers of the groups over both samples, and of each sample, or None.
+        groups: the number of each row's group, over both samples, or None.
+        of_samples: the same for each sample.
         ties: duplicates among the rows.
     """
 

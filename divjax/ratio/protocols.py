@@ -14,9 +14,9 @@ from divjax.core.checks import (
     check_same_features,
     check_shape,
 )
-from divjax.core.numerics import at_least_single
+from divjax.core.numerics import at_least_single, inf_if_nan
 from divjax.core.pytrees import for_each
-from divjax.core.simplex import effective_sample_size
+from divjax.core.simplex import effective_sample_size, sum_to_one
 
 __all__ = [
     "Fold",
@@ -147,7 +147,7 @@ def training_log_ratios(
 
 
 def check_fold(fold: Fold) -> Bool[Array, ""]:
-    """Check the shapes of a fold, and return whether all its rows with weight are finite.
+    """Check the shapes of a fold, and return whether its weights, and rows with weight, are valid.
 
     If not, the parameters should be NaN: a solver that rejects its steps, or a selection that
     rejects NaN, would return a finite model that was not fitted to those rows.
@@ -161,14 +161,17 @@ def check_fold(fold: Fold) -> Bool[Array, ""]:
     check_full_precision("x", x)
     check_shape("a", a, x.shape[0])
     check_shape("b", b, y.shape[0])
-    return _is_finite(fold.train) & _is_finite(fold.validation)
+    return _are_valid(fold.train) & _are_valid(fold.validation)
 
 
-def _is_finite(rows: Rows) -> Bool[Array, ""]:
-    """Whether all rows with weight are."""
-    samples = (rows.x, rows.a), (rows.y, rows.b)
-    bad = [jnp.any(~jnp.isfinite(z) & (weights != 0)[:, None]) for z, weights in samples]
-    return ~(bad[0] | bad[1])
+def _are_valid(rows: Rows) -> Bool[Array, ""]:
+    """Whether rows of nonzero weight are finite, and weights are shares or, without rows, zero."""
+
+    def is_valid(z: Array, weights: Array) -> Bool[Array, ""]:
+        finite = jnp.all(jnp.isfinite(z) | (weights == 0)[:, None])
+        return finite & jnp.all(weights >= 0) & (sum_to_one(weights) | jnp.all(weights == 0))
+
+    return is_valid(rows.x, rows.a) & is_valid(rows.y, rows.b)
 
 
 def cross_entropy(
@@ -190,8 +193,8 @@ def cross_entropy(
         return jnp.sum(jnp.where(weights == 0, 0, weights * losses))
 
     samples = (-log_ratio_p, a), (log_ratio_q, b)
-    under_p, under_q = for_each(lambda u, weights: mean(jax.nn.softplus(u), weights), samples)
-    return (under_p + under_q) / 2
+    loss_p, loss_q = for_each(lambda u, weights: mean(jax.nn.softplus(u), weights), samples)
+    return (loss_p + loss_q) / 2
 
 
 def validation_loss(
@@ -202,9 +205,7 @@ def validation_loss(
     """The cross-entropy of the validation rows; infinite if it is NaN."""
     rows = fold.validation
     u_p, u_q = log_ratios(head, params, rows.x, rows.y)
-    value = cross_entropy(u_p, u_q, *rows.weights)
-    # Infinity is never the best of several losses, while comparisons with NaN are always false.
-    return jnp.where(jnp.isnan(value), jnp.inf, value)
+    return inf_if_nan(cross_entropy(u_p, u_q, *rows.weights))
 
 
 def num_rows(*weights: Float[Array, " _"]) -> Float[Array, ""]:

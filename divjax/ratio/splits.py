@@ -129,7 +129,7 @@ def _split(
 
     In the random order the tested folds, from the first of `tested` up to but excluding its second,
     are followed by the validation rows and these by the training rows. If several folds are tested,
-    only the first rows are returned.
+    at most as many test rows as one fold has are returned, without groups.
     """
     num_folds, validation_share = plan.num_folds, plan.validation_share
     n = weights.shape[0]
@@ -141,15 +141,15 @@ def _split(
     others = used - (stop - start)
     # At least one row for each part at any share.
     share = jnp.round(validation_share * others.astype(weights.dtype)).astype(others.dtype)
-    held = jnp.clip(share, 1, others - 1)
-    held = jnp.maximum(held, 0)
+    num_validation = jnp.clip(share, 1, others - 1)
+    num_validation = jnp.maximum(num_validation, 0)
 
     if places.order is None:
         # All rows in each part: the sizes of groups are known only at run time.
         after = (places.rank - start) % jnp.maximum(used, 1)
         # Ranks relative to the end of the tested part, cyclically: tested rows are negative.
         outside = after - (stop - start)
-        masks = outside < 0, outside >= held, (outside >= 0) & (outside < held)
+        masks = outside < 0, outside >= num_validation, (outside >= 0) & (outside < num_validation)
         return [(jnp.arange(n), normalize_weights(jnp.where(mask, weights, 0))) for mask in masks]
 
     # Without groups each part is contiguous in the order, of a size that is known up to rounding:
@@ -165,8 +165,8 @@ def _split(
 
     return [
         part(start, stop - start, 1 / num_folds),
-        part(stop + held, others - held, rest * (1 - validation_share)),
-        part(stop, held, rest * validation_share),
+        part(stop + num_validation, others - num_validation, rest * (1 - validation_share)),
+        part(stop, num_validation, rest * validation_share),
     ]
 
 

@@ -85,14 +85,22 @@ class Edges(Promises):
             method = structure.unflatten(spoilt)
             assert self.flagged(name, method, X, WEIGHTS), f"leaf {index} of {row.method}"
 
-    def test_hyper_parameters_out_of_range(self, name):
-        """−1, where a negative number is out of range, in an array under jit."""
+    @pytest.mark.parametrize("value", [-1.0, 0.0, 2.0])
+    def test_hyper_parameters_out_of_range(self, name, value):
+        """What is refused as a Python number is flagged as an array under jit, at any depth."""
         row = self.rows[name]
         leaves, structure = jax.tree.flatten(floats(row.method, jnp.float32))
-        for index in row.positive:
+        for index, leaf in enumerate(leaves):
+            if jnp.ndim(leaf) or not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+                continue
             spoilt = list(leaves)
-            spoilt[index] = jnp.full_like(leaves[index], -1)
-            assert self.flagged(name, structure.unflatten(spoilt), X, WEIGHTS)
+            spoilt[index] = value
+            evaluate = lambda *args: row.evaluate(structure.unflatten(spoilt), *args)  # noqa: B023
+            refusal = refused_with(lambda: jax.eval_shape(evaluate, KEY, X, WEIGHTS))  # noqa: B023
+            if refusal is not None or (index in row.positive and value < 0):
+                spoilt[index] = jnp.full_like(leaf, value)
+                method = structure.unflatten(spoilt)
+                assert self.flagged(name, method, X, WEIGHTS), f"{index}: {refusal}"
 
     def test_strict_promotion(self, name):
         row = self.rows[name]

@@ -149,13 +149,13 @@ REFUSED = {
     ),
     "text": (
         lambda: ot.EntropicMap(epsilons=("a",)).fit(KEY, LONG, LONG),
-        "epsilons cannot be a text",
+        "epsilons must not be a string",
     ),
     "no ε of a bridge": (
         lambda: ot.LightSchrodingerBridge(2, epsilon=None).fit(KEY, LONG, LONG),
         "epsilon must be one real number; got None",
     ),
-    "no pytree": (lambda: ot.EntropicMap(NoPytree()), "must be a pytree: decorate the class NoP"),
+    "no pytree": (lambda: ot.EntropicMap(NoPytree()), "must be a pytree for its ∇h"),
     "no layer": (lambda: ot.ICNNDual(hidden=()), "hidden must hold at least one width"),
     "structured": (lambda: ot.MongeMap(structured="yes"), "structured must be True or False"),
     "batches": (lambda: ot.MongeMap(independent_batches=3), "independent_batches must be True"),

@@ -103,7 +103,7 @@ def test_weights_in_any_unit():
         KEY, X, Y, a=weights[0], b=weights[1]
     )(X)
     np.testing.assert_allclose(found, even, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="a must give at least 2 rows weight"):
+    with pytest.raises(ValueError, match="a must be positive for at least 2 rows"):
         ot.EntropicMap().fit(KEY, X, Y, a=np.eye(len(X))[0])
 
 

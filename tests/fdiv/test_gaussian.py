@@ -488,3 +488,27 @@ def test_numpy_variances_beyond_single_precision(full, scale):
     p = Normal(np.zeros(1), scale * variance)
     q = Normal(np.sqrt(scale) * np.ones(1), 4 * scale * variance)
     np.testing.assert_allclose(gaussian.kl(p, q), (0.25 - 1 + np.log(4) + 0.25) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rho", [0.01, 0.002])
+@pytest.mark.parametrize("unit", [1.0, 3.0, 1e8])
+def test_a_plug_in_of_nearly_dependent_features_is_that_of_independent_ones(rho, unit):
+    """An invertible linear map of all rows changes nothing; float32 holds its images."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(60, 2)), rng.normal(size=(80, 2))
+    near = lambda z: (unit * np.stack([z[:, 0], z[:, 0] + rho * z[:, 1]], 1)).astype(np.float32)
+    covariances = np.cov(x.T), np.cov(y.T)
+    inverses, apart = [np.linalg.inv(c) for c in covariances], x.mean(0) - y.mean(0)
+    logs = np.log(np.linalg.det(covariances[1]) / np.linalg.det(covariances[0]))
+    expected = (np.sum(inverses[1] * covariances[0]) + apart @ inverses[1] @ apart - 2 + logs) / 2
+    with jax.enable_x64(False):
+        estimate = gaussian.plug_in_kl(near(x), near(y), debias=False)
+        slope = jax.grad(lambda x: gaussian.plug_in_kl(x, near(y), debias=False).value)(
+            jnp.asarray(near(x))
+        )
+    np.testing.assert_allclose(estimate.value, expected, rtol=2e-3)
+    # ∂KL/∂x_i = [(C_q⁻¹ − C_p⁻¹)(x_i − m_p)/(n − 1) + C_q⁻¹(m_p − m_q)/n] in the given coordinates.
+    gradient = (x - x.mean(0)) @ (inverses[1] - inverses[0]) / 59 + inverses[1] @ apart / 60
+    # In the images' coordinates z₂ = (w₂ − w₁)/ρ.
+    gradient = np.stack([gradient[:, 0] - gradient[:, 1] / rho, gradient[:, 1] / rho], 1) / unit
+    np.testing.assert_allclose(slope, gradient, atol=2e-3 * np.abs(gradient).max())

@@ -398,3 +398,12 @@ def test_given_edges_are_compared_in_numpys_precision(name):
     shifted = points[[4, 5, 6, 7, 4, 5, 6, 7]]
     found = histogram.divergence(categorical.total_variation, points, shifted, bins=edges)
     np.testing.assert_allclose(found, 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [4096, 1_000_000])
+def test_sums_of_equal_weights_keep_the_precision_of_float32(n):
+    """The weights are one tenth, which float32 rounds by less than 1e-7 of itself."""
+    with jax.enable_x64(False):
+        edges, weights = np.array([-1.0, 1.0]), np.full(n, 0.1, np.float32)
+        count = histogram.counts(np.zeros(n, np.float32), edges, weights)[0]
+    np.testing.assert_allclose(count, 0.1 * n, rtol=6e-6)

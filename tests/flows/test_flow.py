@@ -310,7 +310,9 @@ REFUSALS = {
     "particles must be float32 or float64 here; got float16": dict(
         particles=X.astype(jnp.float16), velocity=flows.NeuralScore()
     ),
-    "features serve kernels": dict(velocity=flows.Langevin(), features=lambda key, p: p),
+    "features must be None with Langevin": dict(
+        velocity=flows.Langevin(), features=lambda key, p: p
+    ),
 }
 
 
@@ -337,7 +339,7 @@ def test_what_an_objective_returns_is_checked(field):
 
 def test_only_a_fitting_state_is_continued():
     state = flows.Flow(TARGETS, **OPTIONS).init(KEY, X)
-    with pytest.raises(ValueError, match=r"objectives must be 4, as in the state.*got 1"):
+    with pytest.raises(ValueError, match=r"objectives must number 4, as in the state.*got 1"):
         run(KEY, state, TARGETS[:1], num_steps=1)
     with pytest.raises(ValueError, match="optimizer must be as in the run"):
         run(KEY, state, TARGETS, optimizer=optax.sgd(0.1), num_steps=1)

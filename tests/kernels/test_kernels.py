@@ -403,3 +403,11 @@ def test_derivatives_in_the_bandwidth_do_not_depend_on_the_unit(make, unit):
         squared = jnp.square(jnp.float32(unit) * jnp.float32(r)).reshape(1, 1)
         found = make(bandwidth=sigma).stein_trace(squared, 3)[0, 0] * sigma * sigma
         np.testing.assert_allclose(found, trace, rtol=1e-5)
+
+
+@pytest.mark.parametrize("exponent", [-1.0, 0.0, np.nan])
+def test_an_exponent_out_of_range_has_no_value_at_coincident_points(exponent):
+    """One to the power of NaN is one."""
+    kernel = lambda exponent: kernels.InverseMultiquadric(1.0, exponent)(jnp.zeros((2, 2)))
+    assert jnp.isnan(jax.jit(kernel)(exponent)).all()
+    assert (jax.jit(kernel)(0.5) == 1).all()

@@ -70,7 +70,7 @@ def test_the_map_is_the_gradient_of_a_convex_function():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cost": ot.Euclidean()}, "whose ∇h\\* is known"),
+        ({"cost": ot.Euclidean()}, "with a known ∇h\\*"),
         ({"epsilons": (0.1, 0.0)}, "epsilons must be a positive"),
         ({"score_epsilon": -1.0}, "score_epsilon must be a positive"),
         ({"block_size": 0}, "block_size"),

@@ -291,8 +291,8 @@ def test_points_of_another_dimension_raise():
     [
         ({"gap_kind": "dual"}, "gap_kind must be one of None, debiased"),
         ({"start": "zero"}, "start must be one of auto, identity, gaussian, entropic"),
-        ({"cost": Euclidean(), "structured": True}, "whose ∇h\\* is known"),
-        ({"cost": Euclidean(), "start": "entropic"}, "whose ∇h\\* is known"),
+        ({"cost": Euclidean(), "structured": True}, "with a known ∇h\\*"),
+        ({"cost": Euclidean(), "start": "entropic"}, "with a known ∇h\\*"),
         ({"cost": Euclidean(), "symmetry_weight": 1.0}, "symmetry_weight needs structured"),
         ({"cost": 3}, "cost must be a function"),
         ({"epsilon": 0.0}, "epsilon must be a positive"),
@@ -379,7 +379,7 @@ def test_numbers_of_the_method_have_no_derivatives():
     run = lambda e: MongeMap(
         start="identity", epsilon=e, num_steps=1, num_checks=1, hidden=(4,)
     ).fit(KEY, x, y)(x)
-    with pytest.raises(ValueError, match="no derivatives in the numbers of its method"):
+    with pytest.raises(ValueError, match="cannot be differentiated in its method's numbers"):
         jax.eval_shape(jax.grad(lambda e: run(e).sum()), 0.1)
 
 

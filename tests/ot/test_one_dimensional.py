@@ -154,7 +154,7 @@ def test_equal_samples_are_at_distance_zero_with_zero_gradients():
         (lambda x: sliced_wasserstein(KEY, x[None], x[None], p=float("inf")), "p must be a finite"),
         (
             lambda x: sliced_wasserstein(KEY, x[None], x[None], directions=jnp.eye(7)),
-            "key must be None where directions are given",
+            "key must be None if directions are given",
         ),
         (
             lambda x: projected_wasserstein(jnp.eye(6), x[None], x[None]),

@@ -216,10 +216,10 @@ def loss(b, x0, x1):
 
 
 @functools.cache
-def fitted(kind, num_potentials=3, num_steps=25):
+def fitted(kind, num_components=3, num_steps=25):
     with jax.enable_x64(True):
         truth, x0, x1 = ends(kind)
-        method = LightSchrodingerBridge(num_potentials, 0.5, kind, num_steps=num_steps)
+        method = LightSchrodingerBridge(num_components, 0.5, kind, num_steps=num_steps)
         return truth, x0, x1, jax.jit(method.fit)(KEY, x0, x1)
 
 
@@ -365,7 +365,7 @@ def test_epsilon_is_a_leaf():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: LightSchrodingerBridge(0, 1.0), "num_potentials must be an integer"),
+        (lambda x: LightSchrodingerBridge(0, 1.0), "num_components must be an integer"),
         (lambda x: LightSchrodingerBridge(2, 0.0), "epsilon must be a positive number"),
         (lambda x: LightSchrodingerBridge(2, 1.0, "half"), "covariance must be one of"),
         (lambda x: LightSchrodingerBridge(2, 1.0).fit(KEY, x, x[:, :1]), "x and y must have"),
@@ -439,6 +439,16 @@ def test_bad_data_is_flagged():
     assert run(x0, -0.5) == Status.INVALID_INPUT
 
 
+def test_scales_that_are_not_semidefinite_are_no_bridge():
+    """Of positive variances: with eigenvalues 3 and −1 there is no such Gaussian."""
+    scales, z = jnp.array([[[1.0, 2.0], [2.0, 1.0]]]), jnp.ones((2, 2))
+    bridge = SchrodingerBridge(0.5, jnp.zeros(1), jnp.zeros((1, 2)), scales)
+    values = bridge.log_normalizer(z), bridge.conditional_plan(z).means, bridge.log_potential(z)
+    assert all(jnp.isnan(value).all() for value in values)
+    singular = dataclasses.replace(bridge, scales=jnp.ones((1, 2, 2)))
+    assert jnp.isfinite(singular.log_normalizer(z)).all()
+
+
 def test_numpy_samples_keep_their_signal_at_an_offset():
     x0, x1 = (np.asarray(v) for v in ends("diagonal", n=200)[1:])
     with jax.enable_x64(False):
@@ -471,8 +481,9 @@ def test_a_fit_is_differentiable_in_epsilon_and_the_ridge(mode):
     np.testing.assert_allclose(slopes, steps, rtol=1e-5)
 
 
-def test_the_ridge_is_relative_in_small_units():
-    """Lengths by 10⁻⁷ and ε by its square: the same bridge."""
+@pytest.mark.parametrize("unit", [1e-8, 1e8])
+def test_a_fit_does_not_depend_on_the_unit(unit):
+    """Lengths in it and ε in its square: the same bridge."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(150, 2)).astype(np.float32)
     y = (2 * rng.normal(size=(150, 2)) + 3).astype(np.float32)
@@ -481,9 +492,11 @@ def test_the_ridge_is_relative_in_small_units():
         bridge = LightSchrodingerBridge(3, epsilon=0.5 * unit**2, num_steps=10)
         rows = np.float32(unit)
         found = bridge.fit(KEY, rows * x, rows * y)
+        assert found.converged
         return found.sample(KEY, rows * x[:5]) / rows
 
-    np.testing.assert_allclose(moved(1e-7), moved(1.0), rtol=1e-4)
+    with jax.enable_x64(False):
+        np.testing.assert_allclose(moved(unit), moved(1.0), rtol=1e-4)
 
 
 def test_a_fit_to_few_rows_among_much_padding():

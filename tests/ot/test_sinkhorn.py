@@ -274,7 +274,7 @@ def test_a_schedule_falls():
 
 def test_a_map_takes_a_cost_whose_conjugate_is_known():
     x = jnp.ones((2, 2))
-    with pytest.raises(ValueError, match=r"∇h\* is known .*; got Cosine"):
+    with pytest.raises(ValueError, match=r"with a known ∇h\* .*; got Cosine"):
         ot.sinkhorn(x, x, epsilon=1.0, cost=ot.Cosine()).transport(x)
 
 

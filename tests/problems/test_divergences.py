@@ -216,6 +216,7 @@ def test_a_lattice_is_told_apart_at_once():
     assert (task.kl, task.reverse_kl, task.js) == (math.inf, math.inf, LOG_2)
     assert jnp.all(task.log_ratio(p) == jnp.inf)
     assert jnp.all(task.log_ratio(q) == -jnp.inf)
+    assert jnp.isnan(task.log_ratio(p.at[:, 1].set(jnp.nan))).all()
     np.testing.assert_array_equal(p[:, 0] / 0.25, np.round(p[:, 0] / 0.25))
     assert abs(float(jnp.std(p[:, 0])) - 1) < 0.1
 
@@ -235,6 +236,14 @@ def test_dtypes_follow_the_argument():
             for dtype in (jnp.float32, jnp.float64):
                 shape = jax.ShapeDtypeStruct((3, task.dim), dtype)
                 assert jax.eval_shape(task.log_ratio, shape).dtype == dtype
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_points_that_hold_nan_have_no_log_ratio(name):
+    """Where a density is zero is decided by comparisons, which NaN fails."""
+    task = TASKS[name]()
+    points = jnp.full((2, task.dim), 0.25).at[0, -1].set(jnp.nan)
+    assert (jnp.isnan(task.log_ratio(points)) == jnp.array([True, False])).all()
 
 
 @pytest.mark.parametrize("name", ["pair", "student_t", "uniform", "mixture_pair"])

@@ -95,7 +95,7 @@ def test_groups_that_are_refused_or_flagged():
     for bad, message in (
         ((groups[0], groups[0]), r"groups must be two vectors, of shapes \(60,\) and \(75,\)"),
         (np.arange(135), r"of shapes \(60,\) and \(75,\); got one ndarray"),
-        ((few, groups[1]), "groups must hold at least two groups of x a fold, 6 in all; got 5"),
+        ((few, groups[1]), "groups must hold at least two groups of x per fold, 6 in all; got 5"),
     ):
         with pytest.raises(ValueError, match=message):
             method.fit(KEY, p, q, groups=bad)

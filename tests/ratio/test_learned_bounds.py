@@ -201,7 +201,7 @@ X = jnp.zeros((200, 2))
         (lambda: MutualInformationBound(num_negatives=0), "num_negatives must be"),
         (lambda: MutualInformationBound(batch_size=1), "batch_size must be"),
         (lambda: DivergenceBound().fit(jax.random.key(0), X, X[:, :1]), "same number of features"),
-        (lambda: MutualInformationBound().fit(jax.random.key(0), X, X[:9]), "as many rows"),
+        (lambda: MutualInformationBound().fit(jax.random.key(0), X, X[:9]), "equally many rows"),
         (
             lambda: MutualInformationBound().fit(jax.random.key(0), X[:9], X[:9]),
             "x must hold at least 160",

@@ -29,7 +29,7 @@ def fold_of(p, q, share=0.25):
 def test_waymarks():
     """Exact at both ends, and of one variance between."""
     x, y = jax.random.normal(KEY, (2, 5000, 1))
-    marks = h.Telescoping(num_bridges=4)._waymarks(x, y)
+    marks = h.Telescoping(num_ratios=4)._waymarks(x, y)
     np.testing.assert_array_equal(marks[0], x)
     np.testing.assert_array_equal(marks[-1], y)
     np.testing.assert_allclose(marks[2], (x + y) / np.sqrt(2), atol=1e-6)
@@ -41,7 +41,7 @@ def test_bridges_keep_parts_apart(n, m):
     """A waymark of training rows mixes training rows only; ends are the samples themselves."""
     p, q = jnp.arange(n) + 1.0, (jnp.arange(m) + 1.0) * 1000
     fold = fold_of(p[:, None], q[:, None])
-    bridges = jax.jit(h.Telescoping(num_bridges=2)._bridges)(KEY, fold)
+    bridges = jax.jit(h.Telescoping(num_ratios=2)._ratio_folds)(KEY, fold)
     for part, rows in zip(bridges, fold, strict=True):
         assert part.x.shape == (2, n + m, 1)
         for weights in part.weights:
@@ -97,7 +97,7 @@ def chasm_error(a, n, **options):
 @pytest.mark.parametrize("a", [2.0, 4.0])
 def test_across_a_chasm_by_convex_bridges(a):
     """KL 8 and 32: within a tenth, and said to be beyond what the rows can certify."""
-    error, estimate = chasm_error(a, 1000, num_bridges=8, start=h.Linear(), network=None)
+    error, estimate = chasm_error(a, 1000, num_ratios=8, start=h.Linear(), network=None)
     assert abs(error) < 0.1
     assert estimate.diagnostics.beyond_log_n == (a == 4.0 or estimate.value > np.log(1000))
 
@@ -144,5 +144,5 @@ def test_gradients_across_a_chasm():
 
 
 def test_no_bridges():
-    with pytest.raises(ValueError, match="num_bridges"):
-        h.Telescoping(num_bridges=0)
+    with pytest.raises(ValueError, match="num_ratios"):
+        h.Telescoping(num_ratios=0)

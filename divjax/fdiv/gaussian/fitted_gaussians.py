@@ -9,13 +9,12 @@ import scipy  # its parts are loaded where they are used
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_full_precision, check_probability
-from divjax.core.linalg import cholesky, solve_triangular
-from divjax.core.normal import Normal
+from divjax.core.linalg import cholesky, cholesky_of_rows, solve_triangular
 from divjax.core.samples import Numbers, centered_samples
 from divjax.core.standardize import mean_and_scale
 from divjax.core.types import Estimate, normal_estimate
 from divjax.fdiv.gaussian.analytic import whitened_kl
-from divjax.fdiv.gaussian.whitening import whiten
+from divjax.fdiv.gaussian.whitening import Whitened
 
 __all__ = ["plug_in_kl"]
 
@@ -95,11 +94,14 @@ def _plug_in_kl(
     x_mean, _ = mean_and_scale(x, jnp.ones_like(x[:, 0]))
     y_mean, _ = mean_and_scale(y, jnp.ones_like(y[:, 0]))
     x_centered, y_centered = x - x_mean, y - y_mean
-    p = Normal(x_mean, x_centered.T @ x_centered / (n - 1))
-    q = Normal(y_mean, y_centered.T @ y_centered / (m - 1))
-    whitened = whiten(p, q)
-    factor, shift = whitened.factor, whitened.shift
-    value = whitened_kl(whitened)
+    # Coordinates in which the second sample has the unit covariance.
+    q_factor = _covariance_factor(y_centered)
+    x_white = solve_triangular(q_factor, x_centered.T)
+    y_white = solve_triangular(q_factor, y_centered.T)
+    shift = solve_triangular(q_factor, x_mean - y_mean)
+    factor = _covariance_factor(x_white.T)
+    regular = ~(_singular(x_centered) | _singular(y_centered))
+    value = whitened_kl(Whitened(factor, shift, valid=regular, apart=jnp.zeros((), bool)))
     if debias:
         trace, square = jnp.sum(factor**2), jnp.sum(shift**2)
         # The factor a of the docstring enters by its inverse, 1 − shrink.
@@ -108,24 +110,30 @@ def _plug_in_kl(
         terms = shrink * (trace + square) + (1 - shrink) * trace / n + d / m + logs
         value = value - terms / 2
     # Influences: the log ratio at x, and at y its analogue with e^u expanded to second order.
-    q_factor = cholesky(q.covariance)
-    x_white = solve_triangular(q_factor, x_centered.T)
-    y_white = solve_triangular(q_factor, y_centered.T)
     own = solve_triangular(factor, x_white)
     at_x = (jnp.sum(x_white**2, 0) - jnp.sum(own**2, 0)) / 2 + shift @ x_white
     spread = jnp.sum((factor.T @ y_white) ** 2, 0) + (shift @ y_white) ** 2
     at_y = (jnp.sum(y_white**2, 0) - spread) / 2 - shift @ y_white
     # The samples are independent, so the variances of their mean influences add up.
     std_error = jnp.sqrt(jnp.var(at_x) / n + jnp.var(at_y) / m)
-    # A singular sample covariance has no logarithm of its determinant.
-    value = jnp.where(_singular(p.covariance) | _singular(q.covariance), jnp.nan, value)
     return normal_estimate(
         value, std_error + 0 * value, 1 / (1 / n + 1 / m), confidence_level=confidence_level
     )
 
 
-def _singular(covariance: Float[Array, "d d"]) -> Bool[Array, ""]:
+def _covariance_factor(centered: Float[Array, "n d"]) -> Float[Array, "d d"]:
+    """The Cholesky factor of a sample covariance."""
+    identity = jnp.eye(centered.shape[1], dtype=centered.dtype)
+    return cholesky_of_rows(lambda basis: _covariance(centered @ basis.T), identity)
+
+
+def _covariance(centered: Float[Array, "n d"]) -> Float[Array, "d d"]:
+    return centered.T @ centered / (centered.shape[0] - 1)
+
+
+def _singular(centered: Float[Array, "n d"]) -> Bool[Array, ""]:
     """Whether some feature is, up to rounding, a linear function of those before it."""
+    covariance = _covariance(jax.lax.stop_gradient(centered))
     scale = jnp.sqrt(jnp.diag(covariance))
     # The share of each feature's variance that the features before it do not explain.
     pivots = jnp.diag(cholesky(covariance / (scale[:, None] * scale)))

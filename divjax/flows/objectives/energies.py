@@ -61,9 +61,9 @@ def _as_function(name: str, function: Callable[..., Array]) -> Callable[..., Arr
 class KL:
     """The Kullback–Leibler divergence KL(q‖π) to a density known up to a constant.
 
-    F(q) = ∫ q log q − E_q[log π(x)]: the energy is −log π, the entropy's weight is 1. The value
-    recorded along a flow is the energy E_q[−log π], the part that particles determine without a
-    density estimate. It differs from KL(q‖π) by the negative entropy of q and by log Z.
+    F(q) = ∫ q log q − E_q[log π(x)]: the energy is E_q[−log π], and the entropy's weight is 1. The
+    value recorded along a flow is this energy, the part that particles determine without a density
+    estimate. It differs from KL(q‖π) by the negative entropy of q and by log Z.
 
     Attributes:
         log_prob: log π up to a constant. Takes one particle, of shape (d,) or a pytree, and returns

@@ -103,7 +103,7 @@ class FDivergence:
         # Each side has half of the mass in the moments, independent of its number of rows. They
         # stay fixed along the flow, as the carried network expects inputs standardised by them.
         x, y = jax.lax.stop_gradient((rows.x, rows.y))
-        halves = [jnp.full(rows.shape[0], 0.5 / rows.shape[0], x.dtype) for rows in (x, y)]
+        halves = [jnp.full(len(side), 0.5 / len(side), x.dtype) for side in (x, y)]
         mean, scale = mean_and_scale(jnp.concatenate([x, y]), jnp.concatenate(halves))
         params = self.ratio.init(init_key, x.shape[1], x.dtype)
         state = _State(params, self._optimizer(x.dtype).init(params), mean, scale)
@@ -132,21 +132,21 @@ class FDivergence:
         def potential(x):
             return self.generator.dual_integrand_q(self._log_ratio(state, x))
 
-        value, pullback = jax.vjp(potential, x)
-        (gradient,) = pullback(jnp.ones_like(value))
+        potentials, pullback = jax.vjp(potential, x)
+        (gradient,) = pullback(jnp.ones_like(potentials))
         # The plug-in divergence takes log ratios of both sides, each with weights that sum to one.
         uniform = jnp.full(y.shape[0], 1 / y.shape[0], x.dtype)
         # Far away the ratio of a zero-weight particle overflows, and zero times infinity is NaN.
         of_x = jnp.where(weights == 0, 0, self._log_ratio(state, x))
         log_ratios = self._log_ratio(state, y), of_x
         divergence = self.generator.plug_in(*log_ratios, uniform, weights).value
-        return flagged(Variation(divergence, value, unravel(gradient)), rows), state
+        return flagged(Variation(divergence, potentials, unravel(gradient)), rows), state
 
     def _log_ratio(self, state: _State, x: Float[Array, "b d"]) -> Float[Array, " b"]:
         return self.ratio.apply(state.params, (x - state.mean) / state.scale)[:, 0]
 
     def _optimizer(self, dtype: DTypeLike) -> optax.GradientTransformation:
-        rate = jnp.asarray(self.ratio.learning_rate, dtype)
+        rate = nan_unless(self.ratio.is_valid(dtype), jnp.asarray(self.ratio.learning_rate, dtype))
         return optax.adamw(rate, weight_decay=jnp.asarray(self.ratio.weight_decay, dtype))
 
     def _refine(self, key, x, y, weights, state: _State, num_steps: int) -> _State:

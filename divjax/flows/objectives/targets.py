@@ -19,7 +19,8 @@ from divjax.core.samples import (
     centered_samples,
     check_distinguishable,
 )
-from divjax.flows.mass import checked_masses, drop_dead
+from divjax.core.simplex import with_finite_padding
+from divjax.flows.mass import checked_masses
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ def as_table(name: str, value: Numbers | PyTree[Array]) -> Unrounded | PyTree[Ar
     """
     if not _is_table(value):
         return value
-    # For its errors alone, which name the argument.
+    # Called only for its errors, which name the argument.
     as_samples(**{name: value})
     if not hasattr(value, "to_numpy"):
         return as_numbers(name, value)
@@ -66,7 +67,7 @@ def as_particles(particles: Numbers | PyTree[Numbers]) -> PyTree[Array]:
 def weighted_particles(
     particles: Numbers | PyTree[Numbers], weights: Numbers
 ) -> tuple[PyTree[Array], Float[Array, " n"]]:
-    """`as_particles`, dead ones dropped, and their masses.
+    """`as_particles`, with finite numbers in those of weight zero, and their masses.
 
     Raises:
         ValueError: for invalid particles, and as `checked_masses`.
@@ -74,7 +75,7 @@ def weighted_particles(
     particles = as_particles(particles)
     dtype = jnp.result_type(*jax.tree.leaves(particles))
     masses = checked_masses(weights, num_particles(particles), dtype)
-    return jax.tree.map(lambda leaf: drop_dead(masses, leaf), particles), masses
+    return jax.tree.map(lambda leaf: with_finite_padding(leaf, masses), particles), masses
 
 
 def _as_floats(leaf: Numbers) -> Array:
@@ -107,7 +108,7 @@ class TargetRows(NamedTuple):
 
 
 def target_rows(samples: PyTree[Numbers], particles: PyTree[Array]) -> TargetRows:
-    """Both as rows, with the center of wider samples subtracted in their own precision.
+    """Both as rows; samples of higher precision are centred before they are rounded.
 
     A translation-invariant discrepancy then compares the original samples with the particles as
     they are. But particles in float32 at an offset of 10⁸ lie on a grid of 8, and cannot come
@@ -129,7 +130,7 @@ def target_rows(samples: PyTree[Numbers], particles: PyTree[Array]) -> TargetRow
     check_same_features(y, x, ("samples", "particles"))
     # The center in two parts: the second is the rounding error of the first in the dtype.
     origin, rest = center.high, center.low
-    # Samples of a wider type lose what offset they have left before they are narrowed.
+    # Samples of a wider dtype lose their remaining offset before they are rounded.
     wide = y.dtype
     if jnp.finfo(wide).bits > jnp.finfo(x.dtype).bits:
         left = common_center(y)

@@ -24,9 +24,9 @@ from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers
-from divjax.core.simplex import effective_sample_size
+from divjax.core.simplex import effective_sample_size, with_finite_padding
 from divjax.core.training import fit
-from divjax.flows.mass import checked_step, drop_dead, weighted_sum
+from divjax.flows.mass import checked_step, weighted_sum
 
 __all__ = ["NeuralScore"]
 
@@ -204,7 +204,7 @@ def _whiten(
     n = effective_sample_size(weights)
     centered = x - common_center(x, weights > 0)
     # Zero-weight particles may hold any value. They are evaluated, but do not affect training.
-    centered = drop_dead(weights, centered)
+    centered = with_finite_padding(centered, weights)
     # The subtracted center is not weighted, so the weighted mean is not zero yet.
     centered = centered - weighted_sum(weights, centered)
     variance = weighted_sum(weights, centered**2)

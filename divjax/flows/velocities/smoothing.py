@@ -26,7 +26,8 @@ from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import living_rows, squared_distances
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers
-from divjax.flows.mass import checked_step, drop_dead
+from divjax.core.simplex import with_finite_padding
+from divjax.flows.mass import checked_step
 from divjax.kernels.bandwidth import Median
 from divjax.kernels.radial import Gaussian, Kernel, check_smoother
 from divjax.kernels.sums import kernel_sums
@@ -56,7 +57,8 @@ class _WithKernel:
     ) -> tuple[Kernel, PyTree]:
         """The kernel at the particles of nonzero weight, and the rule's next state.
 
-        A rule takes no weights: copies of the others replace zero-weight particles, and count.
+        A rule takes no weights: zero-weight particles are replaced by copies of others, which
+        count.
         """
         return self.kernel.resolve(living_rows(x, weights), state)
 
@@ -76,8 +78,9 @@ class SVGD(_WithKernel):
     gradient.
 
     The fixed points of a finite system are not samples of the target but a deterministic
-    quadrature of it. Variances shrink when d grows at fixed n. All K objectives share one matrix
-    product with K: O(n² (Kd + d)) time and O(n²) memory up to the budget of `divjax.core.pairwise`.
+    quadrature of it. Variances shrink when d grows at fixed n. All K objectives share one product
+    with the kernel matrix: O(n² (K + 1) d) time, and O(n²) memory up to the budget of
+    `divjax.core.pairwise`.
 
     Attributes:
         kernel: a positive definite kernel of `divjax.kernels`, by default Gaussian with the median
@@ -113,7 +116,7 @@ class SVGD(_WithKernel):
         # All K fields are k·d columns of one product with the kernel matrix. A zero-weight
         # particle's gradient may be infinite, and zero times infinity would reach all others.
         k, n, d = gradients.shape
-        by_particle = drop_dead(weights, jnp.moveaxis(gradients, 0, 1).reshape(n, k * d))
+        by_particle = with_finite_padding(jnp.moveaxis(gradients, 0, 1).reshape(n, k * d), weights)
         columns = by_particle * weights[:, None]
         smoothed, repulsion = kernel_sums(kernel, x, None, columns, weights[:, None])
         # A radial kernel has ∇_{x_j} k = −∇_{x_i} k.
@@ -211,7 +214,7 @@ class Blob(_WithKernel):
         # requests zero columns of the sums that it does not need.
         mass = weights[:, None]
         density, _ = kernel_sums(kernel, x, None, mass, mass[:, :0])
-        share = drop_dead(weights, _per_density(mass, density))
+        share = with_finite_padding(_per_density(mass, density), weights)
         coefficients = jnp.concatenate([mass, share], axis=1)
         # ∇ρ_i in the first column, Σ_j (a_j/ρ_j) ∇_{x_i} k(x_i, x_j) in the second.
         _, both = kernel_sums(kernel, x, None, mass[:, :0], coefficients)
@@ -286,7 +289,7 @@ class GFSF(_WithKernel):
         ridge = nan_unless(regularization > 0, regularization * jnp.sum(weights**2))
         factor = linalg.cholesky(system + ridge * jnp.eye(n, dtype=x.dtype))
         # Σ_j a_j ∇_{x_j} k = −gradient, so the identity reads K D s = gradient.
-        solution = linalg.cho_solve(factor, root * drop_dead(weights, gradient[:, 0]))
+        solution = linalg.cho_solve(factor, root * with_finite_padding(gradient[:, 0], weights))
         # The system's unknown is D^½ s, which is zero for a zero-weight particle.
         score = solution / jnp.where(root > 0, root, 1)
         return -gradients, -score, state

@@ -27,10 +27,10 @@ from divjax.core.types import status_of
 from divjax.ot.bridges import mixture_potential as mixture
 from divjax.ot.bridges.schrodinger import SchrodingerBridge
 from divjax.ot.weighted_samples import (
+    finite_rows,
     mean_over_rows,
     normalised,
     shares,
-    without_padding,
 )
 
 __all__ = ["LightSchrodingerBridge"]
@@ -79,13 +79,13 @@ def _about_the_means(
     for name, (_, rows) in zip(("x", "y"), centers_and_rows, strict=True):
         check_full_precision(name, rows)
     dtype = jnp.result_type(*(rows for _, rows in centers_and_rows))
-    # A shift of either end only adds a constant velocity to the bridge: the origins absorb it.
-    # Each end less its own mean, the origin in two parts for NumPy's float64.
+    # A shift of either end only adds a constant velocity to the bridge: the origins absorb it, in
+    # two parts to keep the precision of NumPy's float64.
     ends, origins = [], []
     for (center, rows), (name, weights) in zip(centers_and_rows, (("a", a), ("b", b)), strict=True):
         rows = jax.lax.stop_gradient(jnp.asarray(rows, dtype))
         weights = shares(name, weights, rows)
-        end = _End(without_padding(rows, weights), weights)
+        end = _End(finite_rows(rows, weights), weights)
         mean = end.mean(end.x)
         ends.append(end._replace(x=end.x - mean))
         origins.append(center.moved(mean))
@@ -116,7 +116,7 @@ def _some_rows(key: Key[Array, ""], end: _End) -> _End:
 
 @pytree
 class LightSchrodingerBridge:
-    """The Light Schrödinger bridge between two samples: v is a mixture of `num_potentials`.
+    """The Light Schrödinger bridge between two samples: v has `num_components` Gaussians.
 
     The objective, minimised over the mixtures, is E log c(X₀) − E log v(X₁), which is the
     divergence KL(π*‖π) from the true plan to the mixture's, up to a constant. Its stationary points
@@ -141,7 +141,7 @@ class LightSchrodingerBridge:
     Time is O(num_steps (n + m) k d), times d for full covariances; memory is O((n + m)(k + d)).
 
     Attributes:
-        num_potentials: k.
+        num_components: k.
         epsilon: ε > 0, in squared units of the data.
         covariance: "diagonal" or "full" S_k.
         num_steps: the number of steps of the fit, and of the annealing before it.
@@ -165,14 +165,14 @@ class LightSchrodingerBridge:
         Bunne, Hsieh, Cuturi, Krause 2023, theorem 3: the bridge between Gaussians.
     """
 
-    num_potentials: int = static()
+    num_components: int = static()
     epsilon: ArrayLike
     covariance: str = static(default="diagonal")
     num_steps: int = static(default=40)
     ridge: ArrayLike = 1e-4
 
     def __post_init__(self):
-        check_count(1, num_potentials=self.num_potentials, num_steps=self.num_steps)
+        check_count(1, num_components=self.num_components, num_steps=self.num_steps)
         check_positive(epsilon=self.epsilon)
         check_nonnegative(ridge=self.ridge)
         check_choice(("diagonal", "full"), covariance=self.covariance)
@@ -213,7 +213,7 @@ class LightSchrodingerBridge:
         epsilon, ridge = jnp.asarray(self.epsilon, dtype), jnp.asarray(self.ridge, dtype)
         # The mean square of each feature, to which the ridge is relative.
         squares = ends[0].mean(ends[0].x ** 2), ends[1].mean(ends[1].x ** 2)
-        least = jnp.finfo(dtype).tiny ** 0.5
+        least = 1e-3 * jnp.finfo(dtype).tiny ** 0.5
         variance_floor = ridge * squares[1] + least
 
         scale = jnp.sqrt(jnp.mean(squares[0]) * jnp.mean(squares[1]))
@@ -230,9 +230,9 @@ class LightSchrodingerBridge:
     def _anneal(
         self, key: Key[Array, ""], ends: _Ends, scale: Array, epsilon: Array, variance_floor: Array
     ) -> _Descent:
-        """From clusters of y, steps on some of the rows at an ε that decreases from the scale's.
+        """EM on a subsample, from clusters of y, while ε decreases from half the scale.
 
-        Both ends depend on each other, and full steps may overshoot for small ε.
+        Moments are averaged, as the two ends depend on each other and full steps may overshoot.
         """
         cluster_key, *row_keys = jax.random.split(key, 3)
         subsample = _some_rows(row_keys[0], ends[0]), _some_rows(row_keys[1], ends[1])
@@ -243,7 +243,7 @@ class LightSchrodingerBridge:
         counts = jnp.arange(self.num_steps, dtype=epsilon.dtype)
         step_sizes = jnp.maximum(2 / (counts + 2), _LAST_STEP_SIZE)
         v = self._start(cluster_key, subsample, initial_epsilon, variance_floor)
-        unassigned = jnp.zeros((1, self.num_potentials), epsilon.dtype)
+        unassigned = jnp.zeros((1, self.num_components), epsilon.dtype)
         zero = mixture.component_moments(ends[0].x[:1], unassigned, self.covariance == "full")
         return self._descend(v, (zero, zero), subsample, epsilons, step_sizes, variance_floor)
 
@@ -265,7 +265,7 @@ class LightSchrodingerBridge:
     def _balanced(
         self, v: mixture.Potential, samples: _Ends, epsilon: Array
     ) -> tuple[mixture.Potential, tuple[Array, Array], Array, Array]:
-        """Weights for which both ends agree on masses, responsibilities, and the previous loss."""
+        """Balance the weights; also responsibilities, the loss before, and the imbalance after."""
         (start, end), columns = samples, v.means.size
         # Blockwise, as an intermediate has k × d numbers per row.
         terms = map_row_blocks(lambda y: mixture.log_terms(v, y, epsilon), columns, end.x)
@@ -293,7 +293,7 @@ class LightSchrodingerBridge:
         step_sizes: Array,
         variance_floor: Array,
     ) -> _Descent:
-        """One step of EM per ε, with `sizes` as step sizes of the averages."""
+        """One step of EM per ε, whose moments are averaged with the given step sizes."""
         full = self.covariance == "full"
         # As a share of the mass, for the end with fewer rows.
         least_mass = _LEAST_ROWS / jnp.minimum(*(side.effective_size for side in samples))
@@ -327,7 +327,7 @@ class LightSchrodingerBridge:
     ) -> mixture.Potential:
         """Clusters of y, each with the Gaussian bridge from all of x as its scale."""
         start, end = samples
-        centers, members = mixture.clusters(key, end.x, self.num_potentials, end.shares)
+        centers, members = mixture.clusters(key, end.x, self.num_components, end.shares)
         within = end.mean((end.x - members @ centers) ** 2) + variance_floor
         scale = mixture.gaussian_scales(start.mean(start.x**2)[None], within[None], epsilon)
         scales = jnp.broadcast_to(scale, centers.shape)
@@ -335,6 +335,6 @@ class LightSchrodingerBridge:
         v = mixture.Potential(jnp.zeros_like(centers[:, 0]), centers, scales)
         n = end.x.shape[0] if end.shares is None else jnp.sum(end.shares > 0)
         # One row is added to each, to avoid zero target masses, which no weights attain.
-        target = (n * end.mean(members) + 1) / (n + self.num_potentials)
+        target = (n * end.mean(members) + 1) / (n + self.num_components)
         terms = mixture.normalizer_log_terms(v, start.x, epsilon)
         return v._replace(log_weights=mixture.balance(terms, target, 30, start.shares))

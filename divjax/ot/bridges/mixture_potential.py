@@ -281,9 +281,9 @@ def m_step(
 ) -> Potential:
     """Update each component to the Gaussian bridge between its parts of both ends.
 
-    Its weight keeps its term at its mean start unchanged. A component with a mass below
-    `least_mass` at either end is not updated: the variances of a few rows could give it a scale
-    with which it takes all others' rows.
+    The weight is adjusted so that the component's term of c at its mean start does not change. A
+    component with a mass below `least_mass` at either end is not updated: the variances of a few
+    rows could give it a scale with which it takes all others' rows.
     """
     mean0, cov0 = averages[0].central()
     mean1, cov1 = averages[1].central()

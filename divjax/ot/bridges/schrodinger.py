@@ -93,8 +93,8 @@ class SchrodingerBridge(Outcome):
         origins: o₀ and o₁.
         losses: the objective before each step and, last, that of the bridge, the best of all, empty
             for a bridge that was not fitted.
-        imbalance: the total variation between the components' masses computed from either end, zero
-            at a stationary point of the objective.
+        imbalance: the total variation distance between the components' masses at both ends, zero at
+            a stationary point of the objective.
         status: `Status.CONVERGED`, or the reason for the fit's failure.
         origins_low: the rounding errors of the origins, for float64 from NumPy far from zero.
 
@@ -123,10 +123,12 @@ class SchrodingerBridge(Outcome):
     @property
     def _potential(self) -> mixture.Potential:
         # A negative variance would go undetected in c(x), which takes no root of it.
-        variances = self.scales
+        variances, least = self.scales, 0.0
         if variances.ndim == 3:
-            variances = jnp.diagonal(variances, axis1=1, axis2=2)
-        scales = nan_unless(jnp.all(variances >= 0), self.scales)
+            variances, _ = linalg.eigh(jax.lax.stop_gradient(variances))
+            rounding = 10 * variances.shape[1] * jnp.finfo(variances.dtype).eps
+            least = -rounding * jnp.max(jnp.abs(variances), axis=1, keepdims=True)
+        scales = nan_unless(jnp.all(variances >= least), self.scales)
         return mixture.Potential(self.log_weights, self.means, scales)
 
     @property
@@ -213,7 +215,7 @@ class SchrodingerBridge(Outcome):
         return ConditionalPlan(log_weights, means, self._epsilon * v.scales)
 
     def sample(self, key: Key[Array, ""], x: Float[Numbers, "n d"]) -> Float[Array, "n d"]:
-        """An end for each start, drawn from the plan, without a gradient of the component's draw.
+        """One end per start, drawn from the plan; the choice of component has no gradient.
 
         Args:
             key: the key for the draws.
@@ -303,7 +305,7 @@ class SchrodingerBridge(Outcome):
     def sde(
         self, key: Key[Array, ""], x: Float[Numbers, "n d"], num_steps: int
     ) -> Float[Array, "steps+1 n d"]:
-        """Paths of dX = g(X, t) dt + √ε dW from x to time 1, by Euler and Maruyama.
+        """Paths of dX = g(X, t) dt + √ε dW from x to time 1, by the Euler–Maruyama scheme.
 
         The error of the distribution at time 1 is O(1/num_steps); `sample` and `sample_at` are
         exact.

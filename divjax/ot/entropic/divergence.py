@@ -40,7 +40,7 @@ class SinkhornDivergenceResult(Outcome):
 
     Attributes:
         value: S(a, b).
-        status: the gravest of the three problems' `Status`.
+        status: the most severe `Status` of the three problems.
         xy: the result from x to y.
         xx: the result from x to itself.
         yy: the result from y to itself.
@@ -110,7 +110,7 @@ def sinkhorn_divergence(
 
     Returns:
         A `SinkhornDivergenceResult`. Its value is differentiable like that of `sinkhorn`, and NaN
-        if the status is `FLOATING_POINT_RESOLUTION` or graver.
+        if the status is `FLOATING_POINT_RESOLUTION` or more severe.
 
     Raises:
         ValueError: as `sinkhorn`.
@@ -154,8 +154,8 @@ def _solve_three(
 
     def self_term(side: int, after: SinkhornResult) -> SinkhornResult:
         points, sample = alone[side]
-        # A self term takes ε from the problem between x and y, also if it is relative to the costs
-        # there, and the penalty of its own side for both marginals.
+        # A self term takes ε from the problem between x and y, even if that is relative to the
+        # costs there, and the penalty of its own side for both marginals.
         own = CheckedPoints(
             samples=(sample,),
             weights=((formulation.a, formulation.b)[side],),

@@ -6,8 +6,8 @@ range. The steps here add them, in this order:
     stored potentials    made accurate at a large ε, normalised, with stopped gradients
     value, potentials    functions of the problem, by the envelope and the implicit function theorem
     validity             NaN if a traced argument is out of range
-    status               the iterations' error against the tolerance, and the effect of rounding
     the given problem    potentials of all rows and the value, with the terms that centring removed
+    status               the iterations' error against the tolerance, and the effect of rounding
 """
 
 from typing import NamedTuple, cast
@@ -32,7 +32,7 @@ from divjax.ot.entropic.options import Sinkhorn
 from divjax.ot.entropic.precision import (
     cost_error,
     costs_are_unresolved,
-    refined_where_large,
+    refined_at_large_epsilon,
     sampled_error,
 )
 from divjax.ot.entropic.problem import PointPairs, Problem, has_lone_row
@@ -40,10 +40,10 @@ from divjax.ot.entropic.result import SinkhornResult
 
 __all__ = ["finalize"]
 
-# The largest L1 error, as a share of the mass, with which a fixed number of iterations converges.
+# Without a tolerance, the largest L1 error that counts as converged, as a share of the mass.
 FIXED_TOLERANCE = 1e-3
-# With rounding, the error may be this multiple of the tolerance, plus this share of the mass: the
-# errors of single precision at a tight tolerance are not a failure of the iterations.
+# Rounding may leave an error of this multiple of the tolerance plus this share of the mass: at a
+# tight tolerance, the errors of single precision are no failure of the iterations.
 ROUNDING_MARGIN, ROUNDING_FLOOR = 2, 5e-5
 
 
@@ -71,8 +71,8 @@ def finalize(
     rounding = sampled_error(formulation.problem, stored.f, stored.g, symmetric=symmetric)
     converged, resolved = _accuracy(formulation.problem, solver, solution, stored, rounding)
     if not symmetric:
-        # Not for a sample and itself, whose costs may be far below those between two samples: if
-        # they are lost to rounding there, they do not count in the divergence either.
+        # Costs within one sample may be far below those between two: if they are unresolved, they
+        # do not matter in the divergence either.
         resolved &= ~costs_are_unresolved(formulation.problem)
     return SinkhornResult(
         value=full_value,
@@ -92,10 +92,12 @@ def finalize(
 
 
 def _stored_potentials(problem: Problem, solution: Solution) -> _Stored:
-    """The last potentials, accurate also at a large ε, normalised, with stopped gradients."""
+    """The last potentials, accurate even at a large ε, normalised, with stopped gradients."""
     # At a large ε the iterations' logarithms of almost one have lost the potentials' last digits,
     # and so would the value.
-    f, g, mass_defect = refined_where_large(problem, solution.f, solution.g, solution.mass_defect)
+    f, g, mass_defect = refined_at_large_epsilon(
+        problem, solution.f, solution.g, solution.mass_defect
+    )
     # Balanced potentials are unique up to a constant, which the iterations leave arbitrary. It is
     # fixed after the refinement, which changes it.
     f, g = jax.lax.stop_gradient(normalized_potentials(problem, f, g))

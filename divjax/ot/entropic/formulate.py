@@ -8,8 +8,8 @@ is restored in closed form:
                     c(x, y) = h(x' − y') + α(x') + β(y'), and α and β go into the potentials.
     weight zero     rows of weight zero are padding. They are replaced by a copy of a row with
                     weight, and their potentials are evaluated at the rows themselves.
-    infinite costs  a row with relaxed marginal and infinite costs only stays unmatched: it has
-                    weight zero here, and a separate cost.
+    infinite costs  a row whose costs are all infinite stays unmatched if its marginal is relaxed:
+                    here it has weight zero, and its cost is added separately.
 """
 
 from collections.abc import Callable
@@ -36,6 +36,7 @@ from divjax.core.samples import (
     centered_samples,
     check_distinguishable,
 )
+from divjax.core.simplex import largest_mass_difference
 from divjax.ot import given_costs
 from divjax.ot.entropic.formulation import Formulation, ShiftedCenter
 from divjax.ot.entropic.problem import MatrixPairs, PointPairs, Problem
@@ -50,7 +51,8 @@ __all__ = [
     "formulate_points",
 ]
 
-# Pairs up to which the matrices of costs and of the plan are materialised: 128 MiB each in float32.
+# Pairs up to which the matrices of costs and of the plan are materialised: in float32 128 MiB each
+# on a CPU, 1 GiB on an accelerator.
 DENSE_PAIRS_CPU = 2**25
 DENSE_PAIRS_ACCELERATOR = 2**28
 # Pairs per block otherwise.
@@ -105,7 +107,7 @@ def formulate(
         )
     check_epsilon(epsilon)
     if x is not None or y is not None:
-        raise ValueError("x and y must be None where cost is a matrix.")
+        raise ValueError("x and y must be None if cost is a matrix; got samples.")
     if not isinstance(cost, (list, tuple)) and (len(cost.shape) != 2 or 0 in cost.shape):
         raise ValueError(
             f"cost must be a non-empty matrix of shape (n, m); got shape {cost.shape}."
@@ -288,8 +290,8 @@ def _centered_by_means(
 ) -> tuple[Array, Array, tuple[ShiftedCenter, ShiftedCenter] | None]:
     """The samples relative to their means, or to the midpoint of these, and the centres.
 
-    Results do not depend on the centres, whose effect is added back in closed form or is none, so
-    their gradient is stopped.
+    The centres do not affect results: their effect is zero, or is added back in closed form. Their
+    gradient is therefore stopped.
     """
     if points is None:
         return x, y, None
@@ -375,7 +377,7 @@ def _representatives(
 
 
 def _with_finite(rows: Array, weights: Array, heaviest: Array | None, infinite: bool = False):
-    """The rows, with non-finite ones of weight zero replaced, except infinite costs if allowed."""
+    """The rows, with those of weight zero replaced if NaN, or infinite unless that is allowed."""
     if heaviest is None:
         return rows
     sound = ~jnp.isnan(rows) if infinite else jnp.isfinite(rows)
@@ -395,7 +397,7 @@ def _weighted_mean(x: Float[Array, "n d"], weights: Array, vanishing: bool) -> F
 
 
 def _matched(weights: Array, connected: Bool[Array, " n"], penalty: Array | None) -> Array:
-    """Weights with zeros for rows that have no finite cost and a relaxed marginal."""
+    """The weights, zero for rows without a finite cost if their marginal is relaxed."""
     return weights if penalty is None else jnp.where(connected, weights, 0)
 
 
@@ -458,8 +460,7 @@ def _weights(
     if penalties == (None, None) and len(concrete) == 2:
         # Summed in double precision, as sums of many float32 weights differ by their rounding.
         sums = [float(np.asarray(w, np.float64).sum()) for w in concrete]
-        rounding = float(jnp.finfo(dtype).eps)
-        if abs(sums[0] - sums[1]) > max(1e-4, 4 * rounding) * max(sums):
+        if abs(sums[0] - sums[1]) > largest_mass_difference(dtype) * max(sums):
             raise ValueError(f"a and b must have the same sum; got {sums[0]} and {sums[1]}.")
     return a, b, (_may_vanish(a), _may_vanish(b))
 

@@ -48,7 +48,7 @@ class Formulation:
         b: the weights of y.
         rows: the centred points of x, or the rows of the cost matrix, as given, except that rows of
             weight zero that are not finite are copies of others.
-        columns: likewise of y.
+        columns: the same of y, or the columns of the cost matrix.
         centers: the centres of x and y, or None. Each is a point in double precision, plus the mean
             of the remainder.
         slope: ∇h(δ) of a quadratic cost with samples centred separately, or None.

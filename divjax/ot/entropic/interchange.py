@@ -62,7 +62,7 @@ def potentials_to_ott(result: "SinkhornResult") -> "DualPotentials":
 
     pairs = result.problem.pairs
     if not isinstance(pairs, PointPairs):
-        raise ValueError("to_ott needs a cost between points; this problem has a cost matrix.")
+        raise ValueError("to_ott is for a cost between points; this problem has a cost matrix.")
     # Theirs are functions of one point, ours of rows.
     backward = result.transposed
     return potentials.DualPotentials(

@@ -32,8 +32,8 @@ __all__ = ["Solution", "iterate"]
 
 # Iterations between checks.
 CHUNK = 10
-# A chunk that moves both potentials by more than this share of the exponent range, in units of ε,
-# may have underflowed in K. From half of it on, the potentials are absorbed into K.
+# A chunk that moves either potential by more than this share of the exponent range, in units of ε,
+# may have underflowed in K. Potentials that have moved by half as much are absorbed into K.
 _TOO_FAR = 0.4
 
 
@@ -56,7 +56,7 @@ class SinkhornState(NamedTuple):
 
     Attributes:
         base: potentials, and K at them.
-        scalings: of the latest potentials, relative to the base.
+        scalings: the log scalings that lead from the base to the latest potentials.
         error: the L1 error of the latest plan's marginals, infinite before the first chunk.
         relaxation: ω, and the best potentials.
         num_iterations: the iterations made, annealing included.
@@ -84,8 +84,8 @@ class _Run:
     """The constants of a run.
 
     Attributes:
-        updates: the iterations.
-        tolerance: on the marginals' L1 error, absolute, or None for a fixed count.
+        updates: the iterations of the problem, in three implementations.
+        tolerance: the largest L1 error of the marginals, absolute; None for a fixed count.
         max_iterations: the limit, or the fixed count.
         num_annealed: the iterations made before the first chunk.
         adaptive: whether ω adapts.
@@ -124,14 +124,14 @@ def iterate(
     """Iterate to the tolerance, or for a fixed count, with stopped gradients.
 
     Args:
-        problem: the problem.
+        problem: the centred problem, with costs in memory or on demand.
         init: potentials to start from.
         solver: the options.
         symmetric: whether both sides are one sample: f = g, by averaged updates (Feydy et al. 2019,
             section 3.1), which converge in few iterations for a positive kernel exp(−c/ε).
 
     Returns:
-        The solution.
+        The last potentials, or with an adaptive ω the best, and their error.
     """
     # Without the barrier, subexpressions shared with other computations would keep n × m numbers
     # in memory through all iterations.
@@ -175,7 +175,7 @@ def start(run: _Run, f: Array, g: Array, solver: Sinkhorn) -> SinkhornState:
     base, infinite = run.updates.base(f, g), jnp.asarray(jnp.inf, f.dtype)
     scalings = run.updates.start(base)
     omega = 1 if solver.over_relaxation is None else solver.over_relaxation
-    first = run.updates.iterate(base, scalings, infinite)
+    first = run.updates.to_iterate(base, scalings, infinite)
     # Of a fixed length: iterations not made stay NaN.
     errors = None
     if solver.record_errors:
@@ -223,9 +223,9 @@ def _run_updates(
     errors: Array | None,
     wanted: ArrayLike = True,
 ) -> _Chunk:
-    """At most `steps` updates of the state's scalings, fewer at the tolerance; none if unwanted."""
+    """At most `steps` updates, fewer if they meet the tolerance; none unless `wanted`."""
     if run.tolerance is None and errors is None:
-        # A loop, not a branch: under vmap a branch is always taken.
+        # A loop of no steps, not a branch: under vmap a branch is always taken.
         upper = jnp.where(wanted, steps, 0)
         step = lambda _, s: update(state.base, s, omega)
         return _Chunk(jax.lax.fori_loop(0, upper, step, state.scalings), steps, errors)
@@ -244,7 +244,7 @@ def _run_updates(
             errors = errors.at[state.num_iterations + count].set(error)
         return _Chunk(s, count + 1, errors), error
 
-    # An infinite initial error exceeds every tolerance, so that a chunk has an iteration.
+    # The initial error is infinite, so that every chunk makes at least one iteration.
     first = _Chunk(state.scalings, jnp.zeros_like(steps), errors)
     return jax.lax.while_loop(unfinished, body, (first, jnp.full_like(state.error, jnp.inf)))[0]
 
@@ -272,7 +272,7 @@ def recover_in_log_domain(
 ) -> _Chunk:
     """The chunk, if lost repeated from its start by log-sum-exp, without over-relaxation."""
     again = _run_updates(run, run.updates.logarithmic, state, steps, 1, chunk.errors, lost)
-    # A fixed count is the same for all lanes of a vmap, which stop without a test.
+    # A fixed count does not depend on data: the loop's condition is not batched under vmap.
     taken = steps
     if run.tolerance is not None:
         taken = jnp.where(lost, again.num_iterations, chunk.num_iterations)
@@ -289,18 +289,18 @@ def update_relaxation(
     """The state with ω of the next chunk, or a rollback."""
     # The mean factor of the error per iteration.
     rate = (state.error / error_before) ** (1 / jnp.maximum(taken, 1).astype(state.error.dtype))
-    # Far from convergence it is not yet that of the slowest direction, by which ω is chosen. In a
-    # repeated chunk it is that of plain iterations.
+    # Far from convergence the rate is not yet the slowest direction's, from which ω is chosen. The
+    # rate of a repeated chunk is that of plain iterations.
     near = state.error <= TUNING.asymptotic_error * jnp.sum(run.problem.b)
-    latest = run.updates.iterate(state.base, state.scalings, state.error)
+    latest = run.updates.to_iterate(state.base, state.scalings, state.error)
     relaxation, rollback = adapt(state.relaxation, latest, rate, near & ~lost)
     return roll_back(run, state._replace(relaxation=relaxation), rollback)
 
 
 def roll_back(run: _Run, state: SinkhornState, when: Bool[Array, ""]) -> SinkhornState:
-    """The best potentials seen, as scalings of the present base, if the condition holds."""
+    """The state at the best potentials so far if the condition holds, otherwise unchanged."""
     best = state.relaxation.best
-    earlier = run.updates.scalings(state.base, best), best.error
+    earlier = run.updates.from_iterate(state.base, best), best.error
     scalings, error = select(when, earlier, (state.scalings, state.error))
     return state._replace(scalings=scalings, error=error)
 

@@ -25,8 +25,9 @@ class Sinkhorn:
         over_relaxation: a fixed ω in (0, 2), 1 for plain iterations; None for an adaptive ω, which
             returns to plain iterations if the error grows.
         max_iterations: the largest number of iterations, annealing included.
-        block_size: rows of costs in memory at a time, for both sides (max(n, m) or more for all).
-            By default all if there are at most 2²⁵ costs (2²⁸ on an accelerator).
+        block_size: the rows of the cost matrix, or of its transpose, in memory at a time. With
+            max(n, m) or more the matrix is stored, by default if it has at most 2²⁵ costs (2²⁸ on
+            an accelerator).
         record_errors: whether a result holds the error after every iteration.
 
     Raises:

@@ -2,8 +2,8 @@
 
 Over-relaxed updates, log u ← log u + ω (target − log u), reduce the number of iterations from
 1/(1 − η) to 1/√(1 − η), where η is the asymptotic contraction factor of plain iterations. η is
-estimated from the errors of chunks of iterations, and a chunk that increases the error is
-undone.
+estimated from the errors of chunks of iterations. An over-relaxed chunk that more than doubles the
+best error is undone, and so is the third in a row that does not improve on it.
 """
 
 from typing import NamedTuple

@@ -1,25 +1,26 @@
 """Rounding errors of costs and potentials, for ε far below the costs or far above them.
 
-A potential is stored with an error of its size times the unit roundoff u. If it is far above ε/u,
-the plan exp((f ⊕ g − C)/ε) of stored potentials differs from the iterated one: `sampled_error`
-measures this. The costs' own rounding changes P_ij by a share u C_ij/ε, which the marginals do not
-reveal, so `cost_error` adds it up.
+A stored potential has a rounding error of its size times the unit roundoff u. Unless that error is
+far below ε, the plan exp((f ⊕ g − C)/ε) of the stored potentials differs from the iterated one:
+`sampled_error` measures this. The costs' own rounding changes P_ij by a share u C_ij/ε, which the
+marginals do not reveal: `cost_error` adds it up.
 If ε is far above the costs, the potential −ε log Σ_j b_j exp((g_j − C_ij)/ε), a logarithm of almost
-one, has an error of ε u: `refined_where_large` computes it from the sum's difference from one.
+one, has an error of ε u: `refined_at_large_epsilon` computes it from the sum's difference from one.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from divjax.core.numerics import if_needed
 from divjax.core.training import spread_rows
 from divjax.ot.entropic.problem import Problem
 
-__all__ = ["cost_error", "costs_are_unresolved", "refined_where_large", "sampled_error"]
+__all__ = ["cost_error", "costs_are_unresolved", "refined_at_large_epsilon", "sampled_error"]
 
 # The number of sampled rows.
 _ROWS = 64
-# ε, as a multiple of the largest potential, from which logarithms are of almost one.
+# Above this multiple of the largest potential, ε is so large that logarithms are of almost one.
 _LARGE = 30.0
 # The error ε u² of the value from rounding of the weights' sums, as a share of the largest cost,
 # from which costs fall below floating-point resolution.
@@ -58,7 +59,7 @@ def cost_error(problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]) -
     rows, costs = _some_rows(problem)
     kernel = jnp.exp((f[rows, None] + g - costs) / problem.epsilon)
     # An error of u R in a cost changes exp(−C/ε) by a share of u R/ε.
-    relative_to = problem.pairs.rounded_relative_to(problem.pairs.rows[rows], costs)
+    relative_to = problem.pairs.rounding_scale(problem.pairs.rows[rows], costs)
     mass = problem.a[rows, None] * problem.b * kernel
     moved = jnp.sum(jnp.where(mass > 0, mass * relative_to, 0))
     share = jnp.sum(problem.a[rows]) / jnp.sum(problem.a)
@@ -80,10 +81,10 @@ def _some_rows(problem: Problem) -> tuple[Int[Array, " k"], Float[Array, "k m"]]
     return rows, problem.pairs.block(problem.pairs.rows[rows])
 
 
-def refined_where_large(
+def refined_at_large_epsilon(
     problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"], mass_defect: Float[Array, ""]
 ) -> tuple[Float[Array, " n"], Float[Array, " m"], Float[Array, ""]]:
-    """The potentials and ΣP − Σa Σb, for a large ε after one more iteration without rounding.
+    """The potentials and ΣP − Σa Σb, if ε is large after one more iteration by expm1 and log1p.
 
     With t = (f ⊕ g − C)/ε + log Σb, the soft transform of g is κ (f − ε log1p Σ_j b_j (eᵗ − 1)/Σb).
     """
@@ -104,16 +105,12 @@ def refined_where_large(
         logs = jnp.log1p(sums(problem, f, g, shift) / mass)
         return problem.damping[0] * (f - problem.epsilon * logs)
 
-    def refined(carry: tuple) -> tuple:
-        f, g, _, _ = carry
+    def refined(stored: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        f, g, _ = stored
         # An ordinary iteration, with eᵗ − 1 in place of eᵗ throughout.
         g = transform(problem.transposed, g, f)
         f = transform(problem, f, g)
-        mass_defect = problem.a @ sums(problem, f, g, jnp.zeros_like(problem.epsilon))
-        return f, g, mass_defect, jnp.array(False)
+        return f, g, problem.a @ sums(problem, f, g, jnp.zeros_like(problem.epsilon))
 
     large = problem.epsilon > _LARGE * jnp.maximum(jnp.max(jnp.abs(f)), jnp.max(jnp.abs(g)))
-    # A loop, as under vmap both sides of a branch are computed.
-    carry = f, g, mass_defect, large
-    f, g, mass_defect, _ = jax.lax.while_loop(lambda carry: carry[3], refined, carry)
-    return f, g, mass_defect
+    return if_needed(large, refined, (f, g, mass_defect))

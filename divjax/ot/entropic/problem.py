@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from divjax.core.numerics import quotient, safe_log
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
-from divjax.ot.costs import rounded_relative_to
+from divjax.ot.costs import rounding_scale
 from divjax.ot.given_costs import cost_matrix
 
 __all__ = [
@@ -29,8 +29,8 @@ __all__ = [
     "soft_transform",
 ]
 
-# E is at most 1/min(a, b) if both weights are positive. If neither is, E is arbitrary: it is cut
-# here, so that weight · E is zero rather than 0 · ∞.
+# Between exact marginals the optimal E_ij is at most 1/max(a_i, b_j). If both weights are zero it
+# is arbitrary, and is cut here so that weight · E is zero rather than 0 · ∞.
 LARGEST_EXPONENT = 70.0
 
 
@@ -65,11 +65,11 @@ class PointPairs:
             return cost_matrix(self.cost, self.y, rows).T
         return cost_matrix(self.cost, rows, self.y)
 
-    def rounded_relative_to(
+    def rounding_scale(
         self, rows: Float[Array, "k d"], costs: Float[Array, "k m"]
     ) -> Float[Array, "k m"]:
-        """The size that the rounding of these rows' costs is relative to."""
-        return rounded_relative_to(self.cost, rows, self.y, costs)
+        """The magnitudes that set the rounding errors of these rows' costs."""
+        return rounding_scale(self.cost, rows, self.y, costs)
 
 
 @pytree
@@ -97,10 +97,10 @@ class MatrixPairs:
         """The rows themselves."""
         return rows
 
-    def rounded_relative_to(
+    def rounding_scale(
         self, rows: Float[Array, "k m"], costs: Float[Array, "k m"]
     ) -> Float[Array, "k m"]:
-        """The size that the rounding of these rows' costs is relative to."""
+        """The magnitudes that set the rounding errors of these rows' costs."""
         return jnp.abs(costs)
 
 
@@ -279,7 +279,7 @@ def conjugate(potential: Float[Array, " n"], penalty: ArrayLike | None) -> Float
 def log_tilted_mass(
     weights: Float[Array, " n"], potential: Float[Array, " n"], penalty: ArrayLike | None
 ) -> Float[Array, ""]:
-    """Log ⟨a, exp(−f/ρ)⟩, the mass that a marginal has at the optimum, accurate also if ρ ≫ f."""
+    """The log ⟨a, exp(−f/ρ)⟩: a marginal's log mass at the optimum, accurate even if ρ ≫ f."""
     if penalty is None:
         return jnp.log(jnp.sum(weights))
     exponent = quotient(potential, penalty)

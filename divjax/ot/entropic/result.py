@@ -31,11 +31,10 @@ class SinkhornResult(Outcome):
 
     The plan is P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε), computed on demand. Value, potentials and
     all quantities derived from them are differentiable to any order, forwards and backwards, with
-    respect to points, weights, ε and the cost's parameters. Derivatives are those at the optimum,
-    so they are as accurate as the iterations have converged. Second ones in ε divide by ε², which
-    must be in the dtype's range. (In a weight of zero only the value has its derivative, without
-    second ones. All else sees a row without weight as a copy of the heaviest row, and has the
-    derivative of that.)
+    respect to points, weights, ε and the cost's parameters. Derivatives are those at the optimum:
+    their error is that of the iterations. Second derivatives in ε divide by ε², which must be in
+    the dtype's range. In a weight of zero, only the value's first derivative is that of the row
+    itself. All other results treat the row as a copy of the heaviest one.
 
     Attributes:
         value: the dual objective at f and g: a lower bound on the problem's value, with an error
@@ -55,7 +54,7 @@ class SinkhornResult(Outcome):
             unless requested.
         formulation: the solved problem, and its relation to the given one.
         centered_f: the potential of the rows of `problem`, from which methods compute.
-        centered_g: likewise.
+        centered_g: the potential of its columns.
         centered_value: the value without the contribution of a shift of quadratic costs.
     """
 
@@ -257,7 +256,7 @@ class SinkhornResult(Outcome):
     def assignment(self) -> Int[Array, " n"]:
         """The most likely partner of each row, argmax_j P_ij, in general not a permutation.
 
-        A row of weight zero gets its conditional partner; NaN potentials give 0.
+        A row of weight zero gets the partner that it would have with weight; NaN potentials give 0.
 
         Example:
             >>> import jax.numpy as jnp
@@ -354,7 +353,9 @@ class SinkhornResult(Outcome):
         """Points relative to the centre of x, checked."""
         pairs = self.problem.pairs
         if not isinstance(pairs, PointPairs):
-            raise ValueError("z needs a cost between points; this problem has a cost matrix.")
+            raise ValueError(
+                "z can be mapped only for a cost between points; this problem has a cost matrix."
+            )
         (points,) = as_samples(z=z)
         check_same_features(points, pairs.y, ("z", "y"))
         return self.formulation.centered(z)

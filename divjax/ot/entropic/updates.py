@@ -59,7 +59,7 @@ class Updates:
     """The iterations of one problem, with costs in memory if it is dense.
 
     Attributes:
-        problem: the problem.
+        problem: the centred problem, with costs in memory or on demand.
         symmetric: whether both sides are one sample.
     """
 
@@ -93,7 +93,7 @@ class Updates:
         return self.scaled(base, s, omega) if self.problem.dense else self.blocked(base, s, omega)
 
     def scaled(self, base: Base, s: LogScalings, omega: ArrayLike) -> LogScalings:
-        """By two products with K, or by one in the symmetric case."""
+        """One iteration by two products with K, by one in the symmetric case."""
         a, b, kernel = self.problem.a, self.problem.b, base.kernel
         if self.symmetric:
             return self._half_way(base, s, lambda log_u: jnp.log(kernel @ (a * jnp.exp(log_u))))
@@ -106,7 +106,7 @@ class Updates:
         return self._recentered(base, LogScalings(log_u, log_v, rows, columns))
 
     def blocked(self, base: Base, s: LogScalings, omega: ArrayLike) -> LogScalings:
-        """By blocks of rows of K at the latest potentials, each computed once and used twice."""
+        """One iteration by blocks of K at the latest potentials, each computed once."""
         problem, epsilon, b = self.problem, self.problem.epsilon, self.problem.b
         if self.symmetric:
             latest = lambda log_u: base.f + epsilon * log_u
@@ -138,7 +138,7 @@ class Updates:
         return self._recentered(base, LogScalings(log_u + shift, log_v, log_sums, columns))
 
     def logarithmic(self, base: Base, s: LogScalings, omega: ArrayLike) -> LogScalings:
-        """By log-sum-exp: accurate whenever the result is a finite number."""
+        """One iteration by log-sum-exp, accurate whenever the result is finite."""
         problem, epsilon = self.problem, self.problem.epsilon
         if self.symmetric:
             latest = lambda log_u: base.f + epsilon * log_u
@@ -177,13 +177,13 @@ class Updates:
         epsilon = self.problem.epsilon
         return base.f + epsilon * s.log_u, base.g + epsilon * s.log_v
 
-    def iterate(self, base: Base, s: LogScalings, error: Array) -> Iterate:
-        """Potentials and sums, independent of the base."""
+    def to_iterate(self, base: Base, s: LogScalings, error: Array) -> Iterate:
+        """The scalings as an `Iterate`: potentials and sums that do not depend on the base."""
         epsilon = self.problem.epsilon
         log_rows, log_columns = s.log_rows - base.f / epsilon, s.log_columns - base.g / epsilon
         return Iterate(*self.potentials(base, s), log_rows, log_columns, error)
 
-    def scalings(self, base: Base, iterate: Iterate) -> LogScalings:
+    def from_iterate(self, base: Base, iterate: Iterate) -> LogScalings:
         """The inverse of `iterate`: scalings relative to another base."""
         epsilon = self.problem.epsilon
         return LogScalings(

@@ -28,7 +28,7 @@ _Descent = tuple[Array, Array, Array, Array]
 class DualFit(Outcome):
     """A convex potential f, its gradient for a map, and its conjugate's for the inverse.
 
-    f(x) = s ⟨b, x⟩ + ½ |L (x − m)|² + s² g((x − m)/s) with g convex.
+    f(x) = ⟨E Y + s b, x − m⟩ + ½ |L (x − m)|² + s² g((x − m)/s) with g convex.
 
     Attributes:
         params: L, b and the parameters of g, and those of the network that predicts x̂(y).

@@ -106,8 +106,8 @@ class EntropicMap:
     Sinkhorn divergence. Candidates are shares of the mean cost within the samples, ½ E c(X, X′) +
     ½ E c(Y, Y′) with costs beyond ten times the median cut, so that neither a shift of one sample
     nor a few outliers change them. The map is biased towards less spread, by O(ε) for smooth
-    densities. A point costs `block_size` × d numbers for each block. Memory is that of `sinkhorn`
-    for one block.
+    densities. Mapping a point takes O(`block_size` × d) operations per block. Memory is that of
+    `sinkhorn` for one block.
 
     Attributes:
         cost: a cost with known ∇h*: `SqEuclidean`, `EuclideanPower`, `PNormPower`.

@@ -45,7 +45,7 @@ class MongeGapResult(Outcome):
         value: displacement − transport, in units of the cost.
         displacement: Σ_i a_i c(x_i, T(x_i)), the cost of the map.
         transport: the estimated cost of the cheapest transport.
-        status: the gravest `Status` of the entropic problems.
+        status: the most severe `Status` of the entropic problems.
     """
 
     value: Float[Array, ""]
@@ -82,8 +82,7 @@ def monge_gap(
     image has a plan of less entropy. The debiased kind is exactly zero for translations under the
     squared Euclidean cost, and differs from the true gap of smooth densities by O(ε²): between
     Gaussians in one dimension it is a little above zero for the optimal map. For samples it is
-    within ±ε H(a) of the true gap if the cost is zero at equal points. It is negative if ε is large
-    and the map is not optimal between its few samples.
+    within ±ε H(a) of the true gap if the cost is zero at equal points, so it may be negative.
 
     The derivative is taken at the optimum. For the entropic and the debiased kind it does not
     involve the derivative of the plan, which the primal kind computes by conjugate gradients.

@@ -36,8 +36,8 @@ def gaussian_map_from_samples(
 
     It is optimal between distributions that are affine images of each other, such as Gaussians.
     Between other distributions it is the affine map that gives x the mean and the covariance of y.
-    Covariances are the unbiased ones, divided by 1 − Σ w²: integer weights are precisions, and
-    differ from repeated rows by a factor of 1 + O(1/n).
+    Covariances are unbiased, divided by 1 − Σ w². Weights are reliabilities, not counts: integer
+    weights differ from repeated rows by a factor of 1 + O(1/n).
 
     Shrinkage α replaces a covariance S by (1 − α) S + α (tr S/d) I. "ledoit-wolf" takes for each
     sample the α that minimises the expected squared error, estimated from the sample. It is of the

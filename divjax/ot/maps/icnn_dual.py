@@ -49,14 +49,14 @@ from divjax.ot.weighted_samples import (
 )
 
 __all__ = ["ICNNDual"]
-# A fit with a larger residual has not found x̂; then the level of the misfit test.
+# The largest residual of a successful search for x̂, and the level of the misfit test.
 _LARGEST_RESIDUAL, _MISFIT_LEVEL = 0.1, 1e-3
 # The largest rounding of rows about the common origin, in spreads.
 _LARGEST_ROUNDING = 0.3
 
 _NO_DERIVATIVE = (
-    "a fitted dual has no derivative in its learning rate: it goes through hundreds of training "
-    "steps. Compare fits at several values instead."
+    "a fitted dual cannot be differentiated in its learning rate: the derivative would pass "
+    "through all training steps. Compare fits at several values instead."
 )
 
 
@@ -166,6 +166,7 @@ class ICNNDual:
         optimizer: optax.GradientTransformation | None,
     ) -> DualFit:
         """`fit` after its checks, relative to the samples' origins."""
+        # 1. Split, centre and winsorise.
         split_key, convex_key, start_key, fit_key = jax.random.split(key, 4)
         train, held = split(split_key, samples)
         dual, params = self._start(convex_key, start_key, train)
@@ -177,10 +178,11 @@ class ICNNDual:
         x, y = _without_outliers(train)
         size = min(self.batch_size, x.shape[0], y.shape[0])
 
+        # 2. The dual objective, and its loss on a batch.
         def objective(
             params: PyTree[Array], rows: WeightedSamples, num_steps: int
         ) -> tuple[Array, Array]:
-            """V, whose derivative trains f, and x̂."""
+            """V, which is differentiable in f's parameters, and x̂ at the rows of y."""
             # f*(y) = ⟨x̂, y⟩ − f(x̂), differentiated at a fixed x̂.
             found = jax.lax.stop_gradient(dual.search(params, rows.y, num_steps))
             conjugate = jnp.sum(found * rows.y, axis=1) - dual.value(params, found)
@@ -195,12 +197,12 @@ class ICNNDual:
             batch = WeightedSamples(x[i], y[j])
             value, found = objective(params, batch, self.num_inner_steps)
             missed = jnp.mean(((dual.guess(params, y[j]) - found) / dual.scale) ** 2)
-            # The second term has derivatives only in the guess, and V has no derivative in it. Both
-            # are without a unit, so that the optimizer's numbers do not depend on that of the rows.
+            # V does not depend on the guess, and in the second term only the guess is
+            # differentiated. Both are dimensionless, so that steps do not depend on the rows' unit.
             value = value / dual.scale / dual.scale
             return with_slopes_of(value + missed, value)
 
-        # Checks winsorise as training does; reported numbers use the original rows.
+        # 3. Train. Checks winsorise as training does; reported numbers use the original rows.
         held_x, held_y = _without_outliers(held)
         checked = held._replace(x=held_x, y=held_y)
         validate = lambda params: objective(params, checked, dual.num_search_steps)[0]
@@ -213,6 +215,7 @@ class ICNNDual:
             validate=validate,
             num_checks=self.num_checks,
         )
+        # 4. The distance and the diagnostics, on the held-out rows.
         params = trained.params
         value, found = objective(params, held, dual.num_search_steps)
         square = lambda rows, weights: mean_over_rows(jnp.sum(rows**2, axis=1), weights)
@@ -223,8 +226,8 @@ class ICNNDual:
         squared_distance = centered_distance + shift @ (shift + 2 * between)
         # At a maximum ∇f(x̂) = y: the residual tests the search. The misfit tests the map, whose
         # image may be wrong although x̂ is correct.
-        missed = square(dual.gradient(params, found) - held.y, held.b)
-        residual = jnp.sqrt(missed / square(held.y, held.b))
+        squared_residual = square(dual.gradient(params, found) - held.y, held.b)
+        residual = jnp.sqrt(squared_residual / square(held.y, held.b))
         misfit = _misfit(dual.gradient(params, held.x), held)
         finite = trained.finite & jnp.isfinite(value) & jnp.isfinite(residual)
         failed = (residual > _LARGEST_RESIDUAL) | (misfit > 1)

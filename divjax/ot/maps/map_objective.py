@@ -127,7 +127,7 @@ class MapObjective:
         other: Float[Array, "k d"] | None = None,
         other_b: Float[Array, " k"] | None = None,
     ) -> MapTerms:
-        """The terms omitted by `terms`; `other` are further rows of y if self terms have them."""
+        """The terms omitted by `terms`. `other` is a second, independent batch of y, if used."""
         if other is None:
             of_y = self._self_cost(batch.y, self.epsilon, batch.b)
         else:

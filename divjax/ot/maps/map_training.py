@@ -16,7 +16,10 @@ __all__ = ["HeldOut", "MapTrainer", "held_out"]
 
 
 class HeldOut(NamedTuple):
-    """One problem's held-out rows; for independent batches halves, and y's other half."""
+    """Held-out rows of one problem, or of all, stacked; for independent batches, in two halves.
+
+    `other_y` is the second half of y, None otherwise, and `other_b` its weights.
+    """
 
     batch: MapBatch
     other_y: Float[Array, "m d"] | None
@@ -28,7 +31,7 @@ class MapTrainer:
     """The loss of a batch, and the terms of the held-out rows, of g problems that share a map.
 
     Attributes:
-        objective: the objective.
+        objective: the loss, with its weights and units.
         map_fit: the initial map, of which the parameters are replaced.
         train: the training rows of all problems.
         images: their images under the start.

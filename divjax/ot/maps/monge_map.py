@@ -66,8 +66,8 @@ __all__ = ["MongeMap"]
 _FEW = 1024
 
 _NO_DERIVATIVE = (
-    "a fitted map has no derivatives in the numbers of its method: they go through hundreds of "
-    "training steps. Compare fits at several values instead."
+    "a fitted map cannot be differentiated in its method's numbers: the derivative would pass "
+    "through all training steps. Compare fits at several values instead."
 )
 
 
@@ -83,10 +83,11 @@ class MongeMap:
     returned, with those of the initial map among the candidates.
 
     With b rows the divergence is biased: its self terms contain the zero distances of rows to
-    themselves, so its minimum is a map with too little spread, in many dimensions far from the
-    exact one, and held-out rows do not reveal it. `independent_batches` takes the self term between
-    two batches, OT(T(x), T(x′)), as in the energy distance. Its derivative at the exact map is zero
-    in expectation for every b, at the price of another Sinkhorn problem per step and of more noise.
+    themselves. It is minimised by a map with too little spread, which in many dimensions is far
+    from the optimal one, and held-out rows do not reveal this bias. `independent_batches` takes the
+    self term between two batches, OT(T(x), T(x′)), as in the energy distance. Its derivative at the
+    exact map is zero in expectation for every b, at the price of another Sinkhorn problem per step
+    and of more noise.
 
     A structured map is T = id − ∇h*∘F for a cost h(x − y) with h strictly convex. The network is
     added to the initial map's F: for the optimal map F is the gradient of a potential.
@@ -102,15 +103,16 @@ class MongeMap:
         gap_weight: λ ≥ 0.
         symmetry_weight: w ≥ 0, or None to omit the term. It requires a structured map or the
             squared Euclidean cost, as for other costs an optimal map's J is not symmetric. J is
-            that of F in its unit, estimated with one random direction per row.
+            the Jacobian of F, or of an unstructured T, without a unit by the network's scales, and
+            the term is estimated with one random direction per row.
         gap_kind: the kind of Monge gap, "debiased", "entropic" or "primal", as in `monge_gap`; None
             for a map that only fits.
         start: "identity"; "gaussian", the optimal map between Gaussians with the samples' moments
             (under the squared Euclidean cost), with outliers cut at ten standard deviations and
             covariances shrunk after Ledoit and Wolf; "entropic", that of `EntropicMap`, which
-            stores the training rows, with ε selected by the held-out rows; or "auto", of those that
-            the cost allows the one whose images of held-out rows have the least energy distance
-            from held-out y.
+            stores the training rows, with ε selected by the held-out rows; or "auto", which
+            compares all that the cost allows and takes the one whose images of held-out rows are
+            nearest to held-out y in energy distance.
         structured: whether T = id − ∇h*∘F.
         independent_batches: whether the divergence's self terms are between two batches without a
             row in common. Those of the gap, whose samples are paired, never are.

@@ -1,4 +1,4 @@
-"""Variational bounds of divergences by critics, and critics of pairs.
+"""Variational bounds on divergences from critics, and critics for pairs.
 
 The functions take a critic's values. `DivergenceBound` and `MutualInformationBound` of
 `divjax.ratio` train one.

@@ -73,7 +73,7 @@ class BoundFit:
     u_q: Float[Array, "g m *k"]
     values: Float[Array, " checks"]
     finite: Bool[Array, ""]
-    training: "TrainingState"
+    training: TrainingState
 
     __repr__ = summary
 
@@ -88,7 +88,7 @@ class BoundFit:
 
         Standard error and interval are those of the jackknife over groups, with Student's quantile.
         They hold for the expectation of the read-out at *this* critic, which for lower bounds is a
-        lower bound of the divergence. If e^T has heavy tails under q (a small
+        lower bound on the divergence. If e^T has heavy tails under q (a small
         `effective_sample_size`) both value and error of "dv" and "nwj" are meaningless.
 
         Args:

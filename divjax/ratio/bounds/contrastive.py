@@ -39,7 +39,7 @@ def _less_row_maxima(u_p: Numbers, u_q: Numbers) -> tuple[Array, Array]:
 
 
 def info_nce(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Float[Array, ""]:
-    """KL(p‖q) ≥ E[T(z) − log 1/(k+1) (e^{T(z)} + Σ_j e^{T(z_j)})], z ~ p and k samples z_j ~ q.
+    """KL(p‖q) ≥ E[T(z) − log((e^{T(z)} + Σ_j e^{T(z_j)})/(k+1))], z ~ p and k samples z_j ~ q.
 
     It is the log-likelihood of identifying the sample of p among k + 1, plus log(k + 1), which it
     never exceeds. Its variance is small and its bias downwards: it is a lower bound in expectation,

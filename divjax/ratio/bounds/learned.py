@@ -40,7 +40,7 @@ Sampler = Callable[[Key[Array, ""]], tuple[Float[Array, "b d"], Float[Array, "c 
 
 @pytree
 class DivergenceBound:
-    """A lower bound of D(p‖q) from samples of both, with a network as critic.
+    """A lower bound on D(p‖q) from samples of both, with a network as critic.
 
     The network is trained by the gradient of one bound and read out by any, on held-out samples. A
     fifth of the rows is held out for that, and another fifth is used to select the parameters among
@@ -253,7 +253,9 @@ class DivergenceBound:
         if not self._paired:
             check_same_features(x, y)
         elif x.shape[0] != y.shape[0]:
-            raise ValueError(f"x and y must have as many rows; got {x.shape[0]} and {y.shape[0]}.")
+            raise ValueError(
+                f"x and y must have equally many rows; got {x.shape[0]} and {y.shape[0]}."
+            )
 
     def _parts(self, name: str, rows: Array) -> tuple[Array, Array, Array]:
         """Rows to train on, and groups "g n d" to validate on and to hold out."""
@@ -329,7 +331,7 @@ def _fit(key: Key[Array, ""], x: Array, y: Array, bound: DivergenceBound) -> Bou
 
 @pytree
 class MutualInformationBound(DivergenceBound):
-    """A lower bound of the mutual information I(x; y), KL(p(x, y)‖p(x)p(y)), from pairs.
+    """A lower bound on the mutual information I(x; y), KL(p(x, y)‖p(x)p(y)), from pairs.
 
     `DivergenceBound` with pairs as samples of p, and with re-paired rows of a batch as samples of
     q: by one derangement or more, never by a permutation that may keep a pair.
@@ -338,8 +340,8 @@ class MutualInformationBound(DivergenceBound):
         network: "joint" for a multilayer perceptron of [x, y], "separable" for ⟨g(x), h(y)⟩, whose
             values at all pairs of a batch cost little more than those at the true ones, or
             `(in_features, rngs) -> nnx.Module`, from rows [x, y] to "b 1".
-        num_negatives: the number k of false pairs for each true one, at most (and by default) all
-            others of the batch; 1 is f-DIME's derangement.
+        num_negatives: the number k of false pairs for each true one, at most all others of the
+            batch; by default min(batch_size, rows of the batch) − 1. 1 is f-DIME's derangement.
 
     Raises:
         ValueError: if a name is unknown or a number is out of range.

@@ -1,4 +1,4 @@
-"""Variational lower bounds of divergences, as functions of a critic's values.
+"""Variational lower bounds on divergences, as functions of a critic's values.
 
 A critic T is an estimate of the log ratio u = log p/q. Every bound here takes its values at samples
 of p and at samples of q,
@@ -106,6 +106,7 @@ def donsker_varadhan(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> F
     References:
         Donsker, Varadhan 1983; Belghazi et al. 2018, theorem 1.
     """
+    # Checked first: errors must name the caller's values, not those without an offset.
     critic_values(u_p, u_q)
     # A constant cancels: it is subtracted in float64, since it would cost accuracy in float32.
     u_p, u_q = critic_values(*without_offset(np.max, u_p=u_p, u_q=u_q))
@@ -149,8 +150,9 @@ def smile(
 def mean_log_ratio(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Float[Array, ""]:
     """KL(p‖q) as E_p[T], for a T that is normalised by its training: f-DIME's read-out.
 
-    It is not a bound: it has the smallest variance of all, and the full error of T. f-DIME trains
-    by `f_dual` on false pairs from a `derangement`. Trained by `jensen_shannon` it is GAN-DIME.
+    It is not a bound. Of all read-outs it has the smallest variance, but T's error is its bias.
+    f-DIME trains by `f_dual` on false pairs from a `derangement`. Trained by `jensen_shannon` it is
+    GAN-DIME.
 
     Args:
         u_p: critic values at samples of p.
@@ -294,8 +296,8 @@ def kl_from_js(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Float[A
 
     It is for reading out, not for training: the gradient is zero at an uninformative critic. Ξ is
     convex: from samples the value is biased upwards, by half of Ξ'' times the cross-entropy's
-    variance. Even the best critic leaves a gap to KL, unless p and q are those of
-    `kl_lower_bound_from_js`.
+    variance. Even the best critic leaves a gap to KL, unless p and q attain the inequality of
+    `fdiv.kl_lower_bound_from_js`.
 
     Args:
         u_p: critic values at samples of p.

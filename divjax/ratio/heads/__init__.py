@@ -1,10 +1,11 @@
-"""Heads: models of the log ratio that are fitted to one fold as classifiers of p against q.
+"""Heads: models of the log ratio of p to q that are fitted to one fold.
 
-All except `Neighbors`, which counts rows, and the kernel models minimise the balanced
-cross-entropy, whose minimiser over all functions is log p/q and whose minimum is log 2 − JS. Convex
-heads are fitted to convergence. `Network` uses the validation rows for early stopping, `Average`
-for its weights, and `Tuned` for model selection. Heads compose: a network may start at the average
-of several convex fits, and `Telescoping` fits one head to each of several intermediate ratios.
+The logistic heads, the networks and `Telescoping` minimise the balanced cross-entropy, whose
+minimiser over all functions is log p/q and whose minimum is log 2 − JS. `GaussianDiscriminant` fits
+moments, `Neighbors` counts rows, and the kernel models have objectives of their own. Convex heads
+are fitted to convergence. `Network` uses the validation rows for early stopping, `Average` for its
+weights, and `Tuned` for model selection. Heads compose: a network may start at the average of
+several convex fits, and `Telescoping` fits one head to each of several intermediate ratios.
 """
 
 from divjax.ratio.heads.closed_form import GaussianDiscriminant, Zero

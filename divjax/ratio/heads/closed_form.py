@@ -6,7 +6,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core import linalg
 from divjax.core.checks import check_nonnegative
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers
 from divjax.core.simplex import mass_of_distinct_pairs
@@ -85,28 +85,32 @@ class GaussianDiscriminant:
 def _gaussian(
     x: Float[Array, "n d"], weights: Float[Array, " n"], shrinkage: Float[Array, ""]
 ) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
-    """The mean, and the lower-triangular W with W C Wᵀ = 1 for the shrunk covariance C."""
+    """The mean, and the lower-triangular W with W C Wᵀ = I for the shrunk covariance C."""
     d, dtype = x.shape[1], x.dtype
     # Padding may hold NaN, which a weight of zero does not remove.
     x = jnp.where(weights[:, None] > 0, x, 0)
-    mean = weights @ x
+    mean = matmul(weights, x)
     centered = jnp.sqrt(weights)[:, None] * (x - mean)
     # Estimating the mean reduces the variance by the share Σw², 1/n for equal weights.
-    covariance = jnp.matmul(centered.T, centered, precision="highest")
-    covariance = covariance / jnp.maximum(mass_of_distinct_pairs(weights), 0.5)
-    variance = jnp.diag(covariance)
+    centered = centered / jnp.sqrt(jnp.maximum(mass_of_distinct_pairs(weights), 0.5))
+    variance = jnp.sum(centered**2, axis=0)
     # A feature that is constant in one sample alone separates the samples perfectly. A floor on its
     # variance keeps the log ratio finite.
-    variance = jnp.maximum(variance, 1e-6)
-    scale = jnp.sqrt(variance)
-    # Correlations are shrunk rather than covariances, as features may differ in variance.
-    correlation = (1 - shrinkage) * covariance / (scale[:, None] * scale)
-    correlation = (
-        correlation
-        - jnp.diag(jnp.diag(correlation))
-        + jnp.eye(d, dtype=dtype) * (1 + d * jnp.finfo(dtype).eps * 10)
-    )
+    floored = jnp.maximum(variance, 1e-6)
+    scale = jnp.sqrt(floored)
+    # Correlations are shrunk rather than covariances, as features may differ in variance. The
+    # diagonal is 1 for features below the floor too.
+    standardized = centered / scale
+    diagonal = shrinkage + (1 - shrinkage) * (1 - variance / floored)
+    # It keeps linearly dependent features apart by the square of this ridge.
+    ridge = 10 * d * jnp.finfo(dtype).eps
+
+    def correlation(basis: Float[Array, "d d"]) -> Float[Array, "d d"]:
+        rows = standardized @ basis.T
+        shrunk = (1 - shrinkage) * (rows.T @ rows) + (basis * diagonal) @ basis.T
+        return shrunk + ridge * jnp.eye(d, dtype=dtype)
+
     # C = S L Lᵀ S with S = diag(scale), so that W = L⁻¹ S⁻¹.
-    factor = linalg.cholesky(correlation)
+    factor = linalg.cholesky_of_rows(correlation, jnp.eye(d, dtype=dtype))
     whitener = linalg.solve_triangular(factor, jnp.diag(1 / scale))
     return mean, whitener

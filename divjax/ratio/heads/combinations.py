@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import inf_if_nan, nan_unless
 from divjax.core.pytrees import for_each, pytree
 from divjax.core.samples import Numbers
 from divjax.core.simplex import mass_of_distinct_pairs
@@ -79,21 +79,23 @@ class Average:
         params = tuple(head.fit(k, fold) for head, k in zip(self.heads, keys, strict=True))
         largest = 3 * jnp.log(num_rows(*fold.train.weights))
 
-        held = fold.validation
+        validation = fold.validation
 
         def limit_and_loss(u_p, u_q):
-            limit = _limit(u_p, u_q, held.weights, largest)
+            limit = _limit(u_p, u_q, validation.weights, largest)
             clipped_p, clipped_q = jnp.clip(u_p, -limit, limit), jnp.clip(u_q, -limit, limit)
-            loss = cross_entropy(clipped_p, clipped_q, *held.weights)
+            loss = cross_entropy(clipped_p, clipped_q, *validation.weights)
             # A head that predicts NaN gets weight zero and does not affect the others.
-            return limit, jnp.where(jnp.isnan(loss), jnp.inf, loss)
+            return limit, inf_if_nan(loss)
 
         fitted = zip(self.heads, params, strict=True)
-        each = for_each(limit_and_loss, [log_ratios(*pair, held.x, held.y) for pair in fitted])
+        each = for_each(
+            limit_and_loss, [log_ratios(*pair, validation.x, validation.y) for pair in fitted]
+        )
         limits = jnp.stack([limit for limit, _ in each])
         losses = jnp.stack([loss for _, loss in each])
         # Likelihoods of the validation rows, exp(−rows · cross-entropy), normalised.
-        weights = jax.nn.softmax(-num_rows(*held.weights) * losses)
+        weights = jax.nn.softmax(-num_rows(*validation.weights) * losses)
         # A NaN hyper-parameter is a user error, which a weight of zero would hide.
         return params, nan_unless(valid & ~_any_nan(self.heads), weights), limits
 

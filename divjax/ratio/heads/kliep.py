@@ -1,6 +1,5 @@
 """KLIEP: the maximum-likelihood density ratio, through the weights of a mixture."""
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core import linalg
 from divjax.core.checks import check_count, check_scalar
-from divjax.core.numerics import safe_log
+from divjax.core.numerics import matmul, safe_log
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers
 from divjax.ratio.heads.kernel_models import (
@@ -26,7 +25,6 @@ from divjax.ratio.protocols import Fold
 __all__ = ["KLIEP", "maximize_mixture"]
 
 _stop = jax.lax.stop_gradient
-_matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 def maximize_mixture(
@@ -76,9 +74,9 @@ def _responses(
 ) -> tuple[Float[Array, " n"], Float[Array, " l"]]:
     """√a_i/(Aπ)_i, and Aᵀ(a/Aπ), which is one minus the gradient."""
     # A mixture may underflow to zero at a row.
-    inverse = 1 / jnp.maximum(_matmul(likelihoods, weights), jnp.finfo(weights.dtype).tiny)
+    inverse = 1 / jnp.maximum(matmul(likelihoods, weights), jnp.finfo(weights.dtype).tiny)
     # The root has no finite derivative at a mass of zero, and is used in the Hessian alone.
-    return jnp.sqrt(_stop(masses)) * inverse, _matmul(masses * inverse, likelihoods)
+    return jnp.sqrt(_stop(masses)) * inverse, matmul(masses * inverse, likelihoods)
 
 
 def _newton_step(
@@ -98,7 +96,7 @@ def _newton_step(
     # are multiplied by a step of zero.
     root = _stop(likelihoods * root[:, None] * scale)
     identity = jnp.eye(weights.shape[0], dtype=weights.dtype)
-    factor = linalg.cholesky(identity + _matmul(root.T, root))
+    factor = linalg.cholesky(identity + matmul(root.T, root))
     change = scale * linalg.cho_solve(factor, scale * (target / weights - 1 + image))
     # πs = target to first order: Δs = (target − sΔπ)/π − s.
     return _Point(change, (target - slacks * change) / weights - slacks)

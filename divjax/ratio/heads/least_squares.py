@@ -1,6 +1,5 @@
 """Least-squares density ratios, uLSIF and RuLSIF, with their analytic leave-one-out score."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -9,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core import linalg
 from divjax.core.checks import check_count, check_nonnegative, check_scalar
-from divjax.core.numerics import nan_unless, safe_log
+from divjax.core.numerics import matmul, nan_unless, safe_log
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers
 from divjax.ratio.heads.kernel_models import (
@@ -26,9 +25,6 @@ from divjax.ratio.protocols import Fold
 __all__ = ["LeastSquares", "leave_one_out_score"]
 
 _stop = jax.lax.stop_gradient
-# Normal equations and responses are sums of thousands of terms, for which lower matmul precision
-# would be inaccurate.
-_matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 def _normal_equations(
@@ -38,11 +34,11 @@ def _normal_equations(
     b: Float[Array, " m"],
     relative: ArrayLike,
     ridge: ArrayLike,
-) -> tuple[Float[Array, "l l"], Float[Array, " l"], Float[Array, " l"]]:
-    """The Cholesky factor of H + λI, the response h, and θ = (H + λI)⁻¹ h."""
+) -> tuple[Float[Array, "l l"], Float[Array, " l"]]:
+    """The Cholesky factor of H + λI, and θ = (H + λI)⁻¹ h for the response h."""
 
     def second_moment(features: Array, weights: Array) -> Array:
-        return _matmul((features * weights[:, None]).T, features)
+        return matmul((features * weights[:, None]).T, features)
 
     moment_p = second_moment(features_p, a)
     moment_q = second_moment(features_q, b)
@@ -51,8 +47,7 @@ def _normal_equations(
     lowest = 4 * jnp.finfo(matrix.dtype).eps * _stop(jnp.trace(matrix))
     identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
     factor = linalg.cholesky(jnp.asarray(matrix + jnp.maximum(ridge, lowest) * identity))
-    response = _matmul(a, features_p)
-    return factor, response, linalg.cho_solve(factor, response)
+    return factor, linalg.cho_solve(factor, matmul(a, features_p))
 
 
 def leave_one_out_score(
@@ -91,7 +86,7 @@ def leave_one_out_score(
         Kanamori, Hido, Sugiyama 2009, section 4.2, for pairs of rows of equal weight and α = 0.
     """
     relative = jnp.asarray(relative, features_p.dtype)
-    factor, _, theta = _normal_equations(features_p, features_q, a, b, relative, ridge)
+    factor, theta = _normal_equations(features_p, features_q, a, b, relative, ridge)
     epsilon = jnp.finfo(theta.dtype).eps
 
     def left_out(features: Array, mass: Array, mixture_mass: Array) -> Array:
@@ -99,7 +94,7 @@ def leave_one_out_score(
         inverse = linalg.cho_solve(factor, features.T).T
         # ψᵀ(H + λI)⁻¹ψ and ψᵀ(H + λI)⁻¹(h − aψ), the two products of the rank-one update.
         leverage = jnp.sum(features * inverse, axis=1)
-        without = _matmul(features, theta) - mass * leverage
+        without = matmul(features, theta) - mass * leverage
         change = mixture_mass * without / jnp.maximum(1 - mixture_mass * leverage, epsilon) - mass
         # Both samples are renormalised without the row.
         scale = (1 - mixture_mass) / jnp.maximum(1 - mass, epsilon)
@@ -218,11 +213,11 @@ class LeastSquares:
 
         # The selected model again, with derivatives in the rows and weights.
         of_p, of_q = _features(basis, bandwidth)
-        theta = _normal_equations(of_p, of_q, *masses, alpha, ridges[column])[2]
+        theta = _normal_equations(of_p, of_q, *masses, alpha, ridges[column])[1]
         theta = jnp.where(basis.active, jnp.maximum(theta, 0), 0)
         # E_m[r̂] over the mixture m, one for the true ratio, is a divisor and must not vanish.
-        mean_p = jnp.dot(masses[0], _matmul(of_p, theta))
-        mean_q = jnp.dot(masses[1], _matmul(of_q, theta))
+        mean_p = jnp.dot(masses[0], matmul(of_p, theta))
+        mean_q = jnp.dot(masses[1], matmul(of_q, theta))
         mean = jnp.maximum(alpha * mean_p + (1 - alpha) * mean_q, jnp.finfo(dtype).tiny)
         log_weights = safe_log(theta) - jnp.log(mean)
         log_weights = nan_unless((ridges > 0).all(), log_weights)

@@ -209,10 +209,10 @@ def _minimizer(max_iterations: int, problem: _Problem) -> Float[Array, " m"]:
         current = problem.loss(logit, c)
 
         def too_long(length):
-            """Whether a positive step lowers the loss by less than a quarter of its slope."""
-            fall = current - problem.loss(logit - length * moved, c - length * direction)
+            """Whether a positive step achieves less than a quarter of what its slope predicts."""
+            decrease = current - problem.loss(logit - length * moved, c - length * direction)
             # Armijo's condition, up to the rounding of the loss.
-            enough = fall >= length * decrement / 4 - 4 * eps * current
+            enough = decrease >= length * decrement / 4 - 4 * eps * current
             return ~enough & (length > 0)
 
         # The shortest steps are for confidently wrong offsets, with uninformative curvature.

@@ -41,11 +41,11 @@ class _References(NamedTuple):
 
 @pytree
 class Neighbors:
-    """u(z) = log (A(z) + c)/(B(z) + c), A and B the masses of p and q among z's neighbours.
+    """u(z) = log[(A(z) + c)/(B(z) + c)], A and B the masses of p and q among z's neighbours.
 
     A neighbour at distance r has Epanechnikov's weight 1 − (r/r_k)², where r_k is the distance of
-    the k-th, so that u is continuous and has a derivative. A row is not a neighbour of itself:
-    training rows are scored by the others.
+    the k-th, so that u is continuous, and differentiable almost everywhere. A row is not a
+    neighbour of itself: training rows are scored by the others.
 
     Attributes:
         num_neighbors: candidate numbers of neighbours k ≥ 2, selected on the validation rows.

@@ -16,7 +16,7 @@ from divjax.core.checks import (
     check_shape,
     check_widths,
 )
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import inf_if_nan, nan_unless
 from divjax.core.pytrees import for_each, pytree, static
 from divjax.core.samples import Numbers
 from divjax.ratio.heads.closed_form import Zero
@@ -96,8 +96,8 @@ class Network:
         # The start is a fixed offset of the logits. An instance-based start scores its training
         # rows leave-one-out, since the network would otherwise rely on it too much.
         offset_p, offset_q = training_log_ratios(self.start, start, fold.train)
-        held = jnp.concatenate(fold.validation[:2])
-        fixed = self.start(start, held)
+        validation = jnp.concatenate(fold.validation[:2])
+        fixed = self.start(start, validation)
         # Equally many rows of p and of q leave no prior shift log(n/m) in the logits.
         half = -(-self.batch_size // 2)
         draw = row_sampler(*weights)
@@ -113,11 +113,9 @@ class Network:
             return jnp.mean(jax.nn.softplus(-sign * logits))
 
         def validate(params):
-            u = fixed + self.apply(params, held)[:, 0]
+            u = fixed + self.apply(params, validation)[:, 0]
             u_p, u_q = jnp.split(u, [fold.validation.x.shape[0]])
-            value = cross_entropy(u_p, u_q, *fold.validation.weights)
-            # Infinity is never the best loss, while comparisons with NaN are always false.
-            return jnp.where(jnp.isnan(value), jnp.inf, value)
+            return inf_if_nan(cross_entropy(u_p, u_q, *fold.validation.weights))
 
         params = self.init(init_key, x.shape[1], x.dtype)
         return start, self.train(fit_key, loss, params, validate, valid)
@@ -156,9 +154,10 @@ class Network:
         validate: Callable[[PyTree[Array]], Float[Numbers, ""]],
         valid: Bool[Array, ""] | bool = True,
     ) -> PyTree[Array]:
-        """The parameters of best validation in training on `(key, params) -> loss`.
+        """Train on `(key, params) -> loss`; return the parameters of the lowest validation loss.
 
-        NaN unless valid, or if traced numbers are out of range: the initial ones would be finite.
+        They are NaN if `valid` is False or a traced number is out of range: otherwise the finite
+        initial parameters would be returned.
         """
         dtype = jax.tree.leaves(params)[0].dtype
         optimizer = training.adam_with_cosine(

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_count
+from divjax.core.numerics import inf_if_nan
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers
 from divjax.ratio.heads.combinations import convex_heads
@@ -27,7 +28,7 @@ class Telescoping:
     ratio, all trained jointly on one trunk, adds the residuals.
 
     Attributes:
-        num_bridges: the number m of intermediate ratios; one or two nats per ratio are suitable.
+        num_ratios: the number m of intermediate ratios; one or two nats per ratio are suitable.
         start: the head that each ratio starts from; by default the likelihood-weighted average of
             the convex heads.
         network: architecture and training of the trunk, from a batch "b d" to "b m"; None to omit
@@ -37,12 +38,12 @@ class Telescoping:
         Rhodes, Xu, Gutmann 2020, eq. 5–8: the sum, waymarks by linear combination, joint training.
     """
 
-    num_bridges: int = static(default=8)
+    num_ratios: int = static(default=8)
     start: Head | None = None
     network: Network | None = Network()
 
     def __post_init__(self):
-        check_count(1, num_bridges=self.num_bridges)
+        check_count(1, num_ratios=self.num_ratios)
 
     @property
     def parametric(self) -> bool:
@@ -57,9 +58,9 @@ class Telescoping:
         x, y, *weights = fold.train
         # The starts, all simultaneously, each fitted to its own pair of neighbouring waymarks.
         start = self._start(x.shape[1])
-        bridges = self._bridges(pair_key, fold)
-        keys = jax.random.split(start_key, self.num_bridges)
-        starts = jax.vmap(start.fit)(keys, bridges)
+        ratio_folds = self._ratio_folds(pair_key, fold)
+        keys = jax.random.split(start_key, self.num_ratios)
+        starts = jax.vmap(start.fit)(keys, ratio_folds)
         if self.network is None:
             return starts, None
         # One network with an output per ratio learns the residuals, from fresh pairs at each step.
@@ -71,8 +72,8 @@ class Telescoping:
         def each(params, above, below):
             """Each ratio's correction at rows of its two waymarks, "m b d"."""
             both = jnp.concatenate([above, below], axis=1)
-            outputs = network.apply(params, both.reshape(-1, both.shape[-1]), self.num_bridges)
-            outputs = outputs.reshape(*both.shape[:2], self.num_bridges)
+            outputs = network.apply(params, both.reshape(-1, both.shape[-1]), self.num_ratios)
+            outputs = outputs.reshape(*both.shape[:2], self.num_ratios)
             # Ratio k is corrected by output k, at its own rows alone.
             own = jnp.diagonal(outputs, axis1=0, axis2=2).T
             return own[:, : above.shape[1]], own[:, above.shape[1] :]
@@ -88,16 +89,17 @@ class Telescoping:
             return jnp.mean(jax.vmap(cross_entropy, (0, 0, None, None))(u_p, u_q, uniform, uniform))
 
         # Early stopping on the intermediate ratios' own validation pairs.
-        held = bridges.validation
-        offset_p, offset_q = of_start(starts, held.x), of_start(starts, held.y)
+        validation = ratio_folds.validation
+        offset_p, offset_q = of_start(starts, validation.x), of_start(starts, validation.y)
 
         def validate(params):
-            own_p, own_q = each(params, held.x, held.y)
-            losses = jax.vmap(cross_entropy)(own_p + offset_p, own_q + offset_q, *held.weights)
-            value = jnp.mean(losses)
-            return jnp.where(jnp.isnan(value), jnp.inf, value)
+            own_p, own_q = each(params, validation.x, validation.y)
+            losses = jax.vmap(cross_entropy)(
+                own_p + offset_p, own_q + offset_q, *validation.weights
+            )
+            return inf_if_nan(jnp.mean(losses))
 
-        params = network.init(init_key, x.shape[1], x.dtype, self.num_bridges)
+        params = network.init(init_key, x.shape[1], x.dtype, self.num_ratios)
         return starts, network.train(fit_key, loss, params, validate)
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
@@ -107,20 +109,20 @@ class Telescoping:
         total = jnp.sum(jax.vmap(lambda s: start(s, z))(starts), axis=0)
         if self.network is None:
             return total
-        return total + jnp.sum(self.network.apply(own, z, self.num_bridges), axis=1)
+        return total + jnp.sum(self.network.apply(own, z, self.num_ratios), axis=1)
 
     def _start(self, in_features: int) -> Head:
         return convex_heads(in_features) if self.start is None else self.start
 
     def _waymarks(self, x: Float[Array, "b d"], y: Float[Array, "b d"]) -> Float[Array, "k b d"]:
-        angles = np.linspace(0, np.pi / 2, self.num_bridges + 1)
+        angles = np.linspace(0, np.pi / 2, self.num_ratios + 1)
         cos = jnp.asarray(np.cos(angles), x.dtype)[:, None, None]
         sin = jnp.asarray(np.sin(angles), x.dtype)[:, None, None]
         # Exact at the ends.
         cos, sin = cos.at[-1].set(0), sin.at[0].set(0)
         return cos * x + sin * y
 
-    def _bridges(self, key: Key[Array, ""], fold: Fold) -> Fold:
+    def _ratio_folds(self, key: Key[Array, ""], fold: Fold) -> Fold:
         """A fold for each intermediate ratio.
 
         Each row of p is paired with a random row of q of the same role, and each row of q with one
@@ -138,7 +140,7 @@ class Telescoping:
             # The first n pairs belong to rows of p, the other m to rows of q. The end p has weight
             # on the former only, the end q on the latter only.
             first, last = jnp.pad(weights[0], (0, m)), jnp.pad(weights[1], (n, 0))
-            between = [(first + last) / 2] * (self.num_bridges - 1)
+            between = [(first + last) / 2] * (self.num_ratios - 1)
             # Ratio k lies between waymarks k and k + 1, hence the shifted slices.
             mass = jnp.stack([first, *between, last])
             return Rows(marks[:-1], marks[1:], mass[:-1], mass[1:])
@@ -150,7 +152,7 @@ class Telescoping:
 def _partners(
     key: Key[Array, ""], weights: Float[Array, " n"], others: Float[Array, " m"]
 ) -> Int[Array, " n"]:
-    """For each row a row of the other sample, by its weight: strata in random order.
+    """A row of the other sample for each row, drawn by weight from strata in random order.
 
     Rows of weight zero at the end of either sample change no other row's partner.
     """
