@@ -188,7 +188,7 @@ def gaussians(settings: Settings, dimension: int, seed: int) -> dict[str, Any]:
         )
         found, seconds = timed(fit, method, keys[4], x, y)
         uvp, _ = uvp_and_cosine(found(tests), tests, truth)
-        first, _ = uvp_and_cosine(found.started(tests), tests, truth)
+        first, _ = uvp_and_cosine(found.initial_images(tests), tests, truth)
         result |= {f"{start} uvp": uvp, f"{start} first": first, f"{start} fit_seconds": seconds}
         result |= {f"{start} finite": found.finite, f"{start} validation": found.validation}
     return result
@@ -241,7 +241,7 @@ def benchmark(settings: Settings, dimension: int, name: str, seed: int) -> dict[
         images = jax.jit(lambda found, z: found(z))(found, tests)
         result = {"losses": found.losses, "validation": found.validation, "finite": found.finite}
         if isinstance(found, ot.MapFit):
-            started = jax.jit(lambda found, z: found.started(z))(found, tests)
+            started = jax.jit(lambda found, z: found.initial_images(z))(found, tests)
             result["first"] = uvp_and_cosine(started, tests, truth)[0]
             result |= {"divergence": found.divergence, "gap": found.gap}
             result["converged"] = found.converged

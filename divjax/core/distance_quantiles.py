@@ -27,7 +27,7 @@ def fractions_below(
 ) -> Float[Array, " t"]:
     """The fractions of pairs i ≠ j with ‖x_i − x_j‖² below 1 to 4 positive thresholds, in one pass.
 
-    The rows are centered, as for `centered_distances`. By differences, distances are exact.
+    The rows are centred, as for `centered_distances`. By differences, distances are exact.
 
     The comparisons of an entry are packed into the bytes of one integer and summed over
     columns of at most 255 rows, so that a pass costs little more than one comparison.

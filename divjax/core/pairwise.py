@@ -51,8 +51,8 @@ def common_center(
 
     The deviations from one of the rows are averaged, so that the mean of equal rows is that row
     exactly. Without the barrier XLA may compute the mean once in every fusion that subtracts it,
-    each with its own rounding: at a large offset two samples would get different centers. Centered
-    computations are invariant to translations, hence gradients are stopped at the center.
+    each with its own rounding: at a large offset two samples would get different centres. Centred
+    computations are invariant to translations, hence gradients are stopped at the centre.
 
     Args:
         x: rows.
@@ -110,7 +110,7 @@ def squared_distances(
         distance zero.
 
     Raises:
-        ValueError: if an argument is not a non-empty matrix, or the numbers of features differ.
+        ValueError: if an argument is empty or not a matrix, or the numbers of features differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -129,9 +129,9 @@ def squared_distances(
 
 
 def _centered(y: Float[Array, "m d"], *others: Float[Array, "_ d"]) -> tuple[Array, ...]:
-    """All samples relative to the center of the first, if they are to be multiplied.
+    """All samples relative to the centre of the first, if they are to be multiplied.
 
-    Differences, used for few features, are exact without centering.
+    Differences, used for few features, are exact without centring.
     """
     if y.shape[1] <= DIFFERENCES_UP_TO:
         return y, *others
@@ -289,7 +289,7 @@ def reduce_centered_pairs(
     needed: Bool[Array, ""] | bool = True,
     block_rows: int | None = None,
 ) -> PyTree[Array]:
-    """As `pair_distances_by_rows`, for rows that are centered already.
+    """As `pair_distances_by_rows`, for rows that are centred already.
 
     If products have lost a distance to cancellation, `again` replaces `reduce`. Derivatives remain
     those of `reduce` at the rounded distances.

@@ -162,7 +162,7 @@ def as_samples(**samples: Numbers) -> tuple[Array, ...]:
         Arrays of their common dtype. Integers and booleans count as the default float.
 
     Raises:
-        ValueError: if one is not a non-empty matrix of real numbers (the message explains how to
+        ValueError: if one is empty or not a matrix of real numbers (the message explains how to
             convert it), or the numbers of features differ.
 
     Example:
@@ -205,7 +205,7 @@ class Center:
             high, low = np.asarray(self.high, np.longdouble), np.asarray(self.low, np.longdouble)
             with np.errstate(invalid="ignore", over="ignore"):
                 return jnp.asarray(((x - high) - low).astype(dtype))
-        # In the dtype: near the center the high parts' difference is exact, and the low parts
+        # In the dtype: near the centre the high parts' difference is exact, and the low parts
         # correct it.
         high, low = two_parts(x, dtype)
         return (high - self.high) + (low - self.low)
@@ -228,7 +228,7 @@ def centered_samples(
 
     The centre is the median of each feature, over all samples, if NumPy float64 (such as a list or
     a frame of numbers) would be rounded to float32, or integers beyond 2⁵³ to either. Otherwise it
-    is zero, since centering gains nothing.
+    is zero, since centring gains nothing.
 
     Args:
         weights: the samples' weights, by their names. Rows of weight zero may hold any value.
@@ -259,12 +259,12 @@ def centered_samples(
         return Center(zero, zero), *(_rounded(sample, dtype) for sample in checked.values())
     point = np.zeros(num_features, np.longdouble if any(map(_is_extended, double)) else float)
     rows = np.concatenate(double)
-    # A median is robust to outliers. A feature without a finite value has no center.
+    # A median is robust to outliers. A feature without a finite value has no centre.
     finite = np.where(np.isfinite(rows), rows, np.nan)
     some = np.isfinite(rows).any(axis=0)
     point[some] = np.nanmedian(finite[:, some], axis=0)
     center = Center(*two_parts(point, dtype))
-    # With a center of zero, samples are returned unchanged, bit for bit.
+    # With a centre of zero, samples are returned unchanged, bit for bit.
     if not point.any():
         return center, *(_rounded(sample, dtype) for sample in checked.values())
     return center, *(center.subtract(sample) for sample in checked.values())

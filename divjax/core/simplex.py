@@ -57,7 +57,7 @@ def min_norm_weights(gram: Float[Numbers, "k k"]) -> Float[Array, " k"]:
         mode is first-order only; `jax.jacfwd` of it gives second derivatives.
 
     Raises:
-        ValueError: if `gram` is not a non-empty square matrix of real numbers.
+        ValueError: if `gram` is empty or not a square matrix of real numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -298,7 +298,7 @@ def project_simplex(v: Float[Numbers, " k"]) -> Float[Array, " k"]:
         Non-negative weights that sum to one, or NaN if v holds NaN.
 
     Raises:
-        ValueError: if `v` is not a non-empty vector.
+        ValueError: if `v` is empty or not a vector.
 
     Example:
         >>> import jax.numpy as jnp
@@ -397,7 +397,7 @@ def effective_sample_size(weights: Float[Numbers, " n"]) -> Float[Array, ""]:
     Multiplying the weights by a positive number changes nothing.
 
     Raises:
-        ValueError: if `weights` is not a non-empty vector of real numbers.
+        ValueError: if `weights` is empty or not a vector of real numbers.
 
     Example:
         >>> import jax.numpy as jnp

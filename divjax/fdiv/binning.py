@@ -76,7 +76,7 @@ def edges(
             single bin for all others.
 
     Returns:
-        Ascending edges "bins+1" of one column, "d edges" of several. They are nan for a column
+        Ascending edges "bins+1" of one column, "d edges" of several. They are NaN for a column
         with a value that is not finite, or so far from zero, in NumPy's float64, that the edges'
         dtype cannot resolve its width (`divergence` can).
 
@@ -183,7 +183,7 @@ def counts(
     """The number of points of each column in each bin, or their weight.
 
     Bins hold their left edge, the last also its right one. Points outside of all bins are not
-    counted, and nan in a column makes its counts nan, unless its weight is zero. Points are counted
+    counted, and NaN in a column makes its counts NaN, unless its weight is zero. Points are counted
     in integers, and weights summed by blocks of rows, so that large counts do not saturate.
 
     Args:
@@ -191,7 +191,7 @@ def counts(
         edges: ascending edges, "bins+1" for a vector and "d edges" for a matrix. The outermost may
             be infinite. Compared with the samples in NumPy's precision if both are NumPy's.
         weights: non-negative weights, one per sample, differentiable. All one by default. Traced
-            weights that are negative make all counts nan, as do traced edges that do not ascend.
+            weights that are negative make all counts NaN, as do traced edges that do not ascend.
 
     Returns:
         Counts "bins" or "d bins" of the dtype of x, at least float32.

@@ -6,7 +6,7 @@ them for any argument. All are converted to log-probabilities in one place, and 
 in log space.
 
 0 log 0 = 0. KL(p‖q) is exactly infinite if q excludes a class that p does not. Gradients (those of
-the finite terms) are finite even then. The divergence is nan if a distribution has no class.
+the finite terms) are finite even then. The divergence is NaN if a distribution has no class.
 """
 
 import functools
@@ -150,7 +150,7 @@ def generalized_kl(
         axis: the axis of classes, the same in both.
 
     Returns:
-        The divergence, without the axis of classes: +inf where q_i = 0 < p_i, nan where a traced
+        The divergence, without the axis of classes: +inf where q_i = 0 < p_i, NaN where a traced
         mass is negative.
 
     Raises:
@@ -252,7 +252,7 @@ def skew_kl(
     Args:
         p: probabilities that sum to one, `Logits`, `Weights` or `Labels`.
         q: likewise. The axes other than that of classes broadcast.
-        alpha: the share of p in the mixture, a scalar in [0, 1). An array outside of it gives nan.
+        alpha: the share of p in the mixture, a scalar in [0, 1). An array outside of it gives NaN.
         axis: the axis of classes, the same in both.
         base: the base of the logarithm: 2 for bits, nats by default.
 
@@ -297,7 +297,7 @@ def jensen_shannon(
         *distributions: K ≥ 2 distributions, each given as probabilities that sum to one, `Logits`,
             `Weights` or `Labels`. The axes other than that of classes broadcast.
         weights: non-negative mixture weights "k", normalised (equal by default). Traced weights
-            that are negative or all zero give nan.
+            that are negative or all zero give NaN.
         base: the base of the logarithm: 2 for bits, nats by default.
         axis: the axis of classes, the same in all.
 

@@ -42,7 +42,7 @@ def renyi(
 
     Returns:
         The divergence, without the axis of classes: +inf where the supports are disjoint, and for
-        α ≥ 1 where q excludes a class that p does not. nan for a negative array α.
+        α ≥ 1 where q excludes a class that p does not. NaN for a negative array α.
 
     Raises:
         ValueError: if alpha is a Python number that is negative or infinite, the base is not a

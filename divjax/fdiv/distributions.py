@@ -59,7 +59,7 @@ class Logits:
 
     Raises:
         ValueError: if the temperature is a Python number that is not positive. An array that is not
-            positive makes every result nan.
+            positive makes every result NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -90,7 +90,7 @@ class Weights:
 
     Raises:
         ValueError: if the smoothing is a negative Python number. A negative array makes every
-            result nan.
+            result NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -112,7 +112,7 @@ class Labels:
 
     Attributes:
         values: integers "..." from 0 to num_classes − 1. Other integers stand for a distribution
-            without any class, whose divergences are nan.
+            without any class, whose divergences are NaN.
         num_classes: the number of classes c, static.
 
     Raises:
@@ -149,7 +149,7 @@ def log_probs(distribution: Distribution, *, axis: int = -1) -> LogProbs:
     Returns:
         Log-probabilities of the same shape, all −inf where no class exists. Gradients are finite,
         and zero with respect to excluded classes. Traced probabilities that are negative or do not
-        sum to one give nan.
+        sum to one give NaN.
 
     Raises:
         ValueError: if there is no axis of classes, this axis is empty, or concrete probabilities

@@ -236,7 +236,7 @@ class Renyi(Divergence):
     is −log q(p > 0), which depends on the supports alone.
 
     Attributes:
-        alpha: the order α ≥ 0. A negative array entry gives nan.
+        alpha: the order α ≥ 0. A negative array entry gives NaN.
 
     Raises:
         ValueError: if alpha is a Python number that is negative or not finite.

@@ -81,7 +81,7 @@ def kl(log_partition: LogPartition, eta_p: Natural, eta_q: Natural) -> Float[Arr
         eta_q: natural parameters "d" of q. Use vmap for batches.
 
     Returns:
-        The divergence in nats: +inf if A(η_q) is, nan if A(η_p) is not finite, the result would be
+        The divergence in nats: +inf if A(η_q) is, NaN if A(η_p) is not finite, the result would be
         negative (A is not convex), or fewer than two digits are accurate (in which case float64 or
         centred data help).
 
@@ -122,7 +122,7 @@ def jeffreys(log_partition: LogPartition, eta_p: Natural, eta_q: Natural) -> Flo
         eta_q: natural parameters "d" of q. Use vmap for batches.
 
     Returns:
-        The divergence in nats, the sum of both directions (not their mean), or nan if A is not
+        The divergence in nats, the sum of both directions (not their mean), or NaN if A is not
         finite at both or fewer than two digits are accurate.
 
     Raises:
@@ -171,7 +171,7 @@ def bhattacharyya(log_partition: LogPartition, eta_p: Natural, eta_q: Natural) -
         eta_q: natural parameters "d" of q. Use vmap for batches.
 
     Returns:
-        The distance in nats, or nan if A is not finite at both or fewer than two digits are
+        The distance in nats, or NaN if A is not finite at both or fewer than two digits are
         accurate.
 
     Raises:
@@ -213,11 +213,11 @@ def renyi(
         log_partition: the family's A, a convex function "d" -> "".
         eta_p: natural parameters "d" of p.
         eta_q: natural parameters "d" of q. Use vmap for batches.
-        alpha: the order α ≥ 0. A negative array gives nan. At order 0 the divergence is 0, as all
+        alpha: the order α ≥ 0. A negative array gives NaN. At order 0 the divergence is 0, as all
             members of a family have one support.
 
     Returns:
-        The divergence in nats, or nan if A is not finite at both or fewer than two digits are
+        The divergence in nats, or NaN if A is not finite at both or fewer than two digits are
         accurate. For α > 1 it is +inf if αη_p + (1 − α)η_q leaves the family, provided that A is
         +inf outside of its domain, as for a `Family`.
 

@@ -162,10 +162,10 @@ def gap_by_curvature(line: Line, order: ArrayLike) -> _WithError:
 
 
 def sharper(one: _WithError, other: _WithError) -> Float[Array, ""]:
-    """The value whose error is smaller, nan if this leaves fewer than two digits.
+    """The value whose error is smaller, NaN if this leaves fewer than two digits.
 
     Errors are in units of epsilon, and zero may be off by a few epsilon. A value below zero gives
-    nan, as A is then not convex.
+    NaN, as A is then not convex.
     """
     (value_one, error_one), (value_other, error_other) = one, other
     first = (error_one <= error_other) | ~jnp.isfinite(value_other + error_other)

@@ -125,7 +125,7 @@ class Generator(Divergence):
         value = times_exp(inside - self.derivative(u), u) - self.dual_integrand_q(u)
         # At t = f'(∞) the supremum is the limit of r f'(r) − f(r).
         edge = jnp.where(t == supremum, -self.dual_integrand_q(infinity), infinity)
-        # Comparisons with nan (in t, or in the supremum through a parameter) are false.
+        # Comparisons with NaN (in t, or in the supremum through a parameter) are false.
         return nan_where_nan(jnp.where(t < supremum, value, edge), t, supremum)
 
     def reverse(self) -> "Generator":
@@ -310,7 +310,7 @@ class Mixture(Generator):
     def _share_of(self, integrand: Callable[[Array], Array], v: Array) -> Array:
         """α times an integrand under m at v, 0 at α = 0 even if the integrand overflows."""
         # α > 0 keeps v below −log α. At α = 0 the argument is clipped, as 0 times an infinite value
-        # or slope would be nan.
+        # or slope would be NaN.
         limit = 0.9 * jnp.log(jnp.finfo(v.dtype).max) / 2
         at = integrand(jnp.where(jnp.equal(self._share, 0), jnp.clip(v, -limit, limit), v))
         # Clipped to finite numbers, as the infinities of T and S have opposite signs.

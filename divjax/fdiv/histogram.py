@@ -176,7 +176,7 @@ def divergence(
         debias: whether to subtract `bias`, in which case the result may be negative.
 
     Returns:
-        The divergence in nats (or its own unit): a scalar for vectors, "d" for matrices. It is nan
+        The divergence in nats (or its own unit): a scalar for vectors, "d" for matrices. It is NaN
         where no point of a sample is inside the bins, or a value is not finite.
 
     Raises:

@@ -47,7 +47,7 @@ def _between(low: float, high: float, **values: ArrayLike) -> Leaf:
 
 
 def _clamped(low: float, high: float, value: ArrayLike) -> Array:
-    """The value as an array, nan outside of [low, high].
+    """The value as an array, NaN outside of [low, high].
 
     Values just outside, from sums of rounded numbers, are moved to the end of the range.
     """

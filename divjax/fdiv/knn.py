@@ -34,7 +34,7 @@ class NeighborDiagnostics:
     """Diagnostics of an estimate from nearest neighbours.
 
     Attributes:
-        log_ratios: log p(x_i)/q(x_i) for each x_i (for the entropy, −log p(x_i)), nan if the row is
+        log_ratios: log p(x_i)/q(x_i) for each x_i (for the entropy, −log p(x_i)), NaN if the row is
             left out.
         zero_distances: the number of x_i that coincide with one of their neighbours up to the k-th:
             copied or quantised rows. If they exceed one in a hundred they are left out of the
@@ -236,14 +236,14 @@ def knn_kl(
         in quadrature for the remaining bias. With `bias_order=0` the interval covers variance
         alone.
 
-        The standard error and the interval are nan if they are unknown: more than one row in a
+        The standard error and the interval are NaN if they are unknown: more than one row in a
         hundred coincides with a neighbour (copied rows, in one sample or between both, which are
         left out of the value), or a column is neither continuous nor discrete at the neighbours'
-        distance. The value is nan, too, if the samples lie on sets of different dimension or on
+        distance. The value is NaN, too, if the samples lie on sets of different dimension or on
         separate sets (the true divergence is then infinite), or hold a value that is not finite.
 
     Raises:
-        ValueError: if x or y is not a non-empty matrix, their numbers of features differ, k or
+        ValueError: if x or y is empty or not a matrix, their numbers of features differ, k or
             bias_order is out of range, or the estimate is differentiated in one dimension.
 
     Example:
@@ -330,11 +330,11 @@ def knn_entropy(
         function of others). The standard error is the jackknife's over the sample, exact for
         leaving out each point in turn and conservative (Efron–Stein). Half of the change that the
         weights make, against equal ones, is added to it in quadrature. Without `bias_order` it
-        covers variance alone, and not the bias, which dominates from about five dimensions on. nan
+        covers variance alone, and not the bias, which dominates from about five dimensions on. NaN
         as for `knn_kl`.
 
     Raises:
-        ValueError: if x is not a non-empty matrix, or k or bias_order is out of range.
+        ValueError: if x is empty or not a matrix, or k or bias_order is out of range.
 
     Example:
         >>> import jax

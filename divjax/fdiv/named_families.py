@@ -60,7 +60,7 @@ class Family:
         signs = jnp.broadcast_to(jnp.asarray(self.signs, eta.dtype), eta.shape)
         inside = ~jnp.any((signs != 0) & (signs * eta <= 0))
         # Invalid parameters are replaced by a point of the domain (the signs are one) before A is
-        # evaluated, to avoid nan gradients.
+        # evaluated, to avoid NaN gradients.
         return jnp.where(inside, self.log_partition(jnp.where(inside, eta, signs)), jnp.inf)
 
 

@@ -87,7 +87,7 @@ def kernel_stein_discrepancy(
         Liu, Lee, Jordan 2016; Chwialkowski, Strathmann, Gretton 2016; Gorham, Mackey 2017, for the
         inverse multiquadric kernel.
     """
-    # Centered rows keep distances accurate. Scores need the points themselves.
+    # Centred rows keep distances accurate. Scores need the points themselves.
     _, x = centered_samples({"particles": weights}, particles=particles)
     (particles,) = as_samples(particles=particles)
     check_scalar_output("log_prob", log_prob, particles[0])
@@ -107,7 +107,7 @@ def kernel_stein_discrepancy(
     squared = squared_distances(x)
     value, slope = kernel.radial(squared)
     # The middle term by products is n × n rather than n × n × d. With an offset products suffer
-    # cancellation, hence centered rows.
+    # cancellation, hence centred rows.
     centered = x - common_center(x)
     along = jnp.sum(centered * scores, axis=1)
     cross = matmul(centered, scores.T)  # x_i · s_j
@@ -190,7 +190,7 @@ def relative_spread(
     the particles' precision in JAX is too low to distinguish the samples.
 
     Args:
-        particles: the particles. NumPy's float64 is centered in float64, as are the samples.
+        particles: the particles. NumPy's float64 is centred in float64, as are the samples.
         samples: draws from the target.
         weights: the particles' masses, summing to one; equal by default.
 
@@ -205,7 +205,7 @@ def relative_spread(
     """
     rows = _spread_rows(particles, samples, weights)
     weights = masses_or_equal(weights, rows.x)
-    # Squares of coordinates far from zero would cancel in a variance, so each side is centered
+    # Squares of coordinates far from zero would cancel in a variance, so each side is centred
     # first.
     x = with_finite_padding(rows.x - common_center(rows.x, weights > 0), weights)
     y = rows.y - common_center(rows.y)
@@ -213,7 +213,7 @@ def relative_spread(
     largest = jnp.max(jnp.abs(y))
     unit = jnp.where(largest == 0, 1, largest)
     x, y = x / unit, y / unit
-    # The subtracted center is not weighted, so the weighted mean is not zero yet.
+    # The subtracted centre is not weighted, so the weighted mean is not zero yet.
     variance = weighted_sum(weights, jnp.sum((x - weighted_sum(weights, x)) ** 2, axis=1))
     return flagged(jnp.sqrt(variance / jnp.mean(jnp.sum(y**2, axis=1))), rows)
 

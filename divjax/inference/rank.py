@@ -159,7 +159,7 @@ def auc(
         scores.
 
     Raises:
-        ValueError: if an argument is not a non-empty vector, or weights have another shape, are
+        ValueError: if an argument is empty or not a vector, or weights have another shape, are
             negative or all zero. Invalid traced weights make the result NaN.
 
     Example:
@@ -219,7 +219,7 @@ def accuracy(
         non-zero weight, and both are NaN if a score is.
 
     Raises:
-        ValueError: if an argument is not a non-empty vector, or weights have another shape, are
+        ValueError: if an argument is empty or not a vector, or weights have another shape, are
             negative or all zero. Invalid traced weights make the result NaN.
 
     Example:

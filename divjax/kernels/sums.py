@@ -46,7 +46,7 @@ def kernel_sums(
         The sums "n c" and the gradient sums "n g d".
 
     Raises:
-        ValueError: if x or y is not a non-empty matrix, their numbers of features differ, or the
+        ValueError: if x or y is empty or not a matrix, their numbers of features differ, or the
             coefficients do not have one row per y_j.
 
     Example:
@@ -61,7 +61,7 @@ def kernel_sums(
     sources = x if y is None else y
     check_shape("values", values, sources.shape[0], "c")
     check_shape("gradient_weights", gradient_weights, sources.shape[0], "g")
-    # Sums and moments are taken about the center of the points that count. An ignored point stays
+    # Sums and moments are taken about the centre of the points that count. An ignored point stays
     # where it is (derivatives in its coefficients are correct), unless its distances would
     # overflow.
     used = jnp.any(values != 0, axis=1) | jnp.any(gradient_weights != 0, axis=1)

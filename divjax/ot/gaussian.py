@@ -263,7 +263,7 @@ def gaussian_wasserstein(p: Normal, q: Normal) -> Float[Array, ""]:
         q: m_q and T, likewise.
 
     Returns:
-        The squared distance, in squared units of the space, nan if a covariance is indefinite.
+        The squared distance, in squared units of the space, NaN if a covariance is indefinite.
 
     Raises:
         ValueError: if the shapes do not fit, a covariance is not symmetric, or a full one is in
@@ -412,7 +412,7 @@ def gaussian_barycenter(
 
     Raises:
         ValueError: if the shapes do not fit, a covariance is not symmetric, or weights are negative
-            or zero throughout. Traced weights out of range give nan.
+            or zero throughout. Traced weights out of range give NaN.
 
     Example:
         >>> import jax.numpy as jnp

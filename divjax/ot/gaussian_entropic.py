@@ -130,7 +130,7 @@ def gaussian_entropic(
         debias: whether the value is the Sinkhorn divergence; the plan is always that of OT(p, q).
 
     Returns:
-        A `GaussianEntropicResult`, the value first, nan if a covariance is indefinite, or ε is
+        A `GaussianEntropicResult`, the value first, NaN if a covariance is indefinite, or ε is
         traced and not positive.
 
     Raises:

@@ -42,7 +42,7 @@ def cost_matrix(
         The matrix "n m" of c(x_i, y_j).
 
     Raises:
-        ValueError: if a sample is not a non-empty matrix, or the numbers of features differ.
+        ValueError: if a sample is empty or not a matrix, or the numbers of features differ.
 
     Example:
         >>> import jax.numpy as jnp

@@ -82,12 +82,12 @@ def wasserstein_1d(
         root: whether to return the distance W_p instead of its power.
 
     Returns:
-        The cost in the samples' unit to the power p, or with `root` in their unit, nan if a row
-        with weight is nan.
+        The cost in the samples' unit to the power p, or with `root` in their unit, NaN if a row
+        with weight is NaN.
 
     Raises:
-        ValueError: if a sample is not a non-empty vector of numbers, weights do not fit, are
-            negative or all zero, or p is a Python number below 1. The cost is nan if they are
+        ValueError: if a sample is empty or not a vector of numbers, weights do not fit, are
+            negative or all zero, or p is a Python number below 1. The cost is NaN if they are
             traced and out of range.
 
     Example:
@@ -216,7 +216,7 @@ def transport_1d(
         p: the order, finite and at least 1.
 
     Returns:
-        A `LineTransportResult`, the value first. Value and potentials are nan if a traced order or
+        A `LineTransportResult`, the value first. Value and potentials are NaN if a traced order or
         weight is out of range.
 
     Raises:

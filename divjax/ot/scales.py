@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from divjax.core.training import spread_rows
 from divjax.ot.given_costs import paired_costs
 
-__all__ = ["cut_mean", "mean_cost_within", "weighted_quantile", "winsorised"]
+__all__ = ["mean_cost_within", "weighted_quantile", "winsorised", "winsorised_mean"]
 
 # The limits on rows of each sample, and on partners of each row.
 _ROWS, _PARTNERS = 1024, 32
@@ -43,7 +43,7 @@ def mean_cost_within(
 
     Returns:
         The mean, positive: for constant samples the mean cost between them, or 1 if that is zero
-        too. It is nan if a cost is.
+        too. It is NaN if a cost is.
     """
     (x, a), (y, b) = _some_rows(x, a), _some_rows(y, b)
     within = (_mean_of_pairs(cost, x, a) + _mean_of_pairs(cost, y, b)) / 2
@@ -83,11 +83,11 @@ def _mean_of_pairs(
     shares = products.ravel()
     total = jnp.sum(shares)
     # A single row with weight has no partner.
-    return cut_mean(costs.ravel(), shares / jnp.where(total > 0, total, 1))
+    return winsorised_mean(costs.ravel(), shares / jnp.where(total > 0, total, 1))
 
 
-def cut_mean(values: Float[Array, " n"], weights: Float[Array, " n"]) -> Float[Array, ""]:
-    """The mean of non-negative numbers, cut at ten medians.
+def winsorised_mean(values: Float[Array, " n"], weights: Float[Array, " n"]) -> Float[Array, ""]:
+    """The mean of non-negative numbers, those above ten medians counted as ten medians.
 
     Args:
         values: numbers.

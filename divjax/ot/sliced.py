@@ -125,7 +125,7 @@ def projected_wasserstein(
         The costs, in the unit of θᵀx to the power p.
 
     Raises:
-        ValueError: if an argument is not a non-empty matrix, the numbers of features differ,
+        ValueError: if an argument is empty or not a matrix, the numbers of features differ,
             weights do not fit, or p is out of range.
 
     Example:
@@ -181,7 +181,7 @@ def sliced_wasserstein(
         The cost, in the samples' unit to the power p, or with `root` in their unit.
 
     Raises:
-        ValueError: if a sample is not a non-empty matrix, the numbers of features differ, weights
+        ValueError: if a sample is empty or not a matrix, the numbers of features differ, weights
             do not fit, or a number is out of range.
 
     Example:
@@ -280,7 +280,7 @@ def max_sliced_wasserstein(
         A `MaxSlicedResult`, with its value in the samples' unit to the power p.
 
     Raises:
-        ValueError: if a sample is not a non-empty matrix, the numbers of features differ, weights
+        ValueError: if a sample is empty or not a matrix, the numbers of features differ, weights
             do not fit, or a number is out of range.
 
     Example:

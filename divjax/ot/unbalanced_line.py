@@ -116,7 +116,7 @@ def unbalanced_1d(
 
     Raises:
         ValueError: as `wasserstein_1d`, or if a penalty or the tolerance is not positive. If they
-            are traced and out of range, the value is nan.
+            are traced and out of range, the value is NaN.
 
     Example:
         >>> import jax.numpy as jnp

@@ -78,12 +78,12 @@ def fokker_planck_moments(times: Float[Numbers, " t"], initial: Normal, target: 
     e^{−S⁻¹t} Σ₀ e^{−S⁻¹t} + S (I − e^{−2S⁻¹t}), in which nothing cancels, however wide the target.
 
     Args:
-        times: t, from the start at 0, nan below.
+        times: t, from the start at 0, NaN below.
         initial: μ₀ "d", and Σ₀ by its variances "d" or as a matrix "d d".
         target: m and S, likewise.
 
     Returns:
-        A `Normal` of mean "t d" and covariance "t d d", nan unless S is positive definite and Σ₀
+        A `Normal` of mean "t d" and covariance "t d d", NaN unless S is positive definite and Σ₀
         positive semidefinite.
 
     Raises:
@@ -149,7 +149,7 @@ def multi_objective_moments(
     S⁻¹ = (Σ + h² I)⁻¹, that is Σ = S − h² I: smoothing narrows the particles by this much.
 
     Args:
-        times: increasing from 0 on. If traced times do not, results are nan from there on.
+        times: increasing from 0 on. If traced times do not, results are NaN from there on.
         initial: μ₀ "d", and Σ₀ by its variances "d" or as a matrix "d d".
         targets: one `Normal` of m "k d" and S "k d" or "k d d", or a list of `Normal`s.
         bandwidth: h of the Gaussian kernel exp(−r²/2h²) that smooths q in its score.
@@ -159,7 +159,7 @@ def multi_objective_moments(
 
     Returns:
         Mean "t d", covariance "t d d", weights "t k", and an estimate of the integration's error,
-        all nan for invalid covariances.
+        all NaN for invalid covariances.
 
     Raises:
         ValueError: if the shapes do not fit, a concrete covariance is not symmetric, times do not
@@ -210,7 +210,7 @@ def accelerated_moments(
     step is at t = n√η.
 
     Args:
-        times: increasing from 0 on. If traced times do not, results are nan from there on.
+        times: increasing from 0 on. If traced times do not, results are NaN from there on.
         initial: μ₀ "d", and Σ₀ by its variances "d" or as a matrix "d d".
         targets: one `Normal` of m "k d" and S "k d" or "k d d", or a list of `Normal`s.
         strong_convexity: β, for damping α = 2√β, or None for α_t = 3/t.
@@ -220,7 +220,7 @@ def accelerated_moments(
 
     Returns:
         Mean "t d", covariance "t d d", weights "t k", and an estimate of the integration's error,
-        all nan for invalid covariances.
+        all NaN for invalid covariances.
 
     Raises:
         ValueError: if the shapes do not fit, a concrete covariance is not symmetric, times do not

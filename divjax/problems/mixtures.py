@@ -71,7 +71,7 @@ class GaussianMixture:
         covariances: a scalar variance or a (d, d) matrix for all components, or one per component:
             (c,) variances or (c, d, d) matrices.
 
-    Densities, draws and moments are nan for matrices that are not positive definite, traced
+    Densities, draws and moments are NaN for matrices that are not positive definite, traced
     matrices that are not symmetric, traced variances that are not positive, and traced weights that
     are negative or do not sum to one. So are they for traced means that are more than about 10⁵
     standard deviations from the origin in float32, in which draws would be rounded.
@@ -94,7 +94,7 @@ class GaussianMixture:
     covariances: Numbers
 
     def _law(self) -> tuple[Float[Array, " c"], Float[Array, "c d"], Array]:
-        """All three as arrays of one dtype after checks, weights nan for invalid traced mixtures.
+        """All three as arrays of one dtype after checks, weights NaN for invalid traced mixtures.
 
         Not checked on construction, as JAX also builds such trees of gradients.
         """
@@ -179,7 +179,7 @@ class GaussianMixture:
         weights, means, covariances = self._law()
         component_key, noise_key = jax.random.split(key)
         components = jax.random.categorical(component_key, jnp.log(weights), shape=(n,))
-        # A component that was drawn has a positive weight, unless all weights are nan.
+        # A component that was drawn has a positive weight, unless all weights are NaN.
         means = means + 0 * weights[:, None]
         noise = jax.random.normal(noise_key, (n, means.shape[1]), means.dtype)
         if covariances.ndim < 2:

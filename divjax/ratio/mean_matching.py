@@ -201,7 +201,7 @@ class KernelMeanMatching:
             The `MatchedWeights`.
 
         Raises:
-            ValueError: if x or y is not a non-empty matrix of numbers, their features differ in
+            ValueError: if x or y is empty or not a matrix of numbers, their features differ in
                 number, given weights are of the wrong length, negative or all zero, or `mmd` is
                 differentiated in b.
         """

@@ -102,7 +102,7 @@ def test_from_the_gaussian_start_gaussians_stay_right():
     error = lambda images: jnp.mean(jnp.sum((images - truth(z)) ** 2, 1))
     # Moments of 800 rows: some d²/n of a variance of 2.9.
     assert error(found(z)) < 0.01 * 2.9
-    assert error(found.started(z)) < 0.01 * 2.9
+    assert error(found.initial_images(z)) < 0.01 * 2.9
     assert found.validation.shape == (5,)
     assert found.losses.shape == (20,)
 
@@ -127,7 +127,7 @@ def test_an_optimizer_of_ones_own_is_used():
     x, y, z = normal(1, 100), 2 * normal(2, 100), normal(3)
     method = MongeMap(start="gaussian", num_steps=3, num_checks=1, hidden=(4,), gap_kind=None)
     found = jax.jit(lambda key: method.fit(key, x, y, optimizer=optax.set_to_zero()))(KEY)
-    np.testing.assert_allclose(found(z), found.started(z), atol=1e-5)
+    np.testing.assert_allclose(found(z), found.initial_images(z), atol=1e-5)
     assert found.gap == 0
 
 
@@ -212,7 +212,7 @@ def test_the_entropic_start_tears_where_the_map_does():
     method = MongeMap(start="entropic", num_steps=1, batch_size=64, hidden=(4,))
     found = fitted(method, KEY, stretched(x, side), stretched(y, 2 * side))
     truth = stretched(z, 2 * side[:400])
-    error = jnp.mean(jnp.sum((found.started(stretched(z, side[:400])) - truth) ** 2, 1))
+    error = jnp.mean(jnp.sum((found.initial_images(stretched(z, side[:400])) - truth) ** 2, 1))
     assert error < 0.05 * jnp.sum(jnp.var(truth, 0))
 
 

@@ -6,9 +6,9 @@ of a diagonal one, "d d" for a full one.
 A singular covariance puts all mass on a subspace. If one of the two is singular the Gaussians are
 mutually singular: KL, Rényi's divergence and the Bhattacharyya distance are +∞, the squared
 Hellinger distance 1 and the Jensen–Shannon divergence log 2. If both are singular, variances are
-compared feature by feature, and two full matrices give nan, as rounding would decide whether their
-subspaces agree. An indefinite covariance, a NaN or an infinity gives nan. An asymmetric covariance
-gives nan if it is traced, and a `ValueError` otherwise.
+compared feature by feature, and two full matrices give NaN, as rounding would decide whether their
+subspaces agree. An indefinite covariance, a NaN or an infinity gives NaN. An asymmetric covariance
+gives NaN if it is traced, and a `ValueError` otherwise.
 """
 
 from divjax.fdiv.gaussian.analytic import bhattacharyya, js_bounds, kl, renyi, squared_hellinger

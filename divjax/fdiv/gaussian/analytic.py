@@ -69,7 +69,7 @@ def renyi(p: Normal, q: Normal, alpha: ArrayLike) -> Float[Array, ""]:
     Args:
         p: mean "d", and covariance "d" or "d d".
         q: mean and covariance of the same dimension.
-        alpha: the order α ≥ 0. A negative array gives nan.
+        alpha: the order α ≥ 0. A negative array gives NaN.
 
     Returns:
         The divergence in nats, +∞ if C is not positive definite, which is possible for α > 1, or if

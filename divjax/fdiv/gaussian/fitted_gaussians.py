@@ -50,7 +50,7 @@ def plug_in_kl(
         √2 times the spread, which is √(d(d + 3))/2 · (1/n + 1/m) for Gaussians. The interval is the
         normal one, which small samples' skewness leaves too low: for a KL of 1/8 in one dimension
         95 % ones hold it in 87, 91, 92 and 94 % with 30, 100, 200 and 1000 rows of each. Both are
-        nan if a sample's covariance is singular: a feature is constant, or a linear function of
+        NaN if a sample's covariance is singular: a feature is constant, or a linear function of
         others.
 
     Raises:

@@ -24,7 +24,7 @@ def reverse_kl_supremum(epsilon: ArrayLike) -> Array:
         epsilon: ε ≥ 0 in nats, of any shape.
 
     Returns:
-        The supremum in nats, which is attained, or nan for an array entry below 0. Its derivative
+        The supremum in nats, which is attained, or NaN for an array entry below 0. Its derivative
         is 1/w.
 
     Raises:
@@ -50,7 +50,7 @@ def reverse_kl_infimum(minimum: ArrayLike) -> Array:
         minimum: M ≥ 0 in nats, of any shape.
 
     Returns:
-        The infimum in nats, which is attained, or nan for an array entry below 0. Its derivative is
+        The infimum in nats, which is attained, or NaN for an array entry below 0. Its derivative is
         1/w.
 
     Raises:
@@ -112,7 +112,7 @@ def kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
         second: ε₂ ≥ 0 in nats, of any shape.
 
     Returns:
-        The bound in nats, or nan for an array entry below 0. Its derivatives at 0, which are
+        The bound in nats, or NaN for an array entry below 0. Its derivatives at 0, which are
         infinite, are not finite.
 
     Raises:

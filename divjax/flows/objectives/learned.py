@@ -52,7 +52,7 @@ class FDivergence:
 
     Attributes:
         samples: draws from p, of shape (m, d) (an array, a list or a frame of numbers), or a pytree
-            like the particles. NumPy's float64 is centered in float64. If the particles' dtype
+            like the particles. NumPy's float64 is centred in float64. If the particles' dtype
             cannot distinguish the samples, the value is NaN.
         generator: a generator of `divjax.fdiv`.
         ratio: the network, its learning rate, weight decay and batch size. Each step takes all

@@ -31,7 +31,7 @@ class MMD:
 
     Attributes:
         samples: draws y from p, of shape (m, d) (an array, a list or a frame of numbers), or a
-            pytree like the particles. NumPy's float64 is centered in float64. If the particles'
+            pytree like the particles. NumPy's float64 is centred in float64. If the particles'
             dtype cannot distinguish the samples, the value is NaN.
         kernel: a kernel of `divjax.kernels`. A bandwidth rule is evaluated once, on the samples, so
             that F stays one functional along the flow.

@@ -116,7 +116,7 @@ def target_rows(samples: PyTree[Numbers], particles: PyTree[Array]) -> TargetRow
 
     Raises:
         ValueError: if samples and particles differ in their number of features, or an array of
-            samples is not a non-empty matrix.
+            samples is empty or not a matrix.
     """
     particles = as_particles(particles)
     num_particles(particles)
@@ -128,7 +128,7 @@ def target_rows(samples: PyTree[Numbers], particles: PyTree[Array]) -> TargetRow
         return TargetRows(x, y, jnp.ones((), bool))
     center, y = centered_samples(samples=samples)
     check_same_features(y, x, ("samples", "particles"))
-    # The center in two parts: the second is the rounding error of the first in the dtype.
+    # The centre in two parts: the second is the rounding error of the first in the dtype.
     origin, rest = center.high, center.low
     # Samples of a wider dtype lose their remaining offset before they are rounded.
     wide = y.dtype

@@ -44,7 +44,7 @@ class SlicedWasserstein:
 
     Attributes:
         samples: draws from p, of shape (m, d) (an array, a list or a frame of numbers), or a pytree
-            like the particles. NumPy's float64 is centered in float64. If the particles' dtype
+            like the particles. NumPy's float64 is centred in float64. If the particles' dtype
             cannot distinguish the samples, the value is NaN.
         num_projections: the number of directions drawn per step.
         p: the order, at least 1.
@@ -115,7 +115,7 @@ class SlicedWasserstein:
 def _dead_within_reach(
     x: Float[Array, "n d"], y: Float[Array, "m d"], weights: Float[Array, " n"]
 ) -> Float[Array, "n d"]:
-    """The particles, with zero-weight ones that are far away or not finite moved to y's center.
+    """The particles, with zero-weight ones that are far away or not finite moved to y's centre.
 
     They may hold any value, but the cumulative weights round near one, and the rounding error times
     a power of their distance would count.
@@ -123,7 +123,7 @@ def _dead_within_reach(
     center = common_center(y)
     alive = (weights != 0)[:, None]
     distance = jnp.abs(x - center)
-    # Weighted particles and samples lie within the reach of the center. The comparison is False for
+    # Weighted particles and samples lie within the reach of the centre. The comparison is False for
     # NaN, which is replaced too.
     reach = jnp.max(jnp.where(alive, distance, 0)) + jnp.max(jnp.abs(y - center))
     return jnp.where(alive | (distance <= 8 * reach), x, center)

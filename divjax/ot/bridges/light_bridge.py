@@ -196,7 +196,7 @@ class LightSchrodingerBridge:
             b: weights of y.
 
         Raises:
-            ValueError: if a sample is not a non-empty matrix, the numbers of features differ, or
+            ValueError: if a sample is empty or not a matrix, the numbers of features differ, or
                 weights do not fit.
         """
         key = own_key(key)

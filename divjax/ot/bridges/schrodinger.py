@@ -89,7 +89,7 @@ class SchrodingerBridge(Outcome):
         log_weights: log a_k.
         means: r_k, relative to o₁.
         scales: S_k, "k d" if they are diagonal and "k d d" otherwise. With a negative variance all
-            methods give nan.
+            methods give NaN.
         origins: o₀ and o₁.
         losses: the objective before each step and, last, that of the bridge, the best of all, empty
             for a bridge that was not fitted.

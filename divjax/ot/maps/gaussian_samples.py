@@ -55,7 +55,7 @@ def gaussian_map_from_samples(
 
     Raises:
         ValueError: if shapes do not fit, a sample has fewer than two rows, or the shrinkage is out
-            of range. A traced shrinkage out of range gives nan.
+            of range. A traced shrinkage out of range gives NaN.
 
     Example:
         >>> import jax.numpy as jnp

@@ -28,7 +28,7 @@ class MapBatch(NamedTuple):
 
     Attributes:
         x: rows of the source distribution.
-        started: their images under the initial map.
+        initial_images: their images under the initial map.
         y: rows of the target distribution.
         context: the context of the problem that the rows belong to.
         other: further rows of the source and their images under the initial map, for self terms of
@@ -39,7 +39,7 @@ class MapBatch(NamedTuple):
     """
 
     x: Float[Array, "b d"]
-    started: Float[Array, "b d"]
+    initial_images: Float[Array, "b d"]
     y: Float[Array, "m d"]
     context: Float[Array, " c"] | None = None
     other: tuple[Float[Array, "b d"], Float[Array, "b d"]] | None = None
@@ -104,16 +104,16 @@ class MapObjective:
     ) -> MapTerms:
         """The terms of a batch, without those independent of the map; the key is for asymmetry."""
 
-        def carried(x: Array, started: Array) -> Array:
-            return map_fit.image(params, x, started, _broadcast_context(batch.context, x))
+        def mapped(x: Array, initial: Array) -> Array:
+            return map_fit.image(params, x, initial, _broadcast_context(batch.context, x))
 
-        images = carried(batch.x, batch.started)
+        images = mapped(batch.x, batch.initial_images)
         # ½ OT(T(x), T(x)) of the divergence. Between two batches it excludes the zero distances of
         # rows to themselves, which would favour maps with too little spread.
         if batch.other is None:
             spread = self._self_cost(images, self.epsilon, batch.a)
         else:
-            others = carried(*batch.other)
+            others = mapped(*batch.other)
             spread = self._transport_cost(images, others, self.epsilon, batch.a, batch.other_a)
         across, gap = self._across_and_gap(batch, images, spread)
         converged = across.converged & spread.converged & gap.converged

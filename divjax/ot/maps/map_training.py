@@ -74,7 +74,7 @@ class MapTrainer:
         first, *others = drawn.reshape(self.num_batches, size)
         return MapBatch(
             x=x[which, first],
-            started=images[which, first],
+            initial_images=images[which, first],
             y=y[which, batch_of_rows(y_key, y.shape[1], size, of_problem(self.train.b))],
             context=of_problem(self.context),
             other=(x[which, others[0]], images[which, others[0]]) if others else None,
@@ -117,7 +117,7 @@ def held_out(
 
     batch = MapBatch(
         x=x[:, first],
-        started=images[:, first],
+        initial_images=images[:, first],
         y=y[:, y_first],
         context=context,
         other=(x[:, second], images[:, second]),

@@ -48,8 +48,8 @@ from divjax.ot.maps.gap import KINDS
 from divjax.ot.maps.map_objective import MapObjective
 from divjax.ot.maps.map_training import MapTrainer, held_out
 from divjax.ot.maps.network_map import MapFit
-from divjax.ot.maps.starts import STARTS, nearest, started_maps
-from divjax.ot.scales import cut_mean, mean_cost_within, winsorised
+from divjax.ot.maps.starts import STARTS, initial_maps, nearest
+from divjax.ot.scales import mean_cost_within, winsorised, winsorised_mean
 from divjax.ot.weighted_samples import (
     Origins,
     WeightedSamples,
@@ -254,7 +254,7 @@ class MongeMap:
         pooled = _pooled(train)
         mean_cost = mean_cost_within(self.cost, *pooled)
         # Held-out rows select the start, and later the parameters.
-        starts = started_maps(self.start, self.cost, self.epsilon, pooled, _pooled(held))
+        starts = initial_maps(self.start, self.cost, self.epsilon, pooled, _pooled(held))
         start = nearest(starts, held)
         map_fit = self._map(init_key, start, mean_cost, pooled, context)
         params = map_fit.params
@@ -355,7 +355,7 @@ class MongeMap:
         for given in (a, b):
             weights = weights if given is None else weights * given[:rows]
         # Distances are cut at ten medians, so that outliers do not set the unit.
-        size = jnp.sqrt(cut_mean(jnp.mean(apart**2, axis=1), weights / jnp.sum(weights)))
+        size = jnp.sqrt(winsorised_mean(jnp.mean(apart**2, axis=1), weights / jnp.sum(weights)))
         return jnp.where(size > 0, size, 1)
 
     def _objective(self, mean_cost: Array) -> MapObjective:

@@ -94,8 +94,8 @@ class MapFit(Outcome):
             raise ValueError(f"context must have {features} features; got none.")
         return self._images(z, context)
 
-    def started(self, z: Float[Numbers, "k d"]) -> Float[Array, "k d"]:
-        """The images of points under the start, the map before training.
+    def initial_images(self, z: Float[Numbers, "k d"]) -> Float[Array, "k d"]:
+        """The images of points under the initial map.
 
         Args:
             z: points, one per row.
@@ -123,15 +123,15 @@ class MapFit(Outcome):
         self,
         params: PyTree[Array],
         z: Float[Numbers, "k d"],
-        started: Float[Numbers, "k d"],
+        initial: Float[Numbers, "k d"],
         context: Float[Numbers, "k c"] | None,
     ) -> Float[Array, "k d"]:
         """T(z) with these parameters, given the start's images."""
         change = self.change(params, z, context)
         if not self.structured:
-            return started + change
+            return initial + change
         # The start's F is ∇h of its displacement, as ∇h* is the inverse of ∇h.
-        gradient = jax.vmap(jax.grad(self.cost.h))(z - started)
+        gradient = jax.vmap(jax.grad(self.cost.h))(z - initial)
         return z - self.cost.grad_conjugate(gradient + change)
 
     def change(

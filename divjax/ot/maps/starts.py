@@ -14,7 +14,7 @@ from divjax.ot.maps.entropic_map import EntropicMap
 from divjax.ot.maps.gaussian_samples import gaussian_start
 from divjax.ot.weighted_samples import WeightedSamples, uniform_weights
 
-__all__ = ["STARTS", "ChosenMap", "IdentityMap", "nearest", "started_maps"]
+__all__ = ["STARTS", "ChosenMap", "IdentityMap", "initial_maps", "nearest"]
 
 STARTS = ("auto", "identity", "gaussian", "entropic")
 
@@ -52,7 +52,7 @@ class ChosenMap:
         return jax.lax.switch(self.index, branches, z)
 
 
-def started_maps(
+def initial_maps(
     name: str,
     cost: Callable[..., Array],
     epsilon: ArrayLike,
