@@ -147,6 +147,8 @@ def root_of_sum(x: Array, squared: Array) -> Array:
 def safe_power(base: Array, exponent: ArrayLike) -> Array:
     """base^exponent for base ≥ 0, derivatives 0 at base 0, and NaN for NaN and negative bases.
 
+    NaN as an exponent gives NaN at every base, also at 1.
+
     0^exponent is 0 for a positive exponent, 1 for exponent 0 and infinite for a negative one.
 
     Example:
@@ -161,9 +163,10 @@ def safe_power(base: Array, exponent: ArrayLike) -> Array:
     is_zero = base == 0
     # `**` has values at negative bases for integer exponents, and 1 for NaN to the power of 0.
     power = jnp.where(base >= 0, jnp.where(is_zero, 1, base) ** exponent, jnp.nan)
-    at_zero = jnp.where(exponent > 0, 0, jnp.where(exponent == 0, 1, jnp.inf))
-    at_zero = jnp.where(jnp.isnan(exponent), jnp.nan, at_zero).astype(power.dtype)
-    return jnp.where(is_zero, jax.lax.stop_gradient(at_zero), power)
+    at_zero = jnp.where(exponent > 0, 0, jnp.where(exponent == 0, 1, jnp.inf)).astype(power.dtype)
+    power = jnp.where(is_zero, jax.lax.stop_gradient(at_zero), power)
+    # As it has 1 for 1 to the power of NaN.
+    return nan_unless(~jnp.isnan(exponent), power)
 
 
 def safe_log(x: Array) -> Array:

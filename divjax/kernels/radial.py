@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.checks import check_positive, check_positive_values, check_provides, check_scalar
-from divjax.core.numerics import at_least_single, nan_unless, quotient, safe_sqrt
+from divjax.core.numerics import at_least_single, nan_unless, quotient, safe_power, safe_sqrt
 from divjax.core.pairwise import squared_distances
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, as_samples, centered_samples
@@ -274,8 +274,7 @@ class InverseMultiquadric(_WithBandwidth):
         exponent = self._valid_exponent()
         inverse = quotient(1.0, sigma)
         base = 1 + squared * inverse * inverse
-        # At coincident points it is 1 to the power of anything, also of NaN.
-        value = nan_unless(~jnp.isnan(exponent), jnp.power(base, jnp.negative(exponent)))
+        value = safe_power(base, jnp.negative(exponent))
         return value, jnp.multiply(-2 * value / base * jnp.square(inverse), exponent)
 
     def stein_trace(self, squared: _Block, dim: int) -> _Block:

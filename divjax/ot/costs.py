@@ -218,7 +218,29 @@ def _is_order(p: ArrayLike, *, above_one: bool = False) -> Array:
 
 
 @pytree
-class EuclideanPower(_TranslationInvariant):
+class _Power(_TranslationInvariant):
+    """A cost with an exponent p > 1, by default 1.5."""
+
+    p: ArrayLike = 1.5
+
+    def __post_init__(self):
+        check_order(self.p, above_one=True)
+
+    @property
+    def quadratic(self) -> bool:
+        """Whether p is 2 and not traced."""
+        check_scalar(p=self.p)
+        return not isinstance(self.p, Tracer) and bool(np.asarray(self.p) == 2)
+
+    @property
+    def _exponent(self) -> Array:
+        """p, NaN if it is traced and out of range."""
+        check_scalar(p=self.p)
+        return nan_unless(_is_order(self.p, above_one=True), self.p)
+
+
+@pytree
+class EuclideanPower(_Power):
     """A power of the Euclidean distance, c(x, y) = ‖x − y‖^p / p for p > 1.
 
     `EuclideanPower(2)` is half of `SqEuclidean()`.
@@ -240,30 +262,16 @@ class EuclideanPower(_TranslationInvariant):
         Gangbo, McCann 1996, theorem 1.2: maps for strictly convex h.
     """
 
-    p: ArrayLike = 1.5
-
-    def __post_init__(self):
-        check_order(self.p, above_one=True)
-
-    @property
-    def quadratic(self) -> bool:
-        """Whether p is 2 and not traced."""
-        check_scalar(p=self.p)
-        return not isinstance(self.p, Tracer) and bool(np.asarray(self.p) == 2)
-
     def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         """From sums of squared differences."""
-        check_scalar(p=self.p)
-        p = nan_unless(_is_order(self.p, above_one=True), self.p)
+        p = self._exponent
         return safe_power(_sum_over_features(jnp.square, x, y), p / 2) / p
 
     def grad_conjugate(self, w: Float[Numbers, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w) = ‖w‖^{q−2} w."""
-        check_scalar(p=self.p)
         norm, direction = norm_and_direction(w)
-        direction = nan_unless(_is_order(self.p, above_one=True), direction)
         # ‖w‖^{q−1} times the direction, with q − 1 = 1/(p − 1) > 0: zero at zero.
-        return direction * safe_power(norm, 1 / (self.p - 1))
+        return direction * safe_power(norm, 1 / (self._exponent - 1))
 
 
 @pytree
@@ -298,7 +306,7 @@ class PNorm(_TranslationInvariant):
 
 
 @pytree
-class PNormPower(_TranslationInvariant):
+class PNormPower(_Power):
     """The p-th power of a p-norm, c(x, y) = Σ_k |x_k − y_k|^p / p for p > 1.
 
     ∇h*(w)_k = sign(w_k) |w_k|^{q−1} with 1/p + 1/q = 1.
@@ -315,28 +323,14 @@ class PNormPower(_TranslationInvariant):
         3.0
     """
 
-    p: ArrayLike = 1.5
-
-    def __post_init__(self):
-        check_order(self.p, above_one=True)
-
-    @property
-    def quadratic(self) -> bool:
-        """Whether p is 2 and not traced."""
-        check_scalar(p=self.p)
-        return not isinstance(self.p, Tracer) and bool(np.asarray(self.p) == 2)
-
     def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         """From sums over features."""
-        check_scalar(p=self.p)
-        p = nan_unless(_is_order(self.p, above_one=True), self.p)
+        p = self._exponent
         return _sum_over_features(lambda z: safe_power(jnp.abs(z), p), x, y) / p
 
     def grad_conjugate(self, w: Float[Numbers, "... d"]) -> Float[Array, "... d"]:
         """∇h*(w)_k = sign(w_k) |w_k|^{1/(p−1)}."""
-        check_scalar(p=self.p)
-        w = nan_unless(_is_order(self.p, above_one=True), w)
-        return jnp.sign(w) * safe_power(jnp.abs(w), 1 / (self.p - 1))
+        return jnp.sign(w) * safe_power(jnp.abs(w), 1 / (self._exponent - 1))
 
 
 def _directions(x: _Points) -> _Points:

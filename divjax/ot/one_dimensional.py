@@ -10,22 +10,21 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.checks import check_order, check_shape
-from divjax.core.numerics import at_least_single, nan_unless
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Center, Numbers
-from divjax.core.simplex import with_finite_padding
 from divjax.core.types import Outcome, status_of
 from divjax.ot.quantile_coupling import (
     Line,
     as_values,
     compiled_for_order,
-    given_weights,
     is_infinite,
     is_valid,
     line_cost,
     line_potentials,
     rooted,
     staircase,
+    working_arrays,
 )
 
 __all__ = ["LineTransportResult", "transport_1d", "wasserstein_1d"]
@@ -36,11 +35,7 @@ def _arguments(
 ) -> tuple[Line, jnp.dtype, Center]:
     """The samples in at least single precision, the dtype of the result, and their centre."""
     center, (x, y) = as_values({"x": a, "y": b}, x=x, y=y)
-    dtype = jnp.result_type(x, y)
-    work = at_least_single(dtype)
-    a, b = given_weights("a", a, x.shape[0], work), given_weights("b", b, y.shape[0], work)
-    x, y = with_finite_padding(x.astype(work), a), with_finite_padding(y.astype(work), b)
-    return Line(x, y, a, b), dtype, center
+    return Line(*working_arrays(x, y, a, b)), jnp.result_type(x, y), center
 
 
 def check_line_order(p: ArrayLike) -> None:

@@ -16,8 +16,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from divjax.core.checks import check_scalar, check_shape
-from divjax.core.numerics import nan_unless, safe_power, safe_sqrt
+from divjax.core.numerics import at_least_single, nan_unless, safe_power, safe_sqrt
 from divjax.core.samples import Center, Numbers, as_numbers, as_weights, centered_samples
+from divjax.core.simplex import with_finite_padding
 
 __all__ = [
     "Line",
@@ -32,6 +33,7 @@ __all__ = [
     "line_potentials",
     "rooted",
     "staircase",
+    "working_arrays",
 ]
 
 T = TypeVar("T")
@@ -106,6 +108,15 @@ def given_weights(
     if weights is None:
         return None
     return as_weights(name, weights, size, dtype)
+
+
+def working_arrays(
+    x: Float[Array, "n ..."], y: Float[Array, "m ..."], a: Numbers | None, b: Numbers | None
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """Samples and weights in at least single precision, with finite numbers in padding."""
+    work = at_least_single(jnp.result_type(x, y))
+    a, b = given_weights("a", a, x.shape[0], work), given_weights("b", b, y.shape[0], work)
+    return with_finite_padding(x.astype(work), a), with_finite_padding(y.astype(work), b), a, b
 
 
 def _levels(

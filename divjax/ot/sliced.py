@@ -14,7 +14,6 @@ from divjax.core.checks import (
 )
 from divjax.core.keys import own_key
 from divjax.core.numerics import (
-    at_least_single,
     in_units_of,
     matmul,
     nan_unless,
@@ -22,7 +21,7 @@ from divjax.core.numerics import (
 )
 from divjax.core.pytrees import pytree, select
 from divjax.core.samples import Numbers, as_samples, centered_samples
-from divjax.core.simplex import min_norm_weights, with_finite_padding
+from divjax.core.simplex import min_norm_weights
 from divjax.core.types import summary
 from divjax.ot.quantile_coupling import (
     Line,
@@ -30,6 +29,7 @@ from divjax.ot.quantile_coupling import (
     given_weights,
     line_cost,
     rooted,
+    working_arrays,
 )
 
 __all__ = [
@@ -60,9 +60,7 @@ def _arguments(
     check_order(p)
     _, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
     dtype = jnp.result_type(x, y)
-    work = at_least_single(dtype)
-    a, b = given_weights("a", a, x.shape[0], work), given_weights("b", b, y.shape[0], work)
-    x, y = with_finite_padding(x.astype(work), a), with_finite_padding(y.astype(work), b)
+    x, y, a, b = working_arrays(x, y, a, b)
     # Projections of far points lose precision; rows of weight zero may be anywhere.
     origin = jax.lax.stop_gradient(_mean(y, b))
     return _Samples(x - origin, y - origin, a, b), dtype

@@ -22,7 +22,6 @@ from divjax.core.checks import (
 from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers
-from divjax.core.simplex import with_finite_padding
 from divjax.core.types import Outcome, status_of
 from divjax.ot.quantile_coupling import (
     Line,
@@ -30,10 +29,10 @@ from divjax.ot.quantile_coupling import (
     as_values,
     compiled_for_order,
     distance_power,
-    given_weights,
     is_valid,
     line_potentials,
     staircase,
+    working_arrays,
 )
 
 __all__ = ["UnbalancedLineResult", "unbalanced_1d"]
@@ -190,11 +189,9 @@ def _problem(
     work = at_least_single(dtype)
     # Weights are not normalised here, so uniform ones need a mass: one on each side.
     uniform = lambda z: jnp.full(z.shape[0], 1 / z.shape[0], work)
-    a = uniform(x) if a is None else given_weights("a", a, x.shape[0], work)
-    b = uniform(y) if b is None else given_weights("b", b, y.shape[0], work)
-    x, y = with_finite_padding(x.astype(work), a), with_finite_padding(y.astype(work), b)
+    line = working_arrays(x, y, uniform(x) if a is None else a, uniform(y) if b is None else b)
     penalties = jnp.asarray(pair[0], work), jnp.asarray(pair[1], work)
-    return Line(x, y, a, b), penalties, dtype
+    return Line(*line), penalties, dtype
 
 
 def _reordered(line: Line, x_order: Array, y_order: Array) -> Line:

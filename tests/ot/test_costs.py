@@ -160,3 +160,20 @@ def test_the_conjugates_gradient_inverts_the_costs_in_any_unit(p, scale):
     z = jnp.array([0.3 * scale, -2.0 * scale], jnp.float32)
     for cost in (ot.EuclideanPower(p), ot.PNormPower(p)):
         np.testing.assert_allclose(cost.grad_conjugate(jax.grad(cost.h)(z)), z, rtol=1e-4)
+
+
+@pytest.mark.parametrize("p", [0.5, -1.0, np.nan])
+@pytest.mark.parametrize("cost", [ot.PNorm, ot.PNormPower, ot.EuclideanPower])
+def test_a_traced_exponent_out_of_range_has_no_cost_at_distance_one(cost, p):
+    """One to the power of NaN is one."""
+    x, y = jnp.zeros((1, 1)), jnp.ones((1, 1))
+    assert jnp.isnan(jax.jit(lambda p: ot.cost_matrix(cost(p), x, y))(p)).all()
+    if hasattr(cost(2.0), "grad_conjugate"):
+        assert jnp.isnan(jax.jit(lambda p: cost(p).grad_conjugate(y))(p)).all()
+
+
+@pytest.mark.parametrize("p", [0.5, np.nan])
+def test_a_traced_order_out_of_range_has_no_cost_at_distance_one(p):
+    x = jnp.array([0.0])
+    assert jnp.isnan(jax.jit(lambda p: ot.wasserstein_1d(x, x + 1, p=p, root=True))(p))
+    assert jnp.isnan(jax.jit(lambda p: ot.wasserstein_1d(x, x + 1, p=p))(p))
