@@ -55,12 +55,17 @@ def at_least_single(dtype: DTypeLike) -> np.dtype:
 def nan_unless(condition: ArrayLike, value: ArrayLike) -> Array:
     """The value if the condition holds, otherwise NaN, as for invalid traced arguments.
 
+    The derivative is NaN, too. That of a `where` would be zero, which says that nothing is to be
+    gained rather than that nothing is known.
+
     Example:
-        >>> import jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp
         >>> nan_unless(jnp.array([True, False]), 1.0).tolist()
         [1.0, nan]
+        >>> float(jax.grad(lambda x: nan_unless(False, x))(1.0))
+        nan
     """
-    return jnp.where(condition, value, jnp.nan)
+    return jnp.multiply(value, jnp.where(condition, 1.0, jnp.nan))
 
 
 def inf_if_nan(loss: Float[Array, ""]) -> Float[Array, ""]:

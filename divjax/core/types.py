@@ -221,7 +221,7 @@ def normal_quantile(confidence_level: ArrayLike, dtype: DTypeLike) -> Array:
     level = jnp.asarray(confidence_level, at_least_single(dtype))
     # The lower quantile's negative: (1 + level)/2 would round to one long before the level does.
     quantile = -ndtri((1 - level) / 2)
-    return jnp.where((level > 0) & (level < 1), quantile, jnp.nan).astype(dtype)
+    return nan_unless((level > 0) & (level < 1), quantile).astype(dtype)
 
 
 def normal_interval(

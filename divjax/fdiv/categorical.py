@@ -358,9 +358,17 @@ def total_variation(p: Distribution, q: Distribution, *, axis: int = -1) -> Floa
 
 
 def _total_variation(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch"]:
-    return sum_over_classes(
-        0.5 * jnp.abs(present_classes(log_p)[2] - present_classes(log_q)[2]), log_p, log_q
-    )
+    p, q = present_classes(log_p)[2], present_classes(log_q)[2]
+    difference = p - q
+    # The difference of the largest class is minus the sum of the others, which keep their digits
+    # where it is near one and they are small.
+    largest = jnp.argmax(jnp.maximum(p, q), axis=-1, keepdims=True)
+    of_largest = jnp.arange(difference.shape[-1]) == largest
+    others = jnp.where(of_largest, 0, difference)
+    terms = jnp.where(of_largest, jnp.sum(others, axis=-1, keepdims=True), others)
+    # A class that is NaN may be the largest one.
+    terms = jnp.where(jnp.isnan(difference), difference, terms)
+    return sum_over_classes(0.5 * jnp.abs(terms), log_p, log_q)
 
 
 def squared_hellinger(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.arguments import as_leaves
-from divjax.core.numerics import safe_sqrt
+from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.samples import Numbers
 from divjax.inference.bounded_samples import (
     Bounded,
@@ -155,7 +155,7 @@ def _sum_of_means(
         & (confidence_level > 0)
         & (confidence_level < 1)
     )
-    bound = jnp.where(legal, bound, jnp.nan)
+    bound = nan_unless(legal, bound)
     return -bound if upper_bound else bound
 
 

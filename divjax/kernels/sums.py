@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 from divjax.core.checks import check_shape
 from divjax.core.numerics import matmul
 from divjax.core.pairwise import common_center, reduce_centered_pairs
-from divjax.core.samples import Numbers
+from divjax.core.samples import Numbers, as_numbers
 from divjax.kernels.radial import Kernel, as_points
 
 __all__ = ["kernel_sums"]
@@ -59,6 +59,8 @@ def kernel_sums(
     """
     x, y = as_points(x, y)
     sources = x if y is None else y
+    values = jnp.asarray(as_numbers("values", values))
+    gradient_weights = jnp.asarray(as_numbers("gradient_weights", gradient_weights))
     check_shape("values", values, sources.shape[0], "c")
     check_shape("gradient_weights", gradient_weights, sources.shape[0], "g")
     # Sums and moments are taken about the centre of the points that count. An ignored point stays

@@ -177,7 +177,7 @@ def _wkd_logits(
         # The target's cross-entropy is over all classes, and at temperature 1.
         target = -jax.nn.softmax(teacher)[label] * jax.nn.log_softmax(student)[label]
         # Indexing wraps or clamps a label out of range, and would give another class's loss.
-        return jnp.where((label >= 0) & (label < c), target + weight * moved, jnp.nan)
+        return nan_unless((label >= 0) & (label < c), target + weight * moved)
 
     # A few matrices (c − 1) × (c − 1) for each sample.
     losses = map_row_blocks(jax.vmap(one), 4 * (c - 1) ** 2, student, teacher, labels)

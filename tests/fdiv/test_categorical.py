@@ -490,3 +490,19 @@ def test_probabilities_that_float32_lacks_are_not_zero():
     np.testing.assert_allclose(categorical.kl(Weights(7 * p), Weights(3 * q)), expected, rtol=1e-6)
     # Both classes of p have mass, where all of q's is.
     assert abs(categorical.renyi(Weights(np.array([1, 1e-40])), p, 0.0)) < 1e-6
+
+
+@pytest.mark.parametrize("logit", [-20.0, -14.0, -3.0])
+def test_a_total_variation_among_small_classes_keeps_its_digits(logit):
+    """The class near one differs by less than its rounding in float32."""
+    with jax.enable_x64(False):
+        logits = np.array([[logit, logit - 2, 0.0], [logit - 1, logit, 0.0]], np.float32)
+        tv = lambda a, b: categorical.total_variation(Logits(a), Logits(b))
+        value, slopes = jax.value_and_grad(tv, (0, 1))(*logits)
+    p, q = scipy.special.softmax(logits.astype(float), axis=1)
+    np.testing.assert_allclose(value, np.abs(p - q).sum() / 2, rtol=2e-6)
+    # ∂TV/∂a_k = ½ p_k (s_k − Σ_i p_i s_i) with the signs s of p − q.
+    for slope, own, sign in zip(slopes, (p, q), (1, -1), strict=True):
+        signs = sign * np.sign(p - q)
+        expected = own * (signs - own @ signs) / 2
+        np.testing.assert_allclose(slope, expected, atol=1e-5 * np.abs(expected).max())

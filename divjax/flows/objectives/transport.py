@@ -215,7 +215,7 @@ class SinkhornDivergence:
 
         gradient, potential = jax.grad(first_variation, has_aux=True)(x)
         # Potentials that have not converged give a wrong value, which must not pass as valid.
-        value = jnp.where(result.converged, result.value, jnp.nan)
+        value = nan_unless(result.converged, result.value)
         variation = Variation(value, potential, unravel(gradient))
         return flagged(variation, target_rows(self.samples, particles)), result.potentials
 

@@ -46,7 +46,7 @@ __all__ = ["ConditionalPlan", "SchrodingerBridge"]
 def _time(t: ArrayLike, dtype: DTypeLike) -> Array:
     """Times, NaN for a traced time outside of [0, 1]."""
     t = jnp.asarray(owned(t), dtype)
-    return jnp.where((t >= 0) & (t <= 1), t, jnp.nan)
+    return nan_unless((t >= 0) & (t <= 1), t)
 
 
 class ConditionalPlan(NamedTuple):
