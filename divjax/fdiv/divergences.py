@@ -319,7 +319,11 @@ class Renyi(Divergence):
                 for weight, x, own in zip(weights, powers, (a, b), strict=True)
             ),
         )
-        return select(near, direct, far)
+        # A sample may have no share in the integral, in which its NaN would vanish.
+        numbers = jax.tree.leaves((u_p, u_q, a, b))
+        known = ~jnp.stack([jnp.isnan(leaf).any() for leaf in numbers]).any()
+        chosen = select(near, direct, far)
+        return jax.tree.map(lambda leaf: nan_unless(known, leaf), chosen)
 
     def sensitivities(
         self,

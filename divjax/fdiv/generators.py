@@ -244,6 +244,9 @@ class Combination(Generator):
 class Reversed(Generator):
     """The generator r f(1/r) of D(q‖p), both integrands exchanged and taken at −u.
 
+    `f` and `curvature` are r times those of the generator at 1/r, and leave the dtype's range with
+    these. The integrands, and hence divergences, do not.
+
     Attributes:
         generator: the generator f.
 
@@ -301,26 +304,27 @@ class Mixture(Generator):
 
     def _log_ratio(self, u: ArrayLike) -> Array:
         # log(p/m) = −log(α + (1 − α) e^{−u}), which needs no e^u.
-        return -log_mixture(jnp.negative(u), jnp.subtract(1, self._share))
+        return -log_mixture(jnp.negative(u), jnp.subtract(1, self._share), self._share)
 
     def f(self, u: ArrayLike) -> Array:
         """The generator at p/m, times αr + 1 − α."""
         return times_exp(self.generator.f(self._log_ratio(u)), log_mixture(u, self._share))
 
-    def _share_of(self, integrand: Callable[[Array], Array], v: Array) -> Array:
-        """α times an integrand under m at v, 0 at α = 0 even if the integrand overflows."""
+    def _plus_share(self, term: Array, integrand: Callable[[Array], Array], v: Array) -> Array:
+        """The term plus α times an integrand under m at v, which at α = 0 may overflow."""
         # α > 0 keeps v below −log α. At α = 0 the argument is clipped, as 0 times an infinite value
         # or slope would be NaN.
         limit = 0.9 * jnp.log(jnp.finfo(v.dtype).max) / 2
         at = integrand(jnp.where(jnp.equal(self._share, 0), jnp.clip(v, -limit, limit), v))
-        # Clipped to finite numbers, as the infinities of T and S have opposite signs.
+        # Infinities of both have opposite signs: then the first one's is the limit.
         largest = jnp.finfo(at.dtype).max
-        return self._share * jnp.clip(at, -largest, largest)
+        clipped = jnp.clip(at, -largest, largest)
+        return term + self._share * jnp.where(jnp.isinf(term), clipped, at)
 
     def derivative(self, u: ArrayLike) -> Array:
         """T(v) + α S(v)."""
         v = self._log_ratio(u)
-        return self.generator.derivative(v) + self._share_of(self.generator.dual_integrand_q, v)
+        return self._plus_share(self.generator.derivative(v), self.generator.dual_integrand_q, v)
 
     def curvature(self, u: ArrayLike) -> Array:
         """The generator's weight at v, times (1 − α)²/(αr + 1 − α)."""
@@ -341,7 +345,7 @@ class Mixture(Generator):
     def integrand_p(self, u: ArrayLike) -> Array:
         """The integrand under p, plus α times that under m."""
         v = self._log_ratio(u)
-        return self.generator.integrand_p(v) + self._share_of(self.generator.integrand_q, v)
+        return self._plus_share(self.generator.integrand_p(v), self.generator.integrand_q, v)
 
     def integrand_q(self, u: ArrayLike) -> Array:
         """The integrand under m times 1 − α."""

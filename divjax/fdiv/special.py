@@ -249,43 +249,50 @@ def power_remainder(u: ArrayLike, alpha: ArrayLike) -> Array:
 
 
 @jax.custom_jvp
-def _log_mixture(x: Array, weight: Array) -> Array:
+def _log_mixture(x: Array, weight: Array, rest: Array) -> Array:
     near = jnp.clip(x, -1, 1)
+    # The smaller of both shares has all its digits, and the larger one is known by it.
+    log_weight = jnp.where(rest < 0.5, jnp.log1p(-rest), jnp.log(weight))
+    log_rest = jnp.where(weight < 0.5, jnp.log1p(-weight), jnp.log(rest))
     return jnp.where(
         jnp.abs(x) < 1,
         jnp.log1p(weight * jnp.expm1(near)),
-        jnp.logaddexp(jnp.log1p(-weight), jnp.log(weight) + x),
+        jnp.logaddexp(log_rest, log_weight + x),
     )
 
 
 def _log_mixture_jvp(primals, tangents):
-    (x, weight), (dx, dweight) = primals, tangents
+    # The rest is one minus the weight, and so is its change: that of the weight stands for both.
+    (x, weight, rest), (dx, dweight, _) = primals, tangents
     # Numerator and denominator divided by the larger of 1 and e^x, without |x|, whose kink has a
     # derivative.
     positive = x > 0
     negative = jnp.where(positive, -x, x)
     decay, drift = jnp.exp(negative), jnp.expm1(negative)
     one, other = jnp.where(positive, 1, decay), jnp.where(positive, decay, 1)
-    total = weight * one + (1 - weight) * other
+    total = weight * one + rest * other
     # At a weight of 0 or 1, far from x = 0, the only term underflows: the ratio is then the weight.
     lost = total == 0
     safe = jnp.where(lost, jnp.finfo(x.dtype).tiny, total)
     along_x = lambda: jnp.where(lost, weight, weight * one / safe)
     along_weight = lambda: jnp.where(positive, -drift, drift) / safe
-    return _log_mixture(x, weight), _along((dx, along_x), (dweight, along_weight))
+    return _log_mixture(x, weight, rest), _along((dx, along_x), (dweight, along_weight))
 
 
 _log_mixture.defjvp(_log_mixture_jvp, symbolic_zeros=True)
 
 
-def log_mixture(x: ArrayLike, weight: ArrayLike) -> Array:
+def log_mixture(x: ArrayLike, weight: ArrayLike, rest: ArrayLike | None = None) -> Array:
     """log(1 − w + w e^x), to full relative precision near its zero x = 0.
+
+    For w near one, `rest` is 1 − w with the digits that w has lost.
 
     Example:
         >>> float(log_mixture(0.0, 0.5)), float(log_mixture(-jnp.inf, 0.5))
         (0.0, -0.6931)
     """
-    return _log_mixture(*jnp.broadcast_arrays(*as_floats(x, weight)))
+    rest = jnp.subtract(1, weight) if rest is None else rest
+    return _log_mixture(*jnp.broadcast_arrays(*as_floats(x, weight, rest)))
 
 
 def entropy_deficit(squared: ArrayLike) -> Array:

@@ -2,9 +2,11 @@
 
 A Gaussian is a `divjax.Normal`, or any pair of a mean "d" and a covariance: "d" for the variances
 of a diagonal one, "d d" for a full one, which may be singular. An eigenvalue counts as zero if its
-size is at most d machine epsilons of the largest; a more negative one makes the result NaN. A full
-covariance must be symmetric, up to 3e-4 in units of the features' standard deviations. Otherwise a
-concrete one raises, and a traced one makes the result NaN.
+size is at most d machine epsilons of the largest; a more negative one makes the result NaN. Maps
+and derivatives are NaN if rounding hides a direction in which both have variance, as for features
+whose standard deviations differ by more than about 10³ in float32: scale them, or use float64. A
+full covariance must be symmetric, up to 3e-4 in units of the features' standard deviations.
+Otherwise a concrete one raises, and a traced one makes the result NaN.
 
 With covariances S and T, and factors S = L Lᵀ and T = K Kᵀ, all results follow from the singular
 value decomposition Lᵀ K = U Σ Vᵀ: the fidelity tr (S^½ T S^½)^½ = tr Σ, the squared distance
@@ -19,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core import linalg
 from divjax.core.checks import (
@@ -119,18 +121,38 @@ def _(primals, tangents):
     return inverse, across + _transpose(across) - inverse @ change @ inverse
 
 
-def _aligned(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> tuple[Array, Array, Array]:
-    """L U, K V and Σ, with singular values that are zero up to rounding exactly so."""
-    s_values, s_vectors = _eigenvalues_and_vectors(s)
-    t_values, t_vectors = _eigenvalues_and_vectors(t)
-    s_factor, t_factor = s_vectors * jnp.sqrt(s_values), t_vectors * jnp.sqrt(t_values)
+def _factor(matrix: Float[Array, "d d"]) -> tuple[Array, Bool[Array, ""]]:
+    """A factor L with matrix = L Lᵀ, and whether its rank is full."""
+    # By the correlations: features of small variance count as much as those of a large one.
+    variances = jnp.diagonal(matrix)
+    variances = jnp.where(variances > 0, variances, jnp.max(jnp.abs(variances)))
+    scale = jnp.sqrt(jnp.where(variances > 0, variances, 1))
+    correlations = matrix / scale[:, None] / scale
+    values, vectors = linalg.eigh((correlations + _transpose(correlations)) / 2)
+    # Negative values are rounding up to that of the matrix itself, which is relative to its largest
+    # variance.
+    rounding = values.size * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.abs(values))
+    indefinite = values < -rounding * (jnp.max(scale) / jnp.min(scale)) ** 2
+    values = nan_unless(~indefinite, jnp.where(values <= rounding, 0, values))
+    return scale[:, None] * vectors * jnp.sqrt(values), jnp.all(values > 0)
+
+
+def _aligned(
+    s: Float[Array, "d d"], t: Float[Array, "d d"]
+) -> tuple[Array, Array, Array, Bool[Array, ""]]:
+    """L U, K V and Σ, with singular values that are zero up to rounding exactly so.
+
+    Also whether Σ is resolved: none is zero if both matrices have full rank.
+    """
+    (s_factor, s_full), (t_factor, t_full) = _factor(s), _factor(t)
     # L U and K V are the factors of S and T that are nearest to each other. The absolute error of a
     # singular value is relative to the size of the factors.
     left, fidelities, right = linalg.svd(_transpose(s_factor) @ t_factor)
     scale = jnp.linalg.norm(s_factor) * jnp.linalg.norm(t_factor)
     rounding = fidelities.size * jnp.finfo(s.dtype).eps * scale
     fidelities = jnp.where(fidelities <= rounding, 0, fidelities)
-    return s_factor @ left, t_factor @ _transpose(right), fidelities
+    resolved = ~(s_full & t_full & (fidelities == 0).any())
+    return s_factor @ left, t_factor @ _transpose(right), fidelities, resolved
 
 
 def singular_fidelities(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float[Array, " d"]:
@@ -140,11 +162,14 @@ def singular_fidelities(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float
 
 @jax.custom_jvp
 def _transport(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """A = T^½ (T^½ S T^½)^{+½} T^½, the matrix of the optimal map from S to T."""
+    """A = T^½ (T^½ S T^½)^{+½} T^½, the matrix of the optimal map from S to T.
+
+    NaN if rounding hides a direction in which both have variance.
+    """
     # K V Σ⁺ Vᵀ Kᵀ of the module's docstring.
-    _, factor, fidelities = _aligned(s, t)
+    _, factor, fidelities, resolved = _aligned(s, t)
     inverse = jnp.where(fidelities == 0, 0, 1 / jnp.where(fidelities == 0, 1, fidelities))
-    return (factor * inverse) @ _transpose(factor)
+    return nan_unless(resolved, (factor * inverse) @ _transpose(factor))
 
 
 @_transport.defjvp
@@ -155,13 +180,17 @@ def _(primals, tangents):
         root = matrix_root(t)
         return root @ _pseudo_inverse(matrix_root(root @ s @ root)) @ root
 
-    return _transport(*primals), jax.jvp(by_roots, primals, tangents)[1]
+    # Roots have less range than the factors of the map, and may lose one of its directions.
+    root = matrix_root(primals[1])
+    rank = jnp.sum(_eigenvalues_and_vectors(root @ primals[0] @ root)[0] > 0)
+    resolved = rank == jnp.sum(_aligned(*primals)[2] > 0)
+    return _transport(*primals), nan_unless(resolved, jax.jvp(by_roots, primals, tangents)[1])
 
 
 @jax.custom_jvp
 def _squared_bures(s: Float[Array, "d d"], t: Float[Array, "d d"]) -> Float[Array, ""]:
     """The squared Bures distance as a sum of squares, which is accurate for small distances."""
-    s_factor, t_factor, _ = _aligned(s, t)
+    s_factor, t_factor, *_ = _aligned(s, t)
     return jnp.sum((s_factor - t_factor) ** 2)
 
 

@@ -73,6 +73,15 @@ class Edges(Promises):
                 assert np.isfinite(two).all()
                 assert_close(one, two)
 
+    def test_gradients_do_not_depend_on_the_unit_of_the_loss(self, name):
+        """A solver in the derivative may square a small cotangent, or compare it to one."""
+        with jax.enable_x64(True):
+            x, unit = X.astype(jnp.float64), 2.0**-600
+            for one, two in zip(
+                self.gradient(name, x), self.gradient(name, x, unit=unit), strict=True
+            ):
+                assert_close(np.asarray(two) / unit, one)
+
     def test_hyper_parameters_that_are_nan(self, name):
         """Each leaf in turn, given as an array under jit."""
         row = self.rows[name]

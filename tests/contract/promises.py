@@ -96,7 +96,7 @@ class Promises:
 
         return FUNCTIONS.setdefault(name, jax.jit(counted))
 
-    def gradient(self, name, x, weights=WEIGHTS):
+    def gradient(self, name, x, weights=WEIGHTS, unit=1.0):
         """In x and in the weights, of the output along a fixed direction, which comes first.
 
         In double precision, and without the outputs of particles of weight zero.
@@ -104,14 +104,16 @@ class Promises:
         method, evaluate, output, *_ = self.rows[name]
         method = floats(method, jnp.float64)
 
-        def projected(x, weights):
+        def projected(x, weights, unit):
             values = evaluate(method, KEY, x, weights)
             if output == "equivariant":
                 values = jnp.where(weights[:, None] > 0, values, 0)
-            return jnp.sum(jnp.cos(jnp.arange(values.size)) * values.ravel())
+            return unit * jnp.sum(jnp.cos(jnp.arange(values.size)) * values.ravel())
 
         compiled = jax.jit(jax.value_and_grad(projected, argnums=(0, 1)))
-        value, gradients = GRADIENTS.setdefault(name, compiled)(x, weights.astype(jnp.float64))
+        value, gradients = GRADIENTS.setdefault(name, compiled)(
+            x, weights.astype(jnp.float64), unit
+        )
         return value, *gradients
 
     def test_jit_equals_eager_and_a_new_leaf_does_not_retrace(self, name):

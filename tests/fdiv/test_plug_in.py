@@ -184,3 +184,41 @@ def test_plug_in_weights_sum_to_one(generator):
         generator.plug_in(u, u, jnp.ones(1), q)
     with pytest.raises(ValueError, match="b must"):
         generator.plug_in(u, u, p, jnp.ones(3) / 3)
+
+
+@pytest.mark.parametrize("order", [0.0, 0.5, 1.0, 1.5, 2.0, 6.0])
+def test_renyi_tells_what_is_no_sample_where_it_has_no_share(order):
+    """NaN, or weights that are no shares, in either sample."""
+    u, w = jnp.array([0.1, 0.5, 2.0]), jnp.full(3, 1 / 3)
+    divergence = fdiv.Renyi(order)
+    assert not jnp.isnan(divergence.plug_in(3 * u, 3 * u, w, w).value)
+    missing = (3 * u).at[0].set(jnp.nan)
+    assert jnp.isnan(divergence.plug_in(3 * u, missing).value)
+    assert jnp.isnan(divergence.plug_in(missing, 3 * u).value)
+    for bad in (1.5 * w, jnp.array([-1.0, 1.0, 1.0])):
+        found = jax.jit(divergence.plug_in)(3 * u, 3 * u, w, bad)
+        assert jnp.isnan(found.value)
+        assert jnp.isnan(found.influence_q).all()
+        assert jnp.isnan(jax.jit(divergence.plug_in)(3 * u, 3 * u, bad, w).value)
+
+
+@pytest.mark.parametrize("alpha", [1e-3, 1e-5, 1e-8, 1e-20])
+def test_small_shares_of_a_mixture_keep_their_digits(alpha):
+    """1 − α is 1 in float32: −log α and 1/α − 1 where q has no density, and slopes in α."""
+    with jax.enable_x64(False):
+        skew, mixed = fdiv.SkewKL(alpha), fdiv.Mixed(fdiv.ChiSquared(), alpha)
+        np.testing.assert_allclose(skew.integrand_p(jnp.inf), -np.log(alpha), rtol=1e-6)
+        np.testing.assert_allclose(mixed.integrand_p(jnp.inf), 1 / alpha - 1, rtol=1e-5)
+        for u in (3.0, 30.0, 79.0):
+            expected = -np.log(alpha + (1 - alpha) * np.exp(-u))
+            np.testing.assert_allclose(skew.integrand_p(u), expected, rtol=1e-6)
+            slope_in_share = jax.grad(lambda a, u: fdiv.SkewKL(a).integrand_p(u))
+            slope = slope_in_share(jnp.float32(alpha), jnp.float32(u))
+            expected = -(1 - np.exp(-u)) / (alpha + (1 - alpha) * np.exp(-u))
+            np.testing.assert_allclose(slope, expected, rtol=1e-5)
+
+
+def test_mixtures_where_p_has_no_density():
+    """log((1 + r)/2r) diverges at r = 0."""
+    assert fdiv.SoftenedReverseKL().integrand_p(-jnp.inf) == jnp.inf
+    assert fdiv.Mixed(fdiv.NeymanChiSquared(), 0.25).integrand_p(-jnp.inf) == jnp.inf

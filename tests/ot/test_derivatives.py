@@ -189,3 +189,23 @@ def test_derivatives_in_epsilon_and_penalties_do_not_depend_on_the_unit(unit):
     at = lambda i, j: np.asarray(numbers(epsilon * (1 + i * step), rho * (1 + j * step)), float)
     differences = (at(1, 0) - at(-1, 0)) / epsilon, (at(0, 1) - at(0, -1)) / rho
     np.testing.assert_allclose(found, np.array(differences) / (2 * step), rtol=0.01, atol=2e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-16, 1e-20])
+@pytest.mark.parametrize("of", ["gap", "potential"])
+def test_implicit_derivatives_are_linear_in_a_small_cotangent(of, scale):
+    """A loss of any unit: squares of the cotangent leave float32's range."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(24, 2)).astype(np.float32)
+    y = (x + 0.1 * rng.normal(size=(24, 2))).astype(np.float32)
+    v = rng.normal(size=24).astype(np.float32)
+
+    def loss(y, scale):
+        if of == "gap":
+            return scale * ot.monge_gap(x, y, epsilon=0.2, kind="primal").value
+        return scale * (ot.sinkhorn(x, y, epsilon=0.2).f @ v)
+
+    with jax.enable_x64(False):
+        slope = jax.jit(jax.grad(loss))
+        plain, scaled = slope(jnp.asarray(y), 1.0), slope(jnp.asarray(y), scale)
+    np.testing.assert_allclose(scaled / scale, plain, atol=2e-4 * jnp.abs(plain).max())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sklearn.covariance
 
+from divjax import Normal, ot
 from divjax.ot.gaussian import (
     gaussian_map,
 )
@@ -102,3 +103,33 @@ def test_the_map_of_samples_of_which_one_has_almost_all_weight(tiny):
         expected = 2 * np.sqrt((5 / 3) / variance)
         found = gaussian_map_from_samples(x, 2 * x + 5, weights).matrix
         np.testing.assert_allclose(found, [[expected]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("ratio", [1e2, 3e3, 1e4])
+def test_a_feature_of_small_scale_is_mapped_too(ratio):
+    """The images have the covariance of y, however unlike the features of x are."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(500, 2)) * [ratio, 1], rng.normal(size=(500, 2))
+    with jax.enable_x64(False):
+        images = np.asarray(ot.gaussian_map_from_samples(x, y)(x))
+    np.testing.assert_allclose(np.cov(images.T), np.cov(y.T), atol=2e-3)
+
+
+@pytest.mark.parametrize("ratio", [1e2, 1e3, 3e3, 1e4, 1e6])
+def test_maps_between_unlike_scales_are_right_or_none(ratio):
+    """Diagonal matrices as full ones: the map is √(t/s), and the slope 1 − √(t/s)."""
+    with jax.enable_x64(False):
+        zero, s = jnp.zeros(2), jnp.diag(jnp.array([ratio**2, 1.0]))
+        for t in (4 * jnp.eye(2), s, jnp.diag(jnp.array([1.0, ratio**2]))):
+            expected = np.sqrt(np.diag(t) / np.diag(s))
+            matrix = ot.gaussian_map(Normal(zero, s), Normal(zero, t)).matrix
+            q = Normal(zero, t)
+            slope = jax.grad(lambda s: ot.gaussian_wasserstein(Normal(zero, s), q))(s)  # noqa: B023
+            for found, truth in ((matrix, expected), (slope, 1 - expected)):
+                if not jnp.isnan(found).all():
+                    np.testing.assert_allclose(np.diag(found), truth, rtol=2e-3, atol=1e-5)
+
+
+def test_a_missing_shrinkage_is_named():
+    with pytest.raises(ValueError, match="shrinkage must be one real number; got None"):
+        ot.gaussian_map_from_samples(jnp.eye(2), jnp.eye(2), shrinkage=None)

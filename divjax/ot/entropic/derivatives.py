@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.numerics import if_needed
+from divjax.core.numerics import if_needed, in_units_of
 from divjax.ot.entropic.problem import (
     Problem,
     conjugate,
@@ -154,6 +154,9 @@ def _conjugate_gradients(
 ) -> Float[Array, " m"]:
     """Conjugate gradients with a diagonal preconditioner, always finite, stopped at rounding."""
     eps = jnp.finfo(target.dtype).eps
+    # The solution is linear in the target, whose squares would leave the dtype's range in other
+    # units: a target may be a user's small cotangent.
+    target, unit = in_units_of(jnp.max(jnp.abs(target)), target)
     # In exact arithmetic as many steps as unknowns suffice.
     max_steps = min(10 * target.shape[0] + 20, 3000)
 
@@ -177,7 +180,7 @@ def _conjugate_gradients(
         return (state[3] > goal) & state[4] & (state[5] < max_steps)
 
     start = jnp.zeros_like(target), target, weight * target, energy, jnp.array(True), 0
-    return jax.lax.while_loop(unfinished, body, start)[0]
+    return unit * jax.lax.while_loop(unfinished, body, start)[0]
 
 
 @jax.custom_jvp

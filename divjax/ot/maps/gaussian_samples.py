@@ -8,7 +8,7 @@ combination with a multiple of the identity corrects this.
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_scalar, check_unit_interval
+from divjax.core.checks import check_number, check_unit_interval
 from divjax.core.normal import Normal
 from divjax.core.numerics import in_units_of, matmul, nan_unless
 from divjax.core.samples import Numbers
@@ -73,7 +73,7 @@ def gaussian_map_from_samples(
                 f'shrinkage must be a number in [0, 1] or "ledoit-wolf"; got {shrinkage!r}.'
             )
     else:
-        check_scalar(shrinkage=shrinkage)
+        check_number(shrinkage=shrinkage)
         check_unit_interval(shrinkage=shrinkage)
     # Each sample about its own median: the map depends on their shift in a known way.
     samples, origins = weighted_samples(x, y, a, b, apart=True)
