@@ -395,7 +395,8 @@ def present_classes(log_p: LogProbs) -> tuple[Bool[Array, "*batch c"], LogProbs,
 
 def sum_over_classes(terms: Float[Array, "*batch c"], *logs: LogProbs) -> Float[Array, "*batch"]:
     """The sum over classes, or nan where one of the distributions has no class."""
-    return nan_unless(have_classes(*logs), terms.sum(-1))
+    # Its derivatives stay zero: such distributions may be the padding of a batch.
+    return jnp.where(have_classes(*logs), terms.sum(-1), jnp.nan)
 
 
 def have_classes(*logs: LogProbs) -> Bool[Array, "*batch"]:

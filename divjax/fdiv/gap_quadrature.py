@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.numerics import nan_unless
 from divjax.fdiv.named_families import LogPartition, Natural
 
 __all__ = ["ROUNDINGS", "RULES", "Line", "gap_by_curvature", "sharper", "slope_gap"]
@@ -174,4 +173,5 @@ def sharper(one: _WithError, other: _WithError) -> Float[Array, ""]:
     epsilon = ROUNDINGS * jnp.finfo(value.dtype).eps
     # The absolute term is for values near zero, which have no relative accuracy.
     known = epsilon * error <= _LARGEST_ERROR * jnp.abs(value) + 10 * epsilon
-    return nan_unless(known & (value >= -10 * epsilon), value)
+    # Without a NaN in derivatives: a caller may know the value to be infinite.
+    return jnp.where(known & (value >= -10 * epsilon), value, jnp.nan)
