@@ -23,6 +23,7 @@ __all__ = [
     "in_units_of",
     "inf_if_nan",
     "matmul",
+    "nan_entries_unless",
     "nan_unless",
     "norm_and_direction",
     "root_of_sum",
@@ -66,6 +67,21 @@ def nan_unless(condition: ArrayLike, value: ArrayLike) -> Array:
         nan
     """
     return jnp.multiply(value, jnp.where(condition, 1.0, jnp.nan))
+
+
+def nan_entries_unless(condition: Bool[Array, "..."], values: Float[Array, "..."]) -> Array:
+    """The entries of a batch for which the condition holds, otherwise NaN.
+
+    Unlike that of `nan_unless` the derivative at the others is zero: they may be padding, which a
+    caller masks, and must not make the derivatives of the batch NaN.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> keep = jnp.array([True, False])
+        >>> jax.grad(lambda x: nan_entries_unless(keep, x)[0])(jnp.ones(2)).tolist()
+        [1.0, 0.0]
+    """
+    return jnp.where(condition, values, jnp.nan)
 
 
 def inf_if_nan(loss: Float[Array, ""]) -> Float[Array, ""]:

@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.arguments import as_leaves, as_optional_leaf
 from divjax.core.checks import check_scalar, check_shape, check_weights
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import nan_entries_unless, nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import TracedFunction, as_traced
 from divjax.core.samples import Numbers, as_arrays
@@ -234,7 +234,7 @@ def _kl_map(log_p: LogProbs, log_q: LogProbs) -> Float[Array, "*batch c"]:
     terms = probabilities * (safe_p - safe_q)
     # 0 log 0 is 0, and a class that q alone excludes gives +∞.
     terms = jnp.where(in_p & in_q, terms, jnp.where(in_p, jnp.inf, 0))
-    return nan_unless(have_classes(log_p, log_q)[..., None], terms)
+    return nan_entries_unless(have_classes(log_p, log_q)[..., None], terms)
 
 
 def skew_kl(
@@ -278,7 +278,7 @@ def _skew_kl(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array,
     share = nan_unless((share >= 0) & (share < 1), share)
     mixture = _log_mixture(jnp.stack([share, 1 - share]), (log_p, log_q))
     value = _relative_entropy(log_p, mixture)
-    return nan_unless(have_classes(log_p, log_q), value)
+    return nan_entries_unless(have_classes(log_p, log_q), value)
 
 
 def jensen_shannon(

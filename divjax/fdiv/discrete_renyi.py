@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.arguments import as_leaves
 from divjax.core.checks import check_scalar
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import nan_entries_unless, nan_unless
 from divjax.fdiv.distributions import (
     Distribution,
     LogProbs,
@@ -106,7 +106,7 @@ def _renyi(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array, "
     value = jnp.where(infinite | ~jnp.any(both, axis=-1), jnp.inf, value)
     # The comparisons above are false for NaN, which must propagate.
     value = jnp.where(jnp.isnan(order) | jnp.isnan(log_p + log_q).any(-1), jnp.nan, value)
-    return nan_unless(have_classes(log_p, log_q), value)
+    return nan_entries_unless(have_classes(log_p, log_q), value)
 
 
 def _log_sum_exp(x: LogProbs) -> Float[Array, "*batch"]:

@@ -24,7 +24,7 @@ from divjax.core.checks import (
     check_scalar,
 )
 from divjax.core.labels import as_indices
-from divjax.core.numerics import at_least_single, in_base, nan_unless
+from divjax.core.numerics import at_least_single, in_base, nan_entries_unless, nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, Unrounded, as_numbers, owned
 
@@ -395,8 +395,7 @@ def present_classes(log_p: LogProbs) -> tuple[Bool[Array, "*batch c"], LogProbs,
 
 def sum_over_classes(terms: Float[Array, "*batch c"], *logs: LogProbs) -> Float[Array, "*batch"]:
     """The sum over classes, or nan where one of the distributions has no class."""
-    # Its derivatives stay zero: such distributions may be the padding of a batch.
-    return jnp.where(have_classes(*logs), terms.sum(-1), jnp.nan)
+    return nan_entries_unless(have_classes(*logs), terms.sum(-1))
 
 
 def have_classes(*logs: LogProbs) -> Bool[Array, "*batch"]:

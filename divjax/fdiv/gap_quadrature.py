@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core.numerics import nan_entries_unless
 from divjax.fdiv.named_families import LogPartition, Natural
 
 __all__ = ["ROUNDINGS", "RULES", "Line", "gap_by_curvature", "sharper", "slope_gap"]
@@ -174,4 +175,4 @@ def sharper(one: _WithError, other: _WithError) -> Float[Array, ""]:
     # The absolute term is for values near zero, which have no relative accuracy.
     known = epsilon * error <= _LARGEST_ERROR * jnp.abs(value) + 10 * epsilon
     # Without a NaN in derivatives: a caller may know the value to be infinite.
-    return jnp.where(known & (value >= -10 * epsilon), value, jnp.nan)
+    return nan_entries_unless(known & (value >= -10 * epsilon), value)

@@ -27,7 +27,7 @@ from divjax.core.checks import (
 )
 from divjax.core.labels import as_indices
 from divjax.core.normal import Normal
-from divjax.core.numerics import matmul, nan_unless, quotient
+from divjax.core.numerics import matmul, nan_entries_unless, nan_unless, quotient
 from divjax.core.pairwise import common_center, map_row_blocks
 from divjax.core.samples import Numbers, as_samples, without_offset
 from divjax.ot.costs import PNorm
@@ -177,7 +177,7 @@ def _wkd_logits(
         # The target's cross-entropy is over all classes, and at temperature 1.
         target = -jax.nn.softmax(teacher)[label] * jax.nn.log_softmax(student)[label]
         # Indexing wraps or clamps a label out of range, and would give another class's loss.
-        return nan_unless((label >= 0) & (label < c), target + weight * moved)
+        return nan_entries_unless((label >= 0) & (label < c), target + weight * moved)
 
     # A few matrices (c − 1) × (c − 1) for each sample.
     losses = map_row_blocks(jax.vmap(one), 4 * (c - 1) ** 2, student, teacher, labels)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from divjax.core.checks import check_shape
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import nan_entries_unless
 from divjax.core.samples import Numbers, as_samples
 from divjax.problems.mixtures import check_draw
 
@@ -92,7 +92,7 @@ def _checked_log_ratio(log_ratio: RowValue, dim: int) -> RowValue:
     def checked(z: Float[Array, "b d"]) -> Float[Array, " b"]:
         z = points_of(z, dim)
         # Where a density is zero decides a comparison, which NaN fails: it has no log ratio.
-        return nan_unless(~jnp.isnan(z).any(axis=1), log_ratio(z))
+        return nan_entries_unless(~jnp.isnan(z).any(axis=1), log_ratio(z))
 
     return checked
 

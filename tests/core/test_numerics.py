@@ -5,7 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from divjax.core.numerics import if_needed, in_base, safe_log, safe_power, safe_sqrt, xlogy
+from divjax.core.numerics import (
+    if_needed,
+    in_base,
+    nan_entries_unless,
+    nan_unless,
+    safe_log,
+    safe_power,
+    safe_sqrt,
+    xlogy,
+)
 
 EDGES = np.array([np.nan, np.inf, 0.0, -0.0, -1.0, -np.inf, 4.0, 1e-30])
 
@@ -112,3 +121,11 @@ def test_double_precision_in_strict_mode():
 def test_bases_that_float32_would_change_are_refused():
     with pytest.raises(ValueError, match="base must not round to"):
         in_base(jnp.ones(()), 1.0000001)
+
+
+def test_a_derivative_of_no_answer_is_none_but_padding_of_a_batch_has_none_to_give():
+    """As of one number that is NaN, and of entries that a caller masks."""
+    assert jnp.isnan(jax.grad(lambda x: nan_unless(x < 0, 2 * x))(1.0))
+    keep = jnp.array([True, False])
+    masked = lambda x: jnp.sum(jnp.where(keep, nan_entries_unless(keep, x * x[0]), 0))
+    np.testing.assert_array_equal(jax.grad(masked)(jnp.array([3.0, 5.0])), [6.0, 0.0])

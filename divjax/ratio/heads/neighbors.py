@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core.checks import check_count, check_positive
-from divjax.core.numerics import nan_unless
+from divjax.core.numerics import nan_entries_unless, nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
 from divjax.core.pytrees import for_each, pytree, static
 from divjax.core.samples import Numbers
@@ -171,4 +171,4 @@ class Neighbors:
 
         # Blocks of rows bound the memory of the distances to all references.
         u = map_row_blocks(of_rows, x.shape[0], z, own)
-        return nan_unless(jnp.isfinite(z).all(axis=1)[:, None], u)
+        return nan_entries_unless(jnp.isfinite(z).all(axis=1)[:, None], u)
