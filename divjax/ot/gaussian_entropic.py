@@ -20,13 +20,8 @@ from divjax.core.normal import Normal
 from divjax.core.numerics import in_units_of, nan_unless, root_of_sum, safe_sqrt
 from divjax.core.pytrees import pytree
 from divjax.core.types import summary
-from divjax.ot.gaussian import (
-    AffineMap,
-    matrix_root,
-    paired_gaussians,
-    singular_fidelities,
-    squared_bures,
-)
+from divjax.ot.covariances import matrix_root, singular_fidelities, squared_bures
+from divjax.ot.gaussian import AffineMap, paired_gaussians
 
 __all__ = ["GaussianEntropicResult", "gaussian_entropic"]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.contract.promises import KEY, WEIGHTS, D, N, Promises, X, assert_close, floats
+from tests.contract.promises import KEY, WEIGHTS, D, N, Promises, Row, X, assert_close, floats
 
 # A particle without weight may hold any of these, also on the left, where sums on the line begin.
 ANYTHING = {"nan": np.nan, "inf": np.inf, "far": 1e8, "left": -1e4, "huge": 1e18}
@@ -104,8 +104,7 @@ class Edges(Promises):
                 continue
             spoilt = list(leaves)
             spoilt[index] = value
-            evaluate = lambda *args: row.evaluate(structure.unflatten(spoilt), *args)  # noqa: B023
-            refusal = refused_with(lambda: jax.eval_shape(evaluate, KEY, X, WEIGHTS))  # noqa: B023
+            refusal = refusal_of(row, structure, spoilt)
             if refusal is not None or (index in row.positive and value < 0):
                 spoilt[index] = jnp.full_like(leaf, value)
                 method = structure.unflatten(spoilt)
@@ -134,6 +133,12 @@ class Edges(Promises):
         refusal = refused_with(lambda: jax.eval_shape(row.evaluate, method, KEY, x, weights))
         if not rows and row.sampled:
             assert refusal is not None
+
+
+def refusal_of(row: Row, structure: Any, leaves: list[Any]) -> str | None:
+    """The message with which the row's method refuses these leaves; None if it takes them."""
+    evaluate = lambda *args: row.evaluate(structure.unflatten(leaves), *args)
+    return refused_with(lambda: jax.eval_shape(evaluate, KEY, X, WEIGHTS))
 
 
 def refused_with(call: Callable[[], Any]) -> str | None:

@@ -8,28 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from divjax import flows, kernels, problems
+from divjax import flows, kernels
+from tests.flows.test_fields import KEY, OPTIONS, PAIR, TARGETS, Own, X
 from tests.flows.test_flow import assert_equal
-
-KEY = jax.random.key(0)
-X = jax.random.normal(jax.random.key(1), (16, 2))
-TARGETS = tuple(flows.KL(target.log_prob) for target in problems.two_component_targets())
-# Of two, the shortest combination is a formula; of four, a loop that takes longer to compile.
-PAIR = TARGETS[:2]
-OPTIONS = dict(velocity=flows.SVGD(kernels.Gaussian(bandwidth=1.0)), optimizer=optax.adam(0.05))
-
-
-class Own:
-    """Weights by a function of the fields; the state counts the calls."""
-
-    def __init__(self, weigh):
-        self.weigh = weigh
-
-    def init(self, key, num_objectives):
-        return jnp.zeros((), jnp.int32)
-
-    def __call__(self, fields, state):
-        return self.weigh(fields), state + 1
 
 
 def squared_end(bandwidth):
