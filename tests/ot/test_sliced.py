@@ -12,12 +12,9 @@ import scipy.stats
 from divjax.core.keys import own_key
 from divjax.ot.one_dimensional import wasserstein_1d
 from divjax.ot.sliced import max_sliced_wasserstein, projected_wasserstein, sliced_wasserstein
-from tests.ot.test_one_dimensional import programme, samples
+from tests.ot.test_one_dimensional import cost, highest, programme, samples, sliced
 
 N, M, D = 7, 5, 3
-cost = jax.jit(wasserstein_1d)
-sliced = jax.jit(functools.partial(sliced_wasserstein, num_projections=50))
-highest = jax.jit(functools.partial(max_sliced_wasserstein, num_starts=8, num_steps=60))
 KEY = jax.random.key(0)
 
 
