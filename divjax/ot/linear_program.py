@@ -46,6 +46,9 @@ _LARGEST = 1e7
 class ExactResult(Outcome):
     """The value of optimal transport, an optimal plan and optimal potentials.
 
+    Only the value is differentiable. Plan and potentials need not be unique, and their derivatives
+    are zero.
+
     Attributes:
         value: min_P ⟨P, C⟩, infinite if every plan uses a pair of infinite cost.
         plan: an optimal plan, possibly one of several.
@@ -137,7 +140,8 @@ def exact(
         lost = jnp.where(lost, Status.FLOATING_POINT_RESOLUTION, Status.CONVERGED)
         status = jnp.maximum(status, lost)
     status = jnp.where(valid, status, Status.INVALID_INPUT)
-    return ExactResult(value, plan, *formulation.restored(f, g), status)
+    f, g = jax.lax.stop_gradient(formulation.restored(f, g))
+    return ExactResult(value, plan, f, g, status)
 
 
 def _at_all_rows(

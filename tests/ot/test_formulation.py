@@ -253,6 +253,18 @@ def test_a_shift_of_one_side_changes_the_plan_of_no_quadratic_cost(d, cost):
     np.testing.assert_allclose(moved, here.transport(jnp.asarray(u)), atol=0.05)
 
 
+@pytest.mark.parametrize("shift", [1e6, 1e8])
+def test_samples_far_apart_have_the_plan_of_centred_ones_and_its_derivatives(shift):
+    x, w = RNG.normal(size=(2, 30, 2))
+    y = w + shift
+    solve = lambda x, y: ot.sinkhorn(x, y, epsilon=0.5, solver=ot.Sinkhorn(tolerance=1e-6)).plan()
+    x = jnp.asarray(x, jnp.float32)
+    here, there = (jax.jvp(lambda x: solve(x, z), (x,), (jnp.sin(x),)) for z in (w, y))  # noqa: B023
+    np.testing.assert_allclose(there[0], here[0], atol=1e-6)
+    np.testing.assert_allclose(there[1], here[1], atol=1e-5)
+    assert np.abs(here[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize("options", [{"marginal_penalty": 1e13}, {"cost": ot.Euclidean()}])
 def test_what_a_shift_cannot_be_taken_out_of_is_flagged(options):
     u, w = RNG.normal(size=(2, 64, 16)).astype(np.float32)

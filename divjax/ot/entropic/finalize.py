@@ -10,7 +10,7 @@ range. The steps here add them, in this order:
     status               the iterations' error against the tolerance, and the effect of rounding
 """
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ def _potentials(formulation: Formulation, stored: _Stored) -> tuple[Array, Array
     """The centred problem's potentials, as functions of the problem, normalised."""
     f, g = with_implicit_derivatives(formulation.problem, stored.f, stored.g)
     # Normalised again, as this constant has derivatives, unlike that of the stored ones.
-    return _normalized(formulation, f, g)
+    return normalized_potentials(formulation.problem, f, g)
 
 
 def _accuracy(
@@ -146,20 +146,6 @@ def _infinite_without_a_plan(problem: Problem, value: Array) -> Array:
     problem, given = jax.lax.stop_gradient((problem, value))
     lone = if_needed(jnp.isnan(given), lambda _: has_lone_row(problem), jnp.array(False))
     return jnp.where(lone, jnp.inf, value)
-
-
-def _normalized(formulation: Formulation, f: Array, g: Array) -> tuple[Array, Array]:
-    """Balanced centred potentials, shifted so that the final ones have ⟨a, f⟩ = ⟨b, g⟩."""
-    if formulation.slope is None:
-        return normalized_potentials(formulation.problem, f, g)
-    # The normalisation is of the final potentials, which include the linear terms α and β; the
-    # constant shifts the centred ones equally.
-    pairs = cast(PointPairs, formulation.problem.pairs)
-    full_f = f + formulation.linear_terms(pairs.x)
-    full_g = g + formulation.transposed.linear_terms(pairs.y)
-    a, b = formulation.problem.a, formulation.problem.b
-    shift = (a @ full_f - b @ full_g) / (jnp.sum(a) + jnp.sum(b))
-    return f - shift, g + shift
 
 
 def _at_all_rows(formulation: Formulation, f: Array, g: Array) -> tuple[Array, Array]:

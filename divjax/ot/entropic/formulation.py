@@ -6,6 +6,7 @@ weight zero, and rows of infinite costs. A `Formulation` restores their effect i
 
 from typing import Self
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from divjax.core.pytrees import pytree, static
@@ -105,10 +106,18 @@ class Formulation:
         return z if self.centers is None else self.centers[0].add(z)
 
     def linear_terms(self, centered: Float[Array, "k d"]) -> Array | float:
-        """α at centred points of x's side: h(δ)/2 + ⟨∇h(δ), x'⟩."""
+        """α at centred points of x's side: h(δ)/2 + ⟨∇h(δ), x' − m⟩.
+
+        m is the mean of both centred samples, a constant that keeps ⟨a, f⟩ = ⟨b, g⟩. It is zero,
+        as the samples are centred, but its derivatives are not, since those of the centres are
+        stopped.
+        """
         if self.slope is None or self.offset is None:
             return 0.0
-        return centered @ self.slope + self.offset / 2
+        pairs, a, b = self.problem.pairs, self.problem.a, self.problem.b
+        assert isinstance(pairs, PointPairs)
+        mean = (a @ pairs.x + b @ pairs.y) / (jnp.sum(a) + jnp.sum(b))
+        return (centered - mean) @ self.slope + self.offset / 2
 
     def restored(self, f: Array, g: Array) -> tuple[Array, Array]:
         """Potentials of the given problem."""
