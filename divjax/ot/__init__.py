@@ -17,6 +17,7 @@
 | how far a map is from an optimal one | `monge_gap` |
 | a stochastic process from one sample to the other | `LightSchrodingerBridge` |
 | costs | `SqEuclidean`, `Euclidean`, `EuclideanPower`, `PNorm`, `PNormPower`, `Cosine`, `SphereGeodesic`, any function of two points |
+| … what a cost of your own may declare | `Cost`, `MatrixCost`, `DisplacementCost`, `QuadraticCost`, `ConvexCost` |
 
 **Powers, not roots:** `wasserstein_1d` and the sliced costs return W_p^p unless `root=True`,
 `gaussian_wasserstein` the squared distance.
@@ -66,6 +67,13 @@ from divjax.ot.maps.icnn_dual import ICNNDual
 from divjax.ot.maps.monge_map import MongeMap
 from divjax.ot.maps.network_map import MapFit
 from divjax.ot.one_dimensional import LineTransportResult, transport_1d, wasserstein_1d
+from divjax.ot.protocols import (
+    ConvexCost,
+    Cost,
+    DisplacementCost,
+    MatrixCost,
+    QuadraticCost,
+)
 from divjax.ot.sliced import (
     MaxSlicedResult,
     max_sliced_wasserstein,
@@ -78,7 +86,10 @@ __all__ = [
     "AffineMap",
     "Annealing",
     "ConditionalPlan",
+    "ConvexCost",
     "Cosine",
+    "Cost",
+    "DisplacementCost",
     "DualFit",
     "EntropicFit",
     "EntropicMap",
@@ -91,11 +102,13 @@ __all__ = [
     "LightSchrodingerBridge",
     "LineTransportResult",
     "MapFit",
+    "MatrixCost",
     "MaxSlicedResult",
     "MongeGapResult",
     "MongeMap",
     "PNorm",
     "PNormPower",
+    "QuadraticCost",
     "Relative",
     "SchrodingerBridge",
     "Sinkhorn",

@@ -1,13 +1,4 @@
-"""Ground costs c(x, y): pytrees called on two points, with a matrix that is never n × m × d.
-
-Any callable `(x "d", y "d") -> scalar` is a cost. A cost may also provide
-
-    matrix(x "n d", y "m d") -> "n m"   in closed form, rather than pair by pair
-    translation_invariant               true if c(x, y) = h(x − y): points are centred
-    quadratic                           true if h is quadratic: samples are centred separately
-    h(z "d") -> scalar                  the cost of a displacement
-    grad_conjugate(w "... d")           ∇h*, needed by transport maps: T(x) = x − ∇h*(∇f(x))
-"""
+"""Ground costs c(x, y): pytrees called on two points, with a matrix that is never n × m × d."""
 
 import functools
 from collections.abc import Callable
@@ -37,6 +28,7 @@ from divjax.core.samples import (
     as_numbers,
     without_offset,
 )
+from divjax.ot.protocols import DisplacementCost
 
 __all__ = [
     "Cosine",
@@ -137,10 +129,8 @@ def rounding_scale(
     return jnp.abs(costs)
 
 
-class MatrixCost:
-    """A cost defined by its matrix: a single pair is a 1 × 1 matrix."""
-
-    translation_invariant = False
+class LibraryCost:
+    """A cost of the library, defined by its matrix: a single pair is a 1 × 1 matrix."""
 
     def matrix(self, x: _Points, y: Float[Numbers, "m d"]) -> Float[Array, "n m"]:
         raise NotImplementedError
@@ -149,14 +139,13 @@ class MatrixCost:
         """The cost of one pair."""
         for name, point in (("x", x), ("y", y)):
             check_shape(name, point, "d")
-        x, y = (as_differences if self.translation_invariant else as_floating)(x=x, y=y)
+        moves_along = isinstance(self, DisplacementCost)
+        x, y = (as_differences if moves_along else as_floating)(x=x, y=y)
         return self.matrix(x[None], y[None])[0, 0]
 
 
-class _TranslationInvariant(MatrixCost):
+class _TranslationInvariant(LibraryCost):
     """c(x, y) = h(x − y)."""
-
-    translation_invariant = True
 
     @property
     def quadratic(self) -> bool:
@@ -339,7 +328,7 @@ def _directions(x: _Points) -> _Points:
 
 
 @pytree
-class Cosine(MatrixCost):
+class Cosine(LibraryCost):
     """One minus the cosine of the angle, c(x, y) = 1 − ⟨x, y⟩ / (‖x‖ ‖y‖), 1 for a zero vector.
 
     Example:
@@ -355,7 +344,7 @@ class Cosine(MatrixCost):
 
 
 @pytree
-class SphereGeodesic(MatrixCost):
+class SphereGeodesic(LibraryCost):
     """The geodesic distance on the unit sphere, c(x, y) = arccos⟨x/‖x‖, y/‖y‖⟩, in radians.
 
     Computed as 2 atan(‖x − y‖ / ‖x + y‖) of unit vectors, which is accurate for small angles in

@@ -17,14 +17,22 @@ from divjax.core.pytrees import as_pytree, as_traced, pytree
 from divjax.core.samples import Numbers, as_samples, centered_samples, check_distinguishable
 from divjax.ot.costs import (
     Euclidean,
-    MatrixCost,
+    LibraryCost,
     PNormPower,
     SqEuclidean,
     as_differences,
     as_floating,
 )
+from divjax.ot.protocols import ConvexCost, DisplacementCost, MatrixCost, QuadraticCost
 
-__all__ = ["as_cost", "checked_cost", "cost_matrix", "grad_conjugate", "paired_costs"]
+__all__ = [
+    "as_cost",
+    "checked_cost",
+    "cost_matrix",
+    "grad_conjugate",
+    "is_quadratic",
+    "paired_costs",
+]
 
 
 def cost_matrix(
@@ -53,14 +61,14 @@ def cost_matrix(
         [[0.0, 0.0], [0.0, 25.0]]
     """
     cost = as_cost(cost)
-    if getattr(cost, "translation_invariant", False):
+    if isinstance(cost, DisplacementCost):
         _, x, y = centered_samples(x=x, y=y)
     else:
         check_distinguishable("x", x)
         check_distinguishable("y", y)
         x, y = as_samples(x=x, y=y)
-    if hasattr(cost, "matrix"):
-        return cost.matrix(x, y)  # pyright: ignore[reportFunctionMemberAccess]
+    if isinstance(cost, MatrixCost):
+        return cost.matrix(x, y)
     check_callable(cost=cost)
     return jax.vmap(jax.vmap(cost, (None, 0)), (0, None))(x, y)
 
@@ -70,7 +78,7 @@ def checked_cost(
 ) -> Callable[..., Array]:
     """A cost as a pytree whose leaves include the arguments a function is bound to or closes over.
 
-    A cost of the library, or one with its attributes (`h`, `matrix`, …), is returned unchanged
+    A cost of the library, or one of the protocols in `divjax.ot.protocols`, is returned unchanged
     unless it closes over traced values that are not among its leaves.
 
     Args:
@@ -85,12 +93,12 @@ def checked_cost(
         raise ValueError(f"cost must be an instance; got the class {cost.__name__} itself.")
     cost = as_cost(cost)
     # The library's costs return a scalar, and refer to nothing but their leaves.
-    if isinstance(cost, MatrixCost):
+    if isinstance(cost, LibraryCost):
         return cost
     point = jax.ShapeDtypeStruct(samples.shape[-1:], samples.dtype)
     check_scalar_output("cost", cost, point, point)
     traced = as_traced(cost, point, point)
-    if not any(hasattr(cost, name) for name in _STRUCTURE):
+    if not isinstance(cost, (MatrixCost, DisplacementCost)):
         return traced
     # Traced values in the closure that are not leaves would leak from their trace. The function
     # with its closure made explicit is correct, although it loses `h` and `matrix`.
@@ -99,8 +107,9 @@ def checked_cost(
     return traced if hidden else as_pytree(cost)
 
 
-# The attributes that a cost may have in addition to being callable.
-_STRUCTURE = ("h", "matrix", "quadratic", "translation_invariant")
+def is_quadratic(cost: Callable[..., Array]) -> bool:
+    """Whether a cost declares itself a quadratic form of x − y."""
+    return isinstance(cost, QuadraticCost) and cost.quadratic
 
 
 def paired_costs(
@@ -109,8 +118,8 @@ def paired_costs(
     """The n costs c(x_i, y_i)."""
     if isinstance(cost, SqEuclidean):  # one pair at a time its matrix product is slow
         return jnp.sum(jnp.square(jnp.subtract(*as_differences(x=x, y=y))), axis=1)
-    moves = getattr(cost, "translation_invariant", False)
-    return jax.vmap(cost)(*(as_differences if moves else as_floating)(x=x, y=y))
+    moves_along = isinstance(cost, DisplacementCost)
+    return jax.vmap(cost)(*(as_differences if moves_along else as_floating)(x=x, y=y))
 
 
 @pytree
@@ -118,8 +127,6 @@ class _OttCost:
     """A cost h(x − y) of ott-jax."""
 
     cost: Any
-
-    translation_invariant = True
 
     def __call__(self, x: Float[Array, " d"], y: Float[Array, " d"]) -> Float[Array, ""]:
         """The cost of one pair."""
@@ -158,7 +165,7 @@ def as_cost(cost: Callable[..., Array]) -> Callable[..., Array]:
 def grad_conjugate(cost: Callable[..., Array]) -> Callable[[Array], Array]:
     """The cost's ∇h*, or `ValueError` if it is missing."""
     cost = as_cost(cost)
-    if not (hasattr(cost, "h") and hasattr(cost, "grad_conjugate")):
+    if not isinstance(cost, ConvexCost):
         raise ValueError(
             "cost must be h(x − y) with a known ∇h* for a transport map in closed form "
             "(SqEuclidean, EuclideanPower, PNormPower, or one with `h` and `grad_conjugate`); "

@@ -1,11 +1,14 @@
 """Costs against SciPy; ∇h* against the gradient it inverts."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+import divjax
 from divjax import ot
 
 COSTS = {
@@ -177,3 +180,36 @@ def test_a_traced_order_out_of_range_has_no_cost_at_distance_one(p):
     x = jnp.array([0.0])
     assert jnp.isnan(jax.jit(lambda p: ot.wasserstein_1d(x, x + 1, p=p, root=True))(p))
     assert jnp.isnan(jax.jit(lambda p: ot.wasserstein_1d(x, x + 1, p=p))(p))
+
+
+@divjax.pytree
+class Weighted:
+    """Squared distances of weighted features, declared as a quadratic form of differences."""
+
+    weights: Any
+    quadratic = True
+
+    def h(self, z):
+        return self.weights @ z**2
+
+    def __call__(self, x, y):
+        return self.h(x - y)
+
+    def grad_conjugate(self, w):
+        return w / (2 * self.weights)
+
+
+def test_a_declared_cost_is_centred_and_has_its_map():
+    """The plan of a quadratic cost does not depend on a shift, which float32 could not resolve."""
+    x, y = points(30, 2), points(30, 2, seed=1)
+    cost = Weighted(np.array([1.0, 4.0], np.float32))
+    declared = ot.MatrixCost, ot.DisplacementCost, ot.QuadraticCost, ot.ConvexCost
+    assert [isinstance(cost, kind) for kind in declared] == [False, True, True, True]
+    solver = ot.Sinkhorn(tolerance=1e-5)
+    plan = ot.sinkhorn(x * [1, 2], y * [1, 2], epsilon=0.5, solver=solver).plan()
+    with jax.enable_x64(False):
+        far = ot.sinkhorn(x, y + 1e6, epsilon=0.5, cost=cost, solver=solver)
+        assert far.converged
+        np.testing.assert_allclose(far.plan(), plan, atol=1e-5)
+        image = far.transport(x)
+    np.testing.assert_allclose(image - 1e6, 30 * plan @ y, atol=0.1)

@@ -41,6 +41,7 @@ from divjax.ot import given_costs
 from divjax.ot.entropic.formulation import Formulation, ShiftedCenter
 from divjax.ot.entropic.problem import MatrixPairs, PointPairs, Problem
 from divjax.ot.entropic.schedules import Relative, resolved_epsilon
+from divjax.ot.protocols import DisplacementCost, MatrixCost
 
 __all__ = [
     "CheckedPoints",
@@ -139,9 +140,9 @@ def check_points(
     penalties = _penalties(marginal_penalty, dtype)
     a, b, vanishing = _weights(a, b, len(typed_x), len(typed_y), dtype, penalties)
     # Read before the cost's leaves become arrays, which are traced under `jit`.
-    quadratic = getattr(cost, "quadratic", False)
+    quadratic = given_costs.is_quadratic(cost)
     cost = _typed_cost(cost, typed_x)
-    if not getattr(cost, "translation_invariant", False):
+    if not isinstance(cost, DisplacementCost):
         # Other costs depend on absolute positions.
         check_distinguishable("x", x, a)
         check_distinguishable("y", y, b)
@@ -181,7 +182,7 @@ def center_alone(
     x: Numbers, a: Array | None, cost: Callable[..., Array], dtype: DTypeLike
 ) -> tuple[tuple[Center] | None, Array]:
     """The point subtracted from a sample, None if costs depend on positions, and the result."""
-    if not getattr(cost, "translation_invariant", False):
+    if not isinstance(cost, DisplacementCost):
         check_distinguishable("x", x, a)
         (typed,) = as_samples(x=x)
         return None, typed.astype(dtype)
@@ -264,7 +265,7 @@ def formulate_points(given: CheckedPoints) -> Formulation:
         offset, slope = jax.lax.stop_gradient(jax.value_and_grad(cost.h)(shift))
     # Costs of the library are finite. A function may forbid pairs, which requires a pass to detect.
     a_matched, b_matched = a, b
-    if not hasattr(cost, "matrix") and penalties != (None, None):
+    if not isinstance(cost, MatrixCost) and penalties != (None, None):
         a_matched, b_matched = _matched_by(cost, x, y, a, b, penalties, given.block_size)
     replaced = vanishing[0] or a_matched is not a, vanishing[1] or b_matched is not b
     row_of, column_of = _representatives(replaced, a_matched, b_matched)
@@ -273,7 +274,7 @@ def formulate_points(given: CheckedPoints) -> Formulation:
     solved_y = y if column_of is None else jnp.where((b_matched > 0)[:, None], y, y[column_of])
     pairs = PointPairs(solved_x, solved_x if own else solved_y, cost)
     sides = a_matched, b_matched, given.epsilon, penalties, given.block_size
-    problem = _problem(pairs, *sides, not hasattr(cost, "matrix"))
+    problem = _problem(pairs, *sides, not isinstance(cost, MatrixCost))
     rows = _with_finite(x, a, row_of)
     columns = _with_finite(y, b, column_of)
     return _formulation(problem, a, b, rows, columns, centers, slope, offset, replaced)

@@ -49,6 +49,7 @@ from divjax.ot.maps.map_objective import MapObjective
 from divjax.ot.maps.map_training import MapTrainer, held_out
 from divjax.ot.maps.network_map import MapFit
 from divjax.ot.maps.starts import STARTS, initial_maps, nearest
+from divjax.ot.protocols import DisplacementCost
 from divjax.ot.scales import mean_cost_within, winsorised, winsorised_mean
 from divjax.ot.weighted_samples import (
     Origins,
@@ -227,7 +228,7 @@ class MongeMap:
         # Under the squared distance a shift of either sample only shifts the map. The identity is
         # that of the given coordinates.
         apart = isinstance(self.cost, SqEuclidean) and self.start != "identity"
-        if not getattr(self.cost, "translation_invariant", False):
+        if not isinstance(self.cost, DisplacementCost):
             x, y = _at_their_positions(x, a, "x", "a"), _at_their_positions(y, b, "y", "b")
         samples, origins = _problems(x, y, a, b, context, apart=apart)
         # Arrays in a function's closure become leaves, which may be traced.
