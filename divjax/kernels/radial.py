@@ -79,15 +79,15 @@ def _nan_unless_finite(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
 
 def check_kernel(kernel: object) -> None:
     """Raise `ValueError` for an object that is not a kernel, such as a function of two points."""
-    methods = ("init", "resolve", "radial")
-    check_provides("kernel", kernel, methods, "a kernel such as kernels.Gaussian()")
+    provided = ("init", "resolve", "radial", "positive_definite", "log_slope")
+    check_provides("kernel", kernel, provided, "a kernel such as kernels.Gaussian()")
 
 
 def check_smoother(kernel: Kernel) -> None:
     """Raise `ValueError` for an object that cannot smooth a field or a density."""
     check_kernel(kernel)
     # With −‖x − y‖ a smoothed density is negative, and a smoothed velocity points uphill.
-    if not getattr(kernel, "positive_definite", True):
+    if not kernel.positive_definite:
         raise ValueError(
             f"kernel must be positive definite to smooth with; got {type(kernel).__name__}, "
             "which serves discrepancies (flows.MMD, flows.Interaction)."

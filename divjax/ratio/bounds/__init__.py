@@ -6,7 +6,7 @@ The functions take a critic's values. `DivergenceBound` and `MutualInformationBo
 
 from divjax.ratio.bounds.contrastive import info_nce, interpolated_nce
 from divjax.ratio.bounds.critics import Critic, derangement, split_scores
-from divjax.ratio.bounds.named_bounds import BOUNDS, Bound
+from divjax.ratio.bounds.named_bounds import BOUNDS, Bound, StatefulBound
 from divjax.ratio.bounds.variational import (
     MINE,
     MINEState,
@@ -26,6 +26,7 @@ __all__ = [
     "Bound",
     "Critic",
     "MINEState",
+    "StatefulBound",
     "conjugate_dual",
     "derangement",
     "donsker_varadhan",

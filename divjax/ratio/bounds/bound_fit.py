@@ -17,7 +17,7 @@ from divjax.core.pytrees import pytree
 from divjax.core.types import Estimate, Interval, summary
 from divjax.fdiv.generators import Generator
 from divjax.ratio.bounds.critics import Critic
-from divjax.ratio.bounds.named_bounds import Bound, as_bound
+from divjax.ratio.bounds.named_bounds import Bound, StatefulBound, as_bound
 from divjax.ratio.protocols import cross_entropy
 
 __all__ = ["BoundDiagnostics", "BoundFit", "TrainingState", "ungrouped"]
@@ -117,7 +117,7 @@ class BoundFit:
 
 def _read_out(bound: Bound | Generator | str) -> Bound:
     """A bound without a state, checked."""
-    if bound is None or isinstance(bound, type) or hasattr(bound, "init"):
+    if bound is None or isinstance(bound, (type, StatefulBound)):
         raise ValueError(
             "read_out must be a name, a generator such as fdiv.KL(), or a function of u_p and u_q; "
             f"got {bound!r}."

@@ -31,7 +31,7 @@ from divjax.core.standardize import Standardizer, robust_standardizer
 from divjax.core.training import Training, fit, row_batch
 from divjax.ratio.bounds.bound_fit import BoundFit, TrainingState, ungrouped
 from divjax.ratio.bounds.critics import Critic
-from divjax.ratio.bounds.named_bounds import TRAINABLE, as_bound
+from divjax.ratio.bounds.named_bounds import TRAINABLE, StatefulBound, as_bound
 
 __all__ = ["DivergenceBound", "MutualInformationBound"]
 
@@ -50,7 +50,8 @@ class DivergenceBound:
 
     Attributes:
         train: the bound to be maximised: a name ("js", "dv", "nwj", "infonce"), a generator of
-            `divjax.fdiv` for its `f_dual`, `MINE()`, or any function of (u_p, u_q).
+            `divjax.fdiv` for its `f_dual`, `MINE()` or another `bounds.StatefulBound`, or any
+            function of (u_p, u_q).
         network: "joint" for a multilayer perceptron, or `(in_features, rngs) -> nnx.Module`, from
             rows "b d" to "b 1".
         hidden: widths of the perceptron.
@@ -285,7 +286,7 @@ class DivergenceBound:
 
     def _value(self, u_p: Array, u_q: Array) -> Array:
         """The value of the bound to be maximised. A state affects only its gradient."""
-        if hasattr(self.train, "init"):
+        if isinstance(self.train, StatefulBound):
             return self.train(u_p, u_q, self.train.init(u_p.dtype))[0]
         return self.train(u_p, u_q)
 
@@ -293,7 +294,8 @@ class DivergenceBound:
         return optax.adam(jnp.asarray(self.learning_rate))
 
     def _start(self, critic: Critic) -> TrainingState:
-        bound = self.train.init(critic.shift.dtype) if hasattr(self.train, "init") else None
+        stateful = isinstance(self.train, StatefulBound)
+        bound = self.train.init(critic.shift.dtype) if stateful else None
         return TrainingState(critic.params, self._optimizer().init(critic.params), bound)
 
     def _train(

@@ -7,9 +7,11 @@ and some can train one.
 
 import functools
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
 
 from divjax.core.checks import check_callable
 from divjax.core.pytrees import as_pytree
@@ -29,10 +31,27 @@ __all__ = [
     "BOUNDS",
     "TRAINABLE",
     "Bound",
+    "StatefulBound",
     "as_bound",
 ]
 
 Bound = Callable[[Float[Array, " n"], Float[Array, "..."]], Float[Array, ""]]
+
+
+@runtime_checkable
+class StatefulBound(Protocol):
+    """A bound that is trained with a state, such as `MINE`, and cannot read a critic out."""
+
+    def init(self, dtype: DTypeLike) -> PyTree[Array]:
+        """The state before the first batch."""
+        ...
+
+    def __call__(
+        self, u_p: Float[Array, " n"], u_q: Float[Array, "..."], state: PyTree[Array]
+    ) -> tuple[Float[Array, ""], PyTree[Array]]:
+        """The bound, which is maximised, and the next state."""
+        ...
+
 
 BOUNDS: dict[str, Bound] = {
     "dv": donsker_varadhan,
