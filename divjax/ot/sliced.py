@@ -221,7 +221,7 @@ def sliced_wasserstein(
 
 @pytree
 class MaxSlicedResult:
-    """The largest cost found by a search over directions.
+    """The largest cost found by a search over directions; only the value is differentiable.
 
     Attributes:
         value: the cost along `direction`, W_p^p or with `root` W_p: a lower bound on the maximum.

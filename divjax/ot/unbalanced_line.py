@@ -160,9 +160,8 @@ def _unbalanced(
     fixed, fixed_penalties = jax.lax.stop_gradient((line, penalties))
     orders = jnp.argsort(fixed.x), jnp.argsort(fixed.y)
     ordered = _reordered(fixed, *orders)
-    found, path, gap, steps = _frank_wolfe(
-        ordered, fixed_penalties, jax.lax.stop_gradient(p), max_iterations, tolerance
-    )
+    dual = _Dual(ordered, fixed_penalties, jax.lax.stop_gradient(p))
+    found, path, gap, steps = _frank_wolfe(dual, max_iterations, tolerance)
     rows, columns = orders[0][path.rows], orders[1][path.columns]
     # In the original order of the rows, like the path.
     f = jnp.zeros_like(fixed.x).at[orders[0]].set(found.f)
@@ -171,7 +170,7 @@ def _unbalanced(
     # The envelope theorem: potentials are fixed in the dual, and the plan in the change of costs.
     costs = distance_power(line.x[rows] - line.y[columns], p)
     moved = jnp.where(path.masses > 0, path.masses * (costs - jax.lax.stop_gradient(costs)), 0)
-    value = _dual(_Potentials(f, g), line, penalties) + jnp.sum(moved)
+    value = _Dual(line, penalties, p).value(_Potentials(f, g)) + jnp.sum(moved)
     value = nan_unless(valid, value)
     close = gap <= tolerance * jnp.abs(value)
     status = status_of(converged=close, finite=jnp.isfinite(value), valid=valid)
@@ -201,102 +200,111 @@ def _reordered(line: Line, x_order: Array, y_order: Array) -> Line:
     return Line(line.x[x_order], line.y[y_order], a[x_order], b[y_order])
 
 
-def _dual(potentials: _Potentials, line: Line, penalties: tuple[Array, Array]) -> Array:
-    """ρ_a ⟨a, 1 − e^{−f/ρ_a}⟩ + ρ_b ⟨b, 1 − e^{−g/ρ_b}⟩."""
-    sides = zip((line.a, line.b), potentials, penalties, strict=True)
-    return sum(rho * jnp.sum(_weighted(w, -jnp.expm1(-f / rho))) for w, f, rho in sides)  # pyright: ignore
-
-
 def _weighted(weights: Array, values: Array) -> Array:
     """Products in which a weight of zero counts as zero, with its derivative if that is finite."""
     lost = (weights == 0) & ~jnp.isfinite(values)
     return weights * jnp.where(lost, 0, values)
 
 
-def _frank_wolfe(
-    line: Line,
-    penalties: tuple[Array, Array],
-    p: ArrayLike,
-    max_iterations: int,
-    tolerance: ArrayLike,
-) -> tuple[_Potentials, Staircase, Array, Array]:
-    """Potentials, the plan of the last linear problem, its gap, and the number of steps."""
-    rho_a, rho_b = penalties
-    assert line.a is not None
-    assert line.b is not None
-    log_a, log_b = jnp.log(line.a), jnp.log(line.b)  # −∞ without weight
-    # ρ_a times this is the factor in the best shift, as in `optimal_shift`.
-    share = rho_b / (rho_a + rho_b)
+class _Dual(NamedTuple):
+    """The dual D(f, g) = ρ_a ⟨a, 1 − e^{−f/ρ_a}⟩ + ρ_b ⟨b, 1 − e^{−g/ρ_b}⟩ of weighted samples."""
 
-    def log_masses(potentials: _Potentials) -> tuple[Array, Array]:
+    line: Line
+    penalties: tuple[Array, Array]
+    p: ArrayLike
+
+    def value(self, potentials: _Potentials) -> Array:
+        """D(f, g)."""
+        sides = zip((self.line.a, self.line.b), potentials, self.penalties, strict=True)
+        return sum(rho * jnp.sum(_weighted(w, -jnp.expm1(-f / rho))) for w, f, rho in sides)  # pyright: ignore
+
+    def log_slopes(self, potentials: _Potentials) -> tuple[Array, Array]:
+        """The logarithms of D's slopes a e^{−f/ρ_a} and b e^{−g/ρ_b}, the marginals at (f, g)."""
+        a, b = self.line.a, self.line.b
+        assert a is not None
+        assert b is not None
         # The potential of a row of weight zero may be infinite.
-        of_x = jnp.where(line.a == 0, -jnp.inf, log_a - potentials.f / rho_a)
-        return of_x, jnp.where(line.b == 0, -jnp.inf, log_b - potentials.g / rho_b)
+        of_f = jnp.where(a == 0, -jnp.inf, jnp.log(a) - potentials.f / self.penalties[0])
+        of_g = jnp.where(b == 0, -jnp.inf, jnp.log(b) - potentials.g / self.penalties[1])
+        return of_f, of_g
 
-    def translated(potentials: _Potentials) -> _Potentials:
+    def translated(self, potentials: _Potentials) -> _Potentials:
         """Potentials with the best constant, at which both marginals have the same mass."""
-        log_x, log_y = log_masses(potentials)
-        shift = rho_a * share * (jax.nn.logsumexp(log_x) - jax.nn.logsumexp(log_y))
+        of_f, of_g = self.log_slopes(potentials)
+        rho_a, rho_b = self.penalties
+        # ρ_a ρ_b/(ρ_a + ρ_b), in which no product overflows, as in `optimal_shift`.
+        scale = rho_a * (rho_b / (rho_a + rho_b))
+        shift = scale * (jax.nn.logsumexp(of_f) - jax.nn.logsumexp(of_g))
         return _Potentials(potentials.f + shift, potentials.g - shift)
 
-    def linear_problem(potentials: _Potentials) -> tuple[_Potentials, Staircase, Array]:
-        """The best vertex for the dual's slope, its plan, and the predicted gain."""
-        # The dual's slopes are a e^{−f/ρ_a} and b e^{−g/ρ_b}. The best feasible potentials for them
-        # are those of balanced transport between the two.
-        logs = log_masses(potentials)
-        marginals = [jnp.exp(of_rows) for of_rows in logs]
-        # In shares: all masses may be too small for the dtype.
-        balanced = Line(line.x, line.y, *(jax.nn.softmax(of_rows) for of_rows in logs))
+    def linear_problem(self, potentials: _Potentials) -> tuple[_Potentials, Staircase, Array]:
+        """The best vertex for the slopes at translated potentials, its plan, and the gain.
+
+        The gain ⟨slopes, vertex − potentials⟩ is at least that of any other potentials, since D is
+        concave.
+        """
+        # The vertex holds the potentials of balanced transport between the slopes, here in shares:
+        # all masses may be too small for the dtype.
+        logs = self.log_slopes(potentials)
+        balanced = Line(self.line.x, self.line.y, *(jax.nn.softmax(of_side) for of_side in logs))
         path = staircase(balanced)
-        vertex = _Potentials(*line_potentials(balanced, path, p))
+        vertex = _Potentials(*line_potentials(balanced, path, self.p))
         # A staircase has mass one. Both marginals have equal mass, as potentials are translated.
-        path = path._replace(masses=path.masses * jnp.sum(marginals[0]))
-        # ⟨slope, vertex − potentials⟩, which bounds the gain of a concave function.
+        slopes = [jnp.exp(of_side) for of_side in logs]
+        path = path._replace(masses=path.masses * jnp.sum(slopes[0]))
         gain = sum(
-            jnp.sum(_weighted(w, new - old))
-            for w, new, old in zip(marginals, vertex, potentials, strict=True)
+            jnp.sum(_weighted(slope, new - old))
+            for slope, new, old in zip(slopes, vertex, potentials, strict=True)
         )
         return vertex, path, jnp.asarray(gain)
 
-    def step_length(potentials: _Potentials, direction: _Potentials) -> Array:
-        """The step in [0, 1] that maximises the dual at its best constants."""
+    def step_length(self, potentials: _Potentials, direction: _Potentials) -> Array:
+        """The step in [0, 1] that maximises D along a direction, at its best constants."""
 
         def rises(length: Array) -> Array:
-            moved = jax.tree.map(lambda z, d: z + length * d, potentials, direction)
             # At the best constant both marginals have the same mass, and the slope in the constant
             # is zero. The sign of the slope is then that of the direction's two means under the
             # normalised marginals.
-            log_x, log_y = log_masses(moved)
-            of_x = _weighted(jax.nn.softmax(log_x), direction.f)
-            of_y = _weighted(jax.nn.softmax(log_y), direction.g)
-            return jnp.sum(of_x) + jnp.sum(of_y) > 0
+            of_f, of_g = self.log_slopes(_moved(potentials, direction, length))
+            change = jnp.sum(_weighted(jax.nn.softmax(of_f), direction.f))
+            return change + jnp.sum(_weighted(jax.nn.softmax(of_g), direction.g)) > 0
 
         def halve(_: Int[Array, ""], bracket: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bracket
-            # The dual is concave: its slope along the direction decreases, with at most one zero.
+            # D is concave: its slope along the direction decreases, with at most one zero.
             middle = (low + high) / 2
             up = rises(middle)
             return jnp.where(up, middle, low), jnp.where(up, high, middle)
 
-        one = jnp.ones((), rho_a.dtype)
+        one = jnp.ones((), self.line.x.dtype)
         low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (0 * one, one))
         return jnp.where(rises(one), one, (low + high) / 2)
 
+
+def _moved(potentials: _Potentials, direction: _Potentials, length: Array) -> _Potentials:
+    """A point on the segment from potentials along a direction."""
+    return jax.tree.map(lambda z, d: z + length * d, potentials, direction)
+
+
+def _frank_wolfe(
+    dual: _Dual, max_iterations: int, tolerance: ArrayLike
+) -> tuple[_Potentials, Staircase, Array, Array]:
+    """Potentials, the plan of the last linear problem, its gap, and the number of steps."""
+
     def unfinished(carry: tuple) -> Array:
         potentials, _, _, gap, steps = carry
-        enough = gap <= tolerance * jnp.abs(_dual(potentials, line, penalties))
+        enough = gap <= tolerance * jnp.abs(dual.value(potentials))
         return ~enough & jnp.isfinite(gap) & (steps < max_iterations)
 
     def step(carry: tuple) -> tuple:
         potentials, vertex, _, _, steps = carry
         direction = jax.tree.map(jnp.subtract, vertex, potentials)
-        length = step_length(potentials, direction)
-        moved = jax.tree.map(lambda z, d: z + length * d, potentials, direction)
-        moved = translated(moved)
-        return moved, *linear_problem(moved), steps + 1
+        length = dual.step_length(potentials, direction)
+        moved = dual.translated(_moved(potentials, direction, length))
+        return moved, *dual.linear_problem(moved), steps + 1
 
     # From zero, until the predicted gain, which bounds the distance to the maximum, is small.
-    start = translated(_Potentials(jnp.zeros_like(line.x), jnp.zeros_like(line.y)))
-    carry = start, *linear_problem(start), jnp.zeros((), jnp.int32)
+    start = dual.translated(_Potentials(jnp.zeros_like(dual.line.x), jnp.zeros_like(dual.line.y)))
+    carry = start, *dual.linear_problem(start), jnp.zeros((), jnp.int32)
     potentials, _, path, gap, steps = jax.lax.while_loop(unfinished, step, carry)
     return potentials, path, jnp.maximum(gap, 0), steps
