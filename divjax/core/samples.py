@@ -216,6 +216,23 @@ class Center:
         high = self.high + by
         return Center(high, self.low + (by - (high - self.high)))
 
+    def towards(self, other: "Center", share: Float[Numbers, ""]) -> "Center":
+        """The point at a share of the way to another centre, as precise as both.
+
+        Example:
+            >>> one = Center(jnp.array([1e8]), jnp.array([0.5]))
+            >>> middle = one.towards(Center(jnp.array([1e8]), jnp.array([1.5])), 0.5)
+            >>> middle.high.tolist(), middle.low.tolist()
+            ([100000000.0], [1.0])
+        """
+        share, share_low = two_parts(as_numbers("share", share), self.high.dtype)
+        # Each rounded number is followed by what its rounding has lost.
+        step, lost = _exact_sum(other.high, -self.high)
+        lost += other.low - self.low
+        moved, error = _exact_product(share, step)
+        high, rounding = _exact_sum(self.high, moved)
+        return Center(high, self.low + (rounding + error + share_low * step + share * lost))
+
     def add(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
         """The points with the centre added back, rounded to their dtype."""
         return (x + self.low) + self.high
@@ -383,6 +400,27 @@ def two_parts(x: Unrounded, dtype: DTypeLike) -> tuple[Array, Array]:
         rounded = x.astype(dtype)
         rest = np.where(np.isfinite(rounded), x - rounded.astype(x.dtype), 0)
     return jnp.asarray(rounded), _rounded(rest, dtype)
+
+
+def _exact_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """The rounded sum, and its rounding error (Knuth's two-sum)."""
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)
+
+
+def _exact_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """The rounded product, and its rounding error (Dekker's, by halves of the digits)."""
+    product, precision = a * b, jnp.finfo(b.dtype)
+
+    def halves(z: Array) -> tuple[Array, Array]:
+        first = jax.lax.reduce_precision(z, precision.nexp, precision.nmant // 2)
+        return first, z - first
+
+    # Products of halves are exact. The error is a constant for differentiation.
+    (a, a_rest), (b, b_rest) = halves(jax.lax.stop_gradient(a)), halves(jax.lax.stop_gradient(b))
+    error = ((a * b - jax.lax.stop_gradient(product)) + a * b_rest + a_rest * b) + a_rest * b_rest
+    return product, error
 
 
 def _rounded(x: Unrounded, dtype: DTypeLike) -> Array:

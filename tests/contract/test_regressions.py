@@ -83,7 +83,7 @@ def test_a_pytree_that_closes_over_a_traced_number(cost):
 
 
 def test_gaussians_far_from_zero_in_double_precision():
-    far, eye = np.full(2, 1e8), np.eye(2)
+    far, eye = np.full(2, 123456789.0), np.eye(2)
     p, q = Normal(far, eye), Normal(far + 1, eye)
     assert ot.gaussian_wasserstein(p, q) == 2
     near = ot.gaussian_entropic(Normal(0 * far, eye), Normal(0 * far + 1, eye), epsilon=0.1).value
@@ -320,7 +320,7 @@ def test_costs_of_positions_are_not_taken_at_rounded_points():
     )
     for call in calls:
         with pytest.raises(ValueError, match="x must differ in float32 too"):
-            call(X + 1e8, Y + 1e8)
+            call(X + 123456789.0, Y + 123456789.0)
     # A row without weight may be anywhere.
     padded, weights = np.vstack([X, [[1e30, 1e30]]]), np.r_[np.full(3, 1 / 3), 0]
     expected = ot.sinkhorn(X, Y, epsilon=1.0, cost=cost).value

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from divjax import ratio
-from divjax.core.samples import as_samples, centered_samples
+from divjax.core.samples import Center, as_samples, centered_samples, two_parts
 from divjax.fdiv import categorical, histogram
 
 ROWS = [[1, 2], [3, 4], [5, 7]]
@@ -146,3 +146,12 @@ def test_numbers_of_any_byte_order(dtype):
     given = np.array([[1.0, 2.0]], dtype)
     np.testing.assert_array_equal(as_samples(x=given)[0], [[1, 2]])
     np.testing.assert_array_equal(as_samples(x=pd.DataFrame(given))[0], [[1, 2]])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_a_point_between_centers_is_as_precise_as_both(share):
+    ends = np.array([[123456789.1, -3.3], [-987654.321, 1e7 + 0.7]])
+    one, other = (Center(*two_parts(end, np.float32)) for end in ends)
+    found = one.towards(other, share)
+    exact = (1 - share) * ends[0] + share * ends[1]
+    np.testing.assert_allclose(np.float64(found.high) + np.float64(found.low), exact, atol=1e-5)

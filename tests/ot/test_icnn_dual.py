@@ -178,5 +178,5 @@ def test_rows_that_the_common_origin_rounds_are_flagged():
     """10⁸ spreads apart, float32 merges rows about any origin of both samples."""
     x, y = np.random.default_rng(3).normal(size=(2, 60, 2))
     method = ICNNDual(num_steps=2, batch_size=16, hidden=(4,))
-    found = method.fit(jax.random.key(1), x + 1e8, y)
+    found = method.fit(jax.random.key(1), x + 123456789.0, y)
     assert int(found.status) >= Status.FLOATING_POINT_RESOLUTION

@@ -280,3 +280,21 @@ def test_scales_that_are_not_semidefinite_are_no_bridge():
     assert all(jnp.isnan(value).all() for value in values)
     singular = dataclasses.replace(bridge, scales=jnp.ones((1, 2, 2)))
     assert jnp.isfinite(singular.log_normalizer(z)).all()
+
+
+@pytest.mark.parametrize("t", [0.3, 0.6, 1.0])
+@pytest.mark.parametrize("ends", [(1e6, 1e6), (123456789.1, 123456789.1), (0.0, 1e6)])
+def test_far_from_zero_the_drift_is_shifted_along(ends, t):
+    """The origin at time t is rounded by more than the states' spread, unless its rest is kept."""
+    rng = np.random.default_rng(0)
+    x, y, z = rng.normal(size=(60, 2)), rng.normal(size=(50, 2)) + 1, rng.normal(size=(9, 2))
+
+    def drift(start, end):
+        method = LightSchrodingerBridge(2, 0.5, num_steps=5)
+        moved = z + ((1 - t) * start + t * end)
+        return method.fit(KEY, x + start, y + end).drift(moved, t)
+
+    with jax.enable_x64(False):
+        shift = ends[1] - ends[0]
+        rounding = np.spacing(np.float32(shift)) if shift else 1e-4
+        np.testing.assert_allclose(drift(*ends), drift(0.0, 0.0) + shift, atol=rounding)

@@ -96,7 +96,7 @@ def test_copies_are_not_a_lattice():
 
 def test_ties_of_double_precision_far_from_zero():
     """Float32 has steps of 8 there."""
-    x, y = np.random.default_rng(0).normal(size=(2, 300, 1)) + 1e8
+    x, y = np.random.default_rng(0).normal(size=(2, 300, 1)) + 123456789.0
     found = ties(x, y)
     assert (found.duplicates_p, found.shared_p, found.lattice[0]) == (0, 0, 0)
 
@@ -225,7 +225,7 @@ def test_samples_of_two_precisions_meet_in_the_coarser():
         assert (copies.shared_p, copies.shared_q, copies.copied[0]) == (1, 1, 1)
         assert (copies.duplicates_p, copies.duplicates_q, copies.lattice[0]) == (0, 0, 0)
     near = jax.random.normal(KEY, (40, 1))
-    for found in (ties(near, wide + 1e8), ties(wide + 1e8, near)):
+    for found in (ties(near, wide + 123456789.0), ties(wide + 123456789.0, near)):
         assert (found.duplicates_p, found.duplicates_q, found.shared_p) == (0, 0, 0)
         assert (found.lattice[0], found.copied[0]) == (0, 0)
 

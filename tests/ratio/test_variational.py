@@ -385,7 +385,7 @@ def test_half_precision_critics_are_those_of_single_precision(name):
     np.testing.assert_allclose(bound(of_p, of_q), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("offset", [1e4, 1e6, 1e8])
+@pytest.mark.parametrize("offset", [1e4, 1e6, 123456789.0])
 def test_a_constant_in_numpys_critic_changes_no_value(offset):
     """E_p[T] − log E_q[e^T] of (0, 1, 2) and (0, ½, 1)."""
     of_p, of_q = np.array([0.0, 1.0, 2.0]), np.array([0.0, 0.5, 1.0])

@@ -136,17 +136,16 @@ class SchrodingerBridge(Outcome):
         epsilon = jnp.asarray(self.epsilon, self.means.dtype)
         return nan_unless(epsilon > 0, epsilon)
 
-    def _center(self, t: ArrayLike) -> Center:
+    def _center(self, t: Float[Numbers, ""]) -> Center:
         """The origin at time t."""
         zero = jnp.zeros((2, self.means.shape[1]), self.means.dtype)
+        highs = zero if self.origins is None else self.origins
+        lows = zero if self.origins_low is None else self.origins_low
+        start, end = map(Center, highs, lows)
         # A straight line from o₀ to o₁, along which a bridge between shifted ends is shifted.
-        between = lambda ends: (1 - t) * ends[0] + t * ends[1]
-        origins = zero if self.origins is None else self.origins
-        return Center(
-            between(origins), between(zero if self.origins_low is None else self.origins_low)
-        )
+        return start.towards(end, t)
 
-    def _relative(self, x: Numbers, t: ArrayLike) -> Float[Array, "n d"]:
+    def _relative(self, x: Numbers, t: Float[Numbers, ""]) -> Float[Array, "n d"]:
         """States at time t relative to the origin there."""
         return self._center(t).subtract(x)
 
@@ -282,8 +281,9 @@ class SchrodingerBridge(Outcome):
         self._check(x=x)
         check_unit_interval(t=t)
         check_shape("t", jnp.asarray(t))
-        t = _time(t, self.means.dtype)
-        return self._drift(self._relative(x, t), t)
+        # The origin moves with the given time, not with its rounded value.
+        moved, t = self._relative(x, t), _time(t, self.means.dtype)
+        return self._drift(moved, t)
 
     @jax.jit
     @jax.default_matmul_precision("highest")

@@ -170,7 +170,7 @@ def test_a_particle_at_a_sample_stays_beside_others_that_move():
 
 def test_a_target_that_the_particles_cannot_resolve_is_flagged():
     """At 10⁸ float32 particles lie on a grid of 8."""
-    samples = 1e8 + np.random.default_rng(0).normal(size=(5, 2))
+    samples = 123456789.0 + np.random.default_rng(0).normal(size=(5, 2))
     x = jnp.asarray(samples[:4], jnp.float32)
     for objective in (
         flows.SinkhornDivergence(samples, epsilon=0.5),
