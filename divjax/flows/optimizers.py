@@ -1,5 +1,6 @@
 """Optimizers in addition to optax: Nesterov's accelerated flow with restart."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -90,8 +91,8 @@ def accelerated(
         updates: optax.Updates, state: AcceleratedState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, AcceleratedState]:
         del params
-        # A schedule may end at zero. The root of a negative step is NaN.
-        eta = step_size(state.count) if callable(step_size) else valid(step_size)
+        # The root of a negative step is NaN.
+        eta = _scheduled(step_size, state.count) if callable(step_size) else valid(step_size)
         root = jnp.sqrt(eta)
         # Σ_i ⟨v_i, g_i⟩ > 0: the momentum points uphill, hence it has passed the minimum along its
         # path.
@@ -113,3 +114,10 @@ def accelerated(
         return step, AcceleratedState(momentum, since_restart, state.count + 1)
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def _scheduled(schedule: Callable[[ArrayLike], ArrayLike], count: Int[Array, ""]) -> Array:
+    """A schedule's step size. One that ends at zero may miss it by a rounding of its start."""
+    size = 1.0 * jnp.asarray(schedule(count))
+    rounding = 4 * jnp.finfo(size.dtype).eps * schedule(jnp.zeros_like(count))
+    return jnp.where((size < 0) & (size >= -rounding), 0, size)

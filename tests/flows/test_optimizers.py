@@ -123,3 +123,16 @@ def test_a_schedule_may_end_at_zero():
     x = iterate(optimizer, lambda x: x, jnp.ones(2), 4)
     assert jnp.isfinite(x).all()
     np.testing.assert_array_equal(x[3], x[2])
+
+
+@pytest.mark.parametrize("num_steps", [5, 7, 100])
+def test_a_linear_schedule_ends_at_zero_up_to_rounding(num_steps):
+    """Compiled, that of optax ends at −1.5e-10 after five steps, whose root is NaN."""
+    schedule = optax.linear_schedule(0.01, 0.0, num_steps)
+    optimizer = flows.accelerated(schedule)
+    x = jnp.array([1.0])
+    state = optimizer.init(x)._replace(count=jnp.int32(num_steps))
+    step, _ = jax.jit(optimizer.update)(x, state)
+    assert abs(step) < 1e-8
+    below = flows.accelerated(optax.linear_schedule(0.01, -0.01, num_steps))
+    assert jnp.isnan(jax.jit(below.update)(x, state)[0])
