@@ -27,6 +27,7 @@ from divjax.fdiv.power_family import (
 )
 from divjax.fdiv.special import (
     as_floats,
+    expm1_over,
     log1p_over,
     log_mixture,
     nan_where_nan,
@@ -338,6 +339,21 @@ class Renyi(Divergence):
         _, log_integral = self._log_integral(powers, (a, b))
         of_term = lambda power: alpha * jnp.exp(power - log_integral)
         return of_term(powers[0]), -of_term(powers[1])
+
+    def potentials(
+        self,
+        u_p: Float[Numbers, " n"],
+        u_q: Float[Numbers, " m"],
+        a: Float[Numbers, " n"] | None = None,
+        b: Float[Numbers, " m"] | None = None,
+    ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+        """α/(α − 1) r^{α−1}/I and −r^α/I up to constants, with the integral I by log-sum-exp."""
+        alpha, u_p, u_q = as_floats(self._order, u_p, u_q)
+        log_powers = (alpha - 1) * u_p, _log_power(u_q, alpha)
+        _, log_integral = self._log_integral(log_powers, (a, b))
+        # log I = (α − 1) R, with the divergence R, keeps the first smooth at α = 1.
+        value = Renyi.plug_in(self, u_p, u_q, a, b).value
+        return alpha * expm1_over(u_p - value, alpha - 1), -jnp.exp(log_powers[1] - log_integral)
 
     def _log_integral(
         self, powers: tuple[Array, Array], weights: tuple[Array | None, Array | None]

@@ -149,6 +149,35 @@ class Divergence:
             >>> KL().sensitivities(u, -u)
             (Array([1., 1.], dtype=float32), Array([-1., -0.], dtype=float32))
         """
+        scale, _, slopes = self._linearized(u_p, u_q, a, b)
+        return scale * slopes[0], scale * slopes[1]
+
+    def potentials(
+        self,
+        u_p: Float[Numbers, " n"],
+        u_q: Float[Numbers, " m"],
+        a: Float[Numbers, " n"] | None = None,
+        b: Float[Numbers, " m"] | None = None,
+    ) -> tuple[Float[Array, " n"], Float[Array, " m"]]:
+        """The first variations δD/δp and δD/δq at the samples, each up to a constant.
+
+        They are the derivatives of the variational form in each weight, for changes that keep the
+        sum of the weights. Beyond the same limit as for `sensitivities` they are constant.
+
+        Example:
+            >>> from divjax.fdiv import KL
+            >>> u = jnp.log(jnp.array([1.0, 3.0]))
+            >>> of_p, of_q = KL().potentials(u, u)  # log r + 1 and −r, here less their values at 1
+            >>> of_p.round(3).tolist(), of_q.round(3).tolist()
+            ([0.0, 1.099], [0.0, -2.0])
+        """
+        scale, values, _ = self._linearized(u_p, u_q, a, b)
+        return scale * values[0], scale * values[1]
+
+    def _linearized(
+        self, u_p: Array, u_q: Array, a: Array | None, b: Array | None
+    ) -> tuple[Array, tuple[Array, Array], tuple[Array, Array]]:
+        """The slope of `transform`, and the dual integrands with their slopes, all finite."""
         u_p, u_q = as_floats(u_p, u_q)
         u_p, u_q = where_weighted(u_p, a), where_weighted(u_q, b)
         limit = 0.9 * jnp.log(jnp.finfo(u_p.dtype).max)
@@ -157,8 +186,8 @@ class Divergence:
         at_p, slope_p = jax.jvp(self.dual_integrand_p, (u_p,), (jnp.ones_like(u_p),))
         at_q, slope_q = jax.jvp(self.dual_integrand_q, (u_q,), (jnp.ones_like(u_q),))
         mean = weighted_mean(at_p, a) + weighted_mean(at_q, b)
-        slope = jax.jvp(self.transform, (mean,), (jnp.ones_like(mean),))[1]
-        return slope * slope_p, slope * slope_q
+        scale = jax.jvp(self.transform, (mean,), (jnp.ones_like(mean),))[1]
+        return scale, (at_p, at_q), (slope_p, slope_q)
 
 
 def normalized(

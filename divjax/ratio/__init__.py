@@ -19,7 +19,7 @@ from divjax.ratio.estimators import (
 )
 from divjax.ratio.fit import RatioFit
 from divjax.ratio.mean_matching import KernelMeanMatching, MatchedWeights
-from divjax.ratio.protocols import Fold, Head, InstanceBased, Parametric, Rows
+from divjax.ratio.protocols import Fold, Head, InstanceBased, Parametric, Ranged, Rows
 
 __all__ = [
     "BoundFit",
@@ -35,6 +35,7 @@ __all__ = [
     "MatchedWeights",
     "MutualInformationBound",
     "Parametric",
+    "Ranged",
     "RatioFit",
     "Rows",
     "TelescopingRatio",

@@ -40,9 +40,10 @@ class RatioFit(OutOfFoldScores):
     """The log ratio of p to q, fitted to samples, and the estimates that follow from it.
 
     Divergences, AUC and accuracy use `log_ratio_p` and `log_ratio_q`, each sample's out-of-fold log
-    ratio. These, and hence every divergence, are differentiable in the samples with the models held
-    at their optimum. Certified bounds and the two-sample test use the first split's uncalibrated
-    log ratios, `held_out_p` and `held_out_q`. With `pack_size` = k all numbers are of p^k and q^k.
+    ratio. These, and hence every divergence, are differentiable in samples and weights with the
+    models held at their optimum. Certified bounds and the two-sample test use the first split's
+    uncalibrated log ratios, `held_out_p` and `held_out_q`. With `pack_size` = k all numbers are of
+    p^k and q^k.
 
     Attributes:
         log_ratio_p: log p/q at each sample of p, out of fold, averaged over repeats.
@@ -129,9 +130,9 @@ class RatioFit(OutOfFoldScores):
         """A divergence of p from q, from out-of-fold log ratios.
 
         The value is the plug-in mean of the divergence's integrands, which can be negative. Its
-        gradient with respect to the samples is that of the variational form
+        gradient with respect to samples and weights is that of the variational form
         E_p[f'(r)] + E_q[f(r) − r f'(r)] with the models fixed, by the envelope theorem the
-        gradient of the divergence itself.
+        gradient of the divergence itself. Errors and diagnostics are constants for differentiation.
 
         The standard error combines four errors: that of the mean; that of the log ratio's intercept
         and slope, taken as estimated from the same samples; that of the ratio's scale; and that of

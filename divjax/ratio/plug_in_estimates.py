@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core import linalg
+from divjax.core.differentiation import with_slopes_of
 from divjax.core.numerics import in_base
 from divjax.core.simplex import effective_sample_size
 from divjax.core.types import Estimate, Interval, normal_interval
@@ -39,10 +40,10 @@ def divergence_estimate(
     fit: OutOfFoldScores, generator: Divergence, confidence_level: ArrayLike, base: ArrayLike | None
 ) -> Estimate:
     """A divergence with its error, interval and diagnostics; see `RatioFit.divergence`."""
-    samples = fit.log_ratio_p, fit.log_ratio_q
+    # Value and errors are computed without derivatives in the fit. `_variational` has the value's.
+    given, fit = fit, jax.lax.stop_gradient(fit)
+    fixed = fit.log_ratio_p, fit.log_ratio_q
     weights = fit.weights_p, fit.weights_q
-    # Value and errors are computed without derivatives. `_first_order` adds those of the value.
-    fixed = jax.lax.stop_gradient(samples)
     value, *influences = generator.plug_in(*fixed, *weights)
     # To first order the error of the value is a sum of terms of mean zero, one per row: its
     # influence, centred within its sample.
@@ -81,8 +82,9 @@ def divergence_estimate(
     lower = jnp.minimum(jnp.where(bound[1] > lower, bound[1], lower), value)
     upper = jnp.where(upper < value, value, upper)
 
-    # The term is zero and only contributes the derivatives.
-    value = value + _first_order(fit, generator, samples)
+    # Zero, with the derivatives in log ratios and weights.
+    change = _variational(given, fit, generator)
+    value = value + with_slopes_of(change, jnp.zeros_like(value))
     return Estimate(
         in_base(value, base),
         in_base(std_error, base),
@@ -189,22 +191,25 @@ def diagnose(fit: OutOfFoldScores) -> Diagnostics:
     )
 
 
-def _first_order(fit: OutOfFoldScores, generator: Divergence, samples: _Pair) -> Float[Array, ""]:
-    """Zero, with the gradient of the variational form with respect to the log ratios."""
-    u_p, u_q = jax.lax.stop_gradient(samples)
-    slope_p, slope_q = generator.sensitivities(u_p, u_q, fit.weights_p, fit.weights_q)
+def _variational(
+    given: OutOfFoldScores, fixed: OutOfFoldScores, generator: Divergence
+) -> Float[Array, ""]:
+    """The variational form, linear in the given log ratios and in the given weights."""
+    scores = fixed.log_ratio_p, fixed.log_ratio_q, fixed.weights_p, fixed.weights_q
+    generator = jax.lax.stop_gradient(generator)
+    slope_p, slope_q = generator.sensitivities(*scores)
+    potential_p, potential_q = generator.potentials(*scores)
     # An infinite slope times a zero tangent would be NaN.
-    largest = jnp.finfo(fit.log_ratio_p.dtype).max
-    # Σ w·slope·(u − stop_gradient(u)) is zero, with the derivative of the variational form.
-    finite_p, finite_q = jnp.clip(slope_p, -largest, largest), jnp.clip(slope_q, -largest, largest)
-    of_p = jnp.dot(fit.weights_p * finite_p, _tangent(samples[0]))
-    return of_p + jnp.dot(fit.weights_q * finite_q, _tangent(samples[1]))
+    largest = jnp.finfo(fixed.log_ratio_p.dtype).max
+    finite = lambda numbers: jnp.clip(numbers, -largest, largest)
+    of_p = jnp.dot(fixed.weights_p * finite(slope_p), _where_finite(given.log_ratio_p))
+    of_q = jnp.dot(fixed.weights_q * finite(slope_q), _where_finite(given.log_ratio_q))
+    of_weights = jnp.dot(finite(potential_p), given.weights_p)
+    return of_p + of_q + of_weights + jnp.dot(finite(potential_q), given.weights_q)
 
 
-def _tangent(u: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Zeros, with the derivative of u at its finite entries."""
-    finite = jnp.isfinite(u)
-    return jnp.where(finite, u - jax.lax.stop_gradient(u), 0)
+def _where_finite(u: Float[Array, " n"]) -> Float[Array, " n"]:
+    return jnp.where(jnp.isfinite(u), u, 0)
 
 
 def _recalibrated(

@@ -23,9 +23,12 @@ __all__ = [
     "Head",
     "InstanceBased",
     "Parametric",
+    "Ranged",
     "Rows",
-    "check_fold",
+    "checked",
     "cross_entropy",
+    "every",
+    "is_in_range",
     "is_parametric",
     "log_ratios",
     "num_rows",
@@ -121,6 +124,31 @@ class InstanceBased(Protocol):
         ...
 
 
+@runtime_checkable
+class Ranged(Protocol):
+    """An optional declaration of the range of a head's numbers, which may be traced.
+
+    A head composed of others then has no answer, rather than the one that is out of range merely
+    losing to them.
+    """
+
+    def in_range(self) -> Bool[Array, ""]:
+        """Whether the numbers are in range."""
+        ...
+
+
+def is_in_range(head: object) -> Bool[Array, ""]:
+    """Whether no number of a head is NaN, or out of range if it is `Ranged`."""
+    known = every(lambda number: ~jnp.isnan(number), head)
+    return known & head.in_range() if isinstance(head, Ranged) else known
+
+
+def every(condition: Callable[[Array], Array], *numbers: PyTree) -> Bool[Array, ""]:
+    """Whether a condition holds for all entries of numbers, which may be tuples of numbers."""
+    leaves = [jnp.all(condition(jnp.asarray(number))) for number in jax.tree.leaves(numbers)]
+    return jnp.stack(leaves).all() if leaves else jnp.array(True)
+
+
 def log_ratios(
     head: Callable[[PyTree[Array], Float[Array, "b d"]], Float[Array, " b"]],
     params: PyTree[Array],
@@ -146,8 +174,8 @@ def training_log_ratios(
     return log_ratios(head, params, rows.x, rows.y)
 
 
-def check_fold(fold: Fold) -> Bool[Array, ""]:
-    """Check the shapes of a fold, and return whether its weights, and rows with weight, are valid.
+def checked(head: object, fold: Fold) -> tuple[Fold, Bool[Array, ""]]:
+    """The fold with zeros for padding, and whether rows, weights and the head's numbers are valid.
 
     If not, the parameters should be NaN: a solver that rejects its steps, or a selection that
     rejects NaN, would return a finite model that was not fitted to those rows.
@@ -161,7 +189,15 @@ def check_fold(fold: Fold) -> Bool[Array, ""]:
     check_full_precision("x", x)
     check_shape("a", a, x.shape[0])
     check_shape("b", b, y.shape[0])
-    return _are_valid(fold.train) & _are_valid(fold.validation)
+    valid = _are_valid(fold.train) & _are_valid(fold.validation) & is_in_range(head)
+    # The content of padding would reach derivatives: zero times infinity is NaN.
+    return Fold(*map(_without_padding, fold)), valid
+
+
+def _without_padding(rows: Rows) -> Rows:
+    """The rows, with zeros where the weight is zero."""
+    without = lambda z, weights: jnp.where((weights == 0)[:, None], 0, z)
+    return rows._replace(x=without(rows.x, rows.a), y=without(rows.y, rows.b))
 
 
 def _are_valid(rows: Rows) -> Bool[Array, ""]:

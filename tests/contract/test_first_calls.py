@@ -49,6 +49,7 @@ OWN = {
     "conjugate": lambda: fdiv.Jeffreys().conjugate(U),
     "plug_in": lambda: fdiv.KL().plug_in(U, U + 1),
     "sensitivities": lambda: fdiv.SkewKL(0.3).sensitivities(U, U + 1),
+    "potentials": lambda: fdiv.SkewKL(0.3).potentials(U, U + 1),
 }
 
 

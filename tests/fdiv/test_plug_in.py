@@ -156,6 +156,50 @@ def test_sensitivities_are_derivatives_of_the_variational_form(divergence):
             np.testing.assert_allclose((moved[0] - moved[1]) / 2e-6, 0, atol=1e-8)
 
 
+def _kl(p, q):
+    return p @ np.log(p / q)
+
+
+# Each of `DIVERGENCES` by its definition, at discrete p and q.
+DEFINITIONS = (
+    _kl,
+    lambda p, q: _kl(q, p),
+    lambda p, q: (_kl(p, (p + q) / 2) + _kl(q, (p + q) / 2)) / 2,
+    lambda p, q: np.abs(p - q).sum() / 2,
+    lambda p, q: _kl(p, 0.2 * p + 0.8 * q),
+    lambda p, q: (np.sum(p**0.3 * q**0.7) - 1) / (0.3 * -0.7),
+    lambda p, q: np.log(np.sum(p**0.4 * q**0.6)) / -0.6,
+    lambda p, q: np.log(np.sum(p**2 / q)),
+    lambda p, q: 3 * _kl(p, q) + _kl(q, p),
+)
+
+
+@pytest.mark.parametrize("index", range(len(DIVERGENCES)), ids=lambda i: str(DIVERGENCES[i]))
+def test_potentials_are_derivatives_in_both_distributions(index):
+    """Up to a constant: along changes of p, and of q, that keep their sum."""
+    divergence, definition = DIVERGENCES[index], DEFINITIONS[index]
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(4)
+        p, q = rng.dirichlet(np.ones(6) * 3, 2)
+        u = jnp.log(p / q)
+        of_p, of_q = divergence.potentials(u, u, jnp.asarray(p), jnp.asarray(q))
+        for _ in range(3):
+            change = rng.normal(size=6)
+            change = 1e-6 * (change - change.mean())
+            along_p = definition(p + change, q) - definition(p - change, q)
+            along_q = definition(p, q + change) - definition(p, q - change)
+            np.testing.assert_allclose(2 * of_p @ change, along_p, rtol=1e-6)
+            np.testing.assert_allclose(2 * of_q @ change, along_q, rtol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.0 + 1e-7, jnp.float32(1.0)])
+def test_potentials_are_smooth_in_the_order_of_renyi(alpha):
+    """At one they are those of KL, 1 + log r and −r, up to constants."""
+    u = jnp.array([-2.0, 0.0, 1.0])
+    for found, expected in zip(fdiv.Renyi(alpha).potentials(u, u), (u, -jnp.exp(u)), strict=True):
+        np.testing.assert_allclose(found - found[0], expected - expected[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_sensitivities_far_apart(dtype):
     """KL: 1 under p wherever it is. Rényi: α times the shares of a power mean, which sum to α."""

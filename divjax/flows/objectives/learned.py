@@ -146,7 +146,7 @@ class FDivergence:
         return self.ratio.apply(state.params, (x - state.mean) / state.scale)[:, 0]
 
     def _optimizer(self, dtype: DTypeLike) -> optax.GradientTransformation:
-        rate = nan_unless(self.ratio.is_valid(dtype), jnp.asarray(self.ratio.learning_rate, dtype))
+        rate = nan_unless(self.ratio.in_range(), jnp.asarray(self.ratio.learning_rate, dtype))
         return optax.adamw(rate, weight_decay=jnp.asarray(self.ratio.weight_decay, dtype))
 
     def _refine(self, key, x, y, weights, state: _State, num_steps: int) -> _State:

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core import linalg
 from divjax.core.checks import check_nonnegative
@@ -10,7 +10,7 @@ from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers
 from divjax.core.simplex import mass_of_distinct_pairs
-from divjax.ratio.protocols import Fold, check_fold, validation_loss
+from divjax.ratio.protocols import Fold, checked, every, validation_loss
 
 __all__ = ["GaussianDiscriminant", "Zero"]
 
@@ -56,8 +56,8 @@ class GaussianDiscriminant:
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
         """Both Gaussians' means and inverse Cholesky factors."""
+        fold, valid = checked(self, fold)
         x, y, a, b = fold.train
-        finite = check_fold(fold)
         grid = jnp.ravel(jnp.asarray(self.shrinkage, x.dtype))
 
         def one(shrinkage):
@@ -65,10 +65,13 @@ class GaussianDiscriminant:
             params = tuple(_gaussian(x, weights, shrinkage) for x, weights in samples)
             return params, validation_loss(self, params, fold)
 
-        # The whole grid at once. An invalid entry is a user's error, even if another one is best.
+        # The whole grid at once.
         params, losses = jax.vmap(one)(grid)
-        valid = finite & ((grid >= 0) & (grid <= 1)).all()
         return jax.tree.map(lambda leaf: nan_unless(valid, leaf[jnp.argmin(losses)]), params)
+
+    def in_range(self) -> Bool[Array, ""]:
+        """Whether all intensities lie in [0, 1]."""
+        return every(lambda number: (number >= 0) & (number <= 1), self.shrinkage)
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The difference of the Gaussian log-densities."""

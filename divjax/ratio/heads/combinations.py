@@ -1,7 +1,6 @@
 """Heads composed of others: averages, grids of hyper-parameters, and the default."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -20,8 +19,9 @@ from divjax.ratio.protocols import (
     Fold,
     Head,
     Rows,
-    check_fold,
+    checked,
     cross_entropy,
+    is_in_range,
     is_parametric,
     log_ratios,
     num_rows,
@@ -29,7 +29,7 @@ from divjax.ratio.protocols import (
     validation_loss,
 )
 
-__all__ = ["Auto", "Average", "Tuned", "convex_heads"]
+__all__ = ["Auto", "Average", "Tuned", "convex_heads", "valid_or_nan"]
 
 # The Newton steps of a quadratic fit take O(d⁶). Beyond this the Gaussian discriminant replaces it.
 MAX_QUADRATIC_FEATURES = 24
@@ -74,7 +74,7 @@ class Average:
         self, key: Key[Array, ""], fold: Fold
     ) -> tuple[tuple[PyTree[Array], ...], Array, Array]:
         """All heads' parameters, their weights, and the log ratios at which they are clipped."""
-        valid = check_fold(fold)
+        fold, valid = checked(self, fold)
         keys = jax.random.split(key, len(self.heads))
         params = tuple(head.fit(k, fold) for head, k in zip(self.heads, keys, strict=True))
         largest = 3 * jnp.log(num_rows(*fold.train.weights))
@@ -96,8 +96,11 @@ class Average:
         losses = jnp.stack([loss for _, loss in each])
         # Likelihoods of the validation rows, exp(−rows · cross-entropy), normalised.
         weights = jax.nn.softmax(-num_rows(*validation.weights) * losses)
-        # A NaN hyper-parameter is a user error, which a weight of zero would hide.
-        return params, nan_unless(valid & ~_any_nan(self.heads), weights), limits
+        return params, nan_unless(valid, weights), limits
+
+    def in_range(self) -> Bool[Array, ""]:
+        """Whether the numbers of all heads are in range: a weight of zero would hide an error."""
+        return jnp.stack([is_in_range(head) for head in self.heads]).all()
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The weighted mean of the log ratios."""
@@ -167,6 +170,9 @@ class Tuned:
     Attributes:
         head: a head whose leaves share one leading axis, the grid's, trained simultaneously.
 
+    Raises:
+        ValueError: at the fit, if they do not.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from divjax.ratio import Fold, Rows
@@ -188,6 +194,12 @@ class Tuned:
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
         """The best setting, with its parameters."""
+        lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(self.head)}
+        if len(lengths) != 1 or () in lengths:
+            raise ValueError(
+                "head must hold arrays of one length in all its numbers, one entry per setting; "
+                f"got {self.head!r}."
+            )
 
         def one(head):
             params = head.fit(key, fold)
@@ -196,8 +208,11 @@ class Tuned:
         # All settings are trained simultaneously, from one key, so that only the setting differs.
         (settings, params), losses = jax.vmap(one)(self.head)
         best, params = jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], (settings, params))
-        # An invalid setting is a user error and must not merely lose against the others.
-        return best, _valid_or_nan(~_any_nan(self.head), params)
+        return best, valid_or_nan(self.in_range(), params)
+
+    def in_range(self) -> Bool[Array, ""]:
+        """Whether all settings are in range: one that is not would merely lose to the others."""
+        return jax.vmap(is_in_range)(self.head).all()
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The best setting's log ratio."""
@@ -210,16 +225,7 @@ class Tuned:
         return training_log_ratios(head, own, rows)
 
 
-def _any_nan(heads: PyTree) -> Bool[Array, ""]:
-    """Whether a hyper-parameter is NaN."""
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(heads)]
-    numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return functools.reduce(
-        jnp.logical_or, (jnp.isnan(leaf).any() for leaf in numbers), jnp.array(False)
-    )
-
-
-def _valid_or_nan(valid: Bool[Array, ""], params: PyTree[Array]) -> PyTree[Array]:
+def valid_or_nan(valid: Bool[Array, ""], params: PyTree[Array]) -> PyTree[Array]:
     """The parameters, of which the floating-point ones are NaN if they are not valid."""
     is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
     return jax.tree.map(lambda leaf: nan_unless(valid, leaf) if is_float(leaf) else leaf, params)
@@ -256,9 +262,11 @@ class Auto:
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
         """The parameters of the networks, of their starts, and of the neighbours."""
-        params, weights, limits = self._resolve(fold.train.x.shape[1]).fit(key, fold)
-        # Without this the average would reduce to the neighbours.
-        return params, nan_unless(self.network.is_valid(weights.dtype), weights), limits
+        return self._resolve(fold.train.x.shape[1]).fit(key, fold)
+
+    def in_range(self) -> Bool[Array, ""]:
+        """Whether the networks' numbers are in range."""
+        return is_in_range(self.network)
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The averaged log ratio."""

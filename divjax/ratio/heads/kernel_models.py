@@ -22,7 +22,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
-from divjax.ratio.protocols import Fold, check_fold
+from divjax.ratio.protocols import Rows
 
 __all__ = ["KernelRatio", "median_distance"]
 
@@ -112,7 +112,7 @@ def grid(values: ArrayLike | Sequence[ArrayLike], dtype: DTypeLike) -> Float[Arr
 
 
 def draw_basis(
-    key: Key[Array, ""], fold: Fold, num_centers: int, bandwidth: ArrayLike | Sequence[ArrayLike]
+    key: Key[Array, ""], rows: Rows, num_centers: int, bandwidth: ArrayLike | Sequence[ArrayLike]
 ) -> Basis:
     """Centres drawn without replacement from the training rows of p, in proportion to their weight.
 
@@ -120,21 +120,16 @@ def draw_basis(
     are inactive centres if there are too few others.
     """
     check_key(key)
-    x, y, a, b = fold.train
-    valid = check_fold(fold)
+    x, y, a, _ = rows
     weights = _stop(a)
     size = min(num_centers, x.shape[0])
     noise = jax.random.gumbel(key, weights.shape, weights.dtype)
     index = jax.lax.top_k(jnp.log(weights) + noise, size)[1]
     active = weights[index] > 0
-    # The content of rows of weight zero must have no effect, even if it is NaN.
-    x = jnp.where(a[:, None] > 0, x, 0)
-    y = jnp.where(b[:, None] > 0, y, 0)
     centers = x[index]
     # Bandwidths are given in this unit, so that they do not depend on the features' scale.
     unit = median_distance(centers, active.astype(x.dtype))
     bandwidths = grid(bandwidth, x.dtype)
-    bandwidths = nan_unless(valid & (bandwidths > 0).all(), bandwidths)
     return Basis(
         centers,
         active,

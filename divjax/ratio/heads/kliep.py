@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from divjax.core import linalg
 from divjax.core.checks import check_count, check_scalar
-from divjax.core.numerics import matmul, safe_log
+from divjax.core.numerics import matmul, nan_unless, safe_log
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers
 from divjax.ratio.heads.kernel_models import (
@@ -20,7 +20,7 @@ from divjax.ratio.heads.kernel_models import (
     log_cap,
     log_ratio,
 )
-from divjax.ratio.protocols import Fold
+from divjax.ratio.protocols import Fold, checked, every
 
 __all__ = ["KLIEP", "maximize_mixture"]
 
@@ -237,7 +237,8 @@ class KLIEP:
             fold: the training and validation rows.
         """
         check_scalar(floor=self.floor)
-        basis = draw_basis(key, fold, self.num_centers, self.bandwidth)
+        fold, valid = checked(self, fold)
+        basis = draw_basis(key, fold.train, self.num_centers, self.bandwidth)
 
         # Gradients are stopped in the selection of the bandwidth and in the solver's steps.
         scores, points = _stop(self._candidates(*_stop((basis, fold))))
@@ -248,15 +249,13 @@ class KLIEP:
         likelihoods, log_means = _mixture(basis, masses_q, bandwidth)
         point = jax.tree.map(lambda leaf: leaf[best], points)
         weights, gap = _with_derivative(likelihoods, masses_p, point)
-        return _mixture_model(basis, masses_q, bandwidth, weights, log_means, _stop(gap))
+        found = _mixture_model(basis, masses_q, bandwidth, weights, log_means, _stop(gap))
+        return found._replace(log_weights=nan_unless(valid, found.log_weights))
 
     def _candidates(self, basis: Basis, fold: Fold) -> tuple[Float[Array, " g"], _Point]:
         """The validation score and the solution for each bandwidth."""
         masses_p, masses_q = fold.train.weights
         x, y, *weights = fold.validation
-        # Padding may hold NaN, which kernels would propagate.
-        x = jnp.where(weights[0][:, None] > 0, x, 0)
-        y = jnp.where(weights[1][:, None] > 0, y, 0)
 
         def candidate(bandwidth: Float[Array, ""]) -> tuple[Float[Array, ""], _Point]:
             likelihoods, log_means = _mixture(basis, masses_q, bandwidth)
@@ -270,6 +269,10 @@ class KLIEP:
 
         # Sequential evaluation needs the memory of one bandwidth.
         return jax.lax.map(candidate, basis.bandwidths)
+
+    def in_range(self) -> Bool[Array, ""]:
+        """Whether the numbers are positive."""
+        return every(lambda number: number > 0, self.bandwidth, self.floor)
 
     def __call__(self, params: KernelRatio, z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The log ratio log p/q at each row of z, in nats."""

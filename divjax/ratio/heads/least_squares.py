@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from divjax.core import linalg
 from divjax.core.checks import check_count, check_nonnegative, check_scalar
@@ -20,7 +20,7 @@ from divjax.ratio.heads.kernel_models import (
     log_cap,
     log_ratio,
 )
-from divjax.ratio.protocols import Fold
+from divjax.ratio.protocols import Fold, checked, every
 
 __all__ = ["LeastSquares", "leave_one_out_score"]
 
@@ -192,7 +192,8 @@ class LeastSquares:
             fold: the training rows. Validation rows are not used.
         """
         check_scalar(relative=self.relative, floor=self.floor)
-        basis = draw_basis(key, fold, self.num_centers, self.bandwidth)
+        fold, valid = checked(self, fold)
+        basis = draw_basis(key, fold.train, self.num_centers, self.bandwidth)
         dtype = basis.centers.dtype
         ridges, alpha = grid(self.ridge, dtype), jnp.asarray(self.relative, dtype)
         masses = fold.train.weights
@@ -220,10 +221,15 @@ class LeastSquares:
         mean_q = jnp.dot(masses[1], matmul(of_q, theta))
         mean = jnp.maximum(alpha * mean_p + (1 - alpha) * mean_q, jnp.finfo(dtype).tiny)
         log_weights = safe_log(theta) - jnp.log(mean)
-        log_weights = nan_unless((ridges > 0).all(), log_weights)
+        log_weights = nan_unless(valid, log_weights)
         # A linear system is solved exactly: the gap is zero.
         zero = jnp.zeros((), dtype)
         return KernelRatio(basis.centers, log_weights, bandwidth, log_cap(fold.train.b), zero)
+
+    def in_range(self) -> Bool[Array, ""]:
+        """Whether the numbers are positive, and `relative` in [0, 1)."""
+        positive = every(lambda number: number > 0, self.bandwidth, self.ridge, self.floor)
+        return positive & every(lambda number: (number >= 0) & (number < 1), self.relative)
 
     def __call__(self, params: KernelRatio, z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The log ratio log p/q at each row of z, in nats."""

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Key, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
 from divjax.core.checks import check_count, check_nonnegative, check_positive
 from divjax.core.linalg import cho_solve, cholesky
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers
-from divjax.ratio.protocols import Fold, check_fold, num_rows, validation_loss
+from divjax.ratio.protocols import Fold, checked, every, num_rows, validation_loss
 
 __all__ = ["Linear", "Quadratic", "RandomFourier", "newton_logistic"]
 
@@ -37,7 +37,7 @@ class _Logistic:
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[PyTree[Array], Float[Array, " m"]]:
         """The basis, and the coefficients of the ridge selected on the validation rows."""
-        valid = check_fold(fold)
+        fold, valid = checked(self, fold)
         basis = self._basis(key, fold)
         weights = fold.train.weights
         phi_p, phi_q = self._features(basis, fold.train.x), self._features(basis, fold.train.y)
@@ -49,7 +49,11 @@ class _Logistic:
             lambda ridge: newton_logistic(phi_p, phi_q, *weights, ridge * free)
         )(ridges / num_rows(*weights))
         losses = jax.vmap(lambda c: validation_loss(self, (basis, c), fold))(coefficients)
-        return basis, nan_unless(valid & (ridges >= 0).all(), coefficients[jnp.argmin(losses)])
+        return basis, nan_unless(valid, coefficients[jnp.argmin(losses)])
+
+    def in_range(self) -> Bool[Array, ""]:
+        """Whether no ridge is negative."""
+        return every(lambda number: number >= 0, self.ridge)
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The log ratio, linear in the features."""
@@ -119,12 +123,15 @@ class RandomFourier(_Logistic):
         check_count(1, num_features=self.num_features)
         check_positive(bandwidth=self.bandwidth)
 
+    def in_range(self) -> Bool[Array, ""]:
+        """Whether no ridge is negative, and the bandwidth positive."""
+        return super().in_range() & every(lambda number: number > 0, self.bandwidth)
+
     def _basis(self, key: Key[Array, ""], fold: Fold) -> tuple[Array, Array]:
         frequency_key, phase_key = jax.random.split(key)
         d, dtype = fold.train.x.shape[1], fold.train.x.dtype
-        bandwidth = jnp.asarray(self.bandwidth, dtype)
         # Distances between standardised rows grow as √d, and the bandwidth with them.
-        scale = nan_unless(bandwidth > 0, bandwidth) * math.sqrt(d)
+        scale = jnp.asarray(self.bandwidth, dtype) * math.sqrt(d)
         frequencies = jax.random.normal(frequency_key, (d, self.num_features), dtype) / scale
         phases = jax.random.uniform(phase_key, (self.num_features,), dtype, maxval=2 * np.pi)
         return frequencies, phases

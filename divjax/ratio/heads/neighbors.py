@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from divjax.core.checks import check_count, check_positive
 from divjax.core.numerics import nan_entries_unless, nan_unless
@@ -16,7 +16,7 @@ from divjax.core.pairwise import map_row_blocks, squared_distances
 from divjax.core.pytrees import for_each, pytree, static
 from divjax.core.samples import Numbers
 from divjax.core.training import random_rows
-from divjax.ratio.protocols import Fold, Rows, check_fold, cross_entropy, num_rows
+from divjax.ratio.protocols import Fold, Rows, checked, cross_entropy, every, num_rows
 
 __all__ = ["Neighbors"]
 
@@ -88,7 +88,7 @@ class Neighbors:
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[_References, Int[Array, ""]]:
         """The rows searched for neighbours, and the index of the best k on the validation rows."""
-        valid = check_fold(fold)
+        fold, valid = checked(self, fold)
         references = self._references(key, fold.train)
         x, y, *weights = fold.validation
         u = self._log_ratios(references, jnp.concatenate([x, y]))
@@ -98,6 +98,10 @@ class Neighbors:
         # The prior is in every log ratio.
         references = references._replace(prior=nan_unless(valid, references.prior))
         return references, jnp.argmin(losses)
+
+    def in_range(self) -> Bool[Array, ""]:
+        """Whether the prior is positive."""
+        return every(lambda number: number > 0, self.prior)
 
     def __call__(self, params: tuple[_References, Array], z: Float[Numbers, "b d"]) -> Array:
         """The log ratio at rows outside the training rows."""
@@ -131,7 +135,7 @@ class Neighbors:
             index=jnp.concatenate([of_p, rows.x.shape[0] + of_q]),
             mass_p=jnp.concatenate([mass_p, jnp.zeros_like(mass_q)]),
             mass_q=jnp.concatenate([jnp.zeros_like(mass_p), mass_q]),
-            prior=nan_unless(prior > 0, prior) * one_row,
+            prior=prior * one_row,
         )
 
     def _log_ratios(

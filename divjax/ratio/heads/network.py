@@ -20,7 +20,16 @@ from divjax.core.numerics import inf_if_nan, nan_unless
 from divjax.core.pytrees import for_each, pytree, static
 from divjax.core.samples import Numbers
 from divjax.ratio.heads.closed_form import Zero
-from divjax.ratio.protocols import Fold, Head, Rows, check_fold, cross_entropy, training_log_ratios
+from divjax.ratio.protocols import (
+    Fold,
+    Head,
+    Rows,
+    checked,
+    cross_entropy,
+    every,
+    is_in_range,
+    training_log_ratios,
+)
 
 __all__ = ["Network", "row_sampler"]
 
@@ -89,7 +98,7 @@ class Network:
     @jax.jit
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[PyTree[Array], PyTree[Array]]:
         """The parameters of the start and of the network."""
-        valid = check_fold(fold)
+        fold, valid = checked(self, fold)
         start_key, init_key, fit_key = jax.random.split(key, 3)
         start = self.start.fit(start_key, fold)
         x, y, *weights = fold.train
@@ -152,12 +161,11 @@ class Network:
         loss: Callable[[Key[Array, ""], PyTree[Array]], Float[Numbers, ""]],
         params: PyTree[Array],
         validate: Callable[[PyTree[Array]], Float[Numbers, ""]],
-        valid: Bool[Array, ""] | bool = True,
+        valid: Bool[Array, ""],
     ) -> PyTree[Array]:
         """Train on `(key, params) -> loss`; return the parameters of the lowest validation loss.
 
-        They are NaN if `valid` is False or a traced number is out of range: otherwise the finite
-        initial parameters would be returned.
+        They are NaN if `valid` is False: otherwise the finite initial ones would be returned.
         """
         dtype = jax.tree.leaves(params)[0].dtype
         optimizer = training.adam_with_cosine(
@@ -165,13 +173,13 @@ class Network:
         )
         steps = {"num_steps": self.num_steps, "num_checks": self.num_checks}
         trained = training.fit(key, loss, params, optimizer, validate=validate, **steps).params
-        valid = self.is_valid(dtype) & valid
         return jax.tree.map(lambda leaf: nan_unless(valid, leaf), trained)
 
-    def is_valid(self, dtype: DTypeLike) -> Bool[Array, ""]:
-        """Whether the numbers, which may be traced, are in range."""
-        rate, decay = jnp.asarray(self.learning_rate, dtype), jnp.asarray(self.weight_decay, dtype)
-        return (rate > 0) & (decay >= 0)
+    def in_range(self) -> Bool[Array, ""]:
+        """Whether the rate is positive, the decay not negative, and the start in range."""
+        valid = every(lambda number: number > 0, self.learning_rate)
+        valid &= every(lambda number: number >= 0, self.weight_decay)
+        return valid & is_in_range(self.start)
 
     def _build(self, num_outputs: int) -> networks.Network:
         if self.network is not None:

@@ -3,15 +3,23 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_count
 from divjax.core.numerics import inf_if_nan
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers
-from divjax.ratio.heads.combinations import convex_heads
+from divjax.ratio.heads.combinations import convex_heads, valid_or_nan
 from divjax.ratio.heads.network import Network, row_sampler
-from divjax.ratio.protocols import Fold, Head, Rows, check_fold, cross_entropy, is_parametric
+from divjax.ratio.protocols import (
+    Fold,
+    Head,
+    Rows,
+    checked,
+    cross_entropy,
+    is_in_range,
+    is_parametric,
+)
 
 __all__ = ["Telescoping"]
 
@@ -53,7 +61,7 @@ class Telescoping:
     @jax.jit
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[PyTree[Array], PyTree[Array] | None]:
         """The parameters of the starts of all intermediate ratios, and of the network."""
-        check_fold(fold)
+        fold, valid = checked(self, fold)
         pair_key, start_key, init_key, fit_key = jax.random.split(key, 4)
         x, y, *weights = fold.train
         # The starts, all simultaneously, each fitted to its own pair of neighbouring waymarks.
@@ -62,7 +70,7 @@ class Telescoping:
         keys = jax.random.split(start_key, self.num_ratios)
         starts = jax.vmap(start.fit)(keys, ratio_folds)
         if self.network is None:
-            return starts, None
+            return valid_or_nan(valid, starts), None
         # One network with an output per ratio learns the residuals, from fresh pairs at each step.
         network, half = self.network, -(-self.network.batch_size // 2)
         uniform = jnp.full(half, 1 / half, x.dtype)
@@ -100,13 +108,18 @@ class Telescoping:
             return inf_if_nan(jnp.mean(losses))
 
         params = network.init(init_key, x.shape[1], x.dtype, self.num_ratios)
-        return starts, network.train(fit_key, loss, params, validate)
+        return starts, network.train(fit_key, loss, params, validate, valid)
+
+    def in_range(self) -> Bool[Array, ""]:
+        """Whether the numbers of the start and of the network are in range."""
+        return is_in_range(self.start) & is_in_range(self.network)
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The sum of all intermediate log ratios."""
         starts, own = params
         start = self._start(z.shape[1])
-        total = jnp.sum(jax.vmap(lambda s: start(s, z))(starts), axis=0)
+        each = jax.vmap(lambda s: start(s, z), axis_size=self.num_ratios)(starts)
+        total = jnp.sum(each, axis=0)
         if self.network is None:
             return total
         return total + jnp.sum(self.network.apply(own, z, self.num_ratios), axis=1)
