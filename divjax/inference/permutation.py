@@ -120,7 +120,8 @@ def _check_groups(groups: Array | None, num_x: int) -> None:
     if np.isin(of_x, of_y).any():
         raise ValueError(
             "groups must lie in one sample each to be exchanged; got a group with rows in both. "
-            "Exchange the rows within each such group by strata=."
+            "inference.score_permutation_test and permutation_test exchange the rows within each "
+            "group if it is given as strata=."
         )
 
 

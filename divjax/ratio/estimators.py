@@ -114,9 +114,9 @@ class _CrossFitted:
                 zero are ignored, so that ragged samples can be padded with arbitrary rows.
             b: importance weights of y, likewise.
             groups: labels of the rows of x and of y (subjects, documents, copies), for rows that
-                depend on each other. Rows of one label, in both samples, share a fold and a role,
-                and `two_sample_test` exchanges them as one. At least two groups per fold in either
-                sample.
+                depend on each other. Rows of one label, in both samples, share a fold and a role.
+                `two_sample_test` exchanges groups as one, if each lies in one sample. At least two
+                groups per fold in either sample.
 
         Returns:
             A `RatioFit`. Memory is O(folds · repeats · (n + m) · features of the head).

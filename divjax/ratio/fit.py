@@ -227,7 +227,9 @@ class RatioFit(OutOfFoldScores):
             A `PermutationTest`.
 
         Raises:
-            ValueError: if `kind` is unknown or `num_permutations` is not positive.
+            ValueError: if `kind` is unknown, `num_permutations` is not positive, or a group has
+                rows in both samples. `inference.score_permutation_test` exchanges rows within
+                groups, given the scores.
 
         References:
             Lopez-Paz, Oquab 2017; Kim, Ramdas, Singh, Wasserman 2021, section 3: the permutation
