@@ -114,6 +114,8 @@ def pytree(cls: type[T]) -> type[T]:
         initialize(self, *args, **kwargs)
         for name in no_text:
             _refuse_text(name, getattr(self, name))
+        for name in structure:
+            _refuse_array(name, getattr(self, name))
 
     cls.__init__ = checked  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -141,6 +143,14 @@ def pytree(cls: type[T]) -> type[T]:
 def _admits_text(field: dataclasses.Field[Any]) -> bool:
     """Whether the annotation names `str` or `Any`."""
     return {str, Any} & {field.type, *typing.get_args(field.type)} != set()
+
+
+def _refuse_array(name: str, value: object) -> None:
+    """Raise `ValueError` for an array, which cannot be part of a tree's structure."""
+    if isinstance(value, (jax.Array, np.ndarray)):
+        raise ValueError(
+            f"{name} must be a value of Python, for which programs are compiled; got an array."
+        )
 
 
 def _refuse_text(name: str, value: object) -> None:

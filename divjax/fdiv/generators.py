@@ -184,6 +184,11 @@ class Combination(Generator):
     factors: tuple[ArrayLike, ...]
 
     def __post_init__(self):
+        if not self.generators or len(self.generators) != len(self.factors):
+            raise ValueError(
+                "generators and factors must be as many, and at least one; got "
+                f"{len(self.generators)} and {len(self.factors)}."
+            )
         for generator in self.generators:
             check_generator(generator)
         for factor in self.factors:
@@ -257,6 +262,9 @@ class Reversed(Generator):
     """
 
     generator: Generator
+
+    def __post_init__(self):
+        check_generator(self.generator)
 
     def f(self, u: ArrayLike) -> Array:
         """The generator at 1/r, times r."""
@@ -381,7 +389,14 @@ class Mixed(Mixture):
 
 
 def check_generator(generator: object) -> None:
-    """Raise `ValueError` for a divergence without a generator, such as Rényi's."""
+    """Raise `ValueError` for a class, or a divergence without a generator, such as Rényi's.
+
+    JAX's placeholders, which are neither, pass.
+    """
+    if isinstance(generator, type):
+        raise ValueError(
+            f"generator must be an instance; got the class {generator.__name__} itself."
+        )
     if isinstance(generator, Divergence) and not isinstance(generator, Generator):
         raise ValueError(
             f"generator must be that of an f-divergence; got {type(generator).__name__}."

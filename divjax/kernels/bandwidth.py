@@ -185,7 +185,7 @@ class Median:
 
 @pytree
 class MultiScale:
-    """Several bandwidths at once: scales times another rule's. The kernel is their mean.
+    """Several bandwidths at once: scales times each of another rule's. The kernel is their mean.
 
     Attributes:
         scales: the factors.
@@ -209,6 +209,9 @@ class MultiScale:
         check_positive(scales=self.scales)
         if isinstance(self.scales, (list, tuple)) and not self.scales:
             raise ValueError("scales must hold at least one number; got none.")
+        # JAX's placeholders and leaves of other kinds pass.
+        if isinstance(self.rule, (int, float, type)):
+            raise ValueError(f"rule must be a bandwidth rule such as Median(); got {self.rule!r}.")
 
     def init(self, x: Float[Numbers, "n d"]) -> PyTree[Array]:
         """The rule's state."""
@@ -217,10 +220,12 @@ class MultiScale:
     def __call__(
         self, x: Float[Numbers, "n d"], state: PyTree[Array]
     ) -> tuple[Float[Array, " s"], PyTree[Array]]:
-        """The bandwidths, of shape (s,)."""
+        """The bandwidths, a vector."""
         (x,) = centered_samples(x=x)[1:]
         bandwidth, state = self.rule(x, state)
         # Stored scales may be JAX's placeholders, hence values are checked only here.
         for scale in self.scales:
             check_positive_values(scales=scale)
-        return jnp.stack([jnp.asarray(scale, x.dtype) for scale in self.scales]) * bandwidth, state
+        scales = jnp.stack([jnp.asarray(scale, x.dtype) for scale in self.scales])
+        # A rule of several bandwidths has all their multiples.
+        return jnp.ravel(scales[:, None] * bandwidth), state

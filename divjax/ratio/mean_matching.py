@@ -140,7 +140,8 @@ class KernelMeanMatching:
     largest expected ratio prevents this.
 
     Gradients of the weights are stopped, and `mmd` is differentiable in the rows of both samples,
-    by the envelope theorem. Time O(m² `num_steps` + nm + n²), memory O(m²).
+    by the envelope theorem, with the default bandwidth and the standardisation held. Time
+    O(m² `num_steps` + nm + n²), memory O(m²).
 
     Attributes:
         bandwidth: σ, a number in the units of the data; or None for the median distance between

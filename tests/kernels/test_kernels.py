@@ -99,6 +99,9 @@ def test_rules_are_their_formulas():
     )
     scales = bandwidth(kernels.MultiScale(scales=(0.5, 3.0), rule=kernels.Mean()))
     np.testing.assert_allclose(scales, np.array([0.5, 3.0]) * bandwidth(kernels.Mean()), rtol=1e-12)
+    every = bandwidth(kernels.MultiScale((1.0, 2.0, 4.0), kernels.MultiScale((0.5, 3.0))))
+    products = np.outer([1.0, 2.0, 4.0], [0.5, 3.0]).ravel()
+    np.testing.assert_allclose(every, products * bandwidth(kernels.Median()), rtol=1e-6)
 
 
 def test_a_warm_median_follows_moving_particles():
@@ -132,6 +135,8 @@ def test_bandwidths_are_constants_to_differentiation():
         (lambda: kernels.InverseMultiquadric(bandwidth=1.0, exponent=0.0), "exponent must be"),
         (lambda: kernels.Median(tolerance=0.0), "tolerance must be"),
         (lambda: kernels.MultiScale(scales=(1.0, -1.0)), "scales must be"),
+        (lambda: kernels.MultiScale((1.0,), 3.0), "rule must be a bandwidth rule"),
+        (lambda: kernels.Median(jnp.array(0.1)), "tolerance must be a value of Python"),
         (lambda: kernels.Gaussian().radial(jnp.ones((2, 2))), "bandwidth is a rule"),
         (lambda: kernels.Gaussian(bandwidth=1.0)(jnp.zeros(3)), "x must be a matrix of shape"),
     ],

@@ -408,6 +408,25 @@ def test_points_too_far_apart_are_refused():
         problems.mixtures(narrow, one)
 
 
+def test_points_that_miss_the_bend_of_the_log_ratio_are_refused():
+    """It bends on a shorter length than the components' standard deviation; against SciPy."""
+    p, q = (
+        GaussianMixture(weights, np.array(means)[:, None], 1.0)
+        for weights, means in (([0.95, 0.05], [4.0, -5.0]), ([0.3, 0.7], [-0.5, 1.0]))
+    )
+    # At 33 points the reverse KL would be 5.2313.
+    with pytest.raises(ValueError, match=r"^points must be more than 33"):
+        problems.mixtures(p, q, points=33)
+
+    def density(weights, means):
+        return lambda z: np.dot(weights, scipy.stats.norm.pdf(z, means))
+
+    of_p, of_q = density([0.95, 0.05], [4.0, -5.0]), density([0.3, 0.7], [-0.5, 1.0])
+    integrand = lambda z: of_q(z) * np.log(of_q(z) / of_p(z))
+    exact = scipy.integrate.quad(integrand, -15, 15, points=[-5, 0, 1, 4], epsabs=1e-12)[0]
+    np.testing.assert_allclose(problems.mixtures(p, q).reverse_kl, exact, rtol=1e-8)
+
+
 def test_indefinite_covariances_are_no_mixture():
     bad = GaussianMixture([1.0], [[0.0, 0.0]], [[1.0, 2.0], [2.0, 1.0]])
     with pytest.raises(ValueError, match=r"^q must be a mixture"):

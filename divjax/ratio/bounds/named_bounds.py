@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from divjax.core.checks import check_callable
 from divjax.core.pytrees import as_pytree
-from divjax.fdiv.generators import Generator
+from divjax.fdiv.generators import Generator, check_generator
 from divjax.ratio.bounds.contrastive import info_nce
 from divjax.ratio.bounds.variational import (
     donsker_varadhan,
@@ -88,6 +88,7 @@ def as_bound(bound: Bound | Generator | str) -> Bound:
         if bound not in BOUNDS:
             raise ValueError(f"a bound must be one of {', '.join(BOUNDS)}; got {bound!r}.")
         bound = BOUNDS[bound]
+    check_generator(bound)
     if isinstance(bound, Generator):
         return jax.tree_util.Partial(f_dual, generator=bound)
     # JAX's `Partial` is a pytree, whose arguments may be traced.

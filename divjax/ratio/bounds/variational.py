@@ -29,7 +29,7 @@ from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, as_numbers, without_offset
 from divjax.fdiv.divergences import KL
-from divjax.fdiv.generators import Generator
+from divjax.fdiv.generators import Generator, check_generator
 from divjax.fdiv.inequalities import kl_lower_bound_from_cross_entropy
 from divjax.fdiv.special import as_singles, log_mixture
 from divjax.ratio.protocols import cross_entropy
@@ -203,6 +203,7 @@ def f_dual(
         Nguyen, Wainwright, Jordan 2010, lemma 1; Nowozin, Cseke, Tomioka 2016, eq. 4.
     """
     u_p, u_q = bounded_values(*critic_values(u_p, u_q))
+    check_generator(generator)
     check_provides("generator", generator, ("dual_integrand_p", "dual_integrand_q"), "a generator")
     return jnp.mean(generator.dual_integrand_p(u_p)) + jnp.mean(generator.dual_integrand_q(u_q))
 
@@ -233,6 +234,7 @@ def conjugate_dual(
         Nguyen, Wainwright, Jordan 2010, lemma 1.
     """
     t_p, t_q = critic_values(t_p, t_q, "t")
+    check_generator(generator)
     check_provides("generator", generator, ("conjugate",), "a generator")
     return jnp.mean(t_p) - jnp.mean(generator.conjugate(t_q))
 
