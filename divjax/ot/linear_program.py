@@ -167,18 +167,38 @@ def _at_all_rows(
 @jax.jit
 def _solve_on_host(costs: Array, a: Array, b: Array) -> tuple[Array, Array, Array, Array]:
     """Plan, potentials and status, by a callback."""
-    n, m = costs.shape
-    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, costs.dtype)
-    outputs = shape(n, m), shape(n), shape(m), jax.ShapeDtypeStruct((), jnp.int32)
+    (n, m), dtype = costs.shape, costs.dtype
+    shapes = (n, m), (n,), (m,)
+    # JAX rounds what enters and leaves a callback to the default float of the thread that runs it,
+    # where `jax.enable_x64` need not hold. Doubles pass as pairs of integers.
+    as_bits = dtype == jnp.float64
+    stored = lambda shape: (
+        jax.ShapeDtypeStruct((*shape, 2), jnp.uint32)
+        if as_bits
+        else jax.ShapeDtypeStruct(shape, dtype)
+    )
+    outputs = *map(stored, shapes), jax.ShapeDtypeStruct((), jnp.int32)
+    arrays = costs, a, b
+    if as_bits:
+        arrays = tuple(jax.lax.bitcast_convert_type(array, jnp.uint32) for array in arrays)
 
     # In double precision on the host, whatever the arrays' dtype.
-    def solve(costs: Array, a: Array, b: Array) -> tuple[np.ndarray, ...]:
-        wide = (np.asarray(array, np.float64) for array in (costs, a, b))
-        found = solve_program(*wide, same_mass=largest_mass_difference(a.dtype))
-        arrays = (np.asarray(array, outputs[0].dtype) for array in found[:3])
-        return *arrays, np.asarray(found.status, np.int32)
+    def solve(*arrays: Array) -> tuple[np.ndarray, ...]:
+        given = [np.ascontiguousarray(array) for array in arrays]
+        if as_bits:
+            given = [array.view(np.float64)[..., 0] for array in given]
+        wide = (np.asarray(array, np.float64) for array in given)
+        found = solve_program(*wide, same_mass=largest_mass_difference(dtype))
+        parts = [np.ascontiguousarray(part, dtype) for part in found[:3]]
+        if as_bits:
+            parts = [part[..., None].view(np.uint32) for part in parts]
+        return *parts, np.asarray(found.status, np.int32)
 
-    return jax.pure_callback(solve, outputs, costs, a, b, vmap_method="sequential")
+    *parts, status = jax.pure_callback(solve, outputs, *arrays, vmap_method="sequential")
+    if as_bits:
+        parts = [jax.lax.bitcast_convert_type(part, dtype) for part in parts]
+    plan, f, g = parts
+    return plan, f, g, status
 
 
 class Program(NamedTuple):

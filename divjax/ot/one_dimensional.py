@@ -31,10 +31,10 @@ __all__ = ["LineTransportResult", "transport_1d", "wasserstein_1d"]
 
 
 def _arguments(
-    x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None
+    x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None, *, ordered: bool
 ) -> tuple[Line, jnp.dtype, Center]:
     """The samples in at least single precision, the dtype of the result, and their centre."""
-    center, (x, y) = as_values({"x": a, "y": b}, x=x, y=y)
+    center, (x, y) = as_values({"x": a, "y": b}, ordered=ordered, x=x, y=y)
     return Line(*working_arrays(x, y, a, b)), jnp.result_type(x, y), center
 
 
@@ -99,7 +99,7 @@ def wasserstein_1d(
         Peyré, Cuturi 2019, eq. 2.32 and remark 2.30.
     """
     check_line_order(p)
-    line, dtype, _ = _arguments(x, y, a, b)
+    line, dtype, _ = _arguments(x, y, a, b, ordered=False)
     return _wasserstein(line, p=p, root=root).astype(dtype)
 
 
@@ -215,7 +215,8 @@ def transport_1d(
         weight is out of range.
 
     Raises:
-        ValueError: as `wasserstein_1d`.
+        ValueError: as `wasserstein_1d`, or if samples of NumPy lie so far apart that the dtype
+            loses the order of one.
 
     Example:
         >>> import jax.numpy as jnp
@@ -229,7 +230,7 @@ def transport_1d(
         Peyré, Cuturi 2019, remark 2.30: the plan. Hoffman 1963: costs with the Monge condition.
     """
     check_order(p)
-    line, dtype, center = _arguments(x, y, a, b)
+    line, dtype, center = _arguments(x, y, a, b, ordered=True)
     return _transport(line, center, p=p, dtype=dtype)
 
 

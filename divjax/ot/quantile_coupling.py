@@ -12,12 +12,21 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from divjax.core.checks import check_scalar, check_shape
 from divjax.core.numerics import at_least_single, nan_unless, safe_power, safe_sqrt
-from divjax.core.samples import Center, Numbers, as_numbers, as_weights, centered_samples
+from divjax.core.samples import (
+    Center,
+    Numbers,
+    as_numbers,
+    as_weights,
+    centered_samples,
+    check_distinguishable,
+)
 from divjax.core.simplex import with_finite_padding
 
 __all__ = [
@@ -57,9 +66,12 @@ class Staircase(NamedTuple):
 
 
 def as_values(
-    weights: dict[str, Numbers] | None = None, **samples: Numbers
+    weights: dict[str, Numbers] | None = None, *, ordered: bool = False, **samples: Numbers
 ) -> tuple[Center, list[Float[Array, " n"]]]:
-    """Non-empty vectors of numbers as floating-point arrays, relative to a centre."""
+    """Non-empty vectors of numbers as floating-point arrays, relative to a common centre.
+
+    With `ordered` they must keep their order there, which two samples far apart may lose.
+    """
     columns = {}
     for name, given in samples.items():
         vector = as_numbers(name, given, exact=True)
@@ -69,6 +81,10 @@ def as_values(
         # Centring takes matrices: a line is one feature.
         columns[name] = vector[:, None]
     center, *values = centered_samples(weights, **columns)
+    for name, column in columns.items() if ordered else ():
+        if isinstance(column, np.ndarray) and not isinstance(center.high, Tracer):
+            apart = column - np.asarray(center.high, float) - np.asarray(center.low, float)
+            check_distinguishable(name, apart, None if weights is None else weights[name])
     return center, [column[:, 0] for column in values]
 
 

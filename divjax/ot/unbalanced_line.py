@@ -114,8 +114,8 @@ def unbalanced_1d(
         An `UnbalancedLineResult`, the value first.
 
     Raises:
-        ValueError: as `wasserstein_1d`, or if a penalty or the tolerance is not positive. If they
-            are traced and out of range, the value is NaN.
+        ValueError: as `transport_1d`, or if a penalty or the tolerance is not positive. If they are
+            traced and out of range, the value is NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -183,7 +183,7 @@ def _problem(
     x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None, pair: tuple[ArrayLike, ArrayLike]
 ) -> tuple[Line, tuple[Array, Array], jnp.dtype]:
     """The samples with weights, the penalties, and the dtype of the result."""
-    _, (x, y) = as_values({"x": a, "y": b}, x=x, y=y)
+    _, (x, y) = as_values({"x": a, "y": b}, ordered=True, x=x, y=y)
     dtype = jnp.result_type(x, y)
     work = at_least_single(dtype)
     # Weights are not normalised here, so uniform ones need a mass: one on each side.

@@ -213,3 +213,31 @@ def test_a_declared_cost_is_centred_and_has_its_map():
         np.testing.assert_allclose(far.plan(), plan, atol=1e-5)
         image = far.transport(x)
     np.testing.assert_allclose(image - 1e6, 30 * plan @ y, atol=0.1)
+
+
+def test_a_declared_quadratic_cost_is_differentiable_in_its_numbers():
+    """Half of the cost is in the shift, which centring takes out. At fixed plans it is linear."""
+    x, y = points(12, 2), np.add(points(10, 2, seed=1), [3.0, 1.0])
+    solver = ot.Sinkhorn(tolerance=1e-8, max_iterations=5000)
+    weights = jnp.array([1.0, 2.0])
+    changes = (x[:, None] - y) ** 2
+
+    def numbers(weights):
+        found = ot.sinkhorn(x, y, epsilon=1.0, cost=Weighted(weights), solver=solver)
+        divergence = ot.sinkhorn_divergence(x, y, epsilon=1.0, cost=Weighted(weights))
+        gap = ot.monge_gap(x, y[:1] * x, epsilon=1.0, cost=Weighted(weights), solver=solver)
+        exact = ot.exact(x, y, cost=Weighted(weights)).value
+        return found.value, exact, found.transport_cost, found.f, divergence.value, gap.transport
+
+    slopes = jax.jit(jax.jacobian(numbers))(weights)
+    plan = ot.sinkhorn(x, y, epsilon=1.0, cost=Weighted(weights), solver=solver).plan()
+    np.testing.assert_allclose(slopes[0], np.einsum("ij,ijk->k", plan, changes), rtol=1e-5)
+    plan = ot.exact(x, y, cost=Weighted(weights)).plan
+    np.testing.assert_allclose(slopes[1], np.einsum("ij,ijk->k", plan, changes), rtol=1e-5)
+    solve = jax.jit(numbers)
+    for k in range(2):
+        step = 1e-4 * np.eye(2)[k]
+        up, down = solve(weights + step), solve(weights - step)
+        for slope, above, below in zip(slopes, up, down, strict=True):
+            numeric = (above - below) / 2e-4
+            np.testing.assert_allclose(slope[..., k], numeric, rtol=1e-3, atol=1e-4)

@@ -373,3 +373,19 @@ def test_the_derivative_in_a_weight_of_zero_is_one_sided():
 
     difference = (value(0.02) - value(0.0)) / 0.02
     np.testing.assert_allclose(jax.grad(value)(0.0), difference, rtol=0.05)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_samples_too_far_apart_to_keep_their_order_are_refused(side):
+    """Only their plans: the cost has the digits of the distance."""
+    samples = [np.array([0.1, 0.7, 0.3, 0.9]), np.array([0.2, 0.4, 0.6, 0.8])]
+    samples[side] = samples[side] + 123456789.1
+    with jax.enable_x64(False):
+        for solve in (transport_1d, lambda x, y: unbalanced_1d(x, y, marginal_penalty=1.0)):
+            with pytest.raises(ValueError, match=r"^[xy] must differ in float32 too"):
+                solve(*samples)
+        np.testing.assert_allclose(wasserstein_1d(*samples), 123456789.1**2, rtol=1e-6)
+        # A constant sample has no order, and an outlier does not take that of the others.
+        assert transport_1d(samples[side][:1], samples[1 - side]).converged
+        outlier = np.append(samples[1 - side], 1e9)
+        assert transport_1d(outlier, samples[1 - side]).converged

@@ -90,7 +90,8 @@ def test_the_normalizer_is_the_integral_of_the_plan():
 def test_the_plan_is_the_kernel_times_the_potential_over_the_normalizer(kind):
     b = bridge(kind)
     x, y = np.random.default_rng(2).normal(size=(2, 4, 2))
-    log_weights, means, covs = b.conditional_plan(x)
+    plan = b.conditional_plan(x)
+    log_weights, means, covs = plan.log_weights, plan.means, plan.covariances
     covs = covs if covs.ndim == 3 else jax.vmap(jnp.diag)(covs)
     for i in range(4):
         mixture = sum(
@@ -298,3 +299,19 @@ def test_far_from_zero_the_drift_is_shifted_along(ends, t):
         shift = ends[1] - ends[0]
         rounding = np.spacing(np.float32(shift)) if shift else 1e-4
         np.testing.assert_allclose(drift(*ends), drift(0.0, 0.0) + shift, atol=rounding)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_far_from_zero_the_plan_has_its_covariance(kind):
+    """Means of components that are rounded where they are have lost their differences."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(80, 2)), rng.normal(size=(70, 2)) * [1, 2]
+    method = LightSchrodingerBridge(3, 0.4, num_steps=5, covariance=kind)
+
+    def moments(shift):
+        return method.fit(KEY, x, y + shift).conditional_plan(x[:5]).moments()
+
+    with jax.enable_x64(False):
+        (near, covariance), (far, found) = moments(0.0), moments(123456789.1)
+        np.testing.assert_allclose(found, covariance, atol=1e-4)
+        np.testing.assert_allclose(far, near + 123456789.1, rtol=1e-7)

@@ -17,7 +17,6 @@ it is Σ_k softmax(log w)_k b_k, the expectation of (X₁ − x)/(1 − t) given
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +36,7 @@ from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Center, Numbers, as_numbers, as_samples, owned
-from divjax.core.types import Outcome, Status
+from divjax.core.types import Outcome, Status, summary
 from divjax.ot.bridges import mixture_potential as mixture
 
 __all__ = ["ConditionalPlan", "SchrodingerBridge"]
@@ -49,29 +48,41 @@ def _time(t: ArrayLike, dtype: DTypeLike) -> Array:
     return nan_unless((t >= 0) & (t <= 1), t)
 
 
-class ConditionalPlan(NamedTuple):
+@pytree
+class ConditionalPlan:
     """The distribution of the end given x: a mixture of Gaussians with covariances shared by all x.
 
     Attributes:
         log_weights: normalised log weights, one row per x.
-        means: the means of the components.
+        relative_means: the means of the components, less the origin.
         covariances: ε S_k, the variances "k d" if they are diagonal.
+        origin: the origin of the ends, to float64's precision.
     """
 
     log_weights: Float[Array, "n k"]
-    means: Float[Array, "n k d"]
+    relative_means: Float[Array, "n k d"]
     covariances: Float[Array, "k d"] | Float[Array, "k d d"]
+    origin: Center
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    @property
+    def means(self) -> Float[Array, "n k d"]:
+        """The means of the components."""
+        return self.origin.add(self.relative_means)
 
     def moments(self) -> tuple[Float[Array, "n d"], Float[Array, "n d d"]]:
         """The mean and the covariance of each mixture."""
         weights = jnp.exp(self.log_weights)
-        mean = jnp.einsum("nk,nki->ni", weights, self.means)
-        # The law of total covariance: within the components, and between their means.
-        apart = self.means - mean[:, None]
+        mean = jnp.einsum("nk,nki->ni", weights, self.relative_means)
+        # The law of total covariance: within the components, and between their means. Far from zero
+        # only means relative to the origin have differences.
+        apart = self.relative_means - mean[:, None]
         within = self.covariances
         within = within if within.ndim == 3 else jax.vmap(jnp.diag)(within)
         between = jnp.einsum("nki,nkj->nij", weights[:, :, None] * apart, apart)
-        return mean, jnp.einsum("nk,kij->nij", weights, within) + between
+        return self.origin.add(mean), jnp.einsum("nk,kij->nij", weights, within) + between
 
 
 @pytree
@@ -201,17 +212,15 @@ class SchrodingerBridge(Outcome):
             x: points at time 0.
         """
         self._check(x=x)
-        plan = self._relative_plan(self._relative(x, 0))
-        # Weights and covariances do not depend on the origin of the ends.
-        return plan._replace(means=self._center(1).add(plan.means))
+        return self._plan(self._relative(x, 0))
 
-    def _relative_plan(self, x: Float[Array, "n d"]) -> ConditionalPlan:
-        """The plan between states relative to the origins."""
+    def _plan(self, x: Float[Array, "n d"]) -> ConditionalPlan:
+        """The plan, from states relative to the first origin."""
         v = self._potential
         # π(·|x) is a mixture of N(r_k + S_k x, ε S_k), with the terms of c(x) as weights.
         log_weights = jax.nn.log_softmax(mixture.normalizer_log_terms(v, x, self._epsilon), axis=1)
         means = mixture.times_rows(v.scales, x) + v.means
-        return ConditionalPlan(log_weights, means, self._epsilon * v.scales)
+        return ConditionalPlan(log_weights, means, self._epsilon * v.scales, self._center(1))
 
     def sample(self, key: Key[Array, ""], x: Float[Numbers, "n d"]) -> Float[Array, "n d"]:
         """One end per start, drawn from the plan; the choice of component has no gradient.
@@ -234,10 +243,11 @@ class SchrodingerBridge(Outcome):
         noise = jax.random.normal(noise_key, x.shape, x.dtype)
 
         def draw(x: Array, gumbel: Array, noise: Array) -> Array:
-            log_weights, means, covariances = self._relative_plan(x)
+            plan = self._plan(x)
+            means, covariances = plan.relative_means, plan.covariances
             # The argmax of log weights with Gumbel noise is a draw from them. As a product with a
             # constant the choice passes on the derivative of the end.
-            chosen = jax.nn.one_hot(jnp.argmax(log_weights + gumbel, axis=1), k, dtype=x.dtype)
+            chosen = jax.nn.one_hot(jnp.argmax(plan.log_weights + gumbel, axis=1), k, dtype=x.dtype)
             if covariances.ndim == 2:
                 ends = means + jnp.sqrt(covariances) * noise[:, None]
             else:

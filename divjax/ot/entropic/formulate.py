@@ -260,9 +260,10 @@ def formulate_points(given: CheckedPoints) -> Formulation:
     x, y, centers = _centered_by_means(x, y, a, b, given.points, vanishing, own)
     slope = offset = None
     if centers is not None and given.points is not None and len(given.points) == 2:
-        # With stopped centres δ is constant, and c(x, y) − h(x' − y') is linear in x' and y'.
-        shift = centers[0].difference(centers[1])
-        offset, slope = jax.lax.stop_gradient(jax.value_and_grad(cost.h)(shift))
+        # With stopped centres δ is constant, and c(x, y) − h(x' − y') is linear in x' and y'. The
+        # cost's own numbers have derivatives.
+        shift = jax.lax.stop_gradient(centers[0].difference(centers[1]))
+        offset, slope = jax.value_and_grad(cost.h)(shift)
     # Costs of the library are finite. A function may forbid pairs, which requires a pass to detect.
     a_matched, b_matched = a, b
     if not isinstance(cost, MatrixCost) and penalties != (None, None):

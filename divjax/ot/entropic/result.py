@@ -53,7 +53,8 @@ class SinkhornResult(Outcome):
         errors: the error after each iteration, NaN for iterations not made or of annealing, None
             unless requested.
         formulation: the solved problem, and its relation to the given one.
-        centered_f: the potential of the rows of `problem`, from which methods compute.
+        centered_f: the potential of the rows of `problem`, from which methods compute. Its
+            derivatives are those at fixed centres.
         centered_g: the potential of its columns.
         centered_value: the value without the contribution of a shift of quadratic costs.
     """
