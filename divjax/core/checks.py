@@ -172,10 +172,13 @@ def known_number(
         >>> known_number("scale", jnp.array(0.5), 0, above=True)
         0.5
     """
+    # A tracer cannot become a Python float, and JAX's own error would not name the argument.
     if value is None or isinstance(value, Tracer):
         raise ValueError(f"{name} must be a concrete number; got {_described(value)}.")
+    # Before the conversion, which would also accept text.
     check_scalar(**{name: value})
     number = float(np.asarray(value))
+    # NaN is not below `least`, hence the separate test for finite numbers.
     if not math.isfinite(number) or number < least or (above and number == least):
         least_of_all = (
             "" if least == -math.inf else f" {'above' if above else 'of at least'} {least}"
@@ -201,6 +204,7 @@ def check_probability(**values: ArrayLike | None) -> None:
     """Raise `ValueError` unless each value is one number, and in (0, 1) if a Python number."""
     check_scalar(**values)
     for name, value in values.items():
+        # An array's value may be unknown while tracing, so that only Python numbers are tested.
         if not isinstance(value, (int, float)):
             continue
         if not 0 < value < 1:
@@ -258,6 +262,7 @@ def check_weights(name: str, weights: ArrayLike) -> None:
         return
     # In float64, in which a sum of large weights of half precision is not infinite.
     values = np.asarray(weights, np.float64)
+    # An empty array has no least and largest weight for the message below.
     if not values.size:
         raise ValueError(f"{name} must not be empty; got shape {values.shape}.")
     if not (np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0):

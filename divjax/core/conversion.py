@@ -71,6 +71,7 @@ def is_beyond_double(array: Unrounded) -> bool:
 
 def _frame_as_numpy(name: str, frame: Numbers) -> np.ndarray:
     """A frame's numbers, with NaN for missing ones."""
+    # By name and in lower case, as storage backends spell the same dtype differently.
     others = [
         str(column)
         for column, dtype in zip(frame.columns, list(frame.dtypes), strict=True)

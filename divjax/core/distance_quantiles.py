@@ -48,6 +48,7 @@ def fractions_below(
             for byte, threshold in enumerate(thresholds)
         )
         columns = jnp.sum(packed, axis=0, dtype=jnp.uint32)
+        # The bytes are summed apart: a sum of packed columns would carry from one into the next.
         return jnp.stack(
             [jnp.sum((columns >> (8 * byte)) & 255) for byte in range(len(thresholds))]
         )
@@ -88,8 +89,10 @@ def median_squared_distance(
     """
     x = x.astype(at_least_single(x.dtype))
     guess = jnp.asarray(guess, x.dtype)
+    # Centred for the products, whose rounding grows with the rows' distance from the origin.
     centered = x - common_center(x)
     median = _median(centered, guess, tolerance, coincident, by_differences=False)
+    # With few features the distances are sums of squared differences in either case.
     if x.shape[1] <= DIFFERENCES_UP_TO:
         return median
     # Counts by products are correct unless the median is of the size of their rounding error.

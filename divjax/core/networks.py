@@ -81,6 +81,7 @@ class ICNN(nnx.Module):
                 for width in hidden
             ]
         )
+        # B_k has no bias of its own, as b_k is added outside of the square.
         self.squares = nnx.List(
             [
                 nnx.Linear(in_features, width, kernel_init=flat, use_bias=False, rngs=rngs)
@@ -90,6 +91,7 @@ class ICNN(nnx.Module):
         # W_k between hidden layers and w at the end, before they are made non-negative.
         pairs = [*itertools.pairwise(hidden), (hidden[-1], 1)]
         self.raw = nnx.List([nnx.Param(jax.random.normal(rngs.params(), pair)) for pair in pairs])
+        # The softplus of −1 is about 0.3, so that the output is small at the start.
         self.level = nnx.Param(jnp.array(-1.0))
 
     def __call__(self, z: Float[Array, "b d"]) -> Float[Array, "b 1"]:

@@ -80,6 +80,7 @@ def as_normal(name: str, normal: Any) -> Normal:
             f"{name} must be a mean (d,) with variances (d,) or a covariance (d, d); "
             f"got shapes {shape} and {jnp.shape(covariance)}."
         )
+    # Variances are the diagonal of a matrix that is symmetric by itself.
     if jnp.ndim(covariance) == 2:
         check_symmetric(f"the covariance of {name}", covariance)
     return Normal(mean, covariance)

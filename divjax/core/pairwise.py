@@ -246,6 +246,7 @@ def map_row_blocks(
     """
     n = rows[0].shape[0]
     size = rows_per_block(n, num_columns) if block_rows is None else min(block_rows, n)
+    # A single block is not recomputed in the backward pass, as that would save no memory.
     if size == n:
         return function(*rows)
     # `lax.map` takes blocks of one size, so the last is padded.

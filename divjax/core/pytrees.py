@@ -56,6 +56,7 @@ def for_each(function: Callable[..., T], samples: Iterable[Sequence[PyTree[Array
         (jax.tree.structure(sample), *map(_shape_and_dtype, jax.tree.leaves(sample)))
         for sample in samples
     }
+    # Only samples of equal shapes can be stacked.
     if len(shapes) > 1:
         return [function(*sample) for sample in samples]
     # Samples of one shape are stacked, so that the function is traced and compiled once.
@@ -296,6 +297,7 @@ def num_particles(particles: PyTree[Array]) -> int:
     leaves = jax.tree.leaves(particles)
     if not leaves:
         raise ValueError("particles must hold at least one array; got an empty pytree.")
+    # Tested first, since the sizes below are those of leading axes, which scalars lack.
     if any(jnp.ndim(leaf) == 0 for leaf in leaves):
         raise ValueError("particles need a leading axis on every leaf; got a scalar leaf.")
     sizes = {jnp.shape(leaf)[0] for leaf in leaves}

@@ -140,6 +140,7 @@ def as_weights(name: str, weights: Numbers, num_rows: int, dtype: DTypeLike) -> 
     weights = as_numbers(name, weights)
     check_shape(name, weights, num_rows)
     check_weights(name, weights)
+    # Rows of integers have fractional weights too, in JAX's default precision.
     dtype = jax.dtypes.canonicalize_dtype(dtype if jnp.issubdtype(dtype, jnp.floating) else float)
     # Weights that all vanish or overflow in the dtype would give 0/0 or ∞/∞ when normalised.
     if not isinstance(weights, Tracer):
@@ -310,6 +311,7 @@ def check_distinguishable(name: str, rows: Numbers, weights: Numbers | None = No
         ValueError: particles must differ in float32 too; subtract their offset, or enable float64.
     """
     given = as_numbers(name, rows)
+    # JAX's arrays were rounded before, if at all: nothing more is lost here.
     if isinstance(given, jax.Array) or not given.ndim:
         return
     given, dtype = _rows_with_weight(given, weights), dtype_in_jax(given)
@@ -419,6 +421,7 @@ def _exact_product(a: Array, b: Array) -> tuple[Array, Array]:
 
     # Products of halves are exact. The error is a constant for differentiation.
     (a, a_rest), (b, b_rest) = halves(jax.lax.stop_gradient(a)), halves(jax.lax.stop_gradient(b))
+    # In Dekker's order: each sum is exact only after the larger terms have cancelled.
     error = ((a * b - jax.lax.stop_gradient(product)) + a * b_rest + a_rest * b) + a_rest * b_rest
     return product, error
 
@@ -443,6 +446,7 @@ def _is_wider(x: Unrounded, dtype: DTypeLike) -> bool:
 
 def _checked(samples: dict[str, Numbers]) -> dict[str, Unrounded]:
     """Each sample as an array of real numbers, matrices with the same number of features."""
+    # Exactly, as the samples may be centred before they are rounded to JAX's dtype.
     converted = {name: as_numbers(name, sample, exact=True) for name, sample in samples.items()}
     for name, sample in converted.items():
         if sample.ndim == 1 and sample.size:

@@ -59,11 +59,13 @@ def mean_and_scale(
     origin = jnp.max(jnp.where(used, x, -jnp.inf), axis=0)
     deviation = jnp.where(used, x - origin, 0)
     shift = share @ deviation
+    # Zero once more: rows of weight zero are at −shift now, which must not determine the unit.
     deviation = jnp.where(used, deviation - shift, 0)
     unit = jnp.max(jnp.abs(deviation), axis=0)
     unit = jnp.where(unit > 0, unit, 1)
     scale = unit * jnp.sqrt(share @ (deviation / unit) ** 2)
     mean = origin + shift
+    # A spread of a few units in the last place of the mean is the rounding of a constant feature.
     return mean, jnp.where(scale > 4 * jnp.finfo(x.dtype).eps * jnp.abs(mean), scale, 1)
 
 

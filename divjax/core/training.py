@@ -171,6 +171,7 @@ def training_samples(
     check_same_features(x, y)
     for name, rows in (("x", x), ("y", y)):
         check_full_precision(name, rows)
+        # One row at least is held out, and one is trained on.
         if rows.shape[0] < 2:
             raise ValueError(f"{name} must have at least 2 rows; got {rows.shape[0]}.")
     # Training is not differentiated: `fit` raises if it is.

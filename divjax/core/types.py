@@ -159,6 +159,7 @@ def _short(name: str, value: object) -> str:
         # Arrays are never printed, and tracers have no value to print.
         if shape or isinstance(value, (Tracer, jax.ShapeDtypeStruct)):
             return f"{dtype}[{','.join(map(str, shape))}]"
+        # A status is held as an integer, since arrays cannot hold names.
         if name == "status":
             return Status(np.asarray(value).item()).name
         return f"{np.asarray(value).item():.6g}" if dtype.kind == "f" else str(value)
@@ -166,6 +167,7 @@ def _short(name: str, value: object) -> str:
         return repr(value)
     if type(value).__repr__ is summary or (isinstance(value, tuple) and not value):
         return repr(value)
+    # JAX counts an object that is no pytree as one leaf, which is not an array.
     if jax.tree_util.all_leaves([value]):
         return type(value).__name__
     if isinstance(value, tuple) and hasattr(value, "_fields"):

@@ -226,6 +226,7 @@ def as_bounds(name: str, edges: Numbers, ndim: int, columns: Unrounded) -> Unrou
             f"matrix; got shape {given.shape} for samples of shape {shape}."
         )
     if not isinstance(bounds, Tracer):
+        # NumPy's numbers may be more precise than float64, hence compared as they are.
         numbers = bounds if isinstance(bounds, np.ndarray) else np.asarray(bounds, np.float64)
         with np.errstate(invalid="ignore"):  # of infinite ends
             ascending = _ascend(numbers, float(jnp.finfo(dtype_in_jax(bounds)).eps)).all(axis=1)
@@ -346,6 +347,7 @@ def _num_at_or_below(bounds: _TwoParts, points: _TwoParts) -> Int[Array, " n"]:
 
     def halve(_, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         first, last = ends
+        # A finished bisection may end at `size`, which is no bound's index.
         middle = jnp.minimum((first + last) // 2, size - 1)
         at_middle = bounds[0][middle], bounds[1][middle]
         # A finished bisection does not move. NaN is above no bound.
@@ -353,4 +355,5 @@ def _num_at_or_below(bounds: _TwoParts, points: _TwoParts) -> Int[Array, " n"]:
         return jnp.where(reached, middle + 1, first), jnp.where(reached, last, middle)
 
     start = jnp.zeros(points[0].shape, int), jnp.full(points[0].shape, size)
+    # There are size + 1 possible counts: as many halvings as `size` has bits leave one of them.
     return jax.lax.fori_loop(0, size.bit_length(), halve, start)[0]

@@ -333,6 +333,7 @@ def _jensen_shannon(*logs_and_weights: PyTree[Array]) -> Float[Array, "*batch"]:
     *logs, weights = logs_and_weights
     count, dtype = len(logs), jnp.result_type(*logs)
     shares = jnp.ones(count, dtype) if weights is None else jnp.asarray(weights, dtype)
+    # Weights that are all zero give NaN by the division, negative ones by the condition.
     shares = nan_unless(jnp.all(shares >= 0), shares / jnp.sum(shares))
     mixture = _log_mixture(shares, tuple(logs))
     divergences = jnp.stack(
@@ -462,6 +463,7 @@ def pairwise(
             raise ValueError(f"{name} must hold distributions in rows; got shape {logs.shape}.")
         if not logs.shape[0]:
             raise ValueError(f"{name} must hold at least one distribution; got shape {logs.shape}.")
+    # One row of p against all of q: blocks of rows bound the memory.
     row = jax.ShapeDtypeStruct(log_ps.shape[1:], log_ps.dtype)
     check_alike([row, log_qs])
     # Log-probabilities are their own logits, so that any divergence takes them as they are.

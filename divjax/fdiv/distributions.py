@@ -326,6 +326,7 @@ def _are_probabilities(name: str, values: Unrounded, axis: int) -> bool:
     """
     if isinstance(values, Tracer):
         return False
+    # In float64, so that the sum's own rounding is negligible beside that of the entries.
     numbers = np.asarray(values, np.float64)
     sums = numbers.sum(axis=axis)
     # Comparisons with NaN are false, so that NaN passes.
@@ -377,6 +378,7 @@ def check_alike(logs: Sequence[Array | jax.ShapeDtypeStruct]) -> None:
     except ValueError:
         shapes_fit = False
     else:
+        # Broadcasting would also repeat a single class, hence the separate test of the last axis.
         shapes_fit = len({shape[-1] for shape in shapes}) == 1
     if not shapes_fit:
         raise ValueError(

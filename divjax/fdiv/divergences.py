@@ -368,6 +368,7 @@ class Renyi(Divergence):
         # The integral is a mean under p and one under q, combined by the shares.
         logs = jnp.stack(
             [
+                # A row of weight zero may hold any power, and zero times infinity would be NaN.
                 jax.nn.logsumexp(x) - jnp.log(x.size)
                 if w is None
                 else jax.nn.logsumexp(jnp.where(w == 0, -jnp.inf, x), b=w)

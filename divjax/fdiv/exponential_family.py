@@ -56,6 +56,7 @@ def _checked(
             "eta_p and eta_q must be vectors of one length; "
             f"got shapes {shapes[0]} and {shapes[1]}."
         )
+    # Derivatives are taken in the parameters, hence floats even if integers are given.
     eta = jax.ShapeDtypeStruct(shapes[0], jnp.result_type(float, *etas))
     check_scalar_output("log_partition", log_partition, eta)
     # A `Family` is static. Any other function may refer to something that has changed.
@@ -148,6 +149,7 @@ def _jeffreys(log_partition: LogPartition, eta_p: Natural, eta_q: Natural) -> Fl
     line = Line(log_partition, eta_p, towards_q)
     zero, one = jnp.zeros_like(rounding), jnp.ones_like(rounding)
     integral = line.integral((zero, one, lambda u: u, jnp.ones_like))
+    # Near p = q the direct formula cancels, and the integral does not.
     value = sharper((jnp.dot(towards_q, at_q - at_p), rounding), integral)
     return nan_unless(_within(log_partition, eta_p, eta_q), value)
 

@@ -119,6 +119,7 @@ class Line(NamedTuple):
         The sum of its own rounding, that of its argument, and its noise at arguments a few
         roundings away, which exposes terms that cancel within A.
         """
+        # An error of rounding has no useful derivative.
         eta = jax.lax.stop_gradient(self.point(t))
         value, slope = jax.value_and_grad(self.log_partition)(eta)
         epsilon = jnp.finfo(eta.dtype).eps

@@ -83,6 +83,7 @@ def bias(
     References:
         Miller 1955: the bias of the plug-in entropy.
     """
+    # Without weights the sum of squared weights is the number of points.
     counts_p, counts_q, squares_p, squares_q = leaves = as_leaves(
         counts_p=counts_p,
         counts_q=counts_q,

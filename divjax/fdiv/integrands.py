@@ -58,6 +58,7 @@ def _compiled_method(method: Callable[..., T], arguments: list[str]) -> Callable
             raise ValueError(
                 f"{type(self).__name__} must be a pytree: decorate the class with divjax.pytree."
             )
+        # Surplus arguments are passed on unchanged: the method's own signature refuses them.
         numbers = [_as_leaf(name, value) for name, value in zip(arguments, args, strict=False)]
         named = {name: _as_leaf(name, value) for name, value in kwargs.items()}
         return program(self, *numbers, *args[len(numbers) :], **named)
@@ -179,7 +180,9 @@ class Divergence:
     ) -> tuple[Array, tuple[Array, Array], tuple[Array, Array]]:
         """The slope of `transform`, and the dual integrands with their slopes, all finite."""
         u_p, u_q = as_floats(u_p, u_q)
+        # Rows of weight zero may hold NaN, which the limits below would not remove.
         u_p, u_q = where_weighted(u_p, a), where_weighted(u_q, b)
+        # Within this limit exponentials are finite, with room left for factors.
         limit = 0.9 * jnp.log(jnp.finfo(u_p.dtype).max)
         u_p, u_q = jnp.clip(u_p, -limit, limit), jnp.clip(u_q, -limit, limit)
         # Integrands act on each log ratio alone: one tangent of ones gives all derivatives.

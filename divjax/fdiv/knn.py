@@ -87,11 +87,13 @@ def _log_volumes(
     # neighbour than is used takes the place of the one that is left out.
     steps = logs[:, 1:] - logs[:, :-1]
     from_rank = jnp.tril(jnp.broadcast_to(weights[:, None], (k, k)))
+    # Influences enter the standard error alone, which is not differentiated.
     rises = jax.lax.stop_gradient(matmul(steps, from_rank))
     return _LogVolumes(
         values=jnp.sum(weights * logs[:, :-1], axis=1),
         plain=jnp.mean(logs[:, :-1], axis=1),
         influence=jnp.zeros(size, logs.dtype).at[neighbors.index[:, :-1]].add(rises),
+        # Ranks of weight zero need no distance.
         valid=jnp.all(neighbors.usable[:, used], axis=1),
         zero=jnp.any(neighbors.zero[:, :-1], axis=1),
     )
@@ -168,11 +170,13 @@ def _check_neighbors(k: int, bias_order: int, **sizes: int) -> None:
     names = " and ".join(sizes)
     if available < 1:
         raise ValueError(f"{names} must have more rows: a row's neighbours are other rows.")
+    # The jackknife leaves out one neighbour, and the next one takes its place.
     if not isinstance(k, int) or not 1 <= k <= available:
         raise ValueError(
             f"k must be an integer from 1 to {available}, one less than there are neighbours in "
             f"{names}; got {k}."
         )
+    # The k weights sum to one and solve one equation for each order.
     if not isinstance(bias_order, int) or not 0 <= bias_order < k:
         raise ValueError(f"bias_order must be an integer from 0 to k − 1; got {bias_order}.")
 
@@ -373,6 +377,7 @@ def _knn_entropy(
     constant = constant + jnp.where(support.flat, -jnp.inf, 0)
     log_ratios = among.values + constant - ranks @ jnp.asarray(weights, x.dtype)
     plain = among.plain + constant - jnp.mean(ranks) if bias_order else log_ratios
+    # A row without a log ratio takes the mean, so that only its influence on others counts.
     own = jnp.where(among.valid, log_ratios, _mean(log_ratios, among.valid))
     pseudo_values = (own - among.influence,)
     return _estimate(

@@ -108,6 +108,7 @@ def _log_gamma_ratio(a: Array, b: Array) -> Array:
             series = series * inverse * inverse + coefficient
         return series * inverse
 
+    # Both remainders are small for large arguments, and so is their rounding.
     difference = remainder(b) - remainder(a + b)
     # log Γ(x) = (x − ½) log x − x + ½ log 2π + remainder(x), at b minus at a + b.
     return a - (b - 0.5) * jnp.log1p(quotient(a, b)) - a * _log(a + b) + difference

@@ -122,6 +122,7 @@ def _expm1_over_jvp(primals, tangents):
     def along_c():
         # ∫₀ᵘ s e^{cs} ds = u² (x e^x − e^x + 1)/x²: the numerator is e^x (e^{−x} − 1 + x).
         below = x < -1
+        # Each formula is used on its own side alone: elsewhere it overflows or divides by zero.
         near, far = jnp.where(below, 0, x), jnp.where(below, x, -1)
         slope = (jnp.exp(far) - jnp.expm1(far) / far) / far
         return u * u * jnp.where(below, slope, times_exp(_remainder_ratio(-near), near))
@@ -311,11 +312,13 @@ def entropy_deficit(squared: ArrayLike) -> Array:
     small = (squared >= 0) & (squared < 1e-2)
     near = jnp.where(small, squared, 0)
     series = jnp.zeros_like(near)
+    # Eight terms suffice: for x² below 10⁻² the next one is below the rounding of float64.
     for k in reversed(range(1, 9)):
         series = (series + 1 / (2 * k * (2 * k - 1))) * near
     inside = (squared >= 1e-2) & (squared < 1)
     x = jnp.sqrt(jnp.where(inside, squared, 0.25))
     closed = ((1 + x) * jnp.log1p(x) + (1 - x) * jnp.log1p(-x)) / 2
+    # At x = 1 the closed form is 0 · −∞, and its limit is log 2.
     return jnp.where(
         small, series, jnp.where(squared == 1, math.log(2), jnp.where(inside, closed, jnp.nan))
     )
@@ -437,9 +440,11 @@ def _lambert_0(z: Array) -> Array:
     regular = jnp.where(near | jnp.isposinf(z), 1, z)
 
     def halley(_, w):
+        # The residual w eʷ − z is divided by eʷ, which keeps it in range for the largest z.
         excess = w - regular * jnp.exp(-w)
         return w - excess / (w + 1 - (w + 2) * excess / (2 * w + 2))
 
+    # Winitzki's approximation of W is near enough everywhere that a few steps suffice.
     log = jnp.log1p(regular)
     start = log * (1 - jnp.log1p(log) / (2 + log))
     root = jax.lax.fori_loop(0, 5, halley, start)

@@ -392,6 +392,7 @@ class Flow:
         entropy: Float[Array, "..."],
     ) -> tuple[PyTree[Array], optax.OptState]:
         """The optimizer's updates of the particles, with noise if the velocity diffuses."""
+        # optax descends, so that its gradient is the negative of the direction.
         descent = ravel_particles(state.particles)[1](-direction)
         respond = lambda gradient: self.optimizer.update(gradient, state.optimizer, state.particles)
         # Under strict promotion optax's own powers of the step's number would raise.

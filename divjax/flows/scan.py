@@ -51,9 +51,11 @@ def record(
     if tolerance is None:
         stretch = functools.partial(_recorded, advance, observe)
         state, history = _scan_stretches(stretch, state, num_steps, record_every)
+        # All steps are taken, as asked: there is no tolerance to be missed.
         converged = valid = True
     else:
         stretch = functools.partial(_recorded_until, advance, observe, tolerance)
+        # The carry holds the latest entry, which the entries after a stop repeat.
         start = state, jnp.zeros((), bool), _blank_entry(advance, observe, state)
         (state, converged, _), history = _scan_stretches(stretch, start, num_steps, record_every)
         # A traced tolerance cannot be validated eagerly. Comparisons with NaN are False.

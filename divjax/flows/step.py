@@ -90,6 +90,7 @@ def featurise(
 
 def shared_columns(shared: PyTree[bool], particles: PyTree[Array]) -> Bool[Array, " d"]:
     """Which columns of the raveled particles belong to shared leaves."""
+    # Compared first, since `tree.map` below would fail without the argument's name.
     if jax.tree.structure(shared) != jax.tree.structure(particles):
         raise ValueError(
             "shared must have the structure of particles, with one boolean per leaf; "

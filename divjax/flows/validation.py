@@ -54,6 +54,7 @@ def checked_particles(particles: Numbers | PyTree[Numbers]) -> PyTree[Array]:
     # The leaves of a pytree share a leading axis, that of the particles.
     num_particles(particles)
     for leaf in jax.tree.leaves(particles):
+        # Integers could not move by fractions of one.
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(f"particles must be floating-point; got {jnp.result_type(leaf)}.")
     return particles

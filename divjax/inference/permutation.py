@@ -100,6 +100,7 @@ def _collect_groups(
     of_row = jnp.unique(groups, size=rows, return_inverse=True)[1]
     row_in_x = jnp.arange(rows) < num_x
     row_stratum = jnp.zeros(rows, of_row.dtype) if strata is None else number_labels(strata)
+    # If the rows of a group agree, its largest label is that of all, which is tested below.
     largest = lambda values: (
         jnp.zeros(rows, of_row.dtype)
         .at[of_row]
@@ -207,6 +208,7 @@ def permutation_test(
     of_stratum = None if strata is None else pool_labels("strata", strata, n, m)
     of_group = None if groups is None else pool_labels("groups", groups, n, m)
     _check_groups(of_group, n)
+    # A permuted sample has rows of both, hence one dtype for all.
     dtype = jnp.result_type(x, y)
     # Traced at each call: a user's statistic may refer to something that has changed since.
     like_x, like_y = jax.ShapeDtypeStruct(x.shape, dtype), jax.ShapeDtypeStruct(y.shape, dtype)
@@ -260,6 +262,7 @@ def _as_rows(name: str, sample: Numbers) -> tuple[Array, bool]:
     if hasattr(sample, "columns"):
         sample = as_numbers(name, sample)
     elif not isinstance(sample, jax.Array):
+        # `np.asarray` would drop the mask and keep the numbers beneath it.
         if isinstance(sample, np.ma.MaskedArray):
             sample = as_numbers(name, sample)
         sample = native(owned(np.asarray(sample)))
@@ -301,6 +304,7 @@ def _row_permutation(
     place = place - first[found.of_row]
 
     def order(key: Key[Array, ""]) -> Int[Array, " rows"]:
+        # Each group's places are taken by the rows of another of its size, in their sequence.
         source = _permutation(key, num_rows, alike)[found.of_row]
         return by_group[first[source] + place]
 
@@ -363,6 +367,7 @@ def score_permutation_test(
     check_key(key)
     if kind not in KINDS:
         raise ValueError(f'kind must be "mean", "auc" or "accuracy"; got {kind!r}.')
+    # Checked before ranks or differences replace the scores, for messages about those given.
     vector_leaves(x=x, y=y)
     # Differences, order or signs, whichever the statistic uses, are taken before NumPy's numbers
     # are rounded.
@@ -405,6 +410,7 @@ def _centered_terms(
         # AUC = (R − n(n + 1)/2)/(nm) with the ranks' sum R.
         values, center = midranks(pooled) / num_rows, 0.5
     else:
+        # The accuracy is ½ + ¼ (the mean sign over x − the mean sign over y).
         values, center = jnp.sign(pooled) / 4, 0.5
     mean = jnp.sum(jnp.where(counted, values, 0)) / num_rows
     values = jnp.where(counted, values - mean, 0)

@@ -76,6 +76,7 @@ def keep_order(**scores: Numbers) -> tuple[Unrounded, ...]:
     # Ranks are sufficient for a quantity that depends on the order alone.
     pooled = np.concatenate([np.ravel(array) for array in numbers])
     places = np.unique(pooled, return_inverse=True)[1].reshape(-1)
+    # `np.unique` ranks NaN above all numbers.
     places = np.where(np.isnan(pooled), np.nan, places)
     ends = np.cumsum([array.size for array in numbers])[:-1]
     parts = np.split(places, ends)

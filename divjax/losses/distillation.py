@@ -387,6 +387,7 @@ def _cells(
 ) -> Float[Array, "k positions channels"]:
     """All positions of each image, or of each of its grid × grid cells."""
     channels = features.shape[-1]
+    # A single cell needs no height and width: positions may have any axes.
     if grid == 1:
         return features.reshape(features.shape[0], -1, channels)
     check_shape("student", features, "b", "h", "w", "channels")

@@ -281,7 +281,9 @@ def gaussian_barycenter(
     means, covariances = jnp.asarray(means, dtype), jnp.asarray(covariances, dtype)
     weights = as_weights("weights", weights, k, dtype)
     if covariances.ndim == 3:
+        # Factorisations do not support half precision, which variances alone allow.
         check_full_precision("a full covariance", covariances)
+        # A traced matrix has passed no check of its symmetry.
         covariances = symmetric_or_nan(covariances)
     return _barycenter(means, covariances, weights, tolerance, num_steps)
 

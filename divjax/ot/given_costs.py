@@ -62,8 +62,10 @@ def cost_matrix(
     """
     cost = as_cost(cost)
     if isinstance(cost, DisplacementCost):
+        # A common shift does not change displacements, and keeps the digits of NumPy's float64.
         _, x, y = centered_samples(x=x, y=y)
     else:
+        # Other costs may depend on positions, so that the rows cannot be shifted.
         check_distinguishable("x", x)
         check_distinguishable("y", y)
         x, y = as_samples(x=x, y=y)

@@ -157,6 +157,7 @@ def _at_all_rows(
     rows, columns = jax.lax.stop_gradient((formulation.rows, formulation.columns))
     problem = jax.lax.stop_gradient(problem)
     full_f, full_g = f, g
+    # Only replaced rows lack a potential of their own.
     if formulation.may_replace_rows:
         full_f = transform(problem, rows, f, g)
     if formulation.transposed.may_replace_rows:
@@ -219,6 +220,7 @@ def solve_program(
     """
     mass_a, mass_b = a.sum(), b.sum()
     finite = np.isfinite(costs)
+    # A cost of +∞ forbids a pair, while −∞ and NaN have no meaning.
     if not (np.isfinite(mass_a) and np.isfinite(mass_b)) or (costs[~finite] != np.inf).any():
         return _no_plan(costs, Status.NOT_FINITE)
     if min(a.min(), b.min()) < 0 or not mass_a > 0:
@@ -307,6 +309,7 @@ def _by_highs(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
         reduced, paid = _reduced(costs, potentials), found.plan > 0
         unit = found.plan[paid] @ reduced[paid] + max(-reduced.min(), 0)
         size = found.plan[paid] @ np.abs(costs[paid])
+        # A repetition may also be worse: the best program so far is kept.
         if unit < excess * size or np.isinf(excess):
             excess = unit / size if size > 0 else unit
             best = found._replace(f=potentials[: len(a)], g=potentials[len(a) :])

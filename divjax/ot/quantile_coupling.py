@@ -74,6 +74,7 @@ def as_values(
     """
     columns = {}
     for name, given in samples.items():
+        # Exactly, as the centre is subtracted before numbers are rounded to JAX's dtype.
         vector = as_numbers(name, given, exact=True)
         check_shape(name, vector, "n")
         if 0 in vector.shape:
@@ -219,6 +220,7 @@ def is_valid(line: Line, p: ArrayLike) -> Bool[Array, ""]:
     """Whether order and weights are in range, for traced values."""
     check_scalar(p=p)
     valid = jnp.asarray(p) >= 1
+    # Only the Python number ∞ selects a formula of its own: an infinite array is out of range.
     if not is_infinite(p):
         valid &= jnp.isfinite(jnp.asarray(p))
     # Equal weights, which are None, are always valid.

@@ -364,9 +364,11 @@ def _change(
     slopes = jax.vmap(jax.grad(lambda direction: _costs(fixed, direction[None], p=p)[0]))(near)
     # At a maximum over unit vectors some mixture of the slopes points outwards.
     tangential = slopes - jnp.sum(slopes * near, axis=1, keepdims=True) * near
+    # In units of the largest slope, so that squares stay within the dtype's range.
     scaled, _ = in_units_of(jnp.max(jnp.abs(tangential)), tangential)
     mixture = min_norm_weights(matmul(scaled, scaled.T))
     costs = _costs(samples, near, p=p)
     mixture, fixed_costs = jax.lax.stop_gradient((mixture, costs))
+    # An infinite cost less itself would be NaN.
     change = jnp.where(jnp.isfinite(fixed_costs), costs - fixed_costs, 0)
     return jnp.dot(mixture, change, precision="highest")

@@ -294,6 +294,7 @@ def _frank_wolfe(
     def unfinished(carry: tuple) -> Array:
         potentials, _, _, gap, steps = carry
         enough = gap <= tolerance * jnp.abs(dual.value(potentials))
+        # A gap of NaN meets no tolerance, and further steps would not repair it.
         return ~enough & jnp.isfinite(gap) & (steps < max_iterations)
 
     def step(carry: tuple) -> tuple:
@@ -307,4 +308,5 @@ def _frank_wolfe(
     start = dual.translated(_Potentials(jnp.zeros_like(dual.line.x), jnp.zeros_like(dual.line.y)))
     carry = start, *dual.linear_problem(start), jnp.zeros((), jnp.int32)
     potentials, _, path, gap, steps = jax.lax.while_loop(unfinished, step, carry)
+    # At the maximum rounding may make the gain slightly negative.
     return potentials, path, jnp.maximum(gap, 0), steps

@@ -130,6 +130,7 @@ def shares(
         if np.count_nonzero(given) < 2:
             raise ValueError(f"{name} must be positive for at least 2 rows; got 1.")
     masses = jax.lax.stop_gradient(as_weights(name, given, rows.shape[0], rows.dtype))
+    # Traced weights have passed no check: a negative one makes all of them NaN.
     return nan_unless(jnp.min(masses) >= 0, masses) / jnp.sum(masses)
 
 

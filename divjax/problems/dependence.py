@@ -47,6 +47,7 @@ def gaussian_dependence(covariance: npt.ArrayLike, x_dim: int) -> Task:
     """
     joint: Unrounded = finite_array("covariance", covariance)
     d = joint.shape[0] if joint.ndim else 0
+    # True is an integer in Python, but not a number of features.
     whole = isinstance(x_dim, (int, np.integer)) and not isinstance(x_dim, bool)
     if not (whole and 0 < x_dim < d):
         raise ValueError(f"x_dim must be in 1 … {d - 1}; got {x_dim}.")
@@ -328,6 +329,7 @@ def additive_uniform(epsilon: float) -> Task:
 
     def sample_q(key: Key[Array, ""], n: int) -> Float[Array, "n 2"]:
         key_x, key_y = jax.random.split(key)
+        # Each feature is from a draw of its own, so that both are independent.
         return jnp.stack([sample_p(key_x, n)[:, 0], sample_p(key_y, n)[:, 1]], axis=1)
 
     kl = epsilon - math.log(2 * epsilon) if epsilon <= 0.5 else 1 / (4 * epsilon)

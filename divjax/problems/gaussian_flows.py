@@ -297,6 +297,7 @@ def _as_arrays(
     return (
         _Origin(center, mean),
         times,
+        # The initial mean is zero, as means are relative to it.
         Normal(nan_unless(valid, jnp.zeros_like(mean)), nan_unless(valid, covariance)),
         Normal(means - mean, nan_unless(each[:, None, None], covariances)),
     )
@@ -350,6 +351,7 @@ def _min_norm_field(
     check_nonnegative(bandwidth=bandwidth)
     precisions = _precision(targets.covariance)
     bandwidth = jnp.asarray(bandwidth, precisions.dtype)
+    # A traced bandwidth has passed no check.
     bandwidth = nan_unless((bandwidth >= 0) & jnp.isfinite(bandwidth), bandwidth)
     smoothing = jnp.square(bandwidth) * jnp.eye(targets.mean.shape[1], dtype=precisions.dtype)
 

@@ -109,10 +109,12 @@ def gaussian_pair(p: Normal, q: Normal, *, x_dim: int | None = None) -> Task:
     p, q = normal_pair(p, q)
     mean_p, covariance_p = _finite("p", p)
     mean_q, covariance_q = _finite("q", q)
+    # NumPy's factorisation raises for a matrix that is not definite, where JAX's gives NaN.
     try:
         factor_p, factor_q = np.linalg.cholesky(covariance_p), np.linalg.cholesky(covariance_q)
     except np.linalg.LinAlgError:
         raise ValueError("covariances must be positive definite; got one that is not.") from None
+    # Far from the origin the rounding of draws is no longer negligible beside their spread.
     check_resolved("p", mean_p, np.sqrt(np.diagonal(covariance_p)))
     check_resolved("q", mean_q, np.sqrt(np.diagonal(covariance_q)))
     return _gaussian_pair(mean_p, factor_p, mean_q, factor_q, x_dim)

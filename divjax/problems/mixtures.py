@@ -120,6 +120,7 @@ class GaussianMixture:
             check_symmetric("covariances", known)
         check_simplex("weights", leaves["weights"])
         if not is_traced(leaves):
+            # A component of weight zero has no draws, and may lie anywhere.
             used = np.asarray(leaves["weights"])[:, None] > 0
             located = np.where(used, leaves["means"], 0)
             check_resolved("means", located, _deviations(leaves["covariances"], np))

@@ -72,6 +72,7 @@ class Task:
             self.dim,
             lambda key, n: forward(self.sample_p(key, n)),
             lambda key, n: forward(self.sample_q(key, n)),
+            # The map's Jacobian cancels in the ratio of the densities.
             lambda z: self.log_ratio(inverse(z)),
             self.kl,
             self.reverse_kl,

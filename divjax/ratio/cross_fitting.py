@@ -71,6 +71,7 @@ def cross_fit(
     fitted, scores = _fit_and_score(keys, rows, splits, head, plan=plan)
     calibrated = _calibrate_and_probe(scores, rows.weights, groups, plan=plan)
     return CrossFit(
+        # Heads are trained before their calibrations, which are fitted to their scores.
         members=fitted.members._replace(calibration=calibrated.calibrations),
         log_ratio_p=calibrated.log_ratios[0],
         log_ratio_q=calibrated.log_ratios[1],
@@ -217,6 +218,7 @@ def _tasks(
         tested = np.append(tested, [[first], [num_folds]], axis=1)
     return _Task(
         keys[repeat],
+        # The tasks of one repeat share its split.
         jax.tree.map(lambda leaf: leaf[repeat], splits),
         jnp.asarray(fold),
         (jnp.asarray(tested[0]), jnp.asarray(tested[1])),

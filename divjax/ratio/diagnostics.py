@@ -191,10 +191,12 @@ def _rounded_alike(
         dtype_in_jax(as_numbers(name, sample))
         for name, sample in zip(("x", "y"), given, strict=True)
     ]
+    # At one precision neither sample has digits that the other lacks.
     if dtypes[0] == dtypes[1]:
         return None
     for dtype in dtypes:
         if jnp.finfo(dtype).bits < 32:
+            # There and back: values are rounded, and the samples keep one dtype for comparison.
             x, y = (sample.astype(dtype).astype(sample.dtype) for sample in (x, y))
     return x, y
 

@@ -81,6 +81,7 @@ class _CrossFitted:
     pack_size: int = static(default=1)
 
     def __post_init__(self):
+        # Each fold is scored by a fit to the other folds, of which there must be at least one.
         check_count(2, num_folds=self.num_folds)
         check_count(1, num_repeats=self.num_repeats, pack_size=self.pack_size)
         check_choice(CALIBRATIONS, calibration=self.calibration)

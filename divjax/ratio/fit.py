@@ -236,6 +236,7 @@ class RatioFit(OutOfFoldScores):
             test on held-out rows.
         """
         held_out = self.held_out_p, self.held_out_q
+        # A p-value is a step function of the scores, without useful derivatives.
         of_p, of_q = jax.lax.stop_gradient(held_out)
         return score_permutation_test(
             key,

@@ -107,6 +107,7 @@ def misfit(
             jnp.where((weight > 0)[:, None], x, 0),
             sign,
             jnp.where(weight > 0, u, 0),
+            # Either sample has half of the pooled mass.
             weight / 2,
             fold,
             group,
@@ -150,6 +151,7 @@ def _gain_of_cosines(rows: _Scored, num_folds: int) -> Misfit:
             lambda length: jnp.sum(losses_at(others, u + length * change)), lengths
         )
         moved = u + lengths[jnp.argmin(losses)] * change
+        # Only rows that the fit has not used show a gain without bias.
         return jnp.where(others, 0, jax.nn.softplus(-sign * u) - jax.nn.softplus(-sign * moved))
 
     # Each row has a gain in its own fold alone.

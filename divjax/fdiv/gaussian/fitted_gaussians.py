@@ -67,6 +67,7 @@ def plug_in_kl(
         Muirhead 1982, theorems 3.2.12 and 3.2.15: the moments.
     """
     _, x, y = centered_samples(x=x, y=y)
+    # Both samples have one dtype by now, so that one check suffices.
     check_full_precision("x", x)
     (n, d), m = x.shape, y.shape[0]
     # The mean of an inverse Wishart matrix exists for m > d + 2.

@@ -115,7 +115,9 @@ def _in_own_units(p: Normal, q: Normal) -> tuple[Normal, Normal]:
     unit = 2.0 ** np.round(np.log2(np.where(usable, variances, 1).astype(float)) / 2)
 
     def rescaled(g: Normal) -> Normal:
+        # In the array's own dtype, so that float64 of NumPy does not widen arrays of JAX.
         own = unit.astype(g.covariance.dtype)
+        # One axis at a time, since the product of two scales may leave the dtype's range.
         covariance = g.covariance / own
         covariance = covariance / (own if covariance.ndim == 1 else own[:, None])
         return Normal(g.mean / unit.astype(g.mean.dtype), covariance)

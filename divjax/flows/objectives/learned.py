@@ -107,6 +107,7 @@ class FDivergence:
         mean, scale = mean_and_scale(jnp.concatenate([x, y]), jnp.concatenate(halves))
         params = self.ratio.init(init_key, x.shape[1], x.dtype)
         state = _State(params, self._optimizer(x.dtype).init(params), mean, scale)
+        # Before the first step all particles have the same weight.
         weights = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
         return self._refine(fit_key, x, y, weights, state, self.num_init_steps)
 

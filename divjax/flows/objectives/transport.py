@@ -220,6 +220,7 @@ class SinkhornDivergence:
         return flagged(variation, target_rows(self.samples, particles)), result.potentials
 
     def _solve(self, particles, weights, init) -> SinkhornDivergenceResult:
+        # A `Variation` has no place for the errors that a solver may record.
         check_solver(self.solver, records=False, result="a Variation")
         x, _ = ravel_particles(particles)
         return sinkhorn_divergence(

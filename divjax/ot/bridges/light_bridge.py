@@ -216,6 +216,7 @@ class LightSchrodingerBridge:
         least = 1e-3 * jnp.finfo(dtype).tiny ** 0.5
         variance_floor = ridge * squares[1] + least
 
+        # In the unit of ε: one end's deviation times the other's.
         scale = jnp.sqrt(jnp.mean(squares[0]) * jnp.mean(squares[1]))
         start = self._anneal(key, ends, scale, epsilon, variance_floor)
         v, losses, imbalance = self._refine(start, ends, epsilon, variance_floor)
@@ -259,6 +260,7 @@ class LightSchrodingerBridge:
         # A loss is computed before its step: the last parameters still need one.
         v, _, last, _ = self._balanced(descent.last, ends, epsilon)
         v = select(last < descent.lowest, v, descent.best)
+        # Once more for the selected parameters: the last loss and the imbalance are theirs.
         v, _, loss, imbalance = self._balanced(v, ends, epsilon)
         return v, jnp.append(descent.losses, loss), imbalance
 
@@ -328,6 +330,7 @@ class LightSchrodingerBridge:
         """Clusters of y, each with the Gaussian bridge from all of x as its scale."""
         start, end = samples
         centers, members = mixture.clusters(key, end.x, self.num_components, end.shares)
+        # Pooled over clusters, as one of few rows has no reliable variance of its own.
         within = end.mean((end.x - members @ centers) ** 2) + variance_floor
         scale = mixture.gaussian_scales(start.mean(start.x**2)[None], within[None], epsilon)
         scales = jnp.broadcast_to(scale, centers.shape)

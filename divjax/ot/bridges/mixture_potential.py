@@ -165,6 +165,7 @@ def gaussian_scales(cov0: Array, cov1: Array, epsilon: Array) -> Array:
     and there is no cancellation.
     """
     half = epsilon / 2
+    # Rounding may make a vanishing eigenvalue negative.
     slope = lambda product: 1 / (half + root_of_sum(half, jnp.maximum(product, 0)))
     if cov0.ndim == 2:
         return cov1 * slope(cov0 * cov1)
@@ -175,6 +176,7 @@ def gaussian_scales(cov0: Array, cov1: Array, epsilon: Array) -> Array:
     products, rotation = linalg.eigh(jnp.swapaxes(factor, 1, 2) @ cov0 @ factor)
     factor = factor @ rotation
     scales = (factor * slope(products)[:, None]) @ jnp.swapaxes(factor, 1, 2)
+    # The rounding of a product is not symmetric.
     return (scales + jnp.swapaxes(scales, 1, 2)) / 2
 
 

@@ -169,6 +169,7 @@ def _conjugate_gradients(
         alpha = jnp.where(sound, energy / jnp.where(sound, curvature, 1), 0)
         x, residual = x + alpha * direction, residual - alpha * image
         after = residual @ (weight * residual)
+        # Once the residual vanishes exactly, the ratio would be 0/0.
         beta = after / jnp.where(energy > 0, energy, 1)
         return x, residual, weight * residual + beta * direction, after, sound, step + 1
 

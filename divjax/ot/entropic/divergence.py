@@ -132,6 +132,7 @@ def sinkhorn_divergence(
         raise ValueError("init must be the four `potentials` of a `SinkhornDivergenceResult`.")
     check_solver(solver)
     given = check_points(x, y, a, b, epsilon, cost, marginal_penalty, solver.block_size)
+    # Each self term is centred by itself: the other sample does not enter its costs.
     alone = tuple(
         center_alone(rows, weights, given.cost, given.samples[0].dtype)
         for rows, weights in zip((x, y), given.weights, strict=True)
@@ -166,6 +167,7 @@ def _solve_three(
             block_size=given.block_size,
             vanishing=(formulation.replaced[side],) * 2,
         )
+        # One problem at a time holds its matrices in memory.
         own = _ordered_after(formulate_points(own), after)
         return solve(own, given_potentials(own, start[1 + side]), solver, symmetric=True)
 

@@ -109,6 +109,7 @@ def formulate(
     check_epsilon(epsilon)
     if x is not None or y is not None:
         raise ValueError("x and y must be None if cost is a matrix; got samples.")
+    # A list has no shape before it is converted.
     if not isinstance(cost, (list, tuple)) and (len(cost.shape) != 2 or 0 in cost.shape):
         raise ValueError(
             f"cost must be a non-empty matrix of shape (n, m); got shape {cost.shape}."
@@ -295,6 +296,7 @@ def _centered_by_means(
     The centres do not affect results: their effect is zero, or is added back in closed form. Their
     gradient is therefore stopped.
     """
+    # Costs that depend on positions allow no shift.
     if points is None:
         return x, y, None
     mean_x = jax.lax.stop_gradient(_weighted_mean(x, a, vanishing[0]))
@@ -303,6 +305,7 @@ def _centered_by_means(
         x = x - mean_x
         return x, x, (center, center)
     mean_y = jax.lax.stop_gradient(_weighted_mean(y, b, vanishing[1]))
+    # About one centre the displacements must not change: both samples move by one point.
     if len(points) == 1:
         middle = (mean_x + mean_y) / 2
         center = ShiftedCenter(points[0], middle)

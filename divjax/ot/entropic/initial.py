@@ -92,6 +92,7 @@ def annealed(
         f, g, count = state
         stage = dataclasses.replace(problem, epsilon=epsilon(count))
         if symmetric:
+            # Half a step, since full symmetric updates may oscillate.
             f = (f + stage.damping[1] * (g - stage.epsilon * log_row_sums(stage, g, f))) / 2
             return f, f, count + 1
         # Each potential is the other's soft transform plus its best constant. K is not stored, as

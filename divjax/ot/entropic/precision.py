@@ -62,6 +62,7 @@ def cost_error(problem: Problem, f: Float[Array, " n"], g: Float[Array, " m"]) -
     relative_to = problem.pairs.rounding_scale(problem.pairs.rows[rows], costs)
     mass = problem.a[rows, None] * problem.b * kernel
     moved = jnp.sum(jnp.where(mass > 0, mass * relative_to, 0))
+    # The sampled rows stand for all rows in proportion to their mass.
     share = jnp.sum(problem.a[rows]) / jnp.sum(problem.a)
     unit = jnp.finfo(costs.dtype).eps / 2
     return unit / problem.epsilon * moved / jnp.where(share > 0, share, 1)
@@ -110,7 +111,9 @@ def refined_at_large_epsilon(
         # An ordinary iteration, with eᵗ − 1 in place of eᵗ throughout.
         g = transform(problem.transposed, g, f)
         f = transform(problem, f, g)
+        # Without the shift the exponents are those of the plan, so that the sum is ΣP − Σa Σb.
         return f, g, problem.a @ sums(problem, f, g, jnp.zeros_like(problem.epsilon))
 
+    # Exponentials are then near one, and their sums would round away the differences.
     large = problem.epsilon > _LARGE * jnp.maximum(jnp.max(jnp.abs(f)), jnp.max(jnp.abs(g)))
     return if_needed(large, refined, (f, g, mass_defect))

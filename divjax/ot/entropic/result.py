@@ -88,6 +88,7 @@ class SinkhornResult(Outcome):
             >>> result.transposed.transport(x + 2).round(2).ravel().tolist()
             [0.0, 1.0]
         """
+        # Both sides share the plan, and with it the value, the error and the status.
         return SinkhornResult(
             value=self.value,
             f=self.g,
@@ -188,6 +189,7 @@ class SinkhornResult(Outcome):
     def _plan_sum(self, function: Callable[[Array, Array, Array], Array]) -> Float[Array, ""]:
         """Σ_ij P_ij h(C_ij, (f_i + g_j − C_ij)/ε, log b_j)."""
         problem, b = self.problem, self.problem.b
+        # A weight of zero has no logarithm, and its pairs are excluded below.
         log_b = jnp.log(jnp.where(b > 0, b, 1))
 
         def block(costs: Array, f: Array) -> Array:

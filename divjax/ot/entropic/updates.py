@@ -86,6 +86,7 @@ class Updates:
             lambda _: log_row_sums(self.problem.transposed, g, f),
             columns,
         )
+        # For one sample with itself the sums of rows are those of columns.
         return LogScalings(rows, jnp.zeros_like(g), columns if self.symmetric else rows, columns)
 
     def fast(self, base: Base, s: LogScalings, omega: ArrayLike) -> LogScalings:

@@ -106,6 +106,7 @@ def _fitted(
         alpha = ledoit_wolf(rows, weights)
     else:
         alpha = jnp.asarray(shrinkage, rows.dtype)
+        # A traced number out of range cannot raise, and makes the covariance NaN.
         alpha = nan_unless((alpha >= 0) & (alpha <= 1), alpha)
     d = rows.shape[1]
     # The multiple of the identity with the covariance's trace, which shrinkage preserves.

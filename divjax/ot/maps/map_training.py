@@ -66,6 +66,7 @@ class MapTrainer:
         self, which: Int[Array, ""], x_key: Key[Array, ""], y_key: Key[Array, ""]
     ) -> MapBatch:
         x, y, images = self.train.x, self.train.y, self.images
+        # All batches of x are parts of one draw, which must not exceed the sample.
         size = min(self.batch_size, x.shape[1] // self.num_batches, y.shape[1])
         of_problem = lambda weights: None if weights is None else weights[which]
         # Rows are drawn by their weights, and have equal weight in a batch. Both batches are parts
@@ -107,11 +108,13 @@ def held_out(
     Validation uses the objective of training, with self terms between independent rows.
     """
     x, y, a, b = held
+    # Self terms between the same rows need no second batch.
     if not independent:
         return HeldOut(MapBatch(x, images, y, context, None, a, b), None, None)
     first, second = _halves(x.shape[1], a)
     y_first, y_second = _halves(y.shape[1], b)
 
+    # Each half is a sample of its own, with weights that sum to one.
     def half(weights: Float[Array, "g n"] | None, rows: np.ndarray) -> Float[Array, "g k"] | None:
         return None if weights is None else jax.vmap(normalised)(weights[:, rows])
 

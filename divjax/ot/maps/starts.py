@@ -98,6 +98,7 @@ def nearest(
     References:
         Székely, Rizzo 2013: the energy distance, here its unbiased estimate.
     """
+    # A single candidate is chosen whatever its distance.
     if len(maps) == 1:
         return maps[0]
 

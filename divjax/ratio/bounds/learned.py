@@ -103,6 +103,7 @@ class DivergenceBound:
         check_positive(learning_rate=self.learning_rate)
         counts = {"num_steps": self.num_steps, "num_checks": self.num_checks}
         check_count(1, **counts, num_groups=self.num_groups)
+        # For mutual information a batch of one pair would have no false pairs.
         check_count(2, batch_size=self.batch_size)
 
     def fit(
@@ -308,6 +309,7 @@ class DivergenceBound:
     ) -> Training:
         def loss(key: Key[Array, ""], params: PyTree[Array], *state: PyTree[Array]):
             values = self._values(critic.replace(params), *draw(key))
+            # A bound without a state returns its value alone, which is maximised, hence the sign.
             if not state:
                 return -self.train(*values)
             value, new = self.train(*values, *state)

@@ -55,6 +55,7 @@ def critic_values(u_p: Numbers, u_q: Numbers, symbol: str = "u") -> tuple[Array,
     of_p, of_q = f"{symbol}_p", f"{symbol}_q"
     u_p, u_q = jnp.asarray(as_numbers(of_p, u_p)), jnp.asarray(as_numbers(of_q, u_q))
     for name, values, shapes in ((of_p, u_p, "(n,)"), (of_q, u_q, "(m,) or (n, k)")):
+        # Only values under q may be a matrix, with a row of false pairs for each true one.
         fits = values.ndim == 1 or (name == of_q and values.ndim == 2)
         if not fits or values.size == 0:
             raise ValueError(f"{name} must be non-empty of shape {shapes}; got {values.shape}.")

@@ -121,6 +121,7 @@ def draw_basis(
     """
     check_key(key)
     x, y, a, _ = rows
+    # The choice of rows is discrete, and has no derivative in the weights.
     weights = _stop(a)
     size = min(num_centers, x.shape[0])
     noise = jax.random.gumbel(key, weights.shape, weights.dtype)

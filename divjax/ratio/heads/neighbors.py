@@ -123,6 +123,7 @@ class Neighbors:
         def drawn(key, x, weight):
             index = random_rows(key, weight, self.max_rows)
             mass = weight[index]
+            # The drawn rows stand for their whole sample, so that their masses sum to one again.
             return index, x[index], mass / jnp.sum(mass)
 
         samples = zip(jax.random.split(key), rows[:2], rows.weights, strict=True)
@@ -133,6 +134,7 @@ class Neighbors:
         return _References(
             x=jnp.concatenate([p, q]),
             index=jnp.concatenate([of_p, rows.x.shape[0] + of_q]),
+            # A row of one sample has no mass in the other.
             mass_p=jnp.concatenate([mass_p, jnp.zeros_like(mass_q)]),
             mass_q=jnp.concatenate([jnp.zeros_like(mass_p), mass_q]),
             prior=prior * one_row,
