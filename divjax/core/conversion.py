@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["CONVERT_FIRST", "Numbers", "Unrounded", "is_beyond_double", "native", "plain_array"]
+__all__ = [
+    "CONVERT_FIRST",
+    "Numbers",
+    "Unrounded",
+    "check_columns",
+    "is_beyond_double",
+    "native",
+    "plain_array",
+]
 
 # Anything that `as_numbers` takes: an array of JAX or NumPy, a number, nested lists of numbers, a
 # frame or a series. pandas is not a dependency, so the last two have no type here.
@@ -29,8 +37,7 @@ _NUMERIC = re.compile(r"(u?int\d+|float\d*|double|halffloat|bool(ean)?)(\[.*\])?
 
 def plain_array(name: str, sample: Numbers) -> Unrounded:
     """An input of any kind as an array, in the machine's byte order."""
-    # Frames and series are recognised by their methods, without importing their libraries.
-    if hasattr(sample, "columns") and hasattr(sample, "to_numpy"):
+    if _is_frame(sample):
         return _frame_as_numpy(name, sample)
     if hasattr(sample, "dtype") and hasattr(sample, "to_numpy"):
         return _series_as_numpy(name, sample)
@@ -53,6 +60,26 @@ def plain_array(name: str, sample: Numbers) -> Unrounded:
         kind = type(sample).__name__ if array.ndim == 0 else f"entries of type {array.dtype.name}"
         raise ValueError(f"{name} must hold real numbers; got {kind}.{CONVERT_FIRST}")
     return native(array)
+
+
+def _is_frame(sample: object) -> bool:
+    """Whether it is a frame, recognised by its attributes, without importing its library."""
+    return hasattr(sample, "columns") and hasattr(sample, "to_numpy")
+
+
+def check_columns(samples: dict[str, Numbers]) -> None:
+    """Raise `ValueError` for frames of the same columns in another order."""
+    columns = {name: list(s.columns) for name, s in samples.items() if _is_frame(s)}
+    if len(columns) < 2:
+        return
+    (first, of_first), *others = columns.items()
+    for name, of_other in others:
+        # Features are compared by position: columns of other names may be meant.
+        if of_other != of_first and set(of_other) == set(of_first):
+            raise ValueError(
+                f"{name} must have its columns in the order of {first}; got {of_other} and "
+                f"{of_first}. Reorder them: {name}[{first}.columns]."
+            )
 
 
 def native(array: Unrounded) -> Unrounded:

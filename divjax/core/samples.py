@@ -21,6 +21,7 @@ from divjax.core.conversion import (
     CONVERT_FIRST,
     Numbers,
     Unrounded,
+    check_columns,
     is_beyond_double,
     plain_array,
 )
@@ -446,6 +447,7 @@ def _is_wider(x: Unrounded, dtype: DTypeLike) -> bool:
 
 def _checked(samples: dict[str, Numbers]) -> dict[str, Unrounded]:
     """Each sample as an array of real numbers, matrices with the same number of features."""
+    check_columns(samples)
     # Exactly, as the samples may be centred before they are rounded to JAX's dtype.
     converted = {name: as_numbers(name, sample, exact=True) for name, sample in samples.items()}
     for name, sample in converted.items():

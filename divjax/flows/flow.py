@@ -402,4 +402,7 @@ class Flow:
                 _, _, noise_key = step_keys(key, state.step)
                 first = lambda gradient: respond(gradient)[0]
                 updates = diffused(noise_key, updates, descent, first, entropy)
-        return updates, optimizer_state
+        # Noise, momentum and weight decay would move particles of weight zero too.
+        lost = state.particle_weights == 0
+        still = lambda update: jnp.where(lost.reshape(-1, *(1,) * (update.ndim - 1)), 0, update)
+        return jax.tree.map(still, updates), optimizer_state

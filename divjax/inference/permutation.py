@@ -434,9 +434,10 @@ def _permute_labels(
     n, m = len(x), len(y)
     pooled = jnp.concatenate(as_singles(x, y))
     counted = jnp.ones(n + m, bool) if counts is None else counts
-    # Rows that do not count stay in their places, rank last, and contribute zero.
+    # Rows that do not count stay in their places, rank last as NaN does, also after infinite
+    # scores, and contribute zero.
     if counts is not None:
-        pooled = jnp.where(counted, pooled, jnp.inf)
+        pooled = jnp.where(counted, pooled, jnp.nan)
         if groups is None:
             strata = jnp.zeros(n + m, int) if strata is None else number_labels(strata)
             strata = jnp.where(counted, strata, n + m)

@@ -33,7 +33,14 @@ from divjax.core.normal import (
 )
 from divjax.core.numerics import matmul, nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree
-from divjax.core.samples import Center, Numbers, Unrounded, as_weights, centered_samples
+from divjax.core.samples import (
+    Center,
+    Numbers,
+    Unrounded,
+    as_weights,
+    centered_samples,
+    two_parts,
+)
 from divjax.core.types import Outcome, status_of, summary
 from divjax.ot.covariances import squared_bures, stretch, transport_matrix
 
@@ -47,11 +54,17 @@ __all__ = [
 
 
 class GaussianPair(NamedTuple):
-    """Two Gaussians in one dtype, with covariances of one kind, and means relative to a centre."""
+    """Two Gaussians in one dtype, with covariances of one kind, and means relative to a centre.
+
+    Attributes:
+        p: the first Gaussian, with its mean relative to a point common to both.
+        q: the second Gaussian, likewise.
+        means: the means themselves, each to float64's precision.
+    """
 
     p: Normal
     q: Normal
-    center: Center
+    means: tuple[Center, Center]
 
     @property
     def squared_shift(self) -> Float[Array, ""]:
@@ -60,7 +73,7 @@ class GaussianPair(NamedTuple):
 
     def map_by(self, matrix: Array) -> "AffineMap":
         """The map from p to q with this matrix."""
-        source, target = self.center.moved(self.p.mean), self.center.moved(self.q.mean)
+        source, target = self.means
         return AffineMap(matrix, source.high, target.high, (source.low, target.low))
 
 
@@ -75,11 +88,14 @@ def paired_gaussians(p: Any, q: Any) -> GaussianPair:
         q = q._replace(covariance=full_covariance(q))
     # The distance depends only on the means' difference: a common offset of float64 is removed
     # before rounding.
-    center, mean_p, mean_q = centered_samples(p=p.mean[None], q=q.mean[None])
+    _, mean_p, mean_q = centered_samples(p=p.mean[None], q=q.mean[None])
+    # A map takes points relative to one mean to points relative to the other. Far apart, both means
+    # would be rounded about a common point.
+    means = Center(*two_parts(p.mean, dtype)), Center(*two_parts(q.mean, dtype))
     return GaussianPair(
         Normal(mean_p[0].astype(dtype), _covariance_as(dtype, p.covariance)),
         Normal(mean_q[0].astype(dtype), _covariance_as(dtype, q.covariance)),
-        center,
+        means,
     )
 
 

@@ -155,3 +155,12 @@ def test_a_point_between_centers_is_as_precise_as_both(share):
     found = one.towards(other, share)
     exact = (1 - share) * ends[0] + share * ends[1]
     np.testing.assert_allclose(np.float64(found.high) + np.float64(found.low), exact, atol=1e-5)
+
+
+def test_frames_of_the_same_columns_in_another_order_are_refused():
+    x, y = (pd.DataFrame(np.eye(2) + c, columns=["a", "b"]) for c in (0, 1))
+    with pytest.raises(ValueError, match=r"^y must have its columns in the order of x"):
+        as_samples(x=x, y=y[["b", "a"]])
+    # By position: of other names, and beside what has none.
+    for other in (y.rename(columns={"a": "c"}), y.to_numpy(), y):
+        np.testing.assert_array_equal(as_samples(x=x, y=other)[1], y.to_numpy())

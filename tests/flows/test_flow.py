@@ -457,3 +457,22 @@ def test_a_result_prints_in_short(recorded):
     traced = []
     jax.eval_shape(lambda x: traced.append(repr(run(KEY, x, PAIR, num_steps=1))), X)
     assert "status=int32[]" in traced[0]
+
+
+@pytest.mark.parametrize(
+    ("velocity", "optimizer"),
+    [
+        (flows.Langevin(), optax.sgd(0.1)),
+        (flows.SVGD(kernels.Gaussian(1.0)), optax.adamw(0.1, weight_decay=0.5)),
+        (flows.SVGD(kernels.Gaussian(1.0)), optax.adam(0.1)),
+        (flows.SVGD(kernels.Gaussian(1.0)), flows.accelerated(0.1)),
+    ],
+    ids=["noise", "decay", "adam", "momentum"],
+)
+def test_a_particle_that_loses_its_weight_stays(velocity, optimizer):
+    flow = flows.Flow([flows.KL(lambda z: -jnp.sum(z**2))], velocity=velocity, optimizer=optimizer)
+    moving = flow.run(KEY, jnp.arange(3.0)[:, None], num_steps=3).state
+    weights = jnp.array([0.5, 0.5, 0.0])
+    later = flow.run(KEY, moving._replace(particle_weights=weights), num_steps=3)
+    assert later.particles[2] == moving.particles[2]
+    assert (later.particles[:2] != moving.particles[:2]).all()

@@ -345,3 +345,15 @@ def test_traced_integers_keep_their_order():
         found = call(x, y)
         assert found.statistic == 1
         assert found.p_value < 0.05
+
+
+@pytest.mark.parametrize("padding", [1, 50])
+def test_masked_rows_do_not_tie_with_infinite_scores(padding):
+    """Five of the 25 pairs are in order. At the top, padding would raise the ranks of infinity."""
+    x = jnp.array([jnp.inf, 0.1, 0.2, 0.3, 0.4])
+    y = jnp.array([1.0, 2.0, 3.0, 0.5, 0.6])
+    padded = [jnp.append(scores, jnp.full(padding, 7.0)) for scores in (x, y)]
+    counted = jnp.arange(5 + padding) < 5
+    found = score_permutation_test(KEY, *padded, "auc", masks=(counted, counted))
+    np.testing.assert_allclose(found.statistic, 0.2, rtol=1e-6)
+    assert found.null.max() <= 1 + 1e-6

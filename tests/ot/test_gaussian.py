@@ -327,3 +327,16 @@ def test_what_is_not_a_number_or_traced_out_of_range_is_flagged():
     found = run(np.array([0.0, 2.0]), covs * np.array([np.nan, 1])[:, None, None])
     np.testing.assert_allclose(found.covariance, covs[1], atol=1e-12)
     assert found.converged
+
+
+@pytest.mark.parametrize("far", [1e4, 123456789.1])
+def test_a_map_between_means_far_apart_keeps_both(far):
+    """m_q + A (x − m_p): about one common point both means would be rounded."""
+    mean, z = np.array([0.3, 0.7]), np.array([[1.0, 2.0], [-3.0, 0.4]])
+    with jax.enable_x64(False):
+        p, q = Normal(mean + far, np.ones(2)), Normal(np.array([0.1, 0.2]), 4 * np.ones(2))
+        expected = np.array([0.1, 0.2]) + 2 * (z - mean)
+        np.testing.assert_allclose(gaussian_map(p, q)(z + far), expected, atol=1e-5)
+        near = gaussian_entropic(p._replace(mean=mean), q, epsilon=0.1).transport(z)
+        moved = gaussian_entropic(p, q, epsilon=0.1).transport(z + far)
+        np.testing.assert_allclose(moved, near, atol=1e-5)

@@ -242,3 +242,12 @@ def test_the_gap_is_linear_in_the_mass(kind, mass):
     assert int(heavy.status) == int(one.status)
     np.testing.assert_allclose(heavy.value / mass, one.value, rtol=1e-4)
     np.testing.assert_allclose(heavy.transport / mass, one.transport, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["debiased", "entropic", "primal"])
+@pytest.mark.parametrize("padding", [np.nan, np.inf, 1e30])
+def test_gradients_of_a_map_do_not_see_rows_of_weight_zero(kind, padding):
+    x, a = jnp.array([[0.3], [1.0], [padding]]), jnp.array([0.5, 0.5, 0.0])
+    gap = lambda t, x, a: monge_gap(x, lambda z: t * z, a, epsilon=0.5, kind=kind).value
+    slope = jax.jit(jax.grad(gap))
+    np.testing.assert_allclose(slope(1.5, x, a), slope(1.5, x[:2], a[:2]), rtol=1e-4)

@@ -127,6 +127,10 @@ def monge_gap(
     # A function T takes points in their original coordinates: they cannot be centred first, and
     # their rounding far from zero is flagged.
     (x,) = as_samples(x=x)
+    if a is not None:
+        # T at a row without weight may have a derivative of NaN: a copy of another takes its place.
+        weights = as_weights("a", a, len(x), x.dtype)
+        x = jnp.where((weights == 0)[:, None], x[jnp.argmax(weights)], x)
     y = images(x)
     gap = _gap_between(x, y, a, epsilon, cost, kind, solver)
     lost = jnp.where(_are_rounded(x, y, a), Status.FLOATING_POINT_RESOLUTION, Status.CONVERGED)
