@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_matrix, check_same_features, check_shape, check_weights
 from divjax.core.conversion import (
@@ -218,7 +218,7 @@ class Center:
         high = self.high + by
         return Center(high, self.low + (by - (high - self.high)))
 
-    def towards(self, other: "Center", share: Float[Numbers, ""]) -> "Center":
+    def towards(self, other: "Center", share: ArrayLike) -> "Center":
         """The point at a share of the way to another centre, as precise as both.
 
         Example:

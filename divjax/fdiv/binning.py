@@ -97,12 +97,12 @@ def edges(
 
 
 def _extremes(x: Unrounded, y: Unrounded) -> tuple[_TwoParts, _TwoParts] | None:
-    """The least and the greatest number of each column with their rounding errors, if any."""
+    """The extremes of each column with their rounding errors, None if no number is rounded."""
     if not loses_digits(x, y):
         return None
     dtype = jnp.result_type(dtype_in_jax(x), dtype_in_jax(y))
     known = [columns for columns in (x, y) if isinstance(columns, np.ndarray)]
-    # JAX's numbers are edges' own kind. NumPy's are compared with their digits.
+    # Only NumPy's numbers have digits that the edges' dtype lacks.
     least = functools.reduce(np.minimum, [columns.min(axis=0) for columns in known])
     greatest = functools.reduce(np.maximum, [columns.max(axis=0) for columns in known])
     return two_parts(least, dtype), two_parts(greatest, dtype)
@@ -216,7 +216,7 @@ def counts(
 
 
 def as_bounds(name: str, edges: Numbers, ndim: int, columns: Unrounded) -> Unrounded:
-    """Edges as a matrix, one row per column: concrete ones must ascend, or hold nan."""
+    """Edges as a matrix, one row per column: concrete ones must ascend, or hold NaN."""
     given = as_numbers(name, edges, exact=True)
     bounds = given[None] if ndim == 1 else given
     if bounds.ndim != 2 or bounds.shape[0] != columns.shape[1] or bounds.shape[1] < 2:
@@ -255,8 +255,9 @@ Parts: TypeAlias = tuple[Array | _TwoParts, Array | _TwoParts]
 
 
 def in_parts(columns: Unrounded, bounds: Unrounded) -> Parts:
-    """Points and edges that compare as given: NumPy's by their places, or as two numbers each.
+    """Points and edges in a form that compares like the numbers that were given.
 
+    If both are NumPy's, they are their places in order. Otherwise NumPy's are split in two parts.
     JAX's are unchanged.
     """
     dtype = jnp.result_type(dtype_in_jax(columns), dtype_in_jax(bounds))

@@ -388,7 +388,7 @@ def check_alike(logs: Sequence[Array | jax.ShapeDtypeStruct]) -> None:
 
 
 def present_classes(log_p: LogProbs) -> tuple[Bool[Array, "*batch c"], LogProbs, LogProbs]:
-    """A mask of the classes (true at nan), safe log-probabilities, and probabilities."""
+    """A mask of the classes (true at NaN), safe log-probabilities, and probabilities."""
     exists = log_p != -jnp.inf
     # Replaced before any arithmetic, as 0 · ∞ would make gradients NaN.
     safe = jnp.where(exists, log_p, 0)
@@ -396,7 +396,7 @@ def present_classes(log_p: LogProbs) -> tuple[Bool[Array, "*batch c"], LogProbs,
 
 
 def sum_over_classes(terms: Float[Array, "*batch c"], *logs: LogProbs) -> Float[Array, "*batch"]:
-    """The sum over classes, or nan where one of the distributions has no class."""
+    """The sum over classes, or NaN where one of the distributions has no class."""
     return nan_entries_unless(have_classes(*logs), terms.sum(-1))
 
 

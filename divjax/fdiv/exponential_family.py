@@ -13,7 +13,14 @@ from divjax.core.arguments import as_leaves
 from divjax.core.checks import check_nonnegative, check_scalar, check_scalar_output
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import as_traced
-from divjax.fdiv.gap_quadrature import ROUNDINGS, RULES, Line, gap_by_curvature, sharper, slope_gap
+from divjax.fdiv.gap_quadrature import (
+    ROUNDINGS,
+    RULES,
+    Line,
+    gap_by_curvature,
+    more_accurate,
+    slope_gap,
+)
 from divjax.fdiv.named_families import (
     BERNOULLI,
     BETA,
@@ -48,12 +55,12 @@ __all__ = [
 def _checked(
     log_partition: LogPartition, eta_p: Natural, eta_q: Natural
 ) -> tuple[LogPartition, Natural, Natural]:
-    """All as arguments of a compiled function, with parameters of one length."""
+    """All as arguments of a compiled function, with parameters of the same length."""
     etas = as_leaves(eta_p=eta_p, eta_q=eta_q)
     shapes = [jnp.shape(eta) for eta in etas]
     if shapes[0] != shapes[1] or len(shapes[0]) != 1:
         raise ValueError(
-            "eta_p and eta_q must be vectors of one length; "
+            "eta_p and eta_q must be vectors of the same length; "
             f"got shapes {shapes[0]} and {shapes[1]}."
         )
     # Derivatives are taken in the parameters, hence floats even if integers are given.
@@ -66,15 +73,15 @@ def _checked(
 
 
 def _within(log_partition: LogPartition, *etas: Natural) -> Bool[Array, ""]:
-    """Whether the parameters are in the family, outside of which A is +∞ (or nan)."""
+    """Whether the parameters are in the family, outside of which A is +∞ (or NaN)."""
     return jnp.all(jnp.stack([jnp.isfinite(log_partition(eta)) for eta in etas]))
 
 
 def kl(log_partition: LogPartition, eta_p: Natural, eta_q: Natural) -> Float[Array, ""]:
     """KL(p‖q) = A(η_q) − A(η_p) − ⟨η_q − η_p, ∇A(η_p)⟩: the Bregman divergence of A, q first.
 
-    The difference suffers cancellation for close or large parameters. It is then an integral of
-    second derivatives of A between them, all of one sign.
+    The difference suffers cancellation for close or large parameters. KL is then computed as an
+    integral of second derivatives of A between them, all of one sign.
 
     Args:
         log_partition: the family's A, a convex function "d" -> "" (a `Family` or any other).
@@ -87,7 +94,7 @@ def kl(log_partition: LogPartition, eta_p: Natural, eta_q: Natural) -> Float[Arr
         centred data help).
 
     Raises:
-        ValueError: if the parameters are not vectors of one length, or A is not a scalar.
+        ValueError: if the parameters are not vectors of the same length, or A is not a scalar.
 
     Example:
         >>> p, q = POISSON.natural(2.0), POISSON.natural(1.0)
@@ -108,7 +115,7 @@ def _kl(log_partition: LogPartition, eta_p: Natural, eta_q: Natural) -> Float[Ar
     at_q = log_partition(eta_q)
     # The direct formula rounds like its parts: A at both ends, and the slope between them.
     rounding = jnp.sum(line.roundings(0, 1)) + jnp.abs(slope)
-    value = sharper((at_q - at_p - slope, rounding), gap_by_curvature(line, 1.0))
+    value = more_accurate((at_q - at_p - slope, rounding), gap_by_curvature(line, 1.0))
     # At parameters outside of the family A is +∞, and so is the divergence.
     value = jnp.where(at_q == jnp.inf, jnp.inf, value)
     return nan_unless(jnp.isfinite(at_p), value)
@@ -127,7 +134,7 @@ def jeffreys(log_partition: LogPartition, eta_p: Natural, eta_q: Natural) -> Flo
         finite at both or fewer than two digits are accurate.
 
     Raises:
-        ValueError: if the parameters are not vectors of one length, or A is not a scalar.
+        ValueError: if the parameters are not vectors of the same length, or A is not a scalar.
 
     Example:
         >>> p, q = POISSON.natural(2.0), POISSON.natural(1.0)
@@ -150,7 +157,7 @@ def _jeffreys(log_partition: LogPartition, eta_p: Natural, eta_q: Natural) -> Fl
     zero, one = jnp.zeros_like(rounding), jnp.ones_like(rounding)
     integral = line.integral((zero, one, lambda u: u, jnp.ones_like))
     # Near p = q the direct formula cancels, and the integral does not.
-    value = sharper((jnp.dot(towards_q, at_q - at_p), rounding), integral)
+    value = more_accurate((jnp.dot(towards_q, at_q - at_p), rounding), integral)
     return nan_unless(_within(log_partition, eta_p, eta_q), value)
 
 
@@ -177,7 +184,7 @@ def bhattacharyya(log_partition: LogPartition, eta_p: Natural, eta_q: Natural) -
         accurate.
 
     Raises:
-        ValueError: if the parameters are not vectors of one length, or A is not a scalar.
+        ValueError: if the parameters are not vectors of the same length, or A is not a scalar.
 
     Example:
         >>> p, q = POISSON.natural(4.0), POISSON.natural(1.0)
@@ -198,7 +205,7 @@ def _bhattacharyya(log_partition: LogPartition, eta_p: Natural, eta_q: Natural) 
     at_p, at_q, between = line.roundings(0, 1, 0.5)
     rounding = at_p + at_q + 2 * between
     direct = 2 * _jensen_gap(log_partition, eta_p, eta_q, 0.5), rounding
-    value = sharper(direct, gap_by_curvature(line, 0.5)) / 2
+    value = more_accurate(direct, gap_by_curvature(line, 0.5)) / 2
     return nan_unless(_within(log_partition, eta_p, eta_q), value)
 
 
@@ -207,9 +214,9 @@ def renyi(
 ) -> Float[Array, ""]:
     """Rényi's divergence log ∫ p^α q^(1−α) / (α − 1), a Jensen gap of A divided by 1 − α.
 
-    At α = 1 it is KL(p‖q), and it is smooth in α there. Near α = 1, where the quotient cancels, the
-    gap is an integral of slopes of A along the line from η_p towards η_q. If this cancels too, it
-    is an integral of second derivatives.
+    At α = 1 it is KL(p‖q), and it is smooth in α there. Near α = 1, where the quotient cancels, it
+    is computed from an integral of slopes of A along the line from η_p towards η_q. If this cancels
+    too, it is computed from integrals of second derivatives.
 
     Args:
         log_partition: the family's A, a convex function "d" -> "".
@@ -224,7 +231,7 @@ def renyi(
         +inf outside of its domain, as for a `Family`.
 
     Raises:
-        ValueError: if alpha is a negative Python number, the parameters are not vectors of one
+        ValueError: if alpha is a negative Python number, the parameters are not vectors of the same
             length, or A is not a scalar.
 
     Example:
@@ -269,6 +276,6 @@ def _renyi(
     direct = jnp.where(by_slopes, slopes, quotient)
 
     rounding = jnp.where(by_slopes, averaged, magnified)
-    value = sharper((direct, rounding), gap_by_curvature(line, order))
+    value = more_accurate((direct, rounding), gap_by_curvature(line, order))
     value = jnp.where(direct == jnp.inf, jnp.inf, value)
     return nan_unless(_within(log_partition, eta_p, eta_q) & (order >= 0), value)

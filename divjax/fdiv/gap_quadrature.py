@@ -1,6 +1,7 @@
 """Jensen gaps of a log-partition function A by quadrature, and the rounding errors of its values.
 
-Each form of a divergence has an error in units of epsilon, by which the sharper one is chosen.
+Each formula for a divergence comes with an error in units of epsilon, and the more accurate of two
+is chosen.
 """
 
 from collections.abc import Callable
@@ -14,9 +15,9 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.numerics import nan_entries_unless
 from divjax.fdiv.named_families import LogPartition, Natural
 
-__all__ = ["ROUNDINGS", "RULES", "Line", "gap_by_curvature", "sharper", "slope_gap"]
+__all__ = ["ROUNDINGS", "RULES", "Line", "gap_by_curvature", "more_accurate", "slope_gap"]
 
-# Gauss–Legendre rules along the line, and a coarser one for the error.
+# A Gauss–Legendre rule along the line, and a coarser one for its error.
 RULES = [np.polynomial.legendre.leggauss(count) for count in (16, 8)]
 # The number of directions that differ from the line's in the signs of their coordinates.
 _NUM_SIGNS = 16
@@ -58,15 +59,15 @@ class Line(NamedTuple):
         return jax.jvp(slope, (self.point(t),), (direction,))[1]
 
     def integral(self, *parts: tuple[Array, Array, Callable, Callable]) -> _WithError:
-        """Σ ∫₀¹ weight(u) φ''(place(u)) du, and its error in units of epsilon.
+        """Σ ∫₀¹ weight(u) φ''(t(u)) du over the parts, and its error in units of epsilon.
 
-        The places go up to 1. If ∫ φ'' over them is not the difference of the slopes φ' at their
-        ends, the error is infinite: second derivatives underflow before slopes, since JAX's
-        derivatives of a quotient contain the divisor to the power −2.
+        Together the parts cover an interval of t that ends at 1. If ∫ φ'' over it is not the
+        difference of φ' at its ends, the error is infinite: second derivatives underflow before
+        first ones, since JAX's derivatives of a quotient contain the divisor to the power −2.
 
         Args:
-            *parts: tuples of a place whose rounding is examined, the length between the places'
-                ends, the places, and the weights.
+            *parts: tuples of a point t at which the rounding is probed, the length of the part's
+                interval of t, the map from u to t, and the weight as a function of u.
         """
         dtype = self.start.dtype
         nodes, of_rule, shares = [], [], []
@@ -162,10 +163,10 @@ def gap_by_curvature(line: Line, order: ArrayLike) -> _WithError:
     )
 
 
-def sharper(one: _WithError, other: _WithError) -> Float[Array, ""]:
+def more_accurate(one: _WithError, other: _WithError) -> Float[Array, ""]:
     """The value whose error is smaller, NaN if this leaves fewer than two digits.
 
-    Errors are in units of epsilon, and zero may be off by a few epsilon. A value below zero gives
+    Errors are in units of epsilon: a value near zero may be off by a few. A value below zero gives
     NaN, as A is then not convex.
     """
     (value_one, error_one), (value_other, error_other) = one, other

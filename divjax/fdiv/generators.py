@@ -72,7 +72,7 @@ class Generator(Divergence):
         return times_exp(first, -u)
 
     def curvature(self, u: ArrayLike) -> Array:
-        """The weight r² f''(r) of the ratio at u in the divergence's gradient."""
+        """The curvature r² f''(r), which weights the squared error of a log ratio."""
         _, _, first, second = self._slopes(u)
         return second - first
 
@@ -145,8 +145,8 @@ class Generator(Divergence):
 
 def _inverse_derivative(generator: Generator, t: Array) -> Array:
     """The u with f'(e^u) = t, by bisection, clipped to the representable range."""
-    # Derivatives come from the Newton step that follows. Those of the bisection would be those of
-    # branches.
+    # Derivatives come from the Newton step that follows. Those of the bisection, which only
+    # compares, would be zero.
     generator, t = jax.lax.stop_gradient((generator, t))
     limit = jnp.full_like(t, 0.9 * jnp.log(jnp.finfo(t.dtype).max))
 
@@ -186,7 +186,7 @@ class Combination(Generator):
     def __post_init__(self):
         if not self.generators or len(self.generators) != len(self.factors):
             raise ValueError(
-                "generators and factors must be as many, and at least one; got "
+                "generators and factors must have the same length of at least one; got "
                 f"{len(self.generators)} and {len(self.factors)}."
             )
         for generator in self.generators:
@@ -201,7 +201,7 @@ class Combination(Generator):
 
     @property
     def _factors(self) -> tuple[ArrayLike, ...]:
-        """The factors, nan for array entries that are not positive."""
+        """The factors, NaN for array entries that are not positive."""
         return tuple(
             c if isinstance(c, (int, float)) else nan_unless(jnp.greater(c, 0), c)
             for c in self.factors
@@ -275,11 +275,11 @@ class Reversed(Generator):
         return self.generator.dual_integrand_q(jnp.negative(u))
 
     def curvature(self, u: ArrayLike) -> Array:
-        """The generator's weight at −u, times r."""
+        """The generator's curvature at −u, times r."""
         return times_exp(self.generator.curvature(jnp.negative(u)), jnp.asarray(u))
 
     def second_derivative(self, u: ArrayLike) -> Array:
-        """The generator's weight at −u, divided by r."""
+        """The generator's curvature at −u, divided by r."""
         return times_exp(self.generator.curvature(jnp.negative(u)), jnp.negative(u))
 
     def dual_integrand_q(self, u: ArrayLike) -> Array:
@@ -304,7 +304,7 @@ class Mixture(Generator):
 
     @property
     def _share(self) -> float | Array:
-        """The share α, nan for array entries outside [0, 1)."""
+        """The share α, NaN for array entries outside [0, 1)."""
         alpha = self.alpha
         if isinstance(alpha, (int, float)):
             return alpha
@@ -335,13 +335,13 @@ class Mixture(Generator):
         return self._plus_share(self.generator.derivative(v), self.generator.dual_integrand_q, v)
 
     def curvature(self, u: ArrayLike) -> Array:
-        """The generator's weight at v, times (1 − α)²/(αr + 1 − α)."""
+        """The generator's curvature at v, times (1 − α)²/(αr + 1 − α)."""
         weight = jnp.square(jnp.subtract(1, self._share))
         at_ratio = self.generator.curvature(self._log_ratio(u))
         return weight * times_exp(at_ratio, -log_mixture(u, self._share))
 
     def second_derivative(self, u: ArrayLike) -> Array:
-        """The generator's curvature at p/m, times (1 − α)²/(αr + 1 − α)³."""
+        """The generator's second derivative at p/m, times (1 − α)²/(αr + 1 − α)³."""
         weight = jnp.square(jnp.subtract(1, self._share))
         curvature = self.generator.second_derivative(self._log_ratio(u))
         return weight * times_exp(curvature, -3 * log_mixture(u, self._share))

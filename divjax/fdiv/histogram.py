@@ -70,7 +70,7 @@ def bias(
         The expected excess of the plug-in estimate, to subtract from it.
 
     Raises:
-        ValueError: if these arrays are not vectors of one length.
+        ValueError: if these arrays are not vectors of the same length.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -279,6 +279,6 @@ def _flagged(
     *,
     is_vector: bool,
 ) -> Float[Array, "*d"]:
-    """The plug-in values minus their expected excess, nan where a sample is not finite."""
+    """The plug-in values minus their expected excess, NaN where a sample is not finite."""
     values = nan_unless(finite, values if excess is None else values - excess)
     return values[0] if is_vector else values

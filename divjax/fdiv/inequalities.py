@@ -68,8 +68,8 @@ def _log_gap(y: Array) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def _kl_from_gap(gap: Array) -> Array:
-    # log g is concave and decreasing: Newton's iteration descends to the root from the first step
-    # on.
+    # log g is concave and decreasing: the first step of Newton's iteration overshoots the root, and
+    # the others descend to it.
     target = jnp.log(gap)
 
     def step(_, y):
@@ -87,7 +87,8 @@ def _(primals, tangents):
 
 @jax.custom_jvp
 def _kl_from_js(js: Array) -> Array:
-    # JS(y) = log 2 − g(y), without the difference, is concave: Newton's iteration ascends to it.
+    # JS(y) = log 2 − g(y), written without that difference, is concave and increasing: Newton's
+    # iteration ascends to the root from its start below it.
     def step(_, y):
         log_mean = log_mixture(-y, 0.5)
         decay = jnp.exp(-y)
@@ -112,8 +113,8 @@ def kl_lower_bound_from_js(js: ArrayLike) -> Array:
     gives one on KL.
 
     Args:
-        js: JS in nats, of any shape. Beyond a KL of 16, log 2 − JS cancels completely in float32,
-            and `kl_lower_bound_from_cross_entropy` takes that difference itself.
+        js: JS in nats, of any shape. In float32, log 2 − JS has fewer than two digits left beyond a
+            KL of 16: give that difference to `kl_lower_bound_from_cross_entropy` instead.
 
     Returns:
         The bound in nats: 0 for JS ≤ 0, +∞ for JS ≥ log 2. Its derivative is the implicit one.
@@ -355,7 +356,7 @@ def _tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Interval:
 
 
 def _one_minus_power(x: Array, exponent: ArrayLike) -> Array:
-    """1 − (1 − x)^exponent on [0, 1], exact for small x and with a finite derivative at 1."""
+    """1 − (1 − x)^exponent on [0, 1], accurate for small x and with a finite derivative at 1."""
     small = x < 0.5
     # The unused branch gets a harmless argument, as its derivative would otherwise be NaN.
     near, far = jnp.where(small, x, 0), jnp.where(small, 1, 1 - x)

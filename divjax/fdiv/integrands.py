@@ -94,11 +94,11 @@ class Divergence:
         return as_floats(mean)[0]
 
     def dual_integrand_p(self, u: ArrayLike) -> Array:
-        """The integrand under p whose error is of second order in that of the ratio."""
+        """The integrand under p of the variational form, which errs to second order in u only."""
         raise NotImplementedError
 
     def dual_integrand_q(self, u: ArrayLike) -> Array:
-        """The integrand under q whose error is of second order in that of the ratio."""
+        """The integrand under q of the variational form, which errs to second order in u only."""
         raise NotImplementedError
 
     def plug_in(
@@ -211,7 +211,7 @@ def weighted_mean(values: Float[Array, " n"], weights: Float[Array, " n"] | None
 
 
 def where_weighted(values: Float[Array, " n"], weights: Float[Array, " n"] | None) -> Array:
-    """The values, replaced by 0 at a weight of zero (padding) and by nan at a negative one."""
+    """The values, replaced by 0 at a weight of zero (padding) and by NaN at a negative one."""
     if weights is None:
         return values
     return jnp.where(weights > 0, values, jnp.where(weights == 0, 0, jnp.nan))

@@ -83,8 +83,8 @@ def _log_volumes(
     """The sums over `neighbors` among `size` points, one neighbour more than weights."""
     k = weights.shape[0]
     logs = dimension * neighbors.log_distances
-    # Without the neighbour of rank r, the (j + 1)-th neighbour takes each rank j ≥ r. One more
-    # neighbour than is used takes the place of the one that is left out.
+    # If the neighbour of rank r is left out, the (j + 1)-th neighbour takes rank j for each j ≥ r.
+    # The neighbour after the last weight's is needed for this alone.
     steps = logs[:, 1:] - logs[:, :-1]
     from_rank = jnp.tril(jnp.broadcast_to(weights[:, None], (k, k)))
     # Influences enter the standard error alone, which is not differentiated.
@@ -236,9 +236,8 @@ def knn_kl(
         An `Estimate` in nats, whose value is the mean of the log-ratios, with
         `NeighborDiagnostics`. The effective sample size is their number. The variance is the
         jackknife's over both samples, exact for leaving out each point in turn and conservative
-        (Efron–Stein). Half of the change that the weights make, against equal ones, is added to it
-        in quadrature for the remaining bias. With `bias_order=0` the interval covers variance
-        alone.
+        (Efron–Stein). The square of half the change that the weights make, against equal ones, is
+        added to it for the remaining bias. With `bias_order=0` the interval covers variance alone.
 
         The standard error and the interval are NaN if they are unknown: more than one row in a
         hundred coincides with a neighbour (copied rows, in one sample or between both, which are

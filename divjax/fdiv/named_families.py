@@ -115,7 +115,7 @@ def _log_gamma_ratio(a: Array, b: Array) -> Array:
 
 
 def _of_normal(mean: ArrayLike, scale: ArrayLike) -> Natural:
-    """The natural parameters, nan for a scale that is not positive, or squared out of range."""
+    """The natural parameters, NaN for a scale that is not positive, or squared out of range."""
     mean, scale = as_floats(mean, scale)
     square = jnp.square(scale)
     precision = 1 / square

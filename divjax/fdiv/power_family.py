@@ -37,7 +37,7 @@ class _Power(Generator):
 
     @property
     def _order(self) -> ArrayLike:
-        """α, NaN for an infinite array: no integrand has its limit."""
+        """α, NaN for array entries that are not finite."""
         if isinstance(self.alpha, (int, float)):
             return self.alpha
         return nan_unless(jnp.isfinite(self.alpha), self.alpha)
@@ -56,11 +56,11 @@ class _Power(Generator):
         return self.scale * jnp.exp(jnp.where(jnp.equal(exponent, 0) & jnp.isinf(u), 0, x))
 
     def curvature(self, u: ArrayLike) -> Array:
-        """The weight c r^α."""
+        """The curvature c r^α."""
         return self._power(u, self._order)
 
     def second_derivative(self, u: ArrayLike) -> Array:
-        """The curvature c r^{α−2}."""
+        """The second derivative c r^{α−2}."""
         return self._power(u, self._order - 2)
 
     def dual_integrand_q(self, u: ArrayLike) -> Array:
@@ -90,10 +90,10 @@ class _Power(Generator):
 def integrand_share(alpha: Array) -> Array:
     """w(α)/α, with w rising from 0 at α ≤ 0 to 1 at α ≥ 1.
 
-    As D = E_p[T]/α = E_q[S]/(1 − α) in the power family, any w splits it. Whatever p and q, the
-    variance is finite under p for ½ ≤ α ≤ 1 and under q for 0 ≤ α ≤ ½, and at α = ½ the mean of
-    both is symmetric. The quintic step that joins these keeps integrands continuously
-    differentiable in α.
+    As D = E_p[T]/α = E_q[S]/(1 − α) in the power family, D = w E_p[T]/α + (1 − w) E_q[S]/(1 − α)
+    for any w. Whatever p and q, the variance of T under p is finite for ½ ≤ α < 1, and that of S
+    under q for 0 < α ≤ ½. At α = ½ both have the same share. The quintic step that joins these
+    keeps integrands continuously differentiable in α.
     """
     # The smoothstep w = 10α³ − 15α⁴ + 6α⁵, divided by α: two continuous derivatives at 0 and 1.
     step = alpha**2 * (6 * alpha**2 - 15 * alpha + 10)
@@ -122,7 +122,7 @@ class Alpha(_Power):
 
     KL(p‖q) at α = 1, KL(q‖p) at α = 0, 4 times the squared Hellinger distance at ½, half of
     ∫(p − q)²/q at 2. r² f''(r) = r^α, and Amari's parameter is 2α − 1. The integrands are under p
-    for α ≥ 1, under q for α ≤ 0, and joined smoothly between, where their variance is finite.
+    for α ≥ 1, under q for α ≤ 0, and joined smoothly between.
 
     Attributes:
         alpha: any real number. An infinite array gives NaN.

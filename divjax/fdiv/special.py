@@ -54,7 +54,7 @@ def times_exp(value: Array, x: Array) -> Array:
 
 
 def nan_where_nan(value: ArrayLike, *inputs: ArrayLike) -> Array:
-    """The value, nan where an input is nan: comparisons in its branches do not propagate it."""
+    """The value, NaN where an input is NaN: comparisons in its branches do not propagate it."""
     for x in inputs:
         value = jnp.where(jnp.isnan(x), jnp.nan, value)
     return jnp.asarray(value)
@@ -263,7 +263,7 @@ def _log_mixture(x: Array, weight: Array, rest: Array) -> Array:
 
 
 def _log_mixture_jvp(primals, tangents):
-    # The rest is one minus the weight, and so is its change: that of the weight stands for both.
+    # The rest is one minus the weight and changes with it: the weight's tangent stands for both.
     (x, weight, rest), (dx, dweight, _) = primals, tangents
     # Numerator and denominator divided by the larger of 1 and e^x, without |x|, whose kink has a
     # derivative.

@@ -16,8 +16,8 @@ from divjax.core.numerics import matmul
 
 __all__ = ["Support", "short_steps", "support_from_steps"]
 
-# The share of neighbours that agree in a feature up to which it is continuous. Beyond one minus it
-# the feature is discrete.
+# A feature is continuous if at most this share of neighbours agree in it, and discrete if at least
+# one minus this share do.
 _TIES = 0.05
 
 
@@ -49,7 +49,10 @@ def short_steps(y: Float[Array, "m d"]) -> Float[Array, "m d"]:
 def support_from_steps(
     *steps: Float[Array, "_ d"], others: tuple[Float[Array, "_ d"], ...] = ()
 ) -> Support:
-    """The support from steps to neighbours, and others within a sample of unknown neighbours."""
+    """The support from steps to nearest neighbours.
+
+    `others` are steps within samples whose nearest neighbours are not known.
+    """
     steps, others = jax.lax.stop_gradient((steps, others))
     d, dtype = steps[0].shape[1], steps[0].dtype
 
@@ -61,8 +64,9 @@ def support_from_steps(
     same = jnp.all(discrete_in_each == discrete)
     ties = jnp.max(jnp.where(discrete, 0, agree))
 
-    # Features that depend on others: the rank of the steps' second moments. Steps have unit length,
-    # in units of each feature's median, so that no far row decides the rank.
+    # Features that depend on others: the rank of the steps' second moments. Coordinates are in
+    # units of the feature's median, and each step is scaled to a largest coordinate of one, so that
+    # no far row decides the rank.
     dimension = jnp.sum(~discrete)
     if min(step.shape[0] for step in (*steps, *others)) >= 2 * d > 2:
         medians = [jnp.median(jnp.abs(step), axis=0) for step in steps]

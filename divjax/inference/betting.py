@@ -60,9 +60,9 @@ def betting_lower_bound(
         mask: which rows count. It must not depend on the values.
 
     Returns:
-        The bound, at least the least `lower`. It is NaN if a value that counts is outside of its
-        interval, an interval is lost in the rounding of its ends, or a traced confidence is outside
-        of (0, 1). Its derivative is that of the m which solves max_t K_t(m) = 1/δ.
+        The bound, at least min(lower). It is NaN if a value that counts is outside of its interval,
+        the rounding of an interval's ends is too large a share of its width, or a traced confidence
+        is outside of (0, 1). Its derivative is that of the m which solves max_t K_t(m) = 1/δ.
 
     Raises:
         ValueError: as for `sum_of_means_lower_bound`.

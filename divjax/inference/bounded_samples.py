@@ -1,6 +1,6 @@
 """Samples of bounded values, as arguments of the confidence bounds on their means.
 
-Intervals and masks are checked, and NumPy's values are moved to the end of their interval in
+Intervals and masks are checked. An end of the interval is subtracted from NumPy's values in
 float64, before float32 rounds them.
 """
 
@@ -55,8 +55,8 @@ class Draws(NamedTuple):
         lower: the lower ends, relative to the origin.
         upper: the upper ends, relative to the origin.
         mask: which rows count, None if all do.
-        origin: the end of the interval from which the bound starts, if the values are NumPy's and
-            may lie far from zero. It is zero otherwise.
+        origin: the number that was subtracted: for NumPy's and Python's numbers the least finite
+            lower end, or for an upper bound the largest finite upper end, and otherwise zero.
     """
 
     values: Leaf
@@ -86,7 +86,7 @@ def checked_draws(sample: Bounded, confidence_level: ArrayLike, *, upper_bound: 
     check_below(lower, upper, True if mask is None else mask)
     check_probability(confidence_level=confidence_level)
     origin = 0.0
-    # NumPy's numbers are moved to the end of their interval in float64, before float32 rounds them.
+    # An end of the interval is subtracted from NumPy's numbers in float64, before they are rounded.
     if not any(isinstance(number, jax.Array) for number in (values, lower, upper)):
         ends = np.asarray(upper if upper_bound else lower)
         # Ends of rows that do not count are arbitrary.

@@ -85,8 +85,9 @@ def sum_of_means_lower_bound(
 
     Returns:
         The bound, at least Σ lower_k, to which it is equal if a sample has fewer than two rows. It
-        is NaN if a value that counts is NaN or outside of its interval, an interval is lost in the
-        rounding of its ends, or a traced confidence lies outside of (0, 1).
+        is NaN if a value that counts is NaN or outside of its interval, the rounding of an
+        interval's ends is too large a share of its width, or a traced confidence lies outside of
+        (0, 1).
 
     Raises:
         ValueError: if there is no sample, a shape does not fit, a Python number for the confidence

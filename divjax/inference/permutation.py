@@ -46,7 +46,9 @@ class PermutationTest(Outcome):
             An infinite statistic among finite ones (a divergence of disjoint supports) is valid.
         null: the statistic of each permutation.
         status: a `Status`: `NOT_FINITE` if the p-value or an entry of `null` is NaN,
-            `INVALID_INPUT` if traced groups have rows in both samples.
+            `INVALID_INPUT`, with a p-value of NaN, if traced groups have rows in both samples or a
+            group has rows in several strata, and `FLOATING_POINT_RESOLUTION` as described for
+            `permutation_test`.
     """
 
     statistic: Float[Array, ""]

@@ -59,10 +59,10 @@ def _rescale(x: Float[Array, "n d"]) -> _Rescaled:
     deviations = wide - common_center(wide)
     largest = jnp.max(jnp.abs(deviations))
     scaled, unit = in_units_of(largest, deviations)
-    # Equal up to rounding in the dtype in which the particles are given.
+    # Rows coincide if they are equal up to rounding in the dtype in which they are given.
     eps = float(jnp.finfo(x.dtype).eps)
     apart, _ = in_units_of(largest, coincidence_distance(wide, eps))
-    # Rows whose coordinates differ by at most `apart` are no farther apart than this.
+    # The squared distance of rows whose coordinates differ by at most `apart` is at most this.
     return _Rescaled(scaled, unit, x.shape[1] * jnp.square(apart))
 
 
@@ -75,7 +75,7 @@ def _mean_squared(x: Float[Array, "n d"]) -> Float[Array, ""]:
 def _bandwidth(
     squared: Float[Array, ""], rescaled: _Rescaled, dtype: DTypeLike
 ) -> Float[Array, ""]:
-    """σ with σ² = d² / (2 log(n+1)), or 1 if all particles coincide; NaN stays NaN."""
+    """σ with σ² = squared / (2 log(n+1)), or 1 if all particles coincide; NaN stays NaN."""
     length = jnp.sqrt(squared / (2 * math.log(rescaled.x.shape[0] + 1.0))) * rescaled.unit
     return jnp.where(squared <= rescaled.coincident, 1, length).astype(dtype)
 
@@ -86,7 +86,8 @@ class Mean:
 
     Its gradient is stopped. Sensitive to outliers, unlike `Median`. Particles that coincide up to
     rounding, a few units in the last place of their coordinates, give σ = 1, as does a single one.
-    Weights do not enter: in a flow a particle of weight zero counts as a copy of a weighted one.
+    Weights do not enter: a flow replaces a particle of weight zero by a copy of another, and the
+    copy counts.
 
     Example:
         >>> import jax.numpy as jnp
@@ -122,8 +123,8 @@ class Median:
     one. The median is the lower one, found by passes that count pairs, not by sorting n² numbers.
     Each pass costs about a quarter of an SVGD step. Along a flow, where the search starts from the
     last two results, one pass usually suffices. If half of the pairs coincide up to rounding,
-    `Mean` is used. Weights do not enter: in a flow a particle of weight zero counts as a copy of a
-    weighted one.
+    `Mean` is used. Weights do not enter: a flow replaces a particle of weight zero by a copy of
+    another, and the copy counts.
 
     Attributes:
         tolerance: the relative error allowed in the median of the squared distances, half of it in
@@ -185,7 +186,9 @@ class Median:
 
 @pytree
 class MultiScale:
-    """Several bandwidths at once: scales times each of another rule's. The kernel is their mean.
+    """Several bandwidths: each of `scales` times each bandwidth of another rule.
+
+    The kernel is then the mean of the kernels of these bandwidths.
 
     Attributes:
         scales: the factors.

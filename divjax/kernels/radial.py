@@ -41,7 +41,7 @@ class Kernel(Protocol):
 
     @property
     def positive_definite(self) -> bool:
-        """Whether k is positive with positive definite matrices, as smoothing requires."""
+        """Whether k > 0 and its Gram matrices are positive definite, as smoothing requires."""
         ...
 
     @property
@@ -71,8 +71,8 @@ def as_points(
 def _nan_unless_finite(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     """The points, with NaN for infinite coordinates.
 
-    A kernel has limits at infinity, but none between two infinite points or for its slopes, and
-    distances from matrix products would be NaN or infinite by the signs of the other points.
+    Between two infinite points a kernel has no limit, nor do its slopes at infinity. Distances by
+    matrix products would be NaN or infinite, depending on the signs of the other points.
     """
     return nan_unless(jnp.isfinite(x), x)
 
@@ -90,7 +90,7 @@ def check_smoother(kernel: Kernel) -> None:
     if not kernel.positive_definite:
         raise ValueError(
             f"kernel must be positive definite to smooth with; got {type(kernel).__name__}, "
-            "which serves discrepancies (flows.MMD, flows.Interaction)."
+            "which is only for flows.MMD and flows.Interaction."
         )
 
 
@@ -137,16 +137,15 @@ class _WithBandwidth:
     def _mean_over_scales(
         self, function: Callable[[ArrayLike], PyTree[Array]], dtype: DTypeLike
     ) -> PyTree[Array]:
-        """The mean of `function(σ)` over the scales; NaN for a traced σ that is not positive.
+        """The mean of `function(σ)` over the bandwidths σ; NaN for a traced σ that is not positive.
 
-        Also NaN if σ² or the squared distances relevant to σ are out of the dtype's range.
+        Also NaN if σ² overflows or ε σ² is subnormal, in at least single precision.
         """
         if isinstance(self.bandwidth, BandwidthRule):
             raise ValueError(
                 "bandwidth is a rule: call `kernel.at(x)` for the kernel at its value."
             )
-        # σ² must be finite, and squared distances down to ε σ², which change the value by a
-        # rounding error, normal numbers.
+        # σ² must be finite, and ε σ² normal, so that squared distances down to ε σ² are too.
         limits = jnp.finfo(at_least_single(dtype))
         least, greatest = (float(limits.tiny / limits.eps) ** 0.5, float(limits.max) ** 0.5)
 
@@ -329,9 +328,9 @@ class Laplace(_WithBandwidth):
 class Energy:
     """The energy kernel, k(x, y) = −‖x − y‖: conditionally positive definite, without a bandwidth.
 
-    Its MMD is the energy distance. Not differentiable at coincident points, where the gradient is
-    taken as zero. Points nearer than the root of the smallest number (10⁻¹⁹ in float32) count as
-    coincident.
+    Its squared MMD is 2 E‖x − y‖ − E‖x − x′‖ − E‖y − y′‖, the squared energy distance. Not
+    differentiable at coincident points, where the gradient is taken as zero. Points nearer than the
+    square root of the smallest normal number (10⁻¹⁹ in float32) count as coincident.
 
     Example:
         >>> import jax.numpy as jnp

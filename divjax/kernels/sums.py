@@ -33,7 +33,7 @@ def kernel_sums(
     them, both sums are computed again from differences, feature by feature. Derivatives of the sums
     still use the products.
 
-    Points y_j whose coefficients are all zero are ignored and may hold any value.
+    Points y_j whose values and gradient weights are all zero are ignored and may hold anything.
 
     Args:
         kernel: a kernel whose bandwidth is a number.
@@ -47,7 +47,7 @@ def kernel_sums(
 
     Raises:
         ValueError: if x or y is empty or not a matrix, their numbers of features differ, or the
-            coefficients do not have one row per y_j.
+            values and gradient weights do not have one row per y_j.
 
     Example:
         >>> import jax.numpy as jnp
@@ -104,14 +104,15 @@ def kernel_sums(
         return sums, rows[:, None, :] * total[:, :, None] - moment
 
     # Ignored points are zeroed: one far away would trigger a needless second pass.
-    needed = _feels_rounding(fixed[0], jnp.where(used[:, None], fixed[-1], 0))
+    needed = _is_changed_by_rounding(fixed[0], jnp.where(used[:, None], fixed[-1], 0))
     return reduce_centered_pairs(x, others, contract, same=y is None, again=again, needed=needed)
 
 
-def _feels_rounding(kernel: Kernel, sources: Float[Array, "m d"]) -> Bool[Array, ""]:
-    """Whether the rounding of |x|² + |y|² changes values or slopes between coincident points.
+def _is_changed_by_rounding(kernel: Kernel, sources: Float[Array, "m d"]) -> Bool[Array, ""]:
+    """Whether the rounding of |x|² + |y|² changes a kernel's values or slopes by too much.
 
-    The change is largest there. A kernel that is singular there always changes.
+    They are compared at coincident points, where the change is largest. For a kernel that is
+    singular there it is always too large.
     """
     # Rounding puts coincident points at about this squared distance. The change is from 0 to
     # there (columns), in values and slopes (rows).

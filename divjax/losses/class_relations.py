@@ -1,4 +1,4 @@
-"""How alike classes are to a teacher, and the costs of moving probability between them.
+"""How similar classes are according to a teacher, and the costs of moving probability between them.
 
 These are the ground costs of `wkd_logits`.
 """
@@ -25,9 +25,9 @@ def class_similarity(
     """Similarity of classes according to a teacher: the linear CKA of their features.
 
     CKA(X_i, X_j) = ‖X_iᵀ X_j‖² / (‖X_iᵀ X_i‖ ‖X_jᵀ X_j‖), in Frobenius norms, for the features
-    X_i "features samples" of a class, with each sample's mean over features subtracted. The Gram
-    matrices X_i X_iᵀ that are aligned compare features, so samples of different classes are
-    unpaired.
+    X_i "features samples" of a class, with each sample's mean over features subtracted. It
+    aligns the features × features matrices X_i X_iᵀ, so samples of different classes need not be
+    paired.
 
     Args:
         features: features of a teacher's last layer, with the same number of samples of each class,

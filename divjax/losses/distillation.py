@@ -36,8 +36,8 @@ from divjax.ot.gaussian import gaussian_wasserstein
 __all__ = ["sinkhorn_distillation", "wkd_features", "wkd_logits"]
 
 _stop = jax.lax.stop_gradient
-# In units of the root of the unit roundoff: the share of a plan's mass that rounding may move.
-_LOST_DIGITS = 8
+# The largest share of a plan's mass that rounding may move, in units of √u, u the unit roundoff.
+_LARGEST_MOVED = 8
 
 
 def _transport_cost(
@@ -50,8 +50,8 @@ def _transport_cost(
     """⟨P, C⟩ after `num_steps` Sinkhorn iterations, columns before rows, in the log domain.
 
     NaN for a traced ε that is not positive, and if rounding of costs and potentials leaves less
-    than about half of the plan's digits. Differentiated through the iterations: ten of them need
-    not converge, and the losses here are defined by the result of ten.
+    than about half of the plan's digits. Differentiated through the iterations: they need not
+    have converged, and the losses here are defined by the result after `num_steps` of them.
     """
     # A hyper-parameter of a wider type must not change the potentials' dtype.
     epsilon = jnp.asarray(epsilon, costs.dtype)
@@ -68,7 +68,7 @@ def _transport_cost(
     # the costs, a share u C/ε of the plan.
     fixed, a, unit = _stop(plan), jnp.exp(_stop(log_a)), jnp.finfo(costs.dtype).eps / 2
     moved = jnp.sum(jnp.abs(jnp.sum(fixed, axis=1) - a)) + unit * jnp.sum(fixed * costs) / epsilon
-    resolved = moved <= _LOST_DIGITS * math.sqrt(unit) * jnp.sum(a)
+    resolved = moved <= _LARGEST_MOVED * math.sqrt(unit) * jnp.sum(a)
     return nan_unless((epsilon > 0) & resolved, jnp.sum(plan * costs))
 
 
@@ -108,13 +108,13 @@ def wkd_logits(
         costs: C between classes, non-negative: `class_costs`.
         weight: λ, 30 for ImageNet and 200 to 600 for CIFAR-100 in the paper.
         temperature: τ, 2 for ImageNet and 6 to 8 for CIFAR-100.
-        epsilon: the regularisation of the transport, in the unit of C. Far below it rounding
-            dominates the plan, and the loss is NaN.
+        epsilon: the regularisation of the transport, in the unit of C. If it is far below the
+            costs, rounding dominates the plan, and the loss is NaN.
         num_steps: the number of Sinkhorn iterations, after which the cost is evaluated and
             through which it is differentiated.
 
     Returns:
-        The loss. Each sample uses (c − 1)² numbers of memory, blockwise over samples if large.
+        The loss. Memory is O(c²) per sample, and large batches are computed blockwise.
 
     Raises:
         ValueError: for wrong shapes or a number out of range.
@@ -196,9 +196,9 @@ def wkd_features(
     """WKD-F, the feature loss of Wasserstein knowledge distillation, mean over the batch.
 
     Each image's features, one vector per position, are summarised by a Gaussian (of n positions,
-    with variances over n − 1). The squared Wasserstein distance between student's and teacher's is
-    γ‖m_S − m_T‖² plus ‖σ_S − σ_T‖² for diagonal covariances, or their squared Bures distance for
-    full ones. γ = 1 is the distance itself.
+    with variances over n − 1). The loss is γ‖m_S − m_T‖² plus ‖σ_S − σ_T‖² for diagonal
+    covariances, or plus the squared Bures distance of the covariances for full ones. With γ = 1 it
+    is the squared Wasserstein distance between the student's and the teacher's Gaussian.
 
     Args:
         student: features of an intermediate layer, already projected to the teacher's channels,
@@ -302,7 +302,7 @@ def sinkhorn_distillation(
     epsilon: ArrayLike = 0.1,
     num_steps: int = 20,
 ) -> Float[Array, ""]:
-    """SinKD: the transport cost between a batch of student's and of teacher's predictions.
+    """SinKD: the transport cost between a batch of a student's predictions and one of a teacher's.
 
     λ ⟨P, C⟩ with C_ij = ‖p_S(x_i) − p_T(x_j)‖₁ for predictions softmax(z/τ), and P from exp(−C/ε)
     by alternating normalisation of rows and columns to sums of one. The batches are compared as
@@ -313,9 +313,10 @@ def sinkhorn_distillation(
         teacher: logits.
         weight: λ. In the paper's code this factor is inside the loss, and a further .8 outside.
         temperature: τ.
-        epsilon: ε, in units of probability. Far below it rounding dominates the plan, and the loss
-            is NaN.
-        num_steps: the number for rows and columns each, columns last; differentiated through.
+        epsilon: ε, in units of probability. If it is far below the costs, rounding dominates the
+            plan, and the loss is NaN.
+        num_steps: the number of normalisations of the rows, and as many of the columns, columns
+            last. The loss is differentiated through them.
 
     Returns:
         The loss. Memory is O(b²).

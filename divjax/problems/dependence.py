@@ -105,25 +105,25 @@ def two_pairs(x_dim: int, y_dim: int, correlation: float = 0.8) -> Task:
 
 
 def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
-    """Uncorrelated but dependent (x, y), multivariate t of freedom ν and identity dispersion.
+    """Uncorrelated but dependent (x, y): multivariate t, ν degrees of freedom, identity dispersion.
 
     With d = m + n and h(k) = ψ((ν + k)/2) for the dimensions,
 
         I = log[Γ((ν+d)/2) Γ(ν/2)/(Γ((ν+m)/2) Γ((ν+n)/2))]
             + ((ν+m)/2)(h(m) − h(0)) + ((ν+n)/2)(h(n) − h(0)) − ((ν+d)/2)(h(d) − h(0)).
 
-    It is evaluated as an integral of trigamma functions, in which nothing cancels for a large ν.
+    It is evaluated as an integral of polygamma functions, in which nothing cancels for a large ν.
     The log ratio depends on |x|² and |y|² alone. The other divergences are integrals over the
     logarithms of these, by Gauss's rule on panels around the bulk of both distributions.
 
     Args:
         x_dim: m, the number of x's features.
         y_dim: n, the number of y's features.
-        freedom: ν, where 1 is the Cauchy distribution.
+        freedom: ν, the degrees of freedom. The Cauchy distribution has 1.
 
     Raises:
-        ValueError: if double precision cannot hold the divergences of this freedom: with few
-            features, below about 1e-6 and above about 1e10.
+        ValueError: if double precision cannot hold the divergences: with few features, for ν below
+            about 1e-6 and above about 1e10.
 
     Example:
         >>> round(student_t(2, 2, 2.0).kl, 5)

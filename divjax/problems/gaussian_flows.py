@@ -304,7 +304,7 @@ def _as_arrays(
 
 
 class _Origin(NamedTuple):
-    """The initial mean, far from which nothing is computed: a flow moves along with its targets."""
+    """The initial mean, about which all is computed: flows are equivariant under translations."""
 
     center: Center
     mean: Float[Array, " d"]
@@ -331,7 +331,7 @@ def _forwards(times: Numbers) -> Unrounded:
     """Times, NaN from the first traced one that is negative, goes backwards or is not finite."""
     (times,) = as_leaves(times=times)
     if jnp.ndim(times) != 1:
-        return times  # for which there are words below
+        return times  # rejected with a message in `_as_arrays`
     if not isinstance(times, Tracer):
         known = np.asarray(times, float)
         if not (np.isfinite(known).all() and (np.diff(known, prepend=0) >= 0).all()):

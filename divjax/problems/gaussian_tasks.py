@@ -295,9 +295,9 @@ def random_gaussians(seed: int, d: int = 10) -> Task:
 def lattice(d: int, spacing: float = 0.125) -> Task:
     """Gaussian q = N(0, I), and p the same with its first feature rounded to a lattice.
 
-    No two distributions are farther apart, nor harder to discriminate by a smooth function: KL is
-    infinite in both directions and JS is log 2. It models tables with integer columns against a
-    continuous generator.
+    p and q are mutually singular: KL is infinite in both directions and JS is log 2. Yet for a
+    small spacing a smooth function hardly discriminates them. It models tables with integer columns
+    against a continuous generator.
 
     Args:
         d: the number of features.

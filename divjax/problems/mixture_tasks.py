@@ -16,7 +16,7 @@ from divjax.problems.task import Task, points_of
 __all__ = ["fitted_mixture", "mixture_pair", "mixtures"]
 
 
-# The largest difference of a rule from that with half the points, relative and absolute.
+# The accepted difference between a rule and that with half the points: relative, and absolute.
 _COARSE_ERROR, _COARSE_ROUNDING = 1e-3, 1e-9
 
 

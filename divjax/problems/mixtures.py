@@ -35,16 +35,19 @@ def check_draw(key: object, n: object) -> None:
 
 
 def _largest_distance() -> float:
-    """The largest distance from the origin, in standard deviations, of JAX's default float.
+    """The largest distance from the origin, in standard deviations, at which draws are resolved.
 
-    Draws at a greater one would be few distinct numbers, and densities those of other points.
+    Farther away, JAX's default float rounds draws to few distinct numbers.
     """
     eps = jnp.finfo(jax.dtypes.canonicalize_dtype(float)).eps
     return 2 * LARGEST_ROUNDING / float(eps)
 
 
 def is_resolved(means: Any, deviations: Any, module: Any = jnp) -> Any:
-    """Whether draws around the means keep their differences. NaN, reported elsewhere, counts so."""
+    """Whether draws around the means keep their differences.
+
+    NaN, which is reported elsewhere, counts as kept.
+    """
     # The limit is out of float16's range.
     means, deviations = module.asarray(means), module.asarray(deviations)
     wide = at_least_single(jnp.result_type(means, deviations))
@@ -180,7 +183,7 @@ class GaussianMixture:
         weights, means, covariances = self._law()
         component_key, noise_key = jax.random.split(key)
         components = jax.random.categorical(component_key, jnp.log(weights), shape=(n,))
-        # A component that was drawn has a positive weight, unless all weights are NaN.
+        # The weights of an invalid mixture are NaN, and make its draws NaN.
         means = means + 0 * weights[:, None]
         noise = jax.random.normal(noise_key, (n, means.shape[1]), means.dtype)
         if covariances.ndim < 2:

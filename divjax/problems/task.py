@@ -92,7 +92,7 @@ def _checked_sampler(sample: Sampler) -> Sampler:
 def _checked_log_ratio(log_ratio: RowValue, dim: int) -> RowValue:
     def checked(z: Float[Array, "b d"]) -> Float[Array, " b"]:
         z = points_of(z, dim)
-        # Where a density is zero decides a comparison, which NaN fails: it has no log ratio.
+        # Some log ratios test whether z lies in a support. NaN fails the test and would give −∞.
         return nan_entries_unless(~jnp.isnan(z).any(axis=1), log_ratio(z))
 
     return checked

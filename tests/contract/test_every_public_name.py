@@ -44,6 +44,7 @@ WITHOUT_A_ROW = {
         "ratio.Ties",
         "flows.FlowResult",
         "ot.AffineMap",
+        "ot.ConditionalPlan",
         "ot.DualFit",
         "ot.ExactResult",
         "ot.EntropicFit",

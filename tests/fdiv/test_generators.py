@@ -493,7 +493,7 @@ def test_the_slope_of_the_total_variation_at_its_kink():
         (lambda: fdiv.Reversed(fdiv.KL), "an instance; got the class KL"),
         (lambda: fdiv.Mixed(fdiv.KL, 0.5), "an instance; got the class KL"),
         (lambda: fdiv.Combination((fdiv.Renyi(2.0),), (2.0,)), "f-divergence; got Renyi"),
-        (lambda: fdiv.Combination((), ()), "as many, and at least one; got 0 and 0"),
+        (lambda: fdiv.Combination((), ()), "same length of at least one; got 0 and 0"),
         (lambda: fdiv.Combination((fdiv.KL(),), (1.0, 2.0)), "got 1 and 2"),
         (lambda: bounds.f_dual(jnp.ones(2), jnp.ones(2), fdiv.Renyi(0.5)), "got Renyi"),
         (lambda: bounds.conjugate_dual(jnp.ones(2), jnp.ones(2), fdiv.Renyi(0.5)), "got Renyi"),

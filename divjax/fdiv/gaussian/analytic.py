@@ -25,7 +25,7 @@ def _kl_between(p: Normal, q: Normal) -> Float[Array, ""]:
 
 
 def whitened_kl(whitened: Whitened) -> Float[Array, ""]:
-    """½ Σ [λ_i − 1 − log λ_i] + …, every term of it positive."""
+    """½ [Σ_i (M_ii² − 1 − log M_ii²) + Σ_{i>j} M_ij² + |z|²], no term of it negative."""
     terms = jnp.sum(exp_remainder(whitened.log_variances)) + jnp.sum(whitened.shift**2)
     if whitened.factor.ndim == 2:
         terms = terms + jnp.sum(jnp.tril(whitened.factor, -1) ** 2)
@@ -36,7 +36,8 @@ def kl(p: Normal, q: Normal) -> Float[Array, ""]:
     """KL(p‖q) = ½ [tr(C_q⁻¹ C_p) − d + log(det C_q/det C_p) + (m_p − m_q)ᵀ C_q⁻¹ (m_p − m_q)].
 
     Computed as ½ [Σ_i (M_ii² − 1 − log M_ii²) + Σ_{i>j} M_ij² + |z|²], a sum of non-negative terms,
-    so that small divergences are accurate and never negative.
+    so that small divergences are accurate and never negative. Here M = L_q⁻¹ L_p and
+    z = L_q⁻¹ (m_p − m_q), with Cholesky factors L of the covariances.
 
     Args:
         p: mean "d", and covariance "d" or "d d".
@@ -242,8 +243,9 @@ def js_bounds(p: Normal, q: Normal) -> Interval:
         (1 − B) log 2 ≤ JS ≤ min(log 2 − h(½ − ½√(1 − B²)),
                                  ½ log(2/(1 + e^{−KL(p‖q)})) + ½ log(2/(1 + e^{−KL(q‖p)}))).
 
-    The posterior's entropy, as a function of s = 2√(η(1 − η)), is convex and at most s log 2, and
-    the mean of s is B. This gives the lower and the first upper bound, the best that B implies.
+    Let η be the posterior probability of p under equal priors. Its binary entropy, as a function of
+    s = 2√(η(1 − η)), is convex and at most s log 2, and the mean of s is B. This gives the lower
+    and the first upper bound, the best that B implies.
     Jensen's inequality on log(½ + ½ e^{−u}), convex in the log ratio u, gives the second. Both are
     below log 2, and the second is below a quarter of Jeffreys' divergence.
 

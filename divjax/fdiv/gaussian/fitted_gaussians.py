@@ -34,8 +34,8 @@ def plug_in_kl(
 
         KL + ½ [(a − 1)(T + δᵀC_y⁻¹δ) + a T/n + a d/m + κ(m − 1) − κ(n − 1)],  T = tr(C_y⁻¹ C_x),
 
-    where t and Q are T and δᵀC_y⁻¹δ of the samples. The correction makes each term unbiased. The
-    corrected value can be negative.
+    where δ is the difference of the means, and t and Q are T and δᵀC_y⁻¹δ of the samples. The
+    correction makes each term unbiased. The corrected value can be negative.
 
     Args:
         x: samples of p, n > d.
@@ -44,14 +44,14 @@ def plug_in_kl(
         confidence_level: the level of the confidence interval.
 
     Returns:
-        The estimate in nats, with the effective sample size 1/(1/n + 1/m). The standard error is
-        the root mean square of the samples' influences, whatever their distribution. If p = q the
-        true influences vanish and those of the fits do not: on average the standard error is then
-        √2 times the spread, which is √(d(d + 3))/2 · (1/n + 1/m) for Gaussians. The interval is the
-        normal one, which small samples' skewness leaves too low: for a KL of 1/8 in one dimension
-        95 % ones hold it in 87, 91, 92 and 94 % with 30, 100, 200 and 1000 rows of each. Both are
-        NaN if a sample's covariance is singular: a feature is constant, or a linear function of
-        others.
+        The estimate in nats, with the effective sample size 1/(1/n + 1/m). The squared standard
+        error is var(influences of x)/n + var(influences of y)/m, whatever their distribution. If
+        p = q the true influences vanish and those of the fits do not: on average the standard error
+        is then √2 times the spread, which is √(d(d + 3))/2 · (1/n + 1/m) for Gaussians. The
+        interval is the normal one. For small samples it lies too low, as the estimate is skewed:
+        for a KL of 1/8 in one dimension, 95 % intervals cover it in 87, 91, 92 and 94 % of cases
+        with 30, 100, 200 and 1000 rows per sample. All are NaN if a sample's covariance is
+        singular: a feature is constant, or a linear function of others.
 
     Raises:
         ValueError: if an argument is not a matrix, the features differ, or there are too few rows.
@@ -110,7 +110,8 @@ def _plug_in_kl(
         logs = _log_det_bias(m - 1, d) - _log_det_bias(n - 1, d)
         terms = shrink * (trace + square) + (1 - shrink) * trace / n + d / m + logs
         value = value - terms / 2
-    # Influences: the log ratio at x, and at y its analogue with e^u expanded to second order.
+    # Influences, up to constants: at x the fitted log ratio, and at y the derivative of KL in the
+    # mean and the covariance of q.
     own = solve_triangular(factor, x_white)
     at_x = (jnp.sum(x_white**2, 0) - jnp.sum(own**2, 0)) / 2 + shift @ x_white
     spread = jnp.sum((factor.T @ y_white) ** 2, 0) + (shift @ y_white) ** 2

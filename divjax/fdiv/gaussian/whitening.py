@@ -36,7 +36,7 @@ class Whitened(NamedTuple):
     apart: Bool[Array, ""]
 
     def finish(self, divergence: Float[Array, ""]) -> Float[Array, ""]:
-        """The divergence, +∞ between mutually singular Gaussians, nan for invalid ones."""
+        """The divergence, +∞ between mutually singular Gaussians, NaN for invalid ones."""
         return nan_unless(self.valid, jnp.where(self.apart, jnp.inf, divergence))
 
     @property

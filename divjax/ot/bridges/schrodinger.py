@@ -147,7 +147,7 @@ class SchrodingerBridge(Outcome):
         epsilon = jnp.asarray(self.epsilon, self.means.dtype)
         return nan_unless(epsilon > 0, epsilon)
 
-    def _center(self, t: Float[Numbers, ""]) -> Center:
+    def _center(self, t: ArrayLike) -> Center:
         """The origin at time t."""
         zero = jnp.zeros((2, self.means.shape[1]), self.means.dtype)
         highs = zero if self.origins is None else self.origins
@@ -156,7 +156,7 @@ class SchrodingerBridge(Outcome):
         # A straight line from o₀ to o₁, along which a bridge between shifted ends is shifted.
         return start.towards(end, t)
 
-    def _relative(self, x: Numbers, t: Float[Numbers, ""]) -> Float[Array, "n d"]:
+    def _relative(self, x: Numbers, t: ArrayLike) -> Float[Array, "n d"]:
         """States at time t relative to the origin there."""
         return self._center(t).subtract(x)
 
