@@ -63,8 +63,8 @@ def renyi(
     return evaluate(_renyi, {"p": p, "q": q}, axis, base, *as_leaves(alpha=alpha))
 
 
-# Logarithms above that of the smallest normal number, from which products of it keep their digits.
-_SPARE = 7.0
+# p counts as underflowing unless log p exceeds that of the smallest normal number by this.
+_UNDERFLOW_MARGIN = 7.0
 
 
 def _renyi(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array, "*batch"]:
@@ -79,12 +79,13 @@ def _renyi(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array, "
     # Σ p^α q^{1−α}, to which a class of only one distribution contributes no term.
     powers = jnp.where(both, safe_q + order * log_ratio, -jnp.inf)
     far = _log_sum_exp(powers) / jnp.where(order == 1, 1, order - 1)
-    # If the integral is near one its logarithm cancels. It is then computed from Σ q f_α(p/q), with
-    # terms of at least zero and f_α of `fdiv.Alpha`, at the smaller of p/q and q/p, as
-    # q f_α(p/q) = p f_{1−α}(q/p).
+    # If the integral is near one its logarithm cancels. It is then computed from Σ q f_α(p/q), a
+    # sum of non-negative terms with f_α of `fdiv.Alpha`. Each is evaluated at the smaller of p/q
+    # and q/p, as q f_α(p/q) = p f_{1−α}(q/p).
     use_near = (order > 0) & ((order == 1) | (jnp.abs(far * (order - 1)) < 1))
-    # Where p underflows p f_{1−α}(q/p) is p^α q^{1−α}/(α(α − 1)), of which the power need not.
-    least = math.log(float(jnp.finfo(log_p.dtype).tiny)) + _SPARE
+    # Where p underflows and p > q, p f_{1−α}(q/p) is p^α q^{1−α}/(α(α − 1)) up to terms that
+    # underflow too. For α > 1 the power itself need not underflow.
+    least = math.log(float(jnp.finfo(log_p.dtype).tiny)) + _UNDERFLOW_MARGIN
     lost = both & (log_ratio > 0) & (safe_p < least)
     above_one = jnp.where(order > 1, order, 2)
     alone = jnp.exp(jnp.where(lost & use_near[..., None] & (order > 1), powers, -jnp.inf))
@@ -101,7 +102,8 @@ def _renyi(log_p: LogProbs, log_q: LogProbs, alpha: ArrayLike) -> Float[Array, "
     near = log1p_over(order * terms.sum(-1), order - 1)
     value = jnp.where(use_near, near, far)
 
-    # From order 1 on p must lie in the support of q. At any order the supports must meet.
+    # The divergence is infinite for α ≥ 1 if q excludes a class that p does not, and at any order
+    # if the supports are disjoint.
     infinite = (order >= 1) & jnp.any(in_p & ~in_q, axis=-1)
     value = jnp.where(infinite | ~jnp.any(both, axis=-1), jnp.inf, value)
     # The comparisons above are false for NaN, which must propagate.

@@ -1,8 +1,8 @@
 """Discrete distributions in several forms, converted to log-probabilities.
 
 Each form is converted to log-probabilities here, in one place, and divergences are functions of
-these. A form is checked while NumPy's numbers are still available, and becomes an argument of one
-compiled function.
+these. A form is checked before NumPy's numbers are rounded to JAX's dtype, and becomes an argument
+of one compiled function.
 """
 
 import functools

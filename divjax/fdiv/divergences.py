@@ -147,12 +147,12 @@ class JensenShannon(Generator):
     """
 
     def f(self, u: ArrayLike) -> Array:
-        """The generator at r = e^u, as a sum of two positive values of KL's."""
+        """The generator at r = e^u, as a sum of two non-negative values of that of KL."""
         log_mean = log_mixture(u, 0.5)
         # log(p/m) and log(q/m): JS = ½ E_m[f(p/m) + f(q/m)] with the f of KL. The factor m/q turns
         # it into a mean under q.
-        to_p, to_q = -log_mixture(jnp.negative(u), 0.5), -log_mean
-        halves = power_remainder(to_p, 1.0) + power_remainder(to_q, 1.0)
+        log_p_over_m, log_q_over_m = -log_mixture(jnp.negative(u), 0.5), -log_mean
+        halves = power_remainder(log_p_over_m, 1.0) + power_remainder(log_q_over_m, 1.0)
         return times_exp(halves / 2, log_mean)
 
     def derivative(self, u: ArrayLike) -> Array:
@@ -281,7 +281,7 @@ class Renyi(Divergence):
         return Alpha(self._order).dual_integrand_q(u)
 
     def curvature(self, u: ArrayLike) -> Array:
-        """The weight α r^α, which is r² f'' for a small divergence: to second order it is α D_α."""
+        """The curvature α r^α: near p = q the divergence is α D_α, whose r² f'' this is."""
         return jnp.multiply(self._order, Alpha(self._order).curvature(u))
 
     def transform(self, mean: ArrayLike) -> Array:
@@ -302,8 +302,8 @@ class Renyi(Divergence):
         order = alpha - 1
         powers = order * u_p, _log_power(u_q, alpha)
         weights, log_integral = self._log_integral(powers, (a, b))
-        # At α = 0 the integral counts the samples of q where p has mass. `Alpha`'s mean, the
-        # reverse KL, is infinite if one of them is missing.
+        # At α = 0 the integral is the share of q's samples where p has mass. `Alpha`'s mean, the
+        # reverse KL, is infinite if p has none at one of them.
         near = (jnp.abs(log_integral) < 1) & (alpha > 0)
         # The unused branch gets log ratios of zero, so that neither its values nor its slopes
         # overflow.
@@ -358,9 +358,9 @@ class Renyi(Divergence):
     def _log_integral(
         self, powers: tuple[Array, Array], weights: tuple[Array | None, Array | None]
     ) -> tuple[Array, Array]:
-        """The logarithm of ∫ p^α q^{1−α}, and the shares in it of its means under p and under q.
+        """The weights of the means under p and under q in ∫ p^α q^{1−α}, and its logarithm.
 
-        The shares are those of `Alpha`'s integrands.
+        The weights are those of `Alpha`'s integrands.
         """
         share_p = jnp.asarray(self._order, powers[0].dtype)
         share_p = share_p * integrand_share(share_p)

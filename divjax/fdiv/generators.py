@@ -36,10 +36,9 @@ class Generator(Divergence):
     it, and a global that `f` refers to is read once.
 
     Methods take u = log r of any shape, elementwise. Default methods clip |u| to 0.9 of the
-    logarithm of the dtype's largest number, 80 in float32. By default r² f'' is a difference of
-    derivatives in u, hence accurate to a rounding error of these, not of itself: override
-    `curvature` if its values far below them matter. `g + h`, `c * g` and `g.reverse()` are
-    generators too.
+    logarithm of the dtype's largest number, 80 in float32. By default r² f'' is the difference
+    d²f/du² − df/du, with a rounding error relative to these, not to itself: override `curvature` if
+    its values far below them matter. `g + h`, `c * g` and `g.reverse()` are generators too.
 
     Example:
         >>> from divjax import pytree
@@ -324,7 +323,7 @@ class Mixture(Generator):
         # or slope would be NaN.
         limit = 0.9 * jnp.log(jnp.finfo(v.dtype).max) / 2
         at = integrand(jnp.where(jnp.equal(self._share, 0), jnp.clip(v, -limit, limit), v))
-        # Infinities of both have opposite signs: then the first one's is the limit.
+        # If both are infinite their signs differ, and the limit is the term.
         largest = jnp.finfo(at.dtype).max
         clipped = jnp.clip(at, -largest, largest)
         return term + self._share * jnp.where(jnp.isinf(term), clipped, at)

@@ -48,7 +48,7 @@ def bias(
     squares_q: Float[Numbers, " bins"] | None = None,
     smoothing: ArrayLike = 0.0,
 ) -> Float[Array, ""]:
-    """The first-order bias of a plug-in divergence from counts, ½ Σ_i (V_i ∂²D/∂N_i² + …).
+    """The first-order bias of a plug-in divergence from counts, ½ Σ_i V_i ∂²D/∂N_i² over both.
 
     The second-order term of D(N_p, N_q) around the expected counts, with their covariance
     diag(V) − N Nᵀ/n. D does not change if all counts are scaled, so the second part vanishes. For
@@ -154,10 +154,10 @@ def divergence(
 ) -> Float[Array, "*d"]:
     """A divergence between two samples by their histograms on shared bins, one for each column.
 
-    The bias is positive from sampling, about (bins − 1)/(2n) + (bins − 1)/(2m) for KL near p = q
-    and a quarter of it for the Jensen–Shannon divergence, which `debias` subtracts to first order.
-    It is negative from merging points into bins, and from smoothing. Not differentiable in the
-    points (counts are steps), but in the weights.
+    The bias from sampling is positive, about (bins − 1)/(2n) + (bins − 1)/(2m) for KL near p = q
+    and a quarter of it for the Jensen–Shannon divergence. `debias` subtracts it to first order. The
+    bias from merging points into bins, and that from smoothing, are negative. Not differentiable in
+    the points (counts are steps), but in the weights.
 
     Args:
         divergence: a function in `divjax.fdiv.categorical`, such as `categorical.jensen_shannon`,
@@ -169,8 +169,8 @@ def divergence(
         spacing: "quantile" or "uniform", see `edges`.
         bins: ascending edges to use instead, "bins+1", or "d edges" for a matrix. Points outside
             of them are left out.
-        a: non-negative weights of x, one per sample. Rows of weight zero are padding. Others enter
-            the counts, but not the edges of quantile bins, which repeated rows would move.
+        a: non-negative weights of x, one per sample. Rows of weight zero are padding. Other weights
+            enter the counts, but do not move the edges of quantile bins.
         b: non-negative weights of y, likewise.
         smoothing: the number added to each count. Without it, KL is +inf if a bin holds points of x
             alone.
@@ -227,7 +227,7 @@ def _sums(
     num_bins: int,
     spacing: str,
 ) -> tuple[list[Array], list[Array], Bool[Array, " d"]]:
-    """The mass of both samples in each bin, the sums of its squares, and which columns are finite.
+    """The sums of weights and of squared weights in each bin, and which columns are finite.
 
     Args:
         samples: the centred samples.

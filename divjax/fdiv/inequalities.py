@@ -39,7 +39,10 @@ _LOG_2 = math.log(2)
 
 
 def _between(low: float, high: float, **values: ArrayLike) -> Leaf:
-    """The value as an argument of a compiled function; `ValueError` for a Python number outside."""
+    """The value as an argument of a compiled function.
+
+    Raises `ValueError` for a Python number outside [low, high].
+    """
     ((name, value),) = values.items()
     if isinstance(value, (int, float)) and not low <= value <= high:
         raise ValueError(f"{name} must be a number in [{low:g}, {high:g}]; got {value}.")
@@ -153,7 +156,7 @@ def kl_lower_bound_from_cross_entropy(cross_entropy: ArrayLike) -> Array:
         cross_entropy: the cross-entropy in nats, of any shape.
 
     Returns:
-        The bound in nats: 0 from log 2 on, +∞ for a cross-entropy ≤ 0.
+        The bound in nats: 0 for a cross-entropy ≥ log 2, +∞ for one ≤ 0.
 
     Raises:
         ValueError: if `cross_entropy` does not hold real numbers.
@@ -238,8 +241,8 @@ def _tv_upper_bound_from_kl(kl: ArrayLike) -> Array:
 def js_bounds_from_tv(tv: ArrayLike) -> Interval:
     """Sandwich log 2 − h((1 − TV)/2) ≤ JS ≤ TV log 2, with h the binary entropy in nats.
 
-    The lower bound is attained on two points whose probabilities p and q exchange, the upper bound
-    if p and q are equal or disjoint everywhere.
+    The lower bound is attained by Bernoulli(s) and Bernoulli(1 − s), the upper bound if p = q or
+    one of them is 0 at every point.
 
     Args:
         tv: the total variation in [0, 1], of any shape.
@@ -252,7 +255,7 @@ def js_bounds_from_tv(tv: ArrayLike) -> Interval:
         [0.1308, 0.3466]
 
     References:
-        Lin 1991, theorem 3, above; Cover, Thomas 2006, theorem 2.10.1 (Fano), below.
+        Lin 1991, theorem 3: the upper bound. Cover, Thomas 2006, theorem 2.10.1 (Fano): the lower.
     """
     return _js_bounds_from_tv(_between(0, 1, tv=tv))
 
@@ -322,8 +325,8 @@ def _tv_bounds_from_hellinger(squared: ArrayLike) -> Interval:
 def tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Interval:
     """max(TV, 1 − (1 − TV²)^{m/2}) ≤ TV(p^m, q^m) ≤ 1 − (1 − TV)^m, for m independent samples.
 
-    The lower bound is Le Cam's with 1 − H² of the product, (∫√(pq))^m ≤ (1 − TV²)^{m/2}. The upper
-    bound is attained if p and q are equal or disjoint everywhere.
+    The lower bound is TV ≥ H² (Le Cam) for the product, of which 1 − H² = (∫√(pq))^m is at most
+    (1 − TV²)^{m/2}. The upper bound is attained if p = q or one of them is 0 at every point.
 
     Args:
         tv: the total variation of p and q in [0, 1], of any shape.
@@ -338,7 +341,7 @@ def tv_bounds_of_product(tv: ArrayLike, num_samples: ArrayLike) -> Interval:
         [0.2, 0.5904]
 
     References:
-        Lin, Khetan, Fanti, Oh 2018 (PacGAN), above; Tsybakov 2009, lemma 2.3, below.
+        Lin, Khetan, Fanti, Oh 2018 (PacGAN): the upper bound. Tsybakov 2009, lemma 2.3: the lower.
     """
     tv = _between(0, 1, tv=tv)
     (num_samples,) = as_leaves(num_samples=num_samples)
@@ -369,7 +372,7 @@ def _one_minus_power(x: Array, exponent: ArrayLike) -> Array:
 def auc_upper_bound_from_tv(tv: ArrayLike) -> Array:
     """AUC ≤ ½ + TV − TV²/2 for any score that discriminates p from q.
 
-    The curve of true against false positives rises at most TV above the diagonal, and to 1.
+    The ROC curve is at most TV above the diagonal, and at most 1.
 
     Args:
         tv: the total variation in [0, 1] or an upper bound on it, of any shape.
@@ -394,7 +397,8 @@ def tv_lower_bound_from_auc(auc: ArrayLike) -> Array:
     """TV ≥ 1 − √(2 (1 − AUC)), the inverse of `auc_upper_bound_from_tv`.
 
     Args:
-        auc: the area under the curve in [0, 1], of any shape. Below ½ the score counts reversed.
+        auc: the area under the ROC curve in [0, 1], of any shape. Below ½ it is replaced by
+            1 − AUC, that of the reversed score.
 
     Returns:
         The bound. Its derivative at AUC = 1, which is infinite, is taken as 0.

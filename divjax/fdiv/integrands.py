@@ -37,7 +37,7 @@ class PlugIn(NamedTuple):
 
 
 def compiled(cls: type[T]) -> type[T]:
-    """Compile each public method of arrays, in a class of pytrees."""
+    """Compile each public method that takes arrays, in a class whose instances are pytrees."""
     for name, method in list(vars(cls).items()):
         if name.startswith("_") or not inspect.isfunction(method):
             continue
@@ -48,12 +48,12 @@ def compiled(cls: type[T]) -> type[T]:
 
 
 def _compiled_method(method: Callable[..., T], arguments: list[str]) -> Callable[..., T]:
-    """The compiled method, which accepts arrays in any form that researchers hold."""
+    """The compiled method, which accepts arrays in any form that `as_leaves` does."""
     program = jax.jit(method)
 
     @functools.wraps(method)
     def called(self: PyTree, *args: Numbers, **kwargs: Numbers) -> T:
-        # A class that is not a pytree is itself a leaf, which compiled functions cannot take.
+        # An instance of a class that is not a pytree is a leaf, which compiled functions refuse.
         if jax.tree_util.all_leaves([self]):
             raise ValueError(
                 f"{type(self).__name__} must be a pytree: decorate the class with divjax.pytree."
@@ -123,8 +123,8 @@ class Divergence:
             if jnp.size(u) == 0:
                 raise ValueError(f"{name} must hold at least one log ratio; got shape {u.shape}.")
         a, b = normalized("a", a, u_p), normalized("b", b, u_q)
-        # Replaced before and after: derivatives at padding would be NaN, and integrands at zero
-        # need not be.
+        # Log ratios at weight zero are replaced, as derivatives there would be NaN, and so are the
+        # integrands, which need not be zero at the replacement.
         integrand_p = where_weighted(self.integrand_p(where_weighted(u_p, a)), a)
         integrand_q = where_weighted(self.integrand_q(where_weighted(u_q, b)), b)
         mean = weighted_mean(integrand_p, a) + weighted_mean(integrand_q, b)

@@ -87,7 +87,7 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
 
 
 def _log_beta(eta: Natural) -> Float[Array, ""]:
-    """Σ log Γ(η_i) − log Γ(Σ η_i), as a sum over i of Beta functions of η_i and those before it."""
+    """Σ log Γ(η_i) − log Γ(Σ η_i), as Σ_{i>1} log B(η_1 + … + η_{i−1}, η_i)."""
     before, own = jnp.cumsum(eta)[:-1], eta[1:]
     # Not `minimum`, whose second derivatives at ties are wrong.
     a, b = jnp.where(own < before, own, before), jnp.where(own < before, before, own)

@@ -45,9 +45,8 @@ def nearest_points(
     candidates = min(count + own + _SPARE, columns.shape[0])
 
     def nearest(squared: Float[Array, "b m"]) -> Int[Array, "b candidates"]:
-        # float32 ranks suffice for candidates, and a top_k of float64 is 100 times slower. In units
-        # of the row's smallest, to keep one far point from turning all the others' squares into
-        # zeros.
+        # float32 ranks suffice for candidates, and a top_k of float64 is 100 times slower. Squares
+        # are divided by the row's smallest positive one, so that small ones do not underflow.
         if squared.dtype != jnp.float32:
             smallest = jnp.min(jnp.where(squared > 0, squared, jnp.inf), axis=1, keepdims=True)
             squared = squared / jnp.where(jnp.isfinite(smallest), smallest, 1)
@@ -85,7 +84,7 @@ def nearest_points(
     return measure(index)
 
 
-# The limit of `divjax.core.pairwise`.
+# Up to this many features `divjax.core.pairwise` sums squared differences.
 _DIFFERENCES_UP_TO = 8
 
 
@@ -124,7 +123,7 @@ def _is_lost(
     center = jnp.mean(columns, axis=0)
     norms = jnp.sum(jnp.square(x - center), axis=1)
     norms = norms + jnp.max(jnp.sum(jnp.square(columns - center), axis=1))
-    # The units cancel in a ratio of extents.
+    # The unit of the search, as the ratio of the largest coordinates before and after scaling.
     unit = jnp.max(jnp.abs(original)) / jnp.max(jnp.abs(x))
     last = jnp.where(found.usable[:, -1], found.log_distances[:, -1], -jnp.inf)
     squared = jnp.square(jnp.exp(last) / unit)

@@ -252,7 +252,7 @@ def power_remainder(u: ArrayLike, alpha: ArrayLike) -> Array:
 @jax.custom_jvp
 def _log_mixture(x: Array, weight: Array, rest: Array) -> Array:
     near = jnp.clip(x, -1, 1)
-    # The smaller of both shares has all its digits, and the larger one is known by it.
+    # The smaller of `weight` and `rest` is accurate, and the larger is one minus it.
     log_weight = jnp.where(rest < 0.5, jnp.log1p(-rest), jnp.log(weight))
     log_rest = jnp.where(weight < 0.5, jnp.log1p(-weight), jnp.log(rest))
     return jnp.where(
@@ -265,8 +265,8 @@ def _log_mixture(x: Array, weight: Array, rest: Array) -> Array:
 def _log_mixture_jvp(primals, tangents):
     # The rest is one minus the weight and changes with it: the weight's tangent stands for both.
     (x, weight, rest), (dx, dweight, _) = primals, tangents
-    # Numerator and denominator divided by the larger of 1 and e^x, without |x|, whose kink has a
-    # derivative.
+    # Numerator and denominator are divided by the larger of 1 and e^x. Not by |x|, whose derivative
+    # at 0 JAX takes as 1, that of the other branch.
     positive = x > 0
     negative = jnp.where(positive, -x, x)
     decay, drift = jnp.exp(negative), jnp.expm1(negative)

@@ -1,4 +1,4 @@
-"""Bounds on KL between Gaussians by other values of it: in reverse, and along a triangle.
+"""Bounds on KL between Gaussians from KL in the other direction, and along a triangle.
 
 Both go through the roots w of w − 1 − log w = 2ε, given by Lambert's W.
 """
@@ -112,8 +112,8 @@ def kl_triangle_bound(first: ArrayLike, second: ArrayLike) -> Array:
         second: ε₂ ≥ 0 in nats, of any shape.
 
     Returns:
-        The bound in nats, or NaN for an array entry below 0. Its derivatives at 0, which are
-        infinite, are not finite.
+        The bound in nats, or NaN for an array entry below 0. Its derivatives at 0 are infinite or
+        NaN.
 
     Raises:
         ValueError: if an argument is a negative Python number.

@@ -26,7 +26,7 @@ class Whitened(NamedTuple):
     Attributes:
         factor: the factor M.
         shift: the shift z.
-        valid: whether both are Gaussians whose relation the formulas can decide.
+        valid: whether both are Gaussians, and it is decidable whether they are mutually singular.
         apart: whether they are mutually singular.
     """
 
@@ -47,7 +47,7 @@ class Whitened(NamedTuple):
 
 
 class _Root(NamedTuple):
-    """A covariance's Cholesky factor, or that of 1 in its place, with flags for both cases."""
+    """A covariance's Cholesky factor, or 1 (the identity) where it has none, with flags."""
 
     factor: Float[Array, " d"] | Float[Array, "d d"]
     valid: Bool[Array, ""]
