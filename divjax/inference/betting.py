@@ -91,7 +91,7 @@ def _betting(
     origin, x, lower, upper, rows = sample
     confidence_level = jnp.asarray(confidence_level, x.dtype)
     legal = is_legal(sample) & (confidence_level > 0) & (confidence_level < 1)
-    # One unit for all values, even if their own ends lie within the outermost.
+    # All values are scaled by the outermost ends, even if their own ends lie within these.
     least = jnp.min(lower)
     width = jnp.max(upper) - least
     x, ends = jnp.clip((x - least) / width, 0, 1), (lower - least) / width
@@ -154,7 +154,8 @@ def _bets(x: Float[Array, " n"], rows: Float[Array, " n"], target: Array) -> Flo
 
 def _log_capital(m: Array, x: Array, ends: Array, bets: Array, rows: Array) -> Array:
     """The logarithm of the largest capital reached by betting against a mean of at most m."""
-    # A value at its lower end loses at most `LARGEST_STAKE`, and nothing if m is below that end.
+    # A value at its lower end costs at most the share `LARGEST_STAKE` of the capital, and nothing
+    # if m is below that end.
     loss = m - ends
     stakes = jnp.where(
         loss > 0, jnp.minimum(bets, LARGEST_STAKE / jnp.where(loss > 0, loss, 1)), bets

@@ -109,7 +109,7 @@ def sum_of_means_lower_bound(
     for sample in samples:
         if not isinstance(sample, Bounded):
             raise ValueError(
-                f"samples must be of Bounded(values, lower, upper); got {type(sample).__name__}."
+                f"samples must be Bounded(values, lower, upper); got {type(sample).__name__}."
             )
     # The sum's origin is the sum of the samples' origins, as bounds add.
     draws = tuple(checked_draws(sample, confidence_level, upper_bound=False) for sample in samples)
@@ -143,7 +143,7 @@ def _sum_of_means(
     spread = sum(width**2 * m.variance / size for m, width, size in each)
     a = jnp.stack([w**2 / jnp.maximum(m.size * (m.size - 1), 1) for m, w, _ in each]).max()
     c = jnp.stack([width / size for _, width, size in each]).max()
-    # No root of zero: if the values are constant a is still positive, so derivatives are finite.
+    # As a > 0, the root's argument is positive even for constant values, and derivatives finite.
     radius = safe_sqrt(2 * log_term * spread + log_term**2 * a) + log_term * (safe_sqrt(a) + c / 3)
     least = jnp.sum(jnp.stack([m.lower for m in moments]))
     excess = jnp.sum(jnp.stack([width * m.mean for m, width, _ in each])) - radius

@@ -27,7 +27,7 @@ from divjax.core.rounding import LARGEST_CONVERSION_ROUNDING, rounding_and_sprea
 from divjax.core.samples import Numbers, as_numbers, centered_samples, owned
 from divjax.core.types import Outcome, Status, status_of
 from divjax.fdiv.special import as_singles
-from divjax.inference.rank import beside, keep_order, midranks
+from divjax.inference.rank import keep_order, midranks, relative_to_threshold
 
 __all__ = ["PermutationTest", "permutation_test", "score_permutation_test"]
 
@@ -328,7 +328,7 @@ def score_permutation_test(
     """A one-sided test, by permuted labels, of whether the scores of x exceed those of y.
 
     The statistic is a sum over x of a function of the pooled scores, computed once. Each
-    permutation then costs little more than its own draw. The function is compiled.
+    permutation then costs little more than its own draw.
 
     It is exact for scores that are a fixed function of the rows, or one learned on other data, but
     not for cross-fitted scores: relabelling the rows of one fold would have changed the function
@@ -337,7 +337,7 @@ def score_permutation_test(
 
     Args:
         key: a typed key.
-        x: scores of samples of p, which are high where p is likely (logits, log ratios).
+        x: scores of samples of p, high where p is denser than q (logits, log ratios).
         y: scores of samples of q.
         kind: "mean", the difference of the means, "auc", P(X > Y) + ½ P(X = Y), the Mann–Whitney
             test, or "accuracy", the balanced accuracy of the scores' signs, zeros counting half.
@@ -381,7 +381,8 @@ def score_permutation_test(
             _, column_x, column_y = centered_samples(x=x[:, None], y=y[:, None])
             x, y = column_x[:, 0], column_y[:, 0]
         else:
-            x, y = beside(x, np.zeros(()))[0], beside(y, np.zeros(()))[0]
+            x = relative_to_threshold(x, np.zeros(()))[0]
+            y = relative_to_threshold(y, np.zeros(()))[0]
     x, y = vector_leaves(x=x, y=y)
     _check_counts(num_permutations, batch_size)
     n, m = len(x), len(y)
@@ -402,7 +403,7 @@ def _centered_terms(
     num_rows: Float[Array, ""],
     kind: str,
 ) -> tuple[Float[Array, " rows"], float]:
-    """The terms c of the statistic center + (1/n + 1/m) Σ_{i of x} c_i, and its center.
+    """The terms c of the statistic `center` + (1/n + 1/m) Σ_{i of x} c_i, and `center`.
 
     The terms have mean zero: the rounding of their small sum does not hide ties.
     """

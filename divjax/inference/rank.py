@@ -107,7 +107,7 @@ def _share_below(x: Float[Array, " n"], y: Float[Array, " m"], b: Float[Array, "
     """For each x the weight of the y below it, plus half of that of the y equal to it."""
     order = jnp.argsort(y)
     sorted_y = y[order]
-    # Starts from 0, so that the index that a search returns is that of the weight before it.
+    # below[i] is the weight of the i smallest y, where i is an index that a search returns.
     below = jnp.concatenate([jnp.zeros_like(b[:1]), jnp.cumsum(b[order])])
     left = jnp.searchsorted(sorted_y, x, side="left")
     right = jnp.searchsorted(sorted_y, x, side="right")
@@ -146,7 +146,7 @@ def auc(
     var F(x_i)/n + var G(y_j)/m. Time O((n + m) log(n + m)), without an n × m matrix.
 
     Args:
-        x: scores of samples of p, which are high where p is likely.
+        x: scores of samples of p, high where p is denser than q.
         y: scores of samples of q.
         a: non-negative weights of x, of any sum, uniform by default. Rows of weight zero are
             absent, in the standard error too.
@@ -208,7 +208,7 @@ def accuracy(
     balanced accuracy minus one is a lower bound on the total variation, in expectation.
 
     Args:
-        x: scores of samples of p, which are high where p is likely.
+        x: scores of samples of p, high where p is denser than q.
         y: scores of samples of q.
         a: non-negative weights of x, of any sum, uniform by default.
         b: non-negative weights of y, likewise.
@@ -232,15 +232,15 @@ def accuracy(
     check_scalar(threshold=threshold)
     # Scores that float32 would round to the threshold have a definite side in NumPy's precision.
     threshold = as_numbers("threshold", threshold, exact=True)
-    x, threshold_x = beside(as_numbers("x", x, exact=True), threshold)
-    y, threshold_y = beside(as_numbers("y", y, exact=True), threshold)
+    x, threshold_x = relative_to_threshold(as_numbers("x", x, exact=True), threshold)
+    y, threshold_y = relative_to_threshold(as_numbers("y", y, exact=True), threshold)
     scores = _checked(x, y, a, b)
     return _accuracy(
         scores, threshold_x, threshold_y, *as_leaves(confidence_level=confidence_level)
     )
 
 
-def beside(scores: Unrounded, threshold: Unrounded) -> tuple[Unrounded, Leaf]:
+def relative_to_threshold(scores: Unrounded, threshold: Unrounded) -> tuple[Unrounded, Leaf]:
     """The signs of NumPy's scores − threshold, taken before rounding, and threshold 0.
 
     JAX's scores, and scores with a traced threshold, are returned unchanged with the threshold.
@@ -265,7 +265,7 @@ def _accuracy(
 
 
 def midranks(values: Shaped[Array | np.ndarray, " n"]) -> Float[Array, " n"]:
-    """Ranks from 1 to n, with the mean rank for equal values. NaN is last and has the rank NaN.
+    """Ranks from 1 to n, with the mean rank for equal values. NaN sorts last, and has no rank: NaN.
 
     Example:
         >>> import jax.numpy as jnp

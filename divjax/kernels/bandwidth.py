@@ -212,7 +212,7 @@ class MultiScale:
         check_positive(scales=self.scales)
         if isinstance(self.scales, (list, tuple)) and not self.scales:
             raise ValueError("scales must hold at least one number; got none.")
-        # JAX's placeholders and leaves of other kinds pass.
+        # Other objects pass, as JAX rebuilds pytrees with placeholders in place of their leaves.
         if isinstance(self.rule, (int, float, type)):
             raise ValueError(f"rule must be a bandwidth rule such as Median(); got {self.rule!r}.")
 

@@ -217,7 +217,7 @@ class Gaussian(_WithBandwidth):
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
         # ∇_x k = −(k/σ²) (x − y).
-        # Not by 1/σ², whose derivative leaves the dtype's range long before it.
+        # The exponent avoids 1/σ², whose derivative −2/σ³ leaves the dtype's range long before it.
         inverse = quotient(1.0, sigma)
         value = jnp.exp(-0.5 * (squared * inverse * inverse))
         return value, value * -jnp.square(inverse)

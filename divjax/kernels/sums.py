@@ -80,7 +80,7 @@ def kernel_sums(
     fixed = jax.lax.stop_gradient((kernel, values, gradient_weights, others))
 
     def again(rows: Float[Array, "b d"], squared: Float[Array, "b m"]) -> tuple[Array, Array]:
-        """The sums by differences x − y, for rows far from the center."""
+        """The sums by differences x − y, where products have lost the distances to rounding."""
         kernel, values, gradient_weights, others = fixed
         value, slope = kernel.radial(squared)
         of_feature = lambda column: matmul(

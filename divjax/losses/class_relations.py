@@ -54,8 +54,7 @@ def class_similarity(
         raise ValueError(f"features must not be empty; got shape {numbers.shape}.")
     if numbers.shape[2] < 2:
         raise ValueError(f"features must have at least two features; got {numbers.shape[2]}.")
-    # A constant added to all features of a sample is subtracted with its mean, in float64 for
-    # NumPy's.
+    # The mean over features is subtracted from each sample, from NumPy's samples in float64.
     return _class_similarity(*without_offset(_means_over_features, features=features))
 
 

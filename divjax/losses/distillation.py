@@ -371,8 +371,8 @@ def _as_logits(
     shapes = [z.shape for z in as_samples(student=student, teacher=teacher)]
     if shapes[1] != shapes[0]:
         raise ValueError(f"teacher must have shape {shapes[0]}; got shape {shapes[1]}.")
-    # A constant added to a row of logits does not change its softmax: subtracted in float64 for
-    # NumPy's.
+    # A constant added to a row of logits does not change its softmax: the maximum of each of
+    # NumPy's rows is subtracted in float64.
     (student,) = without_offset(_row_maxima, student=student)
     (teacher,) = without_offset(_row_maxima, teacher=teacher)
     student, teacher = as_samples(student=student, teacher=teacher)

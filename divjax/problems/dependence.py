@@ -1,7 +1,7 @@
 """Tasks of mutual information: p the joint distribution of x and y, q the product of marginals.
 
-The published benchmark's forty tasks are these and their images under invertible maps of x and of
-y, which change no divergence: `Task.transformed`.
+The forty tasks of Czyż et al. 2023 are these and their images under invertible maps of x and of y,
+which change no divergence: `Task.transformed`.
 """
 
 import itertools
@@ -114,7 +114,7 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
 
     It is evaluated as an integral of polygamma functions, in which nothing cancels for a large ν.
     The log ratio depends on |x|² and |y|² alone. The other divergences are integrals over the
-    logarithms of these, by Gauss's rule on panels around the bulk of both distributions.
+    logarithms of these, by Gauss–Legendre quadrature on panels around the bulk of both laws.
 
     Args:
         x_dim: m, the number of x's features.
@@ -146,7 +146,7 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
         z = points_of(z, d)
         squares = jnp.square(z / math.sqrt(freedom))
         x, y = jnp.sum(squares[:, :x_dim], axis=1), jnp.sum(squares[:, x_dim:], axis=1)
-        # log (1 + x)(1 + y)/(1 + x + y), whose parts are far larger for a large ν.
+        # log((1 + x)(1 + y)/(1 + x + y)), without its three logarithms, which cancel for a large ν.
         both = jnp.log1p(x * (y / 2 / (0.5 + x / 2 + y / 2)))
         return constant - (y_dim * jnp.log1p(x) + x_dim * jnp.log1p(y)) / 2 + power * both
 
@@ -249,14 +249,14 @@ def _steps(width: float, reach: float) -> np.ndarray:
 
 
 def _around(shape: float, other: float) -> np.ndarray:
-    """Ends of panels for the logarithm of a ratio of Gamma variables, to e⁻⁴⁰ of its tails."""
+    """Panel edges for the log of a ratio of Gamma variables, out to tails of about e⁻⁴⁰."""
     spread = math.sqrt(1 / shape + 1 / other)
     center = math.log(shape) - math.log(other)
     return center + _steps(min(1, spread), 9 * spread + 40 / min(shape, other))
 
 
 def _gauss(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of Gauss's rule between the edges, which are sorted along the last axis."""
+    """Gauss–Legendre nodes and weights between the edges, which are sorted along the last axis."""
     roots, weights = np.polynomial.legendre.leggauss(10)
     edges = np.sort(edges, axis=-1)
     half = np.diff(edges)[..., None] / 2
@@ -274,7 +274,7 @@ def _mass(log: np.ndarray, weights: np.ndarray, shape: float, other: float) -> n
 
 
 def _js_integrand(v: np.ndarray) -> np.ndarray:
-    """The integrand v tanh v − log cosh v ≥ 0 of v = |u|/2, whose mean over p and q is JS."""
+    """The integrand v tanh v − log cosh v ≥ 0 of v = |u|/2, whose mean under ½(p + q) is JS."""
     small = np.minimum(v, 1)
     near = small * np.tanh(small) - np.log1p(np.sinh(small) ** 2) / 2
     far = math.log(2) - 2 * v * scipy.special.expit(-2 * v) - np.log1p(np.exp(-2 * v))
@@ -303,7 +303,7 @@ def additive_uniform(epsilon: float) -> Task:
     def length(y: Array) -> Array:
         return jnp.minimum(y + epsilon, 1) - jnp.maximum(y - epsilon, 0)
 
-    # Integrated over y by the length, which rises from 0 to its highest, stays there and falls.
+    # The integral over y becomes one over ℓ(y), which rises from 0 to its highest, stays and falls.
     def integrand(share: float) -> float:
         under_p = math.log(2 / (1 + share))
         shared = scipy.special.xlogy(share, 2 * share / (1 + share))

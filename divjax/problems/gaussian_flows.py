@@ -6,9 +6,10 @@ particle by one affine map. Each objective contributes the field, affine in x �
     v_k(x) = M_k (x − μ) + c_k,   M_k = R − S_k⁻¹,   c_k = S_k⁻¹ (m_k − μ),
 
 where −R (x − μ) is the score of N(μ, Σ) in the flow: R = Σ⁻¹, or R = (Σ + h² I)⁻¹ if the particles'
-density is smoothed by a Gaussian kernel of bandwidth h (GFSD with infinitely many particles). This
-gives ordinary differential equations for μ and Σ. Towards one target without momentum their
-solution is explicit (`fokker_planck_moments`). The others are integrated, with an error estimate.
+density is smoothed by a Gaussian kernel of bandwidth h (`flows.GFSD` with infinitely many
+particles). This gives ordinary differential equations for μ and Σ. Towards one target without
+momentum their solution is explicit (`fokker_planck_moments`). The others are integrated, with an
+error estimate.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +79,7 @@ def fokker_planck_moments(times: Float[Numbers, " t"], initial: Normal, target: 
     e^{−S⁻¹t} Σ₀ e^{−S⁻¹t} + S (I − e^{−2S⁻¹t}), in which nothing cancels, however wide the target.
 
     Args:
-        times: t, from the start at 0, NaN below.
+        times: t ≥ 0, measured from the start. At negative times the results are NaN.
         initial: μ₀ "d", and Σ₀ by its variances "d" or as a matrix "d d".
         target: m and S, likewise.
 
@@ -125,7 +126,7 @@ def fokker_planck_moments(times: Float[Numbers, " t"], initial: Normal, target: 
 
 
 def _precision(covariance: Float[Array, "*k d d"]) -> Float[Array, "*k d d"]:
-    """The inverse of a positive definite matrix, nan for any other matrix."""
+    """The inverse of a positive definite matrix, NaN for any other matrix."""
     one = jnp.broadcast_to(jnp.eye(covariance.shape[-1], dtype=covariance.dtype), covariance.shape)
     return cho_solve(cholesky(covariance), one)
 
@@ -149,7 +150,8 @@ def multi_objective_moments(
     S⁻¹ = (Σ + h² I)⁻¹, that is Σ = S − h² I: smoothing narrows the particles by this much.
 
     Args:
-        times: increasing from 0 on. If traced times do not, results are NaN from there on.
+        times: non-negative and non-decreasing. If traced ones are not, results are NaN from there
+            on.
         initial: μ₀ "d", and Σ₀ by its variances "d" or as a matrix "d d".
         targets: one `Normal` of m "k d" and S "k d" or "k d d", or a list of `Normal`s.
         bandwidth: h of the Gaussian kernel exp(−r²/2h²) that smooths q in its score.
@@ -210,7 +212,8 @@ def accelerated_moments(
     step is at t = n√η.
 
     Args:
-        times: increasing from 0 on. If traced times do not, results are NaN from there on.
+        times: non-negative and non-decreasing. If traced ones are not, results are NaN from there
+            on.
         initial: μ₀ "d", and Σ₀ by its variances "d" or as a matrix "d d".
         targets: one `Normal` of m "k d" and S "k d" or "k d d", or a list of `Normal`s.
         strong_convexity: β, for damping α = 2√β, or None for α_t = 3/t.
@@ -335,7 +338,9 @@ def _forwards(times: Numbers) -> Unrounded:
     if not isinstance(times, Tracer):
         known = np.asarray(times, float)
         if not (np.isfinite(known).all() and (np.diff(known, prepend=0) >= 0).all()):
-            raise ValueError(f"times must increase from 0 on; got {known.tolist()}.")
+            raise ValueError(
+                f"times must be finite and non-decreasing from 0 on; got {known.tolist()}."
+            )
         return times
     times = times.astype(jnp.result_type(float, times))
     forwards = (jnp.diff(times, prepend=0) >= 0) & jnp.isfinite(times)

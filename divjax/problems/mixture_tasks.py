@@ -36,9 +36,9 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
         points: the number of points of the rule, in each direction.
 
     Raises:
-        ValueError: if the mixtures differ in their features or have more than two, one is not a
-            mixture, the points are farther apart than the smallest standard deviation, or half of
-            them would give another answer.
+        ValueError: if the mixtures differ in their number of features or have more than two, one is
+            not a mixture, the points are farther apart than the smallest standard deviation, or
+            half of them would give another answer.
 
     Example:
         >>> import jax.numpy as jnp
@@ -56,7 +56,7 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
     d = laws[0][1].shape[1]
     if d != laws[1][1].shape[1] or d > 2:
         raise ValueError(
-            "p and q must be mixtures of one or two features, as many each; "
+            "p and q must be mixtures of the same number of features, one or two; "
             f"got {d} and {laws[1][1].shape[1]}."
         )
     means = np.concatenate([law[1] for law in laws])

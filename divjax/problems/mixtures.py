@@ -76,14 +76,14 @@ class GaussianMixture:
 
     Densities, draws and moments are NaN for matrices that are not positive definite, traced
     matrices that are not symmetric, traced variances that are not positive, and traced weights that
-    are negative or do not sum to one. So are they for traced means that are more than about 10⁵
-    standard deviations from the origin in float32, in which draws would be rounded.
+    are negative or do not sum to one. The same holds for traced means more than about 10⁵ standard
+    deviations from the origin in float32, in which draws would be rounded.
 
     Raises:
-        ValueError: on use, if the shapes do not fit, known means are that far, concrete weights
-            are negative or do not sum to one, a concrete variance is not positive, a concrete
-            matrix is not symmetric, matrices are in half precision, an argument does not hold real
-            numbers, or the key or the number of draws is invalid.
+        ValueError: on use, if the shapes do not fit, concrete means are that far from the origin,
+            concrete weights are negative or do not sum to one, a concrete variance is not positive,
+            a concrete matrix is not symmetric, matrices are in half precision, an argument does not
+            hold real numbers, or the key or the number of draws is invalid.
 
     Example:
         >>> import jax.numpy as jnp
@@ -99,7 +99,7 @@ class GaussianMixture:
     def _law(self) -> tuple[Float[Array, " c"], Float[Array, "c d"], Array]:
         """All three as arrays of one dtype after checks, weights NaN for invalid traced mixtures.
 
-        Not checked on construction, as JAX also builds such trees of gradients.
+        Not checked on construction, as JAX also builds this pytree with gradients as its leaves.
         """
         given = {"weights": self.weights, "means": self.means, "covariances": self.covariances}
         leaves = dict(zip(given, as_leaves(**given), strict=True))

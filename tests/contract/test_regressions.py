@@ -162,7 +162,7 @@ REFUSED = {
     "generator": (lambda: bounds.f_dual(SHORT, SHORT, 3), "generator must be a generator"),
     "bounded": (
         lambda: inference.sum_of_means_lower_bound(np.ones(5)),
-        r"samples must be of Bounded\(values, lower, upper\); got ndarray",
+        r"samples must be Bounded\(values, lower, upper\); got ndarray",
     ),
     "similarity": (lambda: losses.class_costs(np.full((2, 2), 5.0)), "similarity must be at most"),
     "costs": (
