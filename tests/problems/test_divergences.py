@@ -292,7 +292,7 @@ def test_points_of_another_dimension_are_refused(name):
         (lambda: problems.chasm(1.0).log_ratio(jnp.zeros(4)), "z must be a matrix of shape"),
         (
             lambda: problems.mixtures(*2 * [GaussianMixture(jnp.ones(1), jnp.zeros((1, 3)), 1.0)]),
-            "p and q must be mixtures of one or two features",
+            "p and q must be mixtures of the same number of features",
         ),
     ],
 )
