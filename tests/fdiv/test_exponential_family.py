@@ -295,7 +295,7 @@ def test_renyi_is_infinite_where_its_mixture_leaves_the_family():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ef.kl(ef.POISSON, jnp.ones(1), jnp.ones(2)), r"the same length; got shapes \(1,\)"),
+        (lambda: ef.kl(ef.POISSON, jnp.ones(1), jnp.ones(2)), r"same length; got shapes \(1,\)"),
         (lambda: ef.kl(ef.POISSON, jnp.ones(()), jnp.ones(())), "must be vectors"),
         (lambda: ef.kl(lambda eta: eta, jnp.ones(2), jnp.ones(2)), "log_partition must return"),
         (lambda: ef.renyi(ef.POISSON, jnp.ones(1), jnp.ones(1), -1.0), "alpha must not be neg"),
