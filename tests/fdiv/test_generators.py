@@ -11,9 +11,8 @@ import scipy.integrate
 import scipy.optimize
 import scipy.stats
 
-from divjax import fdiv, ratio
+from divjax import fdiv
 from divjax.core.pytrees import pytree
-from divjax.ratio import bounds
 from tests.fdiv.formulas import (
     DEFINITIONS,
     FORMULAS,
@@ -484,23 +483,3 @@ def test_curvatures_of_reversed_generators_do_not_underflow(u):
 def test_the_slope_of_the_total_variation_at_its_kink():
     assert jax.grad(fdiv.TotalVariation().f)(0.0) == 0
     np.testing.assert_allclose(jax.grad(fdiv.TotalVariation().f)(1.0), np.e / 2, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: fdiv.Reversed(fdiv.Renyi(2.0)), "that of an f-divergence; got Renyi"),
-        (lambda: fdiv.Reversed(fdiv.KL), "an instance; got the class KL"),
-        (lambda: fdiv.Mixed(fdiv.KL, 0.5), "an instance; got the class KL"),
-        (lambda: fdiv.Combination((fdiv.Renyi(2.0),), (2.0,)), "f-divergence; got Renyi"),
-        (lambda: fdiv.Combination((), ()), "same length of at least one; got 0 and 0"),
-        (lambda: fdiv.Combination((fdiv.KL(),), (1.0, 2.0)), "got 1 and 2"),
-        (lambda: bounds.f_dual(jnp.ones(2), jnp.ones(2), fdiv.Renyi(0.5)), "got Renyi"),
-        (lambda: bounds.conjugate_dual(jnp.ones(2), jnp.ones(2), fdiv.Renyi(0.5)), "got Renyi"),
-        (lambda: ratio.DivergenceBound(train=fdiv.Renyi(0.5)), "got Renyi"),
-    ],
-)
-def test_a_divergence_without_a_generator_is_refused(make, message):
-    """Without its logarithm Rényi's would be another divergence."""
-    with pytest.raises(ValueError, match=message):
-        make()

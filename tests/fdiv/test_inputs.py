@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from divjax import fdiv, ratio
 from divjax.fdiv import categorical, exponential_family, gaussian, inequalities, sampled
 from divjax.fdiv.categorical import Labels, Logits, Weights
+from divjax.ratio import bounds
 
 P, Q = [0.25, 0.75], [0.5, 0.5]
 
@@ -167,3 +169,23 @@ def test_a_frame_as_a_covariance():
     np.testing.assert_allclose(gaussian.kl(p, q), expected, rtol=1e-6)
     with pytest.raises(ValueError, match="p must hold numbers in all columns"):
         gaussian.kl(([0, 1], frame.assign(a="x")), q)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fdiv.Reversed(fdiv.Renyi(2.0)), "that of an f-divergence; got Renyi"),
+        (lambda: fdiv.Reversed(fdiv.KL), "an instance; got the class KL"),
+        (lambda: fdiv.Mixed(fdiv.KL, 0.5), "an instance; got the class KL"),
+        (lambda: fdiv.Combination((fdiv.Renyi(2.0),), (2.0,)), "f-divergence; got Renyi"),
+        (lambda: fdiv.Combination((), ()), "same length of at least one; got 0 and 0"),
+        (lambda: fdiv.Combination((fdiv.KL(),), (1.0, 2.0)), "got 1 and 2"),
+        (lambda: bounds.f_dual(jnp.ones(2), jnp.ones(2), fdiv.Renyi(0.5)), "got Renyi"),
+        (lambda: bounds.conjugate_dual(jnp.ones(2), jnp.ones(2), fdiv.Renyi(0.5)), "got Renyi"),
+        (lambda: ratio.DivergenceBound(train=fdiv.Renyi(0.5)), "got Renyi"),
+    ],
+)
+def test_a_divergence_without_a_generator_is_refused(make, message):
+    """Without its logarithm Rényi's would be another divergence."""
+    with pytest.raises(ValueError, match=message):
+        make()
