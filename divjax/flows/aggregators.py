@@ -289,24 +289,28 @@ def _multiplier(products: Float[Array, "k k"], c: Float[Array, ""]) -> Float[Arr
     """The μ of `CAGrad`, for fields of which the longest has length one.
 
     ‖d − v̄‖ increases with μ. No combination is longer than one, so μ is at least c‖v̄‖. If the
-    combination vanishes so fast that d stays inside the ball for every μ, it is the largest that
-    rounding allows.
+    combination vanishes so fast that d stays inside the ball for every μ, then μ is the largest for
+    which the combination is more than rounding.
     """
+    eps = jnp.finfo(products.dtype).eps
 
     def excess(mu: Array, products: Array, c: Array) -> Array:
         # ‖d − v̄‖ − c‖v̄‖, with ‖d − v̄‖ = μ‖Σ_k w_k v_k‖ and ‖v̄‖² the mean of Q.
         w = _shortest_shifted(products, mu)
         squared = jnp.sum(w * jnp.matmul(products, w, precision="highest"))
-        # Rounding may make the square of a vanishing combination negative.
-        length = safe_sqrt(jnp.maximum(squared, 0))
+        # Below its rounding the square of a vanishing combination says nothing, not even its sign.
+        terms = jnp.sum(w * jnp.matmul(jnp.abs(products), w, precision="highest"))
+        length = safe_sqrt(jnp.maximum(squared, eps * jax.lax.stop_gradient(terms)))
         return mu * length - c * safe_sqrt(jnp.maximum(products.mean(), 0))
 
     # The root is found without being differentiated. One Newton step at it then carries the
     # derivative of the implicit function.
     fixed, fixed_c = jax.lax.stop_gradient((products, c))
-    # From a combination of length one to one of length √ε, whose square wᵀQw is rounding.
+    # From a combination of length one to the rounding of the shortest field, which has a weight of
+    # 1/K. Fields shorter than ε^1.5 count as zero.
+    shortest = jnp.sqrt(jnp.maximum(jnp.min(jnp.diagonal(fixed)), eps**3))
     least = fixed_c * jnp.sqrt(jnp.maximum(fixed.mean(), 0))
-    most = least / jnp.sqrt(jnp.finfo(products.dtype).eps)
+    most = least * len(products) / (jnp.sqrt(eps) * shortest)
 
     def narrow(bracket: tuple[Array, Array, Array, Array], _: None):
         low, high, mu = bracket[:3]

@@ -32,6 +32,8 @@ from divjax.inference.rank import keep_order, midranks, relative_to_threshold
 __all__ = ["PermutationTest", "permutation_test", "score_permutation_test"]
 
 KINDS = ("mean", "auc", "accuracy")
+# How often the rows are reordered to see how the statistic rounds.
+_REORDERINGS = 16
 
 
 @pytree
@@ -41,9 +43,11 @@ class PermutationTest(Outcome):
     Attributes:
         statistic: the observed statistic.
         p_value: (1 + #{null ≥ statistic})/(1 + N), at least 1/(1 + N). Ties, up to rounding, count
-            as ≥, and so does a NaN in `null`. It is NaN if the statistic is, or if the statistic is
-            infinite and an entry of `null` is not finite, as infinite data may then be the cause.
-            An infinite statistic among finite ones (a divergence of disjoint supports) is valid.
+            as ≥, and so does a NaN in `null`. `permutation_test` sees how the statistic rounds by
+            reordering rows within the samples. The p-value is NaN if the statistic is, or if the
+            statistic is infinite and an entry of `null` is not finite, as infinite data may then be
+            the cause. An infinite statistic among finite ones (a divergence of disjoint supports)
+            is valid.
         null: the statistic of each permutation.
         status: a `Status`: `NOT_FINITE` if the p-value or an entry of `null` is NaN,
             `INVALID_INPUT`, with a p-value of NaN, if traced groups have rows in both samples or a
@@ -244,16 +248,39 @@ def _permute(
         rows = pooled[shuffle(key)]
         return statistic(rows[:num_x], rows[num_x:])
 
-    keys = jax.random.split(own_key(key), num_permutations)
+    own = own_key(key)
+    # The keys of a split are those folded with its indices: the next one is another.
+    keys, reorder_key = (
+        jax.random.split(own, num_permutations),
+        jax.random.fold_in(own, num_permutations),
+    )
     # One relabelling after the other, or a batch of them: memory is bounded.
     found = jax.lax.map(permuted, keys, batch_size=batch_size)
     (null,) = as_singles(found)
-    observed = jnp.asarray(statistic(pooled[:num_x], pooled[num_x:]), null.dtype)
     valid = True if of_group is None else _collect_groups(of_group, of_stratum, num_x).valid
+
     # A relabelling that changes nothing may round differently. Within the tolerance it is a tie,
-    # which counts against the observed statistic.
-    rounding = max(100 * jnp.finfo(null.dtype).eps, 2 * jnp.finfo(found.dtype).eps)
-    return _test(observed, null, rounding * jnp.abs(observed), valid)
+    # which counts against the observed statistic. How differently shows when the rows are reordered
+    # within their samples: by far more than the statistic's own precision if it is a small
+    # difference of large numbers.
+    def reordered(key: Key[Array, ""] | None) -> Array:
+        return statistic(*(_shuffled(sample, key) for sample in (pooled[:num_x], pooled[num_x:])))
+
+    (observed,) = as_singles(reordered(None))
+    (others,) = as_singles(
+        jax.lax.map(reordered, jax.random.split(reorder_key, _REORDERINGS), batch_size=batch_size)
+    )
+    measured = 4 * jnp.max(jnp.nan_to_num(jnp.abs(others - observed), posinf=0.0))
+    # A statistic that depends on the order of its rows says nothing of rounding. A hundredth of the
+    # spread makes hardly a tie that is none.
+    spread = jnp.nan_to_num(jnp.std(null, where=jnp.isfinite(null)))
+    relative = max(100 * jnp.finfo(null.dtype).eps, 2 * jnp.finfo(found.dtype).eps)
+    tolerance = jnp.maximum(relative * jnp.abs(observed), jnp.minimum(measured, 0.01 * spread))
+    return _test(observed, null, tolerance, valid)
+
+
+def _shuffled(sample: Array, key: Key[Array, ""] | None) -> Array:
+    return sample if key is None else sample[jax.random.permutation(key, len(sample))]
 
 
 def _as_rows(name: str, sample: Numbers) -> tuple[Array, bool]:

@@ -358,3 +358,23 @@ def test_lists_are_fields(aggregator):
     for bad in ([1.0], "text", jnp.ones((2, 1, 1)) * 1j):
         with pytest.raises(ValueError, match=r"^velocities must"):
             aggregator(Fields(bad, [1.0]), state)
+
+
+@pytest.mark.parametrize("small", [1e-2, 1e-4, 1e-5, 1e-8])
+def test_cagrad_of_an_objective_whose_field_is_small(small):
+    """The direction has a limit as one field vanishes: its coefficient grows instead.
+
+    Its truth is the primal problem, solved for the fields of length one that have it as solution.
+    """
+    unit = np.array([[1.0, 0, 0], [0.5, 0.5, 0], [-0.3, 0, 1.0]])
+    scaled = unit * [[1.0], [1.0], [small]]
+    fields = Fields(jnp.asarray(scaled, jnp.float32)[:, None], jnp.ones(1))
+    direction = np.asarray(CAGrad(0.4)(fields, ())[0], np.float64) @ scaled
+    mean = scaled.mean(axis=0)
+    assert np.linalg.norm(direction - mean) == pytest.approx(0.4 * np.linalg.norm(mean), rel=1e-4)
+    # Minimal over the ball is the small field's product alone, whose others are larger by far.
+    worst = lambda d: -min(unit[2] @ d, *(scaled[:2] @ d / small))
+    ball = {"type": "ineq", "fun": lambda d: 0.16 * mean @ mean - (d - mean) @ (d - mean)}
+    best = minimize(worst, mean, constraints=[ball], method="SLSQP", options={"ftol": 1e-12})
+    assert unit[2] @ direction == pytest.approx(-best.fun, rel=2e-3)
+    assert unit[2] @ direction > 0.06

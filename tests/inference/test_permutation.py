@@ -357,3 +357,41 @@ def test_masked_rows_do_not_tie_with_infinite_scores(padding):
     found = score_permutation_test(KEY, *padded, "auc", masks=(counted, counted))
     np.testing.assert_allclose(found.statistic, 0.2, rtol=1e-6)
     assert found.null.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("offset", [36.6, 100.0])
+def test_ties_far_from_zero_are_ties(offset, x64):
+    """A difference of means of two-valued rows is a count: the test is the hypergeometric one.
+
+    It is a small difference of large sums, which round by more than its own last digits.
+    """
+    difference = lambda x, y: x.mean() - y.mean()
+    with jax.enable_x64(x64):
+        for n, ones_x, ones_y in [(10, 7, 3), (50, 30, 23)]:
+            rng = np.random.default_rng(n)
+            x = 0.1 * rng.permutation(np.repeat([1.0, 0.0], [ones_x, n - ones_x]))
+            y = 0.1 * rng.permutation(np.repeat([1.0, 0.0], [ones_y, n - ones_y]))
+            of = lambda shift, x=x, y=y: permutation_test(
+                jax.random.key(1), difference, x + shift, y + shift, num_permutations=1999
+            )
+            exact = scipy.stats.hypergeom.sf(ones_x - 1, 2 * n, ones_x + ones_y, n)
+            assert abs(float(of(offset).p_value) - exact) < 4 * np.sqrt(exact * (1 - exact) / 2000)
+            assert float(of(offset).p_value) == float(of(0.0).p_value)
+
+
+def test_no_p_value_is_below_the_share_of_the_observed_split():
+    """With three rows a sample, one relabelling in twenty is the observed one."""
+    x, y = np.array([299.35, 300.19, 300.37]), np.array([298.3, 298.65, 298.85])
+    difference = lambda x, y: x.mean() - y.mean()
+    test = permutation_test(jax.random.key(0), difference, x, y, num_permutations=1999)
+    assert abs(float(test.p_value) - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_a_statistic_that_depends_on_the_order_of_rows_keeps_its_p_value():
+    """As one that learns from the first rows and is tested on the others."""
+    x, y = jax.random.normal(jax.random.key(0), (2, 40)) + jnp.array([[0.5], [0.0]])
+    first = lambda x, y: x[:10].mean() - y[:10].mean()
+    test = permutation_test(jax.random.key(1), first, x, y, num_permutations=1999)
+    counted = (1 + np.sum(np.asarray(test.null) >= float(test.statistic))) / 2000
+    assert 0 <= float(test.p_value) - counted < 0.006
