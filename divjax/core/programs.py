@@ -14,7 +14,7 @@ from divjax.core.samples import owned
 
 T = TypeVar("T")
 
-__all__ = ["Programs", "is_traced"]
+__all__ = ["Programs", "is_traced", "jax_settings"]
 
 # An argument that is a new function at every call makes a new program every time. Only the latest
 # programs are kept, to bound the memory of a loop over such calls.
@@ -102,7 +102,7 @@ class Programs:
         # A program is valid for arguments of these shapes, under these settings of JAX.
         leaves, structure = jax.tree.flatten(args)
         leaves = [owned(leaf) for leaf in leaves]
-        key = _comparable(name), structure, tuple(map(jax.typeof, leaves)), _settings()
+        key = _comparable(name), structure, tuple(map(jax.typeof, leaves)), jax_settings()
         program = self._held.get(key)
         if program is None:
             program = _Program(function, structure.unflatten(leaves))
@@ -122,7 +122,7 @@ def _comparable(name: tuple[Any, ...] | str) -> Hashable:
     )
 
 
-def _settings() -> Hashable:
+def jax_settings() -> Hashable:
     """JAX's settings under which a function's operations may be others."""
     config = jax.config
     return (

@@ -23,6 +23,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 T = TypeVar("T")
 
 __all__ = [
+    "Code",
     "Itself",
     "TracedFunction",
     "as_pytree",
@@ -176,18 +177,19 @@ def as_pytree(function: T) -> T | jax.tree_util.Partial:
     return jax.tree_util.Partial(function)
 
 
-class _Code:
+class Code:
     """A function's primitive operations, equal to those of any function that does the same.
 
     Parameters of an operation are compared as objects: a callback or a custom derivative equals no
-    other. (The text of a jaxpr would not do, as it omits such functions.)
+    other. (The text of a jaxpr would not do, as it omits such functions.) Where the function is not
+    differentiated, custom derivatives may be left out of the comparison.
     """
 
-    def __init__(self, jaxpr: Any):
-        self.jaxpr, self._operations = jaxpr, _operations(jaxpr)
+    def __init__(self, jaxpr: Any, *, derivatives: bool = True):
+        self.jaxpr, self._operations = jaxpr, _operations(jaxpr, () if derivatives else _RULES)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Code) and self._operations == other._operations
+        return isinstance(other, Code) and self._operations == other._operations
 
     def __hash__(self) -> int:
         return hash(self._operations)
@@ -206,8 +208,12 @@ class Itself:
         return id(self.held)
 
 
-def _operations(jaxpr: Jaxpr) -> Hashable:
-    """A jaxpr without the names of its variables, to be compared."""
+# The parameters of operations that hold custom derivatives, new objects in every trace.
+_RULES = ("jvp_jaxpr_fun", "jvp_jaxpr_thunk", "fwd_jaxpr_thunk", "bwd", "out_trees")
+
+
+def _operations(jaxpr: Jaxpr, ignored: Sequence[str] = ()) -> Hashable:
+    """A jaxpr without the names of its variables and some parameters, to be compared."""
     # Names of variables differ between traces, the order of their first appearance does not.
     numbers: dict[Var, int] = {}
 
@@ -221,9 +227,9 @@ def _operations(jaxpr: Jaxpr) -> Hashable:
     def parameter(value: object) -> Hashable:
         # Inner programs, such as those of loops, are compared in the same way as the outer one.
         if isinstance(value, ClosedJaxpr):
-            return _operations(value.jaxpr), tuple(map(Itself, value.consts))
+            return _operations(value.jaxpr, ignored), tuple(map(Itself, value.consts))
         if isinstance(value, Jaxpr):
-            return _operations(value)
+            return _operations(value, ignored)
         if isinstance(value, (tuple, list)):
             return type(value).__name__, *map(parameter, value)
         # Arrays, which cannot be hashed, equal only themselves.
@@ -238,7 +244,11 @@ def _operations(jaxpr: Jaxpr) -> Hashable:
         (
             eqn.primitive,
             *map(atom, eqn.invars),
-            *((name, parameter(eqn.params[name])) for name in sorted(eqn.params)),
+            *(
+                (name, parameter(eqn.params[name]))
+                for name in sorted(eqn.params)
+                if name not in ignored
+            ),
             *map(atom, eqn.outvars),
         )
         for eqn in jaxpr.eqns
@@ -256,7 +266,7 @@ class TracedFunction:
     """
 
     closed_over: tuple[Array, ...]
-    code: _Code = static()
+    code: Code = static()
 
     def __call__(self, *args: Array) -> Array:
         """The function's value."""
@@ -289,7 +299,7 @@ def as_traced(
     """
     # JAX caches the trace of a function, hence a new lambda.
     closed = jax.make_jaxpr(lambda *args: function(*args))(*args)
-    return TracedFunction(tuple(closed.consts), _Code(closed.jaxpr))
+    return TracedFunction(tuple(closed.consts), Code(closed.jaxpr))
 
 
 def num_particles(particles: PyTree[Array]) -> int:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from divjax.core.programs import is_traced
+from divjax.core.progress import progress_bar
 from divjax.core.pytrees import select
 from divjax.core.types import status_of
 from divjax.flows.state import FlowResult, FlowState, History, StepInfo
@@ -228,14 +229,7 @@ def report_progress(
             f"progress must be True, False or a function; got {type(progress).__name__}."
         )
     # Otherwise a bar, by a library that not every install has.
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise ImportError(
-            "progress=True draws a bar with tqdm, which is not installed: install "
-            "divjax[experiments], or give a function that gets the history of each chunk."
-        ) from error
-    with tqdm(total=num_steps, unit="step") as bar:
+    with progress_bar(progress, num_steps, "step") as bar:
 
         def report(history: History, length: int) -> None:
             # A run of no steps has no last entry to show.

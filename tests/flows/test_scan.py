@@ -216,7 +216,7 @@ def test_a_bar_needs_tqdm(monkeypatch):
         return load(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_tqdm)
-    with pytest.raises(ImportError, match=r"install divjax\[experiments\]"):
+    with pytest.raises(ImportError, match=r"install divjax\[sweeps\]"):
         PAIR.run(KEY, X, num_steps=2, progress=True)
 
 

@@ -1,0 +1,165 @@
+"""The folder of a sweep: its finished cells, whole or not at all, and what they are cells of."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from divjax.sweeps.cells import Cells
+from divjax.sweeps.grid import Choices, Dimension
+from divjax.sweeps.schedule import Chunk
+
+__all__ = ["Storage", "describe"]
+
+_DESCRIPTION = "sweep.json"
+_CHUNK = re.compile(r"cells-(\d+)-(\d+)-(\d+)\.nc")
+# What a function prints of objects in memory, such as callbacks, is another text in each process.
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
+
+
+def describe(
+    dimensions: Sequence[Dimension], keys: jax.Array, programs: Sequence[Cells]
+) -> dict[str, Any]:
+    """What a sweep computes, as text: its grid, key, and the operations and data of its function.
+
+    Two functions with the same operations on the same arrays are one, whatever they are called.
+    """
+    operations = hashlib.sha256()
+    for cells in programs:
+        operations.update(_ADDRESS.sub("", str(cells.code.jaxpr)).encode())
+        for constant in cells.inputs.constants:
+            array = jax.random.key_data(constant) if _is_key(constant) else constant
+            operations.update(f"{array.dtype}{array.shape}".encode())
+            operations.update(np.ascontiguousarray(array).tobytes())
+    return {
+        "grid": {
+            dimension.name: {
+                name: [str(label) for label in held.labels]
+                if isinstance(held, Choices)
+                else held.tolist()
+                for name, held in dimension.values.items()
+            }
+            for dimension in dimensions
+        },
+        "num_seeds": len(keys),
+        "key": np.asarray(jax.random.key_data(keys[:1])).ravel().tolist(),
+        "function": operations.hexdigest(),
+    }
+
+
+def _is_key(array: jax.Array) -> bool:
+    return jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+class Storage:
+    """The files of one sweep in a folder.
+
+    Each chunk of finished cells is a NetCDF file, written under another name and renamed, so that a
+    process that is killed leaves whole files. Two processes that run the same sweep in one folder
+    write equal numbers.
+    """
+
+    def __init__(self, path: str | Path, description: dict[str, Any]):
+        """Open the folder, or make it.
+
+        Raises:
+            ValueError: if it holds another sweep or anything else, by the name of what differs.
+        """
+        self.folder = Path(path)
+        description_file = self.folder / _DESCRIPTION
+        if description_file.exists():
+            _check_same(description_file, description)
+            return
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise ValueError(f"path must be a new or an empty folder, or a sweep's; got {path}.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _replace(description_file, lambda file: file.write_text(json.dumps(description, indent=1)))
+
+    def finished(self, choice: int) -> list[Chunk]:
+        """The chunks of cells that were written, of one static choice."""
+        return [
+            (start, self._read(file))
+            for file in sorted(self.folder.iterdir())
+            for number, start in [_numbers(file)]
+            if number == choice
+        ]
+
+    def write(self, choice: int, chunk: Chunk) -> None:
+        """Write a chunk of one static choice."""
+        import xarray
+
+        start, arrays = chunk
+        stop = start + len(arrays[0])
+        dataset = xarray.Dataset(
+            {
+                f"leaf_{i}": (
+                    ["cell", *(f"leaf_{i}_{axis}" for axis in range(1, array.ndim))],
+                    array,
+                )
+                for i, array in enumerate(arrays)
+            }
+        )
+        _replace(
+            self.folder / f"cells-{choice}-{start}-{stop}.nc",
+            lambda file: dataset.to_netcdf(file, engine="h5netcdf"),
+        )
+
+    def _read(self, file: Path) -> list[np.ndarray]:
+        import xarray
+
+        try:
+            dataset = xarray.load_dataset(file, engine="h5netcdf")
+            return [np.asarray(dataset[f"leaf_{i}"]) for i in range(len(dataset))]
+        except Exception as error:
+            raise ValueError(
+                f"{file} cannot be read. Remove it, and its cells are computed again."
+            ) from error
+
+
+def _numbers(file: Path) -> tuple[int, int]:
+    """The choice and the first cell of a chunk, of any other file −1."""
+    match = _CHUNK.fullmatch(file.name)
+    return (int(match[1]), int(match[2])) if match else (-1, -1)
+
+
+def _check_same(file: Path, description: dict[str, Any]) -> None:
+    """Raise `ValueError` by the name of what differs from a description in a file."""
+    try:
+        held = json.loads(file.read_text())
+        differing = [name for name in description if held[name] != description[name]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read as the description of a sweep.") from error
+    if not differing:
+        return
+    name = differing[0]
+    if name == "function":
+        raise ValueError(
+            f"path must be another folder: {file.parent} holds a sweep of another function (its "
+            "operations or the arrays it refers to differ, or JAX's version does)."
+        )
+    was, now = held[name], description[name]
+    if name == "grid" and list(was) == list(now):
+        differing = [part for part in was if was[part] != now[part]]
+        raise ValueError(
+            f"path must be another folder: {file.parent} holds a sweep of another grid, with other "
+            f"values of {', '.join(differing)}."
+        )
+    if name == "grid":
+        was, now = ", ".join(was), ", ".join(now)
+    raise ValueError(
+        f"path must be another folder: {file.parent} holds a sweep of another {name}, {was}; "
+        f"got {now}."
+    )
+
+
+def _replace(file: Path, write: Any) -> None:
+    """Write a file whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    write(temporary)
+    os.replace(temporary, file)

@@ -1,0 +1,48 @@
+"""Sweeps over the devices of a mesh, whose axes are Auto or Explicit, and over two processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType
+from divjax import ot, sweep
+
+assert jax.device_count() == 8
+data = jax.random.normal(jax.random.key(1), (12, 2))
+
+def fn(key, epsilon, shift):
+    y = jax.random.normal(key, (10, 2)) + shift
+    cost = ot.sinkhorn(data, y, epsilon=epsilon).value
+    return {"cost": cost, "draw": jax.random.normal(key, (3,))}
+
+grid = {"epsilon": [0.1, 0.5, 1.0], "shift": [0.0, 1.0, 2.0]}
+alone = sweep(jax.random.key(0), fn, grid, num_seeds=3, progress=False)
+for types in (AxisType.Auto, AxisType.Explicit):
+    for shape, names in (((8,), ("cells",)), ((4, 2), ("a", "b"))):
+        mesh = jax.make_mesh(shape, names, axis_types=(types,) * len(shape))
+        for batch_size in (None, 5):
+            shared = sweep(jax.random.key(0), fn, grid, num_seeds=3, mesh=mesh,
+                           batch_size=batch_size, progress=False)
+            np.testing.assert_array_equal(shared.draw, alone.draw)
+            np.testing.assert_allclose(shared.cost, alone.cost, rtol=1e-4)
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_numbers_of_one():
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.endswith("equal\n"), done.stderr[-2000:]
