@@ -35,6 +35,7 @@ __all__ = [
     "check_number",
     "check_order",
     "check_positive",
+    "check_positive_finite",
     "check_positive_values",
     "check_probability",
     "check_provides",
@@ -70,6 +71,18 @@ def check_positive(**values: object) -> None:
     for name, value in _numbers(values):
         if not value > 0:
             raise ValueError(f"{name} must be a positive number; got {value}.")
+
+
+def check_positive_finite(**values: object) -> None:
+    """Raise `ValueError` for a Python number that is not positive and finite, as `check_positive`.
+
+    Example:
+        >>> check_positive_finite(learning_rate=0.1, floor=(1e-6, 1e-3))
+    """
+    check_positive(**values)
+    for name, value in _numbers(values):
+        if value == math.inf:
+            raise ValueError(f"{name} must be finite; got {value}.")
 
 
 def check_positive_values(**values: object) -> None:

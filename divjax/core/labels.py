@@ -1,6 +1,7 @@
 """Labels of rows: groups, strata, masks."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import Array, Int
 
 from divjax.core.samples import Numbers, Unrounded, as_numbers, owned
 
-__all__ = ["as_indices", "number_labels", "number_pairs", "pool_labels"]
+__all__ = ["as_indices", "concrete_labels", "number_labels", "number_pairs", "pool_labels"]
 
 
 def as_indices(name: str, indices: Numbers) -> Unrounded:
@@ -62,6 +63,33 @@ def pool_labels(name: str, labels: Sequence[npt.ArrayLike], size_x: int, size_y:
         >>> pool_labels("groups", (["b", "a"], ["c"]), 2, 1).tolist()
         [1, 0, 2]
     """
+    _check_pair(name, labels, size_x, size_y)
+    # Traced labels cannot be sorted in NumPy. They must already be numbers within JAX's range.
+    if any(isinstance(part, Tracer) for part in labels):
+        return jnp.concatenate([_held(name, part) for part in labels])
+    return jnp.asarray(_pooled(name, labels))
+
+
+def concrete_labels(
+    name: str, labels: Sequence[npt.ArrayLike], size_x: int, size_y: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels that select operations, numbered from 0, of the rows of x and of y.
+
+    Raises:
+        ValueError: as `pool_labels`, and if a label is traced.
+
+    Example:
+        >>> concrete_labels("folds", (["b", "a"], ["b"]), 2, 1)
+        (array([1, 0]), array([1]))
+    """
+    if any(isinstance(part, Tracer) for part in labels):
+        raise ValueError(f"{name} must be known when a program is compiled; got traced ones.")
+    _check_pair(name, labels, size_x, size_y)
+    numbers = np.unique(_pooled(name, labels), return_inverse=True)[1]
+    return numbers[:size_x], numbers[size_x:]
+
+
+def _check_pair(name: str, labels: Any, size_x: int, size_y: int) -> None:
     pair = isinstance(labels, (list, tuple)) and len(labels) == 2
     shapes = [np.shape(part) for part in labels] if pair else None
     if shapes != [(size_x,), (size_y,)]:
@@ -69,10 +97,11 @@ def pool_labels(name: str, labels: Sequence[npt.ArrayLike], size_x: int, size_y:
         raise ValueError(
             f"{name} must be two vectors, of shapes ({size_x},) and ({size_y},); got {got}."
         )
-    # Traced labels cannot be sorted in NumPy. They must already be numbers within JAX's range.
-    if any(isinstance(part, Tracer) for part in labels):
-        return jnp.concatenate([_held(name, part) for part in labels])
-    pooled = np.concatenate([np.asarray(part) for part in labels])
+
+
+def _pooled(name: str, labels: Sequence[npt.ArrayLike]) -> np.ndarray:
+    """Concrete labels of all rows, numbered by their order unless they are a mask."""
+    pooled = _concatenated([np.asarray(part) for part in labels])
     masked = np.concatenate([np.ma.getmaskarray(part) for part in labels])
     missing = masked | (pooled != pooled)  # NaN alone is unequal to itself
     if pooled.dtype == object:
@@ -81,8 +110,16 @@ def pool_labels(name: str, labels: Sequence[npt.ArrayLike], size_x: int, size_y:
         raise ValueError(f"{name} must name every row; got labels that are NaN or None.")
     # Text has no dtype in JAX, and integers beyond int32 would wrap: both are numbered by their
     # order. Booleans stay masks.
-    numbered = pooled if pooled.dtype == bool else np.unique(pooled, return_inverse=True)[1]
-    return jnp.asarray(numbered)
+    return pooled if pooled.dtype == bool else np.unique(pooled, return_inverse=True)[1]
+
+
+def _concatenated(parts: list[np.ndarray]) -> np.ndarray:
+    """Vectors as one. Numbers of different dtypes are compared exactly, as numbers of Python."""
+    numbers = all(part.dtype.kind in "iuf" for part in parts)
+    if numbers and len({part.dtype for part in parts}) > 1:
+        # NumPy would make float64 of both, which merges large integers.
+        parts = [part.astype(object) for part in parts]
+    return np.concatenate(parts)
 
 
 def _held(name: str, labels: npt.ArrayLike) -> Array:

@@ -180,6 +180,8 @@ def safe_power(base: Array, exponent: ArrayLike) -> Array:
         0.0
     """
     base = jnp.asarray(base)
+    # In the dtype of integers an exponent of ½ would be 0.
+    base = base if jnp.issubdtype(base.dtype, jnp.inexact) else base.astype(float)
     exponent = jnp.asarray(exponent, base.dtype)
     is_zero = base == 0
     # `**` has values at negative bases for integer exponents, and 1 for NaN to the power of 0.

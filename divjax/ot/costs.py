@@ -348,7 +348,8 @@ class SphereGeodesic(LibraryCost):
     """The geodesic distance on the unit sphere, c(x, y) = arccos⟨x/‖x‖, y/‖y‖⟩, in radians.
 
     Computed as 2 atan(‖x − y‖ / ‖x + y‖) of unit vectors, which is accurate for small angles in
-    single precision. The derivative at coincident or antipodal points is zero.
+    single precision. The derivative at coincident or antipodal points is zero. Directions nearer
+    than 16 units of rounding are coincident: 2·10⁻⁶ radians in single precision.
 
     Example:
         >>> import jax.numpy as jnp
@@ -360,5 +361,14 @@ class SphereGeodesic(LibraryCost):
         """From sums over features."""
         x, y = map(_directions, as_floating(x=x, y=y))
         # Unit vectors at an angle θ are 2 sin(θ/2) apart, and x from −y 2 cos(θ/2).
-        apart = safe_sqrt(_sum_over_features(jnp.square, x, y))
-        return 2 * jnp.arctan2(apart, safe_sqrt(_sum_over_features(jnp.square, x, -y)))
+        apart, opposite = (_sum_over_features(jnp.square, x, z) for z in (y, -y))
+        return 2 * jnp.arctan2(safe_sqrt(_unrounded(apart)), safe_sqrt(_unrounded(opposite)))
+
+
+def _unrounded(squares: Float[Array, "n m"]) -> Float[Array, "n m"]:
+    """Squared distances of unit vectors, 0 where they are rounding.
+
+    Equal directions are rounded to different vectors, whose difference has a direction that says
+    nothing: that of the derivative of their distance.
+    """
+    return jnp.where(squares <= (16 * jnp.finfo(squares.dtype).eps) ** 2, 0, squares)

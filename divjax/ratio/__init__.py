@@ -18,11 +18,13 @@ from divjax.ratio.estimators import (
     classifier_kl,
 )
 from divjax.ratio.fit import RatioFit
+from divjax.ratio.given_scores import Classifier, SklearnRatio, from_scores
 from divjax.ratio.mean_matching import KernelMeanMatching, MatchedWeights
 from divjax.ratio.protocols import Fold, Head, InstanceBased, Parametric, Ranged, Rows
 
 __all__ = [
     "BoundFit",
+    "Classifier",
     "ClassifierRatio",
     "Diagnostics",
     "DivergenceBound",
@@ -38,11 +40,13 @@ __all__ = [
     "Ranged",
     "RatioFit",
     "Rows",
+    "SklearnRatio",
     "TelescopingRatio",
     "Ties",
     "bounds",
     "classifier_js",
     "classifier_kl",
+    "from_scores",
     "heads",
     "ties",
 ]

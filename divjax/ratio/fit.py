@@ -58,8 +58,8 @@ class RatioFit(OutOfFoldScores):
         test: the cross-entropy of the fold itself.
         misfit: the excess cross-entropy of the log ratios that probes of another shape detect.
         ties: exact duplicates in the samples.
-        head: the model.
-        members: the fitted parameters, with leading axes (repeat, fold).
+        head: the model, None for given scores.
+        members: the fitted parameters, with leading axes (repeat, fold), or None.
         groups: the numbers of the groups of p's rows and of q's, if there are any.
         center: the centre subtracted from the samples before the fit.
         pack_size: the number of samples in one row.
@@ -90,6 +90,8 @@ class RatioFit(OutOfFoldScores):
         Raises:
             ValueError: if the shape does not match.
         """
+        if self.members is None:
+            raise ValueError("log_ratio needs a model, and this fit is of scores alone.")
         if self.pack_size > 1:
             x = as_numbers("x", x, exact=True)
             check_shape("x", x, "b", self.pack_size, "d")
@@ -114,9 +116,10 @@ class RatioFit(OutOfFoldScores):
             return summary(self)
         repeats, folds = self.test.shape
         losses = f"{float(jnp.mean(self.train)):.4g} in training, {float(jnp.mean(self.test)):.4g}"
+        head = "scores alone" if self.head is None else f"head {type(self.head).__name__}"
         return (
             f"RatioFit({len(self.log_ratio_p)} rows of p, {len(self.log_ratio_q)} of q, "
-            f"{folds} folds, {repeats} repeats, head {type(self.head).__name__},\n"
+            f"{folds} folds, {repeats} repeats, {head},\n"
             f"         cross-entropy {losses} out of fold)"
         )
 

@@ -38,8 +38,8 @@ class OutOfFoldScores:
     test: Float[Array, "repeats folds"]
     misfit: Misfit
     ties: Ties
-    head: Head
-    members: Member
+    head: Head | None
+    members: Member | None
     groups: tuple[Int[Array, " n"], Int[Array, " m"]] | None = None
     center: Center | None = None
     pack_size: int = static(default=1)

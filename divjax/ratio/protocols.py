@@ -30,6 +30,7 @@ __all__ = [
     "every",
     "is_in_range",
     "is_parametric",
+    "is_positive",
     "log_ratios",
     "num_rows",
     "training_log_ratios",
@@ -147,6 +148,11 @@ def every(condition: Callable[[Array], Array], *numbers: PyTree) -> Bool[Array, 
     """Whether a condition holds for all entries of numbers, which may be tuples of numbers."""
     leaves = [jnp.all(condition(jnp.asarray(number))) for number in jax.tree.leaves(numbers)]
     return jnp.stack(leaves).all() if leaves else jnp.array(True)
+
+
+def is_positive(number: Array) -> Bool[Array, "..."]:
+    """Whether a number is positive and finite, for `every`."""
+    return (number > 0) & (number < jnp.inf)
 
 
 def log_ratios(

@@ -35,6 +35,7 @@ ROOMS = {
 WITHOUT_A_ROW = {
     "what others have in common": {"fdiv.Divergence", "fdiv.Generator"},
     "within a flow": {"flows.accelerated"},
+    "runs in Python, on anything its classifier takes": {"ratio.SklearnRatio"},
     "returned by others": {
         "fdiv.NeighborDiagnostics",
         "inference.PermutationTest",

@@ -241,3 +241,27 @@ def test_a_declared_quadratic_cost_is_differentiable_in_its_numbers():
         for slope, above, below in zip(slopes, up, down, strict=True):
             numeric = (above - below) / 2e-4
             np.testing.assert_allclose(slope[..., k], numeric, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.5, 3.0, 0.1, -1.0])
+def test_equal_directions_have_no_derivative(factor):
+    """Normalised in two fusions, they differ by their rounding, whose direction says nothing."""
+    x = jax.random.normal(jax.random.key(0), (200, 3))
+    for gradient in (jax.vmap(jax.grad(ot.SphereGeodesic())),) * 2:
+        for compiled in (gradient, jax.jit(gradient)):
+            np.testing.assert_array_equal(compiled(x, factor * x), 0)
+    pairs = jax.vmap(ot.SphereGeodesic())(x, factor * x)
+    np.testing.assert_allclose(pairs, np.pi if factor < 0 else 0, atol=1e-6)
+
+
+def test_small_angles_keep_their_derivative():
+    angle = 1e-5
+    x, y = jnp.array([1.0, 0.0]), 2 * jnp.array([np.cos(angle), np.sin(angle)])
+    np.testing.assert_allclose(jax.grad(ot.SphereGeodesic())(x, y), [0, -1], atol=1e-2)
+
+
+def test_conjugate_gradients_of_integers():
+    """sign(w)|w|^{1/(p−1)}: in the dtype of integers the exponent would be 0."""
+    w = np.array([1, -2, 3])
+    found = ot.PNormPower(3.0).grad_conjugate(w)
+    np.testing.assert_allclose(found, np.sign(w) * np.sqrt(np.abs(w)), rtol=1e-6)

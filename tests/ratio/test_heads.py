@@ -475,3 +475,20 @@ def test_a_heads_log_ratios_are_floating_point():
     assert [u.dtype for u in half] == [jnp.float32, jnp.float32]
     with pytest.raises(ValueError, match="log ratio by head must be floating-point; got int32"):
         log_ratios(lambda params, rows: rows[:, 0].astype(jnp.int32), None, x, y)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda inf: h.LeastSquares(floor=inf),
+        lambda inf: h.LeastSquares(ridge=(0.1, inf)),
+        lambda inf: h.LeastSquares(bandwidth=inf),
+        lambda inf: h.KLIEP(floor=inf),
+        lambda inf: h.RandomFourier(bandwidth=(1.0, inf)),
+        lambda inf: h.Neighbors(prior=inf),
+    ],
+)
+def test_infinite_numbers_are_out_of_range(make):
+    with pytest.raises(ValueError, match="must be finite; got inf"):
+        make(float("inf"))
+    assert not make(jnp.inf * jnp.ones(())).in_range()

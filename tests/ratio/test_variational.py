@@ -425,3 +425,15 @@ def test_integers_beside_half_precision_are_not_rounded_to_it(name):
         np.testing.assert_allclose(bound(half, np.array([other])), expected, rtol=1e-7)
     expected = bound(jnp.ones(1), half.astype(jnp.float32))
     np.testing.assert_allclose(bound(jnp.ones(1, jnp.int32), half), expected, rtol=1e-6)
+
+
+def test_split_scores_keeps_the_digits_of_numpy():
+    """A constant of 1e8 cancels in the bounds, and must not be rounded before."""
+    scores = np.random.default_rng(0).normal(size=(6, 6))
+    for bound in (v.info_nce, v.donsker_varadhan):
+        plain, shifted = (float(bound(*split_scores(scores + c))) for c in (0.0, 1e8))
+        assert shifted == pytest.approx(plain, rel=1e-5)
+    # Out of SciPy: the mean of the diagonal less the log of the mean exponential of the others.
+    off = scores[~np.eye(6, dtype=bool)]
+    truth = np.diag(scores).mean() - scipy.special.logsumexp(off) + np.log(off.size)
+    assert float(v.donsker_varadhan(*split_scores(scores + 1e8))) == pytest.approx(truth, rel=1e-5)

@@ -1,17 +1,18 @@
 """Critics: learned log ratios, and the false pairs that train them for mutual information."""
 
 import dataclasses
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from divjax.core.checks import check_count, check_key
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.pytrees import pytree, static
-from divjax.core.samples import Center, Numbers, as_arrays, as_samples
+from divjax.core.samples import Center, Numbers, Unrounded, as_numbers, as_samples
 from divjax.core.standardize import Standardizer
 from divjax.core.types import summary
 
@@ -117,14 +118,15 @@ class Critic:
 
 def split_scores(
     scores: Float[Numbers, "b b"],
-) -> tuple[Float[Array, " b"], Float[Array, "b b-1"]]:
+) -> tuple[Unrounded, Unrounded]:
     """Critic values at true pairs and at false ones, from the matrix T(x_i, y_j).
 
     Args:
         scores: critic values, one row per x and one column per y, with pair i on the diagonal.
 
     Returns:
-        The diagonal, and the rest of each row.
+        The diagonal "b", and the rest of each row "b b-1"; NumPy's arrays of NumPy's scores, whose
+        digits the bounds use.
 
     Raises:
         ValueError: if `scores` is not a square matrix of at least two rows of real numbers.
@@ -134,15 +136,17 @@ def split_scores(
         >>> u_p.tolist(), u_q.tolist()
         ([5.0, 6.0], [[1.0], [2.0]])
     """
-    (scores,) = as_arrays(scores=scores)
+    # NumPy's scores stay NumPy's: a constant that float32 cannot hold cancels in the bounds.
+    scores = as_numbers("scores", scores)
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] < 2:
         raise ValueError(
             f"scores must be a square matrix of at least two rows; got shape {scores.shape}."
         )
-    rows = jnp.arange(scores.shape[0])
+    library: Any = jnp if isinstance(scores, jax.Array) else np
+    rows = library.arange(scores.shape[0])
     # Column i + j modulo b for j = 1, …, b − 1 leaves out the diagonal of row i alone.
     columns = (rows[:, None] + rows[None, 1:]) % scores.shape[0]
-    return jnp.diagonal(scores), jnp.take_along_axis(scores, columns, axis=1)
+    return library.diagonal(scores), library.take_along_axis(scores, columns, axis=1)
 
 
 def derangement(key: Key[Array, ""], n: int) -> Int[Array, " n"]:

@@ -17,7 +17,7 @@ from divjax.core.checks import (
     check_count,
     check_full_precision,
     check_matrix,
-    check_positive,
+    check_positive_finite,
     check_same_features,
     check_scalar,
     check_widths,
@@ -100,7 +100,7 @@ class DivergenceBound:
                 f"one; got {self.network!r}."
             )
         check_widths(hidden=self.hidden)
-        check_positive(learning_rate=self.learning_rate)
+        check_positive_finite(learning_rate=self.learning_rate)
         counts = {"num_steps": self.num_steps, "num_checks": self.num_checks}
         check_count(1, **counts, num_groups=self.num_groups)
         # For mutual information a batch of one pair would have no false pairs.

@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 from divjax.core.checks import (
     check_key,
     check_matrix,
-    check_positive,
+    check_positive_finite,
     check_same_features,
     check_scalar,
 )
@@ -97,8 +97,8 @@ def median_distance(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Floa
 
 
 def check_grid(**grids: object) -> None:
-    """Raise `ValueError` for an empty sequence, or Python numbers that are not positive."""
-    check_positive(**grids)
+    """Raise `ValueError` for an empty sequence, or Python numbers not positive and finite."""
+    check_positive_finite(**grids)
     for name, values in grids.items():
         if isinstance(values, (tuple, list)) and not values:
             raise ValueError(f"{name} must hold at least one number; got {values!r}.")

@@ -20,7 +20,7 @@ from divjax.ratio.heads.kernel_models import (
     log_cap,
     log_ratio,
 )
-from divjax.ratio.protocols import Fold, checked, every
+from divjax.ratio.protocols import Fold, checked, every, is_positive
 
 __all__ = ["KLIEP", "maximize_mixture"]
 
@@ -272,7 +272,7 @@ class KLIEP:
 
     def in_range(self) -> Bool[Array, ""]:
         """Whether the numbers are positive."""
-        return every(lambda number: number > 0, self.bandwidth, self.floor)
+        return every(is_positive, self.bandwidth, self.floor)
 
     def __call__(self, params: KernelRatio, z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The log ratio log p/q at each row of z, in nats."""

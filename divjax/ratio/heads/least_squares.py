@@ -20,7 +20,7 @@ from divjax.ratio.heads.kernel_models import (
     log_cap,
     log_ratio,
 )
-from divjax.ratio.protocols import Fold, checked, every
+from divjax.ratio.protocols import Fold, checked, every, is_positive
 
 __all__ = ["LeastSquares", "leave_one_out_score"]
 
@@ -228,7 +228,7 @@ class LeastSquares:
 
     def in_range(self) -> Bool[Array, ""]:
         """Whether the numbers are positive, and `relative` in [0, 1)."""
-        positive = every(lambda number: number > 0, self.bandwidth, self.ridge, self.floor)
+        positive = every(is_positive, self.bandwidth, self.ridge, self.floor)
         return positive & every(lambda number: (number >= 0) & (number < 1), self.relative)
 
     def __call__(self, params: KernelRatio, z: Float[Numbers, "b d"]) -> Float[Array, " b"]:

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 
-from divjax.core.checks import check_count, check_nonnegative, check_positive
+from divjax.core.checks import check_count, check_nonnegative, check_positive_finite
 from divjax.core.linalg import cho_solve, cholesky
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers
-from divjax.ratio.protocols import Fold, checked, every, num_rows, validation_loss
+from divjax.ratio.protocols import Fold, checked, every, is_positive, num_rows, validation_loss
 
 __all__ = ["Linear", "Quadratic", "RandomFourier", "newton_logistic"]
 
@@ -121,11 +121,11 @@ class RandomFourier(_Logistic):
     def __post_init__(self):
         super().__post_init__()
         check_count(1, num_features=self.num_features)
-        check_positive(bandwidth=self.bandwidth)
+        check_positive_finite(bandwidth=self.bandwidth)
 
     def in_range(self) -> Bool[Array, ""]:
         """Whether no ridge is negative, and the bandwidth positive."""
-        return super().in_range() & every(lambda number: number > 0, self.bandwidth)
+        return super().in_range() & every(is_positive, self.bandwidth)
 
     def _basis(self, key: Key[Array, ""], fold: Fold) -> tuple[Array, Array]:
         frequency_key, phase_key = jax.random.split(key)

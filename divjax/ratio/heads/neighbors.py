@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
-from divjax.core.checks import check_count, check_positive
+from divjax.core.checks import check_count, check_positive_finite
 from divjax.core.numerics import nan_entries_unless, nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
 from divjax.core.pytrees import for_each, pytree, static
 from divjax.core.samples import Numbers
 from divjax.core.training import random_rows
-from divjax.ratio.protocols import Fold, Rows, checked, cross_entropy, every, num_rows
+from divjax.ratio.protocols import Fold, Rows, checked, cross_entropy, every, is_positive, num_rows
 
 __all__ = ["Neighbors"]
 
@@ -84,7 +84,7 @@ class Neighbors:
             )
         check_count(2, **{f"num_neighbors[{i}]": k for i, k in enumerate(self.num_neighbors)})
         check_count(1, max_rows=self.max_rows)
-        check_positive(prior=self.prior)
+        check_positive_finite(prior=self.prior)
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[_References, Int[Array, ""]]:
         """The rows searched for neighbours, and the index of the best k on the validation rows."""
@@ -101,7 +101,7 @@ class Neighbors:
 
     def in_range(self) -> Bool[Array, ""]:
         """Whether the prior is positive."""
-        return every(lambda number: number > 0, self.prior)
+        return every(is_positive, self.prior)
 
     def __call__(self, params: tuple[_References, Array], z: Float[Numbers, "b d"]) -> Array:
         """The log ratio at rows outside the training rows."""

@@ -12,7 +12,7 @@ from divjax.core.checks import (
     check_callable,
     check_count,
     check_nonnegative,
-    check_positive,
+    check_positive_finite,
     check_shape,
     check_widths,
 )
@@ -28,6 +28,7 @@ from divjax.ratio.protocols import (
     cross_entropy,
     every,
     is_in_range,
+    is_positive,
     training_log_ratios,
 )
 
@@ -90,7 +91,7 @@ class Network:
         check_widths(hidden=self.hidden)
         if self.network is not None:
             check_callable(network=self.network)
-        check_positive(learning_rate=self.learning_rate)
+        check_positive_finite(learning_rate=self.learning_rate)
         counts = {"num_steps": self.num_steps, "batch_size": self.batch_size}
         check_count(1, **counts, num_checks=self.num_checks)
         check_nonnegative(weight_decay=self.weight_decay)
@@ -177,7 +178,7 @@ class Network:
 
     def in_range(self) -> Bool[Array, ""]:
         """Whether the rate is positive, the decay not negative, and the start in range."""
-        valid = every(lambda number: number > 0, self.learning_rate)
+        valid = every(is_positive, self.learning_rate)
         valid &= every(lambda number: number >= 0, self.weight_decay)
         return valid & is_in_range(self.start)
 
