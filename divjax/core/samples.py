@@ -27,6 +27,7 @@ from divjax.core.conversion import (
 )
 from divjax.core.pytrees import pytree
 from divjax.core.rounding import LARGEST_CONVERSION_ROUNDING, rounding_and_spread
+from divjax.core.sharding import gathered
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ def as_numbers(name: str, values: Numbers, *, exact: bool = False) -> Unrounded:
         >>> as_numbers("log_p", [1, 2])
         array([1., 2.])
     """
-    array = values if isinstance(values, jax.Array) else owned(plain_array(name, values))
+    array = gathered(values) if isinstance(values, jax.Array) else owned(plain_array(name, values))
     # In NumPy large integers can lose an offset before they are rounded to JAX's default float.
     if _rounds(array):
         array = np.asarray(array)

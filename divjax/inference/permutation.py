@@ -25,6 +25,7 @@ from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import as_traced, pytree
 from divjax.core.rounding import LARGEST_CONVERSION_ROUNDING, rounding_and_spread
 from divjax.core.samples import Numbers, as_numbers, centered_samples, owned
+from divjax.core.sharding import gathered
 from divjax.core.types import Outcome, Status, status_of
 from divjax.fdiv.special import as_singles
 from divjax.inference.rank import keep_order, midranks, relative_to_threshold
@@ -304,7 +305,7 @@ def _as_rows(name: str, sample: Numbers) -> tuple[Array, bool]:
             )
     if sample.ndim == 0 or sample.size == 0:
         raise ValueError(f"{name} must have at least one row; got shape {sample.shape}.")
-    rows = jnp.asarray(sample)
+    rows = gathered(jnp.asarray(sample))
     # A statistic sums over rows, which half precision cannot.
     if jnp.issubdtype(rows.dtype, jnp.floating):
         rows = rows.astype(at_least_single(rows.dtype))
