@@ -7,17 +7,23 @@ from typing import Literal
 import tyro
 
 from experiments import common
-from experiments.benchmarks import compilation, flows, ratio, sinkhorn
+from experiments.benchmarks import compilation, flows, ratio, sinkhorn, sweeps
 
-PARTS = {"compilation": compilation, "flows": flows, "ratio": ratio, "sinkhorn": sinkhorn}
-Part = Literal["compilation", "flows", "ratio", "sinkhorn"]
+PARTS = {
+    "compilation": compilation,
+    "flows": flows,
+    "ratio": ratio,
+    "sinkhorn": sinkhorn,
+    "sweeps": sweeps,
+}
+Part = Literal["compilation", "flows", "ratio", "sinkhorn", "sweeps"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a run depends on."""
 
-    parts: tuple[Part, ...] = ("compilation", "flows", "ratio", "sinkhorn")
+    parts: tuple[Part, ...] = ("compilation", "flows", "ratio", "sinkhorn", "sweeps")
     quick: bool = False
     """Small sizes, to see that everything runs; the ratios then mean nothing."""
 
