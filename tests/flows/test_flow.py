@@ -42,7 +42,7 @@ def assert_equal(one, two):
     "velocity",
     [
         flows.SVGD(kernels.Gaussian()),
-        flows.Langevin(),
+        pytest.param(flows.Langevin(), marks=pytest.mark.exhaustive),
         flows.NeuralScore(hidden=(8,), num_init_steps=0),
     ],
 )

@@ -45,7 +45,9 @@ class Turned(nnx.Module):
         return x @ self.kernel[...]
 
 
-@pytest.mark.parametrize(("law", "index"), [("normal", 1), ("torn", 2)])
+@pytest.mark.parametrize(
+    ("law", "index"), [pytest.param("normal", 1, marks=pytest.mark.exhaustive), ("torn", 2)]
+)
 def test_the_start_is_what_carries_held_out_rows_nearest(law, index):
     """Gaussians have an exact linear map; a law torn in two has none near."""
     x, u, z = (normal(seed, 400, 4) for seed in (4, 5, 6))

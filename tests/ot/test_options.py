@@ -71,7 +71,9 @@ def test_another_number_compiles_nothing():
     assert one == two
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "call", [pytest.param(c, marks=[pytest.mark.exhaustive] * (c == "monge")) for c in CALLS]
+)
 def test_one_solver_serves_all(call):
     """A solver that stops after one iteration is noticed, one with every option accepted."""
     every = ot.Sinkhorn(1e-2, ot.Annealing(), 1.2, max_iterations=500, block_size=6)
@@ -133,7 +135,16 @@ def test_options_out_of_range_raise(options, message):
 @pytest.mark.parametrize(
     "option", [("tolerance", -1.0), ("tolerance", jnp.nan), ("over_relaxation", 2.0)]
 )
-@pytest.mark.parametrize("call", ["sinkhorn", "divergence", "gap", "entropic", "monge"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "sinkhorn",
+        "divergence",
+        "gap",
+        "entropic",
+        pytest.param("monge", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_traced_options_out_of_range_are_flagged(call, option):
     name, value = option
     found = jax.jit(lambda v: CALLS[call](ot.Sinkhorn(**{name: v}, max_iterations=5)))(value)
