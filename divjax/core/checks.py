@@ -368,10 +368,20 @@ def check_provides(name: str, value: object, attributes: tuple[str, ...], hint: 
     """Raise `ValueError` for an object without these attributes, or for a class in its place."""
     if isinstance(value, type):
         raise ValueError(f"{name} must be an instance; got the class {value.__name__} itself.")
-    missing = [attribute for attribute in attributes if not hasattr(value, attribute)]
+    missing = [attribute for attribute in attributes if not _provides(value, attribute)]
     if missing:
         without = ", ".join(missing)
         raise ValueError(f"{name} must be {hint}; got {_described(value)}, without {without}.")
+
+
+def _provides(value: object, attribute: str) -> bool:
+    """Whether an object has an attribute; a property is not evaluated, unlike by `hasattr`.
+
+    Fields of a method may be placeholders of JAX, of which nothing can be computed.
+    """
+    nothing = object()
+    declared = inspect.getattr_static(value, attribute, nothing) is not nothing
+    return declared or hasattr(value, attribute)
 
 
 def check_arguments(name: str, function: Callable[..., object], *arguments: str) -> None:

@@ -106,7 +106,8 @@ def _from_scores(
         check_shape(name, u, "n")
     dtype = jnp.result_type(*scores, jnp.float32)
     parts = concrete_labels("folds", folds, *map(len, scores))
-    num_folds, numbers = 1 + max(part.max(initial=0) for part in parts), np.concatenate(parts)
+    num_folds = 1 + max(int(part.max(initial=0)) for part in parts)
+    numbers = np.concatenate(parts)
     weights = [
         _weights(name, weight, u) for name, weight, u in (("a", a, scores[0]), ("b", b, scores[1]))
     ]

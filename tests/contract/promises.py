@@ -45,6 +45,7 @@ class Row(NamedTuple):
             hold anything.
         sampled: whether the particles are a sample of which nothing can be said if it is empty.
         infinite: what an infinite feature means, if it has a meaning.
+        on_host: whether it calls back to the host, which no other device can do by itself.
         positive: which leaves of the method must not be negative.
         flag: `(method, key, x, weights) -> bool`, for results that are flagged by a status.
     """
@@ -58,6 +59,7 @@ class Row(NamedTuple):
     weighted: bool = False
     sampled: bool = False
     infinite: str = ""
+    on_host: bool = False
     positive: tuple[int, ...] = ()
     flag: Callable[..., Any] | None = None
 
@@ -215,6 +217,15 @@ class Promises:
         plain = self.compiled(name)(method, KEY, X, WEIGHTS)
         expected = np.asarray(plain)[..., order, :] if output == "equivariant" else plain
         assert_close(permuted, expected, rtol=1e-3)
+
+    def test_it_lowers_for_accelerators(self, name):
+        """For CUDA and TPU, without such a device."""
+        row = self.rows[name]
+        if row.on_host:
+            pytest.skip("calls back to the host")
+        export = jax.export.export(jax.jit(row.evaluate), platforms=("cuda", "tpu"))
+        exported = export(floats(row.method, jnp.float32), KEY, X, WEIGHTS)
+        assert exported.platforms == ("cuda", "tpu")
 
     def test_sharded_particles_give_the_unsharded_result(self, name):
         if jax.device_count() < 8:

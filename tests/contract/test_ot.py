@@ -195,6 +195,7 @@ ROWS = {
     "ot.exact": Row(
         (),
         _of_points(lambda x, y, w, method: ot.exact(x, y, w).value),
+        on_host=True,
         eager=False,
         weighted=True,
         sampled=True,
