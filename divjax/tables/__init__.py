@@ -1,6 +1,7 @@
 """Two data frames compared: whether they differ, how far apart they are, and in which columns.
 
-`encode` turns two tables into two matrices by one encoding, and `read_alike` reads text that is
+`compare_tables` gives a verdict and all numbers that it rests on; `divjax compare a.csv b.csv` is the
+same from the command line. `encode` turns two tables into two matrices by one encoding, and `read_alike` reads text that is
 numbers or dates. `lattices`, `own_levels` and `dequantize` are about values that repeat in one
 table alone; `univariate_js` and `frequencies_js` are about one column. All need the extra `tables`:
 `pip install "divjax[tables]"`.
@@ -14,20 +15,27 @@ except ImportError as error:
     ) from error
 
 from divjax.tables.columns import frequencies_js, univariate_js
+from divjax.tables.comparison import TableComparison, compare_tables
 from divjax.tables.encoding import Encoded, encode, values_alike
+from divjax.tables.files import read_table
 from divjax.tables.lattices import Lattice, dequantize, lattices, own_levels
 from divjax.tables.reading import Read, read_alike
+from divjax.tables.verdict import Verdict
 
 __all__ = [
     "Encoded",
     "Lattice",
     "Read",
+    "TableComparison",
+    "Verdict",
+    "compare_tables",
     "dequantize",
     "encode",
     "frequencies_js",
     "lattices",
     "own_levels",
     "read_alike",
+    "read_table",
     "univariate_js",
     "values_alike",
 ]
