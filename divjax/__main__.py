@@ -42,9 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="divjax", description="Divergences of samples and tables."
-    )
+    parser = argparse.ArgumentParser(prog="divjax", description="Divergences of tables.")
     commands = parser.add_subparsers(dest="command", required=True)
     compare = commands.add_parser("compare", help="whether and how two csv files differ")
     add = compare.add_argument

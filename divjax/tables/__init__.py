@@ -1,10 +1,10 @@
 """Two data frames compared: whether they differ, how far apart they are, and in which columns.
 
-`compare_tables` gives a verdict and all numbers that it rests on; `divjax compare a.csv b.csv` is the
-same from the command line. `encode` turns two tables into two matrices by one encoding, and `read_alike` reads text that is
-numbers or dates. `lattices`, `own_levels` and `dequantize` are about values that repeat in one
-table alone; `univariate_js` and `frequencies_js` are about one column. All need the extra `tables`:
-`pip install "divjax[tables]"`.
+`compare_tables` gives a verdict and all numbers that it rests on; `divjax compare a.csv b.csv` does
+the same from the command line. `encode` turns two tables into two matrices by one encoding,
+`read_alike` reads text that is numbers or dates, and `read_table` a csv file. `lattices`,
+`own_levels` and `dequantize` are about values that repeat in one table alone, `univariate_js` and
+`frequencies_js` about one column. All need the extra `tables`: `pip install "divjax[tables]"`.
 """
 
 try:

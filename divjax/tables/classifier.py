@@ -1,10 +1,10 @@
 """The classifier that tells two encoded tables apart: its features, its test, and what it uses.
 
-Boosted trees, since tables hold numbers on any scale, categories, gaps and lattices at once. The
-divergences are those of `ratio.SklearnRatio` with these trees.
+Trees, since tables hold numbers on any scale, categories, gaps and lattices at once; divergences
+are those of `ratio.SklearnRatio` with the same ones.
 """
 
-import importlib.util
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from divjax.inference import score_permutation_test
 from divjax.tables.encoding import MISSING, Encoded
 
-__all__ = ["Features", "Halves", "boosted_trees", "score_halves", "tree_features"]
+__all__ = ["Features", "Halves", "score_halves", "tree_features"]
 
 # Rows of each half that columns are shuffled among: more would only take longer.
 MOST_SHUFFLED = 4000
@@ -64,31 +64,6 @@ def tree_features(encoded: Encoded) -> Features:
     return Features(rows[:num_p], rows[num_p:], groups, categories)
 
 
-def boosted_trees(features: Features, seed: int, quick: bool) -> Any:
-    """Scikit-learn's histogram boosting, with small steps and leaves of no fewer than 20 rows.
-
-    Raises:
-        ImportError: if scikit-learn is not installed.
-    """
-    if importlib.util.find_spec("sklearn") is None:
-        raise ImportError(
-            "compare_tables needs scikit-learn, which is not installed: "
-            'pip install "divjax[tables]".'
-        )
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    return HistGradientBoostingClassifier(
-        learning_rate=0.2 if quick else 0.1,
-        max_iter=40 if quick else 100,
-        max_leaf_nodes=15,
-        min_samples_leaf=20,
-        l2_regularization=1.0,
-        early_stopping=False,
-        categorical_features=features.categories or None,
-        random_state=seed,
-    )
-
-
 class Halves(NamedTuple):
     """Both halves of the rows, each scored by the trees that were fitted to the other.
 
@@ -129,8 +104,6 @@ def score_halves(
         num_permutations: of each test.
         num_shuffles: of each column in each half.
     """
-    from sklearn.base import clone
-
     seed = np.asarray(jax.random.key_data(key)).ravel()
     rng = np.random.default_rng(seed)
     rows = np.concatenate([features.p, features.q])
@@ -142,7 +115,7 @@ def score_halves(
     p_values, losses = [], []
     for held_out in (0, 1):
         own = half == held_out
-        model = clone(classifier).fit(rows[~own], of_p[~own].astype(int))
+        model = copy.deepcopy(classifier).fit(rows[~own], of_p[~own].astype(int))
         score = lambda rows, model=model: model.predict_proba(rows)[:, 1]
         scores = score(rows[own])
         test = score_permutation_test(

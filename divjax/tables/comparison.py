@@ -1,6 +1,7 @@
 """Two data frames compared by one function: a verdict, and everything that it rests on."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Collection
 from typing import Any
@@ -15,10 +16,11 @@ from divjax.core.types import Estimate, Interval
 from divjax.ratio import SklearnRatio
 from divjax.tables import report
 from divjax.tables.cells import far_cells
-from divjax.tables.classifier import Halves, boosted_trees, score_halves, tree_features
+from divjax.tables.classifier import Halves, score_halves, tree_features
 from divjax.tables.column_tests import column_table
 from divjax.tables.encoding import Encoded, encode
 from divjax.tables.reading import kind_of, read_alike
+from divjax.tables.trees import PairedTrees
 from divjax.tables.verdict import Verdict, cannot_tell, decide, drivers_of
 
 __all__ = ["TableComparison", "compare_tables"]
@@ -111,10 +113,11 @@ def compare_tables(
     """Whether two tables have the same distribution, how far apart they are, and in what.
 
     Columns are read and encoded alike, see `encode`. Boosted trees tell the rows of the tables
-    apart: divergences by five folds, with `ratio.SklearnRatio`; the test by two halves of the rows,
-    each scored by the other's trees, so that both p-values are exact and every row is tested. Each
-    column is tested alone as well. Equal distributions are called different with a probability of
-    at most `level`: half of it for the classifier, half for all columns together.
+    apart, see `divjax.tables.trees`: divergences by five folds, with `ratio.SklearnRatio`; the test
+    by two halves of the rows, each scored by the other's trees, so that both p-values are exact and
+    every row is tested. Each column is tested alone as well. Equal distributions are called
+    different with a probability of at most `level`: half of it for the classifier, half for all
+    columns together.
 
     Args:
         real: one table.
@@ -156,10 +159,9 @@ def compare_tables(
     _check_names(names)
     pair = _as_frames(real, synthetic, names)
     # A name by itself is one name, not its letters.
-    asked = [
+    drop, as_category, as_number = (
         (one,) if isinstance(one, str) else tuple(one) for one in (drop, as_category, as_number)
-    ]
-    drop, as_category, as_number = asked
+    )
     _check_columns(pair, drop, as_category, as_number)
     pair = tuple(table.drop(columns=[name for name in drop if name in table]) for table in pair)
     pair, notes = _as_numbers(pair, as_number, names)
@@ -211,7 +213,7 @@ def _classify(
 ) -> tuple[dict[str, Any], Halves]:
     """The divergences by five folds, and the test by two halves."""
     features = tree_features(encoded)
-    trees = boosted_trees(features, seed, quick)
+    trees = PairedTrees(features.categories, seed, quick)
     with progress_bar(progress, 3, "step") as bar:
         fit = SklearnRatio(trees, NUM_FOLDS).fit(jax.random.fold_in(key, 0), features.p, features.q)
         bar.update(1)
@@ -286,11 +288,7 @@ def _check_columns(
             raise ValueError(
                 f"{argument} must name columns of {of}; got {unknown}, not among {sorted(known)}."
             )
-    for one, other in (
-        ("drop", "as_category"),
-        ("drop", "as_number"),
-        ("as_category", "as_number"),
-    ):
+    for one, other in itertools.combinations(options, 2):
         if twice := sorted(set(options[one]) & set(options[other])):
             raise ValueError(f"{one} and {other} must name different columns; got {twice} in both.")
 

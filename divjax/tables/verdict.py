@@ -1,4 +1,4 @@
-"""The verdict on two tables, in one sentence: whether they differ, how far, and by which columns."""
+"""The verdict on two tables in one sentence: whether they differ, how far, in which columns."""
 
 import dataclasses
 import math
@@ -128,7 +128,7 @@ def _nothing_found(p_value: float, num_rows: tuple[int, int], level: float) -> s
     js = min(1.0, shift**2 / 8 / np.log(2))
     return (
         f"No difference found ({_shown(p_value)}): in {num_rows[0]} and {num_rows[1]} rows, a "
-        f"classifier's AUC of {auc:.3f}, about {js:.2g} bits, would be found four times out of five."
+        f"classifier's AUC of {auc:.3f}, about {js:.2g} bits, would be found four times of five."
     )
 
 
