@@ -1,7 +1,7 @@
 """Tests of one column at a time: its values, its missing values, and how often values repeat."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -87,9 +87,9 @@ def _own_js(rng: np.random.Generator, encoded: Encoded, column: str) -> tuple[fl
         # A category by all of its levels, of which the encoding merges the rarest.
         return frequencies_js(rng, *values_alike(p[column], q[column]))
     values, repeats = _values_and_repeats(encoded, column)
-    found = [univariate_js(rng, *(rows[:, values] for rows in encoded[:2]))]
+    found = [univariate_js(rng, encoded.p[:, values], encoded.q[:, values])]
     if repeats:
-        found.append(univariate_js(rng, *(rows[:, repeats] for rows in encoded[:2])))
+        found.append(univariate_js(rng, encoded.p[:, repeats], encoded.q[:, repeats]))
     return max(found)
 
 
@@ -122,7 +122,8 @@ def _p_values(encoded: Encoded, column: str) -> list[float]:
 
 def _kolmogorov_smirnov(p: np.ndarray, q: np.ndarray) -> float:
     # By its limiting law: the exact one takes minutes for large samples of unequal sizes.
-    return float(stats.ks_2samp(p, q, method="asymp").pvalue)
+    test: Any = stats.ks_2samp(p, q, method="asymp")
+    return float(test.pvalue)
 
 
 def _chi_squared(p: np.ndarray, q: np.ndarray) -> float:
@@ -143,4 +144,5 @@ def _chi_squared(p: np.ndarray, q: np.ndarray) -> float:
             pooled = np.concatenate([pooled, others], axis=1)
     if pooled.shape[1] < 2:
         return 1.0
-    return float(stats.chi2_contingency(pooled).pvalue)
+    test: Any = stats.chi2_contingency(pooled)
+    return float(test.pvalue)

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 __all__ = ["read_table"]
@@ -47,7 +48,7 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     header = [field.strip() for field in next(_rows(text, delimiter))]
     if twice := sorted({field for field in header if field and header.count(field) > 1}):
         raise ValueError(f"{name} must name its columns uniquely; got twice: {twice}.")
-    table = _parse(name, text, delimiter)
+    table: Any = _parse(name, text, delimiter)
     table.columns = [field or f"column {place}" for place, field in enumerate(header, 1)]
     table = table.apply(_typed)
     if not header[0] and _counts_rows(table.iloc[:, 0]):
@@ -112,4 +113,5 @@ def _typed(column: Any) -> Any:
 def _counts_rows(column: Any) -> bool:
     if not pd.api.types.is_numeric_dtype(column) or not len(column):
         return False
-    return any((column == range(start, start + len(column))).all() for start in (0, 1))
+    count = np.arange(len(column))
+    return any((column == count + start).all() for start in (0, 1))

@@ -46,17 +46,19 @@ LEGEND = {
 def to_text(comparison: "TableComparison") -> str:
     """The verdict, the numbers, the first columns, and the notes."""
     names, verdict = comparison.names, comparison.verdict
-    lines = [verdict.sentence, "", *(f"{name}: {shown}" for name, shown in _numbers(comparison))]
-    rows = comparison.columns.head(MOST_COLUMNS)
-    width = max(len(name) for name in [*rows["column"], "column"])
-    lines += ["", f"{'column':{width}}  {'JS bits':>8}  {'error':>7}  {'p':>8}  differs alone"]
-    lines += [
-        f"{row.column:{width}}  {row.js:8.4f}  {row.error:7.4f}  {row.p_value:8.2g}  "
-        f"{'yes' if row.significant else 'no'}"
-        for row in rows.itertuples()
+    lines = [
+        verdict.sentence,
+        "",
+        *(f"{name}: {shown}" for name, shown in _numbers(comparison)),
+        "",
     ]
-    if more := len(comparison.columns) - len(rows):
-        lines.append(f"… and {more} more")
+    header, *rows = _column_rows(comparison)
+    widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
+    for cells in (header, *rows[:MOST_COLUMNS]):
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    if more := len(rows) - MOST_COLUMNS:
+        lines += [f"… and {more} more"] * (more > 0)
     if used := _used(comparison):
         lines += ["", "needed by the classifier (what AUC loses without): " + used]
     if comparison.notes:
@@ -111,17 +113,8 @@ def to_html(comparison: "TableComparison") -> str:
         figures.append(("The classifier's scores", _draw_scores(comparison), "scores"))
     names = " and ".join(map(html.escape, comparison.names))
     numbers = "".join(_row(*pair) for pair in _numbers(comparison))
-    header = _row("column", "JS bits", "error", "p", "differs alone", cell="th")
-    columns = "".join(
-        _row(
-            row.column,
-            f"{row.js:.4f}",
-            f"{row.error:.4f}",
-            f"{row.p_value:.2g}",
-            "yes" if row.significant else "no",
-        )
-        for row in comparison.columns.itertuples()
-    )
+    first, *rest = _column_rows(comparison)
+    columns = _row(*first, cell="th") + "".join(_row(*cells) for cells in rest)
     drawn = "".join(
         f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{image}">'
         f"<p>{LEGEND[legend]}</p>"
@@ -140,7 +133,7 @@ def to_html(comparison: "TableComparison") -> str:
 <p class="verdict">{html.escape(comparison.verdict.sentence)}</p>
 <table>{numbers}</table>
 {drawn}
-<h2>Columns</h2><table>{header}{columns}</table>
+<h2>Columns</h2><table>{columns}</table>
 <h2>Notes</h2><ul>{notes or "<li>none</li>"}</ul>
 <h2>Left out</h2><ul>{left_out or "<li>none</li>"}</ul>
 <h2>What the numbers are</h2><dl>{legend}</dl>
@@ -178,6 +171,24 @@ def _numbers(comparison: "TableComparison") -> list[tuple[str, str]]:
         ),
         ("Kullback–Leibler", f"{shown(comparison.kl, 4)} nats"),
         ("AUC", shown(comparison.auc, 3)),
+    ]
+
+
+def _column_rows(comparison: "TableComparison") -> list[tuple[str, ...]]:
+    """The table of columns as it is shown, with its header."""
+    rows: list[Any] = comparison.columns.to_dict(orient="records")
+    return [
+        ("column", "JS bits", "error", "p", "differs alone"),
+        *(
+            (
+                row["column"],
+                f"{row['js']:.4f}",
+                f"{row['error']:.4f}",
+                f"{row['p_value']:.2g}",
+                "yes" if row["significant"] else "no",
+            )
+            for row in rows
+        ),
     ]
 
 
@@ -236,7 +247,10 @@ def _draw_marginals(comparison: "TableComparison") -> str:
             axis.set_visible(False)
         for axis, column in zip(axes.flat, shown, strict=False):
             pair = [table[column] for table in comparison.tables]
-            draw = _draw_numbers if {kind_of(c) for c in pair} == {"number"} else _draw_levels
+            kinds = {kind_of(part) for part in pair} - {"empty"}
+            if kinds == {"date"}:
+                pair = [part.dt.year + (part.dt.dayofyear - 1) / 365.25 for part in pair]
+            draw = _draw_numbers if kinds in ({"number"}, {"date"}) else _draw_levels
             draw(axis, pair, comparison.names)
             axis.set_title(_shortened(column, 30))
         axes.flat[0].legend(fontsize=8)
@@ -294,6 +308,9 @@ def _draw_bars(names: list[str], values: np.ndarray, errors: np.ndarray | None, 
         figure, axis = plt.subplots(figsize=(8, 1.2 + 0.3 * min(12, len(names))))
         plot.contributions([_shortened(name, 30) for name in names], values, errors, ax=axis)
         axis.set_xlabel(label)
+        # Errors of columns without a difference would take half of the figure.
+        end = float(np.max(values if errors is None else values + errors))
+        axis.set_xlim(0, 1.05 * end if end > 0 else 1)
         return _image(figure)
 
 

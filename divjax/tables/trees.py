@@ -7,6 +7,7 @@ between the classes make such a change visible at once.
 
 import dataclasses
 import importlib.util
+from typing import Any
 
 import numpy as np
 
@@ -51,17 +52,18 @@ class PairedTrees:
         self._center, self._spread = standard.mean(axis=0), standard.std(axis=0) + 1e-9
         standard = (standard - self._center) / self._spread
         self._pairs = _telling_pairs(standard[y == 1], standard[y == 0])
-        self._trees = HistGradientBoostingClassifier(
-            learning_rate=0.1 if self.quick else 0.05,
-            max_iter=100 if self.quick else 300,
-            max_leaf_nodes=15,
-            l2_regularization=1.0,
-            early_stopping=True,
-            validation_fraction=0.2,
-            n_iter_no_change=15,
-            categorical_features=self.categories or None,
-            random_state=self.seed,
-        ).fit(self._with_products(X), y)
+        options: dict[str, Any] = {
+            "learning_rate": 0.1 if self.quick else 0.05,
+            "max_iter": 100 if self.quick else 300,
+            "max_leaf_nodes": 15,
+            "l2_regularization": 1.0,
+            "early_stopping": True,
+            "validation_fraction": 0.2,
+            "n_iter_no_change": 15,
+            "categorical_features": self.categories or None,
+            "random_state": self.seed,
+        }
+        self._trees = HistGradientBoostingClassifier(**options).fit(self._with_products(X), y)
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,12 +62,13 @@ def decide(
         num_rows: of each table.
         level: of the verdict.
     """
-    smallest = min(classifier_p_value, float(columns["p_value"].min()))
+    p_values: Any = columns["p_value"]
+    smallest = min(classifier_p_value, float(p_values.min()))
     value, interval = float(js.value), (float(js.interval[0]), float(js.interval[1]))
     if not all(map(math.isfinite, (classifier_p_value, value, *interval))):
         return cannot_tell("the classifier's scores are not finite", level)
     p_value = min(1.0, 2 * smallest)
-    alone = columns[columns["significant"]]
+    alone: Any = columns[columns["significant"]]
     if p_value > level:
         sentence, named = _nothing_found(p_value, num_rows, level), ()
     else:
@@ -132,7 +134,7 @@ def _nothing_found(p_value: float, num_rows: tuple[int, int], level: float) -> s
     )
 
 
-def _alone(columns: pd.DataFrame) -> str:
+def _alone(columns: Any) -> str:
     shown = [
         f"{name} ({js:.2g} bits)" for name, js in zip(columns["column"], columns["js"], strict=True)
     ][:MOST_NAMED]
