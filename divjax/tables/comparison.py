@@ -19,6 +19,7 @@ from divjax.tables.cells import far_cells
 from divjax.tables.classifier import Halves, score_halves, tree_features
 from divjax.tables.column_tests import column_table
 from divjax.tables.encoding import Encoded, encode
+from divjax.tables.lattices import lattices, own_levels
 from divjax.tables.reading import kind_of, read_alike
 from divjax.tables.trees import PairedTrees
 from divjax.tables.verdict import Verdict, cannot_tell, decide, drivers_of
@@ -171,8 +172,9 @@ def compare_tables(
     whole = encode_pair(pair, as_category)
     notes += whole.notes
     left_out = dict.fromkeys(drop, "as asked") | whole.left_out
-    # Cells are looked for in all rows.
+    # Cells and repeated values are looked for in all rows.
     notes += far_cells(*whole.tables, names=names)
+    notes += _repeated_apart(whole.tables, names)
 
     most = min(max_rows, QUICK_ROWS) if quick else max_rows
     encoded, key = whole, jax.random.key(seed)
@@ -312,6 +314,15 @@ def _as_numbers(
                 own[column] = numbers.astype(float)
         made.append(table.assign(**{str(column): own[column] for column in own}))
     return (made[0], made[1]), notes
+
+
+def _repeated_apart(pair: tuple[Any, Any], names: tuple[str, str]) -> list[str]:
+    """Notes of values that repeat in one table alone, as numbers do that are rounded there."""
+    return [
+        f"{found.column}: {found.share_p:.1%} of the rows of {names[0]} and {found.share_q:.1%} of "
+        f"{names[1]} have a value that repeats in {found.of}"
+        for found in (*lattices(*pair, names=names), *own_levels(*pair, names=names))
+    ]
 
 
 def _thin(

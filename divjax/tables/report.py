@@ -12,6 +12,7 @@ import numpy as np
 from divjax import plot
 from divjax.core.types import Estimate
 from divjax.tables.reading import kind_of
+from divjax.tables.verdict import shown_p_value
 
 if TYPE_CHECKING:
     from divjax.tables.comparison import TableComparison
@@ -153,6 +154,7 @@ tr { border-bottom: 1px solid #ddd; } img { max-width: 100%; } dt { font-weight:
 def _numbers(comparison: "TableComparison") -> list[tuple[str, str]]:
     """What is shown above the columns, with names as in the legend."""
     verdict, (n, m) = comparison.verdict, comparison.num_rows
+    p_value = shown_p_value(verdict.p_value)
     answers = {True: "yes", False: "no difference found", None: "cannot tell"}
 
     def shown(estimate: Estimate, digits: int) -> str:
@@ -160,10 +162,7 @@ def _numbers(comparison: "TableComparison") -> list[tuple[str, str]]:
         return f"{float(estimate.value):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
     return [
-        (
-            "different",
-            f"{answers[verdict.different]}, p = {verdict.p_value:.2g} at level {verdict.level:g}",
-        ),
+        ("different", f"{answers[verdict.different]}, p {p_value} at level {verdict.level:g}"),
         ("rows", f"{n} of {comparison.names[0]}, {m} of {comparison.names[1]}"),
         (
             "Jensen–Shannon",
@@ -184,7 +183,7 @@ def _column_rows(comparison: "TableComparison") -> list[tuple[str, ...]]:
                 row["column"],
                 f"{row['js']:.4f}",
                 f"{row['error']:.4f}",
-                f"{row['p_value']:.2g}",
+                shown_p_value(row["p_value"]).removeprefix("= "),
                 "yes" if row["significant"] else "no",
             )
             for row in rows

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from divjax.core.types import Estimate
 
-__all__ = ["Verdict", "cannot_tell", "decide", "detectable_auc", "drivers_of"]
+__all__ = ["Verdict", "cannot_tell", "decide", "detectable_auc", "drivers_of", "shown_p_value"]
 
 # How many columns a sentence names.
 MOST_NAMED = 3
@@ -73,7 +73,7 @@ def decide(
         sentence, named = _nothing_found(p_value, num_rows, level), ()
     else:
         sentence = (
-            f"The tables differ ({_shown(p_value)}): Jensen–Shannon {value:.2g} bits "
+            f"The tables differ (p {shown_p_value(p_value)}): Jensen–Shannon {value:.2g} bits "
             f"[{interval[0]:.2g}, {interval[1]:.2g}]. "
         )
         if len(alone):
@@ -129,8 +129,8 @@ def _nothing_found(p_value: float, num_rows: tuple[int, int], level: float) -> s
     shift = math.sqrt(2) * float(norm.ppf(min(auc, 1 - 1e-9)))
     js = min(1.0, shift**2 / 8 / np.log(2))
     return (
-        f"No difference found ({_shown(p_value)}): in {num_rows[0]} and {num_rows[1]} rows, a "
-        f"classifier's AUC of {auc:.3f}, about {js:.2g} bits, would be found four times of five."
+        f"No difference found (p {shown_p_value(p_value)}): in {num_rows[0]} and {num_rows[1]} "
+        f"rows, a classifier's AUC of {auc:.3f}, about {js:.2g} bits, would be found four times of five."
     )
 
 
@@ -155,5 +155,11 @@ def _list(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else list(names))
 
 
-def _shown(p_value: float) -> str:
-    return f"p = {p_value:.2g}" if p_value > 1e-300 else "p < 1e-300"
+def shown_p_value(p_value: float) -> str:
+    """A p-value with its sign of equality; those that float64 cannot hold are not zero.
+
+    Example:
+        >>> shown_p_value(0.0123), shown_p_value(0.0)
+        ('= 0.012', '< 1e-300')
+    """
+    return "< 1e-300" if p_value < 1e-300 else f"= {p_value:.2g}"

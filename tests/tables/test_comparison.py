@@ -117,6 +117,7 @@ def test_a_lattice_in_one_table_is_a_difference_of_its_column():
     found = compare_tables(table(0), changed, quick=True)
     assert found.verdict.columns == ("size",)
     assert found.columns["js"][0] > 0.5
+    assert any("have a value that repeats in synthetic" in note for note in found.notes)
 
 
 def test_with_few_rows_it_cannot_be_told():
