@@ -1,5 +1,6 @@
 """Tests of one column at a time: its values, its missing values, and how often values repeat."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -82,14 +83,17 @@ class _Test(NamedTuple):
 
 def _own_js(rng: np.random.Generator, encoded: Encoded, column: str) -> tuple[float, float]:
     """The divergence of a column's values, or of how often they repeat if that is larger."""
+    # No fold is empty, in the smallest tables either.
+    num_folds = min(5, len(encoded.p), len(encoded.q))
     if not is_number(encoded, column):
         p, q = encoded.tables
         # A category by all of its levels, of which the encoding merges the rarest.
-        return frequencies_js(rng, *values_alike(p[column], q[column]))
+        return frequencies_js(rng, *values_alike(p[column], q[column]), num_folds=num_folds)
     values, repeats = _values_and_repeats(encoded, column)
-    found = [univariate_js(rng, encoded.p[:, values], encoded.q[:, values])]
+    measure = functools.partial(univariate_js, rng, num_folds=num_folds)
+    found = [measure(encoded.p[:, values], encoded.q[:, values])]
     if repeats:
-        found.append(univariate_js(rng, encoded.p[:, repeats], encoded.q[:, repeats]))
+        found.append(measure(encoded.p[:, repeats], encoded.q[:, repeats]))
     return max(found)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from divjax.core.checks import check_count, check_probability
 from divjax.core.progress import progress_bar
 from divjax.core.types import Estimate, Interval
-from divjax.ratio import SklearnRatio
+from divjax.ratio import RatioFit, SklearnRatio
 from divjax.tables import report
 from divjax.tables.cells import far_cells
 from divjax.tables.classifier import Halves, score_halves, tree_features
@@ -219,11 +219,12 @@ def _classify(
     with progress_bar(progress, 3, "step") as bar:
         fit = SklearnRatio(trees, NUM_FOLDS).fit(jax.random.fold_in(key, 0), features.p, features.q)
         bar.update(1)
+        js, kl, auc, certified_js = _estimates(fit)
         numbers = {
-            "js": _clipped(fit.js(base=2), 1.0),
-            "kl": _clipped(fit.kl(), math.inf),
-            "auc": _clipped(fit.auc(), 1.0),
-            "certified_js": max(0.0, float(fit.certified_js(base=2))),
+            "js": _clipped(js, 1.0),
+            "kl": _clipped(kl, math.inf),
+            "auc": _clipped(auc, 1.0),
+            "certified_js": max(0.0, float(certified_js)),
             "scores": (np.asarray(fit.log_ratio_p), np.asarray(fit.log_ratio_q)),
         }
         bar.update(1)
@@ -237,6 +238,12 @@ def _classify(
         )
         bar.update(1)
     return numbers, halves
+
+
+@jax.jit
+def _estimates(fit: RatioFit) -> tuple[Estimate, Estimate, Estimate, jax.Array]:
+    """All in one program, which compiles in half the time of one for each."""
+    return fit.js(base=2), fit.kl(), fit.auc(), fit.certified_js(base=2)
 
 
 def _clipped(estimate: Estimate, most: float) -> Estimate:

@@ -60,7 +60,8 @@ def to_text(comparison: "TableComparison") -> str:
         lines.append("  ".join(padded).rstrip())
     if more := len(rows) - MOST_COLUMNS:
         lines += [f"… and {more} more"] * (more > 0)
-    if used := _used(comparison):
+    # Without a difference these would be noise.
+    if verdict.different and (used := _used(comparison)):
         lines += ["", "needed by the classifier (what AUC loses without): " + used]
     if comparison.notes:
         lines += ["", f"notes on {names[0]} and {names[1]}:"]
@@ -248,7 +249,7 @@ def _draw_marginals(comparison: "TableComparison") -> str:
             pair = [table[column] for table in comparison.tables]
             kinds = {kind_of(part) for part in pair} - {"empty"}
             if kinds == {"date"}:
-                pair = [part.dt.year + (part.dt.dayofyear - 1) / 365.25 for part in pair]
+                pair = [part.dt.year + (part.dt.day_of_year - 1) / 365.25 for part in pair]
             draw = _draw_numbers if kinds in ({"number"}, {"date"}) else _draw_levels
             draw(axis, pair, comparison.names)
             axis.set_title(_shortened(column, 30))

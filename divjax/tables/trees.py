@@ -75,14 +75,16 @@ class PairedTrees:
         self._numbers = [k for k in range(X.shape[1]) if k not in set(self.categories)]
         known = np.nan_to_num(X[:, self._numbers])
         self._low, self._high = np.quantile(known, [0.01, 0.99], axis=0)
-        scale = np.clip(known, self._low, self._high).std(axis=0)
+        # A range, and no deviation: squares of large numbers would overflow.
+        scale = self._high - self._low
         self._scale = np.where(scale > 0, scale, 1.0)
         self._levels = [min(MOST_LEVELS, 1 + int(X[:, k].max())) for k in self.categories]
 
     def _standard(self, X: np.ndarray) -> np.ndarray:
         """Numbers, which of them are missing, and indicators of levels."""
         numbers = X[:, self._numbers]
-        parts = [np.clip(np.nan_to_num(numbers), self._low, self._high) / self._scale]
+        within = np.clip(np.nan_to_num(numbers), self._low, self._high)
+        parts = [(within - self._low) / self._scale]
         parts.append(np.isnan(numbers))
         parts += [
             X[:, [k]] == np.arange(count)

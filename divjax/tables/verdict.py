@@ -130,7 +130,8 @@ def _nothing_found(p_value: float, num_rows: tuple[int, int], level: float) -> s
     js = min(1.0, shift**2 / 8 / np.log(2))
     return (
         f"No difference found (p {shown_p_value(p_value)}): in {num_rows[0]} and {num_rows[1]} "
-        f"rows, a classifier's AUC of {auc:.3f}, about {js:.2g} bits, would be found four times of five."
+        f"rows, a classifier's AUC of {auc:.3f}, about {js:.2g} bits, would be found four times of "
+        "five."
     )
 
 

@@ -181,6 +181,44 @@ def test_other_tables_than_frames_are_refused():
         compare_tables(pd.DataFrame(np.zeros((5, 2)), columns=["a", "a"]), table(0))
 
 
+def test_columns_of_every_kind_are_taken():
+    """Dates, booleans, gaps, infinities, huge and tiny numbers, amounts; without a warning."""
+
+    def every(seed):
+        rng = np.random.default_rng(seed)
+        days = pd.to_timedelta(rng.integers(0, 1000, NUM_ROWS), unit="D")
+        gone, numbers = rng.random(NUM_ROWS) < 0.1, rng.normal(size=NUM_ROWS)
+        return pd.DataFrame(
+            {
+                "date": pd.Timestamp("2020-01-01") + days,
+                "flag": rng.random(NUM_ROWS) < 0.3,
+                "empty": [None] * NUM_ROWS,
+                "constant": 1,
+                5: numbers,
+                "integer": pd.array(
+                    np.where(gone, None, rng.integers(0, 500, NUM_ROWS)), dtype="Int64"
+                ),
+                "category": pd.Categorical(rng.choice(list("xyz"), NUM_ROWS)),
+                "infinite": np.where(gone, np.inf, rng.normal(size=NUM_ROWS)),
+                "tiny": 1e-300 * rng.normal(size=NUM_ROWS),
+                "huge": 1e300 * rng.normal(size=NUM_ROWS),
+                "amount": [f"€ {v:.2f}".replace(".", ",") for v in 1000 * rng.random(NUM_ROWS)],
+            },
+            index=[f"row {k}" for k in range(NUM_ROWS)],
+        )
+
+    found = compare_tables(every(0), every(1), quick=True, as_number=["flag"])
+    assert found.verdict.different is False
+    assert set(found.left_out) == {"empty", "constant"}
+    assert {"5", "date", "amount"} <= set(found.columns["column"])
+    assert "date" in found.to_html()
+
+
+def test_two_rows_are_few_and_no_error():
+    pair = [pd.DataFrame({"a": [1.0, other], "b": ["x", "y"]}) for other in (2.0, 3.0)]
+    assert compare_tables(*pair).verdict.different is None
+
+
 def test_json_begins_with_the_verdict_and_holds_numbers(same):
     content = json.loads(same.to_json())
     assert next(iter(content)) == "verdict"
