@@ -35,6 +35,8 @@ LEGEND = {
     "distribution, without an upper limit. It counts rows that the second table hardly has.",
     "AUC": "How often a classifier tells a row of one table from a row of the other: 0.5 is "
     "guessing, 1 is never wrong.",
+    "shares": "The share of each table's rows with a value. The columns are those of the largest "
+    "divergence by themselves; the outermost thousandth of the rows is drawn at the edge.",
     "columns": "Jensen–Shannon of each column by itself, with its standard error, and the "
     "probability of so clear a sign in equal columns, adjusted for the number of tests.",
     "importance": "What the classifier's AUC loses where the values of one column are exchanged "
@@ -108,7 +110,7 @@ def to_html(comparison: "TableComparison") -> str:
             'to_html draws with matplotlib, which is not installed: pip install "divjax[tables]".'
         ) from error
     del matplotlib
-    figures = [("Columns that differ most", _draw_marginals(comparison), "columns")]
+    figures = [("Columns that differ most", _draw_marginals(comparison), "shares")]
     figures.append(("Each column by itself", _draw_columns(comparison), "columns"))
     if comparison.importance:
         figures.append(("Needed by the classifier", _draw_importance(comparison), "importance"))
