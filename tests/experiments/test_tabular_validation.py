@@ -1,6 +1,7 @@
 """A fitted pair, the columns' own divergence, and the command on two csv files."""
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -62,7 +63,7 @@ def test_no_number_is_reported_bare(found):
     columns = table_comparison.column_rows("pair", found)
     assert [row["column"] for row in columns] == ["age", "kind", "noise"]
     assert columns[0]["on the lattice, real / synthetic"].endswith("/ 0.0%")
-    table_comparison.draw("pair", found)
+    plt.close(table_comparison.draw("pair", found))
 
 
 @pytest.mark.exhaustive
