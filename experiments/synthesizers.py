@@ -14,7 +14,7 @@ import pandas as pd
 from pandas.api import types as dtypes
 from scipy.special import ndtr, ndtri
 
-from experiments.tables import few_distinct
+from divjax.tables.reading import few_distinct
 
 __all__ = [
     "SYNTHESIZERS",

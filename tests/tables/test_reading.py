@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.table_reading import read_alike
+from divjax.tables.reading import read_alike
 
 
 def read(p, q, **options):

@@ -1,6 +1,6 @@
 """Two tables as two matrices: one encoding of mixed columns, the same for both.
 
-    encoded = tables.encode(real, synthetic)
+    encoded = encode(real, synthetic)
     encoded.p, encoded.q, encoded.columns, encoded.groups, encoded.notes
 
 The encoding looks at the pooled rows and never at which table a row is of, so it cannot make equal
@@ -10,7 +10,7 @@ a row's table that its own values do not. What is merged or dropped can only mak
 distributions look closer, and is said in `notes`.
 
 - **Columns** in both tables are compared; the others are named. No common column is an error.
-- **Text that is numbers or dates** is read as such: see `experiments.table_reading`.
+- **Text that is numbers or dates** is read as such: see `divjax.tables.reading`.
 - **Numbers** stay what they are, less their pooled median (in float64, so that float32 keeps the
   digits that vary; integers that float64 would merge are centred as integers first). A missing or
   infinite value becomes the median, 0, and a second column says so. Values within 1e-8 of the
@@ -22,7 +22,8 @@ distributions look closer, and is said in `notes`.
 - **Categories** (text, booleans, pandas categories) get an indicator column a level, except for the
   most frequent one, whose rows are zero in all: no column is a function of the others. A level that
   one table lacks is a column that is zero there. Missing is a level. Beyond `max_levels` the rarest
-  share `num_buckets` indicators, by a hash of their names: `own_levels` finds what that hides.
+  share `num_buckets` indicators, by a hash of their names: `own_levels` of
+  `divjax.tables.lattices` finds what that hides.
 - **Free text and identifiers**, where in both tables less than half of the rows have a value that
   another row of the table has too, are left out. Numbers that identify rows cannot be told from
   measurements: name them in `ignored`.
@@ -34,26 +35,23 @@ distributions look closer, and is said in `notes`.
 What is left out is listed by name: a headline over all columns must name it.
 """
 
-import math
 import zlib
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from pandas.api import types as dtypes
 
-from divjax.fdiv.inequalities import js_bounds_from_tv
-from experiments.table_reading import few_distinct, kind_of, read_alike
+from divjax.tables.reading import few_distinct, kind_of, read_alike
 
 __all__ = [
     "Encoded",
-    "Lattice",
-    "dequantize",
     "encode",
-    "few_distinct",
-    "lattices",
-    "own_levels",
+    "equal_counts",
+    "merge_rounded",
+    "numbers_alike",
     "values_alike",
 ]
 
@@ -77,6 +75,7 @@ def encode(
     q: pd.DataFrame,
     *,
     categorical: Collection[str] = (),
+    numerical: Collection[str] = (),
     ignored: Collection[str] = (),
     max_levels: int = 32,
     num_buckets: int = 32,
@@ -90,6 +89,7 @@ def encode(
         p: one table.
         q: the other; its columns may be in another order.
         categorical: columns of numbers that are categories though they have many values.
+        numerical: columns of numbers that stay numbers though they have few values.
         ignored: columns that are not compared, such as identifiers; rows are told apart by them.
         max_levels: of a category; the rarest beyond share indicators.
         num_buckets: how many they share, at most.
@@ -138,7 +138,7 @@ def encode(
             column in categorical,
             max_levels,
             num_buckets,
-            few_values,
+            1 if column in numerical else few_values,
             repeats,
             names,
         )
@@ -153,8 +153,8 @@ def encode(
         raise ValueError("no column is left to compare: " + "; ".join(notes) + ".")
     pooled = np.concatenate(blocks, axis=1)
     encoded = pooled[: len(p)], pooled[len(p) :]
-    notes += _repetitions(read.p, read.q, names)
     compared: list[Any] = [table.rename(columns=str)[list(groups)] for table in (read.p, read.q)]
+    notes += _repetitions(read.p, read.q, names)
     return Encoded(
         *encoded, tuple(columns), groups, tuple(notes), left_out, (compared[0], compared[1])
     )
@@ -167,121 +167,12 @@ def values_alike(p: Any, q: Any) -> tuple[np.ndarray, np.ndarray]:
     """
     kinds = {kind_of(column) for column in (p, q)} - {"empty"}
     if kinds and kinds <= {"number", "date"} and len(kinds) == 1:
-        values = _merge(np.concatenate(_numbers_alike(p, q, *kinds)))
+        values = merge_rounded(np.concatenate(numbers_alike(p, q, *kinds)))
         _, codes = np.unique(values, return_inverse=True)
     else:
         levels: Any = pd.concat([_levels(p), _levels(q)], ignore_index=True)
         codes = pd.factorize(levels)[0]
     return codes[: len(p)], codes[len(p) :]
-
-
-class Lattice(NamedTuple):
-    """A column whose repeated values in one table are mostly not those of the other.
-
-    Numbers on a lattice, or the levels of a category that one table has to itself.
-
-    The shares are of rows whose value another row of table `of` holds. Their difference is a lower
-    bound on the total variation between the tables, up to sampling error, which `js_bits`, the
-    Jensen–Shannon divergence that it implies, allows for (a column, about 95 % confidence).
-    """
-
-    column: str
-    of: str
-    share_p: float
-    share_q: float
-    js_bits: float
-
-
-def lattices(
-    p: pd.DataFrame,
-    q: pd.DataFrame,
-    *,
-    least_js_bits: float = 0.05,
-    names: tuple[str, str] = ("p", "q"),
-) -> list[Lattice]:
-    """Columns of numbers that a lattice alone tells apart: smooth classifiers cannot see it.
-
-    Args:
-        p: one table.
-        q: the other.
-        least_js_bits: columns with a smaller bound are not returned.
-        names: of the tables.
-
-    References:
-        `divjax.fdiv.js_bounds_from_tv`, for what a total variation implies.
-    """
-    found = []
-    for name in [name for name in p.columns if name in set(q.columns)]:
-        columns: tuple[Any, Any] = p[name], q[name]
-        if {kind_of(column) for column in columns} != {"number"}:
-            continue
-        pooled = _merge(np.concatenate(_numbers_alike(*columns, "number")))
-        values = [x[np.isfinite(x)] for x in np.split(pooled, [len(columns[0])])]
-        if not all(len(x) for x in values):
-            continue
-        found.append(_repeated_apart(str(name), values, names))
-    return [lattice for lattice in found if lattice.js_bits >= least_js_bits]
-
-
-def own_levels(
-    p: pd.DataFrame,
-    q: pd.DataFrame,
-    *,
-    max_levels: int = 32,
-    least_js_bits: float = 0.05,
-    names: tuple[str, str] = ("p", "q"),
-) -> list[Lattice]:
-    """Columns of so many levels that indicators share them, and that the tables do not share.
-
-    Args:
-        p: one table.
-        q: the other.
-        max_levels: of an encoded category; columns with more are looked at.
-        least_js_bits: columns with a smaller bound are not returned.
-        names: of the tables.
-    """
-    found = []
-    for name in [name for name in p.columns if name in set(q.columns)]:
-        if "text" in {kind_of(p[name]), kind_of(q[name])}:
-            codes = values_alike(p[name], q[name])
-            if len(np.unique(np.concatenate(codes))) > max_levels:
-                found.append(_repeated_apart(str(name), list(codes), names))
-    return [lattice for lattice in found if lattice.js_bits >= least_js_bits]
-
-
-def _repeated_apart(column: str, values: list[np.ndarray], names: tuple[str, str]) -> Lattice:
-    """The larger of the bounds by values that repeat in the one table and in the other."""
-    bounds = []
-    for own in (0, 1):
-        shares = [
-            float(np.mean(_count(x, values[own]) > int(k == own))) for k, x in enumerate(values)
-        ]
-        variances = [s * (1 - s) / len(x) for s, x in zip(shares, values, strict=True)]
-        least_tv = max(0.0, abs(shares[0] - shares[1]) - 1.960 * math.sqrt(sum(variances)))
-        js_bits = float(js_bounds_from_tv(least_tv).lower) / math.log(2)
-        lattice = Lattice(column, names[own], shares[0], shares[1], js_bits)
-        bounds.append((js_bits, shares[own], lattice))
-    return max(bounds)[-1]
-
-
-def dequantize(
-    rng: np.random.Generator, p: pd.DataFrame, q: pd.DataFrame, columns: Sequence[str]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Blur columns of both tables by the same uniform noise, as wide as the lattice's usual step.
-
-    What is left is the difference other than that of the lattice: the same noise on both can only
-    make them more alike. The step is the larger of the two tables' median gaps between neighbouring
-    distinct values.
-    """
-    p, q = p.copy(), q.copy()
-    for name in columns:
-        # Integers that float64 would merge are blurred less their common offset.
-        values = _numbers_alike(p[name], q[name], "number")
-        distinct = [np.unique(own[~np.isnan(own)]) for own in values]
-        step = max(np.median(np.diff(own)) for own in distinct if len(own) > 1)
-        for table, own in zip((p, q), values, strict=True):
-            table[name] = own + step * rng.uniform(-0.5, 0.5, len(table))
-    return p, q
 
 
 def _encode_column(
@@ -307,11 +198,11 @@ def _encode_column(
         categorical = True
     kind = known[0] if known else "empty"
     if kind in ("number", "date") and not categorical:
-        values = np.concatenate(_numbers_alike(p, q, kind))
+        values = np.concatenate(numbers_alike(p, q, kind))
         infinite = np.isinf(values)
         if infinite.any():
             notes.append(f"{infinite.sum()} infinite values taken as missing")
-        values = _merge(np.where(infinite, np.nan, values))
+        values = merge_rounded(np.where(infinite, np.nan, values))
         few = few_distinct(pd.Series(values), few_values if kind == "number" else 1)
         if not few:
             return *_encode_numbers(values, repeats), notes, ""
@@ -332,7 +223,7 @@ def _encode_numbers(values: np.ndarray, repeats: bool) -> tuple[np.ndarray, list
     if missing.any():
         block.append(missing.astype(float))
         labels.append(f" {MISSING}")
-    count = _count(values, values[~missing]) - 1
+    count = equal_counts(values, values[~missing]) - 1
     if repeats and (count[~missing] > 0).any():
         block.append(np.log1p(np.where(missing, 0, count)))
         labels.append(" (repeats)")
@@ -392,7 +283,7 @@ def _offset(p: Any, q: Any) -> int:
     return min(ends) if max(map(abs, ends), default=0) > 2**53 else 0
 
 
-def _numbers_alike(p: Any, q: Any, kind: str) -> list[np.ndarray]:
+def numbers_alike(p: Any, q: Any, kind: str) -> list[np.ndarray]:
     """A column of two tables as float64, less the offset that both have."""
     offset = _offset(p, q) if kind == "number" else 0
     if not offset:
@@ -411,7 +302,7 @@ def _numbers(column: Any, kind: str) -> np.ndarray:
     return column.infer_objects().to_numpy(float, na_value=np.nan)
 
 
-def _merge(values: np.ndarray) -> np.ndarray:
+def merge_rounded(values: np.ndarray) -> np.ndarray:
     """Values that differ by rounding made equal, to the smallest of them."""
     finite = np.isfinite(values)
     if not finite.any():
@@ -437,7 +328,7 @@ def _levels(column: Any) -> Any:
     return column.astype(object).map(distinct).astype(object).where(column.notna(), MISSING)
 
 
-def _count(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+def equal_counts(values: np.ndarray, among: np.ndarray) -> np.ndarray:
     """How many of the others each value equals."""
     ordered = np.sort(among)
     return np.searchsorted(ordered, values, "right") - np.searchsorted(ordered, values, "left")
@@ -454,5 +345,13 @@ def _repetitions(p: pd.DataFrame, q: pd.DataFrame, names: tuple[str, str]) -> li
         if repeated := len(x) - len(set(x)):
             notes.append(f"{repeated} of the {len(x)} rows of {name} repeat an earlier one")
     if copied := sum(map(set(rows[0]).__contains__, rows[1])):
-        notes.append(f"{copied} of the {len(rows[1])} rows of {names[1]} are rows of {names[0]}")
+        # A row of p, too, is as likely to be found among the others of p.
+        counts = Counter(rows[0])
+        expected = (
+            len(rows[1]) * sum(count for count in counts.values() if count > 1) / len(rows[0])
+        )
+        notes.append(
+            f"{copied} of the {len(rows[1])} rows of {names[1]} are rows of {names[0]}; "
+            f"{expected:.0f} would be, were they drawn like rows of {names[0]}"
+        )
     return notes

@@ -1,6 +1,6 @@
 """Text that is numbers or dates, read as such: the same way in two tables.
 
-    read = table_reading.read_alike(real, synthetic)
+    read = read_alike(real, synthetic)
     read.p, read.q, read.notes
 
 A column of text is read as numbers or dates where more than half of its values in each table are.

@@ -1,0 +1,141 @@
+"""The command `divjax`: two csv files compared, and what this installation runs on.
+
+    divjax compare real.csv synthetic.csv
+    divjax compare real.csv synthetic.csv --html report.html --fail-on different
+    divjax info
+
+The exit code is 0, 1 where `--fail-on different` is met, or 2 for what cannot be used or read.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: of the command line, by default the program's own.
+
+    Returns:
+        The exit code.
+
+    Example:
+        >>> main(["compare", "nowhere.csv", "nowhere.csv"])
+        2
+    """
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as stop:
+        # argparse has printed why, or its help.
+        return int(stop.code or 0)
+    try:
+        return _info() if options.command == "info" else _compare(options)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"divjax: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="divjax", description="Divergences of tables.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    compare = commands.add_parser("compare", help="whether and how two csv files differ")
+    add = compare.add_argument
+    add("real", type=Path, help="a csv file with a header")
+    add("synthetic", type=Path, help="another one")
+    add(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="the results as JSON, into a file or instead of the text",
+    )
+    add("--csv", type=Path, metavar="FILE", help="the table of columns")
+    add("--html", type=Path, metavar="FILE", help="one page with figures")
+    add("--quick", action="store_true", help="fewer rows and smaller classifiers")
+    add("--drop", nargs="+", default=[], metavar="NAME", help="columns that are not compared")
+    add("--as-category", nargs="+", default=[], metavar="NAME", help="numbers that are codes")
+    add("--as-number", nargs="+", default=[], metavar="NAME", help="few values that are numbers")
+    add("--level", type=float, default=0.05, help="of false alarms, at most (default: 0.05)")
+    add("--seed", type=int, default=0, help="of everything random (default: 0)")
+    add("--fail-on", choices=["different"], help="end with exit code 1 in this case")
+    commands.add_parser("info", help="versions, devices and settings")
+    return parser
+
+
+def _compare(options: argparse.Namespace) -> int:
+    # Before anything is imported: a misspelt name is answered at once.
+    for path in (options.real, options.synthetic):
+        if not path.exists():
+            raise OSError(f"there is no file {path}.")
+        with path.open("rb"):
+            pass
+    for path in (options.csv, options.html, options.json if options.json != "-" else None):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise OSError(f"there is no folder for {path}.")
+
+    from divjax import tables
+    from divjax.tables.files import read_table
+
+    (real, of_real), (synthetic, of_synthetic) = map(read_table, (options.real, options.synthetic))
+    names = _names(options.real, options.synthetic)
+    found = tables.compare_tables(
+        real,
+        synthetic,
+        seed=options.seed,
+        level=options.level,
+        drop=options.drop,
+        as_category=options.as_category,
+        as_number=options.as_number,
+        names=names,
+        quick=options.quick,
+        progress=sys.stderr.isatty(),
+    )
+    found = found.with_notes((*of_real, *of_synthetic))
+    if options.csv is not None:
+        options.csv.write_text(found.to_csv(), encoding="utf-8")
+    if options.html is not None:
+        options.html.write_text(found.to_html(), encoding="utf-8")
+    if options.json not in (None, "-"):
+        Path(options.json).write_text(found.to_json(), encoding="utf-8")
+    sys.stdout.write(found.to_json() if options.json == "-" else found.to_text())
+    return int(options.fail_on == "different" and found.verdict.different is True)
+
+
+def _names(real: Path, synthetic: Path) -> tuple[str, str]:
+    """The files' names, or their paths where these are the same."""
+    if real.name != synthetic.name:
+        return real.name, synthetic.name
+    if str(real) != str(synthetic):
+        return str(real), str(synthetic)
+    return str(real), f"{synthetic} (again)"
+
+
+def _info() -> int:
+    import importlib.metadata
+    import platform
+
+    import jax
+
+    import divjax
+
+    print(f"divjax {divjax.__version__}, Python {platform.python_version()}")
+    for package in ("jax", "jaxlib", "numpy", "scipy", "ott-jax", "pandas", "scikit-learn"):
+        try:
+            print(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{package} is not installed")
+    print("devices: " + ", ".join(map(str, jax.devices())))
+    print(f"precision: {'float64' if jax.config.jax_enable_x64 else 'float32'}")  # pyright: ignore[reportAttributeAccessIssue]
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    print(f"compilation cache: {cache or 'none (set JAX_COMPILATION_CACHE_DIR)'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

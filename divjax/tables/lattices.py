@@ -1,0 +1,124 @@
+"""Columns whose repeated values one table has alone: on a lattice, or levels of its own."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from divjax.fdiv.inequalities import js_bounds_from_tv
+from divjax.tables.encoding import equal_counts, merge_rounded, numbers_alike, values_alike
+from divjax.tables.reading import kind_of
+
+__all__ = ["Lattice", "dequantize", "lattices", "own_levels"]
+
+
+class Lattice(NamedTuple):
+    """A column whose repeated values in one table are mostly not those of the other.
+
+    Numbers on a lattice, or the levels of a category that one table has to itself.
+
+    The shares are of rows whose value another row of table `of` holds. Their difference is a lower
+    bound on the total variation between the tables, up to sampling error, which `js_bits`, the
+    Jensen–Shannon divergence that it implies, allows for (a column, about 95 % confidence).
+    """
+
+    column: str
+    of: str
+    share_p: float
+    share_q: float
+    js_bits: float
+
+
+def lattices(
+    p: pd.DataFrame,
+    q: pd.DataFrame,
+    *,
+    least_js_bits: float = 0.05,
+    names: tuple[str, str] = ("p", "q"),
+) -> list[Lattice]:
+    """Columns of numbers that a lattice alone tells apart: smooth classifiers cannot see it.
+
+    Args:
+        p: one table.
+        q: the other.
+        least_js_bits: columns with a smaller bound are not returned.
+        names: of the tables.
+
+    References:
+        `divjax.fdiv.js_bounds_from_tv`, for what a total variation implies.
+    """
+    found = []
+    for name in [name for name in p.columns if name in set(q.columns)]:
+        columns: tuple[Any, Any] = p[name], q[name]
+        if {kind_of(column) for column in columns} != {"number"}:
+            continue
+        pooled = merge_rounded(np.concatenate(numbers_alike(*columns, "number")))
+        values = [x[np.isfinite(x)] for x in np.split(pooled, [len(columns[0])])]
+        if not all(len(x) for x in values):
+            continue
+        found.append(_repeated_apart(str(name), values, names))
+    return [lattice for lattice in found if lattice.js_bits >= least_js_bits]
+
+
+def own_levels(
+    p: pd.DataFrame,
+    q: pd.DataFrame,
+    *,
+    max_levels: int = 32,
+    least_js_bits: float = 0.05,
+    names: tuple[str, str] = ("p", "q"),
+) -> list[Lattice]:
+    """Columns of so many levels that indicators share them, and that the tables do not share.
+
+    Args:
+        p: one table.
+        q: the other.
+        max_levels: of an encoded category; columns with more are looked at.
+        least_js_bits: columns with a smaller bound are not returned.
+        names: of the tables.
+    """
+    found = []
+    for name in [name for name in p.columns if name in set(q.columns)]:
+        if "text" in {kind_of(p[name]), kind_of(q[name])}:
+            codes = values_alike(p[name], q[name])
+            if len(np.unique(np.concatenate(codes))) > max_levels:
+                found.append(_repeated_apart(str(name), list(codes), names))
+    return [lattice for lattice in found if lattice.js_bits >= least_js_bits]
+
+
+def _repeated_apart(column: str, values: list[np.ndarray], names: tuple[str, str]) -> Lattice:
+    """The larger of the bounds by values that repeat in the one table and in the other."""
+    bounds = []
+    for own in (0, 1):
+        shares = [
+            float(np.mean(equal_counts(x, values[own]) > int(k == own)))
+            for k, x in enumerate(values)
+        ]
+        variances = [s * (1 - s) / len(x) for s, x in zip(shares, values, strict=True)]
+        least_tv = max(0.0, abs(shares[0] - shares[1]) - 1.960 * math.sqrt(sum(variances)))
+        js_bits = float(js_bounds_from_tv(least_tv).lower) / math.log(2)
+        lattice = Lattice(column, names[own], shares[0], shares[1], js_bits)
+        bounds.append((js_bits, shares[own], lattice))
+    return max(bounds)[-1]
+
+
+def dequantize(
+    rng: np.random.Generator, p: pd.DataFrame, q: pd.DataFrame, columns: Sequence[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Blur columns of both tables by the same uniform noise, as wide as the lattice's usual step.
+
+    What is left is the difference other than that of the lattice: the same noise on both can only
+    make them more alike. The step is the larger of the two tables' median gaps between neighbouring
+    distinct values.
+    """
+    p, q = p.copy(), q.copy()
+    for name in columns:
+        # Integers that float64 would merge are blurred less their common offset.
+        values = numbers_alike(p[name], q[name], "number")
+        distinct = [np.unique(own[~np.isnan(own)]) for own in values]
+        step = max(np.median(np.diff(own)) for own in distinct if len(own) > 1)
+        for table, own in zip((p, q), values, strict=True):
+            table[name] = own + step * rng.uniform(-0.5, 0.5, len(table))
+    return p, q
