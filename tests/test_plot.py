@@ -28,8 +28,8 @@ class TestCurves:
         values = np.random.default_rng(0).normal(size=(6, 5))
         ax = plot.curves(values, steps=[0, 2, 4, 6, 8], label="a")
         np.testing.assert_allclose(ax.lines[0].get_ydata(), values.mean(0))
-        assert ax.lines[0].get_xdata().tolist() == [0, 2, 4, 6, 8]
-        band = ax.collections[0].get_paths()[0].vertices
+        assert np.asarray(ax.lines[0].get_xdata()).tolist() == [0, 2, 4, 6, 8]
+        band = np.asarray(ax.collections[0].get_paths()[0].vertices)
         error = values.std(0, ddof=1) / np.sqrt(6)
         assert band[:, 1].max() == pytest.approx((values.mean(0) + error).max())
         assert band[:, 1].min() == pytest.approx((values.mean(0) - error).min())

@@ -10,7 +10,7 @@ import numpy as np
 
 from divjax.core.checks import check_flag
 from divjax.sweeps.grid import Dimension
-from divjax.sweeps.labels import dimension_names
+from divjax.sweeps.naming import dimension_names
 from divjax.sweeps.schedule import Chunk
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from divjax.core.progress import progress_bar
 from divjax.core.types import Estimate, Interval
 from divjax.ratio import RatioFit, SklearnRatio
 from divjax.tables import report
-from divjax.tables.cells import far_cells
 from divjax.tables.classifier import Halves, score_halves, tree_features
 from divjax.tables.column_tests import column_table
 from divjax.tables.encoding import Encoded, encode
 from divjax.tables.lattices import lattices, own_levels
+from divjax.tables.outlying_cells import far_cells
 from divjax.tables.reading import kind_of, read_alike
 from divjax.tables.trees import PairedTrees
 from divjax.tables.verdict import Verdict, cannot_tell, decide, drivers_of
