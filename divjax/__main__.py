@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    # Options are those of `compare_tables`, by the same names.
     parser = argparse.ArgumentParser(prog="divjax", description="Divergences of tables.")
     commands = parser.add_subparsers(dest="command", required=True)
     compare = commands.add_parser("compare", help="whether and how two csv files differ")
@@ -82,6 +83,7 @@ def _compare(options: argparse.Namespace) -> int:
     from divjax import tables
     from divjax.tables.files import read_table
 
+    # Each file by itself: their delimiters and encodings need not be the same.
     (real, of_real), (synthetic, of_synthetic) = map(read_table, (options.real, options.synthetic))
     names = _names(options.real, options.synthetic)
     found = tables.compare_tables(
@@ -96,6 +98,7 @@ def _compare(options: argparse.Namespace) -> int:
         quick=options.quick,
         progress=sys.stderr.isatty(),
     )
+    # How the files were read is said before how they compare.
     found = found.with_notes((*of_real, *of_synthetic))
     if options.csv is not None:
         options.csv.write_text(found.to_csv(), encoding="utf-8")
@@ -103,6 +106,7 @@ def _compare(options: argparse.Namespace) -> int:
         options.html.write_text(found.to_html(), encoding="utf-8")
     if options.json not in (None, "-"):
         Path(options.json).write_text(found.to_json(), encoding="utf-8")
+    # Text for people, unless a program asks for numbers.
     sys.stdout.write(found.to_json() if options.json == "-" else found.to_text())
     return int(options.fail_on == "different" and found.verdict.different is True)
 
@@ -117,6 +121,7 @@ def _names(real: Path, synthetic: Path) -> tuple[str, str]:
 
 
 def _info() -> int:
+    # Imported here: the other command must answer at once where a file is missing.
     import importlib.metadata
     import platform
 
@@ -125,6 +130,7 @@ def _info() -> int:
     import divjax
 
     print(f"divjax {divjax.__version__}, Python {platform.python_version()}")
+    # What a report of a fault should say.
     for package in ("jax", "jaxlib", "numpy", "scipy", "ott-jax", "pandas", "scikit-learn"):
         try:
             print(f"{package} {importlib.metadata.version(package)}")

@@ -70,6 +70,7 @@ def style() -> contextlib.AbstractContextManager[Any]:
         >>> plt.close(figure)
     """
     pyplot = _pyplot()
+    # Added, not multiplied: the k-th line has the k-th colour and the k-th dashes.
     cycle = pyplot.cycler(color=_COLORS) + pyplot.cycler(linestyle=_LINES)
     return pyplot.rc_context({**_STYLE, "axes.prop_cycle": cycle})
 
@@ -111,11 +112,13 @@ def curves(
         raise ValueError(
             f"values must be a curve, or one row of it for each seed; got shape {values.shape}."
         )
+    # A single curve has no spread to be shown.
     rows = np.atleast_2d(values)
     at = np.arange(rows.shape[1]) if steps is None else np.asarray(steps)
     mean, axis = rows.mean(axis=0), _axis(ax)
     (drawn,) = axis.plot(at, mean, label=label, **line)
     if len(rows) > 1:
+        # Of the mean over seeds, not of a single seed.
         error = rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
         color = drawn.get_color()
         axis.fill_between(at, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
@@ -162,6 +165,7 @@ def particles(
         raise ValueError(f"x must be particles in the plane, of shape (n, 2); got {rows.shape}.")
     axis = _axis(ax)
     if limits is None:
+        # Equal particles have no range of their own.
         low, high = rows.min(axis=0), rows.max(axis=0)
         margin = np.maximum((high - low) / 4, 1e-6 + 1e-3 * np.abs(high))
         (left, bottom), (right, top) = low - margin, high + margin
@@ -171,6 +175,7 @@ def particles(
         across, up = np.meshgrid(np.linspace(left, right, 120), np.linspace(bottom, top, 120))
         nodes = jnp.asarray(np.stack([across.ravel(), up.ravel()], axis=1))
         heights = np.asarray(jax.vmap(log_prob)(nodes)).reshape(across.shape)
+        # Relative to the highest point of the figure, whatever the density's constant.
         levels = np.nanmax(heights) + np.array([-2.0, -0.5, -0.125])
         axis.contour(across, up, heights, levels, colors="0.6", linewidths=1, linestyles="-")
     axis.scatter(rows[:, 0], rows[:, 1], **{"s": 14, "zorder": 3, **points})
@@ -216,10 +221,12 @@ def front(
         values[:, 0], values[:, 1], label=label, **{"s": 18, "zorder": 3, **points}
     )
     # From left to right, each point that is lower than all before it.
+    # Of points with the same first value the lower one comes first.
     ordered = values[np.lexsort((values[:, 1], values[:, 0]))]
     before = np.minimum.accumulate(np.concatenate([[np.inf], ordered[:-1, 1]]))
     best = ordered[ordered[:, 1] < before]
     color = drawn.get_facecolor()[0]
+    # Steps, and no straight lines: between two points nothing was reached.
     axis.plot(best[:, 0], best[:, 1], color=color, linestyle="-", drawstyle="steps-post")
     return axis
 
@@ -268,6 +275,7 @@ def heatmap(
     check_choice(("linear", "log"), scale=scale)
     if variable not in getattr(dataset, "data_vars", ()):
         raise ValueError(f"variable must be one of the dataset; got {variable!r}.")
+    # Seeds are averaged; a failed one leaves no mean, and no colour.
     values = dataset[variable]
     values = values.mean("seed", skipna=False) if "seed" in values.dims else values
     if len(values.dims) != 2:
@@ -275,6 +283,7 @@ def heatmap(
             f"variable must have two dimensions beside seed; {variable} has {values.dims}: select "
             "one setting of the others by .sel, or average over them."
         )
+    # The last dimension is horizontal, as in a printed matrix.
     x = str(values.dims[1]) if x is None and y != values.dims[1] else x or str(values.dims[0])
     y = next(str(name) for name in values.dims if name != x) if y is None else y
     if {x, y} != set(values.dims):
@@ -282,10 +291,12 @@ def heatmap(
 
     values = values.transpose(y, x)
     axis, shown = _axis(ax), np.ma.masked_invalid(values.values)
+    # Numbers lie where they belong, choices next to each other.
     places = [_places(values, name) for name in (x, y)]
     norm = "log" if scale == "log" else None
     mesh = axis.pcolormesh(*(place for place, _ in places), shown, shading="nearest", norm=norm)
     axis.set_facecolor("0.85")
+    # What is missing must not look like a value.
     if np.ma.getmaskarray(shown).any():
         axis.patch.set(hatch="///", edgecolor="0.6")
     axis.grid(visible=False)
@@ -303,6 +314,7 @@ def heatmap(
 
 def _places(values: "xarray.DataArray", name: str) -> tuple[np.ndarray, str]:
     """Where the settings of a dimension lie on an axis, and of which kind the axis is."""
+    # A dimension without labels is counted.
     held = values[name].values
     if name not in values.coords or held.dtype.kind not in "fiu":
         return np.arange(len(held)), "labels" if name in values.coords else "numbers"
@@ -355,8 +367,10 @@ def contributions(
             f"names, values and errors must be equally many; got {len(names)} names and values of "
             f"shape {values.shape}."
         )
+    # The largest first, and a word about those that are not shown.
     order = np.argsort(-values, kind="stable")[:most]
     axis, places = _axis(ax), np.arange(len(order))
+    # Errors belong to the values in the order that is drawn.
     margin = None if errors is None else errors[order]
     axis.barh(places, values[order], xerr=margin, **{"height": 0.7, **bars})
     axis.set_yticks(places, [str(names[i]) for i in order])

@@ -17,6 +17,7 @@ def progress_bar(shown: bool, total: int, unit: str) -> contextlib.AbstractConte
     Raises:
         ImportError: if it is to be drawn and tqdm is not installed.
     """
+    # The caller counts on in any case.
     if not shown:
         return contextlib.nullcontext(_NoBar())
     try:

@@ -99,6 +99,7 @@ def _from_scores(
     duplicates: Ties | None = None,
 ) -> RatioFit:
     """`from_scores`, with the first folds' scores of all rows and the ties of the rows."""
+    # Scores and folds are checked first: what follows is one program.
     own = own_key(key)
     check_choice(CALIBRATIONS, calibration=calibration)
     scores = [jnp.asarray(as_numbers(name, u)) for name, u in (("x", x), ("y", y))]
@@ -129,6 +130,7 @@ def _from_scores(
         train_loss = jnp.asarray(as_numbers("train_loss", train_loss), dtype)
         check_shape("train_loss", train_loss, num_folds)
     given = None if first is None else (jnp.asarray(first[0], dtype), jnp.asarray(first[1], dtype))
+    # The same fields as those of a fit, from the calibration on.
     fields = _cross_fit(
         own,
         (scores[0].astype(dtype), scores[1].astype(dtype)),
@@ -177,6 +179,7 @@ def _cross_fit(
         HeldOut(jax.lax.stop_gradient(u), jnp.where(own, fold, -1), _random_rank(k, fold, own))
         for k, u, fold, own in zip(jax.random.split(key), raw, folds, used, strict=True)
     ]
+    # Calibrated by the other folds' rows, scores remain out of fold.
     calibrations = jax.lax.stop_gradient(calibrate_folds(held_out, (a, b), plan))
     log_ratio_p, log_ratio_q = (
         apply_calibrations(u, part.fold, calibrations)
@@ -294,12 +297,14 @@ class SklearnRatio:
             ValueError: if the rows do not have the same columns, or there are fewer than two rows
                 (or groups) of a sample in each fold.
         """
+        # Both samples as one table of rows, labelled by the sample.
         own = own_key(key)
         rows, num_x = _stacked(x, y)
         label = np.arange(len(rows)) < num_x
         units = None if groups is None else pool_labels("groups", groups, num_x, len(rows) - num_x)
         folds = _folds(own, label, None if units is None else np.asarray(units), self.num_folds)
 
+        # Each fold is scored by the model of the others, which is scored on its own rows as well.
         scores, train_loss = np.empty(len(rows)), []
         for fold in range(self.num_folds):
             model = _Model(self.classifier, rows, label, folds != fold)
@@ -330,6 +335,7 @@ class _Model:
     """A classifier fitted to some of the rows."""
 
     def __init__(self, classifier: Classifier, rows: Any, label: np.ndarray, part: np.ndarray):
+        # The odds of the training rows are no evidence.
         counts = np.array([np.sum(part & label), np.sum(part & ~label)])
         self._prior, self._half_row = np.log(counts[0] / counts[1]), 0.5 / counts.sum()
         self._fitted = copy.deepcopy(classifier)
@@ -337,6 +343,7 @@ class _Model:
 
     def log_ratio(self, rows: Any, part: np.ndarray) -> np.ndarray:
         """Log p/q of the rows of a part."""
+        # The label 1 is that of the rows of x.
         of_p = np.asarray(self._fitted.predict_proba(_take(rows, part)))[:, 1].astype(np.float64)
         # NaN stays: it is flagged.
         of_p = np.clip(of_p, self._half_row, 1 - self._half_row)
@@ -345,6 +352,7 @@ class _Model:
 
 def _stacked(x: Any, y: Any) -> tuple[Any, int]:
     """The rows of both samples in one array or frame, and the number of those of x."""
+    # Frames keep their dtypes, which tell the classifier what is a category.
     frames = [hasattr(sample, "columns") for sample in (x, y)]
     if all(frames):
         import pandas
@@ -374,6 +382,7 @@ def _folds(
     key: Key[Array, ""], label: np.ndarray, groups: np.ndarray | None, num_folds: int
 ) -> np.ndarray:
     """A random fold for each row; rows of a group are together, and samples in proportion."""
+    # The classifier works in NumPy, and so does the split, from the same key.
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     folds = np.empty(len(label), int)
     if groups is None:
@@ -381,6 +390,7 @@ def _folds(
             folds[part] = rng.permutation(np.arange(part.sum()) % num_folds)
         return folds
     # Groups with rows in both samples first, dealt out like the others.
+    # Groups are dealt out like rows: each fold gets its share of either sample's.
     numbers = np.unique(groups, return_inverse=True)[1].reshape(-1)
     share = np.bincount(numbers, label) / np.bincount(numbers)
     order = np.lexsort((rng.random(len(share)), share))

@@ -71,7 +71,8 @@ class Cells:
             static: the hyper-parameters that are the same in all cells, as Python values.
 
         Raises:
-            ValueError: if the function uses a traced number as a value of Python.
+            ValueError: if the function uses a traced number as a value of Python, or returns
+                anything but arrays, or none.
         """
         # With JAX's default dtypes, as a number of Python would be.
         tables = [
@@ -83,6 +84,7 @@ class Cells:
             for table in tables
             for name, column in table.items()
         }
+        # One trace serves all cells, whatever the program that evaluates them.
         example = jax.ShapeDtypeStruct((), keys.dtype)
         try:
             closed, self.results = jax.make_jaxpr(
@@ -94,6 +96,8 @@ class Cells:
                 f"among {', '.join(numbers) or 'its arguments'} that select operations (counts, "
                 "widths, flags), give choices([...]) in the grid."
             ) from error
+        if not jax.tree.leaves(self.results):
+            raise ValueError("fn must return at least one array; got none.")
         # A sweep is not differentiated: the rules for that, new in every trace, do not matter.
         self.code = Code(closed.jaxpr, derivatives=False)
         constants = [
@@ -120,6 +124,7 @@ def _results(returned: PyTree) -> PyTree[Array]:
 def evaluate(code: Code, inputs: Inputs, number: Int[Array, ""]) -> list[Array]:
     """The results of the cell of this number, leaf by leaf."""
     constants, keys, tables = inputs
+    # A cell's number is its place in the grid, seeds innermost.
     setting, seed = number // len(keys), number % len(keys)
     sizes = tuple(len(next(iter(table.values()))) for table in tables)
     places = jnp.unravel_index(setting, sizes) if sizes else ()

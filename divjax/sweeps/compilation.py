@@ -106,6 +106,7 @@ def _batched(cells: Cells, batch_size: int | None, mesh: Mesh | None, device: An
         _compile_batch, cells.code, _shapes(inputs, replicated), mesh, spread, context
     )
 
+    # Each device takes the same number of cells.
     largest = min(cells.num_cells, _LARGEST_BATCH * num_devices)
     width = _multiple(batch_size or largest, num_devices)
     compiled = compile_for(width)
@@ -174,6 +175,7 @@ def _multiple(size: int, unit: int) -> int:
 
 def _memory(compiled: Any) -> int:
     """The bytes that a program takes on a device beside its arguments, 0 if it does not tell."""
+    # What it takes beside its arguments is what a smaller batch would save.
     analysis = compiled.memory_analysis()
     if analysis is None:
         return 0
@@ -192,6 +194,7 @@ def _on_host(leaf: Array) -> np.ndarray:
         from jax.experimental import multihost_utils
 
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    # A dataset's library knows no bfloat16.
     array = np.asarray(leaf)
     half = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
     return array.astype(np.float32) if half else array

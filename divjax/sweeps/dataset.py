@@ -99,6 +99,7 @@ class Results:
             name: ([*self._names, *self._axes[name]], self._on_grid(array))
             for name, array in self._arrays.items()
         }
+        # Labels are the user's own values, which `.sel` finds.
         coordinates = {
             name: (dimension.name, values)
             for dimension in self._dimensions
@@ -120,6 +121,7 @@ class Results:
         places = range(len(self._dimensions))
         order = sorted(places, key=lambda place: not self._dimensions[place].is_static)
         sizes = [self._dimensions[place].size for place in order]
+        # Cells are in row-major order: choices, other settings, seeds.
         split = array.reshape(*sizes, self._num_seeds, *rest)
         axes = [order.index(place) for place in places]
         return split.transpose(*axes, *range(len(places), split.ndim))
@@ -216,6 +218,7 @@ def best(dataset: "xarray.Dataset", metric: str, *, maximize: bool = False) -> "
     if set(values.dims) != set(dataset.finite.dims):
         raise ValueError(f"metric must be one number a cell; {metric} has axes {values.dims}.")
     means = values.mean("seed", skipna=False)
+    # A setting that failed for one seed is no candidate.
     means = means.where(np.isfinite(means))
     if not means.notnull().any():
         raise ValueError(f"metric must be finite at a setting; {metric} is at none.")

@@ -67,6 +67,7 @@ class Range:
 
     def at(self, fractions: np.ndarray) -> np.ndarray:
         """The values at these fractions of the way from `low` to `high`."""
+        # A fraction of the way in the logarithm is a power of the ratio of the ends.
         if self.logarithmic:
             values = self.low * (self.high / self.low) ** fractions
         else:
@@ -164,6 +165,7 @@ def choices(values: Iterable[Any] | Mapping[str, Any]) -> Choices:
         ('narrow', 'wide')
     """
     if isinstance(values, Mapping):
+        # Given labels are texts, whatever the values are.
         labels, values = tuple(map(str, values)), tuple(values.values())
     else:
         values = tuple(values)
@@ -205,7 +207,9 @@ def zipped(**values: Any) -> Zipped:
     """
     if not values:
         raise ValueError("zipped must be given at least one hyper-parameter by name; got none.")
+    # Parsed here, so that a mistake is reported where it was made.
     parsed = {name: _values(name, given) for name, given in values.items()}
+    # Values that change together are equally many.
     lengths = {name: _length(held) for name, held in parsed.items()}
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{length} of {name}" for name, length in lengths.items())
@@ -248,6 +252,7 @@ def sobol(num: int, **ranges: Range) -> Zipped:
     # Imported here, since SciPy's statistics take a second that few programs need.
     from scipy.stats import qmc
 
+    # The sequence's first point is the corner of the box; the middles of cells have none.
     exponent = math.ceil(math.log2(num))
     points = qmc.Sobol(len(ranges), scramble=False).random_base2(exponent)[:num]
     centred = points + 0.5**exponent / 2
@@ -303,6 +308,7 @@ def as_dimensions(grid: Grid) -> tuple[Dimension, ...]:
             "grid must be a dictionary of values by the names of hyper-parameters; "
             f"got {type(grid).__name__}."
         )
+    # A dimension of several hyper-parameters has a name of its own.
     dimensions = tuple(
         Dimension(
             name,
@@ -340,6 +346,7 @@ def _length(held: np.ndarray | Choices) -> int:
 
 def _values(name: str, given: Any) -> np.ndarray | Choices:
     """Numbers as a vector, anything else as choices."""
+    # From what says what it is to what has to be guessed.
     if isinstance(given, Choices):
         return given
     if isinstance(given, Mapping):

@@ -66,6 +66,7 @@ def dimension_names(
             )
     # A variable or a dimension of the grid agrees with no axis.
     dimensions, sizes = {}, dict.fromkeys((*taken, *variables), -1)
+    # In the order of the leaves, so that the same result always has the same names.
     for (path, leaf), variable in zip(
         jax.tree_util.tree_leaves_with_path(result), variables, strict=True
     ):
@@ -95,6 +96,7 @@ def _annotated(result: Any, path: Sequence[Any]) -> list[str]:
     """The axes' names in the annotation of the field at the end of a path, or none."""
     if not path:
         return []
+    # The way to a leaf leads to the object whose field it is.
     *way, last = path
     for step in way:
         name = _entry(step)

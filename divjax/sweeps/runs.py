@@ -101,6 +101,7 @@ def sweep(
     """
     _require("xarray", *(["h5netcdf"] if path is not None else []))
     keys, dimensions = _check(key, fn, grid, num_seeds, batch_size, mesh, progress)
+    # Choices are compiled one by one; numbers are arguments of one program.
     static = [dimension for dimension in dimensions if dimension.is_static]
     dynamic = [dimension for dimension in dimensions if not dimension.is_static]
 
@@ -112,6 +113,7 @@ def sweep(
     results = Results([cells.results for cells in programs], dimensions, num_seeds, dims or {})
     storage = None if path is None else Storage(path, describe(dimensions, keys, programs))
 
+    # What is in the folder counts as done, whatever the chunks it was written in.
     total = sum(cells.num_cells for cells in programs)
     with progress_bar(progress, total, "cell") as bar:
         for choice, cells in enumerate(programs):
@@ -145,6 +147,7 @@ def _check(
     check_flag(progress=progress)
     if not (mesh is None or isinstance(mesh, Mesh)):
         raise ValueError(f"mesh must be a jax.sharding.Mesh; got {type(mesh).__name__}.")
+    # A misspelt hyper-parameter is an error of the call, not of a trace.
     names = [name for dimension in dimensions for name in dimension.values]
     try:
         inspect.signature(fn).bind(key, **dict.fromkeys(names))

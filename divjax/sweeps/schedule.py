@@ -26,6 +26,7 @@ def missing_cells(num_cells: int, done: Sequence[tuple[int, int]]) -> list[tuple
         >>> missing_cells(10, [(2, 4), (6, 10)])
         [(0, 2), (4, 6)]
     """
+    # Intervals may overlap, where two processes have worked in one folder.
     gaps, reached = [], 0
     for start, stop in sorted([*done, (num_cells, num_cells)]):
         if start > reached:
@@ -53,6 +54,7 @@ def run_cells(
     count = largest if batch_size or not program.any_count else 1
 
     def timed(start: int, count: int) -> tuple[Chunk, int, float]:
+        # Timed in its thread: waiting for the others is no part of it.
         begun = time.perf_counter()
         outputs = program.run(start, count)
         return (start, outputs), count, time.perf_counter() - begun
@@ -61,6 +63,7 @@ def run_cells(
     with ThreadPoolExecutor(workers) as pool:
         try:
             while waiting or running:
+                # Every worker has a chunk, of as many cells as take about a second.
                 while waiting and len(running) < workers:
                     start, stop = waiting.pop(0)
                     size = min(count, stop - start)
@@ -68,11 +71,13 @@ def run_cells(
                         waiting.insert(0, (start + size, stop))
                     remaining -= size
                     running.add(pool.submit(timed, start, size))
+                # Chunks end in any order; each is passed on at once, to be written.
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
                     chunk, size, seconds = future.result()
                     if batch_size is None and program.any_count:
                         # At the end all processors have something to do until they stop together.
+                        # As many as the last chunk says take a second.
                         fitting = int(_SECONDS * size / max(seconds, 1e-6))
                         count = max(1, min(largest, fitting, -(-remaining // (2 * workers))))
                     yield chunk

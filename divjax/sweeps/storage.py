@@ -30,6 +30,7 @@ def describe(
 
     Two functions with the same operations on the same arrays are one, whatever they are called.
     """
+    # Operations as JAX prints them, and the arrays they refer to.
     operations = hashlib.sha256()
     for cells in programs:
         operations.update(_ADDRESS.sub("", str(cells.code.jaxpr)).encode())
@@ -72,6 +73,7 @@ class Storage:
             ValueError: if it holds another sweep or anything else, by the name of what differs.
         """
         self.folder = Path(path)
+        # Whatever else is in a folder is not ours to touch.
         description_file = self.folder / _DESCRIPTION
         if description_file.exists():
             _check_same(description_file, description)
@@ -94,6 +96,7 @@ class Storage:
         """Write a chunk of one static choice."""
         import xarray
 
+        # The name says which cells a file holds: no index can disagree with the files.
         start, arrays = chunk
         stop = start + len(arrays[0])
         dataset = xarray.Dataset(
@@ -131,6 +134,7 @@ def _numbers(file: Path) -> tuple[int, int]:
 def _check_same(file: Path, description: dict[str, Any]) -> None:
     """Raise `ValueError` by the name of what differs from a description in a file."""
     try:
+        # A file that is no description is named, like one of another sweep.
         held = json.loads(file.read_text())
         differing = [name for name in description if held[name] != description[name]]
     except (ValueError, KeyError, TypeError) as error:
@@ -143,6 +147,7 @@ def _check_same(file: Path, description: dict[str, Any]) -> None:
             f"path must be another folder: {file.parent} holds a sweep of another function (its "
             "operations or the arrays it refers to differ, or JAX's version does)."
         )
+    # What differs is shown, unless it is long.
     was, now = held[name], description[name]
     if name == "grid" and list(was) == list(now):
         differing = [part for part in was if was[part] != now[part]]
@@ -160,6 +165,7 @@ def _check_same(file: Path, description: dict[str, Any]) -> None:
 
 def _replace(file: Path, write: Any) -> None:
     """Write a file whole or not at all."""
+    # In the same folder, since renaming is atomic within a file system alone.
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     write(temporary)
     os.replace(temporary, file)

@@ -48,6 +48,7 @@ def tree_features(encoded: Encoded) -> Features:
     for column, group in encoded.groups.items():
         block, start = pooled[:, group], len(features)
         if encoded.columns[group.start] == column:
+            # A tree takes gaps as they are: NaN, in place of the median and an indicator.
             labels = [name[len(column) :] for name in encoded.columns[group]]
             values = block[:, 0]
             if f" {MISSING}" in labels:
@@ -104,6 +105,7 @@ def score_halves(
         num_permutations: of each test.
         num_shuffles: of each column in each half.
     """
+    # Both tables are split in halves at random, so that both halves have rows of both.
     seed = np.asarray(jax.random.key_data(key)).ravel()
     rng = np.random.default_rng(seed)
     rows = np.concatenate([features.p, features.q])
@@ -115,6 +117,7 @@ def score_halves(
     p_values, losses = [], []
     for held_out in (0, 1):
         own = half == held_out
+        # Given the model, labels of the other half are exchangeable if the tables are alike.
         model = copy.deepcopy(classifier).fit(rows[~own], of_p[~own].astype(int))
         score = lambda rows, model=model: model.predict_proba(rows)[:, 1]
         scores = score(rows[own])
@@ -125,6 +128,7 @@ def score_halves(
             num_permutations=num_permutations,
         )
         p_values.append(float(test.p_value))
+        # Which columns the model needs is seen on the same held-out rows.
         among = rng.permutation(np.flatnonzero(own))[:MOST_SHUFFLED]
         losses.append(_losses(rng, score, rows[among], of_p[among], features.groups, num_shuffles))
     return Halves((p_values[0], p_values[1]), *_averages(list(features.groups), np.stack(losses)))

@@ -42,9 +42,11 @@ def column_table(rng: np.random.Generator, encoded: Encoded, level: float) -> pd
     """
     rows, tests = [], []
     for column in encoded.groups:
+        # A column may be tested in several ways; Holm's method is over all of them together.
         value, error = _own_js(rng, encoded, column)
         rows.append({"column": column, "js": min(max(value, 0.0), 1.0), "error": error})
         tests += [_Test(column, p_value) for p_value in _p_values(encoded, column)]
+    # A column's own p-value is that of its clearest test.
     adjusted = adjust_by_holm([test.p_value for test in tests])
     least = dict.fromkeys(encoded.groups, 1.0)
     for test, p_value in zip(tests, adjusted, strict=True):
@@ -68,6 +70,7 @@ def adjust_by_holm(p_values: Sequence[float]) -> np.ndarray:
     References:
         Holm 1979.
     """
+    # The smallest is multiplied by the number of tests, the next by one less, and so on.
     given = np.asarray(p_values, float)
     order = np.argsort(given, kind="stable")
     scaled = given[order] * np.arange(len(given), 0, -1)
@@ -132,9 +135,11 @@ def _kolmogorov_smirnov(p: np.ndarray, q: np.ndarray) -> float:
 
 def _chi_squared(p: np.ndarray, q: np.ndarray) -> float:
     """Of codes from zero on; levels that are expected too rarely are one."""
+    # A table of two rows of counts, the most frequent levels first.
     size = 1 + max(p.max(), q.max())
     counts = np.stack([np.bincount(part, minlength=size) for part in (p, q)]).astype(float)
     counts = counts[:, counts.sum(axis=0) > 0]
+    # The law of χ² is a limit for large counts, which rare levels do not have.
     share = counts.sum(axis=1).min() / counts.sum()
     counts = counts[:, np.argsort(-counts.sum(axis=0), kind="stable")]
     rare = counts.sum(axis=0) * share < LEAST_EXPECTED

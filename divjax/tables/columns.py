@@ -25,10 +25,12 @@ def univariate_js(
         num_bins: of a number, at most, besides values that repeat.
         num_folds: of the cross-fitting.
     """
+    # More bins have less bias, and more variance; the cube root of the rows balances them.
     num_bins = max(2, min(num_bins, round(2 * min(len(p), len(q)) ** (1 / 3))))
     bins = []
     for column in np.concatenate([p, q]).T:
         distinct, counts = np.unique(column, return_counts=True)
+        # A few values are bins of their own.
         if len(distinct) <= num_bins:
             bins.append(np.searchsorted(distinct, column))
             continue
@@ -39,6 +41,7 @@ def univariate_js(
         bins.append(
             np.searchsorted(edges, column, "right") + np.searchsorted(repeated, column, "left")
         )
+    # A number and its indicator of gaps are one column: cells of their bins are compared.
     _, codes = np.unique(np.stack(bins, axis=1), axis=0, return_inverse=True)
     return frequencies_js(rng, codes[: len(p)], codes[len(p) :], num_folds)
 
@@ -59,21 +62,25 @@ def frequencies_js(
         q: the same of the other sample, "m".
         num_folds: of the cross-fitting.
     """
+    # Half a row for each level keeps the logarithm of its share finite.
     codes = (p, q)
     size = max(part.max() for part in codes) + 1
     folds = [rng.permutation(len(part)) % num_folds for part in codes]
     terms, gaps = [np.empty(len(part)) for part in codes], []
     for fold in range(num_folds):
+        # The log ratio of a level, by the rows of the other folds.
         log_shares = []
         for part, place in zip(codes, folds, strict=True):
             count = np.bincount(part[place != fold], minlength=size) + 0.5
             log_shares.append(np.log(count / count.sum()))
         log_ratio, gap = log_shares[0] - log_shares[1], 0.0
+        # What each row of this fold says: its log loss below log 2, in bits.
         for term, part, place, sign in zip(terms, codes, folds, (-1, 1), strict=True):
             each = ((1 - np.logaddexp(0, sign * log_ratio) / np.log(2)) / 2)[part]
             term[place == fold] = each[place == fold]
             gap += each[place != fold].mean() - each[place == fold].mean()
         gaps.append(gap)
+    # Shares of the other folds fit their own rows better: that gap is a part of the error.
     variance = sum(term.var(ddof=1) / len(term) for term in terms)
     error = np.sqrt(variance + max(0, np.mean(gaps)) ** 2)
     return float(sum(term.mean() for term in terms)), float(error)

@@ -154,6 +154,7 @@ def compare_tables(
     References:
         Lopez-Paz, Oquab 2017, the classifier two-sample test; Holm 1979.
     """
+    # Arguments are refused before anything takes time.
     check_count(0, seed=seed)
     check_probability(level=level)
     check_count(LEAST_ROWS, max_rows=max_rows)
@@ -169,6 +170,7 @@ def compare_tables(
     encode_pair = lambda pair, categories: encode(
         *pair, categorical=categories, numerical=as_number, repeats=True, names=names
     )
+    # All rows are read, though not all of them may be classified.
     whole = encode_pair(pair, as_category)
     notes += whole.notes
     left_out = dict.fromkeys(drop, "as asked") | whole.left_out
@@ -176,6 +178,7 @@ def compare_tables(
     notes += far_cells(*whole.tables, names=names)
     notes += _repeated_apart(whole.tables, names)
 
+    # Of very many rows a random share says as much in less time.
     most = min(max_rows, QUICK_ROWS) if quick else max_rows
     encoded, key = whole, jax.random.key(seed)
     if max(map(len, whole.tables)) > most:
@@ -184,6 +187,7 @@ def compare_tables(
         notes += said
         left_out |= {name: f"{why} among the rows drawn" for name, why in encoded.left_out.items()}
     num_rows = (len(encoded.p), len(encoded.q))
+    # Half of the level is for the columns by themselves, half for the classifier.
     columns = column_table(np.random.default_rng(seed), encoded, level / 2)
     shared: dict[str, Any] = {
         "columns": columns,
@@ -193,6 +197,7 @@ def compare_tables(
         "names": names,
         "tables": encoded.tables,
     }
+    # So few rows cannot be divided into folds and halves.
     if min(num_rows) < LEAST_ROWS:
         why = f"each table must hold at least {LEAST_ROWS} rows, and one holds {min(num_rows)}"
         nothing = dict.fromkeys(("js", "kl", "auc"), _estimate(*[math.nan] * 4))
@@ -214,6 +219,7 @@ def _classify(
     key: Any, encoded: Encoded, seed: int, level: float, quick: bool, progress: bool
 ) -> tuple[dict[str, Any], Halves]:
     """The divergences by five folds, and the test by two halves."""
+    # The estimates use five models, each of which learns from four fifths of the rows.
     features = tree_features(encoded)
     trees = PairedTrees(features.categories, seed, quick)
     with progress_bar(progress, 3, "step") as bar:
@@ -228,6 +234,7 @@ def _classify(
             "scores": (np.asarray(fit.log_ratio_p), np.asarray(fit.log_ratio_q)),
         }
         bar.update(1)
+        # The test uses two models, each tested on all rows that it has not learned from.
         halves = score_halves(
             jax.random.fold_in(key, 1),
             features,
@@ -249,6 +256,7 @@ def _estimates(fit: RatioFit) -> tuple[Estimate, Estimate, Estimate, jax.Array]:
 def _clipped(estimate: Estimate, most: float) -> Estimate:
     """An estimate within the range of the true value."""
     low, high = estimate.interval
+    # Sampling error may carry an estimate out of its range, but not a table's.
     ends = [min(max(float(number), 0.0), most) for number in (estimate.value, low, high)]
     return _estimate(ends[0], float(estimate.std_error), ends[1], ends[2])
 
@@ -267,6 +275,7 @@ def _as_frames(real: Any, synthetic: Any, names: tuple[str, str]) -> tuple[Any, 
     """Both tables, with columns named by text and rows numbered from zero."""
     frames = []
     for argument, table in (("real", real), ("synthetic", synthetic)):
+        # Lists and arrays have no names to speak of columns by.
         if not isinstance(table, pd.DataFrame):
             raise ValueError(
                 f"{argument} must be a pandas DataFrame; got {type(table).__name__}: convert it by "
@@ -287,6 +296,7 @@ def _check_columns(
     as_number: Collection[str],
 ) -> None:
     """Refuse names that no column has, or that are asked for twice over."""
+    # A column of one table alone may be dropped, but not given a role.
     columns = [set(table.columns) for table in pair]
     both, either = columns[0] & columns[1], columns[0] | columns[1]
     options = {"drop": drop, "as_category": as_category, "as_number": as_number}
@@ -297,6 +307,7 @@ def _check_columns(
             raise ValueError(
                 f"{argument} must name columns of {of}; got {unknown}, not among {sorted(known)}."
             )
+    # One column cannot have two roles.
     for one, other in itertools.combinations(options, 2):
         if twice := sorted(set(options[one]) & set(options[other])):
             raise ValueError(f"{one} and {other} must name different columns; got {twice} in both.")
@@ -306,6 +317,7 @@ def _as_numbers(
     pair: tuple[Any, Any], columns: Collection[str], names: tuple[str, str]
 ) -> tuple[tuple[Any, Any], list[str]]:
     """Text in these columns read as numbers; what cannot be is missing."""
+    # Read alike in both tables, like any other text.
     if not columns:
         return pair, []
     read = read_alike(*(table[list(columns)] for table in pair), few_values=1, names=names)

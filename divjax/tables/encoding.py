@@ -101,6 +101,7 @@ def encode(
         ValueError: if a table has fewer than two rows or a column's name twice, no column is
             common, or none is left.
     """
+    # What cannot be compared is said before anything is read.
     for table, name in zip((p, q), names, strict=True):
         if len(table) < 2:
             raise ValueError(f"{name} must hold at least two rows; got {len(table)}.")
@@ -113,6 +114,7 @@ def encode(
         raise ValueError(f"{names[0]} and {names[1]} must have a column in common; got {shown}.")
     if unknown := sorted(set(categorical) - set(common)):
         raise ValueError(f"categorical must name columns of both tables; got {unknown}.")
+    # Columns of one table alone are named: a headline is not about them.
     left_out = {
         str(column): f"only in {name}"
         for table, name in zip((p, q), names, strict=True)
@@ -124,9 +126,11 @@ def encode(
         for name in names
         if (alone := [column for column, why in left_out.items() if why == f"only in {name}"])
     ]
+    # Text that holds numbers or dates is read in both tables at once, in the same way.
     tables: list[Any] = [p[common], q[common]]
     read = read_alike(*tables, categorical=categorical, few_values=few_values, names=names)
     notes += read.notes
+    # Each column becomes one block of numbers over the pooled rows, those of p first.
     blocks, columns, groups = [], [], {}
     for column in read.p.columns:
         if column in ignored:
@@ -143,6 +147,7 @@ def encode(
             names,
         )
         notes += [f"{column}: {note}" for note in said]
+        # A column that is left out leaves no block, but its reason.
         if dropped:
             left_out[str(column)] = dropped
         else:
@@ -165,6 +170,7 @@ def values_alike(p: Any, q: Any) -> tuple[np.ndarray, np.ndarray]:
 
     Numbers that differ by rounding are equal, and so are 1, 1.0 and the text 1.
     """
+    # Numbers and dates are compared as numbers, up to rounding; everything else as text.
     kinds = {kind_of(column) for column in (p, q)} - {"empty"}
     if kinds and kinds <= {"number", "date"} and len(kinds) == 1:
         values = merge_rounded(np.concatenate(numbers_alike(p, q, *kinds)))
@@ -186,29 +192,35 @@ def _encode_column(
     names: tuple[str, str],
 ) -> tuple[np.ndarray, list[str], list[str], str]:
     """The encoded columns of one of the tables', their labels, notes, and why it is left out."""
+    # A column that is empty in one table is of the kind that it is in the other.
     kinds = [kind_of(column) for column in (p, q)]
     known = [kind for kind in kinds if kind != "empty"]
     absent_shares = [column.isna().mean() for column in (p, q)]
     notes = []
+    # How much is missing is a finding by itself.
     if any(absent_shares):
         each = (f"{share:.1%} of {name}" for share, name in zip(absent_shares, names, strict=True))
         notes.append("missing: " + ", ".join(each))
+    # A number here and text there have nothing in common but what they look like.
     if len(set(known)) > 1:
         notes.append(f"{kinds[0]} in {names[0]}, {kinds[1]} in {names[1]}: compared as categories")
         categorical = True
     kind = known[0] if known else "empty"
     if kind in ("number", "date") and not categorical:
         values = np.concatenate(numbers_alike(p, q, kind))
+        # Infinity has no place on a scale of finite numbers.
         infinite = np.isinf(values)
         if infinite.any():
             notes.append(f"{infinite.sum()} infinite values taken as missing")
         values = merge_rounded(np.where(infinite, np.nan, values))
+        # A few numbers that repeat are codes, whose order need not mean anything.
         few = few_distinct(pd.Series(values), few_values if kind == "number" else 1)
         if not few:
             return *_encode_numbers(values, repeats), notes, ""
         count = len(np.unique(values[~np.isnan(values)]))
         if count > 2 and not any(dtypes.is_bool_dtype(column) for column in (p, q)):
             notes.append(f"{count} different numbers: compared as categories")
+        # Values that differ by rounding are one level, too.
         if not _offset(p, q):
             p, q = pd.Series(values[: len(p)]), pd.Series(values[len(p) :])
     levels = pd.concat([_levels(p), _levels(q)], ignore_index=True)
@@ -218,11 +230,13 @@ def _encode_column(
 
 def _encode_numbers(values: np.ndarray, repeats: bool) -> tuple[np.ndarray, list[str]]:
     """Pooled numbers, whether they are missing, and how often they repeat."""
+    # A gap is the median, and a column of its own says where gaps are.
     missing = np.isnan(values)
     block, labels = [np.where(missing, 0, values - np.nanmedian(values))], [""]
     if missing.any():
         block.append(missing.astype(float))
         labels.append(f" {MISSING}")
+    # A smooth classifier does not see a lattice, but how often values repeat.
     count = equal_counts(values, values[~missing]) - 1
     if repeats and (count[~missing] > 0).any():
         block.append(np.log1p(np.where(missing, 0, count)))
@@ -240,9 +254,11 @@ def _encode_levels(
     shares = [count / count.sum() for count in counts]
     share = shares[0].add(shares[1], fill_value=0) / 2
     order = sorted(share.index, key=lambda level: (-share[level], level))
+    # What never varies tells nothing.
     if len(order) == 1:
         why = f"constant ({order[0]})"
         return nothing, [], [f"{why}, dropped"], why
+    # Values that hardly repeat, in either table, are identifiers or prose: each would be a level.
     if len(order) > max_levels:
         repeated = [own[count > 1].sum() for own, count in zip(shares, counts, strict=True)]
         if max(repeated) < 0.5:
@@ -261,6 +277,7 @@ def _encode_levels(
         )
         levels = levels.map(lambda level: buckets.get(level, level))
         kept = [*order[: max_levels - 1], *sorted(set(buckets.values()))]
+    # Levels that one table lacks are told by name: they may be all that differs.
     for count, name in zip(counts, names, strict=True):
         if absent := [level for level in order if level not in count.index]:
             shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
@@ -268,12 +285,14 @@ def _encode_levels(
             if len(order) > max_levels:
                 covered = 2 * sum(share[level] for level in absent)
                 notes.append(f"{covered:.1%} of the rows of the other table have a level of those")
+    # The most frequent level has no indicator of its own: all of them are zero there.
     block = np.stack([(levels == level).to_numpy(float) for level in kept[1:]], axis=1)
     return block, [f"={level}" for level in kept[1:]], notes, ""
 
 
 def _offset(p: Any, q: Any) -> int:
     """What is taken from a column of two tables, lest float64 merge different integers."""
+    # Only integers can be too large for float64 and yet differ by one.
     ends = []
     for column in (p, q):
         if not dtypes.is_integer_dtype(column):
@@ -307,6 +326,7 @@ def merge_rounded(values: np.ndarray) -> np.ndarray:
     finite = np.isfinite(values)
     if not finite.any():
         return values
+    # Sorted, values that differ by rounding are neighbours.
     distinct, place = np.unique(values[finite], return_inverse=True)
     # The range of most distinct values: one typing error must not make the others equal.
     span = np.subtract(*np.quantile(distinct, [0.95, 0.05]))

@@ -45,6 +45,7 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     delimiter = _find_delimiter(text)
     if delimiter != ",":
         notes.append(f"{name}: fields are separated by {DELIMITERS[delimiter]}")
+    # Names are those of the file: pandas would rename the second of two.
     header = [field.strip() for field in next(_rows(text, delimiter))]
     if twice := sorted({field for field in header if field and header.count(field) > 1}):
         raise ValueError(f"{name} must name its columns uniquely; got twice: {twice}.")
@@ -58,6 +59,7 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
 
 
 def _decode(name: str, content: bytes) -> tuple[str, list[str]]:
+    # Spreadsheets write a mark of the encoding first.
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16"), [f"{name}: read as UTF-16"]
     try:
@@ -72,6 +74,7 @@ def _rows(text: str, delimiter: str) -> Any:
 
 def _find_delimiter(text: str) -> str:
     """The one by which most of the first lines have as many fields as the header, then the most."""
+    # The first lines are enough, and large files are read once.
     start = "".join(io.StringIO(text, newline="").readlines()[:_SAMPLED_LINES])
 
     def quality(delimiter: str) -> tuple[float, int]:
@@ -103,6 +106,7 @@ def _parse(name: str, text: str, delimiter: str) -> pd.DataFrame:
 
 def _typed(column: Any) -> Any:
     """Numbers where all values are numbers and none is a code."""
+    # Codes stay text: as numbers they would lose their zeros or digits.
     texts = column.dropna().str.strip()
     if len(texts) == 0 or texts.str.fullmatch(_CODES).any():
         return column

@@ -51,9 +51,11 @@ def lattices(
     """
     found = []
     for name in [name for name in p.columns if name in set(q.columns)]:
+        # Only numbers lie on a lattice; levels of categories are compared by themselves.
         columns: tuple[Any, Any] = p[name], q[name]
         if {kind_of(column) for column in columns} != {"number"}:
             continue
+        # Values that two files round differently are the same value.
         pooled = merge_rounded(np.concatenate(numbers_alike(*columns, "number")))
         values = [x[np.isfinite(x)] for x in np.split(pooled, [len(columns[0])])]
         if not all(len(x) for x in values):
@@ -81,6 +83,7 @@ def own_levels(
     """
     found = []
     for name in [name for name in p.columns if name in set(q.columns)]:
+        # Where indicators stand for single levels, the classifier sees them.
         if "text" in {kind_of(p[name]), kind_of(q[name])}:
             codes = values_alike(p[name], q[name])
             if len(np.unique(np.concatenate(codes))) > max_levels:
@@ -90,13 +93,16 @@ def own_levels(
 
 def _repeated_apart(column: str, values: list[np.ndarray], names: tuple[str, str]) -> Lattice:
     """The larger of the bounds by values that repeat in the one table and in the other."""
+    # A share is a probability under either table: their difference is at most the total variation.
     bounds = []
     for own in (0, 1):
+        # A row is among those of its own table, and must find another one there.
         shares = [
             float(np.mean(equal_counts(x, values[own]) > int(k == own)))
             for k, x in enumerate(values)
         ]
         variances = [s * (1 - s) / len(x) for s, x in zip(shares, values, strict=True)]
+        # Less its sampling error: a bound, and no estimate.
         least_tv = max(0.0, abs(shares[0] - shares[1]) - 1.960 * math.sqrt(sum(variances)))
         js_bits = float(js_bounds_from_tv(least_tv).lower) / math.log(2)
         lattice = Lattice(column, names[own], shares[0], shares[1], js_bits)
@@ -117,6 +123,7 @@ def dequantize(
     for name in columns:
         # Integers that float64 would merge are blurred less their common offset.
         values = numbers_alike(p[name], q[name], "number")
+        # Noise as wide as a step fills the gaps of the lattice, and moves nothing by more.
         distinct = [np.unique(own[~np.isnan(own)]) for own in values]
         step = max(np.median(np.diff(own)) for own in distinct if len(own) > 1)
         for table, own in zip((p, q), values, strict=True):

@@ -41,15 +41,18 @@ def far_cells(
     for column in [column for column in p.columns if column in set(q.columns)]:
         if {kind_of(table[column]) for table in (p, q)} != {"number"}:
             continue
+        # As numbers in float64, less an offset that both have.
         pair = numbers_alike(p[column], q[column], "number")
         scales = [_median_and_deviation(values) for values in pair]
         if any(deviation == 0 for _, deviation in scales):
             continue
         for table, values, name in zip((p, q), pair, names, strict=True):
+            # Far from both tables: a cell far from one alone may be the difference between them.
             away = np.isfinite(values)
             for median, deviation in scales:
                 away &= np.abs(values - median) > deviations * deviation
             rows = np.flatnonzero(away)
+            # Many far cells are a tail, not errors; three are shown.
             if 0 < len(rows) <= max(1, most * len(values)):
                 notes += [_note(column, table, int(row), name) for row in rows[:3]]
     return notes

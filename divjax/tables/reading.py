@@ -59,6 +59,7 @@ def read_alike(
         few_values: a column of so few different numbers keeps the words among them.
         names: of the tables, in notes.
     """
+    # The caller's frames stay as they are.
     p, q, notes = p.copy(), q.copy(), []
     for column in [column for column in p.columns if column in set(q.columns)]:
         pair = [table[column].infer_objects() for table in (p, q)]
@@ -131,6 +132,7 @@ def _number_pattern(decimal: str) -> re.Pattern[str]:
 
 def _read_numbers(texts: list[str], decimal: str) -> list[tuple[float, str]]:
     """Amounts and per cents as numbers; in parentheses, as bookkeepers write it, negative."""
+    # With a decimal comma, points separate groups of digits, and the reverse.
     pattern, read = _number_pattern(decimal), []
     group = "," if decimal == "." else "."
     for text in texts:
@@ -138,6 +140,7 @@ def _read_numbers(texts: list[str], decimal: str) -> list[tuple[float, str]]:
         if match is None or (match["sign"] and match["sign2"]):
             read.append((np.nan, ""))
             continue
+        # Groups are told from decimals by the convention that is tried.
         digits = re.sub(rf"[{re.escape(group)}{_SPACES}]", "", match["body"])
         value = float(digits.replace(decimal, "."))
         if bool(match["open"]) != ((match["sign"] or match["sign2"]) in ("-", "−")):
@@ -149,6 +152,7 @@ def _read_numbers(texts: list[str], decimal: str) -> list[tuple[float, str]]:
 
 def _read_dates(texts: list[str], formats: tuple[str, ...]) -> list[tuple[Any, str]]:
     """Dates in one of a few formats; shorter ones than `20250131` are numbers, not dates."""
+    # The first format that reads a text decides; the formats of one reading do not overlap.
     series = pd.Series(texts, dtype=object)
     series = series.where(series.str.len() >= len("1/1/2024"))
     read = pd.Series(pd.NaT, index=series.index, dtype="datetime64[ns, UTC]")
@@ -190,6 +194,7 @@ def _is_text(column: Any) -> bool:
 
 def _choose(pair: list[Any]) -> list[_Found | None] | None:
     """How each table's text is read, None for a typed column; None where text remains text."""
+    # A table that is typed already decides what the other one's text can be.
     typed = {kind_of(part) for part in pair if not _is_text(part)} - {"empty"}
     if any(isinstance(part.dtype, pd.CategoricalDtype | pd.BooleanDtype) for part in pair):
         return None
@@ -221,6 +226,7 @@ def _best(
     counts: list[pd.Series | None], readings: tuple[_Reading, ...]
 ) -> list[_Found | None] | None:
     """For each table the reading of most of its values; ties are decided by both tables."""
+    # Each convention is tried on each distinct text of each table.
     tried, shares = [], []
     for reading in readings:
         tried.append([])
@@ -241,6 +247,7 @@ def _best(
         )
     chosen = []
     for table, count in enumerate(counts):
+        # The table's own share first, then that of both, then the order of the readings.
         order = sorted(range(len(readings)), key=lambda k: (-shares[k][table], -sum(shares[k]), k))
         if count is not None and shares[order[0]][table] <= 0.5:
             return None
@@ -256,6 +263,7 @@ def _replace(
     names: tuple[str, str],
 ) -> tuple[dict[str, list[Any]], list[str]]:
     """The columns that take a column's place, by the suffixes of their names, and notes."""
+    # Values, the words among them, and their currencies, table by table.
     kind = next(one.reading.kind for one in found if one is not None)
     values, words, currencies = [], [], []
     for part, one in zip(pair, found, strict=True):
@@ -269,6 +277,7 @@ def _replace(
         words.append(texts.where(~texts.isin(one.values)).astype(object))
         found_there = [one.currencies.get(text, "(none)") for text in texts]
         currencies.append(pd.Series(found_there, index=part.index, dtype=object))
+    # A word matters if one of the tables uses it often enough.
     shares: list[Any] = [part.value_counts() / max(1, len(part)) for part in words]
     every = sorted({*shares[0].index, *shares[1].index})
     # Few numbers are categories, and words are more of them.

@@ -55,6 +55,7 @@ def to_text(comparison: "TableComparison") -> str:
         *(f"{name}: {shown}" for name, shown in _numbers(comparison)),
         "",
     ]
+    # Columns are aligned for a terminal, the most different first.
     header, *rows = _column_rows(comparison)
     widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
     for cells in (header, *rows[:MOST_COLUMNS]):
@@ -65,6 +66,7 @@ def to_text(comparison: "TableComparison") -> str:
     # Without a difference these would be noise.
     if verdict.different and (used := _used(comparison)):
         lines += ["", "needed by the classifier (what AUC loses without): " + used]
+    # Notes come last: none of them changes the verdict.
     if comparison.notes:
         lines += ["", f"notes on {names[0]} and {names[1]}:"]
         lines += [f"- {note}" for note in comparison.notes]
@@ -110,11 +112,13 @@ def to_html(comparison: "TableComparison") -> str:
             'to_html draws with matplotlib, which is not installed: pip install "divjax[tables]".'
         ) from error
     del matplotlib
+    # Figures are within the page: it can be sent as one file.
     figures = [("Columns that differ most", _draw_marginals(comparison), "shares")]
     figures.append(("Each column by itself", _draw_columns(comparison), "columns"))
     if comparison.importance:
         figures.append(("Needed by the classifier", _draw_importance(comparison), "importance"))
         figures.append(("The classifier's scores", _draw_scores(comparison), "scores"))
+    # Everything from the tables is escaped, as their columns may be called anything.
     names = " and ".join(map(html.escape, comparison.names))
     numbers = "".join(_row(*pair) for pair in _numbers(comparison))
     first, *rest = _column_rows(comparison)
@@ -233,6 +237,7 @@ def _image(figure: Any) -> str:
     import matplotlib.pyplot as plt
 
     stream = io.BytesIO()
+    # A low resolution keeps the page small, and is sharp enough for a screen.
     figure.savefig(stream, format="png", dpi=90)
     plt.close(figure)
     return base64.b64encode(stream.getvalue()).decode("ascii")
@@ -266,6 +271,7 @@ def _draw_numbers(axis: Any, pair: list[Any], names: tuple[str, str]) -> None:
     pooled = np.concatenate(values)
     if not len(pooled):
         return
+    # Far cells would make all others one bar.
     low, high = np.quantile(pooled, [0.001, 0.999])
     bins = np.linspace(low, high if high > low else low + 1, 30)
     for column, name in zip(values, names, strict=True):
@@ -283,6 +289,7 @@ def _draw_levels(axis: Any, pair: list[Any], names: tuple[str, str]) -> None:
         column.astype(object).where(column.notna(), "(missing)").astype(str) for column in pair
     ]
     shares = [column.value_counts(normalize=True) for column in texts]
+    # The levels that matter in either table.
     order = shares[0].add(shares[1], fill_value=0).sort_values(ascending=False).index[:8]
     places = np.arange(len(order))
     for shift, share, name in zip((-0.2, 0.2), shares, names, strict=True):
@@ -320,6 +327,7 @@ def _draw_scores(comparison: "TableComparison") -> str:
     import matplotlib.pyplot as plt
 
     pooled = np.concatenate(comparison.scores)
+    # A few certain rows would flatten the curves of all others.
     low, high = np.quantile(pooled, [0.001, 0.999])
     bins = np.linspace(low - 0.1, high + 0.1, 50)
     with plot.style():

@@ -47,6 +47,7 @@ class PairedTrees:
         """Learn the labels y, 0 or 1, of the rows of X."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
+        # Products are of columns of mean zero: their means are covariances.
         self._fit_scales(X)
         standard = self._standard(X)
         self._center, self._spread = standard.mean(axis=0), standard.std(axis=0) + 1e-9
@@ -63,6 +64,7 @@ class PairedTrees:
             "categorical_features": self.categories or None,
             "random_state": self.seed,
         }
+        # The products are further columns; trees may use them or not.
         self._trees = HistGradientBoostingClassifier(**options).fit(self._with_products(X), y)
         return self
 
@@ -100,6 +102,7 @@ class PairedTrees:
 
 def _telling_pairs(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The pairs of columns whose products' means differ by the most standard errors."""
+    # The mean of a product is a covariance; its error comes from the products' variance.
     means, variances = [], []
     for rows in (x, y):
         means.append(rows.T @ rows / len(rows))

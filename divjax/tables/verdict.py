@@ -62,13 +62,16 @@ def decide(
         num_rows: of each table.
         level: of the verdict.
     """
+    # The columns' p-values are adjusted for each other: the smallest one is that of all of them.
     p_values: Any = columns["p_value"]
     smallest = min(classifier_p_value, float(p_values.min()))
     value, interval = float(js.value), (float(js.interval[0]), float(js.interval[1]))
     if not all(map(math.isfinite, (classifier_p_value, value, *interval))):
         return cannot_tell("the classifier's scores are not finite", level)
+    # Two tests of half the level each: Bonferroni's inequality once more.
     p_value = min(1.0, 2 * smallest)
     alone: Any = columns[columns["significant"]]
+    # What is named depends on which test has spoken: columns alone come first.
     if p_value > level:
         sentence, named = _nothing_found(p_value, num_rows, level), ()
     else:
@@ -102,6 +105,7 @@ def drivers_of(importance: dict[str, float], error: dict[str, float]) -> tuple[s
         >>> drivers_of({"a": 0.01, "b": 0.1, "c": 0.09}, {"a": 0.01, "b": 0.01, "c": 0.01})
         ('b', 'c')
     """
+    # Losses within their error are those of columns that the classifier does not need.
     most = max(importance.values(), default=0.0)
     clear = [
         column
@@ -124,6 +128,7 @@ def detectable_auc(num_rows: tuple[int, int], level: float, power: float = 0.8) 
 
 
 def _nothing_found(p_value: float, num_rows: tuple[int, int], level: float) -> str:
+    # An absence of evidence is worth what a test of this size could have found.
     auc = detectable_auc(num_rows, level)
     # Scores like two normal variables δ apart: AUC = Φ(δ/√2), and JS ≈ δ²/8 nats for small δ.
     shift = math.sqrt(2) * float(norm.ppf(min(auc, 1 - 1e-9)))

@@ -332,6 +332,7 @@ def test_a_failing_cell_does_not_hang():
         ({"fn": lambda key, scale: {"a_b": scale, "a": {"b": scale}}}, "got a_b twice"),
         ({"dims": {"other": ("n",)}}, "dims must name variables .*, value; got 'other'"),
         ({"fn": lambda key, scale: {"a": scale, "b": "x"}}, "pytree of arrays; got a str"),
+        ({"fn": lambda key, scale: (key, None)}, "at least one array; got none"),
         ({"dims": {"value": ("n",)}}, r"name each axis of value, of shape \(\)"),
         (
             {"fn": lambda key, scale: jnp.ones(3), "dims": {"value": ("scale",)}},
