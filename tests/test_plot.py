@@ -1,6 +1,7 @@
 """Figures: what is drawn where, and what is refused."""
 
 import itertools
+from typing import Any
 
 import matplotlib.colors
 import matplotlib.pyplot as plt
@@ -115,7 +116,9 @@ class TestOthers:
         outer = ax.collections[0].get_paths()[0].vertices
         np.testing.assert_allclose(np.linalg.norm(outer, axis=1), 2, atol=0.02)
         assert (ax.get_xlim(), ax.get_ylim()) == ((-4, 4), (-3, 3))
-        with pytest.raises(ValueError, match=r"of shape \(n, 2\); got \(30, 3\)"):
+        with pytest.raises(
+            ValueError, match=r"x must be points of the plane, of shape \(n, 2\); got \(30, 3\)"
+        ):
             plot.particles(np.ones((30, 3)))
 
     def test_equal_particles_have_a_range(self):
@@ -134,3 +137,88 @@ class TestOthers:
         assert ax.get_title() == "the 2 largest of 3"
         with pytest.raises(ValueError, match="equally many; got 2 names"):
             plot.contributions(["a", "b"], [1.0])
+
+
+class TestPlans:
+    x, y = np.random.default_rng(2).normal(size=(2, 4, 2))
+
+    def test_a_pair_is_a_line_as_dark_as_its_mass(self):
+        plan = np.diag([0.1, 0.2, 0.3, 0.4])
+        lines: Any = plot.coupling(self.x, self.y, plan).collections[0]
+        for segment, i in zip(lines.get_segments(), range(4), strict=True):
+            np.testing.assert_allclose(segment, [self.x[i], self.y[i]])
+        opacity = np.asarray(lines.get_alpha())
+        np.testing.assert_allclose(np.diff(opacity), opacity[1] - opacity[0])
+        few: Any = plot.coupling(self.x, self.y, plan, most=2, ax=plt.subplots()[1]).collections[0]
+        np.testing.assert_allclose(few.get_segments()[1], [self.x[3], self.y[3]])
+
+    def test_arrows_end_at_the_images(self):
+        ax = plot.displacements(self.x, self.y)
+        arrows: Any = ax.collections[0]
+        np.testing.assert_allclose(arrows.get_offsets(), self.x)
+        np.testing.assert_allclose(np.stack([arrows.U, arrows.V], 1), self.y - self.x)
+        for low, high, column in (
+            (*ax.get_xlim(), [*self.x[:, 0], *self.y[:, 0]]),
+            (*ax.get_ylim(), [*self.x[:, 1], *self.y[:, 1]]),
+        ):
+            assert low <= min(column)
+            assert max(column) <= high
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match=r"plan must be of shape \(4, 4\)"):
+            plot.coupling(self.x, self.y, np.ones((4, 3)))
+        with pytest.raises(ValueError, match="without NaN"):
+            plot.coupling(self.x, self.y, np.full((4, 4), np.nan))
+        with pytest.raises(ValueError, match="got 3 of 4"):
+            plot.displacements(self.x, self.y[:3])
+
+
+class TestAnimation:
+    frames = np.random.default_rng(3).normal(size=(5, 6, 2))
+
+    def test_each_frame_shows_its_particles(self, tmp_path):
+        movie = plot.animation(self.frames, steps=[0, 10, 20, 30, 40])
+        movie.save(tmp_path / "flow.gif", writer="pillow")
+        assert (tmp_path / "flow.gif").stat().st_size > 1000
+        (axis,) = plt.gcf().axes
+        np.testing.assert_allclose(axis.collections[-1].get_offsets(), self.frames[-1])
+        assert axis.get_title() == "step 40"
+        assert axis.get_xlim()[0] < self.frames[..., 0].min()
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match=r"\(frames, n, 2\); got \(6, 2\)"):
+            plot.animation(self.frames[0])
+        with pytest.raises(ValueError, match="steps must be one a frame; got 2 for 5"):
+            plot.animation(self.frames, steps=[0, 1])
+
+
+class TestCalibration:
+    def test_shares_of_bins_of_equal_counts(self):
+        p = np.repeat([0.1, 0.5, 0.9], 40)
+        happened = np.concatenate([np.arange(40) < share for share in (4, 20, 36)])
+        ax = plot.reliability(p, happened, num_bins=3)
+        drawn: Any = ax.containers[0]
+        points = drawn.lines[0]
+        np.testing.assert_allclose(points.get_xdata(), [0.1, 0.5, 0.9])
+        np.testing.assert_allclose(points.get_ydata(), [0.1, 0.5, 0.9])
+        bars = drawn.lines[2][0].get_segments()
+        assert bars[1][1, 1] - bars[1][0, 1] == pytest.approx(2 * np.sqrt(0.25 / 40))
+
+    def test_coverage_is_a_share_of_repetitions(self):
+        covered = np.array([[1, 1], [0, 1], [1, 1], [0, 1]], bool)
+        drawn: Any = plot.coverage([0.5, 0.9], covered).containers[0]
+        points = drawn.lines[0]
+        np.testing.assert_allclose(points.get_ydata(), [0.5, 1.0])
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda: plot.reliability([0.1], [1, 0]), "equally many"),
+            (lambda: plot.reliability([0.1] * 5, [1] * 5), "at least 10"),
+            (lambda: plot.reliability([1.1] * 10, [1] * 10), r"in \[0, 1\]"),
+            (lambda: plot.coverage([0.5], np.ones((3, 2))), "a column for each of 1 levels"),
+        ],
+    )
+    def test_refusals(self, call, message):
+        with pytest.raises(ValueError, match=message):
+            call()
