@@ -96,11 +96,11 @@ def _batched(cells: Cells, batch_size: int | None, mesh: Mesh | None, device: An
     """Cells side by side, as one batch or sharded over the devices of a mesh."""
     num_devices, replicated, spread = 1, None, None
     if mesh is not None:
-        device, num_devices = mesh.devices.flat[0], mesh.size
+        device, num_devices = mesh.local_devices[0], mesh.size
         replicated = NamedSharding(mesh, PartitionSpec())
         spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     # Hyper-parameters and data are on each device, so that cells need no communication.
-    inputs = jax.device_put(cells.inputs, replicated)
+    inputs = jax.tree.map(lambda leaf: _placed(leaf, replicated), cells.inputs)
     context = device, jax_settings()
     compile_for = functools.partial(
         _compile_batch, cells.code, _shapes(inputs, replicated), mesh, spread, context
@@ -119,7 +119,7 @@ def _batched(cells: Cells, batch_size: int | None, mesh: Mesh | None, device: An
     def run(start: int, count: int) -> list[np.ndarray]:
         # The last batch is filled up with its last cell.
         numbers = np.minimum(start + np.arange(width), start + count - 1).astype(np.int32)
-        outputs = compiled(inputs, jax.device_put(numbers, spread))
+        outputs = compiled(inputs, _placed(numbers, spread))
         return [_on_host(leaf)[:count] for leaf in outputs]
 
     return Program(run, width, any_count=False)
@@ -167,6 +167,17 @@ def _shapes(inputs: Inputs, sharding: NamedSharding | None = None) -> _Shapes:
     leaves, structure = jax.tree.flatten(inputs)
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for leaf in leaves]
     return _Shapes(structure, tuple(shapes))
+
+
+def _placed(leaf: Any, sharding: NamedSharding | None) -> Array:
+    """An array that every process has, on the devices of all of them."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _placed(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=str(jax.random.key_impl(leaf)))
+    array = np.asarray(leaf)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _multiple(size: int, unit: int) -> int:

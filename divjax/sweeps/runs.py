@@ -63,7 +63,7 @@ def sweep(
         mesh: devices that share each batch of cells, whatever the names of their axes. By default
             the default device runs alone.
         path: a folder in which each chunk is written as it ends. The same call resumes there after
-            an interruption.
+            an interruption. Of several processes the first one writes, and all must see the folder.
         dims: names of the axes of array results, by variable. By default the names in annotations
             of result classes, or `<variable>_0`, `<variable>_1`, …
         progress: whether to draw a bar.
@@ -111,7 +111,7 @@ def sweep(
         for setting in _settings(static)
     ]
     results = Results([cells.results for cells in programs], dimensions, num_seeds, dims or {})
-    storage = None if path is None else Storage(path, describe(dimensions, keys, programs))
+    storage = None if path is None else _open(path, describe(dimensions, keys, programs))
 
     # What is in the folder counts as done, whatever the chunks it was written in.
     total = sum(cells.num_cells for cells in programs)
@@ -128,7 +128,7 @@ def sweep(
             program = compile_cells(cells, batch_size, mesh)
             for chunk in run_cells(program, gaps, batch_size):
                 results.add(choice, chunk)
-                if storage is not None:
+                if storage is not None and jax.process_index() == 0:
                     storage.write(choice, chunk)
                 bar.update(len(chunk[1][0]))
     return results.dataset()
@@ -157,6 +157,21 @@ def _check(
             f"{error}."
         ) from error
     return jax.vmap(lambda seed: jax.random.fold_in(own, seed))(jnp.arange(num_seeds)), dimensions
+
+
+def _open(path: str | Path, description: dict[str, Any]) -> Storage:
+    """The folder, which the first of several processes makes before the others look."""
+    if jax.process_count() == 1:
+        return Storage(path, description)
+    from jax.experimental import multihost_utils
+
+    try:
+        if jax.process_index() == 0:
+            return Storage(path, description)
+    finally:
+        # Reached by all, also where the first one raises.
+        multihost_utils.sync_global_devices("the folder of a sweep")
+    return Storage(path, description)
 
 
 def _require(*libraries: str) -> None:

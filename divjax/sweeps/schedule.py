@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeAlias
 
+import jax
 import numpy as np
 
 from divjax.sweeps.compilation import Program
@@ -48,6 +49,8 @@ def run_cells(
     # A program of one cell after another leaves the other processors idle. A batched one keeps its
     # device busy by itself: a second call waits there while the first one's results are fetched.
     workers = _num_processors() if program.any_count else 2
+    # Several processes must run the same chunks in the same order.
+    workers = workers if jax.process_count() == 1 else 1
     largest = min(program.capacity, batch_size or program.capacity)
     waiting, remaining = list(gaps), sum(stop - start for start, stop in gaps)
     # How long cells take is known once one has run.

@@ -1,6 +1,7 @@
 """Sweeps over the devices of a mesh, whose axes are Auto or Explicit, and over two processes."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +47,45 @@ def test_eight_devices_give_the_numbers_of_one():
         timeout=300,
     )
     assert done.stdout.endswith("equal\n"), done.stderr[-2000:]
+
+
+PROCESS = """
+import sys, jax
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+import numpy as np
+from divjax import sweep
+
+def fn(key, scale):
+    return {"draw": scale * jax.random.normal(key, (2,))}
+
+grid, options = {"scale": [1.0, 2.0, 3.0]}, {"num_seeds": 4, "progress": False}
+mesh = jax.make_mesh((8,), ("cells",))
+for _ in range(2):  # the second time from the folder
+    shared = sweep(jax.random.key(0), fn, grid, mesh=mesh, batch_size=5, path=sys.argv[3], **options)
+    alone = sweep(jax.random.key(0), fn, grid, **options)
+    np.testing.assert_array_equal(shared.draw, alone.draw)
+print("equal", jax.device_count())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_sweep(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(rank), str(tmp_path / "sweep")],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        printed, _ = process.communicate(timeout=180)
+        assert printed.endswith("equal 8\n"), printed[-2000:]
+    assert len(list((tmp_path / "sweep").glob("cells-*.nc"))) == 3
