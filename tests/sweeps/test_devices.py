@@ -63,7 +63,8 @@ def fn(key, scale):
 grid, options = {"scale": [1.0, 2.0, 3.0]}, {"num_seeds": 4, "progress": False}
 mesh = jax.make_mesh((8,), ("cells",))
 for _ in range(2):  # the second time from the folder
-    shared = sweep(jax.random.key(0), fn, grid, mesh=mesh, batch_size=5, path=sys.argv[3], **options)
+    own = {"mesh": mesh, "batch_size": 5, "path": sys.argv[3]}
+    shared = sweep(jax.random.key(0), fn, grid, **own, **options)
     alone = sweep(jax.random.key(0), fn, grid, **options)
     np.testing.assert_array_equal(shared.draw, alone.draw)
 print("equal", jax.device_count())
