@@ -43,7 +43,9 @@ def assert_equal(one, two):
     [
         flows.SVGD(kernels.Gaussian()),
         pytest.param(flows.Langevin(), marks=pytest.mark.exhaustive),
-        flows.NeuralScore(hidden=(8,), num_init_steps=0),
+        pytest.param(
+            flows.NeuralScore(hidden=(8,), num_init_steps=0), marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def test_continuing_is_the_longer_run(velocity):

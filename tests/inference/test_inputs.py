@@ -210,7 +210,9 @@ def _tied(dtype):
     return jnp.asarray(places + 8 / 128, dtype), jnp.asarray(places, dtype)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(jnp.bfloat16, marks=pytest.mark.exhaustive), jnp.float16]
+)
 def test_ranks_and_sums_of_half_precision_scores(dtype):
     """The same numbers in another dtype have the same AUC, errors and p-values."""
     expected, found = _tied(jnp.float32), _tied(dtype)

@@ -72,7 +72,8 @@ def test_another_number_compiles_nothing():
 
 
 @pytest.mark.parametrize(
-    "call", [pytest.param(c, marks=[pytest.mark.exhaustive] * (c == "monge")) for c in CALLS]
+    "call",
+    [pytest.param(c, marks=[pytest.mark.exhaustive] * (c in ("flow", "monge"))) for c in CALLS],
 )
 def test_one_solver_serves_all(call):
     """A solver that stops after one iteration is noticed, one with every option accepted."""
