@@ -272,8 +272,7 @@ def _permute(
         jax.lax.map(reordered, jax.random.split(reorder_key, _REORDERINGS), batch_size=batch_size)
     )
     measured = 4 * jnp.max(jnp.nan_to_num(jnp.abs(others - observed), posinf=0.0))
-    # A statistic that depends on the order of its rows says nothing of rounding. A hundredth of the
-    # spread makes hardly a tie that is none.
+    # Where the order of rows matters it says nothing: a hundredth of the spread is harmless.
     spread = jnp.nan_to_num(jnp.std(null, where=jnp.isfinite(null)))
     relative = max(100 * jnp.finfo(null.dtype).eps, 2 * jnp.finfo(found.dtype).eps)
     tolerance = jnp.maximum(relative * jnp.abs(observed), jnp.minimum(measured, 0.01 * spread))

@@ -99,7 +99,7 @@ def sweep(
         >>> bool(result.finite.all())
         True
     """
-    _require("xarray", *(["h5netcdf"] if path is not None else []))
+    _require("xarray", *(["h5netcdf", "h5py"] if path is not None else []))
     keys, dimensions = _check(key, fn, grid, num_seeds, batch_size, mesh, progress)
     # Choices are compiled one by one; numbers are arguments of one program.
     static = [dimension for dimension in dimensions if dimension.is_static]

@@ -119,7 +119,8 @@ class Storage:
         try:
             dataset = xarray.load_dataset(file, engine="h5netcdf")
             return [np.asarray(dataset[f"leaf_{i}"]) for i in range(len(dataset))]
-        except Exception as error:
+        # What is not installed is no fault of the file, which must not be removed for it.
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ValueError(
                 f"{file} cannot be read. Remove it, and its cells are computed again."
             ) from error

@@ -7,12 +7,12 @@ the same from the command line. `encode` turns two tables into two matrices by o
 `frequencies_js` about one column. All need the extra `tables`: `pip install "divjax[tables]"`.
 """
 
-try:
-    import pandas as _pandas  # noqa: F401
-except ImportError as error:
+import importlib.util
+
+if importlib.util.find_spec("pandas") is None:
     raise ImportError(
         'divjax.tables needs pandas, which is not installed: pip install "divjax[tables]".'
-    ) from error
+    )
 
 from divjax.tables.columns import frequencies_js, univariate_js
 from divjax.tables.comparison import TableComparison, compare_tables

@@ -5,7 +5,7 @@ included, and a second one of equal shapes. The loop calls one compiled function
 and seed, with the hyper-parameters as arguments.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from experiments.benchmarks.measure import alone
 
@@ -73,13 +73,27 @@ WAYS = ("sweep", "loop", "vmap")
 
 
 def tables(quick: bool) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """One table, a row a function."""
+    """A table for flows, which takes seconds, and one for classifiers, which takes an hour."""
     sizes = {"num_settings": 4, "num_seeds": 2} if quick else {"num_settings": 64, "num_seeds": 5}
-    functions = {"flow of 50 particles, 500 steps": _FLOWS.format(steps=20 if quick else 500)}
-    for n in (50,) if quick else (300, 1000):
-        functions[f"ClassifierRatio, n = {n}"] = _RATIO.format(n=n)
+    flow = {"flow of 50 particles, 500 steps": _FLOWS.format(steps=20 if quick else 500)}
+    yield f"sweeps of flows ({_cells(sizes)})", _rows(flow, sizes)
+    counts = (50,) if quick else (300, 1000)
+    fits = {f"ClassifierRatio, n = {n}": _RATIO.format(n=n) for n in counts}
     # All lanes of so many fits do not fit into memory.
     skipped = set() if quick else {("ClassifierRatio, n = 1000", "vmap")}
+    yield f"sweeps of classifiers ({_cells(sizes)})", _rows(fits, sizes, skipped)
+
+
+def _cells(sizes: dict[str, int]) -> str:
+    return f"{sizes['num_settings'] * sizes['num_seeds']} cells"
+
+
+def _rows(
+    functions: dict[str, str],
+    sizes: dict[str, int],
+    skipped: Collection[tuple[str, str]] = (),
+) -> list[dict[str, str]]:
+    """A row a function, with the seconds of each way that is not skipped."""
     rows = []
     for name, define in functions.items():
         seconds = {}
@@ -105,5 +119,4 @@ def tables(quick: bool) -> Iterator[tuple[str, list[dict[str, str]]]]:
                 ),
             }
         )
-    settings = sizes["num_settings"] * sizes["num_seeds"]
-    yield f"sweeps ({settings} cells)", rows
+    return rows
