@@ -3,17 +3,29 @@
 Rooms: `ratio` (density ratios and divergences from samples), `fdiv` (f-divergences: generators,
 closed forms, estimates, inequalities), `ot` (optimal transport), `losses` (distillation), `flows`
 (particles that decrease functionals of their distribution), `kernels`, `inference` (tests,
-intervals and bounds), `sweeps` (grids of hyper-parameters, by `sweep`), and `problems` (targets
-with known answers). `tables` (two data frames compared) needs the extra of its name. `pytree` and
-`static` define methods of your own. `Estimate`, `Interval` and `Status` are the parts of results,
-and `Normal` is a Gaussian wherever one is an argument.
+intervals and bounds), `sweeps` (grids of hyper-parameters, by `sweep`), `sharding` (many devices),
+and `problems` (targets with known answers). `tables` (two data frames compared) needs the extra of
+its name. `pytree` and `static` define methods of your own. `Estimate`, `Interval` and `Status` are
+the parts of results, and `Normal` is a Gaussian wherever one is an argument.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from divjax import fdiv, flows, inference, kernels, losses, ot, plot, problems, ratio, sweeps
+    from divjax import (
+        fdiv,
+        flows,
+        inference,
+        kernels,
+        losses,
+        ot,
+        plot,
+        problems,
+        ratio,
+        sharding,
+        sweeps,
+    )
     from divjax.core.normal import Normal
     from divjax.core.pytrees import pytree, static
     from divjax.core.types import Estimate, Interval, Status
@@ -47,6 +59,7 @@ __all__ = [
     "problems",
     "pytree",
     "ratio",
+    "sharding",
     "sinkhorn",
     "sinkhorn_divergence",
     "static",
@@ -64,6 +77,7 @@ _ROOMS = {
     "plot",
     "problems",
     "ratio",
+    "sharding",
     "sweeps",
     "tables",
 }

@@ -16,6 +16,8 @@ from divjax.core.pairwise import (
     centered_distances,
     common_center,
     distances_by_differences,
+    map_row_blocks,
+    padded_rows,
     rows_per_block,
 )
 
@@ -33,16 +35,16 @@ def fractions_below(
     columns of at most 255 rows, so that a pass costs little more than one comparison.
     """
     n = x.shape[0]
+    # A column of at most 255 rows cannot carry from one byte into the next.
     size = min(rows_per_block(n, n), 255)
 
-    def block(rows: Float[Array, "b d"], index: Array) -> Array:
+    def counts(rows: Float[Array, "b d"], index: Array) -> Array:
         diagonal = index[:, None] == jnp.arange(n)
         if by_differences:
             distances = jnp.where(diagonal, 0, distances_by_differences(rows, x))
         else:
             distances = centered_distances(rows, x, diagonal)
         real = (index < n)[:, None]  # no distance is below −1, so padding is not counted
-        # A column of at most 255 rows cannot carry from one byte into the next.
         packed = sum(
             (distances < jnp.where(real, threshold, -1)).astype(jnp.uint32) << (8 * byte)
             for byte, threshold in enumerate(thresholds)
@@ -53,17 +55,16 @@ def fractions_below(
             [jnp.sum((columns >> (8 * byte)) & 255) for byte in range(len(thresholds))]
         )
 
+    # Blocks are the rows of this map, each with a matrix of its own.
     num_blocks = math.ceil(n / size)
-    padding = num_blocks * size - n
-    padded = jnp.pad(x, ((0, padding), (0, 0)))
+    (padded,) = padded_rows(num_blocks * size, x)
+    blocks = padded.reshape(num_blocks, size, x.shape[1])
     index = jnp.arange(num_blocks * size).reshape(num_blocks, size)
-    counts = jax.lax.map(
-        lambda args: block(*args), (padded.reshape(num_blocks, size, x.shape[1]), index)
-    )
+    below = map_row_blocks(jax.vmap(counts), size * n, blocks, index, block_rows=1)
     # A particle is at distance zero of itself, below every positive threshold. In half precision
     # neither the counts nor n(n − 1) would fit. The latter exceeds 32 bits, hence the float.
-    below = jnp.sum(counts.astype(at_least_single(x.dtype)), axis=0) - n
-    return below / float(n * (n - 1))
+    pairs = jnp.sum(below.astype(at_least_single(x.dtype)), axis=0) - n
+    return pairs / float(n * (n - 1))
 
 
 @functools.partial(jax.jit, static_argnames="tolerance")

@@ -10,6 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
+from divjax.core.sharding import shared_rows
+
 __all__ = [
     "ICNN",
     "MLP",
@@ -134,9 +136,12 @@ def init_network(
 def apply_network(
     network: Network, params: PyTree[Array], x: Float[Array, "b d"]
 ) -> Float[Array, "b ..."]:
-    """The network with these parameters, on a batch. Its structure is rebuilt while tracing."""
+    """The network with these parameters, on a batch. Its structure is rebuilt while tracing.
+
+    The devices of a mesh that is in use share the batch, in training as in evaluation.
+    """
     # Only the structure: no parameters are drawn, so this seed is never used.
     model = nnx.eval_shape(lambda: network(x.shape[-1], nnx.Rngs(0)))
     graph, state = nnx.split(model, nnx.Param)
     nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state)(x)
+    return nnx.merge(graph, state)(shared_rows(x))

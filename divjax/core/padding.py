@@ -4,10 +4,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, PyTree, Shaped
 
-__all__ = ["can_be_padded", "pad_rows", "padded_size", "resize_rows"]
+__all__ = ["pad_rows", "padded_size", "resize_rows"]
 
 SMALLEST = 64
 
@@ -23,16 +22,6 @@ def padded_size(num_rows: int) -> int:
     # A quarter of the power of two below the number of rows: at most a quarter is padding.
     step = 1 << (num_rows - 1).bit_length() - 1 >> 2
     return -(-num_rows // step) * step
-
-
-def can_be_padded(tree: PyTree) -> bool:
-    """Whether no leaf is traced (shapes are then a user's own) or lies on several devices."""
-    leaves = jax.tree.leaves(tree)
-    # Padding an array on several devices would have to choose a new sharding.
-    return not any(
-        isinstance(leaf, Tracer) or (isinstance(leaf, jax.Array) and len(leaf.devices()) > 1)
-        for leaf in leaves
-    )
 
 
 def pad_rows(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from divjax.core.checks import check_matrix, check_same_features
 from divjax.core.differentiation import with_slopes_of
 from divjax.core.numerics import if_needed, matmul
+from divjax.core.sharding import map_over_devices, mesh_in_use, padded_rows
 
 __all__ = [
     "coincidence_distance",
@@ -232,6 +233,9 @@ def map_row_blocks(
 ) -> PyTree[Array]:
     """`function(*rows)`, evaluated blockwise if the n × m intermediate would be large.
 
+    The devices of a mesh that is in use (`jax.set_mesh`, Auto axes) have equal shares of the rows:
+    each computes n/devices × m of the pairs, blockwise again if they are many.
+
     Args:
         function: maps arrays with a common leading axis to a pytree of arrays with that leading
             axis, with an intermediate of `num_columns` entries per row.
@@ -244,6 +248,17 @@ def map_row_blocks(
         The pytree for all rows. In reverse mode each block is recomputed, so that no n × m array is
         kept for the backward pass.
     """
+    mesh = mesh_in_use()
+    if mesh is not None and rows[0].shape[0] >= mesh.size:
+        share = lambda *rows: _map_blocks(function, num_columns, *rows, block_rows=block_rows)
+        return map_over_devices(share, mesh, *rows)
+    return _map_blocks(function, num_columns, *rows, block_rows=block_rows)
+
+
+def _map_blocks(
+    function: Callable[..., PyTree[Array]], num_columns: int, *rows: Array, block_rows: int | None
+) -> PyTree[Array]:
+    """As `map_row_blocks`, on one device."""
     n = rows[0].shape[0]
     size = rows_per_block(n, num_columns) if block_rows is None else min(block_rows, n)
     # A single block is not recomputed in the backward pass, as that would save no memory.
@@ -251,12 +266,9 @@ def map_row_blocks(
         return function(*rows)
     # `lax.map` takes blocks of one size, so the last is padded.
     num_blocks = math.ceil(n / size)
-    padding = num_blocks * size - n
     blocks = tuple(
-        jnp.pad(row, [(0, padding)] + [(0, 0)] * (row.ndim - 1)).reshape(
-            num_blocks, size, *row.shape[1:]
-        )
-        for row in rows
+        row.reshape(num_blocks, size, *row.shape[1:])
+        for row in padded_rows(num_blocks * size, *rows)
     )
     # Without the checkpoint the backward pass would keep every block's b × m intermediate.
     results = jax.lax.map(jax.checkpoint(lambda block: function(*block)), blocks)

@@ -129,4 +129,5 @@ def jax_settings() -> Hashable:
         config.jax_enable_x64,  # pyright: ignore[reportAttributeAccessIssue]
         config.jax_numpy_dtype_promotion,  # pyright: ignore[reportAttributeAccessIssue]
         config.jax_default_matmul_precision,  # pyright: ignore[reportAttributeAccessIssue]
+        jax.sharding.get_abstract_mesh(),
     )

@@ -1,10 +1,42 @@
-"""Arrays that are sharded over the devices of a mesh."""
+"""Arrays sharded over the devices of a mesh, and rows that its devices share."""
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, PyTree
 
-__all__ = ["gathered"]
+__all__ = [
+    "alone",
+    "gathered",
+    "map_over_devices",
+    "mesh_in_use",
+    "on_host",
+    "padded_rows",
+    "placed",
+    "shared_rows",
+    "smallest_of_rows",
+]
+
+
+# Whether the devices of a mesh share pairs of rows. Compiled programs differ by it.
+_sharing = jax.make_user_context(True)
+
+
+def alone() -> Any:
+    """A context in which no mesh is in use: each device has work of its own, as in a sweep.
+
+    Example:
+        >>> from jax.sharding import AxisType
+        >>> with jax.set_mesh(jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))), alone():
+        ...     mesh_in_use() is None
+        True
+    """
+    return _sharing(False)
 
 
 def gathered(array: Array) -> Array:
@@ -26,3 +58,108 @@ def gathered(array: Array) -> Array:
     if not explicit or all(axes is None for axes in sharding.spec):
         return array
     return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def mesh_in_use() -> AbstractMesh | None:
+    """The mesh of `jax.set_mesh` whose devices share pairs of rows, None if there is none.
+
+    Its axes are Auto. Explicit ones cannot be closed over by `jax.shard_map`, and Manual ones are
+    those of a `shard_map` that is under way, whose devices are at work already.
+
+    Example:
+        >>> mesh_in_use() is None
+        True
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shares = _sharing.value and not mesh.empty and mesh.size > 1
+    return mesh if shares and set(mesh.axis_types) == {AxisType.Auto} else None
+
+
+def map_over_devices(
+    function: Callable[..., PyTree[Array]], mesh: AbstractMesh, *rows: Array
+) -> PyTree[Array]:
+    """`function(*rows)` where each device of the mesh has an equal share of the rows.
+
+    Args:
+        function: maps arrays with a common leading axis to a pytree of arrays with that axis, row
+            by row. What else it refers to is on each device.
+        mesh: has Auto axes.
+        *rows: arrays with leading axis n, of which the last device's share is filled up.
+    """
+    n = rows[0].shape[0]
+    size = math.ceil(n / mesh.size)
+    spec = PartitionSpec(mesh.axis_names)
+
+    def shares(row: Array) -> Array:
+        split = row.reshape(mesh.size, size, *row.shape[1:])
+        return jax.lax.with_sharding_constraint(split, spec)
+
+    # A lane is a device. `jax.shard_map` would do, but its function cannot be differentiated if
+    # what it refers to is sharded as well: a zero tangent is typed by the mesh outside.
+    on_lanes = jax.vmap(function, spmd_axis_name=mesh.axis_names)
+    lanes = on_lanes(*map(shares, padded_rows(mesh.size * size, *rows)))
+    lanes = jax.lax.with_sharding_constraint(lanes, spec)
+    return jax.tree.map(lambda out: out.reshape(mesh.size * size, *out.shape[2:])[:n], lanes)
+
+
+def smallest_of_rows(values: Float[Array, "n m"], count: int) -> tuple[Array, Int[Array, "n k"]]:
+    """Each row's `count` smallest values in ascending order, and their columns.
+
+    The compiler does not divide `top_k` among devices: it would gather all rows on each of them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> smallest_of_rows(jnp.array([[3.0, 1.0, 2.0]]), 2)[1].tolist()
+        [[1, 2]]
+    """
+    mesh, spec = mesh_in_use(), PartitionSpec()
+    search = lambda values: jax.lax.top_k(-values, count)
+    if mesh is not None:
+        # Within `map_over_devices` the lanes are divided, by its `spmd_axis_name`.
+        search = jax.shard_map(search, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    negative, columns = search(values)
+    return -negative, columns
+
+
+def padded_rows(size: int, *rows: Array) -> tuple[Array, ...]:
+    """The arrays, with rows of zeros after their own up to `size`."""
+    return tuple(
+        jnp.pad(row, [(0, size - row.shape[0])] + [(0, 0)] * (row.ndim - 1)) for row in rows
+    )
+
+
+def shared_rows(rows: PyTree[Array]) -> PyTree[Array]:
+    """Arrays whose rows the mesh in use shares, as far as they divide into equal parts.
+
+    What is computed from each row, such as a network's loss, the compiler then divides likewise.
+    """
+    mesh = mesh_in_use()
+    if mesh is None:
+        return rows
+    spec = PartitionSpec(mesh.axis_names)
+
+    def share(leaf: Array) -> Array:
+        divides = leaf.ndim > 0 and leaf.shape[0] % mesh.size == 0
+        return jax.lax.with_sharding_constraint(leaf, spec) if divides else leaf
+
+    return jax.tree.map(share, rows)
+
+
+def placed(leaf: Any, sharding: NamedSharding | None) -> Array:
+    """An array that every process has, on the devices of all of them."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = placed(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=str(jax.random.key_impl(leaf)))
+    array = np.asarray(leaf)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def on_host(leaf: Array) -> np.ndarray:
+    """An array of any sharding as NumPy's, whole, on every process."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)

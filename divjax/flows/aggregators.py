@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Key, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, PyTree
 
 from divjax.core.checks import (
     check_nonnegative,
@@ -233,6 +233,11 @@ class CAGrad(_Stateless):
     and c → ∞ has the direction of `MinNorm`. The published code divides d by 1 + c²; here the step
     size is left to the optimizer.
 
+    A field that vanishes has the inner product 0 with every d. It counts in the mean, and the
+    minimum is over the others: of the directions that attain the maximum, d is the best for them.
+    A field vanishes if it is shorter than ε^1.5 of the longest, ε that of the dtype; a longer one
+    decides d by its direction, however short it is, with a coefficient in inverse proportion.
+
     Attributes:
         c: the radius around the mean field, relative to its length. With c < 1 the fixed points of
             the mean field remain.
@@ -276,12 +281,25 @@ class CAGrad(_Stateless):
 
 
 def _shortest_shifted(products: Float[Array, "k k"], mu: Float[Array, ""]) -> Float[Array, " k"]:
-    """The weights of the minimum-norm convex combination of v̄ + μ v_k."""
+    """The weights of the minimum-norm convex combination of v̄ + μ v_k over fields that count."""
+    # The longest stands for those that do not, and has their weight.
+    standing = jnp.where(_counts(products), jnp.arange(len(products)), _longest(products))
+    among = products[standing][:, standing]
     # ⟨v̄ + μv_k, v̄ + μv_j⟩ = μ²Q_kj + μ(⟨v̄,v_k⟩ + ⟨v̄,v_j⟩) + ‖v̄‖², and ⟨v̄,v_k⟩ is a row mean
     # of Q.
     to_mean = products.mean(axis=1)
-    cross = mu * (to_mean[:, None] + to_mean[None, :])
-    return min_norm_weights(mu**2 * products + cross + to_mean.mean())
+    cross = mu * (to_mean[standing, None] + to_mean[standing])
+    weights = min_norm_weights(mu**2 * among + cross + to_mean.mean())
+    return jnp.zeros_like(weights).at[standing].add(weights)
+
+
+def _counts(products: Float[Array, "k k"]) -> Bool[Array, " k"]:
+    """Which fields do not vanish, if the longest has length one."""
+    return jnp.diagonal(products) > jnp.finfo(products.dtype).eps ** 3
+
+
+def _longest(products: Float[Array, "k k"]) -> Int[Array, ""]:
+    return jnp.argmax(jnp.diagonal(products))
 
 
 @jax.jit
@@ -306,9 +324,10 @@ def _multiplier(products: Float[Array, "k k"], c: Float[Array, ""]) -> Float[Arr
     # The root is found without being differentiated. One Newton step at it then carries the
     # derivative of the implicit function.
     fixed, fixed_c = jax.lax.stop_gradient((products, c))
-    # From a combination of length one to the rounding of the shortest field, which has a weight of
-    # 1/K. Fields shorter than ε^1.5 count as zero.
-    shortest = jnp.sqrt(jnp.maximum(jnp.min(jnp.diagonal(fixed)), eps**3))
+    # From a combination of length one to the rounding of the shortest field that counts, which has
+    # a weight of 1/K.
+    squares = jnp.diagonal(fixed)
+    shortest = jnp.sqrt(jnp.min(jnp.where(_counts(fixed), squares, 1)))
     least = fixed_c * jnp.sqrt(jnp.maximum(fixed.mean(), 0))
     most = least * len(products) / (jnp.sqrt(eps) * shortest)
 

@@ -26,7 +26,8 @@ from divjax.core.checks import (
 from divjax.core.differentiation import refuse_derivatives
 from divjax.core.keys import own_key
 from divjax.core.labels import pool_labels
-from divjax.core.padding import can_be_padded, padded_size
+from divjax.core.padding import padded_size
+from divjax.core.programs import is_traced
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, as_numbers, centered_samples
 from divjax.core.types import Estimate
@@ -314,7 +315,7 @@ def _check_and_fit(
     )
     labels = None if groups is None else _check_groups(groups, x.shape[0], y.shape[0], method)
     rows = x, y, *weights
-    if not can_be_padded((rows, labels)):
+    if is_traced(rows, labels):
         return dataclasses.replace(_fit(key, rows, labels, method), center=center)
     # Samples of other sizes then share the training program and compile only padding and slicing.
     n, m = len(x), len(y)

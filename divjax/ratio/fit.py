@@ -13,7 +13,8 @@ from divjax.core.checks import (
     check_shape,
 )
 from divjax.core.numerics import in_base
-from divjax.core.padding import can_be_padded, padded_size, resize_rows
+from divjax.core.padding import padded_size, resize_rows
+from divjax.core.programs import is_traced
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, as_numbers, as_samples
 from divjax.core.types import Estimate, summary
@@ -104,7 +105,7 @@ class RatioFit(OutOfFoldScores):
         check_shape("x", x, "b", features)
         # Padded to few sizes, batches of many sizes share a compiled program. Traced rows are part
         # of the caller's program.
-        if not can_be_padded((x, self)):
+        if is_traced(x, self):
             return _log_ratio(self.members, self.head, x)
         num_rows = len(x)
         x = resize_rows(x, padded_size(num_rows))

@@ -10,7 +10,8 @@ from typing import NamedTuple, Self
 import jax
 from jaxtyping import Array, Float, Int
 
-from divjax.core.padding import can_be_padded, pad_rows, padded_size
+from divjax.core.padding import pad_rows, padded_size
+from divjax.core.programs import is_traced
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Center
 from divjax.ratio.certificates import HeldOut, SequentialScores
@@ -52,7 +53,7 @@ class OutOfFoldScores:
         # Without these the structure of the pytree, and hence the compiled program, does not depend
         # on the head.
         fit = dataclasses.replace(self, head=None, members=None, center=None)
-        if fit.log_ratio_p.ndim > 1 or not can_be_padded(fit):
+        if fit.log_ratio_p.ndim > 1 or is_traced(fit):
             return fit
         return fit.resized(padded_size(len(fit.log_ratio_p)), padded_size(len(fit.log_ratio_q)))
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Int
 
 from divjax.core.programs import jax_settings
 from divjax.core.pytrees import Code
+from divjax.core.sharding import on_host, placed
 from divjax.sweeps.cells import Cells, Inputs, evaluate
 
 __all__ = ["Program", "compile_cells"]
@@ -52,10 +53,12 @@ def compile_cells(cells: Cells, batch_size: int | None, mesh: Mesh | None) -> Pr
         batch_size: how many cells are a batch, or None for what memory holds.
         mesh: of devices that share each batch, or None for the default device.
     """
+    if mesh is not None:
+        return _batched(cells, batch_size, mesh, mesh.local_devices[0])
     (device,) = jnp.zeros(()).devices()
-    if mesh is None and device.platform == "cpu":
+    if device.platform == "cpu":
         return _single(cells, device)
-    return _batched(cells, batch_size, mesh, device)
+    return _batched(cells, batch_size, None, device)
 
 
 def _single(cells: Cells, device: Any) -> Program:
@@ -69,7 +72,7 @@ def _single(cells: Cells, device: Any) -> Program:
 
     def run(start: int, count: int) -> list[np.ndarray]:
         outputs = compiled(cells.inputs, np.int32(start), np.int32(count))
-        return [_on_host(leaf)[:count] for leaf in outputs]
+        return [_for_a_file(leaf)[:count] for leaf in outputs]
 
     return Program(run, capacity, any_count=True)
 
@@ -96,11 +99,11 @@ def _batched(cells: Cells, batch_size: int | None, mesh: Mesh | None, device: An
     """Cells side by side, as one batch or sharded over the devices of a mesh."""
     num_devices, replicated, spread = 1, None, None
     if mesh is not None:
-        device, num_devices = mesh.local_devices[0], mesh.size
+        num_devices = mesh.size
         replicated = NamedSharding(mesh, PartitionSpec())
         spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     # Hyper-parameters and data are on each device, so that cells need no communication.
-    inputs = jax.tree.map(lambda leaf: _placed(leaf, replicated), cells.inputs)
+    inputs = jax.tree.map(lambda leaf: placed(leaf, replicated), cells.inputs)
     context = device, jax_settings()
     compile_for = functools.partial(
         _compile_batch, cells.code, _shapes(inputs, replicated), mesh, spread, context
@@ -119,8 +122,8 @@ def _batched(cells: Cells, batch_size: int | None, mesh: Mesh | None, device: An
     def run(start: int, count: int) -> list[np.ndarray]:
         # The last batch is filled up with its last cell.
         numbers = np.minimum(start + np.arange(width), start + count - 1).astype(np.int32)
-        outputs = compiled(inputs, _placed(numbers, spread))
-        return [_on_host(leaf)[:count] for leaf in outputs]
+        outputs = compiled(inputs, placed(numbers, spread))
+        return [_for_a_file(leaf)[:count] for leaf in outputs]
 
     return Program(run, width, any_count=False)
 
@@ -169,17 +172,6 @@ def _shapes(inputs: Inputs, sharding: NamedSharding | None = None) -> _Shapes:
     return _Shapes(structure, tuple(shapes))
 
 
-def _placed(leaf: Any, sharding: NamedSharding | None) -> Array:
-    """An array that every process has, on the devices of all of them."""
-    if sharding is None or sharding.is_fully_addressable:
-        return jax.device_put(leaf, sharding)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        data = _placed(jax.random.key_data(leaf), sharding)
-        return jax.random.wrap_key_data(data, impl=str(jax.random.key_impl(leaf)))
-    array = np.asarray(leaf)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
 def _multiple(size: int, unit: int) -> int:
     return math.ceil(size / unit) * unit
 
@@ -199,13 +191,8 @@ def _budget(device: Any) -> float:
     return _MEMORY_SHARE * (limit - used) if limit else _DEFAULT_BYTES
 
 
-def _on_host(leaf: Array) -> np.ndarray:
-    """A result as NumPy's, from all processes; half precision as float32, which files know."""
-    if not leaf.is_fully_addressable:
-        from jax.experimental import multihost_utils
-
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    # A dataset's library knows no bfloat16.
-    array = np.asarray(leaf)
+def _for_a_file(leaf: Array) -> np.ndarray:
+    """A result as NumPy's; half precision as float32, which files know."""
+    array = on_host(leaf)
     half = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
     return array.astype(np.float32) if half else array

@@ -10,7 +10,7 @@ import numpy as np
 
 from divjax.core.checks import check_flag
 from divjax.sweeps.grid import Dimension
-from divjax.sweeps.naming import dimension_names
+from divjax.sweeps.naming import dimension_names, variable_names
 from divjax.sweeps.schedule import Chunk
 
 if TYPE_CHECKING:
@@ -44,14 +44,11 @@ class Results:
         self._dimensions, self._num_seeds = dimensions, num_seeds
         taken = ["seed", "finite", *(dimension.name for dimension in dimensions)]
         taken += [name for dimension in dimensions for name in dimension.values]
-        # What one choice returns, another need not.
-        self._variables: list[list[str]] = []
-        self._axes: dict[str, tuple[str, ...]] = {}
+        # What one choice returns, another need not, but what has one name has one shape.
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: dict[str, np.dtype] = {}
         for result in results:
-            axes = dimension_names(result, dims, taken)
-            for (name, names), leaf in zip(axes.items(), jax.tree.leaves(result), strict=True):
+            for name, leaf in zip(variable_names(result), jax.tree.leaves(result), strict=True):
                 if name in taken:
                     raise ValueError(
                         "fn must not name a result as a hyper-parameter, a dimension, seed or "
@@ -62,9 +59,14 @@ class Results:
                         f"fn must return {name} of one shape for all choices; got {shapes[name]} "
                         f"and {leaf.shape}."
                     )
-                self._axes.setdefault(name, names)
                 dtype = _stored(leaf.dtype)
                 dtypes[name] = np.result_type(dtypes.get(name, dtype), dtype)
+
+        # A variable's axes have the names that they have in the first choice with it.
+        self._variables: list[list[str]] = []
+        self._axes: dict[str, tuple[str, ...]] = {}
+        for axes in dimension_names(results, dims, taken):
+            self._axes = {**axes, **self._axes}
             self._variables.append(list(axes))
 
         # A variable that a choice does not return is NaN there.

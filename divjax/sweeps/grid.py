@@ -373,6 +373,11 @@ def _is_number(value: Any) -> bool:
 def _numbers(name: str, values: np.ndarray) -> np.ndarray | Choices:
     if values.dtype.kind == "b":
         return choices(values.tolist())
+    if values.dtype.kind in "OSUcMm":
+        raise ValueError(
+            f"{name} must hold real numbers; got an array of {values.dtype}. "
+            "A list of texts or other values of Python makes choices of them."
+        )
     # Also half precision of JAX, whose kind is not that of NumPy's floats.
     if values.dtype.kind not in "fiu":
         values = values.astype(np.float64)
@@ -383,4 +388,11 @@ def _numbers(name: str, values: np.ndarray) -> np.ndarray | Choices:
         )
     if not np.isfinite(values).all():
         raise ValueError(f"{name} must be finite; got NaN or infinity.")
+    # JAX's integers would wrap, as those of an array do.
+    dtype = jax.dtypes.canonicalize_dtype(values.dtype)
+    if dtype.kind in "iu" and not np.array_equal(values.astype(dtype), values):
+        raise ValueError(
+            f"{name} must hold integers within JAX's {dtype}; got {values.min()} to "
+            f"{values.max()}. Give floats, or enable 64 bits."
+        )
     return values

@@ -43,12 +43,12 @@ def _entry(step: Any) -> Any:
 
 
 def dimension_names(
-    result: Any, given: Mapping[str, Sequence[str]], taken: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
-    """Names of the axes of each leaf, by variable.
+    results: Sequence[Any], given: Mapping[str, Sequence[str]], taken: Sequence[str]
+) -> list[dict[str, tuple[str, ...]]]:
+    """Names of the axes of each leaf of each result, by variable.
 
     Args:
-        result: a pytree of shapes.
+        results: pytrees of shapes, of one dataset.
         given: the names that the caller gave, by variable. Other axes have those of their field's
             annotation (`Float[Array, "num_steps k"]`), if its sizes agree with those of the
             variables before, and otherwise the variable's name with a number.
@@ -58,14 +58,29 @@ def dimension_names(
         ValueError: if given names belong to no variable, are not as many as its axes, or are names
             of something else.
     """
-    variables = variable_names(result)
+    variables = [variable_names(result) for result in results]
+    known = dict.fromkeys(name for names in variables for name in names)
     for name in given:
-        if name not in variables:
+        if name not in known:
             raise ValueError(
-                f"dims must name variables of the results, {', '.join(variables)}; got {name!r}."
+                f"dims must name variables of the results, {', '.join(known)}; got {name!r}."
             )
-    # A variable or a dimension of the grid agrees with no axis.
-    dimensions, sizes = {}, dict.fromkeys((*taken, *variables), -1)
+    # A variable or a dimension of the grid agrees with no axis. A dataset has one size for a name.
+    sizes = dict.fromkeys((*taken, *known), -1)
+    return [
+        _names_of_axes(result, names, given, sizes)
+        for result, names in zip(results, variables, strict=True)
+    ]
+
+
+def _names_of_axes(
+    result: Any,
+    variables: Sequence[str],
+    given: Mapping[str, Sequence[str]],
+    sizes: dict[str, int],
+) -> dict[str, tuple[str, ...]]:
+    """As `dimension_names`, of one result; enters the sizes of its axes."""
+    dimensions = {}
     # In the order of the leaves, so that the same result always has the same names.
     for (path, leaf), variable in zip(
         jax.tree_util.tree_leaves_with_path(result), variables, strict=True

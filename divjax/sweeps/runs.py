@@ -14,6 +14,7 @@ from jaxtyping import Array, Key
 from divjax.core.checks import check_callable, check_count, check_flag
 from divjax.core.keys import own_key
 from divjax.core.progress import progress_bar
+from divjax.core.sharding import alone
 from divjax.sweeps.cells import Cells
 from divjax.sweeps.compilation import compile_cells
 from divjax.sweeps.dataset import Results
@@ -46,8 +47,9 @@ def sweep(
     on an accelerator batches of cells run side by side.
 
     Args:
-        key: of the seeds. Seed s has the same key at all settings, `fold_in(key, s)` of it, so that
-            settings are compared on equal draws, and more seeds leave the first ones as they are.
+        key: of the seeds. Seed s has the same key at all settings, so that these are compared on
+            equal draws, and more seeds leave the first ones as they are: it is
+            `fold_in(fold_in(key, 0xD1F7A5), s)`, which no split of `key` repeats.
         fn: called as `fn(key, **hyperparameters)`, with traced scalars; returns any pytree of
             arrays. Estimates, results and dictionaries become variables named by their fields and
             keys: `{"kl": estimate}` becomes `kl`, `kl_std_error`, `kl_interval_lower`, … A sole
@@ -61,7 +63,7 @@ def sweep(
         batch_size: the cells of a chunk, which ends, and is written, as one. By default as many as
             take a second on a CPU, and as many as fill half of an accelerator's memory.
         mesh: devices that share each batch of cells, whatever the names of their axes. By default
-            the default device runs alone.
+            those of `jax.set_mesh`, and without one the default device alone.
         path: a folder in which each chunk is written as it ends. The same call resumes there after
             an interruption. Of several processes the first one writes, and all must see the folder.
         dims: names of the axes of array results, by variable. By default the names in annotations
@@ -101,15 +103,19 @@ def sweep(
     """
     _require("xarray", *(["h5netcdf", "h5py"] if path is not None else []))
     keys, dimensions = _check(key, fn, grid, num_seeds, batch_size, mesh, progress)
+    if mesh is None and not jax.sharding.get_abstract_mesh().empty:
+        mesh = jax.sharding.get_mesh()
     # Choices are compiled one by one; numbers are arguments of one program.
     static = [dimension for dimension in dimensions if dimension.is_static]
     dynamic = [dimension for dimension in dimensions if not dimension.is_static]
 
-    # Every choice is traced before anything runs, so that no mistake shows after hours.
-    programs = [
-        Cells(fn, keys, [dimension.values for dimension in dynamic], setting)
-        for setting in _settings(static)
-    ]
+    # Every choice is traced before anything runs, so that no mistake shows after hours. A cell is
+    # the work of one device.
+    with alone():
+        programs = [
+            Cells(fn, keys, [dimension.values for dimension in dynamic], setting)
+            for setting in _settings(static)
+        ]
     results = Results([cells.results for cells in programs], dimensions, num_seeds, dims or {})
     storage = None if path is None else _open(path, describe(dimensions, keys, programs))
 

@@ -1,15 +1,18 @@
 """The folder of a sweep: its finished cells, whole or not at all, and what they are cells of."""
 
+import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage]
 
 from divjax.sweeps.cells import Cells
 from divjax.sweeps.grid import Choices, Dimension
@@ -34,8 +37,8 @@ def describe(
     operations = hashlib.sha256()
     for cells in programs:
         operations.update(_ADDRESS.sub("", str(cells.code.jaxpr)).encode())
-        for constant in cells.inputs.constants:
-            array = jax.random.key_data(constant) if _is_key(constant) else constant
+        for held in (*cells.inputs.constants, *_referred_to(cells.code.jaxpr)):
+            array = jax.random.key_data(held) if _is_key(held) else np.asarray(held)
             operations.update(f"{array.dtype}{array.shape}".encode())
             operations.update(np.ascontiguousarray(array).tobytes())
     return {
@@ -54,8 +57,51 @@ def describe(
     }
 
 
-def _is_key(array: jax.Array) -> bool:
-    return jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key)
+def _is_key(held: Any) -> bool:
+    return isinstance(held, jax.Array) and jax.numpy.issubdtype(held.dtype, jax.dtypes.prng_key)
+
+
+def _referred_to(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """The arrays and numbers that inner programs and functions of Python refer to, in order.
+
+    The text of a jaxpr shows only the shapes of the arrays of inner programs, and nothing of what
+    is behind a callback to the host.
+    """
+    seen = set() if seen is None else seen
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
+        yield value
+        return
+    if isinstance(value, (Jaxpr, ClosedJaxpr)):
+        inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
+        parts = [*getattr(value, "consts", ()), *(eqn.params for eqn in inner.eqns)]
+    elif isinstance(value, Mapping):
+        parts = [value[name] for name in sorted(value, key=str)]
+    elif isinstance(value, (tuple, list)):
+        parts = value
+    elif isinstance(value, functools.partial):
+        parts = [value.func, value.args, value.keywords]
+    elif isinstance(value, FunctionType):
+        parts = [_contents(cell) for cell in value.__closure__ or ()]
+        parts += [value.__defaults__, value.__kwdefaults__]
+    elif callable(value) and not isinstance(value, type):
+        # A callback, a method, or an object that is called.
+        slots = [name for name in getattr(value, "__slots__", ()) if name != "__weakref__"]
+        names = (*slots, *getattr(value, "__dict__", ()), "__self__", "__func__")
+        parts = [getattr(value, name, None) for name in names]
+    else:
+        return
+    for part in parts:
+        yield from _referred_to(part, seen)
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty so far
+        return None
 
 
 class Storage:

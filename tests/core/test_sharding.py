@@ -1,4 +1,6 @@
-"""Arrays sharded over a mesh with Explicit axes, `jax.make_mesh`'s default."""
+"""Arrays over Explicit axes of a mesh, `jax.make_mesh`'s default, and meshes that share pairs."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,8 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from divjax import fdiv, flows, inference, kernels, ot, ratio
+from divjax import fdiv, flows, inference, kernels, ot, ratio, sharding, sweep
+from divjax.core.pairwise import map_row_blocks
 from divjax.core.sharding import gathered
 
 KEY = jax.random.key(1)
@@ -64,3 +67,103 @@ def test_auto_axes_stay_distributed():
     x = over_devices(X, AxisType.Auto)
     assert gathered(x) is x
     assert gathered(over_devices(X)).sharding.is_fully_replicated
+
+
+BLOCKS = ot.Sinkhorn(block_size=4)
+# More features than are compared by differences.
+WIDE = jax.random.normal(jax.random.key(2), (40, 12))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: ot.sinkhorn(x, y, epsilon=1.0, solver=BLOCKS).transport(x),
+        lambda x, y: jax.grad(
+            lambda x: ot.sinkhorn_divergence(x, y, epsilon=1.0, solver=BLOCKS).value
+        )(x),
+        lambda x, y: jax.grad(lambda x: fdiv.knn_kl(x, y).value)(x),
+        lambda x, y: fdiv.knn_kl(jnp.tile(x, (1, 6)) + WIDE[:16], WIDE).value,
+        lambda x, y: FLOW.run(KEY, x, num_steps=2).particles,
+        lambda x, y: (
+            ratio.ClassifierRatio(ratio.heads.Neighbors((3,)), num_folds=2)
+            .fit(KEY, x, y)
+            .log_ratio(y)
+        ),
+        lambda x, y: (
+            ratio.ClassifierRatio(ratio.heads.Network((4,), num_steps=3), num_folds=2)
+            .fit(KEY, x, y)
+            .log_ratio(y)
+        ),
+    ],
+    ids=["transport", "divergence", "knn", "knn_wide", "flow", "neighbors", "network"],
+)
+def test_a_mesh_in_use_gives_the_numbers_of_one_device(function):
+    """Seventeen rows on eight devices, of which the last have a row that is none."""
+    x, y = jnp.concatenate([X, X[:1] + 1])[:16], Y
+    expected = jax.jit(function)(x, y)
+    with jax.set_mesh(sharding.mesh()):
+        shared = jax.jit(function)(x, y)
+    np.testing.assert_allclose(shared, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [3, 8, 13])
+def test_rows_that_do_not_divide(n):
+    """Fewer rows than devices, as many, and more, against a sum in NumPy."""
+    x, y = np.asarray(X[:n]), np.asarray(Y)
+    sums = lambda rows: jnp.sum(rows[:, None] * y, axis=(1, 2))
+    with jax.set_mesh(sharding.mesh()):
+        found = map_row_blocks(sums, len(y), jnp.asarray(x), block_rows=2)
+    np.testing.assert_allclose(found, np.einsum("id,jd->i", x, y), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: ot.sinkhorn(x, y, epsilon=1.0, solver=ot.Sinkhorn(max_iterations=2)).value,
+        lambda x, y: fdiv.knn_kl(x, y).value,
+        lambda x, y: kernels.kernel_sums(kernels.Gaussian(1.0), x, y, y, y)[0],
+    ],
+    ids=["sinkhorn", "knn", "kernel"],
+)
+def test_no_device_holds_or_receives_pairs(function):
+    """What is communicated is of the size of the samples, and the pairs stay in blocks."""
+    n, d = 20_000, 3
+    mesh = sharding.mesh()
+    by_rows = NamedSharding(mesh, PartitionSpec("rows"))
+    sample = jax.ShapeDtypeStruct((n, d), jnp.float32, sharding=by_rows)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(function).lower(sample, sample).compile()
+    shapes = re.findall(
+        r"= \(?\w+\[([\d,]*)\][^=]*? (?:all-gather|all-to-all|all-reduce|collective-permute)\(",
+        compiled.as_text(),
+    )
+    sizes = [np.prod([int(size) for size in shape.split(",") if size]) for shape in shapes]
+    assert sizes
+    assert max(sizes) <= 40 * n
+    # A device's eighth of the pairs is 200 MB.
+    assert compiled.memory_analysis().temp_size_in_bytes < 30 * 2**20
+
+
+def test_a_mesh_in_use_is_that_of_a_sweep():
+    pytest.importorskip("xarray")
+    cost = lambda key, epsilon: ot.sinkhorn(X, Y, epsilon=epsilon, solver=BLOCKS).value
+    grid, options = {"epsilon": [0.5, 1.0]}, {"num_seeds": 1, "progress": False}
+    alone = sweep(KEY, cost, grid, **options)
+    with jax.set_mesh(sharding.mesh()):
+        shared = sweep(KEY, cost, grid, **options)
+    np.testing.assert_allclose(shared.value, alone.value, rtol=1e-5)
+
+
+def test_arrays_are_sharded_by_rows_and_gathered_again():
+    mesh = sharding.mesh()
+    x, scale = sharding.shard((np.asarray(X), 2.0), mesh)
+    assert x.sharding.shard_shape(x.shape) == (2, 2)
+    assert scale.sharding.is_fully_replicated
+    np.testing.assert_array_equal(sharding.gather(x), X)
+
+
+def test_what_cannot_be_sharded_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"arrays\['x'\] must have a number of rows that is"):
+        sharding.shard({"x": np.zeros((9, 2))}, sharding.mesh())
+    with pytest.raises(ValueError, match="devices must hold at least one device; got none"):
+        sharding.mesh([])

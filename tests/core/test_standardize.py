@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from divjax.core.standardize import Standardizer, mean_and_scale, robust_standardizer
+from divjax.core.standardize import (
+    Standardizer,
+    _weighted_quantiles,
+    mean_and_scale,
+    robust_standardizer,
+)
 
 
 @pytest.mark.parametrize(("unit", "offset"), [(1.0, 0.0), (1e-30, 0.0), (1e30, 0.0), (1.0, 3000.0)])
@@ -181,6 +186,16 @@ def test_quantiles_are_those_of_rows_with_weight():
         np.testing.assert_allclose(one, two, rtol=0.1)
     repeated = np.repeat(y, 3, axis=0)
     np.testing.assert_allclose(fit(x, repeated).lower, fit(x, y).lower, rtol=0.02)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.1, 1 / 3])
+def test_shares_that_are_met_exactly_do_not_depend_on_rounding(weight):
+    """Of n rows of equal weight, k rows are a share of k/n."""
+    for n in (20, 40, 70):
+        found = _weighted_quantiles(
+            jnp.arange(n, dtype=jnp.float32), jnp.full(n, weight), jnp.arange(1, n + 1) / n
+        )
+        np.testing.assert_array_equal(found, np.arange(n))
 
 
 def test_a_tiny_sample_has_no_limits():

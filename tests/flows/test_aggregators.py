@@ -182,6 +182,22 @@ def test_the_conflict_averse_direction_has_the_best_worst_inner_product(size, c)
         np.testing.assert_allclose(direction, reference, atol=2e-3 * np.linalg.norm(mean))
 
 
+@pytest.mark.parametrize("short", [0.0, 1e-12])
+def test_a_field_that_vanishes_does_not_decide_the_conflict_averse_direction(short):
+    """Against a search of the ball; an objective at its minimum has such a field."""
+    x = np.array([[short, short], [1.0, 0.0], [-1.2, 1.0]], np.float32)
+    direction = np.asarray(CAGrad(0.5)(Fields(x[:, None], masses=np.ones(1)), ())[0]) @ x
+    mean = x.mean(0)
+    angle, radius = np.linspace(0, 2 * np.pi, 2001), np.linspace(0, 1, 201)[:, None]
+    ball = mean + 0.5 * np.linalg.norm(mean) * np.stack(
+        [radius * np.cos(angle), radius * np.sin(angle)], -1
+    )
+    best = (ball @ x[1:].T).min(-1).max()
+    assert best > 0 > (x @ mean).min()
+    assert (x[1:] @ direction).min() >= best - 1e-4
+    assert np.linalg.norm(direction - mean) <= 0.5 * np.linalg.norm(mean) * (1 + 1e-4)
+
+
 def test_the_conflict_averse_direction_in_double_precision():
     with jax.enable_x64(True):
         velocities, weights = example(7, 4, dtype=np.float64)

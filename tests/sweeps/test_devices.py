@@ -67,6 +67,19 @@ for _ in range(2):  # the second time from the folder
     shared = sweep(jax.random.key(0), fn, grid, **own, **options)
     alone = sweep(jax.random.key(0), fn, grid, **options)
     np.testing.assert_array_equal(shared.draw, alone.draw)
+
+# Pairs that both processes share, with samples of which each holds a half.
+import jax.numpy as jnp
+from divjax import ot, sharding
+x, y = np.asarray(jax.random.normal(jax.random.key(1), (2, 64, 2)))
+cost = lambda x, y: ot.sinkhorn(x, y + 1, epsilon=0.5, solver=ot.Sinkhorn(block_size=16))
+expected = cost(x, y).value
+over = sharding.mesh()
+with jax.set_mesh(over):
+    halves = sharding.shard((x, y), over)
+    found = cost(*halves)
+    np.testing.assert_allclose(sharding.gather(found.value), expected, rtol=1e-5)
+    np.testing.assert_array_equal(sharding.gather(halves[0]), x)
 print("equal", jax.device_count())
 """
 

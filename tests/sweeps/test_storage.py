@@ -110,10 +110,23 @@ def test_another_sweep_is_refused_by_name(tmp_path, change, message):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_other_data_in_a_function_is_refused(tmp_path):
-    def of(data):
-        return lambda key, scale: scale * jnp.sum(data)
+def directly(data):
+    return lambda key, scale: scale * jnp.sum(data)
 
+
+def in_a_program_of_its_own(data):
+    total = jax.jit(lambda scale: scale * jnp.sum(data))
+    return lambda key, scale: total(scale)
+
+
+def on_the_host(data):
+    total = lambda scale: np.asarray(scale * np.sum(data), np.float32)
+    return lambda key, scale: jax.pure_callback(total, jax.ShapeDtypeStruct((), "float32"), scale)
+
+
+@pytest.mark.parametrize("of", [directly, in_a_program_of_its_own, on_the_host])
+def test_other_data_in_a_function_is_refused(tmp_path, of):
+    quiet(tmp_path, of(jnp.arange(3.0)), {"scale": [1.0]})
     quiet(tmp_path, of(jnp.arange(3.0)), {"scale": [1.0]})
     with pytest.raises(ValueError, match="of another function"):
         quiet(tmp_path, of(jnp.arange(3.0) + 1), {"scale": [1.0]})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 
-from divjax import flows, kernels, ot, ratio, sweep, sweeps
+from divjax import flows, kernels, ot, pytree, ratio, sweep, sweeps
 from divjax.core.keys import own_key
 from divjax.sweeps import compilation
 from tests.contract.promises import COMPILED
@@ -303,6 +303,25 @@ def test_choices_may_return_different_variables():
     assert result.finite.all()
 
 
+@pytree
+class Three:
+    a: Float[Array, " n"]
+
+
+@pytree
+class Four:
+    b: Float[Array, " n"]
+
+
+def test_axes_of_one_name_and_two_sizes_are_two_axes():
+    """The results of two choices are in one dataset, where a dimension has one size."""
+    grid = {"kind": ["three", "four"]}
+    fn = lambda key, kind: Three(jnp.zeros(3)) if kind == "three" else Four(jnp.zeros(4))
+    assert dict(quiet(fn, grid).sizes) == {"kind": 2, "seed": 5, "n": 3, "b_0": 4}
+    named = quiet(fn, grid, dims={"b": ("m",)})
+    assert dict(named.sizes) == {"kind": 2, "seed": 5, "n": 3, "m": 4}
+
+
 def test_a_failing_cell_does_not_hang():
     def fail(x):
         raise RuntimeError("failed in a callback")
@@ -338,6 +357,8 @@ def test_a_failing_cell_does_not_hang():
             {"fn": lambda key, scale: jnp.ones(3), "dims": {"value": ("scale",)}},
             "a name of its own; got 'scale'",
         ),
+        ({"grid": {"scale": np.array([1, 2**40])}}, "scale must hold integers within JAX's int32"),
+        ({"grid": {"scale": np.array(["a", "b"])}}, "scale must hold real numbers; got an array"),
         (
             {"fn": lambda key, n: jnp.ones(n), "grid": {"n": sweeps.choices([1, 2])}},
             r"value of one shape for all choices; got \(1,\) and \(2,\)",

@@ -1,0 +1,100 @@
+"""Many devices and many hosts, on JAX's own meshes.
+
+A mesh that is in use (`jax.set_mesh`) shares the work of every room: each of its devices computes
+the pairs of its own rows (kernels, Sinkhorn's half-steps, nearest neighbours, quantiles of
+distances) blockwise, and the gradients of its own rows of a network's batch. The samples
+themselves, n × d numbers, are on each device; the n × m pairs are never anywhere at once. The
+results are those of one device up to rounding.
+
+Functions of the same name under `jax.jit`, `jax.grad` or `jax.vmap`, flows and fits need no other
+call: the mesh is read where pairs are reduced. Sweeps take a mesh of their own, `sweep(mesh=…)`,
+and put one cell on a device.
+
+Example:
+    >>> import jax
+    >>> from divjax import ot, sharding
+    >>> x, y = jax.random.normal(jax.random.key(0), (2, 64, 2))
+    >>> with jax.set_mesh(sharding.mesh()):
+    ...     value = ot.sinkhorn_divergence(x, y + 1, epsilon=0.5).value
+    >>> bool(abs(value - ot.sinkhorn_divergence(x, y + 1, epsilon=0.5).value) < 1e-4)
+    True
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from divjax.core.sharding import on_host, placed
+
+__all__ = ["gather", "mesh", "shard"]
+
+
+def mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of one axis, `rows`, for `jax.set_mesh`.
+
+    The axis is of type Auto, so that the compiler chooses how intermediate arrays are divided.
+    `jax.make_mesh` makes Explicit axes unless it is told otherwise. Arrays over those are accepted
+    and gathered, but the work on them is not shared.
+
+    Args:
+        devices: which devices, by default all of all processes.
+
+    Example:
+        >>> import jax
+        >>> mesh().size == jax.device_count()
+        True
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if not devices:
+        raise ValueError("devices must hold at least one device; got none.")
+    return jax.make_mesh((len(devices),), ("rows",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def shard(arrays: PyTree, mesh: Mesh) -> PyTree:
+    """Arrays with an equal share of their rows on each device of a mesh.
+
+    With this, samples that are too large for one device can be made and moved in parts. Functions
+    of the package take sharded and other arrays alike, and give the same numbers.
+
+    Args:
+        arrays: a pytree of arrays, the same on every process. Scalars are put on each device.
+        mesh: of the devices, as from `mesh`.
+
+    Raises:
+        ValueError: if the number of rows is not a multiple of that of devices. Rows of weight zero
+            may fill it up.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> over = mesh()
+        >>> shard(jnp.zeros((2 * over.size, 3)), over).sharding.shard_shape((2 * over.size, 3))
+        (2, 3)
+    """
+
+    def put(path: Any, leaf: Any) -> jax.Array:
+        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        if array.ndim and array.shape[0] % mesh.size:
+            name = "arrays" + jax.tree_util.keystr(path)
+            raise ValueError(
+                f"{name} must have a number of rows that is a multiple of the {mesh.size} devices; "
+                f"got {array.shape[0]}. Rows of weight zero may fill it up."
+            )
+        spec = PartitionSpec(mesh.axis_names) if array.ndim else PartitionSpec()
+        return placed(array, NamedSharding(mesh, spec))
+
+    return jax.tree_util.tree_map_with_path(put, arrays)
+
+
+def gather(arrays: PyTree) -> PyTree:
+    """Arrays of any sharding as NumPy's, whole, on every process.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> gather(shard(jnp.arange(3.0), mesh(jax.devices()[:1])))
+        array([0., 1., 2.], dtype=float32)
+    """
+    return jax.tree.map(on_host, arrays)
