@@ -14,7 +14,7 @@ export MPLBACKEND := Agg
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
-.PHONY: run test lint types test-fast test-slow test-exhaustive test-oldest run-notebooks notebooks benchmarks clean
+.PHONY: run test lint types test-fast test-slow test-exhaustive test-oldest run-notebooks notebooks docs benchmarks clean
 
 # A first table in two minutes: the strongest methods and a baseline. FULL=1 is all of it.
 FIRST := --methods "fixed weights" MWGraD-Blob A-MWGraD-Blob --seeds 0 1 --num-epochs 15 \
@@ -25,7 +25,7 @@ run: $(VENV)/.experiments  ## the main job: methods and seeds, two tasks, real d
 	@$(if $(FULL),,echo "These are three methods, two seeds and 15 epochs. The full table, of ten methods, five" \
 	"seeds and 40 epochs, takes about a quarter of an hour: make run FULL=1")
 
-test: lint types test-fast test-oldest test-slow run-notebooks
+test: lint types test-fast test-oldest test-slow run-notebooks docs
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -74,11 +74,15 @@ endif
 notebooks: $(VENV)/.test
 	$(BIN)/jupytext --to ipynb notebooks/*.py
 
+docs: $(VENV)/.docs  ## the documentation, in docs/_build/html; a broken reference is an error
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 benchmarks: $(VENV)/.test
 	$(BIN)/python -m experiments.benchmarks
 
 clean:
-	rm -rf .venv .venv-oldest .jax_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .jax_cache .pytest_cache .ruff_cache .hypothesis docs/_build
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 found; set PYTHON=..."; exit 1; }
@@ -92,3 +96,7 @@ $(VENV)/.experiments: pyproject.toml | $(BIN)/python
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e ".[test,experiments,notebooks]"
 	@touch $@ $(VENV)/.experiments
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	@touch $@

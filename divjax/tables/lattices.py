@@ -47,7 +47,7 @@ def lattices(
         names: of the tables.
 
     References:
-        `divjax.fdiv.js_bounds_from_tv`, for what a total variation implies.
+        `divjax.fdiv.inequalities.js_bounds_from_tv`, for what a total variation implies.
     """
     found = []
     for name in [name for name in p.columns if name in set(q.columns)]:
