@@ -20,11 +20,11 @@ def list_entry(name: str, markdown: str) -> str:
 
     Example:
         >>> list_entry("tour", "# A tour\n\nAll rooms in a minute. More follows.")
-        '- [A tour](notebooks/tour.ipynb): All rooms in a minute.'
+        '- [A tour](notebooks/tour.ipynb). All rooms in a minute.'
     """
     title, _, text = markdown.strip().partition("\n")
     sentence = re.match(r".*?[.!?](?=\s|$)", " ".join(text.split()))
-    of = f": {sentence.group()}" if sentence else ""
+    of = f". {sentence.group()}" if sentence else ""
     return f"- [{title.lstrip('# ')}](notebooks/{name}.ipynb){of}"
 
 

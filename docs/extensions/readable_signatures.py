@@ -14,8 +14,6 @@ from jaxtyping import AbstractArray
 
 __all__ = ["annotation_text", "setup", "signature_text"]
 
-# Unions that have a name of their own.
-NAMED = {ArrayLike: "ArrayLike"}
 # A longer default is shown by its class.
 LONGEST_DEFAULT = 40
 
@@ -37,11 +35,12 @@ def annotation_text(annotation: Any) -> str:
     if annotation is None or annotation is type(None):
         return "None"
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        if annotation in NAMED:
-            return NAMED[annotation]
+        parts = list(typing.get_args(annotation))
         # Arrays of JAX and of NumPy and numbers of Python are one thing to the reader.
-        parts = dict.fromkeys(map(annotation_text, typing.get_args(annotation)))
-        return " | ".join(parts)
+        numbers = typing.get_args(ArrayLike)
+        texts = ["ArrayLike"] if set(numbers) <= set(parts) else []
+        texts += [annotation_text(part) for part in parts if not texts or part not in numbers]
+        return " | ".join(dict.fromkeys(texts))
     if inspect.isclass(annotation) and issubclass(annotation, AbstractArray):
         kind = annotation.__name__.split("[")[0]
         return f'{kind}["{annotation.dim_str.strip()}"]' if annotation.dim_str.strip() else kind

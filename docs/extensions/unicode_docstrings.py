@@ -1,7 +1,6 @@
 """Docstrings that are plain text, with formulas in Unicode, made safe for reStructuredText.
 
-Bars, stars and underscores of formulas are markup there, and a formula that is indented under its
-sentence is an error. Escaped and set apart, both are shown as they are written.
+Bars, stars and underscores of formulas are markup there. Escaped, they are shown as written.
 """
 
 import inspect
@@ -10,57 +9,40 @@ from typing import Any
 
 __all__ = ["as_restructured_text", "setup"]
 
-# Sections whose entries are indented by themselves.
-ENTRIES = ("Args:", "Attributes:", "Raises:", "Returns:", "Yields:")
-INLINE_CODE = re.compile(r"(``[^`]*``|`[^`]*`)")
-# Emphasis of a word is kept: a star before its first letter and after its last one.
-EMPHASIS = re.compile(r"(?<![\w*^])\*[a-z]+\*(?![\w*])")
-MARKUP = re.compile(r"([|*]|(?<=\w)_(?![\w]))")
+# Markup that is meant: code, and the emphasis of a word.
+INLINE = re.compile(r"(``[^`]*``|`[^`]*`|(?<![\w*^])\*[a-z]+\*(?![\w*]))")
+# Bars, stars, and underscores at the end of a name.
+MARKUP = re.compile(r"([|*]|(?<=\w)_(?!\w))")
 
 
 def as_restructured_text(lines: list[str]) -> list[str]:
-    r"""The lines of a docstring, in which formulas are text and indented ones blocks.
+    r"""The lines of a docstring, in which formulas are text.
 
     Example:
-        >>> as_restructured_text(["The norm |x|, of", "    x = y*."])
-        ['The norm \\|x\\|, of', '', '.. code-block:: text', '', '    x = y*.', '']
+        >>> as_restructured_text(["The norm |x| of `x`, its *square* y*."])
+        ['The norm \\|x\\| of `x`, its *square* y\\*.']
+        >>> as_restructured_text(["Two `Normal`s, |f*|.", ">>> 2 * 3 | 4"])
+        ['Two `Normal`\\ s, \\|f\\*\\|.', '>>> 2 * 3 | 4']
     """
-    result: list[str] = []
-    in_entries, in_doctest, in_formula = False, False, False
+    result, in_doctest = [], False
     for line in lines:
-        indent, text = len(line) - len(line.lstrip()), line.strip()
-        # Sections begin at the margin.
-        if indent == 0 and text:
-            in_entries = text in ENTRIES
+        text = line.strip()
+        # An example ends at the next empty line.
         in_doctest = bool(text) and (in_doctest or text.startswith(">>>"))
-        previous = result[-1] if result else ""
-        deeper = indent >= 4 + len(previous) - len(previous.lstrip())
-        if in_formula and (not text or indent < 4):
-            result.append("")
-            in_formula = False
-        elif not (in_formula or in_entries or in_doctest) and deeper and _is_sentence(previous):
-            result += ["", ".. code-block:: text", ""]
-            in_formula = True
-        result.append(line if in_formula or in_doctest else _escape(line))
-    return [*result, ""] if in_formula else result
-
-
-def _is_sentence(line: str) -> bool:
-    # What follows a section's heading is its text.
-    return bool(line.strip()) and not re.fullmatch(r"(Example|References|Note)s?:", line.strip())
+        result.append(line if in_doctest else _escape(line))
+    return result
 
 
 def _escape(line: str) -> str:
     # Parameters with stars are napoleon's.
-    if EMPHASIS.search(line) or re.match(r"\s+\*+\w+:", line):
+    if re.match(r"\s+\*+\w+:", line):
         return line
-    # Every second part is code. Letters may follow it only after an escape: `Normal`s.
-    parts = INLINE_CODE.split(line)
-    for index, part in enumerate(parts):
-        if index % 2 == 0:
-            parts[index] = MARKUP.sub(r"\\\1", part)
-            if index and part[:1].isalpha():
-                parts[index] = rf"\ {parts[index]}"
+    parts = INLINE.split(line)
+    # Every second part is inline markup. Letters may follow it only after an escape: `Normal`s.
+    for index in range(0, len(parts), 2):
+        parts[index] = MARKUP.sub(r"\\\1", parts[index])
+        if index and parts[index][:1].isalpha():
+            parts[index] = rf"\ {parts[index]}"
     return "".join(parts)
 
 
