@@ -48,7 +48,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {
     "members": True,
     # Up to these classes, whose members are the same in all that derive from them.
-    "inherited-members": "Divergence,Generator,Outcome,Protocol,Generic,IntEnum,tuple",
+    "inherited-members": "Divergence,Generator,Mixture,Outcome,Protocol,_Power,tuple",
 }
 autodoc_typehints = "none"  # `readable_signatures` writes them
 napoleon_use_ivar = True

@@ -54,8 +54,11 @@ def annotation_text(annotation: Any) -> str:
     return f"{name}[{', '.join('...' if a is Ellipsis else annotation_text(a) for a in arguments)}]"
 
 
-def default_text(value: Any) -> str:
+def default_text(value: Any, field: Any = None) -> str:
     """A default as Python, or by its class if that is long."""
+    # In the signature of a dataclass a mark stands for a default that is made for each object.
+    if getattr(field, "default_factory", dataclasses.MISSING) is not dataclasses.MISSING:
+        value = field.default_factory()
     text = repr(value)
     if inspect.isfunction(value) or inspect.isclass(value):
         return value.__name__
@@ -83,8 +86,9 @@ def signature_text(function: Any, is_method: bool) -> tuple[str, str]:
         if annotation := annotation_text(parameter.annotation):
             text += f": {annotation}"
         if parameter.default is not parameter.empty:
-            equals = " = " if annotation else "="
-            text += f"{equals}{default_text(parameter.default)}"
+            fields = getattr(function, "__dataclass_fields__", {})
+            text += " = " if annotation else "="
+            text += default_text(parameter.default, fields.get(parameter.name))
         shown.append(text)
     return f"({', '.join(shown)})", annotation_text(signature.return_annotation)
 

@@ -9,6 +9,9 @@ from typing import Any
 
 __all__ = ["as_restructured_text", "setup"]
 
+# Napoleon takes what is before the first colon of a property's text, or of what is returned, for a
+# type. Its place is taken by a character of no meaning until napoleon has run.
+COLON = "\ue000"
 # Markup that is meant: code, and the emphasis of a word.
 INLINE = re.compile(r"(``[^`]*``|`[^`]*`|(?<![\w*^])\*[a-z]+\*(?![\w*]))")
 # Bars, stars, and underscores at the end of a name.
@@ -25,12 +28,17 @@ def as_restructured_text(lines: list[str]) -> list[str]:
         ['Two `Normal`\\ s, \\|f\\*\\|.', '>>> 2 * 3 | 4']
     """
     result, in_doctest = [], False
-    for line in lines:
+    for index, line in enumerate(lines):
         text = line.strip()
         # An example ends at the next empty line.
         in_doctest = bool(text) and (in_doctest or text.startswith(">>>"))
-        result.append(line if in_doctest else _escape(line))
+        line = line if in_doctest else _escape(line)
+        result.append(_without_colon(line) if index and lines[index - 1] == "Returns:" else line)
     return result
+
+
+def _without_colon(line: str) -> str:
+    return line.replace(": ", f"{COLON} ")
 
 
 def _escape(line: str) -> str:
@@ -53,6 +61,15 @@ def process_docstring(
     # A table in Markdown is on the room's own page.
     kept = [line for line in lines if not line.startswith("|")] if what == "module" else lines
     lines[:] = as_restructured_text(list(kept))
+    if what in ("attribute", "data", "property") and lines:
+        lines[0] = _without_colon(lines[0])
+
+
+def restore_colons(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    """Put the colons back, after napoleon."""
+    lines[:] = [line.replace(COLON, ":") for line in lines]
 
 
 def skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
@@ -61,10 +78,11 @@ def skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: A
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Register with Sphinx, ahead of napoleon, whose priority is 500."""
+    """Register with Sphinx, before and after napoleon, whose priority is 500."""
     from sphinx.domains.python import PyObject
 
     app.connect("autodoc-process-docstring", process_docstring, priority=400)
+    app.connect("autodoc-process-docstring", restore_colons, priority=600)
     app.connect("autodoc-skip-member", skip_member)
     # The heading of a class's attributes, which is "Variables" otherwise.
     for field in PyObject.doc_field_types:
