@@ -95,3 +95,17 @@ def test_what_rounding_hides_is_nan_and_an_early_stop_keeps_its_value():
     result = ot.sinkhorn_divergence(x, y, epsilon=1.0, solver=ot.Sinkhorn(max_iterations=5))
     assert result.status == Status.MAX_ITERATIONS
     assert value(1.0, 5) == pytest.approx(float(result.value), rel=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_cost_that_is_not_symmetric_is_flagged(compiled):
+    """The updates of self terms assume c(x, y) = c(y, x)."""
+    x = jax.random.normal(jax.random.key(3), (20, 1))
+    uphill = lambda x, y: jnp.sum(jnp.where(x > y, x - y, 3 * (y - x)))
+    own = lambda x, y: ot.sinkhorn_divergence(x, y, epsilon=0.5, cost=uphill)
+    result = (jax.jit(own) if compiled else own)(x, x + 1)
+    assert int(result.status) == Status.INVALID_INPUT
+    assert jnp.isnan(result.value)
+    # Up to rounding, a function that is symmetric is one.
+    even = lambda x, y: jnp.sum(jnp.abs(x - y) ** 1.5)
+    assert ot.sinkhorn_divergence(x, x + 1, epsilon=0.5, cost=even).converged

@@ -72,6 +72,20 @@ def test_potentials_go_there(cost):
     np.testing.assert_allclose(B @ f + A @ g, result.value, rtol=1e-4)
 
 
+@pytest.mark.parametrize("penalty", [1.0, (0.5, None)])
+def test_maps_between_relaxed_marginals_go_there(penalty):
+    """The barycentric projection P y / P 1, whatever damps the potentials."""
+    result = ot.sinkhorn(X, Y, A, B, epsilon=EPSILON, marginal_penalty=penalty)
+    plan = np.asarray(result.plan)
+    theirs = result.to_ott()
+    np.testing.assert_allclose(
+        theirs.transport(X), plan @ Y / plan.sum(1, keepdims=True), atol=1e-4
+    )
+    np.testing.assert_allclose(
+        theirs.transport(Y, forward=False), plan.T @ X / plan.sum(0)[:, None], atol=1e-4
+    )
+
+
 def test_potentials_come_back_at_the_optimum():
     weights = A.at[3].set(0) / (1 - A[3])
     geometry = pointcloud.PointCloud(X, Y, epsilon=EPSILON)

@@ -102,7 +102,8 @@ def sinkhorn_divergence(
         a: weights of x, uniform by default.
         b: weights of y.
         epsilon: ε > 0, in units of the cost, or `Relative` to the costs between x and y.
-        cost: a symmetric cost of `divjax.ot`, or a function of two points.
+        cost: a symmetric cost of `divjax.ot`, or a symmetric function of two points; one that is
+            not gives NaN and `Status.INVALID_INPUT`.
         marginal_penalty: ρ, or (ρ_a, ρ_b), for relaxed marginals.
         init: the `potentials` of another result of these shapes, to start from.
         solver: the options for each of the three problems. The averaged updates of the self terms

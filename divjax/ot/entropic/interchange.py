@@ -63,11 +63,12 @@ def potentials_to_ott(result: "SinkhornResult") -> "DualPotentials":
     pairs = result.problem.pairs
     if not isinstance(pairs, PointPairs):
         raise ValueError("to_ott is for a cost between points; this problem has a cost matrix.")
-    # Theirs are functions of one point, ours of rows.
+    # Theirs are functions of one point, ours of rows. A relaxed marginal damps a potential, and not
+    # the map: its conditionals are those of the soft transform.
     backward = result.transposed
     return potentials.DualPotentials(
-        lambda x: result.potential(x[None])[0],
-        lambda y: backward.potential(y[None])[0],
+        lambda x: result.potential(x[None])[0] / result.problem.damping[0],
+        lambda y: backward.potential(y[None])[0] / backward.problem.damping[0],
         cost_fn=_cost_class()(pairs.cost, pairs.swapped),
     )
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from divjax.core.numerics import quotient, safe_log
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
-from divjax.ot.costs import rounding_scale
+from divjax.ot.costs import LibraryCost, rounding_scale
 from divjax.ot.given_costs import cost_matrix
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Problem",
     "conjugate",
     "dual_objective",
+    "has_symmetric_costs",
     "log_tilted_mass",
     "optimal_shift",
     "recentered",
@@ -32,6 +33,11 @@ __all__ = [
 # Between exact marginals the optimal E_ij is at most 1/max(a_i, b_j). If both weights are zero it
 # is arbitrary, and is cut here so that weight · E is zero rather than 0 · ∞.
 LARGEST_EXPONENT = 70.0
+
+# Rows whose costs are compared with those of the reversed pairs, and the relative difference from
+# which a cost counts as asymmetric: more than the rounding of any that is not.
+_FEW_ROWS = 8
+_ASYMMETRY = 1e-2
 
 
 @pytree
@@ -252,6 +258,22 @@ def soft_minimum(problem: Problem, rows: Array, g: Float[Array, " m"]) -> Float[
 
     size = rows.shape[0] if problem.dense else problem.block_rows
     return map_row_blocks(block, problem.pairs.shape[1], rows, block_rows=size)
+
+
+def has_symmetric_costs(problem: Problem) -> Bool[Array, ""]:
+    """Whether c(x, x') = c(x', x) for a few x and all x', up to rounding.
+
+    Every cost of the library has this property, and is not looked at.
+    """
+    pairs = problem.pairs
+    if isinstance(pairs, PointPairs) and isinstance(pairs.cost, LibraryCost):
+        return jnp.array(True)
+    few = pairs.rows[:_FEW_ROWS]
+    costs, reversed_costs = pairs.block(few), pairs.transposed.block(few)
+    largest = jnp.maximum(jnp.abs(costs), jnp.abs(reversed_costs))
+    # What is not finite is not asymmetric, but flagged elsewhere.
+    unequal = jnp.abs(costs - reversed_costs) > _ASYMMETRY * largest
+    return ~jnp.any(unequal & jnp.isfinite(largest))
 
 
 def has_lone_row(problem: Problem) -> Bool[Array, ""]:

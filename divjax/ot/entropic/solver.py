@@ -1,5 +1,6 @@
 """Entropic optimal transport between two weighted samples, or from a cost matrix."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from divjax.ot.entropic.formulation import Formulation
 from divjax.ot.entropic.initial import given_potentials
 from divjax.ot.entropic.loop import iterate
 from divjax.ot.entropic.options import Sinkhorn, check_solver
+from divjax.ot.entropic.problem import has_symmetric_costs
 from divjax.ot.entropic.result import SinkhornResult
 from divjax.ot.entropic.schedules import Relative
 
@@ -105,5 +107,8 @@ def solve(
 
     `symmetric` is for a sample and itself: f = g, by averaged updates, which take few iterations.
     """
+    if symmetric:
+        valid = formulation.valid & has_symmetric_costs(formulation.problem)
+        formulation = dataclasses.replace(formulation, valid=valid)
     solution = iterate(formulation.problem, init, solver, symmetric=symmetric)
     return finalize(formulation, solver, solution, symmetric=symmetric)

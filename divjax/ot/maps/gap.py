@@ -92,7 +92,8 @@ def monge_gap(
         images: the images, one per row of x; or T itself, a function of all rows at once.
         a: weights of the rows, uniform by default.
         epsilon: ε > 0 of the entropic transport, in units of the cost.
-        cost: a cost of `divjax.ot`, or any function of two points.
+        cost: a cost of `divjax.ot`, or any function of two points. The debiased kind needs a
+            symmetric one, and is NaN with `Status.INVALID_INPUT` otherwise.
         kind: "debiased", "entropic" or "primal".
         solver: the options for each Sinkhorn problem, without `record_errors`, as the result holds
             no errors. Averaged updates of self terms have no over-relaxation.
