@@ -81,6 +81,9 @@ docs: $(VENV)/.docs  ## the documentation, in docs/_build/html; a broken referen
 benchmarks: $(VENV)/.test
 	$(BIN)/python -m experiments.benchmarks
 
+accelerator: $(VENV)/.test  ## tests, speed and training on whatever device JAX sees; again to go on
+	$(BIN)/python -m experiments.accelerator
+
 clean:
 	rm -rf .venv .venv-oldest .jax_cache .pytest_cache .ruff_cache .hypothesis docs/_build
 

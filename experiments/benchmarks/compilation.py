@@ -8,7 +8,7 @@ caller's own `jax.jit`, compiled.
 import os
 from collections.abc import Iterator
 
-from experiments.benchmarks.measure import alone
+from experiments.benchmarks.measure import Table, alone
 
 __all__ = ["tables"]
 
@@ -103,12 +103,12 @@ def imports() -> list[dict]:
     return rows
 
 
-def tables(quick: bool = False) -> Iterator[tuple[str, list[dict]]]:
-    """All tables with their titles, as they are measured."""
+def tables(quick: bool = False) -> Iterator[Table]:
+    """All tables: titles, and functions that measure the rows."""
     # Each process starts with nothing compiled but Python's own bytecode, as a user's does.
     for name in ("JAX_COMPILATION_CACHE_DIR", "PYTHONDONTWRITEBYTECODE"):
         os.environ.pop(name, None)
-    yield "seconds of imports", imports()
+    yield "seconds of imports", imports
     names = ("sinkhorn",) if quick else tuple(CALLS)
     sizes = (30, 50) if quick else (300, 1000)
-    yield "first and second calls from Python", calls(*sizes, names)
+    yield "first and second calls from Python", lambda: calls(*sizes, names)

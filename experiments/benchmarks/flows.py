@@ -14,7 +14,7 @@ import optax
 
 from divjax import flows, kernels, problems
 from divjax.core import pairwise
-from experiments.benchmarks.measure import alone, seconds
+from experiments.benchmarks.measure import Table, alone, seconds
 
 try:
     import blackjax
@@ -146,20 +146,23 @@ def dense_against_blocks(n: int, d: int) -> list[dict]:
     return rows
 
 
-def tables(quick: bool = False) -> Iterator[tuple[str, list[dict]]]:
-    """All tables with their titles, as they are measured."""
+def tables(quick: bool = False) -> Iterator[Table]:
+    """All tables: titles, and functions that measure the rows."""
     budget, sizes = (0.1, (50, 300)) if quick else (2.0, (50, 1000, 4000))
-    yield "Four targets in the plane, milliseconds a step", step_costs(sizes, budget)
+    yield "Four targets in the plane, milliseconds a step", lambda: step_costs(sizes, budget)
     yield (
         "Four objectives against one (bar: at most 1.3)",
-        objective_costs(300 if quick else 1000, budget),
+        lambda: objective_costs(300 if quick else 1000, budget),
     )
     yield (
         "SVGD with the median rule against blackjax (bar: 4 at n = 50, 20 beyond)",
-        against_blackjax(sizes, budget),
+        lambda: against_blackjax(sizes, budget),
     )
-    yield "Dense against blocks (the same result)", dense_against_blocks(300 if quick else 2000, 2)
+    yield (
+        "Dense against blocks (the same result)",
+        lambda: dense_against_blocks(300 if quick else 2000, 2),
+    )
     yield (
         "One step by blocks (bar: 4 GB at n = 100 000)",
-        at_scale(3_000 if quick else 100_000, 10),
+        lambda: at_scale(3_000 if quick else 100_000, 10),
     )

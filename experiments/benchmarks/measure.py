@@ -9,7 +9,10 @@ from typing import Any
 
 import jax
 
-__all__ = ["alone", "seconds"]
+__all__ = ["Table", "alone", "seconds"]
+
+# A title, and a function that measures the rows.
+Table = tuple[str, Callable[[], list[dict[str, Any]]]]
 
 # The kernel's own high-water mark: `getrusage` would count the parent's memory too. Linux alone.
 _ALONE = """

@@ -7,7 +7,7 @@ and seed, with the hyper-parameters as arguments.
 
 from collections.abc import Collection, Iterator
 
-from experiments.benchmarks.measure import alone
+from experiments.benchmarks.measure import Table, alone
 
 __all__ = ["tables"]
 
@@ -72,16 +72,16 @@ grid = {{"shift": sweeps.uniform(0.0, 1.0, num=num_settings)}}
 WAYS = ("sweep", "loop", "vmap")
 
 
-def tables(quick: bool) -> Iterator[tuple[str, list[dict[str, str]]]]:
+def tables(quick: bool) -> Iterator[Table]:
     """A table for flows, which takes seconds, and one for classifiers, which takes an hour."""
     sizes = {"num_settings": 4, "num_seeds": 2} if quick else {"num_settings": 64, "num_seeds": 5}
     flow = {"flow of 50 particles, 500 steps": _FLOWS.format(steps=20 if quick else 500)}
-    yield f"sweeps of flows ({_cells(sizes)})", _rows(flow, sizes)
+    yield f"sweeps of flows ({_cells(sizes)})", lambda: _rows(flow, sizes)
     counts = (50,) if quick else (300, 1000)
     fits = {f"ClassifierRatio, n = {n}": _RATIO.format(n=n) for n in counts}
     # All lanes of so many fits do not fit into memory.
     skipped = set() if quick else {("ClassifierRatio, n = 1000", "vmap")}
-    yield f"sweeps of classifiers ({_cells(sizes)})", _rows(fits, sizes, skipped)
+    yield f"sweeps of classifiers ({_cells(sizes)})", lambda: _rows(fits, sizes, skipped)
 
 
 def _cells(sizes: dict[str, int]) -> str:
