@@ -1,0 +1,169 @@
+"""What a device holds and receives when many share one problem, counted in compiled programs.
+
+    python -m experiments.scaling  # on any machine: devices are virtual, and nothing is run
+
+Three reductions over all pairs of n and n points: the sums of a kernel flow's step, two of
+Sinkhorn's half-steps, nearest neighbours. Each is compiled for n = 10⁴ … 10⁷ and meshes of 1, 8 and
+64 devices, with samples sharded by rows. Memory is the compiler's own figure, of arguments, results
+and temporary buffers on one device; communication is the sizes of what collective operations
+deliver to it. Blocks of pairs are as large here as on a CPU, 2²⁰ numbers; on an accelerator they are
+2²⁶, a quarter of a gigabyte, at every n.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
+from matplotlib.figure import Figure
+
+from divjax import fdiv, kernels, ot, plot, sharding
+from experiments import common
+
+LARGEST_MESH = 64
+_COLLECTIVE = re.compile(
+    r"= \(?(\w+)\[([\d,]*)\]\S* (all-gather|all-reduce|all-to-all|collective-permute)\("
+)
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
+
+
+def kernel_step(x: Array, y: Array) -> Array:
+    """The sums of SVGD's step: kernel values against scores, and the kernel's gradients."""
+    return kernels.kernel_sums(kernels.Gaussian(1.0), x, y, y, jnp.ones((y.shape[0], 1)))
+
+
+def sinkhorn_iteration(x: Array, y: Array) -> Array:
+    """The first iteration of Sinkhorn, both half-steps, and the value."""
+    solver = ot.Sinkhorn(max_iterations=1)
+    return ot.sinkhorn(x, y, epsilon=1.0, solver=solver).value
+
+
+def neighbors(x: Array, y: Array) -> Array:
+    """The k-nearest-neighbour estimate of KL: searches within x and from x to y."""
+    return fdiv.knn_kl(x, y).value
+
+
+REDUCTIONS: dict[str, Callable[..., Any]] = {
+    "kernel flow": kernel_step,
+    "Sinkhorn": sinkhorn_iteration,
+    "neighbours": neighbors,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is compiled."""
+
+    sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    devices: tuple[int, ...] = (1, 8, 64)
+    dimension: int = 16
+    quick: bool = False
+    """The two smallest sizes and meshes."""
+
+    def __post_init__(self):
+        if max(self.devices) > LARGEST_MESH or min(self.devices) < 1:
+            raise SystemExit(f"devices must be between 1 and {LARGEST_MESH}; got {self.devices}.")
+        # Rows are shared equally.
+        self_sizes = tuple(-(-n // LARGEST_MESH) * LARGEST_MESH for n in self.sizes)
+        object.__setattr__(self, "sizes", self_sizes[:2] if self.quick else self_sizes)
+        object.__setattr__(self, "devices", self.devices[:2] if self.quick else self.devices)
+
+
+def received(program: str) -> int:
+    """The bytes that collective operations deliver to a device, once for each operation.
+
+    Example:
+        >>> received("%a = f32[8,2]{1,0} all-gather(%b), dimensions={0}")
+        64
+    """
+    sizes = [
+        _BYTES[dtype] * int(np.prod([int(size) for size in shape.split(",") if size]))
+        for dtype, shape, _ in _COLLECTIVE.findall(program)
+    ]
+    return sum(sizes)
+
+
+def measure(function: Callable[..., Any], n: int, dimension: int, devices: int) -> dict[str, int]:
+    """Bytes of memory and of communication for one device."""
+    mesh = sharding.mesh(jax.devices()[:devices])
+    rows = NamedSharding(mesh, PartitionSpec("rows"))
+    sample = jax.ShapeDtypeStruct((n, dimension), jnp.float32, sharding=rows)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(function).lower(sample, sample).compile()
+    memory = compiled.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return {"memory": held, "received": received(compiled.as_text())}
+
+
+def measure_all(settings: Settings) -> dict[str, np.ndarray]:
+    """Both figures, by reduction, size and number of devices."""
+    shape = len(REDUCTIONS), len(settings.sizes), len(settings.devices)
+    memory, sent = np.zeros(shape), np.zeros(shape)
+    for place in common.progress(list(np.ndindex(*shape)), "program"):
+        i, j, k = place
+        function = list(REDUCTIONS.values())[i]
+        found = measure(function, settings.sizes[j], settings.dimension, settings.devices[k])
+        memory[place], sent[place] = found["memory"], found["received"]
+    return {"memory": memory, "received": sent}
+
+
+def rows(settings: Settings, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The table, in megabytes a device."""
+    return [
+        {
+            "reduction": name,
+            "n": f"{n:,}".replace(",", " "),
+            "pairs a device": f"{n * n / devices:.1e}",
+            "devices": devices,
+            "memory MB": round(found["memory"][i, j, k] / 2**20, 1),
+            "received MB": round(found["received"][i, j, k] / 2**20, 2),
+        }
+        for i, name in enumerate(REDUCTIONS)
+        for j, n in enumerate(settings.sizes)
+        for k, devices in enumerate(settings.devices)
+    ]
+
+
+def draw(settings: Settings, found: dict[str, np.ndarray]) -> Figure:
+    """Memory and communication against n, a panel for each reduction and a line for each mesh."""
+    with plot.style():
+        figure, axes = plt.subplots(
+            2, len(REDUCTIONS), figsize=(10, 5.5), sharex=True, sharey="row", layout="constrained"
+        )
+        for i, name in enumerate(REDUCTIONS):
+            for k, devices in enumerate(settings.devices):
+                label = f"{devices} device{'s' * (devices > 1)}"
+                style = {"marker": "osd^v"[k % 5], "label": label}
+                axes[0, i].plot(settings.sizes, found["memory"][i, :, k] / 2**20, **style)
+                axes[1, i].plot(settings.sizes, found["received"][i, :, k] / 2**20, **style)
+            pairs = np.asarray(settings.sizes, float) ** 2 * 4 / 2**20
+            axes[0, i].plot(settings.sizes, pairs, "k:", label="all pairs on one device")
+            axes[0, i].set_title(name)
+            axes[1, i].set_xlabel("points a sample")
+        top = 4 * found["memory"].max() / 2**20
+        axes[0, 0].set(xscale="log", yscale="log", ylabel="MB held by a device", ylim=(None, top))
+        axes[1, 0].set(yscale="symlog", ylabel="MB received by a device")
+        axes[0, 0].legend(loc="upper left")
+    return figure
+
+
+def main(settings: Settings, output: Path | None = None, overwrite: bool = False) -> None:
+    """Compile, count, print the table and draw."""
+    with common.open_run("scaling", settings, output, overwrite) as run:
+        found = run.stage("counts", lambda: measure_all(settings))
+        print(run.save_table("results", rows(settings, found)))
+        run.save_figure("scaling", draw(settings, found))
+
+
+if __name__ == "__main__":
+    # Before anything is computed: virtual devices.
+    jax.config.update("jax_num_cpu_devices", LARGEST_MESH)
+    tyro.cli(main, config=(tyro.conf.OmitArgPrefixes,))
