@@ -92,6 +92,38 @@ class TestHeatmap:
         assert ax.patch.get_hatch() == "///"
 
     @pytest.mark.parametrize(
+        ("settings", "edges"),
+        [
+            ([0.01, 0.1, 1.0], [10**-2.5, 10**-1.5, 10**-0.5, 10**0.5]),
+            ([1.0, 3.0, 2.0], [0.5, 1.5, 2.5, 3.5]),
+            ([100, 1, 10], [10**-0.5, 10**0.5, 10**1.5, 10**2.5]),
+            (np.array([100, 200, 250], np.uint8), [50.0, 150.0, 225.0, 275.0]),
+            ([5.0], [-0.5, 0.5]),
+            (["b", "a"], [-0.5, 0.5, 1.5]),
+        ],
+    )
+    def test_cells_end_halfway_between_settings(self, settings, edges):
+        values = np.arange(2.0 * len(settings)).reshape(2, -1, 1)
+        ax = plot.heatmap(dataset(values, a=[0.0, 1.0], b=settings), "loss")
+        mesh: Any = ax.collections[0]
+        np.testing.assert_allclose(mesh.get_coordinates()[0, :, 0], edges)
+        assert ax.get_xlim() == pytest.approx((edges[0], edges[-1]))
+        # A number's own mean is in the cell around it.
+        if len(settings) > 2:
+            cells = np.searchsorted(edges, settings) - 1
+            np.testing.assert_allclose(mesh.get_array()[:, cells], values[..., 0])
+
+    def test_logarithmic_colours_leave_out_what_has_none(self):
+        values = np.array([[-1.0, 0.0, 2.0], [3.0, 4.0, np.inf]])[..., None]
+        data = dataset(values, a=[0.0, 1.0], b=[0.0, 1.0, 2.0])
+        ax = plot.heatmap(data, "loss", scale="log")
+        missing = np.ma.getmaskarray(ax.collections[0].get_array())
+        assert missing.tolist() == [[True, True, False], [False, False, True]]
+        assert ax.patch.get_hatch() == "///"
+        with pytest.raises(ValueError, match="no mean is positive"):
+            plot.heatmap(-np.abs(data), "loss", scale="log")
+
+    @pytest.mark.parametrize(
         ("options", "message"),
         [
             ({"variable": "other"}, "variable must be one of the dataset; got 'other'"),

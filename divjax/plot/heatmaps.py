@@ -1,6 +1,6 @@
 """Sweeps as heatmaps."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,8 @@ def heatmap(
 ) -> "Axes":
     """The mean over seeds of a variable of a sweep, over two hyper-parameters.
 
-    Cells whose mean is not finite are left out, and hatched.
+    Cells whose mean is not finite, or not positive where colours are logarithmic, are left out, and
+    hatched. Cells end halfway between settings, on a logarithmic axis at their geometric mean.
 
     Args:
         dataset: of `sweep`, selected or averaged such that two dimensions and `seed` are left.
@@ -37,12 +38,12 @@ def heatmap(
         ax: the axis.
 
     Returns:
-        The axis. An axis of numbers that are evenly spaced in their logarithms is logarithmic, and
-        one of choices has their labels.
+        The axis. Numbers lie in ascending order, and are on a logarithmic axis if they are evenly
+        spaced in their logarithms. Choices, and a single number, have their labels.
 
     Raises:
         ValueError: if the variable does not have two dimensions beside `seed`, or `x` and `y` are
-            not these, or `scale` is unknown.
+            not these, or `scale` is unknown or "log" where no mean is positive.
         ImportError: if matplotlib is not installed.
 
     Example:
@@ -74,37 +75,69 @@ def heatmap(
         raise ValueError(f"x and y must be {' and '.join(map(str, values.dims))}; got {x} and {y}.")
 
     values = values.transpose(y, x)
-    axis, shown = axis_of(ax), np.ma.masked_invalid(values.values)
     # Numbers lie where they belong, choices next to each other.
     places = [_places(values, name) for name in (x, y)]
-    norm = "log" if scale == "log" else None
-    mesh = axis.pcolormesh(*(place for place, _ in places), shown, shading="nearest", norm=norm)
+    values = values.isel({name: place.order for name, place in zip((x, y), places, strict=True)})
+    shown = np.ma.masked_invalid(values.values)
+    if scale == "log":
+        shown = np.ma.masked_where(~(shown.filled(0) > 0), shown)
+        if shown.mask.all():
+            raise ValueError('scale must be "linear" where no mean is positive; got "log".')
+    axis, norm = axis_of(ax), "log" if scale == "log" else None
+    mesh = axis.pcolormesh(*(place.edges for place in places), shown, norm=norm)
     axis.set_facecolor("0.85")
     # What is missing must not look like a value.
     if np.ma.getmaskarray(shown).any():
         axis.patch.set(hatch="///", edgecolor="0.6")
     axis.grid(visible=False)
-    for name, (place, kind), set_of in zip((x, y), places, ("x", "y"), strict=True):
+    for name, place, set_of in zip((x, y), places, ("x", "y"), strict=True):
         axis.set(**{f"{set_of}label": name.replace("_", " ")})
-        if kind == "log":
+        if place.kind == "log":
             axis.set(**{f"{set_of}scale": "log"})
-        elif kind == "labels":
-            axis.set(**{f"{set_of}ticks": place, f"{set_of}ticklabels": values[name].values})
+        elif place.kind == "labels":
+            ticks = np.arange(len(place.order))
+            axis.set(**{f"{set_of}ticks": ticks, f"{set_of}ticklabels": values[name].values})
     label = variable.replace("_", " ")
     label = f"{label}, mean over seeds" if "seed" in dataset.sizes else label
     plt.colorbar(mesh, ax=axis, label=label)
     return axis
 
 
-def _places(values: "xarray.DataArray", name: str) -> tuple[np.ndarray, str]:
-    """Where the settings of a dimension lie on an axis, and of which kind the axis is."""
-    # A dimension without labels is counted.
-    held = values[name].values
-    if name not in values.coords or held.dtype.kind not in "fiu":
-        return np.arange(len(held)), "labels" if name in values.coords else "numbers"
+class _Places(NamedTuple):
+    """Where the settings of a dimension lie on an axis.
+
+    Attributes:
+        order: of the settings along the axis.
+        edges: of their cells, one more than settings.
+        kind: of the axis: "numbers", "log" or "labels".
+    """
+
+    order: np.ndarray
+    edges: np.ndarray
+    kind: str
+
+
+def _places(values: "xarray.DataArray", name: str) -> _Places:
+    # Choices, and a dimension without labels, are counted; so are numbers that have no intervals of
+    # their own around them.
+    held, labelled = values[name].values, name in values.coords
+    numbers = labelled and held.dtype.kind in "fiu" and np.isfinite(held).all()
+    if not numbers or len(held) < 2 or len(np.unique(held)) < len(held):
+        kind = "labels" if labelled else "numbers"
+        return _Places(np.arange(len(held)), np.arange(len(held) + 1) - 0.5, kind)
+    # In float64, where neither the sum of two integers nor the mean of two halves overflows.
+    order = np.argsort(held)
+    ordered = held[order].astype(float)
     # Evenly spaced by factors, and over more than one of two.
-    if len(held) > 2 and (held > 0).all():
-        steps, ends = np.diff(np.log(held)), held[-1] / held[0]
-        if np.ptp(steps) < 0.05 * abs(steps).max() and not 0.5 < ends < 2:
-            return held, "log"
-    return held, "numbers"
+    if len(held) > 2 and ordered[0] > 0 and ordered[-1] >= 2 * ordered[0]:
+        steps = np.diff(np.log(ordered))
+        if np.ptp(steps) < 0.05 * steps.max():
+            return _Places(order, np.exp(_edges(np.log(ordered))), "log")
+    return _Places(order, _edges(ordered), "numbers")
+
+
+def _edges(centers: np.ndarray) -> np.ndarray:
+    """The middles between neighbours, and as far beyond the first and the last one."""
+    middles = (centers[1:] + centers[:-1]) / 2
+    ends = 2 * centers[[0, -1]] - middles[[0, -1]]
+    return np.concatenate([ends[:1], middles, ends[1:]])
