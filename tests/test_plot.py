@@ -3,6 +3,7 @@
 import itertools
 from typing import Any
 
+import jax.numpy as jnp
 import matplotlib.colors
 import matplotlib.pyplot as plt
 import numpy as np
@@ -36,6 +37,10 @@ class TestCurves:
         assert band[:, 1].min() == pytest.approx((values.mean(0) - error).min())
         # One entry of a legend for the curve and its band.
         assert ax.get_legend_handles_labels()[1] == ["a"]
+
+    def test_a_step_at_which_a_seed_is_not_finite_is_a_gap(self):
+        ax = plot.curves([[1.0, 2.0, 3.0], [np.nan, 4.0, np.inf], [3.0, 6.0, -np.inf]])
+        np.testing.assert_equal(ax.lines[0].get_ydata(), [np.nan, 4.0, np.nan])
 
     def test_one_curve_has_no_band(self):
         assert not plot.curves([1.0, 2.0]).collections
@@ -163,12 +168,34 @@ class TestOthers:
         best = [tuple(v) for v in values if not ((values <= v).all(1) & (values < v).any(1)).any()]
         assert set(zip(line.get_xdata(), line.get_ydata(), strict=True)) == set(best)
 
+    @pytest.mark.parametrize("gap", [[0, np.nan], [np.nan, 0], [-np.inf, 0], [0, np.inf]])
+    def test_points_that_are_not_finite_are_no_candidates(self, gap):
+        ax = plot.front([gap, [1, 1], [2, 0.5]], label="runs")
+        assert np.asarray(ax.lines[0].get_xydata()).tolist() == [[1, 1], [2, 0.5]]
+        assert ax.get_legend_handles_labels()[1] == ["runs (1 not finite, left out)"]
+
     def test_contributions_are_ranked(self):
         ax = plot.contributions(["a", "b", "c"], [0.1, 0.5, 0.3], [0.01] * 3, most=2)
         assert [label.get_text() for label in ax.get_yticklabels()] == ["b", "c"]
         assert ax.get_title() == "the 2 largest of 3"
         with pytest.raises(ValueError, match="equally many; got 2 names"):
             plot.contributions(["a", "b"], [1.0])
+        with pytest.raises(ValueError, match="most must be an integer of at least 0; got -1"):
+            plot.contributions(["a"], [1.0], most=-1)
+
+    def test_contributions_that_are_not_finite_have_no_bar(self):
+        ax = plot.contributions(["a", "b", "c", "d"], [np.nan, 0.5, np.inf, -0.3])
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["c", "b", "d", "a"]
+        np.testing.assert_equal(
+            [bar.get_width() for bar in ax.patches], [np.nan, 0.5, -0.3, np.nan]
+        )
+
+    def test_particles_that_are_not_finite_leave_the_view_to_the_others(self):
+        x = np.array([[0.0, 0.0], [1.0, 2.0], [np.nan, 0.0], [np.inf, 0.0]])
+        ax = plot.particles(x, lambda z: jnp.where(z[0] > 0.5, jnp.inf, -(z**2).sum()))
+        assert (ax.get_xlim(), ax.get_ylim()) == ((-0.25, 1.25), (-0.5, 2.5))
+        with pytest.raises(ValueError, match="x must hold a point that is finite"):
+            plot.particles(x[2:])
 
 
 class TestPlans:
@@ -181,6 +208,8 @@ class TestPlans:
             np.testing.assert_allclose(segment, [self.x[i], self.y[i]])
         opacity = np.asarray(lines.get_alpha())
         np.testing.assert_allclose(np.diff(opacity), opacity[1] - opacity[0])
+        none: Any = plot.coupling(self.x, self.y, plan, most=0, ax=plt.subplots()[1]).collections[0]
+        assert not none.get_segments()
         few: Any = plot.coupling(self.x, self.y, plan, most=2, ax=plt.subplots()[1]).collections[0]
         np.testing.assert_allclose(few.get_segments()[1], [self.x[3], self.y[3]])
 
@@ -199,8 +228,11 @@ class TestPlans:
     def test_refusals(self):
         with pytest.raises(ValueError, match=r"plan must be of shape \(4, 4\)"):
             plot.coupling(self.x, self.y, np.ones((4, 3)))
-        with pytest.raises(ValueError, match="without NaN"):
-            plot.coupling(self.x, self.y, np.full((4, 4), np.nan))
+        for number in (np.nan, np.inf):
+            with pytest.raises(ValueError, match="without NaN or infinity"):
+                plot.coupling(self.x, self.y, np.full((4, 4), number))
+        with pytest.raises(ValueError, match="most must be an integer of at least 0; got -1"):
+            plot.coupling(self.x, self.y, np.eye(4), most=-1)
         with pytest.raises(ValueError, match="got 3 of 4"):
             plot.displacements(self.x, self.y[:3])
 
@@ -216,6 +248,14 @@ class TestAnimation:
         np.testing.assert_allclose(axis.collections[-1].get_offsets(), self.frames[-1])
         assert axis.get_title() == "step 40"
         assert axis.get_xlim()[0] < self.frames[..., 0].min()
+
+    def test_a_run_that_diverged_is_shown_as_far_as_it_went(self):
+        frames = np.concatenate([self.frames, np.full((1, 6, 2), np.nan)])
+        movie: Any = plot.animation(frames)
+        movie._draw_was_started = True  # it is neither shown nor saved here
+        limits = plt.gcf().axes[0].get_xlim()
+        low, high = self.frames[..., 0].min(), self.frames[..., 0].max()
+        assert limits == pytest.approx((low - (high - low) / 10, high + (high - low) / 10))
 
     def test_refusals(self):
         with pytest.raises(ValueError, match=r"\(frames, n, 2\); got \(6, 2\)"):
@@ -249,6 +289,8 @@ class TestCalibration:
             (lambda: plot.reliability([0.1] * 5, [1] * 5), "at least 10"),
             (lambda: plot.reliability([1.1] * 10, [1] * 10), r"in \[0, 1\]"),
             (lambda: plot.coverage([0.5], np.ones((3, 2))), "a column for each of 1 levels"),
+            (lambda: plot.coverage([0.5], [[np.nan], [1]]), r"in \[0, 1\]"),
+            (lambda: plot.coverage([50], [[0], [1]]), r"in \[0, 1\]"),
         ],
     )
     def test_refusals(self, call, message):

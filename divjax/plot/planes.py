@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core.checks import check_count
 from divjax.plot.look import axis_of, pyplot
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def particles(
     """Particles in the plane, over the contours of a density.
 
     Args:
-        x: the particles.
+        x: the particles; those that are not finite are left out.
         log_prob: the log density of one point, up to a constant, or None for points alone. Contours
             are where the density is e^−2, e^−½ and e^−⅛ of its maximum on the figure: at 2, 1 and ½
             standard deviations of a Gaussian.
@@ -41,7 +42,8 @@ def particles(
         The axis, with equal scales.
 
     Raises:
-        ValueError: if the particles are not in the plane.
+        ValueError: if the particles are not in the plane, or none is finite and there are no
+            limits.
         ImportError: if matplotlib is not installed.
 
     Example:
@@ -56,7 +58,7 @@ def particles(
     rows, axis = _in_plane("x", x), axis_of(ax)
     if limits is None:
         # Equal particles have no range of their own.
-        low, high = rows.min(axis=0), rows.max(axis=0)
+        low, high = _ends("x", rows)
         margin = np.maximum((high - low) / 4, 1e-6 + 1e-3 * np.abs(high))
         (left, bottom), (right, top) = low - margin, high + margin
     else:
@@ -66,8 +68,10 @@ def particles(
         nodes = jnp.asarray(np.stack([across.ravel(), up.ravel()], axis=1))
         heights = np.asarray(jax.vmap(log_prob)(nodes)).reshape(across.shape)
         # Relative to the highest point of the figure, whatever the density's constant.
-        levels = np.nanmax(heights) + np.array([-2.0, -0.5, -0.125])
-        axis.contour(across, up, heights, levels, colors="0.6", linewidths=1, linestyles="-")
+        known = heights[np.isfinite(heights)]
+        if known.size:
+            levels = known.max() + np.array([-2.0, -0.5, -0.125])
+            axis.contour(across, up, heights, levels, colors="0.6", linewidths=1, linestyles="-")
     axis.scatter(rows[:, 0], rows[:, 1], **{"s": 14, "zorder": 3, **points})
     axis.set(xlim=(left, right), ylim=(bottom, top), aspect=1.0)
     return axis
@@ -96,7 +100,8 @@ def coupling(
         The axis, with equal scales.
 
     Raises:
-        ValueError: if the points are not in the plane, the plan is not "n m", or holds NaN.
+        ValueError: if the points are not in the plane, the plan is not "n m" or not finite, or
+            `most` is negative.
         ImportError: if matplotlib is not installed.
 
     Example:
@@ -110,19 +115,21 @@ def coupling(
     """
     starts, ends = _in_plane("x", x), _in_plane("y", y)
     masses = np.asarray(plan, float)
-    if masses.shape != (len(starts), len(ends)) or np.isnan(masses).any():
+    check_count(0, most=most)
+    if masses.shape != (len(starts), len(ends)) or not np.isfinite(masses).all():
         raise ValueError(
-            f"plan must be of shape ({len(starts)}, {len(ends)}), without NaN; got shape "
-            f"{masses.shape}."
+            f"plan must be of shape ({len(starts)}, {len(ends)}), without NaN or infinity; got "
+            f"shape {masses.shape}."
         )
     from matplotlib.collections import LineCollection
 
     # Pairs in the order of their mass: the heaviest lie on top.
-    order = np.argsort(masses, axis=None, kind="stable")[-most:]
+    order = np.argsort(masses, axis=None, kind="stable")[max(0, masses.size - most) :]
     pairs = [np.unravel_index(place, masses.shape) for place in order if masses.flat[place] > 0]
     segments = [(starts[i], ends[j]) for i, j in pairs]
     largest = max(masses.max(), np.finfo(float).tiny)
-    opacity = [0.05 + 0.75 * masses[pair] / largest for pair in pairs]
+    # Matplotlib takes one opacity a line, but not none for none.
+    opacity = [0.05 + 0.75 * masses[pair] / largest for pair in pairs] or None
     axis = axis_of(ax)
     axis.add_collection(LineCollection(segments, colors="0.3", alpha=opacity, **lines))
     axis.scatter(starts[:, 0], starts[:, 1], s=14, marker="o", zorder=3, label="x")
@@ -185,7 +192,8 @@ def animation(
     """Particles in the plane as they move, over the contours of a density.
 
     Args:
-        history: the particles of each frame, such as what `observe=` of a flow has recorded.
+        history: the particles of each frame, such as what `observe=` of a flow has recorded; those
+            that are not finite are left out.
         log_prob: as in `particles`.
         steps: the step of each frame, shown above it; by default its number.
         seconds: how long it takes.
@@ -196,7 +204,8 @@ def animation(
         notebook.
 
     Raises:
-        ValueError: if the history is not "frames n 2", or there are not as many steps.
+        ValueError: if the history is not "frames n 2", no particle is ever finite, or there are not
+            as many steps.
         ImportError: if matplotlib is not installed.
 
     Example:
@@ -216,7 +225,7 @@ def animation(
     from matplotlib.animation import FuncAnimation
 
     # One view for all frames: that of all particles at any time.
-    low, high = frames.min(axis=(0, 1)), frames.max(axis=(0, 1))
+    low, high = _ends("history", frames.reshape(-1, 2))
     margin = np.maximum((high - low) / 10, 1e-6)
     limits = (low[0] - margin[0], high[0] + margin[0], low[1] - margin[1], high[1] + margin[1])
     figure, axis = plt.subplots(figsize=(5, 5))
@@ -231,6 +240,14 @@ def animation(
 
     interval = max(1.0, 1000 * seconds / len(frames))
     return FuncAnimation(figure, show, frames=len(frames), interval=interval)
+
+
+def _ends(name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest coordinates of the points that are finite."""
+    known = rows[np.isfinite(rows).all(axis=1)]
+    if not len(known):
+        raise ValueError(f"{name} must hold a point that is finite; got none.")
+    return known.min(axis=0), known.max(axis=0)
 
 
 def _in_plane(name: str, points: Any) -> np.ndarray:

@@ -27,7 +27,8 @@ def curves(
     """The mean over seeds of a curve, with a band of one standard error on each side.
 
     Args:
-        values: one row a seed; a single curve has no band.
+        values: one row a seed; a single curve has no band. A step at which one is not finite is a
+            gap: a mean over the other seeds would hide that this one has failed.
         steps: where along the axis the values lie, 0, 1, … by default.
         label: of the curve in a legend; the band needs no entry of its own.
         ax: the axis.
@@ -54,7 +55,7 @@ def curves(
             f"values must be a curve, or one row of it for each seed; got shape {values.shape}."
         )
     # A single curve has no spread to be shown.
-    rows = np.atleast_2d(values)
+    rows = np.atleast_2d(np.where(np.isfinite(values), values, np.nan))
     at = np.arange(rows.shape[1]) if steps is None else np.asarray(steps)
     mean, axis = rows.mean(axis=0), axis_of(ax)
     (drawn,) = axis.plot(at, mean, label=label, **line)
@@ -76,8 +77,8 @@ def front(
     """Points of two objectives, to be minimised, with the staircase of those not dominated.
 
     Args:
-        values: the two objectives of each point.
-        label: of the points in a legend.
+        values: the two objectives of each point. Where one is not finite, the point is left out.
+        label: of the points in a legend, which also says how many were left out.
         ax: the axis.
         **points: passed to matplotlib's `scatter`.
 
@@ -99,14 +100,19 @@ def front(
     values = np.asarray(values, float)
     if values.ndim != 2 or values.shape[1] != 2 or not len(values):
         raise ValueError(f"values must be pairs, of shape (n, 2); got {values.shape}.")
+    # What has failed in one objective is not on the front by the other one.
+    finite = np.isfinite(values).all(axis=1)
+    if label is not None and not finite.all():
+        label = f"{label} ({(~finite).sum()} not finite, left out)"
     axis = axis_of(ax)
-    drawn = axis.scatter(
-        values[:, 0], values[:, 1], label=label, **{"s": 18, "zorder": 3, **points}
-    )
+    # Of all points, since colours and sizes may be given for each; gaps are not drawn.
+    shown = np.where(finite[:, None], values, np.nan)
+    drawn = axis.scatter(shown[:, 0], shown[:, 1], label=label, **{"s": 18, "zorder": 3, **points})
     # From left to right, each point that is lower than all before it.
     # Of points with the same first value the lower one comes first.
-    ordered = values[np.lexsort((values[:, 1], values[:, 0]))]
-    before = np.minimum.accumulate(np.concatenate([[np.inf], ordered[:-1, 1]]))
+    ordered = values[finite]
+    ordered = ordered[np.lexsort((ordered[:, 1], ordered[:, 0]))]
+    before = np.minimum.accumulate(np.concatenate([[np.inf], ordered[:, 1]]))[:-1]
     best = ordered[ordered[:, 1] < before]
     color = drawn.get_facecolor()[0]
     # Steps, and no straight lines: between two points nothing was reached.
@@ -127,7 +133,7 @@ def contributions(
 
     Args:
         names: of the contributions.
-        values: their sizes.
+        values: their sizes; those that are not finite have no bar, and NaN comes last.
         errors: their standard errors.
         most: how many are shown; the title says of how many.
         ax: the axis.
@@ -137,7 +143,7 @@ def contributions(
         The axis.
 
     Raises:
-        ValueError: if names, values and errors are not equally many.
+        ValueError: if names, values and errors are not equally many, or `most` is negative.
         ImportError: if matplotlib is not installed.
 
     Example:
@@ -150,6 +156,7 @@ def contributions(
     """
     values = np.asarray(values, float)
     errors = None if errors is None else np.asarray(errors, float)
+    check_count(0, most=most)
     if values.shape != (len(names),) or (errors is not None and errors.shape != values.shape):
         raise ValueError(
             f"names, values and errors must be equally many; got {len(names)} names and values of "
@@ -160,7 +167,8 @@ def contributions(
     axis, places = axis_of(ax), np.arange(len(order))
     # Errors belong to the values in the order that is drawn.
     margin = None if errors is None else errors[order]
-    axis.barh(places, values[order], xerr=margin, **{"height": 0.7, **bars})
+    lengths = np.where(np.isfinite(values), values, np.nan)[order]
+    axis.barh(places, lengths, xerr=margin, **{"height": 0.7, **bars})
     axis.set_yticks(places, [str(names[i]) for i in order])
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
@@ -250,7 +258,8 @@ def coverage(
         error on each side.
 
     Raises:
-        ValueError: if `covered` has no row, or not a column a level.
+        ValueError: if `covered` has no row, or not a column a level, or an entry or level is not in
+            [0, 1].
         ImportError: if matplotlib is not installed.
 
     Example:
@@ -266,6 +275,9 @@ def coverage(
             f"covered must have a row a repetition and a column for each of {nominal.size} levels; "
             f"got shape {held.shape}."
         )
+    # An interval that is NaN has not held the truth, which the caller must say.
+    if not all(((part >= 0) & (part <= 1)).all() for part in (nominal, held)):
+        raise ValueError("levels and covered must be in [0, 1].")
     share = held.mean(axis=0)
     # That of a binomial share at the nominal level, which is not zero where all have covered.
     error = np.sqrt(nominal * (1 - nominal) / len(held))
