@@ -276,6 +276,20 @@ class TestCalibration:
         bars = drawn.lines[2][0].get_segments()
         assert bars[1][1, 1] - bars[1][0, 1] == pytest.approx(2 * np.sqrt(0.25 / 40))
 
+    @pytest.mark.parametrize(
+        ("p", "happened", "num_bins", "points"),
+        [
+            ([0.5] * 100, [0] * 50 + [1] * 50, 2, [[0.5, 0.5]]),
+            ([0.2] * 50 + [0.8] * 50, [0] * 40 + [1] * 10 + [0] * 10 + [1] * 40, 10,
+             [[0.2, 0.2], [0.8, 0.8]]),
+            ([0.1] * 9 + [0.3, 0.5, 0.7], [1] + [0] * 10 + [1], 3, [[0.1, 1 / 9], [0.5, 1 / 3]]),
+            (np.arange(6) / 10, [0, 0, 0, 1, 1, 1], 3, [[0.05, 0], [0.25, 0.5], [0.45, 1]]),
+        ],
+    )  # fmt: skip
+    def test_equal_predictions_share_a_bin(self, p, happened, num_bins, points):
+        drawn: Any = plot.reliability(p, happened, num_bins=num_bins).containers[0]
+        np.testing.assert_allclose(drawn.lines[0].get_xydata(), points)
+
     def test_coverage_is_a_share_of_repetitions(self):
         covered = np.array([[1, 1], [0, 1], [1, 1], [0, 1]], bool)
         drawn: Any = plot.coverage([0.5, 0.9], covered).containers[0]

@@ -188,13 +188,13 @@ def reliability(
 ) -> "Axes":
     """How often what was predicted has happened, against the predicted probability.
 
-    Each bin holds the same number of predictions; a bar is one standard error on each side. A
-    calibrated forecast lies on the diagonal.
+    Bins hold equally many predictions, up to equal ones, which are in one bin. A bar is one
+    standard error on each side. A calibrated forecast lies on the diagonal.
 
     Args:
         probabilities: the predictions.
         outcomes: 1 where the event has happened, 0 where not.
-        num_bins: of equal counts.
+        num_bins: at most, fewer where many predictions are equal.
         label: of the points in a legend.
         ax: the axis.
         **line: passed to matplotlib's `errorbar`.
@@ -224,7 +224,11 @@ def reliability(
         )
     if not ((p >= 0) & (p <= 1) & (happened >= 0) & (happened <= 1)).all():
         raise ValueError("probabilities and outcomes must be in [0, 1].")
-    bins = np.array_split(np.argsort(p, kind="stable"), num_bins)
+    # By the middle of the ranks of equal predictions, so that the order of rows does not matter.
+    _, distinct, counts = np.unique(p, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - counts / 2
+    of_row = (middle * num_bins / len(p)).astype(int)[distinct]
+    bins = [np.flatnonzero(of_row == place) for place in np.unique(of_row)]
     predicted = np.array([p[rows].mean() for rows in bins])
     share = np.array([happened[rows].mean() for rows in bins])
     error = np.array([happened[rows].std() / np.sqrt(len(rows)) for rows in bins])
