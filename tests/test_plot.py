@@ -198,6 +198,32 @@ class TestOthers:
             plot.particles(x[2:])
 
 
+class TestMasks:
+    """What is masked is missing, whatever lies beneath the mask."""
+
+    masked = np.ma.masked_equal([[1.0, 2.0], [3.0, 999.0], [5.0, 4.0]], 999)
+
+    def test_masked_numbers_are_not_drawn(self):
+        np.testing.assert_equal(plot.curves(self.masked).lines[0].get_ydata(), [3, np.nan])
+        front = plot.front(self.masked[:2], label="a")
+        assert front.get_legend_handles_labels()[1][0] == "a (1 not finite, left out)"
+        for draw in (plot.particles, lambda x, ax: plot.displacements(x, x, ax=ax)):
+            assert draw(self.masked, ax=plt.subplots()[1]).get_ylim()[1] < 10
+        assert plot.contributions(["a", "b"], self.masked[1]).patches[0].get_width() == 3
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda m: plot.coupling([[0, 0]] * 3, [[1, 1]] * 2, m),
+            lambda m: plot.reliability(m[1] / 999, [0, 1], num_bins=1),
+            lambda m: plot.coverage([0.1, 0.2], m / 999),
+        ],
+    )
+    def test_refusals(self, call):
+        with pytest.raises(ValueError, match=r"without NaN|in \[0, 1\]"):
+            call(self.masked)
+
+
 class TestPlans:
     x, y = np.random.default_rng(2).normal(size=(2, 4, 2))
 

@@ -19,6 +19,7 @@ __all__ = [
     "is_beyond_double",
     "native",
     "plain_array",
+    "without_mask",
 ]
 
 # Anything that `as_numbers` takes: an array of JAX or NumPy, a number, nested lists of numbers, a
@@ -43,13 +44,8 @@ def plain_array(name: str, sample: Numbers) -> Unrounded:
         return _series_as_numpy(name, sample)
     if hasattr(sample, "toarray"):
         raise ValueError(f"{name} must be dense; got a sparse matrix. Pass {name}.toarray().")
+    sample = without_mask(sample)
     parts = jax.tree.leaves(sample) if isinstance(sample, (list, tuple)) else ()
-    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
-        sample = np.ma.array(sample)
-    if isinstance(sample, np.ma.MaskedArray) and sample.dtype.kind in "fiub":
-        # Masked numbers are missing ones, as in a frame.
-        masked = np.ma.is_masked(sample)
-        sample = np.ma.filled(sample.astype(float), np.nan) if masked else sample.data
     # Traced numbers cannot be in a NumPy array.
     of_arrays = any(isinstance(part, jax.Array) for part in parts)
     try:
@@ -60,6 +56,26 @@ def plain_array(name: str, sample: Numbers) -> Unrounded:
         kind = type(sample).__name__ if array.ndim == 0 else f"entries of type {array.dtype.name}"
         raise ValueError(f"{name} must hold real numbers; got {kind}.{CONVERT_FIRST}")
     return native(array)
+
+
+def without_mask(sample: Any) -> Any:
+    """A masked array, or a list of them, as a plain one, and anything else as it is.
+
+    What is masked is missing, as in a frame: NaN, in an array of objects if it is not of numbers.
+    NumPy's own conversions would keep what lies beneath the mask.
+
+    Example:
+        >>> without_mask(np.ma.masked_equal([1, 999], 999)).tolist()
+        [1.0, nan]
+    """
+    parts = jax.tree.leaves(sample) if isinstance(sample, (list, tuple)) else ()
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+        sample = np.ma.array(sample)
+    if not isinstance(sample, np.ma.MaskedArray):
+        return sample
+    if not np.ma.is_masked(sample):
+        return sample.data
+    return np.ma.filled(sample.astype(float if sample.dtype.kind in "fiub" else object), np.nan)
 
 
 def _is_frame(sample: object) -> bool:

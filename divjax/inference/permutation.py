@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from divjax.core.arguments import vector_leaves
 from divjax.core.checks import check_count, check_key, check_scalar_output
-from divjax.core.conversion import native
+from divjax.core.conversion import native, without_mask
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, number_pairs, pool_labels
 from divjax.core.numerics import at_least_single, nan_unless
@@ -291,10 +291,7 @@ def _as_rows(name: str, sample: Numbers) -> tuple[Array, bool]:
     if hasattr(sample, "columns"):
         sample = as_numbers(name, sample)
     elif not isinstance(sample, jax.Array):
-        # `np.asarray` would drop the mask and keep the numbers beneath it.
-        if isinstance(sample, np.ma.MaskedArray):
-            sample = as_numbers(name, sample)
-        sample = native(owned(np.asarray(sample)))
+        sample = native(owned(np.asarray(without_mask(sample))))
         # JAX has no extended precision.
         sample = sample.astype(float) if sample.dtype == np.longdouble else sample
         if sample.dtype.kind not in "fiub" and not jnp.issubdtype(sample.dtype, jnp.floating):

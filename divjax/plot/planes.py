@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from divjax.core.checks import check_count
+from divjax.core.samples import Numbers, as_numbers
 from divjax.plot.look import axis_of, pyplot
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ __all__ = ["animation", "coupling", "displacements", "particles"]
 
 
 def particles(
-    x: Float[ArrayLike, "n 2"],
+    x: Float[Numbers, "n 2"],
     log_prob: Callable[[Array], Array] | None = None,
     *,
     ax: "Axes | None" = None,
@@ -78,9 +79,9 @@ def particles(
 
 
 def coupling(
-    x: Float[ArrayLike, "n 2"],
-    y: Float[ArrayLike, "m 2"],
-    plan: Float[ArrayLike, "n m"],
+    x: Float[Numbers, "n 2"],
+    y: Float[Numbers, "m 2"],
+    plan: Float[Numbers, "n m"],
     *,
     most: int = 500,
     ax: "Axes | None" = None,
@@ -114,7 +115,7 @@ def coupling(
         >>> plt.close("all")
     """
     starts, ends = _in_plane("x", x), _in_plane("y", y)
-    masses = np.asarray(plan, float)
+    masses = np.asarray(as_numbers("plan", plan), float)
     check_count(0, most=most)
     if masses.shape != (len(starts), len(ends)) or not np.isfinite(masses).all():
         raise ValueError(
@@ -139,8 +140,8 @@ def coupling(
 
 
 def displacements(
-    x: Float[ArrayLike, "n 2"],
-    moved: Float[ArrayLike, "n 2"],
+    x: Float[Numbers, "n 2"],
+    moved: Float[Numbers, "n 2"],
     *,
     ax: "Axes | None" = None,
     **arrows: Any,
@@ -182,7 +183,7 @@ def displacements(
 
 
 def animation(
-    history: Float[ArrayLike, "frames n 2"],
+    history: Float[Numbers, "frames n 2"],
     log_prob: Callable[[Array], Array] | None = None,
     *,
     steps: Sequence[int] | None = None,
@@ -215,7 +216,7 @@ def animation(
         >>> movie._draw_was_started = True  # it is neither shown nor saved here
         >>> plt.close("all")
     """
-    frames = np.asarray(history, float)
+    frames = np.asarray(as_numbers("history", history), float)
     if frames.ndim != 3 or frames.shape[2] != 2 or not frames.size:
         raise ValueError(f"history must be of shape (frames, n, 2); got {frames.shape}.")
     steps = range(len(frames)) if steps is None else steps
@@ -251,7 +252,7 @@ def _ends(name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _in_plane(name: str, points: Any) -> np.ndarray:
-    rows = np.asarray(points)
+    rows = np.asarray(as_numbers(name, points), float)
     if rows.ndim != 2 or rows.shape[1] != 2 or not len(rows):
         raise ValueError(f"{name} must be points of the plane, of shape (n, 2); got {rows.shape}.")
     return rows

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Float
 
 from divjax.core.checks import check_count
+from divjax.core.conversion import without_mask
+from divjax.core.samples import Numbers, as_numbers
 from divjax.plot.look import axis_of
 
 if TYPE_CHECKING:
@@ -17,9 +19,9 @@ __all__ = ["contributions", "coverage", "curves", "front", "reliability"]
 
 
 def curves(
-    values: Float[ArrayLike, "seeds num_steps"],
+    values: Float[Numbers, "seeds num_steps"],
     *,
-    steps: Float[ArrayLike, " num_steps"] | None = None,
+    steps: Float[Numbers, " num_steps"] | None = None,
     label: str | None = None,
     ax: "Axes | None" = None,
     **line: Any,
@@ -49,14 +51,14 @@ def curves(
         (1, 1)
         >>> plt.close("all")
     """
-    values = np.asarray(values, float)
+    values = np.asarray(as_numbers("values", values), float)
     if values.ndim not in (1, 2) or not values.size:
         raise ValueError(
             f"values must be a curve, or one row of it for each seed; got shape {values.shape}."
         )
     # A single curve has no spread to be shown.
     rows = np.atleast_2d(np.where(np.isfinite(values), values, np.nan))
-    at = np.arange(rows.shape[1]) if steps is None else np.asarray(steps)
+    at = np.arange(rows.shape[1]) if steps is None else np.asarray(without_mask(steps))
     mean, axis = rows.mean(axis=0), axis_of(ax)
     (drawn,) = axis.plot(at, mean, label=label, **line)
     if len(rows) > 1:
@@ -68,7 +70,7 @@ def curves(
 
 
 def front(
-    values: Float[ArrayLike, "n 2"],
+    values: Float[Numbers, "n 2"],
     *,
     label: str | None = None,
     ax: "Axes | None" = None,
@@ -97,7 +99,7 @@ def front(
         [0.0, 1.0, 3.0]
         >>> plt.close("all")
     """
-    values = np.asarray(values, float)
+    values = np.asarray(as_numbers("values", values), float)
     if values.ndim != 2 or values.shape[1] != 2 or not len(values):
         raise ValueError(f"values must be pairs, of shape (n, 2); got {values.shape}.")
     # What has failed in one objective is not on the front by the other one.
@@ -122,8 +124,8 @@ def front(
 
 def contributions(
     names: Sequence[str],
-    values: Float[ArrayLike, " k"],
-    errors: Float[ArrayLike, " k"] | None = None,
+    values: Float[Numbers, " k"],
+    errors: Float[Numbers, " k"] | None = None,
     *,
     most: int = 12,
     ax: "Axes | None" = None,
@@ -154,8 +156,8 @@ def contributions(
         ['income', 'age']
         >>> plt.close("all")
     """
-    values = np.asarray(values, float)
-    errors = None if errors is None else np.asarray(errors, float)
+    values = np.asarray(as_numbers("values", values), float)
+    errors = None if errors is None else np.asarray(as_numbers("errors", errors), float)
     check_count(0, most=most)
     if values.shape != (len(names),) or (errors is not None and errors.shape != values.shape):
         raise ValueError(
@@ -178,8 +180,8 @@ def contributions(
 
 
 def reliability(
-    probabilities: Float[ArrayLike, " n"],
-    outcomes: Float[ArrayLike, " n"],
+    probabilities: Float[Numbers, " n"],
+    outcomes: Float[Numbers, " n"],
     *,
     num_bins: int = 10,
     label: str | None = None,
@@ -216,7 +218,8 @@ def reliability(
         >>> plt.close("all")
     """
     check_count(1, num_bins=num_bins)
-    p, happened = np.asarray(probabilities, float), np.asarray(outcomes, float)
+    p = np.asarray(as_numbers("probabilities", probabilities), float)
+    happened = np.asarray(as_numbers("outcomes", outcomes), float)
     if p.ndim != 1 or p.shape != happened.shape or len(p) < num_bins:
         raise ValueError(
             f"probabilities and outcomes must be equally many, at least {num_bins}; got shapes "
@@ -241,8 +244,8 @@ def reliability(
 
 
 def coverage(
-    levels: Float[ArrayLike, " k"],
-    covered: Float[ArrayLike, "repetitions k"],
+    levels: Float[Numbers, " k"],
+    covered: Float[Numbers, "repetitions k"],
     *,
     label: str | None = None,
     ax: "Axes | None" = None,
@@ -273,7 +276,8 @@ def coverage(
         >>> ax = plot.coverage(levels, np.random.default_rng(0).random((200, 1)) < levels)
         >>> plt.close("all")
     """
-    nominal, held = np.asarray(levels, float), np.asarray(covered, float)
+    nominal = np.asarray(as_numbers("levels", levels), float)
+    held = np.asarray(as_numbers("covered", covered), float)
     if nominal.ndim != 1 or held.ndim != 2 or held.shape[1:] != nominal.shape or not len(held):
         raise ValueError(
             f"covered must have a row a repetition and a column for each of {nominal.size} levels; "

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from divjax.core.checks import check_choice, check_count, check_provides, check_shape, check_weights
+from divjax.core.conversion import without_mask
 from divjax.core.keys import own_key
 from divjax.core.labels import concrete_labels, number_labels, pool_labels
 from divjax.core.numerics import nan_unless
@@ -287,6 +288,7 @@ class SklearnRatio:
         Args:
             key: of the folds.
             x: rows of the sample of p: an array, or a frame of anything the classifier takes.
+                Masked numbers of NumPy are NaN.
             y: rows of the sample of q, of the same columns.
             groups: labels of the rows of x and of y; rows of one group share a fold.
 
@@ -365,7 +367,7 @@ def _stacked(x: Any, y: Any) -> tuple[Any, int]:
         return pandas.concat([x, y], ignore_index=True), len(x)
     if any(frames):
         raise ValueError("x and y must both be frames, or neither.")
-    x, y = (np.asarray(sample) for sample in (x, y))
+    x, y = (np.asarray(without_mask(sample)) for sample in (x, y))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(
             f"x and y must be matrices with the same number of columns; got shapes {x.shape} and "

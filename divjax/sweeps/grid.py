@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from divjax.core.checks import check_count
+from divjax.core.conversion import without_mask
 
 __all__ = [
     "Choices",
@@ -170,6 +171,9 @@ def choices(values: Iterable[Any] | Mapping[str, Any]) -> Choices:
     else:
         values = tuple(values)
         labels = tuple(map(_label, values))
+    # A masked value is none.
+    if any(value is np.ma.masked for value in values):
+        raise ValueError("choices must not hold masked values, which are missing.")
     # An index of the dataset is of one kind: text, unless all labels are numbers.
     if not all(isinstance(label, (int, float)) for label in labels) or any(
         isinstance(label, bool) for label in labels
@@ -361,7 +365,7 @@ def _values(name: str, given: Any) -> np.ndarray | Choices:
         given = list(given)
         if given and not all(_is_number(value) for value in given):
             return choices(given)
-    return _numbers(name, np.asarray(given))
+    return _numbers(name, np.asarray(without_mask(given)))
 
 
 def _is_number(value: Any) -> bool:

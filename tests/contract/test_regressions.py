@@ -380,3 +380,5 @@ def test_lists_of_masked_rows():
     rows[2] = np.ma.masked
     for given in (rows, list(rows), [list(row) for row in rows]):
         assert np.isnan(ot.sinkhorn(given, Y, epsilon=1.0).value)
+        test = inference.permutation_test(KEY, lambda x, y: jnp.mean(x) - jnp.mean(y), given, Y)
+        assert np.isnan(test.p_value)

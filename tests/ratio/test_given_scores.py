@@ -226,6 +226,20 @@ class TestSklearnRatio:
         assert 0.05 < float(fit.certified_js(base=2)) < 0.3113
         assert abs(float(same.auc()) - 0.5) < 0.08
 
+    def test_masked_numbers_are_gaps(self):
+        x, y = np.random.default_rng(3).integers(0, 3, (2, 60, 2))
+
+        class Watched(LogisticRegression):
+            def fit(self, X, y):
+                # What the mask hid is nowhere, and a gap where it was: in a third of the cells.
+                assert not (X == 2).any()
+                assert 0.2 < np.isnan(X).mean() < 0.5
+                raise InterruptedError
+
+        masked = [np.ma.masked_equal(rows, 2) for rows in (x, y)]
+        with pytest.raises(InterruptedError):
+            ratio.SklearnRatio(Watched()).fit(KEY, *masked)
+
     def test_groups_share_a_fold(self):
         """Ten copies of each row tell a memorising classifier its table, unless kept together."""
         rng = np.random.default_rng(3)

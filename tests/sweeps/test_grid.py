@@ -96,6 +96,9 @@ def test_sobol_of_a_number_that_is_no_power_of_two():
         ({"epsilon": [0.1, 0.1]}, "epsilon must hold distinct values"),
         ({"epsilon": ["a", "a"]}, "labels of their own"),
         ({"epsilon": sweeps.uniform(0.0, 1.0)}, "num, the number of values"),
+        ({"epsilon": np.ma.masked_equal([1.0, 999.0], 999)}, "must be finite"),
+        ({"epsilon": np.ma.masked_equal([1, 999], 999)}, "must be finite"),
+        ({"on": np.ma.array([True, False], mask=[0, 1])}, "must be finite"),
         ({"key": [1.0]}, "other than key, seed, finite; got 'key'"),
         ({"seed": [1.0]}, "got 'seed'"),
         ({"a b": [1.0]}, "identifiers"),
@@ -124,6 +127,7 @@ def test_grids_are_refused(grid, message):
         (lambda: sweeps.sobol(4), "at least one range"),
         (lambda: sweeps.sobol(4, a=[1.0, 2.0]), "a must be a range.*got list"),
         (lambda: sweeps.choices([]), "at least one value"),
+        (lambda: sweeps.choices(np.ma.masked_equal([1, 999], 999)), "missing"),
         (lambda: sweeps.choices([object, object]), "dictionary of values by their labels"),
     ],
 )
