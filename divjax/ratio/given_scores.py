@@ -296,8 +296,9 @@ class SklearnRatio:
             The fit, of scores alone.
 
         Raises:
-            ValueError: if the rows do not have the same columns, or there are fewer than two rows
-                (or groups) of a sample in each fold.
+            ValueError: if the rows do not have the same columns, there are fewer than two rows (or
+                groups) of a sample in each fold, or the classifier gives anything but two
+                probabilities for each row.
         """
         # Both samples as one table of rows, labelled by the sample.
         own = own_key(key)
@@ -345,11 +346,28 @@ class _Model:
 
     def log_ratio(self, rows: Any, part: np.ndarray) -> np.ndarray:
         """Log p/q of the rows of a part."""
-        # The label 1 is that of the rows of x.
-        of_p = np.asarray(self._fitted.predict_proba(_take(rows, part)))[:, 1].astype(np.float64)
-        # NaN stays: it is flagged.
+        given = np.asarray(without_mask(self._fitted.predict_proba(_take(rows, part))))
+        self._check_probabilities(given, int(part.sum()))
+        # The label 1 is that of the rows of x. NaN stays: it is flagged.
+        of_p = given[:, 1].astype(np.float64)
         of_p = np.clip(of_p, self._half_row, 1 - self._half_row)
         return np.log(of_p) - np.log1p(-of_p) - self._prior
+
+    def _check_probabilities(self, given: np.ndarray, num_rows: int) -> None:
+        method = f"predict_proba of {type(self._fitted).__name__}"
+        if given.shape != (num_rows, 2):
+            raise ValueError(
+                f"{method} must give a row a row of its input and a column a label, of shape "
+                f"({num_rows}, 2); got {given.shape}."
+            )
+        # Per cents or logarithms would be clipped to certainty. Rounding may pass either end.
+        if (given > 1 + 1e-5).any():
+            raise ValueError(
+                f"{method} must give probabilities in [0, 1]; got up to {np.nanmax(given)}."
+            )
+        if (given < -1e-5).any():
+            least = np.nanmin(given)
+            raise ValueError(f"{method} must give probabilities in [0, 1]; got down to {least}.")
 
 
 def _stacked(x: Any, y: Any) -> tuple[Any, int]:

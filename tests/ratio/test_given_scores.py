@@ -240,6 +240,26 @@ class TestSklearnRatio:
         with pytest.raises(InterruptedError):
             ratio.SklearnRatio(Watched()).fit(KEY, *masked)
 
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda p: 100 * p, r"Odd.*must give probabilities in \[0, 1\]; got up to"),
+            (lambda p: p - 1, r"must give probabilities in \[0, 1\]; got down to -"),
+            (np.log, r"must give probabilities in \[0, 1\]; got down to -"),
+            (lambda p: p[:1], r"Odd.*must give a row a row of its input and a column a label"),
+            (lambda p: p[:, 1], r"shape \(10, 2\); got \(10,\)"),
+            (lambda p: np.tile(p, 2), r"shape \(10, 2\); got \(10, 4\)"),
+        ],
+    )
+    def test_what_are_no_probabilities_are_refused(self, change, message):
+        class Odd(LogisticRegression):
+            def predict_proba(self, X):
+                return change(super().predict_proba(X))
+
+        x, y = np.random.default_rng(0).normal(size=(2, 10, 1))
+        with pytest.raises(ValueError, match=message):
+            ratio.SklearnRatio(Odd(), num_folds=2).fit(KEY, x, y)
+
     def test_groups_share_a_fold(self):
         """Ten copies of each row tell a memorising classifier its table, unless kept together."""
         rng = np.random.default_rng(3)
