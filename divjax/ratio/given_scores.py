@@ -12,12 +12,19 @@ import numpy.typing as npt
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from divjax.core.checks import check_choice, check_count, check_provides, check_shape, check_weights
+from divjax.core.checks import (
+    check_choice,
+    check_count,
+    check_no_negatives,
+    check_provides,
+    check_shape,
+    check_weights,
+)
 from divjax.core.conversion import without_mask
 from divjax.core.keys import own_key
 from divjax.core.labels import concrete_labels, number_labels, pool_labels
 from divjax.core.numerics import nan_unless
-from divjax.core.samples import Numbers, as_numbers
+from divjax.core.samples import Numbers, as_numbers, dtype_in_jax, loses_digits
 from divjax.ratio.calibration import CALIBRATIONS, apply_calibrations, calibrate_folds
 from divjax.ratio.certificates import HeldOut, SequentialScores, num_first_folds
 from divjax.ratio.diagnostics import Ties, ties
@@ -50,7 +57,7 @@ def from_scores(
     Args:
         key: of the order in which the rows of a fold are bet on.
         x: the score of each row of the sample of p.
-        y: the score of each row of the sample of q.
+        y: the score of each row of the sample of q. Both are rounded to JAX's dtype.
         folds: the fold of each row of x and of y, any labels; at least two folds, with two rows of
             each sample in each fold.
         a: weights of the rows of x, uniform by default.
@@ -68,7 +75,8 @@ def from_scores(
         bets on each fold by itself.
 
     Raises:
-        ValueError: if an argument is invalid, a fold has too few rows, or a group is in two folds.
+        ValueError: if an argument is invalid, a fold has too few rows, a group is in two folds, or
+            rounding NumPy's scores would change how well they tell the samples apart.
 
     Example:
         >>> import jax
@@ -80,6 +88,7 @@ def from_scores(
         >>> abs(float(fit.kl()) - 0.5) < 2 * float(fit.kl().std_error)
         True
     """
+    _check_order(x, y, a, b)
     return _from_scores(
         key, x, y, folds, a, b, train_loss=train_loss, calibration=calibration, groups=groups
     )
@@ -130,6 +139,7 @@ def _from_scores(
     if train_loss is not None:
         train_loss = jnp.asarray(as_numbers("train_loss", train_loss), dtype)
         check_shape("train_loss", train_loss, num_folds)
+        check_no_negatives(train_loss=train_loss)
     given = None if first is None else (jnp.asarray(first[0], dtype), jnp.asarray(first[1], dtype))
     # The same fields as those of a fit, from the calibration on.
     fields = _cross_fit(
@@ -146,6 +156,46 @@ def _from_scores(
     empty = Ties(nothing, nothing, nothing, nothing, jnp.zeros(0, dtype), jnp.zeros(0, dtype))
     # No model and no features: nothing beyond the scores.
     return RatioFit(**fields, ties=duplicates or empty, head=None, members=None)  # pyright: ignore[reportArgumentType]
+
+
+def _check_order(x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None) -> None:
+    """Raise `ValueError` for NumPy's scores whose AUC changes as they are rounded."""
+    scores: list[Any] = [as_numbers(name, u) for name, u in (("x", x), ("y", y))]
+    # JAX's scores were rounded before, if at all, and invalid ones are reported by their own check.
+    if any(isinstance(u, jax.Array) or u.ndim != 1 for u in scores) or not loses_digits(*scores):
+        return
+    # Rows of weight zero may hold anything, and so may those that are flagged.
+    scores = [_counted(u, weight) for u, weight in zip(scores, (a, b), strict=True)]
+    if not all(map(len, scores)):
+        return
+    pooled, num_x = np.concatenate(scores), len(scores[0])
+    with np.errstate(over="ignore"):
+        rounded = pooled.astype(dtype_in_jax(scores[0]))
+    # Sums of the same votes in another order differ by float64's rounding, and have no order.
+    distinct, place = np.unique(pooled, return_inverse=True)
+    gaps = np.diff(distinct, prepend=-np.inf)
+    exact = np.cumsum(gaps > 1e-12 * np.abs(distinct))[place]
+    values = [_auc(part[:num_x], part[num_x:]) for part in (exact, rounded)]
+    if abs(values[0] - values[1]) > 1e-3:
+        raise ValueError(
+            f"x and y must differ by more than rounding: {rounded.dtype} would change their AUC "
+            f"from {values[0]:.4g} to {values[1]:.4g}. Subtract an offset, or enable float64."
+        )
+
+
+def _counted(u: np.ndarray, weight: Any) -> np.ndarray:
+    """The finite scores, of rows with weight if that is known."""
+    counts = np.isfinite(u)
+    if weight is not None and not isinstance(weight, Tracer) and np.shape(weight) == u.shape:
+        counts &= np.asarray(weight) > 0
+    return u[counts]
+
+
+def _auc(x: np.ndarray, y: np.ndarray) -> float:
+    """The share of pairs that are in order; equal ones count half."""
+    ordered = np.sort(y)
+    below, above = (np.searchsorted(ordered, x, side).mean() for side in ("left", "right"))
+    return float(below + above) / (2 * len(y))
 
 
 def _weights(name: str, weight: Numbers | None, scores: Array) -> Any:

@@ -77,8 +77,10 @@ def divergence_estimate(
     bound = _certificate(
         fit, generator, jnp.asarray([0.95, (1 + confidence_level) / 2], value.dtype)
     )
+    # A value of −∞, of a score that is, has no interval: the bound would hide that.
+    raised = (bound[0] > value) & jnp.isfinite(value)
     # Computed once: as part of two fusions it could be rounded differently in each.
-    value = jax.lax.optimization_barrier(jnp.where(bound[0] > value, bound[0], value))
+    value = jax.lax.optimization_barrier(jnp.where(raised, bound[0], value))
     lower = jnp.minimum(jnp.where(bound[1] > lower, bound[1], lower), value)
     upper = jnp.where(upper < value, value, upper)
 

@@ -144,6 +144,22 @@ class TestFromScores:
         assert math.isnan(float(fit.kl()))
         assert math.isnan(float(fit.js()))
         assert not bool(fit.diagnostics.finite)
+        # One term of the mean is −∞, which no certificate replaces.
+        x, y = true_scores(50, 50, shift=4.0)
+        x[3] = -np.inf
+        fit = ratio.from_scores(KEY, x, y, folds(50, 50))
+        assert float(fit.certified_kl()) > 0
+        for estimate in (fit.kl(), fit.js()):
+            assert float(estimate) == -math.inf
+            assert np.isnan(estimate.interval).all()
+        assert not bool(fit.diagnostics.finite)
+
+    def test_rounding_of_scores_without_an_order_is_accepted(self):
+        """A forest's votes summed in another order differ by float64's rounding, and are equal."""
+        x, y = (0.1 * np.round(10 * part) for part in true_scores(50, 50))
+        noisy = x * (1 + 2.0**-52), y
+        for pair in (noisy, (x + 20, y + 20), (np.full(50, np.inf), y), (np.full(50, np.nan), y)):
+            ratio.from_scores(KEY, *pair, folds(50, 50))
 
     def test_traced_scores(self):
         """Under jit, with folds that are known: the same numbers, and derivatives in scores."""
@@ -173,6 +189,11 @@ class TestFromScores:
             ({"folds": (np.arange(49), np.arange(50))}, r"folds must be two vectors.*\(50,\)"),
             ({"a": -np.ones(50)}, "a must"),
             ({"train_loss": np.ones(3)}, "train_loss must have shape"),
+            ({"train_loss": [0.5, -1e-3, 0.5, 0.5, 0.5]}, "train_loss must not be negative"),
+            (
+                {"x": 20 + 1e-7 * true_scores(50, 50)[0], "y": 20 + 1e-7 * true_scores(50, 50)[1]},
+                "float32 would change their AUC from 0.7",
+            ),
             ({"calibration": "isotonic"}, "calibration must be one of"),
             ({"groups": (np.arange(50) // 10, np.arange(50) // 10)}, "one fold each"),
             ({"key": 0}, "key must be"),
