@@ -13,8 +13,9 @@ distributions look closer, and is said in `notes`.
 - **Text that is numbers or dates** is read as such: see `divjax.tables.reading`.
 - **Numbers** stay what they are, less their pooled median (in float64, so that float32 keeps the
   digits that vary; integers that float64 would merge are centred as integers first). A missing or
-  infinite value becomes the median, 0, and a second column says so. Values within 1e-8 of the
-  column's usual range are the same: two files may round differently.
+  infinite value becomes the median, 0, and a second column says so. Values that differ by rounding
+  alone are the same, see `merge_rounded`: two files may round differently. A column of single
+  precision in one table is rounded to it in the other.
 - **Repeats**, where asked for: a number is joined by log(1 + how many other rows of both tables
   hold exactly its value). A smooth classifier cannot see a lattice; with it, it can.
 - **Numbers with few values** (at most `few_values` distinct ones, each ten times on average) are
@@ -56,6 +57,10 @@ __all__ = [
 ]
 
 MISSING, OTHER = "(missing)", "(other)"
+# A value and its roundings in two tables are at most so many neighbours.
+MOST_ROUNDED = 8
+# How far the others are, in units of the width of these.
+LEAST_APART = 1000
 
 
 class Encoded(NamedTuple):
@@ -208,11 +213,15 @@ def _encode_column(
     kind = known[0] if known else "empty"
     if kind in ("number", "date") and not categorical:
         values = np.concatenate(numbers_alike(p, q, kind))
+        notes += _precision_note(p, q, names)
         # Infinity has no place on a scale of finite numbers.
         infinite = np.isinf(values)
         if infinite.any():
             notes.append(f"{infinite.sum()} infinite values taken as missing")
-        values = merge_rounded(np.where(infinite, np.nan, values))
+        given = np.where(infinite, np.nan, values)
+        values = merge_rounded(given)
+        if count := len(np.unique(given)) - len(np.unique(values)):
+            notes.append(f"{count} numbers differ from others by rounding alone: taken as equal")
         # A few numbers that repeat are codes, whose order need not mean anything.
         few = few_distinct(pd.Series(values), few_values if kind == "number" else 1)
         if not few:
@@ -303,10 +312,15 @@ def _offset(p: Any, q: Any) -> int:
 
 
 def numbers_alike(p: Any, q: Any, kind: str) -> list[np.ndarray]:
-    """A column of two tables as float64, less the offset that both have."""
+    """A column of two tables as float64, less the offset that both have.
+
+    Numbers that one table holds in single or half precision are rounded to it in both.
+    """
     offset = _offset(p, q) if kind == "number" else 0
     if not offset:
-        return [_numbers(column, kind) for column in (p, q)]
+        pair = [_numbers(column, kind) for column in (p, q)]
+        coarsest = min(_precisions(p, q), key=lambda dtype: dtype.itemsize, default=None)
+        return pair if coarsest is None else [_rounded(values, coarsest) for values in pair]
     return [
         np.array([np.nan if pd.isna(value) else float(int(value) - offset) for value in column])
         for column in (p, q)
@@ -321,16 +335,58 @@ def _numbers(column: Any, kind: str) -> np.ndarray:
     return column.infer_objects().to_numpy(float, na_value=np.nan)
 
 
+def _precisions(p: Any, q: Any) -> list[np.dtype]:
+    """The types of those columns that hold less than double precision."""
+    types = [getattr(column.dtype, "numpy_dtype", column.dtype) for column in (p, q)]
+    return [
+        dtype
+        for dtype in types
+        if isinstance(dtype, np.dtype) and dtype.kind == "f" and dtype.itemsize < 8
+    ]
+
+
+def _precision_note(p: Any, q: Any, names: tuple[str, str]) -> list[str]:
+    """That one table's numbers were rounded, to the precision of the other."""
+    coarsest = min(_precisions(p, q), key=lambda dtype: dtype.itemsize, default=None)
+    own = [name for name, x in zip(names, (p, q), strict=True) if coarsest in _precisions(x, x)]
+    return [f"compared in {coarsest}, in which {own[0]} holds it"] if len(own) == 1 else []
+
+
+def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The values rounded, except for those out of the type's range."""
+    with np.errstate(over="ignore"):
+        rounded = values.astype(dtype).astype(float)
+    return np.where(np.isinf(rounded), values, rounded)
+
+
 def merge_rounded(values: np.ndarray) -> np.ndarray:
-    """Values that differ by rounding made equal, to the smallest of them."""
+    """Values that differ by rounding alone made equal, to the smallest of them.
+
+    Neighbours are, if they are within 1e-10 of their own size, as of ten digits against sixteen,
+    and within 1e-8 of the range of most values, lest an offset be taken for size. So are those
+    within float64's rounding of their own size, and those within that of the usual size around
+    zero, where sums have cancelled. A chain of more than a few such neighbours, or one that others
+    are not far from, is no rounding but a fine scale, and stays.
+    """
     finite = np.isfinite(values)
     if not finite.any():
         return values
     # Sorted, values that differ by rounding are neighbours.
     distinct, place = np.unique(values[finite], return_inverse=True)
-    # The range of most distinct values: one typing error must not make the others equal.
-    span = np.subtract(*np.quantile(distinct, [0.95, 0.05]))
-    first = np.diff(distinct, prepend=-np.inf) > 1e-8 * span
+    # Of most distinct values: one typing error must not make the others equal.
+    span, eps = np.subtract(*np.quantile(distinct, [0.95, 0.05])), np.finfo(float).eps
+    size = np.abs(distinct)
+    near = np.maximum(np.minimum(1e-10 * size, 1e-8 * span), 4 * eps * size)
+    gaps = np.diff(distinct, prepend=-np.inf)
+    first = gaps > near
+    if (size == 0).any():
+        first[np.flatnonzero(size <= eps * np.median(size))[1:]] = False
+    # Each chain's number of values, its width, and how far the next values are.
+    starts, chain = np.flatnonzero(first), np.cumsum(first) - 1
+    count = np.diff(starts, append=len(distinct))
+    width = distinct[starts + count - 1] - distinct[starts]
+    apart = np.minimum(gaps[starts], np.append(gaps[starts[1:]], np.inf))
+    first |= ((count > MOST_ROUNDED) | (apart < LEAST_APART * width))[chain]
     merged = values.copy()
     merged[finite] = distinct[first][np.cumsum(first) - 1][place]
     return merged

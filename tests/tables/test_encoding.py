@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from divjax import tables
 
@@ -200,8 +201,66 @@ def test_files_that_round_differently_agree():
     encoded = tables.encode(p, q, repeats=True)
     np.testing.assert_array_equal(encoded.p, encoded.q)
     np.testing.assert_allclose(np.expm1(encoded.p[:, 1]), 79)
+    merged = len({*p["x"], *q["x"]}) - 50
+    assert (
+        f"x: {merged} numbers differ from others by rounding alone: taken as equal" in encoded.notes
+    )
     apart = tables.encode(frame(x=[0.0, 1e-7, 1.0]), frame(x=[0.0, 1e-7, 1.0]), repeats=True)
     np.testing.assert_allclose(np.expm1(apart.p[:, 1]), 1)
+
+
+def heavy(rng, scale):
+    """Nine in ten are exponential of this scale, and one in ten is about 1e9."""
+    return np.where(
+        np.arange(400) % 10 == 0, 1e9 * (1 + rng.random(400)), scale * rng.exponential(size=400)
+    )
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        heavy,
+        lambda rng, scale: 1e9 + scale * rng.normal(size=400),
+        lambda rng, scale: scale * rng.normal(size=400) + 1e9 * (np.arange(400) % 2),
+        lambda rng, scale: 1e-12 * scale * rng.normal(size=400),
+        lambda rng, scale: np.exp(12 * scale * rng.normal(size=400)),
+    ],
+)
+def test_different_numbers_stay_apart_whatever_the_others_are(draw):
+    """No two of 800 draws are equal, and the distributions are told apart as far as before."""
+    rng = np.random.default_rng(0)
+    p, q = draw(rng, 1), draw(rng, 5)
+    encoded = tables.encode(frame(x=p), frame(x=q), repeats=True)
+    assert encoded.columns == ("x",)
+    assert not encoded.notes
+    distances = [
+        stats.ks_2samp(*pair).statistic for pair in ((p, q), (encoded.p[:, 0], encoded.q[:, 0]))
+    ]
+    assert distances[0] == pytest.approx(distances[1])
+
+
+EIGHTHS = np.repeat(np.arange(-9.0, 90.0) / 10, 8)
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "note"),
+    [
+        (EIGHTHS, EIGHTHS * 3 / 3, "differ from others by rounding alone: taken as equal"),
+        (EIGHTHS, EIGHTHS + 5e-17, "differ from others by rounding alone: taken as equal"),
+        (EIGHTHS.astype(np.float32), EIGHTHS, "x: compared in float32, in which p holds it"),
+        (EIGHTHS, EIGHTHS.astype(np.float16), "x: compared in float16, in which q holds it"),
+        (pd.array(EIGHTHS, "Float32"), EIGHTHS, "x: compared in float32, in which p holds it"),
+        (1e6 + EIGHTHS, (1e6 + EIGHTHS).astype(np.float32), "x: compared in float32"),
+        (np.arange(99).repeat(8), np.arange(99.0).repeat(8), ""),
+    ],
+)
+def test_copies_of_another_precision_are_equal(p, q, note):
+    encoded = tables.encode(frame(x=p), frame(x=q), repeats=True)
+    np.testing.assert_array_equal(encoded.p, encoded.q)
+    assert any(note in each for each in encoded.notes)
+    assert not tables.lattices(frame(x=p), frame(x=q))
+    codes = tables.values_alike(pd.Series(p), pd.Series(q))
+    np.testing.assert_array_equal(*codes)
 
 
 def test_repeated_rows_are_counted():
