@@ -6,17 +6,20 @@
 A column of text is read as numbers or dates where more than half of its values in each table are.
 Spreadsheets write `1,234.50`, `1.234,50`, `1 234`, `(12)`, `$5`, `45 %` and `31/12/2024`, and one
 cell among the numbers says `n.k.`. Which convention is meant is decided for each table by the one
-that reads most of its values; where several do, by the other table. What is not read is missing,
-and is said so. Where different words, or words and empty cells, stand among the numbers, a column
-`<name> (words)` keeps them apart, so that nothing that tells the tables apart gets lost; so does
-`<name> (currency)` for amounts in several currencies.
+that reads most of its values. Where several do, as of `1,234`, the table's other columns decide,
+then the size of the other table's numbers, then how that one is written, then what separates the
+fields of the files. What is not read is missing, and is said so. Where different words, or words
+and empty cells, stand among the numbers, a column `<name> (words)` keeps them apart, so that
+nothing that tells the tables apart gets lost; so does `<name> (currency)` for amounts in several
+currencies.
 
 Left as text: columns that one table declares categorical or boolean; codes with leading zeros or
-more digits than float64 holds;
-columns of few different numbers, if words are among them. Reading twice changes nothing.
+more digits than float64 holds; columns of few different numbers, if words are among them. Reading
+twice changes nothing.
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
@@ -61,11 +64,12 @@ def read_alike(
     """
     # The caller's frames stay as they are.
     p, q, notes = p.copy(), q.copy(), []
+    commas = [_decimal_commas(table, categorical) for table in (p, q)]
     for column in [column for column in p.columns if column in set(q.columns)]:
         pair = [table[column].infer_objects() for table in (p, q)]
         if column in categorical or not any(_is_text(part) for part in pair):
             continue
-        found = _choose(pair)
+        found = _choose(pair, commas)
         if found is None:
             continue
         new, said = _replace(str(column), pair, found, few_values, names)
@@ -120,7 +124,8 @@ class _Found(NamedTuple):
 def _number_pattern(decimal: str) -> re.Pattern[str]:
     group = re.escape("," if decimal == "." else ".")
     point = re.escape(decimal)
-    digits = rf"(?:\d{{1,3}}(?:[{group}{_SPACES}]\d{{2,3}})*[{group}{_SPACES}]\d{{3}}|\d+)"
+    # The first group has no leading zero: 0,512 is not a thousand of anything.
+    digits = rf"(?:[1-9]\d{{0,2}}(?:[{group}{_SPACES}]\d{{2,3}})*[{group}{_SPACES}]\d{{3}}|\d+)"
     body = rf"(?:{digits}(?:{point}\d*)?|{point}\d+)(?:[eE][+-]?\d+)?"
     currency = rf"(?:{_CURRENCY})"
     return re.compile(
@@ -192,7 +197,30 @@ def _is_text(column: Any) -> bool:
     return kind_of(column) == "text" and not isinstance(column.dtype, pd.CategoricalDtype)
 
 
-def _choose(pair: list[Any]) -> list[_Found | None] | None:
+def _decimal_commas(table: pd.DataFrame, categorical: Collection[str]) -> tuple[float, int]:
+    """The evidence that a table is written with decimal commas, negative for decimal points.
+
+    How many more texts can only be read with a comma than only with a point, as a share of those
+    that only one of them reads; and one for semicolons between fields, which stand there where
+    commas are taken.
+    """
+    decided = np.zeros(2)
+    for column in table.columns:
+        if column in categorical or not _is_text(table[column]):
+            continue
+        texts = _texts(table[column]).value_counts()
+        point, comma = (
+            pd.notna([value for value, _ in reading.read([str(text) for text in texts.index])])
+            for reading in _READINGS["number"]
+        )
+        # Prose in which a number stands here and there says nothing.
+        if texts[point | comma].sum() > texts.sum() / 2:
+            decided += [texts[point & ~comma].sum(), texts[comma & ~point].sum()]
+    share = (decided[1] - decided[0]) / max(1, decided.sum())
+    return float(share), int(table.attrs.get("delimiter") == ";")
+
+
+def _choose(pair: list[Any], commas: list[tuple[float, int]]) -> list[_Found | None] | None:
     """How each table's text is read, None for a typed column; None where text remains text."""
     # A table that is typed already decides what the other one's text can be.
     typed = {kind_of(part) for part in pair if not _is_text(part)} - {"empty"}
@@ -206,7 +234,7 @@ def _choose(pair: list[Any]) -> list[_Found | None] | None:
             continue
         if kind == "number" and any(_are_codes(count) for count in counts if count is not None):
             continue
-        found = _best(counts, readings)
+        found = _best(pair, counts, readings, commas if kind == "number" else [(0.0, 0)] * 2)
         if found is not None:
             return found
     return None
@@ -223,7 +251,10 @@ def _are_codes(counts: pd.Series) -> bool:
 
 
 def _best(
-    counts: list[pd.Series | None], readings: tuple[_Reading, ...]
+    pair: list[Any],
+    counts: list[pd.Series | None],
+    readings: tuple[_Reading, ...],
+    commas: list[tuple[float, int]],
 ) -> list[_Found | None] | None:
     """For each table the reading of most of its values; ties are decided by both tables."""
     # Each convention is tried on each distinct text of each table.
@@ -247,12 +278,41 @@ def _best(
         )
     chosen = []
     for table, count in enumerate(counts):
-        # The table's own share first, then that of both, then the order of the readings.
-        order = sorted(range(len(readings)), key=lambda k: (-shares[k][table], -sum(shares[k]), k))
+        # The table's own share first, then its other columns, then the other table: its size, how
+        # it is written, its other columns. Last come the delimiters and the order of the readings.
+        def evidence(k: int, table: int = table) -> tuple[float, ...]:
+            sign = 1 if readings[k].name.endswith("comma") else -1
+            own, other = commas[table], commas[1 - table]
+            return (
+                -shares[k][table],
+                -sign * own[0],
+                _distance(tried[k][table], pair[1 - table]),
+                -sum(shares[k]),
+                -sign * other[0],
+                -sign * (own[1] + other[1]),
+                k,
+            )
+
+        order = sorted(range(len(readings)), key=evidence)
         if count is not None and shares[order[0]][table] <= 0.5:
             return None
         chosen.append(tried[order[0]][table])
     return chosen
+
+
+def _distance(found: _Found | None, other: Any) -> float:
+    """By how many factors of e a table's usual size differs from that of the other's numbers."""
+    if found is None or found.reading.kind != "number" or kind_of(other) != "number":
+        return 0.0
+    sizes = [
+        np.abs(np.asarray(values, float))
+        for values in (list(found.values.values()), other.dropna().astype(float))
+    ]
+    sizes = [size[np.isfinite(size) & (size > 0)] for size in sizes]
+    if not all(map(len, sizes)):
+        return 0.0
+    medians = [float(np.median(size)) for size in sizes]
+    return abs(math.log(medians[0]) - math.log(medians[1]))
 
 
 def _replace(

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from divjax import tables
 from divjax.tables.reading import read_alike
 
 
@@ -46,11 +47,37 @@ def test_a_thousand_is_what_its_own_table_shows_it_to_be():
         (["1,234", "0,5"], ["1,234"], 1.234),
         (["1,234"], ["1,5", "2,75"], 1.234),
         (["1,234"], ["1,234"], 1234),
+        # No group of digits begins with a zero; a column that is typed says what is near it.
+        (["0,512", "1,234"], ["0,512"], 0.512),
+        (["-0,512"], [0.25, -1.0], -0.512),
+        (["0.512"], ["0.512"], 0.512),
+        (["1.234", "0.5"], ["0,5"], 1.234),
+        (["1,234", "2,345"], [1.5, 2.5], 1.234),
+        (["1,234", "2,345"], [1500.0, 2000.0], 1234),
+        (["1.234", "2.345"], [1500, 2000], 1234),
     ):
         p, q, _ = read(column, other)
         assert p["x"].iloc[0] == expected
         if other == ["1,234"]:
             assert q["x"].iloc[0] == expected
+
+
+def test_another_column_of_a_file_shows_how_its_numbers_are_written():
+    """Four decimals are no group of three digits."""
+    plain = pd.DataFrame({"x": ["1,234", "2,345"], "w": ["a", "b"]})
+    for other in (plain, plain.assign(x=["3,456", "4,567"])):
+        found = read_alike(plain.assign(w=["0,1234", "2,5"]), other.assign(w=["1", "2"]))
+        assert found.p["x"].tolist() == [1.234, 2.345]
+        assert found.q["x"].max() < 10
+
+
+def test_semicolons_between_fields_speak_for_decimal_commas(tmp_path):
+    (tmp_path / "p.csv").write_text("x;y\n1,234;a\n2,345;b\n")
+    (tmp_path / "q.csv").write_text('x,y\n"3,456",a\n"4,567",b\n')
+    p, q = (tables.read_table(tmp_path / f"{name}.csv")[0] for name in "pq")
+    assert read_alike(p, q).p["x"].tolist() == [1.234, 2.345]
+    assert read_alike(q, p).p["x"].tolist() == [3.456, 4.567]
+    assert read_alike(q, q).p["x"].tolist() == [3456, 4567]
 
 
 def test_the_tables_may_be_written_differently():
