@@ -15,6 +15,12 @@ __all__ = ["adjust_by_holm", "column_table", "is_number"]
 
 # Levels expected less often than this in a table are one level for the χ² test.
 LEAST_EXPECTED = 5
+# The largest product of two samples' sizes for which the law of their distance is exact.
+MOST_EXACT = 10**7
+# The columns have half of a level: larger p-values of χ² may stay approximate.
+LARGEST_LEVEL = 0.5
+# Permutations at most, and how many of them above χ² are enough.
+MOST_DRAWS, ENOUGH_ABOVE = 100_000, 20
 
 
 def is_number(encoded: Encoded, column: str) -> bool:
@@ -26,9 +32,10 @@ def column_table(rng: np.random.Generator, encoded: Encoded, level: float) -> pd
     """Each column's own divergence and whether it differs alone, the most different first.
 
     Numbers are compared by the Kolmogorov–Smirnov test, and so is how often they repeat: a lattice
-    in one table shows there. Levels of categories and missing values are compared by χ². The labels
-    of the rows are exchangeable if the tables have one distribution, whatever the pooled values, so
-    that counts over both tables may be tested like values.
+    in one table shows there. Levels of categories and missing values are compared by χ², two of
+    them by Fisher's exact test. No p-value that could be significant needs many rows to be right.
+    The labels of the rows are exchangeable if the tables have one distribution, whatever the pooled
+    values, so that counts over both tables may be tested like values.
 
     Args:
         rng: of the folds of the divergences.
@@ -127,31 +134,87 @@ def _p_values(encoded: Encoded, column: str) -> list[float]:
     return found
 
 
-def _kolmogorov_smirnov(p: np.ndarray, q: np.ndarray) -> float:
-    # By its limiting law: the exact one takes minutes for large samples of unequal sizes.
-    test: Any = stats.ks_2samp(p, q, method="asymp")
+def _kolmogorov_smirnov(x: np.ndarray, y: np.ndarray) -> float:
+    # The limiting law is wrong for few rows, and the exact one takes seconds for very many.
+    exact = len(x) * len(y) <= MOST_EXACT
+    test: Any = stats.ks_2samp(x, y, method="exact" if exact else "asymp")
     return float(test.pvalue)
 
 
-def _chi_squared(p: np.ndarray, q: np.ndarray) -> float:
+def _chi_squared(x: np.ndarray, y: np.ndarray) -> float:
     """Of codes from zero on; levels that are expected too rarely are one."""
     # A table of two rows of counts, the most frequent levels first.
-    size = 1 + max(p.max(), q.max())
-    counts = np.stack([np.bincount(part, minlength=size) for part in (p, q)]).astype(float)
+    size = 1 + max(x.max(), y.max())
+    counts = np.stack([np.bincount(part, minlength=size) for part in (x, y)])
     counts = counts[:, counts.sum(axis=0) > 0]
-    # The law of χ² is a limit for large counts, which rare levels do not have.
-    share = counts.sum(axis=1).min() / counts.sum()
-    counts = counts[:, np.argsort(-counts.sum(axis=0), kind="stable")]
-    rare = counts.sum(axis=0) * share < LEAST_EXPECTED
-    pooled = counts[:, ~rare]
-    if rare.any():
-        others = counts[:, rare].sum(axis=1, keepdims=True)
-        # Still too few: they join the rarest of the frequent levels.
-        if others.sum() * share < LEAST_EXPECTED and pooled.shape[1]:
-            pooled[:, -1:] += others
-        else:
-            pooled = np.concatenate([pooled, others], axis=1)
-    if pooled.shape[1] < 2:
+    if counts.shape[1] > 2:
+        counts = _join_rare(counts[:, np.argsort(-counts.sum(axis=0), kind="stable")])
+    if counts.shape[1] < 2:
         return 1.0
-    test: Any = stats.chi2_contingency(pooled)
+    if counts.shape[1] == 2:
+        return _fisher(counts)
+    test: Any = stats.chi2_contingency(counts)
+    # Its law is a limit for large counts, whose tail is too light in a table that is much the
+    # smaller one. Small p-values are made exact: no level of a test is above the others.
+    if test.pvalue > LARGEST_LEVEL:
+        return float(test.pvalue)
+    return _exact_p_value(counts, float(test.pvalue))
+
+
+def _join_rare(counts: np.ndarray) -> np.ndarray:
+    """Counts "2 levels", those of levels that are expected too rarely in either table added up."""
+    share = counts.sum(axis=1).min() / counts.sum()
+    rare = counts.sum(axis=0) * share < LEAST_EXPECTED
+    if not rare.any():
+        return counts
+    pooled, others = counts[:, ~rare], counts[:, rare].sum(axis=1, keepdims=True)
+    # Still too few: they join the rarest of the frequent levels.
+    if others.sum() * share < LEAST_EXPECTED and pooled.shape[1]:
+        pooled[:, -1:] += others
+        return pooled
+    return np.concatenate([pooled, others], axis=1)
+
+
+def _fisher(counts: np.ndarray) -> float:
+    test: Any = stats.fisher_exact(counts)
     return float(test.pvalue)
+
+
+def _exact_p_value(counts: np.ndarray, approximate: float) -> float:
+    """A p-value of counts "2 levels" that is valid for any number of rows.
+
+    The smaller one of two, by Bonferroni's inequality: that of permuted labels has nine tenths of
+    the level, but cannot be very small, and Fisher's of each level against all others has one.
+    """
+    # A larger value than the smaller one is valid, too, and takes less time.
+    if approximate > 0.01:
+        return min(1.0, _permutation_p_value(counts) / 0.9)
+    others = counts.sum(axis=1, keepdims=True) - counts
+    each = [_fisher(np.stack(pair, axis=1)) for pair in zip(counts.T, others.T, strict=True)]
+    by_levels = 10 * len(each) * min(each)
+    if by_levels < 1 / MOST_DRAWS:
+        return by_levels
+    return min(1.0, by_levels, _permutation_p_value(counts) / 0.9)
+
+
+def _permutation_p_value(counts: np.ndarray) -> float:
+    """That of χ² where labels are permuted, which ends with enough permutations above.
+
+    References:
+        Besag, Clifford 1991, Sequential Monte Carlo p-values.
+    """
+    # Given the levels of all rows, those of the first table are a draw without replacement. The
+    # same tables always get the same p-value.
+    rng, totals, size = np.random.default_rng(0), counts.sum(axis=0), int(counts[0].sum())
+    expected = totals * (size / totals.sum())
+    # With both margins given, χ² is in proportion to this.
+    distance = lambda own: ((own - expected) ** 2 / totals).sum(axis=-1)
+    least = distance(counts[0]) * (1 - 1e-9)
+    above = draws = 0
+    while draws < MOST_DRAWS:
+        drawn = rng.multivariate_hypergeometric(totals, size, size=1000)
+        places = np.flatnonzero(distance(drawn) >= least)
+        if above + len(places) >= ENOUGH_ABOVE:
+            return float(ENOUGH_ABOVE / (draws + places[ENOUGH_ABOVE - above - 1] + 1))
+        above, draws = above + len(places), draws + len(drawn)
+    return (above + 1) / (draws + 1)

@@ -1,9 +1,12 @@
 """The columns' own divergence, against closed forms and quadrature."""
 
+import itertools
+
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
+from divjax.tables.column_tests import _chi_squared, _kolmogorov_smirnov
 from divjax.tables.columns import frequencies_js, univariate_js
 
 
@@ -87,3 +90,75 @@ def test_univariate_js_of_two_normals_a_shift_apart():
     p, q = rng.normal(size=(2, 20_000, 1)) + np.array([0, 1.0])[:, None, None]
     value, error = univariate_js(rng, p, q)
     assert abs(value - truth) < 4 * error + 0.002  # bins lose a little
+
+
+def rates(p_values, weights=None):
+    """The probability of each p-value or a smaller one, where these are all that there are."""
+    levels, place = np.unique(np.round(p_values, 12), return_inverse=True)
+    shares = np.bincount(place, weights) / (len(place) if weights is None else np.sum(weights))
+    return levels, np.cumsum(shares)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (4, 4), (10, 2), (2, 10)])
+def test_numbers_of_few_rows_are_tested_exactly(sizes):
+    """Over all ways to divide the ranks, no p-value is undercut more often than it says."""
+    ranks = np.arange(float(sum(sizes)))
+    splits = [list(rows) for rows in itertools.combinations(range(len(ranks)), sizes[0])]
+    found = [_kolmogorov_smirnov(ranks[rows], np.delete(ranks, rows)) for rows in splits]
+    levels, shares = rates(found)
+    np.testing.assert_allclose(shares, levels)  # without ties the test is exact, too
+    extreme = 2 / len(splits)  # all of the one table below the other
+    assert levels[0] == pytest.approx(extreme)
+    # Equal values can only make it more cautious.
+    levels, shares = rates(
+        [_kolmogorov_smirnov(ranks[r] // 2, np.delete(ranks, r) // 2) for r in splits]
+    )
+    assert (shares <= levels + 1e-9).all()
+
+
+def test_numbers_of_twenty_rows_keep_the_level():
+    rng = np.random.default_rng(0)
+    first = rng.permuted(np.tile(np.arange(40) < 20, (20_000, 1)), axis=1)
+    distances = np.abs(np.cumsum(np.where(first, 1, -1), axis=1)).max(axis=1)
+    # A pair of each distance k/20: the second sample lies k places to the right.
+    p_values = np.array(
+        [
+            1.0,
+            *(_kolmogorov_smirnov(np.arange(20.0), np.arange(20) + k - 0.5) for k in range(1, 21)),
+        ]
+    )
+    for level in (0.001, 0.01, 0.05):
+        rate = np.mean(p_values[distances] <= level)
+        assert rate <= level + 3 * np.sqrt(level / 20_000)
+    assert p_values[20] == pytest.approx(2 / special.comb(40, 20))
+
+
+@pytest.mark.parametrize(
+    ("totals", "n"), [((3, 3), 3), ((6, 6), 10), ((40, 80_000), 20), ((500, 9500), 100)]
+)
+def test_two_levels_are_tested_exactly(totals, n):
+    """Given the pooled counts, those of the smaller table are hypergeometric."""
+    counts = np.arange(max(0, n - totals[1]), min(n, totals[0]) + 1)
+    weights = stats.hypergeom.pmf(counts, sum(totals), totals[0], n)
+    levels = lambda k: np.repeat([0, 1], k)
+    found = [
+        _chi_squared(levels([k, n - k]), levels([totals[0] - k, totals[1] - n + k])) for k in counts
+    ]
+    p_values, shares = rates(found, weights)
+    assert (shares <= p_values + 1e-9).all()
+    # It rejects where it can.
+    assert shares[0] == pytest.approx(p_values[0], abs=1e-9)
+
+
+def test_several_levels_in_a_small_table_keep_the_level():
+    """Thirty rows against three thousand: χ² alone calls more than 2 of 1000 different at .001."""
+    rng, totals = np.random.default_rng(0), np.array([530, 530, 1970])
+    counts = rng.multivariate_hypergeometric(totals, 30, size=6000)
+    counts, times = np.unique(counts, axis=0, return_counts=True)
+    of_q = [np.repeat(np.arange(3), totals - own) for own in counts]
+    found = np.array(
+        [_chi_squared(np.repeat(np.arange(3), own), q) for own, q in zip(counts, of_q, strict=True)]
+    )
+    for level in (0.001, 0.01, 0.05):
+        assert times[found <= level].sum() / 6000 <= level + 3 * np.sqrt(level / 6000)
+    assert _chi_squared(np.repeat([0, 1, 2], [20, 5, 5]), of_q[0]) < 1e-5
