@@ -28,7 +28,7 @@ distributions look closer, and is said in `notes`.
 - **Free text and identifiers**, where in both tables less than half of the rows have a value that
   another row of the table has too, are left out. Numbers that identify rows cannot be told from
   measurements: name them in `ignored`.
-- **Dates** are numbers of days.
+- **Dates** are numbers of days, durations seconds, complex numbers two columns.
 - **A number in one table and text in the other**: categories, with a note.
 - **Constant columns**: left out if the constant is the same in both, kept if it is not, or if only
   one of them is constant, for that is a difference.
@@ -331,7 +331,10 @@ def _numbers(column: Any, kind: str) -> np.ndarray:
     """Float64, a date as days since 1970; missing is nan."""
     if kind == "date":
         dates: Any = pd.to_datetime(column, format="ISO8601", utc=True)
-        return ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1)).to_numpy(float)
+        # In the dates' own unit: a difference of nanoseconds cannot be longer than 292 years.
+        times = dates.dt.tz_localize(None).to_numpy()
+        day = np.timedelta64(1, "D") / np.timedelta64(1, np.datetime_data(times.dtype)[0])
+        return np.where(np.isnat(times), np.nan, times.astype(np.int64) / day)
     return column.infer_objects().to_numpy(float, na_value=np.nan)
 
 
@@ -396,7 +399,8 @@ def _levels(column: Any) -> Any:
     """Values as text; the same for 1, 1.0 and true, so that two tables' codes agree."""
 
     def text(value):
-        if isinstance(value, (bool, int, float, np.bool_, np.number)) and np.isfinite(value):
+        real = (bool, int, float, np.bool_, np.integer, np.floating)
+        if isinstance(value, real) and np.isfinite(value):
             return str(int(value)) if float(value).is_integer() else str(float(value))
         return str(value).strip()
 

@@ -13,6 +13,9 @@ and empty cells, stand among the numbers, a column `<name> (words)` keeps them a
 nothing that tells the tables apart gets lost; so does `<name> (currency)` for amounts in several
 currencies.
 
+Durations, periods, complex numbers and booleans are made comparable too, see
+`divjax.tables.column_types`.
+
 Left as text: columns that one table declares categorical or boolean; codes with leading zeros or
 more digits than float64 holds; columns of few different numbers, if words are among them. Reading
 twice changes nothing.
@@ -27,6 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from pandas.api import types as dtypes
+
+from divjax.tables.column_types import comparable_types
 
 __all__ = ["Read", "few_distinct", "kind_of", "read_alike"]
 
@@ -58,7 +63,7 @@ def read_alike(
     Args:
         p: one table.
         q: the other.
-        categorical: columns that are left alone.
+        categorical: columns whose text is left alone.
         few_values: a column of so few different numbers keeps the words among them.
         names: of the tables, in notes.
     """
@@ -66,21 +71,29 @@ def read_alike(
     p, q, notes = p.copy(), q.copy(), []
     commas = [_decimal_commas(table, categorical) for table in (p, q)]
     for column in [column for column in p.columns if column in set(q.columns)]:
-        pair = [table[column].infer_objects() for table in (p, q)]
+        pair, companions, said = comparable_types(p[column], q[column], names)
+        if said:
+            notes += [f"{column}: {note}" for note in said]
+            _assign(p, q, column, {"": pair, **companions})
         if column in categorical or not any(_is_text(part) for part in pair):
             continue
         found = _choose(pair, commas)
         if found is None:
             continue
         new, said = _replace(str(column), pair, found, few_values, names)
-        for suffix, columns in new.items():
-            # A companion never takes the place of a column that is there already.
-            name = f"{column}{suffix}" if suffix else column
-            while suffix and (name in p or name in q):
-                name = f"{name}*"
-            p[name], q[name] = columns
+        _assign(p, q, column, new)
         notes += [f"{column}: {note}" for note in said]
     return Read(p, q, tuple(notes))
+
+
+def _assign(p: pd.DataFrame, q: pd.DataFrame, column: Any, new: dict[str, list[Any]]) -> None:
+    """Set a column of both tables, and its companions by the suffixes of their names."""
+    for suffix, columns in new.items():
+        # A companion never takes the place of a column that is there already.
+        name = f"{column}{suffix}" if suffix else column
+        while suffix and (name in p or name in q):
+            name = f"{name}*"
+        p[name], q[name] = columns
 
 
 def few_distinct(column: Any, few_values: int = 20) -> bool:
@@ -93,7 +106,7 @@ def kind_of(column: Any) -> str:
     column = column.infer_objects()
     if column.isna().all():
         return "empty"
-    if dtypes.is_numeric_dtype(column):
+    if dtypes.is_numeric_dtype(column) and not dtypes.is_complex_dtype(column):
         return "number"
     return "date" if dtypes.is_datetime64_any_dtype(column) else "text"
 
@@ -160,7 +173,8 @@ def _read_dates(texts: list[str], formats: tuple[str, ...]) -> list[tuple[Any, s
     # The first format that reads a text decides; the formats of one reading do not overlap.
     series = pd.Series(texts, dtype=object)
     series = series.where(series.str.len() >= len("1/1/2024"))
-    read = pd.Series(pd.NaT, index=series.index, dtype="datetime64[ns, UTC]")
+    # Nanoseconds end in the year 2262, and “until further notice” is often written 9999-12-31.
+    read = pd.Series(pd.NaT, index=series.index, dtype="datetime64[us, UTC]")
     for written in formats:
         parsed = pd.to_datetime(series, format=written, errors="coerce", utc=True)
         read = read.fillna(parsed.astype(read.dtype))

@@ -1,5 +1,6 @@
 """The encoding of two tables, column by column, against matrices made by hand."""
 
+import datetime
 import math
 
 import numpy as np
@@ -292,6 +293,79 @@ def test_a_typing_error_does_not_make_other_values_equal():
     encoded = tables.encode(frame(x=typed), frame(x=values))
     assert len(np.unique(encoded.p)) == 100
     assert tables.values_alike(pd.Series(typed), pd.Series(values))[0].max() == 100
+
+
+FAR = ["2020-01-01", "9999-12-31", "0001-01-01", None]
+
+
+@pytest.mark.parametrize(
+    "dates",
+    [
+        FAR,
+        ["01/01/2020", "31/12/9999", "01/01/0001", None],
+        np.array(FAR, "datetime64[us]"),
+        np.array(FAR, "datetime64[s]"),
+        [None if text is None else datetime.datetime.fromisoformat(text) for text in FAR],
+        [None if text is None else datetime.date.fromisoformat(text) for text in FAR],
+    ],
+)
+def test_dates_far_away_are_days_too(dates):
+    """Python's calendar counts the days, of years that nanoseconds cannot reach."""
+    days = [datetime.date.fromisoformat(text).toordinal() for text in FAR[:3]]
+    for other in (dates, FAR, np.array(["2020-01-01"] * 4, "datetime64[ns]")):
+        encoded = tables.encode(frame(x=dates), frame(x=other))
+        assert encoded.columns == ("x", "x (missing)")
+        first = encoded.p[:, 0]
+        np.testing.assert_allclose(first[:3] - first[0], np.array(days) - days[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "same", "step", "note"),
+    [
+        (pd.to_timedelta([1, 2, None], unit="h"), pd.to_timedelta([60, 120, None], unit="min"),
+         3600, "durations, compared in seconds"),
+        (pd.PeriodIndex(["2020-01", "2020-02", None], freq="M"),
+         ["2020-01-01", "2020-02-01", None], 31,
+         "periods, compared by the dates that they start at"),
+        ([1 + 2j, 3 - 4j, None], [1 + 2j, 3 - 4j, None], 2,
+         "complex, compared by real and imaginary parts"),
+    ],
+)  # fmt: skip
+def test_durations_periods_and_complex_numbers_are_compared(values, same, step, note):
+    encoded = tables.encode(frame(x=values), frame(x=same))
+    assert not encoded.left_out
+    np.testing.assert_array_equal(encoded.p, encoded.q)
+    assert encoded.p[1, 0] - encoded.p[0, 0] == step
+    assert f"x: {note}" in encoded.notes
+
+
+def test_imaginary_parts_are_a_column():
+    encoded = tables.encode(frame(x=[1 + 2j, 3 - 4j]), frame(x=[1, 2]))
+    np.testing.assert_array_equal(encoded.p, [[-0.5, 2], [1.5, -4]])  # the medians are 1.5 and 0
+    np.testing.assert_array_equal(encoded.q, [[-0.5, 0], [0.5, 0]])
+    assert encoded.columns == ("x", "x (imaginary)")
+    beside_text = tables.encode(frame(x=[1 + 2j, 1 + 3j] * 20), frame(x=["1", "2"] * 20))
+    assert set(beside_text.columns) == {"x=(1+3j)", "x=1", "x=2"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["True", "False", None] * 20,
+        [" TRUE", "FALSE", None] * 20,
+        pd.Categorical(["true", "false", None] * 20),
+        pd.array([True, False, None] * 20, "boolean"),
+    ],
+)
+def test_truth_values_are_the_same_in_any_spelling(other):
+    for own in ([True, False, None] * 20, [True, False, True] * 20, ["true", "false", None] * 20):
+        for options in ({}, {"categorical": ("x",)}):
+            encoded = tables.encode(frame(x=own), frame(x=other), **options)
+            assert not any(
+                "never occur" in note and "missing" not in note for note in encoded.notes
+            )
+            codes = tables.values_alike(*(table["x"] for table in encoded.tables))
+            np.testing.assert_array_equal(codes[0][:2], codes[1][:2])
 
 
 def test_values_are_alike_in_whatever_type_they_come():

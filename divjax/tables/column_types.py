@@ -1,0 +1,80 @@
+"""Columns of durations, periods, complex numbers and booleans in types that can be compared.
+
+The same way in two tables, and said in notes. Text that is numbers or dates is that of
+`divjax.tables.reading`.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api import types as dtypes
+
+__all__ = ["comparable_types"]
+
+
+def comparable_types(
+    x: Any, y: Any, names: tuple[str, str]
+) -> tuple[list[Any], dict[str, list[Any]], list[str]]:
+    """A column of two tables, further columns by the suffixes of their names, and notes.
+
+    Durations become seconds, periods the dates that they start at, and complex numbers their real
+    parts, with the imaginary ones as a column of their own. The texts true and false become
+    booleans where the other table has these, or another spelling.
+
+    Args:
+        x: the column of one table.
+        y: that of the other.
+        names: of the tables, in notes.
+    """
+    pair, companions, notes = [x.infer_objects(), y.infer_objects()], {}, []
+    if any(map(dtypes.is_timedelta64_dtype, pair)):
+        notes.append("durations, compared in seconds")
+        pair = [
+            part.dt.total_seconds() if dtypes.is_timedelta64_dtype(part) else part for part in pair
+        ]
+    if any(isinstance(part.dtype, pd.PeriodDtype) for part in pair):
+        notes.append("periods, compared by the dates that they start at")
+        pair = [
+            part.dt.to_timestamp() if isinstance(part.dtype, pd.PeriodDtype) else part
+            for part in pair
+        ]
+    # Complex numbers beside text have nothing in common with it but what they look like.
+    numbers = all(dtypes.is_numeric_dtype(part) or part.isna().all() for part in pair)
+    if numbers and any(map(dtypes.is_complex_dtype, pair)):
+        notes.append("complex, compared by real and imaginary parts")
+        given = [part.to_numpy(complex, na_value=complex(np.nan, np.nan)) for part in pair]
+        pair = [pd.Series(z.real, part.index) for z, part in zip(given, pair, strict=True)]
+        companions[" (imaginary)"] = [
+            pd.Series(z.imag, part.index) for z, part in zip(given, pair, strict=True)
+        ]
+    return _booleans_alike(pair, names, notes), companions, notes
+
+
+def _booleans_alike(pair: list[Any], names: tuple[str, str], notes: list[str]) -> list[Any]:
+    """Truth values in one type where one table writes them as text; notes are added to."""
+    words = [_truth_values(part) for part in pair]
+    if any(word is None for word in words):
+        return pair
+    # One spelling of text in both tables is the same in both.
+    spelled = {text for word in words for text in word or ()}
+    if len(spelled) <= 2 and all(isinstance(text, str) for text in spelled):
+        return pair
+    for word, name in zip(words, names, strict=True):
+        if any(isinstance(text, str) for text in word or ()):
+            notes.append(f"text read as booleans in {name}")
+    return [
+        part.astype(object).map(word).astype("boolean")
+        for part, word in zip(pair, words, strict=True)
+    ]
+
+
+def _truth_values(column: Any) -> dict[Any, bool] | None:
+    """The truth value of each value of a column, None if one has none."""
+    found = {}
+    for value in column.dropna().unique():
+        text = str(value).strip().lower()
+        if not isinstance(value, (str, bool, np.bool_)) or text not in ("true", "false"):
+            return None
+        found[value] = text == "true"
+    return found
