@@ -333,7 +333,8 @@ def _numbers(column: Any, kind: str) -> np.ndarray:
         dates: Any = pd.to_datetime(column, format="ISO8601", utc=True)
         # In the dates' own unit: a difference of nanoseconds cannot be longer than 292 years.
         times = dates.dt.tz_localize(None).to_numpy()
-        day = np.timedelta64(1, "D") / np.timedelta64(1, np.datetime_data(times.dtype)[0])
+        unit: Any = np.datetime_data(times.dtype)[0]
+        day = np.timedelta64(1, "D") / np.timedelta64(1, unit)
         return np.where(np.isnat(times), np.nan, times.astype(np.int64) / day)
     return column.infer_objects().to_numpy(float, na_value=np.nan)
 
