@@ -124,7 +124,7 @@ def compare(
         own = tables.encode(*pair, categorical=codes, repeats=repeats, names=names)
         # Among fewer rows, more columns look like identifiers or are constant.
         left_out |= {name: f"{why} among the rows drawn" for name, why in own.left_out.items()}
-        fit = estimator.fit(fit_key, jnp.asarray(own.p), jnp.asarray(own.q))
+        fit = estimator.fit(fit_key, jnp.asarray(own.x), jnp.asarray(own.y))
         measured.append(measurements(jax.random.fold_in(fit_key, 1), fit))
         scores.append((fit.log_ratio_p, fit.log_ratio_q))
     univariate = []
@@ -134,9 +134,9 @@ def compare(
             levels = tables.values_alike(*(table[column] for table in typed))
             univariate.append(frequencies_js(rng, *levels))
         else:
-            univariate.append(univariate_js(rng, encoded.p[:, group], encoded.q[:, group]))
+            univariate.append(univariate_js(rng, encoded.x[:, group], encoded.y[:, group]))
     on_lattice = [lattices.get(column, apart.get(column)) for column in encoded.groups]
-    shares = [(lat.share_p, lat.share_q) if lat else (np.nan, np.nan) for lat in on_lattice]
+    shares = [(lat.share_x, lat.share_y) if lat else (np.nan, np.nan) for lat in on_lattice]
     return {
         "views": np.array(VIEWS[: len(pairs)]),
         **{name: np.stack([np.asarray(m[name]) for m in measured]) for name in measured[0]},

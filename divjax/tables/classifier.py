@@ -26,15 +26,15 @@ class Features(NamedTuple):
     """Two tables as a classifier of trees takes them.
 
     Attributes:
-        p: the rows of one table, "n d": numbers with gaps as NaN, how often numbers repeat, and
+        x: the rows of one table, "n d": numbers with gaps as NaN, how often numbers repeat, and
             categories as codes.
-        q: the rows of the other, "m d".
+        y: the rows of the other, "m d".
         groups: which features each original column has.
         categories: the features that are codes.
     """
 
-    p: np.ndarray
-    q: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
     groups: dict[str, list[int]]
     categories: list[int]
 
@@ -61,7 +61,7 @@ def tree_features(encoded: Encoded) -> Features:
             features.append(np.where(block.any(axis=1), 1 + block.argmax(axis=1), 0).astype(float))
             categories.append(start)
         groups[column] = list(range(start, len(features)))
-    rows, num_p = np.stack(features, axis=1), len(encoded.p)
+    rows, num_p = np.stack(features, axis=1), len(encoded.x)
     return Features(rows[:num_p], rows[num_p:], groups, categories)
 
 
@@ -108,8 +108,8 @@ def score_halves(
     # Both tables are split in halves at random, so that both halves have rows of both.
     seed = np.asarray(jax.random.key_data(key)).ravel()
     rng = np.random.default_rng(seed)
-    rows = np.concatenate([features.p, features.q])
-    of_p = np.arange(len(rows)) < len(features.p)
+    rows = np.concatenate([features.x, features.y])
+    of_p = np.arange(len(rows)) < len(features.x)
     half = np.empty(len(rows), int)
     for table in (of_p, ~of_p):
         half[table] = rng.permutation(np.arange(table.sum()) % 2)
@@ -165,7 +165,7 @@ def _averages(columns: list[str], losses: np.ndarray) -> tuple[dict[str, float],
 
 
 def _auc(scores: np.ndarray, of_p: np.ndarray) -> float:
-    """The probability that a row of p has the larger score; ties count half."""
+    """The probability that a row of the first table has the larger score; ties count half."""
     num_p, num_q = of_p.sum(), (~of_p).sum()
     ranks = rankdata(scores)[of_p].sum()
     return float((ranks - num_p * (num_p + 1) / 2) / (num_p * num_q))

@@ -94,16 +94,16 @@ class _Test(NamedTuple):
 def _own_js(rng: np.random.Generator, encoded: Encoded, column: str) -> tuple[float, float]:
     """The divergence of a column's values, or of how often they repeat if that is larger."""
     # No fold is empty, in the smallest tables either.
-    num_folds = min(5, len(encoded.p), len(encoded.q))
+    num_folds = min(5, len(encoded.x), len(encoded.y))
     if not is_number(encoded, column):
-        p, q = encoded.tables
+        x, y = encoded.tables
         # A category by all of its levels, of which the encoding merges the rarest.
-        return frequencies_js(rng, *values_alike(p[column], q[column]), num_folds=num_folds)
+        return frequencies_js(rng, *values_alike(x[column], y[column]), num_folds=num_folds)
     values, repeats = _values_and_repeats(encoded, column)
     measure = functools.partial(univariate_js, rng, num_folds=num_folds)
-    found = [measure(encoded.p[:, values], encoded.q[:, values])]
+    found = [measure(encoded.x[:, values], encoded.y[:, values])]
     if repeats:
-        found.append(measure(encoded.p[:, repeats], encoded.q[:, repeats]))
+        found.append(measure(encoded.x[:, repeats], encoded.y[:, repeats]))
     return max(found)
 
 
@@ -119,9 +119,9 @@ def _values_and_repeats(encoded: Encoded, column: str) -> tuple[list[int], list[
 def _p_values(encoded: Encoded, column: str) -> list[float]:
     """Of all tests of one column; values that are all missing are not tested."""
     if not is_number(encoded, column):
-        p, q = (table[column] for table in encoded.tables)
-        found = [_chi_squared(*values_alike(p, q))]
-        missing = [part.isna().to_numpy(int) for part in (p, q)]
+        x, y = (table[column] for table in encoded.tables)
+        found = [_chi_squared(*values_alike(x, y))]
+        missing = [part.isna().to_numpy(int) for part in (x, y)]
     else:
         at, repeats = _values_and_repeats(encoded, column)
         missing = [rows[:, at].T[1:].sum(axis=0).astype(int) for rows in encoded[:2]]

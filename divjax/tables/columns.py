@@ -7,8 +7,8 @@ __all__ = ["frequencies_js", "univariate_js"]
 
 def univariate_js(
     rng: np.random.Generator,
-    p: np.ndarray,
-    q: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
     num_bins: int = 32,
     num_folds: int = 5,
 ) -> tuple[float, float]:
@@ -20,15 +20,15 @@ def univariate_js(
 
     Args:
         rng: of the folds.
-        p: the encoded columns of one original column, "n k".
-        q: the same of the other table, "m k".
+        x: the encoded columns of one original column, "n k".
+        y: the same of the other table, "m k".
         num_bins: of a number, at most, besides values that repeat.
         num_folds: of the cross-fitting.
     """
     # More bins have less bias, and more variance; the cube root of the rows balances them.
-    num_bins = max(2, min(num_bins, round(2 * min(len(p), len(q)) ** (1 / 3))))
+    num_bins = max(2, min(num_bins, round(2 * min(len(x), len(y)) ** (1 / 3))))
     bins = []
-    for column in np.concatenate([p, q]).T:
+    for column in np.concatenate([x, y]).T:
         distinct, counts = np.unique(column, return_counts=True)
         # A few values are bins of their own.
         if len(distinct) <= num_bins:
@@ -43,11 +43,11 @@ def univariate_js(
         )
     # A number and its indicator of gaps are one column: cells of their bins are compared.
     _, codes = np.unique(np.stack(bins, axis=1), axis=0, return_inverse=True)
-    return frequencies_js(rng, codes[: len(p)], codes[len(p) :], num_folds)
+    return frequencies_js(rng, codes[: len(x)], codes[len(x) :], num_folds)
 
 
 def frequencies_js(
-    rng: np.random.Generator, p: np.ndarray, q: np.ndarray, num_folds: int = 5
+    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, num_folds: int = 5
 ) -> tuple[float, float]:
     """JS in bits between integers of two samples, and its standard error.
 
@@ -58,12 +58,12 @@ def frequencies_js(
 
     Args:
         rng: of the folds.
-        p: integers from zero on, "n".
-        q: the same of the other sample, "m".
+        x: integers from zero on, "n".
+        y: the same of the other sample, "m".
         num_folds: of the cross-fitting.
     """
     # Half a row for each level keeps the logarithm of its share finite.
-    codes = (p, q)
+    codes = (x, y)
     size = max(part.max() for part in codes) + 1
     folds = [rng.permutation(len(part)) % num_folds for part in codes]
     terms, gaps = [np.empty(len(part)) for part in codes], []

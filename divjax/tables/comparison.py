@@ -186,7 +186,7 @@ def compare_tables(
         encoded = encode_pair(drawn, [name for name in as_category if name in whole.groups])
         notes += said
         left_out |= {name: f"{why} among the rows drawn" for name, why in encoded.left_out.items()}
-    num_rows = (len(encoded.p), len(encoded.q))
+    num_rows = (len(encoded.x), len(encoded.y))
     # Half of the level is for the columns by themselves, half for the classifier.
     columns = column_table(np.random.default_rng(seed), encoded, level / 2)
     shared: dict[str, Any] = {
@@ -223,7 +223,7 @@ def _classify(
     features = tree_features(encoded)
     trees = PairedTrees(features.categories, seed, quick)
     with progress_bar(progress, 3, "step") as bar:
-        fit = SklearnRatio(trees, NUM_FOLDS).fit(jax.random.fold_in(key, 0), features.p, features.q)
+        fit = SklearnRatio(trees, NUM_FOLDS).fit(jax.random.fold_in(key, 0), features.x, features.y)
         bar.update(1)
         js, kl, auc, certified_js = _estimates(fit)
         numbers = {
@@ -322,7 +322,7 @@ def _as_numbers(
         return pair, []
     read = read_alike(*(table[list(columns)] for table in pair), few_values=1, names=names)
     notes, made = list(read.notes), []
-    for table, own, name in zip(pair, (read.p, read.q), names, strict=True):
+    for table, own, name in zip(pair, (read.x, read.y), names, strict=True):
         own = own.copy()
         for column in columns:
             if kind_of(own[column]) != "date":
@@ -338,7 +338,7 @@ def _as_numbers(
 def _repeated_apart(pair: tuple[Any, Any], names: tuple[str, str]) -> list[str]:
     """Notes of values that repeat in one table alone, as numbers do that are rounded there."""
     return [
-        f"{found.column}: {found.share_p:.1%} of the rows of {names[0]} and {found.share_q:.1%} of "
+        f"{found.column}: {found.share_x:.1%} of the rows of {names[0]} and {found.share_y:.1%} of "
         f"{names[1]} have a value that repeats in {found.of}"
         for found in (*lattices(*pair, names=names), *own_levels(*pair, names=names))
     ]

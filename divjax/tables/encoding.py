@@ -1,7 +1,7 @@
 """Two tables as two matrices: one encoding of mixed columns, the same for both.
 
     encoded = encode(real, synthetic)
-    encoded.p, encoded.q, encoded.columns, encoded.groups, encoded.notes
+    encoded.x, encoded.y, encoded.columns, encoded.groups, encoded.notes
 
 The encoding looks at the pooled rows and never at which table a row is of, so it cannot make equal
 distributions differ; swapping the tables swaps the matrices. Nor can it lift a classifier's
@@ -66,8 +66,8 @@ LEAST_APART = 1000
 class Encoded(NamedTuple):
     """Two tables as matrices of the same columns."""
 
-    p: np.ndarray  # "n d", float64
-    q: np.ndarray  # "m d"
+    x: np.ndarray  # "n d", float64
+    y: np.ndarray  # "m d"
     columns: tuple[str, ...]  # a name an encoded column
     groups: dict[str, slice]  # the encoded columns of each original one
     notes: tuple[str, ...]  # what was merged, left out or noticed
@@ -76,8 +76,8 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    p: pd.DataFrame,
-    q: pd.DataFrame,
+    x: pd.DataFrame,
+    y: pd.DataFrame,
     *,
     categorical: Collection[str] = (),
     numerical: Collection[str] = (),
@@ -86,13 +86,13 @@ def encode(
     num_buckets: int = 32,
     few_values: int = 20,
     repeats: bool = False,
-    names: tuple[str, str] = ("p", "q"),
+    names: tuple[str, str] = ("x", "y"),
 ) -> Encoded:
     """Encode two tables alike; how is said at the head of this file.
 
     Args:
-        p: one table.
-        q: the other; its columns may be in another order.
+        x: one table.
+        y: the other; its columns may be in another order.
         categorical: columns of numbers that are categories though they have many values.
         numerical: columns of numbers that stay numbers though they have few values.
         ignored: columns that are not compared, such as identifiers; rows are told apart by them.
@@ -107,22 +107,22 @@ def encode(
             common, or none is left.
     """
     # What cannot be compared is said before anything is read.
-    for table, name in zip((p, q), names, strict=True):
+    for table, name in zip((x, y), names, strict=True):
         if len(table) < 2:
             raise ValueError(f"{name} must hold at least two rows; got {len(table)}.")
         if not table.columns.is_unique:
             twice = table.columns[table.columns.duplicated()].tolist()
             raise ValueError(f"{name} must name its columns uniquely; got twice: {twice}.")
-    common = [column for column in p.columns if column in set(q.columns)]
+    common = [column for column in x.columns if column in set(y.columns)]
     if not common:
-        shown = " and ".join(str(list(map(str, table.columns[:5]))) for table in (p, q))
+        shown = " and ".join(str(list(map(str, table.columns[:5]))) for table in (x, y))
         raise ValueError(f"{names[0]} and {names[1]} must have a column in common; got {shown}.")
     if unknown := sorted(set(categorical) - set(common)):
         raise ValueError(f"categorical must name columns of both tables; got {unknown}.")
     # Columns of one table alone are named: a headline is not about them.
     left_out = {
         str(column): f"only in {name}"
-        for table, name in zip((p, q), names, strict=True)
+        for table, name in zip((x, y), names, strict=True)
         for column in table.columns
         if column not in common
     }
@@ -132,18 +132,18 @@ def encode(
         if (alone := [column for column, why in left_out.items() if why == f"only in {name}"])
     ]
     # Text that holds numbers or dates is read in both tables at once, in the same way.
-    tables: list[Any] = [p[common], q[common]]
+    tables: list[Any] = [x[common], y[common]]
     read = read_alike(*tables, categorical=categorical, few_values=few_values, names=names)
     notes += read.notes
-    # Each column becomes one block of numbers over the pooled rows, those of p first.
+    # Each column becomes one block of numbers over the pooled rows, those of x first.
     blocks, columns, groups = [], [], {}
-    for column in read.p.columns:
+    for column in read.x.columns:
         if column in ignored:
             left_out[str(column)] = "as asked"
             continue
         block, labels, said, dropped = _encode_column(
-            read.p[column],
-            read.q[column],
+            read.x[column],
+            read.y[column],
             column in categorical,
             max_levels,
             num_buckets,
@@ -162,33 +162,33 @@ def encode(
     if not blocks:
         raise ValueError("no column is left to compare: " + "; ".join(notes) + ".")
     pooled = np.concatenate(blocks, axis=1)
-    encoded = pooled[: len(p)], pooled[len(p) :]
-    compared: list[Any] = [table.rename(columns=str)[list(groups)] for table in (read.p, read.q)]
-    notes += _repetitions(read.p, read.q, names)
+    encoded = pooled[: len(x)], pooled[len(x) :]
+    compared: list[Any] = [table.rename(columns=str)[list(groups)] for table in (read.x, read.y)]
+    notes += _repetitions(read.x, read.y, names)
     return Encoded(
         *encoded, tuple(columns), groups, tuple(notes), left_out, (compared[0], compared[1])
     )
 
 
-def values_alike(p: Any, q: Any) -> tuple[np.ndarray, np.ndarray]:
+def values_alike(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     """A column of two tables as integers that are equal where the values are.
 
     Numbers that differ by rounding are equal, and so are 1, 1.0 and the text 1.
     """
     # Numbers and dates are compared as numbers, up to rounding; everything else as text.
-    kinds = {kind_of(column) for column in (p, q)} - {"empty"}
+    kinds = {kind_of(column) for column in (x, y)} - {"empty"}
     if kinds and kinds <= {"number", "date"} and len(kinds) == 1:
-        values = merge_rounded(np.concatenate(numbers_alike(p, q, *kinds)))
+        values = merge_rounded(np.concatenate(numbers_alike(x, y, *kinds)))
         _, codes = np.unique(values, return_inverse=True)
     else:
-        levels: Any = pd.concat([_levels(p), _levels(q)], ignore_index=True)
+        levels: Any = pd.concat([_levels(x), _levels(y)], ignore_index=True)
         codes = pd.factorize(levels)[0]
-    return codes[: len(p)], codes[len(p) :]
+    return codes[: len(x)], codes[len(x) :]
 
 
 def _encode_column(
-    p: Any,
-    q: Any,
+    x: Any,
+    y: Any,
     categorical: bool,
     max_levels: int,
     num_buckets: int,
@@ -198,9 +198,9 @@ def _encode_column(
 ) -> tuple[np.ndarray, list[str], list[str], str]:
     """The encoded columns of one of the tables', their labels, notes, and why it is left out."""
     # A column that is empty in one table is of the kind that it is in the other.
-    kinds = [kind_of(column) for column in (p, q)]
+    kinds = [kind_of(column) for column in (x, y)]
     known = [kind for kind in kinds if kind != "empty"]
-    absent_shares = [column.isna().mean() for column in (p, q)]
+    absent_shares = [column.isna().mean() for column in (x, y)]
     notes = []
     # How much is missing is a finding by itself.
     if any(absent_shares):
@@ -212,8 +212,8 @@ def _encode_column(
         categorical = True
     kind = known[0] if known else "empty"
     if kind in ("number", "date") and not categorical:
-        values = np.concatenate(numbers_alike(p, q, kind))
-        notes += _precision_note(p, q, names)
+        values = np.concatenate(numbers_alike(x, y, kind))
+        notes += _precision_note(x, y, names)
         # Infinity has no place on a scale of finite numbers.
         infinite = np.isinf(values)
         if infinite.any():
@@ -227,13 +227,13 @@ def _encode_column(
         if not few:
             return *_encode_numbers(values, repeats), notes, ""
         count = len(np.unique(values[~np.isnan(values)]))
-        if count > 2 and not any(dtypes.is_bool_dtype(column) for column in (p, q)):
+        if count > 2 and not any(dtypes.is_bool_dtype(column) for column in (x, y)):
             notes.append(f"{count} different numbers: compared as categories")
         # Values that differ by rounding are one level, too.
-        if not _offset(p, q):
-            p, q = pd.Series(values[: len(p)]), pd.Series(values[len(p) :])
-    levels = pd.concat([_levels(p), _levels(q)], ignore_index=True)
-    block, labels, said, dropped = _encode_levels(levels, len(p), max_levels, num_buckets, names)
+        if not _offset(x, y):
+            x, y = pd.Series(values[: len(x)]), pd.Series(values[len(x) :])
+    levels = pd.concat([_levels(x), _levels(y)], ignore_index=True)
+    block, labels, said, dropped = _encode_levels(levels, len(x), max_levels, num_buckets, names)
     return block, labels, notes + said, dropped
 
 
@@ -256,7 +256,7 @@ def _encode_numbers(values: np.ndarray, repeats: bool) -> tuple[np.ndarray, list
 def _encode_levels(
     levels: Any, n: int, max_levels: int, num_buckets: int, names: tuple[str, str]
 ) -> tuple[np.ndarray, list[str], list[str], str]:
-    """Indicators of pooled levels, the first n rows being those of p."""
+    """Indicators of pooled levels, the first n rows being those of x."""
     parts, nothing = (levels[:n], levels[n:]), np.empty((len(levels), 0))
     # Each table weighs the same, whatever its size; ties are decided by name.
     counts = [part.value_counts() for part in parts]
@@ -299,11 +299,11 @@ def _encode_levels(
     return block, [f"={level}" for level in kept[1:]], notes, ""
 
 
-def _offset(p: Any, q: Any) -> int:
+def _offset(x: Any, y: Any) -> int:
     """What is taken from a column of two tables, lest float64 merge different integers."""
     # Only integers can be too large for float64 and yet differ by one.
     ends = []
-    for column in (p, q):
+    for column in (x, y):
         if not dtypes.is_integer_dtype(column):
             return 0
         known = column.dropna()
@@ -311,19 +311,19 @@ def _offset(p: Any, q: Any) -> int:
     return min(ends) if max(map(abs, ends), default=0) > 2**53 else 0
 
 
-def numbers_alike(p: Any, q: Any, kind: str) -> list[np.ndarray]:
+def numbers_alike(x: Any, y: Any, kind: str) -> list[np.ndarray]:
     """A column of two tables as float64, less the offset that both have.
 
     Numbers that one table holds in single or half precision are rounded to it in both.
     """
-    offset = _offset(p, q) if kind == "number" else 0
+    offset = _offset(x, y) if kind == "number" else 0
     if not offset:
-        pair = [_numbers(column, kind) for column in (p, q)]
-        coarsest = min(_precisions(p, q), key=lambda dtype: dtype.itemsize, default=None)
+        pair = [_numbers(column, kind) for column in (x, y)]
+        coarsest = min(_precisions(x, y), key=lambda dtype: dtype.itemsize, default=None)
         return pair if coarsest is None else [_rounded(values, coarsest) for values in pair]
     return [
         np.array([np.nan if pd.isna(value) else float(int(value) - offset) for value in column])
-        for column in (p, q)
+        for column in (x, y)
     ]
 
 
@@ -339,9 +339,9 @@ def _numbers(column: Any, kind: str) -> np.ndarray:
     return column.infer_objects().to_numpy(float, na_value=np.nan)
 
 
-def _precisions(p: Any, q: Any) -> list[np.dtype]:
+def _precisions(x: Any, y: Any) -> list[np.dtype]:
     """The types of those columns that hold less than double precision."""
-    types = [getattr(column.dtype, "numpy_dtype", column.dtype) for column in (p, q)]
+    types = [getattr(column.dtype, "numpy_dtype", column.dtype) for column in (x, y)]
     return [
         dtype
         for dtype in types
@@ -349,10 +349,14 @@ def _precisions(p: Any, q: Any) -> list[np.dtype]:
     ]
 
 
-def _precision_note(p: Any, q: Any, names: tuple[str, str]) -> list[str]:
+def _precision_note(x: Any, y: Any, names: tuple[str, str]) -> list[str]:
     """That one table's numbers were rounded, to the precision of the other."""
-    coarsest = min(_precisions(p, q), key=lambda dtype: dtype.itemsize, default=None)
-    own = [name for name, x in zip(names, (p, q), strict=True) if coarsest in _precisions(x, x)]
+    coarsest = min(_precisions(x, y), key=lambda dtype: dtype.itemsize, default=None)
+    own = [
+        name
+        for name, column in zip(names, (x, y), strict=True)
+        if coarsest in _precisions(column, column)
+    ]
     return [f"compared in {coarsest}, in which {own[0]} holds it"] if len(own) == 1 else []
 
 
@@ -415,18 +419,18 @@ def equal_counts(values: np.ndarray, among: np.ndarray) -> np.ndarray:
     return np.searchsorted(ordered, values, "right") - np.searchsorted(ordered, values, "left")
 
 
-def _repetitions(p: pd.DataFrame, q: pd.DataFrame, names: tuple[str, str]) -> list[str]:
+def _repetitions(x: pd.DataFrame, y: pd.DataFrame, names: tuple[str, str]) -> list[str]:
     """Notes of rows that repeat in all columns, within a table and from one to the other."""
-    codes = [values_alike(p[column], q[column]) for column in p.columns]
+    codes = [values_alike(x[column], y[column]) for column in x.columns]
     rows = [
         [row.tobytes() for row in np.stack(table, axis=1)] for table in zip(*codes, strict=True)
     ]
     notes = []
-    for x, name in zip(rows, names, strict=True):
-        if repeated := len(x) - len(set(x)):
-            notes.append(f"{repeated} of the {len(x)} rows of {name} repeat an earlier one")
+    for own, name in zip(rows, names, strict=True):
+        if repeated := len(own) - len(set(own)):
+            notes.append(f"{repeated} of the {len(own)} rows of {name} repeat an earlier one")
     if copied := sum(map(set(rows[0]).__contains__, rows[1])):
-        # A row of p, too, is as likely to be found among the others of p.
+        # A row of x, too, is as likely to be found among the others of x.
         counts = Counter(rows[0])
         expected = (
             len(rows[1]) * sum(count for count in counts.values() if count > 1) / len(rows[0])

@@ -26,23 +26,23 @@ class Lattice(NamedTuple):
 
     column: str
     of: str
-    share_p: float
-    share_q: float
+    share_x: float
+    share_y: float
     js_bits: float
 
 
 def lattices(
-    p: pd.DataFrame,
-    q: pd.DataFrame,
+    x: pd.DataFrame,
+    y: pd.DataFrame,
     *,
     least_js_bits: float = 0.05,
-    names: tuple[str, str] = ("p", "q"),
+    names: tuple[str, str] = ("x", "y"),
 ) -> list[Lattice]:
     """Columns of numbers that a lattice alone tells apart: smooth classifiers cannot see it.
 
     Args:
-        p: one table.
-        q: the other.
+        x: one table.
+        y: the other.
         least_js_bits: columns with a smaller bound are not returned.
         names: of the tables.
 
@@ -50,42 +50,42 @@ def lattices(
         `divjax.fdiv.inequalities.js_bounds_from_tv`, for what a total variation implies.
     """
     found = []
-    for name in [name for name in p.columns if name in set(q.columns)]:
+    for name in [name for name in x.columns if name in set(y.columns)]:
         # Only numbers lie on a lattice; levels of categories are compared by themselves.
-        columns: tuple[Any, Any] = p[name], q[name]
+        columns: tuple[Any, Any] = x[name], y[name]
         if {kind_of(column) for column in columns} != {"number"}:
             continue
         # Values that two files round differently are the same value.
         pooled = merge_rounded(np.concatenate(numbers_alike(*columns, "number")))
-        values = [x[np.isfinite(x)] for x in np.split(pooled, [len(columns[0])])]
-        if not all(len(x) for x in values):
+        values = [part[np.isfinite(part)] for part in np.split(pooled, [len(columns[0])])]
+        if not all(map(len, values)):
             continue
         found.append(_repeated_apart(str(name), values, names))
     return [lattice for lattice in found if lattice.js_bits >= least_js_bits]
 
 
 def own_levels(
-    p: pd.DataFrame,
-    q: pd.DataFrame,
+    x: pd.DataFrame,
+    y: pd.DataFrame,
     *,
     max_levels: int = 32,
     least_js_bits: float = 0.05,
-    names: tuple[str, str] = ("p", "q"),
+    names: tuple[str, str] = ("x", "y"),
 ) -> list[Lattice]:
     """Columns of so many levels that indicators share them, and that the tables do not share.
 
     Args:
-        p: one table.
-        q: the other.
+        x: one table.
+        y: the other.
         max_levels: of an encoded category; columns with more are looked at.
         least_js_bits: columns with a smaller bound are not returned.
         names: of the tables.
     """
     found = []
-    for name in [name for name in p.columns if name in set(q.columns)]:
+    for name in [name for name in x.columns if name in set(y.columns)]:
         # Where indicators stand for single levels, the classifier sees them.
-        if "text" in {kind_of(p[name]), kind_of(q[name])}:
-            codes = values_alike(p[name], q[name])
+        if "text" in {kind_of(x[name]), kind_of(y[name])}:
+            codes = values_alike(x[name], y[name])
             if len(np.unique(np.concatenate(codes))) > max_levels:
                 found.append(_repeated_apart(str(name), list(codes), names))
     return [lattice for lattice in found if lattice.js_bits >= least_js_bits]
@@ -98,10 +98,10 @@ def _repeated_apart(column: str, values: list[np.ndarray], names: tuple[str, str
     for own in (0, 1):
         # A row is among those of its own table, and must find another one there.
         shares = [
-            float(np.mean(equal_counts(x, values[own]) > int(k == own)))
-            for k, x in enumerate(values)
+            float(np.mean(equal_counts(part, values[own]) > int(k == own)))
+            for k, part in enumerate(values)
         ]
-        variances = [s * (1 - s) / len(x) for s, x in zip(shares, values, strict=True)]
+        variances = [s * (1 - s) / len(part) for s, part in zip(shares, values, strict=True)]
         # Less its sampling error: a bound, and no estimate.
         least_tv = max(0.0, abs(shares[0] - shares[1]) - 1.960 * math.sqrt(sum(variances)))
         js_bits = float(js_bounds_from_tv(least_tv).lower) / math.log(2)
@@ -111,7 +111,7 @@ def _repeated_apart(column: str, values: list[np.ndarray], names: tuple[str, str
 
 
 def dequantize(
-    rng: np.random.Generator, p: pd.DataFrame, q: pd.DataFrame, columns: Sequence[str]
+    rng: np.random.Generator, x: pd.DataFrame, y: pd.DataFrame, columns: Sequence[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Blur columns of both tables by the same uniform noise, as wide as the lattice's usual step.
 
@@ -119,13 +119,13 @@ def dequantize(
     make them more alike. The step is the larger of the two tables' median gaps between neighbouring
     distinct values.
     """
-    p, q = p.copy(), q.copy()
+    x, y = x.copy(), y.copy()
     for name in columns:
         # Integers that float64 would merge are blurred less their common offset.
-        values = numbers_alike(p[name], q[name], "number")
+        values = numbers_alike(x[name], y[name], "number")
         # Noise as wide as a step fills the gaps of the lattice, and moves nothing by more.
         distinct = [np.unique(own[~np.isnan(own)]) for own in values]
         step = max(np.median(np.diff(own)) for own in distinct if len(own) > 1)
-        for table, own in zip((p, q), values, strict=True):
+        for table, own in zip((x, y), values, strict=True):
             table[name] = own + step * rng.uniform(-0.5, 0.5, len(table))
-    return p, q
+    return x, y

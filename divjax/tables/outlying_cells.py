@@ -10,12 +10,12 @@ __all__ = ["far_cells"]
 
 
 def far_cells(
-    p: pd.DataFrame,
-    q: pd.DataFrame,
+    x: pd.DataFrame,
+    y: pd.DataFrame,
     *,
     deviations: float = 20.0,
     most: float = 0.001,
-    names: tuple[str, str] = ("p", "q"),
+    names: tuple[str, str] = ("x", "y"),
 ) -> list[str]:
     """Notes of numbers that are far from the bulk of both tables, by row and column.
 
@@ -24,29 +24,29 @@ def far_cells(
     scale, and nothing is said. Values this far that are no rarity are the distribution's tail.
 
     Args:
-        p: one table, as read.
-        q: the other.
+        x: one table, as read.
+        y: the other.
         deviations: how far is far.
         most: the share of a table's rows that may be far; one always may.
         names: of the tables.
 
     Example:
         >>> import numpy as np, pandas as pd
-        >>> p, q = (pd.DataFrame({"age": np.linspace(20, 60, 50)}) for _ in range(2))
-        >>> q.loc[7, "age"] = 4e6
-        >>> far_cells(p, q)
-        ['age: row 7 of q (counted from 0) holds 4e+06, far from all others']
+        >>> x, y = (pd.DataFrame({"age": np.linspace(20, 60, 50)}) for _ in range(2))
+        >>> y.loc[7, "age"] = 4e6
+        >>> far_cells(x, y)
+        ['age: row 7 of y (counted from 0) holds 4e+06, far from all others']
     """
     notes = []
-    for column in [column for column in p.columns if column in set(q.columns)]:
-        if {kind_of(table[column]) for table in (p, q)} != {"number"}:
+    for column in [column for column in x.columns if column in set(y.columns)]:
+        if {kind_of(table[column]) for table in (x, y)} != {"number"}:
             continue
         # As numbers in float64, less an offset that both have.
-        pair = numbers_alike(p[column], q[column], "number")
+        pair = numbers_alike(x[column], y[column], "number")
         scales = [_median_and_deviation(values) for values in pair]
         if any(deviation == 0 for _, deviation in scales):
             continue
-        for table, values, name in zip((p, q), pair, names, strict=True):
+        for table, values, name in zip((x, y), pair, names, strict=True):
             # Far from both tables: a cell far from one alone may be the difference between them.
             away = np.isfinite(values)
             for median, deviation in scales:

@@ -1,7 +1,7 @@
 """Text that is numbers or dates, read as such: the same way in two tables.
 
     read = read_alike(real, synthetic)
-    read.p, read.q, read.notes
+    read.x, read.y, read.notes
 
 A column of text is read as numbers or dates where more than half of its values in each table are.
 Spreadsheets write `1,234.50`, `1.234,50`, `1 234`, `(12)`, `$5`, `45 %` and `31/12/2024`, and one
@@ -45,55 +45,55 @@ _SPACES = " '’\u00a0\u202f"
 class Read(NamedTuple):
     """Two tables whose columns of numbers and dates are typed."""
 
-    p: pd.DataFrame
-    q: pd.DataFrame
+    x: pd.DataFrame
+    y: pd.DataFrame
     notes: tuple[str, ...]  # how columns were read, and what could not be
 
 
 def read_alike(
-    p: pd.DataFrame,
-    q: pd.DataFrame,
+    x: pd.DataFrame,
+    y: pd.DataFrame,
     *,
     categorical: Collection[str] = (),
     few_values: int = 20,
-    names: tuple[str, str] = ("p", "q"),
+    names: tuple[str, str] = ("x", "y"),
 ) -> Read:
     """Read the columns that two tables share; the others stay as they are.
 
     Args:
-        p: one table.
-        q: the other.
+        x: one table.
+        y: the other.
         categorical: columns whose text is left alone.
         few_values: a column of so few different numbers keeps the words among them.
         names: of the tables, in notes.
     """
     # The caller's frames stay as they are.
-    p, q, notes = p.copy(), q.copy(), []
-    commas = [_decimal_commas(table, categorical) for table in (p, q)]
-    for column in [column for column in p.columns if column in set(q.columns)]:
-        pair, companions, said = comparable_types(p[column], q[column], names)
+    x, y, notes = x.copy(), y.copy(), []
+    commas = [_decimal_commas(table, categorical) for table in (x, y)]
+    for column in [column for column in x.columns if column in set(y.columns)]:
+        pair, companions, said = comparable_types(x[column], y[column], names)
         if said:
             notes += [f"{column}: {note}" for note in said]
-            _assign(p, q, column, {"": pair, **companions})
+            _assign(x, y, column, {"": pair, **companions})
         if column in categorical or not any(_is_text(part) for part in pair):
             continue
         found = _choose(pair, commas)
         if found is None:
             continue
         new, said = _replace(str(column), pair, found, few_values, names)
-        _assign(p, q, column, new)
+        _assign(x, y, column, new)
         notes += [f"{column}: {note}" for note in said]
-    return Read(p, q, tuple(notes))
+    return Read(x, y, tuple(notes))
 
 
-def _assign(p: pd.DataFrame, q: pd.DataFrame, column: Any, new: dict[str, list[Any]]) -> None:
+def _assign(x: pd.DataFrame, y: pd.DataFrame, column: Any, new: dict[str, list[Any]]) -> None:
     """Set a column of both tables, and its companions by the suffixes of their names."""
     for suffix, columns in new.items():
         # A companion never takes the place of a column that is there already.
         name = f"{column}{suffix}" if suffix else column
-        while suffix and (name in p or name in q):
+        while suffix and (name in x or name in y):
             name = f"{name}*"
-        p[name], q[name] = columns
+        x[name], y[name] = columns
 
 
 def few_distinct(column: Any, few_values: int = 20) -> bool:

@@ -23,9 +23,9 @@ def test_numbers_are_centred_and_missing_ones_are_said_to_be():
     p, q = frame(x=[1.0, 2.0, np.nan]), frame(x=[4.0, np.inf, 10.0])
     encoded = tables.encode(p, q)
     assert encoded.columns == ("x", "x (missing)")
-    np.testing.assert_array_equal(encoded.p, [[-2, 0], [-1, 0], [0, 1]])  # the median is 3
-    np.testing.assert_array_equal(encoded.q, [[1, 0], [0, 1], [7, 0]])
-    assert "x: missing: 33.3% of p, 0.0% of q" in encoded.notes
+    np.testing.assert_array_equal(encoded.x, [[-2, 0], [-1, 0], [0, 1]])  # the median is 3
+    np.testing.assert_array_equal(encoded.y, [[1, 0], [0, 1], [7, 0]])
+    assert "x: missing: 33.3% of x, 0.0% of y" in encoded.notes
     assert "x: 1 infinite values taken as missing" in encoded.notes
 
 
@@ -33,19 +33,19 @@ def test_large_numbers_keep_the_digits_that_vary():
     offset = 1.7e9  # float32 tells no neighbours apart here
     p, q = frame(x=offset + np.arange(5.0)), frame(x=offset + np.arange(5.0, 10.0))
     encoded = tables.encode(p, q)
-    np.testing.assert_array_equal(encoded.p[:, 0].astype(np.float32), np.arange(5) - 4.5)
+    np.testing.assert_array_equal(encoded.x[:, 0].astype(np.float32), np.arange(5) - 4.5)
 
 
 def test_categories_are_indicators_of_all_levels_but_the_most_frequent():
-    """`c` never occurs in p: a column that is zero there. Missing is a level."""
+    """`c` never occurs in x: a column that is zero there. Missing is a level."""
     p, q = frame(x=["a", "a", "b", None]), frame(x=["a", "c", "c", "b"])
     encoded = tables.encode(p, q)
     assert encoded.columns == ("x=b", "x=c", "x=(missing)")
-    np.testing.assert_array_equal(encoded.p, [[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 1]])
-    np.testing.assert_array_equal(encoded.q, [[0, 0, 0], [0, 1, 0], [0, 1, 0], [1, 0, 0]])
-    assert "x: 1 levels never occur in p: c" in encoded.notes
-    assert "x: 1 levels never occur in q: (missing)" in encoded.notes
-    assert "x: missing: 25.0% of p, 0.0% of q" in encoded.notes
+    np.testing.assert_array_equal(encoded.x, [[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(encoded.y, [[0, 0, 0], [0, 1, 0], [0, 1, 0], [1, 0, 0]])
+    assert "x: 1 levels never occur in x: c" in encoded.notes
+    assert "x: 1 levels never occur in y: (missing)" in encoded.notes
+    assert "x: missing: 25.0% of x, 0.0% of y" in encoded.notes
 
 
 def test_each_table_weighs_the_same_where_levels_are_ordered():
@@ -58,7 +58,7 @@ def test_few_distinct_numbers_are_categories():
     p, q = frame(x=repeated([0, 1, 2])), frame(x=repeated([0.0, 1.0, 1.0]))
     encoded = tables.encode(p, q)
     assert encoded.columns == ("x=0", "x=2")  # 1 is the most frequent
-    np.testing.assert_array_equal(encoded.p[[0, 20, 40]], [[1, 0], [0, 0], [0, 1]])
+    np.testing.assert_array_equal(encoded.x[[0, 20, 40]], [[1, 0], [0, 0], [0, 1]])
     assert tables.encode(p, q, few_values=2).columns == ("x",)
     with_fraction = tables.encode(p, frame(x=repeated([0.0, 0.5, 1.0])))
     assert with_fraction.columns == ("x=1", "x=0.5", "x=2")
@@ -79,7 +79,7 @@ def test_the_rarest_levels_share_indicators():
     values = repeated(["a"], 5) + repeated(["b"], 4) + ["c", "c", "d"]
     encoded = tables.encode(frame(x=values), frame(x=values), max_levels=3, num_buckets=1)
     assert encoded.columns == ("x=b", "x=(other) 0")
-    np.testing.assert_array_equal(encoded.p.sum(axis=0), [4, 3])
+    np.testing.assert_array_equal(encoded.x.sum(axis=0), [4, 3])
     assert "x: the 2 rarest of 4 levels (25.0% of the rows) share 1 indicators" in encoded.notes
 
 
@@ -116,12 +116,12 @@ def test_many_levels_are_all_compared():
     encoded = tables.encode(p, q)
     assert list(encoded.groups) == ["x"]
     assert not encoded.left_out
-    assert encoded.p.shape == (1500, 31 + 32 - 1)
-    assert (encoded.p.sum(axis=1) <= 1).all()
+    assert encoded.x.shape == (1500, 31 + 32 - 1)
+    assert (encoded.x.sum(axis=1) <= 1).all()
     (found,) = tables.own_levels(p, q)
     repeated = pd.Series(codes[0]).duplicated(keep=False).mean()
-    assert (found.column, min(found.share_p, found.share_q)) == ("x", 0)
-    assert max(found.share_p, found.share_q) >= repeated > 0.95
+    assert (found.column, min(found.share_x, found.share_y)) == ("x", 0)
+    assert max(found.share_x, found.share_y) >= repeated > 0.95
     assert found.js_bits > 0.8
     same = frame(x=[f"u{c}" for c in rng.integers(400, size=1500)])
     assert not tables.own_levels(p, same)
@@ -133,9 +133,9 @@ def test_constant_columns_are_dropped_only_if_they_agree():
     q = frame(same=[7, 7, 7], other=[2, 2, 2], one=["a", "a", "b"], empty=[None] * 3)
     encoded = tables.encode(p, q)
     assert encoded.groups == {"other": slice(0, 1), "one": slice(1, 2)}
-    np.testing.assert_array_equal(encoded.p[:, 0], [-0.5] * 3)
-    np.testing.assert_array_equal(encoded.q[:, 0], [0.5] * 3)
-    np.testing.assert_array_equal(encoded.q[:, 1], [0, 0, 1])
+    np.testing.assert_array_equal(encoded.x[:, 0], [-0.5] * 3)
+    np.testing.assert_array_equal(encoded.y[:, 0], [0.5] * 3)
+    np.testing.assert_array_equal(encoded.y[:, 1], [0, 0, 1])
     assert "same: constant (7), dropped" in encoded.notes
     assert encoded.left_out == {"same": "constant (7)", "empty": "constant ((missing))"}
     assert "empty: constant ((missing)), dropped" in encoded.notes
@@ -144,8 +144,8 @@ def test_constant_columns_are_dropped_only_if_they_agree():
 def test_a_column_missing_altogether_in_one_table_is_a_difference():
     encoded = tables.encode(frame(x=[None, None, None]), frame(x=[1.0, 2.0, 3.0]))
     assert encoded.columns == ("x", "x (missing)")
-    np.testing.assert_array_equal(encoded.p, [[0, 1]] * 3)
-    np.testing.assert_array_equal(encoded.q, [[-1, 0], [0, 0], [1, 0]])
+    np.testing.assert_array_equal(encoded.x, [[0, 1]] * 3)
+    np.testing.assert_array_equal(encoded.y, [[-1, 0], [0, 0], [1, 0]])
 
 
 def test_common_columns_are_compared_and_the_others_named():
@@ -153,7 +153,7 @@ def test_common_columns_are_compared_and_the_others_named():
     q = frame(a=[5.0, 6.0], b=[7.0, 9.0], only_q=[0, 0])
     encoded = tables.encode(p, q, names=("real", "made"))
     assert encoded.columns == ("b", "a")
-    np.testing.assert_array_equal(encoded.q, [[2.5, 0.5], [4.5, 1.5]])  # medians 4.5 and 4.5
+    np.testing.assert_array_equal(encoded.y, [[2.5, 0.5], [4.5, 1.5]])  # medians 4.5 and 4.5
     assert "only in real, not compared: only_p" in encoded.notes
     assert "only in made, not compared: only_q" in encoded.notes
     with pytest.raises(ValueError, match="must have a column in common"):
@@ -164,8 +164,8 @@ def test_numbers_against_text_are_categories():
     p, q = frame(x=repeated([1.0, 2.0], 3)), frame(x=repeated(["1", "two"], 3))
     encoded = tables.encode(p, q)
     assert encoded.columns == ("x=2", "x=two")  # 1 in both
-    np.testing.assert_array_equal(encoded.p, [[0, 0]] * 3 + [[1, 0]] * 3)
-    assert "x: number in p, text in q: compared as categories" in encoded.notes
+    np.testing.assert_array_equal(encoded.x, [[0, 0]] * 3 + [[1, 0]] * 3)
+    assert "x: number in x, text in y: compared as categories" in encoded.notes
 
 
 def test_dates_are_days():
@@ -173,8 +173,8 @@ def test_dates_are_days():
     expected = [[-2.0], [0.0], [4.0]]
     for column in (days, pd.to_datetime(days), [day.replace("-", "") for day in days]):
         encoded = tables.encode(frame(x=days), frame(x=column))
-        np.testing.assert_array_equal(encoded.p, expected)
-        np.testing.assert_array_equal(encoded.q, expected)
+        np.testing.assert_array_equal(encoded.x, expected)
+        np.testing.assert_array_equal(encoded.y, expected)
 
 
 def test_codes_mean_the_same_in_whatever_type_they_come():
@@ -182,15 +182,15 @@ def test_codes_mean_the_same_in_whatever_type_they_come():
     for column in (["1", "2", "2", "1", "2"], pd.Categorical([1.0, 2.0, 2.0, 1.0, 2.0])):
         encoded = tables.encode(p, frame(x=column))
         assert encoded.columns == ("x=1",)
-        np.testing.assert_array_equal(encoded.p, encoded.q)
+        np.testing.assert_array_equal(encoded.x, encoded.y)
 
 
 def test_repeats_of_a_number_are_counted_over_both_tables():
     p, q = frame(x=[1.0, 1.0, 2.0, np.nan], y=[1.0, 2, 3, 4]), frame(x=[1.0, 3.0, 4.0], y=[5, 6, 7])
     encoded = tables.encode(p, q, repeats=True)
     assert encoded.columns == ("x", "x (missing)", "x (repeats)", "y")  # none in y
-    np.testing.assert_allclose(np.expm1(encoded.p[:, 2]), [2, 2, 0, 0])
-    np.testing.assert_allclose(np.expm1(encoded.q[:, 2]), [2, 0, 0])
+    np.testing.assert_allclose(np.expm1(encoded.x[:, 2]), [2, 2, 0, 0])
+    np.testing.assert_allclose(np.expm1(encoded.y[:, 2]), [2, 0, 0])
 
 
 def test_files_that_round_differently_agree():
@@ -200,14 +200,14 @@ def test_files_that_round_differently_agree():
     assert (p["x"] != q["x"]).mean() > 0.5
     assert not tables.lattices(p, q)
     encoded = tables.encode(p, q, repeats=True)
-    np.testing.assert_array_equal(encoded.p, encoded.q)
-    np.testing.assert_allclose(np.expm1(encoded.p[:, 1]), 79)
+    np.testing.assert_array_equal(encoded.x, encoded.y)
+    np.testing.assert_allclose(np.expm1(encoded.x[:, 1]), 79)
     merged = len({*p["x"], *q["x"]}) - 50
     assert (
         f"x: {merged} numbers differ from others by rounding alone: taken as equal" in encoded.notes
     )
     apart = tables.encode(frame(x=[0.0, 1e-7, 1.0]), frame(x=[0.0, 1e-7, 1.0]), repeats=True)
-    np.testing.assert_allclose(np.expm1(apart.p[:, 1]), 1)
+    np.testing.assert_allclose(np.expm1(apart.x[:, 1]), 1)
 
 
 def heavy(rng, scale):
@@ -235,7 +235,7 @@ def test_different_numbers_stay_apart_whatever_the_others_are(draw):
     assert encoded.columns == ("x",)
     assert not encoded.notes
     distances = [
-        stats.ks_2samp(*pair).statistic for pair in ((p, q), (encoded.p[:, 0], encoded.q[:, 0]))
+        stats.ks_2samp(*pair).statistic for pair in ((p, q), (encoded.x[:, 0], encoded.y[:, 0]))
     ]
     assert distances[0] == pytest.approx(distances[1])
 
@@ -248,16 +248,16 @@ EIGHTHS = np.repeat(np.arange(-9.0, 90.0) / 10, 8)
     [
         (EIGHTHS, EIGHTHS * 3 / 3, "differ from others by rounding alone: taken as equal"),
         (EIGHTHS, EIGHTHS + 5e-17, "differ from others by rounding alone: taken as equal"),
-        (EIGHTHS.astype(np.float32), EIGHTHS, "x: compared in float32, in which p holds it"),
-        (EIGHTHS, EIGHTHS.astype(np.float16), "x: compared in float16, in which q holds it"),
-        (pd.array(EIGHTHS, "Float32"), EIGHTHS, "x: compared in float32, in which p holds it"),
+        (EIGHTHS.astype(np.float32), EIGHTHS, "x: compared in float32, in which x holds it"),
+        (EIGHTHS, EIGHTHS.astype(np.float16), "x: compared in float16, in which y holds it"),
+        (pd.array(EIGHTHS, "Float32"), EIGHTHS, "x: compared in float32, in which x holds it"),
         (1e6 + EIGHTHS, (1e6 + EIGHTHS).astype(np.float32), "x: compared in float32"),
         (np.arange(99).repeat(8), np.arange(99.0).repeat(8), ""),
     ],
 )
 def test_copies_of_another_precision_are_equal(p, q, note):
     encoded = tables.encode(frame(x=p), frame(x=q), repeats=True)
-    np.testing.assert_array_equal(encoded.p, encoded.q)
+    np.testing.assert_array_equal(encoded.x, encoded.y)
     assert any(note in each for each in encoded.notes)
     assert not tables.lattices(frame(x=p), frame(x=q))
     codes = tables.values_alike(pd.Series(p), pd.Series(q))
@@ -267,9 +267,9 @@ def test_copies_of_another_precision_are_equal(p, q, note):
 def test_repeated_rows_are_counted():
     p, q = frame(x=[1.0, 1.0, 2.0, 3.0]), frame(x=[3.0, 4.0, 3.0, 5.0, 3.0])
     notes = tables.encode(p, q).notes
-    assert "1 of the 4 rows of p repeat an earlier one" in notes
-    assert "2 of the 5 rows of q repeat an earlier one" in notes
-    assert "3 of the 5 rows of q are rows of p; 2 would be, were they drawn like rows of p" in notes
+    assert "1 of the 4 rows of x repeat an earlier one" in notes
+    assert "2 of the 5 rows of y repeat an earlier one" in notes
+    assert "3 of the 5 rows of y are rows of x; 2 would be, were they drawn like rows of x" in notes
 
 
 def test_rows_are_copies_only_if_every_column_agrees():
@@ -282,7 +282,7 @@ def test_rows_are_copies_only_if_every_column_agrees():
         assert "name" in encoded.left_out
         assert not any("are rows of" in note for note in encoded.notes)
     assert any(
-        note.startswith("40 of the 40 rows of q are rows of p; 0 would be")
+        note.startswith("40 of the 40 rows of y are rows of x; 0 would be")
         for note in tables.encode(p, p[::-1]).notes
     )
 
@@ -291,7 +291,7 @@ def test_a_typing_error_does_not_make_other_values_equal():
     values = np.sqrt(np.arange(1.0, 101.0))
     typed = np.where(np.arange(100) == 3, 1e12, values)
     encoded = tables.encode(frame(x=typed), frame(x=values))
-    assert len(np.unique(encoded.p)) == 100
+    assert len(np.unique(encoded.x)) == 100
     assert tables.values_alike(pd.Series(typed), pd.Series(values))[0].max() == 100
 
 
@@ -315,7 +315,7 @@ def test_dates_far_away_are_days_too(dates):
     for other in (dates, FAR, np.array(["2020-01-01"] * 4, "datetime64[ns]")):
         encoded = tables.encode(frame(x=dates), frame(x=other))
         assert encoded.columns == ("x", "x (missing)")
-        first = encoded.p[:, 0]
+        first = encoded.x[:, 0]
         np.testing.assert_allclose(first[:3] - first[0], np.array(days) - days[0])
 
 
@@ -334,15 +334,15 @@ def test_dates_far_away_are_days_too(dates):
 def test_durations_periods_and_complex_numbers_are_compared(values, same, step, note):
     encoded = tables.encode(frame(x=values), frame(x=same))
     assert not encoded.left_out
-    np.testing.assert_array_equal(encoded.p, encoded.q)
-    assert encoded.p[1, 0] - encoded.p[0, 0] == step
+    np.testing.assert_array_equal(encoded.x, encoded.y)
+    assert encoded.x[1, 0] - encoded.x[0, 0] == step
     assert f"x: {note}" in encoded.notes
 
 
 def test_imaginary_parts_are_a_column():
     encoded = tables.encode(frame(x=[1 + 2j, 3 - 4j]), frame(x=[1, 2]))
-    np.testing.assert_array_equal(encoded.p, [[-0.5, 2], [1.5, -4]])  # the medians are 1.5 and 0
-    np.testing.assert_array_equal(encoded.q, [[-0.5, 0], [0.5, 0]])
+    np.testing.assert_array_equal(encoded.x, [[-0.5, 2], [1.5, -4]])  # the medians are 1.5 and 0
+    np.testing.assert_array_equal(encoded.y, [[-0.5, 0], [0.5, 0]])
     assert encoded.columns == ("x", "x (imaginary)")
     beside_text = tables.encode(frame(x=[1 + 2j, 1 + 3j] * 20), frame(x=["1", "2"] * 20))
     assert set(beside_text.columns) == {"x=(1+3j)", "x=1", "x=2"}
@@ -384,8 +384,8 @@ def test_swapping_the_tables_swaps_the_matrices():
     p, q = draw(70, ["a", "b", "c"]), draw(40, ["b", "c", "d", "e"])
     one, other = tables.encode(p, q, max_levels=4), tables.encode(q, p, max_levels=4)
     assert one.columns == other.columns
-    np.testing.assert_array_equal(one.p, other.q)
-    np.testing.assert_array_equal(one.q, other.p)
+    np.testing.assert_array_equal(one.x, other.y)
+    np.testing.assert_array_equal(one.y, other.x)
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -399,7 +399,7 @@ def test_nothing_to_compare_is_refused():
     with pytest.raises(ValueError, match=r"no column is left to compare: x: constant \(1\)"):
         tables.encode(frame(x=[1, 1]), frame(x=[1, 1, 1]))
     twice = pd.DataFrame([[1, 2], [3, 4]], columns=["x", "x"])
-    with pytest.raises(ValueError, match=r"p must name its columns uniquely; got twice: \['x'\]"):
+    with pytest.raises(ValueError, match=r"x must name its columns uniquely; got twice: \['x'\]"):
         tables.encode(twice, twice)
 
 
@@ -415,11 +415,11 @@ def test_a_lattice_is_found_and_bounded():
     normal = rng.normal(size=(2, 8000))
     p = frame(x=lattice, same=normal[0], both=lattice, text=["a"] * 8000)
     q = frame(x=mixed, same=normal[1], both=rng.permutation(lattice), text=["b"] * 8000)
-    for one, other, of in ((p, q, "p"), (q, p, "q")):
+    for one, other, of in ((p, q, "x"), (q, p, "y")):
         (found,) = tables.lattices(one, other)
         assert (found.column, found.of) == ("x", of)
-        assert max(found.share_p, found.share_q) == 1
-        assert min(found.share_p, found.share_q) == 0.25
+        assert max(found.share_x, found.share_y) == 1
+        assert min(found.share_x, found.share_y) == 0.25
         error = math.sqrt(0.25 * 0.75 / 8000)
         expected = 1 - entropy_bits((1 - 0.75 + 1.960 * error) / 2)
         assert found.js_bits == pytest.approx(expected, abs=1e-5)
@@ -460,7 +460,7 @@ def test_integers_that_float64_would_merge_stay_apart(kind):
     encoded = tables.encode(p, q)
     assert not encoded.left_out
     assert not encoded.notes  # no row repeats
-    np.testing.assert_array_equal(encoded.p[:, 0], np.arange(40) - 39.5)
+    np.testing.assert_array_equal(encoded.x[:, 0], np.arange(40) - 39.5)
     np.testing.assert_array_equal(np.concatenate(tables.values_alike(p["id"], q["id"])), range(80))
     assert not tables.lattices(p, q)
 
@@ -480,5 +480,5 @@ def test_large_integers_written_as_text_stay_apart(tmp_path):
         (tmp_path / f"{name}.csv").write_text(f"id\n{rows}\n")
     p, q = (pd.read_csv(tmp_path / f"{name}.csv", keep_default_na=False) for name in "pq")
     read = tables.read_alike(p, q)
-    codes = np.concatenate(tables.values_alike(read.p["id"], read.q["id"]))
+    codes = np.concatenate(tables.values_alike(read.x["id"], read.y["id"]))
     assert len(np.unique(codes)) == 81

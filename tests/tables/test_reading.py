@@ -10,7 +10,7 @@ from divjax.tables.reading import read_alike
 
 def read(p, q, **options):
     found = read_alike(pd.DataFrame({"x": p}), pd.DataFrame({"x": q}), **options)
-    return found.p, found.q, found.notes
+    return found.x, found.y, found.notes
 
 
 def numbers(values, **options):
@@ -67,25 +67,25 @@ def test_another_column_of_a_file_shows_how_its_numbers_are_written():
     plain = pd.DataFrame({"x": ["1,234", "2,345"], "w": ["a", "b"]})
     for other in (plain, plain.assign(x=["3,456", "4,567"])):
         found = read_alike(plain.assign(w=["0,1234", "2,5"]), other.assign(w=["1", "2"]))
-        assert found.p["x"].tolist() == [1.234, 2.345]
-        assert found.q["x"].max() < 10
+        assert found.x["x"].tolist() == [1.234, 2.345]
+        assert found.y["x"].max() < 10
 
 
 def test_semicolons_between_fields_speak_for_decimal_commas(tmp_path):
     (tmp_path / "p.csv").write_text("x;y\n1,234;a\n2,345;b\n")
     (tmp_path / "q.csv").write_text('x,y\n"3,456",a\n"4,567",b\n')
     p, q = (tables.read_table(tmp_path / f"{name}.csv")[0] for name in "pq")
-    assert read_alike(p, q).p["x"].tolist() == [1.234, 2.345]
-    assert read_alike(q, p).p["x"].tolist() == [3.456, 4.567]
-    assert read_alike(q, q).p["x"].tolist() == [3456, 4567]
+    assert read_alike(p, q).x["x"].tolist() == [1.234, 2.345]
+    assert read_alike(q, p).x["x"].tolist() == [3.456, 4.567]
+    assert read_alike(q, q).x["x"].tolist() == [3456, 4567]
 
 
 def test_the_tables_may_be_written_differently():
     p, q, notes = read(["$1,234.50", "$2.25"], ["1.234,50 $", "2,25 $"])
     assert p["x"].tolist() == q["x"].tolist() == [1234.5, 2.25]
     assert notes == (
-        "x: text read as numbers in p",
-        "x: text read as numbers with a decimal comma in q",
+        "x: text read as numbers in x",
+        "x: text read as numbers with a decimal comma in y",
     )
 
 
@@ -122,10 +122,10 @@ def test_one_bad_cell_is_missing_and_said_to_be():
     np.testing.assert_array_equal(p["x"], [*range(99), np.nan])
     assert list(p) == ["x"]
     assert q["x"].tolist() == list(range(50))
-    assert "x: 1 of 100 values in p are no numbers and taken as missing: “n.k.”" in notes
+    assert "x: 1 of 100 values in x are no numbers and taken as missing: “n.k.”" in notes
     p, _, notes = read(["2024-03-01"] * 9 + ["soon"], ["2024-03-01"] * 9)
     assert p["x"].isna().tolist() == [False] * 9 + [True]
-    assert "x: 1 of 10 values in p are no dates and taken as missing: “soon”" in notes
+    assert "x: 1 of 10 values in x are no dates and taken as missing: “soon”" in notes
 
 
 def test_words_are_told_from_each_other_and_from_empty_cells():
@@ -186,8 +186,8 @@ def test_reading_twice_changes_nothing():
     ]
     once = read(mixed, mixed[::-1])
     twice = read_alike(once[0], once[1])
-    pd.testing.assert_frame_equal(twice.p, once[0])
-    pd.testing.assert_frame_equal(twice.q, once[1])
+    pd.testing.assert_frame_equal(twice.x, once[0])
+    pd.testing.assert_frame_equal(twice.y, once[1])
     assert not twice.notes
 
 
@@ -196,5 +196,5 @@ def test_columns_of_one_table_and_the_users_own_frames_stay():
     before = p.copy()
     found = read_alike(p, q)
     pd.testing.assert_frame_equal(p, before)
-    assert found.p["a"].tolist() == ["3", "4"]
-    assert found.p["x"].tolist() == [1, 2]
+    assert found.x["a"].tolist() == ["3", "4"]
+    assert found.x["x"].tolist() == [1, 2]
