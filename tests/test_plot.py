@@ -184,7 +184,7 @@ class TestOthers:
             plot.contributions(["a"], [1.0], most=-1)
 
     def test_contributions_that_are_not_finite_have_no_bar(self):
-        ax = plot.contributions(["a", "b", "c", "d"], [np.nan, 0.5, np.inf, -0.3])
+        ax: Any = plot.contributions(["a", "b", "c", "d"], [np.nan, 0.5, np.inf, -0.3])
         assert [label.get_text() for label in ax.get_yticklabels()] == ["c", "b", "d", "a"]
         np.testing.assert_equal(
             [bar.get_width() for bar in ax.patches], [np.nan, 0.5, -0.3, np.nan]
@@ -209,7 +209,8 @@ class TestMasks:
         assert front.get_legend_handles_labels()[1][0] == "a (1 not finite, left out)"
         for draw in (plot.particles, lambda x, ax: plot.displacements(x, x, ax=ax)):
             assert draw(self.masked, ax=plt.subplots()[1]).get_ylim()[1] < 10
-        assert plot.contributions(["a", "b"], self.masked[1]).patches[0].get_width() == 3
+        bars: Any = plot.contributions(["a", "b"], self.masked[1]).patches
+        assert bars[0].get_width() == 3
 
     @pytest.mark.parametrize(
         "call",

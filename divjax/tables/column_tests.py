@@ -203,13 +203,14 @@ def _permutation_p_value(counts: np.ndarray) -> float:
     References:
         Besag, Clifford 1991, Sequential Monte Carlo p-values.
     """
-    # Given the levels of all rows, those of the first table are a draw without replacement. The
-    # same tables always get the same p-value.
-    rng, totals, size = np.random.default_rng(0), counts.sum(axis=0), int(counts[0].sum())
+    # Given the levels of all rows, those of one table are a draw without replacement. The same
+    # tables always get the same p-value, in either order.
+    own = counts[np.argmin(counts.sum(axis=1))]
+    rng, totals, size = np.random.default_rng(0), counts.sum(axis=0), int(own.sum())
     expected = totals * (size / totals.sum())
     # With both margins given, χ² is in proportion to this.
-    distance = lambda own: ((own - expected) ** 2 / totals).sum(axis=-1)
-    least = distance(counts[0]) * (1 - 1e-9)
+    distance = lambda counts: ((counts - expected) ** 2 / totals).sum(axis=-1)
+    least = distance(own) * (1 - 1e-9)
     above = draws = 0
     while draws < MOST_DRAWS:
         drawn = rng.multivariate_hypergeometric(totals, size, size=1000)

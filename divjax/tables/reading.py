@@ -118,11 +118,13 @@ class _Reading(NamedTuple):
         name: completes "text read as …".
         kind: `number` or `date`.
         read: `[text] -> [(value, currency)]`, with a value that is missing where it is not read.
+        comma: 1 with decimal commas, −1 with decimal points, 0 for dates.
     """
 
     name: str
     kind: str
     read: Callable[[list[str]], list[tuple[Any, str]]]
+    comma: int = 0
 
 
 class _Found(NamedTuple):
@@ -199,9 +201,12 @@ _READINGS = {
         _dates("with the month's name", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y"),
     ),
     "number": (
-        _Reading("numbers", "number", functools.partial(_read_numbers, decimal=".")),
+        _Reading("numbers", "number", functools.partial(_read_numbers, decimal="."), -1),
         _Reading(
-            "numbers with a decimal comma", "number", functools.partial(_read_numbers, decimal=",")
+            "numbers with a decimal comma",
+            "number",
+            functools.partial(_read_numbers, decimal=","),
+            1,
         ),
     ),
 }
@@ -248,7 +253,7 @@ def _choose(pair: list[Any], commas: list[tuple[float, int]]) -> list[_Found | N
             continue
         if kind == "number" and any(_are_codes(count) for count in counts if count is not None):
             continue
-        found = _best(pair, counts, readings, commas if kind == "number" else [(0.0, 0)] * 2)
+        found = _best(pair, counts, readings, commas)
         if found is not None:
             return found
     return None
@@ -295,15 +300,14 @@ def _best(
         # The table's own share first, then its other columns, then the other table: its size, how
         # it is written, its other columns. Last come the delimiters and the order of the readings.
         def evidence(k: int, table: int = table) -> tuple[float, ...]:
-            sign = 1 if readings[k].name.endswith("comma") else -1
-            own, other = commas[table], commas[1 - table]
+            own, other, comma = commas[table], commas[1 - table], readings[k].comma
             return (
                 -shares[k][table],
-                -sign * own[0],
+                -comma * own[0],
                 _distance(tried[k][table], pair[1 - table]),
                 -sum(shares[k]),
-                -sign * other[0],
-                -sign * (own[1] + other[1]),
+                -comma * other[0],
+                -comma * (own[1] + other[1]),
                 k,
             )
 

@@ -240,18 +240,18 @@ def test_different_numbers_stay_apart_whatever_the_others_are(draw):
     assert distances[0] == pytest.approx(distances[1])
 
 
-EIGHTHS = np.repeat(np.arange(-9.0, 90.0) / 10, 8)
+TENTHS = np.repeat(np.arange(-9.0, 90.0) / 10, 8)
 
 
 @pytest.mark.parametrize(
     ("p", "q", "note"),
     [
-        (EIGHTHS, EIGHTHS * 3 / 3, "differ from others by rounding alone: taken as equal"),
-        (EIGHTHS, EIGHTHS + 5e-17, "differ from others by rounding alone: taken as equal"),
-        (EIGHTHS.astype(np.float32), EIGHTHS, "x: compared in float32, in which x holds it"),
-        (EIGHTHS, EIGHTHS.astype(np.float16), "x: compared in float16, in which y holds it"),
-        (pd.array(EIGHTHS, "Float32"), EIGHTHS, "x: compared in float32, in which x holds it"),
-        (1e6 + EIGHTHS, (1e6 + EIGHTHS).astype(np.float32), "x: compared in float32"),
+        (TENTHS, TENTHS * 3 / 3, "differ from others by rounding alone: taken as equal"),
+        (TENTHS, TENTHS + 5e-17, "differ from others by rounding alone: taken as equal"),
+        (TENTHS.astype(np.float32), TENTHS, "x: compared in float32, in which x holds it"),
+        (TENTHS, TENTHS.astype(np.float16), "x: compared in float16, in which y holds it"),
+        (pd.array(TENTHS, "Float32"), TENTHS, "x: compared in float32, in which x holds it"),
+        (1e6 + TENTHS, (1e6 + TENTHS).astype(np.float32), "x: compared in float32"),
         (np.arange(99).repeat(8), np.arange(99.0).repeat(8), ""),
     ],
 )
