@@ -131,6 +131,8 @@ def test_numbers_of_twenty_rows_keep_the_level():
         rate = np.mean(p_values[distances] <= level)
         assert rate <= level + 3 * np.sqrt(level / 20_000)
     assert p_values[20] == pytest.approx(2 / special.comb(40, 20))
+    # No distance of five against five is smaller, though rounding makes its sum more than one.
+    assert _kolmogorov_smirnov(np.arange(5.0), np.arange(5) + 0.1) == 1
 
 
 @pytest.mark.parametrize(
