@@ -6,8 +6,8 @@ Three reductions over all pairs of n and n points: the sums of a kernel flow's s
 Sinkhorn's half-steps, nearest neighbours. Each is compiled for n = 10⁴ … 10⁷ and meshes of 1, 8 and
 64 devices, with samples sharded by rows. Memory is the compiler's own figure, of arguments, results
 and temporary buffers on one device; communication is the sizes of what collective operations
-deliver to it. Blocks of pairs are as large here as on a CPU, 2²⁰ numbers; on an accelerator they are
-2²⁶, a quarter of a gigabyte, at every n.
+deliver to it. Blocks of pairs are here as large as on a CPU, 2²⁰ numbers; on an accelerator they
+are 2²⁶, a quarter of a gigabyte, at every n.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, 
 
 def kernel_step(x: Array, y: Array) -> Array:
     """The sums of SVGD's step: kernel values against scores, and the kernel's gradients."""
-    return kernels.kernel_sums(kernels.Gaussian(1.0), x, y, y, jnp.ones((y.shape[0], 1)))
+    return kernels.kernel_sums(kernels.Gaussian(1.0), x, y, y, y[:, :1])
 
 
 def sinkhorn_iteration(x: Array, y: Array) -> Array:

@@ -67,10 +67,12 @@ def common_center(
     """
     x = jax.lax.stop_gradient(x)
     if used is None:
-        used = jnp.ones(x.shape[0], bool)
-    first = x[jnp.argmax(used)]
-    deviations = jnp.where(used[:, None], x - first, 0)
-    count = jnp.maximum(jnp.sum(used), 1).astype(x.dtype)
+        first, count = x[0], jnp.asarray(x.shape[0], x.dtype)
+        deviations = x - first
+    else:
+        first = x[jnp.argmax(used)]
+        deviations = jnp.where(used[:, None], x - first, 0)
+        count = jnp.maximum(jnp.sum(used), 1).astype(x.dtype)
     # Each deviation is divided before it is summed: a sum of large ones would overflow.
     mean_deviation = jnp.sum(deviations / count, axis=0)
     return jax.lax.optimization_barrier(first + mean_deviation)
