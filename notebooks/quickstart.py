@@ -24,9 +24,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from matplotlib.animation import FuncAnimation, PillowWriter
 
-from divjax import flows, kernels, problems
+from divjax import flows, kernels, plot, problems
 
 # %% [markdown]
 # ## 1. What should fall
@@ -67,55 +66,54 @@ result = flow.run(
     record_every=10,
     observe=lambda state: state.particles,
 )
-print("finite:", bool(result.finite))
-print("final squared gradient norm:", float(result.history.squared_norm[-1]))
+print(result)
+assert result.finite
 
 # %% [markdown]
 # ## 3. The moving picture
 
 # %%
-grid = jnp.stack(jnp.meshgrid(jnp.linspace(-5.5, 5.5, 120), jnp.linspace(-5.5, 5.5, 120)), axis=-1)
-density = jnp.exp(jax.vmap(jax.vmap(mixture.log_prob))(grid))
-
-figure, axes = plt.subplots(figsize=(5, 5))
-axes.contourf(grid[..., 0], grid[..., 1], density, levels=12, cmap="Blues")
-axes.scatter(*np.asarray(ring).T, s=4, color="tab:orange", alpha=0.5, label="samples of the ring")
-dots = axes.scatter(*np.asarray(start).T, s=10, color="black", label="particles")
-axes.legend(loc="lower right")
-axes.set(aspect="equal", xticks=[], yticks=[])
-
-
-def draw(frame):
-    dots.set_offsets(result.history.observed[frame])
-    axes.set_title(f"step {int(result.history.step[frame])}")
-
-
 folder = pathlib.Path("figures")
 folder.mkdir(exist_ok=True)
-animation = FuncAnimation(figure, draw, frames=len(result.history.step))
-animation.save(folder / "quickstart.gif", writer=PillowWriter(fps=15))
+with plot.style():
+    steps = result.history.step.tolist()
+    film = plot.animation(
+        result.history.observed, mixture.log_prob, steps=steps, color="black", s=7
+    )
+    # The film draws on the current axis: what stands still is added there.
+    axis = plt.gca()
+    axis.scatter(*np.asarray(ring).T, s=4, color="C1", label="samples of the ring")
+    axis.set(xlabel="x₁", ylabel="x₂", xlim=(-5.5, 5.5), ylim=(-4.5, 5.5))
+    axis.legend(loc="lower right", markerscale=3)
+    film.save(folder / "quickstart.gif", writer="pillow")
 print("saved", folder / "quickstart.gif")
 
 # %% [markdown]
 # ## 4. What happened on the way
 #
 # Both objectives fall at first. Then they compete: the weights tell which one holds the other back,
-# and the (squared) gradient norm tells how far the particles are from a Pareto stationary
-# distribution.
+# and the squared gradient norm tells how far the particles are from a Pareto stationary
+# distribution. What is recorded of a KL divergence is its energy E[−log π], the part that needs no
+# density of the particles.
 
 # %%
 history = result.history
-figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3), layout="constrained")
-left.plot(history.step, history.values, label=["−log density", "½ energy distance²"])
-middle.plot(history.step, history.weights, label=["mixture", "ring"])
-right.semilogy(history.step, history.squared_norm, color="black")
-for axis, title in zip(
-    (left, middle, right), ("objectives", "weights", "squared gradient norm"), strict=True
-):
-    axis.set(title=title, xlabel="step")
-left.legend()
-middle.legend()
-figure.savefig(folder / "quickstart_history.png", dpi=120)
+with plot.style():
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2))
+    for k, name in enumerate(("mixture: E[−log π], nats", "ring: ½ energy distance²")):
+        plot.curves(history.values[:, k], steps=history.step, label=name, ax=axes[0])
+    for k, name in enumerate(("mixture", "ring")):
+        plot.curves(history.weights[:, k], steps=history.step, label=name, ax=axes[1])
+    plot.curves(history.squared_norm, steps=history.step, ax=axes[2], color="black")
+    for axis, title in zip(axes, ("objectives", "weights", "squared gradient norm"), strict=True):
+        axis.set(title=title, xlabel="step")
+    axes[0].set_yscale("log")
+    axes[2].set_yscale("log")
+    axes[0].legend()
+    axes[1].legend()
+figure.savefig(folder / "quickstart_history.png")
+assert jnp.all(history.values[-1] < history.values[0])
+assert history.squared_norm[-1] < 1e-4 * history.squared_norm[0]
 
 # %% [markdown]
 # ## 5. Make it yours
@@ -144,5 +142,19 @@ flow = flows.Flow(
     velocity=flows.Blob(kernels.Gaussian(bandwidth=0.4)),
     optimizer=optax.adam(0.03),
 )
-three = flow.run(jax.random.key(0), start, num_steps=100)
+three = flow.run(jax.random.key(0), start, num_steps=300)
 print("three objectives, weights at the end:", np.round(np.asarray(three.history.weights[-1]), 2))
+assert jnp.all(three.history.values[-1] < three.history.values[0])
+
+# %% [markdown]
+# ## 6. Where to go from here
+#
+# | question | notebook |
+# |---|---|
+# | which measure for which question? | `choosing_a_divergence` |
+# | have two tables the same distribution? | `compare_two_tables` |
+# | a divergence as a loss | `differentiating_through_divergences` |
+# | fixed weights, Pareto fronts, diagnostics | `multi_objective_flows` |
+# | plans, maps and processes between samples | `transport_maps_and_bridges` |
+# | many settings and seeds at once | `sweeping_hyperparameters` |
+# | parts of your own | `writing_your_own` |
