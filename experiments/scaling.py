@@ -35,7 +35,7 @@ _COLLECTIVE = re.compile(
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
 
 
-def kernel_step(x: Array, y: Array) -> Array:
+def kernel_step(x: Array, y: Array) -> tuple[Array, Array]:
     """The sums of SVGD's step: kernel values against scores, and the kernel's gradients."""
     return kernels.kernel_sums(kernels.Gaussian(1.0), x, y, y, y[:, :1])
 
@@ -97,7 +97,7 @@ def measure(function: Callable[..., Any], n: int, dimension: int, devices: int) 
     rows = NamedSharding(mesh, PartitionSpec("rows"))
     sample = jax.ShapeDtypeStruct((n, dimension), jnp.float32, sharding=rows)
     with jax.set_mesh(mesh):
-        compiled = jax.jit(function).lower(sample, sample).compile()
+        compiled: Any = jax.jit(function).lower(sample, sample).compile()
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return {"memory": held, "received": received(compiled.as_text())}
@@ -136,22 +136,33 @@ def draw(settings: Settings, found: dict[str, np.ndarray]) -> Figure:
     """Memory and communication against n, a panel for each reduction and a line for each mesh."""
     with plot.style():
         figure, axes = plt.subplots(
-            2, len(REDUCTIONS), figsize=(10, 5.5), sharex=True, sharey="row", layout="constrained"
+            2, len(REDUCTIONS), figsize=(10, 6), sharex=True, sharey="row", layout="constrained"
         )
         for i, name in enumerate(REDUCTIONS):
             for k, devices in enumerate(settings.devices):
+                look = {
+                    "marker": "osd^v"[k % 5],
+                    "color": f"C{k}",
+                    "linestyle": ["-", "--", ":"][k % 3],
+                }
                 label = f"{devices} device{'s' * (devices > 1)}"
-                style = {"marker": "osd^v"[k % 5], "label": label}
-                axes[0, i].plot(settings.sizes, found["memory"][i, :, k] / 2**20, **style)
-                axes[1, i].plot(settings.sizes, found["received"][i, :, k] / 2**20, **style)
+                axes[0, i].plot(
+                    settings.sizes, found["memory"][i, :, k] / 2**20, label=label, **look
+                )
+                # One device receives nothing, which a logarithmic axis cannot show.
+                if devices > 1:
+                    axes[1, i].plot(settings.sizes, found["received"][i, :, k] / 2**20, **look)
             pairs = np.asarray(settings.sizes, float) ** 2 * 4 / 2**20
-            axes[0, i].plot(settings.sizes, pairs, "k:", label="all pairs on one device")
+            axes[0, i].plot(
+                settings.sizes, pairs, color="0.4", lw=1, label="all pairs, on one device"
+            )
             axes[0, i].set_title(name)
             axes[1, i].set_xlabel("points a sample")
         top = 4 * found["memory"].max() / 2**20
         axes[0, 0].set(xscale="log", yscale="log", ylabel="MB held by a device", ylim=(None, top))
-        axes[1, 0].set(yscale="symlog", ylabel="MB received by a device")
-        axes[0, 0].legend(loc="upper left")
+        axes[1, 0].set(yscale="log", ylabel="MB received by a device")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 
