@@ -1,5 +1,6 @@
 """What is built installs into an empty environment, and holds what it should."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -21,7 +22,9 @@ print(divjax.__version__, divjax.__file__)
 
 
 def run(*command, cwd):
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+    # A path of the caller's own would hide what is installed.
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(command, cwd=cwd, env=own, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
