@@ -14,7 +14,7 @@ export MPLBACKEND := Agg
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
-.PHONY: run test lint types test-fast test-slow test-exhaustive test-oldest run-notebooks notebooks docs benchmarks clean
+.PHONY: run test lint types test-fast test-slow test-exhaustive test-oldest run-notebooks notebooks docs benchmarks accelerator clean
 
 # A first table in two minutes: the strongest methods and a baseline. FULL=1 is all of it.
 FIRST := --methods "fixed weights" MWGraD-Blob A-MWGraD-Blob --seeds 0 1 --num-epochs 15 \

@@ -1,14 +1,13 @@
 """Many devices and many hosts, on JAX's own meshes.
 
-A mesh that is in use (`jax.set_mesh`) shares the work of every room: each of its devices computes
-the pairs of its own rows (kernels, Sinkhorn's half-steps, nearest neighbours, quantiles of
-distances) blockwise, and the gradients of its own rows of a network's batch. The samples
-themselves, n × d numbers, are on each device; the n × m pairs are never anywhere at once. The
-results are those of one device up to rounding.
+A mesh that is in use (`jax.set_mesh`) shares one problem among its devices. Each computes the pairs
+of its own rows (kernels, Sinkhorn's half-steps, nearest neighbours, quantiles of distances),
+blockwise if they are many, and the gradients of its own rows of a network's batch. The samples,
+n × d numbers, are copied to each device; no device holds all n × m pairs. Results are those of one
+device up to rounding.
 
-Functions of the same name under `jax.jit`, `jax.grad` or `jax.vmap`, flows and fits need no other
-call: the mesh is read where pairs are reduced. Sweeps take a mesh of their own, `sweep(mesh=…)`,
-and put one cell on a device.
+No call changes, under `jax.jit`, `jax.grad` and `jax.vmap` or without them. A `sweep` puts whole
+cells on devices instead, those of `sweep(mesh=…)` or of the mesh in use.
 
 Example:
     >>> import jax
@@ -62,7 +61,7 @@ def shard(arrays: PyTree, mesh: Mesh) -> PyTree:
 
     Args:
         arrays: a pytree of arrays, the same on every process. Scalars are put on each device.
-        mesh: of the devices, as from `mesh`.
+        mesh: whose devices take the rows.
 
     Raises:
         ValueError: if the number of rows is not a multiple of that of devices. Rows of weight zero
@@ -70,8 +69,9 @@ def shard(arrays: PyTree, mesh: Mesh) -> PyTree:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> over = mesh()
-        >>> shard(jnp.zeros((2 * over.size, 3)), over).sharding.shard_shape((2 * over.size, 3))
+        >>> devices = mesh()
+        >>> rows = shard(jnp.zeros((2 * devices.size, 3)), devices)
+        >>> rows.sharding.shard_shape(rows.shape)
         (2, 3)
     """
 

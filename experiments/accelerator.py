@@ -29,7 +29,7 @@ from experiments.run_folder import write_atomically
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "benchmarks" / "results"
-# The most telling first.
+# The contract's files, those that say most about a device first.
 CONTRACT = ("ot", "flows", "fdiv", "kernels", "ratio", "losses", "inference", "methods")
 BENCHMARKS = ("flows", "sinkhorn", "ratio")
 # The iterations of A-MWGraD's table 1.
@@ -186,7 +186,8 @@ def main(settings: Settings, output: Path | None = None) -> None:
 
     Args:
         settings: what to run.
-        output: a folder for what has been measured, by default `runs/accelerator/<device>`.
+        output: a folder for logs and records, by default `runs/accelerator/<device>`. The results
+            are in `experiments/benchmarks/results/`, with `quick` in this folder.
     """
     deadline = time.perf_counter() + settings.budget
     device = ask(_DEVICE).replace(" ", "-").lower() + "-quick" * settings.quick
@@ -204,7 +205,7 @@ def main(settings: Settings, output: Path | None = None) -> None:
             continue
         print(f"{key} …", flush=True)
         status, seconds = run(piece, folder, left)
-        # Failures of tests are a result, and not a piece that has to run again.
+        # Failed tests (1) are a result; none left to run (5) is an end.
         finished = status == 0 or (piece.part == "contract" and status in (1, 5))
         entry["finished"] = finished
         entry["seconds"] = round(entry["seconds"] + seconds, 1)

@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """Record a test when its call ends, or its set-up where that skips or fails it."""
+    """Record each call, and a set-up or teardown that did not pass: a test's last line counts."""
     if report.when != "call" and report.outcome == "passed":
         return
     line = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 3)}

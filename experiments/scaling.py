@@ -2,15 +2,16 @@
 
     python -m experiments.scaling  # on any machine: devices are virtual, and nothing is run
 
-Three reductions over all pairs of n and n points: the sums of a kernel flow's step, two of
-Sinkhorn's half-steps, nearest neighbours. Each is compiled for n = 10⁴ … 10⁷ and meshes of 1, 8 and
-64 devices, with samples sharded by rows. Memory is the compiler's own figure, of arguments, results
-and temporary buffers on one device; communication is the sizes of what collective operations
-deliver to it. Blocks of pairs are here as large as on a CPU, 2²⁰ numbers; on an accelerator they
-are 2²⁶, a quarter of a gigabyte, at every n.
+Three reductions over all pairs of n and n points: the sums of a kernel flow's step, an iteration of
+Sinkhorn with its start and final checks, nearest neighbours. Each is compiled for n = 10⁴ … 10⁷,
+rounded up to multiples of 64, and meshes of 1, 8 and 64 devices, with samples sharded by rows.
+Memory is the compiler's own figure, of arguments, results and temporary buffers on one device;
+communication is the sizes of what collective operations deliver to it. Blocks of pairs are here as
+large as on a CPU, 2²⁰ numbers; on an accelerator they are 2²⁶, a quarter of a gigabyte, at every n.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -29,9 +30,10 @@ from divjax import fdiv, kernels, ot, plot, sharding
 from experiments import common
 
 LARGEST_MESH = 64
-_COLLECTIVE = re.compile(
-    r"= \(?(\w+)\[([\d,]*)\]\S* (all-gather|all-reduce|all-to-all|collective-permute)\("
-)
+MEGABYTE = 1e6
+# A result is one array or a tuple of them; each element is delivered.
+_COLLECTIVE = re.compile(r" = (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute)\(")
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
 
 
@@ -66,14 +68,14 @@ class Settings:
     devices: tuple[int, ...] = (1, 8, 64)
     dimension: int = 16
     quick: bool = False
-    """The two smallest sizes and meshes."""
+    """The first two sizes and meshes."""
 
     def __post_init__(self):
         if max(self.devices) > LARGEST_MESH or min(self.devices) < 1:
             raise SystemExit(f"devices must be between 1 and {LARGEST_MESH}; got {self.devices}.")
         # Rows are shared equally.
-        self_sizes = tuple(-(-n // LARGEST_MESH) * LARGEST_MESH for n in self.sizes)
-        object.__setattr__(self, "sizes", self_sizes[:2] if self.quick else self_sizes)
+        sizes = tuple(-(-n // LARGEST_MESH) * LARGEST_MESH for n in self.sizes)
+        object.__setattr__(self, "sizes", sizes[:2] if self.quick else sizes)
         object.__setattr__(self, "devices", self.devices[:2] if self.quick else self.devices)
 
 
@@ -83,19 +85,21 @@ def received(program: str) -> int:
     Example:
         >>> received("%a = f32[8,2]{1,0} all-gather(%b), dimensions={0}")
         64
+        >>> received("%a = (f32[8,2]{1,0}, f32[3]{0}) all-reduce(%b, %c)")
+        76
     """
-    sizes = [
-        _BYTES[dtype] * int(np.prod([int(size) for size in shape.split(",") if size]))
-        for dtype, shape, _ in _COLLECTIVE.findall(program)
-    ]
-    return sum(sizes)
+    return sum(
+        _BYTES[dtype] * math.prod(int(size) for size in shape.split(",") if size)
+        for results in _COLLECTIVE.findall(program)
+        for dtype, shape in _SHAPE.findall(results)
+    )
 
 
 def measure(function: Callable[..., Any], n: int, dimension: int, devices: int) -> dict[str, int]:
     """Bytes of memory and of communication for one device."""
     mesh = sharding.mesh(jax.devices()[:devices])
-    rows = NamedSharding(mesh, PartitionSpec("rows"))
-    sample = jax.ShapeDtypeStruct((n, dimension), jnp.float32, sharding=rows)
+    by_rows = NamedSharding(mesh, PartitionSpec("rows"))
+    sample = jax.ShapeDtypeStruct((n, dimension), jnp.float32, sharding=by_rows)
     with jax.set_mesh(mesh):
         compiled: Any = jax.jit(function).lower(sample, sample).compile()
     memory = compiled.memory_analysis()
@@ -106,13 +110,13 @@ def measure(function: Callable[..., Any], n: int, dimension: int, devices: int) 
 def measure_all(settings: Settings) -> dict[str, np.ndarray]:
     """Both figures, by reduction, size and number of devices."""
     shape = len(REDUCTIONS), len(settings.sizes), len(settings.devices)
-    memory, sent = np.zeros(shape), np.zeros(shape)
+    memory, delivered = np.zeros(shape), np.zeros(shape)
     for place in common.progress(list(np.ndindex(*shape)), "program"):
         i, j, k = place
         function = list(REDUCTIONS.values())[i]
         found = measure(function, settings.sizes[j], settings.dimension, settings.devices[k])
-        memory[place], sent[place] = found["memory"], found["received"]
-    return {"memory": memory, "received": sent}
+        memory[place], delivered[place] = found["memory"], found["received"]
+    return {"memory": memory, "received": delivered}
 
 
 def rows(settings: Settings, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -123,8 +127,8 @@ def rows(settings: Settings, found: dict[str, np.ndarray]) -> list[dict[str, Any
             "n": f"{n:,}".replace(",", " "),
             "pairs a device": f"{n * n / devices:.1e}",
             "devices": devices,
-            "memory MB": round(found["memory"][i, j, k] / 2**20, 1),
-            "received MB": round(found["received"][i, j, k] / 2**20, 2),
+            "memory MB": round(found["memory"][i, j, k] / MEGABYTE, 1),
+            "received MB": round(found["received"][i, j, k] / MEGABYTE, 2),
         }
         for i, name in enumerate(REDUCTIONS)
         for j, n in enumerate(settings.sizes)
@@ -147,18 +151,18 @@ def draw(settings: Settings, found: dict[str, np.ndarray]) -> Figure:
                 }
                 label = f"{devices} device{'s' * (devices > 1)}"
                 axes[0, i].plot(
-                    settings.sizes, found["memory"][i, :, k] / 2**20, label=label, **look
+                    settings.sizes, found["memory"][i, :, k] / MEGABYTE, label=label, **look
                 )
                 # One device receives nothing, which a logarithmic axis cannot show.
                 if devices > 1:
-                    axes[1, i].plot(settings.sizes, found["received"][i, :, k] / 2**20, **look)
-            pairs = np.asarray(settings.sizes, float) ** 2 * 4 / 2**20
+                    axes[1, i].plot(settings.sizes, found["received"][i, :, k] / MEGABYTE, **look)
+            pairs = np.asarray(settings.sizes, float) ** 2 * 4 / MEGABYTE
             axes[0, i].plot(
                 settings.sizes, pairs, color="0.4", lw=1, label="all pairs, on one device"
             )
             axes[0, i].set_title(name)
             axes[1, i].set_xlabel("points a sample")
-        top = 4 * found["memory"].max() / 2**20
+        top = 4 * found["memory"].max() / MEGABYTE
         axes[0, 0].set(xscale="log", yscale="log", ylabel="MB held by a device", ylim=(None, top))
         axes[1, 0].set(yscale="log", ylabel="MB received by a device")
         handles, labels = axes[0, 0].get_legend_handles_labels()

@@ -268,7 +268,8 @@ class TestAnimation:
     frames = np.random.default_rng(3).normal(size=(5, 6, 2))
 
     def test_each_frame_shows_its_particles(self, tmp_path):
-        movie = plot.animation(self.frames, steps=[0, 10, 20, 30, 40])
+        movie = plot.animation(self.frames, steps=[0, 10, 20, 30, 40], limits=(-9, 9, -8, 8))
+        assert plt.gca().get_xlim() + plt.gca().get_ylim() == (-9, 9, -8, 8)
         movie.save(tmp_path / "flow.gif", writer="pillow")
         assert (tmp_path / "flow.gif").stat().st_size > 1000
         (axis,) = plt.gcf().axes

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.numerics import at_least_single, if_needed
+from divjax.core.padding import pad_rows
 from divjax.core.pairwise import (
     DIFFERENCES_UP_TO,
     LOST_ULPS,
@@ -17,7 +18,6 @@ from divjax.core.pairwise import (
     common_center,
     distances_by_differences,
     map_row_blocks,
-    padded_rows,
     rows_per_block,
 )
 
@@ -57,8 +57,7 @@ def fractions_below(
 
     # Blocks are the rows of this map, each with a matrix of its own.
     num_blocks = math.ceil(n / size)
-    (padded,) = padded_rows(num_blocks * size, x)
-    blocks = padded.reshape(num_blocks, size, x.shape[1])
+    blocks = pad_rows(x, num_blocks * size).reshape(num_blocks, size, x.shape[1])
     index = jnp.arange(num_blocks * size).reshape(num_blocks, size)
     below = map_row_blocks(jax.vmap(counts), size * n, blocks, index, block_rows=1)
     # A particle is at distance zero of itself, below every positive threshold. In half precision

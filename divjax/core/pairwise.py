@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 from divjax.core.checks import check_matrix, check_same_features
 from divjax.core.differentiation import with_slopes_of
 from divjax.core.numerics import if_needed, matmul
-from divjax.core.sharding import map_over_devices, mesh_in_use, padded_rows
+from divjax.core.padding import pad_rows
+from divjax.core.sharding import map_over_devices, mesh_in_use
 
 __all__ = [
     "coincidence_distance",
@@ -184,8 +185,7 @@ def _is_lost(
 
 def distances_by_differences(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Squared distances by differences, each exact to rounding of itself."""
-    # The last pass is padded with zero features, which add nothing.
-    # Padding with equal zeros adds nothing to a difference.
+    # The last pass is padded with features that are zero in both, which add nothing.
     padding = -x.shape[1] % _FEATURES_A_PASS
     by_passes = lambda rows: jnp.pad(rows, ((0, 0), (0, padding))).T.reshape(
         -1, _FEATURES_A_PASS, rows.shape[0]
@@ -269,8 +269,7 @@ def _map_blocks(
     # `lax.map` takes blocks of one size, so the last is padded.
     num_blocks = math.ceil(n / size)
     blocks = tuple(
-        row.reshape(num_blocks, size, *row.shape[1:])
-        for row in padded_rows(num_blocks * size, *rows)
+        pad_rows(row, num_blocks * size).reshape(num_blocks, size, *row.shape[1:]) for row in rows
     )
     # Without the checkpoint the backward pass would keep every block's b × m intermediate.
     results = jax.lax.map(jax.checkpoint(lambda block: function(*block)), blocks)

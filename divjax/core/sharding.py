@@ -1,5 +1,6 @@
 """Arrays sharded over the devices of a mesh, and rows that its devices share."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,16 +11,17 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
+from divjax.core.padding import pad_rows
+
 __all__ = [
-    "alone",
     "gathered",
     "map_over_devices",
     "mesh_in_use",
     "on_host",
-    "padded_rows",
     "placed",
     "shared_rows",
-    "smallest_of_rows",
+    "smallest_in_rows",
+    "without_sharing",
 ]
 
 
@@ -27,13 +29,14 @@ __all__ = [
 _sharing = jax.make_user_context(True)
 
 
-def alone() -> Any:
-    """A context in which no mesh is in use: each device has work of its own, as in a sweep.
+def without_sharing() -> contextlib.AbstractContextManager[Any]:
+    """A context in which no mesh shares rows: each device has work of its own, as in a sweep.
 
     Example:
         >>> from jax.sharding import AxisType
-        >>> with jax.set_mesh(jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))), alone():
-        ...     mesh_in_use() is None
+        >>> with jax.set_mesh(jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))):
+        ...     with without_sharing():
+        ...         mesh_in_use() is None
         True
     """
     return _sharing(False)
@@ -84,7 +87,7 @@ def map_over_devices(
         function: maps arrays with a common leading axis to a pytree of arrays with that axis, row
             by row. What else it refers to is on each device.
         mesh: has Auto axes.
-        *rows: arrays with leading axis n, of which the last device's share is filled up.
+        *rows: arrays with leading axis n, padded with rows of zeros to a multiple of the devices.
     """
     n = rows[0].shape[0]
     size = math.ceil(n / mesh.size)
@@ -97,19 +100,22 @@ def map_over_devices(
     # A lane is a device. `jax.shard_map` would do, but its function cannot be differentiated if
     # what it refers to is sharded as well: a zero tangent is typed by the mesh outside.
     on_lanes = jax.vmap(function, spmd_axis_name=mesh.axis_names)
-    lanes = on_lanes(*map(shares, padded_rows(mesh.size * size, *rows)))
+    padded = [pad_rows(row, mesh.size * size) for row in rows]
+    lanes = on_lanes(*map(shares, padded))
     lanes = jax.lax.with_sharding_constraint(lanes, spec)
     return jax.tree.map(lambda out: out.reshape(mesh.size * size, *out.shape[2:])[:n], lanes)
 
 
-def smallest_of_rows(values: Float[Array, "n m"], count: int) -> tuple[Array, Int[Array, "n k"]]:
+def smallest_in_rows(values: Float[Array, "n m"], count: int) -> tuple[Array, Int[Array, "n k"]]:
     """Each row's `count` smallest values in ascending order, and their columns.
 
-    The compiler does not divide `top_k` among devices: it would gather all rows on each of them.
+    Called within `map_row_blocks`, each device searches its own rows. (The compiler does not divide
+    `top_k` among devices, and would gather all rows on each of them.) Elsewhere each device
+    searches all rows.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> smallest_of_rows(jnp.array([[3.0, 1.0, 2.0]]), 2)[1].tolist()
+        >>> smallest_in_rows(jnp.array([[3.0, 1.0, 2.0]]), 2)[1].tolist()
         [[1, 2]]
     """
     mesh, spec = mesh_in_use(), PartitionSpec()
@@ -121,17 +127,10 @@ def smallest_of_rows(values: Float[Array, "n m"], count: int) -> tuple[Array, In
     return -negative, columns
 
 
-def padded_rows(size: int, *rows: Array) -> tuple[Array, ...]:
-    """The arrays, with rows of zeros after their own up to `size`."""
-    return tuple(
-        jnp.pad(row, [(0, size - row.shape[0])] + [(0, 0)] * (row.ndim - 1)) for row in rows
-    )
-
-
 def shared_rows(rows: PyTree[Array]) -> PyTree[Array]:
-    """Arrays whose rows the mesh in use shares, as far as they divide into equal parts.
+    """The arrays, divided by rows among the devices of the mesh in use if the rows divide evenly.
 
-    What is computed from each row, such as a network's loss, the compiler then divides likewise.
+    The compiler then divides what it computes from each row, such as a network's loss.
     """
     mesh = mesh_in_use()
     if mesh is None:

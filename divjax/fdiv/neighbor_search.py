@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import if_needed
 from divjax.core.pairwise import map_row_blocks, pair_distances_by_rows
-from divjax.core.sharding import smallest_of_rows
+from divjax.core.sharding import smallest_in_rows
 
 __all__ = ["NearestPoints", "nearest_points"]
 
@@ -51,7 +51,7 @@ def nearest_points(
         if squared.dtype != jnp.float32:
             smallest = jnp.min(jnp.where(squared > 0, squared, jnp.inf), axis=1, keepdims=True)
             squared = squared / jnp.where(jnp.isfinite(smallest), smallest, 1)
-        return smallest_of_rows(squared.astype(jnp.float32), candidates)[1]
+        return smallest_in_rows(squared.astype(jnp.float32), candidates)[1]
 
     def exact(row: Float[Array, "b d"], own_index: Int[Array, " b"], index: Int[Array, "b c"]):
         difference = row[:, None] - columns[index]

@@ -188,6 +188,7 @@ def animation(
     *,
     steps: Sequence[int] | None = None,
     seconds: float = 5.0,
+    limits: tuple[float, float, float, float] | None = None,
     **points: Any,
 ) -> "FuncAnimation":
     """Particles in the plane as they move, over the contours of a density.
@@ -198,6 +199,8 @@ def animation(
         log_prob: as in `particles`.
         steps: the step of each frame, shown above it; by default its number.
         seconds: how long it takes.
+        limits: the ends of both axes, as in `particles`; by default those of all particles at any
+            time.
         **points: passed to `particles`.
 
     Returns:
@@ -225,10 +228,11 @@ def animation(
     plt = pyplot()
     from matplotlib.animation import FuncAnimation
 
-    # One view for all frames: that of all particles at any time.
-    low, high = _ends("history", frames.reshape(-1, 2))
-    margin = np.maximum((high - low) / 10, 1e-6)
-    limits = (low[0] - margin[0], high[0] + margin[0], low[1] - margin[1], high[1] + margin[1])
+    if limits is None:
+        # One view for all frames.
+        low, high = _ends("history", frames.reshape(-1, 2))
+        margin = np.maximum((high - low) / 10, 1e-6)
+        limits = (low[0] - margin[0], high[0] + margin[0], low[1] - margin[1], high[1] + margin[1])
     figure, axis = plt.subplots(figsize=(5, 5))
     particles(frames[0], log_prob, ax=axis, limits=limits, **points)
     moving = axis.collections[-1]

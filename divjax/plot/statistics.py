@@ -110,8 +110,7 @@ def front(
     # Of all points, since colours and sizes may be given for each; gaps are not drawn.
     shown = np.where(finite[:, None], values, np.nan)
     drawn = axis.scatter(shown[:, 0], shown[:, 1], label=label, **{"s": 18, "zorder": 3, **points})
-    # From left to right, each point that is lower than all before it.
-    # Of points with the same first value the lower one comes first.
+    # From left to right, the lower of equal first values first: each point below all before it.
     ordered = values[finite]
     ordered = ordered[np.lexsort((ordered[:, 1], ordered[:, 0]))]
     before = np.minimum.accumulate(np.concatenate([[np.inf], ordered[:, 1]]))[:-1]

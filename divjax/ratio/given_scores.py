@@ -459,8 +459,7 @@ def _folds(
         for part in (label, ~label):
             folds[part] = rng.permutation(np.arange(part.sum()) % num_folds)
         return folds
-    # Groups with rows in both samples first, dealt out like the others.
-    # Groups are dealt out like rows: each fold gets its share of either sample's.
+    # Groups are dealt out in the order of their share of x: each fold gets both samples.
     numbers = np.unique(groups, return_inverse=True)[1].reshape(-1)
     share = np.bincount(numbers, label) / np.bincount(numbers)
     order = np.lexsort((rng.random(len(share)), share))

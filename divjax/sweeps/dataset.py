@@ -66,7 +66,8 @@ class Results:
         self._variables: list[list[str]] = []
         self._axes: dict[str, tuple[str, ...]] = {}
         for axes in dimension_names(results, dims, taken):
-            self._axes = {**axes, **self._axes}
+            for name, names in axes.items():
+                self._axes.setdefault(name, names)
             self._variables.append(list(axes))
 
         # A variable that a choice does not return is NaN there.

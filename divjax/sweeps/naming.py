@@ -52,7 +52,7 @@ def dimension_names(
         given: the names that the caller gave, by variable. Other axes have those of their field's
             annotation (`Float[Array, "num_steps k"]`), if its sizes agree with those of the
             variables before, and otherwise the variable's name with a number.
-        taken: the names of dimensions that results do not have.
+        taken: names in use by the dataset: dimensions, hyper-parameters, `seed`, `finite`.
 
     Raises:
         ValueError: if given names belong to no variable, are not as many as its axes, or are names
@@ -65,7 +65,7 @@ def dimension_names(
             raise ValueError(
                 f"dims must name variables of the results, {', '.join(known)}; got {name!r}."
             )
-    # A variable or a dimension of the grid agrees with no axis. A dataset has one size for a name.
+    # No axis has the size −1: names of variables and of the grid are refused for axes.
     sizes = dict.fromkeys((*taken, *known), -1)
     return [
         _names_of_axes(result, names, given, sizes)

@@ -22,7 +22,7 @@ __all__ = ["Storage", "describe"]
 
 _DESCRIPTION = "sweep.json"
 _CHUNK = re.compile(r"cells-(\d+)-(\d+)-(\d+)\.nc")
-# What a function prints of objects in memory, such as callbacks, is another text in each process.
+# Addresses in a program's text, as of callbacks, differ from process to process.
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
@@ -65,7 +65,8 @@ def _referred_to(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
     """The arrays and numbers that inner programs and functions of Python refer to, in order.
 
     The text of a jaxpr shows only the shapes of the arrays of inner programs, and nothing of what
-    is behind a callback to the host.
+    is behind a callback to the host: of a function its closure, defaults and globals, of an object
+    its attributes.
     """
     seen = set() if seen is None else seen
     if id(value) in seen:
@@ -85,7 +86,8 @@ def _referred_to(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
         parts = [value.func, value.args, value.keywords]
     elif isinstance(value, FunctionType):
         parts = [_contents(cell) for cell in value.__closure__ or ()]
-        parts += [value.__defaults__, value.__kwdefaults__]
+        parts += [value.__defaults__, value.__kwdefaults__, value.__code__.co_consts]
+        parts += [value.__globals__.get(name) for name in value.__code__.co_names]
     elif callable(value) and not isinstance(value, type):
         # A callback, a method, or an object that is called.
         slots = [name for name in getattr(value, "__slots__", ()) if name != "__weakref__"]
@@ -165,7 +167,7 @@ class Storage:
         try:
             dataset = xarray.load_dataset(file, engine="h5netcdf")
             return [np.asarray(dataset[f"leaf_{i}"]) for i in range(len(dataset))]
-        # What is not installed is no fault of the file, which must not be removed for it.
+        # An ImportError is passed on: the file is sound, and must not be removed.
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ValueError(
                 f"{file} cannot be read. Remove it, and its cells are computed again."
@@ -181,7 +183,7 @@ def _numbers(file: Path) -> tuple[int, int]:
 def _check_same(file: Path, description: dict[str, Any]) -> None:
     """Raise `ValueError` by the name of what differs from a description in a file."""
     try:
-        # A file that is no description is named, like one of another sweep.
+        # A file that is no description gets an error that names it, as another sweep's does.
         held = json.loads(file.read_text())
         differing = [name for name in description if held[name] != description[name]]
     except (ValueError, KeyError, TypeError) as error:

@@ -33,8 +33,8 @@ def column_table(rng: np.random.Generator, encoded: Encoded, level: float) -> pd
     """Each column's own divergence and whether it differs alone, the most different first.
 
     Numbers are compared by the Kolmogorov–Smirnov test, and so is how often they repeat: a lattice
-    in one table shows there. Levels of categories and missing values are compared by χ², two of
-    them by Fisher's exact test. No p-value that could be significant needs many rows to be right.
+    in one table shows there. Levels, and missing values, are compared by χ², or by Fisher's exact
+    test if there are two. P-values that could be significant are valid in small samples.
     The labels of the rows are exchangeable if the tables have one distribution, whatever the pooled
     values, so that counts over both tables may be tested like values.
 
@@ -121,7 +121,7 @@ def _p_values(encoded: Encoded, column: str) -> list[float]:
     """Of all tests of one column; values that are all missing are not tested."""
     if not is_number(encoded, column):
         x, y = (table[column] for table in encoded.tables)
-        found = [_chi_squared(*values_alike(x, y))]
+        found = [_level_test(*values_alike(x, y))]
         missing = [part.isna().to_numpy(int) for part in (x, y)]
     else:
         at, repeats = _values_and_repeats(encoded, column)
@@ -131,7 +131,7 @@ def _p_values(encoded: Encoded, column: str) -> list[float]:
         if repeats:
             found.append(_kolmogorov_smirnov(*(rows[:, repeats[0]] for rows in encoded[:2])))
     if any(part.any() for part in missing):
-        found.append(_chi_squared(*missing))
+        found.append(_level_test(*missing))
     return found
 
 
@@ -145,8 +145,8 @@ def _kolmogorov_smirnov(x: np.ndarray, y: np.ndarray) -> float:
     return float(test.pvalue)
 
 
-def _chi_squared(x: np.ndarray, y: np.ndarray) -> float:
-    """Of codes from zero on; levels that are expected too rarely are one."""
+def _level_test(x: np.ndarray, y: np.ndarray) -> float:
+    """The p-value of equal frequencies of levels; those expected too rarely are merged."""
     # A table of two rows of counts, the most frequent levels first.
     size = 1 + max(x.max(), y.max())
     counts = np.stack([np.bincount(part, minlength=size) for part in (x, y)])
@@ -162,7 +162,7 @@ def _chi_squared(x: np.ndarray, y: np.ndarray) -> float:
     # smaller one. Small p-values are made exact: no level of a test is above the others.
     if test.pvalue > LARGEST_LEVEL:
         return float(test.pvalue)
-    return _exact_p_value(counts, float(test.pvalue))
+    return _valid_p_value(counts, float(test.pvalue))
 
 
 def _join_rare(counts: np.ndarray) -> np.ndarray:
@@ -184,7 +184,7 @@ def _fisher(counts: np.ndarray) -> float:
     return float(test.pvalue)
 
 
-def _exact_p_value(counts: np.ndarray, approximate: float) -> float:
+def _valid_p_value(counts: np.ndarray, approximate: float) -> float:
     """A p-value of counts "2 levels" that is valid for any number of rows.
 
     The smaller one of two, by Bonferroni's inequality: that of permuted labels has nine tenths of

@@ -53,19 +53,20 @@ def comparable_types(
 
 def _booleans_alike(pair: list[Any], names: tuple[str, str], notes: list[str]) -> list[Any]:
     """Truth values in one type where one table writes them as text; notes are added to."""
-    words = [_truth_values(part) for part in pair]
-    if any(word is None for word in words):
+    found = [_truth_values(part) for part in pair]
+    truths = [values for values in found if values is not None]
+    if len(truths) < len(pair):
         return pair
-    # One spelling of text in both tables is the same in both.
-    spelled = {text for word in words for text in word or ()}
-    if len(spelled) <= 2 and all(isinstance(text, str) for text in spelled):
+    # Text with one spelling for each truth value is the same in both tables already.
+    merged = {text: value for values in truths for text, value in values.items()}
+    if all(isinstance(text, str) for text in merged) and len(merged) == len(set(merged.values())):
         return pair
-    for word, name in zip(words, names, strict=True):
-        if any(isinstance(text, str) for text in word or ()):
+    for values, name in zip(truths, names, strict=True):
+        if any(isinstance(text, str) for text in values):
             notes.append(f"text read as booleans in {name}")
     return [
-        part.astype(object).map(word).astype("boolean")
-        for part, word in zip(pair, words, strict=True)
+        part.astype(object).map(values).astype("boolean")
+        for part, values in zip(pair, truths, strict=True)
     ]
 
 

@@ -14,8 +14,8 @@ from jaxtyping import AbstractArray
 
 __all__ = ["annotation_text", "setup", "signature_text"]
 
-# A longer default is shown by its class.
-LONGEST_DEFAULT = 40
+# A longer default is shown by its class: of numbers, texts and tuples, and of other objects.
+LONGEST_VALUE, LONGEST_DEFAULT = 60, 40
 
 
 def annotation_text(annotation: Any) -> str:
@@ -62,7 +62,7 @@ def default_text(value: Any, field: Any = None) -> str:
     text = repr(value)
     if inspect.isfunction(value) or inspect.isclass(value):
         return value.__name__
-    if isinstance(value, (bool, int, float, str, tuple, type(None))) and len(text) < 60:
+    if isinstance(value, (bool, int, float, str, tuple, type(None))) and len(text) < LONGEST_VALUE:
         return text
     if dataclasses.is_dataclass(value) or len(text) > LONGEST_DEFAULT or "<" in text:
         return f"{type(value).__name__}()"

@@ -76,7 +76,7 @@ def test_potentials_go_there(cost):
 def test_maps_between_relaxed_marginals_go_there(penalty):
     """The barycentric projection P y / P 1, whatever damps the potentials."""
     result = ot.sinkhorn(X, Y, A, B, epsilon=EPSILON, marginal_penalty=penalty)
-    plan = np.asarray(result.plan)
+    plan = np.asarray(result.plan())
     theirs = result.to_ott()
     np.testing.assert_allclose(
         theirs.transport(X), plan @ Y / plan.sum(1, keepdims=True), atol=1e-4

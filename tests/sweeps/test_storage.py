@@ -124,7 +124,14 @@ def on_the_host(data):
     return lambda key, scale: jax.pure_callback(total, jax.ShapeDtypeStruct((), "float32"), scale)
 
 
-@pytest.mark.parametrize("of", [directly, in_a_program_of_its_own, on_the_host])
+def by_a_global(data):
+    global held_globally
+    held_globally = data
+    total = lambda scale: np.asarray(scale * np.sum(held_globally), np.float32)
+    return lambda key, scale: jax.pure_callback(total, jax.ShapeDtypeStruct((), "float32"), scale)
+
+
+@pytest.mark.parametrize("of", [directly, in_a_program_of_its_own, on_the_host, by_a_global])
 def test_other_data_in_a_function_is_refused(tmp_path, of):
     quiet(tmp_path, of(jnp.arange(3.0)), {"scale": [1.0]})
     quiet(tmp_path, of(jnp.arange(3.0)), {"scale": [1.0]})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from divjax.tables.column_tests import _chi_squared, _kolmogorov_smirnov
+from divjax.tables.column_tests import _kolmogorov_smirnov, _level_test
 from divjax.tables.columns import frequencies_js, univariate_js
 
 
@@ -144,7 +144,7 @@ def test_two_levels_are_tested_exactly(totals, n):
     weights = stats.hypergeom.pmf(counts, sum(totals), totals[0], n)
     levels = lambda k: np.repeat([0, 1], k)
     found = [
-        _chi_squared(levels([k, n - k]), levels([totals[0] - k, totals[1] - n + k])) for k in counts
+        _level_test(levels([k, n - k]), levels([totals[0] - k, totals[1] - n + k])) for k in counts
     ]
     p_values, shares = rates(found, weights)
     assert (shares <= p_values + 1e-9).all()
@@ -159,8 +159,8 @@ def test_several_levels_in_a_small_table_keep_the_level():
     counts, times = np.unique(counts, axis=0, return_counts=True)
     of_q = [np.repeat(np.arange(3), totals - own) for own in counts]
     found = np.array(
-        [_chi_squared(np.repeat(np.arange(3), own), q) for own, q in zip(counts, of_q, strict=True)]
+        [_level_test(np.repeat(np.arange(3), own), q) for own, q in zip(counts, of_q, strict=True)]
     )
     for level in (0.001, 0.01, 0.05):
         assert times[found <= level].sum() / 6000 <= level + 3 * np.sqrt(level / 6000)
-    assert _chi_squared(np.repeat([0, 1, 2], [20, 5, 5]), of_q[0]) < 1e-5
+    assert _level_test(np.repeat([0, 1, 2], [20, 5, 5]), of_q[0]) < 1e-5

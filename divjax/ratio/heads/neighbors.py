@@ -15,7 +15,7 @@ from divjax.core.numerics import nan_entries_unless, nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
 from divjax.core.pytrees import for_each, pytree, static
 from divjax.core.samples import Numbers
-from divjax.core.sharding import smallest_of_rows
+from divjax.core.sharding import smallest_in_rows
 from divjax.core.training import random_rows
 from divjax.ratio.protocols import Fold, Rows, checked, cross_entropy, every, is_positive, num_rows
 
@@ -159,7 +159,7 @@ class Neighbors:
             # References of weight zero may hold NaN.
             squares = squared_distances(z, jnp.where(usable[:, None], x, 0))
             excluded = ~usable | (index == own[:, None])
-            nearest, which = smallest_of_rows(jnp.where(excluded, jnp.inf, squares), max(counts))
+            nearest, which = smallest_in_rows(jnp.where(excluded, jnp.inf, squares), max(counts))
             near_p, near_q = mass_p[which], mass_q[which]
 
             def of_count(k):
