@@ -19,8 +19,17 @@ def test_documents_have_code():
     assert sum(bool(code_blocks(path)) for path in DOCUMENTS) >= 12
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", list(filter(code_blocks, DOCUMENTS)), ids=lambda path: path.name)
+# Those of the documentation's pages compile for minutes.
+MARKED = [
+    pytest.param(
+        path, id=path.name, marks=pytest.mark.slow if index < 2 else pytest.mark.exhaustive
+    )
+    for index, path in enumerate(DOCUMENTS)
+    if code_blocks(path)
+]
+
+
+@pytest.mark.parametrize("path", MARKED)
 def test_code_blocks_run(path):
     namespace = {}
     for block in code_blocks(path):
