@@ -21,25 +21,20 @@ __all__ = [
     "placed",
     "shared_rows",
     "smallest_in_rows",
-    "without_sharing",
+    "without_mesh",
 ]
 
 
-# Whether the devices of a mesh share pairs of rows. Compiled programs differ by it.
-_sharing = jax.make_user_context(True)
-
-
-def without_sharing() -> contextlib.AbstractContextManager[Any]:
-    """A context in which no mesh shares rows: each device has work of its own, as in a sweep.
+def without_mesh() -> contextlib.AbstractContextManager[Any]:
+    """A context in which no mesh is in use: each device has work of its own, as in a sweep.
 
     Example:
-        >>> from jax.sharding import AxisType
         >>> with jax.set_mesh(jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))):
-        ...     with without_sharing():
+        ...     with without_mesh():
         ...         mesh_in_use() is None
         True
     """
-    return _sharing(False)
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), ()))
 
 
 def gathered(array: Array) -> Array:
@@ -74,8 +69,8 @@ def mesh_in_use() -> AbstractMesh | None:
         True
     """
     mesh = jax.sharding.get_abstract_mesh()
-    shares = _sharing.value and not mesh.empty and mesh.size > 1
-    return mesh if shares and set(mesh.axis_types) == {AxisType.Auto} else None
+    shares = mesh.size > 1 and set(mesh.axis_types) == {AxisType.Auto}
+    return mesh if shares else None
 
 
 def map_over_devices(

@@ -100,13 +100,21 @@ class Cells:
             raise ValueError("fn must return at least one array; got none.")
         # A sweep is not differentiated: the rules for that, new in every trace, do not matter.
         self.code = Code(closed.jaxpr, derivatives=False)
-        constants = [
-            constant if isinstance(constant, jax.Array) else jnp.asarray(constant)
-            for constant in closed.consts
-        ]
+        constants = [_as_input(constant) for constant in closed.consts]
         self.inputs = Inputs(constants, keys, tables)
         sizes = [len(next(iter(table.values()))) for table in tables]
         self.num_cells = math.prod(sizes) * len(keys)
+
+
+def _as_input(constant: Any) -> Array:
+    """An array that a function refers to, for the program of a cell, which is on one device."""
+    array = constant if isinstance(constant, jax.Array) else jnp.asarray(constant)
+    if len(array.sharding.device_set) > 1:
+        raise ValueError(
+            f"fn must refer to arrays on one device; got one of shape {array.shape} on "
+            f"{len(array.sharding.device_set)}. divjax.sharding.gather makes it whole."
+        )
+    return array
 
 
 def _results(returned: PyTree) -> PyTree[Array]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Key
 from divjax.core.checks import check_callable, check_count, check_flag
 from divjax.core.keys import own_key
 from divjax.core.progress import progress_bar
-from divjax.core.sharding import without_sharing
+from divjax.core.sharding import without_mesh
 from divjax.sweeps.cells import Cells
 from divjax.sweeps.compilation import compile_cells
 from divjax.sweeps.dataset import Results
@@ -111,7 +111,7 @@ def sweep(
 
     # Every choice is traced before anything runs, so that no mistake shows after hours. A cell is
     # the work of one device.
-    with without_sharing():
+    with without_mesh():
         programs = [
             Cells(fn, keys, [dimension.values for dimension in dynamic], setting)
             for setting in _settings(static)

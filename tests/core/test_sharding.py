@@ -144,14 +144,27 @@ def test_no_device_holds_or_receives_pairs(function):
     assert compiled.memory_analysis().temp_size_in_bytes < 30 * 2**20
 
 
-def test_a_mesh_in_use_is_that_of_a_sweep():
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda key, scale: scale * jax.random.normal(key),
+        lambda key, scale: ot.sinkhorn(X, Y, epsilon=scale, solver=BLOCKS).value,
+    ],
+)
+def test_a_mesh_in_use_is_that_of_a_sweep(function):
     pytest.importorskip("xarray")
-    cost = lambda key, epsilon: ot.sinkhorn(X, Y, epsilon=epsilon, solver=BLOCKS).value
-    grid, options = {"epsilon": [0.5, 1.0]}, {"num_seeds": 1, "progress": False}
-    alone = sweep(KEY, cost, grid, **options)
+    grid, options = {"scale": [0.5, 1.0]}, {"num_seeds": 1, "progress": False}
+    alone = sweep(KEY, function, grid, **options)
     with jax.set_mesh(sharding.mesh()):
-        shared = sweep(KEY, cost, grid, **options)
+        shared = sweep(KEY, function, grid, **options)
     np.testing.assert_allclose(shared.value, alone.value, rtol=1e-5)
+
+
+def test_a_sweep_over_data_on_several_devices_is_refused():
+    pytest.importorskip("xarray")
+    x = over_devices(X, AxisType.Auto)
+    with pytest.raises(ValueError, match=r"one device; got one of shape \(16, 2\) on 8"):
+        sweep(KEY, lambda key, scale: scale * jnp.sum(x), {"scale": [1.0]}, progress=False)
 
 
 def test_arrays_are_sharded_by_rows_and_gathered_again():
