@@ -39,6 +39,7 @@ import matplotlib.pyplot
 import numpy as np
 from tqdm import tqdm
 
+from divjax import plot
 from experiments import run_folder
 from experiments.checkpoints import Checkpoints
 from experiments.run_folder import DamagedFile, RunFolder
@@ -293,7 +294,9 @@ class Run:
         """Write a figure as png."""
         if self.folder.writable:
             buffer = io.BytesIO()
-            figure.savefig(buffer, dpi=130, format="png")
+            # Ticks, their labels and grid lines are made, and styled, when a figure is drawn.
+            with plot.style():
+                figure.savefig(buffer, format="png")
             self.folder.write(f"figures/{name}.png", buffer.getvalue())
         matplotlib.pyplot.close(figure)
 

@@ -12,7 +12,7 @@ and what the objectives' weights do on the way.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from divjax import flows, kernels, problems
+from divjax import flows, kernels, plot, problems
 from experiments import common
 
 
@@ -99,6 +102,15 @@ SCHEMES: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 }
 
 
+# A scheme has one look in all figures.
+LINES: dict[str, dict[str, Any]] = {
+    "MWGraD": {"color": "C0", "linestyle": "-"},
+    "A-MWGraD, published": {"color": "C1", "linestyle": "--"},
+    "A-MWGraD, no restart": {"color": "C2", "linestyle": ":"},
+    "A-MWGraD": {"color": "C6", "linestyle": (0, (8, 3))},
+}
+
+
 def keys(settings: Settings) -> jax.Array:
     """A key a seed."""
     return jax.vmap(jax.random.key)(jnp.asarray(settings.seeds))
@@ -167,111 +179,130 @@ def three_component(
     return jax.jit(jax.vmap(run))(keys(settings))
 
 
+def draw_norms(axis: Axes, names: Sequence[str], found: Sequence[np.ndarray]) -> None:
+    """Norms of a few schemes, "seeds num_steps" each, on an axis of their logarithms.
+
+    Seeds differ by factors: a band around their mean would end below zero.
+    """
+    for name, norms in zip(names, found, strict=True):
+        with np.errstate(divide="ignore"):
+            plot.curves(np.log10(norms), label=name, ax=axis, linewidth=1.4, **LINES[name])
+    # Four of them overlap, and must not hide the lines.
+    for band in axis.collections:
+        band.set_alpha(0.12)
+    axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.yaxis.set_major_formatter("$10^{{{x:.0f}}}$")
+
+
+def finish_norms(figure: Figure, axes: np.ndarray, title: str) -> None:
+    """The labels, legend and title of panels of norms."""
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("mean ‖Σ w v‖²")
+    lines = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=2, handlelength=3.5)
+    band = "geometric mean over seeds, band ± one standard error of the logarithm"
+    figure.suptitle(f"{title}:\n{band}")
+
+
 def draw_restart(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -> Figure:
     """The gradient norm of all schemes, a panel a velocity: why momentum must be restarted."""
     names = [name for name in ("SVGD", "Blob", "GFSD") if name in settings.velocities]
-    figure, axes = plt.subplots(
-        1,
-        max(1, len(names)),
-        figsize=(1 + 4 * max(1, len(names)), 4),
-        layout="constrained",
-        sharey=True,
-        squeeze=False,
-    )
-    axes = axes[0]
-    for axis, name in zip(axes, names, strict=False):
-        for color, scheme in enumerate(SCHEMES):
-            norms = curves[f"{name} / {scheme}"]["squared_norm"][-1]
-            steps = np.arange(norms.shape[1])
-            axis.fill_between(steps, norms.min(0), norms.max(0), color=f"C{color}", alpha=0.2, lw=0)
-            axis.plot(steps, np.median(norms, axis=0), color=f"C{color}", label=scheme)
-        axis.set(yscale="log", title=name, xlabel="step")
-    axes[0].set_ylabel("mean ‖Σ w v‖²")
-    axes[0].legend(fontsize=8)
-    figure.suptitle(
-        f"Four two-component targets, step size {settings.step_sizes[-1]:g}: "
-        "median and range over seeds"
-    )
+    columns = max(1, len(names))
+    with plot.style():
+        figure, axes = plt.subplots(
+            1, columns, figsize=(max(7, 3.6 * columns), 5.6), sharey=True, squeeze=False
+        )
+        for axis, name in zip(axes[0], names, strict=False):
+            found = [curves[f"{name} / {scheme}"]["squared_norm"][-1] for scheme in SCHEMES]
+            draw_norms(axis, list(SCHEMES), found)
+            axis.set_title(name)
+        rate = settings.step_sizes[-1]
+        finish_norms(figure, axes, f"Four two-component targets, step size {rate:g}")
     return figure
 
 
 def draw_squared_norms(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -> Figure:
     """Gradient norms of plain and accelerated flows, a panel a velocity and step size."""
-    names = settings.velocities
-    shape = (len(settings.step_sizes), len(names))
-    figure, axes = plt.subplots(
-        *shape,
-        figsize=(3 * shape[1], 2.4 * shape[0]),
-        layout="constrained",
-        sharex=True,
-        squeeze=False,
-    )
-    for row, step_size in enumerate(settings.step_sizes):
-        for column, name in enumerate(names):
-            axis = axes[row, column]
-            for color, scheme in enumerate(("MWGraD", "A-MWGraD")):
-                norms = curves[f"{name} / {scheme}"]["squared_norm"][row]
-                steps = np.arange(norms.shape[1])
-                axis.fill_between(
-                    steps, norms.min(0), norms.max(0), color=f"C{color}", alpha=0.2, lw=0
-                )
-                axis.plot(steps, np.median(norms, axis=0), color=f"C{color}", label=scheme)
-            axis.set(yscale="log", title=f"{name}, step size {step_size:g}")
-    axes[0, 0].legend(fontsize=8)
-    for axis in axes[-1]:
-        axis.set_xlabel("step")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("mean ‖Σ w v‖²")
+    schemes = ("MWGraD", "A-MWGraD")
+    shape = (len(settings.step_sizes), len(settings.velocities))
+    size = (max(7, 2.6 * shape[1]), 1.8 + 2.2 * shape[0])
+    with plot.style():
+        figure, axes = plt.subplots(*shape, figsize=size, sharex=True, sharey="col", squeeze=False)
+        for row, step_size in enumerate(settings.step_sizes):
+            for column, name in enumerate(settings.velocities):
+                found = [curves[f"{name} / {scheme}"]["squared_norm"][row] for scheme in schemes]
+                draw_norms(axes[row, column], schemes, found)
+                axes[row, column].set_title(f"{name}, η = {step_size:g}")
+        finish_norms(figure, axes, "Four two-component targets, step size η")
     return figure
 
 
 def draw_snapshots(ends: dict[str, dict[str, np.ndarray]], settings: Settings) -> Figure:
-    """Particles of the first seed over the targets' mean log-density, a row a method."""
-    side = np.linspace(-7, 7, 150)
-    grid = np.stack(np.meshgrid(side, side), axis=-1)
-    log_probs = [
-        jax.vmap(jax.vmap(target.log_prob))(jnp.asarray(grid))
-        for target in problems.three_component_targets()
-    ]
-    density = np.exp(np.mean(log_probs, axis=0))
+    """Particles of the first seed over the targets' geometric mean, a row a method."""
+    targets = problems.three_component_targets()
+
+    def log_mean(x: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.stack([target.log_prob(x) for target in targets]))
+
+    # What one target has and the others have not is no mode of the mean.
+    own = np.stack([target.means[0] for target in targets])
     columns = next(iter(ends.values()))["snapshots"].shape[1]
-    figure, axes = plt.subplots(
-        len(ends),
-        columns,
-        figsize=(2.2 * columns, 2.2 * len(ends)),
-        layout="constrained",
-        squeeze=False,
-    )
-    for row, (name, arrays) in enumerate(ends.items()):
-        for column in range(columns):
-            axis = axes[row, column]
-            axis.contourf(grid[..., 0], grid[..., 1], density, levels=10, cmap="Blues")
-            axis.scatter(*arrays["snapshots"][0, column].T, s=6, color="black")
-            axis.set(xlim=(-7, 7), ylim=(-7, 7), xticks=[], yticks=[])
-            if row == 0:
-                axis.set_title(f"step {column * (settings.num_steps // 2)}")
-        axes[row, 0].set_ylabel(name, fontsize=8)
+    size = (2.4 * columns, 1.2 + 2.2 * len(ends))
+    limits = (-7.0, 7.0, -7.0, 7.0)
+    label = "particles of the first seed; those beyond ±7 are not shown"
+    with plot.style():
+        figure, axes = plt.subplots(len(ends), columns, figsize=size, squeeze=False)
+        for row, (name, arrays) in enumerate(ends.items()):
+            for column, axis in enumerate(axes[row]):
+                x = arrays["snapshots"][0, column]
+                plot.particles(x, log_mean, ax=axis, limits=limits, alpha=0.7, label=label)
+                axis.scatter(*own.T, marker="x", color="C4", s=40, label="mode of one target alone")
+                axis.set(xticks=[-4, 0, 4], yticks=[-4, 0, 4])
+                axis.label_outer()
+            axes[row, 0].set_ylabel(name)
+        for column, axis in enumerate(axes[0]):
+            axis.set_title(f"step {column * (settings.num_steps // 2)}")
+        figure.supxlabel("first coordinate")
+        figure.supylabel("second coordinate")
+        points, _ = axes[0, 0].get_legend_handles_labels()
+        heights = "$e^{-2}$, $e^{-1/2}$ and $e^{-1/8}$ of its maximum"
+        contour = Line2D([], [], color="0.6", linestyle="-", linewidth=1)
+        contour.set_label(f"geometric mean of the targets' densities, at {heights}")
+        figure.legend(handles=[contour, *points], loc="outside upper center")
     return figure
 
 
 def draw_weights(ends: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """The four objectives' weights over time, first seed."""
+    """The four objectives' weights over time, first seed, in the mean over short windows.
+
+    Weights that jump from step to step would fill the panels.
+    """
     columns = len(ends) // 2
-    figure, axes = plt.subplots(
-        2,
-        columns,
-        figsize=(3 * columns, 4.5),
-        layout="constrained",
-        sharey=True,
-        squeeze=False,
-    )
-    for axis, (name, arrays) in zip(axes.T.ravel(), ends.items(), strict=True):
-        axis.plot(arrays["weights"][0], lw=1)
-        axis.axhline(0.25, color="gray", ls=":", lw=1)
-        axis.set_title(name, fontsize=9)
-    for axis in axes[-1]:
-        axis.set_xlabel("step")
-    axes[0, 0].legend([f"target {k + 1}" for k in range(4)], fontsize=7)
+    num_steps = next(iter(ends.values()))["weights"].shape[1]
+    window = max(1, num_steps // 30)
+    middles = np.arange(num_steps // window) * window + (window - 1) / 2
+    with plot.style():
+        figure, axes = plt.subplots(
+            2, columns, figsize=(max(7, 3 * columns), 5.4), sharex=True, sharey=True, squeeze=False
+        )
+        for axis, (name, arrays) in zip(axes.T.ravel(), ends.items(), strict=True):
+            weights = arrays["weights"][0, : len(middles) * window]
+            means = weights.reshape(len(middles), window, -1).mean(1)
+            for k, marker in enumerate("os^x"):
+                line = {"label": f"target {k + 1}", "marker": marker, "markevery": (2 * k, 8)}
+                plot.curves(means[:, k], steps=middles, ax=axis, **line)
+            axis.axhline(0.25, color="0.5", linestyle="-", linewidth=0.8)
+            axis.set(title=name, ylim=(-0.03, 1.03))
+        for axis in axes[-1]:
+            axis.set_xlabel("step")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("weight")
+        lines = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=4, handlelength=3.5)
+        span = f"means over {window} steps" if window > 1 else "every step"
+        figure.suptitle(f"Four three-component targets, first seed, {span}; the line is at ¼")
     return figure
 
 
