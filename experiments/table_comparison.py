@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from divjax import ratio, tables
+from divjax import plot, ratio, tables
 from divjax.tables.columns import frequencies_js, univariate_js
 
 __all__ = [
@@ -207,40 +207,52 @@ def column_rows(name: str, found: Mapping[str, np.ndarray]) -> list[dict[str, An
 
 
 def draw(name: str, found: Mapping[str, np.ndarray], most: int = 25) -> Figure:
-    """Columns' own JS beside the tables', lattices marked; and the log ratios' distributions."""
+    """The tables' JS, their columns' own with lattices marked, and the log ratios' distributions.
+
+    Intervals are of 95 %. Of many columns those of the largest JS are drawn.
+    """
     largest = np.maximum(found["column_js"], found["lattice_js"])
-    order = np.argsort(-largest, kind="stable")[:most][::-1]
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11, 1.5 + 0.25 * max(12, len(order))), layout="constrained"
-    )
-    places = np.arange(len(order))
-    error = 1.96 * found["column_error"][order]
-    left.barh(places, found["column_js"][order], xerr=error, color="C0", label="the column alone")
-    marked = found["lattice_js"][order] > 0
-    if marked.any():
-        left.plot(
-            found["lattice_js"][order][marked],
-            places[marked],
-            "D",
-            color="C3",
-            label="at least, by its lattice",
+    chosen = np.argsort(-largest, kind="stable")[:most]
+    js, lattice = found["column_js"][chosen], found["lattice_js"][chosen]
+    heights = (len(found["views"]) + 1, max(6, len(chosen)) + 1)
+    with plot.style():
+        figure, axes = plt.subplot_mosaic(
+            [["views", "scores"], ["columns", "scores"]],
+            figsize=(11, 2 + 0.27 * sum(heights)),
+            height_ratios=heights,
+            width_ratios=(3, 2),
         )
-    for index, view in enumerate(found["views"]):
-        color = f"C{index + 1 + (index > 1)}"
-        left.axvline(found["js"][index], color=color, lw=1, label=f"all columns, {view}")
-        left.axvspan(*found["js_interval"][index], color=color, alpha=0.15, lw=0)
-    left.set(xlabel="Jensen–Shannon divergence, bits", yticks=places)
-    left.set_yticklabels(found["columns"][order], fontsize=8)
-    left.set_xlim(min(0.0, *(found["column_js"] - 2 * found["column_error"])), None)
-    left.legend(fontsize=7, loc="lower right")
-    scores = np.concatenate([found["scores_p"], found["scores_q"]])
-    low, high = np.quantile(scores, [0.001, 0.999])
-    bins = np.linspace(low - 0.1, high + 0.1, 60)
-    for label, color in (("p", "C0"), ("q", "C1")):
-        values = np.clip(found[f"scores_{label}"], bins[0], bins[-1])
-        named = "real" if label == "p" else "synthetic"
-        right.hist(values, bins, density=True, histtype="step", color=color, label=named)
-    right.set(xlabel=f"log p/q out of fold, {found['views'][0]}", yticks=[])
-    right.legend(fontsize=8)
-    figure.suptitle(name)
+        views, columns, scores = axes["views"], axes["columns"], axes["scores"]
+        views.sharex(columns)
+        places = np.arange(len(found["views"]))
+        views.hlines(places, *found["js_interval"].T, color="C4")
+        views.plot(found["js"], places, "D", color="C4")
+        views.set_yticks(places, found["views"])
+        views.set(ylim=(len(places) - 0.5, -0.5), title="all columns")
+        views.tick_params(labelbottom=False)
+        error = 1.96 * found["column_error"][chosen]
+        names = found["columns"][chosen].tolist()
+        bars = {"color": "C3", "error_kw": {"capsize": 2}, "label": "the column alone"}
+        plot.contributions(names, js, error, most=most, ax=columns, **bars)
+        # Where `contributions` has put the bars.
+        lattice = lattice[np.argsort(-js, kind="stable")]
+        (marked,) = np.nonzero(lattice > 0)
+        if len(marked):
+            least = {"color": "black", "marker": "^", "zorder": 3, "clip_on": False}
+            columns.scatter(lattice[marked], marked, label="at least, by its lattice", **least)
+            figure.legend(*columns.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+        among = f"the {len(chosen)} largest of {len(found['columns'])} columns"
+        title = among if len(chosen) < len(found["columns"]) else "the columns"
+        columns.set(xlabel="Jensen–Shannon divergence, bits, with 95 % intervals", title=title)
+        every = np.concatenate([found["scores_p"], found["scores_q"]])
+        low, high = np.quantile(every, [0.001, 0.999])
+        bins = np.linspace(low - 0.1, high + 0.1, 60)
+        for label, name_of, line in (("p", "real", "-"), ("q", "synthetic", "--")):
+            values = np.clip(found[f"scores_{label}"], bins[0], bins[-1])
+            drawn = {"histtype": "step", "linestyle": line, "linewidth": 1.8, "label": name_of}
+            scores.hist(values, bins, density=True, **drawn)
+        scores.set(xlabel=f"log p/q out of fold, {found['views'][0]}, nats", ylabel="density")
+        scores.set_ylim(0, 1.2 * scores.get_ylim()[1])
+        scores.legend(loc="upper right", ncols=2)
+        figure.suptitle(name)
     return figure

@@ -30,7 +30,7 @@ from jax.nn import softplus
 from matplotlib.figure import Figure
 from sklearn.mixture import GaussianMixture as FittedMixture
 
-from divjax import problems, ratio
+from divjax import plot, problems, ratio
 from experiments import common, data, synthesizers
 from experiments.table_comparison import (
     column_rows,
@@ -212,19 +212,27 @@ def truth_row(label: str, case: Case, found: list[dict]) -> dict:
 
 
 def draw_chasm(curves: dict[str, list[list[dict]]], paper: list[float]) -> Figure:
-    """Estimated against true KL, on logarithmic axes."""
-    figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
-    for color, (name, found) in enumerate(curves.items()):
-        true = [np.mean([one["true_kl"] for one in seeds]) for seeds in found]
-        for kind, style in (("kl", "o-"), ("certified_kl", ":")):
-            values = np.array([[one[kind] for one in seeds] for seeds in found])
-            label = name if kind == "kl" else f"{name}, certified"
-            axis.plot(true, np.median(values, axis=1), style, color=f"C{color}", ms=3, label=label)
-        if color == 0:
-            axis.plot(true, paper, "x--", color="gray", label="paper")
-            axis.plot(true, true, color="black", lw=0.8, label="truth")
-    axis.set(xscale="log", yscale="log", xlabel="true KL, nats", ylabel="estimate, median of seeds")
-    axis.legend(fontsize=8)
+    """Estimates of KL and lower bounds, as shares of the true one: mean over seeds."""
+    with plot.style():
+        figure, axis = plt.subplots(figsize=(7, 5))
+        axis.axhline(1, color="0.4", linestyle="-", linewidth=1, label="truth")
+        for index, (name, found) in enumerate(curves.items()):
+            true = np.array([np.mean([one["true_kl"] for one in seeds]) for seeds in found])
+            for kind in ("kl", "certified_kl"):
+                values = np.array([[float(one[kind]) for one in seeds] for seeds in found])
+                # A bound below zero says no more than zero does.
+                values = np.maximum(values, 0) if kind == "certified_kl" else values
+                label = name if kind == "kl" else f"{name}, certified"
+                # Bounds of two estimators may agree: a wide open marker is seen around another one.
+                open_ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none"}
+                marker = open_ring if index == 0 else {"marker": "s", "markersize": 4}
+                plot.curves(values.T / true, steps=true, label=label, ax=axis, **marker)
+            if index == 0:
+                axis.plot(true, np.array(paper) / true, marker="x", label="paper")
+        axis.set(xscale="log", xlabel="true KL, nats", ylim=(-0.05, None))
+        axis.set(ylabel="estimate or bound / true KL")
+        axis.set_title("The chasm: mean over seeds, band ± one standard error")
+        figure.legend(loc="outside lower center", ncols=2, handlelength=4)
     return figure
 
 
