@@ -34,6 +34,7 @@ import tyro
 from flax import nnx
 from matplotlib.figure import Figure
 
+from divjax import plot
 from divjax.fdiv import kl_lower_bound_from_cross_entropy
 from divjax.ratio import MutualInformationBound
 from divjax.ratio.bounds import MINE
@@ -292,41 +293,48 @@ def rows(
 
 
 def draw_staircase(readings: dict[str, np.ndarray], variant: str, settings: Settings) -> Figure:
-    """A panel an estimator: its readings, their range over seeds, and the truth."""
-    figure, axes = plt.subplots(
-        2, 4, figsize=(13, 5.5), layout="constrained", sharex=True, sharey=True
-    )
+    """A panel an estimator: its readings, and the truth."""
     per_reading = settings.steps_per_level // settings.readings_per_level
     steps = per_reading * (1 + np.arange(len(settings.levels) * settings.readings_per_level))
     truth = np.repeat(settings.levels, settings.readings_per_level)
-    for axis, (name, values) in zip(axes.ravel(), readings.items(), strict=False):
-        flat = values.reshape(values.shape[0], -1)
-        axis.fill_between(steps, flat.min(0), flat.max(0), color="C0", alpha=0.25, lw=0)
-        axis.plot(steps, flat.mean(0), color="C0", lw=1)
-        axis.step(steps, truth, color="black", lw=1, where="pre")
-        if name == "InfoNCE":
-            axis.axhline(np.log(settings.batch_size), color="gray", ls=":", lw=1)
-        axis.set(title=name, ylim=(-1, max(settings.levels) + 3))
-    for axis in axes[-1]:
-        axis.set_xlabel("step")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("nats")
-    figure.suptitle(f"{variant}: mean and range over {len(settings.seeds)} seeds, truth in black")
+    thin = {"linewidth": 1.2, "linestyle": "-"}
+    with plot.style():
+        figure, axes = plt.subplots(2, 4, figsize=(13, 6.5), sharex=True, sharey=True)
+        for axis, (name, values) in zip(axes.ravel(), readings.items(), strict=False):
+            flat = values.reshape(values.shape[0], -1)
+            plot.curves(flat, steps=steps, label="estimate", ax=axis, color="C0", **thin)
+            axis.step(steps, truth, color="black", label="truth", where="pre", ls="--", lw=1.4)
+            if name == "InfoNCE":
+                limit = {"color": "C4", "linestyle": ":", "label": "log of the batch size"}
+                axis.axhline(np.log(settings.batch_size), **limit)
+            axis.set(title=name, ylim=(-1, max(settings.levels) + 3))
+        for axis in axes[-1]:
+            axis.set_xlabel("step")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("information, nats")
+        axes[0, 0].locator_params(axis="x", nbins=4)
+        # The last panel, of InfoNCE, has every line.
+        entries = axes[-1, -1].get_legend_handles_labels()
+        figure.legend(*entries, loc="outside lower center", ncols=3)
+        seeds = len(settings.seeds)
+        span = f"mean over {seeds} seeds, band ± one standard error" if seeds > 1 else "one seed"
+        figure.suptitle(f"{variant}: {span}")
     return figure
 
 
 def draw_tightness(arrays: dict[str, np.ndarray]) -> Figure:
     """Ξ(I_JS) beside I, a panel a size."""
     sizes = arrays["sizes"]
-    figure, axes = plt.subplots(1, len(sizes), figsize=(4 * len(sizes), 3.4), layout="constrained")
-    for axis, size, truth, bound in zip(
-        axes, sizes, arrays["information"], arrays["bound"], strict=True
-    ):
-        axis.plot(arrays["alpha"], truth, color="black", label="I")
-        axis.plot(arrays["alpha"], bound, color="C0", label="Ξ(I_JS)")
-        axis.set(title=f"k = {size}", xlabel="α")
-    axes[0].set_ylabel("nats")
-    axes[0].legend()
+    with plot.style():
+        figure, axes = plt.subplots(1, len(sizes), figsize=(4 * len(sizes), 4))
+        for axis, size, truth, bound in zip(
+            axes, sizes, arrays["information"], arrays["bound"], strict=True
+        ):
+            plot.curves(truth, steps=arrays["alpha"], label="I", ax=axis)
+            plot.curves(bound, steps=arrays["alpha"], label="Ξ(I_JS)", ax=axis)
+            axis.set(title=f"k = {size}", xlabel="α")
+        axes[0].set_ylabel("information, nats")
+        axes[0].legend()
     return figure
 
 
