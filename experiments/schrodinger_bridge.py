@@ -31,7 +31,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from divjax import Normal
+from divjax import Normal, plot
 from divjax.core.pairwise import pair_distances_by_rows
 from divjax.ot.bridges.light_bridge import LightSchrodingerBridge
 from divjax.ot.bridges.schrodinger import SchrodingerBridge
@@ -267,15 +267,28 @@ def cell_rows(results: dict[tuple[int, tuple[int, int, int]], dict]) -> list[dic
 
 def draw_roll(results: dict[float, dict]) -> Figure:
     """Ends and a few paths, a panel an ε."""
-    figure, axes = plt.subplots(
-        1, len(results), figsize=(4 * len(results), 4), layout="constrained", squeeze=False
-    )
-    for axis, (epsilon, run) in zip(axes[0], results.items(), strict=True):
-        axis.scatter(*run["ends"].T, s=2, color="C1")
-        for column in range(run["path"].shape[1]):
-            axis.plot(*run["path"][:, column].T, lw=0.8, color="C0")
-        axis.scatter(*run["path"][0].T, s=10, color="black")
-        axis.set(title=f"ε = {epsilon:g}", xticks=[], yticks=[], aspect="equal")
+    columns = len(results)
+    with plot.style():
+        figure, axes = plt.subplots(
+            1, columns, figsize=(max(6, 4 * columns), 5), sharex=True, sharey=True, squeeze=False
+        )
+        # One view for all ε.
+        rows = np.concatenate(
+            [run[x].reshape(-1, 2) for run in results.values() for x in ("ends", "path")]
+        )
+        reach = 1.05 * np.max(np.abs(rows), initial=0.1, where=np.isfinite(rows))
+        limits = (-reach, reach, -reach, reach)
+        for axis, (epsilon, run) in zip(axes[0], results.items(), strict=True):
+            ends = {"s": 3, "color": "C1", "label": "ends of all paths"}
+            plot.particles(run["ends"], ax=axis, limits=limits, **ends)
+            for path in run["path"].swapaxes(0, 1):
+                axis.plot(*path.T, lw=0.8, ls="-", color="C0")
+            axis.lines[-1].set_label(f"{run['path'].shape[1]} paths")
+            starts = {"s": 30, "marker": "^", "color": "black", "label": "their starts"}
+            axis.scatter(*run["path"][0].T, zorder=4, **starts)
+            axis.set(title=f"ε = {epsilon:g}", xlabel="first coordinate")
+        axes[0, 0].set_ylabel("second coordinate")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
