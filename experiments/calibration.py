@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from matplotlib.figure import Figure
 
+from divjax import plot
+
 
 def metrics(
     probs: Float[Array, "m task class"], labels: Int[Array | np.ndarray, "m task"]
@@ -52,31 +54,38 @@ def temper(
 
 
 def draw_reliability(probs: dict[str, np.ndarray], labels: np.ndarray) -> Figure:
-    """Accuracy against confidence, all tasks pooled: a panel a method, "m task class" each."""
+    """Accuracy against confidence, all tasks pooled: a panel a method, "m task class" each.
+
+    Bins are equally wide, as those of the calibration error are; those of fewer than ten answers
+    are left out. Bars are one standard error on each side.
+    """
     shown = list(probs)
     columns = min(5, len(shown))
-    figure, axes = plt.subplots(
-        -(-len(shown) // columns),
-        columns,
-        figsize=(2.4 * columns, 2.6 * -(-len(shown) // columns)),
-        layout="constrained",
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
+    lines = -(-len(shown) // columns)
     edges = np.linspace(0, 1, 21)
-    for axis, name in zip(axes.ravel(), shown, strict=False):
-        rows = probs[name].reshape(-1, probs[name].shape[-1])
-        confidence, hit = rows.max(1), rows.argmax(1) == labels.ravel()
-        which = np.clip(np.digitize(confidence, edges) - 1, 0, 19)
-        count = np.bincount(which, minlength=20)
-        filled = count >= 10
-        accuracy = np.bincount(which, hit, 20)[filled] / count[filled]
-        axis.bar((edges[:-1] + 0.025)[filled], accuracy, width=0.045, color="C0")
-        axis.plot([0, 1], [0, 1], color="black", lw=1)
-        axis.set_title(name, fontsize=8)
-    for axis in axes.ravel()[len(shown) :]:
-        axis.set_axis_off()
-    figure.supxlabel("confidence")
-    figure.supylabel("accuracy")
+    with plot.style():
+        figure, axes = plt.subplots(
+            lines,
+            columns,
+            figsize=(max(4, 2.6 * columns), 1 + 2.6 * lines),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+        )
+        for axis, name in zip(axes.ravel(), shown, strict=False):
+            rows = probs[name].reshape(-1, probs[name].shape[-1])
+            confidence, hit = rows.max(1), rows.argmax(1) == labels.ravel()
+            which = np.clip(np.digitize(confidence, edges) - 1, 0, 19)
+            count = np.bincount(which, minlength=20)
+            filled = count >= 10
+            accuracy = np.bincount(which, hit, 20)[filled] / count[filled]
+            error = np.sqrt(accuracy * (1 - accuracy) / count[filled])
+            axis.plot([0, 1], [0, 1], color="0.6", linestyle="-", linewidth=1)
+            middles = (edges[:-1] + 0.025)[filled]
+            axis.errorbar(middles, accuracy, error, fmt="o", color="C0", capsize=2)
+            axis.set(title=name, xlim=(0, 1), ylim=(0, 1.02), aspect=1.0)
+        for axis in axes.ravel()[len(shown) :]:
+            axis.set_axis_off()
+        figure.supxlabel("confidence")
+        figure.supylabel("accuracy ± standard error")
     return figure

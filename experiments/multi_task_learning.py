@@ -32,7 +32,7 @@ import tyro
 from jaxtyping import Array, Float, Int, Key, PyTree
 from matplotlib.figure import Figure
 
-from divjax import flows, kernels
+from divjax import flows, kernels, plot
 from experiments import calibration, common, data
 from experiments.lenet import init_particle, is_shared, logits
 from experiments.scalarization import Scalarized
@@ -358,44 +358,47 @@ def rows(scores: dict[str, dict[str, np.ndarray]]) -> list[dict[str, str]]:
 
 def draw_scores(scores: dict[str, dict[str, np.ndarray]]) -> Figure:
     """Accuracy, Brier score and calibration error of every method, with standard errors."""
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained", sharey=True)
     names = list(scores)
-    for axis, key, title, scale in zip(
-        axes,
-        ("accuracy", "brier", "ece"),
-        ("accuracy, %", "Brier score", "expected calibration error, %"),
-        (100, 1, 100),
-        strict=True,
-    ):
-        for place, name in enumerate(names):
-            mean, error = common.mean_and_error(scores[name][key].mean(1) * scale)
-            color = "C1" if "MWGraD" in name else "C0"
-            axis.errorbar(mean, place, xerr=error, fmt="o", color=color, capsize=3)
-        axis.set_title(title)
-        axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(names)), names)
-    axes[0].invert_yaxis()
+    with plot.style():
+        figure, axes = plt.subplots(1, 3, figsize=(12, 1.8 + 0.3 * len(names)), sharey=True)
+        for axis, key, label, scale in zip(
+            axes,
+            ("accuracy", "brier", "ece"),
+            ("accuracy, %", "Brier score", "expected calibration error, %"),
+            (100, 1, 100),
+            strict=True,
+        ):
+            for place, name in enumerate(names):
+                mean, error = common.mean_and_error(scores[name][key].mean(1) * scale)
+                look = {"color": "C4", "fmt": "s"} if "MWGraD" in name else {"color": "C0"}
+                axis.errorbar(mean, place, xerr=error, **{"fmt": "o", "capsize": 3, **look})
+            axis.set_xlabel(label)
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].invert_yaxis()
+        figure.suptitle("Test scores, mean ± standard error over seeds; squares are MWGraD")
     return figure
 
 
 def draw_training(scores: dict[str, dict[str, np.ndarray]]) -> Figure:
     """Validation accuracy after each epoch, and the first task's weight, mean over seeds."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
-    for index, (name, arrays) in enumerate(scores.items()):
-        style = {"color": f"C{index % 10}", "ls": "--" if index >= 10 else "-"}
-        left.plot(
-            1 + np.arange(len(arrays["curves"])), arrays["curves"].mean((1, 2)), label=name, **style
-        )
-        if arrays["weights"].shape[-1] == 2:
-            right.plot(
-                1 + np.arange(len(arrays["weights"])), arrays["weights"][..., 0].mean(1), **style
-            )
-    low = min(arrays["curves"][-1].mean() for arrays in scores.values())
-    left.set(
-        xlabel="epoch", title="validation accuracy, mean of both tasks", ylim=(low - 0.08, None)
-    )
-    right.set(xlabel="epoch", title="weight of task 1 in an epoch's first step", ylim=(0, 1))
-    left.legend(fontsize=7, loc="lower right")
+    with plot.style():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5.5))
+        for index, (name, arrays) in enumerate(scores.items()):
+            # More methods than the style has lines; markers tell apart those of one line.
+            line: dict[str, Any] = {"color": f"C{index % 7}", "marker": "osd^vxP*<>"[index % 10]}
+            line |= {"markevery": (index % 5, 5), "label": name}
+            accuracy = arrays["curves"].mean((1, 2))
+            epochs = 1 + np.arange(len(accuracy))
+            plot.curves(accuracy, steps=epochs, ax=left, **line)
+            if arrays["weights"].shape[-1] == 2:
+                plot.curves(arrays["weights"][..., 0].mean(1), steps=epochs, ax=right, **line)
+        low = min(arrays["curves"][-1].mean() for arrays in scores.values())
+        left.set(xlabel="epoch", ylabel="validation accuracy, mean of both tasks")
+        left.set_ylim(low - 0.08, None)
+        right.set(xlabel="epoch", ylabel="weight of task 1 in an epoch's first step", ylim=(0, 1))
+        figure.suptitle("Mean over seeds")
+        lines = left.get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=4, handlelength=4)
     return figure
 
 
@@ -404,19 +407,21 @@ def draw_examples(test: data.Pairs, probs: np.ndarray, name: str) -> Figure:
     sure = probs.max(-1).min(-1)
     order = np.argsort(sure)
     chosen = np.concatenate([order[-6:][::-1], order[:6]])
-    figure, axes = plt.subplots(2, 6, figsize=(10, 4.2), layout="constrained")
-    for axis, index in zip(axes.ravel(), chosen, strict=True):
-        axis.imshow(test.images[index], cmap="gray")
-        answer, confidence = probs[index].argmax(-1), probs[index].max(-1)
-        right = (answer == test.labels[index]).all()
-        axis.set_title(
-            f"{answer[0]} ({confidence[0]:.2f}), {answer[1]} ({confidence[1]:.2f})\n"
-            f"true {test.labels[index][0]}, {test.labels[index][1]}",
-            fontsize=8,
-            color="black" if right else "C3",
-        )
-        axis.set_axis_off()
-    figure.suptitle(f"{name}: surest and least sure test images", fontsize=10)
+    with plot.style():
+        figure, axes = plt.subplots(2, 6, figsize=(12, 5.5))
+        for axis, index in zip(axes.ravel(), chosen, strict=True):
+            axis.imshow(test.images[index], cmap="gray")
+            answer, confidence = probs[index].argmax(-1), probs[index].max(-1)
+            first, second = test.labels[index]
+            right = (answer == test.labels[index]).all()
+            axis.set_title(
+                f"{answer[0]} ({confidence[0]:.2f}), {answer[1]} ({confidence[1]:.2f})\n"
+                f"{'right' if right else 'WRONG'}: {first}, {second}",
+                fontsize="small",
+                fontweight="normal" if right else "bold",
+            )
+            axis.set_axis_off()
+        figure.suptitle(f"{name}: surest test images, above, and least sure, below")
     return figure
 
 
