@@ -36,7 +36,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from divjax import Estimate, fdiv, problems, ratio
+from divjax import Estimate, fdiv, plot, problems, ratio
 from divjax.ratio import heads
 from experiments import common
 
@@ -305,39 +305,45 @@ def draw(results: dict[tuple[str, int, str], dict], settings: Settings) -> Figur
     """A panel a task: each estimator's error in KL over seeds, relative to the truth."""
     columns = 3
     lines = -(-len(settings.tasks) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(13, 2.9 * lines), layout="constrained", sharey=True, squeeze=False
-    )
     estimators = list(dict.fromkeys(name for _, _, name in results))
     places = np.arange(len(estimators))
-    for axis, task in zip(axes.ravel(), settings.tasks, strict=False):
-        truth = np.array([TASKS[task](seed).kl for seed in settings.seeds])
-        for offset, size in enumerate(settings.sizes):
-            errors = np.stack(
-                [results[task, size, name]["kl"][:, 0] / truth - 1 for name in estimators]
-            )
-            shown = np.clip(errors, -0.8, 0.8)
-            x = np.repeat(places[:, None] + 0.25 * offset - 0.12, len(truth), axis=1)
-            axis.plot(x.ravel(), shown.ravel(), ".", color=f"C{offset}", ms=4, alpha=0.5)
-            axis.plot(
-                x[:, 0],
-                np.clip(errors.mean(1), -0.8, 0.8),
-                "_",
-                color=f"C{offset}",
-                ms=9,
-                mew=2,
-                label=f"N = {size}",
-            )
-        axis.axhline(0, color="black", lw=0.8)
-        axis.set(title=f"{task}, KL {truth.mean():.2f}", ylim=(-0.85, 0.85))
-        axis.set_xticks(places, estimators, rotation=75, fontsize=7)
-        axis.set_xlim(-0.5, len(estimators) - 0.5)
-    for axis in axes.ravel()[len(settings.tasks) :]:
-        axis.axis("off")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("relative error")
-    figure.suptitle("KL, errors cut off at ±0.8; lines are means over seeds")
-    axes[0, 0].legend(fontsize=8)
+    with plot.style():
+        figure, axes = plt.subplots(
+            lines,
+            columns,
+            figsize=(13, 1.5 + lines * (0.6 + 0.25 * len(estimators))),
+            sharex=True,
+            sharey=True,
+            squeeze=False,
+        )
+        for axis, task in zip(axes.ravel(), settings.tasks, strict=False):
+            truth = np.array([TASKS[task](seed).kl for seed in settings.seeds])
+            axis.axvline(0, color="black", linestyle="-", linewidth=0.8)
+            for offset, size in enumerate(settings.sizes):
+                errors = np.stack(
+                    [results[task, size, name]["kl"][:, 0] / truth - 1 for name in estimators]
+                )
+                y = places + 0.3 * offset - 0.15
+                look = {"color": f"C{4 * offset % 7}", "linestyle": "none"}
+                points = {"marker": "osd^v"[offset % 5], "alpha": 0.4, "markersize": 4}
+                shown = np.clip(errors, -0.8, 0.8).ravel()
+                label = f"N = {size}, a seed"
+                axis.plot(shown, np.repeat(y, len(truth)), **points, **look, label=label)
+                bar = {"marker": "|", "markersize": 11, "markeredgewidth": 2.5}
+                means = np.clip(errors.mean(1), -0.8, 0.8)
+                axis.plot(means, y, **bar, **look, label=f"N = {size}, mean over seeds")
+            axis.set(title=f"{task}, KL {truth.mean():.2f} nats", xlim=(-0.85, 0.85))
+            axis.set_yticks(places, estimators)
+        axes[0, 0].set_ylim(len(estimators) - 0.5, -0.5)
+        for axis in axes.ravel()[len(settings.tasks) :]:
+            axis.set_axis_off()
+        # The lowest panel of each column, where the last line is not full.
+        for axis in axes.ravel()[: len(settings.tasks)][-columns:]:
+            axis.set_xlabel("relative error of KL")
+            axis.tick_params(labelbottom=True)
+        figure.suptitle("Errors cut off at ±0.8")
+        entries = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*entries, loc="outside lower center", ncols=2)
     return figure
 
 
