@@ -279,13 +279,13 @@ def draw_roll(results: dict[float, dict]) -> Figure:
         reach = 1.05 * np.max(np.abs(rows), initial=0.1, where=np.isfinite(rows))
         limits = (-reach, reach, -reach, reach)
         for axis, (epsilon, run) in zip(axes[0], results.items(), strict=True):
-            ends = {"s": 3, "color": "C1", "label": "ends of all paths"}
+            ends = {"s": 3, "color": "C1", "label": "samples of the ends"}
             plot.particles(run["ends"], ax=axis, limits=limits, **ends)
             for path in run["path"].swapaxes(0, 1):
-                axis.plot(*path.T, lw=0.8, ls="-", color="C0")
+                axis.plot(*path.T, lw=1, ls="-", color="C0", zorder=4)
             axis.lines[-1].set_label(f"{run['path'].shape[1]} paths")
             starts = {"s": 30, "marker": "^", "color": "black", "label": "their starts"}
-            axis.scatter(*run["path"][0].T, zorder=4, **starts)
+            axis.scatter(*run["path"][0].T, zorder=5, **starts)
             axis.set(title=f"ε = {epsilon:g}", xlabel="first coordinate")
         axes[0, 0].set_ylabel("second coordinate")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
