@@ -21,7 +21,9 @@ class Variation(NamedTuple):
     Attributes:
         value: E(q), a scalar.
         potential: δE/δq(x_i), one number per particle, up to a constant common to all of them.
-        gradient: ∇δE/δq(x_i), the Wasserstein gradient, with the structure of the particles.
+        gradient: ∇δE/δq(x_i), the Wasserstein gradient, with the structure of the particles. It is
+            the gradient of the potential at each particle, and not `jax.grad` of the value, which
+            has each particle's mass as a factor, 1/n of it.
     """
 
     value: Float[Array, ""]
@@ -34,6 +36,27 @@ class Objective(Protocol):
     """A functional F(q) = E(q) + τ ∫ q log q of the particles' distribution.
 
     All objectives of a step receive the same key, so stochastic ones draw a common minibatch.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from divjax import flows, kernels
+        >>> class Radius:  # E(q) = ½(E|x|² − 1)², δE/δq(x) = (E|x|² − 1) |x|²
+        ...     entropy = 0.0
+        ...
+        ...     def init(self, key, particles):
+        ...         return ()
+        ...
+        ...     def __call__(self, key, particles, weights, state):
+        ...         squared = jnp.sum(particles**2, axis=1)
+        ...         excess = weights @ squared - 1
+        ...         gradient = 2 * excess * particles
+        ...         return flows.Variation(excess**2 / 2, excess * squared, gradient), state
+        >>> flow = flows.Flow([Radius()], velocity=flows.GFSD(kernels.Gaussian(1.0)),
+        ...                   optimizer=optax.sgd(0.1))
+        >>> start = jax.random.normal(jax.random.key(0), (20, 2))
+        >>> particles = flow.run(jax.random.key(1), start, num_steps=100).particles
+        >>> round(float(jnp.mean(jnp.sum(particles**2, axis=1))), 3)
+        1.0
     """
 
     @property

@@ -113,7 +113,18 @@ def first_variations(
     variations, later = [], []
     # Stochastic objectives share the key, hence the minibatch.
     for index, (objective, carried) in enumerate(zip(objectives, state.objectives, strict=True)):
-        variation, carried = objective(key, particles, masses, carried)
+        returned = objective(key, particles, masses, carried)
+        # A variation is a tuple itself.
+        if isinstance(returned, Variation) or not (
+            isinstance(returned, tuple)
+            and len(returned) == 2
+            and isinstance(returned[0], Variation)
+        ):
+            raise ValueError(
+                f"objectives[{index}] must return a Variation and the next state; got "
+                f"{type(returned).__name__}."
+            )
+        variation, carried = returned
         gradient, _ = ravel_particles(variation.gradient)
         # An objective of the caller's own may return anything. Another shape would broadcast.
         check_shape(f"objectives[{index}]'s value", variation.value)

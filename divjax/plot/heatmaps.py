@@ -59,7 +59,8 @@ def heatmap(
     plt = pyplot()
     check_choice(("linear", "log"), scale=scale)
     if variable not in getattr(dataset, "data_vars", ()):
-        raise ValueError(f"variable must be one of the dataset; got {variable!r}.")
+        known = ", ".join(map(str, getattr(dataset, "data_vars", ())))
+        raise ValueError(f"variable must be one of the dataset, {known}; got {variable!r}.")
     # Seeds are averaged; a failed one leaves no mean, and no colour.
     values = dataset[variable]
     values = values.mean("seed", skipna=False) if "seed" in values.dims else values

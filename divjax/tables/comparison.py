@@ -212,6 +212,10 @@ def compare_tables(
     numbers, halves = _classify(key, encoded, seed, level, quick, progress)
     drivers = drivers_of(halves.importance, halves.error)
     verdict = decide(numbers["js"], halves.p_value, columns, drivers, num_rows, level)
+    # A column that has been renamed may hold all of the difference.
+    if lone := [name for name, why in whole.left_out.items() if why.startswith("only in ")]:
+        also = f" Not compared, as it is in one table only: {', '.join(lone)}."
+        verdict = dataclasses.replace(verdict, sentence=verdict.sentence + also)
     return TableComparison(verdict=verdict, importance=halves.importance, **numbers, **shared)
 
 

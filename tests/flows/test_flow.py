@@ -276,6 +276,18 @@ class TooFew:
         return None
 
 
+class Stateless:
+    """It forgets the state."""
+
+    entropy = 0.0
+
+    def init(self, key, particles):
+        return ()
+
+    def __call__(self, key, particles, weights, state):
+        return flows.Variation(jnp.sum(particles), particles[:, 0], particles)
+
+
 REFUSALS = {
     "objectives must hold at least one": dict(objectives=()),
     "objectives must be a sequence": dict(objectives=TARGETS[0]),
@@ -291,6 +303,9 @@ REFUSALS = {
     "particles must hold real numbers": dict(particles=[["a", "b"]]),
     r"objectives\[0\] must take \(key, particles, weights, state\); it takes": dict(
         objectives=(TooFew(),)
+    ),
+    r"objectives\[0\] must return a Variation and the next state; got Variation": dict(
+        objectives=(Stateless(),)
     ),
     "log_prob must return a scalar": dict(objectives=(flows.KL(lambda z: z),)),
     "num_steps must be an integer of at least 0; got -1": dict(num_steps=-1),
