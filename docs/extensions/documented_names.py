@@ -13,9 +13,9 @@ __all__ = ["public_names", "rooms", "setup"]
 
 def rooms() -> list[str]:
     """The modules that `divjax` offers, by their names."""
-    # `core` is an attribute of the package as soon as a room is imported, but not a room.
+    # `core` and the command are attributes of the package once they are imported, but no rooms.
     modules = {module.name for module in pkgutil.iter_modules(divjax.__path__)}
-    return sorted(modules & set(dir(divjax)) - {"core"})
+    return sorted(modules & set(dir(divjax)) - {"core", "__main__"})
 
 
 def public_names(module: str) -> Iterator[tuple[str, str]]:

@@ -163,6 +163,7 @@ def test_far_away_the_map_is_constant():
     assert jnp.linalg.norm(near) > 1
 
 
+@pytest.mark.exhaustive
 def test_weights_are_repetitions_and_padding_counts_nothing():
     x, y = normal(1, 200), 2 * normal(2, 150)
     method = ot.EntropicMap(

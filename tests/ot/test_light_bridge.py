@@ -217,7 +217,9 @@ def test_numpy_samples_keep_their_signal_at_an_offset():
         )
 
 
-@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize(
+    "mode", [jax.jacfwd, pytest.param(jax.jacrev, marks=pytest.mark.exhaustive)]
+)
 def test_a_fit_is_differentiable_in_epsilon_and_the_ridge(mode):
     rng = np.random.default_rng(0)
     x0, x1 = jnp.asarray(rng.normal(size=(40, 2))), jnp.asarray(rng.normal(size=(30, 2)) + 1)

@@ -45,9 +45,8 @@ class Turned(nnx.Module):
         return x @ self.kernel[...]
 
 
-@pytest.mark.parametrize(
-    ("law", "index"), [pytest.param("normal", 1, marks=pytest.mark.exhaustive), ("torn", 2)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("law", "index"), [("normal", 1), ("torn", 2)])
 def test_the_start_is_what_carries_held_out_rows_nearest(law, index):
     """Gaussians have an exact linear map; a law torn in two has none near."""
     x, u, z = (normal(seed, 400, 4) for seed in (4, 5, 6))
@@ -69,6 +68,7 @@ def test_the_start_is_what_carries_held_out_rows_nearest(law, index):
     assert isinstance(started.fit(KEY, x, truth(u)).start, IdentityMap)
 
 
+@pytest.mark.exhaustive
 def test_the_gap_turns_a_turned_gaussian_back():
     """Every rotation fits N(0, I); the identity alone is optimal, and a quarter turn has gap 2d."""
     x, y, z = normal(1, 1000), normal(2, 1000), normal(3)
@@ -95,6 +95,7 @@ def test_the_gap_turns_a_turned_gaussian_back():
     assert not fitted(method, KEY, x.at[:, 0].set(jnp.nan), y).finite
 
 
+@pytest.mark.exhaustive
 def test_from_the_gaussian_start_gaussians_stay_right():
     mean, factor = jnp.array([2.0, -1.0]), jnp.array([[1.5, 0.0], [0.7, 0.4]])
     x, y, z = normal(1, 1000), normal(2, 1000) @ factor.T + mean, normal(3)
@@ -354,6 +355,7 @@ def test_the_map_does_not_collapse(change):
     assert found.finite
 
 
+@pytest.mark.exhaustive
 def test_weights_are_what_batches_and_checks_see():
     """Of two clusters of targets the one with all of the weight; the other is padding."""
     x, z = normal(1, 1000), normal(3)

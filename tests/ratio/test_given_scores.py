@@ -121,6 +121,7 @@ class TestFromScores:
         assert float(overfitted.js().interval.lower) == float(plain.js().interval.lower)
         assert float(overfitted.js().interval.upper) > float(plain.js().interval.upper)
 
+    @pytest.mark.exhaustive
     def test_weights_are_multiplicities_and_rows_of_weight_zero_anything(self):
         x, y = true_scores(100, 100)
         fx, fy = folds(100, 100)
