@@ -160,9 +160,9 @@ def adam_with_cosine(
 
 
 def training_samples(
-    x: Float[Array, "n d"], y: Float[Array, "m _"]
+    x: Float[Array, "n d"], y: Float[Array, "m _"], least: int = 2
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
-    """Two samples of at least two rows each, of one dtype, with gradients stopped.
+    """Two samples of `least` rows each or more, of one dtype, with gradients stopped.
 
     Raises:
         ValueError: if they are invalid.
@@ -171,9 +171,9 @@ def training_samples(
     check_same_features(x, y)
     for name, rows in (("x", x), ("y", y)):
         check_full_precision(name, rows)
-        # One row at least is held out, and one is trained on.
-        if rows.shape[0] < 2:
-            raise ValueError(f"{name} must have at least 2 rows; got {rows.shape[0]}.")
+        # One row at least is held out, and one is trained on, or two if a map starts from them.
+        if rows.shape[0] < least:
+            raise ValueError(f"{name} must have at least {least} rows; got {rows.shape[0]}.")
     # Training is not differentiated: `fit` raises if it is.
     dtype = jnp.result_type(x, y)
     x, y = jnp.asarray(x, dtype), jnp.asarray(y, dtype)

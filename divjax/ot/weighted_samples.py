@@ -64,8 +64,9 @@ def weighted_samples(
     b: Numbers | None = None,
     *,
     apart: bool = False,
+    least: int = 2,
 ) -> tuple[WeightedSamples, Origins]:
-    """Two samples of at least two rows, in one dtype, relative to origins, and the origins.
+    """Two samples of `least` rows each or more, in one dtype, relative to origins, and these.
 
     Rows of weight zero are padding: the heaviest row replaces them. Gradients are stopped.
 
@@ -77,6 +78,7 @@ def weighted_samples(
         apart: whether each sample has an origin of its own, its median, for results that depend on
             the samples' shift in a known way. Otherwise both have the same origin, which is zero
             unless float64 from NumPy would be rounded.
+        least: the fewest rows of a sample.
 
     Raises:
         ValueError: if samples or weights are invalid.
@@ -90,7 +92,7 @@ def weighted_samples(
     else:
         source, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
         target = source
-    x, y = training_samples(x, y)
+    x, y = training_samples(x, y, least)
     a, b = shares("a", a, x), shares("b", b, y)
     samples = WeightedSamples(finite_rows(x, a), finite_rows(y, b), a, b)
     if not apart:

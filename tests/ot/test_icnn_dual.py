@@ -85,7 +85,7 @@ def test_dtypes_are_kept():
         ({"num_inner_steps": 0}, {}, "num_inner_steps"),
         ({"batch_size": 0}, {}, "batch_size"),
         ({}, {"key": 1}, "key must be one typed key"),
-        ({}, {"x": jnp.zeros((1, 2))}, "x must have at least 2 rows"),
+        ({}, {"x": jnp.zeros((2, 2))}, "x must have at least 3 rows; got 2"),
         ({}, {"y": jnp.zeros((5, 3))}, "same number of features"),
     ],
 )

@@ -319,7 +319,7 @@ def test_bad_settings_raise(options, message):
     ("change", "message"),
     [
         ({"key": 3}, "key must be one typed key"),
-        ({"x": jnp.zeros((1, 2))}, "x must have at least 2 rows"),
+        ({"x": jnp.zeros((2, 2))}, "x must have at least 3 rows; got 2"),
         ({"y": jnp.zeros((5, 3))}, "same number of features"),
         ({"x": jnp.zeros(5)}, "x must be a matrix"),
         ({"x": jnp.zeros((5, 2), jnp.float16)}, "x must be float32 or float64"),

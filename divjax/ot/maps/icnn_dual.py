@@ -145,14 +145,14 @@ class ICNNDual:
             The fit, with stopped gradients in the samples.
 
         Raises:
-            ValueError: if shapes do not fit or a sample has fewer than two rows, or if the fit is
+            ValueError: if shapes do not fit or a sample has fewer than three rows, or if the fit is
                 differentiated with respect to a numeric attribute of the method.
         """
         key = own_key(key)
         check_number(learning_rate=self.learning_rate)
         method = refuse_derivatives(self, _NO_DERIVATIVE)
         # The distance of the means is part of the dual, so both sides have the same origin.
-        samples, origins = weighted_samples(x, y, a, b)
+        samples, origins = weighted_samples(x, y, a, b, least=3)
         found = method._fit(key, samples, optimizer=optimizer)
         return dataclasses.replace(found, origins=origins)
 

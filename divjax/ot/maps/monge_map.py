@@ -217,7 +217,7 @@ class MongeMap:
             The map, a function of rows.
 
         Raises:
-            ValueError: if shapes do not fit or a sample has fewer than two rows, or if the fit is
+            ValueError: if shapes do not fit or a sample has fewer than three rows, or if the fit is
                 differentiated with respect to a numeric attribute of the method.
         """
         key = own_key(key)
@@ -399,7 +399,7 @@ def _problems(
 ) -> tuple[WeightedSamples, Origins]:
     """The samples "g n d" of g problems, with weights "g n", with g = 1 without a context."""
     if context is None:
-        samples, origins = weighted_samples(x, y, a, b, apart=apart)
+        samples, origins = weighted_samples(x, y, a, b, apart=apart, least=3)
         # A single problem has the leading axis, too.
         return jax.tree.map(lambda v: v[None], samples), origins
     check_shape("context", context, "g", "c")
@@ -407,8 +407,8 @@ def _problems(
     g = context.shape[0]
     for name, rows in (("x", x), ("y", y)):
         check_shape(name, rows, g, "n", "d")
-        if rows.shape[1] < 2:
-            raise ValueError(f"{name} must have at least 2 rows; got {rows.shape[1]}.")
+        if rows.shape[1] < 3:
+            raise ValueError(f"{name} must have at least 3 rows; got {rows.shape[1]}.")
     for name, rows, weights in (("a", x, a), ("b", y, b)):
         if weights is not None:
             check_shape(name, weights, g, rows.shape[1])
