@@ -117,6 +117,11 @@ def sweep(
             for setting in _settings(static)
         ]
     results = Results([cells.results for cells in programs], dimensions, num_seeds, dims or {})
+    if path is not None and jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        # All find what the first one wrote of an earlier call: they must miss the same cells.
+        multihost_utils.sync_global_devices("divjax.sweep")
     storage = None if path is None else _open(path, describe(dimensions, keys, programs))
 
     # What is in the folder counts as done, whatever the chunks it was written in.

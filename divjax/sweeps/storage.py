@@ -24,6 +24,7 @@ _DESCRIPTION = "sweep.json"
 _CHUNK = re.compile(r"cells-(\d+)-(\d+)-(\d+)\.nc")
 # Addresses in a program's text, as of callbacks, differ from process to process.
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
+_NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
 def describe(
@@ -61,42 +62,61 @@ def _is_key(held: Any) -> bool:
     return isinstance(held, jax.Array) and jax.numpy.issubdtype(held.dtype, jax.dtypes.prng_key)
 
 
-def _referred_to(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
-    """The arrays and numbers that inner programs and functions of Python refer to, in order.
+def _referred_to(jaxpr: Any) -> Iterator[Any]:
+    """The arrays and numbers that inner programs and callbacks refer to, in order.
 
     The text of a jaxpr shows only the shapes of the arrays of inner programs, and nothing of what
-    is behind a callback to the host: of a function its closure, defaults and globals, of an object
-    its attributes.
+    is behind a callback to the host.
     """
-    seen = set() if seen is None else seen
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
+    for value in _inner_programs(jaxpr):
+        yield from getattr(value, "consts", ())
+    for program in _inner_programs(jaxpr):
+        for eqn in getattr(program, "jaxpr", program).eqns:
+            if "callback" in eqn.primitive.name:
+                yield from _behind(eqn.params, {})
+
+
+def _inner_programs(value: Any) -> Iterator[Any]:
+    """A jaxpr and those in the parameters of its operations."""
+    if isinstance(value, (Jaxpr, ClosedJaxpr)):
+        yield value
+        for eqn in getattr(value, "jaxpr", value).eqns:
+            yield from _inner_programs(list(eqn.params.values()))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _inner_programs(part)
+
+
+def _behind(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
+    """The numbers of a callback: a function's closure, defaults and globals, or an object's."""
+    if isinstance(value, _NUMBERS):
         yield value
         return
-    if isinstance(value, (Jaxpr, ClosedJaxpr)):
-        inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
-        parts = [*getattr(value, "consts", ()), *(eqn.params for eqn in inner.eqns)]
-    elif isinstance(value, Mapping):
-        parts = [value[name] for name in sorted(value, key=str)]
+    if id(value) in seen:
+        return
+    # Held, so that no other object takes its place in memory, and with it its number.
+    seen[id(value)] = value
+    if isinstance(value, Mapping):
+        for name in sorted(value, key=str):
+            yield from _behind(value[name], seen)
     elif isinstance(value, (tuple, list)):
-        parts = value
+        for part in value:
+            yield from _behind(part, seen)
     elif isinstance(value, functools.partial):
-        parts = [value.func, value.args, value.keywords]
+        yield from _behind([value.func, value.args, value.keywords], seen)
     elif isinstance(value, FunctionType):
-        parts = [_contents(cell) for cell in value.__closure__ or ()]
-        parts += [value.__defaults__, value.__kwdefaults__, value.__code__.co_consts]
-        parts += [value.__globals__.get(name) for name in value.__code__.co_names]
+        yield from _behind([_contents(cell) for cell in value.__closure__ or ()], seen)
+        yield from _behind([value.__defaults__, value.__kwdefaults__], seen)
+        # Numbers alone: what other functions refer to may differ from process to process.
+        for name in value.__code__.co_names:
+            held = value.__globals__.get(name)
+            if isinstance(held, _NUMBERS):
+                yield from _behind(held, seen)
     elif callable(value) and not isinstance(value, type):
-        # A callback, a method, or an object that is called.
+        # A method, or an object that is called.
         slots = [name for name in getattr(value, "__slots__", ()) if name != "__weakref__"]
         names = (*slots, *getattr(value, "__dict__", ()), "__self__", "__func__")
-        parts = [getattr(value, name, None) for name in names]
-    else:
-        return
-    for part in parts:
-        yield from _referred_to(part, seen)
+        yield from _behind([getattr(value, name, None) for name in names], seen)
 
 
 def _contents(cell: Any) -> Any:

@@ -50,7 +50,8 @@ def test_eight_devices_give_the_numbers_of_one():
 
 
 PROCESS = """
-import sys, jax
+import sys, time, jax
+from pathlib import Path
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
@@ -77,8 +78,12 @@ expected = cost(x, y).value
 over = sharding.mesh()
 with jax.set_mesh(over):
     halves = sharding.shard((x, y), over)
-    found = cost(*halves)
-    np.testing.assert_allclose(sharding.gather(found.value), expected, rtol=1e-5)
+    program = jax.jit(lambda x, y: cost(x, y).value).lower(*halves).compile()
+    # A process waits half a minute for the other one's first message, and no longer.
+    (Path(sys.argv[3]).parent / f"compiled-{sys.argv[2]}").touch()
+    while len(list(Path(sys.argv[3]).parent.glob("compiled-*"))) < 2:
+        time.sleep(0.1)
+    np.testing.assert_allclose(sharding.gather(program(*halves)), expected, rtol=1e-5)
     np.testing.assert_array_equal(sharding.gather(halves[0]), x)
 print("equal", jax.device_count())
 """
