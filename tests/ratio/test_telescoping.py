@@ -94,6 +94,7 @@ def chasm_error(a, n, **options):
     return float(estimate.value) / task.kl - 1, estimate
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("a", [2.0, 4.0])
 def test_across_a_chasm_by_convex_bridges(a):
     """KL 8 and 32: within a tenth, and said to be beyond what the rows can certify."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 
-from divjax import flows, kernels, ot, pytree, ratio, sweep, sweeps
+from divjax import fdiv, flows, kernels, ot, pytree, sweep, sweeps
 from divjax.core.keys import own_key
 from divjax.sweeps import compilation
 from tests.contract.promises import COMPILED
@@ -139,8 +139,8 @@ def test_the_fields_of_estimates_and_solvers():
     direct = ot.sinkhorn(x, y, epsilon=1.0)
     np.testing.assert_allclose(result["value"].sel(epsilon=1.0)[0], direct.value, rtol=1e-5)
 
-    fit = lambda key, shift: {"kl": ratio.LeastSquaresRatio().fit(key, x, y + shift).kl()}
-    estimate = quiet(fit, {"shift": [0.0, 1.0]}, num_seeds=2)
+    neighbors = lambda key, shift: {"kl": fdiv.knn_kl(x, y + shift)}
+    estimate = quiet(neighbors, {"shift": [0.0, 1.0]}, num_seeds=2)
     assert {"kl", "kl_std_error", "kl_interval_lower", "kl_interval_upper"} <= set(estimate)
 
 
