@@ -194,16 +194,21 @@ def draw_norms(axis: Axes, names: Sequence[str], found: Sequence[np.ndarray]) ->
     axis.yaxis.set_major_formatter("$10^{{{x:.0f}}}$")
 
 
-def finish_norms(figure: Figure, axes: np.ndarray, title: str) -> None:
-    """The labels, legend and title of panels of norms."""
+def finish_panels(figure: Figure, axes: np.ndarray, quantity: str, title: str, ncols: int) -> None:
+    """The labels, common legend and title of panels of a quantity by steps."""
     for axis in axes[-1]:
         axis.set_xlabel("step")
     for axis in axes[:, 0]:
-        axis.set_ylabel("mean ‖Σ w v‖²")
+        axis.set_ylabel(quantity)
     lines = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=2, handlelength=3.5)
+    figure.legend(*lines, loc="outside lower center", ncols=ncols, handlelength=3.5)
+    figure.suptitle(title)
+
+
+def finish_norms(figure: Figure, axes: np.ndarray, title: str) -> None:
+    """As `finish_panels`, of norms with their bands."""
     band = "geometric mean over seeds, band ± one standard error of the logarithm"
-    figure.suptitle(f"{title}:\n{band}")
+    finish_panels(figure, axes, "mean ‖Σ w v‖²", f"{title}:\n{band}", ncols=2)
 
 
 def draw_restart(curves: dict[str, dict[str, np.ndarray]], settings: Settings) -> Figure:
@@ -295,14 +300,9 @@ def draw_weights(ends: dict[str, dict[str, np.ndarray]]) -> Figure:
                 plot.curves(means[:, k], steps=middles, ax=axis, **line)
             axis.axhline(0.25, color="0.5", linestyle="-", linewidth=0.8)
             axis.set(title=name, ylim=(-0.03, 1.03))
-        for axis in axes[-1]:
-            axis.set_xlabel("step")
-        for axis in axes[:, 0]:
-            axis.set_ylabel("weight")
-        lines = axes[0, 0].get_legend_handles_labels()
-        figure.legend(*lines, loc="outside lower center", ncols=4, handlelength=3.5)
         span = f"means over {window} steps" if window > 1 else "every step"
-        figure.suptitle(f"Four three-component targets, first seed, {span}; the line is at ¼")
+        title = f"Four three-component targets, first seed, {span}; the line is at ¼"
+        finish_panels(figure, axes, "weight", title, ncols=4)
     return figure
 
 
