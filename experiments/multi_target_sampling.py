@@ -25,7 +25,7 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from divjax import flows, kernels, plot, problems
 from experiments import common
@@ -191,7 +191,18 @@ def draw_norms(axis: Axes, names: Sequence[str], found: Sequence[np.ndarray]) ->
     for band in axis.collections:
         band.set_alpha(0.12)
     axis.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axis.yaxis.set_major_formatter("$10^{{{x:.0f}}}$")
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda exponent, _: power_of_ten(exponent)))
+
+
+def power_of_ten(exponent: float) -> str:
+    """10 to an exponent: as a power if that is a whole number, as a number within a decade.
+
+    Example:
+        >>> power_of_ten(-2.0), power_of_ten(-0.5)
+        ('$10^{-2}$', '0.32')
+    """
+    whole = round(exponent)
+    return f"$10^{{{whole}}}$" if abs(exponent - whole) < 1e-6 else f"{10**exponent:.2g}"
 
 
 def finish_panels(figure: Figure, axes: np.ndarray, quantity: str, title: str, ncols: int) -> None:
