@@ -1,10 +1,12 @@
 """Divergences from samples, and flows of particles that decrease several of them, in JAX.
 
 Rooms: `ratio` (density ratios and divergences from samples), `fdiv` (f-divergences: generators,
-closed forms, estimates, inequalities), `ot` (optimal transport), `losses` (distillation), `flows`
-(particles that decrease functionals of their distribution), `kernels`, `inference` (tests,
-intervals and bounds), `sweeps` (grids of hyper-parameters, by `sweep`), `sharding` (many devices),
-and `problems` (targets with known answers). `tables` (two data frames compared) needs the extra of
+closed forms, estimates, inequalities), `discrepancy` (kernel discrepancies of two samples, and
+their tests), `information` (dependence, mutual information, entropies, dimension, density), `ot`
+(optimal transport), `losses` (distillation), `flows` (particles that decrease functionals of their
+distribution), `kernels`, `inference` (tests, intervals and bounds), `sweeps` (grids of
+hyper-parameters, by `sweep`), `sharding` (many devices), and `problems` (targets with known
+answers). `tables` (two data frames compared) needs the extra of
 its name. `pytree` and `static` define methods of your own. `Estimate`, `Interval` and `Status` are
 the parts of results, and `Normal` is a Gaussian wherever one is an argument.
 """
@@ -14,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from divjax import (
+        discrepancy,
         fdiv,
         flows,
         inference,
+        information,
         kernels,
         losses,
         ot,
@@ -49,9 +53,11 @@ __all__ = [
     "accelerated",
     "classifier_js",
     "classifier_kl",
+    "discrepancy",
     "fdiv",
     "flows",
     "inference",
+    "information",
     "kernels",
     "losses",
     "ot",
@@ -68,9 +74,11 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "discrepancy",
     "fdiv",
     "flows",
     "inference",
+    "information",
     "kernels",
     "losses",
     "ot",

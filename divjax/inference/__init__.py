@@ -7,13 +7,14 @@ from divjax.inference.concentration import (
     empirical_bernstein_upper_bound,
     sum_of_means_lower_bound,
 )
+from divjax.inference.hypothesis import TestResult
 from divjax.inference.intervals import logit_interval, normal_interval
-from divjax.inference.permutation import PermutationTest, permutation_test, score_permutation_test
+from divjax.inference.permutation import permutation_test, score_permutation_test
 from divjax.inference.rank import accuracy, auc
 
 __all__ = [
     "Bounded",
-    "PermutationTest",
+    "TestResult",
     "accuracy",
     "auc",
     "betting_lower_bound",

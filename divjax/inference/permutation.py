@@ -22,44 +22,20 @@ from divjax.core.conversion import native, without_mask
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, number_pairs, pool_labels
 from divjax.core.numerics import at_least_single, nan_unless
-from divjax.core.pytrees import as_traced, pytree
+from divjax.core.pytrees import as_traced
 from divjax.core.rounding import LARGEST_CONVERSION_ROUNDING, rounding_and_spread
 from divjax.core.samples import Numbers, as_numbers, centered_samples, owned
 from divjax.core.sharding import gathered
-from divjax.core.types import Outcome, Status, status_of
+from divjax.core.types import Status, status_of
 from divjax.fdiv.special import as_singles
+from divjax.inference.hypothesis import TestResult
 from divjax.inference.rank import keep_order, midranks, relative_to_threshold
 
-__all__ = ["PermutationTest", "permutation_test", "score_permutation_test"]
+__all__ = ["permutation_test", "score_permutation_test"]
 
 KINDS = ("mean", "auc", "accuracy")
 # How often the rows are reordered to see how the statistic rounds.
 _REORDERINGS = 16
-
-
-@pytree
-class PermutationTest(Outcome):
-    """A statistic and its comparison with those of relabelled samples.
-
-    Attributes:
-        statistic: the observed statistic.
-        p_value: (1 + #{null ≥ statistic})/(1 + N), at least 1/(1 + N). Ties, up to rounding, count
-            as ≥, and so does a NaN in `null`. `permutation_test` sees how the statistic rounds by
-            reordering rows within the samples. The p-value is NaN if the statistic is, or if the
-            statistic is infinite and an entry of `null` is not finite, as infinite data may then be
-            the cause. An infinite statistic among finite ones (a divergence of disjoint supports)
-            is valid.
-        null: the statistic of each permutation.
-        status: a `Status`: `NOT_FINITE` if the p-value or an entry of `null` is NaN,
-            `INVALID_INPUT`, with a p-value of NaN, if traced groups have rows in both samples or a
-            group has rows in several strata, and `FLOATING_POINT_RESOLUTION` as described for
-            `permutation_test`.
-    """
-
-    statistic: Float[Array, ""]
-    p_value: Float[Array, ""]
-    null: Float[Array, " num_permutations"]
-    status: Int[Array, ""]
 
 
 def _check_counts(num_permutations: int, batch_size: int | None) -> None:
@@ -135,7 +111,7 @@ def _check_groups(groups: Array | None, num_x: int) -> None:
 
 def _test(
     observed: Array, null: Array, tolerance: Array, valid: Bool[ArrayLike, ""] = True
-) -> PermutationTest:
+) -> TestResult:
     # An infinite statistic has no rounding error, and is meaningful among finite ones alone.
     tolerance = jnp.where(jnp.isinf(observed), 0, tolerance)
     below = jnp.sum(null < observed - tolerance)  # false for NaN
@@ -145,7 +121,7 @@ def _test(
     finite = known & ~jnp.isnan(null).any()
     status = status_of(converged=True, finite=finite, valid=valid)
     p_value = nan_unless(known & valid, p_value)
-    return PermutationTest(observed, p_value, null, status)
+    return TestResult(observed, p_value, null, status)
 
 
 def permutation_test(
@@ -158,7 +134,7 @@ def permutation_test(
     batch_size: int | None = None,
     strata: tuple[Int[Numbers, " n"], Int[Numbers, " m"]] | None = None,
     groups: tuple[Int[Numbers, " n"], Int[Numbers, " m"]] | None = None,
-) -> PermutationTest:
+) -> TestResult:
     """An exact two-sample permutation test, for any statistic and any sample sizes.
 
     Rows are exchanged between the samples and the statistic is recomputed. A statistic that learns
@@ -181,10 +157,14 @@ def permutation_test(
             lot, `score_permutation_test` exchanges them all.
 
     Returns:
-        A `PermutationTest`. Its p-value has the standard error √(p(1 − p)/N) over keys. It is one
-        if no rows can trade places, as with groups of different sizes in x and y. The rows are not
-        centred, and the status reports if NumPy's numbers lose a thousandth of their spread in the
-        conversion to JAX's dtype.
+        A `TestResult`. Its p-value is (1 + #{null ≥ statistic})/(1 + N), at least 1/(1 + N): ties,
+        up to rounding (rows are reordered within the samples to see how the statistic rounds),
+        count as ≥, and so does a NaN in `null`. It is NaN if the statistic is, or if the statistic
+        is infinite and an entry of `null` is not finite, as infinite data may then be the cause; an
+        infinite statistic among finite ones (a divergence of disjoint supports) is valid. It has
+        the standard error √(p(1 − p)/N) over keys, and is one if no rows can trade places, as with
+        groups of different sizes in x and y. The rows are not centred, and the status reports if
+        NumPy's numbers lose a thousandth of their spread in the conversion to JAX's dtype.
 
     Raises:
         ValueError: if there are no rows, rows of x and y differ in shape, the statistic is not a
@@ -240,7 +220,7 @@ def _permute(
     *,
     num_permutations: int,
     batch_size: int | None,
-) -> PermutationTest:
+) -> TestResult:
     """`permutation_test` after its checks."""
     num_x, pooled = len(x), jnp.concatenate([x, y])
     shuffle = _row_permutation(of_stratum, of_group, num_x, pooled.shape[0])
@@ -348,7 +328,7 @@ def score_permutation_test(
     strata: tuple[Int[Numbers, " n"], Int[Numbers, " m"]] | None = None,
     groups: tuple[Int[Numbers, " n"], Int[Numbers, " m"]] | None = None,
     masks: tuple[Bool[Numbers, " n"], Bool[Numbers, " m"]] | None = None,
-) -> PermutationTest:
+) -> TestResult:
     """A one-sided test, by permuted labels, of whether the scores of x exceed those of y.
 
     The statistic is a sum over x of a function of the pooled scores, computed once. Each
@@ -374,7 +354,7 @@ def score_permutation_test(
         masks: which rows of x and of y count. They must not depend on the scores.
 
     Returns:
-        A `PermutationTest`, its statistics on the scale of the kind.
+        A `TestResult`, its statistics on the scale of the kind.
 
     Raises:
         ValueError: if the scores are not vectors, the kind is not one of the three, or a count is
@@ -457,7 +437,7 @@ def _permute_labels(
     kind: str,
     num_permutations: int,
     batch_size: int | None,
-) -> PermutationTest:
+) -> TestResult:
     n, m = len(x), len(y)
     pooled = jnp.concatenate(as_singles(x, y))
     counted = jnp.ones(n + m, bool) if counts is None else counts

@@ -20,7 +20,8 @@ from divjax.core.samples import Numbers, as_numbers, as_samples
 from divjax.core.types import Estimate, summary
 from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
 from divjax.fdiv.integrands import Divergence
-from divjax.inference.permutation import PermutationTest, score_permutation_test
+from divjax.inference.hypothesis import TestResult
+from divjax.inference.permutation import score_permutation_test
 from divjax.inference.rank import accuracy, auc
 from divjax.ratio.diagnostics import Diagnostics
 from divjax.ratio.members import ensemble_log_ratio
@@ -213,7 +214,7 @@ class RatioFit(OutOfFoldScores):
 
     def two_sample_test(
         self, key: Key[Array, ""], *, kind: str = "auc", num_permutations: int = 999
-    ) -> PermutationTest:
+    ) -> TestResult:
         """The classifier two-sample test: is p = q? Exact at every sample size.
 
         The rows of the first split's first fold, a share 1/K of all, are scored by the model that
@@ -228,7 +229,7 @@ class RatioFit(OutOfFoldScores):
             num_permutations: the number of permutations N. The smallest p-value is 1/(1 + N).
 
         Returns:
-            A `PermutationTest`.
+            A `TestResult`.
 
         Raises:
             ValueError: if `kind` is unknown, `num_permutations` is not positive, or a group has

@@ -1,0 +1,3 @@
+"""Between two samples: kernel discrepancies, energy distances, and their tests."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Within and between variables: dependence, mutual information, entropies, dimension, density."""
+
+__all__: list[str] = []
