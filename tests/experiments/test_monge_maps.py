@@ -135,7 +135,6 @@ def test_planar_and_protein_tables(tmp_path, monkeypatch):
     assert value("debiased gap") < 0.2
 
 
-@pytest.mark.slow  # compilation of four fits
 def test_a_tiny_run_writes_its_tables_and_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(transport_data, "load_benchmark", lambda _: pair())
     settings = dataclasses.replace(

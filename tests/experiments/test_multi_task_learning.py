@@ -62,7 +62,6 @@ def test_unknown_names_are_refused(settings):
         job.Settings(**settings)
 
 
-@pytest.mark.slow
 def test_every_method_steps(problem):
     for name, method in job.METHODS.items():
         n = 3 if method.ensemble else 1

@@ -217,7 +217,6 @@ def test_identical_distributions(seed, head):
     assert found.interval.lower < 0 < found.interval.upper
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("head", ["auto", pytest.param("mlp", marks=pytest.mark.exhaustive)])
 def test_identical_distributions_by_networks(head):
     run = jax.jit(lambda key, p, q: ClassifierRatio(head=head).fit(key, p, q).js())
@@ -333,7 +332,6 @@ def test_nothing_is_certified_from_weighted_rows():
     assert jnp.isnan(uneven.certified_kl())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("head", [pytest.param("mlp", marks=pytest.mark.exhaustive), "auto"])
 @pytest.mark.parametrize("shift", [0.0, 0.3])
 def test_networks_do_not_overfit(head, shift):

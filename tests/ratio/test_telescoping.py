@@ -103,14 +103,12 @@ def test_across_a_chasm_by_convex_bridges(a):
     assert estimate.diagnostics.beyond_log_n == (a == 4.0 or estimate.value > np.log(1000))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("a", [2.0, 4.0])
 def test_across_a_chasm_by_default(a):
     error, _ = chasm_error(a, 2000)
     assert abs(error) < 0.1
 
 
-@pytest.mark.slow
 def test_the_networks_add_what_bridges_miss():
     """p of two modes: linear bridges see no mean, the trunk does."""
     n = 1500
