@@ -60,8 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--html", type=Path, metavar="FILE", help="one page with figures")
     add("--quick", action="store_true", help="fewer rows and smaller classifiers")
     add("--drop", nargs="+", default=[], metavar="NAME", help="columns that are not compared")
+    add("--id", nargs="+", default=[], metavar="NAME", help="columns that identify rows")
     add("--as-category", nargs="+", default=[], metavar="NAME", help="numbers that are codes")
     add("--as-number", nargs="+", default=[], metavar="NAME", help="few values that are numbers")
+    add("--missing", nargs="+", default=[], metavar="VALUE", help="what stands for a missing value")
+    add("--date-format", metavar="FORMAT", help="how dates are written, such as %%d.%%m.%%y")
     add("--level", type=float, default=0.05, help="of false alarms, at most (default: 0.05)")
     add("--seed", type=int, default=0, help="of everything random (default: 0)")
     add("--fail-on", choices=["different"], help="end with exit code 1 in this case")
@@ -92,8 +95,11 @@ def _compare(options: argparse.Namespace) -> int:
         seed=options.seed,
         level=options.level,
         drop=options.drop,
+        ids=options.id,
         as_category=options.as_category,
         as_number=options.as_number,
+        missing=options.missing,
+        date_format=options.date_format,
         names=names,
         quick=options.quick,
         progress=sys.stderr.isatty(),

@@ -1,7 +1,6 @@
 """Two data frames compared by one function: a verdict, and everything that it rests on."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Collection
 from typing import Any
@@ -20,7 +19,7 @@ from divjax.tables.column_tests import column_table
 from divjax.tables.encoding import Encoded, encode
 from divjax.tables.lattices import lattices, own_levels
 from divjax.tables.outlying_cells import far_cells
-from divjax.tables.reading import kind_of, read_alike
+from divjax.tables.roles import as_missing, as_numbers, check_columns, identifier_notes
 from divjax.tables.trees import PairedTrees
 from divjax.tables.verdict import Verdict, cannot_tell, decide, drivers_of
 
@@ -104,8 +103,11 @@ def compare_tables(
     seed: int = 0,
     level: float = 0.05,
     drop: Collection[str] = (),
+    ids: Collection[str] = (),
     as_category: Collection[str] = (),
     as_number: Collection[str] = (),
+    missing: str | float | Collection[str | float] = (),
+    date_format: str | None = None,
     names: tuple[str, str] = ("real", "synthetic"),
     max_rows: int = 20_000,
     quick: bool = False,
@@ -125,9 +127,14 @@ def compare_tables(
         synthetic: the other; its columns may be in another order.
         seed: of folds, trees, permutations, and of the rows where there are too many.
         level: of the verdict.
-        drop: columns of either table that are not compared, such as identifiers.
+        drop: columns of either table that are not compared.
+        ids: columns that identify rows or subjects. They are not compared; notes say how many rows
+            of a table share one, and how many are in both tables.
         as_category: columns of numbers that are codes.
         as_number: columns that are numbers though they have few values; text there is missing.
+        missing: values that stand for a missing one, such as -999 or "n/a".
+        date_format: how dates are written, as for `datetime.strptime`, such as "%d.%m.%y", where it
+            cannot be told from the values.
         names: of the tables, in sentences.
         max_rows: of each table; of more, so many are drawn at random.
         quick: at most 4000 rows of each table, and fewer trees.
@@ -161,19 +168,32 @@ def compare_tables(
     _check_names(names)
     pair = _as_frames(real, synthetic, names)
     # A name by itself is one name, not its letters.
-    drop, as_category, as_number = (
-        (one,) if isinstance(one, str) else tuple(one) for one in (drop, as_category, as_number)
+    drop, ids, as_category, as_number = (
+        (one,) if isinstance(one, str) else tuple(one)
+        for one in (drop, ids, as_category, as_number)
     )
-    _check_columns(pair, drop, as_category, as_number)
-    pair = tuple(table.drop(columns=[name for name in drop if name in table]) for table in pair)
-    pair, notes = _as_numbers(pair, as_number, names)
+    missing = (missing,) if isinstance(missing, (str, int, float)) else tuple(missing)
+    check_columns(pair, drop=drop, ids=ids, as_category=as_category, as_number=as_number)
+    _check_date_format(date_format)
+    pair, notes = as_missing(pair, missing, names)
+    notes += identifier_notes(pair, ids, names)
+    apart = {*drop, *ids}
+    pair = tuple(table.drop(columns=[name for name in apart if name in table]) for table in pair)
+    pair, said = as_numbers(pair, as_number, names, date_format)
+    notes += said
     encode_pair = lambda pair, categories: encode(
-        *pair, categorical=categories, numerical=as_number, repeats=True, names=names
+        *pair,
+        categorical=categories,
+        numerical=as_number,
+        date_format=date_format,
+        repeats=True,
+        names=names,
     )
     # All rows are read, though not all of them may be classified.
     whole = encode_pair(pair, as_category)
     notes += whole.notes
-    left_out = dict.fromkeys(drop, "as asked") | whole.left_out
+    left_out = dict.fromkeys(drop, "as asked") | dict.fromkeys(ids, "an identifier")
+    left_out |= whole.left_out
     # Cells and repeated values are looked for in all rows.
     notes += far_cells(*whole.tables, names=names)
     notes += _repeated_apart(whole.tables, names)
@@ -275,6 +295,13 @@ def _check_names(names: Any) -> None:
         raise ValueError(f"names must be two different texts; got {names!r}.")
 
 
+def _check_date_format(date_format: str | None) -> None:
+    if date_format is not None and (not isinstance(date_format, str) or "%" not in date_format):
+        raise ValueError(
+            f'date_format must be a format of strptime such as "%d.%m.%y"; got {date_format!r}.'
+        )
+
+
 def _as_frames(real: Any, synthetic: Any, names: tuple[str, str]) -> tuple[Any, Any]:
     """Both tables, with columns named by text and rows numbered from zero."""
     frames = []
@@ -291,52 +318,6 @@ def _as_frames(real: Any, synthetic: Any, names: tuple[str, str]) -> tuple[Any, 
             twice = sorted(set(table.columns[table.columns.duplicated()]))
             raise ValueError(f"{name} must name its columns uniquely; got twice: {twice}.")
     return frames[0], frames[1]
-
-
-def _check_columns(
-    pair: tuple[Any, Any],
-    drop: Collection[str],
-    as_category: Collection[str],
-    as_number: Collection[str],
-) -> None:
-    """Refuse names that no column has, or that are asked for twice over."""
-    # A column of one table alone may be dropped, but not given a role.
-    columns = [set(table.columns) for table in pair]
-    both, either = columns[0] & columns[1], columns[0] | columns[1]
-    options = {"drop": drop, "as_category": as_category, "as_number": as_number}
-    for argument, given in options.items():
-        known = either if argument == "drop" else both
-        if unknown := [name for name in given if name not in known]:
-            of = "either table" if argument == "drop" else "both tables"
-            raise ValueError(
-                f"{argument} must name columns of {of}; got {unknown}, not among {sorted(known)}."
-            )
-    # One column cannot have two roles.
-    for one, other in itertools.combinations(options, 2):
-        if twice := sorted(set(options[one]) & set(options[other])):
-            raise ValueError(f"{one} and {other} must name different columns; got {twice} in both.")
-
-
-def _as_numbers(
-    pair: tuple[Any, Any], columns: Collection[str], names: tuple[str, str]
-) -> tuple[tuple[Any, Any], list[str]]:
-    """Text in these columns read as numbers; what cannot be is missing."""
-    # Read alike in both tables, like any other text.
-    if not columns:
-        return pair, []
-    read = read_alike(*(table[list(columns)] for table in pair), few_values=1, names=names)
-    notes, made = list(read.notes), []
-    for table, own, name in zip(pair, (read.x, read.y), names, strict=True):
-        own = own.copy()
-        for column in columns:
-            if kind_of(own[column]) != "date":
-                given: Any = own[column]
-                numbers: Any = pd.to_numeric(given, errors="coerce")
-                if lost := int((numbers.isna() & given.notna()).sum()):
-                    notes.append(f"{column}: {lost} values in {name} are no numbers: missing")
-                own[column] = numbers.astype(float)
-        made.append(table.assign(**{str(column): own[column] for column in own}))
-    return (made[0], made[1]), notes
 
 
 def _repeated_apart(pair: tuple[Any, Any], names: tuple[str, str]) -> list[str]:

@@ -85,6 +85,7 @@ def encode(
     max_levels: int = 32,
     num_buckets: int = 32,
     few_values: int = 20,
+    date_format: str | None = None,
     repeats: bool = False,
     names: tuple[str, str] = ("x", "y"),
 ) -> Encoded:
@@ -99,6 +100,7 @@ def encode(
         max_levels: of a category; the rarest beyond share indicators.
         num_buckets: how many they share, at most.
         few_values: a column of so few distinct numbers is one of categories.
+        date_format: how dates are written, as for `read_alike`.
         repeats: whether numbers are joined by how often they repeat.
         names: of the tables, in notes and errors.
 
@@ -133,7 +135,13 @@ def encode(
     ]
     # Text that holds numbers or dates is read in both tables at once, in the same way.
     tables: list[Any] = [x[common], y[common]]
-    read = read_alike(*tables, categorical=categorical, few_values=few_values, names=names)
+    read = read_alike(
+        *tables,
+        categorical=categorical,
+        few_values=few_values,
+        names=names,
+        date_format=date_format,
+    )
     notes += read.notes
     # Each column becomes one block of numbers over the pooled rows, those of x first.
     blocks, columns, groups = [], [], {}

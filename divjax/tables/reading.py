@@ -57,6 +57,7 @@ def read_alike(
     categorical: Collection[str] = (),
     few_values: int = 20,
     names: tuple[str, str] = ("x", "y"),
+    date_format: str | None = None,
 ) -> Read:
     """Read the columns that two tables share; the others stay as they are.
 
@@ -66,6 +67,8 @@ def read_alike(
         categorical: columns whose text is left alone.
         few_values: a column of so few different numbers keeps the words among them.
         names: of the tables, in notes.
+        date_format: how dates are written, as for `datetime.strptime`: a column that it reads more
+            than half of, in both tables, is one of dates.
     """
     # The caller's frames stay as they are.
     x, y, notes = x.copy(), y.copy(), []
@@ -77,7 +80,7 @@ def read_alike(
             _assign(x, y, column, {"": pair, **companions})
         if column in categorical or not any(_is_text(part) for part in pair):
             continue
-        found = _choose(pair, commas)
+        found = _choose(pair, commas, date_format)
         if found is None:
             continue
         new, said = _replace(str(column), pair, found, few_values, names)
@@ -170,11 +173,13 @@ def _read_numbers(texts: list[str], decimal: str) -> list[tuple[float, str]]:
     return read
 
 
-def _read_dates(texts: list[str], formats: tuple[str, ...]) -> list[tuple[Any, str]]:
-    """Dates in one of a few formats; shorter ones than `20250131` are numbers, not dates."""
+def _read_dates(
+    texts: list[str], formats: tuple[str, ...], least: int = len("1/1/2024")
+) -> list[tuple[Any, str]]:
+    """Dates in one of a few formats; shorter texts than `20250131` are numbers, not dates."""
     # The first format that reads a text decides; the formats of one reading do not overlap.
     series = pd.Series(texts, dtype=object)
-    series = series.where(series.str.len() >= len("1/1/2024"))
+    series = series.where(series.str.len() >= least)
     # Nanoseconds end in the year 2262, and “until further notice” is often written 9999-12-31.
     read = pd.Series(pd.NaT, index=series.index, dtype="datetime64[us, UTC]")
     for written in formats:
@@ -239,7 +244,9 @@ def _decimal_commas(table: pd.DataFrame, categorical: Collection[str]) -> tuple[
     return float(share), int(table.attrs.get("delimiter") == ";")
 
 
-def _choose(pair: list[Any], commas: list[tuple[float, int]]) -> list[_Found | None] | None:
+def _choose(
+    pair: list[Any], commas: list[tuple[float, int]], date_format: str | None
+) -> list[_Found | None] | None:
     """How each table's text is read, None for a typed column; None where text remains text."""
     # A table that is typed already decides what the other one's text can be.
     typed = {kind_of(part) for part in pair if not _is_text(part)} - {"empty"}
@@ -248,7 +255,12 @@ def _choose(pair: list[Any], commas: list[tuple[float, int]]) -> list[_Found | N
     if any(dtypes.is_bool_dtype(part) for part in pair):
         return None
     counts = [_texts(part).value_counts() if _is_text(part) else None for part in pair]
-    for kind, readings in _READINGS.items():
+    kinds = list(_READINGS.items())
+    if date_format is not None:
+        # What the caller knows comes before what can be found out.
+        read = functools.partial(_read_dates, formats=(date_format,), least=1)
+        kinds.insert(0, ("date", (_Reading(f"dates written {date_format}", "date", read),)))
+    for kind, readings in kinds:
         if typed - {kind}:
             continue
         if kind == "number" and any(_are_codes(count) for count in counts if count is not None):

@@ -63,6 +63,8 @@ def test_results_go_into_files(files, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["a.csv", "none.csv"], "there is no file"),
+        (["a.csv", "b.csv", "--id", "z"], r"ids must name columns of both tables; got ['z']"),
+        (["a.csv", "b.csv", "--date-format", "d"], "date_format must be a format of strptime"),
         (["a.csv", "b.csv", "--drop", "z"], r"drop must name columns of either table; got ['z']"),
         (["a.csv", "b.csv", "--level", "2"], "level"),
         (["a.csv", "b.csv", "--level", "much"], "invalid float value"),

@@ -144,17 +144,25 @@ def test_columns_are_dropped_or_read_as_asked():
         return pd.DataFrame(
             {
                 "id": np.arange(NUM_ROWS),
+                "subject": np.arange(NUM_ROWS) // 2,
                 "code": rng.integers(1000, 1030, NUM_ROWS),
                 "grade": rng.integers(1, 6, NUM_ROWS).astype(str),
-                "x": rng.normal(size=NUM_ROWS),
+                "x": np.where(rng.random(NUM_ROWS) < 0.1, -999, rng.normal(size=NUM_ROWS)),
+                "day": [f"{day:02}011999" for day in rng.integers(1, 31, NUM_ROWS)],
             }
         )
 
-    options = {"drop": "id", "as_category": ["code"], "as_number": ["grade"]}
+    options = {"drop": "id", "ids": "subject", "as_category": ["code"], "as_number": ["grade"]}
+    options |= {"missing": -999, "date_format": "%d%m%Y"}
     found = compare_tables(columns(), columns(), quick=True, **options)
-    assert set(found.columns["column"]) == {"code", "grade", "x"}
-    assert found.left_out == {"id": "as asked"}
+    assert set(found.columns["column"]) == {"code", "grade", "x", "day"}
+    assert found.left_out == {"id": "as asked", "subject": "an identifier"}
     assert found.tables[0]["grade"].dtype == float
+    assert found.tables[0]["x"].isna().mean() > 0.05
+    assert found.tables[0]["day"].max() == pd.Timestamp("1999-01-30", tz="UTC")
+    notes = "\n".join(found.notes)
+    assert f"subject: {NUM_ROWS} of {NUM_ROWS} rows of real share it with another row" in notes
+    assert f"subject: {NUM_ROWS // 2} of {NUM_ROWS // 2} identifiers are in both tables" in notes
 
 
 @pytest.mark.parametrize(
@@ -164,6 +172,8 @@ def test_columns_are_dropped_or_read_as_asked():
         ({"as_category": ["no"]}, r"as_category must name columns of both tables; got \['no'\]"),
         ({"as_number": ["no"]}, r"as_number must name columns of both tables; got \['no'\]"),
         ({"drop": ["age"], "as_number": ["age"]}, "drop and as_number must name different columns"),
+        ({"ids": ["no"]}, r"ids must name columns of both tables; got \['no'\]"),
+        ({"date_format": "dd.mm.yy"}, "date_format must be a format of strptime"),
         ({"level": 1.5}, "level"),
         ({"max_rows": 3}, "max_rows"),
         ({"names": ("a", "a")}, "names must be two different texts"),

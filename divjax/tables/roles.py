@@ -1,0 +1,129 @@
+"""What a caller knows of columns: identifiers, codes, numbers, and what stands for a missing value.
+
+`compare_tables` takes these as `drop`, `ids`, `as_category`, `as_number` and `missing`.
+"""
+
+import itertools
+import math
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api import types as dtypes
+
+from divjax.tables.reading import kind_of, read_alike
+
+__all__ = ["as_missing", "as_numbers", "check_columns", "identifier_notes"]
+
+
+def check_columns(pair: tuple[Any, Any], **roles: Collection[str]) -> None:
+    """Refuse names that no column has, or that are asked for twice over.
+
+    Args:
+        pair: the tables.
+        **roles: the names of the columns of each role. Columns of one table alone may be left out,
+            by `drop`, but not given another role.
+    """
+    columns = [set(table.columns) for table in pair]
+    both, either = columns[0] & columns[1], columns[0] | columns[1]
+    for role, given in roles.items():
+        known = either if role == "drop" else both
+        if unknown := [name for name in given if name not in known]:
+            of = "either table" if role == "drop" else "both tables"
+            raise ValueError(
+                f"{role} must name columns of {of}; got {unknown}, not among {sorted(known)}."
+            )
+    # One column cannot have two roles.
+    for one, other in itertools.combinations(roles, 2):
+        if twice := sorted(set(roles[one]) & set(roles[other])):
+            raise ValueError(f"{one} and {other} must name different columns; got {twice} in both.")
+
+
+def as_missing(
+    pair: tuple[Any, Any], values: Collection[Any], names: tuple[str, str]
+) -> tuple[tuple[Any, Any], list[str]]:
+    """Both tables with cells of these values empty, and notes of how many there were.
+
+    A value is compared with numbers as a number, with dates as a date, and with text as text, so
+    that `-999` is found in a column of floats and in one of text.
+    """
+    if not values:
+        return pair, []
+    emptied, notes = [], []
+    found = dict.fromkeys(values, 0)
+    for table in pair:
+        new = table.copy()
+        for column in table.columns:
+            for value in values:
+                is_value = _equals(table[column], value)
+                if is_value.any():
+                    found[value] += int(is_value.sum())
+                    new[column] = new[column].mask(is_value)
+        emptied.append(new)
+    for value, count in found.items():
+        # A value that is nowhere is most likely misspelt.
+        where = f"in {count} cells" if count else f"in no cell of {names[0]} and {names[1]}"
+        notes.append(f"“{value}” taken as missing, {where}")
+    return (emptied[0], emptied[1]), notes
+
+
+def _equals(column: Any, value: Any) -> np.ndarray:
+    """Where a column has a value, in whatever form it is held."""
+    if dtypes.is_datetime64_any_dtype(column):
+        moment = pd.to_datetime(str(value), errors="coerce", utc=True)
+        return (pd.to_datetime(column, utc=True) == moment).to_numpy()
+    if dtypes.is_numeric_dtype(column) and not dtypes.is_bool_dtype(column):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        return (column == number).to_numpy(bool, na_value=False)
+    text = column.astype(object).where(column.notna(), None).map(str, na_action="ignore")
+    return (text.str.strip() == str(value).strip()).to_numpy(bool, na_value=False)
+
+
+def as_numbers(
+    pair: tuple[Any, Any],
+    columns: Collection[str],
+    names: tuple[str, str],
+    date_format: str | None = None,
+) -> tuple[tuple[Any, Any], list[str]]:
+    """Text in these columns read as numbers; what cannot be is missing."""
+    # Read alike in both tables, like any other text.
+    if not columns:
+        return pair, []
+    tables = (table[list(columns)] for table in pair)
+    read = read_alike(*tables, few_values=1, names=names, date_format=date_format)
+    notes, made = list(read.notes), []
+    for table, own, name in zip(pair, (read.x, read.y), names, strict=True):
+        own = own.copy()
+        for column in columns:
+            if kind_of(own[column]) != "date":
+                given: Any = own[column]
+                numbers: Any = pd.to_numeric(given, errors="coerce")
+                if lost := int((numbers.isna() & given.notna()).sum()):
+                    notes.append(f"{column}: {lost} values in {name} are no numbers: missing")
+                own[column] = numbers.astype(float)
+        made.append(table.assign(**{str(column): own[column] for column in own}))
+    return (made[0], made[1]), notes
+
+
+def identifier_notes(
+    pair: tuple[Any, Any], ids: Collection[str], names: tuple[str, str]
+) -> list[str]:
+    """What identifiers say without being compared: rows of one subject, subjects of both tables."""
+    notes = []
+    for column in ids:
+        known = [table[column].dropna().astype(str).str.strip() for table in pair]
+        for one, name in zip(known, names, strict=True):
+            # Tests count rows, which are fewer observations than they seem.
+            if repeated := int(one.duplicated(keep=False).sum()):
+                notes.append(
+                    f"{column}: {repeated} of {len(one)} rows of {name} share it with another row: "
+                    "p-values and intervals take rows as independent"
+                )
+        if shared := len(set(known[0]) & set(known[1])):
+            of = min(part.nunique() for part in known)
+            notes.append(f"{column}: {shared} of {of} identifiers are in both tables")
+    return notes
