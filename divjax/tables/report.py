@@ -5,6 +5,7 @@ import html
 import io
 import json
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["to_html", "to_json", "to_text"]
 
 MOST_COLUMNS, MOST_MARGINALS = 10, 6
+# Of the legend, what the text shows.
+IN_TEXT = ("p", "Jensen–Shannon", "at least", "Kullback–Leibler", "AUC", "columns", "importance")
 
 # What each number is, for readers who do not know it.
 LEGEND = {
@@ -47,7 +50,7 @@ LEGEND = {
 
 
 def to_text(comparison: "TableComparison") -> str:
-    """The verdict, the numbers, the first columns, and the notes."""
+    """The verdict, the numbers, the first columns, the notes, and what the numbers are."""
     names, verdict = comparison.names, comparison.verdict
     lines = [
         verdict.sentence,
@@ -73,6 +76,9 @@ def to_text(comparison: "TableComparison") -> str:
     if comparison.left_out:
         lines += ["", "left out:"]
         lines += [f"- {column}: {why}" for column, why in comparison.left_out.items()]
+    lines += ["", "what the numbers are:"]
+    for name in IN_TEXT:
+        lines += textwrap.wrap(f"- {name}: {LEGEND[name]}", 100, subsequent_indent="  ")
     return "\n".join(lines) + "\n"
 
 

@@ -260,7 +260,9 @@ def test_names_are_escaped_in_html():
 
 
 def test_text_and_csv_hold_the_columns(same):
-    assert same.to_text().startswith(same.verdict.sentence)
+    text = same.to_text()
+    assert text.startswith(same.verdict.sentence)
+    assert "- AUC: How often a classifier tells a row of one table from a row of the other" in text
     lines = same.to_csv().splitlines()
     assert lines[0] == "column,js,error,p_value,significant"
     assert len(lines) == 6
