@@ -27,6 +27,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from divjax.core.samples import check_held
 from divjax.core.sharding import on_host, placed
 
 __all__ = ["gather", "mesh", "shard"]
@@ -60,12 +61,14 @@ def shard(arrays: PyTree, mesh: Mesh) -> PyTree:
     of the package take sharded and other arrays alike, and give the same numbers.
 
     Args:
-        arrays: a pytree of arrays, the same on every process. Scalars are put on each device.
+        arrays: a pytree of arrays, the same on every process. A list of numbers, nested or not, is
+            an array. Scalars are put on each device.
         mesh: whose devices take the rows.
 
     Raises:
-        ValueError: if the number of rows is not a multiple of that of devices. Rows of weight zero
-            may fill it up.
+        ValueError: if the number of rows is not a multiple of that of devices (rows of weight zero
+            may fill it up), or if JAX's dtype does not hold NumPy's numbers. A function of the
+            package subtracts an offset before it rounds; an array on devices is rounded already.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,6 +80,7 @@ def shard(arrays: PyTree, mesh: Mesh) -> PyTree:
 
     def put(path: Any, leaf: Any) -> jax.Array:
         array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        check_held("arrays" + jax.tree_util.keystr(path), array)
         if array.ndim and array.shape[0] % mesh.size:
             name = "arrays" + jax.tree_util.keystr(path)
             raise ValueError(
@@ -86,7 +90,13 @@ def shard(arrays: PyTree, mesh: Mesh) -> PyTree:
         spec = PartitionSpec(mesh.axis_names) if array.ndim else PartitionSpec()
         return placed(array, NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(put, arrays)
+    return jax.tree_util.tree_map_with_path(put, arrays, is_leaf=_is_list_of_numbers)
+
+
+def _is_list_of_numbers(node: Any) -> bool:
+    """Whether a list holds numbers of Python alone: samples, as everywhere in the package."""
+    leaves = jax.tree.leaves(node) if isinstance(node, list) else []
+    return bool(leaves) and all(isinstance(leaf, (bool, int, float)) for leaf in leaves)
 
 
 def gather(arrays: PyTree) -> PyTree:

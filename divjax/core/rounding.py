@@ -36,6 +36,9 @@ def rounding_and_spread(
 ) -> tuple[np.ndarray | np.floating, np.ndarray | np.floating]:
     """The largest rounding of finite numbers, and their range, of all or along an axis.
 
+    Numbers below the smallest normal one of the dtype, which XLA may compute with as zero, are
+    rounded to zero; half precision is computed with in single precision, which holds its numbers.
+
     Example:
         >>> exact = np.array([1e8, 1e8 + 1])
         >>> [float(number) for number in rounding_and_spread(exact, exact.astype(np.float32))]
@@ -44,7 +47,10 @@ def rounding_and_spread(
     finite = np.isfinite(given) & np.isfinite(rounded)
     # Numbers that are not finite are flagged elsewhere. Without others there is no spread.
     exact = np.where(finite, given, 0).astype(float)
-    rounding = np.abs(exact - np.where(finite, rounded, 0).astype(float)).max(axis=axis)
+    held = np.where(finite, rounded, 0).astype(float)
+    if rounded.dtype in (np.float32, np.float64):
+        held = np.where(np.abs(held) < np.finfo(rounded.dtype).tiny, 0, held)
+    rounding = np.abs(exact - held).max(axis=axis)
     largest = np.where(finite, exact, -np.inf).max(axis=axis)
     smallest = np.where(finite, exact, np.inf).min(axis=axis)
     return rounding, np.maximum(largest - smallest, 0)

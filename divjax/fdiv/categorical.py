@@ -37,6 +37,7 @@ from divjax.fdiv.distributions import (
     checked_distribution,
     evaluate,
     have_classes,
+    is_below_normal,
     log_probs,
     log_probs_of,
     present_classes,
@@ -175,16 +176,27 @@ def generalized_kl(
             raise ValueError(
                 f"{name} must have a non-empty axis {axis} of classes; got shape {shape}."
             )
-    return _generalized_kl(p, q, axis=axis)
+    # NumPy's masses below the smallest number of JAX's dtype have logarithms in its range.
+    are_logs = is_below_normal(p), is_below_normal(q)
+    p, q = (_log_in_double(m) if small else m for m, small in zip((p, q), are_logs, strict=True))
+    return _generalized_kl(p, q, axis=axis, are_logs=are_logs)
 
 
-@functools.partial(jax.jit, static_argnames="axis")
-def _generalized_kl(p: ArrayLike, q: ArrayLike, *, axis: int) -> Float[Array, "*batch"]:
+def _log_in_double(mass: ArrayLike) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(np.asarray(mass, np.float64))
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "are_logs"))
+def _generalized_kl(
+    p: ArrayLike, q: ArrayLike, *, axis: int, are_logs: tuple[bool, bool]
+) -> Float[Array, "*batch"]:
     logs = []
-    for mass in as_arrays(p=p, q=q):
+    for mass, is_log in zip(as_arrays(p=p, q=q), are_logs, strict=True):
         mass = jnp.moveaxis(mass, axis, -1)
         # Zeros are replaced before the logarithm, or its gradient there would be NaN.
-        logs.append(jnp.where(mass == 0, -jnp.inf, jnp.log(jnp.where(mass == 0, 1, mass))))
+        log = jnp.where(mass == 0, -jnp.inf, jnp.log(jnp.where(mass == 0, 1, mass)))
+        logs.append(mass if is_log else log)
     check_alike(logs)
     return _relative_entropy_terms(*logs).sum(-1)
 

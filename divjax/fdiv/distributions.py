@@ -310,13 +310,18 @@ def _shifted(logits: Unrounded, mask: Unrounded | None, axis: int) -> Unrounded:
 
 def _as_logits(values: Unrounded, mask: Unrounded | None, axis: int) -> Logits | None:
     """Logits of NumPy's weights if JAX's dtype would round a small one to zero, otherwise None."""
-    if not isinstance(values, np.ndarray):
-        return None
-    smallest = jnp.finfo(jax.dtypes.canonicalize_dtype(values.dtype)).tiny
-    if not ((values > 0) & (values < smallest)).any() or (values < 0).any():
+    if not isinstance(values, np.ndarray) or not is_below_normal(values) or (values < 0).any():
         return None
     with np.errstate(divide="ignore"):
         return Logits(_shifted(np.log(values), mask, axis), 1.0, mask)
+
+
+def is_below_normal(values: ArrayLike) -> bool:
+    """Whether JAX's dtype would round one of NumPy's positive numbers to zero."""
+    if not isinstance(values, np.ndarray):
+        return False
+    smallest = jnp.finfo(jax.dtypes.canonicalize_dtype(values.dtype)).tiny
+    return bool(((values > 0) & (values < smallest)).any())
 
 
 def _are_probabilities(name: str, values: Unrounded, axis: int) -> bool:

@@ -49,13 +49,17 @@ def _between(low: float, high: float, **values: ArrayLike) -> Leaf:
     return as_leaves(**values)[0]
 
 
+_LARGEST_EXCESS = 0.02
+
+
 def _clamped(low: float, high: float, value: ArrayLike) -> Array:
     """The value as an array, NaN outside of [low, high].
 
     Values just outside, from sums of rounded numbers, are moved to the end of the range.
     """
     (value,) = as_arrays(value=value)
-    rounding = 64 * jnp.finfo(value.dtype).eps
+    # Half precision has so few digits that 64 units in the last place are no rounding error.
+    rounding = min(64 * float(jnp.finfo(value.dtype).eps), _LARGEST_EXCESS)
     value = nan_unless((value >= low - rounding) & (value <= high + rounding), value)
     # Not `clip`, whose derivative at the ends is a half.
     return jnp.where(value < low, low, jnp.where(value > high, high, value))

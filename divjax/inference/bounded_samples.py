@@ -96,7 +96,13 @@ def checked_draws(sample: Bounded, confidence_level: ArrayLike, *, upper_bound: 
         if finite.size:
             origin = float(np.max(finite) if upper_bound else np.min(finite))
     if origin:
-        values, lower, upper = values - origin, lower - origin, upper - origin
+        # NumPy would round the difference, and the origin, to the half precision of an array.
+        values, lower, upper = (
+            number.astype(at_least_single(number.dtype)) - origin
+            if isinstance(number, np.ndarray)
+            else number - origin
+            for number in (values, lower, upper)
+        )
     return Draws(values, lower, upper, mask, origin)
 
 

@@ -22,9 +22,17 @@ from divjax.core.conversion import native, without_mask
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, number_pairs, pool_labels
 from divjax.core.numerics import at_least_single, nan_unless
+from divjax.core.programs import is_traced
 from divjax.core.pytrees import as_traced
 from divjax.core.rounding import LARGEST_CONVERSION_ROUNDING, rounding_and_spread
-from divjax.core.samples import Numbers, as_numbers, centered_samples, owned
+from divjax.core.samples import (
+    Numbers,
+    Unrounded,
+    as_numbers,
+    centered_samples,
+    dtype_in_jax,
+    owned,
+)
 from divjax.core.sharding import gathered
 from divjax.core.types import Status, status_of
 from divjax.fdiv.special import as_singles
@@ -204,9 +212,7 @@ def permutation_test(
     test = _permute(key, traced, x, y, of_stratum, of_group, **counts)
     if not (x_rounded or y_rounded):
         return test
-    # The test is exact for the rounded rows, which differ from the given ones.
-    status = jnp.maximum(test.status, Status.FLOATING_POINT_RESOLUTION)
-    return dataclasses.replace(test, status=status)
+    return _flagged(test)
 
 
 @functools.partial(jax.jit, static_argnames=("num_permutations", "batch_size"))
@@ -354,7 +360,8 @@ def score_permutation_test(
         masks: which rows of x and of y count. They must not depend on the scores.
 
     Returns:
-        A `TestResult`, its statistics on the scale of the kind.
+        A `TestResult`, its statistics on the scale of the kind. Its status reports if scores differ
+        by less than the dtype's smallest numbers, which a difference of means cannot see.
 
     Raises:
         ValueError: if the scores are not vectors, the kind is not one of the three, or a count is
@@ -377,11 +384,13 @@ def score_permutation_test(
     vector_leaves(x=x, y=y)
     # Differences, order or signs, whichever the statistic uses, are taken before NumPy's numbers
     # are rounded.
+    lost = False
     if kind == "auc":
         x, y = keep_order(x=x, y=y)
     else:
         x, y = as_numbers("x", x, exact=True), as_numbers("y", y, exact=True)
         if kind == "mean":
+            lost = _is_below_range(x, y)
             _, column_x, column_y = centered_samples(x=x[:, None], y=y[:, None])
             x, y = column_x[:, 0], column_y[:, 0]
         else:
@@ -396,9 +405,27 @@ def score_permutation_test(
     if counts is not None and counts.dtype != bool:
         raise ValueError("masks must hold booleans.")
     _check_groups(of_group, n)
-    return _permute_labels(
+    test = _permute_labels(
         key, x, y, of_stratum, of_group, counts, kind, num_permutations, batch_size
     )
+    return _flagged(test) if lost else test
+
+
+def _flagged(test: TestResult) -> TestResult:
+    """The result of an exact test of numbers that differ from those that were given."""
+    status = jnp.maximum(test.status, Status.FLOATING_POINT_RESOLUTION)
+    return dataclasses.replace(test, status=status)
+
+
+def _is_below_range(*scores: Unrounded) -> bool:
+    """Whether known scores differ by less than JAX's dtype can hold, such as raw likelihoods."""
+    if is_traced(scores):
+        return False
+    dtype = at_least_single(jnp.result_type(*map(dtype_in_jax, scores)))
+    pooled = np.concatenate([np.asarray(part, np.float64) for part in scores])
+    limits, known = jnp.finfo(dtype), pooled[np.isfinite(pooled)]
+    spread = np.ptp(known) if known.size else 0.0
+    return bool(0 < spread < float(limits.tiny) / LARGEST_CONVERSION_ROUNDING)
 
 
 def _centered_terms(

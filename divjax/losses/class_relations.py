@@ -27,7 +27,8 @@ def class_similarity(
     CKA(X_i, X_j) = ‖X_iᵀ X_j‖² / (‖X_iᵀ X_i‖ ‖X_jᵀ X_j‖), in Frobenius norms, for the features
     X_i "features samples" of a class, with each sample's mean over features subtracted. It
     aligns the features × features matrices X_i X_iᵀ, so samples of different classes need not be
-    paired.
+    paired. A class whose features differ by no more than eight units in the last place of the
+    largest one is taken as constant, and is similar to itself alone.
 
     Args:
         features: features of a teacher's last layer, with the same number of samples of each class,

@@ -281,6 +281,10 @@ def _js_integrand(v: np.ndarray) -> np.ndarray:
     return np.where(v < 1, near, far)
 
 
+# In units of the last place of one.
+_LEAST_WIDTH = 80
+
+
 def additive_uniform(epsilon: float) -> Task:
     """Uniform x on (0, 1), and y = x + noise uniform on (−ε, ε).
 
@@ -289,7 +293,10 @@ def additive_uniform(epsilon: float) -> Task:
     that the reverse divergence is infinite.
 
     Args:
-        epsilon: ε > 0.
+        epsilon: ε > 0, and so large that JAX's default float tells y from x: 10⁻⁵ in float32.
+
+    Raises:
+        ValueError: if ε is smaller.
 
     Example:
         >>> round(additive_uniform(0.1).kl, 5), round(additive_uniform(0.75).kl, 5)
@@ -299,6 +306,12 @@ def additive_uniform(epsilon: float) -> Task:
         Czyż et al. 2023, arXiv 2306.11078.
     """
     epsilon = known_number("epsilon", epsilon, 0, above=True)
+    least = _LEAST_WIDTH * float(jnp.finfo(jax.dtypes.canonicalize_dtype(float)).eps)
+    if epsilon < least:
+        raise ValueError(
+            f"epsilon must be at least {least:.0e}, or y is x but for rounding; got {epsilon}. "
+            "Enable float64."
+        )
 
     def length(y: Array) -> Array:
         return jnp.minimum(y + epsilon, 1) - jnp.maximum(y - epsilon, 0)

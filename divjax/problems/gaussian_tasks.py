@@ -301,7 +301,12 @@ def lattice(d: int, spacing: float = 0.125) -> Task:
 
     Args:
         d: the number of features.
-        spacing: the spacing of the lattice, a power of two, so that rounding is exact.
+        spacing: the spacing of the lattice, a power of two, so that rounding is exact, and at least
+            2⁻¹⁰ in float32 (2⁻³⁹ in float64), where one draw in ten thousand of q, itself rounded,
+            is on the lattice.
+
+    Raises:
+        ValueError: if the spacing is none of these.
 
     Example:
         >>> lattice(3).kl
@@ -312,6 +317,12 @@ def lattice(d: int, spacing: float = 0.125) -> Task:
     # Multiples of a power of two are exact, so that draws of p are recognised.
     if math.frexp(spacing)[0] != 0.5:
         raise ValueError(f"spacing must be a power of two; got {spacing}.")
+    least = 2**13 * float(jnp.finfo(jax.dtypes.canonicalize_dtype(float)).eps)
+    if spacing < least:
+        raise ValueError(
+            f"spacing must be at least {least:.0e}, or rounded draws of q lie on the lattice; got "
+            f"{spacing}. Enable float64."
+        )
     nearest = lambda z: jnp.round(z[:, 0] / spacing) * spacing
 
     def sample_q(key: Key[Array, ""], n: int) -> Float[Array, "n d"]:

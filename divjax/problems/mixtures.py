@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
 from divjax.core.arguments import as_leaves
@@ -34,13 +35,12 @@ def check_draw(key: object, n: object) -> None:
     check_count(0, n=n)
 
 
-def _largest_distance() -> float:
+def _largest_distance(dtype: DTypeLike) -> float:
     """The largest distance from the origin, in standard deviations, at which draws are resolved.
 
-    Farther away, JAX's default float rounds draws to few distinct numbers.
+    Farther away, draws in this dtype are rounded to few distinct numbers.
     """
-    eps = jnp.finfo(jax.dtypes.canonicalize_dtype(float)).eps
-    return 2 * LARGEST_ROUNDING / float(eps)
+    return 2 * LARGEST_ROUNDING / float(jnp.finfo(jax.dtypes.canonicalize_dtype(dtype)).eps)
 
 
 def is_resolved(means: Any, deviations: Any, module: Any = jnp) -> Any:
@@ -50,8 +50,9 @@ def is_resolved(means: Any, deviations: Any, module: Any = jnp) -> Any:
     """
     # The limit is out of float16's range.
     means, deviations = module.asarray(means), module.asarray(deviations)
-    wide = at_least_single(jnp.result_type(means, deviations))
-    limits = _largest_distance() * deviations.astype(wide)
+    dtype = jnp.result_type(means, deviations)
+    wide = at_least_single(dtype)
+    limits = _largest_distance(dtype) * deviations.astype(wide)
     return ~module.any(module.abs(means.astype(wide)) > limits)
 
 
@@ -59,8 +60,9 @@ def check_resolved(name: str, means: Any, deviations: Any) -> None:
     """Raise `ValueError` for Gaussians so far from the origin that float32 rounds their draws."""
     if not is_resolved(means, deviations, np):
         raise ValueError(
-            f"{name} must lie within {_largest_distance():.0e} standard deviations of the origin, "
-            "as draws are rounded; subtract a common offset, or enable float64."
+            f"{name} must lie within {_largest_distance(np.result_type(means, deviations)):.0e} "
+            "standard deviations of the origin, as draws are rounded; subtract a common offset, or "
+            "use a dtype of more digits."
         )
 
 

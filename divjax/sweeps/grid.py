@@ -392,6 +392,11 @@ def _numbers(name: str, values: np.ndarray) -> np.ndarray | Choices:
         )
     if not np.isfinite(values).all():
         raise ValueError(f"{name} must be finite; got NaN or infinity.")
+    # Narrow integers would wrap, and half precision overflow: a setting is a number of Python.
+    if values.dtype.kind in "iu" and values.dtype.itemsize < 4:
+        values = values.astype(np.int64)
+    if values.dtype == np.float16:
+        values = values.astype(np.float64)
     # JAX's integers would wrap, as those of an array do.
     dtype = jax.dtypes.canonicalize_dtype(values.dtype)
     if dtype.kind in "iu" and not np.array_equal(values.astype(dtype), values):
@@ -399,4 +404,20 @@ def _numbers(name: str, values: np.ndarray) -> np.ndarray | Choices:
             f"{name} must hold integers within JAX's {dtype}; got {values.min()} to "
             f"{values.max()}. Give floats, or enable 64 bits."
         )
+    if dtype.kind == "f":
+        _check_held(name, values, dtype)
     return values
+
+
+def _check_held(name: str, values: np.ndarray, dtype: np.dtype) -> None:
+    """Refuse numbers that JAX would compute as zero, as infinity, or as another setting's."""
+    limits = np.finfo(dtype)
+    with np.errstate(over="ignore"):
+        held = values.astype(dtype)
+    lost = ~np.isfinite(held) | ((np.abs(held) < limits.tiny) & (values != 0))
+    if lost.any() or len(np.unique(held)) < len(np.unique(values)):
+        raise ValueError(
+            f"{name} must hold numbers that JAX's {dtype} holds and tells apart; got "
+            f"{values.min():.17g} to {values.max():.17g}. Give their logarithms or differences, or "
+            "enable 64 bits."
+        )

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import jax
@@ -88,7 +88,7 @@ def _inner_programs(value: Any) -> Iterator[Any]:
 
 
 def _behind(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
-    """The numbers of a callback: a function's closure, defaults and globals, or an object's."""
+    """What a callback computes: a function's code, closure, defaults and globals."""
     if isinstance(value, _NUMBERS):
         yield value
         return
@@ -104,7 +104,17 @@ def _behind(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
             yield from _behind(part, seen)
     elif isinstance(value, functools.partial):
         yield from _behind([value.func, value.args, value.keywords], seen)
+    elif isinstance(value, CodeType):
+        # What is computed, and not where it is written.
+        yield np.frombuffer(value.co_code, np.uint8)
+        yield _as_bytes(value.co_names)
+        for constant in value.co_consts:
+            if isinstance(constant, (CodeType, *_NUMBERS, tuple)):
+                yield from _behind(constant, seen)
+            elif isinstance(constant, str):
+                yield _as_bytes(constant)
     elif isinstance(value, FunctionType):
+        yield from _behind(value.__code__, seen)
         yield from _behind([_contents(cell) for cell in value.__closure__ or ()], seen)
         yield from _behind([value.__defaults__, value.__kwdefaults__], seen)
         # Numbers alone: what other functions refer to may differ from process to process.
@@ -117,6 +127,10 @@ def _behind(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
         slots = [name for name in getattr(value, "__slots__", ()) if name != "__weakref__"]
         names = (*slots, *getattr(value, "__dict__", ()), "__self__", "__func__")
         yield from _behind([getattr(value, name, None) for name in names], seen)
+
+
+def _as_bytes(text: object) -> np.ndarray:
+    return np.frombuffer(repr(text).encode(), np.uint8)
 
 
 def _contents(cell: Any) -> Any:

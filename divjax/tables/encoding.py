@@ -36,6 +36,7 @@ distributions look closer, and is said in `notes`.
 What is left out is listed by name: a headline over all columns must name it.
 """
 
+import itertools
 import zlib
 from collections import Counter
 from collections.abc import Collection
@@ -238,7 +239,7 @@ def _encode_column(
         if count > 2 and not any(dtypes.is_bool_dtype(column) for column in (x, y)):
             notes.append(f"{count} different numbers: compared as categories")
         # Values that differ by rounding are one level, too.
-        if not _offset(x, y):
+        if _places_of_large_integers(x, y) is None:
             x, y = pd.Series(values[: len(x)]), pd.Series(values[len(x) :])
     levels = pd.concat([_levels(x), _levels(y)], ignore_index=True)
     block, labels, said, dropped = _encode_levels(levels, len(x), max_levels, num_buckets, names)
@@ -307,30 +308,39 @@ def _encode_levels(
     return block, [f"={level}" for level in kept[1:]], notes, ""
 
 
-def _offset(x: Any, y: Any) -> int:
-    """What is taken from a column of two tables, lest float64 merge different integers."""
+def _places_of_large_integers(x: Any, y: Any) -> dict[int, int] | None:
+    """Where integers are put that float64 would merge; None if it holds them all."""
     # Only integers can be too large for float64 and yet differ by one.
-    ends = []
+    values: set[int] = set()
     for column in (x, y):
         if not dtypes.is_integer_dtype(column):
-            return 0
-        known = column.dropna()
-        ends += [int(known.min()), int(known.max())] if len(known) else []
-    return min(ends) if max(map(abs, ends), default=0) > 2**53 else 0
+            return None
+        values |= set(map(int, column.dropna().unique()))
+    if max(map(abs, values), default=0) <= 2**53:
+        return None
+    # Less the smallest, with gaps so short that their sum is held too.
+    ordered = sorted(values)
+    longest = 2**53 // len(ordered)
+    gaps = (min(high - low, longest) for low, high in itertools.pairwise(ordered))
+    if ordered[-1] - ordered[0] <= 2**53:
+        return {value: value - ordered[0] for value in ordered}
+    return dict(zip(ordered, itertools.accumulate(gaps, initial=0), strict=True))
 
 
 def numbers_alike(x: Any, y: Any, kind: str) -> list[np.ndarray]:
-    """A column of two tables as float64, less the offset that both have.
+    """A column of two tables as float64, in which different integers stay different.
 
-    Numbers that one table holds in single or half precision are rounded to it in both.
+    Integers beyond 2⁵³ are less the offset that both tables have, and, where they still reach
+    farther, with their largest gaps shortened. Numbers that one table holds in single or half
+    precision are rounded to it in both.
     """
-    offset = _offset(x, y) if kind == "number" else 0
-    if not offset:
+    place = _places_of_large_integers(x, y) if kind == "number" else None
+    if place is None:
         pair = [_numbers(column, kind) for column in (x, y)]
         coarsest = min(_precisions(x, y), key=lambda dtype: dtype.itemsize, default=None)
         return pair if coarsest is None else [_rounded(values, coarsest) for values in pair]
     return [
-        np.array([np.nan if pd.isna(value) else float(int(value) - offset) for value in column])
+        np.array([np.nan if pd.isna(value) else float(place[int(value)]) for value in column])
         for column in (x, y)
     ]
 

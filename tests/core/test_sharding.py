@@ -177,5 +177,11 @@ def test_arrays_are_sharded_by_rows_and_gathered_again():
 def test_what_cannot_be_sharded_is_refused_by_name():
     with pytest.raises(ValueError, match=r"arrays\['x'\] must have a number of rows that is"):
         sharding.shard({"x": np.zeros((9, 2))}, sharding.mesh())
+    # Rounded on the way to the devices, samples far from zero would lose what they differ in.
+    with pytest.raises(ValueError, match=r"arrays\[0\] must differ in float32 too"):
+        sharding.shard((1e8 + np.arange(8.0), np.zeros(8)), sharding.mesh())
+    with pytest.raises(ValueError, match="arrays must hold integers within int32"):
+        sharding.shard(np.arange(8) + 2**40, sharding.mesh())
+    assert sharding.shard([[1.0, 2.0]] * 8, sharding.mesh()).shape == (8, 2)
     with pytest.raises(ValueError, match="devices must hold at least one device; got none"):
         sharding.mesh([])

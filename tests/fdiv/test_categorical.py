@@ -419,3 +419,11 @@ def test_a_total_variation_among_small_classes_keeps_its_digits(logit):
         signs = sign * np.sign(p - q)
         expected = own * (signs - own @ signs) / 2
         np.testing.assert_allclose(slope, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_masses_below_the_dtypes_range():
+    """NumPy's 1e-50 is no zero: ½ log(½/1e-50) − ½ + 1e-50 and the first class's −½ log 2 + ½."""
+    p, q = np.array([0.5, 0.5]), np.array([1.0, 1e-50])
+    expected = np.sum(p * np.log(p / q) - p + q)
+    np.testing.assert_allclose(categorical.generalized_kl(p, q), expected, rtol=1e-6)
+    assert categorical.generalized_kl(p, np.array([1.0, 0.0])) == np.inf

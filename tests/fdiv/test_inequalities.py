@@ -298,3 +298,15 @@ def test_small_areas_keep_their_digits():
     np.testing.assert_allclose(slope, -1 / exact, rtol=1e-5)
     assert (value <= 1 - exact + 1e-7).all()
     assert jax.grad(inequalities.tv_lower_bound_from_auc)(1.0) == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_numbers_far_out_of_range_are_nan_in_every_precision(dtype):
+    for bound, value in (
+        (inequalities.kl_lower_bound_from_tv, 1.4),
+        (inequalities.tv_upper_bound_from_kl, -0.4),
+        (inequalities.auc_upper_bound_from_tv, 1.4),
+        (inequalities.tv_lower_bound_from_auc, -0.4),
+        (inequalities.js_lower_bound_from_error, 1.4),
+    ):
+        assert jnp.isnan(bound(jnp.asarray(value, dtype))).all(), bound

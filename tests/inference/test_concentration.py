@@ -294,3 +294,17 @@ def test_rows_that_do_not_count_have_ends_that_do_not(kind):
     for hold in (np.asarray, jnp.asarray):
         bound = EAGER[kind](hold(values), hold(lower), hold(upper), mask=hold(mask))
         np.testing.assert_allclose(bound, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_bounds_of_half_precision_are_not_computed_in_it(dtype):
+    """Every row is the mean: no bound may be on its other side."""
+    for value, lower, upper, n in ((1000.5, 1000.2, 1010.2, 1000), (0.0006, -1.0, 1.0, 100_000)):
+        values = np.full(n, value).astype(dtype)
+        mean = float(values[0])
+        if not lower <= mean <= upper:  # the half-precision number is another one
+            continue
+        for bound in (inference.betting_lower_bound, inference.empirical_bernstein_lower_bound):
+            assert lower <= bound(values, lower, upper) <= mean
+        for bound in (inference.betting_upper_bound, inference.empirical_bernstein_upper_bound):
+            assert mean <= bound(values, lower, upper) <= upper

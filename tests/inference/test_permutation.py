@@ -395,3 +395,20 @@ def test_a_statistic_that_depends_on_the_order_of_rows_keeps_its_p_value():
     test = permutation_test(jax.random.key(1), first, x, y, num_permutations=1999)
     counted = (1 + np.sum(np.asarray(test.null) >= float(test.statistic))) / 2000
     assert 0 <= float(test.p_value) - counted < 0.006
+
+
+@pytest.mark.parametrize("unit", [1e-50, 1e-42, 1e-38])
+def test_scores_below_the_dtypes_range_are_flagged(unit):
+    """As raw likelihoods are: XLA computes with zeros."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=20) + 2) * unit, rng.normal(size=20) * unit
+    key = jax.random.key(0)
+    by_mean = score_permutation_test(key, x, y, "mean", num_permutations=99)
+    assert by_mean.status == Status.FLOATING_POINT_RESOLUTION
+    difference = lambda x, y: x.mean() - y.mean()
+    recomputed = permutation_test(key, difference, x, y, num_permutations=99)
+    assert recomputed.status == Status.FLOATING_POINT_RESOLUTION or recomputed.p_value == 0.01
+    # The order of the scores is that of numbers of any size.
+    by_rank = score_permutation_test(key, x, y, num_permutations=99)
+    assert by_rank.converged
+    assert by_rank.p_value == np.float32(0.01)

@@ -266,3 +266,27 @@ def test_a_fit_to_few_rows_among_much_padding():
         padded = LightSchrodingerBridge(1, 0.1).fit(jax.random.key(0), rows, y, weights)
         assert padded.status == Status.CONVERGED
         np.testing.assert_allclose(padded.losses[-1], alone.losses[-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(3, 1000), (1000, 3), (2, 1000)])
+def test_one_component_is_the_gaussian_bridge_of_a_few_rows(sizes):
+    """S C₀ S + ε S = C₁ of the rows' own variances, whose root is known in one dimension."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(sizes[0], 1)), rng.normal(size=(sizes[1], 1)) * 3 + 5
+    found = LightSchrodingerBridge(1, 0.1, ridge=0.0).fit(jax.random.key(0), x, y)
+    c0, c1 = x.var(), y.var()
+    expected = (-0.1 + np.sqrt(0.01 + 4 * c0 * c1)) / (2 * c0)
+    np.testing.assert_allclose(found.scales, [[expected]], rtol=1e-4)
+    assert found.converged
+
+
+def test_components_without_rows_enough_are_flagged():
+    """Six rows that count for two components: neither has the four that its variances need."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(1000, 1)), rng.normal(size=(1000, 1)) * 3 + 5
+    weights = np.full(1000, 1e-6)
+    weights[:6] = 1
+    assert LightSchrodingerBridge(2, 0.1).fit(jax.random.key(0), x, y, weights).status == (
+        Status.MAX_ITERATIONS
+    )
+    assert LightSchrodingerBridge(2, 0.1).fit(jax.random.key(0), x, y).converged

@@ -226,3 +226,25 @@ def test_moments_and_times_of_lists():
     }.items():
         with pytest.raises(ValueError, match=f"^{name} must"):
             problems.fokker_planck_moments(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("task", "smaller", "message"),
+    [
+        (problems.additive_uniform, 1e-6, "epsilon must be at least 1e-05, or y is x"),
+        (lambda spacing: problems.lattice(2, spacing), 2.0**-16, "spacing must be at least"),
+    ],
+)
+def test_tasks_that_float32_cannot_draw(task, smaller, message):
+    with jax.enable_x64(False), pytest.raises(ValueError, match=message):
+        task(smaller)
+    with jax.enable_x64(True):
+        task(smaller)
+
+
+def test_half_precision_does_not_draw_far_from_the_origin():
+    """Draws at 2000 would be whole numbers, of a standard deviation of .57 for .5."""
+    numbers = (np.ones(1), np.full((1, 1), 2000.0), np.array(0.25))
+    mixture = problems.GaussianMixture(*(jnp.asarray(each, jnp.float16) for each in numbers))
+    with pytest.raises(ValueError, match=r"means must lie within 2e\+01 standard deviations"):
+        mixture.sample(jax.random.key(0), 3)

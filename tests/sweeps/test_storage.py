@@ -139,6 +139,20 @@ def test_other_data_in_a_function_is_refused(tmp_path, of):
         quiet(tmp_path, of(jnp.arange(3.0) + 1), {"scale": [1.0]})
 
 
+@pytest.mark.parametrize(
+    "other", [lambda x: np.float32(x * 3), lambda x: np.float32(np.cos(x)), lambda x: np.float32(x)]
+)
+def test_another_function_on_the_host_is_refused(tmp_path, other):
+    """Its operations are Python's, and in no program."""
+    of = lambda total: (
+        lambda key, scale: jax.pure_callback(total, jax.ShapeDtypeStruct((), "float32"), scale)
+    )
+    quiet(tmp_path, of(lambda x: np.float32(x * 2)), {"scale": [1.0]})
+    quiet(tmp_path, of(lambda x: np.float32(x * 2)), {"scale": [1.0]})
+    with pytest.raises(ValueError, match="of another function"):
+        quiet(tmp_path, of(other), {"scale": [1.0]})
+
+
 def test_folders_of_others_are_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="a new or an empty folder"):

@@ -357,6 +357,9 @@ def test_a_failing_cell_does_not_hang():
             {"fn": lambda key, scale: jnp.ones(3), "dims": {"value": ("scale",)}},
             "a name of its own; got 'scale'",
         ),
+        ({"grid": {"scale": [1e-50, 1.0]}}, "scale must hold numbers that JAX's float32 holds"),
+        ({"grid": {"scale": [1e39, 1.0]}}, "scale must hold numbers that JAX's float32 holds"),
+        ({"grid": {"scale": [1e8, 1e8 + 1]}}, "scale must hold numbers that JAX's float32 holds"),
         ({"grid": {"scale": np.array([1, 2**40])}}, "scale must hold integers within JAX's int32"),
         ({"grid": {"scale": np.array(["a", "b"])}}, "scale must hold real numbers; got an array"),
         (
@@ -438,3 +441,13 @@ class TestSummaries:
             sweeps.summarize(result.mean("seed"))
         with pytest.raises(ValueError, match="dataset must be"):
             sweeps.summarize([1.0])
+
+
+def test_narrow_integers_do_not_wrap():
+    """As columns of files have them: 300² is no number of 16 bits, nor is −3 one without a sign."""
+    square = quiet(lambda key, x: x * x, {"x": np.array([300, 2], np.int16)})
+    assert square["value"].values[:, 0].tolist() == [90000, 4]
+    negative = quiet(lambda key, x: -x, {"x": np.array([1, 3], np.uint8)})
+    assert negative["value"].values[:, 0].tolist() == [-1, -3]
+    half = quiet(lambda key, x: x * x, {"x": np.array([300, 2], np.float16)})
+    assert half["value"].values[:, 0].tolist() == [90000, 4]

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from divjax import tables
+from divjax.tables.encoding import numbers_alike
 
 
 def frame(**columns):
@@ -482,3 +483,14 @@ def test_large_integers_written_as_text_stay_apart(tmp_path):
     read = tables.read_alike(p, q)
     codes = np.concatenate(tables.values_alike(read.x["id"], read.y["id"]))
     assert len(np.unique(codes)) == 81
+
+
+def test_integers_beyond_float64_repeat_nowhere():
+    """Beside small ones: what both tables have no common offset of is not rounded either."""
+    x = pd.DataFrame({"id": np.arange(300)})
+    y = pd.DataFrame({"id": 2**53 + np.arange(300)})
+    for found in tables.lattices(x, y, least_js_bits=0.0):
+        assert found.share_x == found.share_y == 0
+    numbers = numbers_alike(x["id"], y["id"], "number")
+    assert len(np.unique(np.concatenate(numbers))) == 600
+    np.testing.assert_array_equal(np.diff(numbers[1]), 1)

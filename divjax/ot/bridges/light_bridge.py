@@ -41,6 +41,8 @@ _START_ROWS, _INITIAL_EPSILON = 2**14, 0.5
 _BALANCE_STEPS, _LAST_STEP_SIZE = 16, 0.25
 # A component with fewer rows of either end is not changed.
 _LEAST_ROWS = 4
+# The mass that components with so many rows must hold together.
+_LEAST_FITTED = 0.8
 
 
 class _End(NamedTuple):
@@ -135,6 +137,10 @@ class LightSchrodingerBridge:
     each sample, drawn at random. There ε decreases from half the data's scale: started at a small
     ε, with responsibilities near zero or one, a few components would take all of the mass.
 
+    A component to which fewer than four rows of either end belong is not updated, as their
+    covariances would be singular; if a fifth of the mass is in such components, the status is
+    `MAX_ITERATIONS`: take fewer components.
+
     There may be several minima: with fewer potentials than the target has clusters, or for small ε,
     compare the last of `losses` over a few keys (vmap `fit`). Gradients of the fit in the samples
     are stopped; it is differentiable in ε and the ridge, through all of its steps.
@@ -219,13 +225,16 @@ class LightSchrodingerBridge:
         # In the unit of ε: one end's deviation times the other's.
         scale = jnp.sqrt(jnp.mean(squares[0]) * jnp.mean(squares[1]))
         start = self._anneal(key, ends, scale, epsilon, variance_floor)
-        v, losses, imbalance = self._refine(start, ends, epsilon, variance_floor)
+        v, losses, imbalance, fitted = self._refine(start, ends, epsilon, variance_floor)
 
         # A target whose variance is too small is below the floor.
         resolved = jnp.all((squares[1] == 0) | (squares[1] > 1e3 * least))
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((v, losses))])
         valid = (epsilon > 0) & (ridge >= 0)
-        status = status_of(converged=True, resolved=resolved, finite=finite.all(), valid=valid)
+        # A few rows far from all others may be a component of their own.
+        status = status_of(
+            converged=fitted > _LEAST_FITTED, resolved=resolved, finite=finite.all(), valid=valid
+        )
         return SchrodingerBridge(epsilon, *v, origins, losses, imbalance, status, origins_low)
 
     def _anneal(
@@ -250,8 +259,8 @@ class LightSchrodingerBridge:
 
     def _refine(
         self, start: _Descent, ends: _Ends, epsilon: Array, variance_floor: Array
-    ) -> tuple[mixture.Potential, Array, Array]:
-        """Steps at ε itself on all rows: the best parameters, all losses, and the imbalance."""
+    ) -> tuple[mixture.Potential, Array, Array, Array]:
+        """Steps at ε on all rows: the best parameters, the losses, imbalance, and fitted mass."""
         epsilons = jnp.full(self.num_steps, epsilon)
         step_sizes = jnp.full_like(epsilons, _LAST_STEP_SIZE)
         descent = self._descend(
@@ -261,8 +270,18 @@ class LightSchrodingerBridge:
         v, _, last, _ = self._balanced(descent.last, ends, epsilon)
         v = select(last < descent.lowest, v, descent.best)
         # Once more for the selected parameters: the last loss and the imbalance are theirs.
-        v, _, loss, imbalance = self._balanced(v, ends, epsilon)
-        return v, jnp.append(descent.losses, loss), imbalance
+        v, responsibilities, loss, imbalance = self._balanced(v, ends, epsilon)
+        # Components of fewer rows than their moments need have kept the parameters of the start.
+        masses = [side.mean(weights) for side, weights in zip(ends, responsibilities, strict=True)]
+        mass = jnp.minimum(*masses)
+        fitted = jnp.sum(jnp.where(mass > self._least_mass(ends), mass, 0))
+        return v, jnp.append(descent.losses, loss), imbalance, fitted
+
+    def _least_mass(self, samples: _Ends) -> ArrayLike:
+        """The mass of the rows that a component's moments need; a single one always has all."""
+        if self.num_components == 1:
+            return 0.0
+        return _LEAST_ROWS / jnp.minimum(*(side.effective_size for side in samples))
 
     def _balanced(
         self, v: mixture.Potential, samples: _Ends, epsilon: Array
@@ -298,7 +317,7 @@ class LightSchrodingerBridge:
         """One step of EM per ε, whose moments are averaged with the given step sizes."""
         full = self.covariance == "full"
         # As a share of the mass, for the end with fewer rows.
-        least_mass = _LEAST_ROWS / jnp.minimum(*(side.effective_size for side in samples))
+        least_mass = self._least_mass(samples)
 
         def step(carry: _Carry, inputs: tuple[Array, Array, Array]) -> tuple[_Carry, Array]:
             epsilon, before, size = inputs

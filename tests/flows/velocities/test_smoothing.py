@@ -243,3 +243,22 @@ def test_padding_does_not_change_the_living(name):
     (drift, repulsion), (padded_drift, padded_repulsion) = fields
     np.testing.assert_allclose(padded_drift[:, :3], drift, rtol=1e-5)
     np.testing.assert_allclose(padded_repulsion[:3], repulsion, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("regularization", "n"), [(1e-2, 200), (1e-3, 200), (1e-4, 500)])
+def test_a_ridge_below_rounding_is_not_a_finite_number(regularization, n):
+    """The score by a solve in double precision, or NaN."""
+    x = np.random.default_rng(0).normal(size=(n, 2))
+    squared = np.sum((x[:, None] - x) ** 2, axis=2)
+    gram = np.exp(-squared / 8)
+    right = np.sum(gram[:, :, None] * (x[:, None] - x) / 4, axis=1)
+    expected = np.linalg.solve(gram + regularization * np.eye(n), -right)
+    velocity = flows.GFSF(kernels.Gaussian(bandwidth=2.0), regularization=regularization)
+    a = np.full(n, 1 / n)
+    single = [jnp.asarray(each, jnp.float32) for each in (x, a, x[None])]
+    found = -np.asarray(velocity(jax.random.key(0), *single, ())[1])
+    if n == 500:
+        assert np.isnan(found).all()
+        return
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert min(error, np.linalg.norm(found + expected) / np.linalg.norm(expected)) < 0.02
