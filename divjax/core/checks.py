@@ -91,7 +91,9 @@ def check_positive_values(**values: object) -> None:
     To be called when a hyper-parameter is used. JAX may replace a stored one by a gradient.
     """
     for name, value in values.items():
-        if not isinstance(value, Tracer) and not (np.asarray(value) > 0).all():
+        # A sequence may hold traced numbers.
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
+        if not traced and not (np.asarray(value) > 0).all():
             raise ValueError(f"{name} must be positive; got {value}.")
 
 
@@ -368,13 +370,13 @@ def check_provides(name: str, value: object, attributes: tuple[str, ...], hint: 
     """Raise `ValueError` for an object without these attributes, or for a class in its place."""
     if isinstance(value, type):
         raise ValueError(f"{name} must be an instance; got the class {value.__name__} itself.")
-    missing = [attribute for attribute in attributes if not _provides(value, attribute)]
+    missing = [attribute for attribute in attributes if not provides(value, attribute)]
     if missing:
         without = ", ".join(missing)
         raise ValueError(f"{name} must be {hint}; got {_described(value)}, without {without}.")
 
 
-def _provides(value: object, attribute: str) -> bool:
+def provides(value: object, attribute: str) -> bool:
     """Whether an object has an attribute; a property is not evaluated, unlike by `hasattr`.
 
     Fields of a method may be placeholders of JAX, of which nothing can be computed.

@@ -19,10 +19,12 @@ from divjax.core.padding import pad_rows
 from divjax.core.sharding import map_over_devices, mesh_in_use
 
 __all__ = [
+    "about_common_center",
     "coincidence_distance",
     "common_center",
     "living_rows",
     "map_row_blocks",
+    "resolved_distances",
     "squared_distances",
 ]
 
@@ -124,15 +126,15 @@ def squared_distances(
     check_matrix(x=x)
     if y is None:
         # Products would leave rounding errors on the diagonal, whose root is far from zero.
-        (x,), rows = _centered(x), jnp.arange(x.shape[0])
-        return _resolved_distances(x, x, rows[:, None] == rows)
+        (x,), rows = about_common_center(x), jnp.arange(x.shape[0])
+        return resolved_distances(x, x, rows[:, None] == rows)
     check_matrix(y=y)
     check_same_features(x, y)
-    y, x = _centered(y, x)
-    return _resolved_distances(x, y)
+    y, x = about_common_center(y, x)
+    return resolved_distances(x, y)
 
 
-def _centered(y: Float[Array, "m d"], *others: Float[Array, "_ d"]) -> tuple[Array, ...]:
+def about_common_center(y: Float[Array, "m d"], *others: Float[Array, "_ d"]) -> tuple[Array, ...]:
     """All samples relative to the centre of the first, if they are to be multiplied.
 
     Differences, used for few features, are exact without centring.
@@ -200,7 +202,7 @@ def distances_by_differences(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> 
     return jax.lax.scan(add, start, (by_passes(x), by_passes(y)))[0]
 
 
-def _resolved_distances(
+def resolved_distances(
     x: Float[Array, "n d"], y: Float[Array, "m d"], same: Bool[Array, "n m"] | None = None
 ) -> Float[Array, "n m"]:
     """As `centered_distances`, by differences if products have lost a distance to cancellation."""
@@ -285,10 +287,10 @@ def pair_distances_by_rows(
     """`reduce(squared_distances(x, y))` for a `reduce` that acts on rows, blockwise if large."""
     same = y is None
     if y is None:
-        (x,) = _centered(x)
+        (x,) = about_common_center(x)
         y = x
     else:
-        y, x = _centered(y, x)
+        y, x = about_common_center(y, x)
     of_distances = lambda _, squared: reduce(squared)
     return reduce_centered_pairs(x, y, of_distances, same=same, block_rows=block_rows)
 

@@ -24,7 +24,7 @@ from divjax.core.samples import (
     without_offset,
 )
 from divjax.core.simplex import are_weights, sum_to_one, sum_tolerance, with_finite_padding
-from divjax.kernels.radial import Kernel, check_smoother
+from divjax.kernels.protocols import Kernel, check_smoother
 from divjax.kernels.sums import kernel_sums
 
 __all__ = [

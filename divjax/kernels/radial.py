@@ -1,57 +1,41 @@
 """Radial kernels k(x, y) = κ(‖x − y‖), with closed-form derivatives."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
-from typing import Protocol, Self, runtime_checkable
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from divjax.core.checks import check_positive, check_positive_values, check_provides, check_scalar
-from divjax.core.numerics import at_least_single, nan_unless, quotient, safe_power, safe_sqrt
+from divjax.core.checks import check_positive, check_positive_values, check_scalar
+from divjax.core.numerics import (
+    at_least_single,
+    nan_unless,
+    quotient,
+    safe_log,
+    safe_power,
+    safe_sqrt,
+)
 from divjax.core.pairwise import squared_distances
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, as_samples, centered_samples
 from divjax.kernels.bandwidth import BandwidthRule, Median
 
-__all__ = ["Energy", "Gaussian", "InverseMultiquadric", "Kernel", "Laplace"]
+__all__ = [
+    "Energy",
+    "Gaussian",
+    "InverseMultiquadric",
+    "Laplace",
+    "WithBandwidth",
+    "as_points",
+    "distance_and_reciprocal",
+]
 
 _Block = Float[Array, "n m"]
-
-
-@runtime_checkable
-class Kernel(Protocol):
-    """A radial kernel. Derivatives are with respect to x, the first argument."""
-
-    def init(self, x: Float[Array, "n d"]) -> PyTree[Array]:
-        """The bandwidth rule's state, `()` for a kernel whose bandwidth is a number."""
-        ...
-
-    def resolve(
-        self, x: Float[Array, "n d"], state: PyTree[Array]
-    ) -> tuple["Kernel", PyTree[Array]]:
-        """The kernel with its rule replaced by the bandwidth at x, and the next state."""
-        ...
-
-    def radial(self, squared: _Block) -> tuple[_Block, _Block]:
-        """Values and slopes at squared distances: ∇_x k(x, y) = slope · (x − y)."""
-        ...
-
-    @property
-    def positive_definite(self) -> bool:
-        """Whether k > 0 and its Gram matrices are positive definite, as smoothing requires."""
-        ...
-
-    @property
-    def log_slope(self) -> ArrayLike | None:
-        """The ratio slope / value if it is one number for all pairs, otherwise None."""
-        ...
-
-    def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
-        """The kernel matrix."""
-        ...
 
 
 def as_points(
@@ -77,25 +61,8 @@ def _nan_unless_finite(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     return nan_unless(jnp.isfinite(x), x)
 
 
-def check_kernel(kernel: object) -> None:
-    """Raise `ValueError` for an object that is not a kernel, such as a function of two points."""
-    provided = ("init", "resolve", "radial", "positive_definite", "log_slope")
-    check_provides("kernel", kernel, provided, "a kernel such as kernels.Gaussian()")
-
-
-def check_smoother(kernel: Kernel) -> None:
-    """Raise `ValueError` for an object that cannot smooth a field or a density."""
-    check_kernel(kernel)
-    # With −‖x − y‖ a smoothed density is negative, and a smoothed velocity points uphill.
-    if not kernel.positive_definite:
-        raise ValueError(
-            f"kernel must be positive definite to smooth with; got {type(kernel).__name__}, "
-            "which is only for flows.MMD and flows.Interaction."
-        )
-
-
 @pytree
-class _WithBandwidth:
+class WithBandwidth:
     """The common part of kernels with a length: a number, several, or a rule."""
 
     bandwidth: ArrayLike | BandwidthRule = dataclasses.field(default_factory=Median)
@@ -134,10 +101,24 @@ class _WithBandwidth:
         """Values and slopes, the mean over the scales."""
         return self._mean_over_scales(lambda sigma: self._radial(squared, sigma), squared.dtype)
 
+    def log_radial(self, squared: _Block) -> _Block:
+        """The logarithm of the mean over the scales: finite where k itself would underflow."""
+        terms = self._over_scales(lambda sigma: self._log_radial(squared, sigma), squared.dtype)
+        return functools.reduce(jnp.logaddexp, terms) - math.log(len(terms))
+
     def _mean_over_scales(
         self, function: Callable[[ArrayLike], PyTree[Array]], dtype: DTypeLike
     ) -> PyTree[Array]:
-        """The mean of `function(σ)` over the bandwidths σ; NaN for a traced σ that is not positive.
+        """The mean of `function(σ)` over the bandwidths σ."""
+        terms = self._over_scales(function, dtype)
+        if len(terms) == 1:
+            return terms[0]
+        return jax.tree.map(lambda *parts: sum(parts) / len(terms), *terms)
+
+    def _over_scales(
+        self, function: Callable[[ArrayLike], PyTree[Array]], dtype: DTypeLike
+    ) -> list[PyTree[Array]]:
+        """`function(σ)` for each of the bandwidths σ; NaN for a traced σ that is not positive.
 
         Also NaN if σ² overflows or ε σ² is subnormal, in at least single precision.
         """
@@ -151,15 +132,15 @@ class _WithBandwidth:
 
         def at(sigma: ArrayLike) -> PyTree[Array]:
             # The limits are out of float16's range, in which they would be zero and infinity.
-            wide = jnp.asarray(sigma, at_least_single(jnp.result_type(sigma)))
+            wide = jnp.asarray(sigma, limits.dtype)
             return function(nan_unless((wide >= least) & (wide <= greatest), sigma))
 
         if not isinstance(self.bandwidth, (list, tuple)) and jnp.ndim(self.bandwidth) == 0:
-            return at(self.bandwidth)
+            return [at(self.bandwidth)]
         terms = [at(sigma) for sigma in jnp.ravel(jnp.asarray(self.bandwidth))]
         if not terms:
             raise ValueError("bandwidth must hold at least one number; got none.")
-        return jax.tree.map(lambda *parts: sum(parts) / len(terms), *terms)
+        return terms
 
     def at(self, x: Float[Numbers, "n d"]) -> Self:
         """The kernel whose bandwidth is the rule's value at x, itself if it has no rule.
@@ -177,6 +158,9 @@ class _WithBandwidth:
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
         raise NotImplementedError
 
+    def _log_radial(self, squared: _Block, sigma: ArrayLike) -> _Block:
+        raise NotImplementedError
+
     def __call__(self, x: Float[Numbers, "n d"], y: Float[Numbers, "m d"] | None = None) -> _Block:
         """The kernel matrix; a rule is evaluated at x, which must then be the only sample."""
         x, y = as_points(x, y)
@@ -190,7 +174,7 @@ class _WithBandwidth:
 
 
 @pytree
-class Gaussian(_WithBandwidth):
+class Gaussian(WithBandwidth):
     """The Gaussian kernel, k(x, y) = exp(−‖x − y‖² / (2σ²)).
 
     Attributes:
@@ -219,8 +203,12 @@ class Gaussian(_WithBandwidth):
         # ∇_x k = −(k/σ²) (x − y).
         # The exponent avoids 1/σ², whose derivative −2/σ³ leaves the dtype's range long before it.
         inverse = quotient(1.0, sigma)
-        value = jnp.exp(-0.5 * (squared * inverse * inverse))
+        value = jnp.exp(self._log_radial(squared, sigma))
         return value, value * -jnp.square(inverse)
+
+    def _log_radial(self, squared: _Block, sigma: ArrayLike) -> _Block:
+        inverse = quotient(1.0, sigma)
+        return -0.5 * (squared * inverse * inverse)
 
     def stein_trace(self, squared: _Block, dim: int) -> _Block:
         """Σ_i ∂²k/∂x_i∂y_i = (d/σ² − r²/σ⁴) k."""
@@ -234,7 +222,7 @@ class Gaussian(_WithBandwidth):
 
 
 @pytree
-class InverseMultiquadric(_WithBandwidth):
+class InverseMultiquadric(WithBandwidth):
     """The inverse multiquadric kernel, k(x, y) = (1 + ‖x − y‖²/σ²)^(−β), with heavy tails.
 
     Attributes:
@@ -276,6 +264,11 @@ class InverseMultiquadric(_WithBandwidth):
         value = safe_power(base, jnp.negative(exponent))
         return value, jnp.multiply(-2 * value / base * jnp.square(inverse), exponent)
 
+    def _log_radial(self, squared: _Block, sigma: ArrayLike) -> _Block:
+        inverse = quotient(1.0, sigma)
+        # A negative squared distance has no logarithm, as it has no value.
+        return jnp.multiply(-safe_log(1 + squared * inverse * inverse), self._valid_exponent())
+
     def stein_trace(self, squared: _Block, dim: int) -> _Block:
         """Σ_i ∂²k/∂x_i∂y_i = 2β/σ² [d − 2(β+1) u/(1+u)] (1+u)^(−β−1), with u = r²/σ²."""
 
@@ -289,7 +282,7 @@ class InverseMultiquadric(_WithBandwidth):
         return self._mean_over_scales(trace, squared.dtype)
 
 
-def _distance_and_reciprocal(squared: _Block) -> tuple[_Block, _Block]:
+def distance_and_reciprocal(squared: _Block) -> tuple[_Block, _Block]:
     """The distance and its reciprocal, both zero with zero gradient at coincident points."""
     # Both branches of a `where` are differentiated: 1/0 must not arise in the one not taken.
     distance = safe_sqrt(squared)
@@ -298,7 +291,7 @@ def _distance_and_reciprocal(squared: _Block) -> tuple[_Block, _Block]:
 
 
 @pytree
-class Laplace(_WithBandwidth):
+class Laplace(WithBandwidth):
     """The Laplace kernel, k(x, y) = exp(−‖x − y‖/σ).
 
     Not differentiable at coincident points, where the gradient is taken as zero. Points nearer than
@@ -319,9 +312,12 @@ class Laplace(_WithBandwidth):
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
         # ∇_x k = −(k/σ) (x − y)/r, taken as zero at coincident points, which have no direction.
-        distance, reciprocal = _distance_and_reciprocal(squared)
+        distance, reciprocal = distance_and_reciprocal(squared)
         value = jnp.exp(-distance / sigma)
         return value, -value * reciprocal / sigma
+
+    def _log_radial(self, squared: _Block, sigma: ArrayLike) -> _Block:
+        return -safe_sqrt(squared) / sigma
 
 
 @pytree
@@ -364,7 +360,7 @@ class Energy:
     def radial(self, squared: _Block) -> tuple[_Block, _Block]:
         """Values −r and slopes −1/r."""
         # ∇_x k = −(x − y)/r, taken as zero at coincident points, which have no direction.
-        distance, reciprocal = _distance_and_reciprocal(squared)
+        distance, reciprocal = distance_and_reciprocal(squared)
         return -distance, -reciprocal
 
     def __call__(self, x: Float[Numbers, "n d"], y: Float[Numbers, "m d"] | None = None) -> _Block:

@@ -8,7 +8,8 @@ from divjax.core.checks import check_shape
 from divjax.core.numerics import matmul
 from divjax.core.pairwise import common_center, reduce_centered_pairs
 from divjax.core.samples import Numbers, as_numbers
-from divjax.kernels.radial import Kernel, as_points
+from divjax.kernels.protocols import Kernel, check_kernel
+from divjax.kernels.radial import as_points
 
 __all__ = ["kernel_sums"]
 
@@ -46,8 +47,8 @@ def kernel_sums(
         The sums "n c" and the gradient sums "n g d".
 
     Raises:
-        ValueError: if x or y is empty or not a matrix, their numbers of features differ, or the
-            values and gradient weights do not have one row per y_j.
+        ValueError: if the kernel is not radial, x or y is empty or not a matrix, their numbers of
+            features differ, or the values and gradient weights do not have one row per y_j.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,6 +58,7 @@ def kernel_sums(
         >>> sums[:, 0].round(3).tolist(), gradients[:, 0, 0].round(3).tolist()
         ([1.607, 1.607], [0.607, -0.607])
     """
+    check_kernel(kernel)
     x, y = as_points(x, y)
     sources = x if y is None else y
     values = jnp.asarray(as_numbers("values", values))

@@ -17,6 +17,17 @@ FORMULAS = {
         lambda r: (1 + r**2 / SIGMA**2) ** -0.7,
     ),
     "Energy": (kernels.Energy(), lambda r: -r),
+    "Matern(0.5)": (kernels.Matern(SIGMA, 0.5), lambda r: np.exp(-r / SIGMA)),
+    "Matern(1.5)": (
+        kernels.Matern(SIGMA, 1.5),
+        lambda r: (1 + 3**0.5 * r / SIGMA) * np.exp(-(3**0.5) * r / SIGMA),
+    ),
+    "Matern(2.5)": (
+        kernels.Matern(SIGMA, 2.5),
+        lambda r: (
+            (1 + 5**0.5 * r / SIGMA + 5 * r**2 / (3 * SIGMA**2)) * np.exp(-(5**0.5) * r / SIGMA)
+        ),
+    ),
     "two scales": (
         kernels.Gaussian(bandwidth=np.array([0.5, 2.0])),
         lambda r: (np.exp(-(r**2) / 0.5) + np.exp(-(r**2) / 8)) / 2,
@@ -68,6 +79,16 @@ def test_sums_are_einsum_and_autodiff(name):
 
 
 @every
+def test_logarithms_do_not_underflow(name):
+    kernel, formula = FORMULAS[name]
+    if name == "Energy":
+        pytest.skip("negative")
+    r = np.array([[0.0, 0.7, 3.0]])
+    np.testing.assert_allclose(kernel.log_radial(r**2), np.log(formula(r)), rtol=1e-10, atol=1e-15)
+    assert np.isfinite(kernel.log_radial(np.array([[1e12]]))).all()
+
+
+@every
 def test_a_shift_of_all_points_changes_nothing(name):
     kernel, _ = FORMULAS[name]
     x, ones = jnp.asarray(points(6)), jnp.ones((6, 1))
@@ -76,7 +97,9 @@ def test_a_shift_of_all_points_changes_nothing(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9), here, there)
 
 
-@pytest.mark.parametrize("name", ["Gaussian", "InverseMultiquadric", "two scales"])
+@pytest.mark.parametrize(
+    "name", ["Gaussian", "InverseMultiquadric", "Matern(1.5)", "Matern(2.5)", "two scales"]
+)
 def test_stein_traces_are_mixed_second_derivatives(name):
     kernel, _ = FORMULAS[name]
     x, y = jnp.asarray(points(2))

@@ -19,7 +19,7 @@ from divjax.core.samples import Numbers
 from divjax.flows.mass import weighted_sum
 from divjax.flows.objectives.targets import as_particles, weighted_particles
 from divjax.flows.protocols import Variation
-from divjax.kernels.radial import Kernel, check_kernel
+from divjax.kernels.protocols import Kernel, check_kernel
 from divjax.kernels.sums import kernel_sums
 
 __all__ = ["KL", "Interaction", "Potential"]

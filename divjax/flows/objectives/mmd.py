@@ -13,7 +13,7 @@ from divjax.flows.objectives.targets import (
     weighted_particles,
 )
 from divjax.flows.protocols import Variation
-from divjax.kernels.radial import Kernel, check_kernel
+from divjax.kernels.protocols import Kernel, check_kernel
 from divjax.kernels.sums import kernel_sums
 
 __all__ = ["MMD"]

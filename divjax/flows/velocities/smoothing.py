@@ -29,7 +29,8 @@ from divjax.core.samples import Numbers
 from divjax.core.simplex import with_finite_padding
 from divjax.flows.mass import checked_step
 from divjax.kernels.bandwidth import Median
-from divjax.kernels.radial import Gaussian, Kernel, check_smoother
+from divjax.kernels.protocols import Kernel, check_smoother
+from divjax.kernels.radial import Gaussian
 from divjax.kernels.sums import kernel_sums
 
 __all__ = ["GFSD", "GFSF", "SVGD", "Blob"]

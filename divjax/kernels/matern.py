@@ -1,0 +1,96 @@
+"""The Matérn kernels of half-integer smoothness, polynomials times an exponential."""
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from divjax.core.checks import check_choice, check_positive
+from divjax.core.numerics import quotient, safe_log, safe_sqrt
+from divjax.core.pytrees import pytree, static
+from divjax.kernels.radial import WithBandwidth, distance_and_reciprocal
+
+__all__ = ["Matern"]
+
+_Block = Float[Array, "n m"]
+
+
+@pytree
+class Matern(WithBandwidth):
+    """The Matérn kernel of smoothness ½, 3/2 or 5/2, between the Laplace and the Gaussian kernel.
+
+    With s = √(2ν) r/σ for r = ‖x − y‖ and the smoothness ν, k(x, y) = e^(−s) times
+
+        1 for ν = ½ (the Laplace kernel),   1 + s for ν = 3/2,   1 + s + s²/3 for ν = 5/2.
+
+    Functions of its space have ν derivatives more, in the sense of Sobolev, than the half of a
+    dimension that continuity takes. For ν = ½ the gradient at coincident points is taken as zero.
+    For ν of 3/2 and 5/2 the mixed second derivatives exist there, which Stein discrepancies need.
+
+    Attributes:
+        bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule. In
+            float32 from 10⁻¹⁵ to 10¹⁹, since distances are squared, and otherwise k is NaN.
+        smoothness: ν, 0.5, 1.5 or 2.5, static.
+
+    Raises:
+        ValueError: if the bandwidth is a Python number that is not positive, or for another
+            smoothness.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Matern(bandwidth=1.0, smoothness=1.5)(jnp.array([[0.0], [2.0]])).round(3).tolist()
+        [[1.0, 0.14], [0.14, 1.0]]
+
+    References:
+        Rasmussen, Williams 2006, eq. 4.16 and 4.17.
+    """
+
+    smoothness: float = static(default=2.5)
+
+    def __post_init__(self):
+        check_positive(bandwidth=self.bandwidth)
+        check_choice((0.5, 1.5, 2.5), smoothness=self.smoothness)
+
+    def _rate(self, sigma: ArrayLike) -> ArrayLike:
+        """The rate c = √(2ν)/σ, with which s = c r."""
+        return math.sqrt(2 * self.smoothness) * quotient(1.0, sigma)
+
+    def _polynomial(self, s: _Block) -> _Block:
+        """The polynomial k e^s."""
+        if self.smoothness == 0.5:
+            return jnp.ones_like(s)
+        return 1 + s if self.smoothness == 1.5 else 1 + s + s * s / 3
+
+    def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
+        # ∇_x k = (c/r) κ′(s) (x − y), where κ′ = −e^(−s), −s e^(−s) and −s (1 + s) e^(−s)/3.
+        distance, reciprocal = distance_and_reciprocal(squared)
+        rate = self._rate(sigma)
+        s = distance * rate
+        decay = jnp.exp(-s)
+        # Where the exponential is zero, the polynomial must not be infinite.
+        s = jnp.minimum(s, float(jnp.finfo(s.dtype).maxexp))
+        value = self._polynomial(s) * decay
+        if self.smoothness == 0.5:
+            return value, -decay * reciprocal * rate
+        shape = jnp.ones_like(s) if self.smoothness == 1.5 else (1 + s) / 3
+        return value, -shape * decay * jnp.square(rate)
+
+    def _log_radial(self, squared: _Block, sigma: ArrayLike) -> _Block:
+        s = safe_sqrt(squared) * self._rate(sigma)
+        return safe_log(self._polynomial(s)) - s
+
+    def stein_trace(self, squared: _Block, dim: int) -> _Block:
+        """Σ_i ∂²k/∂x_i∂y_i = c² e^(−s) (d − s), or c² e^(−s) (d (1 + s) − s²)/3 for ν = 5/2."""
+        if self.smoothness == 0.5:
+            raise ValueError(
+                "kernel must have mixed second derivatives where points coincide; got Matern of "
+                "smoothness 0.5. Those of smoothness 1.5 and 2.5 have."
+            )
+
+        def trace(sigma: ArrayLike) -> _Block:
+            rate = self._rate(sigma)
+            s = safe_sqrt(squared) * rate
+            factor = dim - s if self.smoothness == 1.5 else (dim * (1 + s) - s * s) / 3
+            return factor * jnp.exp(-s) * jnp.square(rate)
+
+        return self._mean_over_scales(trace, squared.dtype)

@@ -1,0 +1,191 @@
+"""Two samples for one kernel: rows, shares, and one bandwidth for all of their pairs."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from divjax.core.numerics import at_least_single, nan_unless
+from divjax.core.pairwise import living_rows
+from divjax.core.samples import (
+    Numbers,
+    as_samples,
+    as_weights,
+    centered_samples,
+    check_distinguishable,
+)
+from divjax.core.simplex import are_weights, with_finite_padding
+from divjax.kernels.protocols import GramKernel, check_gram_kernel, is_radial
+
+__all__ = [
+    "TwoMeasures",
+    "TwoSamples",
+    "as_measure",
+    "as_measures",
+    "living_part",
+    "resolved_at",
+    "resolved_at_rows",
+    "resolved_kernel",
+    "two_samples",
+]
+
+# Rows of weight zero that are farther off than this multiple of the others' extent are moved, for
+# kernels whose values there may overflow.
+_REACH = 8
+
+
+class TwoSamples(NamedTuple):
+    """The rows of two samples in one dtype, and their weights, None if they are equal."""
+
+    x: Float[Array, "n d"]
+    y: Float[Array, "m d"]
+    a: Float[Array, " n"] | None = None
+    b: Float[Array, " m"] | None = None
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the rows, in which results are returned."""
+        return self.x.dtype
+
+
+class TwoMeasures(NamedTuple):
+    """Two samples in at least single precision, with masses of sum one."""
+
+    x: Float[Array, "n d"]
+    y: Float[Array, "m d"]
+    a: Float[Array, " n"]
+    b: Float[Array, " m"]
+
+
+def two_samples(
+    kernel: GramKernel,
+    x: Numbers,
+    y: Numbers,
+    a: Numbers | None = None,
+    b: Numbers | None = None,
+    *,
+    debias: bool = False,
+) -> TwoSamples:
+    """The arguments of a discrepancy, checked and converted, before any computation.
+
+    Samples are centred for a radial kernel, which sees only differences, and for no other.
+
+    Raises:
+        ValueError: for an object that is no kernel, invalid samples or weights, samples that must
+            not be rounded for a kernel that is not radial, and a single row with `debias`.
+    """
+    check_gram_kernel(kernel)
+    if is_radial(kernel):
+        _, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
+    else:
+        for name, rows, weights in (("x", x, a), ("y", y, b)):
+            check_distinguishable(name, rows, weights)
+        x, y = as_samples(x=x, y=y)
+    for name, rows in (("x", x), ("y", y)) if debias else ():
+        if rows.shape[0] < 2:
+            raise ValueError(f"{name} must have at least two rows to be unbiased; got 1.")
+    work = at_least_single(x.dtype)
+    a = None if a is None else as_weights("a", a, x.shape[0], work)
+    b = None if b is None else as_weights("b", b, y.shape[0], work)
+    return TwoSamples(x, y, a, b)
+
+
+def as_measures(kernel: GramKernel, samples: TwoSamples) -> TwoMeasures:
+    """The rows in at least single precision, and weights that sum to one.
+
+    Weights are NaN if they are traced and out of range. Rows of weight zero that are not finite are
+    replaced. For a kernel that is not radial, whose values may overflow, so are those farther off
+    than 8 times the extent of the others.
+    """
+    x, a = as_measure(kernel, samples.x, samples.a)
+    y, b = as_measure(kernel, samples.y, samples.b)
+    return TwoMeasures(x, y, a, b)
+
+
+def as_measure(
+    kernel: GramKernel, rows: Float[Array, "n d"], weights: Float[Array, " n"] | None
+) -> tuple[Float[Array, "n d"], Float[Array, " n"]]:
+    """The rows of one sample and their weights, as `as_measures`."""
+    work = at_least_single(rows.dtype)
+    rows = rows.astype(work)
+    if weights is None:
+        return rows, jnp.full(rows.shape[0], 1 / rows.shape[0], work)
+    used, rows = weights != 0, with_finite_padding(rows, weights)
+    if not is_radial(kernel):
+        rows = _within_reach(rows, used)
+    return rows, nan_unless(are_weights(weights), weights) / jnp.sum(weights)
+
+
+def _within_reach(rows: Float[Array, "n d"], used: Bool[Array, " n"]) -> Float[Array, "n d"]:
+    """The rows, with unused ones that are far from the others moved to the origin."""
+    sizes = jnp.max(jnp.abs(rows), axis=1)
+    reach = _REACH * jnp.max(jnp.where(used, sizes, 0))
+    return jnp.where((used | (sizes <= reach))[:, None], rows, 0)
+
+
+def resolved_at(kernel: GramKernel, samples: TwoSamples) -> GramKernel:
+    """The kernel with its rule evaluated at the pooled rows that have weight, without derivatives.
+
+    One bandwidth for all terms of a discrepancy: a rule that is evaluated for each term would
+    compare the values of different kernels.
+    """
+    living = living_part(samples.x, samples.a), living_part(samples.y, samples.b)
+    return resolved_at_rows(kernel, jnp.concatenate(living))
+
+
+def resolved_at_rows(kernel: GramKernel, rows: Float[Array, "n d"]) -> GramKernel:
+    """The kernel with its rule evaluated at these rows, without derivatives."""
+    fixed = jax.lax.stop_gradient(rows)
+    return kernel.resolve(fixed, kernel.init(fixed))[0]
+
+
+def living_part(
+    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None
+) -> Float[Array, "n d"]:
+    """The rows in at least single precision, those of weight zero replaced by others."""
+    living = rows if weights is None else living_rows(rows, weights)
+    return living.astype(at_least_single(rows.dtype))
+
+
+_resolved = jax.jit(resolved_at)
+
+
+def resolved_kernel(
+    kernel: GramKernel,
+    x: Float[Numbers, "n d"],
+    y: Float[Numbers, "m d"],
+    a: Float[Numbers, " n"] | None = None,
+    b: Float[Numbers, " m"] | None = None,
+) -> GramKernel:
+    """The kernel whose bandwidth is its rule's value at both samples together.
+
+    This is the kernel of every discrepancy of two samples: a rule that is evaluated at each term
+    would compare the values of different kernels. A kernel without a rule is returned as it is.
+
+    Args:
+        kernel: a kernel of `divjax.kernels`, or one's own.
+        x: samples of p.
+        y: samples of q.
+        a: weights of x. Only rows of nonzero weight count, each as much as any other.
+        b: weights of y.
+
+    Returns:
+        The kernel, whose bandwidth is a constant to differentiation.
+
+    Raises:
+        ValueError: if the kernel, a sample or weights are invalid.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from divjax.kernels import Gaussian, Mean
+        >>> x, y = jnp.array([[0.0], [1.0]]), jnp.array([[2.0]])
+        >>> kernel = resolved_kernel(Gaussian(Mean()), x, y)
+        >>> round(float(kernel.bandwidth**2 * 2 * jnp.log(4.0)), 4)  # of all three points
+        2.0
+
+    References:
+        Gretton, Borgwardt, Rasch, Schölkopf, Smola 2012, section 8: the median of pooled distances.
+    """
+    return _resolved(kernel, two_samples(kernel, x, y, a, b))
