@@ -5,7 +5,7 @@ from divjax.kernels.inner_product import Polynomial
 from divjax.kernels.matern import Matern
 from divjax.kernels.means import kernel_mean
 from divjax.kernels.pooled import resolved_kernel
-from divjax.kernels.protocols import GramKernel, Kernel
+from divjax.kernels.protocols import GramKernel, Kernel, LogKernel, SpectralKernel
 from divjax.kernels.radial import Energy, Gaussian, InverseMultiquadric, Laplace
 from divjax.kernels.sums import kernel_sums
 
@@ -17,11 +17,13 @@ __all__ = [
     "InverseMultiquadric",
     "Kernel",
     "Laplace",
+    "LogKernel",
     "Matern",
     "Mean",
     "Median",
     "MultiScale",
     "Polynomial",
+    "SpectralKernel",
     "kernel_mean",
     "kernel_sums",
     "resolved_kernel",

@@ -2,8 +2,10 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core.checks import check_choice, check_positive
 from divjax.core.numerics import quotient, safe_log, safe_sqrt
@@ -78,6 +80,14 @@ class Matern(WithBandwidth):
     def _log_radial(self, squared: _Block, sigma: ArrayLike) -> _Block:
         s = safe_sqrt(squared) * self._rate(sigma)
         return safe_log(self._polynomial(s)) - s
+
+    def _spectral_width(
+        self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike
+    ) -> Float[Array, " k"]:
+        # Frequencies have Student's distribution with 2ν degrees of freedom. A χ² variable of 2ν
+        # is twice one of the Gamma distribution of shape ν.
+        gamma = jax.random.gamma(key, self.smoothness, shape, dtype)
+        return jnp.sqrt(self.smoothness / gamma)
 
     def stein_trace(self, squared: _Block, dim: int) -> _Block:
         """Σ_i ∂²k/∂x_i∂y_i = c² e^(−s) (d − s), or c² e^(−s) (d (1 + s) − s²)/3 for ν = 5/2."""

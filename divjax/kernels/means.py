@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, PyTree
 
-from divjax.core.numerics import matmul
+from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pairwise import (
     DIFFERENCES_UP_TO,
     common_center,
@@ -30,7 +30,14 @@ from divjax.kernels.pooled import (
 from divjax.kernels.protocols import GramKernel, Kernel, is_radial, log_values
 from divjax.kernels.sums import kernel_sums
 
-__all__ = ["kernel_mean", "map_kernel_rows", "mean_of_pairs", "own_mean"]
+__all__ = [
+    "about_origin",
+    "block_values",
+    "kernel_mean",
+    "map_kernel_rows",
+    "mean_of_pairs",
+    "own_mean",
+]
 
 
 def map_kernel_rows(
@@ -57,29 +64,48 @@ def map_kernel_rows(
     Returns:
         The pytree, with leading axis n.
     """
-    own = y is None
-    columns = x if y is None else y
-    if is_radial(kernel) and x.shape[1] > DIFFERENCES_UP_TO:
-        # Distances by products are about a common origin, near the points that count.
-        center = common_center(columns, used)
-        x, columns = x - center, columns - center
+    alone = y is None
+    points, columns = about_origin(kernel, x, x if y is None else y, used)
 
     def block(points: Float[Array, "b d"], index: Array, *rows: Array) -> PyTree[Array]:
-        same = index[:, None] == jnp.arange(columns.shape[0]) if own else None
-        if is_radial(kernel):
-            # Infinite coordinates have neither distances nor kernel values.
-            squared = resolved_distances(_finite(points), _finite(columns), same)
-            values = log_values(kernel, squared) if logarithm else kernel.radial(squared)[0]
-        else:
-            values = kernel(points, columns)
-            values = jnp.log(values) if logarithm else values
-        return function(values.astype(points.dtype), same, *rows)
+        own = index[:, None] == jnp.arange(columns.shape[0]) if alone else None
+        return function(block_values(kernel, points, columns, own, logarithm), own, *rows)
 
-    return map_row_blocks(block, columns.shape[0], x, jnp.arange(x.shape[0]), *rows)
+    return map_row_blocks(block, columns.shape[0], points, jnp.arange(x.shape[0]), *rows)
 
 
-def _finite(points: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    return points * jnp.where(jnp.isfinite(points), 1.0, jnp.nan).astype(points.dtype)
+def about_origin(
+    kernel: GramKernel,
+    x: Float[Array, "n d"],
+    columns: Float[Array, "m d"],
+    used: Bool[Array, " m"] | None,
+) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
+    """Both near zero if distances are by products, whose rounding grows with their size there."""
+    if not is_radial(kernel) or x.shape[1] <= DIFFERENCES_UP_TO:
+        return x, columns
+    center = common_center(columns, used)
+    return x - center, columns - center
+
+
+def block_values(
+    kernel: GramKernel,
+    points: Float[Array, "b d"],
+    columns: Float[Array, "m d"],
+    own: Bool[Array, "b m"] | None,
+    logarithm: bool,
+) -> Float[Array, "b m"]:
+    """Values of a kernel, or their logarithms, between points about one origin.
+
+    `own` marks pairs of a point with itself, whose distance is zero.
+    """
+    if not is_radial(kernel):
+        values = kernel(points, columns)
+        return (jnp.log(values) if logarithm else values).astype(points.dtype)
+    # Infinite coordinates have neither distances nor kernel values.
+    points, columns = (nan_unless(jnp.isfinite(rows), rows) for rows in (points, columns))
+    squared = resolved_distances(points, columns, own)
+    values = log_values(kernel, squared) if logarithm else kernel.radial(squared)[0]
+    return values.astype(points.dtype)
 
 
 def _sum_by_rows(

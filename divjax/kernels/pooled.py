@@ -25,6 +25,7 @@ __all__ = [
     "as_measure",
     "as_measures",
     "living_part",
+    "pooled_rows",
     "resolved_at",
     "resolved_at_rows",
     "resolved_kernel",
@@ -131,8 +132,12 @@ def resolved_at(kernel: GramKernel, samples: TwoSamples) -> GramKernel:
     One bandwidth for all terms of a discrepancy: a rule that is evaluated for each term would
     compare the values of different kernels.
     """
-    living = living_part(samples.x, samples.a), living_part(samples.y, samples.b)
-    return resolved_at_rows(kernel, jnp.concatenate(living))
+    return resolved_at_rows(kernel, pooled_rows(samples))
+
+
+def pooled_rows(samples: TwoSamples) -> Float[Array, "k d"]:
+    """The rows of both samples that have weight, at which bandwidth rules are evaluated."""
+    return jnp.concatenate([living_part(samples.x, samples.a), living_part(samples.y, samples.b)])
 
 
 def resolved_at_rows(kernel: GramKernel, rows: Float[Array, "n d"]) -> GramKernel:

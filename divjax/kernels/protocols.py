@@ -2,7 +2,8 @@
 
 from typing import Protocol, TypeGuard, runtime_checkable
 
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core.checks import check_provides, provides
 from divjax.core.numerics import safe_log
@@ -11,6 +12,7 @@ __all__ = [
     "GramKernel",
     "Kernel",
     "LogKernel",
+    "SpectralKernel",
     "check_gram_kernel",
     "check_kernel",
     "check_smoother",
@@ -77,6 +79,23 @@ class LogKernel(Kernel, Protocol):
 
     def log_radial(self, squared: _Block) -> _Block:
         """The logarithm of k at squared distances."""
+        ...
+
+
+@runtime_checkable
+class SpectralKernel(Kernel, Protocol):
+    """A positive definite kernel k(x − y) = E cos(ω·(x − y)), with draws of its frequencies ω."""
+
+    def resolve(
+        self, x: Float[Array, "n d"], state: PyTree[Array]
+    ) -> tuple["SpectralKernel", PyTree[Array]]:
+        """The kernel with its rule replaced by the bandwidth at x, and the next state."""
+        ...
+
+    def frequencies(
+        self, key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike
+    ) -> Float[Array, "k d"]:
+        """Independent draws from the spectral distribution."""
         ...
 
 

@@ -9,7 +9,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core.checks import check_positive, check_positive_values, check_scalar
 from divjax.core.numerics import (
@@ -106,6 +106,21 @@ class WithBandwidth:
         terms = self._over_scales(lambda sigma: self._log_radial(squared, sigma), squared.dtype)
         return functools.reduce(jnp.logaddexp, terms) - math.log(len(terms))
 
+    def frequencies(
+        self, key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike
+    ) -> Float[Array, "k d"]:
+        """Draws from the spectral distribution, for which k(x, y) = E cos(ω·(x − y)).
+
+        Each kernel is a mixture of Gaussian ones, of random width. With several scales each
+        frequency is of one of them, drawn with equal probability.
+        """
+        normal_key, width_key, scale_key = jax.random.split(key, 3)
+        width = self._spectral_width(width_key, shape[:1], dtype)
+        rates = jnp.stack(self._over_scales(lambda sigma: quotient(1.0, sigma), dtype))
+        chosen = rates[jax.random.randint(scale_key, shape[:1], 0, rates.shape[0])]
+        normal = jax.random.normal(normal_key, shape, dtype)
+        return normal * (width * chosen.astype(dtype))[:, None]
+
     def _mean_over_scales(
         self, function: Callable[[ArrayLike], PyTree[Array]], dtype: DTypeLike
     ) -> PyTree[Array]:
@@ -161,6 +176,12 @@ class WithBandwidth:
     def _log_radial(self, squared: _Block, sigma: ArrayLike) -> _Block:
         raise NotImplementedError
 
+    def _spectral_width(
+        self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike
+    ) -> Float[Array, " k"]:
+        """σ times the standard deviation of a frequency, given which it is normal."""
+        raise NotImplementedError
+
     def __call__(self, x: Float[Numbers, "n d"], y: Float[Numbers, "m d"] | None = None) -> _Block:
         """The kernel matrix; a rule is evaluated at x, which must then be the only sample."""
         x, y = as_points(x, y)
@@ -209,6 +230,11 @@ class Gaussian(WithBandwidth):
     def _log_radial(self, squared: _Block, sigma: ArrayLike) -> _Block:
         inverse = quotient(1.0, sigma)
         return -0.5 * (squared * inverse * inverse)
+
+    def _spectral_width(
+        self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike
+    ) -> Float[Array, " k"]:
+        return jnp.ones(shape, dtype)
 
     def stein_trace(self, squared: _Block, dim: int) -> _Block:
         """Σ_i ∂²k/∂x_i∂y_i = (d/σ² − r²/σ⁴) k."""
@@ -269,6 +295,13 @@ class InverseMultiquadric(WithBandwidth):
         # A negative squared distance has no logarithm, as it has no value.
         return jnp.multiply(-safe_log(1 + squared * inverse * inverse), self._valid_exponent())
 
+    def _spectral_width(
+        self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike
+    ) -> Float[Array, " k"]:
+        # (1 + u)^(−β) = E exp(−τ u) for τ with the Gamma distribution of shape β.
+        exponent = jnp.asarray(self._valid_exponent(), dtype)
+        return jnp.sqrt(2 * jax.random.gamma(key, exponent, shape, dtype))
+
     def stein_trace(self, squared: _Block, dim: int) -> _Block:
         """Σ_i ∂²k/∂x_i∂y_i = 2β/σ² [d − 2(β+1) u/(1+u)] (1+u)^(−β−1), with u = r²/σ²."""
 
@@ -318,6 +351,12 @@ class Laplace(WithBandwidth):
 
     def _log_radial(self, squared: _Block, sigma: ArrayLike) -> _Block:
         return -safe_sqrt(squared) / sigma
+
+    def _spectral_width(
+        self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike
+    ) -> Float[Array, " k"]:
+        # Frequencies have the multivariate Cauchy distribution.
+        return 1 / jnp.abs(jax.random.normal(key, shape, dtype))
 
 
 @pytree
