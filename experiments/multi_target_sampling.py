@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from divjax import flows, kernels, plot, problems
+from divjax import discrepancy, flows, kernels, plot, problems
 from experiments import common
 
 
@@ -161,8 +161,10 @@ def three_component(
         history = result.history
         stein = jnp.stack(
             [
-                flows.kernel_stein_discrepancy(
-                    result.particles, target.log_prob, kernels.InverseMultiquadric(bandwidth=1.0)
+                discrepancy.kernel_stein(
+                    result.particles,
+                    log_prob=target.log_prob,
+                    kernel=kernels.InverseMultiquadric(bandwidth=1.0),
                 )
                 for target in problems.three_component_targets()
             ]

@@ -21,7 +21,7 @@ from divjax.core.pairwise import (
     rows_per_block,
 )
 
-__all__ = ["fractions_below", "median_squared_distance"]
+__all__ = ["fractions_below", "median_squared_distance", "two_quantiles_of_distances"]
 
 
 def fractions_below(
@@ -100,6 +100,45 @@ def median_squared_distance(
     lost = median <= LOST_ULPS * jnp.finfo(x.dtype).eps * 2 * radius
     again = lambda _: _median(centered, guess, tolerance, coincident, by_differences=True)
     return if_needed(lost, again, median)
+
+
+# Three to this power is the factor by which the search narrows the range of distances.
+_PASSES = 10
+
+
+def two_quantiles_of_distances(
+    x: Float[Array, "n d"], levels: tuple[float, float]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Two quantiles of ‖x_i − x_j‖ over pairs i < j to a thousandth, without sorting.
+
+    Each pass over the pairs cuts both brackets into three on a logarithmic scale. Distances below
+    the rounding of the coordinates count as that rounding.
+
+    Example:
+        >>> x = jnp.array([[0.0], [1.0], [3.0]])  # distances 1, 2 and 3
+        >>> [round(float(distance), 2) for distance in two_quantiles_of_distances(x, (0.2, 0.9))]
+        [1.0, 3.0]
+    """
+    x = x.astype(at_least_single(x.dtype))
+    centered = x - common_center(x)
+    # d² is at most 4 max‖x‖².
+    highest = jnp.log(5 * jnp.max(jnp.sum(centered**2, axis=1)))
+    lowest = highest + 2 * math.log(float(jnp.finfo(x.dtype).eps))
+    level = jnp.array(levels, x.dtype)
+
+    def narrow(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        left, right = (2 * low + high) / 3, (low + 2 * high) / 3
+        thresholds = jnp.exp(jnp.concatenate([left, right]))
+        below = fractions_below(centered, list(thresholds)).astype(x.dtype)
+        in_left, in_right = level <= below[:2], level <= below[2:]
+        low = jnp.where(in_left, low, jnp.where(in_right, left, right))
+        return low, jnp.where(in_left, left, jnp.where(in_right, right, high))
+
+    start = jnp.full(2, lowest), jnp.full(2, highest)
+    low, high = jax.lax.fori_loop(0, _PASSES, narrow, start)
+    first, second = jnp.exp((low + high) / 4)
+    return first, second
 
 
 class _Bracket(NamedTuple):

@@ -11,7 +11,6 @@ from divjax.flows.diagnostics import (
     Diagnostics,
     ParticleDiagnostics,
     distinct_particles,
-    kernel_stein_discrepancy,
     relative_spread,
 )
 from divjax.flows.fields import gram
@@ -22,6 +21,7 @@ from divjax.flows.objectives import (
     MMD,
     FDivergence,
     Interaction,
+    KernelStein,
     Potential,
     SinkhornDivergence,
     SlicedWasserstein,
@@ -52,6 +52,7 @@ __all__ = [
     "FlowState",
     "History",
     "Interaction",
+    "KernelStein",
     "Langevin",
     "MinNorm",
     "NeuralScore",
@@ -70,7 +71,6 @@ __all__ = [
     "effective_sample_size",
     "gram",
     "hypervolume",
-    "kernel_stein_discrepancy",
     "min_norm_weights",
     "pareto_residual",
     "project_simplex",

@@ -8,19 +8,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from divjax.core.checks import check_same_features, check_scalar_output
-from divjax.core.numerics import matmul
+from divjax.core.checks import check_same_features
 from divjax.core.pairwise import (
     coincidence_distance,
     common_center,
     living_rows,
     map_row_blocks,
-    squared_distances,
 )
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles
-from divjax.core.samples import Numbers, as_numbers, as_samples, centered_samples, loses_digits
-from divjax.core.simplex import mass_of_distinct_pairs, with_finite_padding
+from divjax.core.samples import Numbers, as_numbers, centered_samples, loses_digits
+from divjax.core.simplex import with_finite_padding
 from divjax.core.types import summary
+from divjax.discrepancy.stein import kernel_stein
 from divjax.flows.mass import masses_or_equal, weighted_sum
 from divjax.flows.objectives.targets import (
     TargetRows,
@@ -36,90 +35,8 @@ __all__ = [
     "Diagnostics",
     "ParticleDiagnostics",
     "distinct_particles",
-    "kernel_stein_discrepancy",
     "relative_spread",
 ]
-
-
-def kernel_stein_discrepancy(
-    particles: Float[Numbers, "n d"],
-    log_prob: Callable[..., Array],
-    kernel: Gaussian | InverseMultiquadric,
-    weights: Float[Numbers, " n"] | None = None,
-    debias: bool = False,
-) -> Float[Array, ""]:
-    """The squared kernel Stein discrepancy of weighted particles to a density.
-
-    KSD² = Σ_ij a_i a_j u(x_i, x_j) with, for s = ∇ log π and ∇_x k = ψ · (x − y),
-
-        u(x, y) = k s(x)·s(y) + ψ (x − y)·[s(y) − s(x)] + Σ_l ∂²k/∂x_l∂y_l.
-
-    Needs π up to a constant only. The default V-statistic is exact for the empirical measure, hence
-    never negative up to rounding, and biased upwards by O(1/n) as an estimate for the distribution
-    that the particles are drawn from. Without the terms i = j, divided by 1 − Σ_i a_i², it is the
-    U-statistic, unbiased for independent particles and possibly negative. O(n²) memory.
-
-    Args:
-        particles: samples. Kernel values use their differences, in float64 for NumPy's float64
-            before JAX rounds them. The scores s are evaluated at the rounded points.
-        log_prob: takes one particle and returns log π up to a constant.
-        kernel: `Gaussian` or `InverseMultiquadric`; a bandwidth rule is evaluated at the particles.
-        weights: the particles' masses, summing to one; equal by default.
-        debias: whether to leave out the terms i = j.
-
-    Returns:
-        KSD², not its root.
-
-    Raises:
-        ValueError: if `particles` is not a matrix, `log_prob` not a scalar, the kernel has no mixed
-            second derivative at coincident points, `debias` is set for a single particle, or
-            concrete masses are invalid. Invalid traced ones give NaN.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from divjax.kernels import Gaussian
-        >>> at_the_mode = jnp.zeros((1, 2))  # s = 0 there: the trace d/σ² remains
-        >>> normal = lambda x: -0.5 * jnp.sum(x**2)
-        >>> float(kernel_stein_discrepancy(at_the_mode, normal, Gaussian(bandwidth=1.0)))
-        2.0
-
-    References:
-        Liu, Lee, Jordan 2016; Chwialkowski, Strathmann, Gretton 2016; Gorham, Mackey 2017, for the
-        inverse multiquadric kernel.
-    """
-    # Centred rows keep distances accurate. Scores need the points themselves.
-    _, x = centered_samples({"particles": weights}, particles=particles)
-    (particles,) = as_samples(particles=particles)
-    check_scalar_output("log_prob", log_prob, particles[0])
-    if not isinstance(kernel, (Gaussian, InverseMultiquadric)):
-        raise ValueError(
-            "kernel must be twice differentiable where points coincide: Gaussian or "
-            f"InverseMultiquadric; got {type(kernel).__name__}."
-        )
-    if debias and particles.shape[0] == 1:
-        raise ValueError("particles must be at least two to be unbiased; got 1.")
-    weights = masses_or_equal(weights, particles)
-    # Particles of weight zero may hold any value: others replace them, at weight zero.
-    x, particles = living_rows(x, weights), living_rows(particles, weights)
-    kernel, _ = kernel.resolve(x, kernel.init(x))
-    # s "n d", and the n × n matrices ‖x_i − x_j‖², k and ψ.
-    scores = jax.vmap(jax.grad(log_prob))(particles)
-    squared = squared_distances(x)
-    value, slope = kernel.radial(squared)
-    # The middle term by products is n × n rather than n × n × d. With an offset products suffer
-    # cancellation, hence centred rows.
-    centered = x - common_center(x)
-    along = jnp.sum(centered * scores, axis=1)
-    cross = matmul(centered, scores.T)  # x_i · s_j
-    turn = cross + cross.T - along[:, None] - along  # (x_i − x_j)·(s_j − s_i)
-    products = matmul(scores, scores.T)
-    stein = value * products + slope * turn + kernel.stein_trace(squared, scores.shape[1])
-    # For the U-statistic the remaining masses sum to Σ_{i≠j} a_i a_j = 1 − Σ_i a_i².
-    masses = weights[:, None] * weights
-    if debias:
-        masses = jnp.fill_diagonal(masses, 0, inplace=False)
-        masses = masses / mass_of_distinct_pairs(weights)
-    return jnp.sum(masses * stein)
 
 
 def distinct_particles(
@@ -242,7 +159,7 @@ class ParticleDiagnostics(NamedTuple):
     Attributes:
         distinct: `distinct_particles`.
         spread: `relative_spread` to the samples.
-        stein_discrepancy: `kernel_stein_discrepancy` to the density.
+        stein_discrepancy: `discrepancy.kernel_stein` to the density.
     """
 
     distinct: Int[Array, ""]
@@ -259,7 +176,7 @@ class Diagnostics:
     Attributes:
         samples: draws from a target, for `relative_spread`; not recorded if None.
         log_prob: a target's log-density up to a constant, of one particle, for
-            `kernel_stein_discrepancy`; not recorded if None.
+            `discrepancy.kernel_stein`; not recorded if None.
         kernel: the kernel of the Stein discrepancy. A bandwidth rule is evaluated at each step's
             particles; give a number to compare steps.
 
@@ -298,5 +215,5 @@ class Diagnostics:
         if log_prob is not None:
             # The discrepancy passes rows, log_prob takes a particle in the structure of the flow's.
             of_row = lambda row: log_prob(jax.tree.map(lambda leaf: leaf[0], unravel(row[None])))
-            discrepancy = kernel_stein_discrepancy(x, of_row, self.kernel, weights)
+            discrepancy = kernel_stein(x, log_prob=of_row, weights=weights, kernel=self.kernel)
         return ParticleDiagnostics(distinct_particles(x, weights), spread, discrepancy)

@@ -1,11 +1,13 @@
 """The result of every test of a hypothesis."""
 
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
-from divjax.core.types import Outcome
+from divjax.core.types import Outcome, status_of
 
-__all__ = ["TestResult"]
+__all__ = ["TestResult", "compared_with_null"]
 
 
 @pytree
@@ -29,3 +31,28 @@ class TestResult(Outcome):
     p_value: Float[Array, ""]
     null: Float[Array, " resamples"]
     status: Int[Array, ""]
+
+
+def compared_with_null(
+    observed: Float[Array, ""],
+    null: Float[Array, " resamples"],
+    tolerance: Float[Array, ""],
+    valid: Bool[ArrayLike, ""] = True,
+) -> TestResult:
+    """The test with p = (1 + #{null ≥ observed})/(1 + N), ties within a tolerance counting as ≥.
+
+    Example:
+        >>> null = jnp.array([0.0, 2.0, 1.0])
+        >>> float(compared_with_null(jnp.array(1.0), null, jnp.array(1e-6)).p_value)
+        0.75
+    """
+    # An infinite statistic has no rounding error, and is meaningful among finite ones alone.
+    tolerance = jnp.where(jnp.isinf(observed), 0, tolerance)
+    below = jnp.sum(null < observed - tolerance)  # false for NaN
+    size = null.shape[0]
+    p_value = (1 + size - below).astype(null.dtype) / (1 + size)
+    known = jnp.isfinite(observed) | (jnp.isinf(observed) & jnp.isfinite(null).all())
+    finite = known & ~jnp.isnan(null).any()
+    status = status_of(converged=True, finite=finite, valid=valid)
+    p_value = nan_unless(known & valid, p_value)
+    return TestResult(observed, p_value, null, status)

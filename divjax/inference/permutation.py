@@ -21,7 +21,7 @@ from divjax.core.checks import check_count, check_key, check_scalar_output
 from divjax.core.conversion import native, without_mask
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, number_pairs, pool_labels
-from divjax.core.numerics import at_least_single, nan_unless
+from divjax.core.numerics import at_least_single
 from divjax.core.programs import is_traced
 from divjax.core.pytrees import as_traced
 from divjax.core.rounding import LARGEST_CONVERSION_ROUNDING, rounding_and_spread
@@ -34,12 +34,12 @@ from divjax.core.samples import (
     owned,
 )
 from divjax.core.sharding import gathered
-from divjax.core.types import Status, status_of
+from divjax.core.types import Status
 from divjax.fdiv.special import as_singles
-from divjax.inference.hypothesis import TestResult
+from divjax.inference.hypothesis import TestResult, compared_with_null
 from divjax.inference.rank import keep_order, midranks, relative_to_threshold
 
-__all__ = ["permutation_test", "score_permutation_test"]
+__all__ = ["check_groups", "label_permutation", "permutation_test", "score_permutation_test"]
 
 KINDS = ("mean", "auc", "accuracy")
 # How often the rows are reordered to see how the statistic rounds.
@@ -104,7 +104,7 @@ def _collect_groups(
     return _Groups(of_row, in_x, size, stratum, (same | ~counts).all())
 
 
-def _check_groups(groups: Array | None, num_x: int) -> None:
+def check_groups(groups: Array | None, num_x: int) -> None:
     """Raise `ValueError` for concrete groups with rows in both samples."""
     if groups is None or isinstance(groups, Tracer):
         return
@@ -115,21 +115,6 @@ def _check_groups(groups: Array | None, num_x: int) -> None:
             "inference.score_permutation_test and permutation_test exchange the rows within each "
             "group if it is given as strata=."
         )
-
-
-def _test(
-    observed: Array, null: Array, tolerance: Array, valid: Bool[ArrayLike, ""] = True
-) -> TestResult:
-    # An infinite statistic has no rounding error, and is meaningful among finite ones alone.
-    tolerance = jnp.where(jnp.isinf(observed), 0, tolerance)
-    below = jnp.sum(null < observed - tolerance)  # false for NaN
-    size = null.shape[0]
-    p_value = (1 + size - below).astype(null.dtype) / (1 + size)
-    known = jnp.isfinite(observed) | (jnp.isinf(observed) & jnp.isfinite(null).all())
-    finite = known & ~jnp.isnan(null).any()
-    status = status_of(converged=True, finite=finite, valid=valid)
-    p_value = nan_unless(known & valid, p_value)
-    return TestResult(observed, p_value, null, status)
 
 
 def permutation_test(
@@ -202,7 +187,7 @@ def permutation_test(
     n, m = len(x), len(y)
     of_stratum = None if strata is None else pool_labels("strata", strata, n, m)
     of_group = None if groups is None else pool_labels("groups", groups, n, m)
-    _check_groups(of_group, n)
+    check_groups(of_group, n)
     # A permuted sample has rows of both, hence one dtype for all.
     dtype = jnp.result_type(x, y)
     # Traced at each call: a user's statistic may refer to something that has changed since.
@@ -262,7 +247,7 @@ def _permute(
     spread = jnp.nan_to_num(jnp.std(null, where=jnp.isfinite(null)))
     relative = max(100 * jnp.finfo(null.dtype).eps, 2 * jnp.finfo(found.dtype).eps)
     tolerance = jnp.maximum(relative * jnp.abs(observed), jnp.minimum(measured, 0.01 * spread))
-    return _test(observed, null, tolerance, valid)
+    return compared_with_null(observed, null, tolerance, valid)
 
 
 def _shuffled(sample: Array, key: Key[Array, ""] | None) -> Array:
@@ -321,6 +306,27 @@ def _row_permutation(
         return by_group[first[source] + place]
 
     return order
+
+
+def label_permutation(
+    strata: Array | None,
+    groups: Array | None,
+    num_x: int,
+    num_rows: int,
+    counted: Bool[Array, " rows"] | None = None,
+) -> tuple[Callable[[Key[Array, ""]], Bool[Array, " rows"]], Bool[ArrayLike, ""]]:
+    """`key -> which rows are those of x` after a permutation, and whether the groups allow any.
+
+    For statistics of samples of any sizes: x keeps its number of groups, whatever their sizes.
+    """
+    if groups is None:
+        in_x = jnp.arange(num_rows) < num_x
+        return lambda key: in_x.at[_permutation(key, num_rows, strata)].set(in_x), True
+    found = _collect_groups(groups, strata, num_x, counted)
+    # Unused entries are a stratum of their own.
+    of_groups = jnp.where(found.size > 0, found.stratum, num_rows)
+    shuffle = lambda key: found.in_x[_permutation(key, num_rows, of_groups)][found.of_row]
+    return shuffle, found.valid
 
 
 def score_permutation_test(
@@ -404,7 +410,7 @@ def score_permutation_test(
     counts = None if masks is None else pool_labels("masks", masks, n, m)
     if counts is not None and counts.dtype != bool:
         raise ValueError("masks must hold booleans.")
-    _check_groups(of_group, n)
+    check_groups(of_group, n)
     test = _permute_labels(
         key, x, y, of_stratum, of_group, counts, kind, num_permutations, batch_size
     )
@@ -478,15 +484,8 @@ def _permute_labels(
 
     num_rows = jnp.sum(counted).astype(pooled.dtype)
     values, center = _centered_terms(pooled, counted, num_rows, kind)
-    in_x, valid = jnp.arange(n + m) < n, True
-    if groups is None:
-        shuffle = lambda key: in_x.at[_permutation(key, n + m, strata)].set(in_x)
-    else:
-        found = _collect_groups(groups, strata, n, counted)
-        valid = found.valid
-        # Unused entries are a stratum of their own.
-        strata_of_groups = jnp.where(found.size > 0, found.stratum, n + m)
-        shuffle = lambda key: found.in_x[_permutation(key, n + m, strata_of_groups)][found.of_row]
+    in_x = jnp.arange(n + m) < n
+    shuffle, valid = label_permutation(strata, groups, n, n + m, counted)
 
     def statistic(in_x: Bool[Array, " rows"]) -> Array:
         # Exchanging groups of different sizes changes the sizes of the samples.
@@ -499,6 +498,6 @@ def _permute_labels(
     num_x = jnp.sum(in_x & counted).astype(values.dtype)
     unit = 1 / num_x + 1 / (num_rows - num_x)
     tolerance = 8 * jnp.finfo(values.dtype).eps * jnp.sum(jnp.abs(values)) * unit
-    test = _test(statistic(in_x), null, tolerance, valid)
+    test = compared_with_null(statistic(in_x), null, tolerance, valid)
     # The centre is added last, as the rounding of sums with it would break ties.
     return dataclasses.replace(test, statistic=center + test.statistic, null=center + test.null)

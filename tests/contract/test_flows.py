@@ -18,6 +18,10 @@ NETWORK = heads.Network(hidden=(4,), num_steps=4, num_checks=2, batch_size=4)
 TARGETS = tuple(flows.KL(target.log_prob) for target in problems.two_component_targets()[:2])
 
 
+def _quartic(x):
+    return -jnp.sum(x**4)
+
+
 def _objective(method, key, x, weights):
     return method(key, x, weights, method.init(key, x))[0].gradient
 
@@ -125,6 +129,19 @@ ROWS = {
         flows.MMD(samples(), GAUSSIAN), _objective, "equivariant", weighted=True, positive=(1,)
     ),
     "flows.MMD value": Row(flows.MMD(samples(), kernels.Energy()), _objective_value, weighted=True),
+    "flows.KernelStein": Row(
+        flows.KernelStein(problems.two_component_targets()[0].log_prob, GAUSSIAN),
+        _objective,
+        "equivariant",
+        weighted=True,
+        positive=(len(jax.tree.leaves(problems.two_component_targets()[0])),),
+    ),
+    "flows.KernelStein value": Row(
+        flows.KernelStein(_quartic, kernels.InverseMultiquadric(bandwidth=0.9)),
+        _objective_value,
+        weighted=True,
+        positive=(0, 1),
+    ),
     "flows.FDivergence": Row(
         flows.FDivergence(samples(), ratio=NETWORK, num_init_steps=0, num_fit_steps=3),
         _learned,
@@ -240,14 +257,6 @@ ROWS = {
         jnp.array([2.0, 3.0]),
         lambda reference, key, x, w: flows.hypervolume(x, reference),
         infinite="dominates nothing",
-    ),
-    "flows.kernel_stein_discrepancy": Row(
-        GAUSSIAN,
-        lambda kernel, key, x, w: flows.kernel_stein_discrepancy(
-            x, lambda z: -jnp.sum(z**2) / 2, kernel, w
-        ),
-        weighted=True,
-        positive=(0,),
     ),
     "flows.Diagnostics": Row(
         flows.Diagnostics(samples(), lambda z: -jnp.sum(z**4), GAUSSIAN),

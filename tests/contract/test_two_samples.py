@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from divjax import fdiv, flows, inference, kernels, ot, ratio
+from divjax import discrepancy, fdiv, flows, inference, kernels, ot, ratio
 from divjax.fdiv import categorical, histogram
 from divjax.ratio import heads
 from tests.contract.edges import refused_with
@@ -50,6 +50,10 @@ class Case(NamedTuple):
 
 def _value(result: Any) -> Any:
     return result.value
+
+
+def _statistics(result: Any) -> Any:
+    return jnp.append(result.null, result.statistic)
 
 
 def _itself(result: Any) -> Any:
@@ -162,6 +166,12 @@ CASES = {
     ),
     # Particles are float32: what float64 samples keep, they have lost.
     "flows.MMD": Case(_mmd, _itself, shifts=False),
+    "discrepancy.mmd_test": Case(
+        lambda x, y: discrepancy.mmd_test(KEY, x, y, num_permutations=19), _statistics, degree=0
+    ),
+    "discrepancy.energy_test": Case(
+        lambda x, y: discrepancy.energy_test(KEY, x, y, num_permutations=19), _statistics, degree=1
+    ),
     "inference.permutation_test": Case(
         lambda x, y: inference.permutation_test(KEY, _squared_shift, x, y, num_permutations=19),
         lambda result: result.p_value,

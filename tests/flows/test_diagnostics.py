@@ -7,7 +7,7 @@ import optax
 import pandas as pd
 import pytest
 
-from divjax import flows, kernels, problems
+from divjax import discrepancy, flows, kernels, problems
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (16, 2))
@@ -16,74 +16,6 @@ PAIR = tuple(flows.KL(target.log_prob) for target in problems.two_component_targ
 
 def normal(x):
     return -0.5 * jnp.sum(x**2)
-
-
-@pytest.mark.parametrize(
-    "kernel", [kernels.Gaussian(bandwidth=0.9), kernels.InverseMultiquadric(bandwidth=1.3)]
-)
-def test_stein_discrepancy_is_the_double_sum_of_autodiff(kernel):
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(1)
-        x, a = jnp.asarray(rng.normal(size=(5, 3))), jnp.asarray(np.arange(1, 6) / 15)
-        log_prob = lambda z: -jnp.sum(z**4) - normal(z - 1)
-        k = lambda p, q: kernel(p[None], q[None])[0, 0]
-        s = jax.grad(log_prob)
-
-        def u(p, q):
-            mixed = jnp.trace(jax.jacfwd(jax.grad(k), argnums=1)(p, q))
-            return (
-                k(p, q) * s(p) @ s(q)
-                + s(p) @ jax.grad(k, 1)(p, q)
-                + s(q) @ jax.grad(k)(p, q)
-                + mixed
-            )
-
-        # Off the diagonal only: autodiff of ‖p − q‖ kernels at p = q is covered by the formula's
-        # trace.
-        pairs = jax.jit(jax.vmap(jax.vmap(u, (None, 0)), (0, None)))(x, x)
-        pairs, weights = np.asarray(pairs), np.asarray(a)
-        expected = sum(
-            weights[i] * weights[j] * pairs[i, j] for i in range(5) for j in range(5) if i != j
-        )
-        scores = np.asarray(jax.jit(jax.vmap(s))(x))
-        trace = float(kernel.stein_trace(jnp.zeros(()), 3))
-        diagonal = np.sum(weights**2 * (np.sum(scores**2, axis=1) + trace))
-        stein = jax.jit(
-            lambda: [
-                flows.kernel_stein_discrepancy(x, log_prob, kernel, a, debias=debias)
-                for debias in (False, True)
-            ]
-        )
-        found, unbiased = stein()
-        np.testing.assert_allclose(found, expected + diagonal, rtol=1e-9)
-        np.testing.assert_allclose(unbiased, expected / (1 - np.sum(weights**2)), rtol=1e-9)
-
-
-def test_stein_discrepancy_vanishes_for_the_target_and_sees_a_shift():
-    """E[n KSD²] of draws from the target is E u(x, x) = E‖s‖² + trace = d + d/σ²: known."""
-    kernel, n = kernels.Gaussian(bandwidth=1.0), 100
-    x = jax.random.normal(jax.random.key(0), (200, n, 2))
-    stein = jax.jit(jax.vmap(lambda x: flows.kernel_stein_discrepancy(x, normal, kernel)))
-    values = n * np.asarray(stein(x))
-    assert abs(values.mean() - 4) < 4 * values.std() / np.sqrt(200)
-    shifted = stein(x + 1)[0]
-    assert n * shifted > values.max()
-
-
-@pytest.mark.parametrize(
-    "kernel", [kernels.Gaussian(bandwidth=1.0), kernels.InverseMultiquadric(bandwidth=1.0)]
-)
-def test_the_unbiased_stein_discrepancy_has_mean_zero_under_the_target(kernel):
-    target = problems.two_component_targets()[0]
-    x = jax.vmap(lambda key: target.sample(key, 50))(jax.random.split(jax.random.key(1), 200))
-    unbiased = jax.jit(
-        jax.vmap(lambda x: flows.kernel_stein_discrepancy(x, target.log_prob, kernel, None, True))
-    )
-    values = unbiased(x)
-    assert abs(values.mean()) < 4 * values.std() / np.sqrt(200)
-    assert values.min() < 0
-    moved = unbiased(x + 0.5)
-    assert moved.mean() > 4 * (moved.std() + values.std()) / np.sqrt(200)
 
 
 def test_effective_sample_size():
@@ -101,13 +33,6 @@ def test_bad_shapes_are_named():
         flows.hypervolume(jnp.zeros((2, 3)), jnp.ones(2))
     with pytest.raises(ValueError, match="n > 0"):
         flows.hypervolume(jnp.zeros((0, 3)), jnp.ones(3))
-    stein, kernel = flows.kernel_stein_discrepancy, kernels.Gaussian(bandwidth=1.0)
-    with pytest.raises(ValueError, match="InverseMultiquadric; got Energy"):
-        stein(jnp.ones((3, 2)), normal, kernels.Energy())
-    with pytest.raises(ValueError, match="log_prob must return a scalar"):
-        stein(jnp.ones((3, 2)), jnp.sin, kernel)
-    with pytest.raises(ValueError, match="at least two to be unbiased"):
-        stein(jnp.ones((1, 2)), normal, kernel, debias=True)
 
 
 def test_wrong_shapes_are_refused_by_name():
@@ -116,9 +41,6 @@ def test_wrong_shapes_are_refused_by_name():
         flows.squared_norm(fields, jnp.ones(3) / 3)
     with pytest.raises(ValueError, match=r"weights must have shape \(4,\); got shape \(4, 1\)"):
         flows.squared_norm(fields, jnp.ones(2) / 2, x / 4)
-    kernel = kernels.Gaussian(bandwidth=1.0)
-    with pytest.raises(ValueError, match=r"weights must have shape \(4,\)"):
-        flows.kernel_stein_discrepancy(x, normal, kernel, jnp.ones(3) / 3)
 
 
 def test_the_count_of_particles_with_masses_that_are_none_is_negative():
@@ -154,21 +76,6 @@ def test_the_spread_of_doubles_far_away(offset):
     assert np.isnan(flows.relative_spread(jnp.full((6, 2), 8 * offset), y + 7 * offset))
 
 
-@pytest.mark.parametrize("offset", [0.0, 1e6, 1e8])
-def test_the_stein_discrepancy_of_doubles_far_away(offset):
-    """The kernel of the points themselves, scores at the rounded ones: the double sum in NumPy."""
-    x = np.random.default_rng(3).normal(size=(6, 2)) + offset
-    scores = offset - x.astype(np.float32).astype(float)
-    apart = x[:, None] - x
-    squared = np.sum(apart**2, axis=2)
-    turn = np.sum(apart * (scores - scores[:, None]), axis=2)
-    expected = np.mean(np.exp(-squared / 2) * (scores @ scores.T - turn + 2 - squared))
-    log_prob = lambda z: -0.5 * jnp.sum((z - offset) ** 2)
-    kernel = kernels.Gaussian(bandwidth=1.0)
-    found = flows.kernel_stein_discrepancy(x, log_prob, kernel)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
 def test_diagnostics_are_recorded_on_request():
     """Against NumPy, at the particles before each step."""
     y = 3 * np.random.default_rng(0).normal(size=(50, 2))
@@ -182,7 +89,7 @@ def test_diagnostics_are_recorded_on_request():
     variance = lambda z: np.asarray(z).var(axis=0).sum()
     np.testing.assert_allclose(seen.spread[0], np.sqrt(variance(x) / variance(y)), rtol=1e-5)
     kernel = kernels.InverseMultiquadric(bandwidth=1.0)
-    expected = flows.kernel_stein_discrepancy(x, log_prob, kernel)
+    expected = discrepancy.kernel_stein(x, log_prob=log_prob, kernel=kernel)
     np.testing.assert_allclose(seen.stein_discrepancy[0], expected, rtol=1e-5)
     nothing = flow.run(KEY, x, num_steps=1, observe=flows.Diagnostics()).history.observed
     assert nothing.spread is None

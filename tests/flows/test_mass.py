@@ -46,6 +46,7 @@ PARTS = {
     "KL": of_objective(flows.KL(energy)),
     "Potential": of_objective(flows.Potential(energy)),
     "Interaction": of_objective(flows.Interaction(KERNEL)),
+    "KernelStein": of_objective(flows.KernelStein(energy, KERNEL)),
     "MMD": of_objective(flows.MMD(X + 1, KERNEL)),
     "SlicedWasserstein": of_objective(flows.SlicedWasserstein(X + 1, num_projections=4)),
     "SinkhornDivergence": of_objective(flows.SinkhornDivergence(X + 1, 1.0)),
@@ -53,9 +54,6 @@ PARTS = {
     "FisherRao": lambda x, weights: flows.FisherRao(0.1, KERNEL)(x, weights, X[:, 0], 1.0, ())[0],
     "squared_norm": lambda x, weights: flows.squared_norm(FIELDS, jnp.full(3, 1 / 3), weights),
     "pareto_residual": lambda x, weights: flows.pareto_residual(FIELDS, weights),
-    "kernel_stein_discrepancy": lambda x, weights: flows.kernel_stein_discrepancy(
-        x, energy, KERNEL, weights
-    ),
     "relative_spread": lambda x, weights: flows.relative_spread(x, X + 1, weights),
     "gram": lambda x, weights: flows.gram(FIELDS, weights),
 }

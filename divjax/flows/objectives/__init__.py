@@ -3,6 +3,7 @@
 from divjax.flows.objectives.energies import KL, Interaction, Potential
 from divjax.flows.objectives.learned import FDivergence
 from divjax.flows.objectives.mmd import MMD
+from divjax.flows.objectives.stein import KernelStein
 from divjax.flows.objectives.transport import SinkhornDivergence, SlicedWasserstein
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "MMD",
     "FDivergence",
     "Interaction",
+    "KernelStein",
     "Potential",
     "SinkhornDivergence",
     "SlicedWasserstein",

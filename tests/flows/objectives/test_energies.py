@@ -70,6 +70,31 @@ def test_mmd_is_half_the_squared_distance():
     check_gradient(flows.MMD(y, kernels.Gaussian(bandwidth=0.9)), functional, x, weights)
 
 
+@pytest.mark.parametrize(
+    "kernel", [kernels.Gaussian(bandwidth=0.9), kernels.InverseMultiquadric(bandwidth=1.2)]
+)
+def test_kernel_stein_is_half_the_squared_discrepancy(kernel):
+    """The double sum of u by autodiff of the kernel, away from coincident points."""
+    x, weights = setup()
+    mixture = problems.two_component_targets()[0]
+    score = jax.grad(mixture.log_prob)
+
+    def functional(x, a):
+        def u(i, j):
+            # A pair with itself: the limit, whose trace is that of the second derivatives.
+            k = lambda p, q: kernel.radial(jnp.sum((p - q) ** 2)[None, None])[0][0, 0]
+            p, q = x[i], x[j]
+            mixed = jnp.trace(jax.jacfwd(jax.grad(k), argnums=1)(p, q))
+            turn = score(p) @ jax.grad(k, 1)(p, q) + score(q) @ jax.grad(k)(p, q)
+            return k(p, q) * score(p) @ score(q) + turn + mixed
+
+        each = jnp.arange(len(x))
+        stein = jax.vmap(lambda i: jax.vmap(lambda j: u(i, j))(each))(each)
+        return 0.5 * a @ stein @ a
+
+    check_gradient(flows.KernelStein(mixture.log_prob, kernel), functional, x, weights)
+
+
 def test_energy_mmd_is_the_energy_distance():
     x, weights = setup()
     y = np.asarray(setup(9, seed=1)[0]) + 1
@@ -93,6 +118,12 @@ def test_objectives_take_pytrees():
         (
             flows.KL(lambda z: -jnp.sum(z**4)),
             flows.KL(lambda z: -jnp.sum(z["a"] ** 4) - jnp.sum(z["b"] ** 4)),
+        ),
+        (
+            flows.KernelStein(lambda z: -jnp.sum(z**4), kernels.Gaussian(1.0)),
+            flows.KernelStein(
+                lambda z: -jnp.sum(z["a"] ** 4) - jnp.sum(z["b"] ** 4), kernels.Gaussian(1.0)
+            ),
         ),
         (flows.MMD(x + 1, kernels.Energy()), flows.MMD(split(x + 1), kernels.Energy())),
         (flows.Interaction(kernels.Laplace(bandwidth=1.0)),) * 2,
