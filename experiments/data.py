@@ -188,6 +188,18 @@ def _digits(rng: np.random.Generator) -> tuple[Images, Images, Images]:
     return digits.take(train), digits.take(validation), digits.take(test)
 
 
+def load_images(source: str) -> Images:
+    """The training images of `mnist` or `fashion_mnist`, 60 000 × 28 × 28 bytes, and their classes.
+
+    Raises:
+        FileNotFoundError: if a file is not there and cannot be downloaded.
+    """
+    return Images(
+        parse_idx(fetch(f"{source}/train-images-idx3-ubyte.gz")),
+        parse_idx(fetch(f"{source}/train-labels-idx1-ubyte.gz")).astype(np.int32),
+    )
+
+
 def _idx_splits(source: str) -> tuple[Images, Images, Images]:
     """Train, validation and test images of a source of idx files."""
     parts = [
