@@ -179,12 +179,12 @@ def peers() -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
         "KS of columns (SciPy)": _kolmogorov_smirnov
     }
     try:
-        from hyppo.ksample import KSample  # pyright: ignore[reportMissingImports]
+        from hyppo.ksample import MMD, Energy  # pyright: ignore[reportMissingImports]
     except ImportError:
         print("hyppo is not installed: its tests are left out.")
         return found
-    for name, statistic in (("MMD (hyppo)", "MMD"), ("energy (hyppo)", "Energy")):
-        found[name] = lambda x, y, statistic=statistic: float(KSample(statistic).test(x, y)[1])
+    for name, test in (("MMD (hyppo)", MMD()), ("energy (hyppo)", Energy())):
+        found[name] = lambda x, y, test=test: float(test.test(x, y)[1])
     return found
 
 
