@@ -8,23 +8,24 @@ from typing import Literal
 import tyro
 
 from experiments import common
-from experiments.benchmarks import compilation, flows, ratio, sinkhorn, sweeps
+from experiments.benchmarks import compilation, flows, ratio, samples, sinkhorn, sweeps
 
 PARTS = {
     "compilation": compilation,
     "flows": flows,
     "ratio": ratio,
+    "samples": samples,
     "sinkhorn": sinkhorn,
     "sweeps": sweeps,
 }
-Part = Literal["compilation", "flows", "ratio", "sinkhorn", "sweeps"]
+Part = Literal["compilation", "flows", "ratio", "samples", "sinkhorn", "sweeps"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a run depends on."""
 
-    parts: tuple[Part, ...] = ("compilation", "flows", "ratio", "sinkhorn", "sweeps")
+    parts: tuple[Part, ...] = ("compilation", "flows", "ratio", "samples", "sinkhorn", "sweeps")
     quick: bool = False
     """Small sizes, to see that everything runs; the ratios then mean nothing."""
 
