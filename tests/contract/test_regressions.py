@@ -211,6 +211,7 @@ def test_labels_that_are_missing(missing):
         inference.permutation_test(KEY, lambda x, y: x.mean() - y.mean(), *rows, groups=groups)
 
 
+@pytest.mark.exhaustive
 def test_new_points_of_maps_in_whatever_holds_them():
     x = np.random.default_rng(0).normal(size=(30, 2))
     small = {"num_steps": 1, "num_checks": 1}

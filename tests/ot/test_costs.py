@@ -215,6 +215,7 @@ def test_a_declared_cost_is_centred_and_has_its_map():
     np.testing.assert_allclose(image - 1e6, 30 * plan @ y, atol=0.1)
 
 
+@pytest.mark.exhaustive
 def test_a_declared_quadratic_cost_is_differentiable_in_its_numbers():
     """Half of the cost is in the shift, which centring takes out. At fixed plans it is linear."""
     x, y = points(12, 2), np.add(points(10, 2, seed=1), [3.0, 1.0])

@@ -196,6 +196,7 @@ def test_numpy_samples_keep_their_signal_at_an_offset():
     np.testing.assert_allclose(found(1e6 + x) + 1e6, method.fit(KEY, x, y)(x), atol=0.1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", [pytest.param(3, marks=pytest.mark.exhaustive), 400])
 def test_padding_changes_neither_the_unit_nor_the_map(number):
     """Before the rows of either side; ε is a share of the mean cost within those with weight."""

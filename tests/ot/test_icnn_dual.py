@@ -121,6 +121,7 @@ class Steep(nnx.Module):
         return self.size[...] * jnp.sum(z**2, axis=1, keepdims=True)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("d", [2, pytest.param(64, marks=pytest.mark.exhaustive)])
 def test_few_rows_and_outliers_are_survived_or_flagged(d):
     x, y, z = normal(1, 60, d), 2 * normal(2, 60, d), normal(3, 200, d)

@@ -205,6 +205,7 @@ def test_units_do_not_matter(scale):
     np.testing.assert_allclose(moved.log_ratio_q, expected.log_ratio_q, atol=5e-3)
 
 
+@pytest.mark.exhaustive
 def test_rows_without_weight_may_hold_anything():
     p, q = gaussians(5, 60, 60)
     used = jnp.asarray(np.arange(60) % 3 > 0, jnp.float32)
@@ -397,6 +398,7 @@ def pack_of(fit):
 packed = ClassifierRatio(head="linear", pack_size=2)
 
 
+@pytest.mark.exhaustive
 def test_packs_of_two_double_kl_and_square_the_affinity():
     """KL(p²‖q²) = 2 KL = 1, 1 − H²(p², q²) = (1 − H²)² = e^{−1/4}, for unit Gaussians one apart."""
     p, q = gaussians(18, 4001, 4000)
@@ -422,6 +424,7 @@ def test_packs_leave_rows_without_weight_aside():
     assert fit.kl().diagnostics.finite
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "dtype", [jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.exhaustive)]
 )

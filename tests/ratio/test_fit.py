@@ -264,7 +264,7 @@ each_task = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @each_task
 def test_coverage_of_nominal_ninety_percent(name):
     """At least 85 % of 1000, of KL and Jensen–Shannon; the share's standard deviation is .01.
@@ -333,7 +333,7 @@ def test_nothing_is_certified_from_weighted_rows():
 
 
 @pytest.mark.parametrize("head", [pytest.param("mlp", marks=pytest.mark.exhaustive), "auto"])
-@pytest.mark.parametrize("shift", [0.0, 0.3])
+@pytest.mark.parametrize("shift", [0.0, pytest.param(0.3, marks=pytest.mark.exhaustive)])
 def test_networks_do_not_overfit(head, shift):
     """n = 1000 and d = 40: no estimate is above the truth by more than three errors."""
     run = jax.jit(

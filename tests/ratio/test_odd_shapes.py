@@ -18,7 +18,7 @@ for key in jax.random.split(jax.random.key(2), 3):
 @pytest.mark.parametrize(
     ("n", "m", "d", "num_folds"),
     [
-        pytest.param(120, 90, 38, 5, marks=pytest.mark.slow),
+        pytest.param(120, 90, 38, 5, marks=pytest.mark.exhaustive),
         pytest.param(61, 140, 30, 2, marks=pytest.mark.exhaustive),
         pytest.param(77, 75, 33, 3, marks=pytest.mark.exhaustive),
     ],

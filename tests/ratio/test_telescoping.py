@@ -109,6 +109,7 @@ def test_across_a_chasm_by_default(a):
     assert abs(error) < 0.1
 
 
+@pytest.mark.exhaustive
 def test_the_networks_add_what_bridges_miss():
     """p of two modes: linear bridges see no mean, the trunk does."""
     n = 1500
