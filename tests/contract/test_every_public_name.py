@@ -19,6 +19,7 @@ from tests.contract import (
     test_ratio,
     test_two_sample_tests,
 )
+from tests.contract.promises import public_name
 
 # The files of rows that show a room's names.
 ROOMS = {
@@ -98,7 +99,7 @@ def test_every_public_name_has_a_row(room):
     names = [f"{room}.{name}" for name in importlib.import_module(f"divjax.{room}").__all__]
     rows = {name for tests in ROOMS.values() for test in tests for name in test.ROWS}
     # By identity: what two rooms offer needs one row.
-    shown = {id(find(name.split("(")[0].split(" ")[0])) for name in rows}
+    shown = {id(find(public_name(name))) for name in rows}
     exempt = {id(find(name)) for names in WITHOUT_A_ROW.values() for name in names}
     assert not exempt & shown
     missing = {name for name in names if is_method(find(name)) and id(find(name)) not in shown}
