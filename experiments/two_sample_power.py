@@ -169,7 +169,8 @@ COMPILED: dict[str, Callable[..., jax.Array]] = {
 
 
 def _kolmogorov_smirnov(x: np.ndarray, y: np.ndarray) -> float:
-    p_values = [scipy.stats.ks_2samp(*pair).pvalue for pair in zip(x.T, y.T, strict=True)]
+    tests: list[Any] = [scipy.stats.ks_2samp(*pair) for pair in zip(x.T, y.T, strict=True)]
+    p_values = [test.pvalue for test in tests]
     return min(1.0, len(p_values) * min(p_values))
 
 

@@ -12,7 +12,14 @@ from jaxtyping import Array, Int
 
 from divjax.core.samples import Numbers, Unrounded, as_numbers, owned
 
-__all__ = ["as_indices", "concrete_labels", "number_labels", "number_pairs", "pool_labels"]
+__all__ = [
+    "as_indices",
+    "concrete_labels",
+    "number_labels",
+    "number_pairs",
+    "pool_labels",
+    "row_labels",
+]
 
 
 def as_indices(name: str, indices: Numbers) -> Unrounded:
@@ -68,6 +75,22 @@ def pool_labels(name: str, labels: Sequence[npt.ArrayLike], size_x: int, size_y:
     if any(isinstance(part, Tracer) for part in labels):
         return jnp.concatenate([_held(name, part) for part in labels])
     return jnp.asarray(_pooled(name, labels))
+
+
+def row_labels(name: str, labels: npt.ArrayLike, size: int) -> Array:
+    """Labels of the rows of one sample. Concrete ones are numbered.
+
+    Raises:
+        ValueError: if they are not a vector of this size, or a label is NaN or None.
+
+    Example:
+        >>> row_labels("strata", ["b", "a", "b"], 3).tolist()
+        [1, 0, 1]
+    """
+    if np.shape(labels) != (size,):
+        raise ValueError(f"{name} must be a vector of shape ({size},); got {np.shape(labels)}.")
+    held = labels if isinstance(labels, Tracer) else _pooled(name, [np.asarray(labels)])
+    return jnp.asarray(held)
 
 
 def concrete_labels(

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from divjax.core.simplex import mass_of_distinct_pairs
@@ -35,8 +36,8 @@ def _self_energy(z: Float[Array, " k"], charges: Float[Array, " k"]) -> Float[Ar
     With C the cumulative sum of the sorted charges and T their total it is the sum of
     2 C (C − T) times the gap to the next point: no difference of large numbers.
     """
-    order = jnp.argsort(z)
-    z, charges = z[order], charges[order]
+    keys, charges = jax.lax.sort((_ordered_bits(z), charges), num_keys=1, is_stable=False)
+    z = _from_ordered_bits(keys, z.dtype)
     cumulative = jnp.cumsum(charges)
     gaps = jnp.diff(z)
     # Beyond the last charge C is the total, up to a rounding that a far point would multiply.
@@ -50,7 +51,7 @@ def _self_energy(z: Float[Array, " k"], charges: Float[Array, " k"]) -> Float[Ar
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     z, charges = primals
     dz, d_charges = tangents
-    order = jnp.argsort(jax.lax.stop_gradient(z))
+    order = jnp.argsort(_ordered_bits(jax.lax.stop_gradient(z)))
     sorted_z, sorted_charges = z[order], charges[order]
     first, last = _ties(jax.lax.stop_gradient(sorted_z))
 
@@ -64,6 +65,20 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
     distances = sorted_z * sides - balance(sorted_charges * sorted_z)
     change = jnp.sum(sorted_charges * sides * dz[order] + distances * d_charges[order])
     return _self_energy(z, charges), -2 * change
+
+
+def _ordered_bits(z: Float[Array, " k"]) -> Int[Array, " k"]:
+    """Integers in the order of the numbers, which a CPU sorts in less than half of the time."""
+    bits = jax.lax.bitcast_convert_type(z, f"int{8 * z.dtype.itemsize}")
+    # Negative numbers are in descending order by their bits, which are all but the sign's inverted.
+    limits = jnp.iinfo(bits.dtype)
+    return bits ^ ((bits >> (limits.bits - 1)) & limits.max)
+
+
+def _from_ordered_bits(keys: Int[Array, " k"], dtype: DTypeLike) -> Float[Array, " k"]:
+    """The numbers again: the sign is as it was."""
+    limits = jnp.iinfo(keys.dtype)
+    return jax.lax.bitcast_convert_type(keys ^ ((keys >> (limits.bits - 1)) & limits.max), dtype)
 
 
 def _ties(sorted_z: Float[Array, " k"]) -> tuple[Int[Array, " k"], Int[Array, " k"]]:

@@ -20,6 +20,9 @@ from divjax.ot.covariances import squared_bures
 
 __all__ = ["PrecisionRecall", "frechet_distance", "precision_recall"]
 
+# The rounding error of a squared distance, relative to it, in units of the dtype's epsilon.
+_ROUNDING_ULPS = 64
+
 
 def frechet_distance(
     x: Float[Numbers, "n d"],
@@ -166,7 +169,9 @@ def _precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int)
     # Counts have no derivative.
     x, y = jax.lax.stop_gradient((x.astype(work), y.astype(work)))
     # The nearest point of all is the row itself.
-    to_kth = lambda squared: smallest_in_rows(squared, k + 1)[0][:, k]
+    # Points at the radius are within a ball, however their distance is rounded.
+    slack = 1 + _ROUNDING_ULPS * float(jnp.finfo(work).eps)
+    to_kth = lambda squared: smallest_in_rows(squared, k + 1)[0][:, k] * slack
     radius_x, radius_y = (pair_distances_by_rows(rows, None, to_kth) for rows in (x, y))
 
     def from_x(squared: Float[Array, "b m"]) -> tuple[Array, Array]:

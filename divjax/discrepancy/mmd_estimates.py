@@ -104,6 +104,11 @@ def _mmd_estimate(kernel: GramKernel, samples: TwoSamples, confidence_level: Arr
     return jax.tree.map(lambda leaf: leaf.astype(samples.dtype), estimate)
 
 
+def _product(n: int, m: int) -> float:
+    """The number of pairs, which may exceed the integers of 32 bits."""
+    return float(n * m)
+
+
 class _Sums(NamedTuple):
     """The sums of each row of the kernel matrix of both samples, without the pairs i = j.
 
@@ -120,17 +125,17 @@ class _Sums(NamedTuple):
     @property
     def mean_xx(self) -> Float[Array, ""]:
         """The mean over distinct pairs of x."""
-        return jnp.sum(self.of_rows[: self.n, 0]) / (self.n * (self.n - 1))
+        return jnp.sum(self.of_rows[: self.n, 0]) / _product(self.n, self.n - 1)
 
     @property
     def mean_yy(self) -> Float[Array, ""]:
         """The mean over distinct pairs of y."""
-        return jnp.sum(self.of_rows[self.n :, 1]) / (self.m * (self.m - 1))
+        return jnp.sum(self.of_rows[self.n :, 1]) / _product(self.m, self.m - 1)
 
     @property
     def mean_xy(self) -> Float[Array, ""]:
         """The mean over pairs between x and y."""
-        return jnp.sum(self.of_rows[: self.n, 1]) / (self.n * self.m)
+        return jnp.sum(self.of_rows[: self.n, 1]) / _product(self.n, self.m)
 
 
 def _centred_squares(
@@ -164,7 +169,8 @@ def _centred_squares(
         return matmul(jnp.where(own, 0, jnp.square(rest)), groups)
 
     by_rows = map_kernel_rows(squares, kernel, points, None, of_rows, groups)
-    freedom = jnp.array([[n * (n - 3), (n - 1) * (m - 1)], [(n - 1) * (m - 1), m * (m - 3)]], dtype)
+    between = _product(n - 1, m - 1)
+    freedom = jnp.array([[_product(n, n - 3), between], [between, _product(m, m - 3)]], dtype)
     return matmul(groups.T, by_rows) / freedom
 
 
@@ -179,7 +185,8 @@ def _variance(sums: _Sums, squares: Float[Array, "2 2"]) -> Float[Array, ""]:
     first_x = jnp.var(at_x, ddof=1) - of_xx / (n - 2) - of_xy / m
     first_y = jnp.var(at_y, ddof=1) - of_yy / (m - 2) - of_xy / n
     first = jnp.maximum(4 * first_x / n + 4 * first_y / m, 0)
-    return first + 2 * of_xx / (n * (n - 1)) + 2 * of_yy / (m * (m - 1)) + 4 * of_xy / (n * m)
+    second = 2 * of_xx / _product(n, n - 1) + 2 * of_yy / _product(m, m - 1)
+    return first + second + 4 * of_xy / _product(n, m)
 
 
 def mmd_block(

@@ -1,12 +1,12 @@
 """Two pooled samples and random relabellings of their rows, for permutation tests."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from divjax.core.keys import own_key
 from divjax.core.labels import pool_labels
@@ -27,6 +27,8 @@ __all__ = [
     "pooled_rows",
     "pooled_samples",
     "relabellings",
+    "rounding_of_forms",
+    "with_sizes",
 ]
 
 
@@ -47,7 +49,10 @@ class PooledSamples:
     num_x: int = static()
 
 
-Labels = tuple[Int[Numbers, " n"], Int[Numbers, " m"]] | None
+# Sums of n² kernel values are off by this multiple of epsilon, relative to those of their sizes.
+_ROUNDING_OF_FORMS = 2
+
+Labels = Sequence[Any] | None
 
 
 def pooled_samples(
@@ -128,6 +133,21 @@ def relabellings(
     labels = jnp.concatenate([jnp.arange(num_rows)[None] < samples.num_x, permuted])
     num_x = jnp.sum(labels, axis=1).astype(samples.rows.dtype)
     return Relabellings(labels, num_x, jnp.asarray(valid))
+
+
+def with_sizes(labels: Relabellings) -> TwoValued:
+    """The contrasts, and after them the sizes of the first one's entries.
+
+    The form of the sizes is the sum of |w_i w_j| K_ij, to which rounding is relative.
+    """
+    contrasts = labels.contrasts
+    sizes = TwoValued(labels.in_x[:1], contrasts.high[:1], -contrasts.low[:1])
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), contrasts, sizes)
+
+
+def rounding_of_forms(forms: Float[Array, "... p"]) -> Float[Array, "..."]:
+    """The rounding error of the forms of `with_sizes`, for a kernel of one sign."""
+    return _ROUNDING_OF_FORMS * jnp.finfo(forms.dtype).eps * jnp.abs(forms[..., -1])
 
 
 def kernel_matrices(tile: Tile) -> Callable[[GramKernel], Float[Array, "r c"]]:

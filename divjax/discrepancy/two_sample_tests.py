@@ -10,12 +10,14 @@ from divjax.core.checks import check_count, check_key
 from divjax.core.numerics import matmul
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.samples import Numbers
-from divjax.discrepancy.quadratic_forms import TwoValued, quadratic_forms
+from divjax.discrepancy.quadratic_forms import quadratic_forms
 from divjax.discrepancy.relabelled_samples import (
     PooledSamples,
     kernel_matrices,
     pooled_samples,
     relabellings,
+    rounding_of_forms,
+    with_sizes,
 )
 from divjax.inference.hypothesis import TestResult, compared_with_null
 from divjax.kernels.pooled import resolved_at_rows
@@ -23,9 +25,6 @@ from divjax.kernels.protocols import GramKernel
 from divjax.kernels.radial import Energy, Gaussian
 
 __all__ = ["energy_test", "mmd_test"]
-
-# Sums of n² kernel values are off by this multiple of epsilon, relative to those of their sizes.
-_ROUNDING_OF_FORMS = 2
 
 
 def mmd_test(
@@ -143,14 +142,9 @@ def _kernel_test(
 ) -> TestResult:
     kernel = resolved_at_rows(kernel, samples.rows)
     labels = relabellings(key, samples, num_permutations)
-    contrasts, in_x = labels.contrasts, labels.in_x
-    # One more vector has the sizes of the observed one's entries: its form scales the rounding.
-    sizes = TwoValued(in_x[:1], contrasts.high[:1], -contrasts.low[:1])
-    vectors = jax.tree.map(lambda *parts: jnp.concatenate(parts), contrasts, sizes)
     form = lambda tile, contract: contract(kernel_matrices(tile)(kernel))
-    forms = quadratic_forms(form, samples.rows, vectors)
-    tolerance = _ROUNDING_OF_FORMS * jnp.finfo(forms.dtype).eps * jnp.abs(forms[-1])
-    return compared_with_null(forms[0], forms[1:-1], tolerance, labels.valid)
+    forms = quadratic_forms(form, samples.rows, with_sizes(labels))
+    return compared_with_null(forms[0], forms[1:-1], rounding_of_forms(forms), labels.valid)
 
 
 @functools.partial(jax.jit, static_argnames="num_permutations")

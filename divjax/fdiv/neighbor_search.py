@@ -1,9 +1,11 @@
 """The nearest points among many, and their exact distances.
 
-Neighbours are searched in blocks of rows, never n × m at once. Their distances are then recomputed
+Neighbours are searched in blocks of rows, never n × m at once, and with few features in the cells
+nearby. Their distances are then recomputed
 from the points, exact to rounding and differentiable: no derivative passes through the search.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from divjax.core.numerics import if_needed
 from divjax.core.pairwise import map_row_blocks, pair_distances_by_rows
 from divjax.core.sharding import smallest_in_rows
+from divjax.fdiv.cell_search import cells_pay, coordinate_distances, reduce_near_pairs
 
 __all__ = ["NearestPoints", "nearest_points"]
 
@@ -72,7 +75,10 @@ def nearest_points(
         return NearestPoints(*(jnp.take_along_axis(leaf, order, axis=1) for leaf in ordered))
 
     searched_x, searched_y = _search_units(x, y)
-    index = pair_distances_by_rows(searched_x, searched_y, nearest)
+    if cells_pay(columns.shape[0], x.shape[1], candidates):
+        index = _search_by_cells(searched_x, searched_y, nearest, count + own, candidates)
+    else:
+        index = pair_distances_by_rows(searched_x, searched_y, nearest)
     measure = lambda index: map_row_blocks(
         exact, candidates * x.shape[1], x, jnp.arange(x.shape[0]), index
     )
@@ -111,6 +117,25 @@ def _search_units(
     factor = jnp.ldexp(jnp.ones_like(typical), -exponent)
     scaled = [sample * factor for sample in samples]
     return scaled[0], None if y is None else scaled[1]
+
+
+def _search_by_cells(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"] | None,
+    nearest: Callable[[Float[Array, "b m"]], Int[Array, "b c"]],
+    needed: int,
+    candidates: int,
+) -> Int[Array, "n c"]:
+    """The candidates among the points of the cells nearby: `needed` of them exact to rounding."""
+
+    def search(rows, index, columns, column_index):
+        squared = coordinate_distances(rows, columns, euclidean=True)
+        # Behind a barrier: merged with the slice below, top_k is compiled into a sort of each row.
+        place = jax.lax.optimization_barrier(nearest(squared))
+        last = jnp.take_along_axis(squared, place[:, needed - 1 : needed], axis=1)
+        return column_index[place], last[:, 0] * (1 + 1e-6)
+
+    return reduce_near_pairs(search, candidates, x, y, euclidean=True)
 
 
 def _is_lost(

@@ -19,6 +19,7 @@ from divjax.flows.mass import FisherRao
 from divjax.flows.objectives import (
     KL,
     MMD,
+    Discrepancy,
     FDivergence,
     Interaction,
     KernelStein,
@@ -43,6 +44,7 @@ __all__ = [
     "Blob",
     "CAGrad",
     "Diagnostics",
+    "Discrepancy",
     "FDivergence",
     "Fields",
     "FisherRao",

@@ -39,7 +39,13 @@ from divjax.fdiv.special import as_singles
 from divjax.inference.hypothesis import TestResult, compared_with_null
 from divjax.inference.rank import keep_order, midranks, relative_to_threshold
 
-__all__ = ["check_groups", "label_permutation", "permutation_test", "score_permutation_test"]
+__all__ = [
+    "check_groups",
+    "label_permutation",
+    "permutation_test",
+    "row_permutation",
+    "score_permutation_test",
+]
 
 KINDS = ("mean", "auc", "accuracy")
 # How often the rows are reordered to see how the statistic rounds.
@@ -214,7 +220,7 @@ def _permute(
 ) -> TestResult:
     """`permutation_test` after its checks."""
     num_x, pooled = len(x), jnp.concatenate([x, y])
-    shuffle = _row_permutation(of_stratum, of_group, num_x, pooled.shape[0])
+    shuffle, valid = row_permutation(of_stratum, of_group, num_x, pooled.shape[0])
 
     def permuted(key: Key[Array, ""]) -> Array:
         rows = pooled[shuffle(key)]
@@ -229,7 +235,6 @@ def _permute(
     # One relabelling after the other, or a batch of them: memory is bounded.
     found = jax.lax.map(permuted, keys, batch_size=batch_size)
     (null,) = as_singles(found)
-    valid = True if of_group is None else _collect_groups(of_group, of_stratum, num_x).valid
 
     # A relabelling that changes nothing may round differently. Within the tolerance it is a tie,
     # which counts against the observed statistic. How differently shows when the rows are reordered
@@ -285,12 +290,12 @@ def _is_rounded(given: np.ndarray, rows: np.ndarray) -> bool:
     return bool(rounding > LARGEST_CONVERSION_ROUNDING * spread)
 
 
-def _row_permutation(
+def row_permutation(
     strata: Array | None, groups: Array | None, num_x: int, num_rows: int
-) -> Callable[[Key[Array, ""]], Int[Array, " rows"]]:
-    """`key -> order` of all rows, uniform among those that the labels allow."""
+) -> tuple[Callable[[Key[Array, ""]], Int[Array, " rows"]], Bool[ArrayLike, ""]]:
+    """`key -> order` of all rows, uniform among those that the labels allow, if they allow any."""
     if groups is None:
-        return lambda key: _permutation(key, num_rows, strata)
+        return lambda key: _permutation(key, num_rows, strata), True
     found = _collect_groups(groups, strata, num_x)
     # Groups of one stratum and one size trade places.
     alike = number_pairs(found.stratum, found.size)
@@ -305,7 +310,7 @@ def _row_permutation(
         source = _permutation(key, num_rows, alike)[found.of_row]
         return by_group[first[source] + place]
 
-    return order
+    return order, found.valid
 
 
 def label_permutation(

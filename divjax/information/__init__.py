@@ -1,3 +1,91 @@
 """Within and between variables: dependence, mutual information, entropies, dimension, density."""
 
-__all__: list[str] = []
+from divjax.information import contraction, density, dimension, linear_memorization
+from divjax.information.diffusion_spectra import (
+    diffusion_spectral_entropy,
+    diffusion_spectral_mutual_information,
+)
+from divjax.information.distance_dependence import distance_correlation, distance_covariance
+from divjax.information.entropy_sums import EntropySum, InformationMethod
+from divjax.information.gaussian_method import Gaussian
+from divjax.information.independence_tests import distance_covariance_test, hsic_test
+from divjax.information.joint_dependence import (
+    AttributeDependence,
+    concatenated_distance_covariance,
+    joint_distance_covariance,
+)
+from divjax.information.kernel_dependence import cauchy_schwarz_mutual_information, cka, hsic
+from divjax.information.latent_codes import (
+    TotalCorrelationDecomposition,
+    total_correlation_decomposition,
+)
+from divjax.information.local_permutations import conditional_independence_test
+from divjax.information.measures import (
+    conditional_mutual_information,
+    interaction_information,
+    mutual_information,
+    total_correlation,
+    transfer_entropy,
+)
+from divjax.information.moment_matching import InformationProjectionResult, information_projection
+from divjax.information.neighbor_methods import KSG, DependenceDiagnostics, MixedNeighbors
+from divjax.information.sample_entropies import (
+    EntropyMethod,
+    KozachenkoLeonenko,
+    entropy,
+    renyi_entropy,
+    tsallis_entropy,
+)
+from divjax.information.screening import mutual_information_screening
+from divjax.information.spacings import Ebrahimi, Vasicek
+from divjax.information.spectral_entropies import (
+    matrix_renyi_entropy,
+    matrix_renyi_mutual_information,
+    von_neumann_entropy,
+)
+
+__all__ = [
+    "KSG",
+    "AttributeDependence",
+    "DependenceDiagnostics",
+    "Ebrahimi",
+    "EntropyMethod",
+    "EntropySum",
+    "Gaussian",
+    "InformationMethod",
+    "InformationProjectionResult",
+    "KozachenkoLeonenko",
+    "MixedNeighbors",
+    "TotalCorrelationDecomposition",
+    "Vasicek",
+    "cauchy_schwarz_mutual_information",
+    "cka",
+    "concatenated_distance_covariance",
+    "conditional_independence_test",
+    "conditional_mutual_information",
+    "contraction",
+    "density",
+    "diffusion_spectral_entropy",
+    "diffusion_spectral_mutual_information",
+    "dimension",
+    "distance_correlation",
+    "distance_covariance",
+    "distance_covariance_test",
+    "entropy",
+    "hsic",
+    "hsic_test",
+    "information_projection",
+    "interaction_information",
+    "joint_distance_covariance",
+    "linear_memorization",
+    "matrix_renyi_entropy",
+    "matrix_renyi_mutual_information",
+    "mutual_information",
+    "mutual_information_screening",
+    "renyi_entropy",
+    "total_correlation",
+    "total_correlation_decomposition",
+    "transfer_entropy",
+    "tsallis_entropy",
+    "von_neumann_entropy",
+]

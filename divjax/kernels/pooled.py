@@ -1,13 +1,13 @@
 """Two samples for one kernel: rows, shares, and one bandwidth for all of their pairs."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from divjax.core.numerics import at_least_single, nan_unless
+from divjax.core.numerics import at_least_single, in_units_of, nan_unless
 from divjax.core.pairwise import living_rows
 from divjax.core.samples import (
     Numbers,
@@ -18,6 +18,8 @@ from divjax.core.samples import (
 )
 from divjax.core.simplex import are_weights, with_finite_padding
 from divjax.kernels.protocols import GramKernel, check_gram_kernel, is_radial
+
+K = TypeVar("K", bound=GramKernel)
 
 __all__ = [
     "TwoMeasures",
@@ -116,7 +118,9 @@ def as_measure(
     used, rows = weights != 0, with_finite_padding(rows, weights)
     if not is_radial(kernel):
         rows = _within_reach(rows, used)
-    return rows, nan_unless(are_weights(weights), weights) / jnp.sum(weights)
+    # In units of the largest: a sum of large weights would be infinite.
+    scaled, _ = in_units_of(jax.lax.stop_gradient(jnp.max(weights)), weights)
+    return rows, nan_unless(are_weights(weights), scaled) / jnp.sum(scaled)
 
 
 def _within_reach(rows: Float[Array, "n d"], used: Bool[Array, " n"]) -> Float[Array, "n d"]:
@@ -158,12 +162,12 @@ _resolved = jax.jit(resolved_at)
 
 
 def resolved_kernel(
-    kernel: GramKernel,
+    kernel: K,
     x: Float[Numbers, "n d"],
     y: Float[Numbers, "m d"],
     a: Float[Numbers, " n"] | None = None,
     b: Float[Numbers, " m"] | None = None,
-) -> GramKernel:
+) -> K:
     """The kernel whose bandwidth is its rule's value at both samples together.
 
     This is the kernel of every discrepancy of two samples: a rule that is evaluated at each term
@@ -193,4 +197,5 @@ def resolved_kernel(
     References:
         Gretton, Borgwardt, Rasch, Schölkopf, Smola 2012, section 8: the median of pooled distances.
     """
-    return _resolved(kernel, two_samples(kernel, x, y, a, b))
+    resolved: Any = _resolved(kernel, two_samples(kernel, x, y, a, b))
+    return resolved

@@ -105,13 +105,14 @@ def independence_tests(n: int, num_permutations: int) -> list[dict]:
         run = lambda: test.test(*held, reps=num_permutations, workers=1, auto=False)
         return _in_python(run, repeats=1)
 
-    count = {"num_permutations": num_permutations}
-    tests = {
-        "hsic_test": (lambda: information.hsic_test(key, x, y, **count), "Hsic"),
-        "distance_covariance_test": (
-            lambda: information.distance_covariance_test(key, x, y, **count),
-            "Dcorr",
-        ),
+    hsic = functools.partial(information.hsic_test, key, x, y, num_permutations=num_permutations)
+    distances = functools.partial(
+        information.distance_covariance_test, key, x, y, num_permutations=num_permutations
+    )
+    tests: dict[str, tuple[Callable[..., Any], str]] = {
+        "hsic_test, exact": (hsic, "Hsic"),
+        "hsic_test, rank 50": (functools.partial(hsic, rank=50), "Hsic"),
+        "distance_covariance_test": (distances, "Dcorr"),
     }
     for name, (test, peer) in tests.items():
         ours = seconds(lambda test=test: test().p_value, repeats=3)
@@ -144,8 +145,10 @@ def neighbors(sizes: tuple[int, ...], dims: tuple[int, ...], k: int = 3) -> list
             ours = seconds(search, x, repeats=3)
             held = np.asarray(x, float)
             if d < 16:
-                query = lambda held=held: scipy.spatial.cKDTree(held).query(held, k + 1)
-                rows.append(_row("nearest_points", ours, "cKDTree", _in_python(query, 1), n=n, d=d))
+                query = lambda held=held: scipy.spatial.KDTree(held).query(held, k + 1)
+                rows.append(
+                    _row("nearest_points", ours, "SciPy, KDTree", _in_python(query, 1), n=n, d=d)
+                )
             else:
                 brute = NearestNeighbors(n_neighbors=k + 1, algorithm="brute")
                 query = lambda held=held, brute=brute: brute.fit(held).kneighbors(held)

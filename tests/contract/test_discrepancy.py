@@ -66,6 +66,7 @@ ROWS = {
     "discrepancy.cauchy_schwarz (U-statistics)": Row(
         kernels.InverseMultiquadric(0.9, 0.7),
         _of_samples(discrepancy.cauchy_schwarz, debias=True),
+        slow=True,
         weighted=True,
         sampled=True,
         positive=(0, 1),
@@ -73,6 +74,7 @@ ROWS = {
     "discrepancy.conditional_cauchy_schwarz": Row(
         (kernels.Gaussian(bandwidth=0.9), kernels.Matern(0.8, 1.5)),
         _conditional,
+        slow=True,
         weighted=True,
         sampled=True,
         positive=(0, 1),
@@ -83,6 +85,7 @@ ROWS = {
             key, x, samples(x.dtype), w, kernel=kernel, num_frequencies=16, debias=True
         ),
         weighted=True,
+        slow=True,
         sampled=True,
         positive=(0,),
     ),
@@ -110,6 +113,7 @@ ROWS = {
         _estimate(discrepancy.mmd_block, block_size=3),
         "random",  # rows are in blocks by their positions
         smooth=False,
+        slow=True,
         sampled=True,
         positive=(0, 1),
     ),
@@ -128,13 +132,19 @@ ROWS = {
         positive=(0, 1),
     ),
     "discrepancy.mmd (bandwidth of both samples)": Row(
-        kernels.Gaussian(), _of_samples(discrepancy.mmd), smooth=False, weighted=True, sampled=True
+        kernels.Gaussian(),
+        _of_samples(discrepancy.mmd),
+        smooth=False,
+        slow=True,
+        weighted=True,
+        sampled=True,
     ),
     "discrepancy.witness": Row(
         kernels.Matern(0.9, 2.5),
         _witness,
         "equivariant",
         weighted=True,
+        slow=True,
         sampled=True,
         positive=(0,),
     ),

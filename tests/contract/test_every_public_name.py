@@ -25,6 +25,10 @@ from tests.contract.promises import public_name
 ROOMS = {
     "discrepancy": (test_discrepancy, test_two_sample_tests),
     "information": (test_dependence, test_mutual_information, test_density),
+    "information.contraction": (test_density,),
+    "information.density": (test_density,),
+    "information.dimension": (test_density,),
+    "information.linear_memorization": (test_density,),
     "kernels": (test_kernels,),
     "flows": (test_flows,),
     "fdiv": (test_fdiv,),
@@ -47,7 +51,12 @@ WITHOUT_A_ROW = {
     "runs in Python, on anything its classifier takes": {"ratio.SklearnRatio"},
     "returned by others": {
         "fdiv.NeighborDiagnostics",
+        "information.DependenceDiagnostics",
         "inference.TestResult",
+        "information.AttributeDependence",
+        "information.InformationProjectionResult",
+        "information.TotalCorrelationDecomposition",
+        "information.dimension.DimensionDiagnostics",
         "ratio.BoundFit",
         "ratio.Diagnostics",
         "ratio.MatchedWeights",

@@ -11,10 +11,15 @@ import pytest
 
 from divjax import fdiv, flows, kernels
 from divjax.fdiv import categorical, exponential_family, histogram
-from tests.contract import test_fdiv, test_inference, test_losses
+from tests.contract import test_discrepancy, test_fdiv, test_inference, test_losses
 from tests.contract.promises import COMPILED, KEY, D, floats
 
-ROWS = {**test_fdiv.ROWS, **test_inference.ROWS, **test_losses.ROWS}
+ROWS = {
+    **test_fdiv.ROWS,
+    **test_inference.ROWS,
+    **test_losses.ROWS,
+    **test_discrepancy.ROWS,
+}
 
 # One is the function's own. The others are the row's arithmetic, and conversions at the door.
 MOST_PROGRAMS = 8

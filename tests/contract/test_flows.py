@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from divjax import flows, kernels, ot, problems
+from divjax import discrepancy, flows, kernels, ot, problems
 from divjax.core.types import Status
 from divjax.ratio import heads
 from tests.contract.edges import Edges
@@ -24,6 +24,10 @@ def _quartic(x):
 
 def _objective(method, key, x, weights):
     return method(key, x, weights, method.init(key, x))[0].gradient
+
+
+def _energy_distance(x, y, a, b):
+    return discrepancy.energy_distance(x, y, a, b)
 
 
 def _learned(method, key, x, weights):
@@ -141,6 +145,13 @@ ROWS = {
         _objective_value,
         weighted=True,
         positive=(0, 1),
+    ),
+    "flows.Discrepancy": Row(
+        flows.Discrepancy(samples(), _energy_distance),
+        _objective,
+        "equivariant",
+        weighted=True,
+        infinite="samples that are infinitely far apart",
     ),
     "flows.FDivergence": Row(
         flows.FDivergence(samples(), ratio=NETWORK, num_init_steps=0, num_fit_steps=3),

@@ -60,7 +60,11 @@ ROWS = {
     "kernels.Energy": Row(kernels.Energy(), _kernel, "equivariant"),
     **{
         f"kernels.Matern({smoothness})": Row(
-            kernels.Matern(0.9, smoothness), _kernel, "equivariant", positive=(0,)
+            kernels.Matern(0.9, smoothness),
+            _kernel,
+            "equivariant",
+            slow=smoothness == 1.5,
+            positive=(0,),
         )
         for smoothness in (1.5, 2.5)
     },
@@ -77,6 +81,7 @@ ROWS = {
     "kernels.kernel_mean (pairs of one sample)": Row(
         kernels.Matern(0.9, 1.5),
         _kernel_mean(True, False),
+        slow=True,
         weighted=True,
         sampled=True,
         positive=(0,),

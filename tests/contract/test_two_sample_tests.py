@@ -41,6 +41,7 @@ ROWS: dict[str, Row] = {
         lambda kernel, key, x, w: discrepancy.kernel_stein(
             x, score=jnp.negative, weights=w, kernel=kernel, debias=True
         ),
+        slow=True,
         weighted=True,
         sampled=True,
         positive=(0, 1),
@@ -83,17 +84,6 @@ ROWS: dict[str, Row] = {
         sampled=True,
         positive=(0,),
     ),
-    "discrepancy.mmd_test(polynomial)": Row(
-        kernels.Polynomial(degree=2, offset=0.5, scale=0.7),
-        _null(
-            lambda kernel, key, x: discrepancy.mmd_test(
-                key, x, samples(x.dtype), kernel=kernel, num_permutations=9
-            )
-        ),
-        "random",
-        sampled=True,
-        positive=(0, 1),
-    ),
     "discrepancy.aggregated_mmd_test": Row(
         (GAUSSIAN, kernels.Gaussian(bandwidth=2.0), kernels.Energy()),
         _null(
@@ -114,6 +104,7 @@ ROWS: dict[str, Row] = {
         ),
         "random",
         smooth=False,  # the bandwidths are constants to differentiation, not to differences
+        slow=True,
         sampled=True,
     ),
     "discrepancy.relative_mmd_test": Row(

@@ -164,6 +164,39 @@ CASES = {
         lambda bridge: bridge.scales,
         slow=True,
     ),
+    "discrepancy.mmd": Case(discrepancy.mmd, _itself, degree=0),
+    "discrepancy.energy_distance": Case(discrepancy.energy_distance, _itself, degree=1),
+    "discrepancy.sliced_energy_distance": Case(
+        lambda x, y: discrepancy.sliced_energy_distance(KEY, x, y, num_projections=8),
+        _itself,
+        degree=1,
+        slow=True,
+    ),
+    "discrepancy.cauchy_schwarz": Case(
+        lambda x, y: discrepancy.cauchy_schwarz(x, y, kernel=kernels.Gaussian(2.0), debias=True),
+        _itself,
+    ),
+    "discrepancy.conditional_cauchy_schwarz": Case(
+        lambda x, y: discrepancy.conditional_cauchy_schwarz(
+            x, x, y, y, kernel=kernels.Gaussian(2.0), response_kernel=kernels.Gaussian(2.0)
+        ),
+        _itself,
+        slow=True,
+    ),
+    "discrepancy.characteristic_function_distance": Case(
+        lambda x, y: discrepancy.characteristic_function_distance(KEY, x, y, num_frequencies=8),
+        _itself,
+        degree=0,
+        slow=True,
+    ),
+    "discrepancy.mmd_estimate": Case(
+        lambda x, y: discrepancy.mmd_estimate(x, y),
+        lambda found: found.std_error,
+        degree=0,
+        slow=True,
+    ),
+    "discrepancy.frechet_distance": Case(discrepancy.frechet_distance, _itself, degree=2),
+    "discrepancy.precision_recall": Case(discrepancy.precision_recall, jnp.stack, degree=0),
     # Particles are float32: what float64 samples keep, they have lost.
     "flows.MMD": Case(_mmd, _itself, shifts=False),
     "discrepancy.mmd_test": Case(

@@ -19,20 +19,9 @@ SEVERAL = (
 )
 
 
-def fused(matrices, in_x):
-    """The definition, of MMD’s U-statistic by loops over pairs i ≠ j."""
-    n, m = in_x.sum(), (~in_x).sum()
-    total, smaller = n + m, min(n, m)
-    sharpness = np.sqrt(smaller * (smaller - 1))
-    normalised = []
-    for matrix in matrices:
-        off = matrix - np.diag(np.diag(matrix))
-        within = off[np.ix_(in_x, in_x)].sum() / (n * (n - 1))
-        others = off[np.ix_(~in_x, ~in_x)].sum() / (m * (m - 1))
-        between = off[np.ix_(in_x, ~in_x)].mean()
-        size = np.sqrt((off**2).sum() / (total * (total - 1)))
-        normalised.append((within + others - 2 * between) / size)
-    return np.log(np.mean(np.exp(sharpness * np.array(normalised)))) / sharpness
+def squared_mmds(matrix, labels):
+    weights = [np.where(in_x, 1 / in_x.sum(), -1 / (~in_x).sum()) for in_x in labels]
+    return np.array([w @ matrix @ w for w in weights])
 
 
 def test_the_definition():
@@ -47,11 +36,13 @@ def test_the_definition():
     ]
     samples = pooled_samples(SEVERAL[0], x, y, None, None)
     labels = np.asarray(relabellings(KEY, samples, 50).in_x)
-    expected = [fused(matrices, in_x) for in_x in labels]
+    values = np.array([squared_mmds(matrix, labels) for matrix in matrices])
+    mean, deviation = values.mean(axis=1, keepdims=True), values.std(axis=1, keepdims=True)
+    expected = np.max((values - mean) / deviation, axis=0)
     np.testing.assert_allclose(test.statistic, expected[0], rtol=1e-4)
-    np.testing.assert_allclose(test.null, expected[1:], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(test.null, expected[1:], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(
-        test.p_value, np.mean(np.array(expected) >= expected[0] - 1e-6), rtol=1e-6
+        test.p_value, np.mean(np.array(expected) >= expected[0] - 1e-5), rtol=1e-6
     )
 
 

@@ -135,10 +135,9 @@ def test_what_a_density_may_be():
         discrepancy.kernel_stein_test(KEY, x[:1], log_prob=normal)
 
 
-@pytest.mark.parametrize("d", [2, 12])
-def test_blocks_of_rows_change_nothing(d, monkeypatch):
+def test_blocks_of_rows_change_nothing(monkeypatch):
     """Values and gradients, with more pairs than fit a block."""
-    x = jax.random.normal(KEY, (40, d))
+    x = jax.random.normal(KEY, (40, 12))
     kernel = kernels.InverseMultiquadric(bandwidth=2.0)
     of = lambda x: discrepancy.kernel_stein(x, log_prob=normal, kernel=kernel, debias=True)
     whole = jax.value_and_grad(of)(x)

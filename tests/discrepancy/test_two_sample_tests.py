@@ -111,14 +111,15 @@ def test_ties_count_against_the_statistic():
         assert test(KEY, np.full((7, 2), 0.1), np.full((3, 2), 0.1)).p_value == 1, name
 
 
-def test_a_bandwidth_rule_is_of_the_pooled_rows():
-    rng = np.random.default_rng(3)
-    x, y = rng.normal(size=(12, 2)), rng.normal(size=(7, 2)) + 3
-    test = discrepancy.mmd_test(KEY, x, y)
-    rows = jnp.asarray(np.concatenate([x, y]))
-    bandwidth = float(kernels.Gaussian().at(rows).bandwidth)
-    matrix = np.exp(-cdist(rows, rows, "sqeuclidean") / (2 * bandwidth**2))
-    np.testing.assert_allclose(test.statistic, squared_mmd(matrix, np.arange(12)), rtol=1e-4)
+def test_the_statistic_is_the_discrepancy():
+    """With the bandwidth of the pooled rows; also for a kernel that depends on where they are."""
+    x, y = jax.random.normal(KEY, (9, 2)) + 3, jax.random.normal(KEY, (7, 2)) + 2
+    for kernel in (kernels.Gaussian(), kernels.Polynomial(degree=2)):
+        test = discrepancy.mmd_test(KEY, x, y, kernel=kernel, num_permutations=19)
+        expected = discrepancy.mmd(x, y, kernel=kernel)
+        np.testing.assert_allclose(test.statistic, expected, rtol=1e-4)
+    energy = discrepancy.energy_test(KEY, x, y, num_permutations=19)
+    np.testing.assert_allclose(energy.statistic, discrepancy.energy_distance(x, y), rtol=1e-4)
 
 
 def test_strata_and_groups():

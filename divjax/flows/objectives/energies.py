@@ -22,7 +22,7 @@ from divjax.flows.protocols import Variation
 from divjax.kernels.protocols import Kernel, check_kernel
 from divjax.kernels.sums import kernel_sums
 
-__all__ = ["KL", "Interaction", "Potential"]
+__all__ = ["KL", "Interaction", "Potential", "as_function"]
 
 
 def _expected_energy(
@@ -50,7 +50,7 @@ def _expected_energy(
     return Variation(weighted_sum(weights, potential), potential, gradient)
 
 
-def _as_function(name: str, function: Callable[..., Array]) -> Callable[..., Array]:
+def as_function(name: str, function: Callable[..., Array]) -> Callable[..., Array]:
     """A callable as a pytree. JAX's placeholders pass: a bare object, None, an axis."""
     if type(function) not in (object, type(None), bool, int):
         check_callable(**{name: function})
@@ -92,7 +92,7 @@ class KL:
     stochastic: bool = static(default=False)
 
     def __post_init__(self):
-        object.__setattr__(self, "log_prob", _as_function("log_prob", self.log_prob))
+        object.__setattr__(self, "log_prob", as_function("log_prob", self.log_prob))
 
     entropy = 1.0
 
@@ -147,7 +147,7 @@ class Potential:
     entropy: ArrayLike = 0.0
 
     def __post_init__(self):
-        object.__setattr__(self, "energy", _as_function("energy", self.energy))
+        object.__setattr__(self, "energy", as_function("energy", self.energy))
         check_nonnegative(entropy=self.entropy)
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> tuple[()]:

@@ -13,6 +13,7 @@ from divjax.flows.objectives.targets import (
     weighted_particles,
 )
 from divjax.flows.protocols import Variation
+from divjax.kernels.means import own_mean
 from divjax.kernels.protocols import Kernel, check_kernel
 from divjax.kernels.sums import kernel_sums
 
@@ -23,11 +24,12 @@ __all__ = ["MMD"]
 class MMD:
     """Half the squared maximum mean discrepancy to samples, F(q) = ½ MMD²(q, p), with no entropy.
 
-    ½ MMD²(q, p) = ½ E k(x, x′) − E k(x, y) + ½ E k(y, y′) for x, x′ ~ q and y, y′ ~ p. The first
-    variation is the witness function ∫ k(·, x) dq(x) − ∫ k(·, y) dp(y). With `kernels.Energy()` F
-    is half the energy distance's square, E‖x−y‖ − ½E‖x−x′‖ − ½E‖y−y′‖, which needs no bandwidth and
-    attracts particles from far away. The recorded value is the V-statistic (a biased estimate, at
-    least zero up to rounding, exact for the two empirical measures).
+    ½ MMD²(q, p) = ½ E k(x, x′) − E k(x, y) + ½ E k(y, y′) for x, x′ ~ q and y, y′ ~ p, half of
+    `discrepancy.mmd`, so that the first variation is the witness function itself,
+    ∫ k(·, x) dq(x) − ∫ k(·, y) dp(y), which is `discrepancy.witness`. With `kernels.Energy()` F
+    is half of `discrepancy.energy_distance`, E‖x−y‖ − ½E‖x−x′‖ − ½E‖y−y′‖, which needs no bandwidth
+    and attracts particles from far away. The recorded value is the V-statistic (a biased estimate,
+    at least zero up to rounding, exact for the two empirical measures).
 
     Attributes:
         samples: draws y from p, of shape (m, d) (an array, a list or a frame of numbers), or a
@@ -68,10 +70,9 @@ class MMD:
         """The resolved kernel and the samples' self-term, both constant along a flow."""
         y = target_rows(self.samples, particles).y
         kernel, _ = self.kernel.resolve(y, self.kernel.init(y))
-        uniform = jnp.full((y.shape[0], 1), 1 / y.shape[0], y.dtype)
-        # E k(y, y′) with the terms i = j, as in the V-statistic. No gradient sums: zero columns.
-        row_means, _ = kernel_sums(kernel, y, None, uniform, uniform[:, :0])
-        return kernel, jnp.mean(row_means)
+        # E k(y, y′) with the terms i = j, as in the V-statistic.
+        uniform = jnp.full(y.shape[0], 1 / y.shape[0], y.dtype)
+        return kernel, own_mean(kernel, y, uniform, debias=False)
 
     def __call__(
         self,

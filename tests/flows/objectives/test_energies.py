@@ -220,9 +220,9 @@ def test_samples_as_researchers_hold_them():
 
 
 MISTAKES = {
-    "kernel must be a kernel": lambda y: flows.MMD(y, lambda a, b: -jnp.sum((a - b) ** 2)),  # pyright: ignore[reportOperatorIssue]
+    "kernel must be a radial kernel": lambda y: flows.MMD(y, lambda a, b: -jnp.sum((a - b) ** 2)),  # pyright: ignore[reportOperatorIssue]
     "kernel must be an instance; got the class Energy": lambda y: flows.MMD(y, kernels.Energy),
-    "kernel must be a kernel such": lambda y: flows.Interaction("rbf"),
+    "kernel must be a radial kernel such": lambda y: flows.Interaction("rbf"),
     "log_prob must be a function": lambda y: flows.KL(y),
     "log_prob must be a function; got Gaussian": lambda y: flows.KL(
         problems.two_component_targets()[0]  # the mixture, not its density

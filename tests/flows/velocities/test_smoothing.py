@@ -162,7 +162,7 @@ def test_regularization_must_be_positive():
 def test_a_kernel_that_cannot_smooth_is_refused(velocity):
     with pytest.raises(ValueError, match=r"kernel must be positive definite .* got Energy"):
         velocity(kernels.Energy())
-    with pytest.raises(ValueError, match=r"kernel must be a kernel such .* got 'rbf'"):
+    with pytest.raises(ValueError, match=r"kernel must be a radial kernel such .* got 'rbf'"):
         velocity("rbf")
 
 

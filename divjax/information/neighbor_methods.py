@@ -1,0 +1,310 @@
+"""Information from nearest neighbours: Kraskov's estimators, and one for mixed variables.
+
+Within the distance ρ to a point's k-th neighbour in all variables there are n_g other points in the
+variables of a group g, and E ψ(n_g + 1) − ψ(n) is about the logarithm of their probability. The
+volumes of the neighbourhoods cancel in a sum of entropies whose signs cancel for every variable.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.scipy.special import digamma
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from divjax.core.checks import check_choice, check_count, check_full_precision
+from divjax.core.differentiation import refuse_derivatives
+from divjax.core.numerics import if_needed, nan_unless
+from divjax.core.pytrees import pytree, static
+from divjax.core.types import Estimate, normal_estimate, summary
+from divjax.information.entropy_sums import EntropySum
+from divjax.information.joint_neighbors import JointNeighbors, in_like_units, joint_neighbors
+from divjax.information.range_counts import counts_within
+
+__all__ = ["KSG", "DependenceDiagnostics", "MixedNeighbors"]
+
+# A variable of which more rows share a value is not continuous. Rounding to float32 makes a few.
+_REPEATED = 0.05
+
+# Distances between discrete values are equal up to this multiple of epsilon.
+_ROUNDING_ULPS = 16
+
+_NO_DERIVATIVE = (
+    "counts of neighbours are piecewise constant in the samples: their derivative is zero or "
+    "undefined. Differentiate information.Gaussian() or a bound of divjax.ratio.bounds instead."
+)
+
+
+@pytree
+class DependenceDiagnostics:
+    """Diagnostics of an estimate from nearest neighbours.
+
+    Attributes:
+        terms: each row's term, whose mean is the value.
+        repeated: the largest share of rows that have a feature's value in common with another row,
+            over the features that are not constant.
+        zero_distances: the number of rows that coincide with their k-th neighbour in all variables.
+        suitable: whether the method is meant for such variables. If it is False for `KSG`, use
+            `MixedNeighbors`.
+    """
+
+    terms: Float[Array, " n"]
+    repeated: Float[Array, ""]
+    zero_distances: Int[Array, ""]
+    suitable: Bool[Array, ""]
+
+    def check(self) -> "DependenceDiagnostics":
+        """The diagnostics; raises `RuntimeError` unless `suitable`. Traced ones pass."""
+        if not isinstance(self.suitable, Tracer) and not bool(jnp.all(self.suitable)):
+            raise RuntimeError(
+                "a variable has repeated values, which KSG's neighbours do not expect: use "
+                "information.MixedNeighbors."
+            )
+        return self
+
+    __repr__ = summary
+
+
+class _Sample(NamedTuple):
+    """The variables in like units, and the neighbours in all of them.
+
+    Attributes:
+        variables: constant features are zero.
+        neighbors: k + 1 of each row.
+        finite: whether all values were finite.
+    """
+
+    variables: tuple[Float[Array, "n _"], ...]
+    neighbors: JointNeighbors
+    finite: Bool[Array, ""]
+
+
+def _prepared(variables: tuple[Float[Array, "n _"], ...], k: int) -> _Sample:
+    n = variables[0].shape[0]
+    for variable in variables:
+        check_full_precision("a variable", variable)
+    if n < k + 2:
+        raise ValueError(
+            f"there must be at least k + 2 = {k + 2} rows, for k neighbours and the next; got {n}."
+        )
+    variables = jax.lax.stop_gradient(refuse_derivatives(variables, _NO_DERIVATIVE))
+    finite = jnp.stack([jnp.isfinite(variable).all() for variable in variables]).all()
+    variables = tuple(map(in_like_units, variables))
+    # The first features of all variables come first: the search sorts by the first two columns.
+    widths = range(max(variable.shape[1] for variable in variables))
+    columns = [v[:, i] for i in widths for v in variables if i < v.shape[1]]
+    return _Sample(variables, joint_neighbors(jnp.stack(columns, axis=1), k + 1), finite)
+
+
+def _counts(
+    sample: _Sample, group: tuple[int, ...], radii: list[Float[Array, " n"]]
+) -> Int[Array, " n"]:
+    """The other points within the radius of each variable of the group."""
+    members = [sample.variables[i] for i in group]
+    widened = [jnp.broadcast_to(radii[i][:, None], sample.variables[i].shape) for i in group]
+    return counts_within(jnp.concatenate(members, axis=1), jnp.concatenate(widened, axis=1))
+
+
+def _below(radii: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The next smaller radii: at most these is less than the radii."""
+    return jnp.where(radii > 0, jnp.nextafter(radii, jnp.zeros_like(radii)), -1)
+
+
+def _estimate(
+    terms: Float[Array, " n"],
+    sample: _Sample,
+    measure: EntropySum,
+    suitable: Bool[Array, ""],
+    repeated: Float[Array, ""],
+    confidence_level: ArrayLike,
+) -> Estimate:
+    """The mean of the terms, and its jackknife standard error."""
+    n, k = terms.shape[0], sample.neighbors.index.shape[1] - 1
+    distances, index = sample.neighbors
+    last, following = distances[:, k - 1], distances[:, k]
+    # If one of its k neighbours is left out, a row's distance grows to that of the next one. The
+    # counts in a group grow with the power of its features, and the powers cancel but for those of
+    # all features. Features in which the neighbour agrees are discrete there, and do not count.
+    neighbor = index[:, k - 1]
+    steps = jnp.concatenate([v - v[neighbor] for v in sample.variables], axis=1)
+    features = jnp.sum(steps != 0, axis=1).astype(terms.dtype)
+    grows = (last > 0) & jnp.isfinite(following)
+    ratio = jnp.where(grows, following, 1) / jnp.where(grows, last, 1)
+    rise = -measure.signs[-1] * features * jnp.log(ratio)
+    influence = terms.at[index[:, :k]].add(rise[:, None])
+    std_error = jnp.sqrt(jnp.var(influence, ddof=1) / n)
+    value = nan_unless(sample.finite, jnp.mean(terms))
+    diagnostics = DependenceDiagnostics(
+        terms, repeated, jnp.sum(last == 0, dtype=jnp.int32), suitable
+    )
+    # A constant variable has no information about others, and that is no estimate.
+    varying = sum(jnp.any(v != 0).astype(jnp.int32) for v in sample.variables)
+    std_error = jnp.where(varying < 2, 0, std_error)
+    std_error = nan_unless(suitable & sample.finite, std_error)
+    return normal_estimate(value, std_error, n, diagnostics, confidence_level)
+
+
+def _repeated(variables: tuple[Float[Array, "n _"], ...]) -> Float[Array, ""]:
+    """The largest share of rows that have a feature's value in common with others."""
+    z = jnp.sort(jnp.concatenate(variables, axis=1), axis=0)
+    same = z[1:] == z[:-1]
+    none = jnp.zeros_like(same[:1])
+    shared = jnp.concatenate([none, same]) | jnp.concatenate([same, none])
+    constant = jnp.all(same, axis=0)
+    return jnp.max(jnp.where(constant, 0, jnp.mean(shared.astype(z.dtype), axis=0)))
+
+
+@pytree
+class KSG:
+    """Information between continuous variables by k-th neighbours.
+
+    With ρ_i the distance of row i to its k-th neighbour in all variables, the largest difference
+    of a feature in units of standard deviations, and n_x, n_y the numbers of other rows nearer
+    than ρ_i in x and in y alone, algorithm 1 is
+
+        I = ψ(k) + ψ(n) − (1/n) Σ_i [ψ(n_x + 1) + ψ(n_y + 1)].
+
+    Algorithm 2 counts within the largest difference of the k neighbours in each variable, which has
+    less bias and more variance: I = ψ(k) − 1/k + ψ(n) − (1/n) Σ_i [ψ(n_x) + ψ(n_y)]. In other
+    measures a group of m variables has ψ(n_g) − (m − 1)/n_g.
+
+    The bias is small if the density is nearly constant within ρ. It is about zero for independent
+    variables, and negative for strong dependence, many features or heavy tails: mutual information
+    cannot exceed ψ(n) − ψ(k). It is not covered by the interval. A larger k has less variance and
+    more bias.
+
+    Ties count as they are: rows at a distance of exactly ρ_i are not nearer than ρ_i. A variable
+    with repeated values is flagged: `diagnostics.suitable` is False, the standard error and the
+    interval are NaN, and `MixedNeighbors` is the method to use. A constant variable carries no
+    information.
+
+    Attributes:
+        k: the rank of the neighbour, static, at most n − 2.
+        algorithm: 1 or 2, static.
+
+    Raises:
+        ValueError: if k is not positive, or the algorithm neither 1 nor 2.
+
+    References:
+        Kraskov, Stögbauer, Grassberger 2004, equations 8, 9, 23 and 30. Frenzel, Pompe 2007,
+        equation 5: the conditional one. Wibral, Vicente, Lindner 2014: the corrections of
+        conditional information by algorithm 2. Efron, Stein 1981: the jackknife's variance is not
+        too small on average.
+    """
+
+    k: int = static(default=3)
+    algorithm: int = static(default=1)
+
+    def __post_init__(self):
+        check_count(1, k=self.k)
+        check_choice((1, 2), algorithm=self.algorithm)
+
+    def estimate(
+        self,
+        variables: tuple[Float[Array, "n _"], ...],
+        measure: EntropySum,
+        confidence_level: ArrayLike,
+    ) -> Estimate:
+        """The sum of entropies; see `mutual_information` for the standard error."""
+        sample = _prepared(variables, self.k)
+        terms = (self._by_cubes if self.algorithm == 1 else self._by_boxes)(sample, measure)
+        repeated = _repeated(sample.variables)
+        suitable = repeated <= _REPEATED
+        return _estimate(terms, sample, measure, suitable, repeated, confidence_level)
+
+    def _by_cubes(self, sample: _Sample, measure: EntropySum) -> Float[Array, " n"]:
+        radius = _below(sample.neighbors.distances[:, self.k - 1])
+        radii, dtype = [radius] * len(sample.variables), radius.dtype
+        *groups, _ = measure.groups
+        *signs, sign = measure.signs
+        total = digamma(jnp.asarray(radius.shape[0], dtype))
+        terms = sign * (total - digamma(jnp.asarray(self.k, dtype)))
+        for group, sign in zip(groups, signs, strict=True):
+            counts = _counts(sample, group, radii)
+            terms = terms + sign * (total - digamma((counts + 1).astype(dtype)))
+        return terms
+
+    def _by_boxes(self, sample: _Sample, measure: EntropySum) -> Float[Array, " n"]:
+        n, dtype = sample.variables[0].shape[0], sample.variables[0].dtype
+        index = sample.neighbors.index[:, : self.k]
+        radii = [
+            jnp.max(jnp.abs(variable[index] - variable[:, None]), axis=(1, 2))
+            for variable in sample.variables
+        ]
+        # A variable that is constant has no sides.
+        sides = [jnp.any(variable != 0).astype(dtype) for variable in sample.variables]
+        total, terms = digamma(jnp.asarray(n, dtype)), jnp.zeros(n, dtype)
+        for group, sign in zip(measure.groups, measure.signs, strict=True):
+            everything = group == measure.groups[-1]
+            counts = jnp.full(n, self.k) if everything else _counts(sample, group, radii)
+            counts = jnp.maximum(counts, 1).astype(dtype)
+            num_sides = sum(sides[i] for i in group)
+            entropy = total - digamma(counts) + (num_sides - 1) / counts
+            terms = terms + sign * jnp.where(num_sides > 0, entropy, 0)
+        return terms
+
+
+@pytree
+class MixedNeighbors:
+    """Information between variables that are discrete, continuous, or both in parts.
+
+    As `KSG` where one row alone is at the k-th distance ρ_i. Where several rows are at the
+    distance ρ_i, such as ρ_i = 0 among copies, all of them are neighbours, and the row counts with
+    them, as among the rows of a cell of a table:
+
+        ψ(k̃ + 1) + ψ(n) − ψ(n_x + 1) − ψ(n_y + 1),
+
+    with k̃, n_x and n_y the numbers of other rows at a distance of at most ρ_i. For discrete
+    variables this is the plug-in estimate with ψ for the logarithm, whose bias is smaller.
+
+    The paper has log(n_x + 1) for ψ, which does not become Kraskov's estimate for continuous
+    variables, and its authors' code counts as is done here. Other measures are treated alike.
+
+    Features are in units of their standard deviations. Categories should be coded so that
+    neighbouring codes are alike, or as one feature for each.
+
+    Attributes:
+        k: the rank of the neighbour, static, at most n − 2.
+
+    Raises:
+        ValueError: if k is not positive.
+
+    References:
+        Gao, Kannan, Oh, Viswanath 2017, algorithm 1. Mesner, Shalizi 2021: the conditional one.
+        Ross 2014: one discrete and one continuous variable.
+    """
+
+    k: int = static(default=3)
+
+    def __post_init__(self):
+        check_count(1, k=self.k)
+
+    def estimate(
+        self,
+        variables: tuple[Float[Array, "n _"], ...],
+        measure: EntropySum,
+        confidence_level: ArrayLike,
+    ) -> Estimate:
+        """The sum of entropies; see `mutual_information` for the standard error."""
+        sample = _prepared(variables, self.k)
+        distances = sample.neighbors.distances
+        radius, dtype = distances[:, self.k - 1], distances.dtype
+        # Distances between levels that are equal in other units are equal up to rounding.
+        rounding = _ROUNDING_ULPS * jnp.finfo(dtype).eps * radius
+        rounded = radius + rounding
+        tied = (radius == 0) | (distances[:, self.k] <= rounded)
+        radii = [jnp.where(tied, rounded, radius - rounding)] * len(variables)
+        *groups, everything = measure.groups
+        *signs, sign = measure.signs
+        # The neighbours of rows with ties are counted only if there are such rows.
+        count = lambda _: _counts(sample, everything, radii)
+        neighbors = if_needed(jnp.any(tied), count, jnp.zeros(len(radius), jnp.int32))
+        neighbors = jnp.where(tied, neighbors + 1, self.k)
+        total = digamma(jnp.asarray(len(radius), dtype))
+        terms = sign * (total - digamma(neighbors.astype(dtype)))
+        for group, sign in zip(groups, signs, strict=True):
+            counts = _counts(sample, group, radii)
+            terms = terms + sign * (total - digamma((counts + 1).astype(dtype)))
+        repeated = _repeated(sample.variables)
+        return _estimate(terms, sample, measure, jnp.array(True), repeated, confidence_level)

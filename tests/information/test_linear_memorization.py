@@ -1,0 +1,61 @@
+"""Fitted Gaussians in large dimension against SciPy's special functions and simulation."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+
+from divjax.information import linear_memorization
+
+
+def mean_root(load):
+    """E √λ of the Marchenko–Pastur law with ratio c = 1/load: ₂F₁(−½, ½; 2; c) for c ≤ 1."""
+    c = 1 / load
+    moment = lambda c: scipy.special.hyp2f1(-0.5, 0.5, 2, c)
+    return moment(c) if c <= 1 else c**-0.5 * moment(1 / c)
+
+
+def test_bulk_distance_is_a_hypergeometric_function():
+    loads = np.array([0.01, 0.1, 0.5, 0.9, 1.0, 1.1, 2.0, 20.0, 1e4])
+    expected = [2 - 2 * mean_root(load) for load in loads]
+    with jax.enable_x64(True):
+        found = linear_memorization.bulk_distance(loads)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-10)
+    np.testing.assert_allclose(linear_memorization.bulk_distance(loads), expected, rtol=2e-5)
+    np.testing.assert_allclose(linear_memorization.bulk_distance(1e4), 1 / 4e4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("load", [0.5, 2.0])
+def test_simulation(load):
+    """d = 300 with a spike of 3: the corrections are of order 1/d for the bulk."""
+    d, spike = 300, 3.0
+    n = int(load * d)
+    bulk, overlap = [], []
+    for seed in range(8):
+        x = np.random.default_rng(seed).normal(size=(n, d))
+        eigenvalues = np.maximum(np.linalg.eigvalsh(x.T @ x / n), 0)
+        bulk.append(np.mean((np.sqrt(eigenvalues) - 1) ** 2))
+        x[:, 0] *= np.sqrt(1 + spike)
+        overlap.append(np.linalg.eigh(x.T @ x / n)[1][0, -1] ** 2)
+    expected = linear_memorization.bulk_distance(load)
+    np.testing.assert_allclose(np.mean(bulk), expected, rtol=0.01)
+    expected = linear_memorization.eigenvector_overlap(spike, load)
+    assert abs(np.mean(overlap) - expected) < 3 * np.std(overlap, ddof=1) / np.sqrt(8) + 10 / d
+
+
+def test_the_transition():
+    """At load 1/θ²: below it nothing is visible."""
+    overlap = linear_memorization.eigenvector_overlap(3.0, np.array([0.05, 1 / 9, 0.2, 5.0, 1e6]))
+    assert overlap[0] == 0
+    assert abs(overlap[1]) < 1e-6
+    np.testing.assert_allclose(overlap[2], (1 - 5 / 9) / (1 + 5 / 3), rtol=1e-5)
+    np.testing.assert_allclose(overlap[3], 0.917, atol=1e-3)
+    np.testing.assert_allclose(overlap[4], 1, rtol=1e-5)
+
+
+def test_inputs():
+    with pytest.raises(ValueError, match="load must be positive"):
+        linear_memorization.bulk_distance(0.0)
+    with pytest.raises(ValueError, match="spike must be positive"):
+        linear_memorization.eigenvector_overlap(-1.0, 1.0)
+    assert np.isnan(jax.jit(linear_memorization.bulk_distance)(-1.0))
