@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from divjax.core.checks import check_shape
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.samples import Numbers
+from divjax.kernels.bandwidth import MedianDistance
 from divjax.kernels.log_means import log_mean_of_pairs, log_own_mean, log_sum
 from divjax.kernels.means import about_origin, block_values
 from divjax.kernels.pooled import TwoMeasures, TwoSamples, as_measures, resolved_at, two_samples
@@ -32,7 +33,7 @@ def cauchy_schwarz(
     a: Float[Numbers, " n"] | None = None,
     b: Float[Numbers, " m"] | None = None,
     *,
-    kernel: GramKernel = Gaussian(),
+    kernel: GramKernel = Gaussian(MedianDistance()),
     debias: bool = False,
 ) -> Float[Array, ""]:
     """The Cauchy–Schwarz divergence log E k(X, X′) + log E k(Y, Y′) − 2 log E k(X, Y).
@@ -102,8 +103,8 @@ def conditional_cauchy_schwarz(
     a: Float[Numbers, " n"] | None = None,
     b: Float[Numbers, " m"] | None = None,
     *,
-    kernel: GramKernel = Gaussian(),
-    response_kernel: GramKernel = Gaussian(),
+    kernel: GramKernel = Gaussian(MedianDistance()),
+    response_kernel: GramKernel = Gaussian(MedianDistance()),
 ) -> Float[Array, ""]:
     """The Cauchy–Schwarz divergence of p(y|x) from q(y|x), from paired rows of each.
 

@@ -12,6 +12,7 @@ from divjax.core.numerics import at_least_single, matmul
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.samples import Numbers, as_samples
 from divjax.core.simplex import mass_of_distinct_pairs
+from divjax.kernels.bandwidth import MedianDistance
 from divjax.kernels.pooled import TwoSamples, as_measures, pooled_rows, two_samples
 from divjax.kernels.protocols import SpectralKernel
 from divjax.kernels.radial import Gaussian
@@ -26,7 +27,7 @@ def characteristic_function_distance(
     a: Float[Numbers, " n"] | None = None,
     b: Float[Numbers, " m"] | None = None,
     *,
-    kernel: SpectralKernel = Gaussian(),
+    kernel: SpectralKernel = Gaussian(MedianDistance()),
     num_frequencies: int = 512,
     frequencies: Float[Numbers, "k d"] | None = None,
     debias: bool = False,

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from divjax.core.checks import check_same_features
 from divjax.core.numerics import at_least_single, matmul
 from divjax.core.samples import Numbers, as_samples, centered_samples, check_distinguishable
+from divjax.kernels.bandwidth import MedianDistance
 from divjax.kernels.means import map_kernel_rows, mean_of_pairs, own_mean
 from divjax.kernels.pooled import (
     TwoMeasures,
@@ -38,7 +39,7 @@ def mmd(
     a: Float[Numbers, " n"] | None = None,
     b: Float[Numbers, " m"] | None = None,
     *,
-    kernel: GramKernel = Gaussian(),
+    kernel: GramKernel = Gaussian(MedianDistance()),
     debias: bool = False,
 ) -> Float[Array, ""]:
     """The squared maximum mean discrepancy, MMD² = E k(X, X′) + E k(Y, Y′) − 2 E k(X, Y).
@@ -59,8 +60,8 @@ def mmd(
     is that of the witness.
 
     A bandwidth rule is evaluated once, at the rows of both samples with weight, and is a constant
-    to differentiation. That bandwidth depends on the samples and, for `Median`, falls like
-    1/√log n with their size: give a number where values are to be compared.
+    to differentiation. By default it is the median distance, which the samples determine: give a
+    number where values are to be compared.
 
     Time O((n + m)² d), memory one block of the budget of `divjax.core.pairwise`. Derivatives of
     every order, finite at coincident points and at weights of zero.
@@ -114,7 +115,7 @@ def witness(
     a: Float[Numbers, " n"] | None = None,
     b: Float[Numbers, " m"] | None = None,
     *,
-    kernel: GramKernel = Gaussian(),
+    kernel: GramKernel = Gaussian(MedianDistance()),
 ) -> Float[Array, " k"]:
     """Where two samples differ: Σ_i a_i k(z, x_i) − Σ_j b_j k(z, y_j), the witness of their MMD.
 

@@ -14,6 +14,7 @@ from divjax.core.pairwise import map_row_blocks
 from divjax.core.samples import Numbers
 from divjax.core.types import Estimate, normal_estimate
 from divjax.discrepancy.kernel_means import squared_discrepancy
+from divjax.kernels.bandwidth import MedianDistance
 from divjax.kernels.means import map_kernel_rows
 from divjax.kernels.pooled import TwoMeasures, TwoSamples, as_measures, resolved_at, two_samples
 from divjax.kernels.protocols import GramKernel
@@ -29,7 +30,7 @@ def mmd_estimate(
     x: Float[Numbers, "n d"],
     y: Float[Numbers, "m d"],
     *,
-    kernel: GramKernel = Gaussian(),
+    kernel: GramKernel = Gaussian(MedianDistance()),
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """The population's MMD² by the U-statistic of all pairs, with its standard error.
@@ -193,7 +194,7 @@ def mmd_block(
     x: Float[Numbers, "n d"],
     y: Float[Numbers, "m d"],
     *,
-    kernel: GramKernel = Gaussian(),
+    kernel: GramKernel = Gaussian(MedianDistance()),
     block_size: int | None = None,
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
@@ -209,7 +210,7 @@ def mmd_block(
         x: independent samples of p, in random order.
         y: independent samples of q, in random order.
         kernel: a kernel of `divjax.kernels`, or one's own. A bandwidth rule is evaluated at both
-            samples together, in O((n + m)²) time for `Median` and O(n + m) for `Mean`.
+            samples together, in O((n + m)²) time for `MedianDistance` and O(n + m) for `Mean`.
         block_size: B, a static integer of at least 2, ⌊√min(n, m)⌋ by default. Rows beyond the last
             whole block are left out.
         confidence_level: the level of the confidence interval.

@@ -12,6 +12,7 @@ from divjax.core.samples import Numbers, as_samples, centered_samples, check_dis
 from divjax.core.types import status_of
 from divjax.discrepancy.relabelled_samples import at_least_two_rows, pooled_rows
 from divjax.inference.hypothesis import TestResult
+from divjax.kernels.bandwidth import MedianDistance
 from divjax.kernels.means import map_kernel_rows
 from divjax.kernels.pooled import resolved_at_rows
 from divjax.kernels.protocols import GramKernel, check_gram_kernel, is_radial
@@ -28,7 +29,7 @@ def relative_mmd_test(
     y: Float[Numbers, "m d"],
     z: Float[Numbers, "l d"],
     *,
-    kernel: GramKernel = Gaussian(),
+    kernel: GramKernel = Gaussian(MedianDistance()),
 ) -> TestResult:
     """A test of whether samples y are nearer to x than samples z are, against that z are nearer.
 

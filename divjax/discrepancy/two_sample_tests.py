@@ -20,6 +20,7 @@ from divjax.discrepancy.relabelled_samples import (
     with_sizes,
 )
 from divjax.inference.hypothesis import TestResult, compared_with_null
+from divjax.kernels.bandwidth import MedianDistance
 from divjax.kernels.pooled import resolved_at_rows
 from divjax.kernels.protocols import GramKernel
 from divjax.kernels.radial import Energy, Gaussian
@@ -32,7 +33,7 @@ def mmd_test(
     x: Float[Numbers, "n d"],
     y: Float[Numbers, "m d"],
     *,
-    kernel: GramKernel = Gaussian(),
+    kernel: GramKernel = Gaussian(MedianDistance()),
     num_permutations: int = 999,
     strata: tuple[Int[Numbers, " n"], Int[Numbers, " m"]] | None = None,
     groups: tuple[Int[Numbers, " n"], Int[Numbers, " m"]] | None = None,

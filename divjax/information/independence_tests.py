@@ -36,6 +36,7 @@ from divjax.information.pair_sums import (
     pair_sums,
 )
 from divjax.information.paired_rows import PairedRows, masses_of, paired_rows
+from divjax.kernels.bandwidth import MedianDistance
 from divjax.kernels.protocols import GramKernel
 from divjax.kernels.radial import Gaussian
 
@@ -58,8 +59,8 @@ def hsic_test(
     x: Float[Numbers, "n d"],
     y: Float[Numbers, "n e"],
     *,
-    kernel_x: GramKernel = Gaussian(),
-    kernel_y: GramKernel = Gaussian(),
+    kernel_x: GramKernel = Gaussian(MedianDistance()),
+    kernel_y: GramKernel = Gaussian(MedianDistance()),
     null: str = "permutations",
     num_permutations: int = 999,
     rank: int | None = None,

@@ -26,6 +26,7 @@ from divjax.information.paired_rows import (
     paired_rows,
     usable_rows,
 )
+from divjax.kernels.bandwidth import MedianDistance
 from divjax.kernels.protocols import GramKernel, check_gram_kernel, is_radial
 from divjax.kernels.radial import Gaussian
 
@@ -37,8 +38,8 @@ def hsic(
     y: Float[Numbers, "n e"],
     weights: Float[Numbers, " n"] | None = None,
     *,
-    kernel_x: GramKernel = Gaussian(),
-    kernel_y: GramKernel = Gaussian(),
+    kernel_x: GramKernel = Gaussian(MedianDistance()),
+    kernel_y: GramKernel = Gaussian(MedianDistance()),
     debias: bool = False,
 ) -> Float[Array, ""]:
     """The Hilbert–Schmidt independence criterion of paired rows: zero if they are independent.
@@ -147,8 +148,8 @@ def cauchy_schwarz_mutual_information(
     y: Float[Numbers, "n e"],
     weights: Float[Numbers, " n"] | None = None,
     *,
-    kernel_x: GramKernel = Gaussian(),
-    kernel_y: GramKernel = Gaussian(),
+    kernel_x: GramKernel = Gaussian(MedianDistance()),
+    kernel_y: GramKernel = Gaussian(MedianDistance()),
     normalized: bool = False,
     base: ArrayLike | None = None,
 ) -> Float[Array, ""]:

@@ -14,12 +14,12 @@ from divjax.information.spectral_functions import (
     renyi_of_spectrum,
     spectral_function,
 )
-from divjax.kernels import Gaussian, Kernel
+from divjax.kernels import Gaussian, Kernel, MedianDistance
 from divjax.kernels.protocols import check_kernel
 
 __all__ = ["matrix_renyi_entropy", "matrix_renyi_mutual_information", "von_neumann_entropy"]
 
-_GAUSSIAN = Gaussian()
+_GAUSSIAN = Gaussian(MedianDistance())
 
 
 def von_neumann_entropy(

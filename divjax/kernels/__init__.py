@@ -1,6 +1,12 @@
 """Kernels between points, their bandwidth rules, and their weighted sums and means."""
 
-from divjax.kernels.bandwidth import BandwidthRule, Mean, Median, MultiScale
+from divjax.kernels.bandwidth import (
+    BandwidthRule,
+    Mean,
+    Median,
+    MedianDistance,
+    MultiScale,
+)
 from divjax.kernels.inner_product import Polynomial
 from divjax.kernels.matern import Matern
 from divjax.kernels.means import kernel_mean
@@ -21,6 +27,7 @@ __all__ = [
     "Matern",
     "Mean",
     "Median",
+    "MedianDistance",
     "MultiScale",
     "Polynomial",
     "SpectralKernel",

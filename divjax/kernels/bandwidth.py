@@ -21,7 +21,7 @@ from divjax.core.pairwise import coincidence_distance, common_center
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, as_samples, centered_samples
 
-__all__ = ["BandwidthRule", "Mean", "Median", "MultiScale"]
+__all__ = ["BandwidthRule", "Mean", "Median", "MedianDistance", "MultiScale"]
 
 
 @runtime_checkable
@@ -73,11 +73,16 @@ def _mean_squared(x: Float[Array, "n d"]) -> Float[Array, ""]:
 
 
 def _bandwidth(
-    squared: Float[Array, ""], rescaled: _Rescaled, dtype: DTypeLike
+    squared: Float[Array, ""], rescaled: _Rescaled, dtype: DTypeLike, divisor: float
 ) -> Float[Array, ""]:
-    """σ with σ² = squared / (2 log(n+1)), or 1 if all particles coincide; NaN stays NaN."""
-    length = jnp.sqrt(squared / (2 * math.log(rescaled.x.shape[0] + 1.0))) * rescaled.unit
+    """σ with σ² = squared / divisor, or 1 if all particles coincide; NaN stays NaN."""
+    length = jnp.sqrt(squared / divisor) * rescaled.unit
     return jnp.where(squared <= rescaled.coincident, 1, length).astype(dtype)
+
+
+def _of_flow(num_particles: int) -> float:
+    """2 log(n+1): a particle's kernel values with all others sum to about one."""
+    return 2 * math.log(num_particles + 1.0)
 
 
 @pytree
@@ -108,7 +113,8 @@ class Mean:
         """The bandwidth."""
         (x,) = centered_samples(x=x)[1:]
         rescaled = _rescale(x)
-        return _bandwidth(_mean_squared(rescaled.x), rescaled, x.dtype), state
+        divisor = _of_flow(x.shape[0])
+        return _bandwidth(_mean_squared(rescaled.x), rescaled, x.dtype, divisor), state
 
 
 # The logarithm of the last median, and its change.
@@ -181,7 +187,39 @@ class Median:
         # A large change, such as the first, which is from a guess, is not extrapolated.
         small = jnp.abs(log_median - last) < 0.1
         state = (log_median, jnp.where(small, log_median - last, 0))
-        return _bandwidth(squared, rescaled, x.dtype), state
+        return _bandwidth(squared, rescaled, x.dtype, self._divisor(x.shape[0])), state
+
+    def _divisor(self, num_rows: int) -> float:
+        return _of_flow(num_rows)
+
+
+@pytree
+class MedianDistance(Median):
+    """The median heuristic of two-sample tests, σ = median_{i<j} ‖x_i − x_j‖.
+
+    Found and differentiated as `Median`, which divides σ² by 2 log(n+1) for the particles of a
+    flow. This one is a length of the distribution, which does not shrink with the number of rows:
+    the default of discrepancies and of measures of dependence. It is wide: differences at scales
+    far below the distances of rows are not seen by it.
+
+    Attributes:
+        tolerance: the relative error allowed in the median of the squared distances.
+
+    Raises:
+        ValueError: if `tolerance` is not a positive number.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> rule, x = MedianDistance(), jnp.array([[0.0], [1.0], [3.0]])
+        >>> round(float(rule(x, rule.init(x))[0]), 2)
+        2.0
+
+    References:
+        Gretton, Borgwardt, Rasch, Schölkopf, Smola 2012, section 8.
+    """
+
+    def _divisor(self, num_rows: int) -> float:
+        return 1.0
 
 
 @pytree

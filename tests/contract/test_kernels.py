@@ -43,6 +43,9 @@ ROWS = {
         "equivariant",
         smooth=False,
     ),
+    "kernels.MedianDistance": Row(
+        kernels.Gaussian(bandwidth=kernels.MedianDistance()), _kernel, "equivariant", smooth=False
+    ),
     "kernels.Mean": Row(
         kernels.Gaussian(bandwidth=kernels.Mean()), _kernel, "equivariant", smooth=False
     ),

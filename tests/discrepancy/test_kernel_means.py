@@ -128,7 +128,7 @@ def test_flows_move_along_half_of_it():
 
 def test_one_bandwidth_serves_all_terms():
     x, y, a, b = samples()
-    kernel = kernels.Gaussian().at(np.concatenate([x, y]))
+    kernel = kernels.Gaussian(kernels.MedianDistance()).at(np.concatenate([x, y]))
     found = discrepancy.mmd(x, y, a, b)
     np.testing.assert_allclose(found, discrepancy.mmd(x, y, a, b, kernel=kernel), rtol=1e-6)
     # It is a constant to differentiation.

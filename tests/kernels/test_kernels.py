@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.spatial.distance
 from scipy.spatial.distance import cdist, pdist
 
 from divjax import kernels
@@ -439,3 +440,16 @@ def test_an_exponent_out_of_range_has_no_value_at_coincident_points(exponent):
     kernel = lambda exponent: kernels.InverseMultiquadric(1.0, exponent)(jnp.zeros((2, 2)))
     assert jnp.isnan(jax.jit(kernel)(exponent)).all()
     assert (jax.jit(kernel)(0.5) == 1).all()
+
+
+@pytest.mark.parametrize("n", [30, 300])
+def test_the_median_distance_does_not_shrink_with_the_rows(n):
+    """The lower median of all pairs' distances, by SciPy."""
+    x = np.random.default_rng(n).normal(size=(n, 3))
+    distances = np.sort(scipy.spatial.distance.pdist(x))
+    lower = distances[(len(distances) - 1) // 2]
+    rule = kernels.MedianDistance()
+    np.testing.assert_allclose(rule(x, rule.init(x))[0], lower, rtol=2e-3)
+    # All rows in one place have no scale: that of a kernel without one.
+    same = np.ones((n, 3))
+    assert rule(same, rule.init(same))[0] == 1
