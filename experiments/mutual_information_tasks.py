@@ -170,7 +170,9 @@ def names_of(results: Results) -> list[str]:
     """All estimators, in the order in which they first occur."""
     names = {}
     for arrays in results.values():
-        names |= dict.fromkeys(key.removesuffix(" seconds") for key in arrays if "seconds" in key)
+        names |= dict.fromkeys(
+            key.removesuffix(" seconds") for key in arrays if key.endswith(" seconds")
+        )
     return list(names)
 
 
