@@ -14,7 +14,7 @@ scikit-learn's 8 × 8 digits, of which q lacks the class 8. `fashion`: Fashion-M
 q: no column differs alone.
 
 The tests: `mmd_test` with the median bandwidth, `energy_test` and `aggregated_mmd_test` of
-`divjax.discrepancy`; `ratio.ClassifierRatio` with a quadratic head, on held-out rows. Beside them
+`divjax.discrepancy`; `ratio.ClassifierRatio` with random Fourier features, on held-out rows. Beside them
 Kolmogorov–Smirnov tests of every column (SciPy, adjusted after Bonferroni), and hyppo's MMD and
 energy tests where hyppo is installed, as its users call them: by a χ² approximation from 21 rows
 on.
@@ -152,7 +152,7 @@ OF_ANY_DIMENSION = ("null", "shift", "scale")
 
 def _by_classifier(key: jax.Array, x: jax.Array, y: jax.Array, num_permutations: int) -> jax.Array:
     fit_key, test_key = jax.random.split(key)
-    fit = ratio.ClassifierRatio(head="quadratic", num_folds=2).fit(fit_key, x, y)
+    fit = ratio.ClassifierRatio(head="fourier", num_folds=2).fit(fit_key, x, y)
     return fit.two_sample_test(test_key, num_permutations=num_permutations).p_value
 
 
