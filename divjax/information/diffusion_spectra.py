@@ -102,7 +102,7 @@ def diffusion_spectral_entropy(
         2.0
 
     References:
-        Liao, Liu, Christensen, Tong, Huguet, Wolf, Nickel, Adelstein, Krishnaswamy 2023, section 3.
+        Liao, Liu, Christensen, Tong, Huguet, Wolf, Nickel, Adelstein, Krishnaswamy 2024, section 3.
     """
     _, x = centered_samples(x=x)
     check_full_precision("x", x)
@@ -171,7 +171,7 @@ def diffusion_spectral_mutual_information(
         (True, True)
 
     References:
-        Liao, Liu, Christensen, Tong, Huguet, Wolf, Nickel, Adelstein, Krishnaswamy 2023, section 4.
+        Liao, Liu, Christensen, Tong, Huguet, Wolf, Nickel, Adelstein, Krishnaswamy 2024, section 4.
     """
     key = own_key(key)
     _, x = centered_samples(x=x)

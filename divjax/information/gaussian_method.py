@@ -46,8 +46,9 @@ class Gaussian:
         True
 
     References:
-        Goodman 1963: the expectation of the log-determinant. Magri, Allena, Fiori 2009; Kay 1992:
-        the correction in informations. Wilks 1932: the distribution under independence.
+        Goodman 1963: the expectation of the log-determinant. Magri, Whittingstall, Singh,
+        Logothetis, Panzeri 2009: the correction in informations. Wilks 1932: the distribution
+        under independence.
     """
 
     def estimate(

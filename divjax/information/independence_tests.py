@@ -119,7 +119,7 @@ def hsic_test(
         0.001
 
     References:
-        Gretton, Fukumizu, Teo, Song, Schölkopf, Smola 2008: the test, and eq. 9 for the gamma
+        Gretton, Fukumizu, Teo, Song, Schölkopf, Smola 2007: the test, and eq. 9 for the gamma
         distribution. Fine, Scheinberg 2001: pivoted Cholesky decomposition of kernels.
     """
     kernels = kernel_x, kernel_y

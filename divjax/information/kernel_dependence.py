@@ -189,7 +189,7 @@ def cauchy_schwarz_mutual_information(
         True
 
     References:
-        Principe 2010, section 2.8. Yu, Yu, Løkse, Jenssen, Principe 2024: the normalised form.
+        Príncipe 2010, section 2.8. Yu, Yu, Løkse, Jenssen, Príncipe 2024: the normalised form.
     """
     kernels = kernel_x, kernel_y
     check_flag(normalized=normalized)
