@@ -93,8 +93,8 @@ def kernel_stein(
         score: takes one point and returns s, of shape (d,), in place of `log_prob`.
         weights: the rows' weights, non-negative, with any sum; equal by default. Rows of weight
             zero may hold anything.
-        kernel: `Gaussian`, `InverseMultiquadric`, `Matern` of smoothness 1.5 or 2.5, or another
-            with `stein_trace`. A bandwidth rule is evaluated at x.
+        kernel: `kernels.Gaussian`, `InverseMultiquadric`, `Matern` of smoothness 1.5 or 2.5, or
+            another with `stein_trace`. A bandwidth rule is evaluated at x.
         debias: whether to leave out the terms i = j.
 
     Returns:
