@@ -13,11 +13,11 @@ scikit-learn's 8 × 8 digits, of which q lacks the class 8. `fashion`: Fashion-M
 7 pixels, of which q lacks the shirts. `adult`: six columns of numbers of Adult, `age` shuffled in
 q: no column differs alone.
 
-The tests: `mmd_test` with the median bandwidth, `energy_test` and `aggregated_mmd_test` of
-`divjax.discrepancy`; `ratio.ClassifierRatio` with random Fourier features, on held-out rows. Beside them
-Kolmogorov–Smirnov tests of every column (SciPy, adjusted after Bonferroni), and hyppo's MMD and
-energy tests where hyppo is installed, as its users call them: by a χ² approximation from 21 rows
-on.
+The tests: `mmd_test` with the median distance as its bandwidth, `energy_test` and
+`aggregated_mmd_test` of `divjax.discrepancy`; `ratio.ClassifierRatio` with random Fourier features,
+on held-out rows. Beside them Kolmogorov–Smirnov tests of every column (SciPy, adjusted after
+Bonferroni), and hyppo's MMD and energy tests where hyppo is installed, as its users call them: by a
+χ² approximation from 21 rows on.
 """
 
 import dataclasses
