@@ -335,7 +335,9 @@ _SUM_TOLERANCE, _SUM_ULPS = 1e-3, 4
 def with_finite_padding(
     rows: Float[Array, "..."], weights: Float[Array, " n"] | None, axis: int = 0
 ) -> Float[Array, "..."]:
-    """The rows, along an axis, with non-finite entries of those of weight zero replaced by zero.
+    """The rows, along an axis, with unusable entries of those of weight zero replaced by zero.
+
+    Those that are not finite, or whose squares are not.
 
     Sums weighted by `weights`, and their derivatives, then never multiply 0 by infinity or NaN,
     while derivatives in the weights stay those of the rows, also at weight zero.
@@ -350,7 +352,10 @@ def with_finite_padding(
         return rows
     others = [i for i in range(rows.ndim) if i != axis % rows.ndim]
     counts = jnp.expand_dims(weights != 0, others)
-    return jnp.where(counts | jnp.isfinite(rows), rows, 0)
+    largest = float(jnp.finfo(at_least_single(rows.dtype)).max) ** 0.5 / 16
+    # False for NaN. Compared in a dtype that holds the limit.
+    usable = jnp.abs(rows.astype(at_least_single(rows.dtype))) <= largest
+    return jnp.where(counts | usable, rows, 0)
 
 
 def sum_tolerance(n: int, dtype: DTypeLike) -> float:

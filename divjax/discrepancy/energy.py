@@ -114,7 +114,8 @@ def sliced_energy_distance(
             padding.
         b: weights of y.
         num_projections: the number of directions drawn.
-        directions: unit vectors θ, one per row, in place of drawn ones.
+        directions: vectors of any length, one per row, whose directions θ take the place of drawn
+            ones. NaN for one of length zero.
         debias: whether to leave out the pairs i = j.
 
     Returns:
@@ -146,6 +147,9 @@ def sliced_energy_distance(
     else:
         (directions,) = as_samples(directions=directions)
         check_same_features(directions, samples.x, ("directions", "x"))
+        length, units = norm_and_direction(directions)
+        # A vector of length zero has no direction.
+        directions = jnp.where(length > 0, units, jnp.nan)
     return _sliced(samples, directions, debias=debias)
 
 

@@ -1,15 +1,16 @@
 """How generated features compare with real ones: the Fréchet distance, precision and recall."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from divjax.core.checks import check_full_precision
 from divjax.core.numerics import at_least_single, matmul, nan_unless
-from divjax.core.pairwise import pair_distances_by_rows
+from divjax.core.pairwise import about_common_center, map_row_blocks, resolved_distances
 from divjax.core.samples import Numbers, centered_samples
 from divjax.core.sharding import smallest_in_rows
 from divjax.core.simplex import mass_of_distinct_pairs
@@ -21,7 +22,7 @@ from divjax.ot.covariances import squared_bures
 __all__ = ["PrecisionRecall", "frechet_distance", "precision_recall"]
 
 # The rounding error of a squared distance, relative to it, in units of the dtype's epsilon.
-_ROUNDING_ULPS = 64
+_ROUNDING_ULPS = 8
 
 
 def frechet_distance(
@@ -172,7 +173,7 @@ def _precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int)
     # Points at the radius are within a ball, however their distance is rounded.
     slack = 1 + _ROUNDING_ULPS * float(jnp.finfo(work).eps)
     to_kth = lambda squared: smallest_in_rows(squared, k + 1)[0][:, k] * slack
-    radius_x, radius_y = (pair_distances_by_rows(rows, None, to_kth) for rows in (x, y))
+    radius_x, radius_y = (_reduced_distances(rows, None, to_kth) for rows in (x, y))
 
     def from_x(squared: Float[Array, "b m"]) -> tuple[Array, Array]:
         return jnp.any(squared <= radius_y, axis=1), jnp.min(squared, axis=1)
@@ -180,8 +181,8 @@ def _precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int)
     def from_y(squared: Float[Array, "b n"]) -> Float[Array, " b"]:
         return jnp.sum(squared <= radius_x, axis=1).astype(work)
 
-    recalled, nearest = pair_distances_by_rows(x, y, from_x)
-    balls = pair_distances_by_rows(y, x, from_y)
+    recalled, nearest = _reduced_distances(x, y, from_x)
+    balls = _reduced_distances(y, x, from_y)
     shares = (
         jnp.mean(balls > 0, dtype=work),
         jnp.mean(recalled, dtype=work),
@@ -190,3 +191,19 @@ def _precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int)
     )
     finite = jnp.isfinite(x).all() & jnp.isfinite(y).all()
     return PrecisionRecall(*(nan_unless(finite, share).astype(dtype) for share in shares))
+
+
+def _reduced_distances(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"] | None,
+    reduce: Callable[[Float[Array, "b m"]], Any],
+) -> Any:
+    """A function of each row's squared distances, which are exact also between far clusters."""
+    alone = y is None
+    points, columns = about_common_center(x, x if y is None else y)
+
+    def block(rows: Float[Array, "b d"], index: Int[Array, " b"]) -> Any:
+        own = index[:, None] == jnp.arange(columns.shape[0]) if alone else None
+        return reduce(resolved_distances(rows, columns, own))
+
+    return map_row_blocks(block, columns.shape[0], points, jnp.arange(x.shape[0]))

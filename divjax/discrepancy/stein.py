@@ -39,6 +39,10 @@ __all__ = [
 Density = Callable[..., Array]
 
 
+# Rows of weight zero that are farther off may overflow in squares.
+_FARTHEST = 1e18
+
+
 class SteinPoints(NamedTuple):
     """Points about a common centre, and the target's scores there.
 
@@ -141,7 +145,10 @@ def kernel_stein(
 def _in_place_of_padding(
     weights: Float[Array, " n"], *samples: Float[Array, "n d"]
 ) -> tuple[Float[Array, "n d"], ...]:
-    return tuple(living_rows(rows, weights) for rows in samples)
+    # Only where they are of no use: the derivative in a weight of zero is that of the row itself.
+    usable = jnp.stack([jnp.all(jnp.abs(rows) < _FARTHEST, axis=1) for rows in samples]).all(0)
+    keep = (usable | (weights != 0))[:, None]
+    return tuple(jnp.where(keep, rows, living_rows(rows, weights)) for rows in samples)
 
 
 def scores_at(

@@ -20,7 +20,14 @@ from jaxtyping import Array, Float
 
 from divjax.core.numerics import nan_unless
 
-__all__ = ["CenteredSums", "centered_product", "correlation", "offsets", "unbiased_mass"]
+__all__ = [
+    "CenteredSums",
+    "centered_product",
+    "correlation",
+    "offsets",
+    "square_or_nan",
+    "unbiased_mass",
+]
 
 
 class CenteredSums(NamedTuple):
@@ -111,6 +118,32 @@ def offsets(means: Float[Array, " n"], masses: Float[Array, " n"], *, debias: bo
     factor = _leverage(masses)
     weights = masses * factor
     return factor * (means - _dot(weights, means) / (1 + jnp.sum(weights)))
+
+
+# In units of epsilon: below this share of its terms a difference of them has lost two digits.
+_LOST_ULPS = 2000
+
+
+def square_or_nan(
+    sums: CenteredSums, masses: Float[Array, " n"], least: Float[Array, ""], *, debias: bool
+) -> Float[Array, ""]:
+    """⟨A, A⟩, NaN where an unbiased one of a variable that varies is mostly rounding.
+
+    The distances of a row that is far from all others are nearly g_i + g_j, which is what centring
+    removes: of the large sums a small difference remains.
+
+    Args:
+        sums: of the matrix with itself.
+        masses: of the rows.
+        least: the value up to which a variable counts as constant.
+        debias: whether the square is unbiased.
+    """
+    square = centered_product(sums, masses, debias=debias)
+    if not debias:
+        return square
+    size = jnp.abs(sums.within) + _dot(masses, jnp.square(sums.first))
+    lost = jnp.abs(square) < _LOST_ULPS * float(jnp.finfo(size.dtype).eps) * size
+    return nan_unless(~lost | (size <= _LOST_ULPS * least), square)
 
 
 def correlation(

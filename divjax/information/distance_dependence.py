@@ -11,7 +11,12 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.checks import check_scalar
 from divjax.core.numerics import in_units_of
 from divjax.core.samples import Numbers
-from divjax.information.centered_products import CenteredSums, centered_product, correlation
+from divjax.information.centered_products import (
+    CenteredSums,
+    centered_product,
+    correlation,
+    square_or_nan,
+)
 from divjax.information.line_sums import line_sums, line_variance_sums
 from divjax.information.pair_sums import Variable, distances, pair_sums
 from divjax.information.paired_rows import (
@@ -244,6 +249,10 @@ def distance_correlation_of(
     """`distance_correlation` after its checks."""
     pairs = [(0, 1), (0, 0), (1, 1)]
     sums, _, masses = distance_sums(rows, pairs, exponent, debias=debias)
-    product, *squares = [centered_product(one, masses, debias=debias) for one in sums]
+    product = centered_product(sums[0], masses, debias=debias)
     least = [least_square(jnp.dot(masses, one.first)) for one in sums[1:]]
+    squares = [
+        square_or_nan(one, masses, low, debias=debias)
+        for one, low in zip(sums[1:], least, strict=True)
+    ]
     return correlation(product, (squares[0], squares[1]), (least[0], least[1]))

@@ -37,7 +37,7 @@ from divjax.information.pair_sums import (
 )
 from divjax.information.paired_rows import PairedRows, masses_of, paired_rows
 from divjax.kernels.bandwidth import MedianDistance
-from divjax.kernels.protocols import GramKernel
+from divjax.kernels.protocols import GramKernel, is_radial
 from divjax.kernels.radial import Gaussian
 
 __all__ = ["distance_covariance_test", "hsic_test"]
@@ -101,13 +101,14 @@ def hsic_test(
             those of y are permuted as one, with other groups of their size.
 
     Returns:
-        A `TestResult`, whose statistic is the V-statistic of `hsic`. Its p-value is
+        A `TestResult`, whose statistic is the V-statistic of `hsic`, of the factors' kernels with
+        `rank`. Its p-value is
         (1 + #{null ≥ statistic})/(1 + N), where ties up to rounding count as ≥; it is one if no
         rows can trade places.
 
     Raises:
-        ValueError: as `hsic`, for too few rows, labels that do not fit, or an argument out of
-            range.
+        ValueError: as `hsic`, for too few rows, labels that do not fit, an argument out of range,
+            or a rank for a kernel that is not positive definite, such as `kernels.Energy`.
 
     Example:
         >>> import jax
@@ -128,6 +129,13 @@ def hsic_test(
     n = len(rows.variables[0])
     if rank is not None:
         check_count(1, rank=rank)
+        for name, kernel in zip(("kernel_x", "kernel_y"), kernels, strict=True):
+            # A kernel that is positive definite only for masses of sum zero has no such factor.
+            if is_radial(kernel) and not kernel.positive_definite:
+                raise ValueError(
+                    f"{name} must be positive definite for factors of a rank; got "
+                    f"{type(kernel).__name__}."
+                )
     if null == "gamma":
         _check_rows(n, 6)
         _refuse_labels(strata, groups)

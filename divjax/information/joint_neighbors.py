@@ -17,6 +17,10 @@ __all__ = ["JointNeighbors", "in_like_units", "joint_neighbors"]
 _SPARE = 4
 
 
+# Interquartile ranges beyond the quartiles: no value of a Gaussian sample is there.
+_REACH = 10
+
+
 class JointNeighbors(NamedTuple):
     """The nearest other points in order.
 
@@ -32,10 +36,15 @@ class JointNeighbors(NamedTuple):
 def in_like_units(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     """Each feature in units of its standard deviation; zero if it is constant.
 
-    Values that are not finite are zero, and must be flagged elsewhere.
+    That of the values within ten interquartile ranges of the quartiles, to which others count as
+    moved: a typing error must not make all others of its feature coincide. Values that are not
+    finite are zero, and must be flagged elsewhere.
     """
     x = jnp.where(jnp.isfinite(x), x, 0)
-    mean, scale = mean_and_scale(x, jnp.ones(x.shape[0], x.dtype))
+    low, high = jnp.quantile(x, jnp.array([0.25, 0.75], x.dtype), axis=0)
+    reach = _REACH * (high - low)
+    near = jnp.where(reach > 0, jnp.clip(x, low - reach, high + reach), x)
+    mean, scale = mean_and_scale(near, jnp.ones(x.shape[0], x.dtype))
     # Behind a barrier: computed anew for every use, with a rounding of its own, a distance would
     # not be that to the neighbour which defines it.
     return jax.lax.optimization_barrier((x - mean) / scale)

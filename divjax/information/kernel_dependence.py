@@ -10,7 +10,12 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.checks import check_flag
 from divjax.core.numerics import in_base, in_units_of, matmul
 from divjax.core.samples import Numbers
-from divjax.information.centered_products import CenteredSums, centered_product, correlation
+from divjax.information.centered_products import (
+    CenteredSums,
+    centered_product,
+    correlation,
+    square_or_nan,
+)
 from divjax.information.distance_dependence import least_square
 from divjax.information.pair_sums import (
     PairSums,
@@ -265,7 +270,11 @@ def _cka(
         sums, masses = kernel_sums_of(rows, kernels, _PAIRS, debias=debias)
         products = sums.products
         least = [least_square(jnp.dot(masses, mean)) for mean in sums.means]
-    product, *squares = [centered_product(one, masses, debias=debias) for one in products]
+    product = centered_product(products[0], masses, debias=debias)
+    squares = [
+        square_or_nan(one, masses, low, debias=debias)
+        for one, low in zip(products[1:], least, strict=True)
+    ]
     return correlation(product, (squares[0], squares[1]), (least[0], least[1]))
 
 

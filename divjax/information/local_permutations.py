@@ -97,7 +97,11 @@ def _tested(
     batch_size: int | None,
 ) -> TestResult:
     n = x.shape[0]
-    others = joint_neighbors(in_like_units(z), num_neighbors - 1).index
+    tie_key, key = jax.random.split(key)
+    # Rows of equal z are in random order, another for each of them: the first rows of a level would
+    # otherwise be the neighbours of all others in it.
+    ties = _TIES * jax.random.uniform(tie_key, z.shape, z.dtype)
+    others = joint_neighbors(in_like_units(z) + ties, num_neighbors - 1).index
     near = jnp.concatenate([jnp.arange(n, dtype=others.dtype)[:, None], others], axis=1)
     statistic = lambda x: method.estimate((x, y, z), CONDITIONAL, 0.5).value
     observed = statistic(x)
@@ -110,6 +114,10 @@ def _tested(
     at_least = jnp.sum(null >= observed - tolerance).astype(null.dtype)
     p_value = jnp.where(finite, (1 + at_least) / (1 + num_permutations), jnp.nan)
     return TestResult(observed, p_value, null, status_of(converged=True, finite=finite))
+
+
+# In units of standard deviations: less than the steps of a discrete variable.
+_TIES = 1e-4
 
 
 def _local_permutation(key: Key[Array, ""], near: Int[Array, "n k"]) -> Int[Array, " n"]:

@@ -160,8 +160,9 @@ class KSG:
     """Information between continuous variables by k-th neighbours.
 
     With ρ_i the distance of row i to its k-th neighbour in all variables, the largest difference
-    of a feature in units of standard deviations, and n_x, n_y the numbers of other rows nearer
-    than ρ_i in x and in y alone, algorithm 1 is
+    of a feature in units of its standard deviation (of what is within ten interquartile ranges of
+    the quartiles), and n_x, n_y the numbers of other rows nearer than ρ_i in x and in y alone,
+    algorithm 1 is
 
         I = ψ(k) + ψ(n) − (1/n) Σ_i [ψ(n_x + 1) + ψ(n_y + 1)].
 

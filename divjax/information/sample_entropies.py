@@ -104,6 +104,10 @@ def entropy(
     return method.entropy(x, confidence_level)
 
 
+# Units in the last place of one.
+_NEAREST_ORDER = 1000
+
+
 class _Moment(NamedTuple):
     """log ∫ p^α and the standard error of this logarithm.
 
@@ -129,7 +133,12 @@ def _moment(x: Float[Array, "n d"], alpha: Float[Array, ""], k: int) -> _Moment:
     log = correction + logsumexp(powers[:, 0]) - math.log(n)
 
     # The jackknife: without a neighbour the distance is that to the next one.
+    # On a line in the plane, or where rows are copied, there is no density.
+    support = jax.lax.stop_gradient(knn_entropy(x, k)).diagnostics
     regular = jnp.all(near.usable[:, k - 1]) & jnp.isfinite(x).all()
+    regular &= (support.dimension == d) & support.finite
+    # Divided by 1 − α, rounding of the logarithm would be all of a value beside α = 1.
+    regular &= jnp.abs(alpha - 1) >= _NEAREST_ORDER * jnp.finfo(x.dtype).eps
     following = jnp.where(near.usable[:, k], powers[:, 1], powers[:, 0])
     relative = lambda power: jnp.exp(power + correction - log)
     own = relative(powers[:, 0])
@@ -183,7 +192,8 @@ def renyi_entropy(
 
     Returns:
         An `Estimate` in nats. Its standard error is the jackknife's, by the delta method, and
-        covers variance alone. NaN if rows coincide with their k-th neighbours.
+        covers variance alone. NaN if rows are copies, or x fills less than its d dimensions (no
+        density), or α is within 10⁻⁴ of 1 (in float32), where it is `entropy`.
 
     Raises:
         ValueError: if x is empty or not a matrix, or alpha or k is out of range.

@@ -89,7 +89,7 @@ class Discrepancy:
         check_arguments("function", self.function, *names)
         particles, weights = weighted_particles(particles, weights)
         _, unravel = ravel_particles(particles)
-        rows = target_rows(self.samples, particles)
+        rows = target_rows(self.samples, particles, centered=False)
         uniform = jnp.full(rows.y.shape[0], 1 / rows.y.shape[0], rows.y.dtype)
 
         def value_of(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array, ""]:

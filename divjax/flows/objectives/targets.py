@@ -107,8 +107,13 @@ class TargetRows(NamedTuple):
     resolved: Bool[Array, ""]
 
 
-def target_rows(samples: PyTree[Numbers], particles: PyTree[Array]) -> TargetRows:
+def target_rows(
+    samples: PyTree[Numbers], particles: PyTree[Array], *, centered: bool = True
+) -> TargetRows:
     """Both as rows; samples of higher precision are centred before they are rounded.
+
+    Without `centered` both stay where they are, for functions that depend on it, and samples that
+    the particles' dtype rounds together are not resolved.
 
     A translation-invariant discrepancy then compares the original samples with the particles as
     they are. But particles in float32 at an offset of 10⁸ lie on a grid of 8, and cannot come
@@ -143,6 +148,8 @@ def target_rows(samples: PyTree[Numbers], particles: PyTree[Array]) -> TargetRow
     spread = jnp.max(jnp.abs(y - common_center(y)), initial=0)
     size = jnp.max(jnp.abs(origin.astype(x.dtype)))
     resolved = (spread == 0) | ~(eps * size > spread / 2)
+    if not centered:
+        return TargetRows(x, (y + rest.astype(x.dtype)) + origin.astype(x.dtype), resolved)
     # The high part first: near it the difference is exact, and the low part then still counts.
     return TargetRows((x - origin.astype(x.dtype)) - rest.astype(x.dtype), y, resolved)
 

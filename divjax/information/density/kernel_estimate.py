@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_positive, check_positive_values, check_provides
 from divjax.core.linalg import cholesky, solve_triangular
+from divjax.core.normal import check_symmetric, symmetric_or_nan
 from divjax.core.numerics import (
     at_least_single,
     matmul,
@@ -114,6 +115,9 @@ def _as_bandwidth(bandwidth: Any, x: Float[Array, "n d"]) -> Float[Array, "..."]
         )
     if given.ndim < 2:
         check_positive_values(bandwidth=given)
+    else:
+        # A factor of the matrix, such as Cholesky's, is not the matrix.
+        check_symmetric("bandwidth", given)
     return jnp.asarray(given, x.dtype)
 
 
@@ -162,7 +166,7 @@ def _in_bandwidths(
 ) -> tuple[Float[Array, ""], Float[Array, "n d"]]:
     """The logarithm of |H|^½, and H^(−½) times each row; both NaN unless H is positive."""
     if bandwidth.ndim == 2:
-        factor = cholesky(bandwidth)
+        factor = cholesky(symmetric_or_nan(bandwidth))
         log_det = jnp.sum(jnp.log(jnp.diagonal(factor)))
         return log_det, solve_triangular(factor, rows.T).T
     bandwidth = nan_unless(bandwidth > 0, bandwidth)

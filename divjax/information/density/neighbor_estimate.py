@@ -118,7 +118,8 @@ def nearest_neighbor_distribution(
         x: the stored samples.
         labels: the label of each sample, from 0 to `num_labels` − 1.
         num_labels: v, static.
-        k: the number of neighbours, static; all samples if there are fewer.
+        k: the number of neighbours, static; all samples if there are fewer. Of rows that are
+            equally far as the k-th those that come first count: shuffle a table that is sorted.
         temperature: τ > 0, in the squared unit of x.
         model: probabilities of the model at each z, which sum to one.
         share: λ in [0, 1], the weight of the neighbours beside a model.

@@ -1,0 +1,91 @@
+"""Far clusters, padding, directions of any length: the numbers of double precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from divjax import discrepancy, flows, kernels
+
+KEY = jax.random.key(0)
+
+
+def exact_precision_recall(x, y, k):
+    radius = lambda rows: np.sort(cdist(rows, rows), axis=1)[:, k]
+    to_y = cdist(x, y)
+    in_x, in_y = to_y <= radius(x)[:, None], to_y <= radius(y)
+    return in_x.any(0).mean(), in_y.any(1).mean(), in_x.sum() / (k * len(y)), in_x.any(1).mean()
+
+
+@pytest.mark.parametrize(("d", "apart"), [(12, 1e4), (12, 1e5), (9, 1e4), (3, 1e5)])
+def test_precision_and_recall_of_far_clusters(d, apart):
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(60, d)).astype(np.float32) for _ in range(2))
+    x[:30, 0] += apart
+    y[:30, 0] += apart
+    found = discrepancy.precision_recall(jnp.asarray(x), jnp.asarray(y))
+    expected = exact_precision_recall(np.float64(x), np.float64(y), 3)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_zero_weight_has_a_derivative_of_its_own():
+    x = np.random.default_rng(1).normal(size=(6, 2))
+    x[5] = 3
+
+    def stein(weights):
+        score = lambda point: -point
+        return discrepancy.kernel_stein(
+            x, score=score, weights=weights, kernel=kernels.Gaussian(1.0)
+        )
+
+    with jax.enable_x64(True):
+        weights = jnp.array([1.0, 1, 1, 1, 1, 0])
+        slope = jax.grad(stein)(weights)[5]
+        step = 1e-5
+        above = stein(weights.at[5].set(2 * step))
+        middle, below = stein(weights.at[5].set(step)), stein(weights)
+        # Weights are not negative: the one-sided difference of second order.
+        difference = (-3 * below + 4 * middle - above) / (2 * step)
+        np.testing.assert_allclose(slope, difference, rtol=1e-4)
+
+
+@pytest.mark.parametrize("far", [1e20, 1e30, 3e38, -3e38, np.inf, np.nan])
+def test_padding_of_any_size(far):
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(2, 12, 3)).astype(np.float32)
+    a = np.ones(12)
+    a[4] = 0
+    padded = x.copy()
+    padded[4] = far
+    for measure in (
+        discrepancy.energy_distance,
+        lambda x, y, a: discrepancy.cauchy_schwarz(x, y, a, kernel=kernels.Matern(1.0)),
+        lambda x, y, a: discrepancy.mmd(x, y, a, kernel=kernels.Energy()),
+        lambda x, y, a: discrepancy.witness(y, x, y, a, kernel=kernels.Energy())[0],
+        lambda x, y, a: discrepancy.sliced_energy_distance(KEY, x, y, a, num_projections=4),
+    ):
+        np.testing.assert_allclose(measure(padded, y, a), measure(x, y, a), rtol=1e-4)
+
+
+def test_directions_may_have_any_length():
+    rng = np.random.default_rng(3)
+    x, y, u = rng.normal(size=(3, 20, 3))
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    along = lambda directions: discrepancy.sliced_energy_distance(None, x, y, directions=directions)
+    np.testing.assert_allclose(along(5 * u), along(u), rtol=1e-5)
+    assert jnp.isnan(along(np.zeros((2, 3))))
+
+
+@pytest.mark.parametrize("container", [np.asarray, lambda rows: rows.tolist(), jnp.asarray])
+def test_a_function_of_positions_sees_them(container):
+    """Whatever holds the samples: the moments of a polynomial kernel depend on where they are."""
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(20, 2)) + 3, rng.normal(size=(30, 2)) + 5
+    function = lambda x, y, a, b: discrepancy.mmd(x, y, a, b, kernel=kernels.Polynomial(2))
+    objective = flows.Discrepancy(container(y), function)
+    particles = jnp.asarray(x)
+    state = objective.init(KEY, particles)
+    found = objective(KEY, particles, jnp.full(20, 1 / 20), state)[0].value
+    direct = lambda u, v: np.mean((u @ v.T + 1) ** 2)
+    np.testing.assert_allclose(found, direct(x, x) + direct(y, y) - 2 * direct(x, y), rtol=1e-4)
