@@ -1,4 +1,23 @@
-"""Within and between variables: dependence, mutual information, entropies, dimension, density."""
+"""Within and between variables: dependence, mutual information, entropies, dimension, density.
+
+- **Mutual information**, each an `Estimate`: `mutual_information`, `conditional_mutual_information`,
+  `total_correlation`, `interaction_information`, `transfer_entropy`, `mutual_information_screening`
+  of many features; by the methods `KSG`, `MixedNeighbors`, `Gaussian`.
+- **Dependence** of paired rows, exact for them and differentiable: `distance_covariance`,
+  `distance_correlation`, `hsic`, `cka`, `cauchy_schwarz_mutual_information`,
+  `joint_distance_covariance`, `concatenated_distance_covariance`.
+- **Tests** of independence: `distance_covariance_test`, `hsic_test`, and given a third variable
+  `conditional_independence_test`.
+- **Entropies**: `entropy` (by `KozachenkoLeonenko`, `Vasicek`, `Ebrahimi`), `renyi_entropy`,
+  `tsallis_entropy`; of spectra `von_neumann_entropy`, `matrix_renyi_entropy`,
+  `diffusion_spectral_entropy`, with mutual informations of the last two.
+- **Modules**: `dimension`, `density`, `contraction` (strong data processing), and
+  `linear_memorization`. `information_projection` is onto an exponential family, and
+  `total_correlation_decomposition` says what an encoder's divergence from its prior consists of.
+
+Numbers are in nats unless `base` says otherwise, and squares, not roots. Mutual information by a
+learned critic is in `divjax.ratio`.
+"""
 
 from divjax.information import contraction, density, dimension, linear_memorization
 from divjax.information.diffusion_spectra import (
