@@ -39,8 +39,8 @@ __all__ = [
 Density = Callable[..., Array]
 
 
-# Rows of weight zero that are farther off may overflow in squares.
-_FARTHEST = 1e18
+# Rows of weight zero that are so many times farther off than all others are replaced.
+_REACH = 8
 
 
 class SteinPoints(NamedTuple):
@@ -143,12 +143,19 @@ def kernel_stein(
 
 @jax.jit
 def _in_place_of_padding(
-    weights: Float[Array, " n"], *samples: Float[Array, "n d"]
-) -> tuple[Float[Array, "n d"], ...]:
-    # Only where they are of no use: the derivative in a weight of zero is that of the row itself.
-    usable = jnp.stack([jnp.all(jnp.abs(rows) < _FARTHEST, axis=1) for rows in samples]).all(0)
-    keep = (usable | (weights != 0))[:, None]
-    return tuple(jnp.where(keep, rows, living_rows(rows, weights)) for rows in samples)
+    weights: Float[Array, " n"], x: Float[Array, "n d"], centered: Float[Array, "n d"]
+) -> tuple[Float[Array, "n d"], Float[Array, "n d"]]:
+    """The rows and the centred ones, with others in place of those of weight zero far from all.
+
+    A row of weight zero near the others stays: the derivative in its weight is its own.
+    """
+    used = weights != 0
+    sizes = jnp.max(jnp.abs(centered - common_center(centered, used)), axis=1)
+    # False for NaN.
+    near = sizes <= _REACH * jnp.max(jnp.where(used, sizes, 0))
+    keep = (used | near)[:, None]
+    replaced = [jnp.where(keep, rows, living_rows(rows, weights)) for rows in (x, centered)]
+    return replaced[0], replaced[1]
 
 
 def scores_at(

@@ -29,7 +29,8 @@ from divjax.flows.objectives.targets import (
     target_rows,
 )
 from divjax.flows.state import FlowState
-from divjax.kernels.radial import Gaussian, InverseMultiquadric
+from divjax.kernels.protocols import Kernel
+from divjax.kernels.radial import InverseMultiquadric
 
 __all__ = [
     "Diagnostics",
@@ -196,9 +197,7 @@ class Diagnostics:
 
     samples: PyTree[Array] | None = None
     log_prob: Callable[..., Array] | None = None
-    kernel: Gaussian | InverseMultiquadric = dataclasses.field(
-        default_factory=lambda: InverseMultiquadric(bandwidth=1.0)
-    )
+    kernel: Kernel = dataclasses.field(default_factory=lambda: InverseMultiquadric(bandwidth=1.0))
 
     def __post_init__(self):
         object.__setattr__(self, "samples", as_table("samples", self.samples))

@@ -3,7 +3,7 @@
 - **Mutual information**, each an `Estimate`: `mutual_information`,
   `conditional_mutual_information`, `total_correlation`, `interaction_information`,
   `transfer_entropy`, `mutual_information_screening` of many features; by the methods `KSG`,
-  `MixedNeighbors`, `Gaussian`.
+  `MixedNeighbors`, `information.Gaussian`.
 - **Dependence** of paired rows, exact for them and differentiable: `distance_covariance`,
   `distance_correlation`, `hsic`, `cka`, `cauchy_schwarz_mutual_information`,
   `joint_distance_covariance`, `concatenated_distance_covariance`.

@@ -82,13 +82,14 @@ def mutual_information(
 
     By neighbours: for one feature in each of x and y time O(n log n), for two O(n log n) beyond the
     search of neighbours, otherwise O(n²) in blocks, of which cells spare most with six features or
-    fewer in all; memory O(n (d + e + k)) plus one block. Not differentiable. `Gaussian` is.
+    fewer in all; memory O(n (d + e + k)) plus one block. Not differentiable, unlike
+    `information.Gaussian`.
 
     Args:
         x: samples of one variable, one row each.
         y: samples of the other, in paired rows.
         method: `KSG` for continuous variables, `MixedNeighbors` if one has repeated values,
-            `Gaussian` for jointly normal ones, or an `InformationMethod` of your own.
+            `information.Gaussian` for jointly normal ones, or an `InformationMethod` of your own.
         confidence_level: the level of the confidence interval.
 
     Returns:

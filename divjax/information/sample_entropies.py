@@ -136,16 +136,18 @@ def _moment(x: Float[Array, "n d"], alpha: Float[Array, ""], k: int) -> _Moment:
     # On a line in the plane, or where rows are copied, there is no density.
     support = jax.lax.stop_gradient(knn_entropy(x, k)).diagnostics
     regular = jnp.all(near.usable[:, k - 1]) & jnp.isfinite(x).all()
-    regular &= (support.dimension == d) & support.finite
+    known = (support.dimension == d) & support.finite
     # Divided by 1 − α, rounding of the logarithm would be all of a value beside α = 1.
-    regular &= jnp.abs(alpha - 1) >= _NEAREST_ORDER * jnp.finfo(x.dtype).eps
+    known &= jnp.abs(alpha - 1) >= _NEAREST_ORDER * jnp.finfo(x.dtype).eps
     following = jnp.where(near.usable[:, k], powers[:, 1], powers[:, 0])
     relative = lambda power: jnp.exp(power + correction - log)
     own = relative(powers[:, 0])
     rise = relative(following) - own
     influence = own.at[near.index[:, :k]].add(-rise[:, None])
     std_error = jnp.std(jax.lax.stop_gradient(influence), ddof=1) / math.sqrt(n)
-    return _Moment(nan_unless(regular, log), nan_unless(regular, std_error), regular)
+    # Not `nan_unless`: rows that coincide have finite derivatives.
+    log, std_error = (jnp.where(known, number, jnp.nan) for number in (log, std_error))
+    return _Moment(nan_unless(regular, log), nan_unless(regular, std_error), regular & known)
 
 
 def _arguments(

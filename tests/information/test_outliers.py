@@ -65,7 +65,7 @@ def test_no_dimension_is_negative():
     u = np.random.default_rng(4).normal(size=(300, 3))
     u[0] = 1e6
     found = dimension.persistent_homology(KEY, u)
-    assert jnp.isnan(found.value) or found.value > 0
+    assert found.value > 0 or (jnp.isnan(found.std_error) and not found.diagnostics.finite)
 
 
 def test_a_factor_of_a_bandwidth_matrix_is_refused():

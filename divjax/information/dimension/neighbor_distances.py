@@ -51,7 +51,8 @@ def dimension_estimate(
     confidence_level: ArrayLike,
 ) -> Estimate:
     """The estimate, without an interval if too many rows coincide."""
-    finite = (coincident <= COPIES) & jnp.isfinite(value)
+    # No dimension is negative: such a number says what went wrong, and is no estimate.
+    finite = (coincident <= COPIES) & jnp.isfinite(value) & (value > 0)
     std_error = nan_unless(finite, jax.lax.stop_gradient(std_error))
     diagnostics = DimensionDiagnostics(coincident, finite)
     return normal_estimate(value, std_error, size, diagnostics, confidence_level)
