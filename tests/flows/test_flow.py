@@ -433,7 +433,7 @@ def test_a_zero_weight_particle_is_as_if_absent(velocity, held):
         mass=flows.FisherRao(0.01, kernel),
     )
     if velocity is flows.GFSF:  # its ridge is a share of the number of particles
-        options["velocity"] = flows.GFSF(kernel, regularization=1e-6)
+        options["velocity"] = flows.GFSF(kernel, regularization=1e-5)
 
     flow = flows.Flow(PAIR, **options)
 
