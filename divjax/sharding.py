@@ -27,7 +27,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from divjax.core.samples import check_held
+from divjax.core.representable import check_held
 from divjax.core.sharding import on_host, placed
 
 __all__ = ["gather", "mesh", "shard"]

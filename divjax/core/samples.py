@@ -42,7 +42,6 @@ __all__ = [
     "as_weights",
     "centered_samples",
     "check_distinguishable",
-    "check_held",
     "dtype_in_jax",
     "loses_digits",
     "owned",
@@ -300,33 +299,6 @@ def loses_digits(*arrays: Unrounded) -> bool:
     """
     dtype = jnp.result_type(*map(dtype_in_jax, arrays))
     return any(_is_wider(array, dtype) for array in arrays)
-
-
-def check_held(name: str, array: Unrounded) -> None:
-    """Raise `ValueError` for NumPy's numbers that JAX's dtype does not hold.
-
-    Integers must be held exactly, and the rounding of floats be small beside their spread.
-
-    Example:
-        >>> check_held("ids", np.array([2**40]))
-        Traceback (most recent call last):
-        ValueError: ids must hold integers within int32; got up to 1099511627776. Enable 64 bits.
-    """
-    if isinstance(array, jax.Array) or not array.size:
-        return
-    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-    if array.dtype.kind in "iu":
-        if not np.array_equal(array.astype(dtype), array):
-            largest = array[np.argmax(np.abs(array.astype(float)))] if array.ndim else array
-            raise ValueError(
-                f"{name} must hold integers within {dtype}; got up to {largest}. Enable 64 bits."
-            )
-    elif array.dtype.kind == "f" and array.dtype != dtype:
-        with np.errstate(over="ignore"):
-            rounded = array.astype(dtype)
-        if not np.array_equal(np.isinf(rounded), np.isinf(array)):
-            raise ValueError(f"{name} must hold numbers within the range of {dtype}.")
-        check_distinguishable(name, np.atleast_1d(array))
 
 
 def check_distinguishable(name: str, rows: Numbers, weights: Numbers | None = None) -> None:

@@ -22,15 +22,13 @@ from divjax.core.conversion import native, without_mask
 from divjax.core.keys import own_key
 from divjax.core.labels import number_labels, number_pairs, pool_labels
 from divjax.core.numerics import at_least_single
-from divjax.core.programs import is_traced
 from divjax.core.pytrees import as_traced
+from divjax.core.representable import is_below_range
 from divjax.core.rounding import LARGEST_CONVERSION_ROUNDING, rounding_and_spread
 from divjax.core.samples import (
     Numbers,
-    Unrounded,
     as_numbers,
     centered_samples,
-    dtype_in_jax,
     owned,
 )
 from divjax.core.sharding import gathered
@@ -401,7 +399,7 @@ def score_permutation_test(
     else:
         x, y = as_numbers("x", x, exact=True), as_numbers("y", y, exact=True)
         if kind == "mean":
-            lost = _is_below_range(x, y)
+            lost = is_below_range(x, y)
             _, column_x, column_y = centered_samples(x=x[:, None], y=y[:, None])
             x, y = column_x[:, 0], column_y[:, 0]
         else:
@@ -426,17 +424,6 @@ def _flagged(test: TestResult) -> TestResult:
     """The result of an exact test of numbers that differ from those that were given."""
     status = jnp.maximum(test.status, Status.FLOATING_POINT_RESOLUTION)
     return dataclasses.replace(test, status=status)
-
-
-def _is_below_range(*scores: Unrounded) -> bool:
-    """Whether known scores differ by less than JAX's dtype can hold, such as raw likelihoods."""
-    if is_traced(scores):
-        return False
-    dtype = at_least_single(jnp.result_type(*map(dtype_in_jax, scores)))
-    pooled = np.concatenate([np.asarray(part, np.float64) for part in scores])
-    limits, known = jnp.finfo(dtype), pooled[np.isfinite(pooled)]
-    spread = np.ptp(known) if known.size else 0.0
-    return bool(0 < spread < float(limits.tiny) / LARGEST_CONVERSION_ROUNDING)
 
 
 def _centered_terms(

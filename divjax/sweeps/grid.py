@@ -405,11 +405,11 @@ def _numbers(name: str, values: np.ndarray) -> np.ndarray | Choices:
             f"{values.max()}. Give floats, or enable 64 bits."
         )
     if dtype.kind == "f":
-        _check_held(name, values, dtype)
+        _check_told_apart(name, values, dtype)
     return values
 
 
-def _check_held(name: str, values: np.ndarray, dtype: np.dtype) -> None:
+def _check_told_apart(name: str, values: np.ndarray, dtype: np.dtype) -> None:
     """Refuse numbers that JAX would compute as zero, as infinity, or as another setting's."""
     limits = np.finfo(dtype)
     with np.errstate(over="ignore"):
