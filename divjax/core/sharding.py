@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from divjax.core.padding import pad_rows
 
@@ -20,7 +20,6 @@ __all__ = [
     "on_host",
     "placed",
     "shared_rows",
-    "smallest_in_rows",
     "without_mesh",
 ]
 
@@ -99,27 +98,6 @@ def map_over_devices(
     lanes = on_lanes(*map(shares, padded))
     lanes = jax.lax.with_sharding_constraint(lanes, spec)
     return jax.tree.map(lambda out: out.reshape(mesh.size * size, *out.shape[2:])[:n], lanes)
-
-
-def smallest_in_rows(values: Float[Array, "n m"], count: int) -> tuple[Array, Int[Array, "n k"]]:
-    """Each row's `count` smallest values in ascending order, and their columns.
-
-    Called within `map_row_blocks`, each device searches its own rows. (The compiler does not divide
-    `top_k` among devices, and would gather all rows on each of them.) Elsewhere each device
-    searches all rows.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> smallest_in_rows(jnp.array([[3.0, 1.0, 2.0]]), 2)[1].tolist()
-        [[1, 2]]
-    """
-    mesh, spec = mesh_in_use(), PartitionSpec()
-    search = lambda values: jax.lax.top_k(-values, count)
-    if mesh is not None:
-        # Within `map_over_devices` the lanes are divided, by its `spmd_axis_name`.
-        search = jax.shard_map(search, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    negative, columns = search(values)
-    return -negative, columns
 
 
 def shared_rows(rows: PyTree[Array]) -> PyTree[Array]:

@@ -12,7 +12,7 @@ from divjax.core.checks import check_full_precision
 from divjax.core.numerics import at_least_single, matmul, nan_unless
 from divjax.core.pairwise import about_common_center, map_row_blocks, resolved_distances
 from divjax.core.samples import Numbers, centered_samples
-from divjax.core.sharding import smallest_in_rows
+from divjax.core.selection import smallest_in_rows
 from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.core.types import summary
 from divjax.kernels.pooled import TwoSamples, as_measures, two_samples

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from divjax.core.pairwise import map_row_blocks
+from divjax.core.selection import smallest_in_rows
 from divjax.core.sharding import mesh_in_use
 
 __all__ = ["cells_pay", "coordinate_distances", "reduce_near_pairs"]
@@ -160,9 +161,8 @@ def reduce_near_pairs(
         if num_near == num_cells:
             near = jnp.broadcast_to(jnp.arange(num_cells), found.shape)
             return near, jnp.full(len(found), jnp.inf, x.dtype)
-        # Behind a barrier: merged with the slices below, top_k is compiled into a sort of each row.
-        negative, near = jax.lax.optimization_barrier(jax.lax.top_k(-found, num_near + 1))
-        return near[:, :-1], (-negative[:, -1] * (1 - 1e-6)).astype(x.dtype)
+        smallest, near = smallest_in_rows(found, num_near + 1)
+        return near[:, :-1], (smallest[:, -1] * (1 - 1e-6)).astype(x.dtype)
 
     near, bound = map_row_blocks(nearest_cells, num_cells, rows.lower, rows.upper)
     # Rows that stand in two places are looked at once.

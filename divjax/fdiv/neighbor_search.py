@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import if_needed
 from divjax.core.pairwise import map_row_blocks, pair_distances_by_rows
-from divjax.core.sharding import smallest_in_rows
+from divjax.core.selection import smallest_in_rows
 from divjax.fdiv.cell_search import cells_pay, coordinate_distances, reduce_near_pairs
 
 __all__ = ["NearestPoints", "nearest_points"]
@@ -130,8 +130,7 @@ def _search_by_cells(
 
     def search(rows, index, columns, column_index):
         squared = coordinate_distances(rows, columns, euclidean=True)
-        # Behind a barrier: merged with the slice below, top_k is compiled into a sort of each row.
-        place = jax.lax.optimization_barrier(nearest(squared))
+        place = nearest(squared)
         last = jnp.take_along_axis(squared, place[:, needed - 1 : needed], axis=1)
         return column_index[place], last[:, 0] * (1 + 1e-6)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from divjax.core.pairwise import map_row_blocks
-from divjax.core.sharding import smallest_in_rows
+from divjax.core.selection import smallest_in_rows
 from divjax.core.standardize import mean_and_scale
 from divjax.fdiv.cell_search import cells_pay, coordinate_distances, reduce_near_pairs
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from divjax.core import linalg
 from divjax.core.pairwise import map_row_blocks, squared_distances
-from divjax.core.sharding import smallest_in_rows
+from divjax.core.selection import smallest_in_rows
 from divjax.core.training import random_rows
 
 __all__ = ["Misfit", "misfit"]

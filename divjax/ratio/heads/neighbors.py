@@ -15,7 +15,7 @@ from divjax.core.numerics import nan_entries_unless, nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
 from divjax.core.pytrees import for_each, pytree, static
 from divjax.core.samples import Numbers
-from divjax.core.sharding import smallest_in_rows
+from divjax.core.selection import smallest_in_rows
 from divjax.core.training import random_rows
 from divjax.ratio.protocols import Fold, Rows, checked, cross_entropy, every, is_positive, num_rows
 
