@@ -71,7 +71,7 @@ class Settings:
         numbers = ("alphas", "samples", "points", "dimensions", "sizes", "held_out", "repetitions")
         common.check_positive(**{name: getattr(self, name) for name in numbers})
         if self.quick:
-            small = {"alphas": (0.3,), "samples": (60, 150), "points": 20, "repetitions": 3}
+            small = {"alphas": (0.3,), "samples": (150,), "points": 20, "repetitions": 3}
             small |= {"densities": ("normal",), "dimensions": (2,), "sizes": (50,), "held_out": 100}
             for name, value in small.items():
                 object.__setattr__(self, name, value)
@@ -202,18 +202,25 @@ RULES: dict[str, Any] = {
     "likelihood": density.LikelihoodCrossValidation(),
 }
 MULTIPLES = 2.0 ** (np.arange(-12, 9) / 4)
-NEIGHBORS = (1, 10)
+NEIGHBORS = (3, 10)
 
 
-@functools.partial(jax.jit, static_argnames=("name", "n", "d", "held_out"))
-def excesses(keys: jax.Array, *, name: str, n: int, d: int, held_out: int) -> dict[str, jax.Array]:
-    """The mean of log p − log p̂ at new samples, and that of −log p, for every repetition."""
+def draws(name: str, n: int, d: int, settings: Settings) -> tuple[jax.Array, jax.Array]:
+    """Samples x and new ones z of a density, for every repetition."""
+    keys = jax.random.split(jax.random.key(settings.seed))
+    pairs = zip(keys, (n, settings.held_out), strict=True)
     of = DENSITIES[name]
+    x, z = (of.draw(key, settings.repetitions * each, d) for key, each in pairs)
+    return x.reshape(-1, n, d), z.reshape(-1, settings.held_out, d)
 
-    def one(key: jax.Array) -> dict[str, jax.Array]:
-        x_key, z_key = jax.random.split(key)
-        x, z = of.draw(x_key, n, d), of.draw(z_key, held_out, d)
-        log_p = of.log_density(z)
+
+@functools.partial(jax.jit, static_argnames="name")
+def excesses(x: jax.Array, z: jax.Array, *, name: str) -> dict[str, jax.Array]:
+    """The mean of log p − log p̂ at new samples, and that of −log p, for every repetition."""
+
+    def one(pair: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+        x, z = pair
+        log_p = DENSITIES[name].log_density(z)
         excess = lambda log_q: jnp.mean(log_p - log_q)
         found = {"entropy": -jnp.mean(log_p)}
         for rule_name, rule in RULES.items():
@@ -230,7 +237,7 @@ def excesses(keys: jax.Array, *, name: str, n: int, d: int, held_out: int) -> di
             found[f"kNN, k = {k}"] = excess(density.knn_log_density(z, x, k=k))
         return found
 
-    return jax.lax.map(one, keys)
+    return jax.lax.map(one, (x, z))
 
 
 METHODS = (*RULES, "best", *(f"kNN, k = {k}" for k in NEIGHBORS))
@@ -301,6 +308,15 @@ def error_rows(results: Regimes) -> list[dict[str, Any]]:
     return table
 
 
+def _finite_cell(values: np.ndarray) -> str:
+    """Mean ± standard error of those that are finite, and how many these are if not all."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return "none finite"
+    missing = f" ({finite.size} of {values.size})" if finite.size < values.size else ""
+    return common.with_error(finite, 3) + missing
+
+
 def rule_rows(results: Rules) -> list[dict[str, Any]]:
     """The entropy, and the excess of each method, mean ± standard error over repetitions."""
     table = []
@@ -309,7 +325,7 @@ def rule_rows(results: Rules) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"density": name, "d": d, "n": n}
         row["entropy"] = f"{arrays['entropy'].mean() if math.isnan(exact) else exact:.3f}"
         for method in METHODS:
-            row[method] = common.with_error(arrays[method], 3)
+            row[method] = _finite_cell(arrays[method])
         table.append(row)
     return table
 
@@ -320,7 +336,7 @@ def multiple_rows(results: Rules) -> list[dict[str, Any]]:
     for (name, n, d), arrays in results.items():
         row: dict[str, Any] = {"density": name, "d": d, "n": n}
         for method in ("least squares", "likelihood", "best"):
-            quartiles = np.quantile(arrays[f"{method} / Scott"], [0.25, 0.5, 0.75])
+            quartiles = np.nanquantile(arrays[f"{method} / Scott"], [0.25, 0.5, 0.75])
             low, middle, high = quartiles
             row[method] = f"{middle:.2f} ({low:.2f}, {high:.2f})"
         table.append(row)
@@ -330,7 +346,7 @@ def multiple_rows(results: Rules) -> list[dict[str, Any]]:
 def draw_regimes(results: Regimes) -> Figure:
     """A row an α: KL/d, deviations, shares against h/h_G, with the limits as lines."""
     alphas = sorted({alpha for alpha, _, _ in results})
-    h = np.geomspace(0.5, 3, 200)
+    h = np.geomspace(0.45, 2.3, 200)
     with plot.style():
         figure, axes = plt.subplots(
             len(alphas), 3, figsize=(12, 2.7 * len(alphas) + 0.8), squeeze=False, sharex=True
@@ -357,16 +373,16 @@ def draw_regimes(results: Regimes) -> Figure:
             for axis in (of_errors, of_spread, of_shares):
                 for place, dashes in ((best, "-."), (1, "--"), (2**0.5, ":")):
                     axis.axvline(place, color="gray", linestyle=dashes, linewidth=1)
-            top = 2.2 * max(results[key]["KL"].mean(axis=0)[-1] for key in cells)
-            of_errors.set(ylabel=f"α = {alpha:g}\nKL/d, nats", ylim=(0, top))
+            top = 1.1 * float(limit[-1])
+            of_errors.set(ylabel=f"α = {alpha:g}\nKL/d, nats", ylim=(0, top), xlim=(0.45, 2.3))
             of_spread.set(yscale="log", ylim=(0.02, 8), ylabel="deviation of log p̂")
             of_shares.set(ylim=(-0.02, 1.02), ylabel="Σ w²")
             of_errors.legend(fontsize="x-small")
-        titles = ("error", "dots: measured, lines: central limit", "share of few samples")
+        titles = ("error", "points measured, lines by central limit", "share of few samples")
         for axis, title in zip(axes[0], titles, strict=True):
             axis.set_title(title)
         for axis in axes[-1]:
-            axis.set_xlabel("h/h_G;  −· best   −− h_G   ·· h_CLT")
+            axis.set_xlabel("h/h_G (−· h_KL, −− h_G, ·· h_CLT)")
     return figure
 
 
@@ -380,7 +396,8 @@ def draw_rules(results: Rules) -> Figure:
             dimensions = [d for of, n, d in results if (of, n) == (name, largest)]
             for number, method in enumerate(METHODS):
                 values = [results[name, largest, d][method] for d in dimensions]
-                mean, error = np.array([common.mean_and_error(each) for each in values]).T
+                kept = [each[np.isfinite(each)] for each in values]
+                mean, error = np.array([common.mean_and_error(each) for each in kept]).T
                 at = np.arange(len(dimensions)) + 0.03 * (number - 3)
                 marker = "osD^vPX"[number % 7]
                 axis.errorbar(at, mean, yerr=error, marker=marker, markersize=4, label=method)
@@ -404,12 +421,11 @@ def main(settings: Settings, output: Path | None = None, overwrite: bool = False
                 lambda alpha=alpha, n=n, d=d: regime(alpha, n, d, settings),
             )
         rules: Rules = {}
-        keys = jax.random.split(jax.random.key(settings.seed), settings.repetitions)
         cells = list(itertools.product(settings.densities, settings.sizes, settings.dimensions))
         for name, n, d in common.progress(cells, "rules"):
-            options = {"name": name, "n": n, "d": d, "held_out": settings.held_out}
             rules[name, n, d] = run.stage(
-                f"rule {name} {n} {d}", lambda options=options: excesses(keys, **options)
+                f"rule {name} {n} {d}",
+                lambda name=name, n=n, d=d: excesses(*draws(name, n, d, settings), name=name),
             )
         print("\nBandwidths for n = exp(α d), and the best one by measured KL:\n")
         print(run.save_table("bandwidths", bandwidth_rows(regimes)))

@@ -57,13 +57,13 @@ class Settings:
     image_repetitions: int = 5
     seed: int = 0
     quick: bool = False
-    """Twenty features, two loads, four repetitions, no images: does everything run?"""
+    """Twenty features, one load, four repetitions, no images: does everything run?"""
 
     def __post_init__(self):
         numbers = ("dimensions", "loads", "spikes", "repetitions", "image_repetitions")
         common.check_positive(**{name: getattr(self, name) for name in numbers})
         if self.quick:
-            small = {"dimensions": (20,), "loads": (0.5, 5.0), "spikes": (3.0,)}
+            small = {"dimensions": (20,), "loads": (2.0,), "spikes": (3.0,)}
             small |= {"repetitions": 4, "images": ()}
             for name, value in small.items():
                 object.__setattr__(self, name, value)
