@@ -307,14 +307,15 @@ def peer_rows(results: Results) -> list[dict[str, Any]]:
     return table
 
 
-def _panel(axis: Axes, at: Any, found: list[dict[str, np.ndarray]]) -> None:
+def _panel(axis: Axes, at: Any, found: list[dict[str, np.ndarray]], **look: Any) -> None:
     """Every estimator's means with their errors."""
     # The median of local estimates is next to the likelihood of the same neighbours.
     shown = [estimator for estimator in ESTIMATORS if not estimator.startswith("local")]
     for number, estimator in enumerate(shown):
         mean, error = np.array([value_and_error(arrays, estimator) for arrays in found]).T
         marker = "os^D"[number]
-        axis.errorbar(at, mean, yerr=np.nan_to_num(error), marker=marker, ms=4, label=estimator)
+        bars = np.nan_to_num(error)
+        axis.errorbar(at, mean, yerr=bars, marker=marker, ms=4, label=estimator, **look)
 
 
 def draw(results: Results, settings: Settings) -> Figure:
@@ -332,7 +333,8 @@ def draw(results: Results, settings: Settings) -> Figure:
         for axis, name in zip(axes.ravel(), panels, strict=False):
             if name == "classes":
                 names = [f"digit {c}" for c in settings.classes]
-                _panel(axis, settings.classes, [results[c, settings.class_size] for c in names])
+                found = [results[of, settings.class_size] for of in names]
+                _panel(axis, settings.classes, found, linestyle="none")
                 axis.set_xticks(settings.classes)
                 axis.set(title=f"each digit, n = {settings.class_size}", xlabel="digit")
             elif name == "noise":
@@ -343,7 +345,8 @@ def draw(results: Results, settings: Settings) -> Figure:
                 axis.set(title="noisy digits", xlabel="deviation of the noise")
             elif name == "kinds":
                 names = [f"words {kind}" for kind in KINDS]
-                _panel(axis, range(len(KINDS)), [results[of, settings.sizes[-1]] for of in names])
+                found = [results[of, settings.sizes[-1]] for of in names]
+                _panel(axis, range(len(KINDS)), found, linestyle="none")
                 axis.set_xticks(range(len(KINDS)), KINDS, rotation=30)
                 axis.set(title=f"words, n = {settings.sizes[-1]}")
             else:

@@ -128,5 +128,5 @@ def test_derivatives_at_equal_numbers_of_rows_and_features():
     """The ratio of the larger to the smaller of n and d has a corner there, the distance none."""
     with jax.enable_x64(True):
         slope = jax.grad(linear_memorization.bulk_distance)(1.0)
-        low, high = linear_memorization.bulk_distance(np.array([0.999, 1.001]))
+        low, high = np.asarray(linear_memorization.bulk_distance(np.array([0.999, 1.001])))
     np.testing.assert_allclose(slope, (high - low) / 0.002, rtol=1e-3)
