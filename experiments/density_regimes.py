@@ -391,7 +391,9 @@ def draw_rules(results: Rules) -> Figure:
     largest = max(n for _, n, _ in results)
     names = list(dict.fromkeys(name for name, _, _ in results))
     with plot.style():
-        figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 4.2), squeeze=False)
+        figure, axes = plt.subplots(
+            1, len(names), figsize=(4.2 * len(names), 4.2), squeeze=False, sharey=True
+        )
         for axis, name in zip(axes[0], names, strict=True):
             dimensions = [d for of, n, d in results if (of, n) == (name, largest)]
             for number, method in enumerate(METHODS):
@@ -404,6 +406,7 @@ def draw_rules(results: Rules) -> Figure:
             axis.set_xticks(range(len(dimensions)), [str(d) for d in dimensions])
             axis.axhline(0, color="black", linewidth=0.8)
             axis.set_yscale("symlog", linthresh=0.1)
+            axis.set_ylim(-0.15, 20)
             axis.set(title=f"{name}, n = {largest}", xlabel="dimension")
         axes[0, 0].set_ylabel("excess over the entropy, nats")
         handles = axes[0, 0].get_legend_handles_labels()
