@@ -53,6 +53,8 @@ _BY_HAND = {
     "saved as arrays)",
     "sachs": "https://github.com/FenTechSolutions/CausalDiscoveryToolbox (the terms of the data "
     "are not stated, so they are not downloaded for you)",
+    "text": "https://github.com/karpathy/char-rnn (tinyshakespeare.txt) and "
+    "https://github.com/nltk/nltk_data (corpora, to be saved under text/nltk)",
 }
 _MD5 = {
     "mnist/t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
@@ -86,6 +88,12 @@ _MD5 = {
     "w2_benchmark/mix3tomix10_64.npz": "4f8713596882512aaf617ae77f599959",
     "w2_benchmark/mix3tomix10_128.npz": "fe3b8959694140c14d8f1c51171fa4b5",
     "sachs/cyto_full_data.csv": "88215b09fb2230dc2d3c83bcb925f865",
+    "text/tinyshakespeare.txt": "6fb458f1232090904fb40fe944165e91",
+    "text/nltk/genesis.zip": "2a76432753c01fe179684e0ae3a4d023",
+    "text/nltk/inaugural.zip": "4e01cc9505ed7f9d04a330e67fb45509",
+    "text/nltk/movie_reviews.zip": "155de2b77c6834dd8eea7cbe88e93acb",
+    "text/nltk/shakespeare.zip": "2332b32a7d83d657092ba4667c2c84c3",
+    "text/nltk/state_union.zip": "044f2d20c592b17a26ac0102111833c9",
 }
 
 

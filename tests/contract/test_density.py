@@ -97,6 +97,13 @@ ROWS: dict[str, Row] = {
         "equivariant",
         positive=(0,),
     ),
+    "information.linear_memorization.model_distance": Row(
+        0.7,
+        lambda m, key, x, w: linear_memorization.model_distance(m, jnp.exp(x[:, :1])),
+        "equivariant",
+        positive=(0,),
+        slow=True,
+    ),
     "information.linear_memorization.eigenvector_overlap": Row(
         3.0,
         lambda m, key, x, w: linear_memorization.eigenvector_overlap(m, jnp.exp(x[:, :1])),

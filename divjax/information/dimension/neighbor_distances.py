@@ -113,7 +113,7 @@ def two_nn(
 
     Only the density within the second neighbour's ball need be constant. In high dimension the
     estimate is too small nevertheless, since most rows are near the edge of the set: in a cube,
-    n = 2000, 7 % at d = 5 and 16 % at d = 10.
+    n = 2000, 8 % at d = 5 and 14 % at d = 10.
 
     Time O(n² d), memory O(n d) plus one block of the budget of `divjax.core.pairwise`.
     Differentiable in x.
@@ -209,7 +209,7 @@ def maximum_likelihood(
     themselves, is unbiased for 1/d at any k.
 
     The density must be nearly constant within the ball of the k-th neighbour: the variance falls
-    with k, and the bias grows. In a cube, n = 2000 and k = 20, the estimate is 3 % too small at
+    with k, and the bias grows. In a cube, n = 2000 and k = 20, the estimate is 2 % too small at
     d = 2, 11 % at d = 5 and 19 % at d = 10.
 
     Time O(n² d), memory O(n (d + k)) plus one block of the budget of `divjax.core.pairwise`.
