@@ -12,7 +12,10 @@ of the score in [0, 1]:
 `information.joint_distance_covariance` of the score and the attributes. `JS`:
 `fdiv.categorical.jensen_shannon` of the distributions of the score within the combinations of
 attributes, weighted by their shares (Lee et al. 2025 use such a divergence to measure unfairness);
-the distributions are histograms smoothed by a Gaussian, since counts have no derivative.
+the distributions are histograms smoothed by a Gaussian, since counts have no derivative. `balanced
+CCdCov` is CCdCov of rows weighted such that all combinations have the same mass in a batch: the
+others weigh a group by its share, or its square, while a score that is independent of the
+attributes is so under any masses.
 
 `adult`: income above 50K from Adult's numbers and categories; sex, and race as White, Black and all
 others, whose smallest combination is 2 % of the rows. Training and validation rows are of its
@@ -66,11 +69,10 @@ class Rows(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Rows to train and to choose by, rows to report on, and the attributes' names."""
+    """Rows to train and to choose by, and rows to report on."""
 
     train: Rows
     test: Rows
-    names: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Settings:
     """What a run depends on."""
 
     problems: tuple[str, ...] = ("xor", "adult")
-    penalties: tuple[str, ...] = ("marginal dCov", "JdCov", "CCdCov", "JS")
+    penalties: tuple[str, ...] = ("marginal dCov", "JdCov", "CCdCov", "balanced CCdCov", "JS")
     strengths: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0, 300.0)
     """Of the squared distance covariances."""
     js_strengths: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -87,8 +89,8 @@ class Settings:
     hidden: tuple[int, ...] = (32,)
     learning_rate: float = 1e-2
     num_steps: int = 400
-    batch_size: int = 256
-    seeds: tuple[int, ...] = (0, 1, 2)
+    batch_size: int = 512
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of the split, the initial network and the batches."""
     quick: bool = False
     """Coins only, two strengths, 40 steps, two seeds: does everything run?"""
@@ -131,7 +133,7 @@ def coins(rng: np.random.Generator, n: int) -> Rows:
 def xor() -> Problem:
     """Coins to train on, and others to test."""
     rng = np.random.default_rng(0)
-    return Problem(coins(rng, 8000), coins(rng, 8000), ("a", "b"))
+    return Problem(coins(rng, 8000), coins(rng, 8000))
 
 
 def adult() -> Problem:
@@ -155,10 +157,11 @@ def adult() -> Problem:
     whole = Rows(features, labels, attributes)
     parts = (slice(None, ADULT_TRAINING_ROWS), slice(ADULT_TRAINING_ROWS, None))
     train, test = (Rows(*(array[part] for array in whole)) for part in parts)
-    return Problem(train, test, ("sex", "race"))
+    return Problem(train, test)
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {"xor": xor, "adult": adult}
+ATTRIBUTES = {"xor": ("a", "b"), "adult": ("sex", "race")}
 
 
 def combinations(attributes: np.ndarray) -> np.ndarray:
@@ -178,6 +181,11 @@ def _concatenated(
     score: jax.Array, attributes: Sequence[jax.Array], groups: jax.Array
 ) -> jax.Array:
     return information.concatenated_distance_covariance(score, attributes).value
+
+
+def _balanced(score: jax.Array, attributes: Sequence[jax.Array], groups: jax.Array) -> jax.Array:
+    weights = groups @ (1 / jnp.maximum(jnp.sum(groups, axis=0), 1))
+    return information.concatenated_distance_covariance(score, attributes, weights).value
 
 
 def _joint(score: jax.Array, attributes: Sequence[jax.Array], groups: jax.Array) -> jax.Array:
@@ -205,6 +213,7 @@ PENALTIES: dict[str, Penalty] = {
     "marginal dCov": _marginal,
     "JdCov": _joint,
     "CCdCov": _concatenated,
+    "balanced CCdCov": _balanced,
     "JS": _jensen_shannon,
 }
 
@@ -327,7 +336,7 @@ def evaluate(name: str, penalty: str, settings: Settings) -> dict[str, np.ndarra
                 ("validation", chosen_by, validation),
                 ("test", np.asarray(of_test[seed, k]), problem.test),
             ):
-                for key, value in measures(scores, rows, threshold, problem.names).items():
+                for key, value in measures(scores, rows, threshold, ATTRIBUTES[name]).items():
                     lines.setdefault(f"{part} {key}", []).append(value)
         for key, values in lines.items():
             found.setdefault(key, []).append(values)
@@ -345,12 +354,14 @@ def chosen(arrays: dict[str, np.ndarray], tolerance: float) -> int:
     return int(np.argmin(np.where(auc >= auc[0] - tolerance, gap, np.inf)))
 
 
-def measured(arrays: dict[str, np.ndarray]) -> list[str]:
-    """The measures, in order."""
-    return [key.removeprefix("test ") for key in arrays if key.startswith("test ")]
+def gaps_of(problem: str) -> list[str]:
+    """The gaps of each attribute, and of both together."""
+    return [f"gap, {name}" for name in (*ATTRIBUTES[problem], "both")]
 
 
-def chosen_rows(found: dict[str, dict[str, np.ndarray]], tolerance: float) -> list[dict[str, Any]]:
+def chosen_rows(
+    problem: str, found: dict[str, dict[str, np.ndarray]], tolerance: float
+) -> list[dict[str, Any]]:
     """A row each penalty, at the strength that validation chose, in per cent."""
     first = next(iter(found.values()))
     places = [("none", first, 0)]
@@ -359,7 +370,7 @@ def chosen_rows(found: dict[str, dict[str, np.ndarray]], tolerance: float) -> li
         {"penalty": name, "strength": f"{arrays['strengths'][k]:g}"}
         | {
             key: common.with_error(arrays[f"test {key}"][:, k], 1, scale=100)
-            for key in measured(arrays)
+            for key in ("AUC", "accuracy", *gaps_of(problem))
         }
         for name, arrays, k in places
     ]
@@ -372,8 +383,8 @@ def path_rows(results: Results) -> list[dict[str, Any]]:
         | {
             key: common.with_error(arrays[f"test {old}"][:, k], 1, scale=100)
             for key, old in zip(
-                ("AUC", "accuracy", "first attribute", "second attribute", "both"),
-                measured(arrays),
+                ("AUC", "accuracy", "gap, first attribute", "gap, second", "gap, both"),
+                ("AUC", "accuracy", *gaps_of(problem)),
                 strict=True,
             )
         }
@@ -390,19 +401,18 @@ def draw(results: Results, tolerance: float) -> Figure:
             len(results), 3, figsize=(11, 3.3 * len(results) + 0.5), squeeze=False
         )
         for line, (problem, found) in zip(axes, results.items(), strict=True):
-            gaps = [key for key in measured(next(iter(found.values()))) if key.startswith("gap")]
-            for axis, gap in zip(line, gaps, strict=True):
+            for axis, gap in zip(line, gaps_of(problem), strict=True):
                 for number, (name, arrays) in enumerate(found.items()):
                     (x, x_error), (y, y_error) = (
                         common.mean_and_error(100 * arrays[f"test {key}"]) for key in (gap, "AUC")
                     )
-                    color, marker = f"C{number}", "osD^"[number]
+                    color, marker = f"C{number}", "osD^v"[number]
                     axis.errorbar(
                         x, y, y_error, x_error, color=color, marker=marker, ms=4, lw=1.2, label=name
                     )
                     best = chosen(arrays, tolerance)
                     axis.plot(x[best], y[best], color=color, marker=marker, ms=10, mfc="none")
-                reference = common.mean_and_error(100 * found[name]["test AUC"])[0][0]
+                reference = 100 * next(iter(found.values()))["test AUC"][:, 0].mean()
                 axis.axhline(reference, color="black", linestyle=":", linewidth=1)
                 axis.set(title=f"{problem}: {gap}", xlabel="gap on test, per cent")
                 axis.set_xlim(left=0)
@@ -410,7 +420,7 @@ def draw(results: Results, tolerance: float) -> Figure:
             for axis in line[1:]:
                 axis.sharey(line[0])
         entries = axes[0, 0].get_legend_handles_labels()
-        figure.legend(*entries, loc="outside lower center", ncols=4)
+        figure.legend(*entries, loc="outside lower center", ncols=5)
     return figure
 
 
@@ -428,7 +438,9 @@ def main(settings: Settings, output: Path | None = None, overwrite: bool = False
             results.setdefault(problem, {})[name] = arrays
         for problem, found in results.items():
             print(f"\n{problem}, on test, in per cent:\n")
-            print(run.save_table(f"chosen_{problem}", chosen_rows(found, settings.tolerance)))
+            print(
+                run.save_table(f"chosen_{problem}", chosen_rows(problem, found, settings.tolerance))
+            )
         print("\nAll strengths, gaps in per cent:\n")
         print(run.save_table("paths", path_rows(results)))
         run.save_figure("fairness", draw(results, settings.tolerance))
