@@ -1,7 +1,7 @@
 """Pages that are kept elsewhere in the repository: notebooks, and the results of experiments.
 
 They are copied into folders that git ignores: `notebooks/`, of each notebook as .ipynb and the list
-of them, and `results/`.
+of them, and `results/`, of each page and the figures beside it.
 """
 
 import re
@@ -38,18 +38,20 @@ def copy_pages(docs: Path) -> None:
         # Cells are numbered: drawn names would differ from build to build.
         for number, cell in enumerate(notebook.cells):
             cell["id"] = f"cell-{number}"
-        pages[docs / "notebooks" / f"{path.stem}.ipynb"] = jupytext.writes(notebook, fmt="ipynb")
-    pages[docs / "notebooks" / "list.txt"] = "\n".join(entries) + "\n"
-    for path in sorted((ROOT / "experiments" / "results").glob("*.md")):
-        pages[docs / "results" / path.name] = path.read_text()
+        written = jupytext.writes(notebook, fmt="ipynb")
+        pages[docs / "notebooks" / f"{path.stem}.ipynb"] = written.encode()
+    pages[docs / "notebooks" / "list.txt"] = ("\n".join(entries) + "\n").encode()
+    for suffix in ("md", "png"):
+        for path in sorted((ROOT / "experiments" / "results").glob(f"*.{suffix}")):
+            pages[docs / "results" / path.name] = path.read_bytes()
     for folder in ("notebooks", "results"):
         (docs / folder).mkdir(exist_ok=True)
         for path in set((docs / folder).iterdir()) - set(pages):
             path.unlink()
     # What has not changed is left alone, so that it is not read again.
-    for path, text in pages.items():
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+    for path, content in pages.items():
+        if not path.exists() or path.read_bytes() != content:
+            path.write_bytes(content)
 
 
 def setup(app: Any) -> dict[str, bool]:
