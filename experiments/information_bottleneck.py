@@ -354,7 +354,9 @@ def draw(results: Results, settings: Settings) -> Figure:
         )
         for line, (problem, found) in zip(axes, results.items(), strict=True):
             for number, (method, arrays) in enumerate(found.items()):
-                look = {"color": f"C{number}", "marker": "osD^"[number], "ms": 4, "lw": 1.2}
+                look = {"color": f"C{number}", "marker": "osD^"[number], "lw": 1.2}
+                # Without a bottleneck MSE + CS is MSE: a ring is seen around its point.
+                look |= {"ms": 10, "mfc": "none"} if method == "MSE" else {"ms": 4}
                 x, x_error = common.mean_and_error(arrays["of x"])
                 for axis, values in ((line[0], arrays["of y"]), (line[1], arrays["test"][..., 0])):
                     y, y_error = common.mean_and_error(values)
