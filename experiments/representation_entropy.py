@@ -10,9 +10,8 @@ shuffled, which can only be memorised. At some steps, for the pixels and each la
 on, have about them; and of test rows, with labels of the same kind (Liao et al. 2024).
 `W₁`: `ot.sliced_wasserstein` of order one between the representations of training and test rows.
 `KL`: `fdiv.gaussian.plug_in_kl` between Gaussians fitted to both, on the leading principal
-components of the training rows; its bias for Gaussians is removed, so that it may be negative. Some
-bounds on the difference between the errors on test and on training rows are in terms of the last
-two, at the best of all layers.
+components of the training rows; its bias for Gaussians is removed, so that it may be negative. W₁
+and KL are of the rows without their labels: do layers tell training rows from others?
 
 Each representation is first divided by the root mean square of its training rows' distances from
 their mean: entropies with one bandwidth, and W₁, are then comparable between layers, and growing
@@ -239,7 +238,8 @@ def rows(results: Results, settings: Settings) -> list[dict[str, Any]]:
                 step = str(settings.steps[place]) if number else "all"
                 row: dict[str, Any] = {"labels": labels, "layer": layer, "step": step}
                 for k, name in enumerate(MEASURES):
-                    row[name] = common.with_error(arrays["measures"][:, place, number, k], 3)
+                    digits = 4 if name == "W₁" else 3
+                    row[name] = common.with_error(arrays["measures"][:, place, number, k], digits)
                 table.append(row)
     return table
 
