@@ -41,6 +41,7 @@ def test_unknown_methods_are_refused():
         job.Settings(methods=("nothing",))
 
 
+@pytest.mark.exhaustive
 def test_a_tiny_run_writes_its_tables_and_figure(tmp_path):
     settings = job.Settings(quick=True, methods=("MSE", "CS-IB"), seeds=(0,))
     job.main(settings, tmp_path / "run")

@@ -22,6 +22,7 @@ def test_steps_rise_from_zero():
         job.Settings(steps=(10, 20))
 
 
+@pytest.mark.exhaustive
 def test_a_tiny_run_writes_its_tables_and_figure(tmp_path):
     job.main(job.Settings(quick=True, seeds=(0,)), tmp_path / "run")
     folder = tmp_path / "run"
