@@ -43,6 +43,9 @@ _SOURCES = {
 }
 # What must be fetched by hand, and where.
 _BY_HAND = {
+    "bike_sharing": "https://archive.ics.uci.edu/dataset/275",
+    "california_housing": "https://ndownloader.figshare.com/files/5976036 (an archive, of which "
+    "scikit-learn's fetch_california_housing makes its table)",
     "king_county": "https://www.kaggle.com/datasets/harlfoxem/housesalesprediction (an account)",
     "credit_default": "https://archive.ics.uci.edu/dataset/350 (a spreadsheet, to be saved as csv)",
     "adult_synth_2405.07822": "https://github.com/Patricia-A-Apellaniz/divergence_estimator "
@@ -71,6 +74,8 @@ _MD5 = {
     "adult_synth_2405.07822/ctgan/real_data.csv": "c674823ee521187d7c537e3bc15a23dc",
     "adult_synth_2405.07822/vae/gen_data.csv": "f4c60b315b20daad690c9bfe5f0b662b",
     "adult_synth_2405.07822/vae/real_data.csv": "eecbbeaa06d1fa9059408a7aeafc2df1",
+    "bike_sharing/Bike-Sharing-Dataset.zip": "eba5474d2220f3d227ddd8f8f65efbf2",
+    "california_housing/cal_housing.data": "01d0b31df796a8d4b7a6ce4c37f42dbc",
     "covertype/covtype.20k.data": "e41ea3d6ffc44ed39da92686c3917683",
     "credit_default/credit-card-clients.csv": "b4c032de2325e194778792f7e7610d06",
     "lightsb_msci/full_cite_pcas_100_day_2.npy": "97f49c48399ce9c52827ec4c2a1b838e",
@@ -239,7 +244,8 @@ def load_table(name: str) -> pd.DataFrame:
         name: `adult`, census income, 48 842 × 15, missing values in three columns;
             `king_county`, house sales, 21 613 × 20, without the `id`; `credit_default`, Taiwanese
             card holders, 30 000 × 24; `covertype`, the first 20 000 × 13, wilderness area and soil
-            type each as one category instead of 4 and 40 indicators.
+            type each as one category instead of 4 and 40 indicators; `california_housing`, census
+            blocks of 1990, 20 640 × 9; `bike_sharing`, hours of two years, 17 379 × 17.
 
     Raises:
         ValueError: if the name is unknown.
@@ -333,11 +339,28 @@ def _covertype() -> pd.DataFrame:
     return table.assign(cover=pd.Categorical(raw[:, 54]))
 
 
+_CALIFORNIA_COLUMNS = """
+    longitude latitude age rooms bedrooms population households income value
+"""
+
+
+def _california_housing() -> pd.DataFrame:
+    names = _CALIFORNIA_COLUMNS.split()
+    return _read_csv("california_housing/cal_housing.data", header=None, names=names)
+
+
+def _bike_sharing() -> pd.DataFrame:
+    with zipfile.ZipFile(io.BytesIO(fetch("bike_sharing/Bike-Sharing-Dataset.zip"))) as archive:
+        return pd.read_csv(io.BytesIO(archive.read("hour.csv")), parse_dates=["dteday"])
+
+
 TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "adult": _adult,
     "king_county": _king_county,
     "credit_default": _credit_default,
     "covertype": _covertype,
+    "california_housing": _california_housing,
+    "bike_sharing": _bike_sharing,
 }
 
 

@@ -189,12 +189,19 @@ def test_what_is_not_downloaded_is_said_to_be(tmp_path, monkeypatch):
 
 
 def test_tables_in_a_local_folder_are_read(tmp_path, monkeypatch):
-    """House ids go, dates are dates, zip codes are categories; the pair's codes are too."""
+    """House ids go, dates are dates, zip codes are categories; the pair's codes are too.
+
+    California's columns have names, and of the bikes' archive the hours are read.
+    """
     real = b"age,workclass,fnlwgt,label\n-1.5,1.0,0.25,0.0\n0.5,0.0,0.5,1.0\n"
     files = {
         "king_county/kc_house_data.csv": b"id,date,price,zipcode\n1,20141013T000000,221900,98178\n",
         "adult_synth_2405.07822/vae/real_data.csv": real,
         "adult_synth_2405.07822/vae/gen_data.csv": real.replace(b"1.0", b"1"),
+        "california_housing/cal_housing.data": b"-122.23,37.88,41,880,129,322,126,8.3252,452600\n",
+        "bike_sharing/Bike-Sharing-Dataset.zip": zipped(
+            {"hour.csv": b"instant,dteday,cnt\n1,2011-01-01,16\n", "day.csv": b"instant\n1\n"}
+        ),
     }
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -210,6 +217,13 @@ def test_tables_in_a_local_folder_are_read(tmp_path, monkeypatch):
     assert one["workclass"].tolist() == [1, 0]
     assert one["age"].tolist() == [-1.5, 0.5]
     assert [str(dtype) for dtype in one.dtypes] == ["float64", "category", "float64", "category"]
+    blocks, hours = (data.load_table(name) for name in ("california_housing", "bike_sharing"))
+    assert (blocks["latitude"][0], blocks["income"][0], blocks["value"][0]) == (
+        37.88,
+        8.3252,
+        452600,
+    )
+    assert (hours["dteday"][0].isoformat(), hours["cnt"][0]) == ("2011-01-01T00:00:00", 16)
 
 
 def test_unknown_tables_are_refused():
