@@ -222,6 +222,14 @@ def test_samples_side_by_side_or_of_other_dimension_have_no_value():
         assert not estimate.diagnostics.finite
 
 
+def test_disjoint_supports_show():
+    """The truth is infinite, and no sample of q says how thin its density is between squares."""
+    x, y = np.random.default_rng(0).random((2, 300, 2)).astype(np.float32)
+    assert jit_kl(x, y + 2).diagnostics.beyond_log_n
+    assert not jit_kl(*gaussians(2, 300, 300)).diagnostics.beyond_log_n
+    assert not jit_entropy(1e9 * x).diagnostics.beyond_log_n  # 41 nats
+
+
 def test_copied_rows_show_at_every_rank():
     _, x, y = standard(200, 200)
     for a, b, copies in (
