@@ -22,6 +22,7 @@ __all__ = [
     "about_common_center",
     "coincidence_distance",
     "common_center",
+    "differences_product",
     "living_rows",
     "map_row_blocks",
     "resolved_distances",
@@ -187,19 +188,53 @@ def _is_lost(
 
 def distances_by_differences(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Squared distances by differences, each exact to rounding of itself."""
+    return _products_by_differences(x, y, x, y)
+
+
+def _products_by_differences(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    u: Float[Array, "n d"],
+    v: Float[Array, "m d"],
+) -> Float[Array, "n m"]:
     # The last pass is padded with features that are zero in both, which add nothing.
     padding = -x.shape[1] % _FEATURES_A_PASS
     by_passes = lambda rows: jnp.pad(rows, ((0, 0), (0, padding))).T.reshape(
         -1, _FEATURES_A_PASS, rows.shape[0]
     )
 
-    def add(total: Array, columns: tuple[Array, Array]) -> tuple[Array, None]:
+    def add(total: Array, columns: tuple[Array, ...]) -> tuple[Array, None]:
         # Several features a pass: each pass reads and writes the n × m sums once.
-        squares = (jnp.square(u[:, None] - v) for u, v in zip(*columns, strict=True))
-        return total + functools.reduce(jnp.add, squares), None
+        products = (
+            (x[:, None] - y) * (u[:, None] - v) for x, y, u, v in zip(*columns, strict=True)
+        )
+        return total + functools.reduce(jnp.add, products), None
 
     start = jnp.zeros((x.shape[0], y.shape[0]), x.dtype)
-    return jax.lax.scan(add, start, (by_passes(x), by_passes(y)))[0]
+    return jax.lax.scan(add, start, tuple(map(by_passes, (x, y, u, v))))[0]
+
+
+def differences_product(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    u: Float[Array, "n d"],
+    v: Float[Array, "m d"],
+    same: Bool[Array, "n m"],
+) -> Float[Array, "n m"]:
+    """(x_i − y_j)·(u_i − v_j) for vectors u and v of the rows, to the precision of distances.
+
+    Rows as for `resolved_distances`: of more than 8 features near an origin, about which products
+    are taken, and differences if these have lost a distance.
+    """
+    if x.shape[1] <= DIFFERENCES_UP_TO:
+        terms = ((x[:, i, None] - y[:, i]) * (u[:, i, None] - v[:, i]) for i in range(x.shape[1]))
+        return functools.reduce(jnp.add, terms)
+    own_x, own_y = jnp.sum(x * u, axis=1), jnp.sum(y * v, axis=1)
+    products = own_x[:, None] + own_y - matmul(x, v.T) - matmul(u, y.T)
+    held, fixed_x, fixed_y, fixed_u, fixed_v = jax.lax.stop_gradient((products, x, y, u, v))
+    lost = _is_lost(_products(fixed_x, fixed_y), fixed_x, fixed_y, same)
+    again = lambda _: _products_by_differences(fixed_x, fixed_y, fixed_u, fixed_v)
+    return with_slopes_of(products, if_needed(lost, again, held))
 
 
 def resolved_distances(

@@ -21,7 +21,7 @@ from divjax.discrepancy.relabelled_samples import (
     with_sizes,
 )
 from divjax.inference.hypothesis import TestResult, compared_with_null
-from divjax.kernels.pooled import resolved_at_rows
+from divjax.kernels.contrasts import contrast_at_rows
 from divjax.kernels.protocols import GramKernel, check_gram_kernel, is_radial
 from divjax.kernels.radial import Gaussian, Laplace
 
@@ -116,13 +116,15 @@ def _default_families(rows: Float[Array, "rows d"]) -> list[_Family]:
     # Rows that all coincide are alike to every kernel.
     bandwidths = jnp.where(high == 0, 1, bandwidths)
     index = jnp.arange(_NUM_BANDWIDTHS)
-    return [(Gaussian(bandwidth=bandwidths), index), (Laplace(bandwidth=bandwidths), index)]
+    contrasts = jax.vmap(lambda kernel: contrast_at_rows(kernel, rows))
+    families = Gaussian(bandwidth=bandwidths), Laplace(bandwidth=bandwidths)
+    return [(contrasts(family), index) for family in families]
 
 
 def _families(kernels: tuple[GramKernel, ...], rows: Float[Array, "rows d"]) -> list[_Family]:
     """The kernels, with bandwidth rules evaluated at the rows."""
     alike: dict[object, list[GramKernel]] = {}
-    for kernel in (resolved_at_rows(kernel, rows) for kernel in kernels):
+    for kernel in (contrast_at_rows(kernel, rows) for kernel in kernels):
         leaves, structure = jax.tree.flatten(kernel)
         shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         alike.setdefault((structure, shapes), []).append(kernel)
@@ -167,4 +169,6 @@ def _largest_of_many(
     which = jnp.argmax(standardised, axis=0, keepdims=True)
     largest = jnp.take_along_axis(standardised, which, axis=0)[0]
     tolerance = jnp.max(jnp.where(blind[:, 0], 0, rounding / unit[:, 0]))
-    return compared_with_null(largest[0], largest[1:], tolerance, labels.valid)
+    # If rounding hides what every kernel sees, or none sees anything, all statistics are zero.
+    hidden = jnp.all(blind[:, 0]) & jnp.any(rounding > 0)
+    return compared_with_null(largest[0], largest[1:], tolerance, labels.valid, resolved=~hidden)

@@ -96,26 +96,26 @@ def _cauchy_schwarz(kernel: GramKernel, samples: TwoSamples, *, debias: bool) ->
 
 
 def conditional_cauchy_schwarz(
-    x1: Float[Numbers, "n d"],
-    y1: Float[Numbers, "n e"],
-    x2: Float[Numbers, "m d"],
-    y2: Float[Numbers, "m e"],
+    x: Float[Numbers, "n d"],
+    response_x: Float[Numbers, "n e"],
+    y: Float[Numbers, "m d"],
+    response_y: Float[Numbers, "m e"],
     a: Float[Numbers, " n"] | None = None,
     b: Float[Numbers, " m"] | None = None,
     *,
     kernel: GramKernel = Gaussian(MedianDistance()),
     response_kernel: GramKernel = Gaussian(MedianDistance()),
 ) -> Float[Array, ""]:
-    """The Cauchy–Schwarz divergence of p(y|x) from q(y|x), from paired rows of each.
+    """The Cauchy–Schwarz divergence of p(z|x) from q(z|x), from rows x paired with responses z.
 
-    D = log ∬ p(y|x)² + log ∬ q(y|x)² − 2 log ∬ p(y|x) q(y|x), the integrals over x and y. Since
-    p(y|x)² = p(x, y) p(x, y)/p(x)², the first is the mean over pairs of p of the ratio of density
-    estimates p̂(x_j, y_j)/p̂(x_j)². With K and L the kernels of x and of y it is
+    D = log ∬ p(z|x)² + log ∬ q(z|x)² − 2 log ∬ p(z|x) q(z|x), the integrals over x and z. Since
+    p(z|x)² = p(x, z) p(x, z)/p(x)², the first is the mean over pairs of p of the ratio of density
+    estimates p̂(x_j, z_j)/p̂(x_j)². With K and L the kernels of x and of z it is
 
         log Σ_j a_j Σ_i a_i K_ji L_ji / (Σ_i a_i K_ji)²,
 
     with the square of the sum in the denominator. (Published code has the sum of squares there,
-    which no density estimate leads to.) The last integral is the mean of p̂_q(x_j, y_j)/(p̂_p(x_j)
+    which no density estimate leads to.) The last integral is the mean of p̂_q(x_j, z_j)/(p̂_p(x_j)
     p̂_q(x_j)) over pairs of p, or of its mirror image over pairs of q: one for each of the two
     logarithms. Unlike `cauchy_schwarz` of the joint samples it does not compare p(x) with q(x).
 
@@ -124,15 +124,16 @@ def conditional_cauchy_schwarz(
     `divjax.core.pairwise`.
 
     Args:
-        x1: the conditions of pairs from p.
-        y1: the responses of pairs from p.
-        x2: the conditions of pairs from q.
-        y2: the responses of pairs from q.
+        x: the conditions of pairs from p.
+        response_x: the responses of pairs from p.
+        y: the conditions of pairs from q.
+        response_y: the responses of pairs from q.
         a: weights of the pairs from p, non-negative, with any sum, uniform by default. Pairs of
             weight zero are padding.
         b: weights of the pairs from q.
-        kernel: a positive kernel for x. A bandwidth rule is evaluated at x1 and x2 together.
-        response_kernel: likewise for y.
+        kernel: a positive kernel of the conditions. A bandwidth rule is evaluated at those of both
+            samples together.
+        response_kernel: likewise of the responses.
 
     Returns:
         The divergence in nats, NaN as for `cauchy_schwarz`.
@@ -154,13 +155,13 @@ def conditional_cauchy_schwarz(
     References:
         Yu, Li, Løkse, Jenssen, Príncipe 2023, proposition 1. Yu, Yu, Løkse, Jenssen, Príncipe 2024.
     """
-    conditions = two_samples(kernel, x1, x2, a, b)
-    responses = two_samples(response_kernel, y1, y2, a, b)
+    conditions = two_samples(kernel, x, y, a, b)
+    responses = two_samples(response_kernel, response_x, response_y, a, b)
     _check_positive("kernel", kernel)
     _check_positive("response_kernel", response_kernel)
     for name, rows, number in (
-        ("y1", responses.x, conditions.x.shape[0]),
-        ("y2", responses.y, conditions.y.shape[0]),
+        ("response_x", responses.x, conditions.x.shape[0]),
+        ("response_y", responses.y, conditions.y.shape[0]),
     ):
         check_shape(name, rows, number, "e")
     return _conditional(kernel, response_kernel, conditions, responses)
@@ -185,7 +186,7 @@ def _conditional(
 def _log_ratio(
     kernels: tuple[GramKernel, GramKernel], pairs: tuple[TwoMeasures, TwoMeasures]
 ) -> Float[Array, ""]:
-    """Log ∬ p(y|x)² − log ∬ p(y|x) q(y|x), both as means over the pairs of p."""
+    """Log ∬ p(z|x)² − log ∬ p(z|x) q(z|x), both as means over the pairs of p."""
     a = pairs[0].a
     own_density, own_joint = _log_densities(kernels, pairs, of_other=False)
     density, joint = _log_densities(kernels, pairs, of_other=True)

@@ -9,7 +9,6 @@ from jaxtyping import Array, ArrayLike, Float, Key
 from divjax.core.checks import check_count, check_key, check_probability
 from divjax.core.keys import own_key
 from divjax.core.numerics import at_least_single, nan_unless
-from divjax.core.pairwise import common_center
 from divjax.core.samples import Numbers, as_samples, centered_samples
 from divjax.discrepancy.quadratic_forms import TwoValued, quadratic_forms
 from divjax.discrepancy.relabelled_samples import at_least_two_rows
@@ -105,7 +104,7 @@ def _wild_bootstrap(
     num_resamples: int,
 ) -> TestResult:
     n, dtype = x.shape[0], at_least_single(x.dtype)
-    points = stein_points(*(rows.astype(dtype) for rows in (x - common_center(x), scores)))
+    points = stein_points(x, scores)
     probability = jnp.asarray(flip_probability, dtype)
     flips = jax.random.bernoulli(own_key(key), probability, (num_resamples, n))
     # The first vector is of ones only: its form is the statistic.

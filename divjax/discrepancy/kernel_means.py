@@ -10,12 +10,12 @@ from divjax.core.checks import check_same_features
 from divjax.core.numerics import at_least_single, matmul
 from divjax.core.samples import Numbers, as_samples, centered_samples, check_distinguishable
 from divjax.kernels.bandwidth import MedianDistance
+from divjax.kernels.contrasts import contrast_at
 from divjax.kernels.means import map_kernel_rows, mean_of_pairs, own_mean
 from divjax.kernels.pooled import (
     TwoMeasures,
     TwoSamples,
     as_measures,
-    resolved_at,
     two_samples,
 )
 from divjax.kernels.protocols import GramKernel, check_gram_kernel, is_radial
@@ -63,6 +63,10 @@ def mmd(
     to differentiation. By default it is the median distance, which the samples determine: give a
     number where values are to be compared.
 
+    The parts of k that cancel are left out before they are rounded: a bandwidth far beyond the
+    data, or a polynomial kernel far from its origin, costs no digits. For a kernel of one's own,
+    whose values are rounded already, the error is about ε E|k|.
+
     Time O((n + m)² d), memory one block of the budget of `divjax.core.pairwise`. Derivatives of
     every order, finite at coincident points and at weights of zero.
 
@@ -103,7 +107,7 @@ def mmd(
 @functools.partial(jax.jit, static_argnames="debias")
 def _mmd(kernel: GramKernel, samples: TwoSamples, *, debias: bool) -> Float[Array, ""]:
     """`mmd` after its checks."""
-    kernel = resolved_at(kernel, samples)
+    kernel = contrast_at(kernel, samples, debias=debias)
     value = squared_discrepancy(kernel, as_measures(kernel, samples), debias=debias)
     return value.astype(samples.dtype)
 
@@ -168,7 +172,7 @@ def witness(
 @jax.jit
 def _witness(kernel: GramKernel, z: Float[Array, "k d"], samples: TwoSamples) -> Float[Array, " k"]:
     """`witness` after its checks."""
-    kernel = resolved_at(kernel, samples)
+    kernel = contrast_at(kernel, samples)
     x, y, a, b = as_measures(kernel, samples)
     points, signed = jnp.concatenate([x, y]), jnp.concatenate([a, -b])
     mean_gap = lambda values, own: matmul(values, signed)

@@ -15,8 +15,9 @@ from divjax.core.samples import Numbers
 from divjax.core.types import Estimate, normal_estimate
 from divjax.discrepancy.kernel_means import squared_discrepancy
 from divjax.kernels.bandwidth import MedianDistance
+from divjax.kernels.contrasts import contrast_at
 from divjax.kernels.means import map_kernel_rows
-from divjax.kernels.pooled import TwoMeasures, TwoSamples, as_measures, resolved_at, two_samples
+from divjax.kernels.pooled import TwoMeasures, TwoSamples, as_measures, two_samples
 from divjax.kernels.protocols import GramKernel
 from divjax.kernels.radial import Gaussian
 
@@ -90,7 +91,7 @@ def mmd_estimate(
 @jax.jit
 def _mmd_estimate(kernel: GramKernel, samples: TwoSamples, confidence_level: ArrayLike) -> Estimate:
     """`mmd_estimate` after its checks."""
-    kernel = resolved_at(kernel, samples)
+    kernel = contrast_at(kernel, samples)
     x, y, *_ = as_measures(kernel, samples)
     points, n, m = jnp.concatenate([x, y]), x.shape[0], y.shape[0]
     # The sample of each row, as columns of indicators.
@@ -254,7 +255,7 @@ def _mmd_block(
     kernel: GramKernel, samples: TwoSamples, confidence_level: ArrayLike, *, block_size: int
 ) -> Estimate:
     """`mmd_block` after its checks."""
-    kernel = resolved_at(kernel, samples)
+    kernel = contrast_at(kernel, samples)
     x, y, *_ = as_measures(kernel, samples)
     count = min(x.shape[0], y.shape[0]) // block_size
     share = jnp.full(block_size, 1 / block_size, x.dtype)

@@ -13,8 +13,8 @@ from divjax.core.types import status_of
 from divjax.discrepancy.relabelled_samples import at_least_two_rows, pooled_rows
 from divjax.inference.hypothesis import TestResult
 from divjax.kernels.bandwidth import MedianDistance
+from divjax.kernels.contrasts import contrast_at_rows
 from divjax.kernels.means import map_kernel_rows
-from divjax.kernels.pooled import resolved_at_rows
 from divjax.kernels.protocols import GramKernel, check_gram_kernel, is_radial
 from divjax.kernels.radial import Gaussian
 
@@ -92,7 +92,7 @@ def _compare(
     n, m, l = sizes
     ends = n, n + m
     # The sums of the kernel over x, over y and over z, at every row.
-    kernel = resolved_at_rows(kernel, rows)
+    kernel = contrast_at_rows(kernel, rows)
     of_sample = jnp.repeat(jnp.arange(3), jnp.array(sizes), total_repeat_length=sum(sizes))
     members = jax.nn.one_hot(of_sample, 3, dtype=rows.dtype)
     without_self = lambda values, own: matmul(jnp.where(own, 0, values), members)

@@ -17,7 +17,14 @@ from divjax.core.checks import (
     check_scalar_output,
 )
 from divjax.core.numerics import at_least_single, matmul, nan_unless
-from divjax.core.pairwise import common_center, living_rows, map_row_blocks, resolved_distances
+from divjax.core.pairwise import (
+    about_common_center,
+    common_center,
+    differences_product,
+    living_rows,
+    map_row_blocks,
+    resolved_distances,
+)
 from divjax.core.samples import Numbers, as_samples, as_weights, centered_samples
 from divjax.core.simplex import are_weights, mass_of_distinct_pairs
 from divjax.core.types import Estimate, normal_estimate
@@ -44,22 +51,22 @@ _REACH = 8
 
 
 class SteinPoints(NamedTuple):
-    """Points about a common centre, and the target's scores there.
+    """Points about an origin, as `resolved_distances` takes them, and the target's scores there.
 
     Attributes:
         x: the points.
         scores: s(x) = ∇ log π(x).
-        along: x · s(x).
     """
 
     x: Float[Array, "n d"]
     scores: Float[Array, "n d"]
-    along: Float[Array, " n"]
 
 
 def stein_points(x: Float[Array, "n d"], scores: Float[Array, "n d"]) -> SteinPoints:
-    """The points, about an origin near them, with their scores."""
-    return SteinPoints(x, scores, jnp.sum(x * scores, axis=1))
+    """The points with their scores, in at least single precision, about their centre if need be."""
+    dtype = at_least_single(x.dtype)
+    (x,) = about_common_center(x.astype(dtype))
+    return SteinPoints(x, scores.astype(dtype))
 
 
 def check_stein_kernel(kernel: object) -> None:
@@ -185,10 +192,7 @@ def stein_matrix(
     """U at all pairs of rows and columns, of which `same` says which are one point."""
     squared = resolved_distances(rows.x, columns.x, same)
     value, slope = kernel.radial(squared)
-    # (x_i − x_j)·(s_j − s_i) by products, r × c rather than r × c × d. With an offset products
-    # suffer cancellation, hence centred points.
-    turn = matmul(rows.x, columns.scores.T) + matmul(rows.scores, columns.x.T)
-    turn = turn - rows.along[:, None] - columns.along
+    turn = -differences_product(rows.x, columns.x, rows.scores, columns.scores, same)
     products = matmul(rows.scores, columns.scores.T)
     trace = kernel.stein_trace(squared, rows.x.shape[1])  # pyright: ignore[reportAttributeAccessIssue]
     return value * products + slope * turn + trace
@@ -225,7 +229,7 @@ def _kernel_stein(
 ) -> Float[Array, ""]:
     a = nan_unless(are_weights(weights), weights)
     a = a / jnp.sum(a)
-    points = stein_points(*(rows.astype(a.dtype) for rows in (x - common_center(x), scores)))
+    points = stein_points(x, scores)
     total = jnp.sum(a * stein_potentials(kernel, points, points, a, debias=debias))
     # The remaining masses of the U-statistic sum to Σ_{i≠j} a_i a_j = 1 − Σ_i a_i².
     return total / mass_of_distinct_pairs(a) if debias else total
@@ -300,13 +304,12 @@ def _of_blocks(
     num_blocks: int,
     size: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    dtype = at_least_single(x.dtype)
-    points = stein_points(*(rows.astype(dtype) for rows in (x - common_center(x), scores)))
-    blocks = (leaf[: num_blocks * size].reshape(num_blocks, size, -1) for leaf in points[:2])
+    points = stein_points(x, scores)
+    blocks = (leaf[: num_blocks * size].reshape(num_blocks, size, -1) for leaf in points)
     same = jnp.eye(size, dtype=bool)
 
     def unbiased(x: Float[Array, "s d"], scores: Float[Array, "s d"]) -> Float[Array, ""]:
-        block = stein_points(x, scores)
+        block = SteinPoints(x, scores)
         stein = stein_matrix(kernel, block, block, same)
         return jnp.sum(jnp.where(same, 0, stein)) / (size * (size - 1))
 

@@ -21,7 +21,7 @@ from divjax.discrepancy.relabelled_samples import (
 )
 from divjax.inference.hypothesis import TestResult, compared_with_null
 from divjax.kernels.bandwidth import MedianDistance
-from divjax.kernels.pooled import resolved_at_rows
+from divjax.kernels.contrasts import contrast_at_rows
 from divjax.kernels.protocols import GramKernel
 from divjax.kernels.radial import Energy, Gaussian
 
@@ -141,7 +141,7 @@ def energy_test(
 def _kernel_test(
     key: Key[Array, ""], samples: PooledSamples, kernel: GramKernel, num_permutations: int
 ) -> TestResult:
-    kernel = resolved_at_rows(kernel, samples.rows)
+    kernel = contrast_at_rows(kernel, samples.rows)
     labels = relabellings(key, samples, num_permutations)
     form = lambda tile, contract: contract(kernel_matrices(tile)(kernel))
     forms = quadratic_forms(form, samples.rows, with_sizes(labels))

@@ -43,6 +43,10 @@ class NeighborDiagnostics:
             those that are constant, discrete, or a linear function of others.
         ties: the largest share of neighbours that agree in a feature, over the features that are
             not discrete throughout. For a continuous feature it is 0.
+        beyond_log_n: whether the value, an estimate of KL(p‖q), exceeds the logarithm of the number
+            of samples of q, as between samples of disjoint supports, for which the truth is
+            infinite. The estimate then rests on distances from rows of p to an edge of q, where
+            nothing tells how thin its density is. False for the entropy.
         finite: whether every log-ratio is finite, and the interval is defined.
     """
 
@@ -50,6 +54,7 @@ class NeighborDiagnostics:
     zero_distances: Int[Array, ""]
     dimension: Int[Array, ""]
     ties: Float[Array, ""]
+    beyond_log_n: Bool[Array, ""]
     finite: Bool[Array, ""]
 
     __repr__ = summary
@@ -140,6 +145,7 @@ def _estimate(
     zero: Bool[Array, " n"],
     support: Support,
     confidence_level: ArrayLike,
+    largest: float = math.inf,
 ) -> Estimate:
     """The mean of the valid log-ratios, with errors from the jackknife and the bias correction."""
     few = math.floor(_COPIES * valid.shape[0])
@@ -160,6 +166,7 @@ def _estimate(
         jnp.sum(zero),
         support.dimension,
         support.ties,
+        value > largest,
         finite,
     )
     return normal_estimate(value, std_error, used, diagnostics, confidence_level)
@@ -244,6 +251,7 @@ def knn_kl(
         left out of the value), or a column is neither continuous nor discrete at the neighbours'
         distance. The value is NaN, too, if the samples lie on sets of different dimension or on
         separate sets (the true divergence is then infinite), or hold a value that is not finite.
+        Disjoint supports of full dimension have a finite value: see `diagnostics.beyond_log_n`.
 
     Raises:
         ValueError: if x or y is empty or not a matrix, their numbers of features differ, k or
@@ -308,7 +316,16 @@ def _knn_kl(
     from_x = jnp.where(valid, log_ratios, _mean(log_ratios, valid)) + among_x.influence
     # Sums over the n terms: as pseudo-values of m rows they scale by m/n.
     from_y = among_y.influence * (m / n)
-    return _estimate(log_ratios, plain, (from_x, from_y), valid, zero, support, confidence_level)
+    return _estimate(
+        log_ratios,
+        plain,
+        (from_x, from_y),
+        valid,
+        zero,
+        support,
+        confidence_level,
+        largest=math.log(m),
+    )
 
 
 def knn_entropy(

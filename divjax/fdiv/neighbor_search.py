@@ -5,6 +5,7 @@ nearby. Their distances are then recomputed
 from the points, exact to rounding and differentiable: no derivative passes through the search.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import if_needed
-from divjax.core.pairwise import map_row_blocks, pair_distances_by_rows
+from divjax.core.pairwise import DIFFERENCES_UP_TO, map_row_blocks, pair_distances_by_rows
 from divjax.core.selection import smallest_in_rows
 from divjax.fdiv.cell_search import cells_pay, coordinate_distances, reduce_near_pairs
 
@@ -49,11 +50,11 @@ def nearest_points(
     candidates = min(count + own + _SPARE, columns.shape[0])
 
     def nearest(squared: Float[Array, "b m"]) -> Int[Array, "b candidates"]:
-        # float32 ranks suffice for candidates, and a top_k of float64 is 100 times slower. Squares
-        # are divided by the row's smallest positive one, so that small ones do not underflow.
+        # float32 ranks suffice for candidates, and a top_k of float64 is 100 times slower. In units
+        # of the row's smallest positive one distances are in its range, where squares are not.
         if squared.dtype != jnp.float32:
             smallest = jnp.min(jnp.where(squared > 0, squared, jnp.inf), axis=1, keepdims=True)
-            squared = squared / jnp.where(jnp.isfinite(smallest), smallest, 1)
+            squared = jnp.sqrt(squared / jnp.where(jnp.isfinite(smallest), smallest, 1))
         return smallest_in_rows(squared.astype(jnp.float32), candidates)[1]
 
     def exact(row: Float[Array, "b d"], own_index: Int[Array, " b"], index: Int[Array, "b c"]):
@@ -82,17 +83,10 @@ def nearest_points(
     measure = lambda index: map_row_blocks(
         exact, candidates * x.shape[1], x, jnp.arange(x.shape[0]), index
     )
-    if x.shape[1] > _DIFFERENCES_UP_TO:
-        # There the search uses products of matrices, whose rounding is that of the points' norms.
-        found = jax.lax.stop_gradient(measure(index))
-        lost = _is_lost(searched_x, searched_y, found, x)
-        again = lambda _: _search_by_differences(searched_x, searched_y, nearest)
-        index = if_needed(lost, again, index)
-    return measure(index)
-
-
-# Up to this many features `divjax.core.pairwise` sums squared differences.
-_DIFFERENCES_UP_TO = 8
+    found = measure(index)
+    lost = _is_lost(searched_x, searched_y, jax.lax.stop_gradient(found), x)
+    again = lambda _: _search_by_differences(searched_x, searched_y, nearest)
+    return measure(if_needed(lost, again, index))
 
 
 def _search_units(
@@ -143,32 +137,47 @@ def _is_lost(
     found: NearestPoints,
     original: Float[Array, "n d"],
 ) -> Bool[Array, ""]:
-    """Whether a distance that was found is within the rounding of the points' norms."""
-    columns = x if y is None else y
+    """Whether a distance that was found is within the rounding of the squares searched."""
+    columns, limits = x if y is None else y, jnp.finfo(x.dtype)
+    # The unit of the search, as the ratio of the largest coordinates before and after scaling.
+    unit = jnp.max(jnp.abs(original)) / jnp.max(jnp.abs(x))
+    usable, last = found.usable[:, -1], found.log_distances[:, -1]
+    # Squares of differences underflow, and points that are nearer than that look coincident.
+    underflow = usable & (last - jnp.log(unit) < 0.5 * math.log(limits.tiny / limits.eps))
+    if x.shape[1] <= DIFFERENCES_UP_TO:
+        return jnp.any(underflow)
+    # Products of matrices have the rounding of the points' norms.
     center = jnp.mean(columns, axis=0)
     norms = jnp.sum(jnp.square(x - center), axis=1)
     norms = norms + jnp.max(jnp.sum(jnp.square(columns - center), axis=1))
-    # The unit of the search, as the ratio of the largest coordinates before and after scaling.
-    unit = jnp.max(jnp.abs(original)) / jnp.max(jnp.abs(x))
-    last = jnp.where(found.usable[:, -1], found.log_distances[:, -1], -jnp.inf)
-    squared = jnp.square(jnp.exp(last) / unit)
+    squared = jnp.square(jnp.exp(jnp.where(usable, last, -jnp.inf)) / unit)
     # Negated, so that NaN counts as lost.
-    return jnp.any(~(squared > 64 * jnp.finfo(x.dtype).eps * norms))
+    return jnp.any(underflow | ~(squared > 64 * limits.eps * norms))
 
 
 def _search_by_differences(
     x: Float[Array, "n d"], y: Float[Array, "m d"] | None, nearest
 ) -> Int[Array, "n c"]:
-    """The candidates by sums of squared differences, slower than products but exact to rounding."""
+    """The candidates by distances whose squares are in units of the largest difference.
+
+    Slower than products, but exact to rounding for points that are arbitrarily near each other.
+    """
     columns = x if y is None else y
 
     # Feature by feature: a block of all differences would be d times as large.
     def block(rows: Float[Array, "b d"]) -> Int[Array, "b c"]:
-        def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-            row, column = pair
-            return total + jnp.square(row[:, None] - column), None
+        def add(
+            so_far: tuple[Array, Array], pair: tuple[Array, Array]
+        ) -> tuple[tuple[Array, Array], None]:
+            (largest, total), (row, column) = so_far, pair
+            difference = jnp.abs(row[:, None] - column)
+            unit = jnp.maximum(largest, difference)
+            divisor = jnp.where(unit > 0, unit, 1)
+            total = total * jnp.square(largest / divisor) + jnp.square(difference / divisor)
+            return (unit, total), None
 
         start = jnp.zeros((rows.shape[0], columns.shape[0]), rows.dtype)
-        return nearest(jax.lax.scan(add, start, (rows.T, columns.T))[0])
+        largest, total = jax.lax.scan(add, (start, start), (rows.T, columns.T))[0]
+        return nearest(largest * jnp.sqrt(total))
 
     return map_row_blocks(block, columns.shape[0], x)

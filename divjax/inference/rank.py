@@ -17,7 +17,7 @@ from divjax.core.types import Estimate
 from divjax.fdiv.special import as_singles
 from divjax.inference.intervals import logit_interval
 
-__all__ = ["accuracy", "auc", "midranks"]
+__all__ = ["accuracy", "auc", "midranks", "share_in_order"]
 
 
 class _Scores(NamedTuple):
@@ -285,3 +285,15 @@ def _midranks(values: Float[Array, " n"]) -> Float[Array, " n"]:
     left = jnp.searchsorted(ordered, values, side="left")
     right = jnp.searchsorted(ordered, values, side="right")
     return nan_unless(ranked, (left + right + 1).astype(values.dtype) / 2)
+
+
+def share_in_order(x: np.ndarray, y: np.ndarray) -> float:
+    """The share of pairs of NumPy's numbers with x above y, equal ones counting half: their AUC.
+
+    Example:
+        >>> share_in_order(np.array([1.0, 3.0]), np.array([1.0, 2.0]))
+        0.625
+    """
+    ordered = np.sort(y)
+    below, above = (np.searchsorted(ordered, x, side).mean() for side in ("left", "right"))
+    return float(below + above) / (2 * len(y))

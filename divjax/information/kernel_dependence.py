@@ -231,15 +231,19 @@ def kernel_sums_of(
     pairs: Sequence[tuple[int, int]],
     *,
     debias: bool,
+    centered: bool = True,
 ) -> tuple[PairSums, Float[Array, " n"]]:
-    """The sums for pairs of variables, each with its kernel or inner products, and the masses."""
+    """The sums for pairs of variables, each with its kernel or inner products, and the masses.
+
+    If only doubly centred matrices count, they are `centered` ahead of rounding.
+    """
     variables = []
     for values, kernel in zip(rows.variables, kernels, strict=True):
         if kernel is None:
             scaled, largest = usable_rows(values, rows.weights)
             variables.append(Variable(in_units_of(largest, scaled)[0], inner_products))
         else:
-            variables.append(kernel_variable(kernel, values, rows.weights))
+            variables.append(kernel_variable(kernel, values, rows.weights, centered=centered))
     masses = masses_of(rows.weights, len(rows.variables[0]), rows.variables[0].dtype)
     return pair_sums(variables, masses, pairs, diagonal=not debias), masses
 
@@ -309,7 +313,7 @@ def _cauchy_schwarz(
 ) -> Float[Array, ""]:
     """`cauchy_schwarz_mutual_information` after its checks, in nats."""
     pairs = _PAIRS if normalized else _PAIRS[:1]
-    sums, masses = kernel_sums_of(rows, kernels, pairs, debias=False)
+    sums, masses = kernel_sums_of(rows, kernels, pairs, debias=False, centered=False)
     totals = [jnp.dot(masses, mean) for mean in sums.means]
     values = []
     for (i, j), one in zip(pairs, sums.products, strict=True):

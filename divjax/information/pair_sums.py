@@ -16,6 +16,7 @@ from divjax.core.numerics import matmul, nan_unless, safe_power, safe_sqrt
 from divjax.core.pairwise import map_row_blocks, resolved_distances
 from divjax.information.centered_products import CenteredSums
 from divjax.information.paired_rows import usable_rows
+from divjax.kernels.contrasts import contrast_at_rows
 from divjax.kernels.pooled import as_measure, living_part, resolved_at_rows
 from divjax.kernels.protocols import GramKernel, is_radial
 
@@ -60,15 +61,23 @@ def distances(exponent: ArrayLike) -> PairFunction:
 
 
 def kernel_variable(
-    kernel: GramKernel, rows: Float[Array, "n d"], weights: Float[Array, " n"] | None
+    kernel: GramKernel,
+    rows: Float[Array, "n d"],
+    weights: Float[Array, " n"] | None,
+    *,
+    centered: bool = False,
 ) -> Variable:
-    """Rows and a kernel, whose rule is evaluated at those with weight."""
+    """Rows and a kernel, whose rule is evaluated at those with weight.
+
+    If the matrix will be `centered` doubly, without a part that centring removes.
+    """
+    resolve = contrast_at_rows if centered else resolved_at_rows
     if not is_radial(kernel):
         rows, _ = as_measure(kernel, rows, weights)
-        fixed = resolved_at_rows(kernel, living_part(rows, weights))
+        fixed = resolve(kernel, living_part(rows, weights))
         return Variable(rows, lambda rows, points, same: fixed(rows, points).astype(rows.dtype))
     rows, _ = usable_rows(rows, weights)
-    radial = resolved_at_rows(kernel, living_part(rows, weights))
+    radial = resolve(kernel, living_part(rows, weights))
 
     def values(rows: Array, points: Array, same: Array | None) -> Array:
         assert is_radial(radial)

@@ -1,5 +1,6 @@
 """Kernels of the inner product ⟨x, y⟩, which depend on where the points are."""
 
+import dataclasses
 from typing import Self
 
 import jax.numpy as jnp
@@ -82,3 +83,59 @@ class Polynomial:
         offset = nan_unless(jnp.asarray(self.offset) >= 0, self.offset)
         scale = nan_unless(jnp.asarray(self.scale) > 0, self.scale)
         return (matmul(x, y.T) * scale + offset) ** self.degree
+
+    def about(self, origin: Float[Array, " d"]) -> "CenteredPolynomial":
+        """The kernel of the same differences of samples that vanishes at the origin."""
+        return CenteredPolynomial(self, origin)
+
+
+@pytree
+class CenteredPolynomial:
+    """k(x, y) − k(x, z) − k(z, y) + k(z, z) for a polynomial kernel k and a point z.
+
+    No term of the size of k arises, so that samples far from the kernel's origin, whose values are
+    large and nearly alike, keep their differences.
+
+    Attributes:
+        kernel: k.
+        origin: z.
+    """
+
+    kernel: Polynomial
+    origin: Float[Array, " d"]
+
+    def init(self, x: Float[Array, "n d"]) -> tuple[()]:
+        """The empty state."""
+        return ()
+
+    def resolve(self, x: Float[Array, "n d"], state: tuple[()]) -> tuple[Self, tuple[()]]:
+        """The kernel itself."""
+        return self, state
+
+    def __call__(
+        self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None
+    ) -> Float[Array, "n m"]:
+        """The matrix."""
+        z = self.origin[None]
+        y = x if y is None else y
+        u, v = (nan_unless(jnp.isfinite(rows), rows) - z for rows in (x, y))
+        scale = nan_unless(jnp.asarray(self.kernel.scale) > 0, self.kernel.scale)
+        # With a = scale · ⟨z, z⟩ + offset, and with α, β and γ for what scale · ⟨x, y⟩ gains as x
+        # leaves z, as y does, and as both do, it is (a + α + β + γ)ⁿ − (a + α)ⁿ − (a + β)ⁿ + aⁿ.
+        linear = dataclasses.replace(self.kernel, degree=1)
+        base = linear(z)
+        alpha, beta = matmul(u, z.T) * scale, matmul(z, v.T) * scale
+        both = matmul(u, v.T) * scale
+        of_x, of_y = base + alpha, base + beta
+        whole = of_x + beta + both
+        # By induction over n: each term is a product of increments, and none is of the size of k.
+        value, rise_x, rise_y = jnp.zeros_like(both), jnp.zeros_like(alpha), jnp.zeros_like(beta)
+        power = jnp.ones_like(base)
+        for _ in range(self.kernel.degree):
+            value = (
+                whole * value + beta * rise_x + alpha * rise_y + both * (rise_x + rise_y + power)
+            )
+            rise_x = of_x * rise_x + alpha * power
+            rise_y = of_y * rise_y + beta * power
+            power = power * base
+        return value

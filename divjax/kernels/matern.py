@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from divjax.core.checks import check_choice, check_positive
-from divjax.core.numerics import quotient, safe_log, safe_sqrt
+from divjax.core.numerics import quotient, safe_sqrt
 from divjax.core.pytrees import pytree, static
 from divjax.kernels.radial import WithBandwidth, distance_and_reciprocal
 
@@ -57,11 +57,11 @@ class Matern(WithBandwidth):
         """The rate c = √(2ν)/σ, with which s = c r."""
         return math.sqrt(2 * self.smoothness) * quotient(1.0, sigma)
 
-    def _polynomial(self, s: _Block) -> _Block:
-        """The polynomial k e^s."""
+    def _beyond_one(self, s: _Block) -> _Block:
+        """The polynomial k e^s, less 1."""
         if self.smoothness == 0.5:
-            return jnp.ones_like(s)
-        return 1 + s if self.smoothness == 1.5 else 1 + s + s * s / 3
+            return jnp.zeros_like(s)
+        return s if self.smoothness == 1.5 else s + s * s / 3
 
     def _radial(self, squared: _Block, sigma: ArrayLike) -> tuple[_Block, _Block]:
         # ∇_x k = (c/r) κ′(s) (x − y), where κ′ = −e^(−s), −s e^(−s) and −s (1 + s) e^(−s)/3.
@@ -71,7 +71,7 @@ class Matern(WithBandwidth):
         decay = jnp.exp(-s)
         # Where the exponential is zero, the polynomial must not be infinite.
         s = jnp.minimum(s, float(jnp.finfo(s.dtype).maxexp))
-        value = self._polynomial(s) * decay
+        value = (1 + self._beyond_one(s)) * decay
         if self.smoothness == 0.5:
             return value, -decay * reciprocal * rate
         shape = jnp.ones_like(s) if self.smoothness == 1.5 else (1 + s) / 3
@@ -79,7 +79,7 @@ class Matern(WithBandwidth):
 
     def _log_radial(self, squared: _Block, sigma: ArrayLike) -> _Block:
         s = safe_sqrt(squared) * self._rate(sigma)
-        return safe_log(self._polynomial(s)) - s
+        return jnp.log1p(self._beyond_one(s)) - s
 
     def _spectral_width(
         self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike

@@ -14,9 +14,9 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 from divjax.core.checks import check_positive, check_positive_values, check_scalar
 from divjax.core.numerics import (
     at_least_single,
+    nan_entries_unless,
     nan_unless,
     quotient,
-    safe_log,
     safe_power,
     safe_sqrt,
 )
@@ -105,6 +105,11 @@ class WithBandwidth:
         """The logarithm of the mean over the scales: finite where k itself would underflow."""
         terms = self._over_scales(lambda sigma: self._log_radial(squared, sigma), squared.dtype)
         return functools.reduce(jnp.logaddexp, terms) - math.log(len(terms))
+
+    def below_peak(self, squared: _Block) -> _Block:
+        """The value less 1, which it is at distance zero: exact where k rounds to one."""
+        drop = lambda sigma: jnp.expm1(self._log_radial(squared, sigma))
+        return self._mean_over_scales(drop, squared.dtype)
 
     def frequencies(
         self, key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike
@@ -293,7 +298,8 @@ class InverseMultiquadric(WithBandwidth):
     def _log_radial(self, squared: _Block, sigma: ArrayLike) -> _Block:
         inverse = quotient(1.0, sigma)
         # A negative squared distance has no logarithm, as it has no value.
-        return jnp.multiply(-safe_log(1 + squared * inverse * inverse), self._valid_exponent())
+        scaled = nan_entries_unless(squared >= 0, squared * inverse * inverse)
+        return jnp.multiply(-jnp.log1p(scaled), self._valid_exponent())
 
     def _spectral_width(
         self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike

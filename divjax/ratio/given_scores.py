@@ -25,6 +25,7 @@ from divjax.core.keys import own_key
 from divjax.core.labels import concrete_labels, number_labels, pool_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.samples import Numbers, as_numbers, dtype_in_jax, loses_digits
+from divjax.inference.rank import share_in_order
 from divjax.ratio.calibration import CALIBRATIONS, apply_calibrations, calibrate_folds
 from divjax.ratio.certificates import HeldOut, SequentialScores, num_first_folds
 from divjax.ratio.diagnostics import Ties, ties
@@ -175,7 +176,7 @@ def _check_order(x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None) -
     distinct, place = np.unique(pooled, return_inverse=True)
     gaps = np.diff(distinct, prepend=-np.inf)
     exact = np.cumsum(gaps > 1e-12 * np.abs(distinct))[place]
-    values = [_auc(part[:num_x], part[num_x:]) for part in (exact, rounded)]
+    values = [share_in_order(part[:num_x], part[num_x:]) for part in (exact, rounded)]
     if abs(values[0] - values[1]) > 1e-3:
         raise ValueError(
             f"x and y must differ by more than rounding: {rounded.dtype} would change their AUC "
@@ -189,13 +190,6 @@ def _counted(u: np.ndarray, weight: Any) -> np.ndarray:
     if weight is not None and not isinstance(weight, Tracer) and np.shape(weight) == u.shape:
         counts &= np.asarray(weight) > 0
     return u[counts]
-
-
-def _auc(x: np.ndarray, y: np.ndarray) -> float:
-    """The share of pairs that are in order; equal ones count half."""
-    ordered = np.sort(y)
-    below, above = (np.searchsorted(ordered, x, side).mean() for side in ("left", "right"))
-    return float(below + above) / (2 * len(y))
 
 
 def _weights(name: str, weight: Numbers | None, scores: Array) -> Any:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Array, Key
-from scipy.stats import rankdata
 
 from divjax.inference import score_permutation_test
+from divjax.inference.rank import share_in_order
 from divjax.tables.encoding import MISSING, Encoded
 
 __all__ = ["Features", "Halves", "score_halves", "tree_features"]
@@ -143,13 +143,18 @@ def _losses(
     num_shuffles: int,
 ) -> np.ndarray:
     """What the AUC loses by each shuffle of each column, "columns shuffles"."""
-    whole, losses = _auc(score(rows), of_p), np.empty((len(groups), num_shuffles))
+
+    def auc(rows: np.ndarray) -> float:
+        scores = score(rows)
+        return share_in_order(scores[of_p], scores[~of_p])
+
+    whole, losses = auc(rows), np.empty((len(groups), num_shuffles))
     for index, features in enumerate(groups.values()):
         for shuffle in range(num_shuffles):
             shuffled = rows.copy()
             # All features of a column move together: its own distribution stays what it is.
             shuffled[:, features] = rows[rng.permutation(len(rows))][:, features]
-            losses[index, shuffle] = whole - _auc(score(shuffled), of_p)
+            losses[index, shuffle] = whole - auc(shuffled)
     return losses
 
 
@@ -162,10 +167,3 @@ def _averages(columns: list[str], losses: np.ndarray) -> tuple[dict[str, float],
         dict(zip(columns, means.tolist(), strict=True)),
         dict(zip(columns, error.tolist(), strict=True)),
     )
-
-
-def _auc(scores: np.ndarray, of_p: np.ndarray) -> float:
-    """The probability that a row of the first table has the larger score; ties count half."""
-    num_p, num_q = of_p.sum(), (~of_p).sum()
-    ranks = rankdata(scores)[of_p].sum()
-    return float((ranks - num_p * (num_p + 1) / 2) / (num_p * num_q))

@@ -20,7 +20,7 @@ def comparable_types(
 
     Durations become seconds, periods the dates that they start at, and complex numbers their real
     parts, with the imaginary ones as a column of their own. The texts true and false become
-    booleans where the other table has these, or another spelling.
+    booleans where the other table has these, or another spelling, or zeros and ones alone.
 
     Args:
         x: the column of one table.
@@ -55,6 +55,13 @@ def _booleans_alike(pair: list[Any], names: tuple[str, str], notes: list[str]) -
     """Truth values in one type where one table writes them as text; notes are added to."""
     found = [_truth_values(part) for part in pair]
     truths = [values for values in found if values is not None]
+    # Zeros and ones are numbers, unless the other table spells truth values out.
+    if len(truths) == 1 and any(isinstance(text, str) for text in truths[0]):
+        digits = [
+            _digits(part) if values is None else values
+            for part, values in zip(pair, found, strict=True)
+        ]
+        truths = [values for values in digits if values is not None]
     if len(truths) < len(pair):
         return pair
     # Text with one spelling for each truth value is the same in both tables already.
@@ -62,8 +69,10 @@ def _booleans_alike(pair: list[Any], names: tuple[str, str], notes: list[str]) -
     if all(isinstance(text, str) for text in merged) and len(merged) == len(set(merged.values())):
         return pair
     for values, name in zip(truths, names, strict=True):
-        if any(isinstance(text, str) for text in values):
-            notes.append(f"text read as booleans in {name}")
+        if not all(isinstance(value, (bool, np.bool_)) for value in values):
+            spelled = any(str(value).strip().lower() in ("true", "false") for value in values)
+            kind = "text" if spelled else "zeros and ones"
+            notes.append(f"{kind} read as booleans in {name}")
     return [
         part.astype(object).map(values).astype("boolean")
         for part, values in zip(pair, truths, strict=True)
@@ -79,3 +88,17 @@ def _truth_values(column: Any) -> dict[Any, bool] | None:
             return None
         found[value] = text == "true"
     return found
+
+
+def _digits(column: Any) -> dict[Any, bool] | None:
+    """The truth value of each zero and one of a column, None if it has other values."""
+    found = {}
+    for value in column.dropna().unique():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            return None
+        if number not in (0, 1):
+            return None
+        found[value] = number == 1
+    return found or None

@@ -175,7 +175,10 @@ def test_conditions_far_apart_give_no_nan():
     [
         (lambda x: discrepancy.cauchy_schwarz(x, x, kernel=kernels.Energy()), "kernel must be po"),
         (lambda x: discrepancy.cauchy_schwarz(x[:1], x, debias=True), "x must have at least two"),
-        (lambda x: discrepancy.conditional_cauchy_schwarz(x, x[1:], x, x), "y1 must have shape"),
+        (
+            lambda x: discrepancy.conditional_cauchy_schwarz(x, x[1:], x, x),
+            "response_x must have shape",
+        ),
         (
             lambda x: discrepancy.conditional_cauchy_schwarz(
                 x, x, x, x, response_kernel=kernels.Energy()

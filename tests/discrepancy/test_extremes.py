@@ -89,3 +89,28 @@ def test_a_function_of_positions_sees_them(container):
     found = objective(KEY, particles, jnp.full(20, 1 / 20), state)[0].value
     direct = lambda u, v: np.mean((u @ v.T + 1) ** 2)
     np.testing.assert_allclose(found, direct(x, x) + direct(y, y) - 2 * direct(x, y), rtol=1e-4)
+
+
+@pytest.mark.parametrize("d", [2, 12])
+def test_stein_of_clusters_that_are_far_apart(d):
+    """Terms x·s of 10⁶ cancel in those of pairs within a cluster, which are all that counts."""
+    apart = 1e6 if d == 2 else 1e4
+    x = np.random.default_rng(3).normal(size=(40, d)).astype(np.float32)
+    x[:20, 0] += np.float32(apart)
+    score = lambda z: jnp.stack([-z[0] + apart * (z[0] > apart / 2), *(-z[1:])])
+    rows = np.float64(x)
+    scores = -rows
+    scores[:20, 0] += apart
+    bandwidth = d**0.5
+    difference = rows[:, None] - rows
+    scaled = (difference**2).sum(-1) / bandwidth**2
+    turn = (difference * (scores - scores[:, None])).sum(-1) / bandwidth**2
+    products = scores @ scores.T - turn + (d - scaled) / bandwidth**2
+    exact = (np.exp(-scaled / 2) * products).mean()
+    kernel = kernels.Gaussian(bandwidth)
+    found = discrepancy.kernel_stein(jnp.asarray(x), score=score, kernel=kernel)
+    np.testing.assert_allclose(found, exact, rtol=1e-3 if d == 2 else 2e-2)
+    goodness = discrepancy.kernel_stein_test(
+        KEY, jnp.asarray(x), score=score, kernel=kernel, num_resamples=9
+    )
+    np.testing.assert_allclose(goodness.statistic, exact, rtol=1e-3 if d == 2 else 2e-2)

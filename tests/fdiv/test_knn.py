@@ -8,7 +8,7 @@ import scipy.special
 import scipy.stats
 from scipy.spatial import cKDTree
 
-from divjax.fdiv import knn
+from divjax.fdiv import knn, neighbor_search
 
 jit_kl = jax.jit(knn.knn_kl, static_argnames=("k", "bias_order"))
 jit_entropy = jax.jit(knn.knn_entropy, static_argnames=("k", "bias_order"))
@@ -220,6 +220,14 @@ def test_samples_side_by_side_or_of_other_dimension_have_no_value():
         assert jnp.isnan(estimate.value)
         assert jnp.isnan(estimate.std_error)
         assert not estimate.diagnostics.finite
+
+
+def test_disjoint_supports_show():
+    """The truth is infinite, and no sample of q says how thin its density is between squares."""
+    x, y = np.random.default_rng(0).random((2, 300, 2)).astype(np.float32)
+    assert jit_kl(x, y + 2).diagnostics.beyond_log_n
+    assert not jit_kl(*gaussians(2, 300, 300)).diagnostics.beyond_log_n
+    assert not jit_entropy(1e9 * x).diagnostics.beyond_log_n  # 41 nats
 
 
 def test_copied_rows_show_at_every_rank():
@@ -446,3 +454,21 @@ def test_what_is_not_a_number_shows():
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.ones((6, 2)))
+
+
+@pytest.mark.parametrize(("d", "dtype"), [(2, np.float32), (12, np.float32), (2, np.float64)])
+def test_neighbours_far_below_the_extent(d, dtype):
+    """Squares of their distances underflow, or those of the others overflow in units of them."""
+    rng = np.random.default_rng(0)
+    near = 30 if dtype == np.float32 else 2
+    x = rng.normal(size=(60, d))
+    x[:near] *= 1e-25
+    x = x.astype(dtype)
+    wide = x.astype(np.float64)
+    exact = np.linalg.norm(wide[:, None] - wide, axis=-1)
+    np.fill_diagonal(exact, np.inf)
+    with jax.enable_x64(dtype == np.float64):
+        found = jax.jit(neighbor_search.nearest_points, static_argnums=2)(jnp.asarray(x), None, 5)
+    assert found.usable.all()
+    assert not found.zero.any()
+    np.testing.assert_allclose(found.log_distances, np.log(np.sort(exact, axis=1)[:, :5]), 1e-5)

@@ -151,6 +151,17 @@ def test_the_gamma_distribution_has_nearly_the_level():
     assert abs(rate - 0.1) < 3 * np.sqrt(0.09 / 300)
 
 
+def test_the_gamma_distribution_says_where_hardly_a_row_varies():
+    """An indicator of one row has a statistic of its own, far from gamma."""
+    y = np.random.default_rng(0).normal(size=(60, 1))
+    test = lambda x, y: hsic_test(None, x, y, null="gamma")
+    for rows, suitable in ((1, False), (2, False), (10, True)):
+        x = (np.arange(60) < rows).astype(float)[:, None]
+        assert test(x, y).converged == test(y, x).converged == suitable
+    assert not test(x, x * (np.arange(60) < 1)[:, None]).converged
+    assert test(0 * x, y).converged
+
+
 def test_the_chi_squared_distribution():
     """hyppo 0.5.2's fast distance correlation test."""
     rng = np.random.default_rng(42)

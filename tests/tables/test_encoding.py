@@ -369,6 +369,27 @@ def test_truth_values_are_the_same_in_any_spelling(other):
             np.testing.assert_array_equal(codes[0][:2], codes[1][:2])
 
 
+@pytest.mark.parametrize("digits", [[0, 1], [0.0, 1.0, None], ["0", "1"], [1, 1]])
+@pytest.mark.parametrize("texts", [["True", "False"], ["true", " FALSE", None], [True, "False"]])
+def test_zeros_and_ones_beside_truth_values_in_text_are_these(digits, texts):
+    for pair in ((digits, texts), (texts, digits)):
+        encoded = tables.encode(*(frame(x=values * 20) for values in pair))
+        codes = tables.values_alike(*(table["x"] for table in encoded.tables))
+        truths = [
+            [str(value).strip().lower() in ("true", "1", "1.0") for value in values[:2]]
+            for values in pair
+        ]
+        assert (codes[0][:2, None] == codes[1][:2]).tolist() == [
+            [one == other for other in truths[1]] for one in truths[0]
+        ]
+        assert any("zeros and ones read as booleans" in note for note in encoded.notes)
+
+
+def test_zeros_and_ones_alone_are_numbers():
+    encoded = tables.encode(frame(x=[0, 1, 1] * 20), frame(x=[1, 0, 0] * 20))
+    assert not any("booleans" in note for note in encoded.notes)
+
+
 def test_values_are_alike_in_whatever_type_they_come():
     one, other = tables.values_alike(pd.Series([1, 2, 2.0]), pd.Series(["1", "2", "two"]))
     assert one.tolist() == [0, 1, 1]

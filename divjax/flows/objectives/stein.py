@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from divjax.core.pairwise import common_center, living_rows
+from divjax.core.pairwise import DIFFERENCES_UP_TO, common_center, living_rows
 from divjax.core.pytrees import as_pytree, pytree, ravel_particles
 from divjax.core.samples import Numbers
 from divjax.discrepancy.stein import (
+    SteinPoints,
     check_stein_kernel,
     scores_at,
-    stein_points,
     stein_potentials,
 )
 from divjax.flows.mass import weighted_sum
@@ -86,11 +86,13 @@ class KernelStein:
         x, unravel = ravel_particles(particles)
         # Particles are rows here, and pytrees to the density.
         of_row = lambda row: self.log_prob(jax.tree.map(lambda leaf: leaf[0], unravel(row[None])))
-        center = common_center(x, weights > 0)
-        points = lambda x: stein_points(x - center, scores_at(x, of_row, None))
+        # Kernel values depend on differences alone, and products of many features need an origin.
+        living = living_rows(x, weights)
+        center = common_center(living) if x.shape[1] > DIFFERENCES_UP_TO else jnp.zeros_like(x[0])
+        points = lambda x: SteinPoints(x - center, scores_at(x, of_row, None))
         # Particles of weight zero may hold any value: others replace them as sources, not where the
         # potential is evaluated.
-        sources = points(living_rows(x, weights))
+        sources = points(living)
 
         # A row's potential depends on that row alone, so the pull-back of ones holds all rows'
         # gradients: in x alone, while the sources stay where they are.
