@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from divjax.core.checks import provides
-from divjax.core.pairwise import common_center
+from divjax.core.pairwise import common_center, squared_distances
 from divjax.core.pytrees import pytree
 from divjax.kernels.pooled import TwoSamples, pooled_rows, resolved_at_rows
 from divjax.kernels.protocols import GramKernel, Kernel, is_radial
@@ -76,7 +76,7 @@ class _Contrast:
 
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"] | None = None) -> _Block:
         """The kernel matrix."""
-        raise NotImplementedError("a contrast is computed from distances.")
+        return self.radial(squared_distances(x, y))[0]
 
 
 def _below_peak(kernel: Kernel, squared: _Block) -> _Block:
