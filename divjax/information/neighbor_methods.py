@@ -57,8 +57,8 @@ class DependenceDiagnostics:
             `MixedNeighbors`.
         larger_neighborhoods: the value with 2k neighbours, at most n − 2. It differs from the value
             where the bias is not small.
-        center_distances: the value for the variables' distances from their centres, one feature
-            each, by the same method on normal scores. The information cannot be less. NaN where
+        center_distances: the value for the distances from their centres of variables with several
+            features, by the same method on normal scores. The information cannot be less. NaN where
             there is no such bound: for conditional and interaction information, and where all
             variables have one feature.
     """
@@ -87,11 +87,13 @@ class _Sample(NamedTuple):
 
     Attributes:
         variables: constant features are zero.
+        unranked: the same, not replaced by normal scores.
         neighbors: 2k + 1 of each row, or all others.
         finite: whether all values were finite.
     """
 
     variables: tuple[Float[Array, "n _"], ...]
+    unranked: tuple[Float[Array, "n _"], ...]
     neighbors: JointNeighbors
     finite: Bool[Array, ""]
 
@@ -108,14 +110,13 @@ def _prepared(
         )
     variables = jax.lax.stop_gradient(refuse_derivatives(variables, _NO_DERIVATIVE))
     finite = jnp.stack([jnp.isfinite(variable).all() for variable in variables]).all()
-    if scores:
-        variables = tuple(map(normal_scores, variables))
-    variables = tuple(map(in_like_units, variables))
+    unranked = tuple(map(in_like_units, variables))
+    variables = tuple(in_like_units(normal_scores(v)) for v in variables) if scores else unranked
     # The first features of all variables come first: the search sorts by the first two columns.
     widths = range(max(variable.shape[1] for variable in variables))
     columns = [v[:, i] for i in widths for v in variables if i < v.shape[1]]
     neighbors = joint_neighbors(jnp.stack(columns, axis=1), _larger(k, n) + 1)
-    return _Sample(variables, neighbors, finite)
+    return _Sample(variables, unranked, neighbors, finite)
 
 
 def _larger(k: int, n: int) -> int:
@@ -160,7 +161,7 @@ def _estimate(
 
     larger = nan_unless(sample.finite, jnp.mean(terms_of(sample, measure, _larger(k, n))))
     bias = extrapolation_factor(k, _larger(k, n), num_features) * (value - larger)
-    distances = center_distances(sample.variables, measure)
+    distances = center_distances(sample.unranked, measure)
     if distances is None:
         of_distances = None
     else:

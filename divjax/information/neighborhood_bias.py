@@ -100,16 +100,17 @@ def smoothing_loss(
 def center_distances(
     variables: Sequence[Float[Array, "n _"]], measure: EntropySum
 ) -> tuple[Float[Array, "n 1"], ...] | None:
-    """Each variable's distance from zero, None where they do not bound the measure from below.
+    """Each variable's distance from zero, or itself if it has one feature.
 
-    Functions of the variables have at most their mutual information or total correlation. With one
-    feature each there is nothing to be gained.
+    Functions of the variables have at most their mutual information or total correlation. None for
+    other measures, and with one feature each, where there is nothing to be gained.
     """
     *alone, _ = measure.groups
     total = all(len(group) == 1 for group in alone) and measure.signs == (1,) * len(alone) + (-1,)
     if not total or all(variable.shape[1] == 1 for variable in variables):
         return None
-    return tuple(jnp.linalg.norm(v, axis=1, keepdims=True) for v in variables)
+    size = lambda v: jnp.linalg.norm(v, axis=1, keepdims=True)
+    return tuple(v if v.shape[1] == 1 else size(v) for v in variables)
 
 
 def extrapolation_factor(k: int, larger: int, num_features: int) -> float:
