@@ -7,10 +7,10 @@ from their definitions in `divjax.problems`: jointly normal variables, maps of t
 information, Student's t, a uniform variable with uniform noise. Every estimator sees the same
 draws, `repetitions` of each task and size.
 
-Estimators: `information.mutual_information` by `KSG` (algorithms 1 and 2, and with ten neighbours)
-and by `Gaussian`. Beside them, where they are installed and where they take the variables:
-scikit-learn's `mutual_info_regression` (one feature each), ennemi (one feature each) and
-infomeasure, all with three neighbours.
+Estimators: `information.mutual_information` by its default, `KSG` with a Gaussian copula as
+reference, by Kraskov's `KSG` (algorithms 1 and 2) and by `Gaussian`. Beside them, where they are
+installed and where they take the variables: scikit-learn's `mutual_info_regression` (one feature
+each), ennemi (one feature each) and infomeasure, all with three neighbours.
 
 An estimate is a mean over repetitions with its standard error. Coverage is the share of 90 %
 intervals that hold the truth: what is known of a single estimate, bias included.
@@ -64,9 +64,9 @@ TASKS: dict[str, Callable[[], problems.Task]] = {
 }
 
 METHODS: dict[str, Any] = {
+    "KSG, copula": information.KSG(reference="gaussian_copula"),
     "KSG": information.KSG(),
     "KSG, algorithm 2": information.KSG(algorithm=2),
-    "KSG, k = 10": information.KSG(k=10),
     "Gaussian": information.Gaussian(),
 }
 
@@ -187,24 +187,30 @@ def value_rows(results: Results) -> list[dict[str, Any]]:
     return table
 
 
+def held(arrays: dict[str, np.ndarray], name: str) -> float:
+    """The share of intervals that hold the truth."""
+    low, high = arrays[f"{name} low"], arrays[f"{name} high"]
+    return float(((low <= arrays["truth"]) & (arrays["truth"] <= high)).mean())
+
+
 def coverage_rows(results: Results) -> list[dict[str, Any]]:
-    """The share of intervals that hold the truth, in per cent."""
+    """The share of intervals that hold the truth, in per cent, and its mean over the tasks."""
     table = []
-    for (task, n), arrays in results.items():
-        row: dict[str, Any] = {"task": task, "n": n}
-        for name in METHODS:
-            held = (arrays[f"{name} low"] <= arrays["truth"]) & (
-                arrays["truth"] <= arrays[f"{name} high"]
-            )
-            row[name] = f"{100 * held.mean():.0f}"
-        table.append(row)
+    for n in sorted({n for _, n in results}):
+        of_size = {task: arrays for (task, size), arrays in results.items() if size == n}
+        for task, arrays in of_size.items():
+            shares = {name: f"{100 * held(arrays, name):.0f}" for name in METHODS}
+            table.append({"task": task, "n": n, **shares})
+        means = {name: np.mean([held(a, name) for a in of_size.values()]) for name in METHODS}
+        shares = {name: f"{100 * mean:.0f}" for name, mean in means.items()}
+        table.append({"task": "all", "n": n, **shares})
     return table
 
 
 def summary_rows(results: Results) -> list[dict[str, Any]]:
-    """For each size and estimator: the mean absolute error, and seconds an estimate.
+    """For each size and estimator: the mean absolute error, an interval's width, and seconds.
 
-    Over the tasks that all estimators take, and over all that this one takes.
+    Errors over the tasks that all estimators take, and over all that this one takes.
     """
     table = []
     names = names_of(results)
@@ -217,6 +223,7 @@ def summary_rows(results: Results) -> list[dict[str, Any]]:
                 np.mean([np.abs(a[name] - a["truth"]).mean() for a in some]) if some else math.nan
             )
             seconds = np.median([float(arrays[f"{name} seconds"]) for arrays in own])
+            widths = [a[f"{name} high"] - a[f"{name} low"] for a in own if name in METHODS]
             table.append(
                 {
                     "n": n,
@@ -224,6 +231,7 @@ def summary_rows(results: Results) -> list[dict[str, Any]]:
                     "tasks": len(own),
                     "error, its tasks": f"{error(own):.4f}",
                     "error, shared tasks": f"{error(shared):.4f}",
+                    "interval's width": f"{np.mean(widths):.3f}" if widths else "–",
                     "ms": f"{1000 * seconds:.3g}",
                 }
             )

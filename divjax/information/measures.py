@@ -72,7 +72,7 @@ def mutual_information(
     x: Float[Numbers, "n d"],
     y: Float[Numbers, "n e"],
     *,
-    method: InformationMethod = KSG(),
+    method: InformationMethod = KSG(reference="gaussian_copula"),
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """I(x; y) = KL(p(x, y)‖p(x) p(y)) = H(x) + H(y) − H(x, y) from paired samples.
@@ -88,8 +88,9 @@ def mutual_information(
     Args:
         x: samples of one variable, one row each.
         y: samples of the other, in paired rows.
-        method: `KSG` for continuous variables, `MixedNeighbors` if one has repeated values,
-            `information.Gaussian` for jointly normal ones, or an `InformationMethod` of your own.
+        method: `KSG` for continuous variables, by default with a Gaussian copula as reference,
+            `MixedNeighbors` if one has repeated values, `information.Gaussian` for jointly normal
+            ones, or an `InformationMethod` of your own.
         confidence_level: the level of the confidence interval.
 
     Returns:
@@ -97,12 +98,20 @@ def mutual_information(
         `DependenceDiagnostics`, and its standard error is the jackknife's to first order: leaving
         out a row removes its term, and widens the neighbourhoods of those whose neighbour it was.
         It is conservative (Efron–Stein): for Gaussians with k = 3 it is 1.3 to 1.6 times the true
-        one. It does not cover the bias, which dominates where the density varies within the
-        neighbourhoods: for strong dependence, heavy tails, and from about six features on. With
-        500 rows and k = 3, 90 % intervals cover 96 % of the time for Gaussians with two features
-        each, but 68 % on a band of uniform noise with I = 1.7, where the bias is −0.08, and 23 %
-        for Student's t with two features each and two degrees of freedom, where it is −0.12. Rows
-        must be independent.
+        one.
+
+        The interval by neighbours is the normal one, extended by an estimate of the bias, which
+        dominates where the density varies within the neighbourhoods. With d features in all, and a
+        bias that grows with the extent (k/n)^(1/d) of a neighbourhood, it is
+        [I_k − I_2k]/(2^(1/d) − 1) for the estimates I_k and I_2k with k and 2k neighbours; on the
+        side to which it points the interval is longer by that. If a variable has several features,
+        the interval reaches up to that of I(|x|; |y|) at least, the information between distances
+        from the centres, which cannot be more than I(x; y) and is estimated in two dimensions.
+        Over fourteen tasks with values from .18 to 1.7 nats, strong dependence in ten dimensions,
+        Student's t and narrow bands among them, 90 % intervals cover 96 % of the time on average,
+        and 70 % on the worst. They are no guarantee: dependence of a scale that no neighbourhood
+        resolves, and that neither correlations nor distances show, is missed. Rows must be
+        independent.
 
         The value is NaN if the samples are not finite. The standard error is NaN, too, if the
         method is not suitable for the variables.
@@ -119,7 +128,8 @@ def mutual_information(
         True
 
     References:
-        Kraskov, Stögbauer, Grassberger 2004. Cover, Thomas 2006, section 8.5.
+        Kraskov, Stögbauer, Grassberger 2004. Cover, Thomas 2006, section 8.5, and 2.8: the
+        inequality of data processing.
     """
     variables = paired_variables(x=x, y=y)
     return estimated(method, variables, confidence_level, MUTUAL)
@@ -130,7 +140,7 @@ def conditional_mutual_information(
     y: Float[Numbers, "n e"],
     z: Float[Numbers, "n f"],
     *,
-    method: InformationMethod = KSG(),
+    method: InformationMethod = KSG(reference="gaussian_copula"),
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """I(x; y | z) = H(x, z) + H(y, z) − H(z) − H(x, y, z): what y tells about x beyond z.
@@ -168,7 +178,7 @@ def conditional_mutual_information(
 
 def total_correlation(
     *variables: Float[Numbers, "n _"],
-    method: InformationMethod = KSG(),
+    method: InformationMethod = KSG(reference="gaussian_copula"),
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """Σ H(x_i) − H(x_1, …, x_m), also called multi-information: zero if all are independent.
@@ -208,7 +218,7 @@ def interaction_information(
     y: Float[Numbers, "n e"],
     z: Float[Numbers, "n f"],
     *,
-    method: InformationMethod = KSG(),
+    method: InformationMethod = KSG(reference="gaussian_copula"),
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """I(x; y) − I(x; y | z): positive if z repeats what x and y share, negative for synergy.
@@ -249,7 +259,7 @@ def transfer_entropy(
     lag: int = 1,
     source_history: int = 1,
     target_history: int = 1,
-    method: InformationMethod = KSG(),
+    method: InformationMethod = KSG(reference="gaussian_copula"),
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """I(target_t; source_{t−lag}, … | target_{t−1}, …): what the past of the source adds.

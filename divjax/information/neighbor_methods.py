@@ -5,6 +5,7 @@ variables of a group g, and E ψ(n_g + 1) − ψ(n) is about the logarithm of th
 volumes of the neighbourhoods cancel in a sum of entropies whose signs cancel for every variable.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,9 +18,16 @@ from divjax.core.checks import check_choice, check_count, check_full_precision
 from divjax.core.differentiation import refuse_derivatives
 from divjax.core.numerics import if_needed, nan_unless
 from divjax.core.pytrees import pytree, static
-from divjax.core.types import Estimate, normal_estimate, summary
+from divjax.core.types import Estimate, summary
 from divjax.information.entropy_sums import EntropySum
 from divjax.information.joint_neighbors import JointNeighbors, in_like_units, joint_neighbors
+from divjax.information.neighborhood_bias import (
+    center_distances,
+    extended_interval,
+    extrapolation_factor,
+    normal_scores,
+    smoothing_loss,
+)
 from divjax.information.range_counts import counts_within
 
 __all__ = ["KSG", "DependenceDiagnostics", "MixedNeighbors"]
@@ -50,12 +58,20 @@ class DependenceDiagnostics:
         zero_distances: the number of rows that coincide with their k-th neighbour in all variables.
         suitable: whether the method is meant for such variables. If it is False for `KSG`, use
             `MixedNeighbors`.
+        larger_neighborhoods: the value with 2k neighbours, at most n − 2. It differs from the value
+            where the bias is not small.
+        center_distances: the value for the distances from their centres of variables with several
+            features, by the same method on normal scores. The information cannot be less. NaN where
+            there is no such bound: for conditional and interaction information, and where all
+            variables have one feature.
     """
 
     terms: Float[Array, " n"]
     repeated: Float[Array, ""]
     zero_distances: Int[Array, ""]
     suitable: Bool[Array, ""]
+    larger_neighborhoods: Float[Array, ""]
+    center_distances: Float[Array, ""]
 
     def check(self) -> "DependenceDiagnostics":
         """The diagnostics; raises `RuntimeError` unless `suitable`. Traced ones pass."""
@@ -74,16 +90,20 @@ class _Sample(NamedTuple):
 
     Attributes:
         variables: constant features are zero.
-        neighbors: k + 1 of each row.
+        unranked: the same, not replaced by normal scores.
+        neighbors: 2k + 1 of each row, or all others.
         finite: whether all values were finite.
     """
 
     variables: tuple[Float[Array, "n _"], ...]
+    unranked: tuple[Float[Array, "n _"], ...]
     neighbors: JointNeighbors
     finite: Bool[Array, ""]
 
 
-def _prepared(variables: tuple[Float[Array, "n _"], ...], k: int) -> _Sample:
+def _prepared(
+    variables: tuple[Float[Array, "n _"], ...], k: int, *, scores: bool = False
+) -> _Sample:
     n = variables[0].shape[0]
     for variable in variables:
         check_full_precision("a variable", variable)
@@ -93,11 +113,18 @@ def _prepared(variables: tuple[Float[Array, "n _"], ...], k: int) -> _Sample:
         )
     variables = jax.lax.stop_gradient(refuse_derivatives(variables, _NO_DERIVATIVE))
     finite = jnp.stack([jnp.isfinite(variable).all() for variable in variables]).all()
-    variables = tuple(map(in_like_units, variables))
+    unranked = tuple(map(in_like_units, variables))
+    variables = tuple(in_like_units(normal_scores(v)) for v in variables) if scores else unranked
     # The first features of all variables come first: the search sorts by the first two columns.
     widths = range(max(variable.shape[1] for variable in variables))
     columns = [v[:, i] for i in widths for v in variables if i < v.shape[1]]
-    return _Sample(variables, joint_neighbors(jnp.stack(columns, axis=1), k + 1), finite)
+    neighbors = joint_neighbors(jnp.stack(columns, axis=1), _larger(k, n) + 1)
+    return _Sample(variables, unranked, neighbors, finite)
+
+
+def _larger(k: int, n: int) -> int:
+    """The number of neighbours with which the estimate with k is compared."""
+    return min(2 * k, n - 2)
 
 
 def _counts(
@@ -114,16 +141,54 @@ def _below(radii: Float[Array, " n"]) -> Float[Array, " n"]:
     return jnp.where(radii > 0, jnp.nextafter(radii, jnp.zeros_like(radii)), -1)
 
 
+# The terms of a sum of entropies, one for each row, for a number of neighbours.
+_Terms = Callable[[_Sample, EntropySum, int], Float[Array, " n"]]
+
+
 def _estimate(
-    terms: Float[Array, " n"],
+    terms_of: _Terms,
     sample: _Sample,
     measure: EntropySum,
-    suitable: Bool[Array, ""],
+    k: int,
     repeated: Float[Array, ""],
+    suitable: Bool[Array, ""],
     confidence_level: ArrayLike,
 ) -> Estimate:
-    """The mean of the terms, and its jackknife standard error."""
-    n, k = terms.shape[0], sample.neighbors.index.shape[1] - 1
+    """The mean of the terms, its jackknife standard error, and an interval that knows of bias."""
+    n = len(sample.neighbors.index)
+    num_features = sum(variable.shape[1] for variable in sample.variables)
+    terms = terms_of(sample, measure, k)
+    value = nan_unless(sample.finite, jnp.mean(terms))
+    usable = suitable & sample.finite
+    std_error = nan_unless(usable, _std_error(terms, sample, measure, k))
+
+    larger = nan_unless(sample.finite, jnp.mean(terms_of(sample, measure, _larger(k, n))))
+    bias = extrapolation_factor(k, _larger(k, n), num_features) * (value - larger)
+    distances = center_distances(sample.unranked, measure)
+    if distances is None:
+        of_distances = None
+    else:
+        function = _prepared(distances, k, scores=True)
+        terms_of_function = terms_of(function, measure, k)
+        error = nan_unless(usable, _std_error(terms_of_function, function, measure, k))
+        of_distances = nan_unless(sample.finite, jnp.mean(terms_of_function)), error
+    interval = extended_interval(value, std_error, bias, of_distances, confidence_level)
+
+    diagnostics = DependenceDiagnostics(
+        terms,
+        repeated,
+        jnp.sum(sample.neighbors.distances[:, k - 1] == 0, dtype=jnp.int32),
+        suitable,
+        larger,
+        jnp.full_like(value, jnp.nan) if of_distances is None else of_distances[0],
+    )
+    return Estimate(value, std_error, interval, jnp.asarray(n, value.dtype), diagnostics)
+
+
+def _std_error(
+    terms: Float[Array, " n"], sample: _Sample, measure: EntropySum, k: int
+) -> Float[Array, ""]:
+    """The jackknife standard error of the mean of the terms, to first order."""
     distances, index = sample.neighbors
     last, following = distances[:, k - 1], distances[:, k]
     # If one of its k neighbours is left out, a row's distance grows to that of the next one. The
@@ -136,16 +201,10 @@ def _estimate(
     ratio = jnp.where(grows, following, 1) / jnp.where(grows, last, 1)
     rise = -measure.signs[-1] * features * jnp.log(ratio)
     influence = terms.at[index[:, :k]].add(rise[:, None])
-    std_error = jnp.sqrt(jnp.var(influence, ddof=1) / n)
-    value = nan_unless(sample.finite, jnp.mean(terms))
-    diagnostics = DependenceDiagnostics(
-        terms, repeated, jnp.sum(last == 0, dtype=jnp.int32), suitable
-    )
+    std_error = jnp.sqrt(jnp.var(influence, ddof=1) / terms.shape[0])
     # A constant variable has no information about others, and that is no estimate.
     varying = sum(jnp.any(v != 0).astype(jnp.int32) for v in sample.variables)
-    std_error = jnp.where(varying < 2, 0, std_error)
-    std_error = nan_unless(suitable & sample.finite, std_error)
-    return normal_estimate(value, std_error, n, diagnostics, confidence_level)
+    return jnp.where(varying < 2, 0, std_error)
 
 
 def _repeated(variables: tuple[Float[Array, "n _"], ...]) -> Float[Array, ""]:
@@ -175,8 +234,18 @@ class KSG:
 
     The bias is small if the density is nearly constant within ρ. It is about zero for independent
     variables, and negative for strong dependence, many features or heavy tails: mutual information
-    cannot exceed ψ(n) − ψ(k). It is not covered by the interval. A larger k has less variance and
-    more bias.
+    cannot exceed ψ(n) − ψ(k). A larger k has less variance and more bias.
+
+    With `reference="gaussian_copula"`, the default method of `mutual_information`, the bias is that
+    of the part of the dependence which a Gaussian copula does not have. Features are replaced by
+    their normal scores, which changes no information and has no heavy tails. To each row's term is
+    added what a normal distribution with the scores' correlations C loses within the row's cube,
+
+        L(C) − L(C_x) − L(C_y),  L(C) = KL(N(0, C)‖N(0, C + s²I)),  s² = ρ_i²/3,
+
+    as a density is estimated from a parametric start. The correction vanishes with ρ, and for
+    independent features; it is not bounded by log n. With 1000 rows of jointly normal variables
+    with five features each and I = 1.02 the bias is −.06 in place of −.42.
 
     Ties count as they are: rows at a distance of exactly ρ_i are not nearer than ρ_i. A variable
     whose values are repeated in more than one row of twenty (at which copied rows of normal
@@ -188,23 +257,31 @@ class KSG:
     Attributes:
         k: the rank of the neighbour, static, at most n − 2.
         algorithm: 1 or 2, static.
+        reference: None for Kraskov's estimate, or "gaussian_copula", static; with algorithm 1 only,
+            as the boxes of algorithm 2 have no common width.
 
     Raises:
-        ValueError: if k is not positive, or the algorithm neither 1 nor 2.
+        ValueError: if k is not positive, the algorithm neither 1 nor 2, or the reference another
+            one or used with algorithm 2.
 
     References:
         Kraskov, Stögbauer, Grassberger 2004, equations 8, 9, 23 and 30. Frenzel, Pompe 2007,
         equation 5: the conditional one. Wibral, Vicente, Lindner 2014: the corrections of
         conditional information by algorithm 2. Efron, Stein 1981: the jackknife's variance is not
-        too small on average.
+        too small on average. Hjort, Glad 1995: a parametric start. Gao, Ver Steeg, Galstyan 2015:
+        the bias of strong dependence.
     """
 
     k: int = static(default=3)
     algorithm: int = static(default=1)
+    reference: str | None = static(default=None)
 
     def __post_init__(self):
         check_count(1, k=self.k)
         check_choice((1, 2), algorithm=self.algorithm)
+        check_choice((None, "gaussian_copula"), reference=self.reference)
+        if self.reference is not None and self.algorithm == 2:
+            raise ValueError("reference must be None with algorithm 2; got 'gaussian_copula'.")
 
     def estimate(
         self,
@@ -213,27 +290,30 @@ class KSG:
         confidence_level: ArrayLike,
     ) -> Estimate:
         """The sum of entropies; see `mutual_information` for the standard error."""
-        sample = _prepared(variables, self.k)
-        terms = (self._by_cubes if self.algorithm == 1 else self._by_boxes)(sample, measure)
+        sample = _prepared(variables, self.k, scores=self.reference is not None)
         repeated = _repeated(sample.variables)
+        terms_of = self._by_cubes if self.algorithm == 1 else self._by_boxes
         suitable = repeated <= _REPEATED
-        return _estimate(terms, sample, measure, suitable, repeated, confidence_level)
+        return _estimate(terms_of, sample, measure, self.k, repeated, suitable, confidence_level)
 
-    def _by_cubes(self, sample: _Sample, measure: EntropySum) -> Float[Array, " n"]:
-        radius = _below(sample.neighbors.distances[:, self.k - 1])
+    def _by_cubes(self, sample: _Sample, measure: EntropySum, k: int) -> Float[Array, " n"]:
+        distances = sample.neighbors.distances[:, k - 1]
+        radius = _below(distances)
         radii, dtype = [radius] * len(sample.variables), radius.dtype
         *groups, _ = measure.groups
         *signs, sign = measure.signs
         total = digamma(jnp.asarray(radius.shape[0], dtype))
-        terms = sign * (total - digamma(jnp.asarray(self.k, dtype)))
+        terms = sign * (total - digamma(jnp.asarray(k, dtype)))
         for group, sign in zip(groups, signs, strict=True):
             counts = _counts(sample, group, radii)
             terms = terms + sign * (total - digamma((counts + 1).astype(dtype)))
+        if self.reference is not None:
+            terms = terms + smoothing_loss(sample.variables, measure, distances)
         return terms
 
-    def _by_boxes(self, sample: _Sample, measure: EntropySum) -> Float[Array, " n"]:
+    def _by_boxes(self, sample: _Sample, measure: EntropySum, k: int) -> Float[Array, " n"]:
         n, dtype = sample.variables[0].shape[0], sample.variables[0].dtype
-        index = sample.neighbors.index[:, : self.k]
+        index = sample.neighbors.index[:, :k]
         radii = [
             jnp.max(jnp.abs(variable[index] - variable[:, None]), axis=(1, 2))
             for variable in sample.variables
@@ -243,7 +323,7 @@ class KSG:
         total, terms = digamma(jnp.asarray(n, dtype)), jnp.zeros(n, dtype)
         for group, sign in zip(measure.groups, measure.signs, strict=True):
             everything = group == measure.groups[-1]
-            counts = jnp.full(n, self.k) if everything else _counts(sample, group, radii)
+            counts = jnp.full(n, k) if everything else _counts(sample, group, radii)
             counts = jnp.maximum(counts, 1).astype(dtype)
             num_sides = sum(sides[i] for i in group)
             entropy = total - digamma(counts) + (num_sides - 1) / counts
@@ -294,23 +374,26 @@ class MixedNeighbors:
     ) -> Estimate:
         """The sum of entropies; see `mutual_information` for the standard error."""
         sample = _prepared(variables, self.k)
+        repeated, suitable = _repeated(sample.variables), jnp.array(True)
+        return _estimate(self._terms, sample, measure, self.k, repeated, suitable, confidence_level)
+
+    def _terms(self, sample: _Sample, measure: EntropySum, k: int) -> Float[Array, " n"]:
         distances = sample.neighbors.distances
-        radius, dtype = distances[:, self.k - 1], distances.dtype
+        radius, dtype = distances[:, k - 1], distances.dtype
         # Distances between levels that are equal in other units are equal up to rounding.
         rounding = _ROUNDING_ULPS * jnp.finfo(dtype).eps * radius
         rounded = radius + rounding
-        tied = (radius == 0) | (distances[:, self.k] <= rounded)
-        radii = [jnp.where(tied, rounded, radius - rounding)] * len(variables)
+        tied = (radius == 0) | (distances[:, k] <= rounded)
+        radii = [jnp.where(tied, rounded, radius - rounding)] * len(sample.variables)
         *groups, everything = measure.groups
         *signs, sign = measure.signs
         # The neighbours of rows with ties are counted only if there are such rows.
         count = lambda _: _counts(sample, everything, radii)
         neighbors = if_needed(jnp.any(tied), count, jnp.zeros(len(radius), jnp.int32))
-        neighbors = jnp.where(tied, neighbors + 1, self.k)
+        neighbors = jnp.where(tied, neighbors + 1, k)
         total = digamma(jnp.asarray(len(radius), dtype))
         terms = sign * (total - digamma(neighbors.astype(dtype)))
         for group, sign in zip(groups, signs, strict=True):
             counts = _counts(sample, group, radii)
             terms = terms + sign * (total - digamma((counts + 1).astype(dtype)))
-        repeated = _repeated(sample.variables)
-        return _estimate(terms, sample, measure, jnp.array(True), repeated, confidence_level)
+        return terms

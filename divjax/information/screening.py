@@ -19,7 +19,7 @@ def mutual_information_screening(
     features: Float[Numbers, "n p"],
     target: Float[Numbers, "n d"],
     *,
-    method: InformationMethod = KSG(),
+    method: InformationMethod = KSG(reference="gaussian_copula"),
     confidence_level: ArrayLike = 0.95,
     batch_size: int | None = None,
 ) -> Estimate:

@@ -30,13 +30,15 @@ def _test(key, x, y, z, method):
 
 
 KSG, MIXED = information.KSG(2), information.MixedNeighbors(2)
+REFERRED = information.KSG(2, reference="gaussian_copula")
 # A sum over counts of neighbours changes in steps.
 NEIGHBORS = dict(smooth=False, sampled=True)
 
 ROWS = {
     "information.mutual_information": Row(
-        KSG, _of_pairs(information.mutual_information), **NEIGHBORS
+        REFERRED, _of_pairs(information.mutual_information), **NEIGHBORS
     ),
+    "information.KSG": Row(KSG, _of_pairs(information.mutual_information), slow=True, **NEIGHBORS),
     "information.KSG(algorithm=2)": Row(
         information.KSG(2, 2), _of_pairs(information.mutual_information), slow=True, **NEIGHBORS
     ),
