@@ -27,7 +27,8 @@ from divjax.fdiv.inequalities import (
     kl_lower_bound_from_cross_entropy,
     kl_lower_bound_from_js,
 )
-from divjax.fdiv.knn import NeighborDiagnostics, knn_entropy, knn_kl
+from divjax.fdiv.knn import knn_entropy, knn_kl
+from divjax.fdiv.neighbor_estimates import NeighborDiagnostics
 from divjax.fdiv.sampled import sampled_kl, sampled_kl_surrogate
 
 __all__ = [

@@ -10,8 +10,9 @@
 - **Tests** of independence: `distance_covariance_test`, `hsic_test`, and given a third variable
   `conditional_independence_test`.
 - **Entropies**: `entropy` (by `KozachenkoLeonenko`, `Vasicek`, `Ebrahimi`), `renyi_entropy`,
-  `tsallis_entropy`; of spectra `von_neumann_entropy`, `matrix_renyi_entropy`,
-  `diffusion_spectral_entropy`, with mutual informations of the last two.
+  `tsallis_entropy`; of one density relative to another `cross_entropy`; of spectra
+  `von_neumann_entropy`, `matrix_renyi_entropy`, `diffusion_spectral_entropy`, with mutual
+  informations of the last two.
 - **Modules**: `dimension`, `density`, `contraction` (strong data processing), and
   `linear_memorization`. `information_projection` is onto an exponential family, and
   `total_correlation_decomposition` says what an encoder's divergence from its prior consists of.
@@ -21,6 +22,7 @@ learned critic is in `divjax.ratio`.
 """
 
 from divjax.information import contraction, density, dimension, linear_memorization
+from divjax.information.cross_entropies import cross_entropy
 from divjax.information.diffusion_spectra import (
     diffusion_spectral_entropy,
     diffusion_spectral_mutual_information,
@@ -84,6 +86,7 @@ __all__ = [
     "conditional_independence_test",
     "conditional_mutual_information",
     "contraction",
+    "cross_entropy",
     "density",
     "diffusion_spectral_entropy",
     "diffusion_spectral_mutual_information",

@@ -4,7 +4,7 @@ import jax
 
 from divjax import information
 from tests.contract.edges import Edges
-from tests.contract.promises import Row
+from tests.contract.promises import Row, of_samples, samples
 
 
 def _of_pairs(measure, num_variables=2, smooth=False):
@@ -96,6 +96,22 @@ ROWS |= {
         information.Ebrahimi(2),
         lambda method, key, x, weights: information.entropy(x[:, :1], method=method).value,
         slow=True,
+        sampled=True,
+    ),
+    "information.cross_entropy": Row(
+        (),
+        of_samples(lambda x, y, w, m: information.cross_entropy(x, y, w, k=3, bias_order=1).value),
+        slow=True,
+        weighted=True,
+        sampled=True,
+    ),
+    "information.cross_entropy (weights of y)": Row(
+        (),
+        lambda m, key, x, w: (
+            information.cross_entropy(samples(x.dtype), x, b=w, k=2, bias_order=0).value
+        ),
+        slow=True,
+        weighted=True,
         sampled=True,
     ),
     "information.renyi_entropy": Row(
