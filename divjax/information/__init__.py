@@ -6,7 +6,7 @@
   `MixedNeighbors`, `information.Gaussian`.
 - **Dependence** of paired rows, exact for them and differentiable: `distance_covariance`,
   `distance_correlation`, `hsic`, `cka`, `cauchy_schwarz_mutual_information`,
-  `joint_distance_covariance`, `concatenated_distance_covariance`.
+  `joint_distance_covariance`, `concatenated_distance_covariance`, `maximal_correlation`.
 - **Tests** of independence: `distance_covariance_test`, `hsic_test`, and given a third variable
   `conditional_independence_test`.
 - **Entropies**: `entropy` (by `KozachenkoLeonenko`, `Vasicek`, `Ebrahimi`), `renyi_entropy`,
@@ -17,11 +17,12 @@
   `linear_memorization`. `information_projection` is onto an exponential family, and
   `total_correlation_decomposition` says what an encoder's divergence from its prior consists of.
 
-Numbers are in nats unless `base` says otherwise, and squares, not roots. Mutual information by a
-learned critic is in `divjax.ratio`.
+Numbers are in nats unless `base` says otherwise, and squares, not roots. Mutual
+information by a learned critic is in `divjax.ratio`.
 """
 
 from divjax.information import contraction, density, dimension, linear_memorization
+from divjax.information.canonical_functions import maximal_correlation
 from divjax.information.cross_entropies import cross_entropy
 from divjax.information.diffusion_spectra import (
     diffusion_spectral_entropy,
@@ -103,6 +104,7 @@ __all__ = [
     "linear_memorization",
     "matrix_renyi_entropy",
     "matrix_renyi_mutual_information",
+    "maximal_correlation",
     "mutual_information",
     "mutual_information_screening",
     "renyi_entropy",
