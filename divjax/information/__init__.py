@@ -3,7 +3,8 @@
 - **Mutual information**, each an `Estimate`: `mutual_information`,
   `conditional_mutual_information`, `total_correlation`, `interaction_information`,
   `transfer_entropy`, `mutual_information_screening` of many features; by the methods `KSG`,
-  `MixedNeighbors`, `information.Gaussian`.
+  `MixedNeighbors`, `information.Gaussian`; by a learned ratio the estimator
+  `ClassifierInformation`.
 - **Dependence** of paired rows, exact for them and differentiable: `distance_covariance`,
   `distance_correlation`, `hsic`, `cka`, `cauchy_schwarz_mutual_information`,
   `joint_distance_covariance`, `concatenated_distance_covariance`, `maximal_correlation`.
@@ -17,8 +18,8 @@
   `linear_memorization`. `information_projection` is onto an exponential family, and
   `total_correlation_decomposition` says what an encoder's divergence from its prior consists of.
 
-Numbers are in nats unless `base` says otherwise, and squares, not roots. Mutual
-information by a learned critic is in `divjax.ratio`.
+Numbers are in nats unless `base` says otherwise, and squares, not roots. Bounds on mutual
+information by a learned critic are in `divjax.ratio`.
 """
 
 from divjax.information import contraction, density, dimension, linear_memorization
@@ -42,6 +43,7 @@ from divjax.information.latent_codes import (
     TotalCorrelationDecomposition,
     total_correlation_decomposition,
 )
+from divjax.information.learned_information import ClassifierInformation, InformationFit
 from divjax.information.local_permutations import conditional_independence_test
 from divjax.information.measures import (
     conditional_mutual_information,
@@ -70,11 +72,13 @@ from divjax.information.spectral_entropies import (
 __all__ = [
     "KSG",
     "AttributeDependence",
+    "ClassifierInformation",
     "DependenceDiagnostics",
     "Ebrahimi",
     "EntropyMethod",
     "EntropySum",
     "Gaussian",
+    "InformationFit",
     "InformationMethod",
     "InformationProjectionResult",
     "KozachenkoLeonenko",
