@@ -1,9 +1,9 @@
 """f-divergences: generators, closed forms, estimators from samples, and inequalities.
 
 The generators (`KL`, `JensenShannon`, …) define divergences as functions of the log ratio.
-`categorical`, `gaussian` and `exponential_family` provide closed forms, `histogram` and `knn_kl`
-estimate from samples without a model, and `inequalities` turns bounds on one divergence into bounds
-on another.
+`categorical`, `gaussian` and `exponential_family` provide closed forms, `histogram`, `knn_kl` and
+`knn_renyi` estimate from samples without a model, and `inequalities` turns bounds on one divergence
+into bounds on another.
 """
 
 from divjax.fdiv import categorical, exponential_family, gaussian, histogram, inequalities
@@ -27,7 +27,9 @@ from divjax.fdiv.inequalities import (
     kl_lower_bound_from_cross_entropy,
     kl_lower_bound_from_js,
 )
-from divjax.fdiv.knn import NeighborDiagnostics, knn_entropy, knn_kl
+from divjax.fdiv.knn import knn_entropy, knn_kl
+from divjax.fdiv.neighbor_estimates import NeighborDiagnostics
+from divjax.fdiv.neighbor_powers import knn_renyi
 from divjax.fdiv.sampled import sampled_kl, sampled_kl_surrogate
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "kl_lower_bound_from_js",
     "knn_entropy",
     "knn_kl",
+    "knn_renyi",
     "sampled_kl",
     "sampled_kl_surrogate",
 ]

@@ -6,186 +6,30 @@ E log P(ball) = ψ(j) − ψ(n + 1), whatever the density.
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_full_precision, check_probability
-from divjax.core.numerics import matmul, nan_unless
-from divjax.core.pytrees import pytree
+from divjax.core.numerics import nan_unless
 from divjax.core.samples import Numbers, centered_samples
-from divjax.core.types import Estimate, normal_estimate, summary
-from divjax.fdiv.neighbor_search import NearestPoints, nearest_points
-from divjax.fdiv.support_dimension import Support, short_steps, support_from_steps
+from divjax.core.types import Estimate
+from divjax.fdiv.neighbor_estimates import (
+    check_neighbors,
+    estimate_of_terms,
+    influences,
+    log_volumes,
+    rank_weights,
+    rank_weights_by_dimension,
+    used_rows,
+)
+from divjax.fdiv.neighbor_search import nearest_points
+from divjax.fdiv.support_dimension import short_steps, support_from_steps
 
-__all__ = ["NeighborDiagnostics", "knn_entropy", "knn_kl"]
-
-# The share of rows with a coinciding neighbour that is attributed to chance (rounding to float32
-# makes a few in one dimension).
-_COPIES = 0.01
-
-
-@pytree
-class NeighborDiagnostics:
-    """Diagnostics of an estimate from nearest neighbours.
-
-    Attributes:
-        log_ratios: log p(x_i)/q(x_i) for each x_i (for the entropy, −log p(x_i)), NaN if the row is
-            left out.
-        zero_distances: the number of x_i that coincide with one of their neighbours up to the k-th:
-            copied or quantised rows. If they exceed one in a hundred they are left out of the
-            value, which then does not estimate a divergence between densities.
-        dimension: the dimension D of the set on which the samples lie: the number of features minus
-            those that are constant, discrete, or a linear function of others.
-        ties: the largest share of neighbours that agree in a feature, over the features that are
-            not discrete throughout. For a continuous feature it is 0.
-        beyond_log_n: whether the value, an estimate of KL(p‖q), exceeds the logarithm of the number
-            of samples of q, as between samples of disjoint supports, for which the truth is
-            infinite. The estimate then rests on distances from rows of p to an edge of q, where
-            nothing tells how thin its density is. False for the entropy.
-        finite: whether every log-ratio is finite, and the interval is defined.
-    """
-
-    log_ratios: Float[Array, " n"]
-    zero_distances: Int[Array, ""]
-    dimension: Int[Array, ""]
-    ties: Float[Array, ""]
-    beyond_log_n: Bool[Array, ""]
-    finite: Bool[Array, ""]
-
-    __repr__ = summary
-
-
-class _LogVolumes(NamedTuple):
-    """The sums D Σ_j w_j log(distance to the j-th neighbour), their sensitivities and validity.
-
-    Attributes:
-        values: the sum for each x.
-        plain: the sum for each x with equal weights.
-        influence: for each neighbour, the increase of Σ_i values_i if it is left out.
-        valid: whether all distances of non-zero weight are positive and finite.
-        zero: whether a distance up to the k-th is zero.
-    """
-
-    values: Float[Array, " n"]
-    plain: Float[Array, " n"]
-    influence: Float[Array, " m"]
-    valid: Bool[Array, " n"]
-    zero: Bool[Array, " n"]
-
-
-def _log_volumes(
-    neighbors: NearestPoints,
-    size: int,
-    weights: Float[Array, " k"],
-    dimension: Float[Array, ""],
-    used: np.ndarray,
-) -> _LogVolumes:
-    """The sums over `neighbors` among `size` points, one neighbour more than weights."""
-    k = weights.shape[0]
-    logs = dimension * neighbors.log_distances
-    # If the neighbour of rank r is left out, the (j + 1)-th neighbour takes rank j for each j ≥ r.
-    # The neighbour after the last weight's is needed for this alone.
-    steps = logs[:, 1:] - logs[:, :-1]
-    from_rank = jnp.tril(jnp.broadcast_to(weights[:, None], (k, k)))
-    # Influences enter the standard error alone, which is not differentiated.
-    rises = jax.lax.stop_gradient(matmul(steps, from_rank))
-    return _LogVolumes(
-        values=jnp.sum(weights * logs[:, :-1], axis=1),
-        plain=jnp.mean(logs[:, :-1], axis=1),
-        influence=jnp.zeros(size, logs.dtype).at[neighbors.index[:, :-1]].add(rises),
-        # Ranks of weight zero need no distance.
-        valid=jnp.all(neighbors.usable[:, used], axis=1),
-        zero=jnp.any(neighbors.zero[:, :-1], axis=1),
-    )
-
-
-def _neighbor_weights(k: int, exponents: list[float]) -> np.ndarray:
-    """The smallest w "k" with Σ_j w_j = 1 and Σ_j w_j Γ(j + e)/Γ(j) = 0 for each exponent e.
-
-    A term of the bias of log distance to the j-th neighbour is proportional to that ratio, the
-    expectation of (P(ball) n)^e. Without exponents all weight is on the k-th neighbour.
-    """
-    if not exponents:
-        return np.eye(k)[-1]
-    powers = [
-        [math.exp(math.lgamma(j + e) - math.lgamma(j)) for j in range(1, k + 1)]
-        for e in [0.0, *exponents]
-    ]
-    rows = np.array(powers)
-    # Ratios of Gamma functions grow with e: rows of one size keep the equations well conditioned.
-    rows /= rows.mean(axis=1, keepdims=True)
-    # Least squares gives the solution of minimum norm.
-    return np.linalg.lstsq(rows, np.eye(len(rows))[0], rcond=None)[0]
-
-
-def _weights_by_dimension(k: int, d: int, bias_order: int, extra: int) -> np.ndarray:
-    """The weights "d k" for each dimension D up to d, with exponents 2l/(D + extra), l ≤ L."""
-    orders = range(1, bias_order + 1)
-    return np.stack(
-        [_neighbor_weights(k, [2 * l / (D + extra) for l in orders]) for D in range(1, d + 1)]
-    )
-
-
-def _mean(values: Float[Array, " n"], valid: Bool[Array, " n"]) -> Float[Array, ""]:
-    """The mean of the valid values, 0 if there are no valid ones."""
-    count = jnp.sum(valid.astype(values.dtype))
-    return jnp.sum(jnp.where(valid, values, 0)) / jnp.maximum(count, 1)
-
-
-def _estimate(
-    log_ratios: Float[Array, " n"],
-    plain: Float[Array, " n"],
-    pseudo_values: tuple[Float[Array, "..."], ...],
-    valid: Bool[Array, " n"],
-    zero: Bool[Array, " n"],
-    support: Support,
-    confidence_level: ArrayLike,
-    largest: float = math.inf,
-) -> Estimate:
-    """The mean of the valid log-ratios, with errors from the jackknife and the bias correction."""
-    few = math.floor(_COPIES * valid.shape[0])
-    copied = jnp.sum(zero) > few
-    # Coinciding rows are left out if they are too many for chance: densities have no copies.
-    valid = valid & ~(copied & zero)
-    used = jnp.sum(valid)
-    value = nan_unless(used > 0, _mean(log_ratios, valid))
-
-    # The correction estimates how large the bias was, not how much of it is left.
-    correction = jax.lax.stop_gradient(_mean(log_ratios, valid) - _mean(plain, valid))
-    variance = sum(jnp.var(values, ddof=1) / values.shape[0] for values in pseudo_values)
-    variance = jax.lax.stop_gradient(variance) + jnp.square(correction / 2)
-    finite = (valid.shape[0] - used <= few) & ~copied & support.known & jnp.isfinite(value)
-    std_error = nan_unless(finite, jnp.sqrt(variance))
-    diagnostics = NeighborDiagnostics(
-        jnp.where(valid, log_ratios, jnp.nan),
-        jnp.sum(zero),
-        support.dimension,
-        support.ties,
-        value > largest,
-        finite,
-    )
-    return normal_estimate(value, std_error, used, diagnostics, confidence_level)
-
-
-def _check_neighbors(k: int, bias_order: int, **sizes: int) -> None:
-    available = min(sizes.values())
-    names = " and ".join(sizes)
-    if available < 1:
-        raise ValueError(f"{names} must have more rows: a row's neighbours are other rows.")
-    # The jackknife leaves out one neighbour, and the next one takes its place.
-    if not isinstance(k, int) or not 1 <= k <= available:
-        raise ValueError(
-            f"k must be an integer from 1 to {available}, one less than there are neighbours in "
-            f"{names}; got {k}."
-        )
-    # The k weights sum to one and solve one equation for each order.
-    if not isinstance(bias_order, int) or not 0 <= bias_order < k:
-        raise ValueError(f"bias_order must be an integer from 0 to k − 1; got {bias_order}.")
+__all__ = ["knn_entropy", "knn_kl"]
 
 
 @jax.custom_jvp
@@ -272,7 +116,7 @@ def knn_kl(
     """
     _, x, y = centered_samples(x=x, y=y)
     check_full_precision("x", x)
-    _check_neighbors(k, bias_order, x=x.shape[0] - 2, y=y.shape[0] - 1)
+    check_neighbors(k, bias_order, x=x.shape[0] - 2, y=y.shape[0] - 1)
     check_probability(confidence_level=confidence_level)
     return _knn_kl(x, y, confidence_level, k=k, bias_order=bias_order)
 
@@ -296,13 +140,13 @@ def _knn_kl(
     to_x, to_y = x[near_x.index[:, k - 1]] - x, y[near_y.index[:, k - 1]] - x
     support = support_from_steps(to_x, to_y, others=(short_steps(y),))
 
-    table = _weights_by_dimension(k, d, bias_order, extra=2)
+    table = rank_weights_by_dimension(k, d, bias_order, extra=2)
     weights = jnp.asarray(table, x.dtype)[support.dimension - 1]
     # A neighbour of weight zero in every dimension may be unusable.
     used = np.flatnonzero(np.any(table != 0, axis=0))
     dimension = support.dimension.astype(x.dtype)
-    among_x = _log_volumes(near_x, n, weights, dimension, used)
-    among_y = _log_volumes(near_y, m, weights, dimension, used)
+    among_x = log_volumes(near_x, weights, dimension, used)
+    among_y = log_volumes(near_y, weights, dimension, used)
 
     # NaN if the samples differ in their discrete features or in dimension: distances then compare
     # unlike volumes.
@@ -311,21 +155,15 @@ def _knn_kl(
     )
     log_ratios = among_y.values - among_x.values + constant
     plain = among_y.plain - among_x.plain + constant if bias_order else log_ratios
-    valid, zero = among_x.valid & among_y.valid, among_x.zero | among_y.zero
+    rows = used_rows(among_x.valid & among_y.valid, among_x.zero | among_y.zero)
     # Leaving out x_i removes its own term and lowers those of which it is a neighbour.
-    from_x = jnp.where(valid, log_ratios, _mean(log_ratios, valid)) + among_x.influence
+    own = jnp.where(rows.valid, log_ratios, rows.mean(log_ratios))
+    from_x = own + influences(near_x, among_x.rises, n)
     # Sums over the n terms: as pseudo-values of m rows they scale by m/n.
-    from_y = among_y.influence * (m / n)
-    return _estimate(
-        log_ratios,
-        plain,
-        (from_x, from_y),
-        valid,
-        zero,
-        support,
-        confidence_level,
-        largest=math.log(m),
-    )
+    from_y = influences(near_y, among_y.rises, m) * (m / n)
+    variance = jnp.var(from_x, ddof=1) / n + jnp.var(from_y, ddof=1) / m
+    largest = math.log(m)
+    return estimate_of_terms(log_ratios, plain, variance, rows, support, confidence_level, largest)
 
 
 def knn_entropy(
@@ -368,7 +206,7 @@ def knn_entropy(
     """
     _, x = centered_samples(x=x)
     check_full_precision("x", x)
-    _check_neighbors(k, bias_order, x=x.shape[0] - 2)
+    check_neighbors(k, bias_order, x=x.shape[0] - 2)
     check_probability(confidence_level=confidence_level)
     return _knn_entropy(x, confidence_level, k=k, bias_order=bias_order)
 
@@ -381,9 +219,9 @@ def _knn_entropy(
     n, d = x.shape
     near = nearest_points(x, None, k + 1)
     support = support_from_steps(x[near.index[:, k - 1]] - x)
-    weights = _neighbor_weights(k, [2 * l / d for l in range(1, bias_order + 1)])
+    weights = rank_weights(k, [2 * l / d for l in range(1, bias_order + 1)])
     used = np.flatnonzero(weights)
-    among = _log_volumes(near, n, jnp.asarray(weights, x.dtype), jnp.asarray(d, x.dtype), used)
+    among = log_volumes(near, jnp.asarray(weights, x.dtype), jnp.asarray(d, x.dtype), used)
     log_volume = 0.5 * d * math.log(math.pi) - math.lgamma(0.5 * d + 1)
     # E log P(ball) = ψ(j) − ψ(n) for the j-th among n − 1 others, whatever the density.
     ranks = digamma(jnp.arange(1, k + 1, dtype=x.dtype))
@@ -393,9 +231,8 @@ def _knn_entropy(
     constant = constant + jnp.where(support.flat, -jnp.inf, 0)
     log_ratios = among.values + constant - ranks @ jnp.asarray(weights, x.dtype)
     plain = among.plain + constant - jnp.mean(ranks) if bias_order else log_ratios
+    rows = used_rows(among.valid, among.zero)
     # A row without a log ratio takes the mean, so that only its influence on others counts.
-    own = jnp.where(among.valid, log_ratios, _mean(log_ratios, among.valid))
-    pseudo_values = (own - among.influence,)
-    return _estimate(
-        log_ratios, plain, pseudo_values, among.valid, among.zero, support, confidence_level
-    )
+    own = jnp.where(rows.valid, log_ratios, rows.mean(log_ratios))
+    variance = jnp.var(own - influences(near, among.rises, n), ddof=1) / n
+    return estimate_of_terms(log_ratios, plain, variance, rows, support, confidence_level)

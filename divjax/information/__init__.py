@@ -3,24 +3,28 @@
 - **Mutual information**, each an `Estimate`: `mutual_information`,
   `conditional_mutual_information`, `total_correlation`, `interaction_information`,
   `transfer_entropy`, `mutual_information_screening` of many features; by the methods `KSG`,
-  `MixedNeighbors`, `information.Gaussian`.
+  `MixedNeighbors`, `information.Gaussian`; by a learned ratio the estimator
+  `ClassifierInformation`.
 - **Dependence** of paired rows, exact for them and differentiable: `distance_covariance`,
   `distance_correlation`, `hsic`, `cka`, `cauchy_schwarz_mutual_information`,
-  `joint_distance_covariance`, `concatenated_distance_covariance`.
+  `joint_distance_covariance`, `concatenated_distance_covariance`, `maximal_correlation`.
 - **Tests** of independence: `distance_covariance_test`, `hsic_test`, and given a third variable
   `conditional_independence_test`.
 - **Entropies**: `entropy` (by `KozachenkoLeonenko`, `Vasicek`, `Ebrahimi`), `renyi_entropy`,
-  `tsallis_entropy`; of spectra `von_neumann_entropy`, `matrix_renyi_entropy`,
-  `diffusion_spectral_entropy`, with mutual informations of the last two.
+  `tsallis_entropy`; of one density relative to another `cross_entropy`; of spectra
+  `von_neumann_entropy`, `matrix_renyi_entropy`, `diffusion_spectral_entropy`, with mutual
+  informations of the last two.
 - **Modules**: `dimension`, `density`, `contraction` (strong data processing), and
   `linear_memorization`. `information_projection` is onto an exponential family, and
   `total_correlation_decomposition` says what an encoder's divergence from its prior consists of.
 
-Numbers are in nats unless `base` says otherwise, and squares, not roots. Mutual information by a
-learned critic is in `divjax.ratio`.
+Numbers are in nats unless `base` says otherwise, and squares, not roots. Bounds on mutual
+information by a learned critic are in `divjax.ratio`.
 """
 
 from divjax.information import contraction, density, dimension, linear_memorization
+from divjax.information.canonical_functions import maximal_correlation
+from divjax.information.cross_entropies import cross_entropy
 from divjax.information.diffusion_spectra import (
     diffusion_spectral_entropy,
     diffusion_spectral_mutual_information,
@@ -39,6 +43,7 @@ from divjax.information.latent_codes import (
     TotalCorrelationDecomposition,
     total_correlation_decomposition,
 )
+from divjax.information.learned_information import ClassifierInformation, InformationFit
 from divjax.information.local_permutations import conditional_independence_test
 from divjax.information.measures import (
     conditional_mutual_information,
@@ -67,11 +72,13 @@ from divjax.information.spectral_entropies import (
 __all__ = [
     "KSG",
     "AttributeDependence",
+    "ClassifierInformation",
     "DependenceDiagnostics",
     "Ebrahimi",
     "EntropyMethod",
     "EntropySum",
     "Gaussian",
+    "InformationFit",
     "InformationMethod",
     "InformationProjectionResult",
     "KozachenkoLeonenko",
@@ -84,6 +91,7 @@ __all__ = [
     "conditional_independence_test",
     "conditional_mutual_information",
     "contraction",
+    "cross_entropy",
     "density",
     "diffusion_spectral_entropy",
     "diffusion_spectral_mutual_information",
@@ -100,6 +108,7 @@ __all__ = [
     "linear_memorization",
     "matrix_renyi_entropy",
     "matrix_renyi_mutual_information",
+    "maximal_correlation",
     "mutual_information",
     "mutual_information_screening",
     "renyi_entropy",

@@ -83,11 +83,11 @@ def shuffle(
     n, size = weights[0].shape[0], groups.shape[0]
     used = jnp.concatenate(weights) > 0
     # 1 for rows of p, 2 for those of q, 0 for rows of weight zero.
-    row_kind = jnp.where(jnp.arange(size) < n, 1, 2) * used
+    row_kind = jnp.where(used, jnp.where(jnp.arange(size) < n, 1, 2), 0)
     of_p = jnp.zeros(size, bool).at[groups].max(row_kind == 1)
     of_q = jnp.zeros(size, bool).at[groups].max(row_kind == 2)
     # 1 and 2 for groups of one sample alone, 3 for those of both, 0 for unused numbers.
-    kind = of_p + 2 * of_q
+    kind = jnp.where(of_p, 1, 0) + jnp.where(of_q, 2, 0)
     # Kind by kind in random order, entries without rows first.
     order = jnp.lexsort((jax.random.uniform(key, (size,)), kind))
     place = jnp.zeros(size, order.dtype).at[order].set(jnp.arange(size, dtype=order.dtype))

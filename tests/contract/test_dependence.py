@@ -93,6 +93,33 @@ ROWS: dict[str, Row] = {
         sampled=True,
         slow=True,
     ),
+    "information.maximal_correlation": Row(
+        (*FIXED, 0.1),
+        lambda m, key, x, w: information.maximal_correlation(
+            x[:, :1], x[:, 1:], w, kernel_x=m[0], kernel_y=m[1], ridge=m[2]
+        ),
+        slow=True,
+        weighted=True,
+        sampled=True,
+    ),
+    "information.maximal_correlation (linear)": Row(
+        0.1,
+        lambda ridge, key, x, w: information.maximal_correlation(
+            x, x**3, w, kernel_x=None, kernel_y=None, ridge=ridge
+        ),
+        slow=True,
+        weighted=True,
+        sampled=True,
+    ),
+    "information.maximal_correlation (rank)": Row(
+        (*FIXED, 0.1),
+        lambda m, key, x, w: information.maximal_correlation(
+            x[:, :1], x[:, 1:], w, kernel_x=m[0], kernel_y=m[1], ridge=m[2], rank=8
+        ),
+        slow=True,
+        weighted=True,
+        sampled=True,
+    ),
     "information.hsic_test": Row(
         FIXED,
         lambda kernels, key, x, w: (

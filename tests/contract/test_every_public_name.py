@@ -54,6 +54,7 @@ WITHOUT_A_ROW = {
         "information.DependenceDiagnostics",
         "inference.TestResult",
         "information.AttributeDependence",
+        "information.InformationFit",
         "information.InformationProjectionResult",
         "information.TotalCorrelationDecomposition",
         "information.dimension.DimensionDiagnostics",

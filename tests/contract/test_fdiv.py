@@ -275,6 +275,12 @@ ROWS = {
         of_samples(lambda x, y, w, m: fdiv.knn_kl(x, y, 2, bias_order=0).value),
         sampled=True,
     ),
+    "fdiv.knn_renyi": Row(
+        0.7,
+        of_samples(lambda x, y, w, alpha: fdiv.knn_renyi(x, y, alpha, 3).value),
+        slow=True,
+        sampled=True,
+    ),
     "fdiv.knn_entropy": Row((), lambda m, key, x, w: fdiv.knn_entropy(x, 2).value, sampled=True),
     "fdiv.histogram.edges": Row(
         (), of_samples(lambda x, y, w, m: histogram.edges(x, y, num_bins=4)), sampled=True

@@ -1,10 +1,12 @@
 """Mutual information and entropies."""
 
 import jax
+import jax.numpy as jnp
 
-from divjax import information
+from divjax import information, ratio
+from divjax.ratio import heads
 from tests.contract.edges import Edges
-from tests.contract.promises import Row
+from tests.contract.promises import Row, of_samples, samples
 
 
 def _of_pairs(measure, num_variables=2, smooth=False):
@@ -27,6 +29,14 @@ def _features(x):
 def _test(key, x, y, z, method):
     options = {"num_neighbors": 3, "num_permutations": 5}
     return information.conditional_independence_test(key, x, y, z, method=method, **options).p_value
+
+
+def _learned(method, key, x, weights):
+    shift = jnp.linspace(-1, 1, 2 * x.shape[0], dtype=x.dtype)[:, None]
+    rows = jnp.tile(x, (2, 1)) + shift
+    weights = jnp.tile(weights, 2)
+    fit = method.fit(key, rows[:, :1], rows[:, 1:], weights)
+    return fit.mutual_information().value
 
 
 KSG, MIXED = information.KSG(2), information.MixedNeighbors(2)
@@ -77,6 +87,19 @@ ROWS |= {
         slow=True,
         **NEIGHBORS,
     ),
+    "information.ClassifierInformation": Row(
+        information.ClassifierInformation(
+            ratio.ClassifierRatio(heads.Linear(0.5), num_folds=2, calibration="none"),
+            num_products=1,
+        ),
+        _learned,
+        "random",
+        smooth=False,
+        slow=True,
+        weighted=True,
+        sampled=True,
+        positive=(0,),
+    ),
     "information.entropy": Row(
         information.KozachenkoLeonenko(2),
         lambda method, key, x, weights: information.entropy(x, method=method).value,
@@ -98,6 +121,22 @@ ROWS |= {
         information.Ebrahimi(2),
         lambda method, key, x, weights: information.entropy(x[:, :1], method=method).value,
         slow=True,
+        sampled=True,
+    ),
+    "information.cross_entropy": Row(
+        (),
+        of_samples(lambda x, y, w, m: information.cross_entropy(x, y, w, k=3, bias_order=1).value),
+        slow=True,
+        weighted=True,
+        sampled=True,
+    ),
+    "information.cross_entropy (weights of y)": Row(
+        (),
+        lambda m, key, x, w: (
+            information.cross_entropy(samples(x.dtype), x, b=w, k=2, bias_order=0).value
+        ),
+        slow=True,
+        weighted=True,
         sampled=True,
     ),
     "information.renyi_entropy": Row(

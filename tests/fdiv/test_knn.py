@@ -8,7 +8,7 @@ import scipy.special
 import scipy.stats
 from scipy.spatial import cKDTree
 
-from divjax.fdiv import knn, neighbor_search
+from divjax.fdiv import knn, neighbor_estimates, neighbor_search
 
 jit_kl = jax.jit(knn.knn_kl, static_argnames=("k", "bias_order"))
 jit_entropy = jax.jit(knn.knn_entropy, static_argnames=("k", "bias_order"))
@@ -57,7 +57,7 @@ def test_kl_is_the_trees(d, dtype, rtol):
 def test_weighted_neighbours_are_the_trees_and_their_weights_cancel_the_bias():
     d, k, order = 4, 6, 2
     x, y = gaussians(d, 200, 150)
-    weights = knn._weights_by_dimension(k, d, order, extra=2)[-1]
+    weights = neighbor_estimates.rank_weights_by_dimension(k, d, order, extra=2)[-1]
     # Σ w = 1, and Σ w E[U^(2l/(d + 2))] = 0 for U ~ Gamma(j, 1), the law of n P(ball) in the limit.
     moments = [
         [scipy.stats.gamma(j).expect(lambda u, p=2 * l / (d + 2): u**p) for j in range(1, k + 1)]
@@ -127,7 +127,7 @@ def test_the_standard_error_is_the_jackknife_by_leaving_points_out():
 
 def test_half_of_the_correction_is_in_the_standard_error():
     x, y = gaussians(2, 30, 25)
-    k, weights = 4, knn._weights_by_dimension(4, 2, 1, extra=2)[1]
+    k, weights = 4, neighbor_estimates.rank_weights_by_dimension(4, 2, 1, extra=2)[1]
 
     def tree(x, y, weights):
         rho, nu = distances(x, y, k)
