@@ -44,7 +44,7 @@ def by_eigenvalues(k, l, weights, ridge):
         centered = root[:, None] * (centering @ matrix @ centering.T) * root
         epsilon = ridge * np.trace(centered)
         products.append(np.linalg.solve(centered + epsilon * np.eye(len(masses)), centered))
-    return np.sqrt(np.max(np.linalg.eigvals(products[0] @ products[1]).real))
+    return np.sqrt(np.max(np.real(np.linalg.eigvals(products[0] @ products[1]))))
 
 
 WEIGHTS = np.random.default_rng(2).uniform(0.5, 2, size=40)
