@@ -98,7 +98,7 @@ def test_stein_of_clusters_that_are_far_apart(d):
     x = np.random.default_rng(3).normal(size=(40, d)).astype(np.float32)
     x[:20, 0] += np.float32(apart)
     score = lambda z: jnp.stack([-z[0] + apart * (z[0] > apart / 2), *(-z[1:])])
-    rows = np.float64(x)
+    rows = x.astype(np.float64)
     scores = -rows
     scores[:20, 0] += apart
     bandwidth = d**0.5
