@@ -6,7 +6,7 @@ The error of a divergence is to first order a sum of influences, one per row.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,21 @@ from divjax.ratio.diagnostics import Diagnostics
 from divjax.ratio.out_of_fold_scores import OutOfFoldScores
 from divjax.ratio.protocols import cross_entropy, num_rows
 
-__all__ = ["certified_js", "diagnose", "divergence_estimate", "kl_bound_from_js", "score_statistic"]
+__all__ = [
+    "certified_js",
+    "diagnose",
+    "divergence_estimate",
+    "js_and_kl",
+    "kl_bound_from_js",
+    "score_statistic",
+]
 
 # The share of the generalization gap that standard errors of divergences count as excess
 # cross-entropy.
 EXCESS_SHARE = 0.75
+
+# Divergences on which a lower bound on Jensen–Shannon implies one.
+_CERTIFIED = (JensenShannon, KL, ReverseKL)
 
 # An array for the rows of p, and one for those of q.
 _Pair: TypeAlias = tuple[Float[Array, " n"], Float[Array, " m"]]
@@ -40,6 +50,43 @@ def divergence_estimate(
     fit: OutOfFoldScores, generator: Divergence, confidence_level: ArrayLike, base: ArrayLike | None
 ) -> Estimate:
     """A divergence with its error, interval and diagnostics; see `RatioFit.divergence`."""
+    fixed = jax.lax.stop_gradient(fit)
+    certified = None
+    if isinstance(generator, _CERTIFIED):
+        certified = _certified_ends(fixed, confidence_level)
+    return _estimate(fit, generator, diagnose(fixed), certified, confidence_level, base)
+
+
+def js_and_kl(
+    fit: OutOfFoldScores, confidence_level: ArrayLike, *, js_base: ArrayLike | None = None
+) -> tuple[Estimate, Estimate, Float[Array, ""]]:
+    """Jensen–Shannon, KL in nats, and the 95 % bound on the former, with one certificate for all.
+
+    As a part of a compiled program it compiles in half the time of the three by themselves.
+    """
+    fixed = jax.lax.stop_gradient(fit)
+    diagnostics, certified = diagnose(fixed), _certified_ends(fixed, confidence_level)
+    js, kl = (
+        _estimate(fit, generator, diagnostics, certified, confidence_level, base)
+        for generator, base in ((JensenShannon(), js_base), (KL(), None))
+    )
+    return js, kl, in_base(certified[0], js_base)
+
+
+def _certified_ends(fit: OutOfFoldScores, confidence_level: ArrayLike) -> Float[Array, " 2"]:
+    """Bounds on Jensen–Shannon at 95 %, and at α/2 for the lower end of an interval at 1 − α."""
+    levels = jnp.asarray([0.95, (1 + confidence_level) / 2], fit.log_ratio_p.dtype)
+    return jax.vmap(lambda level: certified_js(fit, level, None))(levels)
+
+
+def _estimate(
+    fit: OutOfFoldScores,
+    generator: Divergence,
+    diagnostics: Diagnostics,
+    certified: Float[Array, " 2"] | None,
+    confidence_level: ArrayLike,
+    base: ArrayLike | None,
+) -> Estimate:
     # Value and errors are computed without derivatives in the fit. `_variational` has the value's.
     given, fit = fit, jax.lax.stop_gradient(fit)
     fixed = fit.log_ratio_p, fit.log_ratio_q
@@ -54,7 +101,6 @@ def divergence_estimate(
         )
     ]
     variance = _variance_of_sum(terms, fit.groups)
-    diagnostics = diagnose(fit)
     # The excess cross-entropy ε is a share of the gap, or the gain of a probe if that is larger. It
     # changes the divergence by 4h(1)·ε, and u = 0 is the ratio 1.
     gap = jnp.maximum(diagnostics.generalization_gap, 0)
@@ -73,10 +119,8 @@ def divergence_estimate(
     if js:
         upper = jnp.minimum(upper + gap + missed, math.log(2))
 
-    # The certificate holds for any head, at α/2 like the lower end.
-    bound = _certificate(
-        fit, generator, jnp.asarray([0.95, (1 + confidence_level) / 2], value.dtype)
-    )
+    # The certificate holds for any head.
+    bound = _certificate(certified, generator, value.dtype)
     # A value of −∞, of a score that is, has no interval: the bound would hide that.
     raised = (bound[0] > value) & jnp.isfinite(value)
     # Computed once: as part of two fusions it could be rounded differently in each.
@@ -111,11 +155,12 @@ def _normalization_error(samples: _Pair, weights: _Pair, generator: Divergence) 
     return jax.scipy.special.logsumexp(jnp.where(weight > 0, u, -jnp.inf), b=weight)
 
 
-def _certificate(fit: OutOfFoldScores, generator: Divergence, confidences: Array) -> Array:
-    """Lower confidence bounds on the divergence; −∞ if there is no bound."""
-    if not isinstance(generator, (JensenShannon, KL, ReverseKL)):
-        return jnp.full_like(confidences, -jnp.inf)
-    js = jax.vmap(lambda confidence_level: certified_js(fit, confidence_level, None))(confidences)
+def _certificate(
+    js: Float[Array, " 2"] | None, generator: Divergence, dtype: Any
+) -> Float[Array, " 2"]:
+    """Lower confidence bounds on the divergence by those on JS; −∞ if there is no bound."""
+    if js is None or not isinstance(generator, _CERTIFIED):
+        return jnp.full(2, -jnp.inf, dtype)
     # Either KL is at least Ξ(JS), and Ξ increases: a bound on JS gives one on both.
     bound = js if isinstance(generator, JensenShannon) else kl_bound_from_js(js)
     # A bound of 0 carries no information and NaN is no bound: −∞ leaves the estimate as it is.

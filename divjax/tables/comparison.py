@@ -1,6 +1,7 @@
 """Two data frames compared by one function: a verdict, and everything that it rests on."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Collection
 from typing import Any
@@ -13,6 +14,7 @@ from divjax.core.checks import check_count, check_probability
 from divjax.core.progress import progress_bar
 from divjax.core.types import Estimate, Interval
 from divjax.ratio import RatioFit, SklearnRatio
+from divjax.ratio.plug_in_estimates import js_and_kl
 from divjax.tables import report
 from divjax.tables.classifier import Halves, score_halves, tree_features
 from divjax.tables.column_tests import column_table
@@ -271,10 +273,12 @@ def _classify(
     return numbers, halves
 
 
-@jax.jit
+# Run once, unlike what a user calls again: it compiles for longer than it runs, unless quickly.
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 def _estimates(fit: RatioFit) -> tuple[Estimate, Estimate, Estimate, jax.Array]:
     """All in one program, which compiles in half the time of one for each."""
-    return fit.js(base=2), fit.kl(), fit.auc(), fit.certified_js(base=2)
+    js, kl, certified = js_and_kl(fit.scores(), 0.95, js_base=2)
+    return js, kl, fit.auc(), certified
 
 
 def _clipped(estimate: Estimate, most: float) -> Estimate:

@@ -7,6 +7,7 @@ between the classes make such a change visible at once.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 from typing import Any
 
@@ -112,10 +113,17 @@ def _threads_for(rows: np.ndarray) -> contextlib.AbstractContextManager[Any]:
 
     Where others use the processor too, waiting takes ten times as long as the work.
     """
-    # A dependency of scikit-learn.
-    from threadpoolctl import threadpool_limits
+    limit = 1 if rows.size < _SMALL else None
+    return _thread_pools().limit(limits=limit, user_api="openmp")
 
-    return threadpool_limits(1 if rows.size < _SMALL else None, "openmp")
+
+@functools.cache
+def _thread_pools() -> Any:
+    """The libraries with threads, looked for once: that takes as long as a prediction."""
+    # A dependency of scikit-learn, whose libraries are loaded by now.
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _telling_pairs(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

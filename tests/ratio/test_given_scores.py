@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from divjax import inference, ratio
 from divjax.core.types import Status
+from divjax.ratio.plug_in_estimates import js_and_kl
 
 KEY = jax.random.key(0)
 SHIFT = 1.0
@@ -50,6 +51,17 @@ class TestFromScores:
         assert float(fit.js()) == pytest.approx(js, rel=1e-5)
         auc = stats.mannwhitneyu(x, y).statistic / (300 * 200)
         assert float(fit.auc()) == pytest.approx(auc, rel=1e-5)
+
+    def test_js_and_kl_together_are_those_of_each_alone(self):
+        x, y = true_scores(300, 200)
+        fit = ratio.from_scores(KEY, x, y, folds(300, 200), calibration="none")
+        js, kl, certified = jax.jit(lambda fit: js_and_kl(fit, 0.95, js_base=2))(fit.scores())
+        alone = fit.js(base=2), fit.kl(), fit.certified_js(base=2)
+        for found, expected in zip((js, kl), alone[:2], strict=True):
+            numbers = lambda estimate: (estimate.value, estimate.std_error, *estimate.interval)
+            np.testing.assert_allclose(numbers(found), numbers(expected), rtol=1e-5)
+        assert float(certified) == pytest.approx(float(alone[2]), rel=1e-5)
+        assert certified > 0.01
 
     def test_the_order_of_rows_and_the_labels_of_folds_do_not_matter(self):
         x, y = true_scores(200, 200)
