@@ -1,4 +1,8 @@
-"""Fractions of pairs below a distance, and the median distance, by counts instead of sorting."""
+"""Fractions of pairs below a distance, and the median distance, by counts instead of sorting.
+
+A row far from all others, such as a sentinel for a missing value, moves a quantile by its share of
+the pairs. It therefore sets neither the unit of the others' distances nor what counts as zero.
+"""
 
 import functools
 import math
@@ -9,19 +13,70 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.numerics import at_least_single, if_needed
+from divjax.core.numerics import at_least_single, if_needed, in_units_of, nan_unless
 from divjax.core.padding import pad_rows
 from divjax.core.pairwise import (
     DIFFERENCES_UP_TO,
     LOST_ULPS,
     centered_distances,
+    coincidence_distance,
     common_center,
     distances_by_differences,
     map_row_blocks,
     rows_per_block,
 )
 
-__all__ = ["fractions_below", "median_squared_distance", "two_quantiles_of_distances"]
+__all__ = [
+    "RowsInUnits",
+    "fractions_below",
+    "in_typical_units",
+    "median_distance",
+    "two_quantiles_of_distances",
+]
+
+
+class RowsInUnits(NamedTuple):
+    """Rows about a common centre, in a unit of their own.
+
+    Attributes:
+        x: the rows, at least in single precision.
+        unit: the unit, a power of two.
+        coincident: the squared distance, in that unit, up to which rows coincide.
+    """
+
+    x: Float[Array, "n d"]
+    unit: Float[Array, ""]
+    coincident: Float[Array, ""]
+
+
+def in_typical_units(x: Float[Array, "n d"]) -> RowsInUnits:
+    """The rows in units of the median deviation from their centre, of those not at it.
+
+    Squares of deviations of that size neither over- nor underflow. Those whose squares would are
+    moved nearer, coordinate by coordinate, which leaves them far from the others. The rows are NaN
+    if one of the numbers is not finite.
+
+    Example:
+        >>> rows, unit, _ = in_typical_units(jnp.array([[0.0], [1e-30], [3e-30], [-9999.0]]))
+        >>> bool(0.4e-30 < unit < 3e-30), rows[3, 0] < -1e18
+        (True, Array(True, dtype=bool))
+    """
+    # Gradients are stopped at quantiles. Squares would be out of half precision's range.
+    wide = jax.lax.stop_gradient(x).astype(at_least_single(x.dtype))
+    deviations = wide - common_center(wide)
+    sizes = jnp.max(jnp.abs(deviations), axis=1)
+    apart, num_apart = jnp.where(sizes > 0, sizes, jnp.inf), jnp.sum(sizes > 0)
+    typical = jnp.sort(apart)[jnp.maximum(num_apart - 1, 0) // 2]
+    typical = jnp.where(num_apart > 0, typical, 1)
+    scaled, unit = in_units_of(typical, deviations)
+    # The squared distance of opposite rows at this limit is half of the largest number.
+    limit = math.sqrt(float(jnp.finfo(wide.dtype).max) / (8 * x.shape[1]))
+    rows = nan_unless(jnp.all(jnp.isfinite(wide)), jnp.clip(scaled, -limit, limit))
+    # Rows coincide if they are equal up to rounding in the dtype in which they are given.
+    rounding = coincidence_distance(wide, float(jnp.finfo(x.dtype).eps))
+    # The squared distance of rows whose coordinates differ by at most `rounding` is at most this.
+    coincident = x.shape[1] * jnp.square(in_units_of(typical, rounding)[0])
+    return RowsInUnits(rows, unit, coincident)
 
 
 def fractions_below(
@@ -67,77 +122,73 @@ def fractions_below(
 
 
 @functools.partial(jax.jit, static_argnames="tolerance")
-def median_squared_distance(
-    x: Float[Array, "n d"],
-    guess: Float[Array, ""],
-    tolerance: float,
-    coincident: ArrayLike = 0.0,
+def median_distance(
+    x: Float[Array, "n d"], guess: Float[Array, ""], tolerance: float
 ) -> Float[Array, ""]:
-    """The lower median of ‖x_i − x_j‖² over pairs i < j, without sorting them.
+    """The lower median of ‖x_i − x_j‖ over pairs i < j, without sorting them.
 
-    Passes that count the pairs below four thresholds narrow a bracket around the median. With a
-    guess within `tolerance` of the answer one pass is enough. The bracket's ends are verified by
-    counts, so for any guess the relative error is at most `tolerance` (plus the rounding of float32
-    ranks beyond 2²⁴ pairs, and of `squared_distances`). Zero if at least half of the pairs
-    coincide.
+    Passes that count the pairs below four thresholds narrow a bracket around the median of the
+    squares. With a guess within `tolerance` of the answer one pass is enough. The bracket's ends
+    are verified by counts, so for any guess the relative error of the squares is at most
+    `tolerance` (plus the rounding of float32 ranks beyond 2²⁴ pairs, and of `squared_distances`).
+    Zero if at least half of the pairs coincide up to rounding of the rows.
 
     Args:
         x: at least two samples.
         guess: a positive number. A guess nearer the answer needs fewer passes.
-        tolerance: the relative tolerance.
-        coincident: the squared distance up to which a pair coincides.
+        tolerance: the relative tolerance of the squared distance.
     """
-    x = x.astype(at_least_single(x.dtype))
-    guess = jnp.asarray(guess, x.dtype)
-    # Centred for the products, whose rounding grows with the rows' distance from the origin.
-    centered = x - common_center(x)
-    median = _median(centered, guess, tolerance, coincident, by_differences=False)
+    rows, unit, coincident = in_typical_units(x)
+    squared_guess = jnp.square(in_units_of(unit, jnp.asarray(guess, rows.dtype))[0])
+    median = _median(rows, squared_guess, tolerance, coincident, by_differences=False)
     # With few features the distances are sums of squared differences in either case.
-    if x.shape[1] <= DIFFERENCES_UP_TO:
-        return median
-    # Counts by products are correct unless the median is of the size of their rounding error.
-    radius = jnp.max(jnp.sum(centered**2, axis=1))
-    lost = median <= LOST_ULPS * jnp.finfo(x.dtype).eps * 2 * radius
-    again = lambda _: _median(centered, guess, tolerance, coincident, by_differences=True)
-    return if_needed(lost, again, median)
+    if x.shape[1] > DIFFERENCES_UP_TO:
+        # Counts by products are correct unless the median is of the size of their rounding error.
+        radius = jnp.max(jnp.sum(rows**2, axis=1))
+        lost = median <= LOST_ULPS * jnp.finfo(rows.dtype).eps * 2 * radius
+        again = lambda _: _median(rows, squared_guess, tolerance, coincident, by_differences=True)
+        median = if_needed(lost, again, median)
+    return jnp.sqrt(median) * unit
 
 
-# Three to this power is the factor by which the search narrows the range of distances.
-_PASSES = 10
+# To this width the search narrows the range of log ‖x_i − x_j‖².
+_LOG_WIDTH = 4e-3
 
 
+@jax.jit
 def two_quantiles_of_distances(
     x: Float[Array, "n d"], levels: tuple[float, float]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Two quantiles of ‖x_i − x_j‖ over pairs i < j to a thousandth, without sorting.
 
     Each pass over the pairs cuts both brackets into three on a logarithmic scale. Distances below
-    the rounding of the coordinates count as that rounding.
+    the rounding of a typical row's deviation from the centre count as that rounding.
 
     Example:
         >>> x = jnp.array([[0.0], [1.0], [3.0]])  # distances 1, 2 and 3
         >>> [round(float(distance), 2) for distance in two_quantiles_of_distances(x, (0.2, 0.9))]
         [1.0, 3.0]
     """
-    x = x.astype(at_least_single(x.dtype))
-    centered = x - common_center(x)
+    rows, unit, _ = in_typical_units(x)
     # d² is at most 4 max‖x‖².
-    highest = jnp.log(5 * jnp.max(jnp.sum(centered**2, axis=1)))
-    lowest = highest + 2 * math.log(float(jnp.finfo(x.dtype).eps))
-    level = jnp.array(levels, x.dtype)
+    highest = jnp.log(5 * jnp.max(jnp.sum(rows**2, axis=1)))
+    finfo = jnp.finfo(rows.dtype)
+    lowest = 2 * math.log(float(finfo.eps))
+    num_passes = math.ceil(math.log((math.log(float(finfo.max)) - lowest) / _LOG_WIDTH, 3))
+    level = jnp.array(levels, rows.dtype)
 
     def narrow(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         left, right = (2 * low + high) / 3, (low + 2 * high) / 3
         thresholds = jnp.exp(jnp.concatenate([left, right]))
-        below = fractions_below(centered, list(thresholds)).astype(x.dtype)
+        below = fractions_below(rows, list(thresholds)).astype(rows.dtype)
         in_left, in_right = level <= below[:2], level <= below[2:]
         low = jnp.where(in_left, low, jnp.where(in_right, left, right))
         return low, jnp.where(in_left, left, jnp.where(in_right, right, high))
 
-    start = jnp.full(2, lowest), jnp.full(2, highest)
-    low, high = jax.lax.fori_loop(0, _PASSES, narrow, start)
-    first, second = jnp.exp((low + high) / 4)
+    start = jnp.full(2, lowest, rows.dtype), jnp.full(2, highest)
+    low, high = jax.lax.fori_loop(0, num_passes, narrow, start)
+    first, second = jnp.exp((low + high) / 4) * unit
     return first, second
 
 
@@ -190,16 +241,15 @@ def _median(
     centered: Float[Array, "n d"],
     guess: Float[Array, ""],
     tolerance: float,
-    coincident: ArrayLike,
+    coincident: Float[Array, ""],
     *,
     by_differences: bool,
 ) -> Float[Array, ""]:
-    """As `median_squared_distance`, of centered rows and by one kind of distances."""
+    """The median of squares, of centred rows and by one kind of distances."""
     half_width = tolerance / 2
-    # d² is at most 4 max‖x‖². Below `floor` it is rounding error of the coordinates.
+    # d² is at most 4 max‖x‖². Up to `floor` rows coincide, whatever the largest deviation is.
     highest = 5 * jnp.max(jnp.sum(centered**2, axis=1))
-    eps = jnp.finfo(centered.dtype).eps
-    floor = jnp.maximum(jnp.maximum(highest * eps**2, coincident), jnp.finfo(centered.dtype).tiny)
+    floor = jnp.maximum(coincident, jnp.finfo(centered.dtype).tiny)
 
     def unresolved(carry: tuple[_Bracket, int]) -> Bool[Array, ""]:
         bracket, passes = carry

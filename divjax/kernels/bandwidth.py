@@ -7,7 +7,7 @@ result. Gradients are stopped at bandwidths.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.checks import check_positive, check_positive_values, known_number
-from divjax.core.distance_quantiles import median_squared_distance
+from divjax.core.distance_quantiles import in_typical_units, median_distance
 from divjax.core.numerics import at_least_single, in_units_of
 from divjax.core.pairwise import coincidence_distance, common_center
 from divjax.core.pytrees import pytree, static
@@ -39,45 +39,29 @@ class BandwidthRule(Protocol):
         ...
 
 
-class _Rescaled(NamedTuple):
-    """Centred rows in units of their largest deviation: squares neither over- nor underflow.
+def _mean_distance(x: Float[Array, "n d"]) -> Float[Array, ""]:
+    """The root of the mean of ‖x_i − x_j‖² over pairs i ≠ j, zero if all rows coincide.
 
-    Attributes:
-        x: the rows, at least in single precision.
-        unit: the unit they were divided by.
-        coincident: the squared distance, in that unit, up to which rows coincide.
+    The mean is 2/(n−1) Σ_i ‖x_i − x̄‖².
     """
-
-    x: Float[Array, "n d"]
-    unit: Float[Array, ""]
-    coincident: Float[Array, ""]
-
-
-def _rescale(x: Float[Array, "n d"]) -> _Rescaled:
     # Gradients are stopped at bandwidths. Squares would be out of half precision's range.
     wide = jax.lax.stop_gradient(x).astype(at_least_single(x.dtype))
     deviations = wide - common_center(wide)
+    # In units of the largest deviation squares neither over- nor underflow.
     largest = jnp.max(jnp.abs(deviations))
     scaled, unit = in_units_of(largest, deviations)
-    # Rows coincide if they are equal up to rounding in the dtype in which they are given.
-    eps = float(jnp.finfo(x.dtype).eps)
-    apart, _ = in_units_of(largest, coincidence_distance(wide, eps))
-    # The squared distance of rows whose coordinates differ by at most `apart` is at most this.
-    return _Rescaled(scaled, unit, x.shape[1] * jnp.square(apart))
-
-
-def _mean_squared(x: Float[Array, "n d"]) -> Float[Array, ""]:
-    """The mean of ‖x_i − x_j‖² over pairs i ≠ j is 2/(n−1) Σ_i ‖x_i − x̄‖², for centred rows."""
+    scaled = scaled - jnp.mean(scaled, axis=0)
     # A single row has no pairs, and the mean 0.
-    return 2 * jnp.sum(x**2) / max(x.shape[0] - 1, 1)
+    squared = 2 * jnp.sum(scaled**2) / max(x.shape[0] - 1, 1)
+    # Rows coincide if they are equal up to rounding in the dtype in which they are given.
+    apart, _ = in_units_of(largest, coincidence_distance(wide, float(jnp.finfo(x.dtype).eps)))
+    coincide = squared <= x.shape[1] * jnp.square(apart)
+    return jnp.where(coincide, 0, jnp.sqrt(squared) * unit)
 
 
-def _bandwidth(
-    squared: Float[Array, ""], rescaled: _Rescaled, dtype: DTypeLike, divisor: float
-) -> Float[Array, ""]:
-    """σ with σ² = squared / divisor, or 1 if all particles coincide; NaN stays NaN."""
-    length = jnp.sqrt(squared / divisor) * rescaled.unit
-    return jnp.where(squared <= rescaled.coincident, 1, length).astype(dtype)
+def _bandwidth(distance: Float[Array, ""], dtype: DTypeLike, divisor: float) -> Float[Array, ""]:
+    """σ with σ² = distance² / divisor, or 1 if all particles coincide; NaN stays NaN."""
+    return jnp.where(distance == 0, 1, distance / math.sqrt(divisor)).astype(dtype)
 
 
 def _of_flow(num_particles: int) -> float:
@@ -112,9 +96,7 @@ class Mean:
     ) -> tuple[Float[Array, ""], tuple[()]]:
         """The bandwidth."""
         (x,) = centered_samples(x=x)[1:]
-        rescaled = _rescale(x)
-        divisor = _of_flow(x.shape[0])
-        return _bandwidth(_mean_squared(rescaled.x), rescaled, x.dtype, divisor), state
+        return _bandwidth(_mean_distance(x), x.dtype, _of_flow(x.shape[0])), state
 
 
 # The logarithm of the last median, and its change.
@@ -129,8 +111,9 @@ class Median:
     one. The median is the lower one, found by passes that count pairs, not by sorting n² numbers.
     Each pass costs about a quarter of an SVGD step. Along a flow, where the search starts from the
     last two results, one pass usually suffices. If half of the pairs coincide up to rounding,
-    `Mean` is used. Weights do not enter: a flow replaces a particle of weight zero by a copy of
-    another, and the copy counts.
+    `Mean` is used. A few rows far from the others, such as sentinels for missing values, move the
+    median by their share of the pairs, however far they are. Weights do not enter: a flow replaces
+    a particle of weight zero by a copy of another, and the copy counts.
 
     Attributes:
         tolerance: the relative error allowed in the median of the squared distances, half of it in
@@ -158,10 +141,11 @@ class Median:
     def init(self, x: Float[Numbers, "n d"]) -> _MedianState:
         """The logarithm of the median's first guess, and its expected change."""
         (x,) = centered_samples(x=x)[1:]
-        rescaled = _rescale(x)
-        # The mean of the squared distances is mostly of the order of their median, and costs O(nd).
-        squared = _mean_squared(rescaled.x)
-        log_guess = jnp.log(jnp.where(squared > 0, squared, 1)) + 2 * jnp.log(rescaled.unit)
+        rows, unit, _ = in_typical_units(x)
+        # Twice the median square of a deviation from the centre: of normal samples on the line the
+        # median of the squared distances, and mostly of its order. It costs O(n log n).
+        squared = 2 * jnp.median(jnp.sum(rows**2, axis=1))
+        log_guess = jnp.log(jnp.where(squared > 0, squared, 1)) + 2 * jnp.log(unit)
         return log_guess, jnp.zeros_like(log_guess)
 
     def __call__(
@@ -171,23 +155,17 @@ class Median:
         (x,) = centered_samples(x=x)[1:]
         if x.shape[0] == 1:
             return jnp.ones((), x.dtype), state
-        # The state is in the particles' own units, as the unit of rescaling changes from step to
-        # step. Extrapolated on a logarithmic scale the guess stays positive.
+        # Extrapolated on a logarithmic scale the guess stays positive.
         last, change = state
-        rescaled = _rescale(x)
-        log_unit = 2 * jnp.log(rescaled.unit)
-        guess = jnp.exp(last + change - log_unit)
-        median = median_squared_distance(
-            rescaled.x, guess, self.tolerance, coincident=rescaled.coincident
-        )
+        median = median_distance(x, jnp.exp((last + change) / 2), self.tolerance)
         # The median is zero if half of the pairs coincide. The state then keeps the last one.
         found = median > 0
-        log_median = jnp.where(found, jnp.log(jnp.where(found, median, 1)) + log_unit, last)
-        squared = jnp.where(found, median, _mean_squared(rescaled.x))
+        log_median = jnp.where(found, 2 * jnp.log(jnp.where(found, median, 1)), last)
+        distance = jnp.where(found, median, _mean_distance(x))
         # A large change, such as the first, which is from a guess, is not extrapolated.
         small = jnp.abs(log_median - last) < 0.1
         state = (log_median, jnp.where(small, log_median - last, 0))
-        return _bandwidth(squared, rescaled, x.dtype, self._divisor(x.shape[0])), state
+        return _bandwidth(distance, x.dtype, self._divisor(x.shape[0])), state
 
     def _divisor(self, num_rows: int) -> float:
         return _of_flow(num_rows)

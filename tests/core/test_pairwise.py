@@ -11,12 +11,12 @@ from scipy.spatial.distance import cdist, pdist
 from divjax import kernels
 from divjax.core import distance_quantiles, pairwise
 
-jit_median = jax.jit(distance_quantiles.median_squared_distance, static_argnames="tolerance")
+jit_median = jax.jit(distance_quantiles.median_distance, static_argnames="tolerance")
 
 
 def lower_median(x):
-    """The ⌈P/2⌉-th smallest of the P squared distances, by sorting."""
-    return np.quantile(pdist(np.asarray(x, np.float64)) ** 2, 0.5, method="inverted_cdf")
+    """The ⌈P/2⌉-th smallest of the P distances, by sorting."""
+    return np.quantile(pdist(np.asarray(x, np.float64)), 0.5, method="inverted_cdf")
 
 
 @pytest.mark.parametrize("d", [1, 3, 20])

@@ -68,6 +68,15 @@ def test_the_quantiles_of_distances():
         np.testing.assert_allclose(found, expected, rtol=2e-3)
 
 
+@pytest.mark.parametrize(("scale", "far"), [(1.0, 1e9), (1e-20, 1.0), (1e20, 1e21)])
+def test_one_row_far_away_leaves_the_quantiles_of_distances(scale, far):
+    rows = np.float32(scale * np.random.default_rng(3).normal(size=(200, 2)))
+    rows[0] = far  # pyright: ignore[reportIndexIssue]
+    found = two_quantiles_of_distances(jnp.asarray(rows, jnp.float32), (0.05, 0.95))
+    expected = np.quantile(pdist(np.float64(rows)), (0.05, 0.95), method="inverted_cdf")
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
 def test_data_with_copies():
     """Distances of zero are no bandwidth; equal rows are no difference."""
     rng = np.random.default_rng(2)

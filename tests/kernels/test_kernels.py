@@ -453,3 +453,17 @@ def test_the_median_distance_does_not_shrink_with_the_rows(n):
     # All rows in one place have no scale: that of a kernel without one.
     same = np.ones((n, 3))
     assert rule(same, rule.init(same))[0] == 1
+
+
+@pytest.mark.parametrize("d", [1, 2, 12])
+@pytest.mark.parametrize(("scale", "far"), [(1.0, -9999999.0), (1.0, 9.97e36), (1e-3, 9999.0)])
+def test_one_row_far_away_moves_the_median_by_its_share_of_the_pairs(d, scale, far):
+    """Sentinels of missing values: the median by SciPy."""
+    x = np.float32(scale * np.random.default_rng(d).normal(size=(200, d)))
+    x[0, 0] = far  # pyright: ignore[reportIndexIssue]
+    distances = scipy.spatial.distance.pdist(np.float64(x))
+    expected = np.quantile(distances, 0.5, method="inverted_cdf")
+    found = bandwidth_at(kernels.MedianDistance(), jnp.asarray(x))
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    found = bandwidth_at(kernels.Median(), jnp.asarray(x))
+    np.testing.assert_allclose(found, expected / np.sqrt(2 * np.log(201)), rtol=2e-3)
