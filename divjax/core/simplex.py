@@ -18,10 +18,12 @@ from divjax.core.samples import Numbers, Unrounded, as_numbers, as_vectors, with
 __all__ = [
     "are_weights",
     "effective_sample_size",
+    "in_units_of_largest",
     "largest_mass_difference",
     "mass_of_distinct_pairs",
     "min_norm_weights",
     "project_simplex",
+    "shares_of",
     "sum_to_one",
     "sum_tolerance",
     "with_finite_padding",
@@ -326,6 +328,34 @@ def are_weights(weights: Float[Array, " n"]) -> Bool[Array, ""]:
         [True, False, False]
     """
     return jnp.all((weights >= 0) & jnp.isfinite(weights)) & jnp.any(weights > 0)
+
+
+def shares_of(weights: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Weights of any scale divided by their sum; NaN for traced ones that are none.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> shares_of(jnp.array([3e38, 1e38])).round(3).tolist()  # their sum is infinite
+        [0.75, 0.25]
+        >>> shares_of(jnp.array([1.0, -1.0])).tolist()
+        [nan, nan]
+    """
+    scaled = in_units_of_largest(weights)
+    return nan_unless(are_weights(weights), scaled) / jnp.sum(scaled)
+
+
+def in_units_of_largest(weights: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Weights in units of the power of two at or below the largest, so that equal ones are ones.
+
+    Sums and products of them neither over- nor underflow. The unit is a constant to
+    differentiation, for functions that do not depend on it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> in_units_of_largest(jnp.array([2.0**-60, 2.0**-61])).tolist()
+        [1.0, 0.5]
+    """
+    return in_units_of(jax.lax.stop_gradient(jnp.max(weights)), weights)[0]
 
 
 # How far from one the sum of shares may be, or by how many of the dtype's epsilon.

@@ -16,7 +16,7 @@ from divjax.core.checks import (
     check_provides,
     check_scalar_output,
 )
-from divjax.core.numerics import at_least_single, matmul, nan_unless
+from divjax.core.numerics import at_least_single, matmul
 from divjax.core.pairwise import (
     about_common_center,
     common_center,
@@ -26,7 +26,7 @@ from divjax.core.pairwise import (
     resolved_distances,
 )
 from divjax.core.samples import Numbers, as_samples, as_weights, centered_samples
-from divjax.core.simplex import are_weights, mass_of_distinct_pairs
+from divjax.core.simplex import mass_of_distinct_pairs, shares_of
 from divjax.core.types import Estimate, normal_estimate
 from divjax.kernels.pooled import resolved_at_rows
 from divjax.kernels.protocols import Kernel, check_kernel
@@ -227,8 +227,7 @@ def _kernel_stein(
     kernel: Kernel,
     debias: bool,
 ) -> Float[Array, ""]:
-    a = nan_unless(are_weights(weights), weights)
-    a = a / jnp.sum(a)
+    a = shares_of(weights)
     points = stein_points(x, scores)
     total = jnp.sum(a * stein_potentials(kernel, points, points, a, debias=debias))
     # The remaining masses of the U-statistic sum to Σ_{i≠j} a_i a_j = 1 − Σ_i a_i².

@@ -25,6 +25,7 @@ from divjax.core.numerics import nan_entries_unless, nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import TracedFunction, as_traced
 from divjax.core.samples import Numbers, as_arrays
+from divjax.core.simplex import shares_of
 from divjax.fdiv.discrete_renyi import renyi
 from divjax.fdiv.distributions import (
     Distribution,
@@ -345,8 +346,7 @@ def _jensen_shannon(*logs_and_weights: PyTree[Array]) -> Float[Array, "*batch"]:
     *logs, weights = logs_and_weights
     count, dtype = len(logs), jnp.result_type(*logs)
     shares = jnp.ones(count, dtype) if weights is None else jnp.asarray(weights, dtype)
-    # Weights that are all zero give NaN by the division, negative ones by the condition.
-    shares = nan_unless(jnp.all(shares >= 0), shares / jnp.sum(shares))
+    shares = shares_of(shares)
     mixture = _log_mixture(shares, tuple(logs))
     divergences = jnp.stack(
         jnp.broadcast_arrays(*(_relative_entropy(log, mixture) for log in logs))

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.checks import check_scalar
 from divjax.core.numerics import in_units_of
 from divjax.core.samples import Numbers
+from divjax.core.simplex import in_units_of_largest
 from divjax.information.centered_products import (
     CenteredSums,
     centered_product,
@@ -221,7 +222,7 @@ def distance_sums(
         given = [Variable(values, function) for values in variables]
         sums = pair_sums(given, masses, pairs, diagonal=not debias).products
         return list(sums), units, masses
-    weights = jnp.ones_like(masses) if rows.weights is None else rows.weights
+    weights = jnp.ones_like(masses) if rows.weights is None else in_units_of_largest(rows.weights)
     columns = [values[:, 0] for values in variables]
     sums = [
         line_variance_sums(columns[i], weights)

@@ -48,7 +48,8 @@ def line_sums(
 ) -> CenteredSums:
     """What the centred product of |x_i − x_j| and |y_i − y_j| needs, in O(n log n).
 
-    Weights of any sum: sums of ones are exact, while those of 1/n are not, and all err to one side.
+    Weights of any sum, the largest near one: sums of ones are exact, while those of 1/n are not,
+    and all err to one side.
 
     Example:
         >>> x, y, w = jnp.array([0.0, 1.0, 3.0]), jnp.array([0.0, 2.0, 1.0]), jnp.full(3, 1 / 3)

@@ -19,7 +19,7 @@ from divjax.core.linalg import cho_solve, cholesky
 from divjax.core.numerics import matmul, nan_unless
 from divjax.core.pytrees import as_traced, pytree
 from divjax.core.samples import Numbers, as_numbers, as_samples, as_weights
-from divjax.core.simplex import are_weights, effective_sample_size, with_finite_padding
+from divjax.core.simplex import are_weights, effective_sample_size, shares_of, with_finite_padding
 from divjax.core.types import Outcome, status_of
 from divjax.fdiv.exponential_family import Family, LogPartition
 
@@ -166,7 +166,7 @@ def _project(
     dtype = statistics.dtype
     tolerance = jnp.asarray(tolerance, dtype)
     statistics = with_finite_padding(statistics, weights)
-    shares = weights / jnp.sum(weights)
+    shares = shares_of(weights)
     mean = matmul(shares, statistics)
     eta = _search(*jax.lax.stop_gradient((log_partition, mean, start, tolerance)), max_iterations)
     # One more step, from a constant: its derivative is that of the solution.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from divjax.core.numerics import at_least_single, nan_unless
+from divjax.core.numerics import at_least_single
 from divjax.core.pairwise import common_center
 from divjax.core.samples import (
     Numbers,
@@ -17,7 +17,7 @@ from divjax.core.samples import (
     centered_samples,
     check_distinguishable,
 )
-from divjax.core.simplex import are_weights
+from divjax.core.simplex import shares_of
 
 __all__ = ["PairedRows", "check_debias", "masses_of", "paired_rows", "usable_rows"]
 
@@ -91,7 +91,7 @@ def masses_of(
     """Weights divided by their sum, 1/n for None, and NaN for traced weights that are none."""
     if weights is None:
         return jnp.full(num_rows, 1 / num_rows, dtype)
-    return nan_unless(are_weights(weights), weights / jnp.sum(weights))
+    return shares_of(weights)
 
 
 def usable_rows(

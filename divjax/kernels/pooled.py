@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from divjax.core.numerics import at_least_single, in_units_of, nan_unless
+from divjax.core.numerics import at_least_single
 from divjax.core.pairwise import living_rows
 from divjax.core.samples import (
     Numbers,
@@ -16,7 +16,7 @@ from divjax.core.samples import (
     centered_samples,
     check_distinguishable,
 )
-from divjax.core.simplex import are_weights, with_finite_padding
+from divjax.core.simplex import shares_of, with_finite_padding
 from divjax.kernels.protocols import GramKernel, check_gram_kernel, is_radial
 
 K = TypeVar("K", bound=GramKernel)
@@ -118,9 +118,7 @@ def as_measure(
     used, rows = weights != 0, with_finite_padding(rows, weights)
     if not is_radial(kernel):
         rows = _within_reach(rows, used)
-    # In units of the largest: a sum of large weights would be infinite.
-    scaled, _ = in_units_of(jax.lax.stop_gradient(jnp.max(weights)), weights)
-    return rows, nan_unless(are_weights(weights), scaled) / jnp.sum(scaled)
+    return rows, shares_of(weights)
 
 
 def _within_reach(rows: Float[Array, "n d"], used: Bool[Array, " n"]) -> Float[Array, "n d"]:

@@ -31,7 +31,7 @@ from divjax.core.normal import (
     stacked_normals,
     symmetric_or_nan,
 )
-from divjax.core.numerics import matmul, nan_unless, safe_sqrt
+from divjax.core.numerics import matmul, safe_sqrt
 from divjax.core.pytrees import pytree
 from divjax.core.samples import (
     Center,
@@ -41,6 +41,7 @@ from divjax.core.samples import (
     centered_samples,
     two_parts,
 )
+from divjax.core.simplex import are_weights, shares_of
 from divjax.core.types import Outcome, status_of, summary
 from divjax.ot.covariances import squared_bures, stretch, transport_matrix
 
@@ -314,8 +315,7 @@ def _barycenter(
 ) -> GaussianBarycenter:
     """The barycenter of symmetric covariances, with weights of any sum."""
     d, dtype = means.shape[1], means.dtype
-    valid = (jnp.min(weights) >= 0) & (jnp.sum(weights) > 0)
-    weights = nan_unless(valid, weights) / jnp.sum(weights)
+    valid, weights = are_weights(weights), shares_of(weights)
     # Gaussians of weight zero are padding.
     without_padding = jax.vmap(_unless_padding)
     means, covariances = without_padding(weights, means), without_padding(weights, covariances)

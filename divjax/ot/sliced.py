@@ -16,12 +16,11 @@ from divjax.core.keys import own_key
 from divjax.core.numerics import (
     in_units_of,
     matmul,
-    nan_unless,
     norm_and_direction,
 )
 from divjax.core.pytrees import pytree, select
 from divjax.core.samples import Numbers, as_samples, centered_samples
-from divjax.core.simplex import min_norm_weights
+from divjax.core.simplex import min_norm_weights, shares_of
 from divjax.core.types import summary
 from divjax.ot.quantile_coupling import (
     Line,
@@ -69,7 +68,7 @@ def _arguments(
 def _mean(z: Float[Array, "n d"], weights: Float[Array, " n"] | None) -> Float[Array, " d"]:
     if weights is None:
         return jnp.mean(z, axis=0)
-    share = (weights / jnp.sum(weights))[:, None]
+    share = shares_of(weights)[:, None]
     # A row of weight zero may be NaN, and so would be its product with zero.
     return jnp.sum(jnp.where(share > 0, share * z, 0), axis=0)
 
@@ -212,10 +211,8 @@ def sliced_wasserstein(
         # A direction of weight zero may have an infinite cost. If its cost is finite, so is the
         # derivative in its weight.
         lost = (weights == 0) & ~jnp.isfinite(costs)
-        total = jnp.dot(weights, jnp.where(lost, 0, costs), precision="highest")
-        value = total / jnp.sum(weights)
-        # Traced arguments cannot be validated eagerly.
-        value = nan_unless(jnp.min(weights) >= 0, value)
+        shares = shares_of(weights)
+        value = jnp.dot(shares, jnp.where(lost, 0, costs), precision="highest")
     return (rooted(value, p) if root else value).astype(dtype)
 
 

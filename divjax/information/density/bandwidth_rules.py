@@ -17,7 +17,7 @@ from divjax.core.numerics import at_least_single, matmul, nan_unless, safe_log
 from divjax.core.pairwise import centered_distances, common_center, living_rows, map_row_blocks
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, as_weights, centered_samples
-from divjax.core.simplex import are_weights, mass_of_distinct_pairs
+from divjax.core.simplex import mass_of_distinct_pairs, shares_of
 from divjax.information.density.smoothing_kernels import GAUSSIAN, GaussianKernel, SmoothingKernel
 
 __all__ = ["LeastSquaresCrossValidation", "LikelihoodCrossValidation", "Scott", "Silverman"]
@@ -38,7 +38,7 @@ def _arguments(
         shares = jnp.full(n, 1 / n, wide)
     else:
         weights = as_weights("weights", weights, n, x.dtype).astype(wide)
-        shares = nan_unless(are_weights(weights), weights / jnp.sum(weights))
+        shares = shares_of(weights)
     return jax.lax.stop_gradient((x, shares))
 
 
