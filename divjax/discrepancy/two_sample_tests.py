@@ -161,10 +161,26 @@ def _line_test(key: Key[Array, ""], samples: PooledSamples, num_permutations: in
     ) -> Float[Array, " b"]:
         # Counts are exact, and so are those of rows that coincide: no gap is between them.
         of_x = jnp.cumsum(in_x[:, order[:-1]], axis=1)
-        share = lambda count, size: count.astype(rows.dtype) / size[:, None]
-        return 2 * matmul((share(of_x, num_x) - share(ranks - of_x, num_y)) ** 2, gaps)
+        of_y, num_x, num_y = ranks - of_x, num_x[:, None], num_y[:, None]
+        # F − G is a difference of products of counts, over n m. Differences of opposite sign are
+        # then a tie; those of rounded shares need not be.
+        difference = _difference_of_products(of_x, num_y, of_y, num_x)
+        return 2 * matmul((difference / num_x / num_y) ** 2, gaps)
 
     forms = map_row_blocks(energies, rows.shape[0], labels.in_x, labels.num_x, labels.num_y)
     # All terms are of one sign: the error is that of a sum of as many.
     tolerance = jnp.finfo(forms.dtype).eps * len(rows) ** 0.5 * forms[0]
     return compared_with_null(forms[0], forms[1:], tolerance, labels.valid)
+
+
+def _difference_of_products(
+    a: Int[Array, "p k"], b: Float[Array, "p 1"], c: Int[Array, "p k"], d: Float[Array, "p 1"]
+) -> Float[Array, "p k"]:
+    """A b − c d of counts, to the rounding of itself rather than of either product.
+
+    Integers wrap around: theirs is exact up to a multiple of 2³², which the rounded products tell.
+    """
+    whole = lambda count: count.astype(jnp.int32)
+    wrapped = (whole(a) * whole(b) - whole(c) * whole(d)).astype(b.dtype)
+    rounded = a.astype(b.dtype) * b - c.astype(b.dtype) * d
+    return wrapped + 2.0**32 * jnp.round((rounded - wrapped) / 2.0**32)

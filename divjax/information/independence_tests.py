@@ -52,8 +52,10 @@ _HELD_ROWS = 4096
 _LEAST_VARYING = 3
 
 # A mean of n² products is off by this multiple of epsilon, relative to its bound by Cauchy–Schwarz.
-# Sums of n terms, by sorting or by narrow factors, are off by less than one epsilon.
+# Sums of n terms by narrow factors are off by less than one epsilon.
 _ROUNDING = 16
+# Twice the rounding error of sums by sorting, relative to their sizes: of a tie either may be off.
+_LINE_ROUNDING = 2
 
 Labels = Int[Array, " n"] | None
 Statistic = Callable[[Int[Array, " n"]], Float[Array, ""]]
@@ -388,7 +390,11 @@ def _distance_permutations(
         statistic, tolerance, entries = _of_matrices((Variable(x, function), Variable(y, function)))
     else:
         sums = line_sums(x[:, 0], y[:, 0], jnp.ones_like(masses))
-        tolerance = jnp.finfo(x.dtype).eps * jnp.mean(sums.first) * jnp.mean(sums.second)
+        # The distances are rounded, and the products of their rows' deviations, which exceed them
+        # for a variable of few values other than one.
+        size = jnp.mean(sums.first) * jnp.mean(sums.second)
+        size += jnp.std(sums.first) * jnp.std(sums.second)
+        tolerance = _LINE_ROUNDING * jnp.finfo(x.dtype).eps * size
         statistic, entries = on_the_line, 16 * n
     test = _compared(key, statistic, tolerance, strata, groups, n, num_permutations, entries)
     in_units = lambda value: value * units[0] * units[1]

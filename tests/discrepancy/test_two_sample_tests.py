@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
-from scipy.stats import energy_distance
+from scipy.stats import energy_distance, hypergeom
 
 from divjax import discrepancy, kernels
 from divjax.core.types import Status
+from divjax.discrepancy import two_sample_tests
 from divjax.discrepancy.quadratic_forms import TwoValued, quadratic_forms
 
 KEY = jax.random.key(0)
@@ -185,3 +186,32 @@ def test_doubles_far_from_zero():
         near, far = test(KEY, x, y), test(KEY, x + 1e8, y + 1e8)
         np.testing.assert_allclose(far.statistic, near.statistic, rtol=1e-4)
         assert far.p_value == near.p_value
+
+
+@pytest.mark.parametrize(("sizes", "ones"), [((200, 100), (3, 3)), ((90, 270), (2, 4))])
+def test_differences_of_opposite_sign_are_a_tie(sizes, ones):
+    """Of two values: the hypergeometric distribution of how many ones are in x."""
+    x, y = (jnp.arange(n)[:, None] < k for n, k in zip(sizes, ones, strict=True))
+    num_permutations, total, rows = 999, sum(ones), sum(sizes)
+    found = discrepancy.energy_test(KEY, x * 1.0, y * 1.0, num_permutations=num_permutations)
+    in_x = np.arange(total + 1)
+    difference = np.abs(in_x * rows - total * sizes[0])
+    as_far = difference >= difference[ones[0]]
+    exact = hypergeom(rows, total, sizes[0]).pmf(in_x)[as_far].sum()
+    assert abs(found.p_value - exact) <= 1e-6 + 3 * np.sqrt(
+        exact * abs(1 - exact) / num_permutations
+    )
+
+
+def test_a_difference_of_products_beyond_the_integers():
+    """Of counts of half a million rows, whose products exceed 32 bits."""
+    rng = np.random.default_rng(0)
+    n, m = 300_001, 200_003
+    of_x, of_y = rng.integers(0, n, 20), rng.integers(0, m, 20)
+    close = np.arange(1, 21) * 10_000
+    of_x, of_y = np.append(of_x, close), np.append(of_y, close * m // n)
+    as_float = lambda size: jnp.array([[float(size)]], jnp.float32)
+    found = two_sample_tests._difference_of_products(
+        jnp.asarray(of_x)[None], as_float(m), jnp.asarray(of_y)[None], as_float(n)
+    )
+    np.testing.assert_allclose(found[0], of_x * m - of_y * n, rtol=3e-7)

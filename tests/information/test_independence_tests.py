@@ -278,3 +278,18 @@ def test_what_does_not_fit_is_refused():
         hsic_test(None, x, y)
     with pytest.raises(ValueError, match="rank must be an integer"):
         hsic_test(KEY, x, y, rank=0)
+
+
+def test_ties_of_two_values_on_the_line():
+    """Of few ones among many zeros: the hypergeometric distribution of joint ones."""
+    n, ones, others, joint = 2000, 5, 900, 1
+    rows = jnp.arange(n)[:, None]
+    x, y = rows < ones, (rows >= ones - joint) & (rows < ones - joint + others)
+    num_permutations = 199
+    found = distance_covariance_test(
+        jax.random.key(0), x * 1.0, y * 1.0, num_permutations=num_permutations
+    )
+    counts = np.arange(ones + 1)
+    excess = np.abs(counts - ones * others / n)
+    exact = scipy.stats.hypergeom(n, others, ones).pmf(counts)[excess >= excess[joint]].sum()
+    assert abs(found.p_value - exact) < 3 * np.sqrt(exact * (1 - exact) / num_permutations)
