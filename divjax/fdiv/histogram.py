@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.arguments import as_leaves
-from divjax.core.checks import check_nonnegative, check_scalar, check_shape
+from divjax.core.checks import check_flag, check_nonnegative, check_scalar, check_shape
 from divjax.core.numerics import at_least_single, nan_unless
 from divjax.core.pytrees import TracedFunction, as_traced
 from divjax.core.samples import Numbers, centered_samples
@@ -193,6 +193,7 @@ def divergence(
     References:
         Csiszár 1967: merging points never raises an f-divergence.
     """
+    check_flag(debias=debias)
     columns = as_columns(x=x, y=y)
     masses = {
         "x": as_mass("a", a, columns["x"].shape[0]),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Int
 
-from divjax.core.checks import check_positive, check_positive_values, check_scalar
+from divjax.core.checks import check_flag, check_positive, check_positive_values, check_scalar
 from divjax.core.numerics import nan_unless
 
 __all__ = ["AcceleratedState", "accelerated"]
@@ -71,6 +71,7 @@ def accelerated(
         Su, Boyd, Candès 2016, eq. 3: the flow. A-MWGraD, arXiv 2601.19220: its use on particles.
         O'Donoghue, Candès 2015, section 3.2: the gradient test of restart.
     """
+    check_flag(restart=restart)
     check_positive(step_size=step_size)
     check_scalar(strong_convexity=strong_convexity)
     if not callable(step_size):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from divjax.core.checks import check_flag
 from divjax.core.numerics import at_least_single
 from divjax.core.pairwise import common_center
 from divjax.core.samples import (
@@ -79,8 +80,7 @@ def paired_rows(
 
 def check_debias(num_rows: int, debias: bool) -> None:
     """Raise `ValueError` if there are too few rows for an unbiased product of centred matrices."""
-    if not isinstance(debias, bool):
-        raise ValueError(f"debias must be True or False; got {debias!r}.")
+    check_flag(debias=debias)
     if debias and num_rows < 4:
         raise ValueError(f"x and y must have at least 4 rows to debias; got {num_rows}.")
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from divjax.core.checks import check_flag
 from divjax.core.numerics import at_least_single
 from divjax.core.pairwise import living_rows
 from divjax.core.samples import (
@@ -80,6 +81,7 @@ def two_samples(
             not be rounded for a kernel that is not radial, and a single row with `debias`.
     """
     check_gram_kernel(kernel)
+    check_flag(debias=debias)
     if is_radial(kernel):
         _, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
     else:

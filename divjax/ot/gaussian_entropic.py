@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core import linalg
-from divjax.core.checks import check_positive_values, check_scalar
+from divjax.core.checks import check_flag, check_positive_values, check_scalar
 from divjax.core.normal import Normal
 from divjax.core.numerics import in_units_of, nan_unless, root_of_sum, safe_sqrt
 from divjax.core.pytrees import pytree
@@ -142,6 +142,7 @@ def gaussian_entropic(
     References:
         Janati, Muzellec, Peyré, Cuturi 2020, theorem 1 and proposition 2, with ε = 2σ².
     """
+    check_flag(debias=debias)
     check_scalar(epsilon=epsilon)
     check_positive_values(epsilon=epsilon)
     pair = paired_gaussians(p, q)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from divjax.core.checks import check_order, check_shape
+from divjax.core.checks import check_flag, check_order, check_shape
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Center, Numbers
@@ -100,6 +100,7 @@ def wasserstein_1d(
     """
     check_line_order(p)
     line, dtype, _ = _arguments(x, y, a, b, ordered=False)
+    check_flag(root=root)
     return _wasserstein(line, p=p, root=root).astype(dtype)
 
 

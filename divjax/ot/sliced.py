@@ -7,11 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from divjax.core.checks import (
-    check_count,
-    check_order,
-    check_same_features,
-)
+from divjax.core.checks import check_count, check_flag, check_order, check_same_features
 from divjax.core.keys import own_key
 from divjax.core.numerics import (
     in_units_of,
@@ -192,6 +188,7 @@ def sliced_wasserstein(
     References:
         Bonneel, Rabin, Peyré, Pfister 2015, definition 4.
     """
+    check_flag(root=root)
     samples, dtype = _arguments(x, y, a, b, p)
     if directions is None:
         key = own_key(key)
@@ -290,6 +287,7 @@ def max_sliced_wasserstein(
     """
     key = own_key(key)
     check_count(1, num_starts=num_starts, num_steps=num_steps)
+    check_flag(root=root)
     samples, dtype = _arguments(x, y, a, b, p)
     options = {"num_starts": num_starts, "num_steps": num_steps, "root": root}
     found = _max_sliced(key, samples, p=p, dtype=dtype, **options)

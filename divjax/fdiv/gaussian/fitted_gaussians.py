@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import scipy  # its parts are loaded where they are used
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from divjax.core.checks import check_full_precision, check_probability
+from divjax.core.checks import check_flag, check_full_precision, check_probability
 from divjax.core.linalg import cholesky, cholesky_of_rows, solve_triangular
 from divjax.core.samples import Numbers, centered_samples
 from divjax.core.standardize import mean_and_scale
@@ -66,6 +66,7 @@ def plug_in_kl(
     References:
         Muirhead 1982, theorems 3.2.12 and 3.2.15: the moments.
     """
+    check_flag(debias=debias)
     _, x, y = centered_samples(x=x, y=y)
     # Both samples have one dtype by now, so that one check suffices.
     check_full_precision("x", x)

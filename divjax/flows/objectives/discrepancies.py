@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from divjax.core.checks import check_arguments, check_scalar_output
+from divjax.core.checks import check_arguments, check_flag, check_scalar_output
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.core.samples import Numbers
@@ -69,6 +69,7 @@ class Discrepancy:
     entropy = 0.0
 
     def __post_init__(self):
+        check_flag(stochastic=self.stochastic)
         object.__setattr__(self, "samples", as_table("samples", self.samples))
         object.__setattr__(self, "function", as_function("function", self.function))
 

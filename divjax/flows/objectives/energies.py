@@ -9,6 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 from divjax.core.checks import (
     check_arguments,
     check_callable,
+    check_flag,
     check_nonnegative,
     check_scalar,
     check_scalar_output,
@@ -92,6 +93,7 @@ class KL:
     stochastic: bool = static(default=False)
 
     def __post_init__(self):
+        check_flag(stochastic=self.stochastic)
         object.__setattr__(self, "log_prob", as_function("log_prob", self.log_prob))
 
     entropy = 1.0
@@ -147,6 +149,7 @@ class Potential:
     entropy: ArrayLike = 0.0
 
     def __post_init__(self):
+        check_flag(stochastic=self.stochastic)
         object.__setattr__(self, "energy", as_function("energy", self.energy))
         check_nonnegative(entropy=self.entropy)
 
