@@ -62,7 +62,8 @@ def kernel_stein_test(
         num_resamples: N, at least 1/α − 1 for a level α.
 
     Returns:
-        A `TestResult`. Time O(n² (d + N)), by tiles of the matrix; memory n N bytes and a tile.
+        A `TestResult`, not finite if log π is not at a row. Time O(n² (d + N)), by tiles of the
+        matrix; memory n N bytes and a tile.
 
     Raises:
         ValueError: as `kernel_stein`, for a single row, and if the probability is not in (0, 1) or

@@ -16,7 +16,7 @@ from divjax.core.checks import (
     check_provides,
     check_scalar_output,
 )
-from divjax.core.numerics import at_least_single, matmul
+from divjax.core.numerics import at_least_single, matmul, nan_unless
 from divjax.core.pairwise import (
     about_common_center,
     common_center,
@@ -26,7 +26,7 @@ from divjax.core.pairwise import (
     resolved_distances,
 )
 from divjax.core.samples import Numbers, as_samples, as_weights, centered_samples
-from divjax.core.simplex import mass_of_distinct_pairs, shares_of
+from divjax.core.simplex import mass_of_distinct_pairs, shares_of, with_finite_padding
 from divjax.core.types import Estimate, normal_estimate
 from divjax.kernels.pooled import resolved_at_rows
 from divjax.kernels.protocols import Kernel, check_kernel
@@ -65,8 +65,8 @@ class SteinPoints(NamedTuple):
 def stein_points(x: Float[Array, "n d"], scores: Float[Array, "n d"]) -> SteinPoints:
     """The points with their scores, in at least single precision, about their centre if need be."""
     dtype = at_least_single(x.dtype)
-    (x,) = about_common_center(x.astype(dtype))
-    return SteinPoints(x, scores.astype(dtype))
+    (points,) = about_common_center(x.astype(dtype))
+    return SteinPoints(points, scores.astype(dtype))
 
 
 def check_stein_kernel(kernel: object) -> None:
@@ -109,7 +109,8 @@ def kernel_stein(
         debias: whether to leave out the terms i = j.
 
     Returns:
-        KSD², not its root.
+        KSD², not its root. NaN if log π is not finite at a row with weight: outside of its support
+        a density has no score.
 
     Raises:
         ValueError: if x is not a matrix, not exactly one of `log_prob` and `score` is given, the
@@ -143,7 +144,7 @@ def kernel_stein(
     a = jnp.full(n, 1 / n, dtype) if weights is None else as_weights("weights", weights, n, dtype)
     # Rows of weight zero may hold any value: others replace them, at weight zero.
     points, centered = _in_place_of_padding(a, x, centered)
-    scores = scores_at(points, log_prob, score)
+    scores = with_finite_padding(scores_at(points, log_prob, score), a)
     resolved = resolved_at_rows(kernel, centered)
     return _kernel_stein(centered, scores, a, resolved, debias).astype(x.dtype)
 
@@ -168,14 +169,17 @@ def _in_place_of_padding(
 def scores_at(
     x: Float[Array, "n d"], log_prob: Density | None, score: Density | None
 ) -> Float[Array, "n d"]:
-    """The target's scores at each row.
+    """The target's scores at each row, NaN where log π is not finite.
+
+    Outside the support log π is −∞, a constant: its derivative is zero, and no score.
 
     Raises:
         ValueError: unless exactly one of both functions is given, and returns what it should.
     """
     if log_prob is not None and score is None:
         check_scalar_output("log_prob", log_prob, x[0])
-        return jax.vmap(jax.grad(log_prob))(x)
+        log_densities, scores = jax.vmap(jax.value_and_grad(log_prob))(x)
+        return nan_unless(jnp.isfinite(log_densities)[:, None], scores)
     if score is None or log_prob is not None:
         given = "neither" if score is None else "both"
         raise ValueError(f"log_prob or score must be given, one of them; got {given}.")
@@ -261,7 +265,7 @@ def kernel_stein_blocks(
     Returns:
         An `Estimate` of KSD² for the distribution that the rows are drawn from, its effective
         sample size the number of blocks. Unbiased for a kernel with a bandwidth of its own; a rule
-        is evaluated at all rows. Memory O(n B).
+        is evaluated at all rows. NaN if log π is not finite at a row. Memory O(n B).
 
     Raises:
         ValueError: as `kernel_stein`, and if there are fewer than two blocks.

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import divjax
 from divjax import discrepancy, fdiv, flows, information, kernels, ot
 
 KEY = jax.random.key(0)
 X, Y = jax.random.normal(KEY, (2, 8, 2))
-NORMAL = ot.Normal(jnp.zeros(2), jnp.eye(2))
+NORMAL = divjax.Normal(jnp.zeros(2), jnp.eye(2))
 
 CALLS = {
     "mmd": (discrepancy.mmd, (X, Y)),

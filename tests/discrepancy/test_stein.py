@@ -270,3 +270,30 @@ def test_a_sample_that_is_not_finite_has_no_p_value():
     test = discrepancy.kernel_stein_test(KEY, x, log_prob=normal)
     assert np.isnan(test.p_value)
     assert test.status == Status.NOT_FINITE
+
+
+def test_outside_the_support_there_is_no_score():
+    """The derivative of −∞, a constant, is zero, which is no score of any density."""
+    exponential = lambda x: jnp.where(x[0] > 0, -x[0], -jnp.inf)
+    x = jnp.array([[0.3], [0.7], [-0.1], [2.0]])
+    stein = lambda x, **options: discrepancy.kernel_stein(
+        x, log_prob=exponential, kernel=kernels.Gaussian(1.0), **options
+    )
+    assert jnp.isnan(stein(x))
+    weights = jnp.array([1.0, 1.0, 0.0, 1.0])
+    inside = jnp.array([0, 1, 3])
+    # The score of an exponential density is −1.
+    known = discrepancy.kernel_stein(
+        x[inside], score=lambda x: -1 + 0 * x, kernel=kernels.Gaussian(1.0)
+    )
+    np.testing.assert_allclose(stein(x, weights=weights), known, rtol=1e-6)
+    assert jnp.isfinite(jax.grad(lambda w: stein(x, weights=w))(weights)).all()
+    estimate = discrepancy.kernel_stein_blocks(
+        x, log_prob=exponential, kernel=kernels.Gaussian(1.0)
+    )
+    assert jnp.isnan(estimate.value)
+    test = discrepancy.kernel_stein_test(
+        jax.random.key(0), x, log_prob=exponential, num_resamples=9
+    )
+    assert jnp.isnan(test.p_value)
+    assert not test.converged
