@@ -10,9 +10,17 @@ from divjax.core.checks import check_shape
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.samples import Numbers
 from divjax.kernels.bandwidth import MedianDistance
+from divjax.kernels.contrasts import less_constant
 from divjax.kernels.log_means import log_mean_of_pairs, log_own_mean, log_sum
-from divjax.kernels.means import about_origin, block_values
-from divjax.kernels.pooled import TwoMeasures, TwoSamples, as_measures, resolved_at, two_samples
+from divjax.kernels.means import about_origin, block_values, mean_of_pairs, own_mean
+from divjax.kernels.pooled import (
+    TwoMeasures,
+    TwoSamples,
+    as_measures,
+    pooled_rows,
+    resolved_at,
+    two_samples,
+)
 from divjax.kernels.protocols import GramKernel, is_radial
 from divjax.kernels.radial import Gaussian
 
@@ -91,8 +99,24 @@ def _cauchy_schwarz(kernel: GramKernel, samples: TwoSamples, *, debias: bool) ->
     """`cauchy_schwarz` after its checks."""
     kernel = resolved_at(kernel, samples)
     x, y, a, b = as_measures(kernel, samples)
-    within = log_own_mean(kernel, x, a, debias=debias) + log_own_mean(kernel, y, b, debias=debias)
-    return (within - 2 * log_mean_of_pairs(kernel, x, y, a, b)).astype(samples.dtype)
+
+    def by_logarithms() -> Float[Array, ""]:
+        of_x, of_y = (log_own_mean(kernel, *one, debias=debias) for one in ((x, a), (y, b)))
+        return of_x + of_y - 2 * log_mean_of_pairs(kernel, x, y, a, b)
+
+    if not is_radial(kernel):
+        return by_logarithms().astype(samples.dtype)
+    contrast, constant = less_constant(kernel, pooled_rows(samples))
+    wide = constant > 0
+
+    def by_contrasts() -> Float[Array, ""]:
+        excess = lambda mean: jnp.log1p(mean / jnp.where(wide, constant, 1))
+        of_x, of_y = (excess(own_mean(contrast, *one, debias=debias)) for one in ((x, a), (y, b)))
+        return of_x + of_y - 2 * excess(mean_of_pairs(contrast, x, y, a, b))
+
+    # Of a kernel wide for the data all means are near the constant, whose logarithms would cancel.
+    # A narrow kernel's means may be too small for their numbers, but not for their logarithms.
+    return jax.lax.cond(wide, by_contrasts, by_logarithms).astype(samples.dtype)
 
 
 def conditional_cauchy_schwarz(

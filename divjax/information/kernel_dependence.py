@@ -32,6 +32,8 @@ from divjax.information.paired_rows import (
     usable_rows,
 )
 from divjax.kernels.bandwidth import MedianDistance
+from divjax.kernels.contrasts import less_constant
+from divjax.kernels.pooled import living_part
 from divjax.kernels.protocols import GramKernel, check_gram_kernel, is_radial
 from divjax.kernels.radial import Gaussian
 
@@ -313,18 +315,31 @@ def _cauchy_schwarz(
 ) -> Float[Array, ""]:
     """`cauchy_schwarz_mutual_information` after its checks, in nats."""
     pairs = _PAIRS if normalized else _PAIRS[:1]
-    sums, masses = kernel_sums_of(rows, kernels, pairs, debias=False, centered=False)
-    totals = [jnp.dot(masses, mean) for mean in sums.means]
+    # Of a kernel wide for its variable all values are near the constant, beside which differences
+    # would be rounded away.
+    contrasts, constants = [], []
+    for kernel, variable in zip(kernels, rows.variables, strict=True):
+        contrast, constant = kernel, jnp.zeros((), variable.dtype)
+        if is_radial(kernel):
+            living = living_part(usable_rows(variable, rows.weights)[0], rows.weights)
+            contrast, constant = less_constant(kernel, living)
+        contrasts.append(contrast)
+        constants.append(constant)
+    sums, masses = kernel_sums_of(rows, contrasts, pairs, debias=False, centered=False)
+    excesses = [jnp.dot(masses, mean) for mean in sums.means]
+    totals = [one + constant for one, constant in zip(excesses, constants, strict=True)]
     values = []
     for (i, j), one in zip(pairs, sums.products, strict=True):
         # In units of ∫ p_x² ∫ p_y² the other terms are 1 + τ and 1 + 2τ + HSIC: near one for nearly
-        # independent variables, where logarithms of the terms themselves would cancel.
+        # independent variables, where logarithms of the terms themselves would cancel. Their ratio
+        # (1 + 2τ + HSIC)/(1 + τ)² is 1 + (HSIC − τ²)/(1 + τ)².
         unit = totals[i] * totals[j]
-        deviations = [sums.means[k] - totals[k] for k in (i, j)]
+        deviations = [sums.means[k] - excesses[k] for k in (i, j)]
         tau = jnp.dot(masses, deviations[0] * deviations[1]) / unit
         joint = centered_product(one, masses, debias=False) / unit
-        values.append(jnp.log1p(joint + 2 * tau) - 2 * jnp.log1p(tau))
+        values.append(jnp.log1p((joint - tau**2) / (1 + tau) ** 2))
     if not normalized:
         return values[0]
-    least = least_square(jnp.ones_like(values[0]))
-    return correlation(values[0], (values[1], values[2]), (least, least))
+    # Of a constant variable the rounding of what is left of its kernel's values remains.
+    least = [least_square(one / total) for one, total in zip(excesses, totals, strict=True)]
+    return correlation(values[0], (values[1], values[2]), (least[0], least[1]))

@@ -18,7 +18,13 @@ from divjax.core.pytrees import pytree
 from divjax.kernels.pooled import TwoSamples, pooled_rows, resolved_at_rows
 from divjax.kernels.protocols import GramKernel, Kernel, is_radial
 
-__all__ = ["MovableKernel", "PeakedKernel", "contrast_at", "contrast_at_rows"]
+__all__ = [
+    "MovableKernel",
+    "PeakedKernel",
+    "contrast_at",
+    "contrast_at_rows",
+    "less_constant",
+]
 
 _Block = Float[Array, "n m"]
 
@@ -115,3 +121,16 @@ def contrast_at_rows(
     ends = jax.lax.stop_gradient(kernel).radial(jnp.stack([jnp.zeros_like(typical), typical])[None])
     peak, value = ends[0][0]
     return _Contrast(kernel, (value > peak / 2).astype(rows.dtype))
+
+
+def less_constant(kernel: Kernel, rows: Float[Array, "n d"]) -> tuple[GramKernel, Float[Array, ""]]:
+    """The kernel with its rule evaluated at the rows, less a number, and that number.
+
+    For statistics of means of k in units of a number near all of them: the number is the value at
+    distance zero if the kernel is wide for the rows, and otherwise zero.
+    """
+    contrast = contrast_at_rows(kernel, rows, constant=True)
+    if not isinstance(contrast, _Contrast):
+        return contrast, jnp.zeros((), rows.dtype)
+    peak = contrast.kernel.radial(jnp.zeros((1, 1), rows.dtype))[0][0, 0]
+    return contrast, jnp.where(contrast.flat > 0, peak, 0).astype(rows.dtype)

@@ -190,3 +190,22 @@ def test_conditions_far_apart_give_no_nan():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.ones((4, 2)))
+
+
+@pytest.mark.parametrize("debias", [False, True])
+@pytest.mark.parametrize("spread", [1e-3, 1e-6])
+def test_a_kernel_far_wider_than_the_data(spread, debias):
+    """By NumPy, in double precision, from k − 1: all means of k are one up to rounding."""
+    rng = np.random.default_rng(4)
+    x = np.float32(spread * rng.normal(size=(40, 2)))
+    y = np.float32(spread * (1 + rng.normal(size=(50, 2))))
+    below = lambda u, v: np.expm1(-cdist(np.float64(u), np.float64(v), "sqeuclidean") / 2)
+
+    def own(u):
+        pairs = len(u) * (len(u) - 1) if debias else len(u) ** 2
+        return np.log1p(below(u, u).sum() / pairs)
+
+    expected = own(x) + own(y) - 2 * np.log1p(below(x, y).mean())
+    arrays = jnp.asarray(x), jnp.asarray(y)
+    found = discrepancy.cauchy_schwarz(*arrays, kernel=kernels.Gaussian(1.0), debias=debias)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

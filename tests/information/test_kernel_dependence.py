@@ -182,3 +182,34 @@ def test_what_does_not_fit_is_refused():
         cauchy_schwarz_mutual_information(X, Y, kernel_y=kernels.Energy())
     with pytest.raises(ValueError, match="at least 4 rows to debias"):
         cka(X[:3], Y[:3], debias=True)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-6])
+def test_kernels_far_wider_than_their_variables(spread):
+    """By NumPy, in double precision, from k − 1: all values of k are one up to rounding."""
+    rng = np.random.default_rng(5)
+    u = np.float32(spread * rng.normal(size=(60, 1)))
+    v = np.float32(u + 0.3 * spread * rng.normal(size=(60, 1)))
+
+    def below(rows):
+        rows = np.float64(rows)
+        return np.expm1(-((rows - rows.T) ** 2) / 2)
+
+    def divergence(a, b):
+        """As log(1 + (J − τ²)/(1 + τ)²) with J of doubly centred matrices, τ of row means."""
+        total = (1 + a.mean()) * (1 + b.mean())
+        center = lambda k: k - k.mean(0) - k.mean(1)[:, None] + k.mean()
+        joint = np.mean(center(a) * center(b)) / total
+        tau = np.mean((a.mean(0) - a.mean()) * (b.mean(0) - b.mean())) / total
+        return np.log1p((joint - tau**2) / (1 + tau) ** 2)
+
+    a, b = below(u), below(v)
+    one = {"kernel_x": kernels.Gaussian(1.0), "kernel_y": kernels.Gaussian(1.0)}
+    arrays = jnp.asarray(u), jnp.asarray(v)
+    found = cauchy_schwarz_mutual_information(*arrays, **one)
+    np.testing.assert_allclose(found, divergence(a, b), rtol=1e-4)
+    found = cauchy_schwarz_mutual_information(*arrays, normalized=True, **one)
+    expected = divergence(a, b) / np.sqrt(divergence(a, a)) / np.sqrt(divergence(b, b))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    constant = jnp.ones((60, 1))
+    assert cauchy_schwarz_mutual_information(constant, arrays[1], normalized=True) == 0
