@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from divjax.core.checks import check_matrix, check_same_features
 from divjax.core.differentiation import with_slopes_of
-from divjax.core.numerics import if_needed, matmul
+from divjax.core.numerics import at_least_single, if_needed, matmul
 from divjax.core.padding import pad_rows
 from divjax.core.sharding import map_over_devices, mesh_in_use
 
@@ -44,6 +45,11 @@ _FEATURES_A_PASS = 8
 # three correct digits. Half precision, which has no more than that, requires only two.
 LOST_ULPS, _LOST_AT_MOST = 1024, 2**-6
 
+# How many rows are sorted for a centre, which must not be among a minority far away: if a tenth of
+# the rows are, 32 of 63 are with a probability below 10⁻¹⁵.
+_ROWS_OF_CENTER = 63
+_GOLDEN_SECTION = (math.sqrt(5) - 1) / 2
+
 # Coordinates that differ by at most this multiple of epsilon, relative to their size, are equal: a
 # few units in the last place, the rounding error of particles that follow the same dynamics.
 _COINCIDENT_ULPS = 4
@@ -52,34 +58,50 @@ _COINCIDENT_ULPS = 4
 def common_center(
     x: Float[Array, "n d"], used: Bool[Array, " n"] | None = None
 ) -> Float[Array, " d"]:
-    """The mean of the rows that are used: one array, equal wherever it is subtracted.
+    """Each feature's lower median over the rows that are used: one array wherever it is subtracted.
 
-    The deviations from one of the rows are averaged, so that the mean of equal rows is that row
-    exactly. Without the barrier XLA may compute the mean once in every fusion that subtracts it,
-    each with its own rounding: at a large offset two samples would get different centres. Centred
-    computations are invariant to translations, hence gradients are stopped at the centre.
+    Rows near the centre keep their digits when it is subtracted. One row far from all others moves
+    a mean far from them, and a median hardly. It is an entry of the rows, so that of equal rows it
+    is that row exactly. Of more than 63 rows, 63 spread over them are taken, at a cost that does
+    not grow with the number of rows.
+
+    Without the barrier XLA may compute the centre once in every fusion that subtracts it, each in
+    its own way. Centred computations are invariant to translations, hence gradients are stopped at
+    the centre.
 
     Args:
         x: rows.
         used: which rows count, by default all. The others may hold any value.
 
+    Returns:
+        The centre, NaN in a feature that is not finite in all rows used.
+
     Example:
         >>> import jax.numpy as jnp
-        >>> rows = jnp.array([[0.1], [0.1], [jnp.nan]])
-        >>> (rows - common_center(rows, jnp.array([True, True, False])))[:2, 0].tolist()
+        >>> rows = jnp.array([[0.1], [0.1], [1e30], [jnp.nan]])
+        >>> (rows - common_center(rows, jnp.array([True, True, True, False])))[:2, 0].tolist()
         [0.0, 0.0]
     """
     x = jax.lax.stop_gradient(x)
-    if used is None:
-        first, count = x[0], jnp.asarray(x.shape[0], x.dtype)
-        deviations = x - first
+    n, finite = x.shape[0], jnp.isfinite(x)
+    if used is not None:
+        finite, count = finite | ~used[:, None], jnp.sum(used)
+    if n <= _ROWS_OF_CENTER:
+        rows = x if used is None else jnp.where(used[:, None], x, jnp.inf)
+        middle = (n - 1) // 2 if used is None else jnp.maximum(count - 1, 0) // 2
     else:
-        first = x[jnp.argmax(used)]
-        deviations = jnp.where(used[:, None], x - first, 0)
-        count = jnp.maximum(jnp.sum(used), 1).astype(x.dtype)
-    # Each deviation is divided before it is summed: a sum of large ones would overflow.
-    mean_deviation = jnp.sum(deviations / count, axis=0)
-    return jax.lax.optimization_barrier(first + mean_deviation)
+        middle = (_ROWS_OF_CENTER - 1) // 2
+        # Multiples of the golden section: no period of the rows is shared by those taken.
+        shares = np.mod((np.arange(_ROWS_OF_CENTER) + 0.5) * _GOLDEN_SECTION, 1)
+        if used is None:
+            rows = x[np.floor(shares * n).astype(int)]
+        else:
+            # Indices of the rows used come first.
+            order = jnp.argsort(~used, stable=True)
+            places = jnp.asarray(shares, at_least_single(x.dtype)) * count
+            rows = x[order[jnp.clip(places.astype(int), 0, jnp.maximum(count - 1, 0))]]
+    center = jax.lax.sort(rows, dimension=0, is_stable=False)[middle]
+    return jax.lax.optimization_barrier(jnp.where(finite.all(axis=0), center, jnp.nan))
 
 
 def living_rows(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array, "n d"]:

@@ -131,9 +131,10 @@ def relative_spread(
     largest = jnp.max(jnp.abs(y))
     unit = jnp.where(largest == 0, 1, largest)
     x, y = x / unit, y / unit
-    # The subtracted centre is not weighted, so the weighted mean is not zero yet.
+    # The subtracted centres are medians.
     variance = weighted_sum(weights, jnp.sum((x - weighted_sum(weights, x)) ** 2, axis=1))
-    return flagged(jnp.sqrt(variance / jnp.mean(jnp.sum(y**2, axis=1))), rows)
+    of_samples = jnp.mean(jnp.sum((y - jnp.mean(y, axis=0)) ** 2, axis=1))
+    return flagged(jnp.sqrt(variance / of_samples), rows)
 
 
 def _spread_rows(

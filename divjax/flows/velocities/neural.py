@@ -205,7 +205,7 @@ def _whiten(
     centered = x - common_center(x, weights > 0)
     # Zero-weight particles may hold any value. They are evaluated, but do not affect training.
     centered = with_finite_padding(centered, weights)
-    # The subtracted centre is not weighted, so the weighted mean is not zero yet.
+    # The subtracted centre is a median.
     centered = centered - weighted_sum(weights, centered)
     variance = weighted_sum(weights, centered**2)
     variance = jnp.where(variance == 0, 1, variance)
