@@ -61,8 +61,12 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
         return (up_to - amounts)[first] - (up_to[-1] - up_to[last])
 
     sides = balance(sorted_charges)
-    # Σ_j c_j |z_k − z_j|, the derivative in a charge, up to the factor −2.
-    distances = sorted_z * sides - balance(sorted_charges * sorted_z)
+    # Σ_j c_j |z_k − z_j|, the derivative in a charge, up to the factor −2. About the middle one of
+    # the charged points: far from zero the products would cancel.
+    charged = jnp.cumsum(sorted_charges != 0)
+    middle = jnp.argmax(charged >= (charged[-1] + 1) // 2)
+    around = sorted_z - jax.lax.stop_gradient(sorted_z[middle])
+    distances = around * sides - balance(sorted_charges * around)
     change = jnp.sum(sorted_charges * sides * dz[order] + distances * d_charges[order])
     return _self_energy(z, charges), -2 * change
 
