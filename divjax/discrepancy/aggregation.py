@@ -14,6 +14,7 @@ from divjax.core.samples import Numbers
 from divjax.discrepancy.quadratic_forms import Contraction, Tile, quadratic_forms
 from divjax.discrepancy.relabelled_samples import (
     PooledSamples,
+    in_own_unit,
     kernel_matrices,
     pooled_samples,
     relabellings,
@@ -147,7 +148,8 @@ def _largest_of_many(
     kernels: tuple[GramKernel, ...] | None,
     num_permutations: int,
 ) -> TestResult:
-    rows = samples.rows
+    # The default kernels' bandwidths are in the rows' unit, whichever that is.
+    rows = in_own_unit(samples.rows)[0] if kernels is None else samples.rows
     families = _default_families(rows) if kernels is None else _families(kernels, rows)
     labels = relabellings(key, samples, num_permutations)
     vectors = with_sizes(labels)

@@ -42,6 +42,10 @@ def energy_distance(
     one block of the budget of `divjax.core.pairwise`: `sliced_energy_distance` estimates it by
     sorting. Derivatives are finite, and zero between coincident points.
 
+    The value is a difference of mean distances, relative to which it is rounded, but on the line
+    without `debias`. If clusters or outliers lie a million times farther apart than what
+    distinguishes the samples, float32 has one digit of it at most: enable float64.
+
     Args:
         x: samples of p.
         y: samples of q.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from divjax.core.checks import check_full_precision
-from divjax.core.numerics import at_least_single, matmul, nan_unless
+from divjax.core.numerics import at_least_single, in_units_of, matmul, nan_unless
 from divjax.core.pairwise import about_common_center, map_row_blocks, resolved_distances
 from divjax.core.samples import Numbers, centered_samples
 from divjax.core.selection import smallest_in_rows
@@ -168,7 +168,7 @@ def _precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int)
     """`precision_recall` after its checks."""
     dtype, work = x.dtype, at_least_single(x.dtype)
     # Counts have no derivative.
-    x, y = jax.lax.stop_gradient((x.astype(work), y.astype(work)))
+    x, y = _in_typical_unit(*jax.lax.stop_gradient((x.astype(work), y.astype(work))))
     # The nearest point of all is the row itself.
     # Points at the radius are within a ball, however their distance is rounded.
     slack = 1 + _ROUNDING_ULPS * float(jnp.finfo(work).eps)
@@ -191,6 +191,19 @@ def _precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int)
     )
     finite = jnp.isfinite(x).all() & jnp.isfinite(y).all()
     return PrecisionRecall(*(nan_unless(finite, share).astype(dtype) for share in shares))
+
+
+def _in_typical_unit(
+    x: Float[Array, "n d"], y: Float[Array, "m d"]
+) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
+    """Both samples in units of their rows' median size, so that squares do not underflow.
+
+    Not of the largest: one row far away would make those of the others underflow.
+    """
+    sizes = jnp.max(jnp.abs(jnp.concatenate([x, y])), axis=1)
+    typical = jnp.median(sizes)
+    size = jnp.where(typical > 0, typical, jnp.max(sizes))
+    return in_units_of(size, x)[0], in_units_of(size, y)[0]
 
 
 def _reduced_distances(

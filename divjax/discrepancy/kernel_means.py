@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from divjax.core.checks import check_same_features
-from divjax.core.numerics import at_least_single, matmul
+from divjax.core.numerics import at_least_single, in_units_of, matmul
 from divjax.core.samples import Numbers, as_samples, centered_samples, check_distinguishable
+from divjax.core.simplex import with_finite_padding
 from divjax.kernels.bandwidth import MedianDistance
 from divjax.kernels.contrasts import contrast_at
 from divjax.kernels.means import map_kernel_rows, mean_of_pairs, own_mean
@@ -19,7 +20,7 @@ from divjax.kernels.pooled import (
     two_samples,
 )
 from divjax.kernels.protocols import GramKernel, check_gram_kernel, is_radial
-from divjax.kernels.radial import Gaussian
+from divjax.kernels.radial import Energy, Gaussian
 
 __all__ = ["mmd", "squared_discrepancy", "witness"]
 
@@ -28,6 +29,26 @@ def squared_discrepancy(
     kernel: GramKernel, samples: TwoMeasures, *, debias: bool
 ) -> Float[Array, ""]:
     """E k(x, x′) + E k(y, y′) − 2 E k(x, y), for a kernel without a rule and shares of sum one."""
+    if isinstance(kernel, Energy):
+        samples, unit = _in_own_unit(samples)
+        return unit * _of_means(kernel, samples, debias=debias)
+    return _of_means(kernel, samples, debias=debias)
+
+
+def _in_own_unit(samples: TwoMeasures) -> tuple[TwoMeasures, Float[Array, ""]]:
+    """Both samples in units of the largest coordinate with weight, and the unit.
+
+    Squares then neither over- nor underflow, and no digit is lost.
+    """
+    x, y, a, b = samples
+    sides = (x, a), (y, b)
+    size = jnp.maximum(*(jnp.max(jnp.where(w[:, None] != 0, jnp.abs(z), 0)) for z, w in sides))
+    size = jax.lax.stop_gradient(size)
+    (x, unit), (y, _) = in_units_of(size, x), in_units_of(size, y)
+    return TwoMeasures(with_finite_padding(x, a), with_finite_padding(y, b), a, b), unit
+
+
+def _of_means(kernel: GramKernel, samples: TwoMeasures, *, debias: bool) -> Float[Array, ""]:
     x, y, a, b = samples
     within = own_mean(kernel, x, a, debias=debias) + own_mean(kernel, y, b, debias=debias)
     return within - 2 * mean_of_pairs(kernel, x, y, a, b)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from divjax.core.keys import own_key
 from divjax.core.labels import pool_labels
-from divjax.core.numerics import at_least_single, nan_unless
+from divjax.core.numerics import at_least_single, in_units_of, nan_unless
 from divjax.core.pairwise import common_center, resolved_distances, rows_per_block
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers
@@ -23,6 +23,7 @@ __all__ = [
     "PooledSamples",
     "Relabellings",
     "at_least_two_rows",
+    "in_own_unit",
     "kernel_matrices",
     "pooled_rows",
     "pooled_samples",
@@ -94,6 +95,11 @@ def pooled_rows(*samples: Float[Array, "_ d"], centered: bool) -> Float[Array, "
     rows = rows.astype(at_least_single(rows.dtype))
     rows = nan_unless(jnp.isfinite(rows), rows)
     return rows - common_center(rows) if centered else rows
+
+
+def in_own_unit(rows: Float[Array, "rows d"]) -> tuple[Float[Array, "rows d"], Float[Array, ""]]:
+    """Rows in units of their largest coordinate, whose squares do not underflow, and the unit."""
+    return in_units_of(jax.lax.stop_gradient(jnp.max(jnp.abs(rows))), rows)
 
 
 class Relabellings(NamedTuple):

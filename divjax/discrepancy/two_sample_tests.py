@@ -13,6 +13,7 @@ from divjax.core.samples import Numbers
 from divjax.discrepancy.quadratic_forms import quadratic_forms
 from divjax.discrepancy.relabelled_samples import (
     PooledSamples,
+    in_own_unit,
     kernel_matrices,
     pooled_samples,
     relabellings,
@@ -141,10 +142,13 @@ def energy_test(
 def _kernel_test(
     key: Key[Array, ""], samples: PooledSamples, kernel: GramKernel, num_permutations: int
 ) -> TestResult:
-    kernel = contrast_at_rows(kernel, samples.rows)
+    # Distances are those of rows in a unit of theirs, whose squares are within the dtype's range.
+    distances = isinstance(kernel, Energy)
+    rows, unit = in_own_unit(samples.rows) if distances else (samples.rows, 1)
+    kernel = contrast_at_rows(kernel, rows)
     labels = relabellings(key, samples, num_permutations)
     form = lambda tile, contract: contract(kernel_matrices(tile)(kernel))
-    forms = quadratic_forms(form, samples.rows, with_sizes(labels))
+    forms = unit * quadratic_forms(form, rows, with_sizes(labels))
     return compared_with_null(forms[0], forms[1:-1], rounding_of_forms(forms), labels.valid)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core.checks import check_nonnegative, check_scalar
-from divjax.core.numerics import matmul, nan_unless
+from divjax.core.numerics import in_units_of, matmul, nan_unless
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers
@@ -97,9 +97,10 @@ def _joint(
     """`joint_distance_covariance` after its checks."""
     n, dtype = len(rows.variables[0]), rows.variables[0].dtype
     masses = masses_of(rows.weights, n, dtype)
-    usable = [usable_rows(values, rows.weights)[0] for values in rows.variables]
-    function = distances(exponent)
-    given = [Variable(values, function) for values in usable]
+    given = [
+        _distances_of(*usable_rows(values, rows.weights), exponent) for values in rows.variables
+    ]
+    usable = [one.rows for one in given]
     means = pair_sums(given, masses, (), diagonal=not debias).means
     shifts = [offsets(mean, masses, debias=debias) for mean in means]
     c = jnp.asarray(offset, dtype)
@@ -111,7 +112,7 @@ def _joint(
         power = jnp.ones((), dtype)
         own_rows, own_shifts = parts[: len(usable)], parts[len(usable) :]
         for one, shift, own, own_shift in zip(given, shifts, own_rows, own_shifts, strict=True):
-            centered = own_shift[:, None] + shift - function(own, one.rows, same)
+            centered = own_shift[:, None] + shift - one.function(own, one.rows, same)
             centered = jnp.where(same, 0, centered) if debias else centered
             # Π_k (U_k + c) − c^k and the same less c^(k−1) Σ_k U_k, whose mean is zero: without the
             # large terms that cancel in the sum.
@@ -122,6 +123,14 @@ def _joint(
 
     total = jnp.dot(masses, map_row_blocks(block, n, jnp.arange(n), *usable, *shifts))
     return total / unbiased_mass(masses) if debias else total
+
+
+def _distances_of(
+    rows: Float[Array, "n d"], largest: Float[Array, ""], exponent: ArrayLike
+) -> Variable:
+    """Rows in a unit of theirs, whose squares do not underflow, and their distances."""
+    scaled, unit = in_units_of(largest, rows)
+    return Variable(scaled, distances(exponent, unit))
 
 
 @pytree
@@ -199,10 +208,11 @@ def _concatenated(
 ) -> Float[Array, " attributes"]:
     """dCov² with all attributes, then with each."""
     masses = masses_of(rows.weights, len(rows.variables[0]), rows.variables[0].dtype)
-    prediction, *attributes = [usable_rows(values, rows.weights)[0] for values in rows.variables]
-    function = distances(exponent)
-    together = jnp.concatenate(attributes, axis=1)
-    given = [Variable(values, function) for values in (prediction, together, *attributes)]
+    prediction, *attributes = [usable_rows(values, rows.weights) for values in rows.variables]
+    together = jnp.concatenate([values for values, _ in attributes], axis=1)
+    largest = jnp.max(jnp.stack([size for _, size in attributes]))
+    variables = prediction, (together, largest), *attributes
+    given = [_distances_of(values, size, exponent) for values, size in variables]
     pairs = [(0, k) for k in range(1, len(given))]
     sums = pair_sums(given, masses, pairs, diagonal=not debias).products
     return jnp.stack([centered_product(one, masses, debias=debias) for one in sums])

@@ -47,15 +47,17 @@ class Variable(NamedTuple):
     function: PairFunction
 
 
-def distances(exponent: ArrayLike) -> PairFunction:
-    """‖x − y‖^α."""
+def distances(exponent: ArrayLike, unit: ArrayLike = 1) -> PairFunction:
+    """‖x − y‖^α, of rows that are given in a unit."""
 
     def values(rows: Array, points: Array, same: Array | None) -> Array:
         squared = resolved_distances(rows, points, same)
         if isinstance(exponent, (int, float)) and exponent == 1:
-            return safe_sqrt(squared)
+            return unit * safe_sqrt(squared)
         order = jnp.asarray(exponent, squared.dtype)
-        return safe_power(squared, nan_unless((order > 0) & (order < 2), order) / 2)
+        order = nan_unless((order > 0) & (order < 2), order)
+        power = safe_power(squared, order / 2)
+        return power * jnp.asarray(unit, power.dtype) ** order
 
     return values
 
