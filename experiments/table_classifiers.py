@@ -143,9 +143,10 @@ def _tree_scores(real: pd.DataFrame, synthetic: pd.DataFrame, seed: int) -> np.n
     scores = np.empty(len(rows))
     # Threads of so few rows wait for each other where other work is done.
     with threadpool_limits(1, "openmp"):
-        scores[order] = cross_val_predict(
+        probabilities: Any = cross_val_predict(
             trees, rows.iloc[order], of_real[order], cv=NUM_FOLDS, method="predict_proba"
-        )[:, 1]
+        )
+    scores[order] = probabilities[:, 1]
     return scores
 
 
@@ -153,9 +154,10 @@ def _stacked(scores: np.ndarray, of_real: np.ndarray, seed: int) -> np.ndarray:
     """A logistic regression on out-of-fold scores, itself out of fold."""
     order = np.random.default_rng(seed).permutation(len(scores))
     found = np.empty(len(scores))
-    found[order] = cross_val_predict(
+    probabilities: Any = cross_val_predict(
         LogisticRegression(), scores[order], of_real[order], cv=NUM_FOLDS, method="predict_proba"
-    )[:, 1]
+    )
+    found[order] = probabilities[:, 1]
     return found
 
 

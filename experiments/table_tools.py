@@ -81,9 +81,10 @@ def _trees(real: pd.DataFrame, synthetic: pd.DataFrame, level: float, seed: int)
     scores = np.empty(len(rows))
     # Threads of so few rows wait for each other where other work is done.
     with threadpool_limits(1, "openmp"):
-        scores[order] = cross_val_predict(
+        probabilities: Any = cross_val_predict(
             trees, rows.iloc[order], of_real[order], cv=5, method="predict_proba"
-        )[:, 1]
+        )
+    scores[order] = probabilities[:, 1]
     test: Any = stats.mannwhitneyu(scores[of_real], scores[~of_real], alternative="greater")
     return Found(bool(test.pvalue <= level), float(test.statistic), "")
 
@@ -144,7 +145,8 @@ def _alibi_classifier(
     from alibi_detect.cd import ClassifierDrift  # pyright: ignore
 
     x, y, categories = _as_matrices(real, synthetic)
-    trees = HistGradientBoostingClassifier(categorical_features=categories, random_state=seed)
+    options: dict[str, Any] = {"categorical_features": categories, "random_state": seed}
+    trees = HistGradientBoostingClassifier(**options)
     detector = ClassifierDrift(x, trees, backend="sklearn", p_val=level, seed=seed)
     found = detector.predict(y)["data"]
     return Found(bool(found["is_drift"]), -float(found["p_val"]), "")
@@ -237,7 +239,7 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _is_category(column: pd.Series) -> bool:
+def _is_category(column: Any) -> bool:
     return isinstance(column.dtype, pd.CategoricalDtype)
 
 

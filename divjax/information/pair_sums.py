@@ -53,7 +53,7 @@ def distances(exponent: ArrayLike, unit: ArrayLike = 1) -> PairFunction:
     def values(rows: Array, points: Array, same: Array | None) -> Array:
         squared = resolved_distances(rows, points, same)
         if isinstance(exponent, (int, float)) and exponent == 1:
-            return unit * safe_sqrt(squared)
+            return safe_sqrt(squared) * unit
         order = jnp.asarray(exponent, squared.dtype)
         order = nan_unless((order > 0) & (order < 2), order)
         power = safe_power(squared, order / 2)
