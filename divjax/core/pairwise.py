@@ -360,7 +360,6 @@ def reduce_centered_pairs(
     same: bool,
     again: Callable[[Float[Array, "b d"], Float[Array, "b m"]], PyTree[Array]] | None = None,
     needed: Bool[Array, ""] | bool = True,
-    own_is_lost: Bool[Array, ""] | bool = False,
     block_rows: int | None = None,
 ) -> PyTree[Array]:
     """As `pair_distances_by_rows`, for rows that are centred already.
@@ -376,7 +375,6 @@ def reduce_centered_pairs(
         again: the same computation as `reduce`, for exact distances. Values that it closes over
             must have no derivatives. Without it, distances are not recomputed.
         needed: whether to look for inaccurate distances, which takes a pass over the pairs.
-        own_is_lost: whether products also lose what `reduce` takes of a row and itself.
         block_rows: rows per block.
     """
 
@@ -399,8 +397,7 @@ def reduce_centered_pairs(
             # Computed again, only if they are checked: closed over by the loop, they would stay in
             # memory.
             products = centered_distances(fixed, fixed_y)
-            lost = own_is_lost | _is_lost(products, fixed, fixed_y, diagonal())
-            return if_needed(lost, by_differences, plain)
+            return if_needed(_is_lost(products, fixed, fixed_y, diagonal()), by_differences, plain)
 
         return with_slopes_of(result, if_needed(jnp.asarray(needed), if_lost, plain))
 

@@ -1,14 +1,12 @@
 """Weighted sums of a kernel and of its gradient, for velocities and discrepancies."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from divjax.core.checks import check_shape
-from divjax.core.numerics import matmul, nan_entries_unless
-from divjax.core.pairwise import DIFFERENCES_UP_TO, common_center, reduce_centered_pairs
+from divjax.core.numerics import matmul
+from divjax.core.pairwise import common_center, reduce_centered_pairs
 from divjax.core.samples import Numbers, as_numbers
 from divjax.kernels.protocols import Kernel, check_kernel
 from divjax.kernels.radial import as_points
@@ -28,15 +26,13 @@ def kernel_sums(
 ) -> tuple[Float[Array, "n c"], Float[Array, "n g d"]]:
     """Σ_j k(x_i, y_j) values_j and Σ_j weights_j ∇_{x_i} k(x_i, y_j), together.
 
-    With ∇_x k = ψ · (x − y) the gradient sums are those of ψ_ij (x_i − y_j) C_j, for up to 8
-    features by these differences, one feature at a time. More take x_i (ψ C)_i − (ψ [C∘y])_i:
-    products of an n × m matrix with narrow ones, never n × m × d. For a kernel whose slope is a
-    multiple of its value (Gaussian) one matrix product computes both. Large n × m is computed
-    blockwise.
+    With ∇_x k = ψ · (x − y) the gradient sums are x_i (ψ C)_i − (ψ [C∘y])_i: products of an n × m
+    matrix with narrow ones, never n × m × d. For a kernel whose slope is a multiple of its value
+    (Gaussian) one matrix product computes both. Large n × m is computed blockwise.
 
-    If points lie so far apart that these products would lose what is within clusters, both sums are
-    computed again from differences, and are as exact as with fewer features. Derivatives of the
-    sums still use the products.
+    If clusters lie so far apart, in more than 8 features, that products lose the distances within
+    them, both sums are computed again from differences, feature by feature. Derivatives of the sums
+    still use the products.
 
     Points y_j whose values and gradient weights are all zero are ignored and may hold anything.
 
@@ -69,28 +65,14 @@ def kernel_sums(
     gradient_weights = jnp.asarray(as_numbers("gradient_weights", gradient_weights))
     check_shape("values", values, sources.shape[0], "c")
     check_shape("gradient_weights", gradient_weights, sources.shape[0], "g")
+    # Sums and moments are taken about the centre of the points that count. An ignored point stays
+    # where it is (derivatives in its coefficients are correct), unless its distances would
+    # overflow.
     used = jnp.any(values != 0, axis=1) | jnp.any(gradient_weights != 0, axis=1)
-    # Products are taken about the centre of the points that count. Differences are exact without.
-    if x.shape[1] > DIFFERENCES_UP_TO:
-        center = common_center(sources, used)
-        x, sources = x - center, sources - center
-    # An infinite point has no distances. An ignored one stays where it is (derivatives in its
-    # coefficients are correct), unless its distances would overflow.
-    others = nan_entries_unless(jnp.isfinite(sources), sources)
+    center = common_center(sources, used)
+    x, others = x - center, sources - center
     in_range = jnp.sum(others**2, axis=1, keepdims=True) < jnp.finfo(x.dtype).max / 16
     others = jnp.where(used[:, None] | in_range, others, 0)
-    of_feature = lambda slope, point, column, weights: matmul(
-        slope * (point[:, None] - column), weights
-    )
-    if x.shape[1] <= DIFFERENCES_UP_TO:
-
-        def by_features(rows: Float[Array, "b d"], squared: Float[Array, "b m"]) -> Any:
-            value, slope = kernel.radial(squared)
-            pairs = zip(rows.T, others.T, strict=True)
-            gradients = [of_feature(slope, *pair, gradient_weights) for pair in pairs]
-            return matmul(value, values), jnp.stack(gradients, axis=2)
-
-        return reduce_centered_pairs(x, others, by_features, same=y is None)
     # The columns that ψ is multiplied by: C "m g", and the moments C∘y "m gd".
     (m, g), d = gradient_weights.shape, x.shape[1]
     moments = (gradient_weights[:, :, None] * others[:, None, :]).reshape(m, g * d)
@@ -103,10 +85,11 @@ def kernel_sums(
         """The sums by differences x − y, where products have lost the distances to rounding."""
         kernel, values, gradient_weights, others = fixed
         value, slope = kernel.radial(squared)
-        # Differences of one feature at a time, "b m": never times d.
-        gradients = jax.lax.map(
-            lambda pair: of_feature(slope, *pair, gradient_weights), (rows.T, others.T)
+        of_feature = lambda column: matmul(
+            slope * (column[0][:, None] - column[1]), gradient_weights
         )
+        # Differences of one feature at a time, "b m": never times d.
+        gradients = jax.lax.map(of_feature, (rows.T, others.T))
         return matmul(value, values), jnp.moveaxis(gradients, 0, 2)
 
     def contract(rows: Float[Array, "b d"], squared: Float[Array, "b m"]) -> tuple[Array, Array]:
@@ -124,11 +107,7 @@ def kernel_sums(
 
     # Ignored points are zeroed: one far away would trigger a needless second pass.
     needed = _is_changed_by_rounding(fixed[0], jnp.where(used[:, None], fixed[-1], 0))
-    # A far point's own term, zero, would be the difference of large products, unless its slope is.
-    own = y is None and jnp.any(fixed[0].radial(jnp.zeros((1, 1), x.dtype))[1] != 0)
-    return reduce_centered_pairs(
-        x, others, contract, same=y is None, again=again, needed=needed, own_is_lost=own
-    )
+    return reduce_centered_pairs(x, others, contract, same=y is None, again=again, needed=needed)
 
 
 def _is_changed_by_rounding(kernel: Kernel, sources: Float[Array, "m d"]) -> Bool[Array, ""]:
