@@ -6,19 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from divjax.core.numerics import in_units_of
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.selection import smallest_in_rows
-from divjax.core.standardize import mean_and_scale
+from divjax.core.standardize import robust_standardizer
 from divjax.fdiv.cell_search import cells_pay, coordinate_distances, reduce_near_pairs
 
 __all__ = ["JointNeighbors", "in_like_units", "joint_neighbors"]
 
 # Extra candidates: the search ranks distances that are rounded to float32.
 _SPARE = 4
-
-
-# Interquartile ranges beyond the quartiles: no value of a Gaussian sample is there.
-_REACH = 10
 
 
 class JointNeighbors(NamedTuple):
@@ -36,18 +33,19 @@ class JointNeighbors(NamedTuple):
 def in_like_units(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     """Each feature in units of its standard deviation; zero if it is constant.
 
-    That of the values within ten interquartile ranges of the quartiles, to which others count as
-    moved: a typing error must not make all others of its feature coincide. Values that are not
-    finite are zero, and must be flagged elsewhere.
+    That of the winsorised values, by the outer quantiles too: a typing error must not make all
+    others of its feature coincide, nor may the narrow part of a mixture be taken for all of it.
+    Values that are not finite are zero, and must be flagged elsewhere.
     """
     x = jnp.where(jnp.isfinite(x), x, 0)
-    low, high = jnp.quantile(x, jnp.array([0.25, 0.75], x.dtype), axis=0)
-    reach = _REACH * (high - low)
-    near = jnp.where(reach > 0, jnp.clip(x, low - reach, high + reach), x)
-    mean, scale = mean_and_scale(near, jnp.ones(x.shape[0], x.dtype))
+    # Differences of larger numbers would overflow.
+    root = 2.0 ** (jnp.finfo(x.dtype).maxexp // 2)
+    x, _ = in_units_of(jnp.maximum(jnp.max(jnp.abs(x), axis=0), root) / root, x)
+    weights = jnp.ones(x.shape[0], x.dtype)
+    z = robust_standardizer((x, weights), keep_tails=True).affine(x)
     # Behind a barrier: computed anew for every use, with a rounding of its own, a distance would
     # not be that to the neighbour which defines it.
-    return jax.lax.optimization_barrier((x - mean) / scale)
+    return jax.lax.optimization_barrier(z)
 
 
 def joint_neighbors(z: Float[Array, "n d"], count: int) -> JointNeighbors:

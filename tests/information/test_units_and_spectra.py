@@ -1,0 +1,54 @@
+"""Two scales, single wrong cells, units beyond float32's range, and spectra up to rounding."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.feature_selection import mutual_info_regression
+
+from divjax import information as info
+
+KEY = jax.random.key(0)
+METHODS = [info.KSG(), info.KSG(algorithm=2), info.MixedNeighbors()]
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(400, 1))
+Y = X + RNG.normal(size=(400, 1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_information_at_two_scales(method):
+    """Against scikit-learn, in units of the plain standard deviation."""
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random((1000, 1)) < 0.4, 1.0, 1e-4) * rng.normal(size=(1000, 1))
+    y = x + 0.3 * rng.normal(size=(1000, 1))
+    (known,) = mutual_info_regression(x, y[:, 0], random_state=0)
+    found = info.mutual_information(x, y, method=method)
+    assert abs(found.value - known) < 2 * found.std_error
+
+
+@pytest.mark.parametrize("cell", [-9999.0, 1e6, 1e30])
+def test_a_typing_error_among_zeros_or_indicators(cell):
+    """More than half of the rows are equal: no interquartile range."""
+    rng = np.random.default_rng(0)
+    some = rng.random((1000, 1))
+    zeros = np.where(some < 0.6, 0, rng.normal(size=(1000, 1)))
+    ones, rare = (some < 0.2).astype(float), (some < 0.02).astype(float)
+    noise = rng.normal(size=(1000, 1))
+    for x, y in ((zeros, zeros + 0.3 * noise), (ones, 2 * ones + noise), (rare, 3 * rare + noise)):
+        wrong = x.copy()
+        wrong[0] = cell
+        method = info.MixedNeighbors()
+        clean = info.mutual_information(x, y, method=method)
+        found = info.mutual_information(wrong, y, method=method)
+        assert abs(found.value - clean.value) < 0.02
+
+
+def test_levels_stay_apart_beside_a_typing_error():
+    """A binary condition and a true hypothesis: permutations within the levels."""
+    rng = np.random.default_rng(1)
+    z = (rng.random((200, 1)) < 0.5).astype(float)
+    x, y = 5 * z + rng.normal(size=(200, 1)), 5 * z + rng.normal(size=(200, 1))
+    z[0] = 1e6
+    test = info.conditional_independence_test(
+        KEY, x, y, z, method=info.Gaussian(), num_permutations=39
+    )
+    assert test.p_value > 0.05
