@@ -89,9 +89,12 @@ class Gaussian:
 
         # Negated, so that NaN counts as singular.
         regular = jnp.all(variances > 8 * d * jnp.finfo(x.dtype).eps, axis=1)
-        infinite = jnp.isfinite(fixed).all() & regular[:-1].all() & ~regular[-1]
-        std_error = nan_unless(regular.all(), jnp.sqrt(jax.lax.stop_gradient(variance)))
-        value = nan_unless(regular.all(), value)
+        # A column of infinities alone does not vary, and its entries would be left out.
+        finite = jnp.isfinite(fixed).all()
+        infinite = finite & regular[:-1].all() & ~regular[-1]
+        usable = finite & regular.all()
+        std_error = nan_unless(usable, jnp.sqrt(jax.lax.stop_gradient(variance)))
+        value = nan_unless(usable, value)
         value = jnp.where(infinite, -measure.signs[-1] * jnp.inf, value)
         return normal_estimate(value, std_error, n, (), confidence_level)
 

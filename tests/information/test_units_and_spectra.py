@@ -1,6 +1,7 @@
 """Two scales, single wrong cells, units beyond float32's range, and spectra up to rounding."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.feature_selection import mutual_info_regression
@@ -52,3 +53,11 @@ def test_levels_stay_apart_beside_a_typing_error():
         KEY, x, y, z, method=info.Gaussian(), num_permutations=39
     )
     assert test.p_value > 0.05
+
+
+def test_an_infinite_column_has_no_information():
+    column = np.full((400, 1), np.inf)
+    for x in (column, np.hstack([X, column])):
+        found = info.mutual_information(x, Y, method=info.Gaussian())
+        assert jnp.isnan(found.value)
+        assert jnp.isnan(found.std_error)
