@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_count, check_probability, check_provides
-from divjax.core.samples import Numbers, centered_samples
+from divjax.core.representable import features_within_range
+from divjax.core.samples import Numbers, as_numbers, centered_samples
 from divjax.core.types import Estimate
 from divjax.information.entropy_sums import (
     CONDITIONAL,
@@ -30,8 +31,12 @@ __all__ = [
 
 def paired_variables(**variables: Numbers) -> tuple[Float[Array, "n _"], ...]:
     """Samples of variables of one dtype, with paired rows, each about a centre of its own."""
+    # No measure depends on units, and small or large ones are beyond the range of JAX's float32.
+    inside = lambda name, v: features_within_range(as_numbers(name, v, exact=True))
     # Their numbers of features may differ, hence one call for each.
-    converted = {name: centered_samples(**{name: v})[1] for name, v in variables.items()}
+    converted = {
+        name: centered_samples(**{name: inside(name, v)})[1] for name, v in variables.items()
+    }
     sizes = {name: len(variable) for name, variable in converted.items()}
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())

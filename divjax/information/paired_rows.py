@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from divjax.core.checks import check_flag
 from divjax.core.numerics import at_least_single
 from divjax.core.pairwise import common_center
+from divjax.core.representable import nan_if_lost
 from divjax.core.samples import (
     Numbers,
     as_samples,
@@ -64,6 +65,7 @@ def paired_rows(
             (rows[name],) = as_samples(**{name: values})
         else:
             _, rows[name] = centered_samples({name: weights}, **{name: values})
+        rows[name] = nan_if_lost(name, values, rows[name])
     first, *others = rows
     for name in others:
         if len(rows[name]) != len(rows[first]):

@@ -7,6 +7,7 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.arguments import as_optional_leaf
 from divjax.core.checks import check_base, check_full_precision, check_positive_finite, check_scalar
 from divjax.core.numerics import in_base
+from divjax.core.representable import nan_if_lost
 from divjax.core.samples import Numbers, as_samples, centered_samples
 from divjax.core.simplex import within_range
 from divjax.information.spectral_functions import (
@@ -84,6 +85,10 @@ def _check_options(order: ArrayLike, base: ArrayLike | None) -> None:
     check_base(base)
 
 
+def _samples(name: str, values: Numbers) -> Float[Array, "n d"]:
+    return nan_if_lost(name, values, centered_samples(**{name: values})[1])
+
+
 def _gram(kernel: Kernel, x: Float[Array, "n d"]) -> Float[Array, "n n"]:
     """K_ij/(n (K_ii K_jj)^½), of trace one."""
     gram = kernel(x)
@@ -134,7 +139,7 @@ def matrix_renyi_entropy(
     References:
         Sánchez Giraldo, Rao, Príncipe 2015, definition 2. Friedman, Dieng 2023: the Vendi score.
     """
-    _, x = centered_samples(x=x)
+    x = _samples("x", x)
     check_full_precision("x", x)
     _check_kernel(kernel)
     _check_options(order, base)
@@ -196,8 +201,7 @@ def matrix_renyi_mutual_information(
     References:
         Sánchez Giraldo, Rao, Príncipe 2015, equations 8 and 9.
     """
-    _, x = centered_samples(x=x)
-    _, y = centered_samples(y=y)
+    x, y = _samples("x", x), _samples("y", y)
     if x.shape[0] != y.shape[0]:
         raise ValueError(
             f"x and y must have as many rows as each other; got {x.shape[0]} and {y.shape[0]}."

@@ -55,6 +55,36 @@ def test_levels_stay_apart_beside_a_typing_error():
     assert test.p_value > 0.05
 
 
+@pytest.mark.parametrize("unit", [1e-42, 1e-39, 3e37, 1e45])
+@pytest.mark.parametrize("method", [info.KSG(), info.Gaussian()])
+def test_information_has_no_unit(unit, method):
+    """A power of two near it: then nothing is rounded."""
+    unit = 2.0 ** np.round(np.log2(unit))
+    with jax.enable_x64(False):
+        one = info.mutual_information(X, Y, method=method).value
+        np.testing.assert_allclose(
+            info.mutual_information(X * unit, Y, method=method).value, one, rtol=1e-5
+        )
+
+
+def test_rows_that_float32_merges_are_not_constant():
+    x = X[:30] * 1e-42
+    y = Y[:30]
+    with jax.enable_x64(False):
+        for found in (
+            info.distance_correlation(x, y),
+            info.cka(x, y),
+            info.hsic(x, y),
+            info.distance_covariance_test(KEY, x, y, num_permutations=9).p_value,
+            info.hsic_test(KEY, x, y, num_permutations=9).p_value,
+            info.matrix_renyi_entropy(x),
+            info.matrix_renyi_mutual_information(x, y),
+        ):
+            assert jnp.isnan(found)
+        # A constant variable is one.
+        assert info.distance_correlation(np.full((30, 1), 1e-42), y) == 0
+
+
 def test_an_infinite_column_has_no_information():
     column = np.full((400, 1), np.inf)
     for x in (column, np.hstack([X, column])):
