@@ -45,8 +45,8 @@ def nearest_points(
     x: Float[Array, "n d"], y: Float[Array, "m d"] | None, count: int
 ) -> NearestPoints:
     """The nearest points to each x among y, or among the other x for y = None."""
-    columns = x if y is None else y
     own = y is None
+    columns = x if y is None else y
     candidates = min(count + own + _SPARE, columns.shape[0])
 
     def nearest(squared: Float[Array, "b m"]) -> Int[Array, "b candidates"]:
@@ -98,13 +98,15 @@ def _search_units(
     underflow, whatever the units and however far single points are.
     """
     samples = jax.lax.stop_gradient((x,) if y is None else (x, y))
+    # Rows that are not finite have no distances, and must not set the unit of those of others.
+    known = [jnp.where(jnp.isfinite(sample), sample, jnp.nan) for sample in samples]
     # Medians: one outlier must not set the unit in which all others are compared.
-    center = jnp.median(samples[0], axis=0)
-    extents = [jnp.max(jnp.abs(sample - center), axis=1) for sample in samples]
-    typical = jnp.max(jnp.stack([jnp.median(extent) for extent in extents]))
-    largest = jnp.max(jnp.stack([jnp.max(extent) for extent in extents]))
-    # More than half of the rows may coincide.
-    typical = jnp.where(typical > 0, typical, largest)
+    center = jnp.nanmedian(known[0], axis=0)
+    extents = [jnp.max(jnp.abs(sample - center), axis=1) for sample in known]
+    typical = jnp.nanmax(jnp.stack([jnp.nanmedian(extent) for extent in extents]))
+    largest = jnp.nanmax(jnp.concatenate(extents))
+    # More than half of the rows may coincide, and all may have no distance.
+    typical = jnp.where(typical > 0, typical, jnp.where(largest > 0, largest, 1))
     # A power of two, so that scaling rounds nothing, whose inverse is in range.
     limit = jnp.finfo(typical.dtype).maxexp - 8
     exponent = jnp.clip(jnp.frexp(typical)[1], -limit, limit)
@@ -140,7 +142,8 @@ def _is_lost(
     """Whether a distance that was found is within the rounding of the squares searched."""
     columns, limits = x if y is None else y, jnp.finfo(x.dtype)
     # The unit of the search, as the ratio of the largest coordinates before and after scaling.
-    unit = jnp.max(jnp.abs(original)) / jnp.max(jnp.abs(x))
+    size = lambda z: jnp.max(jnp.where(jnp.isfinite(z), jnp.abs(z), 0))
+    unit = size(original) / size(x)
     usable, last = found.usable[:, -1], found.log_distances[:, -1]
     # Squares of differences underflow, and points that are nearer than that look coincident.
     underflow = usable & (last - jnp.log(unit) < 0.5 * math.log(limits.tiny / limits.eps))

@@ -7,6 +7,7 @@ import pytest
 from sklearn.feature_selection import mutual_info_regression
 
 from divjax import information as info
+from divjax.information import density, dimension
 
 KEY = jax.random.key(0)
 METHODS = [info.KSG(), info.KSG(algorithm=2), info.MixedNeighbors()]
@@ -91,3 +92,19 @@ def test_an_infinite_column_has_no_information():
         found = info.mutual_information(x, Y, method=info.Gaussian())
         assert jnp.isnan(found.value)
         assert jnp.isnan(found.std_error)
+
+
+@pytest.mark.parametrize("unit", [1e-20, 1.0, 1e18])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_does_not_change_others(unit, bad):
+    rows = (np.random.default_rng(0).normal(size=(400, 2)) * unit).astype(np.float32)
+    queries = rows[:50] + np.float32(unit / 2)
+    clean = density.knn_log_density(queries, rows)
+    wrong = queries.copy()
+    wrong[7, 0] = bad
+    found = density.knn_log_density(wrong, rows)
+    others = np.arange(50) != 7
+    np.testing.assert_allclose(found[others], clean[others], rtol=1e-6)
+    with_bad = rows.copy()
+    with_bad[7, 0] = bad
+    assert abs(jnp.nanmean(dimension.local(with_bad)) - jnp.nanmean(dimension.local(rows))) < 0.02
