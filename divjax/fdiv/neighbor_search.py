@@ -46,7 +46,13 @@ def nearest_points(
 ) -> NearestPoints:
     """The nearest points to each x among y, or among the other x for y = None."""
     own = y is None
-    columns = x if y is None else y
+    # Behind a barrier: samples that are computed in the same program could be computed anew for
+    # every use, with other roundings, and a coincident point would not be at distance zero.
+    if own:
+        x = columns = jax.lax.optimization_barrier(x)
+    else:
+        x, columns = jax.lax.optimization_barrier((x, y))
+        y = columns
     candidates = min(count + own + _SPARE, columns.shape[0])
 
     def nearest(squared: Float[Array, "b m"]) -> Int[Array, "b candidates"]:

@@ -108,3 +108,16 @@ def test_a_row_that_is_not_finite_does_not_change_others(unit, bad):
     with_bad = rows.copy()
     with_bad[7, 0] = bad
     assert abs(jnp.nanmean(dimension.local(with_bad)) - jnp.nanmean(dimension.local(rows))) < 0.02
+
+
+def test_a_coincident_point_of_the_same_program_has_infinite_density():
+    @jax.jit
+    def infinite(key):
+        first, second = jax.random.split(key)
+        x, z = jax.random.normal(first, (1000, 1)), jax.random.normal(second, (2000, 1))
+        return density.knn_log_density(z, x, k=1), (z == x.T).any(axis=1)
+
+    for seed in range(12):
+        found, coincides = infinite(jax.random.key(seed))
+        assert (jnp.isposinf(found) == coincides).all()
+        assert not jnp.isnan(found).any()
