@@ -32,15 +32,17 @@ def conditional_independence_test(
 ) -> TestResult:
     """A test of whether x and y are independent given z, by their conditional information.
 
-    Under the hypothesis x may be exchanged among rows with equal z. Here each row takes the x of
-    one of its nearest rows in z, itself among them, such that each x is taken once where that is
-    possible: in random order, a row takes that of the first of its neighbours, in random order
-    too, that is free, and of the last of them if none is. The p-value is
+    Under the hypothesis x may be exchanged among rows with equal z. A row whose z others have too
+    takes the x of one of them, or its own. Any other row takes that of one of its nearest rows in
+    z, itself among them. Each x is taken once where that is possible: in random order, a row takes
+    that of the first of its neighbours, in random order too, that is free, and of the last of them
+    if none is. The p-value is
     (1 + #{null ≥ observed})/(1 + number of permutations).
 
-    For a continuous z the level is approximate: it needs neighbourhoods within which the laws of x
-    and of y hardly change, and is too high in many features of z, or for few rows. Fewer neighbours
-    are nearer to the level and have less power.
+    For a discrete z the permutations are those within its levels, and only a row that is alone in
+    its level takes from others. For a continuous z the level of the test is approximate: it needs
+    neighbourhoods within which the laws of x and of y hardly change, and is too high in many
+    features of z, or for few rows. Fewer neighbours are nearer to the level and have less power.
 
     Args:
         key: a typed key.
@@ -48,7 +50,7 @@ def conditional_independence_test(
         y: samples of the other, in paired rows.
         z: samples of the condition, in paired rows.
         method: as for `conditional_mutual_information`. `KSG` takes repeated values as they are.
-        num_neighbors: the number of rows among which x is exchanged, static, at most n.
+        num_neighbors: the largest number of rows among which x is exchanged, static, at most n.
         num_permutations: the number of permutations N, static. The least p-value is 1/(1 + N).
         batch_size: the number of permutations at a time under vmap, one by default.
 
@@ -103,9 +105,14 @@ def _tested(
     ties = _TIES * jax.random.uniform(tie_key, z.shape, z.dtype)
     others = joint_neighbors(in_like_units(z) + ties, num_neighbors - 1).index
     near = jnp.concatenate([jnp.arange(n, dtype=others.dtype)[:, None], others], axis=1)
+    # Those of its own level come first, and are all that a row in a level may take from.
+    equal = jnp.all(z[near] == z[:, None], axis=2)
+    near = jnp.take_along_axis(near, jnp.argsort(~equal, axis=1, stable=True), axis=1)
+    copies = jnp.sum(equal, axis=1)
+    choices = jnp.where(copies > 1, copies, num_neighbors)
     statistic = lambda x: method.estimate((x, y, z), CONDITIONAL, 0.5).value
     observed = statistic(x)
-    permuted = lambda key: statistic(x[_local_permutation(key, near)])
+    permuted = lambda key: statistic(x[_local_permutation(key, near, choices)])
     keys = jax.random.split(key, num_permutations)
     null = jax.lax.map(permuted, keys, batch_size=batch_size)
     finite = jnp.isfinite(null).all() & jnp.isfinite(observed)
@@ -120,15 +127,20 @@ def _tested(
 _TIES = 1e-4
 
 
-def _local_permutation(key: Key[Array, ""], near: Int[Array, "n k"]) -> Int[Array, " n"]:
-    """For each row one of its neighbours, each taken once where possible."""
+def _local_permutation(
+    key: Key[Array, ""], near: Int[Array, "n k"], count: Int[Array, " n"]
+) -> Int[Array, " n"]:
+    """For each row one of its first `count` neighbours, each taken once where possible."""
     n, k = near.shape
     key_rows, key_neighbors = jax.random.split(key)
-    choices = jax.random.permutation(key_neighbors, near, axis=1, independent=True)
+    # In random order, those that may not be taken after all others.
+    places = jax.random.uniform(key_neighbors, (n, k))
+    places = jnp.where(jnp.arange(k) < count[:, None], places, 2.0)
+    choices = jnp.take_along_axis(near, jnp.argsort(places, axis=1), axis=1)
 
     def take(taken: Bool[Array, " n"], row: Int[Array, ""]) -> tuple[Array, tuple[Array, Array]]:
         # The first that is free; the last if none is.
-        free = (~taken[choices[row]]).at[k - 1].set(True)
+        free = (~taken[choices[row]]).at[count[row] - 1].set(True)
         chosen = choices[row, jnp.argmax(free)]
         return taken.at[chosen].set(True), (row, chosen)
 

@@ -16,8 +16,9 @@ def test_screening_is_the_information_of_each_column():
     features[:, 3] = np.round(features[:, 3])
     target = features[:, :1] + features[:, 3:] + rng.normal(size=(200, 1))
     with jax.enable_x64(True):
-        found = information.mutual_information_screening(features, target)
-        one = information.mutual_information(features[:, 1:2], target)
+        method = information.KSG()
+        found = information.mutual_information_screening(features, target, method=method)
+        one = information.mutual_information(features[:, 1:2], target, method=method)
     known = mutual_info_regression(features[:, :3], target[:, 0], random_state=0)
     np.testing.assert_allclose(np.maximum(found.value[:3], 0), known, atol=1e-6)
     np.testing.assert_allclose(found.std_error[1], one.std_error)
@@ -31,7 +32,9 @@ def test_local_permutations_stay_near_and_take_each_once():
     n, k = 50, 5
     near = (jnp.arange(n)[:, None] + jnp.arange(k)) % n
     keys = jax.random.split(jax.random.key(0), 20)
-    chosen = np.asarray(jax.jit(jax.vmap(lambda key: _local_permutation(key, near)))(keys))
+    chosen = np.asarray(
+        jax.jit(jax.vmap(lambda key: _local_permutation(key, near, jnp.full(n, k))))(keys)
+    )
     assert ((chosen - np.arange(n)) % n < k).all()
     distinct = np.array([len(set(row)) for row in chosen]) / n
     # A draw with replacement would have 0.63.

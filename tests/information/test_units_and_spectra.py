@@ -56,6 +56,21 @@ def test_levels_stay_apart_beside_a_typing_error():
     assert test.p_value > 0.05
 
 
+def test_levels_of_few_rows_are_permuted_within():
+    """Sixty levels of three rows, a true hypothesis: the p-values' mean is ½, 1/√12 each."""
+    p_values = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        z = np.repeat(np.arange(60.0), 3)[:, None]
+        x, y = (3 * z + rng.normal(size=(180, 1)) for _ in range(2))
+        x, y = x % 7, y % 7
+        found = info.conditional_independence_test(
+            jax.random.key(seed), x, y, z, method=info.Gaussian(), num_permutations=39
+        )
+        p_values.append(float(found.p_value))
+    assert abs(np.mean(p_values) - 0.5) < 3 / np.sqrt(12 * len(p_values))
+
+
 @pytest.mark.parametrize("unit", [1e-42, 1e-39, 3e37, 1e45])
 @pytest.mark.parametrize("method", [info.KSG(), info.Gaussian()])
 def test_information_has_no_unit(unit, method):
