@@ -117,7 +117,8 @@ def matrix_renyi_entropy(
     Args:
         x: samples.
         order: α > 0; the authors use 1.01, near Shannon's. At orders below 1 the derivative is
-            dominated by the smallest eigenvalues.
+            dominated by the smallest eigenvalues. Those below the rounding, of 4√n ε times the
+            largest, count as zero: at low orders a spectrum that decays fast needs float64.
         kernel: positive definite.
         base: the base of the logarithm, by default e.
 

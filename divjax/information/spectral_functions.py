@@ -79,7 +79,9 @@ _NEAR_ONE = 1e-4
 def renyi_of_spectrum(values: Float[Array, " n"], order: Float[Array, ""]) -> Float[Array, ""]:
     """log(Σ p^α)/(1 − α) of eigenvalues that sum to one, −Σ p log p at order 1.
 
-    Eigenvalues that are negative up to half of the digits are zero; others give NaN.
+    Eigenvalues that are negative up to half of the digits are zero; others give NaN. Those below
+    the rounding of an eigenvalue problem, 4√n ε times the largest, are zero as well: at low orders
+    they would count as much as large ones.
 
     Example:
         >>> halves = jnp.array([0.5, 0.5, 0.0])
@@ -88,7 +90,8 @@ def renyi_of_spectrum(values: Float[Array, " n"], order: Float[Array, ""]) -> Fl
     """
     rounding = float(jnp.finfo(values.dtype).eps) ** 0.5
     valid = jnp.min(jax.lax.stop_gradient(values)) >= -rounding
-    p = jnp.maximum(values, 0)
+    lost = 4 * values.shape[0] ** 0.5 * jnp.finfo(values.dtype).eps
+    p = jnp.where(values > lost * jax.lax.stop_gradient(jnp.max(values)), values, 0)
     p = p / jnp.sum(p)
     positive = p > 0
     logs = jnp.where(positive, safe_log(p), 0)

@@ -7,6 +7,7 @@ import pytest
 from sklearn.feature_selection import mutual_info_regression
 
 from divjax import information as info
+from divjax import kernels
 from divjax.information import density, dimension
 
 KEY = jax.random.key(0)
@@ -136,3 +137,11 @@ def test_a_coincident_point_of_the_same_program_has_infinite_density():
         found, coincides = infinite(jax.random.key(seed))
         assert (jnp.isposinf(found) == coincides).all()
         assert not jnp.isnan(found).any()
+
+
+@pytest.mark.parametrize("order", [0.1, 0.2, 0.5, 1.0, 2.0])
+def test_two_kinds_of_rows_have_one_bit_at_every_order(order):
+    x = np.repeat([[0.0], [50.0]], 50, axis=0)
+    with jax.enable_x64(False):
+        found = info.matrix_renyi_entropy(x, order=order, kernel=kernels.Gaussian(1.0), base=2)
+    np.testing.assert_allclose(found, 1, atol=1e-4)
