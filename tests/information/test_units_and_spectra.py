@@ -145,3 +145,9 @@ def test_two_kinds_of_rows_have_one_bit_at_every_order(order):
     with jax.enable_x64(False):
         found = info.matrix_renyi_entropy(x, order=order, kernel=kernels.Gaussian(1.0), base=2)
     np.testing.assert_allclose(found, 1, atol=1e-4)
+
+
+def test_one_ratio_has_no_standard_error():
+    found = dimension.two_nn(np.random.default_rng(0).normal(size=(10, 2)), discard=0.85)
+    assert jnp.isfinite(found.value)
+    assert jnp.isnan(found.std_error)

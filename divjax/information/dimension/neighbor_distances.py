@@ -127,8 +127,8 @@ def two_nn(
         An `Estimate` with `DimensionDiagnostics`. The standard error is that of a mean of the
         line's influence function over rows, with the correlations of neighbouring rows; the
         interval does not cover the bias. Rows that coincide with a neighbour are left out. If they
-        exceed one in a hundred, the standard error and the interval are NaN. The value is NaN if x
-        is not finite or all rows coincide.
+        exceed one in a hundred, or a single ratio is kept, the standard error and the interval are
+        NaN. The value is NaN if x is not finite or all rows coincide.
 
     Raises:
         ValueError: if x is not a matrix of at least three rows, or `discard` is a Python number
@@ -172,6 +172,8 @@ def _two_nn(x: Float[Array, "n d"], discard: ArrayLike, confidence_level: ArrayL
     influence = jax.lax.stop_gradient(_slope_influence(u, v, slope, kept, count))
     by_row = jnp.zeros(n, dtype).at[order].set(influence)
     error = _error_of_mean(jnp.where(valid, by_row, 0), near.index, count)
+    # A line through the origin fits one ratio exactly, which says nothing of its error.
+    error = nan_unless(jnp.sum(kept.astype(dtype)) > 1, error)
     # A NaN as a share keeps no ratio.
     value = nan_unless(jnp.isfinite(x).all() & (discard > 0), slope)
     return dimension_estimate(value, error, count, coincident, confidence_level)
