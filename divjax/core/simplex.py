@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -16,7 +17,9 @@ from divjax.core.numerics import at_least_single, in_units_of, nan_unless
 from divjax.core.samples import Numbers, Unrounded, as_numbers, as_vectors, without_offset
 
 __all__ = [
+    "are_distributions",
     "are_weights",
+    "check_distributions",
     "effective_sample_size",
     "in_units_of_largest",
     "largest_mass_difference",
@@ -424,6 +427,33 @@ def sum_to_one(shares: Float[Array, " n"], tolerance: float | None = None) -> Bo
     # Half precision would round the sum itself.
     total = jnp.sum(shares, dtype=at_least_single(shares.dtype))
     return jnp.abs(total - 1) <= tolerance
+
+
+def check_distributions(name: str, rows: Unrounded, dtype: DTypeLike) -> None:
+    """Raise `ValueError` unless known rows are probabilities that sum to one in the dtype.
+
+    Example:
+        >>> check_distributions("channel", np.array([[0.5, 0.5], [0.9, 0.1]]), jnp.float32)
+    """
+    if isinstance(rows, Tracer):
+        return
+    known = np.asarray(rows, float)
+    sums, tolerance = known.sum(axis=1), sum_tolerance(known.shape[1], dtype)
+    if not ((known >= 0).all() and (abs(sums - 1) <= tolerance).all()):
+        raise ValueError(
+            f"{name} must have rows of probabilities that sum to one; got sums from "
+            f"{sums.min():g} to {sums.max():g} and entries from {known.min():g}."
+        )
+
+
+def are_distributions(rows: Float[Array, "k m"]) -> Bool[Array, " k"]:
+    """Which traced rows are probabilities that sum to one.
+
+    Example:
+        >>> are_distributions(jnp.array([[0.5, 0.5], [1.5, -0.5]])).tolist()
+        [True, False]
+    """
+    return jax.vmap(sum_to_one)(rows) & jnp.all(rows >= 0, axis=1)
 
 
 def effective_sample_size(weights: Float[Numbers, " n"]) -> Float[Array, ""]:

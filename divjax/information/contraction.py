@@ -10,10 +10,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jax.scipy.special import erf
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from divjax.core.arguments import as_leaves
 from divjax.core.checks import (
@@ -26,7 +24,7 @@ from divjax.core.checks import (
 )
 from divjax.core.numerics import at_least_single, matmul, nan_unless, safe_sqrt
 from divjax.core.samples import Numbers, as_arrays, as_numbers, as_samples
-from divjax.core.simplex import sum_to_one, sum_tolerance
+from divjax.core.simplex import are_distributions, check_distributions, sum_to_one
 from divjax.information.spectral_functions import spectral_function
 
 __all__ = ["binary_symmetric", "chi_squared", "dropout", "gaussian_noise", "total_variation"]
@@ -36,20 +34,8 @@ def _as_channel(channel: Numbers) -> Float[Array, "k m"]:
     """Rows that are distributions; known ones are checked."""
     (channel,) = as_samples(channel=channel)
     check_full_precision("channel", channel)
-    if not isinstance(channel, Tracer):
-        rows = np.asarray(channel, float)
-        tolerance = sum_tolerance(rows.shape[1], channel.dtype)
-        if not ((rows >= 0).all() and (abs(rows.sum(axis=1) - 1) <= tolerance).all()):
-            raise ValueError(
-                "channel must have rows of probabilities that sum to one; got sums from "
-                f"{rows.sum(axis=1).min():g} to {rows.sum(axis=1).max():g} and entries from "
-                f"{rows.min():g}."
-            )
+    check_distributions("channel", channel, channel.dtype)
     return channel
-
-
-def _are_distributions(channel: Float[Array, "k m"]) -> Bool[Array, ""]:
-    return jnp.all(jax.vmap(sum_to_one)(channel)) & jnp.all(channel >= 0)
 
 
 def total_variation(channel: Float[Numbers, "k m"]) -> Float[Array, ""]:
@@ -86,7 +72,7 @@ def _total_variation(channel: Float[Array, "k m"]) -> Float[Array, ""]:
     # One row against all others at a time: never k × k × m.
     farthest = lambda row: jnp.max(jnp.sum(jnp.abs(channel - row), axis=1))
     largest = jnp.max(jax.lax.map(jax.checkpoint(farthest), channel)) / 2
-    return nan_unless(_are_distributions(channel), largest)
+    return nan_unless(are_distributions(channel).all(), largest)
 
 
 def chi_squared(
@@ -134,7 +120,7 @@ def _chi_squared(channel: Float[Array, "k m"], p: Float[Array, " k"]) -> Float[A
     # The largest singular value is one, of the roots of both distributions.
     rest = safe_sqrt(p)[:, None] * (channel - output) * inverse
     largest = spectral_function(jnp.max, matmul(rest, rest.T))
-    valid = _are_distributions(channel) & sum_to_one(p) & jnp.all(p >= 0)
+    valid = are_distributions(channel).all() & sum_to_one(p) & jnp.all(p >= 0)
     return nan_unless(valid, jnp.maximum(largest, 0))
 
 

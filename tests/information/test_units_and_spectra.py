@@ -151,3 +151,16 @@ def test_one_ratio_has_no_standard_error():
     found = dimension.two_nn(np.random.default_rng(0).normal(size=(10, 2)), discard=0.85)
     assert jnp.isfinite(found.value)
     assert jnp.isnan(found.std_error)
+
+
+@pytest.mark.parametrize("row", [[1.5, -0.5], [0.5, 0.4]])
+def test_a_model_of_no_probabilities_is_refused(row):
+    model = np.array([[0.5, 0.5], row])
+    of = lambda model: density.nearest_neighbor_distribution(
+        X[:2], X[2:8], np.arange(6) % 2, 2, k=3, model=model
+    )
+    with pytest.raises(ValueError, match="model must have rows of probabilities"):
+        of(model)
+    found = jax.jit(of)(jnp.asarray(model))
+    assert jnp.isfinite(found[0]).all()
+    assert jnp.isnan(found[1]).all()

@@ -20,6 +20,7 @@ from divjax.core.checks import (
 from divjax.core.labels import as_indices
 from divjax.core.numerics import nan_entries_unless, nan_unless
 from divjax.core.samples import Numbers, as_numbers, centered_samples
+from divjax.core.simplex import are_distributions, check_distributions
 from divjax.fdiv.neighbor_search import nearest_points
 from divjax.information.density.smoothing_kernels import log_ball_volume
 
@@ -126,13 +127,13 @@ def nearest_neighbor_distribution(
 
     Returns:
         The probabilities, one row for each z, exactly zero for a label that no neighbour (and no
-        model) has. A row is NaN if z is not finite, and all are if a sample is not, a traced label
-        is out of range, or a traced number is.
+        model) has. A row is NaN if z is not finite or a traced model's row is no distribution, and
+        all are if a sample is not finite, a traced label is out of range, or a traced number is.
 
     Raises:
         ValueError: if z or x is empty or not a matrix, their numbers of features differ, the labels
-            are not one integer in range for each sample, the model's shape does not fit, or a
-            number is out of range.
+            are not one integer in range for each sample, the model's shape does not fit or its
+            rows are no probabilities, or a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -155,8 +156,10 @@ def nearest_neighbor_distribution(
     if not isinstance(labels, Tracer):
         _check_labels(np.asarray(labels), num_labels)
     if model is not None:
-        model = jnp.asarray(as_numbers("model", model), x.dtype)
-        check_shape("model", model, z.shape[0], num_labels)
+        given = as_numbers("model", model)
+        check_shape("model", given, z.shape[0], num_labels)
+        check_distributions("model", given, x.dtype)
+        model = jnp.asarray(given, x.dtype)
     k = min(k, x.shape[0])
     options = {"num_labels": num_labels, "k": k}
     return _neighbor_distribution(z, x, labels, temperature, model, share, **options)
@@ -197,5 +200,6 @@ def _neighbor_distribution(
     if model is not None:
         p = share * p + (1 - share) * model
         valid = valid & (share >= 0) & (share <= 1)
+        p = nan_entries_unless(are_distributions(model)[:, None], p)
     p = nan_entries_unless(jnp.all(jnp.isfinite(z), axis=1, keepdims=True), p)
     return p * nan_unless(valid, jnp.ones((), dtype))
