@@ -29,6 +29,9 @@ __all__ = ["diffusion_spectral_entropy", "diffusion_spectral_mutual_information"
 def _powers_entropy(values: Float[Array, " n"], time: Float[Array, ""]) -> Float[Array, ""]:
     """−Σ q log q with q ∝ |λ|^t."""
     size = jnp.abs(values)
+    # An eigenvalue of one up to rounding is one, whose powers do not vanish at any time.
+    rounding = 4 * values.shape[0] ** 0.5 * jnp.finfo(values.dtype).eps
+    size = jnp.where(jnp.abs(size - 1) <= rounding, size / jax.lax.stop_gradient(size), size)
     logs = jnp.where(size > 0, time * safe_log(size), -jnp.inf)
     q = jax.nn.softmax(logs)
     # −Σ q log q = log Σ exp(logs) − Σ q logs; an eigenvalue of zero has no mass.
@@ -81,7 +84,8 @@ def diffusion_spectral_entropy(
     slightly different numbers; their code computes this one.)
 
     Time O(n² d + n³), memory O(n²). Differentiable, also where eigenvalues repeat. In float32,
-    rounding gives eigenvalues that are zero about 10⁻⁷, which count at short times.
+    rounding gives eigenvalues that are zero about 10⁻⁷, which count at short times, and those
+    within 4√n ε of one count as one, at which clusters that are joined as weakly are separate.
 
     Args:
         x: samples.

@@ -147,6 +147,15 @@ def test_two_kinds_of_rows_have_one_bit_at_every_order(order):
     np.testing.assert_allclose(found, 1, atol=1e-4)
 
 
+def test_separate_clusters_have_their_bits_at_every_time():
+    clusters = np.repeat([[0.0], [100.0], [200.0], [300.0]], 30, axis=0)
+    with jax.enable_x64(False):
+        for time in (1e2, 1e8):
+            np.testing.assert_allclose(
+                info.diffusion_spectral_entropy(clusters, time=time), 2, atol=1e-4
+            )
+
+
 def test_one_ratio_has_no_standard_error():
     found = dimension.two_nn(np.random.default_rng(0).normal(size=(10, 2)), discard=0.85)
     assert jnp.isfinite(found.value)
