@@ -82,6 +82,8 @@ def conditional_independence_test(
             f"num_neighbors must be at most the number of rows, {len(variables[0])}; "
             f"got {num_neighbors}."
         )
+    if batch_size is not None:
+        check_count(1, batch_size=batch_size)
     counts = {"num_neighbors": num_neighbors, "num_permutations": num_permutations}
     return _tested(key, *variables, method, **counts, batch_size=batch_size)
 

@@ -5,7 +5,7 @@ import functools
 import jax
 from jaxtyping import Array, ArrayLike, Float
 
-from divjax.core.checks import check_probability
+from divjax.core.checks import check_count, check_probability
 from divjax.core.samples import Numbers
 from divjax.core.types import Estimate
 from divjax.information.entropy_sums import MUTUAL, InformationMethod
@@ -43,7 +43,7 @@ def mutual_information_screening(
         by NaN as for `mutual_information`, each by itself.
 
     Raises:
-        ValueError: as `mutual_information`.
+        ValueError: as `mutual_information`, and if `batch_size` is not a positive integer.
 
     Example:
         >>> import jax
@@ -59,6 +59,8 @@ def mutual_information_screening(
     features, target = paired_variables(features=features, target=target)
     check_method(method)
     check_probability(confidence_level=confidence_level)
+    if batch_size is not None:
+        check_count(1, batch_size=batch_size)
     return _screened(method, features, target, confidence_level, batch_size=batch_size)
 
 

@@ -173,3 +173,13 @@ def test_a_model_of_no_probabilities_is_refused(row):
     found = jax.jit(of)(jnp.asarray(model))
     assert jnp.isfinite(found[0]).all()
     assert jnp.isnan(found[1]).all()
+
+
+def test_messages_name_what_was_given():
+    with pytest.raises(ValueError, match="x must have at least 122 rows"):
+        dimension.persistent_homology(KEY, np.zeros((120, 2)))
+    for size in (-1, 0, 2.5):
+        with pytest.raises(ValueError, match="batch_size must be an integer of at least 1"):
+            info.mutual_information_screening(X, Y, batch_size=size)
+        with pytest.raises(ValueError, match="batch_size must be an integer of at least 1"):
+            info.conditional_independence_test(KEY, X, Y, Y, batch_size=size)

@@ -110,7 +110,13 @@ def persistent_homology(
     check_probability(confidence_level=confidence_level)
     n = x.shape[0]
     largest = min(512, n // 2) if max_points is None else max_points
-    check_count(min_points + num_sizes - 1, max_points=largest)
+    least = min_points + num_sizes - 1
+    if max_points is None and largest < least:
+        raise ValueError(
+            f"x must have at least {2 * least} rows, for {num_sizes} sizes from {min_points} to "
+            f"half of the rows; got {n}. Pass max_points, or a smaller min_points."
+        )
+    check_count(least, max_points=largest)
     if largest >= n:
         raise ValueError(f"max_points must be below the number of rows, {n}; got {largest}.")
     sizes = tuple(np.linspace(min_points, largest, num_sizes).round().astype(int).tolist())
