@@ -32,7 +32,9 @@ def kernel_sums(
 
     If clusters lie so far apart, in more than 8 features, that products lose the distances within
     them, both sums are computed again from differences, feature by feature. Derivatives of the sums
-    still use the products.
+    still use the products. With up to 8 features distances are exact, and the products of gradients
+    are not: with two clusters 10⁴ bandwidths apart float32 has gradients to 1 % of the largest, at
+    10⁵ to 5 %.
 
     Points y_j whose values and gradient weights are all zero are ignored and may hold anything.
 
