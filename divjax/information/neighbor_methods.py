@@ -348,7 +348,13 @@ class MixedNeighbors:
     variables this is the plug-in estimate with ψ for the logarithm, whose bias is smaller.
 
     The paper has log(n_x + 1) for ψ, which does not become Kraskov's estimate for continuous
-    variables, and its authors' code counts as is done here. Other measures are treated alike.
+    variables, and its authors' code counts as is done here, but for ties at ρ > 0, which it breaks
+    as for `KSG`. Other measures are treated alike.
+
+    The bias is upwards for counts with many levels of few rows, as that of a plug-in estimate. For
+    a Poisson variable and its mean, of a gamma distribution with shape 2 and scale 10, I = 1.15:
+    1.34 with 200 rows and 1.28 with 1000, by the authors' code 1.40 and 1.29, and by the paper's
+    formula .81 and .92.
 
     Features are in units of their standard deviations, of winsorised values as for `KSG`.
     Categories should be coded so that neighbouring codes are alike, or as one feature for each.

@@ -196,7 +196,7 @@ def test_inputs():
         dimension.maximum_likelihood(x, k=30)
     with pytest.raises(ValueError, match="max_points must be below the number of rows, 30"):
         dimension.persistent_homology(jax.random.key(0), x, min_points=5, max_points=30)
-    with pytest.raises(ValueError, match="max_points must be an integer of at least 61"):
+    with pytest.raises(ValueError, match="x must have at least 122 rows"):
         dimension.persistent_homology(jax.random.key(0), x)
     with pytest.raises(ValueError, match="key must be one typed key"):
         dimension.persistent_homology(x)
