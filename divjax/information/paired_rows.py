@@ -106,7 +106,7 @@ def usable_rows(
     Example:
         >>> rows, largest = usable_rows(jnp.array([[1.0], [3.0], [jnp.nan]]), jnp.array([1, 1, 0]))
         >>> rows[:, 0].tolist(), float(largest)
-        ([-1.0, 1.0, 0.0], 1.0)
+        ([0.0, 2.0, 0.0], 2.0)
     """
     used = None if weights is None else weights != 0
     deviations = x - common_center(x, used)
