@@ -12,7 +12,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Traces are large and live long: collected as often as by default, they are a fifth of the time.
 gc.set_threshold(100_000, 20, 100)
 
-# Cases that compile for more than four seconds and have cheaper neighbours (`--durations` tells).
+# Cases that compile for more than three seconds and have cheaper neighbours (`--durations` tells).
 EXHAUSTIVE_CASES = frozenset(
     Path(__file__).with_name("tests").joinpath("exhaustive_cases.txt").read_text().split("\n")
 )
