@@ -31,7 +31,8 @@ def _powers_entropy(values: Float[Array, " n"], time: Float[Array, ""]) -> Float
     size = jnp.abs(values)
     # An eigenvalue of one up to rounding is one, whose powers do not vanish at any time.
     rounding = 4 * values.shape[0] ** 0.5 * jnp.finfo(values.dtype).eps
-    size = jnp.where(jnp.abs(size - 1) <= rounding, size / jax.lax.stop_gradient(size), size)
+    near_one = jnp.abs(size - 1) <= rounding
+    size = size / jax.lax.stop_gradient(jnp.where(near_one, size, 1))
     logs = jnp.where(size > 0, time * safe_log(size), -jnp.inf)
     q = jax.nn.softmax(logs)
     # −Σ q log q = log Σ exp(logs) − Σ q logs; an eigenvalue of zero has no mass.

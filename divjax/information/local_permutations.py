@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from divjax.core.checks import check_count
 from divjax.core.keys import own_key
+from divjax.core.numerics import at_least_single
 from divjax.core.samples import Numbers
 from divjax.core.types import status_of
 from divjax.inference.hypothesis import TestResult
@@ -104,8 +105,9 @@ def _tested(
     tie_key, key = jax.random.split(key)
     # Rows of equal z are in random order, another for each of them: the first rows of a level would
     # otherwise be the neighbours of all others in it.
-    ties = _TIES * jax.random.uniform(tie_key, z.shape, z.dtype)
-    others = joint_neighbors(in_like_units(z) + ties, num_neighbors - 1).index
+    units = in_like_units(z.astype(at_least_single(z.dtype)))
+    ties = _TIES * jax.random.uniform(tie_key, z.shape, units.dtype)
+    others = joint_neighbors(units + ties, num_neighbors - 1).index
     near = jnp.concatenate([jnp.arange(n, dtype=others.dtype)[:, None], others], axis=1)
     # Those of its own level come first, and are all that a row in a level may take from.
     equal = jnp.all(z[near] == z[:, None], axis=2)
