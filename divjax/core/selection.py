@@ -16,12 +16,15 @@ __all__ = ["smallest_in_rows"]
 _COLUMNS_PER_ENTRY = 32
 
 
-def smallest_in_rows(values: Float[Array, "n m"], count: int) -> tuple[Array, Int[Array, "n k"]]:
+def smallest_in_rows(
+    values: Float[Array, "n m"], count: int, *, ties_in_order: bool = False
+) -> tuple[Array, Int[Array, "n k"]]:
     """Each row's `count` smallest values in ascending order, and their columns.
 
-    Ties are in an arbitrary order, and NaN comes last. Called within `map_row_blocks`, each device
-    searches its own rows. (The compiler does not divide `top_k` among devices, and would gather all
-    rows on each of them.) Elsewhere each device searches all rows.
+    Ties are in an arbitrary order, or in that of the columns, which takes longer. NaN comes last.
+    Called within `map_row_blocks`, each device searches its own rows. (The compiler does not divide
+    `top_k` among devices, and would gather all rows on each of them.) Elsewhere each device
+    searches all rows.
 
     Example:
         >>> import jax.numpy as jnp
@@ -29,7 +32,7 @@ def smallest_in_rows(values: Float[Array, "n m"], count: int) -> tuple[Array, In
         [[1, 2]]
     """
     mesh, spec = mesh_in_use(), PartitionSpec()
-    many = values.shape[1] > _COLUMNS_PER_ENTRY * count
+    many = values.shape[1] > _COLUMNS_PER_ENTRY * count and not ties_in_order
     search = lambda values: (_by_groups if many else _at_once)(values, count)
     if mesh is not None:
         # Within `map_over_devices` the lanes are divided, by its `spmd_axis_name`.

@@ -190,7 +190,9 @@ def _agreement_of_neighbors(rows: _Scored, num_groups: int) -> Misfit:
         squares = squared_distances(z, x)
         # Given the model, rows are independent within a fold, except for those of one group.
         excluded = (fold != of_fold[:, None]) | (group == of_group[:, None]) | (weight <= 0)
-        nearest, which = smallest_in_rows(jnp.where(excluded, jnp.inf, squares), count)
+        nearest, which = smallest_in_rows(
+            jnp.where(excluded, jnp.inf, squares), count, ties_in_order=True
+        )
         mass = jnp.where(jnp.isfinite(nearest), weight[which], 0)
         total = jnp.sum(mass, axis=1)
         return jnp.sum(mass * residual[which], axis=1) / jnp.where(total > 0, total, 1)

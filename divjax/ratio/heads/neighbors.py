@@ -159,7 +159,9 @@ class Neighbors:
             # References of weight zero may hold NaN.
             squares = squared_distances(z, jnp.where(usable[:, None], x, 0))
             excluded = ~usable | (index == own[:, None])
-            nearest, which = smallest_in_rows(jnp.where(excluded, jnp.inf, squares), max(counts))
+            nearest, which = smallest_in_rows(
+                jnp.where(excluded, jnp.inf, squares), max(counts), ties_in_order=True
+            )
             near_p, near_q = mass_p[which], mass_q[which]
 
             def of_count(k):
