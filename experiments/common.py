@@ -19,6 +19,7 @@ written. A run folder (`experiments.run_folder`) holds
 import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -29,9 +30,9 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import matplotlib
@@ -46,6 +47,8 @@ from experiments.run_folder import DamagedFile, RunFolder
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
+
+Cell = TypeVar("Cell", bound=tuple[Any, ...])
 
 # Linux allows a process 65 530 memory mappings, and compiled functions take many.
 MAX_MAPPINGS = 30_000
@@ -176,7 +179,8 @@ class Run:
             self._refuse_to_compute(name)
             _spare_mappings()
             start = time.perf_counter()
-            arrays = jax.tree.map(np.asarray, jax.block_until_ready(dict(compute())))
+            computed = jax.block_until_ready(dict(compute()))
+            arrays: dict[str, Any] = {key: np.asarray(value) for key, value in computed.items()}
             buffer = io.BytesIO()
             np.savez_compressed(buffer, seconds=time.perf_counter() - start, **arrays)
             self.folder.write(file, _with_digest(buffer.getvalue()))
@@ -185,6 +189,24 @@ class Run:
             raise DamagedFile(f"{path} is damaged: remove it, and the stage is computed again.")
         with np.load(io.BytesIO(content)) as stored:
             return dict(stored)
+
+    def stages(
+        self, title: str, cells: Iterable[Cell], compute: Callable[..., Mapping[str, Any]]
+    ) -> dict[Cell, dict[str, np.ndarray]]:
+        """The arrays `compute(*cell)` of each cell of a table, a stage each, under a progress bar.
+
+        Args:
+            title: of the bar, and of the stages together with the values of their cell.
+            cells: tuples of values that print differently, such as (problem, size, seed).
+            compute: takes the values of a cell.
+        """
+        found = {}
+        for cell in progress(list(cells), title):
+            name = " ".join([title, *map(str, cell)])
+            found[cell] = self.stage(name, functools.partial(compute, *cell))
+            # Wall times belong to stages; a table's cells are what was computed.
+            del found[cell]["seconds"]
+        return found
 
     def train(
         self,

@@ -417,19 +417,14 @@ def draw_rules(results: Rules) -> Figure:
 def main(settings: Settings, output: Path | None = None, overwrite: bool = False) -> None:
     """Measure the regimes and the rules, print them beside their limits, draw both."""
     with common.open_run("density_regimes", settings, output, overwrite) as run:
-        regimes: Regimes = {}
-        for alpha, n, d in common.progress(sizes_of(settings), "regimes"):
-            regimes[alpha, n, d] = run.stage(
-                f"regime {alpha} {d}",
-                lambda alpha=alpha, n=n, d=d: regime(alpha, n, d, settings),
-            )
-        rules: Rules = {}
-        cells = list(itertools.product(settings.densities, settings.sizes, settings.dimensions))
-        for name, n, d in common.progress(cells, "rules"):
-            rules[name, n, d] = run.stage(
-                f"rule {name} {n} {d}",
-                lambda name=name, n=n, d=d: excesses(*draws(name, n, d, settings), name=name),
-            )
+        regimes: Regimes = run.stages(
+            "regimes", sizes_of(settings), lambda alpha, n, d: regime(alpha, n, d, settings)
+        )
+        rules: Rules = run.stages(
+            "rules",
+            itertools.product(settings.densities, settings.sizes, settings.dimensions),
+            lambda name, n, d: excesses(*draws(name, n, d, settings), name=name),
+        )
         print("\nBandwidths for n = exp(α d), and the best one by measured KL:\n")
         print(run.save_table("bandwidths", bandwidth_rows(regimes)))
         print("\nErrors at the three bandwidths, beside their limits:\n")

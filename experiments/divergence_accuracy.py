@@ -166,12 +166,12 @@ def compiled(method: str, size: int, dim: int) -> Callable[..., Estimates]:
     return jax.jit(METHODS[method]).lower(key, samples, samples).compile()
 
 
-def evaluate(task: Callable[[int], problems.Task], method: str, size: int, seeds: Any) -> dict:
+def evaluate(settings: Settings, task: str, size: int, method: str) -> dict[str, np.ndarray]:
     """For each estimator of the method value, error and interval over seeds, "seeds 4"; seconds."""
     found: dict[str, list] = collections.defaultdict(list)
-    for seed in seeds:
+    for seed in settings.seeds:
         key = jax.random.key(seed)
-        p, q = task(seed).sample(jax.random.fold_in(key, 1), size)
+        p, q = TASKS[task](seed).sample(jax.random.fold_in(key, 1), size)
         estimate = compiled(method, *p.shape)
         start = time.perf_counter()
         estimates = jax.block_until_ready(estimate(key, p, q))
@@ -349,21 +349,13 @@ def draw(results: dict[tuple[str, int, str], dict], settings: Settings) -> Figur
 
 def run_tasks(run: common.Run, settings: Settings) -> None:
     """Tables and figure of every estimator on every task."""
-    grid = [
+    cells = [
         (task, size, method)
         for size in settings.sizes
         for task in settings.tasks
         for method in settings.methods
     ]
-    results = by_estimator(
-        {
-            (task, size, method): run.stage(
-                f"{task} {size} {method}",
-                functools.partial(evaluate, TASKS[task], method, size, settings.seeds),
-            )
-            for task, size, method in common.progress(grid, "tasks")
-        }
-    )
+    results = by_estimator(run.stages("tasks", cells, functools.partial(evaluate, settings)))
     print(run.save_table("kl", short_rows(results, settings)))
     run.save_table("all", rows(results, settings))
     run.save_figure("errors", draw(results, settings))

@@ -33,6 +33,7 @@ chosen on validation: the one with the least gap of combinations among those who
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -311,7 +312,7 @@ def measures(
     return found
 
 
-def evaluate(name: str, penalty: str, settings: Settings) -> dict[str, np.ndarray]:
+def evaluate(settings: Settings, name: str, penalty: str) -> dict[str, np.ndarray]:
     """Measures "seeds strengths" on validation and on test, the first strength of zero."""
     problem = PROBLEMS[name]()
     strengths = np.array([0.0, *settings.strengths_of(penalty)], np.float32)
@@ -427,15 +428,12 @@ def draw(results: Results, tolerance: float) -> Figure:
 def main(settings: Settings, output: Path | None = None, overwrite: bool = False) -> None:
     """Train with all penalties and strengths, print what validation chose, draw the curves."""
     with common.open_run("fair_regression", settings, output, overwrite) as run:
-        results: Results = {}
-        cells = [(problem, name) for problem in settings.problems for name in settings.penalties]
-        for problem, name in common.progress(cells, "penalties"):
-            arrays = run.stage(
-                f"{problem} {name}",
-                lambda problem=problem, name=name: evaluate(problem, name, settings),
-            )
-            arrays.pop("seconds", None)
-            results.setdefault(problem, {})[name] = arrays
+        cells = itertools.product(settings.problems, settings.penalties)
+        found = run.stages("penalties", cells, functools.partial(evaluate, settings))
+        results: Results = {
+            problem: {name: found[problem, name] for name in settings.penalties}
+            for problem in settings.problems
+        }
         for problem, found in results.items():
             print(f"\n{problem}, on test, in per cent:\n")
             print(

@@ -30,6 +30,7 @@ networks are larger (three layers of 128), and it trains for 200 epochs.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -283,7 +284,7 @@ def _network(hidden: int, bottleneck: int, in_features: int, rngs: nnx.Rngs) -> 
     return Bottleneck(in_features - bottleneck, hidden, bottleneck, rngs)
 
 
-def evaluate(problem: str, method: str, settings: Settings) -> dict[str, np.ndarray]:
+def evaluate(settings: Settings, problem: str, method: str) -> dict[str, np.ndarray]:
     """The measures of a method, for all seeds and β."""
     x, y = PROBLEMS[problem]()
     parts = [split(x, y, seed) for seed in settings.seeds]
@@ -375,15 +376,12 @@ def draw(results: Results, settings: Settings) -> Figure:
 def main(settings: Settings, output: Path | None = None, overwrite: bool = False) -> None:
     """Train with all losses and β, print what validation chose, draw the plane and the errors."""
     with common.open_run("information_bottleneck", settings, output, overwrite) as run:
-        results: Results = {}
-        cells = [(problem, method) for problem in settings.problems for method in settings.methods]
-        for problem, method in common.progress(cells, "losses"):
-            arrays = run.stage(
-                f"{problem} {method}",
-                lambda problem=problem, method=method: evaluate(problem, method, settings),
-            )
-            arrays.pop("seconds", None)
-            results.setdefault(problem, {})[method] = arrays
+        cells = itertools.product(settings.problems, settings.methods)
+        found = run.stages("losses", cells, functools.partial(evaluate, settings))
+        results: Results = {
+            problem: {method: found[problem, method] for method in settings.methods}
+            for problem in settings.problems
+        }
         for problem, found in results.items():
             print(f"\n{problem}, errors on test in deviations of y:\n")
             print(run.save_table(f"chosen_{problem}", chosen_rows(found, settings)))

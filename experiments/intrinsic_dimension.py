@@ -221,7 +221,7 @@ def program(estimator: str, draws: int, n: int, d: int) -> Callable[..., Any]:
     return all_draws.lower(keys, jnp.zeros((draws, n, d))).compile()
 
 
-def evaluate(name: str, n: int, settings: Settings) -> dict[str, np.ndarray]:
+def evaluate(settings: Settings, name: str, n: int) -> dict[str, np.ndarray]:
     """All estimates of a set, with their standard errors and the seconds an estimate."""
     rows = draws(name, n, settings)
     keys = jax.random.split(jax.random.key(settings.seed), len(rows))
@@ -367,11 +367,9 @@ def draw(results: Results, settings: Settings) -> Figure:
 def main(settings: Settings, output: Path | None = None, overwrite: bool = False) -> None:
     """Estimate the dimension of all sets, print it with times, draw it."""
     with common.open_run("intrinsic_dimension", settings, output, overwrite) as run:
-        results: Results = {}
-        for name, n in common.progress(cells(settings), "sets"):
-            results[name, n] = run.stage(
-                f"{name} {n}", lambda name=name, n=n: evaluate(name, n, settings)
-            )
+        results: Results = run.stages(
+            "sets", cells(settings), functools.partial(evaluate, settings)
+        )
         print("\nDimensions, mean ± standard error:\n")
         print(run.save_table("values", value_rows(results)))
         print("\nMilliseconds an estimate after compilation, 50 features:\n")

@@ -232,24 +232,26 @@ def draw(
     return figure
 
 
+def evaluate(settings: Settings, d: int, load: float, spike: float) -> dict[str, np.ndarray]:
+    """The measures of every repetition at one load."""
+    keys = jax.random.split(jax.random.key(settings.seed), settings.repetitions)
+    measured = simulate(keys, spike, n=max(2, round(load * d)), d=d)
+    return dict(zip(MEASURES, measured, strict=True))
+
+
 def main(settings: Settings, output: Path | None = None, overwrite: bool = False) -> None:
     """Simulate at every load, print distances and overlaps beside their limits, draw them."""
     with common.open_run("linear_memorisation", settings, output, overwrite) as run:
-        results: Results = {}
-        keys = jax.random.split(jax.random.key(settings.seed), settings.repetitions)
-        cells = list(itertools.product(settings.dimensions, settings.loads, settings.spikes))
-        for d, load, spike in common.progress(cells, "loads"):
-            n = max(2, round(load * d))
-            results[d, load, spike] = run.stage(
-                f"{d} {load} {spike}",
-                lambda n=n, d=d, spike=spike: dict(
-                    zip(MEASURES, simulate(keys, spike, n=n, d=d), strict=True)
-                ),
-            )
-        of_halves = {}
+        results: Results = run.stages(
+            "loads",
+            itertools.product(settings.dimensions, settings.loads, settings.spikes),
+            functools.partial(evaluate, settings),
+        )
         rows = functools.cache(images)
-        for n in common.progress(settings.images, "images"):
-            of_halves[n] = run.stage(f"images {n}", lambda n=n: of_images(rows(), n, settings))
+        halves = run.stages(
+            "images", [(n,) for n in settings.images], lambda n: of_images(rows(), n, settings)
+        )
+        of_halves = {n: arrays for (n,), arrays in halves.items()}
         print(f"\nW₂²/d at θ = {settings.spikes[-1]:g}, mean ± standard error over repetitions:\n")
         print(run.save_table("distances", distance_rows(results, settings)))
         print("\nSquared overlaps:\n")

@@ -129,7 +129,7 @@ def peers() -> dict[str, Callable[[np.ndarray, np.ndarray], float | None]]:
     return found
 
 
-def evaluate(name: str, n: int, settings: Settings) -> dict[str, np.ndarray]:
+def evaluate(settings: Settings, name: str, n: int) -> dict[str, np.ndarray]:
     """Values, interval ends and seconds of all estimators, for all repetitions of a task."""
     task = TASKS[name]()
     keys = jax.random.split(jax.random.key(settings.seed), settings.repetitions)
@@ -267,12 +267,8 @@ def draw(results: Results) -> Figure:
 def main(settings: Settings, output: Path | None = None, overwrite: bool = False) -> None:
     """Estimate on all tasks, print values, coverage and errors, draw the errors."""
     with common.open_run("mutual_information_tasks", settings, output, overwrite) as run:
-        results: Results = {}
         cells = [(task, n) for n in settings.sizes for task in settings.tasks]
-        for task, n in common.progress(cells, "tasks"):
-            results[task, n] = run.stage(
-                f"{task} {n}", lambda task=task, n=n: evaluate(task, n, settings)
-            )
+        results: Results = run.stages("tasks", cells, functools.partial(evaluate, settings))
         print("\nMutual information in nats, mean ± standard error over repetitions:\n")
         print(run.save_table("values", value_rows(results)))
         print(f"\nIntervals of {settings.confidence_level:.0%} that hold the truth, in per cent:\n")

@@ -194,9 +194,11 @@ def time_rows(results: dict[str, dict[str, np.ndarray]]) -> list[dict[str, Any]]
 def main(settings: Settings, output: Path | None = None, overwrite: bool = False) -> None:
     """Score all pairs by all classifiers; print AUCs and seconds."""
     with common.open_run("table_classifiers", settings, output, overwrite) as run:
-        results = {}
-        for name, make in common.progress(cases(settings).items(), "pairs"):
-            results[name] = run.stage(name, lambda make=make: evaluate(make(), settings.seed))
+        made = cases(settings)
+        found = run.stages(
+            "pairs", [(name,) for name in made], lambda name: evaluate(made[name](), settings.seed)
+        )
+        results = {name: arrays for (name,), arrays in found.items()}
         print("\nAUC of out-of-fold scores\n")
         print(run.save_table("auc", auc_rows(results)))
         print("\nSeconds a pair, the median\n")

@@ -197,10 +197,10 @@ def pair(name: str, fault: str, rows: int, seed: int) -> tuple[pd.DataFrame, pd.
     return real, FAULTS[fault][0](rng, real, half, spare, COLUMNS[name])
 
 
-def evaluate(
-    tool: str, table: str, fault: str, count: int, settings: Settings
-) -> dict[str, np.ndarray]:
-    """What a tool says of so many pairs, and the seconds that each one took."""
+def evaluate(settings: Settings, tool: str, table: str, fault: str) -> dict[str, np.ndarray]:
+    """What a tool says of the pairs with a fault, and the seconds that each one took."""
+    whole = settings.halves if fault == "none" else settings.repetitions
+    count = -(-whole // len(settings.tables))
     run, found, seconds = table_tools.TOOLS[tool][1], [], []
     for number in range(count):
         real, synthetic = pair(table, fault, settings.rows, settings.seed + number)
@@ -325,14 +325,7 @@ def main(settings: Settings, output: Path | None = None, overwrite: bool = False
             for table in settings.tables
             for fault in ("none", *FAULTS)
         ]
-        results: Results = {}
-        for tool, table, fault in common.progress(cells, "tools"):
-            whole = settings.halves if fault == "none" else settings.repetitions
-            count = -(-whole // len(settings.tables))
-            results[tool, table, fault] = run.stage(
-                f"{tool} {table} {fault}",
-                functools.partial(evaluate, tool, table, fault, count, settings),
-            )
+        results: Results = run.stages("tools", cells, functools.partial(evaluate, settings))
         number = settings.repetitions
         print("\nHalves of one table\n")
         print(run.save_table("false_alarms", alarm_rows(results, tools)))

@@ -189,7 +189,7 @@ def peers() -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
     return found
 
 
-def evaluate(problem: str, n: int, d: int, settings: Settings) -> dict[str, np.ndarray]:
+def evaluate(settings: Settings, problem: str, n: int, d: int) -> dict[str, np.ndarray]:
     """The p-values of every test, and the seconds that each pair of samples took it."""
     # One stream of draws for all tests, another for each problem and size.
     rng = np.random.default_rng([settings.seed, list(PROBLEMS).index(problem), n, d])
@@ -292,13 +292,7 @@ def draw(results: dict[tuple[str, int, int], dict[str, np.ndarray]], settings: S
 def main(settings: Settings, output: Path | None = None, overwrite: bool = False) -> None:
     """Run all tests on all problems, print their power and their time, draw the power."""
     with common.open_run("two_sample_power", settings, output, overwrite) as run:
-        results = {}
-        for problem, n, d in common.progress(cells(settings), "power"):
-            results[problem, n, d] = run.stage(
-                f"{problem} {n} {d}",
-                lambda problem=problem, n=n, d=d: evaluate(problem, n, d, settings),
-            )
-            results[problem, n, d].pop("seconds", None)
+        results = run.stages("power", cells(settings), functools.partial(evaluate, settings))
         print(f"\nRejected at {settings.level:g}, in per cent ± one standard error:\n")
         print(run.save_table("power", power_rows(results, settings.level)))
         print("\nMilliseconds a test:\n")

@@ -84,6 +84,26 @@ def test_a_stage_is_computed_once(tmp_path):
     assert len(calls) == 1
 
 
+def test_the_cells_of_a_table_are_stages(tmp_path):
+    """A killed table goes on at the cell that it was at, and holds arrays in the order computed."""
+    calls = []
+
+    def compute(name, number):
+        calls.append(name)
+        if calls == ["a", "b"]:
+            raise Killed
+        return {"z": np.array(number), "a": np.array([name])}
+
+    cells = [("a", 1), ("b", 2), ("c", 3)]
+    with pytest.raises(Killed), common.open_run("test", Settings(), tmp_path) as run:
+        run.stages("cells", cells, compute)
+    with common.open_run("test", Settings(), tmp_path) as run:
+        found = run.stages("cells", iter(cells), compute)
+    assert calls == ["a", "b", "b", "c"]
+    assert list(found) == cells
+    assert list(found["c", 3]) == ["z", "a"]
+
+
 def test_a_stage_forgets_compiled_functions_where_mappings_run_out(tmp_path, monkeypatch):
     traces = []
     function = jax.jit(lambda x: traces.append(0) or x + 1)

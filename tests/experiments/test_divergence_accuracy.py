@@ -25,10 +25,12 @@ def test_summaries_are_of_errors_not_of_values():
     assert (failed["mean"], failed["covers"]) == ("nan", "0/3")
 
 
-def test_a_task_is_evaluated_seed_by_seed():
+def test_a_task_is_evaluated_seed_by_seed(monkeypatch):
     """The Gaussian plug-in's mean error over seeds is within its own standard errors."""
     task = lambda seed: problems.gaussian_shift(2, 0.5)
-    found = divergence_accuracy.evaluate(task, "gaussian", 400, range(6))
+    monkeypatch.setitem(divergence_accuracy.TASKS, "shift", task)
+    settings = Settings(tasks=("shift",), seeds=tuple(range(6)))
+    found = divergence_accuracy.evaluate(settings, "shift", 400, "gaussian")
     table = divergence_accuracy.by_estimator({("shift", 400, "gaussian"): found})
     ((key, arrays),) = table.items()
     assert key == ("shift", 400, "Gaussian plug-in")
