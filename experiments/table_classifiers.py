@@ -119,7 +119,7 @@ def evaluate(pair: Frames, seed: int) -> dict[str, Any]:
 
     measured("trees", lambda: _tree_scores(*encoded.tables, seed))
     measured("networks", lambda: of_fit(ratio.ClassifierRatio(), encoded.x, encoded.y))
-    paired = ratio.SklearnRatio(PairedTrees(features.categories, seed), NUM_FOLDS)
+    paired = ratio.SklearnRatio(PairedTrees(features.values, features.categories, seed), NUM_FOLDS)
     measured("trees with products", lambda: of_fit(paired, features.x, features.y))
     both = np.stack([found["trees with products"], found["networks"]], axis=1)
     measured("stack", lambda: _stacked(both, of_real, seed))

@@ -117,7 +117,8 @@ def contrast_at_rows(
     # A kernel such as −‖x − y‖ has no peak.
     if not kernel.positive_definite:
         return kernel
-    typical = 2 * jnp.mean(jnp.sum(jnp.square(rows - center), axis=1))
+    # The median: one row far from all others does not make a kernel narrow for the rest.
+    typical = 2 * jnp.median(jnp.sum(jnp.square(rows - center), axis=1))
     ends = jax.lax.stop_gradient(kernel).radial(jnp.stack([jnp.zeros_like(typical), typical])[None])
     peak, value = ends[0][0]
     return _Contrast(kernel, (value > peak / 2).astype(rows.dtype))

@@ -29,7 +29,7 @@ class Features(NamedTuple):
         x: the rows of one table, "n d": numbers with gaps as NaN, how often numbers repeat, and
             categories as codes.
         y: the rows of the other, "m d".
-        groups: which features each original column has.
+        groups: which features each original column has, first of all its own values.
         categories: the features that are codes.
     """
 
@@ -37,6 +37,11 @@ class Features(NamedTuple):
     y: np.ndarray
     groups: dict[str, list[int]]
     categories: list[int]
+
+    @property
+    def values(self) -> list[int]:
+        """The feature of each column that is its own values."""
+        return [features[0] for features in self.groups.values()]
 
 
 def tree_features(encoded: Encoded) -> Features:

@@ -247,7 +247,7 @@ def _classify(
     """The divergences by five folds, and the test by two halves."""
     # The estimates use five models, each of which learns from four fifths of the rows.
     features = tree_features(encoded)
-    trees = PairedTrees(features.categories, seed, quick)
+    trees = PairedTrees(features.values, features.categories, seed, quick)
     with progress_bar(progress, 3, "step") as bar:
         fit = SklearnRatio(trees, NUM_FOLDS).fit(jax.random.fold_in(key, 0), features.x, features.y)
         bar.update(1)

@@ -1,8 +1,9 @@
-"""Boosted trees that are also given products of two columns, since trees alone miss dependences.
+"""Boosted trees of two views: of a table's columns, and of columns with products of two of them.
 
 Where two columns are as they were and only their dependence has changed, no single split tells
 anything, and a tree begins with a single split. The products of columns whose means differ most
-between the classes make such a change visible at once.
+between the classes make such a change visible at once. Where they tell nothing, they are further
+columns to be mistaken by, and trees without them find more.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import importlib.util
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 __all__ = ["PairedTrees"]
 
@@ -23,12 +25,14 @@ _SMALL = 1_000_000
 
 @dataclasses.dataclass
 class PairedTrees:
-    """A classifier with scikit-learn's interface: histogram boosting on columns and products.
+    """A classifier with scikit-learn's interface: the mean of two histogram boostings' log odds.
 
-    The products are chosen among the rows of `fit` alone. Boosting stops by a fifth of these rows.
+    One sees the values of the columns alone, the other all features and products of two. The
+    products are chosen among the rows of `fit` alone. Boosting stops by a tenth of these rows.
 
     Attributes:
-        categories: the columns that are codes from zero on, the most frequent level first.
+        values: the features that are a column's own values, rather than how often they repeat.
+        categories: the features that are codes from zero on, the most frequent level first.
         seed: of the rows that boosting stops by.
         quick: whether there are fewer steps, and larger ones.
 
@@ -36,6 +40,7 @@ class PairedTrees:
         ImportError: if scikit-learn is not installed.
     """
 
+    values: list[int]
     categories: list[int]
     seed: int = 0
     quick: bool = False
@@ -58,27 +63,43 @@ class PairedTrees:
         standard = (standard - self._center) / self._spread
         self._pairs = _telling_pairs(standard[y == 1], standard[y == 0])
         options: dict[str, Any] = {
-            "learning_rate": 0.1 if self.quick else 0.05,
+            "learning_rate": 0.1,
             "max_iter": 100 if self.quick else 300,
+            # Half of the usual leaves and patience: the gap between training rows and others, by
+            # which intervals widen, is a third, and the AUC is nearly the same.
             "max_leaf_nodes": 15,
+            "n_iter_no_change": 8,
             "l2_regularization": 1.0,
             "early_stopping": True,
-            "validation_fraction": 0.2,
-            "n_iter_no_change": 15,
-            "categorical_features": self.categories or None,
+            "validation_fraction": 0.1,
             "random_state": self.seed,
         }
-        # The products are further columns; trees may use them or not.
-        rows = self._with_products(X)
-        with _threads_for(rows):
-            self._trees = HistGradientBoostingClassifier(**options).fit(rows, y)
+        self._trees = []
+        for rows, categories in zip(self._views(X), self._categories(), strict=True):
+            trees = HistGradientBoostingClassifier(categorical_features=categories, **options)
+            with _threads_for(rows):
+                self._trees.append(trees.fit(rows, y))
         return self
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """The probabilities of both labels for each row."""
-        rows = self._with_products(X)
-        with _threads_for(rows):
-            return self._trees.predict_proba(rows)
+        log_odds = np.zeros(len(X))
+        for trees, rows in zip(self._trees, self._views(X), strict=True):
+            with _threads_for(rows):
+                log_odds += trees.decision_function(rows) / len(self._trees)
+        return np.stack([expit(-log_odds), expit(log_odds)], axis=1)
+
+    def _views(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The features of either boosting."""
+        standard = (self._standard(X) - self._center) / self._spread
+        first, second = self._pairs
+        products = standard[:, first] * standard[:, second]
+        return X[:, self.values], np.concatenate([X, products], axis=1)
+
+    def _categories(self) -> tuple[list[int] | None, list[int] | None]:
+        """The codes among the features of either."""
+        among = [index for index, k in enumerate(self.values) if k in set(self.categories)]
+        return among or None, self.categories or None
 
     def _fit_scales(self, X: np.ndarray) -> None:
         """What numbers are clipped to, their scales, and how many levels categories have."""
@@ -101,11 +122,6 @@ class PairedTrees:
             for k, count in zip(self.categories, self._levels, strict=True)
         ]
         return np.concatenate(parts, axis=1).astype(float)[:, :MOST_COLUMNS]
-
-    def _with_products(self, X: np.ndarray) -> np.ndarray:
-        standard = (self._standard(X) - self._center) / self._spread
-        first, second = self._pairs
-        return np.concatenate([X, standard[:, first] * standard[:, second]], axis=1)
 
 
 def _threads_for(rows: np.ndarray) -> contextlib.AbstractContextManager[Any]:

@@ -66,6 +66,15 @@ def test_a_far_row_leaves_the_others_their_digits(d, h, far):
     )
 
 
+def test_a_far_row_of_both_samples_leaves_a_wide_kernel_wide():
+    """The row cancels, and rounding of values near one exceeds the difference of the others."""
+    x, y = samples(3, 1e4)
+    y[:1] = x[:1]
+    truth = exact_mmd(np.float64(x), np.float64(y), 1000.0)
+    value = discrepancy.mmd(x, y, kernel=kernels.Gaussian(1000.0))
+    np.testing.assert_allclose(value, truth, rtol=2e-2)
+
+
 @pytest.mark.parametrize("far", [1e10, 1e12])
 def test_a_far_row_leaves_the_stein_discrepancy(far):
     x, _ = samples(12, far)
