@@ -76,7 +76,8 @@ class PairedTrees:
         }
         self._trees = []
         for rows, categories in zip(self._views(X), self._categories(), strict=True):
-            trees = HistGradientBoostingClassifier(categorical_features=categories, **options)
+            options["categorical_features"] = categories
+            trees = HistGradientBoostingClassifier(**options)
             with _threads_for(rows):
                 self._trees.append(trees.fit(rows, y))
         return self
