@@ -77,6 +77,8 @@ def _compare(options: argparse.Namespace) -> int:
     for path in (options.real, options.synthetic):
         if not path.exists():
             raise OSError(f"there is no file {path}.")
+        if path.is_dir():
+            raise OSError(f"{path} is a folder, not a file.")
         with path.open("rb"):
             pass
     for path in (options.csv, options.html, options.json if options.json != "-" else None):

@@ -16,10 +16,11 @@ if importlib.util.find_spec("pandas") is None:
 
 from divjax.tables.columns import frequencies_js, univariate_js
 from divjax.tables.comparison import TableComparison, compare_tables
-from divjax.tables.encoding import Encoded, encode, values_alike
+from divjax.tables.encoding import Encoded, encode
 from divjax.tables.files import read_table
 from divjax.tables.lattices import Lattice, dequantize, lattices, own_levels
 from divjax.tables.reading import Read, read_alike
+from divjax.tables.values import values_alike
 from divjax.tables.verdict import Verdict
 
 __all__ = [

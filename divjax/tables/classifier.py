@@ -14,7 +14,8 @@ from jaxtyping import Array, Key
 
 from divjax.inference import score_permutation_test
 from divjax.inference.rank import share_in_order
-from divjax.tables.encoding import MISSING, Encoded
+from divjax.tables.encoding import Encoded
+from divjax.tables.values import MISSING
 
 __all__ = ["Features", "Halves", "score_halves", "tree_features"]
 
@@ -95,6 +96,7 @@ def score_halves(
     features: Features,
     classifier: Any,
     *,
+    groups: tuple[np.ndarray, np.ndarray] | None = None,
     num_permutations: int,
     num_shuffles: int,
 ) -> Halves:
@@ -107,17 +109,16 @@ def score_halves(
         key: of the split, the permutations and the shuffles.
         features: of both tables.
         classifier: fitted to each half, as copies.
+        groups: labels of the rows of both; rows of a group are in one half.
         num_permutations: of each test.
         num_shuffles: of each column in each half.
     """
-    # Both tables are split in halves at random, so that both halves have rows of both.
     seed = np.asarray(jax.random.key_data(key)).ravel()
     rng = np.random.default_rng(seed)
     rows = np.concatenate([features.x, features.y])
     of_p = np.arange(len(rows)) < len(features.x)
-    half = np.empty(len(rows), int)
-    for table in (of_p, ~of_p):
-        half[table] = rng.permutation(np.arange(table.sum()) % 2)
+    units = np.arange(len(rows)) if groups is None else np.concatenate(groups)
+    half = _random_halves(rng, of_p, units)
 
     p_values, losses = [], []
     for held_out in (0, 1):
@@ -137,6 +138,17 @@ def score_halves(
         among = rng.permutation(np.flatnonzero(own))[:MOST_SHUFFLED]
         losses.append(_losses(rng, score, rows[among], of_p[among], features.groups, num_shuffles))
     return Halves((p_values[0], p_values[1]), *_averages(list(features.groups), np.stack(losses)))
+
+
+def _random_halves(rng: np.random.Generator, of_p: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Half 0 or 1 of each row: at random, with both tables in both halves, and units undivided."""
+    _, unit = np.unique(units, return_inverse=True)
+    share = np.bincount(unit, of_p) / np.bincount(unit)
+    # Units in the order of their share of the one table are dealt out in turn.
+    order = np.lexsort((rng.random(len(share)), share))
+    half = np.empty(len(share), int)
+    half[order] = (np.arange(len(share)) + rng.integers(2)) % 2
+    return half[unit]
 
 
 def _losses(

@@ -10,7 +10,8 @@ import pandas as pd
 from scipy import stats
 
 from divjax.tables.columns import frequencies_js, univariate_js
-from divjax.tables.encoding import Encoded, values_alike
+from divjax.tables.encoding import Encoded
+from divjax.tables.values import values_alike
 
 __all__ = ["adjust_by_holm", "column_table", "is_number"]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Collection
 from typing import Any
@@ -13,15 +14,23 @@ import pandas as pd
 from divjax.core.checks import check_count, check_probability
 from divjax.core.progress import progress_bar
 from divjax.core.types import Estimate, Interval
+from divjax.fdiv.inequalities import js_bounds_from_tv
 from divjax.ratio import RatioFit, SklearnRatio
 from divjax.ratio.plug_in_estimates import js_and_kl
 from divjax.tables import report
 from divjax.tables.classifier import Halves, score_halves, tree_features
 from divjax.tables.column_tests import column_table
+from divjax.tables.copies import copied_groups
 from divjax.tables.encoding import Encoded, encode
 from divjax.tables.lattices import lattices, own_levels
-from divjax.tables.outlying_cells import far_cells
-from divjax.tables.roles import as_missing, as_numbers, check_columns, identifier_notes
+from divjax.tables.outlying_cells import far_cells, suspected_gaps
+from divjax.tables.roles import (
+    as_missing,
+    as_numbers,
+    check_columns,
+    identifier_notes,
+    suspected_identifiers,
+)
 from divjax.tables.trees import PairedTrees
 from divjax.tables.verdict import Verdict, cannot_tell, decide, drivers_of
 
@@ -196,9 +205,19 @@ def compare_tables(
     notes += whole.notes
     left_out = dict.fromkeys(drop, "as asked") | dict.fromkeys(ids, "an identifier")
     left_out |= whole.left_out
-    # Cells and repeated values are looked for in all rows.
+    if date_format is not None and not any(f"dates written {date_format}" in n for n in notes):
+        raise ValueError(
+            f"date_format must be how the dates of a column are written; {date_format!r} reads "
+            "half of no column."
+        )
+    lone = [name for name, why in whole.left_out.items() if why.startswith("only in ")]
+    notes += _differ_by_case(lone, names)
+    # Cells and repeated values are looked for in all rows, the latter beside copies of rows: their
+    # values repeat as a whole.
+    notes += suspected_identifiers(whole.tables)
+    notes += suspected_gaps(*whole.tables, names=names)
     notes += far_cells(*whole.tables, names=names)
-    notes += _repeated_apart(whole.tables, names)
+    notes += _repeated_apart(_without_copies(whole), names)
 
     # Of very many rows a random share says as much in less time.
     most = min(max_rows, QUICK_ROWS) if quick else max_rows
@@ -234,8 +253,11 @@ def compare_tables(
     numbers, halves = _classify(key, encoded, seed, level, quick, progress)
     drivers = drivers_of(halves.importance, halves.error)
     verdict = decide(numbers["js"], halves.p_value, columns, drivers, num_rows, level)
+    if set(whole.rows[0]) == set(whole.rows[1]):
+        same = f" {names[0]} and {names[1]} hold the same rows."
+        verdict = dataclasses.replace(verdict, sentence=verdict.sentence + same)
     # A column that has been renamed may hold all of the difference.
-    if lone := [name for name, why in whole.left_out.items() if why.startswith("only in ")]:
+    if lone:
         also = f" Not compared, as it is in one table only: {', '.join(lone)}."
         verdict = dataclasses.replace(verdict, sentence=verdict.sentence + also)
     return TableComparison(verdict=verdict, importance=halves.importance, **numbers, **shared)
@@ -248,29 +270,53 @@ def _classify(
     # The estimates use five models, each of which learns from four fifths of the rows.
     features = tree_features(encoded)
     trees = PairedTrees(features.values, features.categories, seed, quick)
+    # A row and its copy are in one fold, and in one half.
+    groups = copied_groups(encoded.rows)
     with progress_bar(progress, 3, "step") as bar:
-        fit = SklearnRatio(trees, NUM_FOLDS).fit(jax.random.fold_in(key, 0), features.x, features.y)
+        fit = SklearnRatio(trees, NUM_FOLDS).fit(
+            jax.random.fold_in(key, 0), features.x, features.y, groups=groups
+        )
         bar.update(1)
-        js, kl, auc, certified_js = _estimates(fit)
-        numbers = {
-            "js": _clipped(js, 1.0),
-            "kl": _clipped(kl, math.inf),
-            "auc": _clipped(auc, 1.0),
-            "certified_js": max(0.0, float(certified_js)),
-            "scores": (np.asarray(fit.log_ratio_p), np.asarray(fit.log_ratio_q)),
-        }
+        numbers = _numbers(fit)
         bar.update(1)
         # The test uses two models, each tested on all rows that it has not learned from.
         halves = score_halves(
             jax.random.fold_in(key, 1),
             features,
             trees,
+            groups=groups,
             # The smallest p-value must lie well below a half's level.
             num_permutations=max(999, math.ceil(8 / level)),
             num_shuffles=1 if quick else 3,
         )
         bar.update(1)
     return numbers, halves
+
+
+def _numbers(fit: RatioFit) -> dict[str, Any]:
+    """The estimates within their ranges, with intervals that know of tables without overlap."""
+    js, kl, auc, certified_js = _estimates(fit)
+    js, certified = _clipped(js, 1.0), max(0.0, float(certified_js))
+    scores = np.asarray(fit.log_ratio_p), np.asarray(fit.log_ratio_q)
+    low = float(js.interval[0])
+    # Scores right for all rows do not vary, and know nothing of how rare an overlap is. Of
+    # n rows without an error the share of errors is below log(2/.05)/n, with 97.5 % confidence.
+    if scores[0].min() > 0 > scores[1].max():
+        errors = min(1.0, sum(math.log(2 / 0.05) / len(own) for own in scores))
+        least = float(js_bounds_from_tv(1 - errors).lower) / math.log(2)
+        js = _estimate(float(js.value), float(js.std_error), min(low, least), 1.0)
+    kl = _clipped(kl, math.inf)
+    # Tables at one bit do not overlap, and those are infinitely far apart.
+    if float(js.interval[1]) >= 1:
+        end = float(kl.interval[0])
+        kl = _estimate(float(kl.value), float(kl.std_error), end, math.inf)
+    return {
+        "js": js,
+        "kl": kl,
+        "auc": _clipped(auc, 1.0),
+        "certified_js": certified,
+        "scores": scores,
+    }
 
 
 # Run once, unlike what a user calls again: it compiles for longer than it runs, unless quickly.
@@ -322,6 +368,26 @@ def _as_frames(real: Any, synthetic: Any, names: tuple[str, str]) -> tuple[Any, 
             twice = sorted(set(table.columns[table.columns.duplicated()]))
             raise ValueError(f"{name} must name its columns uniquely; got twice: {twice}.")
     return frames[0], frames[1]
+
+
+def _without_copies(encoded: Encoded) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables as they were read, without the rows of the second that are rows of the first."""
+    x, y = encoded.tables
+    if copied_groups(encoded.rows) is None:
+        return x, y
+    own: Any = y[~np.isin(encoded.rows[1], encoded.rows[0])]
+    return (x, own) if len(own) >= LEAST_ROWS else (x.head(0), y.head(0))
+
+
+def _differ_by_case(lone: list[str], names: tuple[str, str]) -> list[str]:
+    """Notes of columns of one table each whose names are the same but for case and spaces."""
+    plain = lambda name: name.strip().casefold()
+    return [
+        f"{one} and {other}, each in one of {names[0]} and {names[1]}, differ by case or spaces "
+        "alone: give them one name to compare them"
+        for one, other in itertools.combinations(lone, 2)
+        if plain(one) == plain(other)
+    ]
 
 
 def _repeated_apart(pair: tuple[Any, Any], names: tuple[str, str]) -> list[str]:

@@ -36,9 +36,7 @@ distributions look closer, and is said in `notes`.
 What is left out is listed by name: a headline over all columns must name it.
 """
 
-import itertools
 import zlib
-from collections import Counter
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -46,22 +44,21 @@ import numpy as np
 import pandas as pd
 from pandas.api import types as dtypes
 
+from divjax.tables.copies import equal_rows, first_of_copies, repetition_notes
 from divjax.tables.reading import few_distinct, kind_of, read_alike
+from divjax.tables.values import (
+    MISSING,
+    as_levels,
+    equal_counts,
+    held_as_integers,
+    merge_rounded,
+    numbers_alike,
+    precision_note,
+)
 
-__all__ = [
-    "Encoded",
-    "encode",
-    "equal_counts",
-    "merge_rounded",
-    "numbers_alike",
-    "values_alike",
-]
+__all__ = ["Encoded", "encode"]
 
-MISSING, OTHER = "(missing)", "(other)"
-# A value and its roundings in two tables are at most so many neighbours.
-MOST_ROUNDED = 8
-# How far the others are, in units of the width of these.
-LEAST_APART = 1000
+OTHER = "(other)"
 
 
 class Encoded(NamedTuple):
@@ -74,6 +71,7 @@ class Encoded(NamedTuple):
     notes: tuple[str, ...]  # what was merged, left out or noticed
     left_out: dict[str, str]  # columns of either table that are not compared, and why
     tables: tuple[pd.DataFrame, pd.DataFrame]  # the columns that are, as they were read
+    rows: tuple[np.ndarray, np.ndarray]  # an integer a row, the same for rows equal in all columns
 
 
 def encode(
@@ -144,6 +142,10 @@ def encode(
         date_format=date_format,
     )
     notes += read.notes
+    # In all columns: rows are no copies that differ in one that is left out.
+    rows = equal_rows(read.x, read.y)
+    # Copies of rows repeat in every column: how often values do is counted without them.
+    counted = None if not repeats else first_of_copies(rows)
     # Each column becomes one block of numbers over the pooled rows, those of x first.
     blocks, columns, groups = [], [], {}
     for column in read.x.columns:
@@ -157,7 +159,7 @@ def encode(
             max_levels,
             num_buckets,
             1 if column in numerical else few_values,
-            repeats,
+            counted,
             names,
         )
         notes += [f"{column}: {note}" for note in said]
@@ -173,26 +175,10 @@ def encode(
     pooled = np.concatenate(blocks, axis=1)
     encoded = pooled[: len(x)], pooled[len(x) :]
     compared: list[Any] = [table.rename(columns=str)[list(groups)] for table in (read.x, read.y)]
-    notes += _repetitions(read.x, read.y, names)
+    notes += repetition_notes(rows, names)
     return Encoded(
-        *encoded, tuple(columns), groups, tuple(notes), left_out, (compared[0], compared[1])
+        *encoded, tuple(columns), groups, tuple(notes), left_out, (compared[0], compared[1]), rows
     )
-
-
-def values_alike(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A column of two tables as integers that are equal where the values are.
-
-    Numbers that differ by rounding are equal, and so are 1, 1.0 and the text 1.
-    """
-    # Numbers and dates are compared as numbers, up to rounding; everything else as text.
-    kinds = {kind_of(column) for column in (x, y)} - {"empty"}
-    if kinds and kinds <= {"number", "date"} and len(kinds) == 1:
-        values = merge_rounded(np.concatenate(numbers_alike(x, y, *kinds)))
-        _, codes = np.unique(values, return_inverse=True)
-    else:
-        levels: Any = pd.concat([_levels(x), _levels(y)], ignore_index=True)
-        codes = pd.factorize(levels)[0]
-    return codes[: len(x)], codes[len(x) :]
 
 
 def _encode_column(
@@ -202,7 +188,7 @@ def _encode_column(
     max_levels: int,
     num_buckets: int,
     few_values: int,
-    repeats: bool,
+    counted: np.ndarray | None,
     names: tuple[str, str],
 ) -> tuple[np.ndarray, list[str], list[str], str]:
     """The encoded columns of one of the tables', their labels, notes, and why it is left out."""
@@ -222,7 +208,7 @@ def _encode_column(
     kind = known[0] if known else "empty"
     if kind in ("number", "date") and not categorical:
         values = np.concatenate(numbers_alike(x, y, kind))
-        notes += _precision_note(x, y, names)
+        notes += precision_note(x, y, names)
         # Infinity has no place on a scale of finite numbers.
         infinite = np.isinf(values)
         if infinite.any():
@@ -234,20 +220,20 @@ def _encode_column(
         # A few numbers that repeat are codes, whose order need not mean anything.
         few = few_distinct(pd.Series(values), few_values if kind == "number" else 1)
         if not few:
-            return *_encode_numbers(values, repeats), notes, ""
+            return *_encode_numbers(values, counted), notes, ""
         count = len(np.unique(values[~np.isnan(values)]))
         if count > 2 and not any(dtypes.is_bool_dtype(column) for column in (x, y)):
             notes.append(f"{count} different numbers: compared as categories")
         # Values that differ by rounding are one level, too.
-        if _places_of_large_integers(x, y) is None:
+        if not held_as_integers(x, y):
             x, y = pd.Series(values[: len(x)]), pd.Series(values[len(x) :])
-    levels = pd.concat([_levels(x), _levels(y)], ignore_index=True)
+    levels = pd.concat([as_levels(x), as_levels(y)], ignore_index=True)
     block, labels, said, dropped = _encode_levels(levels, len(x), max_levels, num_buckets, names)
     return block, labels, notes + said, dropped
 
 
-def _encode_numbers(values: np.ndarray, repeats: bool) -> tuple[np.ndarray, list[str]]:
-    """Pooled numbers, whether they are missing, and how often they repeat."""
+def _encode_numbers(values: np.ndarray, counted: np.ndarray | None) -> tuple[np.ndarray, list[str]]:
+    """Pooled numbers, whether they are missing, and how often they repeat among counted rows."""
     # A gap is the median, and a column of its own says where gaps are.
     missing = np.isnan(values)
     block, labels = [np.where(missing, 0, values - np.nanmedian(values))], [""]
@@ -255,10 +241,11 @@ def _encode_numbers(values: np.ndarray, repeats: bool) -> tuple[np.ndarray, list
         block.append(missing.astype(float))
         labels.append(f" {MISSING}")
     # A smooth classifier does not see a lattice, but how often values repeat.
-    count = equal_counts(values, values[~missing]) - 1
-    if repeats and (count[~missing] > 0).any():
-        block.append(np.log1p(np.where(missing, 0, count)))
-        labels.append(" (repeats)")
+    if counted is not None:
+        count = equal_counts(values, values[counted & ~missing]) - 1
+        if (count[~missing] > 0).any():
+            block.append(np.log1p(np.where(missing, 0, count)))
+            labels.append(" (repeats)")
     return np.stack(block, axis=1), labels
 
 
@@ -303,158 +290,13 @@ def _encode_levels(
             if len(order) > max_levels:
                 covered = 2 * sum(share[level] for level in absent)
                 notes.append(f"{covered:.1%} of the rows of the other table have a level of those")
+    plain: dict[str, list[str]] = {}
+    for level in order:
+        plain.setdefault(level.casefold(), []).append(level)
+    # Upper and lower case of one word are two levels, most often by mistake.
+    if alike := [" and ".join(same) for same in plain.values() if len(same) > 1]:
+        shown = ", ".join(alike[:3]) + (", …" if len(alike) > 3 else "")
+        notes.append(f"{len(alike)} levels differ by case alone: {shown}")
     # The most frequent level has no indicator of its own: all of them are zero there.
     block = np.stack([(levels == level).to_numpy(float) for level in kept[1:]], axis=1)
     return block, [f"={level}" for level in kept[1:]], notes, ""
-
-
-def _places_of_large_integers(x: Any, y: Any) -> dict[int, int] | None:
-    """Where integers are put that float64 would merge; None if it holds them all."""
-    # Only integers can be too large for float64 and yet differ by one.
-    values: set[int] = set()
-    for column in (x, y):
-        if not dtypes.is_integer_dtype(column):
-            return None
-        values |= set(map(int, column.dropna().unique()))
-    if max(map(abs, values), default=0) <= 2**53:
-        return None
-    # Less the smallest, with gaps so short that their sum is held too.
-    ordered = sorted(values)
-    longest = 2**53 // len(ordered)
-    gaps = (min(high - low, longest) for low, high in itertools.pairwise(ordered))
-    if ordered[-1] - ordered[0] <= 2**53:
-        return {value: value - ordered[0] for value in ordered}
-    return dict(zip(ordered, itertools.accumulate(gaps, initial=0), strict=True))
-
-
-def numbers_alike(x: Any, y: Any, kind: str) -> list[np.ndarray]:
-    """A column of two tables as float64, in which different integers stay different.
-
-    Integers beyond 2⁵³ are less the offset that both tables have, and, where they still reach
-    farther, with their largest gaps shortened. Numbers that one table holds in single or half
-    precision are rounded to it in both.
-    """
-    place = _places_of_large_integers(x, y) if kind == "number" else None
-    if place is None:
-        pair = [_numbers(column, kind) for column in (x, y)]
-        coarsest = min(_precisions(x, y), key=lambda dtype: dtype.itemsize, default=None)
-        return pair if coarsest is None else [_rounded(values, coarsest) for values in pair]
-    return [
-        np.array([np.nan if pd.isna(value) else float(place[int(value)]) for value in column])
-        for column in (x, y)
-    ]
-
-
-def _numbers(column: Any, kind: str) -> np.ndarray:
-    """Float64, a date as days since 1970; missing is nan."""
-    if kind == "date":
-        dates: Any = pd.to_datetime(column, format="ISO8601", utc=True)
-        # In the dates' own unit: a difference of nanoseconds cannot be longer than 292 years.
-        times = dates.dt.tz_localize(None).to_numpy()
-        unit: Any = np.datetime_data(times.dtype)[0]
-        day = np.timedelta64(1, "D") / np.timedelta64(1, unit)
-        return np.where(np.isnat(times), np.nan, times.astype(np.int64) / day)
-    return column.infer_objects().to_numpy(float, na_value=np.nan)
-
-
-def _precisions(x: Any, y: Any) -> list[np.dtype]:
-    """The types of those columns that hold less than double precision."""
-    types = [getattr(column.dtype, "numpy_dtype", column.dtype) for column in (x, y)]
-    return [
-        dtype
-        for dtype in types
-        if isinstance(dtype, np.dtype) and dtype.kind == "f" and dtype.itemsize < 8
-    ]
-
-
-def _precision_note(x: Any, y: Any, names: tuple[str, str]) -> list[str]:
-    """That one table's numbers were rounded, to the precision of the other."""
-    coarsest = min(_precisions(x, y), key=lambda dtype: dtype.itemsize, default=None)
-    own = [
-        name
-        for name, column in zip(names, (x, y), strict=True)
-        if coarsest in _precisions(column, column)
-    ]
-    return [f"compared in {coarsest}, in which {own[0]} holds it"] if len(own) == 1 else []
-
-
-def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The values rounded, except for those out of the type's range."""
-    with np.errstate(over="ignore"):
-        rounded = values.astype(dtype).astype(float)
-    return np.where(np.isinf(rounded), values, rounded)
-
-
-def merge_rounded(values: np.ndarray) -> np.ndarray:
-    """Values that differ by rounding alone made equal, to the smallest of them.
-
-    Neighbours are, if they are within 1e-10 of their own size, as of ten digits against sixteen,
-    and within 1e-8 of the range of most values, lest an offset be taken for size. So are those
-    within float64's rounding of their own size, and those within that of the usual size around
-    zero, where sums have cancelled. A chain of more than a few such neighbours, or one that others
-    are not far from, is no rounding but a fine scale, and stays.
-    """
-    finite = np.isfinite(values)
-    if not finite.any():
-        return values
-    # Sorted, values that differ by rounding are neighbours.
-    distinct, place = np.unique(values[finite], return_inverse=True)
-    # Of most distinct values: one typing error must not make the others equal.
-    span, eps = np.subtract(*np.quantile(distinct, [0.95, 0.05])), np.finfo(float).eps
-    size = np.abs(distinct)
-    near = np.maximum(np.minimum(1e-10 * size, 1e-8 * span), 4 * eps * size)
-    gaps = np.diff(distinct, prepend=-np.inf)
-    first = gaps > near
-    if (size == 0).any():
-        first[np.flatnonzero(size <= eps * np.median(size))[1:]] = False
-    # Each chain's number of values, its width, and how far the next values are.
-    starts, chain = np.flatnonzero(first), np.cumsum(first) - 1
-    count = np.diff(starts, append=len(distinct))
-    width = distinct[starts + count - 1] - distinct[starts]
-    apart = np.minimum(gaps[starts], np.append(gaps[starts[1:]], np.inf))
-    first |= ((count > MOST_ROUNDED) | (apart < LEAST_APART * width))[chain]
-    merged = values.copy()
-    merged[finite] = distinct[first][np.cumsum(first) - 1][place]
-    return merged
-
-
-def _levels(column: Any) -> Any:
-    """Values as text; the same for 1, 1.0 and true, so that two tables' codes agree."""
-
-    def text(value):
-        real = (bool, int, float, np.bool_, np.integer, np.floating)
-        if isinstance(value, real) and np.isfinite(value):
-            return str(int(value)) if float(value).is_integer() else str(float(value))
-        return str(value).strip()
-
-    distinct = {value: text(value) for value in column.dropna().unique()}
-    return column.astype(object).map(distinct).astype(object).where(column.notna(), MISSING)
-
-
-def equal_counts(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """How many of the others each value equals."""
-    ordered = np.sort(among)
-    return np.searchsorted(ordered, values, "right") - np.searchsorted(ordered, values, "left")
-
-
-def _repetitions(x: pd.DataFrame, y: pd.DataFrame, names: tuple[str, str]) -> list[str]:
-    """Notes of rows that repeat in all columns, within a table and from one to the other."""
-    codes = [values_alike(x[column], y[column]) for column in x.columns]
-    rows = [
-        [row.tobytes() for row in np.stack(table, axis=1)] for table in zip(*codes, strict=True)
-    ]
-    notes = []
-    for own, name in zip(rows, names, strict=True):
-        if repeated := len(own) - len(set(own)):
-            notes.append(f"{repeated} of the {len(own)} rows of {name} repeat an earlier one")
-    if copied := sum(map(set(rows[0]).__contains__, rows[1])):
-        # A row of x, too, is as likely to be found among the others of x.
-        counts = Counter(rows[0])
-        expected = (
-            len(rows[1]) * sum(count for count in counts.values() if count > 1) / len(rows[0])
-        )
-        notes.append(
-            f"{copied} of the {len(rows[1])} rows of {names[1]} are rows of {names[0]}; "
-            f"{expected:.0f} would be, were they drawn like rows of {names[0]}"
-        )
-    return notes

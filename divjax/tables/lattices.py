@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from divjax.fdiv.inequalities import js_bounds_from_tv
-from divjax.tables.encoding import equal_counts, merge_rounded, numbers_alike, values_alike
 from divjax.tables.reading import kind_of
+from divjax.tables.values import equal_counts, merge_rounded, numbers_alike, values_alike
 
 __all__ = ["Lattice", "dequantize", "lattices", "own_levels"]
 

@@ -1,12 +1,15 @@
-"""Single cells that lie far away from all others: typing errors, most often."""
+"""Cells far away from all others: typing errors, and numbers that stand for missing values."""
 
 import numpy as np
 import pandas as pd
 
-from divjax.tables.encoding import numbers_alike
 from divjax.tables.reading import kind_of
+from divjax.tables.values import numbers_alike
 
-__all__ = ["far_cells"]
+__all__ = ["far_cells", "suspected_gaps"]
+
+# The share of a table's rows from which on a far value is frequent.
+LEAST_FREQUENT = 0.01
 
 
 def far_cells(
@@ -55,6 +58,45 @@ def far_cells(
             # Many far cells are a tail, not errors; three are shown.
             if 0 < len(rows) <= max(1, most * len(values)):
                 notes += [_note(column, table, int(row), name) for row in rows[:3]]
+    return notes
+
+
+def suspected_gaps(
+    x: pd.DataFrame, y: pd.DataFrame, *, names: tuple[str, str] = ("x", "y")
+) -> list[str]:
+    """Notes of a number that one table has often, beyond all others, where the other has gaps.
+
+    Args:
+        x: one table, as read.
+        y: the other.
+        names: of the tables.
+
+    Example:
+        >>> import numpy as np, pandas as pd
+        >>> x, y = (pd.DataFrame({"age": np.linspace(20, 60, 50)}) for _ in range(2))
+        >>> x.loc[:4, "age"], y.loc[:4, "age"] = np.nan, -999
+        >>> suspected_gaps(x, y)
+        ['age: -999 in 10.0% of the rows of y and never in x, where gaps are: --missing -999?']
+    """
+    notes = []
+    for column in [column for column in x.columns if column in set(y.columns)]:
+        if {kind_of(table[column]) for table in (x, y)} != {"number"}:
+            continue
+        values = [table[column].to_numpy(float, na_value=np.nan) for table in (x, y)]
+        for own, other in ((0, 1), (1, 0)):
+            known = values[own][np.isfinite(values[own])]
+            gaps = np.isnan(values[other]).mean()
+            # Gaps in both tables are written alike.
+            if not len(known) or gaps < LEAST_FREQUENT or np.isnan(values[own]).any():
+                continue
+            for end in {known.min(), known.max()}:
+                share = np.mean(values[own] == end)
+                if share < LEAST_FREQUENT or (values[other] == end).any():
+                    continue
+                notes.append(
+                    f"{column}: {end:g} in {share:.1%} of the rows of {names[own]} and never in "
+                    f"{names[other]}, where gaps are: --missing {end:g}?"
+                )
     return notes
 
 

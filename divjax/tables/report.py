@@ -6,9 +6,10 @@ import io
 import json
 import math
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from divjax import plot
 from divjax.core.types import Estimate
@@ -40,6 +41,8 @@ LEGEND = {
     "guessing, 1 is never wrong.",
     "shares": "The share of each table's rows with a value. The columns are those of the largest "
     "divergence by themselves; the outermost thousandth of the rows is drawn at the edge.",
+    "pair": "Rows of both tables, at most 2000 of each, by the two columns that the classifier "
+    "needs most. Levels are moved a little, so that rows do not hide each other.",
     "columns": "Jensen–Shannon of each column by itself, with its standard error, and the "
     "probability of so clear a sign in equal columns, adjusted for the number of tests.",
     "importance": "What the classifier's AUC loses where the values of one column are exchanged "
@@ -52,12 +55,11 @@ LEGEND = {
 def to_text(comparison: "TableComparison") -> str:
     """The verdict, the numbers, the first columns, the notes, and what the numbers are."""
     names, verdict = comparison.names, comparison.verdict
-    lines = [
-        verdict.sentence,
-        "",
-        *(f"{name}: {shown}" for name, shown in _numbers(comparison)),
-        "",
-    ]
+    lines = [verdict.sentence, ""]
+    # Where nothing was estimated there are no numbers, and legends of none.
+    told = verdict.different is not None
+    if told:
+        lines += [*(f"{name}: {shown}" for name, shown in _numbers(comparison)), ""]
     # Columns are aligned for a terminal, the most different first.
     header, *rows = _column_rows(comparison)
     widths = [max(map(len, cells)) for cells in zip(header, *rows, strict=True)]
@@ -77,7 +79,7 @@ def to_text(comparison: "TableComparison") -> str:
         lines += ["", "left out:"]
         lines += [f"- {column}: {why}" for column, why in comparison.left_out.items()]
     lines += ["", "what the numbers are:"]
-    for name in IN_TEXT:
+    for name in IN_TEXT if told else ("columns",):
         lines += textwrap.wrap(f"- {name}: {LEGEND[name]}", 100, subsequent_indent="  ")
     return "\n".join(lines) + "\n"
 
@@ -119,7 +121,13 @@ def to_html(comparison: "TableComparison") -> str:
         ) from error
     del matplotlib
     # Figures are within the page: it can be sent as one file.
-    figures = [("Columns that differ most", _draw_marginals(comparison), "shares")]
+    differ = bool(np.any(comparison.columns["significant"]))
+    title = "Columns that differ most" if differ else "Columns, none of which differs alone"
+    figures = [(title, _draw_marginals(comparison), "shares")]
+    if not differ and len(comparison.verdict.columns) > 1:
+        one, other = comparison.verdict.columns[:2]
+        title = html.escape(f"{one} and {other}, whose dependence differs")
+        figures.append((title, _draw_pair(comparison, one, other), "pair"))
     figures.append(("Each column by itself", _draw_columns(comparison), "columns"))
     if comparison.importance:
         figures.append(("Needed by the classifier", _draw_importance(comparison), "importance"))
@@ -280,6 +288,10 @@ def _draw_numbers(axis: Any, pair: list[Any], names: tuple[str, str]) -> None:
     # Far cells would make all others one bar.
     low, high = np.quantile(pooled, [0.001, 0.999])
     bins = np.linspace(low, high if high > low else low + 1, 30)
+    if np.equal(pooled, np.floor(pooled)).all():
+        # As many whole numbers in each bar, or a comb is seen.
+        width = max(1, math.ceil((high - low + 1) / 30))
+        bins = np.arange(low, high + width + 1, width) - 0.5
     for column, name in zip(values, names, strict=True):
         if len(column):
             weights = np.full(len(column), 1 / len(column))
@@ -287,6 +299,58 @@ def _draw_numbers(axis: Any, pair: list[Any], names: tuple[str, str]) -> None:
                 np.clip(column, low, bins[-1]), bins, weights=weights, histtype="step", label=name
             )
     axis.set_ylabel("share of rows", fontsize=8)
+
+
+def _draw_pair(comparison: "TableComparison", one: str, other: str) -> str:
+    """The rows of either table by two columns."""
+    import matplotlib.pyplot as plt
+
+    rng = np.random.default_rng(0)
+    across, along = (
+        _places([table[column] for table in comparison.tables], rng) for column in (one, other)
+    )
+    with plot.style():
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharex=True, sharey=True)
+        for axis, x, y, name in zip(
+            axes, across.values, along.values, comparison.names, strict=True
+        ):
+            shown = rng.permutation(len(x))[:2000]
+            axis.scatter(x[shown], y[shown], s=3, alpha=0.4, linewidths=0)
+            axis.set_title(_shortened(name, 40))
+            axis.set_xlabel(_shortened(one, 30))
+        axes[0].set_ylabel(_shortened(other, 30))
+        for levels, axis in ((across.levels, axes[0].xaxis), (along.levels, axes[0].yaxis)):
+            if levels:
+                axis.set_ticks(range(len(levels)), levels, fontsize=8)
+        for axis in axes:
+            axis.tick_params(axis="x", rotation=30 if across.levels else 0)
+        return _image(figure)
+
+
+class _Places(NamedTuple):
+    """Where the cells of a column lie on an axis: of either table, and its levels if it has any."""
+
+    values: list[np.ndarray]
+    levels: list[str]
+
+
+def _places(pair: list[Any], rng: np.random.Generator) -> _Places:
+    kinds = {kind_of(part) for part in pair} - {"empty"}
+    if kinds == {"date"}:
+        pair = [part.dt.year + (part.dt.day_of_year - 1) / 365.25 for part in pair]
+    if kinds in ({"number"}, {"date"}):
+        values = [part.to_numpy(float, na_value=np.nan) for part in pair]
+        # A few far cells would leave all others one dot.
+        ends = np.nanquantile(np.concatenate(values), [0.005, 0.995])
+        return _Places([np.where(np.isinf(own), np.nan, own).clip(*ends) for own in values], [])
+    texts = [part.astype(object).where(part.notna(), "(missing)").astype(str) for part in pair]
+    frequent = pd.concat(texts).value_counts().index[:8].tolist()
+    codes = [
+        text.map({level: place for place, level in enumerate(frequent)}).to_numpy(float)
+        for text in texts
+    ]
+    moved = [code + rng.uniform(-0.3, 0.3, len(code)) for code in codes]
+    return _Places(moved, [_shortened(str(level), 14) for level in frequent])
 
 
 def _draw_levels(axis: Any, pair: list[Any], names: tuple[str, str]) -> None:
@@ -324,7 +388,7 @@ def _draw_bars(names: list[str], values: np.ndarray, errors: np.ndarray | None, 
         plot.contributions([_shortened(name, 30) for name in names], values, errors, ax=axis)
         axis.set_xlabel(label)
         # Errors of columns without a difference would take half of the figure.
-        end = float(np.max(values if errors is None else values + errors))
+        end = float(np.max(values if errors is None else np.where(values > 0, values + errors, 0)))
         axis.set_xlim(0, 1.05 * end if end > 0 else 1)
         return _image(figure)
 

@@ -3,6 +3,7 @@
 `compare_tables` takes these as `drop`, `ids`, `as_category`, `as_number` and `missing`.
 """
 
+import difflib
 import itertools
 import math
 from collections.abc import Collection
@@ -14,7 +15,16 @@ from pandas.api import types as dtypes
 
 from divjax.tables.reading import kind_of, read_alike
 
-__all__ = ["as_missing", "as_numbers", "check_columns", "identifier_notes"]
+__all__ = [
+    "as_missing",
+    "as_numbers",
+    "check_columns",
+    "identifier_notes",
+    "suspected_identifiers",
+]
+
+# Fewer whole numbers than these may well be different by chance.
+LEAST_COUNTED = 50
 
 
 def check_columns(pair: tuple[Any, Any], **roles: Collection[str]) -> None:
@@ -31,8 +41,12 @@ def check_columns(pair: tuple[Any, Any], **roles: Collection[str]) -> None:
         known = either if role == "drop" else both
         if unknown := [name for name in given if name not in known]:
             of = "either table" if role == "drop" else "both tables"
+            # Most often a name is misspelt.
+            close = [difflib.get_close_matches(name, known, 1, 0.7) for name in unknown]
+            meant = [names[0] for names in close if names]
             raise ValueError(
                 f"{role} must name columns of {of}; got {unknown}, not among {sorted(known)}."
+                + (f" Is {' and '.join(meant)} meant?" if meant else "")
             )
     # One column cannot have two roles.
     for one, other in itertools.combinations(roles, 2):
@@ -102,11 +116,40 @@ def as_numbers(
             if kind_of(own[column]) != "date":
                 given: Any = own[column]
                 numbers: Any = pd.to_numeric(given, errors="coerce")
+                if not numbers.notna().any():
+                    raise ValueError(
+                        f"as_number must name columns of numbers; got {column!r}, in which no "
+                        f"value of {name} is one."
+                    )
                 if lost := int((numbers.isna() & given.notna()).sum()):
                     notes.append(f"{column}: {lost} values in {name} are no numbers: missing")
                 own[column] = numbers.astype(float)
         made.append(table.assign(**{str(column): own[column] for column in own}))
     return (made[0], made[1]), notes
+
+
+def suspected_identifiers(pair: tuple[Any, Any]) -> list[str]:
+    """Notes of whole numbers that count the rows of both tables, as far as can be seen."""
+    notes = []
+    for column in [column for column in pair[0].columns if column in set(pair[1].columns)]:
+        parts = [table[column] for table in pair]
+        if {kind_of(part) for part in parts} != {"number"}:
+            continue
+        values = [part.to_numpy(float, na_value=np.nan) for part in parts]
+        # Each value once, without wide gaps: a count rather than a measurement.
+        counts = [
+            np.isfinite(own).all()
+            and len(np.unique(own)) == len(own)
+            and np.equal(own, np.floor(own)).all()
+            and np.ptp(own) < 10 * len(own)
+            for own in values
+        ]
+        if all(counts) and min(map(len, values)) >= LEAST_COUNTED:
+            notes.append(
+                f"{column}: whole numbers of which none occurs twice in a table: if they identify "
+                f"rows, name the column in ids (--id {column})"
+            )
+    return notes
 
 
 def identifier_notes(

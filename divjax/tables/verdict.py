@@ -150,11 +150,10 @@ def _alone(columns: Any) -> str:
 
 
 def _dependences(drivers: Sequence[str]) -> str:
-    found = "No column differs alone: the dependences do"
-    if not drivers:
-        return f"{found}."
-    on = f" on {_list(drivers[1:])}" if len(drivers) > 1 else ""
-    return f"{found}, above all of {drivers[0]}{on}."
+    # Which of them depend on which others the classifier does not say.
+    among = f" among {_list(drivers)}" if len(drivers) > 1 else ""
+    of = f" of {drivers[0]}" if len(drivers) == 1 else ""
+    return f"No column differs alone: the dependences{among}{of} do."
 
 
 def _list(names: Sequence[str]) -> str:

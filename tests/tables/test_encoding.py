@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from divjax import tables
-from divjax.tables.encoding import numbers_alike
+from divjax.tables.values import numbers_alike
 
 
 def frame(**columns):
@@ -207,8 +207,11 @@ def test_files_that_round_differently_agree():
     assert (
         f"x: {merged} numbers differ from others by rounding alone: taken as equal" in encoded.notes
     )
-    apart = tables.encode(frame(x=[0.0, 1e-7, 1.0]), frame(x=[0.0, 1e-7, 1.0]), repeats=True)
+    # Of rows that differ in another column: values of copied rows repeat as a whole.
+    first = frame(x=[0.0, 1e-7, 1.0], z=[0.1, 0.2, 0.3])
+    apart = tables.encode(first, first.assign(z=first["z"] + 1), repeats=True)
     np.testing.assert_allclose(np.expm1(apart.x[:, 1]), 1)
+    assert "x (repeats)" not in tables.encode(first, first, repeats=True).columns
 
 
 def heavy(rng, scale):

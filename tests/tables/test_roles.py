@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from divjax.tables import compare_tables
 from divjax.tables.reading import read_alike
-from divjax.tables.roles import as_missing
+from divjax.tables.roles import as_missing, suspected_identifiers
 
 NAMES = ("one", "other")
 
@@ -51,3 +52,35 @@ def test_dates_that_only_their_format_tells():
     assert told["day"][0] == pd.Timestamp("2003-02-01", tz="UTC")
     told = read_alike(x, x, date_format="%y/%m/%d").x
     assert told["short"][0] == pd.Timestamp("2003-04-05", tz="UTC")
+
+
+def test_a_format_that_reads_no_column_is_refused():
+    x = pd.DataFrame({"day": ["2020-01-01", "2020-01-02"] * 30, "size": np.arange(60.0) ** 2})
+    with pytest.raises(ValueError, match=r"date_format must be .*'%d/%m/%Y' reads half of no"):
+        compare_tables(x, x, date_format="%d/%m/%Y", quick=True)
+
+
+def test_numbers_that_are_none_and_names_that_are_misspelt_are_refused():
+    x = pd.DataFrame({"job": ["clerk", "nurse"] * 30, "size": np.arange(60.0) ** 2})
+    with pytest.raises(ValueError, match="as_number must name columns of numbers; got 'job'"):
+        compare_tables(x, x, as_number=["job"], quick=True)
+    with pytest.raises(ValueError, match=r"got \['Size'\], .*\. Is size meant\?"):
+        compare_tables(x, x, drop=["Size"], quick=True)
+
+
+def test_whole_numbers_that_count_rows_may_be_identifiers():
+    """Squares leave gaps, and measurements repeat: neither counts rows."""
+    rng = np.random.default_rng(0)
+    first = pd.DataFrame({"id": np.arange(60), "square": np.arange(60) ** 2 * 9})
+    first["age"] = rng.integers(20, 70, 60)
+    other = first.assign(id=rng.permutation(60) + 60)
+    (note,) = suspected_identifiers((first, other))
+    assert note.startswith("id: whole numbers of which none occurs twice")
+    assert note.endswith("(--id id)")
+    assert not suspected_identifiers((first[:20], other[:20]))
+
+
+def test_a_column_whose_name_differs_by_case_is_named():
+    x = pd.DataFrame({"size": np.arange(60.0) ** 2, "pay": np.sqrt(np.arange(60.0))})
+    found = compare_tables(x, x.rename(columns={"pay": " Pay"}), quick=True)
+    assert any(note.startswith("pay and  Pay, each in one of real and ") for note in found.notes)
