@@ -54,8 +54,8 @@ def aggregated_mmd_test(
 
     All of it treats the observed labels as one of the relabellings: under p = q they are
     exchangeable, and the test is exact without splitting the data or correcting for the number of
-    kernels. What the maximum gains by chance, it gains for the relabelled samples as well. It loses
-    little power against the best of the kernels, whichever that is.
+    kernels: the maximum is as large by chance for the relabelled samples. It loses little power
+    against the best of the kernels, whichever that is.
 
     Args:
         key: a typed key.
@@ -116,6 +116,8 @@ def _default_families(rows: Float[Array, "rows d"]) -> list[_Family]:
     bandwidths = jnp.linspace(jnp.maximum(low, high / _LARGEST_RATIO), high, _NUM_BANDWIDTHS)
     # Rows that all coincide are alike to every kernel.
     bandwidths = jnp.where(high == 0, 1, bandwidths)
+    # Contrasts are made for all bandwidths at once: a kernel wide for the rows is taken less its
+    # peak.
     index = jnp.arange(_NUM_BANDWIDTHS)
     contrasts = jax.vmap(lambda kernel: contrast_at_rows(kernel, rows))
     families = Gaussian(bandwidth=bandwidths), Laplace(bandwidth=bandwidths)
@@ -126,6 +128,7 @@ def _families(kernels: tuple[GramKernel, ...], rows: Float[Array, "rows d"]) -> 
     """The kernels, with bandwidth rules evaluated at the rows."""
     alike: dict[object, list[GramKernel]] = {}
     for kernel in (contrast_at_rows(kernel, rows) for kernel in kernels):
+        # Kernels that differ in numbers alone share one loop, whose body is compiled once.
         leaves, structure = jax.tree.flatten(kernel)
         shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         alike.setdefault((structure, shapes), []).append(kernel)
@@ -137,6 +140,7 @@ def _for_each_kernel(
     families: Sequence[_Family], function: Callable[[GramKernel], PyTree[Array]]
 ) -> PyTree[Array]:
     """`function(kernel)` for all kernels of all families, in one loop a family."""
+    # One kernel at a time: the matrices of all would multiply the memory of a tile.
     found = [jax.lax.map(lambda member: function(member[0]), family) for family in families]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
 
@@ -158,11 +162,14 @@ def _largest_of_many(
         matrix_of = kernel_matrices(tile)
         return _for_each_kernel(families, lambda kernel: contract(matrix_of(kernel)))
 
+    # The last vector holds sizes, which bound the rounding of the other forms.
     forms = quadratic_forms(form, rows, vectors)
     statistics, rounding = forms[:, :-1], rounding_of_forms(forms)
+    # Moments over the observed labels and all relabellings alike: leaving out the former would
+    # break their exchangeability, and with it the level.
     mean = jnp.mean(statistics, axis=1, keepdims=True)
     deviation = jnp.std(statistics, axis=1, keepdims=True)
-    # A kernel whose values do not change, or by rounding alone, sees nothing.
+    # A kernel whose statistics differ by rounding alone has no information: it contributes zeros.
     blind = deviation <= rounding[:, None]
     unit = jnp.where(blind, 1, deviation)
     standardised = jnp.where(blind, 0, (statistics - mean) / unit)
@@ -170,7 +177,9 @@ def _largest_of_many(
     # rounded differently a second time.
     which = jnp.argmax(standardised, axis=0, keepdims=True)
     largest = jnp.take_along_axis(standardised, which, axis=0)[0]
+    # A maximum is off by no more than the entry that is off the most.
     tolerance = jnp.max(jnp.where(blind[:, 0], 0, rounding / unit[:, 0]))
-    # If rounding hides what every kernel sees, or none sees anything, all statistics are zero.
+    # If every kernel is blind, all statistics are zero: the status reports it if rounding may be
+    # why.
     hidden = jnp.all(blind[:, 0]) & jnp.any(rounding > 0)
     return compared_with_null(largest[0], largest[1:], tolerance, labels.valid, resolved=~hidden)

@@ -110,12 +110,14 @@ def _cauchy_schwarz(kernel: GramKernel, samples: TwoSamples, *, debias: bool) ->
     wide = constant > 0
 
     def by_contrasts() -> Float[Array, ""]:
+        # E k = c (1 + E[k − c]/c), and log c enters with 1 + 1 − 2 = 0. Under `vmap` both branches
+        # are evaluated, hence no division by zero.
         excess = lambda mean: jnp.log1p(mean / jnp.where(wide, constant, 1))
         of_x, of_y = (excess(own_mean(contrast, *one, debias=debias)) for one in ((x, a), (y, b)))
         return of_x + of_y - 2 * excess(mean_of_pairs(contrast, x, y, a, b))
 
-    # Of a kernel wide for the data all means are near the constant, whose logarithms would cancel.
-    # A narrow kernel's means may be too small for their numbers, but not for their logarithms.
+    # If the kernel is wide for the data, all means are near the constant, and their logarithms
+    # would cancel. Means of a narrow kernel may underflow, but their logarithms do not.
     return jax.lax.cond(wide, by_contrasts, by_logarithms).astype(samples.dtype)
 
 
@@ -183,6 +185,7 @@ def conditional_cauchy_schwarz(
     responses = two_samples(response_kernel, response_x, response_y, a, b)
     _check_positive("kernel", kernel)
     _check_positive("response_kernel", response_kernel)
+    # The weights are those of pairs: row i of a response belongs to row i of its condition.
     for name, rows, number in (
         ("response_x", responses.x, conditions.x.shape[0]),
         ("response_y", responses.y, conditions.y.shape[0]),
@@ -202,6 +205,7 @@ def _conditional(
     kernels = resolved_at(kernel, conditions), resolved_at(response_kernel, responses)
     of_x, of_y = as_measures(kernels[0], conditions), as_measures(kernels[1], responses)
     mirrored = lambda pair: TwoMeasures(pair.y, pair.x, pair.b, pair.a)
+    # The logarithm of ∬ p q counts twice: once as a mean over the pairs of p, once over those of q.
     value = _log_ratio(kernels, (of_x, of_y))
     value += _log_ratio(kernels, (mirrored(of_x), mirrored(of_y)))
     return value.astype(jnp.result_type(conditions.dtype, responses.dtype))
@@ -214,6 +218,8 @@ def _log_ratio(
     a = pairs[0].a
     own_density, own_joint = _log_densities(kernels, pairs, of_other=False)
     density, joint = _log_densities(kernels, pairs, of_other=True)
+    # Means under p(x, z) of p(z|x)/p(x) and of q(z|x)/p(x): the integrals over x have no weight
+    # p(x).
     within = log_sum(own_joint - 2 * own_density, a)
     return within - log_sum(joint - own_density - density, a)
 
@@ -232,11 +238,13 @@ def _log_densities(
     ]
 
     def block(x: Float[Array, "b d"], y: Float[Array, "b e"], index: Array) -> tuple[Array, Array]:
+        # A row's distance from itself is exactly zero, which products of matrices would round.
         own = None if of_other else index[:, None] == jnp.arange(weights.size)
         of_x, of_y = (
             block_values(kernel, rows, columns, own, True)
             for kernel, rows, (_, columns) in zip(kernels, (x, y), sides, strict=True)
         )
+        # Over pairs the kernel is the product of both, so that logarithms add up.
         return log_sum(of_x, weights), log_sum(of_x + of_y, weights)
 
     (x, _), (y, _) = sides

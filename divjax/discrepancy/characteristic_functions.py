@@ -107,6 +107,7 @@ def _drawn(
     """`characteristic_function_distance` at drawn frequencies, after its checks."""
     rows = jax.lax.stop_gradient(pooled_rows(samples))
     resolved, _ = kernel.resolve(rows, kernel.init(rows))
+    # Derivatives in a bandwidth that is a number pass through the draws, which are scaled by it.
     drawn = resolved.frequencies(key, shape, at_least_single(samples.dtype))
     return _mean_gap(samples, drawn, debias=debias)
 
@@ -126,11 +127,14 @@ def _mean_gap(
 
     def gap(block: Float[Array, "b d"]) -> Float[Array, " b"]:
         (cos_x, sin_x), (cos_y, sin_y) = characteristic(block, x, a), characteristic(block, y, b)
+        # The difference is squared after it is taken: |φ_x|² + |φ_y|² less the cross term would
+        # cancel.
         squared = jnp.square(cos_x - cos_y) + jnp.square(sin_x - sin_y)
         if not debias:
             return squared
         # |φ|² has the share Σ a² of pairs i = j, and the others are to have the mass one.
         for cos, sin, share in ((cos_x, sin_x, a), (cos_y, sin_y, b)):
+            # (|φ|² − s)/(1 − s) − |φ|² = (|φ|² − 1) s/(1 − s), with s = Σ a².
             missing = jnp.square(cos) + jnp.square(sin) - 1
             squared += missing * jnp.sum(jnp.square(share)) / mass_of_distinct_pairs(share)
         return squared

@@ -25,6 +25,8 @@ def energy_distance_on_line(
     value = _self_energy(jnp.concatenate([x, y]), jnp.concatenate([a, -b]))
     if not debias:
         return value
+    # 1/(1 − s) is 1 + s/(1 − s): 2 ∫ (F − G)² stays free of cancellation, and only the bias is
+    # subtracted from it.
     excess = lambda share: jnp.sum(jnp.square(share)) / mass_of_distinct_pairs(share)
     return value + excess(a) * _self_energy(x, a) + excess(b) * _self_energy(y, b)
 
@@ -36,6 +38,7 @@ def _self_energy(z: Float[Array, " k"], charges: Float[Array, " k"]) -> Float[Ar
     With C the cumulative sum of the sorted charges and T their total it is the sum of
     2 C (C − T) times the gap to the next point: no difference of large numbers.
     """
+    # Between ties the gap is zero: their order does not matter, and an unstable sort is faster.
     keys, charges = jax.lax.sort((_ordered_bits(z), charges), num_keys=1, is_stable=False)
     z = _from_ordered_bits(keys, z.dtype)
     cumulative = jnp.cumsum(charges)
@@ -51,6 +54,7 @@ def _self_energy(z: Float[Array, " k"], charges: Float[Array, " k"]) -> Float[Ar
 def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     z, charges = primals
     dz, d_charges = tangents
+    # The order is locally constant, so that no derivative passes through the sort.
     order = jnp.argsort(_ordered_bits(jax.lax.stop_gradient(z)))
     sorted_z, sorted_charges = z[order], charges[order]
     first, last = _ties(jax.lax.stop_gradient(sorted_z))
@@ -60,6 +64,7 @@ def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Arra
         up_to = jnp.cumsum(amounts)
         return (up_to - amounts)[first] - (up_to[-1] - up_to[last])
 
+    # Σ_j c_j sign(z_k − z_j), of which c_k times −2 is the derivative in z_k.
     sides = balance(sorted_charges)
     # Σ_j c_j |z_k − z_j|, the derivative in a charge, up to the factor −2. About the middle one of
     # the charged points: far from zero the products would cancel.

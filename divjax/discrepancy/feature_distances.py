@@ -71,6 +71,8 @@ def frechet_distance(
         Dowson, Landau 1982, eq. 16. Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter 2017, eq. 6.
         Chong, Forsyth 2020: the bias.
     """
+    # A kernel of differences, so that samples are centred; `debias` requires the two rows of a
+    # covariance.
     samples = two_samples(Energy(), x, y, a, b, debias=True)
     check_full_precision("x and y", samples.x)
     return _frechet_distance(samples)
@@ -91,6 +93,8 @@ def _moments(
     """The mean and the unbiased covariance, for shares of sum one."""
     mean = matmul(share, x)
     centered = x - mean
+    # For n equal shares the divisor is (n − 1)/n, which makes the covariance the usual unbiased
+    # one.
     scatter = matmul((share[:, None] * centered).T, centered)
     return mean, scatter / mass_of_distinct_pairs(share)
 
@@ -99,8 +103,8 @@ class PrecisionRecall(NamedTuple):
     """How far two samples cover each other, by balls around their points.
 
     Attributes:
-        precision: the share of y within a ball of x: how much of what is generated is realistic.
-        recall: the share of x within a ball of y: how much of what is real is generated.
+        precision: the share of y within a ball of x: how many generated points are realistic.
+        recall: the share of x within a ball of y: how many real points are covered.
         density: the mean number of balls of x that hold a point of y, divided by k. One, in
             expectation, if p = q, and possibly larger. Unlike precision it does not depend on
             single outliers of x, whose balls are large.
@@ -169,8 +173,8 @@ def _precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int)
     dtype, work = x.dtype, at_least_single(x.dtype)
     # Counts have no derivative.
     x, y = _in_typical_unit(*jax.lax.stop_gradient((x.astype(work), y.astype(work))))
-    # The nearest point of all is the row itself.
-    # Points at the radius are within a ball, however their distance is rounded.
+    # The nearest point of all is the row itself: the k-th neighbour is number k + 1. Points at the
+    # radius are within a ball, however their distance is rounded.
     slack = 1 + _ROUNDING_ULPS * float(jnp.finfo(work).eps)
     to_kth = lambda squared: smallest_in_rows(squared, k + 1)[0][:, k] * slack
     radius_x, radius_y = (_reduced_distances(rows, None, to_kth) for rows in (x, y))
@@ -181,6 +185,8 @@ def _precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int)
     def from_y(squared: Float[Array, "b n"]) -> Float[Array, " b"]:
         return jnp.sum(squared <= radius_x, axis=1).astype(work)
 
+    # Two passes, as a block of rows has all of its columns: radii of y are compared along the rows
+    # of x, and those of x along the rows of y.
     recalled, nearest = _reduced_distances(x, y, from_x)
     balls = _reduced_distances(y, x, from_y)
     shares = (
@@ -189,6 +195,7 @@ def _precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int)
         jnp.mean(balls) / k,
         jnp.mean(nearest <= radius_x, dtype=work),
     )
+    # Comparisons with NaN are false, and would count as points outside of all balls.
     finite = jnp.isfinite(x).all() & jnp.isfinite(y).all()
     return PrecisionRecall(*(nan_unless(finite, share).astype(dtype) for share in shares))
 

@@ -87,6 +87,7 @@ def kernel_stein_test(
     check_count(1, num_resamples=num_resamples)
     check_probability(flip_probability=flip_probability)
     check_stein_kernel(kernel)
+    # Centred rows keep distances accurate. Scores need the points themselves.
     _, centered = centered_samples(x=x)
     (x,) = as_samples(x=x)
     at_least_two_rows(x=x)
@@ -107,6 +108,7 @@ def _wild_bootstrap(
     n, dtype = x.shape[0], at_least_single(x.dtype)
     points = stein_points(x, scores)
     probability = jnp.asarray(flip_probability, dtype)
+    # A flip at the first row changes all signs, hence no product of two.
     flips = jax.random.bernoulli(own_key(key), probability, (num_resamples, n))
     # The first vector is of ones only: its form is the statistic.
     positive = jnp.cumsum(flips, axis=1) % 2 == 0

@@ -29,6 +29,8 @@ def squared_discrepancy(
     kernel: GramKernel, samples: TwoMeasures, *, debias: bool
 ) -> Float[Array, ""]:
     """E k(x, x′) + E k(y, y′) − 2 E k(x, y), for a kernel without a rule and shares of sum one."""
+    # A distance scales with its points, so that their unit may be chosen. Other kernels have a
+    # bandwidth in the unit of the rows.
     if isinstance(kernel, Energy):
         samples, unit = _in_own_unit(samples)
         return unit * _of_means(kernel, samples, debias=debias)
@@ -66,9 +68,9 @@ def mmd(
     """The squared maximum mean discrepancy, MMD² = E k(X, X′) + E k(Y, Y′) − 2 E k(X, Y).
 
     It is the squared distance of the mean embeddings of both distributions in the kernel's Hilbert
-    space, and the squared integral of the `witness` function's gap. For a characteristic kernel
-    (Gaussian, Laplace, Matérn, inverse multiquadric) it is zero only if p = q. With the kernel
-    `kernels.Energy()` it is the `energy_distance`.
+    space, and the mean of the `witness` function over x less that over y. For a characteristic
+    kernel (Gaussian, Laplace, Matérn, inverse multiquadric) it is zero only if p = q. With the
+    kernel `kernels.Energy()` it is the `energy_distance`.
 
     The V-statistic of all pairs, Σ_ij a_i a_j k(x_i, x_j) + Σ_ij b_i b_j k(y_i, y_j)
     − 2 Σ_ij a_i b_j k(x_i, y_j), is exact for the two weighted samples and never negative up to
@@ -80,9 +82,9 @@ def mmd(
     loss to train a generator with. `flows.MMD` is half of this number, whose Wasserstein gradient
     is that of the witness.
 
-    A bandwidth rule is evaluated once, at the rows of both samples with weight, and is a constant
-    to differentiation. By default it is the median distance, which the samples determine: give a
-    number where values are to be compared.
+    A bandwidth rule is evaluated once, at the rows of both samples with weight, and gradients are
+    stopped at its value. The default, the median distance, differs from one pair of samples to the
+    next: give a number if values are to be compared.
 
     The parts of k that cancel are left out before they are rounded: a bandwidth far beyond the
     data, or a polynomial kernel far from its origin, costs no digits. For a kernel of one's own,
@@ -106,7 +108,7 @@ def mmd(
 
     Raises:
         ValueError: if a sample is empty or not a matrix, the numbers of features differ, weights do
-            not fit, the kernel is none, or `debias` is set for a single row.
+            not fit, `kernel` is not a kernel, or `debias` is set for a single row.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -128,6 +130,7 @@ def mmd(
 @functools.partial(jax.jit, static_argnames="debias")
 def _mmd(kernel: GramKernel, samples: TwoSamples, *, debias: bool) -> Float[Array, ""]:
     """`mmd` after its checks."""
+    # Less the parts that cancel in the difference of means, before they are rounded.
     kernel = contrast_at(kernel, samples, debias=debias)
     value = squared_discrepancy(kernel, as_measures(kernel, samples), debias=debias)
     return value.astype(samples.dtype)
@@ -166,7 +169,7 @@ def witness(
 
     Raises:
         ValueError: if an argument is empty or not a matrix, the numbers of features differ, weights
-            do not fit, or the kernel is none.
+            do not fit, or `kernel` is not a kernel.
 
     Example:
         >>> import jax.numpy as jnp
@@ -195,6 +198,7 @@ def _witness(kernel: GramKernel, z: Float[Array, "k d"], samples: TwoSamples) ->
     """`witness` after its checks."""
     kernel = contrast_at(kernel, samples)
     x, y, a, b = as_measures(kernel, samples)
+    # One pass over both samples, with the sign of each in its weight.
     points, signed = jnp.concatenate([x, y]), jnp.concatenate([a, -b])
     mean_gap = lambda values, own: matmul(values, signed)
     z = z.astype(at_least_single(z.dtype))

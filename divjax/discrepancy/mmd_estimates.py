@@ -62,7 +62,7 @@ def mmd_estimate(
 
     Raises:
         ValueError: if a sample has fewer than 4 rows or is not a matrix, the numbers of features
-            differ, the kernel is none, or the level is not in (0, 1).
+            differ, `kernel` is not a kernel, or the level is not in (0, 1).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -97,11 +97,15 @@ def _mmd_estimate(kernel: GramKernel, samples: TwoSamples, confidence_level: Arr
     # The sample of each row, as columns of indicators.
     groups = jax.nn.one_hot((jnp.arange(n + m) >= n).astype(int), 2, dtype=x.dtype)
     others = lambda values, own: matmul(jnp.where(own, 0, values), groups)
+    # Row sums of one pass over the pooled rows: their means make the value, their spread the
+    # variance's first terms.
     sums = _Sums(map_kernel_rows(others, kernel, points, None), n, m)
+    # Only the value is differentiated: a standard error's derivative would take further passes.
     squares = jax.lax.stop_gradient(_centred_squares(kernel, points, groups, sums))
     variance = jax.lax.stop_gradient(_variance(sums, squares))
     value = sums.mean_xx + sums.mean_yy - 2 * sums.mean_xy
     level = jnp.asarray(confidence_level, x.dtype)
+    # A variance of σ² (1/n + 1/m), as of a difference of means, is that of nm/(n + m) rows.
     estimate = normal_estimate(value, jnp.sqrt(variance), n * m / (n + m), (), level)
     return jax.tree.map(lambda leaf: leaf.astype(samples.dtype), estimate)
 
@@ -149,15 +153,16 @@ def _centred_squares(
     """Unbiased estimates of E k̃², of the kernel centred in both arguments, for pairs of samples.
 
     Within a sample, without its diagonal, the matrix is U-centred (Székely and Rizzo); between two
-    samples it is doubly centred. A pass of its own: the squares' sum less that of the means would
-    cancel for a wide kernel.
+    samples it is doubly centred. This takes a second pass: for a wide kernel the sum of squares
+    less that of the squared means would cancel.
     """
     n, m = sums.n, sums.m
-    # What is subtracted from k_ij for the row, by the sample of the column. The matrix of all rows
-    # is symmetric, so that columns have the same.
+    # The part of row i that is subtracted from k_ij, by the sample of the column. The matrix of all
+    # rows is symmetric: columns have the same parts.
     within, dtype = groups > 0, points.dtype
     sizes = jnp.where(within, jnp.array([n - 2, m - 2], dtype), jnp.array([n, m], dtype))
     of_rows = sums.of_rows / sizes
+    # U-centring adds the total over (n − 1)(n − 2): the mean over n (n − 1) pairs times n/(n − 2).
     constants = jnp.array([[n / (n - 2), 1.0], [1.0, m / (m - 2)]], dtype) * jnp.stack(
         [jnp.stack([sums.mean_xx, sums.mean_xy]), jnp.stack([sums.mean_xy, sums.mean_yy])]
     )
@@ -172,6 +177,8 @@ def _centred_squares(
 
     by_rows = map_kernel_rows(squares, kernel, points, None, of_rows, groups)
     between = _product(n - 1, m - 1)
+    # The number of pairs less the constraints of centring, over which the mean of squares is
+    # unbiased: n (n − 3) within a sample, (n − 1)(m − 1) between two.
     freedom = jnp.array([[_product(n, n - 3), between], [between, _product(m, m - 3)]], dtype)
     return matmul(groups.T, by_rows) / freedom
 
@@ -222,7 +229,7 @@ def mmd_block(
 
     Raises:
         ValueError: if a sample is empty or not a matrix, the numbers of features differ, there are
-            fewer than two blocks, the kernel is none, or the level is not in (0, 1).
+            fewer than two blocks, `kernel` is not a kernel, or the level is not in (0, 1).
 
     Example:
         >>> import jax
@@ -263,13 +270,15 @@ def _mmd_block(
     def of_block(x: Float[Array, "b d"], y: Float[Array, "b d"]) -> Float[Array, ""]:
         return squared_discrepancy(kernel, TwoMeasures(x, y, share, share), debias=True)
 
+    # "count block_size d": consecutive rows, of which x and y have as many.
     blocks = (
         rows[: count * block_size].reshape(count, block_size, rows.shape[1]) for rows in (x, y)
     )
+    # A block takes three matrices: within x, within y and between them.
     values = map_row_blocks(jax.vmap(of_block), 3 * block_size**2, *blocks)
     std_error = jax.lax.stop_gradient(jnp.std(values, ddof=1)) / math.sqrt(count)
     level = jnp.asarray(confidence_level, at_least_single(x.dtype))
-    # Rows that are left out count for nothing, but a number that is none is reported.
+    # Rows beyond the last block do not count, but a number that is not finite there is reported.
     finite = jnp.isfinite(x).all() & jnp.isfinite(y).all()
     value = nan_unless(finite, jnp.mean(values))
     estimate = normal_estimate(value, std_error, count, (), level)

@@ -111,5 +111,6 @@ def quadratic_forms(
         add = lambda column, total: total + of_pair(row[0], column)
         return jax.lax.fori_loop(row[0], num_tiles, add, jnp.zeros(like.shape, like.dtype))[None]
 
+    # One row of tiles at a time, as rows further down have fewer tiles: each is a loop of its own.
     rows = map_row_blocks(of_row, size * size, jnp.arange(num_tiles), block_rows=1)
     return jnp.sum(rows, axis=0)

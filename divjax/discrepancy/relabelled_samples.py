@@ -62,8 +62,8 @@ def pooled_samples(
     """Both samples, checked and pooled, about a common centre for a radial kernel.
 
     Raises:
-        ValueError: if the kernel is none, a sample is not a matrix of numbers or has fewer than two
-            rows, their numbers of features differ, or the labels do not fit.
+        ValueError: if `kernel` is not a kernel, a sample is not a matrix of numbers or has fewer
+            than two rows, their numbers of features differ, or the labels do not fit.
     """
     x, y, *_ = two_samples(kernel, x, y)
     at_least_two_rows(x=x, y=y)
@@ -132,10 +132,12 @@ def relabellings(
     """The labels as they are, and as many random ones."""
     num_rows = samples.rows.shape[0]
     shuffle, valid = label_permutation(samples.strata, samples.groups, samples.num_x, num_rows)
+    # A key for each, so that the labels do not depend on how many are drawn at a time.
     keys = jax.random.split(own_key(key), num_permutations)
     # As many permutations at a time as fit a block.
     at_a_time = min(num_permutations, rows_per_block(num_permutations, num_rows))
     permuted = jax.lax.map(shuffle, keys, batch_size=at_a_time)
+    # The observed labels come first: rows of x precede those of y.
     labels = jnp.concatenate([jnp.arange(num_rows)[None] < samples.num_x, permuted])
     num_x = jnp.sum(labels, axis=1).astype(samples.rows.dtype)
     return Relabellings(labels, num_x, jnp.asarray(valid))
@@ -159,6 +161,7 @@ def rounding_of_forms(forms: Float[Array, "... p"]) -> Float[Array, "..."]:
 def kernel_matrices(tile: Tile) -> Callable[[GramKernel], Float[Array, "r c"]]:
     """`kernel -> matrix` of a tile's points, with the distances computed once for all kernels."""
     rows, columns, same = tile
+    # A kernel that is not radial does not use them, and XLA then removes their computation.
     squared = resolved_distances(rows, columns, same)
 
     def matrix(kernel: GramKernel) -> Float[Array, "r c"]:

@@ -34,8 +34,8 @@ def relative_mmd_test(
     """A test of whether samples y are nearer to x than samples z are, against that z are nearer.
 
     The hypothesis is MMD²(p, q) ≤ MMD²(p, r) for x ~ p, y ~ q, z ~ r, such as data and the samples
-    of two models. A small p-value says that z is nearer; for the contrary exchange y and z. The
-    difference of both U-statistics, in which the terms among x cancel,
+    of two models. A small p-value is evidence that z is nearer; exchange y and z for the contrary.
+    The difference of both U-statistics, in which the terms among x cancel,
 
         D = E k(y, y′) − E k(z, z′) − 2 E [k(x, y) − k(x, z)],
 
@@ -101,9 +101,13 @@ def _compare(
     apart = at_x[:, 1] / m - at_x[:, 2] / l
     within_y, within_z = at_y[:, 1] / (m - 1), at_z[:, 2] / (l - 1)
     difference = jnp.mean(within_y) - jnp.mean(within_z) - 2 * jnp.mean(apart)
+    # Half of each row's first-order influence on D (Hájek's projection), up to its sign: hence the
+    # factor 4 of the variance.
     influences = apart, within_y - at_y[:, 0] / n, within_z - at_z[:, 0] / n
     variance = sum(4 * jnp.var(part, ddof=1) / part.shape[0] for part in influences)
     deviation = jnp.sqrt(variance)
+    # Influences that are equal up to rounding, of rows that coincide or are all far apart for the
+    # kernel, leave no deviation to divide by.
     scale = jnp.mean(jnp.abs(within_y)) + jnp.mean(jnp.abs(within_z))
     resolved = deviation > _ROUNDING * jnp.finfo(rows.dtype).eps * scale
     statistic = difference / deviation
@@ -111,4 +115,5 @@ def _compare(
     p_value = nan_unless(resolved & finite, ndtr(-statistic))
     status = status_of(converged=True, resolved=resolved, finite=finite)
     statistic = nan_unless(resolved & finite, statistic)
+    # The null distribution is the normal limit: no statistics are drawn from it.
     return TestResult(statistic, p_value, jnp.zeros(0, rows.dtype), status)

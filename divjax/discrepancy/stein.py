@@ -174,10 +174,12 @@ def scores_at(
     Outside the support log π is −∞, a constant: its derivative is zero, and no score.
 
     Raises:
-        ValueError: unless exactly one of both functions is given, and returns what it should.
+        ValueError: unless exactly one of both functions is given, and `log_prob` returns a scalar,
+            or `score` a vector like a row.
     """
     if log_prob is not None and score is None:
         check_scalar_output("log_prob", log_prob, x[0])
+        # The value comes with the gradient, and shows where there is no density.
         log_densities, scores = jax.vmap(jax.value_and_grad(log_prob))(x)
         return nan_unless(jnp.isfinite(log_densities)[:, None], scores)
     if score is None or log_prob is not None:
@@ -193,9 +195,10 @@ def scores_at(
 def stein_matrix(
     kernel: Kernel, rows: SteinPoints, columns: SteinPoints, same: Bool[Array, "r c"]
 ) -> Float[Array, "r c"]:
-    """U at all pairs of rows and columns, of which `same` says which are one point."""
+    """U at all pairs of rows and columns; `same` marks the pairs of a point with itself."""
     squared = resolved_distances(rows.x, columns.x, same)
     value, slope = kernel.radial(squared)
+    # (x − y)·[s(y) − s(x)] by products of matrices: no array of n × m × d.
     turn = -differences_product(rows.x, columns.x, rows.scores, columns.scores, same)
     products = matmul(rows.scores, columns.scores.T)
     trace = kernel.stein_trace(squared, rows.x.shape[1])  # pyright: ignore[reportAttributeAccessIssue]
@@ -264,7 +267,7 @@ def kernel_stein_blocks(
 
     Returns:
         An `Estimate` of KSD² for the distribution that the rows are drawn from, its effective
-        sample size the number of blocks. Unbiased for a kernel with a bandwidth of its own; a rule
+        sample size the number of blocks. Unbiased for a kernel whose bandwidth is a number; a rule
         is evaluated at all rows. NaN if log π is not finite at a row. Memory O(n B).
 
     Raises:
@@ -286,6 +289,7 @@ def kernel_stein_blocks(
     check_stein_kernel(kernel)
     _, centered = centered_samples(x=x)
     (x,) = as_samples(x=x)
+    # The rows after the last whole block are left out: blocks of one size have one variance.
     num_blocks = x.shape[0] // block_size
     if num_blocks < 2:
         raise ValueError(
@@ -308,6 +312,7 @@ def _of_blocks(
     size: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     points = stein_points(x, scores)
+    # "num_blocks size d": consecutive rows, which are independent of those of other blocks.
     blocks = (leaf[: num_blocks * size].reshape(num_blocks, size, -1) for leaf in points)
     same = jnp.eye(size, dtype=bool)
 

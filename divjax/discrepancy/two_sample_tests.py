@@ -142,12 +142,14 @@ def energy_test(
 def _kernel_test(
     key: Key[Array, ""], samples: PooledSamples, kernel: GramKernel, num_permutations: int
 ) -> TestResult:
-    # Distances are those of rows in a unit of theirs, whose squares are within the dtype's range.
+    # Rows in units of their largest coordinate: the squares behind the energy kernel's distances
+    # stay within the dtype's range.
     distances = isinstance(kernel, Energy)
     rows, unit = in_own_unit(samples.rows) if distances else (samples.rows, 1)
     kernel = contrast_at_rows(kernel, rows)
     labels = relabellings(key, samples, num_permutations)
     form = lambda tile, contract: contract(kernel_matrices(tile)(kernel))
+    # The statistic first, and last the form of the sizes, by which rounding is measured.
     forms = unit * quadratic_forms(form, rows, with_sizes(labels))
     return compared_with_null(forms[0], forms[1:-1], rounding_of_forms(forms), labels.valid)
 
@@ -157,17 +159,18 @@ def _line_test(key: Key[Array, ""], samples: PooledSamples, num_permutations: in
     """The energy test of numbers on a line: 2 Σ_k (z_(k+1) − z_(k)) (F − G)²(z_(k))."""
     labels = relabellings(key, samples, num_permutations)
     rows = samples.rows[:, 0]
+    # Relabelling moves no row: one sort serves all labels.
     order = jnp.argsort(rows)
     gaps, ranks = jnp.diff(rows[order]), jnp.arange(1, rows.shape[0])
 
     def energies(
         in_x: Bool[Array, "b rows"], num_x: Float[Array, " b"], num_y: Float[Array, " b"]
     ) -> Float[Array, " b"]:
-        # Counts are exact, and so are those of rows that coincide: no gap is between them.
+        # Counts are exact. Their order among rows that coincide is irrelevant: the gap is zero.
         of_x = jnp.cumsum(in_x[:, order[:-1]], axis=1)
         of_y, num_x, num_y = ranks - of_x, num_x[:, None], num_y[:, None]
-        # F − G is a difference of products of counts, over n m. Differences of opposite sign are
-        # then a tie; those of rounded shares need not be.
+        # F − G is a difference of products of counts, over n m: differences of opposite sign then
+        # have equal squares, a tie, which those of rounded shares need not have.
         difference = _difference_of_products(of_x, num_y, of_y, num_x)
         return 2 * matmul((difference / num_x / num_y) ** 2, gaps)
 
@@ -182,7 +185,8 @@ def _difference_of_products(
 ) -> Float[Array, "p k"]:
     """A b − c d of counts, to the rounding of itself rather than of either product.
 
-    Integers wrap around: theirs is exact up to a multiple of 2³², which the rounded products tell.
+    Integers wrap around: their difference is exact up to a multiple of 2³², which follows from that
+    of the rounded products.
     """
     whole = lambda count: count.astype(jnp.int32)
     wrapped = (whole(a) * whole(b) - whole(c) * whole(d)).astype(b.dtype)

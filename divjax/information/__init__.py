@@ -16,9 +16,9 @@
   informations of the last two.
 - **Modules**: `dimension`, `density`, `contraction` (strong data processing), and
   `linear_memorization`. `information_projection` is onto an exponential family, and
-  `total_correlation_decomposition` says what an encoder's divergence from its prior consists of.
+  `total_correlation_decomposition` splits an encoder's divergence from its prior into its parts.
 
-Numbers are in nats unless `base` says otherwise, and squares, not roots. Bounds on mutual
+Numbers are in nats unless a `base` is given, and squares, not roots. Bounds on mutual
 information by a learned critic are in `divjax.ratio`.
 """
 

@@ -84,8 +84,8 @@ def maximal_correlation(
 
     Raises:
         ValueError: if x or y is empty or not a matrix, their numbers of rows differ, weights do not
-            fit, a kernel is none, the ridge is not positive, or there is a rank for a kernel that
-            is not positive definite.
+            fit, a kernel is invalid, the ridge is not positive, or a rank is given for a kernel
+            that is not positive definite.
 
     Example:
         >>> import jax
@@ -107,6 +107,7 @@ def maximal_correlation(
     if rank is not None:
         check_count(1, rank=rank)
         for name, kernel in zip(("kernel_x", "kernel_y"), kernels, strict=True):
+            # A kernel that is positive definite only for masses of sum zero has no Cholesky factor.
             if kernel is not None and is_radial(kernel) and not kernel.positive_definite:
                 raise ValueError(
                     f"{name} must be positive definite for factors of a rank; got "
@@ -141,6 +142,7 @@ class _Features(NamedTuple):
 
     def variance(self, masses: Float[Array, " n"]) -> Float[Array, ""]:
         """The trace of the covariance of the features."""
+        # About the mean before squares are taken: E f² − (E f)² would cancel.
         centered = self.features - matmul(masses, self.features)
         return jnp.dot(masses, jnp.sum(jnp.square(centered), axis=1))
 
@@ -166,6 +168,7 @@ class _Features(NamedTuple):
             return matmul(moved.T, moved) + epsilon * matmul(basis, basis.T)
 
         factor = cholesky_of_rows(gram, jnp.eye(rows.shape[1], dtype=rows.dtype))
+        # ΨᵀΨ is L⁻¹ ΦᵀWΦ L⁻ᵀ, with eigenvalues λ/(λ + ε) below one: so are the correlations.
         values = solve_triangular(factor, rows.T).T
         return _Whitened(
             values,
@@ -199,6 +202,7 @@ class _Gram(NamedTuple):
     ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
         """The centred function with these coefficients, and the square of its norm."""
         shares = masses * coefficients
+        # Coefficients of sum zero, for which the norm under K is that under the centred matrix.
         shares = shares - masses * jnp.sum(shares)
         values = matmul(self.gram, shares)
         return values - jnp.dot(masses, values), jnp.dot(shares, values)
@@ -209,10 +213,12 @@ class _Gram(NamedTuple):
         means = matmul(self.gram, masses)
         centered = self.gram - means[:, None] - means + jnp.dot(masses, means)
         values, vectors = eigh(root[:, None] * centered * root)
+        # Rounding may make eigenvalues of zero negative, with roots of NaN.
         values = jnp.maximum(values, 0)
 
         def optimal(target: Float[Array, " n"]) -> Float[Array, " n"]:
             solved = matmul(vectors, matmul(vectors.T, target) / (values + epsilon))
+            # From units of √w to the coefficient at each row, zero for a row without mass.
             return jnp.where(masses > 0, solved / jnp.where(masses > 0, root, 1), 0)
 
         return _Whitened(vectors * jnp.sqrt(values / (values + epsilon)), optimal)
@@ -300,6 +306,7 @@ def _optimal_functions(
     for one, low in zip(epsilons, least, strict=True):
         resolved = resolved & (one >= _RESOLUTION * low)
     resolved = constant & (ridge > 0) | resolved
+    # A constant variable has ε = 0, with which its covariance would be singular.
     epsilons = [jnp.where(constant, 1, one) for one in epsilons]
 
     whitened = [
@@ -327,6 +334,8 @@ def _optimal_functions(
         space.function(chosen, masses)[0]
         for space, chosen in zip(spaces, coefficients, strict=True)
     )
+    # At the optimum ε_x a = g/ρ − f at each row with mass. The same equation continues a to rows
+    # without.
     limits = (g / divisor - f) / epsilons[0], (f / divisor - g) / epsilons[1]
     coefficients = [
         space.with_unused(chosen, limit, masses)

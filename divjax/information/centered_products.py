@@ -31,7 +31,7 @@ __all__ = [
 
 
 class CenteredSums(NamedTuple):
-    """What the product of two matrices depends on; a constant g_i + g_j in either changes nothing.
+    """The sums that give the product of two matrices; a part g_i + g_j in either changes nothing.
 
     Attributes:
         within: Σ_i w_i (Σ_j w_j a_ij b_ij − a_i. b_i.).
@@ -129,8 +129,8 @@ def square_or_nan(
 ) -> Float[Array, ""]:
     """⟨A, A⟩, NaN where an unbiased one of a variable that varies is mostly rounding.
 
-    The distances of a row that is far from all others are nearly g_i + g_j, which is what centring
-    removes: of the large sums a small difference remains.
+    The distances of a row that is far from all others are nearly g_i + g_j, which centring removes:
+    a small difference of large sums remains.
 
     Args:
         sums: of the matrix with itself.

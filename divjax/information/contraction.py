@@ -71,6 +71,7 @@ def total_variation(channel: Float[Numbers, "k m"]) -> Float[Array, ""]:
 def _total_variation(channel: Float[Array, "k m"]) -> Float[Array, ""]:
     # One row against all others at a time: never k × k × m.
     farthest = lambda row: jnp.max(jnp.sum(jnp.abs(channel - row), axis=1))
+    # The checkpoint keeps reverse mode from storing the differences of all rows.
     largest = jnp.max(jax.lax.map(jax.checkpoint(farthest), channel)) / 2
     return nan_unless(are_distributions(channel).all(), largest)
 
@@ -120,12 +121,13 @@ def _chi_squared(channel: Float[Array, "k m"], p: Float[Array, " k"]) -> Float[A
     # The largest singular value is one, of the roots of both distributions.
     rest = safe_sqrt(p)[:, None] * (channel - output) * inverse
     largest = spectral_function(jnp.max, matmul(rest, rest.T))
+    # Traced probabilities cannot be refused: those out of range give NaN.
     valid = are_distributions(channel).all() & sum_to_one(p) & jnp.all(p >= 0)
     return nan_unless(valid, jnp.maximum(largest, 0))
 
 
 def _rate(number: Numbers) -> Array:
-    """A traced probability, NaN if it is none."""
+    """A traced probability, NaN if it is not in [0, 1]."""
     (number,) = as_arrays(rate=number)
     return nan_unless((number >= 0) & (number <= 1), number)
 

@@ -119,7 +119,7 @@ def distance_correlation(
     """The squared distance correlation dCor² = dCov²(x, y) / (dCov²(x, x) dCov²(y, y))^½.
 
     In [0, 1], and one if y is x up to a shift, a factor and a rotation. With `debias` it is the
-    bias-corrected one, of unbiased distance covariances, which may be negative. What bias is left
+    bias-corrected one, of unbiased distance covariances, which may be negative. The remaining bias
     is that of a ratio. Time, memory and derivatives are those of `distance_covariance`.
 
     Args:
@@ -217,14 +217,17 @@ def distance_sums(
     variables, units, masses = scaled_rows(rows)
     numbers = all(values.shape[1] == 1 for values in variables)
     plain = isinstance(exponent, (int, float)) and exponent == 1
+    # Sums by sorting exist for |x − y| itself, on the line, and are faster for many rows.
     if not (numbers and plain and masses.shape[0] >= LINE_FROM):
         function = distances(exponent)
         given = [Variable(values, function) for values in variables]
         sums = pair_sums(given, masses, pairs, diagonal=not debias).products
         return list(sums), units, masses
+    # Not the masses: sums of ones are exact, while those of 1/n all err to one side.
     weights = jnp.ones_like(masses) if rows.weights is None else in_units_of_largest(rows.weights)
     columns = [values[:, 0] for values in variables]
     sums = [
+        # Products of a variable's distances with themselves are squares, without absolute values.
         line_variance_sums(columns[i], weights)
         if i == j
         else line_sums(columns[i], columns[j], weights)
@@ -237,6 +240,7 @@ def distance_sums(
 def _covariance(rows: PairedRows, *, exponent: ArrayLike, debias: bool) -> Float[Array, ""]:
     """`distance_covariance` after its checks."""
     (sums,), units, masses = distance_sums(rows, [(0, 1)], exponent, debias=debias)
+    # ‖x − y‖^α scales with the α-th power of each unit.
     value = centered_product(sums, masses, debias=debias)
     for unit in units:
         value = value * unit ** jnp.asarray(exponent, unit.dtype)
@@ -248,6 +252,7 @@ def distance_correlation_of(
     rows: PairedRows, *, exponent: ArrayLike, debias: bool
 ) -> Float[Array, ""]:
     """`distance_correlation` after its checks."""
+    # A ratio, in which the units cancel.
     pairs = [(0, 1), (0, 0), (1, 1)]
     sums, _, masses = distance_sums(rows, pairs, exponent, debias=debias)
     product = centered_product(sums[0], masses, debias=debias)

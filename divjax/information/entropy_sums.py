@@ -59,8 +59,8 @@ def total_correlation_of(num_variables: int) -> EntropySum:
 class InformationMethod(Protocol):
     """How a sum of entropies is estimated from samples of its variables.
 
-    `estimate` is called under `jax.jit`, with the method as an argument: what is no leaf of it is
-    static.
+    `estimate` is called under `jax.jit`, with the method as an argument: its fields that are not
+    leaves are static.
     """
 
     def estimate(

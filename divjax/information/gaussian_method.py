@@ -73,8 +73,12 @@ class Gaussian:
         x = x - jnp.mean(x, axis=0)
         varies = jnp.any(fixed != fixed[0], axis=0)
         members = _members(variables, measure) & varies
+        # Any divisor of the covariance serves, as does log(ν/2): each multiplies the number of
+        # features, whose signed sum over the groups is zero.
         factors = _factors(matmul(x.T, x) / n, members)
         signs = jnp.asarray(measure.signs, x.dtype)
+        # The squares of L's diagonal are each feature's variance given those before it; its own is
+        # one.
         variances = jnp.square(jnp.diagonal(factors, axis1=1, axis2=2))
 
         # Entropies are ½ log det S, up to terms that cancel.
@@ -82,9 +86,13 @@ class Gaussian:
         expected, spread = _log_determinant_moments(n - 1, d, x.dtype)
         entropies = 0.5 * (jnp.sum(jnp.log(variances), axis=1) - expected[sizes])
         value = matmul(signs, entropies)
+        # A row's influence on ½ log det S is ½ (xᵀS⁻¹x − d), in which xᵀS⁻¹x is the squared length
+        # of L⁻¹x.
         given = jnp.where(members[:, :, None], x.T, 0)
         squares = jnp.square(solve_triangular(factors, given))
         terms = 0.5 * matmul(signs, jnp.sum(squares, axis=1))
+        # For independent normal variables the influence functions cancel, and the variance of the
+        # log-determinants, ψ′, remains.
         variance = jnp.var(terms, ddof=1) / n + 0.25 * jnp.abs(matmul(signs, spread[sizes]))
 
         # Negated, so that NaN counts as singular.

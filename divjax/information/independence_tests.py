@@ -145,6 +145,7 @@ def hsic_test(
                     f"{type(kernel).__name__}."
                 )
     if null == "gamma":
+        # The variance under independence has the factor (n − 4)(n − 5).
         _check_rows(n, 6)
         _refuse_labels(strata, groups)
         return _gamma_test(rows, kernels)
@@ -190,8 +191,9 @@ def distance_covariance_test(
             those of y are permuted as one, with other groups of their size.
 
     Returns:
-        A `TestResult`, whose statistic is dCov², or C. Its p-value is (1 + #{null ≥ statistic})/(1
-        + N), where ties up to rounding count as ≥; it is one if no rows can trade places.
+        A `TestResult`, whose statistic is dCov², or C. Its p-value is
+        (1 + #{null ≥ statistic})/(1 + N), where ties up to rounding count as ≥; it is one if no
+        rows can trade places.
 
     Raises:
         ValueError: as `distance_covariance`, for too few rows, labels that do not fit, or an
@@ -215,6 +217,7 @@ def distance_covariance_test(
     rows, _ = paired_rows(None, x=x, y=y)
     n = len(rows.variables[0])
     if null == "chi_squared":
+        # An unbiased product of centred matrices takes four rows.
         _check_rows(n, 4)
         _refuse_labels(strata, groups)
         return _chi_squared_test(rows)
@@ -302,6 +305,7 @@ def _of_matrices(variables: tuple[Variable, Variable]) -> tuple[Statistic, Float
 
     def by_gathers(order: Int[Array, " n"]) -> Float[Array, ""]:
         # Each row's sum by a product, as one long sum of n² numbers would be rounded more.
+        # Centring commutes with the order of the rows: a permuted matrix is centred already.
         moved = second[order][:, order]
         return jnp.mean(jnp.einsum("ij,ij->i", first, moved, precision="highest")) / n
 
@@ -360,6 +364,7 @@ def _hsic_permutations(
         factors = [low_rank_factor(variable, rank) for variable in variables]
         first, second = (factor - jnp.mean(factor, axis=0) for factor in factors)
 
+        # tr(KHLH)/n² is ‖ΦᵀHΨ‖²_F/n², from an r × r matrix for each permutation.
         statistic = lambda order: jnp.sum((matmul(first.T, second[order]) / n) ** 2)
         # tr(ΦΦᵀΨΨᵀ) is at most the product of the norms of ΦᵀΦ and ΨᵀΨ.
         norms = [jnp.linalg.norm(matmul(factor.T, factor) / n) for factor in (first, second)]
@@ -389,6 +394,7 @@ def _distance_permutations(
         function = distances(1.0)
         statistic, tolerance, entries = _of_matrices((Variable(x, function), Variable(y, function)))
     else:
+        # Row means do not depend on the pairing, so that one tolerance serves all permutations.
         sums = line_sums(x[:, 0], y[:, 0], jnp.ones_like(masses))
         # The distances are rounded, and the products of their rows' deviations, which exceed them
         # for a variable of few values other than one.
@@ -429,12 +435,15 @@ def _gamma_test(rows: PairedRows, kernels: tuple[GramKernel, GramKernel]) -> Tes
         # E k(X, X) − E k(X, X′), without bias.
         spreads.append((jnp.mean(own) - total) * n / (n - 1))
         constant = constant | (square <= least_square(total))
+    # Moments of HSIC for independent variables, to leading order in 1/n.
     mean = spreads[0] * spreads[1] / n
     choices = n * (n - 1.0) * (n - 2.0) * (n - 3.0)
     variance = 2 * (n - 4) * (n - 5) / choices * variances[0] * variances[1]
-    # Nothing speaks against the independence of a constant.
+    # A constant is independent of every variable: p = 1.
     safe = lambda value: jnp.where(constant, 1, value)
     mean, variance = safe(mean), safe(variance)
+    # The gamma distribution of this mean and variance has shape mean²/variance and scale
+    # variance/mean.
     tail = gammaincc(mean**2 / variance, jnp.maximum(statistic, 0) * mean / variance)
     # A limit theorem for as many rows as vary in both: of one, the statistic has two values.
     enough = constant | (n * shares[0] * shares[1] >= _LEAST_VARYING)

@@ -101,6 +101,8 @@ def _joint(
         _distances_of(*usable_rows(values, rows.weights), exponent) for values in rows.variables
     ]
     usable = [one.rows for one in given]
+    # Products of more than two centred matrices do not follow from sums: a second pass centres each
+    # entry.
     means = pair_sums(given, masses, (), diagonal=not debias).means
     shifts = [offsets(mean, masses, debias=debias) for mean in means]
     c = jnp.asarray(offset, dtype)
@@ -110,6 +112,7 @@ def _joint(
         same = index[:, None] == jnp.arange(n)
         product = excess = jnp.zeros(same.shape, dtype)
         power = jnp.ones((), dtype)
+        # For each variable its rows in this block, followed by their row terms.
         own_rows, own_shifts = parts[: len(usable)], parts[len(usable) :]
         for one, shift, own, own_shift in zip(given, shifts, own_rows, own_shifts, strict=True):
             centered = own_shift[:, None] + shift - one.function(own, one.rows, same)
@@ -210,9 +213,11 @@ def _concatenated(
     masses = masses_of(rows.weights, len(rows.variables[0]), rows.variables[0].dtype)
     prediction, *attributes = [usable_rows(values, rows.weights) for values in rows.variables]
     together = jnp.concatenate([values for values, _ in attributes], axis=1)
+    # One unit for the attributes together, whose squared distances are added.
     largest = jnp.max(jnp.stack([size for _, size in attributes]))
     variables = prediction, (together, largest), *attributes
     given = [_distances_of(values, size, exponent) for values, size in variables]
+    # The prediction with all attributes, then with each of them.
     pairs = [(0, k) for k in range(1, len(given))]
     sums = pair_sums(given, masses, pairs, diagonal=not debias).products
     return jnp.stack([centered_product(one, masses, debias=debias) for one in sums])

@@ -80,7 +80,7 @@ def hsic(
 
     Raises:
         ValueError: if x or y is empty or not a matrix, their numbers of rows differ, weights do not
-            fit, a kernel is none, or fewer than four rows are to be debiased.
+            fit, a kernel is invalid, or fewer than four rows are to be debiased.
 
     Example:
         >>> import jax
@@ -242,6 +242,8 @@ def kernel_sums_of(
     variables = []
     for values, kernel in zip(rows.variables, kernels, strict=True):
         if kernel is None:
+            # CKA does not depend on the unit, in which inner products stay within the dtype's
+            # range.
             scaled, largest = usable_rows(values, rows.weights)
             variables.append(Variable(in_units_of(largest, scaled)[0], inner_products))
         else:
@@ -269,8 +271,11 @@ def _cka(
     """`cka` after its checks."""
     n = len(rows.variables[0])
     widest = max(values.shape[1] for values in rows.variables)
+    # ‖YᵀX‖²_F needs no matrix of all pairs. With more features than rows that matrix is the
+    # smaller.
     if kernels == (None, None) and widest <= n:
         products, masses = _linear_sums(rows, debias=debias)
+        # A constant column is exactly zero about its centre: there is no rounding to allow for.
         least = [jnp.zeros((), masses.dtype)] * 2
     else:
         sums, masses = kernel_sums_of(rows, kernels, _PAIRS, debias=debias)
@@ -303,6 +308,7 @@ def _linear_sums(
         cross = matmul((masses[:, None] * centered[i]).T, centered[j])
         within = jnp.sum(cross**2)
         if debias:
+            # Less the pairs i = j, and the products of row means, which are w_i times as much.
             within = within - jnp.sum((1 + masses) * own[i] * own[j])
         means = [-own[k] if debias else jnp.zeros_like(masses) for k in (i, j)]
         sums.append(CenteredSums(within, *means))
@@ -315,8 +321,8 @@ def _cauchy_schwarz(
 ) -> Float[Array, ""]:
     """`cauchy_schwarz_mutual_information` after its checks, in nats."""
     pairs = _PAIRS if normalized else _PAIRS[:1]
-    # Of a kernel wide for its variable all values are near the constant, beside which differences
-    # would be rounded away.
+    # If a kernel is wide for its variable, all values are near the constant, and rounding would
+    # destroy their differences.
     contrasts, constants = [], []
     for kernel, variable in zip(kernels, rows.variables, strict=True):
         contrast, constant = kernel, jnp.zeros((), variable.dtype)
@@ -340,6 +346,6 @@ def _cauchy_schwarz(
         values.append(jnp.log1p((joint - tau**2) / (1 + tau) ** 2))
     if not normalized:
         return values[0]
-    # Of a constant variable the rounding of what is left of its kernel's values remains.
+    # For a constant variable only the rounding of its kernel's values remains.
     least = [least_square(one / total) for one, total in zip(excesses, totals, strict=True)]
     return correlation(values[0], (values[1], values[2]), (least[0], least[1]))

@@ -1,4 +1,4 @@
-"""Mutual information by a learned density ratio between pairs and rows that are paired anew."""
+"""Mutual information by a learned density ratio between pairs and shuffled pairs."""
 
 import functools
 from typing import Any, NamedTuple
@@ -26,9 +26,9 @@ class InformationFit:
 
     Attributes:
         ratio: the fitted ratio, whose samples of p are the pairs, in their order, and whose samples
-            of q are rows that are paired anew. Its other divergences and its `diagnostics` are
-            those of the joint distribution from the product; there are no certificates, and no
-            permutation test, for rows that occur in both samples.
+            of q are shuffled pairs. Its other divergences and its `diagnostics` are those of the
+            joint distribution from the product; there are no certificates, and no permutation test,
+            for rows that occur in both samples.
         center_x: the centre that is subtracted from x.
         center_y: the centre that is subtracted from y.
     """
@@ -91,10 +91,10 @@ class ClassifierInformation:
     block, with its pairs and its products, is one group of the ratio's cross-fitting: no row is in
     the training and in the test part, not even as half of a product.
 
-    A classifier is meant for variables of many features or of mixed kinds, and says where the
+    A classifier is meant for variables of many features or of mixed kinds, and shows where the
     dependence is (`InformationFit.pointwise_mutual_information`). For few continuous features
     `KSG`, with a smaller error, and for jointly normal ones `information.Gaussian` need no fit. The
-    plug-in estimate is of either sign of error. `ratio.MutualInformationBound` has lower bounds
+    plug-in estimate may err to either side. `ratio.MutualInformationBound` has lower bounds
     instead, by a critic with many false pairs in each batch: "infonce" varies least, and cannot
     exceed the logarithm of their number; "dv" and "nwj" have no such limit, and a variance that
     grows like e^I; "smile" limits that by clipping, and is no bound any more; "kl_from_js" is a
@@ -104,9 +104,10 @@ class ClassifierInformation:
     Attributes:
         estimator: a density ratio's estimator: `ratio.ClassifierRatio` and the others of
             `divjax.ratio`, or one whose `fit` takes their arguments and returns a `RatioFit`.
-        num_products: the number of y each x is combined with, static. More of them know p(x) p(y)
-            better, in blocks of more rows, of which each fold needs two: with three instead of one
-            the error for 600 rows of two Gaussians of correlation 0.8 is smaller by a quarter.
+        num_products: the number of y each x is combined with, static. More of them represent
+            p(x) p(y) better, but take larger blocks, of which each fold needs two: with three
+            instead of one the error for 600 rows of two Gaussians of correlation 0.8 is smaller by
+            a quarter.
 
     Raises:
         ValueError: if `num_products` is not positive.
@@ -160,6 +161,7 @@ class ClassifierInformation:
         if y is None:  # most often the key is missing, which the check above reports
             raise ValueError("y is missing: fit takes a key, x and y.")
         check_provides("estimator", self.estimator, ("fit",), "such as ratio.ClassifierRatio()")
+        # Each variable has a centre of its own, which is kept for new rows.
         center_x, rows_x = centered_samples({"x": weights}, x=x)
         center_y, rows_y = centered_samples({"y": weights}, y=y)
         _check_paired(rows_x, rows_y)
@@ -214,10 +216,12 @@ def _samples(
     """The pairs in their order, and each x with the y of others of its block."""
     first, second, blocks = _products(key, len(x), num_products)
     products = _joined(x[first], y[second])
+    # Both rows of a product are in one block, which is that of its x.
     groups = blocks, blocks[first]
     if weights is None:
         return _Samples(_joined(x, y), products, groups, None)
-    # In units of the largest: products of weights would leave the dtype's range.
+    # A combination of two rows has the product of their masses, in units of the largest: products
+    # of weights would leave the dtype's range.
     scaled, _ = in_units_of(jnp.max(weights), weights)
     return _Samples(_joined(x, y), products, groups, (scaled, scaled[first] * scaled[second]))
 
@@ -228,13 +232,15 @@ def _products(
     """The rows of x and of y of each product, and the block of each row."""
     size = num_products + 1
     place = np.arange(num_rows)
-    # What is left over after the last whole block belongs to it.
+    # Rows left over after the last whole block belong to it.
     block = np.minimum(place // size, num_rows // size - 1)
     start = block * size
     length = np.where(block == block[-1], num_rows - start, size)
     shifts = np.arange(1, size)[:, None]
+    # Shifts of 1 to num_products within a block of more rows: no row is combined with itself.
     partner = start + (place - start + shifts) % length
     order = jax.random.permutation(key, num_rows)
     first = jnp.tile(order, num_products)
+    # Blocks are intervals of places in a random order, read back to the rows.
     blocks = jnp.zeros(num_rows, order.dtype).at[order].set(jnp.asarray(block, order.dtype))
     return first, order[partner.ravel()], blocks

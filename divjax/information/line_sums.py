@@ -46,7 +46,7 @@ class _Rows(NamedTuple):
 def line_sums(
     x: Float[Array, " n"], y: Float[Array, " n"], weights: Float[Array, " n"]
 ) -> CenteredSums:
-    """What the centred product of |x_i − x_j| and |y_i − y_j| needs, in O(n log n).
+    """The sums that give the centred product of |x_i − x_j| and |y_i − y_j|, in O(n log n).
 
     Weights of any sum, the largest near one: sums of ones are exact, while those of 1/n are not,
     and all err to one side.
@@ -102,6 +102,7 @@ def line_variance_sums(x: Float[Array, " n"], weights: Float[Array, " n"]) -> Ce
     masses = weights / whole
     deviations = x - jnp.dot(masses, x, precision="highest")
     variance = jnp.dot(masses, deviations**2, precision="highest")
+    # Σ_j w_j (x_i − x_j)² = (x_i − x̄)² + var x, without a sum over pairs.
     products = deviations**2 + variance
     within = jnp.dot(masses, products - means**2, precision="highest")
     return CenteredSums(within, means, means)

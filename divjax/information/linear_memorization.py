@@ -98,7 +98,7 @@ def model_distance(
     E √λ = 2/π ∫ √((1 − m)(1 − c m)(1 − c′ m)/m) dm for the ratios c = d/n and c′ = d/n′, from 0 to
     the first zero of a factor; d/(2n) for equal loads of at least one. It tends to `bulk_distance`
     as the other load grows, and is the sum of both models' distances from the truth at large loads:
-    what one has memorised is independent of what the other has.
+    the models memorise independent samples.
 
     Args:
         load: n/d of one sample, positive, of any shape.
@@ -165,4 +165,5 @@ def _eigenvector_overlap(spike: Numbers, load: Numbers) -> Array:
     dtype, (spike, load) = _wide_positive(spike=spike, load=load)
     signal = load * spike
     overlap = (1 - 1 / (signal * spike)) / (1 + 1 / signal)
+    # Not a plain zero: an invalid load stays NaN.
     return jnp.where(signal * spike <= 1, 0 * signal, overlap).astype(dtype)

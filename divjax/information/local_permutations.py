@@ -19,6 +19,10 @@ from divjax.information.neighbor_methods import KSG
 
 __all__ = ["conditional_independence_test"]
 
+# Noise that breaks ties in the condition, in units of standard deviations: less than the steps of a
+# discrete variable.
+_TIES = 1e-4
+
 
 def conditional_independence_test(
     key: Key[Array, ""],
@@ -33,16 +37,15 @@ def conditional_independence_test(
 ) -> TestResult:
     """A test of whether x and y are independent given z, by their conditional information.
 
-    Under the hypothesis x may be exchanged among rows with equal z. A row whose z others have too
-    takes the x of one of them, or its own. Any other row takes that of one of its nearest rows in
-    z, itself among them. Each x is taken once where that is possible: in random order, a row takes
-    that of the first of its neighbours, in random order too, that is free, and of the last of them
-    if none is. The p-value is
-    (1 + #{null ≥ observed})/(1 + number of permutations).
+    Under the hypothesis x may be exchanged among rows with equal z. A row whose z occurs again
+    takes the x of one of these rows, or its own. Any other row takes that of one of its nearest
+    rows in z, itself among them. Each x is taken once if possible: the rows choose in random order,
+    each the first of its shuffled neighbours that is still free, or the last if none is. The
+    p-value is (1 + #{null ≥ observed})/(1 + number of permutations).
 
     For a discrete z the permutations are those within its levels, and only a row that is alone in
     its level takes from others. For a continuous z the level of the test is approximate: it needs
-    neighbourhoods within which the laws of x and of y hardly change, and is too high in many
+    neighbourhoods in which the distributions of x and y hardly change, and is too high in many
     features of z, or for few rows. Fewer neighbours are nearer to the level and have less power.
 
     Args:
@@ -78,6 +81,7 @@ def conditional_independence_test(
     check_method(method)
     check_count(1, num_permutations=num_permutations)
     check_count(2, num_neighbors=num_neighbors)
+    # A row is one of its own neighbours.
     if num_neighbors > len(variables[0]):
         raise ValueError(
             f"num_neighbors must be at most the number of rows, {len(variables[0])}; "
@@ -114,10 +118,12 @@ def _tested(
     near = jnp.take_along_axis(near, jnp.argsort(~equal, axis=1, stable=True), axis=1)
     copies = jnp.sum(equal, axis=1)
     choices = jnp.where(copies > 1, copies, num_neighbors)
+    # Only the value is used: the interval's level is irrelevant.
     statistic = lambda x: method.estimate((x, y, z), CONDITIONAL, 0.5).value
     observed = statistic(x)
     permuted = lambda key: statistic(x[_local_permutation(key, near, choices)])
     keys = jax.random.split(key, num_permutations)
+    # One permutation at a time by default: each holds the neighbours of all rows.
     null = jax.lax.map(permuted, keys, batch_size=batch_size)
     finite = jnp.isfinite(null).all() & jnp.isfinite(observed)
     # Statistics that are equal up to rounding are ties.
@@ -125,10 +131,6 @@ def _tested(
     at_least = jnp.sum(null >= observed - tolerance).astype(null.dtype)
     p_value = jnp.where(finite, (1 + at_least) / (1 + num_permutations), jnp.nan)
     return TestResult(observed, p_value, null, status_of(converged=True, finite=finite))
-
-
-# In units of standard deviations: less than the steps of a discrete variable.
-_TIES = 1e-4
 
 
 def _local_permutation(
@@ -148,6 +150,7 @@ def _local_permutation(
         chosen = choices[row, jnp.argmax(free)]
         return taken.at[chosen].set(True), (row, chosen)
 
+    # A scan, since each row takes from those that the earlier ones have left.
     order = jax.random.permutation(key_rows, n)
     rows, chosen = jax.lax.scan(take, jnp.zeros(n, bool), order)[1]
     return jnp.zeros_like(chosen).at[rows].set(chosen)

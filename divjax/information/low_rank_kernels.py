@@ -35,7 +35,7 @@ def low_rank_factor(variable: Variable, rank: int) -> Float[Array, "n r"]:
     order = jnp.argsort(matmul(rows, direction))
     rows = rows[order]
     diagonal = own_values(Variable(rows, function))
-    # Below this the rest is the rounding of what has been subtracted.
+    # Below this the rest is the rounding of the subtracted columns.
     least = 4 * jnp.finfo(rows.dtype).eps * jnp.max(diagonal)
 
     def add_column(step: Array, held: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -58,6 +58,8 @@ def _estimated(
     *,
     measure: EntropySum,
 ) -> Estimate:
+    # The method is an argument of the program: its numbers are leaves, which compile nothing when
+    # changed.
     return method.estimate(variables, measure, confidence_level)
 
 
@@ -83,7 +85,7 @@ def mutual_information(
     """I(x; y) = KL(p(x, y)‖p(x) p(y)) = H(x) + H(y) − H(x, y) from paired samples.
 
     It is zero if and only if x and y are independent, and does not change under invertible maps of
-    x or of y. Estimates do, but for units of the features.
+    x or of y. Estimates do change, except with the units of the features.
 
     By neighbours: for one feature in each of x and y time O(n log n), for two O(n log n) beyond the
     search of neighbours, otherwise O(n²) in blocks, of which cells spare most with six features or
@@ -148,7 +150,7 @@ def conditional_mutual_information(
     method: InformationMethod = KSG(reference="gaussian_copula"),
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
-    """I(x; y | z) = H(x, z) + H(y, z) − H(z) − H(x, y, z): what y tells about x beyond z.
+    """I(x; y | z) = H(x, z) + H(y, z) − H(z) − H(x, y, z): information of y about x beyond z.
 
     By neighbours (1/n) Σ_i [ψ(k) − ψ(n_xz + 1) − ψ(n_yz + 1) + ψ(n_z + 1)], with counts as for
     `KSG`. Neighbourhoods are in all features at once, and the bias towards zero is larger than that
@@ -267,7 +269,7 @@ def transfer_entropy(
     method: InformationMethod = KSG(reference="gaussian_copula"),
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
-    """I(target_t; source_{t−lag}, … | target_{t−1}, …): what the past of the source adds.
+    """I(target_t; source_{t−lag}, … | target_{t−1}, …): information from the source's past.
 
     A `conditional_mutual_information` over times t.
 
@@ -281,9 +283,9 @@ def transfer_entropy(
         confidence_level: the level of the confidence interval.
 
     Returns:
-        An `Estimate` in nats, as `mutual_information`. Its standard error takes the rows for
-        independent, which times are only given the past: it is too small if the series has a memory
-        that the histories do not hold.
+        An `Estimate` in nats, as `mutual_information`. Its standard error assumes independent rows,
+        which holds for times only given the past: it is too small if the series has a longer memory
+        than the histories.
 
     Raises:
         ValueError: as `mutual_information`, if a number of steps is not positive, or the series is
@@ -303,9 +305,11 @@ def transfer_entropy(
     check_count(1, lag=lag, source_history=source_history, target_history=target_history)
     source, target = paired_variables(source=source, target=target)
     n = len(source)
+    # The first time at which both histories are known.
     first = max(lag + source_history - 1, target_history)
     if n <= first:
         raise ValueError(f"source must have more than {first} rows, for these histories; got {n}.")
+    # Row t of a history holds times first + t − lag − i: from `first` on all of them exist.
     past = lambda series, lag, size: jnp.concatenate(
         [series[first - lag - i : n - lag - i] for i in range(size)], axis=1
     )

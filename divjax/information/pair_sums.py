@@ -75,6 +75,7 @@ def kernel_variable(
     """
     resolve = contrast_at_rows if centered else resolved_at_rows
     if not is_radial(kernel):
+        # Rows without weight are kept near the others, where such a kernel does not overflow.
         rows, _ = as_measure(kernel, rows, weights)
         fixed = resolve(kernel, living_part(rows, weights))
         return Variable(rows, lambda rows, points, same: fixed(rows, points).astype(rows.dtype))
@@ -100,7 +101,7 @@ def own_values(variable: Variable) -> Float[Array, " n"]:
 
 
 class PairSums(NamedTuple):
-    """The row means of each matrix, and what the products of pairs of them need.
+    """The row means of each matrix, and the sums for centred products of pairs of them.
 
     Attributes:
         means: the row means of each variable's matrix.
@@ -146,13 +147,14 @@ def pair_sums(
     # The budget is for a matrix or two.
     width = n * max(1, len(rows) // 2)
     means, products = map_row_blocks(flat, width, jnp.arange(n), *rows, *shifts)
+    # A part g_i + g_j of either matrix changes no centred product: those of the residuals serve.
     sums = [
         CenteredSums(
             jnp.dot(masses, product - means[i] * means[j], precision="highest"), means[i], means[j]
         )
         for (i, j), product in zip(pairs, products, strict=True)
     ]
-    # What the approximation has taken from the means, over all j or over j ≠ i.
+    # The means of the subtracted approximation are added back, over all j or over j ≠ i.
     left_out = 0 if diagonal else masses
     restored = [
         mean + shift * (1 - left_out) + jnp.dot(masses, shift) - left_out * shift
@@ -162,9 +164,9 @@ def pair_sums(
 
 
 def _approximate_offsets(variable: Variable, masses: Float[Array, " n"]) -> Float[Array, " n"]:
-    """F with small row means of a_ij − f_i − f_j, from a few columns, or exactly if they are all.
+    """The f that leaves small row means of a_ij − f_i − f_j, from a few columns, exact from all.
 
-    Differentiation sees a constant, as nothing depends on f but rounding.
+    Gradients are stopped, as nothing depends on f except rounding.
     """
     n = masses.shape[0]
     chosen = (jnp.arange(min(n, _COLUMNS)) * n) // min(n, _COLUMNS)

@@ -43,7 +43,7 @@ class PairedRows(NamedTuple):
 def paired_rows(
     weights: Numbers | None, *, located: Collection[str] = (), **variables: Numbers
 ) -> tuple[PairedRows, jnp.dtype]:
-    """The variables, checked, and the dtype of what is computed from them.
+    """The variables, checked, and the dtype of the results.
 
     Args:
         weights: the rows' weights, or None.
@@ -61,6 +61,8 @@ def paired_rows(
     rows: dict[str, Array] = {}
     for name, values in variables.items():
         if name in located:
+            # A kernel that depends on the rows' location gets them without centring: their
+            # differences must survive rounding as they are.
             check_distinguishable(name, values, weights)
             (rows[name],) = as_samples(**{name: values})
         else:
@@ -74,6 +76,7 @@ def paired_rows(
                 f"got {len(rows[first])} and {len(rows[name])}."
             )
     dtype = jnp.result_type(*rows.values())
+    # Sums over pairs of rows saturate in half precision.
     work = at_least_single(dtype)
     if weights is not None:
         weights = as_weights("weights", weights, len(rows[first]), work)
@@ -90,7 +93,7 @@ def check_debias(num_rows: int, debias: bool) -> None:
 def masses_of(
     weights: Float[Array, " n"] | None, num_rows: int, dtype: DTypeLike
 ) -> Float[Array, " n"]:
-    """Weights divided by their sum, 1/n for None, and NaN for traced weights that are none."""
+    """Weights divided by their sum, 1/n for None, and NaN for invalid traced weights."""
     if weights is None:
         return jnp.full(num_rows, 1 / num_rows, dtype)
     return shares_of(weights)

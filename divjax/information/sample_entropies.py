@@ -43,7 +43,7 @@ class EntropyMethod(Protocol):
 
 @pytree
 class KozachenkoLeonenko:
-    """The entropy by k-th neighbours: `divjax.fdiv.knn_entropy`, which see.
+    """The entropy by k-th neighbours, as an `EntropyMethod`: see `divjax.fdiv.knn_entropy`.
 
     Attributes:
         k: the rank of the neighbour, static, 1 ≤ k ≤ n − 2.
@@ -132,17 +132,20 @@ def _moment(x: Float[Array, "n d"], alpha: Float[Array, ""], k: int) -> _Moment:
     correction = gammaln(jnp.asarray(k, x.dtype)) - gammaln(k + 1 - alpha)
     log = correction + logsumexp(powers[:, 0]) - math.log(n)
 
-    # The jackknife: without a neighbour the distance is that to the next one.
     # On a line in the plane, or where rows are copied, there is no density.
     support = jax.lax.stop_gradient(knn_entropy(x, k)).diagnostics
     regular = jnp.all(near.usable[:, k - 1]) & jnp.isfinite(x).all()
     known = (support.dimension == d) & support.finite
     # Divided by 1 − α, rounding of the logarithm would be all of a value beside α = 1.
     known &= jnp.abs(alpha - 1) >= _NEAREST_ORDER * jnp.finfo(x.dtype).eps
+    # The jackknife: without a neighbour the distance is that to the next one.
     following = jnp.where(near.usable[:, k], powers[:, 1], powers[:, 0])
+    # In units of the mean, so that they are influences on its logarithm and do not overflow.
     relative = lambda power: jnp.exp(power + correction - log)
     own = relative(powers[:, 0])
     rise = relative(following) - own
+    # Without row j the terms of all rows that have it among their k neighbours become those of the
+    # next rank.
     influence = own.at[near.index[:, :k]].add(-rise[:, None])
     std_error = jnp.std(jax.lax.stop_gradient(influence), ddof=1) / math.sqrt(n)
     # Not `nan_unless`: rows that coincide have finite derivatives.
@@ -165,6 +168,8 @@ def _arguments(
             f"alpha must be positive, below k + 1 = {k + 1} and not 1, where it is `entropy`; "
             f"got {alpha}."
         )
+    # A traced order cannot be refused. From k + 1 on Γ(k + 1 − α), the mean of a power, is
+    # infinite.
     alpha = jnp.asarray(alpha, x.dtype)
     return x, nan_unless((alpha > 0) & (alpha < k + 1) & (alpha != 1), alpha)
 
@@ -267,6 +272,7 @@ def _tsallis_entropy(
 ) -> Estimate:
     moment = _moment(x, alpha, k)
     integral = jnp.exp(moment.log)
+    # By the delta method: the integral's error is its logarithm's times the integral.
     scale = jax.lax.stop_gradient(integral / jnp.abs(1 - alpha))
     value = (1 - integral) / (alpha - 1)
     return normal_estimate(value, moment.std_error * scale, len(x), (), confidence_level)

@@ -73,5 +73,6 @@ def _screened(
     *,
     batch_size: int | None,
 ) -> Estimate:
+    # One feature at a time, or `batch_size` of them: memory does not grow with their number.
     of_feature = lambda x: method.estimate((x[:, None], target), MUTUAL, confidence_level)
     return jax.lax.map(of_feature, features.T, batch_size=batch_size)

@@ -22,6 +22,7 @@ def _window(window: int | None, x: Float[Array, "n 1"]) -> int:
     if d != 1:
         raise ValueError(f"x must have one feature, whose values are sorted; got {d}.")
     m = math.floor(math.sqrt(n) + 0.5) if window is None else window
+    # From 2m = n on windows in the middle would be the whole range.
     if not 2 <= 2 * m < n:
         raise ValueError(f"window must be at least 1 and below half of the {n} rows; got {m}.")
     return m
@@ -34,13 +35,14 @@ def _spacings(x: Float[Array, "n 1"], m: int) -> Float[Array, " n"]:
 
 
 def _estimate(
-    x: Float[Array, "n 1"], densities: Float[Array, " n"], confidence_level: ArrayLike
+    x: Float[Array, "n 1"], inverse_densities: Float[Array, " n"], confidence_level: ArrayLike
 ) -> Estimate:
     """The mean of the logarithms of reciprocal densities."""
-    terms = safe_log(densities)
+    terms = safe_log(inverse_densities)
     finite = jnp.isfinite(x).all()
     value = nan_unless(finite, jnp.mean(terms))
-    regular = finite & jnp.all(densities > 0)
+    # A spacing of zero makes the value −∞, which is reported, and leaves no spread.
+    regular = finite & jnp.all(inverse_densities > 0)
     spread = jnp.where(regular, jax.lax.stop_gradient(terms), 0)
     std_error = nan_unless(regular, jnp.std(spread, ddof=1) / math.sqrt(len(spread)))
     return normal_estimate(value, std_error, len(spread), (), confidence_level)
@@ -48,6 +50,7 @@ def _estimate(
 
 @functools.partial(jax.jit, static_argnames="m")
 def _vasicek(x: Float[Array, "n 1"], confidence_level: ArrayLike, *, m: int) -> Estimate:
+    # 2m of n values lie in a spacing: its density is their share over its length.
     return _estimate(x, len(x) / (2 * m) * _spacings(x, m), confidence_level)
 
 

@@ -50,6 +50,7 @@ def _mean_distance(x: Float[Array, "n d"]) -> Float[Array, ""]:
     # In units of the largest deviation squares neither over- nor underflow.
     largest = jnp.max(jnp.abs(deviations))
     scaled, unit = in_units_of(largest, deviations)
+    # The common centre is an entry of the rows, and the formula above is about their mean.
     scaled = scaled - jnp.mean(scaled, axis=0)
     # A single row has no pairs, and the mean 0.
     squared = 2 * jnp.sum(scaled**2) / max(x.shape[0] - 1, 1)

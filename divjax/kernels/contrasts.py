@@ -31,7 +31,7 @@ _Block = Float[Array, "n m"]
 
 @runtime_checkable
 class PeakedKernel(Kernel, Protocol):
-    """A radial kernel that knows its values less that at distance zero, without cancellation."""
+    """A radial kernel with its values less that at distance zero, computed without cancellation."""
 
     def below_peak(self, squared: _Block) -> _Block:
         """κ(r) − κ(0) at squared distances."""
@@ -40,7 +40,7 @@ class PeakedKernel(Kernel, Protocol):
 
 @runtime_checkable
 class MovableKernel(GramKernel, Protocol):
-    """A kernel that knows k(x, y) − k(x, z) − k(z, y) + k(z, z), without cancellation."""
+    """A kernel with k(x, y) − k(x, z) − k(z, y) + k(z, z), computed without cancellation."""
 
     def about(self, origin: Float[Array, " d"]) -> GramKernel:
         """That kernel for the point z."""
@@ -59,7 +59,7 @@ class _Contrast:
     kernel: Kernel
     flat: Float[Array, ""]
 
-    # What is left is not positive, and the slope is no multiple of it.
+    # The difference is not positive, and the slope is not a multiple of it.
     positive_definite = False
     log_slope = None
 
@@ -75,6 +75,7 @@ class _Contrast:
 
     def radial(self, squared: _Block) -> tuple[_Block, _Block]:
         """Values and slopes."""
+        # The slope stays as it is, since a constant is subtracted.
         value, slope = self.kernel.radial(squared)
         # One of them is computed, except under vmap.
         below = lambda: _below_peak(self.kernel, squared).astype(value.dtype)
@@ -103,11 +104,11 @@ def contrast_at(kernel: GramKernel, samples: TwoSamples, *, debias: bool = False
 def contrast_at_rows(
     kernel: GramKernel, rows: Float[Array, "n d"], *, constant: bool = False
 ) -> GramKernel:
-    """The kernel with its rule evaluated at the rows, less what no difference of samples sees.
+    """The kernel with its rule evaluated at the rows, less the parts that cancel in differences.
 
     Without derivatives in the rows. A radial kernel is left as it is if it is narrow for them: then
     its values are small beside that at distance zero, and the difference would lose them. With
-    `constant` no more than a number is subtracted.
+    `constant` only a number is subtracted.
     """
     kernel, rows = resolved_at_rows(kernel, rows), jax.lax.stop_gradient(rows)
     center = common_center(rows)
@@ -120,6 +121,8 @@ def contrast_at_rows(
     # The median: one row far from all others does not make a kernel narrow for the rest.
     typical = 2 * jnp.median(jnp.sum(jnp.square(rows - center), axis=1))
     ends = jax.lax.stop_gradient(kernel).radial(jnp.stack([jnp.zeros_like(typical), typical])[None])
+    # Wide if it still exceeds half of its peak at that distance: most of every value is then the
+    # constant that cancels.
     peak, value = ends[0][0]
     return _Contrast(kernel, (value > peak / 2).astype(rows.dtype))
 

@@ -79,6 +79,7 @@ class Polynomial:
         """The kernel matrix; NaN for points that are not finite."""
         check_scalar(offset=self.offset, scale=self.scale)
         x, y = as_samples(x=x, y=x if y is None else y)
+        # The inner product with an infinite row would be infinite or NaN, depending on the other.
         x, y = nan_unless(jnp.isfinite(x), x), nan_unless(jnp.isfinite(y), y)
         offset = nan_unless(jnp.asarray(self.offset) >= 0, self.offset)
         scale = nan_unless(jnp.asarray(self.scale) > 0, self.scale)
@@ -120,8 +121,8 @@ class CenteredPolynomial:
         y = x if y is None else y
         u, v = (nan_unless(jnp.isfinite(rows), rows) - z for rows in (x, y))
         scale = nan_unless(jnp.asarray(self.kernel.scale) > 0, self.kernel.scale)
-        # With a = scale · ⟨z, z⟩ + offset, and with α, β and γ for what scale · ⟨x, y⟩ gains as x
-        # leaves z, as y does, and as both do, it is (a + α + β + γ)ⁿ − (a + α)ⁿ − (a + β)ⁿ + aⁿ.
+        # With a = scale · ⟨z, z⟩ + offset and the increments α = scale · ⟨u, z⟩, β = scale · ⟨z, v⟩
+        # and γ = scale · ⟨u, v⟩, it is (a + α + β + γ)ⁿ − (a + α)ⁿ − (a + β)ⁿ + aⁿ.
         linear = dataclasses.replace(self.kernel, degree=1)
         base = linear(z)
         alpha, beta = matmul(u, z.T) * scale, matmul(z, v.T) * scale
@@ -130,6 +131,7 @@ class CenteredPolynomial:
         whole = of_x + beta + both
         # By induction over n: each term is a product of increments, and none is of the size of k.
         value, rise_x, rise_y = jnp.zeros_like(both), jnp.zeros_like(alpha), jnp.zeros_like(beta)
+        # `rise_x` is (a + α)ⁿ − aⁿ, `rise_y` the same for β, and `power` is aⁿ.
         power = jnp.ones_like(base)
         for _ in range(self.kernel.degree):
             value = (

@@ -24,6 +24,7 @@ def log_sum(logs: Float[Array, "... m"], weights: Float[Array, " m"]) -> Float[A
     # In units of the largest term. Terms of weight zero may exceed it, and must not overflow.
     largest = jnp.max(jnp.where(weights == 0, -jnp.inf, logs), axis=-1, keepdims=True)
     largest = jax.lax.stop_gradient(jnp.where(jnp.isneginf(largest), 0, largest))
+    # The root of the range: the derivative in a weight of zero divides by a sum that may be small.
     bound = 0.5 * jnp.log(float(jnp.finfo(logs.dtype).max)).astype(logs.dtype)
     terms = weights * jnp.exp(jnp.minimum(logs - largest, bound))
     return safe_log(jnp.sum(terms, axis=-1)) + largest[..., 0]
@@ -42,6 +43,7 @@ def _log_sum_of_pairs(
             logs = jnp.where(own, -jnp.inf, logs)
         return log_sum(logs, b)
 
+    # Each row's sum is in units of its own largest term, so that far rows keep finite logarithms.
     return log_sum(map_kernel_rows(row, kernel, x, y, used=b != 0, logarithm=True), a)
 
 

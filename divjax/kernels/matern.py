@@ -25,9 +25,10 @@ class Matern(WithBandwidth):
 
         1 for ν = ½ (the Laplace kernel),   1 + s for ν = 3/2,   1 + s + s²/3 for ν = 5/2.
 
-    Functions of its space have ν derivatives more, in the sense of Sobolev, than the half of a
-    dimension that continuity takes. For ν = ½ the gradient at coincident points is taken as zero.
-    For ν of 3/2 and 5/2 the mixed second derivatives exist there, which Stein discrepancies need.
+    The functions of its space form the Sobolev space of order ν + d/2: they have ν derivatives more
+    than the d/2 beyond which functions are continuous. For ν = ½ the gradient at coincident points
+    is taken as zero. For ν of 3/2 and 5/2 the mixed second derivatives exist there, which Stein
+    discrepancies need.
 
     Attributes:
         bandwidth: σ: a number, a vector of scales (k is then the mean over them), or a rule. In
@@ -91,6 +92,7 @@ class Matern(WithBandwidth):
 
     def stein_trace(self, squared: _Block, dim: int) -> _Block:
         """Σ_i ∂²k/∂x_i∂y_i = c² e^(−s) (d − s), or c² e^(−s) (d (1 + s) − s²)/3 for ν = 5/2."""
+        # For ν = ½ the trace has a term (d − 1) c/r, which is infinite where points coincide.
         if self.smoothness == 0.5:
             raise ValueError(
                 "kernel must have mixed second derivatives where points coincide; got Matern of "

@@ -143,22 +143,28 @@ def _radial_sum(
     return _sum_by_rows(kernel, x, y, a, b, with_own)
 
 
+# Symbolic zeros: only arguments that are differentiated cost a pass over the pairs.
 @functools.partial(_radial_sum.defjvp, symbolic_zeros=True)
 def _(with_own: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
     (kernel, x, y, a, b), (of_kernel, dx, dy, da, db) = primals, tangents
 
     def side(points, others, share, coefficients, d_points, d_share) -> tuple[Array, Array]:
         """The sum, and its change with the points of one side and their shares."""
+        # One column for the sums of k, and for those of its gradient the same, or none if points
+        # are constants.
         columns = coefficients[:, None]
         moves = not isinstance(d_points, SymbolicZero)
         sums, slopes = kernel_sums(kernel, points, others, columns, columns[:, : int(moves)])
         sums = sums[:, 0].astype(points.dtype)
+        # `kernel_sums` has each point with itself. Its slope there multiplies x − x = 0, so that
+        # only the value is subtracted.
         if others is None and not with_own:
             sums = sums - share * kernel.radial(jnp.zeros((1, 1), x.dtype))[0][0, 0]
         change = jnp.zeros((), x.dtype)
         if moves:
             change += jnp.sum(share[:, None] * slopes[:, 0].astype(x.dtype) * d_points)
         if not isinstance(d_share, SymbolicZero):
+            # At full precision: an accelerator's default would leave three digits.
             change += jnp.dot(d_share, sums, precision="highest")
         return jnp.dot(share, sums, precision="highest"), change
 
@@ -178,6 +184,7 @@ def _change_with(kernel: Kernel, tangent: Any, *args: Any) -> Float[Array, ""]:
     """The derivative in the kernel's hyper-parameters, zero at no cost if they are constants."""
     leaves, structure = jax.tree.flatten(kernel)
     changes = structure.flatten_up_to(tangent)
+    # The other leaves stay constants of the sum, and are not differentiated.
     moving = [i for i, change in enumerate(changes) if not isinstance(change, SymbolicZero)]
     if not moving:
         return jnp.zeros((), args[0].dtype)
@@ -188,6 +195,7 @@ def _change_with(kernel: Kernel, tangent: Any, *args: Any) -> Float[Array, ""]:
             replaced[i] = value
         return _sum_by_rows(structure.unflatten(replaced), *args)
 
+    # By the sum itself: kernels have slopes in closed form, but no derivatives in hyper-parameters.
     primals, tangents = [leaves[i] for i in moving], [changes[i] for i in moving]
     return jax.jvp(of_moving, (primals,), (tangents,))[1]
 
@@ -232,8 +240,8 @@ def kernel_mean(
     U-statistic Σ_{i≠j} a_i a_j k(x_i, x_j)/(1 − Σ_i a_i²), an unbiased estimate of E k(X, X′).
 
     First derivatives of a radial kernel's mean in points and weights are in closed form, and cost
-    as much as one evaluation for each sample in which they are asked for. Derivatives of every
-    order exist. Those at coincident points are finite.
+    as much as one evaluation for each sample that is differentiated. Derivatives of every order
+    exist. Those at coincident points are finite.
 
     Time O(n m d), memory one block of the budget of `divjax.core.pairwise`.
 
@@ -253,7 +261,7 @@ def kernel_mean(
 
     Raises:
         ValueError: if a sample is empty or not a matrix, the numbers of features differ, weights do
-            not fit, the kernel is none, or `debias` is set for a single row.
+            not fit, `kernel` is not a kernel, or `debias` is set for a single row.
 
     Example:
         >>> import jax.numpy as jnp

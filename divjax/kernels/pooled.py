@@ -74,10 +74,10 @@ def two_samples(
 ) -> TwoSamples:
     """The arguments of a discrepancy, checked and converted, before any computation.
 
-    Samples are centred for a radial kernel, which sees only differences, and for no other.
+    Samples are centred for a radial kernel, which depends on differences alone, and for no other.
 
     Raises:
-        ValueError: for an object that is no kernel, invalid samples or weights, samples that must
+        ValueError: for an object that is not a kernel, invalid samples or weights, rows that must
             not be rounded for a kernel that is not radial, and a single row with `debias`.
     """
     check_gram_kernel(kernel)
@@ -85,12 +85,16 @@ def two_samples(
     if is_radial(kernel):
         _, x, y = centered_samples({"x": a, "y": b}, x=x, y=y)
     else:
+        # A kernel that depends on the rows' location gets them as they are: differences that
+        # rounding destroys cannot be restored by centring.
         for name, rows, weights in (("x", x, a), ("y", y, b)):
             check_distinguishable(name, rows, weights)
         x, y = as_samples(x=x, y=y)
+    # A single row has no pairs i ≠ j.
     for name, rows in (("x", x), ("y", y)) if debias else ():
         if rows.shape[0] < 2:
             raise ValueError(f"{name} must have at least two rows to be unbiased; got 1.")
+    # Weights are summed, for which half precision has too few digits.
     work = at_least_single(x.dtype)
     a = None if a is None else as_weights("a", a, x.shape[0], work)
     b = None if b is None else as_weights("b", b, y.shape[0], work)
@@ -117,6 +121,7 @@ def as_measure(
     rows = rows.astype(work)
     if weights is None:
         return rows, jnp.full(rows.shape[0], 1 / rows.shape[0], work)
+    # Zero times a kernel value of NaN is NaN: rows of weight zero must have finite values.
     used, rows = weights != 0, with_finite_padding(rows, weights)
     if not is_radial(kernel):
         rows = _within_reach(rows, used)

@@ -1,4 +1,4 @@
-"""What a kernel provides, as protocols: values at all pairs, and slopes if it is radial."""
+"""Protocols of kernels: values at all pairs, and slopes if they are radial."""
 
 from typing import Protocol, TypeGuard, runtime_checkable
 

@@ -304,7 +304,8 @@ class InverseMultiquadric(WithBandwidth):
     def _spectral_width(
         self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike
     ) -> Float[Array, " k"]:
-        # (1 + u)^(−β) = E exp(−τ u) for τ with the Gamma distribution of shape β.
+        # (1 + u)^(−β) = E exp(−τ u) for τ with the Gamma distribution of shape β, and exp(−τ r²/σ²)
+        # is the Gaussian kernel of bandwidth σ/√(2τ).
         exponent = jnp.asarray(self._valid_exponent(), dtype)
         return jnp.sqrt(2 * jax.random.gamma(key, exponent, shape, dtype))
 
@@ -361,7 +362,8 @@ class Laplace(WithBandwidth):
     def _spectral_width(
         self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike
     ) -> Float[Array, " k"]:
-        # Frequencies have the multivariate Cauchy distribution.
+        # Frequencies have the multivariate Cauchy distribution: a normal vector over the modulus of
+        # a normal number.
         return 1 / jnp.abs(jax.random.normal(key, shape, dtype))
 
 

@@ -73,6 +73,7 @@ def kernel_sums(
     used = jnp.any(values != 0, axis=1) | jnp.any(gradient_weights != 0, axis=1)
     center = common_center(sources, used)
     x, others = x - center, sources - center
+    # ‖x − y‖² is at most twice the sum of both squares: a sixteenth of the range leaves it finite.
     in_range = jnp.sum(others**2, axis=1, keepdims=True) < jnp.finfo(x.dtype).max / 16
     others = jnp.where(used[:, None] | in_range, others, 0)
     # The columns that ψ is multiplied by: C "m g", and the moments C∘y "m gd".

@@ -31,7 +31,7 @@ def heatmap(
 
     Args:
         dataset: of `sweep`, selected or averaged such that two dimensions and `seed` are left.
-        variable: what is shown.
+        variable: the variable that is shown.
         x: the dimension along the horizontal axis, by default the second one of the variable.
         y: the other one, along the vertical axis.
         scale: of the colours, "linear" or "log".
@@ -87,7 +87,7 @@ def heatmap(
     axis, norm = axis_of(ax), "log" if scale == "log" else None
     mesh = axis.pcolormesh(*(place.edges for place in places), shown, norm=norm)
     axis.set_facecolor("0.85")
-    # What is missing must not look like a value.
+    # Missing cells must not look like values.
     if np.ma.getmaskarray(shown).any():
         axis.patch.set(hatch="///", edgecolor="0.6")
     axis.grid(visible=False)
@@ -139,6 +139,7 @@ def _places(values: "xarray.DataArray", name: str) -> _Places:
 
 def _edges(centers: np.ndarray) -> np.ndarray:
     """The middles between neighbours, and as far beyond the first and the last one."""
+    # Each cell reaches halfway to the next setting, so that its colour is that of the nearest one.
     middles = (centers[1:] + centers[:-1]) / 2
     ends = 2 * centers[[0, -1]] - middles[[0, -1]]
     return np.concatenate([ends[:1], middles, ends[1:]])

@@ -64,5 +64,6 @@ def style() -> contextlib.AbstractContextManager[Any]:
     """
     plt = pyplot()
     # Added, not multiplied: the k-th line has the k-th colour and the k-th dashes.
+    # As many dashes as colours, which a sum of cycles requires.
     cycle = plt.cycler(color=_COLORS) + plt.cycler(linestyle=_LINES)
     return plt.rc_context({**_STYLE, "axes.prop_cycle": cycle})

@@ -71,6 +71,7 @@ def particles(
         # Relative to the highest point of the figure, whatever the density's constant.
         known = heights[np.isfinite(heights)]
         if known.size:
+            # For a normal density two, one and half of a standard deviation from its mode.
             levels = known.max() + np.array([-2.0, -0.5, -0.125])
             axis.contour(across, up, heights, levels, colors="0.6", linewidths=1, linestyles="-")
     axis.scatter(rows[:, 0], rows[:, 1], **{"s": 14, "zorder": 3, **points})
@@ -87,7 +88,7 @@ def coupling(
     ax: "Axes | None" = None,
     **lines: Any,
 ) -> "Axes":
-    """Two samples in the plane and what a plan moves between them, darker where more mass moves.
+    """Two samples in the plane and the pairs that a plan couples, darker for more mass.
 
     Args:
         x: the points that mass leaves.
@@ -129,7 +130,7 @@ def coupling(
     pairs = [np.unravel_index(place, masses.shape) for place in order if masses.flat[place] > 0]
     segments = [(starts[i], ends[j]) for i, j in pairs]
     largest = max(masses.max(), np.finfo(float).tiny)
-    # Matplotlib takes one opacity a line, but not none for none.
+    # Matplotlib takes one opacity per line, and refuses an empty list.
     opacity = [0.05 + 0.75 * masses[pair] / largest for pair in pairs] or None
     axis = axis_of(ax)
     axis.add_collection(LineCollection(segments, colors="0.3", alpha=opacity, **lines))
@@ -235,6 +236,7 @@ def animation(
         limits = (low[0] - margin[0], high[0] + margin[0], low[1] - margin[1], high[1] + margin[1])
     figure, axis = plt.subplots(figsize=(5, 5))
     particles(frames[0], log_prob, ax=axis, limits=limits, **points)
+    # The points are drawn last, after any contours.
     moving = axis.collections[-1]
     title = axis.set_title(f"step {steps[0]}")
 

@@ -58,6 +58,7 @@ def curves(
         )
     # A single curve has no spread to be shown.
     rows = np.atleast_2d(np.where(np.isfinite(values), values, np.nan))
+    # Where one seed is not finite there is no mean: the curve has a gap.
     at = np.arange(rows.shape[1]) if steps is None else np.asarray(without_mask(steps))
     mean, axis = rows.mean(axis=0), axis_of(ax)
     (drawn,) = axis.plot(at, mean, label=label, **line)
@@ -80,7 +81,7 @@ def front(
 
     Args:
         values: the two objectives of each point. Where one is not finite, the point is left out.
-        label: of the points in a legend, which also says how many were left out.
+        label: of the points in a legend, with the number of points that were left out.
         ax: the axis.
         **points: passed to matplotlib's `scatter`.
 
@@ -102,7 +103,7 @@ def front(
     values = np.asarray(as_numbers("values", values), float)
     if values.ndim != 2 or values.shape[1] != 2 or not len(values):
         raise ValueError(f"values must be pairs, of shape (n, 2); got {values.shape}.")
-    # What has failed in one objective is not on the front by the other one.
+    # A point that failed in one objective is not on the front by the other one.
     finite = np.isfinite(values).all(axis=1)
     if label is not None and not finite.all():
         label = f"{label} ({(~finite).sum()} not finite, left out)"
@@ -115,6 +116,7 @@ def front(
     ordered = ordered[np.lexsort((ordered[:, 1], ordered[:, 0]))]
     before = np.minimum.accumulate(np.concatenate([[np.inf], ordered[:, 1]]))[:-1]
     best = ordered[ordered[:, 1] < before]
+    # The staircase has its points' colour, which the axis's cycle has chosen.
     color = drawn.get_facecolor()[0]
     # Steps, and no straight lines: between two points nothing was reached.
     axis.plot(best[:, 0], best[:, 1], color=color, linestyle="-", drawstyle="steps-post")
@@ -130,13 +132,13 @@ def contributions(
     ax: "Axes | None" = None,
     **bars: Any,
 ) -> "Axes":
-    """What drives a difference: bars from the largest down, with their standard errors.
+    """Contributions to a difference: bars from the largest down, with their standard errors.
 
     Args:
         names: of the contributions.
         values: their sizes; those that are not finite have no bar, and NaN comes last.
         errors: their standard errors.
-        most: how many are shown; the title says of how many.
+        most: how many are shown; the title has the number of all.
         ax: the axis.
         **bars: passed to matplotlib's `barh`.
 
@@ -163,7 +165,7 @@ def contributions(
             f"names, values and errors must be equally many; got {len(names)} names and values of "
             f"shape {values.shape}."
         )
-    # The largest first, and a word about those that are not shown.
+    # The largest first; a title counts those that are not shown.
     order = np.argsort(-values, kind="stable")[:most]
     axis, places = axis_of(ax), np.arange(len(order))
     # Errors belong to the values in the order that is drawn.
@@ -187,7 +189,7 @@ def reliability(
     ax: "Axes | None" = None,
     **line: Any,
 ) -> "Axes":
-    """How often what was predicted has happened, against the predicted probability.
+    """How often predicted events have happened, against their predicted probability.
 
     Bins hold equally many predictions, up to equal ones, which are in one bin. A bar is one
     standard error on each side. A calibrated forecast lies on the diagonal.
@@ -282,11 +284,12 @@ def coverage(
             f"covered must have a row a repetition and a column for each of {nominal.size} levels; "
             f"got shape {held.shape}."
         )
-    # An interval that is NaN has not held the truth, which the caller must say.
+    # NaN is refused: whether an interval that is NaN counts as a failure is the caller's choice.
     if not all(((part >= 0) & (part <= 1)).all() for part in (nominal, held)):
         raise ValueError("levels and covered must be in [0, 1].")
     share = held.mean(axis=0)
-    # That of a binomial share at the nominal level, which is not zero where all have covered.
+    # The error of a binomial share at the nominal level: at the observed share it would be zero if
+    # all intervals cover.
     error = np.sqrt(nominal * (1 - nominal) / len(held))
     axis = axis_of(ax)
     ends = [min(nominal.min(), share.min()) - 0.02, 1.0]

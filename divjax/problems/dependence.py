@@ -114,7 +114,7 @@ def student_t(x_dim: int, y_dim: int, freedom: float) -> Task:
 
     It is evaluated as an integral of polygamma functions, in which nothing cancels for a large ν.
     The log ratio depends on |x|² and |y|² alone. The other divergences are integrals over the
-    logarithms of these, by Gauss–Legendre quadrature on panels around the bulk of both laws.
+    logarithms of these, by Gauss–Legendre quadrature on panels around the bulk of p and of q.
 
     Args:
         x_dim: m, the number of x's features.
@@ -177,6 +177,7 @@ def _student_t_divergences(x: float, y: float, half: float) -> tuple[float, floa
     # Second differences cancel for a large ν. As integrals of second derivatives they do not.
     constant = _second_difference(lambda z: scipy.special.polygamma(1, z), x, y, half)
     kl = _second_difference(_information_curvature, x, y, half)
+    # The log ratio bends where a or b is one, at the logarithm zero: panels there as well.
     corner = _steps(1.0, 8.0)
     of_b = np.concatenate([_around(y, half), corner])
     log_a, weights = _gauss(np.concatenate([_around(x, half), corner]))
@@ -192,6 +193,7 @@ def _student_t_divergences(x: float, y: float, half: float) -> tuple[float, floa
         b, weights = _gauss(np.concatenate([edges, _softplus(a) + _around(y, half + x)], axis=1))
         with np.errstate(divide="ignore"):  # masses that underflow
             log_q = np.log(_mass(b, weights, y, half)) + np.log(mass_a[rows, None])
+        # log((1 + a)(1 + b)/(1 + a + b)) as log(1 + ab/(1 + a + b)), in which nothing cancels.
         both = _softplus(a + b - np.logaddexp(0, np.logaddexp(a, b)))
         u = constant - y * _softplus(a) - x * _softplus(b) + (half + x + y) * both
         p, q = np.exp(log_q + u), np.exp(log_q)
@@ -267,6 +269,8 @@ def _gauss(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _mass(log: np.ndarray, weights: np.ndarray, shape: float, other: float) -> np.ndarray:
     """The probability at each node of a ratio's logarithm, with sum one."""
+    # The density a^shape/(1 + a)^(shape + other) in units of that at its mode, as either power
+    # alone may overflow.
     mode = np.log(shape) - np.log(other)
     fall = (shape + other) * (_softplus(log) - _softplus(mode))
     mass = weights * np.exp(shape * (log - mode) - fall)
@@ -276,6 +280,8 @@ def _mass(log: np.ndarray, weights: np.ndarray, shape: float, other: float) -> n
 def _js_integrand(v: np.ndarray) -> np.ndarray:
     """The integrand v tanh v − log cosh v ≥ 0 of v = |u|/2, whose mean under ½(p + q) is JS."""
     small = np.minimum(v, 1)
+    # log cosh v is ½ log(1 + sinh² v), accurate for small v. For large v, where tanh v is near one,
+    # v tanh v − v is −2v/(1 + e^{2v}).
     near = small * np.tanh(small) - np.log1p(np.sinh(small) ** 2) / 2
     far = math.log(2) - 2 * v * scipy.special.expit(-2 * v) - np.log1p(np.exp(-2 * v))
     return np.where(v < 1, near, far)
@@ -293,7 +299,8 @@ def additive_uniform(epsilon: float) -> Task:
     that the reverse divergence is infinite.
 
     Args:
-        epsilon: ε > 0, and so large that JAX's default float tells y from x: 10⁻⁵ in float32.
+        epsilon: ε > 0, and large enough for y to differ from x in JAX's default float: 10⁻⁵ in
+            float32.
 
     Raises:
         ValueError: if ε is smaller.

@@ -306,7 +306,7 @@ def lattice(d: int, spacing: float = 0.125) -> Task:
             is on the lattice.
 
     Raises:
-        ValueError: if the spacing is none of these.
+        ValueError: if the spacing is smaller, or not a power of two.
 
     Example:
         >>> lattice(3).kl

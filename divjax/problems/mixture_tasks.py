@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,21 +53,25 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
             raise ValueError(
                 f"{name} must be a mixture of finite means and positive definite covariances."
             )
-    laws = [_components(mixture) for mixture in (p, q)]
-    d = laws[0][1].shape[1]
-    if d != laws[1][1].shape[1] or d > 2:
+    components = [_components(mixture) for mixture in (p, q)]
+    d, other = [each.means.shape[1] for each in components]
+    if d != other or d > 2:
         raise ValueError(
             "p and q must be mixtures of the same number of features, one or two; "
-            f"got {d} and {laws[1][1].shape[1]}."
+            f"got {d} and {other}."
         )
-    means = np.concatenate([law[1] for law in laws])
+    means = np.concatenate([each.means for each in components])
+    # Nine standard deviations from its mean a normal density is below e⁻⁴⁰ of its peak.
     margins = np.concatenate(
-        [9 * np.sqrt(np.diagonal(law[2], axis1=1, axis2=2)) for law in laws], axis=0
+        [9 * np.sqrt(np.diagonal(each.covariances, axis1=1, axis2=2)) for each in components]
     )
     ends = zip((means - margins).min(0), (means + margins).max(0), strict=True)
     axes = [np.linspace(low, high, points) for low, high in ends]
     with np.errstate(divide="ignore", invalid="ignore"):  # singular up to rounding
-        smallest = min(np.sqrt(np.linalg.eigvalsh(law[2][law[0] > 0]).min()) for law in laws)
+        smallest = min(
+            np.sqrt(np.linalg.eigvalsh(each.covariances[each.weights > 0]).min())
+            for each in components
+        )
         needed = np.ceil(1 + max(axis[-1] - axis[0] for axis in axes) / smallest)
     if not points >= needed:
         raise ValueError(
@@ -76,7 +81,7 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
     # The density vanishes at the ends of the box, so that all nodes have one weight.
     cell = math.prod(axis[1] - axis[0] for axis in axes)
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, d)
-    log_p, log_q = _log_density(laws[0], grid), _log_density(laws[1], grid)
+    log_p, log_q = _log_density(components[0], grid), _log_density(components[1], grid)
     u = log_p - log_q
     mass_p, mass_q = np.exp(log_p) * cell, np.exp(log_q) * cell
     # JS = log 2 − ½ (E_p log(1 + e^{−u}) + E_q log(1 + e^u)).
@@ -96,6 +101,7 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
 
     def log_ratio(z: Float[Array, "b d"]) -> Float[Array, " b"]:
         z = points_of(z, d)
+        # In the dtype of the points: mixtures in another one would change that of the log ratio.
         one, other = jax.tree.map(lambda leaf: jnp.asarray(leaf, z.dtype), (p, q))
         return jax.vmap(lambda x: one.log_prob(x) - other.log_prob(x))(z)
 
@@ -110,19 +116,26 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
     )
 
 
-def _components(mixture: GaussianMixture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weights, means and full covariances."""
+class _Components(NamedTuple):
+    """The components of a mixture, with full covariances, in double precision."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+
+
+def _components(mixture: GaussianMixture) -> _Components:
     weights, means = np.asarray(mixture.weights, np.float64), np.asarray(mixture.means, np.float64)
     covariances = np.asarray(mixture.covariances, np.float64)
     count, d = means.shape
     if covariances.ndim < 2:
         covariances = np.broadcast_to(covariances, count)[:, None, None] * np.eye(d)
-    return weights, means, np.broadcast_to(covariances, (count, d, d))
+    return _Components(weights, means, np.broadcast_to(covariances, (count, d, d)))
 
 
-def _log_density(law: tuple[np.ndarray, ...], grid: np.ndarray) -> np.ndarray:
+def _log_density(components: _Components, grid: np.ndarray) -> np.ndarray:
     terms = []
-    for weight, mean, covariance in zip(*law, strict=True):
+    for weight, mean, covariance in zip(*components, strict=True):
         white = np.linalg.solve(np.linalg.cholesky(covariance), (grid - mean).T)
         constant = np.linalg.slogdet(2 * np.pi * covariance)[1]
         # A component of weight zero has −∞, which contributes zero below.

@@ -45,6 +45,7 @@ class Task:
     x_dim: int | None = None
 
     def __post_init__(self):
+        # The dataclass is frozen, hence this way to replace a field.
         for name in ("sample_p", "sample_q"):
             object.__setattr__(self, name, _checked_sampler(getattr(self, name)))
         object.__setattr__(self, "log_ratio", _checked_log_ratio(self.log_ratio, self.dim))

@@ -41,12 +41,12 @@ class Cells:
     """A function at all settings and seeds of a grid, traced once.
 
     Cell number i is seed i mod num_seeds of setting i // num_seeds, and settings are in row-major
-    order of the dimensions. What a cell computes depends on its number alone.
+    order of the dimensions. The results of a cell depend on its number alone.
 
     Attributes:
         code: the function's operations.
         inputs: the arrays they work on.
-        results: the shapes of what the function returns, without keys.
+        results: the shapes of the function's results, without keys.
         num_cells: the number of settings times that of seeds.
     """
 
@@ -72,7 +72,7 @@ class Cells:
 
         Raises:
             ValueError: if the function uses a traced number as a value of Python, or returns
-                anything but arrays, or none.
+                anything but arrays, or no array.
         """
         # With JAX's default dtypes, as a number of Python would be.
         tables = [
@@ -118,7 +118,7 @@ def _as_input(constant: Any) -> Array:
 
 
 def _results(returned: PyTree) -> PyTree[Array]:
-    """What a function returned, without keys, as in the state of a run: they are no results."""
+    """A function's results, without keys, such as those in the state of a run."""
 
     def result(leaf: Any) -> Array | None:
         if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):

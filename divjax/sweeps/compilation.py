@@ -21,9 +21,9 @@ __all__ = ["Program", "compile_cells"]
 
 # The most bytes of results that a program of single cells holds at once.
 _BUFFER_BYTES = 2**26
-# A batch is compiled to see what memory it takes. Beyond this many cells devices are busy anyway.
+# A batch is compiled to find the memory it takes. Beyond this many cells devices are busy anyway.
 _LARGEST_BATCH = 1024
-# The share of a device's memory that a batch may take, and the bytes where it does not tell.
+# The share of a device's memory that a batch may take, and the bytes if its memory is unknown.
 _MEMORY_SHARE, _DEFAULT_BYTES = 0.5, 2**30
 # Sweeps of so many functions are kept compiled.
 _MOST_PROGRAMS = 64
@@ -65,6 +65,7 @@ def _single(cells: Cells, device: Any) -> Program:
     """One cell after another, any number of them in a call; compiled like a single cell."""
     leaves = tuple(jax.tree.leaves(cells.results))
     sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves]
+    # Results are in memory until a call ends: it has as many cells as the buffer holds.
     capacity = max(1, min(cells.num_cells, _BUFFER_BYTES // max(1, sum(sizes))))
     compiled = _compile_single(
         cells.code, _shapes(cells.inputs), leaves, capacity, (device, jax_settings())
@@ -113,7 +114,7 @@ def _batched(cells: Cells, batch_size: int | None, mesh: Mesh | None, device: An
     largest = min(cells.num_cells, _LARGEST_BATCH * num_devices)
     width = _multiple(batch_size or largest, num_devices)
     compiled = compile_for(width)
-    # What takes too much memory is compiled once more, as a smaller batch in proportion.
+    # A batch that takes too much memory is compiled once more, smaller in proportion.
     excess = _memory(compiled) / _budget(device)
     if batch_size is None and excess > 1:
         width = _multiple(max(1, int(width / excess)), num_devices)
@@ -151,6 +152,7 @@ def _compile_batch(
         run = jax.shard_map(
             run, mesh=mesh, in_specs=(every, lanes), out_specs=lanes, check_vma=False
         )
+    # Compiled ahead of its first call, so that the memory it takes is known before it runs.
     numbers = jax.ShapeDtypeStruct((width,), np.int32, sharding=spread)
     return jax.jit(run).lower(inputs.tree(), numbers).compile()
 
@@ -177,8 +179,8 @@ def _multiple(size: int, unit: int) -> int:
 
 
 def _memory(compiled: Any) -> int:
-    """The bytes that a program takes on a device beside its arguments, 0 if it does not tell."""
-    # What it takes beside its arguments is what a smaller batch would save.
+    """The bytes that a program takes on a device beside its arguments, 0 if they are unknown."""
+    # A smaller batch saves temporaries and results, while the arguments stay.
     analysis = compiled.memory_analysis()
     if analysis is None:
         return 0
@@ -192,7 +194,7 @@ def _budget(device: Any) -> float:
 
 
 def _for_a_file(leaf: Array) -> np.ndarray:
-    """A result as NumPy's; half precision as float32, which files know."""
+    """A result as a NumPy array; half precision as float32, the shortest float of NetCDF."""
     array = on_host(leaf)
     half = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize < 4
     return array.astype(np.float32) if half else array

@@ -1,4 +1,4 @@
-"""The results of a sweep as they arrive, their dataset, and what is read from it."""
+"""The results of a sweep as they arrive, their dataset, and its summaries."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class Results:
         """Allocate the arrays.
 
         Args:
-            results: the shapes of what the function returns, a pytree for each choice.
+            results: the shapes of the function's results, a pytree for each choice.
             dimensions: of the grid.
             num_seeds: of each setting.
             dims: the caller's names of axes, by variable.
@@ -44,7 +44,7 @@ class Results:
         self._dimensions, self._num_seeds = dimensions, num_seeds
         taken = ["seed", "finite", *(dimension.name for dimension in dimensions)]
         taken += [name for dimension in dimensions for name in dimension.values]
-        # What one choice returns, another need not, but what has one name has one shape.
+        # Choices may return different variables, but a variable has one shape in all of them.
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: dict[str, np.dtype] = {}
         for result in results:
@@ -90,6 +90,7 @@ class Results:
         for name, array in zip(self._variables[choice], arrays, strict=True):
             place = slice(start, start + len(array))
             self._arrays[name][choice, place] = array
+            # Integers are finite: only floats can mark a cell as failed.
             if array.dtype.kind in "fc":
                 rows = array.reshape(len(array), -1)
                 self._finite[choice, place] &= np.isfinite(rows).all(1)
@@ -131,7 +132,7 @@ class Results:
 
 
 def _stored(dtype: Any) -> np.dtype:
-    """The dtype of results: half precision is held as float32, which files know."""
+    """The dtype of results: half precision is held as float32, the shortest float of NetCDF."""
     half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
     return np.dtype(np.float32) if half else np.dtype(dtype)
 
@@ -140,8 +141,8 @@ def summarize(dataset: "xarray.Dataset") -> "pandas.DataFrame":
     """The mean over seeds of each number, with its standard error, one row a setting.
 
     The standard error is the seeds' standard deviation (of n − 1 degrees of freedom) divided by
-    √n, NaN for one seed. It tells how far the mean over other seeds would be from this one; it is
-    not the error that an estimate claims for itself.
+    √n, NaN for one seed. It measures how far the mean over other seeds would be from this one; it
+    is not the error that an estimate claims for itself.
 
     Args:
         dataset: of `sweep`. Variables with axes of their own are left out.
@@ -172,7 +173,7 @@ def summarize(dataset: "xarray.Dataset") -> "pandas.DataFrame":
         if name == "finite" or set(values.dims) - {*settings, "seed"}:
             continue
         columns[name, "mean"] = values.mean("seed", skipna=False)
-        # One seed says nothing of the spread.
+        # The spread of one seed is unknown, and not zero.
         freedom, known = (1, 1.0) if num_seeds > 1 else (0, math.nan)
         spread = known * values.std("seed", ddof=freedom, skipna=False)
         columns[name, "std_error"] = spread / math.sqrt(num_seeds)
@@ -202,7 +203,8 @@ def best(dataset: "xarray.Dataset", metric: str, *, maximize: bool = False) -> "
         Settings with a value of the metric that is not finite are passed over.
 
     Raises:
-        ValueError: if the metric is no variable, has axes of its own, or is finite at no setting.
+        ValueError: if the metric is not a variable, has axes of its own, or is finite at no
+            setting.
 
     Example:
         >>> import jax

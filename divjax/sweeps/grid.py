@@ -83,7 +83,7 @@ class Choices:
 
     Attributes:
         values: the values.
-        labels: what they are called in the dataset.
+        labels: their names in the dataset.
     """
 
     values: tuple[Any, ...]
@@ -153,7 +153,7 @@ def choices(values: Iterable[Any] | Mapping[str, Any]) -> Choices:
     Args:
         values: the values, or a dictionary of values by their labels in the dataset. Otherwise
             texts and numbers are their own labels, classes and functions go by their names, and
-            other objects by what they print.
+            other objects by their printed form.
 
     Raises:
         ValueError: if there are none, or two have one label.
@@ -171,7 +171,7 @@ def choices(values: Iterable[Any] | Mapping[str, Any]) -> Choices:
     else:
         values = tuple(values)
         labels = tuple(map(_label, values))
-    # A masked value is none.
+    # A masked value is a missing one, with a number behind it.
     if any(value is np.ma.masked for value in values):
         raise ValueError("choices must not hold masked values, which are missing.")
     # An index of the dataset is of one kind: text, unless all labels are numbers.
@@ -304,8 +304,8 @@ def as_dimensions(grid: Grid) -> tuple[Dimension, ...]:
     """The dimensions of a grid, validated.
 
     Raises:
-        ValueError: if the grid is not a dictionary, a name is no identifier, is reserved or is
-            given twice, or the values along a dimension are none, not finite or not distinct.
+        ValueError: if the grid is not a dictionary, a name is not an identifier, is reserved or is
+            given twice, or a dimension has no values, or values not finite or not distinct.
     """
     if not isinstance(grid, Mapping):
         raise ValueError(
@@ -350,7 +350,7 @@ def _length(held: np.ndarray | Choices) -> int:
 
 def _values(name: str, given: Any) -> np.ndarray | Choices:
     """Numbers as a vector, anything else as choices."""
-    # From what says what it is to what has to be guessed.
+    # Explicit types first, then those whose meaning is inferred.
     if isinstance(given, Choices):
         return given
     if isinstance(given, Mapping):
@@ -414,6 +414,7 @@ def _check_told_apart(name: str, values: np.ndarray, dtype: np.dtype) -> None:
     limits = np.finfo(dtype)
     with np.errstate(over="ignore"):
         held = values.astype(dtype)
+    # Subnormal numbers count as lost: some devices flush them to zero.
     lost = ~np.isfinite(held) | ((np.abs(held) < limits.tiny) & (values != 0))
     if lost.any() or len(np.unique(held)) < len(np.unique(values)):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Names for what a function returns: variables by the path to a leaf, dimensions by annotations."""
+"""Names of a function's results: variables by the path to a leaf, dimensions by annotations."""
 
 import dataclasses
 import typing
@@ -88,6 +88,7 @@ def _names_of_axes(
         names = given.get(variable)
         if names is None:
             names = _annotated(result, path)
+            # Annotated names serve if they fit the shape and have no other size elsewhere.
             if len(names) != len(leaf.shape) or any(
                 sizes.get(name, size) != size for name, size in zip(names, leaf.shape, strict=False)
             ):

@@ -120,11 +120,12 @@ def sweep(
     if path is not None and jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
-        # All find what the first one wrote of an earlier call: they must miss the same cells.
+        # Every process must find all files that the first one wrote in an earlier call, hence miss
+        # the same cells.
         multihost_utils.sync_global_devices("divjax.sweep")
     storage = None if path is None else _open(path, describe(dimensions, keys, programs))
 
-    # What is in the folder counts as done, whatever the chunks it was written in.
+    # Cells in the folder are done, whatever the chunks that they were written in.
     total = sum(cells.num_cells for cells in programs)
     with progress_bar(progress, total, "cell") as bar:
         for choice, cells in enumerate(programs):
@@ -167,6 +168,8 @@ def _check(
             f"fn must take a key and the hyper-parameters {', '.join(names) or '(none)'} by name: "
             f"{error}."
         ) from error
+    # A seed's key does not depend on how many seeds there are: a sweep of more has the same first
+    # ones.
     return jax.vmap(lambda seed: jax.random.fold_in(own, seed))(jnp.arange(num_seeds)), dimensions
 
 

@@ -69,6 +69,7 @@ def run_cells(
                 # Every worker has a chunk, of as many cells as take about a second.
                 while waiting and len(running) < workers:
                     start, stop = waiting.pop(0)
+                    # A chunk never spans two gaps, so that its cells have consecutive numbers.
                     size = min(count, stop - start)
                     if start + size < stop:
                         waiting.insert(0, (start + size, stop))
@@ -79,8 +80,8 @@ def run_cells(
                 for future in ended:
                     chunk, size, seconds = future.result()
                     if batch_size is None and program.any_count:
-                        # At the end all processors have something to do until they stop together.
-                        # As many as the last chunk says take a second.
+                        # As many cells as take a second, by the last chunk. Near the end half of an
+                        # even share, so that all processors stop together.
                         fitting = int(_SECONDS * size / max(seconds, 1e-6))
                         count = max(1, min(largest, fitting, -(-remaining // (2 * workers))))
                     yield chunk

@@ -1,4 +1,4 @@
-"""The folder of a sweep: its finished cells, whole or not at all, and what they are cells of."""
+"""The folder of a sweep: its description, and its finished cells, whole or not at all."""
 
 import functools
 import hashlib
@@ -30,7 +30,7 @@ _NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 def describe(
     dimensions: Sequence[Dimension], keys: jax.Array, programs: Sequence[Cells]
 ) -> dict[str, Any]:
-    """What a sweep computes, as text: its grid, key, and the operations and data of its function.
+    """A sweep as text: its grid, its key, and the operations and data of its function.
 
     Two functions with the same operations on the same arrays are one, whatever they are called.
     """
@@ -88,7 +88,7 @@ def _inner_programs(value: Any) -> Iterator[Any]:
 
 
 def _behind(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
-    """What a callback computes: a function's code, closure, defaults and globals."""
+    """The parts that determine a callback's results: code, closure, defaults and globals."""
     if isinstance(value, _NUMBERS):
         yield value
         return
@@ -105,7 +105,7 @@ def _behind(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
     elif isinstance(value, functools.partial):
         yield from _behind([value.func, value.args, value.keywords], seen)
     elif isinstance(value, CodeType):
-        # What is computed, and not where it is written.
+        # The operations and constants, without file names and line numbers.
         yield np.frombuffer(value.co_code, np.uint8)
         yield _as_bytes(value.co_names)
         for constant in value.co_consts:
@@ -155,7 +155,7 @@ class Storage:
             ValueError: if it holds another sweep or anything else, by the name of what differs.
         """
         self.folder = Path(path)
-        # Whatever else is in a folder is not ours to touch.
+        # A folder with other files is refused: they are not the sweep's to touch.
         description_file = self.folder / _DESCRIPTION
         if description_file.exists():
             _check_same(description_file, description)
@@ -178,7 +178,7 @@ class Storage:
         """Write a chunk of one static choice."""
         import xarray
 
-        # The name says which cells a file holds: no index can disagree with the files.
+        # The cells of a file are in its name, so that no index can disagree with the files.
         start, arrays = chunk
         stop = start + len(arrays[0])
         dataset = xarray.Dataset(

@@ -1,4 +1,4 @@
-"""The classifier that tells two encoded tables apart: its features, its test, and what it uses.
+"""The classifier that tells two encoded tables apart: its features, its test, its importances.
 
 Trees, since tables hold numbers on any scale, categories, gaps and lattices at once; divergences
 are those of `ratio.SklearnRatio` with the same ones.
@@ -76,7 +76,7 @@ class Halves(NamedTuple):
 
     Attributes:
         p_values: of the permutation test on each half.
-        importance: of each column the mean over both halves of what AUC loses when the column is
+        importance: of each column the mean over both halves of the loss of AUC if the column is
             shuffled among the rows of the half.
         error: the standard error of the importance over shuffles and halves.
     """
@@ -159,17 +159,19 @@ def _losses(
     groups: dict[str, list[int]],
     num_shuffles: int,
 ) -> np.ndarray:
-    """What the AUC loses by each shuffle of each column, "columns shuffles"."""
+    """The loss of AUC by each shuffle of each column, "columns shuffles"."""
 
     def auc(rows: np.ndarray) -> float:
         scores = score(rows)
         return share_in_order(scores[of_p], scores[~of_p])
 
+    # Shuffles are compared with one AUC of the same rows, so that its error cancels in the
+    # differences.
     whole, losses = auc(rows), np.empty((len(groups), num_shuffles))
     for index, features in enumerate(groups.values()):
         for shuffle in range(num_shuffles):
             shuffled = rows.copy()
-            # All features of a column move together: its own distribution stays what it is.
+            # All features of a column move together, so that its own distribution is kept.
             shuffled[:, features] = rows[rng.permutation(len(rows))][:, features]
             losses[index, shuffle] = whole - auc(shuffled)
     return losses
@@ -177,6 +179,8 @@ def _losses(
 
 def _averages(columns: list[str], losses: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
     """The mean loss of each column, and its error, of losses "halves columns shuffles"."""
+    # Shuffles of both halves are pooled: the spread between the halves' models is part of the
+    # error.
     each = np.concatenate(list(losses), axis=1)
     error = each.std(axis=1, ddof=1) / np.sqrt(each.shape[1])
     means = each.mean(axis=1)

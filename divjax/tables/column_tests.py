@@ -17,7 +17,7 @@ __all__ = ["adjust_by_holm", "column_table", "is_number"]
 
 # Levels expected less often than this in a table are one level for the χ² test.
 LEAST_EXPECTED = 5
-# The largest product of two samples' sizes for which the law of their distance is exact.
+# The largest product of two samples' sizes for which the distribution of their distance is exact.
 MOST_EXACT = 10**7
 # The columns have half of a level: larger p-values of χ² may stay approximate.
 LARGEST_LEVEL = 0.5
@@ -125,7 +125,10 @@ def _p_values(encoded: Encoded, column: str) -> list[float]:
         found = [_level_test(*values_alike(x, y))]
         missing = [part.isna().to_numpy(int) for part in (x, y)]
     else:
+        # Missing values are tested by themselves: cells may get lost without a change of the
+        # others.
         at, repeats = _values_and_repeats(encoded, column)
+        # A column without gaps has no indicator of them, and the sum over none is zero.
         missing = [rows[:, at].T[1:].sum(axis=0).astype(int) for rows in encoded[:2]]
         values = [rows[gone == 0, at[0]] for rows, gone in zip(encoded[:2], missing, strict=True)]
         found = [_kolmogorov_smirnov(*values)] if all(map(len, values)) else []
@@ -137,10 +140,11 @@ def _p_values(encoded: Encoded, column: str) -> list[float]:
 
 
 def _kolmogorov_smirnov(x: np.ndarray, y: np.ndarray) -> float:
-    # The limiting law is wrong for few rows, and the exact one takes seconds for very many.
+    # The limiting distribution is wrong for few rows, and the exact one takes seconds for very
+    # many.
     exact = len(x) * len(y) <= MOST_EXACT
     with warnings.catch_warnings():
-        # A p-value of one that is rounded to more is found by the limiting law instead.
+        # A p-value of one that is rounded to more is found by the limiting distribution instead.
         warnings.filterwarnings("ignore", "ks_2samp: Exact calculation", RuntimeWarning)
         test: Any = stats.ks_2samp(x, y, method="exact" if exact else "asymp")
     return float(test.pvalue)
@@ -159,8 +163,8 @@ def _level_test(x: np.ndarray, y: np.ndarray) -> float:
     if counts.shape[1] == 2:
         return _fisher(counts)
     test: Any = stats.chi2_contingency(counts)
-    # Its law is a limit for large counts, whose tail is too light in a table that is much the
-    # smaller one. Small p-values are made exact: no level of a test is above the others.
+    # The χ² distribution is a limit for large counts, with too light a tail if one table is much
+    # smaller. Only p-values that might be significant are made exact.
     if test.pvalue > LARGEST_LEVEL:
         return float(test.pvalue)
     return _valid_p_value(counts, float(test.pvalue))
@@ -203,7 +207,7 @@ def _valid_p_value(counts: np.ndarray, approximate: float) -> float:
 
 
 def _permutation_p_value(counts: np.ndarray) -> float:
-    """That of χ² where labels are permuted, which ends with enough permutations above.
+    """The p-value of χ² by permuted labels, of which no more are drawn once enough are above.
 
     References:
         Besag, Clifford 1991, Sequential Monte Carlo p-values.
@@ -215,12 +219,15 @@ def _permutation_p_value(counts: np.ndarray) -> float:
     expected = totals * (size / totals.sum())
     # With both margins given, χ² is in proportion to this.
     distance = lambda counts: ((counts - expected) ** 2 / totals).sum(axis=-1)
+    # Ties up to rounding count as above, which can only raise the p-value.
     least = distance(own) * (1 - 1e-9)
     above = draws = 0
     while draws < MOST_DRAWS:
         drawn = rng.multivariate_hypergeometric(totals, size, size=1000)
         places = np.flatnonzero(distance(drawn) >= least)
         if above + len(places) >= ENOUGH_ABOVE:
+            # Besag and Clifford's sequential p-value: h over the number of draws up to the h-th
+            # above.
             return float(ENOUGH_ABOVE / (draws + places[ENOUGH_ABOVE - above - 1] + 1))
         above, draws = above + len(places), draws + len(drawn)
     return (above + 1) / (draws + 1)

@@ -39,7 +39,8 @@ def comparable_types(
             part.dt.to_timestamp() if isinstance(part.dtype, pd.PeriodDtype) else part
             for part in pair
         ]
-    # Complex numbers beside text have nothing in common with it but what they look like.
+    # Complex numbers beside text can only be compared with it by their spelling. A column without
+    # values has no type of its own.
     numbers = all(dtypes.is_numeric_dtype(part) or part.isna().all() for part in pair)
     if numbers and any(map(dtypes.is_complex_dtype, pair)):
         notes.append("complex, compared by real and imaginary parts")

@@ -51,10 +51,10 @@ def frequencies_js(
 ) -> tuple[float, float]:
     """JS in bits between integers of two samples, and its standard error.
 
-    By the classifier that knows their frequencies alone, those of the other folds (half a row added
-    to each), so that the value is a lower bound in expectation: a level that the other folds lack
-    counts as telling nothing. The error is that of `RatioFit.divergence`: that of the mean, and
-    what the frequencies fit their own rows better than others.
+    By the classifier of their frequencies in the other folds (half a row added to each), so that
+    the value is a lower bound in expectation: a level that the other folds lack contributes
+    nothing. The error is that of `RatioFit.divergence`: that of the mean, and the gap by which the
+    frequencies fit their own rows better than others.
 
     Args:
         rng: of the folds.
@@ -74,7 +74,7 @@ def frequencies_js(
             count = np.bincount(part[place != fold], minlength=size) + 0.5
             log_shares.append(np.log(count / count.sum()))
         log_ratio, gap = log_shares[0] - log_shares[1], 0.0
-        # What each row of this fold says: its log loss below log 2, in bits.
+        # How far the log loss of each row of this fold is below log 2, in bits.
         for term, part, place, sign in zip(terms, codes, folds, (-1, 1), strict=True):
             each = ((1 - np.logaddexp(0, sign * log_ratio) / np.log(2)) / 2)[part]
             term[place == fold] = each[place == fold]

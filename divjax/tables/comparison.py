@@ -49,7 +49,7 @@ class TableComparison:
     Attributes:
         verdict: whether they differ, in a sentence, with the numbers that it rests on.
         js: the Jensen–Shannon divergence in bits, in [0, 1], with its error and 95 % interval: 0
-            for equal distributions, 1 where each row tells its table.
+            for equal distributions, 1 if every row identifies its table.
         kl: the Kullback–Leibler divergence of the first table from the second in nats, from 0 on.
         auc: the probability that the classifier tells a row of each table apart, ½ if by chance.
         certified_js: a 95 % lower confidence bound on the divergence in bits, whatever the tables.
@@ -59,8 +59,8 @@ class TableComparison:
         left_out: columns that no number here is of, with the reasons.
         num_rows: of each table, as compared.
         names: of the tables.
-        importance: what the classifier's AUC loses on rows that it was not fitted to, where a
-            column is shuffled.
+        importance: the loss of the classifier's AUC, on rows that it was not fitted to, if a column
+            is shuffled.
         scores: the out-of-fold log ratios of the rows of each table.
         tables: the rows and columns that were compared, as read.
     """
@@ -91,7 +91,7 @@ class TableComparison:
         return report.to_text(self)
 
     def to_json(self) -> str:
-        """An object of numbers that begins with `verdict`; what is not finite is null."""
+        """An object of numbers that begins with `verdict`; NaN and infinity are null."""
         return report.to_json(self)
 
     def to_csv(self) -> str:
@@ -219,7 +219,7 @@ def compare_tables(
     notes += far_cells(*whole.tables, names=names)
     notes += _repeated_apart(_without_copies(whole), names)
 
-    # Of very many rows a random share says as much in less time.
+    # A random share of very many rows is nearly as informative, and takes less time.
     most = min(max_rows, QUICK_ROWS) if quick else max_rows
     encoded, key = whole, jax.random.key(seed)
     if max(map(len, whole.tables)) > most:
@@ -319,7 +319,7 @@ def _numbers(fit: RatioFit) -> dict[str, Any]:
     }
 
 
-# Run once, unlike what a user calls again: it compiles for longer than it runs, unless quickly.
+# It runs once, and compiling would take longer than running: without optimisation it does not.
 @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 def _estimates(fit: RatioFit) -> tuple[Estimate, Estimate, Estimate, jax.Array]:
     """All in one program, which compiles in half the time of one for each."""
@@ -356,7 +356,7 @@ def _as_frames(real: Any, synthetic: Any, names: tuple[str, str]) -> tuple[Any, 
     """Both tables, with columns named by text and rows numbered from zero."""
     frames = []
     for argument, table in (("real", real), ("synthetic", synthetic)):
-        # Lists and arrays have no names to speak of columns by.
+        # Lists and arrays have no names of columns.
         if not isinstance(table, pd.DataFrame):
             raise ValueError(
                 f"{argument} must be a pandas DataFrame; got {type(table).__name__}: convert it by "

@@ -3,11 +3,11 @@
     encoded = encode(real, synthetic)
     encoded.x, encoded.y, encoded.columns, encoded.groups, encoded.notes
 
-The encoding looks at the pooled rows and never at which table a row is of, so it cannot make equal
-distributions differ; swapping the tables swaps the matrices. Nor can it lift a classifier's
-held-out score beyond what the distributions allow: for independent rows, the others say nothing of
-a row's table that its own values do not. What is merged or dropped can only make different
-distributions look closer, and is said in `notes`.
+The encoding depends on the pooled rows and never on the table a row is of, so it cannot make equal
+distributions differ; swapping the tables swaps the matrices. Nor can it raise a classifier's
+held-out score beyond the limit that the distributions set: for independent rows, the others have no
+information on a row's table beyond its own values. Merging and dropping can only make different
+distributions look closer, and is reported in `notes`.
 
 - **Columns** in both tables are compared; the others are named. No common column is an error.
 - **Text that is numbers or dates** is read as such: see `divjax.tables.reading`.
@@ -33,7 +33,7 @@ distributions look closer, and is said in `notes`.
 - **Constant columns**: left out if the constant is the same in both, kept if it is not, or if only
   one of them is constant, for that is a difference.
 
-What is left out is listed by name: a headline over all columns must name it.
+Columns that are left out are listed by name: a headline over all columns must name them.
 """
 
 import zlib
@@ -88,14 +88,14 @@ def encode(
     repeats: bool = False,
     names: tuple[str, str] = ("x", "y"),
 ) -> Encoded:
-    """Encode two tables alike; how is said at the head of this file.
+    """Encode two tables alike, by the rules at the head of this file.
 
     Args:
         x: one table.
         y: the other; its columns may be in another order.
         categorical: columns of numbers that are categories though they have many values.
         numerical: columns of numbers that stay numbers though they have few values.
-        ignored: columns that are not compared, such as identifiers; rows are told apart by them.
+        ignored: columns that are not compared, such as those that identify rows.
         max_levels: of a category; the rarest beyond share indicators.
         num_buckets: how many they share, at most.
         few_values: a column of so few distinct numbers is one of categories.
@@ -107,7 +107,7 @@ def encode(
         ValueError: if a table has fewer than two rows or a column's name twice, no column is
             common, or none is left.
     """
-    # What cannot be compared is said before anything is read.
+    # Tables that cannot be compared are refused before anything is read.
     for table, name in zip((x, y), names, strict=True):
         if len(table) < 2:
             raise ValueError(f"{name} must hold at least two rows; got {len(table)}.")
@@ -201,7 +201,7 @@ def _encode_column(
     if any(absent_shares):
         each = (f"{share:.1%} of {name}" for share, name in zip(absent_shares, names, strict=True))
         notes.append("missing: " + ", ".join(each))
-    # A number here and text there have nothing in common but what they look like.
+    # A number in one table and text in the other can only be compared by their spelling.
     if len(set(known)) > 1:
         notes.append(f"{kinds[0]} in {names[0]}, {kinds[1]} in {names[1]}: compared as categories")
         categorical = True
@@ -234,13 +234,13 @@ def _encode_column(
 
 def _encode_numbers(values: np.ndarray, counted: np.ndarray | None) -> tuple[np.ndarray, list[str]]:
     """Pooled numbers, whether they are missing, and how often they repeat among counted rows."""
-    # A gap is the median, and a column of its own says where gaps are.
+    # A gap is the median, and a column of its own marks the gaps.
     missing = np.isnan(values)
     block, labels = [np.where(missing, 0, values - np.nanmedian(values))], [""]
     if missing.any():
         block.append(missing.astype(float))
         labels.append(f" {MISSING}")
-    # A smooth classifier does not see a lattice, but how often values repeat.
+    # A smooth classifier cannot detect a lattice, but can use how often values repeat.
     if counted is not None:
         count = equal_counts(values, values[counted & ~missing]) - 1
         if (count[~missing] > 0).any():
@@ -259,7 +259,7 @@ def _encode_levels(
     shares = [count / count.sum() for count in counts]
     share = shares[0].add(shares[1], fill_value=0) / 2
     order = sorted(share.index, key=lambda level: (-share[level], level))
-    # What never varies tells nothing.
+    # A level that all rows have distinguishes none of them.
     if len(order) == 1:
         why = f"constant ({order[0]})"
         return nothing, [], [f"{why}, dropped"], why
@@ -282,7 +282,7 @@ def _encode_levels(
         )
         levels = levels.map(lambda level: buckets.get(level, level))
         kept = [*order[: max_levels - 1], *sorted(set(buckets.values()))]
-    # Levels that one table lacks are told by name: they may be all that differs.
+    # Levels that one table lacks are named: they may be the whole difference.
     for count, name in zip(counts, names, strict=True):
         if absent := [level for level in order if level not in count.index]:
             shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")

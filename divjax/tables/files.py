@@ -31,7 +31,7 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
         path: of the file.
 
     Returns:
-        The table, and notes on what was found out. Its `attrs["delimiter"]` is what separates
+        The table, and notes on how it was read. Its `attrs["delimiter"]` is what separates
         fields: beside semicolons, commas in numbers are more often decimal ones.
 
     Raises:
@@ -56,6 +56,7 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     if not header[0] and _counts_rows(table.iloc[:, 0]):
         table = table.iloc[:, 1:]
         notes.append(f"{name}: the first column has no name and counts the rows: left out")
+    # Semicolons hint at decimal commas, when the text is read as numbers.
     table.attrs["delimiter"] = delimiter
     return table, tuple(notes)
 

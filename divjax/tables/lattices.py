@@ -38,7 +38,7 @@ def lattices(
     least_js_bits: float = 0.05,
     names: tuple[str, str] = ("x", "y"),
 ) -> list[Lattice]:
-    """Columns of numbers that a lattice alone tells apart: smooth classifiers cannot see it.
+    """Columns of numbers that differ by a lattice, which a smooth classifier does not detect.
 
     Args:
         x: one table.
@@ -83,7 +83,7 @@ def own_levels(
     """
     found = []
     for name in [name for name in x.columns if name in set(y.columns)]:
-        # Where indicators stand for single levels, the classifier sees them.
+        # If indicators stand for single levels, the classifier uses them.
         if "text" in {kind_of(x[name]), kind_of(y[name])}:
             codes = values_alike(x[name], y[name])
             if len(np.unique(np.concatenate(codes))) > max_levels:
@@ -115,9 +115,9 @@ def dequantize(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Blur columns of both tables by the same uniform noise, as wide as the lattice's usual step.
 
-    What is left is the difference other than that of the lattice: the same noise on both can only
-    make them more alike. The step is the larger of the two tables' median gaps between neighbouring
-    distinct values.
+    The differences that remain are not the lattice's: the same noise on both can only make them
+    more alike. The step is the larger of the two tables' median gaps between neighbouring distinct
+    values.
     """
     x, y = x.copy(), y.copy()
     for name in columns:

@@ -24,7 +24,7 @@ def far_cells(
 
     Far from a table's bulk is farther from its median than so many robust standard deviations, the
     distance of its quartiles over 1.349. Where half of the values are the same there is no such
-    scale, and nothing is said. Values this far that are no rarity are the distribution's tail.
+    scale, and no note. Values this far that are not rare are the distribution's tail.
 
     Args:
         x: one table, as read.

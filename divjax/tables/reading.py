@@ -35,7 +35,7 @@ from divjax.tables.column_types import comparable_types
 
 __all__ = ["Read", "few_distinct", "kind_of", "read_alike"]
 
-# A word this frequent in one of the tables is told from other words.
+# A word this frequent in one of the tables is distinguished from other words.
 LEAST_SHARE = 0.01
 
 _CURRENCY = r"[$€£¥₹₩₽₺₴₫₪฿]|USD|EUR|GBP|CHF|JPY|CNY|SEK|NOK|DKK|PLN|CZK|HUF|INR|BRL|AUD|CAD"
@@ -194,7 +194,8 @@ def _dates(name: str, *formats: str) -> _Reading:
     return _Reading(f"dates written {name}", "date", functools.partial(_read_dates, formats=every))
 
 
-# Where a table reads equally well in several ways, and the other table does not decide, the first.
+# If a table reads equally well in several ways, and nothing else decides, the first of them is
+# taken.
 _READINGS = {
     "date": (
         _dates("yyyy-mm-dd"),
@@ -237,7 +238,7 @@ def _decimal_commas(table: pd.DataFrame, categorical: Collection[str]) -> tuple[
             pd.notna([value for value, _ in reading.read([str(text) for text in texts.index])])
             for reading in _READINGS["number"]
         )
-        # Prose in which a number stands here and there says nothing.
+        # Prose with a few numbers in it is no evidence.
         if texts[point | comma].sum() > texts.sum() / 2:
             decided += [texts[point & ~comma].sum(), texts[comma & ~point].sum()]
     share = (decided[1] - decided[0]) / max(1, decided.sum())
@@ -248,7 +249,7 @@ def _choose(
     pair: list[Any], commas: list[tuple[float, int]], date_format: str | None
 ) -> list[_Found | None] | None:
     """How each table's text is read, None for a typed column; None where text remains text."""
-    # A table that is typed already decides what the other one's text can be.
+    # A column that is typed in one table decides how the other one's text may be read.
     typed = {kind_of(part) for part in pair if not _is_text(part)} - {"empty"}
     if any(isinstance(part.dtype, pd.CategoricalDtype | pd.BooleanDtype) for part in pair):
         return None
@@ -257,7 +258,7 @@ def _choose(
     counts = [_texts(part).value_counts() if _is_text(part) else None for part in pair]
     kinds = list(_READINGS.items())
     if date_format is not None:
-        # What the caller knows comes before what can be found out.
+        # A format that the caller gives comes before those that are tried.
         read = functools.partial(_read_dates, formats=(date_format,), least=1)
         kinds.insert(0, ("date", (_Reading(f"dates written {date_format}", "date", read),)))
     for kind, readings in kinds:
@@ -341,6 +342,8 @@ def _distance(found: _Found | None, other: Any) -> float:
     sizes = [size[np.isfinite(size) & (size > 0)] for size in sizes]
     if not all(map(len, sizes)):
         return 0.0
+    # A decimal comma taken for a separator of thousands is off by powers of ten, which medians
+    # show.
     medians = [float(np.median(size)) for size in sizes]
     return abs(math.log(medians[0]) - math.log(medians[1]))
 
@@ -380,7 +383,7 @@ def _replace(
         ]
         return {"": mixed}, notes
     new, notes = {"": values}, _notes(found, words, kind, names)
-    # Rare words are told from nothing; frequent ones, and empty cells, from each other.
+    # Rare words count as empty cells; frequent words are told from those, and from each other.
     frequent = [w for w in every if max(share.get(w, 0) for share in shares) >= LEAST_SHARE]
     labels = [
         word.astype(object).where(word.isin(frequent), "(missing)").where(value.isna())
@@ -410,6 +413,7 @@ def _notes(
     found: list[_Found | None], words: list[pd.Series], kind: str, names: tuple[str, str]
 ) -> list[str]:
     """How each table was read, and how many of its values were not."""
+    # A reading that both tables share needs no names.
     how = {name: one.reading.name for name, one in zip(names, found, strict=True) if one}
     if len(set(how.values())) == 1 and len(how) == 2:
         notes = [f"text read as {next(iter(how.values()))}"]

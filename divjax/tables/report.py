@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["to_html", "to_json", "to_text"]
 
 MOST_COLUMNS, MOST_MARGINALS = 10, 6
-# Of the legend, what the text shows.
+# The entries of the legend that the text shows.
 IN_TEXT = ("p", "Jensen–Shannon", "at least", "Kullback–Leibler", "AUC", "columns", "importance")
 
-# What each number is, for readers who do not know it.
+# An explanation of each number, for readers who do not know it.
 LEGEND = {
     "different": "Whether the tables have different distributions: yes, no difference found, or "
     "cannot tell.",
@@ -108,6 +108,7 @@ def to_json(comparison: "TableComparison") -> str:
         "num_rows": list(comparison.num_rows),
         "names": list(comparison.names),
     }
+    # JSON has no NaN: `_plain` makes null of it, and `allow_nan` would refuse any that is left.
     return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -173,7 +174,7 @@ tr { border-bottom: 1px solid #ddd; } img { max-width: 100%; } dt { font-weight:
 
 
 def _numbers(comparison: "TableComparison") -> list[tuple[str, str]]:
-    """What is shown above the columns, with names as in the legend."""
+    """The numbers above the columns, with names as in the legend."""
     verdict, (n, m) = comparison.verdict, comparison.num_rows
     p_value = shown_p_value(verdict.p_value)
     answers = {True: "yes", False: "no difference found", None: "cannot tell"}
@@ -213,7 +214,7 @@ def _column_rows(comparison: "TableComparison") -> list[tuple[str, ...]]:
 
 
 def _used(comparison: "TableComparison") -> str:
-    """The columns that the classifier needs most, with what its AUC loses."""
+    """The columns that the classifier needs most, with the losses of its AUC."""
     order = sorted(comparison.importance.items(), key=lambda item: -item[1])[:5]
     return ", ".join(f"{column} {loss:.3f}" for column, loss in order if loss > 0.0005)
 
@@ -227,11 +228,12 @@ def _parts(estimate: Estimate) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of Python, six digits of them, and None for what is not finite."""
+    """Python's numbers, of six digits, and None for those that are not finite."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
+    # Before integers, since Python's booleans are integers.
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, np.bool_):
@@ -271,15 +273,17 @@ def _draw_marginals(comparison: "TableComparison") -> str:
             kinds = {kind_of(part) for part in pair} - {"empty"}
             if kinds == {"date"}:
                 pair = [part.dt.year + (part.dt.day_of_year - 1) / 365.25 for part in pair]
+            # A column of numbers in one table and of text in the other is drawn as levels.
             draw = _draw_numbers if kinds in ({"number"}, {"date"}) else _draw_levels
             draw(axis, pair, comparison.names)
             axis.set_title(_shortened(column, 30))
+        # One legend serves all: a table has the same colour in each.
         axes.flat[0].legend(fontsize=8)
         return _image(figure)
 
 
 def _draw_numbers(axis: Any, pair: list[Any], names: tuple[str, str]) -> None:
-    """Histograms without what lies beyond a thousandth of the rows at each end."""
+    """Histograms, with the outermost thousandth of the rows drawn at each edge."""
     values = [column.to_numpy(float, na_value=np.nan) for column in pair]
     values = [column[np.isfinite(column)] for column in values]
     pooled = np.concatenate(values)

@@ -1,4 +1,4 @@
-"""What a caller knows of columns: identifiers, codes, numbers, and what stands for a missing value.
+"""The roles that a caller gives columns: identifiers, codes, numbers, and values for missing ones.
 
 `compare_tables` takes these as `drop`, `ids`, `as_category`, `as_number` and `missing`.
 """
@@ -85,6 +85,7 @@ def as_missing(
 def _equals(column: Any, value: Any) -> np.ndarray:
     """Where a column has a value, in whatever form it is held."""
     if dtypes.is_datetime64_any_dtype(column):
+        # A value that is not a date becomes NaT, which equals no cell.
         moment = pd.to_datetime(str(value), errors="coerce", utc=True)
         return (pd.to_datetime(column, utc=True) == moment).to_numpy()
     if dtypes.is_numeric_dtype(column) and not dtypes.is_bool_dtype(column):
@@ -103,7 +104,7 @@ def as_numbers(
     names: tuple[str, str],
     date_format: str | None = None,
 ) -> tuple[tuple[Any, Any], list[str]]:
-    """Text in these columns read as numbers; what cannot be is missing."""
+    """Text in these columns read as numbers; other text is missing."""
     # Read alike in both tables, like any other text.
     if not columns:
         return pair, []
@@ -155,7 +156,7 @@ def suspected_identifiers(pair: tuple[Any, Any]) -> list[str]:
 def identifier_notes(
     pair: tuple[Any, Any], ids: Collection[str], names: tuple[str, str]
 ) -> list[str]:
-    """What identifiers say without being compared: rows of one subject, subjects of both tables."""
+    """Notes on identifiers, which are not compared: repeated ones, and those in both tables."""
     notes = []
     for column in ids:
         known = [table[column].dropna().astype(str).str.strip() for table in pair]

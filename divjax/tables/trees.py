@@ -1,9 +1,9 @@
 """Boosted trees of two views: of a table's columns, and of columns with products of two of them.
 
-Where two columns are as they were and only their dependence has changed, no single split tells
-anything, and a tree begins with a single split. The products of columns whose means differ most
-between the classes make such a change visible at once. Where they tell nothing, they are further
-columns to be mistaken by, and trees without them find more.
+If only the dependence of two columns has changed, no single split separates the tables, and a tree
+begins with a single split. The products of columns whose means differ most between the classes make
+such a change visible at once. If no dependence has changed, they are further columns to be mistaken
+by, and trees without them find more.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ __all__ = ["PairedTrees"]
 
 # Levels of a category, columns in all and pairs that are looked at.
 MOST_LEVELS, MOST_COLUMNS, NUM_PAIRS = 10, 400, 8
-# Entries of a table from which on threads are worth their waiting.
+# From so many entries of a table on, several threads are faster than one.
 _SMALL = 1_000_000
 
 
@@ -92,6 +92,8 @@ class PairedTrees:
 
     def _views(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The features of either boosting."""
+        # With the centre and scale of the fitted rows, so that a product's value means the same
+        # everywhere.
         standard = (self._standard(X) - self._center) / self._spread
         first, second = self._pairs
         products = standard[:, first] * standard[:, second]
@@ -103,7 +105,7 @@ class PairedTrees:
         return among or None, self.categories or None
 
     def _fit_scales(self, X: np.ndarray) -> None:
-        """What numbers are clipped to, their scales, and how many levels categories have."""
+        """The bounds that numbers are clipped to, their scales, and the number of levels."""
         self._numbers = [k for k in range(X.shape[1]) if k not in set(self.categories)]
         known = np.nan_to_num(X[:, self._numbers])
         self._low, self._high = np.quantile(known, [0.01, 0.99], axis=0)
@@ -122,6 +124,7 @@ class PairedTrees:
             X[:, [k]] == np.arange(count)
             for k, count in zip(self.categories, self._levels, strict=True)
         ]
+        # All pairs of columns are looked at: their number bounds the memory.
         return np.concatenate(parts, axis=1).astype(float)[:, :MOST_COLUMNS]
 
 
@@ -151,7 +154,7 @@ def _telling_pairs(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray
         means.append(rows.T @ rows / len(rows))
         squares = (rows**2).T @ rows**2 / len(rows)
         variances.append(np.maximum(squares - means[-1] ** 2, 0) / len(rows))
-    # A product that hardly varies tells nothing.
+    # With a floor, as a product that never varies has an error of zero.
     errors = np.sqrt(variances[0] + variances[1] + 1e-6)
     clearness = np.triu(np.abs(means[0] - means[1]) / errors, 1)
     order = np.argsort(-clearness, axis=None, kind="stable")[:NUM_PAIRS]

@@ -52,6 +52,7 @@ def as_levels(column: Any) -> Any:
             return str(int(value)) if float(value).is_integer() else str(float(value))
         return str(value).strip()
 
+    # Each distinct value is converted once, however many rows have it.
     distinct = {value: text(value) for value in column.dropna().unique()}
     return column.astype(object).map(distinct).astype(object).where(column.notna(), MISSING)
 
@@ -63,9 +64,11 @@ def numbers_alike(x: Any, y: Any, kind: str) -> list[np.ndarray]:
     farther, with their largest gaps shortened. Numbers that one table holds in single or half
     precision are rounded to it in both.
     """
+    # Integers are placed before they become float64, which would merge neighbours beyond 2⁵³.
     place = _places_of_large_integers(x, y) if kind == "number" else None
     if place is None:
         pair = [_numbers(column, kind) for column in (x, y)]
+        # Otherwise the rounding of one table alone would distinguish its rows.
         coarsest = min(_precisions(x, y), key=lambda dtype: dtype.itemsize, default=None)
         return pair if coarsest is None else [_rounded(values, coarsest) for values in pair]
     return [
@@ -142,10 +145,10 @@ def merge_rounded(values: np.ndarray) -> np.ndarray:
     """Values that differ by rounding alone made equal, to the smallest of them.
 
     Neighbours are, if they are within 1e-10 of their own size, as of ten digits against sixteen,
-    and within 1e-8 of the range of most values, lest an offset be taken for size. So are those
-    within float64's rounding of their own size, and those within that of the usual size around
-    zero, where sums have cancelled. A chain of more than a few such neighbours, or one that others
-    are not far from, is no rounding but a fine scale, and stays.
+    and within 1e-8 of the range of most values, so that an offset does not count as size. So are
+    those within float64's rounding of their own size, and those within that of the usual size
+    around zero, where sums have cancelled. A chain of more than a few such neighbours, or one that
+    others are not far from, is a fine scale rather than rounding, and stays.
     """
     finite = np.isfinite(values)
     if not finite.any():

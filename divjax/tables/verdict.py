@@ -22,7 +22,7 @@ class Verdict:
     """Whether two tables differ, at one level for everything that was tested.
 
     Attributes:
-        different: True or False, or None where nothing can be told.
+        different: True or False, or None if nothing could be estimated.
         sentence: the verdict in words.
         p_value: the tables are called different where it is at most `level`. Twice the smaller one
             of the classifier's and the columns'.
@@ -71,7 +71,7 @@ def decide(
     # Two tests of half the level each: Bonferroni's inequality once more.
     p_value = min(1.0, 2 * smallest)
     alone: Any = columns[columns["significant"]]
-    # What is named depends on which test has spoken: columns alone come first.
+    # Columns that differ alone are named first, and otherwise those that the classifier needs.
     if p_value > level:
         sentence, named = _nothing_found(p_value, num_rows, level), ()
     else:
@@ -128,7 +128,7 @@ def detectable_auc(num_rows: tuple[int, int], level: float, power: float = 0.8) 
 
 
 def _nothing_found(p_value: float, num_rows: tuple[int, int], level: float) -> str:
-    # An absence of evidence is worth what a test of this size could have found.
+    # Finding no difference is worth the more, the smaller a difference this test would have found.
     auc = detectable_auc(num_rows, level)
     # Scores like two normal variables δ apart: AUC = Φ(δ/√2), and JS ≈ δ²/8 nats for small δ.
     shift = math.sqrt(2) * float(norm.ppf(min(auc, 1 - 1e-9)))

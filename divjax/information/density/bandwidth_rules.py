@@ -271,6 +271,7 @@ def _deviance(
 
     logs = _without_itself(log_sums, x)
     # A sample without weight does not count, whatever its density.
+    # The others' total 1 − w_i is left out too: it does not depend on the scale.
     expected = jnp.sum(jnp.where(shares > 0, shares * logs, 0))
     return x.shape[1] * jnp.log(scale) - expected
 
@@ -290,6 +291,7 @@ def _squared_error(
         # The kernel's convolution with itself is the normal density of variance 2. A sample's own
         # term, at distance zero, is part of the integral alone.
         integral = half * (own + matmul(jnp.exp(-scaled / 4), shares))
+        # Without a sample the shares of the others are to sum to one again.
         left_out = matmul(jnp.exp(-scaled / 2), shares) / (1 - own)
         return integral - 2 * left_out
 
@@ -319,6 +321,7 @@ def _search(
     values = jax.lax.map(criterion, grid)
     best = jnp.argmin(values)
     inside = (best > 0) & (best < _NUM_SCALES - 1)
+    # At an end the result is NaN: the index must only be valid.
     best = jnp.clip(best, 1, _NUM_SCALES - 2)
     left, right = grid[best - 1], grid[best + 1]
 
@@ -327,6 +330,8 @@ def _search(
         left, one, two, right, value_one, value_two = bracket
         lower = value_one <= value_two
         left, right = jnp.where(lower, left, one), jnp.where(lower, two, right)
+        # One inner point of the old bracket is one of the new: a single evaluation, a pass over all
+        # pairs, a step.
         kept, value_kept = jnp.where(lower, one, two), jnp.where(lower, value_one, value_two)
         step = _GOLDEN * (right - left)
         tried = jnp.where(lower, right - step, left + step)

@@ -166,6 +166,7 @@ def _in_bandwidths(
 ) -> tuple[Float[Array, ""], Float[Array, "n d"]]:
     """The logarithm of |H|^½, and H^(−½) times each row; both NaN unless H is positive."""
     if bandwidth.ndim == 2:
+        # L⁻¹ in place of H^(−½): ‖L⁻¹u‖² is uᵀH⁻¹u, and a radial kernel depends on nothing else.
         factor = cholesky(symmetric_or_nan(bandwidth))
         log_det = jnp.sum(jnp.log(jnp.diagonal(factor)))
         return log_det, solve_triangular(factor, rows.T).T
@@ -195,6 +196,8 @@ def _log_sums(
 
     fixed_kernel, fixed_masses = jax.lax.stop_gradient((kernel, masses))
     squares = [jnp.max(jnp.sum(jnp.square(jax.lax.stop_gradient(rows)), axis=1)) for rows in (x, z)]
+    # Products round |x|² + |z|², which in units of the bandwidth is an error of the log-kernel
+    # itself.
     rounding = jnp.finfo(x.dtype).eps * (squares[0] + squares[1])
     return reduce_centered_pairs(
         z,

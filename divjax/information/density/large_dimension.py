@@ -50,6 +50,7 @@ def _log_precision(alpha: Float[Array, "..."]) -> Float[Array, "..."]:
 
 @_log_precision.defjvp
 def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # By the implicit function theorem for excess(t) = α, not through Newton's steps.
     root = _log_precision(*primals)
     return root, tangents[0] / _excess_slope(root)
 
@@ -207,5 +208,6 @@ def _kl_per_dimension(bandwidth: Numbers, alpha: Numbers) -> Array:
     log_precision, squared = _log_precision(alpha), jnp.square(bandwidth)
     of_mean = 0.5 * jnp.log1p(squared) + 0.5 / (1 + squared) - 0.5
     condensed = alpha + jnp.log(bandwidth) + _optimal_squared(log_precision) / (2 * squared) - 0.5
+    # 1/h² < λ is h > h_G. Both functions are equal there, and so are their slopes.
     above = -2 * jnp.log(bandwidth) < log_precision
     return jnp.where(above, of_mean, condensed).astype(dtype)

@@ -85,11 +85,14 @@ def _knn_log_density(
     """`knn_log_density` after its checks."""
     n, d = x.shape
     near = nearest_points(z, x, k)
+    # The probability of the ball has the distribution Beta(k, n + 1 − k), whatever the density.
     ranks = jnp.asarray([k, n + 1], x.dtype)
     log_share = -jnp.diff(digamma(ranks))[0]
     log_p = log_share - log_ball_volume(d) - d * near.log_distances[:, -1]
+    # k samples at z itself leave a ball without volume.
     log_p = jnp.where(near.zero[:, -1], jnp.inf, log_p)
     log_p = nan_entries_unless(near.usable[:, -1] | near.zero[:, -1], log_p)
+    # A row that is not finite may be anywhere, and so a neighbour of every point.
     return log_p * nan_unless(jnp.isfinite(x).all(), jnp.ones((), x.dtype))
 
 
@@ -127,13 +130,13 @@ def nearest_neighbor_distribution(
 
     Returns:
         The probabilities, one row for each z, exactly zero for a label that no neighbour (and no
-        model) has. A row is NaN if z is not finite or a traced model's row is no distribution, and
-        all are if a sample is not finite, a traced label is out of range, or a traced number is.
+        model) has. A row is NaN if z is not finite or a traced model's row is not a distribution,
+        and all are if a sample is not finite, or a traced label or number is out of range.
 
     Raises:
         ValueError: if z or x is empty or not a matrix, their numbers of features differ, the labels
             are not one integer in range for each sample, the model's shape does not fit or its
-            rows are no probabilities, or a number is out of range.
+            rows are not distributions, or a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -153,6 +156,7 @@ def nearest_neighbor_distribution(
     check_unit_interval(share=share)
     labels = as_indices("labels", labels)
     check_shape("labels", labels, x.shape[0])
+    # Traced labels cannot be checked: any out of range makes the result NaN.
     if not isinstance(labels, Tracer):
         _check_labels(np.asarray(labels), num_labels)
     if model is not None:
@@ -160,6 +164,7 @@ def nearest_neighbor_distribution(
         check_shape("model", given, z.shape[0], num_labels)
         check_distributions("model", given, x.dtype)
         model = jnp.asarray(given, x.dtype)
+    # The default exceeds the size of a small sample, all of which are then neighbours.
     k = min(k, x.shape[0])
     options = {"num_labels": num_labels, "k": k}
     return _neighbor_distribution(z, x, labels, temperature, model, share, **options)
@@ -190,9 +195,12 @@ def _neighbor_distribution(
     near = nearest_points(z, x, k)
     squared = jnp.where(near.usable, jnp.exp(2 * near.log_distances), jnp.inf)
     squared = jnp.where(near.zero, 0, squared)
+    # Relative to the nearest sample: the softmax is the same, and neither overflows at small
+    # temperatures nor cancels in the derivative by it.
     scores = -(squared - jax.lax.stop_gradient(squared[:, :1])) / temperature
     masses = jax.nn.softmax(scores, axis=1)
     rows = jnp.broadcast_to(jnp.arange(z.shape[0])[:, None], masses.shape)
+    # Neighbours of the same label add up, which `set` would not do.
     p = jnp.zeros((z.shape[0], num_labels), dtype).at[rows, labels[near.index]].add(masses)
 
     valid = jnp.isfinite(x).all() & (temperature > 0) & (temperature < jnp.inf)

@@ -83,6 +83,7 @@ def log_ball_volume(dim: int) -> float:
 
 def _log_integral(power: int, dim: int) -> float:
     """The logarithm of ∫ (1 − ‖u‖²)^power du over the unit ball, a Beta integral in ‖u‖²."""
+    # By logarithms, as Γ(d/2) overflows in some hundreds of dimensions.
     half = 0.5 * dim
     ratio = math.lgamma(half + 1) + math.lgamma(power + 1) - math.lgamma(half + power + 1)
     return log_ball_volume(dim) + ratio
@@ -95,6 +96,7 @@ class _Compact:
 
     def log_profile(self, squared: _Block) -> _Block:
         """The power times log(1 − ‖u‖²), −∞ from the unit sphere on."""
+        # Not a plain zero beyond the support: a distance of NaN stays NaN.
         return self.power * safe_log(jnp.where(squared < 1, 1 - squared, squared * 0))
 
     def log_normalization(self, dim: int) -> float:
@@ -107,6 +109,7 @@ class _Compact:
 
     def log_roughness(self, dim: int) -> float:
         """The logarithm of the integral of K²."""
+        # K² has twice the power, and K's constant squared.
         return _log_integral(2 * self.power, dim) - 2 * _log_integral(self.power, dim)
 
 
