@@ -11,12 +11,13 @@ from divjax.core.numerics import at_least_single, in_units_of, matmul
 from divjax.core.samples import Numbers, as_samples, centered_samples, check_distinguishable
 from divjax.core.simplex import with_finite_padding
 from divjax.kernels.bandwidth import MedianDistance
-from divjax.kernels.contrasts import contrast_at
+from divjax.kernels.contrasts import contrast_at, contrast_at_rows
 from divjax.kernels.means import map_kernel_rows, mean_of_pairs, own_mean
 from divjax.kernels.pooled import (
     TwoMeasures,
     TwoSamples,
     as_measures,
+    pooled_rows,
     two_samples,
 )
 from divjax.kernels.protocols import GramKernel, check_gram_kernel, is_radial
@@ -196,7 +197,8 @@ def witness(
 @jax.jit
 def _witness(kernel: GramKernel, z: Float[Array, "k d"], samples: TwoSamples) -> Float[Array, " k"]:
     """`witness` after its checks."""
-    kernel = contrast_at(kernel, samples)
+    # No more than a number is subtracted: any other part of k cancels in MMD, and here remains.
+    kernel = contrast_at_rows(kernel, pooled_rows(samples), constant=True)
     x, y, a, b = as_measures(kernel, samples)
     # One pass over both samples, with the sign of each in its weight.
     points, signed = jnp.concatenate([x, y]), jnp.concatenate([a, -b])

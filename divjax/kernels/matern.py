@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 from divjax.core.checks import check_choice, check_positive
 from divjax.core.numerics import quotient, safe_sqrt
 from divjax.core.pytrees import pytree, static
+from divjax.fdiv.special import exp_remainder
 from divjax.kernels.radial import WithBandwidth, distance_and_reciprocal
 
 __all__ = ["Matern"]
@@ -80,7 +81,14 @@ class Matern(WithBandwidth):
 
     def _log_radial(self, squared: _Block, sigma: ArrayLike) -> _Block:
         s = safe_sqrt(squared) * self._rate(sigma)
-        return jnp.log1p(self._beyond_one(s)) - s
+        if self.smoothness == 0.5:
+            return -s
+        # For small s the logarithm of the polynomial 1 + t is nearly s. Written as t − s, which is
+        # known, less t − log(1 + t), a remainder of the exponential, nothing cancels.
+        near = jnp.minimum(s, 1)
+        excess = jnp.zeros_like(s) if self.smoothness == 1.5 else near * near / 3
+        below = excess - exp_remainder(jnp.log1p(self._beyond_one(near)))
+        return jnp.where(s < 1, below, jnp.log1p(self._beyond_one(s)) - s)
 
     def _spectral_width(
         self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike

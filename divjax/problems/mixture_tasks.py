@@ -68,9 +68,12 @@ def mixtures(p: GaussianMixture, q: GaussianMixture, *, points: int = 600) -> Ta
     ends = zip((means - margins).min(0), (means + margins).max(0), strict=True)
     axes = [np.linspace(low, high, points) for low, high in ends]
     with np.errstate(divide="ignore", invalid="ignore"):  # singular up to rounding
-        smallest = min(
-            np.sqrt(np.linalg.eigvalsh(each.covariances[each.weights > 0]).min())
-            for each in components
+        # NumPy's minimum is NaN if either is, as of a negative eigenvalue; Python's may not be.
+        smallest = np.min(
+            [
+                np.sqrt(np.linalg.eigvalsh(each.covariances[each.weights > 0]).min())
+                for each in components
+            ]
         )
         needed = np.ceil(1 + max(axis[-1] - axis[0] for axis in axes) / smallest)
     if not points >= needed:

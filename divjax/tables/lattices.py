@@ -125,7 +125,8 @@ def dequantize(
         values = numbers_alike(x[name], y[name], "number")
         # Noise as wide as a step fills the gaps of the lattice, and moves nothing by more.
         distinct = [np.unique(own[~np.isnan(own)]) for own in values]
-        step = max(np.median(np.diff(own)) for own in distinct if len(own) > 1)
+        # A single value in both has no step, and stays.
+        step = max((np.median(np.diff(own)) for own in distinct if len(own) > 1), default=0.0)
         for table, own in zip((x, y), values, strict=True):
             table[name] = own + step * rng.uniform(-0.5, 0.5, len(table))
     return x, y

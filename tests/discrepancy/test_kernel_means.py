@@ -100,6 +100,16 @@ def test_the_witness_integrates_to_mmd():
     np.testing.assert_allclose(at(y), (1 + s) * np.exp(-s) @ signed, rtol=1e-9, atol=1e-12)
 
 
+def test_the_witness_of_a_kernel_without_a_distance():
+    """Σ_i a_i (1 + z·x_i)² − Σ_j b_j (1 + z·y_j)², constants included."""
+    x, y, a, b = samples()
+    z = np.concatenate([x[:3], y[:3] + 2])
+    square = lambda rows: (1 + z @ rows.T) ** 2
+    found = discrepancy.witness(z, x, y, a, b, kernel=kernels.Polynomial(degree=2, offset=1.0))
+    expected = square(x) @ (a / a.sum()) - square(y) @ (b / b.sum())
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_flows_move_along_half_of_it():
     """`flows.MMD` is ½ MMD², whose gradient is the witness's."""
     x, y, a, _ = samples()

@@ -1,6 +1,7 @@
 """Differences of samples under kernels that hardly vary, against formulas in float64."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,16 @@ def _samples(offset):
     # The rows that JAX holds, so that both formulas have the same.
     x, y = x + np.float32(offset), y * np.float32(1.5) + np.float32(offset)
     return jnp.asarray(x), jnp.asarray(y)
+
+
+@pytest.mark.parametrize("smoothness", [1.5, 2.5])
+def test_a_wide_matern_kernel_below_its_peak(smoothness):
+    """k − 1 = −s²/2 + s³/3 − s⁴/8 + O(s⁵) for ν = 3/2, and −s²/6 + s⁴/24 + O(s⁵) for ν = 5/2."""
+    r = np.array([0.0, 1e-3, 1.0, 30.0], np.float32)
+    found = kernels.Matern(1e4, smoothness).below_peak(jnp.asarray(r**2)[None])[0]
+    s = math.sqrt(2 * smoothness) * r.astype(float) / 1e4
+    exact = -(s**2) / 2 + s**3 / 3 - s**4 / 8 if smoothness == 1.5 else -(s**2) / 6 + s**4 / 24
+    np.testing.assert_allclose(found, exact, rtol=2e-6)
 
 
 @pytest.mark.parametrize(("kernel", "formula", "offset"), [WIDE, FAR])

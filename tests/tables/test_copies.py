@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from divjax.tables import compare_tables
+from divjax.tables import compare_tables, dequantize
 from divjax.tables.copies import copied_groups, equal_rows
 
 
@@ -70,3 +70,9 @@ def test_tables_without_overlap_have_no_upper_limit():
     assert high == 1
     assert float(found.kl.interval[1]) == math.inf
     assert any(note.startswith("job: 3 levels differ by case alone: ") for note in found.notes)
+
+
+def test_a_column_of_one_value_stays_where_it_is():
+    x = pd.DataFrame({"a": [2.0, 2.0, 2.0]})
+    for blurred in dequantize(np.random.default_rng(0), x, x, ["a"]):
+        assert blurred.equals(x)

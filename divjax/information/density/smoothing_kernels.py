@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from divjax.core.numerics import safe_log
+from divjax.core.numerics import nan_unless, safe_log
 from divjax.core.pytrees import pytree
 
 __all__ = ["BiweightKernel", "EpanechnikovKernel", "GaussianKernel", "SmoothingKernel"]
@@ -96,8 +96,9 @@ class _Compact:
 
     def log_profile(self, squared: _Block) -> _Block:
         """The power times log(1 − ‖u‖²), −∞ from the unit sphere on."""
-        # Not a plain zero beyond the support: a distance of NaN stays NaN.
-        return self.power * safe_log(jnp.where(squared < 1, 1 - squared, squared * 0))
+        # A distance of NaN stays NaN, and an infinite one is beyond the support.
+        height = jnp.where(squared < 1, 1 - squared, 0)
+        return self.power * safe_log(nan_unless(~jnp.isnan(squared), height))
 
     def log_normalization(self, dim: int) -> float:
         """Minus the logarithm of the integral of (1 − ‖u‖²)^power."""
