@@ -18,6 +18,8 @@ __all__ = ["SmallestInColumns", "smallest_in_columns", "smallest_in_rows"]
 
 # With fewer columns than this for each entry that is wanted, they are searched at once.
 _COLUMNS_PER_ENTRY = 32
+# The same of rows, for minima of columns.
+_ROWS_PER_ENTRY = 8
 
 
 def smallest_in_rows(
@@ -115,7 +117,7 @@ def smallest_in_columns(values: Float[Array, "m n"], count: int) -> SmallestInCo
     taken = min(count + 1, size)
     # Behind a barrier, or every minimum would compute the values anew.
     values = jax.lax.optimization_barrier(values)
-    if size > _COLUMNS_PER_ENTRY * taken:
+    if size > _ROWS_PER_ENTRY * taken:
         num_groups = _num_groups(size, taken)
         padding = (0, -size % num_groups), (0, 0)
         by_group = jnp.pad(values, padding, constant_values=jnp.inf)

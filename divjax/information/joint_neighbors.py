@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from divjax.core.numerics import in_units_of
+from divjax.core.numerics import if_needed, in_units_of
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.selection import smallest_in_columns, smallest_in_rows
 from divjax.core.standardize import robust_standardizer
@@ -75,22 +75,20 @@ def joint_neighbors(z: Float[Array, "n d"], count: int) -> JointNeighbors:
         found, place = found[:, :count], place[:, :count]
         return JointNeighbors(found, column_index[place]), found[:, -1]
 
-    def nearest_in_columns(rows, index, columns, column_index):
+    def nearest_by_minima(rows, index, columns, column_index):
         distances = coordinate_distances(columns, rows, euclidean=False)
         distances = jnp.where(column_index[:, None] == index, jnp.inf, distances)
         found = smallest_in_columns(distances, count)
+        neighbors = JointNeighbors(found.values.T, column_index[found.rows].T)
+        if len(columns) == n:
+            again = lambda _: nearest(rows, index, columns, column_index)[0]
+            return if_needed(~found.certain.all(), again, neighbors), found.values[-1]
         # A row of which it is not certain is looked at again, with all columns.
-        reach = jnp.where(found.certain, found.values[-1], jnp.inf)
-        return JointNeighbors(found.values.T, column_index[found.rows].T), reach
+        return neighbors, jnp.where(found.certain, found.values[-1], jnp.inf)
 
     few = count <= _MOST_BY_MINIMA and z.dtype == jnp.float32 and jax.default_backend() == "cpu"
-
-    def near(rows, index, columns, column_index):
-        search = nearest_in_columns if few and len(columns) < n else nearest
-        return search(rows, index, columns, column_index)
-
     if cells_pay(n, d, candidates):
-        return reduce_near_pairs(near, candidates, z)
+        return reduce_near_pairs(nearest_by_minima if few else nearest, candidates, z)
     everything = jnp.arange(n)
     of_rows = lambda rows, index: nearest(rows, index, z, everything)[0]
     return map_row_blocks(of_rows, n, z, everything)
