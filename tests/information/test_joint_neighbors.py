@@ -39,3 +39,11 @@ def test_neighbours_are_those_of_a_tree(d):
         np.testing.assert_array_equal(found.distances, own, err_msg=name)
         others = np.sort(np.concatenate([index, np.arange(N)[:, None]], axis=1), axis=1)
         assert (np.diff(others, axis=1) > 0).all(), name
+
+
+@pytest.mark.exhaustive
+def test_vmap_is_a_loop():
+    z = jax.random.normal(jax.random.key(0), (2, N, 2)).at[1, :500].set(0.5)
+    found = jax.vmap(lambda z: joint_neighbors(z, COUNT).distances)(z)
+    for one, of_one in zip(z, found, strict=True):
+        np.testing.assert_array_equal(of_one, joint_neighbors(one, COUNT).distances)
