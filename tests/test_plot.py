@@ -102,7 +102,7 @@ class TestHeatmap:
             ([0.01, 0.1, 1.0], [10**-2.5, 10**-1.5, 10**-0.5, 10**0.5]),
             ([1.0, 3.0, 2.0], [0.5, 1.5, 2.5, 3.5]),
             ([100, 1, 10], [10**-0.5, 10**0.5, 10**1.5, 10**2.5]),
-            (np.array([100, 200, 250], np.uint8), [50.0, 150.0, 225.0, 275.0]),
+            (np.array([100, 175, 250], np.uint8), [62.5, 137.5, 212.5, 287.5]),
             ([5.0], [-0.5, 0.5]),
             (["b", "a"], [-0.5, 0.5, 1.5]),
         ],
@@ -117,6 +117,19 @@ class TestHeatmap:
         if len(settings) > 2:
             cells = np.searchsorted(edges, settings) - 1
             np.testing.assert_allclose(mesh.get_array()[:, cells], values[..., 0])
+
+    def test_few_settings_are_labelled_and_many_are_not(self):
+        """Unevenly spaced ones have cells of one width; no axis shows settings that are none."""
+        values = np.arange(6.0).reshape(3, 2, 1)
+        ax = plot.heatmap(dataset(values, a=[0.2, 0.05, 1.0], b=[1.0, 100.0]), "loss", scale="log")
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["0.05", "0.2", "1"]
+        assert ax.get_ylim() == (-0.5, 2.5)
+        np.testing.assert_allclose(ax.collections[0].get_array()[0], values[1, :, 0])
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "100"]
+        assert len(ax.figure.axes[1].get_yticks()) >= 3
+        many = np.arange(13.0) ** 2
+        ax = plot.heatmap(dataset(np.ones((13, 2, 1)), a=many, b=[1.0, 2.0]), "loss")
+        assert ax.get_ylim() == (-0.5, 155.5)
 
     def test_logarithmic_colours_leave_out_what_has_none(self):
         values = np.array([[-1.0, 0.0, 2.0], [3.0, 4.0, np.inf]])[..., None]

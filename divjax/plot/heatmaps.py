@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["heatmap"]
 
+# More settings than these have no label each.
+MOST_LABELLED = 12
+
 
 def heatmap(
     dataset: "xarray.Dataset",
@@ -38,8 +41,9 @@ def heatmap(
         ax: the axis.
 
     Returns:
-        The axis. Numbers lie in ascending order, and are on a logarithmic axis if they are evenly
-        spaced in their logarithms. Choices, and a single number, have their labels.
+        The axis. Numbers lie in ascending order, on a logarithmic axis if they are evenly spaced in
+        their logarithms, and side by side, each with its label, if a few are spaced unevenly.
+        Choices have their labels too.
 
     Raises:
         ValueError: if the variable does not have two dimensions beside `seed`, or `x` and `y` are
@@ -57,6 +61,8 @@ def heatmap(
         >>> plt.close("all")
     """
     plt = pyplot()
+    from matplotlib.ticker import LogLocator
+
     check_choice(("linear", "log"), scale=scale)
     if variable not in getattr(dataset, "data_vars", ()):
         known = ", ".join(map(str, getattr(dataset, "data_vars", ())))
@@ -95,12 +101,18 @@ def heatmap(
         axis.set(**{f"{set_of}label": name.replace("_", " ")})
         if place.kind == "log":
             axis.set(**{f"{set_of}scale": "log"})
-        elif place.kind == "labels":
-            ticks = np.arange(len(place.order))
-            axis.set(**{f"{set_of}ticks": ticks, f"{set_of}ticklabels": values[name].values})
+        if place.labels is not None:
+            # Of a logarithmic axis, minor ticks would stand between the settings.
+            getattr(axis, f"{set_of}axis").set_ticks(place.centers, place.labels)
+            getattr(axis, f"{set_of}axis").set_ticks([], minor=True)
     label = variable.replace("_", " ")
     label = f"{label}, mean over seeds" if "seed" in dataset.sizes else label
-    plt.colorbar(mesh, ax=axis, label=label)
+    bar = plt.colorbar(mesh, ax=axis, label=label)
+    if scale == "log":
+        # Less than a factor of ten has one power of ten, or none.
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        bar.ax.yaxis.set_major_formatter("{x:.3g}")
+        bar.ax.yaxis.set_ticks([], minor=True)
     return axis
 
 
@@ -109,32 +121,43 @@ class _Places(NamedTuple):
 
     Attributes:
         order: of the settings along the axis.
+        centers: where they lie.
         edges: of their cells, one more than settings.
-        kind: of the axis: "numbers", "log" or "labels".
+        kind: of the axis: "numbers" or "log".
+        labels: at the centres; None where the axis has marks of its own.
     """
 
     order: np.ndarray
+    centers: np.ndarray
     edges: np.ndarray
     kind: str
+    labels: list[str] | None
 
 
 def _places(values: "xarray.DataArray", name: str) -> _Places:
-    # Choices, and a dimension without labels, are counted; so are numbers that have no intervals of
-    # their own around them.
     held, labelled = values[name].values, name in values.coords
     numbers = labelled and held.dtype.kind in "fiu" and np.isfinite(held).all()
-    if not numbers or len(held) < 2 or len(np.unique(held)) < len(held):
-        kind = "labels" if labelled else "numbers"
-        return _Places(np.arange(len(held)), np.arange(len(held) + 1) - 0.5, kind)
-    # In float64, where neither the sum of two integers nor the mean of two halves overflows.
-    order = np.argsort(held)
-    ordered = held[order].astype(float)
-    # Evenly spaced by factors, and over more than one of two.
-    if len(held) > 2 and ordered[0] > 0 and ordered[-1] >= 2 * ordered[0]:
-        steps = np.diff(np.log(ordered))
-        if np.ptp(steps) < 0.05 * steps.max():
-            return _Places(order, np.exp(_edges(np.log(ordered))), "log")
-    return _Places(order, _edges(ordered), "numbers")
+    order = np.argsort(held, kind="stable") if numbers else np.arange(len(held))
+    few = labelled and (not numbers or len(held) <= MOST_LABELLED)
+    labels = [f"{one:.3g}" if numbers else str(one) for one in held[order]] if few else None
+    if numbers and len(held) > 1 and len(np.unique(held)) == len(held):
+        # In float64, where neither the sum of two integers nor the mean of two halves overflows.
+        ordered = held[order].astype(float)
+        # Evenly spaced by factors, and over more than one of two.
+        wide = len(held) > 2 and ordered[0] > 0 and ordered[-1] >= 2 * ordered[0]
+        if wide and _evenly_spaced(np.log(ordered)):
+            return _Places(order, ordered, np.exp(_edges(np.log(ordered))), "log", labels)
+        if not few or _evenly_spaced(ordered):
+            return _Places(order, ordered, _edges(ordered), "numbers", labels)
+    # Choices are counted, and so are numbers that have no intervals of their own around them, or
+    # few of very different widths.
+    centers = np.arange(len(held))
+    return _Places(order, centers, np.arange(len(held) + 1) - 0.5, "numbers", labels)
+
+
+def _evenly_spaced(ordered: np.ndarray) -> bool:
+    steps = np.diff(ordered)
+    return bool(np.ptp(steps) < 0.05 * steps.max())
 
 
 def _edges(centers: np.ndarray) -> np.ndarray:
