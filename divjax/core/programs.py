@@ -1,5 +1,6 @@
 """Compiled programs that live with an object, for methods that are called eagerly."""
 
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from divjax.core.samples import owned
 
 T = TypeVar("T")
 
-__all__ = ["Programs", "is_traced", "jax_settings"]
+__all__ = ["Programs", "is_traced", "jax_settings", "jit_by_size"]
 
 # An argument that is a new function at every call makes a new program every time. Only the latest
 # programs are kept, to bound the memory of a loop over such calls.
@@ -29,6 +30,49 @@ def is_traced(*args: Any) -> bool:
         False
     """
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
+
+
+_QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0}
+
+
+def jit_by_size(
+    function: Callable[..., T],
+    *,
+    static_argnames: str | tuple[str, ...] = (),
+    most: int = 2**13,
+) -> Callable[..., T]:
+    """`jax.jit`, which on a CPU compiles programs of small arguments quickly rather than well.
+
+    For functions without long loops: half of their compilation is LLVM's optimisation, which saves
+    a few milliseconds per call on small arrays. (A divergence's estimate at 300 rows compiles for
+    1.7 s instead of 3.4, and takes 2.4 ms instead of .7.) Large arguments, other devices, and a
+    caller's own program have all optimisations.
+
+    Args:
+        function: as for `jax.jit`.
+        static_argnames: likewise.
+        most: arguments are small if their arrays have at most this many entries together.
+
+    Example:
+        >>> double = jit_by_size(lambda x: 2 * x)
+        >>> float(double(3.0)), float(jax.jit(double)(3.0))
+        (6.0, 6.0)
+    """
+    well = jax.jit(function, static_argnames=static_argnames)
+    quickly = jax.jit(function, static_argnames=static_argnames, compiler_options=_QUICKLY)
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> T:
+        arrays = [leaf for leaf in jax.tree.leaves((args, options)) if isinstance(leaf, jax.Array)]
+        small = sum(array.size for array in arrays) <= most
+        # Only a program by itself can have options of its own. Within another one every new array
+        # is traced.
+        alone = not is_traced(arrays, jnp.zeros(1))
+        if small and alone and jax.default_backend() == "cpu":
+            return quickly(*args, **options)
+        return well(*args, **options)
+
+    return call
 
 
 class _Program:

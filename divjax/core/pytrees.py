@@ -57,8 +57,8 @@ def for_each(function: Callable[..., T], samples: Iterable[Sequence[PyTree[Array
         (jax.tree.structure(sample), *map(_shape_and_dtype, jax.tree.leaves(sample)))
         for sample in samples
     }
-    # Only samples of equal shapes can be stacked.
-    if len(shapes) > 1:
+    # Only samples of equal shapes can be stacked, and one alone need not be.
+    if len(shapes) > 1 or len(samples) == 1:
         return [function(*sample) for sample in samples]
     # Samples of one shape are stacked, so that the function is traced and compiled once.
     results = jax.vmap(function)(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *samples))

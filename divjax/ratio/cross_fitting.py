@@ -13,12 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from divjax.core.programs import jit_by_size
 from divjax.core.pytrees import for_each
 from divjax.ratio.calibration import apply_calibrations, calibrate_folds
 from divjax.ratio.certificates import HeldOut, SequentialScores, num_first_folds
 from divjax.ratio.members import Member, head_inputs, standardized_rows, unfitted_member
 from divjax.ratio.misfit import Misfit, misfit
-from divjax.ratio.protocols import Fold, Head, Rows, cross_entropy, log_ratios, training_log_ratios
+from divjax.ratio.protocols import (
+    Fold,
+    Head,
+    Rows,
+    checked,
+    cross_entropy,
+    log_ratios,
+    training_log_ratios,
+)
 from divjax.ratio.splits import CrossFitting, Places, parts_of, shuffle
 
 __all__ = ["CrossFit", "cross_fit"]
@@ -64,11 +73,13 @@ def cross_fit(
 ) -> CrossFit:
     """Fit a head out of fold; log ratios are differentiable in the rows with the heads held fixed.
 
-    Rows of one group, numbered over both samples, share a fold and a role. Only the program that
-    fits and scores depends on the head: all heads share those before and after it.
+    Rows of one group, numbered over both samples, share a fold and a role. Only the programs that
+    fit and score depend on the head: all heads share those before and after them.
     """
     keys, splits = _make_splits(key, rows.weights, groups, plan=plan)
-    fitted, scores = _fit_and_score(keys, rows, splits, head, plan=plan)
+    # Without derivatives: at a head's optimum the divergence does not depend on it to first order.
+    models = _fit(keys, jax.lax.stop_gradient(rows), splits, head, plan=plan)
+    fitted, scores = _score(rows, models, splits, head, plan=plan)
     calibrated = _calibrate_and_probe(scores, rows.weights, groups, plan=plan)
     return CrossFit(
         # Heads are trained before their calibrations, which are fitted to their scores.
@@ -85,7 +96,7 @@ def cross_fit(
     )
 
 
-@functools.partial(jax.jit, static_argnames="plan")
+@functools.partial(jit_by_size, static_argnames="plan")
 def _make_splits(
     key: Key[Array, ""],
     weights: tuple[Array, Array],
@@ -97,6 +108,24 @@ def _make_splits(
     keys = jax.random.split(key, plan.num_repeats)
     weights = jax.lax.stop_gradient(weights)
     return keys, jax.vmap(lambda key: shuffle(key, weights, groups))(keys)
+
+
+class _Models(NamedTuple):
+    """The models of all tasks, in their order.
+
+    Attributes:
+        members: the heads.
+        train: the training rows' balanced cross-entropy.
+        validation: the validation rows' balanced cross-entropy.
+        log_ratios: the log ratios of the validation rows of p and of q.
+        weights: the weights of these rows.
+    """
+
+    members: Member
+    train: Float[Array, " tasks"]
+    validation: Float[Array, " tasks"]
+    log_ratios: tuple[Float[Array, "tasks i"], Float[Array, "tasks j"]]
+    weights: tuple[Float[Array, "tasks i"], Float[Array, "tasks j"]]
 
 
 class _Fitted(NamedTuple):
@@ -123,29 +152,42 @@ class _Scores(NamedTuple):
     inputs: tuple[Float[Array, "n p"], Float[Array, "m p"]]
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def _fit_and_score(
-    keys: Key[Array, " repeats"],
+# Most of the entries are the models' parameters.
+@functools.partial(jit_by_size, static_argnames="plan", most=2**16)
+def _score(
     rows: Rows,
+    models: _Models,
     splits: tuple[Places, Places],
     head: Head,
     *,
     plan: CrossFitting,
 ) -> tuple[_Fitted, _Scores]:
-    """The heads of all repeats and folds, and their scores of the rows that each did not see."""
-    # The heads are fitted without derivatives: at their optimum the divergence does not depend on
-    # them to first order.
+    """The members of all repeats and folds, and their scores of the rows that each did not see."""
     fixed = jax.lax.stop_gradient(rows)
-    members, train, validation, sequential = _fit_members(keys, fixed, splits, head, plan)
+    num_repeats, num_folds = plan.num_repeats, plan.num_folds
+
+    def by_fold(leaf):
+        # The extra model is not a member of the ensemble.
+        return leaf[: num_repeats * num_folds].reshape(num_repeats, num_folds, *leaf.shape[1:])
+
+    members = jax.tree.map(by_fold, models.members)
     # Scores are differentiable in the rows, hence `rows` and not `fixed`.
     score = lambda members, split: _score_held_out(rows, members, split, head, plan)
-    log_ratios, held_out, test = jax.vmap(score)(members, splits)
+    log_ratios_of_rows, held_out, test = jax.vmap(score)(members, splits)
+    last = jax.tree.map(lambda leaf: leaf[-1], models.members)
+    # Only the scores of rows held out from this model are used.
+    first_scores = log_ratios(head, last.params, *(head_inputs(last, head, x) for x in fixed[:2]))
+    # The first split's models, in the order of their folds, followed by the extra one.
+    extra = [-1] if num_first_folds(num_folds) else []
+    first_split = np.append(np.arange(num_folds), extra).astype(int)
+    of_validation = (leaf[first_split] for leaf in (*models.log_ratios, *models.weights))
+    sequential = SequentialScores(*first_scores, *of_validation)
     # For tests of the fit any member's standardisation will do.
     member = jax.tree.map(lambda leaf: leaf[0, 0], members)
     inputs = head_inputs(member, head, fixed.x), head_inputs(member, head, fixed.y)
-    fitted = _Fitted(members, sequential, train, validation, test)
-    fitted, inputs = jax.lax.stop_gradient((fitted, inputs))
-    return fitted, _Scores(log_ratios, held_out, inputs)
+    losses = by_fold(models.train), by_fold(models.validation), test
+    fitted, inputs = jax.lax.stop_gradient((_Fitted(members, sequential, *losses), inputs))
+    return fitted, _Scores(log_ratios_of_rows, held_out, inputs)
 
 
 class _Calibrated(NamedTuple):
@@ -157,7 +199,7 @@ class _Calibrated(NamedTuple):
     misfit: Misfit
 
 
-@functools.partial(jax.jit, static_argnames="plan")
+@functools.partial(jit_by_size, static_argnames="plan")
 def _calibrate_and_probe(
     scores: _Scores,
     weights: tuple[Array, Array],
@@ -225,68 +267,55 @@ def _tasks(
     )
 
 
-def _fit_member(
-    task: _Task, rows: Rows, head: Head, plan: CrossFitting
-) -> tuple[Member, list[Array], tuple[Array, ...]]:
+def _fit_member(task: _Task, rows: Rows, head: Head, plan: CrossFitting) -> _Models:
     """The member, its training and validation losses, and its scores of the validation rows."""
     # Standardised by the training rows alone: held-out rows must have no influence.
     _, train, validation = parts_of(task.split, rows, task.tested, plan)
     train, validation = train.of(rows.x, rows.y), validation.of(rows.x, rows.y)
     member = unfitted_member(train, head, plan.count_duplicates)
-    data = Fold(
-        standardized_rows(member, head, train, trained=True),
-        standardized_rows(member, head, validation, trained=False),
+    # Checked here, so that the scores below are of the rows that the head itself scores, and are
+    # compiled once for both.
+    data, _ = checked(
+        head,
+        Fold(
+            standardized_rows(member, head, train, trained=True),
+            standardized_rows(member, head, validation, trained=False),
+        ),
     )
     # An instance-based head scores its training rows leave-one-out. Otherwise the gap between
     # training and test would measure copying.
     params = head.fit(jax.random.fold_in(task.key, task.stream), data)
     # The gap between these losses and those of the tested rows measures overfitting.
     validation = data.validation
-    of_train = training_log_ratios(head, params, data.train)
-    of_validation = log_ratios(head, params, validation.x, validation.y)
-    losses = [
-        cross_entropy(u_p, u_q, *part.weights)
-        for (u_p, u_q), part in ((of_train, data.train), (of_validation, validation))
-    ]
-    return member._replace(params=params), losses, (*of_validation, *validation.weights)
+    train_p, train_q = training_log_ratios(head, params, data.train)
+    held_p, held_q = log_ratios(head, params, validation.x, validation.y)
+    return _Models(
+        member._replace(params=params),
+        train=cross_entropy(train_p, train_q, *data.train.weights),
+        validation=cross_entropy(held_p, held_q, *validation.weights),
+        log_ratios=(held_p, held_q),
+        weights=validation.weights,
+    )
 
 
-def _fit_members(
+@functools.partial(jax.jit, static_argnames="plan")
+def _fit(
     keys: Key[Array, " repeats"],
     rows: Rows,
     splits: tuple[Places, Places],
     head: Head,
+    *,
     plan: CrossFitting,
-) -> tuple[Member, Array, Array, SequentialScores]:
-    """The heads of all repeats and folds, with their training and validation losses.
-
-    One more head is fitted to the first split's first folds alone. Only its scores are kept.
-    """
-    num_repeats, num_folds = plan.num_repeats, plan.num_folds
-
+) -> _Models:
+    """The heads of all repeats and folds, and one of the first split's first folds alone."""
     tasks = _tasks(keys, splits, plan)
     fit_member = lambda task: _fit_member(task, rows, head, plan)
     # All simultaneously if memory allows: vmapped fits share their loops.
     size = (rows.x.shape[0] + rows.y.shape[0]) * (rows.x.shape[1] + 64)
     together = max(1, _BUDGET // size)
     if together >= len(tasks.stream):
-        fitted = jax.vmap(fit_member)(tasks)
-    else:
-        fitted = jax.lax.map(fit_member, tasks, batch_size=together)
-
-    def by_fold(leaf):
-        # The extra task is not a member of the ensemble.
-        return leaf[: num_repeats * num_folds].reshape(num_repeats, num_folds, *leaf.shape[1:])
-
-    members, (train, validation) = jax.tree.map(by_fold, fitted[:2])
-    last = jax.tree.map(lambda leaf: leaf[-1], fitted[0])
-    # Only the scores of rows held out from this model are used.
-    first_scores = log_ratios(head, last.params, *(head_inputs(last, head, x) for x in rows[:2]))
-    # The first split's models, in the order of their folds, followed by the extra one.
-    extra = [-1] if num_first_folds(num_folds) else []
-    models = np.append(np.arange(num_folds), extra).astype(int)
-    sequential = SequentialScores(*first_scores, *(leaf[models] for leaf in fitted[2]))
-    return members, train, validation, sequential
+        return jax.vmap(fit_member)(tasks)
+    return jax.lax.map(fit_member, tasks, batch_size=together)
 
 
 def _score_held_out(

@@ -298,7 +298,8 @@ def _check_and_fit(
         check_weights(weight_name, weight)
         if not isinstance(weight, Tracer):  # any scale, even beyond the range of the samples' dtype
             weight = np.asarray(weight, np.float64)
-            weight = weight / weight.max()
+            # Rounded by NumPy: JAX would compile a conversion for every number of rows.
+            weight = (weight / weight.max()).astype(x.dtype)
         # Traced weights cannot be counted here: `_fit` returns NaN if they leave too few rows.
         count = num_rows if isinstance(weight, Tracer) else np.count_nonzero(weight)
         if count // method.pack_size < 2 * method.num_folds:

@@ -11,7 +11,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from divjax.core.padding import pad_rows, padded_size
-from divjax.core.programs import is_traced
+from divjax.core.programs import is_traced, jit_by_size
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Center
 from divjax.ratio.certificates import HeldOut, SequentialScores
@@ -97,7 +97,7 @@ def _rows_of_samples(fit: OutOfFoldScores) -> tuple[_SampleRows, _SampleRows]:
     )
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@functools.partial(jit_by_size, static_argnames="sizes")
 def _resize(
     samples: tuple[_SampleRows, _SampleRows], sizes: tuple[int, int]
 ) -> tuple[_SampleRows, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from divjax.core import linalg
 from divjax.core.differentiation import with_slopes_of
 from divjax.core.numerics import in_base
+from divjax.core.programs import jit_by_size
 from divjax.core.simplex import effective_sample_size
 from divjax.core.types import Estimate, Interval, normal_interval
 from divjax.fdiv.divergences import KL, JensenShannon, ReverseKL
@@ -45,7 +46,7 @@ _CERTIFIED = (JensenShannon, KL, ReverseKL)
 _Pair: TypeAlias = tuple[Float[Array, " n"], Float[Array, " m"]]
 
 
-@jax.jit
+@jit_by_size
 def divergence_estimate(
     fit: OutOfFoldScores, generator: Divergence, confidence_level: ArrayLike, base: ArrayLike | None
 ) -> Estimate:

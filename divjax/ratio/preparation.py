@@ -10,19 +10,20 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from divjax.core.labels import number_labels
 from divjax.core.numerics import nan_unless
 from divjax.core.padding import pad_rows
+from divjax.core.programs import jit_by_size
 from divjax.ratio.diagnostics import Ties, ties
 from divjax.ratio.protocols import Rows
 
 __all__ = ["pad_samples", "prepare"]
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
+@functools.partial(jit_by_size, static_argnames=("num_p", "num_q"))
 def pad_samples(
-    rows: tuple[Array, ...], groups: Array | None, num_p: int, num_q: int
-) -> tuple[tuple[Array, ...], Array | None]:
+    rows: tuple[Array, Array, Array, Array], groups: Array | None, num_p: int, num_q: int
+) -> tuple[tuple[Array, Array, Array, Array], Array | None]:
     """Rows of weight zero appended to both samples, with group labels of existing groups."""
-    sizes = num_p, num_q, num_p, num_q
-    padded = tuple(pad_rows(x, size) for x, size in zip(rows, sizes, strict=True))
+    x, y, a, b = rows
+    padded = pad_rows(x, num_p), pad_rows(y, num_q), pad_rows(a, num_p), pad_rows(b, num_q)
     if groups is not None:
         of_samples = jnp.split(groups, [len(rows[0])])
         parts = [pad_rows(x, size) for x, size in zip(of_samples, (num_p, num_q), strict=True)]
@@ -48,7 +49,7 @@ class _Prepared(NamedTuple):
     ties: Ties
 
 
-@functools.partial(jax.jit, static_argnames=("num_folds", "pack_size"))
+@functools.partial(jit_by_size, static_argnames=("num_folds", "pack_size"))
 def prepare(
     key: Key[Array, ""],
     x: Float[Array, "n d"],

@@ -1,7 +1,7 @@
 """The protocol of ratio models: a head is fitted to one fold and evaluated anywhere."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,37 @@ class Fold(NamedTuple):
 
     train: Rows
     validation: Rows
+
+
+class _CheckedFold(Fold):
+    """A fold with zeros for padding, and whether its rows are valid, which is computed once.
+
+    The heads that a head is composed of are all fitted to it.
+    """
+
+    valid: Bool[Array, ""]
+
+    @classmethod
+    def of(cls, train: Rows, validation: Rows, valid: Bool[Array, ""]) -> "_CheckedFold":
+        fold = cls(train, validation)
+        fold.valid = valid
+        return fold
+
+    def _replace(self, **parts: Any) -> Fold:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # Other rows have not been checked.
+        return Fold(*self)._replace(**parts)
+
+
+def _parts_of(fold: _CheckedFold) -> tuple[tuple[Rows, Rows, Array], None]:
+    return (fold.train, fold.validation, fold.valid), None
+
+
+def _of_parts(_: None, parts: tuple[Rows, Rows, Array]) -> _CheckedFold:
+    return _CheckedFold.of(*parts)
+
+
+# Otherwise JAX would take it for a named tuple, and drop what is no item of it.
+jax.tree_util.register_pytree_node(_CheckedFold, _parts_of, _of_parts)
 
 
 @runtime_checkable
@@ -189,15 +220,18 @@ def checked(head: object, fold: Fold) -> tuple[Fold, Bool[Array, ""]]:
     Raises:
         ValueError: unless the training rows are two non-empty samples in full precision.
     """
+    if isinstance(fold, _CheckedFold):
+        return fold, fold.valid & is_in_range(head)
     x, y, a, b = fold.train
     check_matrix(x=x, y=y)
     check_same_features(x, y, ("x", "y"))
     check_full_precision("x", x)
     check_shape("a", a, x.shape[0])
     check_shape("b", b, y.shape[0])
-    valid = _are_valid(fold.train) & _are_valid(fold.validation) & is_in_range(head)
+    valid = _are_valid(fold.train) & _are_valid(fold.validation)
     # The content of padding would reach derivatives: zero times infinity is NaN.
-    return Fold(*map(_without_padding, fold)), valid
+    train, validation = map(_without_padding, fold)
+    return _CheckedFold.of(train, validation, valid), valid & is_in_range(head)
 
 
 def _without_padding(rows: Rows) -> Rows:

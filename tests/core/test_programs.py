@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from divjax.core.programs import Programs
+from divjax.core.programs import Programs, jit_by_size
 from tests.contract.promises import COMPILED
 
 
@@ -78,3 +78,26 @@ def test_few_programs_are_kept():
     for _ in range(70):
         programs.call(("new", lambda: None), jnp.negative, jnp.ones(()))
     assert len(programs._held) <= 64
+
+
+@jit_by_size
+def cube(x):
+    return x**3
+
+
+@pytest.mark.parametrize("size", [4, 2**16])
+def test_small_and_large_arrays_are_compiled_once(size):
+    x, y = jnp.arange(2.0 * size).reshape(2, size) / size
+    np.testing.assert_allclose(cube(x), np.asarray(x) ** 3, rtol=1e-6)
+    COMPILED.clear()
+    np.testing.assert_allclose(cube(y), np.asarray(y) ** 3, rtol=1e-6)
+    assert not COMPILED
+
+
+def test_a_small_program_is_part_of_a_callers():
+    """Also of one whose arguments are constants there; JAX refuses options inside of a program."""
+    held = jnp.arange(3.0)
+    np.testing.assert_array_equal(jax.jit(lambda x: x + cube(held))(1.0), [1, 2, 9])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(cube))(held), [0, 1, 8])
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(cube(x)))(held), [0, 3, 12])
+    np.testing.assert_array_equal(jax.vmap(lambda x: x + cube(held))(held)[2], [2, 3, 10])

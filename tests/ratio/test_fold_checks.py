@@ -10,6 +10,7 @@ import scipy.stats
 
 from divjax.ratio import Fold, Rows
 from divjax.ratio import heads as h
+from divjax.ratio.protocols import checked
 from tests.ratio.test_heads import make_fold
 
 SMALL_HEADS = [
@@ -45,6 +46,17 @@ def test_a_row_with_weight_that_is_not_finite_leaves_no_model(head):
     train = fold.train._replace(x=fold.train.x.at[0].set(jnp.nan))
     held = fold.validation._replace(y=fold.validation.y.at[-1].set(jnp.inf))
     np.testing.assert_allclose(values(Fold(train, held)), values(fold), rtol=1e-6)
+
+
+def test_rows_put_into_a_checked_fold_are_checked():
+    """The heads of an average are fitted to one fold that is checked once."""
+    fold, valid = checked(h.Zero(), make_fold(0, 12, 10, 1, masked=3))
+    is_valid = jax.jit(lambda fold: checked(h.Zero(), fold)[1])
+    assert valid
+    assert is_valid(fold)
+    train = fold.train._replace(y=fold.train.y.at[3].set(jnp.nan))
+    assert not is_valid(fold._replace(train=train))
+    assert not is_valid(Fold(train, fold.validation))
 
 
 @pytest.mark.parametrize("head", SMALL_HEADS, ids=lambda head: type(head).__name__)

@@ -301,6 +301,25 @@ def test_average_weighs_by_held_out_likelihood():
         np.testing.assert_allclose(near.fit(jax.random.key(0), fold)[1], expected, atol=1e-6)
 
 
+def test_networks_of_an_average_are_those_trained_alone():
+    """They share a training loop if only their numbers and starts differ."""
+    small = {"hidden": (3,), "num_steps": 4, "num_checks": 2, "batch_size": 8}
+    networks = (
+        h.Network(**small, start=Constant(0.5)),
+        h.Network(**small, learning_rate=0.1, weight_decay=3.0),
+    )
+    with jax.enable_x64(True):
+        fold, key = make_fold(12, 30, 30, 2, shift=2.0, masked=10), jax.random.key(0)
+        together = jax.jit(h.Average(networks).fit)(key, fold)[0]
+        for network, own, found in zip(networks, jax.random.split(key), together, strict=True):
+            for leaf, expected in zip(
+                jax.tree.leaves(found), jax.tree.leaves(network.fit(own, fold)), strict=True
+            ):
+                np.testing.assert_allclose(leaf, expected, rtol=1e-6, atol=1e-9)
+        # A network's output starts at zero. This one has improved on it.
+        assert jnp.abs(networks[1].apply(together[1][1], fold.train.x)).max() > 1e-3
+
+
 def test_a_head_that_fails_has_no_part_in_the_average():
     fold = make_fold(10, 40, 40, 1, weighted=False)
     for bad in (jnp.nan, jnp.inf):

@@ -7,7 +7,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Key, PyTree
 from divjax.core import linalg
 from divjax.core.checks import check_nonnegative
 from divjax.core.numerics import matmul, nan_unless
-from divjax.core.pytrees import pytree
+from divjax.core.pytrees import for_each, pytree
 from divjax.core.samples import Numbers
 from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.ratio.protocols import Fold, checked, every, validation_loss
@@ -55,14 +55,16 @@ class GaussianDiscriminant:
             raise ValueError(f"shrinkage must lie in [0, 1]; got {self.shrinkage}.")
 
     def fit(self, key: Key[Array, ""], fold: Fold) -> PyTree[Array]:
-        """Both Gaussians' means and inverse Cholesky factors."""
+        """Both Gaussians' means "2 d" and inverse Cholesky factors "2 d d", those of p first."""
         fold, valid = checked(self, fold)
         x, y, a, b = fold.train
         grid = jnp.ravel(jnp.asarray(self.shrinkage, x.dtype))
 
         def one(shrinkage):
-            samples = (x, a), (y, b)
-            params = tuple(_gaussian(x, weights, shrinkage) for x, weights in samples)
+            gaussians = for_each(
+                lambda x, weights: _gaussian(x, weights, shrinkage), [(x, a), (y, b)]
+            )
+            params = jax.tree.map(lambda *parts: jnp.stack(parts), *gaussians)
             return params, validation_loss(self, params, fold)
 
         # The whole grid at once.
@@ -81,8 +83,8 @@ class GaussianDiscriminant:
             # log det C = −2 Σ log W_ii. The constant with 2π cancels in the difference.
             return jnp.sum(jnp.log(jnp.diag(whitener))) - jnp.sum(white**2, axis=1) / 2
 
-        p, q = params
-        return log_density(*p) - log_density(*q)
+        of_p, of_q = jax.vmap(log_density)(*params)
+        return of_p - of_q
 
 
 def _gaussian(

@@ -14,7 +14,7 @@ from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.ratio.heads.closed_form import GaussianDiscriminant
 from divjax.ratio.heads.logistic import Linear, Quadratic
 from divjax.ratio.heads.neighbors import Neighbors
-from divjax.ratio.heads.network import Network
+from divjax.ratio.heads.network import Network, fit_each
 from divjax.ratio.protocols import (
     Fold,
     Head,
@@ -76,7 +76,7 @@ class Average:
         """All heads' parameters, their weights, and the log ratios at which they are clipped."""
         fold, valid = checked(self, fold)
         keys = jax.random.split(key, len(self.heads))
-        params = tuple(head.fit(k, fold) for head, k in zip(self.heads, keys, strict=True))
+        params = fit_each(self.heads, list(keys), fold)
         largest = 3 * jnp.log(num_rows(*fold.train.weights))
 
         validation = fold.validation

@@ -1,6 +1,8 @@
 """A network as the log ratio, trained with early stopping."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ from divjax.ratio.protocols import (
     training_log_ratios,
 )
 
-__all__ = ["Network", "row_sampler"]
+__all__ = ["Network", "fit_each", "row_sampler"]
 
 
 @pytree
@@ -99,36 +101,7 @@ class Network:
     @jax.jit
     def fit(self, key: Key[Array, ""], fold: Fold) -> tuple[PyTree[Array], PyTree[Array]]:
         """The parameters of the start and of the network."""
-        fold, valid = checked(self, fold)
-        start_key, init_key, fit_key = jax.random.split(key, 3)
-        start = self.start.fit(start_key, fold)
-        x, y, *weights = fold.train
-        # The start is a fixed offset of the logits. An instance-based start scores its training
-        # rows leave-one-out, since the network would otherwise rely on it too much.
-        offset_p, offset_q = training_log_ratios(self.start, start, fold.train)
-        validation = jnp.concatenate(fold.validation[:2])
-        fixed = self.start(start, validation)
-        # Equally many rows of p and of q leave no prior shift log(n/m) in the logits.
-        half = -(-self.batch_size // 2)
-        draw = row_sampler(*weights)
-        # One sign per row: a slice for each sample would be padded again in the gradient.
-        sign = jnp.repeat(jnp.array([1, -1], x.dtype), half, total_repeat_length=2 * half)
-
-        def loss(key, params):
-            i, j = draw(key, half)
-            logits = self.apply(params, jnp.concatenate([x[i], y[j]]))[:, 0]
-            logits = logits + jnp.concatenate([offset_p[i], offset_q[j]])
-            # Rows are drawn in proportion to their weights: the plain mean is the balanced
-            # cross-entropy.
-            return jnp.mean(jax.nn.softplus(-sign * logits))
-
-        def validate(params):
-            u = fixed + self.apply(params, validation)[:, 0]
-            u_p, u_q = jnp.split(u, [fold.validation.x.shape[0]])
-            return inf_if_nan(cross_entropy(u_p, u_q, *fold.validation.weights))
-
-        params = self.init(init_key, x.shape[1], x.dtype)
-        return start, self.train(fit_key, loss, params, validate, valid)
+        return _fit_networks([self], [key], fold)[0]
 
     def __call__(self, params: PyTree[Array], z: Float[Numbers, "b d"]) -> Float[Array, " b"]:
         """The start's log ratio and the network's correction."""
@@ -186,6 +159,119 @@ class Network:
         if self.network is not None:
             return self.network
         return networks.BuildMLP(self.hidden, num_outputs)
+
+
+def fit_each(
+    heads: Sequence[Head], keys: Sequence[Key[Array, ""]], fold: Fold
+) -> tuple[PyTree[Array], ...]:
+    """The parameters of several heads. Networks of one architecture share a training loop."""
+    groups: dict[Hashable, dict[int, Network]] = {}
+    params: dict[int, PyTree[Array]] = {}
+    for place, head in enumerate(heads):
+        # A class derived from `Network` may train by other rules.
+        if type(head) is Network:
+            groups.setdefault(_architecture(head), {})[place] = head
+        else:
+            params[place] = head.fit(keys[place], fold)
+    for group in groups.values():
+        fitted = _fit_networks(list(group.values()), [keys[place] for place in group], fold)
+        params |= zip(group, fitted, strict=True)
+    return tuple(params[place] for place in range(len(heads)))
+
+
+def _architecture(network: Network) -> Hashable:
+    """What the training's operations depend on: everything but its numbers and its start."""
+    layers = network.hidden, network.network
+    return *layers, network.num_steps, network.batch_size, network.num_checks
+
+
+def _fit_networks(
+    alike: Sequence[Network], keys: Sequence[Key[Array, ""]], fold: Fold
+) -> list[tuple[PyTree[Array], PyTree[Array]]]:
+    """The parameters of starts and networks of one architecture, trained simultaneously."""
+    pairs = zip(alike, keys, strict=True)
+    starts, residuals = zip(*(_fit_start(*pair, fold) for pair in pairs), strict=True)
+    # One training loop for all, which is compiled once.
+    train = lambda residual: _train(alike[0], residual, fold)
+    trained = for_each(train, [(residual,) for residual in residuals])
+    return list(zip(starts, trained, strict=True))
+
+
+class _Residual(NamedTuple):
+    """The task of a network once its start has been fitted.
+
+    Attributes:
+        init_key: the key of the initial parameters.
+        fit_key: the key of the batches.
+        offsets: the start's log ratios of the training rows of p and of q, fixed parts of the
+            logits.
+        fixed: the start's log ratios of the validation rows.
+        learning_rate: the initial learning rate.
+        weight_decay: the weight decay.
+        valid: whether the rows and the head's numbers are valid.
+    """
+
+    init_key: Key[Array, ""]
+    fit_key: Key[Array, ""]
+    offsets: tuple[Float[Array, " n"], Float[Array, " m"]]
+    fixed: Float[Array, " v"]
+    learning_rate: Float[Array, ""]
+    weight_decay: Float[Array, ""]
+    valid: Bool[Array, ""]
+
+
+def _fit_start(
+    network: Network, key: Key[Array, ""], fold: Fold
+) -> tuple[PyTree[Array], _Residual]:
+    """The start's parameters, and what is left to the network."""
+    fold, valid = checked(network, fold)
+    start_key, init_key, fit_key = jax.random.split(key, 3)
+    head, dtype = network.start, fold.train.x.dtype
+    start = head.fit(start_key, fold)
+    # The start is a fixed offset of the logits. An instance-based start scores its training rows
+    # leave-one-out, since the network would otherwise rely on it too much.
+    offset_p, offset_q = training_log_ratios(head, start, fold.train)
+    return start, _Residual(
+        init_key,
+        fit_key,
+        (offset_p, offset_q),
+        head(start, jnp.concatenate(fold.validation[:2])),
+        jnp.asarray(network.learning_rate, dtype),
+        jnp.asarray(network.weight_decay, dtype),
+        valid,
+    )
+
+
+def _train(network: Network, residual: _Residual, fold: Fold) -> PyTree[Array]:
+    """The parameters of a network of this architecture."""
+    fold, _ = checked(network, fold)
+    x, y, *weights = fold.train
+    offset_p, offset_q = residual.offsets
+    validation = jnp.concatenate(fold.validation[:2])
+    # Equally many rows of p and of q leave no prior shift log(n/m) in the logits.
+    half = -(-network.batch_size // 2)
+    draw = row_sampler(*weights)
+    # One sign per row: a slice for each sample would be padded again in the gradient.
+    sign = jnp.repeat(jnp.array([1, -1], x.dtype), half, total_repeat_length=2 * half)
+
+    def loss(key, params):
+        i, j = draw(key, half)
+        logits = network.apply(params, jnp.concatenate([x[i], y[j]]))[:, 0]
+        logits = logits + jnp.concatenate([offset_p[i], offset_q[j]])
+        # Rows are drawn in proportion to their weights: the plain mean is the balanced
+        # cross-entropy.
+        return jnp.mean(jax.nn.softplus(-sign * logits))
+
+    def validate(params):
+        u = residual.fixed + network.apply(params, validation)[:, 0]
+        u_p, u_q = jnp.split(u, [fold.validation.x.shape[0]])
+        return inf_if_nan(cross_entropy(u_p, u_q, *fold.validation.weights))
+
+    rates = {"learning_rate": residual.learning_rate, "weight_decay": residual.weight_decay}
+    params = network.init(residual.init_key, x.shape[1], x.dtype)
+    return dataclasses.replace(network, **rates).train(
+        residual.fit_key, loss, params, validate, residual.valid
+    )
 
 
 def row_sampler(*weights: Float[Array, " _"]) -> Callable[[Key[Array, ""], int], list[Array]]:
