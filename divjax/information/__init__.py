@@ -53,10 +53,10 @@ from divjax.information.measures import (
     transfer_entropy,
 )
 from divjax.information.moment_matching import InformationProjectionResult, information_projection
+from divjax.information.neighbor_entropies import KozachenkoLeonenko
 from divjax.information.neighbor_methods import KSG, DependenceDiagnostics, MixedNeighbors
 from divjax.information.sample_entropies import (
     EntropyMethod,
-    KozachenkoLeonenko,
     entropy,
     renyi_entropy,
     tsallis_entropy,
