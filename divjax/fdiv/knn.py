@@ -22,6 +22,7 @@ from divjax.fdiv.neighbor_estimates import (
     influences,
     log_volumes,
     rank_weights_by_dimension,
+    unless_repeated,
     used_rows,
 )
 from divjax.fdiv.neighbor_search import nearest_points
@@ -89,11 +90,13 @@ def knn_kl(
         added to it for the remaining bias. With `bias_order=0` the interval covers variance alone.
 
         The standard error and the interval are NaN if they are unknown: more than one row in a
-        hundred coincides with a neighbour (copied rows, in one sample or between both, which are
-        left out of the value), or a column is neither continuous nor discrete at the neighbours'
-        distance. The value is NaN, too, if the samples lie on sets of different dimension or on
-        separate sets (the true divergence is then infinite), or hold a value that is not finite.
-        Disjoint supports of full dimension have a finite value: see `diagnostics.beyond_log_n`.
+        hundred coincides with a neighbour (copied rows, in x or between both samples, which are
+        left out of the value), more than one in a hundred successive neighbours in y coincide with
+        each other (copied rows in y, as of a bootstrap, which lower the value), or a column is
+        neither continuous nor discrete at the neighbours' distance. The value is NaN, too, if the
+        samples lie on sets of different dimension or on separate sets (the true divergence is then
+        infinite), or hold a value that is not finite. Disjoint supports of full dimension have a
+        finite value: see `diagnostics.beyond_log_n`.
 
     Raises:
         ValueError: if x or y is empty or not a matrix, their numbers of features differ, k or
@@ -154,6 +157,7 @@ def _knn_kl(
     log_ratios = among_y.values - among_x.values + constant
     plain = among_y.plain - among_x.plain + constant if bias_order else log_ratios
     rows = used_rows(among_x.valid & among_y.valid, among_x.zero | among_y.zero)
+    rows = unless_repeated(rows, near_y, y, k)
     # Leaving out x_i removes its own term and lowers those of which it is a neighbour.
     own = jnp.where(rows.valid, log_ratios, rows.mean(log_ratios))
     from_x = own + influences(near_x, among_x.rises, n)

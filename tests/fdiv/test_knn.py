@@ -396,6 +396,21 @@ def test_what_is_not_a_number_shows():
         assert jnp.isnan(estimate.std_error)
 
 
+def test_copies_within_y_show():
+    """They lower the value: a ball around x holds the copies of a row all at once."""
+    x, y = (a.astype(np.float32) for a in gaussians(2, 200, 200))
+    assert jit_kl(x, y).diagnostics.finite
+    # By chance one row in two hundred, and as of a bootstrap.
+    once = y.copy()
+    once[0] = once[1]
+    assert jit_kl(x, once).diagnostics.finite
+    resampled = jit_kl(x, y[np.random.default_rng(0).integers(200, size=200)])
+    assert jnp.isfinite(resampled.value)
+    assert resampled.diagnostics.zero_distances == 0
+    assert jnp.isnan(resampled.std_error)
+    assert not resampled.diagnostics.finite
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
