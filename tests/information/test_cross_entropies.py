@@ -120,6 +120,22 @@ def test_gaussians_and_importance_weights(d, shift):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_intervals_cover(d):
+    """90 % intervals in 300 repetitions, n = m = 400: three standard errors below 90 % is 85 %."""
+    truth = d * (np.log(2 * np.pi) + 1 + 0.5**2) / 2
+
+    def estimate(key):
+        x, y = jax.random.normal(key, (2, 400, d))
+        return information.cross_entropy(x + 0.5, y, confidence_level=0.9)
+
+    found = jax.lax.map(estimate, jax.random.split(jax.random.key(0), 300), batch_size=10)
+    covered = (found.interval.lower <= truth) & (truth <= found.interval.upper)
+    assert covered.mean() > 0.9 - 3 * np.sqrt(0.9 * 0.1 / 300)
+    assert found.std_error.mean() < 1.6 * found.value.std(ddof=1)
+
+
+@pytest.mark.exhaustive
 def test_a_gaussian():
     x, y = gaussians(400, 500, 2, seed=4, shift=0.7)
     truth = np.log(2 * np.pi) + 1 + 0.7**2
