@@ -107,7 +107,9 @@ def diffusion_spectral_entropy(
         2.0
 
     References:
-        Liao, Liu, Christensen, Tong, Huguet, Wolf, Nickel, Adelstein, Krishnaswamy 2024, section 3.
+        Liao, Liu, Christensen, Tong, Huguet, Wolf, Nickel, Adelstein, Krishnaswamy 2024, "Assessing
+        neural network representations during training using noise-resilient diffusion spectral
+        entropy".
     """
     _, x = centered_samples(x=x)
     check_full_precision("x", x)
@@ -176,7 +178,9 @@ def diffusion_spectral_mutual_information(
         (True, True)
 
     References:
-        Liao, Liu, Christensen, Tong, Huguet, Wolf, Nickel, Adelstein, Krishnaswamy 2024, section 4.
+        Liao, Liu, Christensen, Tong, Huguet, Wolf, Nickel, Adelstein, Krishnaswamy 2024, "Assessing
+        neural network representations during training using noise-resilient diffusion spectral
+        entropy".
     """
     key = own_key(key)
     _, x = centered_samples(x=x)
