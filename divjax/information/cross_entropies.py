@@ -23,7 +23,7 @@ from divjax.fdiv.neighbor_estimates import (
     unless_repeated,
     used_rows,
 )
-from divjax.fdiv.neighbor_search import NearestPoints, nearest_points
+from divjax.fdiv.neighbor_search import NearestPoints, beyond, nearest_points
 from divjax.fdiv.support_dimension import short_steps, support_from_steps
 from divjax.information.paired_rows import masses_of
 
@@ -129,7 +129,7 @@ def _cross_entropy(
     living = y
     if b is not None:
         living = living_rows(y, b)
-        y = jnp.where(b[:, None] > 0, living, _beyond(x, living))
+        y = jnp.where(b[:, None] > 0, living, beyond(x, living))
     near = nearest_points(x, y, k + 1)
     if b is not None:
         near = near._replace(usable=near.usable & (b > 0)[near.index])
@@ -171,13 +171,6 @@ def _cross_entropy(
     variance = _sum_of_squares(of_x, masses_x) + _sum_of_squares(of_y, masses_y)
     plain = plain if bias_order else terms
     return estimate_of_terms(terms, plain, variance, rows, support, confidence_level)
-
-
-def _beyond(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, " d"]:
-    """A point that is farther from each x than all y are."""
-    both = jax.lax.stop_gradient(jnp.concatenate([x, y]))
-    low, high = jnp.min(both, axis=0), jnp.max(both, axis=0)
-    return high + 2 * jnp.max(high - low) + jnp.max(jnp.abs(both)) * jnp.finfo(x.dtype).eps * 8
 
 
 def _log_shares(

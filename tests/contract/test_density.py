@@ -121,7 +121,8 @@ ROWS: dict[str, Row] = {
     ),
     "information.matrix_renyi_entropy": Row(
         (0.7, kernels.Gaussian(0.8)),
-        lambda m, key, x, w: information.matrix_renyi_entropy(x, order=m[0], kernel=m[1]),
+        lambda m, key, x, w: information.matrix_renyi_entropy(x, w, order=m[0], kernel=m[1]),
+        weighted=True,
         sampled=True,
         positive=(0,),
         slow=True,
@@ -137,7 +138,7 @@ ROWS: dict[str, Row] = {
     "information.matrix_renyi_mutual_information": Row(
         (1.01, kernels.Gaussian(0.8)),
         lambda m, key, x, w: information.matrix_renyi_mutual_information(
-            x[:, :1], x[:, 1:], order=m[0], kernel_x=m[1], kernel_y=m[1]
+            x[:, :1], x[:, 1:], w, order=m[0], kernel_x=m[1], kernel_y=m[1]
         ),
         sampled=True,
         positive=(0,),
@@ -145,7 +146,10 @@ ROWS: dict[str, Row] = {
     ),
     "information.diffusion_spectral_entropy": Row(
         (0.7, 1.3),
-        lambda m, key, x, w: information.diffusion_spectral_entropy(x, bandwidth=m[0], time=m[1]),
+        lambda m, key, x, w: information.diffusion_spectral_entropy(
+            x, w, bandwidth=m[0], time=m[1]
+        ),
+        weighted=True,
         sampled=True,
         positive=(0, 1),
     ),
@@ -221,6 +225,7 @@ ROWS: dict[str, Row] = {
         smooth=False,
         weighted=True,
         sampled=True,
+        weighted=True,
         slow=True,
     ),
     "information.density.Silverman": Row(
@@ -296,7 +301,8 @@ ROWS: dict[str, Row] = {
     ),
     "information.dimension.two_nn": Row(
         0.3,
-        lambda m, key, x, w: dimension.two_nn(x, discard=m).value,
+        lambda m, key, x, w: dimension.two_nn(x, w, discard=m).value,
+        weighted=True,
         sampled=True,
         positive=(0,),
     ),
@@ -310,7 +316,8 @@ ROWS: dict[str, Row] = {
     ),
     "information.dimension.maximum_likelihood": Row(
         (),
-        lambda m, key, x, w: dimension.maximum_likelihood(x, k=4).value,
+        lambda m, key, x, w: dimension.maximum_likelihood(x, w, k=4).value,
+        weighted=True,
         sampled=True,
     ),
     "information.dimension.maximum_likelihood interval": Row(
@@ -332,7 +339,7 @@ ROWS: dict[str, Row] = {
         (),
         lambda m, key, x, w: (
             dimension.persistent_homology(
-                key, x, min_points=3, max_points=6, num_sizes=2, num_subsamples=3
+                key, x, w, min_points=3, max_points=6, num_sizes=2, num_subsamples=3
             ).value
         ),
         "random",
@@ -343,3 +350,4 @@ ROWS: dict[str, Row] = {
 
 class TestDensity(Edges):
     rows = ROWS
+        weighted=True,
