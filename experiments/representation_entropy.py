@@ -10,8 +10,9 @@ shuffled, which can only be memorised. At some steps, for the pixels and each la
 on, have about them; and of test rows, with labels of the same kind (Liao et al. 2024).
 `W₁`: `ot.sliced_wasserstein` of order one between the representations of training and test rows.
 `KL`: `fdiv.gaussian.plug_in_kl` between Gaussians fitted to both, on the leading principal
-components of the training rows; its bias for Gaussians is removed, so that it may be negative. W₁
-and KL are of the rows without their labels: do layers tell training rows from others?
+components of the training rows, by `information.generalization.layer_divergences`; its bias for
+Gaussians is removed, so that it may be negative. W₁ and KL are of the rows without their labels: do
+layers tell training rows from others?
 
 Each representation is first divided by the root mean square of its training rows' distances from
 their mean: entropies with one bandwidth, and W₁, are then comparable between layers, and growing
@@ -155,20 +156,29 @@ def _network(settings: Settings) -> Any:
     return functools.partial(Perceptron, settings.hidden)
 
 
-def measures(
-    key: jax.Array, train: Any, test: Any, images: Images, settings: Settings
-) -> list[float]:
-    """The `MEASURES` of a representation."""
+def in_deviations(train: Any, test: Any) -> tuple[jax.Array, jax.Array]:
+    """A representation of both samples about the training rows' mean, in their deviation."""
     train, test = jnp.asarray(train), jnp.asarray(test)
     center = jnp.mean(train, axis=0)
     unit = jnp.sqrt(jnp.mean(jnp.sum(jnp.square(train - center), axis=1)))
-    train, test = (train - center) / unit, (test - center) / unit
+    return (train - center) / unit, (test - center) / unit
+
+
+def gaussian_kl(train: jax.Array, test: jax.Array, num_components: int) -> jax.Array:
+    """KL(test‖train) of Gaussians fitted to the leading principal components of training rows."""
+    axes = jnp.linalg.svd(train, full_matrices=False)[2][:num_components].T
+    return fdiv.gaussian.plug_in_kl(test @ axes, train @ axes).value
+
+
+def measures(
+    key: jax.Array, train: jax.Array, test: jax.Array, images: Images, settings: Settings
+) -> list[float]:
+    """The `MEASURES` of a representation but the last, which is of all layers together."""
     label_key, test_key, slice_key = jax.random.split(key, 3)
     some = slice(0, settings.rows_of_entropy)
     of_labels = functools.partial(
         information.diffusion_spectral_mutual_information, bandwidth=settings.bandwidth
     )
-    axes = jnp.linalg.svd(train, full_matrices=False)[2][: settings.num_components].T
     values = (
         information.diffusion_spectral_entropy(train[some], bandwidth=settings.bandwidth),
         of_labels(label_key, train[some], images.train_labels[some]),
@@ -176,7 +186,6 @@ def measures(
         ot.sliced_wasserstein(
             slice_key, train, test, p=1, num_projections=settings.num_projections
         ),
-        fdiv.gaussian.plug_in_kl(test @ axes, train @ axes).value,
     )
     return [float(value) for value in values]
 
@@ -208,14 +217,24 @@ def evaluate(labels: str, seed: int, settings: Settings) -> dict[str, np.ndarray
         )
         # The pixels first, and no logits.
         pairs = [
-            (images.train, images.test),
-            *zip(*(layers[:-1] for layers in outputs), strict=True),
+            in_deviations(train, test)
+            for train, test in (
+                (images.train, images.test),
+                *zip(*(layers[:-1] for layers in outputs), strict=True),
+            )
         ]
+        kl = functools.partial(gaussian_kl, num_components=settings.num_components)
+        divergences = information.generalization.layer_divergences(
+            kl, [train for train, _ in pairs], [test for _, test in pairs]
+        )
         # The same subsets and directions at all steps.
         found.append(
             [
-                measures(jax.random.fold_in(start_key, number), train, test, images, settings)
-                for number, (train, test) in enumerate(pairs)
+                [
+                    *measures(jax.random.fold_in(start_key, number), *pair, images, settings),
+                    float(divergence),
+                ]
+                for number, (pair, divergence) in enumerate(zip(pairs, divergences, strict=True))
             ]
         )
     return {"measures": np.array(found), "accuracy": np.array(accuracies)}

@@ -27,7 +27,7 @@ from divjax.fdiv.inequalities import (
     kl_lower_bound_from_cross_entropy,
     kl_lower_bound_from_js,
 )
-from divjax.fdiv.knn import knn_entropy, knn_kl
+from divjax.fdiv.knn import knn_kl
 from divjax.fdiv.neighbor_estimates import NeighborDiagnostics
 from divjax.fdiv.neighbor_powers import knn_renyi
 from divjax.fdiv.sampled import sampled_kl, sampled_kl_surrogate
@@ -60,7 +60,6 @@ __all__ = [
     "inequalities",
     "kl_lower_bound_from_cross_entropy",
     "kl_lower_bound_from_js",
-    "knn_entropy",
     "knn_kl",
     "knn_renyi",
     "sampled_kl",

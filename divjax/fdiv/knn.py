@@ -1,4 +1,4 @@
-"""Divergence and entropy from nearest-neighbour distances, without a model of the densities.
+"""The Kullback–Leibler divergence from nearest-neighbour distances, without a model of densities.
 
 The distance from x to its j-th neighbour among n points is a local density estimate:
 E log P(ball) = ψ(j) − ψ(n + 1), whatever the density.
@@ -10,7 +10,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import digamma
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_full_precision, check_probability
@@ -22,14 +21,14 @@ from divjax.fdiv.neighbor_estimates import (
     estimate_of_terms,
     influences,
     log_volumes,
-    rank_weights,
     rank_weights_by_dimension,
+    unless_repeated,
     used_rows,
 )
 from divjax.fdiv.neighbor_search import nearest_points
 from divjax.fdiv.support_dimension import short_steps, support_from_steps
 
-__all__ = ["knn_entropy", "knn_kl"]
+__all__ = ["knn_kl"]
 
 
 @jax.custom_jvp
@@ -91,11 +90,13 @@ def knn_kl(
         added to it for the remaining bias. With `bias_order=0` the interval covers variance alone.
 
         The standard error and the interval are NaN if they are unknown: more than one row in a
-        hundred coincides with a neighbour (copied rows, in one sample or between both, which are
-        left out of the value), or a column is neither continuous nor discrete at the neighbours'
-        distance. The value is NaN, too, if the samples lie on sets of different dimension or on
-        separate sets (the true divergence is then infinite), or hold a value that is not finite.
-        Disjoint supports of full dimension have a finite value: see `diagnostics.beyond_log_n`.
+        hundred coincides with a neighbour (copied rows, in x or between both samples, which are
+        left out of the value), more than one in a hundred successive neighbours in y coincide with
+        each other (copied rows in y, as of a bootstrap, which lower the value), or a column is
+        neither continuous nor discrete at the neighbours' distance. The value is NaN, too, if the
+        samples lie on sets of different dimension or on separate sets (the true divergence is then
+        infinite), or hold a value that is not finite. Disjoint supports of full dimension have a
+        finite value: see `diagnostics.beyond_log_n`.
 
     Raises:
         ValueError: if x or y is empty or not a matrix, their numbers of features differ, k or
@@ -156,6 +157,7 @@ def _knn_kl(
     log_ratios = among_y.values - among_x.values + constant
     plain = among_y.plain - among_x.plain + constant if bias_order else log_ratios
     rows = used_rows(among_x.valid & among_y.valid, among_x.zero | among_y.zero)
+    rows = unless_repeated(rows, near_y, y, k)
     # Leaving out x_i removes its own term and lowers those of which it is a neighbour.
     own = jnp.where(rows.valid, log_ratios, rows.mean(log_ratios))
     from_x = own + influences(near_x, among_x.rises, n)
@@ -164,75 +166,3 @@ def _knn_kl(
     variance = jnp.var(from_x, ddof=1) / n + jnp.var(from_y, ddof=1) / m
     largest = math.log(m)
     return estimate_of_terms(log_ratios, plain, variance, rows, support, confidence_level, largest)
-
-
-def knn_entropy(
-    x: Float[Numbers, "n d"], k: int = 5, *, bias_order: int = 0, confidence_level: ArrayLike = 0.95
-) -> Estimate:
-    """The differential entropy −∫ p log p from samples, by distances to k-th neighbours.
-
-    (d/n) Σ_i log ρ_k(i) + log V_d + ψ(n) − ψ(k), where V_d is the unit ball's volume. With
-    `bias_order` L ≥ 1 the logarithm is a weighted sum over the neighbours 1 … k, whose weights
-    cancel the first L terms of the bias, of orders n^(−2l/d).
-
-    Args:
-        x: samples of p.
-        k: the rank of the neighbour, a static integer, 1 ≤ k ≤ n − 2.
-        bias_order: the number of terms of the bias to cancel, static, below k.
-        confidence_level: the level of the confidence interval.
-
-    Returns:
-        An `Estimate` in nats, whose value is the mean of the log-ratios, with
-        `NeighborDiagnostics`. The effective sample size is their number. The value is −∞ if the
-        samples lie on a set of lower dimension (a column is constant, discrete, or a linear
-        function of others). The standard error is the jackknife's over the sample, exact for
-        leaving out each point in turn and conservative (Efron–Stein). Half of the change that the
-        weights make, against equal ones, is added to it in quadrature. Without `bias_order` it
-        covers variance alone, and not the bias, which dominates from about five dimensions on. NaN
-        as for `knn_kl`.
-
-    Raises:
-        ValueError: if x is empty or not a matrix, or k or bias_order is out of range.
-
-    Example:
-        >>> import jax
-        >>> x = jax.random.uniform(jax.random.key(0), (1000, 1))
-        >>> estimate = knn_entropy(x)  # the uniform density's is 0
-        >>> bool(abs(estimate.value) < 3 * estimate.std_error)
-        True
-
-    References:
-        Kozachenko, Leonenko 1987: k = 1. Berrett, Samworth, Yuan 2019: the weights.
-    """
-    _, x = centered_samples(x=x)
-    check_full_precision("x", x)
-    check_neighbors(k, bias_order, x=x.shape[0] - 2)
-    check_probability(confidence_level=confidence_level)
-    return _knn_entropy(x, confidence_level, k=k, bias_order=bias_order)
-
-
-@functools.partial(jax.jit, static_argnames=("k", "bias_order"))
-def _knn_entropy(
-    x: Float[Array, "n d"], confidence_level: ArrayLike, *, k: int, bias_order: int
-) -> Estimate:
-    """`knn_entropy` after its checks."""
-    n, d = x.shape
-    near = nearest_points(x, None, k + 1)
-    support = support_from_steps(x[near.index[:, k - 1]] - x)
-    weights = rank_weights(k, [2 * l / d for l in range(1, bias_order + 1)])
-    used = np.flatnonzero(weights)
-    among = log_volumes(near, jnp.asarray(weights, x.dtype), jnp.asarray(d, x.dtype), used)
-    log_volume = 0.5 * d * math.log(math.pi) - math.lgamma(0.5 * d + 1)
-    # E log P(ball) = ψ(j) − ψ(n) for the j-th among n − 1 others, whatever the density.
-    ranks = digamma(jnp.arange(1, k + 1, dtype=x.dtype))
-    constant = log_volume + digamma(jnp.asarray(n, x.dtype))
-    constant = constant + nan_unless(jnp.isfinite(x).all(), jnp.zeros((), x.dtype))
-    # On a set of lower dimension there is no density, and the entropy is −∞.
-    constant = constant + jnp.where(support.flat, -jnp.inf, 0)
-    log_ratios = among.values + constant - ranks @ jnp.asarray(weights, x.dtype)
-    plain = among.plain + constant - jnp.mean(ranks) if bias_order else log_ratios
-    rows = used_rows(among.valid, among.zero)
-    # A row without a log ratio takes the mean, so that only its influence on others counts.
-    own = jnp.where(rows.valid, log_ratios, rows.mean(log_ratios))
-    variance = jnp.var(own - influences(near, among.rises, n), ddof=1) / n
-    return estimate_of_terms(log_ratios, plain, variance, rows, support, confidence_level)

@@ -25,6 +25,7 @@ __all__ = [
     "log_volumes",
     "rank_weights",
     "rank_weights_by_dimension",
+    "unless_repeated",
     "used_rows",
 ]
 
@@ -51,7 +52,8 @@ class NeighborDiagnostics:
             logarithm of the number of samples of q, as between samples of disjoint supports, for
             which the truth is infinite. The estimate then rests on distances from rows of p to an
             edge of q, where nothing tells how thin its density is. False for entropies.
-        finite: whether every log-ratio is finite, and the interval is defined.
+        finite: whether every log-ratio is finite, neither sample holds copies, and the interval is
+            defined.
     """
 
     log_ratios: Float[Array, " n"]
@@ -188,6 +190,28 @@ def used_rows(
     valid = valid & ~(copied & zero)
     regular = ~copied & (share(counted & ~valid) <= most)
     return UsedRows(valid, masses, jnp.sum(zero), regular)
+
+
+def unless_repeated(
+    rows: UsedRows, neighbors: NearestPoints, points: Float[Array, "m d"], k: int
+) -> UsedRows:
+    """The rows, irregular if many of the k nearest points coincide with each other.
+
+    Copied points are as far from a row as each other: no distance is zero, and yet a ball holds
+    several of them at once, whose number is then no estimate of the density.
+    """
+    index = neighbors.index[:, : max(k, 2)]
+    usable = neighbors.usable[:, : max(k, 2)]
+
+    # Feature by feature: all neighbours' features at once would be n × k × d numbers.
+    def agree(same: Bool[Array, "n j"], feature: Array) -> tuple[Bool[Array, "n j"], None]:
+        values = feature[index]
+        return same & (values[:, 1:] == values[:, :-1]), None
+
+    features = jax.lax.stop_gradient(points).T
+    copied, _ = jax.lax.scan(agree, usable[:, 1:] & usable[:, :-1], features)
+    share = rows.mean(jnp.mean(copied.astype(points.dtype), axis=1))
+    return rows._replace(regular=rows.regular & (share <= _COPIES))
 
 
 def estimate_of_terms(

@@ -21,6 +21,7 @@ from divjax.fdiv.neighbor_estimates import (
     influences,
     log_volumes,
     rank_weights,
+    unless_repeated,
     used_rows,
 )
 from divjax.fdiv.neighbor_search import nearest_points
@@ -127,6 +128,7 @@ def _knn_renyi(
     constant = math.log(m / (n - 1)) + nan_unless(known, jnp.zeros((), x.dtype))
     log_ratios = among_y.values - among_x.values + constant
     rows = used_rows(among_x.valid & among_y.valid, among_x.zero | among_y.zero)
+    rows = unless_repeated(rows, near_y, y, k)
 
     excess = nan_unless((alpha > 0) & (alpha < k + 1) & (alpha != 1), alpha - 1)
     log_power, relative = _log_mean_power(log_ratios, excess, rows.valid)

@@ -14,11 +14,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import if_needed
-from divjax.core.pairwise import DIFFERENCES_UP_TO, map_row_blocks, pair_distances_by_rows
+from divjax.core.pairwise import (
+    DIFFERENCES_UP_TO,
+    living_rows,
+    map_row_blocks,
+    pair_distances_by_rows,
+)
 from divjax.core.selection import smallest_in_rows
 from divjax.fdiv.cell_search import cells_pay, coordinate_distances, reduce_near_pairs
 
-__all__ = ["NearestPoints", "nearest_points"]
+__all__ = ["NearestPoints", "beyond", "nearest_living_points", "nearest_points"]
 
 # Extra candidates per row: the search compares rounded distances, and the exact ones may order the
 # last few differently.
@@ -93,6 +98,35 @@ def nearest_points(
     lost = _is_lost(searched_x, searched_y, jax.lax.stop_gradient(found), x)
     again = lambda _: _search_by_differences(searched_x, searched_y, nearest)
     return measure(if_needed(lost, again, index))
+
+
+def nearest_living_points(
+    x: Float[Array, "n d"], weights: Float[Array, " n"] | None, count: int
+) -> NearestPoints:
+    """The nearest points to each x among the other x with weight; all of them for None.
+
+    Rows without weight, which may hold anything, have neighbours that are not usable, and so do
+    rows beyond the number of those with weight.
+    """
+    if weights is None:
+        return nearest_points(x, None, count)
+    alive = weights > 0
+    living = living_rows(x, weights)
+    near = nearest_points(jnp.where(alive[:, None], living, beyond(living)), None, count)
+    apart = alive[:, None] & alive[near.index]
+    return near._replace(usable=near.usable & apart, zero=near.zero & apart)
+
+
+def beyond(*samples: Float[Array, "_ d"]) -> Float[Array, " d"]:
+    """A point that is farther from each row of the samples than all others are.
+
+    Example:
+        >>> bool(jnp.all(beyond(jnp.array([[0.0], [1.0]])) >= 3))
+        True
+    """
+    rows = jax.lax.stop_gradient(jnp.concatenate(samples))
+    low, high = jnp.min(rows, axis=0), jnp.max(rows, axis=0)
+    return high + 2 * jnp.max(high - low) + jnp.max(jnp.abs(rows)) * jnp.finfo(rows.dtype).eps * 8
 
 
 def _search_units(

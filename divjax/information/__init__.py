@@ -14,15 +14,23 @@
   `tsallis_entropy`; of one density relative to another `cross_entropy`; of spectra
   `von_neumann_entropy`, `matrix_renyi_entropy`, `diffusion_spectral_entropy`, with mutual
   informations of the last two.
-- **Modules**: `dimension`, `density`, `contraction` (strong data processing), and
-  `linear_memorization`. `information_projection` is onto an exponential family, and
-  `total_correlation_decomposition` splits an encoder's divergence from its prior into its parts.
+- **Modules**: `dimension`, `density`, `contraction` (strong data processing), `generalization`
+  (bounds by a network's layers), and `linear_memorization`.
+- **Of models**: `information_projection` onto an exponential family, with `projection_risk` and
+  `p_n_criterion`; `total_correlation_decomposition` of an encoder's divergence from its prior;
+  `gram_kl` between Gram matrices, and `deep_kernel_divergence` of several layers.
 
 Numbers are in nats unless a `base` is given, and squares, not roots. Bounds on mutual
 information by a learned critic are in `divjax.ratio`.
 """
 
-from divjax.information import contraction, density, dimension, linear_memorization
+from divjax.information import (
+    contraction,
+    density,
+    dimension,
+    generalization,
+    linear_memorization,
+)
 from divjax.information.canonical_functions import maximal_correlation
 from divjax.information.cross_entropies import cross_entropy
 from divjax.information.diffusion_spectra import (
@@ -31,7 +39,9 @@ from divjax.information.diffusion_spectra import (
 )
 from divjax.information.distance_dependence import distance_correlation, distance_covariance
 from divjax.information.entropy_sums import EntropySum, InformationMethod
+from divjax.information.estimation_risk import p_n_criterion, projection_risk
 from divjax.information.gaussian_method import Gaussian
+from divjax.information.gram_matrices import deep_kernel_divergence, gram_kl
 from divjax.information.independence_tests import distance_covariance_test, hsic_test
 from divjax.information.joint_dependence import (
     AttributeDependence,
@@ -53,10 +63,10 @@ from divjax.information.measures import (
     transfer_entropy,
 )
 from divjax.information.moment_matching import InformationProjectionResult, information_projection
+from divjax.information.neighbor_entropies import KozachenkoLeonenko
 from divjax.information.neighbor_methods import KSG, DependenceDiagnostics, MixedNeighbors
 from divjax.information.sample_entropies import (
     EntropyMethod,
-    KozachenkoLeonenko,
     entropy,
     renyi_entropy,
     tsallis_entropy,
@@ -92,6 +102,7 @@ __all__ = [
     "conditional_mutual_information",
     "contraction",
     "cross_entropy",
+    "deep_kernel_divergence",
     "density",
     "diffusion_spectral_entropy",
     "diffusion_spectral_mutual_information",
@@ -100,6 +111,8 @@ __all__ = [
     "distance_covariance",
     "distance_covariance_test",
     "entropy",
+    "generalization",
+    "gram_kl",
     "hsic",
     "hsic_test",
     "information_projection",
@@ -111,6 +124,8 @@ __all__ = [
     "maximal_correlation",
     "mutual_information",
     "mutual_information_screening",
+    "p_n_criterion",
+    "projection_risk",
     "renyi_entropy",
     "total_correlation",
     "total_correlation_decomposition",

@@ -62,7 +62,8 @@ def total_variation(channel: Float[Numbers, "k m"]) -> Float[Array, ""]:
         0.7
 
     References:
-        Dobrushin 1956; Raginsky 2016, section 2: the bound.
+        Dobrushin 1956; Raginsky 2016, "Strong data processing inequalities and Φ-Sobolev
+        inequalities for discrete channels": the bound.
     """
     return _total_variation(_as_channel(channel))
 
@@ -104,7 +105,9 @@ def chi_squared(
         0.64
 
     References:
-        Rényi 1959: maximal correlation. Choi, Ruskai, Seneta 1994; Raginsky 2016, theorem 3.2.
+        Rényi 1959: maximal correlation. Choi, Ruskai, Seneta 1994, "Equivalence of certain entropy
+        contraction coefficients"; Raginsky 2016, "Strong data processing inequalities and Φ-Sobolev
+        inequalities for discrete channels".
     """
     channel = _as_channel(channel)
     given = as_numbers("input_probabilities", input_probabilities)
@@ -153,7 +156,8 @@ def dropout(rate: Float[Numbers, "..."], num_features: int = 1) -> Float[Array, 
         0.875
 
     References:
-        Polyanskiy, Wu 2017, section 1: erasures.
+        Polyanskiy, Wu 2017, "Strong data-processing inequalities for channels and Bayesian
+        networks": erasures.
     """
     check_count(1, num_features=num_features)
     (rate,) = as_leaves(rate=rate)
@@ -221,7 +225,7 @@ def gaussian_noise(
         0.6827
 
     References:
-        Polyanskiy, Wu 2016, section 2.
+        Polyanskiy, Wu 2016, "Dissipation of information in channels with input constraints".
     """
     diameter, scale = as_leaves(diameter=diameter, scale=scale)
     check_positive_values(diameter=diameter, scale=scale)

@@ -20,9 +20,10 @@ from divjax.fdiv.neighbor_estimates import (
     influences,
     log_volumes,
     rank_weights_by_dimension,
+    unless_repeated,
     used_rows,
 )
-from divjax.fdiv.neighbor_search import NearestPoints, nearest_points
+from divjax.fdiv.neighbor_search import NearestPoints, beyond, nearest_points
 from divjax.fdiv.support_dimension import short_steps, support_from_steps
 from divjax.information.paired_rows import masses_of
 
@@ -81,9 +82,9 @@ def cross_entropy(
         −∞ if both samples lie on one set of lower dimension, where q has no density (a column is
         constant, discrete, or a linear function of others). NaN if they lie on different sets, or a
         row with weight is not finite. The interval is NaN if more than one x in a hundred coincides
-        with one of its neighbours, and is left out of the value, if as many have neighbours that
-        coincide with each other, or if a column is neither continuous nor discrete at the
-        neighbours' distance.
+        with one of its neighbours, and is left out of the value, if as large a share of successive
+        neighbours coincide with each other (copies within y), or if a column is neither continuous
+        nor discrete at the neighbours' distance.
 
     Raises:
         ValueError: if x or y is empty or not a matrix, their numbers of features differ, weights do
@@ -128,7 +129,7 @@ def _cross_entropy(
     living = y
     if b is not None:
         living = living_rows(y, b)
-        y = jnp.where(b[:, None] > 0, living, _beyond(x, living))
+        y = jnp.where(b[:, None] > 0, living, beyond(x, living))
     near = nearest_points(x, y, k + 1)
     if b is not None:
         near = near._replace(usable=near.usable & (b > 0)[near.index])
@@ -159,11 +160,7 @@ def _cross_entropy(
         rises = rises + _rises_of_shares(near, masses_y, weights)
 
     rows = used_rows(volumes.valid, volumes.zero, None if a is None else masses_x)
-    # Copies within y are as far from x as each other, and no distance is zero.
-    pairs = near.index[:, 1 : k + 1], near.index[:, :k]
-    copied = jnp.all(y[pairs[0]] == y[pairs[1]], axis=2) & (masses_x > 0)[:, None]
-    repeated = used_rows(rows.valid, jnp.any(copied[:, : k - 1], axis=1), rows.masses)
-    rows = rows._replace(regular=rows.regular & repeated.regular)
+    rows = unless_repeated(rows, near, y, k)
 
     # To leave out x_i removes its term, to leave out y_j moves the terms whose neighbour it was,
     # and with weights raises the shares of all others.
@@ -174,13 +171,6 @@ def _cross_entropy(
     variance = _sum_of_squares(of_x, masses_x) + _sum_of_squares(of_y, masses_y)
     plain = plain if bias_order else terms
     return estimate_of_terms(terms, plain, variance, rows, support, confidence_level)
-
-
-def _beyond(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, " d"]:
-    """A point that is farther from each x than all y are."""
-    both = jax.lax.stop_gradient(jnp.concatenate([x, y]))
-    low, high = jnp.min(both, axis=0), jnp.max(both, axis=0)
-    return high + 2 * jnp.max(high - low) + jnp.max(jnp.abs(both)) * jnp.finfo(x.dtype).eps * 8
 
 
 def _log_shares(

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core.arguments import as_optional_leaf
 from divjax.core.checks import (
@@ -18,9 +18,10 @@ from divjax.core.checks import (
 )
 from divjax.core.keys import own_key
 from divjax.core.labels import concrete_labels
-from divjax.core.numerics import in_base, nan_unless, quotient, safe_log
-from divjax.core.pairwise import squared_distances
-from divjax.core.samples import Numbers, centered_samples
+from divjax.core.numerics import in_base, matmul, nan_unless, quotient, safe_log, safe_sqrt
+from divjax.core.pairwise import living_rows, squared_distances
+from divjax.core.samples import Numbers, as_weights, centered_samples
+from divjax.core.simplex import shares_of
 from divjax.information.spectral_functions import spectral_function
 
 __all__ = ["diffusion_spectral_entropy", "diffusion_spectral_mutual_information"]
@@ -41,18 +42,18 @@ def _powers_entropy(values: Float[Array, " n"], time: Float[Array, ""]) -> Float
 
 def _entropy(
     x: Float[Array, "n d"],
-    counts: Bool[Array, " n"] | None,
+    masses: Float[Array, " n"] | None,
     bandwidth: Float[Array, ""],
     time: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """The entropy in nats of the rows that count."""
+    """The entropy in nats of finite rows, of equal masses for None."""
     inverse = quotient(1.0, bandwidth)
     gram = jnp.exp(-0.5 * (squared_distances(x) * inverse * inverse))
-    if counts is not None:
-        # A row that does not count is an eigenvector with eigenvalue zero.
-        gram = jnp.where(counts[:, None] & counts, gram, 0)
-    degrees = jnp.sum(gram, axis=1)
+    degrees = jnp.sum(gram, axis=1) if masses is None else matmul(gram, masses)
     root = jax.lax.rsqrt(jnp.where(degrees == 0, 1, degrees))
+    if masses is not None:
+        # A row without mass is an eigenvector with eigenvalue zero.
+        root = safe_sqrt(masses) * root
     return spectral_function(_powers_entropy, gram * root[:, None] * root, time)
 
 
@@ -69,6 +70,7 @@ def _check_options(bandwidth: ArrayLike, time: ArrayLike, base: ArrayLike | None
 
 def diffusion_spectral_entropy(
     x: Float[Numbers, "n d"],
+    weights: Float[Numbers, " n"] | None = None,
     *,
     bandwidth: ArrayLike = 10.0,
     time: ArrayLike = 1.0,
@@ -84,21 +86,28 @@ def diffusion_spectral_entropy(
     (The authors' text describes another normalisation, of rows after an anisotropic one, with
     slightly different numbers; their code computes this one.)
 
+    With weights the walk goes to rows in proportion to them: d_i = Σ_j w_j G_ij, and K has the
+    entries (w_i w_j)^½ G_ij/(d_i d_j)^½, whose eigenvalues but zeros are those of rows that are
+    repeated in these proportions.
+
     Time O(n² d + n³), memory O(n²). Differentiable, also where eigenvalues repeat. In float32,
     rounding gives eigenvalues that are zero about 10⁻⁷, which count at short times, and those
     within 4√n ε of one count as one, at which clusters that are joined as weakly are separate.
 
     Args:
         x: samples.
+        weights: their weights, non-negative, with any sum, uniform by default. Rows of weight zero
+            may hold anything.
         bandwidth: σ > 0, in the unit of x.
         time: t > 0.
         base: the base of the logarithm, None for nats.
 
     Returns:
-        The entropy, by default in bits. NaN if x is not finite, or a traced number is out of range.
+        The entropy, by default in bits. NaN if a row with weight is not finite, or a traced number
+        is out of range.
 
     Raises:
-        ValueError: if x is empty or not a matrix, or a number is out of range.
+        ValueError: if x is empty or not a matrix, weights do not fit, or a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -107,20 +116,31 @@ def diffusion_spectral_entropy(
         2.0
 
     References:
-        Liao, Liu, Christensen, Tong, Huguet, Wolf, Nickel, Adelstein, Krishnaswamy 2024, section 3.
+        Liao, Liu, Christensen, Tong, Huguet, Wolf, Nickel, Adelstein, Krishnaswamy 2024, "Assessing
+        neural network representations during training using noise-resilient diffusion spectral
+        entropy".
     """
-    _, x = centered_samples(x=x)
+    _, x = centered_samples({"x": weights}, x=x)
     check_full_precision("x", x)
+    if weights is not None:
+        weights = as_weights("weights", weights, len(x), x.dtype)
     _check_options(bandwidth, time, base)
-    return _diffusion_entropy(x, bandwidth, time, as_optional_leaf(base=base))
+    return _diffusion_entropy(x, weights, bandwidth, time, as_optional_leaf(base=base))
 
 
 @jax.jit
 def _diffusion_entropy(
-    x: Float[Array, "n d"], bandwidth: ArrayLike, time: ArrayLike, base: ArrayLike | None
+    x: Float[Array, "n d"],
+    weights: Float[Array, " n"] | None,
+    bandwidth: ArrayLike,
+    time: ArrayLike,
+    base: ArrayLike | None,
 ) -> Float[Array, ""]:
     bandwidth, time = _positive(bandwidth, x.dtype), _positive(time, x.dtype)
-    return in_base(_entropy(x, None, bandwidth, time) * _one_if_finite(x), base)
+    masses = None
+    if weights is not None:
+        x, masses = living_rows(x, weights), shares_of(weights)
+    return in_base(_entropy(x, masses, bandwidth, time) * _one_if_finite(x), base)
 
 
 def _one_if_finite(x: Float[Array, "n d"]) -> Float[Array, ""]:
@@ -144,6 +164,7 @@ def diffusion_spectral_mutual_information(
     Σ_b n_b/n (mean_s S(x_s) − S(x_b)) with S the `diffusion_spectral_entropy`, x_b the n_b rows
     with label b, and x_s random subsets of n_b rows: subsets of the same size, since the entropy
     grows with the number of rows. For labels that are independent of x the expectation is zero.
+    Without weights, for the same reason: of weighted rows no subset has the size of another.
 
     Time O(n² d) and O(labels · num_subsets · m³), memory O(m²), for m rows of the most frequent
     label. Differentiable in x, also where eigenvalues repeat.
@@ -176,7 +197,9 @@ def diffusion_spectral_mutual_information(
         (True, True)
 
     References:
-        Liao, Liu, Christensen, Tong, Huguet, Wolf, Nickel, Adelstein, Krishnaswamy 2024, section 4.
+        Liao, Liu, Christensen, Tong, Huguet, Wolf, Nickel, Adelstein, Krishnaswamy 2024, "Assessing
+        neural network representations during training using noise-resilient diffusion spectral
+        entropy".
     """
     key = own_key(key)
     _, x = centered_samples(x=x)
@@ -222,7 +245,8 @@ def _label_information(
     # One after the other: each needs matrices of m × m.
     def entropy(subset: tuple[Int[Array, " m"], Int[Array, ""]]) -> Float[Array, ""]:
         index, size = subset
-        return _entropy(x[index], jnp.arange(m) < size, bandwidth, time)
+        counted = (jnp.arange(m) < size).astype(x.dtype)
+        return _entropy(x[index], counted, bandwidth, time)
 
     index = jnp.concatenate([rows, subsets.astype(rows.dtype)])
     entropies = jax.lax.map(jax.checkpoint(entropy), (index, jnp.concatenate([sizes, of_subsets])))

@@ -46,9 +46,11 @@ class Gaussian:
         True
 
     References:
-        Goodman 1963: the expectation of the log-determinant. Magri, Whittingstall, Singh,
-        Logothetis, Panzeri 2009: the correction in informations. Wilks 1932: the distribution
-        under independence.
+        Goodman 1963, "The distribution of the determinant of a complex Wishart distributed matrix":
+        the determinant, here of a real matrix, as a product of χ² variables, and so the expectation
+        of its logarithm. Magri, Whittingstall, Singh, Logothetis, Panzeri 2009: the correction in
+        informations. Wilks 1932, "Certain generalizations in the analysis of variance": the
+        distribution under independence.
     """
 
     def estimate(

@@ -153,7 +153,8 @@ def eigenvector_overlap(
         0.6667
 
     References:
-        Baik, Ben Arous, Péché 2005; Paul 2007, theorem 4.
+        Baik, Ben Arous, Péché 2005: the threshold. Paul 2007, "Asymptotics of sample eigenstructure
+        for a large dimensional spiked covariance model": the overlap.
     """
     spike, load = as_leaves(spike=spike, load=load)
     check_positive_values(spike=spike, load=load)

@@ -22,6 +22,7 @@ from divjax.core.samples import Numbers, as_numbers, as_samples, as_weights
 from divjax.core.simplex import are_weights, effective_sample_size, shares_of, with_finite_padding
 from divjax.core.types import Outcome, status_of
 from divjax.fdiv.exponential_family import Family, LogPartition
+from divjax.fdiv.inequalities import tv_upper_bound_from_kl
 
 __all__ = ["InformationProjectionResult", "information_projection"]
 
@@ -35,11 +36,16 @@ class InformationProjectionResult(Outcome):
         risk: the expected divergence KL(p_η*‖p_η̂) of the projection of the samples' distribution
             from that of the samples, tr(∇²A(η̂)⁻¹ Σ̂)/(2n) + O(n⁻²) with the samples' covariance Σ̂
             of T: p/(2n) if the family contains their distribution.
+        bayes_error: the p–n criterion: a lower bound, with this risk, on the expected Bayes error
+            of telling draws of p_η* from those of p_η̂, ½ (1 − (risk/2)^½) or Bretagnolle and
+            Huber's for a risk above 1.59. One half if nobody can; near zero more samples or fewer
+            parameters are needed.
         status: whether the search has converged.
     """
 
     value: Float[Array, " p"]
     risk: Float[Array, ""]
+    bayes_error: Float[Array, ""]
     status: Int[Array, ""]
 
 
@@ -56,8 +62,9 @@ def information_projection(
 
     η̂ solves ∇A(η) = mean of T(x_i): the model has the samples' moments, and the largest
     likelihood. For samples of any distribution g the estimate tends to the information projection
-    of g onto the family, with p/(2n) nats of risk if g is in the family. Comparing p/(2n) with the
-    divergence that matters tells how many samples a family of p parameters needs.
+    of g onto the family, with p/(2n) nats of risk if g is in the family. `bayes_error` tells
+    whether that is little; `projection_risk` has the next order of the risk, and `p_n_criterion`
+    how many samples a family needs.
 
     Newton's method on the convex function A(η) − ⟨η, mean⟩, with steps that are halved until it
     falls. Time O(n p) and O(p³) per iteration. Differentiable in the statistics, the weights, and
@@ -94,7 +101,8 @@ def information_projection(
 
     References:
         Csiszár 1975: the projection. White 1982, theorem 3.2: the covariance if g is not in the
-        family.
+        family. Sheena 2021, "Convergence of estimative density: criterion for model complexity and
+        sample size": the p–n criterion.
     """
     (statistics,) = as_samples(statistics=statistics)
     check_full_precision("statistics", statistics)
@@ -182,7 +190,11 @@ def _project(
     valid = are_weights(weights) & (tolerance > 0)
     status = status_of(converged=converged, finite=finite, valid=valid)
     known = finite & valid
-    return InformationProjectionResult(nan_unless(known, value), nan_unless(known, risk), status)
+    risk = nan_unless(known, risk)
+    # The bound on the total variation is concave in the divergence: its mean is at most that of the
+    # mean divergence.
+    bayes_error = (1 - tv_upper_bound_from_kl(risk)) / 2
+    return InformationProjectionResult(nan_unless(known, value), risk, bayes_error, status)
 
 
 def _newton(

@@ -17,15 +17,13 @@ from divjax.core.checks import (
     check_provides,
 )
 from divjax.core.numerics import nan_unless
-from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, centered_samples
 from divjax.core.types import Estimate, normal_estimate
-from divjax.fdiv.knn import knn_entropy
 from divjax.fdiv.neighbor_search import nearest_points
+from divjax.information.neighbor_entropies import KozachenkoLeonenko, neighbor_entropy
 
 __all__ = [
     "EntropyMethod",
-    "KozachenkoLeonenko",
     "entropy",
     "renyi_entropy",
     "tsallis_entropy",
@@ -39,31 +37,6 @@ class EntropyMethod(Protocol):
     def entropy(self, x: Float[Array, "n d"], confidence_level: ArrayLike) -> Estimate:
         """The entropy of the density of the rows, in nats."""
         ...
-
-
-@pytree
-class KozachenkoLeonenko:
-    """The entropy by k-th neighbours, as an `EntropyMethod`: see `divjax.fdiv.knn_entropy`.
-
-    Attributes:
-        k: the rank of the neighbour, static, 1 ≤ k ≤ n − 2.
-        bias_order: the number of terms of the bias to cancel, static, below k.
-
-    References:
-        Kozachenko, Leonenko 1987. Berrett, Samworth, Yuan 2019.
-    """
-
-    k: int = static(default=5)
-    bias_order: int = static(default=0)
-
-    def __post_init__(self):
-        check_count(1, k=self.k)
-        check_count(0, bias_order=self.bias_order)
-
-    def entropy(self, x: Float[Array, "n d"], confidence_level: ArrayLike) -> Estimate:
-        """The estimate, with `divjax.fdiv.NeighborDiagnostics`."""
-        options = {"bias_order": self.bias_order, "confidence_level": confidence_level}
-        return knn_entropy(x, self.k, **options)
 
 
 def entropy(
@@ -133,7 +106,8 @@ def _moment(x: Float[Array, "n d"], alpha: Float[Array, ""], k: int) -> _Moment:
     log = correction + logsumexp(powers[:, 0]) - math.log(n)
 
     # On a line in the plane, or where rows are copied, there is no density.
-    support = jax.lax.stop_gradient(knn_entropy(x, k)).diagnostics
+    shannon = neighbor_entropy(jax.lax.stop_gradient(x), 0.95, k=k, bias_order=0)
+    support = shannon.diagnostics
     regular = jnp.all(near.usable[:, k - 1]) & jnp.isfinite(x).all()
     known = (support.dimension == d) & support.finite
     # Divided by 1 − α, rounding of the logarithm would be all of a value beside α = 1.
@@ -189,7 +163,7 @@ def renyi_entropy(
     most, where neighbours are far and the value is too small: by 0.1 for Gaussians in two
     dimensions at α = 0.6, n = 2000.
 
-    Differentiable in x and α. Time and memory as for `divjax.fdiv.knn_entropy`.
+    Differentiable in x and α. Time and memory as for `KozachenkoLeonenko`.
 
     Args:
         x: samples of p.

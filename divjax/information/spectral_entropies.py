@@ -2,20 +2,22 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.arguments import as_optional_leaf
 from divjax.core.checks import check_base, check_full_precision, check_positive_finite, check_scalar
-from divjax.core.numerics import in_base
-from divjax.core.representable import nan_if_lost
-from divjax.core.samples import Numbers, as_samples, centered_samples
+from divjax.core.numerics import in_base, safe_sqrt
+from divjax.core.samples import Numbers, as_samples
 from divjax.core.simplex import within_range
+from divjax.information.paired_rows import PairedRows, masses_of, paired_rows
 from divjax.information.spectral_functions import (
     density_matrix,
     renyi_of_spectrum,
     spectral_function,
 )
 from divjax.kernels import Gaussian, Kernel, MedianDistance
+from divjax.kernels.pooled import living_part
 from divjax.kernels.protocols import check_kernel
 
 __all__ = ["matrix_renyi_entropy", "matrix_renyi_mutual_information", "von_neumann_entropy"]
@@ -30,7 +32,8 @@ def von_neumann_entropy(
 
     The Shannon entropy of the eigenvalues of ρ = A/tr A, from 0 for rank one to log d for a
     multiple of the identity. For a covariance matrix its exponential is the effective rank.
-    Multiplying the matrix by a positive number changes nothing.
+    Multiplying the matrix by a positive number changes nothing. Weights of rows are in the matrix:
+    of a weighted covariance, or of a Gram matrix with the entries (w_i w_j)^½ k(x_i, x_j).
 
     Differentiable where eigenvalues repeat. The derivative in directions that raise an eigenvalue
     of zero is infinite, and is left out: it does not matter for A = XᵀX, whose eigenvalues of zero
@@ -85,19 +88,36 @@ def _check_options(order: ArrayLike, base: ArrayLike | None) -> None:
     check_base(base)
 
 
-def _samples(name: str, values: Numbers) -> Float[Array, "n d"]:
-    return nan_if_lost(name, values, centered_samples(**{name: values})[1])
+def _rows(weights: Numbers | None, **variables: Numbers) -> PairedRows:
+    rows, dtype = paired_rows(weights, **variables)
+    check_full_precision("x", np.zeros(0, dtype))
+    return rows
 
 
-def _gram(kernel: Kernel, x: Float[Array, "n d"]) -> Float[Array, "n n"]:
-    """K_ij/(n (K_ii K_jj)^½), of trace one."""
-    gram = kernel(x)
+def _correlations(
+    kernel: Kernel, x: Float[Array, "n d"], weights: Float[Array, " n"] | None
+) -> Float[Array, "n n"]:
+    """K_ij/(K_ii K_jj)^½, of ones on the diagonal, for rows of weight zero those of others."""
+    gram = kernel(living_part(x, weights))
     root = jax.lax.rsqrt(jnp.diagonal(gram))
-    return gram * root[:, None] * root / x.shape[0]
+    return gram * root[:, None] * root
+
+
+def _weighted(
+    correlations: Float[Array, "n n"], weights: Float[Array, " n"] | None
+) -> Float[Array, "n n"]:
+    """(w_i w_j)^½ K_ij, of trace one: the spectrum of the rows, each repeated w_i times."""
+    n = correlations.shape[0]
+    if weights is None:
+        return correlations / n
+    # Rows of weight zero are eigenvectors with eigenvalue zero.
+    root = safe_sqrt(masses_of(weights, n, correlations.dtype))
+    return correlations * root[:, None] * root
 
 
 def matrix_renyi_entropy(
     x: Float[Numbers, "n d"],
+    weights: Float[Numbers, " n"] | None = None,
     *,
     order: ArrayLike = 1.01,
     kernel: Kernel = _GAUSSIAN,
@@ -111,11 +131,16 @@ def matrix_renyi_entropy(
     differential entropy. At order 1 it is the von Neumann entropy, whose exponential is the Vendi
     score.
 
+    With weights of sum one A_ij = (w_i w_j)^½ k(x_i, x_j)/(k(x_i, x_i) k(x_j, x_j))^½, whose
+    eigenvalues but zeros are those of rows that are repeated in these proportions.
+
     Time O(n³), memory O(n²). Differentiable, also where eigenvalues repeat; the bandwidth of a rule
-    is constant.
+    is constant, and counts each row with weight as any other.
 
     Args:
         x: samples.
+        weights: their weights, non-negative, with any sum, uniform by default. Rows of weight zero
+            may hold anything.
         order: α > 0; the authors use 1.01, near Shannon's. At orders below 1 the derivative is
             dominated by the smallest eigenvalues. Those below the rounding, of 4√n ε times the
             largest, count as zero: at low orders a spectrum that decays fast needs float64.
@@ -123,12 +148,12 @@ def matrix_renyi_entropy(
         base: the base of the logarithm, by default e.
 
     Returns:
-        The entropy, in nats without `base`. NaN if x is not finite, or a traced order is out of
-        range.
+        The entropy, in nats without `base`. NaN if a row with weight is not finite, or a traced
+        order is out of range.
 
     Raises:
-        ValueError: if x is empty or not a matrix, the kernel is not positive definite, or a number
-            is out of range.
+        ValueError: if x is empty or not a matrix, weights do not fit, the kernel is not positive
+            definite, or a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -140,24 +165,26 @@ def matrix_renyi_entropy(
     References:
         Sánchez Giraldo, Rao, Príncipe 2015, definition 2. Friedman, Dieng 2023: the Vendi score.
     """
-    x = _samples("x", x)
-    check_full_precision("x", x)
+    rows = _rows(weights, x=x)
     _check_kernel(kernel)
     _check_options(order, base)
-    return _entropy(x, kernel, order, as_optional_leaf(base=base))
+    return _entropy(rows, kernel, order, as_optional_leaf(base=base))
 
 
 @jax.jit
 def _entropy(
-    x: Float[Array, "n d"], kernel: Kernel, order: ArrayLike, base: ArrayLike | None
+    rows: PairedRows, kernel: Kernel, order: ArrayLike, base: ArrayLike | None
 ) -> Float[Array, ""]:
+    ((x,), weights) = rows
     order = jnp.asarray(order, x.dtype)
-    return in_base(spectral_function(renyi_of_spectrum, _gram(kernel, x), order), base)
+    matrix = _weighted(_correlations(kernel, x, weights), weights)
+    return in_base(spectral_function(renyi_of_spectrum, matrix, order), base)
 
 
 def matrix_renyi_mutual_information(
     x: Float[Numbers, "n d"],
     y: Float[Numbers, "n e"],
+    weights: Float[Numbers, " n"] | None = None,
     *,
     order: ArrayLike = 1.01,
     kernel_x: Kernel = _GAUSSIAN,
@@ -168,7 +195,8 @@ def matrix_renyi_mutual_information(
 
     S is `matrix_renyi_entropy`, A and B the normalised Gram matrices of x and y, and their Hadamard
     product is that of the product kernel, of the pairs. Not negative, but for independent samples
-    not zero either: it grows with n until the kernels resolve no more.
+    not zero either: it grows with n until the kernels resolve no more. Weights are those of the
+    pairs, as if each was repeated in these proportions.
 
     Time O(n³), memory O(n²). Differentiable, also where eigenvalues repeat; the bandwidth of a rule
     is constant.
@@ -176,18 +204,20 @@ def matrix_renyi_mutual_information(
     Args:
         x: samples.
         y: the samples paired with them, row by row.
+        weights: weights of the pairs, non-negative, with any sum, uniform by default. Rows of
+            weight zero may hold anything.
         order: α > 0; the authors use 1.01, near Shannon's.
         kernel_x: positive definite, between rows of x.
         kernel_y: positive definite, between rows of y.
         base: the base of the logarithm, by default e.
 
     Returns:
-        The mutual information, in nats without `base`. NaN if a sample is not finite, or a traced
-        order is out of range.
+        The mutual information, in nats without `base`. NaN if a row with weight is not finite, or a
+        traced order is out of range.
 
     Raises:
-        ValueError: if a sample is empty or not a matrix, the numbers of rows differ, a kernel is
-            not positive definite, or a number is out of range.
+        ValueError: if a sample is empty or not a matrix, the numbers of rows differ, weights do not
+            fit, a kernel is not positive definite, or a number is out of range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -202,33 +232,28 @@ def matrix_renyi_mutual_information(
     References:
         Sánchez Giraldo, Rao, Príncipe 2015, equations 8 and 9.
     """
-    x, y = _samples("x", x), _samples("y", y)
-    if x.shape[0] != y.shape[0]:
-        raise ValueError(
-            f"x and y must have as many rows as each other; got {x.shape[0]} and {y.shape[0]}."
-        )
-    dtype = jnp.result_type(x, y)
-    x, y = x.astype(dtype), y.astype(dtype)
-    check_full_precision("x", x)
+    rows = _rows(weights, x=x, y=y)
     _check_kernel(kernel_x)
     _check_kernel(kernel_y)
     _check_options(order, base)
-    return _mutual_information(x, y, kernel_x, kernel_y, order, as_optional_leaf(base=base))
+    kernels = kernel_x, kernel_y
+    return _mutual_information(rows, kernels, order, as_optional_leaf(base=base))
 
 
 @jax.jit
 def _mutual_information(
-    x: Float[Array, "n d"],
-    y: Float[Array, "n e"],
-    kernel_x: Kernel,
-    kernel_y: Kernel,
+    rows: PairedRows,
+    kernels: tuple[Kernel, Kernel],
     order: ArrayLike,
     base: ArrayLike | None,
 ) -> Float[Array, ""]:
-    order = jnp.asarray(order, x.dtype)
-    a, b = _gram(kernel_x, x), _gram(kernel_y, y)
-    # The diagonals are 1/n, and so the trace of n A∘B is one.
+    order = jnp.asarray(order, rows.variables[0].dtype)
+    a, b = (
+        _correlations(kernel, values, rows.weights)
+        for kernel, values in zip(kernels, rows.variables, strict=True)
+    )
     of_x, of_y, of_both = (
-        spectral_function(renyi_of_spectrum, gram, order) for gram in (a, b, a * b * x.shape[0])
+        spectral_function(renyi_of_spectrum, _weighted(one, rows.weights), order)
+        for one in (a, b, a * b)
     )
     return in_base(of_x + of_y - of_both, base)

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from divjax import information, kernels
-from divjax.information import contraction, density, dimension, linear_memorization
+from divjax.core.numerics import matmul
+from divjax.information import (
+    contraction,
+    density,
+    dimension,
+    generalization,
+    linear_memorization,
+)
 from tests.contract.edges import Edges
 from tests.contract.promises import Row, samples
 
@@ -28,7 +35,82 @@ def _covariance(x):
     return x.T @ x
 
 
+def _log_partition(eta):
+    return jnp.sum(jnp.exp(eta)) + jnp.sum(eta) ** 2 / 2
+
+
+def _gram(x):
+    return matmul(x, x.T) + jnp.eye(x.shape[0], dtype=x.dtype)
+
+
+def _gaussian_gram(gram):
+    variances = jnp.diagonal(gram)
+    return jnp.exp(gram - (variances[:, None] + variances) / 2)
+
+
+def _layers(x):
+    return {"first": x[:, :, None], "second": x[:, :1] ** 2}
+
+
 ROWS: dict[str, Row] = {
+    "information.projection_risk": Row(
+        7.0,
+        lambda m, key, x, w: information.projection_risk(_log_partition, jnp.sum(x, axis=0), m),
+        positive=(0,),
+        slow=True,
+    ),
+    "information.p_n_criterion": Row(
+        0.3,
+        lambda m, key, x, w: information.p_n_criterion(
+            _log_partition, jnp.sum(x, axis=0), bayes_error=m
+        ),
+        slow=True,
+    ),
+    "information.gram_kl": Row(
+        0.1,
+        lambda m, key, x, w: information.gram_kl(
+            _gram(x), _gaussian_gram(matmul(x, x.T)), jitter=m
+        ),
+    ),
+    "information.deep_kernel_divergence": Row(
+        (1.5, 0.1),
+        lambda m, key, x, w: information.deep_kernel_divergence(
+            [matmul(x, x.T), _gram(x), 2 * _gram(x)], _gaussian_gram, widths=m[0], jitter=m[1]
+        ),
+        slow=True,
+    ),
+    "information.generalization.layer_divergences": Row(
+        (),
+        lambda m, key, x, w: jnp.stack(
+            jax.tree.leaves(
+                generalization.layer_divergences(
+                    lambda x, y: jnp.sum((jnp.mean(x, axis=0) - jnp.mean(y, axis=0)) ** 2),
+                    _layers(x),
+                    _layers(samples(x.dtype)),
+                )
+            )
+        ),
+        slow=True,
+    ),
+    "information.generalization.kl_bound": Row(
+        0.5,
+        lambda m, key, x, w: generalization.kl_bound(jnp.square(x), m),
+        "equivariant",
+        positive=(0,),
+    ),
+    "information.generalization.wasserstein_bound": Row(
+        0.5,
+        lambda m, key, x, w: generalization.wasserstein_bound(
+            jnp.exp(x[:, 0]), m * jnp.exp(x[:, 1])
+        ),
+        infinite="a layer at no distance, or without a bound",
+        positive=(0,),
+    ),
+    "information.generalization.lipschitz_constants": Row(
+        0.5,
+        lambda m, key, x, w: generalization.lipschitz_constants([x, matmul(x.T, x)], m),
+        positive=(0,),
+    ),
     "information.total_correlation_decomposition": Row(
         0.7,
         lambda m, key, x, w: jnp.stack(
@@ -121,7 +203,8 @@ ROWS: dict[str, Row] = {
     ),
     "information.matrix_renyi_entropy": Row(
         (0.7, kernels.Gaussian(0.8)),
-        lambda m, key, x, w: information.matrix_renyi_entropy(x, order=m[0], kernel=m[1]),
+        lambda m, key, x, w: information.matrix_renyi_entropy(x, w, order=m[0], kernel=m[1]),
+        weighted=True,
         sampled=True,
         positive=(0,),
         slow=True,
@@ -137,15 +220,19 @@ ROWS: dict[str, Row] = {
     "information.matrix_renyi_mutual_information": Row(
         (1.01, kernels.Gaussian(0.8)),
         lambda m, key, x, w: information.matrix_renyi_mutual_information(
-            x[:, :1], x[:, 1:], order=m[0], kernel_x=m[1], kernel_y=m[1]
+            x[:, :1], x[:, 1:], w, order=m[0], kernel_x=m[1], kernel_y=m[1]
         ),
+        weighted=True,
         sampled=True,
         positive=(0,),
         slow=True,
     ),
     "information.diffusion_spectral_entropy": Row(
         (0.7, 1.3),
-        lambda m, key, x, w: information.diffusion_spectral_entropy(x, bandwidth=m[0], time=m[1]),
+        lambda m, key, x, w: information.diffusion_spectral_entropy(
+            x, w, bandwidth=m[0], time=m[1]
+        ),
+        weighted=True,
         sampled=True,
         positive=(0, 1),
     ),
@@ -296,7 +383,8 @@ ROWS: dict[str, Row] = {
     ),
     "information.dimension.two_nn": Row(
         0.3,
-        lambda m, key, x, w: dimension.two_nn(x, discard=m).value,
+        lambda m, key, x, w: dimension.two_nn(x, w, discard=m).value,
+        weighted=True,
         sampled=True,
         positive=(0,),
     ),
@@ -310,7 +398,8 @@ ROWS: dict[str, Row] = {
     ),
     "information.dimension.maximum_likelihood": Row(
         (),
-        lambda m, key, x, w: dimension.maximum_likelihood(x, k=4).value,
+        lambda m, key, x, w: dimension.maximum_likelihood(x, w, k=4).value,
+        weighted=True,
         sampled=True,
     ),
     "information.dimension.maximum_likelihood interval": Row(
@@ -332,10 +421,11 @@ ROWS: dict[str, Row] = {
         (),
         lambda m, key, x, w: (
             dimension.persistent_homology(
-                key, x, min_points=3, max_points=6, num_sizes=2, num_subsamples=3
+                key, x, w, min_points=3, max_points=6, num_sizes=2, num_subsamples=3
             ).value
         ),
         "random",
+        weighted=True,
         sampled=True,
     ),
 }

@@ -28,6 +28,7 @@ ROOMS = {
     "information.contraction": (test_density,),
     "information.density": (test_density,),
     "information.dimension": (test_density,),
+    "information.generalization": (test_density,),
     "information.linear_memorization": (test_density,),
     "kernels": (test_kernels,),
     "flows": (test_flows,),

@@ -281,7 +281,6 @@ ROWS = {
         slow=True,
         sampled=True,
     ),
-    "fdiv.knn_entropy": Row((), lambda m, key, x, w: fdiv.knn_entropy(x, 2).value, sampled=True),
     "fdiv.histogram.edges": Row(
         (), of_samples(lambda x, y, w, m: histogram.edges(x, y, num_bins=4)), sampled=True
     ),

@@ -4,14 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
 import scipy.stats
 from scipy.spatial import cKDTree
 
 from divjax.fdiv import knn, neighbor_estimates, neighbor_search
 
 jit_kl = jax.jit(knn.knn_kl, static_argnames=("k", "bias_order"))
-jit_entropy = jax.jit(knn.knn_entropy, static_argnames=("k", "bias_order"))
 
 
 def gaussians(d, n, m, seed=0, shift=0.3, scale=1.0):
@@ -195,8 +193,6 @@ def test_columns_without_a_density_of_their_own_change_nothing(column):
     # The copy and the sum change distances, the binary column halves the samples.
     assert abs(estimate.value - plain.value) < 2 * plain.std_error
     assert estimate.std_error < 2 * plain.std_error
-    assert jit_entropy(wide[0]).value == -jnp.inf
-    assert jnp.isnan(jit_entropy(wide[0]).std_error)
 
 
 def test_a_binary_column_counts_by_its_levels():
@@ -227,7 +223,6 @@ def test_disjoint_supports_show():
     x, y = np.random.default_rng(0).random((2, 300, 2)).astype(np.float32)
     assert jit_kl(x, y + 2).diagnostics.beyond_log_n
     assert not jit_kl(*gaussians(2, 300, 300)).diagnostics.beyond_log_n
-    assert not jit_entropy(1e9 * x).diagnostics.beyond_log_n  # 41 nats
 
 
 def test_copied_rows_show_at_every_rank():
@@ -285,46 +280,12 @@ def test_an_offset_in_double_precision_is_no_loss():
     x, y = gaussians(2, 200, 150)
     plain, far = knn.knn_kl(x, y), knn.knn_kl(x + 123456789.0, y + 123456789.0)
     np.testing.assert_allclose(far.value, plain.value, rtol=1e-4)
-    np.testing.assert_allclose(
-        knn.knn_entropy(x + 123456789.0).value, knn.knn_entropy(x).value, rtol=1e-4
-    )
 
 
 def test_one_dimension_has_no_derivative():
     x, y = gaussians(1, 50, 40)
     with pytest.raises(ValueError, match="no useful derivative in one dimension"):
         jax.grad(lambda shift: knn.knn_kl(jnp.asarray(x) + shift, jnp.asarray(y)).value)(0.0)
-    # The entropy's is that of how distances scale: 1 of log c.
-    slope = jax.jit(jax.grad(lambda c: knn.knn_entropy(c * jnp.asarray(x)).value))(1.0)
-    np.testing.assert_allclose(slope, 1, rtol=1e-4)
-
-
-def test_the_entropy_of_gaussians_and_its_jackknife():
-    d, n = 2, 400
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(40, n, d)) * np.array([1.0, 3.0])
-    truth = d / 2 * np.log(2 * np.pi * np.e) + np.log(3)
-    estimate = jax.jit(jax.vmap(lambda x: knn.knn_entropy(x, 10, bias_order=1)))(
-        jnp.asarray(x, jnp.float32)
-    )
-    spread = estimate.value.std(ddof=1)
-    assert abs(estimate.value.mean() - truth) < 4 * spread / np.sqrt(40)
-    assert 0.8 * spread < estimate.std_error.mean() < 2.2 * spread
-
-    def tree_entropy(x, k=3):
-        rho = cKDTree(x).query(x, k + 1)[0][:, -1]
-        psi = scipy.special.digamma
-        return d * np.mean(np.log(rho)) + np.log(np.pi) + psi(len(x)) - psi(k)
-
-    x = x[0, :30]
-    without = [tree_entropy(np.delete(x, i, axis=0)) for i in range(30)]
-    with jax.enable_x64(True):
-        estimate = jit_entropy(jnp.asarray(x), k=3)
-        scaled = jit_entropy(1e-3 * jnp.asarray(x), k=3)
-    np.testing.assert_allclose(estimate.value, tree_entropy(x), rtol=1e-12)
-    np.testing.assert_allclose(estimate.std_error, np.std(without, ddof=1) * 29 / np.sqrt(30))
-    expected = float(estimate.value) + d * np.log(1e-3)
-    np.testing.assert_allclose(scaled.value, expected, rtol=1e-12)
 
 
 def test_blocks_change_nothing(monkeypatch):
@@ -433,7 +394,21 @@ def test_what_is_not_a_number_shows():
         assert not estimate.diagnostics.finite
         assert jnp.isnan(estimate.value)
         assert jnp.isnan(estimate.std_error)
-    assert jnp.isnan(jit_entropy(x.at[0, 0].set(jnp.inf)).value)
+
+
+def test_copies_within_y_show():
+    """They lower the value: a ball around x holds the copies of a row all at once."""
+    x, y = (a.astype(np.float32) for a in gaussians(2, 200, 200))
+    assert jit_kl(x, y).diagnostics.finite
+    # By chance one row in two hundred, and as of a bootstrap.
+    once = y.copy()
+    once[0] = once[1]
+    assert jit_kl(x, once).diagnostics.finite
+    resampled = jit_kl(x, y[np.random.default_rng(0).integers(200, size=200)])
+    assert jnp.isfinite(resampled.value)
+    assert resampled.diagnostics.zero_distances == 0
+    assert jnp.isnan(resampled.std_error)
+    assert not resampled.diagnostics.finite
 
 
 @pytest.mark.parametrize(
@@ -448,7 +423,6 @@ def test_what_is_not_a_number_shows():
         (lambda x: knn.knn_kl(x, x, 1), "bias_order must be an integer from 0 to k − 1; got 1"),
         (lambda x: knn.knn_kl(x[0], x, 2), "x must be a matrix of shape"),
         (lambda x: knn.knn_kl(x, x[:0], 2), "y must be a non-empty matrix"),
-        (lambda x: knn.knn_entropy(x, 5), "k must be an integer from 1 to 4"),
     ],
 )
 def test_errors_name_the_argument(call, message):

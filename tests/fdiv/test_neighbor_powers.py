@@ -103,6 +103,25 @@ def test_gaussians(d, alpha):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_intervals_cover(d):
+    """90 % intervals in 300 repetitions, n = m = 400: three standard errors below 90 % is 85 %."""
+
+    def estimate(key, alpha):
+        x, y = jax.random.normal(key, (2, 400, d))
+        return fdiv.knn_renyi(x + 0.5, y, alpha, confidence_level=0.9)
+
+    keys = jax.random.split(jax.random.key(0), 300)
+    repeat = jax.jit(
+        lambda alpha: jax.lax.map(lambda key: estimate(key, alpha), keys, batch_size=10)
+    )
+    for alpha in (0.5, 0.8, 1.5, 2.0):
+        found, truth = repeat(alpha), alpha * d * 0.5**2 / 2
+        covered = (found.interval.lower <= truth) & (truth <= found.interval.upper)
+        assert covered.mean() > 0.9 - 3 * np.sqrt(0.9 * 0.1 / 300), (alpha, covered.mean())
+
+
+@pytest.mark.exhaustive
 def test_copies_and_other_sets_are_flagged():
     x, y = (np.float32(z) for z in gaussians(200, 200, 2))
     copied = compiled(np.vstack([x, x[:20]]), y, 0.5, k=4)

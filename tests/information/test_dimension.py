@@ -182,6 +182,65 @@ def test_units_and_an_offset_do_not_matter(name):
         np.testing.assert_allclose(float(ESTIMATORS[name](changed)), plain, rtol=2e-4)
 
 
+def test_weights_are_those_of_the_rows_in_each_sum():
+    x, k = cube(11, 40, 2, 3), 5
+    weights = np.random.default_rng(11).uniform(size=40)
+    living = weights > 0.2
+    shares = np.where(living, weights, 0) / weights[living].sum()
+    nearest = np.full((40, 39), np.nan)
+    nearest[living, : living.sum() - 1] = sorted_distances(x[living])[:, :-1]
+    inverses = np.log(nearest[:, k - 1 : k] / nearest[:, : k - 1]).mean(axis=1)
+
+    # The line through the origin, by weighted squares, of the ratios below the quantile.
+    order = np.argsort(nearest[:, 1] / nearest[:, 0])[: living.sum()]
+    below = np.cumsum(shares[order])
+    kept = below <= 0.7
+    u, v = np.log(nearest[order, 1] / nearest[order, 0])[kept], -np.log(1 - below[kept])
+    slope = np.sum(shares[order][kept] * u * v) / np.sum(shares[order][kept] * u * u)
+
+    filled = np.where(living[:, None], x, np.nan)
+    with jax.enable_x64(True):
+        likely = dimension.maximum_likelihood(filled, 7 * shares, k=k)
+        line = dimension.two_nn(filled, shares, discard=0.3)
+        equal = dimension.two_nn(x, np.full(40, 0.1))
+        plain = dimension.two_nn(x)
+    np.testing.assert_allclose(likely.value, 1 / np.nansum(shares * inverses), rtol=1e-10)
+    np.testing.assert_allclose(line.value, slope, rtol=1e-10)
+    np.testing.assert_allclose(likely.effective_sample_size, 1 / np.sum(shares**2), rtol=1e-10)
+    for name in ("value", "std_error", "effective_sample_size"):
+        np.testing.assert_allclose(getattr(equal, name), getattr(plain, name), rtol=1e-10)
+    assert jnp.isnan(dimension.maximum_likelihood(x, np.r_[np.ones(5), np.zeros(35)], k=5).value)
+
+
+def test_trees_have_no_rows_without_weight():
+    """A square beside a line that has no weight: the trees are the square's alone."""
+    x = cube(12, 400, 2, 2)
+    x[200:] = np.nan
+    options = {"min_points": 20, "max_points": 100, "num_sizes": 4, "num_subsamples": 40}
+    weights = np.r_[np.ones(200), np.zeros(200)]
+    part = dimension.persistent_homology(jax.random.key(0), x, weights, **options)
+    alone = dimension.persistent_homology(jax.random.key(0), x[:200], **options)
+    np.testing.assert_allclose(part.effective_sample_size, 200)
+    # Two means of slopes over 40 random orders, whose spread is in the standard error.
+    assert abs(part.value - alone.value) < 3 * np.hypot(part.std_error, alone.std_error) / 4
+    np.testing.assert_allclose(part.std_error, alone.std_error, rtol=0.5)
+    few = dimension.persistent_homology(
+        jax.random.key(0), x, weights * (np.arange(400) < 100), **options
+    )
+    assert jnp.isnan(few.value)
+
+
+@pytest.mark.exhaustive
+def test_standard_errors_of_weighted_rows():
+    """Importance weights of a density on a square: the spread of repetitions."""
+    draws = np.random.default_rng(13).uniform(size=(60, 400, 2)).astype(np.float32)
+    weights = (0.2 + draws[:, :, 0]) ** 2
+    for function in (dimension.two_nn, lambda x, w: dimension.maximum_likelihood(x, w, k=8)):
+        estimate = jax.jit(jax.vmap(function))(draws, weights)
+        spread = np.std(estimate.value, ddof=1)
+        assert 0.75 * spread < estimate.std_error.mean() < 1.4 * spread
+
+
 def test_inputs():
     x = cube(10, 30, 2, 2)
     with pytest.raises(ValueError, match="x must have more than 2 rows"):

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 from scipy.special import gamma
 
-from divjax import fdiv, information
+from divjax import information
 
 DISTRIBUTIONS = {
     "uniform": scipy.stats.uniform(0, 3),
@@ -81,14 +81,6 @@ def test_shannon_is_the_limit_at_order_one():
         shannon = information.entropy(x, method=information.KozachenkoLeonenko(3)).value
     # ψ(n − 1) or log(n − 1) enters: they differ by 1/(2n).
     np.testing.assert_allclose(value, shannon, atol=0.02)
-
-
-def test_neighbours_are_those_of_fdiv():
-    x = np.random.default_rng(0).normal(size=(60, 2))
-    known = fdiv.knn_entropy(x, 4, bias_order=1)
-    estimate = information.entropy(x, method=information.KozachenkoLeonenko(4, 1))
-    np.testing.assert_array_equal(estimate.value, known.value)
-    np.testing.assert_array_equal(estimate.std_error, known.std_error)
 
 
 def test_copies_and_bad_numbers():

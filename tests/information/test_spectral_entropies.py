@@ -207,7 +207,7 @@ def test_inputs():
     x, y = rows(10, 6, 2), rows(11, 5, 2)
     with pytest.raises(ValueError, match="kernel must be positive definite"):
         information.matrix_renyi_entropy(x, kernel=kernels.Energy())
-    with pytest.raises(ValueError, match="as many rows as each other; got 6 and 5"):
+    with pytest.raises(ValueError, match="the same number of rows, which are pairs; got 6 and 5"):
         information.matrix_renyi_mutual_information(x, y)
     with pytest.raises(ValueError, match="order must be a positive number"):
         information.matrix_renyi_entropy(x, order=0.0)
@@ -223,3 +223,38 @@ def test_inputs():
         )(np.zeros(6, int))
     with pytest.raises(ValueError, match="key must be one typed key"):
         information.diffusion_spectral_mutual_information(x, np.zeros(6, int))
+
+
+@pytest.mark.parametrize("order", [0.6, 1.0, 2.0])
+def test_weights_are_numbers_of_copies(order):
+    """The spectrum of repeated rows has zeros more; a row without weight may hold anything."""
+    x, y, counts = rows(20, 6, 2), rows(21, 6, 1), np.array([1, 3, 0, 2, 1, 1])
+    copies = np.repeat(np.arange(6), counts)
+    options = {"kernel_x": kernels.Gaussian(0.8), "kernel_y": kernels.Gaussian(1.2)}
+    holes = np.where(counts[:, None] > 0, x, np.nan)
+    with jax.enable_x64(True):
+        weighted = information.matrix_renyi_entropy(
+            holes, counts / 7, order=order, kernel=kernels.Gaussian(0.8)
+        )
+        both = information.matrix_renyi_mutual_information(holes, y, counts, order=order, **options)
+        repeated = information.matrix_renyi_mutual_information(
+            x[copies], y[copies], order=order, **options
+        )
+    expected = renyi_by_hand(gram(x[copies], 0.8), order)
+    np.testing.assert_allclose(weighted, expected, rtol=1e-9)
+    np.testing.assert_allclose(both, repeated, rtol=1e-9)
+
+
+@pytest.mark.parametrize("time", [0.7, 2.0])
+def test_diffusion_by_weights_is_that_of_copies(time):
+    x, counts = rows(22, 6, 2), np.array([1, 3, 0, 2, 1, 1])
+    copied = gram(x[np.repeat(np.arange(6), counts)], 0.9)
+    degrees = np.sqrt(copied.sum(axis=1))
+    values = scipy.linalg.eigvalsh(copied / degrees[:, None] / degrees)
+    # Copies have eigenvalues of zero, by which a power below one magnifies rounding.
+    q = np.where(values > 1e-12, np.abs(values) ** time, 0)
+    q = q[q > 0] / q.sum()
+    holes = np.where(counts[:, None] > 0, x, np.inf)
+    with jax.enable_x64(True):
+        found = information.diffusion_spectral_entropy(holes, counts / 8, bandwidth=0.9, time=time)
+    np.testing.assert_allclose(found, -np.sum(q * np.log2(q)), rtol=1e-7)

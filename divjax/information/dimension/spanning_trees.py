@@ -6,7 +6,6 @@ grow, the persistent homology of degree zero.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,10 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from divjax.core.checks import check_count, check_full_precision, check_probability, key_first
 from divjax.core.keys import own_key
-from divjax.core.numerics import in_units_of, nan_unless, safe_sqrt
-from divjax.core.pairwise import squared_distances
-from divjax.core.samples import Numbers, centered_samples
+from divjax.core.numerics import in_units_of, nan_unless, safe_log, safe_sqrt
+from divjax.core.pairwise import living_rows, squared_distances
+from divjax.core.samples import Numbers, as_weights, centered_samples
+from divjax.core.simplex import are_weights, effective_sample_size
 from divjax.core.types import Estimate
 from divjax.information.dimension.neighbor_distances import dimension_estimate
 
@@ -49,6 +49,7 @@ def _tree_parents(squared: Float[Array, "p p"], size: Int[Array, ""]) -> Int[Arr
 def persistent_homology(
     key: Key[Array, ""],
     x: Float[Numbers, "n d"],
+    weights: Float[Numbers, " n"] | None = None,
     *,
     min_points: int = 50,
     max_points: int | None = None,
@@ -61,7 +62,9 @@ def persistent_homology(
     The length E(m) of the minimum spanning tree of m rows grows like m^(1 − 1/d). The slope s of
     log E(m) against log m, by least squares over `num_sizes` sizes from `min_points` to
     `max_points` at equal steps, gives d = 1/(1 − s). Each of `num_subsamples` random orders of the
-    rows provides one slope, from its first m rows for each size m, and s is their mean.
+    rows provides one slope, from its first m rows for each size m, and s is their mean. With
+    weights the rows of an order are drawn one after the other, each in proportion to the weights of
+    those that are left.
 
     The tree depends on all scales between its edges and the whole set: the estimate is less
     sensitive to noise than one from nearest neighbours. In a cube, n = 2000, it is 2 % too small at
@@ -73,6 +76,8 @@ def persistent_homology(
     Args:
         key: the key for the subsamples.
         x: samples.
+        weights: their weights, non-negative, with any sum, uniform by default. Rows of weight zero
+            may hold anything, and are never drawn. No derivative passes through the draws.
         min_points: the smallest size, static, at least 2.
         max_points: the largest size, static, below the number of rows n. By default 512, or half of
             the rows if that is less.
@@ -82,15 +87,16 @@ def persistent_homology(
 
     Returns:
         An `Estimate` with `DimensionDiagnostics`. With σ² the variance of the slopes over random
-        orders, and f = max_points/n, that of their mean over samples too is at most
-        σ² (f/(1 − f) + 1/num_subsamples): Hoeffding's bound on a U-statistic, and the variance of
-        random orders. The standard error is therefore conservative, two to four times too large on
-        cubes, and the interval does not cover the bias. They are NaN if more than one in a hundred
-        edges has length zero (rows coincide). The value is NaN if x is not finite or all rows
-        coincide.
+        orders, and f = max_points/n, that of their mean over samples too is at most σ² (f/(1 − f) +
+        1/num_subsamples): Hoeffding's bound on a U-statistic, and the variance of random orders. Of
+        weighted rows n is the effective sample size. The standard error is therefore conservative,
+        two to four times too large on cubes, and the interval does not cover the bias. They are NaN
+        if more than one in a hundred edges has length zero (rows coincide). The value is NaN if a
+        row with weight is not finite, all rows coincide, or no more than `max_points` have weight.
 
     Raises:
-        ValueError: if x is not a matrix, a count is out of range, or the sizes do not fit in n.
+        ValueError: if x is not a matrix, weights do not fit, a count is out of range, or the sizes
+            do not fit in n.
 
     Example:
         >>> import jax
@@ -104,8 +110,10 @@ def persistent_homology(
         1948, theorem 5.2: the bound.
     """
     key = own_key(key)
-    _, x = centered_samples(x=x)
+    _, x = centered_samples({"x": weights}, x=x)
     check_full_precision("x", x)
+    if weights is not None:
+        weights = as_weights("weights", weights, len(x), x.dtype)
     check_count(2, min_points=min_points, num_sizes=num_sizes, num_subsamples=num_subsamples)
     check_probability(confidence_level=confidence_level)
     n = x.shape[0]
@@ -121,25 +129,31 @@ def persistent_homology(
         raise ValueError(f"max_points must be below the number of rows, {n}; got {largest}.")
     sizes = tuple(np.linspace(min_points, largest, num_sizes).round().astype(int).tolist())
     options = {"sizes": sizes, "num_subsamples": num_subsamples}
-    return _persistent_homology(key, x, confidence_level, **options)
+    return _persistent_homology(key, x, weights, confidence_level, **options)
 
 
 @functools.partial(jax.jit, static_argnames=("sizes", "num_subsamples"))
 def _persistent_homology(
     key: Key[Array, ""],
     x: Float[Array, "n d"],
+    weights: Float[Array, " n"] | None,
     confidence_level: ArrayLike,
     *,
     sizes: tuple[int, ...],
     num_subsamples: int,
 ) -> Estimate:
     """`persistent_homology` after its checks."""
-    n, dtype = x.shape[0], x.dtype
+    n, dtype, enough = x.shape[0], x.dtype, True
+    size = jnp.asarray(n, dtype)
+    if weights is not None:
+        x = living_rows(x, weights)
+        enough = are_weights(weights) & (jnp.sum(weights > 0) > sizes[-1])
+        size = jax.lax.stop_gradient(effective_sample_size(weights))
     # The slope does not depend on the unit: in that of the largest coordinate squares are in range.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
     x, _ = in_units_of(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1), x)
     keys = jax.random.split(key, num_subsamples)
-    orders = jax.vmap(lambda key: jax.random.permutation(key, n)[: sizes[-1]])(keys)
+    orders = jax.vmap(lambda key: _random_order(key, n, weights)[: sizes[-1]])(keys)
     points = x[orders]
     squared = jax.vmap(squared_distances)(jax.lax.stop_gradient(points))
 
@@ -159,12 +173,25 @@ def _persistent_homology(
     deviations = logs - jnp.mean(logs)
     slopes = deviations @ jnp.log(lengths) / jnp.sum(jnp.square(deviations))
     slope = jnp.mean(slopes)
-    value = nan_unless(jnp.isfinite(x).all(), 1 / (1 - slope))
+    value = nan_unless(jnp.isfinite(x).all() & enough, 1 / (1 - slope))
 
-    share = sizes[-1] / n
-    factor = math.sqrt(share / (1 - share) + 1 / num_subsamples)
+    share = sizes[-1] / size
+    # Of unequal weights the effective number of rows may be below a subsample's: then all is NaN.
+    share = nan_unless(share < 1, share)
+    factor = jnp.sqrt(share / (1 - share) + 1 / num_subsamples)
     # The derivative of 1/(1 − s) is its square.
     std_error = jnp.square(value) * jnp.std(slopes, ddof=1) * factor
     edges = jax.vmap(edge_lengths)(points, trees[-1])[:, 1:]
     coincident = jnp.mean((edges == 0).astype(dtype))
-    return dimension_estimate(value, std_error, n, coincident, confidence_level)
+    return dimension_estimate(value, std_error, size, coincident, confidence_level)
+
+
+def _random_order(
+    key: Key[Array, ""], n: int, weights: Float[Array, " n"] | None
+) -> Int[Array, " n"]:
+    """The rows in random order; with weights each next one in proportion to those left."""
+    if weights is None:
+        return jax.random.permutation(key, n)
+    # The largest of logarithms plus Gumbel noise is a draw in proportion to the weights.
+    logs = safe_log(jax.lax.stop_gradient(weights))
+    return jnp.argsort(-(logs + jax.random.gumbel(key, (n,), logs.dtype)))
