@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.checks import check_full_precision, check_probability
 from divjax.core.numerics import nan_unless
 from divjax.core.samples import Numbers, centered_samples
+from divjax.core.sharding import in_auto_axes
 from divjax.core.types import Estimate
 from divjax.fdiv.neighbor_estimates import (
     check_neighbors,
@@ -122,6 +123,7 @@ def knn_kl(
 
 
 @functools.partial(jax.jit, static_argnames=("k", "bias_order"))
+@in_auto_axes
 def _knn_kl(
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],
@@ -212,6 +214,7 @@ def knn_entropy(
 
 
 @functools.partial(jax.jit, static_argnames=("k", "bias_order"))
+@in_auto_axes
 def _knn_entropy(
     x: Float[Array, "n d"], confidence_level: ArrayLike, *, k: int, bias_order: int
 ) -> Estimate:
