@@ -15,15 +15,14 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.numerics import at_least_single, if_needed, in_units_of, nan_unless
 from divjax.core.padding import pad_rows
+from divjax.core.pair_reductions import SUM, reduce_pairs
 from divjax.core.pairwise import (
     DIFFERENCES_UP_TO,
     LOST_ULPS,
-    SUM,
     centered_distances,
     coincidence_distance,
     common_center,
     distances_by_differences,
-    reduce_pairs,
     rows_per_block,
 )
 from divjax.core.sharding import in_auto_axes

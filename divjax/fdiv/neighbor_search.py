@@ -16,14 +16,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import if_needed
-from divjax.core.pairwise import (
-    DIFFERENCES_UP_TO,
-    SUM,
-    Reduction,
-    pair_distances_by_rows,
-    reduce_pairs,
-    spread_shares,
-)
+from divjax.core.pair_reductions import SUM, Reduction, pair_distances_by_rows, reduce_pairs
+from divjax.core.pairwise import DIFFERENCES_UP_TO, spread_shares
 from divjax.core.selection import smallest_in_rows
 from divjax.fdiv.cell_search import cells_pay, coordinate_distances, reduce_near_pairs
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from divjax.core.numerics import safe_log
-from divjax.core.pairwise import LOG_SUM
+from divjax.core.pair_reductions import LOG_SUM
 from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.kernels.means import map_kernel_rows, mean_of_pairs, own_mean
 from divjax.kernels.protocols import GramKernel, is_radial

@@ -10,13 +10,11 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, PyTree
 
 from divjax.core.numerics import matmul, nan_unless
+from divjax.core.pair_reductions import SUM, Reduction, reduce_pairs
 from divjax.core.pairwise import (
     DIFFERENCES_UP_TO,
-    SUM,
-    Reduction,
     common_center,
     map_row_blocks,
-    reduce_pairs,
     resolved_distances,
 )
 from divjax.core.samples import Numbers

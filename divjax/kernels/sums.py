@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float
 
 from divjax.core.checks import check_shape
 from divjax.core.numerics import matmul
-from divjax.core.pairwise import SUM, common_center, reduce_centered_pairs
+from divjax.core.pair_reductions import SUM, reduce_centered_pairs
+from divjax.core.pairwise import common_center
 from divjax.core.samples import Numbers, as_numbers
 from divjax.core.sharding import in_auto_axes
 from divjax.kernels.protocols import Kernel, check_kernel

@@ -5,12 +5,13 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from divjax import discrepancy, fdiv, kernels, ot, sharding
+from divjax import discrepancy, fdiv, flows, kernels, ot, sharding
 from divjax.core import pairwise
-from divjax.core.pairwise import LARGEST, LOG_SUM, SMALLEST, SUM, reduce_pairs
+from divjax.core.pair_reductions import LARGEST, LOG_SUM, SMALLEST, SUM, reduce_pairs
 from divjax.core.sharding import fold_blocks, in_auto_axes, mesh_in_use
 from divjax.fdiv.neighbor_search import nearest_points
 
@@ -151,3 +152,19 @@ def test_explicit_axes_are_auto_within():
         found = jax.jit(lambda x: of_devices(x, 2.0))(x)
     np.testing.assert_array_equal(found, 16 * np.sort(X, axis=0))
     assert found.sharding.is_fully_replicated
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_flow_of_divided_particles(small_blocks, kind):
+    """Two steps, with a bandwidth that is a quantile of distances."""
+    flow = flows.Flow(
+        [flows.KL(lambda z: -jnp.sum(z**2) / 2), flows.MMD(Y, kernels.Energy())],
+        velocity=flows.SVGD(kernels.Gaussian(kernels.Median())),
+        optimizer=optax.sgd(0.1),
+    )
+    expected = flow.run(jax.random.key(2), X, num_steps=2).particles
+    mesh, (particles,) = over(kind, X)
+    with jax.set_mesh(mesh):
+        found = flow.run(jax.random.key(2), particles, num_steps=2).particles
+    np.testing.assert_allclose(sharding.gather(found), expected, rtol=1e-4, atol=1e-5)

@@ -18,7 +18,8 @@ from divjax.core.numerics import (
     quotient,
     safe_log,
 )
-from divjax.core.pairwise import LOG_SUM, common_center, reduce_centered_pairs
+from divjax.core.pair_reductions import LOG_SUM, reduce_centered_pairs
+from divjax.core.pairwise import common_center
 from divjax.core.pytrees import as_pytree
 from divjax.core.samples import Numbers, as_numbers, as_weights, centered_samples
 from divjax.core.simplex import are_weights, with_finite_padding

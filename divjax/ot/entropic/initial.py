@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from divjax.core.checks import check_shape
 from divjax.core.numerics import if_needed
-from divjax.core.pairwise import SMALLEST
+from divjax.core.pair_reductions import SMALLEST
 from divjax.ot.entropic.derivatives import normalized_potentials
 from divjax.ot.entropic.formulation import Formulation
 from divjax.ot.entropic.problem import Problem, recentered

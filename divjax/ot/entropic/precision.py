@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import if_needed
-from divjax.core.pairwise import SUM
+from divjax.core.pair_reductions import SUM
 from divjax.core.training import spread_rows
 from divjax.ot.entropic.problem import Problem
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from divjax.core.numerics import quotient, safe_log
-from divjax.core.pairwise import LOG_SUM, SMALLEST, SUM, Reduction, map_row_blocks, reduce_pairs
+from divjax.core.pair_reductions import LOG_SUM, SMALLEST, SUM, Reduction, reduce_pairs
+from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
 from divjax.ot.costs import LibraryCost, rounding_scale
 from divjax.ot.given_costs import cost_matrix

@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_choice, check_positive, check_scalar
 from divjax.core.numerics import nan_unless
-from divjax.core.pairwise import LARGEST, SUM
+from divjax.core.pair_reductions import LARGEST, SUM
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import spread_rows
 from divjax.ot.entropic.problem import Problem

@@ -27,7 +27,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.numerics import if_needed
 from divjax.core.padding import pad_rows
-from divjax.core.pairwise import LOG_SUM
+from divjax.core.pair_reductions import LOG_SUM
 from divjax.core.sharding import even_size, fold_blocks, mesh_in_use, shared_rows
 from divjax.ot.entropic.over_relaxation import Iterate
 from divjax.ot.entropic.problem import MatrixPairs, Problem, log_tilted_mass, optimal_shift
