@@ -2,9 +2,10 @@
 
 A mesh that is in use (`jax.set_mesh`) shares one problem among its devices. Each computes the pairs
 of its own rows (kernels, Sinkhorn's half-steps, nearest neighbours, quantiles of distances),
-blockwise if they are many, and the gradients of its own rows of a network's batch. The samples,
-n × d numbers, are copied to each device; no device holds all n × m pairs. Results are those of one
-device up to rounding.
+blockwise if they are many, and the gradients of its own rows of a network's batch. In these
+reductions a device holds its share of both samples, and receives the rows of the other sample block
+after block; no device holds a sample or all n × m pairs. Results are those of one device up to
+rounding, and derivatives too.
 
 No call changes, under `jax.jit`, `jax.grad` and `jax.vmap` or without them. A `sweep` puts whole
 cells on devices instead, those of `sweep(mesh=…)` or of the mesh in use.
@@ -37,8 +38,8 @@ def mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of one axis, `rows`, for `jax.set_mesh`.
 
     The axis is of type Auto, so that the compiler chooses how intermediate arrays are divided.
-    `jax.make_mesh` makes Explicit axes unless it is told otherwise. Arrays over those are accepted
-    and gathered, but the work on them is not shared.
+    `jax.make_mesh` makes Explicit axes unless it is told otherwise. Arrays over those are gathered,
+    n × d numbers on each device, and the pairs are shared as under Auto axes.
 
     Args:
         devices: which devices, by default all of all processes.

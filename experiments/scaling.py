@@ -11,8 +11,10 @@ large as on a CPU, 2²⁰ numbers; on an accelerator they are 2²⁶, a quarter 
 """
 
 import dataclasses
+import functools
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,16 @@ from experiments import common
 LARGEST_MESH = 64
 MEGABYTE = 1e6
 # A result is one array or a tuple of them; each element is delivered.
-_COLLECTIVE = re.compile(r" = (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute)\(")
+_COLLECTIVE = re.compile(
+    r" = (.*?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\("
+)
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+# A computation begins at the margin, `ENTRY` before the program's own, and names those it calls.
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
+_CALLED = re.compile(
+    r"(?:body|condition|calls|to_apply|branch_computations)=\{?([^,}]+(?:, *%[^,}]+)*)"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
 
 
@@ -80,19 +90,38 @@ class Settings:
 
 
 def received(program: str) -> int:
-    """The bytes that collective operations deliver to a device, once for each operation.
+    r"""The bytes that collective operations deliver to a device.
+
+    Those within a loop count as often as it runs, if the compiler knows how often, otherwise once.
 
     Example:
-        >>> received("%a = f32[8,2]{1,0} all-gather(%b), dimensions={0}")
+        >>> received("ENTRY %main (b: f32[8]) -> f32[8,2] {\n %a = f32[8,2]{1,0} all-gather(%b)")
         64
-        >>> received("%a = (f32[8,2]{1,0}, f32[3]{0}) all-reduce(%b, %c)")
+        >>> received("ENTRY %main () -> () {\n %a = (f32[8,2]{1,0}, f32[3]{0}) all-reduce(%b, %c)")
         76
     """
-    return sum(
-        _BYTES[dtype] * math.prod(int(size) for size in shape.split(",") if size)
-        for results in _COLLECTIVE.findall(program)
-        for dtype, shape in _SHAPE.findall(results)
-    )
+    own, calls, entry = defaultdict(int), defaultdict(list), ""
+    name = ""
+    for line in program.splitlines():
+        if begins := _COMPUTATION.match(line):
+            name = begins[2]
+            entry = name if begins[1] else entry
+            continue
+        for results in _COLLECTIVE.findall(line):
+            own[name] += sum(
+                _BYTES[dtype] * math.prod(int(size) for size in shape.split(",") if size)
+                for dtype, shape in _SHAPE.findall(results)
+            )
+        trips = _TRIPS.search(line)
+        for called in _CALLED.findall(line):
+            times = int(trips[1]) if trips else 1
+            calls[name] += [(other.strip(" %"), times) for other in called.split(",")]
+
+    @functools.cache
+    def total(name: str) -> int:
+        return own[name] + sum(times * total(other) for other, times in calls[name])
+
+    return total(entry)
 
 
 def measure(function: Callable[..., Any], n: int, dimension: int, devices: int) -> dict[str, int]:

@@ -32,7 +32,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from divjax import Normal, plot
-from divjax.core.pairwise import pair_distances_by_rows
+from divjax.core.pair_reductions import pair_distances_by_rows
 from divjax.ot.bridges.light_bridge import LightSchrodingerBridge
 from divjax.ot.bridges.schrodinger import SchrodingerBridge
 from divjax.ot.gaussian import gaussian_wasserstein

@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.numerics import at_least_single, if_needed, in_units_of, nan_unless
 from divjax.core.padding import pad_rows
+from divjax.core.pair_reductions import SUM, reduce_pairs
 from divjax.core.pairwise import (
     DIFFERENCES_UP_TO,
     LOST_ULPS,
@@ -22,9 +23,9 @@ from divjax.core.pairwise import (
     coincidence_distance,
     common_center,
     distances_by_differences,
-    map_row_blocks,
     rows_per_block,
 )
+from divjax.core.sharding import in_auto_axes
 
 __all__ = [
     "RowsInUnits",
@@ -93,8 +94,10 @@ def fractions_below(
     # A column of at most 255 rows cannot carry from one byte into the next.
     size = min(rows_per_block(n, n), 255)
 
-    def counts(rows: Float[Array, "b d"], index: Array) -> Array:
-        diagonal = index[:, None] == jnp.arange(n)
+    def counts(
+        x: Float[Array, "c d"], column: Array, rows: Float[Array, "b d"], index: Array
+    ) -> Array:
+        diagonal = index[:, None] == column
         if by_differences:
             distances = jnp.where(diagonal, 0, distances_by_differences(rows, x))
         else:
@@ -114,7 +117,13 @@ def fractions_below(
     num_blocks = math.ceil(n / size)
     blocks = pad_rows(x, num_blocks * size).reshape(num_blocks, size, x.shape[1])
     index = jnp.arange(num_blocks * size).reshape(num_blocks, size)
-    below = map_row_blocks(jax.vmap(counts), size * n, blocks, index, block_rows=1)
+    below = reduce_pairs(
+        lambda *columns: jax.vmap(functools.partial(counts, *columns)),
+        SUM,
+        (blocks, index),
+        (x, jnp.arange(n)),
+        block_rows=1,
+    )
     # A particle is at distance zero of itself, below every positive threshold. In half precision
     # neither the counts nor n(n − 1) would fit. The latter exceeds 32 bits, hence the float.
     pairs = jnp.sum(below.astype(at_least_single(x.dtype)), axis=0) - n
@@ -122,6 +131,7 @@ def fractions_below(
 
 
 @functools.partial(jax.jit, static_argnames="tolerance")
+@in_auto_axes
 def median_distance(
     x: Float[Array, "n d"], guess: Float[Array, ""], tolerance: float
 ) -> Float[Array, ""]:
@@ -156,6 +166,7 @@ _LOG_WIDTH = 4e-3
 
 
 @jax.jit
+@in_auto_axes
 def two_quantiles_of_distances(
     x: Float[Array, "n d"], levels: tuple[float, float]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -17,7 +17,10 @@ from divjax.core.checks import check_matrix, check_same_features
 from divjax.core.differentiation import with_slopes_of
 from divjax.core.numerics import at_least_single, if_needed, matmul
 from divjax.core.padding import pad_rows
-from divjax.core.sharding import map_over_devices, mesh_in_use
+from divjax.core.sharding import (
+    map_over_devices,
+    mesh_in_use,
+)
 
 __all__ = [
     "about_common_center",
@@ -27,6 +30,7 @@ __all__ = [
     "living_rows",
     "map_row_blocks",
     "resolved_distances",
+    "spread_shares",
     "squared_distances",
 ]
 
@@ -91,8 +95,7 @@ def common_center(
         middle = (n - 1) // 2 if used is None else jnp.maximum(count - 1, 0) // 2
     else:
         middle = (_ROWS_OF_CENTER - 1) // 2
-        # Multiples of the golden section: no period of the rows is shared by those taken.
-        shares = np.mod((np.arange(_ROWS_OF_CENTER) + 0.5) * _GOLDEN_SECTION, 1)
+        shares = spread_shares(_ROWS_OF_CENTER)
         if used is None:
             rows = x[np.floor(shares * n).astype(int)]
         else:
@@ -102,6 +105,18 @@ def common_center(
             rows = x[order[jnp.clip(places.astype(int), 0, jnp.maximum(count - 1, 0))]]
     center = jax.lax.sort(rows, dimension=0, is_stable=False)[middle]
     return jax.lax.optimization_barrier(jnp.where(finite.all(axis=0), center, jnp.nan))
+
+
+def spread_shares(count: int) -> np.ndarray:
+    """Numbers spread over [0, 1), the places of rows taken from many.
+
+    Multiples of the golden section: no period of the rows is shared by those taken.
+
+    Example:
+        >>> spread_shares(3).round(2).tolist()
+        [0.31, 0.93, 0.55]
+    """
+    return np.mod((np.arange(count) + 0.5) * _GOLDEN_SECTION, 1)
 
 
 def living_rows(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array, "n d"]:
@@ -173,7 +188,7 @@ def centered_distances(
 ) -> Float[Array, "n m"]:
     """Squared distances of rows about a common origin near them, zero where `same` holds.
 
-    With more than 8 features they are exact to rounding of the rows' squares: see `_is_lost`.
+    With more than 8 features they are exact to rounding of the rows' squares: see `is_lost`.
     """
     if x.shape[1] <= DIFFERENCES_UP_TO:
         # A sum of n × m terms, one for each feature, which the compiler fuses.
@@ -193,7 +208,7 @@ def _norms(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"
     return jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)
 
 
-def _is_lost(
+def is_lost(
     distances: Float[Array, "n m"],
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],
@@ -254,7 +269,7 @@ def differences_product(
     own_x, own_y = jnp.sum(x * u, axis=1), jnp.sum(y * v, axis=1)
     products = own_x[:, None] + own_y - matmul(x, v.T) - matmul(u, y.T)
     held, fixed_x, fixed_y, fixed_u, fixed_v = jax.lax.stop_gradient((products, x, y, u, v))
-    lost = _is_lost(_products(fixed_x, fixed_y), fixed_x, fixed_y, same)
+    lost = is_lost(_products(fixed_x, fixed_y), fixed_x, fixed_y, same)
     again = lambda _: _products_by_differences(fixed_x, fixed_y, fixed_u, fixed_v)
     return with_slopes_of(products, if_needed(lost, again, held))
 
@@ -269,16 +284,21 @@ def resolved_distances(
     # `if_needed` has no reverse mode: values are chosen among constants, and the derivatives are
     # those of the products.
     held, fixed_x, fixed_y = jax.lax.stop_gradient((products, x, y))
-    lost = _is_lost(held, fixed_x, fixed_y, same)
+    lost = is_lost(held, fixed_x, fixed_y, same)
     again = lambda _: distances_by_differences(fixed_x, fixed_y)
     distances = with_slopes_of(products, if_needed(lost, again, jnp.maximum(held, 0)))
     return distances if same is None else jnp.where(same, 0, distances)
 
 
+def block_budget() -> int:
+    """The numbers that a block holds at most."""
+    cpu = jax.default_backend() == "cpu"
+    return BLOCK_ENTRIES_CPU if cpu else BLOCK_ENTRIES_ACCELERATOR
+
+
 def rows_per_block(num_rows: int, num_columns: int) -> int:
     """Rows per block, so that blocks are of equal size and within the budget."""
-    cpu = jax.default_backend() == "cpu"
-    budget = BLOCK_ENTRIES_CPU if cpu else BLOCK_ENTRIES_ACCELERATOR
+    budget = block_budget()
     # On a CPU a matrix slightly over the budget is still faster dense than split.
     if num_rows * num_columns <= 1.5 * budget:
         return num_rows
@@ -333,75 +353,6 @@ def _map_blocks(
     # Without the checkpoint the backward pass would keep every block's b × m intermediate.
     results = jax.lax.map(jax.checkpoint(lambda block: function(*block)), blocks)
     return jax.tree.map(lambda out: out.reshape(num_blocks * size, *out.shape[2:])[:n], results)
-
-
-def pair_distances_by_rows(
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"] | None,
-    reduce: Callable[[Float[Array, "b m"]], PyTree[Array]],
-    block_rows: int | None = None,
-) -> PyTree[Array]:
-    """`reduce(squared_distances(x, y))` for a `reduce` that acts on rows, blockwise if large."""
-    same = y is None
-    if y is None:
-        (x,) = about_common_center(x)
-        y = x
-    else:
-        y, x = about_common_center(y, x)
-    of_distances = lambda _, squared: reduce(squared)
-    return reduce_centered_pairs(x, y, of_distances, same=same, block_rows=block_rows)
-
-
-def reduce_centered_pairs(
-    x: Float[Array, "n d"],
-    y: Float[Array, "m d"],
-    reduce: Callable[[Float[Array, "b d"], Float[Array, "b m"]], PyTree[Array]],
-    *,
-    same: bool,
-    again: Callable[[Float[Array, "b d"], Float[Array, "b m"]], PyTree[Array]] | None = None,
-    needed: Bool[Array, ""] | bool = True,
-    block_rows: int | None = None,
-) -> PyTree[Array]:
-    """As `pair_distances_by_rows`, for rows that are centred already.
-
-    If products have lost a distance to cancellation, `again` replaces `reduce`. Derivatives remain
-    those of `reduce` at the rounded distances.
-
-    Args:
-        x: rows.
-        y: rows about the same origin.
-        reduce: acts on a block of rows and its squared distances.
-        same: whether x_i is y_i, at distance exactly zero.
-        again: the same computation as `reduce`, for exact distances. Values that it closes over
-            must have no derivatives. Without it, distances are not recomputed.
-        needed: whether to look for inaccurate distances, which takes a pass over the pairs.
-        block_rows: rows per block.
-    """
-
-    def block(rows: Float[Array, "b d"], index: Array) -> PyTree[Array]:
-        # A function, to avoid storing a mask of all pairs.
-        diagonal = lambda: index[:, None] == jnp.arange(y.shape[0]) if same else None
-        result = reduce(rows, centered_distances(rows, y, diagonal()))
-        if again is None or y.shape[1] <= DIFFERENCES_UP_TO:
-            return result
-        # `if_needed` has no reverse mode: values are chosen among constants, and the derivatives
-        # are those of `result`.
-        fixed, fixed_y, plain = jax.lax.stop_gradient((rows, y, result))
-        exactly = again
-
-        def by_differences(_: PyTree[Array]) -> PyTree[Array]:
-            mask, distances = diagonal(), distances_by_differences(fixed, fixed_y)
-            return exactly(fixed, distances if mask is None else jnp.where(mask, 0, distances))
-
-        def if_lost(plain: PyTree[Array]) -> PyTree[Array]:
-            # Computed again, only if they are checked: closed over by the loop, they would stay in
-            # memory.
-            products = centered_distances(fixed, fixed_y)
-            return if_needed(_is_lost(products, fixed, fixed_y, diagonal()), by_differences, plain)
-
-        return with_slopes_of(result, if_needed(jnp.asarray(needed), if_lost, plain))
-
-    return map_row_blocks(block, y.shape[0], x, jnp.arange(x.shape[0]), block_rows=block_rows)
 
 
 def coincidence_distance(x: Float[Array, "n d"], eps: float) -> Float[Array, ""]:

@@ -12,6 +12,7 @@ from divjax.core.keys import own_key
 from divjax.core.numerics import matmul, norm_and_direction
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.samples import Numbers, as_samples
+from divjax.core.sharding import in_auto_axes
 from divjax.discrepancy.energy_on_line import energy_distance_on_line
 from divjax.discrepancy.kernel_means import squared_discrepancy
 from divjax.kernels.pooled import TwoSamples, as_measures, two_samples
@@ -78,6 +79,7 @@ def energy_distance(
 
 
 @functools.partial(jax.jit, static_argnames="debias")
+@in_auto_axes
 def _energy_distance(samples: TwoSamples, *, debias: bool) -> Float[Array, ""]:
     """`energy_distance` after its checks."""
     x, y, a, b = shared = as_measures(Energy(), samples)

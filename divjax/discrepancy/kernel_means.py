@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from divjax.core.checks import check_same_features
 from divjax.core.numerics import at_least_single, in_units_of, matmul
 from divjax.core.samples import Numbers, as_samples, centered_samples, check_distinguishable
+from divjax.core.sharding import in_auto_axes
 from divjax.core.simplex import with_finite_padding
 from divjax.kernels.bandwidth import MedianDistance
 from divjax.kernels.contrasts import contrast_at, contrast_at_rows
@@ -129,6 +130,7 @@ def mmd(
 
 
 @functools.partial(jax.jit, static_argnames="debias")
+@in_auto_axes
 def _mmd(kernel: GramKernel, samples: TwoSamples, *, debias: bool) -> Float[Array, ""]:
     """`mmd` after its checks."""
     # Less the parts that cancel in the difference of means, before they are rounded.
@@ -195,6 +197,7 @@ def witness(
 
 
 @jax.jit
+@in_auto_axes
 def _witness(kernel: GramKernel, z: Float[Array, "k d"], samples: TwoSamples) -> Float[Array, " k"]:
     """`witness` after its checks."""
     # No more than a number is subtracted: any other part of k cancels in MMD, and here remains.

@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.checks import check_full_precision, check_probability
 from divjax.core.numerics import nan_unless
 from divjax.core.samples import Numbers, centered_samples
+from divjax.core.sharding import in_auto_axes
 from divjax.core.types import Estimate
 from divjax.fdiv.neighbor_estimates import (
     check_neighbors,
@@ -123,6 +124,7 @@ def knn_kl(
 
 
 @functools.partial(jax.jit, static_argnames=("k", "bias_order"))
+@in_auto_axes
 def _knn_kl(
     x: Float[Array, "n d"],
     y: Float[Array, "m d"],

@@ -5,21 +5,19 @@ nearby. Their distances are then recomputed
 from the points, exact to rounding and differentiable: no derivative passes through the search.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import if_needed
-from divjax.core.pairwise import (
-    DIFFERENCES_UP_TO,
-    living_rows,
-    map_row_blocks,
-    pair_distances_by_rows,
-)
+from divjax.core.pair_reductions import SUM, Reduction, pair_distances_by_rows, reduce_pairs
+from divjax.core.pairwise import DIFFERENCES_UP_TO, living_rows, spread_shares
 from divjax.core.selection import smallest_in_rows
 from divjax.fdiv.cell_search import cells_pay, coordinate_distances, reduce_near_pairs
 
@@ -28,6 +26,9 @@ __all__ = ["NearestPoints", "beyond", "nearest_living_points", "nearest_points"]
 # Extra candidates per row: the search compares rounded distances, and the exact ones may order the
 # last few differently.
 _SPARE = 4
+
+# How many rows are sorted for the unit of a search.
+_ROWS_OF_UNIT = 4095
 
 
 class NearestPoints(NamedTuple):
@@ -66,17 +67,11 @@ def nearest_points(
         if squared.dtype != jnp.float32:
             smallest = jnp.min(jnp.where(squared > 0, squared, jnp.inf), axis=1, keepdims=True)
             squared = jnp.sqrt(squared / jnp.where(jnp.isfinite(smallest), smallest, 1))
-        return smallest_in_rows(squared.astype(jnp.float32), candidates)[1]
+        some = min(candidates, squared.shape[1])
+        return smallest_in_rows(squared.astype(jnp.float32), some)[1]
 
-    def exact(row: Float[Array, "b d"], own_index: Int[Array, " b"], index: Int[Array, "b c"]):
-        difference = row[:, None] - columns[index]
-        # In units of the largest coordinate: squares neither overflow nor vanish.
-        unit = jax.lax.stop_gradient(jnp.max(jnp.abs(difference), axis=-1))
-        usable = (unit > 0) & (unit < jnp.inf)
-        unit = jnp.where(usable, unit, 1)
-        squared = jnp.sum(jnp.square(difference / unit[..., None]), axis=-1)
-        logs = jnp.log(unit) + 0.5 * jnp.log(jnp.where(usable, squared, 1))
-        zero = jnp.all(difference == 0, axis=-1)
+    def ordered(found: tuple[Array, ...], _: Array, index: Array, own_index: Array):
+        logs, usable, zero = found
         if own:
             is_own = index == own_index[:, None].astype(index.dtype)
             usable, zero = usable & ~is_own, zero & ~is_own
@@ -90,13 +85,13 @@ def nearest_points(
     if cells_pay(columns.shape[0], x.shape[1], candidates):
         index = _search_by_cells(searched_x, searched_y, nearest, count + own, candidates)
     else:
-        index = pair_distances_by_rows(searched_x, searched_y, nearest)
-    measure = lambda index: map_row_blocks(
-        exact, candidates * x.shape[1], x, jnp.arange(x.shape[0]), index
-    )
+        of_block = functools.partial(_nearest_in_block, nearest, candidates)
+        index = pair_distances_by_rows(searched_x, searched_y, of_block, _merged(candidates))[1]
+
+    measure = lambda index: _measured(x, columns, index, ordered)
     found = measure(index)
     lost = _is_lost(searched_x, searched_y, jax.lax.stop_gradient(found), x)
-    again = lambda _: _search_by_differences(searched_x, searched_y, nearest)
+    again = lambda _: _search_by_differences(searched_x, searched_y, nearest, candidates)
     return measure(if_needed(lost, again, index))
 
 
@@ -129,6 +124,71 @@ def beyond(*samples: Float[Array, "_ d"]) -> Float[Array, " d"]:
     return high + 2 * jnp.max(high - low) + jnp.max(jnp.abs(rows)) * jnp.finfo(rows.dtype).eps * 8
 
 
+def _nearest_in_block(
+    nearest: Callable[[Float[Array, "b m"]], Int[Array, "b c"]],
+    candidates: int,
+    distances: Float[Array, "b m"],
+    column: Int[Array, " m"],
+) -> tuple[Float[Array, "b c"], Int[Array, "b c"]]:
+    """The distances and indices of a block's candidates, NaN and −1 where there are fewer."""
+    place = nearest(distances)
+    found = jnp.take_along_axis(distances, place, axis=1), column[place].astype(place.dtype)
+    missing = (0, 0), (0, candidates - place.shape[1])
+    values, index = (
+        jnp.pad(leaf, missing, constant_values=fill)
+        for leaf, fill in zip(found, (jnp.nan, -1), strict=True)
+    )
+    return values, index
+
+
+def _merged(candidates: int) -> Reduction:
+    """The candidates among those of two blocks; NaN comes last, and the index −1 is no column's."""
+
+    def combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+        both = tuple(jnp.concatenate(pair, axis=1) for pair in zip(left, right, strict=True))
+        values, index = jax.lax.sort(both, dimension=1, num_keys=1)
+        return values[:, :candidates], index[:, :candidates]
+
+    return Reduction(combine, (math.nan, -1))
+
+
+def _measured(
+    x: Float[Array, "n d"],
+    columns: Float[Array, "m d"],
+    index: Int[Array, "n c"],
+    finish: Callable[..., NearestPoints],
+) -> NearestPoints:
+    """What is made of log distances to the columns of these indices.
+
+    `finish` gets them, 0 unless they are usable, which are, and which distances are zero; then the
+    rows, the indices and the rows' own.
+    """
+    m = columns.shape[0]
+
+    def of_columns(columns: Float[Array, "b d"], column: Int[Array, " b"]):
+        whole = columns.shape[0] == m
+
+        def of_rows(row: Float[Array, "b d"], index: Int[Array, "b c"], _: Array):
+            # Within a block of the columns, indices are in ascending order.
+            place = index if whole else jnp.searchsorted(column, index.astype(column.dtype))
+            place = jnp.minimum(place, columns.shape[0] - 1)
+            here = index >= 0 if whole else column[place] == index
+            difference = row[:, None] - columns[place]
+            # In units of the largest coordinate: squares neither overflow nor vanish.
+            unit = jax.lax.stop_gradient(jnp.max(jnp.abs(difference), axis=-1))
+            usable = here & (unit > 0) & (unit < jnp.inf)
+            unit = jnp.where(usable, unit, 1)
+            squares = jnp.sum(jnp.square(difference / unit[..., None]), axis=-1)
+            logs = jnp.log(unit) + 0.5 * jnp.log(jnp.where(usable, squares, 1))
+            return logs, usable, here & jnp.all(difference == 0, axis=-1)
+
+        return of_rows
+
+    entries = index.shape[1] * x.shape[1]
+    rows, all_columns = (x, index, jnp.arange(x.shape[0])), (columns, jnp.arange(m))
+    return reduce_pairs(of_columns, SUM, rows, all_columns, entries=entries, finish=finish)
+
+
 def _search_units(
     x: Float[Array, "n d"], y: Float[Array, "m d"] | None
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"] | None]:
@@ -140,10 +200,11 @@ def _search_units(
     samples = jax.lax.stop_gradient((x,) if y is None else (x, y))
     # Rows that are not finite have no distances, and must not set the unit of those of others.
     known = [jnp.where(jnp.isfinite(sample), sample, jnp.nan) for sample in samples]
-    # Medians: one outlier must not set the unit in which all others are compared.
-    center = jnp.nanmedian(known[0], axis=0)
+    # Medians: one outlier must not set the unit in which all others are compared. Those of some
+    # rows, as many rows would have to be sorted.
+    center = jnp.nanmedian(_some_rows(known[0]), axis=0)
     extents = [jnp.max(jnp.abs(sample - center), axis=1) for sample in known]
-    typical = jnp.nanmax(jnp.stack([jnp.nanmedian(extent) for extent in extents]))
+    typical = jnp.nanmax(jnp.stack([jnp.nanmedian(_some_rows(extent)) for extent in extents]))
     largest = jnp.nanmax(jnp.concatenate(extents))
     # More than half of the rows may coincide, and all may have no distance.
     typical = jnp.where(typical > 0, typical, jnp.where(largest > 0, largest, 1))
@@ -153,6 +214,14 @@ def _search_units(
     factor = jnp.ldexp(jnp.ones_like(typical), -exponent)
     scaled = [sample * factor for sample in samples]
     return scaled[0], None if y is None else scaled[1]
+
+
+def _some_rows(rows: Float[Array, "n ..."]) -> Float[Array, "k ..."]:
+    """Rows spread over all, or all if they are few."""
+    n = rows.shape[0]
+    if n <= _ROWS_OF_UNIT:
+        return rows
+    return rows[np.floor(spread_shares(_ROWS_OF_UNIT) * n).astype(int)]
 
 
 def _search_by_cells(
@@ -199,7 +268,7 @@ def _is_lost(
 
 
 def _search_by_differences(
-    x: Float[Array, "n d"], y: Float[Array, "m d"] | None, nearest
+    x: Float[Array, "n d"], y: Float[Array, "m d"] | None, nearest, candidates: int
 ) -> Int[Array, "n c"]:
     """The candidates by distances whose squares are in units of the largest difference.
 
@@ -208,7 +277,9 @@ def _search_by_differences(
     columns = x if y is None else y
 
     # Feature by feature: a block of all differences would be d times as large.
-    def block(rows: Float[Array, "b d"]) -> Int[Array, "b c"]:
+    def block(
+        columns: Float[Array, "m d"], column: Int[Array, " m"], rows: Float[Array, "b d"]
+    ) -> tuple[Array, Array]:
         def add(
             so_far: tuple[Array, Array], pair: tuple[Array, Array]
         ) -> tuple[tuple[Array, Array], None]:
@@ -221,6 +292,8 @@ def _search_by_differences(
 
         start = jnp.zeros((rows.shape[0], columns.shape[0]), rows.dtype)
         largest, total = jax.lax.scan(add, (start, start), (rows.T, columns.T))[0]
-        return nearest(largest * jnp.sqrt(total))
+        return _nearest_in_block(nearest, candidates, largest * jnp.sqrt(total), column)
 
-    return map_row_blocks(block, columns.shape[0], x)
+    of_columns = lambda *columns: functools.partial(block, *columns)
+    all_columns = columns, jnp.arange(columns.shape[0])
+    return reduce_pairs(of_columns, _merged(candidates), (x,), all_columns)[1]

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 from divjax.core.checks import check_count, check_full_precision
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
+from divjax.core.sharding import in_auto_axes
 from divjax.core.types import Estimate
 from divjax.fdiv.neighbor_estimates import (
     check_neighbors,
@@ -77,6 +78,7 @@ class KozachenkoLeonenko:
 
 
 @functools.partial(jax.jit, static_argnames=("k", "bias_order"))
+@in_auto_axes
 def neighbor_entropy(
     x: Float[Array, "n d"], confidence_level: ArrayLike, *, k: int, bias_order: int
 ) -> Estimate:

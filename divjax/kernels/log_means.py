@@ -1,10 +1,13 @@
 """Logarithms of weighted means of a kernel, finite for points so far apart that it underflows."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from divjax.core.numerics import safe_log
+from divjax.core.pair_reductions import LOG_SUM
 from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.kernels.means import map_kernel_rows, mean_of_pairs, own_mean
 from divjax.kernels.protocols import GramKernel, is_radial
@@ -38,13 +41,14 @@ def _log_sum_of_pairs(
     b: Float[Array, " m"],
     with_own: bool,
 ) -> Float[Array, ""]:
-    def row(logs: Float[Array, "b m"], own: Array | None) -> Float[Array, " b"]:
+    def row(logs: Float[Array, "b m"], own: Array | None, b: Array) -> Float[Array, " b"]:
         if own is not None and not with_own:
             logs = jnp.where(own, -jnp.inf, logs)
         return log_sum(logs, b)
 
     # Each row's sum is in units of its own largest term, so that far rows keep finite logarithms.
-    return log_sum(map_kernel_rows(row, kernel, x, y, used=b != 0, logarithm=True), a)
+    options: Any = {"columns": (b,), "reduction": LOG_SUM, "used": b != 0, "logarithm": True}
+    return log_sum(map_kernel_rows(row, kernel, x, y, **options), a)
 
 
 def log_mean_of_pairs(

@@ -10,6 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, PyTree
 
 from divjax.core.numerics import matmul, nan_unless
+from divjax.core.pair_reductions import SUM, Reduction, reduce_pairs
 from divjax.core.pairwise import (
     DIFFERENCES_UP_TO,
     common_center,
@@ -17,6 +18,7 @@ from divjax.core.pairwise import (
     resolved_distances,
 )
 from divjax.core.samples import Numbers
+from divjax.core.sharding import in_auto_axes
 from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.kernels.pooled import (
     TwoSamples,
@@ -46,18 +48,23 @@ def map_kernel_rows(
     x: Float[Array, "n d"],
     y: Float[Array, "m d"] | None,
     *rows: Array,
+    columns: tuple[Array, ...] = (),
+    reduction: Reduction | None = None,
     used: Bool[Array, " m"] | None = None,
     logarithm: bool = False,
 ) -> PyTree[Array]:
     """A function of the kernel matrix that acts on its rows, by blocks of rows if it is large.
 
     Args:
-        function: `(values "b m", own "b m", *rows)` to a pytree of arrays of leading axis b. `own`
-            marks the pairs of a row with itself, and is None between two samples.
+        function: `(values "b m", own "b m", *rows, *columns)` to a pytree of arrays of leading axis
+            b. `own` marks the pairs of a row with itself, and is None between two samples.
         kernel: a kernel whose bandwidth is a number.
         x: the points of the rows.
         y: the points of the columns, or None for x itself.
         *rows: further arrays with leading axis n, of which each block gets its rows.
+        columns: arrays with leading axis m.
+        reduction: what makes one result of those of several blocks of columns, which devices of a
+            mesh then hold one at a time. Without it the columns are never divided.
         used: which columns count. Others may be far away.
         logarithm: whether the values are log k.
 
@@ -65,13 +72,21 @@ def map_kernel_rows(
         The pytree, with leading axis n.
     """
     alone = y is None
-    points, columns = about_origin(kernel, x, x if y is None else y, used)
+    points, others = about_origin(kernel, x, x if y is None else y, used)
 
-    def block(points: Float[Array, "b d"], index: Array, *rows: Array) -> PyTree[Array]:
-        own = index[:, None] == jnp.arange(columns.shape[0]) if alone else None
-        return function(block_values(kernel, points, columns, own, logarithm), own, *rows)
+    def of_columns(others: Float[Array, "c d"], column: Array, *columns: Array) -> Callable:
+        def block(points: Float[Array, "b d"], index: Array, *rows: Array) -> PyTree[Array]:
+            own = index[:, None] == column if alone else None
+            values = block_values(kernel, points, others, own, logarithm)
+            return function(values, own, *rows, *columns)
 
-    return map_row_blocks(block, columns.shape[0], points, jnp.arange(x.shape[0]), *rows)
+        return block
+
+    all_rows = points, jnp.arange(x.shape[0]), *rows
+    all_columns = others, jnp.arange(others.shape[0]), *columns
+    if reduction is None:
+        return map_row_blocks(of_columns(*all_columns), others.shape[0], *all_rows)
+    return reduce_pairs(of_columns, reduction, all_rows, all_columns)
 
 
 def about_origin(
@@ -119,12 +134,13 @@ def _sum_by_rows(
     """Σ_i Σ_j a_i b_j k(x_i, y_j); for y = None of x with itself, without i = j unless asked."""
     weights = a if b is None else b
 
-    def block(values: Array, own: Array | None, share: Array) -> Float[Array, " b"]:
+    def block(values: Array, own: Array | None, share: Array, weights: Array) -> Float[Array, " b"]:
         if own is not None and not with_own:
             values = jnp.where(own, 0, values)
         return share * matmul(values, weights)
 
-    return jnp.sum(map_kernel_rows(block, kernel, x, y, a, used=weights != 0))
+    options: Any = {"columns": (weights,), "reduction": SUM, "used": weights != 0}
+    return jnp.sum(map_kernel_rows(block, kernel, x, y, a, **options))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
@@ -281,6 +297,7 @@ def kernel_mean(
 
 
 @functools.partial(jax.jit, static_argnames=("debias", "alone"))
+@in_auto_axes
 def _kernel_mean(
     kernel: GramKernel, samples: TwoSamples, *, debias: bool, alone: bool
 ) -> Float[Array, ""]:

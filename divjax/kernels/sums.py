@@ -1,13 +1,17 @@
 """Weighted sums of a kernel and of its gradient, for velocities and discrepancies."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from divjax.core.checks import check_shape
 from divjax.core.numerics import matmul
-from divjax.core.pairwise import common_center, reduce_centered_pairs
+from divjax.core.pair_reductions import SUM, reduce_centered_pairs
+from divjax.core.pairwise import common_center
 from divjax.core.samples import Numbers, as_numbers
+from divjax.core.sharding import in_auto_axes
 from divjax.kernels.protocols import Kernel, check_kernel
 from divjax.kernels.radial import as_points
 
@@ -76,41 +80,65 @@ def kernel_sums(
     # ‖x − y‖² is at most twice the sum of both squares: a sixteenth of the range leaves it finite.
     in_range = jnp.sum(others**2, axis=1, keepdims=True) < jnp.finfo(x.dtype).max / 16
     others = jnp.where(used[:, None] | in_range, others, 0)
-    # The columns that ψ is multiplied by: C "m g", and the moments C∘y "m gd".
-    (m, g), d = gradient_weights.shape, x.shape[1]
-    moments = (gradient_weights[:, :, None] * others[:, None, :]).reshape(m, g * d)
-    slopes = jnp.concatenate([gradient_weights, moments], axis=1)
+    return _sums(kernel, x, others, values, gradient_weights, used, same=y is None)
 
-    # The second computation gives values only, and must close over no value with derivatives.
-    fixed = jax.lax.stop_gradient((kernel, values, gradient_weights, others))
 
-    def again(rows: Float[Array, "b d"], squared: Float[Array, "b m"]) -> tuple[Array, Array]:
-        """The sums by differences x − y, where products have lost the distances to rounding."""
-        kernel, values, gradient_weights, others = fixed
-        value, slope = kernel.radial(squared)
-        of_feature = lambda column: matmul(
-            slope * (column[0][:, None] - column[1]), gradient_weights
-        )
-        # Differences of one feature at a time, "b m": never times d.
-        gradients = jax.lax.map(of_feature, (rows.T, others.T))
-        return matmul(value, values), jnp.moveaxis(gradients, 0, 2)
+@in_auto_axes
+def _sums(
+    kernel: Kernel,
+    x: Float[Array, "n d"],
+    others: Float[Array, "m d"],
+    values: Float[Array, "m c"],
+    gradient_weights: Float[Array, "m g"],
+    used: Bool[Array, " m"],
+    *,
+    same: bool,
+) -> tuple[Float[Array, "n c"], Float[Array, "n g d"]]:
+    """`kernel_sums` of points about a common centre."""
+    g, d = gradient_weights.shape[1], x.shape[1]
 
-    def contract(rows: Float[Array, "b d"], squared: Float[Array, "b m"]) -> tuple[Array, Array]:
-        value, slope = kernel.radial(squared)
-        # If ψ = λk for one number λ, values and slopes share the matrix, hence one product.
-        if kernel.log_slope is None:
-            sums, sloped = matmul(value, values), matmul(slope, slopes)
-        else:
-            product = matmul(value, jnp.concatenate([values, slopes], axis=1))
-            sums, sloped = product[:, : values.shape[1]], product[:, values.shape[1] :]
-            sloped = sloped * kernel.log_slope
-        # x_i (ψC)_i − (ψ[C∘y])_i, of shape "b g d".
-        total, moment = sloped[:, :g], sloped[:, g:].reshape(rows.shape[0], g, d)
-        return sums, rows[:, None, :] * total[:, :, None] - moment
+    def of_columns(others: Array, values: Array, gradient_weights: Array) -> tuple[Any, Any]:
+        # The columns that ψ is multiplied by: C "m g", and the moments C∘y "m gd".
+        moments = (gradient_weights[:, :, None] * others[:, None, :]).reshape(-1, g * d)
+        slopes = jnp.concatenate([gradient_weights, moments], axis=1)
+
+        def contract(
+            rows: Float[Array, "b d"], squared: Float[Array, "b m"]
+        ) -> tuple[Array, Array]:
+            value, slope = kernel.radial(squared)
+            # If ψ = λk for one number λ, values and slopes share the matrix, hence one product.
+            if kernel.log_slope is None:
+                sums, sloped = matmul(value, values), matmul(slope, slopes)
+            else:
+                product = matmul(value, jnp.concatenate([values, slopes], axis=1))
+                sums, sloped = product[:, : values.shape[1]], product[:, values.shape[1] :]
+                sloped = sloped * kernel.log_slope
+            # x_i (ψC)_i − (ψ[C∘y])_i, of shape "b g d".
+            total, moment = sloped[:, :g], sloped[:, g:].reshape(rows.shape[0], g, d)
+            return sums, rows[:, None, :] * total[:, :, None] - moment
+
+        # The second computation gives values only, and must close over no value with derivatives.
+        fixed = jax.lax.stop_gradient((kernel, values, gradient_weights, others))
+
+        def again(rows: Float[Array, "b d"], squared: Float[Array, "b m"]) -> tuple[Array, Array]:
+            """The sums by differences x − y, where products have lost the distances to rounding."""
+            kernel, values, gradient_weights, others = fixed
+            value, slope = kernel.radial(squared)
+            of_feature = lambda column: matmul(
+                slope * (column[0][:, None] - column[1]), gradient_weights
+            )
+            # Differences of one feature at a time, "b m": never times d.
+            gradients = jax.lax.map(of_feature, (rows.T, others.T))
+            return matmul(value, values), jnp.moveaxis(gradients, 0, 2)
+
+        return contract, again
 
     # Ignored points are zeroed: one far away would trigger a needless second pass.
-    needed = _is_changed_by_rounding(fixed[0], jnp.where(used[:, None], fixed[-1], 0))
-    return reduce_centered_pairs(x, others, contract, same=y is None, again=again, needed=needed)
+    fixed, counted = jax.lax.stop_gradient((kernel, jnp.where(used[:, None], others, 0)))
+    needed = _is_changed_by_rounding(fixed, counted)
+    return reduce_centered_pairs(
+        x, others, of_columns, SUM, values, gradient_weights, same=same, needed=needed
+    )
 
 
 def _is_changed_by_rounding(kernel: Kernel, sources: Float[Array, "m d"]) -> Bool[Array, ""]:

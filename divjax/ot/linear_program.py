@@ -17,8 +17,10 @@ import scipy  # its parts are loaded where they are used
 from jaxtyping import Array, Float, Int
 
 from divjax.core.numerics import nan_unless
+from divjax.core.programs import is_traced
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers
+from divjax.core.sharding import on_host, shared_by_all
 from divjax.core.simplex import largest_mass_difference
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
@@ -115,7 +117,7 @@ def exact(
 
     # Gradients through the program are stopped; its value is differentiated at the optimum.
     arguments = jax.lax.stop_gradient((costs, problem.a, problem.b))
-    plan, f, g, status = _solve_on_host(*arguments)
+    plan, f, g, status = _solve(*arguments)
     f, g = jax.lax.stop_gradient(normalized_potentials(problem, f, g))
     f, g = _at_all_rows(formulation, problem, f, g)
     # Pairs without mass are excluded twice: an infinite cost times zero is NaN, and so would be its
@@ -165,9 +167,22 @@ def _at_all_rows(
     return full_f, full_g
 
 
+def _solve(costs: Array, a: Array, b: Array) -> tuple[Array, Array, Array, Array]:
+    """Plan, potentials and status."""
+    if is_traced(costs, a, b):
+        return _solve_by_callback(costs, a, b)
+    # An eager call is on the host already, and may have arrays on several devices, of which no
+    # callback gets more than those of its own.
+    dtype = costs.dtype
+    wide = (on_host(array).astype(np.float64) for array in (costs, a, b))
+    *parts, status = solve_program(*wide, same_mass=largest_mass_difference(dtype))
+    plan, f, g = (jnp.asarray(part, dtype) for part in parts)
+    return plan, f, g, jnp.asarray(status, jnp.int32)
+
+
 @jax.jit
-def _solve_on_host(costs: Array, a: Array, b: Array) -> tuple[Array, Array, Array, Array]:
-    """Plan, potentials and status, by a callback."""
+def _solve_by_callback(costs: Array, a: Array, b: Array) -> tuple[Array, Array, Array, Array]:
+    """`_solve` in a program: one device calls back, with all of the arrays."""
     (n, m), dtype = costs.shape, costs.dtype
     shapes = (n, m), (n,), (m,)
     # JAX rounds what enters and leaves a callback to the default float of the thread that runs it,
@@ -199,7 +214,8 @@ def _solve_on_host(costs: Array, a: Array, b: Array) -> tuple[Array, Array, Arra
     if as_bits:
         parts = [jax.lax.bitcast_convert_type(part, dtype) for part in parts]
     plan, f, g = parts
-    return plan, f, g, status
+    # What one device has from a callback is given to all.
+    return shared_by_all((plan, f, g, status))
 
 
 class Program(NamedTuple):

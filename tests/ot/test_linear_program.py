@@ -6,6 +6,7 @@ import numpy as np
 import ot as pot
 import pytest
 import scipy.optimize
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.spatial.distance import cdist
 
 from divjax import ot
@@ -185,3 +186,21 @@ def test_only_the_value_has_derivatives():
     value, *others = jax.jacobian(numbers)(jnp.asarray(x))
     assert (value != 0).any()
     assert all((part == 0).all() for part in others)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_samples_on_several_devices(kind, compiled):
+    """The host solves what eight devices hold, in a program too, with the mesh in use or not."""
+    both = lambda x, y: (ot.exact(x, y).plan, jax.grad(lambda x: ot.exact(x, y).value)(x))
+    x, y = jnp.asarray(X[:8]), jnp.asarray(X[:8] ** 2)
+    plan, slope = both(x, y)
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(kind,))
+    by_rows = NamedSharding(mesh, PartitionSpec("rows"))
+    divided = jax.device_put(x, by_rows), jax.device_put(y, by_rows)
+    with jax.set_mesh(mesh):
+        found = (jax.jit(both) if compiled else both)(*divided)
+    np.testing.assert_allclose(found[0], plan, atol=1e-6)
+    np.testing.assert_allclose(found[1], slope, atol=1e-5)
+    if not compiled:
+        np.testing.assert_allclose(ot.exact(*divided).plan, plan, atol=1e-6)

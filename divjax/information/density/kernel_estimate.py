@@ -18,7 +18,8 @@ from divjax.core.numerics import (
     quotient,
     safe_log,
 )
-from divjax.core.pairwise import common_center, reduce_centered_pairs
+from divjax.core.pair_reductions import LOG_SUM, reduce_centered_pairs
+from divjax.core.pairwise import common_center
 from divjax.core.pytrees import as_pytree
 from divjax.core.samples import Numbers, as_numbers, as_weights, centered_samples
 from divjax.core.simplex import are_weights, with_finite_padding
@@ -186,7 +187,9 @@ def _log_sums(
     masses = jnp.ones(x.shape[0], x.dtype) if weights is None else weights
     largest = 0.5 * jnp.log(jnp.finfo(x.dtype).max)
 
-    def log_sum(kernel: SmoothingKernel, masses: Array, squared: Float[Array, "b n"]) -> Array:
+    def log_sum(
+        kernel: SmoothingKernel, used: Array, masses: Array, squared: Float[Array, "b n"]
+    ) -> Array:
         logs = kernel.log_profile(squared)
         top = jnp.max(jnp.where(used, jax.lax.stop_gradient(logs), -jnp.inf), axis=1, keepdims=True)
         top = jnp.where(jnp.isfinite(top), top, 0)
@@ -194,16 +197,18 @@ def _log_sums(
         terms = jnp.exp(jnp.where(used, logs - top, jnp.minimum(logs - top, largest)))
         return safe_log(matmul(terms, masses)) + top[:, 0]
 
-    fixed_kernel, fixed_masses = jax.lax.stop_gradient((kernel, masses))
+    def of_columns(_: Array, used: Array, masses: Array) -> tuple[Any, Any]:
+        given = kernel, used, masses
+        fixed = jax.lax.stop_gradient(given)
+        return (
+            lambda _, squared: log_sum(*given, squared),
+            lambda _, squared: log_sum(*fixed, squared),
+        )
+
     squares = [jnp.max(jnp.sum(jnp.square(jax.lax.stop_gradient(rows)), axis=1)) for rows in (x, z)]
     # Products round |x|² + |z|², which in units of the bandwidth is an error of the log-kernel
     # itself.
     rounding = jnp.finfo(x.dtype).eps * (squares[0] + squares[1])
     return reduce_centered_pairs(
-        z,
-        x,
-        lambda _, squared: log_sum(kernel, masses, squared),
-        same=False,
-        again=lambda _, squared: log_sum(fixed_kernel, fixed_masses, squared),
-        needed=rounding > _TOLERATED,
+        z, x, of_columns, LOG_SUM, used, masses, same=False, needed=rounding > _TOLERATED
     )

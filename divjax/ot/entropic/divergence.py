@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Center, Numbers
+from divjax.core.sharding import in_auto_axes
 from divjax.core.types import Outcome, Status
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.formulate import (
@@ -142,6 +143,7 @@ def sinkhorn_divergence(
 
 
 @jax.jit
+@in_auto_axes
 def _solve_three(
     given: CheckedPoints,
     alone: tuple[tuple[tuple[Center] | None, Array], ...],

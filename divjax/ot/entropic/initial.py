@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from divjax.core.checks import check_shape
 from divjax.core.numerics import if_needed
+from divjax.core.pair_reductions import SMALLEST
 from divjax.ot.entropic.derivatives import normalized_potentials
 from divjax.ot.entropic.formulation import Formulation
 from divjax.ot.entropic.problem import Problem, recentered
@@ -56,8 +57,10 @@ def _cold_start(problem: Problem, symmetric: bool) -> tuple[Array, Array]:
     """
     if symmetric:
         return jnp.zeros_like(problem.a), jnp.zeros_like(problem.b)
-    g = problem.transposed.map_rows(lambda costs: jnp.min(costs, axis=1))
-    return problem.map_rows(lambda costs: jnp.min(costs - g, axis=1)), g
+    of_columns = lambda costs: jnp.min(costs, axis=1)
+    g = problem.transposed.map_rows(of_columns, reduction=SMALLEST)
+    of_rows = lambda costs, g: jnp.min(costs - g, axis=1)
+    return problem.map_rows(of_rows, columns=(g,), reduction=SMALLEST), g
 
 
 def _warm_start(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import if_needed
+from divjax.core.pair_reductions import SUM
 from divjax.core.training import spread_rows
 from divjax.ot.entropic.problem import Problem
 
@@ -94,11 +95,11 @@ def refined_at_large_epsilon(
     def sums(problem: Problem, f: Array, g: Array, shift: Array) -> Array:
         """Σ_j b_j (exp(t_ij) − 1), with the shift added to t."""
 
-        def block(costs: Array, f: Array) -> Array:
+        def block(costs: Array, f: Array, g: Array, b: Array) -> Array:
             exponent = (f[:, None] + g - costs) / problem.epsilon + shift
-            return jnp.sum(jnp.expm1(exponent) * problem.b, axis=1)
+            return jnp.sum(jnp.expm1(exponent) * b, axis=1)
 
-        return problem.map_rows(block, f)
+        return problem.map_rows(block, f, columns=(g, problem.b), reduction=SUM)
 
     def transform(problem: Problem, f: Array, g: Array) -> Array:
         mass = jnp.sum(problem.b)

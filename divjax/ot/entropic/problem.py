@@ -3,6 +3,7 @@
 Throughout, P_ij = a_i b_j E_ij with E = exp((f ⊕ g − C)/ε).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Self
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from divjax.core.numerics import quotient, safe_log
+from divjax.core.pair_reductions import LOG_SUM, SMALLEST, SUM, Reduction, reduce_pairs
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.pytrees import pytree, static
 from divjax.ot.costs import LibraryCost, rounding_scale
@@ -64,12 +66,19 @@ class PointPairs:
         """The pairs with their sides exchanged, but not the cost's arguments."""
         return PointPairs(self.y, self.x, self.cost, not self.swapped)
 
-    def block(self, rows: Float[Array, "k d"]) -> Float[Array, "k m"]:
-        """The costs of some rows."""
+    def block(
+        self, rows: Float[Array, "k d"], columns: Float[Array, "c d"] | None = None
+    ) -> Float[Array, "k c"]:
+        """The costs of some rows, in some columns or in all."""
+        columns = self.y if columns is None else columns
         # The cost need not be symmetric.
         if self.swapped:
-            return cost_matrix(self.cost, self.y, rows).T
-        return cost_matrix(self.cost, rows, self.y)
+            return cost_matrix(self.cost, columns, rows).T
+        return cost_matrix(self.cost, rows, columns)
+
+    def at(self, rows: Float[Array, "k d"]) -> "PointPairs":
+        """The pairs of other rows with the same columns."""
+        return PointPairs(rows, self.y, self.cost, self.swapped)
 
     def rounding_scale(
         self, rows: Float[Array, "k d"], costs: Float[Array, "k m"]
@@ -102,6 +111,10 @@ class MatrixPairs:
     def block(self, rows: Float[Array, "k m"]) -> Float[Array, "k m"]:
         """The rows themselves."""
         return rows
+
+    def at(self, rows: Float[Array, "k m"]) -> "MatrixPairs":
+        """The pairs of other rows with the same columns."""
+        return MatrixPairs(rows)
 
     def rounding_scale(
         self, rows: Float[Array, "k m"], costs: Float[Array, "k m"]
@@ -175,16 +188,29 @@ class Problem:
         sides = (zero if rho is None else one / rho for rho in self.penalties)
         return tuple(sides)  # pyright: ignore[reportReturnType]
 
-    def map_rows(self, function: Callable[..., PyTree[Array]], *vectors: Array) -> PyTree[Array]:
-        """`function(costs "k m", *vectors "k")` of blocks of rows, recomputed in reverse mode."""
+    def map_rows(
+        self,
+        function: Callable[..., PyTree[Array]],
+        *vectors: Array,
+        columns: tuple[Array, ...] = (),
+        reduction: Reduction | None = None,
+    ) -> PyTree[Array]:
+        """`function(costs "k m", *vectors "k", *columns)` by blocks of rows, again in reverse mode.
 
-        def block(rows, *vectors):
-            return function(self.pairs.block(rows), *vectors)
+        With a reduction each device of a mesh holds blocks of the columns, arrays "m ..." and y,
+        rather than all of them.
+        """
+        pairs, size = self.pairs, self.pairs.shape[0] if self.dense else self.block_rows
+        # A matrix's rows are whole on the device that has them.
+        if reduction is None or isinstance(pairs, MatrixPairs):
+            block = lambda rows, *vectors: function(pairs.block(rows), *vectors, *columns)
+            return map_row_blocks(block, pairs.shape[1], pairs.rows, *vectors, block_rows=size)
 
-        size = self.pairs.shape[0] if self.dense else self.block_rows
-        return map_row_blocks(
-            block, self.pairs.shape[1], self.pairs.rows, *vectors, block_rows=size
-        )
+        def of_columns(y: Array, *columns: Array) -> Callable[..., PyTree[Array]]:
+            return lambda x, *vectors: function(pairs.block(x, y), *vectors, *columns)
+
+        rows, columns = (pairs.x, *vectors), (pairs.y, *columns)
+        return reduce_pairs(of_columns, reduction, rows, columns, block_rows=size)
 
     def exponentials(
         self, costs: Float[Array, "k m"], f: Float[Array, " k"], g: Float[Array, " m"]
@@ -209,12 +235,12 @@ class Problem:
     ) -> Float[Array, "n ..."]:
         """Σ_j E_ij values_j."""
 
-        def block(costs, f):
+        def block(costs, f, g, values):
             kernel = self.exponentials(costs, f, g)
             # A sum is one pass without storing the exponentials; a product stores them.
             return kernel @ values if values.ndim > 1 else jnp.sum(kernel * values, axis=1)
 
-        return self.map_rows(block, f)
+        return self.map_rows(block, f, columns=(g, values), reduction=SUM)
 
     def products(
         self, f: Float[Array, " n"], g: Float[Array, " m"]
@@ -243,21 +269,25 @@ def soft_minimum(problem: Problem, rows: Array, g: Float[Array, " m"]) -> Float[
 
     In the log domain, stable for sums of any size, +∞ if all costs are.
     """
-    log_weights = safe_log(problem.b)
 
-    def block(rows: Array) -> Array:
-        costs = problem.pairs.block(rows)
+    def block(costs: Array, g: Array, b: Array) -> Array:
         # Costs are replaced before division by ε: a derivative would be 0 · ∞.
-        possible = (problem.b > 0) & (costs != jnp.inf)
+        possible = (b > 0) & (costs != jnp.inf)
         exponent = quotient(g - jnp.where(possible, costs, 0), problem.epsilon)
-        exponent = jnp.where(possible, exponent + log_weights, -jnp.inf)
-        # A row without possible pairs has no maximum: zeros replace it, and its minimum is +∞.
+        exponent = jnp.where(possible, exponent + safe_log(b), -jnp.inf)
+        # A row without possible pairs has no maximum, and is replaced by zeros.
         some = jnp.any(possible, axis=1)
         logs = jax.nn.logsumexp(jnp.where(some[:, None], exponent, 0), axis=1)
-        return jnp.where(some, -problem.damping[0] * problem.epsilon * logs, jnp.inf)
+        return jnp.where(some, logs, -jnp.inf)
 
-    size = rows.shape[0] if problem.dense else problem.block_rows
-    return map_row_blocks(block, problem.pairs.shape[1], rows, block_rows=size)
+    # The problem of these rows; their weights do not matter.
+    size = max(rows.shape[0], problem.pairs.shape[1]) if problem.dense else problem.block_rows
+    given = dataclasses.replace(problem, pairs=problem.pairs.at(rows), block_rows=size)
+    logs = given.map_rows(block, columns=(g, problem.b), reduction=LOG_SUM)
+    # Without possible pairs the minimum is +∞.
+    some = logs != -jnp.inf
+    minimum = -problem.damping[0] * problem.epsilon * jnp.where(some, logs, 0)
+    return jnp.where(some, minimum, jnp.inf)
 
 
 def has_symmetric_costs(problem: Problem) -> Bool[Array, ""]:
@@ -281,7 +311,8 @@ def has_lone_row(problem: Problem) -> Bool[Array, ""]:
 
     Then there is no plan if both marginals are exact.
     """
-    smallest = lambda problem: problem.map_rows(lambda costs: jnp.min(costs, axis=1))
+    of_rows = lambda costs: jnp.min(costs, axis=1)
+    smallest = lambda problem: problem.map_rows(of_rows, reduction=SMALLEST)
     # A minimum is +∞ only if all costs are, and NaN if one is, which fails every comparison.
     ends = jnp.concatenate([smallest(problem), smallest(problem.transposed)])
     return jnp.any(jnp.isposinf(ends)) & jnp.all(ends > -jnp.inf)

@@ -8,6 +8,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from divjax.core.checks import check_choice, check_positive, check_scalar
 from divjax.core.numerics import nan_unless
+from divjax.core.pair_reductions import LARGEST, SUM
 from divjax.core.pytrees import pytree, static
 from divjax.core.training import spread_rows
 from divjax.ot.entropic.problem import Problem
@@ -129,13 +130,13 @@ def _moment(problem: Problem, of: str) -> Float[Array, ""]:
     a, b = problem.a, problem.b
 
     def average(function: Callable[[Array], Array]) -> Array:
-        def sums(costs: Array) -> tuple[Array, Array]:
+        def sums(costs: Array, b: Array) -> tuple[Array, Array]:
             # Pairs forbidden by an infinite cost count neither in the sum nor in its mass.
             finite = ~jnp.isinf(costs)
             values = jnp.where(finite, function(jnp.where(finite, costs, 0)), 0)
             return jnp.sum(values * b, axis=1), jnp.sum(jnp.where(finite, b, 0), axis=1)
 
-        total, mass = problem.map_rows(sums)
+        total, mass = problem.map_rows(sums, columns=(b,), reduction=SUM)
         return a @ total / (a @ mass)
 
     # In two passes: E C² − (E C)² would suffer cancellation if costs vary little.
@@ -162,4 +163,4 @@ def _median_cost(problem: Problem) -> Float[Array, ""]:
 def largest_cost(problem: Problem) -> Float[Array, ""]:
     """The largest finite |C_ij|."""
     finite = lambda costs: jnp.max(jnp.where(jnp.isinf(costs), 0, jnp.abs(costs)), axis=1)
-    return jnp.max(problem.map_rows(finite))
+    return jnp.max(problem.map_rows(finite, reduction=LARGEST))

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.samples import Numbers
+from divjax.core.sharding import in_auto_axes
 from divjax.ot.costs import SqEuclidean
 from divjax.ot.entropic.finalize import finalize
 from divjax.ot.entropic.formulate import formulate
@@ -96,6 +97,7 @@ def sinkhorn(
 
 
 @functools.partial(jax.jit, static_argnames="symmetric")
+@in_auto_axes
 def solve(
     formulation: Formulation,
     init: tuple[Array, Array] | None,

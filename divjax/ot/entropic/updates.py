@@ -17,18 +17,20 @@ section 3.1).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from divjax.core.numerics import if_needed
+from divjax.core.padding import pad_rows
+from divjax.core.pair_reductions import LOG_SUM
+from divjax.core.sharding import even_size, fold_blocks, mesh_in_use, shared_rows
 from divjax.ot.entropic.over_relaxation import Iterate
-from divjax.ot.entropic.problem import Problem, log_tilted_mass, optimal_shift
-
-T = TypeVar("T")
+from divjax.ot.entropic.problem import MatrixPairs, Problem, log_tilted_mass, optimal_shift
 
 __all__ = ["Base", "LogScalings", "Updates", "log_row_sums"]
 
@@ -120,17 +122,20 @@ class Updates:
         log_v = self._relax_columns(base, s, omega)
         g = base.g + epsilon * log_v
 
-        def block(sums, rows):
+        # On several devices each has its share of the columns, and all have one block of rows.
+        shared, (b, g) = shared_rows(problem.pairs), shared_rows((b, g))
+
+        def block(rows):
             pairs, a, f, log_u = rows
-            kernel = problem.exponentials(problem.pairs.block(pairs), f + epsilon * log_u, g)
+            kernel = problem.exponentials(shared.block(pairs), f + epsilon * log_u, g)
             # The block is at the old u. For the columns it is multiplied by the ratio of new to old
             # u, so that its exponentials are computed once for both halves.
             log_sums = jnp.log(kernel @ b) - log_u
             new = _relax(log_u, self._target(0, f, log_sums), omega)
-            return sums + (a * jnp.exp(new - log_u)) @ kernel, (new, log_sums)
+            return (a * jnp.exp(new - log_u)) @ kernel, (new, log_sums)
 
         rows = problem.pairs.rows, problem.a, base.f, s.log_u
-        sums, (log_u, log_sums) = _scan_blocks(block, jnp.zeros_like(b), rows, problem.block_rows)
+        sums, (log_u, log_sums) = _sum_blocks(block, jnp.zeros_like(b), rows, problem)
         # The correction, one number for all rows, requires all blocks.
         target = self._target(0, base.f, log_sums)
         shift = omega * self.correction(0, base.f, target, g)
@@ -280,7 +285,7 @@ def log_row_sums(
     """The logarithm of Σ_j b_j E_ij, stable for sums of any size."""
     g = g + problem.epsilon * jnp.log(problem.b)
 
-    def block(costs, f):
+    def block(costs, f, g):
         exponent = (f[:, None] + g - costs) / problem.epsilon
         # Subtracting the maximum avoids overflow. A row of −∞ alone has no finite maximum: −∞ less
         # itself would be NaN.
@@ -288,23 +293,24 @@ def log_row_sums(
         largest = jnp.where(jnp.isfinite(largest), largest, 0)
         return largest + jnp.log(jnp.sum(jnp.exp(exponent - largest[:, None]), axis=1))
 
-    return problem.map_rows(block, f)
+    return problem.map_rows(block, f, columns=(g,), reduction=LOG_SUM)
 
 
-def _scan_blocks(
-    function: Callable[[T, PyTree[Array]], tuple[T, PyTree[Array]]],
-    carry: T,
+def _sum_blocks(
+    function: Callable[[PyTree[Array]], tuple[Array, PyTree[Array]]],
+    zero: Array,
     rows: tuple[Array, ...],
-    size: int,
-) -> tuple[T, PyTree[Array]]:
-    """A scan over blocks of rows, padded with zeros."""
-    n = rows[0].shape[0]
-    # A scan's blocks are of one size. The results of padding are cut off.
-    count = -(-n // size)
-
-    def cut(row):
-        padding = [(0, count * size - n)] + [(0, 0)] * (row.ndim - 1)
-        return jnp.pad(row, padding).reshape(count, size, *row.shape[1:])
-
-    carry, results = jax.lax.scan(function, carry, jax.tree.map(cut, rows))
-    return carry, jax.tree.map(lambda out: out.reshape(count * size, *out.shape[2:])[:n], results)
+    problem: Problem,
+) -> tuple[Array, PyTree[Array]]:
+    """The sum of a function over blocks of rows, and its results for all rows."""
+    n, size, mesh = rows[0].shape[0], problem.block_rows, mesh_in_use()
+    if mesh is not None and n % mesh.size == 0:
+        # A device computes its share of a block's columns, hence as many rows of every share. Rows
+        # of a given matrix are received with all columns.
+        most = size // mesh.size if isinstance(problem.pairs, MatrixPairs) else size
+        return fold_blocks(function, jnp.add, zero, rows, even_size(n // mesh.size, most))
+    # Blocks are of one size, the last padded with zeros, whose results are cut off.
+    count = math.ceil(n / size)
+    padded = tuple(pad_rows(row, count * size) for row in rows)
+    total, results = fold_blocks(function, jnp.add, zero, padded, size)
+    return total, jax.tree.map(lambda found: found[:n], results)
