@@ -41,9 +41,3 @@ def test_derivatives_reach_the_entries_alone():
     expected = np.zeros((2, 1000))
     np.put_along_axis(expected, np.argsort(values, axis=1)[:, :2], 1.0, axis=1)
     np.testing.assert_array_equal(derivative, expected)
-
-
-def test_ties_in_the_order_of_the_columns():
-    values = np.random.default_rng(2).integers(0, 3, (4, 1000)).astype(np.float32)
-    _, columns = smallest_in_rows(jnp.asarray(values), 6, ties_in_order=True)
-    np.testing.assert_array_equal(columns, np.argsort(values, axis=1, kind="stable")[:, :6])
