@@ -40,7 +40,7 @@ class RowsInUnits(NamedTuple):
     """Rows about a common centre, in a unit of their own.
 
     Attributes:
-        x: the rows, at least in single precision.
+        x: the rows, at least in single precision, those far from the others drawn nearer.
         unit: the unit, a power of two.
         coincident: the squared distance, in that unit, up to which rows coincide.
     """
@@ -50,12 +50,16 @@ class RowsInUnits(NamedTuple):
     coincident: Float[Array, ""]
 
 
-def in_typical_units(x: Float[Array, "n d"]) -> RowsInUnits:
-    """The rows in units of the median deviation from their centre, of those not at it.
+def in_typical_units(x: Float[Array, "n d"], level: float = 0.5) -> RowsInUnits:
+    """The rows in the unit of a quantile of their distances: a level's, the median's by default.
 
-    Squares of deviations of that size neither over- nor underflow. Those whose squares would are
-    moved nearer, coordinate by coordinate, which leaves them far from the others. The rows are NaN
-    if one of the numbers is not finite.
+    Both rows of a share `level` of the pairs are within the √level-quantile of the deviations from
+    the centre, so that the distances' quantile is at most twice that deviation (in the largest
+    coordinate). Rows whose squares would overflow in its unit are drawn nearer on a logarithmic
+    scale, coordinate by coordinate: they stay far from the others and from each other, and however
+    many they are, the quantile is that of the rows as given. If the deviation is zero, the unit is
+    the median deviation of the rows that are not at the centre. The rows are NaN if one of the
+    numbers is not finite.
 
     Example:
         >>> rows, unit, _ = in_typical_units(jnp.array([[0.0], [1e-30], [3e-30], [-9999.0]]))
@@ -66,13 +70,22 @@ def in_typical_units(x: Float[Array, "n d"]) -> RowsInUnits:
     wide = jax.lax.stop_gradient(x).astype(at_least_single(x.dtype))
     deviations = wide - common_center(wide)
     sizes = jnp.max(jnp.abs(deviations), axis=1)
-    apart, num_apart = jnp.where(sizes > 0, sizes, jnp.inf), jnp.sum(sizes > 0)
-    typical = jnp.sort(apart)[jnp.maximum(num_apart - 1, 0) // 2]
-    typical = jnp.where(num_apart > 0, typical, 1)
+    sizes, num_apart = jnp.sort(sizes), jnp.sum(sizes > 0)
+    # k of n rows with k(k − 1) ≥ level · n(n − 1): pairs are of distinct rows.
+    k = math.ceil(math.sqrt(level) * (len(x) - 0.5) + 0.5)
+    of_others = jnp.where(num_apart > 0, sizes[len(x) - 1 - num_apart // 2], 1)
+    typical = jnp.where(sizes[k - 1] > 0, sizes[k - 1], of_others)
     scaled, unit = in_units_of(typical, deviations)
+    largest = float(jnp.finfo(wide.dtype).max)
     # The squared distance of opposite rows at this limit is half of the largest number.
-    limit = math.sqrt(float(jnp.finfo(wide.dtype).max) / (8 * x.shape[1]))
-    rows = nan_unless(jnp.all(jnp.isfinite(wide)), jnp.clip(scaled, -limit, limit))
+    limit = math.sqrt(largest / (8 * x.shape[1]))
+    # No number's logarithm in any unit is above twice that of the largest.
+    near = limit / (1 + 2 * math.log(largest))
+    # Of the numbers themselves, as those in units may overflow.
+    log = lambda size: jnp.log(jnp.maximum(size, jnp.finfo(wide.dtype).tiny))
+    beyond = jnp.maximum(log(jnp.abs(deviations)) - log(unit) - math.log(near), 0)
+    rows = jnp.clip(scaled, -near, near) + jnp.sign(deviations) * near * beyond
+    rows = nan_unless(jnp.all(jnp.isfinite(wide)), rows)
     # Rows coincide if they are equal up to rounding in the dtype in which they are given.
     rounding = coincidence_distance(wide, float(jnp.finfo(x.dtype).eps))
     # The squared distance of rows whose coordinates differ by at most `rounding` is at most this.
@@ -165,42 +178,47 @@ def median_distance(
 _LOG_WIDTH = 4e-3
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="levels")
 @in_auto_axes
 def two_quantiles_of_distances(
     x: Float[Array, "n d"], levels: tuple[float, float]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Two quantiles of ‖x_i − x_j‖ over pairs i < j to a thousandth, without sorting.
 
-    Each pass over the pairs cuts both brackets into three on a logarithmic scale. Distances below
-    the rounding of a typical row's deviation from the centre count as that rounding.
+    Each pass over the pairs cuts a bracket into three on a logarithmic scale. Distances below the
+    rounding of a deviation from the centre that is typical of the level count as that rounding.
 
     Example:
         >>> x = jnp.array([[0.0], [1.0], [3.0]])  # distances 1, 2 and 3
         >>> [round(float(distance), 2) for distance in two_quantiles_of_distances(x, (0.2, 0.9))]
         [1.0, 3.0]
     """
-    rows, unit, _ = in_typical_units(x)
+    # Each in units of its own: one may be far beyond the range of squares in the other's.
+    units = [in_typical_units(x, level) for level in levels]
+    rows, unit, _ = jax.tree.map(lambda *parts: jnp.stack(parts), *units)
+    quantiles = jax.lax.map(lambda each: _quantile(*each), (rows, jnp.array(levels, rows.dtype)))
+    first, second = quantiles * unit
+    return first, second
+
+
+def _quantile(rows: Float[Array, "n d"], level: Float[Array, ""]) -> Float[Array, ""]:
+    """A quantile of the distances of rows about their centre."""
     # d² is at most 4 max‖x‖².
     highest = jnp.log(5 * jnp.max(jnp.sum(rows**2, axis=1)))
     finfo = jnp.finfo(rows.dtype)
     lowest = 2 * math.log(float(finfo.eps))
     num_passes = math.ceil(math.log((math.log(float(finfo.max)) - lowest) / _LOG_WIDTH, 3))
-    level = jnp.array(levels, rows.dtype)
 
     def narrow(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         left, right = (2 * low + high) / 3, (low + 2 * high) / 3
-        thresholds = jnp.exp(jnp.concatenate([left, right]))
-        below = fractions_below(rows, list(thresholds)).astype(rows.dtype)
-        in_left, in_right = level <= below[:2], level <= below[2:]
+        in_left, in_right = level <= fractions_below(rows, [jnp.exp(left), jnp.exp(right)])
         low = jnp.where(in_left, low, jnp.where(in_right, left, right))
         return low, jnp.where(in_left, left, jnp.where(in_right, right, high))
 
-    start = jnp.full(2, lowest, rows.dtype), jnp.full(2, highest)
+    start = jnp.asarray(lowest, rows.dtype), highest
     low, high = jax.lax.fori_loop(0, num_passes, narrow, start)
-    first, second = jnp.exp((low + high) / 4) * unit
-    return first, second
+    return jnp.exp((low + high) / 4)
 
 
 class _Bracket(NamedTuple):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.sharding import mesh_in_use
 
-__all__ = ["SmallestInColumns", "smallest_in_columns", "smallest_in_rows"]
+__all__ = ["SmallestInColumns", "rounded_up", "smallest_in_columns", "smallest_in_rows"]
 
 # With fewer columns than this for each entry that is wanted, they are searched at once.
 _COLUMNS_PER_ENTRY = 32
@@ -22,13 +22,25 @@ _COLUMNS_PER_ENTRY = 32
 _ROWS_PER_ENTRY = 8
 
 
-def smallest_in_rows(
-    values: Float[Array, "n m"], count: int, *, ties_in_order: bool = False
-) -> tuple[Array, Int[Array, "n k"]]:
+def rounded_up(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Positive numbers and all that equal them up to rounding are at most this.
+
+    Ties are counted by comparison with it: a distance that is computed twice, in two fusions of the
+    compiler, may differ in its last place.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> bool(rounded_up(jnp.array(0.3)) >= jnp.array(0.1) + jnp.array(0.2))
+        True
+    """
+    return values * (1 + 8 * float(jnp.finfo(values.dtype).eps))
+
+
+def smallest_in_rows(values: Float[Array, "n m"], count: int) -> tuple[Array, Int[Array, "n k"]]:
     """Each row's `count` smallest values in ascending order, and their columns.
 
-    Ties are in an arbitrary order, or in that of the columns, which takes longer. NaN comes last.
-    Called within `map_row_blocks`, each device searches its own rows. (The compiler does not divide
+    Ties are in an arbitrary order: what depends on one of them must not. NaN comes last. Called
+    within `map_row_blocks`, each device searches its own rows. (The compiler does not divide
     `top_k` among devices, and would gather all rows on each of them.) Elsewhere each device
     searches all rows.
 
@@ -38,7 +50,7 @@ def smallest_in_rows(
         [[1, 2]]
     """
     mesh, spec = mesh_in_use(), PartitionSpec()
-    many = values.shape[1] > _COLUMNS_PER_ENTRY * count and not ties_in_order
+    many = values.shape[1] > _COLUMNS_PER_ENTRY * count
     search = lambda values: (_by_groups if many else _at_once)(values, count)
     if mesh is not None:
         # Within `map_over_devices` the lanes are divided, by its `spmd_axis_name`.

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from divjax.core import linalg
+from divjax.core.numerics import matmul
 from divjax.core.pairwise import map_row_blocks, squared_distances
-from divjax.core.selection import smallest_in_rows
+from divjax.core.selection import rounded_up, smallest_in_rows
 from divjax.core.training import random_rows
 
 __all__ = ["Misfit", "misfit"]
@@ -19,8 +20,8 @@ __all__ = ["Misfit", "misfit"]
 _NUM_COSINES, _LENGTH_SCALES = 32, (0.1, 0.3, 1.0)
 # The precision of the prior on each of the probe's coefficients, in rows.
 _RIDGE = 30.0
-# Neighbours of a row, the rows of a sample that are searched for them, and the largest residual in
-# deviations.
+# Neighbours of a row besides ties, the rows of a sample that are searched for them, and the largest
+# residual in deviations.
 _NUM_NEIGHBORS, _MAX_ROWS, _LARGEST_RESIDUAL = 4, 2048, 4.0
 # Candidate shares of a Newton step, selected on the fitted rows.
 _LENGTHS = (1.0, 0.3, 0.1, 0.03, 0.0)
@@ -190,12 +191,14 @@ def _agreement_of_neighbors(rows: _Scored, num_groups: int) -> Misfit:
         squares = squared_distances(z, x)
         # Given the model, rows are independent within a fold, except for those of one group.
         excluded = (fold != of_fold[:, None]) | (group == of_group[:, None]) | (weight <= 0)
-        nearest, which = smallest_in_rows(
-            jnp.where(excluded, jnp.inf, squares), count, ties_in_order=True
-        )
-        mass = jnp.where(jnp.isfinite(nearest), weight[which], 0)
-        total = jnp.sum(mass, axis=1)
-        return jnp.sum(mass * residual[which], axis=1) / jnp.where(total > 0, total, 1)
+        squares = jnp.where(excluded, jnp.inf, squares)
+        nearest, _ = smallest_in_rows(squares, count)
+        # With fewer rows than that the farthest is infinitely far. Ties are neighbours all or none:
+        # in the order of the rows those of p would come first.
+        near = jnp.isfinite(squares) & (squares <= rounded_up(nearest[:, -1:]))
+        terms = jnp.stack([weight, weight * residual], axis=1)
+        total, of_residuals = matmul(near.astype(weight.dtype), terms).T
+        return of_residuals / jnp.where(total > 0, total, 1)
 
     neighbors = map_row_blocks(mean_of_neighbors, len(u), x, group, fold)
     terms = weight * residual * neighbors / 2

@@ -43,12 +43,6 @@ def test_derivatives_reach_the_entries_alone():
     np.testing.assert_array_equal(derivative, expected)
 
 
-def test_ties_in_the_order_of_the_columns():
-    values = np.random.default_rng(2).integers(0, 3, (4, 1000)).astype(np.float32)
-    _, columns = smallest_in_rows(jnp.asarray(values), 6, ties_in_order=True)
-    np.testing.assert_array_equal(columns, np.argsort(values, axis=1, kind="stable")[:, :6])
-
-
 @pytest.mark.parametrize(("n", "m", "count"), SHAPES)
 def test_smallest_entries_of_columns_and_their_rows(n, m, count):
     values = np.random.default_rng(0).exponential(size=(m, n)).astype(np.float32)

@@ -455,6 +455,25 @@ def test_the_median_distance_does_not_shrink_with_the_rows(n):
     assert rule(same, rule.init(same))[0] == 1
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e-19, 1e-20, 1e-22, 1e-30])
+@pytest.mark.parametrize("share", [0.45, 0.6, 0.75, "all sizes"])
+def test_many_rows_far_smaller_than_the_others(share, scale):
+    """None of their scales decides the median but the pairs: by SciPy in double precision."""
+    x = np.random.default_rng(6).uniform(size=(200, 1))
+    if share == "all sizes":
+        x = np.exp(3 * np.log(scale) / 2 * x)
+    else:
+        x[: int(200 * share)] *= scale
+    x = np.float32(x)
+    distances = scipy.spatial.distance.pdist(np.float64(x))
+    expected = np.quantile(distances, 0.5, method="inverted_cdf")
+    found = bandwidth_at(kernels.MedianDistance(), jnp.asarray(x))
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+    # Units do not matter.
+    large = bandwidth_at(kernels.MedianDistance(), jnp.asarray(x * np.float32(2.0**60)))
+    np.testing.assert_allclose(large, found * 2.0**60, rtol=2e-3)
+
+
 @pytest.mark.parametrize("d", [1, 2, 12])
 @pytest.mark.parametrize(("scale", "far"), [(1.0, -9999999.0), (1.0, 9.97e36), (1e-3, 9999.0)])
 def test_one_row_far_away_moves_the_median_by_its_share_of_the_pairs(d, scale, far):

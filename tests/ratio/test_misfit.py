@@ -70,6 +70,21 @@ def test_neighbors_see_a_narrow_band():
     assert 0.8 * seen < found.gain < seen + 3 * found.std_error
 
 
+def test_neighbors_among_ties():
+    """Levels in .5, .3, .2 of p's rows and .2, .3, .5 of q's: of ties no sample's come first."""
+    level = jax.random.permutation(KEY, jnp.repeat(jnp.arange(3), jnp.array([1000, 600, 400])))
+    p = jnp.stack([level.astype(jnp.float32), jnp.zeros(N)], axis=1)
+    q = jnp.array([2.0, 0.0]) - p
+    log_ratio = lambda z: jnp.log(2.5) * (1 - z[:, 0])
+    exact = probe(p, q, log_ratio(p), log_ratio(q))
+    assert not exact.significant
+    assert abs(exact.gain) < 3 * exact.std_error + 1e-3
+    found = probe(p, q, jnp.zeros(N), jnp.zeros(N))
+    seen = jnp.mean(jnp.tanh(log_ratio(p) / 2) ** 2) / 2
+    assert found.significant
+    np.testing.assert_allclose(found.gain, seen, rtol=0.1)
+
+
 def test_rows_without_weight_are_no_rows():
     p, q = TASKS["shift"].sample(KEY, 60)
     weights, fold = jnp.full(60, 1 / 40) * (jnp.arange(60) < 40), jnp.arange(60) % 2

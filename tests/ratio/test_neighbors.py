@@ -106,6 +106,39 @@ def test_coinciding_rows_count_alike():
     np.testing.assert_allclose(u, [np.log(301 / 101), -np.log(301 / 101)], rtol=1e-5)
 
 
+def test_more_coinciding_rows_than_neighbours():
+    """Of a discrete or zero-inflated feature: the ratio of the values' counts, whatever k is."""
+    rng = np.random.default_rng(3)
+    even = jnp.full(1000, 1 / 1000)
+    levels = [rng.permutation(np.repeat([0.0, 1, 2], counts)) for counts in ((500, 300, 200),) * 2]
+    inflated = [rng.normal(mean, 1, 1000) for mean in (1.5, 0)]
+    for rows in inflated:
+        rows[rng.permutation(1000)[:400]] = 0
+    ratio = np.log(501 / 201)
+    for (p, q), expected in (((levels[0], 2 - levels[1]), [ratio, 0, -ratio]), (inflated, [0])):
+        rows = Rows(*(jnp.asarray(rows[:, None], jnp.float32) for rows in (p, q)), even, even)
+        head = Neighbors()
+        params = fit(head, Fold(rows, rows))
+        # Also beside a value, where the nearest rows are those of the value.
+        for beside in (0.0, 0.25)[: len(expected)]:
+            u = evaluate(head, params, jnp.array([[0.0], [1.0], [2.0]]) + beside)
+            np.testing.assert_allclose(u[: len(expected)], expected, atol=1e-4)
+        u_p, u_q = scores(head, params, rows)
+        # Without the row itself.
+        one_less = np.log((501 - 1) / 201) if len(expected) > 1 else np.log(400 / 401)
+        np.testing.assert_allclose(u_p[p == 0], one_less, atol=1e-4)
+        assert np.isfinite(u_q).all()
+
+
+@pytest.mark.exhaustive
+def test_a_zero_inflated_feature():
+    """JS is .6 of that of N(1.5, 1) and N(0, 1), by quadrature: .1327."""
+    rng = np.random.default_rng(0)
+    p, q = (np.where(rng.random(1000) < 0.4, 0, rng.normal(mean, 1, 1000)) for mean in (1.5, 0))
+    found = ClassifierRatio(Neighbors(), num_folds=2).fit(KEY, p[:, None], q[:, None]).js()
+    assert abs(found.value - 0.1327) < 3 * found.std_error
+
+
 def test_a_narrow_band():
     """Noise of width .2 on a uniform variable, JS .437: found by neighbours, hardly by networks."""
     task = problems.additive_uniform(0.1)

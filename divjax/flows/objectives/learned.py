@@ -12,7 +12,7 @@ from divjax.core.checks import check_count, check_full_precision, check_nonnegat
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.core.samples import Numbers
-from divjax.core.standardize import mean_and_scale
+from divjax.core.standardize import Standardizer, robust_standardizer
 from divjax.core.training import fit
 from divjax.fdiv.divergences import ReverseKL
 from divjax.fdiv.generators import Generator
@@ -32,8 +32,7 @@ __all__ = ["FDivergence"]
 class _State(NamedTuple):
     params: PyTree[Array]
     optimizer: optax.OptState
-    mean: Float[Array, " d"]
-    scale: Float[Array, " d"]
+    standardizer: Standardizer
 
 
 @pytree
@@ -45,6 +44,10 @@ class FDivergence:
     at every step. With `ReverseKL` F is KL(q‖p), the functional that `KL` descends for a known
     density: the particles then follow ∇log p − ∇log q, and no other velocity has to supply an
     entropy.
+
+    Its inputs are in units of the features' standard deviations, which a few wrong rows among the
+    samples do not change. Values far from all others are compressed by an increasing function. That
+    changes no f-divergence, and the gradient goes through it by the chain rule.
 
     The particles are few, so a network can overfit them. Noise is therefore added to both sides,
     z + σξ, which keeps the minimiser q = p. The recorded value is the plug-in divergence at the
@@ -58,7 +61,8 @@ class FDivergence:
         ratio: the network, its learning rate, weight decay and batch size. Each step takes all
             particles and half a batch of samples. Its numbers of steps and checks and its start are
             not used.
-        noise: σ ≥ 0, in units of the features' standard deviations.
+        noise: σ ≥ 0, in units of the features' standard deviations, those of the samples and the
+            initial particles together without outliers.
         num_fit_steps: steps of AdamW per step of the flow.
         num_init_steps: steps of AdamW before the first.
 
@@ -100,13 +104,16 @@ class FDivergence:
         rows = target_rows(self.samples, particles)
         check_full_precision("particles", rows.x)
         init_key, fit_key = jax.random.split(key)
-        # Each side has half of the mass in the moments, independent of its number of rows. They
-        # stay fixed along the flow, as the carried network expects inputs standardised by them.
+        # It stays fixed along the flow, as the carried network expects inputs standardised by it.
+        # The limits follow the tails, as a target's smaller modes are no outliers.
         x, y = jax.lax.stop_gradient((rows.x, rows.y))
-        halves = [jnp.full(len(side), 0.5 / len(side), x.dtype) for side in (x, y)]
-        mean, scale = mean_and_scale(jnp.concatenate([x, y]), jnp.concatenate(halves))
+        sides = ((side, jnp.full(len(side), 1 / len(side), x.dtype)) for side in (x, y))
+        standardizer = robust_standardizer(*sides, keep_tails=True)
+        # An infinite sample is no outlier, and may not be among those of a step.
+        finite = jnp.isfinite(x).all() & jnp.isfinite(y).all()
+        standardizer = standardizer._replace(mean=nan_unless(finite, standardizer.mean))
         params = self.ratio.init(init_key, x.shape[1], x.dtype)
-        state = _State(params, self._optimizer(x.dtype).init(params), mean, scale)
+        state = _State(params, self._optimizer(x.dtype).init(params), standardizer)
         # Before the first step all particles have the same weight.
         weights = jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
         return self._refine(fit_key, x, y, weights, state, self.num_init_steps)
@@ -144,7 +151,7 @@ class FDivergence:
         return flagged(Variation(divergence, potentials, unravel(gradient)), rows), state
 
     def _log_ratio(self, state: _State, x: Float[Array, "b d"]) -> Float[Array, " b"]:
-        return self.ratio.apply(state.params, (x - state.mean) / state.scale)[:, 0]
+        return self.ratio.apply(state.params, state.standardizer.squash(x))[:, 0]
 
     def _optimizer(self, dtype: DTypeLike) -> optax.GradientTransformation:
         rate = nan_unless(self.ratio.in_range(), jnp.asarray(self.ratio.learning_rate, dtype))
@@ -156,7 +163,7 @@ class FDivergence:
             return state
         # `fit` raises if it is differentiated, so gradients are stopped at the particles.
         x, y, weights = jax.lax.stop_gradient((x, y, weights))
-        z_x, z_y = (x - state.mean) / state.scale, (y - state.mean) / state.scale
+        z_x, z_y = (state.standardizer.squash(rows) for rows in (x, y))
         # The samples' share of a batch. The loss gives both sides equal mass, whatever their sizes.
         half = min(-(-self.ratio.batch_size // 2), y.shape[0])
         uniform = jnp.full(half, 1 / half, x.dtype)

@@ -21,10 +21,10 @@ from divjax.core.checks import (
 )
 from divjax.core.networks import MLP, Network, apply_network, init_network
 from divjax.core.numerics import matmul, nan_unless
-from divjax.core.pairwise import common_center
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers
 from divjax.core.simplex import effective_sample_size, with_finite_padding
+from divjax.core.standardize import robust_standardizer
 from divjax.core.training import fit
 from divjax.flows.mass import checked_step, weighted_sum
 
@@ -47,10 +47,13 @@ class NeuralScore:
 
         v_k = −g_k − τ_k ∇log q,   ∇log q = ∇T − C⁻¹(x − m).
 
-    The network takes whitened particles z = L⁻¹(x − m), C = LLᵀ, and its output starts at zero, so
-    the estimate is exact for Gaussian q before any training, up to the shrinkage of C's
-    correlations by p/(n² + p) for n particles of p features. One fit per step serves all K
-    objectives. Parameters and optimizer state are carried to the next step.
+    The network takes whitened particles z = L⁻¹(x − m), C = LLᵀ. A feature's values far from all
+    others, five spreads from the median or more, are moved to that limit, in m and C as in z: a few
+    stray particles hardly change the others' score, and have that of their nearest point within the
+    limits. The network's output starts at zero, so the estimate is exact for Gaussian q before any
+    training, up to the shrinkage of C's correlations by p/(n² + p) for n particles of p features.
+    One fit per step serves all K objectives. Parameters and optimizer state are carried to the next
+    step.
 
     The particles are few, so a critic can overfit them: without noise its score tends to that of a
     sum of point masses. Each fit therefore uses z + σξ, and estimates the score of the smoothed
@@ -59,7 +62,7 @@ class NeuralScore:
     Attributes:
         loss: "dual", the dual above; "sliced", sliced score matching of s = ∇T − z, with fresh
             directions each step; "denoising", the regression of s(z + σξ) on −ξ/σ. All learn T.
-        noise: σ > 0, in units of the particles' standard deviation.
+        noise: σ > 0, in units of the particles' standard deviation, without outliers.
         learning_rate: Adam's learning rate.
         hidden: widths of the default network.
         network: `(in_features, rngs) -> nnx.Module`, from a batch "b d" to "b 1"; by default an
@@ -126,12 +129,12 @@ class NeuralScore:
         """The drifts −g, the repulsion −∇log q, and the refined network."""
         x, weights, gradients = checked_step(x, weights, gradients)
         # In whitened coordinates the reference r is N(0, I), so the score is ∇T(z) − z.
-        z, factor, variance = _whiten(x, weights)
+        z, factor, deviation = _whiten(x, weights)
         state = self._fit(key, z, weights, state, self.num_fit_steps)
         score = self._score(state.params, z)
         # ∇_x = L⁻ᵀ ∇_z, and coordinates were scaled to unit variance first.
         score = linalg.solve_triangular(factor, score.T, transposed=True).T
-        return -gradients, -score / jnp.sqrt(variance), state
+        return -gradients, -score / deviation, state
 
     def _network(self, in_features: int, rngs: nnx.Rngs) -> nnx.Module:
         if self.network is not None:
@@ -194,19 +197,20 @@ class NeuralScore:
 def _whiten(
     x: Float[Array, "n p"], weights: Float[Array, " n"]
 ) -> tuple[Float[Array, "n p"], Float[Array, "p p"], Float[Array, " p"]]:
-    """Whitened particles, the Cholesky factor of their correlations, and their variances.
+    """Whitened particles, the Cholesky factor of their correlations, and standard deviations.
 
-    Correlations are shrunk towards zero by p / (n² + p), n the particles' effective number, so that
-    the factor exists for few particles.
+    Values beyond a feature's limits are moved to them. Correlations are shrunk towards zero by
+    p / (n² + p), n the particles' effective number, so that the factor exists for few particles.
     """
     p = x.shape[1]
-    # Zero-weight particles are padding, and do not count.
+    # Zero-weight particles are padding, and do not count. They may hold any value, and are
+    # evaluated, but do not affect training.
     n = effective_sample_size(weights)
-    centered = x - common_center(x, weights > 0)
-    # Zero-weight particles may hold any value. They are evaluated, but do not affect training.
-    centered = with_finite_padding(centered, weights)
-    # The subtracted centre is a median.
-    centered = centered - weighted_sum(weights, centered)
+    x = with_finite_padding(x, weights)
+    standardizer = robust_standardizer((x, weights), keep_tails=True)
+    clipped = standardizer.clip(x)
+    # Gradients are stopped at the standardizer, and not at these moments.
+    centered = clipped - weighted_sum(weights, clipped)
     variance = weighted_sum(weights, centered**2)
     variance = jnp.where(variance == 0, 1, variance)
     # With unit variances the shrinkage below does not depend on the features' units.
@@ -214,6 +218,7 @@ def _whiten(
     shrinkage = p / (n * n + p)
     products = matmul((scaled * weights[:, None]).T, scaled)
     correlation = (1 - shrinkage) * products + shrinkage * jnp.eye(p, dtype=x.dtype)
-    # z = L⁻¹ diag(variance)^(−½) (x − m), one row per particle.
+    # z = L⁻¹ diag(deviation)⁻¹ (x − m), one row per particle.
     factor = linalg.cholesky(correlation)
-    return linalg.solve_triangular(factor, scaled.T).T, factor, variance
+    deviation = standardizer.scale * jnp.sqrt(variance)
+    return linalg.solve_triangular(factor, scaled.T).T, factor, deviation

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from divjax.core.checks import check_count, check_positive_finite
-from divjax.core.numerics import nan_entries_unless, nan_unless
+from divjax.core.numerics import matmul, nan_entries_unless, nan_unless
 from divjax.core.pairwise import map_row_blocks, squared_distances
 from divjax.core.pytrees import for_each, pytree, static
 from divjax.core.samples import Numbers
-from divjax.core.selection import smallest_in_rows
+from divjax.core.selection import rounded_up, smallest_in_rows
 from divjax.core.training import random_rows
 from divjax.ratio.protocols import Fold, Rows, checked, cross_entropy, every, is_positive, num_rows
 
@@ -48,9 +48,17 @@ class Neighbors:
     the k-th, so that u is continuous, and differentiable almost everywhere. A row is not a
     neighbour of itself: training rows are scored by the others.
 
+    Where the k nearest are all equally far, as rows of a discrete or zero-inflated feature that
+    coincide with z, all rows at that distance count, with weight one and however many they are: the
+    ratio is then that of p's and q's masses of the value. Other rows very near such a value have
+    its ratio too, as its rows are nearer to them than all others. With 40 % zeros in both samples,
+    N(1.5, 1) against N(0, 1) otherwise and 1000 rows each, JS reads 0.098 to 0.136 in four samples,
+    0.114 in the mean, for 0.133.
+
     Attributes:
         num_neighbors: candidate numbers of neighbours k ≥ 2, selected on the validation rows.
-        prior: c, the mass added on either side, in rows; it bounds |u| by about log(k/c).
+        prior: c, the mass added on either side, in rows; it bounds |u| by about log(k/c), with
+            more than k equally near rows by the logarithm of their number over c.
         max_rows: the maximum number of rows of each sample, drawn at random, that are searched for
             neighbours, which bounds the cost per row.
 
@@ -159,20 +167,25 @@ class Neighbors:
             # References of weight zero may hold NaN.
             squares = squared_distances(z, jnp.where(usable[:, None], x, 0))
             excluded = ~usable | (index == own[:, None])
-            nearest, which = smallest_in_rows(
-                jnp.where(excluded, jnp.inf, squares), max(counts), ties_in_order=True
-            )
+            squares = jnp.where(excluded, jnp.inf, squares)
+            nearest, which = smallest_in_rows(squares, max(counts))
             near_p, near_q = mass_p[which], mass_q[which]
+            # The masses of all rows at the least distance, of which the k nearest may be a part.
+            tied = jnp.isfinite(squares) & (squares <= rounded_up(nearest[:, :1]))
+            tied_p, tied_q = (matmul(tied.astype(mass.dtype), mass) for mass in (mass_p, mass_q))
 
             def of_count(k):
-                # With fewer than k rows the last one is the limit. Rows that coincide with z have
-                # full weight if there are k of them.
+                # With fewer than k rows the last one is the limit.
                 last = jnp.clip(jnp.minimum(k, most) - 1, 0)
                 limit = jnp.take(nearest, last[None], axis=1)
+                # If it is the first one's distance, all weights would be zero, or those of the
+                # rows that a search happens to find first.
+                all_tied = (limit <= rounded_up(nearest[:, :1]))[:, 0]
                 share = nearest / jnp.where(limit > 0, limit, 1)
                 inside = jnp.isfinite(nearest) & (jnp.arange(max(counts)) <= last)
                 weight = jnp.where(inside, 1 - share, 0)
-                a, b = jnp.sum(weight * near_p, axis=1), jnp.sum(weight * near_q, axis=1)
+                a = jnp.where(all_tied, tied_p, jnp.sum(weight * near_p, axis=1))
+                b = jnp.where(all_tied, tied_q, jnp.sum(weight * near_q, axis=1))
                 # The prior keeps both logarithms finite where a sample has no neighbours.
                 return jnp.log(a + prior) - jnp.log(b + prior)
 

@@ -43,6 +43,19 @@ def test_the_reference_alone_is_exact_for_gaussians():
     assert relative_error(found, truth) < 0.05  # the sample's own moments, O(n^-½)
 
 
+@pytest.mark.parametrize("far", [30.0, 3000.0, 1e15])
+@pytest.mark.parametrize("num_steps", [0, 5])
+def test_a_stray_particle_leaves_the_others_their_score(num_steps, far):
+    """That of N(0, I) has slope −1; a winsorised stray adds 25/500 to the variance, no more."""
+    x = jax.random.normal(KEY, (500, 2)).at[0, 0].set(far)
+    velocity = flows.NeuralScore(num_init_steps=0, num_fit_steps=num_steps)
+    found = refine(velocity, x, uniform(500), 4)
+    slope = np.polyfit(x[1:, 0], found[1:, 0], 1)[0]
+    assert -1.12 < slope < -0.85
+    # Its own pulls it back no more than any particle's at the limit, so that a drift can.
+    assert -8 < found[0, 0] < -3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["dual", "sliced", "denoising"])
 def test_the_score_of_a_mixture_is_learned(loss):
