@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.checks import check_matrix, check_same_features, check_shape, check_weights
+from divjax.core.compensated import exact_product, exact_sum
 from divjax.core.conversion import (
     CONVERT_FIRST,
     Numbers,
@@ -230,10 +231,10 @@ class Center:
         """
         share, share_low = two_parts(as_numbers("share", share), self.high.dtype)
         # Each rounded number is followed by what its rounding has lost.
-        step, lost = _exact_sum(other.high, -self.high)
+        step, lost = exact_sum(other.high, -self.high)
         lost += other.low - self.low
-        moved, error = _exact_product(share, step)
-        high, rounding = _exact_sum(self.high, moved)
+        moved, error = exact_product(share, step)
+        high, rounding = exact_sum(self.high, moved)
         return Center(high, self.low + (rounding + error + share_low * step + share * lost))
 
     def add(self, x: Float[Array, "n d"]) -> Float[Array, "n d"]:
@@ -404,28 +405,6 @@ def two_parts(x: Unrounded, dtype: DTypeLike) -> tuple[Array, Array]:
         rounded = x.astype(dtype)
         rest = np.where(np.isfinite(rounded), x - rounded.astype(x.dtype), 0)
     return jnp.asarray(rounded), _rounded(rest, dtype)
-
-
-def _exact_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """The rounded sum, and its rounding error (Knuth's two-sum)."""
-    total = a + b
-    of_b = total - a
-    return total, (a - (total - of_b)) + (b - of_b)
-
-
-def _exact_product(a: Array, b: Array) -> tuple[Array, Array]:
-    """The rounded product, and its rounding error (Dekker's, by halves of the digits)."""
-    product, precision = a * b, jnp.finfo(b.dtype)
-
-    def halves(z: Array) -> tuple[Array, Array]:
-        first = jax.lax.reduce_precision(z, precision.nexp, precision.nmant // 2)
-        return first, z - first
-
-    # Products of halves are exact. The error is a constant for differentiation.
-    (a, a_rest), (b, b_rest) = halves(jax.lax.stop_gradient(a)), halves(jax.lax.stop_gradient(b))
-    # In Dekker's order: each sum is exact only after the larger terms have cancelled.
-    error = ((a * b - jax.lax.stop_gradient(product)) + a * b_rest + a_rest * b) + a_rest * b_rest
-    return product, error
 
 
 def _rounded(x: Unrounded, dtype: DTypeLike) -> Array:

@@ -57,7 +57,8 @@ def wasserstein_1d(
 
     The quantile functions are steps, so the integral is a sum over the at most n + m − 1 intervals
     between their merged jumps. The power W_p^p is returned, not its root, unless `root` is true.
-    For p = ∞ the result is W_∞, the largest |F_x⁻¹(u) − F_y⁻¹(u)|, which is already a root.
+    For p = ∞ the result is W_∞, the largest |F_x⁻¹(u) − F_y⁻¹(u)|, which is already a root. Levels
+    that coincide up to the rounding of unequal weights count as one.
 
     The cost is differentiable in the samples almost everywhere. At distance zero a pair's
     derivative is zero, and among duplicates it is that of one of several matchings. In the weights,

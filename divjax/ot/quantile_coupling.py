@@ -6,7 +6,6 @@ n + m − 1 intervals, each with one row of x and one row of y: the optimal plan
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -28,6 +27,7 @@ from divjax.core.samples import (
     check_distinguishable,
 )
 from divjax.core.simplex import with_finite_padding
+from divjax.ot.quantile_levels import has_certain_mass, merged_by_weights, merged_evenly
 
 __all__ = [
     "Line",
@@ -136,64 +136,16 @@ def working_arrays(
     return with_finite_padding(x.astype(work), a), with_finite_padding(y.astype(work), b), a, b
 
 
-def _levels(
-    weights: Float[Array, " n"] | None, size: int, dtype: DTypeLike
-) -> Float[Array, " levels"]:
-    """The quantile function's jumps strictly inside of (0, 1)."""
-    if weights is None:
-        return jnp.arange(1, size, dtype=dtype) / size
-    cumulative = jnp.cumsum(weights)
-    levels = cumulative[:-1] / cumulative[-1]
-    # Equal weights count as None: their rounded sums would leave mass between coinciding levels.
-    even = jnp.arange(1, size, dtype=dtype) / size
-    equal = jnp.all(weights == weights[0])
-    return levels + jax.lax.stop_gradient(jnp.where(equal, even - levels, 0))
-
-
 def staircase(line: Line) -> Staircase:
     """The optimal plan, with one entry per interval of quantile levels, in increasing order."""
     x, y, a, b = line
-    (n,), (m,) = x.shape, y.shape
     x_order, y_order = jnp.argsort(x), jnp.argsort(y)
-    # The n − 1 and the m − 1 levels at which one of the quantile functions jumps.
-    levels = jnp.concatenate(
-        [
-            _levels(None if a is None else a[x_order], n, x.dtype),
-            _levels(None if b is None else b[y_order], m, x.dtype),
-        ]
-    )
-    order = jnp.argsort(levels)
-    # At each level one of the two quantile functions jumps to its next value. Counting the jumps
-    # replaces a search, and rounding of a level cannot lead beyond the last value.
-    of_x = jnp.append(0, jnp.cumsum(order < n - 1))
-    of_y = jnp.arange(n + m - 1) - of_x
-    # Between two levels both functions are constant: one row meets one row, with that mass.
-    widths = jnp.diff(levels[order], prepend=jnp.zeros(1, x.dtype), append=jnp.ones(1, x.dtype))
-    rows, columns = x_order[of_x], y_order[of_y]
-    # Cumulative sums are rounded. The rows' masses are corrected, with their derivatives kept.
-    masses = widths
-    if a is not None:
-        masses = _with_shares(masses, a[x_order], of_x)
-        masses = jnp.where(a[rows] == 0, 0, masses)
-    if b is not None:
-        masses = jnp.where(b[columns] == 0, 0, masses)
-    masses = widths + jax.lax.stop_gradient(masses - widths)
-    return Staircase(rows, columns, masses)
-
-
-def _with_shares(
-    masses: Float[Array, " k"], weights: Float[Array, " n"], of_x: Int[Array, " k"]
-) -> Float[Array, " k"]:
-    """The masses of a path's entries, scaled to each row's share of the weights.
-
-    Shares below the rounding of the cumulative sums are lost in their differences. If all entries
-    of a row have lost their mass, its first entry gets the row's share.
-    """
-    total = jax.ops.segment_sum(masses, of_x, weights.size, indices_are_sorted=True)
-    share = weights / jnp.sum(weights)
-    factor = jnp.where(total > 0, share / jnp.where(total > 0, total, 1), 0)
-    is_first = jnp.diff(of_x, prepend=-1) != 0
-    return jnp.where(is_first & (total == 0)[of_x], share[of_x], masses * factor[of_x])
+    if a is None and b is None:
+        merged = merged_evenly(x.size, y.size, x.dtype)
+    else:
+        of_x, of_y = (None if w is None else w[o] for w, o in ((a, x_order), (b, y_order)))
+        merged = merged_by_weights(of_x, of_y, x.size, y.size, x.dtype)
+    return Staircase(x_order[merged.of_x], y_order[merged.of_y], merged.masses)
 
 
 def distance_power(difference: Array, p: ArrayLike) -> Array:
@@ -245,9 +197,10 @@ def _cost_between_quantiles(line: Line, p: ArrayLike) -> Float[Array, ""]:
     rows, columns, masses = path = staircase(line)
     difference = x[rows] - y[columns]
     if is_infinite(p):
-        # Intervals between levels that coincide up to rounding carry no mass.
-        rounding = 4 * jnp.finfo(x.dtype).eps * math.log2(x.size + y.size)
-        return jnp.max(jnp.where(masses > rounding, distance_power(difference, p), 0))
+        uniform = lambda weights, z: jnp.ones_like(z) if weights is None else weights
+        sides = (uniform(a, x), rows), (uniform(b, y), columns)
+        certain = has_certain_mass(masses, *sides)
+        return jnp.max(jnp.where(certain, distance_power(difference, p), 0))
     # Far rows of weight zero may have an infinite power, which times zero must be zero.
     lost = (masses == 0) & ~jnp.isfinite(distance_power(difference, p))
     powers = distance_power(jnp.where(lost, 0, difference), p)
