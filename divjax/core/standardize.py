@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from divjax.core.ordering import ascending_order
 from divjax.core.pytrees import for_each
 
 __all__ = ["Standardizer", "mean_and_scale", "robust_standardizer"]
@@ -229,7 +230,7 @@ def _weighted_quantiles(
     values: Float[Array, " n"], weights: Float[Array, " n"], levels: Float[Array, " k"]
 ) -> Float[Array, " k"]:
     """The least values such that at least these shares of the weight do not exceed them."""
-    order = jnp.argsort(values)
+    order = ascending_order(values)
     mass = jnp.cumsum(weights[order])
     # A share that is met exactly is met whichever way the sums are rounded.
     rounding = 8 * jnp.finfo(mass.dtype).eps

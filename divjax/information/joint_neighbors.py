@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from divjax.core.numerics import in_units_of
+from divjax.core.numerics import if_needed, in_units_of
 from divjax.core.pairwise import map_row_blocks
-from divjax.core.selection import smallest_in_rows
+from divjax.core.selection import smallest_in_columns, smallest_in_rows
 from divjax.core.standardize import robust_standardizer
 from divjax.fdiv.cell_search import cells_pay, coordinate_distances, reduce_near_pairs
 
@@ -16,6 +16,8 @@ __all__ = ["JointNeighbors", "in_like_units", "joint_neighbors"]
 
 # Extra candidates: the search ranks distances that are rounded to float32.
 _SPARE = 4
+# So many neighbours are found by one minimum after the other, if they are among few points.
+_MOST_BY_MINIMA = 32
 
 
 class JointNeighbors(NamedTuple):
@@ -73,8 +75,20 @@ def joint_neighbors(z: Float[Array, "n d"], count: int) -> JointNeighbors:
         found, place = found[:, :count], place[:, :count]
         return JointNeighbors(found, column_index[place]), found[:, -1]
 
+    def nearest_by_minima(rows, index, columns, column_index):
+        distances = coordinate_distances(columns, rows, euclidean=False)
+        distances = jnp.where(column_index[:, None] == index, jnp.inf, distances)
+        found = smallest_in_columns(distances, count)
+        neighbors = JointNeighbors(found.values.T, column_index[found.rows].T)
+        if len(columns) == n:
+            again = lambda _: nearest(rows, index, columns, column_index)[0]
+            return if_needed(~found.certain.all(), again, neighbors), found.values[-1]
+        # A row of which it is not certain is looked at again, with all columns.
+        return neighbors, jnp.where(found.certain, found.values[-1], jnp.inf)
+
+    few = count <= _MOST_BY_MINIMA and z.dtype == jnp.float32 and jax.default_backend() == "cpu"
     if cells_pay(n, d, candidates):
-        return reduce_near_pairs(nearest, candidates, z)
+        return reduce_near_pairs(nearest_by_minima if few else nearest, candidates, z)
     everything = jnp.arange(n)
     of_rows = lambda rows, index: nearest(rows, index, z, everything)[0]
     return map_row_blocks(of_rows, n, z, everything)

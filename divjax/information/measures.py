@@ -101,14 +101,14 @@ def mutual_information(
     Returns:
         An `Estimate` in nats, not clipped at zero. For neighbours its diagnostics are
         `DependenceDiagnostics`, and its standard error is the jackknife's to first order: leaving
-        out a row removes its term, and widens the neighbourhoods of those whose neighbour it was.
-        It is conservative (Efron–Stein): for Gaussians with k = 3 it is 1.3 to 1.6 times the true
-        one.
+        out a row removes its term, widens the neighbourhoods of those whose neighbour it was, and
+        moves the correlations of a reference. It is conservative (Efron–Stein): for Gaussians with
+        k = 3 it is 1.1 to 1.6 times the true one.
 
         The interval by neighbours is the normal one, extended by an estimate of the bias, which
         dominates where the density varies within the neighbourhoods. With d features in all, and a
         bias that grows with the extent (k/n)^(1/d) of a neighbourhood, it is
-        [I_k − I_2k]/(2^(1/d) − 1) for the estimates I_k and I_2k with k and 2k neighbours; on the
+        [I_k − I_3k]/(3^(1/d) − 1) for the estimates I_k and I_3k with k and 3k neighbours; on the
         side to which it points the interval is longer by that. If a variable has several features,
         the interval reaches up to that of I(|x|; |y|) at least, the information between distances
         from the centres, which cannot be more than I(x; y) and is estimated in two dimensions.

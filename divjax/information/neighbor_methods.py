@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from divjax.core.checks import check_choice, check_count, check_full_precision
 from divjax.core.differentiation import refuse_derivatives
 from divjax.core.numerics import if_needed, nan_unless
+from divjax.core.ordering import order_keys
 from divjax.core.pytrees import pytree, static
 from divjax.core.types import Estimate, summary
 from divjax.information.entropy_sums import EntropySum
@@ -27,6 +28,7 @@ from divjax.information.neighborhood_bias import (
     extrapolation_factor,
     normal_scores,
     smoothing_loss,
+    smoothing_loss_influence,
 )
 from divjax.information.range_counts import counts_within
 
@@ -58,7 +60,7 @@ class DependenceDiagnostics:
         zero_distances: the number of rows that coincide with their k-th neighbour in all variables.
         suitable: whether the method is meant for such variables. If it is False for `KSG`, use
             `MixedNeighbors`.
-        larger_neighborhoods: the value with 2k neighbours, at most n − 2. It differs from the value
+        larger_neighborhoods: the value with 3k neighbours, at most n − 2. It differs from the value
             where the bias is not small.
         center_distances: the value for the distances from their centres of variables with several
             features, by the same method on normal scores. The information cannot be less. NaN where
@@ -91,7 +93,7 @@ class _Sample(NamedTuple):
     Attributes:
         variables: constant features are zero.
         unranked: the same, not replaced by normal scores.
-        neighbors: 2k + 1 of each row, or all others.
+        neighbors: k + 1 or 3k + 1 of each row, or all others.
         finite: whether all values were finite.
     """
 
@@ -101,9 +103,26 @@ class _Sample(NamedTuple):
     finite: Bool[Array, ""]
 
 
+class _Terms(NamedTuple):
+    """A sum of entropies is the mean of its terms.
+
+    Attributes:
+        own: each row's term.
+        shared: what each row adds to the mean by a quantity on which all terms depend.
+    """
+
+    own: Float[Array, " n"]
+    shared: Float[Array, " n"]
+
+
 def _prepared(
-    variables: tuple[Float[Array, "n _"], ...], k: int, *, scores: bool = False
+    variables: tuple[Float[Array, "n _"], ...],
+    k: int,
+    *,
+    scores: bool = False,
+    compared: bool = True,
 ) -> _Sample:
+    """The sample with its neighbours: 3k + 1 if the estimate is compared with that by 3k."""
     n = variables[0].shape[0]
     for variable in variables:
         check_full_precision("a variable", variable)
@@ -118,13 +137,18 @@ def _prepared(
     # The first features of all variables come first: the search sorts by the first two columns.
     widths = range(max(variable.shape[1] for variable in variables))
     columns = [v[:, i] for i in widths for v in variables if i < v.shape[1]]
-    neighbors = joint_neighbors(jnp.stack(columns, axis=1), _larger(k, n) + 1)
+    count = (_larger(k, n) if compared else k) + 1
+    neighbors = joint_neighbors(jnp.stack(columns, axis=1), count)
     return _Sample(variables, unranked, neighbors, finite)
 
 
 def _larger(k: int, n: int) -> int:
-    """The number of neighbours with which the estimate with k is compared."""
-    return min(2 * k, n - 2)
+    """The number of neighbours with which the estimate with k is compared.
+
+    The difference is extrapolated, and its error with it: compared with 3k neighbours that error is
+    two thirds of what it is with 2k. More neighbours take time, and the bias may bend.
+    """
+    return min(3 * k, n - 2)
 
 
 def _counts(
@@ -141,12 +165,12 @@ def _below(radii: Float[Array, " n"]) -> Float[Array, " n"]:
     return jnp.where(radii > 0, jnp.nextafter(radii, jnp.zeros_like(radii)), -1)
 
 
-# The terms of a sum of entropies, one for each row, for a number of neighbours.
-_Terms = Callable[[_Sample, EntropySum, int], Float[Array, " n"]]
+# The terms of a sum of entropies for a number of neighbours.
+_TermsOf = Callable[[_Sample, EntropySum, int], _Terms]
 
 
 def _estimate(
-    terms_of: _Terms,
+    terms_of: _TermsOf,
     sample: _Sample,
     measure: EntropySum,
     k: int,
@@ -158,24 +182,24 @@ def _estimate(
     n = len(sample.neighbors.index)
     num_features = sum(variable.shape[1] for variable in sample.variables)
     terms = terms_of(sample, measure, k)
-    value = nan_unless(sample.finite, jnp.mean(terms))
+    value = nan_unless(sample.finite, jnp.mean(terms.own))
     usable = suitable & sample.finite
     std_error = nan_unless(usable, _std_error(terms, sample, measure, k))
 
-    larger = nan_unless(sample.finite, jnp.mean(terms_of(sample, measure, _larger(k, n))))
+    larger = nan_unless(sample.finite, jnp.mean(terms_of(sample, measure, _larger(k, n)).own))
     bias = extrapolation_factor(k, _larger(k, n), num_features) * (value - larger)
     distances = center_distances(sample.unranked, measure)
     if distances is None:
         of_distances = None
     else:
-        function = _prepared(distances, k, scores=True)
+        function = _prepared(distances, k, scores=True, compared=False)
         terms_of_function = terms_of(function, measure, k)
         error = nan_unless(usable, _std_error(terms_of_function, function, measure, k))
-        of_distances = nan_unless(sample.finite, jnp.mean(terms_of_function)), error
+        of_distances = nan_unless(sample.finite, jnp.mean(terms_of_function.own)), error
     interval = extended_interval(value, std_error, bias, of_distances, confidence_level)
 
     diagnostics = DependenceDiagnostics(
-        terms,
+        terms.own,
         repeated,
         jnp.sum(sample.neighbors.distances[:, k - 1] == 0, dtype=jnp.int32),
         suitable,
@@ -185,9 +209,7 @@ def _estimate(
     return Estimate(value, std_error, interval, jnp.asarray(n, value.dtype), diagnostics)
 
 
-def _std_error(
-    terms: Float[Array, " n"], sample: _Sample, measure: EntropySum, k: int
-) -> Float[Array, ""]:
+def _std_error(terms: _Terms, sample: _Sample, measure: EntropySum, k: int) -> Float[Array, ""]:
     """The jackknife standard error of the mean of the terms, to first order."""
     distances, index = sample.neighbors
     last, following = distances[:, k - 1], distances[:, k]
@@ -196,12 +218,12 @@ def _std_error(
     # all features. Features in which the neighbour agrees are discrete there, and do not count.
     neighbor = index[:, k - 1]
     steps = jnp.concatenate([v - v[neighbor] for v in sample.variables], axis=1)
-    features = jnp.sum(steps != 0, axis=1).astype(terms.dtype)
+    features = jnp.sum(steps != 0, axis=1).astype(last.dtype)
     grows = (last > 0) & jnp.isfinite(following)
     ratio = jnp.where(grows, following, 1) / jnp.where(grows, last, 1)
     rise = -measure.signs[-1] * features * jnp.log(ratio)
-    influence = terms.at[index[:, :k]].add(rise[:, None])
-    std_error = jnp.sqrt(jnp.var(influence, ddof=1) / terms.shape[0])
+    influence = (terms.own + terms.shared).at[index[:, :k]].add(rise[:, None])
+    std_error = jnp.sqrt(jnp.var(influence, ddof=1) / influence.shape[0])
     # A constant variable has no information about others, and that is no estimate.
     varying = sum(jnp.any(v != 0).astype(jnp.int32) for v in sample.variables)
     return jnp.where(varying < 2, 0, std_error)
@@ -209,8 +231,9 @@ def _std_error(
 
 def _repeated(variables: tuple[Float[Array, "n _"], ...]) -> Float[Array, ""]:
     """The largest share of rows that have a feature's value in common with others."""
-    z = jnp.sort(jnp.concatenate(variables, axis=1), axis=0)
-    same = z[1:] == z[:-1]
+    z = jnp.concatenate(variables, axis=1)
+    keys = jnp.sort(order_keys(z), axis=0)
+    same = keys[1:] == keys[:-1]
     none = jnp.zeros_like(same[:1])
     shared = jnp.concatenate([none, same]) | jnp.concatenate([same, none])
     constant = jnp.all(same, axis=0)
@@ -299,7 +322,7 @@ class KSG:
         suitable = repeated <= _REPEATED
         return _estimate(terms_of, sample, measure, self.k, repeated, suitable, confidence_level)
 
-    def _by_cubes(self, sample: _Sample, measure: EntropySum, k: int) -> Float[Array, " n"]:
+    def _by_cubes(self, sample: _Sample, measure: EntropySum, k: int) -> _Terms:
         distances = sample.neighbors.distances[:, k - 1]
         radius = _below(distances)
         radii, dtype = [radius] * len(sample.variables), radius.dtype
@@ -310,11 +333,13 @@ class KSG:
         for group, sign in zip(groups, signs, strict=True):
             counts = _counts(sample, group, radii)
             terms = terms + sign * (total - digamma((counts + 1).astype(dtype)))
-        if self.reference is not None:
-            terms = terms + smoothing_loss(sample.variables, measure, distances)
-        return terms
+        if self.reference is None:
+            return _Terms(terms, jnp.zeros_like(terms))
+        loss = smoothing_loss(sample.variables, measure, distances)
+        influence = smoothing_loss_influence(sample.variables, measure, distances)
+        return _Terms(terms + loss, influence)
 
-    def _by_boxes(self, sample: _Sample, measure: EntropySum, k: int) -> Float[Array, " n"]:
+    def _by_boxes(self, sample: _Sample, measure: EntropySum, k: int) -> _Terms:
         n, dtype = sample.variables[0].shape[0], sample.variables[0].dtype
         index = sample.neighbors.index[:, :k]
         radii = [
@@ -331,7 +356,7 @@ class KSG:
             num_sides = sum(sides[i] for i in group)
             entropy = total - digamma(counts) + (num_sides - 1) / counts
             terms = terms + sign * jnp.where(num_sides > 0, entropy, 0)
-        return terms
+        return _Terms(terms, jnp.zeros_like(terms))
 
 
 @pytree
@@ -386,7 +411,7 @@ class MixedNeighbors:
         repeated, suitable = _repeated(sample.variables), jnp.array(True)
         return _estimate(self._terms, sample, measure, self.k, repeated, suitable, confidence_level)
 
-    def _terms(self, sample: _Sample, measure: EntropySum, k: int) -> Float[Array, " n"]:
+    def _terms(self, sample: _Sample, measure: EntropySum, k: int) -> _Terms:
         distances = sample.neighbors.distances
         radius, dtype = distances[:, k - 1], distances.dtype
         # Distances between levels that are equal in other units are equal up to rounding.
@@ -405,4 +430,4 @@ class MixedNeighbors:
         for group, sign in zip(groups, signs, strict=True):
             counts = _counts(sample, group, radii)
             terms = terms + sign * (total - digamma((counts + 1).astype(dtype)))
-        return terms
+        return _Terms(terms, jnp.zeros_like(terms))

@@ -8,15 +8,17 @@ bounded by `extended_interval`: the estimate is extrapolated to neighbourhoods o
 compared with that of the variables' distances from their centres, a function of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 from jaxtyping import Array, ArrayLike, Float
 
 from divjax.core.linalg import eigh
 from divjax.core.numerics import matmul
+from divjax.core.ordering import order_keys
 from divjax.core.types import Interval, normal_interval
 from divjax.information.entropy_sums import EntropySum
 
@@ -26,6 +28,7 @@ __all__ = [
     "extrapolation_factor",
     "normal_scores",
     "smoothing_loss",
+    "smoothing_loss_influence",
 ]
 
 
@@ -44,9 +47,10 @@ def normal_scores(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     n = x.shape[0]
 
     def of_feature(values: Float[Array, " n"]) -> Float[Array, " n"]:
-        ordered = jnp.sort(values)
-        below = jnp.searchsorted(ordered, values, side="left")
-        above = n - jnp.searchsorted(ordered, values, side="right")
+        keys = order_keys(values)
+        ordered = jnp.sort(keys)
+        below = jnp.searchsorted(ordered, keys, side="left")
+        above = n - jnp.searchsorted(ordered, keys, side="right")
         # By the nearer end: 1 − 1/(2n) would be rounded, and upper scores would coincide.
         smaller = jnp.minimum(below, above).astype(x.dtype)
         equal = (n - below - above).astype(x.dtype)
@@ -73,28 +77,74 @@ def smoothing_loss(
         measure: the groups and signs.
         radii: ρ for each row.
     """
-    x = jnp.concatenate(variables, axis=1)
-    n, ends = x.shape[0], [0]
-    for variable in variables:
-        ends.append(ends[-1] + variable.shape[1])
-    # A constant feature is independent of the others, of any variance.
-    constant = jnp.diag(jnp.all(x == 0, axis=0).astype(x.dtype))
-    correlation = matmul(x.T, x) / n + constant
-    squares = jnp.square(radii) / 3
+    x, correlation = _correlation(variables)
+    n, squares = len(x), jnp.square(radii) / 3
     # The second derivative of a loss in the eigenvalue, at one: two features of correlation r have
     # the eigenvalues 1 ± r, and lose this times r² more than independent ones.
     curvature = (1 - (1 + squares) ** -2 - 2 * squares * (1 + squares) ** -3) / 2
     loss = jnp.zeros_like(radii)
-    for group, sign in zip(measure.groups, measure.signs, strict=True):
-        members = jnp.concatenate([jnp.arange(ends[i], ends[i + 1]) for i in group])
-        d = members.shape[0]
-        eigenvalues = eigh(correlation[members][:, members])[0]
-        # Smaller eigenvalues are rounding.
-        least = 8 * x.shape[1] * jnp.finfo(x.dtype).eps
-        ratio = squares[:, None] / jnp.maximum(eigenvalues, least)
+    for sign, members, eigenvalues, _ in _spectra(variables, measure, correlation):
+        d = len(members)
+        ratio = squares[:, None] / eigenvalues
         own = jnp.sum(jnp.log1p(ratio) - ratio / (1 + ratio), axis=1) / 2
         loss = loss - sign * (own - d * (d - 1) / (2 * n) * curvature)
     return loss
+
+
+def smoothing_loss_influence(
+    variables: Sequence[Float[Array, "n _"]], measure: EntropySum, radii: Float[Array, " n"]
+) -> Float[Array, " n"]:
+    """Each row's influence on the mean of `smoothing_loss` by way of the correlations.
+
+    All rows' losses are functions of one matrix C of correlations, and err with it in one
+    direction. If the share of row i grows by ε/n, and features keep the variance one, the mean
+    grows to first order by ε/n times
+
+        z_iᵀ G z_i − Σ_j (G C)_jj z_ij²,  G = ∂(mean loss)/∂C,
+
+    the influence of normal scores z of jointly normal variables, whose correlations are efficient.
+    G has the eigenvectors of each group's C, and the eigenvalues ½ E s⁴/(λ_j (λ_j + s²)²), with
+    signs. The mean of the influence over rows is zero.
+
+    Args:
+        variables: features of mean zero and variance one, or constant zero.
+        measure: the groups and signs.
+        radii: ρ for each row.
+
+    References:
+        Klaassen, Wellner 1997: normal scores are efficient for a normal copula.
+    """
+    x, correlation = _correlation(variables)
+    squares = jnp.square(radii)[:, None] / 3
+    slope = jnp.zeros_like(correlation)
+    for sign, members, eigenvalues, vectors in _spectra(variables, measure, correlation):
+        slopes = jnp.square(squares) / (eigenvalues * jnp.square(eigenvalues + squares))
+        own = matmul(vectors * (sign * jnp.mean(slopes, axis=0) / 2), vectors.T)
+        slope = slope.at[members[:, None], members].add(own)
+    return jnp.sum(matmul(x, slope) * x, axis=1) - matmul(x**2, jnp.sum(slope * correlation, 1))
+
+
+def _correlation(
+    variables: Sequence[Float[Array, "n _"]],
+) -> tuple[Float[Array, "n d"], Float[Array, "d d"]]:
+    """The features of all variables, and their correlations."""
+    x = jnp.concatenate(variables, axis=1)
+    # A constant feature is independent of the others, of any variance.
+    constant = jnp.diag(jnp.all(x == 0, axis=0).astype(x.dtype))
+    return x, matmul(x.T, x) / x.shape[0] + constant
+
+
+def _spectra(
+    variables: Sequence[Float[Array, "n _"]], measure: EntropySum, correlation: Float[Array, "d d"]
+) -> Iterator[tuple[int, np.ndarray, Float[Array, " m"], Float[Array, "m m"]]]:
+    """For each group its sign, its features, and the eigenvalues and vectors of their matrix."""
+    ends = np.cumsum([0, *(variable.shape[1] for variable in variables)])
+    # Smaller eigenvalues are rounding.
+    least = 8 * len(correlation) * jnp.finfo(correlation.dtype).eps
+    for group, sign in zip(measure.groups, measure.signs, strict=True):
+        members = np.concatenate([np.arange(ends[i], ends[i + 1]) for i in group])
+        eigenvalues, vectors = eigh(correlation[members][:, members])
+        yield sign, members, jnp.maximum(eigenvalues, least), vectors
 
 
 def center_distances(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from divjax.core.ordering import ascending_order
 from divjax.core.pairwise import map_row_blocks
 from divjax.fdiv.cell_search import cells_pay, reduce_near_pairs
 
@@ -63,7 +64,7 @@ class _Ranges(NamedTuple):
 
 def _rank_ranges(values: Float[Array, " n"], radii: Float[Array, " n"]) -> _Ranges:
     n = values.shape[0]
-    order = jnp.argsort(values)
+    order = ascending_order(values)
     ordered = values[order]
 
     def first(holds: Callable[[Array], Bool[Array, " n"]]) -> Int[Array, " n"]:

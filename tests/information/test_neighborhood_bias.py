@@ -8,7 +8,11 @@ from scipy import stats
 
 from divjax import information, problems
 from divjax.information.entropy_sums import MUTUAL
-from divjax.information.neighborhood_bias import normal_scores, smoothing_loss
+from divjax.information.neighborhood_bias import (
+    normal_scores,
+    smoothing_loss,
+    smoothing_loss_influence,
+)
 
 REFERRED = information.KSG(reference="gaussian_copula")
 
@@ -45,6 +49,34 @@ def test_a_smoothing_loss_is_a_divergence_of_normal_distributions():
         whole = _loss(c, square) - _loss(c[:2, :2], square) - _loss(c[2:, 2:], square)
         known.append(whole - 2 * 3 / len(z) * growth)
     np.testing.assert_allclose(found, known, atol=1e-6)
+
+
+def test_influence_is_the_derivative_of_the_loss_in_a_share():
+    """Of one row after the other, by differences, with correlations for products."""
+    rng = np.random.default_rng(2)
+    z = rng.normal(size=(12, 3)) @ rng.normal(size=(3, 3))
+    z = (z - z.mean(0)) / z.std(0)
+    radii = rng.uniform(0.2, 1.5, 12)
+
+    def loss(shares):
+        products = (z.T * shares) @ z
+        scale = np.sqrt(np.diag(products))
+        c = products / scale / scale[:, None]
+        parts = lambda square: (
+            _loss(c, square) - _loss(c[:2, :2], square) - _loss(c[2:, 2:], square)
+        )
+        return np.mean([parts(square) for square in radii**2 / 3])
+
+    step, known = 1e-4, []
+    for i in range(12):
+        change = step * (np.arange(12) == i)
+        # Shares need not sum to one: the loss is a function of correlations.
+        known.append((loss(1 / 12 + change) - loss(1 / 12 - change)) / (2 * step))
+    with jax.enable_x64(True):
+        variables = jnp.asarray(z[:, :2]), jnp.asarray(z[:, 2:])
+        found = smoothing_loss_influence(variables, MUTUAL, jnp.asarray(radii))
+    np.testing.assert_allclose(found, known, atol=1e-6)
+    assert abs(np.mean(np.asarray(found))) < 1e-12
 
 
 def test_independent_features_lose_nothing_on_average():
