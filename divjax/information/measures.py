@@ -118,6 +118,10 @@ def mutual_information(
         resolves, and that neither correlations nor distances show, is missed. Rows must be
         independent.
 
+        The extension goes no further than zero below and than what k neighbours can show above,
+        ψ(n) − ψ(k) plus the reference's correction. The interval has no upper end where the rows
+        do not limit the information: see `DependenceDiagnostics.resolved`.
+
         The value is NaN if the samples are not finite. The standard error is NaN, too, if the
         method is not suitable for the variables.
 
