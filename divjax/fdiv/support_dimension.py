@@ -40,18 +40,25 @@ class Support(NamedTuple):
 
 
 def short_steps(y: Float[Array, "m d"]) -> Float[Array, "m d"]:
-    """A step from each row to the nearest of eight others: within a cluster, if clusters exist."""
+    """A step from each row to the nearest of eight others: within a cluster, if clusters exist.
+
+    Copies are passed over: a step of zero has no direction.
+    """
     steps = jnp.stack([jnp.roll(y, shift, axis=0) - y for shift in range(1, min(9, len(y)))])
-    shortest = jnp.argmin(jnp.max(jnp.abs(steps), axis=2), axis=0)
+    sizes = jnp.max(jnp.abs(steps), axis=2)
+    shortest = jnp.argmin(jnp.where(sizes > 0, sizes, jnp.inf), axis=0)
     return jnp.take_along_axis(steps, shortest[None, :, None], axis=0)[0]
 
 
 def support_from_steps(
-    *steps: Float[Array, "_ d"], others: tuple[Float[Array, "_ d"], ...] = ()
+    *steps: Float[Array, "_ d"],
+    others: tuple[Float[Array, "_ d"], ...] = (),
+    num_rows: Int[Array, ""] | None = None,
 ) -> Support:
     """The support from steps to nearest neighbours.
 
-    `others` are steps within samples whose nearest neighbours are not known.
+    `others` are steps within samples whose nearest neighbours are not known. `num_rows` is the
+    number of different rows in the smallest sample, if rows are repeated to keep a shape.
     """
     steps, others = jax.lax.stop_gradient((steps, others))
     d, dtype = steps[0].shape[1], steps[0].dtype
@@ -84,7 +91,9 @@ def support_from_steps(
         spectra = eigh(jnp.concatenate([each, jnp.sum(each, axis=0, keepdims=True)]))[0]
         floor = 30 * d * jnp.finfo(dtype).eps * spectra[:, -1:]
         ranks = jnp.sum(spectra > floor, axis=1)
-        dimension = ranks[-1]
-        same = same & jnp.all(ranks == dimension)
+        # Fewer different rows determine no rank, however often they are repeated.
+        enough = jnp.array(True) if num_rows is None else num_rows >= 2 * d
+        dimension = jnp.where(enough, ranks[-1], dimension)
+        same = same & (jnp.all(ranks == dimension) | ~enough)
     same = same & (dimension > 0)
     return Support(jnp.maximum(dimension, 1), ties, ties <= _TIES, same, dimension < d)

@@ -29,6 +29,9 @@ from divjax.information.paired_rows import masses_of
 
 __all__ = ["cross_entropy"]
 
+# A sum of squared shares is exact up to this multiple of epsilon.
+_ROUNDING = 16
+
 
 def cross_entropy(
     x: Float[Numbers, "n d"],
@@ -83,8 +86,9 @@ def cross_entropy(
         constant, discrete, or a linear function of others). NaN if they lie on different sets, or a
         row with weight is not finite. The interval is NaN if more than one x in a hundred coincides
         with one of its neighbours, and is left out of the value, if as large a share of successive
-        neighbours coincide with each other (copies within y), or if a column is neither continuous
-        nor discrete at the neighbours' distance.
+        neighbours coincide with each other (copies within y), if a column is neither continuous nor
+        discrete at the neighbours' distance, or if the effective number of rows of y, 1/Σ b² for
+        weights that sum to one, is below k.
 
     Raises:
         ValueError: if x or y is empty or not a matrix, their numbers of features differ, weights do
@@ -135,7 +139,11 @@ def _cross_entropy(
         near = near._replace(usable=near.usable & (b > 0)[near.index])
     # The steps to the neighbours, and those within y, determine the dimension.
     steps = y[near.index[:, k - 1]] - x
-    support = support_from_steps(steps, others=(short_steps(living),))
+    num_x = n if a is None else jnp.sum(a > 0)
+    num_y = m if b is None else jnp.sum(b > 0)
+    support = support_from_steps(
+        steps, others=(short_steps(living),), num_rows=jnp.minimum(num_x, num_y)
+    )
 
     # Those of the highest dimension: on a set of a lower one the value is −∞.
     weights = rank_weights_by_dimension(k, d, bias_order, extra=2)[-1]
@@ -143,7 +151,6 @@ def _cross_entropy(
     weights = jnp.asarray(weights, x.dtype)
     volumes = log_volumes(near, weights, jnp.asarray(d, x.dtype), used)
     # E log Q(ball) = ψ(j) − ψ(m + 1) for the j-th of m neighbours, whatever the density.
-    num_y = m if b is None else jnp.sum(b > 0)
     ranks = digamma(jnp.arange(1, k + 1, dtype=x.dtype))
     log_volume = 0.5 * d * math.log(math.pi) - math.lgamma(0.5 * d + 1)
     constant = log_volume + digamma(jnp.asarray(num_y + 1, x.dtype))
@@ -161,6 +168,9 @@ def _cross_entropy(
 
     rows = used_rows(volumes.valid, volumes.zero, None if a is None else masses_x)
     rows = unless_repeated(rows, near, y, k)
+    # Mass on fewer rows than neighbours is a share of the whole, and shares tell no density.
+    spread = jnp.sum(jnp.square(masses_y)) * k <= 1 + _ROUNDING * jnp.finfo(x.dtype).eps
+    rows = rows._replace(regular=rows.regular & spread)
 
     # To leave out x_i removes its term, to leave out y_j moves the terms whose neighbour it was,
     # and with weights raises the shares of all others.

@@ -20,15 +20,15 @@ from divjax.core.numerics import if_needed, nan_unless
 from divjax.core.ordering import order_keys
 from divjax.core.pytrees import pytree, static
 from divjax.core.types import Estimate, summary
-from divjax.information.entropy_sums import EntropySum
+from divjax.information.entropy_sums import INTERACTION, EntropySum
 from divjax.information.joint_neighbors import JointNeighbors, in_like_units, joint_neighbors
 from divjax.information.neighborhood_bias import (
     center_distances,
     extended_interval,
     extrapolation_factor,
+    largest_resolved,
     normal_scores,
     smoothing_loss,
-    smoothing_loss_influence,
 )
 from divjax.information.range_counts import counts_within
 
@@ -39,6 +39,10 @@ __all__ = ["KSG", "DependenceDiagnostics", "MixedNeighbors"]
 # repeated or whole rows copied: at 2 % the bias grows by at most half a standard deviation, at 5 %
 # by one and a half.
 _REPEATED = 0.05
+
+# Marginal neighbourhoods that hold on average fewer than √2 times the rows of the joint one
+# determine it: the dependence is narrower than the neighbours' distance. A difference of ψ.
+_DETERMINED = 0.35
 
 # Distances between discrete values are equal up to this multiple of epsilon.
 _ROUNDING_ULPS = 16
@@ -60,6 +64,11 @@ class DependenceDiagnostics:
         zero_distances: the number of rows that coincide with their k-th neighbour in all variables.
         suitable: whether the method is meant for such variables. If it is False for `KSG`, use
             `MixedNeighbors`.
+        resolved: whether the rows limit the information from above. It is False where neighbours in
+            one variable are neighbours in the others, as for functions of each other, whose
+            information is infinite, and with `reference="gaussian_copula"` where a feature is a
+            linear function of another variable, as by chance if there are as many features as rows.
+            The interval then has no upper end.
         larger_neighborhoods: the value with 3k neighbours, at most n − 2. It differs from the value
             where the bias is not small.
         center_distances: the value for the distances from their centres of variables with several
@@ -72,6 +81,7 @@ class DependenceDiagnostics:
     repeated: Float[Array, ""]
     zero_distances: Int[Array, ""]
     suitable: Bool[Array, ""]
+    resolved: Bool[Array, ""]
     larger_neighborhoods: Float[Array, ""]
     center_distances: Float[Array, ""]
 
@@ -109,10 +119,16 @@ class _Terms(NamedTuple):
     Attributes:
         own: each row's term.
         shared: what each row adds to the mean by a quantity on which all terms depend.
+        correction: what the reference adds to the mean.
+        resolved: as of `DependenceDiagnostics`.
+        reference: the reference's information, −∞ without one.
     """
 
     own: Float[Array, " n"]
     shared: Float[Array, " n"]
+    correction: Float[Array, ""]
+    resolved: Bool[Array, ""]
+    reference: Float[Array, ""]
 
 
 def _prepared(
@@ -165,6 +181,13 @@ def _below(radii: Float[Array, " n"]) -> Float[Array, " n"]:
     return jnp.where(radii > 0, jnp.nextafter(radii, jnp.zeros_like(radii)), -1)
 
 
+def _plain_terms(own: Float[Array, " n"], excess: list[Float[Array, " n"]]) -> _Terms:
+    """Terms without a reference; `excess` are ψ(n_g + 1) − ψ(k) of the groups with sign one."""
+    resolved = jnp.mean(jnp.stack(excess)) > _DETERMINED
+    zero = jnp.zeros((), own.dtype)
+    return _Terms(own, jnp.zeros_like(own), zero, resolved, zero - jnp.inf)
+
+
 # The terms of a sum of entropies for a number of neighbours.
 _TermsOf = Callable[[_Sample, EntropySum, int], _Terms]
 
@@ -180,14 +203,18 @@ def _estimate(
 ) -> Estimate:
     """The mean of the terms, its jackknife standard error, and an interval that knows of bias."""
     n = len(sample.neighbors.index)
-    num_features = sum(variable.shape[1] for variable in sample.variables)
+    # A constant feature does not widen neighbourhoods, nor does a constant variable inform.
+    varying = [jnp.any(variable != 0, axis=0) for variable in sample.variables]
+    num_features = jnp.sum(jnp.concatenate(varying), dtype=jnp.int32)
+    num_variables = jnp.sum(jnp.stack(list(map(jnp.any, varying))), dtype=jnp.int32)
     terms = terms_of(sample, measure, k)
     value = nan_unless(sample.finite, jnp.mean(terms.own))
     usable = suitable & sample.finite
     std_error = nan_unless(usable, _std_error(terms, sample, measure, k))
 
     larger = nan_unless(sample.finite, jnp.mean(terms_of(sample, measure, _larger(k, n)).own))
-    bias = extrapolation_factor(k, _larger(k, n), num_features) * (value - larger)
+    factor = extrapolation_factor(k, _larger(k, n), num_features.astype(value.dtype))
+    bias = factor * (value - larger)
     distances = center_distances(sample.unranked, measure)
     if distances is None:
         of_distances = None
@@ -196,13 +223,27 @@ def _estimate(
         terms_of_function = terms_of(function, measure, k)
         error = nan_unless(usable, _std_error(terms_of_function, function, measure, k))
         of_distances = nan_unless(sample.finite, jnp.mean(terms_of_function.own)), error
-    interval = extended_interval(value, std_error, bias, of_distances, confidence_level)
+    limit = largest_resolved(measure, k, n)
+    resolved = terms.resolved | (num_variables < 2)
+    interval = extended_interval(
+        value,
+        std_error,
+        bias,
+        of_distances,
+        terms.reference,
+        confidence_level,
+        # Of all measures interaction alone can be negative.
+        least=-limit if measure == INTERACTION else 0.0,
+        largest=limit + terms.correction,
+        resolved=resolved,
+    )
 
     diagnostics = DependenceDiagnostics(
         terms.own,
         repeated,
         jnp.sum(sample.neighbors.distances[:, k - 1] == 0, dtype=jnp.int32),
         suitable,
+        resolved,
         larger,
         jnp.full_like(value, jnp.nan) if of_distances is None else of_distances[0],
     )
@@ -266,15 +307,25 @@ class KSG:
         L(C) − L(C_x) − L(C_y),  L(C) = KL(N(0, C)‖N(0, C + s²I)),  s² = ρ_i²/3,
 
     as a density is estimated from a parametric start. The correction vanishes with ρ, and for
-    independent features; it is not bounded by log n. With 1000 rows of jointly normal variables
-    with five features each and I = 1.02 the bias is −.06 in place of −.42.
+    independent features, also if these are nearly as many as rows: it is estimated without the bias
+    of sample correlations' eigenvalues. It is not bounded by log n. With 1000 rows of jointly
+    normal variables with five features each and I = 1.02 the bias is −.06 in place of −.42; with
+    200 rows of 20 features each and I = 4.46 it is −.6, and the interval reaches up to the
+    reference's own information.
 
     Ties count as they are: rows at a distance of exactly ρ_i are not nearer than ρ_i. A variable
     whose values are repeated in more than one row of twenty (at which copied rows of normal
     variables, n = 1000, add a bias of a standard deviation or more) is flagged:
     `diagnostics.suitable` is False, the standard error and the interval are NaN, and
-    `MixedNeighbors` is the method to use. A constant variable carries no
-    information.
+    `MixedNeighbors` is the method to use. A constant variable carries no information, and constant
+    features change no estimate.
+
+    What is not resolved has no upper limit: the interval's upper end is infinite, and
+    `diagnostics.resolved` False, if neighbours in one variable are neighbours in the others too
+    (functions of each other, or noise below the neighbours' distance), and with a reference if the
+    features that vary are as many as rows, or one is a linear function of another variable. In the
+    last two cases there is no correction. A function that is not linear, of some features among
+    several, is not seen.
 
     For the standard deviation values are winsorised five spreads from the median, where the spread
     is that of a normal distribution with the same quantiles at 1, 3, 10 or 25 %, the widest: less
@@ -328,16 +379,23 @@ class KSG:
         radii, dtype = [radius] * len(sample.variables), radius.dtype
         *groups, _ = measure.groups
         *signs, sign = measure.signs
-        total = digamma(jnp.asarray(radius.shape[0], dtype))
-        terms = sign * (total - digamma(jnp.asarray(k, dtype)))
+        total, own = digamma(jnp.asarray(radius.shape[0], dtype)), digamma(jnp.asarray(k, dtype))
+        terms, excess = sign * (total - own), []
         for group, sign in zip(groups, signs, strict=True):
-            counts = _counts(sample, group, radii)
-            terms = terms + sign * (total - digamma((counts + 1).astype(dtype)))
+            counts = digamma((_counts(sample, group, radii) + 1).astype(dtype))
+            terms = terms + sign * (total - counts)
+            excess += [counts - own] if sign > 0 else []
+        plain = _plain_terms(terms, excess)
         if self.reference is None:
-            return _Terms(terms, jnp.zeros_like(terms))
+            return plain
         loss = smoothing_loss(sample.variables, measure, distances)
-        influence = smoothing_loss_influence(sample.variables, measure, distances)
-        return _Terms(terms + loss, influence)
+        return _Terms(
+            terms + loss.values,
+            loss.influence,
+            jnp.mean(loss.values),
+            plain.resolved & loss.resolved,
+            loss.information,
+        )
 
     def _by_boxes(self, sample: _Sample, measure: EntropySum, k: int) -> _Terms:
         n, dtype = sample.variables[0].shape[0], sample.variables[0].dtype
@@ -348,7 +406,8 @@ class KSG:
         ]
         # A variable that is constant has no sides.
         sides = [jnp.any(variable != 0).astype(dtype) for variable in sample.variables]
-        total, terms = digamma(jnp.asarray(n, dtype)), jnp.zeros(n, dtype)
+        total, own = digamma(jnp.asarray(n, dtype)), digamma(jnp.asarray(k, dtype))
+        terms, excess = jnp.zeros(n, dtype), []
         for group, sign in zip(measure.groups, measure.signs, strict=True):
             everything = group == measure.groups[-1]
             counts = jnp.full(n, k) if everything else _counts(sample, group, radii)
@@ -356,7 +415,8 @@ class KSG:
             num_sides = sum(sides[i] for i in group)
             entropy = total - digamma(counts) + (num_sides - 1) / counts
             terms = terms + sign * jnp.where(num_sides > 0, entropy, 0)
-        return _Terms(terms, jnp.zeros_like(terms))
+            excess += [digamma(counts) - own] if sign > 0 and not everything else []
+        return _plain_terms(terms, excess)
 
 
 @pytree
@@ -426,8 +486,11 @@ class MixedNeighbors:
         neighbors = if_needed(jnp.any(tied), count, jnp.zeros(len(radius), jnp.int32))
         neighbors = jnp.where(tied, neighbors + 1, k)
         total = digamma(jnp.asarray(len(radius), dtype))
-        terms = sign * (total - digamma(neighbors.astype(dtype)))
+        own = digamma(neighbors.astype(dtype))
+        terms, excess = sign * (total - own), []
         for group, sign in zip(groups, signs, strict=True):
-            counts = _counts(sample, group, radii)
-            terms = terms + sign * (total - digamma((counts + 1).astype(dtype)))
-        return _Terms(terms, jnp.zeros_like(terms))
+            counts = digamma((_counts(sample, group, radii) + 1).astype(dtype))
+            terms = terms + sign * (total - counts)
+            # Levels that determine each other have the entropy of their shares, which is finite.
+            excess += [jnp.where(tied, total, counts - own)] if sign > 0 else []
+        return _plain_terms(terms, excess)

@@ -8,13 +8,17 @@ bounded by `extended_interval`: the estimate is extrapolated to neighbourhoods o
 compared with that of the variables' distances from their centres, a function of them.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
-from jaxtyping import Array, ArrayLike, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from scipy.special import digamma
 
 from divjax.core.linalg import eigh
 from divjax.core.numerics import matmul
@@ -23,13 +27,18 @@ from divjax.core.types import Interval, normal_interval
 from divjax.information.entropy_sums import EntropySum
 
 __all__ = [
+    "SmoothingLoss",
     "center_distances",
     "extended_interval",
     "extrapolation_factor",
+    "largest_resolved",
     "normal_scores",
     "smoothing_loss",
-    "smoothing_loss_influence",
 ]
+
+# They converge from above, quadratically once the slope is positive.
+_NEWTON_STEPS = 8
+_LEAST_SLOPE = 1e-3
 
 
 def normal_scores(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
@@ -59,52 +68,59 @@ def normal_scores(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     return jax.vmap(of_feature, 1, 1)(x)
 
 
+class SmoothingLoss(NamedTuple):
+    """What smoothing loses by the Gaussian reference, and how well the rows know it.
+
+    Attributes:
+        values: the loss for each row; zero where the correlations are not resolved.
+        influence: each row's on the mean of the values, by way of the correlations.
+        resolved: whether there are more rows than features that vary, and no feature of one
+            variable is a linear function of the others'.
+        information: of the reference itself, −∞ where it is not resolved.
+    """
+
+    values: Float[Array, " n"]
+    influence: Float[Array, " n"]
+    resolved: Bool[Array, ""]
+    information: Float[Array, ""]
+
+
 def smoothing_loss(
     variables: Sequence[Float[Array, "n _"]], measure: EntropySum, radii: Float[Array, " n"]
-) -> Float[Array, " n"]:
+) -> SmoothingLoss:
     """What a normal distribution loses of the measure by smoothing over cubes, for each radius.
 
-    A cube of half-width ρ has the variances s² = ρ²/3. Smoothing the normal distribution with the
-    sample's correlations C lowers its log density on average by
+    A cube of half-width ρ has the variances t = ρ²/3. Smoothing a normal distribution with the
+    correlations C lowers its log density on average by
 
-        KL(N(0, C)‖N(0, C + s²I)) = ½ Σ_j [log(1 + s²/λ_j) − s²/(λ_j + s²)],
+        L = KL(N(0, C)‖N(0, C + t I)) = ½ [g(t) − g(0) − t g′(t)],  g(t) = log det(C + t I),
 
-    λ_j the eigenvalues of C. The loss of a measure is the sum of its groups' losses with signs,
-    less its expectation for independent features, whose sample correlations have mean square 1/n.
+    and the loss of a measure is the sum of its groups' losses with signs. The eigenvalues λ_j of
+    sample correlations are too unequal: with d features and m = n − 1, the mean of their log
+    determinant is too small by d²/2m, and more where d is near m. Girko's estimate,
 
-    Args:
-        variables: features of mean zero and variance one, or constant zero.
-        measure: the groups and signs.
-        radii: ρ for each row.
-    """
-    x, correlation = _correlation(variables)
-    n, squares = len(x), jnp.square(radii) / 3
-    # The second derivative of a loss in the eigenvalue, at one: two features of correlation r have
-    # the eigenvalues 1 ± r, and lose this times r² more than independent ones.
-    curvature = (1 - (1 + squares) ** -2 - 2 * squares * (1 + squares) ** -3) / 2
-    loss = jnp.zeros_like(radii)
-    for sign, members, eigenvalues, _ in _spectra(variables, measure, correlation):
-        d = len(members)
-        ratio = squares[:, None] / eigenvalues
-        own = jnp.sum(jnp.log1p(ratio) - ratio / (1 + ratio), axis=1) / 2
-        loss = loss - sign * (own - d * (d - 1) / (2 * n) * curvature)
-    return loss
+        g(t) = Σ_j log(λ_j + τ) + (m − d) log φ + m (1 − φ),
+        φ = 1 − (1/m) Σ_j λ_j/(λ_j + τ),  τ = t φ,  t g′(t) = Σ_j τ/(λ_j + τ),
 
+    is consistent as d and n grow together. It is the law of Marchenko and Pastur, solved for C. The
+    next term of its expectation for real rows is ½ log τ′(t), and is subtracted. For independent
+    variables the loss is then zero on average, however many features they have, and however these
+    are correlated among themselves.
 
-def smoothing_loss_influence(
-    variables: Sequence[Float[Array, "n _"]], measure: EntropySum, radii: Float[Array, " n"]
-) -> Float[Array, " n"]:
-    """Each row's influence on the mean of `smoothing_loss` by way of the correlations.
+    Eigenvalues of zero, of constant and repeated features, add the same to a group and to its part
+    that has the feature, and do not count. If they do not cancel (more features than rows, or one
+    variable a linear function of another) the reference is not known.
 
-    All rows' losses are functions of one matrix C of correlations, and err with it in one
-    direction. If the share of row i grows by ε/n, and features keep the variance one, the mean
-    grows to first order by ε/n times
+    All rows' losses are functions of one matrix, and err with it in one direction. If the share of
+    row i grows by ε/n, and features keep the variance one, the mean loss grows to first order by
+    ε/n times its influence
 
         z_iᵀ G z_i − Σ_j (G C)_jj z_ij²,  G = ∂(mean loss)/∂C,
 
-    the influence of normal scores z of jointly normal variables, whose correlations are efficient.
-    G has the eigenvectors of each group's C, and the eigenvalues ½ E s⁴/(λ_j (λ_j + s²)²), with
-    signs. The mean of the influence over rows is zero.
+    that of normal scores z of jointly normal variables, whose correlations are efficient. G has the
+    eigenvectors of each group's C and, since g is stationary in φ, the eigenvalues
+    ½ E[τ/(λ_j (λ_j + τ)) − t τ′/(λ_j + τ)²], with signs, the smaller term ½ log τ′ left aside. The
+    mean influence is zero.
 
     Args:
         variables: features of mean zero and variance one, or constant zero.
@@ -112,39 +128,85 @@ def smoothing_loss_influence(
         radii: ρ for each row.
 
     References:
-        Klaassen, Wellner 1997: normal scores are efficient for a normal copula.
+        Marchenko, Pastur 1967. Girko 1990: estimates of functions of C. Bai, Silverstein 2004,
+        theorem 1.1: the mean's next term. Klaassen, Wellner 1997:
+        normal scores are efficient for a normal copula.
     """
-    x, correlation = _correlation(variables)
-    squares = jnp.square(radii)[:, None] / 3
-    slope = jnp.zeros_like(correlation)
-    for sign, members, eigenvalues, vectors in _spectra(variables, measure, correlation):
-        slopes = jnp.square(squares) / (eigenvalues * jnp.square(eigenvalues + squares))
-        own = matmul(vectors * (sign * jnp.mean(slopes, axis=0) / 2), vectors.T)
-        slope = slope.at[members[:, None], members].add(own)
-    return jnp.sum(matmul(x, slope) * x, axis=1) - matmul(x**2, jnp.sum(slope * correlation, 1))
-
-
-def _correlation(
-    variables: Sequence[Float[Array, "n _"]],
-) -> tuple[Float[Array, "n d"], Float[Array, "d d"]]:
-    """The features of all variables, and their correlations."""
     x = jnp.concatenate(variables, axis=1)
-    # A constant feature is independent of the others, of any variance.
-    constant = jnp.diag(jnp.all(x == 0, axis=0).astype(x.dtype))
-    return x, matmul(x.T, x) / x.shape[0] + constant
-
-
-def _spectra(
-    variables: Sequence[Float[Array, "n _"]], measure: EntropySum, correlation: Float[Array, "d d"]
-) -> Iterator[tuple[int, np.ndarray, Float[Array, " m"], Float[Array, "m m"]]]:
-    """For each group its sign, its features, and the eigenvalues and vectors of their matrix."""
-    ends = np.cumsum([0, *(variable.shape[1] for variable in variables)])
+    n, ends = len(x), np.cumsum([0, *(variable.shape[1] for variable in variables)])
+    correlation = matmul(x.T, x) / n
     # Smaller eigenvalues are rounding.
-    least = 8 * len(correlation) * jnp.finfo(correlation.dtype).eps
+    least = 8 * len(correlation) * jnp.finfo(x.dtype).eps
+    squares, loss, slope = jnp.square(radii) / 3, jnp.zeros_like(radii), jnp.zeros_like(correlation)
+    most = balance = jnp.zeros((), jnp.int32)
+    information = jnp.zeros((), x.dtype)
     for group, sign in zip(measure.groups, measure.signs, strict=True):
         members = np.concatenate([np.arange(ends[i], ends[i + 1]) for i in group])
         eigenvalues, vectors = eigh(correlation[members][:, members])
-        yield sign, members, jnp.maximum(eigenvalues, least), vectors
+        positive = eigenvalues > least
+        own, slopes = _loss_of_group(eigenvalues, positive, n - 1, squares)
+        loss = loss - sign * own
+        of_group = matmul(vectors * (sign * jnp.mean(slopes, axis=0) / 2), vectors.T)
+        slope = slope.at[members[:, None], members].add(of_group)
+        rank = jnp.sum(positive, dtype=jnp.int32)
+        most, balance = jnp.maximum(most, rank), balance + sign * rank
+        information = information + sign * _log_determinant(eigenvalues, positive, n - 1) / 2
+    resolved = (balance == 0) & (most < n - 1)
+    influence = jnp.sum(matmul(x, slope) * x, axis=1)
+    influence = influence - matmul(x**2, jnp.sum(slope * correlation, axis=1))
+    return SmoothingLoss(
+        jnp.where(resolved, loss, 0),
+        jnp.where(resolved, influence, 0),
+        resolved,
+        jnp.where(resolved, information, -jnp.inf),
+    )
+
+
+def _left(positive: Bool[Array, " d"], dof: int, dtype: DTypeLike) -> Float[Array, ""]:
+    """The rest m − d; where none is left the loss is not resolved, and any number will do."""
+    return jnp.maximum(dof - jnp.sum(positive), 1).astype(dtype)
+
+
+def _log_determinant(
+    eigenvalues: Float[Array, " d"], positive: Bool[Array, " d"], dof: int
+) -> Float[Array, ""]:
+    """g(0) less ½ log τ′(0), where φ = τ′ = 1 − d/m; up to d, which cancels in a measure."""
+    left = _left(positive, dof, eigenvalues.dtype)
+    logs = jnp.sum(jnp.where(positive, jnp.log(jnp.where(positive, eigenvalues, 1)), 0))
+    return logs + (left - 0.5) * jnp.log(left / dof)
+
+
+def _loss_of_group(
+    eigenvalues: Float[Array, " d"],
+    positive: Bool[Array, " d"],
+    dof: int,
+    squares: Float[Array, " n"],
+) -> tuple[Float[Array, " n"], Float[Array, "n d"]]:
+    """L for each t, and −2 times its derivatives in the positive eigenvalues."""
+    eigenvalues = jnp.where(positive, eigenvalues, 1)
+    left = _left(positive, dof, squares.dtype)
+    over = lambda tau: jnp.where(positive, 1 / (eigenvalues + tau[:, None]), 0)
+
+    # τ − t φ(τ) is convex and not negative at τ = t: Newton's steps decrease to the root.
+    def step(_: Int[Array, ""], tau: Float[Array, " n"]) -> Float[Array, " n"]:
+        inverse = over(tau)
+        phi = (left + tau * jnp.sum(inverse, axis=1)) / dof
+        slope = squares * jnp.sum(eigenvalues * jnp.square(inverse), axis=1) / dof
+        return tau - (tau - squares * phi) / jnp.maximum(1 - slope, _LEAST_SLOPE)
+
+    tau = jax.lax.fori_loop(0, _NEWTON_STEPS, step, squares)
+    inverse = over(tau)
+    smoothed = tau[:, None] * inverse
+    phi = (left + jnp.sum(smoothed, axis=1)) / dof
+    logs = jnp.where(positive, jnp.log1p(tau[:, None] / eigenvalues), 0)
+    loss = (jnp.sum(logs - 2 * smoothed, axis=1) + left * jnp.log(phi * dof / left)) / 2
+    # τ′ = φ/(1 − t ∂φ/∂τ), and t ∂ log τ′/∂t likewise by the second derivative.
+    slope = squares * jnp.sum(eigenvalues * jnp.square(inverse), axis=1) / dof
+    growth = 1 / jnp.maximum(1 - slope, _LEAST_SLOPE)
+    bend = -2 * squares * tau * jnp.sum(eigenvalues * inverse**3, axis=1) / dof
+    change = growth * (2 * slope + growth * bend)
+    loss = loss + (change - jnp.log(phi * growth * dof / left)) / 4
+    return loss, smoothed * (1 / eigenvalues - growth[:, None] * inverse)
 
 
 def center_distances(
@@ -155,26 +217,47 @@ def center_distances(
     Functions of the variables have at most their mutual information or total correlation. None for
     other measures, and with one feature each, where there is nothing to be gained.
     """
-    *alone, _ = measure.groups
-    total = all(len(group) == 1 for group in alone) and measure.signs == (1,) * len(alone) + (-1,)
-    if not total or all(variable.shape[1] == 1 for variable in variables):
+    if not _is_total(measure) or all(variable.shape[1] == 1 for variable in variables):
         return None
     size = lambda v: jnp.linalg.norm(v, axis=1, keepdims=True)
     return tuple(v if v.shape[1] == 1 else size(v) for v in variables)
 
 
-def extrapolation_factor(k: int, larger: int, num_features: int) -> float:
+def _is_total(measure: EntropySum) -> bool:
+    """Whether it is a total correlation, of which mutual information is that of two variables."""
+    *alone, _ = measure.groups
+    return all(len(group) == 1 for group in alone) and measure.signs == (1,) * len(alone) + (-1,)
+
+
+def largest_resolved(measure: EntropySum, k: int, n: int) -> float:
+    """The most that k neighbours among n rows can show of the measure: ψ(n) − ψ(k).
+
+    A total correlation of m variables is m − 1 mutual informations, each with this limit. An
+    interaction is the difference of two, and this the limit of its size.
+
+    Example:
+        >>> from divjax.information.entropy_sums import MUTUAL
+        >>> round(largest_resolved(MUTUAL, 3, 500), 2)
+        5.29
+    """
+    times = len(measure.groups) - 2 if _is_total(measure) else 1
+    return times * float(digamma(n) - digamma(k))
+
+
+def extrapolation_factor(k: int, larger: int, num_features: Float[Array, ""]) -> Float[Array, ""]:
     """The bias at k neighbours as a multiple of what it grows by to a larger number of them.
 
     For a bias in proportion to the extent (k/n)^(1/d) of a neighbourhood, as at the edges of a
-    support, 1/((k′/k)^(1/d) − 1). For a smooth density it is in proportion to a square of it, and
-    this is an upper bound. Zero if k cannot be increased.
+    support, 1/((k′/k)^(1/d) − 1), with d the number of features that vary. For a smooth density it
+    is in proportion to a square of it, and this is an upper bound. Zero if k cannot be increased.
 
     Example:
-        >>> round(extrapolation_factor(3, 6, 2), 3)
+        >>> round(float(extrapolation_factor(3, 6, jnp.float32(2))), 3)
         2.414
     """
-    return 1 / ((larger / k) ** (1 / num_features) - 1) if larger > k else 0.0
+    if larger <= k:
+        return jnp.zeros_like(num_features)
+    return 1 / jnp.expm1(math.log(larger / k) / jnp.maximum(num_features, 1))
 
 
 def extended_interval(
@@ -182,19 +265,34 @@ def extended_interval(
     std_error: Float[Array, ""],
     bias: Float[Array, ""],
     of_function: tuple[Float[Array, ""], Float[Array, ""]] | None,
+    of_reference: Float[Array, ""],
     confidence_level: ArrayLike,
+    *,
+    least: float,
+    largest: Float[Array, ""],
+    resolved: Bool[Array, ""],
 ) -> Interval:
-    """The normal interval, extended by a bias, and up to the interval of a function's information.
+    """The normal interval, extended by a bias, and up to those of a function and of the reference.
 
     Args:
         value: the estimate.
         std_error: its standard error.
         bias: what is to be added to the value to extrapolate it, of either sign.
         of_function: the information of a function of the variables, and its standard error.
-        confidence_level: the level of both intervals.
+        of_reference: the information of the normal distribution with the same correlations, or −∞.
+            That of other distributions is larger if each variable is jointly normal. In many
+            features the neighbours see little of it.
+        confidence_level: the level of all intervals.
+        least: the bias extends the interval down to this at most, the measure's own bound.
+        largest: it extends it up to this at most, what an estimate can be.
+        resolved: whether the estimate has an upper limit at all.
     """
     lower, upper = normal_interval(value, std_error, confidence_level)
-    lower, upper = lower + jnp.minimum(bias, 0), upper + jnp.maximum(bias, 0)
+    # In many features neighbourhoods hardly shrink with k, and extrapolation multiplies noise.
+    lower = jnp.minimum(lower, jnp.maximum(lower + jnp.minimum(bias, 0), least))
+    upper = jnp.maximum(upper, jnp.minimum(upper + jnp.maximum(bias, 0), largest))
     if of_function is not None:
         upper = jnp.maximum(upper, normal_interval(*of_function, confidence_level).upper)
-    return Interval(lower, upper)
+    upper = jnp.maximum(upper, normal_interval(of_reference, std_error, confidence_level).upper)
+    # NaN stays: there is no interval where the method is not suitable.
+    return Interval(lower, jnp.where(resolved | jnp.isnan(upper), upper, jnp.inf))

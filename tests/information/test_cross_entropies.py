@@ -83,6 +83,33 @@ def test_rows_of_weight_zero_are_as_if_absent():
     assert jnp.isnan(few.value)
 
 
+@pytest.mark.parametrize("count", [10, pytest.param(20, marks=pytest.mark.exhaustive)])
+def test_padding_of_many_features_changes_nothing(count):
+    """Copies of living rows in place of the dead ones span no more directions than those."""
+    x, y = gaussians(count, count, 9)
+    plain = information.cross_entropy(x, y, k=4, bias_order=0)
+    assert jnp.isfinite(plain.value)
+    dead = np.full((30, 9), np.nan)
+    weights = np.repeat([1.0, 0.0], [count, 30])
+    order = np.random.default_rng(2).permutation(count + 30)
+    padded = information.cross_entropy(
+        *(np.vstack([z, dead])[order] for z in (x, y)), *[weights[order]] * 2, k=4, bias_order=0
+    )
+    np.testing.assert_allclose(padded.value, plain.value, rtol=1e-5)
+    np.testing.assert_allclose(padded.std_error, plain.std_error, rtol=1e-4)
+
+
+def test_mass_on_fewer_rows_than_neighbours_has_no_interval():
+    x, y = gaussians(30, 25, 2)
+    b = np.ones(25)
+    b[3] = 1e30
+    found = information.cross_entropy(x, y, b=b, k=4, bias_order=0)
+    assert jnp.isnan(found.std_error)
+    assert not found.diagnostics.finite
+    even = information.cross_entropy(x, y, b=np.ones(25), k=4, bias_order=0)
+    assert even.diagnostics.finite
+
+
 @pytest.mark.exhaustive
 def test_it_is_entropy_plus_divergence():
     for n, m in ((81, 80), (60, 80)):

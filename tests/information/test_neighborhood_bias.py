@@ -4,15 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from divjax import information, problems
 from divjax.information.entropy_sums import MUTUAL
-from divjax.information.neighborhood_bias import (
-    normal_scores,
-    smoothing_loss,
-    smoothing_loss_influence,
-)
+from divjax.information.neighborhood_bias import normal_scores, smoothing_loss
 
 REFERRED = information.KSG(reference="gaussian_copula")
 
@@ -26,29 +22,49 @@ def test_normal_scores_are_those_of_midranks():
     np.testing.assert_allclose(scores, known, rtol=1e-10, atol=1e-12)
 
 
-def _loss(covariance, square):
+def _log_determinant(eigenvalues, dof, t, order):
+    """Girko's estimate of log det(C + t I), its equation solved by bisection."""
+    d = len(eigenvalues)
+    of = lambda tau: 1 - np.sum(eigenvalues / (eigenvalues + tau)) / dof
+    tau = optimize.brentq(lambda tau: tau - t * of(tau), 0, t, xtol=1e-14) if t else 0.0
+    found = np.sum(np.log(eigenvalues + tau)) + dof * (1 - of(tau))
+    slope = np.sum(eigenvalues / (eigenvalues + tau) ** 2) / dof
+    smaller = np.log(of(tau) / (1 - t * slope)) / 2
+    return found + (dof - d) * np.log(of(tau)) - (smaller if order == 2 else 0)
+
+
+def _loss(covariance, square, dof, order):
+    """½ [g(t) − g(0) − t g′(t)], the derivative by differences."""
+    g = lambda t: _log_determinant(np.linalg.eigvalsh(covariance), dof, t, order)
+    slope = (g(square * (1 + 1e-4)) - g(square * (1 - 1e-4))) / 2e-4
+    return (g(square) - g(0) - slope) / 2
+
+
+def _loss_of_parts(c, square, dof, order):
+    whole, *parts = (_loss(part, square, dof, order) for part in (c, c[:2, :2], c[2:, 2:]))
+    return whole - sum(parts)
+
+
+def _normal_loss(covariance, square):
     """KL(N(0, C)‖N(0, C + s²I)) from its definition."""
     wide = covariance + square * np.eye(len(covariance))
     logs = np.linalg.slogdet(wide)[1] - np.linalg.slogdet(covariance)[1]
     return (logs + np.trace(np.linalg.solve(wide, covariance)) - len(covariance)) / 2
 
 
-def test_a_smoothing_loss_is_a_divergence_of_normal_distributions():
-    """Less n⁻¹ times its growth with r² for each pair of features from x and y."""
+def test_a_smoothing_loss_is_its_definition():
     rng = np.random.default_rng(1)
-    z = rng.normal(size=(200, 5)) @ rng.normal(size=(5, 5))
+    z = rng.normal(size=(20, 5)) @ rng.normal(size=(5, 5))
     z = (z - z.mean(0)) / z.std(0)
-    radii, c = np.array([0.0, 0.3, 1.5]), np.corrcoef(z.T)
+    # A constant feature has no part in it.
+    z = np.column_stack([z, np.zeros(20)])
+    radii, c = np.array([0.1, 0.3, 1.5, 4.0]), np.corrcoef(z[:, :5].T)
     with jax.enable_x64(True):
         variables = jnp.asarray(z[:, :2]), jnp.asarray(z[:, 2:])
         found = smoothing_loss(variables, MUTUAL, jnp.asarray(radii))
-    small, known = 1e-3, []
-    pair = np.array([[1, small], [small, 1]])
-    for square in radii**2 / 3:
-        growth = (_loss(pair, square) - _loss(np.eye(2), square)) / small**2
-        whole = _loss(c, square) - _loss(c[:2, :2], square) - _loss(c[2:, 2:], square)
-        known.append(whole - 2 * 3 / len(z) * growth)
-    np.testing.assert_allclose(found, known, atol=1e-6)
+    known = [_loss_of_parts(c, square, 19, 2) for square in radii**2 / 3]
+    np.testing.assert_allclose(found.values, known, atol=1e-6)
+    assert found.resolved
 
 
 def test_influence_is_the_derivative_of_the_loss_in_a_share():
@@ -62,10 +78,7 @@ def test_influence_is_the_derivative_of_the_loss_in_a_share():
         products = (z.T * shares) @ z
         scale = np.sqrt(np.diag(products))
         c = products / scale / scale[:, None]
-        parts = lambda square: (
-            _loss(c, square) - _loss(c[:2, :2], square) - _loss(c[2:, 2:], square)
-        )
-        return np.mean([parts(square) for square in radii**2 / 3])
+        return np.mean([_loss_of_parts(c, square, 11, 1) for square in radii**2 / 3])
 
     step, known = 1e-4, []
     for i in range(12):
@@ -74,22 +87,131 @@ def test_influence_is_the_derivative_of_the_loss_in_a_share():
         known.append((loss(1 / 12 + change) - loss(1 / 12 - change)) / (2 * step))
     with jax.enable_x64(True):
         variables = jnp.asarray(z[:, :2]), jnp.asarray(z[:, 2:])
-        found = smoothing_loss_influence(variables, MUTUAL, jnp.asarray(radii))
-    np.testing.assert_allclose(found, known, atol=1e-6)
+        found = smoothing_loss(variables, MUTUAL, jnp.asarray(radii)).influence
+    np.testing.assert_allclose(found, known, atol=1e-5)
     assert abs(np.mean(np.asarray(found))) < 1e-12
 
 
-def test_independent_features_lose_nothing_on_average():
-    """Without the expectation's subtraction the mean would be .09, thirty standard errors."""
+@pytest.mark.parametrize(
+    ("size", "within", "across"),
+    [
+        (12, 0.0, 0.0),
+        pytest.param(12, 0.8, 0.0, marks=pytest.mark.exhaustive),
+        pytest.param(12, 0.0, 0.7, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_loss_is_the_population_s_however_many_features(size, within, across):
+    """Of 40 rows of twice as many features; sample correlations would have .6 for zero."""
+    n, d = 40, 2 * size
+    block = (1 - within) * np.eye(size) + within
+    covariance = np.block([[block, across * np.eye(size)], [across * np.eye(size), block]])
+    known = _normal_loss(covariance, 1 / 3) - 2 * _normal_loss(block, 1 / 3)
+    root = jnp.asarray(np.linalg.cholesky(covariance), jnp.float32)
 
     @jax.jit
-    def loss(key):
-        z = jax.random.normal(key, (60, 8))
-        z = (z - z.mean(0)) / z.std(0)
-        return smoothing_loss((z[:, :4], z[:, 4:]), MUTUAL, jnp.ones(1))[0]
+    def loss(keys):
+        def one(key):
+            z = normal_scores(jax.random.normal(key, (n, d)) @ root.T)
+            z = z / z.std(0)
+            return smoothing_loss((z[:, :size], z[:, size:]), MUTUAL, jnp.ones(1)).values[0]
 
-    found = np.array([loss(key) for key in jax.random.split(jax.random.key(0), 200)])
-    assert abs(found.mean()) < 4 * found.std() / np.sqrt(len(found)) + 0.005
+        return jax.lax.map(one, keys)
+
+    found = np.asarray(loss(jax.random.split(jax.random.key(0), 200)))
+    assert abs(found.mean() - known) < 4 * found.std() / np.sqrt(len(found)) + 0.02 * known
+
+
+MEASURES = {
+    "mutual": (information.mutual_information, 2),
+    "conditional": (information.conditional_mutual_information, 3),
+    "total": (information.total_correlation, 3),
+    "interaction": (information.interaction_information, 3),
+    "transfer": (information.transfer_entropy, 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "d"),
+    [
+        ("mutual", 50, 20),
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in [
+                ("mutual", 50, 30),
+                ("mutual", 300, 64),
+                ("conditional", 60, 12),
+                ("total", 60, 12),
+                ("interaction", 60, 12),
+                ("transfer", 60, 12),
+            ]
+        ),
+    ],
+)
+def test_independent_variables_of_many_features_have_no_information(name, n, d):
+    function, count = MEASURES[name]
+
+    @jax.jit
+    def estimate(key):
+        z = jax.random.normal(key, (count, n, d))
+        found = function(*z)
+        return found.value, *found.interval, found.diagnostics.resolved
+
+    keys = jax.random.split(jax.random.key(3), 10)
+    value, lower, upper, resolved = map(np.asarray, jax.lax.map(estimate, keys))
+    assert abs(value.mean()) < 4 * value.std() / np.sqrt(10) + 0.05
+    assert np.mean((lower <= 0) & (upper >= 0)) >= 0.8
+    # As many features as rows determine no correlations, and so no upper limit.
+    assert (resolved == (count * d < n - 1)).all()
+    assert (np.isinf(upper) == ~resolved).all()
+
+
+def test_constant_features_change_nothing_and_repeated_ones_little():
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(100, 3))
+    y = 0.6 * x + 0.8 * rng.normal(size=(100, 3))
+    plain = information.mutual_information(x, y)
+    nothing = np.full((100, 40), 0.1)
+    padded = information.mutual_information(np.hstack([x, nothing]), np.hstack([nothing, y]))
+    np.testing.assert_allclose(padded.value, plain.value, atol=1e-5)
+    np.testing.assert_allclose(padded.interval.lower, plain.interval.lower, atol=1e-4)
+    assert padded.interval.upper < plain.interval.upper + 0.1
+    twice = information.mutual_information(np.hstack([x, x]), np.hstack([y, y]))
+    # Cubes smooth the mean of two copies less than one of them.
+    assert abs(twice.value - plain.value) < plain.std_error
+    assert twice.diagnostics.resolved
+
+
+@pytest.mark.parametrize(
+    "method",
+    [REFERRED]
+    + [
+        pytest.param(method, marks=pytest.mark.exhaustive)
+        for method in (
+            information.KSG(),
+            information.KSG(algorithm=2),
+            information.MixedNeighbors(),
+        )
+    ],
+)
+def test_what_neighbours_do_not_resolve_has_no_upper_limit(method):
+    """Functions of each other, and noise of less than the neighbours' distance."""
+    x, noise = np.random.default_rng(5).normal(size=(2, 200, 1))
+    for y in (x, np.exp(x), x + 1e-4 * noise):
+        found = information.mutual_information(x, y, method=method)
+        assert not found.diagnostics.resolved
+        assert found.interval.upper == np.inf
+        assert found.interval.lower > 3
+    # I = ½ log(1 + 100).
+    found = information.mutual_information(x, x + 0.1 * noise, method=method)
+    assert found.diagnostics.resolved
+    assert found.interval.lower < np.log(101) / 2 < found.interval.upper < 4
+
+
+def test_levels_that_determine_each_other_have_an_entropy():
+    x = np.random.default_rng(6).integers(0, 5, size=(200, 1))
+    found = information.mutual_information(x, x, method=information.MixedNeighbors())
+    assert found.diagnostics.resolved
+    assert abs(found.value - np.log(5)) < 3 * found.std_error + 0.02
 
 
 def test_a_gaussian_reference_removes_the_bias_of_many_features():
