@@ -4,9 +4,13 @@ The first float is the number rounded to the dtype, and the second its rounding 
 lexicographically, such pairs have the order of the numbers.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from divjax.core.padding import pad_rows
 
 __all__ = ["cumulative_sums", "exact_product", "exact_sum", "ratios"]
 
@@ -55,7 +59,20 @@ def cumulative_sums(z: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Ar
         total, error = exact_sum(first[0], second[0])
         return exact_sum(total, error + (first[1] + second[1]))
 
-    return jax.lax.associative_scan(add, (z, jnp.zeros_like(z)))
+    # As many runs as a run has numbers: all runs are summed at once, then their ends in sequence.
+    size = math.isqrt(max(z.shape[0] - 1, 0)) + 1
+    runs = pad_rows(z, size * size).reshape(size, size)
+    nothing = jnp.zeros_like(runs[0]), jnp.zeros_like(runs[0])
+
+    def step(so_far: Pair, values: Array) -> tuple[Pair, Pair]:
+        total = add(so_far, (values, jnp.zeros_like(values)))
+        return total, total
+
+    ends, within = jax.lax.scan(step, nothing, runs.T)
+    zero = jnp.zeros((), z.dtype)
+    _, before = jax.lax.scan(lambda so_far, end: (add(so_far, end), so_far), (zero, zero), ends)
+    high, low = add(before, within)
+    return high.T.reshape(-1)[: z.shape[0]], low.T.reshape(-1)[: z.shape[0]]
 
 
 @cumulative_sums.defjvp
