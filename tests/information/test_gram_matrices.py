@@ -67,7 +67,7 @@ def test_a_deep_kernel_s_layers():
         infinite = [np.eye(5), np.diag([1.0, 1, 1, 1, 0])]
         without = information.deep_kernel_divergence(infinite, kernel, widths=0.0)
     np.testing.assert_allclose(value, widths @ expected, rtol=1e-9)
-    assert without == 0
+    assert float(without) == 0
 
 
 def test_inputs():

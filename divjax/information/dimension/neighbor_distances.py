@@ -79,7 +79,7 @@ class _Rows(NamedTuple):
         valid: whether a row has weight, and is at a positive distance of all its neighbours.
         shares: the rows' weights of sum one, zero for those that are not valid.
         coincident: the share of rows that coincide with a neighbour.
-        finite: one, NaN unless all rows with weight are finite and the weights are any.
+        finite: one, NaN unless all rows with weight are finite and one of them is valid.
     """
 
     near: NearestPoints
@@ -108,7 +108,8 @@ def _rows_with_neighbors(
         counted = jnp.where(valid, masses, 0)
         shares = counted / jnp.sum(counted)
         coincident, living = jnp.sum(jnp.where(zero, masses, 0)), living_rows(x, weights)
-    finite = nan_unless(jnp.isfinite(living).all(), jnp.ones((), x.dtype))
+    known = jnp.isfinite(living).all() & valid.any()
+    finite = nan_unless(known, jnp.ones((), x.dtype))
     return _Rows(near, valid, shares, coincident, finite)
 
 
