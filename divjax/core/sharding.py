@@ -156,7 +156,9 @@ def fold_blocks(
     shared = () if mesh is None else (mesh.axis_names,)
 
     def shares(row: Array) -> Array:
-        return constrained(row.reshape(num_shares, -1, *row.shape[1:]), *shared)
+        # Sizes are written out: rows may hold no numbers, by which −1 could not be found.
+        own = row.shape[0] // num_shares
+        return constrained(row.reshape(num_shares, own, *row.shape[1:]), *shared)
 
     def blocks(row: Array) -> Array:
         equal = row[:, : num_blocks * size]
@@ -169,7 +171,7 @@ def fold_blocks(
     def of_block(block: PyTree[Array]) -> tuple[T, PyTree[Array]]:
         # Both constraints hold for derivatives as well, those of a share on its own device.
         gather = lambda share: constrained(constrained(share, *shared))
-        merge = lambda share: gather(share).reshape(-1, *share.shape[2:])
+        merge = lambda share: gather(share).reshape(math.prod(share.shape[:2]), *share.shape[2:])
         return function(jax.tree.map(merge, block))
 
     def step(so_far: T, block: PyTree[Array]) -> tuple[T, PyTree[Array]]:
@@ -179,7 +181,9 @@ def fold_blocks(
     divided = jax.tree.map(shares, rows)
     total, results = jax.lax.scan(step, start, jax.tree.map(blocks, divided))
     # A share's results are in the order of its rows.
-    join = lambda found: jnp.moveaxis(found, 0, 1).reshape(num_shares, -1, *found.shape[3:])
+    join = lambda found: jnp.moveaxis(found, 0, 1).reshape(
+        num_shares, num_blocks * size, *found.shape[3:]
+    )
     results = jax.tree.map(join, results)
     if left:
         total, last = step(total, jax.tree.map(lambda row: row[:, num_blocks * size :], divided))

@@ -99,7 +99,7 @@ def _sums(
 
     def of_columns(others: Array, values: Array, gradient_weights: Array) -> tuple[Any, Any]:
         # The columns that ψ is multiplied by: C "m g", and the moments C∘y "m gd".
-        moments = (gradient_weights[:, :, None] * others[:, None, :]).reshape(-1, g * d)
+        moments = (gradient_weights[:, :, None] * others[:, None, :]).reshape(len(others), g * d)
         slopes = jnp.concatenate([gradient_weights, moments], axis=1)
 
         def contract(

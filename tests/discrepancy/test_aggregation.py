@@ -79,7 +79,7 @@ def test_one_row_far_away_leaves_the_quantiles_of_distances(scale, far):
 
 @pytest.mark.parametrize("scale", [1e-15, 1e-20, 1e-30])
 def test_many_rows_far_smaller_than_the_others(scale):
-    rows = np.float32(np.random.default_rng(4).normal(size=(200, 2)))
+    rows = np.random.default_rng(4).normal(size=(200, 2)).astype(np.float32)
     rows[:120] *= np.float32(scale)
     found = two_quantiles_of_distances(jnp.asarray(rows), (0.05, 0.95))
     expected = np.quantile(pdist(np.float64(rows)), (0.05, 0.95), method="inverted_cdf")
