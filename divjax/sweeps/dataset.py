@@ -50,9 +50,11 @@ class Results:
         for result in results:
             for name, leaf in zip(variable_names(result), jax.tree.leaves(result), strict=True):
                 if name in taken:
+                    ours = name in ("seed", "finite")
+                    whose = "which sweep adds itself" if ours else "which the dataset has already"
                     raise ValueError(
                         "fn must not name a result as a hyper-parameter, a dimension, seed or "
-                        f"finite; got {name}."
+                        f"finite; got {name}, {whose}: rename it."
                     )
                 if shapes.setdefault(name, leaf.shape) != leaf.shape:
                     raise ValueError(
