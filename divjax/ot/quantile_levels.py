@@ -67,13 +67,15 @@ def merged_by_weights(
     widths = jnp.diff(high[order], prepend=zero, append=one)
     widths = widths + jnp.diff(low[order], prepend=zero, append=zero)
     # Between two successive levels of one sample lies a whole row, whose share is not rounded.
-    masses = widths
+    masses, whole = widths, jnp.array(False)
     for is_of_side, shares in ((is_of_x, x_shares[of_x]), (~is_of_x, y_shares[of_y])):
-        begins, ends = jnp.append(True, is_of_side), jnp.append(is_of_side, True)
-        masses = jnp.where(begins & ends, shares, masses)
-    # Rows of weight zero have no mass, even if rounding has divided them between two columns; its
+        is_row = jnp.append(True, is_of_side) & jnp.append(is_of_side, True)
+        masses, whole = jnp.where(is_row, shares, masses), whole | is_row
+    # Rows of weight zero have no mass, even if rounding has divided them between two columns, and
+    # neither have intervals between equal levels, which a compiler may divide in two ways; its
     # derivative is kept.
-    dead = (x_shares == 0)[of_x] | (y_shares == 0)[of_y] | (masses < 0)
+    least = jnp.where(whole, 0, 16 * float(jnp.finfo(dtype).eps) ** 2)
+    dead = (x_shares == 0)[of_x] | (y_shares == 0)[of_y] | (masses < least)
     masses = masses - jax.lax.stop_gradient(jnp.where(dead, masses, 0))
     return MergedLevels(of_x, of_y, masses)
 
