@@ -119,7 +119,8 @@ def contrast_at_rows(
     if not kernel.positive_definite:
         return kernel
     # The median: one row far from all others does not make a kernel narrow for the rest.
-    typical = 2 * jnp.median(jnp.sum(jnp.square(rows - center), axis=1))
+    squares = jnp.sum(jnp.square(rows - center), axis=1, keepdims=True)
+    typical = 2 * common_center(jnp.minimum(squares, jnp.finfo(rows.dtype).max))[0]
     ends = jax.lax.stop_gradient(kernel).radial(jnp.stack([jnp.zeros_like(typical), typical])[None])
     # Wide if it still exceeds half of its peak at that distance: most of every value is then the
     # constant that cancels.

@@ -264,7 +264,9 @@ def _or_zeros(ranks: _Ranks, x: Float[Array, "n d"]) -> Int[Array, "n d"]:
     return jnp.zeros(x.shape, jnp.int32) if ranks is None else jnp.asarray(ranks)
 
 
+@jax.jit
 def _found(x: Array, y: Array, used_p: Bool[Array, " n"], used_q: Bool[Array, " m"]) -> _Found:
+    """All shares in one program: called eagerly, each of their operations would be one."""
     of_features = lambda column: _shares_of_column(column, used_p, used_q)
     columns = jax.vmap(of_features, in_axes=1)(jnp.concatenate([x, y]))
     return _Found(columns, _shares_of_rows(x, y, used_p, used_q))
