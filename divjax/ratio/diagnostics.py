@@ -128,22 +128,33 @@ def ties(
     """
     given = x, y
     x, y = as_samples(x=x, y=y)
-    dtype = x.dtype
     used_p, valid_p = _used("a", a, x.shape[0])
     used_q, valid_q = _used("b", b, y.shape[0])
+    # Lattices are detected in the stored precision, copies in the precision common to both samples.
+    ranks, alike = _ranks(*given), _rounded_alike(x, y, given)
+    return _ties(x, y, ranks, alike, (used_p, used_q), valid_p & valid_q)
 
+
+@jax.jit
+def _ties(
+    x: Float[Array, "n d"],
+    y: Float[Array, "m d"],
+    ranks: tuple["_Ranks", "_Ranks"],
+    alike: tuple[Array, Array] | None,
+    used: tuple[Bool[Array, " n"], Bool[Array, " m"]],
+    weights_valid: Bool[Array, ""],
+) -> Ties:
+    """`ties` after its checks, as one program: by itself each operation would be one."""
+    used_p, used_q = used
     # NaN is unequal to every value, and so would pass for a value of a density.
     not_nan_p = ~jnp.isnan(x).any(axis=0, where=used_p[:, None])
     not_nan_q = ~jnp.isnan(y).any(axis=0, where=used_q[:, None])
-    valid = not_nan_p & not_nan_q & valid_p & valid_q
-
-    # Lattices are detected in the stored precision, copies in the precision common to both samples.
-    alike = _rounded_alike(x, y, given)
-    exact, common = _shares_as_held(x, y, *_ranks(*given), alike, used_p, used_q)
+    valid = not_nan_p & not_nan_q & weights_valid
+    exact, common = _shares_as_held(x, y, *ranks, alike, used_p, used_q)
     lattice, _ = _excess(exact.columns, valid)
     _, copied = _excess(common.columns, valid)
-    shares = [nan_unless(valid.all(), part.astype(dtype)) for part in exact.rows]
-    return Ties(*shares, lattice=lattice.astype(dtype), copied=copied.astype(dtype))
+    shares = [nan_unless(valid.all(), part.astype(x.dtype)) for part in exact.rows]
+    return Ties(*shares, lattice=lattice.astype(x.dtype), copied=copied.astype(x.dtype))
 
 
 def _used(
@@ -264,9 +275,7 @@ def _or_zeros(ranks: _Ranks, x: Float[Array, "n d"]) -> Int[Array, "n d"]:
     return jnp.zeros(x.shape, jnp.int32) if ranks is None else jnp.asarray(ranks)
 
 
-@jax.jit
 def _found(x: Array, y: Array, used_p: Bool[Array, " n"], used_q: Bool[Array, " m"]) -> _Found:
-    """All shares in one program: called eagerly, each of their operations would be one."""
     of_features = lambda column: _shares_of_column(column, used_p, used_q)
     columns = jax.vmap(of_features, in_axes=1)(jnp.concatenate([x, y]))
     return _Found(columns, _shares_of_rows(x, y, used_p, used_q))
