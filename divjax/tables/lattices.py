@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from divjax.fdiv.inequalities import js_bounds_from_tv
-from divjax.tables.reading import kind_of
+from divjax.tables.reading import kind_of, number_columns
 from divjax.tables.values import equal_counts, merge_rounded, numbers_alike, values_alike
 
 __all__ = ["Lattice", "dequantize", "lattices", "own_levels"]
@@ -50,11 +50,9 @@ def lattices(
         `divjax.fdiv.inequalities.js_bounds_from_tv`, for what a total variation implies.
     """
     found = []
-    for name in [name for name in x.columns if name in set(y.columns)]:
-        # Only numbers lie on a lattice; levels of categories are compared by themselves.
+    # Only numbers lie on a lattice; levels of categories are compared by themselves.
+    for name in number_columns(x, y):
         columns: tuple[Any, Any] = x[name], y[name]
-        if {kind_of(column) for column in columns} != {"number"}:
-            continue
         # Values that two files round differently are the same value.
         pooled = merge_rounded(np.concatenate(numbers_alike(*columns, "number")))
         values = [part[np.isfinite(part)] for part in np.split(pooled, [len(columns[0])])]

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from divjax.tables.reading import kind_of
+from divjax.tables.reading import number_columns
 from divjax.tables.values import numbers_alike
 
 __all__ = ["far_cells", "suspected_gaps"]
@@ -41,9 +41,7 @@ def far_cells(
         ['age: row 7 of y (counted from 0) holds 4e+06, far from all others']
     """
     notes = []
-    for column in [column for column in x.columns if column in set(y.columns)]:
-        if {kind_of(table[column]) for table in (x, y)} != {"number"}:
-            continue
+    for column in number_columns(x, y):
         # As numbers in float64, less an offset that both have.
         pair = numbers_alike(x[column], y[column], "number")
         scales = [_median_and_deviation(values) for values in pair]
@@ -79,9 +77,7 @@ def suspected_gaps(
         ['age: -999 in 10.0% of the rows of y and never in x, where gaps are: --missing -999?']
     """
     notes = []
-    for column in [column for column in x.columns if column in set(y.columns)]:
-        if {kind_of(table[column]) for table in (x, y)} != {"number"}:
-            continue
+    for column in number_columns(x, y):
         values = [table[column].to_numpy(float, na_value=np.nan) for table in (x, y)]
         for own, other in ((0, 1), (1, 0)):
             known = values[own][np.isfinite(values[own])]

@@ -33,7 +33,7 @@ from pandas.api import types as dtypes
 
 from divjax.tables.column_types import comparable_types
 
-__all__ = ["Read", "few_distinct", "kind_of", "read_alike"]
+__all__ = ["Read", "few_distinct", "kind_of", "number_columns", "read_alike"]
 
 # A word this frequent in one of the tables is distinguished from other words.
 LEAST_SHARE = 0.01
@@ -112,6 +112,15 @@ def kind_of(column: Any) -> str:
     if dtypes.is_numeric_dtype(column) and not dtypes.is_complex_dtype(column):
         return "number"
     return "date" if dtypes.is_datetime64_any_dtype(column) else "text"
+
+
+def number_columns(x: Any, y: Any) -> list[str]:
+    """The columns that hold numbers in both tables, in the order of the first."""
+    return [
+        name
+        for name in x.columns
+        if name in set(y.columns) and {kind_of(table[name]) for table in (x, y)} == {"number"}
+    ]
 
 
 class _Reading(NamedTuple):

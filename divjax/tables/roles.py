@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pandas.api import types as dtypes
 
-from divjax.tables.reading import kind_of, read_alike
+from divjax.tables.reading import kind_of, number_columns, read_alike
 
 __all__ = [
     "as_missing",
@@ -132,11 +132,8 @@ def as_numbers(
 def suspected_identifiers(pair: tuple[Any, Any]) -> list[str]:
     """Notes of whole numbers that count the rows of both tables, as far as can be seen."""
     notes = []
-    for column in [column for column in pair[0].columns if column in set(pair[1].columns)]:
-        parts = [table[column] for table in pair]
-        if {kind_of(part) for part in parts} != {"number"}:
-            continue
-        values = [part.to_numpy(float, na_value=np.nan) for part in parts]
+    for column in number_columns(*pair):
+        values = [table[column].to_numpy(float, na_value=np.nan) for table in pair]
         # Each value once, without wide gaps: a count rather than a measurement.
         counts = [
             np.isfinite(own).all()
