@@ -12,16 +12,16 @@ from divjax.fdiv.neighbor_search import nearest_points
 N = 2500
 
 
-def arrangements(d):
+def arrangements(n, d):
     """Densities, far tails, levels, copies, and a line."""
     rng = np.random.default_rng(0)
-    normal = rng.normal(size=(N, d))
+    normal = rng.normal(size=(n, d))
     return {
         "normal": normal,
-        "heavy tails": rng.standard_cauchy((N, d)),
-        "levels": np.round(2 * normal),
-        "copies": np.where(np.arange(N)[:, None] % 3, normal, 0.5),
-        "line": np.linspace(0, 1, N)[:, None] * np.ones(d),
+        "heavy tails": rng.standard_cauchy((n, d)),
+        "levels": np.round(2 * normal) / 3,
+        "copies": np.where(np.arange(n)[:, None] % 3, normal, 0.5),
+        "line": np.linspace(0, 1, n)[:, None] * np.ones(d),
     }
 
 
@@ -31,7 +31,7 @@ def test_distances_are_those_of_a_tree(d):
     search = jax.jit(lambda x, y: nearest_points(x, y, 4))
     among = jax.jit(lambda x: nearest_points(x, None, 4))
     y = np.random.default_rng(1).normal(size=(N, d)).astype("f")
-    for name, x in arrangements(d).items():
+    for name, x in arrangements(N, d).items():
         x = x.astype("f")
         for found, known in (
             (search(x, y), cKDTree(y.astype(float)).query(x, 4)[0]),

@@ -7,29 +7,18 @@ from scipy.spatial import cKDTree
 
 from divjax.fdiv.cell_search import cells_pay
 from divjax.information.joint_neighbors import joint_neighbors
+from tests.fdiv.test_cell_search import arrangements
 
 N, COUNT = 2000, 5
-
-
-def arrangements(d):
-    """Densities, far tails, levels, copies, a line, and values that differ in their last bits."""
-    rng = np.random.default_rng(0)
-    normal = rng.normal(size=(N, d))
-    return {
-        "normal": normal,
-        "heavy tails": rng.standard_cauchy((N, d)),
-        "levels": np.round(2 * normal) / 3,
-        "copies": np.where(np.arange(N)[:, None] % 3, normal, 0.5),
-        "line": np.linspace(0, 1, N)[:, None] * np.ones(d),
-        "last bits": 1 + rng.integers(0, 200, (N, d)) * 2.0**-23,
-    }
 
 
 @pytest.mark.parametrize("d", [2, *(pytest.param(d, marks=pytest.mark.exhaustive) for d in (1, 3))])
 def test_neighbours_are_those_of_a_tree(d):
     assert cells_pay(N, d, COUNT)
     search = jax.jit(lambda z: joint_neighbors(z, COUNT))
-    for name, z in arrangements(d).items():
+    # Also values that differ in their last bits.
+    close = 1 + np.random.default_rng(1).integers(0, 200, (N, d)) * 2.0**-23
+    for name, z in {**arrangements(N, d), "last bits": close}.items():
         z = z.astype(np.float32)
         found = search(z)
         known = cKDTree(z).query(z, COUNT + 1, p=np.inf)[0][:, 1:]
