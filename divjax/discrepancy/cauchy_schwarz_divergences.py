@@ -109,16 +109,24 @@ def _cauchy_schwarz(kernel: GramKernel, samples: TwoSamples, *, debias: bool) ->
     contrast, constant = less_constant(kernel, pooled_rows(samples))
     wide = constant > 0
 
-    def by_contrasts() -> Float[Array, ""]:
-        # E k = c (1 + E[k − c]/c), and log c enters with 1 + 1 − 2 = 0. Under `vmap` both branches
-        # are evaluated, hence no division by zero.
-        excess = lambda mean: jnp.log1p(mean / jnp.where(wide, constant, 1))
-        of_x, of_y = (excess(own_mean(contrast, *one, debias=debias)) for one in ((x, a), (y, b)))
-        return of_x + of_y - 2 * excess(mean_of_pairs(contrast, x, y, a, b))
+    def excesses() -> Float[Array, " 3"]:
+        # Under `vmap` both branches are evaluated, hence no division by zero.
+        own = [own_mean(contrast, *one, debias=debias) for one in ((x, a), (y, b))]
+        means = jnp.stack([*own, mean_of_pairs(contrast, x, y, a, b)])
+        return means / jnp.where(wide, constant, 1)
 
-    # If the kernel is wide for the data, all means are near the constant, and their logarithms
-    # would cancel. Means of a narrow kernel may underflow, but their logarithms do not.
-    return jax.lax.cond(wide, by_contrasts, by_logarithms).astype(samples.dtype)
+    # E k = c (1 + E[k − c]/c), and log c enters with 1 + 1 − 2 = 0. If the kernel is wide for the
+    # data, all means are near the constant c, and their logarithms would cancel. A kernel wide for
+    # most rows may be narrow between the samples: a mean far below c is one of small values, which
+    # the difference has lost, and whose logarithm does not underflow.
+    relative = jax.lax.cond(wide, excesses, lambda: jnp.full(3, -1, x.dtype))
+    near = jnp.all(relative > -0.5)
+
+    def by_contrasts() -> Float[Array, ""]:
+        of_x, of_y, of_both = jnp.log1p(jnp.where(near, relative, 0))
+        return of_x + of_y - 2 * of_both
+
+    return jax.lax.cond(near, by_contrasts, by_logarithms).astype(samples.dtype)
 
 
 def conditional_cauchy_schwarz(

@@ -112,6 +112,19 @@ def test_samples_far_apart_are_at_a_finite_distance(gap):
         np.testing.assert_allclose(slope[:, 0].sum(), 2 * (gap - 1), rtol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [(1, 1), (5, 1), (1, 5), (200, 50)])
+@pytest.mark.parametrize("gap", [3.0, 30.0, 300.0])
+def test_two_points_are_at_their_squared_distance(rows, gap):
+    """−2 log k(x, y), however many rows lie at each: most rows then have no distance at all."""
+    x, y = jnp.zeros((rows[0], 2)), jnp.full((rows[1], 2), gap)
+    statistic = lambda x: discrepancy.cauchy_schwarz(x, y, kernel=kernels.Gaussian(1.0))
+    values = jax.vmap(statistic)(jnp.stack([x, x]))
+    np.testing.assert_allclose(values, 2 * gap**2, rtol=1e-5)
+    value, slope = jax.value_and_grad(statistic)(x)
+    np.testing.assert_allclose(value, 2 * gap**2, rtol=1e-5)
+    np.testing.assert_allclose(slope.sum(axis=0), -2 * gap, rtol=1e-5)
+
+
 def conditional_by_loop(k, l, x1, y1, x2, y2, a, b):
     """Means over pairs of ratios of density estimates, pair by pair."""
 
