@@ -21,6 +21,7 @@ __all__ = [
     "check_neighbors",
     "estimate_of_terms",
     "estimate_with_diagnostics",
+    "extrapolation_factor",
     "influences",
     "log_volumes",
     "rank_weights",
@@ -140,6 +141,22 @@ def rank_weights_by_dimension(k: int, d: int, bias_order: int, extra: int) -> np
     return np.stack(
         [rank_weights(k, [2 * l / (D + extra) for l in orders]) for D in range(1, d + 1)]
     )
+
+
+def extrapolation_factor(k: int, larger: int, num_features: Float[Array, ""]) -> Float[Array, ""]:
+    """The bias at k neighbours as a multiple of what it grows by to a larger number of them.
+
+    For a bias in proportion to the extent (k/n)^(1/d) of a neighbourhood, as at the edges of a
+    support, 1/((k′/k)^(1/d) − 1), with d the number of features that vary. For a smooth density it
+    is in proportion to a square of it, and this is an upper bound. Zero if k cannot be increased.
+
+    Example:
+        >>> round(float(extrapolation_factor(3, 6, jnp.float32(2))), 3)
+        2.414
+    """
+    if larger <= k:
+        return jnp.zeros_like(num_features)
+    return 1 / jnp.expm1(math.log(larger / k) / jnp.maximum(num_features, 1))
 
 
 class UsedRows(NamedTuple):

@@ -121,11 +121,11 @@ def mutual_information(
         with many rows of strongly dependent normal variables the reference corrects .01 to .02 too
         much. Rows must be independent.
 
-        The extension goes no further than zero below, and than ψ(n) − ψ(k) plus the reference's
-        correction above, what k neighbours can show. The interval reaches up to that of the
-        reference's own information, of which neighbours in many features see little, and has no
-        upper end where the rows do not limit the information: see
-        `DependenceDiagnostics.resolved`.
+        The extension goes no further than zero below. The interval reaches up to that of the
+        reference's own information, of which neighbours in many features see little. It has no
+        upper end where the rows do not limit the information (see
+        `DependenceDiagnostics.resolved`), as where it would reach ψ(n) − ψ(k) plus the reference's
+        correction, the most that k neighbours can show.
 
         The value is NaN if the samples are not finite. The standard error is NaN, too, if the
         method is not suitable for the variables.

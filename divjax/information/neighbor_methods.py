@@ -20,12 +20,12 @@ from divjax.core.numerics import if_needed, nan_unless
 from divjax.core.ordering import order_keys
 from divjax.core.pytrees import pytree, static
 from divjax.core.types import Estimate, summary
+from divjax.fdiv.neighbor_estimates import extrapolation_factor
 from divjax.information.entropy_sums import INTERACTION, EntropySum
 from divjax.information.joint_neighbors import JointNeighbors, in_like_units, joint_neighbors
 from divjax.information.neighborhood_bias import (
     center_distances,
     extended_interval,
-    extrapolation_factor,
     largest_resolved,
     normal_scores,
     smoothing_loss,
@@ -67,8 +67,9 @@ class DependenceDiagnostics:
         resolved: whether the rows limit the information from above. It is False where neighbours in
             one variable are neighbours in the others, as for functions of each other, whose
             information is infinite, and with `reference="gaussian_copula"` where a feature is a
-            linear function of another variable, as by chance if there are as many features as rows.
-            The interval then has no upper end.
+            linear function of another variable, as by chance if there are as many features as rows;
+            and where the interval would reach what k neighbours can show at most. It then has no
+            upper end.
         larger_neighborhoods: the value with 3k neighbours, at most n − 2. It differs from the value
             where the bias is not small.
         center_distances: the value for the distances from their centres of variables with several
@@ -224,7 +225,7 @@ def _estimate(
         error = nan_unless(usable, _std_error(terms_of_function, function, measure, k))
         of_distances = nan_unless(sample.finite, jnp.mean(terms_of_function.own)), error
     limit = largest_resolved(measure, k, n)
-    resolved = terms.resolved | (num_variables < 2)
+    constant = num_variables < 2
     interval = extended_interval(
         value,
         std_error,
@@ -234,8 +235,8 @@ def _estimate(
         confidence_level,
         # Of all measures interaction alone can be negative.
         least=-limit if measure == INTERACTION else 0.0,
-        largest=limit + terms.correction,
-        resolved=resolved,
+        largest=jnp.where(constant, jnp.inf, limit + terms.correction),
+        resolved=terms.resolved | constant,
     )
 
     diagnostics = DependenceDiagnostics(
@@ -243,7 +244,7 @@ def _estimate(
         repeated,
         jnp.sum(sample.neighbors.distances[:, k - 1] == 0, dtype=jnp.int32),
         suitable,
-        resolved,
+        (terms.resolved | constant) & ~jnp.isposinf(interval.upper),
         larger,
         jnp.full_like(value, jnp.nan) if of_distances is None else of_distances[0],
     )
@@ -322,10 +323,10 @@ class KSG:
 
     What is not resolved has no upper limit: the interval's upper end is infinite, and
     `diagnostics.resolved` False, if neighbours in one variable are neighbours in the others too
-    (functions of each other, or noise below the neighbours' distance), and with a reference if the
-    features that vary are as many as rows, or one is a linear function of another variable. In the
-    last two cases there is no correction. A function that is not linear, of some features among
-    several, is not seen.
+    (functions of each other, or noise below the neighbours' distance), or the interval would reach
+    ψ(n) − ψ(k); and with a reference if the features that vary are as many as rows, or one is a
+    linear function of another variable. In the last two cases there is no correction. A function
+    that is not linear, of some features among several, is not seen.
 
     For the standard deviation values are winsorised five spreads from the median, where the spread
     is that of a normal distribution with the same quantiles at 1, 3, 10 or 25 %, the widest: less

@@ -8,7 +8,6 @@ bounded by `extended_interval`: the estimate is extrapolated to neighbourhoods o
 compared with that of the variables' distances from their centres, a function of them.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,7 +29,6 @@ __all__ = [
     "SmoothingLoss",
     "center_distances",
     "extended_interval",
-    "extrapolation_factor",
     "largest_resolved",
     "normal_scores",
     "smoothing_loss",
@@ -54,6 +52,9 @@ def normal_scores(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
         van der Waerden 1952.
     """
     n = x.shape[0]
+    # Scores of the lower half by twice the mean rank, in one array: computed for each feature,
+    # equal ranks could be rounded differently, and distances that are equal would not be.
+    scores = ndtri(jnp.arange(n + 1, dtype=x.dtype) / (2 * n))
 
     def of_feature(values: Float[Array, " n"]) -> Float[Array, " n"]:
         keys = order_keys(values)
@@ -61,9 +62,8 @@ def normal_scores(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
         below = jnp.searchsorted(ordered, keys, side="left")
         above = n - jnp.searchsorted(ordered, keys, side="right")
         # By the nearer end: 1 − 1/(2n) would be rounded, and upper scores would coincide.
-        smaller = jnp.minimum(below, above).astype(x.dtype)
-        equal = (n - below - above).astype(x.dtype)
-        return jnp.sign(below - above).astype(x.dtype) * -ndtri((smaller + equal / 2) / n)
+        twice = 2 * jnp.minimum(below, above) + (n - below - above)
+        return jnp.where(below < above, scores[twice], jnp.where(below > above, -scores[twice], 0))
 
     return jax.vmap(of_feature, 1, 1)(x)
 
@@ -244,22 +244,6 @@ def largest_resolved(measure: EntropySum, k: int, n: int) -> float:
     return times * float(digamma(n) - digamma(k))
 
 
-def extrapolation_factor(k: int, larger: int, num_features: Float[Array, ""]) -> Float[Array, ""]:
-    """The bias at k neighbours as a multiple of what it grows by to a larger number of them.
-
-    For a bias in proportion to the extent (k/n)^(1/d) of a neighbourhood, as at the edges of a
-    support, 1/((k′/k)^(1/d) − 1), with d the number of features that vary. For a smooth density it
-    is in proportion to a square of it, and this is an upper bound. Zero if k cannot be increased.
-
-    Example:
-        >>> round(float(extrapolation_factor(3, 6, jnp.float32(2))), 3)
-        2.414
-    """
-    if larger <= k:
-        return jnp.zeros_like(num_features)
-    return 1 / jnp.expm1(math.log(larger / k) / jnp.maximum(num_features, 1))
-
-
 def extended_interval(
     value: Float[Array, ""],
     std_error: Float[Array, ""],
@@ -284,13 +268,15 @@ def extended_interval(
             features the neighbours see little of it.
         confidence_level: the level of all intervals.
         least: the bias extends the interval down to this at most, the measure's own bound.
-        largest: it extends it up to this at most, what an estimate can be.
+        largest: what an estimate can be. An interval that would extend beyond it has no upper end:
+            the truth may be anywhere above what neighbours can show.
         resolved: whether the estimate has an upper limit at all.
     """
     lower, upper = normal_interval(value, std_error, confidence_level)
     # In many features neighbourhoods hardly shrink with k, and extrapolation multiplies noise.
     lower = jnp.minimum(lower, jnp.maximum(lower + jnp.minimum(bias, 0), least))
-    upper = jnp.maximum(upper, jnp.minimum(upper + jnp.maximum(bias, 0), largest))
+    upper = upper + jnp.maximum(bias, 0)
+    resolved = resolved & ~(upper >= largest)
     if of_function is not None:
         upper = jnp.maximum(upper, normal_interval(*of_function, confidence_level).upper)
     upper = jnp.maximum(upper, normal_interval(of_reference, std_error, confidence_level).upper)

