@@ -28,6 +28,7 @@ from divjax.information.neighborhood_bias import (
     extrapolation_factor,
     largest_resolved,
     normal_scores,
+    normal_variance,
     smoothing_loss,
 )
 from divjax.information.range_counts import counts_within
@@ -304,14 +305,14 @@ class KSG:
     their normal scores, which changes no information and has no heavy tails. To each row's term is
     added what a normal distribution with the scores' correlations C loses within the row's cube,
 
-        L(C) − L(C_x) − L(C_y),  L(C) = KL(N(0, C)‖N(0, C + s²I)),  s² = ρ_i²/3,
+        L(C) − L(C_x) − L(C_y),  L(C) = KL(N(0, C)‖N(0, C + s²I)),
 
-    as a density is estimated from a parametric start. The correction vanishes with ρ, and for
-    independent features, also if these are nearly as many as rows: it is estimated without the bias
-    of sample correlations' eigenvalues. It is not bounded by log n. With 1000 rows of jointly
-    normal variables with five features each and I = 1.02 the bias is −.06 in place of −.42; with
-    200 rows of 20 features each and I = 4.46 it is −.6, and the interval reaches up to the
-    reference's own information.
+    as a density is estimated from a parametric start. s² is the variance of a normal smoothing that
+    leaves as much information as the cube, ρ_i²/3 if ρ_i is small. The correction vanishes with ρ,
+    and for independent features, also if these are nearly as many as rows: it is estimated without
+    the bias of sample correlations' eigenvalues. It is not bounded by log n. Of jointly normal
+    variables with 20 features each and I = 4.46 it reads 4.38 ± .10 in samples of 200 rows and
+    4.30 ± .07 in those of 1000, and without the reference .57 and .85.
 
     Ties count as they are: rows at a distance of exactly ρ_i are not nearer than ρ_i. A variable
     whose values are repeated in more than one row of twenty (at which copied rows of normal
@@ -388,7 +389,7 @@ class KSG:
         plain = _plain_terms(terms, excess)
         if self.reference is None:
             return plain
-        loss = smoothing_loss(sample.variables, measure, distances)
+        loss = smoothing_loss(sample.variables, measure, normal_variance(distances))
         return _Terms(
             terms + loss.values,
             loss.influence,
