@@ -29,6 +29,7 @@ __all__ = [
     "differences_product",
     "living_rows",
     "map_row_blocks",
+    "near_distance",
     "resolved_distances",
     "spread_shares",
     "squared_distances",
@@ -117,6 +118,25 @@ def spread_shares(count: int) -> np.ndarray:
         [0.31, 0.93, 0.55]
     """
     return np.mod((np.arange(count) + 0.5) * _GOLDEN_SECTION, 1)
+
+
+def near_distance(x: Float[Array, "n d"]) -> Float[Array, ""]:
+    """The median distance of 63 of the rows to the nearest other, in its largest coordinate.
+
+    A scale of differences within clusters, to which the distances between them add nothing. Equal
+    rows do not count; if all are equal it is infinite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(near_distance(jnp.array([[0.0], [1.0], [1e9], [1e9 + 1024]])))
+        1.0
+    """
+    if len(x) > _ROWS_OF_CENTER:
+        x = x[np.floor(spread_shares(_ROWS_OF_CENTER) * len(x)).astype(int)]
+    # The difference is not held: its maximum is one pass.
+    apart = jnp.max(jnp.abs(x[:, None] - x), axis=2)
+    nearest = jnp.min(jnp.where(apart > 0, apart, jnp.inf), axis=1)
+    return jnp.sort(nearest)[(len(x) - 1) // 2]
 
 
 def living_rows(x: Float[Array, "n d"], weights: Float[Array, " n"]) -> Float[Array, "n d"]:

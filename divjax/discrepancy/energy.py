@@ -14,7 +14,7 @@ from divjax.core.pairwise import map_row_blocks
 from divjax.core.samples import Numbers, as_samples
 from divjax.core.sharding import in_auto_axes
 from divjax.discrepancy.energy_on_line import energy_distance_on_line
-from divjax.discrepancy.kernel_means import squared_discrepancy
+from divjax.discrepancy.kernel_means import nan_if_lost, squared_discrepancy
 from divjax.kernels.pooled import TwoSamples, as_measures, two_samples
 from divjax.kernels.radial import Energy
 
@@ -44,8 +44,9 @@ def energy_distance(
     sorting. Derivatives are finite, and zero between coincident points.
 
     The value is a difference of mean distances, and its rounding error is relative to them, except
-    on the line without `debias`. If clusters or outliers lie a million times farther apart than
-    the difference of the samples, float32 has one digit of it at most: enable float64.
+    on the line without `debias`. If clusters or outliers of both samples lie so much farther apart
+    than their rows that it may be more than a hundredth of the value, from about 10⁵ times on in
+    float32, the value is NaN: enable float64.
 
     Args:
         x: samples of p.
@@ -56,8 +57,8 @@ def energy_distance(
         debias: whether to leave out the pairs i = j.
 
     Returns:
-        The distance, in the samples' unit. NaN for a row with weight that is not a number, or for a
-        U-statistic of one row with all of the weight.
+        The distance, in the samples' unit. NaN for a row with weight that is not a number, for a
+        U-statistic of one row with all of the weight, or if it is lost to rounding.
 
     Raises:
         ValueError: if a sample is empty or not a matrix, the numbers of features differ, weights do
@@ -89,6 +90,9 @@ def _energy_distance(samples: TwoSamples, *, debias: bool) -> Float[Array, ""]:
         value = energy_distance_on_line(x[:, 0], y[:, 0], a, b, debias=debias)
     else:
         value = squared_discrepancy(Energy(), shared, debias=debias)
+    # The V-statistic on the line is no difference.
+    if debias or x.shape[1] > 1:
+        value = nan_if_lost(value, shared)
     return value.astype(samples.dtype)
 
 

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from divjax.core.checks import check_same_features
-from divjax.core.numerics import at_least_single, in_units_of, matmul
+from divjax.core.differentiation import with_slopes_of
+from divjax.core.numerics import at_least_single, in_units_of, matmul, nan_unless
+from divjax.core.pairwise import common_center, near_distance
+from divjax.core.rounding import is_rounded_away
 from divjax.core.samples import Numbers, as_samples, centered_samples, check_distinguishable
 from divjax.core.sharding import in_auto_axes
 from divjax.core.simplex import with_finite_padding
@@ -24,7 +27,7 @@ from divjax.kernels.pooled import (
 from divjax.kernels.protocols import GramKernel, check_gram_kernel, is_radial
 from divjax.kernels.radial import Energy, Gaussian
 
-__all__ = ["mmd", "squared_discrepancy", "witness"]
+__all__ = ["mmd", "nan_if_lost", "squared_discrepancy", "witness"]
 
 
 def squared_discrepancy(
@@ -50,6 +53,24 @@ def _in_own_unit(samples: TwoMeasures) -> tuple[TwoMeasures, Float[Array, ""]]:
     size = jax.lax.stop_gradient(size)
     (x, unit), (y, _) = in_units_of(size, x), in_units_of(size, y)
     return TwoMeasures(with_finite_padding(x, a), with_finite_padding(y, b), a, b), unit
+
+
+def nan_if_lost(value: Float[Array, ""], samples: TwoMeasures) -> Float[Array, ""]:
+    """A difference of mean distances, NaN if those between clusters are rounded by as much.
+
+    That is, if their rounding may be more than a hundredth of the value, and of the distances
+    within a cluster. Between samples without clusters a value may be as small as their rounding.
+    """
+    x, y, a, b = jax.lax.stop_gradient(samples)
+    rows, weights = jnp.concatenate([x, y]), jnp.concatenate([a, b])
+    # Rows of weight zero may be anywhere.
+    rows = jnp.where((weights > 0)[:, None], rows - common_center(rows, weights > 0), 0)
+    # E‖X − c‖ + E‖Y − c‖, each in its largest coordinate: about the mean distance, never squared.
+    size = jnp.sum(weights * jnp.max(jnp.abs(rows), axis=1))
+    of_value = is_rounded_away(size, jnp.abs(jax.lax.stop_gradient(value)))
+    is_lost = of_value & is_rounded_away(size, near_distance(rows))
+    # Its derivatives are not lost: they are sums of directions.
+    return with_slopes_of(value, nan_unless(~is_lost, jax.lax.stop_gradient(value)))
 
 
 def _of_means(kernel: GramKernel, samples: TwoMeasures, *, debias: bool) -> Float[Array, ""]:
@@ -135,7 +156,10 @@ def _mmd(kernel: GramKernel, samples: TwoSamples, *, debias: bool) -> Float[Arra
     """`mmd` after its checks."""
     # Less the parts that cancel in the difference of means, before they are rounded.
     kernel = contrast_at(kernel, samples, debias=debias)
-    value = squared_discrepancy(kernel, as_measures(kernel, samples), debias=debias)
+    measures = as_measures(kernel, samples)
+    value = squared_discrepancy(kernel, measures, debias=debias)
+    if isinstance(kernel, Energy):
+        value = nan_if_lost(value, measures)
     return value.astype(samples.dtype)
 
 

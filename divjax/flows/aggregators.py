@@ -22,7 +22,13 @@ from divjax.core.numerics import matmul, nan_unless, safe_sqrt
 from divjax.core.pytrees import pytree
 from divjax.core.samples import Numbers, as_arrays
 from divjax.core.simplex import min_norm_weights, project_simplex
-from divjax.flows.fields import checked_fields, gram, unit_gram
+from divjax.flows.fields import (
+    MeanProducts,
+    checked_fields,
+    gram,
+    unit_gram,
+    unit_gram_and_mean,
+)
 from divjax.flows.protocols import Fields
 
 __all__ = ["CAGrad", "FixedWeights", "MinNorm", "PCGrad", "ProjectedStep"]
@@ -269,28 +275,46 @@ class CAGrad(_Stateless):
         check_nonnegative_values(c=self.c)
         # The coefficients do not depend on a common factor of the fields, and `_multiplier` expects
         # the longest to have length one. Gradients are therefore stopped at the factor.
-        products = unit_gram(fields.velocities, fields.masses)
-        size = products.shape[0]
-        largest = jnp.max(jnp.diagonal(products))
-        products = products / jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
-        c = jnp.asarray(self.c, products.dtype)
+        products = unit_gram_and_mean(fields.velocities, fields.masses)
+        size = products.own.shape[0]
+        largest = jnp.max(jnp.diagonal(products.own))
+        largest = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
+        products = jax.tree.map(lambda each: each / largest, products)
+        c = jnp.asarray(self.c, products.own.dtype)
         # d = Σ_k (1/K + μ w_k) v_k. The NaN of a negative traced c propagates through μ.
         mu = _multiplier(products, nan_unless(c >= 0, c))
         coefficients = 1 / size + mu * _shortest_shifted(products, mu)
-        return nan_unless(jnp.isfinite(products).all(), coefficients), state
+        return nan_unless(jnp.isfinite(products.own).all(), coefficients), state
 
 
-def _shortest_shifted(products: Float[Array, "k k"], mu: Float[Array, ""]) -> Float[Array, " k"]:
+def _shortest_shifted(products: MeanProducts, mu: Float[Array, ""]) -> Float[Array, " k"]:
     """The weights of the minimum-norm convex combination of v̄ + μ v_k over fields that count."""
+    own, to_mean, mean = products
     # The longest stands for those that do not, and has their weight.
-    standing = jnp.where(_counts(products), jnp.arange(len(products)), _longest(products))
-    among = products[standing][:, standing]
-    # ⟨v̄ + μv_k, v̄ + μv_j⟩ = μ²Q_kj + μ(⟨v̄,v_k⟩ + ⟨v̄,v_j⟩) + ‖v̄‖², and ⟨v̄,v_k⟩ is a row mean
-    # of Q.
-    to_mean = products.mean(axis=1)
+    standing = jnp.where(_counts(own), jnp.arange(len(own)), _longest(own))
+    among = own[standing][:, standing]
+    # ⟨v̄ + μv_k, v̄ + μv_j⟩ = μ²Q_kj + μ(⟨v̄,v_k⟩ + ⟨v̄,v_j⟩) + ‖v̄‖².
     cross = mu * (to_mean[standing, None] + to_mean[standing])
-    weights = min_norm_weights(mu**2 * among + cross + to_mean.mean())
+    weights = min_norm_weights(mu**2 * among + cross + mean)
     return jnp.zeros_like(weights).at[standing].add(weights)
+
+
+def _squared_length(products: MeanProducts, weights: Float[Array, " k"]) -> tuple[Array, Array]:
+    """‖Σ_k w_k v_k‖², and the sum of its terms' absolute values, a multiple of its rounding error.
+
+    Either as it stands or about the mean, as ‖v̄ + Σ_k e_k v_k‖² with e = w − 1/K, whichever has the
+    smaller terms: fields may cancel near uniform weights, and the shortest one have all weight.
+    """
+    rest = weights - 1 / len(weights)
+    own, to_mean, mean = products
+    plain = jnp.sum(weights * matmul(own, weights))
+    about_mean = mean + 2 * jnp.sum(to_mean * rest) + jnp.sum(rest * matmul(own, rest))
+    size, away = jnp.abs(own), jnp.abs(rest)
+    terms = jnp.sum(weights * matmul(size, weights))
+    to_rest = 2 * jnp.sum(jnp.abs(to_mean) * away)
+    terms_about_mean = mean + to_rest + jnp.sum(away * matmul(size, away))
+    smaller = terms_about_mean < terms
+    return jnp.where(smaller, about_mean, plain), jnp.minimum(terms_about_mean, terms)
 
 
 def _counts(products: Float[Array, "k k"]) -> Bool[Array, " k"]:
@@ -303,33 +327,31 @@ def _longest(products: Float[Array, "k k"]) -> Int[Array, ""]:
 
 
 @jax.jit
-def _multiplier(products: Float[Array, "k k"], c: Float[Array, ""]) -> Float[Array, ""]:
+def _multiplier(products: MeanProducts, c: Float[Array, ""]) -> Float[Array, ""]:
     """The μ of `CAGrad`, for fields of which the longest has length one.
 
     ‖d − v̄‖ increases with μ. No combination is longer than one, so μ is at least c‖v̄‖. If the
     combination vanishes so fast that d stays inside the ball for every μ, then μ is the largest for
     which the combination is more than rounding.
     """
-    eps = jnp.finfo(products.dtype).eps
+    eps = jnp.finfo(products.own.dtype).eps
 
-    def excess(mu: Array, products: Array, c: Array) -> Array:
-        # ‖d − v̄‖ − c‖v̄‖, with ‖d − v̄‖ = μ‖Σ_k w_k v_k‖ and ‖v̄‖² the mean of Q.
-        w = _shortest_shifted(products, mu)
-        squared = jnp.sum(w * jnp.matmul(products, w, precision="highest"))
+    def excess(mu: Array, products: MeanProducts, c: Array) -> Array:
+        # ‖d − v̄‖ − c‖v̄‖, with ‖d − v̄‖ = μ‖Σ_k w_k v_k‖.
+        squared, terms = _squared_length(products, _shortest_shifted(products, mu))
         # Below its rounding the square of a vanishing combination says nothing, not even its sign.
-        terms = jnp.sum(w * jnp.matmul(jnp.abs(products), w, precision="highest"))
         length = safe_sqrt(jnp.maximum(squared, eps * jax.lax.stop_gradient(terms)))
-        return mu * length - c * safe_sqrt(jnp.maximum(products.mean(), 0))
+        return mu * length - c * safe_sqrt(jnp.maximum(products.mean, 0))
 
     # The root is found without being differentiated. One Newton step at it then carries the
     # derivative of the implicit function.
     fixed, fixed_c = jax.lax.stop_gradient((products, c))
     # From a combination of length one to the rounding of the shortest field that counts, which has
     # a weight of 1/K.
-    squares = jnp.diagonal(fixed)
-    shortest = jnp.sqrt(jnp.min(jnp.where(_counts(fixed), squares, 1)))
-    least = fixed_c * jnp.sqrt(jnp.maximum(fixed.mean(), 0))
-    most = least * len(products) / (jnp.sqrt(eps) * shortest)
+    squares = jnp.diagonal(fixed.own)
+    shortest = jnp.sqrt(jnp.min(jnp.where(_counts(fixed.own), squares, 1)))
+    least = fixed_c * jnp.sqrt(jnp.maximum(fixed.mean, 0))
+    most = least * len(squares) / (eps * shortest)
 
     def narrow(bracket: tuple[Array, Array, Array, Array], _: None):
         low, high, mu = bracket[:3]

@@ -1,5 +1,7 @@
 """K fields at the particles: their inner products in L²(q), and their weighted sum."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
@@ -10,7 +12,15 @@ from divjax.core.samples import Numbers, Unrounded, as_arrays, as_numbers
 from divjax.core.simplex import with_finite_padding, within_range
 from divjax.flows.mass import checked_masses
 
-__all__ = ["check_objective_weights", "checked_fields", "combine", "gram", "unit_gram"]
+__all__ = [
+    "MeanProducts",
+    "check_objective_weights",
+    "checked_fields",
+    "combine",
+    "gram",
+    "unit_gram",
+    "unit_gram_and_mean",
+]
 
 
 def checked_fields(velocities: Numbers) -> Unrounded:
@@ -52,6 +62,37 @@ def unit_gram(velocities: Numbers, weights: Numbers) -> Float[Array, "k k"]:
     For functions that are invariant to a common factor of the fields. Gradients are stopped at the
     size.
     """
+    return _products(*_in_unit(velocities, weights))
+
+
+class MeanProducts(NamedTuple):
+    """Inner products of K fields, and those with their mean, to rounding of the mean itself.
+
+    Sums of inner products lose a mean that is much shorter than the fields.
+
+    Attributes:
+        own: Q_kj = ⟨v_k, v_j⟩.
+        to_mean: ⟨v_k, v̄⟩.
+        mean: ‖v̄‖².
+    """
+
+    own: Float[Array, "k k"]
+    to_mean: Float[Array, " k"]
+    mean: Float[Array, ""]
+
+
+def unit_gram_and_mean(velocities: Numbers, weights: Numbers) -> MeanProducts:
+    """As `unit_gram`, with the fields' uniform mean among the fields."""
+    velocities, weights = _in_unit(velocities, weights)
+    mean = jnp.mean(velocities, axis=0, keepdims=True)
+    products = _products(jnp.concatenate([velocities, mean]), weights)
+    return MeanProducts(products[:-1, :-1], products[:-1, -1], products[-1, -1])
+
+
+def _in_unit(
+    velocities: Numbers, weights: Numbers
+) -> tuple[Float[Array, "k n d"], Float[Array, " n"]]:
+    """The fields in a power of two at their size, and the particles' masses."""
     (velocities,) = as_arrays(velocities=within_range(checked_fields(velocities)))
     weights = checked_masses(weights, velocities.shape[1], velocities.dtype)
     # The largest √a_i |v_k(x_i)| is the unit. Particles of mass zero may hold anything, and fields
@@ -60,7 +101,7 @@ def unit_gram(velocities: Numbers, weights: Numbers) -> Float[Array, "k k"]:
     lengths = jnp.sqrt(masses)[:, None] * jnp.abs(fixed)
     size = jnp.max(jnp.where((masses > 0)[:, None], lengths, 0))
     size = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
-    return _products(in_units_of(size, velocities)[0], weights)
+    return in_units_of(size, velocities)[0], weights
 
 
 def _products(

@@ -125,10 +125,13 @@ def first_variations(
                 f"{type(returned).__name__}."
             )
         variation, carried = returned
-        gradient, _ = ravel_particles(variation.gradient)
         # An objective of the caller's own may return anything. Another shape would broadcast.
         check_shape(f"objectives[{index}]'s value", variation.value)
         check_shape(f"objectives[{index}]'s potential", variation.potential, n)
+        if hasattr(variation.gradient, "shape"):
+            # Before it is a matrix, as which a vector has a second axis.
+            check_shape(f"objectives[{index}]'s gradient", variation.gradient, n, d)
+        gradient, _ = ravel_particles(variation.gradient)
         check_shape(f"objectives[{index}]'s gradient", gradient, n, d)
         variations.append(variation._replace(gradient=gradient))
         later.append(carried)

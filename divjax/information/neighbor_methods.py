@@ -28,6 +28,7 @@ from divjax.information.neighborhood_bias import (
     extended_interval,
     largest_resolved,
     normal_scores,
+    normal_variance,
     smoothing_loss,
 )
 from divjax.information.range_counts import counts_within
@@ -305,14 +306,14 @@ class KSG:
     their normal scores, which changes no information and has no heavy tails. To each row's term is
     added what a normal distribution with the scores' correlations C loses within the row's cube,
 
-        L(C) − L(C_x) − L(C_y),  L(C) = KL(N(0, C)‖N(0, C + s²I)),  s² = ρ_i²/3,
+        L(C) − L(C_x) − L(C_y),  L(C) = KL(N(0, C)‖N(0, C + s²I)),
 
-    as a density is estimated from a parametric start. The correction vanishes with ρ, and for
-    independent features, also if these are nearly as many as rows: it is estimated without the bias
-    of sample correlations' eigenvalues. It is not bounded by log n. With 1000 rows of jointly
-    normal variables with five features each and I = 1.02 the bias is −.06 in place of −.42; with
-    200 rows of 20 features each and I = 4.46 it is −.6, and the interval reaches up to the
-    reference's own information.
+    as a density is estimated from a parametric start. s² is the variance of a normal smoothing that
+    leaves as much information as the cube, ρ_i²/3 if ρ_i is small. The correction vanishes with ρ,
+    and for independent features, also if these are nearly as many as rows: it is estimated without
+    the bias of sample correlations' eigenvalues. It is not bounded by log n. Of jointly normal
+    variables with 20 features each and I = 4.46 it reads 4.38 ± .10 in samples of 200 rows and
+    4.30 ± .07 in those of 1000, and without the reference .57 and .85.
 
     Ties count as they are: rows at a distance of exactly ρ_i are not nearer than ρ_i. A variable
     whose values are repeated in more than one row of twenty (at which copied rows of normal
@@ -389,7 +390,7 @@ class KSG:
         plain = _plain_terms(terms, excess)
         if self.reference is None:
             return plain
-        loss = smoothing_loss(sample.variables, measure, distances)
+        loss = smoothing_loss(sample.variables, measure, normal_variance(distances))
         return _Terms(
             terms + loss.values,
             loss.influence,
@@ -424,23 +425,25 @@ class KSG:
 class MixedNeighbors:
     """Information between variables that are discrete, continuous, or both in parts.
 
-    As `KSG` where one row alone is at the k-th distance ρ_i. Where several rows are at the
-    distance ρ_i, such as ρ_i = 0 among copies, all of them are neighbours, and the row counts with
-    them, as among the rows of a cell of a table:
+    As `KSG`, with more rows where several are at the k-th distance ρ_i in a group of variables:
 
-        ψ(k̃ + 1) + ψ(n) − ψ(n_x + 1) − ψ(n_y + 1),
+        I = ψ(n) + (1/n) Σ_i [ψ(N) − ψ(N_x) − ψ(N_y)],    N = max(nearer + 1, at most as far),
 
-    with k̃, n_x and n_y the numbers of other rows at a distance of at most ρ_i. For discrete
-    variables this is the plug-in estimate with ψ for the logarithm, whose bias is smaller.
+    of the other rows nearer than ρ_i, and of those at a distance of at most ρ_i, in all variables
+    and in x and y alone. Without ties these are k, n_x + 1 and n_y + 1, Kraskov's. With ties all
+    rows at ρ_i are neighbours, and that it was reached is no evidence of one more. If ρ_i = 0, the
+    row counts with its copies, as among the rows of a cell of a table: for discrete variables of
+    many rows a cell this is the plug-in estimate with ψ for the logarithm, whose bias is smaller.
 
-    The paper has log(n_x + 1) for ψ, which does not become Kraskov's estimate for continuous
-    variables, and its authors' code counts as is done here, but for ties at ρ > 0, which it breaks
-    as for `KSG`. Other measures are treated alike.
+    Gao et al. have log(n_x + 1) for ψ, which does not become Kraskov's estimate for continuous
+    variables. Mesner and Shalizi count the rows at most as far, without the row itself: too few for
+    tables, and for continuous variables where none is at ρ_i. Other measures are treated alike.
 
-    The bias is upwards for counts with many levels of few rows, as that of a plug-in estimate. For
-    a Poisson variable and its mean, of a gamma distribution with shape 2 and scale 10, I = 1.15:
-    1.34 with 200 rows and 1.28 with 1000, by the authors' code 1.40 and 1.29, and by the paper's
-    formula .81 and .92.
+    For counts the bias is upwards where cells of few rows are many. In the means of twenty samples
+    of two Poisson variables with a common part, of means 5 and 45 and I = .83, it reads .84 with
+    200 rows and .88 with 1000, with means 1 and 20 and I = 1.19 1.25 and 1.23. For a Poisson
+    variable and its mean, of a gamma distribution with shape 2 and scale 10 and I = 1.15, these are
+    1.13 and 1.19, by the code of Gao et al. 1.40 and 1.30, and by their formula .81 and .92.
 
     Features are in units of their standard deviations, of winsorised values as for `KSG`.
     Categories should be coded so that neighbouring codes are alike, or as one feature for each.
@@ -479,18 +482,29 @@ class MixedNeighbors:
         rounding = _ROUNDING_ULPS * jnp.finfo(dtype).eps * radius
         rounded = radius + rounding
         tied = (radius == 0) | (distances[:, k] <= rounded)
-        radii = [jnp.where(tied, rounded, radius - rounding)] * len(sample.variables)
+        # Copies, at a distance of zero, are among the nearer ones.
+        nearer = [radius - rounding] * len(sample.variables)
+        within = [rounded] * len(sample.variables)
         *groups, everything = measure.groups
         *signs, sign = measure.signs
-        # The neighbours of rows with ties are counted only if there are such rows.
-        count = lambda _: _counts(sample, everything, radii)
-        neighbors = if_needed(jnp.any(tied), count, jnp.zeros(len(radius), jnp.int32))
-        neighbors = jnp.where(tied, neighbors + 1, k)
+
+        def number(group: tuple[int, ...], fewest: Array, ties: Bool[Array, ""]) -> Array:
+            """ψ of at least so many rows, and of those at a distance of at most ρ."""
+            # Only ties make these more: without any they are not counted.
+            count = lambda fewest: jnp.maximum(fewest, _counts(sample, group, within))
+            return digamma(if_needed(ties, count, fewest).astype(dtype))
+
+        # Among copies the row itself counts, as in a cell of a table.
+        copies = lambda _: _counts(sample, everything, nearer) + 1
+        neighbors = jnp.full(len(radius), k, jnp.int32)
+        at_zero = if_needed(jnp.any(radius == 0), copies, neighbors)
+        neighbors = jnp.where(radius == 0, at_zero, neighbors)
         total = digamma(jnp.asarray(len(radius), dtype))
-        own = digamma(neighbors.astype(dtype))
+        own = number(everything, neighbors, jnp.any(tied))
         terms, excess = sign * (total - own), []
+        repeated = _repeated(sample.variables) > 0
         for group, sign in zip(groups, signs, strict=True):
-            counts = digamma((_counts(sample, group, radii) + 1).astype(dtype))
+            counts = number(group, _counts(sample, group, nearer) + 1, repeated)
             terms = terms + sign * (total - counts)
             # Levels that determine each other have the entropy of their shares, which is finite.
             excess += [jnp.where(tied, total, counts - own)] if sign > 0 else []

@@ -8,6 +8,8 @@ bounded by `extended_interval`: the estimate is extrapolated to neighbourhoods o
 compared with that of the variables' distances from their centres, a function of them.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
-from scipy.special import digamma
+from scipy.special import digamma, ndtr
 
 from divjax.core.linalg import eigh
 from divjax.core.numerics import matmul
@@ -31,6 +33,7 @@ __all__ = [
     "extended_interval",
     "largest_resolved",
     "normal_scores",
+    "normal_variance",
     "smoothing_loss",
 ]
 
@@ -86,12 +89,11 @@ class SmoothingLoss(NamedTuple):
 
 
 def smoothing_loss(
-    variables: Sequence[Float[Array, "n _"]], measure: EntropySum, radii: Float[Array, " n"]
+    variables: Sequence[Float[Array, "n _"]], measure: EntropySum, squares: Float[Array, " n"]
 ) -> SmoothingLoss:
-    """What a normal distribution loses of the measure by smoothing over cubes, for each radius.
+    """What a normal distribution loses of the measure by smoothing, for each variance t.
 
-    A cube of half-width ρ has the variances t = ρ²/3. Smoothing a normal distribution with the
-    correlations C lowers its log density on average by
+    Smoothing lowers the log density of a normal distribution with the correlations C by
 
         L = KL(N(0, C)‖N(0, C + t I)) = ½ [g(t) − g(0) − t g′(t)],  g(t) = log det(C + t I),
 
@@ -125,7 +127,7 @@ def smoothing_loss(
     Args:
         variables: features of mean zero and variance one, or constant zero.
         measure: the groups and signs.
-        radii: ρ for each row.
+        squares: t for each row, `normal_variance` of the half-width of its cube.
 
     References:
         Marchenko, Pastur 1967. Girko 1990: estimates of functions of C. Bai, Silverstein 2004,
@@ -137,7 +139,7 @@ def smoothing_loss(
     correlation = matmul(x.T, x) / n
     # Smaller eigenvalues are rounding.
     least = 8 * len(correlation) * jnp.finfo(x.dtype).eps
-    squares, loss, slope = jnp.square(radii) / 3, jnp.zeros_like(radii), jnp.zeros_like(correlation)
+    loss, slope = jnp.zeros_like(squares), jnp.zeros_like(correlation)
     most = balance = jnp.zeros((), jnp.int32)
     information = jnp.zeros((), x.dtype)
     for group, sign in zip(measure.groups, measure.signs, strict=True):
@@ -160,6 +162,39 @@ def smoothing_loss(
         resolved,
         jnp.where(resolved, information, -jnp.inf),
     )
+
+
+def normal_variance(radii: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The variance t of the normal smoothing that leaves as much information as a cube.
+
+    Of a pair of normal variables with a small correlation r the masses of squares show
+    r² (a² − b²/2), where a = E[z g(z)], b = E[g(z)²], and g(z) = E[Z | |Z − z| < ρ]. A normal
+    smoothing has g(z) = s z with s = 1/(1 + t), and shows r² (s² − s⁴/2). For small ρ it is
+    ρ²/3, the cube's own variance, and at ρ = 2 larger by 39 %. Fitted to small correlations, it is
+    within 3 % of the information of pairs with r = .9.
+    """
+    radius, share = _variances_of_cubes()
+    share = jnp.interp(radii, jnp.asarray(radius, radii.dtype), jnp.asarray(share, radii.dtype))
+    return share * jnp.square(radii) / 3
+
+
+@functools.cache
+def _variances_of_cubes() -> tuple[np.ndarray, np.ndarray]:
+    """Radii, and `normal_variance` as a share of ρ²/3."""
+    # Of negative z alone, as all means are even: near one Φ has no digits left for a difference.
+    z = np.linspace(-9, -0.01, 900) + 0.005
+    density = np.exp(-(z**2) / 2)
+    mean = lambda values: values @ density / density.sum()
+    radii, shares = np.linspace(0, 6, 61), [1.0]
+    for radius in radii[1:]:
+        mass = ndtr(z + radius) - ndtr(z - radius)
+        edges = np.exp(-((z - radius) ** 2) / 2) - np.exp(-((z + radius) ** 2) / 2)
+        center = edges / (mass * math.sqrt(2 * math.pi))
+        shown = mean(z * center) ** 2 - mean(center**2) ** 2 / 2
+        # s² − s⁴/2 = shown, without cancellation.
+        slope = np.sqrt(2 * shown / (1 + np.sqrt(1 - 2 * shown)))
+        shares.append((1 / slope - 1) / (radius**2 / 3))
+    return radii, np.array(shares)
 
 
 def _left(positive: Bool[Array, " d"], dof: int, dtype: DTypeLike) -> Float[Array, ""]:

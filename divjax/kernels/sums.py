@@ -7,9 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from divjax.core.checks import check_shape
-from divjax.core.numerics import matmul
+from divjax.core.differentiation import with_slopes_of
+from divjax.core.numerics import if_needed, matmul
 from divjax.core.pair_reductions import SUM, reduce_centered_pairs
-from divjax.core.pairwise import common_center
+from divjax.core.pairwise import (
+    DIFFERENCES_UP_TO,
+    centered_distances,
+    common_center,
+    near_distance,
+)
 from divjax.core.samples import Numbers, as_numbers
 from divjax.core.sharding import in_auto_axes
 from divjax.kernels.protocols import Kernel, check_kernel
@@ -19,6 +25,11 @@ __all__ = ["kernel_sums"]
 
 # The tolerated relative change of a kernel by the rounding of its distances.
 _TOLERATED = 1e-3
+# The tolerated rounding of points, as a share of the distances at which a kernel changes. Where two
+# samples are alike their sums of gradients nearly cancel, and leave ten times that.
+_TOLERATED_OF_POINTS = 1e-4
+# The relative change of a kernel from 0 to a distance that is not small beside its scale.
+_CHANGED = 1e-2
 
 
 def kernel_sums(
@@ -34,11 +45,9 @@ def kernel_sums(
     matrix with narrow ones, never n × m × d. For a kernel whose slope is a multiple of its value
     (Gaussian) one matrix product computes both. Large n × m is computed blockwise.
 
-    If clusters lie so far apart, in more than 8 features, that products lose the distances within
-    them, both sums are computed again from differences, feature by feature. Derivatives of the sums
-    still use the products. With up to 8 features distances are exact, and the products of gradients
-    are not: with two clusters 10⁴ bandwidths apart float32 has gradients to 1 % of the largest, at
-    10⁵ to 5 %.
+    If clusters lie so far apart that products lose the differences within them, sums that have lost
+    them are computed again, feature by feature: with up to 8 features, for which distances are
+    exact, the gradient sums. Derivatives of the sums still use the products.
 
     Points y_j whose values and gradient weights are all zero are ignored and may hold anything.
 
@@ -96,6 +105,12 @@ def _sums(
 ) -> tuple[Float[Array, "n c"], Float[Array, "n g d"]]:
     """`kernel_sums` of points about a common centre."""
     g, d = gradient_weights.shape[1], x.shape[1]
+    # Ignored points are zeroed: one far away would trigger a needless second pass.
+    constant, counted = jax.lax.stop_gradient((kernel, jnp.where(used[:, None], others, 0)))
+    if d > DIFFERENCES_UP_TO:
+        needed = _is_changed_by_rounding(constant, counted)
+    else:
+        needed = _is_lost_in_moments(constant, counted)
 
     def of_columns(others: Array, values: Array, gradient_weights: Array) -> tuple[Any, Any]:
         # The columns that ψ is multiplied by: C "m g", and the moments C∘y "m gd".
@@ -115,7 +130,13 @@ def _sums(
                 sloped = sloped * kernel.log_slope
             # x_i (ψC)_i − (ψ[C∘y])_i, of shape "b g d".
             total, moment = sloped[:, :g], sloped[:, g:].reshape(rows.shape[0], g, d)
-            return sums, rows[:, None, :] * total[:, :, None] - moment
+            gradients = rows[:, None, :] * total[:, :, None] - moment
+            if d > DIFFERENCES_UP_TO or not g:
+                return sums, gradients
+            held, points = jax.lax.stop_gradient((gradients, rows))
+            # Distances again: closed over by the loop, the first ones would stay in memory.
+            resolved = lambda _: again(points, centered_distances(points, fixed[-1]))[1]
+            return sums, with_slopes_of(gradients, if_needed(needed, resolved, held))
 
         # The second computation gives values only, and must close over no value with derivatives.
         fixed = jax.lax.stop_gradient((kernel, values, gradient_weights, others))
@@ -133,9 +154,6 @@ def _sums(
 
         return contract, again
 
-    # Ignored points are zeroed: one far away would trigger a needless second pass.
-    fixed, counted = jax.lax.stop_gradient((kernel, jnp.where(used[:, None], others, 0)))
-    needed = _is_changed_by_rounding(fixed, counted)
     return reduce_centered_pairs(
         x, others, of_columns, SUM, values, gradient_weights, same=same, needed=needed
     )
@@ -154,3 +172,17 @@ def _is_changed_by_rounding(kernel: Kernel, sources: Float[Array, "m d"]) -> Boo
     of_ends = jnp.concatenate(kernel.radial(ends))
     change = jnp.abs(of_ends[:, 1] - of_ends[:, 0])
     return jnp.any(change > _TOLERATED * jnp.abs(of_ends[:, 0]))
+
+
+def _is_lost_in_moments(kernel: Kernel, sources: Float[Array, "m d"]) -> Bool[Array, ""]:
+    """Whether the differences of near points are lost in x_i (ψC)_i − (ψ[C∘y])_i.
+
+    Its rounding error is ε|y| in units of a difference, which is to be small beside the kernel's
+    scale. Distances, and kernels less a part, have the points' own.
+    """
+    rounding = jnp.finfo(sources.dtype).eps * jnp.max(jnp.abs(sources)) / _TOLERATED_OF_POINTS
+    if not kernel.positive_definite:
+        return rounding > near_distance(sources)
+    ends = jnp.stack([jnp.zeros_like(rounding), jnp.square(rounding)])[None]
+    here, there = kernel.radial(ends)[0][0]
+    return jnp.abs(there - here) > _CHANGED * jnp.abs(here)

@@ -212,11 +212,12 @@ def _encode_column(
         # Infinity has no place on a scale of finite numbers.
         infinite = np.isinf(values)
         if infinite.any():
-            notes.append(f"{infinite.sum()} infinite values taken as missing")
+            notes.append(f"{_counted(infinite.sum(), 'infinite value')} taken as missing")
         given = np.where(infinite, np.nan, values)
         values = merge_rounded(given)
         if count := len(np.unique(given)) - len(np.unique(values)):
-            notes.append(f"{count} numbers differ from others by rounding alone: taken as equal")
+            differing = _counted(count, "number", "differ")
+            notes.append(f"{differing} from others by rounding alone: taken as equal")
         # A few numbers that repeat are codes, whose order need not mean anything.
         few = few_distinct(pd.Series(values), few_values if kind == "number" else 1)
         if not few:
@@ -278,7 +279,7 @@ def _encode_levels(
         covered = sum(share[level] for level in rare)
         notes.append(
             f"the {len(rare)} rarest of {len(order)} levels ({covered:.1%} of the rows) share "
-            f"{len(set(hashed.values()))} indicators"
+            f"{_counted(len(set(hashed.values())), 'indicator')}"
         )
         levels = levels.map(lambda level: buckets.get(level, level))
         kept = [*order[: max_levels - 1], *sorted(set(buckets.values()))]
@@ -286,7 +287,8 @@ def _encode_levels(
     for count, name in zip(counts, names, strict=True):
         if absent := [level for level in order if level not in count.index]:
             shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
-            notes.append(f"{len(absent)} levels never occur in {name}: {shown}")
+            absence = _counted(len(absent), "level", "never occur")
+            notes.append(f"{absence} in {name}: {shown}")
             if len(order) > max_levels:
                 covered = 2 * sum(share[level] for level in absent)
                 notes.append(f"{covered:.1%} of the rows of the other table have a level of those")
@@ -296,7 +298,13 @@ def _encode_levels(
     # Upper and lower case of one word are two levels, most often by mistake.
     if alike := [" and ".join(same) for same in plain.values() if len(same) > 1]:
         shown = ", ".join(alike[:3]) + (", …" if len(alike) > 3 else "")
-        notes.append(f"{len(alike)} levels differ by case alone: {shown}")
+        notes.append(f"{_counted(len(alike), 'level', 'differ')} by case alone: {shown}")
     # The most frequent level has no indicator of its own: all of them are zero there.
     block = np.stack([(levels == level).to_numpy(float) for level in kept[1:]], axis=1)
     return block, [f"={level}" for level in kept[1:]], notes, ""
+
+
+def _counted(count: int, noun: str, verb: str = "") -> str:
+    """A number of things, and what they do: one level occurs, two levels occur."""
+    one = count == 1
+    return f"{count} {noun}{'' if one else 's'} {verb}{'s' if one and verb else ''}".rstrip()

@@ -21,6 +21,7 @@ more digits than float64 holds; columns of few different numbers, if words are a
 twice changes nothing.
 """
 
+import collections
 import functools
 import math
 import re
@@ -145,6 +146,16 @@ class _Found(NamedTuple):
     reading: _Reading
     values: dict[str, Any]
     currencies: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The reading's name, with the separator of most dates in place of its own."""
+        written = re.search(r"\b[dmy]+([-/])[dm]+\1", self.reading.name)
+        if written is None:
+            return self.reading.name
+        used = collections.Counter(re.findall(r"^\d+([-/.])", "\n".join(self.values), re.M))
+        # Digits alone, as of 20241231, have none.
+        return self.reading.name.replace(written[1], max(used, key=used.__getitem__, default="-"))
 
 
 @functools.cache
@@ -423,7 +434,7 @@ def _notes(
 ) -> list[str]:
     """How each table was read, and how many of its values were not."""
     # A reading that both tables share needs no names.
-    how = {name: one.reading.name for name, one in zip(names, found, strict=True) if one}
+    how = {name: one.name for name, one in zip(names, found, strict=True) if one}
     if len(set(how.values())) == 1 and len(how) == 2:
         notes = [f"text read as {next(iter(how.values()))}"]
     else:

@@ -46,6 +46,38 @@ def test_it_is_the_double_sum(d, debias):
     np.testing.assert_allclose(found, by_definition(x, y, a, b, debias), rtol=1e-10)
 
 
+@jax.jit
+def in_single_precision(x, y):
+    by_kernel = discrepancy.mmd(x, y, kernel=kernels.Energy())
+    return (
+        discrepancy.energy_distance(x, y),
+        discrepancy.energy_distance(x, y, debias=True),
+        by_kernel,
+    )
+
+
+@pytest.mark.parametrize("far", [0.0, 1e3, 1e4, 1e5, 1e6, 1e7])
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.5, 0.3)])
+def test_clusters_far_apart_leave_two_digits_or_none(far, shares):
+    """In both samples, with equal and with unequal masses, whose difference is seen however far."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2, 50, 3)).astype(np.float32)
+    y += np.float32(0.7)
+    for rows, share in zip((x, y), shares, strict=True):
+        rows[: int(50 * share)] += np.float32(far)
+    even = np.ones(50)
+    wide = np.float64(x), np.float64(y), even, even
+    with jax.enable_x64(False):
+        biased, unbiased, by_kernel = map(float, in_single_precision(x, y))
+    found = {biased: False, by_kernel: False, unbiased: True}
+    for value, debias in found.items():
+        expected = by_definition(*wide, debias)
+        resolved = abs(value - expected) < 0.02 * abs(expected)
+        assert resolved or (np.isnan(value) and far >= 1e4 and shares == (0.5, 0.5))
+    # Where there are no digits, there is no number.
+    assert np.isnan(biased) or far < 1e6 or shares != (0.5, 0.5)
+
+
 def test_sorting_has_the_derivatives_of_all_pairs():
     """First and second ones, at ties too: zero between points that coincide."""
     x, y, a, b = map(jnp.asarray, samples(1))

@@ -142,7 +142,7 @@ def test_two_csv_files_are_compared(tmp_path, files, capsys):
         "name: 110 different values, free text or an identifier, dropped",
         "not compared: extra (only in synthetic), name (110 different values",
         "same: constant (7), dropped",
-        "kind: 1 levels never occur in real: blue",
+        "kind: 1 level never occurs in real: blue",
         "kind: 1 levels never occur in synthetic: green",
     ):
         assert note in shown

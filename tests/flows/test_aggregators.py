@@ -182,6 +182,32 @@ def test_the_conflict_averse_direction_has_the_best_worst_inner_product(size, c)
         np.testing.assert_allclose(direction, reference, atol=2e-3 * np.linalg.norm(mean))
 
 
+@pytest.mark.parametrize("angle", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("c", [0.4, 2.0])
+@pytest.mark.parametrize("longer", [1.0, 1.0002])
+def test_the_conflict_averse_direction_of_nearly_opposite_fields(angle, c, longer):
+    """Against a search of the dual in double precision: the least ⟨v̄, g⟩ + c‖v̄‖‖g‖.
+
+    The mean is shorter than the fields by the angle; the direction is of its size.
+    """
+    x = np.array([[longer, 0.0], [-np.cos(angle), np.sin(angle)]], np.float32)
+    coefficients = apply(CAGrad(c), x[:, None], np.ones(1, np.float32))
+    x = x.astype(float)
+    mean = x.mean(0)
+    size = np.linalg.norm(mean)
+    center, width = 0.5, 0.5
+    for _ in range(4):
+        weights = np.clip(np.linspace(center - width, center + width, 4001), 0, 1)[:, None]
+        combined = weights * x[0] + (1 - weights) * x[1]
+        dual = combined @ mean + c * size * np.linalg.norm(combined, axis=1)
+        center, width = weights[dual.argmin(), 0], width / 1000
+    shortest = combined[dual.argmin()]
+    best = mean + c * size * shortest / np.linalg.norm(shortest)
+    direction = np.asarray(coefficients, float) @ x
+    np.testing.assert_allclose(direction, best, atol=1e-2 * np.linalg.norm(best))
+    np.testing.assert_allclose(np.linalg.norm(direction - mean), c * size, rtol=1e-2)
+
+
 @pytest.mark.parametrize("short", [0.0, 1e-12])
 def test_a_field_that_vanishes_does_not_decide_the_conflict_averse_direction(short):
     """Against a search of the ball; an objective at its minimum has such a field."""

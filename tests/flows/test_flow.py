@@ -1,5 +1,7 @@
 """A flow: its steps obey known laws, it resumes, refuses bad input and flags what is not finite."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -351,6 +353,18 @@ def test_what_an_objective_returns_is_checked(field):
             return variation._replace(**{field: wrong(getattr(variation, field))}), state
 
     with pytest.raises(ValueError, match=rf"objectives\[0\]'s {field} must have shape"):
+        run(KEY, X, (Wrong(lambda z: jnp.sum(z**2)),), num_steps=1)
+
+
+@pytest.mark.parametrize("shape", [(2,), (16,), (), (16, 2, 1)])
+def test_the_shape_of_a_wrong_gradient_is_named(shape):
+    class Wrong(flows.Potential):
+        def __call__(self, *args):
+            variation, state = super().__call__(*args)
+            return variation._replace(gradient=jnp.zeros(shape)), state
+
+    message = r"objectives\[0\]'s gradient must have shape \(16, 2\); got shape "
+    with pytest.raises(ValueError, match=message + re.escape(str(shape))):
         run(KEY, X, (Wrong(lambda z: jnp.sum(z**2)),), num_steps=1)
 
 

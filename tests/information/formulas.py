@@ -41,19 +41,18 @@ def ksg(variables, groups, signs, k, algorithm=1):
 
 
 def mixed(variables, groups, signs, k):
-    """As `ksg`, with all rows at the k-th distance if they are several."""
+    """As `ksg`, with all rows at the k-th distance if there are more than these."""
     pairs = [distances(variable) for variable in variables]
     joint = _without_diagonal(np.max(pairs, axis=0))
-    ordered = np.sort(joint, axis=1)
-    radius = ordered[:, k - 1]
+    radius = np.sort(joint, axis=1)[:, k - 1]
     # The differences of levels are rounded in other units.
-    rounded = radius * (1 + 1e-14)
-    tied = (radius == 0) | (ordered[:, k] <= rounded)
+    far, near = radius[:, None] * (1 + 1e-14), radius[:, None] * (1 - 1e-14)
     terms = 0
     for group, sign in zip(groups, signs, strict=True):
         of_group = _without_diagonal(np.max([pairs[i] for i in group], axis=0))
-        closed = (of_group <= rounded[:, None]).sum(axis=1) + 1
-        open_ = (of_group < radius[:, None] * (1 - 1e-14)).sum(axis=1) + 1
-        number = np.where(tied, closed, k if group == groups[-1] else open_)
+        closed = (of_group <= far).sum(axis=1)
+        # Copies count as nearer.
+        nearer = np.where(radius > 0, (of_group < near).sum(axis=1), closed)
+        number = np.maximum(nearer + 1, closed)
         terms = terms + sign * (digamma(len(joint)) - digamma(number))
     return terms

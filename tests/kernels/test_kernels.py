@@ -334,6 +334,39 @@ def test_clusters_far_apart_keep_the_distances_within_them(name, along):
         np.testing.assert_allclose(single, double, atol=3e-4 * np.abs(double).max())
 
 
+SLOPES = {
+    kernels.Gaussian: lambda r: -np.exp(-(r**2) / 2),
+    kernels.Laplace: lambda r: -np.exp(-r) / r,
+    kernels.Energy: lambda r: -1 / r,
+}
+
+
+@pytest.mark.parametrize("far", [1e4, 1e6])
+@pytest.mark.parametrize("d", [1, 2, 8])
+@pytest.mark.parametrize("kind", SLOPES)
+def test_clusters_far_apart_keep_their_gradients(kind, d, far):
+    """Against the formula of the rounded points in double precision."""
+    rng = np.random.default_rng(d)
+    x, y = (rng.normal(size=(n, d)).astype(np.float32) for n in (60, 40))
+    x[::2], y[::2] = x[::2] + np.float32(far), y[::2] + np.float32(far)
+    weights = rng.uniform(size=(40, 2)).astype(np.float32)
+    with jax.enable_x64(False):
+        kernel = kernels.Energy() if kind is kernels.Energy else kind(1.0)
+        found = _sums_of_gradients(kernel, jnp.asarray(x), jnp.asarray(y), jnp.asarray(weights))
+        assert found.dtype == jnp.float32
+    apart = x.astype(float)[:, None] - y.astype(float)
+    # Far from zero some points coincide: they do not move each other.
+    distances = np.linalg.norm(apart, axis=2)
+    slopes = np.where(distances > 0, SLOPES[kind](np.maximum(distances, 1e-9)), 0)
+    expected = np.einsum("nm,mg,nmd->ngd", slopes, weights.astype(float), apart)
+    np.testing.assert_allclose(found, expected, atol=5e-4 * np.abs(expected).max())
+
+
+@jax.jit
+def _sums_of_gradients(kernel, x, y, weights):
+    return kernels.kernel_sums(kernel, x, y, weights[:, :0], weights)[1]
+
+
 @pytest.mark.parametrize("share", [0.5, 0.8])
 def test_the_median_of_clusters_far_apart(share):
     x = np.float32(np.random.default_rng(0).normal(size=(100, 16)))

@@ -76,6 +76,26 @@ def test_a_fit_is_a_stationary_point_of_the_objective(kind):
     assert value <= shifted(truth) + 1e-3
 
 
+@kinds
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("wrong", [999999.0, -1e6])
+def test_one_wrong_row_leaves_the_bridge(kind, side, wrong):
+    """In either sample: the conditional laws are those without it, to a tenth of their spread."""
+    _, *samples = ends(kind, n=1000)
+    fit = jax.jit(LightSchrodingerBridge(3, 0.5, kind, num_steps=25).fit)
+    plans = []
+    for value in (samples[side][0], wrong):
+        rows = list(samples)
+        rows[side] = rows[side].at[0].set(value)
+        found = fit(KEY, *rows)
+        assert found.converged
+        plans.append(found.conditional_plan(samples[0][1:200]).moments())
+    (mean, covariance), (beside, _) = plans
+    total = jnp.trace(covariance, axis1=1, axis2=2)
+    error = jnp.sum((beside - mean) ** 2, axis=1)
+    assert jnp.mean(error) < 0.01 * jnp.mean(total)
+
+
 def test_the_law_at_time_one_is_the_targets():
     _, x0, x1, found = fitted("full")
     drawn = jax.jit(found.sample)(KEY, x0)

@@ -262,6 +262,26 @@ def test_a_family_of_problems():
 
 
 @SLOW
+def test_one_wrong_context_leaves_the_others_their_maps():
+    """x + 4c for each of 40 contexts, of which one is mistyped."""
+    context = jnp.linspace(-1, 1, 40)[:, None]
+    x = jax.random.normal(jax.random.key(1), (40, 100, 2))
+    y = jax.random.normal(jax.random.key(2), (40, 100, 2)) + 4 * context[:, None]
+    method = MongeMap(
+        start="identity", num_steps=500, batch_size=50, hidden=(32, 32), learning_rate=3e-3
+    )
+    z = normal(3)
+    fit = jax.jit(method.fit)
+    found = fit(KEY, x, y, context.at[7].set(999999.0))
+    contexts = jnp.array([-0.9, -0.3, 0.3, 0.9])
+    errors = [jnp.sum((found(z, c[None]) - z - 4 * c) ** 2, axis=1) for c in contexts]
+    # Without a map for each context the error would be that of the shift.
+    assert jnp.mean(jnp.stack(errors)) < 0.1 * jnp.mean(2 * (4 * contexts) ** 2)
+    # An infinite one is no outlier.
+    assert fit(KEY, x, y, context.at[7].set(jnp.inf)).status == Status.NOT_FINITE
+
+
+@SLOW
 def test_dtypes_are_kept_and_a_key_repeats():
     method = MongeMap(start="gaussian", num_steps=2, batch_size=8, hidden=(4,), num_checks=1)
     with jax.enable_x64(True):

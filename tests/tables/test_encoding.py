@@ -27,7 +27,7 @@ def test_numbers_are_centred_and_missing_ones_are_said_to_be():
     np.testing.assert_array_equal(encoded.x, [[-2, 0], [-1, 0], [0, 1]])  # the median is 3
     np.testing.assert_array_equal(encoded.y, [[1, 0], [0, 1], [7, 0]])
     assert "x: missing: 33.3% of x, 0.0% of y" in encoded.notes
-    assert "x: 1 infinite values taken as missing" in encoded.notes
+    assert "x: 1 infinite value taken as missing" in encoded.notes
 
 
 def test_large_numbers_keep_the_digits_that_vary():
@@ -44,8 +44,8 @@ def test_categories_are_indicators_of_all_levels_but_the_most_frequent():
     assert encoded.columns == ("x=b", "x=c", "x=(missing)")
     np.testing.assert_array_equal(encoded.x, [[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 1]])
     np.testing.assert_array_equal(encoded.y, [[0, 0, 0], [0, 1, 0], [0, 1, 0], [1, 0, 0]])
-    assert "x: 1 levels never occur in x: c" in encoded.notes
-    assert "x: 1 levels never occur in y: (missing)" in encoded.notes
+    assert "x: 1 level never occurs in x: c" in encoded.notes
+    assert "x: 1 level never occurs in y: (missing)" in encoded.notes
     assert "x: missing: 25.0% of x, 0.0% of y" in encoded.notes
 
 
@@ -81,7 +81,7 @@ def test_the_rarest_levels_share_indicators():
     encoded = tables.encode(frame(x=values), frame(x=values), max_levels=3, num_buckets=1)
     assert encoded.columns == ("x=b", "x=(other) 0")
     np.testing.assert_array_equal(encoded.x.sum(axis=0), [4, 3])
-    assert "x: the 2 rarest of 4 levels (25.0% of the rows) share 1 indicators" in encoded.notes
+    assert "x: the 2 rarest of 4 levels (25.0% of the rows) share 1 indicator" in encoded.notes
 
 
 def test_free_text_and_identifiers_are_dropped_and_named():

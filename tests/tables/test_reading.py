@@ -109,6 +109,18 @@ def test_dates_are_read_as_they_are_meant(written, expected):
     assert (p["x"] == pd.to_datetime(q["x"], utc=True)).all()
 
 
+@pytest.mark.parametrize("separator", ["/", ".", "-"])
+def test_dates_are_named_as_they_are_written(separator):
+    p, q = (separator.join(("31", "12", year)) for year in ("2024", "2023"))
+    *_, notes = read([p], [q])
+    named = separator.join(("dd", "mm", "yyyy"))
+    assert notes == (f"x: text read as dates written {named}",)
+    assert read([p], ["2023-12-31"])[2] == (
+        f"x: text read as dates written {named} in x",
+        "x: text read as dates written yyyy-mm-dd in y",
+    )
+
+
 def test_days_before_months_unless_the_other_table_says_otherwise():
     """1/2 is the first of February; beside a table with 12/31, the second of January."""
     alone, *_ = read(["01/02/2023"], ["03/04/2023"])

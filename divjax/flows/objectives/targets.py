@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from divjax.core.checks import check_same_features
 from divjax.core.numerics import nan_unless
-from divjax.core.pairwise import common_center
+from divjax.core.pairwise import common_center, spread_shares
 from divjax.core.pytrees import num_particles, ravel_particles
 from divjax.core.samples import (
     Numbers,
@@ -93,6 +93,10 @@ def _is_table(value: object) -> bool:
     return bool(leaves) and all(isinstance(leaf, (bool, int, float, str)) for leaf in leaves)
 
 
+# Rows of which the spread of the samples is computed.
+_ROWS_OF_SPREAD = 63
+
+
 class TargetRows(NamedTuple):
     """Particles and samples as rows about a common origin, in the particles' dtype.
 
@@ -145,13 +149,25 @@ def target_rows(
     y = y.astype(x.dtype)
     # At the origin the particles' grid has the width ε |origin|. If it is coarser than the samples'
     # spread, particles cannot move. NaN counts as resolved, and is flagged elsewhere.
-    spread = jnp.max(jnp.abs(y - common_center(y)), initial=0)
+    spread = _spread(y)
     size = jnp.max(jnp.abs(origin.astype(x.dtype)))
     resolved = (spread == 0) | ~(eps * size > spread / 2)
     if not centered:
         return TargetRows(x, (y + rest.astype(x.dtype)) + origin.astype(x.dtype), resolved)
     # The high part first: near it the difference is exact, and the low part then still counts.
     return TargetRows((x - origin.astype(x.dtype)) - rest.astype(x.dtype), y, resolved)
+
+
+def _spread(y: Float[Array, "m d"]) -> Float[Array, ""]:
+    """The largest deviation of a coordinate from the centre, of all rows but one in ten.
+
+    A row far from all others spreads none of them. If nine in ten are equal, of all rows.
+    """
+    deviations = jnp.max(jnp.abs(y - common_center(y)), axis=1)
+    # Of many rows some suffice, as for the centre: sorting all would take longer than a step.
+    places = np.floor(spread_shares(min(len(y), _ROWS_OF_SPREAD)) * len(y)).astype(int)
+    usual = jnp.sort(deviations[places])[len(places) - 1 - len(places) // 10]
+    return jnp.where(usual > 0, usual, jnp.max(deviations))
 
 
 def flagged(tree: T, rows: TargetRows) -> T:

@@ -38,7 +38,7 @@ from divjax.core.keys import own_key
 from divjax.core.networks import BuildMLP, Network, init_network
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, as_numbers, check_distinguishable
-from divjax.core.standardize import mean_and_scale
+from divjax.core.standardize import Standardizer, mean_and_scale, robust_standardizer
 from divjax.core.training import adam_with_cosine, fit
 from divjax.core.types import status_of
 from divjax.ot.costs import SqEuclidean
@@ -207,7 +207,9 @@ class MongeMap:
             key: the key for the split, the network and the batches.
             x: samples of the source distribution.
             y: samples of the target distribution, unpaired with x.
-            context: one vector per problem, which is appended to the network's input rows.
+            context: one vector per problem, which is appended to the network's input rows, in units
+                of its features' standard deviations without outliers. Values far from all others
+                are compressed by an increasing function.
             a: weights of x, non-negative, with any sum, uniform by default. Batches draw rows in
                 proportion to them. Rows of weight zero are padding.
             b: weights of y.
@@ -328,12 +330,14 @@ class MongeMap:
         d = x.shape[1]
         build = BuildMLP(self.hidden, d) if self.network is None else self.network
         # The network takes inputs of size one, and its output is in units of the start's error.
-        center, input_scale = _standard(x, pooled.a, context)
+        standard = _standard(x, pooled.a, context)
+        limits = jnp.asarray(standard.lower)[d:], jnp.asarray(standard.upper)[d:]
         return MapFit(
-            params=init_network(build, key, center.shape[0], x.dtype),
+            params=init_network(build, key, standard.mean.shape[0], x.dtype),
             start=start,
-            center=center,
-            input_scale=input_scale,
+            center=standard.mean,
+            input_scale=standard.scale,
+            context_limits=None if context is None else limits,
             output_scale=self._output_scale(start, pooled),
             mean_cost=mean_cost,
             cost=self.cost,
@@ -431,7 +435,7 @@ def _pooled(samples: WeightedSamples) -> WeightedSamples:
 
 def _standard(
     x: Float[Array, "n d"], weights: Float[Array, " n"] | None, context: Float[Array, "g c"] | None
-) -> tuple[Array, Array]:
+) -> Standardizer:
     """Centre and scale of the network's input, from rows without outliers."""
     weights = uniform_weights(x) if weights is None else weights
     x = winsorised(x, weights)
@@ -439,13 +443,15 @@ def _standard(
     # A constant feature has scale 1 in any unit.
     spread = jnp.sqrt(jnp.mean(weights @ (x - center) ** 2))
     scale = jnp.full_like(scale, jnp.where(spread > 0, spread, 1))
+    limit = jnp.full_like(scale, jnp.inf)
+    standard = Standardizer(center, scale, -limit, limit)
     if context is None:
-        return center, scale
+        return standard
     # Each feature of the context has its own unit, unlike the features of rows, which the cost
     # compares.
     context = context.astype(x.dtype)
-    own = mean_and_scale(context, jnp.ones_like(context[:, 0]))
-    return jnp.concatenate([center, own[0]]), jnp.concatenate([scale, own[1]])
+    own = robust_standardizer((context, uniform_weights(context)), keep_tails=True)
+    return Standardizer(*map(jnp.append, standard, own))
 
 
 def _jittered(key: Key[Array, ""], params: PyTree[Array]) -> PyTree[Array]:

@@ -10,6 +10,7 @@ from divjax.core.checks import check_matrix, check_shape
 from divjax.core.networks import Network, apply_network
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, as_numbers
+from divjax.core.standardize import Standardizer
 from divjax.core.types import Outcome, Status
 from divjax.ot.weighted_samples import Origins
 
@@ -26,6 +27,8 @@ class MapFit(Outcome):
         center: the centre subtracted from the network's input.
         input_scale: the scale of the network's input: one number for all features of the rows, as
             the cost compares them in their units, and one per feature of the context.
+        context_limits: the least and the largest values of the context's features in their units;
+            beyond, they are compressed. None for no limits.
         output_scale: the unit of the network's output.
         mean_cost: c̄, the mean cost within the samples, the unit of ε, losses and validation.
         cost: the cost.
@@ -68,6 +71,7 @@ class MapFit(Outcome):
     gap: Float[Array, ""] | None = None
     status: Int[ArrayLike, ""] = int(Status.CONVERGED)
     origins: Origins | None = None
+    context_limits: tuple[Float[Array, " c"], Float[Array, " c"]] | None = None
 
     def __call__(
         self,
@@ -138,8 +142,15 @@ class MapFit(Outcome):
         self, params: PyTree[Array], z: Float[Numbers, "k d"], context: Float[Numbers, "k c"] | None
     ) -> Float[Array, "k d"]:
         """The network's contribution, in its unit."""
-        rows = z if context is None else jnp.concatenate([z, context.astype(z.dtype)], axis=1)
+        d = self.num_features
         # The network's inputs and outputs have size one in any unit of the samples.
-        output = apply_network(self.build, params, (rows - self.center) / self.input_scale)
+        inputs = (z - self.center[:d]) / self.input_scale[:d]
+        if context is not None:
+            limit = jnp.full_like(self.center[d:], jnp.inf)
+            limits = (-limit, limit) if self.context_limits is None else self.context_limits
+            standardizer = Standardizer(self.center[d:], self.input_scale[d:], *limits)
+            squashed = standardizer.squash(context.astype(z.dtype))
+            inputs = jnp.concatenate([inputs, squashed], axis=1)
+        output = apply_network(self.build, params, inputs)
         check_shape("the network's output", output, *z.shape)
         return self.output_scale * output

@@ -286,6 +286,20 @@ def test_an_offset_of_float64_samples_is_not_lost(kernel):
             np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("wrong", [0.0, 999999.0, -1e12])
+def test_one_wrong_sample_does_not_hide_a_lost_offset(wrong):
+    """Float32 lies on a grid of 128 at 2³⁰, beside which the other rows' spread counts."""
+    samples = np.random.default_rng(4).normal(size=(100, 2)) + 2.0**30
+    samples[7] = wrong
+    with jax.enable_x64(False):
+        x = jnp.full((30, 2), 2.0**30, jnp.float32)
+        weights = jnp.full(30, 1 / 30, jnp.float32)
+        assert jnp.isnan(evaluate(flows.MMD(samples, kernels.Energy()), x, weights).value)
+        # At zero it is as visible as without.
+        given = samples - np.where(samples == wrong, 0, 2.0**30)
+        assert jnp.isfinite(evaluate(flows.MMD(given, kernels.Energy()), x * 0, weights).value)
+
+
 def test_samples_wider_than_the_particles_keep_their_digits():
     noise = np.random.default_rng(5).normal(size=(40, 2))
     x, weights = jnp.zeros((3, 2), jnp.float32) + 2.0**20, jnp.full(3, 1 / 3, jnp.float32)
