@@ -123,7 +123,10 @@ def test_gradient_surgery_is_reproducible_and_continues():
     whole, again = (flow.run(KEY, X, num_steps=8) for _ in range(2))
     assert_equal(whole, again)
     first = flow.run(KEY, X, num_steps=5)
-    assert_equal(flow.run(KEY, first.state, num_steps=3).state, whole.state)
+    continued = flow.run(KEY, first.state, num_steps=3)
+    assert_equal(continued.state.aggregator, whole.state.aggregator)
+    # Runs of other lengths are other programs: equal to rounding.
+    np.testing.assert_allclose(continued.particles, whole.particles, rtol=1e-5, atol=1e-6)
     other = flow.run(jax.random.key(5), X, num_steps=8)
     assert np.abs(other.history.weights - whole.history.weights).max() > 1e-3
     keys = jax.random.key_data(whole.state.aggregator), jax.random.key_data(first.state.aggregator)

@@ -30,7 +30,6 @@ from divjax.ot.scales import winsorised
 from divjax.ot.weighted_samples import (
     finite_rows,
     mean_over_rows,
-    normalised,
     shares,
     uniform_weights,
 )
@@ -62,8 +61,6 @@ class _End(NamedTuple):
     @property
     def effective_size(self) -> Array:
         """The effective sample size, 1/Σ w²."""
-        if self.shares is None:
-            return jnp.asarray(self.x.shape[0], self.x.dtype)
         return 1 / jnp.sum(self.shares**2)
 
 
@@ -129,9 +126,9 @@ def _some_rows(key: Key[Array, ""], end: _End) -> _End:
     n = end.x.shape[0]
     if n <= _START_ROWS:
         return end
-    weights = jnp.ones(n, end.x.dtype) if end.shares is None else end.shares
-    chosen = random_rows(key, weights, _START_ROWS)
-    return _End(end.x[chosen], normalised(None if end.shares is None else end.shares[chosen]))
+    chosen = random_rows(key, end.shares, _START_ROWS)
+    of_chosen = end.shares[chosen]
+    return _End(end.x[chosen], of_chosen / jnp.sum(of_chosen))
 
 
 @pytree
@@ -377,7 +374,7 @@ class LightSchrodingerBridge:
         scales = jnp.broadcast_to(scale, centers.shape)
         scales = scales if self.covariance == "diagonal" else jax.vmap(jnp.diag)(scales)
         v = mixture.Potential(jnp.zeros_like(centers[:, 0]), centers, scales)
-        n = end.x.shape[0] if end.shares is None else jnp.sum(end.shares > 0)
+        n = jnp.sum(end.shares > 0)
         # One row is added to each, to avoid zero target masses, which no weights attain.
         target = (n * end.mean(members) + 1) / (n + self.num_components)
         terms = mixture.normalizer_log_terms(v, start.x, epsilon)
