@@ -242,7 +242,9 @@ class CAGrad(_Stateless):
     A field that vanishes has the inner product 0 with every d. It counts in the mean, and the
     minimum is over the others: of the directions that attain the maximum, d is the best for them.
     A field vanishes if it is shorter than ε^1.5 of the longest, ε that of the dtype; a longer one
-    decides d by its direction, however short it is, with a coefficient in inverse proportion.
+    decides d by its direction, however short it is, with a coefficient in inverse proportion. If
+    c ≥ 1 and fields of different lengths are opposite to half of the dtype's digits, within 3e-4
+    radians in float32, d may stay inside the ball: its combination is lost in their inner products.
 
     Attributes:
         c: the radius around the mean field, relative to its length. With c < 1 the fixed points of

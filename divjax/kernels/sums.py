@@ -1,5 +1,6 @@
 """Weighted sums of a kernel and of its gradient, for velocities and discrepancies."""
 
+import functools
 from typing import Any
 
 import jax
@@ -92,6 +93,7 @@ def kernel_sums(
     return _sums(kernel, x, others, values, gradient_weights, used, same=y is None)
 
 
+@functools.partial(jax.jit, static_argnames="same")
 @in_auto_axes
 def _sums(
     kernel: Kernel,

@@ -117,7 +117,9 @@ def test_two_discrete_variables():
     assert estimate.std_error < 0.03
 
 
-@pytest.mark.parametrize(("own", "common"), [(5, 45), (1, 20)])
+@pytest.mark.parametrize(
+    ("own", "common"), [(5, 45), pytest.param(1, 20, marks=pytest.mark.exhaustive)]
+)
 def test_two_counts(own, common):
     """Poisson variables with a common part: the joint pmf is summed. Few rows share a cell."""
     levels = np.arange(3 * (own + common) + 20)

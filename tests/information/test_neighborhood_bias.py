@@ -261,6 +261,7 @@ def test_a_gaussian_reference_removes_the_bias_of_many_features():
     np.testing.assert_allclose(mapped, referred.value, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_linear_dependence_of_twenty_features():
     """Each with one of the other variable, r = .6: I = 4.46, of which ρ²/3 leaves 12 % unseen."""
     rng = np.random.default_rng(7)

@@ -27,12 +27,7 @@ from divjax.core.types import status_of
 from divjax.ot.bridges import mixture_potential as mixture
 from divjax.ot.bridges.schrodinger import SchrodingerBridge
 from divjax.ot.scales import winsorised
-from divjax.ot.weighted_samples import (
-    finite_rows,
-    mean_over_rows,
-    shares,
-    uniform_weights,
-)
+from divjax.ot.weighted_samples import finite_rows, mean_over_rows, shares, uniform_weights
 
 __all__ = ["LightSchrodingerBridge"]
 
@@ -123,12 +118,11 @@ class _Descent(NamedTuple):
 
 def _some_rows(key: Key[Array, ""], end: _End) -> _End:
     """All rows, or a random subsample of those with weight if there are many."""
-    n = end.x.shape[0]
-    if n <= _START_ROWS:
+    if end.x.shape[0] <= _START_ROWS:
         return end
     chosen = random_rows(key, end.shares, _START_ROWS)
-    of_chosen = end.shares[chosen]
-    return _End(end.x[chosen], of_chosen / jnp.sum(of_chosen))
+    weights = end.shares[chosen]
+    return _End(end.x[chosen], weights / jnp.sum(weights))
 
 
 @pytree
@@ -374,7 +368,7 @@ class LightSchrodingerBridge:
         scales = jnp.broadcast_to(scale, centers.shape)
         scales = scales if self.covariance == "diagonal" else jax.vmap(jnp.diag)(scales)
         v = mixture.Potential(jnp.zeros_like(centers[:, 0]), centers, scales)
-        n = jnp.sum(end.shares > 0)
+        n = jnp.sum((end.shares > 0).astype(end.x.dtype))
         # One row is added to each, to avoid zero target masses, which no weights attain.
         target = (n * end.mean(members) + 1) / (n + self.num_components)
         terms = mixture.normalizer_log_terms(v, start.x, epsilon)
